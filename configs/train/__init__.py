@@ -1,0 +1,1 @@
+"""Training configs. `default.py` explains every key; the others set sizes."""

@@ -1,0 +1,68 @@
+"""Every key of a training run, with the values that a small model on one machine wants."""
+
+import ml_collections
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.steps = 1000  # updates in the whole run
+    config.batch_size = 32  # sequences a step, over all devices
+    config.sequence_length = 256  # tokens a sequence
+    config.accumulate = 1  # slices of a batch taken one after another: less memory, same result
+    config.dtype = "bfloat16"  # of matrix products: bfloat16 or float32; parameters are float32
+
+    config.tokenizer = placeholder(str)  # a tokenizer.model; none: one is trained into the workdir
+    config.data = ml_collections.ConfigDict()
+    config.data.input = placeholder(str)  # folder, file, glob or TFDS name; none: this Python installation
+    config.data.text_key = "text"  # field of JSONL, column of Parquet, feature of TFDS
+    config.data.max_bytes = placeholder(int)  # of text taken from each source
+    config.data.weights = placeholder(str)  # shares of rows, such as "code=2,docs=1"; none: by size
+    config.data.valid_fraction = 0.01  # of documents held out; 0: no validation
+    config.data.max_valid_bytes = 1_000_000
+    config.data.tokenizer_sample_bytes = 16_000_000
+    config.data.log_ids = False  # write ids.jsonl: the row ids of each step's batch
+
+    config.model = ml_collections.ConfigDict()
+    config.model.vocab_size = 8192  # rows of the embedding; the tokenizer may have fewer pieces
+    config.model.num_layers = 6
+    config.model.embed_dim = 384
+    config.model.num_heads = 6
+    config.model.num_kv_heads = 6
+    config.model.head_dim = 64  # 0: embed_dim / num_heads
+    config.model.mlp_dim = 1024
+    config.model.rope_theta = 10_000.0
+    config.model.norm_eps = 1e-5
+    config.model.tie_embeddings = False
+    config.model.scan_layers = True  # False unrolls the stack: slower to compile, faster on a CPU
+    config.model.remat = "matmuls"  # what the backward pass keeps: none (of it is recomputed), matmuls, full
+
+    config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.learning_rate = 2e-3  # peak
+    config.optimizer.schedule = "cosine"  # cosine, wsd or constant
+    config.optimizer.warmup = 100  # steps
+    config.optimizer.final = 0.1  # last learning rate as a share of the peak
+    config.optimizer.decay = 0.2  # wsd: share of the steps that decay
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.95
+    config.optimizer.eps = 1e-8
+    config.optimizer.weight_decay = 0.1
+    config.optimizer.clip_norm = 1.0  # of the global gradient norm
+    config.optimizer.z_loss = 1e-4  # weight of (log Z)²
+
+    config.mesh = ml_collections.ConfigDict()  # devices along each axis; -1 fills one
+    config.mesh.data = -1  # batch split, parameters whole
+    config.mesh.fsdp = 1  # batch and parameters split
+    config.mesh.tensor = 1  # heads and hidden units split
+    config.mesh.expert = 1
+    config.mesh.context = 1
+
+    config.valid_every = 100  # steps; 0: only at the end
+    config.valid_batches = 8  # of validation in the loop; the end takes all
+    config.checkpoint_every = 200  # steps; the last step is always saved
+    config.keep_last = 2
+    config.keep_every = 0  # also keep every checkpoint at a multiple of this
+    config.max_skipped_in_row = 10  # steps without a finite loss and gradient before the run stops
+    config.samples = ("def ", "import ", "The ")  # prompts that the report completes
+    return config

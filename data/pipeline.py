@@ -1,0 +1,123 @@
+"""From a config to a tokenizer and a packed dataset in the workdir; what stands is reused.
+
+Three passes over the text: the survey (duplicates and splits), the tokenizer's sample of the training documents
+(unless a tokenizer is given), and tokens into rows.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import ml_collections
+from tqdm import tqdm
+
+from data import tokenizer as tokenizers
+from data.dataset import prepare, prepared
+from data.sources import Source, open_sources
+from data.split import survey
+from lm.errors import UserError
+from lm.parallel.hosts import is_first, wait_for
+
+
+def prepare_text(config: ml_collections.ConfigDict, workdir: Path) -> tuple[tokenizers.Tokenizer, Path, dict[str, float]]:
+    """The tokenizer, the folder of the dataset, and the seconds each stage took (0 for what stood already).
+
+    On several hosts process 0 does the work on a shared file system and the others wait.
+    Raises: UserError for anything wrong with the input, the tokenizer or the weights.
+    """
+    stages = {"survey": 0.0, "tokenizer": 0.0, "dataset": 0.0}
+    model_file = workdir / "tokenizer.model"
+    if not is_first():
+        wait_for(lambda: model_file.exists() or None)
+        tokenizer = tokenizers.Tokenizer(model_file)
+        folder = _folder(config, tokenizer, workdir)
+        wait_for(lambda: prepared(folder))
+        return tokenizer, folder, stages
+
+    if config.tokenizer is not None and not model_file.exists():
+        tokenizers.Tokenizer(config.tokenizer)  # a file that is no tokenizer is refused before it is copied
+        beside = model_file.with_name("tokenizer.model.new")
+        shutil.copyfile(config.tokenizer, beside)
+        os.replace(beside, model_file)
+    if model_file.exists():
+        folder = _folder(config, tokenizers.Tokenizer(model_file), workdir)
+        if prepared(folder):
+            return tokenizers.Tokenizer(model_file), folder, stages
+
+    sources = open_sources(config.data.input, text_key=config.data.text_key, max_bytes=config.data.max_bytes)
+    with _Stage(stages, "survey") as progress:
+        kept = survey(
+            sources, valid_fraction=config.data.valid_fraction, seed=config.seed,
+            max_valid_bytes=config.data.max_valid_bytes, progress=progress,
+        )  # fmt: skip
+    if not model_file.exists():
+        with _Stage(stages, "tokenizer") as progress:
+            tokenizers.train(
+                _train_texts(sources, kept, progress), model_file, vocab_size=config.model.vocab_size,
+                sample_bytes=config.data.tokenizer_sample_bytes, seed=config.seed, threads=os.cpu_count() or 1,
+            )  # fmt: skip
+    tokenizer = tokenizers.Tokenizer(model_file)
+    folder = _folder(config, tokenizer, workdir)
+    with _Stage(stages, "dataset") as progress:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        prepare(folder, sources, tokenizer, sequence_length=config.sequence_length, survey=kept, progress=progress)
+    return tokenizer, folder, stages
+
+
+def parse_weights(text: str | None) -> dict[str, float] | None:
+    """ "code=2,docs=1" -> {"code": 2.0, "docs": 1.0}."""
+    if not text:
+        return None
+    try:
+        pairs = (part.split("=") for part in text.split(","))
+        return {name.strip(): float(value) for name, value in pairs}
+    except ValueError:
+        raise UserError(f"data.weights={text!r} must read like 'code=2,docs=1'") from None
+
+
+def _folder(config, tokenizer: tokenizers.Tokenizer, workdir: Path) -> Path:
+    """Named by all that the rows depend on, so that a changed setting makes a new dataset beside the old one."""
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"tokenizer: {workdir / 'tokenizer.model'} has {tokenizer.vocab_size} pieces, more than "
+            f"model.vocab_size={config.model.vocab_size}; raise that key, or use another --workdir"
+        )
+    keys = ("input", "text_key", "max_bytes", "valid_fraction", "max_valid_bytes")
+    made_from = [config.data[key] for key in keys] + [config.sequence_length, config.seed, tokenizer.fingerprint]
+    return workdir / "data" / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
+
+
+def _train_texts(sources: list[Source], kept, progress):
+    for source in sources:
+        seen = 0
+        for document, split in kept.documents(source):
+            if split == "train":
+                seen += len(document.text)
+                progress(source.name, seen)
+                yield document.text
+
+
+class _Stage:
+    """Times a stage and shows how many bytes of which source it has seen."""
+
+    def __init__(self, stages: dict[str, float], name: str):
+        self._stages, self._name = stages, name
+
+    def __enter__(self):
+        self._begin = time.perf_counter()
+        self._bar = tqdm(unit="B", unit_scale=True, desc=self._name, dynamic_ncols=True, mininterval=0.5)
+        self._seen: dict[str, int] = {}
+        return self._progress
+
+    def _progress(self, source: str, total: int) -> None:
+        if source not in self._seen:
+            self._bar.set_postfix_str(source)
+        self._bar.update(total - self._seen.get(source, 0))
+        self._seen[source] = total
+
+    def __exit__(self, *_):
+        self._bar.close()
+        self._stages[self._name] = time.perf_counter() - self._begin

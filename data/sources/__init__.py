@@ -1,0 +1,90 @@
+"""Where documents come from: files, a TFDS name, or the Python installation that runs this program."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterator
+
+from lm.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """One piece of text and where it is from.
+
+    `text` has at least one character that is not whitespace and encodes to UTF-8 (no lone surrogates).
+    """
+
+    id: str  # unique and stable within its source
+    text: str
+    origin: str  # a path, a package's name and version, a TFDS name
+    licence: str | None = None  # an SPDX identifier where it is known
+    split_key: str | None = None  # documents with equal keys land in one split; None: the text is the key
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A named stream of documents. `read` may be called again and gives the same documents in the same order."""
+
+    name: str  # [a-z0-9_]+
+    read: Callable[[], Iterator[Document]]
+
+
+def open_sources(input: str | None, *, text_key: str = "text", max_bytes: int | None = None) -> list[Source]:
+    """Finds what `data.input` names; nothing is read yet.
+
+    Args:
+        input: None for the Python installation (sources `code`, `docstrings`, `docs`); a file, a folder or a
+            glob, several separated by commas (one source); or a TFDS name such as `lm1b` (one source).
+            A path that exists wins over a TFDS dataset of the same name.
+        text_key: the JSONL field, Parquet column or TFDS feature that holds the text.
+        max_bytes: a source ends with the document that takes it to this many UTF-8 bytes.
+
+    Raises:
+        UserError: the name is neither a path nor a dataset, a folder holds no file that can be read, or the
+            dataset has no such feature. What is wrong inside a file is raised by `read`, when it is reached.
+    """
+    # The readers build Documents, so they import this module; and pyarrow or TFDS load only where needed.
+    if input is None:
+        from data.sources import python_installation
+
+        sources = python_installation.open_installation()
+    else:
+        sources = [_open_named(input.strip(), text_key)]
+    if max_bytes is not None:
+        sources = [Source(source.name, _until(source.read, max_bytes)) for source in sources]
+    return sources
+
+
+def _open_named(input: str, text_key: str) -> Source:
+    from data.sources import files
+
+    if files.is_path(input):
+        return files.open_files(input, text_key)
+
+    from data.sources import tfds_source
+
+    if tfds_source.is_known(input):
+        return tfds_source.open_tfds(input, text_key)
+    # "corpus/en" reads as a path and as dataset/config; only where it is no dataset is it a path that is missing.
+    if "/" in input:
+        raise files.missing(input)
+    names = files.siblings(input) + tfds_source.names()
+    near = difflib.get_close_matches(input, names, n=1)
+    raise UserError(
+        f"data.input={input!r} is neither a path nor a TFDS dataset; "
+        + (f"nearest: {near[0]!r}" if near else "name a file, a folder, a glob or a dataset, or leave it out")
+    )
+
+
+def _until(read: Callable[[], Iterator[Document]], max_bytes: int) -> Callable[[], Iterator[Document]]:
+    def capped() -> Iterator[Document]:
+        left = max_bytes
+        for document in read():
+            if left <= 0:
+                return
+            left -= len(document.text.encode())
+            yield document
+
+    return capped

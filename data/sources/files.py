@@ -1,0 +1,332 @@
+"""Documents from local files: plain text, JSON lines (plain, gzip, zstd) and Parquet.
+
+Memory stays bounded whatever a file's size: text is read in pieces, JSON by line, Parquet by record batch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import gzip
+import json
+import os
+import re
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from data.sources import Document, Source
+from lm.errors import UserError
+
+TEXT = (".txt", ".md", ".rst", ".py")
+# C4 and its kin publish JSON lines as .json.gz; a compressed file is never one big array in practice.
+JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
+PARQUET = (".parquet",)
+EXTENSIONS = TEXT + JSON_LINES + PARQUET
+
+PIECE_BYTES = 1 << 16  # a longer text file becomes several documents of at most this size
+_BLOCK_BYTES = 1 << 20
+_BOM = b"\xef\xbb\xbf"
+
+
+def is_path(input: str) -> bool:
+    """Whether `input` can only mean files: it exists, is a glob or a list, or is written like a path."""
+    return (
+        os.path.exists(os.path.expanduser(input))
+        or input.startswith((".", "/", "~"))
+        or input.endswith(("/", *EXTENSIONS))
+        or any(c in input for c in "*?[,\\")
+    )
+
+
+def open_files(input: str, text_key: str = "text") -> Source:
+    """One source of every readable file under `input`, in the order of their paths.
+
+    Args:
+        input: a file, a folder (searched recursively; names that begin with a dot are passed over) or a glob
+            (`**` goes down any number of folders), or several of these separated by commas.
+        text_key: the field or column that holds the text. String fields `id`, `url` or `source`, and
+            `license` or `licence` fill the document's id, origin and licence; without an `id` field it is the
+            file and line.
+
+    Raises:
+        UserError: nothing matches, or nothing that matches has one of `EXTENSIONS`.
+    """
+    whole = os.path.expanduser(input)
+    parts = [whole] if os.path.exists(whole) else [os.path.expanduser(p.strip()) for p in input.split(",") if p.strip()]
+    if not parts:
+        raise missing(input)
+    paths = sorted({path for part in parts for path in _find(part)})
+    roots = [_fixed_folder(part) for part in parts]
+    base = os.path.commonpath([os.path.abspath(root) for root in roots])
+    name = "_".join(_identifier(part) for part in parts)[:64]
+
+    def read() -> Iterator[Document]:
+        for path in paths:
+            yield from read_file(path, os.path.relpath(path, base), text_key)
+
+    return Source(name, read)
+
+
+def read_file(path: str, id: str, text_key: str = "text") -> Iterator[Document]:
+    """Documents of one file. `id` is what the file is called in its source.
+
+    Raises:
+        UserError: the file cannot be read or decoded, or a row lacks a proper text; says where.
+    """
+    try:
+        if path.endswith(JSON_LINES):
+            yield from _read_json_lines(path, id, text_key)
+        elif path.endswith(PARQUET):
+            yield from _read_parquet(path, id, text_key)
+        else:
+            yield from _read_text(path, id)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; mend the file or leave it out of data.input") from error
+
+
+# Finding files.
+
+
+def _find(part: str) -> list[str]:
+    matches = [part] if os.path.exists(part) else glob.glob(part, recursive=True)
+    if not matches:
+        raise missing(part)
+    found = []
+    for match in matches:
+        if os.path.isfile(match):
+            found.append(match)
+            continue
+        for folder, folders, names in os.walk(match):
+            folders[:] = [f for f in folders if not f.startswith(".")]
+            found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
+    readable = [os.path.normpath(path) for path in found if path.endswith(EXTENSIONS)]
+    if not readable:
+        raise UserError(f"data.input={part!r} holds no file that can be read; accepted: {' '.join(EXTENSIONS)}")
+    return readable
+
+
+def _fixed_folder(part: str) -> str:
+    """The folder that a part's documents are named from: what precedes its first glob character."""
+    if os.path.isdir(part):
+        return part
+    fixed = part if os.path.exists(part) else re.split(r"[*?\[]", part, maxsplit=1)[0]
+    return os.path.dirname(fixed) or "."
+
+
+def _identifier(part: str) -> str:
+    """`my corpus/part-1.jsonl.gz` -> `part_1`; a glob is named after its fixed folder."""
+    last = os.path.basename(os.path.abspath(part if os.path.exists(part) else _fixed_folder(part)))
+    for extension in sorted(EXTENSIONS, key=len, reverse=True):
+        last = last.removesuffix(extension)
+    return re.sub(r"[^a-z0-9]+", "_", last.lower()).strip("_") or "text"
+
+
+def siblings(part: str) -> list[str]:
+    """Names beside the first component of `part` that does not exist."""
+    folder = os.path.dirname(os.path.expanduser(part).rstrip("/"))
+    while folder and not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    return sorted(os.listdir(folder or "."))
+
+
+def missing(part: str) -> UserError:
+    """The error for a path that leads nowhere, with the nearest name at the place where it goes wrong."""
+    folder = os.path.dirname(os.path.expanduser(part).rstrip("/"))
+    wrong = os.path.expanduser(part).rstrip("/")
+    while folder and not os.path.isdir(folder):
+        folder, wrong = os.path.dirname(folder), folder
+    near = difflib.get_close_matches(os.path.basename(wrong), siblings(part), n=1, cutoff=0.5)
+    hint = f"nearest: {os.path.join(folder, near[0])!r}" if near else f"nothing like it in {folder or os.getcwd()!r}"
+    return UserError(f"no file matches data.input={part!r}; {hint}")
+
+
+# Plain text.
+
+
+def _read_text(path: str, id: str) -> Iterator[Document]:
+    with open(path, "rb") as file:
+        for k, (offset, data, only) in enumerate(_pieces(file)):
+            try:
+                text = data.decode()
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}: byte {offset + error.start} is not valid UTF-8; convert the file to UTF-8 or leave it out"
+                ) from error
+            if text and not text.isspace():
+                yield Document(id if only else f"{id}#{k}", text, path)
+
+
+def _pieces(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
+    """Cuts a file into (offset, bytes, whether it is the only piece); joined, they are the file less its BOM."""
+    data = file.read(len(_BOM))
+    offset = len(_BOM) if data == _BOM else 0
+    data, only = data[offset:], True
+    while True:
+        data += file.read(PIECE_BYTES + 1 - len(data))
+        if len(data) <= PIECE_BYTES:
+            if data:
+                yield offset, data, only
+            return
+        cut, only = _cut(data), False
+        yield offset, data[:cut], only
+        offset, data = offset + cut, data[cut:]
+
+
+def _cut(data: bytes) -> int:
+    # Only the second half is searched: an early blank line would leave a sliver as a document.
+    for mark in (b"\n\n", b"\n\r\n", b"\n"):
+        at = data.rfind(mark, PIECE_BYTES // 2, PIECE_BYTES)
+        if at >= 0:
+            return at + len(mark)
+    for cut in range(PIECE_BYTES, PIECE_BYTES - 4, -1):
+        if data[cut] & 0xC0 != 0x80:  # not inside a character
+            return cut
+    return PIECE_BYTES  # not UTF-8 at all; decoding says where
+
+
+# JSON lines.
+
+
+def _read_json_lines(path: str, id: str, text_key: str) -> Iterator[Document]:
+    offset = 0
+    for number, line in enumerate(_lines(path), start=1):
+        where = f"{path}:{number}"
+        start, offset = offset, offset + len(line)
+        if number == 1:
+            line = line.removeprefix(_BOM)
+            start = offset - len(line)
+        if line.isspace():
+            continue
+        try:
+            row = json.loads(line.decode())
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{where}: byte {start + error.start} is not valid UTF-8; convert the file to UTF-8 or leave it out"
+            ) from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{where}: not JSON ({error}); write one JSON object a line") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: a JSON {type(row).__name__}, not an object; write one JSON object a line")
+        if not isinstance(row.get(text_key), str):
+            what = f"{text_key!r} is {type(row[text_key]).__name__}" if text_key in row else f"no {text_key!r}"
+            raise UserError(f"{where}: {what}, keys are {_listed(row)}; set data.text_key to one that holds a string")
+        document = _from_row(row, text_key, f"{id}:{number}", where, path)
+        if document:
+            yield document
+
+
+def _lines(path: str) -> Iterator[bytes]:
+    """Lines with their newline, of a file that may be compressed. A truncated archive is an error."""
+    if path.endswith(".zst"):
+        yield from _zstd_lines(path)
+        return
+    try:
+        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+            yield from file
+    except (EOFError, gzip.zlib.error) as error:
+        raise UserError(f"{path}: damaged gzip file ({error}); fetch it again") from error
+
+
+def _zstd_lines(path: str) -> Iterator[bytes]:
+    import zstandard
+
+    # `stream_reader` takes a truncated file for a complete one; a decompression object knows its frame's end.
+    # Windows up to 2 GiB: large corpora are often packed with `zstd --long=31`.
+    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
+    frame, rest = decompressor.decompressobj(), []
+    fresh = True
+    with open(path, "rb") as file:
+        while block := file.read(_BLOCK_BYTES // 8):
+            while block:
+                try:
+                    data, fresh = frame.decompress(block), False
+                except zstandard.ZstdError as error:
+                    raise UserError(f"{path}: damaged zstd file ({error}); fetch it again") from error
+                *lines, tail = data.split(b"\n")
+                if lines:
+                    yield b"".join([*rest, lines[0], b"\n"])
+                    rest = []
+                    for line in lines[1:]:
+                        yield line + b"\n"
+                rest.append(tail)
+                block = frame.unused_data
+                if frame.eof:
+                    frame, fresh = decompressor.decompressobj(), True
+    if not fresh:
+        raise UserError(f"{path}: zstd file ends too early; fetch it again")
+    if last := b"".join(rest):
+        yield last
+
+
+# Parquet.
+
+
+def _read_parquet(path: str, id: str, text_key: str) -> Iterator[Document]:
+    import pyarrow
+    import pyarrow.parquet
+
+    def is_string(kind: pyarrow.DataType) -> bool:
+        kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            kinds = {field.name: field.type for field in file.schema_arrow}
+            if text_key not in kinds or not is_string(kinds[text_key]):
+                what = f"column {text_key!r} is {kinds[text_key]}" if text_key in kinds else f"no column {text_key!r}"
+                raise UserError(
+                    f"{path}: {what}, columns are {_listed(kinds)}; set data.text_key to one that holds strings"
+                )
+            columns = [c for c in (text_key, *_ABOUT) if c in kinds and is_string(kinds[c])]
+            number = 0
+            for batch in file.iter_batches(batch_size=1024, columns=list(dict.fromkeys(columns))):
+                for row in batch.to_pylist():
+                    number += 1
+                    if row[text_key] is None:  # what an empty text is called in a column
+                        continue
+                    document = _from_row(row, text_key, f"{id}:{number}", f"{path}: row {number}", path)
+                    if document:
+                        yield document
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: a string column is not valid UTF-8 ({error}); write the file again") from error
+    except pyarrow.ArrowException as error:
+        raise UserError(f"{path}: damaged Parquet file ({_one_line(error)}); fetch it again") from error
+
+
+# Rows.
+
+_ABOUT = ("id", "url", "source", "license", "licence")
+
+
+def _from_row(row: dict, text_key: str, id: str, where: str, path: str) -> Document | None:
+    text = row[text_key]
+    if not text or text.isspace():
+        return None
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: character {error.start} of {text_key!r} is half a surrogate pair, which UTF-8 cannot hold; "
+            "write the whole pair or U+FFFD"
+        ) from error
+    # The text may itself be in a field such as `source`.
+    given = {key: row[key] for key in _ABOUT if key != text_key and isinstance(row.get(key), str) and row[key]}
+    return Document(
+        id=_encodable(given.get("id", id)),
+        text=text,
+        origin=_encodable(given.get("url") or given.get("source") or path),
+        licence=given.get("license") or given.get("licence"),
+    )
+
+
+def _encodable(string: str) -> str:
+    return string if string.isascii() else string.encode(errors="replace").decode()
+
+
+def _listed(keys: dict) -> str:
+    shown = [repr(key) for key in keys][:20]
+    return " ".join(shown + ["…"] * (len(keys) > 20)) or "none"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,133 @@
+"""Documents from a TensorFlow Datasets name, read with random access and without TensorFlow.
+
+Datasets are looked for in $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+
+import tensorflow_datasets as tfds
+
+from data.sources import Document, Source
+from lm.errors import UserError
+
+
+def is_known(name: str) -> bool:
+    """Whether the dataset of `name[/config][:version]` has a builder or lies prepared on disk."""
+    return _dataset(name) in names()
+
+
+def names() -> list[str]:
+    """Every dataset that has a builder here or lies in a TFDS data folder, sorted."""
+    on_disk = [
+        entry.name
+        for folder in map(os.fspath, tfds.core.utils.file_utils.list_data_dirs())
+        if os.path.isdir(folder)
+        for entry in os.scandir(folder)
+        if entry.is_dir() and _holds_dataset(entry.path)
+    ]
+    return sorted({*tfds.list_builders(with_community_datasets=False), *on_disk})
+
+
+def open_tfds(name: str, text_key: str = "text") -> Source:
+    """The `train` split of a dataset. It is prepared (downloaded) on the first read if it is not on disk.
+
+    Args:
+        name: `dataset[/config][:version]`.
+        text_key: the feature that holds the text; if there is none of that name, the only Text feature.
+
+    Raises:
+        UserError: no such config or version, no train split, or no Text feature to choose; from `read`, the
+            dataset cannot be prepared here, is stored in a format without random access, or is not UTF-8.
+    """
+    try:
+        builder = tfds.builder(name)
+    # A builder runs its author's code, which may raise anything: no such config, no such version, a missing module.
+    except Exception as error:
+        raise UserError(f"data.input={name!r} cannot be opened as a TFDS dataset: {_one_line(error)}") from error
+    feature = _text_feature(builder, name, text_key)
+    if builder.is_prepared():
+        _check_train(builder, name)
+
+    def read() -> Iterator[Document]:
+        rows = _rows(builder, name)
+        for i in range(len(rows)):
+            text = rows[i][feature]
+            if isinstance(text, bytes):
+                try:
+                    text = text.decode()
+                except UnicodeDecodeError as error:
+                    raise UserError(
+                        f"data.input={name!r}: byte {error.start} of train[{i}] is not valid UTF-8; "
+                        "prepare the dataset again with text in UTF-8"
+                    ) from error
+            if text and not text.isspace():
+                yield Document(f"train[{i}]", text, builder.info.full_name, _licence(builder))
+
+    return Source(re.sub(r"[^a-z0-9]+", "_", name.split(":")[0].lower()).strip("_"), read)
+
+
+def _dataset(name: str) -> str:
+    return re.split(r"[/:]", name, maxsplit=1)[0]
+
+
+def _holds_dataset(folder: str) -> bool:
+    """Looks at most two levels down, dataset/version or dataset/config/version, for a dataset's description."""
+    levels = [folder]
+    for _ in range(2):
+        levels = [e.path for level in levels for e in os.scandir(level) if e.is_dir()]
+        if any(os.path.exists(os.path.join(level, "dataset_info.json")) for level in levels):
+            return True
+    return False
+
+
+def _text_feature(builder: tfds.core.DatasetBuilder, name: str, text_key: str) -> str:
+    features = builder.info.features
+    texts = sorted(key for key, feature in features.items() if isinstance(feature, tfds.features.Text))
+    if text_key in texts:
+        return text_key
+    if len(texts) == 1:
+        return texts[0]
+    near = difflib.get_close_matches(text_key, texts, n=1)
+    raise UserError(
+        f"data.input={name!r} has no text feature {text_key!r}; set data.text_key to one of its text features: "
+        f"{' '.join(map(repr, texts)) or 'it has none'}" + (f" (nearest: {near[0]!r})" if near else "")
+    )
+
+
+def _check_train(builder: tfds.core.DatasetBuilder, name: str) -> None:
+    if "train" not in builder.info.splits:
+        splits = " ".join(map(repr, builder.info.splits)) or "none"
+        raise UserError(f"data.input={name!r} has no split 'train', only {splits}; choose another dataset or config")
+
+
+def _rows(builder: tfds.core.DatasetBuilder, name: str):
+    if not builder.is_prepared():
+        try:
+            # Random access needs ArrayRecord, which TFDS also writes without TensorFlow.
+            builder.download_and_prepare(file_format=tfds.core.FileFormat.ARRAY_RECORD)
+        except Exception as error:  # the dataset's own code, the network, the disk, a missing module
+            raise UserError(
+                f"data.input={name!r} could not be prepared: {_one_line(error)}; prepare it on a machine that can, "
+                f"with file_format=array_record, and copy it to {builder.data_path}"
+            ) from error
+        _check_train(builder, name)
+    try:
+        return builder.as_data_source("train")
+    except NotImplementedError as error:
+        raise UserError(
+            f"data.input={name!r} is stored as {builder.info.file_format.value}, which has no random access; "
+            "prepare it again with file_format=array_record"
+        ) from error
+
+
+def _licence(builder: tfds.core.DatasetBuilder) -> str | None:
+    return " ".join((builder.info.redistribution_info.license or "").split())[:100] or None
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

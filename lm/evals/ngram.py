@@ -1,0 +1,264 @@
+"""Byte n-grams: what a language model must beat to have learnt more than a table of counts.
+
+An n-gram model predicts a byte from the n-1 bytes before it. It is an interpolated modified Kneser-Ney model, the
+strongest of the classical smoothings (Chen & Goodman 1999, "An empirical study of smoothing techniques for language
+modeling", Computer Speech & Language 13), interpolated down through every shorter context to the uniform 1/256.
+
+How it is made fast: a window of n symbols is one uint64 (nine bits a symbol, the predicted one lowest), so counting is
+sorting. Sorted windows lie grouped by context, and every shorter window is a bit mask away. Text is counted in chunks
+that are merged, so memory follows the number of distinct windows and not the length of the text.
+
+Document starts: a document is preceded by n-1 padding symbols, so its first byte is predicted from "start of
+document". Document ends: an n-gram is not asked to predict them, while a language model pays for its end-of-document
+token over the same number of bytes; the comparison favours the n-gram by that much.
+
+Axes: U distinct windows, C distinct contexts, S symbols, N windows.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from lm.errors import UserError
+
+PAD = 256  # the symbol before the first byte of a document
+BITS = 9  # a byte or PAD
+MAX_ORDER = 64 // BITS
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How often each window of `order` symbols occurs: keys_U uint64, ascending and distinct; counts_U int64."""
+
+    order: int
+    keys_U: np.ndarray
+    counts_U: np.ndarray
+
+
+@dataclass(frozen=True)
+class Level:
+    """One order of a model: the probability of each seen window, and what each seen context leaves to shorter ones.
+
+    keys_U, contexts_C: uint64, ascending; probabilities_U, backoff_C: float64.
+    """
+
+    keys_U: np.ndarray
+    probabilities_U: np.ndarray
+    contexts_C: np.ndarray
+    backoff_C: np.ndarray
+
+
+@dataclass(frozen=True)
+class NGram:
+    """A fitted model: `levels[n - 1]` holds order n, for n = 1 … order."""
+
+    order: int
+    levels: tuple[Level, ...]
+
+
+def count(
+    texts: Iterable[bytes], order: int, chunk: int = 1 << 23, progress: Callable[[int], object] | None = None
+) -> Counts:
+    """Counts the windows of `order` symbols in `texts`, one pass.
+
+    Args:
+        texts: documents; each starts from padding, so windows never span two of them.
+        order: symbols a window, 1 … 7.
+        chunk: windows sorted at a time; the working memory is about 30 bytes for each.
+        progress: called with the number of bytes counted since its last call (as `tqdm.update` is).
+
+    Raises:
+        ValueError: `order` is out of range.
+        UserError: `texts` holds not one byte.
+    """
+    if not 1 <= order <= MAX_ORDER:
+        raise ValueError(f"order must be 1 … {MAX_ORDER}, for a window to fit 64 bits; got {order}")
+    keys_U, counts_U = np.empty(0, np.uint64), np.empty(0, np.int64)
+    for symbols_S in _chunks(texts, order, chunk):
+        keys_N = np.sort(_windows(symbols_S, order))
+        starts = _starts(keys_N)
+        keys_U, counts_U = _merge(keys_U, counts_U, keys_N[starts], np.diff(starts, append=len(keys_N)))
+        if progress is not None:
+            progress(len(keys_N))
+    if not len(keys_U):
+        raise UserError("n-gram baselines: the texts hold no bytes; give at least one non-empty document")
+    return Counts(order, keys_U, counts_U)
+
+
+def shorten(counts: Counts, order: int) -> Counts:
+    """The counts a pass with a smaller `order` would have made: windows of equal suffix are summed."""
+    if not 1 <= order <= counts.order:
+        raise ValueError(f"counts of order {counts.order} hold orders 1 … {counts.order}, not {order}")
+    suffixes_U = counts.keys_U & _mask(order)
+    by_suffix = np.argsort(suffixes_U)
+    suffixes_U = suffixes_U[by_suffix]
+    starts = _starts(suffixes_U)
+    return Counts(order, suffixes_U[starts], np.add.reduceat(counts.counts_U[by_suffix], starts))
+
+
+def estimate(counts: Counts) -> NGram:
+    """Interpolated modified Kneser-Ney from the counts of the highest order.
+
+    With h a context, b a byte, h' the context without its oldest symbol:
+
+        p(b|h) = (c(hb) - D(c(hb))) / c(h)  +  γ(h) p(b|h'),     γ(h) = Σ_b D(c(hb)) / c(h),     p(b) over nothing 1/256
+
+    c counts occurrences at the highest order. Below it c(hb) is the number of distinct symbols seen before hb: a
+    shorter context is asked only when the longer one fails, so what matters is in how many places hb turns up
+    (Kneser & Ney 1995). D depends on the count (1, 2, 3 or more) and on the order; see `discounts`.
+    """
+    tables = [(counts.keys_U, counts.counts_U)]
+    for order in range(counts.order - 1, 0, -1):
+        suffixes_U = np.sort(tables[-1][0] & _mask(order))
+        starts = _starts(suffixes_U)
+        tables.append((suffixes_U[starts], np.diff(starts, append=len(suffixes_U))))
+    levels = []
+    for order, (keys_U, counts_U) in enumerate(reversed(tables), 1):
+        if levels:  # every suffix of a seen window was itself seen
+            at = np.searchsorted(levels[-1].keys_U, keys_U & _mask(order - 1))
+            shorter_U = levels[-1].probabilities_U[at]
+        else:
+            shorter_U = np.full(len(keys_U), 1 / 256)
+        levels.append(_level(keys_U, counts_U, shorter_U))
+    return NGram(counts.order, tuple(levels))
+
+
+def discounts(counts_U: np.ndarray) -> np.ndarray:
+    """What to take off a count of 0, 1, 2, 3 or more: float64 [4].
+
+    Chen & Goodman 1999, equation 17: with n_i the number of windows seen i times and Y = n_1 / (n_1 + 2 n_2),
+    D_i = i - (i+1) Y n_{i+1} / n_i. Where a text is too small (or its windows too frequent) to fill n_1 … n_4, or
+    the formula leaves 0 … i, it is ½, 1, 1½ instead, as in KenLM's `--discount_fallback`.
+    """
+    fallback = np.array([0, 0.5, 1, 1.5])
+    n = np.array([np.count_nonzero(counts_U == i) for i in range(1, 5)], np.float64)
+    if not n.all():
+        return fallback
+    i = np.arange(1, 4)
+    d = i - (i + 1) * n[0] / (n[0] + 2 * n[1]) * n[1:] / n[:3]
+    return np.concatenate([[0], d]) if ((d > 0) & (d <= i)).all() else fallback
+
+
+def probabilities(model: NGram, keys_N: np.ndarray) -> np.ndarray:
+    """p(last symbol | the symbols before it), float64 [N], of windows packed as `window` does (uint64 [N])."""
+    p_N = np.full(len(keys_N), 1 / 256)
+    for order, level in enumerate(model.levels, 1):
+        suffixes_N = keys_N & _mask(order)
+        p_N *= _look_up(level.contexts_C, level.backoff_C, suffixes_N >> BITS, np.ones(len(keys_N)))
+        p_N = _look_up(level.keys_U, level.probabilities_U, suffixes_N, p_N)
+    return p_N
+
+
+def fit(texts: Iterable[bytes], order: int) -> NGram:
+    """Counts `texts` (documents) and estimates an n-gram model of n = `order`, 1 … 7. Raises as `count` does."""
+    return estimate(count(texts, order))
+
+
+def score(model: NGram, counts: Counts) -> float:
+    """-Σ log2 p(byte) / Σ bytes over the text behind `counts`, which must be of the model's order."""
+    if counts.order != model.order:
+        raise ValueError(f"a model of order {model.order} cannot score counts of order {counts.order}")
+    bits_U = -np.log2(probabilities(model, counts.keys_U))
+    return float(bits_U @ counts.counts_U / counts.counts_U.sum())
+
+
+def bits_per_byte(model: NGram, texts: Iterable[bytes]) -> float:
+    """-Σ log2 p(byte) / Σ bytes over `texts` (documents). Document ends cost nothing. Raises as `count` does."""
+    return score(model, count(texts, model.order))
+
+
+def baselines(
+    train: Iterable[bytes] | Callable[[], Iterable[bytes]],
+    valid: Iterable[bytes] | Callable[[], Iterable[bytes]],
+    orders: tuple[int, ...] = (1, 3, 5),
+    progress: Callable[[int], object] | None = None,
+) -> dict[str, float]:
+    """Bits per byte on `valid` of n-grams fitted on `train`: {"unigram": …, "3-gram": …, "5-gram": …}.
+
+    Both are documents, or a function that returns them; each is read once, since the counts of the highest order
+    give the lower ones. `progress` and errors are those of `count`.
+    """
+    train_counts, valid_counts = (
+        count(texts() if callable(texts) else texts, max(orders), progress=progress) for texts in (train, valid)
+    )
+    return {
+        "unigram" if n == 1 else f"{n}-gram": score(estimate(shorten(train_counts, n)), shorten(valid_counts, n))
+        for n in orders
+    }
+
+
+def window(context: bytes, byte: int, order: int) -> int:
+    """The key of `byte` after `context`, of which the last order-1 bytes count; a short one is padded as at a start."""
+    symbols = [PAD] * (order - 1) + list(context)
+    key = 0
+    for symbol in [*symbols[len(symbols) - order + 1 :], byte]:
+        key = key << BITS | symbol
+    return key
+
+
+def _chunks(texts: Iterable[bytes], order: int, chunk: int) -> Iterator[np.ndarray]:
+    """The documents as one stream of uint16 symbols in pieces of about `chunk`, overlapping by order-1 symbols."""
+    padding = np.full(order - 1, PAD, np.uint16)
+    pieces, size = [], 0
+    for text in texts:
+        pieces.append(padding)
+        for start in range(0, len(text), chunk):
+            pieces.append(np.frombuffer(text, np.uint8, min(chunk, len(text) - start), start).astype(np.uint16))
+            size += len(pieces[-1])
+            if size >= chunk:
+                symbols_S = np.concatenate(pieces)
+                yield symbols_S
+                pieces, size = [symbols_S[len(symbols_S) - (order - 1) :]], 0
+    if size:
+        yield np.concatenate(pieces)
+
+
+def _windows(symbols_S: np.ndarray, order: int) -> np.ndarray:
+    """The keys (uint64) of all windows in a stream of symbols that predict a byte, not padding."""
+    n = len(symbols_S) - order + 1
+    keys_N = np.zeros(n, np.uint64)
+    for i in range(order):
+        keys_N <<= BITS
+        keys_N |= symbols_S[i : i + n]
+    return keys_N[symbols_S[order - 1 :] != PAD]
+
+
+def _merge(
+    keys_U: np.ndarray, counts_U: np.ndarray, more_keys: np.ndarray, more_counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Adds counts to counts, both ascending by key; writes into counts_U."""
+    at = np.searchsorted(keys_U, more_keys)
+    known = np.zeros(len(at), bool)
+    inside = at < len(keys_U)
+    known[inside] = keys_U[at[inside]] == more_keys[inside]
+    counts_U[at[known]] += more_counts[known]
+    new = ~known
+    return np.insert(keys_U, at[new], more_keys[new]), np.insert(counts_U, at[new], more_counts[new])
+
+
+def _level(keys_U: np.ndarray, counts_U: np.ndarray, shorter_U: np.ndarray) -> Level:
+    """One step of the recursion in `estimate`; shorter_U is p(b|h') for each window hb."""
+    contexts_U = keys_U >> BITS
+    starts = _starts(contexts_U)
+    followers_C = np.diff(starts, append=len(keys_U))
+    discount_U = discounts(counts_U)[np.minimum(counts_U, 3)]
+    total_C = np.add.reduceat(counts_U, starts)
+    backoff_C = np.add.reduceat(discount_U, starts) / total_C
+    p_U = (counts_U - discount_U) / np.repeat(total_C, followers_C) + np.repeat(backoff_C, followers_C) * shorter_U
+    return Level(keys_U, p_U, contexts_U[starts], backoff_C)
+
+
+def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray, default: np.ndarray) -> np.ndarray:
+    """values[where keys == wanted], else default."""
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[at] == wanted, values[at], default)
+
+
+def _starts(ascending: np.ndarray) -> np.ndarray:
+    """Where each run of equal values begins."""
+    return np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]])[: len(ascending)])
+
+
+def _mask(order: int) -> np.uint64:
+    return np.uint64((1 << BITS * order) - 1)

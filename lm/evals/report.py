@@ -1,0 +1,383 @@
+"""The training report: one JSON file to compute with, one self-contained HTML page to read.
+
+The page asks nothing of the network and runs no script: curves are inline SVG (Matplotlib), bars are CSS, and both
+take their colours from CSS variables, so they follow the reader's light or dark theme. Every part of the report may
+be missing; the page leaves that section out, so it can be written at any moment of a run.
+"""
+
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import jinja2
+import matplotlib
+import numpy as np
+import psutil
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+
+POINTS = 600  # drawn per curve, whatever the length of the run
+BASELINES = ("unigram", "3-gram", "5-gram")
+
+# Matplotlib cannot write CSS variables, so it draws in these stand-ins, which are replaced in its SVG.
+INK, MUTED, LINE, TRAIN, VALID = "#010201", "#010202", "#010203", "#010204", "#010205"
+VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", TRAIN: "train", VALID: "valid"}
+
+COUNTS = {  # the rows of the data table; its columns are the sources
+    "documents": "documents",
+    "exact_duplicates": "exact duplicates",
+    "near_copies": "near copies",
+    "train_documents": "train documents",
+    "valid_documents": "validation documents",
+    "bytes": "bytes",
+    "train_bytes": "train bytes",
+    "valid_bytes": "validation bytes",
+    "tokens_in": "tokens in",
+    "tokens_packed": "tokens packed",
+    "tokens_padded": "tokens padded",
+    "rows": "rows",
+}
+
+
+def write(workdir: str | os.PathLike, report: dict) -> None:
+    """Writes `report.json` and `report.html` into `workdir`, each atomically; curves come from its `metrics.jsonl`.
+
+    Args:
+        workdir: an existing directory.
+        report: any of these keys. Loss is in nats per token; `mfu` is a fraction of the peak.
+            title, finished (bool), config (nested), machine (see `machine`), parameters (count),
+            parameter_table {part: count}, tokenizer {vocab_size, bytes_per_token},
+            data {sources: {name: {a key of COUNTS: count}}, notes (how they were counted: list of str)},
+            validation {loss, bits_per_byte, tokens, bytes, unigram, 3-gram, 5-gram (bits per byte)},
+            samples [{prompt, text}], throughput {tokens_per_second, mfu, mfu_formula},
+            stages {name: seconds}, training {steps, tokens, skipped}.
+
+    Numbers that are not finite become null in the JSON and are left out of the page.
+    """
+    workdir, report = Path(workdir), plain(report)
+    metrics = workdir / "metrics.jsonl"
+    train, valid = load_metrics(metrics) if metrics.exists() else ([], [])
+    _replace(workdir / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    _replace(workdir / "report.html", html(report, train, valid))
+
+
+def load_metrics(path: str | os.PathLike) -> tuple[list[dict], list[dict]]:
+    """The training lines (they have "loss") and validation lines ("valid_loss") of a metrics.jsonl, ascending by step.
+
+    A run that was killed and resumed leaves a torn line and repeats steps: what is no JSON object with a "step" is
+    passed over, and of lines with one step the last counts. Raises FileNotFoundError.
+    """
+    train, valid = {}, {}
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and "step" in row:
+            for rows, key in ((train, "loss"), (valid, "valid_loss")):
+                if key in row:
+                    rows[row["step"]] = row
+    return [train[step] for step in sorted(train)], [valid[step] for step in sorted(valid)]
+
+
+def machine() -> dict:
+    """What the run runs on: cpu, flags (the matmul extensions it has), cores (usable by this process), memory_gib,
+    system, python, versions of the array libraries and, where JAX is installed, its devices {kind: count}.
+    """
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        cpuinfo = ""
+    fields = dict(re.findall(r"^([^\t:]+?)\s*: (.*)$", cpuinfo, re.MULTILINE))
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    answer = {
+        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
+        "flags": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile") if flag in flags],
+        "cores": _cores(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+    for package in ("jax", "jaxlib", "flax", "optax", "numpy"):
+        try:
+            answer[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    try:
+        import jax  # here, since a report can be redrawn where there is no JAX, and JAX takes a second to import
+    except ImportError:
+        return answer
+    kinds = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
+    return answer | {"devices": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}}
+
+
+def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -> str:
+    """The page as a string, from a `report` of plain values (see `plain`) and the lines of `load_metrics`."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "short": short, "duration": duration}
+    sources = (report.get("data") or {}).get("sources") or {}
+    counted = [key for key in COUNTS if any(row.get(key) is not None for row in sources.values())]
+    return environment.get_template("report.html.j2").render(
+        report=report,
+        verdict=verdict(report.get("validation") or {}),
+        bars=_bars(report.get("validation") or {}),
+        curves=_curves(report, train, valid),
+        counts={key: COUNTS[key] for key in counted},
+        totals={key: sum(row.get(key) or 0 for row in sources.values()) for key in counted},
+        config=flatten(report.get("config") or {}),
+        last_step=max((row["step"] for row in (*train, *valid)), default=None),
+    )
+
+
+def verdict(validation: Mapping) -> str | None:
+    """One sentence: does the model beat the best n-gram, and by how much. None without a bits_per_byte."""
+    ours = validation.get("bits_per_byte")
+    if ours is None:
+        return None
+    baselines = {name: validation[name] for name in BASELINES if validation.get(name) is not None}
+    sentence = f"{ours:.3f} bits per byte on held-out text"
+    if not baselines:
+        return f"{sentence}."
+    best = min(baselines, key=baselines.get)
+    share = 1 - ours / baselines[best]
+    if share > 0:
+        return f"{sentence}: {share:.0%} fewer than the {best} baseline ({baselines[best]:.3f})."
+    return f"{sentence}: it does not beat the {best} baseline ({baselines[best]:.3f})."
+
+
+def plain(value):
+    """`value` as JSON has it: mappings, lists, strings, numbers; not-finite numbers become None, the rest strings."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
+    """A nested config as {"a.b.c": JSON of the value}: the names that `--config.a.b.c=` takes."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value, ensure_ascii=False)
+    return flat
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A count in full with thousands separated, anything else to `digits` significant digits."""
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) < 1e15):
+        return f"{int(value):,}"
+    if isinstance(value, float) and abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def short(value: float) -> str:
+    """Four digits and a unit of count: 3.277B, 1.5M, 20k, 0.003, 1e-05."""
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{suffix}"
+    return f"{value:.4g}"
+
+
+def duration(seconds: float) -> str:
+    """12.3 s, 4 min 05 s, 2 h 03 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _bars(validation: Mapping) -> list[tuple[str, float]]:
+    """The bars of the headline, longest first as a rule: the baselines, then the model."""
+    bars = [(name, validation.get(name)) for name in BASELINES] + [("this model", validation.get("bits_per_byte"))]
+    return [(name, value) for name, value in bars if value is not None]
+
+
+def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[dict]:
+    """The charts that have data: [{title, note, svg}]."""
+    tokens = _column(train, "tokens")
+    loss, valid_loss = _column(train, "loss"), _column(valid, "valid_loss")
+    charts = []
+
+    def chart(title: str, note: str, draw: Callable[[Axes], None]) -> None:
+        charts.append({"title": title, "note": note, "svg": _svg(f"chart{len(charts)}", draw, tokens)})
+
+    if len(loss[0]) or len(valid_loss[0]):
+        smooth = _smooth(loss[1])
+        shown = np.concatenate([smooth[len(smooth) // 20 :], valid_loss[1][len(valid_loss[1]) // 20 :]])
+        peak, top = max([*loss[1], *valid_loss[1]]), shown.max() + 0.1 * np.ptp(shown)
+        clipped = peak > 1.3 * top  # the first steps' fall from ln(vocabulary) would flatten everything after it
+
+        def draw_loss(ax: Axes) -> None:
+            if len(loss[0]):
+                ax.plot(*thin(*loss), color=TRAIN, alpha=0.3, linewidth=0.8, label="train, each line")
+                ax.plot(*thin(loss[0], smooth), color=TRAIN, linewidth=1.8, label="train, smoothed")
+            if len(valid_loss[0]):
+                ax.plot(*thin(*valid_loss), color=VALID, linewidth=1.8, label="validation", **_dots(valid_loss))
+            if clipped:
+                ax.set_ylim(top=top)
+            ax.legend(frameon=False, labelcolor=INK, loc="upper right")
+
+        chart("Loss", f"nats per token{f'; the frame cuts off a peak of {peak:.3g}' if clipped else ''}", draw_loss)
+
+    bits = _column(valid, "valid_bits_per_byte")
+    if len(bits[0]):
+        validation = report.get("validation") or {}
+        baselines = {name: validation[name] for name in BASELINES if validation.get(name) is not None}
+
+        def draw_bits(ax: Axes) -> None:
+            for name, value in baselines.items():
+                ax.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+                ax.annotate(
+                    f"{name} {value:.3f}",
+                    (1, value),
+                    (-3, 3),
+                    xycoords=("axes fraction", "data"),
+                    textcoords="offset points",
+                    ha="right",
+                    color=MUTED,
+                )
+            ax.plot(*thin(*bits), color=VALID, linewidth=1.8, **_dots(bits))
+            ax.margins(y=0.1)
+
+        chart("Bits per byte", "on validation text" + (", with n-gram baselines" if baselines else ""), draw_bits)
+
+    for key, title, note in (
+        ("learning_rate", "Learning rate", "as applied"),
+        ("grad_norm", "Gradient norm", "global, before clipping"),
+        ("tokens_per_second", "Throughput", "tokens per second"),
+        ("mfu", "Model FLOPs utilisation", "fraction of the peak"),
+    ):
+        curve = _column(train, key)
+        if not len(curve[0]):
+            continue
+
+        def draw(ax: Axes, curve=curve, key=key) -> None:
+            ax.plot(*thin(*curve), color=TRAIN, linewidth=1.2, **_dots(curve))
+            if key == "grad_norm" and curve[1].min() > 0 and curve[1].max() > 10 * curve[1].min():
+                ax.set_yscale("log")
+                ax.yaxis.set_minor_formatter(NullFormatter())
+            else:
+                ax.set_ylim(0, 1.08 * curve[1].max() or None)
+
+        chart(title, note, draw)
+    return charts
+
+
+def _svg(name: str, draw: Callable[[Axes], None], tokens: tuple[np.ndarray, np.ndarray]) -> Markup:
+    """One chart over steps, with the tokens seen by then along its top, as SVG that inherits the page's font and theme.
+
+    Real text instead of outlines, and ids prefixed by `name`, since every chart shares the page's id space.
+    """
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": 11,
+        "text.color": INK,
+        "axes.labelcolor": MUTED,
+        "axes.edgecolor": LINE,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "grid.color": LINE,
+        "axes.spines.right": False,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+        ax = figure.add_subplot()
+        draw(ax)
+        ax.grid(True, linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.tick_params(which="both", length=0)
+        ax.set_xlabel("step")
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short(y)))
+        if len(tokens[0]) > 1:
+            _token_axis(ax, *tokens)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{name}-", svg)
+    for colour, variable in VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{variable})")
+    return Markup(svg)
+
+
+def _token_axis(ax: Axes, steps: np.ndarray, tokens: np.ndarray) -> None:
+    """Round token counts at the steps that reached them: exact, also where the batch size changed on the way."""
+    low, high = np.interp(ax.get_xlim(), steps, tokens)
+    ticks = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
+    top = ax.secondary_xaxis("top")
+    top.set_xticks(np.interp(ticks, tokens, steps), [short(tick) for tick in ticks])
+    top.tick_params(length=0)
+    top.set_xlabel("tokens")
+
+
+def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
+    """At most `points` of a curve: the lowest and the highest of each stretch, so that no spike is lost."""
+    if len(x) <= points:
+        return x, y
+    keep = [0, len(x) - 1]
+    for stretch in np.array_split(np.arange(len(x)), points // 2 - 1):
+        keep += [stretch[y[stretch].argmin()], stretch[y[stretch].argmax()]]
+    keep = np.unique(keep)
+    return x[keep], y[keep]
+
+
+def _smooth(y: np.ndarray) -> np.ndarray:
+    """The mean of each value and those before it, over a fiftieth of the run."""
+    width = max(1, len(y) // 50)
+    sums = np.concatenate([[0], np.cumsum(y)])
+    end = np.arange(1, len(y) + 1)
+    start = np.maximum(end - width, 0)
+    return (sums[end] - sums[start]) / (end - start)
+
+
+def _column(rows: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values, float64, of the rows where `key` is a finite number."""
+    pairs = [
+        (row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float)) and math.isfinite(row[key])
+    ]
+    x, y = np.array(pairs, np.float64).reshape(-1, 2).T
+    return x, y
+
+
+def _dots(curve: tuple[np.ndarray, np.ndarray]) -> dict:
+    """A few points are shown as points: a line through one of them would be invisible."""
+    return {"marker": "o", "markersize": 4} if len(curve[0]) <= 30 else {}
+
+
+def _cores() -> int:
+    if hasattr(os, "process_cpu_count"):  # Python 3.13
+        return os.process_cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _replace(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

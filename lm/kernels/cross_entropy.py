@@ -1,0 +1,100 @@
+"""Cross-entropy of a linear head in chunks, so that the logits of a whole batch never exist.
+
+The loss is a sum over positions, so its gradient with respect to hidden states and head is known as soon as a
+chunk's logits are: it is taken in the forward pass and scaled by the cotangent in the backward pass. One product for
+the logits and two for the gradients, none repeated (the idea of Liger Kernel's fused linear cross-entropy, Hsu et al. 2024).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lm.kernels.matmul import _gathered, _spec_of, product
+from lm.parallel.mesh import spec
+
+CHUNK_TOKENS = 2048  # positions of one host's batch whose logits exist at a time
+
+
+def cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, *, dtype, z_loss: float = 0.0, chunk: int | None = None):
+    """Σ w·(−log p(target)) and Σ w·z_loss·(log Z)², with logits = x·headᵀ and Z = Σ exp(logits).
+
+    Args:
+      x_BTD: hidden states after the last norm. head_VD: float32 head. targets_BT: int32. weights_BT: float32.
+      dtype: compute type of the three products; logits, softmax and sums are float32.
+      z_loss: coefficient of the auxiliary loss that holds log Z near 0 (PaLM, Chowdhery et al. 2022, uses 1e-4).
+      chunk: time steps a chunk; None chooses the largest divisor of T with at most CHUNK_TOKENS positions.
+    Returns: (nll_sum, z_sum), float32 scalars.
+    """
+    B, T = targets_BT.shape
+    chunk = chunk or max((c for c in range(1, T + 1) if T % c == 0 and B * c <= CHUNK_TOKENS), default=1)
+    return _chunked(jnp.dtype(dtype), float(z_loss), chunk, x_BTD, head_VD, targets_BT, weights_BT)
+
+
+def cross_entropy_reference(x_BTD, head_VD, targets_BT, weights_BT, *, z_loss: float = 0.0):
+    """The plain twin: whole logits, float32, autodiff."""
+    logits_BTV = jnp.einsum("btd,vd->btv", x_BTD.astype(jnp.float32), head_VD)
+    logz_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    label_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+    return jnp.sum(weights_BT * (logz_BT - label_BT)), jnp.sum(weights_BT * z_loss * logz_BT**2)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _chunked(dtype, z_loss, chunk, x_BTD, head_VD, targets_BT, weights_BT):
+    head = _gathered(head_VD.astype(dtype))
+
+    def body(sums, inputs):
+        x, targets, weights = inputs
+        _, nll, z, _ = _logits(x, head, targets, weights, z_loss)
+        return (sums[0] + nll, sums[1] + z), None
+
+    zero = jnp.zeros((), jnp.float32)
+    sums, _ = lax.scan(body, (zero, zero), _split(chunk, x_BTD.astype(dtype), targets_BT, weights_BT))
+    return sums
+
+
+def _logits(x, head, targets, weights, z_loss):
+    """One chunk: logits [B, c, V], Σ w·nll, Σ w·z, log Z [B, c]."""
+    logits = product("btd,vd->btv", x, head, spec("batch", None, "vocab"))
+    is_target = lax.broadcasted_iota(jnp.int32, logits.shape, 2, out_sharding=spec("batch", None, "vocab")) == targets[..., None]
+    logz = jax.nn.logsumexp(logits, axis=-1)
+    label = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    return (logits, is_target), jnp.sum(weights * (logz - label)), jnp.sum(weights * z_loss * logz**2), logz
+
+
+def _forward(dtype, z_loss, chunk, x_BTD, head_VD, targets_BT, weights_BT):
+    head = _gathered(head_VD.astype(dtype))
+
+    def body(carry, inputs):
+        nll_sum, z_sum, dhead = carry
+        x, targets, weights = inputs
+        (logits, is_target), nll, z, logz = _logits(x, head, targets, weights, z_loss)
+        # d/dlogits of w·(logZ − label) + w·ζ·logZ² is w·((1 + 2ζ·logZ)·p − onehot)
+        scale = weights * (1 + 2 * z_loss * logz)
+        p = jnp.exp(logits - logz[..., None])
+        dlogits = (scale[..., None] * p - jnp.where(is_target, weights[..., None], 0.0)).astype(dtype)
+        dx = product("btv,vd->btd", dlogits, head, spec("batch", None, None)).astype(dtype)
+        dhead = dhead + product("btv,btd->vd", dlogits, x, _spec_of(head_VD))
+        return (nll_sum + nll, z_sum + z, dhead), dx
+
+    zero = jnp.zeros((), jnp.float32)
+    carry = (zero, zero, jnp.zeros_like(head_VD))
+    (nll, z, dhead), dx = lax.scan(body, carry, _split(chunk, x_BTD.astype(dtype), targets_BT, weights_BT))
+    dx_BTD = jnp.moveaxis(dx, 0, 1).reshape(x_BTD.shape)
+    return (nll, z), (dx_BTD.astype(x_BTD.dtype), dhead, weights_BT)
+
+
+def _backward(dtype, z_loss, chunk, residuals, cotangents):
+    # Both sums must be weighed alike: the gradient was taken of their plain sum.
+    dx_BTD, dhead, weights_BT = residuals
+    scale = cotangents[0]
+    return (dx_BTD * scale).astype(dx_BTD.dtype), dhead * scale, None, jnp.zeros_like(weights_BT)
+
+
+_chunked.defvjp(_forward, _backward)
+
+
+def _split(chunk, *arrays):
+    """[B, T, …] -> [T / chunk, B, chunk, …], the batch axis left where it is sharded."""
+    return tuple(jnp.moveaxis(a.reshape(a.shape[0], -1, chunk, *a.shape[2:]), 1, 0) for a in arrays)

@@ -1,0 +1,72 @@
+"""The one matrix product of the house: low precision in, float32 accumulation, in both directions.
+
+An autodiff'd bfloat16 product with float32 output gets a float32 cotangent, and both products of the backward
+pass then run in float32. Here the cotangent is cast first. Weights are cast before they are gathered over fsdp, so
+that half the bytes travel, and their gradient comes back reduced onto the weight's own shards in float32.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from lm.parallel.mesh import spec
+
+
+def matmul(equation: str, x: jax.Array, w: jax.Array, *, dtype, out: tuple[str | None, ...]) -> jax.Array:
+    """einsum(equation, x, w) with operands cast to `dtype` and accumulation in float32.
+
+    Args:
+      equation: `x,w->y`, such as "btd,df->btf": every letter in two of the three terms, none repeated in a term.
+      x: activations, any float dtype.
+      w: float32 weight, sharded as its declaration says.
+      dtype: of the operands and of the result.
+      out: logical axes of the result.
+    Returns: the product in `dtype`; gradients are `x.dtype` for x and `w.dtype` for w.
+    """
+    return _matmul(equation, jnp.dtype(dtype), spec(*out), x, w)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _matmul(equation, dtype, out_spec, x, w):
+    return _forward(equation, dtype, out_spec, x, w)[0]
+
+
+def _forward(equation, dtype, out_spec, x, w):
+    y = product(equation, x.astype(dtype), _gathered(w.astype(dtype)), out_spec).astype(dtype)
+    return y, (x, w)
+
+
+def _backward(equation, dtype, out_spec, residuals, dy):
+    x, w = residuals
+    (x_axes, w_axes), y_axes = _terms(equation)
+    dy = dy.astype(dtype)
+    dx = product(f"{y_axes},{w_axes}->{x_axes}", dy, _gathered(w.astype(dtype)), _spec_of(x))
+    dw = product(f"{x_axes},{y_axes}->{w_axes}", x.astype(dtype), dy, _spec_of(w))
+    return dx.astype(x.dtype), dw.astype(w.dtype)
+
+
+_matmul.defvjp(_forward, _backward)
+
+
+def product(equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None) -> jax.Array:
+    """einsum with float32 accumulation and float32 result; `out_spec` None leaves the partition to inference."""
+    return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, out_sharding=out_spec)
+
+
+def _terms(equation):
+    inputs, output = equation.split("->")
+    return inputs.split(","), output
+
+
+def _spec_of(x):
+    return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.spec
+
+
+def _gathered(w):
+    """The weight made whole over fsdp and left split over tensor."""
+    current = _spec_of(w)
+    if current is None:
+        return w
+    return jax.sharding.reshard(w, PartitionSpec(*(None if axis == "fsdp" else axis for axis in current)))

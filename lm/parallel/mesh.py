@@ -1,0 +1,103 @@
+"""The device mesh and the one table that maps logical array axes to mesh axes."""
+
+import math
+from collections.abc import Mapping
+
+import jax
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from lm.errors import UserError
+
+AXES = ("data", "fsdp", "tensor", "expert", "context")
+
+# Logical axis -> mesh axes. Weights are split over fsdp (and gathered where they are used) and over tensor (and
+# used split); activations are split by batch over data and fsdp, and by head or hidden unit over tensor.
+RULES = {
+    "batch": ("data", "fsdp"),
+    "length": None,
+    "layers": None,
+    "embed": "fsdp",
+    "norm": None,
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "head": None,
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+
+
+def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
+    """Builds a mesh with explicit axes from sizes by axis name; one size may be -1 and takes what is left.
+
+    Raises UserError if the sizes do not multiply to the number of devices, or if expert or context exceed 1
+    (no module splits over them).
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = {axis: int(sizes.get(axis, 1)) for axis in AXES}
+    shown = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items() if size != 1) or "mesh of 1"
+    free = [axis for axis, size in sizes.items() if size == -1]
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
+        raise UserError(f"{shown}: sizes must be positive, and at most one may be -1")
+    for axis in ("expert", "context"):
+        if sizes[axis] not in (1, -1):
+            raise UserError(f"mesh.{axis}={sizes[axis]} must be 1: no layer of this model splits over it")
+    if len(devices) % fixed or (not free and fixed != len(devices)):
+        raise UserError(
+            f"{shown} asks for {fixed} devices and this job has {len(devices)}: the sizes must multiply to it (-1 fills one)"
+        )
+    if free:
+        sizes[free[0]] = len(devices) // fixed
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
+
+
+def spec(*logical: str | None) -> PartitionSpec | None:
+    """The partition of an array with these logical axes; None while no mesh is set, where every array is whole."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return None
+    return PartitionSpec(*(RULES[axis] if axis else None for axis in logical))
+
+
+def reshard(x: jax.Array, *logical: str | None) -> jax.Array:
+    """Moves x to the partition of these logical axes (the identity while no mesh is set)."""
+    target = spec(*logical)
+    return x if target is None else jax.sharding.reshard(x, target)
+
+
+def shardings(tree, mesh: Mesh):
+    """A tree of NamedShardings for a tree of parameters or moments (nnx variables, abstract or not) and plain arrays.
+
+    A variable lies as its logical axes say; a plain array is whole on every device.
+    """
+
+    def sharding(leaf):
+        axes = logical_axes(leaf) if isinstance(leaf, nnx.Variable) else ()
+        return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in axes))), leaf)
+
+    return jax.tree.map(sharding, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def logical_axes(variable: nnx.Variable) -> tuple[str, ...]:
+    """The names given where the parameter was made, with "layers" in front for stacked ones."""
+    return variable.get_metadata()["out_sharding"]
+
+
+def check_fit(mesh: Mesh, model, batch_size: int, accumulate: int) -> None:
+    """Raises UserError where a size of the model or of the batch cannot be split evenly over the mesh."""
+    shape = dict(mesh.shape)
+    for name, axis in (
+        ("embed_dim", "fsdp"),
+        ("num_heads", "tensor"),
+        ("num_kv_heads", "tensor"),
+        ("mlp_dim", "tensor"),
+        ("vocab_size", "tensor"),
+    ):
+        if getattr(model, name) % shape[axis]:
+            raise UserError(f"mesh.{axis}={shape[axis]} does not divide model.{name}={getattr(model, name)}")
+    ways = shape["data"] * shape["fsdp"] * accumulate
+    if accumulate < 1 or batch_size < 1 or batch_size % ways:
+        raise UserError(
+            f"batch_size={batch_size} is not a positive multiple of mesh.data × mesh.fsdp × accumulate = "
+            f"{shape['data']} × {shape['fsdp']} × {accumulate}"
+        )

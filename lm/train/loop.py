@@ -1,0 +1,216 @@
+"""The training loop: dispatch step n, then read the metrics of step n−1; validate, save, stop.
+
+Steps are counted from 1: line n of the log is the n-th update, made from batch n−1.
+"""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jax.experimental import multihost_utils
+
+from data.batches import Batches
+from data.tokenizer import Tokenizer
+from lm.checkpoint import Checkpoints
+from lm.config import flops_per_token
+from lm.errors import UserError
+from lm.parallel.hosts import is_first
+from lm.train.feed import Feed
+from lm.train.metrics import Log
+from lm.train.speed import peak_flops
+from lm.train.step import Trainer, model_config_of, state_shardings
+
+
+class Diverged(Exception):
+    """Too many steps in a row gave a loss or gradient that is not finite."""
+
+
+class Stopped(Exception):
+    """A signal asked the run to end; its state was saved. `signal` is its number."""
+
+    def __init__(self, signum: int, step: int):
+        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}, which was saved; run the same line to go on")
+        self.signum = signum
+
+
+def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Batches, valid: Batches | None,
+          tokenizer: Tokenizer, workdir: Path) -> dict:  # fmt: skip
+    """Trains from the newest checkpoint in `workdir`, or from scratch, to `config.steps`.
+
+    Returns: {"params", "step", "tokens", "skipped", "valid": {"loss", "bits_per_byte", "tokens", "bytes"} or None,
+    "tokens_per_second" (median), "mfu", "num_params", "seconds"}.
+    Raises: Stopped on SIGTERM or SIGINT; Diverged; UserError for a checkpoint that does not fit.
+    """
+    shardings = state_shardings(trainer, mesh)
+    abstract = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(trainer.init), shardings
+    )
+    checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_every=config.keep_every)
+    begin = checkpoints.latest()
+    if begin is None:
+        begin, tokens, loader = 0, 0, None
+        state = jax.jit(trainer.init, out_shardings=shardings)()
+    else:
+        meta = checkpoints.meta(begin)
+        state, tokens, loader = checkpoints.restore(begin, abstract), meta["tokens"], meta["loader"]
+
+    feed = Feed(batches, mesh)
+    iterator = feed.iterate(start=begin)
+    if loader is not None:
+        iterator.set_state(loader)
+    valid_feed = Feed(valid, mesh) if valid else None
+    step_fn = jax.jit(trainer.step, donate_argnums=0)
+    evaluate = Evaluator(trainer, valid_feed, tokenizer, config.model.vocab_size)
+
+    num_params = sum(x.size for x in jax.tree.leaves(state.params))
+    flops = flops_per_token(model_config_of(config), num_params, config.sequence_length)
+    peak, _ = peak_flops(config.dtype)
+    log = Log(workdir, enabled=is_first(), step=begin, steps=config.steps, log_ids=config.data.log_ids)
+    rates: list[float] = []
+    skipped = int(state.skipped)
+    last_read = time.perf_counter()
+
+    def read(pending) -> None:
+        """Waits for a dispatched step, logs it, and stops a run that has diverged."""
+        nonlocal tokens, last_read, skipped
+        if pending is None:
+            return
+        step, metrics, ids = pending
+        metrics = {name: float(value) for name, value in metrics.items()}
+        now = time.perf_counter()
+        trained, rate = int(metrics.pop("weight")), metrics["loss"]
+        in_row = int(metrics.pop("skipped_in_row"))
+        tokens += trained
+        rate = trained / (now - last_read)
+        last_read = now
+        rates.append(rate)
+        skipped = int(metrics["skipped"])
+        line = {"step": step, **metrics, "skipped": skipped, "tokens": tokens, "tokens_per_second": rate, "mfu": rate * flops / peak}
+        log.train(line, ids)
+        if in_row:
+            log.say(f"step {step}: loss {metrics['loss']} or gradient norm {metrics['grad_norm']} is not finite, update skipped")
+        if in_row >= config.max_skipped_in_row:
+            raise Diverged(
+                f"{in_row} steps in a row (max_skipped_in_row) had a loss or gradient that is not finite, the last is step "
+                f"{step}; lower optimizer.learning_rate or look at the data of these steps, then run the same line: "
+                f"it goes on from step {checkpoints.latest() or 0}"
+            )
+
+    def save(step: int, pending) -> None:
+        read(pending)
+        log.flush()
+        checkpoints.save(step, state, {"config": config.to_dict(), "loader": iterator.get_state(), "tokens": tokens})
+
+    stop = _Stop()
+    pending = None
+    started = time.perf_counter()
+    step = begin
+    try:
+        for step in range(begin + 1, config.steps + 1):
+            batch = next(iterator)
+            ids = batches.global_row_ids(step - 1).tolist() if config.data.log_ids else None
+            state, metrics = step_fn(state, feed.to_devices(batch))
+            read(pending)
+            pending = (step, metrics, ids)
+            due = config.checkpoint_every and step % config.checkpoint_every == 0
+            signum = stop.requested(step)
+            if due or signum or step == config.steps:
+                save(step, pending)
+                pending = None
+            if signum:
+                checkpoints.wait()
+                raise Stopped(signum, step)
+            if valid_feed and config.valid_every and step % config.valid_every == 0 and step != config.steps:
+                read(pending)
+                pending = None
+                log.valid({"step": step, **evaluate(state.params, config.valid_batches)})
+                last_read = time.perf_counter()
+        seconds = time.perf_counter() - started
+        final = None
+        if valid_feed:
+            final = evaluate(state.params, None, sums=True)
+            log.valid({"step": step, "valid_loss": final["loss"], "valid_bits_per_byte": final["bits_per_byte"]})
+        checkpoints.wait()
+    finally:
+        iterator.close()
+        log.close()
+        stop.restore()
+        checkpoints.close()
+    rate = float(np.median(rates[1:])) if len(rates) > 1 else None
+    return {
+        "params": state.params, "step": step, "tokens": tokens, "skipped": skipped, "valid": final, "num_params": num_params,
+        "tokens_per_second": rate, "mfu": rate and rate * flops / peak, "seconds": seconds,
+    }  # fmt: skip
+
+
+class Evaluator:
+    """Validation loss over the first batches of the split, or all of them."""
+
+    def __init__(self, trainer: Trainer, feed: Feed | None, tokenizer: Tokenizer, vocab_size: int):
+        self._feed = feed
+        self._step = jax.jit(trainer.evaluate)
+        table = np.zeros(vocab_size, np.float32)
+        table[: tokenizer.vocab_size] = tokenizer.bytes_per_token
+        self._bytes_V = jnp.asarray(table)
+
+    def __call__(self, params, batches: int | None, sums: bool = False) -> dict:
+        """Nats a token, and bits a byte: Σ nll / (ln 2 · Σ bytes), where end-of-document tokens cost and hold no bytes."""
+        totals = {"nll": 0.0, "weight": 0.0, "bytes": 0.0}
+        iterator = self._feed.iterate(stop=batches)
+        for batch in iterator:
+            for name, value in self._step(params, self._feed.to_devices(batch), self._bytes_V).items():
+                totals[name] += float(value)
+        iterator.close()
+        loss = totals["nll"] / max(1.0, totals["weight"])
+        bits = totals["nll"] / np.log(2) / max(1.0, totals["bytes"])
+        if sums:
+            return {"loss": loss, "bits_per_byte": bits, "tokens": int(totals["weight"]), "bytes": int(totals["bytes"])}
+        return {"valid_loss": loss, "valid_bits_per_byte": bits}
+
+
+class _Stop:
+    """Remembers SIGTERM and SIGINT until the loop asks; on several hosts all stop after the same step."""
+
+    def __init__(self):
+        self._signum = 0
+        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)} if jax.process_count() == 1 else {}
+
+    def _note(self, signum, frame):
+        if self._signum:  # a second one does not wait for the step
+            raise KeyboardInterrupt
+        self._signum = signum
+
+    def requested(self, step: int) -> int:
+        if jax.process_count() > 1:
+            return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
+        return self._signum
+
+    def restore(self) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+
+def check_resumable(old: dict, new: dict, workdir: Path) -> None:
+    """Raises UserError if a run's saved config is of another model than the new one; other keys may change."""
+    for key, value in old["model"].items():
+        if key not in ("scan_layers", "remat") and new["model"].get(key) != value:
+            raise UserError(
+                f"model.{key} is {value} in {workdir} and {new['model'].get(key)} in this config: a checkpoint of another "
+                f"architecture; set --config.model.{key}={value}, or use another --workdir"
+            )
+
+
+def check_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Raises UserError for values that cannot work, and for a workdir whose checkpoints are of another model."""
+    for key, least in (("steps", 0), ("sequence_length", 2), ("checkpoint_every", 0), ("valid_every", 0), ("valid_batches", 1),
+                       ("max_skipped_in_row", 1), ("keep_last", 1), ("keep_every", 0), ("seed", 0)):  # fmt: skip
+        if config[key] < least:
+            raise UserError(f"{key}={config[key]} must be at least {least}")
+    saved = workdir / "config.json"
+    if (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir()) and saved.is_file():
+        check_resumable(json.loads(saved.read_text()), config.to_dict(), workdir)

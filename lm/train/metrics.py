@@ -1,0 +1,95 @@
+"""Where the numbers of a run go: a live line, metrics.jsonl, TensorBoard.
+
+metrics.jsonl holds one JSON object a line. A training line has step, loss (nats a token), tokens (trained since
+step 0), tokens_per_second, grad_norm (before clipping), learning_rate, mfu, skipped; a validation line has step,
+valid_loss, valid_bits_per_byte.
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+
+def rewind(path: Path, step: int) -> None:
+    """Drops the lines of a JSONL log that are later than `step`, and a line torn by a crash; written beside, renamed."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError):
+            continue
+    beside = path.with_name(path.name + ".new")
+    beside.write_text("".join(line + "\n" for line in kept))
+    os.replace(beside, path)
+
+
+class Log:
+    """The three sinks of one process; on a process that is not the first it does nothing."""
+
+    def __init__(self, workdir: Path, *, enabled: bool, step: int, steps: int, log_ids: bool):
+        self.enabled = enabled
+        if not enabled:
+            return
+        rewind(workdir / "metrics.jsonl", step)
+        rewind(workdir / "ids.jsonl", step)
+        self._metrics = open(workdir / "metrics.jsonl", "a")
+        self._ids = open(workdir / "ids.jsonl", "a") if log_ids else None
+        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        self._bar = tqdm(
+            total=steps, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1, mininterval=0.5, desc="train",
+            bar_format="{desc} {n_fmt}/{total_fmt} |{bar}| {postfix} [{elapsed}<{remaining}]",
+        )  # fmt: skip
+
+    def train(self, line: dict, ids: list[int] | None) -> None:
+        if not self.enabled:
+            return
+        self._write(line)
+        if self._ids is not None:
+            self._ids.write(json.dumps({"step": line["step"], "ids": ids}) + "\n")
+            self._ids.flush()
+        rate = f"{line['tokens_per_second']:,.0f} tokens/s, MFU {line['mfu']:.1%}"
+        self._bar.set_postfix_str(f"loss {line['loss']:.4f}, {rate}", refresh=False)
+        self._bar.update(line["step"] - self._bar.n)
+
+    def valid(self, line: dict) -> None:
+        if not self.enabled:
+            return
+        self._write(line)
+        self.say(f"step {line['step']}: valid loss {line['valid_loss']:.4f} nats, {line['valid_bits_per_byte']:.4f} bits per byte")
+
+    def say(self, text: str) -> None:
+        if self.enabled:
+            self._bar.write(text)
+
+    def flush(self) -> None:
+        """Makes the lines durable: a checkpoint must never be ahead of its log."""
+        if not self.enabled:
+            return
+        for file in filter(None, (self._metrics, self._ids)):
+            file.flush()
+            os.fsync(file.fileno())
+        self._board.flush()
+
+    def close(self) -> None:
+        if not self.enabled:
+            return
+        self._bar.close()
+        self._metrics.close()
+        if self._ids is not None:
+            self._ids.close()
+        self._board.close()
+
+    def _write(self, line: dict) -> None:
+        # JSON has no NaN; a skipped step's loss is written as null.
+        self._metrics.write(json.dumps({k: v if math.isfinite(v) else None for k, v in line.items()}) + "\n")
+        self._metrics.flush()
+        for key, value in line.items():
+            if key != "step":
+                self._board.add_scalar(key, value, line["step"])

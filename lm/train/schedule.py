@@ -1,0 +1,41 @@
+"""Learning rate by step."""
+
+import math
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from lm.errors import UserError
+
+KINDS = ("cosine", "wsd", "constant")
+
+
+def schedule(kind: str, *, peak: float, steps: int, warmup: int, final: float = 0.1, decay: float = 0.2) -> Callable:
+    """A function from the number of updates made (0, 1, …) to the learning rate of the next one (float32).
+
+    Warm-up is linear: peak·(n+1)/warmup. Then, with u the share of the remaining steps that is done:
+      cosine    peak·(final + (1−final)·(1+cos πu)/2)  (Loshchilov and Hutter 2017)
+      wsd       peak, and over the last `decay` of all steps linearly to peak·final  (warm-up-stable-decay, Hu et al. 2024)
+      constant  peak
+    """
+    if kind not in KINDS:
+        raise UserError(f"optimizer.schedule={kind!r} is none of {', '.join(KINDS)}")
+    if not 0 <= warmup:
+        raise UserError(f"optimizer.warmup={warmup} must not be negative")
+    warmup = min(warmup, steps)
+    decay_steps = max(1, round(decay * steps))
+
+    def learning_rate(n):
+        n = jnp.asarray(n, jnp.float32)
+        warm = jnp.minimum(1.0, (n + 1) / max(1, warmup))
+        if kind == "cosine":
+            u = jnp.clip((n - warmup) / max(1, steps - 1 - warmup), 0.0, 1.0)
+            shape = final + (1 - final) * 0.5 * (1 + jnp.cos(math.pi * u))
+        elif kind == "wsd":
+            u = jnp.clip((n - (steps - 1 - decay_steps)) / decay_steps, 0.0, 1.0)
+            shape = 1 - (1 - final) * u
+        else:
+            shape = 1.0
+        return peak * warm * shape
+
+    return learning_rate

@@ -1,0 +1,42 @@
+"""How fast a device could be: the denominator of MFU."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+from lm.kernels.matmul import product
+
+# Dense bfloat16 peak, FLOP/s a chip, from the makers' data sheets.
+PEAK = {
+    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v5p": 459e12, "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
+}  # fmt: skip
+
+FORMULA = "MFU = tokens/s × (6·N + 6·L·T·H·K) / peak; N without the input embedding, attention counted causally"
+
+
+def peak_flops(dtype) -> tuple[float, str]:
+    """(FLOP/s of all devices of this job, where the number is from). On a CPU it is measured, by one large product."""
+    device, count = jax.devices()[0], jax.device_count()
+    for kind, peak in sorted(PEAK.items(), key=lambda item: -len(item[0])):
+        if device.device_kind.startswith(kind):
+            return peak * count, f"{kind} data sheet × {count}"
+    # Fake CPU devices share the machine: it is measured once, not once a device.
+    scale = jax.process_count() if device.platform == "cpu" else count
+    return measured_peak(dtype) * scale, f"a measured 2048³ {jnp.dtype(dtype).name} product"
+
+
+def measured_peak(dtype, n: int = 2048) -> float:
+    """FLOP/s of an n×n×n product with operands in `dtype`, the best of five; no mesh is involved."""
+    local = jax.local_devices()[0]
+    with jax.set_mesh(jax.sharding.Mesh([local], ("x",), axis_types=(jax.sharding.AxisType.Explicit,))):
+        x = jnp.ones((n, n), dtype)
+        run = jax.jit(lambda a: product("ij,jk->ik", a, a))
+        run(x).block_until_ready()
+        best = float("inf")
+        for _ in range(5):
+            begin = time.perf_counter()
+            run(x).block_until_ready()
+            best = min(best, time.perf_counter() - begin)
+    return 2 * n**3 / best

@@ -1,0 +1,164 @@
+"""A prepared dataset holds every kept document once, and is there as a whole or not at all."""
+
+import dataclasses
+import fcntl
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from data.dataset import open_split, prepare, prepared
+from data.sources import Document, Source
+from data.tokenizer import train
+from lm.errors import UserError
+
+T = 32
+
+
+@dataclasses.dataclass
+class Stats:
+    documents: int = 0
+
+
+class Survey:
+    """Stands in for data.split.Survey: every seventh document is validation, unless told otherwise."""
+
+    def __init__(self, every=7):
+        self.stats, self.every = {}, every
+
+    def documents(self, source):
+        self.stats[source.name] = Stats()
+        for i, document in enumerate(source.read()):
+            self.stats[source.name].documents += 1
+            yield document, "valid" if self.every and i % self.every == 0 else "train"
+
+
+def texts(name, count):
+    random = np.random.default_rng(len(name))
+    return [f"{name} {i}: " + "some words, é and ▁ 日本 " * int(random.integers(0, 12)) for i in range(count)]
+
+
+def source(name, count):
+    return Source(name, lambda: (Document(f"{name}-{i}", text, name) for i, text in enumerate(texts(name, count))))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    return train(texts("code", 200), path, vocab_size=400, sample_bytes=1 << 20, seed=0, threads=1)
+
+
+def documents_in(folder, name, split, tokenizer):
+    """All texts of a split, put together again from its rows."""
+    rows = open_split(folder, name, split)
+    rows = rows.__getitems__(list(range(len(rows))))
+    heads, rest = [], []
+    for row in rows:
+        assert row["tokens"].shape == row["segment_ids"].shape == row["positions"].shape == (T + 1,)
+        assert row["tokens"].dtype == np.uint16
+        for segment in range(1, int(row["segment_ids"].max()) + 1):
+            piece = row["tokens"][row["segment_ids"] == segment].tolist()
+            (heads if piece[0] == tokenizer.bos_id else rest).append(piece)
+    return heads, rest
+
+
+def test_every_document_is_in_its_split_once(tmp_path, tokenizer, capfd):
+    seen = []
+    statistics = prepare(tmp_path / "set", [source("code", 150), source("docs", 40)], tokenizer, sequence_length=T,
+                         survey=Survey(), progress=lambda name, size: seen.append((name, size)))
+    assert statistics == prepared(tmp_path / "set")
+    assert capfd.readouterr() == ("", "")
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == ["dataset.json", "packed_text"]
+    assert (statistics["sequence_length"], statistics["vocab_size"]) == (T, tokenizer.vocab_size)
+    assert statistics["tokenizer"] == tokenizer.fingerprint
+    for name, count in (("code", 150), ("docs", 40)):
+        counts = statistics["sources"][name]
+        assert counts["survey"] == {"documents": count}
+        assert (name, counts["train"]["bytes"] + counts["valid"]["bytes"]) in seen
+        for split in ("train", "valid"):
+            wanted = [t for i, t in enumerate(texts(name, count)) if (i % 7 == 0) == (split == "valid")]
+            heads, rest = documents_in(tmp_path / "set", name, split, tokenizer)
+            assert counts[split]["rows"] == len(open_split(tmp_path / "set", name, split))
+            assert counts[split]["documents"] == len(wanted) == len(heads)
+            assert counts[split]["bytes"] == sum(len(text.encode()) for text in wanted)
+            targets = sum(len(tokenizer.encode(text)) + 1 for text in wanted)
+            assert counts[split]["tokens_in"] == counts[split]["tokens_packed"] == targets
+            assert counts[split]["tokens_padded"] == counts[split]["rows"] * (T + 1) - sum(map(len, heads + rest))
+            # Documents that fit a row can be read back as they were; of the others every target is there.
+            short = sorted(text for text in wanted if len(tokenizer.encode(text)) <= T - 1)
+            assert sorted(tokenizer.decode(h) for h in heads if h[-1] == tokenizer.eos_id) == short
+            found = sorted(token for piece in heads + rest for token in piece[1:])
+            assert found == sorted(t for text in wanted for t in tokenizer.encode(text) + [tokenizer.eos_id])
+
+
+def test_empty_splits_and_sources_are_left_out(tmp_path, tokenizer):
+    statistics = prepare(tmp_path / "set", [source("code", 10), source("none", 0)], tokenizer, sequence_length=T,
+                         survey=Survey(every=0))
+    assert statistics["sources"]["none"]["train"]["rows"] == statistics["sources"]["code"]["valid"]["rows"] == 0
+    assert os.listdir(tmp_path / "set" / "packed_text") == ["code"]
+
+
+def test_nothing_to_train_on_is_a_user_error_and_leaves_nothing(tmp_path, tokenizer):
+    with pytest.raises(UserError, match="data.input"):
+        prepare(tmp_path / "set", [source("code", 5)], tokenizer, sequence_length=T, survey=Survey(every=1))
+    assert not list(tmp_path.iterdir()) and prepared(tmp_path / "set") is None
+
+
+def test_an_error_in_a_source_leaves_nothing(tmp_path, tokenizer):
+    def broken():
+        yield Document("a", "text", "here")
+        raise UserError("line 7 is no JSON")
+
+    with pytest.raises(UserError, match="line 7"):
+        prepare(tmp_path / "set", [Source("bad", broken)], tokenizer, sequence_length=T, survey=Survey())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_taken_is_left_alone(tmp_path, tokenizer):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "mine").write_text("mine")
+    with pytest.raises(UserError, match="already exists"):
+        prepare(tmp_path / "set", [source("code", 5)], tokenizer, sequence_length=T, survey=Survey())
+    assert (tmp_path / "set" / "mine").read_text() == "mine"
+
+
+KILLED = """
+import os, sys
+from data.dataset import prepare
+from data.sources import Document, Source
+from data.tokenizer import Tokenizer
+assert "tensorflow" not in sys.modules
+class Survey:
+    stats = {}
+    def documents(self, source):
+        for i in range(200):
+            yield Document(str(i), "some words " * 300, "here"), "train"
+        os._exit(9)
+prepare(sys.argv[1], [Source("code", list)], Tokenizer(sys.argv[2]), sequence_length=32, survey=Survey())
+"""
+
+
+def test_a_kill_leaves_nothing_and_the_next_start_sweeps_up(tmp_path, tokenizer, tmp_path_factory):
+    model = tmp_path_factory.getbasetemp() / "killed.model"
+    train(["some words " * 50], model, vocab_size=300, sample_bytes=1 << 20, seed=0, threads=1)
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "set"), str(model)], cwd=root, check=False,
+                            env={**os.environ, "PYTHONPATH": root}, capture_output=True)
+    assert killed.returncode == 9, killed.stderr.decode()
+    assert prepared(tmp_path / "set") is None
+    assert [path.name for path in tmp_path.iterdir()] == [".set.incomplete"]
+    prepare(tmp_path / "set", [source("code", 20)], tokenizer, sequence_length=T, survey=Survey())
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_two_writers_do_not_share_a_folder(tmp_path, tokenizer):
+    (tmp_path / ".set.incomplete").mkdir()
+    other = os.open(tmp_path / ".set.incomplete", os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another process"):
+        prepare(tmp_path / "set", [source("code", 5)], tokenizer, sequence_length=T, survey=Survey())
+    os.close(other)
+    assert prepare(tmp_path / "set", [source("code", 5)], tokenizer, sequence_length=T, survey=Survey())

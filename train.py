@@ -1,0 +1,61 @@
+"""Pretrain a language model: text -> tokenizer -> packed dataset -> training -> report.
+
+    python train.py --config=configs/train/tiny.py --workdir=runs/tiny [--config.KEY=VALUE ...]
+
+Reads --config.data.input (a folder, file, glob of .txt .md .jsonl .parquet, or a TFDS name; none: the code and docs of this
+Python installation), trains a SentencePiece tokenizer on it unless --config.tokenizer names one, and trains a Llama-like
+decoder on the mesh of --config.mesh. The same line again resumes after a crash, a kill or a Ctrl-C. Every key, with its
+meaning, stands in configs/train/default.py. Written to the workdir: config.json, tokenizer.model, data/, checkpoints/,
+metrics.jsonl, tensorboard/, report.html, report.json.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+from lm import cli
+
+
+def main(config, workdir: Path) -> None:
+    import jax  # after the flags are right: a misspelt key is answered at once
+
+    from data.batches import Batches
+    from data.pipeline import parse_weights, prepare_text
+    from lm.evals.training_report import write_report
+    from lm.parallel import hosts
+    from lm.parallel.mesh import check_fit, make_mesh
+    from lm.train import loop
+    from lm.train.step import make_trainer, model_config_of
+
+    begin = time.perf_counter()
+    hosts.start()
+    mesh = make_mesh(config.mesh)
+    check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
+    loop.check_config(config, workdir)
+    if hosts.is_first():
+        workdir.mkdir(parents=True, exist_ok=True)
+        cli.write_json(workdir / "config.json", config.to_dict())
+
+    tokenizer, dataset, stages = prepare_text(config, workdir)
+    weights = parse_weights(config.data.weights)
+    batches = Batches(dataset, "train", batch_size=config.batch_size, seed=config.seed, weights=weights)
+    valid = None
+    if config.data.valid_fraction > 0:
+        valid = Batches(dataset, "valid", batch_size=config.batch_size, shuffle=False)
+
+    with jax.set_mesh(mesh):
+        trainer = make_trainer(config)
+        try:
+            result = loop.train(config, trainer, mesh, batches, valid, tokenizer, workdir)
+        except loop.Stopped as stopped:
+            cli.fail(str(stopped), 128 + stopped.signum)
+        except loop.Diverged as diverged:
+            cli.fail(str(diverged), 1)
+    stages["training"] = result["seconds"]
+    stages["start and other"] = time.perf_counter() - begin - sum(stages.values())
+    if hosts.is_first():
+        write_report(config, workdir, dataset, tokenizer, result, stages)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, __doc__))
