@@ -9,7 +9,6 @@ meaning, stands in configs/train/default.py. Written to the workdir: config.json
 metrics.jsonl, tensorboard/, report.html, report.json.
 """
 
-import sys
 import time
 from pathlib import Path
 
@@ -32,12 +31,11 @@ def main(config, workdir: Path) -> None:
     mesh = make_mesh(config.mesh)
     check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
     loop.check_config(config, workdir)
-    if hosts.is_first():
-        workdir.mkdir(parents=True, exist_ok=True)
-        cli.write_json(workdir / "config.json", config.to_dict())
+    weights = parse_weights(config.data.weights)
 
     tokenizer, dataset, stages = prepare_text(config, workdir)
-    weights = parse_weights(config.data.weights)
+    if hosts.is_first():
+        cli.write_json(workdir / "config.json", config.to_dict())
     batches = Batches(dataset, "train", batch_size=config.batch_size, seed=config.seed, weights=weights)
     valid = None
     if config.data.valid_fraction > 0:
@@ -48,6 +46,7 @@ def main(config, workdir: Path) -> None:
         try:
             result = loop.train(config, trainer, mesh, batches, valid, tokenizer, workdir)
         except loop.Stopped as stopped:
+            hosts.leave()
             cli.fail(str(stopped), 128 + stopped.signum)
         except loop.Diverged as diverged:
             cli.fail(str(diverged), 1)
@@ -58,4 +57,4 @@ def main(config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, __doc__))
+    cli.run(main, __doc__)

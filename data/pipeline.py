@@ -37,15 +37,14 @@ def prepare_text(config: ml_collections.ConfigDict, workdir: Path) -> tuple[toke
         wait_for(lambda: prepared(folder))
         return tokenizer, folder, stages
 
-    if config.tokenizer is not None and not model_file.exists():
-        tokenizers.Tokenizer(config.tokenizer)  # a file that is no tokenizer is refused before it is copied
-        beside = model_file.with_name("tokenizer.model.new")
-        shutil.copyfile(config.tokenizer, beside)
-        os.replace(beside, model_file)
-    if model_file.exists():
-        folder = _folder(config, tokenizers.Tokenizer(model_file), workdir)
+    given = tokenizers.Tokenizer(config.tokenizer) if config.tokenizer is not None else None
+    tokenizer = tokenizers.Tokenizer(model_file) if model_file.exists() else given
+    if tokenizer:
+        if given and given.fingerprint != tokenizer.fingerprint:
+            raise UserError(f"tokenizer: {config.tokenizer} is not the {model_file} of this run; use another --workdir")
+        folder = _folder(config, tokenizer, workdir)
         if prepared(folder):
-            return tokenizers.Tokenizer(model_file), folder, stages
+            return tokenizer, folder, stages
 
     sources = open_sources(config.data.input, text_key=config.data.text_key, max_bytes=config.data.max_bytes)
     with _Stage(stages, "survey") as progress:
@@ -53,13 +52,18 @@ def prepare_text(config: ml_collections.ConfigDict, workdir: Path) -> tuple[toke
             sources, valid_fraction=config.data.valid_fraction, seed=config.seed,
             max_valid_bytes=config.data.max_valid_bytes, progress=progress,
         )  # fmt: skip
-    if not model_file.exists():
+    # The first that is written: by now all of the input was read, and nothing was wrong with it.
+    workdir.mkdir(parents=True, exist_ok=True)
+    if tokenizer is None:
         with _Stage(stages, "tokenizer") as progress:
-            tokenizers.train(
+            tokenizer = tokenizers.train(
                 _train_texts(sources, kept, progress), model_file, vocab_size=config.model.vocab_size,
                 sample_bytes=config.data.tokenizer_sample_bytes, seed=config.seed, threads=os.cpu_count() or 1,
             )  # fmt: skip
-    tokenizer = tokenizers.Tokenizer(model_file)
+    elif not model_file.exists():
+        beside = model_file.with_name("tokenizer.model.new")
+        shutil.copyfile(config.tokenizer, beside)
+        os.replace(beside, model_file)
     folder = _folder(config, tokenizer, workdir)
     with _Stage(stages, "dataset") as progress:
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -19,15 +19,29 @@ from lm.errors import UserError
 
 
 class Checkpoints:
-    """The checkpoints of one run. `keep_last` newest ones stay, and every one at a multiple of `keep_every` (0: none)."""
+    """The checkpoints of one run. `keep_last` newest ones stay, and every one at a multiple of `keep_every` (0: none).
 
-    def __init__(self, workdir: str | os.PathLike, *, keep_last: int = 2, keep_every: int = 0):
+    On several hosts all processes call every method together. With `read_only` each reads for itself, and nothing is
+    written, not even what a killed save left is swept away.
+    """
+
+    def __init__(self, workdir: str | os.PathLike, *, keep_last: int = 2, keep_every: int = 0, read_only: bool = False):
         logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells the story of each save
         self.folder = Path(workdir).absolute() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep_last, keep_period=keep_every or None, enable_async_checkpointing=True, create=True
-        )
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
+        if read_only:
+            hosts = ocp.options.MultiprocessingOptions(
+                primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="read"
+            )
+            options = ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=hosts)
+        else:
+            hosts = ocp.options.MultiprocessingOptions()
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, keep_period=keep_every or None)
+        # Named here, since a process that has not saved yet could not tell what it finds.
+        handlers = {
+            "state": ocp.PyTreeCheckpointHandler(multiprocessing_options=hosts),
+            "meta": ocp.JsonCheckpointHandler(multiprocessing_options=hosts),
+        }
+        self._manager = ocp.CheckpointManager(self.folder, item_handlers=handlers, options=options)
 
     def latest(self) -> int | None:
         """The step of the newest whole checkpoint."""
@@ -35,7 +49,7 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, meta: dict) -> None:
         """Starts saving; arrays are copied before this returns. A failure of this save shows at the next call."""
-        items = {"state": ocp.args.StandardSave(plain(state)), "meta": ocp.args.JsonSave(meta)}
+        items = {"state": ocp.args.PyTreeSave(plain(state)), "meta": ocp.args.JsonSave(meta)}
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
@@ -52,24 +66,21 @@ class Checkpoints:
         Raises UserError if the checkpoint holds other arrays or other shapes.
         """
         wanted = plain(abstract)
-        stored = self._manager.item_metadata(step)["state"]
-        stored = getattr(stored, "tree", stored)
-        check_shapes(wanted, stored, self.folder / str(step))
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
-        return unplain(abstract, self._manager.restore(step, args=args)["state"])
+        check_shapes(wanted, self._manager.item_metadata(step)["state"].tree, self.folder / str(step))
+        return unplain(abstract, self._read(step, wanted))
 
     def restore_params(self, step: int, abstract_params: nnx.State) -> nnx.State:
         """Reads the parameters of a training state and nothing else of it."""
         wanted = {"params": plain(abstract_params)}
-        args = ocp.args.Composite(state=ocp.args.PyTreeRestore(wanted, restore_args=_restore_args(wanted), partial_restore=True))
-        return unplain(abstract_params, self._manager.restore(step, args=args)["state"]["params"])
+        return unplain(abstract_params, self._read(step, wanted)["params"])
+
+    def _read(self, step: int, wanted: dict) -> dict:
+        each = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype), wanted)
+        args = ocp.args.PyTreeRestore(wanted, restore_args=each, partial_restore=True)
+        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
 
     def close(self) -> None:
         self._manager.close()
-
-
-def _restore_args(tree):
-    return jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype), tree)
 
 
 def plain(tree: Any) -> Any:

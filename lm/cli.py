@@ -18,27 +18,27 @@ from ml_collections import config_flags
 
 from lm.errors import UserError
 
+# What a file system may refuse; whatever layer it surfaces in, the user can mend it.
+REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 
-def define_flags(usage: str) -> None:
-    """--config and --workdir, and `usage` as the text of --help."""
+
+def define_flags() -> None:
+    """--config and --workdir."""
     flags.FLAGS.set_gnu_getopt(True)
-    sys.modules["__main__"].__doc__ = usage
     config_flags.DEFINE_config_file("config", None, "File with get_config(); set its keys with --config.KEY=VALUE.")
     flags.DEFINE_string("workdir", None, "Folder that the run lives in; the same line again resumes it.")
 
 
 def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, Path]:
     """The resolved config and the workdir. Raises UserError for what is misspelt, of a wrong type, or missing."""
-    path = next((arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")), None)
-    if path is None and "--config" in argv[:-1]:
-        path = argv[argv.index("--config") + 1]
-    wants_help = any(arg in ("--help", "-h", "--helpfull", "-help") for arg in argv)
-    if not wants_help:
-        if path is None:
-            raise UserError("--config is missing: name a file such as configs/train/tiny.py")
-        _check_config_file(path.split(":")[0])
+    path = _config_path(argv)
+    if path is None:
+        raise UserError("--config is missing: name a file such as configs/train/tiny.py")
+    _check_config_file(path.split(":")[0])
     try:
         rest = flags.FLAGS(argv)
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_wrong_value(path, error)) from None
     except flags.Error as error:
         raise UserError(_one_line(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -48,26 +48,59 @@ def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, Path]:
         raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing: name the folder that the run lives in")
-    return flags.FLAGS.config, Path(flags.FLAGS.workdir)
+    workdir = Path(flags.FLAGS.workdir)
+    for folder in (workdir, *workdir.parents):
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--workdir={workdir}: {folder} is a file; name a folder")
+    return flags.FLAGS.config, workdir
 
 
 def run(main: Callable[[ml_collections.ConfigDict, Path], None], usage: str) -> None:
-    """Parses, calls main(config, workdir), and turns its errors into a line and an exit code."""
-    define_flags(usage)
+    """Parses, calls main(config, workdir), and turns its errors into a line and an exit code; --help prints `usage`."""
+    define_flags()
+    if wants_help(sys.argv):
+        print(help_text(usage, sys.argv))
+        return
+    guard(lambda: main(*parse(sys.argv)))
+
+
+def guard(call: Callable[[], None]) -> None:
+    """Calls; what the user can mend, and Ctrl-C, become a line and an exit code."""
     try:
-        main(*parse(sys.argv))
+        call()
     except UserError as error:
         fail(str(error), 2)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR):
+    except KeyboardInterrupt:
+        fail("interrupted; what was complete is kept, run the same line to go on", 130)
+    except Exception as error:
+        refusal = _refusal(error)
+        if refusal is None:
             raise
-        fail(f"{error.filename or 'a file'}: {error.strerror}; nothing that was complete is lost, mend it and run again", 2)
+        fail(f"{refusal}; what was complete is kept, mend it and run the same line again", 2)
 
 
 def fail(message: str, code: int) -> None:
-    print(f"{Path(sys.argv[0]).name}: {' '.join(message.split())}", file=sys.stderr)
+    """Ends the process with one line, and without waiting for threads, which may be stuck, or for other hosts."""
     sys.stdout.flush()
-    os._exit(code) if code >= 128 else sys.exit(code)
+    print(f"{Path(sys.argv[0]).name}: {_one_line(message)}", file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def wants_help(argv: list[str]) -> bool:
+    return any(arg in ("--help", "-h", "--helpfull", "-help") for arg in argv)
+
+
+def help_text(usage: str, argv: list[str]) -> str:
+    """The verb's docstring, its flags, and every key with its value where a config is named."""
+    lines = [usage.strip(), "", *(f"--{name}: {flags.FLAGS[name].help}" for name in ("config", "workdir"))]
+    path = _config_path(argv)
+    if path is None:
+        return "\n".join([*lines, "", "With --config=FILE --help: the keys of that config and their values."])
+    _check_config_file(path)
+    config = _load(path)
+    lines += ["", f"Keys of {path}:"]
+    lines += [f"  --config.{key}={_value(config, key)}" for key in _keys(config)]
+    return "\n".join(lines)
 
 
 def write_json(path: Path, value: object) -> None:
@@ -75,6 +108,29 @@ def write_json(path: Path, value: object) -> None:
     beside = path.with_name(path.name + ".new")
     beside.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(beside, path)
+
+
+def _refusal(error: BaseException | None) -> str | None:
+    """Which file, and why, if the error or one that it came from is a refusal of the file system."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in REFUSALS:
+            return f"{error.filename or _workdir()}: {error.strerror}"
+        for reason in map(os.strerror, REFUSALS):
+            if reason in str(error):
+                return f"{_workdir()}: {reason}"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _workdir() -> str:
+    return flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else "a file"
+
+
+def _config_path(argv: list[str]) -> str | None:
+    path = next((arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")), None)
+    if path is None and "--config" in argv[:-1]:
+        path = argv[argv.index("--config") + 1]
+    return path
 
 
 def _check_config_file(path: str) -> None:
@@ -96,6 +152,17 @@ def _unknown_key(argv: list[str], path: str, error: Exception) -> str:
     return f"--config={path}: {_one_line(error)}"
 
 
+def _wrong_value(path: str, error: Exception) -> str:
+    """absl names the key and Python's complaint; what the key is like stands in the config."""
+    match = re.match(r"flag (--config\.([^=]+)=.*?): ", str(error))
+    usual = _value(_load(path), match[2]) if match else None
+    if isinstance(usual, ml_collections.ConfigDict):
+        return f"{match[1]}: a section, not a key; its keys are {', '.join(_keys(usual, match[2] + '.'))}"
+    if usual is None:
+        return _one_line(error)
+    return f"{match[1]}: must be of type {type(usual).__name__}, such as {usual}"
+
+
 def _load(path: str) -> ml_collections.ConfigDict:
     scope: dict = {"__name__": "config", "__file__": path}
     exec(compile(Path(path).read_text(), path, "exec"), scope)
@@ -111,6 +178,12 @@ def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterable[str]:
             yield prefix + key
 
 
+def _value(config: ml_collections.ConfigDict, key: str) -> object:
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
 def _nearest(name: str, known: list[str]) -> str:
     by_end = difflib.get_close_matches(name.split(".")[-1], [key.split(".")[-1] for key in known], n=1, cutoff=0.6)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
@@ -118,5 +191,5 @@ def _nearest(name: str, known: list[str]) -> str:
     return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+def _one_line(message: object) -> str:
+    return " ".join(str(message).split())

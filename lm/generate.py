@@ -5,14 +5,15 @@ python -m lm.generate --checkpoint=runs/demo --prompt='def ' [--max_new_tokens=6
 
 import sys
 
-from absl import app, flags
+from absl import flags
 
 import lm
+from lm import cli
 from lm.errors import UserError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", None, "A training run's workdir.", required=True)
-flags.DEFINE_multi_string("prompt", None, "Text to go on from; may be given several times.", required=True)
+flags.DEFINE_string("checkpoint", None, "A training run's workdir.")
+flags.DEFINE_multi_string("prompt", None, "Text to go on from; may be given several times.")
 flags.DEFINE_integer("max_new_tokens", 64, "Most tokens to draw.", lower_bound=1)
 flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token.", lower_bound=0.0)
 flags.DEFINE_float("top_p", 0.95, "Nucleus sampling: the smallest set of tokens with this probability.")
@@ -20,22 +21,28 @@ flags.DEFINE_integer("top_k", 0, "Only the k likeliest tokens; 0: all.", lower_b
 flags.DEFINE_integer("seed", 0, "Of the draws.")
 
 
-def main(argv) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}")
+def main() -> None:
     try:
-        model, tokenizer = lm.load(FLAGS.checkpoint)
-        for prompt in FLAGS.prompt:
-            print(prompt, end="", flush=True)
-            lm.generate(
-                model, tokenizer, [prompt], max_new_tokens=FLAGS.max_new_tokens, temperature=FLAGS.temperature,
-                top_p=FLAGS.top_p, top_k=FLAGS.top_k, seed=FLAGS.seed, stream=lambda text: print(text, end="", flush=True),
-            )  # fmt: skip
-            print(flush=True)
-    except UserError as error:
-        print(f"lm.generate: {error}", file=sys.stderr)
-        sys.exit(2)
+        rest = FLAGS(sys.argv)
+    except flags.Error as error:
+        raise UserError(str(error)) from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
+    for name in ("checkpoint", "prompt"):
+        if FLAGS[name].value is None:
+            raise UserError(f"--{name} is missing: {FLAGS[name].help}")
+    model, tokenizer = lm.load(FLAGS.checkpoint)
+    for prompt in FLAGS.prompt:
+        print(prompt, end="", flush=True)
+        lm.generate(
+            model, tokenizer, [prompt], max_new_tokens=FLAGS.max_new_tokens, temperature=FLAGS.temperature,
+            top_p=FLAGS.top_p, top_k=FLAGS.top_k, seed=FLAGS.seed, stream=lambda text: print(text, end="", flush=True),
+        )  # fmt: skip
+        print(flush=True)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    if cli.wants_help(sys.argv):
+        print(f"{__doc__}\n{FLAGS.main_module_help()}")
+    else:
+        cli.guard(main)

@@ -28,7 +28,7 @@ def load(path: str | os.PathLike, dtype: str | None = None) -> tuple[Transformer
         raise UserError(f"{path} is no training run: it has no config.json")
     if not (path / "checkpoints").is_dir():
         raise UserError(f"{path} has no checkpoint yet; train it first")
-    checkpoints = Checkpoints(path)
+    checkpoints = Checkpoints(path, read_only=True)
     step = checkpoints.latest()
     if step is None:
         raise UserError(f"{path} has no checkpoint yet; train it first")

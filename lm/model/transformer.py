@@ -12,7 +12,6 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_policies
 
 from lm.config import ModelConfig
-from lm.kernels.attention import causal_mask
 from lm.kernels.matmul import matmul
 from lm.model.attention import Attention, Cache
 from lm.model.feed_forward import SwiGLU
@@ -48,8 +47,8 @@ class Layer(nnx.Module):
         self.feed_forward_norm = RMSNorm(config.embed_dim, config.norm_eps)
         self.feed_forward = SwiGLU(config, rngs)
 
-    def __call__(self, x_BTD, rotary, mask_BTS, cache=None, slot=None):
-        mixed, cache = self.attention(self.attention_norm(x_BTD), rotary, mask_BTS, cache, slot)
+    def __call__(self, x_BTD, rotary, segments, cache=None, slot=None):
+        mixed, cache = self.attention(self.attention_norm(x_BTD), rotary, segments, cache, slot)
         x_BTD = x_BTD + mixed
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD)), cache
 
@@ -95,12 +94,11 @@ class Transformer(nnx.Module):
         key_segments_BS = segment_ids_BT
         if state is not None:
             key_segments_BS = lax.dynamic_update_slice_in_dim(state.segments_BS, segment_ids_BT, start, axis=1)
-        mask_BTS = causal_mask(segment_ids_BT, key_segments_BS, start + jnp.arange(T))
         rotary = rotary_angles(positions_BT, config.head_dim, config.rope_theta)
 
         table = reshard(self.embedding[...].astype(config.compute_dtype), "vocab", None)
         x_BTD = table.at[tokens_BT].get(out_sharding=spec("batch", "length", None))
-        x_BTD, caches = self._stack(x_BTD, rotary, mask_BTS, state)
+        x_BTD, caches = self._stack(x_BTD, rotary, (segment_ids_BT, key_segments_BS), state)
         x_BTD = self.norm(x_BTD)
         return x_BTD, None if state is None else DecodeState(caches, key_segments_BS, start + T)
 
@@ -114,12 +112,12 @@ class Transformer(nnx.Module):
     def head_VD(self) -> jax.Array:
         return self.embedding[...] if self.config.tie_embeddings else self.head[...]
 
-    def _stack(self, x_BTD, rotary, mask_BTS, state):
+    def _stack(self, x_BTD, rotary, segments, state):
         graph, params = nnx.split(self.layers)
 
         def apply(x, layer):
             layer_params, cache = layer
-            return nnx.merge(graph, layer_params)(x, rotary, mask_BTS, cache, None if state is None else state.slot)
+            return nnx.merge(graph, layer_params)(x, rotary, segments, cache, None if state is None else state.slot)
 
         if state is None:
             apply = jax.checkpoint(apply, policy=REMAT_POLICIES[self.config.remat], prevent_cse=not self.config.scan_layers)

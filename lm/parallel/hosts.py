@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from lm.errors import UserError
+
 # What marks a process as one of several: our own variables, or a cluster that JAX knows how to read.
 CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "MEGASCALE_COORDINATOR_ADDRESS")
 
@@ -22,9 +24,21 @@ def start() -> None:
         return
 
     def number(name: str) -> int | None:
-        return int(os.environ[name]) if name in os.environ else None
+        text = os.environ.get(name)
+        if text is not None and not text.isdecimal():
+            raise UserError(f"{name}={text!r} is not a number: it counts the processes of this job, from 0")
+        return int(text) if text is not None else None
 
-    jax.distributed.initialize(num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID"))
+    jax.distributed.initialize(
+        num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID"),
+        shutdown_timeout_seconds=24 * 3600,  # so long may process 0 write its report while the others wait to leave
+    )  # fmt: skip
+
+
+def leave() -> None:
+    """Waits until all processes are here and ends the job: none may take another's exit for a crash."""
+    if jax.process_count() > 1:
+        jax.distributed.shutdown()
 
 
 def is_first() -> bool:

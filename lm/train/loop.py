@@ -22,6 +22,7 @@ from lm.errors import UserError
 from lm.parallel.hosts import is_first
 from lm.train.feed import Feed
 from lm.train.metrics import Log
+from lm.train.schedule import schedule
 from lm.train.speed import peak_flops
 from lm.train.step import Trainer, model_config_of, state_shardings
 
@@ -74,22 +75,20 @@ def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Ba
     rates: list[float] = []
     skipped = int(state.skipped)
     last_read = time.perf_counter()
+    pending = None  # (step, metrics, ids) of the step that the devices are at work on
 
-    def read(pending) -> None:
-        """Waits for a dispatched step, logs it, and stops a run that has diverged."""
-        nonlocal tokens, last_read, skipped
+    def read() -> None:
+        """Waits for the dispatched step, if there is one, logs it, and stops a run that has diverged."""
+        nonlocal pending, tokens, skipped, last_read
         if pending is None:
             return
-        step, metrics, ids = pending
+        (step, metrics, ids), pending = pending, None
         metrics = {name: float(value) for name, value in metrics.items()}
         now = time.perf_counter()
-        trained, rate = int(metrics.pop("weight")), metrics["loss"]
-        in_row = int(metrics.pop("skipped_in_row"))
-        tokens += trained
+        trained, in_row, skipped = (int(metrics.pop(name)) for name in ("weight", "skipped_in_row", "skipped"))
         rate = trained / (now - last_read)
-        last_read = now
+        tokens, last_read = tokens + trained, now
         rates.append(rate)
-        skipped = int(metrics["skipped"])
         line = {"step": step, **metrics, "skipped": skipped, "tokens": tokens, "tokens_per_second": rate, "mfu": rate * flops / peak}
         log.train(line, ids)
         if in_row:
@@ -101,35 +100,33 @@ def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Ba
                 f"it goes on from step {checkpoints.latest() or 0}"
             )
 
-    def save(step: int, pending) -> None:
-        read(pending)
+    def save(step: int) -> None:
+        read()
         log.flush()
         checkpoints.save(step, state, {"config": config.to_dict(), "loader": iterator.get_state(), "tokens": tokens})
 
     stop = _Stop()
-    pending = None
     started = time.perf_counter()
     step = begin
     try:
         for step in range(begin + 1, config.steps + 1):
+            # Before the step and not after the last one: so a run that was stopped in between goes on with it.
+            if valid_feed and config.valid_every and step > 1 and (step - 1) % config.valid_every == 0:
+                read()
+                log.valid({"step": step - 1, **evaluate(state.params, config.valid_batches)})
+                last_read = time.perf_counter()
             batch = next(iterator)
             ids = batches.global_row_ids(step - 1).tolist() if config.data.log_ids else None
             state, metrics = step_fn(state, feed.to_devices(batch))
-            read(pending)
+            read()
             pending = (step, metrics, ids)
             due = config.checkpoint_every and step % config.checkpoint_every == 0
             signum = stop.requested(step)
             if due or signum or step == config.steps:
-                save(step, pending)
-                pending = None
+                save(step)
             if signum:
                 checkpoints.wait()
                 raise Stopped(signum, step)
-            if valid_feed and config.valid_every and step % config.valid_every == 0 and step != config.steps:
-                read(pending)
-                pending = None
-                log.valid({"step": step, **evaluate(state.params, config.valid_batches)})
-                last_read = time.perf_counter()
         seconds = time.perf_counter() - started
         final = None
         if valid_feed:
@@ -211,6 +208,9 @@ def check_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
                        ("max_skipped_in_row", 1), ("keep_last", 1), ("keep_every", 0), ("seed", 0)):  # fmt: skip
         if config[key] < least:
             raise UserError(f"{key}={config[key]} must be at least {least}")
+    if not all(isinstance(prompt, str) for prompt in config.samples):
+        raise UserError(f"samples={config.samples} must be texts, such as ('def ', 'The ')")
+    schedule(config.optimizer.schedule, peak=1.0, steps=config.steps, warmup=config.optimizer.warmup)  # refuses what it cannot do
     saved = workdir / "config.json"
     if (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir()) and saved.is_file():
         check_resumable(json.loads(saved.read_text()), config.to_dict(), workdir)

@@ -2,26 +2,30 @@
 
 metrics.jsonl holds one JSON object a line. A training line has step, loss (nats a token), tokens (trained since
 step 0), tokens_per_second, grad_norm (before clipping), learning_rate, mfu, skipped; a validation line has step,
-valid_loss, valid_bits_per_byte.
+valid_loss, valid_bits_per_byte. A number that is not finite is null.
 """
 
 import json
 import math
 import os
+import time
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from tqdm import tqdm
 
 
 def rewind(path: Path, step: int) -> None:
-    """Drops the lines of a JSONL log that are later than `step`, and a line torn by a crash; written beside, renamed."""
+    """Drops what a run that goes on from `step` logs anew: later lines, the validation at `step`, a line torn by a crash."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text(errors="replace").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            values = json.loads(line)
+            if values["step"] <= step - ("valid_loss" in values):
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
@@ -41,7 +45,10 @@ class Log:
         rewind(workdir / "ids.jsonl", step)
         self._metrics = open(workdir / "metrics.jsonl", "a")
         self._ids = open(workdir / "ids.jsonl", "a") if log_ids else None
-        self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        # Not SummaryWriter: a full disk kills its thread, and the loop would wait for it for ever.
+        (workdir / "tensorboard").mkdir(exist_ok=True)
+        self._board = EventsWriter(str(workdir / "tensorboard" / "events"), f".{step}")
+        self._board.write_event(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         self._bar = tqdm(
             total=steps, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1, mininterval=0.5, desc="train",
             bar_format="{desc} {n_fmt}/{total_fmt} |{bar}| {postfix} [{elapsed}<{remaining}]",
@@ -92,4 +99,4 @@ class Log:
         self._metrics.flush()
         for key, value in line.items():
             if key != "step":
-                self._board.add_scalar(key, value, line["step"])
+                self._board.write_event(Event(wall_time=time.time(), step=line["step"], summary=scalar(key, value)))

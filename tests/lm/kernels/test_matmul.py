@@ -1,0 +1,60 @@
+"""The house product against a plain einsum, forward and backward, in both compute types."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.kernels.matmul import matmul
+
+CASES = {
+    "up": ("btd,df->btf", (2, 6, 8), (8, 12), ("batch", "length", "mlp")),
+    "heads": ("btd,dhk->bthk", (2, 6, 8), (8, 4, 2), ("batch", "length", "heads", None)),
+    "output": ("bthk,hkd->btd", (2, 6, 4, 2), (4, 2, 8), ("batch", "length", None)),
+    "head": ("btd,vd->btv", (2, 6, 8), (20, 8), ("batch", "length", "vocab")),
+}
+
+
+def operands(name):
+    equation, x_shape, w_shape, out = CASES[name]
+    x, w, r = jax.random.split(jax.random.key(len(name)), 3)
+    y_shape = jax.eval_shape(lambda x, w: jnp.einsum(equation, x, w), jnp.zeros(x_shape), jnp.zeros(w_shape)).shape
+    normal = jax.random.normal
+    return equation, normal(x, x_shape), normal(w, w_shape), normal(r, y_shape), out
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_float32_is_the_plain_product(name):
+    equation, x, w, cotangent, out = operands(name)
+    plain, plain_vjp = jax.vjp(lambda x, w: jnp.einsum(equation, x, w, precision="highest"), x, w)
+    ours, vjp = jax.vjp(lambda x, w: matmul(equation, x, w, dtype="float32", out=out), x, w)
+    assert ours.dtype == jnp.float32
+    for a, b in zip((ours, *vjp(cotangent)), (plain, *plain_vjp(cotangent)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_bfloat16_rounds_operands_and_cotangent_and_accumulates_in_float32(name):
+    equation, x, w, cotangent, out = operands(name)
+
+    def rounded(a):
+        return a.astype(jnp.bfloat16).astype(jnp.float32)
+
+    # The twin: float32 products of rounded operands, each result rounded once to its own type.
+    plain, plain_vjp = jax.vjp(
+        lambda x, w: jnp.einsum(equation, x, w, precision="highest"), rounded(x), rounded(w)
+    )
+    dx, dw = plain_vjp(rounded(cotangent))
+    activations = x.astype(jnp.bfloat16)
+    ours, vjp = jax.vjp(lambda x, w: matmul(equation, x, w, dtype="bfloat16", out=out), activations, w)
+    our_dx, our_dw = vjp(cotangent.astype(jnp.bfloat16))
+    assert (ours.dtype, our_dx.dtype, our_dw.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    np.testing.assert_allclose(our_dw, dw, rtol=1e-5, atol=1e-5)  # never rounded on its way to the optimizer
+    for a, b in ((ours, plain), (our_dx, dx)):
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=2**-8, atol=1e-5)  # half a unit of bfloat16
+
+
+def test_long_sums_keep_what_bfloat16_would_lose():
+    # 4096 ones: a bfloat16 accumulator sticks at 256.
+    x, w = jnp.ones((1, 1, 4096)), jnp.ones((4096, 1))
+    assert matmul("btd,df->btf", x, w, dtype="bfloat16", out=("batch", "length", "mlp")).item() == 4096
