@@ -17,6 +17,7 @@ from tqdm import tqdm
 from data import tokenizer as tokenizers
 from data.dataset import prepare, prepared
 from data.sources import Source, open_sources
+from data.sources.spool import spooled
 from data.split import survey
 from lm.errors import UserError
 from lm.parallel.hosts import is_first, wait_for
@@ -47,6 +48,10 @@ def prepare_text(config: ml_collections.ConfigDict, workdir: Path) -> tuple[toke
             return tokenizer, folder, stages
 
     sources = open_sources(config.data.input, text_key=config.data.text_key, max_bytes=config.data.max_bytes)
+    spool = workdir / "data" / ".spool"
+    shutil.rmtree(spool, ignore_errors=True)
+    if config.data.input is None:  # parsing a Python installation is slower than all the passes over its text
+        sources = [spooled(source, spool) for source in sources]
     with _Stage(stages, "survey") as progress:
         kept = survey(
             sources, valid_fraction=config.data.valid_fraction, seed=config.seed,
@@ -68,6 +73,7 @@ def prepare_text(config: ml_collections.ConfigDict, workdir: Path) -> tuple[toke
     with _Stage(stages, "dataset") as progress:
         folder.parent.mkdir(parents=True, exist_ok=True)
         prepare(folder, sources, tokenizer, sequence_length=config.sequence_length, survey=kept, progress=progress)
+    shutil.rmtree(spool, ignore_errors=True)
     return tokenizer, folder, stages
 
 

@@ -14,7 +14,7 @@ from jax import lax
 from lm.kernels.matmul import _gathered, _spec_of, product
 from lm.parallel.mesh import spec
 
-CHUNK_TOKENS = 2048  # positions of one host's batch whose logits exist at a time
+CHUNK_TOKENS = 2048  # positions a device whose logits exist at a time
 
 
 def cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, *, dtype, z_loss: float = 0.0, chunk: int | None = None):
@@ -24,11 +24,13 @@ def cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, *, dtype, z_loss: floa
       x_BTD: hidden states after the last norm. head_VD: float32 head. targets_BT: int32. weights_BT: float32.
       dtype: compute type of the three products; logits, softmax and sums are float32.
       z_loss: coefficient of the auxiliary loss that holds log Z near 0 (PaLM, Chowdhery et al. 2022, uses 1e-4).
-      chunk: time steps a chunk; None chooses the largest divisor of T with at most CHUNK_TOKENS positions.
+      chunk: time steps a chunk; None chooses the largest divisor of T with at most CHUNK_TOKENS positions a device.
     Returns: (nll_sum, z_sum), float32 scalars.
     """
     B, T = targets_BT.shape
-    chunk = chunk or max((c for c in range(1, T + 1) if T % c == 0 and B * c <= CHUNK_TOKENS), default=1)
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = B if mesh.empty else B // (mesh.shape["data"] * mesh.shape["fsdp"])
+    chunk = chunk or max((c for c in range(1, T + 1) if T % c == 0 and rows * c <= CHUNK_TOKENS), default=1)
     return _chunked(jnp.dtype(dtype), float(z_loss), chunk, x_BTD, head_VD, targets_BT, weights_BT)
 
 
@@ -57,7 +59,8 @@ def _chunked(dtype, z_loss, chunk, x_BTD, head_VD, targets_BT, weights_BT):
 def _logits(x, head, targets, weights, z_loss):
     """One chunk: logits [B, c, V], Σ w·nll, Σ w·z, log Z [B, c]."""
     logits = product("btd,vd->btv", x, head, spec("batch", None, "vocab"))
-    is_target = lax.broadcasted_iota(jnp.int32, logits.shape, 2, out_sharding=spec("batch", None, "vocab")) == targets[..., None]
+    ids = lax.broadcasted_iota(jnp.int32, logits.shape, 2, out_sharding=spec("batch", None, "vocab"))
+    is_target = ids == targets[..., None]
     logz = jax.nn.logsumexp(logits, axis=-1)
     label = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
     return (logits, is_target), jnp.sum(weights * (logz - label)), jnp.sum(weights * z_loss * logz**2), logz

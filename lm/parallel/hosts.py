@@ -19,7 +19,8 @@ def start() -> None:
     On Slurm, Open MPI, and TPU pods JAX finds out by itself. Elsewhere set JAX_COORDINATOR_ADDRESS (host:port of
     process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
     """
-    tpu_workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    # On a machine without TPUs an installed libtpu makes JAX put a warning into this variable.
+    tpu_workers = [name for name in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name and " " not in name]
     if not any(os.environ.get(name) for name in CLUSTER_VARIABLES) and len(tpu_workers) < 2:
         return
 

@@ -1,6 +1,10 @@
 """The tiny config and the packed batches that the tests of the model and of the training step share."""
 
+import functools
+import json
+
 import jax
+import ml_collections
 import numpy as np
 
 from configs.train import default
@@ -57,6 +61,11 @@ def plain_batch(rows_BT: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def trainer_and_state(config):
-    """(trainer, its initial state) on one device."""
-    trainer = make_trainer(config)
+    """(trainer, its initial state) on one device; the same one for an equal config, so leave it as it is."""
+    return _trainer_and_state(config.to_json())
+
+
+@functools.cache
+def _trainer_and_state(config: str):
+    trainer = make_trainer(ml_collections.ConfigDict(json.loads(config)))
     return trainer, jax.jit(trainer.init)()

@@ -1,0 +1,50 @@
+# make demo   the main job: raw text -> trained model -> report -> generated text
+# make test   the tests, as CI runs them
+# Each does all its own set-up, in .venv, with the first Python >= 3.11 it finds (or PYTHON=...).
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.14,$(shell \
+	$(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $(p))))
+BIN := .venv/bin
+WORKDIR ?= runs/demo
+# Large buffers are freed and asked for at every step; on Linux huge pages save most of the page faults.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
+.PHONY: demo test test-slow bench lint setup
+
+demo: $(BIN)/.core
+	$(BIN)/python train.py --config=configs/train/demo.py --workdir=$(WORKDIR)
+	@echo; echo "The model writes:"; echo
+	$(BIN)/python -m lm.generate --checkpoint=$(WORKDIR) --prompt='def ' --prompt='import ' --prompt='Return ' --max_new_tokens=64
+	@echo; echo "Report: $(WORKDIR)/report.html"
+
+test: $(BIN)/.test
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-slow: $(BIN)/.test .venv/tpu
+	PYTHONPATH=.venv/tpu $(BIN)/python -m pytest -q --durations=10
+
+bench: $(BIN)/.test
+	$(BIN)/python -m benchmarks.train
+
+lint: $(BIN)/.test
+	$(BIN)/ruff check .
+
+setup: $(BIN)/.test
+
+$(BIN)/.venv:
+	@test -n "$(PYTHON)" || { echo "no Python >= 3.11 found: install one, or set PYTHON=/path/to/python3" >&2; exit 2; }
+	"$(PYTHON)" -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@touch $@
+
+$(BIN)/.core: requirements.txt | $(BIN)/.venv
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+$(BIN)/.test: requirements-test.txt $(BIN)/.core
+	$(BIN)/python -m pip install --quiet -r requirements-test.txt
+	@touch $@
+
+# libtpu stands apart: in .venv, JAX would look for a TPU at every start. Its compiler is all that the tests want.
+.venv/tpu: $(BIN)/.core
+	$(BIN)/python -m pip install --quiet --no-deps --target=$@ libtpu

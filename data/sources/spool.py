@@ -1,0 +1,33 @@
+"""A source that is slow to read, read once: the first whole pass leaves a compressed copy for the later ones."""
+
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import zstandard
+
+from data.sources import Document, Source
+
+
+def spooled(source: Source, folder: Path) -> Source:
+    """The same documents in the same order; `folder` may be deleted when no more passes are wanted."""
+    path = folder / f"{source.name}.jsonl.zst"
+
+    def read() -> Iterator[Document]:
+        if path.exists():
+            with path.open("rb") as file, zstandard.ZstdDecompressor().stream_reader(file) as stream:
+                for line in io.TextIOWrapper(stream, encoding="utf-8", newline="\n"):
+                    yield Document(**json.loads(line))
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(path.name + ".new")
+        with beside.open("wb") as file, zstandard.ZstdCompressor(level=1).stream_writer(file) as stream:
+            for document in source.read():
+                stream.write((json.dumps(dataclasses.asdict(document)) + "\n").encode())
+                yield document
+        os.replace(beside, path)
+
+    return Source(source.name, read)

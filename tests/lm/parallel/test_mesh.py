@@ -1,0 +1,104 @@
+"""Meshes that fit are built; those that do not are refused by name."""
+
+import jax
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from lm.config import ModelConfig
+from lm.errors import UserError
+from lm.model.transformer import skeleton
+from lm.parallel.mesh import AXES, check_fit, make_mesh, shardings, spec
+
+MODEL = ModelConfig(vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=64)
+
+
+def sizes_of(mesh):
+    return {axis: size for axis, size in mesh.shape.items() if size > 1}
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ({"data": 8}, {"data": 8}),
+        ({"data": -1}, {"data": 8}),
+        ({"data": 2, "fsdp": -1, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}),
+        ({"data": -1, "fsdp": 8}, {"fsdp": 8}),
+        ({"data": 8, "expert": -1}, {"data": 8}),
+    ],
+)
+def test_sizes(asked, given):
+    mesh = make_mesh(asked)
+    assert sizes_of(mesh) == given
+    assert mesh.axis_names == AXES
+    assert set(mesh.axis_types) == {AxisType.Explicit}
+
+
+def test_a_mesh_of_some_devices():
+    assert sizes_of(make_mesh({"data": -1, "tensor": 2}, jax.devices()[:4])) == {"data": 2, "tensor": 2}
+    assert make_mesh({}, jax.devices()[:1]).size == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "named"),
+    [
+        ({"data": 3}, "mesh.data=3 .*8"),
+        ({"data": 4}, "mesh.data=4 .*8"),
+        ({"data": 16}, "mesh.data=16 .*8"),
+        ({"data": -1, "fsdp": 3}, "mesh.fsdp=3"),
+        ({"data": -1, "fsdp": -1}, "mesh.data=-1, mesh.fsdp=-1"),
+        ({"data": 0}, "mesh.data=0"),
+        ({"data": -2}, "mesh.data=-2"),
+        ({"data": 4, "expert": 2}, "mesh.expert=2"),
+        ({"data": 4, "context": 2}, "mesh.context=2"),
+        ({"data": 4, "expert": -1}, "mesh.expert"),
+        ({"data": 1, "context": -1}, "mesh.context"),
+        ({}, "mesh of 1 .*8"),
+    ],
+)
+def test_sizes_that_do_not_fit(sizes, named):
+    with pytest.raises(UserError, match=named):
+        make_mesh(sizes)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "change", "batch_size", "accumulate", "named"),
+    [
+        ({"data": 8}, {}, 12, 1, "batch_size=12 "),
+        ({"data": 4, "fsdp": 2}, {}, 12, 1, "batch_size=12 "),
+        ({"data": 2, "tensor": 4}, {"num_kv_heads": 4}, 6, 2, "accumulate"),
+        ({"data": 8}, {}, 0, 1, "batch_size=0 "),
+        ({"data": 8}, {}, 8, 0, "accumulate"),
+        ({"fsdp": 8}, {"embed_dim": 36, "num_heads": 2}, 8, 1, "mesh.fsdp=8 .*model.embed_dim=36"),
+        ({"data": 2, "tensor": 4}, {}, 8, 1, "mesh.tensor=4 .*model.num_kv_heads=2"),
+        ({"tensor": 8}, {}, 8, 1, "mesh.tensor=8 .*model.num_heads=4"),
+        ({"data": 4, "tensor": 2}, {"mlp_dim": 63}, 8, 1, "mesh.tensor=2 .*model.mlp_dim=63"),
+        ({"data": 4, "tensor": 2}, {"vocab_size": 63}, 8, 1, "mesh.tensor=2 .*model.vocab_size=63"),
+    ],
+)
+def test_models_and_batches_that_do_not_split(sizes, change, batch_size, accumulate, named):
+    model = ModelConfig(**{**vars(MODEL), "head_dim": 0, **change})
+    with pytest.raises(UserError, match=named):
+        check_fit(make_mesh(sizes), model, batch_size, accumulate)
+
+
+def test_what_splits_is_accepted():
+    check_fit(make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), MODEL, 8, 2)
+    check_fit(make_mesh({"data": 8}), ModelConfig(**{**vars(MODEL), "vocab_size": 63}), 8, 1)
+
+
+def test_parameters_lie_as_their_declaration_says():
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    layout = shardings(skeleton(MODEL)[1], mesh)
+    P = PartitionSpec
+    assert layout["embedding"].get_value().spec == P("tensor", "fsdp")
+    assert layout["norm"]["scale"].get_value().spec == P(None)
+    layers = layout["layers"]
+    assert layers["attention"]["query"].get_value().spec == P(None, "fsdp", "tensor", None)
+    assert layers["attention"]["output"].get_value().spec == P(None, "tensor", None, "fsdp")
+    assert layers["feed_forward"]["down"].get_value().spec == P(None, "tensor", "fsdp")
+
+
+def test_activations_have_a_partition_only_under_a_mesh():
+    assert spec("batch", "length", "vocab") is None
+    with jax.set_mesh(make_mesh({"data": 8})):
+        assert spec("batch", "length", "vocab") == PartitionSpec(("data", "fsdp"), None, "tensor")

@@ -1,0 +1,72 @@
+"""The same training on any mesh: initial parameters bit for bit, losses and gradient norms for 20 steps."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from lm.parallel.mesh import RULES, check_fit, logical_axes, make_mesh
+from lm.train.feed import Feed
+from lm.train.step import make_trainer, model_config_of, state_shardings
+from tests.lm.examples import packed_batch, tiny_config
+
+STEPS = 20
+RUNS = {
+    "data 8": ({"data": 8}, 1),
+    "fsdp 8": ({"fsdp": 8}, 1),
+    "fsdp 4, tensor 2": ({"fsdp": 4, "tensor": 2}, 1),
+    "data 2, fsdp 2, tensor 2": ({"data": 2, "fsdp": 2, "tensor": 2}, 1),
+    "data 2, fsdp 2, tensor 2, accumulate 4": ({"data": 2, "fsdp": 2, "tensor": 2}, 4),
+    "accumulate 4": ({}, 4),
+}
+
+
+def run(sizes, accumulate):
+    """(initial parameters, [(loss, gradient norm)], last state, mesh) of a short run."""
+    config = tiny_config()
+    config.batch_size, config.steps, config.accumulate = 16, STEPS, accumulate
+    mesh = make_mesh(sizes, jax.devices() if sizes else jax.devices()[:1])
+    check_fit(mesh, model_config_of(config), config.batch_size, accumulate)
+    with jax.set_mesh(mesh):
+        trainer = make_trainer(config)
+        state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
+        first = jax.device_get(state.params)
+        feed = Feed(types.SimpleNamespace(batch_size=16, sequence_length=config.sequence_length), mesh)
+        step = jax.jit(trainer.step, donate_argnums=0)
+        curve = []
+        for n in range(STEPS):
+            state, metrics = step(state, feed.to_devices(packed_batch(config, seed=n)))
+            curve.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+    return first, np.asarray(curve), state, mesh
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return run({}, 1)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_as_on_one_device(one_device, name):
+    first, curve, state, mesh = run(*RUNS[name])
+    for ours, theirs in zip(jax.tree.leaves(first), jax.tree.leaves(one_device[0]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    losses, norms = curve.T
+    expected_losses, expected_norms = one_device[1].T
+    assert expected_losses[-1] < expected_losses[0] - 0.3  # it does learn
+    np.testing.assert_allclose(losses, expected_losses, atol=1e-5, rtol=0)
+    np.testing.assert_allclose(norms, expected_norms, rtol=1e-4)
+    assert_split(state.params, mesh)
+    assert_split(state.optimizer[0].mu, mesh)
+    assert_split(state.optimizer[0].nu, mesh)
+
+
+def assert_split(tree, mesh):
+    """Every device holds its own part of each array and no more."""
+    for variable in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Variable)):
+        array = variable.get_value()
+        ways = [mesh.shape[RULES[axis]] if RULES[axis] else 1 for axis in logical_axes(variable)]
+        part = tuple(size // n for size, n in zip(array.shape, ways, strict=True))
+        assert {shard.data.shape for shard in array.addressable_shards} == {part}
+        assert len({str(shard.index) for shard in array.addressable_shards}) == np.prod(ways)

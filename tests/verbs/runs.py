@@ -1,0 +1,146 @@
+"""Runs train.py as a user does, with a model that trains in a second; reads what a run leaves behind."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+REPOSITORY = Path(__file__).parents[2]
+STEPS = 120
+SETTINGS = {
+    "steps": STEPS, "batch_size": 8, "sequence_length": 32, "dtype": "float32", "checkpoint_every": 20, "valid_every": 30,
+    "valid_batches": 2, "samples": "()", "data.valid_fraction": 0.1, "data.log_ids": True, "model.vocab_size": 384,
+    "model.num_layers": 1, "model.embed_dim": 32, "model.num_heads": 2, "model.num_kv_heads": 2, "model.head_dim": 16,
+    "model.mlp_dim": 64,
+}  # fmt: skip
+BARS = re.compile(r"(survey|tokenizer|dataset|train|n-gram baselines)(:| \d)[^\n]*")
+# Variables of every run: JAX's compilation cache, once conftest.py has named its folder.
+CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
+DEADLINE = 300  # seconds in which anything that is waited for must have happened
+
+
+def line(workdir: Path, **settings) -> list[str]:
+    """The command of a run; SETTINGS under the given ones, where `data__input` is data.input and None leaves a key out."""
+    keys = SETTINGS | {key.replace("__", "."): value for key, value in settings.items()}
+    values = [f"--config.{key}={value}" for key, value in keys.items() if value is not None]
+    return [sys.executable, "train.py", "--config=configs/train/tiny.py", f"--workdir={workdir}", *values]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's environment without what steers JAX in it."""
+    mine = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+    return {**mine, "JAX_PLATFORMS": "cpu", "COLUMNS": "120", **CACHE, **variables}
+
+
+def fake_devices(count: int) -> dict[str, str]:
+    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+
+
+def run(command: list[str], **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(command, cwd=REPOSITORY, env=environment(**variables), capture_output=True, text=True, timeout=DEADLINE)
+
+
+def train(workdir: Path, variables: dict[str, str] | None = None, **settings) -> None:
+    """Runs to the end; anything but success fails the test with what the run said."""
+    done = run(line(workdir, **settings), **(variables or {}))
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def start(command: list[str], **variables: str) -> subprocess.Popen:
+    """Starts a run that the test will stop; what it says goes to a file beside the workdir, not to a pipe that may fill."""
+    said = open(said_by(command), "w")  # noqa: SIM115 (the process holds it)
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment(**variables), stdout=subprocess.DEVNULL, stderr=said)
+
+
+def said_by(command: list[str]) -> Path:
+    workdir = next(arg.removeprefix("--workdir=") for arg in command if arg.startswith("--workdir="))
+    return Path(workdir + ".stderr")
+
+
+def wait(process: subprocess.Popen, condition) -> bool:
+    """Polls until the condition holds (True) or the process has ended (False)."""
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end:
+        if condition():
+            return True
+        if process.poll() is not None:
+            return False
+        time.sleep(0.001)
+    process.kill()
+    raise AssertionError(f"not within {DEADLINE} s")
+
+
+def complaint(stderr: str) -> list[str]:
+    """What a run wrote to stderr, line by line, without its progress bars."""
+    pieces = (piece.strip() for text in stderr.split("\n") for piece in text.split("\r"))
+    return [piece for piece in pieces if piece and not BARS.fullmatch(piece)]
+
+
+def lines(path: Path) -> list[dict]:
+    """A JSONL file; a line that is being written just now is left out."""
+    if not path.exists():
+        return []
+    return [json.loads(text, parse_constant=_refuse) for text in path.read_text().split("\n")[:-1]]
+
+
+def _refuse(constant: str):
+    raise ValueError(f"{constant} is not JSON")
+
+
+def training(workdir: Path) -> list[dict]:
+    return [values for values in lines(workdir / "metrics.jsonl") if "loss" in values]
+
+
+def validation(workdir: Path) -> list[dict]:
+    return [values for values in lines(workdir / "metrics.jsonl") if "valid_loss" in values]
+
+
+def steps_saved(workdir: Path) -> list[int]:
+    """Steps of the whole checkpoints."""
+    folder = workdir / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.exists() else []
+
+
+def saving(workdir: Path) -> bool:
+    """Whether a save is under way (or was when the run was killed)."""
+    folder = workdir / "checkpoints"
+    return folder.exists() and any("tmp" in path.name for path in folder.iterdir())
+
+
+def arrays(workdir: Path, step: int = STEPS) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint, parameters and optimizer state, by name and whatever mesh it came from."""
+    folder = workdir.absolute() / "checkpoints" / str(step) / "state"
+    reader = ocp.PyTreeCheckpointer()
+    tree = reader.metadata(folder).item_metadata.tree
+    how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    flat = jax.tree_util.tree_flatten_with_path(reader.restore(folder, restore_args=how))[0]
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
+
+
+def assert_same_run(one: Path, other: Path, *, tolerance: float = 0.0) -> None:
+    """Losses, norms, ids, token counts and the last checkpoint of two finished runs; bit for bit if tolerance is 0."""
+    for read, key, names in (
+        (training, "loss", ("loss", "grad_norm", "learning_rate", "tokens", "skipped")),
+        (validation, "valid_loss", ("valid_loss", "valid_bits_per_byte")),
+    ):
+        a, b = read(one), read(other)
+        assert [values["step"] for values in a] == [values["step"] for values in b], f"steps with {key}"
+        for name in names:
+            np.testing.assert_allclose([v[name] for v in a], [v[name] for v in b], rtol=0, atol=tolerance, err_msg=name)
+    assert lines(one / "ids.jsonl") == lines(other / "ids.jsonl")
+    a, b = arrays(one), arrays(other)
+    assert a.keys() == b.keys()
+    if not tolerance:
+        for name in a:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def now() -> float:
+    return time.monotonic()

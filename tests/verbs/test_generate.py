@@ -1,0 +1,45 @@
+"""lm.generate: completes prompts of a finished run."""
+
+import shutil
+import sys
+
+from tests.verbs import runs
+
+
+def generate(*flags: str):
+    return runs.run([sys.executable, "-m", "lm.generate", *flags])
+
+
+def test_completes_prompts(finished):
+    flags = (f"--checkpoint={finished}", "--prompt=ab cd", "--prompt=xyz", "--max_new_tokens=16")
+    first, again, other = generate(*flags), generate(*flags), generate(*flags, "--seed=1")
+    assert first.returncode == 0 and first.stderr == ""
+    assert first.stdout.startswith("ab cd") and "\nxyz" in first.stdout
+    assert len(first.stdout) > len("ab cd\nxyz\n")
+    assert again.stdout == first.stdout
+    assert other.stdout != first.stdout
+
+
+def test_reading_leaves_the_run_as_it_is(finished, tmp_path):
+    """Also what a killed save left: the run itself, perhaps at work in another process, sweeps that away."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    left = workdir / "checkpoints" / f"{runs.STEPS + 20}.orbax-checkpoint-tmp"
+    left.mkdir()
+    before = sorted(workdir.rglob("*"))
+    done = generate(f"--checkpoint={workdir}", "--prompt=a", "--max_new_tokens=2")
+    assert done.returncode == 0, done.stderr
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_mistakes(tmp_path, finished):
+    for flags, words in (
+        ((f"--checkpoint={tmp_path / 'none'}", "--prompt=a"), "no training run"),
+        ((f"--checkpoint={finished}",), "--prompt is missing"),
+        (("--prompt=a",), "--checkpoint is missing"),
+        ((f"--checkpoint={finished}", "--prompt=a", "--max_new_tokens=0"), "max_new_tokens"),
+        ((f"--checkpoint={finished}", "--promt=a"), "promt"),
+    ):
+        done = generate(*flags)
+        assert done.returncode == 2 and done.stdout == ""
+        assert words in done.stderr and done.stderr.count("\n") == 1

@@ -1,0 +1,73 @@
+"""Two processes of jax.distributed on this machine: the same run as one process, and each goes on from the other."""
+
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+from tests.verbs import runs
+from tests.verbs.test_resume import stop
+
+
+def start_both(command: list[str], folder: Path) -> list[subprocess.Popen]:
+    """Both write to files in `folder`, which is the stderr of process i under i."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    processes = []
+    for i in range(2):
+        job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
+        with open(folder / str(i), "w") as said:
+            processes.append(
+                subprocess.Popen(
+                    command, cwd=runs.REPOSITORY, env=runs.environment(**job), stdout=subprocess.DEVNULL, stderr=said
+                )
+            )
+    return processes
+
+
+def ends(processes: list[subprocess.Popen], folder: Path) -> tuple[list[int], list[list[str]]]:
+    """Exit codes and complaints of both."""
+    try:
+        codes = [process.wait(runs.DEADLINE) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return codes, [runs.complaint((folder / str(i)).read_text()) for i in range(2)]
+
+
+def test_two_processes_are_as_one(finished, text, tmp_path):
+    """From raw text to the report."""
+    workdir = tmp_path / "run"
+    codes, said = ends(start_both(runs.line(workdir, data__input=text), tmp_path), tmp_path)
+    assert codes == [0, 0], said
+    runs.assert_same_run(workdir, finished, tolerance=1e-5)
+    assert (workdir / "report.html").exists()
+
+
+def test_one_two_one(fresh, finished, text, tmp_path):
+    """One process is stopped, two go on and are stopped, one finishes."""
+    command = runs.line(fresh, data__input=text)
+    first = stop(command, fresh, signal.SIGTERM, after=10)
+
+    processes = start_both(command, tmp_path)
+    assert runs.wait(processes[0], lambda: len(runs.training(fresh)) >= first + 10), (tmp_path / "0").read_text()
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    codes, said = ends(processes, tmp_path)
+    assert codes == [143, 143], said
+    second = runs.training(fresh)[-1]["step"]
+    assert first < second < runs.STEPS and runs.steps_saved(fresh)[-1] == second
+    assert all(len(lines) == 1 and f"step {second}" in lines[0] for lines in said), said
+
+    runs.train(fresh, data__input=text)
+    runs.assert_same_run(fresh, finished, tolerance=1e-5)
+
+
+def test_a_mistake_ends_both(tmp_path):
+    """Process 0 finds that the text is wrong; the other must not wait for it for ever."""
+    (tmp_path / "a.txt").write_bytes(b"\xff" * 100)
+    processes = start_both(runs.line(tmp_path / "run", data__input=tmp_path / "a.txt"), tmp_path)
+    codes, said = ends(processes, tmp_path)
+    assert codes[0] == 2 and codes[1] != 0
+    assert len(said[0]) == 1 and "UTF-8" in said[0][0]
