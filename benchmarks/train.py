@@ -41,7 +41,8 @@ def main() -> None:
         steps["lmcraft"] += mine["step_seconds"]
         for peer in ("hf", "torch"):
             steps[peer] += measure(peer, Shape(), steps=options.steps)["step_seconds"]
-        print(f"round {round_ + 1}: " + ", ".join(f"{name} {rate(times):,.0f} tokens/s" for name, times in steps.items()), flush=True)
+        shown = ", ".join(f"{name} {rate(times):,.0f} tokens/s" for name, times in steps.items())
+        print(f"round {round_ + 1}: {shown}", flush=True)
     pipeline = input_rate(Shape())
     rates = {name: rate(times) for name, times in steps.items()}
     from lm.evals.report import machine

@@ -179,14 +179,14 @@ def _spool(name: str, documents: Iterable[tuple[Document, str]], tokenizer: Toke
         for split, ids in _encoded(documents, tokenizer):
             bytes_[split] += int(tokenizer.bytes_per_token[ids].sum())
             for row in packers[split].add(ids):
-                row.tofile(files[split])
+                files[split].write(row.tobytes())
             if progress and counts[split].documents % 1024 == 0:
                 progress(name, sum(bytes_.values()))
         if progress:
             progress(name, sum(bytes_.values()))
         for split, packer in packers.items():
             for row in packer.finish():
-                row.tofile(files[split])
+                files[split].write(row.tobytes())
     return {split: {"bytes": bytes_[split], **dataclasses.asdict(counts[split])} for split in SPLITS}
 
 

@@ -57,8 +57,7 @@ def prepare_text(config: ml_collections.ConfigDict, workdir: Path) -> tuple[toke
             sources, valid_fraction=config.data.valid_fraction, seed=config.seed,
             max_valid_bytes=config.data.max_valid_bytes, progress=progress,
         )  # fmt: skip
-    # The first that is written: by now all of the input was read, and nothing was wrong with it.
-    workdir.mkdir(parents=True, exist_ok=True)
+    # From here on the workdir is written: all of the input was read, and nothing was wrong with it.
     if tokenizer is None:
         with _Stage(stages, "tokenizer") as progress:
             tokenizer = tokenizers.train(
@@ -66,6 +65,7 @@ def prepare_text(config: ml_collections.ConfigDict, workdir: Path) -> tuple[toke
                 sample_bytes=config.data.tokenizer_sample_bytes, seed=config.seed, threads=os.cpu_count() or 1,
             )  # fmt: skip
     elif not model_file.exists():
+        workdir.mkdir(parents=True, exist_ok=True)
         beside = model_file.with_name("tokenizer.model.new")
         shutil.copyfile(config.tokenizer, beside)
         os.replace(beside, model_file)

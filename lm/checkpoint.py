@@ -26,7 +26,8 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | os.PathLike, *, keep_last: int = 2, keep_every: int = 0, read_only: bool = False):
-        logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells the story of each save
+        for name in ("absl", "asyncio"):  # Orbax tells the story of each save; its errors are raised as well
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder = Path(workdir).absolute() / "checkpoints"
         if read_only:
             hosts = ocp.options.MultiprocessingOptions(

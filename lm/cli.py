@@ -20,6 +20,8 @@ from lm.errors import UserError
 
 # What a file system may refuse; whatever layer it surfaces in, the user can mend it.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+# The libraries between keep the number (OSError), or only its words; TFDS has words of its own.
+REFUSED = (*map(os.strerror, REFUSALS), "Not enough disk space")
 
 
 def define_flags() -> None:
@@ -29,7 +31,7 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder that the run lives in; the same line again resumes it.")
 
 
-def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, Path]:
+def parse(argv: list[str], needs_workdir: bool = True) -> tuple[ml_collections.ConfigDict, Path | None]:
     """The resolved config and the workdir. Raises UserError for what is misspelt, of a wrong type, or missing."""
     path = _config_path(argv)
     if path is None:
@@ -46,6 +48,8 @@ def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, Path]:
         raise UserError(_unknown_key(argv, path, error)) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
+    if not needs_workdir:
+        return flags.FLAGS.config, None
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing: name the folder that the run lives in")
     workdir = Path(flags.FLAGS.workdir)
@@ -55,17 +59,18 @@ def parse(argv: list[str]) -> tuple[ml_collections.ConfigDict, Path]:
     return flags.FLAGS.config, workdir
 
 
-def run(main: Callable[[ml_collections.ConfigDict, Path], None], usage: str) -> None:
+def run(main: Callable[[ml_collections.ConfigDict, Path | None], None], usage: str, needs_workdir: bool = True) -> None:
     """Parses, calls main(config, workdir), and turns its errors into a line and an exit code; --help prints `usage`."""
     define_flags()
     if wants_help(sys.argv):
         print(help_text(usage, sys.argv))
         return
-    guard(lambda: main(*parse(sys.argv)))
+    guard(lambda: main(*parse(sys.argv, needs_workdir)))
 
 
 def guard(call: Callable[[], None]) -> None:
     """Calls; what the user can mend, and Ctrl-C, become a line and an exit code."""
+    sys.unraisablehook = _without_echoes
     try:
         call()
     except UserError as error:
@@ -110,12 +115,18 @@ def write_json(path: Path, value: object) -> None:
     os.replace(beside, path)
 
 
+def _without_echoes(unraisable) -> None:
+    """TensorStore's threads go on reporting to the event loop of a save that has failed, and print that it is closed."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
+
+
 def _refusal(error: BaseException | None) -> str | None:
     """Which file, and why, if the error or one that it came from is a refusal of the file system."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in REFUSALS:
             return f"{error.filename or _workdir()}: {error.strerror}"
-        for reason in map(os.strerror, REFUSALS):
+        for reason in REFUSED:
             if reason in str(error):
                 return f"{_workdir()}: {reason}"
         error = error.__cause__ or error.__context__

@@ -30,7 +30,7 @@ def main() -> None:
         raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
     for name in ("checkpoint", "prompt"):
         if FLAGS[name].value is None:
-            raise UserError(f"--{name} is missing: {FLAGS[name].help}")
+            raise UserError(f"--{name} is missing; --help tells what there is")
     model, tokenizer = lm.load(FLAGS.checkpoint)
     for prompt in FLAGS.prompt:
         print(prompt, end="", flush=True)

@@ -48,7 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.b2 = 0.95
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.1
-    config.optimizer.clip_norm = 1.0  # of the global gradient norm
+    config.optimizer.clip_norm = 1.0  # of the global gradient norm; inf: no clipping
     config.optimizer.z_loss = 1e-4  # weight of (log Z)²
 
     config.mesh = ml_collections.ConfigDict()  # devices along each axis; -1 fills one

@@ -5,11 +5,11 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from data.dataset import open_split, prepared
 from data.tokenizer import Tokenizer
+from lm.checkpoint import plain
 from lm.cli import write_json
 from lm.evals import ngram, report
 from lm.infer.load import load
@@ -64,8 +64,6 @@ def write_report(config, workdir: Path, dataset: Path, tokenizer: Tokenizer, res
 
 def parameter_table(params) -> dict[str, int]:
     """Parameters by part: embedding, head, and each kind of sublayer over all layers."""
-    from lm.checkpoint import plain
-
     table: dict[str, int] = {}
 
     def walk(node, names):

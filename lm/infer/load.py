@@ -1,6 +1,5 @@
 """A training run as a model that can be called."""
 
-import json
 import os
 from pathlib import Path
 

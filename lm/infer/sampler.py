@@ -75,11 +75,11 @@ def generate(
     # Slots are rounded up, so that a slightly longer request does not compile anew.
     slots = _round_up(tokens_BP.shape[1] + max_new_tokens)
     allowed_V = np.arange(vocab) < tokenizer.vocab_size
-    start = functools.partial(_start, graph, settings, slots, max_new_tokens, tokenizer.eos_id)
+    arguments = (graph, settings, slots, max_new_tokens, tokenizer.eos_id, params, tokens_BP, segments_BP, keys_B, allowed_V)
     if stream is None:
-        state = _run(graph, settings, slots, max_new_tokens, tokenizer.eos_id, params, tokens_BP, segments_BP, keys_B, allowed_V)
+        state = _run(*arguments)
     else:
-        state = start(params, tokens_BP, segments_BP, keys_B, allowed_V)
+        state = _start(*arguments)
         shown = ""
         while int(state.n) < max_new_tokens and not bool(state.done_B.all()):
             shown = _show(stream, tokenizer, state, shown)
@@ -111,9 +111,8 @@ def _start(graph, settings, slots, limit, eos_id, params, tokens_BP, segments_BP
     positions_BP = jnp.maximum(0, jnp.cumsum(segments_BP, axis=1) - 1)
     x_BPD, decode = model.hidden(tokens_BP, segments_BP, positions_BP, empty_state(model.config, B, slots))
     logits_BV = model.logits(x_BPD[:, -1:])[:, 0]
-    first = SamplingState(
-        decode, jnp.zeros(B, jnp.int32), lengths_B - 1, jnp.zeros(B, bool), jnp.full((B, limit), eos_id, jnp.int32), jnp.int32(0)
-    )
+    none_done, nothing = jnp.zeros(B, bool), jnp.full((B, limit), eos_id, jnp.int32)
+    first = SamplingState(decode, jnp.zeros(B, jnp.int32), lengths_B - 1, none_done, nothing, jnp.int32(0))
     return _drawn(first, logits_BV, settings, eos_id, keys_B, allowed_V)
 
 
@@ -152,21 +151,21 @@ def sample(keys_B, logits_BV, settings: Settings) -> jax.Array:
     """One token a row, int32 [B].
 
     Temperature first, then top-k, then nucleus sampling: the smallest set of tokens whose probabilities reach top_p
-    (Holtzman et al. 2020); the most likely one is always in it.
+    (Holtzman et al. 2020); the most likely one is always in it. Of equal logits, which bfloat16 makes common, the lower
+    ids are kept, so that top_k=1 is greedy.
     """
     if settings.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1)
     logits_BV = logits_BV / settings.temperature
-    if settings.top_k:
-        floor = lax.top_k(logits_BV, min(settings.top_k, logits_BV.shape[-1]))[0][:, -1:]
-        logits_BV = jnp.where(logits_BV < floor, -jnp.inf, logits_BV)
+    draw = jax.vmap(jax.random.categorical)
+    if not settings.top_k and settings.top_p == 1:
+        return draw(keys_B, logits_BV)
+    V = logits_BV.shape[-1]
+    ranked, ids = lax.top_k(logits_BV, min(settings.top_k or V, V))
     if settings.top_p < 1:
-        ranked = jnp.sort(logits_BV, axis=-1, descending=True)
         p = jax.nn.softmax(ranked, axis=-1)
-        kept = jnp.cumsum(p, axis=-1) - p < settings.top_p
-        floor = jnp.min(jnp.where(kept, ranked, jnp.inf), axis=-1, keepdims=True)
-        logits_BV = jnp.where(logits_BV < floor, -jnp.inf, logits_BV)
-    return jax.vmap(jax.random.categorical)(keys_B, logits_BV)
+        ranked = jnp.where(jnp.cumsum(p, axis=-1) - p < settings.top_p, ranked, -jnp.inf)
+    return jnp.take_along_axis(ids, draw(keys_B, ranked)[:, None], axis=-1)[:, 0]
 
 
 def _until_end(row: np.ndarray, eos_id: int) -> list[int]:

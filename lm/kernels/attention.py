@@ -5,9 +5,11 @@ Axes here: B batch, T queries, S keys, G key/value heads, R query heads a key/va
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.kernels.matmul import product
+from lm.parallel.mesh import spec
 
 # Finite, so that a row without any visible key (padding) gives a uniform average instead of NaN.
 MASKED = -1e30
@@ -33,7 +35,7 @@ def attention_reference(q_BTHK, k_BSGK, v_BSGK, q_segments_BT, k_segments_BS, sl
     mask_BTS = _mask(q_segments_BT, k_segments_BS, slot)
     scores = jnp.where(mask_BTS[:, None, None], _scores(_grouped(q_BTHK, k_BSGK), k_BSGK), MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(q_BTHK.dtype)
-    return product("bgrts,bsgk->btgrk", weights, v_BSGK).astype(q_BTHK.dtype).reshape(q_BTHK.shape)
+    return _ungrouped(product("bgrts,bsgk->btgrk", weights, v_BSGK).astype(q_BTHK.dtype))
 
 
 def _mask(q_segments_BT, k_segments_BS, slot):
@@ -44,7 +46,13 @@ def _mask(q_segments_BT, k_segments_BS, slot):
 def _grouped(q_BTHK, k_BSGK):
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
-    return q_BTHK.reshape(B, T, G, H // G, K)
+    # Said, since with G = 1 the reshape alone would leave a tensor axis on R.
+    return lax.reshape(q_BTHK, (B, T, G, H // G, K), out_sharding=spec("batch", "length", "kv_heads", None, None))
+
+
+def _ungrouped(q_BTGRK):
+    B, T, G, R, K = q_BTGRK.shape
+    return lax.reshape(q_BTGRK, (B, T, G * R, K), out_sharding=spec("batch", "length", "heads", None))
 
 
 def _scores(q_BTGRK, k_BSGK):
@@ -84,7 +92,7 @@ def _forward(q_BTHK, k_BSGK, v_BSGK, q_segments_BT, k_segments_BS):
         out = product("bgrts,bsgk->bgrtk", p.astype(q.dtype), v_BSGK[:, :end]) / z
         outs.append(jnp.moveaxis(out, 3, 1).astype(q.dtype))
         logzs.append(top + jnp.log(z))
-    out = jnp.concatenate(outs, axis=1).reshape(q_BTHK.shape)
+    out = _ungrouped(jnp.concatenate(outs, axis=1))
     # Named inside, so that a remat policy can keep both and the backward pass need not run this again.
     out, logz = checkpoint_name(out, "matmul"), checkpoint_name(jnp.concatenate(logzs, axis=3), "matmul")
     return out, (q_BTHK, k_BSGK, v_BSGK, q_segments_BT, k_segments_BS, out, logz)
@@ -107,7 +115,7 @@ def _backward(residuals, dout_BTHK):
         dqs.append(product("bgrts,bsgk->btgrk", ds, k[:, :end]).astype(dtype))
         dk = _add(dk, product("bgrts,btgrk->bsgk", ds, q[:, begin:end]))
         dv = _add(dv, product("bgrts,btgrk->bsgk", p, dout[:, begin:end]))
-    dq = jnp.concatenate(dqs, axis=1).reshape(q_BTHK.shape)
+    dq = _ungrouped(jnp.concatenate(dqs, axis=1))
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), None, None
 
 

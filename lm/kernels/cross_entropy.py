@@ -18,14 +18,14 @@ CHUNK_TOKENS = 2048  # positions a device whose logits exist at a time
 
 
 def cross_entropy(x_BTD, head_VD, targets_BT, weights_BT, *, dtype, z_loss: float = 0.0, chunk: int | None = None):
-    """Σ w·(−log p(target)) and Σ w·z_loss·(log Z)², with logits = x·headᵀ and Z = Σ exp(logits).
+    """Σ w·(nll + z_loss·(log Z)²) and Σ w·nll, with nll = −log p(target), logits = x·headᵀ and Z = Σ exp(logits).
 
     Args:
       x_BTD: hidden states after the last norm. head_VD: float32 head. targets_BT: int32. weights_BT: float32.
       dtype: compute type of the three products; logits, softmax and sums are float32.
       z_loss: coefficient of the auxiliary loss that holds log Z near 0 (PaLM, Chowdhery et al. 2022, uses 1e-4).
       chunk: time steps a chunk; None chooses the largest divisor of T with at most CHUNK_TOKENS positions a device.
-    Returns: (nll_sum, z_sum), float32 scalars.
+    Returns: (objective, nll), float32 scalars. Only the objective has a gradient, with respect to x and head.
     """
     B, T = targets_BT.shape
     mesh = jax.sharding.get_abstract_mesh()
@@ -39,7 +39,8 @@ def cross_entropy_reference(x_BTD, head_VD, targets_BT, weights_BT, *, z_loss: f
     logits_BTV = jnp.einsum("btd,vd->btv", x_BTD.astype(jnp.float32), head_VD)
     logz_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     label_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
-    return jnp.sum(weights_BT * (logz_BT - label_BT)), jnp.sum(weights_BT * z_loss * logz_BT**2)
+    nll = jnp.sum(weights_BT * (logz_BT - label_BT))
+    return nll + jnp.sum(weights_BT * z_loss * logz_BT**2), nll
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -48,8 +49,8 @@ def _chunked(dtype, z_loss, chunk, x_BTD, head_VD, targets_BT, weights_BT):
 
     def body(sums, inputs):
         x, targets, weights = inputs
-        _, nll, z, _ = _logits(x, head, targets, weights, z_loss)
-        return (sums[0] + nll, sums[1] + z), None
+        _, objective, nll, _ = _logits(x, head, targets, weights, z_loss)
+        return (sums[0] + objective, sums[1] + nll), None
 
     zero = jnp.zeros((), jnp.float32)
     sums, _ = lax.scan(body, (zero, zero), _split(chunk, x_BTD.astype(dtype), targets_BT, weights_BT))
@@ -57,41 +58,41 @@ def _chunked(dtype, z_loss, chunk, x_BTD, head_VD, targets_BT, weights_BT):
 
 
 def _logits(x, head, targets, weights, z_loss):
-    """One chunk: logits [B, c, V], Σ w·nll, Σ w·z, log Z [B, c]."""
+    """One chunk: (logits, where the targets are) [B, c, V], its objective, its nll, log Z [B, c]."""
     logits = product("btd,vd->btv", x, head, spec("batch", None, "vocab"))
     ids = lax.broadcasted_iota(jnp.int32, logits.shape, 2, out_sharding=spec("batch", None, "vocab"))
     is_target = ids == targets[..., None]
     logz = jax.nn.logsumexp(logits, axis=-1)
     label = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
-    return (logits, is_target), jnp.sum(weights * (logz - label)), jnp.sum(weights * z_loss * logz**2), logz
+    nll = jnp.sum(weights * (logz - label))
+    return (logits, is_target), nll + jnp.sum(weights * z_loss * logz**2), nll, logz
 
 
 def _forward(dtype, z_loss, chunk, x_BTD, head_VD, targets_BT, weights_BT):
     head = _gathered(head_VD.astype(dtype))
 
     def body(carry, inputs):
-        nll_sum, z_sum, dhead = carry
+        objective_sum, nll_sum, dhead = carry
         x, targets, weights = inputs
-        (logits, is_target), nll, z, logz = _logits(x, head, targets, weights, z_loss)
+        (logits, is_target), objective, nll, logz = _logits(x, head, targets, weights, z_loss)
         # d/dlogits of w·(logZ − label) + w·ζ·logZ² is w·((1 + 2ζ·logZ)·p − onehot)
         scale = weights * (1 + 2 * z_loss * logz)
         p = jnp.exp(logits - logz[..., None])
         dlogits = (scale[..., None] * p - jnp.where(is_target, weights[..., None], 0.0)).astype(dtype)
         dx = product("btv,vd->btd", dlogits, head, spec("batch", None, None)).astype(dtype)
         dhead = dhead + product("btv,btd->vd", dlogits, x, _spec_of(head_VD))
-        return (nll_sum + nll, z_sum + z, dhead), dx
+        return (objective_sum + objective, nll_sum + nll, dhead), dx
 
     zero = jnp.zeros((), jnp.float32)
     carry = (zero, zero, jnp.zeros_like(head_VD))
-    (nll, z, dhead), dx = lax.scan(body, carry, _split(chunk, x_BTD.astype(dtype), targets_BT, weights_BT))
+    (objective, nll, dhead), dx = lax.scan(body, carry, _split(chunk, x_BTD.astype(dtype), targets_BT, weights_BT))
     dx_BTD = jnp.moveaxis(dx, 0, 1).reshape(x_BTD.shape)
-    return (nll, z), (dx_BTD.astype(x_BTD.dtype), dhead, weights_BT)
+    return (objective, nll), (dx_BTD.astype(x_BTD.dtype), dhead, weights_BT)
 
 
 def _backward(dtype, z_loss, chunk, residuals, cotangents):
-    # Both sums must be weighed alike: the gradient was taken of their plain sum.
     dx_BTD, dhead, weights_BT = residuals
-    scale = cotangents[0]
+    scale, _ = cotangents
     return (dx_BTD * scale).astype(dx_BTD.dtype), dhead * scale, None, jnp.zeros_like(weights_BT)
 
 

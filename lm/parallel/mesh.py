@@ -40,15 +40,15 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if len(free) > 1 or any(size < 1 and size != -1 for size in sizes.values()):
         raise UserError(f"{shown}: sizes must be positive, and at most one may be -1")
+    if free and len(devices) % fixed == 0:
+        sizes[free[0]] = len(devices) // fixed
     for axis in ("expert", "context"):
-        if sizes[axis] not in (1, -1):
+        if sizes[axis] > 1:
             raise UserError(f"mesh.{axis}={sizes[axis]} must be 1: no layer of this model splits over it")
-    if len(devices) % fixed or (not free and fixed != len(devices)):
+    if math.prod(sizes.values()) != len(devices):
         raise UserError(
             f"{shown} asks for {fixed} devices and this job has {len(devices)}: the sizes must multiply to it (-1 fills one)"
         )
-    if free:
-        sizes[free[0]] = len(devices) // fixed
     return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
 
 

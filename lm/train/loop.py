@@ -24,7 +24,7 @@ from lm.train.feed import Feed
 from lm.train.metrics import Log
 from lm.train.schedule import schedule
 from lm.train.speed import peak_flops
-from lm.train.step import Trainer, model_config_of, state_shardings
+from lm.train.step import Trainer, abstract_state, model_config_of, state_shardings
 
 
 class Diverged(Exception):
@@ -35,7 +35,8 @@ class Stopped(Exception):
     """A signal asked the run to end; its state was saved. `signal` is its number."""
 
     def __init__(self, signum: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}, which was saved; run the same line to go on")
+        name = signal.Signals(signum).name
+        super().__init__(f"stopped by {name} after step {step}, which was saved; run the same line to go on")
         self.signum = signum
 
 
@@ -47,18 +48,14 @@ def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Ba
     "tokens_per_second" (median), "mfu", "num_params", "seconds"}.
     Raises: Stopped on SIGTERM or SIGINT; Diverged; UserError for a checkpoint that does not fit.
     """
-    shardings = state_shardings(trainer, mesh)
-    abstract = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(trainer.init), shardings
-    )
     checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_every=config.keep_every)
     begin = checkpoints.latest()
     if begin is None:
         begin, tokens, loader = 0, 0, None
-        state = jax.jit(trainer.init, out_shardings=shardings)()
+        state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
     else:
         meta = checkpoints.meta(begin)
-        state, tokens, loader = checkpoints.restore(begin, abstract), meta["tokens"], meta["loader"]
+        state, tokens, loader = checkpoints.restore(begin, abstract_state(trainer, mesh)), meta["tokens"], meta["loader"]
 
     feed = Feed(batches, mesh)
     iterator = feed.iterate(start=begin)
@@ -89,10 +86,11 @@ def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Ba
         rate = trained / (now - last_read)
         tokens, last_read = tokens + trained, now
         rates.append(rate)
-        line = {"step": step, **metrics, "skipped": skipped, "tokens": tokens, "tokens_per_second": rate, "mfu": rate * flops / peak}
-        log.train(line, ids)
+        counted = {"skipped": skipped, "tokens": tokens, "tokens_per_second": rate, "mfu": rate * flops / peak}
+        log.train({"step": step, **metrics, **counted}, ids)
         if in_row:
-            log.say(f"step {step}: loss {metrics['loss']} or gradient norm {metrics['grad_norm']} is not finite, update skipped")
+            values = f"loss {metrics['loss']} or gradient norm {metrics['grad_norm']}"
+            log.say(f"step {step}: {values} is not finite, update skipped")
         if in_row >= config.max_skipped_in_row:
             raise Diverged(
                 f"{in_row} steps in a row (max_skipped_in_row) had a loss or gradient that is not finite, the last is step "
@@ -175,7 +173,9 @@ class _Stop:
 
     def __init__(self):
         self._signum = 0
-        self._before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)} if jax.process_count() == 1 else {}
+        # Of several hosts JAX's preemption service takes the signal.
+        signals = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
+        self._before = {signum: signal.signal(signum, self._note) for signum in signals}
 
     def _note(self, signum, frame):
         if self._signum:  # a second one does not wait for the step
@@ -210,7 +210,7 @@ def check_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
             raise UserError(f"{key}={config[key]} must be at least {least}")
     if not all(isinstance(prompt, str) for prompt in config.samples):
         raise UserError(f"samples={config.samples} must be texts, such as ('def ', 'The ')")
-    schedule(config.optimizer.schedule, peak=1.0, steps=config.steps, warmup=config.optimizer.warmup)  # refuses what it cannot do
+    schedule(config.optimizer.schedule, peak=1.0, steps=config.steps, warmup=config.optimizer.warmup)  # or refuses
     saved = workdir / "config.json"
     if (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir()) and saved.is_file():
         check_resumable(json.loads(saved.read_text()), config.to_dict(), workdir)

@@ -69,7 +69,8 @@ class Log:
         if not self.enabled:
             return
         self._write(line)
-        self.say(f"step {line['step']}: valid loss {line['valid_loss']:.4f} nats, {line['valid_bits_per_byte']:.4f} bits per byte")
+        bits = line["valid_bits_per_byte"]
+        self.say(f"step {line['step']}: valid loss {line['valid_loss']:.4f} nats, {bits:.4f} bits per byte")
 
     def say(self, text: str) -> None:
         if self.enabled:

@@ -7,6 +7,7 @@ train.py runs: same step, same sharding rules, same donation.
 """
 
 import json
+import re
 import sys
 import time
 
@@ -17,7 +18,9 @@ from jax.sharding import NamedSharding
 
 from lm.config import flops_per_token
 from lm.parallel.mesh import check_fit, make_mesh, spec
-from lm.train.step import make_trainer, model_config_of, state_shardings
+from lm.train.step import abstract_state, make_trainer, model_config_of
+
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")
 
 
 def compile_step(config, devices):
@@ -29,13 +32,11 @@ def compile_step(config, devices):
     check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)
-        state = jax.tree.map(
-            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), jax.eval_shape(trainer.init), state_shardings(trainer, mesh)
-        )
+        state = abstract_state(trainer, mesh)
         rows = NamedSharding(mesh, spec("batch", "length"))
         shape = (config.batch_size, config.sequence_length)
-        batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=rows) for name in ("tokens", "targets", "segment_ids", "positions")}
-        batch["weights"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows)
+        dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32) | {"weights": jnp.float32}
+        batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=rows) for name, dtype in dtypes.items()}
         compiled = jax.jit(trainer.step, donate_argnums=0).lower(state, batch).compile()
     return compiled, sum(x.size for x in jax.tree.leaves(state.params))
 
@@ -54,7 +55,7 @@ def plan(config, topology: str) -> dict:
         "state_gib": memory.argument_size_in_bytes / gib, "temporary_gib": memory.temp_size_in_bytes / gib,
         "tokens_per_step": tokens,
         "flops_per_step": tokens * flops_per_token(model_config_of(config), parameters, config.sequence_length),
-        "collectives": {name: text.count(f" {name}(") + text.count(f" {name}-start(") for name in ("all-gather", "all-reduce", "reduce-scatter")},
+        "collectives": {name: len(re.findall(rf" {name}(?:-start)?\(", text)) for name in COLLECTIVES},
     }  # fmt: skip
 
 

@@ -1,5 +1,6 @@
 """How fast a device could be: the denominator of MFU."""
 
+import functools
 import time
 
 import jax
@@ -27,6 +28,7 @@ def peak_flops(dtype) -> tuple[float, str]:
     return measured_peak(dtype) * scale, f"a measured 2048³ {jnp.dtype(dtype).name} product"
 
 
+@functools.cache
 def measured_peak(dtype, n: int = 2048) -> float:
     """FLOP/s of an n×n×n product with operands in `dtype`, the best of five; no mesh is involved."""
     local = jax.local_devices()[0]

@@ -99,10 +99,9 @@ def token_loss(graph, params: nnx.State, batch: dict, *, z_loss: float) -> tuple
     """(Σ w·(nll + z), Σ w·nll) over a batch, float32; the caller divides by Σ w."""
     model = nnx.merge(graph, params)
     x_BTD, _ = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"])
-    nll, z = cross_entropy(
+    return cross_entropy(
         x_BTD, model.head_VD, batch["targets"], batch["weights"], dtype=model.config.dtype, z_loss=z_loss
     )
-    return nll + z, nll
 
 
 def accumulated_gradient(loss, params, batch: dict, weight, parts: int):
@@ -130,6 +129,15 @@ def accumulated_gradient(loss, params, batch: dict, weight, parts: int):
 
     zeros = ((jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
     return lax.scan(body, zeros, jax.tree.map(split, batch))[0]
+
+
+def abstract_state(trainer: Trainer, mesh) -> TrainState:
+    """Shapes, dtypes and shardings of the state: what a checkpoint is read onto, or a program compiled for."""
+    return jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        jax.eval_shape(trainer.init),
+        state_shardings(trainer, mesh),
+    )
 
 
 def state_shardings(trainer: Trainer, mesh) -> TrainState:

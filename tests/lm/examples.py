@@ -1,14 +1,15 @@
 """The tiny config and the packed batches that the tests of the model and of the training step share."""
 
 import functools
-import json
 
 import jax
-import ml_collections
+import jax.numpy as jnp
 import numpy as np
 
 from configs.train import default
-from lm.train.step import make_trainer
+from lm.config import ModelConfig
+from lm.model.transformer import build
+from lm.train.step import TrainState, make_trainer, model_config_of
 
 
 def tiny_config(**model):
@@ -60,12 +61,23 @@ def plain_batch(rows_BT: np.ndarray) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def trainer_and_state(config):
-    """(trainer, its initial state) on one device; the same one for an equal config, so leave it as it is."""
-    return _trainer_and_state(config.to_json())
+# The test has more to compile than to run.
+QUICK = {"xla_backend_optimization_level": 0}
 
 
 @functools.cache
-def _trainer_and_state(config: str):
-    trainer = make_trainer(ml_collections.ConfigDict(json.loads(config)))
-    return trainer, jax.jit(trainer.init)()
+def parameters(config: ModelConfig, seed: int = 0, scale: float = 1.0):
+    """Initial parameters, their matrices `scale` times as large; shared, so leave them as they are."""
+
+    def scaled():
+        return jax.tree.map(lambda p: p * scale if p.ndim > 1 else p, build(config, seed))
+
+    return jax.jit(scaled, compiler_options=QUICK)()
+
+
+def trainer_and_state(config):
+    """(trainer, its initial state) on one device; the state is shared, so leave it as it is."""
+    trainer = make_trainer(config)
+    zero = jnp.zeros((), jnp.int32)
+    moments = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(trainer.init).optimizer)
+    return trainer, TrainState(zero, parameters(model_config_of(config), config.seed), moments, zero, zero)

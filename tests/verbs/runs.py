@@ -44,7 +44,9 @@ def fake_devices(count: int) -> dict[str, str]:
 
 
 def run(command: list[str], **variables: str) -> subprocess.CompletedProcess:
-    return subprocess.run(command, cwd=REPOSITORY, env=environment(**variables), capture_output=True, text=True, timeout=DEADLINE)
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment(**variables), capture_output=True, text=True, timeout=DEADLINE
+    )
 
 
 def train(workdir: Path, variables: dict[str, str] | None = None, **settings) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from data import tokenizer
 from tests.verbs import runs
 
 
@@ -41,7 +42,7 @@ def refused(command: list[str], *words: str, **variables: str) -> str:
         ("--config.model.num_heads=3", ["num_heads=3"]),
         ("--config.samples=3", ["samples", "texts"]),
         ("--config.data.weights=code", ["data.weights='code'", "code=2,docs=1"]),
-        ("--config.mesh.fsdp=3", ["mesh.fsdp=3", "8 devices"]),
+        ("--config.mesh.fsdp=3", ["mesh.fsdp=3", "has 8"]),
         ("--config.mesh.tensor=8", ["mesh.tensor=8 does not divide model.num_heads=2"]),
         ("--config.batch_size=12", ["batch_size=12 is not a positive multiple", "8 × 1 × 1"]),
         ("--config.tokenizer=nowhere/tokenizer.model", ["tokenizer", "nowhere/tokenizer.model"]),
@@ -102,7 +103,8 @@ def text_without_a_document(folder: Path) -> tuple[str, list[str]]:
 
 
 @pytest.mark.parametrize(
-    "make", [a_misspelt_path, an_empty_folder, a_name_of_nothing, text_that_is_not_utf8, json_without_text, text_without_a_document]
+    "make",
+    [a_misspelt_path, an_empty_folder, a_name_of_nothing, text_that_is_not_utf8, json_without_text, text_without_a_document],
 )
 def test_input(make, tmp_path):
     (tmp_path / "input").mkdir()
@@ -124,11 +126,11 @@ def test_a_workdir_of_another_architecture(finished, text, tmp_path):
 
 
 def test_a_workdir_with_another_tokenizer(finished, text, tmp_path):
-    workdir, other = tmp_path / "run", tmp_path / "other"
+    workdir, other = tmp_path / "run", tmp_path / "other.model"
     shutil.copytree(finished, workdir)
-    runs.train(other, data__input=text, model__vocab_size=320, steps=0)
+    tokenizer.train([file.read_text() for file in text.iterdir()], other, vocab_size=320, sample_bytes=10**6, seed=0, threads=2)
     before = contents(workdir)
-    refused(runs.line(workdir, data__input=text, tokenizer=other / "tokenizer.model"), "tokenizer", "another --workdir")
+    refused(runs.line(workdir, data__input=text, tokenizer=other), "tokenizer", "another --workdir")
     assert contents(workdir) == before
 
 
@@ -158,17 +160,17 @@ def fill(folder: Path, leave: int) -> Path:
     return filler
 
 
-@pytest.mark.parametrize("size", ["16k", "64k", "160k"])
+@pytest.mark.parametrize("size", [pytest.param("16k", marks=pytest.mark.slow), "160k"])
 def test_a_full_disk_while_preparing(size, text, tmp_path):
     with small_disk(tmp_path / "disk", size) as disk:
         workdir = disk / "run"
-        refused(runs.line(workdir, data__input=text), "No space left on device", str(disk), "run the same line again")
+        refused(runs.line(workdir, data__input=text), "space", str(disk), "run the same line again")
         assert not [path for path in workdir.glob("data/*") if not path.name.startswith(".")]
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         runs.train(workdir, data__input=text, steps=2)
 
 
-@pytest.mark.parametrize("leave", [0, 8192, 100_000, 220_000])
+@pytest.mark.parametrize("leave", [pytest.param(0, marks=pytest.mark.slow), 8192, 150_000])
 def test_a_full_disk_while_training(leave, finished, text, tmp_path):
     """Whatever is written when the room ends, log or checkpoint: what was saved stays, and with room the run goes on."""
     with small_disk(tmp_path / "disk", "64m") as disk:
@@ -186,9 +188,7 @@ def test_a_full_disk_while_training(leave, finished, text, tmp_path):
         filler = fill(disk, leave)
 
         refused(command, "No space left on device", str(workdir), "run the same line again")
-        assert saved[-1] in runs.steps_saved(workdir) or runs.steps_saved(workdir)[-1] > saved[-1]
-        if saved[-1] in runs.steps_saved(workdir):
-            assert contents(workdir / "checkpoints" / str(saved[-1])) == before
+        assert contents(workdir / "checkpoints" / str(saved[-1])) == before
         filler.unlink()
         runs.train(workdir, data__input=text)
         runs.assert_same_run(workdir, finished)

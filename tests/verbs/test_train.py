@@ -108,11 +108,13 @@ class VerbText(tfds.core.GeneratorBasedBuilder):
 
 VerbText(data_dir=sys.argv[2], file_format="array_record").download_and_prepare()
 """
-    subprocess.run([sys.executable, "-c", program, str(text), str(folder)], check=True, capture_output=True, timeout=runs.DEADLINE)
+    subprocess.run(
+        [sys.executable, "-c", program, str(text), str(folder)], check=True, capture_output=True, timeout=runs.DEADLINE
+    )
     return "verb_text"
 
 
-@pytest.mark.parametrize("form", [as_glob, as_jsonl, as_jsonl_gz, as_parquet, as_tfds])
+@pytest.mark.parametrize("form", [as_glob, pytest.param(as_jsonl, marks=pytest.mark.slow), as_jsonl_gz, as_parquet, as_tfds])
 def test_inputs(form, text, finished, tmp_path):
     """The same text in any form trains, with a tokenizer that is given."""
     given = finished / "tokenizer.model"
@@ -120,7 +122,9 @@ def test_inputs(form, text, finished, tmp_path):
         tmp_path / "run", {"TFDS_DATA_DIR": str(tmp_path)}, data__input=form(text, tmp_path), tokenizer=given, steps=2,
     )  # fmt: skip
     assert (tmp_path / "run" / "tokenizer.model").read_bytes() == given.read_bytes()
-    counts, expected = (json.loads((folder / "report.json").read_text())["data"]["sources"] for folder in (tmp_path / "run", finished))
+    counts, expected = (
+        json.loads((folder / "report.json").read_text())["data"]["sources"] for folder in (tmp_path / "run", finished)
+    )
     (counts,), (expected,) = counts.values(), expected.values()
     assert {key: counts[key] for key in ("documents", "bytes")} == {key: expected[key] for key in ("documents", "bytes")}
 
@@ -130,7 +134,7 @@ def test_which_checkpoints_stay(fresh, text):
     assert runs.steps_saved(fresh) == [8, 16, 22]
 
 
-@pytest.mark.parametrize("clip_norm", [1.0, float("inf")])
+@pytest.mark.parametrize("clip_norm", [1.0, pytest.param(float("inf"), marks=pytest.mark.slow)])
 def test_divergence(fresh, text, clip_norm):
     settings = {"optimizer__learning_rate": 1e30, "optimizer__warmup": 1, "optimizer__clip_norm": clip_norm}
     command = runs.line(fresh, data__input=text, max_skipped_in_row=4, **settings)

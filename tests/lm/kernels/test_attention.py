@@ -25,7 +25,9 @@ def example(T, S, dtype):
 
 def segments_of(S):
     """Documents of uneven length, then padding: a row of several and a row of one."""
-    return np.stack([np.searchsorted([S // 5, S // 2, S - 3], np.arange(S), side="right") + 1, np.arange(S) < S - 7]) % 4
+    return (
+        np.stack([np.searchsorted([S // 5, S // 2, S - 3], np.arange(S), side="right") + 1, np.arange(S) < S - 7]) % 4
+    )
 
 
 @pytest.mark.parametrize("T", [1, 20, 128, 300])
@@ -34,12 +36,17 @@ def test_values_and_gradients(T, dtype):
     q, k, v, cotangent = example(T, T, dtype)
     segments = segments_of(T).astype(np.int32) if T > 1 else np.ones((B, 1), np.int32)
     mask = np.tril(np.ones((T, T), bool)) & (segments[:, :, None] == segments[:, None, :])
-    ours, vjp = jax.vjp(lambda q, k, v: attention(q, k, v, segments, segments), q, k, v)
-    twin, twin_vjp = jax.vjp(lambda q, k, v: plain(q, k, v, mask), q, k, v)
+
+    @jax.jit
+    def both(q, k, v, cotangent):
+        ours, vjp = jax.vjp(lambda q, k, v: attention(q, k, v, segments, segments), q, k, v)
+        twin, twin_vjp = jax.vjp(lambda q, k, v: plain(q, k, v, mask), q, k, v)
+        return (ours, *vjp(cotangent)), (twin, *twin_vjp(cotangent.astype(jnp.float32)))
+
     tolerance = dict(atol=1e-5, rtol=1e-5) if dtype == "float32" else dict(atol=5e-2, rtol=5e-2)
-    assert ours.dtype == q.dtype
-    for a, b in zip((ours, *vjp(cotangent)), (twin, *twin_vjp(cotangent.astype(jnp.float32))), strict=True):
-        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), **tolerance)
+    for ours, twin in zip(*both(q, k, v, cotangent), strict=True):
+        assert ours.dtype == q.dtype
+        np.testing.assert_allclose(ours.astype(jnp.float32), twin.astype(jnp.float32), **tolerance)
 
 
 @pytest.mark.parametrize("T", [1, 4])
@@ -57,5 +64,10 @@ def test_queries_inside_a_cache(T):
 def test_large_scores_stay_finite():
     q, k, v, cotangent = example(20, 20, "float32")
     segments = np.ones((B, 20), np.int32)
-    out, vjp = jax.vjp(lambda q, k, v: attention(q, k, v, segments, segments), 1e3 * q, k, v)
-    assert all(np.isfinite(x).all() for x in (out, *vjp(cotangent)))
+
+    @jax.jit
+    def value_and_gradients(q, k, v, cotangent):
+        out, vjp = jax.vjp(lambda q, k, v: attention(q, k, v, segments, segments), q, k, v)
+        return out, *vjp(cotangent)
+
+    assert all(np.isfinite(x).all() for x in value_and_gradients(1e3 * q, k, v, cotangent))

@@ -24,11 +24,11 @@ def example(weights="mixed"):
 
 
 def value_and_gradients(function, x, head, targets, weights):
-    """Both sums, and the gradients of their plain sum, scaled so that a lost cotangent shows."""
+    """Both sums, and the gradients of the objective, scaled so that a lost cotangent shows."""
 
     def loss(x, head):
-        nll, z = function(x, head, targets, weights)
-        return 0.3 * (nll + z), (nll, z)
+        objective, nll = function(x, head, targets, weights)
+        return 0.3 * objective, (objective, nll)
 
     (_, sums), gradients = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(x, head)
     return (*sums, *gradients)

@@ -41,9 +41,7 @@ def test_bfloat16_rounds_operands_and_cotangent_and_accumulates_in_float32(name)
         return a.astype(jnp.bfloat16).astype(jnp.float32)
 
     # The twin: float32 products of rounded operands, each result rounded once to its own type.
-    plain, plain_vjp = jax.vjp(
-        lambda x, w: jnp.einsum(equation, x, w, precision="highest"), rounded(x), rounded(w)
-    )
+    plain, plain_vjp = jax.vjp(lambda x, w: jnp.einsum(equation, x, w, precision="highest"), rounded(x), rounded(w))
     dx, dw = plain_vjp(rounded(cotangent))
     activations = x.astype(jnp.bfloat16)
     ours, vjp = jax.vjp(lambda x, w: matmul(equation, x, w, dtype="bfloat16", out=out), activations, w)

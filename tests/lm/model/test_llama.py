@@ -1,12 +1,14 @@
 """Our decoder is Llama's: the weights of a random `LlamaForCausalLM` give its logits."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.model.transformer import build, skeleton
+from lm.model.transformer import skeleton
+from tests.lm.examples import parameters
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -26,7 +28,7 @@ def copied(llama, config):
         return np.stack([(w.T if transposed else w).reshape(shape) for w in weights])
 
     D, H, G, K, F = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim, config.mlp_dim
-    params = build(config, 0)
+    params = jax.tree.map(lambda p: p, parameters(config))
     layers = params["layers"]
     for ours, values in (
         (params["embedding"], theirs["model.embed_tokens.weight"]),

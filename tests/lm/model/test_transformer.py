@@ -11,9 +11,9 @@ from flax import nnx
 
 from configs.train import default, tiny
 from lm.config import ModelConfig
-from lm.model.transformer import build, empty_state, skeleton
+from lm.model.transformer import empty_state, skeleton
 from lm.train.step import token_loss
-from tests.lm.examples import packed_batch, plain_batch, tiny_config, trainer_and_state
+from tests.lm.examples import packed_batch, parameters, plain_batch, tiny_config, trainer_and_state
 
 SIZES = dict(vocab_size=50, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, dtype="float32")
 
@@ -21,12 +21,14 @@ SIZES = dict(vocab_size=50, num_layers=2, embed_dim=32, num_heads=4, num_kv_head
 T = 300  # more than two blocks of queries of the attention kernel
 
 
-def model_of(config, seed=0, scale=4.0):
-    """(the forward as a compiled function, the model); its matrices are so large that all of it shows in the logits."""
-    params = jax.tree.map(lambda p: p * scale if p.ndim > 1 else p, build(config, seed))
+T = 300  # more than two blocks of queries of the attention kernel
+
+
+def model_of(config):
+    """The forward as a compiled function, of matrices so large that every part of it shows in the logits."""
     graph = skeleton(config)[0]
     forward = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args))
-    return functools.partial(forward, params)
+    return functools.partial(forward, parameters(config, scale=4.0))
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -159,7 +161,7 @@ def test_only_differences_of_positions_count(exact):
 def test_grouped_queries_are_repeated_keys_and_values():
     config = ModelConfig(**SIZES)
     full = ModelConfig(**SIZES | {"num_kv_heads": config.num_heads})
-    grouped = jax.tree.map(lambda p: p * 4 if p.ndim > 1 else p, build(config, 0))
+    grouped = parameters(config, scale=4.0)
     repeated = jax.tree.map(lambda p: p, grouped)
     for name in ("key", "value"):  # [L, D, G, K]: query heads 0…R−1 share the first
         weight = repeated["layers"]["attention"][name]

@@ -94,6 +94,7 @@ def test_parameters_lie_as_their_declaration_says():
     assert layout["norm"]["scale"].get_value().spec == P(None)
     layers = layout["layers"]
     assert layers["attention"]["query"].get_value().spec == P(None, "fsdp", "tensor", None)
+    assert layers["attention"]["key"].get_value().spec == P(None, "fsdp", "tensor", None)
     assert layers["attention"]["output"].get_value().spec == P(None, "tensor", None, "fsdp")
     assert layers["feed_forward"]["down"].get_value().spec == P(None, "tensor", "fsdp")
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config import ModelConfig
-from lm.model.transformer import build, skeleton
+from lm.model.transformer import skeleton
 from lm.train.optimizer import adamw, decayed
+from tests.lm.examples import parameters
 
 CONFIG = ModelConfig(vocab_size=16, num_layers=2, embed_dim=8, num_heads=2, num_kv_heads=1, mlp_dim=12)
 
@@ -26,12 +27,13 @@ def test_two_updates_by_hand():
     b1, b2, eps, weight_decay = 0.9, 0.95, 1e-3, 0.1
     abstract = skeleton(CONFIG)[1]
     transform = adamw(abstract, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
-    params = build(CONFIG, 0)
+    params = parameters(CONFIG)
     state = transform.init(params)
+    update = jax.jit(transform.update)
     first = jax.tree.map(lambda p: jnp.sin(100 * p), params)
     second = jax.tree.map(lambda p: 0.1 * jnp.cos(70 * p), params)
-    _, state = transform.update(first, state, params)
-    updates, _ = transform.update(second, state, params)
+    _, state = update(first, state, params)
+    updates, _ = update(second, state, params)
     given = {name: [np.asarray(names(tree)[name]) for tree in (params, first, second)] for name in names(params)}
     for name, update in names(updates).items():
         w, g1, g2 = given[name]

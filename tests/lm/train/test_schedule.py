@@ -37,7 +37,9 @@ def test_constant():
 def test_the_last_step_has_the_final_share(kind, final):
     for steps, warmup in ((1000, 100), (7, 0), (50, 49)):
         if steps - warmup > 1:
-            assert rates(kind, [steps - 1], peak=2, steps=steps, warmup=warmup, final=final) == pytest.approx([2 * final])
+            assert rates(kind, [steps - 1], peak=2, steps=steps, warmup=warmup, final=final) == pytest.approx(
+                [2 * final]
+            )
 
 
 @pytest.mark.parametrize("kind", ["cosine", "wsd", "constant"])

@@ -1,0 +1,195 @@
+"""The sampler against plain repeated forward passes, and its choices on logits made by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import lm
+from data.tokenizer import train
+from lm.config import ModelConfig
+from lm.errors import UserError
+from lm.infer.sampler import Settings, sample
+from lm.model.transformer import skeleton
+from tests.lm.examples import parameters
+
+# A few more rows than the tokenizer has pieces: those must never be drawn.
+CONFIG = ModelConfig(
+    vocab_size=400, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, dtype="float32"
+)
+PROMPTS = [[5], [30, 40, 50], list(range(60, 83)), [2, 300]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    text = ["def add(a, b):\n    return a + b\n", "Größe → 7 µm, 深い学習\n", "the cat and the hat sat on that mat\n"]
+    path = tmp_path_factory.mktemp("tokenizer") / "t"
+    return train(text * 3, path, vocab_size=320, sample_bytes=1 << 16, seed=0, threads=1)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Random, but with opinions: its matrices are four times as large as those of a fresh model."""
+    return nnx.merge(skeleton(CONFIG)[0], parameters(CONFIG, scale=4.0))
+
+
+def with_ids_swapped(model, a, b):
+    """The same model, which says b where it would have said a."""
+    graph, params = nnx.split(model)
+    params = jax.tree.map(lambda p: p, params)
+    head = params["head"].get_value()
+    params["head"].set_value(head.at[jnp.asarray([a, b])].set(head[jnp.asarray([b, a])]))
+    return nnx.merge(graph, params)
+
+
+def greedy_without_cache(model, tokenizer, prompts, count):
+    forward = jax.jit(lambda tokens: model(tokens))
+    rows = []
+    for prompt in prompts:
+        row = list(prompt)
+        while len(row) < len(prompt) + count:
+            padded = np.zeros((1, 40), np.int32)  # what comes later has no effect
+            padded[0, : len(row)] = row
+            row.append(int(np.argmax(forward(padded)[0, len(row) - 1, : tokenizer.vocab_size])))
+        rows.append(row[len(prompt) :])
+    return rows
+
+
+def test_greedy_is_repeated_forward_passes(model, tokenizer):
+    plain = greedy_without_cache(model, tokenizer, PROMPTS, 12)
+    assert tokenizer.eos_id not in sum(plain, [])
+    assert len({token for row in plain for token in row}) > 10  # it says something
+    together = lm.generate(model, tokenizer, PROMPTS, max_new_tokens=12, temperature=0)
+    assert together == plain
+    for prompt, row in zip(PROMPTS, plain, strict=True):
+        assert lm.generate(model, tokenizer, [prompt], max_new_tokens=12, temperature=0) == [row]
+    assert lm.generate(model, tokenizer, PROMPTS, max_new_tokens=12, temperature=3.0, top_k=1) == plain
+
+
+def test_a_row_ends_before_its_end_token_and_the_others_go_on(model, tokenizer):
+    plain = lm.generate(model, tokenizer, PROMPTS, max_new_tokens=12, temperature=0)
+    stop = plain[1][4]
+    ending = with_ids_swapped(model, stop, tokenizer.eos_id)
+    expected = [row[: row.index(stop)] if stop in row else row for row in plain]
+    assert len(expected[1]) <= 4 and max(map(len, expected)) == 12
+    assert lm.generate(ending, tokenizer, PROMPTS, max_new_tokens=12, temperature=0) == expected
+    # alone, where the loop ends with the row, and streamed
+    assert lm.generate(ending, tokenizer, PROMPTS[1:2], max_new_tokens=12, temperature=0) == expected[1:2]
+    streamed = lm.generate(ending, tokenizer, PROMPTS[1:2], max_new_tokens=12, temperature=0, stream=lambda text: None)
+    assert streamed == expected[1:2]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_streaming_gives_the_text_of_the_compiled_loop(model, tokenizer, seed):
+    # A random model draws many bytes that are no UTF-8: what is shown must never have to be taken back.
+    options = dict(max_new_tokens=30, temperature=1.5, top_p=0.99, seed=seed)
+    pieces = []
+    streamed = lm.generate(model, tokenizer, ["the cat"], stream=pieces.append, **options)
+    assert streamed == lm.generate(model, tokenizer, ["the cat"], **options)
+    assert "".join(pieces) == streamed[0]
+    assert len(pieces) > 5 and all(pieces)
+
+
+def test_a_seed_is_a_text(model, tokenizer):
+    first, again, other = (lm.generate(model, tokenizer, ["the"], max_new_tokens=20, seed=seed) for seed in (7, 7, 8))
+    assert first == again != other
+
+
+def test_rows_draw_alike_whoever_is_beside_them(model, tokenizer):
+    options = dict(max_new_tokens=12, temperature=1.0, top_p=0.95, seed=3)
+    together = lm.generate(model, tokenizer, PROMPTS, **options)
+    beside_others = lm.generate(model, tokenizer, [PROMPTS[0], PROMPTS[1], [9], list(range(100, 140))], **options)
+    assert beside_others[:2] == together[:2]
+    assert lm.generate(model, tokenizer, PROMPTS[:1], **options) == together[:1]
+    twins = lm.generate(model, tokenizer, [[5], [5]], **options)
+    assert twins[0] != twins[1]  # rows with one prompt differ in their draws
+
+
+def test_fewer_tokens_are_a_prefix(model, tokenizer):
+    long = lm.generate(model, tokenizer, PROMPTS, max_new_tokens=12, seed=1)
+    short = lm.generate(model, tokenizer, PROMPTS, max_new_tokens=1, seed=1)
+    assert short == [row[:1] for row in long]
+
+
+def test_strings_for_strings_and_ids_for_ids(model, tokenizer):
+    ids = [tokenizer.bos_id, *tokenizer.encode("the cat")]
+    options = dict(max_new_tokens=8, temperature=0)
+    [text] = lm.generate(model, tokenizer, ["the cat"], **options)
+    [row] = lm.generate(model, tokenizer, [ids], **options)
+    assert isinstance(text, str) and all(type(i) is int for i in row)
+    assert text == tokenizer.decode(row) and "the cat" not in text
+    assert lm.generate(model, tokenizer, [np.asarray(ids)], **options) == [row]
+    assert lm.generate(model, tokenizer, ["the cat", ids], **options) == [text, row]
+    assert lm.generate(model, tokenizer, []) == []
+    assert isinstance(lm.generate(model, tokenizer, [""], **options)[0], str)
+
+
+def test_ids_that_the_tokenizer_lacks_are_never_drawn(model, tokenizer):
+    assert tokenizer.vocab_size < CONFIG.vocab_size
+    graph, params = nnx.split(model)
+    params = jax.tree.map(lambda p: p, params)
+    head = params["head"].get_value()
+    params["head"].set_value(head.at[tokenizer.vocab_size :].multiply(100.0))  # it would like nothing better
+    rows = lm.generate(nnx.merge(graph, params), tokenizer, PROMPTS, max_new_tokens=12, temperature=2.0)
+    assert max(map(max, rows)) < tokenizer.vocab_size
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "named"),
+    [
+        ("a string", {}, "list"),
+        (["a"], {"max_new_tokens": 0}, "max_new_tokens"),
+        (["a"], {"temperature": -0.1}, "temperature"),
+        (["a"], {"top_p": 0.0}, "top_p"),
+        (["a"], {"top_p": 1.1}, "top_p"),
+        (["a"], {"top_k": -1}, "top_k"),
+        (["a", "b"], {"stream": print}, "streaming"),
+        ([[]], {}, "empty"),
+        ([[400]], {}, "0…399"),
+        ([[-1]], {}, "0…399"),
+    ],
+)
+def test_bad_arguments_are_named(model, tokenizer, prompts, options, named):
+    with pytest.raises(UserError, match=named):
+        lm.generate(model, tokenizer, prompts, **options)
+
+
+def shares(p, draws=4096, **settings):
+    """How often each of four tokens is drawn from probabilities p; a fourth of a draw's standard error is 0.002."""
+    settings = Settings(**{"temperature": 1.0, "top_p": 1.0, "top_k": 0, **settings})
+    logits = jnp.tile(jnp.log(jnp.asarray(p)), (draws, 1)) + 3  # a constant changes nothing
+    drawn = sample(jax.random.split(jax.random.key(0), draws), logits, settings)
+    return np.bincount(drawn, minlength=len(p)) / draws
+
+
+P = [0.15, 0.5, 0.05, 0.3]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, P),
+        ({"temperature": 0.0}, [0, 1, 0, 0]),
+        ({"temperature": 0.0, "top_k": 3, "top_p": 0.9}, [0, 1, 0, 0]),
+        ({"temperature": 0.5}, np.square(P) / np.square(P).sum()),
+        ({"top_k": 1}, [0, 1, 0, 0]),
+        ({"top_k": 2}, [0, 5 / 8, 0, 3 / 8]),
+        ({"top_k": 9}, P),
+        ({"top_p": 0.01}, [0, 1, 0, 0]),
+        ({"top_p": 0.45}, [0, 1, 0, 0]),
+        ({"top_p": 0.55}, [0, 5 / 8, 0, 3 / 8]),
+        ({"top_p": 0.85}, [3 / 19, 10 / 19, 0, 6 / 19]),
+        ({"top_k": 2, "top_p": 0.6}, [0, 1, 0, 0]),  # of the two that are left, the first has 5/8
+        ({"temperature": 0.5, "top_p": 0.6}, [0, 1, 0, 0]),  # the first has 0.68 of the sharpened
+    ],
+)
+def test_draws_from_logits_by_hand(settings, expected):
+    drawn = shares(P, **settings)
+    np.testing.assert_allclose(drawn, expected, atol=0.03)
+    assert ((drawn > 0) == (np.asarray(expected) > 0)).all()
+
+
+@pytest.mark.parametrize(("settings", "kept"), [({"top_k": 1}, 1), ({"top_k": 3}, 3), ({"top_p": 0.4}, 2)])
+def test_equal_logits_do_not_all_slip_in(settings, kept):
+    assert (shares([0.25] * 4, **settings) > 0).tolist() == [i < kept for i in range(4)]
