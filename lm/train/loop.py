@@ -23,7 +23,7 @@ from lm.parallel.hosts import is_first
 from lm.train.feed import Feed
 from lm.train.metrics import Log
 from lm.train.schedule import schedule
-from lm.train.speed import peak_flops
+from lm.train.speed import FORMULA, peak_flops
 from lm.train.step import Trainer, abstract_state, model_config_of, state_shardings
 
 
@@ -67,8 +67,10 @@ def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Ba
 
     num_params = sum(x.size for x in jax.tree.leaves(state.params))
     flops = flops_per_token(model_config_of(config), num_params, config.sequence_length)
-    peak, _ = peak_flops(config.dtype)
+    peak, peak_source = peak_flops(config.dtype)
     log = Log(workdir, enabled=is_first(), step=begin, steps=config.steps, log_ids=config.data.log_ids)
+    log.say(f"{num_params:,} parameters, {config.batch_size * config.sequence_length:,} tokens a step, {dict(mesh.shape)}")
+    log.say(f"{FORMULA} = {peak / 1e12:.3g} TFLOP/s ({peak_source})")
     rates: list[float] = []
     skipped = int(state.skipped)
     last_read = time.perf_counter()

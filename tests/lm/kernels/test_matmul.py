@@ -23,32 +23,36 @@ def operands(name):
     return equation, normal(x, x_shape), normal(w, w_shape), normal(r, y_shape), out
 
 
+def value_and_gradients(function, x, w, cotangent):
+    def run(x, w, cotangent):
+        y, vjp = jax.vjp(function, x, w)
+        return y, *vjp(cotangent.astype(y.dtype))
+
+    return jax.jit(run)(x, w, cotangent)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_float32_is_the_plain_product(name):
-    equation, x, w, cotangent, out = operands(name)
-    plain, plain_vjp = jax.vjp(lambda x, w: jnp.einsum(equation, x, w, precision="highest"), x, w)
-    ours, vjp = jax.vjp(lambda x, w: matmul(equation, x, w, dtype="float32", out=out), x, w)
-    assert ours.dtype == jnp.float32
-    for a, b in zip((ours, *vjp(cotangent)), (plain, *plain_vjp(cotangent)), strict=True):
+    equation, *arrays, out = operands(name)
+    twin = value_and_gradients(lambda x, w: jnp.einsum(equation, x, w, precision="highest"), *arrays)
+    ours = value_and_gradients(lambda x, w: matmul(equation, x, w, dtype="float32", out=out), *arrays)
+    for a, b in zip(ours, twin, strict=True):
+        assert a.dtype == jnp.float32
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_bfloat16_rounds_operands_and_cotangent_and_accumulates_in_float32(name):
     equation, x, w, cotangent, out = operands(name)
-
-    def rounded(a):
-        return a.astype(jnp.bfloat16).astype(jnp.float32)
-
     # The twin: float32 products of rounded operands, each result rounded once to its own type.
-    plain, plain_vjp = jax.vjp(lambda x, w: jnp.einsum(equation, x, w, precision="highest"), rounded(x), rounded(w))
-    dx, dw = plain_vjp(rounded(cotangent))
-    activations = x.astype(jnp.bfloat16)
-    ours, vjp = jax.vjp(lambda x, w: matmul(equation, x, w, dtype="bfloat16", out=out), activations, w)
-    our_dx, our_dw = vjp(cotangent.astype(jnp.bfloat16))
-    assert (ours.dtype, our_dx.dtype, our_dw.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
+    rounded = [np.asarray(a.astype(jnp.bfloat16), np.float32) for a in (x, w, cotangent)]
+    y, dx, dw = value_and_gradients(lambda x, w: jnp.einsum(equation, x, w, precision="highest"), *rounded)
+    our_y, our_dx, our_dw = value_and_gradients(
+        lambda x, w: matmul(equation, x, w, dtype="bfloat16", out=out), x.astype(jnp.bfloat16), w, cotangent
+    )
+    assert (our_y.dtype, our_dx.dtype, our_dw.dtype) == (jnp.bfloat16, jnp.bfloat16, jnp.float32)
     np.testing.assert_allclose(our_dw, dw, rtol=1e-5, atol=1e-5)  # never rounded on its way to the optimizer
-    for a, b in ((ours, plain), (our_dx, dx)):
+    for a, b in ((our_y, y), (our_dx, dx)):
         np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=2**-8, atol=1e-5)  # half a unit of bfloat16
 
 
