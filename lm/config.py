@@ -32,15 +32,17 @@ class ModelConfig:
     dtype: str = "bfloat16"  # of the matrix products; parameters, norms, softmax and losses stay float32
 
     def __post_init__(self):
+        for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "mlp_dim"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1")
+        if self.head_dim < 0:
+            raise UserError(f"model.head_dim={self.head_dim} must be at least 2, or 0 for embed_dim / num_heads")
         if self.head_dim == 0:
             if self.embed_dim % self.num_heads:
                 raise UserError(
                     f"model.num_heads={self.num_heads} does not divide model.embed_dim={self.embed_dim}: set model.head_dim"
                 )
             object.__setattr__(self, "head_dim", self.embed_dim // self.num_heads)
-        for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "mlp_dim", "head_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1")
         if self.num_heads % self.num_kv_heads:
             raise UserError(f"model.num_kv_heads={self.num_kv_heads} does not divide model.num_heads={self.num_heads}")
         if self.head_dim % 2:

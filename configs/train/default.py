@@ -59,7 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.context = 1
 
     config.valid_every = 100  # steps; 0: only at the end
-    config.valid_batches = 8  # of validation in the loop; the end takes all
+    config.valid_batches = 8  # of validation in the loop, spread over the split; the end takes all
     config.checkpoint_every = 200  # steps; the last step is always saved
     config.keep_last = 2
     config.keep_every = 0  # also keep every checkpoint at a multiple of this

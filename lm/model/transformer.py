@@ -59,7 +59,9 @@ class Transformer(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
         V, D = config.vocab_size, config.embed_dim
-        self.embedding = nnx.Param(normal(rngs, (V, D)), out_sharding=("vocab", "embed"))
+        # What makes logits starts small enough that they are near 0 and the first loss near ln V at every width.
+        std = min(STD, 0.4 * D**-0.5) if config.tie_embeddings else STD
+        self.embedding = nnx.Param(normal(rngs, (V, D), std=std), out_sharding=("vocab", "embed"))
 
         @nnx.split_rngs(splits=config.num_layers)
         @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
@@ -69,7 +71,6 @@ class Transformer(nnx.Module):
         self.layers = stack(rngs)
         self.norm = RMSNorm(D, config.norm_eps)
         if not config.tie_embeddings:
-            # Small enough that the first logits are near 0 and the first loss near ln V at every width.
             self.head = nnx.Param(normal(rngs, (V, D), std=min(STD, 0.2 * D**-0.5)), out_sharding=("vocab", "embed"))
 
     def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, state: DecodeState | None = None):

@@ -21,9 +21,13 @@ class Feed:
         self._rows = sorted({row for begin, end in held for row in range(begin, end)})
         self._place = {row: i for i, row in enumerate(self._rows)}
 
-    def iterate(self, start: int = 0, stop: int | None = None) -> Iterator:
+    def iterate(self, start: int = 0) -> Iterator:
         """The Grain iterator of this process's rows (see Batches.iterate)."""
-        return self.batches.iterate(start, rows=self._rows, stop=stop)
+        return self.batches.iterate(start, rows=self._rows)
+
+    def read(self, n: int) -> dict[str, jax.Array]:
+        """Batch n, read in this thread."""
+        return self.to_devices(self.batches.batch(n, self._rows))
 
     def to_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Global [B, T] arrays from this process's rows; `ids` stay behind on the host."""

@@ -113,7 +113,7 @@ def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Ba
             # Before the step and not after the last one: so a run that was stopped in between goes on with it.
             if valid_feed and config.valid_every and step > 1 and (step - 1) % config.valid_every == 0:
                 read()
-                log.valid({"step": step - 1, **evaluate(state.params, config.valid_batches)})
+                log.valid(step - 1, evaluate(state.params, config.valid_batches))
                 last_read = time.perf_counter()
             batch = next(iterator)
             ids = batches.global_row_ids(step - 1).tolist() if config.data.log_ids else None
@@ -130,8 +130,8 @@ def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Ba
         seconds = time.perf_counter() - started
         final = None
         if valid_feed:
-            final = evaluate(state.params, None, sums=True)
-            log.valid({"step": step, "valid_loss": final["loss"], "valid_bits_per_byte": final["bits_per_byte"]})
+            final = evaluate(state.params)
+            log.valid(step, final)
         checkpoints.wait()
     finally:
         iterator.close()
@@ -146,7 +146,7 @@ def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Ba
 
 
 class Evaluator:
-    """Validation loss over the first batches of the split, or all of them."""
+    """Validation loss over some batches of the split, evenly spread over its sources, or all of them."""
 
     def __init__(self, trainer: Trainer, feed: Feed | None, tokenizer: Tokenizer, vocab_size: int):
         self._feed = feed
@@ -155,19 +155,24 @@ class Evaluator:
         table[: tokenizer.vocab_size] = tokenizer.bytes_per_token
         self._bytes_V = jnp.asarray(table)
 
-    def __call__(self, params, batches: int | None, sums: bool = False) -> dict:
-        """Nats a token, and bits a byte: Σ nll / (ln 2 · Σ bytes), where end-of-document tokens cost and hold no bytes."""
+    def __call__(self, params, at_most: int | None = None) -> dict:
+        """{"loss": nats a token, "bits_per_byte": Σ nll / (ln 2 · Σ bytes), "tokens", "bytes"}.
+
+        A document's end is a target that costs nats and holds no bytes.
+        """
         totals = {"nll": 0.0, "weight": 0.0, "bytes": 0.0}
-        iterator = self._feed.iterate(stop=batches)
-        for batch in iterator:
-            for name, value in self._step(params, self._feed.to_devices(batch), self._bytes_V).items():
+        total = self._feed.batches.num_batches
+        count = total if at_most is None else min(at_most, total)
+        for i in range(count):
+            batch = self._feed.read(i * total // count)
+            for name, value in self._step(params, batch, self._bytes_V).items():
                 totals[name] += float(value)
-        iterator.close()
-        loss = totals["nll"] / max(1.0, totals["weight"])
-        bits = totals["nll"] / np.log(2) / max(1.0, totals["bytes"])
-        if sums:
-            return {"loss": loss, "bits_per_byte": bits, "tokens": int(totals["weight"]), "bytes": int(totals["bytes"])}
-        return {"valid_loss": loss, "valid_bits_per_byte": bits}
+        return {
+            "loss": totals["nll"] / max(1.0, totals["weight"]),
+            "bits_per_byte": totals["nll"] / np.log(2) / max(1.0, totals["bytes"]),
+            "tokens": int(totals["weight"]),
+            "bytes": int(totals["bytes"]),
+        }
 
 
 class _Stop:

@@ -65,12 +65,13 @@ class Log:
         self._bar.set_postfix_str(f"loss {line['loss']:.4f}, {rate}", refresh=False)
         self._bar.update(line["step"] - self._bar.n)
 
-    def valid(self, line: dict) -> None:
+    def valid(self, step: int, values: dict) -> None:
+        """values: loss and bits_per_byte, as the loop's Evaluator gives them."""
         if not self.enabled:
             return
-        self._write(line)
-        bits = line["valid_bits_per_byte"]
-        self.say(f"step {line['step']}: valid loss {line['valid_loss']:.4f} nats, {bits:.4f} bits per byte")
+        loss, bits = values["loss"], values["bits_per_byte"]
+        self._write({"step": step, "valid_loss": loss, "valid_bits_per_byte": bits})
+        self.say(f"step {step}: valid loss {loss:.4f} nats, {bits:.4f} bits per byte")
 
     def say(self, text: str) -> None:
         if self.enabled:
