@@ -5,7 +5,7 @@ from configs.train import default
 
 def get_config():
     config = default.get_config()
-    config.steps = 1600
+    config.steps = 1000
     config.accumulate = 8  # slices that stay in a CPU's cache: faster, same result
     config.data.max_bytes = 40_000_000
     config.model.scan_layers = False

@@ -32,11 +32,8 @@ class Attention(nnx.Module):
         self.value = nnx.Param(normal(rngs, (D, G, K)), out_sharding=("embed", "kv_heads", "head"))
         self.output = nnx.Param(normal(rngs, (H, K, D), layers=config.num_layers), out_sharding=("heads", "head", "embed"))
 
-    def __call__(self, x_BTD, rotary, segments, cache: Cache | None = None, slot=None) -> tuple[jax.Array, Cache | None]:
-        """rotary: (cos, sin) of the T positions. segments: of the queries and of the keys, int32 [B, T] and [B, S].
-
-        With a cache, the T new keys are written from slot `slot` on.
-        """
+    def __call__(self, x_BTD, rotary, mask_BTS, cache: Cache | None = None, slot=None) -> tuple[jax.Array, Cache | None]:
+        """rotary: (cos, sin) of the T positions. With a cache, the T new keys are written from slot `slot` on."""
 
         def project(weight, heads):
             return matmul("btd,dhk->bthk", x_BTD, weight[...], dtype=self.dtype, out=("batch", "length", heads, None))
@@ -48,6 +45,6 @@ class Attention(nnx.Module):
             k_BSGK = lax.dynamic_update_slice_in_dim(cache.k, k_BSGK, slot, axis=1)
             v_BSGK = lax.dynamic_update_slice_in_dim(cache.v, v_BSGK, slot, axis=1)
             cache = Cache(k_BSGK, v_BSGK)
-        mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, *segments, slot)
+        mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, mask_BTS)
         out = matmul("bthk,hkd->btd", mixed_BTHK, self.output[...], dtype=self.dtype, out=("batch", "length", None))
         return out, cache

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.kernels.attention import attention
+from lm.kernels.attention import attention, causal_mask
 
 B, G, R, K = 2, 2, 3, 8
 
@@ -39,7 +39,7 @@ def test_values_and_gradients(T, dtype):
 
     @jax.jit
     def both(q, k, v, cotangent):
-        ours, vjp = jax.vjp(lambda q, k, v: attention(q, k, v, segments, segments), q, k, v)
+        ours, vjp = jax.vjp(lambda q, k, v: attention(q, k, v, causal_mask(segments, segments, np.arange(T))), q, k, v)
         twin, twin_vjp = jax.vjp(lambda q, k, v: plain(q, k, v, mask), q, k, v)
         return (ours, *vjp(cotangent)), (twin, *twin_vjp(cotangent.astype(jnp.float32)))
 
@@ -57,7 +57,7 @@ def test_queries_inside_a_cache(T):
     key_segments[1, :4] = 0  # left padding
     mask = np.arange(S) <= slot + np.arange(T)[:, None]
     mask = mask & (key_segments[:, None, :] == 1)
-    ours = jax.jit(attention)(q, k, v, np.ones((B, T), np.int32), key_segments, slot)
+    ours = jax.jit(attention)(q, k, v, causal_mask(np.ones((B, T), np.int32), key_segments, slot + np.arange(T)))
     np.testing.assert_allclose(ours, plain(q, k, v, mask), atol=1e-5, rtol=1e-5)
 
 
@@ -67,7 +67,7 @@ def test_large_scores_stay_finite():
 
     @jax.jit
     def value_and_gradients(q, k, v, cotangent):
-        out, vjp = jax.vjp(lambda q, k, v: attention(q, k, v, segments, segments), q, k, v)
+        out, vjp = jax.vjp(lambda q, k, v: attention(q, k, v, causal_mask(segments, segments, np.arange(20))), q, k, v)
         return out, *vjp(cotangent)
 
     assert all(np.isfinite(x).all() for x in value_and_gradients(1e3 * q, k, v, cotangent))

@@ -23,9 +23,9 @@ RUNS = {
 }
 
 
-def run(sizes, accumulate):
+def run(sizes, accumulate, steps=STEPS, **model):
     """(initial parameters, [(loss, gradient norm)], last state, mesh) of a short run."""
-    config = tiny_config()
+    config = tiny_config(**model)
     config.batch_size, config.steps, config.accumulate = 16, STEPS, accumulate
     mesh = make_mesh(sizes, jax.devices() if sizes else jax.devices()[:1])
     check_fit(mesh, model_config_of(config), config.batch_size, accumulate)
@@ -36,7 +36,7 @@ def run(sizes, accumulate):
         feed = Feed(types.SimpleNamespace(batch_size=16, sequence_length=config.sequence_length), mesh)
         step = jax.jit(trainer.step, donate_argnums=0)
         curve = []
-        for n in range(STEPS):
+        for n in range(steps):
             state, metrics = step(state, feed.to_devices(packed_batch(config, seed=n)))
             curve.append((float(metrics["loss"]), float(metrics["grad_norm"])))
     return first, np.asarray(curve), state, mesh
@@ -60,6 +60,11 @@ def test_as_on_one_device(one_device, name):
     assert_split(state.params, mesh)
     assert_split(state.optimizer[0].mu, mesh)
     assert_split(state.optimizer[0].nu, mesh)
+
+
+def test_one_key_value_head_for_all_queries_as_on_one_device():
+    curves = [run(sizes, 1, steps=2, num_kv_heads=1)[1] for sizes in ({}, {"data": 4, "fsdp": 2})]
+    np.testing.assert_allclose(*curves, rtol=1e-5)
 
 
 def assert_split(tree, mesh):
