@@ -77,7 +77,7 @@ def in_process(steps: int) -> dict:
 
 
 def ours(shape: Shape, steps: int) -> dict:
-    """The real training step (lm.train.step) on random tokens, with the slices and compute type that three steps find fastest."""
+    """The real training step (lm.train.step) on random tokens, with the slices and compute type that are fastest here."""
     import jax
     import numpy as np
 
