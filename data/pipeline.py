@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 import time
 from pathlib import Path
 
@@ -48,10 +49,17 @@ def prepare_text(config: ml_collections.ConfigDict, workdir: Path) -> tuple[toke
             return tokenizer, folder, stages
 
     sources = open_sources(config.data.input, text_key=config.data.text_key, max_bytes=config.data.max_bytes)
-    spool = workdir / "data" / ".spool"
-    shutil.rmtree(spool, ignore_errors=True)
-    if config.data.input is None:  # parsing a Python installation is slower than all the passes over its text
-        sources = [spooled(source, spool) for source in sources]
+    with tempfile.TemporaryDirectory(prefix="lmcraft-") as spool:
+        if config.data.input is None:  # parsing a Python installation is slower than all the passes over its text
+            sources = [spooled(source, Path(spool)) for source in sources]
+        tokenizer, folder = _three_passes(config, workdir, sources, tokenizer, stages)
+    return tokenizer, folder, stages
+
+
+def _three_passes(
+    config, workdir: Path, sources: list[Source], tokenizer: tokenizers.Tokenizer | None, stages: dict[str, float]
+) -> tuple[tokenizers.Tokenizer, Path]:
+    model_file = workdir / "tokenizer.model"
     with _Stage(stages, "survey") as progress:
         kept = survey(
             sources, valid_fraction=config.data.valid_fraction, seed=config.seed,
@@ -73,8 +81,7 @@ def prepare_text(config: ml_collections.ConfigDict, workdir: Path) -> tuple[toke
     with _Stage(stages, "dataset") as progress:
         folder.parent.mkdir(parents=True, exist_ok=True)
         prepare(folder, sources, tokenizer, sequence_length=config.sequence_length, survey=kept, progress=progress)
-    shutil.rmtree(spool, ignore_errors=True)
-    return tokenizer, folder, stages
+    return tokenizer, folder
 
 
 def parse_weights(text: str | None) -> dict[str, float] | None:

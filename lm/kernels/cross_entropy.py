@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lm.kernels.matmul import _gathered, _spec_of, product
+from lm.kernels.matmul import gathered, product, spec_of
 from lm.parallel.mesh import spec
 
 CHUNK_TOKENS = 2048  # positions a device whose logits exist at a time
@@ -45,7 +45,7 @@ def cross_entropy_reference(x_BTD, head_VD, targets_BT, weights_BT, *, z_loss: f
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _chunked(dtype, z_loss, chunk, x_BTD, head_VD, targets_BT, weights_BT):
-    head = _gathered(head_VD.astype(dtype))
+    head = gathered(head_VD.astype(dtype))
 
     def body(sums, inputs):
         x, targets, weights = inputs
@@ -69,7 +69,7 @@ def _logits(x, head, targets, weights, z_loss):
 
 
 def _forward(dtype, z_loss, chunk, x_BTD, head_VD, targets_BT, weights_BT):
-    head = _gathered(head_VD.astype(dtype))
+    head = gathered(head_VD.astype(dtype))
 
     def body(carry, inputs):
         objective_sum, nll_sum, dhead = carry
@@ -80,7 +80,7 @@ def _forward(dtype, z_loss, chunk, x_BTD, head_VD, targets_BT, weights_BT):
         p = jnp.exp(logits - logz[..., None])
         dlogits = (scale[..., None] * p - jnp.where(is_target, weights[..., None], 0.0)).astype(dtype)
         dx = product("btv,vd->btd", dlogits, head, spec("batch", None, None)).astype(dtype)
-        dhead = dhead + product("btv,btd->vd", dlogits, x, _spec_of(head_VD))
+        dhead = dhead + product("btv,btd->vd", dlogits, x, spec_of(head_VD))
         return (objective_sum + objective, nll_sum + nll, dhead), dx
 
     zero = jnp.zeros((), jnp.float32)

@@ -34,7 +34,7 @@ def _matmul(equation, dtype, out_spec, x, w):
 
 
 def _forward(equation, dtype, out_spec, x, w):
-    y = product(equation, x.astype(dtype), _gathered(w.astype(dtype)), out_spec).astype(dtype)
+    y = product(equation, x.astype(dtype), gathered(w.astype(dtype)), out_spec).astype(dtype)
     return y, (x, w)
 
 
@@ -42,8 +42,8 @@ def _backward(equation, dtype, out_spec, residuals, dy):
     x, w = residuals
     (x_axes, w_axes), y_axes = _terms(equation)
     dy = dy.astype(dtype)
-    dx = product(f"{y_axes},{w_axes}->{x_axes}", dy, _gathered(w.astype(dtype)), _spec_of(x))
-    dw = product(f"{x_axes},{y_axes}->{w_axes}", x.astype(dtype), dy, _spec_of(w))
+    dx = product(f"{y_axes},{w_axes}->{x_axes}", dy, gathered(w.astype(dtype)), spec_of(x))
+    dw = product(f"{x_axes},{y_axes}->{w_axes}", x.astype(dtype), dy, spec_of(w))
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
@@ -60,13 +60,13 @@ def _terms(equation):
     return inputs.split(","), output
 
 
-def _spec_of(x):
+def spec_of(x):
     return None if jax.sharding.get_abstract_mesh().empty else jax.typeof(x).sharding.spec
 
 
-def _gathered(w):
+def gathered(w):
     """The weight made whole over fsdp and left split over tensor."""
-    current = _spec_of(w)
+    current = spec_of(w)
     if current is None:
         return w
     return jax.sharding.reshard(w, PartitionSpec(*(None if axis == "fsdp" else axis for axis in current)))

@@ -134,6 +134,12 @@ def test_a_workdir_with_another_tokenizer(finished, text, tmp_path):
     assert contents(workdir) == before
 
 
+def test_the_python_installation_leaves_nothing_behind_either(tmp_path):
+    settings = dict(data__input=None, data__max_bytes=100_000, model__vocab_size=100)
+    refused(runs.line(tmp_path / "run", **settings), "model.vocab_size=100", "least", TMPDIR=str(tmp_path))
+    assert list(tmp_path.iterdir()) == []
+
+
 def contents(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
