@@ -1,21 +1,41 @@
 """Pretrain a language model: text -> tokenizer -> packed dataset -> training -> report.
 
     python train.py --config=configs/train/tiny.py --workdir=runs/tiny [--config.KEY=VALUE ...]
+    python train.py --config=configs/train/tiny.py --describe    # parameters, FLOPs, memory; or --describe=json
 
 Reads --config.data.input (a folder, file, glob of .txt .md .jsonl .parquet, or a TFDS name; none: the code and docs of this
-Python installation), trains a SentencePiece tokenizer on it unless --config.tokenizer names one, and trains a Llama-like
-decoder on the mesh of --config.mesh. The same line again resumes after a crash, a kill or a Ctrl-C. Every key, with its
-meaning, stands in configs/train/default.py. Written to the workdir: config.json, tokenizer.model, data/, checkpoints/,
-metrics.jsonl, tensorboard/, report.html, report.json.
+Python installation), trains a SentencePiece tokenizer on it unless --config.tokenizer names one, and trains a decoder on the
+mesh of --config.mesh, from random weights or from those of --config.init_from (a workdir or a Hugging Face folder). The same
+line again resumes after a crash, a kill or a Ctrl-C. Every key stands in configs/train/default.py with its meaning, those of
+the model in lm/config.py. Written to the workdir: config.json, tokenizer.model, data/, checkpoints/, metrics.jsonl,
+tensorboard/, report.html, report.json.
 """
 
+import functools
+import json
 import time
 from pathlib import Path
+
+from absl import flags
 
 from lm import cli
 
 
-def main(config, workdir: Path) -> None:
+def main(config, workdir: Path | None) -> None:
+    if config.init_from:
+        from lm.train.start import adopt
+
+        adopt(config, workdir)
+    if flags.FLAGS.describe:
+        from lm.train.describe import describe, table
+
+        sizes = describe(config)
+        print(json.dumps(sizes, indent=1) if flags.FLAGS.describe == "json" else table(sizes))
+        return
+    train(config, workdir)
+
+
+def train(config, workdir: Path) -> None:
     import jax  # after the flags are right: a misspelt key is answered at once
 
     from data.batches import Batches
@@ -24,6 +44,7 @@ def main(config, workdir: Path) -> None:
     from lm.parallel import hosts
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.train import loop
+    from lm.train.start import initial_params
     from lm.train.step import make_trainer, model_config_of
 
     begin = time.perf_counter()
@@ -44,7 +65,8 @@ def main(config, workdir: Path) -> None:
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)
         try:
-            result = loop.train(config, trainer, mesh, batches, valid, tokenizer, workdir)
+            start = functools.partial(initial_params, config, mesh)
+            result = loop.train(config, trainer, mesh, batches, valid, tokenizer, workdir, start)
         except loop.Stopped as stopped:
             hosts.leave()
             cli.fail(str(stopped), 128 + stopped.signum)
@@ -57,4 +79,5 @@ def main(config, workdir: Path) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, __doc__)
+    cli.define_choice("describe", ("table", "json"), "Print parameters, FLOPs and memory of the run instead of making it.")
+    cli.run(main, __doc__, unless="describe")

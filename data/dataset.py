@@ -171,10 +171,12 @@ def _spool(name: str, documents: Iterable[tuple[Document, str]], tokenizer: Toke
     """Packs one source into a file of raw rows per split, in one pass, and says what went in."""
     counts = {split: Counts() for split in SPLITS}
     bytes_ = dict.fromkeys(SPLITS, 0)
+    # Where no token begins a document (Qwen), the end of the one before does.
+    bos_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
     with contextlib.ExitStack() as stack:
         files = {split: stack.enter_context(path.open("wb")) for split, path in spools.items()}
         packers = {split: Packer(counts[split], sequence_length=sequence_length, vocab_size=tokenizer.vocab_size,
-                                 bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
+                                 bos_id=bos_id, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
                    for split in SPLITS}
         for split, ids in _encoded(documents, tokenizer):
             bytes_[split] += int(tokenizer.bytes_per_token[ids].sum())

@@ -7,7 +7,6 @@ Three passes over the text: the survey (duplicates and splits), the tokenizer's 
 import hashlib
 import json
 import os
-import shutil
 import tempfile
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from tqdm import tqdm
 
 from data import tokenizer as tokenizers
 from data.dataset import prepare, prepared
+from data.hf_tokenizer import HFTokenizer, load_tokenizer
 from data.sources import Source, open_sources
 from data.sources.spool import spooled
 from data.split import survey
@@ -24,26 +24,26 @@ from lm.errors import UserError
 from lm.parallel.hosts import is_first, wait_for
 
 
-def prepare_text(config: ml_collections.ConfigDict, workdir: Path) -> tuple[tokenizers.Tokenizer, Path, dict[str, float]]:
+def prepare_text(
+    config: ml_collections.ConfigDict, workdir: Path
+) -> tuple[tokenizers.Tokenizer | HFTokenizer, Path, dict[str, float]]:
     """The tokenizer, the folder of the dataset, and the seconds each stage took (0 for what stood already).
 
     On several hosts process 0 does the work on a shared file system and the others wait.
     Raises: UserError for anything wrong with the input, the tokenizer or the weights.
     """
     stages = {"survey": 0.0, "tokenizer": 0.0, "dataset": 0.0}
-    model_file = workdir / "tokenizer.model"
     if not is_first():
-        wait_for(lambda: model_file.exists() or None)
-        tokenizer = tokenizers.Tokenizer(model_file)
+        tokenizer = wait_for(lambda: _standing(workdir))
         folder = _folder(config, tokenizer, workdir)
         wait_for(lambda: prepared(folder))
         return tokenizer, folder, stages
 
-    given = tokenizers.Tokenizer(config.tokenizer) if config.tokenizer is not None else None
-    tokenizer = tokenizers.Tokenizer(model_file) if model_file.exists() else given
+    given = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
+    tokenizer = _standing(workdir) or given
     if tokenizer:
         if given and given.fingerprint != tokenizer.fingerprint:
-            raise UserError(f"tokenizer: {config.tokenizer} is not the {model_file} of this run; use another --workdir")
+            raise UserError(f"tokenizer: {config.tokenizer} is not the one in {workdir}, of this run; use another --workdir")
         folder = _folder(config, tokenizer, workdir)
         if prepared(folder):
             return tokenizer, folder, stages
@@ -57,9 +57,9 @@ def prepare_text(config: ml_collections.ConfigDict, workdir: Path) -> tuple[toke
 
 
 def _three_passes(
-    config, workdir: Path, sources: list[Source], tokenizer: tokenizers.Tokenizer | None, stages: dict[str, float]
-) -> tuple[tokenizers.Tokenizer, Path]:
-    model_file = workdir / "tokenizer.model"
+    config, workdir: Path, sources: list[Source], tokenizer: tokenizers.Tokenizer | HFTokenizer | None,
+    stages: dict[str, float],
+) -> tuple[tokenizers.Tokenizer | HFTokenizer, Path]:  # fmt: skip
     with _Stage(stages, "survey") as progress:
         kept = survey(
             sources, valid_fraction=config.data.valid_fraction, seed=config.seed,
@@ -69,19 +69,22 @@ def _three_passes(
     if tokenizer is None:
         with _Stage(stages, "tokenizer") as progress:
             tokenizer = tokenizers.train(
-                _train_texts(sources, kept, progress), model_file, vocab_size=config.model.vocab_size,
+                _train_texts(sources, kept, progress), workdir / "tokenizer.model", vocab_size=config.model.vocab_size,
                 sample_bytes=config.data.tokenizer_sample_bytes, seed=config.seed, threads=os.cpu_count() or 1,
             )  # fmt: skip
-    elif not model_file.exists():
-        workdir.mkdir(parents=True, exist_ok=True)
-        beside = model_file.with_name("tokenizer.model.new")
-        shutil.copyfile(config.tokenizer, beside)
-        os.replace(beside, model_file)
+    elif not _standing(workdir):
+        tokenizer.save(workdir)
     folder = _folder(config, tokenizer, workdir)
     with _Stage(stages, "dataset") as progress:
         folder.parent.mkdir(parents=True, exist_ok=True)
         prepare(folder, sources, tokenizer, sequence_length=config.sequence_length, survey=kept, progress=progress)
     return tokenizer, folder
+
+
+def _standing(workdir: Path) -> tokenizers.Tokenizer | HFTokenizer | None:
+    """The run's own tokenizer, if it has one already."""
+    stands = any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json"))
+    return load_tokenizer(workdir) if stands else None
 
 
 def parse_weights(text: str | None) -> dict[str, float] | None:
@@ -95,12 +98,17 @@ def parse_weights(text: str | None) -> dict[str, float] | None:
         raise UserError(f"data.weights={text!r} must read like 'code=2,docs=1'") from None
 
 
-def _folder(config, tokenizer: tokenizers.Tokenizer, workdir: Path) -> Path:
+def _folder(config, tokenizer: tokenizers.Tokenizer | HFTokenizer, workdir: Path) -> Path:
     """Named by all that the rows depend on, so that a changed setting makes a new dataset beside the old one."""
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
-            f"tokenizer: {workdir / 'tokenizer.model'} has {tokenizer.vocab_size} pieces, more than "
+            f"tokenizer: that of {config.tokenizer or workdir} has {tokenizer.vocab_size} ids, more than "
             f"model.vocab_size={config.model.vocab_size}; raise that key, or use another --workdir"
+        )
+    if tokenizer.eos_id is None:
+        raise UserError(
+            f"tokenizer: that of {config.tokenizer or workdir} names no token that ends a document; "
+            "set eos_token in the tokenizer_config.json beside it"
         )
     keys = ("input", "text_key", "max_bytes", "valid_fraction", "max_valid_bytes")
     made_from = [config.data[key] for key in keys] + [config.sequence_length, config.seed, tokenizer.fingerprint]

@@ -15,7 +15,7 @@ import io
 import os
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -41,17 +41,22 @@ class Tokenizer:
     Attributes:
         vocab_size: V, the number of ids.
         pad_id, eos_id, bos_id, unk_id: 0, 1, 2, 3.
+        stop_ids: the ids that end a completion: that of the end of a document. A chat also ends at `<|end|>`.
         controls: control symbol -> id. Text never encodes to one of these.
+        special_tokens: the symbols by the names that chat templates know them by, such as `bos_token`.
         bytes_per_token: int32 [V], the UTF-8 bytes that an id stands for; 0 for a control symbol. Summed over
             the ids of a text it is exactly the length of the text in bytes, which turns nats per token into
             bits per byte.
         fingerprint: hex digest of the model; equal for equal tokenizers.
+        model: the SentencePiece model, as it was read.
 
     Raises:
         UserError: `path` is missing, is no SentencePiece model, or is one that `train` did not make.
     """
 
     pad_id, eos_id, bos_id, unk_id = 0, 1, 2, 3
+    stop_ids = (eos_id,)
+    special_tokens = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
 
     def __init__(self, path: str | os.PathLike):
         try:
@@ -69,7 +74,7 @@ class Tokenizer:
             raise UserError(f"tokenizer: {path} is not a SentencePiece model; give the path of a trained tokenizer")
 
         pieces = [self._pieces.id_to_piece(i) for i in range(self.vocab_size)]
-        ours = tuple(pieces[:len(CONTROLS)]) == CONTROLS and "<0x00>" in pieces
+        ours = tuple(pieces[:len(CONTROLS)]) == CONTROLS and "<0x00>" in pieces and SPACE in pieces
         # `_segments` cuts before a space, which is exact only while no piece runs on over one.
         if not ours or any(SPACE in piece.lstrip(SPACE) for piece in pieces):
             raise UserError(f"tokenizer: {path} was not trained by data/tokenizer.py, whose control symbols and "
@@ -80,6 +85,7 @@ class Tokenizer:
         self.bytes_per_token = np.asarray([len(b) for b in self._bytes], np.int32)
         self.bytes_per_token.setflags(write=False)
         self.fingerprint = hashlib.sha256(model).hexdigest()[:16]
+        self.model = model
 
     def _bytes_of(self, i: int, piece: str) -> bytes:
         if i < len(CONTROLS):
@@ -91,6 +97,23 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without beginning and end symbols. A lone surrogate counts as U+FFFD."""
         return self.encode_many([text], threads=1)[0].tolist()
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """The ids that a model reads to go on from `text`: a document begins."""
+        return [self.bos_id, *self.encode(text)]
+
+    def chat_symbols(self, template: str) -> dict[str, int]:
+        """The symbols that a chat template may write and a message may not: all control symbols."""
+        return self.controls
+
+    def encode_spans(self, text: str, symbols: Collection[str] = ()) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of `text`, in which `symbols` too are text, and the characters, [begin, end), that each one is from."""
+        ids = self.encode(text)
+        codes = np.frombuffer(scrub(text).encode("utf-32-le"), np.uint32)
+        character = np.repeat(np.arange(len(codes)), 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000))
+        lengths = self.bytes_per_token[ids]
+        ends = np.cumsum(lengths)
+        return ids, list(zip(character[ends - lengths].tolist(), (character[ends - 1] + 1).tolist(), strict=True))
 
     def encode_many(self, texts: Iterable[str], *, threads: int | None = None) -> list[np.ndarray]:
         """The ids of many texts, each as int32 [n], by `threads` threads (default: one per core)."""
@@ -119,6 +142,19 @@ class Tokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of `ids`. Bytes that are not UTF-8, as a cut can leave them, become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def pieces(self) -> Iterator[tuple[int, str, float | None]]:
+        """(id, spelling, score) of each id; no score: it never comes from a merge, a byte or a control symbol."""
+        for i in range(self.vocab_size):
+            piece = self._pieces.id_to_piece(i)
+            if i < len(CONTROLS) or self._pieces.is_byte(i):
+                yield i, piece, None
+            else:
+                yield i, piece.replace(SPACE, " "), self._pieces.get_score(i)
+
+    def save(self, folder: Path) -> None:
+        """Writes the model as `folder/tokenizer.model`, whole or not at all."""
+        write_whole(folder / "tokenizer.model", self.model)
 
     def control_id(self, symbol: str) -> int:
         """The id of a control symbol such as `<|user|>`. Raises: ValueError if there is no such symbol."""
@@ -164,8 +200,12 @@ def train(texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int, sam
     total = np.cumsum([counts[char] for char in ranked])
     enough = int(np.searchsorted(total, COVERAGE * total[-1])) + 1
     covered = ranked[:min(enough, max(1, (vocab_size - least) // 2))]
+    if " " not in covered:  # a space without a piece would be spelled as SPACE, the literal one
+        covered = [" ", *covered[:-1]]
     rare = re.compile(f"[^{re.escape(''.join(covered))}]+")
     chunks = [rare.sub(BREAK, chunk) for chunk in chunks]
+    if " " not in counts:
+        chunks.append(" ")
     try:
         model = _fit(chunks, vocab_size, threads)
     except RuntimeError as error:
@@ -174,12 +214,16 @@ def train(texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int, sam
             raise
         model = _fit(chunks, int(most[1]), threads)
 
-    path = Path(path)
+    write_whole(Path(path), model)
+    return Tokenizer(path)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes beside `path`, whose folder is made, and renames."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_bytes(model)
+    beside.write_bytes(content)
     os.replace(beside, path)
-    return Tokenizer(path)
 
 
 def _fit(chunks: Sequence[str], vocab_size: int, threads: int) -> bytes:
@@ -221,7 +265,7 @@ def sample(texts: Iterable[str], sample_bytes: int, seed: int) -> list[str]:
 
 def _chunks(text: str) -> Iterator[str]:
     """Cuts a text after line ends, into pieces of at most `CHUNK` characters that keep the lines together."""
-    text, start = _scrub(text), 0
+    text, start = scrub(text), 0
     while start < len(text):
         end = start + CHUNK
         if end < len(text):
@@ -236,7 +280,7 @@ def _segments(text: str) -> Iterator[str]:
     That is around a literal `▁`, and where a space follows something else, since pieces hold spaces only at
     their start.
     """
-    for i, part in enumerate(_scrub(text).split(SPACE)):
+    for i, part in enumerate(scrub(text).split(SPACE)):
         if i:
             yield SPACE
         start = 0
@@ -263,7 +307,7 @@ _WORD_END = re.compile(r"[^ ](?= )")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def _scrub(text: str) -> str:
+def scrub(text: str) -> str:
     """Lone surrogates, which JSON escapes can make, have no UTF-8: U+FFFD stands for each."""
     try:
         text.encode()

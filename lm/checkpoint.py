@@ -8,10 +8,12 @@ Arrays are stored by name, without regard to the mesh they came from.
 
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
@@ -22,10 +24,14 @@ class Checkpoints:
     """The checkpoints of one run. `keep_last` newest ones stay, and every one at a multiple of `keep_every` (0: none).
 
     On several hosts all processes call every method together. With `read_only` each reads for itself, and nothing is
-    written, not even what a killed save left is swept away.
+    written, not even what a killed save left is swept away. Without `compress` a save needs no memory beyond the arrays that
+    lie on the host; with it as much again.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, keep_last: int = 2, keep_every: int = 0, read_only: bool = False):
+    def __init__(
+        self, workdir: str | os.PathLike, *, keep_last: int = 2, keep_every: int = 0, read_only: bool = False,
+        compress: bool = True,
+    ):  # fmt: skip
         for name in ("absl", "asyncio"):  # Orbax tells the story of each save; its errors are raised as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder = Path(workdir).absolute() / "checkpoints"
@@ -39,7 +45,7 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, keep_period=keep_every or None)
         # Named here, since a process that has not saved yet could not tell what it finds.
         handlers = {
-            "state": ocp.PyTreeCheckpointHandler(multiprocessing_options=hosts),
+            "state": ocp.PyTreeCheckpointHandler(multiprocessing_options=hosts, use_compression=compress),
             "meta": ocp.JsonCheckpointHandler(multiprocessing_options=hosts),
         }
         self._manager = ocp.CheckpointManager(self.folder, item_handlers=handlers, options=options)
@@ -70,10 +76,28 @@ class Checkpoints:
         check_shapes(wanted, self._manager.item_metadata(step)["state"].tree, self.folder / str(step))
         return unplain(abstract, self._read(step, wanted))
 
+    def stored_params(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Shape and dtype of every parameter of a checkpoint, by dotted name, as it is stored."""
+        tree = self._manager.item_metadata(step)["state"].tree
+        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in named(tree["params"]).items()}
+
     def restore_params(self, step: int, abstract_params: nnx.State) -> nnx.State:
-        """Reads the parameters of a training state and nothing else of it."""
-        wanted = {"params": plain(abstract_params)}
-        return unplain(abstract_params, self._read(step, wanted)["params"])
+        """Reads the parameters of a state and nothing else of it, in the dtypes and onto the shardings of `abstract_params`.
+
+        Raises UserError if the checkpoint holds other parameters or other shapes.
+        """
+        wanted = plain(abstract_params)
+        check_shapes(wanted, nested(self.stored_params(step)), self.folder / str(step))
+        return unplain(abstract_params, self._read(step, {"params": wanted})["params"])
+
+    def read_params(self, step: int, names: Iterable[str]) -> dict[str, np.ndarray]:
+        """A few parameters by dotted name, on the host and as they are stored."""
+        stored = self.stored_params(step)
+        wanted = {"params": nested({name: stored[name] for name in names})}
+        args = ocp.args.PyTreeRestore(
+            wanted, restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted), partial_restore=True
+        )
+        return named(self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]["params"])
 
     def _read(self, step: int, wanted: dict) -> dict:
         each = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype), wanted)
@@ -86,13 +110,24 @@ class Checkpoints:
 
 def plain(tree: Any) -> Any:
     """The tree as nested dicts named by field, module and parameter: what is written, whatever holds it in memory."""
+    flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)[0]
+    return nested({".".join(_names(path)): leaf.get_value() if _is_variable(leaf) else leaf for path, leaf in flat})
+
+
+def named(tree: Any) -> dict[str, Any]:
+    """The leaves of nested dicts by dotted name, such as stacks.0.0.attention.query.weight."""
+    return {".".join(_names(path)): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def nested(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Inverse of `named`."""
     out: dict = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)[0]:
+    for name, leaf in leaves.items():
         node = out
-        *parents, last = _names(path)
-        for name in parents:
-            node = node.setdefault(name, {})
-        node[last] = leaf.get_value() if _is_variable(leaf) else leaf
+        *parents, last = name.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
     return out
 
 
@@ -120,8 +155,7 @@ def check_shapes(wanted: Any, stored: Any, where: Path) -> None:
     """Raises UserError naming the first array that differs."""
 
     def shapes(tree):
-        flat = jax.tree_util.tree_flatten_with_path(tree)[0]
-        return {".".join(_names(path)): tuple(leaf.shape) for path, leaf in flat if hasattr(leaf, "shape")}
+        return {name: tuple(leaf.shape) for name, leaf in named(tree).items() if hasattr(leaf, "shape")}
 
     ours, theirs = shapes(wanted), shapes(stored)
     for name in sorted(ours.keys() | theirs.keys()):

@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 something the user can mend, said in one line; 1 the run i
 
 import difflib
 import errno
+import inspect
 import json
 import os
 import re
@@ -31,12 +32,32 @@ def define_flags() -> None:
     flags.DEFINE_string("workdir", None, "Folder that the run lives in; the same line again resumes it.")
 
 
-def parse(argv: list[str], needs_workdir: bool = True) -> tuple[ml_collections.ConfigDict, Path | None]:
-    """The resolved config and the workdir. Raises UserError for what is misspelt, of a wrong type, or missing."""
+class _Choice(flags.ArgumentParser):
+    def __init__(self, choices: tuple[str, ...]):
+        self.choices = choices
+
+    def parse(self, argument: str) -> str | None:
+        if argument in ("true", "false"):
+            return self.choices[0] if argument == "true" else None
+        if argument not in self.choices:
+            raise ValueError(f"is none of {', '.join(self.choices)}")
+        return argument
+
+
+def define_choice(name: str, choices: tuple[str, ...], help: str) -> None:
+    """--NAME=CHOICE, or --NAME for the first of them; the flag is None where it is not given."""
+    flags.DEFINE_flag(flags.Flag(_Choice(choices), None, name, None, help, boolean=True))
+
+
+def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tuple[ml_collections.ConfigDict, Path | None]:
+    """The resolved config and the workdir. Raises UserError for what is misspelt, of a wrong type, or missing.
+
+    unless: a flag with which no workdir is needed.
+    """
     path = _config_path(argv)
     if path is None:
         raise UserError("--config is missing: name a file such as configs/train/tiny.py")
-    _check_config_file(path.split(":")[0])
+    known = set(_keys(_load(path)))
     try:
         rest = flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:
@@ -48,7 +69,10 @@ def parse(argv: list[str], needs_workdir: bool = True) -> tuple[ml_collections.C
         raise UserError(_unknown_key(argv, path, error)) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
-    if not needs_workdir:
+    for key in _keys(flags.FLAGS.config):
+        if key not in known:  # came in with a whole section, such as --config.model.moe="{…}"
+            raise UserError(f"--config.{key}: no such key in {path}" + _nearest(key, sorted(known)))
+    if not needs_workdir or (unless and flags.FLAGS[unless].value):
         return flags.FLAGS.config, None
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing: name the folder that the run lives in")
@@ -59,13 +83,15 @@ def parse(argv: list[str], needs_workdir: bool = True) -> tuple[ml_collections.C
     return flags.FLAGS.config, workdir
 
 
-def run(main: Callable[[ml_collections.ConfigDict, Path | None], None], usage: str, needs_workdir: bool = True) -> None:
+def run(
+    main: Callable[[ml_collections.ConfigDict, Path | None], None], usage: str, needs_workdir: bool = True, unless: str = ""
+) -> None:
     """Parses, calls main(config, workdir), and turns its errors into a line and an exit code; --help prints `usage`."""
     define_flags()
     if wants_help(sys.argv):
         print(help_text(usage, sys.argv))
         return
-    guard(lambda: main(*parse(sys.argv, needs_workdir)))
+    guard(lambda: main(*parse(sys.argv, needs_workdir, unless)))
 
 
 def guard(call: Callable[[], None]) -> None:
@@ -101,7 +127,6 @@ def help_text(usage: str, argv: list[str]) -> str:
     path = _config_path(argv)
     if path is None:
         return "\n".join([*lines, "", "With --config=FILE --help: the keys of that config and their values."])
-    _check_config_file(path)
     config = _load(path)
     lines += ["", f"Keys of {path}:"]
     lines += [f"  --config.{key}={_value(config, key)}" for key in _keys(config)]
@@ -175,9 +200,23 @@ def _wrong_value(path: str, error: Exception) -> str:
 
 
 def _load(path: str) -> ml_collections.ConfigDict:
-    scope: dict = {"__name__": "config", "__file__": path}
-    exec(compile(Path(path).read_text(), path, "exec"), scope)
-    return scope["get_config"]()
+    """The config of FILE, or of FILE:ARGUMENT, which is given to its get_config."""
+    file, *argument = path.split(":", 1)
+    _check_config_file(file)
+    scope: dict = {"__name__": "config", "__file__": file}
+    exec(compile(Path(file).read_text(), file, "exec"), scope)
+    if argument and not inspect.signature(scope["get_config"]).parameters:
+        raise UserError(f"--config={path}: {file} takes no argument after a colon")
+    try:
+        return scope["get_config"](*argument)
+    except KeyError as error:
+        # Of a locked section; ml_collections tells all its keys and values.
+        unknown = re.match(r'Key "(.*?)" does not exist and cannot be added', str(error.args[0]))
+        if unknown is None:
+            raise
+        near = re.search(r'Did you mean "(.*?)"', error.args[0])
+        hint = f"; did you mean {near[1]}?" if near else ""
+        raise UserError(f"--config={path}: the file sets {unknown[1]!r}, which is no key of its section{hint}") from None
 
 
 def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterable[str]:

@@ -1,8 +1,12 @@
-"""The model's blueprint as a frozen dataclass; everything the model code reads is named here."""
+"""The model's blueprint as frozen dataclasses; everything the model code reads is named here.
+
+A published family is a point in this space: lm/convert says which. A config file holds the same keys, sections for the
+nested ones (`model.moe.num_experts`), and only those that differ from the values below need be written.
+"""
 
 import dataclasses
-
-import jax.numpy as jnp
+from collections.abc import Mapping
+from typing import NamedTuple
 
 from lm.errors import UserError
 
@@ -10,12 +14,94 @@ REMAT = ("none", "matmuls", "full")
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """A Llama-compatible decoder (Touvron et al. 2023): sizes, numerics, and how its layers are compiled.
+class Rope:
+    """Rotary positions (Su et al. 2021) and how they are stretched beyond the context they were trained on."""
 
-    `head_dim` of 0 means embed_dim / num_heads. `remat` names what the backward pass may keep of a layer:
-    `none` keeps everything, `matmuls` the bfloat16 outputs of its matrix products, `full` only its input.
-    """
+    theta: float = 10_000.0
+    fraction: float = 1.0  # of a head's dimensions that turn, the first ones
+    interleaved: bool = False  # pairs (2i, 2i+1) turn together; else (i, i + half)
+    scaling: str = "none"  # none, linear, ntk (dynamic), yarn, llama3, longrope
+    factor: float = 1.0  # how many times longer than original_positions
+    original_positions: int = 0  # context before stretching; needed by ntk, yarn, llama3, longrope
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn: dimensions that turn more often than this over the context stay
+    beta_slow: float = 1.0  # yarn: those that turn less often than this are divided by factor
+    truncate: bool = True  # yarn: both bounds are rounded to whole dimensions
+    attention_factor: float = 0.0  # yarn, longrope: multiplies cos and sin; 0: as the method says
+    mscale: float = 0.0  # yarn as DeepSeek has it
+    mscale_all_dim: float = 0.0
+    short_factor: tuple[float, ...] = ()  # longrope: divides each frequency within original_positions
+    long_factor: tuple[float, ...] = ()  # longrope: and beyond
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether a token's angles change as the sequence grows."""
+        return self.scaling in ("ntk", "longrope")
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek-V2, 2024): keys and values come from a short latent, which is what is cached."""
+
+    kv_rank: int = 0  # size of the latent; 0: ordinary attention
+    query_rank: int = 0  # size of the queries' latent; 0: queries are made from x directly
+    rope_head_dim: int = 64  # of a head's key and query, the part that turns; the key's is shared by all heads
+    value_head_dim: int = 128  # head_dim is the part of key and query that does not turn
+    norm_eps: float = 1e-6  # of the two latent norms
+
+
+@dataclasses.dataclass(frozen=True)
+class MixtureOfExperts:
+    """A feed-forward sublayer of which each token uses the best few of many experts (Shazeer et al. 2017)."""
+
+    num_experts: int = 0  # 0: no layer is a mixture
+    top_k: int = 2
+    expert_dim: int = 0  # hidden units of one expert; 0: mlp_dim
+    shared_dim: int = 0  # hidden units of the expert that every token uses; 0: none
+    scores: str = "softmax"  # or sigmoid, of the router's logits
+    normalize: bool = True  # the chosen scores sum to 1
+    weight_scale: float = 1.0  # multiplies the chosen scores
+    num_groups: int = 1  # experts lie in equal groups, and only
+    top_groups: int = 1  # this many groups are chosen from
+    group_score: str = "max"  # of a group: its best expert (V2), or top2: the sum of its two best (V3)
+    balance_bias: bool = False  # a bias, moved against the load, joins the choice but not the weight (DeepSeek-V3)
+    bias_rate: float = 1e-3  # how far it moves a step
+    balance_loss: float = 0.0  # weight of the sequence-wise load-balance loss
+    router_z_loss: float = 0.0  # weight of (log Z)² of the router (ST-MoE, Zoph et al. 2022)
+    capacity_factor: float = 0.0  # 0: dropless; else an expert takes so many times its even share and drops the rest
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """Low-rank adaptation (Hu et al. 2021): y = x·W + alpha/rank · (x·A)·B, of which only A and B are trained."""
+
+    rank: int = 0  # 0: none
+    alpha: float = 16.0
+    targets: str = r"attention\..*"  # regular expression on names such as attention.query, feed_forward.gate
+    dora: bool = False  # direction and magnitude apart (Liu et al. 2024)
+    rank_stabilized: bool = False  # alpha / √rank (Kalajdzievski 2023)
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantization:
+    """Weights stored as integers and scales, and multiplied in the compute dtype."""
+
+    bits: int = 0  # 8 or 4; 0: none
+    group: int = 0  # inputs that share a scale; 0: all inputs of an output channel
+    targets: str = r".*"  # regular expression on names such as attention.query, feed_forward.gate
+
+
+class LayerKind(NamedTuple):
+    """What may differ from layer to layer."""
+
+    local: bool  # sees `window` tokens, and turns by `local_rope`
+    moe: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A decoder: sizes, the choices by which families differ, numerics, and how its layers are compiled."""
 
     vocab_size: int
     num_layers: int
@@ -23,47 +109,216 @@ class ModelConfig:
     num_heads: int
     num_kv_heads: int
     mlp_dim: int
-    head_dim: int = 0
-    rope_theta: float = 10_000.0
+    head_dim: int = 0  # 0: embed_dim / num_heads
+
+    attention_pattern: tuple[str, ...] = ("global",)  # global or local, repeated over the layers
+    window: int = 0  # tokens that a local layer sees, the token itself included
+    qkv_bias: bool = False
+    output_bias: bool = False
+    qk_norm: str = "none"  # of queries and keys: none, head (each head), full (all heads together)
+    query_scale: float = 0.0  # multiplies q·k; 0: 1/√head_dim
+    attention_softcap: float = 0.0  # scores s become cap·tanh(s/cap)
+    attention_sinks: bool = False  # a learned logit a head that takes a share of the softmax
+    mla: LatentAttention = LatentAttention()
+
+    positions: str = "rotary"  # rotary, learned, none
+    max_positions: int = 2048  # the context it is made for; rows of the table of learned positions
+    rope: Rope = Rope()
+    local_rope_theta: float = 0.0  # local layers turn by this theta without scaling; 0: as the others
+
+    norm: str = "rms"  # or layer (with bias)
     norm_eps: float = 1e-5
+    norm_position: str = "pre"  # pre, post (after the sublayer, before the addition), sandwich (both)
+    norm_plus_one: bool = False  # weights of RMSNorm are 1 + w
+
+    mlp_pattern: tuple[str, ...] = ("dense",)  # dense or moe, repeated over the layers
+    activation: str = "silu"  # silu, gelu, gelu_tanh, relu2
+    gated: bool = True
+    mlp_bias: bool = False
+    moe: MixtureOfExperts = MixtureOfExperts()
+
+    embed_scale: float = 1.0  # multiplies the embedding (Gemma: √embed_dim)
     tie_embeddings: bool = False
+    logit_softcap: float = 0.0
+    mtp_depth: int = 0  # modules that each predict one more token ahead (DeepSeek-V3)
+
+    mup_base_dim: int = 0  # μP: embed_dim at which learning rate and initialisation were tuned; 0: standard
+    adapter: Adapter = Adapter()
+    quantization: Quantization = Quantization()
+
     scan_layers: bool = True
-    remat: str = "matmuls"
-    dtype: str = "bfloat16"  # of the matrix products; parameters, norms, softmax and losses stay float32
+    remat: str = "matmuls"  # the backward pass keeps all (none), what products give (matmuls), a layer's input (full)
+    dtype: str = "bfloat16"  # of the matrix products; norms, softmax and losses are float32
 
     def __post_init__(self):
-        for name in ("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "mlp_dim"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1")
-        if self.head_dim < 0:
-            raise UserError(f"model.head_dim={self.head_dim} must be at least 2, or 0 for embed_dim / num_heads")
-        if self.head_dim == 0:
-            if self.embed_dim % self.num_heads:
-                raise UserError(
-                    f"model.num_heads={self.num_heads} does not divide model.embed_dim={self.embed_dim}: set model.head_dim"
-                )
+        for field, kind in SECTIONS.items():
+            value = getattr(self, field)
+            if not isinstance(value, kind):
+                object.__setattr__(self, field, kind(**{key: _frozen(item) for key, item in value.items()}))
+        for field in ("attention_pattern", "mlp_pattern"):
+            object.__setattr__(self, field, _frozen(getattr(self, field)))
+        if self.head_dim == 0 and self.num_heads and self.embed_dim % self.num_heads == 0:
             object.__setattr__(self, "head_dim", self.embed_dim // self.num_heads)
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(f"model.num_kv_heads={self.num_kv_heads} does not divide model.num_heads={self.num_heads}")
-        if self.head_dim % 2:
-            raise UserError(f"model.head_dim={self.head_dim} must be even: rotary positions turn pairs")
-        if self.remat not in REMAT:
-            raise UserError(f"model.remat={self.remat!r} is none of {', '.join(REMAT)}")
-        if self.dtype not in ("bfloat16", "float32"):
-            raise UserError(f"dtype={self.dtype!r} is neither bfloat16 nor float32")
+        _check(self)
 
     @property
     def compute_dtype(self):
+        from jax import numpy as jnp  # configs are read, and refused, without it
+
         return jnp.dtype(self.dtype)
 
+    @property
+    def rope_head_dim(self) -> int:
+        """Dimensions of a head that turn."""
+        if self.mla.kv_rank:
+            return self.mla.rope_head_dim
+        return int(self.head_dim * self.rope.fraction)
 
-def flops_per_token(config: ModelConfig, num_params: int, sequence_length: int) -> float:
-    """Training FLOPs a token: 6·N for the matrix products, plus attention counted causally (half).
+    @property
+    def key_head_dim(self) -> int:
+        """Dimensions of a head's query and key."""
+        return self.head_dim + self.mla.rope_head_dim if self.mla.kv_rank else self.head_dim
 
-    N counts every parameter but the input embedding, which is a look-up (a tied one is also the head and counts).
-    Attention is 2 products of 2·T·H·K FLOPs a token and layer, halved by causality, times 3 for the backward pass:
-    6·L·T·H·K.
-    """
-    matmul_params = num_params - (0 if config.tie_embeddings else config.vocab_size * config.embed_dim)
-    attention = 6 * config.num_layers * sequence_length * config.num_heads * config.head_dim
-    return 6 * matmul_params + attention
+    @property
+    def value_head_dim(self) -> int:
+        return self.mla.value_head_dim if self.mla.kv_rank else self.head_dim
+
+    @property
+    def local_rope(self) -> Rope:
+        if not self.local_rope_theta:
+            return self.rope
+        return Rope(theta=self.local_rope_theta, fraction=self.rope.fraction, interleaved=self.rope.interleaved)
+
+    @property
+    def layer_kinds(self) -> tuple[LayerKind, ...]:
+        """One for each layer."""
+        attention, mlp = self.attention_pattern, self.mlp_pattern
+        return tuple(
+            LayerKind(attention[i % len(attention)] == "local", mlp[i % len(mlp)] == "moe") for i in range(self.num_layers)
+        )
+
+    @property
+    def stacks(self) -> tuple[tuple[tuple[LayerKind, ...], int], ...]:
+        """The layers as repeated blocks, ((kinds of a block), repeats): what is stacked and scanned together.
+
+        From the first layer on, the block that with its repeats covers most layers is taken, the shortest of equals.
+        """
+        kinds, begin, stacks = self.layer_kinds, 0, []
+        while begin < len(kinds):
+            best = (kinds[begin : begin + 1], 0)
+            for size in range(1, 1 + (len(kinds) - begin + 1) // 2):
+                block, repeats = kinds[begin : begin + size], 1
+                while kinds[begin + repeats * size : begin + (repeats + 1) * size] == block:
+                    repeats += 1
+                if (repeats > 1 or size == 1) and repeats * size > len(best[0]) * best[1]:
+                    best = (block, repeats)
+            stacks.append(best)
+            begin += len(best[0]) * best[1]
+        return tuple(stacks)
+
+    def to_dict(self) -> dict:
+        """Nested plain values, as JSON and config files hold them; ModelConfig(**d) is the inverse."""
+        return dataclasses.asdict(self)
+
+
+SECTIONS = {"mla": LatentAttention, "rope": Rope, "moe": MixtureOfExperts, "adapter": Adapter, "quantization": Quantization}
+
+
+def model_keys(**values) -> dict:
+    """Every key of `config.model` with its default, and `values` over them; `dtype` stands at a config's top level."""
+    keys = {field.name: field.default for field in dataclasses.fields(ModelConfig) if field.name != "dtype"}
+    keys.update({name: dataclasses.asdict(kind()) for name, kind in SECTIONS.items()})
+    for name, value in values.items():
+        keys[name] = {**keys[name], **value} if isinstance(value, Mapping) else value
+    return keys
+
+
+def _frozen(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _check(config: ModelConfig) -> None:
+    """Raises UserError for what cannot be built."""
+
+    def refuse(key, why):
+        value = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        raise UserError(f"model.{key}={value!r} {why}")
+
+    def one_of(key, *values):
+        value = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        for item in value if isinstance(value, tuple) else (value,):
+            if item not in values:
+                refuse(key, f"is none of {', '.join(map(str, values))}")
+
+    for key in ("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "mlp_dim", "max_positions"):
+        if getattr(config, key) < 1:
+            refuse(key, "must be at least 1")
+    if config.head_dim < 0:
+        refuse("head_dim", "must be at least 2, or 0 for embed_dim / num_heads")
+    if config.head_dim == 0:
+        refuse("num_heads", f"does not divide model.embed_dim={config.embed_dim}: set model.head_dim")
+    if config.num_heads % config.num_kv_heads:
+        refuse("num_kv_heads", f"does not divide model.num_heads={config.num_heads}")
+    one_of("attention_pattern", "global", "local")
+    one_of("mlp_pattern", "dense", "moe")
+    for key in ("attention_pattern", "mlp_pattern"):
+        if not getattr(config, key):
+            refuse(key, "must name a kind of layer at least")
+    if any(kind.local for kind in config.layer_kinds) and config.window < 1:
+        refuse("window", "must be at least 1, since model.attention_pattern has local layers")
+    one_of("qk_norm", "none", "head", "full")
+    one_of("positions", "rotary", "learned", "none")
+    one_of("norm", "rms", "layer")
+    one_of("norm_position", "pre", "post", "sandwich")
+    one_of("activation", "silu", "gelu", "gelu_tanh", "relu2")
+    one_of("remat", *REMAT)
+    if config.dtype not in ("bfloat16", "float32"):
+        raise UserError(f"dtype={config.dtype!r} is neither bfloat16 nor float32")
+
+    rope = config.rope
+    one_of("rope.scaling", "none", "linear", "ntk", "yarn", "llama3", "longrope")
+    if not 0 < rope.fraction <= 1:
+        refuse("rope.fraction", "must be above 0 and at most 1")
+    if config.positions == "rotary" and config.rope_head_dim % 2:
+        key = "mla.rope_head_dim" if config.mla.kv_rank else "head_dim"
+        refuse(key, f"gives {config.rope_head_dim} dimensions to rotary positions, which turn pairs: make it even")
+    if rope.scaling in ("ntk", "yarn", "llama3", "longrope") and rope.original_positions < 1:
+        refuse("rope.original_positions", f"must be given for rope.scaling={rope.scaling}")
+    if rope.scaling == "longrope":
+        for key in ("short_factor", "long_factor"):
+            if len(getattr(rope, key)) != config.rope_head_dim // 2:
+                refuse(f"rope.{key}", f"must hold {config.rope_head_dim // 2} numbers, one a frequency")
+
+    if config.mla.kv_rank:
+        for key in ("qk_norm", "attention_sinks", "qkv_bias", "output_bias"):
+            if getattr(config, key) not in ("none", False):
+                refuse(key, "does not go with model.mla")
+        if config.num_kv_heads != config.num_heads:
+            refuse("num_kv_heads", f"must equal model.num_heads={config.num_heads} with model.mla, whose heads share a latent")
+    moe = config.moe
+    if any(kind.moe for kind in config.layer_kinds):
+        one_of("moe.scores", "softmax", "sigmoid")
+        one_of("moe.group_score", "max", "top2")
+        if moe.num_experts < 1:
+            refuse("moe.num_experts", "must be at least 1, since model.mlp_pattern has moe layers")
+        if moe.num_groups < 1 or moe.num_experts % moe.num_groups:
+            refuse("moe.num_groups", f"does not divide model.moe.num_experts={moe.num_experts}")
+        if not 1 <= moe.top_groups <= moe.num_groups:
+            refuse("moe.top_groups", f"must be in 1…{moe.num_groups} (model.moe.num_groups)")
+        if not 1 <= moe.top_k <= moe.num_experts // moe.num_groups * moe.top_groups:
+            refuse("moe.top_k", "must be at least 1, and at most the experts that may be chosen from")
+        if moe.group_score == "top2" and moe.num_groups > 1 and moe.num_experts // moe.num_groups < 2:
+            refuse("moe.group_score", "needs groups of two experts at least")
+    elif moe.num_experts:
+        refuse("moe.num_experts", "has no effect: model.mlp_pattern names no moe layer; add ('moe',)")
+
+    if config.adapter.rank < 0:
+        refuse("adapter.rank", "must not be negative")
+    if config.quantization.bits not in (0, 4, 8):
+        refuse("quantization.bits", "is none of 0 (off), 4, 8")
+    if config.mtp_depth < 0:
+        refuse("mtp_depth", "must not be negative")

@@ -12,7 +12,7 @@ from lm import cli
 from lm.errors import UserError
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", None, "A training run's workdir.")
+flags.DEFINE_string("checkpoint", None, "A training run's workdir, or a Hugging Face checkpoint.")
 flags.DEFINE_multi_string("prompt", None, "Text to go on from; may be given several times.")
 flags.DEFINE_integer("max_new_tokens", 64, "Most tokens to draw.", lower_bound=1)
 flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token.", lower_bound=0.0)

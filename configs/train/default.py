@@ -3,6 +3,8 @@
 import ml_collections
 from ml_collections.config_dict import placeholder
 
+from lm.config import model_keys
+
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
@@ -13,7 +15,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.accumulate = 1  # slices of a batch taken one after another: less memory, same result
     config.dtype = "bfloat16"  # of matrix products: bfloat16 or float32; parameters are float32
 
-    config.tokenizer = placeholder(str)  # a tokenizer.model; none: one is trained into the workdir
+    config.init_from = placeholder(str)  # workdir or Hugging Face folder: its blueprint, weights and tokenizer; none: random
+    config.tokenizer = placeholder(str)  # a tokenizer.model or tokenizer.json, or a folder with one; none: one is trained
     config.data = ml_collections.ConfigDict()
     config.data.input = placeholder(str)  # folder, file, glob or TFDS name; none: this Python installation
     config.data.text_key = "text"  # field of JSONL, column of Parquet, feature of TFDS
@@ -24,19 +27,21 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.tokenizer_sample_bytes = 16_000_000
     config.data.log_ids = False  # write ids.jsonl: the row ids of each step's batch
 
-    config.model = ml_collections.ConfigDict()
-    config.model.vocab_size = 8192  # rows of the embedding; the tokenizer may have fewer pieces
-    config.model.num_layers = 6
-    config.model.embed_dim = 384
-    config.model.num_heads = 6
-    config.model.num_kv_heads = 6
-    config.model.head_dim = 64  # 0: embed_dim / num_heads
-    config.model.mlp_dim = 1024
-    config.model.rope_theta = 10_000.0
-    config.model.norm_eps = 1e-5
-    config.model.tie_embeddings = False
-    config.model.scan_layers = True  # False unrolls the stack: slower to compile, faster on a CPU
-    config.model.remat = "matmuls"  # what the backward pass keeps: none (of it is recomputed), matmuls, full
+    # Every key of lm/config.py, which explains them, in the sections rope, mla, moe, adapter and quantization; here stand
+    # those that a Llama-like model has. Locked: a key that the blueprint does not know is an error.
+    config.model = ml_collections.ConfigDict(
+        model_keys(
+            vocab_size=8192,  # rows of the embedding; the tokenizer may have fewer pieces
+            num_layers=6,
+            embed_dim=384,
+            num_heads=6,
+            num_kv_heads=6,
+            head_dim=64,  # 0: embed_dim / num_heads
+            mlp_dim=1024,
+            scan_layers=True,  # False unrolls the stack: slower to compile, faster on a CPU
+            remat="matmuls",  # what the backward pass keeps: none (of it is recomputed), matmuls, full
+        )
+    ).lock()
 
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.learning_rate = 2e-3  # peak
@@ -50,6 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.weight_decay = 0.1
     config.optimizer.clip_norm = 1.0  # of the global gradient norm; inf: no clipping
     config.optimizer.z_loss = 1e-4  # weight of (log Z)²
+    config.optimizer.mtp_loss = 0.3  # weight of the loss of tokens further ahead, where model.mtp_depth is not 0
 
     config.mesh = ml_collections.ConfigDict()  # devices along each axis; -1 fills one
     config.mesh.data = -1  # batch split, parameters whole

@@ -1,41 +1,32 @@
-"""A training run as a model that can be called."""
+"""A model on disk as a model that can be called."""
 
+import dataclasses
 import os
 from pathlib import Path
 
-import jax
 from flax import nnx
-from jax.sharding import SingleDeviceSharding
 
+from data.hf_tokenizer import HFTokenizer, load_tokenizer
 from data.tokenizer import Tokenizer
-from lm.checkpoint import Checkpoints
-from lm.config import ModelConfig
-from lm.errors import UserError
+from lm.convert.source import on_first_device, open_source
 from lm.model.transformer import Transformer, skeleton
 
 
-def load(path: str | os.PathLike, dtype: str | None = None) -> tuple[Transformer, Tokenizer]:
-    """The model of a run's newest checkpoint, on the first device, and its tokenizer.
+def load(path: str | os.PathLike, dtype: str | None = None) -> tuple[Transformer, Tokenizer | HFTokenizer]:
+    """A model, on the first device, and its tokenizer.
 
     Args:
-      path: the run's workdir. dtype: compute type, "float32" or "bfloat16"; None: the one it was trained with.
+      path: the workdir of a run or an import, whose newest checkpoint is taken; or a Hugging Face checkpoint as it is.
+      dtype: compute type, "float32" or "bfloat16"; None: the one it was trained with. Weights keep the one they have on disk.
     Returns: model(tokens_BT) -> float32 logits [B, T, V]; see Transformer.
-    Raises: UserError if there is no run or no checkpoint.
+    Raises: UserError if there is no model, no checkpoint or no tokenizer.
     """
-    path = Path(path)
-    if not (path / "config.json").is_file():
-        raise UserError(f"{path} is no training run: it has no config.json")
-    if not (path / "checkpoints").is_dir():
-        raise UserError(f"{path} has no checkpoint yet; train it first")
-    checkpoints = Checkpoints(path, read_only=True)
-    step = checkpoints.latest()
-    if step is None:
-        raise UserError(f"{path} has no checkpoint yet; train it first")
-    saved = checkpoints.meta(step)["config"]
-    config = ModelConfig(**saved["model"], dtype=dtype or saved["dtype"])
-    graph, abstract = skeleton(config)
-    device = SingleDeviceSharding(jax.local_devices()[0])
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
-    params = checkpoints.restore_params(step, abstract)
-    checkpoints.close()
-    return nnx.merge(graph, params), Tokenizer(path / "tokenizer.model")
+    model = load_model(path, dtype)
+    return model, load_tokenizer(path)
+
+
+def load_model(path: str | os.PathLike, dtype: str | None = None) -> Transformer:
+    """The model of `load` alone, where there is no tokenizer."""
+    source = open_source(Path(path))
+    config = dataclasses.replace(source.config, dtype=dtype or source.config.dtype)
+    return nnx.merge(skeleton(config)[0], on_first_device(source))

@@ -31,51 +31,62 @@ class SamplingState(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """temperature 0 is greedy; top_p in (0, 1], top_k 0 is off."""
+    """temperature 0 is greedy; top_p in (0, 1]; top_k 0 is off; drawing a stop id ends a row; cache_dtype as in generate."""
 
     temperature: float
     top_p: float
     top_k: int
+    stop_ids: tuple[int, ...]
+    cache_dtype: str = ""
 
 
 def generate(
     model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str] | Sequence[Sequence[int]], *, max_new_tokens: int = 64,
     temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0, stream: Callable[[str], None] | None = None,
+    cache_dtype: str = "",
 ) -> list[str] | list[list[int]]:  # fmt: skip
-    """Continues each prompt until the end-of-document token or `max_new_tokens`.
+    """Continues each prompt until a token of `tokenizer.stop_ids` or `max_new_tokens`.
 
-    A string prompt is preceded by the begin-of-document token; token ids are used as they are. A row's draws depend
-    on (seed, its index), not on the other rows.
+    A string prompt is read as `tokenizer.prompt_ids` says: after the begin-of-document token, if there is one. A row's draws
+    depend on (seed, its index), not on the other rows.
 
     Args:
       stream: called with each piece of text as it is drawn; for a single prompt.
+      cache_dtype: "int8" keeps keys and values as integers with a scale for each token and head; "": as they are computed.
     Returns: the completions alone, strings for strings and token ids for token ids, without the end token.
     """
     if isinstance(prompts, str):
         raise UserError("prompts must be a list, even of one string")
     if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
         raise UserError("generate needs max_new_tokens ≥ 1, temperature ≥ 0, 0 < top_p ≤ 1 and top_k ≥ 0")
+    if cache_dtype not in ("", "int8"):
+        raise UserError(f"cache_dtype={cache_dtype!r} is neither int8 nor empty")
     if stream is not None and len(prompts) != 1:
         raise UserError("streaming takes one prompt")
     if not len(prompts):
         return []
     text = [isinstance(prompt, str) for prompt in prompts]
     ids = [
-        [tokenizer.bos_id, *tokenizer.encode(prompt)] if is_text else [int(i) for i in prompt]
+        tokenizer.prompt_ids(prompt) if is_text else [int(i) for i in prompt]
         for prompt, is_text in zip(prompts, text, strict=True)
     ]
     vocab = model.config.vocab_size
     if any(not row or min(row) < 0 or max(row) >= vocab for row in ids):
         raise UserError(f"a prompt of token ids must not be empty, and its ids must be in 0…{vocab - 1}")
 
+    longest = max(map(len, ids)) + max_new_tokens
+    if model.config.positions == "learned" and longest > model.config.max_positions:
+        most = model.config.max_positions
+        raise UserError(f"prompt and max_new_tokens come to {longest} tokens, the model has {most} positions: ask for fewer")
+
     tokens_BP, segments_BP = _padded(ids)
     graph, params = nnx.split(model)
-    settings = Settings(float(temperature), float(top_p), int(top_k))
+    settings = Settings(float(temperature), float(top_p), int(top_k), tuple(tokenizer.stop_ids), cache_dtype)
     keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(ids)))
     # Slots are rounded up, so that a slightly longer request does not compile anew.
     slots = _round_up(tokens_BP.shape[1] + max_new_tokens)
     allowed_V = np.arange(vocab) < tokenizer.vocab_size
-    arguments = (graph, settings, slots, max_new_tokens, tokenizer.eos_id, params, tokens_BP, segments_BP, keys_B, allowed_V)
+    arguments = (graph, settings, slots, max_new_tokens, params, tokens_BP, segments_BP, keys_B, allowed_V)
     if stream is None:
         state = _run(*arguments)
     else:
@@ -83,9 +94,9 @@ def generate(
         shown = ""
         while int(state.n) < max_new_tokens and not bool(state.done_B.all()):
             shown = _show(stream, tokenizer, state, shown)
-            state = _next(graph, settings, tokenizer.eos_id, params, state, keys_B, allowed_V)
+            state = _next(graph, settings, params, state, tokens_BP, keys_B, allowed_V)
         _show(stream, tokenizer, state, shown, last=True)
-    rows = [_until_end(row, tokenizer.eos_id) for row in np.asarray(state.out_BN)[:, : int(state.n)]]
+    rows = [_until_end(row, settings.stop_ids) for row in np.asarray(state.out_BN)[:, : int(state.n)]]
     return [tokenizer.decode(row) if is_text else row for row, is_text in zip(rows, text, strict=True)]
 
 
@@ -102,48 +113,69 @@ def _round_up(n: int, least: int = 16) -> int:
     return max(least, 1 << (n - 1).bit_length())
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _start(graph, settings, slots, limit, eos_id, params, tokens_BP, segments_BP, keys_B, allowed_V) -> SamplingState:
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _start(graph, settings, slots, limit, params, tokens_BP, segments_BP, keys_B, allowed_V) -> SamplingState:
     """Reads the prompts into an empty cache and draws the first token."""
     model = nnx.merge(graph, params)
     B = tokens_BP.shape[0]
     lengths_B = segments_BP.sum(axis=1)
     positions_BP = jnp.maximum(0, jnp.cumsum(segments_BP, axis=1) - 1)
-    x_BPD, decode = model.hidden(tokens_BP, segments_BP, positions_BP, empty_state(model.config, B, slots))
-    logits_BV = model.logits(x_BPD[:, -1:])[:, 0]
-    none_done, nothing = jnp.zeros(B, bool), jnp.full((B, limit), eos_id, jnp.int32)
-    first = SamplingState(decode, jnp.zeros(B, jnp.int32), lengths_B - 1, none_done, nothing, jnp.int32(0))
-    return _drawn(first, logits_BV, settings, eos_id, keys_B, allowed_V)
+    read = model.hidden(tokens_BP, segments_BP, positions_BP, empty_state(model.config, B, slots, settings.cache_dtype))
+    logits_BV = model.logits(read.x_BTD[:, -1:])[:, 0]
+    none_done, nothing = jnp.zeros(B, bool), jnp.zeros((B, limit), jnp.int32)
+    first = SamplingState(read.state, jnp.zeros(B, jnp.int32), lengths_B - 1, none_done, nothing, jnp.int32(0))
+    return _drawn(first, logits_BV, settings, keys_B, allowed_V)
 
 
-def _sample_step(graph, settings, eos_id, params, state: SamplingState, keys_B, allowed_V) -> SamplingState:
+def _sample_step(graph, settings, params, state: SamplingState, tokens_BP, keys_B, allowed_V) -> SamplingState:
     """Feeds the last token and draws the next one: shared by the compiled loop and by streaming."""
     model = nnx.merge(graph, params)
     ones = jnp.ones_like(state.last_B)[:, None]
-    logits, decode = model(state.last_B[:, None], ones, state.positions_B[:, None], state.decode)
-    return _drawn(state._replace(decode=decode), logits[:, 0], settings, eos_id, keys_B, allowed_V)
+    before = state.decode
+    if model.config.rope.scaling == "longrope":
+        switches = jnp.max(state.positions_B) == model.config.rope.original_positions
+        before = lax.cond(switches, lambda: _read_again(model, state, tokens_BP), lambda: before)
+    logits, decode = model(state.last_B[:, None], ones, state.positions_B[:, None], before)
+    return _drawn(state._replace(decode=decode), logits[:, 0], settings, keys_B, allowed_V)
 
 
-_next = jax.jit(_sample_step, static_argnums=(0, 1, 2), donate_argnums=4)
+def _read_again(model: Transformer, state: SamplingState, tokens_BP) -> DecodeState:
+    """The decode state of the same tokens, turned by the angles of a sequence one token longer.
+
+    LongRoPE turns every token otherwise once the sequence outgrows the original context (lm/model/positions.py).
+    """
+    decode, P = state.decode, tokens_BP.shape[1]
+    segments_BS = decode.segments_BS
+    tokens_BS = jnp.zeros_like(segments_BS).at[:, :P].set(tokens_BP)
+    N = min(state.out_BN.shape[1], segments_BS.shape[1] - P)
+    tokens_BS = tokens_BS.at[:, P : P + N].set(state.out_BN[:, :N])
+    positions_BS = jnp.maximum(0, jnp.cumsum(segments_BS, axis=1) - 1)
+    # A free slot's position counts for nothing but this: it makes the sequence as long as it is about to be.
+    positions_BS = positions_BS.at[:, -1].max(model.config.rope.original_positions)
+    fresh = jax.tree.map(jnp.zeros_like, decode)
+    return model.hidden(tokens_BS, segments_BS, positions_BS, fresh).state._replace(slot=decode.slot)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _run(graph, settings, slots, limit, eos_id, params, tokens_BP, segments_BP, keys_B, allowed_V) -> SamplingState:
-    state = _start(graph, settings, slots, limit, eos_id, params, tokens_BP, segments_BP, keys_B, allowed_V)
+_next = jax.jit(_sample_step, static_argnums=(0, 1), donate_argnums=3)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _run(graph, settings, slots, limit, params, tokens_BP, segments_BP, keys_B, allowed_V) -> SamplingState:
+    state = _start(graph, settings, slots, limit, params, tokens_BP, segments_BP, keys_B, allowed_V)
     return lax.while_loop(
         lambda s: (s.n < limit) & ~s.done_B.all(),
-        lambda s: _sample_step(graph, settings, eos_id, params, s, keys_B, allowed_V),
+        lambda s: _sample_step(graph, settings, params, s, tokens_BP, keys_B, allowed_V),
         state,
     )
 
 
-def _drawn(state: SamplingState, logits_BV, settings, eos_id, keys_B, allowed_V) -> SamplingState:
-    """The state after drawing token n from these logits; finished rows go on with end tokens."""
+def _drawn(state: SamplingState, logits_BV, settings, keys_B, allowed_V) -> SamplingState:
+    """The state after drawing token n from these logits; finished rows go on with the end token that they drew."""
     keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.n)
     drawn_B = sample(keys, jnp.where(allowed_V, logits_BV, -jnp.inf), settings)
-    drawn_B = jnp.where(state.done_B, eos_id, drawn_B).astype(jnp.int32)
+    drawn_B = jnp.where(state.done_B, state.last_B, drawn_B).astype(jnp.int32)
     out = lax.dynamic_update_slice_in_dim(state.out_BN, drawn_B[:, None], state.n, axis=1)
-    done = state.done_B | (drawn_B == eos_id)
+    done = state.done_B | jnp.isin(drawn_B, jnp.asarray(settings.stop_ids, jnp.int32))
     return SamplingState(state.decode, drawn_B, state.positions_B + 1, done, out, state.n + 1)
 
 
@@ -168,14 +200,14 @@ def sample(keys_B, logits_BV, settings: Settings) -> jax.Array:
     return jnp.take_along_axis(ids, draw(keys_B, ranked)[:, None], axis=-1)[:, 0]
 
 
-def _until_end(row: np.ndarray, eos_id: int) -> list[int]:
-    row = row.tolist()
-    return row[: row.index(eos_id)] if eos_id in row else row
+def _until_end(row: np.ndarray, stop_ids: tuple[int, ...]) -> list[int]:
+    ends = np.flatnonzero(np.isin(row, stop_ids))
+    return row[: ends[0]].tolist() if len(ends) else row.tolist()
 
 
-def _show(stream, tokenizer: Tokenizer, state: SamplingState, shown: str, last: bool = False) -> str:
+def _show(stream, tokenizer, state: SamplingState, shown: str, last: bool = False) -> str:
     """Streams what is new; a character whose bytes are not all there yet waits."""
-    row = _until_end(np.asarray(state.out_BN)[0, : int(state.n)], tokenizer.eos_id)
+    row = _until_end(np.asarray(state.out_BN)[0, : int(state.n)], tokenizer.stop_ids)
     text = tokenizer.decode(row)
     if not last:
         text = text.rstrip("\ufffd")

@@ -1,46 +1,66 @@
-"""Causal attention inside segments, with grouped keys and values.
+"""Causal attention inside segments: grouped keys and values, sliding windows, soft-capped scores, learned sinks.
 
-Axes here: B batch, T queries, S keys, G key/value heads, R query heads a key/value head, K head size; H = G·R.
+Axes here: B batch, T queries, S keys, G key/value heads, R query heads a key/value head, K head size of queries and keys, V of
+values; H = G·R.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.kernels.matmul import product
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import reshard, spec
 
 # Finite, so that a row without any visible key (padding) gives a uniform average instead of NaN.
 MASKED = -1e30
 BLOCK = 128  # least queries taken at a time
 
 
-def attention(q_BTHK, k_BSGK, v_BSGK, mask_BTS) -> jax.Array:
-    """softmax(q·kᵀ / √K + mask)·v (Vaswani et al. 2017), H query heads sharing G key/value heads (Ainslie et al. 2023).
+def attention(
+    q_BTHK, k_BSGK, v_BSGV, mask_BTS, *, scale: float, window: int = 0, softcap: float = 0.0, sinks_H=None
+) -> jax.Array:
+    """softmax(scale·q·kᵀ + mask)·v (Vaswani et al. 2017), H query heads sharing G key/value heads (Ainslie et al. 2023).
 
-    Args: q, k, v in the compute dtype. mask_BTS: of `causal_mask`; where T = S, query t must not see beyond key t.
-    Returns: [B, T, H, K] in q's dtype. Scores and softmax are float32.
+    Args:
+      q, k, v: in the compute dtype.
+      mask_BTS: of `causal_mask`; where T = S, query t must not see beyond key t.
+      window: the one the mask was made with, or 0 for none: tells which keys need not be looked at.
+      softcap: above 0, scores s become softcap·tanh(s / softcap) before masking (Gemma 2, 2024).
+      sinks_H: logits that join the softmax's denominator and add nothing to the sum (gpt-oss, 2025; Xiao et al. 2023).
+    Returns: [B, T, H, V] in q's dtype. Scores and softmax are float32.
     """
+    sinks_H = None if sinks_H is None else reshard(sinks_H, "heads")
     if mask_BTS.shape[1] == mask_BTS.shape[2]:
-        return _blocked(q_BTHK, k_BSGK, v_BSGK, mask_BTS)
-    return attention_reference(q_BTHK, k_BSGK, v_BSGK, mask_BTS)
+        return _blocked(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, mask_BTS, sinks_H)
+    return attention_reference(q_BTHK, k_BSGK, v_BSGV, mask_BTS, scale=scale, softcap=softcap, sinks_H=sinks_H)
 
 
-def causal_mask(q_segments_BT, k_segments_BS, slots_T) -> jax.Array:
+def causal_mask(q_segments_BT, k_segments_BS, slots_T, window: int = 0) -> jax.Array:
     """bool [B, T, S], True where a query sees a key: of its own segment, at or before its own slot.
 
-    slots_T: int32, the slot among the keys that each query stands in. Segments are int32.
+    slots_T: int32, the slot among the keys that each query stands in. Segments are int32. window: above 0, only the last
+    `window` slots are seen, the query's own included.
     """
     keys_S = jnp.arange(k_segments_BS.shape[1])
-    return (keys_S[None, :] <= slots_T[:, None]) & (q_segments_BT[:, :, None] == k_segments_BS[:, None, :])
+    seen_TS = keys_S[None, :] <= slots_T[:, None]
+    if window:
+        seen_TS &= slots_T[:, None] - keys_S[None, :] < window
+    return seen_TS & (q_segments_BT[:, :, None] == k_segments_BS[:, None, :])
 
 
-def attention_reference(q_BTHK, k_BSGK, v_BSGK, mask_BTS) -> jax.Array:
+def attention_reference(q_BTHK, k_BSGK, v_BSGV, mask_BTS, *, scale: float, softcap: float = 0.0, sinks_H=None) -> jax.Array:
     """The plain twin, whole score matrix and autodiff; also what decoding uses, where T is small."""
-    scores = jnp.where(mask_BTS[:, None, None], _scores(_grouped(q_BTHK, k_BSGK), k_BSGK), MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(q_BTHK.dtype)
-    return _ungrouped(product("bgrts,bsgk->btgrk", weights, v_BSGK).astype(q_BTHK.dtype))
+    scores = jnp.where(mask_BTS[:, None, None], _scores(_grouped(q_BTHK, k_BSGK), k_BSGK, scale, softcap), MASKED)
+    if sinks_H is None:
+        weights = jax.nn.softmax(scores, axis=-1)
+    else:
+        logz = jnp.logaddexp(jax.nn.logsumexp(scores, axis=-1, keepdims=True), _by_group(sinks_H, k_BSGK))
+        weights = jnp.exp(scores - logz)
+    return _ungrouped(product("bgrts,bsgv->btgrv", weights.astype(q_BTHK.dtype), v_BSGV).astype(q_BTHK.dtype))
 
 
 def _grouped(q_BTHK, k_BSGK):
@@ -55,72 +75,106 @@ def _ungrouped(q_BTGRK):
     return lax.reshape(q_BTGRK, (B, T, G * R, K), out_sharding=spec("batch", "length", "heads", None))
 
 
-def _scores(q_BTGRK, k_BSGK):
-    return product("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK) * (q_BTGRK.shape[-1] ** -0.5)
+def _by_group(sinks_H, k_BSGK):
+    """Float32 [G, R, 1, 1], to stand beside scores [B, G, R, T, S]."""
+    G = k_BSGK.shape[2]
+    shape = (G, sinks_H.shape[0] // G, 1, 1)
+    return lax.reshape(sinks_H.astype(jnp.float32), shape, out_sharding=spec("kv_heads", None, None, None))
 
 
-@jax.custom_vjp
-def _blocked(q_BTHK, k_BSGK, v_BSGK, mask_BTS):
-    """Block by block of queries, each against the keys up to its end: the upper triangle is never computed.
+def _scores(q_BTGRK, k_BSGK, scale, softcap):
+    scores = product("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK) * scale
+    return softcap * jnp.tanh(scores / softcap) if softcap else scores
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _blocked(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, mask_BTS, sinks_H):
+    """Block by block of queries, each against the keys it can see: the rest of the score matrix is never computed.
 
     The backward pass takes the scores anew from q, k and the saved log of the softmax's denominator (FlashAttention, Dao
     et al. 2022): with P = exp(S − log Z), dV = Pᵀ·dO, dS = P·(dO·Vᵀ − rowsum(dO·O)), dQ = dS·K, dK = dSᵀ·Q. All five
-    products take operands in the compute dtype.
+    products take operands in the compute dtype. Soft-capped scores multiply dS by 1 − (S / softcap)². A sink is a score
+    whose value is 0: its gradient is −Σ exp(sink − log Z)·rowsum(dO·O).
     """
-    return _forward(q_BTHK, k_BSGK, v_BSGK, mask_BTS)[0]
+    return _forward(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, mask_BTS, sinks_H)[0]
 
 
-def _blocks(T: int):
-    size = max(BLOCK, -(-T // 8))
-    return [(begin, min(begin + size, T)) for begin in range(0, T, size)]
+def _blocks(T: int, window: int):
+    """(first key, first query, end of both) of every block.
+
+    Without a window there are at most 8 blocks. With one they are about as long as the window, so that work grows with T
+    and not with T²; but at most 32, lest a long sequence take minutes to compile.
+    """
+    eighth = -(-T // 8)
+    size = max(BLOCK, min(window, eighth) if window else eighth, -(-T // 32))
+    begins = range(0, T, size)
+    # Whole blocks of keys, since odd ends are slow on accelerators.
+    firsts = [max(0, begin - window + 1) // BLOCK * BLOCK if window else 0 for begin in begins]
+    return [(first, begin, min(begin + size, T)) for first, begin in zip(firsts, begins, strict=True)]
 
 
-def _block_scores(q, k, mask, begin, end):
-    """Masked scores [B, G, R, end−begin, end] of a block of queries."""
-    return jnp.where(mask[:, None, None, begin:end, :end], _scores(q[:, begin:end], k[:, :end]), MASKED)
-
-
-def _forward(q_BTHK, k_BSGK, v_BSGK, mask_BTS):
+def _forward(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, mask_BTS, sinks_H):
     q = _grouped(q_BTHK, k_BSGK)
+    sinks = None if sinks_H is None else _by_group(sinks_H, k_BSGK)
     outs, logzs = [], []
-    for begin, end in _blocks(q.shape[1]):
-        scores = _block_scores(q, k_BSGK, mask_BTS, begin, end)
+    for first, begin, end in _blocks(q.shape[1], window):
+        scores = _scores(q[:, begin:end], k_BSGK[:, first:end], scale, softcap)
+        scores = jnp.where(mask_BTS[:, None, None, begin:end, first:end], scores, MASKED)
         top = jnp.max(scores, axis=-1, keepdims=True)
+        if sinks is not None:
+            top = jnp.maximum(top, sinks)
         p = jnp.exp(scores - top)
         z = jnp.sum(p, axis=-1, keepdims=True)
-        out = product("bgrts,bsgk->bgrtk", p.astype(q.dtype), v_BSGK[:, :end]) / z
+        if sinks is not None:
+            z += jnp.exp(sinks - top)
+        out = product("bgrts,bsgv->bgrtv", p.astype(q.dtype), v_BSGV[:, first:end]) / z
         outs.append(jnp.moveaxis(out, 3, 1).astype(q.dtype))
         logzs.append(top + jnp.log(z))
     out = _ungrouped(jnp.concatenate(outs, axis=1))
     # Named inside, so that a remat policy can keep both and the backward pass need not run this again.
     out, logz = checkpoint_name(out, "matmul"), checkpoint_name(jnp.concatenate(logzs, axis=3), "matmul")
-    return out, (q_BTHK, k_BSGK, v_BSGK, mask_BTS, out, logz)
+    return out, (q_BTHK, k_BSGK, v_BSGV, mask_BTS, sinks_H, out, logz)
 
 
-def _backward(residuals, dout_BTHK):
-    q_BTHK, k, v, mask, out_BTHK, logz = residuals
-    dtype, scale = q_BTHK.dtype, q_BTHK.shape[-1] ** -0.5
-    q, out, dout = (_grouped(x, k) for x in (q_BTHK, out_BTHK, dout_BTHK.astype(dtype)))
+def _backward(scale, window, softcap, residuals, dout_BTHV):
+    q_BTHK, k, v, mask, sinks_H, out_BTHV, logz = residuals
+    dtype = q_BTHK.dtype
+    q, out, dout = (_grouped(x, k) for x in (q_BTHK, out_BTHV, dout_BTHV.astype(dtype)))
     # rowsum(dO·O), [B, G, R, T, 1] like the scores
     delta = jnp.transpose(jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1), (0, 2, 3, 1))[..., None]
-    dqs = []
-    dk = dv = None
-    for begin, end in _blocks(q.shape[1]):
-        scores = _block_scores(q, k, mask, begin, end)
-        p = jnp.exp(scores - logz[:, :, :, begin:end])
-        dp = product("btgrk,bsgk->bgrts", dout[:, begin:end], v[:, :end])
-        ds = (p * (dp - delta[:, :, :, begin:end]) * scale).astype(dtype)
+    blocks = _blocks(q.shape[1], window)
+    dqs, dks, dvs = [], [], []
+    for first, begin, end in blocks:
+        scores = _scores(q[:, begin:end], k[:, first:end], scale, softcap)
+        p = jnp.exp(jnp.where(mask[:, None, None, begin:end, first:end], scores, MASKED) - logz[:, :, :, begin:end])
+        dp = product("btgrv,bsgv->bgrts", dout[:, begin:end], v[:, first:end])
+        ds = p * (dp - delta[:, :, :, begin:end]) * scale
+        if softcap:
+            ds *= 1 - jnp.square(scores / softcap)
+        ds = ds.astype(dtype)
         p = p.astype(dtype)
-        dqs.append(product("bgrts,bsgk->btgrk", ds, k[:, :end]).astype(dtype))
-        dk = _add(dk, product("bgrts,btgrk->bsgk", ds, q[:, begin:end]))
-        dv = _add(dv, product("bgrts,btgrk->bsgk", p, dout[:, begin:end]))
+        dqs.append(product("bgrts,bsgk->btgrk", ds, k[:, first:end]).astype(dtype))
+        dks.append(product("bgrts,btgrk->bsgk", ds, q[:, begin:end]))
+        dvs.append(product("bgrts,btgrv->bsgv", p, dout[:, begin:end]))
     dq = _ungrouped(jnp.concatenate(dqs, axis=1))
-    return dq, dk.astype(k.dtype), dv.astype(v.dtype), None
+    dk, dv = (_overlaid([first for first, _, _ in blocks], parts) for parts in (dks, dvs))
+    if sinks_H is None:
+        dsinks = None
+    else:
+        dsinks = -jnp.sum(jnp.exp(_by_group(sinks_H, k) - logz) * delta, axis=(0, 3, 4))
+        dsinks = lax.reshape(dsinks, sinks_H.shape, out_sharding=spec("heads")).astype(sinks_H.dtype)
+    return dq, dk.astype(k.dtype), dv.astype(v.dtype), None, dsinks
 
 
 _blocked.defvjp(_forward, _backward)
 
 
-def _add(total, part):
-    """total + part, where part covers as many keys or more."""
-    return part if total is None else part.at[:, : total.shape[1]].add(total)
+def _overlaid(firsts, parts):
+    """The sum of parts [B, n, G, K], each from its `first` key on; neither beginnings nor ends go backwards."""
+    done, total = [], parts[0]
+    for gap, part in zip(np.diff(firsts), parts[1:], strict=True):
+        if gap:
+            done.append(total[:, :gap])
+            total = total[:, gap:]
+        total = part.at[:, : total.shape[1]].add(total)
+    return jnp.concatenate((*done, total), axis=1) if done else total

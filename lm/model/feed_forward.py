@@ -1,28 +1,38 @@
-"""The gated feed-forward sublayer."""
+"""The feed-forward sublayer, gated or not."""
+
+import functools
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.config import ModelConfig
-from lm.kernels.matmul import matmul
-from lm.model.initializers import normal
+from lm.model.linear import Linear, residual_std
+
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),  # x·Φ(x) (Hendrycks and Gimpel 2016)
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu2": lambda x: jnp.square(jax.nn.relu(x)),  # So et al. 2021
+}
 
 
-class SwiGLU(nnx.Module):
-    """down(silu(gate(x)) · up(x)) (Shazeer 2020)."""
+class FeedForward(nnx.Module):
+    """down(f(gate(x)) · up(x)): SwiGLU with f = silu, GeGLU with gelu (Shazeer 2020). Not gated: down(f(up(x)))."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        D, F = config.embed_dim, config.mlp_dim
-        self.dtype = config.compute_dtype
-        self.gate = nnx.Param(normal(rngs, (D, F)), out_sharding=("embed", "mlp"))
-        self.up = nnx.Param(normal(rngs, (D, F)), out_sharding=("embed", "mlp"))
-        self.down = nnx.Param(normal(rngs, (F, D), layers=config.num_layers), out_sharding=("mlp", "embed"))
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs, dim: int, name: str = "feed_forward"):
+        D, bias = config.embed_dim, config.mlp_bias
+        self.activation = ACTIVATIONS[config.activation]
+        if config.gated:
+            self.gate = Linear(config, rngs, f"{name}.gate", "btd,df->btf", (D, dim), ("embed", "mlp"), bias=bias)
+        self.up = Linear(config, rngs, f"{name}.up", "btd,df->btf", (D, dim), ("embed", "mlp"), bias=bias)
+        self.down = Linear(
+            config, rngs, f"{name}.down", "btf,fd->btd", (dim, D), ("mlp", "embed"), std=residual_std(config), bias=bias
+        )
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        hidden = ("batch", "length", "mlp")
-        gate_BTF = checkpoint_name(matmul("btd,df->btf", x_BTD, self.gate[...], dtype=self.dtype, out=hidden), "matmul")
-        up_BTF = checkpoint_name(matmul("btd,df->btf", x_BTD, self.up[...], dtype=self.dtype, out=hidden), "matmul")
-        return matmul(
-            "btf,fd->btd", jax.nn.silu(gate_BTF) * up_BTF, self.down[...], dtype=self.dtype, out=("batch", "length", None)
-        )
+        up_BTF = checkpoint_name(self.up(x_BTD), "matmul")
+        if not hasattr(self, "gate"):
+            return self.down(self.activation(up_BTF))
+        return self.down(self.activation(checkpoint_name(self.gate(x_BTD), "matmul")) * up_BTF)

@@ -4,15 +4,46 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lm.config import ModelConfig
+from lm.model.initializers import parameter
+
 
 class RMSNorm(nnx.Module):
-    """y = x / √(mean(x²) + ε) · scale (Zhang and Sennrich 2019), computed in float32, returned in x's dtype."""
+    """y = x / √(mean(x²) + ε) · scale (Zhang and Sennrich 2019), computed in float32, returned in x's dtype.
 
-    def __init__(self, dim: int, eps: float):
-        self.eps = eps
-        self.scale = nnx.Param(jnp.ones((dim,), jnp.float32), out_sharding=("norm",))
+    With `plus_one` the scale is 1 + w (Gemma). The mean runs over as many last axes as `shape` has.
+    """
+
+    def __init__(self, shape: int | tuple[int, ...], eps: float, *, plus_one: bool = False, axes: tuple[str, ...] = ("norm",)):
+        shape = (shape,) if isinstance(shape, int) else shape
+        self.eps, self.plus_one, self.over = eps, plus_one, tuple(range(-len(shape), 0))
+        start = jnp.zeros if plus_one else jnp.ones
+        self.scale = parameter(start(shape, jnp.float32), axes, "vector")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.eps)
-        return (x32 * inverse * self.scale[...]).astype(x.dtype)
+        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=self.over, keepdims=True) + self.eps)
+        scale = self.scale[...].astype(jnp.float32)
+        return (x32 * inverse * (1 + scale if self.plus_one else scale)).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """y = (x − mean) / √(var + ε) · scale + bias (Ba et al. 2016), computed in float32, returned in x's dtype."""
+
+    def __init__(self, dim: int, eps: float):
+        self.eps = eps
+        self.scale = parameter(jnp.ones((dim,), jnp.float32), ("norm",), "vector")
+        self.bias = parameter(jnp.zeros((dim,), jnp.float32), ("norm",), "vector")
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.eps)
+        return (centred * inverse * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def layer_norm(config: ModelConfig) -> RMSNorm | LayerNorm:
+    """The norm of the residual stream that the config names."""
+    if config.norm == "layer":
+        return LayerNorm(config.embed_dim, config.norm_eps)
+    return RMSNorm(config.embed_dim, config.norm_eps, plus_one=config.norm_plus_one)

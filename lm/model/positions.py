@@ -1,17 +1,131 @@
-"""Rotary positions (Su et al. 2021), in the half-split form of Llama: pair (i, i + K/2) turns by position · θ^(−2i/K)."""
+"""Rotary positions (Su et al. 2021): pair i of a head turns by position · f_i, with f_i = θ^(−2i/d) unless stretched.
+
+d is the number of dimensions that turn, so i = 0 … d/2 − 1. What does not depend on the sequence's length is worked out in
+numpy, in float64, while tracing. Stretched as transformers does it, except that dynamic NTK keeps nothing between calls.
+"""
+
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from lm.config import Rope
 
 
-def rotary_angles(positions_BT: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """cos and sin, float32 [B, T, 1, K/2], ready to turn [B, T, heads, K]."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+def rotary_angles(positions_BT: jax.Array, dim: int, rope: Rope, length: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """cos and sin of position · f_i, times the attention factor: float32 [B, T, 1, dim/2].
+
+    Args:
+      dim: even, the dimensions of a head that turn.
+      length: int32 scalar, the largest position of the batch + 1; only ntk and longrope read it.
+    """
+    frequencies = rotary_frequencies(dim, rope, length)
     angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
+    factor = attention_factor(rope)
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
 
 
-def rotate(x_BTHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Turns every head's pairs by its position's angles; computed in float32, returned in x's dtype."""
-    first, second = jnp.split(x_BTHK.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate((first * cos - second * sin, second * cos + first * sin), axis=-1).astype(x_BTHK.dtype)
+def rotate(x_BTHK: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool = False) -> jax.Array:
+    """Turns pairs of the first 2·cos.shape[-1] dimensions of every head and leaves the rest (partial rotary).
+
+    A pair (a, b) becomes (a·cos − b·sin, b·cos + a·sin). Pair i is (i, i + d/2), as in Llama, or (2i, 2i + 1) if
+    interleaved, as in the paper. Computed in float32, returned in x's dtype.
+    """
+    dim = 2 * cos.shape[-1]
+    x = x_BTHK[..., :dim].astype(jnp.float32)
+    first, second = (x[..., 0::2], x[..., 1::2]) if interleaved else jnp.split(x, 2, axis=-1)
+    turned = (first * cos - second * sin, second * cos + first * sin)
+    y = jnp.stack(turned, axis=-1).reshape(x.shape) if interleaved else jnp.concatenate(turned, axis=-1)
+    y = y.astype(x_BTHK.dtype)
+    return y if dim == x_BTHK.shape[-1] else jnp.concatenate((y, x_BTHK[..., dim:]), axis=-1)
+
+
+def rotary_frequencies(dim: int, rope: Rope, length: jax.Array):
+    """f_i, float32 [dim/2]: a numpy constant, for ntk and longrope a jax array."""
+    plain = rope.theta ** (-np.arange(0, dim, 2) / dim)
+    if rope.scaling == "none":
+        frequencies = plain
+    elif rope.scaling == "linear":
+        frequencies = plain / rope.factor  # position interpolation (Chen et al. 2023)
+    elif rope.scaling == "yarn":
+        frequencies = _yarn(plain, dim, rope)
+    elif rope.scaling == "llama3":
+        frequencies = _llama3(plain, rope)
+    elif rope.scaling == "ntk":
+        return _dynamic_ntk(plain, dim, rope, length)
+    else:
+        return _longrope(plain, rope, length)
+    return np.float32(frequencies)
+
+
+def attention_factor(rope: Rope) -> float:
+    """What cos and sin are multiplied by, so that q·k is multiplied by its square, at every length.
+
+    YaRN (Peng et al. 2023, eq. 22): 0.1·ln(factor) + 1; as DeepSeek-V2 has it: yarn_mscale(factor, mscale) /
+    yarn_mscale(factor, mscale_all_dim), where both are given. LongRoPE (Ding et al. 2024; Phi-3's code):
+    √(1 + ln(factor) / ln(original_positions)), also within the original context. A given factor goes before both.
+    """
+    if rope.scaling not in ("yarn", "longrope"):
+        return 1.0
+    if rope.attention_factor:
+        return rope.attention_factor
+    if rope.scaling == "yarn":
+        if rope.mscale and rope.mscale_all_dim:
+            return yarn_mscale(rope.factor, rope.mscale) / yarn_mscale(rope.factor, rope.mscale_all_dim)
+        return yarn_mscale(rope.factor)
+    return math.sqrt(1 + math.log(rope.factor) / math.log(rope.original_positions)) if rope.factor > 1 else 1.0
+
+
+def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
+    """0.1·mscale·ln(factor) + 1 (Peng et al. 2023, eq. 22, with DeepSeek-V2's mscale); 1 where nothing is stretched.
+
+    DeepSeek also multiplies the softmax's scale by yarn_mscale(factor, mscale_all_dim)².
+    """
+    return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
+
+
+def _yarn(plain, dim, rope):
+    """NTK by parts (Peng et al. 2023, §3.2): f·(1 − γ_i) + f/factor·γ_i, with γ rising from 0 to 1 between two dimensions.
+
+    A dimension that turns r times over the original context L is d(r) = dim·ln(L / 2πr) / (2·ln θ); γ rises from
+    d(beta_fast), rounded down, to d(beta_slow), rounded up (neither rounded without `truncate`).
+    """
+    low, high = (
+        dim * math.log(rope.original_positions / (2 * math.pi * turns)) / (2 * math.log(rope.theta))
+        for turns in (rope.beta_fast, rope.beta_slow)
+    )
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    gamma = np.clip((np.arange(dim // 2) - low) / (high - low if high != low else 1e-3), 0, 1)
+    return plain * (1 - gamma) + plain / rope.factor * gamma
+
+
+def _llama3(plain, rope):
+    """Llama 3.1's code: f·(1 − s)/factor + f·s, with s = (turns − low) / (high − low) within 0 … 1.
+
+    turns = L·f / 2π over the original context L; low, high: low_freq_factor, high_freq_factor.
+    """
+    turns = rope.original_positions * plain / (2 * math.pi)
+    smooth = np.clip((turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0, 1)
+    return plain * (1 - smooth) / rope.factor + plain * smooth
+
+
+def _dynamic_ntk(plain, dim, rope, length):
+    """θ grows with the length n beyond the original context L: θ·(factor·n/L − factor + 1)^(d / (d − 2)).
+
+    From bloc97's and emozilla's posts (2023), after Peng et al. 2023, §3.1 and §3.3; so f_i is multiplied by that base
+    to the −2i / (d − 2). Angles are a function of n alone: transformers, whose buffers outlive a call, keeps those of a
+    longer sequence seen before, until one shorter than L comes.
+    """
+    stretch = rope.factor * jnp.maximum(length, rope.original_positions) / rope.original_positions - (rope.factor - 1)
+    powers = -np.arange(0, dim, 2) / max(dim - 2, 1)
+    return np.float32(plain) * stretch.astype(jnp.float32) ** np.float32(powers)
+
+
+def _longrope(plain, rope, length):
+    """LongRoPE (Ding et al. 2024; Phi-3's code): f_i / short_factor_i, and f_i / long_factor_i beyond the original context."""
+    short, long = (np.float32(plain / np.array(factors)) for factors in (rope.short_factor, rope.long_factor))
+    return jnp.where(length > rope.original_positions, long, short)

@@ -1,6 +1,6 @@
-"""The decoder: embedding, a stack of like layers, a norm and a head.
+"""The decoder: embedding, stacks of repeated blocks of layers, a norm and a head.
 
-Axes: B batch, T time, D model, V vocabulary, L layers, S cache slots.
+Axes: B batch, T time, D model, V vocabulary, S cache slots, E experts.
 """
 
 from typing import NamedTuple
@@ -11,13 +11,15 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_policies
 
-from lm.config import ModelConfig
+from lm.config import LayerKind, ModelConfig
 from lm.kernels.attention import causal_mask
 from lm.kernels.matmul import matmul
-from lm.model.attention import Attention, Cache
-from lm.model.feed_forward import SwiGLU
-from lm.model.initializers import STD, normal
-from lm.model.norms import RMSNorm
+from lm.model.attention import Cache, Step, attention_sublayer, empty_cache
+from lm.model.feed_forward import FeedForward
+from lm.model.initializers import STD, normal, parameter
+from lm.model.linear import Linear
+from lm.model.moe import MoE, RouterStats
+from lm.model.norms import layer_norm
 from lm.model.positions import rotary_angles
 from lm.parallel.mesh import reshard, spec
 
@@ -31,27 +33,78 @@ REMAT_POLICIES = {
 class DecodeState(NamedTuple):
     """What generation carries from call to call: every layer's cache, and which slots are filled by what.
 
-    layers: Cache of [L, B, S, G, K]. segments_BS: int32, 0 for an empty or padding slot. slot: int32, the next free one.
+    layers: a Cache for each position of each stack's block. segments_BS: int32, 0 for an empty or padding slot. slot: int32,
+    the next free one. Keys stay as they were turned when they came: where angles depend on the length (dynamic NTK), later
+    tokens do not turn them anew, as in transformers; LongRoPE's one switch is up to the caller (lm/infer/sampler.py).
     """
 
-    layers: Cache
+    layers: tuple[tuple[Cache, ...], ...]
     segments_BS: jax.Array
     slot: jax.Array
 
 
+class Routing(NamedTuple):
+    """What the routers report: two losses, summed over tokens and layers, and the load [n, E] or [E] of each, by its path."""
+
+    balance: jax.Array
+    z: jax.Array
+    loads: dict[tuple, jax.Array]
+
+
+class Hidden(NamedTuple):
+    """What the layers make of tokens: x_BTD after the last norm, in the compute dtype; the next decode state, or None; and what
+    the routers report, or None where there is none."""
+
+    x_BTD: jax.Array
+    state: DecodeState | None
+    router: Routing | None
+
+
 class Layer(nnx.Module):
-    """x + attention(norm(x)), then x + feed_forward(norm(x))."""
+    """x + attention(norm(x)), then x + feed_forward(norm(x)); or the norms after the sublayers, or both (Gemma's sandwich)."""
+
+    def __init__(self, config: ModelConfig, kind: LayerKind, rngs: nnx.Rngs):
+        before, after = config.norm_position in ("pre", "sandwich"), config.norm_position in ("post", "sandwich")
+        self.attention_norm = layer_norm(config) if before else None
+        self.attention = attention_sublayer(config, rngs, config.window if kind.local else 0)
+        self.post_attention_norm = layer_norm(config) if after else None
+        self.feed_forward_norm = layer_norm(config) if before else None
+        self.feed_forward = MoE(config, rngs) if kind.moe else FeedForward(config, rngs, config.mlp_dim)
+        self.post_feed_forward_norm = layer_norm(config) if after else None
+
+    def __call__(self, x_BTD, step: Step, cache: Cache | None = None):
+        """(x, the layer's next cache or None, RouterStats or None)."""
+        mixed_BTD, cache = self.attention(_normed(self.attention_norm, x_BTD), step, cache)
+        x_BTD = x_BTD + _normed(self.post_attention_norm, mixed_BTD)
+        y_BTD, router = _normed(self.feed_forward_norm, x_BTD), None
+        if isinstance(self.feed_forward, MoE):
+            y_BTD, router = self.feed_forward(y_BTD, step.valid_BT)
+        else:
+            y_BTD = self.feed_forward(y_BTD)
+        return x_BTD + _normed(self.post_feed_forward_norm, y_BTD), cache, router
+
+
+def _normed(norm, x_BTD):
+    return x_BTD if norm is None else norm(x_BTD)
+
+
+class AheadModule(nnx.Module):
+    """One more token ahead (DeepSeek-V3, 2024, §2.2): layer(projection([norm(next token's embedding), norm(hidden)])).
+
+    The embedding and the head are the model's own. What it gives goes through `norm` to the head and to the next, as what the
+    model gives goes through its last norm: the paper leaves open where the norm stands, and so the published weights are used.
+    """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.attention_norm = RMSNorm(config.embed_dim, config.norm_eps)
-        self.attention = Attention(config, rngs)
-        self.feed_forward_norm = RMSNorm(config.embed_dim, config.norm_eps)
-        self.feed_forward = SwiGLU(config, rngs)
+        D = config.embed_dim
+        self.embedding_norm, self.hidden_norm = layer_norm(config), layer_norm(config)
+        self.projection = Linear(config, rngs, "ahead.projection", "btc,cd->btd", (2 * D, D), ("norm", "embed"))
+        self.layer = Layer(config, config.layer_kinds[-1], rngs)
+        self.norm = layer_norm(config)
 
-    def __call__(self, x_BTD, rotary, mask_BTS, cache=None, slot=None):
-        mixed, cache = self.attention(self.attention_norm(x_BTD), rotary, mask_BTS, cache, slot)
-        x_BTD = x_BTD + mixed
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD)), cache
+    def __call__(self, hidden_BTD, next_BTD, step: Step):
+        both = jnp.concatenate((self.embedding_norm(next_BTD), self.hidden_norm(hidden_BTD)), axis=-1)
+        return self.layer(self.projection(both), step)
 
 
 class Transformer(nnx.Module):
@@ -61,18 +114,21 @@ class Transformer(nnx.Module):
         self.config = config
         V, D = config.vocab_size, config.embed_dim
         # What makes logits starts small enough that they are near 0 and the first loss near ln V at every width.
-        std = min(STD, 0.4 * D**-0.5) if config.tie_embeddings else STD
-        self.embedding = nnx.Param(normal(rngs, (V, D), std=std), out_sharding=("vocab", "embed"))
+        width = config.mup_base_dim or D
+        std = min(STD, 0.4 * width**-0.5) if config.tie_embeddings else STD
+        self.embedding = parameter(normal(rngs, (V, D), std), ("vocab", "embed"), "embedding")
+        if config.positions == "learned":
+            shape = (config.max_positions, D)
+            self.position_embedding = parameter(normal(rngs, shape), ("norm", "embed"), "embedding")
 
-        @nnx.split_rngs(splits=config.num_layers)
-        @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
-        def stack(rngs):
-            return Layer(config, rngs)
-
-        self.layers = stack(rngs)
-        self.norm = RMSNorm(D, config.norm_eps)
+        self.stacks = nnx.List(
+            nnx.List(stacked_layers(config, kind, repeats, rngs) for kind in block) for block, repeats in config.stacks
+        )
+        self.norm = layer_norm(config)
         if not config.tie_embeddings:
-            self.head = nnx.Param(normal(rngs, (V, D), std=min(STD, 0.2 * D**-0.5)), out_sharding=("vocab", "embed"))
+            self.head = parameter(normal(rngs, (V, D), min(STD, 0.2 * width**-0.5)), ("vocab", "embed"), "head")
+        if config.mtp_depth:
+            self.mtp = nnx.List([AheadModule(config, rngs) for _ in range(config.mtp_depth)])
 
     def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, state: DecodeState | None = None):
         """float32 logits [B, T, V]; with a decode state, (logits, the next state).
@@ -80,57 +136,152 @@ class Transformer(nnx.Module):
         tokens_BT: int. segment_ids_BT: int, tokens see only earlier tokens of their own segment, 0 is padding
         (default: all 1). positions_BT: int, default 0, 1, … (with a state: must be given).
         """
-        x_BTD, state_out = self.hidden(tokens_BT, segment_ids_BT, positions_BT, state)
-        logits = self.logits(x_BTD)
-        return logits if state is None else (logits, state_out)
+        out = self.hidden(tokens_BT, segment_ids_BT, positions_BT, state)
+        logits = self.logits(out.x_BTD)
+        return logits if state is None else (logits, out.state)
 
-    def hidden(self, tokens_BT, segment_ids_BT=None, positions_BT=None, state=None):
-        """Hidden states after the last norm, [B, T, D] in the compute dtype, and the next decode state (or None)."""
-        config = self.config
-        tokens_BT = jnp.asarray(tokens_BT)
-        T = tokens_BT.shape[1]
-        segment_ids_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else segment_ids_BT
-        if positions_BT is None:
-            positions_BT = jnp.zeros_like(tokens_BT) + jnp.arange(T, dtype=tokens_BT.dtype)
-        start = 0 if state is None else state.slot
-        key_segments_BS = segment_ids_BT
-        if state is not None:
-            key_segments_BS = lax.dynamic_update_slice_in_dim(state.segments_BS, segment_ids_BT, start, axis=1)
-        rotary, mask_BTS = once(
-            lambda positions_BT, segments_BT, slots_T: (
-                rotary_angles(positions_BT, config.head_dim, config.rope_theta),
-                causal_mask(segments_BT, key_segments_BS, slots_T),
-            ),
-            positions_BT, segment_ids_BT, start + jnp.arange(T),
-        )  # fmt: skip
+    def hidden(self, tokens_BT, segment_ids_BT=None, positions_BT=None, state: DecodeState | None = None) -> Hidden:
+        """Hidden states after the last norm; arguments as for a call."""
+        x_BTD, step, state, router = self._layers(tokens_BT, segment_ids_BT, positions_BT, state)
+        return Hidden(self.norm(x_BTD), state, router)
 
-        table = reshard(self.embedding[...].astype(config.compute_dtype), "vocab", None)
-        x_BTD = table.at[tokens_BT].get(out_sharding=spec("batch", "length", None))
-        x_BTD, caches = self._stack(x_BTD, rotary, mask_BTS, state)
-        x_BTD = self.norm(x_BTD)
-        return x_BTD, None if state is None else DecodeState(caches, key_segments_BS, start + T)
+    def residual(self, tokens_BT, segment_ids_BT=None, positions_BT=None) -> jax.Array:
+        """The residual stream after the last layer, before the norm: what μP keeps of one size as the model gets wider."""
+        return self._layers(tokens_BT, segment_ids_BT, positions_BT, None)[0]
+
+    def hidden_ahead(self, tokens_BT, targets_BT, segment_ids_BT, positions_BT) -> tuple[Hidden, list[Hidden]]:
+        """Hidden states of the model and of its modules that look ahead, for training.
+
+        Module k = 1, 2, … at time t has read token t + k and predicts token t + k + 1. targets_BT: the token after each; what
+        lies beyond the row's end counts as token 0, and the caller must give those places no weight.
+        """
+        x_BTD, steps, _, router = self._layers(tokens_BT, segment_ids_BT, positions_BT, None)
+        x_BTD, ahead = self.norm(x_BTD), []
+        main = Hidden(x_BTD, None, router)
+        step = steps[self.config.layer_kinds[-1].local]
+        for k, module in enumerate(self.mtp if self.config.mtp_depth else ()):
+            next_BT = targets_BT if k == 0 else jnp.pad(targets_BT[:, k:], ((0, 0), (0, k)))
+            graph, params = nnx.split(module)
+
+            def apply(params, *inputs, graph=graph):
+                return nnx.merge(graph, params)(*inputs)
+
+            policy = REMAT_POLICIES[self.config.remat]
+            x_BTD, _, stats = jax.checkpoint(apply, policy=policy)(params, x_BTD, self._embedded(next_BT), step)
+            x_BTD = module.norm(x_BTD)
+            ahead.append(Hidden(x_BTD, None, routing({("mtp", k, "layer"): stats})))
+        return main, ahead
 
     def logits(self, x_BTD):
         """float32 logits of hidden states."""
-        compute = self.config.compute_dtype
-        y = matmul("btd,vd->btv", x_BTD, self.head_VD, dtype=compute, out=("batch", "length", "vocab"))
-        return y.astype(jnp.float32)
+        config = self.config
+        y = matmul("btd,vd->btv", x_BTD, self.head_VD, dtype=config.compute_dtype, out=("batch", "length", "vocab"))
+        y = y.astype(jnp.float32)
+        return config.logit_softcap * jnp.tanh(y / config.logit_softcap) if config.logit_softcap else y
 
     @property
     def head_VD(self) -> jax.Array:
-        return self.embedding[...] if self.config.tie_embeddings else self.head[...]
+        """What multiplies hidden states; in μP its product falls with the width (Yang et al. 2022, table 8)."""
+        weight = self.embedding[...] if self.config.tie_embeddings else self.head[...]
+        return weight * (self.config.mup_base_dim / self.config.embed_dim) if self.config.mup_base_dim else weight
 
-    def _stack(self, x_BTD, rotary, mask_BTS, state):
-        graph, params = nnx.split(self.layers)
+    def _embedded(self, tokens_BT):
+        config = self.config
+        table = reshard(self.embedding[...].astype(config.compute_dtype), "vocab", None)
+        x_BTD = table.at[tokens_BT].get(out_sharding=spec("batch", "length", None))
+        return x_BTD if config.embed_scale == 1 else x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
+
+    def _layers(self, tokens_BT, segment_ids_BT, positions_BT, state):
+        """(x before the last norm, Step of layers that are global and local, the next decode state, Routing or None)."""
+        tokens_BT = jnp.asarray(tokens_BT)
+        segment_ids_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else jnp.asarray(segment_ids_BT)
+        if positions_BT is None:
+            positions_BT = jnp.zeros_like(tokens_BT) + jnp.arange(tokens_BT.shape[1], dtype=tokens_BT.dtype)
+        positions_BT = jnp.asarray(positions_BT)
+        steps, state = self._steps(segment_ids_BT, positions_BT, state)
+        x_BTD = self._embedded(tokens_BT)
+        if self.config.positions == "learned":
+            table = reshard(self.position_embedding[...].astype(x_BTD.dtype), None, None)
+            x_BTD = x_BTD + table.at[positions_BT].get(out_sharding=spec("batch", "length", None))
+        caches, stats = [], {}
+        for s, (block, repeats) in enumerate(self.config.stacks):
+            x_BTD, new, routers = self._stack(self.stacks[s], block, repeats, x_BTD, steps, state and state.layers[s])
+            caches.append(new)
+            stats |= {("stacks", s, p): router for p, router in enumerate(routers)}
+        if state is not None:
+            state = state._replace(layers=tuple(caches), slot=state.slot + tokens_BT.shape[1])
+        return x_BTD, steps, state, routing(stats)
+
+    def _steps(self, segments_BT, positions_BT, state):
+        """What global and what local layers need to know of these tokens, and the state with the tokens' slots filled."""
+        config = self.config
+        start, keys_BS = 0, segments_BT
+        if state is not None:
+            start = state.slot
+            keys_BS = lax.dynamic_update_slice_in_dim(state.segments_BS, segments_BT, start, axis=1)
+            state = state._replace(segments_BS=keys_BS)
+        length = jnp.max(positions_BT) + 1 if config.rope.depends_on_length else None
+
+        def angles(positions, local):
+            rope = config.local_rope if local else config.rope
+            return rotary_angles(positions, config.rope_head_dim, rope, length)
+
+        has_local = any(kind.local for kind in config.layer_kinds)
+        has_global = not all(kind.local for kind in config.layer_kinds)
+        two_ropes = has_local and has_global and config.local_rope != config.rope
+
+        def tables(positions_BT, segments_BT, slots_T):
+            kinds = ([False] if has_global else []) + ([True] if has_local else [])
+            masks = {local: causal_mask(segments_BT, keys_BS, slots_T, config.window if local else 0) for local in kinds}
+            rotary = {}
+            if config.positions == "rotary":
+                rotary = {local: angles(positions_BT, local) for local in (kinds if two_ropes else kinds[:1])}
+            return masks, rotary
+
+        masks, rotary = once(tables, positions_BT, segments_BT, start + jnp.arange(positions_BT.shape[1]))
+        slot, valid_BT = None if state is None else start, segments_BT > 0
+        shared = next(iter(rotary.values()), None)
+        return {local: Step(rotary.get(local, shared), mask, slot, valid_BT) for local, mask in masks.items()}, state
+
+    def _stack(self, modules, block, repeats, x_BTD, steps, caches):
+        """x, and for each of the block's positions its caches and its RouterStats or None, stacked over the repeats."""
+        config = self.config
+        graphs, params = zip(*(nnx.split(module) for module in modules))
 
         def apply(x, layer):
-            layer_params, cache = layer
-            return nnx.merge(graph, layer_params)(x, rotary, mask_BTS, cache, None if state is None else state.slot)
+            all_params, caches = layer
+            new, stats = [], []
+            for graph, kind, one, cache in zip(graphs, block, all_params, caches or [None] * len(block)):
+                x, cache, router = nnx.merge(graph, one)(x, steps[kind.local], cache)
+                new.append(cache)
+                stats.append(router)
+            return x, (tuple(new), tuple(stats))
 
-        if state is None:
-            apply = jax.checkpoint(apply, policy=REMAT_POLICIES[self.config.remat], prevent_cse=not self.config.scan_layers)
-        layers = (params, None if state is None else state.layers)
-        return lax.scan(apply, x_BTD, layers, unroll=1 if self.config.scan_layers else self.config.num_layers)
+        if caches is None:
+            apply = jax.checkpoint(apply, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
+        unroll = 1 if config.scan_layers else repeats
+        x_BTD, (caches, stats) = lax.scan(apply, x_BTD, (params, caches), length=repeats, unroll=unroll)
+        return x_BTD, caches, stats
+
+
+def routing(stats: dict[tuple, RouterStats | None]) -> Routing | None:
+    """The reports of some layers, or stacks of layers, by path, as one."""
+    stats = {path: one for path, one in stats.items() if one is not None}
+    if not stats:
+        return None
+    balance, z = (sum(jnp.sum(getattr(one, name)) for one in stats.values()) for name in ("balance", "z"))
+    return Routing(balance, z, {path: one.load_E for path, one in stats.items()})
+
+
+def stacked_layers(config: ModelConfig, kind: LayerKind, repeats: int, rngs: nnx.Rngs) -> Layer:
+    """`repeats` layers of a kind as one module, each of its parameters with an axis "layers" in front."""
+
+    @nnx.split_rngs(splits=repeats)
+    @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
+    def stack(rngs):
+        return Layer(config, kind, rngs)
+
+    return stack(rngs)
 
 
 def once(f, positions_BT, segments_BT, slots_T):
@@ -150,11 +301,12 @@ def once(f, positions_BT, segments_BT, slots_T):
     return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1).reshape(y.shape[1], T, *y.shape[3:]), parts)
 
 
-def empty_state(config: ModelConfig, batch: int, slots: int) -> DecodeState:
-    """A decode state of `slots` free slots for `batch` rows: 2·L·B·S·G·K elements of the compute dtype."""
-    shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
-    zeros = jnp.zeros(shape, config.compute_dtype)
-    return DecodeState(Cache(zeros, zeros), jnp.zeros((batch, slots), jnp.int32), jnp.zeros((), jnp.int32))
+def empty_state(config: ModelConfig, batch: int, slots: int, cache_dtype: str = "") -> DecodeState:
+    """A decode state of `slots` free slots for `batch` rows. cache_dtype: "" the compute dtype, or "int8"."""
+    layers = tuple(
+        tuple(empty_cache(config, batch, slots, repeats, cache_dtype) for _ in block) for block, repeats in config.stacks
+    )
+    return DecodeState(layers, jnp.zeros((batch, slots), jnp.int32), jnp.zeros((), jnp.int32))
 
 
 def build(config: ModelConfig, seed: int) -> nnx.State:

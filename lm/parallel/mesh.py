@@ -1,5 +1,6 @@
 """The device mesh and the one table that maps logical array axes to mesh axes."""
 
+import functools
 import math
 from collections.abc import Mapping
 
@@ -7,14 +8,16 @@ import jax
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from lm.config import ModelConfig
 from lm.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "expert", "context")
 
-# Logical axis -> mesh axes. Weights are split over fsdp (and gathered where they are used) and over tensor (and
-# used split); activations are split by batch over data and fsdp, and by head or hidden unit over tensor.
+# Logical axis -> mesh axes. Weights are split over fsdp (and gathered where they are used) and over tensor and expert
+# (and used split); activations are split by batch over data, fsdp and expert, and by head or hidden unit over tensor.
+# The devices of an expert axis hold different experts and different rows, and send tokens to one another.
 RULES = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp", "expert"),
     "length": None,
     "layers": None,
     "embed": "fsdp",
@@ -24,14 +27,15 @@ RULES = {
     "head": None,
     "mlp": "tensor",
     "vocab": "tensor",
+    "expert": "expert",
 }
 
 
 def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
     """Builds a mesh with explicit axes from sizes by axis name; one size may be -1 and takes what is left.
 
-    Raises UserError if the sizes do not multiply to the number of devices, or if expert or context exceed 1
-    (no module splits over them).
+    Raises UserError if the sizes do not multiply to the number of devices, or if context exceeds 1 (no module splits
+    over it).
     """
     devices = jax.devices() if devices is None else devices
     sizes = {axis: int(sizes.get(axis, 1)) for axis in AXES}
@@ -42,14 +46,16 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
         raise UserError(f"{shown}: sizes must be positive, and at most one may be -1")
     if free and len(devices) % fixed == 0:
         sizes[free[0]] = len(devices) // fixed
-    for axis in ("expert", "context"):
-        if sizes[axis] > 1:
-            raise UserError(f"mesh.{axis}={sizes[axis]} must be 1: no layer of this model splits over it")
+    if sizes["context"] > 1:
+        raise UserError(f"mesh.context={sizes['context']} must be 1: no layer of this model splits over it")
     if math.prod(sizes.values()) != len(devices):
         raise UserError(
             f"{shown} asks for {fixed} devices and this job has {len(devices)}: the sizes must multiply to it (-1 fills one)"
         )
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
+    try:
+        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
+    except NotImplementedError as error:  # a torus has no rings of every size
+        raise UserError(f"{shown}: these devices cannot be laid out like this ({str(error).splitlines()[0]})") from None
 
 
 def spec(*logical: str | None) -> PartitionSpec | None:
@@ -83,21 +89,25 @@ def logical_axes(variable: nnx.Variable) -> tuple[str, ...]:
     return variable.get_metadata()["out_sharding"]
 
 
-def check_fit(mesh: Mesh, model, batch_size: int, accumulate: int) -> None:
+def check_fit(mesh: Mesh, model: ModelConfig, batch_size: int, accumulate: int) -> None:
     """Raises UserError where a size of the model or of the batch cannot be split evenly over the mesh."""
-    shape = dict(mesh.shape)
-    for name, axis in (
-        ("embed_dim", "fsdp"),
-        ("num_heads", "tensor"),
-        ("num_kv_heads", "tensor"),
-        ("mlp_dim", "tensor"),
-        ("vocab_size", "tensor"),
-    ):
-        if getattr(model, name) % shape[axis]:
-            raise UserError(f"mesh.{axis}={shape[axis]} does not divide model.{name}={getattr(model, name)}")
-    ways = shape["data"] * shape["fsdp"] * accumulate
+    shape, moe = dict(mesh.shape), model.moe
+    has_moe = any(kind.moe for kind in model.layer_kinds)
+    split = [("embed_dim", "fsdp"), ("num_heads", "tensor"), ("num_kv_heads", "tensor"), ("vocab_size", "tensor")]
+    if not all(kind.moe for kind in model.layer_kinds) or not moe.expert_dim:
+        split.append(("mlp_dim", "tensor"))
+    split += [("mla.kv_rank", "fsdp"), ("mla.query_rank", "fsdp")]
+    if has_moe:
+        split += [("moe.expert_dim", "tensor"), ("moe.shared_dim", "tensor"), ("moe.num_experts", "expert")]
+    elif shape["expert"] > 1:
+        raise UserError(f"mesh.expert={shape['expert']} must be 1: model.mlp_pattern has no moe layer to split")
+    for key, axis in split:
+        size = functools.reduce(getattr, key.split("."), model)
+        if size % shape[axis]:
+            raise UserError(f"mesh.{axis}={shape[axis]} does not divide model.{key}={size}")
+    ways = shape["data"] * shape["fsdp"] * shape["expert"] * accumulate
     if accumulate < 1 or batch_size < 1 or batch_size % ways:
         raise UserError(
-            f"batch_size={batch_size} is not a positive multiple of mesh.data × mesh.fsdp × accumulate = "
-            f"{shape['data']} × {shape['fsdp']} × {accumulate}"
+            f"batch_size={batch_size} is not a positive multiple of mesh.data × mesh.fsdp × mesh.expert × accumulate = "
+            f"{shape['data']} × {shape['fsdp']} × {shape['expert']} × {accumulate}"
         )

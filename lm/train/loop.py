@@ -6,18 +6,22 @@ Steps are counted from 1: line n of the log is the n-th update, made from batch 
 import json
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from flax import nnx
 from jax.experimental import multihost_utils
 
 from data.batches import Batches
 from data.tokenizer import Tokenizer
+from lm import sizing
 from lm.checkpoint import Checkpoints
-from lm.config import flops_per_token
+from lm.config import model_keys
 from lm.errors import UserError
 from lm.parallel.hosts import is_first
 from lm.train.feed import Feed
@@ -41,8 +45,8 @@ class Stopped(Exception):
 
 
 def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Batches, valid: Batches | None,
-          tokenizer: Tokenizer, workdir: Path) -> dict:  # fmt: skip
-    """Trains from the newest checkpoint in `workdir`, or from scratch, to `config.steps`.
+          tokenizer: Tokenizer, workdir: Path, start: Callable[[], nnx.State | None] = lambda: None) -> dict:  # fmt: skip
+    """Trains from the newest checkpoint in `workdir`, else from the parameters of `start` (None: random), to `config.steps`.
 
     Returns: {"params", "step", "tokens", "skipped", "valid": {"loss", "bits_per_byte", "tokens", "bytes"} or None,
     "tokens_per_second" (median), "mfu", "num_params", "seconds"}.
@@ -52,7 +56,7 @@ def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Ba
     begin = checkpoints.latest()
     if begin is None:
         begin, tokens, loader = 0, 0, None
-        state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
+        state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh), donate_argnums=0)(start())
     else:
         meta = checkpoints.meta(begin)
         state, tokens, loader = checkpoints.restore(begin, abstract_state(trainer, mesh)), meta["tokens"], meta["loader"]
@@ -65,8 +69,8 @@ def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Ba
     step_fn = jax.jit(trainer.step, donate_argnums=0)
     evaluate = Evaluator(trainer, valid_feed, tokenizer, config.model.vocab_size)
 
-    num_params = sum(x.size for x in jax.tree.leaves(state.params))
-    flops = flops_per_token(model_config_of(config), num_params, config.sequence_length)
+    num_params = sum(sizing.parameters(model_config_of(config))["total"].values())
+    flops = sizing.flops_per_token(model_config_of(config), config.sequence_length)
     peak, peak_source = peak_flops(config.dtype)
     log = Log(workdir, enabled=is_first(), step=begin, steps=config.steps, log_ids=config.data.log_ids)
     log.say(f"{num_params:,} parameters, {config.batch_size * config.sequence_length:,} tokens a step, {dict(mesh.shape)}")
@@ -199,12 +203,23 @@ class _Stop:
             signal.signal(signum, handler)
 
 
+# What may change between a run and its resumption: how a model is compiled, and what its training weighs.
+FREE = ("scan_layers", "remat", "moe.balance_loss", "moe.router_z_loss", "moe.bias_rate", "moe.capacity_factor")
+
+
 def check_resumable(old: dict, new: dict, workdir: Path) -> None:
-    """Raises UserError if a run's saved config is of another model than the new one; other keys may change."""
-    for key, value in old["model"].items():
-        if key not in ("scan_layers", "remat") and new["model"].get(key) != value:
+    """Raises UserError if a run's saved config is of another model than the new one; other keys may change.
+
+    A key that the saved config does not have was its default.
+    """
+    before, after = (flax.traverse_util.flatten_dict(model_keys(**config["model"]), sep=".") for config in (old, new))
+    for key, value in before.items():
+        if key not in after:
+            raise UserError(f"model.{key} of {workdir} is unknown here: a checkpoint of another version; use another --workdir")
+        same = list(after[key]) == list(value) if isinstance(value, (list, tuple)) else after[key] == value
+        if key not in FREE and not same:
             raise UserError(
-                f"model.{key} is {value} in {workdir} and {new['model'].get(key)} in this config: a checkpoint of another "
+                f"model.{key} is {value} in {workdir} and {after[key]} in this config: a checkpoint of another "
                 f"architecture; set --config.model.{key}={value}, or use another --workdir"
             )
 
@@ -215,6 +230,11 @@ def check_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
                        ("max_skipped_in_row", 1), ("keep_last", 1), ("keep_every", 0), ("seed", 0)):  # fmt: skip
         if config[key] < least:
             raise UserError(f"{key}={config[key]} must be at least {least}")
+    model = config.model
+    if model.positions == "learned" and config.sequence_length > model.max_positions:
+        raise UserError(
+            f"sequence_length={config.sequence_length} is more than model.max_positions={model.max_positions}, the learned ones"
+        )
     if not all(isinstance(prompt, str) for prompt in config.samples):
         raise UserError(f"samples={config.samples} must be texts, such as ('def ', 'The ')")
     schedule(config.optimizer.schedule, peak=1.0, steps=config.steps, warmup=config.optimizer.warmup)  # or refuses

@@ -4,21 +4,39 @@ import jax
 import optax
 from flax import nnx
 
-from lm.parallel.mesh import logical_axes
+from lm.config import ModelConfig
 
 
-def adamw(abstract_params: nnx.State, *, b1: float, b2: float, eps: float, weight_decay: float) -> optax.GradientTransformation:
-    """Direction m̂/(√v̂+ε) + λ·w, to be scaled by −learning rate. Norm scales are not decayed."""
+def adamw(
+    abstract_params: nnx.State, config: ModelConfig, *, b1: float, b2: float, eps: float, weight_decay: float
+) -> optax.GradientTransformation:
+    """Direction m̂/(√v̂+ε) + λ·w, to be scaled by −learning rate. Norm scales and biases are not decayed.
+
+    In μP the first term of a hidden matrix falls with its inputs, base/width (Yang et al. 2022, table 8, Adam); the decay
+    does not.
+    """
+    width = config.mup_base_dim / config.embed_dim if config.mup_base_dim else 1.0
+    scales = by_variable(abstract_params, lambda variable: width if role(variable) == "hidden" else 1.0)
     return optax.chain(
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        optax.stateless(lambda updates, _: jax.tree.map(lambda u, scale: u * scale, updates, scales))
+        if width != 1.0
+        else optax.identity(),
         optax.add_decayed_weights(weight_decay, mask=decayed(abstract_params)),
     )
 
 
 def decayed(abstract_params: nnx.State):
-    """True for every matrix: what has two axes or more besides the stacked layers."""
+    """True for every matrix."""
+    return by_variable(abstract_params, lambda variable: role(variable) != "vector")
 
-    def is_matrix(variable: nnx.Variable) -> bool:
-        return sum(axis != "layers" for axis in logical_axes(variable)) >= 2
 
-    return jax.tree.map(is_matrix, abstract_params, is_leaf=lambda x: isinstance(x, nnx.Variable))
+def role(variable: nnx.Variable) -> str:
+    """The part that a parameter plays, said where it was made (lm/model/initializers.py)."""
+    return variable.get_metadata()["role"]
+
+
+def by_variable(params: nnx.State, f):
+    """A tree like `params` whose leaves are f(variable)."""
+    is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+    return jax.tree.map(lambda variable: jax.tree.map(lambda _: f(variable), variable), params, is_leaf=is_variable)

@@ -14,7 +14,7 @@ PEAK = {
     "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
 }  # fmt: skip
 
-FORMULA = "MFU = tokens/s × (6·N + 6·L·T·H·K) / peak; N without the input embedding, attention counted causally"
+FORMULA = "MFU = tokens/s × (6·N + 6·L·T·H·K) / peak; N active without the input embedding, attention counted causally"
 
 
 def peak_flops(dtype) -> tuple[float, str]:

@@ -3,7 +3,6 @@
 A batch is a dict of [B, T] arrays: tokens, targets, segment_ids, positions (int32) and weights (float32).
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +13,8 @@ from jax import lax
 
 from lm.config import ModelConfig
 from lm.kernels.cross_entropy import cross_entropy
+from lm.model.linear import trainable
+from lm.model.moe import balanced
 from lm.model.transformer import build, skeleton
 from lm.parallel.mesh import shardings, spec
 from lm.train.optimizer import adamw
@@ -33,7 +34,8 @@ class TrainState(NamedTuple):
 class Trainer(NamedTuple):
     """The pure functions of one run; none of them holds state.
 
-    init() -> TrainState; step(state, batch) -> (TrainState, metrics); evaluate(params, batch, bytes_V) -> sums.
+    init(params=None) -> TrainState, of random parameters if none are given; step(state, batch) -> (TrainState, metrics);
+    evaluate(params, batch, bytes_V) -> sums.
     """
 
     init: Any
@@ -47,26 +49,33 @@ def make_trainer(config) -> Trainer:
     model_config = model_config_of(config)
     graph, abstract = skeleton(model_config)
     o = config.optimizer
-    transform = adamw(abstract, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay)
+    learns = trainable(model_config)
+    transform = adamw(
+        nnx.filter_state(abstract, learns), model_config, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay
+    )
     learning_rate = schedule(
         o.schedule, peak=o.learning_rate, steps=config.steps, warmup=o.warmup, final=o.final, decay=o.decay
     )
 
-    def init() -> TrainState:
-        params = build(model_config, config.seed)
+    def init(params: nnx.State | None = None) -> TrainState:
+        params = build(model_config, config.seed) if params is None else params
         zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, transform.init(params), zero, zero)
-
-    loss = functools.partial(token_loss, graph, z_loss=o.z_loss)
+        return TrainState(zero, params, transform.init(nnx.filter_state(params, learns)), zero, zero)
 
     def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
         weight = jnp.sum(batch["weights"])
-        (objective, nll), grads = accumulated_gradient(loss, state.params, batch, weight, config.accumulate)
+        params, frozen = nnx.split_state(state.params, learns, ...)
+
+        def loss(params, batch):
+            return training_loss(graph, nnx.merge_state(params, frozen), batch, z_loss=o.z_loss, mtp_loss=o.mtp_loss)
+
+        (objective, sums), grads = accumulated_gradient(loss, params, batch, weight, config.accumulate)
         norm = optax.global_norm(grads)
         grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, o.clip_norm / (norm + 1e-9)), grads)
         rate = learning_rate(state.step)
-        updates, optimizer = transform.update(grads, state.optimizer, state.params)
-        params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+        updates, optimizer = transform.update(grads, state.optimizer, params)
+        params = nnx.merge_state(jax.tree.map(lambda p, u: p - rate * u, params, updates), frozen)
+        params = with_balance(params, sums.loads, model_config.moe.bias_rate)
         ok = jnp.isfinite(objective) & jnp.isfinite(norm)
         # A bad step leaves parameters and moments bit for bit as they were, without asking the host.
         params, optimizer = jax.tree.map(
@@ -76,9 +85,13 @@ def make_trainer(config) -> Trainer:
         in_row = (state.skipped_in_row + bad) * bad
         state = TrainState(state.step + 1, params, optimizer, state.skipped + bad, in_row)
         metrics = {
-            "loss": nll, "grad_norm": norm, "learning_rate": rate, "weight": weight * ok,
+            "loss": sums.nll, "grad_norm": norm, "learning_rate": rate, "weight": weight * ok,
             "skipped": state.skipped, "skipped_in_row": in_row,
         }  # fmt: skip
+        if sums.loads:
+            metrics["expert_load"] = jnp.max(jnp.stack([busiest(load) for load in sums.loads.values()]))
+        if model_config.mtp_depth:
+            metrics["loss_ahead"] = sums.nll_ahead / jnp.maximum(1e-9, sums.weight_ahead)
         return state, metrics
 
     def evaluate(params: nnx.State, batch: dict, bytes_V: jax.Array) -> dict:
@@ -95,25 +108,86 @@ def model_config_of(config) -> ModelConfig:
     return ModelConfig(**config.model, dtype=config.dtype)
 
 
+class Sums(NamedTuple):
+    """What a batch adds up to beside the objective: nll of the next token, nll and weight of those further ahead, and, by the
+    path of each layer that routes, how many tokens each expert was sent."""
+
+    nll: jax.Array
+    nll_ahead: jax.Array
+    weight_ahead: jax.Array
+    loads: dict[tuple, jax.Array]
+
+
 def token_loss(graph, params: nnx.State, batch: dict, *, z_loss: float) -> tuple[jax.Array, jax.Array]:
     """(Σ w·(nll + z), Σ w·nll) over a batch, float32; the caller divides by Σ w."""
     model = nnx.merge(graph, params)
-    x_BTD, _ = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"])
+    x_BTD = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"]).x_BTD
+    return _head_loss(model, x_BTD, batch["targets"], batch["weights"], z_loss)
+
+
+def training_loss(graph, params: nnx.State, batch: dict, *, z_loss: float, mtp_loss: float) -> tuple[jax.Array, Sums]:
+    """The training objective as a sum over tokens, and sums to report.
+
+    To the next token's Σ w·(nll + z) come mtp_loss / depth · Σ over the depth of the same for tokens further ahead
+    (DeepSeek-V3, 2024, eq. 25), and the routers' losses, which are sums over tokens and layers (lm/model/moe.py).
+    """
+    model = nnx.merge(graph, params)
+    main, ahead = model.hidden_ahead(batch["tokens"], batch["targets"], batch["segment_ids"], batch["positions"])
+    objective, nll = _head_loss(model, main.x_BTD, batch["targets"], batch["weights"], z_loss)
+    nll_ahead, weight_ahead = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
+    for k, hidden in enumerate(ahead, start=1):
+
+        def later(x_BT, k=k):
+            return jnp.pad(x_BT[:, k:], ((0, 0), (0, k)))
+
+        # A target of the same document: one that is further ahead than the document goes has no weight.
+        weights = later(batch["weights"]) * (later(batch["segment_ids"]) == batch["segment_ids"])
+        one, nll_k = _head_loss(model, hidden.x_BTD, later(batch["targets"]), weights, z_loss)
+        objective = objective + mtp_loss / len(ahead) * one
+        nll_ahead, weight_ahead = nll_ahead + nll_k, weight_ahead + jnp.sum(weights)
+    moe, loads = model.config.moe, {}
+    for router in (hidden.router for hidden in (main, *ahead)):
+        if router is not None:
+            objective = objective + moe.balance_loss * router.balance + moe.router_z_loss * router.z
+            loads |= router.loads
+    return objective, Sums(nll, nll_ahead, weight_ahead, loads)
+
+
+def _head_loss(model, x_BTD, targets_BT, weights_BT, z_loss):
+    config = model.config
     return cross_entropy(
-        x_BTD, model.head_VD, batch["targets"], batch["weights"], dtype=model.config.dtype, z_loss=z_loss
+        x_BTD, model.head_VD, targets_BT, weights_BT, dtype=config.dtype, z_loss=z_loss, softcap=config.logit_softcap
     )
+
+
+def busiest(load: jax.Array) -> jax.Array:
+    """The load [..., E] of the busiest expert of any layer, in units of an even share."""
+    return jnp.max(load / jnp.maximum(1e-9, jnp.mean(load, axis=-1, keepdims=True)))
+
+
+def with_balance(params: nnx.State, loads: dict[tuple, jax.Array], rate: float) -> nnx.State:
+    """The parameters with each router's balance bias moved against the load it had (DeepSeek-V3, 2024, §2.1.2)."""
+    params = jax.tree.map(lambda x: x, params)
+    for path, load in loads.items():
+        layer = params
+        for name in path:
+            layer = layer[name]
+        if "balance_bias" in layer["feed_forward"]:
+            bias = layer["feed_forward"]["balance_bias"]
+            bias.set_value(balanced(bias.get_value(), load, rate))
+    return params
 
 
 def accumulated_gradient(loss, params, batch: dict, weight, parts: int):
     """Value and gradient of loss(params, batch) / weight, taken in `parts` equal slices of the batch one after another.
 
-    Every slice is divided by the weight of the whole batch, so that a token counts the same whichever slice it is in.
-    Returns: ((objective, nll), gradients), float32.
+    loss(params, batch) -> (objective, a tree of sums). Every slice is divided by the weight of the whole batch, so that a token
+    counts the same whichever slice it is in.
+    Returns: ((objective, sums), gradients), float32, all divided by `weight`.
     """
 
     def mean(params, part):
-        total, nll = loss(params, part)
-        return total / weight, nll / weight
+        return jax.tree.map(lambda total: total / weight, loss(params, part))
 
     grad = jax.value_and_grad(mean, has_aux=True)
     if parts == 1:
@@ -127,8 +201,10 @@ def accumulated_gradient(loss, params, batch: dict, weight, parts: int):
     def body(carry, part):
         return jax.tree.map(jnp.add, carry, grad(params, part)), None
 
-    zeros = ((jnp.zeros(()), jnp.zeros(())), jax.tree.map(jnp.zeros_like, params))
-    return lax.scan(body, zeros, jax.tree.map(split, batch))[0]
+    slices = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], slices))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding and x.sharding.spec), shapes)
+    return lax.scan(body, zeros, slices)[0]
 
 
 def abstract_state(trainer: Trainer, mesh) -> TrainState:

@@ -124,6 +124,30 @@ def test_a_poor_text_gives_fewer_ids_and_no_text_is_an_error(tmp_path):
             train(texts, tmp_path / "none", vocab_size=300, sample_bytes=1000, seed=0, threads=1)
 
 
+@pytest.mark.parametrize("vocab_size", [273, 280, 400])
+def test_a_text_without_a_space_still_gives_a_piece_for_it(tmp_path, vocab_size):
+    """SentencePiece would spell a space that is no piece as `▁`."""
+    texts = ["日本語のテキスト", "abcabc"] * 9
+    dense = train(texts, tmp_path / "t", vocab_size=vocab_size, sample_bytes=1000, seed=0, threads=1)
+    for text in (" ", "a b▁  ▁", "日本 語"):
+        assert dense.decode(dense.encode(text)) == text
+
+
+def test_a_prompt_begins_a_document_and_its_end_stops(tokenizer):
+    assert tokenizer.prompt_ids("the model") == [tokenizer.bos_id, *tokenizer.encode("the model")]
+    assert tokenizer.stop_ids == (tokenizer.eos_id,)
+
+
+def test_spans_are_the_characters_of_each_id(tokenizer):
+    for text in (*strings(200), *AWKWARD, "a\ud800b"):
+        ids, spans = tokenizer.encode_spans(text)
+        assert ids == tokenizer.encode(text)
+        scrubbed = tokens.scrub(text)
+        for i, (begin, end) in zip(ids, spans, strict=True):
+            assert tokenizer.decode_bytes([i]) in scrubbed[begin:end].encode() and end > begin
+        assert sorted({c for begin, end in spans for c in range(begin, end)}) == list(range(len(text)))
+
+
 def test_a_file_that_is_no_tokenizer_is_a_user_error(tmp_path):
     (tmp_path / "junk").write_bytes(b"not a model at all" * 9)
     (tmp_path / "empty").write_bytes(b"")

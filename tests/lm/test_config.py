@@ -1,17 +1,16 @@
-"""The blueprint refuses what cannot be built, and counts its FLOPs as one does by hand."""
+"""The blueprint refuses what cannot be built, groups its layers into repeated blocks, and survives being written down."""
 
-import jax
+import json
+import random
+
 import pytest
 
-from lm.config import ModelConfig, flops_per_token
+from lm.config import ModelConfig, model_keys
 from lm.errors import UserError
-from lm.model.transformer import skeleton
 
 SIZES = dict(vocab_size=64, num_layers=3, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48)
-
-
-def num_params(config):
-    return sum(x.size for x in jax.tree.leaves(skeleton(config)[1]))
+MOE = dict(mlp_pattern=("moe",), moe=dict(num_experts=8))
+MLA = dict(num_kv_heads=4, mla=dict(kv_rank=16, rope_head_dim=8, value_head_dim=8))
 
 
 def test_head_dim_defaults_to_an_equal_share():
@@ -31,6 +30,26 @@ def test_head_dim_defaults_to_an_equal_share():
         ({"num_heads": 0}, "model.num_heads=0"),
         ({"remat": "some"}, "model.remat='some'"),
         ({"dtype": "float16"}, "dtype='float16'"),
+        ({"attention_pattern": ("local",)}, "model.window=0"),
+        ({"attention_pattern": ("global", "near")}, "model.attention_pattern=.* is none of global, local"),
+        ({"attention_pattern": ()}, "model.attention_pattern"),
+        ({"positions": "sinus"}, "model.positions='sinus' is none of rotary, learned, none"),
+        ({"norm": "batch"}, "model.norm='batch'"),
+        ({"norm_position": "both"}, "model.norm_position='both'"),
+        ({"qk_norm": "yes"}, "model.qk_norm='yes'"),
+        ({"activation": "swish"}, "model.activation='swish'"),
+        ({"rope": {"scaling": "yarn"}}, "model.rope.original_positions=0"),
+        ({"rope": {"scaling": "longrope", "original_positions": 8, "short_factor": [1.0]}}, "model.rope.short_factor"),
+        ({"rope": {"fraction": 0.0}}, "model.rope.fraction=0.0"),
+        ({**MLA, "qk_norm": "head"}, "model.qk_norm='head' does not go with model.mla"),
+        ({**MLA, "num_kv_heads": 2}, "model.num_kv_heads=2 must equal model.num_heads=4"),
+        ({"moe": {"num_experts": 8}}, "model.moe.num_experts=8 has no effect"),
+        ({"mlp_pattern": ("moe",)}, "model.moe.num_experts=0"),
+        ({"mlp_pattern": ("moe",), "moe": {"num_experts": 8, "top_k": 9}}, "model.moe.top_k=9"),
+        ({"mlp_pattern": ("moe",), "moe": {"num_experts": 8, "num_groups": 3}}, "model.moe.num_groups=3"),
+        ({"mlp_pattern": ("moe",), "moe": {"num_experts": 8, "num_groups": 4, "top_k": 3}}, "model.moe.top_k=3"),
+        ({"quantization": {"bits": 3}}, "model.quantization.bits=3"),
+        ({"mtp_depth": -1}, "model.mtp_depth=-1"),
     ],
 )
 def test_what_cannot_be_built_is_named(change, named):
@@ -38,16 +57,43 @@ def test_what_cannot_be_built_is_named(change, named):
         ModelConfig(**SIZES | change)
 
 
-def test_parameters_by_hand():
-    # embedding and head 2·64·32; a layer: query and output 2·32·4·8, key and value 2·32·2·8, SwiGLU 3·32·48, norms 2·32
-    assert num_params(ModelConfig(**SIZES)) == 4096 + 3 * (2048 + 1024 + 4608 + 64) + 32
-    assert num_params(ModelConfig(**SIZES, tie_embeddings=True)) == 2048 + 3 * (2048 + 1024 + 4608 + 64) + 32
+def stacks(num_layers, **patterns):
+    """Lengths of the blocks and their repeats."""
+    config = ModelConfig(**SIZES | MOE | dict(num_layers=num_layers, window=4) | patterns)
+    return [(len(block), repeats) for block, repeats in config.stacks]
 
 
-def test_flops_by_hand():
-    # forward and backward: 6 FLOPs a parameter without the look-up table, and 6·L·T·H·K of causal attention
-    untied, tied = ModelConfig(**SIZES), ModelConfig(**SIZES, tie_embeddings=True)
-    weights = 2048 + 3 * (2048 + 1024 + 4608 + 64) + 32
-    expected = 6 * weights + 6 * 3 * 100 * 32
-    assert flops_per_token(untied, num_params(untied), 100) == expected
-    assert flops_per_token(tied, num_params(tied), 100) == expected  # the same products are made
+def test_layers_that_are_alike_are_one_stack():
+    assert stacks(61, mlp_pattern=("dense",) * 3 + ("moe",) * 58) == [(1, 3), (1, 58)]  # DeepSeek-V3
+    assert stacks(26, attention_pattern=("local",) * 5 + ("global",)) == [(6, 4), (1, 2)]  # Gemma 3 1B
+    assert stacks(26, attention_pattern=("local", "global")) == [(2, 13)]  # Gemma 2
+    assert stacks(32) == [(1, 32)]
+    assert stacks(1) == [(1, 1)]
+
+
+def test_stacks_hold_every_layer_in_order():
+    draw = random.Random(0)
+    for _ in range(300):
+        attention = tuple(draw.choice(("local", "global")) for _ in range(draw.randint(1, 6)))
+        mlp = tuple(draw.choice(("dense", "moe")) for _ in range(draw.randint(1, 6)))
+        changes = dict(num_layers=draw.randint(1, 24), window=4, attention_pattern=attention, mlp_pattern=("moe", *mlp))
+        config = ModelConfig(**SIZES | MOE | changes)
+        assert sum((block * repeats for block, repeats in config.stacks), ()) == config.layer_kinds
+
+
+def test_a_written_config_is_read_back_as_it_was():
+    config = ModelConfig(
+        **SIZES | MLA | MOE | dict(attention_pattern=("local", "global"), window=4, dtype="float32"),
+        rope=dict(scaling="longrope", original_positions=64, short_factor=(1.0,) * 4, long_factor=(2.0,) * 4),
+    )
+    written = json.loads(json.dumps(config.to_dict()))
+    assert isinstance(written["rope"]["short_factor"], list)
+    assert ModelConfig(**written) == config
+    assert hash(ModelConfig(**written)) == hash(config)  # it is static in compiled programs
+
+
+def test_model_keys_are_all_keys_with_their_defaults():
+    keys = model_keys(**SIZES, moe=dict(num_experts=8), mlp_pattern=("moe",))
+    assert keys["moe"]["num_experts"] == 8 and keys["moe"]["top_k"] == 2 and keys["rope"]["theta"] == 10_000
+    assert set(keys) == set(ModelConfig(**SIZES).to_dict()) - {"dtype"}
+    assert ModelConfig(**keys) == ModelConfig(**SIZES, moe=dict(num_experts=8), mlp_pattern=("moe",))

@@ -135,7 +135,9 @@ def assert_same_run(one: Path, other: Path, *, tolerance: float = 0.0) -> None:
         a, b = read(one), read(other)
         assert [values["step"] for values in a] == [values["step"] for values in b], f"steps with {key}"
         for name in names:
-            np.testing.assert_allclose([v[name] for v in a], [v[name] for v in b], rtol=0, atol=tolerance, err_msg=name)
+            # A norm adds up the differences of all parameters.
+            allowed = 10 * tolerance if name == "grad_norm" else tolerance
+            np.testing.assert_allclose([v[name] for v in a], [v[name] for v in b], rtol=0, atol=allowed, err_msg=name)
     assert lines(one / "ids.jsonl") == lines(other / "ids.jsonl")
     a, b = arrays(one), arrays(other)
     assert a.keys() == b.keys()

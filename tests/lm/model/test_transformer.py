@@ -11,7 +11,7 @@ from flax import nnx
 
 from configs.train import default, tiny
 from lm.config import ModelConfig
-from lm.model.transformer import empty_state, skeleton
+from lm.model.transformer import skeleton
 from lm.train.step import token_loss
 from tests.lm.examples import packed_batch, parameters, plain_batch, tiny_config, trainer_and_state
 
@@ -164,7 +164,7 @@ def test_grouped_queries_are_repeated_keys_and_values():
     grouped = parameters(config, scale=4.0)
     repeated = jax.tree.map(lambda p: p, grouped)
     for name in ("key", "value"):  # [L, D, G, K]: query heads 0…R−1 share the first
-        weight = repeated["layers"]["attention"][name]
+        weight = repeated["stacks"][0][0]["attention"][name]["weight"]
         weight.set_value(jnp.repeat(weight.get_value(), 2, axis=2))
     tokens = tokens_of(5, 2, 40)
     ours = nnx.merge(skeleton(config)[0], grouped)(tokens)
@@ -172,13 +172,19 @@ def test_grouped_queries_are_repeated_keys_and_values():
     np.testing.assert_allclose(ours, twin, atol=1e-5, rtol=1e-5)
 
 
-@pytest.fixture(scope="module")
-def compiled_plainly():
-    return loss_and_gradient(scan_layers=True, remat="none")
+MIXED = dict(  # blocks of two kinds twice and one left over; a router in every second layer
+    num_layers=5, attention_pattern=("local", "global"), window=4, mlp_pattern=("dense", "moe"),
+    moe=dict(num_experts=4, expert_dim=16),
+)  # fmt: skip
 
 
-def loss_and_gradient(**how):
-    config = tiny_config(num_layers=3)
+@pytest.fixture(scope="module", params=[dict(num_layers=3), MIXED], ids=["alike", "mixed"])
+def compiled_plainly(request):
+    return request.param, loss_and_gradient(request.param, scan_layers=True, remat="none")
+
+
+def loss_and_gradient(model, **how):
+    config = tiny_config(**model)
     _, state = trainer_and_state(config)
     graph, _ = skeleton(ModelConfig(**{**config.model, **how}, dtype=config.dtype))
     batch = packed_batch(config, seed=1)
@@ -193,25 +199,6 @@ def loss_and_gradient(**how):
 @pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("remat", ["none", "matmuls", "full"])
 def test_how_it_is_compiled_changes_nothing(compiled_plainly, scan, remat):
-    for a, b in zip(loss_and_gradient(scan_layers=scan, remat=remat), compiled_plainly, strict=True):
+    model, plainly = compiled_plainly
+    for a, b in zip(loss_and_gradient(model, scan_layers=scan, remat=remat), plainly, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6)
-
-
-def test_cached_decoding_is_the_whole_forward(exact):
-    """Rows with left padding are read into the cache, then token by token: the logits are those of one pass (law 8)."""
-    config, steps, width = ModelConfig(**SIZES), 5, 140
-    lengths = (135, 3)
-    rows = tokens_of(6, 2, T)
-    whole = np.asarray(exact(rows))
-    tokens, segments, positions = np.zeros((3, 2, width), np.int32)
-    for row, n in enumerate(lengths):
-        tokens[row, width - n :], segments[row, width - n :] = rows[row, :n], 1
-        positions[row, width - n :] = np.arange(n)
-    logits, state = exact(tokens, segments, positions, empty_state(config, 2, 160))
-    seen = [logits[:, -1]]
-    for i in range(steps):
-        at = np.asarray([[n + i] for n in lengths], np.int32)
-        logits, state = exact(np.take_along_axis(rows, at, axis=1), np.ones((2, 1), np.int32), at, state)
-        seen.append(logits[:, 0])
-    for row, n in enumerate(lengths):
-        np.testing.assert_allclose(np.stack(seen, 1)[row], whole[row, n - 1 : n + steps], atol=1e-4)

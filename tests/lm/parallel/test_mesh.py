@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 from lm.config import ModelConfig
@@ -10,6 +11,12 @@ from lm.model.transformer import skeleton
 from lm.parallel.mesh import AXES, check_fit, make_mesh, shardings, spec
 
 MODEL = ModelConfig(vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=64)
+MOE = {"mlp_pattern": ("dense", "moe"), "moe": {"num_experts": 8, "expert_dim": 16, "shared_dim": 16}}
+LATENT = {"num_kv_heads": 4, "mla": {"kv_rank": 8, "rope_head_dim": 4}}
+
+
+def model_of(**change):
+    return ModelConfig(**{**vars(MODEL), "head_dim": 0, **change})
 
 
 def sizes_of(mesh):
@@ -24,6 +31,8 @@ def sizes_of(mesh):
         ({"data": 2, "fsdp": -1, "tensor": 2}, {"data": 2, "fsdp": 2, "tensor": 2}),
         ({"data": -1, "fsdp": 8}, {"fsdp": 8}),
         ({"data": 8, "expert": -1}, {"data": 8}),
+        ({"data": 4, "expert": 2}, {"data": 4, "expert": 2}),
+        ({"fsdp": 2, "expert": -1}, {"fsdp": 2, "expert": 4}),
     ],
 )
 def test_sizes(asked, given):
@@ -48,9 +57,8 @@ def test_a_mesh_of_some_devices():
         ({"data": -1, "fsdp": -1}, "mesh.data=-1, mesh.fsdp=-1"),
         ({"data": 0}, "mesh.data=0"),
         ({"data": -2}, "mesh.data=-2"),
-        ({"data": 4, "expert": 2}, "mesh.expert=2"),
+        ({"data": 4, "expert": 3}, "mesh.expert=3 .*8"),
         ({"data": 4, "context": 2}, "mesh.context=2"),
-        ({"data": 4, "expert": -1}, "mesh.expert"),
         ({"data": 1, "context": -1}, "mesh.context"),
         ({}, "mesh of 1 .*8"),
     ],
@@ -73,33 +81,52 @@ def test_sizes_that_do_not_fit(sizes, named):
         ({"tensor": 8}, {}, 8, 1, "mesh.tensor=8 .*model.num_heads=4"),
         ({"data": 4, "tensor": 2}, {"mlp_dim": 63}, 8, 1, "mesh.tensor=2 .*model.mlp_dim=63"),
         ({"data": 4, "tensor": 2}, {"vocab_size": 63}, 8, 1, "mesh.tensor=2 .*model.vocab_size=63"),
+        ({"tensor": 8}, LATENT, 8, 1, "mesh.tensor=8 .*model.num_heads=4"),
+        ({"data": 4, "expert": 2}, {}, 8, 1, "mesh.expert=2 .*model.mlp_pattern"),
+        ({"data": 4, "expert": 2}, MOE, 12, 1, "batch_size=12 .*mesh.expert"),
+        ({"expert": 8}, {**MOE, "moe": {"num_experts": 12}}, 8, 1, "mesh.expert=8 .*model.moe.num_experts=12"),
+        ({"data": 4, "tensor": 2}, {**MOE, "moe": {"num_experts": 8, "expert_dim": 15}}, 8, 1, "model.moe.expert_dim=15"),
+        ({"data": 4, "tensor": 2}, {**MOE, "moe": {"num_experts": 8, "shared_dim": 15}}, 8, 1, "model.moe.shared_dim=15"),
+        ({"data": 4, "tensor": 2}, {**MOE, "mlp_dim": 63}, 8, 1, "model.mlp_dim=63"),
     ],
 )
 def test_models_and_batches_that_do_not_split(sizes, change, batch_size, accumulate, named):
-    model = ModelConfig(**{**vars(MODEL), "head_dim": 0, **change})
+    model = model_of(**change)
     with pytest.raises(UserError, match=named):
         check_fit(make_mesh(sizes), model, batch_size, accumulate)
 
 
 def test_what_splits_is_accepted():
     check_fit(make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), MODEL, 8, 2)
-    check_fit(make_mesh({"data": 8}), ModelConfig(**{**vars(MODEL), "vocab_size": 63}), 8, 1)
+    check_fit(make_mesh({"data": 8}), model_of(vocab_size=63), 8, 1)
+    check_fit(make_mesh({"data": 2, "tensor": 4}), model_of(**LATENT), 8, 1)
+    check_fit(make_mesh({"data": 2, "expert": 2, "tensor": 2}), model_of(**MOE), 8, 2)
+    # No layer has mlp_dim hidden units.
+    check_fit(make_mesh({"data": 4, "tensor": 2}), model_of(**{**MOE, "mlp_pattern": ("moe",), "mlp_dim": 63}), 8, 1)
 
 
 def test_parameters_lie_as_their_declaration_says():
-    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    layout = shardings(skeleton(MODEL)[1], mesh)
+    mesh = make_mesh({"fsdp": 2, "tensor": 2, "expert": 2})
+    layout = dict(nnx.to_flat_state(shardings(skeleton(model_of(**MOE))[1], mesh)))
     P = PartitionSpec
-    assert layout["embedding"].get_value().spec == P("tensor", "fsdp")
-    assert layout["norm"]["scale"].get_value().spec == P(None)
-    layers = layout["layers"]
-    assert layers["attention"]["query"].get_value().spec == P(None, "fsdp", "tensor", None)
-    assert layers["attention"]["key"].get_value().spec == P(None, "fsdp", "tensor", None)
-    assert layers["attention"]["output"].get_value().spec == P(None, "tensor", None, "fsdp")
-    assert layers["feed_forward"]["down"].get_value().spec == P(None, "tensor", "fsdp")
+    expected = {
+        ("embedding",): P("tensor", "fsdp"),
+        ("norm", "scale"): P(None),
+        ("attention", "query", "weight"): P(None, "fsdp", "tensor", None),
+        ("attention", "key", "weight"): P(None, "fsdp", "tensor", None),
+        ("attention", "output", "weight"): P(None, "tensor", None, "fsdp"),
+        ("feed_forward", "down", "weight"): P(None, "tensor", "fsdp"),
+        ("feed_forward", "router"): P(None, "fsdp", None),
+        ("feed_forward", "up"): P(None, "expert", "fsdp", "tensor"),
+        ("feed_forward", "down"): P(None, "expert", "tensor", "fsdp"),
+        ("feed_forward", "shared", "up", "weight"): P(None, "fsdp", "tensor"),
+    }
+    for path, partition in expected.items():
+        found = {v.get_value().spec for full, v in layout.items() if full in (path, ("stacks", *full[1:3], *path))}
+        assert found == {partition}, path
 
 
 def test_activations_have_a_partition_only_under_a_mesh():
     assert spec("batch", "length", "vocab") is None
     with jax.set_mesh(make_mesh({"data": 8})):
-        assert spec("batch", "length", "vocab") == PartitionSpec(("data", "fsdp"), None, "tensor")
+        assert spec("batch", "length", "vocab") == PartitionSpec(("data", "fsdp", "expert"), None, "tensor")

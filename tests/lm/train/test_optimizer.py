@@ -26,7 +26,7 @@ def test_all_but_the_norms_decays():
 def test_two_updates_by_hand():
     b1, b2, eps, weight_decay = 0.9, 0.95, 1e-3, 0.1
     abstract = skeleton(CONFIG)[1]
-    transform = adamw(abstract, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
+    transform = adamw(abstract, CONFIG, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay)
     params = parameters(CONFIG)
     state = transform.init(params)
     update = jax.jit(transform.update)

@@ -1,0 +1,31 @@
+"""A ladder of Llama-like models for a CPU, each on 20 tokens a parameter: configs/train/ladder.py:10m.
+
+The vocabulary, the batch and the schedule's shape stay the same, so that losses can be compared along the ladder.
+"""
+
+from configs.train import default
+from lm.errors import UserError
+
+SIZES = {
+    "1m": dict(num_layers=3, embed_dim=128, num_heads=4, num_kv_heads=2, mlp_dim=384),
+    "3m": dict(num_layers=5, embed_dim=192, num_heads=6, num_kv_heads=3, mlp_dim=576),
+    "10m": dict(num_layers=7, embed_dim=320, num_heads=10, num_kv_heads=5, mlp_dim=960),
+    "30m": dict(num_layers=9, embed_dim=512, num_heads=16, num_kv_heads=8, mlp_dim=1536),
+}
+STEPS = {"1m": 2600, "3m": 7000, "10m": 23_500, "30m": 73_000}
+# Starting points, which fall with the width.
+LEARNING_RATE = {"1m": 4e-3, "3m": 3e-3, "10m": 2e-3, "30m": 1.5e-3}
+
+
+def get_config(size: str = ""):
+    if size not in SIZES:
+        raise UserError(f"configs/train/ladder.py:{size}: name a size after the colon, one of {', '.join(SIZES)}")
+    config = default.get_config()
+    config.steps = STEPS[size]
+    config.batch_size = 32
+    config.sequence_length = 256
+    config.accumulate = 4
+    config.model.update(vocab_size=4096, head_dim=32, tie_embeddings=True, scan_layers=False, **SIZES[size])
+    config.optimizer.learning_rate = LEARNING_RATE[size]
+    config.optimizer.warmup = config.steps // 20
+    return config

@@ -1,0 +1,16 @@
+"""Mixtral 8x7B (Jiang et al. 2024): every layer a mixture of 8 experts, of which a token uses 2.
+
+Its shape is published, how it was trained is not: that part is as for Llama 3.
+"""
+
+from configs.train import llama3_8b
+
+
+def get_config():
+    config = llama3_8b.get_config()
+    config.model.update(
+        vocab_size=32_000, max_positions=32_768, rope=dict(theta=1e6), mlp_pattern=("moe",), remat="full",
+        moe=dict(num_experts=8, top_k=2, balance_loss=0.01),
+    )  # fmt: skip
+    config.mesh.expert = 8
+    return config

@@ -1,0 +1,93 @@
+"""Low-rank adapters: put beside any weights, folded into them, kept without them.
+
+What an adapter computes, and how it starts, stands in lm/model/linear.py.
+"""
+
+import dataclasses
+import os
+
+import jax
+from flax import nnx
+from jax.sharding import SingleDeviceSharding
+
+from lm.adapt.quantize import dequantize as dequantized
+from lm.adapt.rebuild import arrays_of, combined, each_layer, modules, rebuilt
+from lm.checkpoint import Checkpoints
+from lm.config import Adapter, ModelConfig
+from lm.errors import UserError
+from lm.model.linear import Linear
+from lm.model.transformer import build, skeleton
+from lm.parallel.mesh import shardings
+
+
+def with_adapter(config: ModelConfig, params: nnx.State, adapter: Adapter, seed: int = 0) -> tuple[ModelConfig, nnx.State]:
+    """The model with fresh adapters beside its weights, which may be quantised (QLoRA, Dettmers et al. 2023).
+
+    Its logits are those without, to the bit. Raises UserError if it has adapters already, or none of its matrices is meant.
+    """
+    if config.adapter.rank:
+        raise UserError(f"the model has an adapter of rank {config.adapter.rank} already: merge it first")
+    new = dataclasses.replace(config, adapter=adapter)
+    check_targets(new)
+    return new, rebuilt(new, params, lambda _: arrays_of(adapter_only(build(new, seed))))
+
+
+def check_targets(config: ModelConfig) -> None:
+    """Raises UserError if the model should have adapters and model.adapter.targets names none of its matrices."""
+    if config.adapter.rank and not arrays_of(adapter_only(skeleton(config)[1])):
+        names = sorted({linear.name for _, linear in modules(config, skeleton(config)[1], Linear)})
+        raise UserError(f"model.adapter.targets={config.adapter.targets!r} matches none of {', '.join(names)}")
+
+
+def adapter_only(params: nnx.State) -> nnx.State:
+    """What training an adapter changes."""
+    return nnx.filter_state(params, nnx.LoRAParam)
+
+
+def merge(config: ModelConfig, params: nnx.State, *, dequantize: bool = False) -> tuple[ModelConfig, nnx.State]:
+    """The model without adapters whose weights are c ⊙ (W + s·A·B), in the dtype of W.
+
+    Raises UserError if a weight is quantised, which could not take it up exactly; with `dequantize` all become float32 first.
+    """
+    if dequantize:
+        config, params = dequantized(config, params)
+    new = dataclasses.replace(config, adapter=Adapter())
+
+    def merged(params):
+        found = {}
+        for name, linear in modules(config, params, Linear):
+            if hasattr(linear, "lora_a"):
+                if not isinstance(linear.weight, nnx.Variable):
+                    raise UserError(f"{name} has {linear.weight.bits} bits: dequantize them, or ask for dequantize=True")
+                found[f"{name}.weight"] = each_layer(name, Linear.full, linear).astype(linear.weight[...].dtype)
+        return found
+
+    return new, rebuilt(new, params, merged)
+
+
+def save(folder: str | os.PathLike, config: ModelConfig, params: nnx.State, step: int = 0) -> None:
+    """Writes the adapter alone, as a checkpoint of `folder` that holds the config's section with it."""
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(step, {"params": adapter_only(params)}, {"adapter": dataclasses.asdict(config.adapter)})
+    checkpoints.wait()
+    checkpoints.close()
+
+
+def load(folder: str | os.PathLike, config: ModelConfig, params: nnx.State) -> tuple[ModelConfig, nnx.State]:
+    """The model with the adapter that `save` wrote last beside its weights, in the place of one that it may have.
+
+    Raises UserError if the folder holds none, or one of another model.
+    """
+    checkpoints = Checkpoints(folder, read_only=True)
+    step = checkpoints.latest() if checkpoints.folder.is_dir() else None
+    if step is None or "adapter" not in checkpoints.meta(step):
+        raise UserError(f"{folder} holds no adapter: save one there first")
+    config = dataclasses.replace(config, adapter=Adapter(**checkpoints.meta(step)["adapter"]))
+    abstract = skeleton(config)[1]
+    mesh = None if jax.sharding.get_abstract_mesh().empty else jax.sharding.get_mesh()
+    here = SingleDeviceSharding(jax.local_devices()[0])
+    where = shardings(abstract, mesh) if mesh else jax.tree.map(lambda _: here, abstract)
+    abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
+    adapter = checkpoints.restore_params(step, adapter_only(abstract))
+    checkpoints.close()
+    return config, combined(config, arrays_of(params) | arrays_of(adapter))

@@ -1,0 +1,52 @@
+"""Parameters of one blueprint from those of another: the arrays that both hold, and some that are made."""
+
+from collections.abc import Callable, Iterator
+
+import jax
+from flax import nnx
+from jax import lax
+
+from lm.checkpoint import named, nested, plain, unplain
+from lm.config import ModelConfig
+from lm.model.transformer import skeleton
+from lm.parallel.mesh import shardings
+
+
+def rebuilt(config: ModelConfig, params: nnx.State, make: Callable[[nnx.State], dict[str, jax.Array]]) -> nnx.State:
+    """The parameters of `config`: make(params), arrays by dotted name, and the others of `params` as they are.
+
+    What is made lies as `config` declares it on the mesh that is set.
+    """
+    where = None
+    if not jax.sharding.get_abstract_mesh().empty:
+        all_shardings = arrays_of(shardings(skeleton(config)[1], jax.sharding.get_mesh()))
+        where = {name: all_shardings[name] for name in jax.eval_shape(make, params)}
+    return combined(config, arrays_of(params) | jax.jit(make, out_shardings=where)(params))
+
+
+def combined(config: ModelConfig, arrays: dict[str, jax.Array]) -> nnx.State:
+    """The parameters of `config` from arrays by dotted name; others are left out."""
+    abstract = skeleton(config)[1]
+    return unplain(abstract, nested({name: arrays[name] for name in arrays_of(abstract)}))
+
+
+def arrays_of(params: nnx.State) -> dict[str, jax.Array]:
+    """By dotted name, such as stacks.0.0.attention.query.weight."""
+    return named(plain(params))
+
+
+def modules(config: ModelConfig, params: nnx.State, kind: type[nnx.Module]) -> Iterator[tuple[str, nnx.Module]]:
+    """The modules of a kind with their dotted names."""
+    for path, module in nnx.iter_modules(nnx.merge(skeleton(config)[0], params)):
+        if isinstance(module, kind):
+            yield ".".join(map(str, path)), module
+
+
+def each_layer(name: str, f: Callable, x):
+    """f of the module or array `name`; if it is stacked, of one layer after another, and the results stacked."""
+    if not name.startswith("stacks."):
+        return f(x)
+    if not isinstance(x, nnx.Module):
+        return lax.map(f, x)
+    graph, params = nnx.split(x)
+    return lax.map(lambda params: f(nnx.merge(graph, params)), params)

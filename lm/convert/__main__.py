@@ -1,0 +1,95 @@
+"""Hugging Face checkpoints in and out.
+
+    python -m lm.convert import --from=HF_DIR --workdir=DIR [--mesh=fsdp=8]
+    python -m lm.convert export --workdir=DIR --to=HF_DIR [--dtype=bfloat16 --max_shard_gb=5 --family=llama --merge]
+
+import reads a folder of config.json and safetensors, in one file or many, and writes a workdir like one of train.py at step 0:
+config.json, checkpoints/0 and the tokenizer's files. Every weight keeps its dtype. The model must fit the devices; beyond it,
+the host holds a tensor at a time. To try a checkpoint without writing anything, give the folder itself: lm.load(HF_DIR), or
+python -m lm.generate --checkpoint=HF_DIR. Families: FAMILIES.
+
+export reads the newest checkpoint of a workdir, trained here or imported, and writes config.json, safetensors with their index,
+generation_config.json and the tokenizer as transformers and vLLM read them. An import leaves bit for bit as it came.
+
+A tensor that is missing, left over or of another shape ends either with a line that lists it. What is written appears whole or
+not at all; a folder that holds something already is refused and never touched.
+"""
+
+import sys
+from pathlib import Path
+
+from absl import flags
+
+from lm import cli
+from lm.errors import UserError
+
+FLAGS = flags.FLAGS
+
+
+flags.DEFINE_string("workdir", None, "A workdir: a new one for import, that of a run for export.")
+flags.DEFINE_string("from", None, "import: a Hugging Face checkpoint, a folder of config.json and safetensors.")
+flags.DEFINE_string("mesh", "fsdp=-1", "import: axes of devices that it is spread over, as fsdp=4,tensor=2; -1: what is left.")
+flags.DEFINE_string("to", None, "export: a new folder for the Hugging Face checkpoint.")
+flags.DEFINE_enum("dtype", "as-is", ["as-is", "float32", "bfloat16"], "export: of the tensors; as-is: as they are stored.")
+flags.DEFINE_float("max_shard_gb", 5.0, "export: most 10⁹ bytes in a file.", lower_bound=1e-6)
+flags.DEFINE_string("family", None, "export: the model_type to leave as; none: as it came, or the first that can hold it.")
+flags.DEFINE_bool("merge", False, "export: add an adapter to its weights, and turn quantised weights into floats.")
+COMMANDS = {"import": ("from", "mesh"), "export": ("to", "dtype", "max_shard_gb", "family", "merge")}
+
+
+def main() -> None:
+    command = next(iter(sys.argv[1:]), None)
+    if command not in COMMANDS:
+        raise UserError(f"{command or 'nothing'} is neither import nor export; --help tells what there is")
+    try:
+        rest = FLAGS([sys.argv[0], *sys.argv[2:]])
+    except flags.Error as error:
+        raise UserError(str(error)) from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
+    for name in (name for other, names in COMMANDS.items() if other != command for name in names):
+        if FLAGS[name].present:
+            raise UserError(f"--{name} means nothing to {command}; --help tells what there is")
+    other = COMMANDS[command][0]
+    for name in (other, "workdir"):
+        if not FLAGS[name].value:
+            raise UserError(f"--{name} is missing; --help tells what there is")
+    workdir, folder = (Path(FLAGS[name].value).absolute() for name in ("workdir", other))
+    if command == "import":
+        from lm.convert.to_workdir import to_workdir  # jax is imported after the flags are right
+        from lm.parallel.mesh import make_mesh
+
+        to_workdir(folder, workdir, make_mesh(mesh_sizes(FLAGS.mesh)))
+        if not any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+            print(f"{folder} has no tokenizer: put one into {workdir} before text is generated")
+    else:
+        from lm.convert.to_published import to_published
+
+        to_published(
+            workdir, folder, dtype=FLAGS.dtype, max_shard_gb=FLAGS.max_shard_gb, family=FLAGS.family, merge=FLAGS.merge
+        )
+
+
+def mesh_sizes(text: str) -> dict[str, int]:
+    """{"fsdp": 4, "tensor": 2} of "fsdp=4,tensor=2"."""
+    from lm.parallel.mesh import AXES
+
+    sizes = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in AXES or not size.removeprefix("-").isdecimal():
+            raise UserError(f"--mesh={text}: {part!r} is no axis=size; axes are {', '.join(AXES)}")
+        sizes[axis] = int(size)
+    return sizes
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "lm.convert"
+    if cli.wants_help(sys.argv):
+        from lm.convert.families import FAMILIES
+
+        names = ("workdir", *COMMANDS["import"], *COMMANDS["export"])
+        shown = (f"--{name}: {FLAGS[name].help}" + f" ({FLAGS[name].default})" * bool(FLAGS[name].default) for name in names)
+        print("\n".join([__doc__.replace("FAMILIES", ", ".join(FAMILIES)), *shown]))
+    else:
+        cli.guard(main)

@@ -1,0 +1,137 @@
+"""Which families can come in and go out. A family is a module of this folder:
+
+MODEL_TYPES    the `model_type`s of the configs it reads
+from_hf(hf)    a config.json's content -> our blueprint; keys it lacks are the defaults of transformers' class
+to_hf(config)  the inverse
+rows(config, kind), ends(config)    the tables of weights: of one layer of a kind, and of the rest (lm/convert/rows.py)
+ignored        regular expressions of tensors that hold no weights of ours
+canonical(name)    where published names come in several forms: the one that the rows have
+copies(config)     where a checkpoint holds a parameter twice: rows to be written, but not read
+"""
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping
+
+from lm.config import LatentAttention, MixtureOfExperts, ModelConfig, Rope
+from lm.convert import deepseek, gemma2, gemma3, gpt2, llama, mistral, mixtral, olmo2, phi3, qwen2, qwen3, qwen3_moe
+from lm.convert.rows import Row
+from lm.errors import UserError
+
+# In the order in which a model of ours looks for the family it can leave as.
+ALL = (llama, mistral, qwen2, qwen3, phi3, mixtral, qwen3_moe, gemma2, gemma3, olmo2, deepseek, gpt2)
+FAMILIES = {model_type: family for family in ALL for model_type in family.MODEL_TYPES}
+
+
+def family_of(hf: Mapping):
+    """The family that reads this config.json."""
+    model_type = hf.get("model_type")
+    if model_type not in FAMILIES:
+        raise UserError(f"model_type={model_type!r} in config.json is none of {', '.join(FAMILIES)}")
+    return FAMILIES[model_type]
+
+
+def blueprint(hf: Mapping, names: Collection[str]) -> ModelConfig:
+    """Our config of a checkpoint with this config.json and tensors of these names, canonical or not.
+
+    DeepSeek-V3's config announces modules that predict further tokens; checkpoints exist with and without them.
+    """
+    family = family_of(hf)
+    try:
+        config = family.from_hf(hf)
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise UserError(f"config.json holds a value of the wrong kind: {error}") from None
+    if config.mtp_depth:
+        names = {canonical(family, name) for name in names}
+        if not any(row.theirs in names for row in family.ends(config) if row.ours.startswith("mtp.")):
+            config = dataclasses.replace(config, mtp_depth=0)
+    return config
+
+
+def canonical(family, name: str) -> str:
+    """A published tensor's name as the family's rows have it."""
+    return family.canonical(name) if hasattr(family, "canonical") else name
+
+
+def copies(family, config: ModelConfig) -> list[Row]:
+    return family.copies(config) if hasattr(family, "copies") else []
+
+
+def is_ignored(family, config: ModelConfig, name: str) -> bool:
+    """Whether a tensor, by its canonical name, may lie in a checkpoint without being a weight of ours."""
+    if config.tie_embeddings and name == "lm_head.weight":
+        return True
+    return any(re.fullmatch(pattern, name) for pattern in family.ignored)
+
+
+def family_for(config: ModelConfig):
+    """The first family that can hold this model: whose config.json, read again, is the same blueprint."""
+    if config.mup_base_dim:
+        raise UserError(f"model.mup_base_dim={config.mup_base_dim} cannot leave: no published family has μP's multipliers")
+    wanted, losses = essence(config), []
+    for family in ALL:
+        try:
+            read = essence(family.from_hf(family.to_hf(config)))
+        except UserError:
+            continue
+        lost = [key for key in wanted if read[key] != wanted[key]]
+        if not lost:
+            return family
+        losses.append((len(lost), family.MODEL_TYPES[-1], ", ".join(f"model.{key}={wanted[key]!r}" for key in sorted(lost))))
+    _, name, lost = min(losses, key=lambda loss: loss[0])
+    raise UserError(f"no published family has this model: {name}, the nearest, does not know {lost}")
+
+
+def essence(config: ModelConfig) -> dict:
+    """What makes two blueprints the same function of the same weights, with keys that have no effect at their defaults.
+
+    Nested keys are dotted. How a model is compiled, trained or stored is left out.
+    """
+    kinds, rope, mla, moe = config.layer_kinds, config.rope, config.mla, config.moe
+    local, sparse = any(kind.local for kind in kinds), any(kind.moe for kind in kinds)
+    found = dataclasses.asdict(config)
+    for key in ("scan_layers", "remat", "dtype", "adapter", "quantization", "mup_base_dim"):
+        del found[key]
+    found["attention_pattern"] = tuple("local" if kind.local else "global" for kind in kinds)
+    found["mlp_pattern"] = tuple("moe" if kind.moe else "dense" for kind in kinds)
+    if not local:
+        found["window"] = 0
+    if not local or config.positions != "rotary" or config.local_rope == rope:
+        found["local_rope_theta"] = 0.0
+    if config.query_scale == config.key_head_dim**-0.5 and not (mla.kv_rank and rope.mscale_all_dim):
+        found["query_scale"] = 0.0
+    if not any(not kind.moe for kind in kinds) and moe.expert_dim:
+        found["mlp_dim"] = moe.expert_dim
+    found["mla"] = dataclasses.asdict(mla if mla.kv_rank else LatentAttention())
+    found["rope"] = dataclasses.asdict(_rope_essence(rope, config.positions, bool(mla.kv_rank)))
+    found["moe"] = dataclasses.asdict(_moe_essence(moe, config.mlp_dim) if sparse else MixtureOfExperts())
+    for section in ("mla", "rope", "moe"):
+        found |= {f"{section}.{key}": value for key, value in found.pop(section).items()}
+    return found
+
+
+ROPE_KEYS = {
+    "none": (), "linear": ("factor",), "ntk": ("factor", "original_positions"),
+    "yarn": (
+        "factor", "original_positions", "beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim",
+    ),
+    "llama3": ("factor", "original_positions", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("factor", "original_positions", "attention_factor", "short_factor", "long_factor"),
+}  # fmt: skip
+
+
+def _rope_essence(rope: Rope, positions: str, latent: bool) -> Rope:
+    if positions != "rotary":
+        return Rope()
+    keys = ("theta", "interleaved", "scaling", *(() if latent else ("fraction",)), *ROPE_KEYS[rope.scaling])
+    return Rope(**{key: getattr(rope, key) for key in keys})
+
+
+def _moe_essence(moe: MixtureOfExperts, mlp_dim: int) -> MixtureOfExperts:
+    """Routing alone: what balances the load acts in training only."""
+    trained = ("bias_rate", "balance_loss", "router_z_loss", "capacity_factor")
+    default = MixtureOfExperts()
+    moe = dataclasses.replace(moe, expert_dim=moe.expert_dim or mlp_dim, **{key: getattr(default, key) for key in trained})
+    if moe.num_groups == 1:
+        moe = dataclasses.replace(moe, top_groups=1, group_score=default.group_score)
+    return moe

@@ -1,0 +1,202 @@
+"""Folders of safetensors, read and written a tensor at a time.
+
+A file is a little-endian u64 n, n bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}}, and the data, whose
+offsets count from the JSON's end. A model of several files has an index that says which tensor is in which. The safetensors
+library maps files into memory, where what was read counts as resident, and writes only what it is given whole; here a
+tensor is read into memory of its own and written to its place, in any order.
+"""
+
+import contextlib
+import json
+import math
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from lm.errors import UserError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2, "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U64": np.uint64,
+    "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
+NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+LONGEST_HEADER = 100_000_000  # bytes; the library's own limit
+BLOCK = 1 << 24  # bytes compared at a time
+
+
+class Tensor(NamedTuple):
+    """Where a tensor lies: its file, and its first byte there."""
+
+    file: Path
+    begin: int
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Planned(NamedTuple):
+    """A tensor to be written."""
+
+    name: str
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a model's folder by name. Raises UserError where there is none, or what the index names is not there."""
+    if (folder / INDEX).is_file():
+        index = read_json(folder / INDEX).get("weight_map")
+        if not isinstance(index, dict):
+            raise UserError(f"{folder / INDEX} has no weight_map: it is no index of safetensors; download it again")
+        found = {}
+        for name in sorted(set(index.values())):
+            found |= tensors_of_file(folder / name)
+        lost = sorted(index.keys() - found.keys())
+        if lost:
+            raise UserError(f"{folder / INDEX} names {len(lost)} tensors that are in no file, the first is {lost[0]}")
+        return found
+    if (folder / SINGLE).is_file():
+        return tensors_of_file(folder / SINGLE)
+    for pattern, what in (
+        ("pytorch_model*.bin", "pickled PyTorch weights: load them with transformers and call save_pretrained, which writes "),
+        ("adapter_model.safetensors", "an adapter without its base: merge it there, and give the merged model's "),
+    ):
+        if any(folder.glob(pattern)):
+            raise UserError(f"{folder} holds {what}safetensors")
+    raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}")
+
+
+def read(tensor: Tensor) -> np.ndarray:
+    """The tensor, in memory of its own."""
+    flat = np.fromfile(tensor.file, np.uint8, tensor.nbytes, offset=tensor.begin)
+    return flat.view(tensor.dtype).reshape(tensor.shape)
+
+
+def same_bytes(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are equal bit for bit, without holding either."""
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    with open(one.file, "rb") as a, open(other.file, "rb") as b:
+        a.seek(one.begin)
+        b.seek(other.begin)
+        sizes = [BLOCK] * (one.nbytes // BLOCK) + [one.nbytes % BLOCK]
+        return all(a.read(size) == b.read(size) for size in sizes)
+
+
+def lay_out(folder: Path, tensors: Iterable[Planned], shard_bytes: int) -> dict[str, Tensor]:
+    """Makes the files of a model, with room for every tensor, and tells where each belongs.
+
+    Tensors go to shards in the order given; a shard takes no more once it would exceed `shard_bytes`.
+    """
+    shards: list[list[Planned]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if shards[-1] and filled + tensor.nbytes > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(tensor)
+        filled += tensor.nbytes
+    if len(shards) == 1:
+        return make_file(folder / SINGLE, shards[0])
+    places = {}
+    for i, shard in enumerate(shards, 1):
+        places |= make_file(folder / f"model-{i:05}-of-{len(shards):05}.safetensors", shard)
+    total = sum(place.nbytes for place in places.values())
+    index = {name: place.file.name for name, place in places.items()}
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": index}, indent=2) + "\n")
+    return places
+
+
+def write(place: Tensor, values: np.ndarray) -> None:
+    """Puts a tensor where `lay_out` made room for it."""
+    assert values.shape == place.shape and values.dtype == place.dtype
+    with _named(place.file), open(place.file, "r+b", buffering=0) as file:
+        file.seek(place.begin)
+        left = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+        while left:  # one call writes 2 GiB at most
+            left = left[file.write(left) :]
+
+
+def read_json(file: Path) -> dict:
+    try:
+        value = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{file} is no JSON object")
+    return value
+
+
+@contextlib.contextmanager
+def _named(file: Path) -> Iterator[None]:
+    """A full disk says so without saying which file it was."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
+
+
+def make_file(file: Path, tensors: list[Planned]) -> dict[str, Tensor]:
+    # Widest first, so that each tensor lies at a multiple of its item's size.
+    ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
+    header, ends, end = {"__metadata__": {"format": "pt"}}, {}, 0
+    for tensor in ordered:
+        begin, end = end, end + tensor.nbytes
+        header[tensor.name] = {
+            "dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end],
+        }  # fmt: skip
+        ends[tensor.name] = begin
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    start = 8 + len(text)
+    with _named(file), open(file, "wb") as out:
+        out.write(struct.pack("<Q", len(text)) + text)
+        out.flush()
+        if hasattr(os, "posix_fallocate"):  # a disk that is too small says so before the work begins
+            os.posix_fallocate(out.fileno(), 0, start + end)
+        else:
+            out.truncate(start + end)
+    return {tensor.name: Tensor(file, start + ends[tensor.name], tensor.dtype, tensor.shape) for tensor in tensors}
+
+
+def tensors_of_file(file: Path) -> dict[str, Tensor]:
+    """Reads a file's header. Raises UserError if it is missing, cut short or no safetensors."""
+    if not file.is_file():
+        raise UserError(f"{file} is missing: its index names it; download it again")
+    size = file.stat().st_size
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if not 2 <= length <= min(LONGEST_HEADER, size - 8):
+            raise UserError(f"{file} is no whole safetensors file: it has {size} bytes; download it again")
+        text = opened.read(length)
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        entries = {name: (DTYPES[x["dtype"]], tuple(x["shape"]), *x["data_offsets"]) for name, x in header.items()}
+    except KeyError as error:
+        raise UserError(f"{file} holds a dtype that cannot be read, or a broken header: {error}") from None
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is no safetensors file: its header is no JSON ({error}); download it again") from None
+    found = {}
+    for name, (dtype, shape, begin, end) in entries.items():
+        found[name] = tensor = Tensor(file, 8 + length + begin, np.dtype(dtype), shape)
+        if end - begin != tensor.nbytes or not 0 <= begin <= end:
+            raise UserError(f"{file} is broken: {name} has {end - begin} bytes for {NAMES[tensor.dtype]} {list(shape)}")
+        if 8 + length + end > size:
+            raise UserError(f"{file} is cut short: it ends at byte {size}, {name} at {8 + length + end}; download it again")
+    return found

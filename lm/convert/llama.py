@@ -1,0 +1,175 @@
+"""Llama 2 and 3: the plain decoder, and what the families that are written after it share with it."""
+
+from collections.abc import Mapping, Sequence
+
+from lm.config import LayerKind, ModelConfig
+from lm.convert.rotary import keys_for, rope_of
+from lm.convert.rows import Row, linear, same, table
+from lm.errors import UserError
+
+MODEL_TYPES = ("llama",)
+ignored = (r".*rotary_emb\.inv_freq",)
+
+DEFAULTS = {
+    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
+    "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
+    "attention_bias": False, "mlp_bias": False,
+}  # fmt: skip
+
+# GELU's tanh form is not the exact one: they differ by 1e-3 in the logits.
+ACTIVATIONS = {
+    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh", "gelu_accurate": "gelu_tanh", "relu2": "relu2",
+}  # fmt: skip
+ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2"}
+
+
+def from_hf(hf: Mapping) -> ModelConfig:
+    hf = {**DEFAULTS, **hf}
+    bias = bool(hf["attention_bias"])
+    return decoder(hf, qkv_bias=bias, output_bias=bias, mlp_bias=bool(hf["mlp_bias"]))
+
+
+def to_hf(config: ModelConfig) -> dict:
+    return {**described(config, "llama", "LlamaForCausalLM"), "attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias}
+
+
+def rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
+    return [*attention(config), *pre_norms(config), *feed_forward(config)]
+
+
+def decoder(hf: Mapping, **more) -> ModelConfig:
+    """What these families name alike; `more` are keys of ModelConfig over it. `hf` has the family's defaults filled in."""
+    if hf.get("quantization_config"):
+        raise UserError("quantization_config in config.json: quantised weights cannot be read, take the model's plain ones")
+    heads = hf["num_attention_heads"]
+    keys = {
+        "vocab_size": hf["vocab_size"], "num_layers": hf["num_hidden_layers"], "embed_dim": hf["hidden_size"],
+        "num_heads": heads, "num_kv_heads": hf.get("num_key_value_heads") or heads, "mlp_dim": hf["intermediate_size"],
+        "head_dim": hf.get("head_dim") or hf["hidden_size"] // heads, "max_positions": hf["max_position_embeddings"],
+        "norm_eps": hf["rms_norm_eps"], "tie_embeddings": bool(hf["tie_word_embeddings"]), "dtype": dtype_of(hf),
+    }  # fmt: skip
+    if "activation" not in more:
+        keys["activation"] = activation(hf, "hidden_act")
+    if "rope" not in more:
+        keys["rope"] = rope_of(hf)
+    return ModelConfig(**{**keys, **more})
+
+
+def described(config: ModelConfig, model_type: str, architecture: str) -> dict:
+    """The inverse of `decoder`: a config.json that transformers 5 reads, and readers of the older keys too.
+
+    Special tokens are the tokenizer's to say; silence would mean the family's own.
+    """
+    return {
+        "architectures": [architecture], "model_type": model_type,
+        "vocab_size": config.vocab_size, "hidden_size": config.embed_dim, "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim,
+        "hidden_act": ACTIVATION_NAMES[config.activation], "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps, "tie_word_embeddings": config.tie_embeddings, **keys_for(config.rope),
+        "bos_token_id": None, "eos_token_id": None, "pad_token_id": None, "dtype": config.dtype,
+    }  # fmt: skip
+
+
+def activation(hf: Mapping, key: str) -> str:
+    if hf[key] not in ACTIVATIONS:
+        raise UserError(f"{key}={hf[key]!r} in config.json is none of {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[hf[key]]
+
+
+def dtype_of(hf: Mapping) -> str:
+    """Of the products; float32 holds float16 too."""
+    stated = hf.get("dtype") or hf.get("torch_dtype")
+    return "bfloat16" if stated == "bfloat16" else "float32"
+
+
+def refuse(hf: Mapping, **expected) -> None:
+    """Raises UserError where a key of the config says other than what the family can be read as."""
+    for key, value in expected.items():
+        if key in hf and hf[key] is not None and hf[key] != value:
+            raise UserError(f"{key}={hf[key]!r} in config.json cannot be expressed: only {value!r} can")
+
+
+def windows(window: int | None, layer_types: Sequence[str] | None = None) -> dict:
+    """attention_pattern and window, of layers named as transformers names them; every layer is local where none is."""
+    if layer_types is None:
+        layer_types = ("sliding_attention" if window else "full_attention",)
+    names = {"sliding_attention": "local", "full_attention": "global"}
+    for name in layer_types:
+        if name not in names:
+            raise UserError(f"layer_types in config.json holds {name!r}, which is none of {', '.join(names)}")
+        if name == "sliding_attention" and not window:
+            raise UserError("layer_types in config.json has sliding_attention, but sliding_window gives no window")
+    return {"attention_pattern": repeating([names[name] for name in layer_types]), "window": window or 0}
+
+
+def window_of(config: ModelConfig) -> int | None:
+    return config.window if any(kind.local for kind in config.layer_kinds) else None
+
+
+def layer_types(config: ModelConfig) -> list[str]:
+    return ["sliding_attention" if kind.local else "full_attention" for kind in config.layer_kinds]
+
+
+def repeating(kinds: Sequence[str]) -> tuple[str, ...]:
+    """The shortest pattern that, repeated, gives these kinds."""
+    sizes = range(1, len(kinds) + 1)
+    size = next((n for n in sizes if all(kinds[i] == kinds[i % n] for i in range(len(kinds)))), 0)
+    return tuple(kinds[:size])
+
+
+def attention(config: ModelConfig, at: str = "model.layers.{layer}.self_attn.") -> list[Row]:
+    D, H, G, K = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
+    found = []
+    for ours, theirs, heads in (("query", "q_proj", H), ("key", "k_proj", G), ("value", "v_proj", G)):
+        found.append(linear(f"attention.{ours}.weight", f"{at}{theirs}.weight", (D,), (heads, K)))
+        if config.qkv_bias:
+            found.append(same(f"attention.{ours}.bias", f"{at}{theirs}.bias", heads, K))
+    found.append(linear("attention.output.weight", f"{at}o_proj.weight", (H, K), (D,)))
+    if config.output_bias:
+        found.append(same("attention.output.bias", f"{at}o_proj.bias", D))
+    if config.qk_norm != "none":
+        for ours, theirs, heads in (("query_norm", "q_norm", H), ("key_norm", "k_norm", G)):
+            shape = (K,) if config.qk_norm == "head" else (heads, K)
+            found.append(same(f"attention.{ours}.scale", f"{at}{theirs}.weight", *shape))
+    return found
+
+
+def pre_norms(config: ModelConfig, at: str = "model.layers.{layer}.") -> list[Row]:
+    D = config.embed_dim
+    return [
+        same("attention_norm.scale", f"{at}input_layernorm.weight", D),
+        same("feed_forward_norm.scale", f"{at}post_attention_layernorm.weight", D),
+    ]
+
+
+def feed_forward(
+    config: ModelConfig, at: str = "model.layers.{layer}.mlp.", ours: str = "feed_forward", dim: int = 0
+) -> list[Row]:
+    """A gated feed-forward of `dim` hidden units, mlp_dim if 0."""
+    D, F = config.embed_dim, dim or config.mlp_dim
+    found = []
+    for name, inputs, outputs in (("gate", D, F), ("up", D, F), ("down", F, D)):
+        found.append(linear(f"{ours}.{name}.weight", f"{at}{name}_proj.weight", (inputs,), (outputs,)))
+        if config.mlp_bias:
+            found.append(same(f"{ours}.{name}.bias", f"{at}{name}_proj.bias", outputs))
+    return found
+
+
+def experts(
+    config: ModelConfig, at: str, router: str, names: Sequence[str] = ("gate_proj", "up_proj", "down_proj")
+) -> list[Row]:
+    """The router and the experts of a layer, a tensor for each expert; `names` are those of gate, up and down."""
+    D, F = config.embed_dim, config.moe.expert_dim or config.mlp_dim
+    sizes = ((D, F), (D, F), (F, D))
+    found = [linear("feed_forward.router", f"{at}{router}.weight", (D,), (config.moe.num_experts,))]
+    for ours, theirs, (inputs, outputs) in zip(("gate", "up", "down"), names, sizes, strict=True):
+        found.append(linear(f"feed_forward.{ours}", f"{at}experts.{{expert}}.{theirs}.weight", (inputs,), (outputs,)))
+    return found
+
+
+def ends(config: ModelConfig) -> list[Row]:
+    D, V = config.embed_dim, config.vocab_size
+    found = [table("embedding", "model.embed_tokens.weight", V, D), same("norm.scale", "model.norm.weight", D)]
+    return found if config.tie_embeddings else [*found, table("head", "lm_head.weight", V, D)]

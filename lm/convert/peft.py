@@ -1,0 +1,291 @@
+"""Adapters in the form of the PEFT library: `adapter_config.json` and `adapter_model.safetensors`, in and out.
+
+A module M, a torch Linear or GPT-2's Conv1D, has M.lora_A.weight [rank, inputs], M.lora_B.weight [outputs, rank] and perhaps
+M.lora_magnitude_vector [outputs]; its map is c ⊙ (W + s·B·A), as ours is (lm/model/linear.py). A family's rows say how its
+inputs and outputs are ours. Where a module is several matrices of ours (fused projections), they share an A on the way in; on
+the way out, As that differ are stacked and their Bs make a block diagonal, which is the same map of a higher rank.
+"""
+
+import json
+import math
+import os
+import re
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+
+from lm.adapt.lora import adapter_only, with_adapter
+from lm.adapt.rebuild import arrays_of, combined, each_layer, modules
+from lm.config import Adapter, ModelConfig
+from lm.convert.families import ALL, canonical, family_for, family_of
+from lm.convert.files import Planned, make_file, read, read_json, tensors_of_file, write
+from lm.convert.folders import check_free, written_whole
+from lm.convert.rows import Place, Row, places
+from lm.errors import UserError
+from lm.model.linear import Linear
+
+WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
+PREFIX = "base_model.model."
+A, B, MAGNITUDE = KINDS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
+
+# Keys of a config that are acted upon, and those that a finished adapter's tensors say as well or that act in training only.
+USED = {"peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora", "bias", "init_lora_weights"}
+SAID = {
+    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "fan_in_fan_out",
+    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout",
+    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config", "megatron_core", "qalora_group_size",
+    "runtime_config", "ensure_weight_tying",
+}  # fmt: skip
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that take something out of the base's weights
+
+
+def import_peft(folder: str | os.PathLike, config: ModelConfig, params: nnx.State) -> tuple[ModelConfig, nnx.State]:
+    """The model with a PEFT adapter beside its weights.
+
+    Ours have one rank and one scale: a smaller rank is filled up with zeros in B, another scale is multiplied into B, and in
+    layers without an adapter B is zero, so that the model computes what PEFT's does.
+    Raises: UserError if the folder holds no LoRA or DoRA, one of another model, or something that ours cannot express.
+    """
+    folder = Path(folder)
+    settings = read_json(folder / SETTINGS)
+    loras = _tensors(folder, settings)
+    matched = _matched(folder, config, loras)
+    scales = {name: _scale(settings, name, lora[A].shape[0]) for name, lora in loras.items()}
+    rank, scale = max(lora[A].shape[0] for lora in loras.values()), next(iter(scales.values()))
+    stabilized = bool(settings.get("use_rslora"))
+    adapter = Adapter(
+        rank=rank, alpha=scale * (rank**0.5 if stabilized else rank), dora=bool(settings.get("use_dora")),
+        rank_stabilized=stabilized, targets="|".join(sorted({re.escape(_name(place)) for place, _ in matched})),
+    )  # fmt: skip
+    config, params = with_adapter(config, params, adapter)
+    arrays = {path: on_host(x).copy() for path, x in arrays_of(adapter_only(params)).items()}
+    norms = _norms(config, params, {_linear(place) for place, _ in matched}) if adapter.dora else {}
+    for place, name in matched:
+        linear, lora, few = _linear(place), loras[name], loras[name][A].shape[0]
+        a, b = arrays[f"{linear}.lora_a"][place.index], arrays[f"{linear}.lora_b"][place.index]
+        inputs, outputs = _axes(place.row, math.prod(a.shape[:-1]))
+        a[..., :few] = _ours(place.row, inputs, lora[A].T, a.shape[:-1])
+        b[:few] = np.moveaxis(_ours(place.row, outputs, lora[B] * np.float32(scales[name] / scale), b.shape[1:]), -1, 0)
+        if adapter.dora:
+            norm = norms[linear][place.index]
+            magnitude = _ours(place.row, outputs, lora[MAGNITUDE][:, None], norm.shape)[..., 0]
+            arrays[f"{linear}.magnitude"][place.index] = magnitude - norm
+    held = arrays_of(params)
+    return config, combined(config, held | {path: jax.device_put(x, held[path].sharding) for path, x in arrays.items()})
+
+
+def export_peft(
+    folder: str | os.PathLike, config: ModelConfig, params: nnx.State, base: str | os.PathLike | None = None
+) -> None:
+    """Writes a model's adapter for PEFT and vLLM into a new folder. On several hosts every process calls this.
+
+    base: the published model that it belongs to. If it is a folder, its config.json says how the modules are named and fused;
+      else that of the first family which can hold the model does.
+    Raises: UserError if the folder is taken, the model has no adapter, or no family can hold it.
+    """
+    folder = Path(folder)
+    check_free(folder, "to")
+    if not config.adapter.rank:
+        raise UserError("the model has no adapter to export: model.adapter.rank=0")
+    known = base is not None and (Path(base) / "config.json").is_file()
+    fused = _by_module(family_of(read_json(Path(base) / "config.json")) if known else family_for(config), config)
+    arrays = {path: on_host(x) for path, x in arrays_of(adapter_only(params)).items()}
+    adapted = {name: rows for name, rows in fused.items() if any(f"{_linear(place)}.lora_a" in arrays for place in rows)}
+    norms = {}
+    if config.adapter.dora:
+        norms = _norms(config, params, {_linear(place) for rows in adapted.values() for place in rows})
+    loras = {name: _theirs(rows, arrays, norms) for name, rows in adapted.items()}
+    out = {f"{PREFIX}{name}.{kind}": x for name, lora in loras.items() for kind, x in lora.items()}
+    if jax.process_index() == 0:
+        settings = _settings(config.adapter, {name: lora[A].shape[0] for name, lora in loras.items()}, fused)
+        settings["base_model_name_or_path"] = None if base is None else str(base)
+        settings["fan_in_fan_out"] = any(_is_conv(rows[0].row, loras[name][A].shape[1]) for name, rows in adapted.items())
+        with written_whole(folder) as beside:
+            planned = [Planned(name, x.dtype, x.shape) for name, x in out.items()]
+            for name, place in make_file(beside / WEIGHTS, planned).items():
+                write(place, out[name])
+            (beside / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def _tensors(folder: Path, settings: dict) -> dict[str, dict[str, np.ndarray]]:
+    """{module: {kind: float32 array}}. Raises UserError for what is no plain LoRA or DoRA."""
+    kind, start = settings.get("peft_type"), settings.get("init_lora_weights")
+    if kind != "LORA":
+        raise UserError(f"{folder / SETTINGS}: peft_type={kind!r} cannot be read, only 'LORA' can")
+    if settings.get("bias", "none") != "none":
+        raise UserError(f"{folder / SETTINGS}: bias={settings['bias']!r} cannot be read, only 'none' can")
+    if isinstance(start, str) and start.startswith(CHANGES_BASE):
+        raise UserError(f"{folder / SETTINGS}: init_lora_weights={start!r} changes the base: have PEFT save a plain LoRA")
+    for key in sorted(settings.keys() - USED - SAID):
+        if settings[key]:
+            raise UserError(f"{folder / SETTINGS}: {key}={settings[key]!r} cannot be expressed by adapters of ours")
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} has no {WEIGHTS}: save the adapter as safetensors")
+    found: dict[str, dict[str, np.ndarray]] = {}
+    wanted = KINDS if settings.get("use_dora") else KINDS[:2]
+    for name, tensor in tensors_of_file(folder / WEIGHTS).items():
+        plain = name.removesuffix(".weight") if MAGNITUDE in name else name
+        kind = next((kind for kind in wanted if plain.endswith(f".{kind}")), None)
+        if kind is None:
+            raise UserError(f"{folder / WEIGHTS} holds {name}, which cannot be expressed by adapters of ours")
+        module = plain.removeprefix(PREFIX).removesuffix(f".{kind}")
+        found.setdefault(module, {})[kind] = read(tensor).astype(np.float32)
+    for module, lora in found.items():
+        for kind in wanted:
+            if kind not in lora:
+                raise UserError(f"{folder / WEIGHTS} has no {kind} for {module}")
+    if not found:
+        raise UserError(f"{folder / WEIGHTS} holds nothing")
+    return found
+
+
+def _matched(folder: Path, config: ModelConfig, loras: dict) -> list[tuple[Place, str]]:
+    """Every matrix of ours that a module is or holds, with the module's name, by the first family that knows them all."""
+    fewest = None
+    for family in ALL:
+        table = _by_module(family, config)
+        found, unknown = [], []
+        for name, lora in loras.items():
+            rows = table.get(canonical(family, f"{name}.weight").removesuffix(".weight"), [])
+            sizes = (lora[B].shape[0], lora[A].shape[1])
+            linear = all(place.path.endswith(".weight") for place in rows)  # no adapters at embedding, head and experts
+            if not rows or not linear or rows[0].row.theirs_shape not in (sizes, sizes[::-1]):
+                unknown.append(f"{name} [{sizes[0]}, {sizes[1]}]")
+            found += [(place, name) for place in rows]
+        if not unknown:
+            return found
+        if fewest is None or len(unknown) < len(fewest):
+            fewest = unknown
+    more = ", …" if len(fewest) > 3 else ""
+    raise UserError(f"{folder} is not for this model: it has no matrix for {', '.join(fewest[:3])}{more}")
+
+
+def _by_module(family, config: ModelConfig) -> dict[str, list[Place]]:
+    """The parameters of ours that each module of transformers' model holds; it has none that look further ahead."""
+    found: dict[str, list[Place]] = {}
+    for place in places(family, config):
+        if place.row.theirs.endswith(".weight") and not place.path.startswith("mtp."):
+            found.setdefault(place.row.theirs.removesuffix(".weight"), []).append(place)
+    return found
+
+
+def _linear(place: Place) -> str:
+    """stacks.0.1.attention.query"""
+    return place.path.removesuffix(".weight")
+
+
+def _name(place: Place) -> str:
+    """attention.query, as the config calls it"""
+    return _linear(place).split(".", 3)[3]
+
+
+def _scale(settings: dict, name: str, rank: int) -> float:
+    """s of a module; of the patterns the first that fits the end of its name counts."""
+    patterns = settings.get("alpha_pattern") or {}
+    key = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", name)), None)
+    alpha = settings["lora_alpha"] if key is None else patterns[key]
+    return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+
+
+def _norms(config: ModelConfig, params: nnx.State, linears: Collection[str]) -> dict[str, np.ndarray]:
+    """‖W‖ of each output, of each of these matrices."""
+
+    def norms(params):
+        return {name: each_layer(name, Linear.norm, x) for name, x in modules(config, params, Linear) if name in linears}
+
+    return {name: on_host(x) for name, x in jax.jit(norms)(params).items()}
+
+
+def _axes(row: Row, inputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes of a row's view that are inputs, so many of them together, and those that are outputs, both in our order."""
+    split = next(i for i in range(len(row.order) + 1) if math.prod(row.ours_shape[:i]) == inputs)
+    return row.order[:split], row.order[split:]
+
+
+def _is_conv(row: Row, inputs: int) -> bool:
+    """Whether a matrix is [inputs, outputs], as in GPT-2."""
+    return 0 in _axes(row, inputs)[0]
+
+
+def _ours(row: Row, axes: tuple[int, ...], x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Of x [n, rank], whose n are these axes of their matrix, what is ours: [*shape, rank]."""
+    ordered = sorted(axes)
+    x = x.reshape(*(row.view[axis] for axis in ordered), -1)
+    return x[_taken(row, ordered)].transpose(*(ordered.index(axis) for axis in axes), len(axes)).reshape(*shape, -1)
+
+
+def _theirs_part(row: Row, axes: tuple[int, ...], x: np.ndarray) -> np.ndarray:
+    """Inverse of `_ours`, zero elsewhere: [n, rank]."""
+    ordered = sorted(axes)
+    whole = np.zeros((*(row.view[axis] for axis in ordered), x.shape[-1]), x.dtype)
+    x = x.reshape(*(row.taken_shape[axis] for axis in axes), -1)
+    whole[_taken(row, ordered)] = x.transpose(*(axes.index(axis) for axis in ordered), len(axes))
+    return whole.reshape(-1, x.shape[-1])
+
+
+def _taken(row: Row, axes: list[int]) -> tuple[slice, ...]:
+    if row.take is None:
+        return ()
+    return tuple(slice(*row.take[1:]) if axis == row.take[0] else slice(None) for axis in axes)
+
+
+def _theirs(rows: list[Place], arrays: dict[str, np.ndarray], norms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A module's tensors by kind. Parts without an adapter get zeros, and as magnitude their norm."""
+    blocks: list[tuple[np.ndarray, np.ndarray]] = []
+    magnitudes = []
+    some = next(place for place in rows if f"{_linear(place)}.lora_a" in arrays)
+    count = math.prod(arrays[f"{_linear(some)}.lora_a"][some.index].shape[:-1])
+    for place in rows:
+        linear, (inputs, outputs) = _linear(place), _axes(place.row, count)
+        if f"{linear}.lora_a" in arrays:
+            a = _theirs_part(place.row, inputs, arrays[f"{linear}.lora_a"][place.index]).T
+            b = _theirs_part(place.row, outputs, np.moveaxis(arrays[f"{linear}.lora_b"][place.index], 0, -1))
+            for i, (same, others) in enumerate(blocks):
+                if np.array_equal(same, a):
+                    blocks[i] = (same, others + b)
+                    break
+            else:
+                blocks.append((a, b))
+        if norms:
+            magnitude = norms[linear][place.index]
+            if f"{linear}.magnitude" in arrays:
+                magnitude = magnitude + arrays[f"{linear}.magnitude"][place.index]
+            magnitudes.append(_theirs_part(place.row, outputs, magnitude[..., None])[:, 0])
+    lora = {A: np.concatenate([a for a, _ in blocks], axis=0), B: np.concatenate([b for _, b in blocks], axis=1)}
+    return lora | {MAGNITUDE: np.sum(magnitudes, axis=0)} if norms else lora
+
+
+def _settings(adapter: Adapter, ranks: dict[str, int], known: Iterable[str]) -> dict:
+    """adapter_config.json. Modules of a higher rank have a higher alpha, so that the scale is the same for all."""
+    other, power = {name: rank for name, rank in ranks.items() if rank != adapter.rank}, 0.5 if adapter.rank_stabilized else 1
+    alphas = {name: adapter.alpha * (rank / adapter.rank) ** power for name, rank in other.items()}
+    return {
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": adapter.rank, "lora_alpha": _whole(adapter.alpha),
+        "target_modules": _endings(ranks, known), "rank_pattern": other,
+        "alpha_pattern": {name: _whole(alpha) for name, alpha in alphas.items()},
+        "use_dora": adapter.dora, "use_rslora": adapter.rank_stabilized, "lora_dropout": 0.0, "bias": "none",
+        "inference_mode": True, "init_lora_weights": True, "modules_to_save": None,
+    }  # fmt: skip
+
+
+def _whole(x: float) -> float:
+    return int(x) if x == int(x) else x
+
+
+def _endings(adapted: Collection[str], known: Iterable[str]) -> list[str]:
+    """The shortest endings of module names that fit the adapted modules and no other."""
+    found, others = set(), [name for name in known if name not in adapted]
+    for name in adapted:
+        parts = name.split(".")
+        endings = (".".join(parts[i:]) for i in reversed(range(len(parts))))
+        found.add(next(end for end in endings if not any(f".{other}".endswith(f".{end}") for other in others)))
+    return sorted(found)
+
+
+def on_host(x: jax.Array) -> np.ndarray:
+    """The whole array, also where other hosts hold parts of it."""
+    return np.asarray(x) if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)

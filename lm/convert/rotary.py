@@ -1,0 +1,120 @@
+"""Rotary positions as Hugging Face configs write them, now and formerly, and as our blueprint does.
+
+Now: `rope_parameters`, with `rope_type`, `rope_theta` and what the type needs. Formerly: `rope_theta` at the top level and
+`rope_scaling`, with `type` or `rope_type`. Where both speak, the order of precedence is transformers' own.
+"""
+
+from collections.abc import Mapping
+
+from lm.config import Rope
+from lm.errors import UserError
+
+METHODS = {
+    "default": "none", "linear": "linear", "dynamic": "ntk", "yarn": "yarn", "llama3": "llama3", "longrope": "longrope",
+}  # fmt: skip
+TYPES = {method: name for name, method in METHODS.items()}
+
+
+def parameters_of(hf: Mapping) -> dict:
+    """The dict that says how positions are scaled; empty where nothing is said."""
+    return dict(hf.get("rope_scaling") or hf.get("rope_parameters") or {})
+
+
+def rope_of(hf: Mapping, *, theta: float = 10_000.0, partial: bool = False, **more) -> Rope:
+    """The rotary positions of a config whose layers all turn alike.
+
+    Args:
+      theta: what the family takes where the config is silent.
+      partial: whether the family can turn a part of a head only.
+      more: keys of Rope, as `interleaved`.
+    """
+    parameters = parameters_of(hf)
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            raise UserError(f"rope_parameters.{key} in config.json is a rotary embedding of its own, which this family lacks")
+    fraction = _first(parameters.get("partial_rotary_factor"), hf.get("partial_rotary_factor"), 1.0)
+    if fraction != 1 and not partial:
+        raise UserError(f"partial_rotary_factor={fraction} in config.json: this family turns whole heads")
+    theta = _first(parameters.get("rope_theta"), hf.get("rope_theta"), theta)
+    return scaled(parameters, hf, theta=float(theta), fraction=float(fraction), **more)
+
+
+def scaled(parameters: Mapping, hf: Mapping, **more) -> Rope:
+    """`parameters` is a dict of one rotary embedding, `hf` the config around it, `more` what stands outside `parameters`."""
+    name = _first(parameters.get("rope_type"), parameters.get("type"), "default")
+    if name not in METHODS:
+        raise UserError(f"rope_type={name!r} in config.json is none of {', '.join(METHODS)}")
+
+    def number(key, default=None) -> float:
+        value = _first(parameters.get(key), default)
+        if not isinstance(value, (int, float)):
+            raise UserError(f"rope_parameters.{key}={value!r} in config.json must be a number for rope_type={name!r}")
+        return float(value)
+
+    method = METHODS[name]
+    if method == "none":
+        return Rope(**more)
+    longest = hf["max_position_embeddings"]
+    # The dynamic method is written for the context that the config states; the others name the one before stretching.
+    outer, inner = hf.get("original_max_position_embeddings"), parameters.get("original_max_position_embeddings")
+    original = longest if method == "ntk" else _first(outer, inner, longest)
+    if method == "linear":
+        return Rope(scaling=method, factor=number("factor"), **more)
+    more |= {"scaling": method, "original_positions": original}
+    if method == "ntk":
+        return Rope(factor=number("factor"), **more)
+    if method == "llama3":
+        keys = ("factor", "low_freq_factor", "high_freq_factor")
+        return Rope(**{key: number(key) for key in keys}, **more)
+    more |= {"factor": number("factor", longest / original), "attention_factor": number("attention_factor", 0.0)}
+    if method == "longrope":
+        return Rope(**{key: _numbers(parameters, key) for key in ("short_factor", "long_factor")}, **more)
+    return Rope(
+        beta_fast=number("beta_fast", 32.0) or 32.0, beta_slow=number("beta_slow", 1.0) or 1.0,
+        truncate=bool(parameters.get("truncate", True)),
+        mscale=number("mscale", 0.0), mscale_all_dim=number("mscale_all_dim", 0.0), **more,
+    )  # fmt: skip
+
+
+def parameters_for(rope: Rope) -> dict:
+    """`rope_parameters` of transformers 5, with only what differs from its defaults or must be there."""
+    found = {"rope_type": TYPES[rope.scaling], "rope_theta": rope.theta}
+    if rope.fraction != 1:
+        found["partial_rotary_factor"] = rope.fraction
+    if rope.scaling == "none":
+        return found
+    found["factor"] = rope.factor
+    if rope.scaling in ("yarn", "llama3", "longrope"):
+        found["original_max_position_embeddings"] = rope.original_positions
+    if rope.scaling == "llama3":
+        found |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}
+    if rope.scaling == "longrope":
+        found |= {"short_factor": list(rope.short_factor), "long_factor": list(rope.long_factor)}
+    if rope.scaling == "yarn":
+        found |= {"beta_fast": rope.beta_fast, "beta_slow": rope.beta_slow, "truncate": rope.truncate}
+        found |= {key: getattr(rope, key) for key in ("mscale", "mscale_all_dim") if getattr(rope, key)}
+    if rope.scaling in ("yarn", "longrope") and rope.attention_factor:
+        found["attention_factor"] = rope.attention_factor
+    return found
+
+
+def keys_for(rope: Rope) -> dict:
+    """The top-level keys: `rope_parameters` for transformers 5, the other two for readers before it."""
+    parameters = parameters_for(rope)
+    older = {"rope_theta": rope.theta, "rope_parameters": parameters}
+    if rope.fraction != 1:
+        older["partial_rotary_factor"] = rope.fraction
+    if rope.scaling != "none":
+        older["rope_scaling"] = {key: value for key, value in parameters.items() if key != "rope_theta"}
+    return older
+
+
+def _first(*values):
+    return next((value for value in values if value is not None), None)
+
+
+def _numbers(parameters: Mapping, key: str) -> tuple[float, ...]:
+    value = parameters.get(key)
+    if not isinstance(value, (list, tuple)) or not all(isinstance(x, (int, float)) for x in value):
+        raise UserError(f"rope_parameters.{key} in config.json must be a list of numbers, one a frequency")
+    return tuple(float(x) for x in value)

@@ -1,0 +1,62 @@
+"""A published checkpoint onto devices: a tensor at a time, whatever the mesh.
+
+A stacked parameter starts as zeros on its devices; each layer is read, laid out, and written into it in place. Beyond the
+model itself the host holds one layer's part of one parameter.
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec, Sharding
+from tqdm import tqdm
+
+from lm.checkpoint import named, nested, plain, unplain
+from lm.convert.published import Published
+
+
+def load(published: Published, abstract: nnx.State) -> nnx.State:
+    """The parameters on the shardings and in the dtypes of `abstract`, whose leaves are ShapeDtypeStructs.
+
+    The shapes must be the checkpoint's. On several hosts every process calls this; each reads what its devices hold.
+    """
+    targets = named(plain(abstract))
+    total = sum(math.prod(x.shape) * published.dtype(path).itemsize for path, x in targets.items())
+    with tqdm(total=total, unit="B", unit_scale=True, desc="read", disable=None) as bar:
+        return unplain(abstract, nested({path: _parameter(published, path, x, bar.update) for path, x in targets.items()}))
+
+
+def _parameter(published: Published, path: str, target: jax.ShapeDtypeStruct, progress) -> jax.Array:
+    if not path.startswith("stacks."):
+        return _placed(published, path, (), target, target.sharding, progress).astype(target.dtype)
+    stack = jnp.zeros(target.shape, target.dtype, device=target.sharding)
+    layer = jax.ShapeDtypeStruct(target.shape[1:], target.dtype)
+    for r in range(target.shape[0]):
+        part = _placed(published, path, (r,), layer, _of_a_layer(target.sharding), progress)
+        stack = jax.block_until_ready(_written(stack, part, r))  # or the host would run ahead, with many layers in flight
+    return stack
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _written(stack: jax.Array, layer: jax.Array, r: int) -> jax.Array:
+    return lax.dynamic_update_index_in_dim(stack, layer.astype(stack.dtype), r, 0)
+
+
+def _placed(published: Published, path: str, index: tuple[int, ...], like, sharding: Sharding, progress) -> jax.Array:
+    """A parameter, or one layer of it, in its stored dtype on its devices."""
+    here = sharding.addressable_devices_indices_map(like.shape).values()
+    wanted = {i for at in here for i in range(*at[0].indices(like.shape[0]))} if like.shape else None
+    block = published.block(path, index, like.shape, wanted)
+    x = jax.make_array_from_callback(like.shape, sharding, lambda at: block[at])
+    progress(block.nbytes)
+    return jax.block_until_ready(x)
+
+
+def _of_a_layer(sharding: Sharding) -> Sharding:
+    """The sharding of a stacked parameter without its first axis."""
+    if isinstance(sharding, NamedSharding):
+        return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    return sharding

@@ -1,0 +1,184 @@
+"""Rows of tokens to their experts, through them, and back, on one device or across an expert axis of the mesh.
+
+Dropless (MegaBlocks, Gale et al. 2022): assignments are sorted by expert and multiplied group by group, however many an expert
+got. With a capacity (GShard, Lepikhin et al. 2020) every expert has as many places a device, and what finds none is dropped.
+
+Across an expert axis, whose devices hold different rows and different experts: dropless gathers the rows of all of them, does
+its own experts' share, and adds up the results where they came from; with a capacity each row travels to its expert and back.
+
+Axes: B batch, T time, D model, E experts (of this device), K experts a token uses, N tokens, F hidden units, R rows that the
+experts compute, C places of an expert. An assignment is a token's k-th expert, number n·K + k.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from lm.kernels.grouped_matmul import grouped_matmul
+from lm.parallel.mesh import reshard, spec
+
+WEIGHT_AXES = {"gate": ("expert", "embed", "mlp"), "up": ("expert", "embed", "mlp"), "down": ("expert", "mlp", "embed")}
+
+
+class Plan(NamedTuple):
+    """Where assignments lie among the rows.
+
+    source_R: int32, the assignment in each row; whatever it may be where filled_R (bool) is False.
+    place_NK: int32, the row of each assignment; R where it has none.
+    """
+
+    source_R: jax.Array
+    filled_R: jax.Array
+    place_NK: jax.Array
+
+
+def experts(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor: float = 0.0) -> jax.Array:
+    """Σ_k weight · expert(x) over the experts `choice` of each token, [B, T, D] in `dtype`.
+
+    Args:
+      x_BTD: activations. choice_BTK: int32, different experts for a token; a number that no expert has: computed by none.
+      weight_BTK: float32.
+      weights: float32 gate (if gated) and up [E, D, F], down [E, F, D]. expert(x) = down(f(gate(x)) · up(x)), f `activation`.
+      dtype: of the products' operands and results; they add up in float32.
+      capacity_factor: above 0, an expert takes ⌈factor · N · K / E⌉ of a device's N tokens, earliest first, and no more.
+    """
+    local = functools.partial(_local, activation=activation, dtype=jnp.dtype(dtype), capacity_factor=capacity_factor)
+    tokens = spec("batch", "length", None)
+    if tokens is None:
+        return local(x_BTD, choice_BTK, weight_BTK, weights, split=False)
+    arrays = [reshard(a, "batch", "length", None) for a in (x_BTD, choice_BTK, weight_BTK)]
+    weights = {name: reshard(w, *WEIGHT_AXES[name]) for name, w in weights.items()}
+    layout = {name: spec(*WEIGHT_AXES[name]) for name in weights}
+    local = jax.shard_map(functools.partial(local, split=True), in_specs=(tokens, tokens, tokens, layout), out_specs=tokens)
+    return local(*arrays, weights)
+
+
+def experts_reference(x_BTD, choice_BTK, weight_BTK, weights, *, activation) -> jax.Array:
+    """The plain twin: every expert computes every token, in float32; nothing is dropped."""
+    dot, y_BTD = functools.partial(jnp.dot, precision="highest"), 0.0
+    for e in range(weights["up"].shape[0]):
+        up, down = weights["up"][e], weights["down"][e]
+        h_BTF = activation(dot(x_BTD, weights["gate"][e])) * dot(x_BTD, up) if "gate" in weights else activation(dot(x_BTD, up))
+        y_BTD = y_BTD + jnp.sum(jnp.where(choice_BTK == e, weight_BTK, 0.0), -1, keepdims=True) * dot(h_BTF, down)
+    return y_BTD
+
+
+def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor, split):
+    """What one device does. split: within a shard_map."""
+    x_ND, choice_NK, weight_NK = (a.reshape(-1, a.shape[-1]) for a in (x_BTD, choice_BTK, weight_BTK))
+    if split:  # a weight's gradient is the sum over data of what each device finds
+        weights = {name: lax.pcast(w, "data", to="varying") for name, w in weights.items()}
+    ways, K = lax.axis_size("expert") if split else 1, choice_NK.shape[1]
+    E = weights["up"].shape[0]
+
+    def product(x, name, sizes_E=None):
+        over = ("fsdp", WEIGHT_AXES[name].index("embed")) if split else None
+        return grouped_matmul(x, weights[name], sizes_E, dtype=dtype, over=over)
+
+    def through(x, weight, sizes_E=None):
+        up = checkpoint_name(product(x, "up", sizes_E), "matmul")
+        if "gate" in weights:
+            h = activation(checkpoint_name(product(x, "gate", sizes_E), "matmul")) * up
+        else:
+            h = activation(up)
+        # Weighed here and not after `down`: the same, and its gradient does not need what `down` gives.
+        return product((h * weight[..., None]).astype(dtype), "down", sizes_E)
+
+    if capacity_factor > 0:
+        C = min(len(x_ND), math.ceil(capacity_factor * len(x_ND) * K / (E * ways)))
+        plan = with_capacity(choice_NK, E * ways, C)
+        axes = ("tensor",) if split else ()
+        x_ECD = spread(axes, x_ND.astype(dtype), plan).reshape(E * ways, C, -1)
+        weight_EC = _of_rows(weight_NK, plan).reshape(E * ways, C)
+        if split:
+            x_ECD, weight_EC = (lax.all_to_all(a, "expert", 0, 1, tiled=True) for a in (x_ECD, weight_EC))
+        y_ECD = through(x_ECD, weight_EC)
+        if split:
+            y_ECD = lax.all_to_all(y_ECD, "expert", 1, 0, tiled=True)
+        y_ND = collect(axes, y_ECD.reshape(E * ways * C, -1), plan)
+    else:
+        axes = ("expert", "tensor") if split else ()
+        if split:
+            choice_NK, weight_NK = (lax.all_gather(a, "expert", tiled=True) for a in (choice_NK, weight_NK))
+            choice_NK = choice_NK - E * lax.axis_index("expert")
+        plan, sizes_E = dropless(choice_NK, E)
+        y_ND = collect(axes, through(spread(axes, x_ND.astype(dtype), plan), _of_rows(weight_NK, plan), sizes_E), plan)
+    return y_ND.astype(dtype).reshape(x_BTD.shape)
+
+
+def dropless(choice_NK: jax.Array, E: int) -> tuple[Plan, jax.Array]:
+    """Assignments to experts 0…E−1 sorted by expert, as (plan, sizes_E): R = N · min(K, E) rows, the filled ones first."""
+    N, K = choice_NK.shape
+    R = N * min(K, E)
+    order_A, rank_NK, sizes_E = _sorted(choice_NK, E)
+    total = jnp.sum(sizes_E)
+    return Plan(order_A[:R], jnp.arange(R) < total, jnp.where(rank_NK < total, rank_NK, R)), sizes_E
+
+
+def with_capacity(choice_NK: jax.Array, E: int, C: int) -> Plan:
+    """Rows e·C … e·C + C − 1 are those of expert e: its first C assignments, in the order of tokens."""
+    order_A, rank_NK, sizes_E = _sorted(choice_NK, E)
+    starts_E = jnp.cumsum(sizes_E) - sizes_E
+    source_EC = starts_E[:, None] + jnp.arange(C)
+    filled_EC = jnp.arange(C) < sizes_E[:, None]
+    mine_NKE = choice_NK[..., None] == jnp.arange(E)
+    rank_NK = rank_NK - jnp.sum(jnp.where(mine_NKE, starts_E, 0), axis=-1)
+    kept_NK = jnp.any(mine_NKE, axis=-1) & (rank_NK < C)
+    source_R = order_A[jnp.minimum(source_EC, order_A.size - 1).reshape(-1)]
+    return Plan(source_R, filled_EC.reshape(-1), jnp.where(kept_NK, choice_NK * C + rank_NK, E * C))
+
+
+def _sorted(choice_NK, E):
+    """(assignments in the order of experts, the place of each in it, how many each expert has); no expert's come last."""
+    choice_A = choice_NK.reshape(-1)
+    known_AE = choice_A[:, None] == jnp.arange(E)
+    order_A = jnp.argsort(jnp.where(jnp.any(known_AE, axis=-1), choice_A, E), stable=True).astype(jnp.int32)
+    order_A = checkpoint_name(order_A, "matmul")  # smaller than any product, and slow to make
+    rank_A = jnp.zeros_like(order_A).at[order_A].set(jnp.arange(order_A.size, dtype=jnp.int32), unique_indices=True)
+    return order_A, rank_A.reshape(choice_NK.shape), jnp.sum(known_AE, axis=0, dtype=jnp.int32)
+
+
+# The two that follow are each other's gradient, which autodiff would make a slow scatter of. What is summed is float32.
+# axes: the mesh axes over which tokens are gathered (expert) and repeated (tensor), and their results added up.
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def spread(axes: tuple[str, ...], x_ND: jax.Array, plan: Plan) -> jax.Array:
+    """The token of every row: [R, D]."""
+    if "expert" in axes:
+        x_ND = lax.all_gather(x_ND, "expert", tiled=True)
+    if "tensor" in axes:
+        x_ND = lax.pcast(x_ND, "tensor", to="varying")
+    return x_ND[plan.source_R // plan.place_NK.shape[1]]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def collect(axes: tuple[str, ...], y_RD: jax.Array, plan: Plan) -> jax.Array:
+    """Σ_k of the rows of every token: float32 [N, D]."""
+    R, y_ND = y_RD.shape[0], 0.0
+    for place_N in plan.place_NK.T:
+        y_ND = y_ND + jnp.where((place_N < R)[:, None], y_RD[jnp.minimum(place_N, R - 1)].astype(jnp.float32), 0.0)
+    if "expert" in axes:
+        y_ND = lax.psum_scatter(y_ND, "expert", scatter_dimension=0, tiled=True)
+    return lax.psum(y_ND, "tensor") if "tensor" in axes else y_ND
+
+
+spread.defvjp(
+    lambda axes, x_ND, plan: (spread(axes, x_ND, plan), (plan, jnp.zeros_like(x_ND, shape=()))),
+    lambda axes, kept, dy_RD: (collect(axes, dy_RD, kept[0]).astype(kept[1].dtype), None),
+)
+collect.defvjp(
+    lambda axes, y_RD, plan: (collect(axes, y_RD, plan), (plan, jnp.zeros_like(y_RD, shape=()))),
+    lambda axes, kept, dy_ND: (spread(axes, dy_ND.astype(kept[1].dtype), kept[0]), None),
+)
+
+
+def _of_rows(weight_NK, plan):
+    """The weight of every row, 0 where it holds nothing."""
+    return jnp.where(plan.filled_R, weight_NK.reshape(-1)[plan.source_R], 0.0)
+

@@ -1,0 +1,168 @@
+"""The one linear map of the house: what attention, feed-forward and heads multiply with.
+
+Its weight may be stored as integers, and a low-rank adapter may stand beside it; the config says which (lm/config.py).
+"""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from lm.config import ModelConfig
+from lm.kernels.matmul import matmul, product
+from lm.kernels.quantize import dequantize, quantize, quantized_matmul
+from lm.model.initializers import STD, parameter
+from lm.parallel.mesh import reshard, spec
+
+
+class Linear(nnx.Module):
+    """y = einsum(equation, x, weight) + bias, in the compute dtype.
+
+    With an adapter, y = c ⊙ (x·W + s·(x·A)·B) + bias, where s is alpha/rank (Hu et al. 2021) or alpha/√rank (Kalajdzievski
+    2023), and c is 1 or DoRA's (`rescaling`). B starts at zero and c at 1: adapted or not, a model starts the same to the bit.
+
+    name: what adapters and quantisation call it, such as "attention.query".
+    equation: "btd,dhk->bthk"; the weight's letters that x shares are contracted.
+    axes: the weight's logical axes. `std` is that of its normal initialisation at model.mup_base_dim.
+    """
+
+    def __init__(
+        self, config: ModelConfig, rngs: nnx.Rngs, name: str, equation: str, shape: tuple[int, ...], axes: tuple[str, ...],
+        *, std: float = STD, bias: bool = False,
+    ):  # fmt: skip
+        self.dtype, self.name, self.equation, self.axes = config.compute_dtype, name, equation, axes
+        x_letters, w_letters, y_letters = equation.replace("->", ",").split(",")
+        by_letter = dict(zip(w_letters, axes, strict=True))
+        self.inputs = sum(letter in x_letters for letter in w_letters)  # how many leading axes are contracted
+        into, out_of = w_letters[: self.inputs], w_letters[self.inputs :]
+        self.letters = (x_letters.removesuffix(into), into, out_of)  # of rows, inputs and outputs
+        assert x_letters == self.letters[0] + into and y_letters == self.letters[0] + out_of
+        # An activation's model dimension is whole on every device; a weight's is split over fsdp.
+        activation = {"b": "batch", "t": "length", **{letter: None if a == "embed" else a for letter, a in by_letter.items()}}
+        self.out = tuple(activation.get(letter) for letter in y_letters)
+        key = rngs.params()
+        value = hidden_std(config, std) * jax.random.normal(key, shape, jnp.float32)
+        self.weight = declared(config, name, value, axes, tuple(range(self.inputs)))
+        # Like activations, a vector of the residual stream is whole on every device.
+        self.vector_axes = tuple("norm" if axis == "embed" else axis for axis in axes[self.inputs :])
+        if bias:
+            self.bias = parameter(jnp.zeros(shape[self.inputs :], jnp.float32), self.vector_axes, "vector")
+        if config.adapter.rank and re.fullmatch(config.adapter.targets, name):
+            self._adapt(config, key, shape)
+
+    def _adapt(self, config, key, shape):
+        """A is uniform in ±1/√inputs, as in PEFT; its key leaves those of all weights as they are."""
+        adapter, inputs = config.adapter, shape[: self.inputs]
+        self.adapter_scale = adapter.alpha / (adapter.rank**0.5 if adapter.rank_stabilized else adapter.rank)
+        bound = math.prod(inputs) ** -0.5
+        a = jax.random.uniform(jax.random.fold_in(key, 1), (*inputs, adapter.rank), jnp.float32, -bound, bound)
+        b = jnp.zeros((adapter.rank, *shape[self.inputs :]), jnp.float32)
+        # In μP, A maps the width to few and B few to the width: their rates scale as a hidden matrix's and an embedding's.
+        self.lora_a = parameter(a, (*self.axes[: self.inputs], "norm"), "hidden", nnx.LoRAParam)
+        self.lora_b = parameter(b, ("norm", *self.axes[self.inputs :]), "embedding", nnx.LoRAParam)
+        if adapter.dora:
+            self.magnitude = parameter(jnp.zeros(shape[self.inputs :], jnp.float32), self.vector_axes, "vector", nnx.LoRAParam)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        if isinstance(self.weight, QuantizedWeight):
+            integers, scale = self.weight.integers[...], self.weight.scale[...]
+            y = quantized_matmul(self.equation, x, integers, scale, dtype=self.dtype, out=self.out)
+        else:
+            y = matmul(self.equation, x, self.weight[...], dtype=self.dtype, out=self.out)
+        if hasattr(self, "lora_a"):
+            y = self._adapted(x, y)
+        return y + self.bias[...].astype(y.dtype) if hasattr(self, "bias") else y
+
+    def _adapted(self, x, y):
+        rows, inputs, outputs = self.letters
+        few_out = (*self.out[: len(rows)], None)
+        few = matmul(f"{rows}{inputs},{inputs}z->{rows}z", x, self.lora_a[...], dtype=self.dtype, out=few_out)
+        low = matmul(f"{rows}z,z{outputs}->{rows}{outputs}", few, self.lora_b[...], dtype=self.dtype, out=self.out)
+        y32 = y.astype(jnp.float32) + self.adapter_scale * low.astype(jnp.float32)
+        return (y32 + self.rescaling() * y32 if hasattr(self, "magnitude") else y32).astype(y.dtype)
+
+    def full(self) -> jax.Array:
+        """The matrix that x is multiplied with, whatever it is stored as: c ⊙ (W + s·A·B), float32 unless W itself will do."""
+        w = whole(self.weight)
+        if not hasattr(self, "lora_a"):
+            return w
+        _, inputs, outputs = self.letters
+        low = product(f"{inputs}z,z{outputs}->{inputs}{outputs}", self.lora_a[...], self.lora_b[...], spec(*self.axes))
+        w = w + self.adapter_scale * low
+        return w + self.rescaling(self.axes[self.inputs :]) * w if hasattr(self, "magnitude") else w
+
+    def rescaling(self, axes: tuple[str, ...] | None = None) -> jax.Array:
+        """c − 1 of each output for DoRA's c = m / ‖W + s·A·B‖, float32, laid out by `axes` (default: as an activation).
+
+        The magnitude m is trained (Liu et al. 2024, eq. 5); the norm counts as a constant for the gradient (ibid. §4.3).
+        `magnitude` holds m − ‖W‖ and starts at zero. With e = (2s·⟨W, A·B⟩ + s²·‖A·B‖²) / ‖W‖², found by Aᵀ·W and Aᵀ·A so that
+        A·B is never made, c = (1 + magnitude/‖W‖) · (1 − h) where 1 − h = 1/√(1+e), so h = e / (1 + e + √(1+e)). Thus c − 1 is
+        exactly zero at the start.
+        """
+        _, inputs, outputs = self.letters
+        w, norm = whole(self.weight).astype(jnp.float32), self.norm()
+        a, b = lax.stop_gradient((self.lora_a[...], self.lora_b[...]))
+        out = spec(None, *self.axes[self.inputs :])
+        from_w = product(f"{inputs}z,{inputs}{outputs}->z{outputs}", a, w, out)
+        from_a = product(f"zy,y{outputs}->z{outputs}", product(f"{inputs}z,{inputs}y->zy", a, a, spec(None, None)), b, out)
+        grown = jnp.sum(b * (2 * self.adapter_scale * from_w + self.adapter_scale**2 * from_a), axis=0)
+        e = jnp.maximum(grown / (norm * norm), -1 + 1e-6)
+        axes = self.vector_axes if axes is None else axes
+        h = reshard(e / (1 + e + jnp.sqrt(1 + e)), *axes)
+        return reshard(self.magnitude[...], *axes) / reshard(norm, *axes) * (1 - h) - h
+
+    def norm(self) -> jax.Array:
+        """‖W‖ of each output over its inputs, float32; of zeros the least that can be divided by."""
+        w = whole(self.weight).astype(jnp.float32)
+        return jnp.maximum(jnp.sqrt(jnp.sum(w * w, axis=range(self.inputs))), 1e-18)
+
+
+class Quantized(nnx.Variable):
+    """Integers that stand for a weight, or their scales. Never trained."""
+
+
+class QuantizedWeight(nnx.Module):
+    """A weight as integers · scale, with a scale for each output or for each group of its inputs (lm/kernels/quantize.py)."""
+
+    def __init__(self, value: jax.Array, axes: tuple[str, ...], inputs: tuple[int, ...], bits: int, group: int):
+        self.inputs, self.bits, self.group = inputs, bits, group
+        integers, scale = quantize(value, inputs, bits=bits, group=group)
+        self.integers = parameter(integers, axes, "hidden", Quantized)
+        # There are few groups, not always a multiple of the devices that an input axis is split over.
+        scale_axes = tuple("norm" if i in inputs else axis for i, axis in enumerate(axes))
+        self.scale = parameter(scale, scale_axes, "vector", Quantized)
+
+
+def declared(
+    config: ModelConfig, name: str, value: jax.Array, axes: tuple[str, ...], inputs: tuple[int, ...]
+) -> nnx.Param | QuantizedWeight:
+    """A weight, stored as the config says. name: what quantisation calls it; inputs: the axes that products contract."""
+    how = config.quantization
+    if how.bits and re.fullmatch(how.targets, name):
+        return QuantizedWeight(value, axes, inputs, how.bits, how.group)
+    return parameter(value, axes, "hidden")
+
+
+def whole(weight: nnx.Param | QuantizedWeight, dtype=jnp.float32) -> jax.Array:
+    """What `declared` stored, as an array of floats; a Param in its own dtype."""
+    if isinstance(weight, QuantizedWeight):
+        return dequantize(weight.integers[...], weight.scale[...], weight.inputs[-1], dtype)
+    return weight[...]
+
+
+def hidden_std(config: ModelConfig, std: float) -> float:
+    """μP: the variance of a hidden matrix falls with its inputs (Yang et al. 2022, table 8)."""
+    return std if not config.mup_base_dim else std * (config.mup_base_dim / config.embed_dim) ** 0.5
+
+
+def residual_std(config: ModelConfig) -> float:
+    """Of a matrix that writes into the residual stream of L layers: STD/√(2·L) (GPT-2)."""
+    return STD / (2 * config.num_layers) ** 0.5
+
+
+def trainable(config: ModelConfig) -> type[nnx.Variable]:
+    """The kind of variables that training changes: with adapters only these, else every parameter."""
+    return nnx.LoRAParam if config.adapter.rank else nnx.Param

@@ -1,0 +1,153 @@
+"""Mixture of experts: a router sends each token to a few of many feed-forward experts, and perhaps all to a shared one.
+
+Axes: B batch, T time, D model, E experts, F hidden units of an expert, K experts that a token uses.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from lm.config import MixtureOfExperts, ModelConfig
+from lm.kernels.experts import experts
+from lm.kernels.matmul import gathered
+from lm.model.feed_forward import ACTIVATIONS, FeedForward
+from lm.model.initializers import STD, normal, parameter
+from lm.model.linear import declared, hidden_std, residual_std, whole
+from lm.parallel.mesh import spec
+
+
+class RouterStats(NamedTuple):
+    """Sums over the tokens of a batch, padding left out, so that those of parts of a batch add up.
+
+    balance: float32, Σ over rows of (tokens of the row · its load-balance loss). z: float32, Σ (log Z)².
+    load_E: float32 [E], tokens that chose each expert; they sum to tokens · K.
+    """
+
+    balance: jax.Array
+    z: jax.Array
+    load_E: jax.Array
+
+
+class Balance(nnx.Variable):
+    """The bias [E] that joins the choice of experts. No gradient reaches it: `balanced` moves it."""
+
+
+class MoE(nnx.Module):
+    """y = Σ over the experts a token chose of weight · expert(x), + shared(x).
+
+    expert(x) is down(f(gate(x)) · up(x)), or down(f(up(x))) if not gated; its weight is applied before `down`, which is the
+    same number, so that the gradient of the weight does not need what `down` gave.
+    """
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        moe, D = config.moe, config.embed_dim
+        E, F = moe.num_experts, moe.expert_dim or config.mlp_dim
+        self.config = config
+        self.router = parameter(normal(rngs, (D, E)), ("embed", "norm"), "head")
+        if moe.balance_bias:
+            self.balance_bias = parameter(jnp.zeros((E,), jnp.float32), ("norm",), "vector", Balance)
+        into, out_of = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
+        if config.gated:
+            self.gate = declared(config, "feed_forward.gate", normal(rngs, (E, D, F), hidden_std(config, STD)), into, (1,))
+        self.up = declared(config, "feed_forward.up", normal(rngs, (E, D, F), hidden_std(config, STD)), into, (1,))
+        std = hidden_std(config, residual_std(config))
+        self.down = declared(config, "feed_forward.down", normal(rngs, (E, F, D), std), out_of, (1,))
+        if moe.shared_dim:
+            self.shared = FeedForward(config, rngs, moe.shared_dim, name="feed_forward.shared")
+
+    def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array) -> tuple[jax.Array, RouterStats]:
+        """y_BTD in the compute dtype. Tokens where `valid_BT` is False (padding) go to no expert and count nowhere."""
+        config, moe = self.config, self.config.moe
+        logits_BTE = checkpoint_name(router_logits(x_BTD, self.router[...], config), "matmul")
+        bias_E = self.balance_bias[...] if moe.balance_bias else None
+        scores_BTE, choice_BTK, weight_BTK = route(logits_BTE, bias_E, moe)
+        y_BTD = experts(
+            x_BTD, jnp.where(valid_BT[..., None], choice_BTK, moe.num_experts), weight_BTK, self.expert_weights(),
+            activation=ACTIVATIONS[config.activation], dtype=config.compute_dtype, capacity_factor=moe.capacity_factor,
+        )  # fmt: skip
+        if moe.shared_dim:
+            y_BTD = y_BTD + self.shared(x_BTD)
+        return y_BTD, router_stats(logits_BTE, scores_BTE, choice_BTK, valid_BT)
+
+    def expert_weights(self) -> dict[str, jax.Array]:
+        """gate (if gated) and up [E, D, F], down [E, F, D], as the products read them."""
+        names = ("gate", "up", "down") if self.config.gated else ("up", "down")
+        return {name: whole(getattr(self, name), self.config.compute_dtype) for name in names}
+
+
+def router_logits(x_BTD: jax.Array, router_DE: jax.Array, config: ModelConfig) -> jax.Array:
+    """float32 logits, in full float32: near ties decide which expert is used. Under μP an output, which gets base/width."""
+    if config.mup_base_dim:
+        router_DE = router_DE * (config.mup_base_dim / config.embed_dim)
+    return jnp.einsum(
+        "btd,de->bte", x_BTD.astype(jnp.float32), gathered(router_DE), precision=lax.Precision.HIGHEST,
+        out_sharding=spec("batch", "length", None),
+    )  # fmt: skip
+
+
+def route(logits_BTE: jax.Array, bias_E: jax.Array | None, moe: MixtureOfExperts):
+    """Which experts each token uses, and how much of each.
+
+    scores s = softmax or sigmoid of the logits; the choice is the top K of s + bias, from the best groups only where there
+    are several; the weights are s of the chosen (without the bias), divided by their sum if `normalize`, times
+    `weight_scale`. DeepSeek-V2 (2024, §2.1.2), DeepSeek-V3 (2024, eq. 12–16); without groups and bias Shazeer et al. 2017.
+    Returns: scores_BTE and weight_BTK float32, choice_BTK int32.
+    """
+    scores_BTE = jax.nn.softmax(logits_BTE) if moe.scores == "softmax" else jax.nn.sigmoid(logits_BTE)
+    ranked_BTE = lax.stop_gradient(scores_BTE if bias_E is None else scores_BTE + bias_E)
+    if moe.num_groups > 1:
+        ranked_BTE = _in_best_groups(ranked_BTE, moe)
+    # Kept with the products for the backward pass, which would else choose anew, and near ties perhaps otherwise.
+    choice_BTK = checkpoint_name(lax.top_k(ranked_BTE, moe.top_k)[1], "matmul")
+    weight_BTK = jnp.sum(jnp.where(_chosen(choice_BTK, moe.num_experts), scores_BTE[..., None, :], 0), axis=-1)
+    if moe.normalize:
+        weight_BTK = weight_BTK / (jnp.sum(weight_BTK, axis=-1, keepdims=True) + 1e-20)  # sigmoids may all vanish
+    return scores_BTE, choice_BTK, weight_BTK * moe.weight_scale
+
+
+def _in_best_groups(ranked_BTE, moe):
+    """−∞ for the experts outside the `top_groups` best groups."""
+    ranked_BTGE = ranked_BTE.reshape(*ranked_BTE.shape[:-1], moe.num_groups, -1)
+    best = 1 if moe.group_score == "max" else 2
+    group_BTG = jnp.sum(lax.top_k(ranked_BTGE, best)[0], axis=-1)
+    kept_BTG = jnp.any(_chosen(lax.top_k(group_BTG, moe.top_groups)[1], moe.num_groups), axis=-2)
+    return jnp.where(kept_BTG[..., None], ranked_BTGE, -jnp.inf).reshape(ranked_BTE.shape)
+
+
+def _chosen(index, size):
+    """[…, K] indices as booleans […, K, size]. Comparing is cheaper than gathering, and so is its gradient."""
+    return index[..., None] == jnp.arange(size)
+
+
+def router_stats(logits_BTE, scores_BTE, choice_BTK, valid_BT) -> RouterStats:
+    """The auxiliary losses of a batch and the load of its experts, sums over the valid tokens (the step weighs them).
+
+    Load balance, a sequence of n tokens at a time (DeepSeek-V3, 2024, eq. 17–20): Σ_e f_e · P_e, where f_e = E/(K·n) · (tokens
+    that chose e) and P_e is the mean of s_e / Σ s; 1 when all is even, and times n here. z: (log Σ exp logits)² (ST-MoE,
+    Zoph et al. 2022, eq. 5).
+    """
+    E, K = scores_BTE.shape[-1], choice_BTK.shape[-1]
+    valid_BT1 = valid_BT[..., None].astype(jnp.float32)
+    chosen_BTE = jnp.sum(_chosen(choice_BTK, E), axis=-2) * valid_BT1
+    load_BE = jnp.sum(chosen_BTE, axis=1)
+    shares_BTE = scores_BTE / (jnp.sum(scores_BTE, axis=-1, keepdims=True) + 1e-20)
+    shares_BE = jnp.sum(shares_BTE * valid_BT1, axis=1)
+    tokens_B1 = jnp.maximum(jnp.sum(valid_BT1, axis=1), 1)
+    balance = jnp.sum(E / (K * tokens_B1) * load_BE * shares_BE)
+    z = jnp.sum(jnp.square(jax.nn.logsumexp(logits_BTE, axis=-1)) * valid_BT1[..., 0])
+    return RouterStats(balance, z, jnp.sum(load_BE, axis=0))
+
+
+def balanced(bias_E: jax.Array, load_E: jax.Array, rate: float) -> jax.Array:
+    """bias + rate · sign(mean load − load): experts with too much to do become less likely to be chosen.
+
+    Auxiliary-loss-free balancing (Wang et al. 2024; DeepSeek-V3, 2024, §2.1.2). `load_E`: of the whole batch; leading axes
+    (layers) are independent, and its unit does not matter.
+    """
+    mean = jnp.mean(load_E, axis=-1, keepdims=True)
+    # An even load must not move because parts of the batch were added up in another order.
+    return bias_E + rate * jnp.where(jnp.abs(load_E - mean) < 1e-5 * mean, 0.0, jnp.sign(mean - load_E))

@@ -1,0 +1,132 @@
+"""What a model is made of and costs a token, counted from its skeleton: parameters, FLOPs, cache.
+
+Shapes, roles and axes are those the parameters were declared with; nothing is declared again here. FLOPs are those that the
+mathematics asks for (what MFU divides by); what a training step really does is counted in lm/train/describe.py.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from lm.config import ModelConfig, Quantization
+from lm.model.linear import trainable
+from lm.model.moe import Balance
+from lm.model.transformer import empty_state, skeleton
+
+PARTS = ("embedding", "attention", "feed_forward", "experts", "shared_expert", "router", "norms", "head", "mtp", "adapters")
+
+
+class Piece(NamedTuple):
+    """One parameter array: `size` numbers, of which one token uses `share` (less than 1 only for experts)."""
+
+    path: tuple[str, ...]
+    part: str
+    size: int
+    is_matrix: bool  # tokens are multiplied with it
+    trained: bool
+    share: float
+
+
+class Cost(NamedTuple):
+    """FLOPs a token."""
+
+    forward: float
+    backward: float
+
+
+def pieces(config: ModelConfig) -> list[Piece]:
+    """Every parameter of the model, whatever it is stored as. The balance biases of routers are state, not parameters."""
+    trained = {path for path, variable in _variables(config) if isinstance(variable, trainable(config))}
+    found = []
+    for path, variable in _variables(dataclasses.replace(config, quantization=Quantization())):
+        if isinstance(variable, Balance):
+            continue
+        axes, role = (variable.get_metadata()[name] for name in ("out_sharding", "role"))
+        is_adapter = isinstance(variable, nnx.LoRAParam)
+        found.append(
+            Piece(
+                path,
+                "adapters" if is_adapter else _part(path, axes),
+                math.prod(variable.get_value().shape),
+                is_matrix=role in ("hidden", "head") or (is_adapter and role != "vector"),
+                trained=path in trained,
+                share=config.moe.top_k / config.moe.num_experts if "expert" in axes else 1.0,
+            )
+        )
+    return found
+
+
+def _variables(config: ModelConfig) -> list[tuple[tuple[str, ...], nnx.Variable]]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(skeleton(config)[1], is_leaf=lambda x: isinstance(x, nnx.Variable))
+    return [(tuple(str(key.key) for key in path), variable) for path, variable in flat]
+
+
+def _part(names: tuple[str, ...], axes: tuple[str, ...]) -> str:
+    if names[0] == "mtp":
+        return "mtp"
+    if any(name.endswith("norm") for name in names):
+        return "norms"
+    if names[-1] == "router":
+        return "router"
+    if "shared" in names:
+        return "shared_expert"
+    if "expert" in axes:
+        return "experts"
+    return next(part for part in ("attention", "feed_forward", "head", "embedding") if any(part in name for name in names))
+
+
+def parameters(config: ModelConfig) -> dict[str, dict[str, int]]:
+    """{"total", "active", "trained"} -> {part: count}. Active: what one token uses; of the experts, those it chooses."""
+    counts = {kind: dict.fromkeys(PARTS, 0) for kind in ("total", "active", "trained")}
+    for piece in pieces(config):
+        counts["total"][piece.part] += piece.size
+        counts["active"][piece.part] += round(piece.size * piece.share)
+        counts["trained"][piece.part] += piece.size * piece.trained
+    return counts
+
+
+def flops(config: ModelConfig, sequence_length: int) -> dict[str, Cost]:
+    """Training FLOPs a token by part; "attention_products" are q·kᵀ and p·v, which no parameter takes part in.
+
+    A matrix of n numbers costs 2·n forward, and backward 2·n for the gradient of its input and, if it is trained, 2·n for its
+    own. An embedding is a look-up, and costs only where it is the head too. The products of a query with s keys cost
+    2·H·(K + V)·s, backward twice that; a global layer's query sees T/2 keys on average, a local one's W − W²/(2·T).
+    """
+    costs = dict.fromkeys((*PARTS, "attention_products"), Cost(0.0, 0.0))
+
+    def add(part, forward, trained=True):
+        before = costs[part]
+        costs[part] = Cost(before.forward + forward, before.backward + forward * (2 if trained else 1))
+
+    for piece in pieces(config):
+        if piece.is_matrix:
+            add(piece.part, 2 * piece.size * piece.share, piece.trained)
+        if piece.path == ("head",) or (config.tie_embeddings and piece.path == ("embedding",)):
+            if not piece.is_matrix:
+                add("head", 2 * piece.size, piece.trained)
+            add("mtp", 2 * piece.size * config.mtp_depth, piece.trained)
+    kinds = (*config.layer_kinds, *config.layer_kinds[-1:] * config.mtp_depth)
+    for kind in kinds:
+        seen = min(config.window, sequence_length) if kind.local else sequence_length
+        keys = seen - seen**2 / (2 * sequence_length)
+        add("attention_products", 2 * config.num_heads * (config.key_head_dim + config.value_head_dim) * keys)
+    return costs
+
+
+def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
+    """Training FLOPs a token, forward and backward: for a dense model 6·N + 6·L·T·H·K, N without the input embedding."""
+    return sum(cost.forward + cost.backward for cost in flops(config, sequence_length).values())
+
+
+def cache_bytes_per_token(config: ModelConfig, cache_dtype: str = "") -> dict[str, int]:
+    """{"global", "local"} -> bytes that the layers of a kind remember of one token; a local layer needs its last W only."""
+    one, two = (jax.eval_shape(lambda n=n: empty_state(config, 1, n, cache_dtype)).layers for n in (1, 2))
+    found = {"global": 0, "local": 0}
+    for (block, _), *caches in zip(config.stacks, one, two, strict=True):
+        for kind, *pair in zip(block, *caches, strict=True):
+            small, large = (sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache)) for cache in pair)
+            found["local" if kind.local else "global"] += large - small
+    return found

@@ -1,0 +1,234 @@
+"""What a training run would take: `train.py --describe`.
+
+Parameters and model FLOPs come from the model's skeleton (lm/sizing.py). What the step really multiplies, and what it keeps
+between its passes, is read off its program: the step that train.py runs, traced for the mesh of the config, whose devices need
+not exist.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.interpreters import partial_eval
+from jax.sharding import AbstractMesh, AxisType, NamedSharding
+
+from lm import sizing
+from lm.errors import UserError
+from lm.model.linear import trainable
+from lm.model.transformer import skeleton
+from lm.parallel.mesh import AXES, check_fit, spec
+from lm.train.step import abstract_state, make_trainer, model_config_of, training_loss
+
+CHINCHILLA = 20  # tokens a parameter (Hoffmann et al. 2022, table 3)
+
+
+def describe(config) -> dict:
+    """All of it as plain numbers: FLOPs, bytes (of memory: on each device of the mesh), counts."""
+    model = model_config_of(config)
+    mesh = abstract_mesh(config.mesh)
+    check_fit(mesh, model, config.batch_size, config.accumulate)
+    counts, costs = sizing.parameters(model), sizing.flops(model, config.sequence_length)
+    total, active = sum(counts["total"].values()), sum(counts["active"].values())
+    forward, backward = (sum(getattr(cost, way) for cost in costs.values()) for way in ("forward", "backward"))
+    tokens = config.batch_size * config.sequence_length
+    with jax.sharding.use_abstract_mesh(mesh):
+        multiplied, memory = step_flops(config, mesh), memory_per_device(config, mesh)
+    main = {kind: sum(n for part, n in counts[kind].items() if part != "mtp") for kind in ("total", "active")}
+    return {
+        "parameters": {
+            "total": total, "active": active, "trained": sum(counts["trained"].values()),
+            "without_mtp": main["total"], "active_without_mtp": main["active"],
+            "parts": {part: {kind: counts[kind][part] for kind in counts} for part in sizing.PARTS if counts["total"][part]},
+        },
+        "flops_per_token": {
+            "forward": forward, "backward": backward, "total": forward + backward,
+            "parts": {part: cost._asdict() for part, cost in costs.items() if cost.forward},
+        },
+        "step": {
+            "tokens": tokens, "model_flops": tokens * (forward + backward), "hardware_flops": multiplied,
+            "remat": model.remat, "accumulate": config.accumulate,
+        },
+        "memory": {"mesh": dict(mesh.shape), "devices": mesh.size, **memory},
+        "cache_per_token": {
+            name: sizing.cache_bytes_per_token(model, dtype) for name, dtype in ((model.dtype, ""), ("int8", "int8"))
+        },
+        "run": {
+            "steps": config.steps, "tokens": config.steps * tokens,
+            "tokens_per_active_parameter": config.steps * tokens / main["active"],
+            "model_flops": config.steps * tokens * (forward + backward), "chinchilla_tokens": CHINCHILLA * main["active"],
+        },
+    }  # fmt: skip
+
+
+def abstract_mesh(sizes) -> AbstractMesh:
+    """The mesh of a config without its devices; a size of −1 takes what this machine has, as train.py would."""
+    sizes = {axis: int(sizes[axis]) for axis in AXES}
+    fixed = math.prod(size for size in sizes.values() if size > 0)
+    if min(sizes.values()) < -1 or 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
+        raise UserError(f"mesh={sizes}: sizes must be positive, and at most one may be -1")
+    if sizes["context"] not in (1, -1):
+        raise UserError(f"mesh.context={sizes['context']} must be 1: no layer of this model splits over it")
+    sizes = {axis: max(1, jax.device_count() // fixed) if size == -1 else size for axis, size in sizes.items()}
+    return AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+
+
+def abstract_batch(config, mesh, rows: int) -> dict:
+    sharding = NamedSharding(mesh, spec("batch", "length"))
+    dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32) | {"weights": jnp.float32}
+    shape = (rows, config.sequence_length)
+    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in dtypes.items()}
+
+
+def step_flops(config, mesh) -> int:
+    """FLOPs of all matrix products of a training step, on all devices together: what is recomputed counts again.
+
+    The rows that experts compute are as many as tokens choose, N·K, evenly spread: padding and blocks that are not full do not
+    count (with a capacity the rows are fixed, and all of them count).
+    """
+    trainer = make_trainer(config)
+    traced = jax.make_jaxpr(trainer.step)(abstract_state(trainer, mesh), abstract_batch(config, mesh, config.batch_size)).jaxpr
+    # Gradients of frozen weights, and products that only they need, fall away as they do when it is compiled.
+    needed, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
+    moe, ways = model_config_of(config).moe, mesh.shape["expert"]
+    # lm/kernels/experts.py: of N tokens each device has room for N·min(K, its experts) assignments, and gets N·K / devices.
+    filled = moe.top_k / (ways * min(moe.top_k, moe.num_experts // ways)) if moe.num_experts else 1
+    return round(product_flops(needed, filled))
+
+
+def product_flops(program, filled: float = 1) -> float:
+    """FLOPs of the matrix products of a traced program: 2·(output size)·(contracted size) each, loops as often as they turn.
+
+    filled: how much of the rows of a ragged product belongs to a group. A loop of unknown length counts once.
+    """
+    total = 0
+    for equation in program.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name == "dot_general":
+            lhs, ((contracted, _), _) = equation.invars[0].aval, params["dimension_numbers"]
+            total += 2 * equation.outvars[0].aval.size * math.prod(lhs.shape[axis] for axis in contracted)
+        elif name.startswith("ragged_dot"):
+            total += filled * _ragged_flops(equation)
+        else:
+            turns = params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1
+            inner = [product_flops(sub, filled) for sub in _programs(params)]
+            total += turns * (max(inner, default=0) if name == "cond" else sum(inner))
+    return total
+
+
+def _ragged_flops(equation) -> int:
+    """Each row meets one group's matrix: as one product with rows [m, k] and a matrix [k, n]."""
+    lhs, out = equation.invars[0].aval, equation.outvars[0].aval
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    (contracted, _), _ = numbers.dot_dimension_numbers
+    # Where the rows themselves are contracted, for the gradient of the matrices, out is [groups, k, n], each row in one group.
+    groups = out.shape[0] if set(numbers.lhs_ragged_dimensions) <= set(contracted) else 1
+    return 2 * out.size // groups * math.prod(lhs.shape[axis] for axis in contracted)
+
+
+def _programs(params: dict):
+    """The programs that an equation holds."""
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if hasattr(item, "eqns"):
+                yield item
+            elif hasattr(item, "jaxpr") and hasattr(item.jaxpr, "eqns"):
+                yield item.jaxpr
+
+
+def memory_per_device(config, mesh) -> dict[str, int]:
+    """Bytes on one device: an array of n bytes whose axes are split over m devices takes n / m.
+
+    Activations are what the backward pass of one slice of the batch needs beside parameters and batch: the residuals of the
+    traced loss under the remat policy. Gradients are there twice while slices add up. Not counted: what a layer needs while it
+    is at work, and weights gathered for it.
+    """
+    state = abstract_state(make_trainer(config), mesh)
+    learned, frozen = nnx.split_state(state.params, trainable(model_config_of(config)), ...)
+    batch = abstract_batch(config, mesh, config.batch_size // config.accumulate)
+    return {
+        "parameters": _bytes(state.params),
+        "gradients": _bytes(learned) * (2 if config.accumulate > 1 else 1),
+        "optimizer": _bytes(state.optimizer),
+        "activations": _bytes(residuals(config, learned, frozen, batch)),
+    }
+
+
+def residuals(config, learned, frozen, batch) -> list:
+    """The abstract arrays that the backward pass of the training loss keeps, without those that are its arguments."""
+    graph, _ = skeleton(model_config_of(config))
+    o = config.optimizer
+
+    def kept(learned, frozen, batch):
+        def loss(learned):
+            return training_loss(graph, nnx.merge_state(learned, frozen), batch, z_loss=o.z_loss, mtp_loss=o.mtp_loss)
+
+        return jax.tree.leaves(jax.vjp(loss, learned, has_aux=True)[1])
+
+    traced = jax.make_jaxpr(kept)(learned, frozen, batch).jaxpr
+    arguments = set(map(id, traced.invars))
+    return list({id(x): x.aval for x in traced.outvars if id(x) not in arguments}.values())
+
+
+def _bytes(tree) -> int:
+    """On one device."""
+    total = 0
+    for x in jax.tree.leaves(tree):
+        bits = jnp.iinfo(x.dtype).bits if jnp.issubdtype(x.dtype, jnp.integer) else 8 * x.dtype.itemsize
+        total += math.prod(x.sharding.shard_shape(x.shape)) * bits // 8
+    return total
+
+
+def table(d: dict) -> str:
+    """What `describe` gives, for people."""
+    parameters, flops, step, memory, run = (d[name] for name in ("parameters", "flops_per_token", "step", "memory", "run"))
+    lines = [f"{'':22}{'parameters':>19}{'active a token':>19}{'FLOPs forward':>17}{'backward, a token':>19}"]
+    for part in (*sizing.PARTS, "attention_products"):
+        row = parameters["parts"].get(part, {}) | flops["parts"].get(part, {})
+        if row:
+            lines.append(_row(part, row))
+    lines.append(_row("all", flops | parameters))
+    if parameters["total"] != parameters["without_mtp"]:
+        lines.append(_row("without mtp", {"total": parameters["without_mtp"], "active": parameters["active_without_mtp"]}))
+    if parameters["trained"] != parameters["total"]:
+        lines.append(_row("trained", {"total": parameters["trained"]}))
+    share = sum(flops["parts"]["attention_products"].values()) / flops["total"]
+    extra = step["hardware_flops"] / step["model_flops"] - 1
+    mesh = ", ".join(f"mesh.{axis}={size}" for axis, size in memory["mesh"].items() if size > 1) or "one device"
+    kinds = ("parameters", "gradients", "optimizer", "activations")
+    return "\n".join([
+        *lines, "",
+        f"FLOPs a token        {_short(flops['total'])}, of which attention's q·k and p·v {100 * share:.1f} %",
+        f"a step               {step['tokens']:,} tokens: {_short(step['model_flops'], 'FLOP')}; as it is computed "
+        f"{_short(step['hardware_flops'], 'FLOP')} ({100 * extra:+.1f} %, remat={step['remat']})",
+        f"the run              {run['steps']:,} steps: {_short(run['tokens'])} tokens, "
+        f"{_short(run['tokens_per_active_parameter'])} an active parameter; {_short(run['model_flops'], 'FLOP')}",
+        f"Chinchilla-optimal   {_short(run['chinchilla_tokens'])} tokens, {CHINCHILLA} an active parameter",
+        f"memory a device      {_memory(sum(memory[kind] for kind in kinds))}: "
+        + ", ".join(f"{kind} {_memory(memory[kind])}" for kind in kinds) + f" ({mesh})",
+        "cache a token        " + "; ".join(f"{name} {_cache(kinds)}" for name, kinds in d["cache_per_token"].items()),
+    ])  # fmt: skip
+
+
+def _row(name: str, row: dict) -> str:
+    counts = "".join(f"{row[key]:>19,}" if row.get(key) else f"{'':19}" for key in ("total", "active"))
+    costs = "".join(f"{_short(row[key]):>18}" if row.get(key) else "" for key in ("forward", "backward"))
+    return f"{name.replace('_', ' '):22}{counts}{costs}"
+
+
+def _short(number: float, unit: str = "") -> str:
+    """1,234,567 is 1.235 M."""
+    power = 0
+    while abs(number) >= 999.95 and power < 8:
+        number, power = number / 1000, power + 1
+    prefix = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")[power]
+    return f"{number:.4g} {prefix}{unit}".rstrip()
+
+
+def _memory(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB" if size > 2**27 else f"{size / 2**20:,.2f} MiB"
+
+
+def _cache(kinds: dict[str, int]) -> str:
+    text = f"{sum(kinds.values()):,} bytes"
+    return text + f", {kinds['local']:,} of them in local layers" if kinds["local"] else text

@@ -1,0 +1,81 @@
+"""Where a run starts from: random weights, or those of another run, an import, or a published checkpoint (init_from)."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import ml_collections
+from flax import nnx
+
+from lm.adapt.lora import with_adapter
+from lm.adapt.quantize import quantize
+from lm.config import Adapter, ModelConfig, Quantization
+from lm.convert.source import config_of, open_source
+from lm.errors import UserError
+from lm.model.transformer import skeleton
+from lm.parallel.mesh import shardings
+from lm.train.step import model_config_of
+
+OWN = ("scan_layers", "remat", "adapter", "quantization")  # what the run itself says of its model
+
+
+def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
+    """Gives the config the blueprint, and the tokenizer unless it names one, of what `init_from` starts from.
+
+    A run that stands in the workdir keeps its own, wherever its start has gone since.
+    """
+    if not config.init_from:
+        return
+    saved = workdir and workdir / "config.json"
+    if saved and saved.is_file():
+        model = config_of(json.loads(saved.read_text())).to_dict()
+    else:
+        model = open_source(config.init_from).config.to_dict()
+        for section, size in (("adapter", "rank"), ("quantization", "bits")):
+            if model[section][size] and config.model[section][size]:
+                raise UserError(
+                    f"model.{section}.{size}={config.model[section][size]}: {config.init_from} has its own, of {size} "
+                    f"{model[section][size]}; export it with --merge and start from that"
+                )
+            if model[section][size]:
+                _put(config.model[section], model[section])
+    _put(config.model, {key: value for key, value in model.items() if key not in (*OWN, "dtype")})
+    if config.tokenizer is None:
+        config.tokenizer = str(config.init_from)
+
+
+def _put(section: ml_collections.ConfigDict, values: Mapping) -> None:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            _put(section[key], value)
+        else:
+            section[key] = value
+
+
+def initial_params(config: ml_collections.ConfigDict, mesh) -> nnx.State | None:
+    """The float32 weights of `init_from` on the mesh that is set, quantised and with fresh adapters if the config says so."""
+    if not config.init_from:
+        return None
+    source, wanted = open_source(config.init_from), model_config_of(config)
+    base = dataclasses.replace(source.config, dtype=wanted.dtype, scan_layers=wanted.scan_layers, remat=wanted.remat)
+    abstract = skeleton(base)[1]
+    params = source.load(
+        jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, shardings(abstract, mesh)
+        )
+    )
+    if wanted.quantization != base.quantization and wanted.quantization != Quantization():
+        base, params = quantize(base, params, wanted.quantization)
+    if wanted.adapter != base.adapter and wanted.adapter != Adapter():
+        base, params = with_adapter(base, params, wanted.adapter, config.seed)
+    _same(base, wanted, config.init_from)
+    return params
+
+
+def _same(base: ModelConfig, wanted: ModelConfig, init_from: str) -> None:
+    for field in dataclasses.fields(ModelConfig):
+        ours, theirs = getattr(wanted, field.name), getattr(base, field.name)
+        if ours != theirs:
+            raise UserError(f"model.{field.name}={ours!r} is {theirs!r} in {init_from}, which the run starts from")

@@ -1,0 +1,157 @@
+"""Tiny models of the transformers library with random weights and every feature of their family on.
+
+Windows and original contexts are shorter than LENGTH, and layers are of more than one kind where the family has several.
+"""
+
+import functools
+import json
+
+import numpy as np
+
+LENGTH = 48  # tokens of the longest test sequence
+VOCAB = 96
+
+COMMON = dict(
+    vocab_size=VOCAB, hidden_size=48, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+    max_position_embeddings=128, bos_token_id=None, eos_token_id=None, pad_token_id=None,
+)  # fmt: skip
+PLAIN = {"rope_type": "default", "rope_theta": 500.0}
+LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
+YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
+LONG = dict(
+    rope_type="longrope", original_max_position_embeddings=32, short_factor=[1.0, 1.1, 1.3, 1.6],
+    long_factor=[1.0, 1.9, 3.0, 4.5],
+)  # fmt: skip
+LATENT = dict(
+    kv_lora_rank=24, qk_rope_head_dim=8, qk_nope_head_dim=12, v_head_dim=10, num_key_value_heads=4, num_hidden_layers=3,
+    first_k_dense_replace=1, n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=20, n_group=4, topk_group=2,
+    routed_scaling_factor=1.7, rms_norm_eps=1e-3,
+)  # fmt: skip
+
+# By name: the class of the config, and what it differs by from COMMON.
+PEERS = {
+    "llama": ("Llama", dict(attention_bias=True, mlp_bias=True, head_dim=16, rope_parameters={**LLAMA3, "rope_theta": 1e4})),
+    "llama-tied": ("Llama", dict(tie_word_embeddings=True, hidden_act="gelu_pytorch_tanh", rope_parameters=PLAIN)),
+    "llama-linear": ("Llama", dict(rope_parameters={"rope_type": "linear", "factor": 3.0, "rope_theta": 1e3})),
+    "llama-dynamic": ("Llama", dict(
+        rope_parameters={"rope_type": "dynamic", "factor": 3.0, "rope_theta": 1e3}, max_position_embeddings=20,
+    )),
+    "llama-yarn": ("Llama", dict(rope_parameters={**YARN, "truncate": False, "beta_fast": 4.0, "rope_theta": 1e3})),
+    "llama-longrope": ("Llama", dict(head_dim=8, rope_parameters={**LONG, "factor": 6.0, "rope_theta": 1e3})),
+    "mistral": ("Mistral", dict(sliding_window=12, rope_parameters=PLAIN)),
+    "mixtral": ("Mixtral", dict(sliding_window=20, num_local_experts=6, num_experts_per_tok=3, rope_parameters=PLAIN)),
+    "phi3": ("Phi3", dict(
+        hidden_size=64, sliding_window=20, original_max_position_embeddings=32, resid_pdrop=0.1,
+        rope_parameters={**LONG, "partial_rotary_factor": 0.5, "rope_theta": 1e3},
+    )),
+    "qwen2": ("Qwen2", dict(
+        num_hidden_layers=5, use_sliding_window=True, sliding_window=12, max_window_layers=2, tie_word_embeddings=True,
+        rope_parameters={**YARN, "rope_theta": 1e3},
+    )),
+    "qwen3": ("Qwen3", dict(
+        num_hidden_layers=3, head_dim=16, attention_bias=True, use_sliding_window=True, sliding_window=12, max_window_layers=1,
+        rope_parameters=PLAIN,
+    )),
+    "qwen3-moe": ("Qwen3Moe", dict(
+        num_hidden_layers=4, head_dim=16, attention_bias=True, use_sliding_window=True, sliding_window=12, mlp_only_layers=[3],
+        num_experts=6, num_experts_per_tok=3, moe_intermediate_size=20, norm_topk_prob=True, rope_parameters=PLAIN,
+    )),
+    "qwen3-moe-sparse": ("Qwen3Moe", dict(
+        num_hidden_layers=4, head_dim=16, decoder_sparse_step=2, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=20,
+        rope_parameters=PLAIN,
+    )),
+    "gemma2": ("Gemma2", dict(
+        num_hidden_layers=4, head_dim=16, attention_bias=True, sliding_window=12, query_pre_attn_scalar=24,
+        attn_logit_softcapping=2.0, final_logit_softcapping=4.0, rope_parameters=PLAIN,
+    )),
+    "gemma3": ("Gemma3Text", dict(
+        num_hidden_layers=7, head_dim=16, sliding_window=12, sliding_window_pattern=3, query_pre_attn_scalar=24,
+        final_logit_softcapping=4.0, rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+        },
+    )),
+    "olmo2": ("Olmo2", dict(attention_bias=True, rope_parameters=PLAIN)),
+    "deepseek-v2": ("DeepseekV2", dict(
+        **LATENT, q_lora_rank=None, topk_method="group_limited_greedy", n_shared_experts=2,
+        rope_parameters={**YARN, "mscale": 0.7, "mscale_all_dim": 0.9, "rope_theta": 1e3},
+    )),
+    "deepseek-v2-greedy": ("DeepseekV2", dict(
+        {**LATENT, "num_hidden_layers": 1, "first_k_dense_replace": 0}, q_lora_rank=16, n_shared_experts=1,
+        rope_parameters=PLAIN,
+    )),
+    "deepseek-v3": ("DeepseekV3", dict(
+        **LATENT, q_lora_rank=16, n_shared_experts=1, norm_topk_prob=True,
+        rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 0.8, "rope_theta": 1e3},
+    )),
+    "deepseek-v3-halves": ("DeepseekV3", dict(
+        {**LATENT, "num_hidden_layers": 1, "first_k_dense_replace": 0}, q_lora_rank=None, n_shared_experts=2,
+        norm_topk_prob=False, rope_interleave=False, rope_parameters=PLAIN,
+    )),
+    "gpt2": ("GPT2", dict(n_inner=None)),
+    "gpt2-exact": ("GPT2", dict(n_inner=40, activation_function="gelu", tie_word_embeddings=False)),
+}  # fmt: skip
+
+
+def peer_config(name: str):
+    import transformers
+
+    kind, keys = PEERS[name]
+    if kind == "GPT2":
+        renamed = dict(hidden_size="n_embd", num_hidden_layers="n_layer", num_attention_heads="n_head")
+        renamed |= dict(max_position_embeddings="n_positions", intermediate_size=None, num_key_value_heads=None)
+        common = {renamed.get(key, key): value for key, value in COMMON.items() if renamed.get(key, key)}
+    else:
+        common = COMMON
+    return getattr(transformers, f"{kind}Config")(**{**common, **keys})
+
+
+@functools.cache
+def peer(name: str):
+    """The model, in float32 and evaluation, with plain attention; shared, so leave it as it is."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)  # threads would cost these sizes twenty times the work
+    model = transformers.AutoModelForCausalLM.from_config(peer_config(name), attn_implementation="eager").float().eval()
+    tied = model.config.tie_word_embeddings
+    generator = torch.Generator().manual_seed(0)
+    for path, x in [*model.named_parameters(), *model.named_buffers()]:
+        noise = torch.randn(x.shape, generator=generator)
+        with torch.no_grad():
+            if path.endswith("e_score_correction_bias"):
+                x.copy_(0.2 * noise)
+            elif path.endswith(("inv_freq", "embed_scale")) or ".attn.bias" in path:
+                continue
+            elif x.ndim == 1:
+                # Norms stay near the scale they have: weights of 1, or of 0 where 1 is added.
+                x.add_(0.3 * noise)
+                if tied and path in ("model.norm.weight", "transformer.ln_f.weight"):
+                    x.add_(1.5)
+            elif "embed" in path or "wte" in path or "wpe" in path:
+                # Tied ones are small, or a token's own embedding would have it predict itself for ever.
+                x.copy_(noise * 0.4 / x.shape[1] ** 0.5 if tied else noise)
+            else:
+                inputs = x.shape[0] if kind_of(name) == "GPT2" else x.shape[-1]
+                x.copy_(noise * 1.5 / inputs**0.5)
+    return model
+
+
+def kind_of(name: str) -> str:
+    return PEERS[name][0]
+
+
+def saved(model, folder) -> tuple[dict, dict[str, np.ndarray]]:
+    """The model's checkpoint as the library writes it: config.json's content, and the tensors by name."""
+    from safetensors.numpy import load_file
+
+    model.save_pretrained(folder)
+    return json.loads((folder / "config.json").read_text()), load_file(folder / "model.safetensors")
+
+
+def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tokens, whether they are real, and their positions, [3, LENGTH]; two rows are padded on the left."""
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(1, VOCAB, (3, LENGTH))
+    real = np.arange(LENGTH) >= np.array([[0], [17], [5]])
+    return np.where(real, tokens, 0), real, np.maximum(0, np.cumsum(real, 1) - 1)

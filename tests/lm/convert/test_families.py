@@ -1,0 +1,264 @@
+"""Every family against transformers: random tiny models, logits, gradients, greedy tokens, and the way back."""
+
+import copy
+import dataclasses
+import functools
+import json
+import tempfile
+import types
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import lm
+from lm.config import ModelConfig
+from lm.convert.families import blueprint, canonical, essence, family_for, family_of, is_ignored
+from lm.convert.rows import ours_of, places, theirs_of
+from lm.model.transformer import skeleton
+from tests.lm.convert import peers
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+save_file = pytest.importorskip("safetensors.numpy").save_file
+MtpModel = pytest.importorskip("transformers.modeling_layers").MtpModel
+
+
+class Case(NamedTuple):
+    """A peer, what it wrote to disk, and what we read there."""
+
+    model: object
+    tensors: dict[str, np.ndarray]
+    family: types.ModuleType
+    config: ModelConfig
+    arrays: dict[str, np.ndarray]  # our parameters by path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick():
+    """There is more to compile than to run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    @functools.cache
+    def made(name: str) -> Case:
+        model = peers.peer(name)
+        hf, tensors = peers.saved(model, tmp_path_factory.mktemp(name))
+        family, config = family_of(hf), dataclasses.replace(blueprint(hf, tensors), remat="none")
+        return Case(model, tensors, family, config, arrays_of(family, config, tensors))
+
+    return made
+
+
+def arrays_of(family, config: ModelConfig, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Our parameters from their tensors, a row at a time; whatever is read elsewhere must agree with this."""
+    shapes = {path: variable.get_value().shape for path, variable in variables(config).items()}
+    arrays = {path: np.full(shape, np.nan, np.float32) for path, shape in shapes.items()}
+    for path, index, row in places(family, config):
+        arrays[path][index] = ours_of(row, tensors[row.theirs])
+    return arrays
+
+
+def known(family, config: ModelConfig, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What is ours of a checkpoint, by the names of the rows."""
+    named = {canonical(family, name): x for name, x in tensors.items()}
+    return {name: x for name, x in named.items() if not is_ignored(family, config, name)}
+
+
+def tensors_of(family, config: ModelConfig, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The inverse."""
+    rows: dict[str, list] = {}
+    for place in places(family, config):
+        rows.setdefault(place.row.theirs, []).append(place)
+    return {
+        name: theirs_of([place.row for place in found], [arrays[place.path][place.index] for place in found])
+        for name, found in rows.items()
+    }
+
+
+def variables(config: ModelConfig) -> dict[str, nnx.Variable]:
+    return {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(skeleton(config)[1])}
+
+
+def params_of(case: Case) -> nnx.State:
+    abstract = nnx.to_flat_state(skeleton(case.config)[1])
+    return nnx.from_flat_state(
+        [(path, variable.replace(jnp.asarray(case.arrays[".".join(map(str, path))]))) for path, variable in abstract]
+    )
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_every_tensor_has_its_place_and_comes_back_bit_for_bit(case, name):
+    model, tensors, family, config, arrays = case(name)
+    assert not any(np.isnan(array).any() for array in arrays.values())
+    exported = tensors_of(family, config, arrays)
+    assert exported.keys() == known(family, config, tensors).keys()
+    for key, x in exported.items():
+        np.testing.assert_array_equal(x, tensors[key], strict=True)
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_logits_and_gradients_on_padded_batches_beyond_the_original_context(case, name):
+    tokens, real, positions = peers.batch()
+    upstream = np.random.default_rng(2).standard_normal((*tokens.shape, peers.VOCAB)).astype(np.float32)
+    upstream *= real[..., None] / real.sum()
+    logits, gradients = ours(case(name), tokens, real, positions, upstream)
+    their_logits, their_gradients = theirs(case(name), tokens, real, positions, upstream)
+    assert np.std(their_logits[real]) > 0.5
+    np.testing.assert_allclose(logits[real], their_logits[real], rtol=0, atol=1e-4)
+    largest = max(np.abs(x).max() for x in gradients.values())
+    for path, x in gradients.items():
+        expected = 0 if path.endswith("balance_bias") else their_gradients[path]
+        # GPT-2's key biases change no softmax: their gradient is rounding alone.
+        scale = max(np.abs(expected).max(), 1e-3 * largest)
+        np.testing.assert_allclose(x, expected, rtol=0, atol=1e-3 * scale, err_msg=path)
+
+
+def ours(case: Case, tokens, real, positions, upstream):
+    graph, _ = skeleton(case.config)
+
+    def loss(params):
+        logits = nnx.merge(graph, params)(tokens, real.astype(np.int32), positions)
+        return jnp.sum(logits * upstream), logits
+
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (_, logits), gradients = step(params_of(case))
+    named = {".".join(map(str, path)): np.asarray(x.get_value()) for path, x in nnx.to_flat_state(gradients)}
+    return np.asarray(logits), named
+
+
+def theirs(case: Case, tokens, real, positions, upstream):
+    """Their logits; their gradients by our names. They are saved as if they were weights, to have the names of those."""
+    model = copy.deepcopy(case.model)
+    arguments = {"attention_mask": torch.tensor(real).long(), "position_ids": torch.tensor(positions), "use_cache": False}
+    logits = forgetful(model)(torch.tensor(tokens), **arguments).logits
+    (logits * torch.tensor(upstream)).sum().backward()
+    for x in model.parameters():
+        x.data = torch.zeros_like(x) if x.grad is None else x.grad
+    with tempfile.TemporaryDirectory() as folder:
+        _, tensors = peers.saved(model, Path(folder))
+    return logits.detach().numpy(), arrays_of(case.family, case.config, tensors)
+
+
+def forgetful(model):
+    """The model itself. Dynamic NTK remembers the longest sequence that it has seen, until it sees a short one."""
+    with torch.no_grad():
+        model(torch.ones(1, 1, dtype=torch.long))
+    return model
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_greedy_tokens(case, name):
+    model, config = case(name).model, case(name).config
+    tokens, real, _ = peers.batch()
+    tokens, real = tokens[:, -24:], real[:, -24:] & (np.arange(24) >= np.array([[0], [11], [4]]))
+    graph, _ = skeleton(config)
+    # No token is the end; a stand-in tells so.
+    tokenizer = types.SimpleNamespace(stop_ids=(), eos_id=-1, vocab_size=peers.VOCAB)
+    prompts = [row[keep].tolist() for row, keep in zip(tokens, real)]
+    drawn = lm.generate(nnx.merge(graph, params_of(case(name))), tokenizer, prompts, max_new_tokens=64, temperature=0)
+    options = {"do_sample": False, "max_new_tokens": 64, "use_cache": name not in CACHELESS}
+    with torch.no_grad():
+        expected = forgetful(model).generate(
+            torch.tensor(np.where(real, tokens, 0)), attention_mask=torch.tensor(real).long(), pad_token_id=0, **options
+        )
+    assert len({token for row in drawn for token in row}) > 8
+    assert drawn == expected[:, 24:].tolist()
+
+
+# Where transformers keeps keys that were turned by the short factors.
+CACHELESS = {"llama-longrope"}
+
+
+@pytest.mark.parametrize("name", peers.PEERS)
+def test_transformers_loads_our_export_to_the_same_logits(case, name, tmp_path):
+    model, _, family, config, arrays = case(name)
+    assert family_for(config) is family
+    again = loaded(write(tmp_path, family, config, tensors_of(family, config, arrays)))
+    tokens, real, positions = (torch.tensor(x) for x in peers.batch())
+    with torch.no_grad():
+        expected, logits = (
+            forgetful(m)(tokens, attention_mask=real.long(), position_ids=positions).logits for m in (model, again)
+        )
+    np.testing.assert_array_equal(logits, expected)
+
+
+def write(folder: Path, family, config: ModelConfig, tensors: dict[str, np.ndarray]) -> Path:
+    (folder / "config.json").write_text(json.dumps(family.to_hf(config)))
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def loaded(folder: Path):
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation="eager", output_loading_info=True
+    )
+    assert not any(report.values()), report
+    return model
+
+
+def test_gemma3_that_sees_is_read_as_its_language_model(case, tmp_path):
+    text, (_, _, family, config, arrays) = peers.peer_config("gemma3"), case("gemma3")
+    vision = {"model_type": "siglip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1}
+    vision |= {"num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    both = transformers.Gemma3Config(text_config=text.to_dict(), vision_config=vision, mm_tokens_per_image=4)
+    model = transformers.Gemma3ForConditionalGeneration(both)
+    model.model.language_model.load_state_dict(case("gemma3").model.model.state_dict())
+    hf, tensors = peers.saved(model, tmp_path)
+    assert essence(blueprint(hf, tensors)) == essence(config)
+    read = known(family_of(hf), config, tensors)
+    assert len(read) < len(tensors)
+    for path, x in arrays_of(family, config, read).items():
+        np.testing.assert_array_equal(x, arrays[path])
+
+
+def test_gpt2_without_prefix_and_with_masks(case):
+    _, tensors, family, config, _ = case("gpt2")
+    bare = {name.removeprefix("transformer."): x for name, x in tensors.items()}
+    masks = {f"h.{i}.attn.{name}": np.ones(1, np.float32) for i in range(2) for name in ("bias", "masked_bias")}
+    assert known(family, config, bare | masks).keys() == tensors.keys()
+
+
+def test_modules_that_predict_further_tokens(case, tmp_path, monkeypatch):
+    """Two of them on top of DeepSeek-V3, which transformers has as a model of their own that reads the same checkpoint."""
+    _, tensors, family, config, _ = case("deepseek-v3")
+    config = dataclasses.replace(config, mtp_depth=2)
+    rng = np.random.default_rng(3)
+    whole = {row.theirs: rng.standard_normal(row.theirs_shape, np.float32) for _, _, row in places(family, config)}
+    whole = {name: x / x.shape[-1] ** 0.5 if x.ndim > 1 else 1 + 0.2 * x for name, x in whole.items()} | tensors
+    for row in family.copies(config):
+        whole[row.theirs] = whole["model.embed_tokens.weight" if row.ours == "embedding" else "lm_head.weight"]
+    hf = family.to_hf(config)
+    assert blueprint(hf, whole).mtp_depth == 2 and blueprint(hf, tensors).mtp_depth == 0
+    assert all(is_ignored(family, config, row.theirs) for row in family.copies(config))
+
+    kind = transformers.DeepseekV3ForCausalLM
+    monkeypatch.setattr(kind, "_keys_to_ignore_on_load_unexpected", [r"model\.layers\.[34].*"])
+    main = loaded(write(tmp_path, family, config, whole))
+    modules = MtpModel.from_pretrained(main, attn_implementation="eager").eval()
+    tokens = torch.tensor(peers.batch()[0][:1])
+    hidden, expected = main(tokens, output_hidden_states=True).hidden_states[-1], []
+    for k in range(2):
+        after = tokens[:, k + 1 :]
+        hidden = modules.forward_layer(k, hidden[:, :-1], k + 1 + torch.arange(after.shape[1])[None], None, input_ids=after)
+        expected.append(main.lm_head(hidden).detach().numpy())
+
+    params = params_of(Case(main, whole, family, config, arrays_of(family, config, whole)))
+    graph, _ = skeleton(config)
+
+    @jax.jit
+    def ahead(params, tokens, targets):
+        model = nnx.merge(graph, params)
+        whole, ahead = model.hidden_ahead(tokens, targets, jnp.ones_like(tokens), jnp.arange(tokens.shape[1])[None])
+        return [model.logits(one.x_BTD) for one in ahead]
+
+    for k, logits in enumerate(ahead(params, tokens.numpy()[:, :-1], tokens.numpy()[:, 1:])):
+        np.testing.assert_allclose(logits[:, : logits.shape[1] - k], expected[k], rtol=0, atol=1e-4)

@@ -1,0 +1,247 @@
+"""config.json in and out: old and new styles, absent keys, what cannot be expressed, and which family a model leaves as."""
+
+import dataclasses
+
+import pytest
+
+from lm.config import ModelConfig
+from lm.convert.families import FAMILIES, blueprint, canonical, essence, family_for, family_of, is_ignored
+from lm.errors import UserError
+
+# As published before transformers 5, shortened to what says something of the model.
+OLDER = {
+    "Llama-2-7b": {
+        "model_type": "llama", "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "rms_norm_eps": 1e-5, "hidden_act": "silu", "max_position_embeddings": 4096,
+        "rope_scaling": None, "torch_dtype": "float16",
+    },
+    "Llama-3.1-8B": {
+        "model_type": "llama", "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "rms_norm_eps": 1e-5, "max_position_embeddings": 131072,
+        "rope_theta": 500000.0, "torch_dtype": "bfloat16", "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1,
+        "rope_scaling": {
+            "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+            "rope_type": "llama3",
+        },
+    },
+    "vicuna-16k": {"model_type": "llama", "max_position_embeddings": 4096, "rope_scaling": {"factor": 4.0, "type": "linear"}},
+    "a dynamic one": {"model_type": "llama", "rope_scaling": {"factor": 2.0, "type": "dynamic"}, "rope_theta": 1e6},
+    "Mistral-7B-v0.1": {
+        "model_type": "mistral", "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+        "sliding_window": 4096, "torch_dtype": "bfloat16",
+    },
+    "Mistral-7B-v0.3": {
+        "model_type": "mistral", "max_position_embeddings": 32768, "rms_norm_eps": 1e-5, "rope_theta": 1e6, "vocab_size": 32768,
+        "sliding_window": None,
+    },
+    "Mixtral-8x7B": {
+        "model_type": "mixtral", "max_position_embeddings": 32768, "num_experts_per_tok": 2, "num_local_experts": 8,
+        "rope_theta": 1e6, "sliding_window": None, "router_aux_loss_coef": 0.02,
+    },
+    "Phi-3-mini-128k": {
+        "model_type": "phi3", "hidden_size": 3072, "max_position_embeddings": 131072, "sliding_window": 262144,
+        "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "resid_pdrop": 0.0,
+        "rope_scaling": {
+            "type": "longrope", "short_factor": [1 + i / 50 for i in range(48)], "long_factor": [1.0 + i for i in range(48)],
+        },
+    },
+    "Phi-4-mini": {
+        "model_type": "phi3", "vocab_size": 200064, "hidden_size": 3072, "num_attention_heads": 24, "num_key_value_heads": 8,
+        "max_position_embeddings": 131072, "original_max_position_embeddings": 4096, "partial_rotary_factor": 0.75,
+        "tie_word_embeddings": True, "sliding_window": 262144, "rope_scaling": {
+            "type": "longrope", "short_factor": [1.0] * 48, "long_factor": [1.0 + i for i in range(48)],
+        },
+    },
+    "Qwen2.5-0.5B": {
+        "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,
+        "num_attention_heads": 14, "num_key_value_heads": 2, "max_window_layers": 24, "sliding_window": 32768,
+        "use_sliding_window": False, "tie_word_embeddings": True, "rope_theta": 1e6,
+    },
+    "a windowed Qwen2": {
+        "model_type": "qwen2", "num_hidden_layers": 8, "max_window_layers": 5, "sliding_window": 128,
+        "use_sliding_window": True, "rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+    },
+    "Qwen3-8B": {
+        "model_type": "qwen3", "hidden_size": 4096, "head_dim": 128, "num_hidden_layers": 36, "num_key_value_heads": 8,
+        "max_position_embeddings": 40960, "rope_theta": 1000000, "sliding_window": None, "max_window_layers": 36,
+    },
+    "Qwen3-30B-A3B": {
+        "model_type": "qwen3_moe", "num_hidden_layers": 48, "head_dim": 128, "num_experts": 128, "num_experts_per_tok": 8,
+        "moe_intermediate_size": 768, "norm_topk_prob": True, "mlp_only_layers": [], "rope_theta": 1e6, "sliding_window": None,
+        "max_window_layers": 48, "decoder_sparse_step": 1,
+    },
+    "gemma-2-2b": {
+        "model_type": "gemma2", "hidden_size": 2304, "head_dim": 256, "hidden_act": "gelu_pytorch_tanh",
+        "hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": 256, "sliding_window": 4096, "rope_theta": 10000.0,
+        "torch_dtype": "float32",
+    },
+    "gemma-3-4b": {
+        "model_type": "gemma3", "torch_dtype": "bfloat16", "vision_config": {"model_type": "siglip_vision_model"},
+        "text_config": {
+            "model_type": "gemma3_text", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34,
+            "sliding_window": 1024, "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        },
+    },
+    "gemma-3-1b": {
+        "model_type": "gemma3_text", "hidden_size": 1152, "num_attention_heads": 4, "num_key_value_heads": 1,
+        "sliding_window": 512, "sliding_window_pattern": 6, "rope_local_base_freq": 10000, "rope_theta": 1000000,
+    },
+    "OLMo-2-7B": {
+        "model_type": "olmo2", "vocab_size": 100352, "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "rope_theta": 5e5,
+    },
+    "DeepSeek-V2-Lite": {
+        "model_type": "deepseek_v2", "hidden_size": 2048, "num_attention_heads": 16, "num_key_value_heads": 16,
+        "num_hidden_layers": 27, "q_lora_rank": None, "first_k_dense_replace": 1, "moe_layer_freq": 1, "n_group": 1,
+        "topk_group": 1, "num_experts_per_tok": 6, "norm_topk_prob": False, "scoring_func": "softmax", "topk_method": "greedy",
+        "max_position_embeddings": 163840, "rope_theta": 10000, "rope_scaling": {
+            "type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 0.707, "mscale_all_dim": 0.707,
+            "original_max_position_embeddings": 4096,
+        },
+    },
+    "DeepSeek-V3": {
+        "model_type": "deepseek_v3", "max_position_embeddings": 163840, "num_nextn_predict_layers": 1, "moe_layer_freq": 1,
+        "scoring_func": "sigmoid", "topk_method": "noaux_tc", "rope_theta": 10000, "rope_scaling": {
+            "type": "yarn", "factor": 40, "beta_fast": 32, "beta_slow": 1, "mscale": 1.0, "mscale_all_dim": 1.0,
+            "original_max_position_embeddings": 4096,
+        },
+    },
+    "gpt2": {
+        "model_type": "gpt2", "activation_function": "gelu_new", "n_ctx": 1024, "n_embd": 768, "n_head": 12, "n_layer": 12,
+        "n_positions": 1024, "resid_pdrop": 0.1, "attn_pdrop": 0.1,
+    },
+}  # fmt: skip
+
+
+def read(hf: dict) -> ModelConfig:
+    return family_of(hf).from_hf(hf)
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_older_configs_are_what_transformers_reads_in_them(name):
+    transformers = pytest.importorskip("transformers")
+    newer = transformers.AutoConfig.for_model(**OLDER[name]).to_dict()
+    assert essence(read(newer)) == essence(read(OLDER[name]))
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_absent_keys_are_the_defaults_of_transformers(model_type):
+    transformers = pytest.importorskip("transformers")
+    must = {"num_experts_per_tok": 6} if model_type == "deepseek_v2" else {}
+    whole = transformers.AutoConfig.for_model(model_type, **must).to_dict()
+    assert essence(read({"model_type": model_type, **must})) == essence(read(whole))
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_a_family_writes_the_config_that_it_reads(name):
+    config = read(OLDER[name])
+    assert essence(read(family_of(OLDER[name]).to_hf(config))) == essence(config)
+    assert essence(ModelConfig(**config.to_dict())) == essence(config)
+
+
+def test_what_older_configs_say():
+    llama, phi, gemma, deepseek = (read(OLDER[name]) for name in ("Llama-3.1-8B", "Phi-4-mini", "gemma-3-4b", "DeepSeek-V3"))
+    assert (llama.rope.theta, llama.rope.scaling, llama.dtype) == (5e5, "llama3", "bfloat16")
+    assert (phi.rope.factor, phi.rope.original_positions, phi.rope_head_dim, phi.window) == (32, 4096, 96, 262144)
+    assert gemma.attention_pattern == ("local",) * 5 + ("global",) and gemma.dtype == "bfloat16"
+    assert (gemma.rope.theta, gemma.rope.factor, gemma.local_rope.theta, gemma.local_rope.scaling) == (1e6, 8, 1e4, "none")
+    older = OLDER["Phi-3-mini-128k"]
+    assert read({**older, "rope_scaling": {**older["rope_scaling"], "type": "su"}}) == read(older)
+    assert deepseek.mlp_pattern[:4] == ("dense", "dense", "dense", "moe") and deepseek.mtp_depth == 1
+    assert (deepseek.moe.num_groups, deepseek.moe.top_groups, deepseek.moe.shared_dim) == (8, 4, 2048)
+    assert [read({"model_type": "gpt2", "activation_function": name}).activation for name in ("gelu", "gelu_fast")] == [
+        "gelu", "gelu_tanh",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("hf", "named"),
+    [
+        ({"model_type": "mamba"}, "model_type='mamba'"),
+        ({}, "model_type=None"),
+        ({"model_type": "llama", "hidden_act": "quick_gelu"}, "hidden_act='quick_gelu'"),
+        ({"model_type": "gemma2", "hidden_activation": "mish"}, "hidden_activation='mish'"),
+        ({"model_type": "llama", "rope_scaling": {"type": "mrope"}}, "rope_type='mrope'"),
+        ({"model_type": "llama", "rope_scaling": {"type": "linear"}}, "rope_parameters.factor"),
+        ({"model_type": "llama", "rope_scaling": {"type": "longrope", "short_factor": 1}}, "rope_parameters.short_factor"),
+        ({"model_type": "llama", "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ({"model_type": "qwen2", "rope_parameters": {"full_attention": {}}}, "rope_parameters.full_attention"),
+        ({"model_type": "gemma3_text", "rope_parameters": {"rope_theta": 1e4}}, "rope_parameters"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"model_type": "deepseek_v3", "quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
+        ({"model_type": "deepseek_v3", "scoring_func": "softmax"}, "scoring_func='softmax'"),
+        ({"model_type": "deepseek_v2"}, "num_experts_per_tok"),
+        ({"model_type": "deepseek_v2", "num_experts_per_tok": 2, "topk_method": "noaux_tc"}, "topk_method='noaux_tc'"),
+        ({"model_type": "deepseek_v3", "attention_bias": True}, "attention_bias=True"),
+        ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+        ({"model_type": "phi3", "rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type='linear'"),
+        ({"model_type": "qwen3", "layer_types": ["sliding_attention"] * 32}, "sliding_window"),
+        ({"model_type": "qwen3", "layer_types": ["linear_attention"] * 32}, "linear_attention"),
+        ({"model_type": "mistral", "layer_types": ["full_attention"] * 32}, "layer_types"),
+    ],
+)
+def test_what_cannot_be_expressed_is_named(hf, named):
+    with pytest.raises(UserError, match=named):
+        read(hf)
+
+
+def test_values_of_the_wrong_kind_are_the_user_s_to_mend():
+    for hf in ({"model_type": "llama", "num_hidden_layers": "two"}, {"model_type": "gemma2", "query_pre_attn_scalar": 0}):
+        with pytest.raises(UserError, match="config.json holds a value of the wrong kind"):
+            blueprint(hf, [])
+
+
+PLAIN = ModelConfig(vocab_size=64, num_layers=4, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "leaves_as"),
+    [
+        ({}, "LlamaForCausalLM"),
+        ({"tie_embeddings": True, "head_dim": 16, "window": 8, "remat": "full", "dtype": "float32"}, "LlamaForCausalLM"),
+        ({"rope": {"scaling": "yarn", "factor": 2.0, "original_positions": 64}}, "LlamaForCausalLM"),
+        ({"attention_pattern": ("local",), "window": 8}, "MistralForCausalLM"),
+        ({"attention_pattern": ("global", "local"), "window": 8, "qkv_bias": True}, "Qwen2ForCausalLM"),
+        ({"attention_pattern": ("global", "local"), "window": 8, "qk_norm": "head"}, "Qwen3ForCausalLM"),
+        ({"rope": {"fraction": 0.5}}, "Phi3ForCausalLM"),
+        ({"mlp_pattern": ("moe",), "moe": {"num_experts": 4, "balance_loss": 0.01}}, "MixtralForCausalLM"),
+        ({"mlp_pattern": ("dense", "moe"), "moe": {"num_experts": 4}, "qk_norm": "head"}, "Qwen3MoeForCausalLM"),
+        ({"norm_position": "post", "qk_norm": "full"}, "Olmo2ForCausalLM"),
+        ({"mla": {"kv_rank": 8}, "num_kv_heads": 4}, "DeepseekV3ForCausalLM"),
+        ({"mla": {"kv_rank": 8}, "num_kv_heads": 4, "rope": {"interleaved": True}, "mlp_pattern": ("dense", *3 * ("moe",)),
+          "moe": {"num_experts": 4, "shared_dim": 64, "normalize": False}}, "DeepseekV2ForCausalLM"),
+    ],
+)  # fmt: skip
+def test_a_model_leaves_as_the_first_family_that_holds_it(changes, leaves_as):
+    config = dataclasses.replace(PLAIN, **{"head_dim": 0, **changes})
+    assert family_for(config).to_hf(config)["architectures"] == [leaves_as]
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"activation": "relu2", "gated": False}, "model.gated=False"),
+        ({"attention_sinks": True}, "model.attention_sinks=True"),
+        ({"positions": "none"}, "model.positions='none'"),
+        ({"query_scale": 5.0}, "model.query_scale=5.0"),
+        ({"mlp_pattern": ("moe", "dense"), "moe": {"num_experts": 4, "scores": "sigmoid"}}, "model.moe.scores='sigmoid'"),
+        ({"mup_base_dim": 64}, "model.mup_base_dim=64"),
+        ({"mlp_pattern": ("moe",), "moe": {"num_experts": 4, "shared_dim": 32}}, "model.moe.shared_dim=32"),
+        ({"rope": {"scaling": "ntk", "factor": 2.0, "original_positions": 64}}, "model.rope.original_positions=64"),
+    ],
+)
+def test_what_keeps_a_model_from_leaving_is_named(changes, named):
+    with pytest.raises(UserError, match=named):
+        family_for(dataclasses.replace(PLAIN, **changes))
+
+
+def test_forms_of_published_names():
+    gpt2, gemma = FAMILIES["gpt2"], FAMILIES["gemma3"]
+    assert canonical(gpt2, "wte.weight") == canonical(gpt2, "transformer.wte.weight") == "transformer.wte.weight"
+    assert canonical(FAMILIES["llama"], "model.norm.weight") == "model.norm.weight"
+    for name in ("language_model.model.norm.weight", "model.language_model.norm.weight", "model.norm.weight"):
+        assert canonical(gemma, name) == "model.norm.weight"
+    text, masks = read(OLDER["gemma-3-4b"]), read(OLDER["gpt2"])
+    for name in ("vision_tower.a.weight", "model.vision_tower.a.weight", "multi_modal_projector.a", "lm_head.weight"):
+        assert is_ignored(gemma, text, name)
+    assert not is_ignored(gemma, text, "model.norm.weight")
+    assert is_ignored(gpt2, masks, "transformer.h.11.attn.bias") and not is_ignored(gpt2, masks, "transformer.h.11.attn.c.bias")

@@ -1,0 +1,155 @@
+"""Each choice of the blueprint: the cache gives what one pass gives, windows and look-ahead reach as far as they say."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lm.config import ModelConfig
+from lm.model.transformer import empty_state, skeleton
+from lm.parallel.mesh import make_mesh, shardings
+from lm.train.step import training_loss
+from tests.lm.examples import QUICK, packed_batch, parameters, tiny_config
+
+SIZES = dict(vocab_size=50, num_layers=4, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, dtype="float32")
+LATENT = dict(
+    num_kv_heads=4, mla=dict(kv_rank=12, query_rank=8, rope_head_dim=4, value_head_dim=6),
+    rope=dict(interleaved=True, scaling="yarn", factor=4.0, original_positions=8, mscale=1.0, mscale_all_dim=0.7),
+)  # fmt: skip
+KINDS = {
+    "llama": {},
+    "gemma": dict(
+        num_layers=7, attention_pattern=("local", "local", "global"), window=5, norm_position="sandwich", norm_plus_one=True,
+        qk_norm="head", embed_scale=32**0.5, local_rope_theta=100.0, attention_softcap=5.0, logit_softcap=3.0,
+        tie_embeddings=True, activation="gelu_tanh",
+    ),
+    "gpt2": dict(
+        num_kv_heads=4, positions="learned", norm="layer", gated=False, qkv_bias=True, output_bias=True, mlp_bias=True,
+        activation="gelu_tanh", tie_embeddings=True, max_positions=64,
+    ),
+    "olmo2": dict(norm_position="post", qk_norm="full"),
+    "one key head, sinks": dict(num_kv_heads=1, attention_sinks=True, attention_pattern=("local", "global"), window=4),
+    "no positions, relu2": dict(positions="none", activation="relu2", gated=False),
+    "latent": LATENT,
+    "latent, experts": dict(
+        **LATENT, mlp_pattern=("dense", "moe", "moe", "moe"),
+        moe=dict(num_experts=8, expert_dim=16, shared_dim=16, num_groups=4, top_groups=2, scores="sigmoid", group_score="top2",
+                 balance_bias=True),
+    ),
+}  # fmt: skip
+
+
+def model_of(config):
+    """The compiled forward, of matrices so large that every part of it shows in the logits."""
+    graph = skeleton(config)[0]
+    forward = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args), compiler_options=QUICK)
+    return functools.partial(forward, parameters(config, scale=4.0))
+
+
+def tokens_of(seed, *shape):
+    return np.random.default_rng(seed).integers(0, SIZES["vocab_size"], shape)
+
+
+def decoded(model, config, rows, lengths, width, steps, cache_dtype=""):
+    """Logits [B, 1 + steps, V] from the last prompt token on: prompts with padding on the left, then token by token."""
+    tokens, segments, positions = np.zeros((3, len(lengths), width), np.int32)
+    for row, n in enumerate(lengths):
+        tokens[row, width - n :], segments[row, width - n :] = rows[row, :n], 1
+        positions[row, width - n :] = np.arange(n)
+    state = empty_state(config, len(lengths), width + steps + 3, cache_dtype)
+    logits, state = model(tokens, segments, positions, state)
+    seen = [logits[:, -1]]
+    for i in range(steps):
+        at = np.asarray([[n + i] for n in lengths], np.int32)
+        logits, state = model(np.take_along_axis(rows, at, axis=1), np.ones((len(lengths), 1), np.int32), at, state)
+        seen.append(logits[:, 0])
+    return np.stack(seen, axis=1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_cached_decoding_is_the_whole_forward(kind):
+    """Rows with left padding are read into the cache, then token by token: the logits are those of one pass (law 8)."""
+    config = ModelConfig(**SIZES | KINDS[kind])
+    model, rows, lengths, steps = model_of(config), tokens_of(6, 2, 24), (14, 3), 6
+    whole = np.asarray(model(rows))
+    assert np.abs(whole).max() > 0.5
+    for row, n in enumerate(lengths):
+        ours = decoded(model, config, rows, lengths, 14, steps)[row]
+        np.testing.assert_allclose(ours, whole[row, n - 1 : n + steps], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "latent"])
+def test_an_int8_cache_is_near_the_float_one(kind):
+    config = ModelConfig(**SIZES | KINDS[kind])
+    model, rows = model_of(config), tokens_of(7, 2, 24)
+    exact, rounded = (decoded(model, config, rows, (14, 3), 14, 6, dtype) for dtype in ("", "int8"))
+    assert 0 < np.abs(rounded - exact).max() < 0.02 * np.abs(exact).max()
+    full, small = (sum(x.nbytes for x in jax.tree.leaves(empty_state(config, 2, 64, dtype).layers)) for dtype in ("", "int8"))
+    values = sum(heads * size for heads, size in (((2, 8),) * 2 if kind == "llama" else ((1, 12), (1, 4))))
+    heads = 4 if kind == "llama" else 2
+    assert (full, small) == (4 * 2 * 64 * values * 4, 4 * 2 * 64 * (values + 2 * heads))
+
+
+def test_a_local_layer_sees_its_window():
+    config = ModelConfig(**SIZES | dict(num_layers=1, attention_pattern=("local",), window=5))
+    tokens = tokens_of(8, 1, 24)
+    changed = tokens.copy()
+    changed[0, 10] = (changed[0, 10] + 7) % 50
+    model = model_of(config)
+    differs = np.abs(np.asarray(model(tokens)) - np.asarray(model(changed)))[0].max(axis=-1) > 0
+    assert np.flatnonzero(differs).tolist() == [10, 11, 12, 13, 14]  # the token, and four after it
+
+
+def test_looking_ahead_is_its_definition():
+    """Module k over a row: one sequence of hidden states a time, written out without the loss's shifts (eq. 21–24)."""
+    config = tiny_config(mtp_depth=2, num_layers=1)
+    blueprint = ModelConfig(**config.model, dtype="float32")
+    graph, params = skeleton(blueprint)[0], jax.tree.map(lambda p: p, parameters(blueprint, scale=3.0))
+    for norm in (params["norm"], params["mtp"][0]["norm"]):  # scales of 1 would hide a second norm
+        norm["scale"].set_value(jnp.linspace(0.5, 2.0, 32))
+    batch = packed_batch(config, seed=2, low=1)
+    B, T = batch["tokens"].shape
+
+    def twin(params):
+        model = nnx.merge(graph, params)
+        x = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"]).x_BTD
+        steps = model._layers(batch["tokens"], batch["segment_ids"], batch["positions"], None)[1]
+        rows = np.concatenate((batch["tokens"], batch["targets"][:, -1:]), axis=1)
+        segments = np.pad(batch["segment_ids"], ((0, 0), (0, 1)))
+        segments[:, -1] = np.where(batch["weights"][:, -1] > 0, segments[:, -2], 0)
+        total, weight = 0.0, 0
+        for k, module in enumerate(model.mtp, start=1):
+            after = np.zeros((B, T), np.int32)
+            after[:, : T + 1 - k] = rows[:, k:]
+            both = [module.embedding_norm(model.embedding[...][after]), module.hidden_norm(x)]
+            x, _, _ = module.layer(jnp.concatenate(both, -1) @ module.projection.weight[...], steps[False])
+            x = module.norm(x)
+            logp = jax.nn.log_softmax(model.logits(x), axis=-1)
+            for b in range(B):
+                for t in range(T - k):
+                    if segments[b, t] and segments[b, t] == segments[b, t + k + 1]:
+                        total, weight = total - logp[b, t, rows[b, t + k + 1]], weight + 1
+        return total, weight
+
+    _, sums = jax.jit(lambda p: training_loss(graph, p, batch, z_loss=0.0, mtp_loss=0.3), compiler_options=QUICK)(params)
+    total, weight = twin(params)
+    np.testing.assert_allclose(sums.nll_ahead, total, rtol=1e-5)
+    assert sums.weight_ahead == weight > 0
+
+
+def test_every_kind_runs_on_a_mesh_as_on_one_device():
+    mesh = make_mesh({"data": 1, "fsdp": 4, "tensor": 2})
+    tokens = tokens_of(9, 4, 16)
+    for kind in ("gemma", "gpt2", "olmo2", "latent, experts"):
+        changes = {"vocab_size": 52} | ({"num_kv_heads": 4} if "latent" in kind else {})
+        config = ModelConfig(**SIZES | KINDS[kind] | changes)
+        graph, abstract = skeleton(config)
+        params, whole = parameters(config, scale=4.0), np.asarray(model_of(config)(tokens))
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(params, shardings(abstract, mesh))
+            forward = jax.jit(lambda params, graph=graph: nnx.merge(graph, params)(tokens), compiler_options=QUICK)
+            split = forward(placed)
+        np.testing.assert_allclose(split, whole, atol=1e-4, err_msg=kind)

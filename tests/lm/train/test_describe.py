@@ -1,0 +1,165 @@
+"""What --describe says of the training step, against XLA's count of the compiled one and sums by hand."""
+
+import json
+
+import jax
+import pytest
+
+from configs.train import deepseek_tiny
+from lm import sizing
+from lm.errors import UserError
+from lm.train import describe
+from lm.train.plan import compile_step
+from lm.train.step import model_config_of
+from tests.lm.examples import QUICK, tiny_config
+
+# Of a size at which products outweigh what is elementwise, which XLA counts and we do not.
+SIZES = dict(
+    vocab_size=1024, num_layers=2, embed_dim=512, num_heads=8, num_kv_heads=4, head_dim=64, mlp_dim=1024, scan_layers=False
+)
+MLA = dict(num_kv_heads=8, mla=dict(kv_rank=128, query_rank=192, rope_head_dim=32, value_head_dim=64))
+MOE = dict(moe=dict(num_experts=8, top_k=2, expert_dim=512, shared_dim=256, capacity_factor=1.25))
+MODELS = {
+    "dense": {},
+    "local and global": dict(
+        attention_pattern=("local", "global"), window=128, qk_norm="head", norm_position="sandwich", norm_plus_one=True,
+        activation="gelu_tanh", tie_embeddings=True, attention_softcap=50.0, logit_softcap=30.0,
+    ),
+    "latent": MLA | dict(num_layers=1, mtp_depth=1),
+    "mixture": MOE | dict(num_layers=1, mlp_pattern=("moe",)),
+}  # fmt: skip
+
+
+def training(sequence_length=256, **model):
+    config = tiny_config(**SIZES | model)
+    config.batch_size, config.sequence_length, config.dtype = 8, sequence_length, "bfloat16"
+    config.mesh.update(data=1)
+    return config
+
+
+def under(config, measure):
+    """measure(config, mesh) on the mesh of the config."""
+    mesh = describe.abstract_mesh(config.mesh)
+    with jax.sharding.use_abstract_mesh(mesh):
+        return measure(config, mesh)
+
+
+def step_flops(config) -> int:
+    return under(config, describe.step_flops)
+
+
+@pytest.mark.parametrize("remat", ["matmuls", "full"])
+@pytest.mark.parametrize("model", MODELS)
+def test_flops_and_state_are_what_xla_counts_in_the_compiled_step(model, remat):
+    config = training(**MODELS[model], remat=remat)
+    compiled = compile_step(config, jax.devices()[:1], QUICK)
+    assert step_flops(config) == pytest.approx(compiled.cost_analysis()["flops"], rel=0.05)
+    memory = under(config, describe.memory_per_device)
+    arguments = compiled.memory_analysis().argument_size_in_bytes - 5 * 4 * 8 * 256  # without the batch
+    assert memory["parameters"] + memory["optimizer"] == pytest.approx(arguments, abs=64)  # a few counters
+
+
+@pytest.mark.parametrize("model", ["dense", "latent"])
+def test_without_recomputation_the_step_multiplies_what_the_model_asks_for(model):
+    """And for attention, which works in blocks of at least 128 queries, whole blocks, and the scores twice."""
+    config = training(sequence_length=128, **MODELS[model], remat="none")
+    blueprint = model_config_of(config)
+    costs = sizing.flops(blueprint, 128)
+    products = costs.pop("attention_products")
+    K, V, layers = blueprint.key_head_dim, blueprint.value_head_dim, blueprint.num_layers + blueprint.mtp_depth
+    whole = layers * 2 * blueprint.num_heads * 128 * (4 * K + 3 * V)
+    assert whole == 128 / 64 * products.forward * (4 * K + 3 * V) / (K + V)
+    assert step_flops(config) == 8 * 128 * (sum(map(sum, costs.values())) + whole)
+
+
+def test_flops_do_not_depend_on_how_the_step_is_laid_out():
+    def flops(mesh=None, accumulate=1, **model):
+        config = training(**MODELS["mixture"] | model)
+        config.mesh.update(mesh or {})
+        config.accumulate = accumulate
+        return step_flops(config)
+
+    plain = flops()
+    assert plain == flops(scan_layers=True, accumulate=2) == flops(mesh=dict(fsdp=2, tensor=2))
+
+
+def test_experts_without_capacity_multiply_what_tokens_choose():
+    def flops(capacity_factor, **mesh):
+        moe = MODELS["mixture"]["moe"] | dict(capacity_factor=capacity_factor)
+        config = training(**MODELS["mixture"] | dict(moe=moe))
+        config.mesh.update(mesh)
+        return step_flops(config)
+
+    even = flops(1.0)
+    assert even == flops(0.0) == flops(0.0, expert=8) == flops(0.0, fsdp=2, tensor=2, expert=2)
+    costs = sizing.flops(model_config_of(training(**MODELS["mixture"])), 256)
+    more = flops(1.25) - even
+    # forward, both gradients, and nothing of it again: what the backward pass needs of the experts is kept
+    assert more == 0.25 * 8 * 256 * sum(costs["experts"])
+
+
+def activations(config) -> int:
+    return under(config, describe.memory_per_device)["activations"]
+
+
+def test_activations_a_layer_by_hand():
+    """Full: a layer's input. Matmuls: also queries, keys, values, attention's result and log Z, gate and up."""
+
+    def a_layer(remat, **mesh):
+        by_depth = []
+        for layers in (2, 5):
+            config = training(num_layers=layers, remat=remat, scan_layers=True)
+            config.mesh.update(mesh)
+            by_depth.append(activations(config))
+        return (by_depth[1] - by_depth[0]) / 3
+
+    tokens, x, heads, hidden = 8 * 256, 512 * 2, (8 + 4 + 4 + 8) * 64 * 2 + 8 * 4, 2 * 1024 * 2
+    assert a_layer("full") == tokens * x
+    assert a_layer("matmuls") == tokens * (x + heads + hidden)
+    assert a_layer("matmuls", fsdp=4) == tokens / 4 * (x + heads + hidden)
+    assert a_layer("matmuls", fsdp=4, tensor=2) == tokens / 4 * (x + (heads + hidden) / 2)
+    assert a_layer("none") > a_layer("matmuls")
+
+
+def test_memory_by_hand():
+    def memory(accumulate=1, **mesh):
+        config = training()
+        config.mesh.update(mesh)
+        config.accumulate = accumulate
+        return under(config, describe.memory_per_device)
+
+    counts = sizing.parameters(model_config_of(training()))["total"]
+    norms, matrices = counts.pop("norms"), sum(counts.values())
+    one, split, sliced = memory(), memory(fsdp=4, tensor=2), memory(accumulate=2)
+    assert one["parameters"] == one["gradients"] == 4 * (norms + matrices)
+    assert split["parameters"] == 4 * (norms + matrices / 8)  # norms are whole on every device
+    assert one["optimizer"] == pytest.approx(2 * one["parameters"], abs=64)
+    assert split["optimizer"] == pytest.approx(2 * split["parameters"], abs=64)
+    assert sliced["gradients"] == 2 * one["gradients"]
+    assert sliced["activations"] < 0.7 * one["activations"]
+
+
+def test_a_mesh_that_is_not_here():
+    assert dict(describe.abstract_mesh(dict(data=1, fsdp=128, tensor=4, expert=1, context=1)).shape)["fsdp"] == 128
+    filled = describe.abstract_mesh(dict(data=1, fsdp=-1, tensor=2, expert=1, context=1))
+    assert filled.size == jax.device_count()  # as train.py would fill it
+    for sizes in (dict(data=-1, fsdp=-1), dict(fsdp=0), dict(context=2)):
+        with pytest.raises(UserError, match="mesh"):
+            describe.abstract_mesh(dict(data=1, fsdp=1, tensor=1, expert=1, context=1) | sizes)
+
+
+def test_the_table_shows_what_json_holds():
+    config = deepseek_tiny.get_config()
+    said = describe.describe(config)
+    table = describe.table(said)
+    assert json.loads(json.dumps(said)) == said
+    total = sum(part["total"] for part in said["parameters"]["parts"].values())
+    assert said["parameters"]["total"] == total and f"{total:,}" in table
+    assert said["parameters"]["without_mtp"] == total - said["parameters"]["parts"]["mtp"]["total"]
+    assert said["run"]["chinchilla_tokens"] == 20 * said["parameters"]["active_without_mtp"]
+    assert said["run"]["tokens"] == config.steps * config.batch_size * config.sequence_length
+    assert said["step"]["hardware_flops"] > said["step"]["model_flops"]
+    parts = said["flops_per_token"]["parts"].values()
+    assert said["flops_per_token"]["total"] == sum(part["forward"] + part["backward"] for part in parts)
+    for word in ("router", "shared expert", "attention products", "remat=matmuls", "Chinchilla", "int8"):
+        assert word in table

@@ -1,0 +1,141 @@
+"""python -m lm.convert: a trained run leaves, comes back, and is the same model to everyone."""
+
+import json
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+import lm
+from benchmarks import import_memory
+from lm.convert import files
+from tests.verbs import runs
+from tests.verbs.test_bad_input import contents, refused, small_disk
+
+PROMPT = "ab cd"
+
+
+def line(command: str, **flags) -> list[str]:
+    return [sys.executable, "-m", "lm.convert", command, *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def convert(command: str, devices: int = 1, **flags) -> None:
+    done = runs.run(line(command, **flags), **runs.fake_devices(devices))
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+@pytest.fixture(scope="module")
+def exported(finished, tmp_path_factory) -> Path:
+    """The finished run as a Hugging Face checkpoint of several files."""
+    folder = tmp_path_factory.mktemp("exported") / "published"
+    convert("export", workdir=finished, to=folder, max_shard_gb=1e-4)
+    return folder
+
+
+def tensors(folder: Path) -> dict[str, tuple]:
+    return {name: (t.dtype, t.shape, files.read(t).tobytes()) for name, t in files.tensors_of(folder).items()}
+
+
+def test_a_run_leaves_and_comes_back(finished, exported, tmp_path):
+    names = {path.name for path in exported.iterdir()}
+    assert names > {"config.json", "generation_config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json"}
+    assert "model-00001-of-00002.safetensors" in names
+    assert json.loads((exported / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
+    model, tokenizer = lm.load(finished)
+    generation = json.loads((exported / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [tokenizer.eos_id, tokenizer.control_id("<|end|>")]
+
+    convert("import", devices=8, **{"from": exported, "workdir": tmp_path / "run", "mesh": "fsdp=4,tensor=2"})
+    convert("export", workdir=tmp_path / "run", to=tmp_path / "again", max_shard_gb=1)
+    assert tensors(tmp_path / "again") == tensors(exported)
+    assert (tmp_path / "again" / "model.safetensors").is_file()
+    wanted = lm.generate(model, tokenizer, [PROMPT], max_new_tokens=24, temperature=0)
+    for folder in (exported, tmp_path / "run"):
+        assert lm.generate(*lm.load(folder), [PROMPT], max_new_tokens=24, temperature=0) == wanted
+
+
+def test_transformers_writes_the_same_text(finished, exported):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    peer, reader = (kind.from_pretrained(exported) for kind in (transformers.AutoModelForCausalLM, transformers.AutoTokenizer))
+    asked = reader(PROMPT, return_tensors="pt")
+    with torch.no_grad():
+        ids = peer.generate(**asked, max_new_tokens=48, do_sample=False)[0, asked["input_ids"].shape[1] :].tolist()
+    model, tokenizer = lm.load(finished)
+    [text] = lm.generate(model, tokenizer, [PROMPT], max_new_tokens=48, temperature=0)
+    [ours] = lm.generate(model, tokenizer, [tokenizer.prompt_ids(PROMPT)], max_new_tokens=48, temperature=0)
+    assert ids[: len(ours)] == ours and ids[len(ours) :] in ([], [tokenizer.eos_id])
+    assert reader.decode(ids, skip_special_tokens=True) == text and len(text) > 20
+
+
+def test_the_generate_verb_reads_it_as_it_is(finished, exported):
+    said = [
+        runs.run([sys.executable, "-m", "lm.generate", f"--checkpoint={folder}", f"--prompt={PROMPT}", "--max_new_tokens=8"])
+        for folder in (finished, exported)
+    ]
+    assert said[0].returncode == said[1].returncode == 0, said[1].stderr
+    assert said[0].stdout == said[1].stdout != "" and said[1].stderr == ""
+
+
+def test_mistakes(finished, exported, tmp_path):
+    new = tmp_path / "new"
+    before = contents(exported)
+    for command, words in (
+        ([sys.executable, "-m", "lm.convert"], ["import nor export", "--help"]),
+        (line("imprt"), ["imprt", "import"]),
+        (line("import", frm=exported, workdir=new), ["frm", "from"]),
+        (line("import", workdir=new), ["--from is missing"]),
+        (line("export", workdir=finished), ["--to is missing"]),
+        (line("import", **{"from": exported, "workdir": new, "dtype": "float32"}), ["--dtype means nothing to import"]),
+        (line("export", workdir=finished, to=new, dtype="int8"), ["dtype", "bfloat16"]),
+        (line("export", workdir=finished, to=new, family="lama"), ["--family=lama", "llama"]),
+        (line("export", workdir=finished, to=exported), ["--to=", "not empty", "new folder"]),
+        (line("export", workdir=tmp_path / "none", to=new), ["no training run"]),
+        (line("import", **{"from": tmp_path, "workdir": new}), [str(tmp_path), "no config.json"]),
+        (line("import", **{"from": exported, "workdir": finished}), ["--workdir=", "not empty", "new folder"]),
+        (line("import", **{"from": exported, "workdir": new, "mesh": "fdsp=2"}), ["--mesh=fdsp=2", "fsdp"]),
+        (line("import", **{"from": exported, "workdir": new, "mesh": "fsdp=2"}), ["mesh.fsdp=2", "has 1"]),
+    ):
+        refused(command, "lm.convert: ", *words)
+    assert contents(exported) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_teaches():
+    done = runs.run(line("--help"))
+    assert done.returncode == 0 and done.stderr == ""
+    for word in ("import --from=HF_DIR", "export --workdir=DIR --to=HF_DIR", "--max_shard_gb", "qwen3_moe"):
+        assert word in done.stdout
+
+
+def test_a_killed_import_begins_anew(exported, tmp_path):
+    """Whenever the kill comes, there is no workdir or a whole one."""
+    workdir = tmp_path / "run"
+    flags = {"from": exported, "workdir": workdir}
+    process = runs.start(line("import", **flags))
+    runs.wait(process, lambda: (tmp_path / ".run.unfinished" / "checkpoints").exists())
+    process.send_signal(signal.SIGKILL)
+    process.wait(runs.DEADLINE)
+    if not workdir.exists():
+        convert("import", **flags)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "run.stderr"]
+    convert("export", workdir=workdir, to=tmp_path / "again")
+    assert tensors(tmp_path / "again") == tensors(exported)
+
+
+def test_a_full_disk(exported, finished, tmp_path):
+    with small_disk(tmp_path / "disk", "160k") as disk:
+        refused(line("import", **{"from": exported, "workdir": disk / "run"}), "No space left on device", str(disk))
+        refused(line("export", workdir=finished, to=disk / "out"), "No space left on device", str(disk / ".out.unfinished"))
+        assert list(disk.iterdir()) == []
+
+
+def test_an_import_takes_little_more_memory_than_the_model(tmp_path):
+    """Eight devices that all lie on this host: one copy of the model is the least. The checkpoint's save is in it."""
+    size = import_memory.write_checkpoint(tmp_path / "published", import_memory.llama_8b(shrink=4, layers=12), shards=4)
+    found = import_memory.measure(tmp_path / "published", tmp_path / "run", devices=8)
+    shutil.rmtree(tmp_path / "published")
+    shutil.rmtree(tmp_path / "run")
+    assert 0.9 < (found["peak"] - found["before"]) * import_memory.MIB / size < 1.3
