@@ -5,6 +5,7 @@ nested ones (`model.moe.num_experts`), and only those that differ from the value
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -316,6 +317,11 @@ def _check(config: ModelConfig) -> None:
     elif moe.num_experts:
         refuse("moe.num_experts", "has no effect: model.mlp_pattern names no moe layer; add ('moe',)")
 
+    for key in ("adapter.targets", "quantization.targets"):
+        try:
+            re.compile(getattr(config, key.split(".")[0]).targets)
+        except re.error as error:
+            refuse(key, f"is no regular expression: {error}")
     if config.adapter.rank < 0:
         refuse("adapter.rank", "must not be negative")
     if config.quantization.bits not in (0, 4, 8):

@@ -20,6 +20,7 @@ from jax.experimental import multihost_utils
 from data.batches import Batches
 from data.tokenizer import Tokenizer
 from lm import sizing
+from lm.adapt import lora, quantize
 from lm.checkpoint import Checkpoints
 from lm.config import model_keys
 from lm.errors import UserError
@@ -231,6 +232,8 @@ def check_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
         if config[key] < least:
             raise UserError(f"{key}={config[key]} must be at least {least}")
     model = config.model
+    lora.check_targets(model_config_of(config))
+    quantize.check_targets(model_config_of(config))
     if model.positions == "learned" and config.sequence_length > model.max_positions:
         raise UserError(
             f"sequence_length={config.sequence_length} is more than model.max_positions={model.max_positions}, the learned ones"

@@ -75,7 +75,8 @@ def make_trainer(config) -> Trainer:
         rate = learning_rate(state.step)
         updates, optimizer = transform.update(grads, state.optimizer, params)
         params = nnx.merge_state(jax.tree.map(lambda p, u: p - rate * u, params, updates), frozen)
-        params = with_balance(params, sums.loads, model_config.moe.bias_rate)
+        if not model_config.adapter.rank:  # then nothing of the base moves
+            params = with_balance(params, sums.loads, model_config.moe.bias_rate)
         ok = jnp.isfinite(objective) & jnp.isfinite(norm)
         # A bad step leaves parameters and moments bit for bit as they were, without asking the host.
         params, optimizer = jax.tree.map(

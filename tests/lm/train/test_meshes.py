@@ -10,7 +10,7 @@ from flax import nnx
 from lm.parallel.mesh import RULES, check_fit, logical_axes, make_mesh
 from lm.train.feed import Feed
 from lm.train.step import make_trainer, model_config_of, state_shardings
-from tests.lm.examples import packed_batch, tiny_config
+from tests.lm.examples import QUICK, packed_batch, tiny_config
 
 STEPS = 20
 RUNS = {
@@ -31,10 +31,10 @@ def run(sizes, accumulate, steps=STEPS, **model):
     check_fit(mesh, model_config_of(config), config.batch_size, accumulate)
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)
-        state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
+        state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh), compiler_options=QUICK)()
         first = jax.device_get(state.params)
         feed = Feed(types.SimpleNamespace(batch_size=16, sequence_length=config.sequence_length), mesh)
-        step = jax.jit(trainer.step, donate_argnums=0)
+        step = jax.jit(trainer.step, donate_argnums=0, compiler_options=QUICK)
         curve = []
         for n in range(steps):
             state, metrics = step(state, feed.to_devices(packed_batch(config, seed=n)))
@@ -65,6 +65,29 @@ def test_as_on_one_device(one_device, name):
 def test_one_key_value_head_for_all_queries_as_on_one_device():
     curves = [run(sizes, 1, steps=2, num_kv_heads=1)[1] for sizes in ({}, {"data": 4, "fsdp": 2})]
     np.testing.assert_allclose(*curves, rtol=1e-5)
+
+
+DEEPSEEK = dict(
+    num_layers=2, num_kv_heads=4, mlp_pattern=("dense", "moe"), mtp_depth=1, rope=dict(interleaved=True),
+    mla=dict(kv_rank=8, query_rank=8, rope_head_dim=4, value_head_dim=8),
+    moe=dict(
+        num_experts=8, expert_dim=16, shared_dim=16, num_groups=4, top_groups=2, scores="sigmoid", group_score="top2",
+        balance_bias=True, bias_rate=0.01, balance_loss=0.01, router_z_loss=0.001,
+    ),
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_experts_latents_and_looking_ahead_as_on_one_device():
+    first, curve, state, mesh = run({"expert": 2, "fsdp": 2, "tensor": 2}, 2, steps=4, **DEEPSEEK)
+    alone, expected, before, _ = run({}, 1, steps=4, **DEEPSEEK)
+    for ours, theirs in zip(jax.tree.leaves(first), jax.tree.leaves(alone), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(curve, expected, rtol=1e-5)
+    assert_split(state.params, mesh)
+    biases = [params["stacks"][1][0]["feed_forward"]["balance_bias"].get_value() for params in (state.params, before.params)]
+    np.testing.assert_allclose(*map(np.asarray, biases), atol=1e-7)
+    assert np.abs(biases[0]).max() >= 0.009
 
 
 def assert_split(tree, mesh):

@@ -106,8 +106,8 @@ def test_what_cannot_be_quantised_is_said():
         quantize(config, params, Quantization(bits=4))
 
 
-@pytest.mark.parametrize("config, bound", [(TINY, 0.02), (LATENT, 0.02)], ids=["grouped", "latent"])
-def test_decoding_with_an_int8_cache_stays_within_the_stated_error(config, bound):
+@pytest.mark.parametrize("config", [TINY, LATENT], ids=["grouped", "latent"])
+def test_decoding_with_an_int8_cache_stays_within_the_stated_error(config):
     params = loud(config)
     graph = skeleton(config)[0]
 
@@ -124,5 +124,5 @@ def test_decoding_with_an_int8_cache_stays_within_the_stated_error(config, bound
         found[dtype] = np.concatenate(parts, axis=1)
         assert dtype != "int8" or all(x.dtype == jnp.int8 for cache in state.layers[0] for x in cache.values.values())
     error = np.sqrt(np.mean((found["int8"] - found[""]) ** 2) / np.mean(found[""] ** 2))
-    assert 0 < error < bound
+    assert 0 < error < 0.01
     np.testing.assert_allclose(found[""], logits(config, params), atol=1e-4)
