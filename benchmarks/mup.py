@@ -26,7 +26,7 @@ from lm.train.feed import Feed
 from lm.train.step import make_trainer, model_config_of, state_shardings
 
 WIDTHS = (64, 128, 256, 512)
-RATES = tuple(2.0**-k for k in range(10, 3, -1))
+RATES = tuple(2.0**-k for k in range(11, 5, -1))
 HEAD = 32  # of every width: μP lets the number of heads grow
 TAIL = 0.1  # of the steps, whose losses are averaged
 
@@ -71,7 +71,7 @@ def shape(width: int, mup: bool, rate: float, steps: int):
         vocab_size=2048, num_layers=2, embed_dim=width, num_heads=width // HEAD, num_kv_heads=width // HEAD, head_dim=HEAD,
         mlp_dim=3 * width, mup_base_dim=WIDTHS[0] if mup else 0,
     )  # fmt: skip
-    config.optimizer.learning_rate, config.optimizer.warmup = rate, steps // 10
+    config.optimizer.learning_rate, config.optimizer.warmup = rate, 2 * steps // 5  # a short one leaves high rates to luck
     return config
 
 

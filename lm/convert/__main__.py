@@ -2,6 +2,8 @@
 
     python -m lm.convert import --from=HF_DIR --workdir=DIR [--mesh=fsdp=8]
     python -m lm.convert export --workdir=DIR --to=HF_DIR [--dtype=bfloat16 --max_shard_gb=5 --family=llama --merge]
+    python -m lm.convert import --from=PEFT_DIR --base=MODEL --workdir=DIR
+    python -m lm.convert export --workdir=DIR --to=PEFT_DIR --adapter [--base=HF_DIR]
 
 import reads a folder of config.json and safetensors, in one file or many, and writes a workdir like one of train.py at step 0:
 config.json, checkpoints/0 and the tokenizer's files. Every weight keeps its dtype. The model must fit the devices; beyond it,
@@ -10,6 +12,10 @@ python -m lm.generate --checkpoint=HF_DIR. Families: FAMILIES.
 
 export reads the newest checkpoint of a workdir, trained here or imported, and writes config.json, safetensors with their index,
 generation_config.json and the tokenizer as transformers and vLLM read them. An import leaves bit for bit as it came.
+
+A folder of adapter_config.json and adapter_model.safetensors, as the PEFT library saves it, is imported beside the weights of
+its base: lm.load, lm.generate and --config.init_from then take the workdir, and export --merge folds the adapter in. With
+--adapter a workdir's adapter leaves alone, for PeftModel.from_pretrained(base, PEFT_DIR), or vLLM.
 
 A tensor that is missing, left over or of another shape ends either with a line that lists it. What is written appears whole or
 not at all; a folder that holds something already is refused and never touched.
@@ -27,14 +33,22 @@ FLAGS = flags.FLAGS
 
 
 flags.DEFINE_string("workdir", None, "A workdir: a new one for import, that of a run for export.")
-flags.DEFINE_string("from", None, "import: a Hugging Face checkpoint, a folder of config.json and safetensors.")
+flags.DEFINE_string("from", None, "import: a Hugging Face checkpoint, config.json and safetensors, or a PEFT adapter.")
 flags.DEFINE_string("mesh", "fsdp=-1", "import: axes of devices that it is spread over, as fsdp=4,tensor=2; -1: what is left.")
-flags.DEFINE_string("to", None, "export: a new folder for the Hugging Face checkpoint.")
+flags.DEFINE_string("to", None, "export: a new folder for the Hugging Face checkpoint or the PEFT adapter.")
+flags.DEFINE_bool("adapter", False, "export: the adapter alone, as PEFT saves it.")
+flags.DEFINE_string(
+    "base", None, "import of an adapter: its model, a Hugging Face folder or a workdir; none: the one that its config names. "
+    "export --adapter: the model that its config shall name; none: what the run started from."
+)  # fmt: skip
 flags.DEFINE_enum("dtype", "as-is", ["as-is", "float32", "bfloat16"], "export: of the tensors; as-is: as they are stored.")
 flags.DEFINE_float("max_shard_gb", 5.0, "export: most 10⁹ bytes in a file.", lower_bound=1e-6)
-flags.DEFINE_string("family", None, "export: the model_type to leave as; none: as it came, or the first that can hold it.")
+flags.DEFINE_string("family", None, "export: the model_type to leave as; none: as it came, or its base, or what can hold it.")
 flags.DEFINE_bool("merge", False, "export: add an adapter to its weights, and turn quantised weights into floats.")
-COMMANDS = {"import": ("from", "mesh"), "export": ("to", "dtype", "max_shard_gb", "family", "merge")}
+COMMANDS = {
+    "import": ("from", "base", "mesh"),
+    "export": ("to", "dtype", "max_shard_gb", "family", "merge", "adapter", "base"),
+}
 
 
 def main() -> None:
@@ -47,21 +61,34 @@ def main() -> None:
         raise UserError(str(error)) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
-    for name in (name for other, names in COMMANDS.items() if other != command for name in names):
+    useless, case = {name for names in COMMANDS.values() for name in names} - {*COMMANDS[command]}, command
+    if command == "export":
+        useless |= {"dtype", "max_shard_gb", "merge"} if FLAGS.adapter else {"base"}
+        case = "export --adapter" if FLAGS.adapter else "export without --adapter"
+    for name in sorted(useless):
         if FLAGS[name].present:
-            raise UserError(f"--{name} means nothing to {command}; --help tells what there is")
+            raise UserError(f"--{name} means nothing to {case}; --help tells what there is")
     other = COMMANDS[command][0]
     for name in (other, "workdir"):
         if not FLAGS[name].value:
             raise UserError(f"--{name} is missing; --help tells what there is")
     workdir, folder = (Path(FLAGS[name].value).absolute() for name in ("workdir", other))
     if command == "import":
-        from lm.convert.to_workdir import to_workdir  # jax is imported after the flags are right
+        from lm.convert.peft import is_adapter  # jax is imported after the flags are right
+        from lm.convert.to_workdir import adapter_to_workdir, to_workdir
         from lm.parallel.mesh import make_mesh
 
-        to_workdir(folder, workdir, make_mesh(mesh_sizes(FLAGS.mesh)))
+        mesh = make_mesh(mesh_sizes(FLAGS.mesh))
+        if FLAGS.base or is_adapter(folder):
+            adapter_to_workdir(folder, FLAGS.base, workdir, mesh)
+        else:
+            to_workdir(folder, workdir, mesh)
         if not any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
             print(f"{folder} has no tokenizer: put one into {workdir} before text is generated")
+    elif FLAGS.adapter:
+        from lm.convert.to_published import to_adapter
+
+        to_adapter(workdir, folder, base=FLAGS.base, family=FLAGS.family)
     else:
         from lm.convert.to_published import to_published
 
@@ -88,7 +115,7 @@ if __name__ == "__main__":
     if cli.wants_help(sys.argv):
         from lm.convert.families import FAMILIES
 
-        names = ("workdir", *COMMANDS["import"], *COMMANDS["export"])
+        names = dict.fromkeys(("workdir", *COMMANDS["import"], *COMMANDS["export"]))
         shown = (f"--{name}: {FLAGS[name].help}" + f" ({FLAGS[name].default})" * bool(FLAGS[name].default) for name in names)
         print("\n".join([__doc__.replace("FAMILIES", ", ".join(FAMILIES)), *shown]))
     else:

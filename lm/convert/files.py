@@ -71,12 +71,11 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
         return found
     if (folder / SINGLE).is_file():
         return tensors_of_file(folder / SINGLE)
-    for pattern, what in (
-        ("pytorch_model*.bin", "pickled PyTorch weights: load them with transformers and call save_pretrained, which writes "),
-        ("adapter_model.safetensors", "an adapter without its base: merge it there, and give the merged model's "),
-    ):
-        if any(folder.glob(pattern)):
-            raise UserError(f"{folder} holds {what}safetensors")
+    if any(folder.glob("pytorch_model*.bin")):
+        raise UserError(
+            f"{folder} holds pickled PyTorch weights: load them with transformers and call save_pretrained, which writes "
+            "safetensors"
+        )
     raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}")
 
 

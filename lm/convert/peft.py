@@ -6,12 +6,14 @@ inputs and outputs are ours. Where a module is several matrices of ours (fused p
 the way out, As that differ are stacked and their Bs make a block diagonal, which is the same map of a higher rank.
 """
 
+import dataclasses
 import json
 import math
 import os
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -22,8 +24,9 @@ from lm.adapt.lora import adapter_only, with_adapter
 from lm.adapt.rebuild import arrays_of, combined, each_layer, modules
 from lm.config import Adapter, ModelConfig
 from lm.convert.families import ALL, canonical, family_for, family_of
-from lm.convert.files import Planned, make_file, read, read_json, tensors_of_file, write
+from lm.convert.files import INDEX, SINGLE, Planned, make_file, read, read_json, tensors_of_file, write
 from lm.convert.folders import check_free, written_whole
+from lm.convert.published import is_published
 from lm.convert.rows import Place, Row, places
 from lm.errors import UserError
 from lm.model.linear import Linear
@@ -43,6 +46,21 @@ SAID = {
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that take something out of the base's weights
 
 
+class Found(NamedTuple):
+    """An adapter on disk: as the config says it, tensors and scale by module, and the matrices of ours with their modules."""
+
+    adapter: Adapter
+    loras: dict[str, dict[str, np.ndarray]]
+    scales: dict[str, float]
+    matched: list[tuple[Place, str]]
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and not the model that it belongs to."""
+    whole = any((folder / name).is_file() for name in (SINGLE, INDEX))
+    return not whole and any((folder / name).is_file() for name in (SETTINGS, WEIGHTS))
+
+
 def import_peft(folder: str | os.PathLike, config: ModelConfig, params: nnx.State) -> tuple[ModelConfig, nnx.State]:
     """The model with a PEFT adapter beside its weights.
 
@@ -50,17 +68,8 @@ def import_peft(folder: str | os.PathLike, config: ModelConfig, params: nnx.Stat
     layers without an adapter B is zero, so that the model computes what PEFT's does.
     Raises: UserError if the folder holds no LoRA or DoRA, one of another model, or something that ours cannot express.
     """
-    folder = Path(folder)
-    settings = read_json(folder / SETTINGS)
-    loras = _tensors(folder, settings)
-    matched = _matched(folder, config, loras)
-    scales = {name: _scale(settings, name, lora[A].shape[0]) for name, lora in loras.items()}
-    rank, scale = max(lora[A].shape[0] for lora in loras.values()), next(iter(scales.values()))
-    stabilized = bool(settings.get("use_rslora"))
-    adapter = Adapter(
-        rank=rank, alpha=scale * (rank**0.5 if stabilized else rank), dora=bool(settings.get("use_dora")),
-        rank_stabilized=stabilized, targets="|".join(sorted({re.escape(_name(place)) for place, _ in matched})),
-    )  # fmt: skip
+    adapter, loras, scales, matched = find_peft(folder, config)
+    scale = next(iter(scales.values()))
     config, params = with_adapter(config, params, adapter)
     arrays = {path: on_host(x).copy() for path, x in arrays_of(adapter_only(params)).items()}
     norms = _norms(config, params, {_linear(place) for place, _ in matched}) if adapter.dora else {}
@@ -78,21 +87,47 @@ def import_peft(folder: str | os.PathLike, config: ModelConfig, params: nnx.Stat
     return config, combined(config, held | {path: jax.device_put(x, held[path].sharding) for path, x in arrays.items()})
 
 
+def find_peft(folder: str | os.PathLike, config: ModelConfig) -> Found:
+    """Reads a PEFT adapter and holds it against a model, of which nothing is needed but its blueprint.
+
+    Raises: as import_peft.
+    """
+    folder = Path(folder)
+    if not (folder / SETTINGS).is_file():
+        raise UserError(f"{folder} is no adapter of PEFT: it has no {SETTINGS}")
+    settings = read_json(folder / SETTINGS)
+    loras = _tensors(folder, settings)
+    matched = _matched(folder, config, loras)
+    scales = {name: _scale(settings, name, lora[A].shape[0]) for name, lora in loras.items()}
+    rank, scale = max(lora[A].shape[0] for lora in loras.values()), next(iter(scales.values()))
+    stabilized = bool(settings.get("use_rslora"))
+    adapter = Adapter(
+        rank=rank, alpha=scale * (rank**0.5 if stabilized else rank), dora=bool(settings.get("use_dora")),
+        rank_stabilized=stabilized, targets="|".join(sorted({re.escape(_name(place)) for place, _ in matched})),
+    )  # fmt: skip
+    return Found(adapter, loras, scales, matched)
+
+
 def export_peft(
-    folder: str | os.PathLike, config: ModelConfig, params: nnx.State, base: str | os.PathLike | None = None
+    folder: str | os.PathLike, config: ModelConfig, params: nnx.State, base: str | os.PathLike | None = None, family=None
 ) -> None:
     """Writes a model's adapter for PEFT and vLLM into a new folder. On several hosts every process calls this.
 
-    base: the published model that it belongs to. If it is a folder, its config.json says how the modules are named and fused;
-      else that of the first family which can hold the model does.
+    base: the published model that it belongs to, a folder or a name, as adapter_config.json tells it.
+    family: how the modules are named and fused; None: as in the config.json of the base, if that is a folder; else as in the
+      first family which can hold the model.
+    params: those of the adapter are enough if it is no DoRA.
     Raises: UserError if the folder is taken, the model has no adapter, or no family can hold it.
     """
     folder = Path(folder)
     check_free(folder, "to")
     if not config.adapter.rank:
         raise UserError("the model has no adapter to export: model.adapter.rank=0")
-    known = base is not None and (Path(base) / "config.json").is_file()
-    fused = _by_module(family_of(read_json(Path(base) / "config.json")) if known else family_for(config), config)
+    if family is None and base is not None and is_published(Path(base)):
+        family = family_of(read_json(Path(base) / "config.json"))
+    if family is None:
+        family = family_for(dataclasses.replace(config, mup_base_dim=0))  # whose multipliers are at no matrix with an adapter
+    fused = _by_module(family, config)
     arrays = {path: on_host(x) for path, x in arrays_of(adapter_only(params)).items()}
     adapted = {name: rows for name, rows in fused.items() if any(f"{_linear(place)}.lora_a" in arrays for place in rows)}
     norms = {}

@@ -12,6 +12,7 @@ from jax.sharding import SingleDeviceSharding
 from lm.checkpoint import Checkpoints, check_shapes, named, nested, plain, unplain
 from lm.config import ModelConfig
 from lm.convert import stream
+from lm.convert.peft import is_adapter
 from lm.convert.published import Published, is_published, open_published
 from lm.errors import UserError
 from lm.model.transformer import skeleton
@@ -41,6 +42,11 @@ class Source(NamedTuple):
 def open_source(path: str | os.PathLike) -> Source:
     """Looks into the folder, without reading a weight. Raises UserError if it holds no model, or none that fits its config."""
     path = Path(path)
+    if is_adapter(path):
+        raise UserError(
+            f"{path} is an adapter without its model: python -m lm.convert import --from={path} --base=MODEL --workdir=DIR, "
+            "and take DIR"
+        )
     if is_published(path):
         return Source.of(open_published(path))
     checkpoints, step = newest(path)

@@ -1,4 +1,4 @@
-"""A workdir into a Hugging Face checkpoint that transformers and vLLM read."""
+"""A workdir into a Hugging Face checkpoint that transformers and vLLM read, or its adapter alone into one that PEFT reads."""
 
 import contextlib
 import dataclasses
@@ -14,16 +14,19 @@ from tqdm import tqdm
 from data.hf_tokenizer import load_tokenizer
 from data.tokenizer import Tokenizer
 from lm.adapt import lora
-from lm.checkpoint import Checkpoints, named, plain
+from lm.checkpoint import Checkpoints, named, nested, plain, unplain
 from lm.cli import write_json
 from lm.config import ModelConfig
 from lm.convert.families import FAMILIES, copies, essence, family_for
 from lm.convert.files import Planned, lay_out, read_json, write
 from lm.convert.folders import check_free, written_whole
+from lm.convert.peft import export_peft
+from lm.convert.published import is_published
 from lm.convert.rows import Place, places, theirs_of
 from lm.convert.source import config_of, newest, on_first_device, open_source
 from lm.convert.tokenizer_files import export_tokenizer
 from lm.errors import UserError
+from lm.model.transformer import skeleton
 
 AS_IS = "as-is"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -76,6 +79,57 @@ def to_published(
             write_json(beside / "generation_config.json", generation)
 
 
+def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str | None = None) -> None:
+    """Writes the adapter of the newest checkpoint as adapter_config.json and adapter_model.safetensors.
+
+    Args:
+      base: the model that adapter_config.json names, a folder or a name on the hub; None: the one that the run started from.
+      family: the model_type whose modules it names; None: that of the base, or of what the run started from, or the first
+        that can hold the model.
+    Raises: UserError if `to` is taken, there is no checkpoint, it has no adapter, or no family can hold the model.
+    """
+    check_free(to, "to")
+    checkpoints, step = newest(workdir)
+    with contextlib.closing(checkpoints):
+        saved = checkpoints.meta(step)["config"]
+        config = config_of(saved)
+        if not config.adapter.rank:
+            raise UserError(f"{workdir} has no adapter: without --adapter the whole model is exported")
+        start, origin = started_from(saved)
+        base = base or start
+        if base and Path(base).is_dir():
+            base = str(Path(base).absolute())
+            origin = read_json(Path(base) / "config.json").get("model_type") if is_published(Path(base)) else origin
+        plainer = dataclasses.replace(config, mup_base_dim=0, tie_embeddings=config.tie_embeddings and not config.mup_base_dim)
+        chosen = family_that_holds(plainer, family, origin)
+        if config.adapter.dora:  # its magnitudes need the weights
+            params = on_first_device(open_source(workdir))
+        else:
+            few = lora.adapter_only(skeleton(config)[1])
+            arrays = checkpoints.read_params(step, named(plain(few)))
+            params = unplain(few, nested({name: jnp.asarray(x) for name, x in arrays.items()}))
+        export_peft(to, config, params, base, chosen)
+
+
+def started_from(saved: dict) -> tuple[str | None, str | None]:
+    """The model beside whose weights a workdir's adapter stands, and its model_type, where these are known.
+
+    A run may have started from a workdir that had the adapter already: then what that one started from counts. A workdir that
+    is an import stands for the folder that it came from.
+    """
+    start, origin, seen = saved.get("init_from"), saved.get("published", {}).get("model_type"), set()
+    while start and start not in seen and (Path(start) / "config.json").is_file():
+        before = read_json(Path(start) / "config.json")
+        if is_published(Path(start)):
+            return start, before.get("model_type")
+        published = before.get("published", {})
+        if not before.get("model", {}).get("adapter", {}).get("rank"):
+            return published.get("from", start), published.get("model_type")
+        seen.add(start)
+        start, origin = before.get("init_from"), published.get("model_type")
+    return start, origin
+
+
 def _write_tensors(
     folder: Path, arrays: Arrays, tensors: dict[str, list[Place]], dtypes: dict[str, np.dtype], shard_bytes: int
 ) -> None:
@@ -97,7 +151,8 @@ def _write_tensors(
 def unmerged(workdir: Path, config: ModelConfig, checkpoints: Checkpoints, step: int) -> Arrays:
     """The arrays of a checkpoint, read when they are wanted. Raises UserError for what no published family has."""
     if config.adapter.rank:
-        raise UserError(f"{workdir} has an adapter of rank {config.adapter.rank}: --merge adds it to the weights")
+        how = "--merge adds it to the weights, --adapter exports it alone"
+        raise UserError(f"{workdir} has an adapter of rank {config.adapter.rank}: {how}")
     if config.quantization.bits:
         raise UserError(f"{workdir} has weights of {config.quantization.bits} bits: --merge turns them into float32")
     dtypes = {name: np.dtype(x.dtype) for name, x in checkpoints.stored_params(step).items()}

@@ -1,17 +1,23 @@
-"""A published checkpoint into a workdir, as if it had been trained here up to step 0."""
+"""A published checkpoint, or a model with a published adapter, into a workdir as if it had been trained here up to step 0."""
 
 import math
 from pathlib import Path
 
 import jax
+from flax import nnx
 from jax.sharding import Mesh
 
+from data.hf_tokenizer import FILES, copy_files
 from lm.checkpoint import Checkpoints
 from lm.cli import write_json
+from lm.config import ModelConfig
+from lm.convert.files import read_json
 from lm.convert.folders import check_free, written_whole
-from lm.convert.published import open_published
-from lm.convert.source import Source, as_stored
+from lm.convert.peft import SETTINGS, find_peft, import_peft
+from lm.convert.published import Published, is_published, open_published
+from lm.convert.source import Source, as_stored, open_source
 from lm.convert.tokenizer_files import import_tokenizer
+from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, shardings
 
@@ -24,20 +30,78 @@ def to_workdir(folder: Path, workdir: Path, mesh: Mesh) -> None:
     """
     check_free(workdir, "workdir")
     published = open_published(folder)
-    check_fit(mesh, published.config, math.prod(mesh.shape.values()), 1)
-    abstract = skeleton(published.config)[1]
+    source = Source.of(published)
+    check_fit(mesh, source.config, math.prod(mesh.shape.values()), 1)
+    with written_whole(workdir) as beside:
+        import_tokenizer(folder, beside)  # first: it can fail, and takes no time
+        write_workdir(beside, source.config, _load(source, mesh), published=_origin(published))
+
+
+def adapter_to_workdir(folder: Path, base: str | None, workdir: Path, mesh: Mesh) -> None:
+    """Writes what `to_workdir` does, of a model with the PEFT adapter of `folder` beside its weights.
+
+    base: the model, a Hugging Face folder or a workdir; None: what adapter_config.json names, if that is a folder here.
+    The tokenizer is the adapter's, if it has one, else the model's.
+    Raises: UserError if the workdir is taken, there is no base or it has an adapter itself, or the adapter is not for it.
+    """
+    check_free(workdir, "workdir")
+    root = Path(base or _named_base(folder)).absolute()
+    if is_published(root):
+        published = open_published(root)
+        source, origin = Source.of(published), _origin(published)
+    else:
+        source, origin = open_source(root), read_json(root / "config.json").get("published", {})
+    if source.config.adapter.rank:
+        raise UserError(f"--base={root} has an adapter itself: export it with --merge, and name that")
+    check_fit(mesh, source.config, math.prod(mesh.shape.values()), 1)
+    find_peft(folder, source.config)  # before the model is read, which may take long
+    with written_whole(workdir) as beside:
+        _tokenizer(folder, root, beside)
+        params = _load(source, mesh)
+        with jax.set_mesh(mesh):
+            config, params = import_peft(folder, source.config, params)
+        write_workdir(beside, config, params, published=origin, init_from=str(root))
+
+
+def _named_base(folder: Path) -> str:
+    named = read_json(folder / SETTINGS).get("base_model_name_or_path")
+    if named and Path(named).is_dir():
+        return named
+    what = f"{named}, which is no folder here" if named else "no model that it tells"
+    raise UserError(f"{folder} is an adapter of {what}: name the model's folder with --base")
+
+
+def _tokenizer(folder: Path, base: Path, to: Path) -> None:
+    own = any((folder / name).exists() for name in ("tokenizer.model", "tokenizer.json"))
+    if not own:
+        import_tokenizer(base, to)
+        return
+    copy_files(base, to)  # of which only the ids that end a completion stay
+    for name in FILES:
+        if name != "generation_config.json":
+            (to / name).unlink(missing_ok=True)
+    import_tokenizer(folder, to)
+
+
+def _origin(published: Published) -> dict:
+    return {"from": str(published.folder), "model_type": published.model_type, "twice": published.twice}
+
+
+def _load(source: Source, mesh: Mesh) -> nnx.State:
+    """The parameters on the mesh, as they are stored."""
+    abstract = skeleton(source.config)[1]
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings(abstract, mesh)
     )
-    source = Source.of(published)
-    model = published.config.to_dict()
-    origin = {"from": str(folder), "model_type": published.model_type, "twice": published.twice}
-    config = {"dtype": model.pop("dtype"), "model": model, "published": origin}
-    with written_whole(workdir) as beside:
-        import_tokenizer(folder, beside)  # first: it can fail, and takes no time
-        params = source.load(as_stored(source, abstract))
-        checkpoints = Checkpoints(beside, compress=False)
-        checkpoints.save(0, {"params": params}, {"config": config, "loader": None, "tokens": 0})
-        checkpoints.wait()
-        checkpoints.close()
-        write_json(beside / "config.json", config)
+    return source.load(as_stored(source, abstract))
+
+
+def write_workdir(workdir: Path, config: ModelConfig, params: nnx.State, **more) -> None:
+    """A workdir at step 0, but for the tokenizer. more: keys of its config beside the model's, such as init_from."""
+    model = config.to_dict()
+    saved = {"dtype": model.pop("dtype"), "model": model, **more}
+    checkpoints = Checkpoints(workdir, compress=False)
+    checkpoints.save(0, {"params": params}, {"config": saved, "loader": None, "tokens": 0})
+    checkpoints.wait()
+    checkpoints.close()
+    write_json(workdir / "config.json", saved)

@@ -36,7 +36,7 @@ class Settings(NamedTuple):
     temperature: float
     top_p: float
     top_k: int
-    stop_ids: tuple[int, ...]
+    stop_ids: tuple[int, ...] = ()
     cache_dtype: str = ""
 
 
