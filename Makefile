@@ -18,7 +18,7 @@ demo: $(BIN)/.core
 	@echo; echo "Report: $(WORKDIR)/report.html"
 
 test: $(BIN)/.test
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(BIN)/.test .venv/tpu
 	PYTHONPATH=.venv/tpu $(BIN)/python -m pytest -q --durations=10

@@ -26,7 +26,7 @@ from lm.train.feed import Feed
 from lm.train.step import make_trainer, model_config_of, state_shardings
 
 WIDTHS = (64, 128, 256, 512)
-RATES = tuple(2.0**-k for k in range(11, 5, -1))
+RATES = tuple(2.0**-k for k in range(10, 5, -1))
 HEAD = 32  # of every width: μP lets the number of heads grow
 TAIL = 0.1  # of the steps, whose losses are averaged
 
@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/mup"))
     parser.add_argument("--plot", type=Path, help="where the plot goes; default: OUT/mup.png")
-    parser.add_argument("--steps", type=int, default=200, help="of each run, 2,048 tokens each")
+    parser.add_argument("--steps", type=int, default=200, help="of each run, 4,096 tokens each")
     parser.add_argument("--widths", type=int, nargs="+", default=WIDTHS)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def main() -> None:
 def shape(width: int, mup: bool, rate: float, steps: int):
     """The demo's training config with a two-layer model of this width."""
     config = demo.get_config()
-    config.batch_size, config.accumulate, config.steps = 16, 1, steps
+    config.batch_size, config.accumulate, config.steps = 32, 2, steps
     config.model.update(
         vocab_size=2048, num_layers=2, embed_dim=width, num_heads=width // HEAD, num_kv_heads=width // HEAD, head_dim=HEAD,
         mlp_dim=3 * width, mup_base_dim=WIDTHS[0] if mup else 0,
