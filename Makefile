@@ -1,4 +1,4 @@
-# make demo   the main job: raw text -> trained model -> report -> generated text
+# make demo   the main job: raw text -> trained model -> instructions -> reinforcement learning -> reports -> text
 # make test   the tests, as CI runs them
 # Each does all its own set-up, in .venv, with the first Python >= 3.11 it finds (or PYTHON=...).
 
@@ -15,7 +15,11 @@ demo: $(BIN)/.core
 	$(BIN)/python train.py --config=configs/train/demo.py --workdir=$(WORKDIR)
 	@echo; echo "The model writes:"; echo
 	$(BIN)/python -m lm.generate --checkpoint=$(WORKDIR) --prompt='def ' --prompt='import ' --prompt='Return ' --max_new_tokens=64
-	@echo; echo "Report: $(WORKDIR)/report.html"
+	@echo; echo "It learns to do what it is told:"; echo
+	$(BIN)/python align.py --config=configs/align/demo.py:sft --workdir=$(WORKDIR)/sft --config.init_from=$(WORKDIR)
+	@echo; echo "and, by reinforcement learning, to do it politely:"; echo
+	$(BIN)/python align.py --config=configs/align/demo.py:grpo --workdir=$(WORKDIR)/grpo --config.init_from=$(WORKDIR)/sft
+	@echo; $(BIN)/python -m lm.evals.align_report $(WORKDIR) $(WORKDIR)/sft $(WORKDIR)/grpo
 
 test: $(BIN)/.test
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile

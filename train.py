@@ -44,6 +44,7 @@ def train(config, workdir: Path) -> None:
     from lm.parallel import hosts
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.train import loop
+    from lm.train.feed import Feed, Reading
     from lm.train.start import initial_params
     from lm.train.step import make_trainer, model_config_of
 
@@ -66,7 +67,9 @@ def train(config, workdir: Path) -> None:
         trainer = make_trainer(config)
         try:
             start = functools.partial(initial_params, config, mesh)
-            result = loop.train(config, trainer, mesh, batches, valid, tokenizer, workdir, start)
+            stream = Reading(batches, mesh, config.data.log_ids)
+            validate = valid and loop.Evaluator(trainer, Feed(valid, mesh), tokenizer, config.model.vocab_size)
+            result = loop.train(config, trainer, mesh, stream, validate, workdir, start)
         except loop.Stopped as stopped:
             hosts.leave()
             cli.fail(str(stopped), 128 + stopped.signum)

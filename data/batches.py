@@ -23,7 +23,61 @@ from lm.errors import UserError
 NO_ROW = -1  # the id of a row that only fills up the last batch
 
 
-class Batches:
+class Numbered:
+    """Batches of the rows that `order` puts at position 0, 1, …; what a batch holds, `batch` says.
+
+    Args:
+        order: row ids; endless if `shuffle`, else `num_rows` of them, and the last batch is filled up with id -1.
+        num_rows: different ones.
+        batch_size: B, over all hosts.
+
+    Attributes: batch_size, num_rows, and num_batches, the batches that it takes to hold the rows.
+    """
+
+    def __init__(self, order: Sequence[int], num_rows: int, batch_size: int, shuffle: bool):
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        self.batch_size, self.num_rows, self.num_batches = batch_size, num_rows, math.ceil(num_rows / batch_size)
+        self._order, self._shuffle = order, shuffle
+        self._order[0]  # Grain sets up its statistics on the first access, which must not be two threads' at once
+
+    def batch(self, n: int, rows: slice | Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """Batch n, or the rows [b] of it that `rows` picks among its B, as arrays [b, …]; `ids` as `global_row_ids`."""
+        raise NotImplementedError
+
+    def global_row_ids(self, n: int, rows: slice | Sequence[int] | None = None) -> np.ndarray:
+        """The ids of the rows of batch n: int64 [B], or of those that `rows` picks among them.
+
+        An id is the row's place among all rows of the split, whatever is read of them; -1 is no row.
+        """
+        if n < 0 or not (self._shuffle or n < self.num_batches):
+            raise IndexError(f"no batch {n}" + ("" if self._shuffle else f" among {self.num_batches}"))
+        places = range(n * self.batch_size, (n + 1) * self.batch_size)
+        places = places if rows is None else places[rows] if isinstance(rows, slice) else [places[r] for r in rows]
+        last = sys.maxsize if self._shuffle else self.num_rows
+        return np.asarray([self._order[k] if k < last else NO_ROW for k in places], np.int64)
+
+    def iterate(self, start: int = 0, rows: slice | Sequence[int] | None = None, stop: int | None = None, *,
+                prefetch: int = 8, threads: int = 2) -> grain.DatasetIterator:
+        """A Grain iterator over batches `start`, `start`+1, …, before `stop`, as `batch` gives them.
+
+        Its `get_state()` and `set_state()` hold the number of the next batch, so a state may be set on an
+        iterator that started elsewhere or reads other rows. Call `close()` to end its threads early.
+
+        Args:
+            stop: default: never with `shuffle`, else `num_batches`.
+            prefetch: batches read ahead; 0 reads in the caller's thread.
+            threads: that read.
+        """
+        end = sys.maxsize if self._shuffle else self.num_batches
+        source = _Source(self, rows, end if stop is None else min(stop, end))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+        iterator = iter(grain.MapDataset.source(source).to_iter_dataset(options))
+        grain.experimental.set_next_index(iterator, min(start, len(source)))
+        return iterator
+
+
+class Batches(Numbered):
     """The batches of one split of a dataset that `data.dataset.prepare` made. Immutable; threads may share it.
 
     With `shuffle` the stream never ends. Without weights every row comes once before any comes again. With
@@ -44,6 +98,7 @@ class Batches:
 
     Attributes:
         sequence_length: T.
+        batch_size: B.
         ranges: source name -> the ids of its rows, for all sources of the split.
         num_rows: rows of the sources that are read.
         num_batches: batches that it takes to hold them.
@@ -54,14 +109,12 @@ class Batches:
 
     def __init__(self, dataset_dir: str | os.PathLike, split: str = "train", *, batch_size: int, seed: int = 0,
                  weights: Mapping[str, float] | None = None, shuffle: bool = True):
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         if split not in SPLITS:
             raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
         statistics = prepared(dataset_dir)
         if statistics is None:
             raise UserError(f"{dataset_dir} holds no finished dataset; prepare one there first")
-        self.sequence_length, self.batch_size = statistics["sequence_length"], batch_size
+        self.sequence_length = statistics["sequence_length"]
         self.ranges: dict[str, range] = {}
         end = 0
         for name, counts in statistics["sources"].items():
@@ -73,25 +126,10 @@ class Batches:
                             "anew")
         chosen = _checked(weights, self.ranges, split) if weights is not None else None
 
-        self.num_rows = sum(len(self.ranges[name]) for name in chosen or self.ranges)
-        self.num_batches = math.ceil(self.num_rows / batch_size)
-        self._shuffle = shuffle
-        self._order = _order(self.ranges, chosen, seed) if shuffle else _in_order(self.ranges, chosen)
-        self._order[0]  # Grain sets up its statistics on the first access, which must not be two threads' at once
+        order = shuffled(self.ranges, chosen, seed) if shuffle else _in_order(self.ranges, chosen)
+        super().__init__(order, sum(len(self.ranges[name]) for name in chosen or self.ranges), batch_size, shuffle)
         self._starts = np.asarray([ids.start for ids in self.ranges.values()])
         self._readers = [open_split(dataset_dir, name, split) for name in self.ranges]
-
-    def global_row_ids(self, n: int, rows: slice | Sequence[int] | None = None) -> np.ndarray:
-        """The ids of the rows of batch n: int64 [B], or of those that `rows` picks among them.
-
-        An id is the row's place among all rows of the split, whatever is read of them; -1 is no row.
-        """
-        if n < 0 or not (self._shuffle or n < self.num_batches):
-            raise IndexError(f"no batch {n}" + ("" if self._shuffle else f" among {self.num_batches}"))
-        places = range(n * self.batch_size, (n + 1) * self.batch_size)
-        places = places if rows is None else places[rows] if isinstance(rows, slice) else [places[r] for r in rows]
-        last = sys.maxsize if self._shuffle else self.num_rows
-        return np.asarray([self._order[k] if k < last else NO_ROW for k in places], np.int64)
 
     def batch(self, n: int, rows: slice | Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """Reads batch n, or the rows [b] of it that `rows` picks among its B.
@@ -117,30 +155,11 @@ class Batches:
         return {"tokens": whole["tokens"][:, :-1], "targets": whole["tokens"][:, 1:], "segment_ids": segments[:, :-1],
                 "positions": whole["positions"][:, :-1], "weights": same.astype(np.float32), "ids": ids}
 
-    def iterate(self, start: int = 0, rows: slice | Sequence[int] | None = None, stop: int | None = None, *,
-                prefetch: int = 8, threads: int = 2) -> grain.DatasetIterator:
-        """A Grain iterator over batches `start`, `start`+1, …, before `stop`, as `batch` gives them.
 
-        Its `get_state()` and `set_state()` hold the number of the next batch, so a state may be set on an
-        iterator that started elsewhere or reads other rows. Call `close()` to end its threads early.
-
-        Args:
-            stop: default: never with `shuffle`, else `num_batches`.
-            prefetch: batches read ahead; 0 reads in the caller's thread.
-            threads: that read.
-        """
-        end = sys.maxsize if self._shuffle else self.num_batches
-        source = _Numbered(self, rows, end if stop is None else min(stop, end))
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-        iterator = iter(grain.MapDataset.source(source).to_iter_dataset(options))
-        grain.experimental.set_next_index(iterator, min(start, len(source)))
-        return iterator
-
-
-class _Numbered:
+class _Source:
     """Grain's random-access source whose element n is batch n."""
 
-    def __init__(self, batches: Batches, rows: slice | Sequence[int] | None, length: int):
+    def __init__(self, batches: Numbered, rows: slice | Sequence[int] | None, length: int):
         self._batches, self._rows, self._length = batches, rows, length
 
     def __len__(self) -> int:
@@ -150,21 +169,21 @@ class _Numbered:
         return self._batches.batch(n, self._rows)
 
 
-def _order(ranges: Mapping[str, range], weights: Mapping[str, float] | None, seed: int) -> grain.MapDataset:
+def shuffled(ranges: Mapping[str, range], weights: Mapping[str, float] | None, seed: int) -> grain.MapDataset:
     """Endless row ids: one permutation of them all, or a mixture of one permutation per source.
 
     `MapDataset.mix` rounds the proportions, so it could repeat a row of one source before the last of another
     was seen: the default is therefore one permutation over all. The mixture scales the least weight to 100.
     """
 
-    def shuffled(ids: range, stream: int) -> grain.MapDataset:
+    def permuted(ids: range, stream: int) -> grain.MapDataset:
         mixed = int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
         return grain.MapDataset.range(ids.start, ids.stop).seed(mixed).shuffle().repeat()
 
     if weights is None:
         total = sum(map(len, ranges.values()))
-        return shuffled(range(total), 0)
-    streams = [shuffled(ids, i) for i, (name, ids) in enumerate(ranges.items(), start=1) if name in weights]
+        return permuted(range(total), 0)
+    streams = [permuted(ids, i) for i, (name, ids) in enumerate(ranges.items(), start=1) if name in weights]
     least = min(weights.values())
     # Rounded here, since Grain would cut: 0.3 / 0.1 * 100 is 299.99...
     parts = [round(100 * weights[name] / least) for name in ranges if name in weights]

@@ -84,6 +84,18 @@ def encode_chat(
     return Chat(ids, [any(written[begin:end]) for begin, end in spans])
 
 
+def end_of_turn(tokenizer: Tokenizer | HFTokenizer, template: str | None = None) -> int:
+    """The symbol with which the template ends an assistant's message. Raises UserError if it writes none."""
+    symbols = set(tokenizer.chat_symbols(template or getattr(tokenizer, "chat_template", None) or CHAT_TEMPLATE).values())
+    asked = [{"role": "user", "content": "a"}]
+    begun = encode_chat(tokenizer, asked, template=template, add_generation_prompt=True).ids
+    whole = encode_chat(tokenizer, [*asked, {"role": "assistant", "content": "a"}], template=template).ids
+    ends = [i for i in whole[len(begun) :] if i in symbols] if whole[: len(begun)] == begun else []
+    if not ends:
+        raise UserError("chat: the template ends an assistant's message with no symbol of its own, so a reply would never end")
+    return ends[0]
+
+
 def _encode(tokenizer, text: str, symbols: dict[str, int], mark: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Ids, and for each the characters [begin, end) of the marked text that it is from."""
     parts = re.split(f"((?:{_any_of(symbols)})(?!{mark}))", text)

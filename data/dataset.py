@@ -98,7 +98,7 @@ def prepare(out_dir: str | os.PathLike, sources: Iterable[Source], tokenizer: To
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} already exists; delete it, or choose another folder for the dataset")
     dtype = row_dtype(sequence_length, tokenizer.vocab_size)
-    with _exclusive(out.with_name(f".{out.name}.incomplete")) as beside:
+    with exclusive(out.with_name(f".{out.name}.incomplete")) as beside:
         statistics: dict[str, Any] = {
             "sequence_length": sequence_length, "vocab_size": tokenizer.vocab_size,
             "tokenizer": tokenizer.fingerprint, "sources": {}}
@@ -134,7 +134,7 @@ def open_split(out_dir: str | os.PathLike, source: str, split: str):
 
 
 @contextlib.contextmanager
-def _exclusive(folder: Path) -> Iterator[Path]:
+def exclusive(folder: Path) -> Iterator[Path]:
     """An empty folder that this process alone holds. On an error it is deleted; a killed process leaves it.
 
     The kernel drops the lock when a process dies, so a folder that can be locked has no writer left.

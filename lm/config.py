@@ -142,6 +142,7 @@ class ModelConfig:
     tie_embeddings: bool = False
     logit_softcap: float = 0.0
     mtp_depth: int = 0  # modules that each predict one more token ahead (DeepSeek-V3)
+    score_head: str = "none"  # a number a token beside the logits: reward (of what was read), value (of what will come)
 
     mup_base_dim: int = 0  # μP: embed_dim at which learning rate and initialisation were tuned; 0: standard
     adapter: Adapter = Adapter()
@@ -276,6 +277,7 @@ def _check(config: ModelConfig) -> None:
     one_of("norm", "rms", "layer")
     one_of("norm_position", "pre", "post", "sandwich")
     one_of("activation", "silu", "gelu", "gelu_tanh", "relu2")
+    one_of("score_head", "none", "reward", "value")
     one_of("remat", *REMAT)
     if config.dtype not in ("bfloat16", "float32"):
         raise UserError(f"dtype={config.dtype!r} is neither bfloat16 nor float32")

@@ -16,7 +16,9 @@ from lm.model.linear import trainable
 from lm.model.moe import Balance
 from lm.model.transformer import empty_state, skeleton
 
-PARTS = ("embedding", "attention", "feed_forward", "experts", "shared_expert", "router", "norms", "head", "mtp", "adapters")
+PARTS = (
+    "embedding", "attention", "feed_forward", "experts", "shared_expert", "router", "norms", "head", "score", "mtp", "adapters",
+)  # fmt: skip
 
 
 class Piece(NamedTuple):
@@ -75,7 +77,8 @@ def _part(names: tuple[str, ...], axes: tuple[str, ...]) -> str:
         return "shared_expert"
     if "expert" in axes:
         return "experts"
-    return next(part for part in ("attention", "feed_forward", "head", "embedding") if any(part in name for name in names))
+    parts = ("attention", "feed_forward", "head", "score", "embedding")
+    return next(part for part in parts if any(part in name for name in names))
 
 
 def parameters(config: ModelConfig) -> dict[str, dict[str, int]]:

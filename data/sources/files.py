@@ -11,7 +11,7 @@ import gzip
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from data.sources import Document, Source
@@ -51,11 +51,8 @@ def open_files(input: str, text_key: str = "text") -> Source:
     Raises:
         UserError: nothing matches, or nothing that matches has one of `EXTENSIONS`.
     """
-    whole = os.path.expanduser(input)
-    parts = [whole] if os.path.exists(whole) else [os.path.expanduser(p.strip()) for p in input.split(",") if p.strip()]
-    if not parts:
-        raise missing(input)
-    paths = sorted({path for part in parts for path in _find(part)})
+    parts = _parts(input)
+    paths = find(input)
     roots = [_fixed_folder(part) for part in parts]
     base = os.path.commonpath([os.path.abspath(root) for root in roots])
     name = "_".join(_identifier(part) for part in parts)[:64]
@@ -87,7 +84,20 @@ def read_file(path: str, id: str, text_key: str = "text") -> Iterator[Document]:
 # Finding files.
 
 
-def _find(part: str) -> list[str]:
+def find(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
+    """The files with these extensions that `input` names (see `open_files`), in the order of their paths."""
+    return sorted({path for part in _parts(input) for path in _find(part, extensions)})
+
+
+def _parts(input: str) -> list[str]:
+    whole = os.path.expanduser(input)
+    parts = [whole] if os.path.exists(whole) else [os.path.expanduser(p.strip()) for p in input.split(",") if p.strip()]
+    if not parts:
+        raise missing(input)
+    return parts
+
+
+def _find(part: str, extensions: tuple[str, ...]) -> list[str]:
     matches = [part] if os.path.exists(part) else glob.glob(part, recursive=True)
     if not matches:
         raise missing(part)
@@ -99,9 +109,9 @@ def _find(part: str) -> list[str]:
         for folder, folders, names in os.walk(match):
             folders[:] = [f for f in folders if not f.startswith(".")]
             found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
-    readable = [os.path.normpath(path) for path in found if path.endswith(EXTENSIONS)]
+    readable = [os.path.normpath(path) for path in found if path.endswith(extensions)]
     if not readable:
-        raise UserError(f"data.input={part!r} holds no file that can be read; accepted: {' '.join(EXTENSIONS)}")
+        raise UserError(f"data.input={part!r} holds no file that can be read; accepted: {' '.join(extensions)}")
     return readable
 
 
@@ -188,6 +198,18 @@ def _cut(data: bytes) -> int:
 
 
 def _read_json_lines(path: str, id: str, text_key: str) -> Iterator[Document]:
+    for number, row in json_lines(path):
+        where = f"{path}:{number}"
+        if not isinstance(row.get(text_key), str):
+            what = f"{text_key!r} is {type(row[text_key]).__name__}" if text_key in row else f"no {text_key!r}"
+            raise UserError(f"{where}: {what}, keys are {listed(row)}; set data.text_key to one that holds a string")
+        document = _from_row(row, text_key, f"{id}:{number}", where, path)
+        if document:
+            yield document
+
+
+def json_lines(path: str) -> Iterator[tuple[int, dict]]:
+    """(line, from 1; the object there) of a file that may be compressed. Raises: UserError, OSError."""
     offset = 0
     for number, line in enumerate(_lines(path), start=1):
         where = f"{path}:{number}"
@@ -207,12 +229,7 @@ def _read_json_lines(path: str, id: str, text_key: str) -> Iterator[Document]:
             raise UserError(f"{where}: not JSON ({error}); write one JSON object a line") from error
         if not isinstance(row, dict):
             raise UserError(f"{where}: a JSON {type(row).__name__}, not an object; write one JSON object a line")
-        if not isinstance(row.get(text_key), str):
-            what = f"{text_key!r} is {type(row[text_key]).__name__}" if text_key in row else f"no {text_key!r}"
-            raise UserError(f"{where}: {what}, keys are {_listed(row)}; set data.text_key to one that holds a string")
-        document = _from_row(row, text_key, f"{id}:{number}", where, path)
-        if document:
-            yield document
+        yield number, row
 
 
 def _lines(path: str) -> Iterator[bytes]:
@@ -263,30 +280,39 @@ def _zstd_lines(path: str) -> Iterator[bytes]:
 
 def _read_parquet(path: str, id: str, text_key: str) -> Iterator[Document]:
     import pyarrow
-    import pyarrow.parquet
 
     def is_string(kind: pyarrow.DataType) -> bool:
         kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
         return pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind)
 
+    def chosen(schema: pyarrow.Schema) -> list[str]:
+        kinds = {field.name: field.type for field in schema}
+        if text_key not in kinds or not is_string(kinds[text_key]):
+            what = f"column {text_key!r} is {kinds[text_key]}" if text_key in kinds else f"no column {text_key!r}"
+            raise UserError(f"{path}: {what}, columns are {listed(kinds)}; set data.text_key to one that holds strings")
+        columns = [c for c in (text_key, *_ABOUT) if c in kinds and is_string(kinds[c])]
+        return list(dict.fromkeys(columns))
+
+    for number, row in parquet_rows(path, chosen):
+        if row[text_key] is None:  # what an empty text is called in a column
+            continue
+        document = _from_row(row, text_key, f"{id}:{number}", f"{path}: row {number}", path)
+        if document:
+            yield document
+
+
+def parquet_rows(path: str, columns: Callable | None = None) -> Iterator[tuple[int, dict]]:
+    """(row, from 1; its values) of the columns that `columns` picks from the schema; all by default. Raises: UserError."""
+    import pyarrow
+    import pyarrow.parquet
+
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            kinds = {field.name: field.type for field in file.schema_arrow}
-            if text_key not in kinds or not is_string(kinds[text_key]):
-                what = f"column {text_key!r} is {kinds[text_key]}" if text_key in kinds else f"no column {text_key!r}"
-                raise UserError(
-                    f"{path}: {what}, columns are {_listed(kinds)}; set data.text_key to one that holds strings"
-                )
-            columns = [c for c in (text_key, *_ABOUT) if c in kinds and is_string(kinds[c])]
             number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=list(dict.fromkeys(columns))):
+            for batch in file.iter_batches(batch_size=1024, columns=columns(file.schema_arrow) if columns else None):
                 for row in batch.to_pylist():
                     number += 1
-                    if row[text_key] is None:  # what an empty text is called in a column
-                        continue
-                    document = _from_row(row, text_key, f"{id}:{number}", f"{path}: row {number}", path)
-                    if document:
-                        yield document
+                    yield number, row
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: a string column is not valid UTF-8 ({error}); write the file again") from error
     except pyarrow.ArrowException as error:
@@ -323,7 +349,8 @@ def _encodable(string: str) -> str:
     return string if string.isascii() else string.encode(errors="replace").decode()
 
 
-def _listed(keys: dict) -> str:
+def listed(keys: dict) -> str:
+    """The keys as an error shows them."""
     shown = [repr(key) for key in keys][:20]
     return " ".join(shown + ["…"] * (len(keys) > 20)) or "none"
 

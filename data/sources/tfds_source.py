@@ -44,11 +44,7 @@ def open_tfds(name: str, text_key: str = "text") -> Source:
         UserError: no such config or version, no train split, or no Text feature to choose; from `read`, the
             dataset cannot be prepared here, is stored in a format without random access, or is not UTF-8.
     """
-    try:
-        builder = tfds.builder(name)
-    # A builder runs its author's code, which may raise anything: no such config, no such version, a missing module.
-    except Exception as error:
-        raise UserError(f"data.input={name!r} cannot be opened as a TFDS dataset: {_one_line(error)}") from error
+    builder = _builder(name)
     feature = _text_feature(builder, name, text_key)
     if builder.is_prepared():
         _check_train(builder, name)
@@ -69,6 +65,20 @@ def open_tfds(name: str, text_key: str = "text") -> Source:
                 yield Document(f"train[{i}]", text, builder.info.full_name, _licence(builder))
 
     return Source(re.sub(r"[^a-z0-9]+", "_", name.split(":")[0].lower()).strip("_"), read)
+
+
+def open_rows(name: str):
+    """Random access to the `train` split as it is, and its features. Raises: UserError as `open_tfds`."""
+    builder = _builder(name)
+    return _rows(builder, name), builder.info.features
+
+
+def _builder(name: str) -> tfds.core.DatasetBuilder:
+    try:
+        return tfds.builder(name)
+    # A builder runs its author's code, which may raise anything: no such config, no such version, a missing module.
+    except Exception as error:
+        raise UserError(f"data.input={name!r} cannot be opened as a TFDS dataset: {_one_line(error)}") from error
 
 
 def _dataset(name: str) -> str:

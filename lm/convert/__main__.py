@@ -11,7 +11,8 @@ the host holds a tensor at a time. To try a checkpoint without writing anything,
 python -m lm.generate --checkpoint=HF_DIR. Families: FAMILIES.
 
 export reads the newest checkpoint of a workdir, trained here or imported, and writes config.json, safetensors with their index,
-generation_config.json and the tokenizer as transformers and vLLM read them. An import leaves bit for bit as it came.
+generation_config.json and the tokenizer as transformers and vLLM read them. An import leaves bit for bit as it came. A reward
+model comes in from and leaves as a sequence classifier of one label; a policy leaves without its value head.
 
 A folder of adapter_config.json and adapter_model.safetensors, as the PEFT library saves it, is imported beside the weights of
 its base: lm.load, lm.generate and --config.init_from then take the workdir, and export --merge folds the adapter in. With

@@ -7,6 +7,7 @@ rows(config, kind), ends(config)    the tables of weights: of one layer of a kin
 ignored        regular expressions of tensors that hold no weights of ours
 canonical(name)    where published names come in several forms: the one that the rows have
 copies(config)     where a checkpoint holds a parameter twice: rows to be written, but not read
+CLASSIFIER         its class of sequence classifiers, where that is not named after the one of language models
 """
 
 import dataclasses
@@ -20,6 +21,7 @@ from lm.errors import UserError
 
 # In the order in which a model of ours looks for the family it can leave as.
 ALL = (llama, mistral, qwen2, qwen3, phi3, mixtral, qwen3_moe, gemma2, gemma3, olmo2, deepseek, gpt2)
+CLASSIFIER = "ForSequenceClassification"
 FAMILIES = {model_type: family for family in ALL for model_type in family.MODEL_TYPES}
 
 
@@ -34,7 +36,8 @@ def family_of(hf: Mapping):
 def blueprint(hf: Mapping, names: Collection[str]) -> ModelConfig:
     """Our config of a checkpoint with this config.json and tensors of these names, canonical or not.
 
-    DeepSeek-V3's config announces modules that predict further tokens; checkpoints exist with and without them.
+    DeepSeek-V3's config announces modules that predict further tokens; checkpoints exist with and without them. A sequence
+    classifier of one label is a reward model. It has no head; ours is tied to the embedding then, so that none is made up.
     """
     family = family_of(hf)
     try:
@@ -45,7 +48,27 @@ def blueprint(hf: Mapping, names: Collection[str]) -> ModelConfig:
         names = {canonical(family, name) for name in names}
         if not any(row.theirs in names for row in family.ends(config) if row.ours.startswith("mtp.")):
             config = dataclasses.replace(config, mtp_depth=0)
+    if _is_classifier(hf, names):
+        labels = len(hf.get("id2label") or ()) or hf.get("num_labels") or 1
+        if labels != 1:
+            raise UserError(f"config.json is of a classifier of {labels} labels: only one of one label, a reward, can be read")
+        config = dataclasses.replace(config, score_head="reward", tie_embeddings=True)
     return config
+
+
+def _is_classifier(hf: Mapping, names: Collection[str]) -> bool:
+    classes = hf.get("architectures") or ()
+    return any(name.endswith(CLASSIFIER) for name in classes) if classes else "score.weight" in names
+
+
+def config_json(family, config: ModelConfig) -> dict:
+    """What config.json says of the model: as a language model, or a reward model as a sequence classifier of one label."""
+    hf = family.to_hf(config)
+    if config.score_head != "reward":
+        return hf
+    named = re.sub("(ForCausalLM|LMHeadModel)$", CLASSIFIER, hf["architectures"][0])
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # transformers counts these for its num_labels
+    return {**hf, "architectures": [getattr(family, "CLASSIFIER", named)], **labels}
 
 
 def canonical(family, name: str) -> str:
@@ -85,12 +108,12 @@ def family_for(config: ModelConfig):
 def essence(config: ModelConfig) -> dict:
     """What makes two blueprints the same function of the same weights, with keys that have no effect at their defaults.
 
-    Nested keys are dotted. How a model is compiled, trained or stored is left out.
+    Nested keys are dotted. How a model is compiled, trained or stored is left out, and a score head, which any can have.
     """
     kinds, rope, mla, moe = config.layer_kinds, config.rope, config.mla, config.moe
     local, sparse = any(kind.local for kind in kinds), any(kind.moe for kind in kinds)
     found = dataclasses.asdict(config)
-    for key in ("scan_layers", "remat", "dtype", "adapter", "quantization", "mup_base_dim"):
+    for key in ("scan_layers", "remat", "dtype", "adapter", "quantization", "mup_base_dim", "score_head"):
         del found[key]
     found["attention_pattern"] = tuple("local" if kind.local else "global" for kind in kinds)
     found["mlp_pattern"] = tuple("moe" if kind.moe else "dense" for kind in kinds)

@@ -17,6 +17,7 @@ from lm.errors import UserError
 __all__ = ["MODEL_TYPES", "from_hf", "to_hf", "rows", "ends", "ignored", "canonical"]
 
 MODEL_TYPES = ("gemma3", "gemma3_text")
+CLASSIFIER = "Gemma3TextForSequenceClassification"
 ignored = (*llama_ignored, r"(model\.)?(vision_tower|multi_modal_projector)\..*")
 
 DEFAULTS = {

@@ -44,7 +44,7 @@ def to_hf(config: ModelConfig) -> dict:
 
 
 def canonical(name: str) -> str:
-    return name if name.startswith(("transformer.", "lm_head.")) else f"transformer.{name}"
+    return name if name.startswith(("transformer.", "lm_head.", "score.")) else f"transformer.{name}"
 
 
 def rows(config: ModelConfig, kind: LayerKind) -> list[Row]:

@@ -3,7 +3,8 @@
 A module M, a torch Linear or GPT-2's Conv1D, has M.lora_A.weight [rank, inputs], M.lora_B.weight [outputs, rank] and perhaps
 M.lora_magnitude_vector [outputs]; its map is c ⊙ (W + s·B·A), as ours is (lm/model/linear.py). A family's rows say how its
 inputs and outputs are ours. Where a module is several matrices of ours (fused projections), they share an A on the way in; on
-the way out, As that differ are stacked and their Bs make a block diagonal, which is the same map of a higher rank.
+the way out, As that differ are stacked and their Bs make a block diagonal, which is the same map of a higher rank. A reward
+model's score goes along as the library keeps what it trains whole: task_type SEQ_CLS, modules_to_save score.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from lm.adapt.lora import adapter_only, with_adapter
 from lm.adapt.rebuild import arrays_of, combined, each_layer, modules
+from lm.adapt.score import with_score_head
 from lm.config import Adapter, ModelConfig
 from lm.convert.families import ALL, canonical, family_for, family_of
 from lm.convert.files import INDEX, SINGLE, Planned, make_file, read, read_json, tensors_of_file, write
@@ -33,6 +35,7 @@ from lm.model.linear import Linear
 
 WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
+SCORE = f"{PREFIX}score.weight"
 A, B, MAGNITUDE = KINDS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
 
 # Keys of a config that are acted upon, and those that a finished adapter's tensors say as well or that act in training only.
@@ -53,6 +56,7 @@ class Found(NamedTuple):
     loras: dict[str, dict[str, np.ndarray]]
     scales: dict[str, float]
     matched: list[tuple[Place, str]]
+    score: np.ndarray | None  # [D], of a reward model's adapter
 
 
 def is_adapter(folder: Path) -> bool:
@@ -68,7 +72,7 @@ def import_peft(folder: str | os.PathLike, config: ModelConfig, params: nnx.Stat
     layers without an adapter B is zero, so that the model computes what PEFT's does.
     Raises: UserError if the folder holds no LoRA or DoRA, one of another model, or something that ours cannot express.
     """
-    adapter, loras, scales, matched = find_peft(folder, config)
+    adapter, loras, scales, matched, score = find_peft(folder, config)
     scale = next(iter(scales.values()))
     config, params = with_adapter(config, params, adapter)
     arrays = {path: on_host(x).copy() for path, x in arrays_of(adapter_only(params)).items()}
@@ -83,6 +87,9 @@ def import_peft(folder: str | os.PathLike, config: ModelConfig, params: nnx.Stat
             norm = norms[linear][place.index]
             magnitude = _ours(place.row, outputs, lora[MAGNITUDE][:, None], norm.shape)[..., 0]
             arrays[f"{linear}.magnitude"][place.index] = magnitude - norm
+    if score is not None:
+        config, params = with_score_head(config, params, "reward")
+        arrays["score"] = score
     held = arrays_of(params)
     return config, combined(config, held | {path: jax.device_put(x, held[path].sharding) for path, x in arrays.items()})
 
@@ -96,7 +103,9 @@ def find_peft(folder: str | os.PathLike, config: ModelConfig) -> Found:
     if not (folder / SETTINGS).is_file():
         raise UserError(f"{folder} is no adapter of PEFT: it has no {SETTINGS}")
     settings = read_json(folder / SETTINGS)
-    loras = _tensors(folder, settings)
+    loras, score = _tensors(folder, settings)
+    if score is not None and score.size != config.embed_dim:
+        raise UserError(f"{folder} is not for this model: its score has {score.size} inputs instead of {config.embed_dim}")
     matched = _matched(folder, config, loras)
     scales = {name: _scale(settings, name, lora[A].shape[0]) for name, lora in loras.items()}
     rank, scale = max(lora[A].shape[0] for lora in loras.values()), next(iter(scales.values()))
@@ -105,7 +114,7 @@ def find_peft(folder: str | os.PathLike, config: ModelConfig) -> Found:
         rank=rank, alpha=scale * (rank**0.5 if stabilized else rank), dora=bool(settings.get("use_dora")),
         rank_stabilized=stabilized, targets="|".join(sorted({re.escape(_name(place)) for place, _ in matched})),
     )  # fmt: skip
-    return Found(adapter, loras, scales, matched)
+    return Found(adapter, loras, scales, matched, score)
 
 
 def export_peft(
@@ -116,7 +125,7 @@ def export_peft(
     base: the published model that it belongs to, a folder or a name, as adapter_config.json tells it.
     family: how the modules are named and fused; None: as in the config.json of the base, if that is a folder; else as in the
       first family which can hold the model.
-    params: those of the adapter are enough if it is no DoRA.
+    params: those that learn are enough if it is no DoRA.
     Raises: UserError if the folder is taken, the model has no adapter, or no family can hold it.
     """
     folder = Path(folder)
@@ -135,8 +144,12 @@ def export_peft(
         norms = _norms(config, params, {_linear(place) for rows in adapted.values() for place in rows})
     loras = {name: _theirs(rows, arrays, norms) for name, rows in adapted.items()}
     out = {f"{PREFIX}{name}.{kind}": x for name, lora in loras.items() for kind, x in lora.items()}
+    if config.score_head == "reward":
+        out[SCORE] = on_host(arrays_of(params)["score"])[None]
     if jax.process_index() == 0:
         settings = _settings(config.adapter, {name: lora[A].shape[0] for name, lora in loras.items()}, fused)
+        if config.score_head == "reward":
+            settings |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
         settings["base_model_name_or_path"] = None if base is None else str(base)
         settings["fan_in_fan_out"] = any(_is_conv(rows[0].row, loras[name][A].shape[1]) for name, rows in adapted.items())
         with written_whole(folder) as beside:
@@ -146,8 +159,8 @@ def export_peft(
             (beside / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def _tensors(folder: Path, settings: dict) -> dict[str, dict[str, np.ndarray]]:
-    """{module: {kind: float32 array}}. Raises UserError for what is no plain LoRA or DoRA."""
+def _tensors(folder: Path, settings: dict) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray | None]:
+    """{module: {kind: float32 array}}, and a score [D]. Raises UserError for what is no plain LoRA or DoRA."""
     kind, start = settings.get("peft_type"), settings.get("init_lora_weights")
     if kind != "LORA":
         raise UserError(f"{folder / SETTINGS}: peft_type={kind!r} cannot be read, only 'LORA' can")
@@ -156,13 +169,18 @@ def _tensors(folder: Path, settings: dict) -> dict[str, dict[str, np.ndarray]]:
     if isinstance(start, str) and start.startswith(CHANGES_BASE):
         raise UserError(f"{folder / SETTINGS}: init_lora_weights={start!r} changes the base: have PEFT save a plain LoRA")
     for key in sorted(settings.keys() - USED - SAID):
-        if settings[key]:
+        # PEFT names both for every classifier, and saves the one that it has.
+        if settings[key] and not (key == "modules_to_save" and {*settings[key]} <= {"score", "classifier"}):
             raise UserError(f"{folder / SETTINGS}: {key}={settings[key]!r} cannot be expressed by adapters of ours")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no {WEIGHTS}: save the adapter as safetensors")
     found: dict[str, dict[str, np.ndarray]] = {}
+    score = None
     wanted = KINDS if settings.get("use_dora") else KINDS[:2]
     for name, tensor in tensors_of_file(folder / WEIGHTS).items():
+        if name == SCORE and tensor.shape[0] == 1:
+            score = read(tensor).astype(np.float32)[0]
+            continue
         plain = name.removesuffix(".weight") if MAGNITUDE in name else name
         kind = next((kind for kind in wanted if plain.endswith(f".{kind}")), None)
         if kind is None:
@@ -174,8 +192,8 @@ def _tensors(folder: Path, settings: dict) -> dict[str, dict[str, np.ndarray]]:
             if kind not in lora:
                 raise UserError(f"{folder / WEIGHTS} has no {kind} for {module}")
     if not found:
-        raise UserError(f"{folder / WEIGHTS} holds nothing")
-    return found
+        raise UserError(f"{folder / WEIGHTS} holds no adapter")
+    return found, score
 
 
 def _matched(folder: Path, config: ModelConfig, loras: dict) -> list[tuple[Place, str]]:

@@ -99,7 +99,8 @@ def open_published(folder: Path) -> Published:
         by_path.setdefault(place.path, []).append(place)
     embedding = by_path["embedding"][0].row.theirs
     for name in extra:
-        if name.endswith("lm_head.weight") and config.tie_embeddings and not same_bytes(tensors[name], tensors[embedding]):
+        tied = config.tie_embeddings and config.score_head == "none"  # beside a classifier a head has no meaning
+        if name.endswith("lm_head.weight") and tied and not same_bytes(tensors[name], tensors[embedding]):
             raise UserError(
                 f"{folder}: {name} is not {embedding}, though config.json ties them; set tie_word_embeddings to false there"
             )

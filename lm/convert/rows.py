@@ -69,6 +69,11 @@ def table(ours: str, theirs: str, rows: int, columns: int) -> Row:
     return Row(ours, theirs, (rows, columns), (rows, columns), (0, 1))
 
 
+def score(config: ModelConfig) -> Row:
+    """A reward model's head, a torch.nn.Linear of one output, as every sequence classifier of transformers names it."""
+    return Row("score", "score.weight", (1, config.embed_dim), (config.embed_dim,), (0,))
+
+
 def linear(ours: str, theirs: str, inputs: tuple[int, ...], outputs: tuple[int, ...], take=None) -> Row:
     """A torch.nn.Linear, [outputs, inputs], is our [inputs, outputs]; both may be split into several axes.
 
@@ -90,8 +95,14 @@ class Place(NamedTuple):
 
 
 def places(family, config: ModelConfig) -> list[Place]:
-    """Every row of a model: each published tensor's, and each of our parameters', in the order of the layers."""
-    found = [place for row in family.ends(config) for place in _experts(config, row.ours, (), row)]
+    """Every row of a model: each published tensor's, and each of our parameters', in the order of the layers.
+
+    A reward model is published as a sequence classifier, which has a score and no head.
+    """
+    ends = family.ends(config)
+    if config.score_head == "reward":
+        ends = [*(row for row in ends if row.ours != "head"), score(config)]
+    found = [place for row in ends for place in _experts(config, row.ours, (), row)]
     tables = {kind: family.rows(config, kind) for kind in set(config.layer_kinds)}
     first = 0
     for s, (block, repeats) in enumerate(config.stacks):

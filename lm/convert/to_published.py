@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from tqdm import tqdm
 
 from data.hf_tokenizer import load_tokenizer
@@ -17,7 +18,7 @@ from lm.adapt import lora
 from lm.checkpoint import Checkpoints, named, nested, plain, unplain
 from lm.cli import write_json
 from lm.config import ModelConfig
-from lm.convert.families import FAMILIES, copies, essence, family_for
+from lm.convert.families import FAMILIES, config_json, copies, essence, family_for
 from lm.convert.files import Planned, lay_out, read_json, write
 from lm.convert.folders import check_free, written_whole
 from lm.convert.peft import export_peft
@@ -26,6 +27,7 @@ from lm.convert.rows import Place, places, theirs_of
 from lm.convert.source import config_of, newest, on_first_device, open_source
 from lm.convert.tokenizer_files import export_tokenizer
 from lm.errors import UserError
+from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 
 AS_IS = "as-is"
@@ -61,6 +63,7 @@ def to_published(
     with contextlib.closing(checkpoints):
         saved = checkpoints.meta(step)["config"]
         arrays = without_mup(merged(workdir) if merge else unmerged(workdir, config_of(saved), checkpoints, step))
+        arrays = without_other_heads(arrays)
         family = family_that_holds(arrays.config, family, saved.get("published", {}).get("model_type"))
         tensors: dict[str, list[Place]] = {}
         # An import leaves with the second copies that it came with; what was trained here, with those of its family.
@@ -68,14 +71,16 @@ def to_published(
         for place in [*places(family, arrays.config), *(Place(row.ours, (), row) for row in twice)]:
             tensors.setdefault(place.row.theirs, []).append(place)
         if odd := arrays.dtypes.keys() ^ {place.path for rows in tensors.values() for place in rows}:
-            raise UserError(f"{workdir}: {family.ARCHITECTURE} and this checkpoint differ in {', '.join(sorted(odd)[:3])}")
+            raise UserError(f"{workdir}: {family.MODEL_TYPES[-1]} and this checkpoint differ in {', '.join(sorted(odd)[:3])}")
         with written_whole(to) as beside:
             generation = _tokenizer_files(workdir, beside, arrays.config)
             dtypes = {name: _dtype(rows, arrays.dtypes, dtype) for name, rows in tensors.items()}
             _write_tensors(beside, arrays, tensors, dtypes, int(max_shard_gb * 1e9))
             first = {key: ids[0] if isinstance(ids, list) else ids for key, ids in generation.items() if key in TOKEN_IDS}
+            if arrays.config.score_head == "reward":
+                first["pad_token_id"] = padding(first)
             embedding = next(name for name, rows in tensors.items() if rows[0].path == "embedding")
-            write_json(beside / "config.json", {**family.to_hf(arrays.config), **first, "dtype": str(dtypes[embedding])})
+            write_json(beside / "config.json", {**config_json(family, arrays.config), **first, "dtype": str(dtypes[embedding])})
             write_json(beside / "generation_config.json", generation)
 
 
@@ -105,7 +110,7 @@ def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str 
         if config.adapter.dora:  # its magnitudes need the weights
             params = on_first_device(open_source(workdir))
         else:
-            few = lora.adapter_only(skeleton(config)[1])
+            few = nnx.filter_state(skeleton(config)[1], trainable(config))
             arrays = checkpoints.read_params(step, named(plain(few)))
             params = unplain(few, nested({name: jnp.asarray(x) for name, x in arrays.items()}))
         export_peft(to, config, params, base, chosen)
@@ -187,6 +192,30 @@ def without_mup(arrays: Arrays) -> Arrays:
 
     new = dataclasses.replace(config, mup_base_dim=0, tie_embeddings=False)
     return Arrays(new, arrays.dtypes | {"head": arrays.dtypes[source]}, read)
+
+
+def without_other_heads(arrays: Arrays) -> Arrays:
+    """What is published of a model with a score head: a policy without its value head, and a reward model as a classifier,
+    which has neither a head of tokens nor modules that predict further ones."""
+    config = arrays.config
+    if config.score_head == "none":
+        return arrays
+    if config.score_head == "value":
+        gone, config = {"score"}, dataclasses.replace(config, score_head="none")
+    else:
+        gone, config = {"head", "mtp"}, dataclasses.replace(config, mtp_depth=0)
+    dtypes = {name: dtype for name, dtype in arrays.dtypes.items() if name.split(".")[0] not in gone}
+    return Arrays(config, dtypes, arrays.read)
+
+
+def padding(ids: dict) -> int | None:
+    """The id that pads the rows of a reward model: transformers scores the last token of a row that is another.
+
+    So it should end no text: where no pad token is named, it is the begin symbol; the end symbol only if that is all there is,
+    and then the token before it is scored.
+    """
+    named = (ids.get(key) for key in ("pad_token_id", "bos_token_id", "eos_token_id"))
+    return next((i for i in named if i is not None), None)
 
 
 def family_that_holds(config: ModelConfig, asked: str | None, origin: str | None):

@@ -1,12 +1,11 @@
 """The training report: one JSON file to compute with, one self-contained HTML page to read.
 
-The page asks nothing of the network and runs no script: curves are inline SVG (Matplotlib), bars are CSS, and both
-take their colours from CSS variables, so they follow the reader's light or dark theme. Every part of the report may
-be missing; the page leaves that section out, so it can be written at any moment of a run.
+The page asks nothing of the network and runs no script: curves are inline SVG (lm/evals/charts.py), bars are CSS, and
+both follow the reader's light or dark theme. Every part of the report may be missing; the page leaves that section out,
+so it can be written at any moment of a run. What other reports share with it stands in page.html.j2.
 """
 
 import importlib.metadata
-import io
 import json
 import math
 import os
@@ -16,20 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import jinja2
-import matplotlib
 import numpy as np
 import psutil
-from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import NullFormatter
 
-POINTS = 600  # drawn per curve, whatever the length of the run
+from lm.evals.charts import INK, MUTED, TRAIN, VALID, column, dots, short, smooth, svg, thin
+
 BASELINES = ("unigram", "3-gram", "5-gram")
-
-# Matplotlib cannot write CSS variables, so it draws in these stand-ins, which are replaced in its SVG.
-INK, MUTED, LINE, TRAIN, VALID = "#010201", "#010202", "#010203", "#010204", "#010205"
-VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", TRAIN: "train", VALID: "valid"}
 
 COUNTS = {  # the rows of the data table; its columns are the sources
     "documents": "documents",
@@ -65,8 +58,8 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     workdir, report = Path(workdir), plain(report)
     metrics = workdir / "metrics.jsonl"
     train, valid = load_metrics(metrics) if metrics.exists() else ([], [])
-    _replace(workdir / "report.json", json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-    _replace(workdir / "report.html", html(report, train, valid))
+    replace_json(workdir / "report.json", report)
+    replace(workdir / "report.html", html(report, train, valid))
 
 
 def load_metrics(path: str | os.PathLike) -> tuple[list[dict], list[dict]]:
@@ -76,16 +69,25 @@ def load_metrics(path: str | os.PathLike) -> tuple[list[dict], list[dict]]:
     passed over, and of lines with one step the last counts. Raises FileNotFoundError.
     """
     train, valid = {}, {}
+    for row in json_lines(path):
+        if "step" in row:
+            for rows, key in ((train, "loss"), (valid, "valid_loss")):
+                if key in row:
+                    rows[row["step"]] = row
+    return [train[step] for step in sorted(train)], [valid[step] for step in sorted(valid)]
+
+
+def json_lines(path: str | os.PathLike) -> list[dict]:
+    """The JSON objects of a file that a killed process may have torn; lines that are none are passed over."""
+    found = []
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             continue
-        if isinstance(row, dict) and "step" in row:
-            for rows, key in ((train, "loss"), (valid, "valid_loss")):
-                if key in row:
-                    rows[row["step"]] = row
-    return [train[step] for step in sorted(train)], [valid[step] for step in sorted(valid)]
+        if isinstance(row, dict):
+            found.append(row)
+    return found
 
 
 def machine() -> dict:
@@ -121,22 +123,27 @@ def machine() -> dict:
 
 def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -> str:
     """The page as a string, from a `report` of plain values (see `plain`) and the lines of `load_metrics`."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": number, "short": short, "duration": duration}
     sources = (report.get("data") or {}).get("sources") or {}
     counted = [key for key in COUNTS if any(row.get(key) is not None for row in sources.values())]
-    return environment.get_template("report.html.j2").render(
-        report=report,
+    return render(
+        "report.html.j2",
+        report,
         verdict=verdict(report.get("validation") or {}),
         bars=_bars(report.get("validation") or {}),
         curves=_curves(report, train, valid),
         counts={key: COUNTS[key] for key in counted},
         totals={key: sum(row.get(key) or 0 for row in sources.values()) for key in counted},
-        config=flatten(report.get("config") or {}),
         last_step=max((row["step"] for row in (*train, *valid)), default=None),
     )
+
+
+def render(template: str, report: dict, **context) -> str:
+    """The page of a template of this folder that extends page.html.j2."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": number, "short": short, "duration": duration}
+    return environment.get_template(template).render(report=report, config=flatten(report.get("config") or {}), **context)
 
 
 def verdict(validation: Mapping) -> str | None:
@@ -188,14 +195,6 @@ def number(value: float, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
 
 
-def short(value: float) -> str:
-    """Four digits and a unit of count: 3.277B, 1.5M, 20k, 0.003, 1e-05."""
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{suffix}"
-    return f"{value:.4g}"
-
-
 def duration(seconds: float) -> str:
     """12.3 s, 4 min 05 s, 2 h 03 min."""
     if seconds < 60:
@@ -214,32 +213,32 @@ def _bars(validation: Mapping) -> list[tuple[str, float]]:
 
 def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[dict]:
     """The charts that have data: [{title, note, svg}]."""
-    tokens = _column(train, "tokens")
-    loss, valid_loss = _column(train, "loss"), _column(valid, "valid_loss")
+    tokens = column(train, "tokens")
+    loss, valid_loss = column(train, "loss"), column(valid, "valid_loss")
     charts = []
 
     def chart(title: str, note: str, draw: Callable[[Axes], None]) -> None:
-        charts.append({"title": title, "note": note, "svg": _svg(f"chart{len(charts)}", draw, tokens)})
+        charts.append({"title": title, "note": note, "svg": svg(f"chart{len(charts)}", draw, tokens)})
 
     if len(loss[0]) or len(valid_loss[0]):
-        smooth = _smooth(loss[1])
-        shown = np.concatenate([smooth[len(smooth) // 20 :], valid_loss[1][len(valid_loss[1]) // 20 :]])
+        trend = smooth(loss[1])
+        shown = np.concatenate([trend[len(trend) // 20 :], valid_loss[1][len(valid_loss[1]) // 20 :]])
         peak, top = max([*loss[1], *valid_loss[1]]), shown.max() + 0.1 * np.ptp(shown)
         clipped = peak > 1.3 * top  # the first steps' fall from ln(vocabulary) would flatten everything after it
 
         def draw_loss(ax: Axes) -> None:
             if len(loss[0]):
                 ax.plot(*thin(*loss), color=TRAIN, alpha=0.3, linewidth=0.8, label="train, each line")
-                ax.plot(*thin(loss[0], smooth), color=TRAIN, linewidth=1.8, label="train, smoothed")
+                ax.plot(*thin(loss[0], trend), color=TRAIN, linewidth=1.8, label="train, smoothed")
             if len(valid_loss[0]):
-                ax.plot(*thin(*valid_loss), color=VALID, linewidth=1.8, label="validation", **_dots(valid_loss))
+                ax.plot(*thin(*valid_loss), color=VALID, linewidth=1.8, label="validation", **dots(valid_loss))
             if clipped:
                 ax.set_ylim(top=top)
             ax.legend(frameon=False, labelcolor=INK, loc="upper right")
 
         chart("Loss", f"nats per token{f'; the frame cuts off a peak of {peak:.3g}' if clipped else ''}", draw_loss)
 
-    bits = _column(valid, "valid_bits_per_byte")
+    bits = column(valid, "valid_bits_per_byte")
     if len(bits[0]):
         validation = report.get("validation") or {}
         baselines = {name: validation[name] for name in BASELINES if validation.get(name) is not None}
@@ -256,7 +255,7 @@ def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[
                     ha="right",
                     color=MUTED,
                 )
-            ax.plot(*thin(*bits), color=VALID, linewidth=1.8, **_dots(bits))
+            ax.plot(*thin(*bits), color=VALID, linewidth=1.8, **dots(bits))
             ax.margins(y=0.1)
 
         chart("Bits per byte", "on validation text" + (", with n-gram baselines" if baselines else ""), draw_bits)
@@ -267,12 +266,12 @@ def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[
         ("tokens_per_second", "Throughput", "tokens per second"),
         ("mfu", "Model FLOPs utilisation", "fraction of the peak"),
     ):
-        curve = _column(train, key)
+        curve = column(train, key)
         if not len(curve[0]):
             continue
 
         def draw(ax: Axes, curve=curve, key=key) -> None:
-            ax.plot(*thin(*curve), color=TRAIN, linewidth=1.2, **_dots(curve))
+            ax.plot(*thin(*curve), color=TRAIN, linewidth=1.2, **dots(curve))
             if key == "grad_norm" and curve[1].min() > 0 and curve[1].max() > 10 * curve[1].min():
                 ax.set_yscale("log")
                 ax.yaxis.set_minor_formatter(NullFormatter())
@@ -283,97 +282,17 @@ def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[
     return charts
 
 
-def _svg(name: str, draw: Callable[[Axes], None], tokens: tuple[np.ndarray, np.ndarray]) -> Markup:
-    """One chart over steps, with the tokens seen by then along its top, as SVG that inherits the page's font and theme.
-
-    Real text instead of outlines, and ids prefixed by `name`, since every chart shares the page's id space.
-    """
-    style = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "font.size": 11,
-        "text.color": INK,
-        "axes.labelcolor": MUTED,
-        "axes.edgecolor": LINE,
-        "xtick.color": MUTED,
-        "ytick.color": MUTED,
-        "grid.color": LINE,
-        "axes.spines.right": False,
-    }
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(5.4, 3.4), layout="constrained")
-        ax = figure.add_subplot()
-        draw(ax)
-        ax.grid(True, linewidth=0.6)
-        ax.set_axisbelow(True)
-        ax.tick_params(which="both", length=0)
-        ax.set_xlabel("step")
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short(y)))
-        if len(tokens[0]) > 1:
-            _token_axis(ax, *tokens)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{name}-", svg)
-    for colour, variable in VARIABLES.items():
-        svg = svg.replace(colour, f"var(--{variable})")
-    return Markup(svg)
-
-
-def _token_axis(ax: Axes, steps: np.ndarray, tokens: np.ndarray) -> None:
-    """Round token counts at the steps that reached them: exact, also where the batch size changed on the way."""
-    low, high = np.interp(ax.get_xlim(), steps, tokens)
-    ticks = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
-    top = ax.secondary_xaxis("top")
-    top.set_xticks(np.interp(ticks, tokens, steps), [short(tick) for tick in ticks])
-    top.tick_params(length=0)
-    top.set_xlabel("tokens")
-
-
-def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> tuple[np.ndarray, np.ndarray]:
-    """At most `points` of a curve: the lowest and the highest of each stretch, so that no spike is lost."""
-    if len(x) <= points:
-        return x, y
-    keep = [0, len(x) - 1]
-    for stretch in np.array_split(np.arange(len(x)), points // 2 - 1):
-        keep += [stretch[y[stretch].argmin()], stretch[y[stretch].argmax()]]
-    keep = np.unique(keep)
-    return x[keep], y[keep]
-
-
-def _smooth(y: np.ndarray) -> np.ndarray:
-    """The mean of each value and those before it, over a fiftieth of the run."""
-    width = max(1, len(y) // 50)
-    sums = np.concatenate([[0], np.cumsum(y)])
-    end = np.arange(1, len(y) + 1)
-    start = np.maximum(end - width, 0)
-    return (sums[end] - sums[start]) / (end - start)
-
-
-def _column(rows: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values, float64, of the rows where `key` is a finite number."""
-    pairs = [
-        (row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float)) and math.isfinite(row[key])
-    ]
-    x, y = np.array(pairs, np.float64).reshape(-1, 2).T
-    return x, y
-
-
-def _dots(curve: tuple[np.ndarray, np.ndarray]) -> dict:
-    """A few points are shown as points: a line through one of them would be invisible."""
-    return {"marker": "o", "markersize": 4} if len(curve[0]) <= 30 else {}
-
-
 def _cores() -> int:
     if hasattr(os, "process_cpu_count"):  # Python 3.13
         return os.process_cpu_count() or 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_json(path: Path, value) -> None:
+    replace(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
     """Writes a file whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:

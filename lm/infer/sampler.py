@@ -13,10 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
 
 from data.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.model.transformer import DecodeState, Transformer, empty_state
+from lm.parallel.mesh import reshard, spec
 
 
 class SamplingState(NamedTuple):
@@ -27,6 +30,7 @@ class SamplingState(NamedTuple):
     positions_B: jax.Array  # int32, its position in its own sequence
     done_B: jax.Array  # bool, an end token was drawn
     out_BN: jax.Array  # int32, tokens drawn so far
+    logps_BN: jax.Array  # float32, of each under the model at that temperature, nats
     n: jax.Array  # int32, how many
 
 
@@ -38,6 +42,18 @@ class Settings(NamedTuple):
     top_k: int
     stop_ids: tuple[int, ...] = ()
     cache_dtype: str = ""
+
+
+class Drawn(NamedTuple):
+    """What was drawn after each prompt.
+
+    tokens: with the stop id that ended a row. logps: log-probability of each token under the model, nats, at the temperature of
+    the draw (1 if that is 0) and before top_k and top_p. ended: not cut by the length.
+    """
+
+    tokens: list[list[int]]
+    logps: list[list[float]]
+    ended: list[bool]
 
 
 def generate(
@@ -57,51 +73,111 @@ def generate(
     """
     if isinstance(prompts, str):
         raise UserError("prompts must be a list, even of one string")
-    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
-        raise UserError("generate needs max_new_tokens ≥ 1, temperature ≥ 0, 0 < top_p ≤ 1 and top_k ≥ 0")
-    if cache_dtype not in ("", "int8"):
-        raise UserError(f"cache_dtype={cache_dtype!r} is neither int8 nor empty")
     if stream is not None and len(prompts) != 1:
         raise UserError("streaming takes one prompt")
-    if not len(prompts):
-        return []
     text = [isinstance(prompt, str) for prompt in prompts]
     ids = [
         tokenizer.prompt_ids(prompt) if is_text else [int(i) for i in prompt]
         for prompt, is_text in zip(prompts, text, strict=True)
     ]
-    vocab = model.config.vocab_size
-    if any(not row or min(row) < 0 or max(row) >= vocab for row in ids):
-        raise UserError(f"a prompt of token ids must not be empty, and its ids must be in 0…{vocab - 1}")
-
-    longest = max(map(len, ids)) + max_new_tokens
-    if model.config.positions == "learned" and longest > model.config.max_positions:
-        most = model.config.max_positions
-        raise UserError(f"prompt and max_new_tokens come to {longest} tokens, the model has {most} positions: ask for fewer")
-
-    tokens_BP, segments_BP = _padded(ids)
-    graph, params = nnx.split(model)
-    settings = Settings(float(temperature), float(top_p), int(top_k), tuple(tokenizer.stop_ids), cache_dtype)
-    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(ids)))
-    # Slots are rounded up, so that a slightly longer request does not compile anew.
-    slots = _round_up(tokens_BP.shape[1] + max_new_tokens)
-    allowed_V = np.arange(vocab) < tokenizer.vocab_size
-    arguments = (graph, settings, slots, max_new_tokens, params, tokens_BP, segments_BP, keys_B, allowed_V)
+    stops = tuple(tokenizer.stop_ids)
+    options = dict(
+        stop_ids=stops, vocab_size=tokenizer.vocab_size, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+        top_k=top_k, seed=seed, cache_dtype=cache_dtype,
+    )  # fmt: skip
     if stream is None:
-        state = _run(*arguments)
+        drawn = draw(model, ids, **options).tokens
     else:
-        state = _start(*arguments)
         shown = ""
-        while int(state.n) < max_new_tokens and not bool(state.done_B.all()):
-            shown = _show(stream, tokenizer, state, shown)
-            state = _next(graph, settings, params, state, tokens_BP, keys_B, allowed_V)
-        _show(stream, tokenizer, state, shown, last=True)
-    rows = [_until_end(row, settings.stop_ids) for row in np.asarray(state.out_BN)[:, : int(state.n)]]
+        for row in _growing(model, ids, **options):
+            shown = _show(stream, tokenizer, row, shown)
+        _show(stream, tokenizer, row, shown, last=True)
+        drawn = [row]
+    rows = [row[:-1] if row and row[-1] in stops else row for row in drawn]
     return [tokenizer.decode(row) if is_text else row for row, is_text in zip(rows, text, strict=True)]
 
 
-def _padded(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
-    width = _round_up(max(map(len, ids)))
+def draw(
+    model: Transformer, prompts: Sequence[Sequence[int]], *, stop_ids: Sequence[int], vocab_size: int, max_new_tokens: int,
+    temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0, width: int = 0, cache_dtype: str = "",
+) -> Drawn:  # fmt: skip
+    """Continues prompts of token ids, all together, on the mesh that is set.
+
+    Args:
+      stop_ids: drawing one of these ends a row. vocab_size: of the tokenizer; ids from there on are never drawn.
+      width: prompts are padded to as many slots at least, so that calls of many lengths compile once.
+      seed: a row's draws depend on (seed, its index) and its own prompt.
+    On several hosts every process calls this with the same arguments and gets all rows.
+    """
+    if not len(prompts):
+        return Drawn([], [], [])
+    call = _prepared(model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype)
+    state = _run(*call)
+    out, logps = state.out_BN, state.logps_BN
+    if jax.process_count() > 1:
+        out, logps = multihost_utils.process_allgather((out, logps), tiled=True)
+    out, logps, n = np.asarray(out), np.asarray(logps), int(state.n)
+    tokens = [_until_end(row, stop_ids) for row in out[: len(prompts), :n]]
+    return Drawn(
+        tokens,
+        [row[: len(drawn)].tolist() for row, drawn in zip(logps, tokens)],
+        [bool(drawn) and drawn[-1] in stop_ids for drawn in tokens],
+    )
+
+
+def _growing(model, prompts, **options):
+    """The one row after each token."""
+    o = options
+    graph, settings, _, limit, params, tokens_BP, *_, seed, allowed_V = call = _prepared(
+        model, prompts, o["stop_ids"], o["vocab_size"], o["max_new_tokens"], o["temperature"], o["top_p"], o["top_k"],
+        o["seed"], 0, o["cache_dtype"],
+    )  # fmt: skip
+    rows_B = call[7]
+    state = _start(*call)
+    while True:
+        yield _until_end(np.asarray(state.out_BN)[0, : int(state.n)], settings.stop_ids)
+        if int(state.n) == limit or bool(state.done_B[0]):
+            return
+        state = _next(graph, settings, params, state, tokens_BP, rows_B, seed, allowed_V)
+
+
+def _prepared(
+    model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype
+) -> tuple:  # fmt: skip
+    """Checks a request and lays it out: the arguments of `_start` and `_run`."""
+    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
+        raise UserError("generate needs max_new_tokens ≥ 1, temperature ≥ 0, 0 < top_p ≤ 1 and top_k ≥ 0")
+    if cache_dtype not in ("", "int8"):
+        raise UserError(f"cache_dtype={cache_dtype!r} is neither int8 nor empty")
+    vocab = model.config.vocab_size
+    if any(not row or min(row) < 0 or max(row) >= vocab for row in prompts):
+        raise UserError(f"a prompt of token ids must not be empty, and its ids must be in 0…{vocab - 1}")
+    longest = max(map(len, prompts)) + max_new_tokens
+    if model.config.positions == "learned" and longest > model.config.max_positions:
+        most = model.config.max_positions
+        raise UserError(f"prompt and max_new_tokens come to {longest} tokens, the model has {most} positions: ask for fewer")
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+    filled = [*prompts, *[prompts[0]] * (-len(prompts) % ways)]
+    tokens_BP, segments_BP, rows_B = _placed((*_padded(filled, width), np.arange(len(filled), dtype=np.int32)))
+    graph, params = nnx.split(model)
+    settings = Settings(float(temperature), float(top_p), int(top_k), tuple(map(int, stop_ids)), cache_dtype)
+    # Slots are rounded up, so that a slightly longer request does not compile anew.
+    slots = _round_up(tokens_BP.shape[1] + max_new_tokens)
+    allowed_V = np.arange(vocab) < vocab_size
+    return graph, settings, slots, max_new_tokens, params, tokens_BP, segments_BP, rows_B, np.uint32(seed % 2**32), allowed_V
+
+
+def _placed(arrays: tuple[np.ndarray, ...]) -> tuple:
+    """Rows split over the mesh that is set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return arrays
+    where = NamedSharding(jax.sharding.get_mesh(), spec("batch"))
+    return tuple(jax.make_array_from_callback(x.shape, where, lambda index, x=x: x[index]) for x in arrays)
+
+
+def _padded(ids: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    width = _round_up(max(width, max(map(len, ids))))
     tokens, segments = np.zeros((len(ids), width), np.int32), np.zeros((len(ids), width), np.int32)
     for row, prompt in enumerate(ids):
         tokens[row, width - len(prompt) :] = prompt
@@ -114,7 +190,7 @@ def _round_up(n: int, least: int = 16) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _start(graph, settings, slots, limit, params, tokens_BP, segments_BP, keys_B, allowed_V) -> SamplingState:
+def _start(graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V) -> SamplingState:
     """Reads the prompts into an empty cache and draws the first token."""
     model = nnx.merge(graph, params)
     B = tokens_BP.shape[0]
@@ -122,12 +198,14 @@ def _start(graph, settings, slots, limit, params, tokens_BP, segments_BP, keys_B
     positions_BP = jnp.maximum(0, jnp.cumsum(segments_BP, axis=1) - 1)
     read = model.hidden(tokens_BP, segments_BP, positions_BP, empty_state(model.config, B, slots, settings.cache_dtype))
     logits_BV = model.logits(read.x_BTD[:, -1:])[:, 0]
-    none_done, nothing = jnp.zeros(B, bool), jnp.zeros((B, limit), jnp.int32)
-    first = SamplingState(read.state, jnp.zeros(B, jnp.int32), lengths_B - 1, none_done, nothing, jnp.int32(0))
-    return _drawn(first, logits_BV, settings, keys_B, allowed_V)
+    nothing = jnp.zeros((B, limit), jnp.int32, out_sharding=spec("batch", None))
+    first = SamplingState(
+        read.state, lengths_B * 0, lengths_B - 1, lengths_B < 0, nothing, nothing.astype(jnp.float32), jnp.int32(0)
+    )
+    return _drawn(first, logits_BV, settings, rows_B, seed, allowed_V)
 
 
-def _sample_step(graph, settings, params, state: SamplingState, tokens_BP, keys_B, allowed_V) -> SamplingState:
+def _sample_step(graph, settings, params, state: SamplingState, tokens_BP, rows_B, seed, allowed_V) -> SamplingState:
     """Feeds the last token and draws the next one: shared by the compiled loop and by streaming."""
     model = nnx.merge(graph, params)
     ones = jnp.ones_like(state.last_B)[:, None]
@@ -136,7 +214,7 @@ def _sample_step(graph, settings, params, state: SamplingState, tokens_BP, keys_
         switches = jnp.max(state.positions_B) == model.config.rope.original_positions
         before = lax.cond(switches, lambda: _read_again(model, state, tokens_BP), lambda: before)
     logits, decode = model(state.last_B[:, None], ones, state.positions_B[:, None], before)
-    return _drawn(state._replace(decode=decode), logits[:, 0], settings, keys_B, allowed_V)
+    return _drawn(state._replace(decode=decode), logits[:, 0], settings, rows_B, seed, allowed_V)
 
 
 def _read_again(model: Transformer, state: SamplingState, tokens_BP) -> DecodeState:
@@ -160,23 +238,37 @@ _next = jax.jit(_sample_step, static_argnums=(0, 1), donate_argnums=3)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _run(graph, settings, slots, limit, params, tokens_BP, segments_BP, keys_B, allowed_V) -> SamplingState:
-    state = _start(graph, settings, slots, limit, params, tokens_BP, segments_BP, keys_B, allowed_V)
+def _run(graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V) -> SamplingState:
+    state = _start(graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V)
     return lax.while_loop(
         lambda s: (s.n < limit) & ~s.done_B.all(),
-        lambda s: _sample_step(graph, settings, params, s, tokens_BP, keys_B, allowed_V),
+        lambda s: _sample_step(graph, settings, params, s, tokens_BP, rows_B, seed, allowed_V),
         state,
     )
 
 
-def _drawn(state: SamplingState, logits_BV, settings, keys_B, allowed_V) -> SamplingState:
+def _drawn(state: SamplingState, logits_BV, settings, rows_B, seed, allowed_V) -> SamplingState:
     """The state after drawing token n from these logits; finished rows go on with the end token that they drew."""
-    keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, state.n)
+    logits_BV = reshard(logits_BV, "batch", None)
+    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), state.n))(rows_B)
     drawn_B = sample(keys, jnp.where(allowed_V, logits_BV, -jnp.inf), settings)
     drawn_B = jnp.where(state.done_B, state.last_B, drawn_B).astype(jnp.int32)
-    out = lax.dynamic_update_slice_in_dim(state.out_BN, drawn_B[:, None], state.n, axis=1)
-    done = state.done_B | jnp.isin(drawn_B, jnp.asarray(settings.stop_ids, jnp.int32))
-    return SamplingState(state.decode, drawn_B, state.positions_B + 1, done, out, state.n + 1)
+    logits_BV = logits_BV / (settings.temperature or 1.0)
+    logp_B = _picked(logits_BV, drawn_B) - jax.nn.logsumexp(logits_BV, axis=-1)
+
+    def put(old_BN, new_B):
+        return lax.dynamic_update_slice_in_dim(old_BN, new_B[:, None], state.n, axis=1)
+
+    done = state.done_B
+    for stop in settings.stop_ids:
+        done = done | (drawn_B == stop)
+    out_BN, logps_BN = put(state.out_BN, drawn_B), put(state.logps_BN, logp_B)
+    return SamplingState(state.decode, drawn_B, state.positions_B + 1, done, out_BN, logps_BN, state.n + 1)
+
+
+def _picked(x_BV, index_B) -> jax.Array:
+    """x[b, index[b]]."""
+    return jnp.sum(jnp.where(jnp.arange(x_BV.shape[1]) == index_B[:, None], x_BV, 0), axis=-1)
 
 
 def sample(keys_B, logits_BV, settings: Settings) -> jax.Array:
@@ -197,18 +289,18 @@ def sample(keys_B, logits_BV, settings: Settings) -> jax.Array:
     if settings.top_p < 1:
         p = jax.nn.softmax(ranked, axis=-1)
         ranked = jnp.where(jnp.cumsum(p, axis=-1) - p < settings.top_p, ranked, -jnp.inf)
-    return jnp.take_along_axis(ids, draw(keys_B, ranked)[:, None], axis=-1)[:, 0]
+    return _picked(ids, draw(keys_B, ranked))
 
 
-def _until_end(row: np.ndarray, stop_ids: tuple[int, ...]) -> list[int]:
+def _until_end(row: np.ndarray, stop_ids: Sequence[int]) -> list[int]:
+    """What a row has drawn, up to and with the token that ended it."""
     ends = np.flatnonzero(np.isin(row, stop_ids))
-    return row[: ends[0]].tolist() if len(ends) else row.tolist()
+    return row[: ends[0] + 1].tolist() if len(ends) else row.tolist()
 
 
-def _show(stream, tokenizer, state: SamplingState, shown: str, last: bool = False) -> str:
+def _show(stream, tokenizer, row: list[int], shown: str, last: bool = False) -> str:
     """Streams what is new; a character whose bytes are not all there yet waits."""
-    row = _until_end(np.asarray(state.out_BN)[0, : int(state.n)], tokenizer.stop_ids)
-    text = tokenizer.decode(row)
+    text = tokenizer.decode(row[:-1] if row[-1] in tokenizer.stop_ids else row)
     if not last:
         text = text.rstrip("\ufffd")
     if len(text) > len(shown) and text.startswith(shown):

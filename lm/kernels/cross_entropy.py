@@ -6,6 +6,7 @@ the logits and two for the gradients, none repeated (the idea of Liger Kernel's 
 """
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,17 @@ from lm.parallel.mesh import spec
 CHUNK_TOKENS = 2048  # positions a device whose logits exist at a time
 
 
+class Settings(NamedTuple):
+    z_loss: float
+    softcap: float
+    by_confidence: bool
+    measured: bool
+
+
 def cross_entropy(
-    x_BTD, head_VD, targets_BT, weights_BT, *, dtype, z_loss: float = 0.0, softcap: float = 0.0, chunk: int | None = None
-):
+    x_BTD, head_VD, targets_BT, weights_BT, *, dtype, z_loss: float = 0.0, softcap: float = 0.0, by_confidence: bool = False,
+    measured: bool = False, chunk: int | None = None,
+):  # fmt: skip
     """Σ w·(nll + z_loss·(log Z)²) and Σ w·nll, with nll = −log p(target), logits = x·headᵀ and Z = Σ exp(logits).
 
     Args:
@@ -27,15 +36,22 @@ def cross_entropy(
       dtype: compute type of the three products; logits, softmax and sums are float32.
       z_loss: coefficient of the auxiliary loss that holds log Z near 0 (PaLM, Chowdhery et al. 2022, uses 1e-4).
       softcap: logits s become softcap·tanh(s/softcap) (Gemma 2); 0: they stay.
+      by_confidence: the objective's nll is multiplied by p(target), without a gradient through that.
+      measured: Σ w·entropy of the softmax, and Σ w where the target is its most likely id, are also returned.
       chunk: time steps a chunk; None chooses the largest divisor of T with at most CHUNK_TOKENS positions a device.
-    Returns: (objective, nll), float32 scalars. Only the objective has a gradient, with respect to x and head.
+    Returns: (objective, nll) or (objective, nll, entropy, correct), float32 scalars. Only the objective has a gradient, with
+      respect to x and head.
     """
-    B, T = targets_BT.shape
+    chunk = chunk or chunk_of(*targets_BT.shape)
+    settings = Settings(float(z_loss), float(softcap), by_confidence, measured)
+    return _chunked(jnp.dtype(dtype), settings, chunk, x_BTD, head_VD, targets_BT, weights_BT)
+
+
+def chunk_of(B: int, T: int) -> int:
+    """The largest divisor of T whose time steps come to at most CHUNK_TOKENS positions a device."""
     mesh = jax.sharding.get_abstract_mesh()
     rows = B if mesh.empty else B // (mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"])
-    chunk = chunk or max((c for c in range(1, T + 1) if T % c == 0 and rows * c <= CHUNK_TOKENS), default=1)
-    losses = (float(z_loss), float(softcap))
-    return _chunked(jnp.dtype(dtype), losses, chunk, x_BTD, head_VD, targets_BT, weights_BT)
+    return max((c for c in range(1, T + 1) if T % c == 0 and rows * c <= CHUNK_TOKENS), default=1)
 
 
 def cross_entropy_reference(x_BTD, head_VD, targets_BT, weights_BT, *, z_loss: float = 0.0, softcap: float = 0.0):
@@ -50,62 +66,66 @@ def cross_entropy_reference(x_BTD, head_VD, targets_BT, weights_BT, *, z_loss: f
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _chunked(dtype, losses, chunk, x_BTD, head_VD, targets_BT, weights_BT):
+def _chunked(dtype, settings, chunk, x_BTD, head_VD, targets_BT, weights_BT):
     head = gathered(head_VD.astype(dtype))
 
     def body(sums, inputs):
         x, targets, weights = inputs
-        _, objective, nll, _ = _logits(x, head, targets, weights, losses)
-        return (sums[0] + objective, sums[1] + nll), None
+        return jax.tree.map(jnp.add, sums, _logits(x, head, targets, weights, settings)[1]), None
 
-    zero = jnp.zeros((), jnp.float32)
-    sums, _ = lax.scan(body, (zero, zero), _split(chunk, x_BTD.astype(dtype), targets_BT, weights_BT))
-    return sums
+    return lax.scan(body, _nothing(settings), _split(chunk, x_BTD.astype(dtype), targets_BT, weights_BT))[0]
 
 
-def _logits(x, head, targets, weights, losses):
-    """One chunk: (logits, where the targets are) [B, c, V], its objective, its nll, log Z [B, c]."""
-    z_loss, softcap = losses
+def _logits(x, head, targets, weights, settings: Settings):
+    """One chunk: (logits, where the targets are) [B, c, V], its sums, log Z and what the nll is weighed by [B, c]."""
     logits = product("btd,vd->btv", x, head, spec("batch", None, "vocab"))
-    if softcap:
-        logits = softcap * jnp.tanh(logits / softcap)
+    if settings.softcap:
+        logits = settings.softcap * jnp.tanh(logits / settings.softcap)
     ids = lax.broadcasted_iota(jnp.int32, logits.shape, 2, out_sharding=spec("batch", None, "vocab"))
     is_target = ids == targets[..., None]
     logz = jax.nn.logsumexp(logits, axis=-1)
     label = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+    scale = weights * jnp.exp(label - logz) if settings.by_confidence else weights
     nll = jnp.sum(weights * (logz - label))
-    return (logits, is_target), nll + jnp.sum(weights * z_loss * logz**2), nll, logz
+    objective = jnp.sum(scale * (logz - label)) if settings.by_confidence else nll
+    sums = (objective + jnp.sum(weights * settings.z_loss * logz**2), nll)
+    if settings.measured:
+        entropy = jnp.sum(jnp.exp(logits - logz[..., None]) * (logz[..., None] - logits), axis=-1)
+        sums += (jnp.sum(weights * entropy), jnp.sum(weights * (label >= jnp.max(logits, axis=-1))))
+    return (logits, is_target), sums, logz, scale
 
 
-def _forward(dtype, losses, chunk, x_BTD, head_VD, targets_BT, weights_BT):
+def _nothing(settings: Settings) -> tuple[jax.Array, ...]:
+    return (jnp.zeros((), jnp.float32),) * (4 if settings.measured else 2)
+
+
+def _forward(dtype, settings, chunk, x_BTD, head_VD, targets_BT, weights_BT):
     head = gathered(head_VD.astype(dtype))
-    z_loss, softcap = losses
 
     def body(carry, inputs):
-        objective_sum, nll_sum, dhead = carry
+        sums, dhead = carry
         x, targets, weights = inputs
-        (logits, is_target), objective, nll, logz = _logits(x, head, targets, weights, losses)
-        # d/dlogits of w·(logZ − label) + w·ζ·logZ² is w·((1 + 2ζ·logZ)·p − onehot)
-        scale = weights * (1 + 2 * z_loss * logz)
+        (logits, is_target), more, logz, scale = _logits(x, head, targets, weights, settings)
+        # d/dlogits of s·(logZ − label) + w·ζ·logZ² is (s + 2ζ·w·logZ)·p − s·onehot
         p = jnp.exp(logits - logz[..., None])
-        dlogits = scale[..., None] * p - jnp.where(is_target, weights[..., None], 0.0)
-        if softcap:
-            dlogits = dlogits * (1 - (logits / softcap) ** 2)  # the derivative of softcap·tanh(s/softcap)
+        of_logz = scale + 2 * settings.z_loss * weights * logz
+        dlogits = of_logz[..., None] * p - jnp.where(is_target, scale[..., None], 0.0)
+        if settings.softcap:
+            dlogits = dlogits * (1 - (logits / settings.softcap) ** 2)  # the derivative of softcap·tanh(s/softcap)
         dlogits = dlogits.astype(dtype)
         dx = product("btv,vd->btd", dlogits, head, spec("batch", None, None)).astype(dtype)
         dhead = dhead + product("btv,btd->vd", dlogits, x, spec_of(head_VD))
-        return (objective_sum + objective, nll_sum + nll, dhead), dx
+        return (jax.tree.map(jnp.add, sums, more), dhead), dx
 
-    zero = jnp.zeros((), jnp.float32)
-    carry = (zero, zero, jnp.zeros_like(head_VD))
-    (objective, nll, dhead), dx = lax.scan(body, carry, _split(chunk, x_BTD.astype(dtype), targets_BT, weights_BT))
+    inputs = _split(chunk, x_BTD.astype(dtype), targets_BT, weights_BT)
+    (sums, dhead), dx = lax.scan(body, (_nothing(settings), jnp.zeros_like(head_VD)), inputs)
     dx_BTD = jnp.moveaxis(dx, 0, 1).reshape(x_BTD.shape)
-    return (objective, nll), (dx_BTD.astype(x_BTD.dtype), dhead, weights_BT)
+    return sums, (dx_BTD.astype(x_BTD.dtype), dhead, weights_BT)
 
 
-def _backward(dtype, losses, chunk, residuals, cotangents):
+def _backward(dtype, settings, chunk, residuals, cotangents):
     dx_BTD, dhead, weights_BT = residuals
-    scale, _ = cotangents
+    scale = cotangents[0]
     return (dx_BTD * scale).astype(dx_BTD.dtype), dhead * scale, None, jnp.zeros_like(weights_BT)
 
 

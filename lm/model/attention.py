@@ -19,6 +19,7 @@ from lm.model.initializers import parameter
 from lm.model.linear import Linear, residual_std
 from lm.model.norms import RMSNorm
 from lm.model.positions import rotate, yarn_mscale
+from lm.parallel.mesh import spec
 
 HEADS = ("batch", "length", "heads", None)
 
@@ -67,8 +68,14 @@ def softmax_scale(config: ModelConfig) -> float:
 def empty_cache(config: ModelConfig, batch: int, slots: int, repeats: int, dtype: str = "") -> Cache:
     """Zeros for `repeats` layers; `dtype` "int8" stores integers and a scale for each token and head."""
     shapes = {name: (repeats, batch, slots, *shape) for name, shape in cache_shapes(config).items()}
-    values = {name: jnp.zeros(shape, dtype or config.compute_dtype) for name, shape in shapes.items()}
-    scales = {name: jnp.zeros((*shape[:-1], 1), jnp.bfloat16) for name, shape in shapes.items()} if dtype == "int8" else {}
+    # The one head of latent attention is shared by all query heads, and so whole on every device.
+    where = spec(None, "batch", None, None if config.mla.kv_rank else "kv_heads", None)
+
+    def zeros(shape, dtype):
+        return jnp.zeros(shape, dtype, out_sharding=where)
+
+    values = {name: zeros(shape, dtype or config.compute_dtype) for name, shape in shapes.items()}
+    scales = {name: zeros((*shape[:-1], 1), jnp.bfloat16) for name, shape in shapes.items()} if dtype == "int8" else {}
     return Cache(values, scales)
 
 

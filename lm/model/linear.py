@@ -163,6 +163,10 @@ def residual_std(config: ModelConfig) -> float:
     return STD / (2 * config.num_layers) ** 0.5
 
 
-def trainable(config: ModelConfig) -> type[nnx.Variable]:
-    """The kind of variables that training changes: with adapters only these, else every parameter."""
-    return nnx.LoRAParam if config.adapter.rank else nnx.Param
+class Score(nnx.Param):
+    """A head of one output (model.score_head). It is no part of the base, so it learns beside adapters too."""
+
+
+def trainable(config: ModelConfig) -> tuple[type[nnx.Variable], ...]:
+    """The kinds of variables that training changes: with adapters only these and a score head, else every parameter."""
+    return (nnx.LoRAParam, Score) if config.adapter.rank else (nnx.Param,)

@@ -17,7 +17,7 @@ from lm.kernels.matmul import matmul
 from lm.model.attention import Cache, Step, attention_sublayer, empty_cache
 from lm.model.feed_forward import FeedForward
 from lm.model.initializers import STD, normal, parameter
-from lm.model.linear import Linear
+from lm.model.linear import Linear, Score
 from lm.model.moe import MoE, RouterStats
 from lm.model.norms import layer_norm
 from lm.model.positions import rotary_angles
@@ -129,6 +129,9 @@ class Transformer(nnx.Module):
             self.head = parameter(normal(rngs, (V, D), min(STD, 0.2 * width**-0.5)), ("vocab", "embed"), "head")
         if config.mtp_depth:
             self.mtp = nnx.List([AheadModule(config, rngs) for _ in range(config.mtp_depth)])
+        if config.score_head != "none":
+            score = jnp.zeros((D,), jnp.float32) if config.score_head == "value" else normal(rngs, (D,))
+            self.score = parameter(score, ("norm",), "head", Score)
 
     def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, state: DecodeState | None = None):
         """float32 logits [B, T, V]; with a decode state, (logits, the next state).
@@ -140,22 +143,26 @@ class Transformer(nnx.Module):
         logits = self.logits(out.x_BTD)
         return logits if state is None else (logits, out.state)
 
-    def hidden(self, tokens_BT, segment_ids_BT=None, positions_BT=None, state: DecodeState | None = None) -> Hidden:
-        """Hidden states after the last norm; arguments as for a call."""
-        x_BTD, step, state, router = self._layers(tokens_BT, segment_ids_BT, positions_BT, state)
+    def hidden(
+        self, tokens_BT, segment_ids_BT=None, positions_BT=None, state: DecodeState | None = None, noise_BTD=None
+    ) -> Hidden:  # fmt: skip
+        """Hidden states after the last norm; arguments as for a call. noise_BTD is added to the embeddings."""
+        x_BTD, step, state, router = self._layers(tokens_BT, segment_ids_BT, positions_BT, state, noise_BTD)
         return Hidden(self.norm(x_BTD), state, router)
 
     def residual(self, tokens_BT, segment_ids_BT=None, positions_BT=None) -> jax.Array:
         """The residual stream after the last layer, before the norm: what μP keeps of one size as the model gets wider."""
         return self._layers(tokens_BT, segment_ids_BT, positions_BT, None)[0]
 
-    def hidden_ahead(self, tokens_BT, targets_BT, segment_ids_BT, positions_BT) -> tuple[Hidden, list[Hidden]]:
+    def hidden_ahead(
+        self, tokens_BT, targets_BT, segment_ids_BT, positions_BT, noise_BTD=None
+    ) -> tuple[Hidden, list[Hidden]]:  # fmt: skip
         """Hidden states of the model and of its modules that look ahead, for training.
 
         Module k = 1, 2, … at time t has read token t + k and predicts token t + k + 1. targets_BT: the token after each; what
         lies beyond the row's end counts as token 0, and the caller must give those places no weight.
         """
-        x_BTD, steps, _, router = self._layers(tokens_BT, segment_ids_BT, positions_BT, None)
+        x_BTD, steps, _, router = self._layers(tokens_BT, segment_ids_BT, positions_BT, None, noise_BTD)
         x_BTD, ahead = self.norm(x_BTD), []
         main = Hidden(x_BTD, None, router)
         step = steps[self.config.layer_kinds[-1].local]
@@ -179,6 +186,10 @@ class Transformer(nnx.Module):
         y = y.astype(jnp.float32)
         return config.logit_softcap * jnp.tanh(y / config.logit_softcap) if config.logit_softcap else y
 
+    def scores(self, x_BTD) -> jax.Array:
+        """What the score head makes of hidden states after the last norm: float32 [B, T]."""
+        return jnp.einsum("btd,d->bt", x_BTD.astype(jnp.float32), self.score[...])
+
     @property
     def head_VD(self) -> jax.Array:
         """What multiplies hidden states; in μP its product falls with the width (Yang et al. 2022, table 8)."""
@@ -191,7 +202,7 @@ class Transformer(nnx.Module):
         x_BTD = table.at[tokens_BT].get(out_sharding=spec("batch", "length", None))
         return x_BTD if config.embed_scale == 1 else x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
 
-    def _layers(self, tokens_BT, segment_ids_BT, positions_BT, state):
+    def _layers(self, tokens_BT, segment_ids_BT, positions_BT, state, noise_BTD=None):
         """(x before the last norm, Step of layers that are global and local, the next decode state, Routing or None)."""
         tokens_BT = jnp.asarray(tokens_BT)
         segment_ids_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else jnp.asarray(segment_ids_BT)
@@ -203,6 +214,8 @@ class Transformer(nnx.Module):
         if self.config.positions == "learned":
             table = reshard(self.position_embedding[...].astype(x_BTD.dtype), None, None)
             x_BTD = x_BTD + table.at[positions_BT].get(out_sharding=spec("batch", "length", None))
+        if noise_BTD is not None:
+            x_BTD = x_BTD + noise_BTD.astype(x_BTD.dtype)
         caches, stats = [], {}
         for s, (block, repeats) in enumerate(self.config.stacks):
             x_BTD, new, routers = self._stack(self.stacks[s], block, repeats, x_BTD, steps, state and state.layers[s])
@@ -306,7 +319,8 @@ def empty_state(config: ModelConfig, batch: int, slots: int, cache_dtype: str = 
     layers = tuple(
         tuple(empty_cache(config, batch, slots, repeats, cache_dtype) for _ in block) for block, repeats in config.stacks
     )
-    return DecodeState(layers, jnp.zeros((batch, slots), jnp.int32), jnp.zeros((), jnp.int32))
+    segments_BS = jnp.zeros((batch, slots), jnp.int32, out_sharding=spec("batch", None))
+    return DecodeState(layers, segments_BS, jnp.zeros((), jnp.int32))
 
 
 def build(config: ModelConfig, seed: int) -> nnx.State:

@@ -161,7 +161,8 @@ def residuals(config, learned, frozen, batch) -> list:
 
     def kept(learned, frozen, batch):
         def loss(learned):
-            return training_loss(graph, nnx.merge_state(learned, frozen), batch, z_loss=o.z_loss, mtp_loss=o.mtp_loss)
+            model = nnx.merge(graph, nnx.merge_state(learned, frozen))
+            return training_loss(model, batch, z_loss=o.z_loss, mtp_loss=o.mtp_loss)
 
         return jax.tree.leaves(jax.vjp(loss, learned, has_aux=True)[1])
 

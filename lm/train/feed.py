@@ -1,6 +1,7 @@
 """From host batches to global arrays: each process reads the rows that its own devices hold, and no others."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -10,14 +11,60 @@ from data.batches import Batches
 from lm.parallel.mesh import spec
 
 
+class Stream(Protocol):
+    """Where the loop's batches come from."""
+
+    def start(self, step: int, state: Any) -> None:
+        """Comes first: `step` steps are done, and `state` is what `state()` gave then, or None."""
+
+    def next(self, step: int, params: Any, wait: Callable[[], float]) -> tuple[dict[str, jax.Array], Mapping[str, float]]:
+        """The batch of a step, counted from 1, on the devices, and numbers to log beside those of the step.
+
+        params: those before the step. wait: waits for the step before to be done and logged; returns when it was done, on the
+        clock of time.perf_counter.
+        """
+
+    def ids(self, step: int) -> list[int] | None:
+        """What the batch of a step is made of, if that is logged."""
+
+    def state(self) -> Any:
+        """What to go on from, as JSON has it."""
+
+    def close(self) -> None: ...
+
+
+class Reading:
+    """A stream of batches that stand before the run and do not depend on it, read ahead in the background."""
+
+    def __init__(self, batches: Batches, mesh: Mesh, log_ids: bool = False):
+        self._feed, self._log_ids = Feed(batches, mesh), log_ids
+
+    def start(self, step: int, state: Any) -> None:
+        self._iterator = self._feed.iterate(start=step)
+        if state is not None:
+            self._iterator.set_state(state)
+
+    def next(self, step: int, params: Any, wait: Callable[[], float]) -> tuple[dict[str, jax.Array], dict]:
+        return self._feed.to_devices(next(self._iterator)), {}
+
+    def ids(self, step: int) -> list[int] | None:
+        return self._feed.batches.global_row_ids(step - 1).tolist() if self._log_ids else None
+
+    def state(self) -> Any:
+        return self._iterator.get_state()
+
+    def close(self) -> None:
+        self._iterator.close()
+
+
 class Feed:
     """The global batches of a split on a mesh. Batch n holds the same rows in the same order on any mesh."""
 
     def __init__(self, batches: Batches, mesh: Mesh):
         self.batches = batches
-        shape = (batches.batch_size, batches.sequence_length)
-        self._sharding = NamedSharding(mesh, spec("batch", "length"))
-        held = {s[0].indices(shape[0])[:2] for s in self._sharding.addressable_devices_indices_map(shape).values()}
+        size = batches.batch_size
+        self._sharding = NamedSharding(mesh, spec("batch"))
+        held = {s[0].indices(size)[:2] for s in self._sharding.addressable_devices_indices_map((size,)).values()}
         self._rows = sorted({row for begin, end in held for row in range(begin, end)})
         self._place = {row: i for i, row in enumerate(self._rows)}
 
@@ -30,10 +77,11 @@ class Feed:
         return self.to_devices(self.batches.batch(n, self._rows))
 
     def to_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Global [B, T] arrays from this process's rows; `ids` stay behind on the host."""
-        shape = (self.batches.batch_size, self.batches.sequence_length)
+        """Global arrays [B, …] from this process's rows; `ids` stay behind on the host."""
 
         def place(local: np.ndarray) -> jax.Array:
+            shape = (self.batches.batch_size, *local.shape[1:])
+
             def shard(index):
                 begin, end, _ = index[0].indices(shape[0])
                 first = self._place[begin]

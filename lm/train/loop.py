@@ -17,7 +17,6 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from data.batches import Batches
 from data.tokenizer import Tokenizer
 from lm import sizing
 from lm.adapt import lora, quantize
@@ -25,7 +24,8 @@ from lm.checkpoint import Checkpoints
 from lm.config import model_keys
 from lm.errors import UserError
 from lm.parallel.hosts import is_first
-from lm.train.feed import Feed
+from lm.parallel.mesh import spec
+from lm.train.feed import Feed, Stream
 from lm.train.metrics import Log
 from lm.train.schedule import schedule
 from lm.train.speed import FORMULA, peak_flops
@@ -45,11 +45,19 @@ class Stopped(Exception):
         self.signum = signum
 
 
-def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Batches, valid: Batches | None,
-          tokenizer: Tokenizer, workdir: Path, start: Callable[[], nnx.State | None] = lambda: None) -> dict:  # fmt: skip
+def train(
+    config: ml_collections.ConfigDict, trainer: Trainer, mesh, stream: Stream, validate: Callable | None, workdir: Path,
+    start: Callable[[], nnx.State | None] = lambda: None, *, frozen=None, watch: Callable | None = None,
+) -> dict:  # fmt: skip
     """Trains from the newest checkpoint in `workdir`, else from the parameters of `start` (None: random), to `config.steps`.
 
-    Returns: {"params", "step", "tokens", "skipped", "valid": {"loss", "bits_per_byte", "tokens", "bytes"} or None,
+    Args:
+      stream: gives the batch of each step (lm/train/feed.py).
+      validate: validate(params, batches or None for all) -> {name: number}, every valid_every steps and at the end; and before
+        the first step, if the config has a valid_first that says so.
+      frozen: what the trainer's step takes beside state and batch.
+      watch: watch(step, params) -> lines to print, every config.samples_every steps.
+    Returns: {"params", "step", "tokens", "skipped", "valid": what validate gives at the end or None,
     "tokens_per_second" (median), "mfu", "num_params", "seconds"}.
     Raises: Stopped on SIGTERM or SIGINT; Diverged; UserError for a checkpoint that does not fit.
     """
@@ -62,34 +70,32 @@ def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Ba
         meta = checkpoints.meta(begin)
         state, tokens, loader = checkpoints.restore(begin, abstract_state(trainer, mesh)), meta["tokens"], meta["loader"]
 
-    feed = Feed(batches, mesh)
-    iterator = feed.iterate(start=begin)
-    if loader is not None:
-        iterator.set_state(loader)
-    valid_feed = Feed(valid, mesh) if valid else None
+    stream.start(begin, loader)
     step_fn = jax.jit(trainer.step, donate_argnums=0)
-    evaluate = Evaluator(trainer, valid_feed, tokenizer, config.model.vocab_size)
-
     num_params = sum(sizing.parameters(model_config_of(config))["total"].values())
     flops = sizing.flops_per_token(model_config_of(config), config.sequence_length)
     peak, peak_source = peak_flops(config.dtype)
-    log = Log(workdir, enabled=is_first(), step=begin, steps=config.steps, log_ids=config.data.log_ids)
+    log = Log(workdir, enabled=is_first(), step=begin, steps=config.steps, log_ids=config.data.get("log_ids", False))
     log.say(f"{num_params:,} parameters, {config.batch_size * config.sequence_length:,} tokens a step, {dict(mesh.shape)}")
     log.say(f"{FORMULA} = {peak / 1e12:.3g} TFLOP/s ({peak_source})")
     rates: list[float] = []
     skipped = int(state.skipped)
-    last_read = time.perf_counter()
+    last_read = done = time.perf_counter()
     pending = None  # (step, metrics, ids) of the step that the devices are at work on
 
-    def read() -> None:
-        """Waits for the dispatched step, if there is one, logs it, and stops a run that has diverged."""
-        nonlocal pending, tokens, skipped, last_read
+    def read() -> float:
+        """Waits for the dispatched step, if there is one, logs it, and stops a run that has diverged.
+
+        Returns: when the last step was done, on time.perf_counter's clock.
+        """
+        nonlocal pending, tokens, skipped, last_read, done
         if pending is None:
-            return
+            return done
         (step, metrics, ids), pending = pending, None
         metrics = {name: float(value) for name, value in metrics.items()}
-        now = time.perf_counter()
-        trained, in_row, skipped = (int(metrics.pop(name)) for name in ("weight", "skipped_in_row", "skipped"))
+        now = done = time.perf_counter()
+        del metrics["weight"]
+        trained, in_row, skipped = (int(metrics.pop(name)) for name in ("tokens", "skipped_in_row", "skipped"))
         rate = trained / (now - last_read)
         tokens, last_read = tokens + trained, now
         rates.append(rate)
@@ -104,11 +110,12 @@ def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Ba
                 f"{step}; lower optimizer.learning_rate or look at the data of these steps, then run the same line: "
                 f"it goes on from step {checkpoints.latest() or 0}"
             )
+        return done
 
     def save(step: int) -> None:
         read()
         log.flush()
-        checkpoints.save(step, state, {"config": config.to_dict(), "loader": iterator.get_state(), "tokens": tokens})
+        checkpoints.save(step, state, {"config": config.to_dict(), "loader": stream.state(), "tokens": tokens})
 
     stop = _Stop()
     started = time.perf_counter()
@@ -116,15 +123,20 @@ def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Ba
     try:
         for step in range(begin + 1, config.steps + 1):
             # Before the step and not after the last one: so a run that was stopped in between goes on with it.
-            if valid_feed and config.valid_every and step > 1 and (step - 1) % config.valid_every == 0:
+            first = step == 1 and config.get("valid_first", False)
+            if validate and (first or (config.valid_every and step > 1 and (step - 1) % config.valid_every == 0)):
                 read()
-                log.valid(step - 1, evaluate(state.params, config.valid_batches))
+                log.valid(step - 1, validate(state.params, config.valid_batches))
                 last_read = time.perf_counter()
-            batch = next(iterator)
-            ids = batches.global_row_ids(step - 1).tolist() if config.data.log_ids else None
-            state, metrics = step_fn(state, feed.to_devices(batch))
+            if watch and config.samples_every and (step - 1) % config.samples_every == 0:
+                read()
+                for text in watch(step - 1, state.params):
+                    log.say(text)
+                last_read = time.perf_counter()
+            batch, told = stream.next(step, state.params, read)
+            state, metrics = step_fn(state, batch, frozen)
             read()
-            pending = (step, metrics, ids)
+            pending = (step, metrics | told, stream.ids(step))
             due = config.checkpoint_every and step % config.checkpoint_every == 0
             signum = stop.requested(step)
             if due or signum or step == config.steps:
@@ -134,12 +146,14 @@ def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Ba
                 raise Stopped(signum, step)
         seconds = time.perf_counter() - started
         final = None
-        if valid_feed:
-            final = evaluate(state.params)
+        if validate:
+            final = validate(state.params, None)
             log.valid(step, final)
+        for text in watch(step, state.params) if watch and step else ():
+            log.say(text)
         checkpoints.wait()
     finally:
-        iterator.close()
+        stream.close()
         log.close()
         stop.restore()
         checkpoints.close()
@@ -153,12 +167,19 @@ def train(config: ml_collections.ConfigDict, trainer: Trainer, mesh, batches: Ba
 class Evaluator:
     """Validation loss over some batches of the split, evenly spread over its sources, or all of them."""
 
-    def __init__(self, trainer: Trainer, feed: Feed | None, tokenizer: Tokenizer, vocab_size: int):
+    def __init__(self, trainer: Trainer, feed: Feed, tokenizer: Tokenizer, vocab_size: int):
         self._feed = feed
-        self._step = jax.jit(trainer.evaluate)
         table = np.zeros(vocab_size, np.float32)
         table[: tokenizer.vocab_size] = tokenizer.bytes_per_token
-        self._bytes_V = jnp.asarray(table)
+        bytes_V = jnp.asarray(table)
+
+        def sums(params, batch):
+            objective = trainer.evaluate(params, batch)
+            target_bytes = bytes_V.at[batch["targets"]].get(out_sharding=spec("batch", None))
+            counted = jnp.sum(batch["weights"] * target_bytes)
+            return {"nll": objective["metrics"]["loss"][0], "weight": objective["weight"], "bytes": counted}
+
+        self._step = jax.jit(sums)
 
     def __call__(self, params, at_most: int | None = None) -> dict:
         """{"loss": nats a token, "bits_per_byte": Σ nll / (ln 2 · Σ bytes), "tokens", "bytes"}.
@@ -170,7 +191,7 @@ class Evaluator:
         count = total if at_most is None else min(at_most, total)
         for i in range(count):
             batch = self._feed.read(i * total // count)
-            for name, value in self._step(params, batch, self._bytes_V).items():
+            for name, value in self._step(params, batch).items():
                 totals[name] += float(value)
         return {
             "loss": totals["nll"] / max(1.0, totals["weight"]),

@@ -1,8 +1,8 @@
 """Where the numbers of a run go: a live line, metrics.jsonl, TensorBoard.
 
 metrics.jsonl holds one JSON object a line. A training line has step, loss (nats a token), tokens (trained since
-step 0), tokens_per_second, grad_norm (before clipping), learning_rate, mfu, skipped; a validation line has step,
-valid_loss, valid_bits_per_byte. A number that is not finite is null.
+step 0), tokens_per_second, grad_norm (before clipping), learning_rate, mfu, skipped, and what its objective reports; a
+validation line has step and names that begin with valid_, such as valid_loss. A number that is not finite is null.
 """
 
 import json
@@ -25,7 +25,7 @@ def rewind(path: Path, step: int) -> None:
     for line in path.read_text(errors="replace").splitlines():
         try:
             values = json.loads(line)
-            if values["step"] <= step - ("valid_loss" in values):
+            if values["step"] <= step - any(name.startswith("valid_") for name in values):
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
@@ -66,12 +66,12 @@ class Log:
         self._bar.update(line["step"] - self._bar.n)
 
     def valid(self, step: int, values: dict) -> None:
-        """values: loss and bits_per_byte, as the loop's Evaluator gives them."""
+        """values: numbers by name; how many tokens and bytes they are of is not logged."""
         if not self.enabled:
             return
-        loss, bits = values["loss"], values["bits_per_byte"]
-        self._write({"step": step, "valid_loss": loss, "valid_bits_per_byte": bits})
-        self.say(f"step {step}: valid loss {loss:.4f} nats, {bits:.4f} bits per byte")
+        values = {name: value for name, value in values.items() if name not in ("tokens", "bytes")}
+        self._write({"step": step, **{f"valid_{name}": value for name, value in values.items()}})
+        self.say(f"step {step}: valid " + ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
     def say(self, text: str) -> None:
         if self.enabled:

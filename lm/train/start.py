@@ -11,6 +11,7 @@ from flax import nnx
 
 from lm.adapt.lora import with_adapter
 from lm.adapt.quantize import quantize
+from lm.adapt.score import with_score_head
 from lm.config import Adapter, ModelConfig, Quantization
 from lm.convert.source import config_of, open_source
 from lm.errors import UserError
@@ -18,7 +19,7 @@ from lm.model.transformer import skeleton
 from lm.parallel.mesh import shardings
 from lm.train.step import model_config_of
 
-OWN = ("scan_layers", "remat", "adapter", "quantization")  # what the run itself says of its model
+OWN = ("scan_layers", "remat", "adapter", "quantization", "score_head")  # what the run itself says of its model
 
 
 def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
@@ -70,6 +71,8 @@ def initial_params(config: ml_collections.ConfigDict, mesh) -> nnx.State | None:
         base, params = quantize(base, params, wanted.quantization)
     if wanted.adapter != base.adapter and wanted.adapter != Adapter():
         base, params = with_adapter(base, params, wanted.adapter, config.seed)
+    if wanted.score_head != base.score_head:
+        base, params = with_score_head(base, params, wanted.score_head, config.seed)
     _same(base, wanted, config.init_from)
     return params
 

@@ -1,8 +1,10 @@
-"""One training step and one validation step, as pure functions of (state, batch).
+"""One training step and one validation step, as pure functions of (state, batch), for whatever objective.
 
-A batch is a dict of [B, T] arrays: tokens, targets, segment_ids, positions (int32) and weights (float32).
+A batch is a dict of arrays whose first axis is B. For the objective here, pretraining's, they are [B, T]: tokens, targets,
+segment_ids, positions (int32) and weights (float32).
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +17,7 @@ from lm.config import ModelConfig
 from lm.kernels.cross_entropy import cross_entropy
 from lm.model.linear import trainable
 from lm.model.moe import balanced
-from lm.model.transformer import build, skeleton
+from lm.model.transformer import Hidden, Transformer, build, skeleton
 from lm.parallel.mesh import shardings, spec
 from lm.train.optimizer import adamw
 from lm.train.schedule import schedule
@@ -31,11 +33,31 @@ class TrainState(NamedTuple):
     skipped_in_row: jax.Array  # int32
 
 
+class Sums(NamedTuple):
+    """What a batch adds up to beside the objective: (Σ, weight) of each metric, which is logged as Σ / weight, and, by the path
+    of each layer that routes, how many tokens each expert was sent."""
+
+    metrics: dict[str, tuple[jax.Array, jax.Array]]
+    loads: dict[tuple, jax.Array]
+
+
+class Objective(NamedTuple):
+    """What a run minimises.
+
+    loss(model, batch, frozen, key) -> (Σ over the batch, Sums), float32; weight(batch) -> what the sum is divided by, over the
+    whole batch however it is sliced. `frozen` is whatever does not learn, a reference or a teacher; `key` is new in each step,
+    and None in evaluation.
+    """
+
+    loss: Callable[[Transformer, dict, Any, jax.Array | None], tuple[jax.Array, Sums]]
+    weight: Callable[[dict], jax.Array]
+
+
 class Trainer(NamedTuple):
     """The pure functions of one run; none of them holds state.
 
-    init(params=None) -> TrainState, of random parameters if none are given; step(state, batch) -> (TrainState, metrics);
-    evaluate(params, batch, bytes_V) -> sums.
+    init(params=None) -> TrainState, of random parameters if none are given; step(state, batch, frozen=None) -> (TrainState,
+    metrics); evaluate(params, batch, frozen=None) -> sums: objective, weight, and what the Sums of the objective hold.
     """
 
     init: Any
@@ -44,17 +66,21 @@ class Trainer(NamedTuple):
     abstract_params: nnx.State
 
 
-def make_trainer(config) -> Trainer:
-    """Builds the step for a resolved training config (see configs/train/default.py) under the mesh that is set."""
+def make_trainer(config, objective: Objective | None = None, updates: int = 1) -> Trainer:
+    """Builds the step for a resolved config (see configs/train/default.py) under the mesh that is set.
+
+    Args: objective: pretraining's if none is given. updates: of the parameters in each of config.steps.
+    """
     model_config = model_config_of(config)
     graph, abstract = skeleton(model_config)
     o = config.optimizer
+    objective = objective or pretraining(z_loss=o.z_loss, mtp_loss=o.mtp_loss)
     learns = trainable(model_config)
     transform = adamw(
         nnx.filter_state(abstract, learns), model_config, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay
     )
     learning_rate = schedule(
-        o.schedule, peak=o.learning_rate, steps=config.steps, warmup=o.warmup, final=o.final, decay=o.decay
+        o.schedule, peak=o.learning_rate, steps=config.steps * updates, warmup=o.warmup * updates, final=o.final, decay=o.decay
     )
 
     def init(params: nnx.State | None = None) -> TrainState:
@@ -62,22 +88,23 @@ def make_trainer(config) -> Trainer:
         zero = jnp.zeros((), jnp.int32)
         return TrainState(zero, params, transform.init(nnx.filter_state(params, learns)), zero, zero)
 
-    def step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
-        weight = jnp.sum(batch["weights"])
-        params, frozen = nnx.split_state(state.params, learns, ...)
+    def step(state: TrainState, batch: dict, frozen=None) -> tuple[TrainState, dict]:
+        weight = objective.weight(batch)
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        params, rest = nnx.split_state(state.params, learns, ...)
 
         def loss(params, batch):
-            return training_loss(graph, nnx.merge_state(params, frozen), batch, z_loss=o.z_loss, mtp_loss=o.mtp_loss)
+            return objective.loss(nnx.merge(graph, nnx.merge_state(params, rest)), batch, frozen, key)
 
-        (objective, sums), grads = accumulated_gradient(loss, params, batch, weight, config.accumulate)
+        (total, sums), grads = accumulated_gradient(loss, params, batch, weight, config.accumulate)
         norm = optax.global_norm(grads)
         grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, o.clip_norm / (norm + 1e-9)), grads)
         rate = learning_rate(state.step)
-        updates, optimizer = transform.update(grads, state.optimizer, params)
-        params = nnx.merge_state(jax.tree.map(lambda p, u: p - rate * u, params, updates), frozen)
+        direction, optimizer = transform.update(grads, state.optimizer, params)
+        params = nnx.merge_state(jax.tree.map(lambda p, u: p - rate * u, params, direction), rest)
         if not model_config.adapter.rank:  # then nothing of the base moves
             params = with_balance(params, sums.loads, model_config.moe.bias_rate)
-        ok = jnp.isfinite(objective) & jnp.isfinite(norm)
+        ok = jnp.isfinite(total) & jnp.isfinite(norm)
         # A bad step leaves parameters and moments bit for bit as they were, without asking the host.
         params, optimizer = jax.tree.map(
             lambda new, old: jnp.where(ok, new, old), (params, optimizer), (state.params, state.optimizer)
@@ -85,23 +112,26 @@ def make_trainer(config) -> Trainer:
         bad = jnp.int32(1) - ok.astype(jnp.int32)
         in_row = (state.skipped_in_row + bad) * bad
         state = TrainState(state.step + 1, params, optimizer, state.skipped + bad, in_row)
-        metrics = {
-            "loss": sums.nll, "grad_norm": norm, "learning_rate": rate, "weight": weight * ok,
+        metrics = {"loss": total} | {name: ratio(*pair) for name, pair in sums.metrics.items()}
+        metrics |= {
+            "grad_norm": norm, "learning_rate": rate, "weight": weight * ok, "tokens": jnp.sum(batch["weights"] > 0) * ok,
             "skipped": state.skipped, "skipped_in_row": in_row,
         }  # fmt: skip
         if sums.loads:
             metrics["expert_load"] = jnp.max(jnp.stack([busiest(load) for load in sums.loads.values()]))
-        if model_config.mtp_depth:
-            metrics["loss_ahead"] = sums.nll_ahead / jnp.maximum(1e-9, sums.weight_ahead)
         return state, metrics
 
-    def evaluate(params: nnx.State, batch: dict, bytes_V: jax.Array) -> dict:
-        """Sums over the batch: nll in nats, targets, and UTF-8 bytes that the targets stand for."""
-        (_, nll), weight = token_loss(graph, params, batch, z_loss=0.0), jnp.sum(batch["weights"])
-        target_bytes = bytes_V.at[batch["targets"]].get(out_sharding=spec("batch", None))
-        return {"nll": nll, "weight": weight, "bytes": jnp.sum(batch["weights"] * target_bytes)}
+    def evaluate(params: nnx.State, batch: dict, frozen=None) -> dict:
+        """Sums over the batch, so that several batches can be added up."""
+        total, sums = objective.loss(nnx.merge(graph, params), batch, frozen, None)
+        return {"objective": total, "weight": objective.weight(batch), "metrics": sums.metrics}
 
     return Trainer(init, step, evaluate, abstract)
+
+
+def ratio(total: jax.Array, weight: jax.Array) -> jax.Array:
+    """total / weight, and 0 of nothing."""
+    return total / jnp.where(weight == 0, 1.0, weight)
 
 
 def model_config_of(config) -> ModelConfig:
@@ -109,32 +139,36 @@ def model_config_of(config) -> ModelConfig:
     return ModelConfig(**config.model, dtype=config.dtype)
 
 
-class Sums(NamedTuple):
-    """What a batch adds up to beside the objective: nll of the next token, nll and weight of those further ahead, and, by the
-    path of each layer that routes, how many tokens each expert was sent."""
+def pretraining(*, z_loss: float, mtp_loss: float) -> Objective:
+    """The next token of every text, each token counting the same."""
 
-    nll: jax.Array
-    nll_ahead: jax.Array
-    weight_ahead: jax.Array
-    loads: dict[tuple, jax.Array]
+    def loss(model, batch, frozen, key):
+        if key is None:
+            objective, nll = token_loss(model, batch, z_loss=0.0)
+            return objective, Sums({"loss": (nll, jnp.sum(batch["weights"]))}, {})
+        return training_loss(model, batch, z_loss=z_loss, mtp_loss=mtp_loss)
+
+    return Objective(loss, lambda batch: jnp.sum(batch["weights"]))
 
 
-def token_loss(graph, params: nnx.State, batch: dict, *, z_loss: float) -> tuple[jax.Array, jax.Array]:
-    """(Σ w·(nll + z), Σ w·nll) over a batch, float32; the caller divides by Σ w."""
-    model = nnx.merge(graph, params)
+def token_loss(model: Transformer, batch: dict, *, z_loss: float) -> tuple[jax.Array, jax.Array]:
+    """(Σ w·(nll + z), Σ w·nll) of the next tokens alone."""
     x_BTD = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"]).x_BTD
-    return _head_loss(model, x_BTD, batch["targets"], batch["weights"], z_loss)
+    return head_loss(model, x_BTD, batch["targets"], batch["weights"], z_loss)
 
 
-def training_loss(graph, params: nnx.State, batch: dict, *, z_loss: float, mtp_loss: float) -> tuple[jax.Array, Sums]:
-    """The training objective as a sum over tokens, and sums to report.
+def training_loss(
+    model: Transformer, batch: dict, *, z_loss: float, mtp_loss: float, noise_BTD=None, **head
+) -> tuple[jax.Array, Sums]:  # fmt: skip
+    """The training objective as a sum over tokens, and sums to report: the nll of next tokens, and of those further ahead.
 
     To the next token's Σ w·(nll + z) come mtp_loss / depth · Σ over the depth of the same for tokens further ahead
     (DeepSeek-V3, 2024, eq. 25), and the routers' losses, which are sums over tokens and layers (lm/model/moe.py).
+    noise_BTD is added to the embeddings; `head`: further arguments of the next token's cross-entropy.
     """
-    model = nnx.merge(graph, params)
-    main, ahead = model.hidden_ahead(batch["tokens"], batch["targets"], batch["segment_ids"], batch["positions"])
-    objective, nll = _head_loss(model, main.x_BTD, batch["targets"], batch["weights"], z_loss)
+    main, ahead = model.hidden_ahead(batch["tokens"], batch["targets"], batch["segment_ids"], batch["positions"], noise_BTD)
+    objective, *sums = head_loss(model, main.x_BTD, batch["targets"], batch["weights"], z_loss, **head)
+    metrics = {name: (x, jnp.sum(batch["weights"])) for name, x in zip(("loss", "entropy", "mean_token_accuracy"), sums)}
     nll_ahead, weight_ahead = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
     for k, hidden in enumerate(ahead, start=1):
 
@@ -143,21 +177,30 @@ def training_loss(graph, params: nnx.State, batch: dict, *, z_loss: float, mtp_l
 
         # A target of the same document: one that is further ahead than the document goes has no weight.
         weights = later(batch["weights"]) * (later(batch["segment_ids"]) == batch["segment_ids"])
-        one, nll_k = _head_loss(model, hidden.x_BTD, later(batch["targets"]), weights, z_loss)
+        one, nll_k = head_loss(model, hidden.x_BTD, later(batch["targets"]), weights, z_loss)
         objective = objective + mtp_loss / len(ahead) * one
         nll_ahead, weight_ahead = nll_ahead + nll_k, weight_ahead + jnp.sum(weights)
-    moe, loads = model.config.moe, {}
-    for router in (hidden.router for hidden in (main, *ahead)):
+    if ahead:
+        metrics["loss_ahead"] = (nll_ahead, weight_ahead)
+    router, loads = router_loss(model, [main, *ahead])
+    return objective + router, Sums(metrics, loads)
+
+
+def router_loss(model: Transformer, passes: list[Hidden]) -> tuple[jax.Array, dict[tuple, jax.Array]]:
+    """The routers' two losses, weighed as the blueprint says and summed over tokens and layers, and their loads."""
+    moe, loads, total = model.config.moe, {}, jnp.zeros((), jnp.float32)
+    for router in (hidden.router for hidden in passes):
         if router is not None:
-            objective = objective + moe.balance_loss * router.balance + moe.router_z_loss * router.z
+            total = total + moe.balance_loss * router.balance + moe.router_z_loss * router.z
             loads |= router.loads
-    return objective, Sums(nll, nll_ahead, weight_ahead, loads)
+    return total, loads
 
 
-def _head_loss(model, x_BTD, targets_BT, weights_BT, z_loss):
+def head_loss(model, x_BTD, targets_BT, weights_BT, z_loss, **options):
+    """(Σ w·(nll + z), Σ w·nll) of hidden states, float32; the caller divides by Σ w. options: more for cross_entropy."""
     config = model.config
     return cross_entropy(
-        x_BTD, model.head_VD, targets_BT, weights_BT, dtype=config.dtype, z_loss=z_loss, softcap=config.logit_softcap
+        x_BTD, model.head_VD, targets_BT, weights_BT, dtype=config.dtype, z_loss=z_loss, softcap=config.logit_softcap, **options
     )
 
 
@@ -194,18 +237,27 @@ def accumulated_gradient(loss, params, batch: dict, weight, parts: int):
     if parts == 1:
         return grad(params, batch)
 
-    def split(x):
-        # Slice i holds rows i, i + parts, …: on every device a share of its own rows, so nothing moves.
-        x = jax.lax.reshape(x, (x.shape[0] // parts, parts, *x.shape[1:]), out_sharding=spec("batch", None, None))
-        return jnp.moveaxis(x, 1, 0)
-
     def body(carry, part):
         return jax.tree.map(jnp.add, carry, grad(params, part)), None
 
-    slices = jax.tree.map(split, batch)
-    shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], slices))
+    parted = slices(batch, parts)
+    shapes = jax.eval_shape(grad, params, jax.tree.map(lambda x: x[0], parted))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding and x.sharding.spec), shapes)
-    return lax.scan(body, zeros, slices)[0]
+    return lax.scan(body, zeros, parted)[0]
+
+
+def slices(batch: dict, parts: int) -> dict:
+    """The batch in equal parts, an axis in front of each array.
+
+    Part i holds rows i, i + parts, …: on every device a share of its own rows, so nothing moves.
+    """
+
+    def split(x):
+        where = spec("batch", *[None] * x.ndim)
+        x = lax.reshape(x, (x.shape[0] // parts, parts, *x.shape[1:]), out_sharding=where)
+        return jnp.moveaxis(x, 1, 0)
+
+    return jax.tree.map(split, batch)
 
 
 def abstract_state(trainer: Trainer, mesh) -> TrainState:

@@ -1,0 +1,40 @@
+"""Align a language model: instruction tuning, preferences, reward models, reinforcement learning, distillation, safety.
+
+    python align.py --config=configs/align/sft.py --workdir=runs/sft --config.init_from=runs/base --config.data.input=FILES
+    python align.py --config=configs/align/grpo.py --workdir=runs/rl --config.init_from=runs/sft --config.data.input=FILES
+
+Starts from a workdir or a Hugging Face folder and leaves a workdir like any other. The configs beside sft.py are the methods
+(dpo, kto, orpo, reward, ppo, grpo, distill, best_of, safety); configs/align/default.py explains every key, and docs/align.md
+every method, its data and its metrics. data.input names files of examples or a built-in task: builtin:arithmetic?digits=2. The
+same line again resumes after a crash, a kill or a Ctrl-C, to the bit. Written to the workdir: config.json, the tokenizer,
+checkpoints/, data/, metrics.jsonl, samples.jsonl, tensorboard/, report.html, report.json.
+"""
+
+from pathlib import Path
+
+from lm import cli
+
+
+def main(config, workdir: Path) -> None:
+    from lm.parallel import hosts  # after the flags are right: a misspelt key is answered at once
+
+    hosts.start()
+    from lm.train import loop
+
+    if config.method == "safety":
+        from lm.align.safety import run
+    elif config.method == "best_of":
+        from lm.align.best_of import run
+    else:
+        from lm.align.run import run
+    try:
+        run(config, workdir)
+    except loop.Stopped as stopped:
+        hosts.leave()
+        cli.fail(str(stopped), 128 + stopped.signum)
+    except loop.Diverged as diverged:
+        cli.fail(str(diverged), 1)
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

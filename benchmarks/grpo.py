@@ -1,0 +1,182 @@
+"""Steps a minute of GRPO beside TRL's, on the same tiny model, prompts and rewards, on this machine.
+
+python -m benchmarks.grpo [--steps=20 --rounds=2]
+
+64 completions of 16 tokens a step, 8 to a prompt, one update, no reference. Each competitor runs in a process of its own, in
+turns; figures are medians over all steps but the first three. The last line is one JSON object.
+"""
+
+import argparse
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPO = Path(__file__).parent.parent
+GROUP, COMPLETIONS, TOKENS, WARM = 8, 64, 16, 3
+MODEL = dict(vocab_size=512, num_layers=4, embed_dim=128, num_heads=4, num_kv_heads=4, mlp_dim=352)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of each competitor in each round")
+    parser.add_argument("--rounds", type=int, default=2, help="turns of each competitor")
+    parser.add_argument("--worker", choices=("lmcraft", "trl"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        measure = {"lmcraft": ours, "trl": theirs}[options.worker]
+        print(json.dumps(measure(Path(options.folder), options.steps + WARM)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder))
+        found: dict[str, dict[str, list[float]]] = {}
+        for round_ in range(options.rounds):
+            for name in ("lmcraft", "trl"):
+                command = [sys.executable, "-m", "benchmarks.grpo", f"--worker={name}", f"--folder={folder}"]
+                done = subprocess.run(
+                    [*command, f"--steps={options.steps}"], cwd=REPO, capture_output=True, text=True, check=False
+                )  # fmt: skip
+                if done.returncode:
+                    sys.exit(done.stderr[-3000:])
+                for key, values in json.loads(done.stdout.splitlines()[-1]).items():
+                    found.setdefault(name, {}).setdefault(key, []).extend(values)
+            shown = ", ".join(f"{name} {60 / statistics.median(x['step']):,.0f} steps/min" for name, x in found.items())
+            print(f"round {round_ + 1}: {shown}", flush=True)
+    rates = {name: 60 / statistics.median(x["step"]) for name, x in found.items()}
+    from lm.evals.report import machine
+
+    generating = {name: statistics.median(x["rollout"]) / statistics.median(x["step"]) for name, x in found.items()}
+    print(
+        json.dumps(
+            {
+                "model": MODEL, "completions": COMPLETIONS, "tokens": TOKENS,
+                "steps_per_minute": {name: round(rate) for name, rate in rates.items()},
+                "ratio": round(rates["lmcraft"] / rates["trl"], 2),
+                "share_generating": {name: round(share, 3) for name, share in generating.items()},
+                "rollout_tokens_per_second": {
+                    name: round(COMPLETIONS * TOKENS / statistics.median(x["rollout"])) for name, x in found.items()
+                },
+                "machine": machine(),
+            }
+        )
+    )  # fmt: skip
+
+
+def prompts(count: int = 512) -> list[dict]:
+    from data.tasks import TASKS
+
+    return list(itertools.islice(TASKS["arithmetic"]("train", 0), count))
+
+
+def prepare(folder: Path) -> None:
+    """A random model and its tokenizer, as a workdir and as a Hugging Face folder."""
+    import jax
+
+    from data.tokenizer import train
+    from lm.config import ModelConfig
+    from lm.convert.to_published import to_published
+    from lm.convert.to_workdir import write_workdir
+    from lm.model.transformer import build
+
+    (folder / "workdir").mkdir()
+    texts = [record["prompt"] + " " + record["completion"] for record in prompts(2000)]
+    train(texts, folder / "workdir" / "tokenizer.model", vocab_size=512, sample_bytes=1 << 20, seed=0, threads=2)
+    config = ModelConfig(**MODEL, dtype="float32")
+    write_workdir(folder / "workdir", config, jax.jit(lambda: build(config, 0))())
+    to_published(folder / "workdir", folder / "published")
+
+
+def reward(prompts, completions, **columns) -> list[float]:
+    """Something that differs from answer to answer: the share of digits in it."""
+    texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+    return [sum(x.isdigit() for x in text) / max(1, len(text)) for text in texts]
+
+
+def ours(folder: Path, steps: int) -> dict[str, list[float]]:
+    """The step of align.py (lm.align.rolling and lm.align.rl), in the compute type that is faster here."""
+    import jax
+
+    from configs.align import grpo
+    from data.examples import prepare_tasks
+    from data.hf_tokenizer import load_tokenizer
+    from lm.align import rl, rolling
+    from lm.align.rewards import Rewards
+    from lm.model.transformer import skeleton
+    from lm.parallel.mesh import make_mesh
+    from lm.train.start import adopt, initial_params
+    from lm.train.step import make_trainer, model_config_of
+
+    config = grpo.get_config()
+    config.init_from, config.batch_size, config.sequence_length = str(folder / "workdir"), COMPLETIONS, 64
+    config.dtype, config.rl.group_size, config.model.scan_layers = "float32", GROUP, False
+    config.rollout.max_new_tokens = TOKENS
+    config.data.input, config.data.max_examples, config.data.max_valid_examples = "builtin:arithmetic", 512, 1
+    adopt(config, None)
+    tokenizer = load_tokenizer(config.tokenizer)
+    tasks, _, _ = prepare_tasks(config, tokenizer)
+    config.sequence_length = max(len(task["prompt_ids"]) for task in tasks) + TOKENS - 1
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        trainer = make_trainer(config, rl.objective(config))
+        graph, _ = skeleton(model_config_of(config))
+        stream = rolling.Rolling(
+            config, mesh, graph, tokenizer, tasks, Rewards(("digits",), (reward,), (1.0,)), group_size=GROUP
+        )  # fmt: skip
+        stream.start(0, None)
+        state = jax.jit(trainer.init)(initial_params(config, mesh))
+        step = jax.jit(trainer.step, donate_argnums=0)
+        times, rollouts = [], []
+        for n in range(1, steps + 1):
+            begin = time.perf_counter()
+            batch, told = stream.next(n, state.params, time.perf_counter)
+            state, metrics = step(state, batch)
+            float(metrics["loss"])
+            times.append(time.perf_counter() - begin)
+            rollouts.append(told["seconds/rollout"])
+    return {"step": times[WARM:], "rollout": rollouts[WARM:]}
+
+
+def theirs(folder: Path, steps: int) -> dict[str, list[float]]:
+    """trl.GRPOTrainer in float32 without gradient checkpointing."""
+    import datasets
+    from transformers import TrainerCallback
+    from trl import GRPOConfig, GRPOTrainer
+
+    times, rollouts, began = [], [], []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            began.append(time.perf_counter())
+
+        def on_step_end(self, *args, **kwargs):
+            times.append(time.perf_counter() - began[-1])
+
+    class Timed(GRPOTrainer):
+        def _generate(self, *args, **kwargs):
+            begin = time.perf_counter()
+            try:
+                return super()._generate(*args, **kwargs)
+            finally:
+                rollouts.append(time.perf_counter() - begin)
+
+    rows = [{"prompt": [{"role": "user", "content": record["prompt"]}]} for record in prompts()]
+    trainer = Timed(
+        model=str(folder / "published"), reward_funcs=reward, train_dataset=datasets.Dataset.from_list(rows),
+        callbacks=[Clock()],
+        args=GRPOConfig(
+            output_dir=str(folder / "trl"), per_device_train_batch_size=COMPLETIONS, num_generations=GROUP,
+            max_completion_length=TOKENS, max_steps=steps, bf16=False, gradient_checkpointing=False, use_cpu=True,
+            learning_rate=1e-6, logging_steps=10**6, save_strategy="no", report_to=[], disable_tqdm=True,
+        ),
+    )  # fmt: skip
+    trainer.train()
+    return {"step": times[WARM:], "rollout": rollouts[WARM:]}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,11 @@
+"""Direct preference optimisation on pairs; --config.preference.loss=ipo and others for its kin."""
+
+from configs.align import default
+
+
+def get_config():
+    config = default.get_config()
+    config.method = "preference"
+    config.batch_size = 16
+    config.optimizer.learning_rate = 1e-6
+    return config

@@ -1,0 +1,13 @@
+"""Group-relative policy optimisation on tasks whose answers can be judged; --config.rl.algorithm=rloo for RLOO."""
+
+from configs.align import default
+
+
+def get_config():
+    config = default.get_config()
+    config.method = "rl"
+    config.rewards = "answer=1"
+    config.batch_size = 64
+    config.optimizer.learning_rate = 1e-6
+    config.optimizer.schedule = "constant"
+    return config

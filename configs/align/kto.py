@@ -1,0 +1,12 @@
+"""Kahneman-Tversky optimisation on answers that are labelled good or bad."""
+
+from configs.align import default
+
+
+def get_config():
+    config = default.get_config()
+    config.method = "preference"
+    config.preference.loss = "kto"
+    config.batch_size = 16
+    config.optimizer.learning_rate = 1e-6
+    return config

@@ -1,0 +1,12 @@
+"""Odds-ratio preference optimisation on pairs: no reference, and straight from a base model."""
+
+from configs.align import default
+
+
+def get_config():
+    config = default.get_config()
+    config.method = "preference"
+    config.preference.loss = "orpo"
+    config.batch_size = 16
+    config.optimizer.learning_rate = 8e-6
+    return config

@@ -1,0 +1,130 @@
+"""Records of an input as they stand: one dict each, and where it is from.
+
+An input is files (JSON lines, JSON, Parquet; plain, gzip or zstd), a TFDS name, or a task made on the spot.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from data.sources import files
+from lm.errors import UserError
+
+BUILTIN = "builtin:"
+WRAPPERS = ("data", "rows", "examples", "records")  # keys of an object that is a whole file
+EXTENSIONS = (*files.JSON_LINES, *files.PARQUET, ".json")
+
+
+class Record(NamedTuple):
+    values: dict[str, Any]
+    where: str  # for errors: "file:line" or the like
+
+
+def is_builtin(input: str) -> bool:
+    """Whether `input` names a task of data/tasks, which has splits of its own and no end."""
+    return input.startswith(BUILTIN)
+
+
+def read_builtin(input: str, split: str, seed: int) -> Iterator[Record]:
+    """The records of "builtin:NAME?key=value&…"; those of `train` do not end.
+
+    Raises: UserError for a name, an option or a value that there is not.
+    """
+    from data.tasks import task
+
+    name, _, query = input.removeprefix(BUILTIN).partition("?")
+    try:
+        options = dict(parse_qsl(query, keep_blank_values=True, strict_parsing=True)) if query else {}
+    except ValueError:
+        raise UserError(f"data.input={input!r}: write the options like {BUILTIN}{name}?key=value&key=value") from None
+    for n, values in enumerate(task(name, split, seed, options)):
+        yield Record(values, f"{BUILTIN}{name} {split}[{n}]")
+
+
+def read_records(input: str) -> Iterator[Record]:
+    """All records of files or a TFDS dataset, in order. Memory is bounded, but for a .json file that is one big array.
+
+    Args: input: a file, a folder or a glob, several separated by commas, or a TFDS name (its split `train`).
+    Raises: UserError: nothing of that name, or something that cannot be read; says where.
+    """
+    if files.is_path(input) or input.endswith(EXTENSIONS):
+        for path in files.find(input, EXTENSIONS):
+            yield from _read_file(path)
+        return
+
+    from data.sources import tfds_source
+
+    if tfds_source.is_known(input):
+        rows, features = tfds_source.open_rows(input)
+        for n in range(len(rows)):
+            values = {key: _plain(value, features[key]) for key, value in rows[n].items()}
+            yield Record(values, f"{input} train[{n}]")
+        return
+    if "/" in input:
+        raise files.missing(input)
+    raise UserError(f"data.input={input!r} is neither a path nor a TFDS dataset; name files, a dataset, or {BUILTIN}TASK")
+
+
+def _read_file(path: str) -> Iterator[Record]:
+    try:
+        if path.endswith(files.PARQUET):
+            for number, row in files.parquet_rows(path):
+                yield Record(row, f"{path}: row {number}")
+        elif path.endswith(files.JSON_LINES) or _holds_lines(path):
+            for number, row in files.json_lines(path):
+                yield Record(row, f"{path}:{number}")
+        else:
+            for number, row in enumerate(_objects(path), start=1):
+                yield Record(row, f"{path}: item {number}")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}; mend the file or leave it out of data.input") from error
+
+
+def _holds_lines(path: str) -> bool:
+    """Whether a file named .json has an object on its first line, as JSON lines have: many are published so."""
+    with open(path, "rb") as file:
+        first = next((line for line in file if not line.isspace()), b"[]")
+    try:
+        value = json.loads(first.removeprefix(b"\xef\xbb\xbf").decode())
+    except ValueError:
+        return False
+    return isinstance(value, dict) and _wrapped(value) is None
+
+
+def _wrapped(value: dict) -> list | None:
+    return next((value[key] for key in WRAPPERS if isinstance(value.get(key), list)), None)
+
+
+def _objects(path: str) -> list[dict]:
+    """The objects of an array, which may stand in an object such as {"version": 1, "data": […]}."""
+    with open(path, encoding="utf-8-sig") as file:
+        try:
+            whole = json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not JSON ({error}); write an array of objects, or one object a line") from error
+    if isinstance(whole, dict):
+        wrapped = _wrapped(whole)
+        whole = [whole] if wrapped is None else wrapped
+    for number, item in enumerate(whole if isinstance(whole, list) else [whole], start=1):
+        if not isinstance(item, dict):
+            raise UserError(f"{path}: item {number} is a JSON {type(item).__name__}, not an object; write objects")
+    return whole
+
+
+def _plain(value: Any, feature: Any) -> Any:
+    """What TFDS reads as JSON has it: text for bytes, lists for arrays, and a list of dicts for its dict of lists."""
+    import tensorflow_datasets as tfds
+
+    if isinstance(feature, tfds.features.FeaturesDict):
+        return {key: _plain(item, feature[key]) for key, item in value.items()}
+    if isinstance(feature, tfds.features.Sequence):
+        if isinstance(feature.feature, tfds.features.FeaturesDict):
+            columns = {key: _plain(item, tfds.features.Sequence(feature.feature[key])) for key, item in value.items()}
+            return [dict(zip(columns, row)) for row in zip(*columns.values())]
+        return [_plain(item, feature.feature) for item in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace")
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

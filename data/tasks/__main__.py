@@ -1,0 +1,44 @@
+"""Writes records of a built-in task as JSON lines; see data/tasks/__init__.py."""
+
+import argparse
+import itertools
+import json
+import os
+from pathlib import Path
+from urllib.parse import parse_qsl
+
+from data import tasks
+from data.tasks.splits import SPLITS
+from lm import cli
+from lm.errors import UserError
+
+
+def main() -> None:
+    known = tasks.TASKS | tasks.CORPORA
+    parser = argparse.ArgumentParser(prog="python -m data.tasks", description=tasks.__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("name", help=", ".join(known))
+    parser.add_argument("--split", choices=SPLITS, default="train")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=1000, help="records at most; valid may have fewer")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+    name, _, options = given.name.partition("?")
+    if given.count < 1:
+        raise UserError(f"--count={given.count} must be at least 1")
+    options = dict(parse_qsl(options, keep_blank_values=True))
+    write(tasks.task(name, given.split, given.seed, options, known), given.count, given.out)
+
+
+def write(records, count: int, path: Path) -> None:
+    """The first `count` records, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        for record in itertools.islice(records, count):
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    os.replace(beside, path)
+
+
+if __name__ == "__main__":
+    cli.guard(main)

@@ -1,0 +1,70 @@
+"""Facts of a small made-up world: who lives where and does what, asked in several ways."""
+
+import random
+from collections.abc import Iterator
+
+from data.tasks.splits import number, records
+from data.tasks.strings import made_up_word
+from lm.errors import UserError
+
+OCCUPATIONS = ("baker", "smith", "teacher", "farmer", "painter", "sailor", "weaver", "doctor", "miller", "singer")
+ANIMALS = ("cat", "dog", "goat", "horse", "hen", "fox", "owl", "hare")
+QUESTIONS = {
+    "town": ("Where does {person} live?", "In which town does {person} live?", "What town is {person} from?",
+             "Name the town where {person} lives."),
+    "occupation": ("What does {person} do?", "What is the work of {person}?", "Which occupation does {person} have?",
+                   "Name the occupation of {person}."),
+    "animal": ("Which animal does {person} keep?", "What animal has {person} got?", "Name the animal of {person}.",
+               "What is the animal that {person} keeps?"),
+    "person": ("Who is the {occupation} of {town}?", "Who works as a {occupation} in {town}?",
+               "Name the {occupation} who lives in {town}.", "Which person in {town} is a {occupation}?"),
+}  # fmt: skip
+STATEMENTS = {
+    "town": ("{person} lives in {town}.", "The town of {person} is {town}."),
+    "occupation": ("{person} is a {occupation}.", "{person} works as a {occupation}."),
+    "animal": ("{person} keeps a {animal}.", "The animal of {person} is a {animal}."),
+    "person": ("The {occupation} of {town} is {person}.", "{person} is the {occupation} who lives in {town}."),
+}
+
+
+def world(number_of_people: int, number_of_world: int = 0) -> list[dict[str, str]]:
+    """The inhabitants: {"person", "town", "occupation", "animal"}; no two in a town have the same occupation."""
+    rng = random.Random(f"world {number_of_world}")
+    towns = [word.capitalize() for word in _different(rng, 2, max(2, number_of_people // 4))]
+    names = [word.capitalize() for word in _different(rng, 2, number_of_people + len(towns)) if word.capitalize() not in towns]
+    homes = rng.sample([(town, work) for town in towns for work in OCCUPATIONS], number_of_people)
+    return [
+        {"person": name, "town": town, "occupation": work, "animal": rng.choice(ANIMALS)}
+        for name, (town, work) in zip(names, homes)
+    ]
+
+
+def _different(rng: random.Random, syllables: int, count: int) -> list[str]:
+    words: dict[str, None] = {}
+    while len(words) < count:
+        words[made_up_word(rng, syllables)] = None
+    return list(words)
+
+
+def small_world(split: str, seed: int, people: int = 24, world_number: int = 0, valid: int = 500) -> Iterator[dict]:
+    """"Where does Mira live?" -> "Tolum". Of the four phrasings of each fact's question one is held out, another for each fact:
+    valid asks what train tells, in words that train uses of other facts. `rejected` is the same thing of somebody else.
+
+    people: of the world; world_number: another one has other people. Both splits and all seeds share the world.
+    """
+    if not 8 <= people <= 1000:
+        raise UserError(f"small_world: people={people} must be in 8…1000")
+    inhabitants = world(people, world_number)
+    values = {asked: sorted({who[asked] for who in inhabitants}) for asked in QUESTIONS}
+
+    def draw(rng: random.Random) -> tuple[bool, dict]:
+        who, asked = rng.choice(inhabitants), rng.choice(list(QUESTIONS))
+        phrasing = rng.randrange(len(QUESTIONS[asked]))
+        record = {
+            "prompt": QUESTIONS[asked][phrasing].format(**who),
+            "completion": who[asked], "rejected": rng.choice([value for value in values[asked] if value != who[asked]]),
+            "answer": who[asked], "task": "small_world", "asked": asked,
+        }  # fmt: skip
+        return phrasing == number(f"{who['person']} {asked}") % len(QUESTIONS[asked]), record
+
+    return records(draw, split, seed, valid)

@@ -1,0 +1,1 @@
+"""Alignment: a pretrained model learns to follow, to prefer, to solve and to refuse."""

@@ -1,0 +1,77 @@
+"""How much better an action was than expected, from rewards: pure functions of float32 arrays.
+
+Axes here: B prompts or sequences, G answers to a prompt, T tokens.
+"""
+
+import jax.numpy as jnp
+from jax import lax
+
+from lm.errors import UserError
+
+SCALES = ("group", "batch", "none")
+
+
+def grpo(rewards_BG, scale="group"):
+    """(r − mean of the group) / (std + 1e-4) (GRPO, Shao et al. 2024, §4.1.2); float32 [B, G].
+
+    scale: whose standard deviation (of a sample, G − 1): the "group"'s as in the paper; the "batch"'s, which does not blow up
+    the noise of groups that all but agree (Hu et al. 2025, REINFORCE++); "none" divides by nothing (Dr. GRPO, Liu et al. 2025).
+    A group of equal rewards gives exactly 0.
+    Raises UserError for groups of one, which have nothing to compare with.
+    """
+    centered_BG = _centered(rewards_BG)
+    if scale == "none":
+        return centered_BG
+    if scale == "group":
+        return centered_BG / (jnp.std(centered_BG, axis=1, ddof=1, keepdims=True) + 1e-4)
+    if scale == "batch":
+        return centered_BG / (jnp.std(jnp.asarray(rewards_BG, jnp.float32), ddof=1) + 1e-4)
+    raise ValueError(f"scale={scale!r} is none of {', '.join(SCALES)}")
+
+
+def rloo(rewards_BG):
+    """r − mean of the others' rewards: REINFORCE with a baseline that does not depend on the answer it judges (Ahmadian et al.
+    2024; Kool et al. 2019). float32 [B, G]; equal rewards give exactly 0. Raises UserError for groups of one."""
+    centered_BG = _centered(rewards_BG)
+    G = centered_BG.shape[1]
+    return centered_BG * (G / (G - 1))  # r − (Σ − r)/(G−1) = (r − Σ/G)·G/(G−1)
+
+
+def gae(rewards_BT, values_BT, gamma, lam, mask_BT=None):
+    """Generalised advantage estimation (Schulman et al. 2016, eq. 16), before whitening; float32 [B, T].
+
+    A_t = δ_t + γλ·A_t+1 with δ_t = r_t + γ·V_t+1 − V_t, and V = A = 0 after the last action. Returns to fit values to: A + V.
+
+    mask_BT: 1 where there is an action. Other places (the prompt, padding, what a tool wrote) are passed over as though they
+    were not there: their advantage is 0 and their reward is not seen.
+    """
+    rewards_BT, values_BT = jnp.asarray(rewards_BT, jnp.float32), jnp.asarray(values_BT, jnp.float32)
+    mask_BT = jnp.ones_like(rewards_BT) if mask_BT is None else jnp.asarray(mask_BT)
+
+    def before(after, now):
+        next_advantage_B, next_value_B = after
+        reward_B, value_B, is_action_B = now
+        advantage_B = reward_B + gamma * next_value_B - value_B + gamma * lam * next_advantage_B
+        carry = jnp.where(is_action_B, advantage_B, next_advantage_B), jnp.where(is_action_B, value_B, next_value_B)
+        return carry, jnp.where(is_action_B, advantage_B, 0.0)
+
+    nothing_B = jnp.zeros_like(rewards_BT[:, 0])
+    steps = rewards_BT.T, values_BT.T, mask_BT.T > 0
+    return lax.scan(before, (nothing_B, nothing_B), steps, reverse=True)[1].T
+
+
+def whiten(x, mask):
+    """(x − mean) / √(variance + 1e-8) over the places where mask > 0, 0 elsewhere; the variance is that of a sample."""
+    mask = jnp.asarray(mask) > 0
+    count = jnp.sum(mask)
+    centered = jnp.where(mask, x - jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(count, 1), 0.0)
+    return centered * lax.rsqrt(jnp.sum(jnp.square(centered)) / jnp.maximum(count - 1, 1) + 1e-8)
+
+
+def _centered(rewards_BG):
+    """Less the mean of its group, taken from the first reward on, so that equal rewards give 0 and no rounding's rest."""
+    rewards_BG = jnp.asarray(rewards_BG, jnp.float32)
+    if rewards_BG.shape[1] < 2:
+        raise UserError("rl.group_size=1 leaves no other answer to compare an answer with: it must be at least 2")
+    rewards_BG = rewards_BG - rewards_BG[:, :1]
+    return rewards_BG - jnp.mean(rewards_BG, axis=1, keepdims=True)

@@ -1,0 +1,131 @@
+"""A constitution: the hazards that answers are judged by, and the principles that they are criticised and revised by."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from lm.errors import UserError
+
+SHIPPED = Path(__file__).parent / "constitution.yaml"
+
+
+class Hazard(NamedTuple):
+    id: str
+    name: str
+    definition: str
+
+
+class Principle(NamedTuple):
+    """hazards: those that it concerns. critique, revision: requests to whoever criticises and rewrites. critiques, refusals:
+    what the templated reviser writes instead, formatted with the hazard's name."""
+
+    id: str
+    text: str
+    hazards: tuple[str, ...]
+    critique: str
+    revision: str
+    critiques: tuple[str, ...]
+    refusals: tuple[str, ...]
+
+
+class Constitution(NamedTuple):
+    hazards: dict[str, Hazard]
+    principles: tuple[Principle, ...]
+
+    def principle_for(self, hazard: str, key: str) -> Principle:
+        """One of the principles that concern the hazard (of all, if the hazard is unknown), chosen by a hash of `key`."""
+        return choose([p for p in self.principles if hazard in p.hazards] or self.principles, key)
+
+    def name_of(self, hazard: str) -> str:
+        return self.hazards[hazard].name if hazard in self.hazards else hazard or "harm"
+
+
+def choose(options, key: str):
+    """One of the options, by a hash of the key: the same wherever and in whatever order it is asked."""
+    return options[int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % len(options)]
+
+
+def load_constitution(path: str | Path | None = None) -> Constitution:
+    """Reads and checks a YAML file; None: constitution.yaml beside this one, which shows the form.
+
+    Raises: UserError that names the file and what is wrong in it.
+    """
+    path = Path(path) if path else SHIPPED
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"safety.constitution={path}: {error.strerror}; name a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not YAML: {error}") from error
+    if not isinstance(content, Mapping) or set(content) != {"hazards", "principles"}:
+        raise UserError(f"{path}: must hold the two keys hazards and principles")
+    hazards = {}
+    for id, values in _items(content["hazards"], Mapping, f"{path}: hazards"):
+        where = f"{path}: hazard {id}"
+        _check_keys(values, {"name", "definition"}, set(), where)
+        hazards[id] = Hazard(id, _text(values["name"], f"{where}: name"), _text(values["definition"], f"{where}: definition"))
+    principles = []
+    for number, values in _items(content["principles"], list, f"{path}: principles"):
+        principles.append(_principle(values, hazards, f"{path}: principle {number + 1}"))
+    seen: set[str] = set()
+    for principle in principles:
+        if principle.id in seen:
+            raise UserError(f"{path}: two principles are called {principle.id!r}; give each an id of its own")
+        seen.add(principle.id)
+    if bare := set(hazards) - {hazard for principle in principles for hazard in principle.hazards}:
+        raise UserError(f"{path}: no principle concerns {', '.join(sorted(bare))}; name them, or add one without hazards")
+    return Constitution(hazards, tuple(principles))
+
+
+def _principle(values: Any, hazards: Mapping[str, Hazard], where: str) -> Principle:
+    required = {"id", "text", "critique", "revision", "critiques", "refusals"}
+    _check_keys(values, required, {"hazards"}, where)
+    where = f"{where} ({values['id']})"
+    concerned = values.get("hazards", list(hazards))
+    for hazard in _list(concerned, f"{where}: hazards"):
+        if hazard not in hazards:
+            raise UserError(f"{where}: no hazard {hazard!r}; there are {', '.join(hazards)}")
+    texts = {key: _text(values[key], f"{where}: {key}") for key in ("id", "text", "critique", "revision")}
+    lists = {
+        key: tuple(_text(t, f"{where}: {key}") for t in _list(values[key], f"{where}: {key}"))
+        for key in ("critiques", "refusals")
+    }
+    for key, entries in lists.items():
+        for entry in entries:
+            try:
+                entry.format(hazard="")
+            except (KeyError, IndexError, ValueError):
+                raise UserError(f"{where}: {key}: {entry!r} may hold no braces but {{hazard}}") from None
+    return Principle(**texts, hazards=tuple(concerned), **lists)
+
+
+def _items(value: Any, kind: type, where: str):
+    if not isinstance(value, kind) or not value:
+        raise UserError(f"{where}: must be a {'mapping' if kind is Mapping else 'list'} that is not empty")
+    return value.items() if kind is Mapping else enumerate(value)
+
+
+def _check_keys(values: Any, required: set[str], optional: set[str], where: str) -> None:
+    if not isinstance(values, Mapping):
+        raise UserError(f"{where}: must be a mapping with the keys {', '.join(sorted(required))}")
+    if missing := required - set(values):
+        raise UserError(f"{where}: lacks {', '.join(sorted(missing))}")
+    if unknown := set(values) - required - optional:
+        raise UserError(
+            f"{where}: unknown key {sorted(map(str, unknown))[0]!r}; known are {', '.join(sorted(required | optional))}"
+        )
+
+
+def _list(value: Any, where: str) -> list:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"{where}: must be a list that is not empty")
+    return value
+
+
+def _text(value: Any, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{where}: must be text, not {value!r}")
+    return value.strip()

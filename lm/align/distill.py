@@ -1,0 +1,138 @@
+"""Distillation: a student learns a teacher's whole distribution over the next token, not only the token that was written.
+
+The texts are given ones (the usual kind: Hinton et al. 2015), or the student's own answers, so that it is taught where it goes
+itself (on-policy: Agarwal et al. 2024, "On-Policy Distillation of Language Models", with λ = 1). Both are the same objective on
+different batches. Of the teacher nothing learns; it lies on the mesh as the student does.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from data.hf_tokenizer import HFTokenizer, load_tokenizer
+from data.tokenizer import Tokenizer
+from lm.convert.source import as_stored, open_source
+from lm.errors import UserError
+from lm.kernels.divergence import KINDS, divergence
+from lm.model.transformer import skeleton
+from lm.parallel.mesh import check_fit, reshard, shardings
+from lm.train.step import Objective, Sums, router_loss
+
+
+def objective(config, teacher_graph: nnx.GraphDef) -> Objective:
+    """Σ over the tokens of a batch of w·(mix·τ²·D(p, q) + (1 − mix)·nll), for the teacher's p and the student's q.
+
+    D, τ and mix are config.distill's divergence, temperature and mix; lm/kernels/divergence.py has the equations. What it calls
+    `frozen` are the teacher's parameters, those of `open_teacher`. Batches: tokens, targets, segment_ids, positions, int32
+    [B, T], and weights float32 [B, T]. Metrics, each a mean over tokens: loss; kl, of the student from the teacher at τ; nll of
+    the targets; entropy of the student; agreement, the share of tokens where the likeliest is the same for both.
+    Settings are those that `check_settings` lets pass.
+    """
+    d = config.distill
+
+    def loss(model, batch, frozen, key):
+        teacher = nnx.merge(teacher_graph, frozen)
+        read = (batch["tokens"], batch["segment_ids"], batch["positions"])
+        hidden, seen = model.hidden(*read), teacher.hidden(*read)
+        sums = divergence(
+            hidden.x_BTD, *_common(model.head_VD, seen.x_BTD, teacher.head_VD), batch["targets"], batch["weights"],
+            dtype=config.dtype, kind=d.divergence, beta=d.beta, mix=d.mix, temperature=d.temperature,
+            softcap=model.config.logit_softcap, teacher_softcap=teacher.config.logit_softcap,
+        )  # fmt: skip
+        weight = jnp.sum(batch["weights"])
+        named = {"loss": sums.objective, "kl": sums.kl, "nll": sums.nll, "entropy": sums.entropy, "agreement": sums.agreement}
+        metrics = {name: (total, weight) for name, total in named.items()}
+        if key is None:
+            return sums.objective, Sums(metrics, {})
+        router, loads = router_loss(model, [hidden])
+        return sums.objective + router, Sums(metrics, loads)
+
+    return Objective(loss, lambda batch: jnp.sum(batch["weights"]))
+
+
+def _common(head_VD, teacher_BTE, teacher_head_VE):
+    """(head, the teacher's hidden states, its head) with the rows that both heads have.
+
+    Models of one tokenizer fill their embeddings up to different sizes; `open_teacher` has seen that no token is lost.
+    """
+    rows = min(head_VD.shape[0], teacher_head_VE.shape[0])
+    heads = []
+    for head in (head_VD, teacher_head_VE):
+        if head.shape[0] > rows:
+            head = reshard(reshard(head, None, "embed")[:rows], "vocab", "embed")
+        heads.append(head)
+    return heads[0], teacher_BTE, heads[1]
+
+
+def check_settings(distill) -> None:
+    """Raises UserError for a section config.distill that cannot work, or whose teacher is no model; reads no weight."""
+    if distill.kind not in ("logits", "on_policy"):
+        raise UserError(f"distill.kind={distill.kind!r} is none of logits, on_policy")
+    if distill.divergence not in KINDS:
+        raise UserError(f"distill.divergence={distill.divergence!r} is none of {', '.join(KINDS)}")
+    if not 0 <= distill.mix <= 1:
+        raise UserError(f"distill.mix={distill.mix} must be between 0 (the targets alone) and 1 (the teacher alone)")
+    if not distill.temperature > 0:
+        raise UserError(f"distill.temperature={distill.temperature} must be positive")
+    if distill.divergence == "jsd" and not 0 < distill.beta < 1:
+        raise UserError(
+            f"distill.beta={distill.beta} must be above 0 and below 1; those are distill.divergence=forward and reverse"
+        )
+    if not distill.teacher:
+        raise UserError("distill.teacher is not set: name a workdir or a Hugging Face folder")
+    if open_source(distill.teacher).config.score_head == "reward":
+        raise UserError(f"distill.teacher={distill.teacher} is a reward model, which says no next token; name a language model")
+
+
+def open_teacher(config, tokenizer: Tokenizer | HFTokenizer, mesh) -> tuple[nnx.GraphDef, nnx.State]:
+    """(graph, parameters) of config.distill.teacher, a workdir or a Hugging Face folder, on the mesh that is set.
+
+    The parameters keep the types that they are stored in; products are made in config.dtype. The teacher may be of any family,
+    size or quantisation, as long as it reads the run's tokenizer.
+    Raises: UserError if it cannot teach this student on this mesh.
+    """
+    path = config.distill.teacher
+    source = open_source(path)
+    blueprint = dataclasses.replace(source.config, dtype=config.dtype)
+    check_tokenizer(tokenizer, load_tokenizer(path), path)
+    if min(blueprint.vocab_size, config.model.vocab_size) < tokenizer.vocab_size:
+        raise UserError(
+            f"distill.teacher={path} has {blueprint.vocab_size} rows of vocabulary and the student {config.model.vocab_size}, "
+            f"fewer than the {tokenizer.vocab_size} tokens of the tokenizer"
+        )
+    if blueprint.positions == "learned" and config.sequence_length > blueprint.max_positions:
+        raise UserError(
+            f"sequence_length={config.sequence_length} is more than the {blueprint.max_positions} positions of "
+            f"distill.teacher={path}"
+        )
+    try:
+        check_fit(mesh, blueprint, config.batch_size, config.accumulate)
+    except UserError as error:
+        raise UserError(f"distill.teacher={path}: {error}") from None
+    graph, abstract = skeleton(blueprint)
+    abstract = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, shardings(abstract, mesh)
+    )
+    return graph, source.load(as_stored(source, abstract))
+
+
+def check_tokenizer(ours: Tokenizer | HFTokenizer, theirs: Tokenizer | HFTokenizer, path) -> None:
+    """Raises UserError unless each token of ours stands for the same text in the teacher's tokenizer, which may have more."""
+    if ours.fingerprint == theirs.fingerprint:
+        return
+    a, b = _spellings(ours), _spellings(theirs)
+    differs = next((i for i, (one, other) in enumerate(zip(a, b)) if one != other), None)
+    if differs is not None:
+        how = f"token {differs} is {b[differs]!r} in its tokenizer and {a[differs]!r} in the student's"
+    elif len(b) < len(a):
+        how = f"its tokenizer has {len(b)} tokens and the student's {len(a)}"
+    else:
+        return
+    raise UserError(f"distill.teacher={path}: {how}; logits can only be compared over the same tokens: take another teacher")
+
+
+def _spellings(tokenizer: Tokenizer | HFTokenizer) -> list[bytes]:
+    names = {i: name.encode() for name, i in tokenizer.controls.items()}
+    return [names.get(i) or tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]

@@ -1,0 +1,134 @@
+"""Learning from what people prefer: the losses of lm/align/losses.py on batches of kind "pair", and KTO on kind "labelled".
+
+Arrays are [B, 2, T]. Of a pair, row 0 is the chosen answer after its prompt and row 1 the rejected one. Of a labelled example,
+row 0 is its answer after the prompt and row 1 another example's answer after the same prompt. Examples whose weights are all 0
+only fill up the batch. The reference is the policy as training began (`frozen`; see lm/align/logprobs.py), on the same forward.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lm.align.logprobs import examples, logprobs_of, reference_model, rows, sequence_logprobs
+from lm.align.losses import LOSSES, WITHOUT_REFERENCE, Pairs, kto
+from lm.errors import UserError
+from lm.model.transformer import Hidden, Transformer
+from lm.train.step import Objective, Sums, router_loss
+
+
+def objective(config) -> Objective:
+    """What `config.preference` asks for, a mean over examples.
+
+    loss: a name of LOSSES, with beta, label_smoothing and gamma as that loss has them, or "kto". nll_weight: adds so many
+    times the chosen answer's −mean log p a token (RPO, Pang et al. 2024, eq. 1); ORPO has it once by itself (Hong et al. 2024,
+    eq. 6). desirable_weight, undesirable_weight: multiply KTO's loss of examples of that kind.
+
+    Metrics, of which the rewards are β·log π/π₀ (β·mean log π a token where the loss has no reference): rewards/chosen,
+    rewards/rejected, rewards/margins, rewards/accuracies (margin above 0), logps/chosen and logps/rejected (summed over the
+    answer), entropy of the next token's distribution over the answers (nats), nll where it is trained, kl with KTO.
+    Raises UserError if the loss has no such name.
+    """
+    name = config.preference.loss
+    if name != "kto" and name not in LOSSES:
+        raise UserError(f"preference.loss={name!r} is none of {', '.join((*LOSSES, 'kto'))}")
+    loss = unpaired_loss if name == "kto" else paired_loss
+    return Objective(lambda *arguments: loss(config.preference, *arguments), number_of_examples)
+
+
+def paired_loss(settings, model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
+    """Σ over the pairs of the loss, and its metrics."""
+    logp_B2, lengths_B2, entropy, hidden = answers_under(model, batch)
+    counts_B, n = counted(batch), number_of_examples(batch)
+    has_reference = settings.loss not in WITHOUT_REFERENCE
+    if has_reference:
+        ref_B2 = sequence_logprobs(reference_model(model, frozen), batch)[0]
+        reward_B2 = settings.beta * (logp_B2 - ref_B2)
+        reference = ref_B2[:, 0], ref_B2[:, 1]
+    else:
+        reward_B2 = settings.beta * logp_B2 / jnp.maximum(lengths_B2, 1.0)
+        reference = None, None
+    pairs = Pairs(logp_B2[:, 0], logp_B2[:, 1], *reference, lengths_B2[:, 0], lengths_B2[:, 1])
+    loss_B = LOSSES[settings.loss](pairs, settings)
+
+    def over_examples(x_B):
+        return jnp.sum(jnp.where(counts_B > 0, x_B, 0.0)), n
+
+    margin_B = reward_B2[:, 0] - reward_B2[:, 1]
+    metrics = {
+        "rewards/chosen": over_examples(reward_B2[:, 0]), "rewards/rejected": over_examples(reward_B2[:, 1]),
+        "rewards/margins": over_examples(margin_B), "rewards/accuracies": over_examples((margin_B > 0).astype(jnp.float32)),
+        "logps/chosen": over_examples(logp_B2[:, 0]), "logps/rejected": over_examples(logp_B2[:, 1]), "entropy": entropy,
+    }  # fmt: skip
+    nll_weight = settings.nll_weight + (settings.loss == "orpo")
+    if nll_weight:
+        nll_B = -logp_B2[:, 0] / jnp.maximum(lengths_B2[:, 0], 1.0)
+        loss_B = loss_B + nll_weight * nll_B
+        metrics["nll"] = over_examples(nll_B)
+    total, _ = over_examples(loss_B)
+    auxiliary, loads = routers(model, hidden, batch, n, key)
+    return total + auxiliary, Sums(metrics, loads)
+
+
+def unpaired_loss(settings, model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
+    """Σ over the examples of KTO's loss, and its metrics.
+
+    The zero point, KL(π‖π₀) as the mean of log π/π₀ over answers to other prompts, is that of the slice of the batch at hand
+    (over all devices): with config.accumulate it is as noisy as a slice is small, and so is rewards/margins, which is a
+    difference of two means.
+    """
+    own, other = ({name: x[:, i : i + 1] for name, x in batch.items() if x.ndim == 3} for i in (0, 1))
+    logp_B1, _, entropy, hidden = answers_under(model, own)
+    ref_B2 = sequence_logprobs(reference_model(model, frozen), batch)[0]
+    logp_B, ref_B = logp_B1[:, 0], ref_B2[:, 0]
+    counts_B, n = counted(batch), number_of_examples(batch)
+    other_B = lax.stop_gradient(sequence_logprobs(model, other)[0][:, 0]) - ref_B2[:, 1]
+    kl = jnp.maximum(jnp.sum(other_B * counts_B) / jnp.maximum(n, 1.0), 0.0)
+
+    good_B = counts_B * batch["desirable"]
+    bad_B = counts_B - good_B
+    weight_B = settings.desirable_weight * good_B + settings.undesirable_weight * bad_B
+    total = jnp.sum(weight_B * kto(logp_B, ref_B, batch["desirable"], kl, settings.beta))
+    reward_B = settings.beta * (logp_B - ref_B)
+    metrics = {"kl": (kl * n, n), "entropy": entropy}
+    means = []
+    for name, which_B in (("chosen", good_B), ("rejected", bad_B)):
+        reward, count = jnp.sum(which_B * reward_B), jnp.sum(which_B)
+        metrics[f"rewards/{name}"] = reward, count
+        metrics[f"logps/{name}"] = jnp.sum(which_B * logp_B), count
+        means.append(reward / jnp.maximum(count, 1.0))
+    both = ((jnp.sum(good_B) > 0) & (jnp.sum(bad_B) > 0)).astype(jnp.float32)
+    metrics["rewards/margins"] = both * (means[0] - means[1]), both
+    auxiliary, loads = routers(model, hidden, own, n, key)
+    return total + auxiliary, Sums(metrics, loads)
+
+
+def answers_under(model: Transformer, batch: dict):
+    """As `sequence_logprobs`, and (Σ entropy, tokens) of the answers, and what the layers said (Hidden).
+
+    Returns: logp_BN, lengths_BN, (Σ entropy, tokens), Hidden; N the sequences an example has.
+    """
+    flat = rows(batch)
+    hidden = model.hidden(flat["tokens"], flat["segment_ids"], flat["positions"])
+    logp_RT, entropy_RT = logprobs_of(model, hidden.x_BTD, flat["targets"])
+    trained = (batch["weights"] > 0).astype(jnp.float32)
+    N, lengths = trained.shape[1], jnp.sum(trained, axis=-1)
+    entropy = jnp.sum(examples(entropy_RT, N) * trained), jnp.sum(trained)
+    return jnp.sum(examples(logp_RT, N) * trained, axis=-1), lengths, entropy, hidden
+
+
+def counted(batch: dict) -> jax.Array:
+    """float32 [B]: 1 for an example, 0 for what only fills up the batch."""
+    return jnp.any(batch["weights"] > 0, axis=tuple(range(1, batch["weights"].ndim))).astype(jnp.float32)
+
+
+def number_of_examples(batch: dict) -> jax.Array:
+    return jnp.sum(counted(batch))
+
+
+def routers(model: Transformer, hidden: Hidden, batch: dict, weight, key) -> tuple[jax.Array, dict]:
+    """The routers' losses in training, 0 in evaluation, and their loads. Pretraining takes a mean over tokens of them: so they
+    are here, times the `weight` that the objective will be divided by."""
+    total, loads = router_loss(model, [hidden])
+    if key is None or not loads:
+        return jnp.zeros((), jnp.float32), loads
+    return total * weight / jnp.maximum(jnp.sum(batch["segment_ids"] > 0), 1), loads

@@ -1,0 +1,85 @@
+"""Reward models: a score for an answer, learnt from pairs (kind "pair"), or for each step of one (kind "steps")."""
+
+import jax
+import jax.numpy as jnp
+from jax.nn import log_sigmoid
+
+from lm.align.logprobs import examples, rows
+from lm.align.losses import bradley_terry
+from lm.align.preference import counted, number_of_examples, routers
+from lm.errors import UserError
+from lm.model.transformer import Transformer
+from lm.train.step import Objective, Sums
+
+KINDS = ("outcome", "process")
+
+
+def objective(config) -> Objective:
+    """What `config.reward` asks for, on a model with a score head (model.score_head="reward").
+
+    kind "outcome": Bradley and Terry's loss of a pair's two scores, each read at its sequence's last token, with the margin
+    that the pair has; `centering` holds scores near 0. Mean over pairs. Metrics: accuracy (chosen above rejected), margin
+    (chosen − rejected), mean_reward, min_reward and max_reward of a batch (with config.accumulate: of a slice, averaged).
+    kind "process": binary cross-entropy of the score at each step's last token with the step's label (Lightman et al. 2023,
+    §2.6, with one logit for good). Mean over steps. Metrics: accuracy (good is a score above 0), mean_reward.
+    Raises UserError for another kind.
+    """
+    kind = config.reward.kind
+    if kind not in KINDS:
+        raise UserError(f"reward.kind={kind!r} is none of {', '.join(KINDS)}")
+    if kind == "process":
+        return Objective(process_loss, lambda batch: jnp.sum(batch["weights"]))
+    centering = config.reward.centering
+    return Objective(lambda *arguments: outcome_loss(centering, *arguments), number_of_examples)
+
+
+def reward_scores(model: Transformer, tokens_BT, segment_ids_BT, positions_BT) -> jax.Array:
+    """The score of each row's sequence, read at its last token: float32 [B].
+
+    Rows hold one sequence each, padded on the right with segment 0. A row of nothing else has no meaning.
+    """
+    hidden = model.hidden(tokens_BT, segment_ids_BT, positions_BT)
+    return at_last_token(model.scores(hidden.x_BTD), segment_ids_BT)
+
+
+def at_last_token(x_BT, segment_ids_BT) -> jax.Array:
+    """x [B] at the last place of each row whose segment is not 0."""
+    place_T = jnp.arange(x_BT.shape[1])
+    last_B1 = jnp.max(jnp.where(segment_ids_BT > 0, place_T, 0), axis=1, keepdims=True)
+    return jnp.sum(jnp.where(place_T == last_B1, x_BT, 0.0), axis=1)
+
+
+def outcome_loss(centering: float, model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
+    """Σ over pairs, and metrics."""
+    flat = rows(batch)
+    hidden = model.hidden(flat["tokens"], flat["segment_ids"], flat["positions"])
+    score_B2 = examples(at_last_token(model.scores(hidden.x_BTD), flat["segment_ids"]), 2)
+    chosen_B, rejected_B = score_B2[:, 0], score_B2[:, 1]
+    real_B, n = counted(batch) > 0, number_of_examples(batch)
+
+    def over_pairs(x_B):
+        return jnp.sum(jnp.where(real_B, x_B, 0.0)), n
+
+    total, _ = over_pairs(bradley_terry(chosen_B, rejected_B, batch["margin"], centering))
+    some = (n > 0).astype(jnp.float32)
+    lowest, highest = jnp.min(score_B2, axis=1), jnp.max(score_B2, axis=1)
+    metrics = {
+        "accuracy": over_pairs((chosen_B > rejected_B).astype(jnp.float32)), "margin": over_pairs(chosen_B - rejected_B),
+        "mean_reward": over_pairs((chosen_B + rejected_B) / 2),
+        "min_reward": (some * jnp.min(jnp.where(real_B, lowest, jnp.finfo(jnp.float32).max)), some),
+        "max_reward": (some * jnp.max(jnp.where(real_B, highest, jnp.finfo(jnp.float32).min)), some),
+    }  # fmt: skip
+    auxiliary, loads = routers(model, hidden, batch, n, key)
+    return total + auxiliary, Sums(metrics, loads)
+
+
+def process_loss(model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
+    """Σ over steps, and metrics."""
+    hidden = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"])
+    score_BT, good_BT, weights_BT = model.scores(hidden.x_BTD), batch["labels"], batch["weights"]
+    loss_BT = -good_BT * log_sigmoid(score_BT) - (1 - good_BT) * log_sigmoid(-score_BT)
+    n = jnp.sum(weights_BT)
+    right_BT = (score_BT > 0) == (good_BT > 0.5)
+    metrics = {"accuracy": (jnp.sum(weights_BT * right_BT), n), "mean_reward": (jnp.sum(weights_BT * score_BT), n)}
+    auxiliary, loads = routers(model, hidden, batch, n, key)
+    return jnp.sum(weights_BT * loss_BT) + auxiliary, Sums(metrics, loads)

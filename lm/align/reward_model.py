@@ -1,0 +1,93 @@
+"""A trained reward model as a reward function: the score of the whole conversation, read at its last token."""
+
+import functools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+
+from data.conversations import Conversation
+from data.example_encoding import Encoder
+from data.hf_tokenizer import load_tokenizer
+from lm.align.reward import reward_scores
+from lm.convert.source import as_stored, on_first_device, open_source
+from lm.errors import UserError
+from lm.model.transformer import skeleton
+from lm.parallel.mesh import shardings, spec
+
+ROWS = 64  # conversations scored at a time
+
+
+def reward_model(path: str) -> Callable[..., list[float]]:
+    """The reward of a model that align.py trained with method=reward, or of a published one: a workdir or a folder.
+
+    It is opened at once and read at the first call, onto the mesh that is set then.
+    Raises: UserError if there is no model, or none that scores; the reward itself, for a conversation that is too long.
+    """
+    config = open_source(path).config
+    if config.score_head != "reward":
+        raise UserError(f"rewards: {path} is no reward model (model.score_head={config.score_head!r}); train one with "
+                        "configs/align/reward.py")  # fmt: skip
+    encoder = Encoder(load_tokenizer(path), chat_template_of(path))
+
+    @functools.cache
+    def model() -> tuple[Callable, nnx.State]:
+        source, (graph, abstract) = open_source(path), skeleton(config)
+        mesh = jax.sharding.get_mesh()
+        if mesh.empty:
+            params = on_first_device(source)
+        else:
+            abstract = jax.tree.map(
+                lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), abstract, shardings(abstract, mesh)
+            )
+            params = source.load(as_stored(source, abstract))
+        return jax.jit(lambda params, *arrays: reward_scores(nnx.merge(graph, params), *arrays)), params
+
+    def reward(prompts, completions, **columns) -> list[float]:
+        rows = []
+        for prompt, completion in zip(prompts, completions):
+            messages = [*prompt, {"role": "assistant", "content": completion}]
+            rows.append(encoder.conversation(Conversation(messages)).learnt().ids)
+        longest = max(map(len, rows), default=0)
+        if config.positions == "learned" and longest > config.max_positions:
+            raise UserError(f"{longest} tokens are more than the {config.max_positions} positions of the reward model {path}")
+        scores, params = model()
+        return _scored(functools.partial(scores, params), rows)
+
+    return reward
+
+
+def chat_template_of(path: str) -> str | None:
+    """The template that a run was trained with, or None for the tokenizer's own."""
+    saved = Path(path) / "config.json"
+    named = json.loads(saved.read_text()).get("chat_template") if saved.is_file() else None
+    return Path(named).read_text(encoding="utf-8") if named else None
+
+
+def _scored(scores: Callable, rows: Sequence[np.ndarray]) -> list[float]:
+    """Scores of rows of ids, so many at a time, padded to a width that is a power of two."""
+    mesh = jax.sharding.get_mesh()
+    ways = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+    count = -(-ROWS // ways) * ways
+    width = max(16, 1 << (max(map(len, rows), default=1) - 1).bit_length())
+    found: list[float] = []
+    for begin in range(0, len(rows), count):
+        some = rows[begin : begin + count]
+        tokens, segments = np.zeros((count, width), np.int32), np.zeros((count, width), np.int32)
+        for i, row in enumerate(some):
+            tokens[i, : len(row)], segments[i, : len(row)] = row, 1
+        positions = np.arange(width, dtype=np.int32) * segments
+        arrays = tokens, segments, positions
+        if not mesh.empty:
+            where = NamedSharding(mesh, spec("batch"))
+            arrays = [jax.make_array_from_callback(x.shape, where, lambda index, x=x: x[index]) for x in arrays]
+        result = scores(*arrays)
+        if jax.process_count() > 1:
+            result = multihost_utils.process_allgather(result, tiled=True)
+        found += np.asarray(result)[: len(some)].tolist()
+    return found

@@ -1,0 +1,279 @@
+"""One alignment run: data, objective and stream of its method, on the one training loop, and a report.
+
+Methods that read examples (sft, preference, reward, distill) have a stream of batches that stand before the run; those that
+act (rl, and distill on the student's own answers) roll each batch out with the parameters as they are.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from data.chat import CHAT_TEMPLATE
+from data.example_batches import ExampleBatches
+from data.examples import prepare_examples, prepare_tasks
+from data.hf_tokenizer import HFTokenizer, load_tokenizer
+from lm import cli, sizing
+from lm.align import distill, preference, reward, rl, rolling, sft
+from lm.align.losses import WITHOUT_REFERENCE
+from lm.align.rewards import Rewards, parse_rewards
+from lm.align.samples import Samples
+from lm.align.tools import open_tools
+from lm.errors import UserError
+from lm.evals import align_report, report
+from lm.model.linear import trainable
+from lm.model.transformer import skeleton
+from lm.parallel import hosts
+from lm.parallel.mesh import check_fit, make_mesh
+from lm.train import loop
+from lm.train.feed import Feed, Reading, Stream
+from lm.train.start import adopt, initial_params
+from lm.train.step import Objective, Trainer, make_trainer, model_config_of
+
+USES = {"train": "train on", "valid": "validate on"}
+METHODS = ("sft", "preference", "reward", "rl", "distill")
+
+
+class Plan(NamedTuple):
+    """What a method makes of a config."""
+
+    objective: Objective
+    frozen: Any  # a reference or teacher, on the mesh, or None
+    updates: int = 1  # of the parameters in a step
+
+
+def run(config, workdir: Path, given: tuple[list[dict], list[dict], dict] | None = None) -> dict:
+    """Trains by config.method from config.init_from, or goes on from what stands in `workdir`, and writes the report.
+
+    given: the tasks, as prepare_tasks gives them, if they are not those of config.data.input.
+    Returns: {"before", "after": what validation gave before the first step and at the end, by name, or None, "step"}.
+    Raises: UserError; loop.Stopped and loop.Diverged as lm.train.loop.train.
+    """
+    begin = time.perf_counter()
+    check(config)
+    adopt(config, workdir)
+    config.model.score_head = score_head(config)
+    mesh = make_mesh(config.mesh)
+    model_config = model_config_of(config)
+    ways = config.accumulate * (config.rl.minibatches if config.method == "rl" else 1)
+    check_fit(mesh, model_config, config.batch_size, ways)
+    loop.check_config(config, workdir)
+    tokenizer = own_tokenizer(config, workdir)
+    template = chat_template(config, tokenizer)
+
+    kind = example_kind(config)
+    rewards = parse_rewards(config.rewards) if config.rewards else None
+    tools = open_tools(config.rollout.tools)
+    acts, generates = kind == "task", config.method != "reward"
+    examples, tasks, held_out, counts = None, [], [], {}
+    if not acts:
+        examples = prepare_examples(config, workdir, tokenizer, kind)
+        counts = examples.counts
+    if acts or (rewards and generates):
+        tasks, held_out, task_counts = given or prepare_tasks(config, tokenizer, [tool.schema for tool in tools] or None)
+        counts = counts | {"tasks": task_counts}
+    if hosts.is_first():
+        print(told(counts), flush=True)
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not standing_tokenizer(workdir):
+            tokenizer.save(workdir)
+        cli.write_json(workdir / "config.json", config.to_dict())
+    prepared = time.perf_counter()
+
+    with jax.set_mesh(mesh):
+        plan = planned(config, tokenizer, mesh)
+        trainer = make_trainer(config, plan.objective, plan.updates)
+        graph, _ = skeleton(model_config)
+        roller = None
+        if acts or (rewards and generates):
+            roller = rolling.Rolling(
+                config, mesh, graph, tokenizer, tasks or held_out, rewards if config.method == "rl" else None,
+                group_size=config.rl.group_size if config.method == "rl" else 1, frozen=plan.frozen,
+                prepare=rl.prepared(graph, config) if config.method == "rl" and rl.needs_preparation(config) else None,
+                tools=tools, template=template,
+            )  # fmt: skip
+        stream: Stream = roller if acts else Reading(batches(config, kind, examples.train), mesh, config.data.log_ids)
+        valid = batches(config, kind, examples.valid, shuffle=False) if examples and examples.valid else None
+        feed = Feed(valid, mesh) if valid else None
+        validate = Validation(config, trainer, feed, roller, held_out, rewards, plan.frozen)
+        watch = Samples(config, workdir, roller, held_out, rewards) if roller and held_out else None
+        if config.method == "rl" and plan.updates > 1:
+            trainer = trainer._replace(step=rl.iteration(trainer, config.rl.epochs, config.rl.minibatches))
+        result = loop.train(
+            config, trainer, mesh, stream, validate if validate.measures else None, workdir,
+            lambda: initial_params(config, mesh), frozen=plan.frozen, watch=watch,
+        )  # fmt: skip
+    before = first_validation(workdir)
+    finished = {"before": before, "after": result["valid"], "step": result["step"]}
+    if hosts.is_first():
+        stages = {"data": prepared - begin, "training": result["seconds"]}
+        stages["start and other"] = time.perf_counter() - begin - sum(stages.values())
+        align_report.write(
+            workdir,
+            {
+                "title": f"lmcraft {title(config)} {workdir.name}", "method": title(config), "config": config.to_dict(),
+                "machine": report.machine(), "parameters": sum(sizing.parameters(model_config)["total"].values()),
+                "data": counts, "stages": stages, "before": before, "after": result["valid"],
+                "finished": result["step"] >= config.steps,
+                "training": {"steps": result["step"], "tokens": result["tokens"], "skipped": result["skipped"]},
+            },
+        )  # fmt: skip
+    return finished
+
+
+def told(counts: dict) -> str:
+    """What the data came to, in a line: how much is used, and how much is not and why."""
+    parts, dropped = [], Counter((counts.get("read") or {}).get("dropped", {}))
+    for name, values in ({"": counts} | ({"tasks ": counts["tasks"]} if "tasks" in counts else {})).items():
+        for split in ("train", "valid"):
+            if split in values:
+                parts.append(f"{values[split]['examples']:,} {name or values['kind'] + ' '}examples to {USES[split]}")
+                dropped.update(values[split]["dropped"])
+    for reason, count in dropped.most_common():
+        parts.append(f"{count:,} dropped ({reason})")
+    return "data: " + ", ".join(parts)
+
+
+def title(config) -> str:
+    """The method by the name that people know it by."""
+    if config.method == "preference":
+        return config.preference.loss
+    if config.method == "rl":
+        return config.rl.algorithm
+    return config.method
+
+
+def check(config) -> None:
+    """Raises UserError for what no data or model could mend."""
+    if config.method not in METHODS:
+        raise UserError(f"method={config.method!r} is none of {', '.join(METHODS)}")
+    if not config.init_from:
+        raise UserError("init_from is missing: name the model to start from, a workdir or a Hugging Face folder")
+    if not config.data.input:
+        raise UserError("data.input is missing: name a file of examples, or a built-in task such as builtin:instructions")
+    if config.method == "rl":
+        rl.check(config)
+        if not config.rewards:
+            raise UserError("rewards is empty: say what a rollout earns, such as --config.rewards=answer=1")
+    if config.method == "distill":
+        distill.check_settings(config.distill)
+
+
+def score_head(config) -> str:
+    if config.method == "reward":
+        return "reward"
+    return "value" if config.method == "rl" and config.rl.algorithm == "ppo" else "none"
+
+
+def example_kind(config) -> str:
+    """What the method's data are read as (data/conversations.py)."""
+    if config.method == "sft":
+        return "conversation"
+    if config.method == "preference":
+        return "labelled" if config.preference.loss == "kto" else "pair"
+    if config.method == "reward":
+        return "steps" if config.reward.kind == "process" else "pair"
+    if config.method == "distill":
+        return "task" if config.distill.kind == "on_policy" else "conversation"
+    return "task"
+
+
+def planned(config, tokenizer, mesh) -> Plan:
+    """The method's objective and what it compares with, under the mesh that is set."""
+    if config.method == "sft":
+        return Plan(sft.objective(config), None)
+    if config.method == "preference":
+        has_reference = config.preference.loss not in WITHOUT_REFERENCE
+        return Plan(preference.objective(config), starting_point(config, mesh) if has_reference else None)
+    if config.method == "reward":
+        return Plan(reward.objective(config), None)
+    if config.method == "distill":
+        graph, params = distill.open_teacher(config, tokenizer, mesh)
+        return Plan(distill.objective(config, graph), params)
+    frozen = starting_point(config, mesh) if rl.needs_reference(config) else None
+    return Plan(rl.objective(config), frozen, config.rl.epochs * config.rl.minibatches)
+
+
+def starting_point(config, mesh) -> nnx.State:
+    """What learns, as it is before the first step (lm.align.logprobs.reference_model)."""
+    return nnx.filter_state(initial_params(config, mesh), trainable(model_config_of(config)))
+
+
+def batches(config, kind: str, columns, shuffle: bool = True) -> ExampleBatches:
+    return ExampleBatches(
+        columns, kind=kind, sequence_length=config.sequence_length, batch_size=config.batch_size, seed=config.seed,
+        shuffle=shuffle,
+    )  # fmt: skip
+
+
+class Validation:
+    """The objective on held-out examples, and the rewards of greedy answers to held-out tasks, as far as there are any."""
+
+    def __init__(
+        self, config, trainer: Trainer, feed: Feed | None, roller: rolling.Rolling | None, tasks: Sequence[dict],
+        rewards: Rewards | None, frozen,
+    ):  # fmt: skip
+        self.config, self.feed, self.step = config, feed, jax.jit(trainer.evaluate)
+        self.roller, self.tasks, self.rewards, self.frozen = roller, tasks, rewards, frozen
+        self.rolls = bool(roller and tasks and rewards)
+        self.measures = feed is not None or self.rolls
+
+    def __call__(self, params, at_most: int | None = None) -> dict[str, float]:
+        told = {}  # the measure that people look at first comes first
+        if self.rolls:
+            most = None if at_most is None else at_most * self.config.batch_size
+            told |= rolling.tested(self.roller, self.tasks, self.rewards, params, most)
+        if self.feed is not None:
+            total = self.feed.batches.num_batches
+            count = total if at_most is None else min(at_most, total)
+            sums = None
+            for i in range(count):
+                one = self.step(params, self.feed.read(i * total // count), self.frozen)
+                sums = one if sums is None else jax.tree.map(lambda a, b: a + b, sums, one)
+            told["loss"] = float(sums["objective"]) / max(1e-9, float(sums["weight"]))
+            told |= {name: float(x) / float(w) for name, (x, w) in sums["metrics"].items() if float(w)}
+        return told
+
+
+def own_tokenizer(config, workdir: Path):
+    """The run's own tokenizer if it stands there, else the start's. Raises UserError if the model has too few ids for it."""
+    tokenizer = load_tokenizer(workdir if standing_tokenizer(workdir) else config.tokenizer)
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"tokenizer: that of {config.tokenizer} has {tokenizer.vocab_size} ids, more than "
+            f"model.vocab_size={config.model.vocab_size} of {config.init_from}"
+        )
+    return tokenizer
+
+
+def standing_tokenizer(workdir: Path) -> bool:
+    return any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json"))
+
+
+def chat_template(config, tokenizer) -> str | None:
+    """The template that the config names, or None for the tokenizer's own. Raises UserError if there is none."""
+    if config.chat_template:
+        path = Path(config.chat_template)
+        if not path.is_file():
+            raise UserError(f"chat_template={config.chat_template}: no such file")
+        return path.read_text(encoding="utf-8")
+    own = tokenizer.chat_template if isinstance(tokenizer, HFTokenizer) else CHAT_TEMPLATE
+    if own is None:
+        raise UserError(f"chat_template: the tokenizer of {config.tokenizer} has none; name a Jinja file there")
+    return None
+
+
+def first_validation(workdir: Path) -> dict[str, float] | None:
+    """What was measured before the first step, if it was."""
+    path = workdir / "metrics.jsonl"
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        values = json.loads(line)
+        if values["step"] == 0:
+            return {name.removeprefix("valid_"): value for name, value in values.items() if name != "step"}
+    return None
+

@@ -1,0 +1,73 @@
+"""Supervised fine-tuning: the next token of what the assistant says, on packed conversations (kind "conversation")."""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lm.errors import UserError
+from lm.train.step import Objective, Sums, head_loss, training_loss
+
+LOSSES = ("nll", "dft")
+
+
+def objective(config) -> Objective:
+    """What `config.sft` asks for, a mean over the targets that are trained.
+
+    loss "nll": −log p(target). "dft": −sg(p)·log p, sg stopping the gradient: dynamic fine-tuning (Wu et al. 2025, eq. 9),
+    which takes away the 1/p by which the nll's gradient weighs a target, and so chases no token that the model holds unlikely.
+    neftune_alpha: above 0, noise on the embeddings in training, not in evaluation; see `embedding_noise`.
+    What the optimizer section adds (z_loss, mtp_loss) and the routers' losses come on top in training, as in pretraining.
+
+    Metrics: loss, entropy of the next token's distribution (nats), mean_token_accuracy; with "dft" also nll.
+    Raises UserError if the loss has no such name.
+    """
+    if config.sft.loss not in LOSSES:
+        raise UserError(f"sft.loss={config.sft.loss!r} is none of {', '.join(LOSSES)}")
+    head = {"by_confidence": config.sft.loss == "dft", "measured": True}
+    alpha, o = config.sft.neftune_alpha, config.optimizer
+
+    def loss(model, batch, frozen, key):
+        weight = jnp.sum(batch["weights"])
+        if key is None:
+            x_BTD = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"]).x_BTD
+            total, *sums = head_loss(model, x_BTD, batch["targets"], batch["weights"], 0.0, **head)
+            metrics = {name: (x, weight) for name, x in zip(("loss", "entropy", "mean_token_accuracy"), sums)}
+            sums = Sums(metrics, {})
+        else:
+            noise_BTD = embedding_noise(key, batch, model.config.embed_dim, alpha) if alpha else None
+            total, sums = training_loss(model, batch, z_loss=o.z_loss, mtp_loss=o.mtp_loss, noise_BTD=noise_BTD, **head)
+        if config.sft.loss == "dft":
+            sums = sums._replace(metrics=sums.metrics | {"nll": sums.metrics["loss"], "loss": (total, weight)})
+        return total, sums
+
+    return Objective(loss, lambda batch: jnp.sum(batch["weights"]))
+
+
+def embedding_noise(key, batch: dict, embed_dim: int, alpha: float) -> jax.Array:
+    """NEFTune's noise (Jain et al. 2023, algorithm 1): uniform in ±alpha / √(L·D), L the tokens of the sequence a token is in.
+
+    A packed row holds several sequences, each with its own L. A row's noise depends on the key and on its own tokens alone, so
+    that it is the same however the batch is sliced or spread over devices.
+    Returns: float32 [B, T, D].
+    """
+    tokens_BT, T = batch["tokens"], batch["tokens"].shape[1]
+
+    def of_row(name, length_T):
+        noise_TD = jax.random.uniform(jax.random.fold_in(key, name), (T, embed_dim), minval=-1.0, maxval=1.0)
+        return noise_TD * (alpha * lax.rsqrt(length_T * embed_dim))[:, None]
+
+    odd_T = 2 * jnp.arange(T, dtype=jnp.uint32) + jnp.uint32(0x9E3779B1)  # so that the order of tokens matters
+    name_B = jnp.sum(tokens_BT.astype(jnp.uint32) * odd_T, axis=1, dtype=jnp.uint32)
+    return jax.vmap(of_row)(name_B, segment_lengths(batch["segment_ids"]))
+
+
+def segment_lengths(segment_ids_BT) -> jax.Array:
+    """How many tokens the segment has that each token is in: float32 [B, T]."""
+    T = segment_ids_BT.shape[1]
+    place_T = jnp.arange(T)
+    differs_BT = segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]
+    first_BT = jnp.pad(differs_BT, ((0, 0), (1, 0)), constant_values=True)
+    last_BT = jnp.pad(differs_BT, ((0, 0), (0, 1)), constant_values=True)
+    begin_BT = lax.cummax(jnp.where(first_BT, place_T, 0), axis=1)
+    end_BT = lax.cummin(jnp.where(last_BT, place_T, T - 1), axis=1, reverse=True)
+    return (end_BT - begin_BT + 1).astype(jnp.float32)

@@ -1,0 +1,43 @@
+"""Results of stages on disk: what stands is taken, what is missing is made, whole or not at all."""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from lm.cli import write_json
+
+
+def kept_json(path: Path, make: Callable[[], Any]) -> Any:
+    """What stands in the file; else what `make` gives, which then stands there."""
+    if not path.exists():
+        value = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, value)
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def kept_lines(path: Path, make: Callable[[], list[dict]]) -> list[dict]:
+    """The same of JSON lines."""
+    if not path.exists():
+        write_lines(path, make())
+    return read_lines(path)
+
+
+def kept_seconds(path: Path, more: float) -> float:
+    """Seconds of all the processes of a run, of which this one adds `more`."""
+    total = more + (json.loads(path.read_text()) if path.exists() else 0.0)
+    write_json(path, total)
+    return total
+
+
+def write_lines(path: Path, lines: Iterable[dict]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".new")
+    beside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    os.replace(beside, path)
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

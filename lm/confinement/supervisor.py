@@ -1,0 +1,291 @@
+"""Runs codes, each in a confined child, several at a time: a process with one thread and no secrets, so that it may fork.
+
+The request comes as JSON on standard input, {"jobs": [{"code", "stdin"}], "modules", "timeout", …}; each result goes out as a
+line of JSON as it comes. What a child says of itself (that its code reached its end, a value) is the code's own word, which
+hostile code can forge; how it ended, how long it took and what it wrote is not.
+"""
+
+import ast
+import builtins
+import collections
+import contextlib
+import importlib
+import json
+import linecache
+import os
+import selectors
+import shutil
+import signal
+import sys
+import sysconfig
+import time
+import traceback
+import types
+from dataclasses import dataclass, field
+
+from . import layers
+
+NAME = "<code>"  # of the file, in tracebacks
+OUT, ERR, REPORT = 1, 2, 3  # file descriptors of a child
+ENDED = {"finished": "ok", "ok": "ok", "error": "error", "memory": "memory", "refused": "refused"}  # a child's word: outcome
+
+
+@dataclass
+class Run:
+    """A child that is alive. `written` holds what came from each of its pipes, `todo` what is still to go to its input."""
+
+    number: int
+    pid: int
+    folder: str
+    started: float
+    pipes: dict[int, int]  # our end -> the child's file descriptor
+    input: int
+    todo: memoryview
+    written: dict[int, bytearray] = field(default_factory=lambda: {OUT: bytearray(), ERR: bytearray(), REPORT: bytearray()})
+    stopped: str = ""  # "timeout" or "killed", if we ended it
+    note: str = ""
+    status: int | None = None  # as waitpid gives it
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    parent = request["parent"]
+    # Before anything is shut off: what the codes name is then there for all children, whose extension modules could not be
+    # loaded later, for they need libraries of the system.
+    for name in request["modules"]:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    os.environ.clear()
+    sys.dont_write_bytecode = True
+    if "namespaces" not in request["without"] and sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            layers.enter_namespaces()
+    if sys.platform == "linux":
+        layers.die_with(parent)
+    supervise(request)
+
+
+def supervise(request: dict) -> None:
+    waiting = collections.deque(enumerate(request.pop("jobs")))
+    running: dict[int, Run] = {}
+    selector = selectors.DefaultSelector()
+    woken, wake = os.pipe()
+    for end in (woken, wake):
+        os.set_blocking(end, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake)  # a byte comes with each child that ends
+    selector.register(woken, selectors.EVENT_READ)
+    request["readable"] = readable()
+    request["memory_bytes"] = own_memory() + (request["memory_mib"] << 20)
+
+    while waiting or running:
+        while waiting and len(running) < request["workers"]:
+            number, job = waiting.popleft()
+            run = start(number, job, request, selector, lambda: (waiting.clear(), running.clear(), selector.close()))
+            running[run.pid] = run
+        alive = [run.started for run in running.values() if not run.stopped]
+        wait = max(0.0, min(alive) + request["timeout"] - time.monotonic()) if alive else None
+        for key, _ in selector.select(wait):
+            if key.fd == woken:
+                with contextlib.suppress(BlockingIOError):
+                    os.read(woken, 1 << 12)
+            elif key.fd == key.data.input:
+                feed(key.data, selector)
+            else:
+                if drain(key.data, key.fd, request["output_limit"], selector):
+                    stop(key.data, "killed", too_much(request["output_limit"]))
+        now = time.monotonic()
+        for run in list(running.values()):
+            if not run.stopped and now - run.started >= request["timeout"]:
+                stop(run, "timeout", f"stopped after {request['timeout']:g} s")
+            if ended(run):
+                del running[run.pid]
+                print(json.dumps(collect(run, request["output_limit"], selector)), flush=True)
+
+
+def start(number: int, job: dict, request: dict, selector: selectors.BaseSelector, forget) -> Run:
+    folder = os.path.join(os.getcwd(), str(number))
+    os.mkdir(folder, 0o700)
+    pairs = {fd: os.pipe() for fd in (0, OUT, ERR, REPORT)}
+    supervisor = os.getpid()
+    started = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            forget()  # the other jobs are no business of this one
+            inside(job["code"], folder, supervisor, {fd: pair[fd != 0] for fd, pair in pairs.items()}, request)
+        finally:
+            os._exit(70)  # not reached unless a layer broke
+    for fd, pair in pairs.items():
+        os.close(pair[fd != 0])
+        os.set_blocking(pair[fd == 0], False)
+    text = memoryview(job["stdin"].encode("utf-8", "replace"))
+    run = Run(number, pid, folder, started, {pairs[fd][0]: fd for fd in (OUT, ERR, REPORT)}, pairs[0][1], text)
+    for end in run.pipes:
+        selector.register(end, selectors.EVENT_READ, run)
+    selector.register(run.input, selectors.EVENT_WRITE, run)
+    return run
+
+
+def inside(code: str, folder: str, supervisor: int, ends: dict[int, int], request: dict) -> None:
+    """The child's part."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    os.setsid()
+    for fd, end in ends.items():  # in this order: only the last, REPORT, can be the number of one of the ends
+        os.dup2(end, fd, inheritable=False)
+    os.closerange(REPORT + 1, os.sysconf("SC_OPEN_MAX"))
+    active = layers.confine(
+        folder, request["readable"], supervisor, seconds=request["timeout"], memory_bytes=request["memory_bytes"],
+        without=request["without"],
+    )  # fmt: skip
+    os.write(REPORT, json.dumps(["session", *active]).encode() + b"\n")
+    sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)
+    sys.stdout = open(OUT, "w", encoding="utf-8", errors="replace", closefd=False, buffering=1)
+    sys.stderr = open(ERR, "w", encoding="utf-8", errors="replace", closefd=False, buffering=1)
+    word, value = execute(code)
+    with contextlib.suppress(Exception):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    with open(REPORT, "wb", closefd=False) as report:
+        report.write(f"{word}\n".encode() + value.encode("utf-8", "replace")[: request["output_limit"]])
+    os._exit(ENDED[word] != "ok")
+
+
+def execute(code: str) -> tuple[str, str]:
+    """(how it ended, a key of ENDED; repr of the last statement's value, if that is an expression and not None)."""
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    sys.argv = [NAME]
+    builtins.exit = builtins.quit = sys.exit
+    linecache.cache[NAME] = (len(code), None, code.splitlines(keepends=True), NAME)
+    try:
+        tree = ast.parse(code, NAME)
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, NAME, "exec", dont_inherit=True), module.__dict__)
+        value = None
+        if last:
+            value = eval(compile(ast.Expression(last.value), NAME, "eval", dont_inherit=True), module.__dict__)
+        return "finished", "" if value is None else repr(value)
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+        return ("error" if error.code else "ok"), ""
+    except BaseException as error:
+        place = error.__traceback__
+        while place and place.tb_frame.f_code.co_filename != NAME:
+            place = place.tb_next
+        with contextlib.suppress(BaseException):
+            traceback.print_exception(type(error), error, place)
+        return "memory" if isinstance(error, MemoryError) else "refused" if isinstance(error, PermissionError) else "error", ""
+
+
+def feed(run: Run, selector: selectors.BaseSelector) -> None:
+    try:
+        run.todo = run.todo[os.write(run.input, run.todo) :] if run.todo else run.todo
+    except BlockingIOError:
+        return
+    except BrokenPipeError:
+        run.todo = run.todo[:0]
+    if not run.todo:
+        close(run, run.input, selector)
+
+
+def drain(run: Run, end: int, limit: int, selector: selectors.BaseSelector) -> bool:
+    """Reads what there is; whether that is over the limit. A report may be longer than that by its own lines."""
+    into = run.written[run.pipes[end]]
+    most = limit + (1 << 12 if run.pipes[end] == REPORT else 0)
+    try:
+        while len(into) <= most:
+            some = os.read(end, most + 1 - len(into))
+            if not some:
+                break
+            into += some
+    except BlockingIOError:
+        return False
+    close(run, end, selector)
+    return len(into) > most
+
+
+def too_much(limit: int) -> str:
+    return f"stopped: it wrote more than {limit} bytes"
+
+
+def close(run: Run, end: int, selector: selectors.BaseSelector) -> None:
+    selector.unregister(end)
+    os.close(end)
+    if run.pipes.pop(end, None) is None:
+        run.input = -1
+
+
+def stop(run: Run, outcome: str, note: str) -> None:
+    if not run.stopped:
+        run.stopped, run.note = outcome, note
+    for kill in (os.killpg, os.kill):  # the group may not be there yet
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(run.pid, signal.SIGKILL)
+
+
+def ended(run: Run) -> bool:
+    """Whether the child has ended; then no process of its group is left either, and it is reaped."""
+    if hasattr(os, "waitid"):
+        if os.waitid(os.P_PID, run.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return False
+    else:  # macOS; the group's number is then free for others, in theory
+        pid, status = os.waitpid(run.pid, os.WNOHANG)
+        if not pid:
+            return False
+        run.status = status
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(run.pid, signal.SIGKILL)
+    if run.status is None:
+        run.status = os.waitpid(run.pid, 0)[1]
+    return True
+
+
+def collect(run: Run, limit: int, selector: selectors.BaseSelector) -> dict:
+    seconds = time.monotonic() - run.started
+    if any([drain(run, end, limit, selector) for end in list(run.pipes)]) and not run.stopped:
+        run.stopped, run.note = "killed", too_much(limit)
+    for end in [*run.pipes, *([run.input] if run.input >= 0 else [])]:
+        close(run, end, selector)
+    shutil.rmtree(run.folder, ignore_errors=True)
+
+    active, _, report = run.written[REPORT].partition(b"\n")
+    word, _, value = report.decode("utf-8", "ignore").partition("\n")
+    code = os.waitstatus_to_exitcode(run.status)
+    if run.stopped:
+        outcome = run.stopped
+    elif code == -signal.SIGXCPU:
+        outcome, run.note = "timeout", "stopped: its time was used up"
+    elif code < 0:
+        outcome, run.note = "killed", f"ended by {signal.Signals(-code).name}"
+    elif not active:
+        outcome, run.note = "refused", "not run: the sandbox could not be set up"
+    else:
+        outcome = ENDED.get(word, "error" if code else "ok")
+    stdout, stderr = (run.written[fd][:limit].decode("utf-8", "replace") for fd in (OUT, ERR))
+    if run.note:
+        stderr += ("\n" if stderr and not stderr.endswith("\n") else "") + f"[{run.note}]"
+    return {
+        "number": run.number, "outcome": outcome, "stdout": stdout, "stderr": stderr, "seconds": seconds, "value": value,
+        "finished": outcome == "ok" and word == "finished", "layers": json.loads(active or "[]"),
+    }  # fmt: skip
+
+
+def readable() -> list[str]:
+    """Python's own library, without what is installed into it."""
+    files = ["/usr/share/zoneinfo"]
+    for folder in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}:
+        installed = {"site-packages", "dist-packages"}
+        files += [f"{folder}/", *(f"{folder}/{name}" for name in os.listdir(folder) if name not in installed)]
+    return files
+
+
+def own_memory() -> int:
+    """Bytes of address space of this process; a bound where it does not say."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE")
+    except OSError:
+        return 256 << 20

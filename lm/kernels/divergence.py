@@ -1,0 +1,206 @@
+"""How far a student's next-token distribution is from a teacher's, in chunks, so that the logits of a whole batch never exist.
+
+Like the chunked cross-entropy, a sum over positions: its gradient with respect to the student's hidden states and head is taken
+in the forward pass, where both models' logits are at hand, and scaled by the cotangent in the backward pass. Two products for
+the logits and two for the gradients, none repeated.
+
+Axes beside the usual: E the teacher's model dimension.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lm.kernels.cross_entropy import chunk_of
+from lm.kernels.matmul import gathered, product, spec_of
+from lm.parallel.mesh import spec
+
+
+class Divergence(NamedTuple):
+    """Sums over positions, weighed, float32 scalars. Only the objective has a gradient, with respect to student and head.
+
+    objective: w·(mix·τ²·divergence + (1 − mix)·nll). The factor τ² holds the gradient's size, which falls with 1/τ², at that of
+      the nll (Hinton et al. 2015, §2).
+    divergence: w·D(p, q) of the teacher's p and the student's q at temperature τ, in nats.
+    kl: w·KL(p ‖ q) at temperature τ, whichever divergence is asked for.
+    nll: −w·log q(target). entropy: w·H(q). Both at temperature 1.
+    agreement: w where the most likely token of both is the same.
+    """
+
+    objective: jax.Array
+    divergence: jax.Array
+    kl: jax.Array
+    nll: jax.Array
+    entropy: jax.Array
+    agreement: jax.Array
+
+
+class Settings(NamedTuple):
+    kind: str
+    beta: float
+    mix: float
+    temperature: float
+    softcap: float
+    teacher_softcap: float
+
+
+def divergence(
+    x_BTD, head_VD, teacher_BTE, teacher_head_VE, targets_BT, weights_BT, *, dtype, kind: str = "forward", beta: float = 0.5,
+    mix: float = 1.0, temperature: float = 1.0, softcap: float = 0.0, teacher_softcap: float = 0.0, chunk: int | None = None,
+) -> Divergence:  # fmt: skip
+    """The sums of `Divergence` for a student with logits x·headᵀ and a teacher with logits teacher·teacher_headᵀ.
+
+    Args:
+      x_BTD, teacher_BTE: hidden states after the last norm. head_VD, teacher_head_VE: heads over the same vocabulary.
+      targets_BT: int32. weights_BT: float32.
+      dtype: compute type of the products; logits, softmax and sums are float32.
+      kind: of the divergence D(p, q) from teacher p to student q:
+        "forward": KL(p ‖ q) = Σ p·(log p − log q), which covers all that the teacher may say;
+        "reverse": KL(q ‖ p), which keeps to what the teacher is likely to say;
+        "jsd": β·KL(p ‖ m) + (1 − β)·KL(q ‖ m) with m = β·p + (1 − β)·q, 0 < β < 1 (generalised Jensen-Shannon: Agarwal et al.
+        2024, "On-Policy Distillation of Language Models", eq. 1), bounded, and near β times the forward KL for small β.
+      mix: share of the divergence in the objective; the rest is the targets' nll.
+      temperature: τ > 0, by which both models' logits are divided before the divergence.
+      softcap, teacher_softcap: logits s become softcap·tanh(s/softcap) (Gemma 2); 0: they stay.
+      chunk: time steps a chunk; None chooses them as cross-entropy does.
+    """
+    chunk = chunk or chunk_of(*targets_BT.shape)
+    settings = Settings(kind, float(beta), float(mix), float(temperature), float(softcap), float(teacher_softcap))
+    teacher_BTE, teacher_head_VE = lax.stop_gradient((teacher_BTE, teacher_head_VE))
+    return _chunked(jnp.dtype(dtype), settings, chunk, x_BTD, head_VD, teacher_BTE, teacher_head_VE, targets_BT, weights_BT)
+
+
+def divergence_reference(
+    x_BTD, head_VD, teacher_BTE, teacher_head_VE, targets_BT, weights_BT, *, kind: str = "forward", beta: float = 0.5,
+    mix: float = 1.0, temperature: float = 1.0, softcap: float = 0.0, teacher_softcap: float = 0.0,
+) -> Divergence:  # fmt: skip
+    """The plain twin: whole logits, float32, autodiff, the definitions as they stand."""
+
+    def logits(x, head, cap):
+        y = jnp.einsum("btd,vd->btv", x.astype(jnp.float32), head)
+        return cap * jnp.tanh(y / cap) if cap else y
+
+    student, teacher = logits(x_BTD, head_VD, softcap), logits(teacher_BTE, teacher_head_VE, teacher_softcap)
+    q, p = jax.nn.softmax(student / temperature), jax.nn.softmax(teacher / temperature)
+
+    def kl(a, b):
+        return jnp.sum(a * (jnp.log(a) - jnp.log(b)), axis=-1)
+
+    m = beta * p + (1 - beta) * q
+    value = {"forward": kl(p, q), "reverse": kl(q, p), "jsd": beta * kl(p, m) + (1 - beta) * kl(q, m)}[kind]
+    log_q = jax.nn.log_softmax(student)
+    nll = -jnp.take_along_axis(log_q, targets_BT[..., None], axis=-1)[..., 0]
+    each = (
+        mix * temperature**2 * value + (1 - mix) * nll, value, kl(p, q), nll, -jnp.sum(jnp.exp(log_q) * log_q, axis=-1),
+        jnp.argmax(student, axis=-1) == jnp.argmax(teacher, axis=-1),
+    )  # fmt: skip
+    return Divergence(*(jnp.sum(weights_BT * one) for one in each))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _chunked(dtype, settings, chunk, x_BTD, head_VD, teacher_BTE, teacher_head_VE, targets_BT, weights_BT):
+    heads = gathered(head_VD.astype(dtype)), gathered(teacher_head_VE.astype(dtype))
+
+    def body(sums, inputs):
+        return jax.tree.map(jnp.add, sums, _chunk(*inputs, *heads, settings)[0]), None
+
+    inputs = _split(chunk, x_BTD.astype(dtype), teacher_BTE.astype(dtype), targets_BT, weights_BT)
+    return lax.scan(body, _nothing(), inputs)[0]
+
+
+def _forward(dtype, settings, chunk, x_BTD, head_VD, teacher_BTE, teacher_head_VE, targets_BT, weights_BT):
+    head, teacher_head = gathered(head_VD.astype(dtype)), gathered(teacher_head_VE.astype(dtype))
+
+    def body(carry, inputs):
+        sums, dhead = carry
+        more, dlogits = _chunk(*inputs, head, teacher_head, settings)
+        dlogits = dlogits.astype(dtype)
+        dx = product("btv,vd->btd", dlogits, head, spec("batch", None, None)).astype(dtype)
+        dhead = dhead + product("btv,btd->vd", dlogits, inputs[0], spec_of(head_VD))
+        return (jax.tree.map(jnp.add, sums, more), dhead), dx
+
+    inputs = _split(chunk, x_BTD.astype(dtype), teacher_BTE.astype(dtype), targets_BT, weights_BT)
+    (sums, dhead), dx = lax.scan(body, (_nothing(), jnp.zeros_like(head_VD)), inputs)
+    dx_BTD = jnp.moveaxis(dx, 0, 1).reshape(x_BTD.shape)
+    return sums, (dx_BTD.astype(x_BTD.dtype), dhead)
+
+
+def _backward(dtype, settings, chunk, residuals, cotangents):
+    dx_BTD, dhead = residuals
+    scale = cotangents.objective
+    return (dx_BTD * scale).astype(dx_BTD.dtype), dhead * scale, None, None, None, None
+
+
+_chunked.defvjp(_forward, _backward)
+
+
+def _chunk(x, teacher, targets, weights, head, teacher_head, settings: Settings):
+    """One chunk: its sums, and the gradient of its objective with respect to the student's logits, float32 [B, c, V]."""
+    beta, mix, temperature = settings.beta, settings.mix, settings.temperature
+    student = _logits(x, head, settings.softcap)
+    teacher = _logits(teacher, teacher_head, settings.teacher_softcap)
+    log_q, log_p = jax.nn.log_softmax(student / temperature), jax.nn.log_softmax(teacher / temperature)
+    log_q1 = log_q if temperature == 1 else jax.nn.log_softmax(student)
+    kl = _expectation(log_p, log_p - log_q)
+    value, slope = KINDS[settings.kind](log_p, log_q, kl, beta)
+
+    ids = lax.broadcasted_iota(jnp.int32, student.shape, 2, out_sharding=spec("batch", None, "vocab"))
+    is_target = ids == targets[..., None]
+    nll = -jnp.sum(jnp.where(is_target, log_q1, 0.0), axis=-1)
+    same = jnp.argmax(student, axis=-1) == jnp.argmax(teacher, axis=-1)
+    objective = mix * temperature**2 * value + (1 - mix) * nll
+    each = Divergence(objective, value, kl, nll, -_expectation(log_q1, log_q1), same)
+
+    # Of τ²·D(s/τ) the slope with respect to s is τ·D'(s/τ), of the nll it is q − onehot.
+    dlogits = mix * temperature * slope + (1 - mix) * (jnp.exp(log_q1) - is_target)
+    if settings.softcap:
+        dlogits = dlogits * (1 - (student / settings.softcap) ** 2)  # the derivative of softcap·tanh(s/softcap)
+    return Divergence(*(jnp.sum(weights * one) for one in each)), weights[..., None] * dlogits
+
+
+def _logits(x, head, softcap):
+    logits = product("btd,vd->btv", x, head, spec("batch", None, "vocab"))
+    return softcap * jnp.tanh(logits / softcap) if softcap else logits
+
+
+def _expectation(log_p, values):
+    """Σ p·values over the vocabulary; no product of 0 and ∞ where a probability underflows, for its logarithm does not."""
+    return jnp.sum(jnp.exp(log_p) * values, axis=-1)
+
+
+# Each: (D [B, c], ∂D/∂s [B, c, V]) from log p, log q = log softmax(s), KL(p ‖ q) and β. By the chain rule through the softmax
+# ∂D/∂s = q·(g − Σ q·g) with g = ∂D/∂q, in which a constant may be left out.
+
+
+def _forward_kl(log_p, log_q, kl, beta):
+    """g = −p/q, so ∂D/∂s = q − p."""
+    return kl, jnp.exp(log_q) - jnp.exp(log_p)
+
+
+def _reverse_kl(log_p, log_q, kl, beta):
+    """g = log q − log p + 1, so ∂D/∂s = q·(log q − log p − D)."""
+    value = _expectation(log_q, log_q - log_p)
+    return value, jnp.exp(log_q) * (log_q - log_p - value[..., None])
+
+
+def _jensen_shannon(log_p, log_q, kl, beta):
+    """The slopes of p/m and q/m by q sum to (1 − β)·(βp + (1 − β)q)/m, a constant, so g = (1 − β)·log(q/m)."""
+    log_m = jnp.logaddexp(log_p + jnp.log(beta), log_q + jnp.log1p(-beta))
+    of_student = _expectation(log_q, log_q - log_m)
+    value = beta * _expectation(log_p, log_p - log_m) + (1 - beta) * of_student
+    return value, (1 - beta) * jnp.exp(log_q) * (log_q - log_m - of_student[..., None])
+
+
+KINDS = {"forward": _forward_kl, "reverse": _reverse_kl, "jsd": _jensen_shannon}
+
+
+def _nothing() -> Divergence:
+    return Divergence(*(jnp.zeros((), jnp.float32) for _ in Divergence._fields))
+
+
+def _split(chunk, *arrays):
+    """[B, T, …] -> [T / chunk, B, chunk, …], the batch axis left where it is sharded."""
+    return tuple(jnp.moveaxis(a.reshape(a.shape[0], -1, chunk, *a.shape[2:]), 1, 0) for a in arrays)

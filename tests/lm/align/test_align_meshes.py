@@ -1,0 +1,53 @@
+"""One update of every objective that learns from examples: on eight devices, in slices, as on one device at once."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from lm.align import preference, reward, sft
+from lm.model.linear import trainable
+from lm.parallel.mesh import make_mesh
+from lm.train.feed import Feed
+from lm.train.step import make_trainer, model_config_of, state_shardings
+from tests.lm.align.batches import align_config, labelled_batch, pair_batch
+from tests.lm.examples import QUICK, packed_batch
+
+OBJECTIVES = {
+    "sft": (sft, dict(sft=dict(neftune_alpha=5.0)), lambda config: packed_batch(config, 0)),
+    "dpo": (preference, dict(preference=dict(loss="dpo", nll_weight=0.5)), lambda _: pair_batch(14, filler=2)),
+    "kto": (preference, dict(preference=dict(loss="kto")), lambda _: labelled_batch(14, filler=2)),
+    "reward": (reward, dict(model=dict(score_head="reward")), lambda _: pair_batch(14, filler=2)),
+}  # fmt: skip
+
+
+def updated(name: str, sizes: dict, accumulate: int):
+    """({metric: value}, the moments) after one step."""
+    method, keys, make_batch = OBJECTIVES[name]
+    config = align_config(batch_size=16, **keys)
+    config.accumulate = accumulate
+    mesh = make_mesh(sizes, jax.devices() if sizes else jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        trainer = make_trainer(config, method.objective(config))
+        state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh), compiler_options=QUICK)()
+        frozen = nnx.filter_state(state.params, trainable(model_config_of(config)))
+        frozen = jax.tree.map(lambda p: 0.5 * p, frozen)  # a reference that is another policy
+        feed = Feed(types.SimpleNamespace(batch_size=16, sequence_length=config.sequence_length), mesh)
+        step = jax.jit(trainer.step, compiler_options=QUICK)
+        state, metrics = step(state, feed.to_devices(make_batch(config)), frozen)
+    return {name: float(x) for name, x in metrics.items()}, [np.asarray(x) for x in jax.tree.leaves(state.optimizer[0].mu)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_as_on_one_device(name):
+    metrics, moments = updated(name, {}, 1)
+    # The zero point of KTO is that of a slice.
+    spread, others = updated(name, {"data": 2, "fsdp": 2, "tensor": 2}, 1 if name == "kto" else 2)
+    extremes = {"min_reward", "max_reward"}  # of a slice
+    for key in metrics.keys() - extremes:
+        assert spread[key] == pytest.approx(metrics[key], rel=1e-4, abs=1e-6), key
+    for ours, theirs in zip(moments, others, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(ours).max() + 1e-9)

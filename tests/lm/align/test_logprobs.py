@@ -1,0 +1,119 @@
+"""Log-probabilities in chunks against whole logits, and the sampler's against the trainer's."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lm.align.logprobs import logprobs_reference, reference_model, sequence_logprobs, token_logprobs
+from lm.config import Adapter, ModelConfig
+from lm.infer.sampler import draw
+from lm.kernels import cross_entropy
+from lm.model.linear import trainable
+from lm.model.transformer import skeleton
+from lm.parallel.mesh import make_mesh, shardings
+from tests.lm.examples import parameters
+
+CONFIG = ModelConfig(
+    vocab_size=400, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, dtype="float32", logit_softcap=20.0
+)
+PROMPTS = [[5], [30, 40, 50], list(range(60, 83)), [2, 300], [7]]
+DRAW = dict(stop_ids=(17, 20, 33), vocab_size=320, max_new_tokens=12, temperature=0.7, seed=3)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return parameters(CONFIG, scale=4.0)
+
+
+@pytest.fixture(scope="module")
+def model(params):
+    return nnx.merge(skeleton(CONFIG)[0], params)
+
+
+@pytest.fixture(scope="module")
+def drawn(model):
+    return draw(model, PROMPTS, **DRAW)
+
+
+def batch_of(rows, T=40):
+    tokens, segments = np.zeros((2, len(rows), T + 1), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)], segments[i, : len(row)] = row, 1
+    positions = np.tile(np.arange(T, dtype=np.int32), (len(rows), 1))
+    return dict(tokens=tokens[:, :-1], targets=tokens[:, 1:], segment_ids=segments[:, :-1], positions=positions)
+
+
+def test_chunks_give_what_whole_logits_give(params, monkeypatch):
+    graph, _ = skeleton(CONFIG)
+    batch = batch_of([(prompt * 2)[:40] for prompt in PROMPTS])
+    weights = np.random.default_rng(0).normal(size=batch["tokens"].shape)
+    monkeypatch.setattr(cross_entropy, "CHUNK_TOKENS", 50)
+    assert cross_entropy.chunk_of(*weights.shape) == 10
+
+    def both(function):
+        def loss(params):
+            logp, entropy = function(nnx.merge(graph, params), batch, 0.7)
+            return jnp.sum(weights * logp), (logp, entropy)
+
+        return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+
+    (_, ours), gradient = both(token_logprobs)
+    (_, twins), twin_gradient = both(logprobs_reference)
+    for one, twin in zip(ours, twins, strict=True):
+        np.testing.assert_allclose(one, twin, atol=1e-5)
+    for one, twin in zip(jax.tree.leaves(gradient), jax.tree.leaves(twin_gradient), strict=True):
+        np.testing.assert_allclose(one, twin, atol=1e-4 * float(jnp.abs(twin).max()))
+
+
+def test_sampler_and_trainer_agree(model, drawn):
+    rows = [prompt + tokens for prompt, tokens in zip(PROMPTS, drawn.tokens, strict=True)]
+    logp, _ = token_logprobs(model, batch_of(rows), DRAW["temperature"])
+    for row, prompt, logps in zip(np.asarray(logp), PROMPTS, drawn.logps, strict=True):
+        assert len(logps) > 0
+        np.testing.assert_allclose(row[len(prompt) - 1 : len(prompt) - 1 + len(logps)], logps, atol=1e-4)
+
+
+def test_a_row_says_whether_it_ended(model, drawn):
+    plain = draw(model, PROMPTS, **DRAW | {"stop_ids": (drawn.tokens[1][4],)})
+    assert plain.ended[1] and plain.tokens[1] == drawn.tokens[1][: drawn.tokens[1].index(drawn.tokens[1][4]) + 1]
+    assert all(ended == (row[-1] == drawn.tokens[1][4]) for row, ended in zip(plain.tokens, plain.ended, strict=True))
+    assert all(len(row) == len(logps) for row, logps in zip(plain.tokens, plain.logps, strict=True))
+
+
+@pytest.mark.parametrize("sizes", [dict(data=2, fsdp=2, tensor=2), dict(data=8)])
+def test_a_mesh_draws_what_one_device_draws(params, drawn, sizes):
+    mesh = make_mesh(sizes)
+    with jax.set_mesh(mesh):
+        spread = jax.device_put(params, shardings(params, mesh))
+        many = draw(nnx.merge(skeleton(CONFIG)[0], spread), PROMPTS, **DRAW)
+    assert many.tokens == drawn.tokens
+    for one, other in zip(many.logps, drawn.logps, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def test_of_pairs_only_the_answers_count(model):
+    flat = batch_of([[1, 2, 3, 4, 5], [1, 2, 6, 7], [9, 8, 7, 6], [9, 8, 5]], T=6)
+    weights = np.zeros((4, 6), np.float32)
+    weights[:, 1:3] = 1
+    pair = {name: x.reshape(2, 2, 6) for name, x in (flat | {"weights": weights}).items()}
+    logp, lengths = sequence_logprobs(model, pair)
+    token_logp, _ = token_logprobs(model, flat)
+    np.testing.assert_allclose(logp, (token_logp * weights).sum(1).reshape(2, 2), rtol=1e-5)
+    np.testing.assert_array_equal(lengths, 2)
+
+
+def test_a_reference_beside_adapters_is_the_base_and_costs_only_them():
+    config = ModelConfig(**{**CONFIG.to_dict(), "adapter": Adapter(rank=2, targets=".*")})
+    graph, _ = skeleton(config)
+    start = parameters(config, scale=1.0)
+    frozen = nnx.filter_state(start, trainable(config))
+    assert sum(x.size for x in jax.tree.leaves(frozen)) < 0.2 * sum(x.size for x in jax.tree.leaves(start))
+    moved = jax.tree.map(lambda x: x, start)
+    adapters, rest = nnx.split_state(moved, trainable(config), ...)
+    moved = nnx.merge_state(jax.tree.map(lambda x: x + 0.1, adapters), rest)
+    tokens = np.arange(8)[None]
+    policy = nnx.merge(graph, moved)
+    np.testing.assert_array_equal(reference_model(policy, frozen)(tokens), nnx.merge(graph, start)(tokens))
+    assert np.abs(policy(tokens) - nnx.merge(graph, start)(tokens)).max() > 1e-2

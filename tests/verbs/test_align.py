@@ -1,0 +1,144 @@
+"""align.py as a user runs it: every method leaves a run like any other, and one that is killed ends as if it had not been."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lm
+from tests.verbs import runs
+
+STEPS = 8
+SETTINGS = {
+    "steps": STEPS, "batch_size": 8, "sequence_length": 64, "dtype": "float32", "checkpoint_every": 2, "valid_every": 4,
+    "valid_batches": 1, "samples_every": 4, "num_samples": 2, "data.max_examples": 60, "data.max_valid_examples": 12,
+    "optimizer.learning_rate": 0.01, "optimizer.warmup": 2, "rollout.max_new_tokens": 6, "rollout.max_prompt_tokens": 56,
+}  # fmt: skip
+MIXED, PAIRS = "builtin:mixed_operations", "builtin:preferred_style"
+# Each method, its data and what else it needs; of those on rollouts the reward is one that a model of noise gets sometimes.
+METHODS = {
+    "sft": ("sft", {"data.input": MIXED, "sft.neftune_alpha": 5.0, "rewards": "answer=1"}),
+    "lora": ("sft", {"data.input": MIXED, "model.adapter.rank": 2}),
+    "dpo": ("dpo", {"data.input": PAIRS}),
+    "kto": ("kto", {"data.input": PAIRS}),
+    "orpo": ("orpo", {"data.input": PAIRS}),
+    "reward": ("reward", {"data.input": PAIRS}),
+    "grpo": ("grpo", {"data.input": MIXED, "rewards": "{here}/rewards.py:vowels=1", "rl.group_size": 4, "rl.beta": 0.1}),
+    "ppo": ("ppo", {"data.input": MIXED, "rewards": "{here}/rewards.py:vowels=1", "rl.epochs": 2, "rl.minibatches": 2}),
+    "distill": ("distill", {"data.input": MIXED, "distill.teacher": "{start}"}),
+    "on_policy": ("distill", {"data.input": MIXED, "distill.teacher": "{start}", "distill.kind": "on_policy"}),
+}
+QUICK = ("sft", "dpo", "grpo")  # the others are slow tests
+methods = pytest.mark.parametrize(
+    "method", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
+REWARD = """
+def vowels(prompts, completions, *, rollouts, **columns):
+    return [sum(x in "aeiou" for x in text) / 6 - len(r.tokens) / 100 for text, r in zip(completions, rollouts)]
+"""
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("align")
+    (folder / "rewards.py").write_text(REWARD)
+    return folder
+
+
+def command(method: str, workdir: Path, start: Path, here: Path, **settings) -> list[str]:
+    config, own = METHODS[method]
+    keys = SETTINGS | own | {key.replace("__", "."): value for key, value in settings.items()} | {"init_from": start}
+    values = [f"--config.{key}={str(value).format(here=here, start=start)}" for key, value in keys.items()]
+    return [sys.executable, "align.py", f"--config=configs/align/{config}.py", f"--workdir={workdir}", *values]
+
+
+def aligned(*arguments, variables=None, **settings) -> None:
+    done = runs.run(command(*arguments, **settings), **(variables or {}))
+    assert done.returncode == 0, done.stderr[-4000:]
+
+
+def measured(workdir: Path) -> list[dict]:
+    """The lines of metrics.jsonl without what tells the time."""
+    clocks = ("tokens_per_second", "mfu", "seconds/")
+    return [
+        {name: value for name, value in values.items() if not name.startswith(clocks)}
+        for values in runs.lines(workdir / "metrics.jsonl")
+    ]
+
+
+@methods
+def test_a_run_leaves_its_files_and_a_kill_changes_nothing(method, finished, here, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    aligned(method, whole, finished, here)
+    for name in ("config.json", "tokenizer.model", "report.html", "report.json", "metrics.jsonl"):
+        assert (whole / name).is_file()
+    lines = runs.training(whole)
+    assert [values["step"] for values in lines] == list(range(1, STEPS + 1))
+    assert all(values["grad_norm"] > 0 for values in lines[1:])
+    model, tokenizer = lm.load(whole)
+    start = runs.arrays(finished)
+    changed = [name for name, x in runs.arrays(whole, STEPS).items() if name in start and not np.array_equal(x, start[name])]
+    assert changed or method == "lora"
+    assert np.isfinite(model(np.arange(5)[None] + 20)).all() and tokenizer.vocab_size <= model.config.vocab_size
+
+    draw = random.Random(method)
+    for part in (1, 2):
+        reached = max((values["step"] for values in runs.training(killed)), default=0)
+        target = draw.randint(reached + 1, max(reached + 1, STEPS * part // 3))
+        process = runs.start(command(method, killed, finished, here))
+        runs.wait(process, lambda: any(v["step"] >= target for v in runs.training(killed)))  # noqa: B023 (called at once)
+        process.kill()
+        process.wait()
+    aligned(method, killed, finished, here)
+    assert measured(killed) == measured(whole)
+    if (whole / "samples.jsonl").exists():
+        assert (killed / "samples.jsonl").read_bytes() == (whole / "samples.jsonl").read_bytes()
+    ours, theirs = runs.arrays(killed, STEPS), runs.arrays(whole, STEPS)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+
+
+def test_rollouts_are_reported_as_trl_names_them(finished, here, tmp_path):
+    aligned("grpo", tmp_path / "run", finished, here, steps=2)
+    line = runs.training(tmp_path / "run")[-1]
+    for name in (
+        "reward", "reward_std", "frac_reward_zero_std", "rewards/vowels/mean", "rewards/vowels/std", "kl", "entropy",
+        "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean", "completions/mean_length",
+        "completions/clipped_ratio", "sampling/sampling_logp_difference/mean", "seconds/rollout",
+    ):  # fmt: skip
+        assert name in line, sorted(line)
+    assert line["sampling/sampling_logp_difference/max"] < 1e-4  # the sampler's and the trainer's, float32
+    sample = runs.lines(tmp_path / "run" / "samples.jsonl")[0]
+    assert {"step", "prompt", "completion", "rewards", "reward", "tokens", "ended"} <= sample.keys()
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert {"reward", "rewards/vowels"} <= report["after"].keys() and report["method"] == "grpo"
+
+
+@pytest.mark.parametrize(
+    "config, settings, words",
+    [
+        ("sft", {"init_from": None}, ["init_from is missing"]),
+        ("sft", {"data.input": None}, ["data.input is missing"]),
+        ("sft", {"data.input": "builtin:mixed_operation"}, ["mixed_operation", "mixed_operations"]),
+        ("sft", {"sequence_length": 4}, ["sequence_length=4", "no example is left"]),
+        ("dpo", {"preference.loss": "dop"}, ["preference.loss='dop'", "dpo"]),
+        ("grpo", {"rewards": "anser=1"}, ["anser", "answer"]),
+        ("grpo", {"rl.group_size": 3}, ["batch_size=8", "group_size=3"]),
+        ("grpo", {"sequence_length": 20}, ["sequence_length=20", "max_new_tokens"]),
+        ("grpo", {"rollout.tools": "('hammer',)"}, ["hammer", "calculator"]),
+        ("sft", {"chat_template": "nowhere.jinja"}, ["chat_template", "nowhere.jinja"]),
+    ],
+)
+def test_mistakes(config, settings, words, finished, tmp_path):
+    keys = SETTINGS | {"data.input": MIXED, "init_from": finished} | settings
+    values = [f"--config.{key}={value}" for key, value in keys.items() if value is not None]
+    workdir = tmp_path / "run"
+    done = runs.run([sys.executable, "align.py", f"--config=configs/align/{config}.py", f"--workdir={workdir}", *values])
+    said = [text for text in runs.complaint(done.stderr) if "examples:" not in text and not text.startswith("records")]
+    assert done.returncode == 2 and len(said) == 1, done.stderr[-3000:]
+    assert all(word in said[0] for word in words), said
+    assert not (workdir / "config.json").exists()
