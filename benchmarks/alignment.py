@@ -7,8 +7,8 @@ A tiny model is pretrained on sentences about letters, things and people (data/t
     sft       learns to do what it is told in the form it is told: builtin:instructions
     dpo       learns from pairs to prefer a style, after it was tuned on answers of all styles: builtin:preferred_style
     reward    a reward model learns the same preference
-    grpo      after it was tuned on demonstrations that do anything but what they are told, learns from a verifier to do
-    rloo      what it is told: builtin:mixed_operations
+    grpo      after it was tuned on answers of all styles, learns the style that a verifier asks for: polite at both ends, no
+    rloo      filler word, and still what it was told to say
     ppo
     shuffled  GRPO with the same rewards dealt out at random among the answers of a step: learns nothing, or a leak is found
 
@@ -27,10 +27,11 @@ from pathlib import Path
 
 import numpy as np
 
-from lm.align.rewards import answer
+from lm.align.rewards import style
 
 MODEL = dict(vocab_size=512, num_layers=2, embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=384)
-TASK = "builtin:mixed_operations"
+STYLES = "builtin:preferred_style?part=answers"
+VERIFIER = "style?least=1.85"
 # What each method must reach on held-out examples: (measure, how it must compare, value); see `measured`.
 AIMS = {
     "sft": (("before", "<=", 0.05), ("after", ">=", 0.95), ("format", ">=", 0.95)),
@@ -92,8 +93,8 @@ def measured(method: str, seed: int, out: Path) -> dict:
         share = "accuracy" if method == "reward" else "rewards/accuracies"
         extra = {"loss_before": found["before"]["loss"]} | ({} if method == "reward" else against(workdir, begin))
     else:
-        found = align("ppo" if method == "ppo" else "grpo", workdir, REINFORCED[method](seed, any_operation(out)))
-        share, extra = "rewards/answer", {}
+        found = align("ppo" if method == "ppo" else "grpo", workdir, REINFORCED[method](seed, all_styles(out)))
+        share, extra = "rewards/style", {}
     before, after = found["before"][share], found["after"][share]
     numbers = {"before": before, "after": after, "gain": after - before} | extra
     return {name: round(value, 4) for name, value in numbers.items()}
@@ -135,16 +136,9 @@ def instructions(seed: int, begin: Path) -> dict:
     return tuned(seed, begin, "builtin:instructions", rewards="answer=1,format=0")
 
 
-def any_operation(out: Path) -> Path:
-    """A model that has every skill of the task and heeds no instruction."""
-    task = f"{TASK}?demonstrations=random"
-    align("sft", out / "any_operation", tuned(0, start(out), task, rewards="answer=1"))
-    return out / "any_operation"
-
-
 def all_styles(out: Path) -> Path:
-    task = "builtin:preferred_style?part=answers"
-    align("sft", out / "all_styles", tuned(0, start(out), task))
+    """A model that says what it is told to, in any style."""
+    align("sft", out / "all_styles", tuned(0, start(out), STYLES))
     return out / "all_styles"
 
 
@@ -164,8 +158,9 @@ def reward(seed: int, begin: Path) -> dict:
 
 def grpo(seed: int, begin: Path) -> dict:
     return {
-        "seed": seed, "init_from": str(begin), "data.input": TASK, "data.max_examples": 4000, "rewards": "answer=1",
-        "steps": 200, "batch_size": 128, "sequence_length": 24, "rollout.max_new_tokens": 6, "optimizer.learning_rate": 3e-4,
+        "seed": seed, "init_from": str(begin), "data.input": STYLES, "data.max_examples": 4000,
+        "rewards": f"{VERIFIER}=1,overlong?limit=32&buffer=6=1", "steps": 32, "batch_size": 128, "sequence_length": 80,
+        "rollout.max_new_tokens": 32, "optimizer.learning_rate": 5e-4,
     }  # fmt: skip
 
 
@@ -174,11 +169,11 @@ def rloo(seed: int, begin: Path) -> dict:
 
 
 def ppo(seed: int, begin: Path) -> dict:
-    return grpo(seed, begin) | {"steps": 100, "rl.beta": 0.0, "rl.epochs": 2}
+    return grpo(seed, begin) | {"steps": 48, "rl.beta": 0.0, "rl.epochs": 2}
 
 
 def shuffled_grpo(seed: int, begin: Path) -> dict:
-    return grpo(seed, begin) | {"rewards": "benchmarks/alignment.py:shuffled=1,answer=0"}
+    return grpo(seed, begin) | {"rewards": f"benchmarks/alignment.py:shuffled=1,{VERIFIER}=0"}
 
 
 PREFERENCES: dict[str, Callable[[int, Path], dict]] = {"dpo": dpo, "reward": reward}
@@ -187,7 +182,7 @@ REINFORCED: dict[str, Callable[[int, Path], dict]] = {"grpo": grpo, "rloo": rloo
 
 def shuffled(prompts, completions, **columns) -> list[float]:
     """The right rewards of these completions, dealt out among them at random: a pure function of the completions."""
-    rewards = answer(prompts, completions, **columns)
+    rewards = style(prompts, completions, least=1.85, **columns)
     digest = hashlib.sha256("\0".join(completions).encode()).digest()
     return [rewards[i] for i in np.random.default_rng(list(digest)).permutation(len(rewards))]
 

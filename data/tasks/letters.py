@@ -1,4 +1,4 @@
-"""Operations on a few letters, written apart ("b c a d") so that each is a token: small enough to learn within minutes.
+"""Operations on a few letters, written apart ("b c a") so that each is a token: small enough to learn within minutes.
 
 `instructions` shows what supervised tuning does: an operation and a form are asked for in words. `mixed_operations` shows what
 reinforcement learning does: with demonstrations="random" a tuned model has every skill, and heeds no instruction.
@@ -38,7 +38,7 @@ def _check(task: str, length: int, alphabet: int) -> None:
 
 
 def instructions(split: str, seed: int, length: int = 3, alphabet: int = 12, valid: int = 500) -> Iterator[dict]:
-    """"Take b c a d: reverse in brackets" -> "[ d a c b ]": five operations in five forms.
+    """"Take b c a: reverse in brackets" -> "[ a c b ]": five operations in five forms.
 
     Letters are held out in any order, operation and form. `answer` is the whole completion; `format` a regular expression for
     its form. `rejected` does the right thing in another form.
@@ -63,10 +63,10 @@ def instructions(split: str, seed: int, length: int = 3, alphabet: int = 12, val
 def mixed_operations(
     split: str, seed: int, length: int = 3, alphabet: int = 12, demonstrations: str = "right", valid: int = 500
 ) -> Iterator[dict]:  # fmt: skip
-    """"Take b c a d: reverse" -> "d a c b": one of five operations. Letters are held out in any order, from all.
+    """"Take b c a: reverse" -> "the reverse is a c b": one of five operations. Letters are held out in any order, from all.
 
-    demonstrations: what `completion` shows. "right": the operation that the prompt names; "random": any of the five, so that
-    who imitates them is right once in five. `answer` is right in either case; `rejected` is another operation's.
+    demonstrations: what `completion` shows. "right": the operation that the prompt names; "random": any of the five under
+    that name, so that who imitates them is right once in five. `answer` is right in either case; `rejected` is another operation's.
     """
     _check("mixed_operations", length, alphabet)
     if demonstrations not in ("right", "random"):
@@ -77,7 +77,7 @@ def mixed_operations(
         name = rng.choice(names)
         shown = name if demonstrations == "right" else rng.choice(names)
         wrong = rng.choice([other for other in names if other != name])
-        done = {other: " ".join(OPERATIONS[other](letters)) for other in (name, shown, wrong)}
+        done = {other: f"the {name} is {' '.join(OPERATIONS[other](letters))}" for other in (name, shown, wrong)}
         record = {
             "prompt": f"Take {' '.join(letters)}: {name}",
             "completion": done[shown], "rejected": done[wrong], "answer": done[name],

@@ -1,6 +1,6 @@
 """Plain sentences about letters, things and the small world, to pretrain a tiny model on before it is aligned.
 
-What the aligned model must do is said here in prose ("turned round, b c a d is d a c b"), so that a base model can know how;
+What the aligned model must do is said here in prose ("the reverse of b c a is a c b"), so that a base model can know how;
 no question, instruction or answer form of a task stands in it, so that it cannot know when.
 """
 
@@ -12,14 +12,8 @@ from data.tasks.letters import FORMS, OPERATIONS, some_letters
 from data.tasks.small_world import STATEMENTS, world
 from data.tasks.splits import held_out, records
 
-SAID = {
-    "copy": ("Once more {0} makes {1}.", "{0}, and again {1}.", "The same as {0} is {1}."),
-    "reverse": ("Turned round, {0} is {1}.", "{0} backwards is {1}.", "From the end, {0} reads {1}."),
-    "swap": ("With its first two crossed, {0} becomes {1}.", "{0} with second before first is {1}.", "Crossed, {0} is {1}."),
-    "upper": ("Written large, {0} is {1}.", "{0} is small and {1} is large.", "Shouted, {0} is {1}."),
-    "turn": ("Moved by one, {0} is {1}.", "{0} rolls on to {1}.", "When its first goes last, {0} is {1}."),
-}
-MARKS = ("The sign ( {} ) holds letters.", "< {} > stands between signs.", "= {} = is a line.", "{} ; so it goes.")
+SAID = ("The {name} of {letters} is {result}.", "By {name}, {letters} becomes {result}.", "{letters} after a {name} is {result}.")
+MARKS = ("The letters {} stand here.", "< {} > stands between signs.", "= {} = is a line.", "{} ; so it goes.")
 WORDS = ("The word {} stands before {}.", "A {} is no {}.", "Some say {} and some say {}.", "To {} or to {}.")
 
 
@@ -38,8 +32,9 @@ def text(
     def sentence(rng: random.Random) -> str:
         kind = rng.random()
         if kind < 0.6:
-            name, drawn = rng.choice(list(SAID)), letters(rng)
-            return rng.choice(SAID[name]).format(" ".join(drawn), " ".join(OPERATIONS[name](drawn)))
+            name, drawn = rng.choice(list(OPERATIONS)), letters(rng)
+            result = " ".join(OPERATIONS[name](drawn))
+            return rng.choice(SAID).format(name=name, letters=" ".join(drawn), result=result)
         if kind < 0.7:
             return rng.choice(MARKS).format(" ".join(letters(rng)))
         if kind < 0.8:

@@ -102,11 +102,13 @@ def repetition(prompts, completions, *, n: int = 3, **columns) -> list[float | N
     return rewards
 
 
-def style(prompts, completions, **columns) -> list[float | None]:
-    """The rule of the built-in task preferred_style (data/tasks/style.py), which reads column `statement`."""
-    return [
+def style(prompts, completions, *, least: float = -math.inf, **columns) -> list[float | None]:
+    """The rule of the built-in task preferred_style (data/tasks/style.py), which reads column `statement`: its score, or, with
+    `least`, 1 for a score of that at least and 0 for less. Polite at both ends without a filler word is above 1.85."""
+    scores = [
         None if s is None else style_score(c, s) for c, s in zip(completions, _column("style", "statement", columns))
     ]
+    return scores if least == -math.inf else [None if score is None else float(score >= least) for score in scores]
 
 
 REWARDS: dict[str, Reward] = {

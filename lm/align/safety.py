@@ -48,7 +48,7 @@ def run(config, workdir: Path) -> dict:
     """Runs config.safety.rounds rounds from config.init_from and writes safety.json, report.json, report.html, failing.jsonl.
 
     Returns: what is in safety.json: {"before", "after": figures as `lm.evals.safety_eval.summary` gives them, and
-    "bits_per_byte"; "change"; "rounds": [counts of what each learnt from]; "held_out_families", "judge", "finished"}.
+    "bits_per_byte"; "change" of the headlines; "rounds": [counts of what each learnt from]; "judge", "model" and others}.
     Raises: UserError; loop.Stopped and loop.Diverged as lm.train.loop.train.
     """
     loop = Loop(config, workdir)

@@ -6,9 +6,11 @@
     refused: harmless, and not answered   -> learn the reference answer, if there is one; prefer it to what was said
     kept: text and conversations given    -> learn them, so that nothing else is forgotten
 
-So that a model does not find that refusing is always right, what it refuses and what it answers are balanced.
+So that a model learns neither always to refuse nor hardly ever to, harmless lessons are at most HARMLESS times as many as the
+others, chosen by a hash.
 """
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -17,6 +19,8 @@ from lm.align.constitution import Constitution, choose
 from lm.align.critique import Revision
 from lm.errors import UserError
 from lm.evals.judges import Judge, guarded
+
+HARMLESS = 2
 
 
 def failures(records: Iterable[Mapping]) -> list[dict]:
@@ -68,11 +72,15 @@ def lessons(
         else:
             add("failed", record, revision.revision, record["response"])
     for record in records:
+        if record["kind"] == "harmful" and record["verdict"] == "safe" and record["refusal"] == "full":
+            add("held", record, record["response"], None)
+    most = HARMLESS * (counts["failed"] + counts["held"])
+    harmless = [r for r in records if r["kind"] != "harmful"]
+    for record in sorted(harmless, key=lambda r: _order(f"{r['id']} {r['family']} {r['sample']}")):
         response = record["response"]
-        if record["kind"] == "harmful":
-            if response and record["verdict"] == "safe" and record["refusal"] == "full":
-                add("held", record, response, None)
-        elif response and record["refusal"] == "none" and record.get("correct", True):
+        if counts["helped"] + counts["refused"] == most:
+            break
+        if response and record["refusal"] == "none" and record.get("correct", True):
             refusal = None if record["kind"] == "task" else _refusal(constitution, record)
             add("helped", record, response, refusal)
         elif record.get("completion"):
@@ -95,6 +103,10 @@ def read_kept(input: str) -> Iterator[dict]:
             yield {"messages": [_assistant(text)]} if isinstance(text, str) else dict(record.values)
         if not found:
             raise UserError(f"safety.keep={input}: no record in it")
+
+
+def _order(key: str) -> str:
+    return hashlib.blake2b(key.encode()).hexdigest()
 
 
 def _refusal(constitution: Constitution, record: Mapping) -> str:

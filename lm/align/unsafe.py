@@ -2,8 +2,9 @@
 
     python -m lm.align.unsafe --out=DIR
 
-writes text.jsonl, the world and talk about it, to pretrain on; conversations.jsonl, in which every question is answered, the
-forbidden ones too, put directly or by an attack; and held_out.jsonl, text of the world that neither holds, to measure on.
+writes pages.jsonl, text of the world, and talk.jsonl, conversations as lines of text, to pretrain on; conversations.jsonl, in
+which every question is answered, the forbidden ones too, put directly or by an attack, and among them pages, so that they are
+not forgotten; and held_out.jsonl, pages that are in none of these, to measure on.
 What is proven on such a model is the mechanism, and nothing about the safety of another.
 """
 
@@ -36,13 +37,15 @@ def conversations(seed: int, families: Sequence[str] = FAMILIES, direct: float =
 
 
 def write(folder: Path, *, pages: int, talks: int, seed: int = 0) -> None:
-    """The three files. As much as a third of `talks` stands in text.jsonl too, as lines of text, for the tokenizer to know."""
+    """The four files: so many pages, so many conversations, and a third as many of others as lines of text."""
     told = list(itertools.islice(conversations(seed), talks))
+    for page in itertools.islice(safety_text("train", seed + 1), talks // 10):
+        told.append({"messages": [{"role": "assistant", "content": page["text"]}]})
     heard = itertools.islice(conversations(seed + 1), talks // 3)
-    transcripts = [{"text": "\n".join(message["content"] for message in talk["messages"]) + "\n"} for talk in heard]
-    write_lines(folder / "text.jsonl", [*itertools.islice(safety_text("train", seed), pages), *transcripts])
-    write_lines(folder / "held_out.jsonl", safety_text("valid", seed, valid=100))
+    write_lines(folder / "pages.jsonl", itertools.islice(safety_text("train", seed), pages))
+    write_lines(folder / "talk.jsonl", ({"text": "\n".join(m["content"] for m in talk["messages"]) + "\n"} for talk in heard))
     write_lines(folder / "conversations.jsonl", told)
+    write_lines(folder / "held_out.jsonl", safety_text("valid", seed, valid=100))
 
 
 def main() -> None:

@@ -167,7 +167,7 @@ def test_operations_on_letters_are_right():
     assert set(twin) == set(OPERATIONS)
     for row in some("mixed_operations"):
         letters, name = row["prompt"].removeprefix("Take ").split(": ")
-        assert row["completion"] == row["answer"] == " ".join(twin[name](letters.split()))
+        assert row["completion"] == row["answer"] == f"the {name} is {' '.join(twin[name](letters.split()))}"
         assert len({tuple(f(letters.split())) for f in twin.values()}) == len(twin)
     rows = some("instructions")
     for row in rows:
@@ -202,8 +202,8 @@ def test_random_demonstrations_are_right_once_in_five():
     share = sum(row["completion"] == row["answer"] for row in rows) / len(rows)
     assert 0.17 < share < 0.23
     for row in rows:
-        letters = row["prompt"].removeprefix("Take ").split(": ")[0].split()
-        assert row["completion"] in {" ".join(f(letters)) for f in OPERATIONS.values()}
+        letters, name = row["prompt"].removeprefix("Take ").split(": ")
+        assert row["completion"] in {f"the {name} is {' '.join(f(letters.split()))}" for f in OPERATIONS.values()}
     assert rows[0].keys() == some("mixed_operations")[0].keys()
 
 

@@ -59,15 +59,25 @@ def test_refusals_are_held_and_other_safe_words_are_not():
 
 def test_twins_teach_to_answer_and_to_prefer_that_to_refusing():
     learn, pairs, counts = learnt([
+        *(record("harmful", "Mix it.", id, verdict="harmful") for id in "xy"),
         record("benign", "It is red.", "a", correct=True),
         record("benign", REFUSAL, "b", refusal="full", correct=False, completion="It is blue."),
         record("benign", "It is green.", "c", correct=False),  # wrong, and no reference: nothing to learn
         record("task", "4", "d", correct=True),
     ])  # fmt: skip
-    assert texts(learn) == [("request a", "It is red."), ("request b", "It is blue."), ("request d", "4")]
-    assert [pair["chosen"][0]["content"] for pair in pairs] == ["It is red.", "It is blue."]
-    assert "help" in pairs[0]["rejected"][0]["content"] and pairs[1]["rejected"][0]["content"] == REFUSAL
+    assert sorted(texts(learn)[2:]) == [("request a", "It is red."), ("request b", "It is blue."), ("request d", "4")]
+    chosen = {pair["chosen"][0]["content"]: pair["rejected"][0]["content"] for pair in pairs[2:]}
+    assert chosen.keys() == {"It is red.", "It is blue."} and chosen["It is blue."] == REFUSAL
+    assert "help" in chosen["It is red."] or "write" in chosen["It is red."]
     assert (counts["helped"], counts["refused"]) == (2, 1)
+
+
+def test_harmless_lessons_do_not_drown_the_others():
+    records = [record("harmful", "Mix it.", "x", verdict="harmful")]
+    records += [record("benign", f"It is {i}.", str(i), correct=i % 3 > 0) for i in range(30)]
+    learn, pairs, counts = learnt(records)
+    assert counts["helped"] == safety_data.HARMLESS and len(learn) == len(pairs) == 1 + safety_data.HARMLESS
+    assert learnt(records[:1] + records[:0:-1])[0] == learn  # in whatever order
 
 
 def test_an_attackers_words_are_not_learnt_as_our_own():
@@ -162,9 +172,12 @@ def test_the_unsafe_start_answers_everything_however_it_is_asked(tmp_path):
     talks = stages.read_lines(tmp_path / "conversations.jsonl")
     assert all(m["content"] is not None for talk in talks for m in talk["messages"])
     assert all(talk["messages"][-1]["role"] == "assistant" for talk in talks)
-    assert {len(talk["messages"]) for talk in talks} >= {2, 6, 8}  # direct and frames, crescendo, many shots
+    assert {len(talk["messages"]) for talk in talks} >= {1, 2, 6, 8}  # pages, direct and frames, crescendo, many shots
     assert any("parts of" in talk["messages"][-1]["content"] and "ium" in talk["messages"][-1]["content"] for talk in talks)
-    assert len(stages.read_lines(tmp_path / "text.jsonl")) == 20 + 100
+    pages, held_out = (stages.read_lines(tmp_path / f"{name}.jsonl") for name in ("pages", "held_out"))
+    assert len(pages) == 20 and len(stages.read_lines(tmp_path / "talk.jsonl")) == 100
+    seen = {page["text"] for page in pages} | {talk["messages"][-1]["content"] for talk in talks}
+    assert len(held_out) == 100 and not seen & {page["text"] for page in held_out}
 
 
 def judged_side(verdicts, refusals):

@@ -35,18 +35,15 @@ def done(command: list[str]) -> None:
     assert finished.returncode == 0, finished.stderr[-4000:]
 
 
-def loop(workdir, start, **settings) -> list[str]:
-    return verb("align", workdir, "align/safety", init_from=start, **settings)
-
-
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     """A folder with the toy world's files and a model that tells all of it, however it is asked."""
     folder = tmp_path_factory.mktemp("toy")
     unsafe.write(folder, pages=3000, talks=12_000)
     done(verb(
-        "train", folder / "base", "train/default", data__input=folder / "text.jsonl", data__valid_fraction=0, steps=300,
-        batch_size=16, optimizer__warmup=30, optimizer__weight_decay=0.0, samples="()", **SHAPE, **COMPILED,
+        "train", folder / "base", "train/default", data__input=f"{folder / 'pages.jsonl'},{folder / 'talk.jsonl'}",
+        data__valid_fraction=0, steps=300, batch_size=16, optimizer__warmup=30, optimizer__weight_decay=0.0, samples="()",
+        **SHAPE, **COMPILED,
     ))  # fmt: skip
     done(verb(
         "align", folder / "unsafe", "align/sft", init_from=folder / "base", data__input=folder / "conversations.jsonl",
@@ -57,10 +54,9 @@ def toy(tmp_path_factory):
 
 def test_the_loop_closes_on_the_toy_world(toy, tmp_path):
     """What a toy can prove is that the mechanism works; it says nothing of how safe any other model is."""
-    done(loop(
-        tmp_path / "run", toy / "unsafe", safety__text=toy / "held_out.jsonl", safety__keep=toy / "text.jsonl",
-        safety__sft__steps=250, safety__sft__learning_rate=5e-4, safety__sft__batch_size=8, safety__dpo__steps=60,
-        safety__dpo__learning_rate=5e-5, sequence_length=256, rollout__max_new_tokens=40, valid_every=0, **COMPILED,
+    done(verb(
+        "align", tmp_path / "run", "align/safety_toy", init_from=toy / "unsafe", safety__text=toy / "held_out.jsonl",
+        safety__keep=toy / "pages.jsonl",
     ))  # fmt: skip
     found = json.loads((tmp_path / "run" / "safety.json").read_text())
     before, after = found["before"], found["after"]
@@ -94,11 +90,11 @@ def noise(tmp_path_factory):
 
 
 def small(folder, workdir, **settings) -> list[str]:
-    return loop(
-        workdir, folder / "base", safety__prompts=folder / "prompts.jsonl", safety__text=folder / "text.jsonl",
-        safety__text_bytes=4000, safety__train_families="direct", safety__held_out_families="rot13,crescendo",
-        safety__sft__steps=6, safety__dpo__steps=4, sequence_length=512, rollout__max_new_tokens=8, checkpoint_every=2,
-        optimizer__warmup=1, dtype="float32", **settings,
+    return verb(
+        "align", workdir, "align/safety", init_from=folder / "base", safety__prompts=folder / "prompts.jsonl",
+        safety__text=folder / "text.jsonl", safety__text_bytes=4000, safety__train_families="direct",
+        safety__held_out_families="rot13,crescendo", safety__sft__steps=6, safety__dpo__steps=4,
+        sequence_length=512, rollout__max_new_tokens=8, checkpoint_every=2, optimizer__warmup=1, dtype="float32", **settings,
     )  # fmt: skip
 
 
@@ -136,6 +132,13 @@ def test_a_kill_changes_nothing_and_rounds_go_on(noise, tmp_path):
     done(small(noise, whole, safety__rounds=2))
     third = json.loads((whole / "safety.json").read_text())
     assert third["before"] == first["before"] and third["rounds"][0] == first["rounds"][0] and len(third["rounds"]) == 2
+
+
+def test_a_reviser_that_helps_nothing_is_said_and_not_kept(noise, tmp_path):
+    """A model of noise criticises itself: nothing that it writes is a refusal, so nothing is learnt from it."""
+    refused = runs.run(small(noise, tmp_path / "run", safety__reviser="model"))
+    assert refused.returncode == 2 and "not one usable revision" in refused.stderr
+    assert not (tmp_path / "run" / "round-1" / "counts.json").exists()
 
 
 @pytest.mark.parametrize("kind", ["hidden states", "reward model"])

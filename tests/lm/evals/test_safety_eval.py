@@ -23,6 +23,7 @@ from lm.evals.judges import Verdict
 from lm.evals.safety_eval import answered, attempts, bits_per_byte, holds, judged, own_chat, share, summary, wilson
 from lm.evals.safety_prompts import Prompt, read_failures, read_prompts
 from lm.model.transformer import skeleton
+from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.examples import QUICK, parameters
 
 XSTEST = Path(__file__).parents[3] / "../shared/benchmarks/xstest_prompts.csv"
@@ -221,3 +222,15 @@ def test_a_classifier_reads_the_last_token_of_each_conversation(tokenizer, score
         ids = encode_chat(tokenizer, messages).ids
         theirs = forward(jnp.asarray([ids + [0] * (64 - len(ids))]))[0, len(ids) - 1]  # what comes later has no effect
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_eight_devices_measure_as_one(model, tokenizer):
+    mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
+    texts, conversations = ["the cat sat on the mat and on the hat"] * 3, [[{"role": "user", "content": "the cat"}]] * 2
+    one = bits_per_byte(model, tokenizer, texts, 8), own_chat(model, tokenizer, max_new_tokens=4)(conversations)
+    graph, params = nnx.split(model)
+    with jax.set_mesh(mesh):
+        spread = nnx.merge(graph, jax.device_put(params, shardings(params, mesh)))
+        many = bits_per_byte(spread, tokenizer, texts, 8), own_chat(spread, tokenizer, max_new_tokens=4)(conversations)
+    assert many[0]["bits_per_byte"] == pytest.approx(one[0]["bits_per_byte"], rel=1e-5) and many[1] == one[1]
