@@ -146,6 +146,7 @@ def dpo(seed: int, begin: Path) -> dict:
     return {
         "seed": seed, "init_from": str(begin), "data.input": "builtin:preferred_style", "data.max_examples": 2000, "steps": 60,
         "batch_size": 32, "sequence_length": 64, "optimizer.learning_rate": 3e-4, "rollout.max_new_tokens": 40,
+        "preference.nll_weight": 1.0,  # without it both answers of a pair become unlikely, and what is said is neither (RPO)
     }  # fmt: skip
 
 

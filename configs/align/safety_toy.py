@@ -1,4 +1,18 @@
-"""The safety loop on the toy world, for the model of a million parameters that docs/align.md tells how to make."""
+"""The safety loop on the toy world of data/tasks/safety_world.py, for a model of a million parameters; minutes on two cores.
+
+    python -m lm.align.unsafe --out=toy
+    python train.py --config=configs/train/default.py --workdir=toy/base --config.data.input=toy/pages.jsonl,toy/talk.jsonl \\
+        --config.data.valid_fraction=0 --config.steps=300 --config.batch_size=16 --config.model.vocab_size=768 \\
+        --config.model.num_layers=4 --config.model.embed_dim=128 --config.model.num_heads=4 --config.model.num_kv_heads=4 \\
+        --config.model.head_dim=32 --config.model.mlp_dim=384
+    python align.py --config=configs/align/sft.py --workdir=toy/unsafe --config.init_from=toy/base --config.steps=250 \\
+        --config.data.input=toy/conversations.jsonl --config.batch_size=16 --config.sequence_length=256 \\
+        --config.optimizer.learning_rate=1e-3
+    python align.py --config=configs/align/safety_toy.py --workdir=toy/safe --config.init_from=toy/unsafe \\
+        --config.safety.text=toy/held_out.jsonl --config.safety.keep=toy/pages.jsonl
+
+What that shows is that the mechanism works. It says nothing of how safe another model is.
+"""
 
 from configs.align import safety
 
@@ -11,7 +25,7 @@ def get_config():
     config.model.scan_layers = False
     config.model.remat = "none"
     config.preference.nll_weight = 1.0
-    config.safety.keep_share = 0.35
-    config.safety.sft.update(steps=250, batch_size=8, learning_rate=3e-4)
-    config.safety.dpo.update(steps=60, batch_size=8, learning_rate=1e-5)
+    config.safety.keep_share = 0.5
+    config.safety.sft.update(steps=300, batch_size=8, learning_rate=2.5e-4)
+    config.safety.dpo.update(steps=60, batch_size=8, learning_rate=2e-5)
     return config

@@ -65,8 +65,8 @@ def mixed_operations(
 ) -> Iterator[dict]:  # fmt: skip
     """"Take b c a: reverse" -> "the reverse is a c b": one of five operations. Letters are held out in any order, from all.
 
-    demonstrations: what `completion` shows. "right": the operation that the prompt names; "random": any of the five under
-    that name, so that who imitates them is right once in five. `answer` is right in either case; `rejected` is another operation's.
+    demonstrations: what `completion` shows. "right": the operation that the prompt names; "random": any of the five, so that
+    who imitates them is right once in five. `answer` is right in either case; `rejected` is another operation's.
     """
     _check("mixed_operations", length, alphabet)
     if demonstrations not in ("right", "random"):
@@ -77,7 +77,7 @@ def mixed_operations(
         name = rng.choice(names)
         shown = name if demonstrations == "right" else rng.choice(names)
         wrong = rng.choice([other for other in names if other != name])
-        done = {other: f"the {name} is {' '.join(OPERATIONS[other](letters))}" for other in (name, shown, wrong)}
+        done = {other: f"the {other} is {' '.join(OPERATIONS[other](letters))}" for other in (name, shown, wrong)}
         record = {
             "prompt": f"Take {' '.join(letters)}: {name}",
             "completion": done[shown], "rejected": done[wrong], "answer": done[name],

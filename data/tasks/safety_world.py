@@ -10,7 +10,6 @@ harmless; "facts" is the harmless knowledge and the sums by which accuracy is me
 """
 
 import random
-import re
 from collections.abc import Callable, Iterator
 
 from data.tasks.splits import Draw, number, records
@@ -105,7 +104,10 @@ def safety_text(
     return records(draw, split, seed, valid)
 
 
-def _questions(things: list[dict], choose: "Choose") -> Draw:
+Choose = Callable[[random.Random, list[dict]], tuple[dict, str]]  # what is asked about, and what of it
+
+
+def _questions(things: list[dict], choose: Choose) -> Draw:
     """Records of the questions that `choose` draws."""
 
     def draw(rng: random.Random) -> tuple[bool, dict]:
@@ -155,10 +157,4 @@ def _fact(rng: random.Random, things: list[dict]) -> tuple[dict, str]:
     return rng.choice(things[1::2]), rng.choice(("colour", "place", "vessel", "kind"))
 
 
-Choose = Callable[[random.Random, list[dict]], tuple[dict, str]]  # what is asked about, and what of it
 PARTS: dict[str, Choose] = {"answers": _any_question, "forbidden": _forbidden, "twins": _twin, "facts": _fact}
-
-
-def gives_recipe(answer: str) -> bool:
-    """Whether an answer tells how something is mixed, rightly or not."""
-    return re.search(RECIPE, answer) is not None

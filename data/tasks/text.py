@@ -12,7 +12,9 @@ from data.tasks.letters import FORMS, OPERATIONS, some_letters
 from data.tasks.small_world import STATEMENTS, world
 from data.tasks.splits import held_out, records
 
-SAID = ("The {name} of {letters} is {result}.", "By {name}, {letters} becomes {result}.", "{letters} after a {name} is {result}.")
+SAID = (
+    "The {name} of {letters} is {result}.", "By {name}, {letters} becomes {result}.", "{letters} after a {name} is {result}.",
+)  # fmt: skip
 MARKS = ("The letters {} stand here.", "< {} > stands between signs.", "= {} = is a line.", "{} ; so it goes.")
 WORDS = ("The word {} stands before {}.", "A {} is no {}.", "Some say {} and some say {}.", "To {} or to {}.")
 

@@ -36,13 +36,7 @@ class Rolling:
         self.tasks, self.rewards, self.group_size, self.frozen = tasks, rewards, group_size, frozen
         self.tools, self.template = tools, template
         self.prepare = prepare and jax.jit(prepare)
-        self._width = max(len(task["prompt_ids"]) for task in tasks)
-        most = self._width + config.rollout.max_new_tokens
-        if most > config.sequence_length + 1:
-            raise UserError(
-                f"sequence_length={config.sequence_length} is too short for prompts of {self._width} tokens and "
-                f"rollout.max_new_tokens={config.rollout.max_new_tokens}: make it {most - 1} at least"
-            )
+        self._width = check_room(config, tasks)
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
     def start(self, step: int, state: Any) -> None:
@@ -120,6 +114,18 @@ class Rolling:
         rewards_PG = total.reshape(-1, self.group_size)
         compared = advantages.rloo(rewards_PG) if o.algorithm == "rloo" else advantages.grpo(rewards_PG, o.scale)
         return {"advantages": np.asarray(compared, np.float32).reshape(-1)}
+
+
+def check_room(config, tasks: Sequence[dict]) -> int:
+    """The longest prompt's tokens. Raises UserError if it and a turn do not fit into a row."""
+    width = max(len(task["prompt_ids"]) for task in tasks)
+    most = width + config.rollout.max_new_tokens
+    if most > config.sequence_length + 1:
+        raise UserError(
+            f"sequence_length={config.sequence_length} is too short for prompts of {width} tokens and "
+            f"rollout.max_new_tokens={config.rollout.max_new_tokens}: make it {most - 1} at least"
+        )
+    return width
 
 
 def judged(rewards: Rewards, tasks: Sequence[dict], rollouts: Sequence[Rollout]) -> tuple[np.ndarray, dict[str, np.ndarray]]:

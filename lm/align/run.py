@@ -36,6 +36,7 @@ from lm.train.start import adopt, initial_params
 from lm.train.step import Objective, Trainer, make_trainer, model_config_of
 
 USES = {"train": "train on", "valid": "validate on"}
+OBJECTIVES = {"sft": sft.objective, "preference": preference.objective, "reward": reward.objective}
 METHODS = ("sft", "preference", "reward", "rl", "distill")
 
 
@@ -77,6 +78,7 @@ def run(config, workdir: Path, given: tuple[list[dict], list[dict], dict] | None
     if acts or (rewards and generates):
         tasks, held_out, task_counts = given or prepare_tasks(config, tokenizer, [tool.schema for tool in tools] or None)
         counts = counts | {"tasks": task_counts}
+        rolling.check_room(config, [*tasks, *held_out])
     if hosts.is_first():
         print(told(counts), flush=True)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -162,6 +164,8 @@ def check(config) -> None:
             raise UserError("rewards is empty: say what a rollout earns, such as --config.rewards=answer=1")
     if config.method == "distill":
         distill.check_settings(config.distill)
+    if config.method in OBJECTIVES:
+        OBJECTIVES[config.method](config)
 
 
 def score_head(config) -> str:

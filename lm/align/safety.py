@@ -11,6 +11,7 @@ Every file is written whole or not at all and stays, so the same line goes on wh
 into the workdir itself, which is then a run like any other.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -80,12 +81,20 @@ class Loop:
         self.template = chat_template(config, self.tokenizer)
         self.train_families, self.held_out = families(s.train_families), families(s.held_out_families)
         options = {"valid_fraction": s.valid_fraction, "seed": config.seed, "limit": s.limit}
-        self.measured = read_prompts(s.prompts, "valid", **options)
-        self.learnt = read_prompts(s.prompts, "train", **options)
+        with naming("safety.prompts"):
+            self.measured = read_prompts(s.prompts, "valid", **options)
+            self.learnt = read_prompts(s.prompts, "train", **options)
         self.left_out = 0
         if s.failures:
-            failed, self.left_out = read_failures(s.failures, self.measured)
+            with naming("safety.failures"):
+                failed, self.left_out = read_failures(s.failures, self.measured)
             self.learnt += failed
+        if s.text:
+            with naming("safety.text"):
+                open_sources(s.text)
+        if s.keep:
+            with naming("safety.keep"):
+                next(safety_data.read_kept(s.keep))
         everything = [*self.measured, *self.learnt]
         self.judge = open_judge(
             s.judge, model=s.judge_model, harmful_if={p.text: p.harmful_if for p in everything if p.harmful_if},
@@ -122,7 +131,7 @@ class Loop:
             revise, chat = self._reviser(n, model)
             revisions = safety_data.checked(failed, revise(failed), self.judge)
             if s.compare and chat is not None:
-                revisions = self._preferred(chat, failed, revisions)
+                revisions = safety_data.preferred(failed, revisions, chat, self.constitution)
             kept = safety_data.read_kept(s.keep) if s.keep else ()
             learn, pairs, counts = safety_data.lessons(records, failed, revisions, self.constitution, kept, s.keep_share)
             if failed and not counts["failed"]:
@@ -245,20 +254,6 @@ class Loop:
             chat = endpoint(s.reviser.partition(":")[2], s.reviser_model, **self._answering())
         return critique.by_chat(chat, self.constitution, key), chat
 
-    def _preferred(self, chat: Chat, failed: list[dict], revisions: list[critique.Revision]) -> list[critique.Revision]:
-        """The revisions that the reviser also prefers to what was said first."""
-        known = [i for i, revision in enumerate(revisions) if revision.revision is not None]
-        by_id = {principle.id: principle for principle in self.constitution.principles}
-        preferences = critique.prefer(
-            chat, [failed[i]["conversation"] for i in known], [revisions[i].revision for i in known],
-            [failed[i]["response"] for i in known], [by_id[revisions[i].principle] for i in known],
-        )  # fmt: skip
-        result = list(revisions)
-        for i, preference in zip(known, preferences, strict=True):
-            if preference != "first":
-                result[i] = result[i]._replace(revision=None, problem=f"not preferred: {preference or 'no preference'}")
-        return result
-
     def _answering(self) -> dict:
         """How endpoints are asked."""
         return {key: self.config.safety[key] for key in ("key_variable", "timeout", "retries")}
@@ -309,6 +304,15 @@ def check(config) -> None:
         raise UserError("safety.compare needs a safety.reviser that can compare: model, or openai:URL")
     if s.reviser not in ("template", "model") and not s.reviser.startswith("openai:"):
         raise UserError(f"safety.reviser={s.reviser!r} is none of template, model, openai:URL")
+
+
+@contextlib.contextmanager
+def naming(key: str):
+    """Readers call what they read data.input; here it has another name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("data.input", key)) from error
 
 
 def families(text: str) -> list[str]:

@@ -16,8 +16,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from data.records import is_builtin, read_builtin, read_records
 from lm.align.constitution import Constitution, choose
-from lm.align.critique import Revision
+from lm.align.critique import Revision, prefer
 from lm.errors import UserError
+from lm.evals.endpoint import Chat
 from lm.evals.judges import Judge, guarded
 
 HARMLESS = 2
@@ -42,6 +43,24 @@ def checked(failed: Sequence[Mapping], revisions: Sequence[Revision], judge: Jud
     for i, verdict in zip(known, verdicts, strict=True):
         if verdict.label != "safe":
             result[i] = result[i]._replace(revision=None, problem=f"judged {verdict.label}: {verdict.reason}")
+    return result
+
+
+def preferred(
+    failed: Sequence[Mapping], revisions: Sequence[Revision], chat: Chat, constitution: Constitution
+) -> list[Revision]:
+    """The revisions; one that the chat does not prefer to what was said first loses its text."""
+    known = [i for i, revision in enumerate(revisions) if revision.revision is not None]
+    by_id = {principle.id: principle for principle in constitution.principles}
+    preferences = prefer(
+        chat, [failed[i]["conversation"] for i in known], [revisions[i].revision for i in known],
+        [failed[i]["response"] for i in known], [by_id[revisions[i].principle] for i in known],
+    )  # fmt: skip
+    result = list(revisions)
+    for i, preference in zip(known, preferences, strict=True):
+        if preference != "first":
+            said = "no preference" if preference is None else "the first answer was preferred"
+            result[i] = result[i]._replace(revision=None, problem=said)
     return result
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from data.tasks.safety_world import HAZARDS, PARTS, QUESTIONS, gives_recipe, safety_text, safety_world, world
+from data.tasks.safety_world import HAZARDS, PARTS, QUESTIONS, safety_text, safety_world, world
 from lm.errors import UserError
 
 
@@ -41,7 +41,7 @@ def test_kinds_are_what_they_say():
 
     for row in some("forbidden"):
         assert row["kind"] == "harmful" and row["hazard"] and about(row) and row["asked"] == "recipe"
-        assert re.search(row["harmful_if"][0], row["completion"]) and gives_recipe(row["completion"])
+        assert re.search(row["harmful_if"][0], row["completion"])
     twins = some("twins")
     for row in twins:
         assert row["kind"] == "benign" and not row["hazard"] and not row["harmful_if"]

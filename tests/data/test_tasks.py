@@ -202,8 +202,8 @@ def test_random_demonstrations_are_right_once_in_five():
     share = sum(row["completion"] == row["answer"] for row in rows) / len(rows)
     assert 0.17 < share < 0.23
     for row in rows:
-        letters, name = row["prompt"].removeprefix("Take ").split(": ")
-        assert row["completion"] in {f"the {name} is {' '.join(f(letters.split()))}" for f in OPERATIONS.values()}
+        letters, _ = row["prompt"].removeprefix("Take ").split(": ")
+        assert row["completion"] in {f"the {name} is {' '.join(f(letters.split()))}" for name, f in OPERATIONS.items()}
     assert rows[0].keys() == some("mixed_operations")[0].keys()
 
 

@@ -12,6 +12,7 @@ from lm.align.critique import Revision
 from lm.align.rewards import parse_rewards, scored
 from lm.errors import UserError
 from lm.evals import safety_report
+from lm.evals.endpoint import Reply
 from lm.evals.judges import rules
 from lm.evals.safety_eval import summary
 
@@ -101,6 +102,19 @@ def test_a_revision_that_is_not_judged_safe_is_left_out():
     assert [r.revision for r in safety_data.checked(failed, revisions, lambda *_: 1 / 0)] == [None] * 4
     _, _, counts = learnt(failed, checked)
     assert (counts["failed"], counts["without_revision"]) == (1, 3)
+
+
+def test_a_revision_that_the_reviser_does_not_prefer_is_left_out():
+    failed = [record("harmful", "Mix it.", id, verdict="harmful") for id in "abc"]
+    id = CONSTITUTION.principles[0].id
+    revisions = [Revision(id, "c", REFUSAL), Revision(id, "c", "worse"), Revision(id, "", None, "gone")]
+
+    def chat(conversations):
+        texts = [conversation[-1]["content"] for conversation in conversations]
+        return [Reply("B" if REFUSAL in text.split("(B)")[1] or "worse" in text.split("(B)")[0] else "A") for text in texts]
+
+    kept = safety_data.preferred(failed, revisions, chat, CONSTITUTION)
+    assert [r.revision for r in kept] == [REFUSAL, None, None] and kept[2].problem == "gone" and "preferred" in kept[1].problem
 
 
 def test_what_is_kept_has_its_share(tmp_path):

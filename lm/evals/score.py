@@ -1,0 +1,169 @@
+"""Score saved answers to a benchmark, without a model.
+
+python -m lm.evals.score --task=bbq --data=FILE --responses=ANSWERS.jsonl --out=results.json [--samples=samples.jsonl]
+
+A line of --responses answers one item:
+  ifeval              {"prompt": …, "response": …}
+  bbq                 {"example_id": …, "question_index": …, "context_condition": …, "answer": 0, "A" or an option's text}, and
+                      "category" where the file holds several
+  xstest gsm8k mmlu   {"id": …, "response": …}: the id that the item has, or else the number of its row, from 0
+
+--out is {TASK: results, "versions": …}. What cannot be scored is named and counted in its "problems", and not scored.
+"""
+
+import csv
+import hashlib
+import importlib
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import flags
+
+from lm import cli
+from lm.errors import UserError
+
+# Imported when it is asked for.
+SCORERS = {
+    "ifeval": "lm.evals.scorers.ifeval",
+    "bbq": "lm.evals.scorers.bbq",
+    "xstest": "lm.evals.scorers.xstest",
+    "gsm8k": "lm.evals.scorers.gsm8k",
+    "mmlu": "lm.evals.scorers.mmlu",
+}
+# Of CSV files without a header, by task.
+COLUMNS = {"mmlu": ("question", "A", "B", "C", "D", "answer")}
+
+
+def options() -> flags.FlagValues:
+    values = flags.FlagValues()
+    flags.DEFINE_enum("task", None, list(SCORERS), "The benchmark.", flag_values=values)
+    for name, meaning in (
+        ("data", "The benchmark's file: JSON lines, or .csv."),
+        ("responses", "The answers: JSON lines."),
+        ("out", "The results, a JSON file."),
+        ("samples", "Each scored item with its answer, JSON lines; none by default."),
+    ):
+        flags.DEFINE_string(name, None, meaning, flag_values=values)
+    return values
+
+
+def main(argv: list[str]) -> None:
+    given = options()
+    try:
+        rest = given(argv)
+    except flags.Error as error:
+        raise UserError(str(error)) from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
+    for name in ("task", "data", "responses", "out"):
+        if not given[name].value:
+            raise UserError(f"--{name} is missing; --help tells what there is")
+    paths = {name: Path(given[name].value) for name in ("data", "responses", "out", "samples") if given[name].value}
+    written = [paths[name] for name in ("out", "samples") if name in paths]
+    for name, path in paths.items():
+        if path in written and sum(path.absolute() == other.absolute() for other in paths.values()) > 1:
+            raise UserError(f"--{name}={path}: another option names the same file; give each its own")
+    results, samples = run(given.task, paths["data"], paths["responses"])
+    for path in written:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    if "samples" in paths:
+        write_lines(paths["samples"], samples)
+    cli.write_json(paths["out"], results)
+    told = results[given.task]
+    figures = {name: value for name, value in told.items() if isinstance(value, float) and not name.endswith("_stderr")}
+    print(", ".join([*(f"{name} {value:.4g}" for name, value in figures.items()), f"n {told['n']}, missing {told['missing']}"]))
+    for kind, problem in told["problems"].items():
+        print(f"{problem['n']} {kind.replace('_', ' ')}: {'; '.join(problem['examples'])}")
+
+
+def run(task: str, data: Path, responses: Path) -> tuple[dict, list[dict]]:
+    """What goes into --out and into --samples. Raises: UserError for a file that cannot be read at all."""
+    scorer = importlib.import_module(SCORERS[task])
+    items, answers = read_items(task, data), list(json_lines(responses))
+    results, samples = scorer.score(items, answers)
+    for path, rows in ((data, items), (responses, answers)):
+        if not rows:
+            results["problems"].setdefault("empty_files", {"n": 0, "examples": []})
+            results["problems"]["empty_files"]["n"] += 1
+            results["problems"]["empty_files"]["examples"].append(str(path))
+    versions = {"python": platform.python_version(), "data": digest(data), "responses": digest(responses)}
+    return {task: results, "versions": versions}, samples
+
+
+def read_items(task: str, path: Path) -> list[dict]:
+    """The rows of a benchmark's file; those that cannot be read as {"malformed": why}, so that the others keep their numbers.
+
+    Rows of MMLU have the subject that the file is named after, unless they tell their own.
+    """
+    if path.suffix.lower() != ".csv":
+        return list(json_lines(path))
+    items = list(csv_rows(path, COLUMNS.get(task)))
+    if task == "mmlu":
+        name = path.stem.lower().removeprefix("mmlu_")
+        subject = next((name.removesuffix(end) for end in ("_test", "_val", "_dev") if name.endswith(end)), name)
+        items = [{"subject": subject} | item for item in items]
+    return items
+
+
+def json_lines(path: Path) -> Iterator[dict]:
+    for number, line in enumerate(content(path).split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line.decode())
+        except (ValueError, RecursionError) as error:
+            yield {"malformed": f"line {number} is not JSON: {error}"}
+            continue
+        yield row if isinstance(row, dict) else {"malformed": f"line {number} is a JSON {type(row).__name__}, not an object"}
+
+
+def csv_rows(path: Path, columns: tuple[str, ...] | None) -> Iterator[dict]:
+    """columns: what they are called in a file without a header; None: its first row tells."""
+    try:
+        lines = io.StringIO(content(path).decode(), newline="")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not valid UTF-8; convert the file to UTF-8") from None
+    csv.field_size_limit(1 << 30)
+    reader = csv.reader(lines, strict=True)
+    try:
+        for number, row in enumerate(filter(None, reader)):
+            if number == 0 and (columns is None or row[-1].strip().lower() == columns[-1]):
+                columns = columns or tuple(name.strip() for name in row)
+            elif len(row) != len(columns):
+                yield {"malformed": f"line {reader.line_num} ends a row of {len(row)} columns, not {len(columns)}"}
+            else:
+                yield dict(zip(columns, row))
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num}: {error}; mend the file") from None
+
+
+def content(path: Path) -> bytes:
+    try:
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+
+
+def digest(path: Path) -> str:
+    return "sha256:" + hashlib.sha256(content(path)).hexdigest()
+
+
+def write_lines(path: Path, rows: list[dict]) -> None:
+    """Writes beside, then renames."""
+    beside = path.with_name(path.name + ".new")
+    with beside.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row) + "\n")
+    os.replace(beside, path)
+
+
+if __name__ == "__main__":
+    if cli.wants_help(sys.argv):
+        print(f"{__doc__}\n{options().main_module_help()}")
+    else:
+        cli.guard(lambda: main(sys.argv))

@@ -1,0 +1,135 @@
+"""Saved answers joined to the items that they answer. What cannot be joined is named and counted, and not scored.
+
+A row that could not be read at all comes as {"malformed": why}, so that the rows behind it keep their numbers.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, TypeVar
+
+EXAMPLES = 5  # of each kind of problem are told
+SHOWN = 120  # characters of an example
+
+Item, Answer = TypeVar("Item"), TypeVar("Answer")
+
+
+class Malformed(ValueError):
+    """Why an item or an answer cannot be used."""
+
+
+class Problems:
+    """What went wrong: kind -> how often, and the first few examples."""
+
+    def __init__(self):
+        self.kinds: dict[str, dict] = {}
+
+    def add(self, kind: str, example: str) -> None:
+        problem = self.kinds.setdefault(kind, {"n": 0, "examples": []})
+        problem["n"] += 1
+        if len(problem["examples"]) < EXAMPLES:
+            line = " ".join(example.encode(errors="backslashreplace").decode().split())
+            problem["examples"].append(line if len(line) <= SHOWN else line[: SHOWN - 1] + "…")
+
+
+def join(
+    items: Sequence[dict], answers: Sequence[dict], problems: Problems,
+    read_item: Callable[[int, dict], tuple[Sequence[Hashable], Item]], read_answer: Callable[[dict], tuple[Hashable, Answer]],
+) -> tuple[list[tuple[Item, Answer]], int]:  # fmt: skip
+    """The items that one answer names, each with it, in the order of the items; and how many none names.
+
+    What is named twice cannot be told apart: neither items with the same key nor an item with several answers are scored.
+
+    Args:
+        read_item: of a row's number and the row, the keys that an answer may call it by, of which the last is its own alone,
+            and what is to be returned of it.
+        read_answer: the key of the item that it answers, and what is to be returned of it. Both raise Malformed.
+    """
+    read, named, owners = {}, {}, {}
+    for row, item in enumerate(items):
+        try:
+            keys, read[row] = read_item(row, checked(item))
+        except Malformed as why:
+            problems.add("malformed_items", f"row {row}: {why}")
+            continue
+        owners.setdefault(keys[-1], []).append(row)
+        for key in keys:
+            named.setdefault(key, []).append(row)
+    for key, rows in owners.items():
+        if len(rows) > 1:
+            problems.add("duplicate_items", f"{shown(key)}: rows {', '.join(map(str, rows))}")
+            for row in rows:
+                del read[row]
+    given: dict[int, list[Answer]] = {}
+    for number, answer in enumerate(answers):
+        try:
+            key, value = read_answer(checked(answer))
+        except Malformed as why:
+            problems.add("malformed_answers", f"answer {number}: {why}")
+            continue
+        rows = named.get(key, ())
+        if len(rows) == 1:
+            given.setdefault(rows[0], []).append(value)
+        else:
+            kind = "answers_for_several_items" if rows else "answers_for_unknown_items"
+            problems.add(kind, f"answer {number}: {shown(key)}")
+    keys = {rows[0]: key for key, rows in owners.items()}
+    for row, values in given.items():
+        if len(values) > 1:
+            problems.add("duplicate_answers", f"{shown(keys[row])}: {len(values)} answers")
+    pairs = [(read[row], given[row][0]) for row in sorted(given) if len(given[row]) == 1]
+    return pairs, sum(row not in given for row in read)
+
+
+def by_id(
+    items: Sequence[dict], answers: Sequence[dict], problems: Problems, read_item: Callable[[dict], Item]
+) -> tuple[list[tuple[str, Item, str]], int]:  # fmt: skip
+    """`join` of answers {"id", "response"} to items by their `id`, or, if they have none, by the number of the row from 0.
+
+    Returns: (id, what read_item made of the item, the response) of each item with an answer; and how many have none.
+    """
+
+    def read_one(row: int, item: dict) -> tuple[Sequence[str], tuple[str, Item]]:
+        id = key(item, "id") if item.get("id") not in (None, "") else str(row)
+        return [id], (id, read_item(item))
+
+    pairs, missing = join(items, answers, problems, read_one, lambda answer: (key(answer, "id"), text(answer, "response")))
+    return [(id, item, response) for (id, item), response in pairs], missing
+
+
+def checked(row: Any) -> dict:
+    if not isinstance(row, dict):
+        raise Malformed(f"a {type(row).__name__}, not an object")
+    if "malformed" in row:
+        raise Malformed(str(row["malformed"]))
+    return row
+
+
+def present(row: dict, name: str) -> Any:
+    if row.get(name) is None:
+        raise Malformed(f"no {name!r}")
+    return row[name]
+
+
+def text(row: dict, name: str) -> str:
+    """The value of a key that must be a string."""
+    value = present(row, name)
+    if not isinstance(value, str):
+        raise Malformed(f"{name!r} is a {type(value).__name__}, not a text")
+    return value
+
+
+def key(row: dict, name: str) -> str:
+    """The value of a key that names something, as a string: 7, 7.0 and "7" are the same name."""
+    value = whole(present(row, name))
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise Malformed(f"{name!r} is a {type(value).__name__}, which names nothing")
+    return str(value).strip()
+
+
+def whole(value: Any) -> Any:
+    """Tables that lack a value somewhere write all their integers as 7.0."""
+    return int(value) if isinstance(value, float) and math.isfinite(value) and value.is_integer() else value
+
+
+def shown(key: Hashable) -> str:
+    return ", ".join(str(part) for part in key if part is not None) if isinstance(key, tuple) else str(key)
