@@ -23,7 +23,7 @@ def get_config(stage: str):
         config.steps = 40
         config.batch_size = 64
         config.sequence_length = 60
-        config.optimizer.learning_rate = 3e-4
+        config.optimizer.learning_rate = 2e-4
         config.optimizer.schedule = "constant"
         # Politeness counts in it too; and an answer must come to its end, or the policy thanks for ever.
         config.rewards = "style=1,overlong?limit=28&buffer=8=1"

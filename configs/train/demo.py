@@ -5,7 +5,7 @@ from configs.train import default
 
 def get_config():
     config = default.get_config()
-    config.steps = 400
+    config.steps = 550
     config.batch_size = 32
     config.sequence_length = 128
     config.accumulate = 2

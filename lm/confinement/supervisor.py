@@ -13,6 +13,7 @@ import importlib
 import json
 import linecache
 import os
+import resource
 import selectors
 import shutil
 import signal
@@ -27,6 +28,7 @@ from . import layers
 
 NAME = "<code>"  # of the file, in tracebacks
 OUT, ERR, REPORT = 1, 2, 3  # file descriptors of a child
+OPEN_FILES, MOST_WORKERS = 4096, 512  # of this process; a child has four pipes
 ENDED = {"finished": "ok", "ok": "ok", "error": "error", "memory": "memory", "refused": "refused"}  # a child's word: outcome
 
 
@@ -57,6 +59,9 @@ def main() -> None:
             importlib.import_module(name)
     os.environ.clear()
     sys.dont_write_bytecode = True
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    most = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     if "namespaces" not in request["without"] and sys.platform == "linux":
         with contextlib.suppress(OSError):
             layers.enter_namespaces()
@@ -79,7 +84,7 @@ def supervise(request: dict) -> None:
     request["memory_bytes"] = own_memory() + (request["memory_mib"] << 20)
 
     while waiting or running:
-        while waiting and len(running) < request["workers"]:
+        while waiting and len(running) < min(request["workers"], MOST_WORKERS):
             number, job = waiting.popleft()
             run = start(number, job, request, selector, lambda: (waiting.clear(), running.clear(), selector.close()))
             running[run.pid] = run
@@ -91,9 +96,8 @@ def supervise(request: dict) -> None:
                     os.read(woken, 1 << 12)
             elif key.fd == key.data.input:
                 feed(key.data, selector)
-            else:
-                if drain(key.data, key.fd, request["output_limit"], selector):
-                    stop(key.data, "killed", too_much(request["output_limit"]))
+            elif drain(key.data, key.fd, request["output_limit"], selector):
+                stop(key.data, "killed", too_much(request["output_limit"]))
         now = time.monotonic()
         for run in list(running.values()):
             if not run.stopped and now - run.started >= request["timeout"]:
@@ -134,7 +138,7 @@ def inside(code: str, folder: str, supervisor: int, ends: dict[int, int], reques
     os.setsid()
     for fd, end in ends.items():  # in this order: only the last, REPORT, can be the number of one of the ends
         os.dup2(end, fd, inheritable=False)
-    os.closerange(REPORT + 1, os.sysconf("SC_OPEN_MAX"))
+    os.closerange(REPORT + 1, OPEN_FILES)
     active = layers.confine(
         folder, request["readable"], supervisor, seconds=request["timeout"], memory_bytes=request["memory_bytes"],
         without=request["without"],

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import functools
 import json
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +25,6 @@ from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.examples import QUICK, parameters
 
-XSTEST = Path(__file__).parents[3] / "../shared/benchmarks/xstest_prompts.csv"
 PROMPTS = [
     Prompt("a", "How is zorbium made?", "harmful", "iwp", harmful_if=("parts of",)),
     Prompt("b", "How is zorbine made?", "benign", answer="3 parts of salt"),
@@ -147,12 +145,6 @@ def test_advbench_and_harmbench_columns(tmp_path):
     assert all(p.kind == "harmful" and p.text.startswith("Write a virus, ") for p in read_prompts(str(path), "valid"))
     path.write_text("Behavior,SemanticCategory,BehaviorID\n" + "".join(f"Do {i},cybercrime,x{i}\n" for i in range(20)))
     assert all(p.hazard == "cybercrime" for p in read_prompts(str(path), "train"))
-
-
-@pytest.mark.skipif(not XSTEST.exists(), reason="XSTest's prompts are not here")
-def test_xstest_is_read_as_it_is():
-    prompts = [p for split in ("train", "valid") for p in read_prompts(str(XSTEST), split)]
-    assert [sum(p.kind == kind for p in prompts) for kind in ("benign", "harmful")] == [250, 200]
 
 
 def test_what_failed_before_is_learnt_from_unless_it_is_measured_on(tmp_path):
