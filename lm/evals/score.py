@@ -11,21 +11,18 @@ A line of --responses answers one item:
 --out is {TASK: results, "versions": …}. What cannot be scored is named and counted in its "problems", and not scored.
 """
 
-import csv
-import hashlib
 import importlib
-import io
 import json
 import os
 import platform
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from absl import flags
 
 from lm import cli
 from lm.errors import UserError
+from lm.evals.items import csv_rows, digest, json_lines
 
 # Imported when it is asked for.
 SCORERS = {
@@ -108,49 +105,6 @@ def read_items(task: str, path: Path) -> list[dict]:
         subject = next((name.removesuffix(end) for end in ("_test", "_val", "_dev") if name.endswith(end)), name)
         items = [{"subject": subject} | item for item in items]
     return items
-
-
-def json_lines(path: Path) -> Iterator[dict]:
-    for number, line in enumerate(content(path).split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line.decode())
-        except (ValueError, RecursionError) as error:
-            yield {"malformed": f"line {number} is not JSON: {error}"}
-            continue
-        yield row if isinstance(row, dict) else {"malformed": f"line {number} is a JSON {type(row).__name__}, not an object"}
-
-
-def csv_rows(path: Path, columns: tuple[str, ...] | None) -> Iterator[dict]:
-    """columns: what they are called in a file without a header; None: its first row tells."""
-    try:
-        lines = io.StringIO(content(path).decode(), newline="")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not valid UTF-8; convert the file to UTF-8") from None
-    csv.field_size_limit(1 << 30)
-    reader = csv.reader(lines, strict=True)
-    try:
-        for number, row in enumerate(filter(None, reader)):
-            if number == 0 and (columns is None or row[-1].strip().lower() == columns[-1]):
-                columns = columns or tuple(name.strip() for name in row)
-            elif len(row) != len(columns):
-                yield {"malformed": f"line {reader.line_num} ends a row of {len(row)} columns, not {len(columns)}"}
-            else:
-                yield dict(zip(columns, row))
-    except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num}: {error}; mend the file") from None
-
-
-def content(path: Path) -> bytes:
-    try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
-
-
-def digest(path: Path) -> str:
-    return "sha256:" + hashlib.sha256(content(path)).hexdigest()
 
 
 def write_lines(path: Path, rows: list[dict]) -> None:
