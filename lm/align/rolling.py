@@ -45,9 +45,10 @@ class Rolling:
     def next(self, step: int, params, wait: Callable[[], float]) -> tuple[dict[str, jax.Array], dict]:
         done, begin = wait(), time.perf_counter()
         told = {} if self._left is None else {"seconds/update": done - self._left}  # of the step before
-        tasks = [task for task in self._chosen(step) for _ in range(self.group_size)]
+        chosen = self._chosen(step)
+        tasks = [task for task in chosen for _ in range(self.group_size)]
         seed = int(np.random.SeedSequence([self.config.seed, step]).generate_state(1)[0])
-        rollouts = self.roll(params, tasks, seed)
+        rollouts = self.roll(params, chosen, seed, each=self.group_size)
         rolled = time.perf_counter()
         batch = arrays(rollouts, self.config.sequence_length, self.tokenizer.pad_id or 0)
         told |= lengths(rollouts)
@@ -78,14 +79,16 @@ class Rolling:
 
     def close(self) -> None: ...
 
-    def roll(self, params, tasks: Sequence[dict], seed: int, temperature: float | None = None) -> list[Rollout]:
-        """A rollout of each task as the config has them; temperature: another one than config.rollout's."""
+    def roll(
+        self, params, tasks: Sequence[dict], seed: int, temperature: float | None = None, each: int = 1
+    ) -> list[Rollout]:  # fmt: skip
+        """`each` rollouts of each task as the config has them; temperature: another one than config.rollout's."""
         o = self.config.rollout
         return roll_out(
             nnx.merge(self.graph, params), self.tokenizer, tasks, max_new_tokens=o.max_new_tokens,
             temperature=o.temperature if temperature is None else temperature, top_p=o.top_p, top_k=o.top_k, seed=seed,
             width=self._width, most_tokens=self.config.sequence_length + 1, tools=self.tools, max_turns=o.max_turns,
-            template=self.template,
+            template=self.template, each=each,
         )  # fmt: skip
 
     def placed(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -41,9 +41,9 @@ class Rollout(NamedTuple):
 def roll_out(
     model: Transformer, tokenizer, tasks: Sequence[dict], *, max_new_tokens: int, temperature: float, top_p: float = 1.0,
     top_k: int = 0, seed: int = 0, width: int = 0, most_tokens: int = 0, tools: Sequence[Tool] = (), max_turns: int = 1,
-    template: str | None = None,
+    template: str | None = None, each: int = 1,
 ) -> list[Rollout]:  # fmt: skip
-    """One rollout of each task; a task that should have several stands there as often.
+    """`each` rollouts of each task, which stand one after the other.
 
     Args:
       tasks: {"prompt": messages, "prompt_ids": ids that end where the policy begins, …}.
@@ -52,13 +52,14 @@ def roll_out(
       seed, width: as draw has them.
     """
     stops = stop_ids(tokenizer, template)
-    rows = [_Row(list(task["prompt_ids"]), list(task["prompt"])) for task in tasks]
+    rows = [_Row(list(task["prompt_ids"]), list(task["prompt"])) for task in tasks for _ in range(each)]
     going = list(range(len(rows)))
     for turn in range(max_turns):
         # As many rows as at first, so that nothing compiles anew; those that only fill up are one token long.
         prompts = [rows[i].tokens for i in going] + [[stops[0]]] * (len(rows) - len(going))
+        alike = each if turn == 0 else 1
         drawn = draw(
-            model, prompts, stop_ids=stops, vocab_size=tokenizer.vocab_size, max_new_tokens=max_new_tokens,
+            model, prompts[::alike], each=alike, stop_ids=stops, vocab_size=tokenizer.vocab_size, max_new_tokens=max_new_tokens,
             temperature=temperature, top_p=top_p, top_k=top_k, seed=seed + 7919 * turn, width=width,
         )  # fmt: skip
         calls = []

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding
 
 from data.tokenizer import Tokenizer
 from lm.errors import UserError
-from lm.model.transformer import DecodeState, Transformer, empty_state
+from lm.model.transformer import DecodeState, Transformer, empty_state, multiplied, repeated
 from lm.parallel.mesh import reshard, spec
 
 
@@ -100,6 +100,7 @@ def generate(
 def draw(
     model: Transformer, prompts: Sequence[Sequence[int]], *, stop_ids: Sequence[int], vocab_size: int, max_new_tokens: int,
     temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0, width: int = 0, cache_dtype: str = "",
+    each: int = 1,
 ) -> Drawn:  # fmt: skip
     """Continues prompts of token ids, all together, on the mesh that is set.
 
@@ -107,17 +108,20 @@ def draw(
       stop_ids: drawing one of these ends a row. vocab_size: of the tokenizer; ids from there on are never drawn.
       width: prompts are padded to as many slots at least, so that calls of many lengths compile once.
       seed: a row's draws depend on (seed, its index) and its own prompt.
+      each: so many continuations of each prompt, which stand one after the other; it is read once for all of them.
     On several hosts every process calls this with the same arguments and gets all rows.
     """
     if not len(prompts):
         return Drawn([], [], [])
-    call = _prepared(model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype)
+    call = _prepared(
+        model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype, each
+    )  # fmt: skip
     state = _run(*call)
     out, logps = state.out_BN, state.logps_BN
     if jax.process_count() > 1:
         out, logps = multihost_utils.process_allgather((out, logps), tiled=True)
     out, logps, n = np.asarray(out), np.asarray(logps), int(state.n)
-    tokens = [_until_end(row, stop_ids) for row in out[: len(prompts), :n]]
+    tokens = [_until_end(row, stop_ids) for row in out[: len(prompts) * each, :n]]
     return Drawn(
         tokens,
         [row[: len(drawn)].tolist() for row, drawn in zip(logps, tokens)],
@@ -142,11 +146,11 @@ def _growing(model, prompts, **options):
 
 
 def _prepared(
-    model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype
+    model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype, each=1
 ) -> tuple:  # fmt: skip
     """Checks a request and lays it out: the arguments of `_start` and `_run`."""
-    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or top_k < 0:
-        raise UserError("generate needs max_new_tokens ≥ 1, temperature ≥ 0, 0 < top_p ≤ 1 and top_k ≥ 0")
+    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or each < 1:
+        raise UserError("generate needs max_new_tokens ≥ 1, temperature ≥ 0, 0 < top_p ≤ 1, top_k ≥ 0 and each ≥ 1")
     if cache_dtype not in ("", "int8"):
         raise UserError(f"cache_dtype={cache_dtype!r} is neither int8 nor empty")
     vocab = model.config.vocab_size
@@ -158,8 +162,10 @@ def _prepared(
         raise UserError(f"prompt and max_new_tokens come to {longest} tokens, the model has {most} positions: ask for fewer")
     mesh = jax.sharding.get_abstract_mesh()
     ways = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+    if len(prompts) % ways:  # to read a prompt once would leave devices without work
+        prompts, each = [prompt for prompt in prompts for _ in range(each)], 1
     filled = [*prompts, *[prompts[0]] * (-len(prompts) % ways)]
-    tokens_BP, segments_BP, rows_B = _placed((*_padded(filled, width), np.arange(len(filled), dtype=np.int32)))
+    tokens_BP, segments_BP, rows_B = _placed((*_padded(filled, width), np.arange(len(filled) * each, dtype=np.int32)))
     graph, params = nnx.split(model)
     settings = Settings(float(temperature), float(top_p), int(top_k), tuple(map(int, stop_ids)), cache_dtype)
     # Slots are rounded up, so that a slightly longer request does not compile anew.
@@ -191,17 +197,19 @@ def _round_up(n: int, least: int = 16) -> int:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _start(graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V) -> SamplingState:
-    """Reads the prompts into an empty cache and draws the first token."""
+    """Reads the prompts into an empty cache and draws the first token; of each prompt as many as there are rows for."""
     model = nnx.merge(graph, params)
-    B = tokens_BP.shape[0]
-    lengths_B = segments_BP.sum(axis=1)
+    prompts, B = tokens_BP.shape[0], rows_B.shape[0]
     positions_BP = jnp.maximum(0, jnp.cumsum(segments_BP, axis=1) - 1)
-    read = model.hidden(tokens_BP, segments_BP, positions_BP, empty_state(model.config, B, slots, settings.cache_dtype))
-    logits_BV = model.logits(read.x_BTD[:, -1:])[:, 0]
+    empty = empty_state(model.config, prompts, slots, settings.cache_dtype)
+    read = model.hidden(tokens_BP, segments_BP, positions_BP, empty)
+    logits_BV = repeated(model.logits(read.x_BTD[:, -1:])[:, 0], B // prompts)
+    lengths_B = repeated(segments_BP.sum(axis=1), B // prompts)
+    decode = multiplied(read.state, model.config, B // prompts)
     nothing = jnp.zeros((B, limit), jnp.int32, out_sharding=spec("batch", None))
     first = SamplingState(
-        read.state, lengths_B * 0, lengths_B - 1, lengths_B < 0, nothing, nothing.astype(jnp.float32), jnp.int32(0)
-    )
+        decode, lengths_B * 0, lengths_B - 1, lengths_B < 0, nothing, nothing.astype(jnp.float32), jnp.int32(0)
+    )  # fmt: skip
     return _drawn(first, logits_BV, settings, rows_B, seed, allowed_V)
 
 
@@ -240,6 +248,7 @@ _next = jax.jit(_sample_step, static_argnums=(0, 1), donate_argnums=3)
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _run(graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V) -> SamplingState:
     state = _start(graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V)
+    tokens_BP = repeated(jnp.asarray(tokens_BP), rows_B.shape[0] // tokens_BP.shape[0])
     return lax.while_loop(
         lambda s: (s.n < limit) & ~s.done_B.all(),
         lambda s: _sample_step(graph, settings, params, s, tokens_BP, rows_B, seed, allowed_V),
@@ -279,9 +288,14 @@ def sample(keys_B, logits_BV, settings: Settings) -> jax.Array:
     ids are kept, so that top_k=1 is greedy.
     """
     if settings.temperature == 0:
-        return jnp.argmax(logits_BV, axis=-1)
+        return _first_of_most(logits_BV)
     logits_BV = logits_BV / settings.temperature
-    draw = jax.vmap(jax.random.categorical)
+
+    def draw(keys_B, logits_BV):
+        """The Gumbel-max trick (Gumbel 1954): argmax of log p + g, where g = −log(−log u) and u is uniform."""
+        noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(keys_B)
+        return _first_of_most(logits_BV + noise_BV)
+
     if not settings.top_k and settings.top_p == 1:
         return draw(keys_B, logits_BV)
     V = logits_BV.shape[-1]
@@ -290,6 +304,13 @@ def sample(keys_B, logits_BV, settings: Settings) -> jax.Array:
         p = jax.nn.softmax(ranked, axis=-1)
         ranked = jnp.where(jnp.cumsum(p, axis=-1) - p < settings.top_p, ranked, -jnp.inf)
     return _picked(ids, draw(keys_B, ranked))
+
+
+def _first_of_most(x_BV) -> jax.Array:
+    """argmax, int32 [B], as two plain reductions: one that carries values and indices is ten times as slow on a CPU."""
+    ids_BV = lax.broadcasted_iota(jnp.int32, x_BV.shape, 1)
+    is_most_BV = x_BV == jnp.max(x_BV, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(is_most_BV, ids_BV, x_BV.shape[-1] - 1), axis=-1)
 
 
 def _until_end(row: np.ndarray, stop_ids: Sequence[int]) -> list[int]:

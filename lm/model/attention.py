@@ -22,6 +22,7 @@ from lm.model.positions import rotate, yarn_mscale
 from lm.parallel.mesh import spec
 
 HEADS = ("batch", "length", "heads", None)
+BITS = jnp.dtype(jnp.uint16)  # of bfloat16, as which a cache keeps it: on a CPU, to write a slot of bfloat16 rewrites all slots
 
 
 class Cache(NamedTuple):
@@ -65,16 +66,17 @@ def softmax_scale(config: ModelConfig) -> float:
     return scale
 
 
-def empty_cache(config: ModelConfig, batch: int, slots: int, repeats: int, dtype: str = "") -> Cache:
-    """Zeros for `repeats` layers; `dtype` "int8" stores integers and a scale for each token and head."""
-    shapes = {name: (repeats, batch, slots, *shape) for name, shape in cache_shapes(config).items()}
+def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: str = "", repeats: tuple[int, ...] = ()) -> Cache:
+    """Zeros for a layer, or with (n,) for n of them; `dtype` "int8" stores integers and a scale for each token and head."""
+    shapes = {name: (*repeats, batch, slots, *shape) for name, shape in cache_shapes(config).items()}
     # The one head of latent attention is shared by all query heads, and so whole on every device.
-    where = spec(None, "batch", None, None if config.mla.kv_rank else "kv_heads", None)
+    where = spec(*[None] * len(repeats), "batch", None, None if config.mla.kv_rank else "kv_heads", None)
 
     def zeros(shape, dtype):
         return jnp.zeros(shape, dtype, out_sharding=where)
 
-    values = {name: zeros(shape, dtype or config.compute_dtype) for name, shape in shapes.items()}
+    kept = BITS if config.compute_dtype == jnp.bfloat16 else config.compute_dtype
+    values = {name: zeros(shape, dtype or kept) for name, shape in shapes.items()}
     scales = {name: zeros((*shape[:-1], 1), jnp.bfloat16) for name, shape in shapes.items()} if dtype == "int8" else {}
     return Cache(values, scales)
 
@@ -83,7 +85,8 @@ def written(cache: Cache, new: dict[str, jax.Array], slot) -> Cache:
     """The cache with [B, T, …] arrays from `slot` on."""
 
     def put(old, x):
-        return lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), slot, axis=1)
+        x = lax.bitcast_convert_type(x, BITS) if old.dtype == BITS else x.astype(old.dtype)
+        return lax.dynamic_update_slice_in_dim(old, x, slot, axis=1)
 
     if not cache.scales:
         return Cache({name: put(cache.values[name], x) for name, x in new.items()}, {})
@@ -95,8 +98,9 @@ def written(cache: Cache, new: dict[str, jax.Array], slot) -> Cache:
 
 
 def read(cache: Cache, name: str, dtype) -> jax.Array:
+    x = cache.values[name]
     if not cache.scales:
-        return cache.values[name].astype(dtype)
+        return (lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == BITS else x).astype(dtype)
     return dequantize_rows(cache.values[name], cache.scales[name]).astype(dtype)
 
 

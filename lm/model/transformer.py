@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_policies
+from jax.sharding import PartitionSpec as P
 
 from lm.config import LayerKind, ModelConfig
 from lm.kernels.attention import causal_mask
-from lm.kernels.matmul import matmul
+from lm.kernels.matmul import matmul, spec_of
 from lm.model.attention import Cache, Step, attention_sublayer, empty_cache
 from lm.model.feed_forward import FeedForward
 from lm.model.initializers import STD, normal, parameter
@@ -33,9 +34,10 @@ REMAT_POLICIES = {
 class DecodeState(NamedTuple):
     """What generation carries from call to call: every layer's cache, and which slots are filled by what.
 
-    layers: a Cache for each position of each stack's block. segments_BS: int32, 0 for an empty or padding slot. slot: int32,
-    the next free one. Keys stay as they were turned when they came: where angles depend on the length (dynamic NTK), later
-    tokens do not turn them anew, as in transformers; LongRoPE's one switch is up to the caller (lm/infer/sampler.py).
+    layers: of each position of each stack's block a Cache of all repeats, or, where layers are not scanned, one of each, so
+    that it is written in place. segments_BS: int32, 0 for an empty or padding slot. slot: int32, the next free one. Keys stay
+    as they were turned when they came: where angles depend on the length (dynamic NTK), later tokens do not turn them anew, as
+    in transformers; LongRoPE's one switch is up to the caller (lm/infer/sampler.py).
     """
 
     layers: tuple[tuple[Cache, ...], ...]
@@ -270,11 +272,24 @@ class Transformer(nnx.Module):
                 stats.append(router)
             return x, (tuple(new), tuple(stats))
 
-        if caches is None:
+        if caches is None and config.remat != "none":
             apply = jax.checkpoint(apply, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
-        unroll = 1 if config.scan_layers else repeats
-        x_BTD, (caches, stats) = lax.scan(apply, x_BTD, (params, caches), length=repeats, unroll=unroll)
-        return x_BTD, caches, stats
+        if config.scan_layers:
+            x_BTD, (caches, stats) = lax.scan(apply, x_BTD, (params, caches), length=repeats)
+            return x_BTD, caches, stats
+        new, stats = [], []
+        for n, one in enumerate(unstacked(params, repeats)):
+            x_BTD, (cache, router) = apply(x_BTD, (one, caches and tuple(cache[n] for cache in caches)))
+            new.append(cache)
+            stats.append(router)
+        return x_BTD, tuple(zip(*new, strict=True)), jax.tree.map(lambda *x: jnp.stack(x), *stats)
+
+
+def unstacked(tree, repeats: int) -> list:
+    """The layers of a stack, one by one; their gradients come together again in one piece."""
+    leaves, kind = jax.tree.flatten(tree)
+    split = [lax.split(leaf, (1,) * repeats) for leaf in leaves]
+    return [jax.tree.unflatten(kind, [jnp.squeeze(parts[n], 0) for parts in split]) for n in range(repeats)]
 
 
 def routing(stats: dict[tuple, RouterStats | None]) -> Routing | None:
@@ -304,23 +319,46 @@ def once(f, positions_BT, segments_BT, slots_T):
     fuse the results of a loop. On a CPU that is a quarter of a training step.
     """
     T = slots_T.shape[0]
-    if T % 2:
+    if T == 1:
         return f(positions_BT, segments_BT, slots_T)
+    half = -(-T // 2)
 
     def halves(x):
-        return jnp.moveaxis(x.reshape(x.shape[0], 2, T // 2), 1, 0)
+        x = jnp.pad(x, ((0, 0), (0, 2 * half - T)))
+        return jnp.moveaxis(x.reshape(x.shape[0], 2, half), 1, 0)
 
-    parts = lax.map(lambda x: f(*x), (halves(positions_BT), halves(segments_BT), slots_T.reshape(2, T // 2)))
-    return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1).reshape(y.shape[1], T, *y.shape[3:]), parts)
+    parts = lax.map(lambda x: f(*x), (halves(positions_BT), halves(segments_BT), halves(slots_T[None])[:, 0]))
+    return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1).reshape(y.shape[1], 2 * half, *y.shape[3:])[:, :T], parts)
 
 
 def empty_state(config: ModelConfig, batch: int, slots: int, cache_dtype: str = "") -> DecodeState:
     """A decode state of `slots` free slots for `batch` rows. cache_dtype: "" the compute dtype, or "int8"."""
-    layers = tuple(
-        tuple(empty_cache(config, batch, slots, repeats, cache_dtype) for _ in block) for block, repeats in config.stacks
-    )
+    def caches(repeats: int):
+        if config.scan_layers:
+            return empty_cache(config, batch, slots, cache_dtype, (repeats,))
+        return tuple(empty_cache(config, batch, slots, cache_dtype) for _ in range(repeats))
+
+    layers = tuple(tuple(caches(repeats) for _ in block) for block, repeats in config.stacks)
     segments_BS = jnp.zeros((batch, slots), jnp.int32, out_sharding=spec("batch", None))
     return DecodeState(layers, segments_BS, jnp.zeros((), jnp.int32))
+
+
+def multiplied(state: DecodeState, config: ModelConfig, each: int) -> DecodeState:
+    """A decode state in which each row stands `each` times, one after the other."""
+    layers = jax.tree.map(lambda x: repeated(x, each, axis=int(config.scan_layers)), state.layers)
+    return DecodeState(layers, repeated(state.segments_BS, each), state.slot)
+
+
+def repeated(x: jax.Array, each: int, axis: int = 0) -> jax.Array:
+    """jnp.repeat(x, each, axis), split over the mesh as x is."""
+    where = spec_of(x)
+    if each == 1:
+        return x
+    if where is None:
+        return jnp.repeat(x, each, axis)
+    shape = (*x.shape[: axis + 1], each, *x.shape[axis + 1 :])
+    wide = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), shape, out_sharding=P(*where[: axis + 1], None, *where[axis + 1 :]))
+    return lax.reshape(wide, (*x.shape[:axis], x.shape[axis] * each, *x.shape[axis + 1 :]), out_sharding=where)
 
 
 def build(config: ModelConfig, seed: int) -> nnx.State:

@@ -1,5 +1,7 @@
 """Log-probabilities in chunks against whole logits, and the sampler's against the trainer's."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,6 +93,35 @@ def test_a_mesh_draws_what_one_device_draws(params, drawn, sizes):
     assert many.tokens == drawn.tokens
     for one, other in zip(many.logps, drawn.logps, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+def alike(some, others):
+    assert some.tokens == others.tokens and some.ended == others.ended
+    for one, other in zip(some.logps, others.logps, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+@pytest.mark.parametrize("cache_dtype", ["", "int8"])
+def test_a_prompt_read_once_is_continued_as_if_read_for_each(params, scan_layers, cache_dtype):
+    config = dataclasses.replace(CONFIG, scan_layers=scan_layers)
+    model = nnx.merge(skeleton(config)[0], params)
+    options = DRAW | {"cache_dtype": cache_dtype}
+    once = draw(model, PROMPTS, each=3, **options)
+    assert len(once.tokens) == 15 and len(set(map(tuple, once.tokens))) > len(PROMPTS)
+    alike(once, draw(model, [prompt for prompt in PROMPTS for _ in range(3)], **options))
+
+
+@pytest.mark.parametrize("count", [5, 8])  # the devices share 8 evenly, and not 5
+def test_a_mesh_reads_a_prompt_once_too(params, model, count):
+    prompts, mesh = (PROMPTS * 2)[:count], make_mesh(dict(data=2, fsdp=2, tensor=2))
+    with jax.set_mesh(mesh):
+        many = draw(nnx.merge(skeleton(CONFIG)[0], jax.device_put(params, shardings(params, mesh))), prompts, each=2, **DRAW)
+    alike(many, draw(model, prompts, each=2, **DRAW))
+
+
+def test_unrolled_layers_draw_what_scanned_ones_draw(params, drawn):
+    alike(draw(nnx.merge(skeleton(dataclasses.replace(CONFIG, scan_layers=False))[0], params), PROMPTS, **DRAW), drawn)
 
 
 def test_of_pairs_only_the_answers_count(model):
