@@ -30,10 +30,15 @@ SERIES = (TRAIN, VALID, THIRD, FOURTH, FIFTH, SIXTH)  # of the curves that share
 Curve = tuple[np.ndarray, np.ndarray]  # steps and values, float64
 
 
-def svg(name: str, draw: Callable[[Axes], None], tokens: Curve | None = None) -> Markup:
+def svg(
+    name: str, draw: Callable[[Axes], None], tokens: Curve | None = None, *, size: tuple[float, float] = (5.4, 3.4),
+    steps: bool = True,
+) -> Markup:  # fmt: skip
     """One chart over steps, along its top with the `tokens` seen by then, as SVG that inherits the page's font and theme.
 
     Real text instead of outlines, and ids prefixed by `name`, since every chart shares the page's id space.
+
+    Args: size: width and height, of 72 units each. steps: False of a chart over something else, whose ticks `draw` sets.
     """
     style = {
         "svg.fonttype": "none",
@@ -48,16 +53,17 @@ def svg(name: str, draw: Callable[[Axes], None], tokens: Curve | None = None) ->
         "axes.spines.right": False,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(5.4, 3.4), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         ax = figure.add_subplot()
         draw(ax)
         ax.grid(True, linewidth=0.6)
         ax.set_axisbelow(True)
         ax.tick_params(which="both", length=0)
-        ax.set_xlabel("step")
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short(y)))
+        if steps:
+            ax.set_xlabel("step")
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short(y)))
         if tokens is not None and len(tokens[0]) > 1:
             _token_axis(ax, *tokens)
         buffer = io.StringIO()

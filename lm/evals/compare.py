@@ -1,0 +1,221 @@
+"""Two runs of an evaluation, item by item: what got better or worse, and whether that is more than chance.
+
+    python -m lm.evals.compare BEFORE AFTER [--alpha=0.05] [--tolerance=0.0]     # exit code 1 if something got worse
+
+Items are joined by task and doc_id. An item that is not the same in both runs (another prompt, other choices, another target)
+is named and left out: its scores do not compare.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import xxhash
+
+from lm.errors import UserError
+from lm.evals.measures import IDEAL, LOWER_IS_BETTER, badness, is_number, main_metric, metrics, tasks
+from lm.evals.significance import holm, paired, unpaired
+
+__all__ = ["IDEAL", "LOWER_IS_BETTER", "compare", "compare_runs", "read_results", "read_samples", "worse", "told"]
+
+SHOWN = 5  # examples of what does not join
+TRIED = ("family", "attempt", "sample")  # what tells samples of one item apart, beside doc_id
+
+
+def compare(before: str | os.PathLike, after: str | os.PathLike, *, any_prompt: bool = False) -> dict[str, Any]:
+    """The differences after − before of two folders with results.json and samples.jsonl; see `compare_runs`.
+
+    Raises: UserError for a folder without them, and for files that cannot be read.
+    """
+    sides = [(read_results(folder), read_samples(Path(folder) / "samples.jsonl")) for folder in (before, after)]
+    return compare_runs(*sides[0], *sides[1], any_prompt=any_prompt)
+
+
+def compare_runs(
+    results_before: Mapping, samples_before: Iterable[dict], results_after: Mapping, samples_after: Iterable[dict], *,
+    any_prompt: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """The differences after − before.
+
+    Returns: {"tasks": {task: {"main": metric, "n": items joined, "only_before", "only_after", "differing", "repeated": {"n",
+    "examples"} of doc_ids that do not join, "metrics": {metric: row}}}, "only_before", "only_after": tasks of one run alone}.
+    A row is what `lm.evals.significance.paired` returns of the items that have the metric in both runs (of a figure that no
+    item has, `unpaired`, or the difference alone), with "better" (True, False, or None: no direction or no change) and
+    "p_holm": p corrected for all tasks' main metrics, or, of the other metrics, for all of those.
+
+    Args: any_prompt: join by doc_id alone, as where the two runs were meant to be asked differently.
+    """
+    figures = [tasks(results_before), tasks(results_after)]
+    items = [_by_task(samples_before), _by_task(samples_after)]
+    compared: dict[str, dict] = {}
+    for task in figures[1]:
+        if task in figures[0]:
+            sides = [side.get(task, _Items()) for side in items]
+            compared[task] = _task([figure[task] for figure in figures], sides, any_prompt)
+    for main in (True, False):
+        rows = [row for t in compared.values() for name, row in t["metrics"].items() if (name == t["main"]) == main]
+        for row, p in zip(rows, holm([row["p"] for row in rows]), strict=True):
+            row["p_holm"] = p
+    only = [[task for task in figures[i] if task not in figures[1 - i]] for i in (0, 1)]
+    return {"tasks": compared, "only_before": only[0], "only_after": only[1]}
+
+
+def worse(
+    comparison: Mapping, *, alpha: float = 0.05, tolerance: float = 0.0, only_main: bool = False
+) -> list[dict]:  # fmt: skip
+    """The rows that got worse, with their "task" and "metric": by more than `tolerance` (in the metric's units, away from its
+    ideal) and with p_holm < alpha; and the figures that were known before and no longer are."""
+    found = []
+    for task, part in comparison["tasks"].items():
+        for metric, row in part["metrics"].items():
+            if only_main and metric != part["main"]:
+                continue
+            if row["after"] is None and row["before"] is not None:
+                found.append({"task": task, "metric": metric, **row})
+            if row["better"] is not False or row["p_holm"] is None or row["p_holm"] >= alpha:
+                continue
+            if badness(metric, row["after"]) - badness(metric, row["before"]) > tolerance:
+                found.append({"task": task, "metric": metric, **row})
+    return found
+
+
+def told(row: Mapping) -> str:
+    """A line of a row with its task and metric."""
+    if row["after"] is None:
+        return f"{row['task']}: {row['metric']} was {row['before']:.4g} and is no longer known"
+    moved = f"{row['task']}: {row['metric']} went from {row['before']:.4g} to {row['after']:.4g}"
+    p = "" if row["p_holm"] is None else f", p = {row['p_holm']:.2g} after Holm's correction"
+    return f"{moved} ({row['difference']:+.4g}{p})"
+
+
+class _Items(dict):
+    """{doc_id and what else tells a sample apart: (hash of the item, its metrics)}; `repeated` are those that come twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.repeated: dict[tuple, int] = {}
+
+
+def _by_task(samples: Iterable[Mapping]) -> dict[str, _Items]:
+    found: dict[str, _Items] = {}
+    for sample in samples:
+        items = found.setdefault(str(sample.get("task")), _Items())
+        key = tuple(str(sample[part]) for part in ("doc_id", *TRIED) if sample.get(part) is not None)
+        if key in items or key in items.repeated:
+            items.repeated[key] = items.repeated.get(key, 1) + 1
+            items.pop(key, None)
+            continue
+        item = [sample.get(part) for part in ("prompt", "choices", "target")]
+        text = json.dumps(item, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        items[key] = (xxhash.xxh3_128_digest(text), sample.get("metrics") or {})
+    return found
+
+
+def _task(figures: Sequence[Mapping], sides: Sequence[_Items], any_prompt: bool) -> dict[str, Any]:
+    before, after = sides
+    both = [key for key in after if key in before]
+    differing = [] if any_prompt else [key for key in both if before[key][0] != after[key][0]]
+    left_out = set(differing)
+    joined = [key for key in both if key not in left_out]
+    rows = {}
+    for metric in metrics(figures[1]):
+        if metric not in figures[0]:
+            continue
+        pairs = [(before[key][1].get(metric), after[key][1].get(metric)) for key in joined]
+        pairs = [pair for pair in pairs if all(map(is_number, pair))]
+        row = paired(*zip(*pairs)) if pairs else _figures(*figures, metric)
+        rows[metric] = row | {"p_holm": None, "better": _better(metric, row["before"], row["after"])}
+    return {
+        "main": main_metric(figures[1]), "n": len(joined), "only_before": _shown(key for key in before if key not in after),
+        "only_after": _shown(key for key in after if key not in before), "differing": _shown(differing),
+        "repeated": _shown({**before.repeated, **after.repeated}), "metrics": rows,
+    }  # fmt: skip
+
+
+def _figures(before: Mapping, after: Mapping, metric: str) -> dict[str, Any]:
+    """A row of what the results say, where no item has the metric."""
+    values = [side.get(metric) if is_number(side.get(metric)) else None for side in (before, after)]
+    errors = [side.get(f"{metric}_stderr") for side in (before, after)]
+    if None not in values and all(map(is_number, errors)):
+        return unpaired(*values, *errors)
+    difference = None if None in values else values[1] - values[0]
+    told = dict.fromkeys(("stderr", "low", "high", "p", "test", "n"))
+    return {"before": values[0], "after": values[1], "difference": difference} | told
+
+
+def _better(metric: str, before: float | None, after: float | None) -> bool | None:
+    if before is None or after is None:
+        return None
+    bad = [badness(metric, before), badness(metric, after)]
+    return None if None in bad or bad[0] == bad[1] else bad[1] < bad[0]
+
+
+def _shown(keys: Iterable[tuple]) -> dict[str, Any]:
+    names = [" ".join(key) for key in keys]
+    return {"n": len(names), "examples": names[:SHOWN]}
+
+
+def read_results(folder: str | os.PathLike) -> dict[str, Any]:
+    """The results.json of a run. Raises: UserError if there is none, or one that cannot be read."""
+    path = Path(folder) / "results.json"
+    try:
+        results = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name the folder of a finished evaluation") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); evaluate again") from None
+    if not isinstance(results, dict) or not tasks(results):
+        raise UserError(f"{path}: holds no task with its `n`; name the folder of a finished evaluation")
+    return results
+
+
+def read_samples(path: str | os.PathLike) -> Iterator[dict]:
+    """The samples of a samples.jsonl, one after another. Raises: UserError, when it is reached, for what cannot be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.isspace():
+                    continue
+                try:
+                    sample = json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{path}:{number}: not JSON ({error}); evaluate again") from None
+                if not isinstance(sample, dict):
+                    raise UserError(f"{path}:{number}: a JSON {type(sample).__name__}, not an object; evaluate again")
+                yield sample
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; name the folder of a finished evaluation") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error}); evaluate again") from None
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lm.evals.compare", allow_abbrev=False)
+    parser.add_argument("before")
+    parser.add_argument("after")
+    parser.add_argument("--alpha", type=float, default=0.05)
+    parser.add_argument("--tolerance", type=float, default=0.0)
+    parser.add_argument("--any_prompt", action="store_true", help="join items whose prompts differ")
+    options = parser.parse_args(arguments)
+    comparison = compare(options.before, options.after, any_prompt=options.any_prompt)
+    for task, part in comparison["tasks"].items():
+        for metric, row in part["metrics"].items():
+            if row["difference"] is not None:
+                print(told({"task": task, "metric": metric, **row}))
+        for kind in ("only_before", "only_after", "differing", "repeated"):
+            if part[kind]["n"]:
+                print(f"{task}: {part[kind]['n']} items {kind.replace('_', ' ')}: {', '.join(part[kind]['examples'])} …")
+    regressions = worse(comparison, alpha=options.alpha, tolerance=options.tolerance)
+    for row in regressions:
+        print("worse:", told(row))
+    return 1 if regressions else 0
+
+
+if __name__ == "__main__":
+    from lm import cli
+
+    cli.guard(lambda: sys.exit(main(sys.argv[1:])))

@@ -1,0 +1,196 @@
+"""Were the items of a benchmark in what a model was trained on? Overlap of word n-grams, and the scores of what is clean.
+
+An item is dirty if one 13-gram of its words stands in the training text, which errs to the strict side (GPT-3, Brown et al.
+2020, appendix C), or if 70 % of its 8-grams do (PaLM, Chowdhery et al. 2022, section 8). Words are runs of letters and digits,
+whatever their case. An item of fewer than 8 words cannot be told; it counts as neither.
+
+The items are held in memory and the text passes by, so memory is bounded by the items and the longest document. Hits are
+compared word for word, so a colliding hash makes no item dirty.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import xxhash
+
+from lm.errors import UserError
+from lm.evals.measures import is_number
+from lm.evals.scorers import mean
+
+LONG, SHORT = 13, 8  # words of the two grams
+SHARE = 0.7  # of the short grams
+SHOWN = 3  # matched grams told of an item
+WORDS = re.compile(r"\w+")
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, with bits everywhere
+KNOWN_WORDS = 1 << 20  # whose hashes are kept
+
+
+class Item(NamedTuple):
+    task: str
+    doc_id: Any
+    text: str
+
+
+def check(items: Sequence[Item], texts: Iterable[str]) -> list[dict]:
+    """Of each item {"task", "doc_id", "words", "overlap": share of its 8-grams that stand in a text, "overlap_13": of its
+    13-grams (None if it is shorter), "matched": some of the grams, "dirty": bool, or None of an item of fewer than 8 words}.
+    """
+    hashes = _Hashes()
+    words = [WORDS.findall(item.text.casefold()) for item in items]
+    tables = [_Table(words, size, hashes) for size in (LONG, SHORT)]
+    for text in texts:
+        found = WORDS.findall(text.casefold())
+        if len(found) < SHORT:
+            continue
+        hashed = hashes.of(found)
+        for table in tables:
+            table.look(found, hashed)
+    long, short = tables
+    told = []
+    for i, item in enumerate(items):
+        (share_long, grams), (share, other) = long.result(i), short.result(i)
+        dirty = None if share is None else bool(share_long) or share >= SHARE
+        told.append({
+            "task": item.task, "doc_id": item.doc_id, "words": len(words[i]), "overlap": share, "overlap_13": share_long,
+            "matched": (grams or other)[:SHOWN], "dirty": dirty,
+        })  # fmt: skip
+    return told
+
+
+def of_samples(samples: Iterable[Mapping], texts: Iterable[str]) -> dict[str, Any]:
+    """The check of an evaluation's samples, and what they score without the dirty ones.
+
+    Returns: {"tasks": {task: {"items", "dirty", "untold", "metrics": {metric: {"all", "clean", "clean_stderr", "dirty"}}}},
+    "items": those of `check` that are dirty}. Samples of one item (doc_id) count once as items.
+    """
+    kept = [(str(s["task"]), s["doc_id"], query(s), s.get("metrics") or {}) for s in samples]
+    items: dict[tuple, Item] = {}
+    for task, doc_id, text, _ in kept:
+        items.setdefault((task, str(doc_id)), Item(task, doc_id, text))
+    checked = dict(zip(items, check(list(items.values()), texts), strict=True))
+    tasks: dict[str, dict] = {}
+    for (task, _), one in checked.items():
+        counts = tasks.setdefault(task, {"items": 0, "dirty": 0, "untold": 0, "metrics": {}})
+        counts["items"] += 1
+        counts["dirty"] += one["dirty"] is True
+        counts["untold"] += one["dirty"] is None
+    values: dict[tuple, dict[str, list]] = {}
+    for task, doc_id, _, metrics in kept:
+        dirty = checked[task, str(doc_id)]["dirty"]
+        for metric, value in metrics.items():
+            if is_number(value):
+                parts = values.setdefault((task, metric), {"all": [], "clean": [], "dirty": []})
+                parts["all"].append(value)
+                if dirty is not None:
+                    parts["dirty" if dirty else "clean"].append(value)
+    for (task, metric), parts in values.items():
+        clean = mean("clean", parts["clean"])
+        tasks[task]["metrics"][metric] = {part: mean(part, parts[part])[part] for part in ("all", "dirty")} | clean
+    return {"tasks": tasks, "items": [one for one in checked.values() if one["dirty"]]}
+
+
+def query(sample: Mapping) -> str:
+    """What a sample asks, without the examples before it: its `query`; else the last user message, or, of a prompt that is a
+    text, what stands behind the last blank line, which is where examples end."""
+    if isinstance(sample.get("query"), str):
+        return sample["query"]
+    asked = sample.get("messages") or sample.get("prompt") or ""
+    if isinstance(asked, list) and isinstance(asked[0], str):  # a prompt for each choice
+        asked = asked[0]
+    if isinstance(asked, str):
+        return asked.rstrip().rpartition("\n\n")[2]
+    said = [str(m.get("content") or "") for m in asked if isinstance(m, Mapping) and m.get("role") == "user"]
+    return said[-1] if said else ""
+
+
+def texts(input: str | os.PathLike, *, text_key: str = "text") -> Iterator[str]:
+    """The training text that `input` names: a run's workdir or a packed dataset in it (workdir/data/HASH), or whatever
+    data.input takes: files, folders, globs, a TFDS name.
+
+    Packed text is cut where a row ends, so grams across a cut are not seen: name the files, if they are still there.
+    Raises: UserError for what there is not or cannot be read.
+    """
+    from data.dataset import prepared
+    from data.sources import open_sources
+
+    folder = Path(input)
+    datasets = [path for path in (folder, *sorted(folder.glob("data/*"))) if prepared(path)] if folder.is_dir() else []
+    for dataset in datasets:
+        yield from _packed(dataset)
+    if not datasets:
+        for source in open_sources(os.fspath(input), text_key=text_key):
+            yield from (document.text for document in source.read())
+
+
+def _packed(dataset: Path) -> Iterator[str]:
+    from data.hf_tokenizer import load_tokenizer
+    from lm.evals import training_report
+
+    workdir = dataset.resolve().parent.parent
+    if not any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+        raise UserError(f"{dataset}: no tokenizer in {workdir} to read it with; name the run's workdir, or the text's files")
+    for piece in training_report.texts(dataset, "train", load_tokenizer(workdir)):
+        yield piece.decode("utf-8", "replace")
+
+
+class _Hashes(dict):
+    """64-bit hashes of words."""
+
+    def __missing__(self, word: str) -> int:
+        hash = self[word] = xxhash.xxh3_64_intdigest(word.encode("utf-8", "surrogatepass"))
+        return hash
+
+    def of(self, words: Sequence[str]) -> np.ndarray:
+        if len(self) > KNOWN_WORDS:
+            self.clear()
+        return np.fromiter(map(self.__getitem__, words), np.uint64, len(words))
+
+
+def _grams(hashed: np.ndarray, size: int) -> np.ndarray:
+    """Hashes of all grams of `size` words: h(i) = Σ_j hashed[i+j]·m^(size−1−j) mod 2^64."""
+    count = max(0, len(hashed) - size + 1)
+    grams = np.zeros(count, np.uint64)
+    for j in range(size):
+        grams = grams * MULTIPLIER + hashed[j : j + count]
+    return grams
+
+
+class _Table:
+    """The distinct grams of all items, sorted by hash, and which of them a text had."""
+
+    def __init__(self, words: Sequence[Sequence[str]], size: int, hashes: _Hashes):
+        self._words, self._size = words, size
+        grams = [_grams(hashes.of(one), size) for one in words]
+        owners = np.repeat(np.arange(len(words)), [len(g) for g in grams])
+        offsets = np.concatenate([np.arange(len(g)) for g in grams] or [np.zeros(0, np.int64)])
+        whole = np.concatenate(grams or [np.zeros(0, np.uint64)])
+        self._hashes, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
+        self._owner, self._offset = owners[first], offsets[first]
+        self._of_item = np.split(inverse, np.cumsum([len(g) for g in grams])[:-1]) if grams else []
+        self._seen = np.zeros(len(self._hashes), bool)
+
+    def look(self, found: Sequence[str], hashed: np.ndarray) -> None:
+        """Marks the grams that stand in a text of the words `found`."""
+        if not len(self._hashes):
+            return
+        grams = _grams(hashed, self._size)
+        at = np.minimum(np.searchsorted(self._hashes, grams), len(self._hashes) - 1)
+        for i in np.flatnonzero((self._hashes[at] == grams) & ~self._seen[at]):
+            if list(found[i : i + self._size]) == self._gram(at[i]):
+                self._seen[at[i]] = True
+
+    def _gram(self, gram: int) -> list[str]:
+        offset = self._offset[gram]
+        return list(self._words[self._owner[gram]][offset : offset + self._size])
+
+    def result(self, item: int) -> tuple[float | None, list[str]]:
+        """The share of an item's grams that were seen, None if it has none; and those grams in its order, each once."""
+        ids = self._of_item[item]
+        if not len(ids):
+            return None, []
+        seen = self._seen[ids]
+        return float(seen.mean()), [" ".join(self._gram(gram)) for gram in dict.fromkeys(ids[seen].tolist())][:SHOWN]

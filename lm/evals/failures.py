@@ -1,0 +1,218 @@
+"""What a model failed at, as files that align.py takes as they are.
+
+    sft.jsonl         {"messages"}: the prompt and the right answer             configs/align/sft.py
+    preference.jsonl  {"prompt", "chosen", "rejected"}: the right answer, and what the model said, or held likeliest   dpo.py
+    prompts.jsonl     {"prompt", "answer", …}: to be answered and verified      grpo.py
+    redteam.jsonl     {"prompt", "kind": "harmful", "hazard", "family", "messages"}: attacks that succeeded   safety.py
+    benign.jsonl      the same of kind "benign": harmless requests that were refused                          safety.py
+    manifest.json, README.md   how many of each and from what, and what not to do with them
+
+A file without a row is not written. Each row says of which task and item it is: benchmarks are mostly test sets, and who trains
+on one cannot report a score on it any more.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lm.errors import UserError
+from lm.evals.measures import is_number
+
+FILES = {  # what is in each, and how it is used
+    "sft.jsonl": ("conversations", "align.py --config=configs/align/sft.py --config.data.input={path}"),
+    "preference.jsonl": ("preference pairs", "align.py --config=configs/align/dpo.py --config.data.input={path}"),
+    "prompts.jsonl": ("tasks", "align.py --config=configs/align/grpo.py --config.rewards=answer=1 --config.data.input={path}"),
+    "redteam.jsonl": ("successful attacks", "align.py --config=configs/align/safety.py --config.safety.failures={path}"),
+    "benign.jsonl": (
+        "harmless requests that were refused",
+        "align.py --config=configs/align/safety.py --config.safety.prompts=YOUR_HARMFUL_REQUESTS,{path}",
+    ),
+}
+WARNING = (
+    "Most of these items are from test sets. A model that was trained on them has seen the test: its scores on the tasks below "
+    "say nothing any more. Train on them to repair a model, and measure it on other tasks."
+)
+ANSWERED = ("generation", "response", "completion")  # keys of what the model said
+VERIFIERS = (
+    "instruction_id_list",
+    "kwargs",
+    "contains",
+    "test",
+    "entry_point",
+)  # columns that verifiers read beside the answer
+WANTED = ("hazard", "family", "answer", "completion", "harmful_if")  # of a red-team sample, what safety_prompts reads
+
+
+def export(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike) -> dict[str, Any]:
+    """Writes the failed samples (lm/evals/outcome.py) into `folder`, each file whole or not at all, the manifest last.
+
+    Returns: the manifest: {"warning", "files": {name: {"rows", "what", "use"}}, "tasks": {task: {"failed", "split", file:
+    rows}}, "left_out": {reason: failed samples that gave no row}}.
+    Raises: UserError if the folder holds files that are not of an export.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"export_failures={folder}: is a file; name a folder")
+    strangers = [path.name for path in folder.iterdir()] if folder.exists() else []
+    strangers = sorted(set(strangers) - {*FILES, "manifest.json", "README.md"} - {f".{name}.new" for name in FILES})
+    if strangers:
+        raise UserError(f"export_failures={folder}: holds {strangers[0]}, which is of no export; name an empty folder")
+    rows: dict[str, list[dict]] = {name: [] for name in FILES}
+    tasks: dict[str, Counter] = {}
+    splits: dict[str, str] = {}
+    left_out: Counter = Counter()
+    for sample in samples:
+        if not sample.get("failed"):
+            continue
+        task = str(sample.get("task"))
+        counts = tasks.setdefault(task, Counter())
+        counts["failed"] += 1
+        splits.setdefault(task, str(sample.get("split") or "test"))
+        made, reason = lessons(sample)
+        if not all(map(_encodes, made.values())):
+            made, reason = {}, "half a surrogate pair, which UTF-8 cannot hold"
+        if not made:
+            left_out[reason] += 1
+        for name, row in made.items():
+            rows[name].append(row | about(sample))
+            counts[name] += 1
+    manifest = {
+        "warning": WARNING,
+        "files": {
+            name: {"rows": len(found), "what": FILES[name][0], "use": FILES[name][1].format(path=folder / name)}
+            for name, found in rows.items() if found
+        },
+        "tasks": {task: {"split": splits[task], **counts} for task, counts in tasks.items()},
+        "left_out": dict(left_out),
+    }  # fmt: skip
+    _write(folder, rows, manifest)
+    return manifest
+
+
+def about(sample: Mapping) -> dict[str, Any]:
+    """Where a row is from, for whoever asks what was trained on."""
+    split = str(sample.get("split") or "test")
+    note = f"an item of {sample.get('task')}, split {split}: a model that learns it is not to be measured on it"
+    return {"task": sample.get("task"), "doc_id": sample.get("doc_id"), "split": split, "note": note}
+
+
+def lessons(sample: Mapping) -> tuple[dict[str, dict], str]:
+    """The rows that a failed sample gives, by file; and why it gives none."""
+    kind = sample.get("kind")
+    if kind == "harmful" or (kind == "benign" and (sample.get("metrics") or {}).get("over_refusal") == 1.0):
+        request = _request(sample)
+        if not request:
+            return {}, "no request"
+        return {"redteam.jsonl" if kind == "harmful" else "benign.jsonl": _attack(sample, kind, request)}, ""
+    prompt, right = _messages(sample), _text(sample.get("reference"))
+    if not prompt:
+        return {}, "no prompt"
+    made = {}
+    if right:
+        made["sft.jsonl"] = {"messages": [*prompt, _said(right)]}
+        if wrong := said_instead(sample, right):
+            made["preference.jsonl"] = {"prompt": prompt, "chosen": [_said(right)], "rejected": [_said(wrong)]}
+    answer = _text(sample.get("answer")) if kind else _first(sample.get("target")) or right
+    columns = _given(sample, *VERIFIERS)
+    if answer or columns:
+        made["prompts.jsonl"] = {"prompt": prompt, "answer": answer or None} | columns
+    return made, "" if made else "no right answer known"
+
+
+def _attack(sample: Mapping, kind: str, request: str) -> dict[str, Any]:
+    """What lm/evals/safety_prompts.py reads. Of an attack that the model's own answers are part of, `attack` has it without
+    them; the system message was the evaluation's, not the attack's."""
+    row = {"prompt": request, "kind": kind, **_given(sample, *WANTED)}
+    messages = [m for m in sample.get("attack") or sample.get("messages") or () if m.get("role") != "system"]
+    if messages and messages != [{"role": "user", "content": request}]:
+        row["messages"] = [{"role": m["role"], "content": m.get("content")} for m in messages]
+    return row
+
+
+def said_instead(sample: Mapping, right: str) -> str:
+    """What the model said, or, of choices, which wrong one it held likeliest; "" where that is nothing or the right answer."""
+    for key in ANSWERED:
+        if text := _text(sample.get(key)):
+            return text if text != right else ""
+    choices, scores = sample.get("choices"), sample.get("loglikelihoods")
+    if not choices or not scores or len(choices) != len(scores):
+        return ""
+    targets = sample.get("target")
+    targets = targets if isinstance(targets, list) else [targets]
+    wrong = [
+        (score, _text(choice)) for n, (choice, score) in enumerate(zip(choices, scores))
+        if n not in targets and is_number(score) and _text(choice) not in ("", right)
+    ]  # fmt: skip
+    return max(wrong, key=lambda pair: pair[0])[1] if wrong else ""
+
+
+def _messages(sample: Mapping) -> list[dict]:
+    """The conversation up to the answer; [] where each choice has a prompt of its own."""
+    asked = sample.get("messages") or sample.get("prompt")
+    if isinstance(asked, str):
+        return [{"role": "user", "content": asked}] if asked.strip() else []
+    asked = [m for m in asked or () if isinstance(m, Mapping)]
+    return [{"role": m["role"], "content": m.get("content") or ""} for m in asked]
+
+
+def _request(sample: Mapping) -> str:
+    """The request of a red-team sample as it was before an attack dressed it."""
+    if request := _text(sample.get("request")):
+        return request
+    prompt = sample.get("prompt")
+    if isinstance(prompt, str):
+        return prompt.strip()
+    return next((_text(m.get("content")) for m in reversed(prompt or ()) if m.get("role") == "user"), "")
+
+
+def _given(sample: Mapping, *keys: str) -> dict[str, Any]:
+    return {key: sample[key] for key in keys if sample.get(key) not in (None, "", [], ())}
+
+
+def _first(value: Any) -> str:
+    return _text(value[0] if isinstance(value, list) and value else value)
+
+
+def _said(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def _text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _encodes(row: dict) -> bool:
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _write(folder: Path, rows: Mapping[str, list[dict]], manifest: dict) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("manifest.json", "README.md", *(name for name, found in rows.items() if not found)):
+        (folder / name).unlink(missing_ok=True)
+    for name, found in rows.items():
+        if found:
+            _replace(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+    _replace(folder / "README.md", readme(manifest))
+    _replace(folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
+
+
+def _replace(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)
+
+
+def readme(manifest: Mapping) -> str:
+    lines = ["# Failed items of an evaluation", "", f"**{manifest['warning']}**", ""]
+    lines += [f"- `{name}`: {file['rows']} {file['what']}. `{file['use']}`" for name, file in manifest["files"].items()]
+    lines += ["", "| task | split | failed |", "| --- | --- | --- |"]
+    lines += [f"| {task} | {counts['split']} | {counts['failed']} |" for task, counts in manifest["tasks"].items()]
+    lines += [f"\nLeft out, {reason}: {n}." for reason, n in manifest["left_out"].items()]
+    return "\n".join(lines) + "\n"

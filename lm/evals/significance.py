@@ -1,0 +1,98 @@
+"""Is the difference of two models on the same items more than chance? Paired tests, exact where that is cheap.
+
+Items are taken as independent of one another; several attempts at one request are not, and p is then too small.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+Z = 1.959963984540054  # of a 95 % interval
+EXACT = 12  # differences up to which all signs are tried
+DRAWS = 9_999  # of signs, where they are too many
+CHUNK = 1 << 22  # signs drawn at a time
+
+
+def paired(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
+    """The mean of after − before over items, its standard error, and how likely a difference at least as large is by chance.
+
+    Returns: {"before", "after": means, "difference", "stderr": sample standard deviation of the differences / √n, "low" and
+    "high": 95 % interval of the difference, "p": two-sided, "test": "mcnemar" where all values are 0 or 1, else "permutation",
+    "n"}.
+    What too few items tell nothing of is None.
+    """
+    n = len(before)
+    x, y = np.array(before, np.float64), np.array(after, np.float64)
+    if not n:
+        nothing = ("before", "after", "difference", "stderr", "low", "high", "p", "test")
+        return dict.fromkeys(nothing) | {"n": 0}
+    d = y - x
+    difference = math.fsum(d) / n
+    stderr = math.sqrt(math.fsum((d - difference) ** 2) / (n - 1) / n) if n > 1 else None
+    binary = bool(np.isin(x, (0, 1)).all() and np.isin(y, (0, 1)).all())
+    return {
+        "before": math.fsum(x) / n, "after": math.fsum(y) / n, "difference": difference, "stderr": stderr,
+        "low": None if stderr is None else difference - Z * stderr,
+        "high": None if stderr is None else difference + Z * stderr,
+        "p": mcnemar(int((d < 0).sum()), int((d > 0).sum())) if binary else permutation(d),
+        "test": "mcnemar" if binary else "permutation", "n": n,
+    }  # fmt: skip
+
+
+def mcnemar(lost: int, won: int) -> float:
+    """Two-sided exact p of McNemar's test (1947): of the items that only one of the two solved, each is as likely the one's as
+    the other's. p = min(1, 2·Σ_{k ≤ min(lost, won)} C(n, k) / 2ⁿ), n = lost + won.
+    """
+    n, ways, total = lost + won, 1, 0
+    for k in range(min(lost, won) + 1):
+        total += ways
+        ways = ways * (n - k) // (k + 1)
+    return min(1.0, 2 * total / 2**n)
+
+
+def permutation(differences: Sequence[float], seed: int = 0) -> float:
+    """Two-sided p of Fisher's test of paired differences: had chance alone decided, each could as well have the other sign.
+
+    The share of the sign patterns whose |Σ| is at least the one found: of all of them up to 12 differences, else of 9,999 drawn
+    ones and the one found, (1 + hits) / (1 + draws).
+    """
+    d = np.array([x for x in differences if x], np.float64)
+    if not len(d):
+        return 1.0
+    least = abs(math.fsum(d)) - 1e-9 * np.abs(d).sum()  # a sum may be rounded otherwise in another order
+    if len(d) <= EXACT:
+        signs = np.array(list(itertools.product((-1.0, 1.0), repeat=len(d))))
+        return float((np.abs(signs @ d) >= least).mean())
+    random, hits, left = np.random.default_rng(seed), 0, DRAWS
+    while left:
+        rows = min(left, max(1, CHUNK // len(d)))
+        signs = np.unpackbits(random.integers(0, 256, (rows, (len(d) + 7) // 8), np.uint8), axis=1)[:, : len(d)]
+        hits += int((np.abs(2 * (signs @ d) - d.sum()) >= least).sum())
+        left -= rows
+    return (1 + hits) / (1 + DRAWS)
+
+
+def unpaired(before: float, after: float, stderr_before: float, stderr_after: float) -> dict[str, Any]:
+    """As `paired`, of two figures that no item has: z = difference / √(stderr₁² + stderr₂²), as if of different items. Models
+    that find the same items hard make this p too large."""
+    stderr, difference = math.hypot(stderr_before, stderr_after), after - before
+    p = math.erfc(abs(difference) / stderr / math.sqrt(2)) if stderr else None
+    return {
+        "before": before, "after": after, "difference": difference, "stderr": stderr, "low": difference - Z * stderr,
+        "high": difference + Z * stderr, "p": p, "test": "z", "n": None,
+    }  # fmt: skip
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """Each p corrected for there being so many (Holm 1979): the k-th smallest of m times m − k + 1, at most 1, and never below
+    a smaller one's. None stays None and counts for nothing."""
+    known = sorted((value, i) for i, value in enumerate(p) if value is not None)
+    corrected: list[float | None] = [None] * len(p)
+    highest = 0.0
+    for rank, (value, i) in enumerate(known):
+        highest = max(highest, min(1.0, (len(known) - rank) * value))
+        corrected[i] = highest
+    return corrected
