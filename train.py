@@ -40,7 +40,9 @@ def train(config, workdir: Path) -> None:
 
     from data.batches import Batches
     from data.pipeline import parse_weights, prepare_text
+    from lm.evals.in_loop import measuring
     from lm.evals.training_report import write_report
+    from lm.model.transformer import skeleton
     from lm.parallel import hosts
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.train import loop
@@ -69,7 +71,8 @@ def train(config, workdir: Path) -> None:
             start = functools.partial(initial_params, config, mesh)
             stream = Reading(batches, mesh, config.data.log_ids)
             validate = valid and loop.Evaluator(trainer, Feed(valid, mesh), tokenizer, config.model.vocab_size)
-            result = loop.train(config, trainer, mesh, stream, validate, workdir, start)
+            measure = measuring(config, workdir, skeleton(model_config_of(config))[0], tokenizer)
+            result = loop.train(config, trainer, mesh, stream, validate, workdir, start, measure=measure)
         except loop.Stopped as stopped:
             hosts.leave()
             cli.fail(str(stopped), 128 + stopped.signum)

@@ -57,6 +57,16 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.z_loss = 1e-4  # weight of (log Z)²
     config.optimizer.mtp_loss = 0.3  # weight of the loss of tokens further ahead, where model.mtp_depth is not 0
 
+    config.evals = ml_collections.ConfigDict()  # tasks of evaluate.py on the way; keys as in configs/evaluate/default.py
+    config.evals.tasks = ""
+    config.evals.every = 0  # steps; 0: at the end alone
+    config.evals.data_dir = placeholder(str)
+    config.evals.num_fewshot = placeholder(int)
+    config.evals.limit = placeholder(float)
+    config.evals.chat_template = ""
+    config.evals.judge = "rules"
+    config.evals.options = ""
+
     config.mesh = ml_collections.ConfigDict()  # devices along each axis; -1 fills one
     config.mesh.data = -1  # batch split, parameters whole
     config.mesh.fsdp = 1  # batch and parameters split

@@ -26,6 +26,7 @@ from lm.align.samples import Samples
 from lm.align.tools import open_tools
 from lm.errors import UserError
 from lm.evals import align_report, report
+from lm.evals.in_loop import measuring
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.parallel import hosts
@@ -109,6 +110,7 @@ def run(config, workdir: Path, given: tuple[list[dict], list[dict], dict] | None
         result = loop.train(
             config, trainer, mesh, stream, validate if validate.measures else None, workdir,
             lambda: initial_params(config, mesh), frozen=plan.frozen, watch=watch,
+            measure=measuring(config, workdir, graph, tokenizer),
         )  # fmt: skip
     before = first_validation(workdir)
     finished = {"before": before, "after": result["valid"], "step": result["step"]}

@@ -66,9 +66,20 @@ def open_task(name: str, settings: Settings) -> Task:
         from lm.evals import harness
 
         return harness.build(name, {}, settings)
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    path = path_of(name)
     spec = read_spec(path, name)
     return importlib.import_module(KINDS[spec["kind"]]).build(path.stem, spec, settings)
+
+
+def path_of(name: str) -> Path:
+    name = name.removeprefix("harness:")
+    return Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+
+
+def text_of(name: str) -> str:
+    """What the task's file says; of a task of the harness without one, its name."""
+    path = path_of(name)
+    return path.read_text(encoding="utf-8") if path.is_file() else name
 
 
 def read_spec(path: Path, name: str) -> dict[str, Any]:

@@ -47,7 +47,7 @@ GROUPS = {  # the axes of the radar; the first that has a pattern of a task's na
     ),
 }  # fmt: skip
 ALPHA = 0.05
-OF_CHOICES = ("acc", "acc_norm", "acc_bytes", "acc_tokens", "acc_mutual_info", "mc1")
+OF_CHOICES = ("acc", "acc_norm", "acc_bytes", "acc_per_token", "acc_mutual_info", "mc1")
 MOST_ROWS = 60  # of a chart
 ALSO_DRAWN = ("over_refusal",)  # of parts, beside the main metric and what has an ideal
 NOT_PARTS = ("problems", "calibration", "risk_coverage", "versions", "searches")

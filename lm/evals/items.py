@@ -1,21 +1,26 @@
-"""The items of a benchmark as its files have them: JSON lines, JSON, CSV, Parquet, or a TFDS name.
+"""The items of a benchmark as its files have them: JSON lines, JSON, CSV, Parquet, plain text, or a TFDS name.
 
 What cannot be read is a row {"malformed": why} in its place, so that the rows behind it keep their numbers; a file that cannot
 be read at all is a UserError.
 """
 
 import csv
+import difflib
+import functools
 import gzip
 import hashlib
 import io
 import json
+import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from lm.errors import UserError
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.gz")
+TEXTS = (".txt", ".md")  # one document each
 # What a file's name says of the split that it holds; a name that says nothing holds the test split.
 SPLITS = {
     "train": "train",
@@ -25,27 +30,53 @@ SPLITS = {
     "validation": "validation",
     "test": "test",
 }
+LABELS = "-labels.lst"  # PIQA's answers stand in a file of their own, one a line
 
 
-def found(folder: Path) -> dict[str, list[Path]]:
-    """The files of a task's folder by split, in the order of their names.
+def found(folder: Path, pattern: str = "**/*", endings: Sequence[str] = ENDINGS) -> dict[str, list[Path]]:
+    """The files of a task's folder and of the folders in it by split, in the order of their names.
 
-    A split is a word of the file's stem: mmlu_anatomy_dev.csv, validation-00000-of-00001.parquet. Raises UserError if there is
-    no file.
+    A split is a word of the file's stem, or else of the folder that it lies in: mmlu_anatomy_dev.csv,
+    validation-00000-of-00001.parquet, test/algebra/7.json. Raises UserError if there is no file.
     """
-    paths = sorted(p for p in folder.glob("*") if p.name.lower().endswith(ENDINGS)) if folder.is_dir() else []
+    named = [p for p in folder.glob(pattern) if p.name.lower().endswith(tuple(endings))] if folder.is_dir() else []
+    hidden = {p for p in named if any(part.startswith((".", "__")) for part in p.relative_to(folder).parts)}
+    paths = sorted(p for p in named if p not in hidden and p.is_file())
     if not paths:
-        raise UserError(f"{folder}: no file {', '.join('*' + ending for ending in ENDINGS)}; put the benchmark's files there")
+        wanted = ", ".join("*" + ending for ending in endings) if pattern == "**/*" else pattern
+        raise UserError(f"{folder}: no file {wanted}; put the benchmark's files there")
     splits: dict[str, list[Path]] = {}
     for path in paths:
-        words = path.name.lower().replace("-", "_").replace(".", "_").split("_")
+        words = [word for part in path.relative_to(folder).parts for word in _words(part)]
         split = next((SPLITS[word] for word in reversed(words) if word in SPLITS), "test")
         splits.setdefault(split, []).append(path)
     return splits
 
 
+def label(path: Path, folder: Path, task: str) -> str:
+    """What a file's name says beside task, split and numbers, or else the folder that it lies in, or else the task's name; in
+    lower case, with _.
+
+    >>> root = Path("mmlu")
+    >>> [label(root / name, root, "mmlu") for name in ("mmlu_us_law_test.csv", "us_law/dev-00000-of-00001.parquet")]
+    ['us_law', 'us_law']
+    """
+    prefix = task.lower().split("_")
+    for part in reversed(path.relative_to(folder).parts):
+        words = _words(part)[: -1 if part == path.name else None]
+        words = words[len(prefix) :] if words[: len(prefix)] == prefix else words
+        words = [word for word in words if word not in SPLITS and not word.isdigit() and word not in ("of", "jsonl", "csv")]
+        if words:
+            return "_".join(words)
+    return task.lower()
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[-_. ]+", name.lower()) if word]
+
+
 def read(path: Path, columns: tuple[str, ...] | None = None) -> list[dict]:
-    """The rows of a file. columns: what they are called in a CSV file without a header."""
+    """The rows of a file. columns: what they are called in a CSV file without a header. A plain text is one row {"text"}."""
     name = path.name.lower().removesuffix(".gz")
     if name.endswith((".csv", ".tsv")):
         return list(csv_rows(path, columns, "\t" if name.endswith(".tsv") else ","))
@@ -53,7 +84,19 @@ def read(path: Path, columns: tuple[str, ...] | None = None) -> list[dict]:
         return _parquet(path)
     if name.endswith(".json"):
         return _whole(path)
-    return list(json_lines(path))
+    if name.endswith(TEXTS):
+        return [{"text": _decoded(path)}]
+    return _labelled(path, list(json_lines(path)))
+
+
+def _labelled(path: Path, rows: list[dict]) -> list[dict]:
+    labels = path.with_name(path.stem + LABELS)
+    if not labels.is_file():
+        return rows
+    values = _decoded(labels).split()
+    if len(values) != len(rows):
+        raise UserError(f"{labels}: {len(values)} labels for the {len(rows)} rows of {path.name}")
+    return [{"label": int(value) if value.isdigit() else value} | row for value, row in zip(values, rows)]
 
 
 def json_lines(path: Path) -> Iterator[dict]:
@@ -70,10 +113,7 @@ def json_lines(path: Path) -> Iterator[dict]:
 
 def csv_rows(path: Path, columns: tuple[str, ...] | None, delimiter: str = ",") -> Iterator[dict]:
     """columns: what they are called in a file without a header; None: its first row tells."""
-    try:
-        lines = io.StringIO(content(path).decode(), newline="")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: byte {error.start} is not valid UTF-8; convert the file to UTF-8") from None
+    lines = io.StringIO(_decoded(path), newline="")
     csv.field_size_limit(1 << 30)
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
     try:
@@ -96,6 +136,13 @@ def content(path: Path) -> bytes:
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     return raw.removeprefix(b"\xef\xbb\xbf")
+
+
+def _decoded(path: Path) -> str:
+    try:
+        return content(path).decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start} is not valid UTF-8; convert the file to UTF-8") from None
 
 
 def digest(path: Path) -> str:
@@ -134,3 +181,40 @@ def checksum(paths: Sequence[Path]) -> str:
     for path in paths:
         whole.update(hashlib.sha256(content(path)).digest())
     return "sha256:" + whole.hexdigest()
+
+
+def tfds_splits(name: str, task: str) -> dict[str, Callable[[], list[dict]]]:
+    """Readers of a prepared TensorFlow Dataset `dataset[/config][:version]` by split; bytes come as text, arrays as lists.
+
+    Raises: UserError: no such dataset, not prepared, or stored in a format without random access.
+    """
+    import tensorflow_datasets as tfds
+
+    from data.sources import tfds_source
+
+    where = f"task {task}: data: tfds:{name}"
+    if not tfds_source.is_known(name):
+        near = difflib.get_close_matches(name, tfds_source.names(), n=1)
+        raise UserError(f"{where}: TFDS knows no such dataset" + (f"; did you mean {near[0]}?" if near else ""))
+    try:
+        builder = tfds.builder(name)
+        splits = {SPLITS.get(split, split): builder.as_data_source(split) for split in builder.info.splits}
+    except Exception as error:  # the dataset's own code
+        raise UserError(f"{where}: {type(error).__name__}: {' '.join(str(error).split())[:200]}") from None
+    if not splits:
+        raise UserError(f"{where}: not prepared; prepare it with file_format=array_record")
+    return {split: functools.partial(_tfds_rows, rows) for split, rows in splits.items()}
+
+
+def _tfds_rows(rows: Sequence[dict]) -> list[dict]:
+    return [_plain(rows[i]) for i in range(len(rows))]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if hasattr(value, "tolist"):
+        return _plain(value.tolist())
+    return [_plain(one) for one in value] if isinstance(value, list | tuple) else value

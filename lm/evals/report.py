@@ -20,7 +20,7 @@ import psutil
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-from lm.evals.charts import INK, MUTED, TRAIN, VALID, column, dots, short, smooth, svg, thin
+from lm.evals.charts import INK, MUTED, SERIES, TRAIN, VALID, column, dots, short, smooth, svg, thin
 
 BASELINES = ("unigram", "3-gram", "5-gram")
 
@@ -63,17 +63,17 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
 
 
 def load_metrics(path: str | os.PathLike) -> tuple[list[dict], list[dict]]:
-    """The training lines (they have "loss") and validation lines ("valid_loss") of a metrics.jsonl, ascending by step.
+    """The training lines (they have "loss") and validation lines ("valid_…") of a metrics.jsonl, ascending by step.
 
     A run that was killed and resumed leaves a torn line and repeats steps: what is no JSON object with a "step" is
-    passed over, and of lines with one step the last counts. Raises FileNotFoundError.
+    passed over, and of lines with one step the last counts; of validation, what each of them has. Raises FileNotFoundError.
     """
     train, valid = {}, {}
     for row in json_lines(path):
-        if "step" in row:
-            for rows, key in ((train, "loss"), (valid, "valid_loss")):
-                if key in row:
-                    rows[row["step"]] = row
+        if "step" in row and "loss" in row:
+            train[row["step"]] = row
+        elif "step" in row and any(key.startswith("valid_") for key in row):
+            valid.setdefault(row["step"], {}).update(row)
     return [train[step] for step in sorted(train)], [valid[step] for step in sorted(valid)]
 
 
@@ -259,6 +259,18 @@ def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[
             ax.margins(y=0.1)
 
         chart("Bits per byte", "on validation text" + (", with n-gram baselines" if baselines else ""), draw_bits)
+
+    names = sorted({key for row in valid for key in row if key.startswith("valid_") and "/" in key})
+    for task in dict.fromkeys(name.removeprefix("valid_").partition("/")[0] for name in names):
+        found = [name for name in names if name.startswith(f"valid_{task}/")][: len(SERIES)]
+
+        def draw_task(ax: Axes, found=found) -> None:
+            for name, colour in zip(found, SERIES):
+                curve = column(valid, name)
+                ax.plot(*thin(*curve), color=colour, linewidth=1.8, label=name.partition("/")[2], **dots(curve))
+            ax.legend(frameon=False, labelcolor=INK, loc="best")
+
+        chart(task, "evaluated on the way", draw_task)
 
     for key, title, note in (
         ("learning_rate", "Learning rate", "as applied"),

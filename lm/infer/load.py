@@ -4,12 +4,14 @@ import dataclasses
 import os
 from pathlib import Path
 
+import jax
 from flax import nnx
 
 from data.hf_tokenizer import HFTokenizer, load_tokenizer
 from data.tokenizer import Tokenizer
-from lm.convert.source import on_first_device, open_source
+from lm.convert.source import as_stored, on_first_device, open_source
 from lm.model.transformer import Transformer, skeleton
+from lm.parallel.mesh import shardings
 
 
 def load(path: str | os.PathLike, dtype: str | None = None) -> tuple[Transformer, Tokenizer | HFTokenizer]:
@@ -23,6 +25,16 @@ def load(path: str | os.PathLike, dtype: str | None = None) -> tuple[Transformer
     """
     model = load_model(path, dtype)
     return model, load_tokenizer(path)
+
+
+def load_onto(path: str | os.PathLike, mesh, dtype: str | None = None) -> Transformer:
+    """The model of `load` spread over a mesh by its logical axes, with its weights as they are on disk."""
+    source = open_source(Path(path))
+    config = dataclasses.replace(source.config, dtype=dtype or source.config.dtype)
+    graph, abstract = skeleton(config)
+    where = shardings(abstract, mesh)
+    abstract = jax.tree.map(lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, where)
+    return nnx.merge(graph, source.load(as_stored(source, abstract)))
 
 
 def load_model(path: str | os.PathLike, dtype: str | None = None) -> Transformer:

@@ -100,7 +100,7 @@ def generate(
 def draw(
     model: Transformer, prompts: Sequence[Sequence[int]], *, stop_ids: Sequence[int], vocab_size: int, max_new_tokens: int,
     temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0, width: int = 0, cache_dtype: str = "",
-    each: int = 1,
+    each: int = 1, rows: Sequence[int] | None = None,
 ) -> Drawn:  # fmt: skip
     """Continues prompts of token ids, all together, on the mesh that is set.
 
@@ -109,12 +109,13 @@ def draw(
       width: prompts are padded to as many slots at least, so that calls of many lengths compile once.
       seed: a row's draws depend on (seed, its index) and its own prompt.
       each: so many continuations of each prompt, which stand one after the other; it is read once for all of them.
+      rows: a number below 2³¹ of each continuation, which stands for its index, so that draws do not depend on their order.
     On several hosts every process calls this with the same arguments and gets all rows.
     """
     if not len(prompts):
         return Drawn([], [], [])
     call = _prepared(
-        model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype, each
+        model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype, each, rows
     )  # fmt: skip
     state = _run(*call)
     out, logps = state.out_BN, state.logps_BN
@@ -146,7 +147,8 @@ def _growing(model, prompts, **options):
 
 
 def _prepared(
-    model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype, each=1
+    model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype, each=1,
+    rows=None,
 ) -> tuple:  # fmt: skip
     """Checks a request and lays it out: the arguments of `_start` and `_run`."""
     if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or each < 1:
@@ -165,7 +167,10 @@ def _prepared(
     if len(prompts) % ways:  # to read a prompt once would leave devices without work
         prompts, each = [prompt for prompt in prompts for _ in range(each)], 1
     filled = [*prompts, *[prompts[0]] * (-len(prompts) % ways)]
-    tokens_BP, segments_BP, rows_B = _placed((*_padded(filled, width), np.arange(len(filled) * each, dtype=np.int32)))
+    rows_B = np.arange(len(filled) * each, dtype=np.int32)
+    if rows is not None:
+        rows_B[: len(rows)] = rows
+    tokens_BP, segments_BP, rows_B = _placed((*_padded(filled, width), rows_B))
     graph, params = nnx.split(model)
     settings = Settings(float(temperature), float(top_p), int(top_k), tuple(map(int, stop_ids)), cache_dtype)
     # Slots are rounded up, so that a slightly longer request does not compile anew.

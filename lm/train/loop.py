@@ -48,6 +48,7 @@ class Stopped(Exception):
 def train(
     config: ml_collections.ConfigDict, trainer: Trainer, mesh, stream: Stream, validate: Callable | None, workdir: Path,
     start: Callable[[], nnx.State | None] = lambda: None, *, frozen=None, watch: Callable | None = None,
+    measure: Callable | None = None,
 ) -> dict:  # fmt: skip
     """Trains from the newest checkpoint in `workdir`, else from the parameters of `start` (None: random), to `config.steps`.
 
@@ -57,6 +58,7 @@ def train(
         the first step, if the config has a valid_first that says so.
       frozen: what the trainer's step takes beside state and batch.
       watch: watch(step, params) -> lines to print, every config.samples_every steps.
+      measure: measure(step, params) -> {name: number}, every config.evals.every steps and at the end; logged as validation is.
     Returns: {"params", "step", "tokens", "skipped", "valid": what validate gives at the end or None,
     "tokens_per_second" (median), "mfu", "num_params", "seconds"}.
     Raises: Stopped on SIGTERM or SIGINT; Diverged; UserError for a checkpoint that does not fit.
@@ -128,6 +130,10 @@ def train(
                 read()
                 log.valid(step - 1, validate(state.params, config.valid_batches))
                 last_read = time.perf_counter()
+            if measure and config.evals.every and step > 1 and (step - 1) % config.evals.every == 0:
+                read()
+                log.valid(step - 1, measure(step - 1, state.params))
+                last_read = time.perf_counter()
             if watch and config.samples_every and (step - 1) % config.samples_every == 0:
                 read()
                 for text in watch(step - 1, state.params):
@@ -149,6 +155,8 @@ def train(
         if validate:
             final = validate(state.params, None)
             log.valid(step, final)
+        if measure:
+            log.valid(step, measure(step, state.params))
         for text in watch(step, state.params) if watch and step else ():
             log.say(text)
         checkpoints.wait()

@@ -1,0 +1,10 @@
+"""CORE: the 22 tasks of DCLM, and their mean centred on chance (lm/evals/core_metric.py)."""
+
+from configs.evaluate import default
+from lm.evals.core_metric import CORE, PREFIX
+
+
+def get_config():
+    config = default.get_config()
+    config.tasks = ",".join(PREFIX + name for name in CORE)
+    return config

@@ -1,0 +1,9 @@
+"""What a model writes: sums, mathematics, code, instructions followed."""
+
+from configs.evaluate import default
+
+
+def get_config():
+    config = default.get_config()
+    config.tasks = "gsm8k,math,humaneval,ifeval,bbh_cot,truthfulqa_gen"
+    return config

@@ -1,0 +1,101 @@
+"""What a model answered, by a digest of what it was asked, in one SQLite file: a killed evaluation goes on from there.
+
+The answers of a batch are in the file together or not at all, whenever the process is killed (write-ahead log).
+"""
+
+import contextlib
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+import xxhash
+from flax import nnx
+from jax.experimental import multihost_utils
+
+from lm.checkpoint import named, plain
+from lm.errors import UserError
+from lm.model.transformer import Transformer
+
+LAYOUT = 1  # of what the file holds; a number, kept in the file, that changes with it
+AT_ONCE = 500  # keys of a query
+
+
+class Answers:
+    """The file at `path`, made if it is not there. Keys and values are bytes.
+
+    Raises: UserError, here or later, if the file is damaged, is something else or cannot be written.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        with self._told():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = sqlite3.connect(path, timeout=60)
+            [layout] = self._file.execute("PRAGMA user_version").fetchone()
+            tables = self._file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            if layout != LAYOUT and (layout or tables):
+                raise UserError(f"{path}: no cache of answers of this version; delete it, or name another file")
+            self._file.execute("PRAGMA journal_mode = WAL")
+            self._file.execute("PRAGMA synchronous = NORMAL")
+            with self._file:
+                self._file.execute("CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, value BLOB) WITHOUT ROWID")
+                self._file.execute(f"PRAGMA user_version = {LAYOUT}")
+
+    def found(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
+        """The values of those keys that are there."""
+        keys, values = list(dict.fromkeys(keys)), {}
+        with self._told():
+            for begin in range(0, len(keys), AT_ONCE):
+                some = keys[begin : begin + AT_ONCE]
+                marks = ",".join("?" * len(some))
+                values.update(self._file.execute(f"SELECT key, value FROM answers WHERE key IN ({marks})", some))
+        return values
+
+    def add(self, values: Mapping[bytes, bytes]) -> None:
+        """All of them, in one transaction; a key that is there already keeps its value."""
+        with self._told(), self._file:
+            self._file.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", values.items())
+
+    def damaged(self) -> UserError:
+        """What to raise for a value that cannot be read."""
+        return UserError(f"{self.path}: damaged, or no cache of answers; delete it, and what it held is asked anew")
+
+    def close(self) -> None:
+        self._file.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:  # locked, read-only, disk full
+            raise UserError(f"{self.path}: {error}; make sure it can be written and no other evaluation holds it") from None
+        except sqlite3.DatabaseError:
+            raise self.damaged() from None
+        except OSError as error:
+            raise UserError(f"{self.path}: {error.strerror or error}") from None
+
+
+def key(identity: str, kind: str, settings: Mapping, *ids: Iterable[int]) -> bytes:
+    """Of a question: who is asked, what kind of question it is, how it is to be answered, and lists of token ids."""
+    lists = [np.asarray(some, np.int32) for some in ids]
+    told = json.dumps([identity, kind, settings, [len(some) for some in lists]], sort_keys=True)
+    digest = hashlib.sha256(told.encode())
+    for some in lists:
+        digest.update(some.tobytes())
+    return digest.digest()
+
+
+def fingerprint(model: Transformer) -> str:
+    """A digest of the model's blueprint and all its parameters, wherever they lie: equal for models that answer alike."""
+    digest = xxhash.xxh3_128(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    for name, x in sorted(named(plain(nnx.split(model)[1])).items()):
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            x = multihost_utils.process_allgather(x, tiled=True)
+        x = np.asarray(x)
+        digest.update(f"{name} {x.dtype} {x.shape}".encode())
+        digest.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()

@@ -1,0 +1,185 @@
+"""What a bias task is given: the keys of its file, the rows of its data, and how it puts a question to a model."""
+
+import difflib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Collection, Hashable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from lm.errors import UserError
+from lm.evals.catalogue import Settings
+from lm.evals.items import checksum, found, read, tfds_splits
+from lm.evals.outcome import Outcome
+from lm.evals.scorers.joining import Malformed, Problems, checked, shown
+from lm.evals.subject import Continuation, Likelihood, Subject
+
+COMMON = {"about": "", "source": "", "data": "", "items": []}
+SPLITS = ("test", "validation", "dev", "train")  # the first that there is
+Item = TypeVar("Item")
+
+
+class Data(NamedTuple):
+    """versions: SHA-256 of the files, and their split. empty: the files without a row."""
+
+    rows: list[dict]
+    versions: dict[str, Any]
+    empty: tuple[str, ...] = ()
+
+    def problems(self) -> Problems:
+        """A record for one run, of what is wrong so far."""
+        problems = Problems()
+        for name in self.empty:
+            problems.add("empty_files", name)
+        return problems
+
+
+class Measure(NamedTuple):
+    """A task of lm/evals/outcome.py. versions: SHA-256 of its data, its split, prompt and settings. No examples go before the
+    items, whatever num_fewshot is."""
+
+    name: str
+    versions: dict[str, Any]
+    evaluate: Callable[[Subject], Outcome]
+
+    def run(self, subject: Subject) -> Outcome:
+        results, samples = self.evaluate(subject)
+        samples = [sample | {"split": self.versions["split"]} for sample in samples]
+        return Outcome(results | {"num_fewshot": 0}, samples)
+
+
+def keys(name: str, spec: dict[str, Any], settings: Settings, defaults: dict[str, Any]) -> dict[str, Any]:
+    """The task file's values over `defaults`, and over both those that the config has for its kind.
+
+    defaults: a value of the type that is wanted; a tuple: the values that there are, first the default. Every task has those of
+    COMMON too: `data` names a file or folder in data_dir instead of the task's own, or tfds:NAME; or it says builtin: the
+    file's own `items`, where data_dir has no folder of the task.
+    Raises: UserError for a key that there is not, and for a value of another type.
+    """
+    kind, wanted = spec["kind"], COMMON | defaults
+    result = {key: value[0] if isinstance(value, tuple) else value for key, value in wanted.items()}
+    for where, values in ((f"{name}.yaml", spec), (f"options.{kind}", settings.options.get(kind) or {})):
+        for key, value in dict(values).items():
+            if key == "kind" or (value is None and key in wanted):
+                continue
+            if key not in wanted:
+                near = difflib.get_close_matches(str(key), wanted, n=1)
+                cure = f"did you mean {near[0]}?" if near else f"there are {', '.join(wanted)}"
+                raise UserError(f"{where}: {key}: no such key of a task of kind {kind}; {cure}")
+            result[key] = _fitting(f"{where}: {key}", value, wanted[key])
+    return result
+
+
+def _fitting(where: str, value: Any, wanted: Any) -> Any:
+    if isinstance(wanted, tuple):
+        if value not in wanted:
+            raise UserError(f"{where}: {value!r} is none of {', '.join(wanted)}")
+        return value
+    if isinstance(wanted, list) and isinstance(value, tuple):  # as configs have them
+        value = list(value)
+    types = (int, float) if isinstance(wanted, float) else type(wanted)
+    if not isinstance(value, types) or isinstance(value, bool) != isinstance(wanted, bool):
+        raise UserError(f"{where}: {value!r} is a {type(value).__name__}, not a {type(wanted).__name__}")
+    return value
+
+
+def rows(
+    name: str, given: dict[str, Any], settings: Settings, files: Callable[[Path], dict[str, list[Path]]] = found,
+    read: Callable[[Path], list[dict]] = read,
+) -> Data:  # fmt: skip
+    """The rows of a task's files, one file after the other, of the first of SPLITS that there is.
+
+    files: those of a folder, by split. Raises: UserError where there are none.
+    """
+    data = given["data"]
+    if data.startswith("tfds:"):
+        readers = tfds_splits(data.removeprefix("tfds:"), name)
+        split = _first(readers)
+        return Data(readers[split](), {"data": data, "split": split})
+    if settings.data_dir is None and not data:
+        raise UserError(f"data_dir: task {name} needs its files; give data_dir=DIR, with the files in DIR/{name}/")
+    place = Path(settings.data_dir or "") / (name if data in ("", "builtin") else data)
+    if data == "builtin" and (settings.data_dir is None or not place.exists()):
+        if not given["items"]:
+            raise UserError(f"{name}.yaml: items: data is builtin, and there are none; write them there, or give data_dir")
+        whole = json.dumps(given["items"], sort_keys=True, default=str).encode()
+        return Data(given["items"], {"data": "sha256:" + hashlib.sha256(whole).hexdigest(), "split": "builtin"})
+    if place.is_file():
+        split, paths = "test", [place]
+    else:
+        splits = files(place)
+        split = _first(splits)
+        paths = splits[split]
+    files_of_rows = [(path, read(path)) for path in paths]
+    empty = tuple(path.name for path, own in files_of_rows if not own)
+    return Data([row for _, own in files_of_rows for row in own], {"data": checksum(paths), "split": split}, empty)
+
+
+def _first(splits: Collection[str]) -> str:
+    return next(split for split in (*SPLITS, *splits) if split in splits)
+
+
+def limited(values: Sequence[Item], limit: float | None) -> Sequence[Item]:
+    """The first `limit` of them, or, below 1, that share, rounded up."""
+    if limit is None:
+        return values
+    return values[: math.ceil(len(values) * limit) if limit < 1 else int(limit)]
+
+
+def read_items(
+    rows: Sequence[dict], problems: Problems, read_item: Callable[[dict], tuple[Hashable, Item]]
+) -> list[tuple[int, Item]]:  # fmt: skip
+    """The number of each row that can be used and what `read_item` makes of it.
+
+    read_item: of a row its key, or None, and the item; raises Malformed. Of rows with the same key none is used.
+    """
+    items, owners = {}, {}
+    for number, row in enumerate(rows):
+        try:
+            key, items[number] = read_item(checked(row))
+        except Malformed as why:
+            problems.add("malformed_items", f"row {number}: {why}")
+            continue
+        owners.setdefault(("row", number) if key is None else ("key", key), []).append(number)
+    for (_, key), numbers in owners.items():
+        if len(numbers) > 1:
+            problems.add("duplicate_items", f"{shown(key)}: rows {', '.join(map(str, numbers))}")
+            for number in numbers:
+                del items[number]
+    return sorted(items.items())
+
+
+def asked(subject: Subject, text: str, settings: Settings) -> tuple[str, list[dict] | None, str]:
+    """A question as the subject is to continue it, the conversation that it came from, if it did, and what stands between it
+    and the answer: a space, and nothing after a chat template."""
+    if not settings.chat:
+        return f"{settings.system}\n\n{text}" if settings.system else text, None, " "
+    messages = [{"role": "system", "content": settings.system}] if settings.system else []
+    messages.append({"role": "user", "content": text})
+    return subject.chat_prompt(messages), messages, ""
+
+
+def answered(subject: Subject, groups: Sequence[Sequence[Continuation]]) -> list[list[Likelihood]]:
+    """The likelihoods of groups of continuations, asked for all at once."""
+    likelihoods = iter(subject.likelihoods([request for group in groups for request in group]))
+    return [[next(likelihoods) for _ in group] for group in groups]
+
+
+def told(likelihoods: Sequence[Likelihood], problems: Problems, where: str) -> bool:
+    """Whether all log-likelihoods are numbers; if not, that is a problem."""
+    wrong = next((likelihood.logp for likelihood in likelihoods if not math.isfinite(likelihood.logp)), None)
+    if wrong is not None:
+        problems.add("likelihoods_not_finite", f"{where}: {wrong}")
+    return wrong is None
+
+
+def tokens(likelihoods: Sequence[Likelihood]) -> list[list[list[int]]]:
+    """As samples have them: of each choice the ids before it and its own."""
+    return [[list(likelihood.context_tokens), list(likelihood.tokens)] for likelihood in likelihoods]
+
+
+def parts(samples: Sequence[dict], key: str, figures: Callable[[Sequence[dict]], dict]) -> dict[str, dict]:
+    """The figures of the samples of each value of `key`, in the order of the values."""
+    values = sorted({str(sample[key]) for sample in samples if sample[key] is not None})
+    return {value: figures([sample for sample in samples if str(sample[key]) == value]) for value in values}

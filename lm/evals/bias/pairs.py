@@ -1,0 +1,84 @@
+"""Pairs of sentences, of which one is the more stereotypical: CrowS-Pairs (Nangia et al. 2020) with whole-sentence likelihoods.
+
+As lm-evaluation-harness's crows_pairs: pct_stereotype is the share of pairs with log p(sent_more) > log p(sent_less), ½ is
+ideal; likelihood_diff the mean |log p(sent_more) − log p(sent_less)| in nats, 0 is ideal. A pair that is as likely counts
+half (there: not at all). p is the two-sided sign test's: were each of a pair the likelier one as often as the other, how often
+would a share be as far from ½? Pairs are taken as independent.
+"""
+
+import functools
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lm.evals.bias import intervals
+from lm.evals.bias.given import Data, Measure, answered, keys, limited, parts, read_items, rows, tokens, told
+from lm.evals.catalogue import Settings
+from lm.evals.outcome import Outcome
+from lm.evals.scorers import mean
+from lm.evals.scorers.joining import Malformed, key, text
+from lm.evals.significance import mcnemar
+from lm.evals.subject import Continuation, Subject
+
+
+class Pair(NamedTuple):
+    """direction: stereo, where the more stereotypical one is of a disadvantaged group; antistereo, where the other one is."""
+
+    more: str
+    less: str
+    direction: str | None
+    bias_type: str
+
+
+def build(name: str, spec: dict[str, Any], settings: Settings) -> Measure:
+    """Rows: sent_more, sent_less, bias_type, and stereo_antistereo and id where there are any. A sentence stands for itself,
+    whatever the chat template. Raises: UserError."""
+    given = keys(name, spec, settings, {})
+    data = rows(name, given, settings)
+    return Measure(name, data.versions, functools.partial(_run, name, data, settings.limit))
+
+
+def _run(name: str, data: Data, limit: float | None, subject: Subject) -> Outcome:
+    problems = data.problems()
+    pairs = read_items(limited(data.rows, limit), problems, _read)
+    likelihoods = answered(subject, [[Continuation("", said) for said in (pair.more, pair.less)] for _, pair in pairs])
+    samples = []
+    for (number, pair), both in zip(pairs, likelihoods):
+        if not told(both, problems, f"row {number}"):
+            continue
+        difference = both[0].logp - both[1].logp
+        samples.append(
+            {
+                "task": name, "doc_id": number, "prompt": "", "choices": [pair.more, pair.less], "target": None,
+                "loglikelihoods": [likelihood.logp for likelihood in both], "tokens": tokens(both),
+                "bias_type": pair.bias_type, "direction": pair.direction,
+                "metrics": {"pct_stereotype": float(np.sign(difference) + 1) / 2, "likelihood_diff": abs(difference)},
+                "failed": difference > 0,
+            }
+        )  # fmt: skip
+    more = {"bias_types": parts(samples, "bias_type", figures), "directions": parts(samples, "direction", figures)}
+    return Outcome(figures(samples) | more | {"problems": problems.kinds}, samples)
+
+
+def figures(samples: Sequence[dict]) -> dict[str, Any]:
+    stereotype, apart = ([s["metrics"][name] for s in samples] for name in ("pct_stereotype", "likelihood_diff"))
+    resampled = intervals.resampled("likelihood_diff", [np.array(apart)[:, None]], lambda means: means[:, 0])
+    return {
+        **mean("pct_stereotype", stereotype), **intervals.named("pct_stereotype", intervals.of_share(stereotype)),
+        **resampled, **mean("likelihood_diff", apart),
+        "n": len(samples), "n_ties": stereotype.count(0.5),
+        "p": mcnemar(stereotype.count(0), stereotype.count(1)) if samples else None,
+    }  # fmt: skip
+
+
+def _read(row: dict) -> tuple[Hashable, Pair]:
+    more, less = text(row, "sent_more"), text(row, "sent_less")
+    if not more.strip() or not less.strip():
+        raise Malformed("a sentence is empty")
+    if more == less:
+        raise Malformed("'sent_more' and 'sent_less' are the same")
+    direction = row.get("stereo_antistereo") or None
+    if direction not in (None, "stereo", "antistereo"):
+        raise Malformed(f"'stereo_antistereo' is {direction!r}, not stereo or antistereo")
+    return key(row, "id") if row.get("id") not in (None, "") else None, Pair(more, less, direction, text(row, "bias_type"))

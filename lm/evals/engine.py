@@ -1,0 +1,203 @@
+"""A model of ours as the Subject of tasks: batched by length on the mesh that is set, and remembering its answers."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from data.hf_tokenizer import HFTokenizer
+from data.tokenizer import Tokenizer
+from lm.evals import drawing, likelihood
+from lm.evals.answers_cache import Answers, fingerprint, key
+from lm.evals.drawing import Answer, Ask, Writer
+from lm.evals.encoding import Encoding
+from lm.evals.likelihood import Request, Scored
+from lm.evals.subject import Continuation, Generated, Likelihood, Prompt, Rolled
+from lm.model.transformer import Transformer
+
+
+class Engine:
+    """See Subject for what it is asked.
+
+    Args:
+      name: that results call it by. max_length: tokens that it reads at most; None: the positions it was made for.
+      batch_tokens: slots of a batch; None: as fits the kind of device. cache: a file of answers (lm/evals/answers_cache.py), or
+        None. With several hosts no answers are kept.
+      template, system, add_bos: see Encoding. progress: whether bars are shown on stderr; None: on a terminal.
+    Attributes:
+      stats: what was done so far: {"requests", "cached", "tokens" read without padding, "slots" with it, "generated" tokens,
+        "cut" prompts that were too long, "seconds"}.
+    """
+
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer | HFTokenizer, *, name: str, max_length: int | None = None,
+        batch_tokens: int | None = None, cache: Path | None = None, template: str | None = None, system: str = "",
+        add_bos: bool | None = None, progress: bool | None = None,
+    ):  # fmt: skip
+        self.model, self.tokenizer, self.name = likelihood.dropless(model), tokenizer, name
+        self.max_length, self.batch_tokens = max_length or model.config.max_positions, batch_tokens
+        self.encoding = Encoding(tokenizer, template=template, system=system, add_bos=add_bos)
+        self.stats = dict.fromkeys(("requests", "cached", "tokens", "slots", "generated", "cut"), 0) | {"seconds": 0.0}
+        self._answers = Answers(cache) if cache and jax.process_count() == 1 else None
+        self._identity = fingerprint(model) if self._answers else ""
+        self._progress = progress
+
+    def likelihoods(self, requests: Sequence[Continuation]) -> list[Likelihood]:
+        """A request that is empty, or whose continuation is longer than the model reads, has the likelihood NaN."""
+        begin = time.perf_counter()
+        pairs = self.encoding.pairs([(r.context, r.continuation) for r in requests])
+        asked = [Request(*pair) for pair in pairs]
+        contexts: dict[tuple[int, int], tuple[int, ...]] = {}
+        found = []
+        for request, scored in zip(asked, self._scored(asked)):
+            put = likelihood.cut(request, self.max_length)
+            if scored is None or put is None:
+                found.append(Likelihood(float("nan"), False, tuple(request.continuation), tuple(request.context)))
+                continue
+            where = id(request.context), len(put.context)  # choices share the tuple of their context
+            context = contexts.setdefault(where, tuple(put.context))
+            total = float(np.sum(scored.logps, dtype=np.float64))
+            found.append(Likelihood(total, bool(scored.greedy.all()), tuple(put.continuation), context))
+        self._done(len(requests), begin)
+        return found
+
+    def rolled(self, texts: Sequence[str]) -> list[Rolled]:
+        """Each token once, in windows of at most `max_length` that do not overlap but for one token; the last one reaches back
+        as far as the model reads. The first is asked after the begin symbol, even if it is one itself."""
+        begin = time.perf_counter()
+        ids = self.encoding.many(texts)
+        split = [windows(some, self.encoding.prefix, self.max_length) for some in ids]
+        scored = iter(self._scored([request for some in split for request in some]))
+        found = []
+        for some, all_ids in zip(split, ids):
+            logps = [float(x) for _ in some for x in next(scored).logps]
+            found.append(Rolled(tuple(logps), tuple(all_ids)))
+        self._done(len(texts), begin)
+        return found
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[Generated]:
+        """Prompts lose their begin where they leave no room for `max_new_tokens`; of one that can have none, the problem says so.
+        """
+        begin = time.perf_counter()
+        asks, numbers = [], []
+        found: list[Generated | None] = [None] * len(prompts)
+        for number, (prompt, ids) in enumerate(zip(prompts, self.encoding.many([p.text for p in prompts]))):
+            room = self.max_length - prompt.max_new_tokens
+            if room < 1:
+                problem = f"max_new_tokens={prompt.max_new_tokens} of {self.max_length} leaves no room for a prompt"
+                found[number] = Generated("", False, problem=problem)
+                continue
+            self.stats["cut"] += len(ids) > room
+            seed = prompt.seed if prompt.temperature else 0
+            tokens = tuple(ids[-room:]) or (self.encoding.prefix,)
+            asks.append(Ask(tokens, prompt.stops, prompt.max_new_tokens, prompt.temperature, prompt.top_p, seed))
+            numbers.append(number)
+        for number, ask, answer in zip(numbers, asks, self._drawn(asks)):
+            text = drawing.text_of(answer, ask, self.tokenizer.decode)
+            found[number] = Generated(text, answer.ended, tuple(answer.tokens), ask.tokens)
+        self._done(len(prompts), begin)
+        return found
+
+    def chat_prompt(self, messages: Sequence[dict[str, Any]], prefill: str = "") -> str:
+        return self.encoding.conversation(messages, prefill)
+
+    def _scored(self, requests: list[Request]) -> list[Scored | None]:
+        """Each request's answer, None where there can be none."""
+        asked = [likelihood.cut(request, self.max_length) or Request((), ()) for request in requests]
+        works = likelihood.work(self.model, requests, max_length=self.max_length, batch_tokens=self.batch_tokens)
+
+        def batches() -> Iterator[tuple[list[int], Callable]]:
+            for part in works:
+
+                def run(part=part):
+                    self.stats["tokens"] += part.tokens
+                    self.stats["slots"] += part.slots
+                    return part.run()
+
+                yield part.requests, run
+
+        return self._answered(
+            "likelihoods", batches(), len(requests),
+            lambda: [key(self._identity, "likelihood", {}, *request) for request in asked],
+            lambda scored: scored.logps.tobytes() + scored.greedy.tobytes(), _scored_of,
+        )  # fmt: skip
+
+    def _drawn(self, asks: list[Ask]) -> list[Answer]:
+        writer = Writer(self.model, self.tokenizer.decode, self.tokenizer.vocab_size, self.encoding.stop_ids)
+
+        def batches() -> Iterator[tuple[list[int], Callable]]:
+            for part in drawing.work(writer, asks):
+
+                def run(part=part):
+                    answers = part.run()
+                    self.stats["generated"] += sum(len(answer.tokens) for answer in answers)
+                    return answers
+
+                yield part.asks, run
+
+        return self._answered(
+            "generations", batches(), len(asks),
+            lambda: [
+                key(self._identity, "generation", {"ask": ask[1:], "ends": self.encoding.stop_ids}, ask.tokens) for ask in asks
+            ],
+            lambda answer: json.dumps(answer).encode(), lambda value: Answer(*json.loads(value)),
+        )  # fmt: skip
+
+    def _answered(
+        self, what: str, batches: Iterator[tuple[list[int], Callable]], total: int, keys: Callable[[], list[bytes]],
+        pack: Callable[[Any], bytes], unpack: Callable[[bytes], Any],
+    ) -> list:  # fmt: skip
+        """Answers from the file, and of each batch that is not wholly known there, from the model.
+
+        An answer that is known stays as it is, so that a killed evaluation ends with the same numbers as one that was not.
+        """
+        found: list = [None] * total
+        names = keys() if self._answers else []
+        known = self._answers.found(names) if self._answers else {}
+        try:
+            found = [unpack(known[name]) if name in known else None for name in names] or found
+        except (ValueError, TypeError):
+            raise self._answers.damaged() from None
+        with self._bar(what, total) as bar:
+            for numbers, run in batches:
+                if all(found[number] is not None for number in numbers):
+                    self.stats["cached"] += len(numbers)
+                else:
+                    new = {n: answer for n, answer in zip(numbers, run()) if found[n] is None}
+                    for n, answer in new.items():
+                        found[n] = answer
+                    if self._answers:
+                        self._answers.add({names[n]: pack(answer) for n, answer in new.items()})
+                bar.update(len(numbers))
+        return found
+
+    def _bar(self, what: str, total: int):
+        hidden = None if self._progress is None else not self._progress
+        return tqdm(total=total, desc=what, unit=" requests", disable=hidden, leave=False)
+
+    def _done(self, requests: int, begin: float) -> None:
+        self.stats["requests"] += requests
+        self.stats["seconds"] += time.perf_counter() - begin
+
+
+def _scored_of(value: bytes) -> Scored:
+    n = len(value) // 5
+    return Scored(np.frombuffer(value[: 4 * n], np.float32), np.frombuffer(value[4 * n :], bool, n))
+
+
+def windows(ids: Sequence[int], prefix: int, max_length: int) -> list[Request]:
+    """A text's tokens, each to be scored once: after `prefix`, then window by window after the token before.
+
+    The last window is filled with tokens that were scored already, so that the model reads as much as it can.
+    """
+    found = []
+    for begin in range(0, len(ids), max_length):
+        end = min(begin + max_length, len(ids))
+        seen = [prefix] if begin == 0 else list(ids[end - max_length - 1 : begin])
+        found.append(Request(seen, ids[begin:end]))
+    return found

@@ -1,0 +1,95 @@
+"""Short answers: when two are the same, and when one says that it does not know."""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from typing import Literal
+
+from lm.evals.refusals import is_refusal
+
+Verdict = Literal["correct", "incorrect", "abstained"]
+
+# How an answer begins that gives none. "don't" is spelt with a plain apostrophe by then, all letters are small.
+_KNOW = (
+    r"(?:do not|don't|did not|didn't) (?:\w+ly )?(?:know|recall|remember|have (?:\w+ ){0,2}(?:information|knowledge|idea|data))"
+)
+_ABSTAINS = re.compile(
+    rf"\b(?:i|we) (?:\w+ly |just )?{_KNOW}"
+    r"|\b(?:i|we)(?: a|')(?:m|re) (?:\w+ly )?(?:not (?:sure|certain|aware|familiar)|unsure|uncertain|unaware|unable to)"
+    r"|\b(?:can't|cannot|can not|could not|couldn't|unable to) (?:be )?(?:answer|say\b|tell\b|determin|find|verif|confirm)"
+    r"|\bno idea\b|\bthere is (?:no|not enough|insufficient) (?:\w+ )?(?:information|answer|evidence)"
+    r"|\b(?:it|this|that|the answer)(?: is|'s) (?:not known|unknown|unclear)"
+    r"|^(?:the answer is )?(?:unknown|unanswerable|not known|no answer|n/a|not sure|unsure)\W*$"
+)
+# After these an answer that began so makes a guess all the same, unless what follows is of this other kind.
+_TURN = re.compile(r"\b(?:but|however|although|though|perhaps|maybe|probably|my (?:best )?guess|i (?:think|believe|guess))\b")
+_NO_GUESS = re.compile(r"^\W*(?:i|i'm|we|you|if|please|sorry|thank|there|feel)\b")
+_HEDGES = re.compile(r"\b(?:not|no|never|neither|nor|or)\b|n't\b")
+OPENING = 160  # characters in which an abstention says that it is one
+
+
+def normal(text: str) -> str:
+    """An answer as SQuAD compares it (Rajpurkar et al. 2016): small letters, no punctuation, no articles, single spaces.
+
+    As TriviaQA's does it takes other scripts' quotation marks for punctuation and underscores for spaces. So 3.5 is 35, which
+    is the benchmarks' own flaw. An answer of nothing but articles and punctuation stays as it is.
+    """
+    plain = unicodedata.normalize("NFC", text).lower().replace("_", " ")
+    kept = "".join(c for c in plain if not (unicodedata.category(c).startswith("P") or c in "$+<=>^`|~´"))
+    return " ".join(re.sub(r"\b(?:a|an|the)\b", " ", kept).split()) or " ".join(plain.split())
+
+
+def f1(answer: str, aliases: Sequence[str]) -> float:
+    """The best harmonic mean of precision and recall of the words of normal(answer) with those of an alias (SQuAD)."""
+    best, said = 0.0, normal(answer).split()
+    for alias in aliases:
+        right = normal(alias).split()
+        common = sum((Counter(said) & Counter(right)).values())
+        best = max(best, 2 * common / (len(said) + len(right)) if common else 0.0)
+    return best
+
+
+def abstains(answer: str, phrase: str = "") -> bool:
+    """Whether an answer says that it gives none: by `phrase`, by the rules above, by a refusal, or by being empty.
+
+    One that goes on to guess ("I'm not sure, but I think it is Rome") does not abstain.
+    """
+    return not answer.strip() or guess(answer, phrase) == ""
+
+
+def guess(answer: str, phrase: str = "") -> str | None:
+    """What an answer that says it does not know goes on to guess, "" if nothing; None if it does not say so."""
+    plain = " ".join(answer.translate({0x2019: "'", 0x2018: "'"}).lower().split())
+    stated = normal(phrase) if phrase else ""
+    if stated and re.match(rf"{re.escape(stated)}(?!\w)", normal(plain)):
+        begin = 0
+    elif found := _ABSTAINS.search(plain[:OPENING]):
+        begin = found.end()
+    elif is_refusal(answer):
+        begin = 0
+    else:
+        return None
+    turn = _TURN.search(plain, begin)
+    rest = plain[turn.end() :].strip(" ,.:;!") if turn else ""
+    return "" if not rest or _NO_GUESS.match(rest) and not _TURN.match(rest) or _ABSTAINS.search(rest) else rest
+
+
+def judged(answer: str, aliases: Sequence[str], phrase: str = "", match: Literal["exact", "contains"] = "exact") -> Verdict:
+    """Whether an answer is one of the aliases, abstains, or is wrong. Without aliases, whatever is answered is wrong.
+
+    "contains" also takes an alias that stands, whole words, in an answer of more words; unless that answer denies or offers
+    a choice ("not Paris", "Paris or Rome"), which only the alias itself could excuse.
+    """
+    said, rights = normal(answer), [normal(alias) for alias in aliases]
+    if said and said in rights:
+        return "correct"
+    rest = guess(answer, phrase)
+    if rest == "" or not answer.strip():
+        return "abstained"
+    if match == "contains" or rest:
+        words = f" {normal(rest or answer)} "
+        for right in filter(None, rights):
+            if f" {right} " in words and not _HEDGES.search((rest or answer).lower().replace(right, "")):
+                return "correct"
+    return "incorrect"

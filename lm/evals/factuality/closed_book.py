@@ -1,0 +1,152 @@
+"""Closed-book questions: what a model knows, what it invents, and whether it knows the difference.
+
+Each answer is correct, incorrect (it was invented), or abstains. An answer's confidence is its likelihood, normalised by its
+length, exp(1/n · Σ log p), and, if asked for, P(True): the model is shown its own answer and asked whether it is true (Kadavath
+et al. 2022, "Language Models (Mostly) Know What They Know"). Both are held against what was right (calibration.py).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lm.errors import UserError
+from lm.evals import writing
+from lm.evals.catalogue import Settings
+from lm.evals.documents import Documents, Item
+from lm.evals.factuality.answers import f1, judged, normal
+from lm.evals.factuality.calibration import calibration
+from lm.evals.outcome import Outcome, summed_up
+from lm.evals.prompting import Prompts, open_prompts
+from lm.evals.scorers.joining import Malformed, Problems
+from lm.evals.subject import Continuation, Prompt, Subject
+
+DEFAULTS = {
+    "question": "question",  # column of the question, dotted if it lies deeper
+    "answers": "answers",  # column of all that is right, a text or a list
+    "abstain": "I don't know",  # what the prompt allows to say; {abstain} in the description
+    "match": "exact",  # or "contains", as answers.judged has them
+    "until": ["\n"],
+    "max_new_tokens": 32,
+    "confidence": ["likelihood"],  # and "p_true"
+}
+P_TRUE = "Question: {question}\nProposed answer: {answer}\nIs the proposed answer true or false?\nThe proposed answer is:"
+METRICS = (
+    "accuracy", "exact_match", "f1", "hallucination_rate", "abstention_rate", "truthful_score", "unanswerable_abstained",
+)  # fmt: skip
+FIGURES = ("ece_equal_width", "ece_equal_mass", "brier", "auroc", "aurc")
+
+
+class ClosedBook(NamedTuple):
+    """A task (lm/evals/outcome.py)."""
+
+    name: str
+    versions: dict[str, Any]
+    values: dict[str, Any]
+    documents: Documents
+    prompts: Prompts
+
+    def run(self, subject: Subject) -> Outcome:
+        """Of the scored items:
+
+        accuracy, exact_match, f1: of those that have an answer; who abstains is not right.
+        hallucination_rate: incorrect ones among the attempted. abstention_rate: of all.
+        truthful_score: the mean of 1 for what is right (on an unanswerable question, to abstain), 0 for abstaining, −1 for an
+        incorrect answer. unanswerable_abstained: of those that have no answer, how many it does not answer.
+        ece_equal_width, ece_equal_mass, brier, auroc, aurc: of the attempted ones, by likelihood; …_p_true by P(True).
+        """
+        problems, values = self.documents.new_problems(), self.values
+        asked = writing.contexts(self.prompts, self.documents.items, subject, problems)
+        requests = [Prompt(c.text, tuple(values["until"]), values["max_new_tokens"]) for _, c in asked]
+        answers = writing.generated(subject, requests, [item.id for item, _ in asked], problems)
+        samples = []
+        for (item, context), answer in zip(asked, answers, strict=True):
+            if answer is not None:
+                begun = writing.sample(self.name, self.versions["split"], item, context, answer)
+                samples.append(begun | self._scored(item, answer.text))
+        attempted = [s for s in samples if s["verdict"] != "abstained"]
+        self._confidences(attempted, subject, problems)
+        results = summed_up(samples, METRICS, problems)
+        kept = results.pop("problems")
+        curves: dict[str, Any] = {}
+        for kind, ending in (("likelihood", ""), ("p_true", "_p_true")):
+            if kind not in values["confidence"]:
+                continue
+            key = "confidence" if kind == "likelihood" else kind
+            known = [s for s in attempted if s[key] is not None]
+            found = calibration([s[key] for s in known], [s["verdict"] == "correct" for s in known])
+            results |= {f"{figure}{ending}": found[figure] for figure in FIGURES}
+            shown = {part: found[part] for part in ("bins", "risk_coverage")} | {"of": found["n"]}
+            curves |= shown if kind == "likelihood" else {kind: shown}
+        counts = {v: sum(s["verdict"] == v for s in samples) for v in ("correct", "incorrect", "abstained")}
+        return Outcome(results | {"verdicts": counts, "calibration": curves, "problems": kept}, samples)
+
+    def _scored(self, item: Item, text: str) -> dict[str, Any]:
+        aliases, answer = item.doc["aliases"], first_line(text)
+        verdict = judged(answer, aliases, self.values["abstain"], self.values["match"])
+        right = verdict == ("correct" if aliases else "abstained")
+        metrics: dict[str, float | None] = {
+            "accuracy": float(right) if aliases else None,
+            "exact_match": float(normal(answer) in [normal(alias) for alias in aliases]) if aliases else None,
+            "f1": f1(answer, aliases) if aliases else None,
+            "hallucination_rate": None if verdict == "abstained" else float(verdict == "incorrect"),
+            "abstention_rate": float(verdict == "abstained"),
+            "truthful_score": 1.0 if right else 0.0 if verdict == "abstained" else -1.0,
+            "unanswerable_abstained": None if aliases else float(right),
+        }
+        return {
+            "answer": answer, "question": item.doc["asked"], "target": list(aliases), "reference": item.doc["reference"],
+            "answerable": bool(aliases), "verdict": verdict, "confidence": None, "p_true": None, "metrics": metrics,
+            "failed": verdict == "incorrect",
+        }  # fmt: skip
+
+    def _confidences(self, attempted: Sequence[dict], subject: Subject, problems: Problems) -> None:
+        """Puts confidence and p_true into the samples."""
+        wanted = self.values["confidence"]
+        if "likelihood" in wanted:
+            said = [s["generation"][: s["generation"].index(s["answer"]) + len(s["answer"])] for s in attempted]
+            found = subject.likelihoods([Continuation(s["prompt"], text) for s, text in zip(attempted, said)])
+            for s, text, likelihood in zip(attempted, said, found, strict=True):
+                length = len(likelihood.tokens) or len(text.split())
+                if math.isfinite(likelihood.logp):
+                    s["confidence"] = min(1.0, math.exp(likelihood.logp / length))
+                else:
+                    problems.add("likelihoods_not_finite", f"{s['doc_id']}: {likelihood.logp}")
+        if "p_true" in wanted:
+            texts = [P_TRUE.format(question=s["question"], answer=s["answer"]) for s in attempted]
+            found = subject.likelihoods([Continuation(t, word) for t in texts for word in (" True", " False")])
+            for s, true, false in zip(attempted, found[::2], found[1::2], strict=True):
+                if math.isfinite(true.logp) and math.isfinite(false.logp):
+                    s["p_true"] = 1 / (1 + math.exp(min(700.0, false.logp - true.logp)))
+                else:
+                    problems.add("likelihoods_not_finite", f"{s['doc_id']}: P(True) of {true.logp}, {false.logp}")
+
+
+def first_line(text: str) -> str:
+    """The answer in a text: its first line that is not empty."""
+    return next((line.strip() for line in text.splitlines() if line.strip()), "")
+
+
+def build(name: str, spec: Mapping[str, Any], settings: Settings) -> ClosedBook:
+    """Items have a question, answers (all that is right) and, where there is none, answerable: false.
+
+    Raises: UserError for a task file or data that cannot be used.
+    """
+    values = writing.settled(name, spec, settings, DEFAULTS)
+    if values["match"] not in ("exact", "contains"):
+        raise UserError(f"task {name}: match: {values['match']!r} is none of exact, contains")
+    if unknown := set(values["confidence"]) - {"likelihood", "p_true"}:
+        raise UserError(f"task {name}: confidence: {min(unknown)!r} is none of likelihood, p_true")
+    documents = writing.opened(name, values, settings, lambda doc: _read(doc, values))
+    prompts = open_prompts(name, values | {"doc_to_target": "reference"}, settings, documents)
+    return ClosedBook(name, writing.versions(documents, values, settings), values, documents, prompts)
+
+
+def _read(doc: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with `asked`, its question; `aliases`, all right answers; and `reference`, what should be said."""
+    answerable = doc.get("answerable")
+    if answerable is not None and not isinstance(answerable, bool):
+        raise Malformed(f"'answerable' is {answerable!r}, not true or false")
+    (asked,) = writing.texts(writing.column(doc, values["question"]), values["question"])[:1]
+    found = writing.column(doc, values["answers"]) if answerable is not False else None
+    aliases = writing.texts(found, values["answers"], empty=answerable is False)
+    return {**doc, "asked": asked, "aliases": aliases, "reference": aliases[0] if aliases else values["abstain"]}

@@ -1,0 +1,186 @@
+"""Cloze facts: does a model hold the true object of a relation likelier than others, however it is asked?
+
+LAMA (Petroni et al. 2019, "Language Models as Knowledge Bases?") with candidates: of "[X] was born in [Y]." every object of the
+relation is put for [Y], and what follows the subject is scored as a continuation. PARAREL (Elazar et al. 2021, "Measuring and
+Improving Consistency in Pretrained Language Models"): do paraphrases of the sentence give the same object?
+
+Prompts are texts to be continued; a chat template is never put around them.
+"""
+
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lm.evals import writing
+from lm.evals.catalogue import Settings
+from lm.evals.documents import Documents, load
+from lm.evals.outcome import Outcome, summed_up
+from lm.evals.scorers import mean
+from lm.evals.scorers.joining import Malformed, shown
+from lm.evals.subject import Continuation, Likelihood, Subject
+
+DEFAULTS = {
+    "subject": "subject", "object": "object", "relation": "relation",  # their columns
+    "template": "template",  # column of a sentence with [X] and [Y], or of a prompt that the object is to follow
+    "templates": {},  # of relations whose items have none: {relation: [sentence, paraphrases …]}
+}  # fmt: skip
+METRICS = ("precision_at_1", "precision_at_1_bytes", "mrr", "margin", "consistency", "consistently_right")
+OBJECT = re.compile(r"\[Y\]|\[MASK\]")
+
+
+class Fact(NamedTuple):
+    """sentences: the one that counts, and its paraphrases, as what stands before the object and what after it."""
+
+    id: int | str
+    subject: str
+    relation: str
+    object: str
+    sentences: tuple[tuple[str, str], ...]
+    candidates: tuple[str, ...]
+
+
+class Cloze(NamedTuple):
+    """A task (lm/evals/outcome.py)."""
+
+    name: str
+    versions: dict[str, Any]
+    documents: Documents
+    facts: list[Fact]
+
+    def run(self, subject: Subject) -> Outcome:
+        """By log-likelihood: precision_at_1, the true object is the likeliest (ties shared); …_bytes, per UTF-8 byte; mrr, of
+        1/rank (ties at their middle); margin, log-likelihood over that of the likeliest other, nats. consistency: pairs of an
+        item's sentences with the same likeliest object; consistently_right: all of them have the true one. chance: of
+        precision_at_1. The same in `relations`."""
+        problems = self.documents.new_problems()
+        requests = [
+            Continuation(before, f"{between}{candidate}{after}")
+            for fact in self.facts
+            for before, between, after in map(_spaced, fact.sentences)
+            for candidate in fact.candidates
+        ]
+        answers, samples = iter(subject.likelihoods(requests)), []
+        for fact in self.facts:
+            found = [[next(answers) for _ in fact.candidates] for _ in fact.sentences]
+            wrong = next((one.logp for some in found for one in some if not math.isfinite(one.logp)), None)
+            if wrong is not None:
+                problems.add("likelihoods_not_finite", f"{fact.id}: {wrong}")
+                continue
+            samples.append(self._scored(fact, found))
+        results = summed_up(samples, METRICS, problems)
+        relations = sorted({s["relation"] for s in samples if s["relation"]})
+        parts = {name: _figures([s for s in samples if s["relation"] == name]) for name in relations}
+        chance = math.fsum(1 / len(s["choices"]) for s in samples) / len(samples) if samples else None
+        return Outcome(results | {"chance": chance, "relations": parts, "problems": results["problems"]}, samples)
+
+    def _scored(self, fact: Fact, found: Sequence[Sequence[Likelihood]]) -> dict[str, Any]:
+        before, between, after = _spaced(fact.sentences[0])
+        choices = [f"{between}{candidate}{after}" for candidate in fact.candidates]
+        target = fact.candidates.index(fact.object)
+        scores = [one.logp for one in found[0]]
+        tops = [max(range(len(some)), key=lambda n, some=some: some[n].logp) for some in found]
+        pairs = [a == b for a, b in itertools.combinations(tops, 2)]
+        hit, rank = ranked(scores, target)
+        metrics = {
+            "precision_at_1": hit,
+            "precision_at_1_bytes": ranked([s / len(c.encode("utf-8", "replace")) for s, c in zip(scores, choices)], target)[0],
+            "mrr": 1 / rank,
+            "margin": scores[target] - max(score for n, score in enumerate(scores) if n != target),
+            "consistency": sum(pairs) / len(pairs) if pairs else None,
+            "consistently_right": float(all(top == target for top in tops)) if pairs else None,
+        }
+        return {
+            "task": self.name, "doc_id": fact.id, "split": self.versions["split"], "prompt": before, "choices": choices,
+            "loglikelihoods": scores, "tokens": [[list(one.context_tokens), list(one.tokens)] for one in found[0]],
+            "target": target, "reference": choices[target].strip(), "relation": fact.relation,
+            "answer": fact.candidates[tops[0]], "answers": [fact.candidates[top] for top in tops], "metrics": metrics,
+            "failed": tops[0] != target,
+        }  # fmt: skip
+
+
+def ranked(scores: Sequence[float], target: int) -> tuple[float, float]:
+    """The chance that the target comes first if ties are broken by lot, and its mean rank, from 1."""
+    above = sum(score > scores[target] for score in scores)
+    equal = sum(score == scores[target] for score in scores)
+    return (0.0 if above else 1 / equal), above + (equal + 1) / 2
+
+
+def _figures(samples: Sequence[dict]) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for metric in METRICS:
+        figures |= mean(metric, [s["metrics"][metric] for s in samples if s["metrics"][metric] is not None])
+    return figures | {"n": len(samples)}
+
+
+def _spaced(sentence: tuple[str, str]) -> tuple[str, str, str]:
+    """What stands before the object, the space between, which belongs to the continuation, and what stands after it."""
+    before, after = sentence
+    kept = before.rstrip()
+    return kept, before[len(kept) :], after
+
+
+def build(name: str, spec: Mapping[str, Any], settings: Settings) -> Cloze:
+    """Items have subject, object, and template (with [X] and [Y], or [MASK]) or prompt (which the object follows); optionally
+    relation, distractors (else all objects of the relation), paraphrases (templates or prompts like the first) and id.
+
+    Other true objects of the same subject and relation are no candidates. Raises: UserError for a task file or data that cannot
+    be used.
+    """
+    values = writing.settled(name, spec, settings, DEFAULTS, needed=())
+    documents = load(name, values | {"num_fewshot": 0}, settings)
+    problems, facts, given = documents.new_problems(), [], {}
+    for item in documents.items:
+        try:
+            fact, given[item.id] = _read(item.id, item.doc, values)
+            facts.append(fact)
+        except Malformed as why:
+            problems.add("malformed_items", f"{item.id}: {why}")
+    owners: dict[tuple, list] = {}
+    for fact in facts:
+        owners.setdefault((fact.subject, fact.relation, fact.object, fact.sentences), []).append(fact)
+    for key, same in owners.items():
+        if len(same) > 1:
+            problems.add("duplicate_items", f"{shown(key[:3])}: {', '.join(str(fact.id) for fact in same)}")
+    facts = [fact for fact in facts if len(owners[fact.subject, fact.relation, fact.object, fact.sentences]) == 1]
+    objects: dict[str, set[str]] = {}
+    true: dict[tuple[str, str], set[str]] = {}
+    for fact in facts:
+        objects.setdefault(fact.relation, set()).add(fact.object)
+        true.setdefault((fact.subject, fact.relation), set()).add(fact.object)
+    usable = []
+    for fact in facts:
+        others = set(given[fact.id] or objects[fact.relation]) - true[fact.subject, fact.relation]
+        if others:
+            usable.append(fact._replace(candidates=tuple(sorted({fact.object} | others))))
+        else:
+            problems.add("malformed_items", f"{fact.id}: no other object to choose from; give distractors")
+    documents = documents._replace(problems=problems)
+    return Cloze(name, writing.versions(documents, values, settings), documents, usable)
+
+
+def _read(id: int | str, doc: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Fact, tuple[str, ...]]:
+    """The fact and its own distractors."""
+
+    def one(key: str, *, empty: bool = False) -> str:
+        return " ".join(writing.texts(writing.column(doc, key), key, empty=empty)[:1]).strip()
+
+    relation = one(values["relation"], empty=True)
+    subject, answer = one(values["subject"]), one(values["object"])
+    first = writing.column(doc, values["template"]) or doc.get("prompt")
+    of_relation = values["templates"].get(relation) or ()
+    templates = writing.texts(first or of_relation, "template")
+    templates += writing.texts(doc.get("paraphrases"), "paraphrases", empty=True)
+    sentences = tuple(dict.fromkeys(_sentence(template, subject) for template in templates))
+    return Fact(id, subject, relation, answer, sentences, ()), writing.texts(doc.get("distractors"), "distractors", empty=True)
+
+
+def _sentence(template: str, subject: str) -> tuple[str, str]:
+    holes = OBJECT.split(template)
+    if len(holes) > 2:
+        raise Malformed(f"{template!r} has {len(holes) - 1} places for the object")
+    before, after = (part.replace("[X]", subject) for part in (*holes, "")[:2])
+    if len(holes) == 1 and not before[-1:].isspace():
+        before += " "
+    return before, after

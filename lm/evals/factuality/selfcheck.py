@@ -1,0 +1,154 @@
+"""SelfCheckGPT: does a model tell the same when asked again? (Manakul, Liusie and Gales 2023)
+
+What a model knows it says in every draw; what it invents differs from draw to draw. Each sentence of its greedy answer is held
+against N sampled ones:
+
+    by a judge     share of the samples that do not support the sentence: 0 supported, 1 not (the paper's prompt variant)
+    by unigrams    −log p(word) under the counts of all words of the samples and of the answer itself: the mean over the
+                   answer's words, and the mean over its sentences of the greatest (the paper's n-gram variant, n = 1)
+
+The unigram figures grow with a text's vocabulary; …_excess is what they are above those of the answer alone, as if every sample
+had said the same. No variant sees what a model gets wrong in every draw: this measures consistency, not truth.
+"""
+
+import collections
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lm.errors import UserError
+from lm.evals import writing
+from lm.evals.catalogue import Settings
+from lm.evals.documents import Documents
+from lm.evals.factuality.answers import abstains
+from lm.evals.factuality.claim_judge import ClaimJudge, guarded, open_claim_judge
+from lm.evals.factuality.claims import sentences
+from lm.evals.factuality.entailment import Finding
+from lm.evals.outcome import Outcome, summed_up
+from lm.evals.prompting import Prompts, open_prompts
+from lm.evals.subject import Prompt, Subject
+
+DEFAULTS = {
+    "abstain": "I don't know",  # what the prompt allows to say; {abstain} in the description
+    "samples": 5,
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "until": [],
+    "max_new_tokens": 128,
+    "judge": "",  # rules or openai:URL; empty: the one of the config
+    "judge_model": "",
+}
+UNIGRAM = (
+    "inconsistency_unigram_avg_nll", "inconsistency_unigram_max_nll", "inconsistency_unigram_avg_nll_excess",
+    "inconsistency_unigram_max_nll_excess",
+)  # fmt: skip
+METRICS = ("inconsistency", "samples_contradicted", *UNIGRAM, "abstained")
+
+
+class SelfCheck(NamedTuple):
+    """A task (lm/evals/outcome.py)."""
+
+    name: str
+    versions: dict[str, Any]
+    values: dict[str, Any]
+    documents: Documents
+    prompts: Prompts
+    judge: ClaimJudge
+    seed: int
+
+    def run(self, subject: Subject) -> Outcome:
+        """Of the answers that do not abstain, the mean over their sentences: inconsistency, the share of samples that do not
+        support the sentence, samples_contradicted, of those that contradict it; judgements that failed count for neither. The
+        unigram figures are in nats. abstained: of all greedy answers."""
+        problems, values = self.documents.new_problems(), self.values
+        asked = writing.contexts(self.prompts, self.documents.items, subject, problems)
+        requests, ids = [], []
+        for item, context in asked:
+            greedy = Prompt(context.text, tuple(values["until"]), values["max_new_tokens"])
+            drawn = greedy._replace(temperature=float(values["temperature"]), top_p=float(values["top_p"]))
+            requests += [greedy, *(drawn._replace(seed=self.seed + n) for n in range(1, values["samples"] + 1))]
+            ids += [item.id, *(f"{item.id}, sample {n}" for n in range(1, values["samples"] + 1))]
+        written = writing.generated(subject, requests, ids, problems)
+        step = values["samples"] + 1
+        kept = [
+            (*asked[n], written[n * step], [a.text for a in written[n * step + 1 : (n + 1) * step] if a is not None])
+            for n in range(len(asked))
+        ]
+        kept = [case for case in kept if case[2] is not None and case[3]]
+        said = [[] if abstains(answer.text, values["abstain"]) else sentences(answer.text) for _, _, answer, _ in kept]
+        pairs = [(one, (text,)) for (*_, texts), some in zip(kept, said, strict=True) for one in some for text in texts]
+        found = guarded(self.judge)([claim for claim, _ in pairs], [shown for _, shown in pairs])
+        for finding in found:
+            if finding.label == "unknown":
+                problems.add("unknown_judgements", finding.reason)
+        findings, samples = iter(found), []
+        for (item, context, answer, texts), some in zip(kept, said, strict=True):
+            judged = [[next(findings) for _ in texts] for _ in some]
+            begun = writing.sample(self.name, self.versions["split"], item, context, answer)
+            reference = item.doc["reference"] or values["abstain"]  # what should be said instead of something else each time
+            samples.append(begun | {"reference": reference} | scored(some, texts, judged))
+        return Outcome(summed_up(samples, METRICS, problems), samples)
+
+
+def scored(said: Sequence[str], texts: Sequence[str], judged: Sequence[Sequence[Finding]]) -> dict[str, Any]:
+    """An answer's sentences against its samples. judged: of each sentence the finding by each sample."""
+    metrics: dict[str, float | None] = dict.fromkeys(METRICS) | {"abstained": float(not said)}
+    rows = []
+    for sentence, findings in zip(said, judged, strict=True):
+        labels = [finding.label for finding in findings if finding.label != "unknown"]
+        shares = {
+            "inconsistency": sum(label != "supported" for label in labels) / len(labels) if labels else None,
+            "samples_contradicted": labels.count("contradicted") / len(labels) if labels else None,
+        }
+        rows.append({"sentence": sentence, "verdicts": [finding.label for finding in findings], **shares})
+    for name in ("inconsistency", "samples_contradicted"):
+        known = [row[name] for row in rows if row[name] is not None]
+        metrics[name] = sum(known) / len(known) if known else None
+    if said:
+        metrics |= unigram(said, texts)
+    share = metrics["inconsistency"]
+    return {
+        "target": None, "samples": list(texts), "sentences": rows, "metrics": metrics,
+        "verdict": "abstained" if not said else "unknown" if share is None else "inconsistent" if share > 0.5 else "consistent",
+        "failed": share is not None and share > 0.5,
+    }  # fmt: skip
+
+
+def unigram(said: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
+    """−log p of the words of an answer's sentences, nats, by the counts of the samples and the answer together. Every word has
+    a count, its own, so nothing is smoothed. The excess is over the same by the counts of the answer alone, which is what
+    samples that repeat the answer would give."""
+    own = collections.Counter(word for sentence in said for word in words(sentence))
+    together = own + collections.Counter(word for text in texts for word in words(text))
+
+    def figures(counts: Mapping[str, int]) -> tuple[float, float]:
+        total = sum(counts.values())
+        surprise = [[-math.log(counts[word] / total) for word in words(sentence)] for sentence in said]
+        flat = [value for some in surprise for value in some]
+        return math.fsum(flat) / len(flat), math.fsum(max(some) for some in surprise) / len(surprise)
+
+    (average, greatest), (least, least_greatest) = figures(together), figures(own)
+    return dict(zip(UNIGRAM, (average, greatest, average - least, greatest - least_greatest)))
+
+
+def words(text: str) -> list[str]:
+    """Words and marks of a text, in small letters."""
+    return re.findall(r"\w+|[^\w\s]", text.lower())
+
+
+def build(name: str, spec: Mapping[str, Any], settings: Settings) -> SelfCheck:
+    """Items have what the prompt's template asks for, and optionally id and reference, a right answer.
+
+    Raises: UserError for a task file, a judge or data that cannot be used.
+    """
+    values = writing.settled(name, spec, settings, DEFAULTS)
+    if values["samples"] < 1:
+        raise UserError(f"task {name}: samples: {values['samples']} must be at least 1")
+    if values["temperature"] <= 0:
+        raise UserError(f"task {name}: temperature: {values['temperature']} must be above 0, or every sample is the same")
+    judge = open_claim_judge(f"options.{spec.get('kind')}.judge", values["judge"] or settings.judge, values["judge_model"])
+    documents = writing.opened(name, values | {"num_fewshot": 0}, settings, writing.asking)
+    prompts = open_prompts(name, values, settings, documents)
+    told = writing.versions(documents, values, settings) | {"judge": values["judge"] or settings.judge, "seed": settings.seed}
+    return SelfCheck(name, told, values, documents, prompts, judge, settings.seed)

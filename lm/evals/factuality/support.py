@@ -1,0 +1,149 @@
+"""Is what a model writes supported by documents? Its text is taken apart into claims, and each is judged.
+
+FActScore (Min et al. 2023, "FActScore: Fine-grained Atomic Evaluation of Factual Precision in Long Form Text Generation"): of a
+text the share of its claims that the documents support, times a penalty for saying little, exp(1 − γ/claims) below γ claims;
+the mean over the texts that do not abstain. Other than there, claims come from rules (claims.py), each counts once, and what is
+not supported is told apart: contradicted, or not mentioned.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lm.evals import writing
+from lm.evals.catalogue import Settings
+from lm.evals.documents import Documents, Item
+from lm.evals.factuality.answers import abstains
+from lm.evals.factuality.claim_judge import ClaimJudge, guarded, open_claim_judge
+from lm.evals.factuality.claims import claims
+from lm.evals.factuality.entailment import Finding
+from lm.evals.outcome import Outcome, summed_up
+from lm.evals.prompting import Prompts, open_prompts
+from lm.evals.subject import Prompt, Subject
+
+DEFAULTS = {
+    "abstain": "I don't know",  # what the prompt allows to say; {abstain} in the description
+    "gamma": 10,  # claims below which a text is short; 0: no penalty
+    "until": [],
+    "max_new_tokens": 256,
+    "judge": "",  # rules or openai:URL; empty: the one of the config
+    "judge_model": "",
+}
+METRICS = (
+    "factscore", "factscore_unpenalised", "factscore_at_least", "supported", "contradicted", "unsupported", "abstained",
+    "fact_recall", "facts_contradicted",
+)  # fmt: skip
+STATES = ("supported", "contradicted", "unsupported", "unknown")
+
+
+class Support(NamedTuple):
+    """A task (lm/evals/outcome.py)."""
+
+    name: str
+    versions: dict[str, Any]
+    values: dict[str, Any]
+    documents: Documents
+    prompts: Prompts
+    judge: ClaimJudge
+
+    def run(self, subject: Subject) -> Outcome:
+        """Of the texts that do not abstain, and of their claims that the judge could judge:
+
+        supported, contradicted, unsupported: shares of a text's claims, averaged over texts. factscore: supported with the
+        length penalty; factscore_unpenalised: without it; factscore_at_least: if every claim of unknown state were unsupported.
+        abstained: share of all texts. fact_recall, facts_contradicted: of an item's own `facts`, how many the text states or
+        contradicts. states: how many claims, and how many texts abstained.
+        """
+        problems, values = self.documents.new_problems(), self.values
+        asked = writing.contexts(self.prompts, self.documents.items, subject, problems)
+        requests = [Prompt(c.text, tuple(values["until"]), values["max_new_tokens"]) for _, c in asked]
+        answers = writing.generated(subject, requests, [item.id for item, _ in asked], problems)
+        written = [(item, c, answer) for (item, c), answer in zip(asked, answers, strict=True) if answer is not None]
+        silent = [abstains(answer.text, values["abstain"]) for _, _, answer in written]
+        made = [[] if s else claims(a.text, item.doc.get("topic", "")) for (item, _, a), s in zip(written, silent, strict=True)]
+        facts = [[] if s else item.doc["facts"] for (item, _, _), s in zip(written, silent, strict=True)]
+        pairs = [(claim, item.doc["documents"]) for (item, _, _), some in zip(written, made) for claim in some]
+        pairs += [(fact, (answer.text,)) for (_, _, answer), some in zip(written, facts) for fact in some]
+        found = guarded(self.judge)([claim for claim, _ in pairs], [shown for _, shown in pairs])
+        findings = iter(found)
+        judged = [[(claim, next(findings)) for claim in some] for some in made]
+        recalled = [[(fact, next(findings)) for fact in some] for some in facts]
+        samples = []
+        for (item, context, answer), of_text, of_facts, quiet in zip(written, judged, recalled, silent, strict=True):
+            if not quiet and not of_text:
+                problems.add("answers_without_claims", f"{item.id}: {answer.text}")
+            begun = writing.sample(self.name, self.versions["split"], item, context, answer)
+            samples.append(begun | self._scored(item, of_text, of_facts, quiet))
+        for finding in found:
+            if finding.label == "unknown":
+                problems.add("unknown_judgements", finding.reason)
+        results = summed_up(samples, METRICS, problems)
+        states = {state: sum(s["states"][state] for s in samples) for state in STATES} | {"abstained": sum(silent)}
+        return Outcome(results | {"states": states, "problems": results["problems"]}, samples)
+
+    def _scored(
+        self, item: Item, judged: Sequence[tuple[str, Finding]], recalled: Sequence[tuple[str, Finding]], silent: bool
+    ) -> dict[str, Any]:  # fmt: skip
+        labels = [finding.label for _, finding in judged]
+        states = {state: labels.count(state) for state in STATES}
+        scores = factscore(labels, self.values["gamma"])
+        known = [finding.label for _, finding in recalled if finding.label != "unknown"]
+        metrics = dict.fromkeys(METRICS) | scores | {"abstained": float(silent)}
+        if item.doc["facts"] and (known or silent):
+            metrics["fact_recall"] = known.count("supported") / len(known) if known else 0.0
+            metrics["facts_contradicted"] = known.count("contradicted") / len(known) if known else 0.0
+        right = [claim for claim, finding in judged if finding.label == "supported"]
+        told = ", ".join(f"{n} {state}" for state, n in states.items() if n)
+        return {
+            "target": None,
+            "reference": item.doc["reference"] or (". ".join(right) + "." if right else self.values["abstain"]),
+            "verdict": "abstained" if silent else told or "no claims",
+            "states": states,
+            "claims": [_told("claim", claim, finding) for claim, finding in judged],
+            "facts": [_told("fact", fact, finding) for fact, finding in recalled],
+            "metrics": metrics,
+            "failed": states["contradicted"] > 0 or 2 * states["unsupported"] > len(labels) - states["unknown"],
+        }
+
+
+def factscore(labels: Sequence[str], gamma: int = 10) -> dict[str, float | None]:
+    """The figures of one text by the states of its claims; None without a claim that could be judged.
+
+    >>> factscore(["supported", "unsupported"], gamma=4)["factscore"]  # ½ · exp(1 − 4/2)
+    0.18393972058572117
+    """
+    known = [label for label in labels if label != "unknown"]
+    if not known:
+        return dict.fromkeys(("factscore", "factscore_unpenalised", "factscore_at_least", *STATES[:3]))
+    shares = {state: known.count(state) / len(known) for state in STATES[:3]}
+    penalty = math.exp(1 - gamma / len(labels)) if len(labels) < gamma else 1.0
+    return shares | {
+        "factscore": shares["supported"] * penalty,
+        "factscore_unpenalised": shares["supported"],
+        "factscore_at_least": known.count("supported") / len(labels) * penalty,
+    }
+
+
+def _told(what: str, text: str, finding: Finding) -> dict[str, str]:
+    return {what: text, "verdict": finding.label, "reason": finding.reason, "evidence": finding.evidence}
+
+
+def build(name: str, spec: Mapping[str, Any], settings: Settings) -> Support:
+    """Items have what the prompt's template asks for (topic, prompt) and documents (texts), and optionally id; topic, for whom
+    pronouns stand; facts, which a good text states; and reference, a right text.
+
+    Raises: UserError for a task file, a judge or data that cannot be used.
+    """
+    values = writing.settled(name, spec, settings, DEFAULTS)
+    judge = open_claim_judge(f"options.{spec.get('kind')}.judge", values["judge"] or settings.judge, values["judge_model"])
+    documents = writing.opened(name, values | {"num_fewshot": 0}, settings, _read)
+    prompts = open_prompts(name, values, settings, documents)
+    told = writing.versions(documents, values, settings) | {"judge": values["judge"] or settings.judge}
+    return Support(name, told, values, documents, prompts, judge)
+
+
+def _read(doc: Mapping[str, Any]) -> dict[str, Any]:
+    return writing.asking(doc) | {
+        "documents": writing.texts(doc.get("documents"), "documents"),
+        "facts": writing.texts(doc.get("facts"), "facts", empty=True),
+    }

@@ -1,0 +1,50 @@
+"""Tasks of an evaluation in the middle of a training run, every config.evals.every steps and at its end.
+
+Figures are logged beside validation's, as valid_TASK/METRIC; evals/step-NNNNNN.json holds all that results.json would.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from flax import nnx
+
+from lm import cli
+from lm.errors import UserError
+from lm.evals.engine import Engine
+from lm.evals.measures import is_number, metrics
+from lm.evals.run import finite, open_tasks, settings_of, template_of
+from lm.parallel import hosts
+
+Measure = Callable[[int, nnx.State], dict[str, float]]
+
+
+def measuring(config, workdir: Path, graph, tokenizer) -> Measure | None:
+    """measure(step, params) -> {"TASK/METRIC": value} of the tasks in config.evals, on the mesh that is set; None if none.
+
+    Raises: UserError for tasks that cannot be opened.
+    """
+    evals = config.evals
+    if evals.every < 0:
+        raise UserError(f"evals.every={evals.every} must be at least 0")
+    if not evals.tasks:
+        return None
+    try:
+        tasks, _ = open_tasks(evals.tasks, settings_of(evals))
+        template = template_of(evals.chat_template)
+    except UserError as error:
+        raise UserError(f"evals: {error}") from None
+
+    def measure(step: int, params: nnx.State) -> dict[str, float]:
+        engine = Engine(nnx.merge(graph, params), tokenizer, name=workdir.name, template=template, progress=False)
+        results = {task.name: finite(task.run(engine).results) for task in tasks}
+        if hosts.is_first():
+            (workdir / "evals").mkdir(exist_ok=True)
+            cli.write_json(workdir / "evals" / f"step-{step:06d}.json", results)
+        return {
+            f"{name}/{metric}": result[metric]
+            for name, result in results.items()
+            for metric in metrics(result)
+            if is_number(result.get(metric))
+        }
+
+    return measure

@@ -1,0 +1,323 @@
+"""Log-probabilities of continuations, a token at a time: what contexts share is read once (lm/evals/trie.py lays it out), and
+logits are made only where a continuation is asked for.
+
+Axes: B rows, T slots of a row, P slots of a prefix, S = P + T, N scored slots of a row, K targets of a slot, W prefixes of a
+wave, D model, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from lm.config import ModelConfig
+from lm.evals.trie import Batch, Costs, plan
+from lm.kernels.matmul import gathered, product
+from lm.model.attention import cache_shapes
+from lm.model.transformer import DecodeState, Transformer, empty_state, once, skeleton
+from lm.parallel.mesh import reshard, spec
+
+LOGITS = 1 << 25  # of them exist at a time on a device
+CACHE = 1 << 30  # bytes of keys and values on a device, about
+
+
+class Request(NamedTuple):
+    """context and continuation: token ids, of each one at least."""
+
+    context: Sequence[int]
+    continuation: Sequence[int]
+
+
+class Scored(NamedTuple):
+    """logps: of each token of the continuation, float32 [n], nats. greedy: of each, whether it was the most likely one."""
+
+    logps: np.ndarray
+    greedy: np.ndarray
+
+
+class Work(NamedTuple):
+    """A batch of a plan. requests: the numbers of those that it answers. tokens: that are read for it, padding not counted;
+    slots: with padding. run: answers them, in that order."""
+
+    requests: list[int]
+    tokens: int
+    slots: int
+    run: Callable[[], list[Scored]]
+
+
+def cut(request: Request, max_length: int) -> Request | None:
+    """The request as a model of `max_length` positions is asked it: its context loses its begin; None if that is not enough.
+
+    The last token is a target only, so there is room for one more than the model reads (lm-evaluation-harness does the same).
+    """
+    context, continuation = request
+    room = max_length + 1 - len(continuation)
+    if room < 1 or not len(context) or not len(continuation):
+        return None
+    return Request(context[-room:], continuation)
+
+
+def scores(
+    model: Transformer, requests: Sequence[Request], *, max_length: int, batch_tokens: int | None = None
+) -> list[Scored | None]:  # fmt: skip
+    """Of each request, on the mesh that is set; None for one that is too long or empty. See `work`."""
+    found: list[Scored | None] = [None] * len(requests)
+    for part in work(model, requests, max_length=max_length, batch_tokens=batch_tokens):
+        for number, scored in zip(part.requests, part.run(), strict=True):
+            found[number] = scored
+    return found
+
+
+def reference(model: Transformer, request: Request, max_length: int) -> Scored:
+    """The plain twin: one request at a time, whole logits."""
+    model = dropless(model)
+    context, continuation = cut(request, max_length)
+    logits_TV = model(jnp.asarray([[*context, *continuation][:-1]]))[0, len(context) - 1 :]
+    targets_T = jnp.asarray(continuation)
+    logps = jnp.take_along_axis(jax.nn.log_softmax(logits_TV), targets_T[:, None], axis=1)[:, 0]
+    return Scored(np.asarray(logps), np.asarray(jnp.argmax(logits_TV, axis=1) == targets_T))
+
+
+def work(
+    model: Transformer, requests: Sequence[Request], *, max_length: int, batch_tokens: int | None = None
+) -> Iterator[Work]:  # fmt: skip
+    """The batches that answer the requests, to be run in this order or left out; requests that `cut` refuses are in none.
+
+    Batches are a function of the requests as a set and of the arguments, so that an evaluation that leaves out what it knows
+    already gets the same numbers, bit for bit, for the rest.
+
+    Args:
+      max_length: positions of the model that may be used.
+      batch_tokens: slots of a batch; None: 2048 on a CPU, whose caches are small, else 32768.
+    """
+    some = [(n, one) for n, request in enumerate(requests) if (one := cut(request, max_length)) is not None]
+    reader = _Reader(model)
+    alone = [(n, one) for n, one in some if reader.alone(len(one.context) + len(one.continuation) - 1)]
+    if alone:
+        apart = {n for n, _ in alone}
+        some = [(n, one) for n, one in some if n not in apart]
+    cpu = jax.default_backend() == "cpu"
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+    costs = Costs(
+        model.config.embed_dim, shape=10_000 if cpu else 1_000_000, batch=batch_tokens or (2048 if cpu else 32768),
+        cache=ways * CACHE // slot_bytes(model.config), ways=ways,
+    )  # fmt: skip
+    yield from reader.works(some, costs)
+    for length in sorted({len(one.context) + len(one.continuation) for _, one in alone}):
+        of_length = [(n, one) for n, one in alone if len(one.context) + len(one.continuation) == length]
+        for n, one in of_length:
+            yield from reader.works([(n, one)], costs._replace(batch=length * ways), length - 1)
+
+
+def slot_bytes(config: ModelConfig) -> int:
+    """What a slot of a row takes in the key/value caches of all layers."""
+    sizes = [x[0] * x[1] for x in cache_shapes(config).values()]
+    return sum(sizes) * config.num_layers * config.compute_dtype.itemsize
+
+
+def dropless(model: Transformer) -> Transformer:
+    """The model, its experts without a capacity: one that drops tokens would answer by what else is in the batch."""
+    config = model.config
+    if not config.moe.capacity_factor:
+        return model
+    config = dataclasses.replace(config, moe=dataclasses.replace(config.moe, capacity_factor=0.0))
+    return nnx.merge(skeleton(config)[0], nnx.split(model)[1])
+
+
+class _Reader:
+    """A model that reads batches, and the states of the prefixes of the last wave."""
+
+    def __init__(self, model: Transformer):
+        self.config = model.config
+        self.graph, self.params = nnx.split(dropless(model))
+        self.wave, self.states = -1, None
+
+    def alone(self, length: int) -> bool:
+        """Whether so many tokens turn by angles that depend on their number, so that nothing may be read beside them."""
+        rope = self.config.rope
+        return self.config.positions == "rotary" and rope.depends_on_length and length > rope.original_positions
+
+    def works(self, requests: list[tuple[int, Request]], costs: Costs, exact: int = 0) -> Iterator[Work]:
+        """exact: slots of a row that must not be padded."""
+        planned = plan([r.context for _, r in requests], [r.continuation for _, r in requests], costs)
+        for batch in planned.batches:
+            batch = batch._replace(T=exact) if exact else batch
+            numbers = sorted({number for row in batch.rows for trie in row.tries for number in trie.answers})
+            tokens = sum(len(trie.tokens) for row in batch.rows for trie in row.tries)
+            prefixes = planned.waves[batch.wave] if batch.P else []
+            yield Work(
+                [requests[number][0] for number in numbers], tokens, batch.B * batch.T,
+                functools.partial(self.run, batch, prefixes, costs.ways, numbers),
+            )  # fmt: skip
+
+    def run(self, batch: Batch, prefixes: list[np.ndarray], ways: int, numbers: list[int]) -> list[Scored]:
+        states = self._states(batch, prefixes, ways) if batch.P else None
+        arrays, where = _laid_out(batch, prefixes)
+        logps_BNK, best_BN = _scored(self.graph, self.params, states, *_placed(arrays))
+        logps_BNK, best_BN = np.asarray(logps_BNK), np.asarray(best_BN)
+        targets_BNK = arrays[-1]
+        found = []
+        for number in numbers:
+            b, n, k = where[number]
+            found.append(Scored(logps_BNK[b, n, k], best_BN[b, n] == targets_BNK[b, n, k]))
+        return found
+
+    def _states(self, batch: Batch, prefixes: list[np.ndarray], ways: int):
+        """What was read of the wave's prefixes, whole on every device."""
+        if self.wave != batch.wave:
+            self.states = None
+            filled = max(ways, 1 << (len(prefixes) - 1).bit_length())
+            filled = -(-filled // ways) * ways
+            tokens, segments = np.zeros((2, filled, batch.P), np.int32)
+            for w, prefix in enumerate(prefixes):
+                tokens[w, : len(prefix)], segments[w, : len(prefix)] = prefix, 1
+            self.wave, self.states = batch.wave, _prefixes(self.graph, self.params, *_placed((tokens, segments)))
+        return self.states
+
+
+def _laid_out(batch: Batch, prefixes: list[np.ndarray]) -> tuple[tuple[np.ndarray, ...], dict[int, Any]]:
+    """Arrays of a batch, and of each request's number the row, and the scored slots and targets in it."""
+    B, T, P, N, K = batch.B, batch.T, batch.P, batch.N, batch.K
+    tokens_BT, positions_BT, valid_BT = np.zeros((3, B, T), np.int32)
+    ends_BT = np.zeros((B, T), np.int32) + np.arange(1, T + 1, dtype=np.int32)  # padding sees itself
+    slots_BN, targets_BNK = np.zeros((B, N), np.int32), np.zeros((B, N, K), np.int32)
+    which_B, read_B, where = np.zeros(B, np.int32), np.zeros(B, np.int32), {}
+    for b, row in enumerate(batch.rows):
+        if P:
+            which_B[b], read_B[b] = row.prefix, len(prefixes[row.prefix])
+        begin, n = 0, 0
+        for trie in row.tries:
+            here = slice(begin, begin + len(trie.tokens))
+            tokens_BT[b, here], positions_BT[b, here], valid_BT[b, here] = trie.tokens, trie.positions, 1
+            ends_BT[b, here] = trie.ends + begin
+            at = {}
+            for slot, ids in trie.targets.items():
+                at[slot] = n
+                slots_BN[b, n], targets_BNK[b, n, : len(ids)] = begin + slot, ids
+                n += 1
+            for number, answer in trie.answers.items():
+                where[number] = b, np.asarray([at[slot] for slot, _ in answer]), np.asarray([k for _, k in answer])
+            begin = here.stop
+    return (which_B, read_B, tokens_BT, positions_BT, valid_BT, ends_BT, slots_BN, targets_BNK), where
+
+
+def _placed(arrays: tuple[np.ndarray, ...]) -> tuple:
+    """Rows split over the mesh that is set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return arrays
+    where = NamedSharding(jax.sharding.get_mesh(), spec("batch"))
+    return tuple(jax.make_array_from_callback(x.shape, where, lambda index, x=x: x[index]) for x in arrays)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prefixes(graph, params, tokens_WP, segments_WP):
+    """The layers' caches of prefixes, whole on every device but for their heads."""
+    model = nnx.merge(graph, params)
+    positions_WP = jnp.zeros_like(tokens_WP) + jnp.arange(tokens_WP.shape[1], dtype=tokens_WP.dtype)
+    state = empty_state(model.config, *tokens_WP.shape)
+    layers = model.hidden(tokens_WP, segments_WP, positions_WP * segments_WP, state).state.layers
+    where = _cache_spec(model, None)
+    return layers if where is None else jax.tree.map(lambda x: jax.sharding.reshard(x, where), layers)
+
+
+def _cache_spec(model: Transformer, rows: str | None) -> PartitionSpec | None:
+    """How a layer's cache lies, whose rows are split as `rows` says."""
+    config = model.config
+    # The one head of latent attention is shared by all query heads, and so whole on every device.
+    heads = None if config.mla.kv_rank else "kv_heads"
+    return spec(*[None] * config.scan_layers, rows, None, heads, None)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scored(
+    graph, params, prefixes, which_B, read_B, tokens_BT, positions_BT, valid_BT, ends_BT, slots_BN, targets_BNK
+):  # fmt: skip
+    """log p of the targets, float32 [B, N, K], and the most likely token, int32 [B, N].
+
+    prefixes: layers' caches of W rows and P slots, or None. which_B: the one that a row goes on from. read_B: its filled slots.
+    """
+    model = nnx.merge(graph, params)
+    T, windows = tokens_BT.shape[1], [model.config.window for kind in model.config.layer_kinds if kind.local]
+    state = None
+    if prefixes is not None:
+        state = _after(model, prefixes, which_B, read_B, T)
+    elif windows and min(windows) < T:
+        # Blocks of keys that a window leaves out are told by slots, but here branches stand between a token and what it sees;
+        # with a state, of one empty slot, attention goes by the mask alone.
+        state = empty_state(model.config, tokens_BT.shape[0], T + 1)._replace(slot=jnp.int32(1))
+    x_BTD = _read(model, tokens_BT, positions_BT, valid_BT, ends_BT, read_B, state)
+    return _of_targets(model, jnp.take_along_axis(x_BTD, slots_BN[..., None], axis=1), targets_BNK)
+
+
+def _after(model: Transformer, prefixes, which_B, read_B, T: int) -> DecodeState:
+    """The state of rows that have read their prefixes and are to read T tokens."""
+    where, axis = _cache_spec(model, "batch"), int(model.config.scan_layers)
+    P = jax.tree.leaves(prefixes)[0].shape[axis + 1]
+
+    def rows(x):
+        taken = (x.at[:, which_B] if axis else x.at[which_B]).get(out_sharding=where)
+        return jnp.pad(taken, [(0, T if n == axis + 1 else 0) for n in range(x.ndim)])
+
+    segments_BS = (jnp.arange(P + T) < read_B[:, None]).astype(jnp.int32)
+    return DecodeState(jax.tree.map(rows, prefixes), segments_BS, jnp.int32(P))
+
+
+def _read(model: Transformer, tokens_BT, positions_BT, valid_BT, ends_BT, read_B, state: DecodeState | None) -> jax.Array:
+    """Hidden states after the last norm. A token sees its prefix, and slots k up to its own with ends[k] behind it."""
+    config, T = model.config, tokens_BT.shape[1]
+    P = 0 if state is None else state.segments_BS.shape[1] - T
+    prefix_P = jnp.arange(P, dtype=jnp.int32)
+    ends_BS = jnp.concatenate((jnp.where(prefix_P < read_B[:, None], P + T, 0), ends_BT + P), axis=1)
+    keys_BS = jnp.concatenate((jnp.zeros_like(read_B)[:, None] + prefix_P, positions_BT), axis=1)
+
+    def masks(positions_BT, _, slots_T):
+        seen_BTS = (jnp.arange(P + T) <= slots_T[:, None]) & (slots_T[:, None] < ends_BS[:, None])
+        near_BTS = positions_BT[:, :, None] - keys_BS[:, None] < config.window
+        return {True: seen_BTS & near_BTS, False: seen_BTS}
+
+    masks_BTS = once(masks, positions_BT, valid_BT, P + jnp.arange(T))
+    steps, state = model._steps(valid_BT, positions_BT, state)
+    steps = {local: step._replace(mask_BTS=masks_BTS[local]) for local, step in steps.items()}
+    x_BTD = model._embedded(tokens_BT)
+    if config.positions == "learned":
+        table = reshard(model.position_embedding[...].astype(x_BTD.dtype), None, None)
+        x_BTD = x_BTD + table.at[positions_BT].get(out_sharding=spec("batch", "length", None))
+    for s, (block, repeats) in enumerate(config.stacks):
+        x_BTD, _, _ = model._stack(model.stacks[s], block, repeats, x_BTD, steps, state and state.layers[s])
+    return model.norm(x_BTD)
+
+
+def _of_targets(model: Transformer, x_BND, targets_BNK) -> tuple[jax.Array, jax.Array]:
+    """log p of each target, and the most likely token; logits are made some slots at a time."""
+    config, (B, N, _) = model.config, targets_BNK.shape
+    head_VD = gathered(model.head_VD.astype(config.compute_dtype))
+    mesh = jax.sharding.get_abstract_mesh()
+    rows = B if mesh.empty else B // (mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"])
+    chunk = max((c for c in range(1, N + 1) if N % c == 0 and rows * c * config.vocab_size <= LOGITS), default=1)
+
+    def some(inputs):
+        x_BnD, targets_BnK = inputs
+        logits = product("bnd,vd->bnv", x_BnD, head_VD, spec("batch", None, "vocab"))
+        if config.logit_softcap:
+            logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
+        logits = reshard(logits, "batch", None, None)
+        labels = jnp.take_along_axis(logits, targets_BnK, axis=-1)
+        return labels - jax.nn.logsumexp(logits, axis=-1, keepdims=True), jnp.argmax(logits, axis=-1).astype(jnp.int32)
+
+    def split(x):
+        return jnp.moveaxis(x.reshape(B, N // chunk, chunk, x.shape[-1]), 1, 0)
+
+    if chunk == N:
+        logps, best = some((x_BND, targets_BNK))
+    else:
+        logps, best = lax.map(some, (split(x_BND), split(targets_BNK)))
+        logps, best = jnp.moveaxis(logps, 0, 1).reshape(targets_BNK.shape), jnp.moveaxis(best, 0, 1).reshape(B, N)
+    return reshard(logps, None, None, None), reshard(best, None, None)

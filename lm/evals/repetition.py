@@ -1,0 +1,82 @@
+"""How much a text repeats itself.
+
+Words are runs of letters and digits in small letters, or single marks; no tokenizer's tokens, so that models with different
+ones can be compared. All figures change with a text's length: compare texts of like length.
+"""
+
+import re
+import zlib
+from collections.abc import Sequence
+
+WINDOW = 128  # words
+PRIME, BASE = 2**61 - 1, 1_000_003
+_UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # scripts whose characters count as words
+_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
+METRICS = (
+    "distinct_1", "distinct_2", "distinct_3", "repetition_2", "repetition_3", "seq_repetition_4", "token_repetition_128",
+    "repeated_span", "compression_ratio",
+)  # fmt: skip
+
+
+def repetition(text: str) -> dict[str, float | None]:
+    """The figures of a text, all in 0…1, None of a text too short for them:
+
+    distinct_n             different n-grams / n-grams (Li et al. 2016)
+    repetition_n           1 − distinct_n; seq_repetition_4 is seq-rep-4 (Welleck et al. 2020, "Neural Text Generation with
+                           Unlikelihood Training", section 6)
+    token_repetition_128   share of words that are among the 128 before them (rep/ℓ there, of the text instead of predictions)
+    repeated_span          the words of the longest span that stands twice, both times, without overlap / words
+    compression_ratio      bytes after DEFLATE / bytes before, at most 1; the lower, the more is repeated
+    """
+    words = split(text)
+    distinct = {n: _distinct(words, n) for n in (1, 2, 3, 4)}
+    repeated = {n: None if share is None else 1 - share for n, share in distinct.items()}
+    last: dict[str, int] = {}
+    seen = []
+    for at, word in enumerate(words):
+        seen.append(at - last.get(word, -WINDOW - 1) <= WINDOW)
+        last[word] = at
+    raw = text.encode("utf-8", "replace")
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)  # without header and checksum
+    packed = len(packer.compress(raw) + packer.flush())
+    values = (
+        distinct[1], distinct[2], distinct[3], repeated[2], repeated[3], repeated[4], sum(seen) / len(seen) if seen else None,
+        2 * longest_repeated(words) / len(words) if words else None, min(1.0, packed / len(raw)) if raw else None,
+    )  # fmt: skip
+    return dict(zip(METRICS, values, strict=True))
+
+
+def split(text: str) -> list[str]:
+    return _WORD.findall(text.lower())
+
+
+def _distinct(words: Sequence[str], n: int) -> float | None:
+    grams = [tuple(words[at : at + n]) for at in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def longest_repeated(words: Sequence[str]) -> int:
+    """Words of the longest span that stands at two places which do not overlap, in O(n log n).
+
+    Whatever repeats a span repeats its begin, so the length is found by halving. Spans are told apart by their polynomials
+    modulo 2⁶¹ − 1, of the numbers of their words; that two different ones agree is not to be expected.
+    """
+    number: dict[str, int] = {}
+    sums, powers = [0], [1]
+    for word in words:
+        sums.append((sums[-1] * BASE + number.setdefault(word, len(number) + 1)) % PRIME)
+        powers.append(powers[-1] * BASE % PRIME)
+
+    def repeats(length: int) -> bool:
+        first: dict[int, int] = {}
+        for at in range(len(words) - length + 1):
+            value = (sums[at + length] - sums[at] * powers[length]) % PRIME
+            if first.setdefault(value, at) + length <= at:
+                return True
+        return False
+
+    low, high = 0, len(words) // 2
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if repeats(middle) else (low, middle - 1)
+    return low

@@ -1,0 +1,254 @@
+"""One evaluation: a model, its tasks one after another, and what they come to.
+
+    tasks/NAME.json, NAME.jsonl   results and samples of a task that is done, with what they depend on
+    answers.sqlite                what the model answered so far, so that a task that is not done goes on
+    results.json, samples.jsonl   of all tasks, made of the files above
+    report.html, report.json      to read, and how it compares
+
+No time and no machine is in results.json or samples.jsonl: the same evaluation gives the same bytes.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import math
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import yaml
+
+from data.hf_tokenizer import load_tokenizer
+from lm import cli
+from lm.errors import UserError
+from lm.evals import compare, contamination, evaluation_report, failures, report
+from lm.evals.answers_cache import fingerprint
+from lm.evals.catalogue import Settings, open_task, text_of
+from lm.evals.core_metric import core
+from lm.evals.engine import Engine
+from lm.evals.measures import main_metric
+from lm.evals.outcome import Outcome, Task
+from lm.infer.load import load_onto
+from lm.parallel import hosts
+from lm.parallel.mesh import make_mesh
+
+LIBRARIES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "sentencepiece")
+# Keys that no result depends on.
+FREE = (
+    "checkpoint", "tasks", "compare", "compare_alpha", "compare_tolerance", "contamination", "export_failures", "cache",
+    "mesh", "batch_tokens",
+)  # fmt: skip
+
+
+def run(config, workdir: Path) -> list[str]:
+    """Evaluates config.checkpoint and writes results, samples and report into `workdir`.
+
+    Returns: what became worse against the runs of config.compare, a line each.
+    Raises: UserError for what the user can mend, before anything is written where that can be known.
+    """
+    begin = time.perf_counter()
+    if not config.checkpoint:
+        raise UserError("--config.checkpoint is missing: name a workdir or a Hugging Face folder")
+    settings = settings_of(config)
+    tasks, files = open_tasks(config.tasks, settings)
+    others = others_of(config, workdir)
+    template = template_of(config.chat_template)
+    tokenizer = load_tokenizer(config.checkpoint)
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        model = load_onto(config.checkpoint, mesh, config.dtype)
+        who = fingerprint(model)
+        if hosts.is_first():
+            (workdir / "tasks").mkdir(parents=True, exist_ok=True)
+            cli.write_json(workdir / "config.json", config.to_dict())
+        engine = Engine(
+            model, tokenizer, name=Path(config.checkpoint).name, max_length=config.max_length, batch_tokens=config.batch_tokens,
+            cache=workdir / "answers.sqlite" if config.cache else None, template=template, system=config.system_instruction,
+        )  # fmt: skip
+        asked = {"model": who, "dtype": str(model.config.dtype)}
+        asked |= {name: value for name, value in config.to_dict().items() if name not in FREE}
+        asked |= {"chat_template": template, "libraries": libraries()}
+        results, stages = {}, {"start": time.perf_counter() - begin}
+        for task in tasks:
+            since = time.perf_counter()
+            results[task.name] = kept(task, engine, workdir, asked | {"versions": task.versions, "file": files[task.name]})
+            stages[task.name] = time.perf_counter() - since
+            if hosts.is_first():
+                print(told(task.name, results[task.name]), flush=True)
+    if not hosts.is_first():
+        return []
+    results |= {name: one for name, one in {"core": core(results)}.items() if one}
+    return finished(config, workdir, engine, tasks, results, others, asked, stages, begin)
+
+
+def finished(
+    config, workdir: Path, engine: Engine, tasks, results: dict, others, asked: dict, stages: dict, begin
+) -> list[str]:
+    """Writes what all tasks come to. Returns what became worse."""
+    samples = workdir / "samples.jsonl"
+    joined(samples, [workdir / "tasks" / f"{task.name}.jsonl" for task in tasks])
+    if config.contamination:
+        checked = contamination.of_samples(compare.read_samples(samples), contamination.texts(config.contamination))
+        write_lines(workdir / "contamination.jsonl", checked["items"])
+        results["contamination"] = checked["tasks"]
+    results |= {
+        "model": {"name": engine.name, "fingerprint": asked["model"], "dtype": asked["dtype"]},
+        "versions": asked["libraries"] | {"tasks": {task.name: task.versions for task in tasks}},
+        "chat_template": {"applied": bool(config.chat_template), "sha256": digest(engine.encoding.template or "")},
+        "seed": config.seed,
+    }
+    cli.write_json(workdir / "results.json", finite(results))
+    if config.export_failures:
+        manifest = failures.export(compare.read_samples(samples), config.export_failures)
+        print(f"failed items in {config.export_failures}: {counts(manifest)}", flush=True)
+    stats = engine.stats
+    throughput = {name: stats[name] for name in ("requests", "cached", "tokens", "generated")} if stats["requests"] else {}
+    if stats["seconds"]:
+        throughput |= {"requests_per_second": stats["requests"] / stats["seconds"]}
+        throughput |= {"tokens_per_second": (stats["tokens"] + stats["generated"]) / stats["seconds"]}
+    stages["report and other"] = time.perf_counter() - begin - sum(stages.values())
+    written = evaluation_report.write(
+        workdir, results, samples, others,
+        about={
+            "title": f"lmcraft evaluation {workdir.name}", "model": engine.name, "finished": True, "machine": report.machine(),
+            "config": config.to_dict(), "throughput": throughput, "stages": stages,
+        },
+    )  # fmt: skip
+    worse = []
+    for name, comparison in written["comparison"].items():
+        rows = compare.worse(comparison, alpha=config.compare_alpha, tolerance=config.compare_tolerance)
+        worse += [f"{compare.told(row)} against {name}" for row in rows]
+    return worse
+
+
+def settings_of(config) -> Settings:
+    """Of a config, or of a section that has some of its keys. Raises UserError for values that make no sense."""
+    try:
+        options = yaml.safe_load(config.options) if config.options else {}
+    except yaml.YAMLError as error:
+        raise UserError(f"options={config.options!r}: {error}") from None
+    if not isinstance(options, dict) or not all(isinstance(value, dict) for value in options.values()):
+        raise UserError(f"options={config.options!r}: write YAML such as 'redteam: {{samples: 2}}'")
+    if config.limit is not None and not config.limit > 0:
+        raise UserError(f"limit={config.limit} must be above 0: a number of items, or below 1 a share of them")
+    if config.num_fewshot is not None and config.num_fewshot < 0:
+        raise UserError(f"num_fewshot={config.num_fewshot} must be at least 0")
+    if config.data_dir and not Path(config.data_dir).is_dir():
+        raise UserError(f"data_dir={config.data_dir}: no such folder")
+    if config.get("dtype") not in (None, "bfloat16", "float32"):
+        raise UserError(f"dtype={config.dtype!r} is neither bfloat16 nor float32")
+    return Settings(
+        data_dir=Path(config.data_dir) if config.data_dir else None, num_fewshot=config.num_fewshot, limit=config.limit,
+        chat=bool(config.chat_template), system=config.get("system_instruction", ""),
+        fewshot_as_multiturn=config.get("fewshot_as_multiturn", False), seed=config.get("seed", Settings().seed),
+        judge=config.judge, options=options,
+    )  # fmt: skip
+
+
+def open_tasks(names: str, settings: Settings) -> tuple[list[Task], dict[str, str]]:
+    """The tasks of a list separated by commas, each ready to run, and by its name what its file says. Raises UserError."""
+    wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    if not wanted:
+        raise UserError("--config.tasks is missing: name tasks, such as mmlu,bbq; lm/evals/tasks has them all")
+    tasks = [open_task(name, settings) for name in wanted]
+    called: dict[str, str] = {}
+    for name, task in zip(wanted, tasks, strict=True):
+        if task.name in called:
+            raise UserError(f"tasks: {called[task.name]} and {name} are both called {task.name}; rename one of the files")
+        called[task.name] = name
+    return tasks, {name: text_of(given) for name, given in called.items()}
+
+
+def template_of(name: str) -> str | None:
+    """What Engine takes: None, "plain" or a template. Raises UserError for a file that there is not."""
+    if name in ("", "own"):
+        return None
+    if name == "plain":
+        return "plain"
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"chat_template={name}: no such file; own, plain, or the path of a Jinja template")
+    return path.read_text(encoding="utf-8")
+
+
+def others_of(config, workdir: Path) -> list[tuple[str, dict, Path]]:
+    """(name, results, samples) of the runs to compare with. Raises UserError if one is not there."""
+    found = []
+    for name in (config.compare or "").split(","):
+        if not name.strip():
+            continue
+        folder = Path(name.strip())
+        if folder.resolve() == workdir.resolve():
+            raise UserError(f"compare={name}: this is the workdir itself; name another evaluation")
+        found.append((folder.name, compare.read_results(folder), folder / "samples.jsonl"))
+    return found
+
+
+def kept(task: Task, engine: Engine, workdir: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of a task that was done before and would come to the same now; else of its run."""
+    path = workdir / "tasks" / f"{task.name}.json"
+    depends = digest(json.dumps(asked, sort_keys=True, default=str))
+    if path.is_file() and jax.process_count() == 1:
+        done = json.loads(path.read_text())
+        if done["depends_on"] == depends:
+            return done["results"]
+    outcome: Outcome = task.run(engine)
+    results = finite(outcome.results)
+    if hosts.is_first():
+        write_lines(path.with_suffix(".jsonl"), outcome.samples)
+        cli.write_json(path, {"depends_on": depends, "results": results})
+    return results
+
+
+def told(name: str, results: Mapping[str, Any]) -> str:
+    """A line of a task's results."""
+    metric = main_metric(results)
+    value, error = results.get(metric), results.get(f"{metric}_stderr")
+    figure = "nothing known" if value is None else f"{metric} {value:.4g}" + (f" ± {error:.2g}" if error else "")
+    troubles = sum(kind["n"] for kind in (results.get("problems") or {}).values())
+    return f"{name}: {figure}, n {results['n']}" + (f", {troubles} problems" if troubles else "")
+
+
+def counts(manifest: Mapping[str, Any]) -> str:
+    return ", ".join(f"{file['rows']} in {name}" for name, file in manifest["files"].items()) or "none"
+
+
+def libraries() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in LIBRARIES}
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def finite(value: Any) -> Any:
+    """As JSON has it: numbers of NumPy are plain ones, and what is not finite is null."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(one) for one in value]
+    if isinstance(value, np.generic | np.ndarray):
+        return finite(value.tolist())
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_lines(path: Path, rows: Sequence[Mapping]) -> None:
+    """Writes beside, then renames."""
+    beside = path.with_name(path.name + ".new")
+    with beside.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(finite(row)) + "\n")
+    beside.replace(path)
+
+
+def joined(path: Path, parts: Sequence[Path]) -> None:
+    """The parts one after another, written beside, then renamed."""
+    beside = path.with_name(path.name + ".new")
+    with beside.open("wb") as file:
+        for part in parts:
+            file.write(part.read_bytes())
+    beside.replace(path)

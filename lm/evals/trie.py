@@ -1,0 +1,342 @@
+"""How many likelihood requests become few tokens: what contexts share is read once, and the rest is laid out in full rows.
+
+The choices of one context hang behind it like the branches of a trie, in depth-first order: slot k is seen by slot q if
+k ≤ q < ends[k], where ends[k] is the slot behind the last one below k. Tries stand side by side in a row and do not see one
+another. Beginnings of many contexts (few-shot examples, a system message) are prefixes, read once into a key/value cache that
+rows go on from. All is a function of the requests alone, whatever their order.
+
+Axes: B rows, T slots, P prefix slots, N scored slots of a row, K targets of a slot.
+"""
+
+import bisect
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+SMALL = 64  # slots of the shortest row or prefix
+GROUP = 256  # tokens that a prefix must save before it is worth being one
+
+
+class Trie(NamedTuple):
+    """One context and all that was asked after it.
+
+    tokens, positions, ends: int32 [n]. targets: of each scored slot, its targets' ids. answers: of each request, by its number,
+    the (slot, target's index) of each of its tokens.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    ends: np.ndarray
+    targets: dict[int, list[int]]
+    answers: dict[int, list[tuple[int, int]]]
+
+
+class Row(NamedTuple):
+    """Tries side by side behind the prefix of that number in its wave (-1: none)."""
+
+    prefix: int
+    tries: list[Trie]
+
+
+class Batch(NamedTuple):
+    """Rows that are read together, all padded to B × T behind P prefix slots. wave: the number of their prefixes."""
+
+    B: int
+    T: int
+    P: int
+    N: int
+    K: int
+    wave: int
+    rows: list[Row]
+
+
+class Plan(NamedTuple):
+    """waves: prefixes that are read together, each of P slots at most, by the number that batches call them by."""
+
+    batches: list[Batch]
+    waves: list[list[np.ndarray]]
+
+
+class Costs(NamedTuple):
+    """What a plan weighs, in tokens. width: D of the model; attention to n tokens costs n / 6D of what reading a token does.
+    shape: compiling one more shape. batch: slots of a batch. cache: slots of key/value caches that there is room for. ways: of
+    devices, over which rows are split."""
+
+    width: int
+    shape: int
+    batch: int
+    cache: int = 1 << 30
+    ways: int = 1
+
+
+def plan(contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], costs: Costs) -> Plan:
+    """Of requests that fit the model. Contexts and continuations have a token at least."""
+    asked: dict[bytes, dict[bytes, list[int]]] = {}
+    for number, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
+        asked.setdefault(_key(context), {}).setdefault(_key(continuation), []).append(number)
+    begins = sorted(asked)
+    heads = [_ids(key) for key in begins]
+    longest = max((len(head) + len(c) // 4 - 1 for key, head in zip(begins, heads) for c in asked[key]), default=0)
+    tries = [t for key, head in zip(begins, heads) for t in _tries(head, asked[key], max(longest, costs.batch // 4))]
+    result = Plan([], [])
+    for P, groups in _by_slots(_grouped(tries, costs), costs):
+        _add(result, P, groups, costs)
+    return result
+
+
+def _key(ids: Sequence[int]) -> bytes:
+    """Bytes that sort as the ids do."""
+    return np.asarray(ids, ">u4").tobytes()
+
+
+def _ids(key: bytes) -> np.ndarray:
+    return np.frombuffer(key, ">u4").astype(np.int32)
+
+
+def _tries(head: np.ndarray, asked: dict[bytes, list[int]], most: int) -> list[Trie]:
+    """The trie of a context, or several if it would have more than `most` tokens."""
+    done, open_ = [], None
+    for key in sorted(asked):
+        tail = _ids(key).tolist()
+        if open_ is not None and open_.size + len(tail) - 1 > most:
+            done.append(open_.trie())
+            open_ = None
+        open_ = open_ or _Growing(head)
+        open_.add(tail, asked[key])
+    return [*done, open_.trie()]
+
+
+class _Growing:
+    """A trie while continuations come in, in lexicographic order."""
+
+    def __init__(self, head: np.ndarray):
+        self.head, self.tokens, self.depths = head, [], []
+        self.path, self.last = [len(head) - 1], []
+        self.targets: dict[int, dict[int, int]] = {}
+        self.answers: dict[int, list[tuple[int, int]]] = {}
+
+    @property
+    def size(self) -> int:
+        return len(self.head) + len(self.tokens)
+
+    def add(self, tail: list[int], numbers: list[int]) -> None:
+        shared = min(_common(self.last, tail), len(self.path) - 1)
+        del self.path[shared + 1 :]
+        for depth in range(len(self.path) - 1, len(tail) - 1):
+            self.path.append(self.size)
+            self.tokens.append(tail[depth])
+            self.depths.append(len(self.head) + depth)
+        answer = []
+        for slot, target in zip(self.path, tail):
+            known = self.targets.setdefault(slot, {})
+            answer.append((slot, known.setdefault(target, len(known))))
+        for number in numbers:
+            self.answers[number] = answer
+        self.last = tail
+
+    def trie(self) -> Trie:
+        n, size = len(self.head), self.size
+        ends = np.full(size, size, np.int32)
+        below: list[int] = []  # slots whose end is not known yet, ever deeper
+        for i, depth in enumerate(self.depths):
+            while below and self.depths[below[-1]] >= depth:
+                ends[n + below.pop()] = n + i
+            below.append(i)
+        positions = np.concatenate([np.arange(n), np.asarray(self.depths, int)]).astype(np.int32)
+        tokens = np.concatenate([self.head, np.asarray(self.tokens, int)]).astype(np.int32)
+        return Trie(tokens, positions, ends, {s: list(known) for s, known in self.targets.items()}, self.answers)
+
+
+def _common(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens two sequences begin with together."""
+    n = min(len(a), len(b))
+    differs = np.asarray(a[:n]) != np.asarray(b[:n])
+    return int(differs.argmax()) if differs.any() else n
+
+
+class _Group(NamedTuple):
+    """Tries whose first `shared` tokens are one prefix, which is read apart; 0: none is."""
+
+    shared: int
+    tries: list[Trie]
+
+
+def _grouped(tries: list[Trie], costs: Costs) -> list[_Group]:
+    """The best way to divide tries, sorted by their contexts, into groups that share a prefix.
+
+    The common beginnings of neighbours make a tree of ranges; from its leaves up, each range is one group or is left divided as
+    it is best, whatever costs less.
+    """
+    if not tries:
+        return []
+    sizes = np.asarray([len(t.tokens) for t in tries], np.int64)
+    heads = [int(next(iter(t.targets), 0)) for t in tries]
+    total = np.concatenate([[0], np.cumsum(sizes)])
+    alone = sizes * (1 + sizes / (6 * costs.width))
+
+    def together(begin: int, end: int, shared: int) -> float:
+        tokens = total[end] - total[begin] - shared * (end - begin)
+        return shared + GROUP + tokens * (1 + shared / (4 * costs.width))
+
+    class Range(NamedTuple):
+        begin: int
+        shared: int  # with the range before
+        cost: float
+        groups: list[tuple[int, int, int]]
+
+    def merged(parts: list[Range], end: int, shared: int) -> Range:
+        """Ranges that have `shared` tokens in common as one."""
+        begin, cost = parts[0].begin, sum(part.cost for part in parts)
+        one = together(begin, end, shared)
+        if one < cost:
+            return Range(begin, parts[0].shared, one, [(begin, end, shared)])
+        return Range(begin, parts[0].shared, cost, [group for part in parts for group in part.groups])
+
+    stack: list[Range] = []
+
+    def close(end: int, shared: int) -> None:
+        """Merges the ranges on the stack that share more than `shared` with one another."""
+        while len(stack) > 1 and stack[-1].shared > shared:
+            common, first = stack[-1].shared, len(stack) - 1
+            while first > 0 and stack[first].shared == common:
+                first -= 1
+            stack[first:] = [merged(stack[first:], end, common)]
+
+    for i, trie in enumerate(tries):
+        shared = 0
+        if i:
+            n = min(heads[i - 1], heads[i])  # the last token of a context is read in its row, for what follows it is asked
+            shared = _common(tries[i - 1].tokens[:n], trie.tokens[:n])
+        close(i, shared)
+        stack.append(Range(i, shared, float(alone[i]), [(i, i + 1, 0)]))
+    close(len(tries), 0)
+    cost = sum(part.cost for part in stack)
+    groups = [group for part in stack for group in part.groups]
+    if alone.sum() - cost < 2 * costs.shape:
+        return [_Group(0, tries)]
+    single = [tries[begin] for begin, _, shared in groups if not shared]
+    some = [_Group(0, single)] if single else []
+    return some + [_Group(shared, tries[begin:end]) for begin, end, shared in groups if shared]
+
+
+def _by_slots(groups: list[_Group], costs: Costs) -> list[tuple[int, list[_Group]]]:
+    """Groups by the prefix slots that they are padded to, few enough sizes that compiling them pays."""
+    found = [(0, [g]) for g in groups if not g.shared]
+    groups = sorted((g for g in groups if g.shared), key=lambda g: g.shared)
+    lengths = [g.shared for g in groups]
+    tokens = np.cumsum([0, *(sum(len(t.tokens) - g.shared for t in g.tries) for g in groups)])
+
+    def cost(low: int, high: int) -> float:
+        i, j = bisect.bisect_right(lengths, low), bisect.bisect_right(lengths, high)
+        return (j - i) * high + (tokens[j] - tokens[i]) * high / (4 * costs.width) + 2 * costs.shape * (j > i)
+
+    for low, high in _divided(lengths, lengths[-1] if lengths else 0, cost):
+        found.append((high, [g for g in groups if low < g.shared <= high]))
+    return found
+
+
+def _add(result: Plan, P: int, groups: list[_Group], costs: Costs) -> None:
+    """The waves and batches of groups whose prefixes take P slots."""
+    sizes = sorted(len(t.tokens) - g.shared for g in groups for t in g.tries)
+    total, reads = np.cumsum([0, *sizes]), P / (4 * costs.width)
+
+    def cost(low: int, high: int) -> float:
+        """Of the tries of more than `low` and at most `high` tokens in rows of `high`: as full as can be hoped for."""
+        i, j = bisect.bisect_right(sizes, low), bisect.bisect_right(sizes, high)
+        rows = max((total[j] - total[i]) / (0.95 * high), j - bisect.bisect_right(sizes, max(low, high // 2)))
+        return rows * high * (1 + reads + high / (6 * costs.width)) + costs.shape * (j > i)
+
+    ranges = _divided(sizes, max(sizes[-1], costs.batch // 2), cost)
+    at_once = max(costs.ways, min(costs.batch, costs.cache) // P) if P else len(groups)
+    waves = [groups[i : i + at_once] for i in range(0, len(groups), at_once)]
+    by_range: list[list[tuple[int, list[Row]]]] = [[] for _ in ranges]
+    for wave in waves:
+        number = -1
+        if P:
+            number = len(result.waves)
+            result.waves.append([g.tries[0].tokens[: g.shared] for g in wave])
+        for (low, high), found in zip(ranges, by_range):
+            rows = []
+            for n, g in enumerate(wave):
+                some = [_behind(t, g.shared) for t in g.tries if low < len(t.tokens) - g.shared <= high]
+                rows += [Row(n if P else -1, tries) for tries in packed(some, high)]
+            found.append((number, rows))
+    batches = []
+    for (_, T), found in zip(ranges, by_range):
+        rows = [row for _, some in found for row in some]
+        if not rows:
+            continue
+        room = min(costs.batch // T, costs.cache // (P + T) if P else costs.batch) // costs.ways * costs.ways
+        B = _rows(max(len(some) for _, some in found), max(costs.ways, room), costs.ways)
+        N = min(T, _multiple(max(sum(len(t.targets) for t in row.tries) for row in rows), 16))
+        K = _power(max(len(ids) for row in rows for t in row.tries for ids in t.targets.values()))
+        for number, some in found:
+            batches += [Batch(B, T, P, N, K, number, some[i : i + B]) for i in range(0, len(some), B)]
+    result.batches.extend(sorted(batches, key=lambda batch: batch.wave))  # a wave's states are held no longer than it takes
+
+
+def _behind(trie: Trie, shared: int) -> Trie:
+    """The trie without its first `shared` tokens."""
+    if not shared:
+        return trie
+    return Trie(
+        trie.tokens[shared:], trie.positions[shared:], trie.ends[shared:] - shared,
+        {slot - shared: ids for slot, ids in trie.targets.items()},
+        {number: [(slot - shared, k) for slot, k in answer] for number, answer in trie.answers.items()},
+    )  # fmt: skip
+
+
+def packed(tries: list[Trie], T: int) -> list[list[Trie]]:
+    """Tries of at most T tokens in rows of T: the longest first, each into the fullest row that has room."""
+    rows: list[list[Trie]] = []
+    by_room: list[list[int]] = [[] for _ in range(T + 1)]
+    for trie in sorted(tries, key=lambda t: -len(t.tokens)):
+        n = len(trie.tokens)
+        room = next((room for room in range(n, T + 1) if by_room[room]), None)
+        if room is None:
+            row, room = len(rows), T
+            rows.append([])
+        else:
+            row = by_room[room].pop()
+        rows[row].append(trie)
+        by_room[room - n].append(row)
+    return rows
+
+
+def _divided(lengths: list[int], most: int, cost: Callable[[int, int], float]) -> list[tuple[int, int]]:
+    """Ranges (low, high], cheapest in sum, that hold all of the sorted `lengths`; `high` is a step of a ladder up to `most`."""
+    if not lengths:
+        return []
+    steps = [0, SMALL]
+    while steps[-1] < max(most, lengths[-1]):
+        steps.append(steps[-1] + max(SMALL // 2, 1 << (steps[-1].bit_length() - 3)))
+    best: list[tuple[float, int]] = [(0.0, 0)]  # of all lengths up to a step: what they cost, and the step before
+    for j in range(1, len(steps)):
+        best.append(min((best[i][0] + cost(steps[i], steps[j]), i) for i in range(j)))
+    first = bisect.bisect_left(steps, lengths[-1])
+    j = min(range(first, len(steps)), key=lambda j: best[j][0])
+    ranges = []
+    while j:
+        i = best[j][1]
+        if bisect.bisect_right(lengths, steps[j]) > bisect.bisect_right(lengths, steps[i]):
+            ranges.append((steps[i], steps[j]))
+        j = i
+    return ranges[::-1]
+
+
+def _rows(needed: int, most: int, ways: int) -> int:
+    """Rows of a batch, a multiple of `ways`: as many as can be, or, if few are needed, so that they fill their batches."""
+    if needed >= 16 * most:
+        return most
+    sizes = range(_multiple(max(1, min(needed, most // 2)), ways), most + 1, ways)
+    return min(sizes, key=lambda B: (_multiple(needed, B), -B), default=ways)
+
+
+def _power(n: int) -> int:
+    return 1 << max(0, n - 1).bit_length()
+
+
+def _multiple(n: int, of: int) -> int:
+    """The least multiple that is not below n."""
+    return -(-n // of) * of
