@@ -138,7 +138,8 @@ class Attention(nnx.Module):
             self.sinks = parameter(jnp.zeros((H,), jnp.float32), ("heads",), "vector")
 
     def __call__(self, x_BTD, step: Step, cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
-        """With a cache, the T new keys and values are written from slot `step.slot` on, and all slots are attended to."""
+        """With a cache, the T new keys and values are written from slot `step.slot` on, and all slots are attended to; if the
+        mask is of T keys, these alone."""
         q_BTHK, k_BSGK = self.query(x_BTD), self.key(x_BTD)
         if hasattr(self, "query_norm"):
             q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)
@@ -147,7 +148,8 @@ class Attention(nnx.Module):
         v_BSGK = checkpoint_name(self.value(x_BTD), "matmul")
         if cache is not None:
             cache = written(cache, {"k": k_BSGK, "v": v_BSGK}, step.slot)
-            k_BSGK, v_BSGK = (read(cache, name, x_BTD.dtype) for name in ("k", "v"))
+            if step.mask_BTS.shape[2] != x_BTD.shape[1]:
+                k_BSGK, v_BSGK = (read(cache, name, x_BTD.dtype) for name in ("k", "v"))
         mixed_BTHK = attention(
             q_BTHK, k_BSGK, v_BSGK, step.mask_BTS, scale=self.scale, window=self.window, softcap=self.softcap,
             sinks_H=self.sinks[...] if hasattr(self, "sinks") else None,
@@ -199,10 +201,11 @@ class LatentAttention(nnx.Module):
         both_BTR = checkpoint_name(self.latent(x_BTD), "matmul")
         latent_BTR = self.latent_norm(both_BTR[..., : self.rank])
         key_BS1K = turned(both_BTR[:, :, None, self.rank :], step, self.interleaved)
-        if cache is None:
+        if cache is not None:
+            cache = written(cache, {"latent": latent_BTR[:, :, None], "key": key_BS1K}, step.slot)
+        if cache is None or step.mask_BTS.shape[2] == x_BTD.shape[1]:
             mixed = self._expanded(fixed_BTHK, turning_BTHK, latent_BTR, key_BS1K, step)
         else:
-            cache = written(cache, {"latent": latent_BTR[:, :, None], "key": key_BS1K}, step.slot)
             latent_BS1R, key_BS1K = (read(cache, name, x_BTD.dtype) for name in ("latent", "key"))
             mixed = self._absorbed(fixed_BTHK, turning_BTHK, latent_BS1R, key_BS1K, step)
         return self.output(mixed), cache

@@ -35,9 +35,10 @@ class DecodeState(NamedTuple):
     """What generation carries from call to call: every layer's cache, and which slots are filled by what.
 
     layers: of each position of each stack's block a Cache of all repeats, or, where layers are not scanned, one of each, so
-    that it is written in place. segments_BS: int32, 0 for an empty or padding slot. slot: int32, the next free one. Keys stay
-    as they were turned when they came: where angles depend on the length (dynamic NTK), later tokens do not turn them anew, as
-    in transformers; LongRoPE's one switch is up to the caller (lm/infer/sampler.py).
+    that it is written in place. segments_BS: int32, 0 for an empty or padding slot. slot: int32, the next free one; the number
+    0 itself if there is nothing in it. Keys stay as they were turned when they came: where angles depend on the length (dynamic
+    NTK), later tokens do not turn them anew, as in transformers; LongRoPE's one switch is up to the caller
+    (lm/infer/sampler.py).
     """
 
     layers: tuple[tuple[Cache, ...], ...]
@@ -224,7 +225,7 @@ class Transformer(nnx.Module):
             caches.append(new)
             stats |= {("stacks", s, p): router for p, router in enumerate(routers)}
         if state is not None:
-            state = state._replace(layers=tuple(caches), slot=state.slot + tokens_BT.shape[1])
+            state = state._replace(layers=tuple(caches), slot=jnp.int32(state.slot + tokens_BT.shape[1]))
         return x_BTD, steps, state, routing(stats)
 
     def _steps(self, segments_BT, positions_BT, state):
@@ -233,8 +234,10 @@ class Transformer(nnx.Module):
         start, keys_BS = 0, segments_BT
         if state is not None:
             start = state.slot
-            keys_BS = lax.dynamic_update_slice_in_dim(state.segments_BS, segments_BT, start, axis=1)
-            state = state._replace(segments_BS=keys_BS)
+            filled_BS = lax.dynamic_update_slice_in_dim(state.segments_BS, segments_BT, start, axis=1)
+            state = state._replace(segments_BS=filled_BS)
+            if not is_empty(start):
+                keys_BS = filled_BS
         length = jnp.max(positions_BT) + 1 if config.rope.depends_on_length else None
 
         def angles(positions, local):
@@ -340,7 +343,13 @@ def empty_state(config: ModelConfig, batch: int, slots: int, cache_dtype: str = 
 
     layers = tuple(tuple(caches(repeats) for _ in block) for block, repeats in config.stacks)
     segments_BS = jnp.zeros((batch, slots), jnp.int32, out_sharding=spec("batch", None))
-    return DecodeState(layers, segments_BS, jnp.zeros((), jnp.int32))
+    return DecodeState(layers, segments_BS, 0)
+
+
+def is_empty(slot: jax.Array | int) -> bool:
+    """Whether a state of this next slot is known to be empty, as `empty_state` leaves it and no traced function gets it: then
+    tokens need only see one another, a block of them at a time."""
+    return isinstance(slot, int) and slot == 0
 
 
 def multiplied(state: DecodeState, config: ModelConfig, each: int) -> DecodeState:

@@ -53,14 +53,22 @@ def tokens_of(seed, *shape):
     return np.random.default_rng(seed).integers(0, SIZES["vocab_size"], shape)
 
 
-def decoded(model, config, rows, lengths, width, steps, cache_dtype=""):
-    """Logits [B, 1 + steps, V] from the last prompt token on: prompts with padding on the left, then token by token."""
+def decoded(model, config, rows, lengths, width, steps, cache_dtype="", known_empty=True):
+    """Logits [B, 1 + steps, V] from the last prompt token on: prompts with padding on the left, then token by token.
+
+    known_empty: whether the state is made where it is read into, so that its emptiness can be made use of.
+    """
     tokens, segments, positions = np.zeros((3, len(lengths), width), np.int32)
     for row, n in enumerate(lengths):
         tokens[row, width - n :], segments[row, width - n :] = rows[row, :n], 1
         positions[row, width - n :] = np.arange(n)
-    state = empty_state(config, len(lengths), width + steps + 3, cache_dtype)
-    logits, state = model(tokens, segments, positions, state)
+    empty = functools.partial(empty_state, config, len(lengths), width + steps + 3, cache_dtype)
+    if known_empty:
+        graph = skeleton(config)[0]
+        read = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args, empty()), compiler_options=QUICK)
+        logits, state = read(*model.args, tokens, segments, positions)
+    else:
+        logits, state = model(tokens, segments, positions, empty())
     seen = [logits[:, -1]]
     for i in range(steps):
         at = np.asarray([[n + i] for n in lengths], np.int32)
@@ -79,6 +87,14 @@ def test_cached_decoding_is_the_whole_forward(kind):
     for row, n in enumerate(lengths):
         ours = decoded(model, config, rows, lengths, 14, steps)[row]
         np.testing.assert_allclose(ours, whole[row, n - 1 : n + steps], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "latent"])
+def test_a_state_need_not_be_known_to_be_empty(kind):
+    config = ModelConfig(**SIZES | KINDS[kind])
+    model, rows = model_of(config), tokens_of(6, 2, 24)
+    known, unknown = (decoded(model, config, rows, (14, 3), 14, 2, known_empty=known) for known in (True, False))
+    np.testing.assert_allclose(known, unknown, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["llama", "latent"])
