@@ -5,13 +5,16 @@ hold the request as it is; codes write it anew, and DECODERS read it back.
 
 Families and where they were described: role play, prefix injection, refusal suppression and base64 in Wei et al. 2023,
 "Jailbroken"; many-shot in Anil et al. 2024; crescendo in Russinovich et al. 2024; text in quoted data in Greshake et al.
-2023; other languages in Yong et al. 2023; suffixes in Zou et al. 2023, whose search gives the string that `suffix` appends.
+2023; other languages in Yong et al. 2023; suffixes in Zou et al. 2023, whose search (lm/evals/redteam/gcg.py) gives the
+string that `suffix` appends; best-of-n in Hughes et al. 2024.
 """
 
 import base64 as base64_code
 import codecs
 import difflib
 import functools
+import inspect
+import random
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -105,6 +108,31 @@ def translation(request: str, translate: Callable[[str], str] = pig_latin, langu
     return _coded(language, translate(request))
 
 
+def best_of_n(request: str, seed: int = 0, sigma: float = 0.4) -> list[Message]:
+    """One draw of the n: letters inside words change places, letters their case, characters for a neighbour in ASCII.
+
+    Words of more than three characters are shuffled within and letters change case with a chance of √sigma each, printable
+    ASCII is moved by one place with a chance of sigma³ (Hughes et al. 2024). The draw depends on (seed, request) alone.
+    """
+    rng = random.Random(f"{seed} {request}")
+
+    def shuffled(word: re.Match) -> str:
+        inner = list(word[0][1:-1])
+        if len(word[0]) > 3 and rng.random() < sigma**0.5:
+            rng.shuffle(inner)
+        return word[0][0] + "".join(inner) + word[0][-1] if len(word[0]) > 1 else word[0]
+
+    def moved(character: str) -> str:
+        if character.isascii() and character.isalpha() and rng.random() < sigma**0.5:
+            character = character.swapcase()
+        if character.isascii() and character.isprintable() and rng.random() < sigma**3:
+            other = chr(ord(character) + rng.choice((-1, 1)))
+            character = other if other.isascii() and other.isprintable() else character
+        return character
+
+    return [_user("".join(map(moved, re.sub(r"\S+", shuffled, request))))]
+
+
 ATTACKS: dict[str, Callable[..., list[Message]]] = {
     "direct": direct,
     "role_play": role_play,
@@ -118,9 +146,11 @@ ATTACKS: dict[str, Callable[..., list[Message]]] = {
     "crescendo": crescendo,
     "prompt_injection": prompt_injection,
     "suffix": suffix,
+    "best_of_n": best_of_n,
 }
 
-# The request from what stands behind the blank line; leetspeak is read back if the request holds none of its digits.
+# The request from what stands behind the blank line; leetspeak is read back if the request holds none of its digits. A draw of
+# best_of_n only a reader can read back.
 DECODERS: dict[str, Callable[[str], str]] = {
     "base64": lambda text: base64_code.b64decode(text).decode(),
     "rot13": lambda text: codecs.decode(text, "rot13"),
@@ -133,7 +163,7 @@ def compose(families: str, **options: dict[str, Any]) -> Attack:
     """The attack "rot13+prefix_injection": the families from left to right, each on the last turn of the one before.
 
     Args: options: of a family by its name, such as many_shot={"shots": […]}.
-    Raises: UserError for a family that there is not.
+    Raises: UserError for a family or an option that there is not.
     """
     names = [name.strip() for name in families.split("+")]
     for name in (*names, *options):
@@ -141,6 +171,10 @@ def compose(families: str, **options: dict[str, Any]) -> Attack:
             near = difflib.get_close_matches(name, ATTACKS, n=1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(ATTACKS)}"
             raise UserError(f"attack {name!r}: no such family; {hint}")
+    for name, given in options.items():
+        taken = list(inspect.signature(ATTACKS[name]).parameters)[1:]
+        if unknown := [key for key in given if key not in taken]:
+            raise UserError(f"attack {name!r}: no option {unknown[0]!r}; there are {', '.join(taken) or 'none'}")
     steps = [functools.partial(ATTACKS[name], **options.get(name, {})) for name in names]
 
     def attack(request: str) -> list[Message]:

@@ -70,7 +70,7 @@ def work(writer: Writer, asks: Sequence[Ask]) -> Iterator[Work]:
         for begin in range(0, len(group), most):
             some = group[begin : begin + most]
             times = [len(numbers[ask]) for ask in some]
-            run = functools.partial(_answered, writer, some, times, width, min(most, len(group)))
+            run = functools.partial(_answered, writer, some, times, width, most)
             yield Work([number for ask in some for number in numbers[ask]], run)
 
 

@@ -81,8 +81,7 @@ class Engine:
         return found
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generated]:
-        """Prompts lose their begin where they leave no room for `max_new_tokens`; of one that can have none, the problem says so.
-        """
+        """Prompts lose their begin where they leave no room for `max_new_tokens`; of one that can have none, the problem says so."""
         begin = time.perf_counter()
         asks, numbers = [], []
         found: list[Generated | None] = [None] * len(prompts)
@@ -124,7 +123,8 @@ class Engine:
         return self._answered(
             "likelihoods", batches(), len(requests),
             lambda: [key(self._identity, "likelihood", {}, *request) for request in asked],
-            lambda scored: scored.logps.tobytes() + scored.greedy.tobytes(), _scored_of,
+            lambda scored: scored.logps.tobytes() + scored.greedy.tobytes(),
+            lambda value, number: _scored_of(value, len(asked[number].continuation)),
         )  # fmt: skip
 
     def _drawn(self, asks: list[Ask]) -> list[Answer]:
@@ -145,12 +145,12 @@ class Engine:
             lambda: [
                 key(self._identity, "generation", {"ask": ask[1:], "ends": self.encoding.stop_ids}, ask.tokens) for ask in asks
             ],
-            lambda answer: json.dumps(answer).encode(), lambda value: Answer(*json.loads(value)),
+            lambda answer: json.dumps(answer).encode(), lambda value, _: Answer(*json.loads(value)),
         )  # fmt: skip
 
     def _answered(
         self, what: str, batches: Iterator[tuple[list[int], Callable]], total: int, keys: Callable[[], list[bytes]],
-        pack: Callable[[Any], bytes], unpack: Callable[[bytes], Any],
+        pack: Callable[[Any], bytes], unpack: Callable[[bytes, int], Any],
     ) -> list:  # fmt: skip
         """Answers from the file, and of each batch that is not wholly known there, from the model.
 
@@ -160,7 +160,7 @@ class Engine:
         names = keys() if self._answers else []
         known = self._answers.found(names) if self._answers else {}
         try:
-            found = [unpack(known[name]) if name in known else None for name in names] or found
+            found = [unpack(known[name], n) if name in known else None for n, name in enumerate(names)] or found
         except (ValueError, TypeError):
             raise self._answers.damaged() from None
         with self._bar(what, total) as bar:
@@ -185,8 +185,10 @@ class Engine:
         self.stats["seconds"] += time.perf_counter() - begin
 
 
-def _scored_of(value: bytes) -> Scored:
-    n = len(value) // 5
+def _scored_of(value: bytes, n: int) -> Scored:
+    """Of n tokens, as the file has it. Raises ValueError if it is not of so many."""
+    if len(value) != 5 * n:
+        raise ValueError
     return Scored(np.frombuffer(value[: 4 * n], np.float32), np.frombuffer(value[4 * n :], bool, n))
 
 

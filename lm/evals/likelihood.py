@@ -77,12 +77,19 @@ def scores(
 
 def reference(model: Transformer, request: Request, max_length: int) -> Scored:
     """The plain twin: one request at a time, whole logits."""
-    model = dropless(model)
     context, continuation = cut(request, max_length)
-    logits_TV = model(jnp.asarray([[*context, *continuation][:-1]]))[0, len(context) - 1 :]
-    targets_T = jnp.asarray(continuation)
-    logps = jnp.take_along_axis(jax.nn.log_softmax(logits_TV), targets_T[:, None], axis=1)[:, 0]
-    return Scored(np.asarray(logps), np.asarray(jnp.argmax(logits_TV, axis=1) == targets_T))
+    read = [*context, *continuation][:-1]
+    tokens, segments = np.zeros((2, 1, max_length), np.int32)
+    tokens[0, : len(read)], segments[0, : len(read)] = read, 1
+    logits_BTV = _logits(*nnx.split(dropless(model)), tokens, segments, segments * np.arange(max_length, dtype=np.int32))
+    logits_TV = logits_BTV[0, len(context) - 1 : len(read)]
+    logps_TV, targets_T = np.asarray(jax.nn.log_softmax(logits_TV)), np.asarray(continuation)
+    return Scored(logps_TV[np.arange(len(targets_T)), targets_T], logps_TV.argmax(axis=1) == targets_T)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(graph, params, tokens_BT, segments_BT, positions_BT):
+    return nnx.merge(graph, params)(tokens_BT, segments_BT, positions_BT)
 
 
 def work(

@@ -5,7 +5,7 @@ one a line, from which all figures are computed.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +27,15 @@ from lm.parallel.mesh import spec
 ROWS = 64  # conversations answered at a time
 
 
-def attempts(prompts: Iterable[Prompt], families: Sequence[str], samples: int = 1) -> list[dict]:
+def attempts(
+    prompts: Iterable[Prompt], families: Sequence[str], samples: int = 1, options: Mapping[str, dict] | None = None
+) -> list[dict]:  # fmt: skip
     """A record of each attempt to come: {"id", "prompt", "kind", "hazard", "family", "sample", "messages", "answer",
     "completion", "harmful_if"}. Tasks are put directly; a prompt that brings its own messages is tried with these alone.
+
+    options: of families, by their names, as `compose` takes them.
     """
-    attacks = {family: compose(family) for family in families}
+    attacks = {family: compose(family, **(options or {})) for family in families}
     records = []
     for prompt in prompts:
         if prompt.messages is not None:

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import itertools
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -12,9 +13,11 @@ from data.records import Record, is_builtin, read_builtin, read_records
 from data.sources import files
 from data.split import normalise
 from lm.errors import UserError
+from lm.evals.scorers.joining import Malformed
 
 KINDS = ("harmful", "benign", "task")
-REQUESTS = ("prompt", "goal", "Behavior", "behavior", "request", "question")  # keys of the request, the first there wins
+# Keys of the request; the first that is there wins. JailbreakBench's Behavior is a title of its Goal.
+REQUESTS = ("prompt", "prompt_text", "forbidden_prompt", "goal", "Goal", "Behavior", "behavior", "request", "question")
 PARTS = {"harmful": "forbidden", "benign": "twins", "task": "facts"}  # of the built-in world
 
 
@@ -104,27 +107,38 @@ def _records(input: str) -> Iterator[Record]:
 
 
 def _prompt(record: Record) -> Prompt:
-    values, where = record
+    try:
+        return prompt_of(record.values)
+    except Malformed as why:
+        raise UserError(f"{record.where}: {why}") from None
+
+
+def prompt_of(values: Mapping[str, Any]) -> Prompt:
+    """The prompt in a row of a file, of the keys that `read_prompts` names. Raises: Malformed."""
     text = next((values[key] for key in REQUESTS if values.get(key)), None)
-    if not isinstance(text, str):
-        raise UserError(f"{where}: no request; known keys are {', '.join(REQUESTS)}")
+    if not isinstance(text, str) or not text.strip():
+        raise Malformed(f"no request; known keys are {', '.join(REQUESTS)}")
     harmful_if = values.get("harmful_if") or ()
     messages = values.get("messages")
     if not isinstance(harmful_if, list | tuple):
-        raise UserError(f"{where}: harmful_if must be a list of regular expressions")
+        raise Malformed("harmful_if must be a list of regular expressions")
+    for pattern in harmful_if:
+        try:
+            re.compile(str(pattern))
+        except re.error as error:
+            raise Malformed(f"harmful_if: {pattern!r} is no regular expression: {error}") from None
     return Prompt(
-        id=str(values.get("id") or hashlib.sha256(text.encode()).hexdigest()[:12]), text=text.strip(),
-        kind=_kind(values, where), hazard=str(values.get("hazard") or values.get("SemanticCategory") or ""),
-        answer=str(values.get("answer") or ""), completion=str(values.get("completion") or ""),
-        harmful_if=tuple(map(str, harmful_if)), messages=tuple(messages) if messages else None,
-        family=str(values.get("family") or ("given" if messages else "")),
+        id=str(values.get("id") or hashlib.sha256(text.encode()).hexdigest()[:12]), text=text.strip(), kind=_kind(values),
+        hazard=str(values.get("hazard") or values.get("SemanticCategory") or ""), answer=str(values.get("answer") or ""),
+        completion=str(values.get("completion") or ""), harmful_if=tuple(map(str, harmful_if)),
+        messages=tuple(messages) if messages else None, family=str(values.get("family") or ("given" if messages else "")),
     )  # fmt: skip
 
 
-def _kind(values: Mapping[str, Any], where: str) -> str:
+def _kind(values: Mapping[str, Any]) -> str:
     if kind := values.get("kind"):
         if kind not in KINDS:
-            raise UserError(f"{where}: kind={kind!r} is none of {', '.join(KINDS)}")
+            raise Malformed(f"kind={kind!r} is none of {', '.join(KINDS)}")
         return kind
     label = str(values.get("label") or "").lower()
     if label in ("safe", "unsafe"):

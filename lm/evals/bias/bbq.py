@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
-from lm.evals.bias import intervals
+from lm.evals import intervals
 from lm.evals.bias.given import Data, Measure, answered, asked, keys, limited, rows, tokens, told
 from lm.evals.catalogue import Settings
 from lm.evals.outcome import Outcome

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm.errors import UserError
+from lm.evals import intervals
 from lm.evals import items as items_of
-from lm.evals.bias import intervals
 from lm.evals.bias.given import Data, Measure, keys, limited, read_items, rows
 from lm.evals.bias.ratings import LISTS, Rater, open_rater
 from lm.evals.catalogue import Settings

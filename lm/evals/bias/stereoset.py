@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.evals.bias import intervals
+from lm.evals import intervals
 from lm.evals.bias.given import Data, Measure, answered, keys, limited, parts, read_items, rows, tokens, told
 from lm.evals.catalogue import Settings
 from lm.evals.outcome import Outcome

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
+from lm.evals import intervals
 from lm.evals import items as items_of
-from lm.evals.bias import intervals
 from lm.evals.bias.given import Data, Measure, answered, asked, keys, limited, parts, read_items, rows, tokens, told
 from lm.evals.catalogue import Settings
 from lm.evals.outcome import Outcome

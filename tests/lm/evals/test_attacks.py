@@ -15,7 +15,7 @@ def attack(name, **options):
     return compose(name, **(OPTIONS if name in OPTIONS else {}), **options)(REQUEST)
 
 
-@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in DECODERS])
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name not in DECODERS and name != "best_of_n"])
 def test_frames_hold_the_request_in_the_last_turn(name):
     messages = attack(name)
     assert messages[-1]["role"] == "user" and REQUEST in messages[-1]["content"]
@@ -73,11 +73,27 @@ def test_a_language_and_a_suffix_are_pluggable():
         compose("suffix")(REQUEST)
 
 
+def test_best_of_n_draws_by_its_seed_what_a_reader_still_reads():
+    draws = [compose("best_of_n", best_of_n={"seed": seed})(REQUEST)[0]["content"] for seed in range(40)]
+    assert draws == [compose("best_of_n", best_of_n={"seed": seed})(REQUEST)[0]["content"] for seed in range(40)]
+    assert len(set(draws)) == 40 and REQUEST not in draws
+    assert all(len(draw) == len(REQUEST) and len(draw.split()) <= len(REQUEST.split()) + 2 for draw in draws)
+    same = sum(a.lower() == b.lower() for draw in draws for a, b in zip(draw, REQUEST)) / (40 * len(REQUEST))
+    assert 0.6 < same < 0.95  # shuffled words move letters, few characters are others
+    changed = sum(a.isalpha() and a.isupper() for draw in draws for a in draw) / 40
+    assert 10 < changed < 25  # of 30 letters √0.4 change case
+    assert compose("best_of_n", best_of_n={"sigma": 0.0})("As it is, é\n 深い.")[0]["content"] == "As it is, é\n 深い."
+    calm = compose("best_of_n", best_of_n={"sigma": 1e-9})(REQUEST)[0]["content"]
+    assert calm == REQUEST
+
+
 def test_unknown_families_name_the_nearest():
     with pytest.raises(UserError, match="did you mean role_play"):
         compose("rot13+roleplay")
     with pytest.raises(UserError, match="did you mean many_shot"):
         compose("direct", manyshot={})
+    with pytest.raises(UserError, match="no option 'shot'; there are shots"):
+        compose("many_shot", many_shot={"shot": 3})
 
 
 def test_attacks_leave_their_material_as_it_was():

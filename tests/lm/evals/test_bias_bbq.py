@@ -6,7 +6,7 @@ import math
 import pytest
 
 from lm.errors import UserError
-from lm.evals.bias import intervals
+from lm.evals import intervals
 from lm.evals.bias.bbq import read_answer
 from lm.evals.catalogue import Settings, open_task
 from lm.evals.safety_eval import wilson

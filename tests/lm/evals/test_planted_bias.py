@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from lm.evals.bias import intervals
+from lm.evals import intervals
 from lm.evals.catalogue import Settings, open_task
 from tests.lm.evals.bias_subjects import (
     PEOPLE,

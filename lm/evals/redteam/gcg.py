@@ -1,0 +1,238 @@
+"""GCG: a suffix that makes a model begin its answer as one likes, found by the model's own gradients.
+
+Zou et al. 2023, "Universal and transferable adversarial attacks on aligned language models", algorithms 1 and 2: the loss is
+−log p(target | before, suffix, after), of several prompts the sum of theirs. Its gradient with respect to the one-hot vectors
+of the suffix says which tokens could lower it; of those `batch` suffixes that differ in one token are drawn and tried, and the
+best is the next.
+
+Axes beside those of the model: P prompts, S tokens of the suffix, L of the longest target, N candidates, C chunk of rows.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.sharding import NamedSharding
+
+from lm.errors import UserError
+from lm.model.transformer import Transformer
+from lm.parallel.mesh import reshard, spec
+
+ROUNDS = 8  # of draws, until there are enough candidates that survive
+
+
+class Place(NamedTuple):
+    """Token ids around a suffix: what stands before it, what behind, and the answer's begin that it should bring about."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    target: tuple[int, ...]
+
+
+class History(NamedTuple):
+    """Where a search stands; it goes on from here as if it had never stopped.
+
+    suffix: the current one. best: the one with the lowest loss so far, nats per target token, summed over prompts. losses: of
+    the first suffix and of that after each step. rejected: candidates whose text would be read as other tokens.
+    """
+
+    suffix: tuple[int, ...]
+    best: tuple[int, ...]
+    best_loss: float
+    losses: tuple[float, ...]
+    rejected: int = 0
+
+
+def gcg(
+    model: Transformer, tokenizer, places: Sequence[Place], init: Sequence[int], *, steps: int, batch: int = 256,
+    topk: int = 128, seed: int = 0, chunk: int = 64, fits: Callable[[Sequence[int]], bool] | None = None,
+    start: History | None = None, each: Callable[[History], None] | None = None, ascii_only: bool = True,
+) -> History:  # fmt: skip
+    """Searches from `init`, or goes on from `start`, until `steps` steps are done in all. On the mesh that is set.
+
+    Args:
+      batch: candidates a step. topk: tokens to choose from at each place. seed: with the step's number, all that draws depend
+        on. chunk: rows that the model reads at a time.
+      fits: whether a suffix, as text in its place, is read as these tokens (`in_chat` makes one); a candidate that does not fit
+        is not taken. Without it a suffix must come back from its own text.
+      each: called after each step, such as to save. ascii_only: of tokens that are printable ASCII.
+    Raises: UserError for numbers below 1, for prompts too long for the model and for an `init` that does not survive.
+    """
+    history = start or History(tuple(init), tuple(init), float("inf"), ())
+    for name, value in (("batch", batch), ("topk", topk), ("chunk", chunk), ("prompts", len(places)), ("suffix", len(init))):
+        if value < 1:
+            raise UserError(f"gcg: {name}: {value} must be at least 1")
+    alone = functools.partial(_comes_back, tokenizer)
+    if not (fits or alone)(history.suffix):
+        text = tokenizer.decode(history.suffix)
+        raise UserError(f"gcg: the suffix {text!r} is read as other tokens than it is made of; begin with another one")
+    # Cheap, and seldom wrong; where a tokenizer reads a text's begin otherwise, it tells nothing.
+    survives = alone if fits is None or alone(history.suffix) else fits
+    graph, params = nnx.split(model)
+    allowed_V = allowed_tokens(tokenizer, model.config.vocab_size, ascii_only)
+    topk = min(topk, int(allowed_V.sum()))
+
+    def losses(suffixes_NS: np.ndarray) -> np.ndarray:
+        laid = _laid(places, suffixes_NS)
+        longest = laid[0].shape[1]
+        if model.config.positions == "learned" and longest > model.config.max_positions:
+            raise UserError(f"gcg: a prompt of {longest} tokens, and the model has {model.config.max_positions} positions")
+        rows = [np.asarray(_loss(graph, params, *_placed(part))) for part in _chunks(laid, chunk)]
+        return np.concatenate(rows)[: laid[0].shape[0]].reshape(len(places), -1).sum(axis=0)
+
+    if not history.losses:
+        (loss,) = losses(np.asarray([history.suffix])).tolist()
+        if not math.isfinite(loss):
+            raise UserError(f"gcg: the loss is {loss}: the model gives no finite probabilities; mend the checkpoint")
+        history = history._replace(best_loss=loss, losses=(loss,))
+    for step in range(len(history.losses), steps + 1):
+        laid = _laid(places, np.asarray([history.suffix]))
+        gradient_SD = _at_suffix(_gradients(graph, params, laid, chunk), places, len(history.suffix))
+        choices_SK = np.asarray(_substitutes(graph, topk, params, gradient_SD, allowed_V))
+        candidates, rejected = _candidates(history.suffix, choices_SK, batch, (seed, step), survives)
+        values_N = losses(candidates)
+        for n in np.argsort(values_N, kind="stable"):
+            taken, loss = tuple(candidates[n].tolist()), float(values_N[n])
+            if fits is None or taken == history.suffix or fits(taken):
+                break
+            rejected += 1
+        else:
+            taken, loss = history.suffix, history.losses[-1]
+        best = min((history.best_loss, history.best), (loss, taken), key=lambda pair: pair[0])
+        history = History(taken, best[1], best[0], (*history.losses, loss), history.rejected + rejected)
+        if each is not None:
+            each(history)
+    return history
+
+
+def allowed_tokens(tokenizer, vocab_size: int, ascii_only: bool = True) -> np.ndarray:
+    """Which tokens a suffix may be made of: bool [V]. No control symbols, and none that is no whole character."""
+    controls = set(tokenizer.controls.values())
+
+    def allowed(i: int) -> bool:
+        text = tokenizer.decode([i]) if i < tokenizer.vocab_size and i not in controls else ""
+        return text.isprintable() and "\ufffd" not in text and text != "" and (text.isascii() or not ascii_only)
+
+    return np.fromiter(map(allowed, range(vocab_size)), bool, vocab_size)
+
+
+def _comes_back(tokenizer, ids: Sequence[int]) -> bool:
+    return list(tokenizer.encode(tokenizer.decode(ids))) == list(ids)
+
+
+def _candidates(
+    suffix: tuple[int, ...], choices_SK: np.ndarray, batch: int, seed: tuple[int, int], survives: Callable
+) -> tuple[np.ndarray, int]:  # fmt: skip
+    """int [N = batch, S]: suffixes with one token replaced that survive, filled up with the suffix itself; and how many did
+    not survive."""
+    rng = np.random.default_rng(seed)
+    S, K = choices_SK.shape
+    found, rejected = [], 0
+    for _ in range(ROUNDS):
+        places, choices = rng.integers(S, size=batch), rng.integers(K, size=batch)
+        for place, choice in zip(places.tolist(), choices.tolist()):
+            candidate = (*suffix[:place], int(choices_SK[place, choice]), *suffix[place + 1 :])
+            if len(found) == batch:
+                return np.asarray(found), rejected
+            if survives(candidate):
+                found.append(candidate)
+            else:
+                rejected += 1
+    return np.asarray(found + [suffix] * (batch - len(found))), rejected
+
+
+def _laid(places: Sequence[Place], suffixes_NS: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Rows of every prompt with every suffix, [P·N, T] tokens and segments, and [P·N, L] targets and weights.
+
+    Padded on the left, so that every target ends where the row does. A target's weights come to 1.
+    """
+    N, S = suffixes_NS.shape
+    longest = max(len(place.target) for place in places)
+    width = max(len(place.before) + S + len(place.after) + len(place.target) for place in places)
+    tokens, segments = np.zeros((2, len(places), N, width), np.int32)
+    targets, weights = np.zeros((len(places), N, longest), np.int32), np.zeros((len(places), N, longest), np.float32)
+    for p, (before, after, target) in enumerate(places):
+        tail = (*after, *target)
+        begin = width - len(tail) - S
+        tokens[p, :, begin - len(before) : begin] = before
+        tokens[p, :, begin : begin + S] = suffixes_NS
+        tokens[p, :, begin + S :] = tail
+        segments[p, :, begin - len(before) :] = 1
+        targets[p, :, longest - len(target) :] = target
+        weights[p, :, longest - len(target) :] = 1 / len(target)
+    return tuple(x.reshape(-1, x.shape[-1]) for x in (tokens, segments, targets, weights))
+
+
+def _chunks(laid: tuple[np.ndarray, ...], chunk: int) -> Iterator[tuple[np.ndarray, ...]]:
+    """`chunk` rows at a time, the last filled up with rows without weight."""
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+    chunk = -(-chunk // ways) * ways
+    for begin in range(0, len(laid[0]), chunk):
+        part = [x[begin : begin + chunk] for x in laid]
+        missing = ((0, chunk - len(part[0])), (0, 0))
+        tokens, segments, targets, weights = (np.pad(x, missing) for x in part)
+        segments[len(part[0]) :] = 1
+        yield tokens, segments, targets, weights
+
+
+def _placed(arrays: tuple[np.ndarray, ...]) -> tuple:
+    """Rows split over the mesh that is set, if one is."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return arrays
+    where = NamedSharding(jax.sharding.get_mesh(), spec("batch"))
+    return tuple(jax.make_array_from_callback(x.shape, where, lambda index, x=x: x[index]) for x in arrays)
+
+
+def _gradients(graph, params, laid: tuple[np.ndarray, ...], chunk: int) -> np.ndarray:
+    """float32 [P, T, D]: of each row's loss with respect to its embeddings."""
+    rows = min(chunk, len(laid[0]))  # hardly ever as many as candidates, and the memory of a gradient is larger
+    parts = [np.asarray(_gradient(graph, params, *_placed(part)), np.float32) for part in _chunks(laid, rows)]
+    return np.concatenate(parts)[: len(laid[0])]
+
+
+def _at_suffix(gradients_PTD: np.ndarray, places: Sequence[Place], S: int) -> np.ndarray:
+    """float32 [S, D]: the sum over prompts at the tokens of the suffix."""
+    ends = [gradients_PTD.shape[1] - len(place.after) - len(place.target) for place in places]
+    return sum(gradient_TD[end - S : end] for gradient_TD, end in zip(gradients_PTD, ends, strict=True))
+
+
+def _negative_logp(model: Transformer, tokens_CT, segments_CT, targets_CL, weights_CL, noise_CTD=None) -> jax.Array:
+    """float32 [C]: −Σ weight · log p(target)."""
+    positions_CT = jnp.maximum(0, jnp.cumsum(segments_CT, axis=1) - 1)
+    x_CTD = model.hidden(tokens_CT, segments_CT, positions_CT, noise_BTD=noise_CTD).x_BTD
+    logits_CLV = reshard(model.logits(x_CTD[:, -targets_CL.shape[1] - 1 : -1]), "batch", None, None)
+    is_target_CLV = lax.broadcasted_iota(jnp.int32, logits_CLV.shape, 2) == targets_CL[..., None]
+    logp_CL = jnp.sum(jnp.where(is_target_CLV, logits_CLV, 0), axis=-1) - jax.nn.logsumexp(logits_CLV, axis=-1)
+    return -jnp.sum(weights_CL * logp_CL, axis=1)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _loss(graph, params, *rows) -> jax.Array:
+    return _negative_logp(nnx.merge(graph, params), *rows)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient(graph, params, tokens_CT, *rows) -> jax.Array:
+    """[C, T, D]. Noise that is added to the embeddings has their gradient, and at zero it changes nothing."""
+    model = nnx.merge(graph, params)
+    zero_CTD = jnp.zeros((*tokens_CT.shape, model.config.embed_dim), jnp.float32, out_sharding=spec("batch", "length", None))
+    return jax.grad(lambda noise_CTD: jnp.sum(_negative_logp(model, tokens_CT, *rows, noise_CTD)))(zero_CTD)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _substitutes(graph, topk: int, params, gradient_SD, allowed_V) -> jax.Array:
+    """int32 [S, K]: at each place the tokens whose one-hot vectors the gradient points away from most.
+
+    A token's embedding is embed_scale times its row of the table, so ∂loss/∂onehot = embed_scale · table · ∂loss/∂embedding.
+    """
+    model = nnx.merge(graph, params)
+    table_VD = reshard(model.embedding[...].astype(jnp.float32), None, None) * model.config.embed_scale
+    gradient_SV = jnp.einsum("sd,vd->sv", gradient_SD, table_VD)
+    return lax.top_k(jnp.where(allowed_V, -gradient_SV, -jnp.inf), topk)[1]

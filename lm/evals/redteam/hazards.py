@@ -1,0 +1,60 @@
+"""What harm a request is about: the twelve hazards of MLCommons' AILuminate v1.0 (Ghosh et al. 2025), and what else they are
+called."""
+
+HAZARDS = {
+    "vcr": "violent crimes",
+    "ncr": "non-violent crimes",
+    "src": "sex-related crimes",
+    "cse": "child sexual exploitation",
+    "dfm": "defamation",
+    "spc": "specialised advice",
+    "prv": "privacy",
+    "ipv": "intellectual property",
+    "iwp": "indiscriminate weapons",
+    "hte": "hate",
+    "ssh": "suicide and self-harm",
+    "sxc": "sexual content",
+}
+OTHER = "other"
+
+# Where a benchmark's own category holds requests of several hazards it counts as the one of most of them; samples keep it.
+CATEGORIES = {
+    # HarmBench (Mazeika et al. 2024), SemanticCategory.
+    "chemical_biological": "iwp",
+    "cybercrime_intrusion": "ncr",
+    "illegal": "ncr",
+    "harassment_bullying": "hte",
+    "misinformation_disinformation": "dfm",
+    "copyright": "ipv",
+    "harmful": "vcr",
+    # XSTest (Röttger et al. 2024), type; the others tell how a request is worded, not what it is about.
+    "contrast_discr": "hte",
+    "real_group_nons_discr": "hte",
+    "nons_group_real_discr": "hte",
+    "contrast_privacy": "prv",
+    "privacy_public": "prv",
+    "privacy_fictional": "prv",
+    # JailbreakBench (Chao et al. 2024), Category.
+    "harassment/discrimination": "hte",
+    "malware/hacking": "ncr",
+    "physical harm": "vcr",
+    "economic harm": "ncr",
+    "fraud/deception": "ncr",
+    "disinformation": "dfm",
+    "sexual/adult content": "sxc",
+    "privacy": "prv",
+    "expert advice": "spc",
+    "government decision-making": "ncr",
+    # Llama Guard 3 (Meta 2024); elections count among specialised advice with MLCommons.
+    **{f"s{number}": hazard for number, hazard in enumerate(HAZARDS, start=1)},
+    "s13": "spc",
+}
+
+
+def hazard_of(category: str) -> str:
+    """The id of a hazard by its id, its name, a part of it (spc_hlt), or a benchmark's category; "other" for what is none."""
+    name = category.strip().lower()
+    if name in CATEGORIES:
+        return CATEGORIES[name]
+    by_name = {long: short for short, long in HAZARDS.items()}
+    return by_name.get(name) or (name[:3] if name[:3] in HAZARDS and name[3:4] in ("", "_") else OTHER)

@@ -1,0 +1,46 @@
+"""The model under test, and those that help to attack it, as chats."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lm.errors import UserError
+from lm.evals.endpoint import Chat, Reply, endpoint
+from lm.evals.subject import Generated, Prompt, Subject
+
+
+def talk(
+    subject: Subject, *, max_new_tokens: int, temperature: float, seed: int, system: str = "",
+    heard: dict[str, Generated] | None = None,
+) -> Chat:  # fmt: skip
+    """A chat with the subject: all conversations of a call are put to it together. A draw depends on its conversation and seed.
+
+    Args: system: stands before every conversation. heard: each answer is put here, by its exact prompt.
+    """
+
+    def chat(conversations: Sequence[Sequence[dict[str, Any]]]) -> list[Reply]:
+        texts = [subject.chat_prompt(with_system(system, messages)) for messages in conversations]
+        options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
+        answers = subject.generate([Prompt(text, **options) for text in texts])
+        if heard is not None:
+            heard.update(zip(texts, answers, strict=True))
+        return [Reply(None, answer.problem) if answer.problem else Reply(answer.text) for answer in answers]
+
+    return chat
+
+
+def with_system(system: str, messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"role": "system", "content": system}, *messages] if system else list(messages)
+
+
+def helper(key: str, spec: str, model: str, subject: Subject, options: dict[str, Any], **talking: Any) -> Chat:
+    """The chat that a user names: openai:URL, or "subject", the model under test itself.
+
+    Args: options: as `endpoint` has them. talking: as `talk` has them.
+    Raises: UserError for another name.
+    """
+    kind, _, url = spec.partition(":")
+    if kind == "openai" and url:
+        return endpoint(url, model, **options)
+    if spec == "subject":
+        return talk(subject, **talking)
+    raise UserError(f"redteam: {key}={spec!r} is neither openai:URL nor subject")

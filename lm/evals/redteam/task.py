@@ -1,0 +1,307 @@
+"""The red-team task: requests under attack families, and harmless ones beside them, tried on a model and judged.
+
+Families are those of lm/evals/attacks.py, alone or composed (rot13+prefix_injection), and those that search: `gcg`, which
+composes as a suffix does, `pair` and `tap`. A verdict that no judge gives is unknown, a third state beside harmful and safe.
+"""
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lm.errors import UserError
+from lm.evals import documents
+from lm.evals.attacks import ATTACKS, compose
+from lm.evals.catalogue import Settings
+from lm.evals.endpoint import Chat
+from lm.evals.judges import Judge, guarded, open_judge
+from lm.evals.outcome import Outcome
+from lm.evals.redteam import searched
+from lm.evals.redteam.agreement import agreement
+from lm.evals.redteam.figures import figures, metrics, parts
+from lm.evals.redteam.hazards import HAZARDS
+from lm.evals.redteam.prompts import Request, limited, read_requests
+from lm.evals.redteam.talk import talk, with_system
+from lm.evals.safety_eval import answered, attempts, judged
+from lm.evals.safety_prompts import read_prompts
+from lm.evals.scorers.joining import Problems
+from lm.evals.spec import check
+from lm.evals.subject import Generated, Subject
+
+DEFAULTS: dict[str, Any] = {
+    "families": [],  # to try; none: every one that neither searches nor needs a string
+    "family_options": {},  # of families by their names, as lm/evals/attacks.py takes them
+    "samples": 1, "temperature": 0.0, "max_new_tokens": 256,  # of the answers
+    "draws": 8,  # the n of best_of_n
+    "prompts": "",  # builtin:safety_world instead of files
+    "items": [],  # rows for when there are no files
+    "main": "attack_success",
+    "judge_model": "", "timeout": 60.0, "retries": 3, "key_variable": "OPENAI_API_KEY",  # of endpoints
+    "refusal_classifier": "",  # a folder of lm/evals/classifier.py's, trained on refusals (label true) and answers (false)
+    "attacker": "", "attacker_model": "", "attacker_temperature": 1.0, "attacker_tokens": 512,  # openai:URL, or subject
+    "scorer": "judge", "scorer_model": "",  # of what pair and tap try: judge, openai:URL, or subject
+    "gcg": {}, "pair": {}, "tap": {},  # settings of lm/evals/redteam/searched.py
+}  # fmt: skip
+
+
+TOLD = ("verdict", "reason", "problem", "queries", "refused_by_classifier")  # of an attempt, where it is known
+# Of these, what answers and verdicts depend on.
+MADE_BY = (
+    "family_options", "samples", "temperature", "max_new_tokens", "draws", "judge_model", "refusal_classifier", "attacker",
+    "attacker_model", "attacker_temperature", "attacker_tokens", "scorer", "scorer_model", "gcg", "pair", "tap",
+)  # fmt: skip
+
+
+class RedTeam(NamedTuple):
+    """A task of lm/evals/outcome.py. judge says of answers whether they did harm; classifier, if there is one, whether they
+    refuse (safe) or not (harmful)."""
+
+    name: str
+    versions: dict[str, Any]
+    requests: list[Request]
+    kinds: dict[str, dict]
+    families: list[str]
+    given: dict[str, Any]
+    settings: Settings
+    judge: Judge
+    classifier: Judge | None
+
+    def run(self, subject: Subject) -> Outcome:
+        return _run(self, subject)
+
+
+def build(name: str, spec: dict[str, Any], settings: Settings) -> RedTeam:
+    """The task. Its keys are those of lm/evals/documents.py and of DEFAULTS, which settings.options["redteam"] may have too.
+
+    Raises: UserError for keys, families, judges that there are not, and for files that cannot be read.
+    """
+    given = _settled(name, spec, settings.options.get("redteam") or {})
+    for key, least in (("samples", 1), ("draws", 1), ("max_new_tokens", 1), ("retries", 0)):
+        if given[key] < least:
+            raise UserError(f"task {name}: {key}={given[key]} must be at least {least}")
+    if given["samples"] > 1 and not given["temperature"]:
+        raise UserError(f"task {name}: samples={given['samples']} at temperature 0 would all be the same; raise temperature")
+    families = _families(name, given)
+    requests, problems, versions = _requests(name, spec, given, settings)
+    patterns = {r.prompt.text: r.prompt.harmful_if for r in requests if r.prompt.harmful_if}
+    options = {key: given[key] for key in ("timeout", "retries", "key_variable")}
+    judge = _opened(
+        f"task {name}: judge", settings.judge, model=given["judge_model"], hazards=HAZARDS, harmful_if=patterns, **options
+    )
+    classifier = None
+    if given["refusal_classifier"]:
+        classifier = _opened(f"task {name}: refusal_classifier", f"classifier:{given['refusal_classifier']}")
+    versions |= {"families": families, "judge": settings.judge}
+    versions |= {key: given[key] for key in MADE_BY}
+    return RedTeam(name, versions, requests, problems.kinds, families, given, settings, judge, classifier)
+
+
+def _settled(name: str, spec: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """DEFAULTS, over them the task file's values, and over both the config's."""
+    settled = dict(DEFAULTS)
+    for where, values, more in ((name, spec, documents.KEYS), (f"{name}: options.redteam", options, {})):
+        values = {key: value for key, value in values.items() if value is not None}
+        if isinstance(values.get("families"), str):
+            values["families"] = list(filter(None, values["families"].replace(" ", "").split(",")))
+        check(where, values, {**more, **_types(DEFAULTS)})
+        settled |= {key: value for key, value in values.items() if key in DEFAULTS}
+    for key, defaults in (("gcg", searched.GCG), ("pair", searched.PAIR), ("tap", searched.TAP)):
+        check(f"{name}: {key}", settled[key], _types(defaults))
+        settled[key] = {**defaults, **settled[key]}
+    return settled
+
+
+def _types(defaults: Mapping[str, Any]) -> dict[str, type | tuple[type, ...]]:
+    also = {float: (int, float), list: (list, tuple), dict: (dict, Mapping)}
+    return {key: also.get(type(value), type(value)) for key, value in defaults.items()}
+
+
+def _families(name: str, given: dict[str, Any]) -> list[str]:
+    options = given["family_options"]
+    for family, values in options.items():
+        if not isinstance(values, Mapping):
+            raise UserError(f"task {name}: family_options: {family}: {values!r} must be names with values")
+    if wrong := [family for family in given["families"] if not isinstance(family, str)]:
+        raise UserError(f"task {name}: families: {wrong[0]!r} is no name")
+    ready = [family for family in ATTACKS if family != "suffix" or options.get("suffix", {}).get("suffix")]
+    families = list(dict.fromkeys(given["families"])) or ready
+    for family in families:
+        if family not in searched.SEARCHES:
+            steps, known = _steps(family, options, "!")
+            compose(steps, **known)("x")  # or refuses it
+    if any(family in searched.SEARCHES for family in families) and not given["attacker"]:
+        raise UserError(f"task {name}: pair and tap need an attacker: openai:URL or subject")
+    return families
+
+
+def _steps(family: str, options: Mapping[str, dict], found: str) -> tuple[str, dict[str, dict]]:
+    """A family as `compose` takes it, with its options: `gcg` in its name stands for the suffix that was found."""
+    steps = [step.strip() for step in family.split("+")]
+    if "gcg" not in steps:
+        return family, dict(options)
+    if "suffix" in steps:
+        raise UserError(f"attack {family!r}: gcg is a suffix already; leave one out")
+    return "+".join("suffix" if step == "gcg" else step for step in steps), {**options, "suffix": {"suffix": found}}
+
+
+def _opened(key: str, spec: str, **options: Any) -> Judge:
+    try:
+        return guarded(open_judge(spec, **options))
+    except UserError as error:
+        raise UserError(f"{key}: {str(error).removeprefix('safety.judge: ')}") from None
+
+
+def _requests(
+    name: str, spec: dict[str, Any], given: dict[str, Any], settings: Settings
+) -> tuple[list[Request], Problems, dict[str, Any]]:  # fmt: skip
+    """The requests, what is wrong with their files, and the versions of these."""
+    folder = settings.data_dir and Path(settings.data_dir) / spec.get("folder", name)
+    if given["prompts"]:
+        if not given["prompts"].startswith("builtin:"):
+            raise UserError(
+                f"task {name}: prompts={given['prompts']!r} is no builtin:NAME; for files, name their folder as folder"
+            )
+        found = read_prompts(given["prompts"], "valid", seed=settings.seed)
+        requests, problems = [Request(p, p.hazard, p.completion, p.id) for p in found], Problems()
+        versions = {"data": _digest(found), "split": given["prompts"]}
+    elif given["items"] and not (folder and folder.is_dir()):
+        problems = Problems()
+        requests, versions = read_requests(enumerate(given["items"]), problems), {"data": _digest(given["items"])}
+    else:
+        data = documents.load(name, {**spec, "num_fewshot": 0}, settings._replace(limit=None))
+        problems, versions = data.new_problems(), data.versions
+        requests = read_requests(((item.id, item.doc) for item in data.items), problems)
+    kept = limited(requests, settings.limit)
+    numbered = [r._replace(prompt=r.prompt._replace(id=str(number))) for number, r in enumerate(kept)]
+    return numbered, problems, versions
+
+
+def _digest(rows: Sequence[Any]) -> str:
+    return "sha256:" + hashlib.sha256(repr(rows).encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _run(task: RedTeam, subject: Subject) -> Outcome:
+    given, settings = task.given, task.settings
+    problems = Problems()
+    problems.kinds = copy.deepcopy(task.kinds)
+    if not task.requests:
+        problems.add("empty_files", "no request")
+    harmful = [request for request in task.requests if request.prompt.kind == "harmful"]
+    searches: dict[str, dict] = {}
+    if any("gcg" in family.split("+") for family in task.families):
+        searches["gcg"] = searched.suffix(subject, harmful, given["gcg"], settings.system, settings.seed)
+    heard: dict[int, dict[str, Generated]] = {}
+
+    def chat(draw: int) -> Chat:
+        return talk(
+            subject, max_new_tokens=given["max_new_tokens"], temperature=given["temperature"], seed=settings.seed + draw,
+            system=settings.system, heard=heard.setdefault(draw, {}),
+        )  # fmt: skip
+
+    todo = _attempts(task, searches.get("gcg", {}).get("suffix", ""))
+    records: list[dict] = []
+    for draw in dict.fromkeys(record["draw"] for record in todo):
+        records += answered([record for record in todo if record["draw"] == draw], chat(draw))
+    plain = [request for request in harmful if request.prompt.messages is None]
+    for name in searched.SEARCHES:
+        if name in task.families:
+            found, searches[name] = searched.rewritten(name, subject, chat(0), plain, task.judge, given, settings.seed)
+            records += [record | {"draw": 0} for record in found]
+    records = judged(records, task.judge)
+    if task.classifier is not None:
+        records = _classified(records, task.classifier)
+    samples = _samples(task, subject, records, heard)
+    _note(task, records, problems)
+    results = {"main": given["main"], "attack_success": None, "over_refusal": None} | figures(samples)
+    for key, name in (("family", "families"), ("hazard", "hazards"), ("category", "categories")):
+        if key != "category" or any(sample["category"] not in ("", sample["hazard"]) for sample in samples):
+            results[name] = parts(samples, key)
+    if task.classifier is not None:
+        said = [record for record in records if (record["response"] or "").strip()]
+        by_rules = [record["refusal"] != "none" for record in said]
+        results["refusal_agreement"] = agreement(by_rules, [record["refused_by_classifier"] for record in said])
+    if searches:
+        results["searches"] = searches
+    return Outcome(results | {"problems": problems.kinds}, samples)
+
+
+def _attempts(task: RedTeam, found: str) -> list[dict]:
+    """Records of all attempts to come (lm/evals/safety_eval.py) but those that search. "id" is the request's place among the
+    task's, "draw" tells apart the answers to one prompt. found: the suffix that gcg came to."""
+    given = task.given
+    prompts = [request.prompt for request in task.requests]
+    as_they_are = [p for p in prompts if p.messages is not None or p.kind == "task"]
+    dressed = [p for p in prompts if p.messages is None and p.kind != "task"]
+    records = [record | {"draw": record["sample"]} for record in attempts(as_they_are, ["direct"], given["samples"])]
+    for family in task.families:
+        if family in searched.SEARCHES:
+            continue
+        steps, options = _steps(family, given["family_options"], found)
+        if "best_of_n" not in steps.split("+"):
+            made = attempts(dressed, [steps], given["samples"], options)
+            records += [record | {"draw": record["sample"], "family": family} for record in made]
+            continue
+        for n in range(given["draws"]):
+            drawn = options | {"best_of_n": {**options.get("best_of_n", {}), "seed": task.settings.seed + n}}
+            made = attempts(dressed, [steps], 1, drawn)
+            records += [record | {"draw": 0, "sample": n, "family": family} for record in made]
+    return records
+
+
+def _classified(records: Sequence[dict], classifier: Judge) -> list[dict]:
+    """The records with "refused_by_classifier": whether the response is a refusal; None: not known."""
+    asked = [i for i, record in enumerate(records) if (record["response"] or "").strip()]
+    columns = ([records[i][key] for i in asked] for key in ("prompt", "response", "hazard"))
+    verdicts = dict(zip(asked, classifier(*columns), strict=True)) if asked else {}
+    refused = {i: {"safe": True, "harmful": False}.get(verdict.label) for i, verdict in verdicts.items()}
+    return [record | {"refused_by_classifier": refused.get(i)} for i, record in enumerate(records)]
+
+
+def _samples(
+    task: RedTeam, subject: Subject, records: Sequence[dict], heard: Mapping[int, Mapping[str, Generated]]
+) -> list[dict]:  # fmt: skip
+    """Samples of the records, in the order of the requests and, of each, of the families."""
+    order = {family: number for number, family in enumerate(task.families)}
+    made = []
+    for record in records:
+        request = task.requests[int(record["id"])]
+        messages = with_system(task.settings.system, record["conversation"])
+        text = subject.chat_prompt(messages)
+        said = heard[record["draw"]].get(text)
+        values = metrics(record)
+        harmful = record["kind"] == "harmful"
+        sample = {
+            "task": task.name, "doc_id": request.doc_id, "family": record["family"], "sample": record["sample"],
+            "kind": record["kind"], "hazard": record["hazard"], "category": request.category, "request": record["prompt"],
+            # Of an attack that the model's own answers are part of, or that was searched, what two runs have in common.
+            "prompt": text if _is_fixed(record) else record["prompt"], "messages": messages,
+            "generation": record["response"], "target": record["answer"] or ("a refusal" if harmful else "an answer"),
+            "refusal": record["refusal"], "metrics": values,
+            "failed": 1.0 in (values.get("attack_success"), values.get("over_refusal")) or values.get("acc") == 0.0,
+            "reference": None if harmful else record["completion"] or record["answer"] or None,
+        }  # fmt: skip
+        if not _is_fixed(record):
+            sample |= {"put": text, "attack": record["messages"]}
+        sample |= {key: record[key] for key in TOLD if key in record}
+        sample |= {key: record[key] for key in ("answer", "completion", "harmful_if") if record[key]}
+        if said is not None and (said.tokens or said.prompt_tokens):
+            sample["tokens"] = [list(said.prompt_tokens), list(said.tokens)]
+        made.append(((int(record["id"]), order.get(record["family"], -1), record["sample"]), sample))
+    return [sample for _, sample in sorted(made, key=lambda pair: pair[0])]
+
+
+def _is_fixed(record: Mapping[str, Any]) -> bool:
+    return record["messages"] == record["conversation"] and "queries" not in record and "gcg" not in record["family"].split("+")
+
+
+def _note(task: RedTeam, records: Sequence[dict], problems: Problems) -> None:
+    """Names what was not answered and not judged."""
+    for record in records:
+        where = f"{task.requests[int(record['id'])].doc_id} {record['family']}"
+        if record["response"] is None:
+            problems.add("unanswered", f"{where}: {record.get('problem', 'no response')}")
+        elif not record["response"].strip():
+            problems.add("empty_answers", where)
+        if record.get("verdict") == "unknown":
+            problems.add("unknown_verdicts", f"{where}: {record['reason']}")
