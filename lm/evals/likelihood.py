@@ -26,6 +26,8 @@ from lm.parallel.mesh import reshard, spec
 
 LOGITS = 1 << 25  # of them exist at a time on a device
 CACHE = 1 << 30  # bytes of keys and values on a device, about
+BATCH = {"cpu": 512, "accelerator": 32768}  # slots of a batch: a CPU has small caches
+COMPILING = {"cpu": 10**11, "accelerator": 10**15}  # FLOPs that a device could do in the time that compiling a shape takes
 
 
 class Request(NamedTuple):
@@ -102,7 +104,7 @@ def work(
 
     Args:
       max_length: positions of the model that may be used.
-      batch_tokens: slots of a batch; None: 2048 on a CPU, whose caches are small, else 32768.
+      batch_tokens: slots of a batch; None: as BATCH says.
     """
     some = [(n, one) for n, request in enumerate(requests) if (one := cut(request, max_length)) is not None]
     reader = _Reader(model)
@@ -110,18 +112,12 @@ def work(
     if alone:
         apart = {n for n, _ in alone}
         some = [(n, one) for n, one in some if n not in apart]
-    cpu = jax.default_backend() == "cpu"
-    mesh = jax.sharding.get_abstract_mesh()
-    ways = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
-    costs = Costs(
-        model.config.embed_dim, shape=10_000 if cpu else 1_000_000, batch=batch_tokens or (2048 if cpu else 32768),
-        cache=ways * CACHE // slot_bytes(model.config), ways=ways,
-    )  # fmt: skip
+    costs = _costs(model, batch_tokens)
     yield from reader.works(some, costs)
     for length in sorted({len(one.context) + len(one.continuation) for _, one in alone}):
         of_length = [(n, one) for n, one in alone if len(one.context) + len(one.continuation) == length]
         for n, one in of_length:
-            yield from reader.works([(n, one)], costs._replace(batch=length * ways), length - 1)
+            yield from reader.works([(n, one)], costs._replace(batch=length * costs.ways), length - 1)
 
 
 def slot_bytes(config: ModelConfig) -> int:
@@ -137,6 +133,17 @@ def dropless(model: Transformer) -> Transformer:
         return model
     config = dataclasses.replace(config, moe=dataclasses.replace(config.moe, capacity_factor=0.0))
     return nnx.merge(skeleton(config)[0], nnx.split(model)[1])
+
+
+def _costs(model: Transformer, batch_tokens: int | None) -> Costs:
+    kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
+    mesh = jax.sharding.get_abstract_mesh()
+    ways = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+    parameters = sum(x.size for x in jax.tree.leaves(nnx.split(model)[1]))
+    return Costs(
+        model.config.embed_dim, shape=COMPILING[kind] // (2 * parameters), batch=batch_tokens or BATCH[kind],
+        cache=ways * CACHE // slot_bytes(model.config), ways=ways,
+    )  # fmt: skip
 
 
 class _Reader:

@@ -59,15 +59,18 @@ class Plan(NamedTuple):
 
 
 class Costs(NamedTuple):
-    """What a plan weighs, in tokens. width: D of the model; attention to n tokens costs n / 6D of what reading a token does.
-    shape: compiling one more shape. batch: slots of a batch. cache: slots of key/value caches that there is room for. ways: of
-    devices, over which rows are split."""
+    """What a plan weighs, in tokens. width: D of the model. shape: compiling one more shape. batch: slots of a batch. cache:
+    slots of key/value caches that there is room for. ways: of devices, over which rows are split."""
 
     width: int
     shape: int
     batch: int
     cache: int = 1 << 30
     ways: int = 1
+
+    def slot(self, T, P=0):
+        """Of a slot in a row of T behind P cached ones; what attention adds was measured on a CPU. Numbers or arrays."""
+        return 1 + np.where(P, (P + T) / self.width, T / (4 * self.width))
 
 
 def plan(contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], costs: Costs) -> Plan:
@@ -78,7 +81,7 @@ def plan(contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int
     begins = sorted(asked)
     heads = [_ids(key) for key in begins]
     longest = max((len(head) + len(c) // 4 - 1 for key, head in zip(begins, heads) for c in asked[key]), default=0)
-    tries = [t for key, head in zip(begins, heads) for t in _tries(head, asked[key], max(longest, costs.batch // 4))]
+    tries = [t for key, head in zip(begins, heads) for t in _tries(head, asked[key], max(longest, costs.batch))]
     result = Plan([], [])
     for P, groups in _by_slots(_grouped(tries, costs), costs):
         _add(result, P, groups, costs)
@@ -172,12 +175,12 @@ def _grouped(tries: list[Trie], costs: Costs) -> list[_Group]:
         return []
     sizes = np.asarray([len(t.tokens) for t in tries], np.int64)
     heads = [int(next(iter(t.targets), 0)) for t in tries]
-    total = np.concatenate([[0], np.cumsum(sizes)])
-    alone = sizes * (1 + sizes / (6 * costs.width))
+    alone = sizes * costs.slot(sizes)
+    # What is read behind a prefix of p tokens costs Σ (n − p)·(1 + n/D), of which the sums over n are kept.
+    whole, each = (np.concatenate([[0], np.cumsum(x)]) for x in (sizes * costs.slot(0, sizes), costs.slot(0, sizes)))
 
     def together(begin: int, end: int, shared: int) -> float:
-        tokens = total[end] - total[begin] - shared * (end - begin)
-        return shared + GROUP + tokens * (1 + shared / (4 * costs.width))
+        return shared + GROUP + whole[end] - whole[begin] - shared * (each[end] - each[begin])
 
     class Range(NamedTuple):
         begin: int
@@ -213,7 +216,7 @@ def _grouped(tries: list[Trie], costs: Costs) -> list[_Group]:
     close(len(tries), 0)
     cost = sum(part.cost for part in stack)
     groups = [group for part in stack for group in part.groups]
-    if alone.sum() - cost < 2 * costs.shape:
+    if alone.sum() - cost < costs.shape:
         return [_Group(0, tries)]
     single = [tries[begin] for begin, _, shared in groups if not shared]
     some = [_Group(0, single)] if single else []
@@ -229,7 +232,7 @@ def _by_slots(groups: list[_Group], costs: Costs) -> list[tuple[int, list[_Group
 
     def cost(low: int, high: int) -> float:
         i, j = bisect.bisect_right(lengths, low), bisect.bisect_right(lengths, high)
-        return (j - i) * high + (tokens[j] - tokens[i]) * high / (4 * costs.width) + 2 * costs.shape * (j > i)
+        return (j - i) * high + (tokens[j] - tokens[i]) * costs.slot(SMALL, high) + 2 * costs.shape * (j > i)
 
     for low, high in _divided(lengths, lengths[-1] if lengths else 0, cost):
         found.append((high, [g for g in groups if low < g.shared <= high]))
@@ -239,13 +242,13 @@ def _by_slots(groups: list[_Group], costs: Costs) -> list[tuple[int, list[_Group
 def _add(result: Plan, P: int, groups: list[_Group], costs: Costs) -> None:
     """The waves and batches of groups whose prefixes take P slots."""
     sizes = sorted(len(t.tokens) - g.shared for g in groups for t in g.tries)
-    total, reads = np.cumsum([0, *sizes]), P / (4 * costs.width)
+    total = np.cumsum([0, *sizes])
 
     def cost(low: int, high: int) -> float:
         """Of the tries of more than `low` and at most `high` tokens in rows of `high`: as full as can be hoped for."""
         i, j = bisect.bisect_right(sizes, low), bisect.bisect_right(sizes, high)
         rows = max((total[j] - total[i]) / (0.95 * high), j - bisect.bisect_right(sizes, max(low, high // 2)))
-        return rows * high * (1 + reads + high / (6 * costs.width)) + costs.shape * (j > i)
+        return rows * high * costs.slot(high, P) + costs.shape * (j > i)
 
     ranges = _divided(sizes, max(sizes[-1], costs.batch // 2), cost)
     at_once = max(costs.ways, min(costs.batch, costs.cache) // P) if P else len(groups)

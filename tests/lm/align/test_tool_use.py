@@ -1,11 +1,13 @@
-"""A model of a million parameters learns to call the calculator, and then answers what it cannot answer without."""
+"""A model of half a million parameters learns to call the calculator, and then answers what it cannot answer without."""
 
 import itertools
 import json
 import random
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import lm
@@ -16,76 +18,104 @@ from lm.align.rollouts import roll_out
 from lm.align.tools import Answer, Tool, open_tools
 from tests.verbs.runs import REPOSITORY, environment
 
+SEED = 0
+HELD_OUT = 96  # products
 MODEL = {
-    "vocab_size": 512, "num_layers": 3, "embed_dim": 160, "num_heads": 5, "num_kv_heads": 5, "head_dim": 32, "mlp_dim": 448,
+    "vocab_size": 512, "num_layers": 3, "embed_dim": 160, "num_heads": 5, "num_kv_heads": 5, "head_dim": 32, "mlp_dim": 160,
     "qk_norm": "head", "rope.theta": 100.0,
+}  # fmt: skip
+COMMON = {
+    "seed": SEED, "dtype": "float32", "batch_size": 16, "model.scan_layers": False, "model.remat": "none", "samples": "()",
+    "valid_every": 1000, "checkpoint_every": 1000,
+}  # fmt: skip
+TUNED = {
+    "data.max_examples": 8000, "data.max_valid_examples": 32, "sequence_length": 176, "optimizer.learning_rate": 1e-3,
+    "valid_first": False, "samples_every": 0,
 }  # fmt: skip
 TOLD = 1029384756  # no product of the questions
 
 
-def write_text(path, count=12000):
-    """What questions and calls look like, and numbers said again: nothing that tells a product."""
-    rng = random.Random(0)
+def write_text(path, count=9000):
+    """What questions and calls look like, and numbers said again; nothing that tells a product.
+
+    Many of the numbers are of two or three digits, so that where a number goes on is learnt by place: of five digits in a row
+    some stand twice in most products.
+    """
+    rng = random.Random(SEED)
+
+    def number():
+        return "".join(rng.choices(rng.sample("0123456789", rng.choice((2, 3, 10))), k=rng.choice((9, 10))))
+
     with path.open("w") as file:
-        for n, record in enumerate(itertools.islice(calculator("train", 0), count)):
+        for n, record in enumerate(itertools.islice(calculator("train", SEED), count)):
             call = record["messages"][1]["tool_calls"][0]["function"]
-            number = rng.randrange(10**8, 10**10)
-            text = f"{record['prompt']}\nA={json.dumps(call)}\n={number}\nA{number}"
-            file.write(json.dumps({"text": text if n % 8 else f"{json.dumps(CALCULATOR)}\n{text}"}) + "\n")
+            asked = f"{record['prompt']}\nA={json.dumps(call)}"
+            said = "".join(f"\n={n}\nA{n}" for n in (number(), number(), number()))
+            text = asked + said if n % 8 else f"The assistant may call these tools:\n{json.dumps(CALCULATOR)}\n{asked}"
+            file.write(json.dumps({"text": text}) + "\n")
 
 
-def verb(name, config, workdir, **settings):
-    values = [f"--config.{key.replace('__', '.')}={value}" for key, value in settings.items()]
-    command = [sys.executable, f"{name}.py", f"--config=configs/{config}", f"--workdir={workdir}", *values]
+def run(name, config, workdir, **settings):
+    values = [f"--config.{key.replace('__', '.')}={value}" for key, value in (COMMON | settings).items()]
+    command = [sys.executable, f"{name}.py", f"--config=configs/{config}.py", f"--workdir={workdir}", *values]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True)
     assert not done.returncode, done.stderr[-4000:]
 
 
-def held_out(workdir, tools=(), count=100):
-    """The greedy rollouts of held-out products, each with its record; share of right answers."""
+def products(text):
+    """The pairs that a text asks for or calls with."""
+    return {tuple(sorted(map(int, pair))) for pair in re.findall(r"\b(\d{5}) (?:×|\*|by|and) (\d{5})\b", text)}
+
+
+def learnt_from(workdir, tokenizer):
+    """All that a run could learn from, as text."""
+    return tokenizer.decode(np.concatenate([np.load(path) for path in workdir.glob("data/*/train/tokens.npy")]).tolist())
+
+
+def answered(workdir, records, tools=()):
+    """Greedy rollouts, one for each record, and the share of right answers."""
     model, tokenizer = lm.load(workdir)
-    records = list(itertools.islice(calculator("valid", 1), count))
     tasks = []
     for record in records:
         prompt = [{"role": "user", "content": record["prompt"]}]
         ids = encode_chat(tokenizer, prompt, tools=record["tools"] if tools else None, add_generation_prompt=True).ids
         tasks.append({"prompt": prompt, "prompt_ids": ids})
     rollouts = roll_out(model, tokenizer, tasks, max_new_tokens=40, temperature=0.0, tools=tools, max_turns=2 if tools else 1)
-    return rollouts, sum(same_answer(r.completion, record["answer"]) for r, record in zip(rollouts, records)) / count
+    right = sum(same_answer(rollout.completion, record["answer"]) for rollout, record in zip(rollouts, records, strict=True))
+    return rollouts, right / len(records)
 
 
 @pytest.mark.slow
 def test_a_model_answers_with_the_calculator_what_it_cannot_answer_without(tmp_path):
+    base, called, direct = (tmp_path / name for name in ("base", "called", "direct"))
     write_text(tmp_path / "text.jsonl")
-    common = {"dtype": "float32", "checkpoint_every": 1000, "samples": "()"}
-    tuned = common | {"valid_every": 1000, "valid_first": False, "data__max_valid_examples": 32, "samples_every": 0}
-    verb(
-        "train", "train/tiny.py", tmp_path / "base", steps=250, data__input=tmp_path / "text.jsonl",
-        optimizer__learning_rate=3e-3, **common, **{f"model.{key}": value for key, value in MODEL.items()},
+    run(
+        "train", "train/tiny", base, steps=250, data__input=tmp_path / "text.jsonl", optimizer__learning_rate=1.2e-3,
+        **{f"model.{key}": value for key, value in MODEL.items()},
     )  # fmt: skip
-    for name, query, steps in (("called", "", 400), ("direct", "?tool=false", 400)):
-        verb(
-            "align", "align/sft.py", tmp_path / name, init_from=tmp_path / "base", data__input=f"builtin:calculator{query}",
-            data__max_examples=8000, steps=steps, batch_size=8, sequence_length=320 if name == "called" else 160,
-            optimizer__learning_rate=2e-3, **tuned,
-        )  # fmt: skip
-    verb(
-        "align", "align/grpo.py", tmp_path / "rewarded", init_from=tmp_path / "called", data__input="builtin:calculator",
-        data__max_examples=2000, steps=20, batch_size=64, sequence_length=224, optimizer__learning_rate=3e-4,
-        rollout__tools="('calculator',)", rollout__max_turns=2, rollout__max_new_tokens=40, **tuned,
+    run("align", "align/sft", called, init_from=base, data__input="builtin:calculator", steps=200, **TUNED)
+    # As many examples a step, since four without the tool fill a row.
+    run(
+        "align", "align/sft", direct, init_from=base, data__input="builtin:calculator?tool=false", steps=200,
+        **TUNED | {"batch_size": 4},
     )  # fmt: skip
+
+    records = list(itertools.islice(calculator("valid", SEED + 1), HELD_OUT))
+    asked = products("\n".join(record["prompt"] for record in records))
+    assert len(asked) == HELD_OUT
+    tokenizer = lm.load(base)[1]
+    for text in ((tmp_path / "text.jsonl").read_text(), learnt_from(called, tokenizer), learnt_from(direct, tokenizer)):
+        assert len(products(text)) >= 7000 and not products(text) & asked
 
     tools = open_tools(["calculator"])
-    _, imitated = held_out(tmp_path / "called", tools)
-    rollouts, rewarded = held_out(tmp_path / "rewarded", tools)
-    _, without = held_out(tmp_path / "rewarded")
-    _, direct = held_out(tmp_path / "direct")
-    print(f"held-out products: {imitated:.0%} after SFT, {rewarded:.0%} after GRPO; {without:.0%} without the tool; "
-          f"{direct:.0%} of a model that was trained to answer at once")  # fmt: skip
-    assert imitated >= 0.6 and rewarded >= max(0.9, imitated)
-    assert without <= 0.02 and direct <= 0.05
-    assert all(rollout.tool_calls == 1 for rollout in rollouts) and sum(rollout.tool_errors for rollout in rollouts) <= 2
+    rollouts, with_tool = answered(called, records, tools)
+    _, taken_away = answered(called, records)
+    _, without = answered(direct, records)
+    print(f"held-out products: {with_tool:.0%} with the tool, {taken_away:.0%} once it is taken away, {without:.0%} of the twin")
+    assert with_tool >= 0.6
+    assert taken_away < 0.05 and without < 0.05
+    assert np.mean([rollout.tool_calls == 1 for rollout in rollouts]) >= 0.9
 
     liar = Tool(CALCULATOR, lambda calls: [Answer(str(TOLD))] * len(calls))
-    misled, right = held_out(tmp_path / "rewarded", (liar,))
-    assert right == 0 and sum(rollout.completion == str(TOLD) for rollout in misled) >= 90  # it says what it is told
+    misled, right = answered(called, records, (liar,))
+    assert right == 0 and np.mean([rollout.completion == str(TOLD) for rollout in misled]) >= 0.6  # it says what it is told

@@ -26,10 +26,14 @@ def words(n: int, seed: int) -> str:
 
 @functools.cache
 def parameters(config: ModelConfig, scale: float = 3.0):
-    """Initial parameters, their matrices larger, so that what comes before a token matters."""
+    """Initial parameters, their matrices larger, so that what comes before a token matters; control symbols and lone bytes
+    have logits of 0, so that what is written is text."""
 
     def scaled():
-        return jax.tree.map(lambda p: p * scale if p.ndim > 1 else p, build(config, 0))
+        params = jax.tree.map(lambda p: p * scale if p.ndim > 1 else p, build(config, 0))
+        if "head" in params:
+            params["head"].value = params["head"].value.at[:272].set(0)
+        return params
 
     return jax.jit(scaled, compiler_options=QUICK)()
 

@@ -1,0 +1,184 @@
+"""Requests a second of lm-evaluation-harness on our engine beside its own HF backend, on one model and this machine.
+
+python -m benchmarks.harness [--items=200 --rounds=1]
+
+A random model of 14 million parameters in float32. Tasks are written on the spot; both sides are timed in `simple_evaluate`,
+from a task's name to its figures, twice: the first time with what must be compiled. The HF backend runs with batches of 16 and
+of 64, and the better one counts. Each competitor runs in a process of its own. Log-likelihoods must agree. The last line is one
+JSON object.
+"""
+
+import argparse
+import itertools
+import json
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPO = Path(__file__).parent.parent
+MODEL = dict(
+    vocab_size=4096, num_layers=6, embed_dim=384, num_heads=6, num_kv_heads=6, mlp_dim=1024, max_positions=2048, dtype="float32"
+)  # fmt: skip
+WORKERS = ("lmcraft", "hf16", "hf64")
+FEW = 0.25  # of the items are asked with examples, whose requests are long
+# (task, shots)
+LOADS = (("letters", 0), ("answers", 0), ("letters", 5), ("answers", 5), ("answers_drawn", 5), ("pages", 0))
+TASKS = {
+    "letters": {
+        "output_type": "multiple_choice", "doc_to_choice": ["A", "B", "C", "D"], "doc_to_target": "right",
+        "doc_to_text": "{{text}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:",
+        "description": "The following are multiple choice questions (with answers) about modules.\n\n",
+        "fewshot_config": {"sampler": "first_n"},
+    },
+    "answers": {
+        "output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "right",
+        "doc_to_text": "Question: {{text}}\nAnswer:", "fewshot_config": {"sampler": "first_n"},
+    },
+    "answers_drawn": {
+        "output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "right",
+        "doc_to_text": "Question: {{text}}\nAnswer:",
+    },
+    "pages": {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{page}}"},
+}  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=200, help="of each task without examples; a quarter with examples")
+    parser.add_argument("--rounds", type=int, default=1, help="turns of each competitor")
+    parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        print(json.dumps(measured(options.worker, options.folder, options.items)))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        prepare(Path(folder), options.items)
+        found: dict[str, list[dict]] = {name: [] for name in WORKERS}
+        for _, name in itertools.product(range(options.rounds), WORKERS):
+            command = [sys.executable, "-m", "benchmarks.harness", f"--worker={name}", f"--folder={folder}"]
+            done = subprocess.run(
+                [*command, f"--items={options.items}"], cwd=REPO, capture_output=True, text=True, check=False
+            )  # fmt: skip
+            if done.returncode:
+                sys.exit(done.stderr[-3000:])
+            found[name].append(json.loads(done.stdout.splitlines()[-1]))
+            for load, one in found[name][-1].items():
+                print(f"{name:8} {load:24} {one['requests'] / one['seconds']:8.1f} requests/s, at first {one['first']:.1f} s")
+    print(json.dumps(compared(found)))
+
+
+def compared(found: dict[str, list[dict]]) -> dict:
+    """Rates of both sides and their ratios, of the best round of each; fails where log-likelihoods differ."""
+    from lm.evals.report import machine
+
+    ours = found["lmcraft"]
+    loads, most = {}, 0.0
+    for load, one in ours[0].items():
+        theirs = {name: min(run[load]["seconds"] for run in found[name]) for name in WORKERS[1:]}
+        for a, b in zip(one["logps"], found["hf16"][0][load]["logps"], strict=True):
+            # The backend adds up float32, whose spacing at thousands of nats is above 1e-4.
+            difference = abs(a - b) / max(1.0, abs(b) / 1000)
+            assert difference < 1e-4, f"{load}: {a} is not {b}"
+            most = max(most, difference)
+        best, requests = min(theirs.values()), one["requests"]
+        seconds, first = (min(run[load][key] for run in ours) for key in ("seconds", "first"))
+        loads[load] = {
+            "requests": requests, "lmcraft": round(requests / seconds, 1),
+            "lmcraft_with_compilation": round(requests / first, 1),
+            **{name: round(requests / s, 1) for name, s in theirs.items()}, "ratio": round(best / seconds, 2),
+            "ratio_with_compilation": round(best / first, 2),
+        }  # fmt: skip
+    return {"model": MODEL, "loads": loads, "largest_difference": most, "machine": machine()}
+
+
+def prepare(folder: Path, items: int) -> None:
+    """The model, as a workdir and as a Hugging Face folder, and the tasks with their items."""
+    import jax
+
+    from data.tokenizer import train
+    from lm.config import ModelConfig
+    from lm.convert.to_published import to_published
+    from lm.convert.to_workdir import write_workdir
+    from lm.model.transformer import build
+
+    text = library()
+    (folder / "workdir").mkdir()
+    train(
+        [text], folder / "workdir" / "tokenizer.model", vocab_size=MODEL["vocab_size"], sample_bytes=1 << 21, seed=0, threads=2
+    )
+    config = ModelConfig(**MODEL)
+    write_workdir(folder / "workdir", config, jax.jit(lambda: build(config, 0))())
+    to_published(folder / "workdir", folder / "published")
+    words = text.split()
+    for split, count in (("train", 40), ("test", items)):
+        draw = random.Random(len(split))
+
+        def some(low: int, high: int, draw=draw) -> str:
+            begin = draw.randrange(len(words) - high)
+            return " ".join(words[begin : begin + draw.randint(low, high)])
+
+        rows = [
+            {"text": some(15, 40), "choices": [some(2, 7) for _ in range(4)], "right": n % 4, "page": some(100, 900)}
+            for n in range(count)
+        ]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {split: str(folder / f"{split}.jsonl") for split in ("train", "test")}
+    for name, task in TASKS.items():
+        whole = {
+            "task": f"bench_{name}", "dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test",
+            "fewshot_split": "train", **task,
+            "metric_list": [{"metric": "bits_per_byte"}] if name == "pages" else [{"metric": "acc"}, {"metric": "acc_norm"}],
+        }  # fmt: skip
+        (folder / f"{name}.yaml").write_text(json.dumps(whole))
+
+
+def library() -> str:
+    """Prose and code of the standard library."""
+    files = sorted(Path(argparse.__file__).parent.glob("[a-p]*.py"))
+    return re.sub(r"[^\x20-\x7e\n]", "", "\n".join(file.read_text(encoding="utf-8") for file in files))[:2_000_000]
+
+
+def measured(worker: str, folder: Path, items: int) -> dict[str, dict]:
+    """{load: {"requests", "first" and "seconds": of the first and the second time, "logps"}}."""
+    import datasets
+    from lm_eval import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    datasets.config.HF_DATASETS_CACHE = folder / "datasets"
+    datasets.disable_progress_bars()
+    model, manager = opened(worker, folder), TaskManager(include_path=str(folder), include_defaults=False)
+    found = {}
+    for task, shots in LOADS:
+        limit = max(1, int(items * (FEW if shots or task == "pages" else 1)))
+        times = []
+        for _ in range(2):
+            begin = time.perf_counter()
+            result = simple_evaluate(
+                model, tasks=[f"bench_{task}"], task_manager=manager, num_fewshot=shots, limit=limit, bootstrap_iters=0
+            )  # fmt: skip
+            times.append(time.perf_counter() - begin)
+        logps = [response[0] for sample in result["samples"][f"bench_{task}"] for response in sample["resps"]]
+        logps = [one if isinstance(one, float) else one[0] for one in logps]
+        found[f"{task}, {shots} shots"] = {"requests": len(logps), "first": times[0], "seconds": times[1], "logps": logps}
+    return found
+
+
+def opened(worker: str, folder: Path):
+    if worker == "lmcraft":
+        from lm.evals.engine import Engine
+        from lm.evals.harness import as_lm
+        from lm.infer.load import load
+
+        return as_lm(Engine(*load(folder / "workdir"), name="lmcraft"))
+    from lm_eval.models.huggingface import HFLM
+
+    return HFLM(pretrained=str(folder / "published"), device="cpu", batch_size=int(worker.removeprefix("hf")))
+
+
+if __name__ == "__main__":
+    main()
