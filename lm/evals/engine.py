@@ -81,7 +81,7 @@ class Engine:
         return found
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generated]:
-        """Prompts lose their begin where they leave no room for `max_new_tokens`; of one that can have none, the problem says so."""
+        """Prompts lose their begin where they leave no room for `max_new_tokens`; one that can have none is a problem."""
         begin = time.perf_counter()
         asks, numbers = [], []
         found: list[Generated | None] = [None] * len(prompts)

@@ -9,6 +9,7 @@ Results have the harness's figures without the filter in their names, where ther
 import contextlib
 import importlib.metadata
 import math
+import os
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,6 +27,8 @@ from lm.evals.scorers.joining import Problems
 from lm.evals.subject import Continuation, Prompt, Subject
 
 NEW_TOKENS = 256  # of an answer, if the task does not say
+ALONE = "DISABLE_MULTIPROC"  # keeps the harness from forking, which can hang a process with JAX's threads
+RESAMPLED = 1000  # times, where a metric has no formula of its standard error
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # what tasks call their number
 
 
@@ -50,6 +53,10 @@ def build(name: str, spec: Mapping[str, Any], settings: Settings) -> "HarnessTas
             loaded = manager.load([title])
         except Exception as error:  # data sets are loaded by code of all kinds
             raise UserError(f"{name}: {type(error).__name__}: {_line(error)}") from error
+    for attribute, why in (("UNSAFE_CODE", "runs what the model writes without a sandbox; take humaneval"),
+                           ("MULTIMODAL", "asks about images or sound, which no model here knows")):  # fmt: skip
+        if found := [title for title, task in loaded["tasks"].items() if getattr(task, attribute, False)]:
+            raise UserError(f"{name}: {found[0]} {why}")
     groups = loaded["groups"]
     tops = [groups[title]] if title in groups else list(loaded["tasks"].values())
     versions = {"lm_eval": importlib.metadata.version("lm_eval")}
@@ -110,10 +117,12 @@ class HarnessTask(NamedTuple):
                 system_instruction=settings.system or None, apply_chat_template=settings.chat,
                 fewshot_as_multiturn=settings.chat and settings.fewshot_as_multiturn, log_samples=True,
                 numpy_random_seed=settings.seed, torch_random_seed=settings.seed, fewshot_random_seed=settings.seed,
+                bootstrap_iters=RESAMPLED,
             )  # fmt: skip
         samples, problems, parts = [], Problems(), {}
         for task, records in sorted(found["samples"].items()):
-            some = _samples(task, records, model.tokens)
+            inside = {"task": self.name} | ({} if task == self.title else {"subtask": task})
+            some = [inside | sample for sample in _samples(records, model.tokens)]
             parts[task] = _results(found["results"][task], some, problems)
             samples += some
         top = found["results"].get(self.title) or {}
@@ -184,14 +193,14 @@ def _prompt(context: str, options: Mapping[str, Any], seed: int) -> Prompt:
     return Prompt(context, stops, new, 0.0 if sampled is False else temperature, top_p, seed)
 
 
-def _samples(task: str, records: Sequence[Mapping], tokens: Mapping) -> list[dict[str, Any]]:
+def _samples(records: Sequence[Mapping], tokens: Mapping) -> list[dict[str, Any]]:
     """A sample of each item, with the metrics of all filters."""
     samples: dict[Any, dict[str, Any]] = {}
     filters = {record["filter"] for record in records}
     for record in records:
         sample = samples.get(record["doc_id"])
         if sample is None:
-            sample = samples[record["doc_id"]] = _sample(task, record, tokens)
+            sample = samples[record["doc_id"]] = _sample(record, tokens)
         for metric in record["metrics"]:
             value = record[metric]
             if isinstance(value, bool | int | float | np.number):
@@ -204,10 +213,10 @@ def _samples(task: str, records: Sequence[Mapping], tokens: Mapping) -> list[dic
     return list(samples.values())
 
 
-def _sample(task: str, record: Mapping, tokens: Mapping) -> dict[str, Any]:
+def _sample(record: Mapping, tokens: Mapping) -> dict[str, Any]:
     arguments, target = [tuple(one) for one in record["arguments"]], record["target"]
     first = arguments[0]
-    sample = {"task": task, "doc_id": record["doc_id"], "prompt": first[0], "target": target, "metrics": {}}
+    sample = {"doc_id": record["doc_id"], "prompt": first[0], "target": target, "metrics": {}}
     if len(first) == 1:  # rolling
         return sample | {"loglikelihood": record["resps"][0][0]}
     if isinstance(first[1], Mapping):
@@ -230,7 +239,7 @@ def _results(found: Mapping[str, Any], samples: Sequence[Mapping], problems: Pro
     for sample in samples:
         logps = sample.get("loglikelihoods", [sample["loglikelihood"]] if "loglikelihood" in sample else [])
         if not all(math.isfinite(logp) for logp in logps):
-            problems.add("loglikelihoods_not_finite", f"{sample['task']} {sample['doc_id']}: {logps}")
+            problems.add("loglikelihoods_not_finite", f"{sample.get('subtask', sample['task'])} {sample['doc_id']}: {logps}")
             bad.add(id(sample))
     filters = {key.split(",", 1)[1] for key in found if "," in key}
     results: dict[str, Any] = {"n": len(samples) - len(bad)}
@@ -254,14 +263,18 @@ def _named(metric: str, filter_: str, filters: set[str]) -> str:
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Global random numbers, which tasks of the harness draw, seeded, and afterwards as they were."""
-    before, numpys = random.getstate(), np.random.get_state()
+    before, numpys, alone = random.getstate(), np.random.get_state(), os.environ.get(ALONE)
     random.seed(0)  # the harness's own default
     np.random.seed(seed % 2**32)
+    os.environ[ALONE] = "1"
     try:
         yield
     finally:
         random.setstate(before)
         np.random.set_state(numpys)
+        os.environ.pop(ALONE)
+        if alone is not None:
+            os.environ[ALONE] = alone
 
 
 def _line(error: BaseException) -> str:

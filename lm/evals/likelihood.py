@@ -106,18 +106,15 @@ def work(
       max_length: positions of the model that may be used.
       batch_tokens: slots of a batch; None: as BATCH says.
     """
-    some = [(n, one) for n, request in enumerate(requests) if (one := cut(request, max_length)) is not None]
-    reader = _Reader(model)
-    alone = [(n, one) for n, one in some if reader.alone(len(one.context) + len(one.continuation) - 1)]
-    if alone:
-        apart = {n for n, _ in alone}
-        some = [(n, one) for n, one in some if n not in apart]
-    costs = _costs(model, batch_tokens)
-    yield from reader.works(some, costs)
-    for length in sorted({len(one.context) + len(one.continuation) for _, one in alone}):
-        of_length = [(n, one) for n, one in alone if len(one.context) + len(one.continuation) == length]
-        for n, one in of_length:
-            yield from reader.works([(n, one)], costs._replace(batch=length * costs.ways), length - 1)
+    reader, costs = _Reader(model), _costs(model, batch_tokens)
+    together, alone = [], []
+    for n, request in enumerate(requests):
+        if (one := cut(request, max_length)) is not None:
+            read = len(one.context) + len(one.continuation) - 1
+            (alone if reader.is_alone(read) else together).append((read, n, one))
+    yield from reader.works([(n, one) for _, n, one in together], costs)
+    for read, n, one in sorted(alone, key=lambda entry: entry[:2]):
+        yield from reader.works([(n, one)], costs._replace(batch=read * costs.ways), exact=read)
 
 
 def slot_bytes(config: ModelConfig) -> int:
@@ -154,7 +151,7 @@ class _Reader:
         self.graph, self.params = nnx.split(dropless(model))
         self.wave, self.states = -1, None
 
-    def alone(self, length: int) -> bool:
+    def is_alone(self, length: int) -> bool:
         """Whether so many tokens turn by angles that depend on their number, so that nothing may be read beside them."""
         rope = self.config.rope
         return self.config.positions == "rotary" and rope.depends_on_length and length > rope.original_positions
@@ -188,8 +185,7 @@ class _Reader:
         """What was read of the wave's prefixes, whole on every device."""
         if self.wave != batch.wave:
             self.states = None
-            filled = max(ways, 1 << (len(prefixes) - 1).bit_length())
-            filled = -(-filled // ways) * ways
+            filled = -(-(1 << (len(prefixes) - 1).bit_length()) // ways) * ways
             tokens, segments = np.zeros((2, filled, batch.P), np.int32)
             for w, prefix in enumerate(prefixes):
                 tokens[w, : len(prefix)], segments[w, : len(prefix)] = prefix, 1

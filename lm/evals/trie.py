@@ -313,7 +313,7 @@ def _divided(lengths: list[int], most: int, cost: Callable[[int, int], float]) -
         return []
     steps = [0, SMALL]
     while steps[-1] < max(most, lengths[-1]):
-        steps.append(steps[-1] + max(SMALL // 2, 1 << (steps[-1].bit_length() - 3)))
+        steps.append(steps[-1] + max(SMALL // 2, 1 << (steps[-1].bit_length() - 4)))
     best: list[tuple[float, int]] = [(0.0, 0)]  # of all lengths up to a step: what they cost, and the step before
     for j in range(1, len(steps)):
         best.append(min((best[i][0] + cost(steps[i], steps[j]), i) for i in range(j)))

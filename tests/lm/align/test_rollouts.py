@@ -147,7 +147,7 @@ def test_no_turn_begins_that_might_not_fit(forced):
 def drawn(tokenizer):
     """(a function that makes a Rolling of a config's own, parameters of a model that often calls a tool, if never well)."""
     config = grpo.get_config()
-    config.batch_size, config.sequence_length, config.dtype, config.rl.group_size = 8, 160, "float32", 4
+    config.batch_size, config.sequence_length, config.dtype, config.rl.group_size = 8, 112, "float32", 4
     config.model.update(vocab_size=304, num_layers=1, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
     config.rollout.update(max_new_tokens=16, tools=("calculator",), max_turns=2)
     params = parameters(model_config_of(config), scale=4.0)
@@ -157,6 +157,9 @@ def drawn(tokenizer):
     tasks = [task(tokenizer, f"the cat sat {n}") for n in range(5)]
     rewards = Rewards(("length",), (lambda prompts, completions, **columns: [float(len(c)) for c in completions],), (1.0,))
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
+
+    with jax.set_mesh(mesh):
+        params = scaled(params, 1.0)  # on the mesh, as those of a run
 
     def rolling(seed=0):
         config.seed = seed
@@ -168,6 +171,10 @@ def drawn(tokenizer):
         return made
 
     return rolling, params, mesh
+
+
+def scaled(params, by):
+    return jax.tree.map(lambda x: by * x, params)
 
 
 def batch_of(rolling, step, params):
@@ -183,7 +190,7 @@ def test_a_batch_is_a_function_of_parameters_seed_and_step(drawn):
     with jax.set_mesh(mesh):
         straight = rolling()
         batches = {step: batch_of(straight, step, params) for step in (1, 2, 3, 4)}  # beyond one round of the five tasks
-        other, moved = rolling(), jax.tree.map(lambda x: 1.01 * x, params)
+        other, moved = rolling(), scaled(params, 1.01)
         for step in (4, 1, 3, 3, 2):
             assert same(batch_of(other, step, params), batches[step]), step
         assert same(batch_of(rolling(), 3, params), batches[3])
@@ -198,7 +205,7 @@ def test_the_sampler_and_the_model_agree_on_every_turn(drawn):
     with jax.set_mesh(mesh):
         one = rolling()
         rolled = [rollout for seed in range(2) for rollout in one.roll(params, one.tasks[:2], seed, each=4)]
-        batch = arrays(rolled, 160, 0)
+        batch = arrays(rolled, 112, 0)
         logps = token_logprobs(nnx.merge(one.graph, params), batch)[0]
     parts = [sum(after > before for before, after in zip(rollout.mask, rollout.mask[1:])) for rollout in rolled]
     two = [row for row, count in enumerate(parts) if count == 2]

@@ -111,7 +111,7 @@ def test_a_model_answers_with_the_calculator_what_it_cannot_answer_without(tmp_p
     rollouts, with_tool = answered(called, records, tools)
     _, taken_away = answered(called, records)
     _, without = answered(direct, records)
-    print(f"held-out products: {with_tool:.0%} with the tool, {taken_away:.0%} once it is taken away, {without:.0%} of the twin")
+    print(f"held-out products: {with_tool:.0%} with the tool, {taken_away:.0%} when it is gone, {without:.0%} of the twin")
     assert with_tool >= 0.6
     assert taken_away < 0.05 and without < 0.05
     assert np.mean([rollout.tool_calls == 1 for rollout in rollouts]) >= 0.9

@@ -182,7 +182,8 @@ class Oracle:
 def test_any_subject_and_groups(folder):
     results, samples = harness.build(f"harness:{folder / 'both.yaml'}", {}, Settings(limit=4)).run(Oracle())
     assert results["acc"] == 1 and results["subtasks"]["made_letters"]["acc"] == 1 and results["n"] == 8
-    assert [sample["task"] for sample in samples] == ["made_answers"] * 4 + ["made_letters"] * 4
+    assert [sample["subtask"] for sample in samples] == ["made_answers"] * 4 + ["made_letters"] * 4
+    assert {sample["task"] for sample in samples} == {"both"}
     assert not any(sample["failed"] for sample in samples) and samples[4]["reference"] in "ABCD"
 
 
