@@ -40,7 +40,7 @@ def train(config, workdir: Path) -> None:
 
     from data.batches import Batches
     from data.pipeline import parse_weights, prepare_text
-    from lm.evals.in_loop import measuring
+    from lm.evals import in_loop
     from lm.evals.training_report import write_report
     from lm.model.transformer import skeleton
     from lm.parallel import hosts
@@ -56,6 +56,7 @@ def train(config, workdir: Path) -> None:
     check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
     loop.check_config(config, workdir)
     weights = parse_weights(config.data.weights)
+    evals = in_loop.opened(config)
 
     tokenizer, dataset, stages = prepare_text(config, workdir)
     if hosts.is_first():
@@ -71,7 +72,7 @@ def train(config, workdir: Path) -> None:
             start = functools.partial(initial_params, config, mesh)
             stream = Reading(batches, mesh, config.data.log_ids)
             validate = valid and loop.Evaluator(trainer, Feed(valid, mesh), tokenizer, config.model.vocab_size)
-            measure = measuring(config, workdir, skeleton(model_config_of(config))[0], tokenizer)
+            measure = in_loop.measuring(evals, workdir, skeleton(model_config_of(config))[0], tokenizer)
             result = loop.train(config, trainer, mesh, stream, validate, workdir, start, measure=measure)
         except loop.Stopped as stopped:
             hosts.leave()

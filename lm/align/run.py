@@ -25,8 +25,7 @@ from lm.align.rewards import Rewards, parse_rewards
 from lm.align.samples import Samples
 from lm.align.tools import open_tools
 from lm.errors import UserError
-from lm.evals import align_report, report
-from lm.evals.in_loop import measuring
+from lm.evals import align_report, in_loop, report
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.parallel import hosts
@@ -65,6 +64,7 @@ def run(config, workdir: Path, given: tuple[list[dict], list[dict], dict] | None
     ways = config.accumulate * (config.rl.minibatches if config.method == "rl" else 1)
     check_fit(mesh, model_config, config.batch_size, ways)
     loop.check_config(config, workdir)
+    evals = in_loop.opened(config)
     tokenizer = own_tokenizer(config, workdir)
     template = chat_template(config, tokenizer)
 
@@ -110,7 +110,7 @@ def run(config, workdir: Path, given: tuple[list[dict], list[dict], dict] | None
         result = loop.train(
             config, trainer, mesh, stream, validate if validate.measures else None, workdir,
             lambda: initial_params(config, mesh), frozen=plan.frozen, watch=watch,
-            measure=measuring(config, workdir, graph, tokenizer),
+            measure=in_loop.measuring(evals, workdir, graph, tokenizer),
         )  # fmt: skip
     before = first_validation(workdir)
     finished = {"before": before, "after": result["valid"], "step": result["step"]}

@@ -4,6 +4,7 @@ import concurrent.futures
 import functools
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -94,6 +95,17 @@ def _read(url: str, content: bytes) -> Reply:
     if not isinstance(text, str):
         return Reply(None, f"{url}: a chat completion without text")
     return Reply(text)
+
+
+def objects(text: str) -> list[dict[str, Any]]:
+    """The JSON objects without objects in them that stand in a reply, as judges are asked to write, in order."""
+    found = []
+    for candidate in re.findall(r"\{[^{}]*\}", text):
+        try:
+            found.append(json.loads(candidate))
+        except (ValueError, RecursionError):
+            continue
+    return found
 
 
 def _short(text: object) -> str:

@@ -5,6 +5,7 @@ Figures are logged beside validation's, as valid_TASK/METRIC; evals/step-NNNNNN.
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from flax import nnx
 
@@ -12,31 +13,41 @@ from lm import cli
 from lm.errors import UserError
 from lm.evals.engine import Engine
 from lm.evals.measures import is_number, metrics
+from lm.evals.outcome import Task
 from lm.evals.run import finite, open_tasks, settings_of, template_of
 from lm.parallel import hosts
 
 Measure = Callable[[int, nnx.State], dict[str, float]]
 
 
-def measuring(config, workdir: Path, graph, tokenizer) -> Measure | None:
-    """measure(step, params) -> {"TASK/METRIC": value} of the tasks in config.evals, on the mesh that is set; None if none.
+class Evals(NamedTuple):
+    """What config.evals asks for: tasks that are ready to run, and the chat template as Engine takes it."""
 
-    Raises: UserError for tasks that cannot be opened.
-    """
+    tasks: list[Task]
+    template: str | None
+
+
+def opened(config) -> Evals | None:
+    """The tasks of config.evals, or None without any. Raises: UserError for what cannot be opened, so before a run begins."""
     evals = config.evals
     if evals.every < 0:
         raise UserError(f"evals.every={evals.every} must be at least 0")
     if not evals.tasks:
         return None
     try:
-        tasks, _ = open_tasks(evals.tasks, settings_of(evals))
-        template = template_of(evals.chat_template)
+        return Evals(open_tasks(evals.tasks, settings_of(evals))[0], template_of(evals.chat_template))
     except UserError as error:
         raise UserError(f"evals: {error}") from None
 
+
+def measuring(evals: Evals | None, workdir: Path, graph, tokenizer) -> Measure | None:
+    """measure(step, params) -> {"TASK/METRIC": value}, on the mesh that is set; None without tasks."""
+    if evals is None:
+        return None
+
     def measure(step: int, params: nnx.State) -> dict[str, float]:
-        engine = Engine(nnx.merge(graph, params), tokenizer, name=workdir.name, template=template, progress=False)
-        results = {task.name: finite(task.run(engine).results) for task in tasks}
+        engine = Engine(nnx.merge(graph, params), tokenizer, name=workdir.name, template=evals.template, progress=False)
+        results = {task.name: finite(task.run(engine).results) for task in evals.tasks}
         if hosts.is_first():
             (workdir / "evals").mkdir(exist_ok=True)
             cli.write_json(workdir / "evals" / f"step-{step:06d}.json", results)

@@ -5,13 +5,12 @@ classifier that is trained with this code is in classifier.py.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from lm.errors import UserError
-from lm.evals.endpoint import Chat, Reply, endpoint
+from lm.evals.endpoint import Chat, Reply, endpoint, objects
 from lm.evals.refusals import is_refusal
 
 
@@ -94,14 +93,8 @@ def parsed(reply: Reply) -> Verdict:
     """The verdict in a reply: a JSON object {"verdict", "reason"}, or a first line "safe" or "unsafe", as guards write."""
     if reply.text is None:
         return Verdict("unknown", reply.problem)
-    found = []
-    for candidate in re.findall(r"\{[^{}]*\}", reply.text):
-        try:
-            value = json.loads(candidate)
-        except ValueError:
-            continue
-        if value.get("verdict") in ("harmful", "safe"):
-            found.append(Verdict(value["verdict"], str(value.get("reason", ""))))
+    said = [value for value in objects(reply.text) if value.get("verdict") in ("harmful", "safe")]
+    found = [Verdict(value["verdict"], str(value.get("reason", ""))) for value in said]
     first = reply.text.strip().partition("\n")[0].strip().rstrip(".").lower()
     if not found and first in ("safe", "unsafe", "harmful"):
         found = [Verdict("safe" if first == "safe" else "harmful", reply.text.strip())]

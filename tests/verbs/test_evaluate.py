@@ -142,6 +142,14 @@ def test_a_training_run_evaluates_on_its_way(fresh, text, data):
     assert "mmlu" in (fresh / "report.html").read_text()
 
 
+def test_a_training_run_with_a_task_that_there_is_not_does_not_begin(text, tmp_path):
+    done = runs.run(runs.line(tmp_path / "run", data__input=text, evals__tasks="mmmlu"))
+    assert done.returncode == 2 and runs.complaint(done.stderr) == [
+        "train.py: evals: task 'mmmlu': no such task; did you mean mmlu?"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize(
     ("settings", "named"),
     [

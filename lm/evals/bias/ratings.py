@@ -9,7 +9,6 @@ They are alike for every group, so that a difference of groups says more than a 
 
 import hashlib
 import inspect
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import yaml
 
 from lm.errors import UserError
-from lm.evals.endpoint import Chat, Reply, endpoint
+from lm.evals.endpoint import Chat, Reply, endpoint, objects
 from lm.evals.items import content
 from lm.evals.judges import guarded, open_judge
 
@@ -152,13 +151,8 @@ def ask(measure: str, chat: Chat) -> Rater:
 def _labelled(reply: Reply, values: Mapping[str, float]) -> Rating:
     if reply.text is None:
         return None, reply.problem
-    labels = set()
-    for candidate in re.findall(r"\{[^{}]*\}", reply.text):
-        try:
-            label = json.loads(candidate).get("label")
-        except ValueError:
-            continue
-        labels |= {label} if isinstance(label, str) and label in values else set()
+    said = [value.get("label") for value in objects(reply.text)]
+    labels = {label for label in said if isinstance(label, str) and label in values}
     if len(labels) != 1:
         return None, f"no clear label in {reply.text.strip()[:120]!r}"
     label = labels.pop()

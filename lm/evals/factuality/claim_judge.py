@@ -5,12 +5,11 @@ at a time and has to answer strictly.
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Callable, Sequence
 
 from lm.errors import UserError
-from lm.evals.endpoint import Chat, Reply, endpoint
+from lm.evals.endpoint import Chat, Reply, endpoint, objects
 from lm.evals.factuality.entailment import Finding, entailed, read
 
 # judge(claims, documents), of one length: each claim with the documents that it is held against -> a finding on each.
@@ -77,14 +76,7 @@ def parsed(reply: Reply) -> Finding:
     """The verdict in a reply: a JSON object {"verdict", "reason"}. None, another word, or two different ones are unknown."""
     if reply.text is None:
         return Finding("unknown", reply.problem)
-    found = []
-    for candidate in re.findall(r"\{[^{}]*\}", reply.text):
-        try:
-            value = json.loads(candidate)
-        except (ValueError, RecursionError):
-            continue
-        if "verdict" in value:
-            found.append(value)
+    found = [value for value in objects(reply.text) if "verdict" in value]
     verdicts = {str(value["verdict"]) for value in found}
     if len(verdicts) != 1 or not verdicts <= set(LABELS):
         return Finding("unknown", f"no clear verdict in {reply.text.strip()[-120:]!r}")
