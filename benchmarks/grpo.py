@@ -1,10 +1,11 @@
-"""Steps a minute of GRPO beside TRL's, on the same tiny model, prompts and rewards, on this machine.
+"""Steps a minute of GRPO beside TRL's, on the same tiny models, prompts and rewards, on this machine.
 
-python -m benchmarks.grpo [--steps=20 --rounds=2]
+python -m benchmarks.grpo [--steps=20 --rounds=2 --loads=small/16,large/16,small/128,large/128]
 
-64 completions of 16 tokens a step, 8 to a prompt, one update, no reference. Each competitor runs in float32 and in bfloat16,
-each time in a process of its own, in turns; figures are medians over all steps but the first three, of the type in which it
-is faster. lmcraft sees every core as a device of its mesh. The last line is one JSON object.
+64 completions a step, 8 to a prompt, one update, no reference; `large/128` is the model of 1 million parameters, and 128
+tokens a completion. Each competitor runs in float32 and in bfloat16, each time in a process of its own, in turns; figures are
+medians over all steps but the first three, of the type in which it is faster. lmcraft sees every core as a device of its mesh.
+The last line is one JSON object.
 """
 
 import argparse
@@ -19,62 +20,62 @@ import time
 from pathlib import Path
 
 REPO = Path(__file__).parent.parent
-GROUP, COMPLETIONS, TOKENS, WARM = 8, 64, 16, 3
+GROUP, COMPLETIONS, WARM = 8, 64, 3
 DTYPES = ("float32", "bfloat16")
-MODEL = dict(vocab_size=512, num_layers=4, embed_dim=128, num_heads=4, num_kv_heads=4, mlp_dim=352)
+MODELS = {
+    "small": dict(vocab_size=512, num_layers=2, embed_dim=64, num_heads=2, num_kv_heads=2, mlp_dim=176),
+    "large": dict(vocab_size=512, num_layers=4, embed_dim=128, num_heads=4, num_kv_heads=4, mlp_dim=352),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each competitor in each round")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each competitor")
+    parser.add_argument("--loads", default="small/16,large/16,small/128,large/128", help="models and tokens of a completion")
     parser.add_argument("--worker", choices=("lmcraft", "trl"), help=argparse.SUPPRESS)
     parser.add_argument("--dtype", choices=DTYPES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         measure = {"lmcraft": ours, "trl": theirs}[options.worker]
-        print(json.dumps(measure(Path(options.folder), options.steps + WARM, options.dtype)))
+        print(json.dumps(measure(Path(options.folder), int(options.loads), options.steps + WARM, options.dtype)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder))
-        found: dict[tuple[str, str], dict[str, list[float]]] = {}
-        devices = f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}"
-        for round_ in range(options.rounds):
-            for name, dtype in itertools.product(("lmcraft", "trl"), DTYPES):
-                flags = [f"--worker={name}", f"--dtype={dtype}", f"--folder={folder}", f"--steps={options.steps}"]
-                done = subprocess.run(
-                    [sys.executable, "-m", "benchmarks.grpo", *flags], cwd=REPO, capture_output=True, text=True, check=False,
-                    env=os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}"},
-                )  # fmt: skip
-                if done.returncode:
-                    sys.exit(done.stderr[-3000:])
-                for key, values in json.loads(done.stdout.splitlines()[-1]).items():
-                    found.setdefault((name, dtype), {}).setdefault(key, []).extend(values)
-            shown = ", ".join(f"{' '.join(kind)} {rate(times):,.0f}" for kind, times in found.items())
-            print(f"round {round_ + 1}, steps a minute: {shown}", flush=True)
-    every = {" ".join(kind): round(rate(times)) for kind, times in found.items()}
-    best = {name: max(DTYPES, key=lambda dtype, name=name: rate(found[name, dtype])) for name in ("lmcraft", "trl")}
-    found = {name: found[name, dtype] for name, dtype in best.items()}
-    rates = {name: rate(times) for name, times in found.items()}
     from lm.evals.report import machine
 
-    generating = {name: statistics.median(x["rollout"]) / statistics.median(x["step"]) for name, x in found.items()}
-    print(
-        json.dumps(
-            {
-                "model": MODEL, "completions": COMPLETIONS, "tokens": TOKENS,
-                "steps_per_minute_of_each": every, "dtype": best,
-                "steps_per_minute": {name: round(rate) for name, rate in rates.items()},
-                "ratio": round(rates["lmcraft"] / rates["trl"], 2),
-                "share_generating": {name: round(share, 3) for name, share in generating.items()},
-                "rollout_tokens_per_second": {
-                    name: round(COMPLETIONS * TOKENS / statistics.median(x["rollout"])) for name, x in found.items()
-                },
-                "machine": machine(),
-            }
-        )
-    )  # fmt: skip
+    loads = [(name, int(tokens)) for name, tokens in (load.split("/") for load in options.loads.split(","))]
+    found = {}
+    for name, tokens in loads:
+        with tempfile.TemporaryDirectory() as folder:
+            prepare(Path(folder), MODELS[name])
+            found[f"{name}/{tokens}"] = compared(folder, tokens, options.steps, options.rounds)
+        print(f"{name}/{tokens}: {json.dumps(found[f'{name}/{tokens}'])}", flush=True)
+    print(json.dumps({"models": MODELS, "completions": COMPLETIONS, "loads": found, "machine": machine()}))
+
+
+def compared(folder: str, tokens: int, steps: int, rounds: int) -> dict:
+    """What both did with completions of so many tokens."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    devices = f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}"
+    for _, name, dtype in itertools.product(range(rounds), ("lmcraft", "trl"), DTYPES):
+        flags = [f"--worker={name}", f"--dtype={dtype}", f"--folder={folder}", f"--steps={steps}", f"--loads={tokens}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.grpo", *flags], cwd=REPO, capture_output=True, text=True, check=False,
+            env=os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}"},
+        )  # fmt: skip
+        if done.returncode:
+            sys.exit(done.stderr[-3000:])
+        for key, values in json.loads(done.stdout.splitlines()[-1]).items():
+            found.setdefault((name, dtype), {}).setdefault(key, []).extend(values)
+    every = {" ".join(kind): round(rate(times), 1) for kind, times in found.items()}
+    best = {name: max(DTYPES, key=lambda dtype, name=name: rate(found[name, dtype])) for name in ("lmcraft", "trl")}
+    rolled = {name: statistics.median(found[name, dtype]["rollout"]) for name, dtype in best.items()}
+    rates = {name: rate(found[name, dtype]) for name, dtype in best.items()}
+    return {
+        "ratio": round(rates["lmcraft"] / rates["trl"], 2), "steps_per_minute": every,
+        "share_generating": {name: round(rolled[name] * rates[name] / 60, 3) for name in rates},
+        "rollout_tokens_per_second": {name: round(COMPLETIONS * tokens / seconds) for name, seconds in rolled.items()},
+    }  # fmt: skip
 
 
 def rate(times: dict[str, list[float]]) -> float:
@@ -88,7 +89,7 @@ def prompts(count: int = 512) -> list[dict]:
     return list(itertools.islice(TASKS["arithmetic"]("train", 0), count))
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, model: dict) -> None:
     """A random model and its tokenizer, as a workdir and as a Hugging Face folder."""
     import jax
 
@@ -101,7 +102,7 @@ def prepare(folder: Path) -> None:
     (folder / "workdir").mkdir()
     texts = [record["prompt"] + " " + record["completion"] for record in prompts(2000)]
     train(texts, folder / "workdir" / "tokenizer.model", vocab_size=512, sample_bytes=1 << 20, seed=0, threads=2)
-    config = ModelConfig(**MODEL, dtype="float32")
+    config = ModelConfig(**model, dtype="float32")
     write_workdir(folder / "workdir", config, jax.jit(lambda: build(config, 0))())
     to_published(folder / "workdir", folder / "published")
 
@@ -112,7 +113,7 @@ def reward(prompts, completions, **columns) -> list[float]:
     return [sum(x.isdigit() for x in text) / max(1, len(text)) for text in texts]
 
 
-def ours(folder: Path, steps: int, dtype: str) -> dict[str, list[float]]:
+def ours(folder: Path, tokens: int, steps: int, dtype: str) -> dict[str, list[float]]:
     """The step of align.py (lm.align.rolling and lm.align.rl); layers unrolled, nothing computed twice."""
     import jax
 
@@ -127,14 +128,14 @@ def ours(folder: Path, steps: int, dtype: str) -> dict[str, list[float]]:
     from lm.train.step import make_trainer, model_config_of
 
     config = grpo.get_config()
-    config.init_from, config.batch_size, config.sequence_length = str(folder / "workdir"), COMPLETIONS, 64
+    config.init_from, config.batch_size, config.sequence_length = str(folder / "workdir"), COMPLETIONS, 256
     config.dtype, config.rl.group_size, config.model.scan_layers, config.model.remat = dtype, GROUP, False, "none"
-    config.rollout.max_new_tokens = TOKENS
+    config.rollout.max_new_tokens = tokens
     config.data.input, config.data.max_examples, config.data.max_valid_examples = "builtin:arithmetic", 512, 1
     adopt(config, None)
     tokenizer = load_tokenizer(config.tokenizer)
     tasks, _, _ = prepare_tasks(config, tokenizer)
-    config.sequence_length = max(len(task["prompt_ids"]) for task in tasks) + TOKENS - 1
+    config.sequence_length = max(len(task["prompt_ids"]) for task in tasks) + tokens - 1
     mesh = make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         trainer = make_trainer(config, rl.objective(config))
@@ -156,7 +157,7 @@ def ours(folder: Path, steps: int, dtype: str) -> dict[str, list[float]]:
     return {"step": times[WARM:], "rollout": rollouts[WARM:]}
 
 
-def theirs(folder: Path, steps: int, dtype: str) -> dict[str, list[float]]:
+def theirs(folder: Path, tokens: int, steps: int, dtype: str) -> dict[str, list[float]]:
     """trl.GRPOTrainer without gradient checkpointing."""
     import datasets
     from transformers import TrainerCallback
@@ -185,7 +186,7 @@ def theirs(folder: Path, steps: int, dtype: str) -> dict[str, list[float]]:
         callbacks=[Clock()],
         args=GRPOConfig(
             output_dir=str(folder / "trl"), per_device_train_batch_size=COMPLETIONS, num_generations=GROUP,
-            max_completion_length=TOKENS, max_steps=steps, bf16=dtype == "bfloat16", gradient_checkpointing=False, use_cpu=True,
+            max_completion_length=tokens, max_steps=steps, bf16=dtype == "bfloat16", gradient_checkpointing=False, use_cpu=True,
             learning_rate=1e-6, logging_steps=10**6, save_strategy="no", report_to=[], disable_tqdm=True,
         ),
     )  # fmt: skip

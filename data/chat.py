@@ -84,6 +84,7 @@ def encode_chat(
     return Chat(ids, [any(written[begin:end]) for begin, end in spans])
 
 
+@functools.lru_cache(maxsize=16)
 def end_of_turn(tokenizer: Tokenizer | HFTokenizer, template: str | None = None) -> int:
     """The symbol with which the template ends an assistant's message. Raises UserError if it writes none."""
     symbols = set(tokenizer.chat_symbols(template or getattr(tokenizer, "chat_template", None) or CHAT_TEMPLATE).values())

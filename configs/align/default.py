@@ -49,6 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl.algorithm = "grpo"  # grpo, rloo, ppo
     config.rl.loss = "dapo"  # how tokens are weighed: grpo, bnpo, dr_grpo, dapo, gspo
     config.rl.group_size = 8  # rollouts of a prompt
+    config.rl.share_prompts = True  # read it once for all of them in the update too, where that is less work
     config.rl.scale = "group"  # whose standard deviation divides advantages: group, batch, none
     config.rl.beta = 0.0  # weight of the KL to the reference; 0: there is none. ppo: 0.05 is usual
     config.rl.kl = "k3"  # its estimate: k1, k2, k3

@@ -1,7 +1,8 @@
 """Reinforcement learning: the policy-gradient objective of GRPO and its kin, RLOO and PPO, on rollouts.
 
 A batch holds rollouts as rows: tokens, targets, segment_ids, positions int32 [B, T], weights float32 [B, T] (1 where the policy
-drew the target), and what `prepared` adds. Axes: B rollouts, G answers to a prompt, T tokens.
+drew the target), and what `prepared` adds; or the same of the tokens after the prompts, which stand apart
+(lm/align/shared_prompts.py). Axes: B rollouts, G answers to a prompt, T tokens.
 """
 
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from lm.align import advantages
+from lm.align import advantages, shared_prompts
 from lm.align.logprobs import logprobs_of, reference_model
 from lm.align.losses import clipped_surrogate, kl_estimate, value_loss
 from lm.align.preference import routers
@@ -70,14 +71,14 @@ def prepared(graph, config) -> Callable:
 
     def prepare(params: nnx.State, frozen: nnx.State | None, batch: dict) -> dict:
         model = nnx.merge(graph, params)
-        arguments = (batch["tokens"], batch["segment_ids"], batch["positions"])
-        x_BTD = model.hidden(*arguments).x_BTD
+        given, batch = batch, shared_prompts.flat(batch)
+        x_BTD = shared_prompts.hidden(model, batch).x_BTD
         drawn_BT = batch["weights"] > 0
         old_BT, _ = logprobs_of(model, x_BTD, batch["targets"], temperature)
         added = {"old_logps": jnp.where(drawn_BT, old_BT, 0.0)}
         if frozen is not None:
             reference = reference_model(model, frozen)
-            ref_BT, _ = logprobs_of(reference, reference.hidden(*arguments).x_BTD, batch["targets"], temperature)
+            ref_BT, _ = logprobs_of(reference, shared_prompts.hidden(reference, batch).x_BTD, batch["targets"], temperature)
             added["ref_logps"] = jnp.where(drawn_BT, ref_BT, 0.0)
         if rl.algorithm == "ppo":
             values_BT = jnp.where(drawn_BT, model.scores(x_BTD), 0.0)
@@ -88,7 +89,9 @@ def prepared(graph, config) -> Callable:
             raw_BT = advantages.gae(rewards_BT, values_BT, rl.gamma, rl.lam, batch["weights"])
             added |= {"old_values": values_BT, "returns": raw_BT + values_BT}
             added["advantages"] = advantages.whiten(raw_BT, batch["weights"])
-        return batch | added
+        if given is not batch:
+            added = shared_prompts.grouped(added, given["tokens"].shape[1])
+        return given | added
 
     return prepare
 
@@ -114,8 +117,9 @@ def objective(config) -> Objective:
     longest = config.rollout.max_new_tokens * max(1, config.rollout.max_turns)
 
     def loss(model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
+        batch = shared_prompts.flat(batch)
         weights_BT = batch["weights"]
-        out = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"])
+        out = shared_prompts.hidden(model, batch)
         logp_BT, entropy_BT = logprobs_of(model, out.x_BTD, batch["targets"], temperature)
         logp_BT = jnp.where(weights_BT > 0, logp_BT, 0.0)
         level = "sequence" if kind == "gspo" else "token"
@@ -148,10 +152,10 @@ def objective(config) -> Objective:
             critic = jnp.sum(value_loss(values_BT, batch["old_values"], batch["returns"], rl.value_clip) * weights_BT)
             metrics |= {"loss/policy_avg": (total, tokens), "loss/value_avg": (critic, tokens)}
             total = total + rl.value_coef * critic
-        router, loads = routers(model, out, batch, weight(batch), key)
+        router, loads = routers(model, out, batch, weight_of_rows(batch), key)
         return total + router, Sums(metrics, loads)
 
-    def weight(batch: dict) -> jax.Array:
+    def weight_of_rows(batch: dict) -> jax.Array:
         if kind in ("grpo", "gspo"):
             return jnp.maximum(1.0, jnp.sum(jnp.any(batch["weights"] > 0, axis=1)))
         if kind == "dr_grpo":
@@ -160,7 +164,7 @@ def objective(config) -> Objective:
             return jnp.maximum(1.0, jnp.sum(batch["tokens_share"]))
         return jnp.maximum(1.0, jnp.sum(batch["weights"]))
 
-    return Objective(loss, weight)
+    return Objective(loss, lambda batch: weight_of_rows(shared_prompts.flat(batch)))
 
 
 def reduced(loss_BT, weights_BT, kind: str) -> jax.Array:

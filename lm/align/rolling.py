@@ -13,12 +13,15 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
-from lm.align import advantages
+from lm.align import advantages, shared_prompts
 from lm.align.rewards import Rewards, scored
 from lm.align.rollouts import Rollout, arrays, roll_out
 from lm.align.tools import Tool
 from lm.errors import UserError
 from lm.parallel.mesh import spec
+from lm.train.step import model_config_of
+
+GRPO, RLOO = jax.jit(advantages.grpo, static_argnums=1), jax.jit(advantages.rloo)
 
 
 class Rolling:
@@ -37,6 +40,7 @@ class Rolling:
         self.tools, self.template = tools, template
         self.prepare = prepare and jax.jit(prepare)
         self._width = check_room(config, tasks)
+        self._after = self._shared(min(len(task["prompt_ids"]) for task in tasks))
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
     def start(self, step: int, state: Any) -> None:
@@ -50,15 +54,17 @@ class Rolling:
         seed = int(np.random.SeedSequence([self.config.seed, step]).generate_state(1)[0])
         rollouts = self.roll(params, chosen, seed, each=self.group_size)
         rolled = time.perf_counter()
-        batch = arrays(rollouts, self.config.sequence_length, self.tokenizer.pad_id or 0)
+        batch = self._arrays(rollouts, chosen)
         told |= lengths(rollouts)
         if self.rewards is not None:
             total, each = judged(self.rewards, tasks, rollouts)
-            batch |= self._compared(total)
+            batch |= {name: x.reshape(batch["weights"].shape[:-1]) for name, x in self._compared(total).items()}
             told |= earned(total, each, self.group_size)
             if self.config.rl.mask_truncated:
-                batch["weights"] = batch["weights"] * np.float32([[r.ended] for r in rollouts])
-        batch["tokens_share"] = np.full(len(tasks), batch["weights"].sum() / len(tasks), np.float32)
+                ended = np.float32([r.ended for r in rollouts])
+                batch["weights"] = batch["weights"] * ended.reshape(*batch["weights"].shape[:-1], 1)
+        rows = batch["weights"].shape[:-1]
+        batch["tokens_share"] = np.full(rows, batch["weights"].sum() / len(tasks), np.float32)
         judged_at = time.perf_counter()
         on_devices = self.placed(batch)
         if self.prepare:
@@ -99,6 +105,22 @@ class Rolling:
             for name, x in batch.items()
         }
 
+    def _shared(self, shortest: int) -> int:
+        """How many tokens after a prompt are learnt from, where it is read once for its group; 0 where it is not."""
+        config, shape = self.config, self.mesh.shape
+        ways = shape["data"] * shape["fsdp"] * shape["expert"] * config.accumulate * config.rl.minibatches
+        if not config.rl.share_prompts or config.batch_size // self.group_size % ways:
+            return 0
+        after = config.rollout.max_new_tokens if config.rollout.max_turns == 1 else config.sequence_length + 1 - shortest
+        return after * shared_prompts.pays(model_config_of(config), self.group_size, self._width, after)
+
+    def _arrays(self, rollouts: Sequence[Rollout], chosen: Sequence[dict]) -> dict[str, np.ndarray]:
+        pad = self.tokenizer.pad_id or 0
+        if not self._after:
+            return arrays(rollouts, self.config.sequence_length, pad)
+        prompts = [task["prompt_ids"] for task in chosen]
+        return shared_prompts.grouped_arrays(rollouts, prompts, self._width, self._after, pad)
+
     def _chosen(self, step: int) -> list[dict]:
         count = self.config.batch_size // self.group_size
         chosen = []
@@ -115,7 +137,7 @@ class Rolling:
         if o.algorithm == "ppo":
             return {"rewards": total.astype(np.float32)}
         rewards_PG = total.reshape(-1, self.group_size)
-        compared = advantages.rloo(rewards_PG) if o.algorithm == "rloo" else advantages.grpo(rewards_PG, o.scale)
+        compared = RLOO(rewards_PG) if o.algorithm == "rloo" else GRPO(rewards_PG, o.scale)
         return {"advantages": np.asarray(compared, np.float32).reshape(-1)}
 
 

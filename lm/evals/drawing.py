@@ -144,5 +144,4 @@ def _rows(model: Transformer, width: int, new: int) -> int:
     ways = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
     if config.rope.depends_on_length and width + new > config.rope.original_positions:
         return 1  # how tokens turn would depend on the longest row
-    slots = 1 << (width + new - 1).bit_length()
-    return ways * max(1, min(ROWS // ways, CACHE // (slots * slot_bytes(config))))
+    return ways * max(1, min(ROWS // ways, CACHE // ((width + new) * slot_bytes(config))))

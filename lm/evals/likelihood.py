@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from lm.config import ModelConfig
 from lm.evals.trie import Batch, Costs, plan
 from lm.kernels.matmul import gathered, product
-from lm.model.attention import cache_shapes
+from lm.model.attention import cache_dtype, cache_shapes, cache_spec
 from lm.model.transformer import DecodeState, Transformer, empty_state, once, skeleton
 from lm.parallel.mesh import reshard, spec
 
@@ -120,7 +120,7 @@ def work(
 def slot_bytes(config: ModelConfig) -> int:
     """What a slot of a row takes in the key/value caches of all layers."""
     sizes = [x[0] * x[1] for x in cache_shapes(config).values()]
-    return sum(sizes) * config.num_layers * config.compute_dtype.itemsize
+    return sum(sizes) * config.num_layers * cache_dtype(config).itemsize
 
 
 def dropless(model: Transformer) -> Transformer:
@@ -234,16 +234,8 @@ def _prefixes(graph, params, tokens_WP, segments_WP):
     positions_WP = jnp.zeros_like(tokens_WP) + jnp.arange(tokens_WP.shape[1], dtype=tokens_WP.dtype)
     state = empty_state(model.config, *tokens_WP.shape)
     layers = model.hidden(tokens_WP, segments_WP, positions_WP * segments_WP, state).state.layers
-    where = _cache_spec(model, None)
+    where = cache_spec(model.config, None, int(model.config.scan_layers))
     return layers if where is None else jax.tree.map(lambda x: jax.sharding.reshard(x, where), layers)
-
-
-def _cache_spec(model: Transformer, rows: str | None) -> PartitionSpec | None:
-    """How a layer's cache lies, whose rows are split as `rows` says."""
-    config = model.config
-    # The one head of latent attention is shared by all query heads, and so whole on every device.
-    heads = None if config.mla.kv_rank else "kv_heads"
-    return spec(*[None] * config.scan_layers, rows, None, heads, None)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -269,12 +261,13 @@ def _scored(
 
 def _after(model: Transformer, prefixes, which_B, read_B, T: int) -> DecodeState:
     """The state of rows that have read their prefixes and are to read T tokens."""
-    where, axis = _cache_spec(model, "batch"), int(model.config.scan_layers)
-    P = jax.tree.leaves(prefixes)[0].shape[axis + 1]
+    stacked = int(model.config.scan_layers)
+    where, slots = cache_spec(model.config, "batch", stacked), 2 + stacked
+    P = jax.tree.leaves(prefixes)[0].shape[slots]
 
     def rows(x):
-        taken = (x.at[:, which_B] if axis else x.at[which_B]).get(out_sharding=where)
-        return jnp.pad(taken, [(0, T if n == axis + 1 else 0) for n in range(x.ndim)])
+        taken = (x.at[:, which_B] if stacked else x.at[which_B]).get(out_sharding=where)
+        return jnp.pad(taken, [(0, T if n == slots else 0) for n in range(x.ndim)])
 
     segments_BS = (jnp.arange(P + T) < read_B[:, None]).astype(jnp.int32)
     return DecodeState(jax.tree.map(rows, prefixes), segments_BS, jnp.int32(P))

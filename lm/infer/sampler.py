@@ -122,7 +122,10 @@ def draw(
     if jax.process_count() > 1:
         out, logps = multihost_utils.process_allgather((out, logps), tiled=True)
     out, logps, n = np.asarray(out), np.asarray(logps), int(state.n)
-    tokens = [_until_end(row, stop_ids) for row in out[: len(prompts) * each, :n]]
+    out = out[: len(prompts) * each, :n]
+    ends = np.isin(out, stop_ids)
+    counts = np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, n)  # up to and with the token that ended a row
+    tokens = [row[:count].tolist() for row, count in zip(out, counts)]
     return Drawn(
         tokens,
         [row[: len(drawn)].tolist() for row, drawn in zip(logps, tokens)],
@@ -140,7 +143,7 @@ def _growing(model, prompts, **options):
     rows_B = call[7]
     state = _start(*call)
     while True:
-        yield _until_end(np.asarray(state.out_BN)[0, : int(state.n)], settings.stop_ids)
+        yield np.asarray(state.out_BN)[0, : int(state.n)].tolist()
         if int(state.n) == limit or bool(state.done_B[0]):
             return
         state = _next(graph, settings, params, state, tokens_BP, rows_B, seed, allowed_V)
@@ -173,8 +176,7 @@ def _prepared(
     tokens_BP, segments_BP, rows_B = _placed((*_padded(filled, width), rows_B))
     graph, params = nnx.split(model)
     settings = Settings(float(temperature), float(top_p), int(top_k), tuple(map(int, stop_ids)), cache_dtype)
-    # Slots are rounded up, so that a slightly longer request does not compile anew.
-    slots = _round_up(tokens_BP.shape[1] + max_new_tokens)
+    slots = -(-(tokens_BP.shape[1] + max_new_tokens) // 16) * 16
     allowed_V = np.arange(vocab) < vocab_size
     return graph, settings, slots, max_new_tokens, params, tokens_BP, segments_BP, rows_B, np.uint32(seed % 2**32), allowed_V
 
@@ -316,12 +318,6 @@ def _first_of_most(x_BV) -> jax.Array:
     ids_BV = lax.broadcasted_iota(jnp.int32, x_BV.shape, 1)
     is_most_BV = x_BV == jnp.max(x_BV, axis=-1, keepdims=True)
     return jnp.min(jnp.where(is_most_BV, ids_BV, x_BV.shape[-1] - 1), axis=-1)
-
-
-def _until_end(row: np.ndarray, stop_ids: Sequence[int]) -> list[int]:
-    """What a row has drawn, up to and with the token that ended it."""
-    ends = np.flatnonzero(np.isin(row, stop_ids))
-    return row[: ends[0] + 1].tolist() if len(ends) else row.tolist()
 
 
 def _show(stream, tokenizer, row: list[int], shown: str, last: bool = False) -> str:

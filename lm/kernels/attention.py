@@ -27,16 +27,14 @@ def attention(
 
     Args:
       q, k, v: in the compute dtype.
-      mask_BTS: of `causal_mask`; where T = S, query t must not see beyond key t.
+      mask_BTS: of `causal_mask`, T = S: query t must not see beyond key t.
       window: the one the mask was made with, or 0 for none: tells which keys need not be looked at.
       softcap: above 0, scores s become softcap·tanh(s / softcap) before masking (Gemma 2, 2024).
       sinks_H: logits that join the softmax's denominator and add nothing to the sum (gpt-oss, 2025; Xiao et al. 2023).
     Returns: [B, T, H, V] in q's dtype. Scores and softmax are float32.
     """
     sinks_H = None if sinks_H is None else reshard(sinks_H, "heads")
-    if mask_BTS.shape[1] == mask_BTS.shape[2]:
-        return _blocked(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, mask_BTS, sinks_H)
-    return attention_reference(q_BTHK, k_BSGK, v_BSGV, mask_BTS, scale=scale, softcap=softcap, sinks_H=sinks_H)
+    return _blocked(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, mask_BTS, sinks_H)
 
 
 def causal_mask(q_segments_BT, k_segments_BS, slots_T, window: int = 0) -> jax.Array:
@@ -52,20 +50,55 @@ def causal_mask(q_segments_BT, k_segments_BS, slots_T, window: int = 0) -> jax.A
     return seen_TS & (q_segments_BT[:, :, None] == k_segments_BS[:, None, :])
 
 
+def attention_to_cache(q_BTHK, k_BGSK, v_BGSV, mask_BTS, *, scale: float, softcap: float = 0.0, sinks_H=None) -> jax.Array:
+    """The same of some queries to more keys and values, laid out and kept as a cache has them.
+
+    Products are of the keys' dtype, which may be wider than the queries'. Many queries go a block at a time, to all keys; the
+    gradient takes a block's scores anew.
+    """
+    (B, T, H, _), G = q_BTHK.shape, k_BGSK.shape[1]
+    q_BTGRK, dtype = _grouped(q_BTHK, G).astype(k_BGSK.dtype), q_BTHK.dtype
+    sinks = None if sinks_H is None else _by_group(reshard(sinks_H, "heads"), G)
+
+    def some(q_BTGRK, mask_BTS):
+        scores = _capped(product("btgrk,bgsk->bgrts", q_BTGRK, k_BGSK) * scale, softcap)
+        scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
+        top = jnp.max(scores, axis=-1, keepdims=True)
+        if sinks is not None:
+            top = jnp.maximum(top, sinks)
+        p = jnp.exp(scores - top)
+        z = jnp.sum(p, axis=-1, keepdims=True)
+        if sinks is not None:
+            z += jnp.exp(sinks - top)
+        out_BGRTV = product("bgrts,bgsv->bgrtv", p.astype(v_BGSV.dtype), v_BGSV) / z
+        return _ungrouped(jnp.moveaxis(out_BGRTV, 3, 1).astype(dtype))
+
+    if T <= 2 * BLOCK:
+        return some(q_BTGRK, mask_BTS)
+    blocks = -(-T // BLOCK)
+
+    def split(x):
+        x = jnp.pad(x, [(0, blocks * BLOCK - T if axis == 1 else 0) for axis in range(x.ndim)])
+        return jnp.moveaxis(x.reshape(B, blocks, BLOCK, *x.shape[2:]), 1, 0)
+
+    out = lax.map(jax.checkpoint(lambda block: some(*block)), (split(q_BTGRK), split(mask_BTS)))
+    return jnp.moveaxis(out, 0, 1).reshape(B, blocks * BLOCK, H, out.shape[-1])[:, :T]
+
+
 def attention_reference(q_BTHK, k_BSGK, v_BSGV, mask_BTS, *, scale: float, softcap: float = 0.0, sinks_H=None) -> jax.Array:
-    """The plain twin, whole score matrix and autodiff; also what decoding uses, where T is small."""
-    scores = jnp.where(mask_BTS[:, None, None], _scores(_grouped(q_BTHK, k_BSGK), k_BSGK, scale, softcap), MASKED)
-    if sinks_H is None:
-        weights = jax.nn.softmax(scores, axis=-1)
-    else:
-        logz = jnp.logaddexp(jax.nn.logsumexp(scores, axis=-1, keepdims=True), _by_group(sinks_H, k_BSGK))
-        weights = jnp.exp(scores - logz)
-    return _ungrouped(product("bgrts,bsgv->btgrv", weights.astype(q_BTHK.dtype), v_BSGV).astype(q_BTHK.dtype))
-
-
-def _grouped(q_BTHK, k_BSGK):
-    B, T, H, K = q_BTHK.shape
+    """The plain twin of both, with keys and values as `attention` has them: whole score matrix and autodiff."""
     G = k_BSGK.shape[2]
+    scores = _capped(product("btgrk,bsgk->bgrts", _grouped(q_BTHK, G), k_BSGK) * scale, softcap)
+    scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
+    logz = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
+    if sinks_H is not None:
+        logz = jnp.logaddexp(logz, _by_group(sinks_H, G))
+    weights = jnp.exp(scores - logz).astype(q_BTHK.dtype)
+    return _ungrouped(product("bgrts,bsgv->btgrv", weights, v_BSGV).astype(q_BTHK.dtype))
+
+
+def _grouped(q_BTHK, G: int):
+    B, T, H, K = q_BTHK.shape
     # Said, since with G = 1 the reshape alone would leave a tensor axis on R.
     return lax.reshape(q_BTHK, (B, T, G, H // G, K), out_sharding=spec("batch", "length", "kv_heads", None, None))
 
@@ -75,15 +108,17 @@ def _ungrouped(q_BTGRK):
     return lax.reshape(q_BTGRK, (B, T, G * R, K), out_sharding=spec("batch", "length", "heads", None))
 
 
-def _by_group(sinks_H, k_BSGK):
+def _by_group(sinks_H, G: int):
     """Float32 [G, R, 1, 1], to stand beside scores [B, G, R, T, S]."""
-    G = k_BSGK.shape[2]
     shape = (G, sinks_H.shape[0] // G, 1, 1)
     return lax.reshape(sinks_H.astype(jnp.float32), shape, out_sharding=spec("kv_heads", None, None, None))
 
 
 def _scores(q_BTGRK, k_BSGK, scale, softcap):
-    scores = product("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK) * scale
+    return _capped(product("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK) * scale, softcap)
+
+
+def _capped(scores, softcap):
     return softcap * jnp.tanh(scores / softcap) if softcap else scores
 
 
@@ -114,8 +149,9 @@ def _blocks(T: int, window: int):
 
 
 def _forward(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, mask_BTS, sinks_H):
-    q = _grouped(q_BTHK, k_BSGK)
-    sinks = None if sinks_H is None else _by_group(sinks_H, k_BSGK)
+    G = k_BSGK.shape[2]
+    q = _grouped(q_BTHK, G)
+    sinks = None if sinks_H is None else _by_group(sinks_H, G)
     outs, logzs = [], []
     for first, begin, end in _blocks(q.shape[1], window):
         scores = _scores(q[:, begin:end], k_BSGK[:, first:end], scale, softcap)
@@ -139,7 +175,7 @@ def _forward(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, mask_BTS, sinks_H):
 def _backward(scale, window, softcap, residuals, dout_BTHV):
     q_BTHK, k, v, mask, sinks_H, out_BTHV, logz = residuals
     dtype = q_BTHK.dtype
-    q, out, dout = (_grouped(x, k) for x in (q_BTHK, out_BTHV, dout_BTHV.astype(dtype)))
+    q, out, dout = (_grouped(x, k.shape[2]) for x in (q_BTHK, out_BTHV, dout_BTHV.astype(dtype)))
     # rowsum(dO·O), [B, G, R, T, 1] like the scores
     delta = jnp.transpose(jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1), (0, 2, 3, 1))[..., None]
     blocks = _blocks(q.shape[1], window)
@@ -161,7 +197,7 @@ def _backward(scale, window, softcap, residuals, dout_BTHV):
     if sinks_H is None:
         dsinks = None
     else:
-        dsinks = -jnp.sum(jnp.exp(_by_group(sinks_H, k) - logz) * delta, axis=(0, 3, 4))
+        dsinks = -jnp.sum(jnp.exp(_by_group(sinks_H, k.shape[2]) - logz) * delta, axis=(0, 3, 4))
         dsinks = lax.reshape(dsinks, sinks_H.shape, out_sharding=spec("heads")).astype(sinks_H.dtype)
     return dq, dk.astype(k.dtype), dv.astype(v.dtype), None, dsinks
 

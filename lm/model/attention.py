@@ -12,7 +12,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.config import ModelConfig
-from lm.kernels.attention import attention
+from lm.kernels.attention import attention, attention_to_cache
 from lm.kernels.matmul import matmul, spec_of
 from lm.kernels.quantize import dequantize_rows, quantize_rows
 from lm.model.initializers import parameter
@@ -22,14 +22,14 @@ from lm.model.positions import rotate, yarn_mscale
 from lm.parallel.mesh import spec
 
 HEADS = ("batch", "length", "heads", None)
-BITS = jnp.dtype(jnp.uint16)  # of bfloat16, as which a cache keeps it: on a CPU, to write a slot of bfloat16 rewrites all slots
 
 
 class Cache(NamedTuple):
-    """What one layer remembers of each token, [B, S, …] arrays; those of a stack of layers carry its repeats in front.
+    """What one layer remembers of each token; arrays of a stack of layers carry its repeats in front.
 
-    Grouped-query: {"k": [B, S, G, K], "v": [B, S, G, K]}. Latent: {"latent": [B, S, 1, R], "key": [B, S, 1, K]}, the key that
-    turns. In int8, `scales` has an entry [B, S, G, 1] for each array; else it is empty.
+    Grouped-query: {"k": [B, G, S, K], "v": [B, G, S, K]}. Latent: {"latent": [B, 1, S, R], "key": [B, 1, S, K]}, the key that
+    turns. In int8, `scales` has an entry [B, G, S, 1] for each array; else it is empty. A head's slots lie together, so that
+    no product over them must move them first.
     """
 
     values: dict[str, jax.Array]
@@ -68,26 +68,36 @@ def softmax_scale(config: ModelConfig) -> float:
 
 def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: str = "", repeats: tuple[int, ...] = ()) -> Cache:
     """Zeros for a layer, or with (n,) for n of them; `dtype` "int8" stores integers and a scale for each token and head."""
-    shapes = {name: (*repeats, batch, slots, *shape) for name, shape in cache_shapes(config).items()}
-    # The one head of latent attention is shared by all query heads, and so whole on every device.
-    where = spec(*[None] * len(repeats), "batch", None, None if config.mla.kv_rank else "kv_heads", None)
+    shapes = {name: (*repeats, batch, heads, slots, size) for name, (heads, size) in cache_shapes(config).items()}
+    where = cache_spec(config, "batch", len(repeats))
 
     def zeros(shape, dtype):
         return jnp.zeros(shape, dtype, out_sharding=where)
 
-    kept = BITS if config.compute_dtype == jnp.bfloat16 else config.compute_dtype
-    values = {name: zeros(shape, dtype or kept) for name, shape in shapes.items()}
+    values = {name: zeros(shape, dtype or cache_dtype(config)) for name, shape in shapes.items()}
     scales = {name: zeros((*shape[:-1], 1), jnp.bfloat16) for name, shape in shapes.items()} if dtype == "int8" else {}
     return Cache(values, scales)
 
 
+def cache_spec(config: ModelConfig, rows: str | None, stacked: int = 0):
+    """How a cache lies whose rows are split as `rows` says, with `stacked` axes in front."""
+    # The one head of latent attention is shared by all query heads, and so whole on every device.
+    return spec(*[None] * stacked, rows, None if config.mla.kv_rank else "kv_heads", None, None)
+
+
+def cache_dtype(config: ModelConfig) -> jnp.dtype:
+    """What a cache keeps: the compute dtype; on a CPU, which would turn all slots of bfloat16 into it each time, float32."""
+    on_cpu = jax.default_backend() == "cpu" and config.compute_dtype == jnp.bfloat16
+    return jnp.dtype(jnp.float32) if on_cpu else config.compute_dtype
+
+
 def written(cache: Cache, new: dict[str, jax.Array], slot) -> Cache:
-    """The cache with [B, T, …] arrays from `slot` on."""
+    """The cache with [B, T, G, …] arrays from `slot` on."""
 
     def put(old, x):
-        x = lax.bitcast_convert_type(x, BITS) if old.dtype == BITS else x.astype(old.dtype)
-        return lax.dynamic_update_slice_in_dim(old, x, slot, axis=1)
+        return lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), slot, axis=2)
 
+    new = {name: jnp.swapaxes(x, 1, 2) for name, x in new.items()}
     if not cache.scales:
         return Cache({name: put(cache.values[name], x) for name, x in new.items()}, {})
     rows = {name: quantize_rows(x) for name, x in new.items()}
@@ -97,11 +107,11 @@ def written(cache: Cache, new: dict[str, jax.Array], slot) -> Cache:
     )
 
 
-def read(cache: Cache, name: str, dtype) -> jax.Array:
-    x = cache.values[name]
-    if not cache.scales:
-        return (lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == BITS else x).astype(dtype)
-    return dequantize_rows(cache.values[name], cache.scales[name]).astype(dtype)
+def read(cache: Cache, name: str, x_BTD: jax.Array) -> jax.Array:
+    """What a cache keeps, [B, G, S, …], for tokens x: in their dtype, but for a single one as it is kept."""
+    if cache.scales:
+        return dequantize_rows(cache.values[name], cache.scales[name]).astype(x_BTD.dtype)
+    return cache.values[name] if x_BTD.shape[1] == 1 else cache.values[name].astype(x_BTD.dtype)
 
 
 def turned(x_BTHK, step: Step, interleaved: bool) -> jax.Array:
@@ -148,12 +158,12 @@ class Attention(nnx.Module):
         v_BSGK = checkpoint_name(self.value(x_BTD), "matmul")
         if cache is not None:
             cache = written(cache, {"k": k_BSGK, "v": v_BSGK}, step.slot)
-            if step.mask_BTS.shape[2] != x_BTD.shape[1]:
-                k_BSGK, v_BSGK = (read(cache, name, x_BTD.dtype) for name in ("k", "v"))
-        mixed_BTHK = attention(
-            q_BTHK, k_BSGK, v_BSGK, step.mask_BTS, scale=self.scale, window=self.window, softcap=self.softcap,
-            sinks_H=self.sinks[...] if hasattr(self, "sinks") else None,
-        )  # fmt: skip
+        options = dict(scale=self.scale, softcap=self.softcap, sinks_H=self.sinks[...] if hasattr(self, "sinks") else None)
+        if cache is None or step.mask_BTS.shape[2] == x_BTD.shape[1]:
+            mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, step.mask_BTS, window=self.window, **options)
+        else:
+            kept = (read(cache, name, x_BTD) for name in ("k", "v"))
+            mixed_BTHK = attention_to_cache(q_BTHK, *kept, step.mask_BTS, **options)
         return self.output(mixed_BTHK), cache
 
 
@@ -206,8 +216,8 @@ class LatentAttention(nnx.Module):
         if cache is None or step.mask_BTS.shape[2] == x_BTD.shape[1]:
             mixed = self._expanded(fixed_BTHK, turning_BTHK, latent_BTR, key_BS1K, step)
         else:
-            latent_BS1R, key_BS1K = (read(cache, name, x_BTD.dtype) for name in ("latent", "key"))
-            mixed = self._absorbed(fixed_BTHK, turning_BTHK, latent_BS1R, key_BS1K, step)
+            latent_B1SR, key_B1SK = (read(cache, name, x_BTD) for name in ("latent", "key"))
+            mixed = self._absorbed(fixed_BTHK, turning_BTHK, latent_B1SR, key_B1SK, step)
         return self.output(mixed), cache
 
     def _expanded(self, fixed_BTHK, turning_BTHK, latent_BTR, key_BT1K, step):
@@ -216,15 +226,16 @@ class LatentAttention(nnx.Module):
         q_BTHK = checkpoint_name(jnp.concatenate((fixed_BTHK, turning_BTHK), axis=-1), "matmul")
         k_BTHK = checkpoint_name(jnp.concatenate((k_BTHK, shared), axis=-1), "matmul")
         v_BTHV = checkpoint_name(self.value_up(latent_BTR), "matmul")
-        return self._attend(q_BTHK, k_BTHK, v_BTHV, step)
+        return attention(
+            q_BTHK, k_BTHK, v_BTHV, step.mask_BTS, scale=self.scale, window=self.window, softcap=self.softcap
+        )  # fmt: skip
 
-    def _absorbed(self, fixed_BTHK, turning_BTHK, latent_BS1R, key_BS1K, step):
+    def _absorbed(self, fixed_BTHK, turning_BTHK, latent_B1SR, key_B1SK, step):
         dtype = fixed_BTHK.dtype
         q_BTHR = matmul("bthk,rhk->bthr", fixed_BTHK, self.key_up.full(), dtype=dtype, out=HEADS)
         q_BTHK = jnp.concatenate((q_BTHR, turning_BTHK), axis=-1)
-        k_BS1K = jnp.concatenate((latent_BS1R, key_BS1K), axis=-1)
-        mixed_BTHR = self._attend(q_BTHK, k_BS1K, latent_BS1R, step)
+        k_B1SK = jnp.concatenate((latent_B1SR, key_B1SK), axis=-1)
+        mixed_BTHR = attention_to_cache(
+            q_BTHK, k_B1SK, latent_B1SR, step.mask_BTS, scale=self.scale, softcap=self.softcap
+        )  # fmt: skip
         return matmul("bthr,rhk->bthk", mixed_BTHR, self.value_up.full(), dtype=dtype, out=HEADS)
-
-    def _attend(self, q, k, v, step):
-        return attention(q, k, v, step.mask_BTS, scale=self.scale, window=self.window, softcap=self.softcap)

@@ -275,7 +275,7 @@ class Transformer(nnx.Module):
                 stats.append(router)
             return x, (tuple(new), tuple(stats))
 
-        if caches is None and config.remat != "none":
+        if config.remat != "none":
             apply = jax.checkpoint(apply, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
         if config.scan_layers:
             x_BTD, (caches, stats) = lax.scan(apply, x_BTD, (params, caches), length=repeats)

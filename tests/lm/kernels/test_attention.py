@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from lm.kernels.attention import attention, attention_reference, causal_mask
+from lm.kernels.attention import attention, attention_reference, attention_to_cache, causal_mask
 from lm.parallel.mesh import make_mesh, spec
 
 B, G, R, K = 2, 2, 3, 8
@@ -121,8 +121,9 @@ def test_blocks_equal_the_plain_twin(case, T, dtype):
 
 
 @pytest.mark.parametrize("case", [{}, dict(ALL, window=5)], ids=["plain", "window, softcap, sinks"])
-@pytest.mark.parametrize("T", [1, 4])
-def test_queries_inside_a_cache(T, case):
+@pytest.mark.parametrize(("T", "dtype"), [(1, "float32"), (4, "float32"), (1, "bfloat16")])
+def test_queries_inside_a_cache(T, dtype, case):
+    """bfloat16: of the queries alone, to keys that are kept in float32."""
     S, slot, window = 16, 9, case.get("window", 0)
     q, k, v, sinks, _ = example(T, S, **case)
     key_segments = np.ones((B, S), np.int32)
@@ -135,10 +136,16 @@ def test_queries_inside_a_cache(T, case):
 
     @jax.jit
     def both(q, k, v, sinks):
-        out = attention(q, k, v, given, scale=SCALE, window=window, softcap=softcap, sinks_H=sinks)
-        return out, plain(q, k, v, sinks, mask, softcap)
+        k_BGSK, v_BGSV = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+        out = attention_to_cache(q, k_BGSK, v_BGSV, given, scale=SCALE, softcap=softcap, sinks_H=sinks)
+        reference = attention_reference(q, k, v, given, scale=SCALE, softcap=softcap, sinks_H=sinks)
+        return out, reference, plain(q.astype(jnp.float32), k, v, sinks, mask, softcap)
 
-    np.testing.assert_allclose(*both(q, k, v, sinks), atol=1e-5, rtol=1e-5)
+    out, reference, twin = both(q.astype(dtype), k, v, sinks)
+    assert out.dtype == dtype
+    tolerance = 1e-5 if dtype == "float32" else 2e-2
+    np.testing.assert_allclose(np.float32(out), twin, atol=tolerance, rtol=tolerance)
+    np.testing.assert_allclose(np.float32(reference), twin, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("case", [{}, ALL], ids=["plain", "window, softcap, sinks"])
@@ -149,12 +156,15 @@ def test_large_scores_and_rows_that_see_nothing_stay_finite(case):
 
     @jax.jit
     def run(q, k, v, sinks, cotangent):
-        def call(n, q, k, v, sinks):
-            options = dict(scale=SCALE, softcap=case.get("softcap", 0.0), sinks_H=sinks)
-            return attention(q[:, :n], k, v, jnp.asarray(mask[:, :n]), **options)
+        options = dict(scale=SCALE, softcap=case.get("softcap", 0.0))
+        cached = attention_to_cache(
+            q[:, :9], jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), jnp.asarray(mask[:, :9]), sinks_H=sinks, **options
+        )  # fmt: skip
 
-        # All queries go by blocks; fewer than the keys, to the reference.
-        return call(9, q, k, v, sinks), values_and_gradients(lambda *x: call(20, *x), q, k, v, sinks, cotangent)
+        def call(q, k, v, sinks):
+            return attention(q, k, v, jnp.asarray(mask), sinks_H=sinks, **options)
+
+        return cached, values_and_gradients(call, q, k, v, sinks, cotangent)
 
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(run(1e3 * q, k, v, sinks, cotangent)))
 
