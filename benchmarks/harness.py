@@ -3,9 +3,9 @@
 python -m benchmarks.harness [--items=200 --rounds=1]
 
 A random model of 14 million parameters in float32. Tasks are written on the spot; both sides are timed in `simple_evaluate`,
-from a task's name to its figures, twice: the first time with what must be compiled. The HF backend runs with batches of 16 and
-of 64, and the better one counts. Each competitor runs in a process of its own. Log-likelihoods must agree. The last line is one
-JSON object.
+from a task's name to its figures; ours twice, the first time with what must be compiled. The HF backend runs with batches of 16
+and of 64, and the better one counts, load by load. Each competitor runs in a process of its own. Log-likelihoods must agree.
+The last line is one JSON object; `all` is the time of all loads together.
 """
 
 import argparse
@@ -26,7 +26,10 @@ MODEL = dict(
 WORKERS = ("lmcraft", "hf16", "hf64")
 FEW = 0.25  # of the items are asked with examples, whose requests are long
 # (task, shots)
-LOADS = (("letters", 0), ("answers", 0), ("letters", 5), ("answers", 5), ("answers_drawn", 5), ("pages", 0))
+LOADS = (
+    ("letters", 0), ("answers", 0), ("letters", 5), ("answers", 5), ("answers_drawn", 5), ("pages", 0), ("written", 0),
+    ("written", 5),
+)  # fmt: skip
 TASKS = {
     "letters": {
         "output_type": "multiple_choice", "doc_to_choice": ["A", "B", "C", "D"], "doc_to_target": "right",
@@ -42,7 +45,15 @@ TASKS = {
         "output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "right",
         "doc_to_text": "Question: {{text}}\nAnswer:",
     },
-    "pages": {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{page}}"},
+    "pages": {
+        "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{page}}",
+        "metric_list": [{"metric": "bits_per_byte"}],
+    },
+    "written": {
+        "output_type": "generate_until", "doc_to_text": "Question: {{text}}\nAnswer:", "doc_to_target": "{{choices[right]}}",
+        "fewshot_config": {"sampler": "first_n"}, "metric_list": [{"metric": "exact_match"}],
+        "generation_kwargs": {"until": ["Question:"], "do_sample": False, "max_gen_toks": 64},
+    },
 }  # fmt: skip
 
 
@@ -77,9 +88,11 @@ def compared(found: dict[str, list[dict]]) -> dict:
     from lm.evals.report import machine
 
     ours = found["lmcraft"]
-    loads, most = {}, 0.0
+    loads, most, total = {}, 0.0, dict.fromkeys(("best", "seconds", "first"), 0.0)
     for load, one in ours[0].items():
         theirs = {name: min(run[load]["seconds"] for run in found[name]) for name in WORKERS[1:]}
+        theirs_texts = found["hf16"][0][load]["texts"]
+        alike = [a == b for a, b in zip(one["texts"], theirs_texts, strict=True)]
         for a, b in zip(one["logps"], found["hf16"][0][load]["logps"], strict=True):
             # The backend adds up float32, whose spacing at thousands of nats is above 1e-4.
             difference = abs(a - b) / max(1.0, abs(b) / 1000)
@@ -92,8 +105,11 @@ def compared(found: dict[str, list[dict]]) -> dict:
             "lmcraft_with_compilation": round(requests / first, 1),
             **{name: round(requests / s, 1) for name, s in theirs.items()}, "ratio": round(best / seconds, 2),
             "ratio_with_compilation": round(best / first, 2),
-        }  # fmt: skip
-    return {"model": MODEL, "loads": loads, "largest_difference": most, "machine": machine()}
+        } | ({"same_texts": round(sum(alike) / len(alike), 3)} if alike else {})  # fmt: skip
+        for key, value in (("best", best), ("seconds", seconds), ("first", first)):
+            total[key] += value
+    ratios = {"ratio": round(total["best"] / total["seconds"], 2), "with_compilation": round(total["best"] / total["first"], 2)}
+    return {"model": MODEL, "loads": loads, "all": ratios, "largest_difference": most, "machine": machine()}
 
 
 def prepare(folder: Path, items: int) -> None:
@@ -131,8 +147,7 @@ def prepare(folder: Path, items: int) -> None:
     for name, task in TASKS.items():
         whole = {
             "task": f"bench_{name}", "dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test",
-            "fewshot_split": "train", **task,
-            "metric_list": [{"metric": "bits_per_byte"}] if name == "pages" else [{"metric": "acc"}, {"metric": "acc_norm"}],
+            "fewshot_split": "train", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}], **task,
         }  # fmt: skip
         (folder / f"{name}.yaml").write_text(json.dumps(whole))
 
@@ -154,17 +169,20 @@ def measured(worker: str, folder: Path, items: int) -> dict[str, dict]:
     model, manager = opened(worker, folder), TaskManager(include_path=str(folder), include_defaults=False)
     found = {}
     for task, shots in LOADS:
-        limit = max(1, int(items * (FEW if shots or task == "pages" else 1)))
+        limit = max(1, int(items * (FEW if shots or task in ("pages", "written") else 1)))
         times = []
-        for _ in range(2):
+        for _ in range(2 if worker == "lmcraft" else 1):
             begin = time.perf_counter()
             result = simple_evaluate(
                 model, tasks=[f"bench_{task}"], task_manager=manager, num_fewshot=shots, limit=limit, bootstrap_iters=0
             )  # fmt: skip
             times.append(time.perf_counter() - begin)
-        logps = [response[0] for sample in result["samples"][f"bench_{task}"] for response in sample["resps"]]
-        logps = [one if isinstance(one, float) else one[0] for one in logps]
-        found[f"{task}, {shots} shots"] = {"requests": len(logps), "first": times[0], "seconds": times[1], "logps": logps}
+        answers = [response[0] for sample in result["samples"][f"bench_{task}"] for response in sample["resps"]]
+        texts = [one for one in answers if isinstance(one, str)]
+        logps = [one if isinstance(one, float) else one[0] for one in answers if not isinstance(one, str)]
+        found[f"{task}, {shots} shots"] = {
+            "requests": len(answers), "first": times[0], "seconds": times[-1], "logps": logps, "texts": texts
+        }  # fmt: skip
     return found
 
 

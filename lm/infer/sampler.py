@@ -4,6 +4,7 @@ Axes: B prompts, P padded prompt slots, S cache slots, V vocabulary. Prompts are
 row's next token goes into the same slot; padding is segment 0 and no real token sees it.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -17,9 +18,13 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from data.tokenizer import Tokenizer
+from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.model.transformer import DecodeState, Transformer, empty_state, multiplied, repeated
+from lm.model.transformer import DecodeState, Transformer, empty_state, multiplied, repeated, skeleton
 from lm.parallel.mesh import reshard, spec
+
+UNROLLED = 48  # layers of a kind at most; more would take long to compile
+APART = 1 << 31  # bytes of weights at most that are kept layer by layer as well: a CPU would take them apart at each token
 
 
 class SamplingState(NamedTuple):
@@ -175,10 +180,18 @@ def _prepared(
         rows_B[: len(rows)] = rows
     tokens_BP, segments_BP, rows_B = _placed((*_padded(filled, width), rows_B))
     graph, params = nnx.split(model)
+    if model.config.scan_layers and max(repeats for _, repeats in model.config.stacks) <= UNROLLED:
+        graph = _unrolled(model.config)
     settings = Settings(float(temperature), float(top_p), int(top_k), tuple(map(int, stop_ids)), cache_dtype)
     slots = -(-(tokens_BP.shape[1] + max_new_tokens) // 16) * 16
     allowed_V = np.arange(vocab) < vocab_size
     return graph, settings, slots, max_new_tokens, params, tokens_BP, segments_BP, rows_B, np.uint32(seed % 2**32), allowed_V
+
+
+@functools.lru_cache(maxsize=16)
+def _unrolled(config: ModelConfig) -> nnx.GraphDef:
+    """The same model whose layers are a loop: a scan over layers would copy their weights and caches at every token."""
+    return skeleton(dataclasses.replace(config, scan_layers=False))[0]
 
 
 def _placed(arrays: tuple[np.ndarray, ...]) -> tuple:
@@ -220,7 +233,9 @@ def _start(graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B
     return _drawn(first, logits_BV, settings, rows_B, seed, allowed_V)
 
 
-def _sample_step(graph, settings, params, state: SamplingState, tokens_BP, rows_B, seed, allowed_V) -> SamplingState:
+def _sample_step(
+    graph, settings, params, state: SamplingState, tokens_BP, rows_B, seed, allowed_V, layers=None
+) -> SamplingState:  # fmt: skip
     """Feeds the last token and draws the next one: shared by the compiled loop and by streaming."""
     model = nnx.merge(graph, params)
     ones = jnp.ones_like(state.last_B)[:, None]
@@ -228,7 +243,7 @@ def _sample_step(graph, settings, params, state: SamplingState, tokens_BP, rows_
     if model.config.rope.scaling == "longrope":
         switches = jnp.max(state.positions_B) == model.config.rope.original_positions
         before = lax.cond(switches, lambda: _read_again(model, state, tokens_BP), lambda: before)
-    logits, decode = model(state.last_B[:, None], ones, state.positions_B[:, None], before)
+    logits, decode = model(state.last_B[:, None], ones, state.positions_B[:, None], before, layers)
     return _drawn(state._replace(decode=decode), logits[:, 0], settings, rows_B, seed, allowed_V)
 
 
@@ -256,11 +271,18 @@ _next = jax.jit(_sample_step, static_argnums=(0, 1), donate_argnums=3)
 def _run(graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V) -> SamplingState:
     state = _start(graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V)
     tokens_BP = repeated(jnp.asarray(tokens_BP), rows_B.shape[0] // tokens_BP.shape[0])
+    model = nnx.merge(graph, params)
+    apart = jax.default_backend() == "cpu" and not model.config.scan_layers and _bytes(params) <= APART
+    layers = model.unstacked() if apart else None
     return lax.while_loop(
         lambda s: (s.n < limit) & ~s.done_B.all(),
-        lambda s: _sample_step(graph, settings, params, s, tokens_BP, rows_B, seed, allowed_V),
+        lambda s: _sample_step(graph, settings, params, s, tokens_BP, rows_B, seed, allowed_V, layers),
         state,
     )
+
+
+def _bytes(params) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
 
 
 def _drawn(state: SamplingState, logits_BV, settings, rows_B, seed, allowed_V) -> SamplingState:

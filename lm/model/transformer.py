@@ -136,22 +136,28 @@ class Transformer(nnx.Module):
             score = jnp.zeros((D,), jnp.float32) if config.score_head == "value" else normal(rngs, (D,))
             self.score = parameter(score, ("norm",), "head", Score)
 
-    def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, state: DecodeState | None = None):
+    def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, state: DecodeState | None = None, layers=None):
         """float32 logits [B, T, V]; with a decode state, (logits, the next state).
 
         tokens_BT: int. segment_ids_BT: int, tokens see only earlier tokens of their own segment, 0 is padding
-        (default: all 1). positions_BT: int, default 0, 1, … (with a state: must be given).
+        (default: all 1). positions_BT: int, default 0, 1, … (with a state: must be given). layers: what `unstacked` gave, so
+        that a loop around this need not take the stacks apart each time.
         """
-        out = self.hidden(tokens_BT, segment_ids_BT, positions_BT, state)
+        out = self.hidden(tokens_BT, segment_ids_BT, positions_BT, state, layers=layers)
         logits = self.logits(out.x_BTD)
         return logits if state is None else (logits, out.state)
 
     def hidden(
-        self, tokens_BT, segment_ids_BT=None, positions_BT=None, state: DecodeState | None = None, noise_BTD=None
+        self, tokens_BT, segment_ids_BT=None, positions_BT=None, state: DecodeState | None = None, noise_BTD=None, layers=None
     ) -> Hidden:  # fmt: skip
         """Hidden states after the last norm; arguments as for a call. noise_BTD is added to the embeddings."""
-        x_BTD, step, state, router = self._layers(tokens_BT, segment_ids_BT, positions_BT, state, noise_BTD)
+        x_BTD, step, state, router = self._layers(tokens_BT, segment_ids_BT, positions_BT, state, noise_BTD, layers)
         return Hidden(self.norm(x_BTD), state, router)
+
+    def unstacked(self) -> list:
+        """The parameters of each layer of each stack, where layers are not scanned."""
+        params = [tuple(nnx.split(module)[1] for module in stack) for stack in self.stacks]
+        return [unstacked(one, repeats) for one, (_, repeats) in zip(params, self.config.stacks, strict=True)]
 
     def residual(self, tokens_BT, segment_ids_BT=None, positions_BT=None) -> jax.Array:
         """The residual stream after the last layer, before the norm: what μP keeps of one size as the model gets wider."""
@@ -205,7 +211,7 @@ class Transformer(nnx.Module):
         x_BTD = table.at[tokens_BT].get(out_sharding=spec("batch", "length", None))
         return x_BTD if config.embed_scale == 1 else x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
 
-    def _layers(self, tokens_BT, segment_ids_BT, positions_BT, state, noise_BTD=None):
+    def _layers(self, tokens_BT, segment_ids_BT, positions_BT, state, noise_BTD=None, layers=None):
         """(x before the last norm, Step of layers that are global and local, the next decode state, Routing or None)."""
         tokens_BT = jnp.asarray(tokens_BT)
         segment_ids_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else jnp.asarray(segment_ids_BT)
@@ -221,7 +227,9 @@ class Transformer(nnx.Module):
             x_BTD = x_BTD + noise_BTD.astype(x_BTD.dtype)
         caches, stats = [], {}
         for s, (block, repeats) in enumerate(self.config.stacks):
-            x_BTD, new, routers = self._stack(self.stacks[s], block, repeats, x_BTD, steps, state and state.layers[s])
+            x_BTD, new, routers = self._stack(
+                self.stacks[s], block, repeats, x_BTD, steps, state and state.layers[s], layers and layers[s]
+            )  # fmt: skip
             caches.append(new)
             stats |= {("stacks", s, p): router for p, router in enumerate(routers)}
         if state is not None:
@@ -261,7 +269,7 @@ class Transformer(nnx.Module):
         shared = next(iter(rotary.values()), None)
         return {local: Step(rotary.get(local, shared), mask, slot, valid_BT) for local, mask in masks.items()}, state
 
-    def _stack(self, modules, block, repeats, x_BTD, steps, caches):
+    def _stack(self, modules, block, repeats, x_BTD, steps, caches, layers=None):
         """x, and for each of the block's positions its caches and its RouterStats or None, stacked over the repeats."""
         config = self.config
         graphs, params = zip(*(nnx.split(module) for module in modules))
@@ -281,7 +289,7 @@ class Transformer(nnx.Module):
             x_BTD, (caches, stats) = lax.scan(apply, x_BTD, (params, caches), length=repeats)
             return x_BTD, caches, stats
         new, stats = [], []
-        for n, one in enumerate(unstacked(params, repeats)):
+        for n, one in enumerate(layers or unstacked(params, repeats)):
             x_BTD, (cache, router) = apply(x_BTD, (one, caches and tuple(cache[n] for cache in caches)))
             new.append(cache)
             stats.append(router)

@@ -10,6 +10,7 @@ import lm
 from data.tokenizer import train
 from lm.config import ModelConfig
 from lm.errors import UserError
+from lm.infer import sampler
 from lm.infer.sampler import Settings, sample
 from lm.model.transformer import skeleton
 from tests.lm.examples import parameters
@@ -110,6 +111,16 @@ def test_fewer_tokens_are_a_prefix(model, tokenizer):
     long = lm.generate(model, tokenizer, PROMPTS, max_new_tokens=12, seed=1)
     short = lm.generate(model, tokenizer, PROMPTS, max_new_tokens=1, seed=1)
     assert short == [row[:1] for row in long]
+
+
+def test_layers_scanned_or_one_by_one_draw_alike(model, tokenizer, monkeypatch):
+    """12 tokens, 13 and 14: so that each way is compiled anew."""
+    apart = lm.generate(model, tokenizer, PROMPTS, max_new_tokens=12, seed=3)
+    monkeypatch.setattr(sampler, "APART", 0)
+    stacked = lm.generate(model, tokenizer, PROMPTS, max_new_tokens=13, seed=3)
+    monkeypatch.setattr(sampler, "UNROLLED", 0)
+    scanned = lm.generate(model, tokenizer, PROMPTS, max_new_tokens=14, seed=3)
+    assert [row[:12] for row in stacked] == [row[:12] for row in scanned] == apart
 
 
 def test_strings_for_strings_and_ids_for_ids(model, tokenizer):
