@@ -16,6 +16,7 @@ from lm.infer.sampler import draw
 from lm.model.transformer import Transformer
 
 ROWS = 64  # of a batch at most
+SHARED = 64  # first tokens at least that are read once for many prompts
 CHUNK = 128  # tokens after which stop strings are looked for, at least
 
 
@@ -56,21 +57,28 @@ class Writer(NamedTuple):
 def work(writer: Writer, asks: Sequence[Ask]) -> Iterator[Work]:
     """The batches that answer all asks, to be run in this order or left out, on the mesh that is set.
 
-    Asks are together whose prompts are padded to the same width (a power of two), and whose settings are the same but for the
-    seed; of equal asks one is answered for all. Batches are a function of the asks as a set.
+    What all prompts of the same settings begin with is read once a batch. Asks are together whose settings are the same but for
+    the seed, and whose prompts are, behind that, padded to the same width (a power of two); of equal asks one is answered for
+    all. Batches are a function of the asks as a set.
     """
     numbers: dict[Ask, list[int]] = {}
     for number, ask in enumerate(asks):
         numbers.setdefault(ask, []).append(number)
-    groups: dict[tuple, list[Ask]] = {}
+    alike: dict[tuple, list[Ask]] = {}
     for ask in sorted(numbers):
-        groups.setdefault((_width(ask), *ask[1:5]), []).append(ask)
-    for (width, *_), group in sorted(groups.items()):
-        most = _rows(writer.model, width, group[0].max_new_tokens)
+        alike.setdefault(ask[1:5], []).append(ask)
+    groups: dict[tuple, list[Ask]] = {}
+    shared = {settings: _shared(writer.model, some) for settings, some in alike.items()}
+    for settings, some in alike.items():
+        for ask in some:
+            groups.setdefault((_width(len(ask.tokens) - shared[settings]), *settings), []).append(ask)
+    for (width, *settings), group in sorted(groups.items()):
+        first = shared[tuple(settings)]
+        most = _rows(writer.model, first + width, group[0].max_new_tokens)
         for begin in range(0, len(group), most):
             some = group[begin : begin + most]
             times = [len(numbers[ask]) for ask in some]
-            run = functools.partial(_answered, writer, some, times, width, most)
+            run = functools.partial(_answered, writer, some, times, first, width, most)
             yield Work([number for ask in some for number in numbers[ask]], run)
 
 
@@ -81,8 +89,9 @@ def text_of(answer: Answer, ask: Ask, decode: Callable[[Sequence[int]], str]) ->
     return text[: min(ends)] if ends else text
 
 
-def _answered(writer: Writer, asks: list[Ask], times: list[int], width: int, rows: int) -> list[Answer]:
-    """Of asks with the same settings, each so many times. Those that reach a stop string leave the batch at their chunk's end.
+def _answered(writer: Writer, asks: list[Ask], times: list[int], shared: int, width: int, rows: int) -> list[Answer]:
+    """Of asks with the same settings and `shared` first tokens, each so many times. Those that reach a stop string leave the
+    batch at their chunk's end.
 
     The chunks that an ask is drawn in are a function of its own width and limit.
     """
@@ -96,11 +105,13 @@ def _answered(writer: Writer, asks: list[Ask], times: list[int], width: int, row
             break
         now = min(chunk, left)
         left -= now
-        filled = [*due, *[due[0]] * (min(rows, 1 << (len(due) - 1).bit_length()) - len(due))]
+        # Few sizes, so that little compiles: first the batch's own, then powers of two.
+        size = -(-len(due) // 8) * 8 if len(due) == len(asks) else 1 << (len(due) - 1).bit_length()
+        filled = [*due, *[due[0]] * (min(rows, size) - len(due))]
         drawn = draw(
-            writer.model, [[*asks[n].tokens, *so_far[n]] for n in filled], stop_ids=writer.stop_ids,
+            writer.model, [[*asks[n].tokens[shared:], *so_far[n]] for n in filled], stop_ids=writer.stop_ids,
             vocab_size=writer.vocab_size, max_new_tokens=now, temperature=first.temperature, top_p=first.top_p,
-            width=width, rows=[_row(asks[n], len(so_far[n])) for n in filled],
+            width=width, prefix=first.tokens[:shared], rows=[_row(asks[n], len(so_far[n])) for n in filled],
         )  # fmt: skip
         for n, tokens, ended in zip(due, drawn.tokens, drawn.ended):
             so_far[n] += tokens[:-1] if ended else tokens
@@ -134,8 +145,18 @@ def _row(ask: Ask, begin: int) -> int:
     return int.from_bytes(hashlib.sha256(told.encode()).digest()[:4]) >> 1
 
 
-def _width(ask: Ask) -> int:
-    return 1 << (max(16, len(ask.tokens)) - 1).bit_length()
+def _shared(model: Transformer, asks: Sequence[Ask]) -> int:
+    """How many first tokens of all asks, sorted, are the same; 0 if too few to be read apart, or if the model cannot."""
+    config, (first, last) = model.config, (asks[0].tokens, asks[-1].tokens)
+    if len(asks) == 1 or config.rope.depends_on_length or any(kind.local for kind in config.layer_kinds):
+        return 0
+    most = min(len(ask.tokens) for ask in asks) - 1
+    n = next((n for n, (a, b) in enumerate(zip(first, last)) if a != b), most)
+    return min(n, most) if min(n, most) >= SHARED else 0
+
+
+def _width(length: int) -> int:
+    return 1 << (max(16, length) - 1).bit_length()
 
 
 def _rows(model: Transformer, width: int, new: int) -> int:

@@ -287,15 +287,7 @@ def _read(model: Transformer, tokens_BT, positions_BT, valid_BT, ends_BT, read_B
         return {True: seen_BTS & near_BTS, False: seen_BTS}
 
     masks_BTS = once(masks, positions_BT, valid_BT, P + jnp.arange(T))
-    steps, state = model._steps(valid_BT, positions_BT, state)
-    steps = {local: step._replace(mask_BTS=masks_BTS[local]) for local, step in steps.items()}
-    x_BTD = model._embedded(tokens_BT)
-    if config.positions == "learned":
-        table = reshard(model.position_embedding[...].astype(x_BTD.dtype), None, None)
-        x_BTD = x_BTD + table.at[positions_BT].get(out_sharding=spec("batch", "length", None))
-    for s, (block, repeats) in enumerate(config.stacks):
-        x_BTD, _, _ = model._stack(model.stacks[s], block, repeats, x_BTD, steps, state and state.layers[s])
-    return model.norm(x_BTD)
+    return model.hidden(tokens_BT, valid_BT, positions_BT, state, masks_BTS=masks_BTS).x_BTD
 
 
 def _of_targets(model: Transformer, x_BND, targets_BNK) -> tuple[jax.Array, jax.Array]:

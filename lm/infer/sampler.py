@@ -105,7 +105,7 @@ def generate(
 def draw(
     model: Transformer, prompts: Sequence[Sequence[int]], *, stop_ids: Sequence[int], vocab_size: int, max_new_tokens: int,
     temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0, width: int = 0, cache_dtype: str = "",
-    each: int = 1, rows: Sequence[int] | None = None,
+    each: int = 1, rows: Sequence[int] | None = None, prefix: Sequence[int] = (),
 ) -> Drawn:  # fmt: skip
     """Continues prompts of token ids, all together, on the mesh that is set.
 
@@ -115,12 +115,14 @@ def draw(
       seed: a row's draws depend on (seed, its index) and its own prompt.
       each: so many continuations of each prompt, which stand one after the other; it is read once for all of them.
       rows: a number below 2³¹ of each continuation, which stands for its index, so that draws do not depend on their order.
+      prefix: ids in front of all prompts, read once. Not for models with windows or angles that depend on the length.
     On several hosts every process calls this with the same arguments and gets all rows.
     """
     if not len(prompts):
         return Drawn([], [], [])
     call = _prepared(
-        model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype, each, rows
+        model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype, each, rows,
+        prefix,
     )  # fmt: skip
     state = _run(*call)
     out, logps = state.out_BN, state.logps_BN
@@ -141,11 +143,10 @@ def draw(
 def _growing(model, prompts, **options):
     """The one row after each token."""
     o = options
-    graph, settings, _, limit, params, tokens_BP, *_, seed, allowed_V = call = _prepared(
+    graph, settings, _, limit, params, tokens_BP, _, rows_B, seed, allowed_V, _ = call = _prepared(
         model, prompts, o["stop_ids"], o["vocab_size"], o["max_new_tokens"], o["temperature"], o["top_p"], o["top_k"],
         o["seed"], 0, o["cache_dtype"],
     )  # fmt: skip
-    rows_B = call[7]
     state = _start(*call)
     while True:
         yield np.asarray(state.out_BN)[0, : int(state.n)].tolist()
@@ -156,7 +157,7 @@ def _growing(model, prompts, **options):
 
 def _prepared(
     model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype, each=1,
-    rows=None,
+    rows=None, prefix=(),
 ) -> tuple:  # fmt: skip
     """Checks a request and lays it out: the arguments of `_start` and `_run`."""
     if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or each < 1:
@@ -164,9 +165,11 @@ def _prepared(
     if cache_dtype not in ("", "int8"):
         raise UserError(f"cache_dtype={cache_dtype!r} is neither int8 nor empty")
     vocab = model.config.vocab_size
-    if any(not row or min(row) < 0 or max(row) >= vocab for row in prompts):
+    if prefix and (model.config.rope.depends_on_length or any(kind.local for kind in model.config.layer_kinds)):
+        raise ValueError("a model with windows, or whose angles depend on the length, reads each prompt whole")
+    if any(not row or min(row) < 0 or max(row) >= vocab for row in (*prompts, *([prefix] if prefix else []))):
         raise UserError(f"a prompt of token ids must not be empty, and its ids must be in 0…{vocab - 1}")
-    longest = max(map(len, prompts)) + max_new_tokens
+    longest = len(prefix) + max(map(len, prompts)) + max_new_tokens
     if model.config.positions == "learned" and longest > model.config.max_positions:
         most = model.config.max_positions
         raise UserError(f"prompt and max_new_tokens come to {longest} tokens, the model has {most} positions: ask for fewer")
@@ -179,13 +182,16 @@ def _prepared(
     if rows is not None:
         rows_B[: len(rows)] = rows
     tokens_BP, segments_BP, rows_B = _placed((*_padded(filled, width), rows_B))
+    # Read on each device: a row for each way that rows are split.
+    prefix_WQ = _placed((np.tile(np.asarray(prefix, np.int32), (ways, 1)),))[0] if prefix else None
     graph, params = nnx.split(model)
     if model.config.scan_layers and max(repeats for _, repeats in model.config.stacks) <= UNROLLED:
         graph = _unrolled(model.config)
     settings = Settings(float(temperature), float(top_p), int(top_k), tuple(map(int, stop_ids)), cache_dtype)
-    slots = -(-(tokens_BP.shape[1] + max_new_tokens) // 16) * 16
+    slots = -(-(len(prefix) + tokens_BP.shape[1] + max_new_tokens) // 16) * 16
     allowed_V = np.arange(vocab) < vocab_size
-    return graph, settings, slots, max_new_tokens, params, tokens_BP, segments_BP, rows_B, np.uint32(seed % 2**32), allowed_V
+    seed = np.uint32(seed % 2**32)
+    return graph, settings, slots, max_new_tokens, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ
 
 
 @functools.lru_cache(maxsize=16)
@@ -216,15 +222,22 @@ def _round_up(n: int, least: int = 16) -> int:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _start(graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V) -> SamplingState:
+def _start(
+    graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ
+) -> SamplingState:  # fmt: skip
     """Reads the prompts into an empty cache and draws the first token; of each prompt as many as there are rows for."""
     model = nnx.merge(graph, params)
     prompts, B = tokens_BP.shape[0], rows_B.shape[0]
-    positions_BP = jnp.maximum(0, jnp.cumsum(segments_BP, axis=1) - 1)
-    empty = empty_state(model.config, prompts, slots, settings.cache_dtype)
-    read = model.hidden(tokens_BP, segments_BP, positions_BP, empty)
+    positions_BP, Q = jnp.maximum(0, jnp.cumsum(segments_BP, axis=1) - 1), 0
+    if prefix_WQ is None:
+        before = empty_state(model.config, prompts, slots, settings.cache_dtype)
+    else:
+        W, Q = prefix_WQ.shape
+        before = model.hidden(prefix_WQ, state=empty_state(model.config, W, slots, settings.cache_dtype)).state
+        before = multiplied(before, model.config, prompts // W)
+    read = model.hidden(tokens_BP, segments_BP, Q + positions_BP, before)
     logits_BV = repeated(model.logits(read.x_BTD[:, -1:])[:, 0], B // prompts)
-    lengths_B = repeated(segments_BP.sum(axis=1), B // prompts)
+    lengths_B = Q + repeated(segments_BP.sum(axis=1), B // prompts)
     decode = multiplied(read.state, model.config, B // prompts)
     nothing = jnp.zeros((B, limit), jnp.int32, out_sharding=spec("batch", None))
     first = SamplingState(
@@ -268,8 +281,10 @@ _next = jax.jit(_sample_step, static_argnums=(0, 1), donate_argnums=3)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _run(graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V) -> SamplingState:
-    state = _start(graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V)
+def _run(
+    graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ
+) -> SamplingState:  # fmt: skip
+    state = _start(graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ)
     tokens_BP = repeated(jnp.asarray(tokens_BP), rows_B.shape[0] // tokens_BP.shape[0])
     model = nnx.merge(graph, params)
     apart = jax.default_backend() == "cpu" and not model.config.scan_layers and _bytes(params) <= APART

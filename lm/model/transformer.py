@@ -148,10 +148,17 @@ class Transformer(nnx.Module):
         return logits if state is None else (logits, out.state)
 
     def hidden(
-        self, tokens_BT, segment_ids_BT=None, positions_BT=None, state: DecodeState | None = None, noise_BTD=None, layers=None
+        self, tokens_BT, segment_ids_BT=None, positions_BT=None, state: DecodeState | None = None, noise_BTD=None, layers=None,
+        masks_BTS: dict[bool, jax.Array] | None = None,
     ) -> Hidden:  # fmt: skip
-        """Hidden states after the last norm; arguments as for a call. noise_BTD is added to the embeddings."""
-        x_BTD, step, state, router = self._layers(tokens_BT, segment_ids_BT, positions_BT, state, noise_BTD, layers)
+        """Hidden states after the last norm; arguments as for a call.
+
+        noise_BTD is added to the embeddings. masks_BTS: bool, what tokens see in local (True) and global layers (False), if not
+        what segments and windows say; no token sees what stands after it.
+        """
+        x_BTD, step, state, router = self._layers(
+            tokens_BT, segment_ids_BT, positions_BT, state, noise_BTD, layers, masks_BTS
+        )  # fmt: skip
         return Hidden(self.norm(x_BTD), state, router)
 
     def unstacked(self) -> list:
@@ -211,7 +218,7 @@ class Transformer(nnx.Module):
         x_BTD = table.at[tokens_BT].get(out_sharding=spec("batch", "length", None))
         return x_BTD if config.embed_scale == 1 else x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
 
-    def _layers(self, tokens_BT, segment_ids_BT, positions_BT, state, noise_BTD=None, layers=None):
+    def _layers(self, tokens_BT, segment_ids_BT, positions_BT, state, noise_BTD=None, layers=None, masks_BTS=None):
         """(x before the last norm, Step of layers that are global and local, the next decode state, Routing or None)."""
         tokens_BT = jnp.asarray(tokens_BT)
         segment_ids_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else jnp.asarray(segment_ids_BT)
@@ -219,6 +226,8 @@ class Transformer(nnx.Module):
             positions_BT = jnp.zeros_like(tokens_BT) + jnp.arange(tokens_BT.shape[1], dtype=tokens_BT.dtype)
         positions_BT = jnp.asarray(positions_BT)
         steps, state = self._steps(segment_ids_BT, positions_BT, state)
+        if masks_BTS is not None:
+            steps = {local: step._replace(mask_BTS=masks_BTS[local]) for local, step in steps.items()}
         x_BTD = self._embedded(tokens_BT)
         if self.config.positions == "learned":
             table = reshard(self.position_embedding[...].astype(x_BTD.dtype), None, None)

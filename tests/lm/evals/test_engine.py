@@ -105,6 +105,20 @@ def test_draws_do_not_depend_on_the_others(ours):
         assert engine(ours).generate(asked[:3]) == found[:3]
 
 
+def test_examples_that_all_prompts_begin_with(ours, monkeypatch):
+    """They are read once, and change no answer."""
+    one = engine(ours, max_length=256)
+    examples = words(60, seed=8)
+    asked = [Prompt(f"{examples} {words(n, seed=n)}", max_new_tokens=6, temperature=n % 2, seed=n) for n in (1, 2, 3, 14)]
+    shared = one.generate(asked)
+    begins = []
+    monkeypatch.setattr(drawing, "draw", lambda *a, draw=drawing.draw, **o: begins.append(len(o["prefix"])) or draw(*a, **o))
+    assert one.generate(asked[::-1]) == shared[::-1] and min(begins) >= drawing.SHARED
+    monkeypatch.setattr(drawing, "SHARED", 10**6)
+    begins.clear()
+    assert one.generate(asked) == shared and max(begins) == 0
+
+
 def test_a_stop_string_ends_an_answer(ours, monkeypatch):
     monkeypatch.setattr(drawing, "CHUNK", 4)
     one = engine(ours, max_length=128)

@@ -13,6 +13,7 @@ from lm.errors import UserError
 from lm.infer import sampler
 from lm.infer.sampler import Settings, sample
 from lm.model.transformer import skeleton
+from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.examples import parameters
 
 # A few more rows than the tokenizer has pieces: those must never be drawn.
@@ -111,6 +112,22 @@ def test_fewer_tokens_are_a_prefix(model, tokenizer):
     long = lm.generate(model, tokenizer, PROMPTS, max_new_tokens=12, seed=1)
     short = lm.generate(model, tokenizer, PROMPTS, max_new_tokens=1, seed=1)
     assert short == [row[:1] for row in long]
+
+
+@pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one device", "eight"])
+def test_what_all_prompts_begin_with_is_read_once(model, sizes):
+    first = list(range(100, 140))
+    options = dict(stop_ids=(1,), vocab_size=320, max_new_tokens=10, seed=4, each=2)
+    prompts = [PROMPTS[1], PROMPTS[2], PROMPTS[3], PROMPTS[1][:2]]
+    whole = sampler.draw(model, [first + prompt for prompt in prompts], **options)
+    mesh = make_mesh(sizes, jax.devices() if sizes else jax.devices()[:1])
+    graph, params = nnx.split(model)
+    with jax.set_mesh(mesh):
+        there = nnx.merge(graph, jax.device_put(params, shardings(skeleton(CONFIG)[1], mesh)))
+        apart = sampler.draw(there, prompts, prefix=first, **options)
+    assert apart.tokens == whole.tokens and apart.ended == whole.ended
+    for one, other in zip(apart.logps, whole.logps, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def test_layers_scanned_or_one_by_one_draw_alike(model, tokenizer, monkeypatch):
