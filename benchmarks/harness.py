@@ -1,11 +1,12 @@
 """Requests a second of lm-evaluation-harness on our engine beside its own HF backend, on one model and this machine.
 
-python -m benchmarks.harness [--items=200 --rounds=1]
+python -m benchmarks.harness [--model=large --items=200 --rounds=1]
 
-A random model of 14 million parameters in float32. Tasks are written on the spot; both sides are timed in `simple_evaluate`,
-from a task's name to its figures; ours twice, the first time with what must be compiled. The HF backend runs with batches of 16
-and of 64, and the better one counts, load by load. Each competitor runs in a process of its own; lmcraft sees every core as a
-device of its mesh. Log-likelihoods must agree. The last line is one JSON object; `all` is the time of all loads together.
+A random model in float32, `large` of 14 million parameters or `small` of 0.6. Tasks are written on the spot; both are timed in
+`simple_evaluate`, from a task's name to its figures; ours twice, the first time with what must be compiled. The HF backend runs
+with batches of 16 and of 64, and the better one counts, load by load. Each competitor has a process of its own; lmcraft has a
+device of its mesh on every core. Log-likelihoods must agree. The last line is one JSON object; `all` is the time of all loads
+together.
 """
 
 import argparse
@@ -23,9 +24,10 @@ from pathlib import Path
 import numpy as np
 
 REPO = Path(__file__).parent.parent
-MODEL = dict(
-    vocab_size=4096, num_layers=6, embed_dim=384, num_heads=6, num_kv_heads=6, mlp_dim=1024, max_positions=2048, dtype="float32"
-)  # fmt: skip
+MODELS = {
+    "small": dict(vocab_size=4096, num_layers=2, embed_dim=64, num_heads=2, num_kv_heads=2, mlp_dim=176),
+    "large": dict(vocab_size=4096, num_layers=6, embed_dim=384, num_heads=6, num_kv_heads=6, mlp_dim=1024),
+}
 WORKERS = ("lmcraft", "hf16", "hf64")
 FEW = 0.25  # of the items are asked with examples, whose requests are long
 # (task, shots)
@@ -62,6 +64,7 @@ TASKS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="large")
     parser.add_argument("--items", type=int, default=200, help="of each task without examples; a quarter with examples")
     parser.add_argument("--rounds", type=int, default=1, help="turns of each competitor")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
@@ -71,7 +74,7 @@ def main() -> None:
         print(json.dumps(measured(options.worker, options.folder, options.items)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), options.items)
+        prepare(Path(folder), options.items, MODELS[options.model])
         found: dict[str, list[dict]] = {name: [] for name in WORKERS}
         devices = f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}"
         for _, name in itertools.product(range(options.rounds), WORKERS):
@@ -85,7 +88,7 @@ def main() -> None:
             found[name].append(json.loads(done.stdout.splitlines()[-1]))
             for load, one in found[name][-1].items():
                 print(f"{name:8} {load:24} {one['requests'] / one['seconds']:8.1f} requests/s, at first {one['first']:.1f} s")
-    print(json.dumps(compared(found)))
+    print(json.dumps({"model": MODELS[options.model]} | compared(found)))
 
 
 def compared(found: dict[str, list[dict]]) -> dict:
@@ -114,10 +117,10 @@ def compared(found: dict[str, list[dict]]) -> dict:
         for key, value in (("best", best), ("seconds", seconds), ("first", first)):
             total[key] += value
     ratios = {"ratio": round(total["best"] / total["seconds"], 2), "with_compilation": round(total["best"] / total["first"], 2)}
-    return {"model": MODEL, "loads": loads, "all": ratios, "largest_difference": most, "machine": machine()}
+    return {"loads": loads, "all": ratios, "largest_difference": most, "machine": machine()}
 
 
-def prepare(folder: Path, items: int) -> None:
+def prepare(folder: Path, items: int, model: dict) -> None:
     """The model, as a workdir and as a Hugging Face folder, and the tasks with their items."""
     import jax
 
@@ -130,9 +133,9 @@ def prepare(folder: Path, items: int) -> None:
     text = library()
     (folder / "workdir").mkdir()
     train(
-        [text], folder / "workdir" / "tokenizer.model", vocab_size=MODEL["vocab_size"], sample_bytes=1 << 21, seed=0, threads=2
+        [text], folder / "workdir" / "tokenizer.model", vocab_size=model["vocab_size"], sample_bytes=1 << 21, seed=0, threads=2
     )
-    config = ModelConfig(**MODEL)
+    config = ModelConfig(**model, max_positions=2048, dtype="float32")
     write_workdir(folder / "workdir", config, jax.jit(lambda: build(config, 0))())
     to_published(folder / "workdir", folder / "published")
     words = text.split()
