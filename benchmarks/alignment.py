@@ -161,7 +161,7 @@ def grpo(seed: int, begin: Path) -> dict:
     return {
         "seed": seed, "init_from": str(begin), "data.input": STYLES, "data.max_examples": 4000,
         "rewards": f"{VERIFIER}=1,overlong?limit=32&buffer=6=1", "steps": 64, "batch_size": 128, "sequence_length": 80,
-        "rollout.max_new_tokens": 32, "optimizer.learning_rate": 5e-4,
+        "rollout.max_new_tokens": 32, "optimizer.learning_rate": 3e-4,
     }  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def rloo(seed: int, begin: Path) -> dict:
 
 
 def ppo(seed: int, begin: Path) -> dict:
-    return grpo(seed, begin) | {"steps": 80, "rl.beta": 0.0, "rl.epochs": 2}
+    return grpo(seed, begin) | {"steps": 96, "rl.beta": 0.0, "rl.epochs": 2}
 
 
 def shuffled_grpo(seed: int, begin: Path) -> dict:
