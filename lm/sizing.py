@@ -125,8 +125,9 @@ def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
 
 
 def cache_bytes_per_token(config: ModelConfig, cache_dtype: str = "") -> dict[str, int]:
-    """{"global", "local"} -> bytes that the layers of a kind remember of one token; a local layer needs its last W only."""
-    one, two = (jax.eval_shape(lambda n=n: empty_state(config, 1, n, cache_dtype)).layers for n in (1, 2))
+    """{"global", "local"} -> bytes that the layers of a kind remember of one token; a local layer needs its last W only. In the
+    compute dtype, as accelerators keep it; a CPU keeps bfloat16 as float32."""
+    one, two = (jax.eval_shape(lambda n=n: empty_state(config, 1, n, cache_dtype or config.dtype)).layers for n in (1, 2))
     found = {"global": 0, "local": 0}
     for (block, _), *caches in zip(config.stacks, one, two, strict=True):
         for kind, *pair in zip(block, *caches, strict=True):

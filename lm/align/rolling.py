@@ -40,11 +40,11 @@ class Rolling:
         self.tools, self.template = tools, template
         self.prepare = prepare and jax.jit(prepare)
         self._width = check_room(config, tasks)
-        self._after = self._shared(min(len(task["prompt_ids"]) for task in tasks))
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
     def start(self, step: int, state: Any) -> None:
         self._left = None
+        self._after = self._shared(min(len(task["prompt_ids"]) for task in self.tasks))
 
     def next(self, step: int, params, wait: Callable[[], float]) -> tuple[dict[str, jax.Array], dict]:
         done, begin = wait(), time.perf_counter()
