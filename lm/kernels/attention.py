@@ -63,13 +63,7 @@ def attention_to_cache(q_BTHK, k_BGSK, v_BGSV, mask_BTS, *, scale: float, softca
     def some(q_BTGRK, mask_BTS):
         scores = _capped(product("btgrk,bgsk->bgrts", q_BTGRK, k_BGSK) * scale, softcap)
         scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
-        top = jnp.max(scores, axis=-1, keepdims=True)
-        if sinks is not None:
-            top = jnp.maximum(top, sinks)
-        p = jnp.exp(scores - top)
-        z = jnp.sum(p, axis=-1, keepdims=True)
-        if sinks is not None:
-            z += jnp.exp(sinks - top)
+        p, z, _ = _exponentials(scores, sinks)
         out_BGRTV = product("bgrts,bgsv->bgrtv", p.astype(v_BGSV.dtype), v_BGSV) / z
         return _ungrouped(jnp.moveaxis(out_BGRTV, 3, 1).astype(dtype))
 
@@ -118,6 +112,18 @@ def _scores(q_BTGRK, k_BSGK, scale, softcap):
     return _capped(product("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK) * scale, softcap)
 
 
+def _exponentials(scores, sinks):
+    """(exp(s − top), their sum and the top of each row); a sink joins the sum alone."""
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    if sinks is not None:
+        top = jnp.maximum(top, sinks)
+    p = jnp.exp(scores - top)
+    z = jnp.sum(p, axis=-1, keepdims=True)
+    if sinks is not None:
+        z += jnp.exp(sinks - top)
+    return p, z, top
+
+
 def _capped(scores, softcap):
     return softcap * jnp.tanh(scores / softcap) if softcap else scores
 
@@ -156,13 +162,7 @@ def _forward(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, mask_BTS, sinks_H):
     for first, begin, end in _blocks(q.shape[1], window):
         scores = _scores(q[:, begin:end], k_BSGK[:, first:end], scale, softcap)
         scores = jnp.where(mask_BTS[:, None, None, begin:end, first:end], scores, MASKED)
-        top = jnp.max(scores, axis=-1, keepdims=True)
-        if sinks is not None:
-            top = jnp.maximum(top, sinks)
-        p = jnp.exp(scores - top)
-        z = jnp.sum(p, axis=-1, keepdims=True)
-        if sinks is not None:
-            z += jnp.exp(sinks - top)
+        p, z, top = _exponentials(scores, sinks)
         out = product("bgrts,bsgv->bgrtv", p.astype(q.dtype), v_BSGV[:, first:end]) / z
         outs.append(jnp.moveaxis(out, 3, 1).astype(q.dtype))
         logzs.append(top + jnp.log(z))
