@@ -1,6 +1,7 @@
 """Many prompts continued in batches of about the same length, each until a stop string, an end symbol or its limit.
 
-What is drawn after a prompt depends on the prompt, its settings and its seed, not on what else is asked.
+What is drawn after a prompt depends on the prompt, its settings and its seed; on what else is asked only as sums of floats
+depend on their order.
 """
 
 import functools
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+from flax import nnx
 
 from lm.evals.likelihood import CACHE, slot_bytes
 from lm.infer.sampler import draw
@@ -17,7 +19,10 @@ from lm.model.transformer import Transformer
 
 ROWS = 64  # of a batch at most
 SHARED = 64  # first tokens at least that are read once for many prompts
-CHUNK = 128  # tokens after which stop strings are looked for, at least
+CHUNK = 128  # tokens after which stop strings are looked for
+# Tokens that could be read while all weights are fetched once, as a step of the loop does: FLOPs over bytes a second.
+STEP = {"cpu": 32, "accelerator": 256}
+COMPILING = {"cpu": 5 * 10**11, "accelerator": 10**16}  # FLOPs that a device could do in the time that compiling a width takes
 
 
 class Ask(NamedTuple):
@@ -58,28 +63,23 @@ def work(writer: Writer, asks: Sequence[Ask]) -> Iterator[Work]:
     """The batches that answer all asks, to be run in this order or left out, on the mesh that is set.
 
     What all prompts of the same settings begin with is read once a batch. Asks are together whose settings are the same but for
-    the seed, and whose prompts are, behind that, padded to the same width (a power of two); of equal asks one is answered for
-    all. Batches are a function of the asks as a set.
+    the seed, and whose prompts are, behind that, padded to the same width; of equal asks one is answered for all. Batches are a
+    function of the asks as a set.
     """
     numbers: dict[Ask, list[int]] = {}
     for number, ask in enumerate(asks):
         numbers.setdefault(ask, []).append(number)
     alike: dict[tuple, list[Ask]] = {}
-    for ask in sorted(numbers):
+    for ask in sorted(numbers, key=lambda ask: (len(ask.tokens), ask)):
         alike.setdefault(ask[1:5], []).append(ask)
-    groups: dict[tuple, list[Ask]] = {}
-    shared = {settings: _shared(writer.model, some) for settings, some in alike.items()}
-    for settings, some in alike.items():
-        for ask in some:
-            groups.setdefault((_width(len(ask.tokens) - shared[settings]), *settings), []).append(ask)
-    for (width, *settings), group in sorted(groups.items()):
-        first = shared[tuple(settings)]
-        most = _rows(writer.model, first + width, group[0].max_new_tokens)
-        for begin in range(0, len(group), most):
-            some = group[begin : begin + most]
+    for settings in sorted(alike):
+        shared = _shared(writer.model, alike[settings])
+        for width, rows, some in _batches(writer.model, alike[settings], shared):
             times = [len(numbers[ask]) for ask in some]
-            run = functools.partial(_answered, writer, some, times, first, width, most)
-            yield Work([number for ask in some for number in numbers[ask]], run)
+            yield Work(
+                [number for ask in some for number in numbers[ask]],
+                functools.partial(_answered, writer, some, times, shared, width, rows),
+            )  # fmt: skip
 
 
 def text_of(answer: Answer, ask: Ask, decode: Callable[[Sequence[int]], str]) -> str:
@@ -90,36 +90,19 @@ def text_of(answer: Answer, ask: Ask, decode: Callable[[Sequence[int]], str]) ->
 
 
 def _answered(writer: Writer, asks: list[Ask], times: list[int], shared: int, width: int, rows: int) -> list[Answer]:
-    """Of asks with the same settings and `shared` first tokens, each so many times. Those that reach a stop string leave the
-    batch at their chunk's end.
-
-    The chunks that an ask is drawn in are a function of its own width and limit.
-    """
-    answers: list[Answer | None] = [None] * len(asks)
-    so_far: list[list[int]] = [[] for _ in asks]
-    first, left = asks[0], asks[0].max_new_tokens
-    chunk = max(CHUNK, width) if any(first.stops) else left
-    while left:
-        due = [n for n, answer in enumerate(answers) if answer is None]
-        if not due:
-            break
-        now = min(chunk, left)
-        left -= now
-        # Few sizes, so that little compiles: first the batch's own, then powers of two.
-        size = -(-len(due) // 8) * 8 if len(due) == len(asks) else 1 << (len(due) - 1).bit_length()
-        filled = [*due, *[due[0]] * (min(rows, size) - len(due))]
-        drawn = draw(
-            writer.model, [[*asks[n].tokens[shared:], *so_far[n]] for n in filled], stop_ids=writer.stop_ids,
-            vocab_size=writer.vocab_size, max_new_tokens=now, temperature=first.temperature, top_p=first.top_p,
-            width=width, prefix=first.tokens[:shared], rows=[_row(asks[n], len(so_far[n])) for n in filled],
-        )  # fmt: skip
-        for n, tokens, ended in zip(due, drawn.tokens, drawn.ended):
-            so_far[n] += tokens[:-1] if ended else tokens
-            end = _stopped(so_far[n], asks[n], writer.decode)
-            if end is not None:
-                answers[n] = Answer(so_far[n][:end], True)
-            elif ended or not left:
-                answers[n] = Answer(so_far[n], ended)
+    """Of asks with the same settings and `shared` first tokens, each so many times."""
+    first, filled = asks[0], [*asks, *[asks[0]] * (rows - len(asks))]  # so that little compiles
+    drawn = draw(
+        writer.model, [ask.tokens[shared:] for ask in filled], stop_ids=writer.stop_ids, vocab_size=writer.vocab_size,
+        max_new_tokens=first.max_new_tokens, temperature=first.temperature, top_p=first.top_p, width=width,
+        prefix=first.tokens[:shared], rows=[_row(ask) for ask in filled], every=CHUNK if any(first.stops) else 0,
+        enough=lambda n, tokens: _stopped(tokens, filled[n], writer.decode) is not None,
+    )  # fmt: skip
+    answers = []
+    for ask, tokens, ended in zip(asks, drawn.tokens, drawn.ended):
+        tokens = tokens[:-1] if ended else tokens
+        end = _stopped(tokens, ask, writer.decode)
+        answers.append(Answer(tokens, ended) if end is None else Answer(tokens[:end], True))
     return [answer for answer, n in zip(answers, times) for _ in range(n)]
 
 
@@ -139,15 +122,15 @@ def _stopped(tokens: list[int], ask: Ask, decode: Callable[[Sequence[int]], str]
     return high
 
 
-def _row(ask: Ask, begin: int) -> int:
-    """A number of 31 bits that the draws of a chunk depend on."""
-    told = json.dumps([ask.tokens, ask.temperature, ask.top_p, ask.seed, begin])
+def _row(ask: Ask) -> int:
+    """A number of 31 bits that its draws depend on."""
+    told = json.dumps([ask.tokens, ask.temperature, ask.top_p, ask.seed])
     return int.from_bytes(hashlib.sha256(told.encode()).digest()[:4]) >> 1
 
 
 def _shared(model: Transformer, asks: Sequence[Ask]) -> int:
-    """How many first tokens of all asks, sorted, are the same; 0 if too few to be read apart, or if the model cannot."""
-    config, (first, last) = model.config, (asks[0].tokens, asks[-1].tokens)
+    """How many first tokens of all asks are the same; 0 if too few to be read apart, or if the model cannot."""
+    config, (first, last) = model.config, (min(asks).tokens, max(asks).tokens)
     if len(asks) == 1 or config.rope.depends_on_length or any(kind.local for kind in config.layer_kinds):
         return 0
     most = min(len(ask.tokens) for ask in asks) - 1
@@ -155,14 +138,51 @@ def _shared(model: Transformer, asks: Sequence[Ask]) -> int:
     return min(n, most) if min(n, most) >= SHARED else 0
 
 
+def _batches(model: Transformer, asks: list[Ask], shared: int) -> Iterator[tuple[int, int, list[Ask]]]:
+    """(width, rows, asks) of each batch of asks that are sorted by length: the partition that costs least.
+
+    A group of one width costs, in tokens that could be read meanwhile, its rows with their padding, the weights and the caches
+    that each step of each batch fetches, and that it must be compiled.
+    """
+    config, new = model.config, asks[0].max_new_tokens
+    kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
+    leaves = jax.tree.leaves(nnx.split(model)[1])
+    shape, weights = COMPILING[kind] // (2 * sum(x.size for x in leaves)), sum(x.nbytes for x in leaves)
+    lengths = [_width(len(ask.tokens) - shared) for ask in asks]
+    ends = [n + 1 for n, (a, b) in enumerate(zip(lengths, [*lengths[1:], None])) if a != b]  # of each width
+
+    def cost(begin: int, end: int) -> float:
+        width = lengths[end - 1]
+        batches, rows = _split(model, end - begin, shared + width, new)
+        fetched = 1 + rows * (width + new / 2) * slot_bytes(config) / weights
+        return shape + batches * (rows * width + new * STEP[kind] * fetched)
+
+    best: list[tuple[float, list[int]]] = [(0.0, [])]  # of the asks up to each end: its cost, and where groups end
+    for k, end in enumerate(ends):
+        begins = [0, *ends[:k]]
+        options = [(best[j][0] + cost(begin, end), [*best[j][1], end]) for j, begin in enumerate(begins)]
+        best.append(min(options))
+    begin = 0
+    for end in best[-1][1]:
+        width = lengths[end - 1]
+        _, rows = _split(model, end - begin, shared + width, new)
+        for at in range(begin, end, rows):
+            yield width, rows, asks[at : min(at + rows, end)]
+        begin = end
+
+
 def _width(length: int) -> int:
-    return 1 << (max(16, length) - 1).bit_length()
+    """The next of 8, 9, … 15 times a power of two, 16 at least."""
+    unit = 1 << max(1, (length - 1).bit_length() - 4)
+    return max(16, -(-length // unit) * unit)
 
 
-def _rows(model: Transformer, width: int, new: int) -> int:
-    """Rows of a batch whose prompts take `width` slots."""
+def _split(model: Transformer, count: int, width: int, new: int) -> tuple[int, int]:
+    """How many batches, of how many rows each, `count` prompts of `width` slots are read in."""
     config, mesh = model.config, jax.sharding.get_abstract_mesh()
     ways = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
     if config.rope.depends_on_length and width + new > config.rope.original_positions:
-        return 1  # how tokens turn would depend on the longest row
-    return ways * max(1, min(ROWS // ways, CACHE // ((width + new) * slot_bytes(config))))
+        return count, 1  # how tokens turn would depend on the longest row
+    most = ways * max(1, min(ROWS // ways, CACHE // ((width + new) * slot_bytes(config))))
+    batches = -(-count // most)
+    return batches, min(most, -(-count // (4 * batches)) * 4)

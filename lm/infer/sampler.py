@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from data.tokenizer import Tokenizer
 from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.model.transformer import DecodeState, Transformer, empty_state, multiplied, repeated, skeleton
+from lm.model.transformer import DecodeState, Transformer, continued, empty_state, repeated, resized, skeleton, taken
 from lm.parallel.mesh import reshard, spec
 
 UNROLLED = 48  # layers of a kind at most; more would take long to compile
@@ -47,6 +47,22 @@ class Settings(NamedTuple):
     top_k: int
     stop_ids: tuple[int, ...] = ()
     cache_dtype: str = ""
+
+
+class Call(NamedTuple):
+    """A request laid out. slots: of a continuation's own, its prompt among them if none shares it; limit: tokens at most."""
+
+    graph: nnx.GraphDef
+    settings: Settings
+    slots: int
+    limit: int
+    params: nnx.State
+    tokens_BP: jax.Array
+    segments_BP: jax.Array
+    rows_B: jax.Array
+    seed: np.uint32
+    allowed_V: np.ndarray
+    prefix_WQ: jax.Array | None
 
 
 class Drawn(NamedTuple):
@@ -105,61 +121,101 @@ def generate(
 def draw(
     model: Transformer, prompts: Sequence[Sequence[int]], *, stop_ids: Sequence[int], vocab_size: int, max_new_tokens: int,
     temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0, width: int = 0, cache_dtype: str = "",
-    each: int = 1, rows: Sequence[int] | None = None, prefix: Sequence[int] = (),
+    each: int = 1, rows: Sequence[int] | None = None, prefix: Sequence[int] = (), every: int = 0,
+    enough: Callable[[int, list[int]], bool] = lambda number, tokens: False,
 ) -> Drawn:  # fmt: skip
     """Continues prompts of token ids, all together, on the mesh that is set.
 
     Args:
       stop_ids: drawing one of these ends a row. vocab_size: of the tokenizer; ids from there on are never drawn.
-      width: prompts are padded to as many slots at least, so that calls of many lengths compile once.
+      width: prompts are padded to as many slots, or to a power of two if one is longer: calls of many lengths compile once.
       seed: a row's draws depend on (seed, its index) and its own prompt.
       each: so many continuations of each prompt, which stand one after the other; it is read once for all of them.
       rows: a number below 2³¹ of each continuation, which stands for its index, so that draws do not depend on their order.
       prefix: ids in front of all prompts, read once. Not for models with windows or angles that depend on the length.
+      every: after each so many tokens, enough(number of a continuation, its tokens so far) says whether it needs no more. Slots
+        are made as they are needed, and where a quarter of the rows is left, only these go on. Not together with `each`.
     On several hosts every process calls this with the same arguments and gets all rows.
     """
     if not len(prompts):
         return Drawn([], [], [])
+    if every and each > 1:
+        raise ValueError("continuations that share a prompt go on together")
+    until = min(every or max_new_tokens, max_new_tokens)
     call = _prepared(
         model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype, each, rows,
-        prefix,
+        prefix, until,
     )  # fmt: skip
-    state = _run(*call)
+    state = _run(*call, until)
+    count, numbers = len(prompts) * each, np.arange(call.rows_B.shape[0])  # numbers from `count` on fill the batch
+    found: dict[int, tuple[list[int], list[float], bool]] = {}
+    while True:
+        for number, *told in zip(numbers.tolist(), *_told(state, stop_ids)):
+            if number < count and number not in found and (told[2] or until == max_new_tokens or enough(number, told[0])):
+                found[number] = tuple(told)
+        if len(found) == count:
+            return Drawn(*map(list, zip(*(found[number] for number in range(count)))))
+        going = np.asarray([number < count and number not in found for number in numbers.tolist()])
+        until = min(until + every, max_new_tokens)
+        state, numbers = _resumed(call, state, numbers, going, until)
+
+
+def _told(state: SamplingState, stop_ids: Sequence[int]) -> tuple[list[list[int]], list[list[float]], list[bool]]:
+    """What each row has drawn so far, as Drawn has it."""
     out, logps = state.out_BN, state.logps_BN
     if jax.process_count() > 1:
         out, logps = multihost_utils.process_allgather((out, logps), tiled=True)
-    out, logps, n = np.asarray(out), np.asarray(logps), int(state.n)
-    out = out[: len(prompts) * each, :n]
+    n = int(state.n)
+    out, logps = np.asarray(out)[:, :n], np.asarray(logps)
     ends = np.isin(out, stop_ids)
-    counts = np.where(ends.any(axis=1), ends.argmax(axis=1) + 1, n)  # up to and with the token that ended a row
+    ended = ends.any(axis=1)
+    counts = np.where(ended, ends.argmax(axis=1) + 1, n)  # up to and with the token that ended a row
     tokens = [row[:count].tolist() for row, count in zip(out, counts)]
-    return Drawn(
-        tokens,
-        [row[: len(drawn)].tolist() for row, drawn in zip(logps, tokens)],
-        [bool(drawn) and drawn[-1] in stop_ids for drawn in tokens],
-    )
+    return tokens, [row[: len(drawn)].tolist() for row, drawn in zip(logps, tokens)], ended.tolist()
+
+
+def _resumed(
+    call: Call, state: SamplingState, numbers: np.ndarray, going: np.ndarray, until: int
+) -> tuple[SamplingState, np.ndarray]:  # fmt: skip
+    """The state after `until` tokens, of the rows that are going on at least, and the numbers of its rows in the call."""
+    ways, left, kept = _ways(), int(going.sum()), None
+    size = ways << (-(-left // ways) - 1).bit_length()
+    if 4 * size <= len(numbers) and not nnx.merge(call.graph, call.params).config.scan_layers:
+        kept = np.resize(np.flatnonzero(going), size)
+        numbers, going = numbers[kept], np.arange(size) < left
+    drawn, end = int(state.n), int(state.decode.slot) - int(state.n)
+    more = 0
+    if end + until > state.decode.segments_BS.shape[1]:
+        more = _slots(end + min(call.limit, max(until, 2 * drawn))) - state.decode.segments_BS.shape[1]
+    state = _go_on(
+        call.graph, call.settings, more, call.params, state, call.tokens_BP, call.rows_B, numbers, kept, *_placed((~going,)),
+        call.seed, call.allowed_V, until,
+    )  # fmt: skip
+    return state, numbers
 
 
 def _growing(model, prompts, **options):
     """The one row after each token."""
     o = options
-    graph, settings, _, limit, params, tokens_BP, _, rows_B, seed, allowed_V, _ = call = _prepared(
+    call = _prepared(
         model, prompts, o["stop_ids"], o["vocab_size"], o["max_new_tokens"], o["temperature"], o["top_p"], o["top_k"],
         o["seed"], 0, o["cache_dtype"],
     )  # fmt: skip
     state = _start(*call)
     while True:
         yield np.asarray(state.out_BN)[0, : int(state.n)].tolist()
-        if int(state.n) == limit or bool(state.done_B[0]):
+        if int(state.n) == call.limit or bool(state.done_B[0]):
             return
-        state = _next(graph, settings, params, state, tokens_BP, rows_B, seed, allowed_V)
+        state = _next(
+            call.graph, call.settings, call.params, state, call.tokens_BP, call.rows_B, call.seed, call.allowed_V
+        )  # fmt: skip
 
 
 def _prepared(
     model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype, each=1,
-    rows=None, prefix=(),
-) -> tuple:  # fmt: skip
-    """Checks a request and lays it out: the arguments of `_start` and `_run`."""
+    rows=None, prefix=(), until=0,
+) -> Call:  # fmt: skip
+    """Checks a request and lays it out, with slots for `until` tokens, or all."""
     if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or each < 1:
         raise UserError("generate needs max_new_tokens ≥ 1, temperature ≥ 0, 0 < top_p ≤ 1, top_k ≥ 0 and each ≥ 1")
     if cache_dtype not in ("", "int8"):
@@ -173,9 +229,9 @@ def _prepared(
     if model.config.positions == "learned" and longest > model.config.max_positions:
         most = model.config.max_positions
         raise UserError(f"prompt and max_new_tokens come to {longest} tokens, the model has {most} positions: ask for fewer")
-    mesh = jax.sharding.get_abstract_mesh()
-    ways = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
-    if len(prompts) % ways:  # to read a prompt once would leave devices without work
+    ways = _ways()
+    # To read a prompt once would leave devices without work, or make what must be turned anew be shared.
+    if len(prompts) % ways or model.config.rope.depends_on_length:
         prompts, each = [prompt for prompt in prompts for _ in range(each)], 1
     filled = [*prompts, *[prompts[0]] * (-len(prompts) % ways)]
     rows_B = np.arange(len(filled) * each, dtype=np.int32)
@@ -188,10 +244,19 @@ def _prepared(
     if model.config.scan_layers and max(repeats for _, repeats in model.config.stacks) <= UNROLLED:
         graph = _unrolled(model.config)
     settings = Settings(float(temperature), float(top_p), int(top_k), tuple(map(int, stop_ids)), cache_dtype)
-    slots = -(-(len(prefix) + tokens_BP.shape[1] + max_new_tokens) // 16) * 16
-    allowed_V = np.arange(vocab) < vocab_size
-    seed = np.uint32(seed % 2**32)
-    return graph, settings, slots, max_new_tokens, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ
+    slots = _slots((tokens_BP.shape[1] if each == 1 else 0) + (until or max_new_tokens))
+    allowed_V, seed = np.arange(vocab) < vocab_size, np.uint32(seed % 2**32)
+    return Call(graph, settings, slots, max_new_tokens, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ)
+
+
+def _slots(n: int) -> int:
+    return -(-n // 16) * 16
+
+
+def _ways() -> int:
+    """How many parts rows are split into."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
 
 
 @functools.lru_cache(maxsize=16)
@@ -209,7 +274,8 @@ def _placed(arrays: tuple[np.ndarray, ...]) -> tuple:
 
 
 def _padded(ids: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
-    width = _round_up(max(width, max(map(len, ids))))
+    longest = max(map(len, ids))
+    width = width if width >= longest else max(16, 1 << (longest - 1).bit_length())
     tokens, segments = np.zeros((len(ids), width), np.int32), np.zeros((len(ids), width), np.int32)
     for row, prompt in enumerate(ids):
         tokens[row, width - len(prompt) :] = prompt
@@ -217,28 +283,26 @@ def _padded(ids: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.nd
     return tokens, segments
 
 
-def _round_up(n: int, least: int = 16) -> int:
-    return max(least, 1 << (n - 1).bit_length())
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _start(
     graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ
 ) -> SamplingState:  # fmt: skip
     """Reads the prompts into an empty cache and draws the first token; of each prompt as many as there are rows for."""
-    model = nnx.merge(graph, params)
-    prompts, B = tokens_BP.shape[0], rows_B.shape[0]
-    positions_BP, Q = jnp.maximum(0, jnp.cumsum(segments_BP, axis=1) - 1), 0
+    model, dtype = nnx.merge(graph, params), settings.cache_dtype
+    (prompts, P), B = tokens_BP.shape, rows_B.shape[0]
+    each, Q = B // prompts, 0
+    positions_BP = jnp.maximum(0, jnp.cumsum(segments_BP, axis=1) - 1)
+    free = slots if each == 1 else P
     if prefix_WQ is None:
-        before = empty_state(model.config, prompts, slots, settings.cache_dtype)
+        before = empty_state(model.config, prompts, free, dtype)
     else:
         W, Q = prefix_WQ.shape
-        before = model.hidden(prefix_WQ, state=empty_state(model.config, W, slots, settings.cache_dtype)).state
-        before = multiplied(before, model.config, prompts // W)
+        first = model.hidden(prefix_WQ, state=empty_state(model.config, W, Q, dtype)).state
+        before = continued(first, model.config, prompts // W, free, dtype)
     read = model.hidden(tokens_BP, segments_BP, Q + positions_BP, before)
-    logits_BV = repeated(model.logits(read.x_BTD[:, -1:])[:, 0], B // prompts)
-    lengths_B = Q + repeated(segments_BP.sum(axis=1), B // prompts)
-    decode = multiplied(read.state, model.config, B // prompts)
+    logits_BV = repeated(model.logits(read.x_BTD[:, -1:])[:, 0], each)
+    lengths_B = Q + repeated(segments_BP.sum(axis=1), each)
+    decode = read.state if each == 1 else continued(read.state, model.config, each, slots, dtype)
     nothing = jnp.zeros((B, limit), jnp.int32, out_sharding=spec("batch", None))
     first = SamplingState(
         decode, lengths_B * 0, lengths_B - 1, lengths_B < 0, nothing, nothing.astype(jnp.float32), jnp.int32(0)
@@ -282,15 +346,36 @@ _next = jax.jit(_sample_step, static_argnums=(0, 1), donate_argnums=3)
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _run(
-    graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ
+    graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ, until
 ) -> SamplingState:  # fmt: skip
+    """The state after `until` tokens."""
     state = _start(graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ)
     tokens_BP = repeated(jnp.asarray(tokens_BP), rows_B.shape[0] // tokens_BP.shape[0])
+    return _loop(graph, settings, params, state, tokens_BP, rows_B, seed, allowed_V, until)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _go_on(
+    graph, settings, more, params, state: SamplingState, tokens_BP, rows_B, numbers_B, kept_B, done_B, seed, allowed_V, until
+) -> SamplingState:  # fmt: skip
+    """The state after `until` tokens with `more` slots, of the rows at the places kept_B if that is not None. done_B: the rows
+    that are wanted no more; numbers_B: those that all have in tokens_BP and rows_B."""
+    decode = resized(state.decode, nnx.merge(graph, params).config, kept_B, more)
+    rest = state._replace(decode=())
+    if kept_B is not None:
+        rest = jax.tree.map(lambda x: taken(x, kept_B) if x.ndim else x, rest)
+    if numbers_B.shape != rows_B.shape:
+        tokens_BP, rows_B = taken(tokens_BP, numbers_B), taken(rows_B, numbers_B)
+    state = rest._replace(decode=decode, done_B=rest.done_B | done_B)
+    return _loop(graph, settings, params, state, tokens_BP, rows_B, seed, allowed_V, until)
+
+
+def _loop(graph, settings, params, state: SamplingState, tokens_BP, rows_B, seed, allowed_V, until) -> SamplingState:
     model = nnx.merge(graph, params)
     apart = jax.default_backend() == "cpu" and not model.config.scan_layers and _bytes(params) <= APART
     layers = model.unstacked() if apart else None
     return lax.while_loop(
-        lambda s: (s.n < limit) & ~s.done_B.all(),
+        lambda s: (s.n < until) & ~s.done_B.all(),
         lambda s: _sample_step(graph, settings, params, s, tokens_BP, rows_B, seed, allowed_V, layers),
         state,
     )

@@ -5,14 +5,16 @@ values; H = G·R.
 """
 
 import functools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec
 
-from lm.kernels.matmul import product
+from lm.kernels.matmul import product, spec_of
 from lm.parallel.mesh import reshard, spec
 
 # Finite, so that a row without any visible key (padding) gives a uniform average instead of NaN.
@@ -50,21 +52,26 @@ def causal_mask(q_segments_BT, k_segments_BS, slots_T, window: int = 0) -> jax.A
     return seen_TS & (q_segments_BT[:, :, None] == k_segments_BS[:, None, :])
 
 
-def attention_to_cache(q_BTHK, k_BGSK, v_BGSV, mask_BTS, *, scale: float, softcap: float = 0.0, sinks_H=None) -> jax.Array:
+def attention_to_cache(
+    q_BTHK, kept: Sequence[tuple[jax.Array, jax.Array]], mask_BTS, *, scale: float, softcap: float = 0.0, sinks_H=None
+) -> jax.Array:  # fmt: skip
     """The same of some queries to more keys and values, laid out and kept as a cache has them.
 
-    Products are of the keys' dtype, which may be wider than the queries'. Many queries go a block at a time, to all keys; the
-    gradient takes a block's scores anew.
+    kept: keys [P, G, s, K] and values [P, G, s, V] of one part of the S slots after another; P divides B, and row p is of each
+    of B / P queries that stand one after the other. Products are of the keys' dtype, which may be wider than the queries'. Many
+    queries go a block at a time, to all keys; the gradient takes a block's scores anew.
     """
-    (B, T, H, _), G = q_BTHK.shape, k_BGSK.shape[1]
-    q_BTGRK, dtype = _grouped(q_BTHK, G).astype(k_BGSK.dtype), q_BTHK.dtype
+    (B, T, H, _), G = q_BTHK.shape, kept[0][0].shape[1]
+    q_BTGRK, dtype = _grouped(q_BTHK, G).astype(kept[0][0].dtype), q_BTHK.dtype
     sinks = None if sinks_H is None else _by_group(reshard(sinks_H, "heads"), G)
+    ends = np.cumsum([k.shape[2] for k, _ in kept])
 
     def some(q_BTGRK, mask_BTS):
-        scores = _capped(product("btgrk,bgsk->bgrts", q_BTGRK, k_BGSK) * scale, softcap)
-        scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
-        p, z, _ = _exponentials(scores, sinks)
-        out_BGRTV = product("bgrts,bgsv->bgrtv", p.astype(v_BGSV.dtype), v_BGSV) / z
+        scores = [_of_rows("btgrk,bgsk->bgrts", q_BTGRK, k) for k, _ in kept]
+        scores = _capped(scores[0] if len(kept) == 1 else jnp.concatenate(scores, axis=-1), softcap, scale)
+        p, z, _ = _exponentials(jnp.where(mask_BTS[:, None, None], scores, MASKED), sinks)
+        parts = jnp.split(p.astype(kept[0][1].dtype), ends[:-1], axis=-1)
+        out_BGRTV = sum(_of_rows("bgrts,bgsv->bgrtv", part, v) for part, (_, v) in zip(parts, kept)) / z
         return _ungrouped(jnp.moveaxis(out_BGRTV, 3, 1).astype(dtype))
 
     if T <= 2 * BLOCK:
@@ -82,7 +89,7 @@ def attention_to_cache(q_BTHK, k_BGSK, v_BGSV, mask_BTS, *, scale: float, softca
 def attention_reference(q_BTHK, k_BSGK, v_BSGV, mask_BTS, *, scale: float, softcap: float = 0.0, sinks_H=None) -> jax.Array:
     """The plain twin of both, with keys and values as `attention` has them: whole score matrix and autodiff."""
     G = k_BSGK.shape[2]
-    scores = _capped(product("btgrk,bsgk->bgrts", _grouped(q_BTHK, G), k_BSGK) * scale, softcap)
+    scores = _scores(_grouped(q_BTHK, G), k_BSGK, scale, softcap)
     scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
     logz = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
     if sinks_H is not None:
@@ -109,7 +116,20 @@ def _by_group(sinks_H, G: int):
 
 
 def _scores(q_BTGRK, k_BSGK, scale, softcap):
-    return _capped(product("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK) * scale, softcap)
+    return _capped(product("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK), softcap, scale)
+
+
+def _of_rows(equation, x, kept):
+    """einsum of rows x [B, …] and what is kept for them [P, …], as `attention_to_cache` says; b stands for rows alone."""
+    B, P = x.shape[0], kept.shape[0]
+    if B == P:
+        return product(equation, x, kept)
+    where = spec_of(x)
+    where = where and PartitionSpec(where[0], None, *where[1:])
+    apart = lax.reshape(x, (P, B // P, *x.shape[1:]), out_sharding=where)
+    y = product(equation.replace("b", "be", 1).replace(">b", ">be"), apart, kept)
+    where = spec_of(y)
+    return lax.reshape(y, (B, *y.shape[2:]), out_sharding=where and PartitionSpec(where[0], *where[2:]))
 
 
 def _exponentials(scores, sinks):
@@ -124,7 +144,8 @@ def _exponentials(scores, sinks):
     return p, z, top
 
 
-def _capped(scores, softcap):
+def _capped(products, softcap, scale):
+    scores = products * scale
     return softcap * jnp.tanh(scores / softcap) if softcap else scores
 
 

@@ -29,11 +29,13 @@ class Cache(NamedTuple):
 
     Grouped-query: {"k": [B, G, S, K], "v": [B, G, S, K]}. Latent: {"latent": [B, 1, S, R], "key": [B, 1, S, K]}, the key that
     turns. In int8, `scales` has an entry [B, G, S, 1] for each array; else it is empty. A head's slots lie together, so that
-    no product over them must move them first.
+    no product over them must move them first. before: caches of what stands in front of these slots, one after the other, of
+    rows of which each is shared by several of these that stand one after the other.
     """
 
     values: dict[str, jax.Array]
     scales: dict[str, jax.Array]
+    before: tuple["Cache", ...] = ()
 
 
 class Step(NamedTuple):
@@ -92,26 +94,32 @@ def cache_dtype(config: ModelConfig) -> jnp.dtype:
 
 
 def written(cache: Cache, new: dict[str, jax.Array], slot) -> Cache:
-    """The cache with [B, T, G, …] arrays from `slot` on."""
+    """The cache with [B, T, G, …] arrays from `slot` on, which counts what stands before."""
+    slot = slot - sum(next(iter(part.values.values())).shape[2] for part in cache.before)
 
     def put(old, x):
         return lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), slot, axis=2)
 
     new = {name: jnp.swapaxes(x, 1, 2) for name, x in new.items()}
     if not cache.scales:
-        return Cache({name: put(cache.values[name], x) for name, x in new.items()}, {})
+        return cache._replace(values={name: put(cache.values[name], x) for name, x in new.items()})
     rows = {name: quantize_rows(x) for name, x in new.items()}
-    return Cache(
-        {name: put(cache.values[name], x) for name, (x, _) in rows.items()},
-        {name: put(cache.scales[name], scale) for name, (_, scale) in rows.items()},
+    return cache._replace(
+        values={name: put(cache.values[name], x) for name, (x, _) in rows.items()},
+        scales={name: put(cache.scales[name], scale) for name, (_, scale) in rows.items()},
     )
 
 
-def read(cache: Cache, name: str, x_BTD: jax.Array) -> jax.Array:
-    """What a cache keeps, [B, G, S, …], for tokens x: in their dtype, but for a single one as it is kept."""
-    if cache.scales:
-        return dequantize_rows(cache.values[name], cache.scales[name]).astype(x_BTD.dtype)
-    return cache.values[name] if x_BTD.shape[1] == 1 else cache.values[name].astype(x_BTD.dtype)
+def read(cache: Cache, names: tuple[str, str], x_BTD: jax.Array) -> list[tuple[jax.Array, ...]]:
+    """What a cache keeps by these names, [B, G, S, …], what stands before it first: in the dtype of the tokens x, but for a
+    single one as it is kept."""
+
+    def one(cache, name):
+        if cache.scales:
+            return dequantize_rows(cache.values[name], cache.scales[name]).astype(x_BTD.dtype)
+        return cache.values[name] if x_BTD.shape[1] == 1 else cache.values[name].astype(x_BTD.dtype)
+
+    return [tuple(one(part, name) for name in names) for part in (*cache.before, cache)]
 
 
 def turned(x_BTHK, step: Step, interleaved: bool) -> jax.Array:
@@ -162,8 +170,7 @@ class Attention(nnx.Module):
         if cache is None or step.mask_BTS.shape[2] == x_BTD.shape[1]:
             mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, step.mask_BTS, window=self.window, **options)
         else:
-            kept = (read(cache, name, x_BTD) for name in ("k", "v"))
-            mixed_BTHK = attention_to_cache(q_BTHK, *kept, step.mask_BTS, **options)
+            mixed_BTHK = attention_to_cache(q_BTHK, read(cache, ("k", "v"), x_BTD), step.mask_BTS, **options)
         return self.output(mixed_BTHK), cache
 
 
@@ -216,8 +223,7 @@ class LatentAttention(nnx.Module):
         if cache is None or step.mask_BTS.shape[2] == x_BTD.shape[1]:
             mixed = self._expanded(fixed_BTHK, turning_BTHK, latent_BTR, key_BS1K, step)
         else:
-            latent_B1SR, key_B1SK = (read(cache, name, x_BTD) for name in ("latent", "key"))
-            mixed = self._absorbed(fixed_BTHK, turning_BTHK, latent_B1SR, key_B1SK, step)
+            mixed = self._absorbed(fixed_BTHK, turning_BTHK, read(cache, ("latent", "key"), x_BTD), step)
         return self.output(mixed), cache
 
     def _expanded(self, fixed_BTHK, turning_BTHK, latent_BTR, key_BT1K, step):
@@ -230,12 +236,10 @@ class LatentAttention(nnx.Module):
             q_BTHK, k_BTHK, v_BTHV, step.mask_BTS, scale=self.scale, window=self.window, softcap=self.softcap
         )  # fmt: skip
 
-    def _absorbed(self, fixed_BTHK, turning_BTHK, latent_B1SR, key_B1SK, step):
+    def _absorbed(self, fixed_BTHK, turning_BTHK, kept, step):
         dtype = fixed_BTHK.dtype
         q_BTHR = matmul("bthk,rhk->bthr", fixed_BTHK, self.key_up.full(), dtype=dtype, out=HEADS)
         q_BTHK = jnp.concatenate((q_BTHR, turning_BTHK), axis=-1)
-        k_B1SK = jnp.concatenate((latent_B1SR, key_B1SK), axis=-1)
-        mixed_BTHR = attention_to_cache(
-            q_BTHK, k_B1SK, latent_B1SR, step.mask_BTS, scale=self.scale, softcap=self.softcap
-        )  # fmt: skip
+        kept = [(jnp.concatenate((latent_B1SR, key_B1SK), axis=-1), latent_B1SR) for latent_B1SR, key_B1SK in kept]
+        mixed_BTHR = attention_to_cache(q_BTHK, kept, step.mask_BTS, scale=self.scale, softcap=self.softcap)
         return matmul("bthr,rhk->bthk", mixed_BTHR, self.value_up.full(), dtype=dtype, out=HEADS)

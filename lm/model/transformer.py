@@ -369,10 +369,48 @@ def is_empty(slot: jax.Array | int) -> bool:
     return isinstance(slot, int) and slot == 0
 
 
-def multiplied(state: DecodeState, config: ModelConfig, each: int) -> DecodeState:
-    """A decode state in which each row stands `each` times, one after the other."""
-    layers = jax.tree.map(lambda x: repeated(x, each, axis=int(config.scan_layers)), state.layers)
-    return DecodeState(layers, repeated(state.segments_BS, each), state.slot)
+def continued(state: DecodeState, config: ModelConfig, each: int, slots: int, cache_dtype: str = "") -> DecodeState:
+    """`each` rows with `slots` free slots for each row of a full state, one after the other; what that one keeps, they share.
+
+    A full state has no slots left. cache_dtype: as it was made with.
+    """
+    own = empty_state(config, state.segments_BS.shape[0] * each, slots, cache_dtype)
+
+    def after(new: Cache, old: Cache) -> Cache:
+        return new._replace(before=(*old.before, old._replace(before=())))
+
+    layers = jax.tree.map(after, own.layers, state.layers, is_leaf=lambda x: isinstance(x, Cache))
+    segments_BS = jnp.concatenate((repeated(state.segments_BS, each), own.segments_BS), axis=1)
+    return DecodeState(layers, segments_BS, state.slot)
+
+
+def resized(state: DecodeState, config: ModelConfig, kept_B: jax.Array | None, more: int) -> DecodeState:
+    """A decode state with `more` free slots behind its own, of the rows at the places kept_B; None: of all, in their order.
+
+    Rows of scanned layers stay. Others are picked array by array, each of which all devices hold whole for the moment; what
+    several rows share must be the same for all.
+    """
+    slots = 2 + int(config.scan_layers)
+
+    def of(cache: Cache) -> Cache:
+        def wanted(x):
+            x = x if kept_B is None else taken(x, kept_B)
+            return jnp.pad(x, [(0, more if axis == slots else 0) for axis in range(x.ndim)]) if more else x
+
+        values, scales = jax.tree.map(wanted, (cache.values, cache.scales))
+        return cache._replace(values=values, scales=scales)
+
+    layers = jax.tree.map(of, state.layers, is_leaf=lambda x: isinstance(x, Cache))
+    segments_BS = state.segments_BS if kept_B is None else taken(state.segments_BS, kept_B)
+    return DecodeState(layers, jnp.pad(segments_BS, ((0, 0), (0, more))), state.slot)
+
+
+def taken(x: jax.Array, places: jax.Array) -> jax.Array:
+    """x[places] of its first axis, split over the mesh as x is."""
+    where = spec_of(x)
+    if where is None:
+        return x[places]
+    return jax.sharding.reshard(x, P(None, *where[1:])).at[places].get(out_sharding=where)
 
 
 def repeated(x: jax.Array, each: int, axis: int = 0) -> jax.Array:

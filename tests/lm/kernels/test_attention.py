@@ -136,8 +136,8 @@ def test_queries_inside_a_cache(T, dtype, case):
 
     @jax.jit
     def both(q, k, v, sinks):
-        k_BGSK, v_BGSV = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-        out = attention_to_cache(q, k_BGSK, v_BGSV, given, scale=SCALE, softcap=softcap, sinks_H=sinks)
+        kept = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+        out = attention_to_cache(q, [kept], given, scale=SCALE, softcap=softcap, sinks_H=sinks)
         reference = attention_reference(q, k, v, given, scale=SCALE, softcap=softcap, sinks_H=sinks)
         return out, reference, plain(q.astype(jnp.float32), k, v, sinks, mask, softcap)
 
@@ -158,7 +158,7 @@ def test_large_scores_and_rows_that_see_nothing_stay_finite(case):
     def run(q, k, v, sinks, cotangent):
         options = dict(scale=SCALE, softcap=case.get("softcap", 0.0))
         cached = attention_to_cache(
-            q[:, :9], jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2), jnp.asarray(mask[:, :9]), sinks_H=sinks, **options
+            q[:, :9], [(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))], jnp.asarray(mask[:, :9]), sinks_H=sinks, **options
         )  # fmt: skip
 
         def call(q, k, v, sinks):

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.model.transformer import empty_state, skeleton
+from lm.model.transformer import continued, empty_state, skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from lm.train.step import training_loss
 from tests.lm.examples import QUICK, packed_batch, parameters, tiny_config
@@ -87,6 +87,39 @@ def test_cached_decoding_is_the_whole_forward(kind):
     for row, n in enumerate(lengths):
         ours = decoded(model, config, rows, lengths, 14, steps)[row]
         np.testing.assert_allclose(ours, whole[row, n - 1 : n + steps], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_go_on_from_what_they_share(kind):
+    """One beginning, two prompts behind it, two rows behind each of these, token by token; with padding between beginning and
+    prompts but for windows, which reach over slots."""
+    config = ModelConfig(**SIZES | KINDS[kind])
+    rows, begin, width, steps = tokens_of(8, 4, 24), 6, 5, 3
+    lengths = (5, 5) if config.window else (5, 2)
+    rows[:, :begin] = rows[0, :begin]
+    rows[1, : begin + lengths[0]], rows[3, : begin + lengths[1]] = rows[0, : begin + lengths[0]], rows[2, : begin + lengths[1]]
+    tokens, segments, positions = np.zeros((3, 2, width), np.int32)
+    for p, n in enumerate(lengths):
+        tokens[p, width - n :], segments[p, width - n :] = rows[2 * p, begin : begin + n], 1
+        positions[p, width - n :] = begin + np.arange(n)
+    starts = begin + np.repeat(lengths, 2)
+    graph = skeleton(config)[0]
+
+    def staged(params):
+        model = nnx.merge(graph, params)
+        _, state = model(rows[:1, :begin], None, np.arange(begin)[None], empty_state(config, 1, begin))
+        _, state = model(tokens, segments, positions, continued(state, config, 2, width))
+        state, seen = continued(state, config, 2, steps + 2), []
+        for i in range(steps):
+            at = (starts + i)[:, None]
+            logits, state = model(np.take_along_axis(rows, at, axis=1), np.ones((4, 1), np.int32), at, state)
+            seen.append(logits[:, 0])
+        return jnp.stack(seen, axis=1)
+
+    model = model_of(config)
+    whole, found = np.asarray(model(rows)), jax.jit(staged, compiler_options=QUICK)(*model.args)
+    for row, start in enumerate(starts):
+        np.testing.assert_allclose(found[row], whole[row, start : start + steps], atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["llama", "latent"])
