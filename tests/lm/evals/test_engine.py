@@ -123,14 +123,13 @@ def test_long_prompts_do_not_widen_short_ones(ours, monkeypatch):
     """Unless compiling a width takes longer than reading the padding."""
     one = engine(ours, max_length=512)
     asked = [Prompt(words(n, seed=n), max_new_tokens=4) for n in (3, 4, 5, 6, 90)]
-    alone = [one.generate([prompt])[0] for prompt in asked]
+    alone, widths = [one.generate([prompt])[0] for prompt in asked], []
+    monkeypatch.setattr(drawing, "draw", lambda *a, draw=drawing.draw, **o: widths.append(o["width"]) or draw(*a, **o))
     for compiling, batches in ((0, 2), (10**12, 1)):
         monkeypatch.setattr(drawing, "COMPILING", {"cpu": compiling})
-        widths = []
-        with monkeypatch.context() as patch:
-            patch.setattr(drawing, "draw", lambda *a, draw=drawing.draw, **o: widths.append(o["width"]) or draw(*a, **o))
-            assert one.generate(asked) == alone
-        assert len(widths) == batches and max(widths) > 8 * min(widths) or batches == 1
+        assert one.generate(asked) == alone and len(widths) == batches
+        assert batches == 1 or max(widths) > 8 * min(widths)
+        widths.clear()
 
 
 def test_a_stop_string_ends_an_answer(ours, monkeypatch):
