@@ -62,12 +62,12 @@ def attention_to_cache(
     queries go a block at a time, to all keys; the gradient takes a block's scores anew.
     """
     (B, T, H, _), G = q_BTHK.shape, kept[0][0].shape[1]
-    q_BTGRK, dtype = _grouped(q_BTHK, G).astype(kept[0][0].dtype), q_BTHK.dtype
+    q_BGRTK, dtype = _by_head(q_BTHK, G).astype(kept[0][0].dtype), q_BTHK.dtype
     sinks = None if sinks_H is None else _by_group(reshard(sinks_H, "heads"), G)
     ends = np.cumsum([k.shape[2] for k, _ in kept])
 
-    def some(q_BTGRK, mask_BTS):
-        scores = [_of_rows("btgrk,bgsk->bgrts", q_BTGRK, k) for k, _ in kept]
+    def some(q_BGRTK, mask_BTS):
+        scores = [_of_rows("bgrtk,bgsk->bgrts", q_BGRTK, k) for k, _ in kept]
         scores = _capped(scores[0] if len(kept) == 1 else jnp.concatenate(scores, axis=-1), softcap, scale)
         p, z, _ = _exponentials(jnp.where(mask_BTS[:, None, None], scores, MASKED), sinks)
         parts = jnp.split(p.astype(kept[0][1].dtype), ends[:-1], axis=-1)
@@ -75,21 +75,21 @@ def attention_to_cache(
         return _ungrouped(jnp.moveaxis(out_BGRTV, 3, 1).astype(dtype))
 
     if T <= 2 * BLOCK:
-        return some(q_BTGRK, mask_BTS)
+        return some(q_BGRTK, mask_BTS)
     blocks = -(-T // BLOCK)
 
-    def split(x):
-        x = jnp.pad(x, [(0, blocks * BLOCK - T if axis == 1 else 0) for axis in range(x.ndim)])
-        return jnp.moveaxis(x.reshape(B, blocks, BLOCK, *x.shape[2:]), 1, 0)
+    def split(x, axis):
+        x = jnp.pad(x, [(0, blocks * BLOCK - T if n == axis else 0) for n in range(x.ndim)])
+        return jnp.moveaxis(x.reshape(*x.shape[:axis], blocks, BLOCK, *x.shape[axis + 1 :]), axis, 0)
 
-    out = lax.map(jax.checkpoint(lambda block: some(*block)), (split(q_BTGRK), split(mask_BTS)))
+    out = lax.map(jax.checkpoint(lambda block: some(*block)), (split(q_BGRTK, 3), split(mask_BTS, 1)))
     return jnp.moveaxis(out, 0, 1).reshape(B, blocks * BLOCK, H, out.shape[-1])[:, :T]
 
 
 def attention_reference(q_BTHK, k_BSGK, v_BSGV, mask_BTS, *, scale: float, softcap: float = 0.0, sinks_H=None) -> jax.Array:
     """The plain twin of both, with keys and values as `attention` has them: whole score matrix and autodiff."""
     G = k_BSGK.shape[2]
-    scores = _scores(_grouped(q_BTHK, G), k_BSGK, scale, softcap)
+    scores = _capped(product("btgrk,bsgk->bgrts", _grouped(q_BTHK, G), k_BSGK), softcap, scale)
     scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
     logz = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
     if sinks_H is not None:
@@ -104,6 +104,11 @@ def _grouped(q_BTHK, G: int):
     return lax.reshape(q_BTHK, (B, T, G, H // G, K), out_sharding=spec("batch", "length", "kv_heads", None, None))
 
 
+def _by_head(x_BTHK, G: int):
+    """[B, G, R, T, K]: a head's tokens lie together, so that scores come as they are wanted and need not be moved."""
+    return jnp.moveaxis(_grouped(x_BTHK, G), 1, 3)
+
+
 def _ungrouped(q_BTGRK):
     B, T, G, R, K = q_BTGRK.shape
     return lax.reshape(q_BTGRK, (B, T, G * R, K), out_sharding=spec("batch", "length", "heads", None))
@@ -115,8 +120,8 @@ def _by_group(sinks_H, G: int):
     return lax.reshape(sinks_H.astype(jnp.float32), shape, out_sharding=spec("kv_heads", None, None, None))
 
 
-def _scores(q_BTGRK, k_BSGK, scale, softcap):
-    return _capped(product("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK), softcap, scale)
+def _scores(q_BGRTK, k_BGSK, scale, softcap):
+    return _capped(product("bgrtk,bgsk->bgrts", q_BGRTK, k_BGSK), softcap, scale)
 
 
 def _of_rows(equation, x, kept):
@@ -177,61 +182,63 @@ def _blocks(T: int, window: int):
 
 def _forward(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, mask_BTS, sinks_H):
     G = k_BSGK.shape[2]
-    q = _grouped(q_BTHK, G)
+    q, k, v = _by_head(q_BTHK, G), jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGV, 1, 2)
     sinks = None if sinks_H is None else _by_group(sinks_H, G)
     outs, logzs = [], []
-    for first, begin, end in _blocks(q.shape[1], window):
-        scores = _scores(q[:, begin:end], k_BSGK[:, first:end], scale, softcap)
+    for first, begin, end in _blocks(q.shape[3], window):
+        scores = _scores(q[:, :, :, begin:end], k[:, :, first:end], scale, softcap)
         scores = jnp.where(mask_BTS[:, None, None, begin:end, first:end], scores, MASKED)
         p, z, top = _exponentials(scores, sinks)
-        out = product("bgrts,bsgv->bgrtv", p.astype(q.dtype), v_BSGV[:, first:end]) / z
-        outs.append(jnp.moveaxis(out, 3, 1).astype(q.dtype))
+        outs.append((product("bgrts,bgsv->bgrtv", p.astype(q.dtype), v[:, :, first:end]) / z).astype(q.dtype))
         logzs.append(top + jnp.log(z))
-    out = _ungrouped(jnp.concatenate(outs, axis=1))
+    out = _ungrouped(jnp.moveaxis(jnp.concatenate(outs, axis=3), 3, 1))
     # Named inside, so that a remat policy can keep both and the backward pass need not run this again.
     out, logz = checkpoint_name(out, "matmul"), checkpoint_name(jnp.concatenate(logzs, axis=3), "matmul")
     return out, (q_BTHK, k_BSGK, v_BSGV, mask_BTS, sinks_H, out, logz)
 
 
 def _backward(scale, window, softcap, residuals, dout_BTHV):
-    q_BTHK, k, v, mask, sinks_H, out_BTHV, logz = residuals
-    dtype = q_BTHK.dtype
-    q, out, dout = (_grouped(x, k.shape[2]) for x in (q_BTHK, out_BTHV, dout_BTHV.astype(dtype)))
-    # rowsum(dO·O), [B, G, R, T, 1] like the scores
-    delta = jnp.transpose(jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1), (0, 2, 3, 1))[..., None]
-    blocks = _blocks(q.shape[1], window)
+    q_BTHK, k_BSGK, v_BSGV, mask, sinks_H, out_BTHV, logz = residuals
+    dtype, G = q_BTHK.dtype, k_BSGK.shape[2]
+    q, out, dout = (_by_head(x, G) for x in (q_BTHK, out_BTHV, dout_BTHV.astype(dtype)))
+    k, v = jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGV, 1, 2)
+    # rowsum(dO·O), [B, G, R, T, 1]
+    delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    blocks = _blocks(q.shape[3], window)
     dqs, dks, dvs = [], [], []
     for first, begin, end in blocks:
-        scores = _scores(q[:, begin:end], k[:, first:end], scale, softcap)
-        p = jnp.exp(jnp.where(mask[:, None, None, begin:end, first:end], scores, MASKED) - logz[:, :, :, begin:end])
-        dp = product("btgrv,bsgv->bgrts", dout[:, begin:end], v[:, first:end])
-        ds = p * (dp - delta[:, :, :, begin:end]) * scale
+        some, seen = (slice(None),) * 3 + (slice(begin, end),), (slice(None),) * 2 + (slice(first, end),)
+        scores = _scores(q[some], k[seen], scale, softcap)
+        p = jnp.exp(jnp.where(mask[:, None, None, begin:end, first:end], scores, MASKED) - logz[some])
+        dp = product("bgrtv,bgsv->bgrts", dout[some], v[seen])
+        ds = p * (dp - delta[some]) * scale
         if softcap:
             ds *= 1 - jnp.square(scores / softcap)
         ds = ds.astype(dtype)
         p = p.astype(dtype)
-        dqs.append(product("bgrts,bsgk->btgrk", ds, k[:, first:end]).astype(dtype))
-        dks.append(product("bgrts,btgrk->bsgk", ds, q[:, begin:end]))
-        dvs.append(product("bgrts,btgrv->bsgv", p, dout[:, begin:end]))
-    dq = _ungrouped(jnp.concatenate(dqs, axis=1))
-    dk, dv = (_overlaid([first for first, _, _ in blocks], parts) for parts in (dks, dvs))
+        dqs.append(product("bgrts,bgsk->bgrtk", ds, k[seen]).astype(dtype))
+        dks.append(product("bgrts,bgrtk->bgsk", ds, q[some]))
+        dvs.append(product("bgrts,bgrtv->bgsv", p, dout[some]))
+    dq = _ungrouped(jnp.moveaxis(jnp.concatenate(dqs, axis=3), 3, 1))
+    firsts = [first for first, _, _ in blocks]
+    dk, dv = (jnp.swapaxes(_overlaid(firsts, parts).astype(dtype), 1, 2) for parts in (dks, dvs))
     if sinks_H is None:
         dsinks = None
     else:
-        dsinks = -jnp.sum(jnp.exp(_by_group(sinks_H, k.shape[2]) - logz) * delta, axis=(0, 3, 4))
+        dsinks = -jnp.sum(jnp.exp(_by_group(sinks_H, G) - logz) * delta, axis=(0, 3, 4))
         dsinks = lax.reshape(dsinks, sinks_H.shape, out_sharding=spec("heads")).astype(sinks_H.dtype)
-    return dq, dk.astype(k.dtype), dv.astype(v.dtype), None, dsinks
+    return dq, dk, dv, None, dsinks
 
 
 _blocked.defvjp(_forward, _backward)
 
 
 def _overlaid(firsts, parts):
-    """The sum of parts [B, n, G, K], each from its `first` key on; neither beginnings nor ends go backwards."""
+    """The sum of parts [B, G, n, K], each from its `first` key on; neither beginnings nor ends go backwards."""
     done, total = [], parts[0]
     for gap, part in zip(np.diff(firsts), parts[1:], strict=True):
         if gap:
-            done.append(total[:, :gap])
-            total = total[:, gap:]
-        total = part.at[:, : total.shape[1]].add(total)
-    return jnp.concatenate((*done, total), axis=1) if done else total
+            done.append(total[:, :, :gap])
+            total = total[:, :, gap:]
+        total = part.at[:, :, : total.shape[2]].add(total)
+    return jnp.concatenate((*done, total), axis=2) if done else total
