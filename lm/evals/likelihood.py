@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 
 from lm.config import ModelConfig
 from lm.evals.trie import Batch, Costs, plan
+from lm.infer.sampler import first_of_most
 from lm.kernels.matmul import gathered, product
 from lm.model.attention import cache_dtype, cache_shapes, cache_spec
 from lm.model.transformer import DecodeState, Transformer, empty_state, once, skeleton
@@ -305,7 +306,7 @@ def _of_targets(model: Transformer, x_BND, targets_BNK) -> tuple[jax.Array, jax.
             logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
         logits = reshard(logits, "batch", None, None)
         labels = jnp.take_along_axis(logits, targets_BnK, axis=-1)
-        return labels - jax.nn.logsumexp(logits, axis=-1, keepdims=True), jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return labels - jax.nn.logsumexp(logits, axis=-1, keepdims=True), first_of_most(logits)
 
     def split(x):
         return jnp.moveaxis(x.reshape(B, N // chunk, chunk, x.shape[-1]), 1, 0)

@@ -417,13 +417,13 @@ def sample(keys_B, logits_BV, settings: Settings) -> jax.Array:
     ids are kept, so that top_k=1 is greedy.
     """
     if settings.temperature == 0:
-        return _first_of_most(logits_BV)
+        return first_of_most(logits_BV)
     logits_BV = logits_BV / settings.temperature
 
     def draw(keys_B, logits_BV):
         """The Gumbel-max trick (Gumbel 1954): argmax of log p + g, where g = −log(−log u) and u is uniform."""
         noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(keys_B)
-        return _first_of_most(logits_BV + noise_BV)
+        return first_of_most(logits_BV + noise_BV)
 
     if not settings.top_k and settings.top_p == 1:
         return draw(keys_B, logits_BV)
@@ -435,11 +435,11 @@ def sample(keys_B, logits_BV, settings: Settings) -> jax.Array:
     return _picked(ids, draw(keys_B, ranked))
 
 
-def _first_of_most(x_BV) -> jax.Array:
-    """argmax, int32 [B], as two plain reductions: one that carries values and indices is ten times as slow on a CPU."""
-    ids_BV = lax.broadcasted_iota(jnp.int32, x_BV.shape, 1)
-    is_most_BV = x_BV == jnp.max(x_BV, axis=-1, keepdims=True)
-    return jnp.min(jnp.where(is_most_BV, ids_BV, x_BV.shape[-1] - 1), axis=-1)
+def first_of_most(x) -> jax.Array:
+    """argmax of the last axis, int32, as two plain reductions: one that carries values and indices is ten times as slow on a
+    CPU."""
+    ids = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    return jnp.min(jnp.where(x == jnp.max(x, axis=-1, keepdims=True), ids, x.shape[-1] - 1), axis=-1)
 
 
 def _show(stream, tokenizer, row: list[int], shown: str, last: bool = False) -> str:
