@@ -147,17 +147,17 @@ def draw(
         prefix, until,
     )  # fmt: skip
     state = _run(*call, until)
-    count, numbers = len(prompts) * each, np.arange(call.rows_B.shape[0])  # numbers from `count` on fill the batch
-    found: dict[int, tuple[list[int], list[float], bool]] = {}
+    count, numbers = len(prompts) * each, np.arange(call.rows_B.shape[0])  # of the continuation that each row is
+    going = numbers < count  # the others fill the batch
+    found: list[tuple[list[int], list[float], bool] | None] = [None] * count
     while True:
-        for number, *told in zip(numbers.tolist(), *_told(state, stop_ids)):
-            if number < count and number not in found and (told[2] or until == max_new_tokens or enough(number, told[0])):
-                found[number] = tuple(told)
-        if len(found) == count:
-            return Drawn(*map(list, zip(*(found[number] for number in range(count)))))
-        going = np.asarray([number < count and number not in found for number in numbers.tolist()])
+        for place, told in enumerate(zip(*_told(state, stop_ids))):
+            if going[place] and (told[2] or until == max_new_tokens or enough(int(numbers[place]), told[0])):
+                found[numbers[place]], going[place] = told, False
+        if not going.any():
+            return Drawn(*map(list, zip(*found)))
         until = min(until + every, max_new_tokens)
-        state, numbers = _resumed(call, state, numbers, going, until)
+        state, numbers, going = _resumed(call, state, numbers, going, until)
 
 
 def _told(state: SamplingState, stop_ids: Sequence[int]) -> tuple[list[list[int]], list[list[float]], list[bool]]:
@@ -176,8 +176,8 @@ def _told(state: SamplingState, stop_ids: Sequence[int]) -> tuple[list[list[int]
 
 def _resumed(
     call: Call, state: SamplingState, numbers: np.ndarray, going: np.ndarray, until: int
-) -> tuple[SamplingState, np.ndarray]:  # fmt: skip
-    """The state after `until` tokens, of the rows that are going on at least, and the numbers of its rows in the call."""
+) -> tuple[SamplingState, np.ndarray, np.ndarray]:  # fmt: skip
+    """The state after `until` tokens, of the rows that are going on at least; of its rows the numbers, and whether they are."""
     ways, left, kept = _ways(), int(going.sum()), None
     size = ways << (-(-left // ways) - 1).bit_length()
     if 4 * size <= len(numbers) and not nnx.merge(call.graph, call.params).config.scan_layers:
@@ -191,7 +191,7 @@ def _resumed(
         call.graph, call.settings, more, call.params, state, call.tokens_BP, call.rows_B, numbers, kept, *_placed((~going,)),
         call.seed, call.allowed_V, until,
     )  # fmt: skip
-    return state, numbers
+    return state, numbers, going
 
 
 def _growing(model, prompts, **options):
