@@ -130,8 +130,9 @@ def test_what_all_prompts_begin_with_is_read_once(model, sizes):
         np.testing.assert_allclose(one, other, atol=1e-4)
 
 
-@pytest.mark.parametrize("unrolled", [48, 0], ids=["one by one", "scanned"])
-@pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one device", "eight"])
+@pytest.mark.parametrize(
+    ("sizes", "unrolled"), [({}, 48), ({}, 0), ({"data": 2, "fsdp": 2, "tensor": 2}, 48)], ids=["one", "scanned", "eight"]
+)
 def test_rows_that_have_enough_leave_the_others_as_they_are(model, sizes, unrolled, monkeypatch):
     """Of 20 rows 3 go on, beside one that fills the batch; slots are added as they are needed. One row ends by itself."""
     monkeypatch.setattr(sampler, "UNROLLED", unrolled)
