@@ -88,9 +88,14 @@ def cache_spec(config: ModelConfig, rows: str | None, stacked: int = 0):
 
 
 def cache_dtype(config: ModelConfig) -> jnp.dtype:
-    """What a cache keeps: the compute dtype; on a CPU, which would turn all slots of bfloat16 into it each time, float32."""
-    on_cpu = jax.default_backend() == "cpu" and config.compute_dtype == jnp.bfloat16
-    return jnp.dtype(jnp.float32) if on_cpu else config.compute_dtype
+    """What a cache keeps."""
+    return kept_dtype(config.compute_dtype)
+
+
+def kept_dtype(dtype) -> jnp.dtype:
+    """The compute dtype; on a CPU float32 for bfloat16. It would turn all slots into it for each token, and where several rows
+    share a part, XLA (jaxlib 0.10) compiles products of bfloat16 that it cannot run."""
+    return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" and dtype == jnp.bfloat16 else jnp.dtype(dtype)
 
 
 def written(cache: Cache, new: dict[str, jax.Array], slot) -> Cache:
@@ -111,13 +116,12 @@ def written(cache: Cache, new: dict[str, jax.Array], slot) -> Cache:
 
 
 def read(cache: Cache, names: tuple[str, str], x_BTD: jax.Array) -> list[tuple[jax.Array, ...]]:
-    """What a cache keeps by these names, [B, G, S, …], what stands before it first: in the dtype of the tokens x, but for a
-    single one as it is kept."""
+    """What a cache keeps by these names, [B, G, S, …], what stands before it first: for tokens of the dtype of x."""
 
     def one(cache, name):
         if cache.scales:
-            return dequantize_rows(cache.values[name], cache.scales[name]).astype(x_BTD.dtype)
-        return cache.values[name] if x_BTD.shape[1] == 1 else cache.values[name].astype(x_BTD.dtype)
+            return dequantize_rows(cache.values[name], cache.scales[name]).astype(kept_dtype(x_BTD.dtype))
+        return cache.values[name]
 
     return [tuple(one(part, name) for name in names) for part in (*cache.before, cache)]
 

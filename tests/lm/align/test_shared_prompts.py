@@ -119,6 +119,20 @@ def test_answers_longer_than_a_block_of_queries():
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(b).max() + 1e-8)
 
 
+def test_bfloat16_is_near_float32():
+    def gradient(dtype):
+        config = config_of(28, loss="dapo", model=dict(num_heads=6, num_kv_heads=3, head_dim=32, scan_layers=False))
+        config.dtype = dtype
+        graph, _ = skeleton(model_config_of(config))
+        objective, params = rl.objective(config), parameters(model_config_of(config))
+        batch = batches(28)[1]
+        found = jax.jit(jax.grad(lambda p: objective.loss(nnx.merge(graph, p), batch, None, None)[0]))(params)
+        return np.concatenate([np.ravel(x) for x in jax.tree.leaves(found)])
+
+    exact, rounded = gradient("float32"), gradient("bfloat16")
+    assert 0 < np.linalg.norm(rounded - exact) < 0.05 * np.linalg.norm(exact)
+
+
 def test_eight_devices_in_slices_equal_one():
     def updated(sizes, accumulate):
         config = config_of(loss="grpo")
