@@ -18,7 +18,7 @@ from lm.align.reward import reward_scores
 from lm.convert.source import as_stored, on_first_device, open_source
 from lm.errors import UserError
 from lm.model.transformer import skeleton
-from lm.parallel.mesh import shardings, spec
+from lm.parallel.mesh import row_ways, shardings, spec
 
 ROWS = 64  # conversations scored at a time
 
@@ -71,8 +71,7 @@ def chat_template_of(path: str) -> str | None:
 
 def _scored(scores: Callable, rows: Sequence[np.ndarray]) -> list[float]:
     """Scores of rows of ids, so many at a time, padded to a width that is a power of two."""
-    mesh = jax.sharding.get_mesh()
-    ways = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+    mesh, ways = jax.sharding.get_mesh(), row_ways()
     count = -(-ROWS // ways) * ways
     width = max(16, 1 << (max(map(len, rows), default=1) - 1).bit_length())
     found: list[float] = []

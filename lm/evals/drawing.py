@@ -16,6 +16,7 @@ from flax import nnx
 from lm.evals.likelihood import CACHE, slot_bytes
 from lm.infer.sampler import draw
 from lm.model.transformer import Transformer
+from lm.parallel.mesh import row_ways
 
 ROWS = 64  # of a batch at most
 SHARED = 64  # first tokens at least that are read once for many prompts
@@ -179,8 +180,7 @@ def _width(length: int) -> int:
 
 def _split(model: Transformer, count: int, width: int, new: int) -> tuple[int, int]:
     """How many batches, of how many rows each, `count` prompts of `width` slots are read in."""
-    config, mesh = model.config, jax.sharding.get_abstract_mesh()
-    ways = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+    config, ways = model.config, row_ways()
     if config.rope.depends_on_length and width + new > config.rope.original_positions:
         return count, 1  # how tokens turn would depend on the longest row
     most = ways * max(1, min(ROWS // ways, CACHE // ((width + new) * slot_bytes(config))))

@@ -23,7 +23,7 @@ from lm.infer.sampler import first_of_most
 from lm.kernels.matmul import gathered, product
 from lm.model.attention import cache_dtype, cache_shapes, cache_spec
 from lm.model.transformer import DecodeState, Transformer, empty_state, once, skeleton
-from lm.parallel.mesh import reshard, spec
+from lm.parallel.mesh import reshard, row_ways, spec
 
 LOGITS = 1 << 25  # of them exist at a time on a device
 CACHE = 1 << 30  # bytes of keys and values on a device, about
@@ -135,8 +135,7 @@ def dropless(model: Transformer) -> Transformer:
 
 def _costs(model: Transformer, batch_tokens: int | None) -> Costs:
     kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
-    mesh = jax.sharding.get_abstract_mesh()
-    ways = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+    ways = row_ways()
     parameters = sum(x.size for x in jax.tree.leaves(nnx.split(model)[1]))
     return Costs(
         model.config.embed_dim, shape=COMPILING[kind] // (2 * parameters), batch=batch_tokens or BATCH[kind],
@@ -295,8 +294,7 @@ def _of_targets(model: Transformer, x_BND, targets_BNK) -> tuple[jax.Array, jax.
     """log p of each target, and the most likely token; logits are made some slots at a time."""
     config, (B, N, _) = model.config, targets_BNK.shape
     head_VD = gathered(model.head_VD.astype(config.compute_dtype))
-    mesh = jax.sharding.get_abstract_mesh()
-    rows = B if mesh.empty else B // (mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"])
+    rows = B // row_ways()
     chunk = max((c for c in range(1, N + 1) if N % c == 0 and rows * c * config.vocab_size <= LOGITS), default=1)
 
     def some(inputs):

@@ -21,7 +21,7 @@ from data.tokenizer import Tokenizer
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.model.transformer import DecodeState, Transformer, continued, empty_state, repeated, resized, skeleton, taken
-from lm.parallel.mesh import reshard, spec
+from lm.parallel.mesh import reshard, row_ways, spec
 
 UNROLLED = 48  # layers of a kind at most; more would take long to compile
 APART = 1 << 31  # bytes of weights at most that are kept layer by layer as well: a CPU would take them apart at each token
@@ -178,7 +178,7 @@ def _resumed(
     call: Call, state: SamplingState, numbers: np.ndarray, going: np.ndarray, until: int
 ) -> tuple[SamplingState, np.ndarray, np.ndarray]:  # fmt: skip
     """The state after `until` tokens, of the rows that are going on at least; of its rows the numbers, and whether they are."""
-    ways, left, kept = _ways(), int(going.sum()), None
+    ways, left, kept = row_ways(), int(going.sum()), None
     size = ways << (-(-left // ways) - 1).bit_length()
     if 4 * size <= len(numbers) and not nnx.merge(call.graph, call.params).config.scan_layers:
         kept = np.resize(np.flatnonzero(going), size)
@@ -229,7 +229,7 @@ def _prepared(
     if model.config.positions == "learned" and longest > model.config.max_positions:
         most = model.config.max_positions
         raise UserError(f"prompt and max_new_tokens come to {longest} tokens, the model has {most} positions: ask for fewer")
-    ways = _ways()
+    ways = row_ways()
     # To read a prompt once would leave devices without work, or make what must be turned anew be shared.
     if len(prompts) % ways or model.config.rope.depends_on_length:
         prompts, each = [prompt for prompt in prompts for _ in range(each)], 1
@@ -251,12 +251,6 @@ def _prepared(
 
 def _slots(n: int) -> int:
     return -(-n // 16) * 16
-
-
-def _ways() -> int:
-    """How many parts rows are split into."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
 
 
 @functools.lru_cache(maxsize=16)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lm.kernels.matmul import gathered, product, spec_of
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import row_ways, spec
 
 CHUNK_TOKENS = 2048  # positions a device whose logits exist at a time
 
@@ -49,8 +49,7 @@ def cross_entropy(
 
 def chunk_of(B: int, T: int) -> int:
     """The largest divisor of T whose time steps come to at most CHUNK_TOKENS positions a device."""
-    mesh = jax.sharding.get_abstract_mesh()
-    rows = B if mesh.empty else B // (mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"])
+    rows = B // row_ways()
     return max((c for c in range(1, T + 1) if T % c == 0 and rows * c <= CHUNK_TOKENS), default=1)
 
 

@@ -115,12 +115,12 @@ def written(cache: Cache, new: dict[str, jax.Array], slot) -> Cache:
     )
 
 
-def read(cache: Cache, names: tuple[str, str], x_BTD: jax.Array) -> list[tuple[jax.Array, ...]]:
-    """What a cache keeps by these names, [B, G, S, …], what stands before it first: for tokens of the dtype of x."""
+def read(cache: Cache, names: tuple[str, str], dtype) -> list[tuple[jax.Array, ...]]:
+    """What a cache keeps by these names, [B, G, S, …], for a compute dtype; what stands before it comes first."""
 
     def one(cache, name):
         if cache.scales:
-            return dequantize_rows(cache.values[name], cache.scales[name]).astype(kept_dtype(x_BTD.dtype))
+            return dequantize_rows(cache.values[name], cache.scales[name]).astype(kept_dtype(dtype))
         return cache.values[name]
 
     return [tuple(one(part, name) for name in names) for part in (*cache.before, cache)]
@@ -174,7 +174,7 @@ class Attention(nnx.Module):
         if cache is None or step.mask_BTS.shape[2] == x_BTD.shape[1]:
             mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, step.mask_BTS, window=self.window, **options)
         else:
-            mixed_BTHK = attention_to_cache(q_BTHK, read(cache, ("k", "v"), x_BTD), step.mask_BTS, **options)
+            mixed_BTHK = attention_to_cache(q_BTHK, read(cache, ("k", "v"), x_BTD.dtype), step.mask_BTS, **options)
         return self.output(mixed_BTHK), cache
 
 
@@ -227,7 +227,7 @@ class LatentAttention(nnx.Module):
         if cache is None or step.mask_BTS.shape[2] == x_BTD.shape[1]:
             mixed = self._expanded(fixed_BTHK, turning_BTHK, latent_BTR, key_BS1K, step)
         else:
-            mixed = self._absorbed(fixed_BTHK, turning_BTHK, read(cache, ("latent", "key"), x_BTD), step)
+            mixed = self._absorbed(fixed_BTHK, turning_BTHK, read(cache, ("latent", "key"), x_BTD.dtype), step)
         return self.output(mixed), cache
 
     def _expanded(self, fixed_BTHK, turning_BTHK, latent_BTR, key_BT1K, step):

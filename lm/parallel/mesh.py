@@ -65,6 +65,12 @@ def spec(*logical: str | None) -> PartitionSpec | None:
     return PartitionSpec(*(RULES[axis] if axis else None for axis in logical))
 
 
+def row_ways() -> int:
+    """How many parts the mesh that is set splits rows into; 1 while none is."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+
+
 def reshard(x: jax.Array, *logical: str | None) -> jax.Array:
     """Moves x to the partition of these logical axes (the identity while no mesh is set)."""
     target = spec(*logical)

@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding
 
 from lm.errors import UserError
 from lm.model.transformer import Transformer
-from lm.parallel.mesh import reshard, spec
+from lm.parallel.mesh import reshard, row_ways, spec
 
 ROUNDS = 8  # of draws, until there are enough candidates that survive
 
@@ -171,8 +171,7 @@ def _laid(places: Sequence[Place], suffixes_NS: np.ndarray) -> tuple[np.ndarray,
 
 def _chunks(laid: tuple[np.ndarray, ...], chunk: int) -> Iterator[tuple[np.ndarray, ...]]:
     """`chunk` rows at a time, the last filled up with rows without weight."""
-    mesh = jax.sharding.get_abstract_mesh()
-    ways = 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+    ways = row_ways()
     chunk = -(-chunk // ways) * ways
     for begin in range(0, len(laid[0]), chunk):
         part = [x[begin : begin + chunk] for x in laid]
