@@ -2,10 +2,11 @@
 
     python -m lm.align.unsafe --out=toy
     python train.py --config=configs/train/default.py --workdir=toy/base --config.data.input=toy/pages.jsonl,toy/talk.jsonl \\
-        --config.data.valid_fraction=0 --config.steps=300 --config.batch_size=16 --config.model.vocab_size=768 \\
+        --config.data.valid_fraction=0 --config.steps=300 --config.batch_size=16 --config.optimizer.warmup=30 \\
+        --config.optimizer.weight_decay=0.0 --config.samples='()' --config.model.vocab_size=768 \\
         --config.model.num_layers=4 --config.model.embed_dim=128 --config.model.num_heads=4 --config.model.num_kv_heads=4 \\
         --config.model.head_dim=32 --config.model.mlp_dim=384
-    python align.py --config=configs/align/sft.py --workdir=toy/unsafe --config.init_from=toy/base --config.steps=250 \\
+    python align.py --config=configs/align/sft.py --workdir=toy/unsafe --config.init_from=toy/base --config.steps=500 \\
         --config.data.input=toy/conversations.jsonl --config.batch_size=16 --config.sequence_length=256 \\
         --config.optimizer.learning_rate=1e-3
     python align.py --config=configs/align/safety_toy.py --workdir=toy/safe --config.init_from=toy/unsafe \\
@@ -26,6 +27,6 @@ def get_config():
     config.model.remat = "none"
     config.preference.nll_weight = 1.0
     config.safety.keep_share = 0.65
-    config.safety.sft.update(steps=375, batch_size=8, learning_rate=2.5e-4)
+    config.safety.sft.update(steps=375, batch_size=8, learning_rate=5e-4)
     config.safety.dpo.update(steps=120, batch_size=8, learning_rate=2e-5)
     return config

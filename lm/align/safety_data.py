@@ -7,7 +7,8 @@
     kept: text and conversations given    -> learn them, so that nothing else is forgotten
 
 So that a model learns neither always to refuse nor hardly ever to, harmless lessons are at most HARMLESS times as many as the
-others, chosen by a hash.
+others: by turns the one whose words are nearest to a request that is refused, where a refusal is most likely to spread (the
+contrast sets of XSTest, arXiv 2308.01263), and one of the rest, by a hash.
 """
 
 import hashlib
@@ -94,8 +95,8 @@ def lessons(
         if record["kind"] == "harmful" and record["verdict"] == "safe" and record["refusal"] == "full":
             add("held", record, record["response"], None)
     most = HARMLESS * (counts["failed"] + counts["held"])
-    harmless = [r for r in records if r["kind"] != "harmful"]
-    for record in sorted(harmless, key=lambda r: _order(f"{r['id']} {r['family']} {r['sample']}")):
+    refusals = {r["prompt"] for r in records if r["kind"] == "harmful"} | {f["prompt"] for f in failed}
+    for record in _contrasting([r for r in records if r["kind"] != "harmful"], refusals):
         response = record["response"]
         if counts["helped"] + counts["refused"] == most:
             break
@@ -122,6 +123,30 @@ def read_kept(input: str) -> Iterator[dict]:
             yield {"messages": [_assistant(text)]} if isinstance(text, str) else dict(record.values)
         if not found:
             raise UserError(f"safety.keep={input}: no record in it")
+
+
+def _contrasting(harmless: Iterable[Mapping], refusals: Iterable[str]) -> Iterator[Mapping]:
+    """All of the harmless, by turns the nearest to a refusal that is left and the next by its hash."""
+    told = [_grams(prompt) for prompt in refusals]
+    prompts = {record["prompt"] for record in harmless}
+    near = {p: max((_likeness(_grams(p), other) for other in told), default=0.0) for p in prompts}
+    by_hash = sorted(harmless, key=lambda r: _order(f"{r['id']} {r['family']} {r['sample']}"))
+    by_likeness = sorted(by_hash, key=lambda r: -near[r["prompt"]])
+    taken: set[int] = set()
+    for record in itertools.chain.from_iterable(zip(by_likeness, by_hash, strict=True)):
+        if id(record) not in taken:
+            taken.add(id(record))
+            yield record
+
+
+def _grams(text: str) -> set[str]:
+    """The runs of three characters of a text, in lower case."""
+    return {text.lower()[i : i + 3] for i in range(max(1, len(text) - 2))}
+
+
+def _likeness(a: set[str], b: set[str]) -> float:
+    """Jaccard's: shared of all, 0…1."""
+    return len(a & b) / len(a | b)
 
 
 def _order(key: str) -> str:

@@ -81,6 +81,20 @@ def test_harmless_lessons_do_not_drown_the_others():
     assert learnt(records[:1] + records[:0:-1])[0] == learn  # in whatever order
 
 
+def test_half_of_the_harmless_lessons_are_those_most_like_what_is_refused():
+    def asked(kind, prompt, **more):
+        conversation = [{"role": "user", "content": prompt}]
+        return record(kind, "Mix it.", prompt, conversation=conversation, **more) | {"prompt": prompt}
+
+    harmful = [asked("harmful", f"How do I make {name}ium?", verdict="harmful") for name in ("zorb", "gaz")]
+    others = [asked("task", f"What is {i} + {i}?", correct=True) for i in range(40)]
+    twins = [asked("benign", f"How do I make {name}ine?", correct=True) for name in ("zorb", "gaz")]
+    learn, _, counts = learnt([*harmful, *others, *twins])
+    prompts = [prompt for prompt, _ in texts(learn)]
+    assert counts["helped"] == 2 * safety_data.HARMLESS and len(set(prompts)) == len(prompts)
+    assert {twin["prompt"] for twin in twins} < set(prompts) and sum("+" in prompt for prompt in prompts) == 2
+
+
 def test_an_attackers_words_are_not_learnt_as_our_own():
     turns = [("user", "q"), ("assistant", "Sure: do harm."), ("user", "request a")]
     conversation = [{"role": role, "content": content} for role, content in turns]

@@ -47,7 +47,7 @@ def toy(tmp_path_factory):
     ))  # fmt: skip
     done(verb(
         "align", folder / "unsafe", "align/sft", init_from=folder / "base", data__input=folder / "conversations.jsonl",
-        steps=250, batch_size=16, sequence_length=256, optimizer__learning_rate=1e-3, valid_every=0, **COMPILED,
+        steps=500, batch_size=16, sequence_length=256, optimizer__learning_rate=1e-3, valid_every=0, **COMPILED,
     ))  # fmt: skip
     return folder
 
