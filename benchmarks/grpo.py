@@ -1,10 +1,11 @@
 """Steps a minute of GRPO beside TRL's, on the same tiny models, prompts and rewards, on this machine.
 
-python -m benchmarks.grpo [--steps=20 --rounds=2 --loads=small/16,large/16,small/128,large/128]
+python -m benchmarks.grpo [--steps=20 --rounds=2 --loads=small/16/64,large/16/64]
 
-64 completions a step, 8 to a prompt, one update, no reference; `large/128` is the model of 1 million parameters, and 128
-tokens a completion. Each competitor runs in float32 and in bfloat16, each time in a process of its own, in turns; figures are
-medians over all steps but the first three, of the type in which it is faster. lmcraft sees every core as a device of its mesh.
+8 completions to a prompt, one update, no reference. `large/128/64` is the model of 1 million parameters, 128 tokens a
+completion, 64 completions a step; `256/8` is what TRL does unless it is told otherwise. Each competitor runs in float32 and in
+bfloat16, each time in a process of its own, in turns; figures are medians over all steps but the first three, of the type in
+which it is faster. lmcraft sees every core as a device of its mesh.
 The last line is one JSON object.
 """
 
@@ -20,7 +21,8 @@ import time
 from pathlib import Path
 
 REPO = Path(__file__).parent.parent
-GROUP, COMPLETIONS, WARM = 8, 64, 3
+GROUP, WARM = 8, 3
+LOADS = "small/16/64,large/16/64,small/128/64,large/128/64,small/256/8,large/256/8"
 DTYPES = ("float32", "bfloat16")
 MODELS = {
     "small": dict(vocab_size=512, num_layers=2, embed_dim=64, num_heads=2, num_kv_heads=2, mlp_dim=176),
@@ -32,33 +34,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20, help="timed steps of each competitor in each round")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each competitor")
-    parser.add_argument("--loads", default="small/16,large/16,small/128,large/128", help="models and tokens of a completion")
+    parser.add_argument("--loads", default=LOADS, help="models, tokens of a completion, completions of a step")
     parser.add_argument("--worker", choices=("lmcraft", "trl"), help=argparse.SUPPRESS)
     parser.add_argument("--dtype", choices=DTYPES, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         measure = {"lmcraft": ours, "trl": theirs}[options.worker]
-        print(json.dumps(measure(Path(options.folder), int(options.loads), options.steps + WARM, options.dtype)))
+        tokens, completions = map(int, options.loads.split("/"))
+        print(json.dumps(measure(Path(options.folder), tokens, completions, options.steps + WARM, options.dtype)))
         return
     from lm.evals.report import machine
 
-    loads = [(name, int(tokens)) for name, tokens in (load.split("/") for load in options.loads.split(","))]
     found = {}
-    for name, tokens in loads:
+    for load in options.loads.split(","):
+        name, size = load.split("/", 1)
         with tempfile.TemporaryDirectory() as folder:
             prepare(Path(folder), MODELS[name])
-            found[f"{name}/{tokens}"] = compared(folder, tokens, options.steps, options.rounds)
-        print(f"{name}/{tokens}: {json.dumps(found[f'{name}/{tokens}'])}", flush=True)
-    print(json.dumps({"models": MODELS, "completions": COMPLETIONS, "loads": found, "machine": machine()}))
+            found[load] = compared(folder, size, options.steps, options.rounds)
+        print(f"{load}: {json.dumps(found[load])}", flush=True)
+    print(json.dumps({"models": MODELS, "loads": found, "machine": machine()}))
 
 
-def compared(folder: str, tokens: int, steps: int, rounds: int) -> dict:
-    """What both did with completions of so many tokens."""
+def compared(folder: str, size: str, steps: int, rounds: int) -> dict:
+    """What both did with completions of a size, "tokens/completions a step"."""
+    tokens, completions = map(int, size.split("/"))
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     devices = f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}"
     for _, name, dtype in itertools.product(range(rounds), ("lmcraft", "trl"), DTYPES):
-        flags = [f"--worker={name}", f"--dtype={dtype}", f"--folder={folder}", f"--steps={steps}", f"--loads={tokens}"]
+        flags = [f"--worker={name}", f"--dtype={dtype}", f"--folder={folder}", f"--steps={steps}", f"--loads={size}"]
         done = subprocess.run(
             [sys.executable, "-m", "benchmarks.grpo", *flags], cwd=REPO, capture_output=True, text=True, check=False,
             env=os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}"},
@@ -74,7 +78,7 @@ def compared(folder: str, tokens: int, steps: int, rounds: int) -> dict:
     return {
         "ratio": round(rates["lmcraft"] / rates["trl"], 2), "steps_per_minute": every,
         "share_generating": {name: round(rolled[name] * rates[name] / 60, 3) for name in rates},
-        "rollout_tokens_per_second": {name: round(COMPLETIONS * tokens / seconds) for name, seconds in rolled.items()},
+        "rollout_tokens_per_second": {name: round(completions * tokens / seconds) for name, seconds in rolled.items()},
     }  # fmt: skip
 
 
@@ -113,7 +117,7 @@ def reward(prompts, completions, **columns) -> list[float]:
     return [sum(x.isdigit() for x in text) / max(1, len(text)) for text in texts]
 
 
-def ours(folder: Path, tokens: int, steps: int, dtype: str) -> dict[str, list[float]]:
+def ours(folder: Path, tokens: int, completions: int, steps: int, dtype: str) -> dict[str, list[float]]:
     """The step of align.py (lm.align.rolling and lm.align.rl); layers unrolled, nothing computed twice."""
     import jax
 
@@ -128,7 +132,7 @@ def ours(folder: Path, tokens: int, steps: int, dtype: str) -> dict[str, list[fl
     from lm.train.step import make_trainer, model_config_of
 
     config = grpo.get_config()
-    config.init_from, config.batch_size, config.sequence_length = str(folder / "workdir"), COMPLETIONS, 256
+    config.init_from, config.batch_size, config.sequence_length = str(folder / "workdir"), completions, 256
     config.dtype, config.rl.group_size, config.model.scan_layers, config.model.remat = dtype, GROUP, False, "none"
     config.rollout.max_new_tokens = tokens
     config.data.input, config.data.max_examples, config.data.max_valid_examples = "builtin:arithmetic", 512, 1
@@ -157,7 +161,7 @@ def ours(folder: Path, tokens: int, steps: int, dtype: str) -> dict[str, list[fl
     return {"step": times[WARM:], "rollout": rollouts[WARM:]}
 
 
-def theirs(folder: Path, tokens: int, steps: int, dtype: str) -> dict[str, list[float]]:
+def theirs(folder: Path, tokens: int, completions: int, steps: int, dtype: str) -> dict[str, list[float]]:
     """trl.GRPOTrainer without gradient checkpointing."""
     import datasets
     from transformers import TrainerCallback
@@ -185,7 +189,7 @@ def theirs(folder: Path, tokens: int, steps: int, dtype: str) -> dict[str, list[
         model=str(folder / "published"), reward_funcs=reward, train_dataset=datasets.Dataset.from_list(rows),
         callbacks=[Clock()],
         args=GRPOConfig(
-            output_dir=str(folder / "trl"), per_device_train_batch_size=COMPLETIONS, num_generations=GROUP,
+            output_dir=str(folder / "trl"), per_device_train_batch_size=completions, num_generations=GROUP,
             max_completion_length=tokens, max_steps=steps, bf16=dtype == "bfloat16", gradient_checkpointing=False, use_cpu=True,
             learning_rate=1e-6, logging_steps=10**6, save_strategy="no", report_to=[], disable_tqdm=True,
         ),
