@@ -31,7 +31,7 @@ METHODS = {
     "distill": ("distill", {"data.input": MIXED, "distill.teacher": "{start}"}),
     "on_policy": ("distill", {"data.input": MIXED, "distill.teacher": "{start}", "distill.kind": "on_policy"}),
 }
-QUICK = ("sft", "grpo")  # the others are slow tests
+QUICK = ("grpo",)  # the others are slow tests
 methods = pytest.mark.parametrize(
     "method", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
 )

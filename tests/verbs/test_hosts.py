@@ -5,6 +5,8 @@ import socket
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.verbs import runs
 from tests.verbs.test_resume import stop
 
@@ -45,6 +47,7 @@ def test_two_processes_are_as_one(finished, text, tmp_path):
     assert (workdir / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_one_two_one(fresh, finished, text, tmp_path):
     """One process is stopped, two go on and are stopped, one finishes."""
     command = runs.line(fresh, data__input=text)

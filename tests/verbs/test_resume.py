@@ -58,7 +58,7 @@ def test_kills_while_the_data_are_prepared(text, finished, tmp_path):
     assert not list(workdir.glob("data/.*"))
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_stops(fresh, text, finished, signum):
     command = runs.line(fresh, data__input=text, checkpoint_every=0)
     step = stop(command, fresh, signum, after=10)

@@ -131,7 +131,9 @@ def test_what_all_prompts_begin_with_is_read_once(model, sizes):
 
 
 @pytest.mark.parametrize(
-    ("sizes", "unrolled"), [({}, 48), ({}, 0), ({"data": 2, "fsdp": 2, "tensor": 2}, 48)], ids=["one", "scanned", "eight"]
+    ("sizes", "unrolled"),
+    [({}, 48), pytest.param({}, 0, marks=pytest.mark.slow), ({"data": 2, "fsdp": 2, "tensor": 2}, 48)],
+    ids=["one", "scanned", "eight"],
 )
 def test_rows_that_have_enough_leave_the_others_as_they_are(model, sizes, unrolled, monkeypatch):
     """Of 20 rows 3 go on, beside one that fills the batch; slots are added as they are needed. One row ends by itself."""

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from lm.model.transformer import skeleton
@@ -28,6 +29,7 @@ def draw(rng, P, pi, rows):
     return tokens
 
 
+@pytest.mark.slow
 def test_held_out_loss_is_the_entropy_rate():
     P, pi, entropy = markov_chain(seed=0)
     config = tiny_config(vocab_size=SYMBOLS)

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
 from lm.model.transformer import skeleton
@@ -41,6 +42,7 @@ def trained_load(**moe):
     return max(float(busiest(load_LE)) for load_LE in loads.values())
 
 
+@pytest.mark.slow
 def test_without_balance_some_expert_is_overworked():
     assert trained_load() > 1.5
 
@@ -49,5 +51,6 @@ def test_the_bias_evens_the_load():
     assert trained_load(scores="sigmoid", balance_bias=True, bias_rate=0.003) <= 1.5
 
 
+@pytest.mark.slow
 def test_the_loss_evens_the_load():
     assert trained_load(balance_loss=0.05) <= 1.5

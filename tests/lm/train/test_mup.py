@@ -45,7 +45,7 @@ def growth(mup, tied=False):
     return [wide / narrow for wide, narrow in zip(moved(mup, WIDTHS[-1], tied), moved(mup, WIDTHS[0], tied), strict=True)]
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_updates_move_every_width_alike(tied):
     assert all(0.5 < ratio < 2 for ratio in growth(True, tied))
 
