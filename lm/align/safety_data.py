@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from data.records import is_builtin, read_builtin, read_records
 from lm.align.constitution import Constitution, choose
 from lm.align.critique import Revision, prefer
+from lm.align.likeness import likeness
 from lm.errors import UserError
 from lm.evals.endpoint import Chat
 from lm.evals.judges import Judge, guarded
@@ -125,11 +126,10 @@ def read_kept(input: str) -> Iterator[dict]:
             raise UserError(f"safety.keep={input}: no record in it")
 
 
-def _contrasting(harmless: Iterable[Mapping], refusals: Iterable[str]) -> Iterator[Mapping]:
+def _contrasting(harmless: Sequence[Mapping], refusals: Iterable[str]) -> Iterator[Mapping]:
     """All of the harmless, by turns the nearest to a refusal that is left and the next by its hash."""
-    told = [_grams(prompt) for prompt in refusals]
-    prompts = {record["prompt"] for record in harmless}
-    near = {p: max((_likeness(_grams(p), other) for other in told), default=0.0) for p in prompts}
+    prompts = list({record["prompt"] for record in harmless})
+    near = dict(zip(prompts, likeness(prompts, list(refusals)), strict=True))
     by_hash = sorted(harmless, key=lambda r: _order(f"{r['id']} {r['family']} {r['sample']}"))
     by_likeness = sorted(by_hash, key=lambda r: -near[r["prompt"]])
     taken: set[int] = set()
@@ -137,16 +137,6 @@ def _contrasting(harmless: Iterable[Mapping], refusals: Iterable[str]) -> Iterat
         if id(record) not in taken:
             taken.add(id(record))
             yield record
-
-
-def _grams(text: str) -> set[str]:
-    """The runs of three characters of a text, in lower case."""
-    return {text.lower()[i : i + 3] for i in range(max(1, len(text) - 2))}
-
-
-def _likeness(a: set[str], b: set[str]) -> float:
-    """Jaccard's: shared of all, 0…1."""
-    return len(a & b) / len(a | b)
 
 
 def _order(key: str) -> str:

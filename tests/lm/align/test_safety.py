@@ -2,13 +2,16 @@
 
 import itertools
 import json
+import random
 
+import numpy as np
 import pytest
 
 from configs.align import safety as config_file
 from lm.align import safety, safety_data, stages, unsafe
 from lm.align.constitution import load_constitution
 from lm.align.critique import Revision
+from lm.align.likeness import likeness
 from lm.align.rewards import parse_rewards, scored
 from lm.errors import UserError
 from lm.evals import safety_report
@@ -93,6 +96,18 @@ def test_half_of_the_harmless_lessons_are_those_most_like_what_is_refused():
     prompts = [prompt for prompt, _ in texts(learn)]
     assert counts["helped"] == 2 * safety_data.HARMLESS and len(set(prompts)) == len(prompts)
     assert {twin["prompt"] for twin in twins} < set(prompts) and sum("+" in prompt for prompt in prompts) == 2
+
+
+def test_likeness_is_the_share_of_runs_that_both_have():
+    draw = random.Random(0)
+    texts = ["", "a", "ab", "ABC", "abc", *("".join(draw.choices("abcD é", k=draw.randint(1, 40))) for _ in range(1100))]
+
+    def runs(text):
+        return {text.lower()[i : i + 3] for i in range(max(1, len(text) - 2))}
+
+    expected = [max(len(runs(t) & runs(o)) / len(runs(t) | runs(o)) for o in texts[3:40]) for t in texts]
+    np.testing.assert_array_equal(likeness(texts, texts[3:40]), expected)
+    assert list(likeness(["x"], [])) == [0] and not len(likeness([], ["x"]))
 
 
 def test_an_attackers_words_are_not_learnt_as_our_own():
