@@ -96,7 +96,7 @@ def lessons(
         if record["kind"] == "harmful" and record["verdict"] == "safe" and record["refusal"] == "full":
             add("held", record, record["response"], None)
     most = HARMLESS * (counts["failed"] + counts["held"])
-    refusals = {r["prompt"] for r in records if r["kind"] == "harmful"} | {f["prompt"] for f in failed}
+    refusals = {r["prompt"] for r in records if r["kind"] == "harmful"}
     for record in _contrasting([r for r in records if r["kind"] != "harmful"], refusals):
         response = record["response"]
         if counts["helped"] + counts["refused"] == most:
