@@ -58,6 +58,7 @@ def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tupl
     if path is None:
         raise UserError("--config is missing: name a file such as configs/train/tiny.py")
     known = set(_keys(_load(path)))
+    argv[:] = [_whole(arg, known) for arg in argv]  # in place: ml_collections looks into sys.argv itself
     try:
         rest = flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:
@@ -69,9 +70,11 @@ def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tupl
         raise UserError(_unknown_key(argv, path, error)) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
-    for key in _keys(flags.FLAGS.config):
-        if key not in known:  # came in with a whole section, such as --config.model.moe="{…}"
-            raise UserError(f"--config.{key}: no such key in {path}" + _nearest(key, sorted(known)))
+    given = set(_keys(flags.FLAGS.config))  # others than known with a whole section, such as --config.model.moe="{…}"
+    for key in sorted(given - known):
+        raise UserError(f"--config.{key}: no such key in {path}" + _nearest(key, sorted(known)))
+    for key in sorted(known - given):
+        raise UserError(f"--config.{key} is left out of its section: set single keys instead, such as --config.{key}=…")
     if not needs_workdir or (unless and flags.FLAGS[unless].value):
         return flags.FLAGS.config, None
     if not flags.FLAGS.workdir:
@@ -167,6 +170,14 @@ def _config_path(argv: list[str]) -> str | None:
     if path is None and "--config" in argv[:-1]:
         path = argv[argv.index("--config") + 1]
     return path
+
+
+def _whole(arg: str, known: set[str]) -> str:
+    """--config.data=FILES is short for --config.data.input=FILES."""
+    name, _, value = arg.partition("=")
+    key = f"{name.removeprefix('--config.')}.input"
+    short = name.startswith("--config.") and key in known and value and not value.startswith("{")
+    return f"--config.{key}={value}" if short else arg
 
 
 def _check_config_file(path: str) -> None:

@@ -57,6 +57,12 @@ def test_flags(argument, words, text, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_section_as_a_whole(tmp_path):
+    line = runs.line(tmp_path / "run", data__valid_fraction=None, data__log_ids=None)
+    refused([*line, "--config.data={}"], "data.input", "left out of its section")
+    refused([*line, "--config.data=nowhere.txt"], "data.input='nowhere.txt'")  # short for its input
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
