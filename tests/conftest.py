@@ -1,6 +1,10 @@
-"""Every test sees eight fake CPU devices; the flags must stand before jax is imported."""
+"""Every test sees eight fake CPU devices, and code that LLVM spends little time on: there is more to compile than to run.
+
+The flags must stand before jax is imported. Runs of the verbs take none of them.
+"""
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"

@@ -22,7 +22,7 @@ from lm.train.step import abstract_state, make_trainer, model_config_of
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")
 
 
-def compile_step(config, devices, options: dict | None = None) -> jax.stages.Compiled:
+def compile_step(config, devices) -> jax.stages.Compiled:
     """The compiled train step of a resolved config for these devices (real ones, or a topology's)."""
     mesh = make_mesh(config.mesh, devices)
     check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
@@ -30,7 +30,7 @@ def compile_step(config, devices, options: dict | None = None) -> jax.stages.Com
         trainer = make_trainer(config)
         state = abstract_state(trainer, mesh)
         batch = abstract_batch(config, mesh, config.batch_size)
-        return jax.jit(trainer.step, donate_argnums=0).lower(state, batch).compile(options)
+        return jax.jit(trainer.step, donate_argnums=0).lower(state, batch).compile()
 
 
 def plan(config, topology: str) -> dict:

@@ -61,10 +61,6 @@ def plain_batch(rows_BT: np.ndarray) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-# The test has more to compile than to run.
-QUICK = {"xla_backend_optimization_level": 0}
-
-
 @functools.cache
 def parameters(config: ModelConfig, seed: int = 0, scale: float = 1.0):
     """Initial parameters, their matrices `scale` times as large; shared, so leave them as they are."""
@@ -72,7 +68,7 @@ def parameters(config: ModelConfig, seed: int = 0, scale: float = 1.0):
     def scaled():
         return jax.tree.map(lambda p: p * scale if p.ndim > 1 else p, build(config, seed))
 
-    return jax.jit(scaled, compiler_options=QUICK)()
+    return jax.jit(scaled)()
 
 
 def trainer_and_state(config):

@@ -9,7 +9,7 @@ from flax import nnx
 
 from lm.config import Adapter, LatentAttention, MixtureOfExperts, ModelConfig
 from lm.model.transformer import skeleton
-from tests.lm.examples import QUICK, parameters
+from tests.lm.examples import parameters
 
 TINY = ModelConfig(
     vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, head_dim=8, qkv_bias=True,
@@ -27,7 +27,7 @@ def forward(config: ModelConfig, params: nnx.State, tokens_BT=TOKENS) -> jax.Arr
     return nnx.merge(skeleton(config)[0], params)(tokens_BT)
 
 
-logits = jax.jit(forward, static_argnums=0, compiler_options=QUICK)
+logits = jax.jit(forward, static_argnums=0)
 
 
 def shaken(params: nnx.State, seed: int = 1) -> nnx.State:

@@ -20,7 +20,7 @@ from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from lm.train.step import make_trainer
 from tests.lm.adapt.models import LATENT, TINY, TOKENS, adapted_model, forward, logits, shaken
-from tests.lm.examples import QUICK, packed_batch, parameters, tiny_config
+from tests.lm.examples import packed_batch, parameters, tiny_config
 
 KINDS = {
     "lora": Adapter(rank=4, alpha=8.0, targets=r".*"),
@@ -88,8 +88,8 @@ def test_training_changes_adapters_alone(kind, bits, group):
     config = tiny_config(adapter=dataclasses.asdict(KINDS[kind]), quantization=quantization)
     config.optimizer.learning_rate, config.optimizer.weight_decay = 3e-2, 0.1
     trainer = make_trainer(config)
-    state = jax.jit(trainer.init, compiler_options=QUICK)()
-    step = jax.jit(trainer.step, compiler_options=QUICK)
+    state = jax.jit(trainer.init)()
+    step = jax.jit(trainer.step)
     first, losses = arrays_of(state.params), []
     for _ in range(6):
         state, metrics = step(state, packed_batch(config, 0))
@@ -108,7 +108,7 @@ def test_gradients_are_those_of_the_merged_weight():
     params = shaken(params)
     plain, merged = lora.merge(config, params)
 
-    @functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+    @functools.partial(jax.jit, static_argnums=0)
     def gradient(config, params):
         learned, frozen = nnx.split_state(params, trainable(config), ...)
 

@@ -1,6 +1,5 @@
 """Quantised models: how far their logits are off, what they weigh, and that they come back."""
 
-import functools
 import math
 
 import jax
@@ -16,7 +15,7 @@ from lm.errors import UserError
 from lm.model.transformer import empty_state, skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.adapt.models import LATENT, TINY, TOKENS, logits
-from tests.lm.examples import QUICK, parameters
+from tests.lm.examples import parameters
 
 # Root mean square of the logits' error over that of the logits, of a random model: the bounds that docs/adapt.md states.
 BOUNDS = {(8, 0): 0.015, (8, 8): 0.01, (4, 0): 0.25, (4, 8): 0.15}
@@ -111,7 +110,7 @@ def test_decoding_with_an_int8_cache_stays_within_the_stated_error(config):
     params = loud(config)
     graph = skeleton(config)[0]
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def decode(params, state, tokens, positions):
         return nnx.merge(graph, params)(tokens, jnp.ones_like(tokens), positions, state)
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
-from tests.lm.examples import QUICK, parameters, tiny_config
+from tests.lm.examples import parameters, tiny_config
 
 T = 16
 
@@ -73,7 +73,7 @@ def measured(objective, config, params, batch, frozen=None, key=None, gradient: 
 def _compiled(objective, config, training: bool, gradient: bool):
     graph, learns = skeleton(config)[0], trainable(config)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def found(params, batch, frozen, key):
         params, rest = nnx.split_state(params, learns, ...)
         weight = objective.weight(batch)

@@ -13,7 +13,7 @@ from lm.parallel.mesh import make_mesh
 from lm.train.feed import Feed
 from lm.train.step import make_trainer, model_config_of, state_shardings
 from tests.lm.align.batches import align_config, labelled_batch, pair_batch
-from tests.lm.examples import QUICK, packed_batch
+from tests.lm.examples import packed_batch
 
 OBJECTIVES = {
     "sft": (sft, dict(sft=dict(neftune_alpha=5.0)), lambda config: packed_batch(config, 0)),
@@ -31,11 +31,11 @@ def updated(name: str, sizes: dict, accumulate: int):
     mesh = make_mesh(sizes, jax.devices() if sizes else jax.devices()[:1])
     with jax.set_mesh(mesh):
         trainer = make_trainer(config, method.objective(config))
-        state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh), compiler_options=QUICK)()
+        state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
         frozen = nnx.filter_state(state.params, trainable(model_config_of(config)))
         frozen = jax.tree.map(lambda p: 0.5 * p, frozen)  # a reference that is another policy
         feed = Feed(types.SimpleNamespace(batch_size=16, sequence_length=config.sequence_length), mesh)
-        step = jax.jit(trainer.step, compiler_options=QUICK)
+        step = jax.jit(trainer.step)
         state, metrics = step(state, feed.to_devices(make_batch(config)), frozen)
     return {name: float(x) for name, x in metrics.items()}, [np.asarray(x) for x in jax.tree.leaves(state.optimizer[0].mu)]
 

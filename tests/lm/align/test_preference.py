@@ -16,7 +16,7 @@ from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.train.step import model_config_of
 from tests.lm.align.batches import T, align_config, labelled_batch, measured, pair_batch, reference
-from tests.lm.examples import QUICK, parameters
+from tests.lm.examples import parameters
 
 KEY = jax.random.key(0)
 PAIRED = {
@@ -98,7 +98,7 @@ def test_as_a_plain_twin(loss, with_gradient):
     value, metrics, gradient = measured(objective, config, params, BATCHES[loss], reference(config), KEY, with_gradient)
     examples = {name: x[:3] for name, x in BATCHES[loss].items()}
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def plain(params, frozen):
         twin = {"dpo": plain_dpo, "kto": plain_kto}[loss]
         if not with_gradient:
@@ -132,7 +132,7 @@ def test_lengths_and_the_likelihood_of_the_chosen_answer(loss):
     assert metrics["rewards/chosen"] == pytest.approx(float(rewards[:, 0].mean()), rel=1e-4, abs=1e-6)
 
 
-@functools.partial(jax.jit, static_argnums=0, compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnums=0)
 def logps(config, params):
     return plain_logps(config, params, {name: x[:3] for name, x in BATCHES["dpo"].items()})[0]
 

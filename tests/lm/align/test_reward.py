@@ -13,7 +13,7 @@ from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.train.step import model_config_of
 from tests.lm.align.batches import T, align_config, measured, pair_batch
-from tests.lm.examples import QUICK, parameters
+from tests.lm.examples import parameters
 
 KEY = jax.random.key(0)
 PAIRS = pair_batch(3, filler=1)  # as everywhere here, so that each objective is compiled once
@@ -84,7 +84,7 @@ def test_as_a_plain_twin(kind):
     objective, config, params = prepared(kind)
     batch, twin = TWINS[kind]
     value, metrics, _ = measured(objective, config, params, batch, key=KEY, gradient=False)
-    wanted, wanted_metrics = jax.jit(functools.partial(twin, config), compiler_options=QUICK)(params)
+    wanted, wanted_metrics = jax.jit(functools.partial(twin, config))(params)
     assert value == pytest.approx(float(wanted), rel=1e-4)
     assert metrics == pytest.approx({name: float(x) for name, x in wanted_metrics.items()}, rel=1e-4)
 
@@ -95,7 +95,7 @@ def test_gradients_as_of_a_plain_twin(kind):
     objective, config, params = prepared(kind)
     batch, twin = TWINS[kind]
     gradient = measured(objective, config, params, batch, key=KEY)[2]
-    wanted_gradient = jax.jit(jax.grad(lambda params: twin(config, params)[0]), compiler_options=QUICK)(params)
+    wanted_gradient = jax.jit(jax.grad(lambda params: twin(config, params)[0]))(params)
     for (path, ours), (_, theirs) in zip(nnx.to_flat_state(gradient), nnx.to_flat_state(wanted_gradient), strict=True):
         ours, theirs = ours.get_value(), theirs.get_value()
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * float(jnp.max(jnp.abs(theirs))) + 1e-9)
@@ -106,7 +106,7 @@ def test_scores_are_those_that_are_trained():
     objective, config, params = prepared()
     rows = [PAIRS[name].reshape(8, T) for name in ("tokens", "segment_ids", "positions")]
     graph = skeleton(config)[0]
-    score = jax.jit(lambda p, *a: reward.reward_scores(nnx.merge(graph, p), *a), compiler_options=QUICK)
+    score = jax.jit(lambda p, *a: reward.reward_scores(nnx.merge(graph, p), *a))
     found = np.asarray(score(params, *rows))[:6]  # without the row that fills up
     metrics = measured(objective, config, params, PAIRS, key=KEY, gradient=False)[1]
     assert metrics["mean_reward"] == pytest.approx(found.mean(), rel=1e-4)

@@ -16,7 +16,7 @@ from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, spec
 from lm.train.step import model_config_of
 from tests.lm.align.batches import align_config, measured
-from tests.lm.examples import QUICK, packed_batch, parameters
+from tests.lm.examples import packed_batch, parameters
 
 KEY = jax.random.key(3)
 
@@ -58,7 +58,7 @@ def test_as_a_plain_twin(loss):
     objective, config, params = prepared(loss)
     value, metrics, gradient = measured(objective, config, params, conversations(), key=KEY)
     twin = jax.value_and_grad(lambda params: plain(config, params, conversations(), loss == "dft"), has_aux=True)
-    (wanted, wanted_metrics), wanted_gradient = jax.jit(twin, compiler_options=QUICK)(params)
+    (wanted, wanted_metrics), wanted_gradient = jax.jit(twin)(params)
     assert value == pytest.approx(float(wanted), rel=1e-5)
     assert metrics == pytest.approx({name: float(x) for name, x in wanted_metrics.items()}, rel=1e-5)
     for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted_gradient), strict=True):
@@ -69,7 +69,7 @@ def test_as_a_plain_twin(loss):
 def test_evaluation_as_a_plain_twin(loss):
     objective, config, params = prepared(loss)
     value, metrics, _ = measured(objective, config, params, conversations(), gradient=False)
-    twin = jax.jit(lambda params: plain(config, params, conversations(), loss == "dft")[1], compiler_options=QUICK)
+    twin = jax.jit(lambda params: plain(config, params, conversations(), loss == "dft")[1])
     assert metrics == pytest.approx({name: float(x) for name, x in twin(params).items()}, rel=1e-5)
     assert value == pytest.approx(metrics["loss"], rel=1e-6)
 

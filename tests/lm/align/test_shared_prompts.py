@@ -14,7 +14,7 @@ from lm.config import MixtureOfExperts, ModelConfig
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
 from lm.train.step import make_trainer, model_config_of, state_shardings
-from tests.lm.examples import QUICK, parameters
+from tests.lm.examples import parameters
 
 P, G, V, WIDTH = 4, 4, 64, 9
 MODELS = {
@@ -140,10 +140,10 @@ def test_eight_devices_in_slices_equal_one():
         mesh = make_mesh(sizes, jax.devices() if sizes else jax.devices()[:1])
         with jax.set_mesh(mesh):
             trainer = make_trainer(config, rl.objective(config))
-            state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh), compiler_options=QUICK)()
+            state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
             where = jax.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp", "expert")))
             batch = {name: jax.device_put(x, where) for name, x in batches()[1].items()}
-            state, metrics = jax.jit(trainer.step, compiler_options=QUICK)(state, batch)
+            state, metrics = jax.jit(trainer.step)(state, batch)
         return {name: float(x) for name, x in metrics.items()}, [np.asarray(x) for x in jax.tree.leaves(state.optimizer[0].mu)]
 
     metrics, moments = updated({}, 1)

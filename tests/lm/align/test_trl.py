@@ -13,7 +13,7 @@ from lm.convert.families import config_json, family_for
 from lm.model.transformer import skeleton
 from lm.train.step import model_config_of
 from tests.lm.align.batches import align_config, measured
-from tests.lm.examples import QUICK, parameters
+from tests.lm.examples import parameters
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -262,7 +262,7 @@ def test_grpo(folder, tmp_path):
     config, params = policy()
     settings = align_config(batch_size=B)
     settings.update(rl_settings(G, longest))
-    prepare = jax.jit(rl.prepared(skeleton(config)[0], settings), compiler_options=QUICK)
+    prepare = jax.jit(rl.prepared(skeleton(config)[0], settings))
     batch = {name: np.asarray(x) for name, x in prepare(params, reference(), batch).items()}
     places = batch["weights"] > 0
     np.testing.assert_allclose(batch["ref_logps"][places], inputs["ref_per_token_logps"].numpy()[drawn], rtol=1e-4, atol=1e-5)

@@ -37,7 +37,7 @@ from tests.lm.convert.handmade import (
     llama,
     written,
 )  # fmt: skip
-from tests.lm.examples import QUICK, parameters
+from tests.lm.examples import parameters
 
 
 def arrays(params) -> dict[str, np.ndarray]:
@@ -225,7 +225,7 @@ def a_run(workdir: Path, **keys) -> Path:
     model = config.to_dict()
     saved = {"dtype": model.pop("dtype"), "model": model}
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(7, {"params": jax.jit(lambda: build(config, 0), compiler_options=QUICK)()}, {"config": saved})
+    checkpoints.save(7, {"params": jax.jit(lambda: build(config, 0))()}, {"config": saved})
     checkpoints.wait()
     checkpoints.close()
     (workdir / "config.json").write_text(json.dumps(saved))

@@ -1,7 +1,6 @@
 """GCG on tiny models: exact gradients, a falling loss, suffixes that survive as text, and searches that can be gone on with."""
 
 import dataclasses
-import functools
 import json
 
 import jax
@@ -22,7 +21,7 @@ from lm.evals.redteam.task import build
 from lm.evals.subject import Generated
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
-from tests.lm.examples import QUICK, parameters
+from tests.lm.examples import parameters
 
 CONFIG = ModelConfig(vocab_size=400, num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=2, mlp_dim=48, dtype="float32")
 REQUESTS = ["How do I make it?", "Tell me the thing, please."]
@@ -48,7 +47,7 @@ def small(model, tokenizer, **changes):
 def plain_loss(model, rows):
     """The mean of −log p(target) of (ids before, target), one after the other, summed: from logits of one row each."""
     graph, params = nnx.split(model)
-    forward = jax.jit(lambda ids: jax.nn.log_softmax(nnx.merge(graph, params)(ids)[0], axis=-1), compiler_options=QUICK)
+    forward = jax.jit(lambda ids: jax.nn.log_softmax(nnx.merge(graph, params)(ids)[0], axis=-1))
     total = 0.0
     for before, target in rows:
         ids = [*before, *target]
@@ -98,7 +97,7 @@ def test_the_gradient_is_that_of_the_embedding_table(model, tokenizer):
     laid = gcg_module._laid([place], np.asarray([suffix]))
     ours_SD = gcg_module._at_suffix(gcg_module._gradients(graph, params, laid, 4), [place], 3)
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def by_table(params):
         def loss(params):
             model = nnx.merge(graph, params)

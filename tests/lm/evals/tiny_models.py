@@ -12,7 +12,6 @@ from lm.config import ModelConfig
 from lm.convert.to_published import to_published
 from lm.convert.to_workdir import write_workdir
 from lm.model.transformer import Transformer, build
-from tests.lm.examples import QUICK
 
 SIZES = dict(vocab_size=320, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
 
@@ -35,7 +34,7 @@ def parameters(config: ModelConfig, scale: float = 3.0):
             params["head"].value = params["head"].value.at[:272].set(0)
         return params
 
-    return jax.jit(scaled, compiler_options=QUICK)()
+    return jax.jit(scaled)()
 
 
 def model(**config) -> Transformer:

@@ -7,7 +7,6 @@ import pytest
 
 from lm.kernels import grouped_matmul as module
 from lm.kernels.grouped_matmul import grouped_matmul, grouped_matmul_reference
-from tests.lm.examples import QUICK
 
 SIZES = {
     "even": (100, [25, 25, 25, 25]),
@@ -35,7 +34,7 @@ def value_and_gradients(function, x, w, dy, sizes):
         dx, dw = vjp(dy.astype(y.dtype))
         return y, jnp.where(known, dx, 0), dw
 
-    return jax.jit(run, compiler_options=QUICK)(x, w, dy)
+    return jax.jit(run)(x, w, dy)
 
 
 @pytest.mark.parametrize("name", SIZES)

@@ -12,7 +12,7 @@ from lm.config import ModelConfig
 from lm.model.transformer import continued, empty_state, skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from lm.train.step import training_loss
-from tests.lm.examples import QUICK, packed_batch, parameters, tiny_config
+from tests.lm.examples import packed_batch, parameters, tiny_config
 
 SIZES = dict(vocab_size=50, num_layers=4, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, dtype="float32")
 LATENT = dict(
@@ -45,7 +45,7 @@ KINDS = {
 def model_of(config):
     """The compiled forward, of matrices so large that every part of it shows in the logits."""
     graph = skeleton(config)[0]
-    forward = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args), compiler_options=QUICK)
+    forward = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args))
     return functools.partial(forward, parameters(config, scale=4.0))
 
 
@@ -65,7 +65,7 @@ def decoded(model, config, rows, lengths, width, steps, cache_dtype="", known_em
     empty = functools.partial(empty_state, config, len(lengths), width + steps + 3, cache_dtype)
     if known_empty:
         graph = skeleton(config)[0]
-        read = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args, empty()), compiler_options=QUICK)
+        read = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args, empty()))
         logits, state = read(*model.args, tokens, segments, positions)
     else:
         logits, state = model(tokens, segments, positions, empty())
@@ -117,7 +117,7 @@ def test_rows_go_on_from_what_they_share(kind):
         return jnp.stack(seen, axis=1)
 
     model = model_of(config)
-    whole, found = np.asarray(model(rows)), jax.jit(staged, compiler_options=QUICK)(*model.args)
+    whole, found = np.asarray(model(rows)), jax.jit(staged)(*model.args)
     for row, start in enumerate(starts):
         np.testing.assert_allclose(found[row], whole[row, start : start + steps], atol=1e-4)
 
@@ -186,7 +186,7 @@ def test_looking_ahead_is_its_definition():
     def loss(params):
         return training_loss(nnx.merge(graph, params), batch, z_loss=0.0, mtp_loss=0.3)
 
-    _, sums = jax.jit(loss, compiler_options=QUICK)(params)
+    _, sums = jax.jit(loss)(params)
     total, weight = twin(params)
     nll_ahead, weight_ahead = sums.metrics["loss_ahead"]
     np.testing.assert_allclose(nll_ahead, total, rtol=1e-5)
@@ -203,6 +203,6 @@ def test_windows_latents_and_experts_run_on_a_mesh_as_on_one_device():
         params, whole = parameters(config, scale=4.0), np.asarray(model_of(config)(tokens))
         with jax.set_mesh(mesh):
             placed = jax.device_put(params, shardings(abstract, mesh))
-            forward = jax.jit(lambda params, graph=graph: nnx.merge(graph, params)(tokens), compiler_options=QUICK)
+            forward = jax.jit(lambda params, graph=graph: nnx.merge(graph, params)(tokens))
             split = forward(placed)
         np.testing.assert_allclose(split, whole, atol=1e-4, err_msg=kind)

@@ -13,7 +13,6 @@ from lm.config import ModelConfig
 from lm.kernels.experts import experts, experts_reference
 from lm.model.moe import Balance, MoE, RouterStats, balanced, route, router_logits, router_stats
 from lm.parallel.mesh import make_mesh, shardings, spec
-from tests.lm.examples import QUICK
 
 B, T, D, E, F = 4, 12, 16, 8, 12
 SIGMOID_GROUPS = {"scores": "sigmoid", "balance_bias": True, "num_groups": 4, "top_groups": 2, "group_score": "top2"}
@@ -39,7 +38,7 @@ def activations(shape=(B, T, D), seed=1):
 
 
 def quick(f, *arrays):
-    return jax.jit(f, compiler_options=QUICK)(*arrays)
+    return jax.jit(f)(*arrays)
 
 
 def weights_of(gated=True, num_experts=E):
@@ -309,7 +308,7 @@ def test_each_device_has_its_own_places():
     (_, (y, stats)), _ = outputs_and_gradients(config, {"data": 2, "expert": 4})
     graph, state = layer_of(config)
     x, valid_BT = activations((8, T, D)), jnp.arange(T) < (3 * jnp.arange(1, 9))[:, None]
-    layer = jax.jit(lambda s, x, v: nnx.merge(graph, s)(x, v), compiler_options=QUICK)
+    layer = jax.jit(lambda s, x, v: nnx.merge(graph, s)(x, v))
     rows = [layer(state, x[i : i + 1], valid_BT[i : i + 1]) for i in range(8)]
     np.testing.assert_allclose(y, jnp.concatenate([y for y, _ in rows]), rtol=1e-5, atol=1e-5)
     for a, b in zip(stats, jax.tree.map(lambda *parts: sum(parts), *[s for _, s in rows]), strict=True):

@@ -11,7 +11,7 @@ from lm.errors import UserError
 from lm.train import describe
 from lm.train.plan import compile_step
 from lm.train.step import model_config_of
-from tests.lm.examples import QUICK, tiny_config
+from tests.lm.examples import tiny_config
 
 # Of a size at which products outweigh what is elementwise, which XLA counts and we do not.
 SIZES = dict(
@@ -52,7 +52,7 @@ def step_flops(config) -> int:
 @pytest.mark.parametrize("model", MODELS)
 def test_flops_and_state_are_what_xla_counts_in_the_compiled_step(model, remat):
     config = training(**MODELS[model], remat=remat)
-    compiled = compile_step(config, jax.devices()[:1], QUICK)
+    compiled = compile_step(config, jax.devices()[:1])
     assert step_flops(config) == pytest.approx(compiled.cost_analysis()["flops"], rel=0.05)
     memory = under(config, describe.memory_per_device)
     arguments = compiled.memory_analysis().argument_size_in_bytes - 5 * 4 * 8 * 256  # without the batch

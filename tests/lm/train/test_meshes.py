@@ -10,7 +10,7 @@ from flax import nnx
 from lm.parallel.mesh import RULES, check_fit, logical_axes, make_mesh
 from lm.train.feed import Feed
 from lm.train.step import make_trainer, model_config_of, state_shardings
-from tests.lm.examples import QUICK, packed_batch, tiny_config
+from tests.lm.examples import packed_batch, tiny_config
 
 STEPS = 20
 RUNS = {
@@ -31,10 +31,10 @@ def run(sizes, accumulate, steps=STEPS, **model):
     check_fit(mesh, model_config_of(config), config.batch_size, accumulate)
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)
-        state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh), compiler_options=QUICK)()
+        state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
         first = jax.device_get(state.params)
         feed = Feed(types.SimpleNamespace(batch_size=16, sequence_length=config.sequence_length), mesh)
-        step = jax.jit(trainer.step, donate_argnums=0, compiler_options=QUICK)
+        step = jax.jit(trainer.step, donate_argnums=0)
         curve = []
         for n in range(steps):
             state, metrics = step(state, feed.to_devices(packed_batch(config, seed=n)))

@@ -10,7 +10,7 @@ from flax import nnx
 from lm.model.transformer import skeleton
 from lm.train.optimizer import role
 from lm.train.step import make_trainer, model_config_of
-from tests.lm.examples import QUICK, plain_batch, tiny_config
+from tests.lm.examples import plain_batch, tiny_config
 
 WIDTHS = (32, 64, 128, 256)
 
@@ -25,15 +25,15 @@ def moved(mup: bool, width: int, tied: bool = False) -> tuple[float, float]:
     config.optimizer.update(schedule="constant", warmup=0, learning_rate=1e-2, weight_decay=0.0)
     trainer = make_trainer(config)
     graph = skeleton(model_config_of(config))[0]
-    step = jax.jit(trainer.step, compiler_options=QUICK)
+    step = jax.jit(trainer.step)
     batch = plain_batch(np.random.default_rng(0).integers(0, 64, (8, 33)))
 
-    @functools.partial(jax.jit, compiler_options=QUICK)
+    @jax.jit
     def look(params):
         model = nnx.merge(graph, params)
         return model.residual(batch["tokens"]), model(batch["tokens"])
 
-    state = jax.jit(trainer.init, compiler_options=QUICK)()
+    state = jax.jit(trainer.init)()
     before = look(state.params)
     for _ in range(4):
         state, _ = step(state, batch)
