@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.verbs import runs
+from tests.verbs.test_hosts import ends, start_both
 
 TASKS = "mmlu,gsm8k,xstest,perplexity"
 OPTIONS = "generation: {generation_kwargs: {until: ['Question:'], max_gen_toks: 8}}\nredteam: {max_new_tokens: 8}"
@@ -65,6 +66,17 @@ def same(one: Path, other: Path) -> None:
         assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
+def same_scores(one: Path, other: Path) -> None:
+    """But for how sums of floats were added up."""
+    left, right = (json.loads((workdir / "results.json").read_text()) for workdir in (one, other))
+    for task, metric in (("mmlu", "acc"), ("mmlu", "acc_norm"), ("gsm8k", "exact_match_flexible"), ("xstest", "over_refusal")):
+        assert left[task][metric] == right[task][metric]
+    assert left["perplexity"]["bits_per_byte"] == pytest.approx(right["perplexity"]["bits_per_byte"], rel=1e-5)
+    texts = [{s["doc_id"]: s["generation"] for s in runs.lines(w / "samples.jsonl") if s["task"] == "gsm8k"}
+             for w in (one, other)]  # fmt: skip
+    assert texts[0] == texts[1]
+
+
 def test_an_evaluation_leaves_results_samples_and_a_report(whole):
     results = json.loads((whole / "results.json").read_text())
     assert {"acc", "acc_norm", "acc_stderr", "n", "problems"} <= results["mmlu"].keys() and results["mmlu"]["n"] == 24
@@ -97,13 +109,13 @@ def test_neither_batches_nor_devices_nor_order_change_a_score(whole, finished, d
     evaluated(
         tmp_path / "other", finished, data, "perplexity,xstest,mmlu,gsm8k", variables=eight, batch_tokens=512, cache=False
     )
-    one, other = (json.loads((workdir / "results.json").read_text()) for workdir in (whole, tmp_path / "other"))
-    for task, metric in (("mmlu", "acc"), ("mmlu", "acc_norm"), ("gsm8k", "exact_match_flexible"), ("xstest", "over_refusal")):
-        assert one[task][metric] == other[task][metric]
-    assert one["perplexity"]["bits_per_byte"] == pytest.approx(other["perplexity"]["bits_per_byte"], rel=1e-5)
-    texts = [{s["doc_id"]: s["generation"] for s in runs.lines(w / "samples.jsonl") if s["task"] == "gsm8k"}
-             for w in (whole, tmp_path / "other")]  # fmt: skip
-    assert texts[0] == texts[1]
+    same_scores(tmp_path / "other", whole)
+
+
+def test_two_hosts_are_as_one(whole, finished, data, tmp_path):
+    codes, said = ends(start_both(command(tmp_path / "both", finished, data), tmp_path), tmp_path)
+    assert codes == [0, 0], said
+    same_scores(tmp_path / "both", whole)
 
 
 def test_what_became_worse_fails_and_is_named(whole, finished, data, tmp_path):
