@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
@@ -69,10 +70,9 @@ class Rolling:
         on_devices = self.placed(batch)
         if self.prepare:
             on_devices = self.prepare(params, self.frozen, on_devices)
-            if "old_logps" in on_devices and jax.process_count() == 1:
-                apart = np.abs(np.asarray(on_devices["old_logps"]) - batch["sampler_logps"])[batch["weights"] > 0]
-                told["sampling/sampling_logp_difference/mean"] = float(apart.mean()) if apart.size else 0.0
-                told["sampling/sampling_logp_difference/max"] = float(apart.max()) if apart.size else 0.0
+            if "old_logps" in on_devices:
+                apart = differences(*(on_devices[name] for name in ("old_logps", "sampler_logps", "weights")))
+                told |= {f"sampling/sampling_logp_difference/{name}": float(x) for name, x in apart.items()}
         self._left = time.perf_counter()
         told |= {"seconds/rollout": rolled - begin, "seconds/reward": judged_at - rolled}
         return on_devices, told
@@ -139,6 +139,13 @@ class Rolling:
         rewards_PG = total.reshape(-1, self.group_size)
         compared = RLOO(rewards_PG) if o.algorithm == "rloo" else GRPO(rewards_PG, o.scale)
         return {"advantages": np.asarray(compared, np.float32).reshape(-1)}
+
+
+@jax.jit
+def differences(old_logps, sampler_logps, weights) -> dict[str, jax.Array]:
+    """Between trainer and sampler, of the tokens that were drawn, nats: mean and largest."""
+    apart = jnp.where(weights > 0, jnp.abs(old_logps - sampler_logps), 0.0)
+    return {"mean": jnp.sum(apart) / jnp.maximum(1, jnp.sum(weights > 0)), "max": jnp.max(apart)}
 
 
 def check_room(config, tasks: Sequence[dict]) -> int:

@@ -10,6 +10,7 @@ import pytest
 
 import lm
 from tests.verbs import runs
+from tests.verbs.test_hosts import ends, start_both
 
 STEPS = 8
 SETTINGS = {
@@ -116,6 +117,18 @@ def test_rollouts_are_reported_as_trl_names_them(finished, here, tmp_path):
     assert {"step", "prompt", "completion", "rewards", "reward", "tokens", "ended"} <= sample.keys()
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert {"reward", "rewards/vowels"} <= report["after"].keys() and report["method"] == "grpo"
+
+
+@pytest.mark.slow
+def test_two_hosts_roll_out_as_one(finished, here, tmp_path):
+    aligned("grpo", tmp_path / "one", finished, here, steps=3)
+    codes, said = ends(start_both(command("grpo", tmp_path / "two", finished, here, steps=3), tmp_path), tmp_path)
+    assert codes == [0, 0], said
+    one, two = measured(tmp_path / "one"), measured(tmp_path / "two")
+    assert [values.keys() for values in one] == [values.keys() for values in two]
+    for ours, theirs in zip(one, two, strict=True):
+        for name, value in ours.items():
+            assert value == pytest.approx(theirs[name], rel=1e-4, abs=1e-5), name
 
 
 @pytest.mark.parametrize(
