@@ -58,7 +58,7 @@ def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tupl
     if path is None:
         raise UserError("--config is missing: name a file such as configs/train/tiny.py")
     known = set(_keys(_load(path)))
-    argv[:] = [_whole(arg, known) for arg in argv]  # in place: ml_collections looks into sys.argv itself
+    argv[:] = [_spelt_out(arg, known) for arg in argv]  # in place: ml_collections looks into sys.argv itself
     try:
         rest = flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:
@@ -172,7 +172,7 @@ def _config_path(argv: list[str]) -> str | None:
     return path
 
 
-def _whole(arg: str, known: set[str]) -> str:
+def _spelt_out(arg: str, known: set[str]) -> str:
     """--config.data=FILES is short for --config.data.input=FILES."""
     name, _, value = arg.partition("=")
     key = f"{name.removeprefix('--config.')}.input"
