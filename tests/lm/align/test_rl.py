@@ -9,6 +9,7 @@ from flax import nnx
 from configs.align import grpo, ppo
 from lm.align import rl
 from lm.align.logprobs import token_logprobs
+from lm.align.rolling import differences
 from lm.errors import UserError
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
@@ -166,6 +167,13 @@ def test_importance_corrections_are_capped_ratios(level):
         apart = (old[b] - sampler[b]) * mask[b]
         twin = np.minimum(np.exp(apart.sum() if level == "sequence" else apart), 1.5)
         np.testing.assert_allclose(np.where(mask[b], ours[b], 0), twin * mask[b], rtol=1e-5)
+
+
+def test_trainer_and_sampler_differ_where_tokens_were_drawn():
+    found = differences(np.float32([[-1, -2], [-3, -4]]), np.float32([[-1.5, -9], [-3, -3]]), np.float32([[1, 0], [0.5, 1]]))
+    assert found == {"mean": 0.5, "max": 1.0}
+    nothing = np.zeros((1, 2), np.float32)
+    assert differences(nothing, nothing - 1, nothing) == {"mean": 0.0, "max": 0.0}
 
 
 @pytest.mark.parametrize(
