@@ -25,7 +25,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.max_length = placeholder(int)  # tokens that the model reads at most; none: what it was made for
     config.batch_tokens = placeholder(int)  # token slots of a batch; none: as fits the device
     config.cache = True  # keep answers in WORKDIR/answers.sqlite, so that what was asked is not asked again
-    config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1, expert=1, context=1))
+    config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1, expert=1))
 
     config.compare = placeholder(str)  # folders of other evaluations, separated by commas; exit code 1 if this one is worse
     config.compare_alpha = 0.05  # worse: with a p-value below this, after Holm's correction,

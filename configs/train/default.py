@@ -71,8 +71,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.data = -1  # batch split, parameters whole
     config.mesh.fsdp = 1  # batch and parameters split
     config.mesh.tensor = 1  # heads and hidden units split
-    config.mesh.expert = 1
-    config.mesh.context = 1
+    config.mesh.expert = 1  # experts split, and the batch
 
     config.valid_every = 100  # steps; 0: only at the end
     config.valid_batches = 8  # of validation in the loop, spread over the split; the end takes all

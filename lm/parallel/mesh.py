@@ -11,7 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from lm.config import ModelConfig
 from lm.errors import UserError
 
-AXES = ("data", "fsdp", "tensor", "expert", "context")
+AXES = ("data", "fsdp", "tensor", "expert")
 
 # Logical axis -> mesh axes. Weights are split over fsdp (and gathered where they are used) and over tensor and expert
 # (and used split); activations are split by batch over data, fsdp and expert, and by head or hidden unit over tensor.
@@ -34,11 +34,10 @@ RULES = {
 def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
     """Builds a mesh with explicit axes from sizes by axis name; one size may be -1 and takes what is left.
 
-    Raises UserError if the sizes do not multiply to the number of devices, or if context exceeds 1 (no module splits
-    over it).
+    Raises UserError if the sizes do not multiply to the number of devices, or name another axis.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = {axis: int(sizes.get(axis, 1)) for axis in AXES}
+    sizes = axis_sizes(sizes)
     shown = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items() if size != 1) or "mesh of 1"
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -46,8 +45,6 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
         raise UserError(f"{shown}: sizes must be positive, and at most one may be -1")
     if free and len(devices) % fixed == 0:
         sizes[free[0]] = len(devices) // fixed
-    if sizes["context"] > 1:
-        raise UserError(f"mesh.context={sizes['context']} must be 1: no layer of this model splits over it")
     if math.prod(sizes.values()) != len(devices):
         raise UserError(
             f"{shown} asks for {fixed} devices and this job has {len(devices)}: the sizes must multiply to it (-1 fills one)"
@@ -56,6 +53,14 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
         return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
     except NotImplementedError as error:  # a torus has no rings of every size
         raise UserError(f"{shown}: these devices cannot be laid out like this ({str(error).splitlines()[0]})") from None
+
+
+def axis_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return the size of every axis of AXES, 1 where `sizes` leaves it out. Raises UserError for an axis that is not there."""
+    for axis, size in sizes.items():
+        if axis not in AXES and int(size) != 1:  # one device more or less splits nothing
+            raise UserError(f"mesh.{axis}={size}: no such axis; axes are {', '.join(AXES)}")
+    return {axis: int(sizes.get(axis, 1)) for axis in AXES}
 
 
 def spec(*logical: str | None) -> PartitionSpec | None:

@@ -17,7 +17,7 @@ from lm import sizing
 from lm.errors import UserError
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
-from lm.parallel.mesh import AXES, check_fit, spec
+from lm.parallel.mesh import AXES, axis_sizes, check_fit, spec
 from lm.train.step import abstract_state, make_trainer, model_config_of, training_loss
 
 CHINCHILLA = 20  # tokens a parameter (Hoffmann et al. 2022, table 3)
@@ -63,12 +63,10 @@ def describe(config) -> dict:
 
 def abstract_mesh(sizes) -> AbstractMesh:
     """The mesh of a config without its devices; a size of −1 takes what this machine has, as train.py would."""
-    sizes = {axis: int(sizes[axis]) for axis in AXES}
+    sizes = axis_sizes(sizes)
     fixed = math.prod(size for size in sizes.values() if size > 0)
     if min(sizes.values()) < -1 or 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
         raise UserError(f"mesh={sizes}: sizes must be positive, and at most one may be -1")
-    if sizes["context"] not in (1, -1):
-        raise UserError(f"mesh.context={sizes['context']} must be 1: no layer of this model splits over it")
     sizes = {axis: max(1, jax.device_count() // fixed) if size == -1 else size for axis, size in sizes.items()}
     return AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 

@@ -42,6 +42,11 @@ def test_sizes(asked, given):
     assert set(mesh.axis_types) == {AxisType.Explicit}
 
 
+def test_an_axis_that_is_not_there_may_have_one_device():
+    """As in configs written while there was a context axis."""
+    assert make_mesh({"data": 8, "context": 1}).axis_names == ("data", "fsdp", "tensor", "expert")
+
+
 def test_a_mesh_of_some_devices():
     assert sizes_of(make_mesh({"data": -1, "tensor": 2}, jax.devices()[:4])) == {"data": 2, "tensor": 2}
     assert make_mesh({}, jax.devices()[:1]).size == 1
@@ -58,8 +63,8 @@ def test_a_mesh_of_some_devices():
         ({"data": 0}, "mesh.data=0"),
         ({"data": -2}, "mesh.data=-2"),
         ({"data": 4, "expert": 3}, "mesh.expert=3 .*8"),
-        ({"data": 4, "context": 2}, "mesh.context=2"),
-        ({"data": 1, "context": -1}, "mesh.context"),
+        ({"data": 4, "context": 2}, "mesh.context=2: no such axis"),
+        ({"data": 1, "context": -1}, "mesh.context=-1: no such axis"),
         ({}, "mesh of 1 .*8"),
     ],
 )
