@@ -22,6 +22,10 @@ from lm import cli
 
 
 def main(config, workdir: Path | None) -> None:
+    if not flags.FLAGS.describe:
+        from lm.parallel import hosts  # after the flags are right: a misspelt key is answered at once
+
+        hosts.start()
     if config.init_from:
         from lm.train.start import adopt
 
@@ -36,12 +40,12 @@ def main(config, workdir: Path | None) -> None:
 
 
 def train(config, workdir: Path) -> None:
-    import jax  # after the flags are right: a misspelt key is answered at once
+    import jax
 
     from data.batches import Batches
     from data.pipeline import parse_weights, prepare_text
     from lm.evals import in_loop
-    from lm.evals.training_report import write_report
+    from lm.evals.training_report import drawn, write_report
     from lm.model.transformer import skeleton
     from lm.parallel import hosts
     from lm.parallel.mesh import check_fit, make_mesh
@@ -51,7 +55,6 @@ def train(config, workdir: Path) -> None:
     from lm.train.step import make_trainer, model_config_of
 
     begin = time.perf_counter()
-    hosts.start()
     mesh = make_mesh(config.mesh)
     check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
     loop.check_config(config, workdir)
@@ -81,8 +84,10 @@ def train(config, workdir: Path) -> None:
             cli.fail(str(diverged), 1)
     stages["training"] = result["seconds"]
     stages["start and other"] = time.perf_counter() - begin - sum(stages.values())
+    with jax.set_mesh(mesh):
+        samples = drawn(config, result["params"], tokenizer)
     if hosts.is_first():
-        write_report(config, workdir, dataset, tokenizer, result, stages)
+        write_report(config, workdir, dataset, tokenizer, result, stages, samples)
 
 
 if __name__ == "__main__":

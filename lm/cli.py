@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -98,10 +99,15 @@ def run(
 
 
 def guard(call: Callable[[], None]) -> None:
-    """Calls; what the user can mend, and Ctrl-C, become a line and an exit code."""
+    """Calls; what the user can mend, and Ctrl-C, become a line and an exit code.
+
+    Of several processes none returns before all are done, and an error on one of them ends all (lm/parallel/hosts.py).
+    """
     sys.unraisablehook = _without_echoes
     try:
         call()
+        if (hosts := _hosts()) is not None:
+            hosts.leave()
     except UserError as error:
         fail(str(error), 2)
     except KeyboardInterrupt:
@@ -109,15 +115,25 @@ def guard(call: Callable[[], None]) -> None:
     except Exception as error:
         refusal = _refusal(error)
         if refusal is None:
-            raise
+            if (hosts := _hosts()) is None or not hosts.several():
+                raise
+            fail(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
         fail(f"{refusal}; what was complete is kept, mend it and run the same line again", 2)
 
 
-def fail(message: str, code: int) -> None:
-    """Ends the process with one line, and without waiting for threads, which may be stuck, or for other hosts."""
+def fail(message: str, code: int, details: str = "") -> None:
+    """Ends the process, and all others of its job, with one line below `details`; waits for no thread, which may be stuck."""
     sys.stdout.flush()
-    print(f"{Path(sys.argv[0]).name}: {_one_line(message)}", file=sys.stderr, flush=True)
+    line = f"{Path(sys.argv[0]).name}: {_one_line(message)}"
+    if (hosts := _hosts()) is not None:
+        hosts.end(line, code, details)
+    print(details + line, file=sys.stderr, flush=True)
     os._exit(code)
+
+
+def _hosts():
+    """lm.parallel.hosts, or None where JAX was not read: a mistake in the flags is answered without it."""
+    return sys.modules.get("lm.parallel.hosts")
 
 
 def wants_help(argv: list[str]) -> bool:

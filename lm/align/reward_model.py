@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from data.conversations import Conversation
@@ -18,6 +17,7 @@ from lm.align.reward import reward_scores
 from lm.convert.source import as_stored, on_first_device, open_source
 from lm.errors import UserError
 from lm.model.transformer import skeleton
+from lm.parallel.hosts import gathered
 from lm.parallel.mesh import row_ways, shardings, spec
 
 ROWS = 64  # conversations scored at a time
@@ -86,7 +86,5 @@ def _scored(scores: Callable, rows: Sequence[np.ndarray]) -> list[float]:
             where = NamedSharding(mesh, spec("batch"))
             arrays = [jax.make_array_from_callback(x.shape, where, lambda index, x=x: x[index]) for x in arrays]
         result = scores(*arrays)
-        if jax.process_count() > 1:
-            result = multihost_utils.process_allgather(result, tiled=True)
-        found += np.asarray(result)[: len(some)].tolist()
+        found += gathered(result)[: len(some)].tolist()
     return found

@@ -10,15 +10,14 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-import jax
 import numpy as np
 import xxhash
 from flax import nnx
-from jax.experimental import multihost_utils
 
 from lm.checkpoint import named, plain
 from lm.errors import UserError
 from lm.model.transformer import Transformer
+from lm.parallel.hosts import gathered
 
 LAYOUT = 1  # of what the file holds; a number, kept in the file, that changes with it
 AT_ONCE = 500  # keys of a query
@@ -93,9 +92,7 @@ def fingerprint(model: Transformer) -> str:
     """A digest of the model's blueprint and all its parameters, wherever they lie: equal for models that answer alike."""
     digest = xxhash.xxh3_128(json.dumps(model.config.to_dict(), sort_keys=True).encode())
     for name, x in sorted(named(plain(nnx.split(model)[1])).items()):
-        if isinstance(x, jax.Array) and not x.is_fully_addressable:
-            x = multihost_utils.process_allgather(x, tiled=True)
-        x = np.asarray(x)
+        x = gathered(x)
         digest.update(f"{name} {x.dtype} {x.shape}".encode())
         digest.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
+from flax import nnx
 from tqdm import tqdm
 
 from data.dataset import open_split, prepared
@@ -12,19 +13,23 @@ from data.tokenizer import Tokenizer
 from lm.checkpoint import plain
 from lm.cli import write_json
 from lm.evals import ngram, report
-from lm.infer.load import load
 from lm.infer.sampler import generate
+from lm.model.transformer import skeleton
 from lm.train.speed import FORMULA, peak_flops
+from lm.train.step import model_config_of
 
 BASELINE_BYTES = 256_000_000  # of training text that the n-grams are fitted on, at most
 SAMPLE_TOKENS = 96
 
 
-def write_report(config, workdir: Path, dataset: Path, tokenizer: Tokenizer, result: dict, stages: dict[str, float]) -> None:
-    """Writes report.json and report.html.
+def write_report(
+    config, workdir: Path, dataset: Path, tokenizer: Tokenizer, result: dict, stages: dict[str, float],
+    samples: list[dict[str, str]],
+) -> None:  # fmt: skip
+    """Writes report.json and report.html. Of several processes the first calls this alone; nothing in it is collective.
 
     Args: result: of lm.train.loop.train. stages: seconds of each stage of this process; those of earlier processes of
-    the same run are added to them.
+    the same run are added to them. samples: of `drawn`.
     """
     counts = prepared(dataset)
     train_lines, _ = report.load_metrics(workdir / "metrics.jsonl")
@@ -50,7 +55,7 @@ def write_report(config, workdir: Path, dataset: Path, tokenizer: Tokenizer, res
                 "bytes_per_token": sum(s["train"]["bytes"] for s in counts["sources"].values()) / max(1, packed),
             },
             "validation": validation,
-            "samples": _samples(config, workdir, tokenizer),
+            "samples": samples,
             "throughput": {
                 "tokens_per_second": statistics.median(rates) if rates else None,
                 "mfu": statistics.median(used) if used else None,
@@ -60,6 +65,19 @@ def write_report(config, workdir: Path, dataset: Path, tokenizer: Tokenizer, res
             "training": {"steps": result["step"], "tokens": result["tokens"], "skipped": result["skipped"]},
         },
     )
+
+
+def drawn(config, params: nnx.State, tokenizer: Tokenizer) -> list[dict[str, str]]:
+    """Return {"prompt", "text"} of each of config.samples, continued by the model on the mesh that is set.
+
+    Every process calls this: the parameters may be spread over all of them, and no single device may hold them.
+    """
+    prompts = list(config.samples)
+    if not prompts:
+        return []
+    model = nnx.merge(skeleton(model_config_of(config))[0], params)
+    texts = generate(model, tokenizer, prompts, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=config.seed)
+    return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
 
 
 def parameter_table(params) -> dict[str, int]:
@@ -117,15 +135,6 @@ def _flat(source: dict) -> dict[str, int]:
     """One source's counts as the report's table names them; rows and tokens are those of both splits."""
     both = {key: source["train"][key] + source["valid"][key] for key in ("tokens_in", "tokens_packed", "tokens_padded", "rows")}
     return {**source["survey"], **both}
-
-
-def _samples(config, workdir: Path, tokenizer: Tokenizer) -> list[dict[str, str]]:
-    prompts = list(config.samples)
-    if not prompts:
-        return []
-    model, _ = load(workdir)
-    drawn = generate(model, tokenizer, prompts, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=config.seed)
-    return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, drawn, strict=True)]
 
 
 def _all_stages(workdir: Path, stages: dict[str, float]) -> dict[str, float]:

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from data.tokenizer import Tokenizer
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.model.transformer import DecodeState, Transformer, continued, empty_state, repeated, resized, skeleton, taken
+from lm.parallel.hosts import gathered
 from lm.parallel.mesh import reshard, row_ways, spec
 
 UNROLLED = 48  # layers of a kind at most; more would take long to compile
@@ -162,11 +162,9 @@ def draw(
 
 def _told(state: SamplingState, stop_ids: Sequence[int]) -> tuple[list[list[int]], list[list[float]], list[bool]]:
     """What each row has drawn so far, as Drawn has it."""
-    out, logps = state.out_BN, state.logps_BN
-    if jax.process_count() > 1:
-        out, logps = multihost_utils.process_allgather((out, logps), tiled=True)
     n = int(state.n)
-    out, logps = np.asarray(out)[:, :n], np.asarray(logps)
+    out, logps = gathered((state.out_BN, state.logps_BN))
+    out = out[:, :n]
     ends = np.isin(out, stop_ids)
     ended = ends.any(axis=1)
     counts = np.where(ended, ends.argmax(axis=1) + 1, n)  # up to and with the token that ended a row

@@ -1,16 +1,34 @@
-"""Multi-host start, and what one host does while the others wait."""
+"""Several processes of one job: their start, their common end, and what the first of them does for all.
 
+Anything collective (a computation on the mesh, a checkpoint) is called by all processes. What one process does alone holds
+nothing collective, and the others wait for it: in `wait_for` or, at the end of a verb, in `leave`. An error on one process ends
+all of them (`end`): the process tells it through JAX's coordination service, where a thread of every process listens.
+"""
+
+import contextlib
+import json
 import os
+import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
+from jax._src import distributed  # the coordination service's client has no public name
+from jax.experimental import multihost_utils
 
 from lm.errors import UserError
 
 # What marks a process as one of several: our own variables, or a cluster that JAX knows how to read.
 CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "MEGASCALE_COORDINATOR_ADDRESS")
+LONGEST = 24 * 3600  # seconds that process 0 may write its report while the others wait
+POLL = 5  # seconds of one call to the service; between two calls Python handles signals
+GRACE = 10  # seconds that process 0, which holds the service, waits for the others to hear of an error
+FAILED, HEARD, LEAVE = "lmcraft/failed", "lmcraft/heard", "lmcraft/leave"  # keys, and a barrier, of the service
+
+_ending = threading.Lock()
 
 
 def start() -> None:
@@ -31,15 +49,44 @@ def start() -> None:
         return int(text) if text is not None else None
 
     jax.distributed.initialize(
-        num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID"),
-        shutdown_timeout_seconds=24 * 3600,  # so long may process 0 write its report while the others wait to leave
-    )  # fmt: skip
+        num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID"), shutdown_timeout_seconds=LONGEST
+    )
+    threading.Thread(target=_listen, args=(_service(),), daemon=True).start()
 
 
 def leave() -> None:
-    """Waits until all processes are here and ends the job: none may take another's exit for a crash."""
-    if jax.process_count() > 1:
+    """Waits until all processes are here and ends the job: none may take another's exit for a crash.
+
+    A process that fails instead of coming here ends those that wait.
+    """
+    if (service := _service()) is not None:
+        service.wait_at_barrier(LEAVE, LONGEST * 1000)
         jax.distributed.shutdown()
+
+
+def several() -> bool:
+    """True for one of several processes, from `start` to `leave`."""
+    return _service() is not None
+
+
+def end(line: str, code: int, details: str = "") -> None:
+    """Ends this process with one line on stderr and an exit code, and likewise all others of the job; never returns.
+
+    Where another process has failed before, its line and code count: what failed here is a consequence. details: printed above
+    the line of the process that failed first.
+    """
+    if not _ending.acquire(blocking=False):
+        threading.Event().wait()  # another thread is ending this process
+    service = _service()
+    if service is not None:
+        number, first, code = _told(service, line, code)
+        if number != distributed.global_state.process_id:
+            program, _, message = first.partition(": ")
+            line, details = line if line == first else f"{program}: process {number}: {message}", ""
+    print(details + line, file=sys.stderr, flush=True)
+    if service is not None:
+        _let_all_hear(service)
+    os._exit(code)
 
 
 def is_first() -> bool:
@@ -48,7 +95,70 @@ def is_first() -> bool:
 
 
 def wait_for(ready: Callable[[], Any | None]) -> Any:
-    """Polls the shared file system until process 0 has made what `ready` looks for; if it dies, so do the others."""
+    """Polls the shared file system until process 0 has made what `ready` looks for; if it fails, all end."""
     while (found := ready()) is None:
         time.sleep(0.2)
     return found
+
+
+def gathered(tree: Any) -> Any:
+    """Return the arrays of a tree whole, as NumPy arrays.
+
+    Those that other processes hold a part of are gathered, so every process must call this. Arrays of this process alone are
+    only read.
+    """
+
+    def whole(x: jax.Array) -> np.ndarray:
+        if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+            return np.asarray(x)
+        return np.asarray(multihost_utils.process_allgather(x, tiled=True))
+
+    return jax.tree.map(whole, tree)
+
+
+def _service():
+    """The client of the coordination service, or None for a process by itself."""
+    return distributed.global_state.client
+
+
+def _listen(service) -> None:
+    """Ends this process as soon as another one has failed."""
+    try:
+        while _get(service, FAILED, POLL) is None:
+            pass
+    except jax.errors.JaxRuntimeError:  # the job is over
+        return
+    end("", 1)  # or rather with what that process has told
+
+
+def _told(service, line: str, code: int) -> tuple[int, str, int]:
+    """Tells the others of a failure. Returns the first one of the job: the number of its process, its line, its code."""
+    mine = distributed.global_state.process_id, line, code
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is one already, or no service any more
+        service.key_value_set(FAILED, json.dumps(mine))
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        return tuple(json.loads(_get(service, FAILED, POLL) or json.dumps(mine)))
+    return mine
+
+
+def _let_all_hear(service) -> None:
+    """On process 0: waits until the others have heard of the failure. JAX aborts a process that has lost the service."""
+    state = distributed.global_state
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+        if state.process_id:
+            service.key_value_set(f"{HEARD}/{state.process_id}", "")
+            return
+        until = time.monotonic() + GRACE
+        for number in range(1, state.num_processes):
+            _get(service, f"{HEARD}/{number}", until - time.monotonic())
+        time.sleep(0.5)  # they are about to exit
+
+
+def _get(service, key: str, seconds: float) -> str | None:
+    """The value of a key of the service, or None if there is none after so many seconds."""
+    try:
+        return service.blocking_key_value_get(key, max(1, int(seconds * 1000)))
+    except jax.errors.JaxRuntimeError as error:
+        if "DEADLINE_EXCEEDED" not in str(error):
+            raise
+        return None

@@ -1,5 +1,6 @@
-"""Two processes of jax.distributed on this machine: the same run as one process, and each goes on from the other."""
+"""Several processes of jax.distributed on this machine: the same run as one process, to its report, and one end for all."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -11,18 +12,18 @@ from tests.verbs import runs
 from tests.verbs.test_resume import stop
 
 
-def start_both(command: list[str], folder: Path) -> list[subprocess.Popen]:
-    """Both write to files in `folder`, which is the stderr of process i under i."""
+def start_both(command: list[str], folder: Path, second: list[str] | None = None) -> list[subprocess.Popen]:
+    """Both write to files in `folder`, which is the stderr of process i under i. second: process 1's command, if another."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     processes = []
-    for i in range(2):
+    for i, line in enumerate((command, second or command)):
         job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
         with open(folder / str(i), "w") as said:
             processes.append(
                 subprocess.Popen(
-                    command, cwd=runs.REPOSITORY, env=runs.environment(**job), stdout=subprocess.DEVNULL, stderr=said
+                    line, cwd=runs.REPOSITORY, env=runs.environment(**job), stdout=subprocess.DEVNULL, stderr=said
                 )
             )
     return processes
@@ -39,12 +40,14 @@ def ends(processes: list[subprocess.Popen], folder: Path) -> tuple[list[int], li
 
 
 def test_two_processes_are_as_one(finished, text, tmp_path):
-    """From raw text to the report."""
+    """From raw text to the report, with the samples that the default config draws."""
     workdir = tmp_path / "run"
-    codes, said = ends(start_both(runs.line(workdir, data__input=text), tmp_path), tmp_path)
+    codes, said = ends(start_both(runs.line(workdir, data__input=text, samples=None), tmp_path), tmp_path)
     assert codes == [0, 0], said
     runs.assert_same_run(workdir, finished, tolerance=1e-5)
     assert (workdir / "report.html").exists()
+    samples = json.loads((workdir / "report.json").read_text())["samples"]
+    assert [sample["prompt"] for sample in samples] == ["def ", "import ", "The "] and all(s["text"] for s in samples)
 
 
 @pytest.mark.slow
@@ -73,5 +76,24 @@ def test_a_mistake_ends_both(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xff" * 100)
     processes = start_both(runs.line(tmp_path / "run", data__input=tmp_path / "a.txt"), tmp_path)
     codes, said = ends(processes, tmp_path)
-    assert codes[0] == 2 and codes[1] != 0
+    assert codes == [2, 2], said
     assert len(said[0]) == 1 and "UTF-8" in said[0][0]
+    assert said[1] == [said[0][0].replace("train.py: ", "train.py: process 0: ")]
+
+
+def test_a_mistake_on_the_other_process_ends_both(fresh, text, tmp_path):
+    command = runs.line(fresh, data__input=text)
+    codes, said = ends(start_both(command, tmp_path, [*command, "--config.data.weights=heavy"]), tmp_path)
+    assert codes == [2, 2], said
+    assert said[0] == [said[1][0].replace("train.py: ", "train.py: process 1: ")]
+    assert len(said[1]) == 1 and "data.weights='heavy'" in said[1][0]
+
+
+def test_a_report_that_fails_ends_both(fresh, text, tmp_path):
+    """Only process 0 writes it, when the other has nothing left to do."""
+    (fresh / "stages.json").mkdir()
+    codes, said = ends(start_both(runs.line(fresh, data__input=text, steps=2), tmp_path), tmp_path)
+    assert codes == [2, 2], said
+    assert [len(lines) for lines in said] == [1, 1] and "stages.json: Is a directory" in said[0][0], said
+    assert said[1] == [said[0][0].replace("train.py: ", "train.py: process 0: ")]
+    assert runs.steps_saved(fresh) == [2]
