@@ -29,11 +29,11 @@ from lm.train.feed import Feed, Stream
 from lm.train.metrics import Log
 from lm.train.schedule import schedule
 from lm.train.speed import FORMULA, peak_flops
-from lm.train.step import Trainer, abstract_state, model_config_of, state_shardings
+from lm.train.step import Trainer, abstract_state, model_config_of, sound, state_shardings
 
 
 class Diverged(Exception):
-    """Too many steps in a row gave a loss or gradient that is not finite."""
+    """Too many steps in a row had a loss or gradient that is not finite, or an update overflowed, or the state is of no use."""
 
 
 class Stopped(Exception):
@@ -73,7 +73,7 @@ def train(
         state, tokens, loader = checkpoints.restore(begin, abstract_state(trainer, mesh)), meta["tokens"], meta["loader"]
 
     stream.start(begin, loader)
-    step_fn = jax.jit(trainer.step, donate_argnums=0)
+    step_fn, sound_fn = jax.jit(trainer.step, donate_argnums=0), jax.jit(sound)
     num_params = sum(sizing.parameters(model_config_of(config))["total"].values())
     flops = sizing.flops_per_token(model_config_of(config), config.sequence_length)
     peak, peak_source = peak_flops(config.dtype)
@@ -103,20 +103,32 @@ def train(
         rates.append(rate)
         counted = {"skipped": skipped, "tokens": tokens, "tokens_per_second": rate, "mfu": rate * flops / peak}
         log.train({"step": step, **metrics, **counted}, ids)
+        again = f"then run the same line: it goes on from step {checkpoints.latest() or 0}"
+        if in_row and np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
+            raise Diverged(  # at once: no other batch would mend it
+                f"step {step}: loss and gradient are finite, but the update overflows at learning rate "
+                f"{metrics['learning_rate']:g} and was left out; lower optimizer.learning_rate, {again}"
+            )
         if in_row:
             values = f"loss {metrics['loss']} or gradient norm {metrics['grad_norm']}"
             log.say(f"step {step}: {values} is not finite, update skipped")
         if in_row >= config.max_skipped_in_row:
             raise Diverged(
                 f"{in_row} steps in a row (max_skipped_in_row) had a loss or gradient that is not finite, the last is step "
-                f"{step}; lower optimizer.learning_rate or look at the data of these steps, then run the same line: "
-                f"it goes on from step {checkpoints.latest() or 0}"
+                f"{step}; lower optimizer.learning_rate or look at the data of these steps, {again}"
             )
         return done
 
     def save(step: int) -> None:
+        """Starts to save the state, unless it is no longer of use: then it must not push out a checkpoint that is."""
         read()
         log.flush()
+        if not sound_fn(state):
+            raise Diverged(
+                f"step {step}: parameters or optimizer moments are not finite, or so large that their squares are not; they "
+                f"were not saved. Lower optimizer.learning_rate, then run the same line: it goes on from step "
+                f"{checkpoints.latest() or 0}"
+            )
         checkpoints.save(step, state, {"config": config.to_dict(), "loader": stream.state(), "tokens": tokens})
 
     stop = _Stop()

@@ -104,7 +104,9 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
         params = nnx.merge_state(jax.tree.map(lambda p, u: p - rate * u, params, direction), rest)
         if not model_config.adapter.rank:  # then nothing of the base moves
             params = with_balance(params, sums.loads, model_config.moe.bias_rate)
-        ok = jnp.isfinite(total) & jnp.isfinite(norm)
+        # The gradient is clipped, yet a learning rate that is too large lets the update overflow.
+        broken = overflowed((state.params, state.optimizer), (params, optimizer))
+        ok = jnp.isfinite(total) & jnp.isfinite(norm) & ~broken
         # A bad step leaves parameters and moments bit for bit as they were, without asking the host.
         params, optimizer = jax.tree.map(
             lambda new, old: jnp.where(ok, new, old), (params, optimizer), (state.params, state.optimizer)
@@ -127,6 +129,23 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
         return {"objective": total, "weight": objective.weight(batch), "metrics": sums.metrics}
 
     return Trainer(init, step, evaluate, abstract)
+
+
+def overflowed(old: Any, new: Any) -> jax.Array:
+    """Return whether any number is finite in `old` and not in `new`, bool []. Leaves that both trees share are not read."""
+    pairs = [(a, b) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True) if a is not b]
+    broken = [jnp.any(jnp.isfinite(a) & ~jnp.isfinite(b)) for a, b in pairs if jnp.issubdtype(a.dtype, jnp.inexact)]
+    return jnp.any(jnp.stack(broken))
+
+
+def sound(state: TrainState) -> jax.Array:
+    """Return whether the parameters and the optimizer's moments are finite, and the parameters' squares too, bool [].
+
+    Norms square activations: where parameters of 1e20 stand they give 0 instead of an error, and the loss stays finite.
+    """
+    moments = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state.optimizer) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    floats = [x for x in jax.tree.leaves(state.params) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return jnp.all(jnp.stack([jnp.isfinite(optax.global_norm(floats)), *moments]))
 
 
 def ratio(total: jax.Array, weight: jax.Array) -> jax.Array:

@@ -148,6 +148,22 @@ def test_divergence(fresh, text, clip_norm):
     assert lines[-1]["tokens"] == lines[-5]["tokens"]  # a skipped step trains on nothing
 
 
+def test_parameters_of_no_use_are_not_saved(finished, text, tmp_path):
+    """A learning rate of 1e38 on a trained model: the next loss and gradient norm are finite, the parameters are not."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    settings = dict(data__input=text, steps=runs.STEPS + 6, checkpoint_every=1, keep_last=1, valid_every=0)
+    done = runs.run(runs.line(workdir, optimizer__learning_rate=1e38, **settings))
+    assert done.returncode == 1, done.stderr
+    (message,) = runs.complaint(done.stderr)
+    assert "learning_rate" in message and f"step {runs.STEPS + 1}" in message and f"from step {runs.STEPS}" in message
+    assert runs.STEPS in runs.steps_saved(workdir)
+    for step in runs.steps_saved(workdir):
+        assert all(np.isfinite(x).all() for x in runs.arrays(workdir, step).values()), step
+    runs.train(workdir, **settings)
+    assert runs.training(workdir)[-1]["loss"] < 1.1 * runs.training(finished)[-1]["loss"]
+
+
 def test_help_teaches():
     done = runs.run([sys.executable, "train.py", "--help"])
     assert done.returncode == 0 and not done.stderr

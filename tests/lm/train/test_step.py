@@ -104,6 +104,20 @@ def test_a_bad_step_leaves_no_trace(poison, accumulate):
     assert all(new != old for new, old in zip(bits((state.params, state.optimizer)), before, strict=True))
 
 
+def test_an_update_that_overflows_leaves_no_trace():
+    """Loss and gradient are finite: no token of the batch reads the row that weight decay would make infinite."""
+    config = tiny_config()
+    config.optimizer.update(learning_rate=1e3, warmup=1)
+    trainer, state = trainer_and_state(config)
+    state.params["embedding"].set_value(state.params["embedding"].get_value().at[0].set(3e38))
+    batch = packed_batch(config, seed=0, low=1)
+    batch["tokens"] = np.where(batch["segment_ids"] == 0, 1, batch["tokens"])  # padding is id 0, too
+    after, metrics = jax.jit(trainer.step)(state, batch)
+    assert np.isfinite([float(metrics["loss"]), float(metrics["grad_norm"])]).all()
+    assert bits((after.params, after.optimizer)) == bits((state.params, state.optimizer))
+    assert (metrics["skipped"], metrics["weight"]) == (1, 0)
+
+
 def test_a_batch_without_targets_is_skipped():
     config, _, state, step = prepared()
     batch = packed_batch(config, seed=0)
