@@ -2,13 +2,18 @@
 
     <workdir>/checkpoints/<step>/state     parameters and, for a training run, optimizer state and counters
     <workdir>/checkpoints/<step>/meta      JSON: resolved config, loader state, tokens trained so far
+    <workdir>/checkpoints/<step>.damaged   one that was found damaged and set aside
 
-Arrays are stored by name, without regard to the mesh they came from.
+Arrays are stored by name, without regard to the mesh they came from. Both folders hold checksums of their files
+(lm/checksums.py), which are compared before anything is read; checkpoints of older versions have none.
 """
 
+import functools
+import itertools
+import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +22,31 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
+from lm import checksums
 from lm.errors import UserError
+from lm.parallel.hosts import first_told, is_first
+
+
+class Arrays(ocp.PyTreeCheckpointHandler):
+    """Writes arrays and the checksums of their files. Each process reads its own files for that, in the background."""
+
+    async def async_save(self, directory, *args, **kwargs):
+        started = await super().async_save(directory, *args, **kwargs) or []
+        where, process = Path(getattr(directory, "path", directory)), jax.process_index()
+        done = functools.partial(checksums.write_part, where, f"ocdbt.process_{process}", process)
+        return [*started, ocp.future.ChainedFuture(started, done)]
+
+    def finalize(self, directory) -> None:
+        super().finalize(directory)
+        checksums.write(Path(directory))
+
+
+class Json(ocp.JsonCheckpointHandler):
+    """Writes JSON and its checksum."""
+
+    def finalize(self, directory) -> None:
+        super().finalize(directory)
+        checksums.write(Path(directory))
 
 
 class Checkpoints:
@@ -34,25 +63,71 @@ class Checkpoints:
     ):  # fmt: skip
         for name in ("absl", "asyncio"):  # Orbax tells the story of each save; its errors are raised as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
-        self.folder = Path(workdir).absolute() / "checkpoints"
+        self.folder, self._read_only = Path(workdir).absolute() / "checkpoints", read_only
         if read_only:
-            hosts = ocp.options.MultiprocessingOptions(
-                primary_host=jax.process_index(), active_processes={jax.process_index()}, barrier_sync_key_prefix="read"
-            )
+            hosts = alone()
             options = ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=hosts)
         else:
             hosts = ocp.options.MultiprocessingOptions()
             options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, keep_period=keep_every or None)
         # Named here, since a process that has not saved yet could not tell what it finds.
-        handlers = {
-            "state": ocp.PyTreeCheckpointHandler(multiprocessing_options=hosts, use_compression=compress),
-            "meta": ocp.JsonCheckpointHandler(multiprocessing_options=hosts),
-        }
-        self._manager = ocp.CheckpointManager(self.folder, item_handlers=handlers, options=options)
+        registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+        arrays, meta = Arrays(multiprocessing_options=hosts, use_compression=compress), Json(multiprocessing_options=hosts)
+        for kind in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
+            registry.add("state", kind, arrays)
+        for kind in (ocp.args.JsonSave, ocp.args.JsonRestore):
+            registry.add("meta", kind, meta)
+        self._manager = ocp.CheckpointManager(self.folder, handler_registry=registry, options=options)
 
     def latest(self) -> int | None:
-        """The step of the newest whole checkpoint."""
+        """The step of the newest checkpoint; whether it can be read, `whole` tells."""
         return self._manager.latest_step()
+
+    def whole(self, say: Callable[[str], None] = lambda text: None) -> int | None:
+        """Return the step of the newest checkpoint whose files are as they were written; None if there is no checkpoint.
+
+        Newer ones that are damaged are set aside, as <step>.damaged, and told to `say`. Without checksums every array is read
+        once, which finds what is missing or torn, not every changed byte. On several hosts each checks a share of the files.
+        Raises: UserError if all are damaged, or, with `read_only`, if the newest is. Nothing is set aside then.
+        """
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            found = self._damage(step)
+            if found is None:
+                break
+            damaged[step] = found
+        else:
+            step = None
+        told = "; ".join(f"{self.folder / str(step)} is damaged: {found}" for step, found in damaged.items())
+        if damaged and step is None:
+            raise UserError(
+                f"{told}; no other checkpoint is whole: put a copy in its place, or delete {self.folder} to start from scratch"
+            )
+        if damaged and self._read_only:
+            raise UserError(
+                f"{told}; the one of step {step} is whole: to take it, rename the damaged one, such as "
+                f"mv {self.folder / str(max(damaged))} {self._aside(max(damaged))}"
+            )
+        for bad, found in damaged.items():
+            aside = self._aside(bad)
+            if is_first():
+                os.rename(self.folder / str(bad), aside)
+            say(f"{self.folder / str(bad)} is damaged: {found}; set aside as {aside.name}, going on from step {step}")
+        if damaged:
+            first_told(None)  # no process looks before all are renamed
+            self._manager.reload()
+        return step
+
+    def _aside(self, step: int) -> Path:
+        names = (f"{step}.damaged{i and f'.{i}' or ''}" for i in itertools.count())
+        return next(self.folder / name for name in names if not (self.folder / name).exists())
+
+    def _damage(self, step: int) -> str | None:
+        """What is wrong with a checkpoint, in words that are the same on every process that calls this together."""
+        folder = self.folder / str(step)
+        if self._read_only:
+            return damage(folder)
+        return first_told(damage(folder, jax.process_index(), jax.process_count()))
 
     def save(self, step: int, state: Any, meta: dict) -> None:
         """Starts saving; arrays are copied before this returns. A failure of this save shows at the next call."""
@@ -106,6 +181,52 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def alone() -> ocp.options.MultiprocessingOptions:
+    """For a process that reads by itself, without waiting for others."""
+    here = jax.process_index()
+    return ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here}, barrier_sync_key_prefix="read")
+
+
+def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+    """Return what is wrong with the files of a checkpoint, in words; None if nothing is.
+
+    part, parts: check this share of the files alone. What was checked is not read again as long as sizes and times stay.
+    Raises: PermissionError.
+    """
+    names = sorted(path for path in folder.rglob("*") if path.is_file())
+    return _damage(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in names), part, parts)
+
+
+@functools.cache
+def _damage(folder: Path, files: tuple, part: int, parts: int) -> str | None:
+    for path, *_ in files:
+        open(path, "rb").close()  # what may not be read is not damaged
+    try:
+        for item in ("meta", "state"):
+            if found := checksums.damage(folder / item, part, parts):
+                return f"{item}/{found}"
+    except FileNotFoundError:
+        return _unreadable(folder, part, parts)
+    return None
+
+
+def _unreadable(folder: Path, part: int, parts: int) -> str | None:
+    """The same of a checkpoint without checksums: what cannot be read."""
+    item = "meta"
+    try:
+        json.loads((folder / item / "metadata").read_text())
+        item, reader = "state", ocp.PyTreeCheckpointHandler(multiprocessing_options=alone())
+        for name, x in sorted(named(reader.metadata(folder / item).tree).items())[part::parts]:
+            wanted = nested({name: x})
+            how = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+            reader.restore(folder / item, args=ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True))
+    except MemoryError:
+        raise
+    except Exception as error:  # Orbax and TensorStore raise whatever comes
+        return f"{item} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+    return None
 
 
 def plain(tree: Any) -> Any:

@@ -79,7 +79,7 @@ def load(folder: str | os.PathLike, config: ModelConfig, params: nnx.State) -> t
     Raises UserError if the folder holds none, or one of another model.
     """
     checkpoints = Checkpoints(folder, read_only=True)
-    step = checkpoints.latest() if checkpoints.folder.is_dir() else None
+    step = checkpoints.whole() if checkpoints.folder.is_dir() else None
     if step is None or "adapter" not in checkpoints.meta(step):
         raise UserError(f"{folder} holds no adapter: save one there first")
     config = dataclasses.replace(config, adapter=Adapter(**checkpoints.meta(step)["adapter"]))

@@ -92,12 +92,15 @@ def on_first_device(source: Source) -> nnx.State:
 
 
 def newest(workdir: Path) -> tuple[Checkpoints, int]:
-    """The checkpoints of a workdir, opened for reading, and the step of the newest one. Raises UserError if there is none."""
+    """The checkpoints of a workdir, opened for reading, and the step of the newest one.
+
+    Raises: UserError if there is none, or if it is damaged: another one would give other results.
+    """
     if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir} is no training run: it has no config.json")
     if (workdir / "checkpoints").is_dir():
         checkpoints = Checkpoints(workdir, read_only=True)
-        step = checkpoints.latest()
+        step = checkpoints.whole()
         if step is not None:
             return checkpoints, step
         checkpoints.close()

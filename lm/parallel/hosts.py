@@ -30,6 +30,8 @@ FAILED, HEARD, LEAVE = "lmcraft/failed", "lmcraft/heard", "lmcraft/leave"  # key
 
 _ending = threading.Lock()
 
+TEXT_BYTES = 1024  # of a text that processes exchange
+
 
 def start() -> None:
     """Joins the other processes of this job, if there are any; call it before the first use of a device.
@@ -92,6 +94,17 @@ def end(line: str, code: int, details: str = "") -> None:
 def is_first() -> bool:
     """True on the one process that writes logs, datasets and reports."""
     return jax.process_index() == 0
+
+
+def first_told(text: str | None) -> str | None:
+    """The text of the first process that has one, on every process; None if none has. All processes call this together."""
+    if jax.process_count() == 1:
+        return text
+    mine = np.zeros(TEXT_BYTES, np.uint8)
+    encoded = (text or "").encode()[:TEXT_BYTES]
+    mine[: len(encoded)] = list(encoded)
+    texts = (bytes(row).rstrip(b"\0").decode(errors="ignore") for row in multihost_utils.process_allgather(mine))
+    return next(filter(None, texts), None)
 
 
 def wait_for(ready: Callable[[], Any | None]) -> Any:

@@ -50,7 +50,7 @@ def train(
     start: Callable[[], nnx.State | None] = lambda: None, *, frozen=None, watch: Callable | None = None,
     measure: Callable | None = None,
 ) -> dict:  # fmt: skip
-    """Trains from the newest checkpoint in `workdir`, else from the parameters of `start` (None: random), to `config.steps`.
+    """Trains to `config.steps` from the newest whole checkpoint in `workdir`, else from the parameters of `start` (or random).
 
     Args:
       stream: gives the batch of each step (lm/train/feed.py).
@@ -61,10 +61,10 @@ def train(
       measure: measure(step, params) -> {name: number}, every config.evals.every steps and at the end; logged as validation is.
     Returns: {"params", "step", "tokens", "skipped", "valid": what validate gives at the end or None,
     "tokens_per_second" (median), "mfu", "num_params", "seconds"}.
-    Raises: Stopped on SIGTERM or SIGINT; Diverged; UserError for a checkpoint that does not fit.
+    Raises: Stopped on SIGTERM or SIGINT; Diverged; UserError for a checkpoint that does not fit, or if all are damaged.
     """
     checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_every=config.keep_every)
-    begin = checkpoints.latest()
+    begin = checkpoints.whole(print if is_first() else lambda text: None)
     if begin is None:
         begin, tokens, loader = 0, 0, None
         state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh), donate_argnums=0)(start())

@@ -110,6 +110,15 @@ def steps_saved(workdir: Path) -> list[int]:
     return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.exists() else []
 
 
+def damage(checkpoint: Path) -> None:
+    """Flips five bytes in the middle of the checkpoint's largest file."""
+    path = max((path for path in checkpoint.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    for i in range(5):
+        data[len(data) // 2 + i] ^= 0xFF
+    path.write_bytes(data)
+
+
 def saving(workdir: Path) -> bool:
     """Whether a save is under way (or was when the run was killed)."""
     folder = workdir / "checkpoints"

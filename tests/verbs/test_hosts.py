@@ -1,11 +1,13 @@
 """Several processes of jax.distributed on this machine: the same run as one process, to its report, and one end for all."""
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.verbs import runs
@@ -69,6 +71,28 @@ def test_one_two_one(fresh, finished, text, tmp_path):
 
     runs.train(fresh, data__input=text)
     runs.assert_same_run(fresh, finished, tolerance=1e-5)
+
+
+@pytest.mark.slow
+def test_both_go_on_from_the_same_whole_checkpoint(finished, text, tmp_path):
+    """The newest one, of two processes, is damaged in the files of the second; either sees a share of the files."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    command = runs.line(workdir, data__input=text, steps=runs.STEPS + 20)
+    codes, said = ends(start_both(command, tmp_path), tmp_path)
+    assert codes == [0, 0], said
+    newest = workdir / "checkpoints" / str(runs.STEPS + 20)
+    before = runs.arrays(workdir, runs.STEPS + 20)
+    listed = json.loads((newest / "state" / "checksums.json").read_text())["xxh3_128"]
+    assert {name.split("/")[0] for name in listed} >= {"ocdbt.process_0", "ocdbt.process_1"}
+    assert not list(newest.rglob("checksums.of-*"))
+    runs.damage(newest / "state" / "ocdbt.process_1")
+    codes, said = ends(start_both(command, tmp_path), tmp_path)
+    assert codes == [0, 0], said
+    assert (newest.parent / f"{newest.name}.damaged").is_dir() and newest.is_dir()
+    after = runs.arrays(workdir, runs.STEPS + 20)
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name], err_msg=name)
 
 
 def test_a_mistake_ends_both(tmp_path):

@@ -2,7 +2,9 @@
 
 import json
 import random
+import shutil
 import signal
+import sys
 
 import pytest
 
@@ -89,6 +91,32 @@ def test_another_mesh(fresh, text, finished, before, after):
     (fresh / "config.json").write_text(json.dumps(saved))
     runs.train(fresh, runs.fake_devices(8), **settings(after))
     runs.assert_same_run(fresh, finished, tolerance=1e-5)
+
+
+def test_a_damaged_checkpoint_is_set_aside(finished, text, tmp_path):
+    """Five bytes are flipped: a reader refuses, the run goes on from the checkpoint before and ends as if nothing had been."""
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    newest, before = (workdir / "checkpoints" / str(step) for step in reversed(runs.steps_saved(workdir)))
+    runs.damage(newest)
+    done = runs.run([sys.executable, "-m", "lm.generate", f"--checkpoint={workdir}", "--prompt=a", "--max_new_tokens=2"])
+    assert done.returncode == 2, done.stderr
+    (message,) = runs.complaint(done.stderr)
+    assert f"{newest} is damaged" in message and f"step {before.name} is whole" in message
+
+    done = runs.run(runs.line(workdir, data__input=text))
+    assert done.returncode == 0, done.stderr
+    (told,) = (line for line in done.stdout.splitlines() if "damaged" in line)
+    assert f"{newest} is damaged" in told and f"{newest.name}.damaged" in told and f"going on from step {before.name}" in told
+    runs.assert_same_run(workdir, finished)
+    assert (newest.parent / f"{newest.name}.damaged").is_dir()
+
+    for folder in (newest, before):
+        runs.damage(folder)
+    done = runs.run(runs.line(workdir, data__input=text, steps=runs.STEPS + 1))
+    assert done.returncode == 2 and len(runs.complaint(done.stderr)) == 1, done.stderr
+    assert "no other checkpoint is whole" in done.stderr
+    assert runs.steps_saved(workdir) == [int(before.name), int(newest.name)]
 
 
 def stop(command, workdir, signum, after: int, **variables) -> int:

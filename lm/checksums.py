@@ -1,0 +1,106 @@
+"""Checksums of the files of a folder, written beside them and compared when they are read.
+
+checksums.json holds {"xxh3_128": {file: [bytes, digest in hex]}}. It lists what is there when it is written: files that come
+later are none of its business.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import xxhash
+
+NAME, ALGORITHM = "checksums.json", "xxh3_128"
+PART = "checksums.of-{}.json"  # the files of one process, until all of them are together
+AT_ONCE = 8  # files
+CHUNK = 8 << 20  # bytes
+
+Sums = dict[str, list]
+
+
+def sums(folder: Path, names: Iterable[str]) -> Sums:
+    """Return {name: [bytes, digest]} of files of `folder`, read several at a time."""
+
+    def one(name: str) -> list:
+        digest, buffer, size = xxhash.xxh3_128(), bytearray(CHUNK), 0
+        with open(folder / name, "rb", buffering=0) as file:
+            while count := file.readinto(buffer):
+                digest.update(memoryview(buffer)[:count])
+                size += count
+        return [size, digest.hexdigest()]
+
+    names = sorted(names)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return dict(zip(names, pool.map(one, names), strict=True))
+
+
+def files(folder: Path) -> set[str]:
+    """Return the names of all files under `folder`, relative to it, but for checksums."""
+    found = (Path(root, name).relative_to(folder) for root, _, names in os.walk(folder) for name in names)
+    return {path.as_posix() for path in found if not path.name.startswith("checksums.")}
+
+
+def write_part(folder: Path, within: str, process: int) -> None:
+    """Write the checksums of what lies in the folder `within` of `folder`, for `write` to take up.
+
+    So each of several processes reads the files that it has written itself.
+    """
+    own = {name for name in files(folder) if name.startswith(f"{within}/")}
+    _put(folder / PART.format(process), sums(folder, own))
+
+
+def write(folder: Path) -> None:
+    """Write checksums.json of all files under `folder`; those of `write_part` are not read again."""
+    known: Sums = {}
+    parts = list(folder.glob(PART.format("*")))
+    for part in parts:
+        known |= json.loads(part.read_text())[ALGORITHM]
+    _put(folder / NAME, known | sums(folder, files(folder) - known.keys()))
+    for part in parts:
+        part.unlink()
+
+
+def read(folder: Path) -> Sums | None:
+    """Return what `write` wrote; None if there is none. Raises ValueError if it is torn."""
+    try:
+        return json.loads((folder / NAME).read_text())[ALGORITHM]
+    except FileNotFoundError:
+        return None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"no {error}") from None
+
+
+def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
+    """Return the first difference of the files of `folder` from checksums.json, in words; None if there is none.
+
+    part, parts: compare every parts-th file alone, as one of several processes that share the work.
+    Raises: FileNotFoundError if there is no checksums.json.
+    """
+    try:
+        written = read(folder)
+    except ValueError:
+        return f"{NAME} is torn"
+    if written is None:
+        raise FileNotFoundError(folder / NAME)
+    for name, (size, _) in written.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if (there := (folder / name).stat().st_size) != size:
+            return f"{name} has {there:,} bytes instead of {size:,}"
+    by_size = sorted(written, key=lambda name: (written[name][0], name))  # so that every part gets some of the large ones
+    found = sums(folder, by_size[part::parts])
+    return next((f"{name} is not what was written" for name, one in found.items() if one != written[name]), None)
+
+
+def fingerprint(folder: Path, names: Iterable[str]) -> str:
+    """Return one digest for the names and bytes of these files of `folder`. Files with a checksum are not read."""
+    known = read(folder) or {}
+    names = set(names)
+    found = {name: known[name] for name in names & known.keys()} | sums(folder, names - known.keys())
+    return xxhash.xxh3_128(json.dumps(found, sort_keys=True).encode()).hexdigest()
+
+
+def _put(path: Path, found: Sums) -> None:
+    path.write_text(json.dumps({ALGORITHM: found}, indent=1, sort_keys=True) + "\n")
