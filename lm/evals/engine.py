@@ -185,11 +185,12 @@ class Engine:
         self.stats["seconds"] += time.perf_counter() - begin
 
 
-def _scored_of(value: bytes, n: int) -> Scored:
-    """Of n tokens, as the file has it. Raises ValueError if it is not of so many."""
+def _scored_of(value: bytes, n: int) -> Scored | None:
+    """Of n tokens, as the file has it; None if it holds NaN, which is no answer. Raises ValueError if it is not of so many."""
     if len(value) != 5 * n:
         raise ValueError
-    return Scored(np.frombuffer(value[: 4 * n], np.float32), np.frombuffer(value[4 * n :], bool, n))
+    scored = Scored(np.frombuffer(value[: 4 * n], np.float32), np.frombuffer(value[4 * n :], bool, n))
+    return scored if np.isfinite(scored.logps).all() else None
 
 
 def windows(ids: Sequence[int], prefix: int, max_length: int) -> list[Request]:

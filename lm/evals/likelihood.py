@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 
 from lm.config import ModelConfig
 from lm.evals.trie import Batch, Costs, plan
+from lm.infer import not_finite
 from lm.infer.sampler import first_of_most
 from lm.kernels.matmul import gathered, product
 from lm.model.attention import cache_dtype, cache_shapes, cache_spec
@@ -47,7 +48,7 @@ class Scored(NamedTuple):
 
 class Work(NamedTuple):
     """A batch of a plan. requests: the numbers of those that it answers. tokens: that are read for it, padding not counted;
-    slots: with padding. run: answers them, in that order."""
+    slots: with padding. run: answers them, in that order; raises UserError if a log-probability is NaN or infinite."""
 
     requests: list[int]
     tokens: int
@@ -178,7 +179,10 @@ class _Reader:
         found = []
         for number in numbers:
             b, n, k = where[number]
-            found.append(Scored(logps_BNK[b, n, k], best_BN[b, n] == targets_BNK[b, n, k]))
+            logps = logps_BNK[b, n, k]
+            if not np.isfinite(logps).all():
+                raise not_finite.error(nnx.merge(self.graph, self.params), "likelihoods: log-probabilities of the model")
+            found.append(Scored(logps, best_BN[b, n] == targets_BNK[b, n, k]))
         return found
 
     def _states(self, batch: Batch, prefixes: list[np.ndarray], ways: int):

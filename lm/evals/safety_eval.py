@@ -19,6 +19,7 @@ from lm.evals.endpoint import Chat, Reply
 from lm.evals.judges import Judge, guarded
 from lm.evals.refusals import refusal
 from lm.evals.safety_prompts import Prompt
+from lm.infer import not_finite
 from lm.infer.sampler import draw
 from lm.kernels.cross_entropy import cross_entropy
 from lm.model.transformer import Transformer
@@ -241,6 +242,8 @@ def bits_per_byte(model: Transformer, tokenizer, texts: Iterable[str], sequence_
             tokens[row, : len(piece)], segments[row, : len(piece) - 1] = piece, 1
         positions = segments * np.arange(sequence_length, dtype=np.int32)
         total += float(nll(params, *_placed(tokens[:, :-1], tokens[:, 1:], segments, positions)))
+        if not math.isfinite(total):
+            raise not_finite.error(model, "bits per byte: log-probabilities of the model")
     return {"bits_per_byte": total / math.log(2) / size, "bytes": size, "texts": count}
 
 

@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding
 from data.tokenizer import Tokenizer
 from lm.config import ModelConfig
 from lm.errors import UserError
+from lm.infer import not_finite
 from lm.model.transformer import DecodeState, Transformer, continued, empty_state, repeated, resized, skeleton, taken
 from lm.parallel.hosts import gathered
 from lm.parallel.mesh import reshard, row_ways, spec
@@ -34,6 +35,7 @@ class SamplingState(NamedTuple):
     last_B: jax.Array  # int32, the token to feed next
     positions_B: jax.Array  # int32, its position in its own sequence
     done_B: jax.Array  # bool, an end token was drawn
+    lost_B: jax.Array  # bool, the last logits were not finite, so that the last token means nothing
     out_BN: jax.Array  # int32, tokens drawn so far
     logps_BN: jax.Array  # float32, of each under the model at that temperature, nats
     n: jax.Array  # int32, how many
@@ -136,6 +138,7 @@ def draw(
       every: after each so many tokens, enough(number of a continuation, its tokens so far) says whether it needs no more. Slots
         are made as they are needed, and where a quarter of the rows is left, only these go on. Not together with `each`.
     On several hosts every process calls this with the same arguments and gets all rows.
+    Raises: UserError at the first token whose logits are NaN or infinite; it names the prompt and the likely cause.
     """
     if not len(prompts):
         return Drawn([], [], [])
@@ -151,6 +154,7 @@ def draw(
     going = numbers < count  # the others fill the batch
     found: list[tuple[list[int], list[float], bool] | None] = [None] * count
     while True:
+        _check_finite(model, state, [int(n) // each if n < count else 0 for n in numbers], temperature)
         for place, told in enumerate(zip(*_told(state, stop_ids))):
             if going[place] and (told[2] or until == max_new_tokens or enough(int(numbers[place]), told[0])):
                 found[numbers[place]], going[place] = told, False
@@ -158,6 +162,19 @@ def draw(
             return Drawn(*map(list, zip(*found)))
         until = min(until + every, max_new_tokens)
         state, numbers, going = _resumed(call, state, numbers, going, until)
+
+
+def _check_finite(model: Transformer, state: SamplingState, prompts: Sequence[int], temperature: float) -> None:
+    """Raises UserError if the last step found logits that are not finite. prompts: the index of each row's prompt."""
+    lost = state.lost_B
+    if jax.process_count() > 1:
+        lost = multihost_utils.process_allgather(lost, tiled=True)
+    rows = np.flatnonzero(np.asarray(lost))
+    if rows.size:
+        before = int(state.n) - 1
+        after = f" after {before} new token{'s' if before > 1 else ''}" if before else ""
+        cause = f"or temperature={temperature} is too small: 0 is greedy" if 0 < temperature < 1e-3 else ""
+        raise not_finite.error(model, f"generate: the logits of prompt {prompts[rows[0]]} (counted from 0){after}", cause)
 
 
 def _told(state: SamplingState, stop_ids: Sequence[int]) -> tuple[list[list[int]], list[list[float]], list[bool]]:
@@ -201,6 +218,7 @@ def _growing(model, prompts, **options):
     )  # fmt: skip
     state = _start(*call)
     while True:
+        _check_finite(model, state, [0] * state.lost_B.shape[0], o["temperature"])
         yield np.asarray(state.out_BN)[0, : int(state.n)].tolist()
         if int(state.n) == call.limit or bool(state.done_B[0]):
             return
@@ -214,7 +232,7 @@ def _prepared(
     rows=None, prefix=(), until=0,
 ) -> Call:  # fmt: skip
     """Checks a request and lays it out, with slots for `until` tokens, or all."""
-    if max_new_tokens < 1 or temperature < 0 or not 0 < top_p <= 1 or top_k < 0 or each < 1:
+    if max_new_tokens < 1 or not 0 <= temperature < np.inf or not 0 < top_p <= 1 or top_k < 0 or each < 1:
         raise UserError("generate needs max_new_tokens ≥ 1, temperature ≥ 0, 0 < top_p ≤ 1, top_k ≥ 0 and each ≥ 1")
     if cache_dtype not in ("", "int8"):
         raise UserError(f"cache_dtype={cache_dtype!r} is neither int8 nor empty")
@@ -297,7 +315,7 @@ def _start(
     decode = read.state if each == 1 else continued(read.state, model.config, each, slots, dtype)
     nothing = jnp.zeros((B, limit), jnp.int32, out_sharding=spec("batch", None))
     first = SamplingState(
-        decode, lengths_B * 0, lengths_B - 1, lengths_B < 0, nothing, nothing.astype(jnp.float32), jnp.int32(0)
+        decode, lengths_B * 0, lengths_B - 1, lengths_B < 0, lengths_B < 0, nothing, nothing.astype(jnp.float32), jnp.int32(0)
     )  # fmt: skip
     return _drawn(first, logits_BV, settings, rows_B, seed, allowed_V)
 
@@ -367,7 +385,7 @@ def _loop(graph, settings, params, state: SamplingState, tokens_BP, rows_B, seed
     apart = jax.default_backend() == "cpu" and not model.config.scan_layers and _bytes(params) <= APART
     layers = model.unstacked() if apart else None
     return lax.while_loop(
-        lambda s: (s.n < until) & ~s.done_B.all(),
+        lambda s: (s.n < until) & ~s.done_B.all() & ~s.lost_B.any(),
         lambda s: _sample_step(graph, settings, params, s, tokens_BP, rows_B, seed, allowed_V, layers),
         state,
     )
@@ -385,6 +403,8 @@ def _drawn(state: SamplingState, logits_BV, settings, rows_B, seed, allowed_V) -
     drawn_B = jnp.where(state.done_B, state.last_B, drawn_B).astype(jnp.int32)
     logits_BV = logits_BV / (settings.temperature or 1.0)
     logp_B = _picked(logits_BV, drawn_B) - jax.nn.logsumexp(logits_BV, axis=-1)
+    # NaN or +inf anywhere makes logsumexp so, and where all are -inf, so is the one picked: no reduction of its own is needed.
+    lost_B = ~state.done_B & ~jnp.isfinite(logp_B)
 
     def put(old_BN, new_B):
         return lax.dynamic_update_slice_in_dim(old_BN, new_B[:, None], state.n, axis=1)
@@ -393,7 +413,7 @@ def _drawn(state: SamplingState, logits_BV, settings, rows_B, seed, allowed_V) -
     for stop in settings.stop_ids:
         done = done | (drawn_B == stop)
     out_BN, logps_BN = put(state.out_BN, drawn_B), put(state.logps_BN, logp_B)
-    return SamplingState(state.decode, drawn_B, state.positions_B + 1, done, out_BN, logps_BN, state.n + 1)
+    return SamplingState(state.decode, drawn_B, state.positions_B + 1, done, lost_B, out_BN, logps_BN, state.n + 1)
 
 
 def _picked(x_BV, index_B) -> jax.Array:

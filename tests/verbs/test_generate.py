@@ -3,6 +3,10 @@
 import shutil
 import sys
 
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+from lm.convert.to_published import to_published
 from tests.verbs import runs
 
 
@@ -43,3 +47,24 @@ def test_mistakes(tmp_path, finished):
         done = generate(*flags)
         assert done.returncode == 2 and done.stdout == ""
         assert words in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_parameters_that_are_not_finite_end_the_verbs_with_one_line(finished, tmp_path):
+    exported = tmp_path / "exported"
+    to_published(finished, exported)
+    file = exported / "model.safetensors"
+    weights = load_file(file)
+    weights["model.norm.weight"][0] = np.nan
+    save_file(weights, file)
+    (tmp_path / "mmlu").mkdir()
+    (tmp_path / "mmlu" / "facts_test.csv").write_text("What is it?,one,two,three,four,B\n")
+    evaluate = [
+        sys.executable, "evaluate.py", "--config=configs/evaluate/default.py", f"--workdir={tmp_path / 'evals'}",
+        f"--config.checkpoint={exported}", "--config.tasks=mmlu", f"--config.data_dir={tmp_path}",
+    ]  # fmt: skip
+    for done in (generate(f"--checkpoint={exported}", "--prompt=a"), runs.run(evaluate)):
+        assert done.returncode == 2
+        line = runs.complaint(done.stderr)[-1]
+        assert "NaN or infinite; norm.scale holds NaN or infinity in 1 of 32 values" in line
+        assert "Traceback" not in done.stderr
+    assert not (tmp_path / "evals" / "results.json").exists()

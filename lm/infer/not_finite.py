@@ -1,0 +1,44 @@
+"""The error for a model whose outputs are NaN or infinite: nothing can be drawn from them, and a score would mean nothing."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lm.checkpoint import named, plain
+from lm.errors import UserError
+from lm.model.transformer import Transformer
+
+
+def error(model: Transformer, what: str, cause: str = "") -> UserError:
+    """Return the error to raise: what was not finite, and the likely cause.
+
+    On several hosts every process calls this, because it counts the non-finite values of sharded parameters.
+
+    Args:
+      what: such as "the logits of prompt 3". cause: what else may be wrong if the parameters are finite.
+    """
+    found = parameters(nnx.split(model)[1])
+    if found:
+        name, (count, size) = next(iter(found.items()))
+        others = f", as do {len(found) - 1} other parameters" if len(found) > 1 else ""
+        why = f"{name} holds NaN or infinity in {count} of {size} values{others}: "
+        why += "take an earlier checkpoint, or the weights anew"
+    else:
+        dtype = model.config.dtype
+        why = f"all parameters are finite, so a value overflowed {dtype}: " + (
+            "check the scale of the weights" if dtype == "float32" else "try dtype float32, and check the scale of the weights"
+        )
+        why += f"; {cause}" if cause else ""
+    return UserError(f"{what} are NaN or infinite; {why}")
+
+
+def parameters(params: nnx.State) -> dict[str, tuple[int, int]]:
+    """Return {dotted name: (values that are not finite, all values)} of the parameters that hold such values."""
+    arrays = {name: x for name, x in named(plain(params)).items() if jnp.issubdtype(x.dtype, jnp.inexact)}
+    counts = {name: int(count) for name, count in _counts(arrays).items()}
+    return {name: (count, arrays[name].size) for name, count in counts.items() if count}
+
+
+@jax.jit
+def _counts(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return {name: jnp.sum(~jnp.isfinite(x)) for name, x in arrays.items()}
