@@ -164,6 +164,8 @@ def _render(template: str, messages, extra: Mapping, add_generation_prompt: bool
         return _compiled(template).render(context, add_generation_prompt=add_generation_prompt)
     except jinja2.TemplateError as error:
         raise UserError(f"chat: the template says: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of the template's own code
+        raise UserError(f"chat: the template fails on these messages: {type(error).__name__}: {error}") from error
 
 
 def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:

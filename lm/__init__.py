@@ -14,7 +14,7 @@ def load(path, dtype: str | None = None):
 
 
 def generate(model, tokenizer, prompts, **options):
-    """Completions of prompts; see lm.infer.sampler.generate."""
+    """Completions of prompts, and answers to conversations; see lm.infer.sampler.generate."""
     from lm.infer.sampler import generate
 
     return generate(model, tokenizer, prompts, **options)

@@ -1,19 +1,24 @@
-"""Complete a prompt with a trained model, token by token on the terminal.
+"""Complete a prompt with a trained model, or answer it as an assistant, token by token on the terminal.
 
 python -m lm.generate --checkpoint=runs/demo --prompt='def ' [--max_new_tokens=64 --temperature=0.8 --top_p=0.95 --seed=0]
+python -m lm.generate --checkpoint=runs/sft --chat --prompt='What is a cat?' [--system='Answer in one sentence.']
 """
 
 import sys
+import warnings
 
 from absl import flags
 
 import lm
+from data.messages import said
 from lm import cli
 from lm.errors import UserError
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "A training run's workdir, or a Hugging Face checkpoint.")
 flags.DEFINE_multi_string("prompt", None, "Text to go on from; may be given several times.")
+flags.DEFINE_bool("chat", False, "Each prompt is a user's message, which the assistant answers by the chat template.")
+flags.DEFINE_string("system", "", "With --chat: the system message before it.")
 flags.DEFINE_integer("max_new_tokens", 64, "Most tokens to draw.", lower_bound=1)
 flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token.", lower_bound=0.0)
 flags.DEFINE_float("top_p", 0.95, "Nucleus sampling: the smallest set of tokens with this probability.")
@@ -31,11 +36,21 @@ def main() -> None:
     for name in ("checkpoint", "prompt"):
         if FLAGS[name].value is None:
             raise UserError(f"--{name} is missing; --help tells what there is")
+    if FLAGS.system and not FLAGS.chat:
+        raise UserError("--system is the system message of a chat: add --chat")
+    warnings.formatwarning = lambda message, *_: f"generate.py: {message}\n"
     model, tokenizer = lm.load(FLAGS.checkpoint)
+    template = None
+    if FLAGS.chat:
+        from lm.align.reward_model import chat_template_of
+
+        template = chat_template_of(FLAGS.checkpoint)
     for prompt in FLAGS.prompt:
-        print(prompt, end="", flush=True)
+        print(prompt, end="\n" if FLAGS.chat else "", flush=True)
+        before = [said("system", FLAGS.system)] if FLAGS.system else []
+        asked = [*before, said("user", prompt)] if FLAGS.chat else prompt
         lm.generate(
-            model, tokenizer, [prompt], max_new_tokens=FLAGS.max_new_tokens, temperature=FLAGS.temperature,
+            model, tokenizer, [asked], template=template, max_new_tokens=FLAGS.max_new_tokens, temperature=FLAGS.temperature,
             top_p=FLAGS.top_p, top_k=FLAGS.top_k, seed=FLAGS.seed, stream=lambda text: print(text, end="", flush=True),
         )  # fmt: skip
         print(flush=True)

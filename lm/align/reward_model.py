@@ -66,6 +66,8 @@ def chat_template_of(path: str) -> str | None:
     """The template that a run was trained with, or None for the tokenizer's own."""
     saved = Path(path) / "config.json"
     named = json.loads(saved.read_text()).get("chat_template") if saved.is_file() else None
+    if named and not Path(named).is_file():
+        raise UserError(f"{path} was trained with chat_template={named}, which is no file now; put it back")
     return Path(named).read_text(encoding="utf-8") if named else None
 
 

@@ -16,10 +16,13 @@ from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding
 
+from data.chat import Message
+from data.hf_tokenizer import HFTokenizer
 from data.tokenizer import Tokenizer
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer import not_finite
+from lm.infer.prompts import read as prompts_as_ids
 from lm.model.transformer import DecodeState, Transformer, continued, empty_state, repeated, resized, skeleton, taken
 from lm.parallel.hosts import gathered
 from lm.parallel.mesh import reshard, row_ways, spec
@@ -80,51 +83,52 @@ class Drawn(NamedTuple):
 
 
 def generate(
-    model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str] | Sequence[Sequence[int]], *, max_new_tokens: int = 64,
-    temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0, stream: Callable[[str], None] | None = None,
-    cache_dtype: str = "",
-) -> list[str] | list[list[int]]:  # fmt: skip
-    """Continues each prompt until a token of `tokenizer.stop_ids` or `max_new_tokens`.
+    model: Transformer, tokenizer: Tokenizer | HFTokenizer, prompts: Sequence[str | Sequence[int] | Sequence[Message]], *,
+    max_new_tokens: int = 64, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0,
+    stream: Callable[[str], None] | None = None, cache_dtype: str = "", template: str | None = None,
+) -> list[str | list[int]]:  # fmt: skip
+    """Continues each prompt until an end token or `max_new_tokens`.
 
-    A string prompt is read as `tokenizer.prompt_ids` says: after the begin-of-document token, if there is one. A row's draws
-    depend on (seed, its index), not on the other rows.
+    A prompt is a string, token ids, or the messages of a conversation, which the assistant answers; lm/infer/prompts.py says
+    how each is read and what ends it. A row's draws depend on (seed, its index), not on the other rows.
 
     Args:
       stream: called with each piece of text as it is drawn; for a single prompt.
       cache_dtype: "int8" keeps keys and values as integers with a scale for each token and head; "": as they are computed.
-    Returns: the completions alone, strings for strings and token ids for token ids, without the end token.
+      template: the Jinja chat template of messages; None: the tokenizer's own.
+    Returns: the completions alone, without the end token: token ids for token ids, strings for the others.
     """
-    if isinstance(prompts, str):
-        raise UserError("prompts must be a list, even of one string")
-    if stream is not None and len(prompts) != 1:
+    read = prompts_as_ids(tokenizer, prompts, template)
+    if stream is not None and len(read) != 1:
         raise UserError("streaming takes one prompt")
-    text = [isinstance(prompt, str) for prompt in prompts]
-    ids = [
-        tokenizer.prompt_ids(prompt) if is_text else [int(i) for i in prompt]
-        for prompt, is_text in zip(prompts, text, strict=True)
-    ]
-    stops = tuple(tokenizer.stop_ids)
     options = dict(
-        stop_ids=stops, vocab_size=tokenizer.vocab_size, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
-        top_k=top_k, seed=seed, cache_dtype=cache_dtype,
+        vocab_size=tokenizer.vocab_size, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
+        seed=seed, cache_dtype=cache_dtype,
     )  # fmt: skip
-    if stream is None:
-        drawn = draw(model, ids, **options).tokens
-    else:
+    drawn: dict[int, list[int]] = {}
+    if stream is not None:
         shown = ""
-        for row in _growing(model, ids, **options):
-            shown = _show(stream, tokenizer, row, shown)
-        _show(stream, tokenizer, row, shown, last=True)
-        drawn = [row]
-    rows = [row[:-1] if row and row[-1] in stops else row for row in drawn]
-    return [tokenizer.decode(row) if is_text else row for row, is_text in zip(rows, text, strict=True)]
+        for row in _growing(model, [read[0].ids], stop_ids=read[0].stops, **options):
+            shown = _show(stream, tokenizer, row, shown, read[0].stops)
+        _show(stream, tokenizer, row, shown, read[0].stops, last=True)
+        drawn[0] = row
+    else:
+        for stops in dict.fromkeys(prompt.stops for prompt in read):
+            rows = [n for n, prompt in enumerate(read) if prompt.stops == stops]
+            some = draw(model, [read[n].ids for n in rows], stop_ids=stops, rows=rows, names=rows, **options).tokens
+            drawn |= dict(zip(rows, some, strict=True))
+    found = []
+    for n, prompt in enumerate(read):
+        row = drawn[n][:-1] if drawn[n] and drawn[n][-1] in prompt.stops else drawn[n]
+        found.append(tokenizer.decode(row) if prompt.is_text else row)
+    return found
 
 
 def draw(
     model: Transformer, prompts: Sequence[Sequence[int]], *, stop_ids: Sequence[int], vocab_size: int, max_new_tokens: int,
     temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0, width: int = 0, cache_dtype: str = "",
     each: int = 1, rows: Sequence[int] | None = None, prefix: Sequence[int] = (), every: int = 0,
-    enough: Callable[[int, list[int]], bool] = lambda number, tokens: False,
+    enough: Callable[[int, list[int]], bool] = lambda number, tokens: False, names: Sequence[int] | None = None,
 ) -> Drawn:  # fmt: skip
     """Continues prompts of token ids, all together, on the mesh that is set.
 
@@ -137,6 +141,7 @@ def draw(
       prefix: ids in front of all prompts, read once. Not for models with windows or angles that depend on the length.
       every: after each so many tokens, enough(number of a continuation, its tokens so far) says whether it needs no more. Slots
         are made as they are needed, and where a quarter of the rows is left, only these go on. Not together with `each`.
+      names: the number by which errors call each prompt; None: its index.
     On several hosts every process calls this with the same arguments and gets all rows.
     Raises: UserError at the first token whose logits are NaN or infinite; it names the prompt and the likely cause.
     """
@@ -153,8 +158,9 @@ def draw(
     count, numbers = len(prompts) * each, np.arange(call.rows_B.shape[0])  # of the continuation that each row is
     going = numbers < count  # the others fill the batch
     found: list[tuple[list[int], list[float], bool] | None] = [None] * count
+    names = range(len(prompts)) if names is None else names
     while True:
-        _check_finite(model, state, [int(n) // each if n < count else 0 for n in numbers], temperature)
+        _check_finite(model, state, [names[int(n) // each if n < count else 0] for n in numbers], temperature)
         for place, told in enumerate(zip(*_told(state, stop_ids))):
             if going[place] and (told[2] or until == max_new_tokens or enough(int(numbers[place]), told[0])):
                 found[numbers[place]], going[place] = told, False
@@ -454,9 +460,9 @@ def first_of_most(x) -> jax.Array:
     return jnp.min(jnp.where(x == jnp.max(x, axis=-1, keepdims=True), ids, x.shape[-1] - 1), axis=-1)
 
 
-def _show(stream, tokenizer, row: list[int], shown: str, last: bool = False) -> str:
+def _show(stream, tokenizer, row: list[int], shown: str, stops: Sequence[int], last: bool = False) -> str:
     """Streams what is new; a character whose bytes are not all there yet waits."""
-    text = tokenizer.decode(row[:-1] if row[-1] in tokenizer.stop_ids else row)
+    text = tokenizer.decode(row[:-1] if row[-1] in stops else row)
     if not last:
         text = text.rstrip("\ufffd")
     if len(text) > len(shown) and text.startswith(shown):

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+import lm
 from lm.convert.to_published import to_published
 from tests.verbs import runs
 
@@ -68,3 +69,17 @@ def test_parameters_that_are_not_finite_end_the_verbs_with_one_line(finished, tm
         assert "NaN or infinite; norm.scale holds NaN or infinity in 1 of 32 values" in line
         assert "Traceback" not in done.stderr
     assert not (tmp_path / "evals" / "results.json").exists()
+
+
+def test_a_chat_on_the_terminal(finished):
+    flags = (f"--checkpoint={finished}", "--max_new_tokens=8", "--temperature=0")
+    done = generate(*flags, "--prompt=ab cd", "--chat", "--system=be <|end|> brief")
+    assert done.returncode == 0 and done.stderr == ""
+    model, tokenizer = lm.load(finished)
+    messages = [{"role": "system", "content": "be <|end|> brief"}, {"role": "user", "content": "ab cd"}]
+    answer = lm.generate(model, tokenizer, [messages], max_new_tokens=8, temperature=0)[0]
+    assert done.stdout == f"ab cd\n{answer}\n"
+    spelled = generate(*flags, "--prompt=<|user|>ab", "--prompt=ab<|end|>")
+    assert spelled.returncode == 0 and spelled.stderr.count("\n") == 1 and "--chat" in spelled.stderr
+    wrong = generate(*flags, "--prompt=a", "--system=a")
+    assert wrong.returncode == 2 and "add --chat" in wrong.stderr

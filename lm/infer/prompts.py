@@ -1,0 +1,91 @@
+"""Prompts as token ids: a text, the ids themselves, or the messages of a conversation."""
+
+import functools
+import numbers
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from data.chat import encode_chat, end_of_turn
+from data.hf_tokenizer import HFTokenizer
+from data.messages import Messages, is_list, messages_of
+from data.tokenizer import Tokenizer
+from lm.errors import UserError
+
+FORMS = 'a prompt is a string, a list of token ids, or a list of messages such as [{"role": "user", "content": "…"}]'
+
+
+class Prompt(NamedTuple):
+    """ids: what the model reads. is_text: the completion is wanted as a string. stops: ids that end the completion."""
+
+    ids: list[int]
+    is_text: bool
+    stops: tuple[int, ...]
+
+
+def read(tokenizer: Tokenizer | HFTokenizer, prompts: Sequence[Any], template: str | None = None) -> list[Prompt]:
+    """Encode each prompt by its own form; a list may mix the forms.
+
+    A string is plain text after the begin-of-document token, if there is one. Messages are rendered by the chat template up to
+    the begin of the assistant's answer, which the template's end of turn ends. Only there control symbols are symbols.
+
+    Args: template: Jinja for the messages; None: the tokenizer's own.
+    Raises: UserError for what is of no form, and for messages that are wrong, are refused by the template, or have none.
+    """
+    if isinstance(prompts, str | Mapping) or not hasattr(prompts, "__iter__"):
+        raise UserError(f"prompts must be a list, even of one prompt; {FORMS}")
+    found, prompts = [], list(prompts)
+    for n, prompt in enumerate(prompts):
+        if isinstance(prompt, str):
+            found.append(Prompt(tokenizer.prompt_ids(prompt), True, tuple(tokenizer.stop_ids)))
+        elif is_list(prompt) and any(isinstance(part, Mapping) for part in prompt):
+            messages = _messages(prompt, f"prompt {n} (counted from 0)")
+            ids = encode_chat(tokenizer, messages, template=template, add_generation_prompt=True).ids
+            found.append(Prompt(ids, True, _stops(tokenizer, template)))
+        else:
+            found.append(Prompt(_token_ids(prompt, n), False, tuple(tokenizer.stop_ids)))
+    _warn_of_symbols(tokenizer, [prompt for prompt in prompts if isinstance(prompt, str)])
+    return found
+
+
+def _messages(prompt: Sequence[Any], where: str) -> Messages:
+    for n, message in enumerate(prompt, start=1):
+        given = message if isinstance(message, Mapping) else {"content": ""}  # messages_of refuses that one
+        if all(given.get(key) is None for key in ("content", "value", "tool_calls", "function_call")):
+            raise UserError(f"{where}: message {n} has no content; write {{'role': …, 'content': …}}")
+    return messages_of(prompt, where)
+
+
+def _token_ids(prompt: Any, n: int) -> list[int]:
+    ids = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if not is_list(ids) or not all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in ids):
+        hint = "; put the messages of one conversation into a list of their own" if isinstance(prompt, Mapping) else ""
+        raise UserError(f"prompt {n} (counted from 0) is of no known form: {FORMS}{hint}")
+    return [int(i) for i in ids]
+
+
+def _stops(tokenizer: Tokenizer | HFTokenizer, template: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(dict.fromkeys((*tokenizer.stop_ids, end_of_turn(tokenizer, template))))
+    except UserError:  # the template ends a turn with no symbol
+        return tuple(tokenizer.stop_ids)
+
+
+def _warn_of_symbols(tokenizer: Tokenizer | HFTokenizer, texts: Sequence[str]) -> None:
+    """Warns, once for a tokenizer, if a text spells one of its control symbols."""
+    symbols = [symbol for symbol in tokenizer.controls if symbol.strip()]
+    found = next((symbol for text in texts for symbol in symbols if symbol in text), None)
+    if found is None or _warned(tokenizer):
+        return
+    _warned(tokenizer).append(found)
+    warnings.warn(
+        f"a prompt spells the control symbol {found}: in a string it is read as plain text, not as the symbol. For a chat give "
+        'messages, [[{"role": "user", "content": "…"}]], or --chat on the terminal; else give token ids',
+        stacklevel=5,  # of the caller of lm.generate
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _warned(tokenizer: Tokenizer | HFTokenizer) -> list[str]:
+    """The symbols that were warned of."""
+    return []
