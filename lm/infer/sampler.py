@@ -172,10 +172,7 @@ def draw(
 
 def _check_finite(model: Transformer, state: SamplingState, prompts: Sequence[int], temperature: float) -> None:
     """Raises UserError if the last step found logits that are not finite. prompts: the index of each row's prompt."""
-    lost = state.lost_B
-    if jax.process_count() > 1:
-        lost = multihost_utils.process_allgather(lost, tiled=True)
-    rows = np.flatnonzero(np.asarray(lost))
+    rows = np.flatnonzero(gathered(state.lost_B))
     if rows.size:
         before = int(state.n) - 1
         after = f" after {before} new token{'s' if before > 1 else ''}" if before else ""
