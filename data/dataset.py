@@ -1,6 +1,7 @@
 """Tokenized, packed text on disk: one TFDS dataset (ArrayRecord) per source, written whole or not at all.
 
     out_dir/dataset.json                              what is in it, and from what it was made
+    out_dir/input.json                                the files it was made from (data/fingerprints.py)
     out_dir/packed_text/<source>/1.0.0/               a TFDS dataset with the splits train and valid
 
 `dataset.json` (see `prepare`) is written last, into a folder beside `out_dir` that is renamed at the very end,
@@ -24,6 +25,7 @@ import absl.logging
 import numpy as np
 import tensorflow_datasets as tfds
 
+from data.fingerprints import Damaged, Files, record_input
 from data.packing import Counts, Packer, row_dtype
 from data.sources import Document, Source
 from data.split import Survey
@@ -72,7 +74,8 @@ class PackedText(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(out_dir: str | os.PathLike, sources: Iterable[Source], tokenizer: Tokenizer, *, sequence_length: int,
-            survey: Survey, progress: Callable[[str, int], None] | None = None) -> dict[str, Any]:
+            survey: Survey, input: tuple[Files, str] | None = None,
+            progress: Callable[[str, int], None] | None = None) -> dict[str, Any]:
     """Tokenizes and packs the documents that `survey` kept, and writes them as `out_dir`.
 
     Documents are encoded in the background in batches of a megabyte and packed as they come. The rows of a source
@@ -84,11 +87,12 @@ def prepare(out_dir: str | os.PathLike, sources: Iterable[Source], tokenizer: To
         sources: their documents are read once.
         sequence_length: T; rows have T+1 tokens.
         survey: of these sources; its second pass over them is made here.
+        input: the record of the sources' files and the digest of their content, see `data.fingerprints.check_input`.
         progress: called now and then with a source's name and the UTF-8 bytes packed from it so far.
 
     Returns:
-        The content of `dataset.json`: `sequence_length`, `vocab_size`, `tokenizer` (its fingerprint) and
-        `sources`: name -> {`train`, `valid`: {documents, bytes, rows, tokens_in, tokens_packed,
+        The content of `dataset.json`: `sequence_length`, `vocab_size`, `tokenizer` (its fingerprint), `files` (the rows'
+        files and their sizes) and `sources`: name -> {`train`, `valid`: {documents, bytes, rows, tokens_in, tokens_packed,
         tokens_padded}, `survey`: the source's statistics from the survey}.
 
     Raises:
@@ -114,17 +118,36 @@ def prepare(out_dir: str | os.PathLike, sources: Iterable[Source], tokenizer: To
                 path.unlink()
         if not any(counts["train"]["rows"] for counts in statistics["sources"].values()):
             raise UserError("data.input: no document is left to train on; check the input and data.valid_fraction")
+        statistics["files"] = {
+            os.fspath(path.relative_to(beside)): path.stat().st_size
+            for path in sorted(beside.glob("packed_text/**/*")) if path.is_file()
+        }
+        if input is not None:
+            record_input(beside, *input)
         (beside / "dataset.json").write_text(json.dumps(statistics, indent=1) + "\n")
         os.rename(beside, out)
     return statistics
 
 
 def prepared(out_dir: str | os.PathLike) -> dict[str, Any] | None:
-    """What `prepare` returned for this folder, or None where there is no finished dataset."""
+    """What `prepare` returned for this folder, or None where there is no finished dataset.
+
+    Raises: Damaged if dataset.json is torn, or a file of rows is missing or has another size than was written.
+    """
+    path = Path(out_dir) / "dataset.json"
     try:
-        return json.loads((Path(out_dir) / "dataset.json").read_text())
+        statistics = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except ValueError as error:
+        raise Damaged(path, error) from None
+    if not isinstance(statistics, dict) or not {"sequence_length", "vocab_size", "sources"} <= statistics.keys():
+        raise Damaged(path, "it describes no dataset")
+    for name, size in statistics.get("files", {}).items():
+        file = path.parent / name
+        if not file.is_file() or file.stat().st_size != size:
+            raise Damaged(file, f"it has not the {size:,} bytes that were written" if file.is_file() else "it is missing")
+    return statistics
 
 
 def open_split(out_dir: str | os.PathLike, source: str, split: str):

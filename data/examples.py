@@ -1,25 +1,16 @@
-"""From a config to encoded examples in the workdir, on disk once and read by memory mapping; what stands is reused.
-
-A folder workdir/data/<hash of all that the rows depend on>/ holds counts.json and, for each split, one .npy file a column.
-Sequences of any length lie end to end, so that nothing is padded on disk:
-    tokens [S] unsigned, trained [S] bool, and by kind: conversation: segments [S], from 1 in each row; steps: labels [S] bool
-    ends: where each sequence ends in them, int64: [N], or [N, 2] of pairs (chosen, rejected) and of labelled (prompt, answer)
-    pair: margin [N] float32; labelled: desirable [N] float32
-Letters: S tokens in all, N rows.
+"""From a config to encoded examples in the workdir, written once (data/example_files.py); what stands is reused.
 
 What does not fit in sequence_length loses its end, as in TRL (truncation_mode="keep_start"). Of a pair for a reward model it
 loses nothing, and is dropped: a score is read at an answer's end. An example left without a trained token is dropped.
 """
 
-import contextlib
-import dataclasses
 import hashlib
 import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -28,36 +19,16 @@ from tqdm import tqdm
 from data.conversations import Example, examples_of, read_examples, split_number
 from data.dataset import exclusive
 from data.example_encoding import Encoder, Sequenced
+from data.example_files import SPLITS, Counts, Examples, Row, standing, write_columns
+from data.fingerprints import INPUT, Files, check_input, digest_of, input_files, record_input, stands, undamaged
 from data.hf_tokenizer import HFTokenizer
 from data.packing import BUFFER_TOKENS, best_fit
-from data.records import is_builtin, read_records
+from data.records import EXTENSIONS, is_builtin, read_records
 from data.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.parallel.hosts import is_first, wait_for
 
-SPLITS = ("train", "valid")
 BUILTIN_EXAMPLES = 20_000  # of an endless task, unless data.max_examples says otherwise
-
-
-class Examples(NamedTuple):
-    """Columns by name, as data.example_batches takes them, and what is in counts.json (see `prepare_examples`)."""
-
-    train: dict[str, np.ndarray]
-    valid: dict[str, np.ndarray] | None
-    counts: dict[str, Any]
-
-
-@dataclasses.dataclass
-class Counts:
-    """Of a split. `examples` are those kept, `truncated` among them; `tokens` and `padding` fill the rows' slots."""
-
-    examples: int = 0
-    truncated: int = 0
-    rows: int = 0
-    tokens: int = 0
-    trained_tokens: int = 0
-    padding: int = 0
-    dropped: Counter = dataclasses.field(default_factory=Counter)
 
 
 def prepare_examples(
@@ -78,25 +49,30 @@ def prepare_examples(
     made_from += [tokenizer.fingerprint, Encoder(tokenizer, template).template]
     folder = Path(workdir) / "data" / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
     if not is_first():
-        return wait_for(lambda: _standing(folder))
-    standing = _standing(folder)
-    if standing is None:
+        return wait_for(lambda: undamaged(lambda: standing(folder)))
+    data = config.data
+    if not stands(folder, lambda: standing(folder), data.input, lambda: _files(data), lambda: digest_of(_files(data))):
+        before = _files(data)
         with exclusive(folder.with_name(f".{folder.name}.incomplete")) as beside:
             _write(beside, config, Encoder(tokenizer, template), kind, whole)
+            _record(beside, data, before)
             os.rename(beside, folder)
-        standing = _standing(folder)
-    return standing
+    return standing(folder)
 
 
 def prepare_tasks(
-    config: ml_collections.ConfigDict, tokenizer: Tokenizer | HFTokenizer, tools: list[dict] | None = None
+    config: ml_collections.ConfigDict, tokenizer: Tokenizer | HFTokenizer, tools: list[dict] | None = None,
+    workdir: Path | None = None,
 ) -> tuple[list[dict], list[dict], dict[str, Any]]:  # fmt: skip
     """The tasks of config.data.input: those to train on, those held out, and counts as in `prepare_examples`.
 
     A task is {"prompt": messages, "prompt_ids": the ids after which an answer begins, **columns}. Its `tools`, else those given
     here, stand in the prompt. Prompts of more than config.rollout.max_prompt_tokens are dropped and counted.
-    Raises: UserError as `prepare_examples`.
+    Raises: UserError as `prepare_examples`; and if the input is not the one that `record_tasks` noted in `workdir`.
     """
+    if workdir:
+        files = _files(config.data)
+        check_input(_tasks(config.data, workdir), config.data.input, files, lambda: digest_of(files))
     encoder = Encoder(tokenizer, read_template(config.chat_template))
     most, dropped = config.rollout.max_prompt_tokens, Counter()
     found: dict[str, list[dict]] = {split: [] for split in SPLITS}
@@ -116,6 +92,17 @@ def prepare_tasks(
     if not found["train"]:
         raise _none_left(config, counts, f"raise rollout.max_prompt_tokens={most}")
     return found["train"], found["valid"], counts
+
+
+def record_tasks(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Notes once what the run's tasks are read from, which is at every start: in workdir/data/tasks-<hash>/input.json."""
+    folder = _tasks(config.data, workdir)
+    if not (folder / INPUT).exists():
+        _record(folder, config.data, None)
+
+
+def _tasks(data, workdir: Path) -> Path:
+    return Path(workdir) / "data" / f"tasks-{hashlib.sha256(str(data.input).encode()).hexdigest()[:12]}"
 
 
 def read_template(path: str | None) -> str | None:
@@ -201,18 +188,11 @@ def _none_left(config, counts: dict[str, Any], advice: str) -> UserError:
 # Rows.
 
 
-class _Row(NamedTuple):
-    """What is written of a row, or of a pair: its sequences, and its other columns [S] (of them all) or scalars."""
-
-    parts: tuple[Sequenced, ...]
-    columns: dict[str, Any] = {}
-
-
 class _Dropped(Exception):
     pass
 
 
-def _row(encoder: Encoder, kind: str, example: Example, length: int, whole: bool, counts: Counts) -> _Row:
+def _row(encoder: Encoder, kind: str, example: Example, length: int, whole: bool, counts: Counts) -> Row:
     """A row of an example, of sequences of at most `length` tokens; `whole`: nothing may be cut."""
     columns: dict[str, Any] = {}
     if kind == "conversation":
@@ -244,10 +224,10 @@ def _row(encoder: Encoder, kind: str, example: Example, length: int, whole: bool
         sequences = [sequences[0].part(0, prompt), sequences[0].part(prompt)]
     if kind == "steps":
         columns["labels"] = labels[: len(sequences[0].ids)]
-    return _Row(tuple(sequences), columns)
+    return Row(tuple(sequences), columns)
 
 
-def _rows(encoder: Encoder, kind: str, examples: Iterable[Example], T: int, whole: bool, counts: Counts) -> Iterator[_Row]:
+def _rows(encoder: Encoder, kind: str, examples: Iterable[Example], T: int, whole: bool, counts: Counts) -> Iterator[Row]:
     """The rows of a split. A conversation is predicted token by token, so that T of them come from T + 1; in the other kinds
     every token is read, and the T of a row may include one after which nothing is predicted."""
     length = T + 1 if kind == "conversation" else T
@@ -266,7 +246,7 @@ def _rows(encoder: Encoder, kind: str, examples: Iterable[Example], T: int, whol
         yield row
 
 
-def packed(rows: Iterable[_Row], width: int) -> Iterator[_Row]:
+def packed(rows: Iterable[Row], width: int) -> Iterator[Row]:
     """Rows of one sequence each as rows of several, at most `width` tokens: best fit (data/packing.py), a buffer at a time."""
     budget = max(BUFFER_TOKENS, 256 * width)
     waiting, held = [], 0
@@ -279,11 +259,11 @@ def packed(rows: Iterable[_Row], width: int) -> Iterator[_Row]:
     yield from _packed(waiting, width)
 
 
-def _packed(items: list[np.ndarray], width: int) -> Iterator[_Row]:
+def _packed(items: list[np.ndarray], width: int) -> Iterator[Row]:
     for bin_ in best_fit(items, width):
         whole = np.concatenate(bin_)
         segments = np.repeat(np.arange(1, len(bin_) + 1), [len(item) for item in bin_])
-        yield _Row((Sequenced(whole[:, 0], whole[:, 1].astype(bool)),), {"segments": segments})
+        yield Row((Sequenced(whole[:, 0], whole[:, 1].astype(bool)),), {"segments": segments})
 
 
 # Files.
@@ -296,7 +276,7 @@ def _write(folder: Path, config, encoder: Encoder, kind: str, whole: bool) -> No
         count = Counts()
         rows = _rows(encoder, kind, examples, T, whole, count)
         rows = packed(rows, T + 1) if kind == "conversation" else rows
-        _write_columns(folder / split, rows, kind, T, encoder.tokenizer.vocab_size, count)
+        write_columns(folder / split, rows, kind, T, encoder.tokenizer.vocab_size, count)
         counts[split] = vars(count) | {"dropped": dict(count.dropped)}
     counts["read"] = {"dropped": dict(dropped)}
     if not counts["train"]["rows"]:
@@ -304,44 +284,18 @@ def _write(folder: Path, config, encoder: Encoder, kind: str, whole: bool) -> No
     (folder / "counts.json").write_text(json.dumps(counts, indent=1, ensure_ascii=False) + "\n")
 
 
-def _write_columns(folder: Path, rows: Iterable[_Row], kind: str, T: int, vocab_size: int, counts: Counts) -> None:
-    """Writes the columns as they come into plain files, and those as .npy files when their lengths are known."""
-    folder.mkdir()
-    dtypes: dict[str, Any] = {"tokens": np.uint16 if vocab_size <= 1 << 16 else np.uint32, "trained": bool, "ends": np.int64}
-    dtypes |= {
-        "conversation": {"segments": np.uint16 if T < 1 << 16 else np.uint32}, "pair": {"margin": np.float32},
-        "labelled": {"desirable": np.float32}, "steps": {"labels": bool},
-    }[kind]  # fmt: skip
-    parts, slots = 1, T + (kind == "conversation")
-    with contextlib.ExitStack() as stack:
-        files = {name: stack.enter_context((folder / f"{name}.raw").open("wb")) for name in dtypes}
-        for row in rows:
-            parts = len(row.parts)
-            ends = counts.tokens + np.cumsum([len(part.ids) for part in row.parts])
-            columns = {"tokens": np.concatenate([p.ids for p in row.parts]), "ends": ends, **row.columns}
-            columns["trained"] = np.concatenate([p.trained for p in row.parts])
-            for name, dtype in dtypes.items():
-                files[name].write(np.asarray(columns[name], dtype).tobytes())
-            counts.rows += 1
-            counts.tokens = int(ends[-1])
-            counts.trained_tokens += int(columns["trained"].sum())
-            counts.padding += (parts if kind == "pair" else 1) * slots - len(columns["tokens"])
-    for name, dtype in dtypes.items():
-        raw = folder / f"{name}.raw"
-        column = np.memmap(raw, dtype, mode="r") if raw.stat().st_size else np.zeros(0, dtype)
-        np.save(folder / f"{name}.npy", column.reshape(-1, parts) if name == "ends" and parts > 1 else column)
-        raw.unlink()
+# The record of the input.
 
 
-def _standing(folder: Path) -> Examples | None:
-    """What `prepare_examples` wrote there, if it has."""
-    try:
-        counts = json.loads((folder / "counts.json").read_text())
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    splits = {}
-    for split in SPLITS:
-        rows = counts.get(split, {}).get("rows")
-        paths = sorted((folder / split).glob("*.npy")) if rows else []
-        splits[split] = {path.stem: np.load(path, mmap_mode="r") for path in paths} or None
-    return Examples(splits["train"], splits["valid"], counts)
+def _files(data) -> Files | None:
+    """The files of the input; None for tasks made on the spot, and where there is no input."""
+    return None if not data.input or is_builtin(data.input) else input_files(data.input, EXTENSIONS)
+
+
+def _record(folder: Path, data, before: Files | None) -> None:
+    """Writes the record of an input that has just been read. Raises: UserError if it changed meanwhile."""
+    now = _files(data)
+    if before and now != before:
+        raise UserError(f"data.input={data.input!r} changed while it was read; leave its files alone and start again")
+    if now is not None:
+        record_input(folder, now, digest_of(now))

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
+from data.fingerprints import check_tokenizer
 from data.tokenizer import Tokenizer, scrub, write_whole
 from lm.errors import UserError
 
@@ -24,13 +25,19 @@ FILES = (*BESIDE, "tokenizer.json", "tokenizer.model")
 def load_tokenizer(path: str | os.PathLike) -> "Tokenizer | HFTokenizer":
     """The tokenizer of a `tokenizer.model` of ours, a `tokenizer.json`, or a folder with one; of both, ours is taken.
 
-    Raises: UserError if there is none, or none that can be read.
+    Raises: UserError if there is none, none that can be read, or in a workdir one that is not the run's.
     """
     path = Path(path)
     if path.suffix == ".json":
         return HFTokenizer(path)
     if not path.is_dir():
         return Tokenizer(path)
+    tokenizer = _in_folder(path)
+    check_tokenizer(path, tokenizer.fingerprint)
+    return tokenizer
+
+
+def _in_folder(path: Path) -> "Tokenizer | HFTokenizer":
     fast = path / "tokenizer.json"
     if (path / "tokenizer.model").exists():
         try:

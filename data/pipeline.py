@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from data import tokenizer as tokenizers
 from data.dataset import prepare, prepared
+from data.fingerprints import check_tokenizer, input_files, record_tokenizer, stands, undamaged
 from data.hf_tokenizer import HFTokenizer, load_tokenizer
 from data.sources import Source, open_sources
 from data.sources.spool import spooled
-from data.split import survey
+from data.split import digest_of, survey
 from lm.errors import UserError
 from lm.parallel.hosts import is_first, wait_for
 
@@ -36,7 +37,7 @@ def prepare_text(
     if not is_first():
         tokenizer = wait_for(lambda: _standing(workdir))
         folder = _folder(config, tokenizer, workdir)
-        wait_for(lambda: prepared(folder))
+        wait_for(lambda: undamaged(lambda: prepared(folder)))
         return tokenizer, folder, stages
 
     given = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
@@ -44,22 +45,42 @@ def prepare_text(
     if tokenizer:
         if given and given.fingerprint != tokenizer.fingerprint:
             raise UserError(f"tokenizer: {config.tokenizer} is not the one in {workdir}, of this run; use another --workdir")
+        check_tokenizer(workdir, tokenizer.fingerprint)
         folder = _folder(config, tokenizer, workdir)
-        if prepared(folder):
+        if _stands(config, folder):
+            record_tokenizer(workdir, tokenizer.fingerprint)
             return tokenizer, folder, stages
 
-    sources = open_sources(config.data.input, text_key=config.data.text_key, max_bytes=config.data.max_bytes)
     with tempfile.TemporaryDirectory(prefix="lmcraft-") as spool:
+        sources = _sources(config)
         if config.data.input is None:  # parsing a Python installation is slower than all the passes over its text
             sources = [spooled(source, Path(spool)) for source in sources]
-        tokenizer, folder = _three_passes(config, workdir, sources, tokenizer, stages)
+        tokenizer, folder = _three_passes(config, workdir, sources, tokenizer, stages, Path(spool))
     return tokenizer, folder, stages
+
+
+def _sources(config) -> list[Source]:
+    return open_sources(config.data.input, text_key=config.data.text_key, max_bytes=config.data.max_bytes)
+
+
+def _stands(config, folder: Path) -> bool:
+    """Whether the dataset can be used as it is, see `data.fingerprints.stands`."""
+
+    def digest() -> str:
+        with _Stage({}, "comparing the input") as progress:
+            return digest_of(_sources(config), progress)
+
+    return stands(
+        folder, lambda: prepared(folder), config.data.input, lambda: input_files(config.data.input), digest,
+        whole=config.data.max_bytes is None,
+    )  # fmt: skip
 
 
 def _three_passes(
     config, workdir: Path, sources: list[Source], tokenizer: tokenizers.Tokenizer | HFTokenizer | None,
-    stages: dict[str, float],
+    stages: dict[str, float], scratch: Path,
 ) -> tuple[tokenizers.Tokenizer | HFTokenizer, Path]:  # fmt: skip
+    found = input_files(config.data.input)
     with _Stage(stages, "survey") as progress:
         kept = survey(
             sources, valid_fraction=config.data.valid_fraction, seed=config.seed,
@@ -69,15 +90,20 @@ def _three_passes(
     if tokenizer is None:
         with _Stage(stages, "tokenizer") as progress:
             tokenizer = tokenizers.train(
-                _train_texts(sources, kept, progress), workdir / "tokenizer.model", vocab_size=config.model.vocab_size,
+                _train_texts(sources, kept, progress), scratch / "tokenizer.model", vocab_size=config.model.vocab_size,
                 sample_bytes=config.data.tokenizer_sample_bytes, seed=config.seed, threads=os.cpu_count() or 1,
             )  # fmt: skip
-    elif not _standing(workdir):
+        check_tokenizer(workdir, tokenizer.fingerprint)  # of a run whose tokenizer was deleted, this must be the same one
+    if not _standing(workdir):
         tokenizer.save(workdir)
+    record_tokenizer(workdir, tokenizer.fingerprint)
     folder = _folder(config, tokenizer, workdir)
     with _Stage(stages, "dataset") as progress:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        prepare(folder, sources, tokenizer, sequence_length=config.sequence_length, survey=kept, progress=progress)
+        prepare(
+            folder, sources, tokenizer, sequence_length=config.sequence_length, survey=kept, progress=progress,
+            input=None if found is None else (found or input_files(config.data.input), kept.digest),  # TFDS may have loaded it
+        )  # fmt: skip
     return tokenizer, folder
 
 

@@ -261,6 +261,23 @@ def survey(
     return Survey(stats, passes, seed, chosen.highest, copies)
 
 
+def digest_of(sources: Sequence[Source], progress: Callable[[str, int], None] | None = None) -> str:
+    """Hex digest of all documents of all sources, in order: `Survey.digest` without a survey."""
+    passes = {source.name: _Pass() for source in sources}
+    for source in sources:
+        seen = 0
+        for data, _, _ in _hashed(source, 0):
+            passes[source.name].add(data)
+            seen += len(data)
+            if progress:
+                progress(source.name, seen)
+    return _joined(passes)
+
+
+def _joined(passes: dict[str, _Pass]) -> str:
+    return xxhash.xxh3_128_hexdigest(b"".join(name.encode() + one.digest.digest() for name, one in passes.items()))
+
+
 class Survey:
     """What `survey` found. `stats` (source name -> SourceStats) is complete when `documents` has run to the end."""
 
@@ -270,6 +287,11 @@ class Survey:
         self._seed: int = seed
         self._highest: int = highest  # documents with a hash up to here are for validation; -1: none are
         self._copies: NearCopies = copies
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of all documents of all sources, in order."""
+        return _joined(self._passes)
 
     def documents(self, source: Source) -> Iterator[tuple[Document, str]]:
         """Reads a source again and yields what is kept, in order, each with its split, "train" or "valid".

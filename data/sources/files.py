@@ -89,6 +89,11 @@ def find(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
     return sorted({path for part in _parts(input) for path in _find(part, extensions)})
 
 
+def present(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
+    """As `find`, without what is no longer there; empty if nothing is."""
+    return sorted({path for part in _parts(input) for path in _readable(part, extensions)})
+
+
 def _parts(input: str) -> list[str]:
     whole = os.path.expanduser(input)
     parts = [whole] if os.path.exists(whole) else [os.path.expanduser(p.strip()) for p in input.split(",") if p.strip()]
@@ -98,9 +103,16 @@ def _parts(input: str) -> list[str]:
 
 
 def _find(part: str, extensions: tuple[str, ...]) -> list[str]:
-    matches = [part] if os.path.exists(part) else glob.glob(part, recursive=True)
-    if not matches:
+    readable = _readable(part, extensions)
+    if not readable and not os.path.exists(part) and not glob.glob(part, recursive=True):
         raise missing(part)
+    if not readable:
+        raise UserError(f"data.input={part!r} holds no file that can be read; accepted: {' '.join(extensions)}")
+    return readable
+
+
+def _readable(part: str, extensions: tuple[str, ...]) -> list[str]:
+    matches = [part] if os.path.exists(part) else glob.glob(part, recursive=True)
     found = []
     for match in matches:
         if os.path.isfile(match):
@@ -109,10 +121,7 @@ def _find(part: str, extensions: tuple[str, ...]) -> list[str]:
         for folder, folders, names in os.walk(match):
             folders[:] = [f for f in folders if not f.startswith(".")]
             found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
-    readable = [os.path.normpath(path) for path in found if path.endswith(extensions)]
-    if not readable:
-        raise UserError(f"data.input={part!r} holds no file that can be read; accepted: {' '.join(extensions)}")
-    return readable
+    return [os.path.normpath(path) for path in found if path.endswith(extensions)]
 
 
 def _fixed_folder(part: str) -> str:

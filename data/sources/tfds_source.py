@@ -73,6 +73,17 @@ def open_rows(name: str):
     return _rows(builder, name), builder.info.features
 
 
+def prepared_files(name: str) -> list[str]:
+    """The files of a dataset that lies prepared on disk, sorted; none if it does not."""
+    if not is_known(name):
+        return []
+    builder = _builder(name)
+    if not builder.is_prepared():
+        return []
+    folder = os.fspath(builder.data_path)
+    return sorted(entry.path for entry in os.scandir(folder) if entry.is_file())
+
+
 def _builder(name: str) -> tfds.core.DatasetBuilder:
     try:
         return tfds.builder(name)

@@ -16,7 +16,8 @@ from flax import nnx
 
 from data.chat import CHAT_TEMPLATE
 from data.example_batches import ExampleBatches
-from data.examples import prepare_examples, prepare_tasks
+from data.examples import prepare_examples, prepare_tasks, record_tasks
+from data.fingerprints import check_tokenizer, record_tokenizer
 from data.hf_tokenizer import HFTokenizer, load_tokenizer
 from lm import cli, sizing
 from lm.align import distill, preference, reward, rl, rolling, sft
@@ -77,7 +78,8 @@ def run(config, workdir: Path, given: tuple[list[dict], list[dict], dict] | None
         examples = prepare_examples(config, workdir, tokenizer, kind)
         counts = examples.counts
     if acts or (rewards and generates):
-        tasks, held_out, task_counts = given or prepare_tasks(config, tokenizer, [tool.schema for tool in tools] or None)
+        declared = [tool.schema for tool in tools] or None
+        tasks, held_out, task_counts = given or prepare_tasks(config, tokenizer, declared, workdir)
         counts = counts | {"tasks": task_counts}
         rolling.check_room(config, [*tasks, *held_out])
     if hosts.is_first():
@@ -85,6 +87,9 @@ def run(config, workdir: Path, given: tuple[list[dict], list[dict], dict] | None
         workdir.mkdir(parents=True, exist_ok=True)
         if not standing_tokenizer(workdir):
             tokenizer.save(workdir)
+        record_tokenizer(workdir, tokenizer.fingerprint)
+        if tasks and not given:
+            record_tasks(config, workdir)
         cli.write_json(workdir / "config.json", config.to_dict())
     prepared = time.perf_counter()
 
@@ -249,6 +254,7 @@ class Validation:
 def own_tokenizer(config, workdir: Path):
     """The run's own tokenizer if it stands there, else the start's. Raises UserError if the model has too few ids for it."""
     tokenizer = load_tokenizer(workdir if standing_tokenizer(workdir) else config.tokenizer)
+    check_tokenizer(workdir, tokenizer.fingerprint)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
             f"tokenizer: that of {config.tokenizer} has {tokenizer.vocab_size} ids, more than "

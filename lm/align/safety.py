@@ -23,6 +23,7 @@ from pathlib import Path
 import jax
 from flax import nnx
 
+from data.fingerprints import check_tokenizer, record_tokenizer
 from data.hf_tokenizer import load_tokenizer
 from data.sources import open_sources
 from lm import cli
@@ -78,6 +79,7 @@ class Loop:
         self.mesh = make_mesh(config.mesh)
         self.constitution = load_constitution(s.constitution)
         self.tokenizer = load_tokenizer(config.tokenizer)
+        check_tokenizer(workdir, self.tokenizer.fingerprint)
         self.template = chat_template(config, self.tokenizer)
         self.train_families, self.held_out = families(s.train_families), families(s.held_out_families)
         options = {"valid_fraction": s.valid_fraction, "seed": config.seed, "limit": s.limit}
@@ -105,6 +107,7 @@ class Loop:
         self._same_settings()
         cli.write_json(workdir / "config.json", config.to_dict())
         self.tokenizer.save(workdir)
+        record_tokenizer(workdir, self.tokenizer.fingerprint)
 
     def evaluation(self, n: int, model: Path) -> dict:
         """The figures of round n's model on the requests that are measured on."""

@@ -7,7 +7,8 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from data.hf_tokenizer import FILES, copy_files
+from data.fingerprints import record_tokenizer
+from data.hf_tokenizer import FILES, copy_files, load_tokenizer
 from lm.checkpoint import Checkpoints
 from lm.cli import write_json
 from lm.config import ModelConfig
@@ -35,6 +36,7 @@ def to_workdir(folder: Path, workdir: Path, mesh: Mesh) -> None:
     with written_whole(workdir) as beside:
         import_tokenizer(folder, beside)  # first: it can fail, and takes no time
         write_workdir(beside, source.config, _load(source, mesh), published=_origin(published))
+        _record_tokenizer(beside)
 
 
 def adapter_to_workdir(folder: Path, base: str | None, workdir: Path, mesh: Mesh) -> None:
@@ -61,6 +63,7 @@ def adapter_to_workdir(folder: Path, base: str | None, workdir: Path, mesh: Mesh
         with jax.set_mesh(mesh):
             config, params = import_peft(folder, source.config, params)
         write_workdir(beside, config, params, published=origin, init_from=str(root))
+        _record_tokenizer(beside)
 
 
 def _named_base(folder: Path) -> str:
@@ -81,6 +84,12 @@ def _tokenizer(folder: Path, base: Path, to: Path) -> None:
         if name != "generation_config.json":
             (to / name).unlink(missing_ok=True)
     import_tokenizer(folder, to)
+
+
+def _record_tokenizer(workdir: Path) -> None:
+    """Last, since a published tokenizer's fingerprint also depends on the files beside it."""
+    if any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+        record_tokenizer(workdir, load_tokenizer(workdir).fingerprint)
 
 
 def _origin(published: Published) -> dict:

@@ -69,7 +69,7 @@ def run(config, workdir: Path) -> list[str]:
             model, tokenizer, name=Path(config.checkpoint).name, max_length=config.max_length, batch_tokens=config.batch_tokens,
             cache=workdir / "answers.sqlite" if config.cache else None, template=template, system=config.system_instruction,
         )  # fmt: skip
-        asked = {"model": who, "dtype": str(model.config.dtype)}
+        asked = {"model": who, "dtype": str(model.config.dtype), "tokenizer": tokenizer.fingerprint}
         asked |= {name: value for name, value in config.to_dict().items() if name not in FREE}
         asked |= {"chat_template": template, "libraries": libraries()}
         results, stages = {}, {"start": time.perf_counter() - begin}

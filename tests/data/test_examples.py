@@ -12,7 +12,8 @@ from data.chat import CHAT_TEMPLATE
 from data.conversations import Conversation, Labelled, Pair
 from data.example_batches import ExampleBatches
 from data.example_encoding import Encoder, Sequenced
-from data.examples import _Row, packed, prepare_examples, prepare_tasks
+from data.example_files import Row
+from data.examples import packed, prepare_examples, prepare_tasks
 from data.hf_tokenizer import HFTokenizer
 from lm.errors import UserError
 from tests.data import hf_examples
@@ -189,7 +190,7 @@ def test_packing_keeps_every_conversation_whole_and_once(own):
     encoder = Encoder(own)
     sequences = [encoder.conversation(Conversation(talk)).learnt(T + 1) for talk in talks(150, seed=4)]
     sequences = [sequence for sequence in sequences if len(sequence.ids)]
-    rows = list(packed((_Row((sequence,)) for sequence in sequences), T + 1))
+    rows = list(packed((Row((sequence,)) for sequence in sequences), T + 1))
     found = []
     for (whole,), columns in rows:
         assert len(whole.ids) <= T + 1

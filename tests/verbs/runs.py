@@ -20,7 +20,7 @@ SETTINGS = {
     "model.num_layers": 1, "model.embed_dim": 32, "model.num_heads": 2, "model.num_kv_heads": 2, "model.head_dim": 16,
     "model.mlp_dim": 64,
 }  # fmt: skip
-BARS = re.compile(r"(survey|tokenizer|dataset|train|n-gram baselines)(:| \d)[^\n]*")
+BARS = re.compile(r"(comparing the input|survey|tokenizer|dataset|train|n-gram baselines)(:| \d)[^\n]*")
 # Variables of every run: JAX's compilation cache, once conftest.py has named its folder.
 CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
 DEADLINE = 300  # seconds in which anything that is waited for must have happened
