@@ -2,7 +2,7 @@
 
     out_dir/dataset.json                              what is in it, and from what it was made
     out_dir/input.json                                the files it was made from (data/fingerprints.py)
-    out_dir/packed_text/<source>/1.0.0/               a TFDS dataset with the splits train and valid
+    out_dir/packed_text/<source>/2.0.0/               a TFDS dataset with the splits train and valid
 
 `dataset.json` (see `prepare`) is written last, into a folder beside `out_dir` that is renamed at the very end,
 so a kill at any time leaves no `out_dir`, and what it left beside is swept away by the next start. TFDS is
@@ -16,7 +16,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data.fingerprints import Damaged, Files, record_input
-from data.packing import Counts, Packer, row_dtype
+from data.packing import Counts, Packer, layout, row_dtype
 from data.sources import Document, Source
 from data.split import Survey
 from data.tokenizer import Tokenizer
@@ -34,18 +34,21 @@ from lm.errors import UserError
 
 SPLITS = ("train", "valid")
 BATCH_CHARACTERS = 1 << 20  # of text encoded at a time
+VERSIONS = ("2.0.0", "1.0.0")  # of rows that can be read; the first is written
 SPOOL_ROWS = 1024  # rows read back at a time
 
 
 class PackedText(tfds.core.GeneratorBasedBuilder):
-    """One source as a TFDS dataset. A row's features are those of `data.packing.row_dtype`, each [T+1].
+    """One source as a TFDS dataset. A row's features are those of `data.packing.row_dtype`.
+
+    Version 1.0.0, which `open_split` still reads, held `tokens`, `segment_ids` and `positions`, each [T+1].
 
     Args:
         spools: split -> the file of rows that `_spool` wrote; no split may be empty.
         dtype: of a row.
     """
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version(VERSIONS[0])
     # TFDS would look for checksums and metadata beside the code, by way of a package that it does not install.
     url_infos = None
     pkg_dir_path = Path(__file__).parent
@@ -150,10 +153,31 @@ def prepared(out_dir: str | os.PathLike) -> dict[str, Any] | None:
     return statistics
 
 
-def open_split(out_dir: str | os.PathLike, source: str, split: str):
-    """Random access to the rows of one split of one source: `len` and `__getitems__`, dicts of [T+1] arrays."""
-    folder = Path(out_dir) / "packed_text" / source / str(PackedText.VERSION)
-    return tfds.builder_from_directory(os.fspath(folder)).as_data_source(split)
+class Rows:
+    """Random access to rows of any version: dicts of `tokens`, `segment_ids` and `positions`, each [T+1]."""
+
+    def __init__(self, stored):
+        self._stored = stored
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        rows = self._stored.__getitems__(numbers)
+        if not rows or "joined" not in rows[0]:
+            return rows
+        segments, positions = layout(np.stack([row["joined"] for row in rows]), len(rows[0]["tokens"]))
+        return [{"tokens": row["tokens"], "segment_ids": segments[i], "positions": positions[i]} for i, row in enumerate(rows)]
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        return self.__getitems__([number])[0]
+
+
+def open_split(out_dir: str | os.PathLike, source: str, split: str) -> Rows:
+    """The rows of one split of one source."""
+    folder = Path(out_dir) / "packed_text" / source
+    version = next((v for v in VERSIONS if (folder / v).is_dir()), VERSIONS[0])
+    return Rows(tfds.builder_from_directory(os.fspath(folder / version)).as_data_source(split))
 
 
 @contextlib.contextmanager

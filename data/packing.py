@@ -4,7 +4,9 @@ A document is `[begin, tokens..., end]`. If it is longer than a row it is cut in
 tokens, each starting with the last token of the one before, so that every token after `begin` is a target
 exactly once. Pieces are then packed best fit: the longest first, each into the fullest row with room.
 
-Segments are numbered 1, 2, ... within a row and 0 is padding; positions restart at 0 in each.
+A row is stored as its tokens and a bit for each: whether it continues the piece of the token before it. A piece has two
+tokens or more, so a token that neither continues nor is continued is padding. The rest follows (`layout`): segments are
+numbered 1, 2, ... within a row and 0 is padding; positions restart at 0 in each.
 
 Source: Ding et al. 2024, "Fewer Truncations Improve Language Modeling" (best-fit packing).
 Letters: N documents, T the sequence length.
@@ -39,12 +41,29 @@ class Counts:
 
 
 def row_dtype(sequence_length: int, vocab_size: int) -> np.dtype:
-    """The structured dtype of a row: `tokens`, `segment_ids` and `positions`, each [T+1] of unsigned integers."""
-    small = sequence_length < 1 << 16
-    shape = (sequence_length + 1,)
-    return np.dtype([("tokens", np.uint16 if vocab_size <= 1 << 16 else np.uint32, shape),
-                     ("segment_ids", np.uint16 if small else np.uint32, shape),
-                     ("positions", np.uint16 if small else np.uint32, shape)])
+    """The structured dtype of a row: `tokens`, unsigned [T+1], and `joined`, the bits, uint8 [⌈(T+1)/8⌉]."""
+    width = sequence_length + 1
+    return np.dtype([("tokens", np.uint16 if vocab_size <= 1 << 16 else np.uint32, (width,)),
+                     ("joined", np.uint8, (-(-width // 8),))])
+
+
+def layout(joined: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The segments and positions of rows from their bits.
+
+    Args:
+        joined: uint8 [rows, ⌈width/8⌉], see `row_dtype`.
+        width: T+1.
+
+    Returns:
+        segment ids, from 1, 0 is padding, and positions, from 0 in each segment: both int32 [rows, width].
+    """
+    continues = np.unpackbits(joined, axis=-1, count=width, bitorder="little").astype(bool)
+    used = continues.copy()
+    used[:, :-1] |= continues[:, 1:]
+    starts = used & ~continues
+    place = np.arange(width, dtype=np.int32)
+    begun = np.maximum.accumulate(np.where(starts, place, 0), axis=-1)
+    return np.cumsum(starts, axis=-1, dtype=np.int32) * used, (place - begun) * used
 
 
 class Packer:
@@ -104,13 +123,14 @@ class Packer:
     def _row(self, bin_: list[np.ndarray]) -> np.ndarray:
         row = np.zeros((), self._dtype)
         row["tokens"] = self._pad_id
+        continues = np.zeros(self._width, bool)
         at = 0
-        for segment, piece in enumerate(bin_, start=1):
+        for piece in bin_:
             end = at + len(piece)
             row["tokens"][at:end] = piece
-            row["segment_ids"][at:end] = segment
-            row["positions"][at:end] = np.arange(len(piece))
+            continues[at + 1:end] = True
             at = end
+        row["joined"] = np.packbits(continues, bitorder="little")
         self._counts.rows += 1
         self._counts.tokens_packed += at - len(bin_)
         self._counts.tokens_padded += self._width - at

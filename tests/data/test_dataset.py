@@ -1,14 +1,21 @@
 """A prepared dataset holds every kept document once, and is there as a whole or not at all."""
 
+import contextlib
 import dataclasses
 import fcntl
+import io
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import registered
 
+from data.batches import Batches
 from data.dataset import open_split, prepare, prepared
 from data.sources import Document, Source
 from data.tokenizer import train
@@ -92,6 +99,65 @@ def test_every_document_is_in_its_split_once(tmp_path, tokenizer, capfd):
             assert sorted(tokenizer.decode(h) for h in heads if h[-1] == tokenizer.eos_id) == short
             found = sorted(token for piece in heads + rest for token in piece[1:])
             assert found == sorted(t for text in wanted for t in tokenizer.encode(text) + [tokenizer.eos_id])
+
+
+def version_1():
+    """The builder of version 1.0.0, whose rows held segments and positions."""
+
+    class PackedText(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        url_infos, pkg_dir_path = None, Path(__file__).parent
+
+        def __init__(self, *, rows, **kwargs):
+            self._rows = rows
+            super().__init__(file_format=tfds.core.FileFormat.ARRAY_RECORD, **kwargs)
+
+        def _info(self):
+            features = {name: tfds.features.Tensor(shape=(T + 1,), dtype=np.uint16, encoding=tfds.features.Encoding.BYTES)
+                        for name in ("tokens", "segment_ids", "positions")}
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(rows) for split, rows in self._rows.items()}
+
+        def _generate_examples(self, rows):
+            for key, row in enumerate(rows):
+                yield key, {name: values.astype(np.uint16) for name, values in row.items()}
+
+    return PackedText
+
+
+def test_a_dataset_of_version_1_is_still_read(tmp_path, tokenizer):
+    statistics = prepare(tmp_path / "set", [source("code", 100)], tokenizer, sequence_length=T, survey=Survey())
+    new = {split: open_split(tmp_path / "set", "code", split) for split in ("train", "valid")}
+    rows = {split: some.__getitems__(range(len(some))) for split, some in new.items()}
+    (tmp_path / "old").mkdir()
+    with contextlib.redirect_stdout(io.StringIO()):
+        with registered.skip_registration():
+            builder = version_1()
+        builder(rows=rows, data_dir=tmp_path / "old", config=tfds.core.BuilderConfig(name="code", version="1.0.0")
+                ).download_and_prepare(download_dir=tmp_path / "downloads")
+    del statistics["files"]  # which earlier versions did not write
+    (tmp_path / "old" / "dataset.json").write_text(json.dumps(statistics))
+    assert os.listdir(tmp_path / "old" / "packed_text" / "code") == ["1.0.0"]
+    for split in ("train", "valid"):
+        def batches(name):
+            return Batches(tmp_path / name, split, batch_size=4, shuffle=False)  # noqa: B023 (called at once)
+        tokens = [sorted(row.tobytes() for n in range(batches(name).num_batches) for row in np.concatenate(
+            [batches(name).batch(n)[key] for key in ("tokens", "targets", "segment_ids", "positions", "weights")], axis=1))
+                  for name in ("old", "set")]
+        assert tokens[0] == tokens[1]
+
+
+def test_a_row_takes_two_bytes_a_token_and_a_bit(tmp_path, tokenizer):
+    """Of random tokens, which nothing compresses."""
+    random = np.random.default_rng(0)
+    words = ["".join(map(chr, random.integers(33, 0x2000, 3000))) for _ in range(60)]
+    many = Source("code", lambda: (Document(word[:9], word, "here") for word in words))
+    statistics = prepare(tmp_path / "set", [many], tokenizer, sequence_length=511, survey=Survey(every=0))
+    rows = statistics["sources"]["code"]["train"]["rows"]
+    stored = sum(size for name, size in statistics["files"].items() if "array_record" in name)
+    assert stored < 2.6 * 512 * rows
 
 
 def test_empty_splits_and_sources_are_left_out(tmp_path, tokenizer):

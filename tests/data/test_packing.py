@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from data.packing import Counts, best_fit, pack, pieces, row_dtype
+from data.packing import Counts, best_fit, layout, pack, pieces, row_dtype
 
 BOS, EOS, PAD = 2, 1, 0
 
@@ -16,19 +16,25 @@ def documents(count, longest, seed=0):
         yield np.concatenate([[10 + i // 1000, 10 + i % 1000], random.integers(2000, 9000, n)])
 
 
+def laid_out(row):
+    """A row's tokens, segment ids and positions."""
+    ids, positions = layout(row["joined"][None], len(row["tokens"]))
+    return row["tokens"], ids[0], positions[0]
+
+
 def segments(rows):
     """Every segment of the rows as a list of tokens; checks numbering, positions and padding on the way."""
     for row in rows:
-        ids = row["segment_ids"].astype(int)
+        tokens, ids, positions = laid_out(row)
         used = int((ids > 0).sum())
         assert used and (np.diff(ids[:used]) >= 0).all()
-        assert (ids[used:] == 0).all() and (row["tokens"][used:] == PAD).all()
+        assert (ids[used:] == 0).all() and (tokens[used:] == PAD).all()
         assert set(ids[:used]) == set(range(1, ids.max() + 1))
         for segment in range(1, ids.max() + 1):
             where = ids == segment
-            assert row["positions"][where].tolist() == list(range(where.sum()))
+            assert positions[where].tolist() == list(range(where.sum()))
             assert where.sum() >= 2
-            yield row["tokens"][where].tolist()
+            yield tokens[where].tolist()
 
 
 def reassemble(rows):
@@ -58,7 +64,7 @@ def test_every_target_is_packed_exactly_once(length, longest, buffer):
     found = list(segments(rows))
     assert counts.documents == len(given) and counts.rows == len(rows)
     assert counts.tokens_in == counts.tokens_packed == sum(len(d) + 1 for d in given) == sum(len(s) - 1 for s in found)
-    assert counts.tokens_padded == sum(int((row["segment_ids"] == 0).sum()) for row in rows)
+    assert counts.tokens_padded == sum(int((laid_out(row)[1] == 0).sum()) for row in rows)
     targets = sorted(token for segment in found for token in segment[1:])
     assert targets == sorted([int(token) for d in given for token in d] + [EOS] * len(given))
 
@@ -116,7 +122,7 @@ def test_rows_are_full_and_the_buffer_is_bounded():
     counts = Counts()
     for row in pack(stream(), counts, sequence_length=256, vocab_size=100, bos_id=BOS, eos_id=EOS, pad_id=PAD,
                     buffer_tokens=50_000):
-        held -= int((row["segment_ids"] > 0).sum())
+        held -= int((laid_out(row)[1] > 0).sum())
     assert counts.tokens_padded / (counts.rows * 257) < 0.015
     assert peak < 2 * 50_000
 
@@ -144,9 +150,27 @@ def test_the_same_documents_give_the_same_rows():
     assert all(a.tobytes() == b.tobytes() for a, b in zip(rows(), rows(), strict=True))
 
 
+@pytest.mark.parametrize("width", [2, 7, 8, 9, 33, 200])
+def test_the_layout_follows_from_a_bit_a_token(width):
+    """Against the slow twin, which writes segments and positions piece by piece."""
+    random = np.random.default_rng(width)
+    bits, segment_ids, positions = [], [], []
+    for _ in range(50):
+        ids, place, continues, segment = [], [], [], 0
+        while width - len(ids) >= 2 and random.random() < 0.9:
+            n, segment = int(random.integers(2, width - len(ids) + 1)), segment + 1
+            ids, place, continues = ids + [segment] * n, place + list(range(n)), continues + [0] + [1] * (n - 1)
+        rest = [0] * (width - len(ids))
+        segment_ids, positions = [*segment_ids, ids + rest], [*positions, place + rest]
+        bits.append(np.packbits(np.asarray(continues + rest, bool), bitorder="little"))
+    found = layout(np.stack(bits), width)
+    assert [array.dtype for array in found] == [np.int32, np.int32]
+    assert found[0].tolist() == segment_ids and found[1].tolist() == positions
+
+
 def test_dtypes_follow_the_vocabulary_and_the_length():
     assert row_dtype(256, 1 << 16)["tokens"].base == np.uint16
     assert row_dtype(256, (1 << 16) + 1)["tokens"].base == np.uint32
-    assert row_dtype(1 << 16, 100)["positions"].base == np.uint32
+    assert row_dtype(256, 100).itemsize == 257 * 2 + 33 and row_dtype(7, 1 << 17).itemsize == 8 * 4 + 1
     with pytest.raises(ValueError, match="sequence_length"):
         next(pack([], Counts(), sequence_length=0, vocab_size=10, bos_id=BOS, eos_id=EOS, pad_id=PAD))
