@@ -8,8 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from lm.kernels.cross_entropy import chunk_of
-from lm.kernels.matmul import matmul
+from lm.kernels.logprobs import target_logprobs
 from lm.model.linear import trainable
 from lm.model.transformer import Transformer
 from lm.parallel.mesh import spec
@@ -26,37 +25,12 @@ def token_logprobs(model: Transformer, batch: dict, temperature: float = 1.0) ->
 
 
 def logprobs_of(model: Transformer, x_BTD, targets_BT, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
-    """The same of hidden states after the last norm.
-
-    Logits are made a chunk of time steps at a time, in the forward pass and again in the backward pass.
-    """
-    config, head_VD = model.config, model.head_VD
-    B, T = targets_BT.shape
-    chunk = chunk_of(B, T)
-
-    @jax.checkpoint
-    def some(x_BTD, head_VD, targets_BT):
-        logits = matmul("btd,vd->btv", x_BTD, head_VD, dtype=config.dtype, out=("batch", "length", "vocab"))
-        logits = logits.astype(jnp.float32)
-        if config.logit_softcap:
-            logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
-        logits = logits / temperature
-        ids = lax.broadcasted_iota(jnp.int32, logits.shape, 2, out_sharding=spec("batch", "length", "vocab"))
-        label = jnp.sum(jnp.where(ids == targets_BT[..., None], logits, 0.0), axis=-1)
-        logz = jax.nn.logsumexp(logits, axis=-1)
-        free = lax.stop_gradient(logits - logz[..., None])
-        return label - logz, -jnp.sum(jnp.exp(free) * free, axis=-1)
-
-    def split(x):
-        return jnp.moveaxis(x.reshape(B, T // chunk, chunk, *x.shape[2:]), 1, 0)
-
-    def joined(x):
-        return jnp.moveaxis(x, 0, 1).reshape(B, T)
-
-    if chunk == T:
-        return some(x_BTD, head_VD, targets_BT)
-    _, (logp, entropy) = lax.scan(lambda _, a: (None, some(a[0], head_VD, a[1])), None, (split(x_BTD), split(targets_BT)))
-    return joined(logp), joined(entropy)
+    """The same of hidden states after the last norm."""
+    config = model.config
+    return target_logprobs(
+        x_BTD, model.head_VD, targets_BT, dtype=config.dtype, softcap=config.logit_softcap,
+        temperature=temperature,
+    )  # fmt: skip
 
 
 def logprobs_reference(model: Transformer, batch: dict, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:

@@ -21,6 +21,7 @@ from lm.config import ModelConfig
 from lm.evals.trie import Batch, Costs, plan
 from lm.infer import not_finite
 from lm.infer.sampler import first_of_most
+from lm.kernels.chunks import even, joined, split
 from lm.kernels.matmul import gathered, product
 from lm.model.attention import cache_dtype, cache_shapes, cache_spec
 from lm.model.transformer import DecodeState, Transformer, empty_state, once, skeleton
@@ -298,8 +299,7 @@ def _of_targets(model: Transformer, x_BND, targets_BNK) -> tuple[jax.Array, jax.
     """log p of each target, and the most likely token; logits are made some slots at a time."""
     config, (B, N, _) = model.config, targets_BNK.shape
     head_VD = gathered(model.head_VD.astype(config.compute_dtype))
-    rows = B // row_ways()
-    chunk = max((c for c in range(1, N + 1) if N % c == 0 and rows * c * config.vocab_size <= LOGITS), default=1)
+    chunk = even(N, LOGITS // (config.vocab_size * max(1, B // row_ways())))
 
     def some(inputs):
         x_BnD, targets_BnK = inputs
@@ -310,12 +310,8 @@ def _of_targets(model: Transformer, x_BND, targets_BNK) -> tuple[jax.Array, jax.
         labels = jnp.take_along_axis(logits, targets_BnK, axis=-1)
         return labels - jax.nn.logsumexp(logits, axis=-1, keepdims=True), first_of_most(logits)
 
-    def split(x):
-        return jnp.moveaxis(x.reshape(B, N // chunk, chunk, x.shape[-1]), 1, 0)
-
     if chunk == N:
         logps, best = some((x_BND, targets_BNK))
     else:
-        logps, best = lax.map(some, (split(x_BND), split(targets_BNK)))
-        logps, best = jnp.moveaxis(logps, 0, 1).reshape(targets_BNK.shape), jnp.moveaxis(best, 0, 1).reshape(B, N)
+        logps, best = (joined(y, N) for y in lax.map(some, split(chunk, x_BND, targets_BNK)))
     return reshard(logps, None, None, None), reshard(best, None, None)

@@ -12,10 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lm.kernels.chunks import chunk_of, joined, partial_spec, reduced, split
 from lm.kernels.matmul import gathered, product, spec_of
-from lm.parallel.mesh import row_ways, spec
-
-CHUNK_TOKENS = 2048  # positions a device whose logits exist at a time
+from lm.parallel.mesh import spec
 
 
 class Settings(NamedTuple):
@@ -38,19 +37,13 @@ def cross_entropy(
       softcap: logits s become softcap·tanh(s/softcap) (Gemma 2); 0: they stay.
       by_confidence: the objective's nll is multiplied by p(target), without a gradient through that.
       measured: Σ w·entropy of the softmax, and Σ w where the target is its most likely id, are also returned.
-      chunk: time steps a chunk; None chooses the largest divisor of T with at most CHUNK_TOKENS positions a device.
+      chunk: time steps a chunk; None chooses so many that a device has at most CHUNK_TOKENS positions (lm/kernels/chunks.py).
     Returns: (objective, nll) or (objective, nll, entropy, correct), float32 scalars. Only the objective has a gradient, with
       respect to x and head.
     """
     chunk = chunk or chunk_of(*targets_BT.shape)
     settings = Settings(float(z_loss), float(softcap), by_confidence, measured)
     return _chunked(jnp.dtype(dtype), settings, chunk, x_BTD, head_VD, targets_BT, weights_BT)
-
-
-def chunk_of(B: int, T: int) -> int:
-    """The largest divisor of T whose time steps come to at most CHUNK_TOKENS positions a device."""
-    rows = B // row_ways()
-    return max((c for c in range(1, T + 1) if T % c == 0 and rows * c <= CHUNK_TOKENS), default=1)
 
 
 def cross_entropy_reference(x_BTD, head_VD, targets_BT, weights_BT, *, z_loss: float = 0.0, softcap: float = 0.0):
@@ -72,11 +65,12 @@ def _chunked(dtype, settings, chunk, x_BTD, head_VD, targets_BT, weights_BT):
         x, targets, weights = inputs
         return jax.tree.map(jnp.add, sums, _logits(x, head, targets, weights, settings)[1]), None
 
-    return lax.scan(body, _nothing(settings), _split(chunk, x_BTD.astype(dtype), targets_BT, weights_BT))[0]
+    inputs = split(chunk, x_BTD.astype(dtype), targets_BT, weights_BT)
+    return _totals(lax.scan(body, _nothing(settings, x_BTD.shape[0]), inputs)[0])
 
 
 def _logits(x, head, targets, weights, settings: Settings):
-    """One chunk: (logits, where the targets are) [B, c, V], its sums, log Z and what the nll is weighed by [B, c]."""
+    """One chunk: (logits, where the targets are) [B, c, V], sums by row [B], log Z and what the nll is weighed by [B, c]."""
     logits = product("btd,vd->btv", x, head, spec("batch", None, "vocab"))
     if settings.softcap:
         logits = settings.softcap * jnp.tanh(logits / settings.softcap)
@@ -85,21 +79,27 @@ def _logits(x, head, targets, weights, settings: Settings):
     logz = jax.nn.logsumexp(logits, axis=-1)
     label = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
     scale = weights * jnp.exp(label - logz) if settings.by_confidence else weights
-    nll = jnp.sum(weights * (logz - label))
-    objective = jnp.sum(scale * (logz - label)) if settings.by_confidence else nll
-    sums = (objective + jnp.sum(weights * settings.z_loss * logz**2), nll)
+    nll = jnp.sum(weights * (logz - label), axis=-1)
+    objective = jnp.sum(scale * (logz - label), axis=-1) if settings.by_confidence else nll
+    sums = (objective + jnp.sum(weights * settings.z_loss * logz**2, axis=-1), nll)
     if settings.measured:
         entropy = jnp.sum(jnp.exp(logits - logz[..., None]) * (logz[..., None] - logits), axis=-1)
-        sums += (jnp.sum(weights * entropy), jnp.sum(weights * (label >= jnp.max(logits, axis=-1))))
+        correct = label >= jnp.max(logits, axis=-1)
+        sums += (jnp.sum(weights * entropy, axis=-1), jnp.sum(weights * correct, axis=-1))
     return (logits, is_target), sums, logz, scale
 
 
-def _nothing(settings: Settings) -> tuple[jax.Array, ...]:
-    return (jnp.zeros((), jnp.float32),) * (4 if settings.measured else 2)
+def _nothing(settings: Settings, B: int) -> tuple[jax.Array, ...]:
+    return (jnp.zeros((B,), jnp.float32, out_sharding=spec("batch")),) * (4 if settings.measured else 2)
+
+
+def _totals(sums: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    return tuple(map(jnp.sum, sums))
 
 
 def _forward(dtype, settings, chunk, x_BTD, head_VD, targets_BT, weights_BT):
-    head = gathered(head_VD.astype(dtype))
+    head, (B, T, _) = gathered(head_VD.astype(dtype)), x_BTD.shape
+    where = spec_of(head_VD)
 
     def body(carry, inputs):
         sums, dhead = carry
@@ -113,13 +113,13 @@ def _forward(dtype, settings, chunk, x_BTD, head_VD, targets_BT, weights_BT):
             dlogits = dlogits * (1 - (logits / settings.softcap) ** 2)  # the derivative of softcap·tanh(s/softcap)
         dlogits = dlogits.astype(dtype)
         dx = product("btv,vd->btd", dlogits, head, spec("batch", None, None)).astype(dtype)
-        dhead = dhead + product("btv,btd->vd", dlogits, x, spec_of(head_VD))
+        dhead = dhead + product("btv,btd->vd", dlogits, x, partial_spec(where))
         return (jax.tree.map(jnp.add, sums, more), dhead), dx
 
-    inputs = _split(chunk, x_BTD.astype(dtype), targets_BT, weights_BT)
-    (sums, dhead), dx = lax.scan(body, (_nothing(settings), jnp.zeros_like(head_VD)), inputs)
-    dx_BTD = jnp.moveaxis(dx, 0, 1).reshape(x_BTD.shape)
-    return sums, (dx_BTD.astype(x_BTD.dtype), dhead, weights_BT)
+    inputs = split(chunk, x_BTD.astype(dtype), targets_BT, weights_BT)
+    nothing = _nothing(settings, B), jnp.zeros(head_VD.shape, jnp.float32, out_sharding=partial_spec(where))
+    (sums, dhead), dx = lax.scan(body, nothing, inputs)
+    return _totals(sums), (joined(dx, T).astype(x_BTD.dtype), reduced(dhead, where), weights_BT)
 
 
 def _backward(dtype, settings, chunk, residuals, cotangents):
@@ -129,8 +129,3 @@ def _backward(dtype, settings, chunk, residuals, cotangents):
 
 
 _chunked.defvjp(_forward, _backward)
-
-
-def _split(chunk, *arrays):
-    """[B, T, …] -> [T / chunk, B, chunk, …], the batch axis left where it is sharded."""
-    return tuple(jnp.moveaxis(a.reshape(a.shape[0], -1, chunk, *a.shape[2:]), 1, 0) for a in arrays)

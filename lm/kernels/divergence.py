@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lm.kernels.cross_entropy import chunk_of
+from lm.kernels.chunks import chunk_of, joined, partial_spec, reduced, split
 from lm.kernels.matmul import gathered, product, spec_of
 from lm.parallel.mesh import spec
 
@@ -107,25 +107,26 @@ def _chunked(dtype, settings, chunk, x_BTD, head_VD, teacher_BTE, teacher_head_V
     def body(sums, inputs):
         return jax.tree.map(jnp.add, sums, _chunk(*inputs, *heads, settings)[0]), None
 
-    inputs = _split(chunk, x_BTD.astype(dtype), teacher_BTE.astype(dtype), targets_BT, weights_BT)
-    return lax.scan(body, _nothing(), inputs)[0]
+    inputs = split(chunk, x_BTD.astype(dtype), teacher_BTE.astype(dtype), targets_BT, weights_BT)
+    return jax.tree.map(jnp.sum, lax.scan(body, _nothing(x_BTD.shape[0]), inputs)[0])
 
 
 def _forward(dtype, settings, chunk, x_BTD, head_VD, teacher_BTE, teacher_head_VE, targets_BT, weights_BT):
     head, teacher_head = gathered(head_VD.astype(dtype)), gathered(teacher_head_VE.astype(dtype))
+    (B, T, _), where = x_BTD.shape, spec_of(head_VD)
 
     def body(carry, inputs):
         sums, dhead = carry
         more, dlogits = _chunk(*inputs, head, teacher_head, settings)
         dlogits = dlogits.astype(dtype)
         dx = product("btv,vd->btd", dlogits, head, spec("batch", None, None)).astype(dtype)
-        dhead = dhead + product("btv,btd->vd", dlogits, inputs[0], spec_of(head_VD))
+        dhead = dhead + product("btv,btd->vd", dlogits, inputs[0], partial_spec(where))
         return (jax.tree.map(jnp.add, sums, more), dhead), dx
 
-    inputs = _split(chunk, x_BTD.astype(dtype), teacher_BTE.astype(dtype), targets_BT, weights_BT)
-    (sums, dhead), dx = lax.scan(body, (_nothing(), jnp.zeros_like(head_VD)), inputs)
-    dx_BTD = jnp.moveaxis(dx, 0, 1).reshape(x_BTD.shape)
-    return sums, (dx_BTD.astype(x_BTD.dtype), dhead)
+    inputs = split(chunk, x_BTD.astype(dtype), teacher_BTE.astype(dtype), targets_BT, weights_BT)
+    nothing = _nothing(B), jnp.zeros(head_VD.shape, jnp.float32, out_sharding=partial_spec(where))
+    (sums, dhead), dx = lax.scan(body, nothing, inputs)
+    return jax.tree.map(jnp.sum, sums), (joined(dx, T).astype(x_BTD.dtype), reduced(dhead, where))
 
 
 def _backward(dtype, settings, chunk, residuals, cotangents):
@@ -138,7 +139,7 @@ _chunked.defvjp(_forward, _backward)
 
 
 def _chunk(x, teacher, targets, weights, head, teacher_head, settings: Settings):
-    """One chunk: its sums, and the gradient of its objective with respect to the student's logits, float32 [B, c, V]."""
+    """One chunk: sums by row [B], and the gradient of its objective by the student's logits, float32 [B, c, V]."""
     beta, mix, temperature = settings.beta, settings.mix, settings.temperature
     student = _logits(x, head, settings.softcap)
     teacher = _logits(teacher, teacher_head, settings.teacher_softcap)
@@ -158,7 +159,7 @@ def _chunk(x, teacher, targets, weights, head, teacher_head, settings: Settings)
     dlogits = mix * temperature * slope + (1 - mix) * (jnp.exp(log_q1) - is_target)
     if settings.softcap:
         dlogits = dlogits * (1 - (student / settings.softcap) ** 2)  # the derivative of softcap·tanh(s/softcap)
-    return Divergence(*(jnp.sum(weights * one) for one in each)), weights[..., None] * dlogits
+    return Divergence(*(jnp.sum(weights * one, axis=-1) for one in each)), weights[..., None] * dlogits
 
 
 def _logits(x, head, softcap):
@@ -197,10 +198,5 @@ def _jensen_shannon(log_p, log_q, kl, beta):
 KINDS = {"forward": _forward_kl, "reverse": _reverse_kl, "jsd": _jensen_shannon}
 
 
-def _nothing() -> Divergence:
-    return Divergence(*(jnp.zeros((), jnp.float32) for _ in Divergence._fields))
-
-
-def _split(chunk, *arrays):
-    """[B, T, …] -> [T / chunk, B, chunk, …], the batch axis left where it is sharded."""
-    return tuple(jnp.moveaxis(a.reshape(a.shape[0], -1, chunk, *a.shape[2:]), 1, 0) for a in arrays)
+def _nothing(B: int) -> Divergence:
+    return Divergence(*(jnp.zeros((B,), jnp.float32, out_sharding=spec("batch")) for _ in Divergence._fields))

@@ -11,7 +11,7 @@ from flax import nnx
 from lm.align.logprobs import logprobs_reference, reference_model, sequence_logprobs, token_logprobs
 from lm.config import Adapter, ModelConfig
 from lm.infer.sampler import draw
-from lm.kernels import cross_entropy
+from lm.kernels import chunks
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
@@ -51,8 +51,8 @@ def test_chunks_give_what_whole_logits_give(params, monkeypatch):
     graph, _ = skeleton(CONFIG)
     batch = batch_of([(prompt * 2)[:40] for prompt in PROMPTS])
     weights = np.random.default_rng(0).normal(size=batch["tokens"].shape)
-    monkeypatch.setattr(cross_entropy, "CHUNK_TOKENS", 50)
-    assert cross_entropy.chunk_of(*weights.shape) == 10
+    monkeypatch.setattr(chunks, "CHUNK_TOKENS", 50)
+    assert chunks.chunk_of(*weights.shape) == 10
 
     def both(function):
         def loss(params):

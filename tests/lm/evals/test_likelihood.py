@@ -62,6 +62,14 @@ def test_one_request_at_a_time_gives_the_same():
     assert_right(model, requests, scores(model, requests, max_length=LENGTH))
 
 
+def test_logits_come_some_slots_at_a_time(monkeypatch):
+    """However many slots are asked for: the last chunk is filled up."""
+    monkeypatch.setattr(likelihood, "LOGITS", 20_000)
+    model = tiny_models.model()
+    requests = awkward() + questions(0, 2)
+    assert_right(model, requests, scores(model, requests, max_length=LENGTH))
+
+
 def test_prefixes_are_read_once(monkeypatch):
     """Two groups of questions with long beginnings of their own, of different lengths."""
     monkeypatch.setattr(trie, "GROUP", 16)

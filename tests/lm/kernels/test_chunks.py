@@ -1,0 +1,152 @@
+"""Loops over chunks of time steps: any length will do, and no device waits for another in them."""
+
+import os
+import subprocess
+import sys
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding
+
+from lm.align.logprobs import logprobs_of
+from lm.config import ModelConfig
+from lm.kernels.cross_entropy import cross_entropy, cross_entropy_reference
+from lm.kernels.divergence import divergence, divergence_reference
+from lm.parallel.mesh import make_mesh, spec
+from tests.lm.kernels.programs import collectives_in_loops, scan_lengths
+
+D, V = 16, 64
+CONFIG = ModelConfig(vocab_size=V, num_layers=1, embed_dim=D, num_heads=2, num_kv_heads=2, mlp_dim=16, dtype="float32")
+
+
+def by_cross_entropy(x, head, targets, weights):
+    return cross_entropy(x, head, targets, weights, dtype="float32", z_loss=0.01)[0]
+
+
+def by_divergence(x, head, targets, weights):
+    return divergence(x, head, *teacher(x, head), targets, weights, dtype="float32", kind="jsd", mix=0.5)[0]
+
+
+def plain_divergence(x, head, targets, weights):
+    return divergence_reference(x, head, *teacher(x, head), targets, weights, kind="jsd", mix=0.5)[0]
+
+
+def teacher(x, head):
+    return jax.lax.stop_gradient((x[:, ::-1], 2 * head))
+
+
+def by_logprobs(x, head, targets, weights):
+    model = types.SimpleNamespace(config=CONFIG, head_VD=head, to_head=lambda x: x)
+    logp, entropy = logprobs_of(model, x, targets)
+    return -jnp.sum(weights * (logp + jax.lax.stop_gradient(entropy)))
+
+
+def plain_logprobs(x, head, targets, weights):
+    logp = jax.nn.log_softmax(jnp.einsum("btd,vd->btv", x, head))
+    entropy = jax.lax.stop_gradient(-jnp.sum(jnp.exp(logp) * logp, axis=-1))
+    return -jnp.sum(weights * (jnp.take_along_axis(logp, targets[..., None], axis=-1)[..., 0] + entropy))
+
+
+LOSSES = {
+    "cross-entropy": (by_cross_entropy, lambda *a: cross_entropy_reference(*a, z_loss=0.01)[0]),
+    "divergence": (by_divergence, plain_divergence),
+    "logprobs": (by_logprobs, plain_logprobs),
+}
+
+
+def example(B, T):
+    """x, head, targets, weights: more positions than a device's logits may be of."""
+    keys = jax.random.split(jax.random.key(T), 4)
+    weights = jax.random.uniform(keys[3], (B, T)) * (np.arange(T) % 3 > 0)
+    return (jax.random.normal(keys[0], (B, T, D)), jax.random.normal(keys[1], (V, D)),
+            jax.random.randint(keys[2], (B, T), 0, V), weights)  # fmt: skip
+
+
+def slopes(name, which=0):
+    return jax.value_and_grad(LOSSES[name][which], argnums=(0, 1))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_prime_length_takes_no_more_chunks_than_its_neighbour(name):
+    assert scan_lengths(slopes(name), *example(64, 1021)) == scan_lengths(slopes(name), *example(64, 1024))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_prime_length_gives_what_the_reference_gives(name):
+    inputs = example(32, 131)  # three chunks of 44, the last filled up
+    value, gradients = jax.jit(slopes(name))(*inputs)
+    twin, twin_gradients = jax.jit(slopes(name, 1))(*inputs)
+    np.testing.assert_allclose(value, twin, rtol=1e-5)
+    for ours, theirs in zip(gradients, twin_gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [dict(data=2, fsdp=4), dict(fsdp=4, expert=2)], ids=str)
+@pytest.mark.parametrize("name", LOSSES)
+def test_rows_on_several_devices_meet_after_the_loop(name, sizes):
+    """131 time steps on each of eight devices in two chunks or more; the head's gradient is added up once."""
+    inputs = example(256, 131)
+    twin, twin_gradients = jax.jit(slopes(name, 1))(*inputs)
+    mesh = make_mesh(sizes)
+    axes = (("batch", None, None), ("vocab", "embed"), ("batch", None), ("batch", None))
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(x, NamedSharding(mesh, spec(*names))) for x, names in zip(inputs, axes, strict=True)]
+        compiled = jax.jit(slopes(name)).lower(*placed).compile()
+        value, gradients = compiled(*placed)
+        assert " while(" in compiled.as_text()
+        assert collectives_in_loops(compiled) == []
+        assert gradients[-1].sharding.is_equivalent_to(placed[1].sharding, 2)
+    np.testing.assert_allclose(value, twin, rtol=1e-5)
+    for ours, theirs in zip(gradients, twin_gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_with_a_split_vocabulary_the_gradient_of_the_head_stays_out_of_the_loop():
+    """What the softmax sums over the tensor axis, [B, c], is all that is sent."""
+    mesh, inputs = make_mesh(dict(data=2, fsdp=2, tensor=2)), example(256, 131)
+    twin = jax.jit(slopes("cross-entropy", 1))(*inputs)
+    axes = (("batch", None, None), ("vocab", "embed"), ("batch", None), ("batch", None))
+    with jax.set_mesh(mesh):
+        placed = [jax.device_put(x, NamedSharding(mesh, spec(*names))) for x, names in zip(inputs, axes, strict=True)]
+        compiled = jax.jit(slopes("cross-entropy")).lower(*placed).compile()
+        value, gradients = compiled(*placed)
+        sent = collectives_in_loops(compiled)
+        assert sent and not any(f"f32[{V // 2},{D}]" in line or f"f32[{V // 2},{D // 2}]" in line for line in sent)
+    np.testing.assert_allclose(value, twin[0], rtol=1e-5)
+    for ours, theirs in zip(gradients, twin[1], strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+FOR_TPU = """
+import jax
+import jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding
+from lm.kernels.cross_entropy import cross_entropy
+from lm.parallel.mesh import make_mesh, spec
+from tests.lm.kernels.programs import collectives_in_loops
+
+def array(shape, dtype, *axes):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec(*axes)))
+
+mesh = make_mesh(dict(fsdp=-1), topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4").devices)
+with jax.set_mesh(mesh):
+    gradient = jax.grad(lambda *a: cross_entropy(*a, dtype="bfloat16")[0], argnums=(0, 1))
+    states, rows = ("batch", None, None), ("batch", None)
+    inputs = (array((64, 2048, 2048), jnp.bfloat16, *states), array((32768, 2048), jnp.float32, "vocab", "embed"),
+              array((64, 2048), jnp.int32, *rows), array((64, 2048), jnp.float32, *rows))
+    print("repeated:", len(collectives_in_loops(jax.jit(gradient).lower(*inputs).compile())))
+"""
+
+
+@pytest.mark.slow
+def test_a_tpu_program_adds_the_gradient_of_the_head_up_once():
+    if subprocess.run([sys.executable, "-c", "import libtpu"], capture_output=True).returncode:
+        pytest.skip("libtpu is not installed: make test-slow installs it")
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TPU_SKIP_MDS_QUERY": "1"}
+    done = subprocess.run([sys.executable, "-c", FOR_TPU], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "repeated: 0\n" in done.stdout
