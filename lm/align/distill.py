@@ -37,7 +37,8 @@ def objective(config, teacher_graph: nnx.GraphDef) -> Objective:
         read = (batch["tokens"], batch["segment_ids"], batch["positions"])
         hidden, seen = model.hidden(*read), teacher.hidden(*read)
         sums = divergence(
-            hidden.x_BTD, *_common(model.head_VD, seen.x_BTD, teacher.head_VD), batch["targets"], batch["weights"],
+            model.to_head(hidden.x_BTD), *_common(model.head_VD, teacher.to_head(seen.x_BTD), teacher.head_VD),
+            batch["targets"], batch["weights"],
             dtype=config.dtype, kind=d.divergence, beta=d.beta, mix=d.mix, temperature=d.temperature,
             softcap=model.config.logit_softcap, teacher_softcap=teacher.config.logit_softcap,
         )  # fmt: skip

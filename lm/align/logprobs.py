@@ -28,7 +28,7 @@ def logprobs_of(model: Transformer, x_BTD, targets_BT, temperature: float = 1.0)
     """The same of hidden states after the last norm."""
     config = model.config
     return target_logprobs(
-        x_BTD, model.head_VD, targets_BT, dtype=config.dtype, softcap=config.logit_softcap,
+        model.to_head(x_BTD), model.head_VD, targets_BT, dtype=config.dtype, softcap=config.logit_softcap,
         temperature=temperature,
     )  # fmt: skip
 

@@ -297,7 +297,7 @@ def _read(model: Transformer, tokens_BT, positions_BT, valid_BT, ends_BT, read_B
 
 def _of_targets(model: Transformer, x_BND, targets_BNK) -> tuple[jax.Array, jax.Array]:
     """log p of each target, and the most likely token; logits are made some slots at a time."""
-    config, (B, N, _) = model.config, targets_BNK.shape
+    config, x_BND, (B, N, _) = model.config, model.to_head(x_BND), targets_BNK.shape
     head_VD = gathered(model.head_VD.astype(config.compute_dtype))
     chunk = even(N, LOGITS // (config.vocab_size * max(1, B // row_ways())))
 

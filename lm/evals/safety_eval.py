@@ -229,7 +229,7 @@ def bits_per_byte(model: Transformer, tokenizer, texts: Iterable[str], sequence_
     @jax.jit
     def nll(params, tokens_BT, targets_BT, segments_BT, positions_BT):
         model = nnx.merge(graph, params)
-        x_BTD = model.hidden(tokens_BT, segments_BT, positions_BT).x_BTD
+        x_BTD = model.to_head(model.hidden(tokens_BT, segments_BT, positions_BT).x_BTD)
         weights_BT = segments_BT.astype(jnp.float32)
         return cross_entropy(x_BTD, model.head_VD, targets_BT, weights_BT, dtype=config.dtype, softcap=config.logit_softcap)[1]
 

@@ -158,6 +158,16 @@ def hidden_std(config: ModelConfig, std: float) -> float:
     return std if not config.mup_base_dim else std * (config.mup_base_dim / config.embed_dim) ** 0.5
 
 
+def scaled_output(config: ModelConfig, x: jax.Array) -> jax.Array:
+    """Return what an output (head, router) reads, in x's dtype: x, and under μP x·base/width (Yang et al. 2022, table 8).
+
+    The paper scales the product; x is smaller than the weight.
+    """
+    if not config.mup_base_dim:
+        return x
+    return (x.astype(jnp.float32) * (config.mup_base_dim / config.embed_dim)).astype(x.dtype)
+
+
 def residual_std(config: ModelConfig) -> float:
     """Of a matrix that writes into the residual stream of L layers: STD/√(2·L) (GPT-2)."""
     return STD / (2 * config.num_layers) ** 0.5

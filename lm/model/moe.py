@@ -16,7 +16,7 @@ from lm.kernels.experts import experts
 from lm.kernels.matmul import gathered
 from lm.model.feed_forward import ACTIVATIONS, FeedForward
 from lm.model.initializers import STD, normal, parameter
-from lm.model.linear import declared, hidden_std, residual_std, whole
+from lm.model.linear import declared, hidden_std, residual_std, scaled_output, whole
 from lm.parallel.mesh import spec
 
 
@@ -81,10 +81,8 @@ class MoE(nnx.Module):
 
 def router_logits(x_BTD: jax.Array, router_DE: jax.Array, config: ModelConfig) -> jax.Array:
     """float32 logits, in full float32: near ties decide which expert is used. Under μP an output, which gets base/width."""
-    if config.mup_base_dim:
-        router_DE = router_DE * (config.mup_base_dim / config.embed_dim)
     return jnp.einsum(
-        "btd,de->bte", x_BTD.astype(jnp.float32), gathered(router_DE), precision=lax.Precision.HIGHEST,
+        "btd,de->bte", scaled_output(config, x_BTD.astype(jnp.float32)), gathered(router_DE), precision=lax.Precision.HIGHEST,
         out_sharding=spec("batch", "length", None),
     )  # fmt: skip
 

@@ -18,7 +18,7 @@ from lm.kernels.matmul import matmul, spec_of
 from lm.model.attention import Cache, Step, attention_sublayer, empty_cache
 from lm.model.feed_forward import FeedForward
 from lm.model.initializers import STD, normal, parameter
-from lm.model.linear import Linear, Score
+from lm.model.linear import Linear, Score, scaled_output
 from lm.model.moe import MoE, RouterStats
 from lm.model.norms import layer_norm
 from lm.model.positions import rotary_angles
@@ -198,7 +198,8 @@ class Transformer(nnx.Module):
     def logits(self, x_BTD):
         """float32 logits of hidden states."""
         config = self.config
-        y = matmul("btd,vd->btv", x_BTD, self.head_VD, dtype=config.compute_dtype, out=("batch", "length", "vocab"))
+        x_BTD, axes = self.to_head(x_BTD), ("batch", "length", "vocab")
+        y = matmul("btd,vd->btv", x_BTD, self.head_VD, dtype=config.compute_dtype, out=axes)
         y = y.astype(jnp.float32)
         return config.logit_softcap * jnp.tanh(y / config.logit_softcap) if config.logit_softcap else y
 
@@ -208,9 +209,12 @@ class Transformer(nnx.Module):
 
     @property
     def head_VD(self) -> jax.Array:
-        """What multiplies hidden states; in μP its product falls with the width (Yang et al. 2022, table 8)."""
-        weight = self.embedding[...] if self.config.tie_embeddings else self.head[...]
-        return weight * (self.config.mup_base_dim / self.config.embed_dim) if self.config.mup_base_dim else weight
+        """The float32 matrix of the head. Logits are products of it and `to_head` of hidden states."""
+        return self.embedding[...] if self.config.tie_embeddings else self.head[...]
+
+    def to_head(self, x_BTD) -> jax.Array:
+        """Hidden states after the last norm as the head reads them."""
+        return scaled_output(self.config, x_BTD)
 
     def _embedded(self, tokens_BT):
         config = self.config

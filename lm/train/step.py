@@ -219,8 +219,9 @@ def head_loss(model, x_BTD, targets_BT, weights_BT, z_loss, **options):
     """(Σ w·(nll + z), Σ w·nll) of hidden states, float32; the caller divides by Σ w. options: more for cross_entropy."""
     config = model.config
     return cross_entropy(
-        x_BTD, model.head_VD, targets_BT, weights_BT, dtype=config.dtype, z_loss=z_loss, softcap=config.logit_softcap, **options
-    )
+        model.to_head(x_BTD), model.head_VD, targets_BT, weights_BT, dtype=config.dtype, z_loss=z_loss,
+        softcap=config.logit_softcap, **options,
+    )  # fmt: skip
 
 
 def busiest(load: jax.Array) -> jax.Array:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from lm.align.logprobs import token_logprobs
 from lm.model.transformer import skeleton
 from lm.train.optimizer import role
-from lm.train.step import make_trainer, model_config_of
-from tests.lm.examples import plain_batch, tiny_config
+from lm.train.step import make_trainer, model_config_of, token_loss
+from tests.lm.examples import parameters, plain_batch, tiny_config
 
 WIDTHS = (32, 64, 128, 256)
 
@@ -56,6 +57,26 @@ def test_without_it_they_move_the_wide_more():
 
 def test_the_base_width_is_the_standard_model():
     assert moved(True, WIDTHS[0]) == moved(False, WIDTHS[0])
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_hidden_states_are_scaled_and_not_the_head(tied):
+    """By half at twice the base's width: an array [B, T, D] costs less to scale than one [V, D], and in decoding far less."""
+    plain, wide = (model_config_of(tiny_config(tie_embeddings=tied, mup_base_dim=base)) for base in (0, 16))
+    params, batch = parameters(plain), plain_batch(np.random.default_rng(0).integers(0, 64, (2, 9)))
+
+    def logits_and_loss(config, params):
+        model = nnx.merge(skeleton(config)[0], params)
+        return model(batch["tokens"]), token_loss(model, batch, z_loss=0.0)[0], token_logprobs(model, batch)[0]
+
+    program = str(jax.make_jaxpr(functools.partial(logits_and_loss, wide))(params))
+    assert "f32[64,32] = mul" not in program and "f32[2,8,32] = mul" in program
+    logits, loss, logp = jax.jit(functools.partial(logits_and_loss, wide))(params)
+    half = 0.5 * jax.jit(functools.partial(logits_and_loss, plain))(params)[0]
+    np.testing.assert_allclose(logits, half, rtol=1e-5, atol=1e-6)
+    expected = np.take_along_axis(jax.nn.log_softmax(half), batch["targets"][..., None], axis=-1)[..., 0]
+    np.testing.assert_allclose(logp, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(loss, -np.sum(batch["weights"] * expected), rtol=1e-5)
 
 
 def test_every_part_is_known():
