@@ -118,6 +118,11 @@ class Checkpoints:
             self._manager.reload()
         return step
 
+    def check(self, step: int) -> None:
+        """Raises UserError if this checkpoint is damaged."""
+        if found := self._damage(step):
+            raise UserError(f"{self.folder / str(step)} is damaged: {found}; put a copy in its place")
+
     def _aside(self, step: int) -> Path:
         names = (f"{step}.damaged{i and f'.{i}' or ''}" for i in itertools.count())
         return next(self.folder / name for name in names if not (self.folder / name).exists())
@@ -181,6 +186,25 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def newest(workdir: Path, step: int | None = None) -> tuple[Checkpoints, int]:
+    """The checkpoints of a workdir, opened for reading, and the step of the newest one, or `step` if it is given.
+
+    Raises: UserError if there is none, or if it is damaged: another one would give other results.
+    """
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"{workdir} is no training run: it has no config.json")
+    if (workdir / "checkpoints").is_dir():
+        checkpoints = Checkpoints(workdir, read_only=True)
+        if step is None:
+            step = checkpoints.whole()
+        else:
+            checkpoints.check(step)
+        if step is not None:
+            return checkpoints, step
+        checkpoints.close()
+    raise UserError(f"{workdir} has no checkpoint yet; train it first")
 
 
 def alone() -> ocp.options.MultiprocessingOptions:

@@ -1,5 +1,6 @@
 """Where a model's parameters come from: a workdir of ours, or a Hugging Face checkpoint as it is."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -7,26 +8,32 @@ from typing import NamedTuple
 
 import jax
 from flax import nnx
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 
-from lm.checkpoint import Checkpoints, check_shapes, named, nested, plain, unplain
+from lm.adapt.quantize import quantize
+from lm.adapt.rebuild import arrays_of
+from lm.checkpoint import Checkpoints, check_shapes, named, nested, newest, plain, unplain
 from lm.config import ModelConfig
-from lm.convert import stream
+from lm.convert import base, stream
 from lm.convert.peft import is_adapter
 from lm.convert.published import Published, is_published, open_published
 from lm.errors import UserError
+from lm.model.linear import trainable
 from lm.model.transformer import skeleton
+from lm.parallel.mesh import shardings
 
 
 class Source(NamedTuple):
     """Parameters on disk: their blueprint, the shape and dtype of each by dotted name, and a function that loads them.
 
     load(abstract): reads onto the shardings and in the dtypes of a tree of ShapeDtypeStructs.
+    before: of a checkpoint that holds an adapter alone, `stored` of the model that it stands beside.
     """
 
     config: ModelConfig
     stored: dict[str, jax.ShapeDtypeStruct]
     load: Callable[[nnx.State], nnx.State]
+    before: dict[str, jax.ShapeDtypeStruct] | None = None
 
     @staticmethod
     def of(published: Published) -> "Source":
@@ -39,8 +46,12 @@ class Source(NamedTuple):
         return Source(published.config, stored, load)
 
 
-def open_source(path: str | os.PathLike) -> Source:
-    """Looks into the folder, without reading a weight. Raises UserError if it holds no model, or none that fits its config."""
+def open_source(path: str | os.PathLike, step: int | None = None) -> Source:
+    """Looks into the folder, without reading a weight.
+
+    step: of a workdir's checkpoint; None: the newest one.
+    Raises: UserError if it holds no model, none that fits its config, or an adapter whose base is gone or has changed.
+    """
     path = Path(path)
     if is_adapter(path):
         raise UserError(
@@ -49,8 +60,8 @@ def open_source(path: str | os.PathLike) -> Source:
         )
     if is_published(path):
         return Source.of(open_published(path))
-    checkpoints, step = newest(path)
-    saved = checkpoints.meta(step)["config"]
+    checkpoints, step = newest(path, step)
+    meta = checkpoints.meta(step)
     stored = checkpoints.stored_params(step)
     checkpoints.close()
 
@@ -61,7 +72,35 @@ def open_source(path: str | os.PathLike) -> Source:
         finally:
             checkpoints.close()
 
-    return Source(config_of(saved), stored, load)
+    source = Source(config_of(meta["config"]), stored, load)
+    if "base" not in meta:
+        return source
+    return beside(open_source(base.found(meta["base"], path), meta["base"]["step"]), source)
+
+
+def beside(model: Source, adapter: Source) -> Source:
+    """The model with an adapter in place of any that it has, whose source holds what learns and tells how the model is held."""
+    config, abstract = adapter.config, named(plain(skeleton(adapter.config)[1]))
+    stored = {name: adapter.stored.get(name) or model.stored.get(name) or x for name, x in abstract.items()}
+
+    def load(abstract: nnx.State) -> nnx.State:
+        targets, all_of_it = named(plain(abstract)), skeleton(model.config)[1]
+        mesh = next((x.sharding.mesh for x in targets.values() if isinstance(x.sharding, NamedSharding)), None)
+        one = next(iter(targets.values())).sharding
+        placed = named(plain(shardings(all_of_it, mesh) if mesh else jax.tree.map(lambda _: one, all_of_it)))
+        asked = {
+            name: jax.ShapeDtypeStruct(x.shape, targets.get(name, x).dtype, sharding=placed[name])
+            for name, x in named(plain(all_of_it)).items()
+        }
+        params = model.load(unplain(all_of_it, nested(asked)))
+        if config.quantization != model.config.quantization:
+            with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+                params = quantize(model.config, params, config.quantization)[1]
+        arrays = arrays_of(params) | arrays_of(adapter.load(nnx.filter_state(abstract, trainable(config))))
+        arrays = {name: jax.device_put(arrays[name].astype(x.dtype), x.sharding) for name, x in targets.items()}
+        return unplain(abstract, nested(arrays))
+
+    return Source(config, stored, load, model.before or model.stored)
 
 
 def load_params(path: str | os.PathLike, abstract: nnx.State) -> nnx.State:
@@ -89,22 +128,6 @@ def on_first_device(source: Source) -> nnx.State:
     abstract = skeleton(source.config)[1]
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
     return source.load(as_stored(source, abstract))
-
-
-def newest(workdir: Path) -> tuple[Checkpoints, int]:
-    """The checkpoints of a workdir, opened for reading, and the step of the newest one.
-
-    Raises: UserError if there is none, or if it is damaged: another one would give other results.
-    """
-    if not (workdir / "config.json").is_file():
-        raise UserError(f"{workdir} is no training run: it has no config.json")
-    if (workdir / "checkpoints").is_dir():
-        checkpoints = Checkpoints(workdir, read_only=True)
-        step = checkpoints.whole()
-        if step is not None:
-            return checkpoints, step
-        checkpoints.close()
-    raise UserError(f"{workdir} has no checkpoint yet; train it first")
 
 
 def config_of(saved: dict) -> ModelConfig:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -15,7 +16,7 @@ from tqdm import tqdm
 from data.hf_tokenizer import load_tokenizer
 from data.tokenizer import Tokenizer
 from lm.adapt import lora
-from lm.checkpoint import Checkpoints, named, nested, plain, unplain
+from lm.checkpoint import Checkpoints, named, nested, newest, plain, unplain
 from lm.cli import write_json
 from lm.config import ModelConfig
 from lm.convert.families import FAMILIES, config_json, copies, essence, family_for
@@ -24,7 +25,7 @@ from lm.convert.folders import check_free, written_whole
 from lm.convert.peft import export_peft
 from lm.convert.published import is_published
 from lm.convert.rows import Place, places, theirs_of
-from lm.convert.source import config_of, newest, on_first_device, open_source
+from lm.convert.source import Source, config_of, on_first_device, open_source
 from lm.convert.tokenizer_files import export_tokenizer
 from lm.errors import UserError
 from lm.model.linear import trainable
@@ -55,14 +56,14 @@ def to_published(
       max_shard_gb: 10⁹ bytes of a file.
       family: a model_type to leave as; None: the one it came as, or the first that can hold it.
       merge: add an adapter to the weights that it stands beside, and turn quantised weights into floats. The model must then
-        fit the first device.
+        fit the first device, in float32. As-is is then the dtype of the model that the run started from.
     Raises: UserError if `to` is taken, there is no checkpoint, or no family can hold the model.
     """
     check_free(to, "to")
     checkpoints, step = newest(workdir)
     with contextlib.closing(checkpoints):
         saved = checkpoints.meta(step)["config"]
-        arrays = without_mup(merged(workdir) if merge else unmerged(workdir, config_of(saved), checkpoints, step))
+        arrays = without_mup(merged(workdir, dtype) if merge else unmerged(workdir, config_of(saved), checkpoints, step))
         arrays = without_other_heads(arrays)
         family = family_that_holds(arrays.config, family, saved.get("published", {}).get("model_type"))
         tensors: dict[str, list[Place]] = {}
@@ -159,18 +160,34 @@ def unmerged(workdir: Path, config: ModelConfig, checkpoints: Checkpoints, step:
         how = "--merge adds it to the weights, --adapter exports it alone"
         raise UserError(f"{workdir} has an adapter of rank {config.adapter.rank}: {how}")
     if config.quantization.bits:
-        raise UserError(f"{workdir} has weights of {config.quantization.bits} bits: --merge turns them into float32")
+        raise UserError(f"{workdir} has weights of {config.quantization.bits} bits: --merge turns them into floats")
     dtypes = {name: np.dtype(x.dtype) for name, x in checkpoints.stored_params(step).items()}
     return Arrays(config, dtypes, functools.partial(checkpoints.read_params, step))
 
 
-def merged(workdir: Path) -> Arrays:
-    """The arrays without adapters, and without integers."""
+def merged(workdir: Path, dtype: str) -> Arrays:
+    """The arrays without adapters, and without integers: added up in float32, and as-is in the dtypes of the model before."""
     source = open_source(workdir)
-    config, params = lora.merge(source.config, on_first_device(source), dequantize=bool(source.config.quantization.bits))
+    params = on_first_device(source)
+    params = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+    config, params = lora.merge(source.config, params, dequantize=bool(source.config.quantization.bits))
     leaves = named(plain(params))
-    dtypes = {name: np.dtype(x.dtype) for name, x in leaves.items()}
-    return Arrays(config, dtypes, lambda names: {name: np.asarray(leaves[name]) for name in names})
+    before = stored_before(workdir, source) if dtype == AS_IS else {}
+    dtypes = {name: np.dtype(before.get(name, x).dtype) for name, x in leaves.items()}
+    return Arrays(config, dtypes, lambda names: {name: np.asarray(leaves[name]).astype(dtypes[name]) for name in names})
+
+
+def stored_before(workdir: Path, source: Source) -> dict[str, jax.ShapeDtypeStruct]:
+    """How the model was stored that a run of adapters or of integers started from, by dotted name; {} if it is gone."""
+    if source.before is not None:
+        return source.before
+    if not (source.config.adapter.rank or source.config.quantization.bits):
+        return source.stored
+    start = read_json(workdir / "config.json").get("init_from")
+    try:
+        return stored_before(Path(start), open_source(start)) if start else source.stored
+    except UserError:
+        return {}
 
 
 def without_mup(arrays: Arrays) -> Arrays:

@@ -22,14 +22,17 @@ from lm import sizing
 from lm.adapt import lora, quantize
 from lm.checkpoint import Checkpoints
 from lm.config import model_keys
+from lm.convert.base import reference
+from lm.convert.source import open_source
 from lm.errors import UserError
+from lm.model.linear import trainable
 from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
 from lm.train.feed import Feed, Stream
 from lm.train.metrics import Log
 from lm.train.schedule import schedule
 from lm.train.speed import FORMULA, peak_flops
-from lm.train.step import Trainer, abstract_state, model_config_of, sound, state_shardings
+from lm.train.step import Trainer, TrainState, abstract_state, model_config_of, sound, state_shardings
 
 
 class Diverged(Exception):
@@ -65,12 +68,24 @@ def train(
     """
     checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_every=config.keep_every)
     begin = checkpoints.whole(print if is_first() else lambda text: None)
+    base = None  # that adapters stand beside, where checkpoints do not hold it
+
+    def kept(state: TrainState) -> TrainState:
+        """What a checkpoint holds of the state."""
+        learns = trainable(model_config_of(config))
+        return state if base is None else state._replace(params=nnx.filter_state(state.params, learns))
+
     if begin is None:
+        if config.init_from and config.model.adapter.rank:
+            base = reference(config.init_from, workdir)
         begin, tokens, loader = 0, 0, None
         state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh), donate_argnums=0)(start())
     else:
-        meta = checkpoints.meta(begin)
-        state, tokens, loader = checkpoints.restore(begin, abstract_state(trainer, mesh)), meta["tokens"], meta["loader"]
+        meta, abstract = checkpoints.meta(begin), abstract_state(trainer, mesh)
+        base, tokens, loader = meta.get("base"), meta["tokens"], meta["loader"]
+        state = checkpoints.restore(begin, kept(abstract))
+        if base:
+            state = state._replace(params=open_source(workdir, begin).load(abstract.params))
 
     stream.start(begin, loader)
     step_fn, sound_fn = jax.jit(trainer.step, donate_argnums=0), jax.jit(sound)
@@ -129,7 +144,8 @@ def train(
                 f"were not saved. Lower optimizer.learning_rate, then run the same line: it goes on from step "
                 f"{checkpoints.latest() or 0}"
             )
-        checkpoints.save(step, state, {"config": config.to_dict(), "loader": stream.state(), "tokens": tokens})
+        meta = {"config": config.to_dict(), "loader": stream.state(), "tokens": tokens} | ({"base": base} if base else {})
+        checkpoints.save(step, kept(state), meta)
 
     stop = _Stop()
     started = time.perf_counter()

@@ -135,7 +135,7 @@ def arrays(workdir: Path, step: int = STEPS) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
 
 
-def assert_same_run(one: Path, other: Path, *, tolerance: float = 0.0) -> None:
+def assert_same_run(one: Path, other: Path, *, tolerance: float = 0.0, step: int = STEPS) -> None:
     """Losses, norms, ids, token counts and the last checkpoint of two finished runs; bit for bit if tolerance is 0."""
     for read, key, names in (
         (training, "loss", ("loss", "grad_norm", "learning_rate", "tokens", "skipped")),
@@ -148,7 +148,7 @@ def assert_same_run(one: Path, other: Path, *, tolerance: float = 0.0) -> None:
             allowed = 5 * tolerance if name == "grad_norm" else tolerance
             np.testing.assert_allclose([v[name] for v in a], [v[name] for v in b], rtol=0, atol=allowed, err_msg=name)
     assert lines(one / "ids.jsonl") == lines(other / "ids.jsonl")
-    a, b = arrays(one), arrays(other)
+    a, b = arrays(one, step), arrays(other, step)
     assert a.keys() == b.keys()
     if not tolerance:
         for name in a:

@@ -95,6 +95,19 @@ def test_both_go_on_from_the_same_whole_checkpoint(finished, text, tmp_path):
         np.testing.assert_array_equal(before[name], after[name], err_msg=name)
 
 
+@pytest.mark.slow
+def test_two_processes_go_on_with_an_adapter(finished, text, tmp_path):
+    """Its checkpoints hold what learns; each process finds the base beside it, quantises it and lays it out."""
+    settings = dict(init_from=finished, data__input=text, model__adapter__rank=2, model__quantization__bits=8,
+                    model__vocab_size=None, model__embed_dim=None, valid_every=0)  # fmt: skip
+    for folder, each in (("two", (6, 12)), ("at-once", (12,))):
+        for steps in each:
+            schedule = dict(steps=steps, optimizer__schedule="constant", optimizer__warmup=1)
+            codes, said = ends(start_both(runs.line(tmp_path / folder, **settings, **schedule), tmp_path), tmp_path)
+            assert codes == [0, 0], said
+    runs.assert_same_run(tmp_path / "two", tmp_path / "at-once", step=12)
+
+
 def test_a_mistake_ends_both(tmp_path):
     """Process 0 finds that the text is wrong; the other must not wait for it for ever."""
     (tmp_path / "a.txt").write_bytes(b"\xff" * 100)

@@ -1,0 +1,83 @@
+"""The model that an adapter stands beside: named in the checkpoints of its run, found again, and known by its fingerprint.
+
+Such a checkpoint holds what learns and, in its meta, `base`: path (absolute), relative (to the workdir), step (of a workdir's
+checkpoint; None for a Hugging Face folder) and fingerprint (of the files that hold the weights, lm/checksums.py).
+"""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from lm import checksums
+from lm.checkpoint import newest
+from lm.convert.files import read_json
+from lm.convert.published import is_published
+from lm.errors import UserError
+
+
+def reference(path: str | os.PathLike, workdir: Path) -> dict:
+    """Return what a run in `workdir` that starts from `path` notes of its base.
+
+    The base of a start that holds an adapter alone is that adapter's base.
+    """
+    path, step = Path(path), None
+    if not is_published(path):
+        checkpoints, step = newest(path)
+        with contextlib.closing(checkpoints):
+            base = checkpoints.meta(step).get("base")
+        if base:
+            path, step = found(base, path), base["step"]
+    path = path.absolute()
+    relative = os.path.relpath(path, workdir.absolute())
+    return {"path": str(path), "relative": relative, "step": step, "fingerprint": fingerprint(path, step)}
+
+
+def found(base: dict, workdir: Path) -> Path:
+    """Return where the base of the adapter in `workdir` is now. Raises UserError if it is gone or its files have changed."""
+    cure = f"set init_from in {workdir / 'config.json'} to where the model is (in training also --config.init_from)"
+    changed = None
+    for path in _places(base, workdir):
+        there = fingerprint(path, base["step"])
+        if there == base["fingerprint"]:
+            return path
+        changed = changed or (there and path)
+    what = base["path"] + ("" if base["step"] is None else f", step {base['step']}")
+    if changed:
+        raise UserError(
+            f"{workdir} holds an adapter of {what}, and the weights in {changed} have changed since: put the former files "
+            f"back, or {cure}"
+        )
+    raise UserError(f"{workdir} holds an adapter of {what}, which is not there: put it back, or {cure}")
+
+
+def fingerprint(path: Path, step: int | None) -> str | None:
+    """Return a digest of the files with a model's weights; None if there are none. What was read once stays known.
+
+    The files of a workdir have checksums already; those of a Hugging Face folder are read through, by each process.
+    """
+    folder = path if step is None else path / "checkpoints" / str(step) / "state"
+    names = folder.glob("*.safetensors") if step is None else (folder / name for name in checksums.files(folder))
+    files = sorted(file for file in names if file.is_file() and file.name != "commit_success.txt")
+    stats = [file.stat() for file in files]
+    return _fingerprint(folder, tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats)))
+
+
+@functools.cache
+def _fingerprint(folder: Path, files: tuple) -> str | None:
+    return checksums.fingerprint(folder, [file.relative_to(folder).as_posix() for file, *_ in files]) if files else None
+
+
+def _places(base: dict, workdir: Path) -> Iterator[Path]:
+    """Where it may be: where it was, beside the workdir as it was, and where the config of the run says, directly or not."""
+    yield Path(base["path"])
+    yield Path(os.path.normpath(workdir.absolute() / base["relative"]))
+    seen: set[Path] = set()
+    while (workdir / "config.json").is_file() and workdir not in seen:
+        seen.add(workdir)
+        start = read_json(workdir / "config.json").get("init_from")
+        if not start:
+            return
+        workdir = Path(start).absolute()
+        yield workdir
