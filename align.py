@@ -13,12 +13,20 @@ checkpoints/, data/, metrics.jsonl, samples.jsonl, tensorboard/, report.html, re
 from pathlib import Path
 
 from lm import cli
+from lm.workdir import check_record, held
 
 
 def main(config, workdir: Path) -> None:
-    from lm.parallel import hosts  # after the flags are right: a misspelt key is answered at once
+    check_record(config, workdir, adopted=False)
+    from lm.parallel import hosts  # JAX, after what can be checked without it
 
     hosts.start()
+    with held(workdir):
+        align(config, workdir)
+
+
+def align(config, workdir: Path) -> None:
+    from lm.parallel import hosts
     from lm.train import loop
 
     if config.method == "safety":

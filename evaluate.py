@@ -14,15 +14,18 @@ if something became worse.
 from pathlib import Path
 
 from lm import cli
+from lm.workdir import check_record, held
 
 
 def main(config, workdir: Path) -> None:
-    from lm.parallel import hosts  # after the flags are right: a misspelt key is answered at once
+    check_record(config, workdir)
+    from lm.parallel import hosts  # JAX, after what can be checked without it
 
     hosts.start()
-    from lm.evals.run import run
+    with held(workdir):
+        from lm.evals.run import run
 
-    worse = run(config, workdir)
+        worse = run(config, workdir)
     if worse:
         cli.fail("worse than before: " + "; ".join(worse), 1)
 

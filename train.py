@@ -19,24 +19,24 @@ from pathlib import Path
 from absl import flags
 
 from lm import cli
+from lm.workdir import check_record, finished, held, save_record
 
 
 def main(config, workdir: Path | None) -> None:
-    if not flags.FLAGS.describe:
-        from lm.parallel import hosts  # after the flags are right: a misspelt key is answered at once
-
-        hosts.start()
-    if config.init_from:
-        from lm.train.start import adopt
-
-        adopt(config, workdir)
     if flags.FLAGS.describe:
         from lm.train.describe import describe, table
+        from lm.train.start import adopt
 
+        adopt(config, None)
         sizes = describe(config)
         print(json.dumps(sizes, indent=1) if flags.FLAGS.describe == "json" else table(sizes))
         return
-    train(config, workdir)
+    check_record(config, workdir, adopted=False)
+    from lm.parallel import hosts  # JAX, after what can be checked without it
+
+    hosts.start()
+    with held(workdir):
+        train(config, workdir)
 
 
 def train(config, workdir: Path) -> None:
@@ -51,19 +51,22 @@ def train(config, workdir: Path) -> None:
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.train import loop
     from lm.train.feed import Feed, Reading
-    from lm.train.start import initial_params
+    from lm.train.start import adopt, initial_params
     from lm.train.step import make_trainer, model_config_of
 
     begin = time.perf_counter()
+    adopt(config, workdir)
     mesh = make_mesh(config.mesh)
     check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
     loop.check_config(config, workdir)
+    if finished(config, workdir):
+        return
     weights = parse_weights(config.data.weights)
     evals = in_loop.opened(config)
 
     tokenizer, dataset, stages = prepare_text(config, workdir)
     if hosts.is_first():
-        cli.write_json(workdir / "config.json", config.to_dict())
+        save_record(config, workdir)
     batches = Batches(dataset, "train", batch_size=config.batch_size, seed=config.seed, weights=weights)
     valid = None
     if config.data.valid_fraction > 0:

@@ -35,6 +35,7 @@ from lm.parallel import hosts
 from lm.parallel.mesh import check_fit, make_mesh
 from lm.train.start import adopt, initial_params
 from lm.train.step import model_config_of
+from lm.workdir import KEPT, check_record, read_object, recorded
 
 KEEP = ("best", "all")
 
@@ -60,8 +61,9 @@ def run(config, workdir: Path) -> dict:
             raise UserError(f"{key} is missing: name {what}")
     if not config.data.input:
         raise UserError("data.input is missing: name a file of prompts, or a built-in task such as builtin:arithmetic")
-    acting = copy.deepcopy(config)
+    acting, learning = copy.deepcopy(config), recorded(config, workdir)
     adopt(acting, workdir)
+    check_record(acting, workdir)
     mesh, model_config = make_mesh(config.mesh), model_config_of(acting)
     check_fit(mesh, model_config, config.batch_size, config.accumulate)
     tokenizer = own_tokenizer(acting, workdir)
@@ -74,9 +76,6 @@ def run(config, workdir: Path) -> dict:
             tools=tools, template=chat_template(acting, tokenizer),
         )  # fmt: skip
         best = answered(rolling, lambda: initial_params(acting, mesh), workdir, declared)
-    learning = copy.deepcopy(config)
-    learning.method = "sft"
-    learning.data.input, learning.data.valid_fraction, learning.data.max_examples = str(best.conversations), 0.0, None
     return train(learning, workdir, tasks) | {"best_of": best.statistics}
 
 
@@ -117,7 +116,7 @@ def answered(
             _write_lines(name, lines)
             mean = np.mean([answer["reward"] for line in lines for answer in line["answers"]])
             say(f"best of {config.n}: {chunk[-1] + 1}/{len(rolling.tasks)} prompts answered, mean reward {mean:.3f}")
-    best = Best(folder / "conversations.jsonl", folder / "pairs.jsonl", {})
+    best = Best(workdir / KEPT, folder / "pairs.jsonl", {})
     if hosts.is_first():
         _gather(names, best, config, rolling.rewards)
     if jax.process_count() > 1:
@@ -197,7 +196,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Writes down how the answers are drawn. Raises UserError if those that are there were drawn in another way."""
     path = folder / "settings.json"
     if path.is_file():
-        before = json.loads(path.read_text())
+        before = read_object(path, f"delete {folder} to draw the answers anew, or use another --workdir")
         for key in {**before, **settings}:
             if before.get(key) != settings.get(key):
                 raise UserError(
@@ -216,12 +215,19 @@ def _write_lines(path: Path, lines: Sequence[dict]) -> None:
     os.replace(beside, path)
 
 
+def _lines(path: Path) -> list[dict]:
+    try:
+        return [json.loads(line) for line in path.read_text().splitlines()]
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, and its answers are drawn anew") from None
+
+
 # Choosing.
 
 
 def _gather(names: Sequence[Path], best: Best, config, rewards: Rewards) -> None:
     """From the answers of all chunks to what is kept of them."""
-    lines = [json.loads(line) for name in names for line in name.read_text().splitlines()]
+    lines = [line for name in names for line in _lines(name)]
     conversations, pairs = [], []
     for line in lines:
         more = {"tools": line["tools"]} if "tools" in line else {}

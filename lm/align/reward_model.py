@@ -1,7 +1,6 @@
 """A trained reward model as a reward function: the score of the whole conversation, read at its last token."""
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.hosts import gathered
 from lm.parallel.mesh import row_ways, shardings, spec
+from lm.workdir import read_config
 
 ROWS = 64  # conversations scored at a time
 
@@ -64,8 +64,7 @@ def reward_model(path: str) -> Callable[..., list[float]]:
 
 def chat_template_of(path: str) -> str | None:
     """The template that a run was trained with, or None for the tokenizer's own."""
-    saved = Path(path) / "config.json"
-    named = json.loads(saved.read_text()).get("chat_template") if saved.is_file() else None
+    named = read_config(Path(path)).get("chat_template")
     if named and not Path(named).is_file():
         raise UserError(f"{path} was trained with chat_template={named}, which is no file now; put it back")
     return Path(named).read_text(encoding="utf-8") if named else None

@@ -19,7 +19,7 @@ from data.example_batches import ExampleBatches
 from data.examples import prepare_examples, prepare_tasks, record_tasks
 from data.fingerprints import check_tokenizer, record_tokenizer
 from data.hf_tokenizer import HFTokenizer, load_tokenizer
-from lm import cli, sizing
+from lm import sizing
 from lm.align import distill, preference, reward, rl, rolling, sft
 from lm.align.losses import WITHOUT_REFERENCE
 from lm.align.rewards import Rewards, parse_rewards
@@ -35,6 +35,7 @@ from lm.train import loop
 from lm.train.feed import Feed, Reading, Stream
 from lm.train.start import adopt, initial_params
 from lm.train.step import Objective, Trainer, make_trainer, model_config_of
+from lm.workdir import finished, save_record
 
 USES = {"train": "train on", "valid": "validate on"}
 OBJECTIVES = {"sft": sft.objective, "preference": preference.objective, "reward": reward.objective}
@@ -65,6 +66,8 @@ def run(config, workdir: Path, given: tuple[list[dict], list[dict], dict] | None
     ways = config.accumulate * (config.rl.minibatches if config.method == "rl" else 1)
     check_fit(mesh, model_config, config.batch_size, ways)
     loop.check_config(config, workdir)
+    if done := finished(config, workdir):
+        return {"before": done.get("before"), "after": done.get("after"), "step": done["training"]["steps"]}
     evals = in_loop.opened(config)
     tokenizer = own_tokenizer(config, workdir)
     template = chat_template(config, tokenizer)
@@ -90,7 +93,7 @@ def run(config, workdir: Path, given: tuple[list[dict], list[dict], dict] | None
         record_tokenizer(workdir, tokenizer.fingerprint)
         if tasks and not given:
             record_tasks(config, workdir)
-        cli.write_json(workdir / "config.json", config.to_dict())
+        save_record(config, workdir)
     prepared = time.perf_counter()
 
     with jax.set_mesh(mesh):
@@ -118,7 +121,7 @@ def run(config, workdir: Path, given: tuple[list[dict], list[dict], dict] | None
             measure=in_loop.measuring(evals, workdir, graph, tokenizer),
         )  # fmt: skip
     before = first_validation(workdir)
-    finished = {"before": before, "after": result["valid"], "step": result["step"]}
+    found = {"before": before, "after": result["valid"], "step": result["step"]}
     if hosts.is_first():
         stages = {"data": prepared - begin, "training": result["seconds"]}
         stages["start and other"] = time.perf_counter() - begin - sum(stages.values())
@@ -132,7 +135,7 @@ def run(config, workdir: Path, given: tuple[list[dict], list[dict], dict] | None
                 "training": {"steps": result["step"], "tokens": result["tokens"], "skipped": result["skipped"]},
             },
         )  # fmt: skip
-    return finished
+    return found
 
 
 def told(counts: dict) -> str:

@@ -42,6 +42,7 @@ from lm.evals.safety_prompts import Prompt, read_failures, read_prompts
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from lm.train.start import adopt
+from lm.workdir import check_record, held, save_record
 
 FREE = ("rounds", "timeout", "retries", "key_variable")  # what may change when a run is gone on with
 
@@ -74,6 +75,7 @@ class Loop:
         check(config)
         self._fresh = {name: config.model[name].to_dict() for name in ("adapter", "quantization")}
         adopt(config, workdir)
+        check_record(config, workdir)
         self.config, self.workdir, self.begin = config, workdir, time.perf_counter()
         s = config.safety
         self.mesh = make_mesh(config.mesh)
@@ -105,7 +107,7 @@ class Loop:
         self._opened: tuple[Path, Transformer] | None = None
         workdir.mkdir(parents=True, exist_ok=True)
         self._same_settings()
-        cli.write_json(workdir / "config.json", config.to_dict())
+        save_record(config, workdir)
         self.tokenizer.save(workdir)
         record_tokenizer(workdir, self.tokenizer.fingerprint)
 
@@ -171,7 +173,8 @@ class Loop:
 
             def made(config=config, stage=stage) -> dict:
                 self._say(f"round {n}: {stage}")
-                return train(config, folder / stage)
+                with held(folder / stage):
+                    return train(config, folder / stage)
 
             kept_json(folder / f"{stage}.json", made)
             model, first = folder / stage, False

@@ -64,7 +64,8 @@ def read(path: Path) -> list[dict]:
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
         try:
-            lines.append(json.loads(line))
+            row = json.loads(line)
         except ValueError:
             continue
+        lines += [row] if isinstance(row, dict) else []
     return lines

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from lm import workdir
 from lm.cli import write_json
 
 
 def kept_json(path: Path, make: Callable[[], Any]) -> Any:
     """What stands in the file; else what `make` gives, which then stands there."""
-    if not path.exists():
+    value = workdir.kept_json(path)
+    if value is None:
         value = make()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, value)
@@ -20,14 +22,18 @@ def kept_json(path: Path, make: Callable[[], Any]) -> Any:
 
 def kept_lines(path: Path, make: Callable[[], list[dict]]) -> list[dict]:
     """The same of JSON lines."""
-    if not path.exists():
-        write_lines(path, make())
+    if path.exists():
+        try:
+            return read_lines(path)
+        except ValueError:
+            print(f"{path} is damaged: it is now {workdir.set_aside(path).name}, and is made anew", flush=True)
+    write_lines(path, make())
     return read_lines(path)
 
 
 def kept_seconds(path: Path, more: float) -> float:
     """Seconds of all the processes of a run, of which this one adds `more`."""
-    total = more + (json.loads(path.read_text()) if path.exists() else 0.0)
+    total = more + (workdir.kept_json(path) or 0.0)
     write_json(path, total)
     return total
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from lm.config import ModelConfig
 from lm.convert.families import blueprint, canonical, copies, family_of, is_ignored
-from lm.convert.files import Tensor, read, read_json, same_bytes, tensors_of
+from lm.convert.files import Tensor, read, same_bytes, tensors_of
 from lm.convert.rows import Place, ours_of, places
 from lm.errors import UserError
+from lm.workdir import read_config
 
 SHOWN = 3  # names in a list of what is wrong
 
@@ -62,8 +63,7 @@ class Published(NamedTuple):
 
 def is_published(path: Path) -> bool:
     """Whether a folder is a Hugging Face checkpoint and not a workdir of ours."""
-    file = path / "config.json"
-    return file.is_file() and bool({"model_type", "architectures"} & read_json(file).keys())
+    return (path / "config.json").is_file() and bool({"model_type", "architectures"} & read_config(path).keys())
 
 
 def open_published(folder: Path) -> Published:
@@ -73,7 +73,7 @@ def open_published(folder: Path) -> Published:
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is no Hugging Face checkpoint: it has no config.json")
-    hf = read_json(folder / "config.json")
+    hf = read_config(folder)
     try:
         family, stored = family_of(hf), tensors_of(folder)
         config = blueprint(hf, stored)

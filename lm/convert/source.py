@@ -132,4 +132,7 @@ def on_first_device(source: Source) -> nnx.State:
 
 def config_of(saved: dict) -> ModelConfig:
     """The blueprint in the config that a checkpoint holds; the compute type stands at its top level."""
-    return ModelConfig(**saved["model"], dtype=saved["dtype"])
+    try:
+        return ModelConfig(**saved["model"], dtype=saved["dtype"])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise UserError(f"the config of a run holds a key or value that no model has: {error}") from None

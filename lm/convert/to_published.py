@@ -30,6 +30,7 @@ from lm.convert.tokenizer_files import export_tokenizer
 from lm.errors import UserError
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
+from lm.workdir import read_config
 
 AS_IS = "as-is"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -105,7 +106,7 @@ def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str 
         base = base or start
         if base and Path(base).is_dir():
             base = str(Path(base).absolute())
-            origin = read_json(Path(base) / "config.json").get("model_type") if is_published(Path(base)) else origin
+            origin = read_config(Path(base)).get("model_type") if is_published(Path(base)) else origin
         plainer = dataclasses.replace(config, mup_base_dim=0, tie_embeddings=config.tie_embeddings and not config.mup_base_dim)
         chosen = family_that_holds(plainer, family, origin)
         if config.adapter.dora:  # its magnitudes need the weights
@@ -125,7 +126,7 @@ def started_from(saved: dict) -> tuple[str | None, str | None]:
     """
     start, origin, seen = saved.get("init_from"), saved.get("published", {}).get("model_type"), set()
     while start and start not in seen and (Path(start) / "config.json").is_file():
-        before = read_json(Path(start) / "config.json")
+        before = read_config(Path(start))
         if is_published(Path(start)):
             return start, before.get("model_type")
         published = before.get("published", {})

@@ -21,6 +21,7 @@ from lm.convert.tokenizer_files import import_tokenizer
 from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, shardings
+from lm.workdir import read_config
 
 
 def to_workdir(folder: Path, workdir: Path, mesh: Mesh) -> None:
@@ -52,7 +53,7 @@ def adapter_to_workdir(folder: Path, base: str | None, workdir: Path, mesh: Mesh
         published = open_published(root)
         source, origin = Source.of(published), _origin(published)
     else:
-        source, origin = open_source(root), read_json(root / "config.json").get("published", {})
+        source, origin = open_source(root), read_config(root).get("published", {})
     if source.config.adapter.rank:
         raise UserError(f"--base={root} has an adapter itself: export it with --merge, and name that")
     check_fit(mesh, source.config, math.prod(mesh.shape.values()), 1)

@@ -26,6 +26,7 @@ from lm.errors import UserError
 from lm.evals.alarms import Alarm, alarms, is_better, is_validation, words
 from lm.evals.charts import INK, SERIES, VALID, column, dots, smooth, svg, thin
 from lm.evals.report import json_lines, number, plain, render, replace, replace_json
+from lm.workdir import read_object
 
 __all__ = ["Alarm", "alarms", "load_lines", "load_samples", "write", "write_stages", "html"]
 
@@ -61,6 +62,7 @@ OWN = ("reward", "rewards/accuracies", "accuracy", "rewards/margins", "agreement
 NEUTRAL = {"kl", "length", "entropy", "logps", "chosen", "rejected", "min", "max", "ratio"}
 # Not drawn: what the axis or a tile says, or what has a chart of its own.
 LEFT_OUT = ("step", "tokens", "skipped", "mfu", "reward_std", "seconds/*", "rewards/*/std", "clip_ratio/*_m[ai][xn]")
+MAKE = "run the line of the run again, which makes it anew"
 SHOWN_PROMPTS, SHOWN_STEPS, SHOWN_CHARACTERS = 8, 5, 2000
 
 
@@ -82,7 +84,7 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     report["alarms"] = [alarm._asdict() for alarm in alarms(lines, samples)]
     report["rollout_share"] = rollout_share(lines)
     if (statistics := workdir / "best_of" / "statistics.json").is_file():
-        report["best_of"] = json.loads(statistics.read_text(encoding="utf-8"))
+        report["best_of"] = read_object(statistics, MAKE)
     replace_json(workdir / "report.json", report)
     replace(workdir / "report.html", html(report, lines, samples))
 
@@ -348,7 +350,7 @@ def _stage(workdir: Path, name: str) -> dict:
     path = workdir / "report.json"
     if not path.exists():
         raise UserError(f"{workdir} has no report.json: let the run finish first")
-    report, lines = json.loads(path.read_text(encoding="utf-8")), load_lines(workdir / "metrics.jsonl")
+    report, lines = read_object(path, MAKE), load_lines(workdir / "metrics.jsonl")
     before, after = report.get("before") or {}, report.get("after") or {}
     if not after and (validation := report.get("validation")):
         ours = validation.get("bits_per_byte")
@@ -376,7 +378,7 @@ def main(workdirs: list[str]) -> None:
     path = Path(workdirs[0] if workdirs else ".") / "report.json"
     if not path.exists():
         raise UserError(f"{path} is not there: name a workdir that has a report, or several runs for the page of a pipeline")
-    write(path.parent, json.loads(path.read_text(encoding="utf-8")))
+    write(path.parent, read_object(path, MAKE))
     print(path.with_suffix(".html"))
 
 

@@ -7,7 +7,6 @@ See lm/evals/report.py for how pages are made. No figure is computed here that r
 of runs (lm/evals/compare.py).
 """
 
-import json
 import os
 import statistics
 import sys
@@ -23,6 +22,7 @@ from lm.evals.evaluation_charts import Row, calibration, change_colour, forest, 
 from lm.evals.evaluation_items import gather
 from lm.evals.measures import badness, ideal, interval, is_number, level, main_metric, metrics, scale, tasks
 from lm.evals.report import flatten, number, plain, render, replace, replace_json
+from lm.workdir import kept_json
 
 GROUPS = {  # the axes of the radar; the first that has a pattern of a task's name, but for the "core_" before it
     "bias": (
@@ -342,7 +342,7 @@ def main(workdirs: Sequence[str]) -> None:
     if not workdirs:
         raise UserError("name the folder of an evaluation, and perhaps others to compare it with")
     workdir, path = Path(workdirs[0]), Path(workdirs[0]) / "report.json"
-    about = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    about = (kept_json(path) if path.exists() else None) or {}
     others = [(Path(other).resolve().name, read_results(other), Path(other) / "samples.jsonl") for other in workdirs[1:]]
     write(workdir, read_results(workdir), workdir / "samples.jsonl", others, about=about)
     print(workdir / "report.html")

@@ -35,6 +35,7 @@ from lm.evals.outcome import Outcome, Task
 from lm.infer.load import load_onto
 from lm.parallel import hosts
 from lm.parallel.mesh import make_mesh
+from lm.workdir import kept_json, save_record
 
 LIBRARIES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "sentencepiece")
 # Keys that no result depends on.
@@ -64,7 +65,7 @@ def run(config, workdir: Path) -> list[str]:
         who = fingerprint(model)
         if hosts.is_first():
             (workdir / "tasks").mkdir(parents=True, exist_ok=True)
-            cli.write_json(workdir / "config.json", config.to_dict())
+            save_record(config, workdir)
         engine = Engine(
             model, tokenizer, name=Path(config.checkpoint).name, max_length=config.max_length, batch_tokens=config.batch_tokens,
             cache=workdir / "answers.sqlite" if config.cache else None, template=template, system=config.system_instruction,
@@ -193,8 +194,8 @@ def kept(task: Task, engine: Engine, workdir: Path, asked: Mapping[str, Any]) ->
     path = workdir / "tasks" / f"{task.name}.json"
     depends = digest(json.dumps(asked, sort_keys=True, default=str))
     if path.is_file() and jax.process_count() == 1:
-        done = json.loads(path.read_text())
-        if done["depends_on"] == depends:
+        done = kept_json(path)
+        if done and done["depends_on"] == depends and path.with_suffix(".jsonl").is_file():
             return done["results"]
     outcome: Outcome = task.run(engine)
     results = finite(outcome.results)

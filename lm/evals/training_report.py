@@ -1,6 +1,5 @@
 """What a finished run reports: gathers data counts, validation beside n-gram baselines, samples, speed and time."""
 
-import json
 import statistics
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from lm.infer.sampler import generate
 from lm.model.transformer import skeleton
 from lm.train.speed import FORMULA, peak_flops
 from lm.train.step import model_config_of
+from lm.workdir import kept_json
 
 BASELINE_BYTES = 256_000_000  # of training text that the n-grams are fitted on, at most
 SAMPLE_TOKENS = 96
@@ -118,8 +118,8 @@ def texts(dataset: Path, split: str, tokenizer: Tokenizer, limit: int | None = N
 def _baselines(dataset: Path, tokenizer: Tokenizer, counts: dict) -> dict[str, float]:
     """Bits per byte of byte n-grams fitted on the training text; kept beside the dataset, since they depend on it alone."""
     kept = dataset / "baselines.json"
-    if kept.exists():
-        return json.loads(kept.read_text())
+    if (values := kept_json(kept)) is not None:
+        return values
     total = sum(source["train"]["bytes"] for source in counts["sources"].values())
     with tqdm(total=min(total, BASELINE_BYTES), unit="B", unit_scale=True, desc="n-gram baselines", dynamic_ncols=True) as bar:
         values = ngram.baselines(
@@ -139,7 +139,7 @@ def _flat(source: dict) -> dict[str, int]:
 
 def _all_stages(workdir: Path, stages: dict[str, float]) -> dict[str, float]:
     path = workdir / "stages.json"
-    before = json.loads(path.read_text()) if path.exists() else {}
+    before = kept_json(path) or {}
     total = {name: seconds + before.get(name, 0.0) for name, seconds in stages.items()}
     write_json(path, total)
     return total

@@ -3,13 +3,11 @@
 Steps are counted from 1: line n of the log is the n-th update, made from batch n−1.
 """
 
-import json
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -21,7 +19,6 @@ from data.tokenizer import Tokenizer
 from lm import sizing
 from lm.adapt import lora, quantize
 from lm.checkpoint import Checkpoints
-from lm.config import model_keys
 from lm.convert.base import reference
 from lm.convert.source import open_source
 from lm.errors import UserError
@@ -33,6 +30,7 @@ from lm.train.metrics import Log
 from lm.train.schedule import schedule
 from lm.train.speed import FORMULA, peak_flops
 from lm.train.step import Trainer, TrainState, abstract_state, model_config_of, sound, state_shardings
+from lm.workdir import check_record
 
 
 class Diverged(Exception):
@@ -261,29 +259,8 @@ class _Stop:
             signal.signal(signum, handler)
 
 
-# What may change between a run and its resumption: how a model is compiled, and what its training weighs.
-FREE = ("scan_layers", "remat", "moe.balance_loss", "moe.router_z_loss", "moe.bias_rate", "moe.capacity_factor")
-
-
-def check_resumable(old: dict, new: dict, workdir: Path) -> None:
-    """Raises UserError if a run's saved config is of another model than the new one; other keys may change.
-
-    A key that the saved config does not have was its default.
-    """
-    before, after = (flax.traverse_util.flatten_dict(model_keys(**config["model"]), sep=".") for config in (old, new))
-    for key, value in before.items():
-        if key not in after:
-            raise UserError(f"model.{key} of {workdir} is unknown here: a checkpoint of another version; use another --workdir")
-        same = list(after[key]) == list(value) if isinstance(value, (list, tuple)) else after[key] == value
-        if key not in FREE and not same:
-            raise UserError(
-                f"model.{key} is {value} in {workdir} and {after[key]} in this config: a checkpoint of another "
-                f"architecture; set --config.model.{key}={value}, or use another --workdir"
-            )
-
-
 def check_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Raises UserError for values that cannot work, and for a workdir whose checkpoints are of another model."""
+    """Raises UserError for values that cannot work, and for a workdir that is of another run."""
     for key, least in (("steps", 0), ("sequence_length", 2), ("checkpoint_every", 0), ("valid_every", 0), ("valid_batches", 1),
                        ("max_skipped_in_row", 1), ("keep_last", 1), ("keep_every", 0), ("seed", 0)):  # fmt: skip
         if config[key] < least:
@@ -298,6 +275,4 @@ def check_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
     if not all(isinstance(prompt, str) for prompt in config.samples):
         raise UserError(f"samples={config.samples} must be texts, such as ('def ', 'The ')")
     schedule(config.optimizer.schedule, peak=1.0, steps=config.steps, warmup=config.optimizer.warmup)  # or refuses
-    saved = workdir / "config.json"
-    if (workdir / "checkpoints").is_dir() and any((workdir / "checkpoints").iterdir()) and saved.is_file():
-        check_resumable(json.loads(saved.read_text()), config.to_dict(), workdir)
+    check_record(config, workdir)

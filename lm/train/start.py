@@ -1,7 +1,6 @@
 """Where a run starts from: random weights, or those of another run, an import, or a published checkpoint (init_from)."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import shardings
 from lm.train.step import model_config_of
+from lm.workdir import record
 
 OWN = ("scan_layers", "remat", "adapter", "quantization", "score_head")  # what the run itself says of its model
 
@@ -29,19 +29,19 @@ def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
     """
     if not config.init_from:
         return
-    saved = workdir and workdir / "config.json"
-    if saved and saved.is_file():
-        model = config_of(json.loads(saved.read_text())).to_dict()
+    saved = record(workdir)[0] if workdir else None
+    if saved:
+        model = config_of(saved).to_dict()
     else:
         model = open_source(config.init_from).config.to_dict()
-        for section, size in (("adapter", "rank"), ("quantization", "bits")):
-            if model[section][size] and config.model[section][size]:
-                raise UserError(
-                    f"model.{section}.{size}={config.model[section][size]}: {config.init_from} has its own, of {size} "
-                    f"{model[section][size]}; export it with --merge and start from that"
-                )
-            if model[section][size]:
-                _put(config.model[section], model[section])
+    for section, size in (("adapter", "rank"), ("quantization", "bits")):
+        if model[section][size] and config.model[section][size] and not saved:
+            raise UserError(
+                f"model.{section}.{size}={config.model[section][size]}: {config.init_from} has its own, of {size} "
+                f"{model[section][size]}; export it with --merge and start from that"
+            )
+        if model[section][size] and not config.model[section][size]:
+            _put(config.model[section], model[section])
     _put(config.model, {key: value for key, value in model.items() if key not in (*OWN, "dtype")})
     if config.tokenizer is None:
         config.tokenizer = str(config.init_from)

@@ -7,7 +7,7 @@ import pytest
 
 from configs.train import deepseek_tiny
 from lm.errors import UserError
-from lm.train.loop import check_resumable
+from lm.workdir import check_resumable
 
 
 def saved_and_new():

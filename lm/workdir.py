@@ -1,0 +1,375 @@
+"""The folder of a run: the lock that one job holds while it writes there, and the record of what the run is.
+
+    config.json   the resolved config; a run goes on only with a config that is the same in the keys of IDENTITY
+    .lock         locked as long as the process that writes the workdir lives; says which process that is
+
+Nothing here loads JAX, so a mistake is answered at once.
+"""
+
+import contextlib
+import copy
+import errno
+import fcntl
+import json
+import os
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from lm.cli import write_json
+from lm.config import model_keys
+from lm.errors import UserError
+
+# What a run is. These keys, and those of these sections, stay as they are in config.json: the weights, the tokenizer and the
+# prepared data of the workdir depend on them. All other keys may change from one start to the next.
+IDENTITY = (
+    "method", "init_from", "tokenizer", "chat_template", "seed", "sequence_length", "data", "model", "preference.loss",
+    "reward.kind", "rl.algorithm", "distill.kind", "distill.teacher", "checkpoint",
+)  # fmt: skip
+# Keys of those sections that may change: what is logged, in which shares the data come, how the model is compiled, and what its
+# training weighs.
+FREE = (
+    "data.log_ids", "data.weights", "model.scan_layers", "model.remat", "model.moe.balance_loss", "model.moe.router_z_loss",
+    "model.moe.bias_rate", "model.moe.capacity_factor",
+)  # fmt: skip
+# Only trained weights depend on these: they may change as long as there is no checkpoint.
+UNTIL_TRAINED = ("model", "sequence_length")
+
+LOCK, RECORD, TOKENIZERS = ".lock", "config.json", ("tokenizer.model", "tokenizer.json")
+KEPT = "best_of/conversations.jsonl"  # what best_of trains on
+VERBS = {"train": "a run of train.py", "align": "a run of align.py", "evaluate": "an evaluation", "import": "an imported model"}
+
+
+# The lock.
+
+
+@contextlib.contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """Holds the workdir for this job until the block or the process ends; a damaged config.json is mended first (`mend`).
+
+    On several processes all call this; process 0 takes the lock. What did not exist before and is empty at the end of the block
+    is removed.
+    Raises: UserError, on all processes, if another job holds the workdir or it cannot be written.
+    """
+    from lm.parallel import hosts
+
+    lock, problem = None, ""
+    if hosts.is_first():
+        try:
+            lock = _Lock(workdir)
+            mend(workdir)
+        except UserError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"{error.filename or workdir}: {error.strerror}; mend it and run the same line again"
+    try:
+        if problem := _of_first(problem):
+            hosts.leave()
+            raise UserError(problem)
+        yield
+    finally:
+        if lock:
+            lock.release()
+
+
+class _Lock:
+    """A POSIX record lock on WORKDIR/.lock. The kernel drops it with the process; no child of the process inherits it."""
+
+    def __init__(self, workdir: Path):
+        self._path = workdir / LOCK
+        self._made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
+        while True:
+            workdir.mkdir(parents=True, exist_ok=True)
+            try:
+                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+            except FileNotFoundError:  # a job that failed has just removed the folder
+                continue
+            try:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EACCES):
+                    holder = os.pread(self._file, 200, 0).decode(errors="replace").strip() or "a process that starts just now"
+                    raise UserError(
+                        f"{workdir} is in use by another run, {holder}: wait for it, end it, or use another --workdir"
+                    ) from None
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+                    raise
+                print(f"{workdir}: this file system has no locks; start no second run in it", file=sys.stderr, flush=True)
+            with contextlib.suppress(FileNotFoundError):  # another job ended just now, and removed the file that we locked
+                if os.path.samestat(os.fstat(self._file), os.stat(self._path)):
+                    break
+            os.close(self._file)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
+            os.ftruncate(self._file, 0)
+            os.write(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+
+    def release(self) -> None:
+        """Removes the file, and folders that this lock made if they are empty. The file goes before the lock does."""
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+            for folder in self._made:
+                folder.rmdir()
+        os.close(self._file)
+
+
+def _of_first(text: str) -> str:
+    """The text of process 0, on every process."""
+    import jax
+
+    if jax.process_count() == 1:
+        return text
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(text.encode(), np.uint8)
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
+    return bytes(multihost_utils.broadcast_one_to_all(np.resize(data, length))).decode() if length else ""
+
+
+# The record.
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The content of config.json in a workdir or a Hugging Face folder; {} if there is no such file.
+
+    Of a workdir whose file is damaged, what the newest checkpoint keeps of it. Raises UserError if there is none.
+    """
+    try:
+        value = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        if isinstance(value, dict) and (kind_of(value) or not (folder / "checkpoints").is_dir()):
+            return value
+        problem = "is not the config of a run" if isinstance(value, dict) else "is no JSON object"
+    except FileNotFoundError:
+        return {}
+    except IsADirectoryError:
+        problem = "is a folder"
+    except (ValueError, RecursionError) as error:
+        problem = f"cannot be read as JSON: {error if (folder / RECORD).stat().st_size else 'it is empty'}"
+    saved, _ = _of_checkpoint(folder)
+    if saved is None:
+        raise UserError(
+            f"{folder / RECORD} {problem}, and no checkpoint beside it holds the run's config: put the file back, or delete it "
+            "to begin anew"
+        )
+    return saved
+
+
+def record(workdir: Path) -> tuple[dict[str, Any] | None, Path]:
+    """(the config of the run in the workdir or None, where it stands). Raises UserError as `read_config`."""
+    if (workdir / RECORD).exists():
+        return read_config(workdir), workdir
+    return _of_checkpoint(workdir)
+
+
+def _of_checkpoint(workdir: Path) -> tuple[dict[str, Any] | None, Path]:
+    """The config that the newest checkpoint with readable metadata keeps, and that checkpoint's folder."""
+    for step in reversed(steps_saved(workdir)):
+        folder = workdir / "checkpoints" / str(step)
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            saved = json.loads((folder / "meta" / "metadata").read_text())["config"]
+            if isinstance(saved, dict) and kind_of(saved):
+                return saved, folder
+    return None, workdir
+
+
+def steps_saved(workdir: Path) -> list[int]:
+    """Steps of the checkpoints in a workdir, the newest last."""
+    with contextlib.suppress(OSError):
+        return sorted(int(name) for name in os.listdir(workdir / "checkpoints") if name.isdecimal())
+    return []
+
+
+def mend(workdir: Path) -> None:
+    """Puts the config of the newest checkpoint in the place of a config.json that is damaged, which is kept beside it."""
+    path = workdir / RECORD
+    if not path.exists():
+        return
+    found = read_config(workdir)
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        if json.loads(path.read_text(encoding="utf-8")) == found:
+            return
+    aside = set_aside(path)
+    write_json(path, found)
+    print(f"{path} is damaged: it is now {aside.name}, and the config of the newest checkpoint is in its place", flush=True)
+
+
+def set_aside(path: Path) -> Path:
+    """Renames what cannot be read to NAME.damaged, or a numbered name where there is one; returns the new path."""
+    names = (path.with_name(f"{path.name}.damaged{n or ''}") for n in range(1000))
+    aside = next(name for name in names if not name.exists())
+    os.rename(path, aside)
+    return aside
+
+
+def kept_json(path: Path) -> Any | None:
+    """The JSON in a file that a run keeps for itself; None where there is none. A damaged one is named and set aside."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError):
+        print(f"{path} is damaged: it is now {set_aside(path).name}, and is made anew", flush=True)
+        return None
+
+
+def kind_of(config: Mapping[str, Any]) -> str:
+    """Whose config this is: a verb, "import", "published" (Hugging Face), or "" for none of them."""
+    if "model_type" in config or "architectures" in config:
+        return "published"
+    if "checkpoint" in config and "tasks" in config:
+        return "evaluate"
+    if not isinstance(config.get("model"), Mapping) or not isinstance(config.get("dtype"), str):
+        return ""
+    return "align" if "method" in config else "train" if "steps" in config else "import"
+
+
+def recorded(config, workdir: Path):
+    """The config as config.json of its run holds it: best_of ends as supervised fine-tuning on the answers that it keeps."""
+    if config.get("method") != "best_of":
+        return config
+    learning = copy.deepcopy(config)
+    learning.method = "sft"
+    learning.data.input, learning.data.valid_fraction, learning.data.max_examples = str(workdir / KEPT), 0.0, None
+    return learning
+
+
+def read_object(path: Path, cure: str) -> dict[str, Any]:
+    """The JSON object in a file. Raises UserError with the cure if it is damaged."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error}): {cure}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is damaged (no JSON object): {cure}")
+    return value
+
+
+def check_record(config, workdir: Path, *, adopted: bool = True) -> None:
+    """Raises UserError if the workdir is of another run than the config, or of none that could go on with it.
+
+    adopted: the config has the model's keys of what it starts from (lm.train.start.adopt); else they are not compared.
+    """
+    new = recorded(config, workdir).to_dict()
+    for key in ("init_from", "checkpoint", "distill.teacher"):
+        _check_apart(key, _flat(new).get(key), workdir)
+    saved, where = record(workdir)
+    if saved is None:
+        return
+    ours, theirs = kind_of(new), kind_of(saved)
+    if theirs == "published":
+        raise UserError(f"--workdir={workdir} is a Hugging Face checkpoint: name a new folder for the run")
+    if theirs == "import":
+        raise UserError(f"--workdir={workdir} is an imported model: name a new folder, and --config.init_from={workdir}")
+    if ours != theirs:
+        what = VERBS.get(theirs, "no run")
+        raise UserError(f"--workdir={workdir}: its {RECORD} is that of {what}, not of {VERBS[ours]}: use another --workdir")
+    if config.get("method") == "best_of" and str(saved["data"].get("input")).endswith(KEPT):  # the workdir may have moved
+        saved["data"]["input"] = new["data"]["input"]
+    if _same_tokenizer(workdir, new.get("tokenizer")):
+        saved["tokenizer"] = new["tokenizer"]
+    if new.get("init_from") and not adopted:
+        saved = {key: value for key, value in saved.items() if key != "model"}
+    check_resumable(saved, new, where, trained=bool(steps_saved(workdir)))
+
+
+def check_resumable(old: dict, new: dict, where: Path, *, trained: bool = True) -> None:
+    """Raises UserError if a saved config is of another run than the new one, naming the key, both values and `where`.
+
+    A key of the model that the saved config does not have was its default. trained: there are weights that depend on it.
+    """
+    fixed = [section for section in IDENTITY if trained or section not in UNTIL_TRAINED]
+    before, after = _compared(old), _compared(new)
+    for key, value in before.items():
+        if key in FREE or not any(key == section or key.startswith(section + ".") for section in fixed):
+            continue
+        is_model = key.startswith("model.")
+        if key not in after:
+            if is_model:
+                raise UserError(f"{key} of {where} is unknown here: a checkpoint of another version; use another --workdir")
+            continue
+        if _same(value, after[key]):
+            continue
+        what = "a checkpoint of another architecture" if is_model else "the run there is another one"
+        cure = f"leave out --config.{key}" if value is None else f"set --config.{key}={value}"
+        raise UserError(
+            f"{key} is {value} in {where} and {after[key]} in this config: {what}; {cure}, or use another --workdir"
+        )
+
+
+def _check_apart(key: str, path: str | None, workdir: Path) -> None:
+    """Raises UserError if a run would write over the model that it reads."""
+    if not path or not os.path.exists(path):
+        return
+    start, own = Path(path).resolve(), workdir.resolve()
+    if start == own:
+        raise UserError(f"{key}={path} is the workdir itself, which the run would write over: use another --workdir")
+    if own in start.parents:
+        raise UserError(f"{key}={path} lies in --workdir={workdir}, which the run writes: use another --workdir")
+    for folder in (start / "checkpoints", start / "data"):
+        if folder == own or folder in own.parents:
+            raise UserError(f"--workdir={workdir} lies in {folder}, which belongs to {key}: use another --workdir")
+
+
+def _same_tokenizer(workdir: Path, given: str | None) -> bool:
+    """Whether a tokenizer that is given is, to the byte, the one that the workdir has."""
+    files = [Path(given or "")] if given and Path(given).is_file() else [Path(given or "") / name for name in TOKENIZERS]
+    own = [(workdir / name).read_bytes() for name in TOKENIZERS if (workdir / name).is_file()]
+    return bool(given) and any(file.is_file() and file.read_bytes() in own for file in files)
+
+
+def changes(old: dict, new: dict) -> list[str]:
+    """ "key: old → new" for every key whose value is another one."""
+    before, after = _compared(old), _compared(new)
+    return [f"{key}: {before[key]} → {after[key]}" for key in before if key in after and not _same(before[key], after[key])]
+
+
+def save_record(config, workdir: Path) -> None:
+    """Writes config.json, and names what is another in it than before."""
+    saved = read_config(workdir)
+    for line in changes(saved, config.to_dict()):
+        print(f"changed: {line}", flush=True)
+    write_json(workdir / RECORD, config.to_dict())
+
+
+def finished(config, workdir: Path) -> dict[str, Any] | None:
+    """The report.json of a run that has no step left to make, or None. Says so; without a report the run makes it anew."""
+    try:
+        report = json.loads((workdir / "report.json").read_text(encoding="utf-8"))
+        step, done = report["training"]["steps"], report["finished"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if not done or step < config.steps or step not in steps_saved(workdir) or not (workdir / "report.html").is_file():
+        return None
+    from lm.parallel import hosts
+
+    if hosts.is_first():
+        print(f"{workdir} is finished at step {step}: raise steps to train on, or use another --workdir", flush=True)
+    return report
+
+
+def _compared(config: dict) -> dict[str, Any]:
+    """A config as JSON has it, by dotted key, the model's with their defaults."""
+    config = json.loads(json.dumps(config, default=str))
+    if isinstance(config.get("model"), dict):
+        sections = {key: value for key, value in model_keys().items() if isinstance(value, dict)}
+        broken = [key for key in sections if not isinstance(config["model"].get(key, {}), dict)]
+        known = {key: value for key, value in config["model"].items() if key not in broken}
+        config["model"] = json.loads(json.dumps(model_keys(**known))) | {key: config["model"][key] for key in broken}
+    if config.get("init_from"):
+        config["tokenizer"] = config.get("tokenizer") or config["init_from"]
+    return _flat(config)
+
+
+def _flat(config: Mapping, prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for key, value in config.items():
+        found |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, str) and isinstance(other, str):
+        return one == other or os.path.realpath(one) == os.path.realpath(other)
+    return json.dumps(one) == json.dumps(other) or one == other
