@@ -334,7 +334,10 @@ def save_record(config, workdir: Path) -> None:
 
 
 def finished(config, workdir: Path) -> dict[str, Any] | None:
-    """The report.json of a run that has no step left to make, or None. Says so; without a report the run makes it anew."""
+    """The report.json of a run that has no step left to make, or None. Says so.
+
+    Without a report, or with a damaged last checkpoint, the run goes on and makes it anew.
+    """
     try:
         report = json.loads((workdir / "report.json").read_text(encoding="utf-8"))
         step, done = report["training"]["steps"], report["finished"]
@@ -342,8 +345,11 @@ def finished(config, workdir: Path) -> dict[str, Any] | None:
         return None
     if not done or step < config.steps or step not in steps_saved(workdir) or not (workdir / "report.html").is_file():
         return None
+    from lm.checkpoint import damage
     from lm.parallel import hosts
 
+    if damage(workdir / "checkpoints" / str(step)):
+        return None
     if hosts.is_first():
         print(f"{workdir} is finished at step {step}: raise steps to train on, or use another --workdir", flush=True)
     return report
