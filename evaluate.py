@@ -14,10 +14,12 @@ if something became worse.
 from pathlib import Path
 
 from lm import cli
+from lm.inputs import check_evaluation
 from lm.workdir import check_record, held
 
 
 def main(config, workdir: Path) -> None:
+    check_evaluation(config, workdir)
     check_record(config, workdir)
     from lm.parallel import hosts  # JAX, after what can be checked without it
 

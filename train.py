@@ -19,10 +19,12 @@ from pathlib import Path
 from absl import flags
 
 from lm import cli
+from lm.inputs import check_training
 from lm.workdir import check_record, finished, held, save_record
 
 
 def main(config, workdir: Path | None) -> None:
+    check_training(config, workdir)
     if flags.FLAGS.describe:
         from lm.train.describe import describe, table
         from lm.train.start import adopt
@@ -43,7 +45,8 @@ def train(config, workdir: Path) -> None:
     import jax
 
     from data.batches import Batches
-    from data.pipeline import parse_weights, prepare_text
+    from data.pipeline import prepare_text
+    from data.weights import parse_weights
     from lm.evals import in_loop
     from lm.evals.training_report import drawn, write_report
     from lm.model.transformer import skeleton
@@ -51,6 +54,7 @@ def train(config, workdir: Path) -> None:
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.train import loop
     from lm.train.feed import Feed, Reading
+    from lm.train.fit import check_memory
     from lm.train.start import adopt, initial_params
     from lm.train.step import make_trainer, model_config_of
 
@@ -61,6 +65,7 @@ def train(config, workdir: Path) -> None:
     loop.check_config(config, workdir)
     if finished(config, workdir):
         return
+    check_memory(config, mesh)
     weights = parse_weights(config.data.weights)
     evals = in_loop.opened(config)
 

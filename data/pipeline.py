@@ -113,17 +113,6 @@ def _standing(workdir: Path) -> tokenizers.Tokenizer | HFTokenizer | None:
     return load_tokenizer(workdir) if stands else None
 
 
-def parse_weights(text: str | None) -> dict[str, float] | None:
-    """ "code=2,docs=1" -> {"code": 2.0, "docs": 1.0}."""
-    if not text:
-        return None
-    try:
-        pairs = (part.split("=") for part in text.split(","))
-        return {name.strip(): float(value) for name, value in pairs}
-    except ValueError:
-        raise UserError(f"data.weights={text!r} must read like 'code=2,docs=1'") from None
-
-
 def _folder(config, tokenizer: tokenizers.Tokenizer | HFTokenizer, workdir: Path) -> Path:
     """Named by all that the rows depend on, so that a changed setting makes a new dataset beside the old one."""
     if tokenizer.vocab_size > config.model.vocab_size:

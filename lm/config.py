@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from lm.errors import UserError
 
+MOST, MOST_LAYERS = 2**31 - 1, 10_000  # of sizes, since ids are int32
 REMAT = ("none", "matmuls", "full")
 
 
@@ -123,7 +124,7 @@ class ModelConfig:
     mla: LatentAttention = LatentAttention()
 
     positions: str = "rotary"  # rotary, learned, none
-    max_positions: int = 2048  # the context it is made for; rows of the table of learned positions
+    max_positions: int = 2048  # the context it is made for and trained on at most; rows of the table of learned positions
     rope: Rope = Rope()
     local_rope_theta: float = 0.0  # local layers turn by this theta without scaling; 0: as the others
 
@@ -257,8 +258,9 @@ def _check(config: ModelConfig) -> None:
                 refuse(key, f"is none of {', '.join(map(str, values))}")
 
     for key in ("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "mlp_dim", "max_positions"):
-        if getattr(config, key) < 1:
-            refuse(key, "must be at least 1")
+        most = MOST_LAYERS if key == "num_layers" else MOST
+        if not 1 <= getattr(config, key) <= most:
+            refuse(key, f"must be at least 1 and at most {most}")
     if config.head_dim < 0:
         refuse("head_dim", "must be at least 2, or 0 for embed_dim / num_heads")
     if config.head_dim == 0:

@@ -13,6 +13,8 @@ import lm
 from data.messages import said
 from lm import cli
 from lm.errors import UserError
+from lm.inputs import check_model
+from lm.train.values import SEEDS
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "A training run's workdir, or a Hugging Face checkpoint.")
@@ -23,7 +25,7 @@ flags.DEFINE_integer("max_new_tokens", 64, "Most tokens to draw.", lower_bound=1
 flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token.", lower_bound=0.0)
 flags.DEFINE_float("top_p", 0.95, "Nucleus sampling: the smallest set of tokens with this probability.")
 flags.DEFINE_integer("top_k", 0, "Only the k likeliest tokens; 0: all.", lower_bound=0)
-flags.DEFINE_integer("seed", 0, "Of the draws.")
+flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0, upper_bound=SEEDS)
 
 
 def main() -> None:
@@ -39,6 +41,7 @@ def main() -> None:
     if FLAGS.system and not FLAGS.chat:
         raise UserError("--system is the system message of a chat: add --chat")
     warnings.formatwarning = lambda message, *_: f"generate.py: {message}\n"
+    check_model("--checkpoint", FLAGS.checkpoint, None)
     model, tokenizer = lm.load(FLAGS.checkpoint)
     template = None
     if FLAGS.chat:

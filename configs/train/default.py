@@ -11,7 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.seed = 0
     config.steps = 1000  # updates in the whole run
     config.batch_size = 32  # sequences a step, over all devices
-    config.sequence_length = 256  # tokens a sequence
+    config.sequence_length = 256  # tokens a sequence, at most model.max_positions
     config.accumulate = 1  # slices of a batch taken one after another: less memory, same result
     config.dtype = "bfloat16"  # of matrix products: bfloat16 or float32; parameters are float32
 

@@ -94,6 +94,13 @@ def present(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
     return sorted({path for part in _parts(input) for path in _readable(part, extensions)})
 
 
+def check(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> None:
+    """Raises UserError where `find` would, and looks no further than for one file of each part."""
+    for part in _parts(input):
+        if not next(_readable(part, extensions), None):
+            raise _none(part, extensions)
+
+
 def _parts(input: str) -> list[str]:
     whole = os.path.expanduser(input)
     parts = [whole] if os.path.exists(whole) else [os.path.expanduser(p.strip()) for p in input.split(",") if p.strip()]
@@ -103,25 +110,30 @@ def _parts(input: str) -> list[str]:
 
 
 def _find(part: str, extensions: tuple[str, ...]) -> list[str]:
-    readable = _readable(part, extensions)
-    if not readable and not os.path.exists(part) and not glob.glob(part, recursive=True):
-        raise missing(part)
-    if not readable:
-        raise UserError(f"data.input={part!r} holds no file that can be read; accepted: {' '.join(extensions)}")
-    return readable
+    found = list(_readable(part, extensions))
+    if not found:
+        raise _none(part, extensions)
+    return found
 
 
-def _readable(part: str, extensions: tuple[str, ...]) -> list[str]:
+def _readable(part: str, extensions: tuple[str, ...]) -> Iterator[str]:
+    """The files with these extensions of one part of an input."""
     matches = [part] if os.path.exists(part) else glob.glob(part, recursive=True)
-    found = []
     for match in matches:
-        if os.path.isfile(match):
-            found.append(match)
-            continue
-        for folder, folders, names in os.walk(match):
-            folders[:] = [f for f in folders if not f.startswith(".")]
-            found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
-    return [os.path.normpath(path) for path in found if path.endswith(extensions)]
+        paths = [match] if os.path.isfile(match) else _below(match)
+        yield from (os.path.normpath(path) for path in paths if path.endswith(extensions))
+
+
+def _below(root: str) -> Iterator[str]:
+    for folder, folders, names in os.walk(root):
+        folders[:] = [f for f in folders if not f.startswith(".")]
+        yield from (os.path.join(folder, name) for name in names if not name.startswith("."))
+
+
+def _none(part: str, extensions: tuple[str, ...]) -> UserError:
+    if not os.path.exists(part) and not glob.glob(part, recursive=True):
+        return missing(part)
+    return UserError(f"data.input={part!r} holds no file that can be read; accepted: {' '.join(extensions)}")
 
 
 def _fixed_folder(part: str) -> str:

@@ -6,9 +6,8 @@ Axes here: B prompts or sequences, G answers to a prompt, T tokens.
 import jax.numpy as jnp
 from jax import lax
 
+from lm.align.settings import SCALES
 from lm.errors import UserError
-
-SCALES = ("group", "batch", "none")
 
 
 def grpo(rewards_BG, scale="group"):

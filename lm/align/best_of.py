@@ -27,6 +27,7 @@ from lm.align.rolling import Rolling, judged
 from lm.align.rollouts import Rollout
 from lm.align.run import chat_template, own_tokenizer
 from lm.align.run import run as train
+from lm.align.settings import check, check_best_of
 from lm.align.tools import open_tools
 from lm.cli import write_json
 from lm.errors import UserError
@@ -36,8 +37,6 @@ from lm.parallel.mesh import check_fit, make_mesh
 from lm.train.start import adopt, initial_params
 from lm.train.step import model_config_of
 from lm.workdir import KEPT, check_record, read_object, recorded
-
-KEEP = ("best", "all")
 
 
 class Best(NamedTuple):
@@ -55,12 +54,7 @@ def run(config, workdir: Path) -> dict:
     Validation is on the tasks held out, as in reinforcement learning. Returns: as lm.align.run.run, and "best_of": statistics.
     Raises: UserError; and as lm.align.run.run.
     """
-    check(config.best_of)
-    for key, what in (("init_from", "the model that answers"), ("rewards", "what an answer earns, such as answer=1")):
-        if not config[key]:
-            raise UserError(f"{key} is missing: name {what}")
-    if not config.data.input:
-        raise UserError("data.input is missing: name a file of prompts, or a built-in task such as builtin:arithmetic")
+    check(config)
     acting, learning = copy.deepcopy(config), recorded(config, workdir)
     adopt(acting, workdir)
     check_record(acting, workdir)
@@ -98,7 +92,7 @@ def answered(
     Raises: UserError for settings that cannot work, if the workdir holds answers drawn in another way, and if nothing is kept.
     """
     config = rolling.config.best_of
-    check(config)
+    check_best_of(config)
     folder = workdir / "best_of"
     chunks = _chunks(len(rolling.tasks), max(1, config.rows // config.n))
     _claim(folder, _settings(rolling))
@@ -129,18 +123,6 @@ def answered(
             f"={config.threshold}, or start from a model that gets some right"
         )
     return best
-
-
-def check(best_of) -> None:
-    """Raises UserError for a section config.best_of that cannot work."""
-    if best_of.n < 2:
-        raise UserError(f"best_of.n={best_of.n} must be at least 2: answers to a prompt are compared with one another")
-    if best_of.rows < 1:
-        raise UserError(f"best_of.rows={best_of.rows} must be positive")
-    if best_of.keep not in KEEP:
-        raise UserError(f"best_of.keep={best_of.keep!r} is none of {', '.join(KEEP)}")
-    if math.isnan(best_of.threshold):
-        raise UserError("best_of.threshold=nan must be a number, or -inf for none")
 
 
 # Drawing.

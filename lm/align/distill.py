@@ -13,9 +13,10 @@ from flax import nnx
 
 from data.hf_tokenizer import HFTokenizer, load_tokenizer
 from data.tokenizer import Tokenizer
+from lm.align.settings import check_distill
 from lm.convert.source import as_stored, open_source
 from lm.errors import UserError
-from lm.kernels.divergence import KINDS, divergence
+from lm.kernels.divergence import divergence
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, reshard, shardings
 from lm.train.step import Objective, Sums, router_loss
@@ -69,20 +70,7 @@ def _common(head_VD, teacher_BTE, teacher_head_VE):
 
 def check_settings(distill) -> None:
     """Raises UserError for a section config.distill that cannot work, or whose teacher is no model; reads no weight."""
-    if distill.kind not in ("logits", "on_policy"):
-        raise UserError(f"distill.kind={distill.kind!r} is none of logits, on_policy")
-    if distill.divergence not in KINDS:
-        raise UserError(f"distill.divergence={distill.divergence!r} is none of {', '.join(KINDS)}")
-    if not 0 <= distill.mix <= 1:
-        raise UserError(f"distill.mix={distill.mix} must be between 0 (the targets alone) and 1 (the teacher alone)")
-    if not distill.temperature > 0:
-        raise UserError(f"distill.temperature={distill.temperature} must be positive")
-    if distill.divergence == "jsd" and not 0 < distill.beta < 1:
-        raise UserError(
-            f"distill.beta={distill.beta} must be above 0 and below 1; those are distill.divergence=forward and reverse"
-        )
-    if not distill.teacher:
-        raise UserError("distill.teacher is not set: name a workdir or a Hugging Face folder")
+    check_distill(distill)
     if open_source(distill.teacher).config.score_head == "reward":
         raise UserError(f"distill.teacher={distill.teacher} is a reward model, which says no next token; name a language model")
 

@@ -11,7 +11,7 @@ from jax import lax
 
 from lm.align.logprobs import examples, logprobs_of, reference_model, rows, sequence_logprobs
 from lm.align.losses import LOSSES, WITHOUT_REFERENCE, Pairs, kto
-from lm.errors import UserError
+from lm.align.settings import PREFERENCES, one_of
 from lm.model.transformer import Hidden, Transformer
 from lm.train.step import Objective, Sums, router_loss
 
@@ -29,8 +29,7 @@ def objective(config) -> Objective:
     Raises UserError if the loss has no such name.
     """
     name = config.preference.loss
-    if name != "kto" and name not in LOSSES:
-        raise UserError(f"preference.loss={name!r} is none of {', '.join((*LOSSES, 'kto'))}")
+    one_of("preference.loss", name, PREFERENCES)
     loss = unpaired_loss if name == "kto" else paired_loss
     return Objective(lambda *arguments: loss(config.preference, *arguments), number_of_examples)
 

@@ -7,11 +7,9 @@ from jax.nn import log_sigmoid
 from lm.align.logprobs import examples, rows
 from lm.align.losses import bradley_terry
 from lm.align.preference import counted, number_of_examples, routers
-from lm.errors import UserError
+from lm.align.settings import REWARD_KINDS, one_of
 from lm.model.transformer import Transformer
 from lm.train.step import Objective, Sums
-
-KINDS = ("outcome", "process")
 
 
 def objective(config) -> Objective:
@@ -25,8 +23,7 @@ def objective(config) -> Objective:
     Raises UserError for another kind.
     """
     kind = config.reward.kind
-    if kind not in KINDS:
-        raise UserError(f"reward.kind={kind!r} is none of {', '.join(KINDS)}")
+    one_of("reward.kind", kind, REWARD_KINDS)
     if kind == "process":
         return Objective(process_loss, lambda batch: jnp.sum(batch["weights"]))
     centering = config.reward.centering

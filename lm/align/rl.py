@@ -16,34 +16,8 @@ from lm.align import advantages, shared_prompts
 from lm.align.logprobs import logprobs_of, reference_model
 from lm.align.losses import clipped_surrogate, kl_estimate, value_loss
 from lm.align.preference import routers
-from lm.errors import UserError
 from lm.model.transformer import Transformer
 from lm.train.step import Objective, Sums, Trainer, TrainState, slices
-
-ALGORITHMS = ("grpo", "rloo", "ppo")
-# How tokens are weighed against one another; each with its source in `objective`.
-LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "gspo")
-CORRECTIONS = ("none", "token", "sequence")
-
-
-def check(config) -> None:
-    """Raises UserError for settings that make no sense."""
-    rl = config.rl
-    for key, value, known in (
-        ("algorithm", rl.algorithm, ALGORITHMS), ("loss", rl.loss, LOSSES), ("scale", rl.scale, advantages.SCALES),
-        ("kl", rl.kl, ("k1", "k2", "k3")), ("correction", rl.correction, CORRECTIONS),
-    ):  # fmt: skip
-        if value not in known:
-            raise UserError(f"rl.{key}={value!r} is none of {', '.join(known)}")
-    if rl.algorithm != "ppo" and rl.group_size < 2:
-        raise UserError(f"rl.group_size={rl.group_size} must be at least 2: answers to a prompt are compared with one another")
-    if config.batch_size % rl.group_size:
-        raise UserError(f"batch_size={config.batch_size} rollouts are no multiple of rl.group_size={rl.group_size}")
-    if rl.epochs < 1 or rl.minibatches < 1 or config.batch_size % (rl.minibatches * config.accumulate):
-        raise UserError(
-            f"batch_size={config.batch_size} rollouts cannot be split into rl.minibatches={rl.minibatches} of "
-            f"accumulate={config.accumulate} slices"
-        )
 
 
 def needs_reference(config) -> bool:

@@ -20,7 +20,7 @@ from data.examples import prepare_examples, prepare_tasks, record_tasks
 from data.fingerprints import check_tokenizer, record_tokenizer
 from data.hf_tokenizer import HFTokenizer, load_tokenizer
 from lm import sizing
-from lm.align import distill, preference, reward, rl, rolling, sft
+from lm.align import distill, preference, reward, rl, rolling, settings, sft
 from lm.align.losses import WITHOUT_REFERENCE
 from lm.align.rewards import Rewards, parse_rewards
 from lm.align.samples import Samples
@@ -33,13 +33,12 @@ from lm.parallel import hosts
 from lm.parallel.mesh import check_fit, make_mesh
 from lm.train import loop
 from lm.train.feed import Feed, Reading, Stream
+from lm.train.fit import check_memory
 from lm.train.start import adopt, initial_params
 from lm.train.step import Objective, Trainer, make_trainer, model_config_of
 from lm.workdir import finished, save_record
 
 USES = {"train": "train on", "valid": "validate on"}
-OBJECTIVES = {"sft": sft.objective, "preference": preference.objective, "reward": reward.objective}
-METHODS = ("sft", "preference", "reward", "rl", "distill")
 
 
 class Plan(NamedTuple):
@@ -58,7 +57,9 @@ def run(config, workdir: Path, given: tuple[list[dict], list[dict], dict] | None
     Raises: UserError; loop.Stopped and loop.Diverged as lm.train.loop.train.
     """
     begin = time.perf_counter()
-    check(config)
+    settings.check(config)
+    if config.method == "distill":
+        distill.check_settings(config.distill)
     adopt(config, workdir)
     config.model.score_head = score_head(config)
     mesh = make_mesh(config.mesh)
@@ -68,6 +69,7 @@ def run(config, workdir: Path, given: tuple[list[dict], list[dict], dict] | None
     loop.check_config(config, workdir)
     if done := finished(config, workdir):
         return {"before": done.get("before"), "after": done.get("after"), "step": done["training"]["steps"]}
+    check_memory(config, mesh, whole_rows=example_kind(config) != "task")
     evals = in_loop.opened(config)
     tokenizer = own_tokenizer(config, workdir)
     template = chat_template(config, tokenizer)
@@ -158,24 +160,6 @@ def title(config) -> str:
     if config.method == "rl":
         return config.rl.algorithm
     return config.method
-
-
-def check(config) -> None:
-    """Raises UserError for what no data or model could mend."""
-    if config.method not in METHODS:
-        raise UserError(f"method={config.method!r} is none of {', '.join(METHODS)}")
-    if not config.init_from:
-        raise UserError("init_from is missing: name the model to start from, a workdir or a Hugging Face folder")
-    if not config.data.input:
-        raise UserError("data.input is missing: name a file of examples, or a built-in task such as builtin:instructions")
-    if config.method == "rl":
-        rl.check(config)
-        if not config.rewards:
-            raise UserError("rewards is empty: say what a rollout earns, such as --config.rewards=answer=1")
-    if config.method == "distill":
-        distill.check_settings(config.distill)
-    if config.method in OBJECTIVES:
-        OBJECTIVES[config.method](config)
 
 
 def score_head(config) -> str:

@@ -11,7 +11,6 @@ Every file is written whole or not at all and stays, so the same line goes on wh
 into the workdir itself, which is then a run like any other.
 """
 
-import contextlib
 import hashlib
 import json
 import os
@@ -39,6 +38,7 @@ from lm.evals.endpoint import Chat, endpoint
 from lm.evals.judges import open_judge
 from lm.evals.safety_eval import answered, attempts, bits_per_byte, judged, own_chat, summary
 from lm.evals.safety_prompts import Prompt, read_failures, read_prompts
+from lm.inputs import naming
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from lm.train.start import adopt
@@ -310,15 +310,6 @@ def check(config) -> None:
         raise UserError("safety.compare needs a safety.reviser that can compare: model, or openai:URL")
     if s.reviser not in ("template", "model") and not s.reviser.startswith("openai:"):
         raise UserError(f"safety.reviser={s.reviser!r} is none of template, model, openai:URL")
-
-
-@contextlib.contextmanager
-def naming(key: str):
-    """Readers call what they read data.input; here it has another name."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error).replace("data.input", key)) from error
 
 
 def families(text: str) -> list[str]:

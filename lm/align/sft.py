@@ -4,10 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lm.errors import UserError
+from lm.align.settings import SFT_LOSSES, one_of
 from lm.train.step import Objective, Sums, head_loss, training_loss
-
-LOSSES = ("nll", "dft")
 
 
 def objective(config) -> Objective:
@@ -21,8 +19,7 @@ def objective(config) -> Objective:
     Metrics: loss, entropy of the next token's distribution (nats), mean_token_accuracy; with "dft" also nll.
     Raises UserError if the loss has no such name.
     """
-    if config.sft.loss not in LOSSES:
-        raise UserError(f"sft.loss={config.sft.loss!r} is none of {', '.join(LOSSES)}")
+    one_of("sft.loss", config.sft.loss, SFT_LOSSES)
     head = {"by_confidence": config.sft.loss == "dft", "measured": True}
     alpha, o = config.sft.neftune_alpha, config.optimizer
 

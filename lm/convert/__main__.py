@@ -74,6 +74,9 @@ def main() -> None:
         if not FLAGS[name].value:
             raise UserError(f"--{name} is missing; --help tells what there is")
     workdir, folder = (Path(FLAGS[name].value).absolute() for name in ("workdir", other))
+    read = folder if command == "import" else workdir
+    if not read.is_dir():
+        raise UserError(f"{read} is {'a file, not a folder' if read.exists() else 'no folder'}; name one that holds a model")
     if command == "import":
         from lm.convert.peft import is_adapter  # jax is imported after the flags are right
         from lm.convert.to_workdir import adapter_to_workdir, to_workdir

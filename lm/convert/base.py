@@ -12,9 +12,9 @@ from pathlib import Path
 
 from lm import checksums
 from lm.checkpoint import newest
-from lm.convert.files import read_json
 from lm.convert.published import is_published
 from lm.errors import UserError
+from lm.workdir import read_config
 
 
 def reference(path: str | os.PathLike, workdir: Path) -> dict:
@@ -76,7 +76,7 @@ def _places(base: dict, workdir: Path) -> Iterator[Path]:
     seen: set[Path] = set()
     while (workdir / "config.json").is_file() and workdir not in seen:
         seen.add(workdir)
-        start = read_json(workdir / "config.json").get("init_from")
+        start = read_config(workdir).get("init_from")
         if not start:
             return
         workdir = Path(start).absolute()

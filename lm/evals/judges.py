@@ -7,6 +7,7 @@ classifier that is trained with this code is in classifier.py.
 import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 from lm.errors import UserError
@@ -132,13 +133,21 @@ def open_judge(
     Args: harmful_if: as `rules` has it. model, options: as `endpoint` has them. hazards: as `ask` has them.
     Raises: UserError for a name that is none of these, and for a classifier that cannot be read.
     """
+    check_name(spec)
     kind, _, place = spec.partition(":")
-    if spec == "rules":
+    if kind == "rules":
         return rules(harmful_if)
-    if kind == "classifier" and place:
+    if kind == "classifier":
         from lm.evals.classifier import open_classifier
 
         return open_classifier(place)
-    if kind == "openai" and place:
-        return ask(endpoint(place, model, **options), hazards)
-    raise UserError(f"judge {spec!r} is none of rules, classifier:FOLDER, openai:URL")
+    return ask(endpoint(place, model, **options), hazards)
+
+
+def check_name(spec: str) -> None:
+    """Raises UserError for a judge that there is not."""
+    kind, _, place = spec.partition(":")
+    if spec != "rules" and not (kind in ("classifier", "openai") and place):
+        raise UserError(f"judge {spec!r} is none of rules, classifier:FOLDER, openai:URL")
+    if kind == "classifier" and not Path(place).is_dir():
+        raise UserError(f"judge {spec!r}: no such folder")

@@ -21,16 +21,15 @@ from lm.adapt import lora, quantize
 from lm.checkpoint import Checkpoints
 from lm.convert.base import reference
 from lm.convert.source import open_source
-from lm.errors import UserError
 from lm.model.linear import trainable
 from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
 from lm.train.feed import Feed, Stream
 from lm.train.metrics import Log
-from lm.train.schedule import schedule
 from lm.train.speed import FORMULA, peak_flops
 from lm.train.step import Trainer, TrainState, abstract_state, model_config_of, sound, state_shardings
-from lm.workdir import check_record
+from lm.train.values import check_length, check_values
+from lm.workdir import check_record, steps_saved
 
 
 class Diverged(Exception):
@@ -261,18 +260,10 @@ class _Stop:
 
 def check_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
     """Raises UserError for values that cannot work, and for a workdir that is of another run."""
-    for key, least in (("steps", 0), ("sequence_length", 2), ("checkpoint_every", 0), ("valid_every", 0), ("valid_batches", 1),
-                       ("max_skipped_in_row", 1), ("keep_last", 1), ("keep_every", 0), ("seed", 0)):  # fmt: skip
-        if config[key] < least:
-            raise UserError(f"{key}={config[key]} must be at least {least}")
-    model = config.model
-    lora.check_targets(model_config_of(config))
-    quantize.check_targets(model_config_of(config))
-    if model.positions == "learned" and config.sequence_length > model.max_positions:
-        raise UserError(
-            f"sequence_length={config.sequence_length} is more than model.max_positions={model.max_positions}, the learned ones"
-        )
-    if not all(isinstance(prompt, str) for prompt in config.samples):
-        raise UserError(f"samples={config.samples} must be texts, such as ('def ', 'The ')")
-    schedule(config.optimizer.schedule, peak=1.0, steps=config.steps, warmup=config.optimizer.warmup)  # or refuses
+    check_values(config)
+    model = model_config_of(config)
+    lora.check_targets(model)
+    quantize.check_targets(model)
+    if model.positions == "learned" or not steps_saved(workdir):
+        check_length(model, config.sequence_length)
     check_record(config, workdir)

@@ -3,11 +3,17 @@
 import math
 from collections.abc import Callable
 
-import jax.numpy as jnp
-
 from lm.errors import UserError
 
 KINDS = ("cosine", "wsd", "constant")
+
+
+def check_schedule(kind: str, warmup: int) -> None:
+    """Raises UserError for a schedule that there is not."""
+    if kind not in KINDS:
+        raise UserError(f"optimizer.schedule={kind!r} is none of {', '.join(KINDS)}")
+    if not 0 <= warmup:
+        raise UserError(f"optimizer.warmup={warmup} must not be negative")
 
 
 def schedule(kind: str, *, peak: float, steps: int, warmup: int, final: float = 0.1, decay: float = 0.2) -> Callable:
@@ -18,10 +24,9 @@ def schedule(kind: str, *, peak: float, steps: int, warmup: int, final: float = 
       wsd       peak, and over the last `decay` of all steps linearly to peak·final  (warm-up-stable-decay, Hu et al. 2024)
       constant  peak
     """
-    if kind not in KINDS:
-        raise UserError(f"optimizer.schedule={kind!r} is none of {', '.join(KINDS)}")
-    if not 0 <= warmup:
-        raise UserError(f"optimizer.warmup={warmup} must not be negative")
+    from jax import numpy as jnp  # configs are refused without it
+
+    check_schedule(kind, warmup)
     warmup = min(warmup, steps)
     decay_steps = max(1, round(decay * steps))
 

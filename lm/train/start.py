@@ -43,6 +43,8 @@ def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
         if model[section][size] and not config.model[section][size]:
             _put(config.model[section], model[section])
     _put(config.model, {key: value for key, value in model.items() if key not in (*OWN, "dtype")})
+    if config.model.positions != "learned":  # trained on longer sequences, it is made for these
+        config.model.max_positions = max(config.model.max_positions, config.sequence_length)
     if config.tokenizer is None:
         config.tokenizer = str(config.init_from)
 
@@ -60,7 +62,8 @@ def initial_params(config: ml_collections.ConfigDict, mesh) -> nnx.State | None:
     if not config.init_from:
         return None
     source, wanted = open_source(config.init_from), model_config_of(config)
-    base = dataclasses.replace(source.config, dtype=wanted.dtype, scan_layers=wanted.scan_layers, remat=wanted.remat)
+    same = ("dtype", "scan_layers", "remat", *(() if wanted.positions == "learned" else ("max_positions",)))
+    base = dataclasses.replace(source.config, **{name: getattr(wanted, name) for name in same})
     abstract = skeleton(base)[1]
     params = source.load(
         jax.tree.map(

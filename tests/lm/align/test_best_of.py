@@ -11,9 +11,10 @@ import pytest
 from data.conversations import read_examples
 from data.example_encoding import Encoder
 from data.tokenizer import train
-from lm.align.best_of import answered, best_and_worst, best_at_k, check, kept, pass_at_k, statistics
+from lm.align.best_of import answered, best_and_worst, best_at_k, kept, pass_at_k, statistics
 from lm.align.rewards import Rewards
 from lm.align.rolling import Rolling
+from lm.align.settings import check_best_of
 from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
@@ -80,7 +81,7 @@ def test_statistics_by_hand():
 def test_settings_that_cannot_work_are_named(settings, named):
     section = dict(n=2, rows=8, keep="best", threshold=1.0) | settings
     with pytest.raises(UserError, match=named):
-        check(ml_collections.ConfigDict(section))
+        check_best_of(ml_collections.ConfigDict(section))
 
 
 # A model that draws at random, whose answers often end by chance; a reward by the answer's length.

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from configs.align import grpo, ppo
-from lm.align import rl
+from lm.align import rl, settings
 from lm.align.logprobs import token_logprobs
 from lm.align.rolling import differences
 from lm.errors import UserError
@@ -70,7 +70,7 @@ def value_and_gradient(config, params, batch):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
 
 
-@pytest.mark.parametrize("kind", rl.LOSSES)
+@pytest.mark.parametrize("kind", settings.LOSSES)
 def test_losses_are_their_equations(kind):
     config = config_of(loss=kind, beta=0.1, epochs=2)
     graph, _ = skeleton(model_config_of(config))
@@ -182,4 +182,4 @@ def test_trainer_and_sampler_differ_where_tokens_were_drawn():
 )
 def test_settings_that_make_no_sense_are_named(keys):
     with pytest.raises(UserError, match=next(iter(keys))):
-        rl.check(config_of(**keys))
+        settings.check_rl(config_of(**keys))

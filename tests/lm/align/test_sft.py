@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from lm.align import sft
+from lm.align import settings, sft
 from lm.errors import UserError
 from lm.kernels.cross_entropy import cross_entropy
 from lm.model.transformer import skeleton
@@ -65,7 +65,7 @@ def test_as_a_plain_twin(loss):
         np.testing.assert_allclose(ours, theirs, atol=1e-5 * float(jnp.max(jnp.abs(theirs))) + 1e-9)
 
 
-@pytest.mark.parametrize("loss", sft.LOSSES)
+@pytest.mark.parametrize("loss", settings.SFT_LOSSES)
 def test_evaluation_as_a_plain_twin(loss):
     objective, config, params = prepared(loss)
     value, metrics, _ = measured(objective, config, params, conversations(), gradient=False)

@@ -1,0 +1,93 @@
+"""What the settings of an alignment run may be; nothing here loads JAX, so that a wrong one is answered at once."""
+
+import math
+
+from lm.errors import UserError
+
+METHODS = ("sft", "preference", "reward", "rl", "distill")  # of lm/align/run.py
+LOOPS = ("best_of", "safety")  # methods that train by it, once or several times
+SFT_LOSSES = ("nll", "dft")
+PREFERENCES = ("dpo", "robust", "hinge", "ipo", "apo_zero", "apo_down", "orpo", "simpo", "kto")
+REWARD_KINDS = ("outcome", "process")
+ALGORITHMS = ("grpo", "rloo", "ppo")
+LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "gspo")  # how tokens are weighed against one another (lm/align/rl.py)
+SCALES = ("group", "batch", "none")
+ESTIMATES = ("k1", "k2", "k3")
+CORRECTIONS = ("none", "token", "sequence")
+TEACHINGS = ("logits", "on_policy")
+DIVERGENCES = ("forward", "reverse", "jsd")
+KEEP = ("best", "all")
+
+
+def check(config) -> None:
+    """Raises UserError for what no data or model could mend."""
+    if config.method not in (*METHODS, *LOOPS):
+        raise UserError(f"method={config.method!r} is none of {', '.join((*METHODS, *LOOPS))}")
+    if not config.init_from:
+        raise UserError("init_from is missing: name the model to start from, a workdir or a Hugging Face folder")
+    if not config.data.input and config.method != "safety":
+        raise UserError("data.input is missing: name a file of examples, or a built-in task such as builtin:instructions")
+    if config.method in ("rl", "best_of") and not config.rewards:
+        raise UserError("rewards is empty: say what a rollout earns, such as --config.rewards=answer=1")
+    if config.method == "sft":
+        one_of("sft.loss", config.sft.loss, SFT_LOSSES)
+    if config.method == "preference":
+        one_of("preference.loss", config.preference.loss, PREFERENCES)
+    if config.method == "reward":
+        one_of("reward.kind", config.reward.kind, REWARD_KINDS)
+    if config.method == "rl":
+        check_rl(config)
+    if config.method == "distill":
+        check_distill(config.distill)
+    if config.method == "best_of":
+        check_best_of(config.best_of)
+
+
+def one_of(key: str, value: object, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"{key}={value!r} is none of {', '.join(known)}")
+
+
+def check_rl(config) -> None:
+    """Raises UserError for settings of reinforcement learning that make no sense."""
+    rl = config.rl
+    for key, known in (
+        ("algorithm", ALGORITHMS), ("loss", LOSSES), ("scale", SCALES), ("kl", ESTIMATES), ("correction", CORRECTIONS),
+    ):  # fmt: skip
+        one_of(f"rl.{key}", rl[key], known)
+    if rl.group_size < 1 or (rl.algorithm != "ppo" and rl.group_size < 2):
+        raise UserError(f"rl.group_size={rl.group_size} must be at least 2: answers to a prompt are compared with one another")
+    if config.batch_size % rl.group_size:
+        raise UserError(f"batch_size={config.batch_size} rollouts are no multiple of rl.group_size={rl.group_size}")
+    if rl.epochs < 1 or rl.minibatches < 1 or config.accumulate < 1 or config.batch_size % (rl.minibatches * config.accumulate):
+        raise UserError(
+            f"batch_size={config.batch_size} rollouts cannot be split into rl.minibatches={rl.minibatches} of "
+            f"accumulate={config.accumulate} slices"
+        )
+
+
+def check_distill(distill) -> None:
+    """Raises UserError for a section config.distill that cannot work, whatever the teacher."""
+    one_of("distill.kind", distill.kind, TEACHINGS)
+    one_of("distill.divergence", distill.divergence, DIVERGENCES)
+    if not 0 <= distill.mix <= 1:
+        raise UserError(f"distill.mix={distill.mix} must be between 0 (the targets alone) and 1 (the teacher alone)")
+    if not distill.temperature > 0:
+        raise UserError(f"distill.temperature={distill.temperature} must be positive")
+    if distill.divergence == "jsd" and not 0 < distill.beta < 1:
+        raise UserError(
+            f"distill.beta={distill.beta} must be above 0 and below 1; those are distill.divergence=forward and reverse"
+        )
+    if not distill.teacher:
+        raise UserError("distill.teacher is not set: name a workdir or a Hugging Face folder")
+
+
+def check_best_of(best_of) -> None:
+    """Raises UserError for a section config.best_of that cannot work."""
+    if best_of.n < 2:
+        raise UserError(f"best_of.n={best_of.n} must be at least 2: answers to a prompt are compared with one another")
+    if best_of.rows < 1:
+        raise UserError(f"best_of.rows={best_of.rows} must be positive")
+    one_of("best_of.keep", best_of.keep, KEEP)
+    if math.isnan(best_of.threshold):
+        raise UserError("best_of.threshold=nan must be a number, or -inf for none")

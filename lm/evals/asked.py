@@ -1,0 +1,87 @@
+"""What an evaluation is asked to do: its settings, its tasks, and what it is compared with. Nothing here loads JAX."""
+
+import math
+from pathlib import Path
+
+import yaml
+
+from lm.errors import UserError
+from lm.evals import compare
+from lm.evals.catalogue import Settings, open_task, path_of, read_spec, text_of
+from lm.evals.outcome import Task
+
+
+def settings_of(config) -> Settings:
+    """Of a config, or of a section that has some of its keys. Raises UserError for values that make no sense."""
+    try:
+        options = yaml.safe_load(config.options) if config.options else {}
+    except yaml.YAMLError as error:
+        raise UserError(f"options={config.options!r}: {error}") from None
+    if not isinstance(options, dict) or not all(isinstance(value, dict) for value in options.values()):
+        raise UserError(f"options={config.options!r}: write YAML such as 'redteam: {{samples: 2}}'")
+    if config.limit is not None and not 0 < config.limit < math.inf:
+        raise UserError(f"limit={config.limit} must be above 0: a number of items, or below 1 a share of them")
+    if config.num_fewshot is not None and config.num_fewshot < 0:
+        raise UserError(f"num_fewshot={config.num_fewshot} must be at least 0")
+    if config.data_dir and not Path(config.data_dir).is_dir():
+        raise UserError(f"data_dir={config.data_dir}: no such folder")
+    if config.get("dtype") not in (None, "bfloat16", "float32"):
+        raise UserError(f"dtype={config.dtype!r} is neither bfloat16 nor float32")
+    return Settings(
+        data_dir=Path(config.data_dir) if config.data_dir else None, num_fewshot=config.num_fewshot, limit=config.limit,
+        chat=bool(config.chat_template), system=config.get("system_instruction", ""),
+        fewshot_as_multiturn=config.get("fewshot_as_multiturn", False), seed=config.get("seed", Settings().seed),
+        judge=config.judge, options=options,
+    )  # fmt: skip
+
+
+def open_tasks(names: str, settings: Settings) -> tuple[list[Task], dict[str, str]]:
+    """The tasks of a list separated by commas, each ready to run, and by its name what its file says. Raises UserError."""
+    wanted = names_of(names)
+    tasks = [open_task(name, settings) for name in wanted]
+    called: dict[str, str] = {}
+    for name, task in zip(wanted, tasks, strict=True):
+        if task.name in called:
+            raise UserError(f"tasks: {called[task.name]} and {name} are both called {task.name}; rename one of the files")
+        called[task.name] = name
+    return tasks, {name: text_of(given) for name, given in called.items()}
+
+
+def names_of(names: str) -> list[str]:
+    """The names in a list separated by commas, each once. Raises UserError if there is none."""
+    wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    if not wanted:
+        raise UserError("--config.tasks is missing: name tasks, such as mmlu,bbq; lm/evals/tasks has them all")
+    return wanted
+
+
+def specs_of(names: str, data_dir: str | None) -> None:
+    """Raises UserError for a task that there is not, or whose file cannot be used; opens none of them."""
+    for name in names_of(names):
+        if not name.startswith("harness:"):
+            read_spec(path_of(name), name)
+
+
+def template_of(name: str) -> str | None:
+    """What Engine takes: None, "plain" or a template. Raises UserError for a file that there is not."""
+    if name in ("", "own"):
+        return None
+    if name == "plain":
+        return "plain"
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"chat_template={name}: no such file; own, plain, or the path of a Jinja template")
+    return path.read_text(encoding="utf-8")
+
+
+def others_of(config, workdir: Path) -> list[tuple[str, dict, Path]]:
+    """(name, results, samples) of the runs to compare with. Raises UserError if one is not there."""
+    found = []
+    for name in (config.compare or "").split(","):
+        if not name.strip():
+            continue
+        folder = Path(name.strip())
+        if folder.resolve() == workdir.resolve():
+            raise UserError(f"compare={name}: this is the workdir itself; name another evaluation")
+        found.append((folder.name, compare.read_results(folder), folder / "samples.jsonl"))
+    return found

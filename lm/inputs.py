@@ -1,0 +1,170 @@
+"""What is wrong with a config as far as it shows without JAX, which takes seconds to load: values, and paths that lead nowhere.
+
+The verbs call this first. What only the devices, a model or the data themselves can tell is checked later.
+"""
+
+import contextlib
+from pathlib import Path
+
+from data.hf_tokenizer import load_tokenizer
+from data.records import EXTENSIONS, is_builtin, read_builtin
+from data.sources import files, open_sources
+from data.weights import parse_weights
+from lm.align import settings
+from lm.errors import UserError
+from lm.evals.judges import check_name
+from lm.train.values import MOST, SEEDS, check_length, check_values, model_of
+from lm.workdir import steps_saved
+
+
+def check_training(config, workdir: Path | None) -> None:
+    """Raises UserError for a config of train.py that cannot work. workdir: of a run that may stand already, or None."""
+    check_values(config)
+    if not config.init_from and not (workdir and steps_saved(workdir)):
+        check_length(model_of(config), config.sequence_length)
+    check_model("init_from", config.init_from, workdir)
+    if not _stands(workdir) and config.data.input is not None:
+        check_files("data.input", config.data.input, config.data.text_key)
+    _check_tokenizer(config)
+    parse_weights(config.data.weights)
+    _check_evals(config.evals)
+
+
+def check_alignment(config, workdir: Path) -> None:
+    """Raises UserError for a config of align.py that cannot work."""
+    check_values(config)
+    settings.check(config)
+    check_model("init_from", config.init_from, workdir)
+    if config.method == "distill":
+        check_model("distill.teacher", config.distill.teacher, None)
+    if config.method == "safety":
+        _check_safety(config.safety)
+    elif not _stands(workdir):
+        check_records("data.input", config.data.input, config.seed)
+    _check_file("chat_template", config.chat_template)
+    _check_tokenizer(config)
+    _check_rewards(config.rewards)
+    _check_evals(config.evals)
+
+
+def check_evaluation(config, workdir: Path) -> None:
+    """Raises UserError for a config of evaluate.py that cannot work."""
+    from lm.evals.asked import others_of, settings_of, specs_of, template_of
+
+    if not config.checkpoint:
+        raise UserError("--config.checkpoint is missing: name a workdir or a Hugging Face folder")
+    if not 0 <= config.seed <= SEEDS:
+        raise UserError(f"seed={config.seed} must be in 0…{SEEDS}")
+    for key in ("max_length", "batch_tokens"):
+        if config[key] is not None and not 1 <= config[key] <= MOST:
+            raise UserError(f"{key}={config[key]} must be in 1…{MOST}")
+    settings_of(config)
+    specs_of(config.tasks, config.data_dir)
+    others_of(config, workdir)
+    template_of(config.chat_template)
+    check_model("checkpoint", config.checkpoint, None)
+    check_name(config.judge)
+
+
+def check_model(key: str, path: str | None, workdir: Path | None) -> None:
+    """Raises UserError if a path leads to no model. A run that has weights goes on without those that it began with."""
+    if not path or (workdir and steps_saved(workdir)):
+        return
+    folder = Path(path)
+    if not folder.is_dir():
+        what = "a file, not a folder" if folder.exists() else "no such folder"
+        raise UserError(f"{key}={path}: {what}; name a workdir with a checkpoint, or a Hugging Face folder")
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists():
+        return  # said with more words when it is opened
+    if not (folder / "config.json").exists():
+        raise UserError(f"{key}={path} is no training run: it has no config.json")
+    if not steps_saved(folder) and not any(folder.glob("*.safetensors*")):
+        raise UserError(f"{key}={path} has no checkpoint yet; train it first")
+
+
+def check_files(key: str, input: str, text_key: str = "text") -> None:
+    """Raises UserError if an input of text names no file, no folder with files, and no TFDS dataset. Reads none of them."""
+    with naming(key):
+        if files.is_path(input.strip()):
+            files.check(input.strip())
+        else:
+            open_sources(input, text_key=text_key)
+
+
+def check_records(key: str, input: str, seed: int) -> None:
+    """The same of an input of records, which may also be a task made on the spot."""
+    with naming(key):
+        if is_builtin(input):
+            next(read_builtin(input, "train", seed))
+        elif files.is_path(input) or input.endswith(EXTENSIONS):
+            files.check(input, EXTENSIONS)
+        elif "/" in input:
+            from data.sources import tfds_source
+
+            if not tfds_source.is_known(input):
+                raise files.missing(input)
+
+
+@contextlib.contextmanager
+def naming(key: str):
+    """Readers call what they read data.input; here it has another name."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(str(error).replace("data.input", key)) from error
+
+
+def _stands(workdir: Path | None) -> bool:
+    """Whether a run has its data prepared; then what they were made from may have gone."""
+    return bool(workdir) and any(any(workdir.glob(f"data/*/{name}")) for name in ("dataset.json", "counts.json"))
+
+
+def _check_tokenizer(config) -> None:
+    if config.tokenizer and not config.init_from:
+        load_tokenizer(config.tokenizer)
+    elif config.tokenizer and not Path(config.tokenizer).exists():
+        raise UserError(f"tokenizer={config.tokenizer}: no such file or folder")
+
+
+def _check_file(key: str, path: str | None) -> None:
+    if path and not Path(path).is_file():
+        raise UserError(f"{key}={path}: no such file")
+
+
+def _check_evals(evals) -> None:
+    from lm.evals.asked import settings_of, specs_of, template_of
+
+    if not evals.tasks:
+        return
+    try:
+        settings_of(evals)
+        specs_of(evals.tasks, evals.data_dir)
+        template_of(evals.chat_template)
+    except UserError as error:
+        raise UserError(f"evals: {error}") from None
+
+
+def _check_rewards(text: str) -> None:
+    """Names, options and weights; files of the user's own and reward models are opened later."""
+    from lm.align.rewards import parse_rewards
+
+    own = []
+    for part in filter(None, map(str.strip, text.split(","))):
+        spec = part.rpartition("=")[0] or part
+        if spec.startswith("reward_model:"):
+            check_model("rewards", spec.removeprefix("reward_model:").partition("?")[0], None)
+        elif ".py:" in spec:
+            _check_file("rewards", spec.partition("?")[0].rpartition(":")[0])
+        else:
+            own.append(part)
+    if own:
+        parse_rewards(",".join(own))
+
+
+def _check_safety(s) -> None:
+    _check_file("safety.constitution", s.constitution)
+    for key in ("prompts", "failures", "text", "keep"):
+        if s[key] and not is_builtin(s[key]) and files.is_path(s[key]):
+            with naming(f"safety.{key}"):
+                files.check(s[key], (*files.EXTENSIONS, ".json", ".csv", ".tsv", ".csv.gz", ".tsv.gz"))
+    check_name(s.judge)

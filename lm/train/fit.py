@@ -1,0 +1,46 @@
+"""Whether a training run can fit its devices at all, answered before data are prepared and programs compiled."""
+
+import jax
+import psutil
+
+from lm.errors import UserError
+from lm.train.describe import memory_per_device
+
+# The estimate leaves out what a compiler may save by recomputing; only what exceeds the memory by this much is refused.
+CLEARLY = 1.5
+
+
+def check_memory(config, mesh, *, whole_rows: bool = True) -> None:
+    """Raises UserError if parameters, gradients, optimizer and what the backward pass keeps clearly exceed a device's memory.
+
+    A pair counts as one sequence, which is the least that it takes. whole_rows: rows are as long as config.sequence_length;
+    those of rollouts may be shorter, and what the backward pass keeps is not counted.
+    """
+    room = memory_of_device()
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        needs = memory_per_device(config, mesh.abstract_mesh)
+    fixed = sum(needs.values()) - needs["activations"]
+    kept = needs["activations"] if whole_rows else 0
+    if fixed <= room and fixed + kept <= CLEARLY * room:
+        return
+    cure = "lower model sizes or spread the model over more devices (mesh.fsdp)"
+    if fixed <= room:
+        cure = "lower sequence_length or batch_size, raise accumulate, or set model.remat=full"
+    raise UserError(
+        f"batch_size={config.batch_size}, sequence_length={config.sequence_length}, accumulate={config.accumulate}: a step "
+        f"needs {_gib(fixed)} for parameters, gradients and optimizer and {_gib(kept)} for activations, and a device has "
+        f"{_gib(room)}: {cure}"
+    )
+
+
+def memory_of_device() -> int:
+    """Bytes that a device of this process has; of a CPU, its share of the machine's memory and swap space."""
+    device = jax.local_devices()[0]
+    stats = None if device.platform == "cpu" else device.memory_stats()
+    if stats and stats.get("bytes_limit"):
+        return stats["bytes_limit"]
+    return (psutil.virtual_memory().total + psutil.swap_memory().total) // jax.local_device_count()
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"

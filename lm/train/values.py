@@ -1,0 +1,55 @@
+"""The values that a training run's config may hold, as far as they can be judged without JAX."""
+
+import math
+
+from lm.config import ModelConfig
+from lm.errors import UserError
+from lm.train.schedule import check_schedule
+
+MOST = 2**31 - 1  # positions and ids of rows are int32
+SEEDS = 2**63 - 1  # what JAX takes
+# Of a training run: the least and the most that a number may be.
+RANGES = {
+    "steps": (0, None), "sequence_length": (2, MOST), "batch_size": (1, MOST), "accumulate": (1, MOST), "seed": (0, SEEDS),
+    "checkpoint_every": (0, None), "valid_every": (0, None), "valid_batches": (1, None), "max_skipped_in_row": (1, None),
+    "keep_last": (1, None), "keep_every": (0, None), "evals.every": (0, None), "data.max_bytes": (1, None),
+    "data.max_valid_bytes": (0, None), "data.tokenizer_sample_bytes": (1, None), "data.max_examples": (1, None),
+    "data.max_valid_examples": (0, None), "rollout.max_new_tokens": (1, MOST), "rollout.max_prompt_tokens": (1, MOST),
+    "rollout.max_turns": (1, MOST), "samples_every": (0, None), "num_samples": (0, None),
+}  # fmt: skip
+
+
+def check_values(config) -> None:
+    """Raises UserError for values of a training run, of train.py or align.py, that cannot work."""
+    for key, (least, most) in RANGES.items():
+        value = config
+        for part in key.split("."):
+            value = value.get(part) if value is not None else None
+        if value is None:
+            continue
+        if value < least or (most is not None and value > most):
+            raise UserError(f"{key}={value} must be at least {least}" + (f" and at most {most}" if most is not None else ""))
+    if not 0 <= config.data.valid_fraction < 1:
+        raise UserError(f"data.valid_fraction={config.data.valid_fraction} must be at least 0 and below 1")
+    o = config.optimizer
+    check_schedule(o.schedule, o.warmup)
+    if not (math.isfinite(o.learning_rate) and o.learning_rate >= 0):
+        raise UserError(f"optimizer.learning_rate={o.learning_rate} must be a number that is not negative")
+    if not all(isinstance(prompt, str) for prompt in config.samples):
+        raise UserError(f"samples={config.samples} must be texts, such as ('def ', 'The ')")
+    model_of(config)  # or refuses
+
+
+def model_of(config) -> ModelConfig:
+    """The blueprint in a config. Raises UserError for one that cannot be built."""
+    return ModelConfig(**config.model.to_dict(), dtype=config.dtype)
+
+
+def check_length(model: ModelConfig, sequence_length: int) -> None:
+    """Raises UserError for sequences longer than the context that a model is made for."""
+    if sequence_length > model.max_positions:
+        cure = "it has no more positions to learn" if model.positions == "learned" else "the context that the model is made for"
+        raise UserError(
+            f"sequence_length={sequence_length} is more than model.max_positions={model.max_positions}, {cure}: "
+            "set one as large as the other"
+        )
