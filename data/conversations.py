@@ -25,9 +25,9 @@ from data.messages import (
     transcript,
     without_answer,
 )
+from data.near_copies import normalise
 from data.records import Record, is_builtin, read_builtin, read_records
 from data.sources.files import listed
-from data.split import normalise
 from lm.errors import UserError
 
 

@@ -17,7 +17,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,12 @@ import tensorflow_datasets as tfds
 
 from data.fingerprints import Damaged, Files, record_input
 from data.packing import Counts, Packer, layout, row_dtype
-from data.sources import Document, Source
+from data.sources import Source
 from data.split import Survey
 from data.tokenizer import Tokenizer
 from lm.errors import UserError
 
 SPLITS = ("train", "valid")
-BATCH_CHARACTERS = 1 << 20  # of text encoded at a time
 VERSIONS = ("2.0.0", "1.0.0")  # of rows that can be read; the first is written
 SPOOL_ROWS = 1024  # rows read back at a time
 
@@ -77,13 +75,14 @@ class PackedText(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(out_dir: str | os.PathLike, sources: Iterable[Source], tokenizer: Tokenizer, *, sequence_length: int,
-            survey: Survey, input: tuple[Files, str] | None = None,
+            survey: Survey, input: tuple[Files, str] | None = None, processes: int | None = None,
             progress: Callable[[str, int], None] | None = None) -> dict[str, Any]:
     """Tokenizes and packs the documents that `survey` kept, and writes them as `out_dir`.
 
-    Documents are encoded in the background in batches of a megabyte and packed as they come. The rows of a source
-    are spooled to disk, since TFDS asks for a whole split at a time; TFDS then shuffles them by a hash.
-    Memory: the batches, the packer's buffers, and up to 1 GB in the shuffle of TFDS.
+    Documents are encoded by worker processes in batches of half a megabyte and packed as they come: the rows are the same
+    however many work. The rows of a source are spooled to disk, since TFDS asks for a whole split at a time; TFDS then
+    shuffles them by a hash. Memory: the batches, the packer's buffers, and up to 1 GB in the shuffle of TFDS; in each
+    worker the tokenizer and the fingerprints of the validation text.
 
     Args:
         out_dir: must not exist, or be an empty folder.
@@ -91,6 +90,7 @@ def prepare(out_dir: str | os.PathLike, sources: Iterable[Source], tokenizer: To
         sequence_length: T; rows have T+1 tokens.
         survey: of these sources; its second pass over them is made here.
         input: the record of the sources' files and the digest of their content, see `data.fingerprints.check_input`.
+        processes: that encode; default: one a core.
         progress: called now and then with a source's name and the UTF-8 bytes packed from it so far.
 
     Returns:
@@ -111,7 +111,8 @@ def prepare(out_dir: str | os.PathLike, sources: Iterable[Source], tokenizer: To
             "tokenizer": tokenizer.fingerprint, "sources": {}}
         for source in sources:
             spools = {split: beside / f"{split}.spool" for split in SPLITS}
-            counts = _spool(source.name, survey.documents(source), tokenizer, sequence_length, spools, progress)
+            counts = _spool(source.name, survey.encoded(source, tokenizer, processes), tokenizer, sequence_length, spools,
+                            progress)
             counts["survey"] = dataclasses.asdict(survey.stats[source.name])
             statistics["sources"][source.name] = counts
             filled = {split: path for split, path in spools.items() if counts[split]["rows"]}
@@ -213,9 +214,9 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-def _spool(name: str, documents: Iterable[tuple[Document, str]], tokenizer: Tokenizer, sequence_length: int,
+def _spool(name: str, documents: Iterable[tuple[str, np.ndarray, int]], tokenizer: Tokenizer, sequence_length: int,
            spools: dict[str, Path], progress: Callable[[str, int], None] | None) -> dict[str, dict[str, int]]:
-    """Packs one source into a file of raw rows per split, in one pass, and says what went in."""
+    """Packs one source, (split, ids, bytes) of each document, into a file of raw rows per split, and says what went in."""
     counts = {split: Counts() for split in SPLITS}
     bytes_ = dict.fromkeys(SPLITS, 0)
     # Where no token begins a document (Qwen), the end of the one before does.
@@ -225,8 +226,8 @@ def _spool(name: str, documents: Iterable[tuple[Document, str]], tokenizer: Toke
         packers = {split: Packer(counts[split], sequence_length=sequence_length, vocab_size=tokenizer.vocab_size,
                                  bos_id=bos_id, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
                    for split in SPLITS}
-        for split, ids in _encoded(documents, tokenizer):
-            bytes_[split] += int(tokenizer.bytes_per_token[ids].sum())
+        for split, ids, size in documents:
+            bytes_[split] += size
             for row in packers[split].add(ids):
                 files[split].write(row.tobytes())
             if progress and counts[split].documents % 1024 == 0:
@@ -237,31 +238,6 @@ def _spool(name: str, documents: Iterable[tuple[Document, str]], tokenizer: Toke
             for row in packer.finish():
                 files[split].write(row.tobytes())
     return {split: {"bytes": bytes_[split], **dataclasses.asdict(counts[split])} for split in SPLITS}
-
-
-def _encoded(documents: Iterable[tuple[Document, str]], tokenizer: Tokenizer) -> Iterator[tuple[str, np.ndarray]]:
-    """(split, ids) of each document. The next batch is encoded while the caller works on this one."""
-    with futures.ThreadPoolExecutor(1) as background:
-        splits, pending = [], None
-        for batch in _batches(documents):
-            encoding = background.submit(tokenizer.encode_many, [document.text for document, _ in batch])
-            if pending:
-                yield from zip(splits, pending.result(), strict=True)
-            splits, pending = [split for _, split in batch], encoding
-        if pending:
-            yield from zip(splits, pending.result(), strict=True)
-
-
-def _batches(documents: Iterable[tuple[Document, str]]) -> Iterator[list[tuple[Document, str]]]:
-    batch, size = [], 0
-    for document, split in documents:
-        batch.append((document, split))
-        size += len(document.text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _write(folder: Path, name: str, spools: dict[str, Path], dtype: np.dtype) -> None:

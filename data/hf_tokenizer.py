@@ -116,6 +116,13 @@ class HFTokenizer:
         made_from = json.dumps([self._json, self.bos_id, self.eos_id, self.pad_id])
         self.fingerprint = hashlib.sha256(made_from.encode()).hexdigest()[:16]
 
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "_reader"} | {"_changed": {}}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._tokenizer.encode_special_tokens = True  # which `tokenizers` does not pickle
+
     def encode(self, text: str) -> list[int]:
         """The ids of `text`, without beginning and end symbols. A lone surrogate counts as U+FFFD."""
         return self._tokenizer.encode(scrub(text), add_special_tokens=False).ids

@@ -1,7 +1,7 @@
 """From a config to a tokenizer and a packed dataset in the workdir; what stands is reused.
 
-Three passes over the text: the survey (duplicates and splits), the tokenizer's sample of the training documents
-(unless a tokenizer is given), and tokens into rows.
+Two passes over the text: the survey (duplicates, splits, and a sample for the tokenizer unless one is given), and tokens
+into rows.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ def prepare_text(
         sources = _sources(config)
         if config.data.input is None:  # parsing a Python installation is slower than all the passes over its text
             sources = [spooled(source, Path(spool)) for source in sources]
-        tokenizer, folder = _three_passes(config, workdir, sources, tokenizer, stages, Path(spool))
+        tokenizer, folder = _two_passes(config, workdir, sources, tokenizer, stages, Path(spool))
     return tokenizer, folder, stages
 
 
@@ -76,23 +76,27 @@ def _stands(config, folder: Path) -> bool:
     )  # fmt: skip
 
 
-def _three_passes(
+def _two_passes(
     config, workdir: Path, sources: list[Source], tokenizer: tokenizers.Tokenizer | HFTokenizer | None,
     stages: dict[str, float], scratch: Path,
 ) -> tuple[tokenizers.Tokenizer | HFTokenizer, Path]:  # fmt: skip
     found = input_files(config.data.input)
+    if tokenizer is None:
+        tokenizers.check_vocab_size(config.model.vocab_size)
     with _Stage(stages, "survey") as progress:
         kept = survey(
             sources, valid_fraction=config.data.valid_fraction, seed=config.seed,
             max_valid_bytes=config.data.max_valid_bytes, progress=progress,
+            sample_bytes=0 if tokenizer else config.data.tokenizer_sample_bytes,
         )  # fmt: skip
     # From here on the workdir is written: all of the input was read, and nothing was wrong with it.
     if tokenizer is None:
         with _Stage(stages, "tokenizer") as progress:
-            tokenizer = tokenizers.train(
-                _train_texts(sources, kept, progress), scratch / "tokenizer.model", vocab_size=config.model.vocab_size,
-                sample_bytes=config.data.tokenizer_sample_bytes, seed=config.seed, threads=os.cpu_count() or 1,
-            )  # fmt: skip
+            chunks = kept.sample()
+            progress("training", sum(map(len, chunks)))
+            tokenizer = tokenizers.fit(
+                chunks, scratch / "tokenizer.model", vocab_size=config.model.vocab_size, threads=os.cpu_count() or 1
+            )
         check_tokenizer(workdir, tokenizer.fingerprint)  # of a run whose tokenizer was deleted, this must be the same one
     if not _standing(workdir):
         tokenizer.save(workdir)
@@ -128,16 +132,6 @@ def _folder(config, tokenizer: tokenizers.Tokenizer | HFTokenizer, workdir: Path
     keys = ("input", "text_key", "max_bytes", "valid_fraction", "max_valid_bytes")
     made_from = [config.data[key] for key in keys] + [config.sequence_length, config.seed, tokenizer.fingerprint]
     return workdir / "data" / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
-
-
-def _train_texts(sources: list[Source], kept, progress):
-    for source in sources:
-        seen = 0
-        for document, split in kept.documents(source):
-            if split == "train":
-                seen += len(document.text)
-                progress(source.name, seen)
-                yield document.text
 
 
 class _Stage:

@@ -28,6 +28,8 @@ ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
 RESERVED = tuple(f"<|reserved_{i}|>" for i in range(7))
 CONTROLS = (PAD, EOS, BOS, UNK, *ROLES, *RESERVED)
 
+LEAST = 256 + len(CONTROLS) + 1  # ids of a vocabulary: bytes, control symbols and a character
+
 SPACE = "▁"  # U+2581, how SentencePiece writes a space inside a piece
 CHUNK = 4096  # characters of one sampled piece of text
 BREAK = "\0"  # the trainer builds no piece over or with it
@@ -184,11 +186,20 @@ def train(texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int, sam
     Raises:
         UserError: `vocab_size` is too small, or there is no text.
     """
-    least = 256 + len(CONTROLS) + 1
-    if vocab_size < least:
+    check_vocab_size(vocab_size)
+    return fit(sample(texts, sample_bytes, seed), path, vocab_size=vocab_size, threads=threads)
+
+
+def check_vocab_size(vocab_size: int) -> None:
+    """Raises: UserError if a tokenizer of this size cannot be trained."""
+    if vocab_size < LEAST:
         raise UserError(f"model.vocab_size={vocab_size} is too small for 256 bytes, {len(CONTROLS)} control symbols "
-                        f"and a character; the least is {least}")
-    chunks = sample(texts, sample_bytes, seed)
+                        f"and a character; the least is {LEAST}")
+
+
+def fit(chunks: list[str], path: str | os.PathLike, *, vocab_size: int, threads: int) -> Tokenizer:
+    """Trains as `train` does, on chunks that were sampled before."""
+    check_vocab_size(vocab_size)
     counts = collections.Counter()
     for chunk in chunks:
         counts.update(chunk)
@@ -202,7 +213,7 @@ def train(texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int, sam
     ranked = sorted(counts, key=lambda char: (-counts[char], char))
     total = np.cumsum([counts[char] for char in ranked])
     enough = int(np.searchsorted(total, COVERAGE * total[-1])) + 1
-    covered = ranked[:min(enough, max(1, (vocab_size - least) // 2))]
+    covered = ranked[:min(enough, max(1, (vocab_size - LEAST) // 2))]
     if " " not in covered:  # a space without a piece would be spelled as SPACE, the literal one
         covered = [" ", *covered[:-1]]
     rare = re.compile(f"[^{re.escape(''.join(covered))}]+")
@@ -242,28 +253,49 @@ def _fit(chunks: Sequence[str], vocab_size: int, threads: int) -> bytes:
 
 
 def sample(texts: Iterable[str], sample_bytes: int, seed: int) -> list[str]:
-    """A uniform sample of the chunks of `texts`, in reading order, of at most `sample_bytes` UTF-8 bytes.
+    """A uniform sample of the chunks of `texts`, in reading order, of at most `sample_bytes` UTF-8 bytes."""
+    drawn = Sample(sample_bytes, seed)
+    for text in texts:
+        drawn.add(text)
+    return drawn.chunks(sample_bytes)
+
+
+class Sample:
+    """A uniform sample of the chunks of the texts that are added, of at most `max_bytes` UTF-8 bytes.
 
     Every chunk draws a number, and those below a threshold stay; whenever the sample outgrows its budget
     the threshold sinks to the largest number held. So a chunk's chance does not depend on its place, and a
     stream that fits is kept whole. At least one chunk stays, whatever its size.
     """
-    draw = random.Random(seed).random
-    held: list[tuple[float, int, str, int]] = []  # (-number, place, chunk, bytes): the heap's top goes first
-    size, threshold, place = 0, 1.0, 0
-    for text in texts:
+
+    def __init__(self, max_bytes: int, seed: int):
+        self._max_bytes, self._draw = max_bytes, random.Random(seed).random
+        self._held: list[tuple[float, int, str, int, int]] = []  # (-number, place, chunk, bytes, hash): the top goes first
+        self._size, self._threshold, self._place = 0, 1.0, 0
+
+    def add(self, text: str, hash: int = 0) -> None:
+        """Draws for each chunk of a text. `hash` is of its document, by which `chunks` may leave it out."""
         for chunk in _chunks(text):
-            number = draw()
-            if number >= threshold:
+            number = self._draw()
+            if number >= self._threshold:
                 continue
-            place += 1
+            self._place += 1
             weight = len(chunk.encode())
-            heapq.heappush(held, (-number, place, chunk, weight))
-            size += weight
-            while size > sample_bytes and len(held) > 1:
-                top, _, _, weight = heapq.heappop(held)
-                size, threshold = size - weight, -top
-    return [chunk for _, _, chunk, _ in sorted(held, key=lambda item: item[1])]
+            heapq.heappush(self._held, (-number, self._place, chunk, weight, hash))
+            self._size += weight
+            while self._size > self._max_bytes and len(self._held) > 1:
+                top, _, _, weight, _ = heapq.heappop(self._held)
+                self._size, self._threshold = self._size - weight, -top
+
+    def chunks(self, max_bytes: int, above: int = -1) -> list[str]:
+        """The chunks held of documents with a hash above `above`, in reading order: those that drew least and fit."""
+        kept, size = [], 0
+        for item in sorted((item for item in self._held if item[4] > above), reverse=True):
+            size += item[3]
+            if size > max_bytes and kept:
+                break
+            kept.append(item)
+        return [chunk for _, _, chunk, _, _ in sorted(kept, key=lambda item: item[1])]
 
 
 def _chunks(text: str) -> Iterator[str]:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import xxhash
 
+from data.near_copies import normalise
 from data.records import Record, is_builtin, read_builtin, read_records
 from data.sources import files
-from data.split import normalise
 from lm.errors import UserError
 from lm.evals.scorers.joining import Malformed
 

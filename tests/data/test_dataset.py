@@ -41,6 +41,10 @@ class Survey:
             self.stats[source.name].documents += 1
             yield document, "valid" if self.every and i % self.every == 0 else "train"
 
+    def encoded(self, source, tokenizer, processes=None):
+        for document, split in self.documents(source):
+            yield split, np.asarray(tokenizer.encode(document.text)), len(document.text.encode())
+
 
 def texts(name, count):
     random = np.random.default_rng(len(name))
@@ -193,15 +197,16 @@ def test_a_folder_that_is_taken_is_left_alone(tmp_path, tokenizer):
 
 KILLED = """
 import os, sys
+import numpy as np
 from data.dataset import prepare
-from data.sources import Document, Source
+from data.sources import Source
 from data.tokenizer import Tokenizer
 assert "tensorflow" not in sys.modules
 class Survey:
     stats = {}
-    def documents(self, source):
+    def encoded(self, source, tokenizer, processes):
         for i in range(200):
-            yield Document(str(i), "some words " * 300, "here"), "train"
+            yield "train", np.asarray(tokenizer.encode("some words " * 300)), 3300
         os._exit(9)
 prepare(sys.argv[1], [Source("code", list)], Tokenizer(sys.argv[2]), sequence_length=32, survey=Survey())
 """

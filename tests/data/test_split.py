@@ -3,12 +3,13 @@
 import collections
 import functools
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
 import xxhash
 
-from data import split
+from data import near_copies, split
 from data.sources import Document, Source
 from lm.errors import UserError
 
@@ -40,23 +41,23 @@ def reference_shingles(text: str) -> set[int]:
     for i in range(len(data) - 31):
         hash = 0
         for byte in data[i : i + 32]:
-            hash = (hash * split.MULTIPLIER + byte) % 2**64
+            hash = (hash * near_copies.MULTIPLIER + byte) % 2**64
         found.add(hash)
-    return found if len(data) < split.SHORT_BYTES else {h for h in found if h < split.SAMPLED_BELOW}
+    return found if len(data) < near_copies.SHORT_BYTES else {h for h in found if h < near_copies.SAMPLED_BELOW}
 
 
 def reference_near(text: str, others: list[str], background: list[str], threshold: float) -> bool:
     documents = collections.Counter(h for other in background for h in reference_shingles(other))
-    most = max(split.COMMON_DOCUMENTS, int(split.COMMON_FRACTION * len(background)))
+    most = max(near_copies.COMMON_DOCUMENTS, int(near_copies.COMMON_FRACTION * len(background)))
     common = {h for h, count in documents.items() if count > most}
-    t, t_short = reference_shingles(text) - common, len(split.normalise(text)) < split.SHORT_BYTES
+    t, t_short = reference_shingles(text) - common, len(near_copies.normalise(text)) < near_copies.SHORT_BYTES
     for other in others:
         v = reference_shingles(other) - common
-        if t_short and len(split.normalise(other)) < split.SHORT_BYTES:
+        if t_short and len(near_copies.normalise(other)) < near_copies.SHORT_BYTES:
             a, b, needed = t, v, 1
         else:
-            a, b = ({h for h in s if h < split.SAMPLED_BELOW} for s in (t, v))
-            needed = split.MIN_SAMPLED_HITS
+            a, b = ({h for h in s if h < near_copies.SAMPLED_BELOW} for s in (t, v))
+            needed = near_copies.MIN_SAMPLED_HITS
         if len(a & b) >= max(needed, threshold * min(len(a), len(b))):
             return True
     return False
@@ -77,7 +78,7 @@ def test_shingles_and_near_copies_equal_the_reference():
     header = words(40, seed=1)
     texts = [words(n, seed=n) for n in (3, 5, 8, 20, 60, 90, 300)]
     texts += [header + words(n, seed=n + 1) for n in (0, 10, 50, 120)] + ["ÄÖ é 汉字 " * 30, "a" * 600, "Ab " * 40]
-    found = split.shingles([split.normalise(text) for text in texts])
+    found = near_copies.shingles([near_copies.normalise(text) for text in texts])
     for d, text in enumerate(texts):
         assert set(found.hash[found.document == d].tolist()) == reference_shingles(text)
     pairs = list(zip(found.hash.tolist(), found.document.tolist()))
@@ -86,16 +87,16 @@ def test_shingles_and_near_copies_equal_the_reference():
     asked = mutations(texts) + texts + ["", "x", words(100, seed=99)]
     background = [header + words(n % 7 * 20, seed=n) for n in range(12)]
     for behind, threshold in ((background, 0.3), (background, 0.5), ([], 0.5), (background, 0.9)):
-        copies = split.NearCopies(*[[split.normalise(t) for t in many] for many in (texts, behind)], threshold)
+        copies = near_copies.NearCopies(*[[near_copies.normalise(t) for t in many] for many in (texts, behind)], threshold)
         expected = [reference_near(text, texts, behind, threshold) for text in asked]
-        assert copies.find([split.normalise(text) for text in asked]).tolist() == expected
+        assert copies.find([near_copies.normalise(text) for text in asked]).tolist() == expected
         assert any(expected) and not all(expected)
 
 
 def test_batching_changes_nothing():
     texts = [words(n, seed=n) for n in range(2, 60, 3)]
-    data = [split.normalise(text) for text in mutations(texts)]
-    copies = split.NearCopies([split.normalise(text) for text in texts], [], 0.5)
+    data = [near_copies.normalise(text) for text in mutations(texts)]
+    copies = near_copies.NearCopies([near_copies.normalise(text) for text in texts], [], 0.5)
     one_by_one = np.concatenate([copies.find([d]) for d in data])
     assert copies.find(data).tolist() == one_by_one.tolist()
 
@@ -279,3 +280,52 @@ def test_a_source_that_changes_is_noticed():
     texts[1] = "2"
     with pytest.raises(UserError, match="changed while it was read"):
         list(found.documents(changing))
+
+
+# The tokenizer's sample, taken in the same pass.
+
+
+def sampled(sources, **options) -> list[str]:
+    return split.survey(sources, **{"valid_fraction": 0.2, "seed": 0, "sample_bytes": 1 << 20, **options}).sample()
+
+
+def test_the_sample_is_the_training_text_alone():
+    texts = [words(60, seed=n) for n in range(100)]
+    sources = [source(texts + texts[:5])]
+    kept, _ = splits(sources)
+    assert sampled(sources) == [text for text in texts if kept[text] == "train"]  # duplicates once
+    few = sampled(sources, max_valid_bytes=1)
+    assert len(few) == 99 and set(few) < set(texts)
+
+
+def test_the_sample_holds_nothing_of_a_near_copy_of_validation(corpus):
+    texts, valid = corpus
+    far = " ".join(words(900, seed=n) for n in (7000, 7001))
+    planted = [f"{far}\n{text}\n{far[::-1]}" for text in valid]
+    chunks = sampled([source(texts), source(planted, "planted", keys=[train_key()] * len(planted))])
+    joined = "".join(chunks)
+    assert not [text for text in valid if text[40:400] in joined]
+
+
+def test_the_sample_is_bounded_and_as_large_as_it_may_be():
+    texts = [words(60, seed=n) for n in range(400)]
+    kept, _ = splits([source(texts)], valid_fraction=0.5)
+    for limit in (5_000, 30_000):
+        chunks = sampled([source(texts)], valid_fraction=0.5, sample_bytes=limit)
+        size = sum(len(chunk.encode()) for chunk in chunks)
+        assert 0.7 * limit < size <= limit and all(kept[chunk] == "train" for chunk in chunks)
+        assert chunks == sampled([source(texts)], valid_fraction=0.5, sample_bytes=limit)
+        assert chunks != sampled([source(texts)], valid_fraction=0.5, sample_bytes=limit, seed=1)
+
+
+def test_memory_a_document():
+    """Many small documents cost at most 60 bytes each, beyond a constant; a set of their digests alone takes over 100."""
+
+    def peak(many):
+        tracemalloc.start()
+        split.survey([Source("s", lambda: (Document("", str(n), "here") for n in range(many)))], valid_fraction=0, seed=0)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(80_000) - peak(20_000) < 60 * 60_000

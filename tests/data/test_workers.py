@@ -1,0 +1,129 @@
+"""Workers give what one process gives, and end in one line or silence, never in a hang."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data import split
+from data.dataset import prepare
+from data.hf_tokenizer import HFTokenizer
+from data.sources import Document, Source
+from data.tokenizer import train
+from data.workers import HERE, ordered
+from lm.errors import UserError
+from tests.data import hf_examples
+from tests.data.test_split import mutations, source, words
+
+ROOT = Path(__file__).parents[2]
+
+
+def power(base, item):
+    return os.getpid(), base**item
+
+
+def picky(state, item):
+    if item == state:
+        raise UserError(f"item {item} is no item")
+    return item
+
+
+def deadly(state, item):
+    if item == state:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return item
+
+
+def test_results_come_in_order_from_other_processes():
+    found = list(ordered(power, 3, iter(range(40)), processes=2))
+    assert [value for _, value in found] == [3**n for n in range(40)]
+    assert {pid for pid, _ in found[:HERE]} == {os.getpid()} and os.getpid() not in {pid for pid, _ in found[HERE:]}
+    assert {pid for pid, _ in ordered(power, 3, range(40), processes=1)} == {os.getpid()}
+    assert {pid for pid, _ in ordered(power, 3, range(HERE), processes=2)} == {os.getpid()}
+
+
+def test_an_error_in_a_worker_comes_as_it_is():
+    with pytest.raises(UserError, match="^item 13 is no item$"):
+        list(ordered(picky, 13, range(40), processes=2))
+
+    def items():
+        yield from range(9)
+        raise UserError("line 9 is no JSON")
+
+    with pytest.raises(UserError, match="^line 9 is no JSON$"):
+        list(ordered(picky, None, items(), processes=2))
+
+
+def test_the_death_of_a_worker_is_said_in_a_line():
+    with pytest.raises(UserError, match="worker processes .* was killed, .* memory") as error:
+        list(ordered(deadly, 13, range(40), processes=2))
+    assert "\n" not in str(error.value)
+
+
+ENDLESS = """
+import itertools
+from tests.data.test_workers import power
+from data.workers import ordered
+if __name__ == "__main__":
+    for pid, _ in ordered(power, 1, itertools.count(), processes=2):
+        print(pid, flush=True)
+"""
+
+
+def test_workers_do_not_outlive_a_killed_process(tmp_path):
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    process = subprocess.Popen([sys.executable, str(tmp_path / "endless.py")], stdout=subprocess.PIPE, text=True,
+                               env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT)  # fmt: skip
+    workers = set()
+    while len(workers) < 2:
+        pid = int(process.stdout.readline())
+        workers |= {pid} - {process.pid}
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 60
+    while any(running(pid) for pid in workers):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def running(pid: int) -> bool:
+    """A process that has ended and that nobody waited for does not run."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def texts():
+    texts = [words(n, seed=n) for n in range(40, 340)]
+    return texts + mutations(texts[:60]) + texts[:20] + ["ä ▁ 日本 🙂 " * n for n in range(1, 30)]
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_rows_do_not_depend_on_the_number_of_processes(texts, tmp_path, monkeypatch, published):
+    """To the byte; and what is kept and encoded is what the slow twin, `Survey.documents`, says."""
+    monkeypatch.setattr(split, "_READ_BYTES", 1 << 14)  # many batches
+    if published:
+        names = {"eos_token": "<|im_end|>"}
+        tokenizer = HFTokenizer(hf_examples.folder(tmp_path / "hf", hf_examples.gpt2(), tokenizer_config=names))
+    else:
+        tokenizer = train(texts, tmp_path / "t.model", vocab_size=500, sample_bytes=1 << 18, seed=0, threads=1)
+    sources = [source(texts[:300], "one"), source(texts[300:], "two", keys=[f"{n % 7}" for n in range(len(texts) - 300)])]
+    sources.append(Source("none", lambda: iter([Document("", texts[0], "here")])))  # all of it was seen before
+    written = []
+    for processes in (1, 2) if published else (1, 2, 3):
+        survey = split.survey(sources, valid_fraction=0.2, seed=0)
+        out = tmp_path / str(processes)
+        counts = prepare(out, sources, tokenizer, sequence_length=64, survey=survey, processes=processes)
+        assert counts["sources"]["one"]["survey"]["near_copies"] + counts["sources"]["two"]["survey"]["near_copies"] > 5
+        rows = {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*array_record*")}
+        written.append((counts, rows))
+    assert all(one == written[0] for one in written) and len(written[0][1]) == 4
+    for one in sources:
+        expected = [(where, tokenizer.encode(document.text)) for document, where in survey.documents(one)]
+        assert expected == [(where, ids.tolist()) for where, ids, _ in survey.encoded(one, tokenizer, processes=1)]
