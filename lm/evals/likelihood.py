@@ -21,10 +21,11 @@ from lm.config import ModelConfig
 from lm.evals.trie import Batch, Costs, plan
 from lm.infer import not_finite
 from lm.infer.sampler import first_of_most
+from lm.kernels.attention import Branches
 from lm.kernels.chunks import even, joined, split
 from lm.kernels.matmul import gathered, product
 from lm.model.attention import cache_dtype, cache_shapes, cache_spec
-from lm.model.transformer import DecodeState, Transformer, empty_state, once, skeleton
+from lm.model.transformer import DecodeState, Transformer, empty_state, skeleton
 from lm.parallel.mesh import reshard, row_ways, spec
 
 LOGITS = 1 << 25  # of them exist at a time on a device
@@ -252,14 +253,7 @@ def _scored(
     prefixes: layers' caches of W rows and P slots, or None. which_B: the one that a row goes on from. read_B: its filled slots.
     """
     model = nnx.merge(graph, params)
-    T, windows = tokens_BT.shape[1], [model.config.window for kind in model.config.layer_kinds if kind.local]
-    state = None
-    if prefixes is not None:
-        state = _after(model, prefixes, which_B, read_B, T)
-    elif windows and min(windows) < T:
-        # Blocks of keys that a window leaves out are told by slots, but here branches stand between a token and what it sees;
-        # with a state, of one empty slot, attention goes by the mask alone.
-        state = empty_state(model.config, tokens_BT.shape[0], T + 1)._replace(slot=jnp.int32(1))
+    state = None if prefixes is None else _after(model, prefixes, which_B, read_B, tokens_BT.shape[1])
     x_BTD = _read(model, tokens_BT, positions_BT, valid_BT, ends_BT, read_B, state)
     return _of_targets(model, jnp.take_along_axis(x_BTD, slots_BN[..., None], axis=1), targets_BNK)
 
@@ -280,19 +274,13 @@ def _after(model: Transformer, prefixes, which_B, read_B, T: int) -> DecodeState
 
 def _read(model: Transformer, tokens_BT, positions_BT, valid_BT, ends_BT, read_B, state: DecodeState | None) -> jax.Array:
     """Hidden states after the last norm. A token sees its prefix, and slots k up to its own with ends[k] behind it."""
-    config, T = model.config, tokens_BT.shape[1]
+    T = tokens_BT.shape[1]
     P = 0 if state is None else state.segments_BS.shape[1] - T
     prefix_P = jnp.arange(P, dtype=jnp.int32)
     ends_BS = jnp.concatenate((jnp.where(prefix_P < read_B[:, None], P + T, 0), ends_BT + P), axis=1)
     keys_BS = jnp.concatenate((jnp.zeros_like(read_B)[:, None] + prefix_P, positions_BT), axis=1)
 
-    def masks(positions_BT, _, slots_T):
-        seen_BTS = (jnp.arange(P + T) <= slots_T[:, None]) & (slots_T[:, None] < ends_BS[:, None])
-        near_BTS = positions_BT[:, :, None] - keys_BS[:, None] < config.window
-        return {True: seen_BTS & near_BTS, False: seen_BTS}
-
-    masks_BTS = once(masks, positions_BT, valid_BT, P + jnp.arange(T))
-    return model.hidden(tokens_BT, valid_BT, positions_BT, state, masks_BTS=masks_BTS).x_BTD
+    return model.hidden(tokens_BT, valid_BT, positions_BT, state, branches=Branches(ends_BS, positions_BT, keys_BS)).x_BTD
 
 
 def _of_targets(model: Transformer, x_BND, targets_BNK) -> tuple[jax.Array, jax.Array]:

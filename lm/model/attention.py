@@ -12,7 +12,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from lm.config import ModelConfig
-from lm.kernels.attention import attention, attention_to_cache
+from lm.kernels.attention import Visible, attention, attention_to_cache
 from lm.kernels.matmul import matmul, spec_of
 from lm.kernels.quantize import dequantize_rows, quantize_rows
 from lm.model.initializers import parameter
@@ -42,7 +42,8 @@ class Step(NamedTuple):
     """What every layer of a kind needs to know of the tokens at hand."""
 
     rotary: tuple[jax.Array, jax.Array] | None  # cos and sin of the T tokens
-    mask_BTS: jax.Array
+    visible: Visible
+    alone: bool  # the T tokens see only one another, and nothing that a cache holds
     slot: jax.Array | None  # the cache slot of the first of the T tokens
     valid_BT: jax.Array  # bool, False for padding
 
@@ -160,8 +161,8 @@ class Attention(nnx.Module):
             self.sinks = parameter(jnp.zeros((H,), jnp.float32), ("heads",), "vector")
 
     def __call__(self, x_BTD, step: Step, cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
-        """With a cache, the T new keys and values are written from slot `step.slot` on, and all slots are attended to; if the
-        mask is of T keys, these alone."""
+        """With a cache, the T new keys and values are written from slot `step.slot` on, and all slots are attended to; the new
+        ones alone if `step.alone`."""
         q_BTHK, k_BSGK = self.query(x_BTD), self.key(x_BTD)
         if hasattr(self, "query_norm"):
             q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)
@@ -170,11 +171,12 @@ class Attention(nnx.Module):
         v_BSGK = checkpoint_name(self.value(x_BTD), "matmul")
         if cache is not None:
             cache = written(cache, {"k": k_BSGK, "v": v_BSGK}, step.slot)
-        options = dict(scale=self.scale, softcap=self.softcap, sinks_H=self.sinks[...] if hasattr(self, "sinks") else None)
-        if cache is None or step.mask_BTS.shape[2] == x_BTD.shape[1]:
-            mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, step.mask_BTS, window=self.window, **options)
+        sinks = self.sinks[...] if hasattr(self, "sinks") else None
+        options = dict(scale=self.scale, window=self.window, softcap=self.softcap, sinks_H=sinks)
+        if step.alone:
+            mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, step.visible, **options)
         else:
-            mixed_BTHK = attention_to_cache(q_BTHK, read(cache, ("k", "v"), x_BTD.dtype), step.mask_BTS, **options)
+            mixed_BTHK = attention_to_cache(q_BTHK, read(cache, ("k", "v"), x_BTD.dtype), step.visible, **options)
         return self.output(mixed_BTHK), cache
 
 
@@ -224,7 +226,7 @@ class LatentAttention(nnx.Module):
         key_BS1K = turned(both_BTR[:, :, None, self.rank :], step, self.interleaved)
         if cache is not None:
             cache = written(cache, {"latent": latent_BTR[:, :, None], "key": key_BS1K}, step.slot)
-        if cache is None or step.mask_BTS.shape[2] == x_BTD.shape[1]:
+        if step.alone:
             mixed = self._expanded(fixed_BTHK, turning_BTHK, latent_BTR, key_BS1K, step)
         else:
             mixed = self._absorbed(fixed_BTHK, turning_BTHK, read(cache, ("latent", "key"), x_BTD.dtype), step)
@@ -237,7 +239,7 @@ class LatentAttention(nnx.Module):
         k_BTHK = checkpoint_name(jnp.concatenate((k_BTHK, shared), axis=-1), "matmul")
         v_BTHV = checkpoint_name(self.value_up(latent_BTR), "matmul")
         return attention(
-            q_BTHK, k_BTHK, v_BTHV, step.mask_BTS, scale=self.scale, window=self.window, softcap=self.softcap
+            q_BTHK, k_BTHK, v_BTHV, step.visible, scale=self.scale, window=self.window, softcap=self.softcap
         )  # fmt: skip
 
     def _absorbed(self, fixed_BTHK, turning_BTHK, kept, step):
@@ -245,5 +247,6 @@ class LatentAttention(nnx.Module):
         q_BTHR = matmul("bthk,rhk->bthr", fixed_BTHK, self.key_up.full(), dtype=dtype, out=HEADS)
         q_BTHK = jnp.concatenate((q_BTHR, turning_BTHK), axis=-1)
         kept = [(jnp.concatenate((latent_B1SR, key_B1SK), axis=-1), latent_B1SR) for latent_B1SR, key_B1SK in kept]
-        mixed_BTHR = attention_to_cache(q_BTHK, kept, step.mask_BTS, scale=self.scale, softcap=self.softcap)
+        options = dict(scale=self.scale, window=self.window, softcap=self.softcap)
+        mixed_BTHR = attention_to_cache(q_BTHK, kept, step.visible, **options)
         return matmul("bthr,rhk->bthk", mixed_BTHR, self.value_up.full(), dtype=dtype, out=HEADS)

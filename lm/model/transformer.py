@@ -13,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_policies
 from jax.sharding import PartitionSpec as P
 
 from lm.config import LayerKind, ModelConfig
-from lm.kernels.attention import causal_mask
+from lm.kernels.attention import Branches, Visible
 from lm.kernels.matmul import matmul, spec_of
 from lm.model.attention import Cache, Step, attention_sublayer, empty_cache
 from lm.model.feed_forward import FeedForward
@@ -149,15 +149,14 @@ class Transformer(nnx.Module):
 
     def hidden(
         self, tokens_BT, segment_ids_BT=None, positions_BT=None, state: DecodeState | None = None, noise_BTD=None, layers=None,
-        masks_BTS: dict[bool, jax.Array] | None = None,
+        branches: Branches | None = None,
     ) -> Hidden:  # fmt: skip
         """Hidden states after the last norm; arguments as for a call.
 
-        noise_BTD is added to the embeddings. masks_BTS: bool, what tokens see in local (True) and global layers (False), if not
-        what segments and windows say; no token sees what stands after it.
+        noise_BTD is added to the embeddings. branches: of rows that hold several continuations.
         """
-        x_BTD, step, state, router = self._layers(
-            tokens_BT, segment_ids_BT, positions_BT, state, noise_BTD, layers, masks_BTS
+        x_BTD, _, state, router = self._layers(
+            tokens_BT, segment_ids_BT, positions_BT, state, noise_BTD, layers, branches
         )  # fmt: skip
         return Hidden(self.norm(x_BTD), state, router)
 
@@ -187,10 +186,10 @@ class Transformer(nnx.Module):
             graph, params = nnx.split(module)
 
             def apply(params, *inputs, graph=graph):
-                return nnx.merge(graph, params)(*inputs)
+                return nnx.merge(graph, params)(*inputs, step)
 
             policy = REMAT_POLICIES[self.config.remat]
-            x_BTD, _, stats = jax.checkpoint(apply, policy=policy)(params, x_BTD, self._embedded(next_BT), step)
+            x_BTD, _, stats = jax.checkpoint(apply, policy=policy)(params, x_BTD, self._embedded(next_BT))
             x_BTD = module.norm(x_BTD)
             ahead.append(Hidden(x_BTD, None, routing({("mtp", k, "layer"): stats})))
         return main, ahead
@@ -222,16 +221,14 @@ class Transformer(nnx.Module):
         x_BTD = table.at[tokens_BT].get(out_sharding=spec("batch", "length", None))
         return x_BTD if config.embed_scale == 1 else x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
 
-    def _layers(self, tokens_BT, segment_ids_BT, positions_BT, state, noise_BTD=None, layers=None, masks_BTS=None):
+    def _layers(self, tokens_BT, segment_ids_BT, positions_BT, state, noise_BTD=None, layers=None, branches=None):
         """(x before the last norm, Step of layers that are global and local, the next decode state, Routing or None)."""
         tokens_BT = jnp.asarray(tokens_BT)
         segment_ids_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else jnp.asarray(segment_ids_BT)
         if positions_BT is None:
             positions_BT = jnp.zeros_like(tokens_BT) + jnp.arange(tokens_BT.shape[1], dtype=tokens_BT.dtype)
         positions_BT = jnp.asarray(positions_BT)
-        steps, state = self._steps(segment_ids_BT, positions_BT, state)
-        if masks_BTS is not None:
-            steps = {local: step._replace(mask_BTS=masks_BTS[local]) for local, step in steps.items()}
+        steps, state = self._steps(segment_ids_BT, positions_BT, state, branches)
         x_BTD = self._embedded(tokens_BT)
         if self.config.positions == "learned":
             table = reshard(self.position_embedding[...].astype(x_BTD.dtype), None, None)
@@ -249,16 +246,17 @@ class Transformer(nnx.Module):
             state = state._replace(layers=tuple(caches), slot=jnp.int32(state.slot + tokens_BT.shape[1]))
         return x_BTD, steps, state, routing(stats)
 
-    def _steps(self, segments_BT, positions_BT, state):
+    def _steps(self, segments_BT, positions_BT, state, branches):
         """What global and what local layers need to know of these tokens, and the state with the tokens' slots filled."""
         config = self.config
-        start, keys_BS = 0, segments_BT
+        start, keys_BS, alone = 0, segments_BT, True
         if state is not None:
-            start = state.slot
+            start, alone = state.slot, is_empty(state.slot)
             filled_BS = lax.dynamic_update_slice_in_dim(state.segments_BS, segments_BT, start, axis=1)
             state = state._replace(segments_BS=filled_BS)
-            if not is_empty(start):
+            if not alone:
                 keys_BS = filled_BS
+        visible = Visible(segments_BT, keys_BS, start + jnp.arange(positions_BT.shape[1]), branches)
         length = jnp.max(positions_BT) + 1 if config.rope.depends_on_length else None
 
         def angles(positions, local):
@@ -269,18 +267,14 @@ class Transformer(nnx.Module):
         has_global = not all(kind.local for kind in config.layer_kinds)
         two_ropes = has_local and has_global and config.local_rope != config.rope
 
-        def tables(positions_BT, segments_BT, slots_T):
-            kinds = ([False] if has_global else []) + ([True] if has_local else [])
-            masks = {local: causal_mask(segments_BT, keys_BS, slots_T, config.window if local else 0) for local in kinds}
-            rotary = {}
-            if config.positions == "rotary":
-                rotary = {local: angles(positions_BT, local) for local in (kinds if two_ropes else kinds[:1])}
-            return masks, rotary
-
-        masks, rotary = once(tables, positions_BT, segments_BT, start + jnp.arange(positions_BT.shape[1]))
+        kinds = ([False] if has_global else []) + ([True] if has_local else [])
+        rotary = {}
+        if config.positions == "rotary":
+            turning = kinds if two_ropes else kinds[:1]
+            rotary = once(lambda positions_BT: {local: angles(positions_BT, local) for local in turning}, positions_BT)
         slot, valid_BT = None if state is None else start, segments_BT > 0
         shared = next(iter(rotary.values()), None)
-        return {local: Step(rotary.get(local, shared), mask, slot, valid_BT) for local, mask in masks.items()}, state
+        return {local: Step(rotary.get(local, shared), visible, alone, slot, valid_BT) for local in kinds}, state
 
     def _stack(self, modules, block, repeats, x_BTD, steps, caches, layers=None):
         """x, and for each of the block's positions its caches and its RouterStats or None, stacked over the repeats."""
@@ -336,22 +330,18 @@ def stacked_layers(config: ModelConfig, kind: LayerKind, repeats: int, rngs: nnx
     return stack(rngs)
 
 
-def once(f, positions_BT, segments_BT, slots_T):
-    """f of these arrays, its results [B, T, …] written out, in two halves of T.
+def once(f, x_BT):
+    """f of an array, its results [B, T, …] written out, in two halves of T.
 
     The compiler would otherwise fuse what f does into every layer that reads it and work it out anew there; it does not
     fuse the results of a loop. On a CPU that is a quarter of a training step.
     """
-    T = slots_T.shape[0]
+    B, T = x_BT.shape
     if T == 1:
-        return f(positions_BT, segments_BT, slots_T)
+        return f(x_BT)
     half = -(-T // 2)
-
-    def halves(x):
-        x = jnp.pad(x, ((0, 0), (0, 2 * half - T)))
-        return jnp.moveaxis(x.reshape(x.shape[0], 2, half), 1, 0)
-
-    parts = lax.map(lambda x: f(*x), (halves(positions_BT), halves(segments_BT), halves(slots_T[None])[:, 0]))
+    halves = jnp.pad(x_BT, ((0, 0), (0, 2 * half - T))).reshape(B, 2, half)
+    parts = lax.map(f, jnp.moveaxis(halves, 1, 0))
     return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1).reshape(y.shape[1], 2 * half, *y.shape[3:])[:, :T], parts)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
-from lm.kernels.attention import attention, attention_reference, attention_to_cache, causal_mask
+from lm.kernels.attention import Branches, Visible, attention, attention_reference, attention_to_cache
 from lm.parallel.mesh import make_mesh, spec
 
 B, G, R, K = 2, 2, 3, 8
@@ -44,6 +44,11 @@ def segments_of(S):
     return (np.stack(rows) % 4).astype(np.int32) if S > 1 else np.ones((B, 1), np.int32)
 
 
+def in_rows(segments):
+    """What tokens of packed rows see."""
+    return Visible(segments, segments, jnp.arange(segments.shape[1]))
+
+
 def numpy_mask(segments, window=0):
     T = segments.shape[1]
     distance = np.arange(T)[:, None] - np.arange(T)
@@ -73,9 +78,8 @@ def blocked(window=0, softcap=0.0, **_):
     """The blocked kernel as a function of q, k, v, sinks, with packed rows of their length."""
 
     def f(q, k, v, sinks):
-        segments, slots = segments_of(q.shape[1]), np.arange(q.shape[1])
-        mask = causal_mask(segments, segments, slots, window)
-        return attention(q, k, v, mask, scale=SCALE, window=window, softcap=softcap, sinks_H=sinks)
+        visible = in_rows(jnp.asarray(segments_of(q.shape[1])))
+        return attention(q, k, v, visible, scale=SCALE, window=window, softcap=softcap, sinks_H=sinks)
 
     return f
 
@@ -130,15 +134,15 @@ def test_queries_inside_a_cache(T, dtype, case):
     key_segments[1, :4] = 0  # left padding
     slots = slot + np.arange(T)
     mask = (np.arange(S) <= slots[:, None]) & (slots[:, None] - np.arange(S) < (window or S)) & (key_segments[:, None] == 1)
-    given = causal_mask(np.ones((B, T), np.int32), key_segments, slots, window)
-    np.testing.assert_array_equal(given, mask)
+    given = Visible(jnp.ones((B, T), jnp.int32), jnp.asarray(key_segments), jnp.asarray(slots))
+    np.testing.assert_array_equal(given.mask(window), mask)
     softcap = case.get("softcap", 0.0)
 
     @jax.jit
     def both(q, k, v, sinks):
         kept = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
-        out = attention_to_cache(q, [kept], given, scale=SCALE, softcap=softcap, sinks_H=sinks)
-        reference = attention_reference(q, k, v, given, scale=SCALE, softcap=softcap, sinks_H=sinks)
+        out = attention_to_cache(q, [kept], given, scale=SCALE, window=window, softcap=softcap, sinks_H=sinks)
+        reference = attention_reference(q, k, v, mask, scale=SCALE, softcap=softcap, sinks_H=sinks)
         return out, reference, plain(q.astype(jnp.float32), k, v, sinks, mask, softcap)
 
     out, reference, twin = both(q.astype(dtype), k, v, sinks)
@@ -151,18 +155,18 @@ def test_queries_inside_a_cache(T, dtype, case):
 @pytest.mark.parametrize("case", [{}, ALL], ids=["plain", "window, softcap, sinks"])
 def test_large_scores_and_rows_that_see_nothing_stay_finite(case):
     q, k, v, sinks, cotangent = example(20, **case)
-    mask = numpy_mask(segments_of(20))
-    mask[1, 3:9] = False
+    segments = segments_of(20)
+    visible = in_rows(jnp.asarray(segments))._replace(segments_BT=jnp.asarray(segments).at[1, 3:9].set(99))
 
     @jax.jit
     def run(q, k, v, sinks, cotangent):
         options = dict(scale=SCALE, softcap=case.get("softcap", 0.0))
-        cached = attention_to_cache(
-            q[:, :9], [(jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2))], jnp.asarray(mask[:, :9]), sinks_H=sinks, **options
-        )  # fmt: skip
+        few = visible._replace(segments_BT=visible.segments_BT[:, :9], slots_T=visible.slots_T[:9])
+        kept = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+        cached = attention_to_cache(q[:, :9], [kept], few, sinks_H=sinks, **options)
 
         def call(q, k, v, sinks):
-            return attention(q, k, v, jnp.asarray(mask), sinks_H=sinks, **options)
+            return attention(q, k, v, visible, sinks_H=sinks, **options)
 
         return cached, values_and_gradients(call, q, k, v, sinks, cotangent)
 
@@ -172,10 +176,10 @@ def test_large_scores_and_rows_that_see_nothing_stay_finite(case):
 def test_keys_before_the_window_are_not_looked_at():
     q, k, v, _, cotangent = example(512)
     k, v = (x.at[:, :128].set(np.nan) for x in (k, v))
-    mask = causal_mask(np.ones((B, 512), np.int32), np.ones((B, 512), np.int32), np.arange(512), 100)
+    visible = in_rows(jnp.ones((B, 512), jnp.int32))
     # The first block of queries sees those keys; the second begins with queries that do.
     seen = cotangent.at[:, :256].set(0)
-    f = jax.jit(lambda *x: values_and_gradients(lambda q, k, v, _: attention(q, k, v, mask, scale=SCALE, window=100), *x))
+    f = jax.jit(lambda *x: values_and_gradients(lambda q, k, v, _: attention(q, k, v, visible, scale=SCALE, window=100), *x))
     out, dq, dk, dv = f(q, k, v, None, seen)
     assert np.isnan(out[:, :128]).all() and np.isfinite(out[:, 256:]).all()
     assert np.isfinite(dq[:, 256:]).all() and np.isfinite(dk[:, 256:]).all() and np.isfinite(dv[:, 256:]).all()
@@ -183,17 +187,43 @@ def test_keys_before_the_window_are_not_looked_at():
 
 def test_work_grows_with_the_window_and_not_with_the_square_of_the_length():
     def flops(T, window):
-        segments = jnp.ones((B, T), jnp.int32)
-        mask = jax.eval_shape(lambda: causal_mask(segments, segments, jnp.arange(T), window))
-        inputs = jax.eval_shape(lambda: example(T))
-        f = lambda mask, *x: values_and_gradients(  # noqa: E731
-            lambda q, k, v, _: attention(q, k, v, mask, scale=SCALE, window=window), *x
+        inputs = jax.eval_shape(lambda: (jnp.ones((B, T), jnp.int32), *example(T)))
+        f = lambda segments, *x: values_and_gradients(  # noqa: E731
+            lambda q, k, v, _: attention(q, k, v, in_rows(segments), scale=SCALE, window=window), *x
         )
-        return jax.jit(f).lower(mask, *inputs).cost_analysis()["flops"]
+        return jax.jit(f).lower(*inputs).cost_analysis()["flops"]
 
     assert flops(2048, 128) < 2.2 * flops(1024, 128)
     assert flops(2048, 0) > 3.5 * flops(1024, 0)
     assert flops(2048, 128) < 0.3 * flops(2048, 0)
+
+
+@pytest.mark.parametrize("window", [0, 40])
+def test_branches_see_what_they_begin_with_and_not_one_another(window):
+    """Rows of a beginning of 100 tokens and two continuations; a window counts from a token's place in its own text."""
+    T, begin, middle = 300, 100, 180
+    q, k, v, _, _ = example(T)
+    slots = np.arange(T)
+    places = np.where(slots < middle, slots, slots - (middle - begin))
+    ends = np.where((slots >= begin) & (slots < middle), middle, T)
+    distance = places[:, None] - places
+    mask = (slots <= slots[:, None]) & (slots[:, None] < ends) & (distance < (window or T))
+    mask = np.broadcast_to(mask, (B, T, T))
+    both = (jnp.asarray(np.broadcast_to(x, (B, T))) for x in (ends, places, places))
+    visible = in_rows(jnp.ones((B, T), jnp.int32))._replace(branches=Branches(*both))
+
+    @jax.jit
+    def run(q, k, v):
+        kept = jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)
+        return (
+            attention(q, k, v, visible, scale=SCALE, window=window),
+            attention_to_cache(q, [kept], visible, scale=SCALE, window=window),
+            attention_reference(q, k, v, jnp.asarray(mask), scale=SCALE),
+        )
+
+    alone, to_cache, twin = run(q, k, v)
+    np.testing.assert_allclose(alone, twin, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(to_cache, twin, atol=1e-5, rtol=1e-5)
 
 
 def test_eight_devices_equal_one():
@@ -202,8 +232,8 @@ def test_eight_devices_equal_one():
 
     def f(segments, *x):
         def call(q, k, v, sinks):
-            mask = causal_mask(segments, segments, jnp.arange(300), ALL["window"])
-            return attention(q, k, v, mask, scale=SCALE, window=ALL["window"], softcap=ALL["softcap"], sinks_H=sinks)
+            options = dict(window=ALL["window"], softcap=ALL["softcap"], sinks_H=sinks)
+            return attention(q, k, v, in_rows(segments), scale=SCALE, **options)
 
         return values_and_gradients(call, *x)
 

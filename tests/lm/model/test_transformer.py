@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,8 @@ import pytest
 from flax import nnx
 
 from configs.train import default, tiny
-from lm.config import ModelConfig
-from lm.model.transformer import skeleton
+from lm.config import LatentAttention, ModelConfig
+from lm.model.transformer import empty_state, skeleton
 from lm.train.step import token_loss
 from tests.lm.examples import packed_batch, parameters, plain_batch, tiny_config, trainer_and_state
 
@@ -200,3 +201,29 @@ def test_how_it_is_compiled_changes_nothing(compiled_plainly, scan, remat):
     model, plainly = compiled_plainly
     for a, b in zip(loss_and_gradient(model, scan_layers=scan, remat=remat), plainly, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["global", "local and global", "latent"])
+def test_no_mask_is_larger_than_a_block_of_queries(kind):
+    """Of 1,024 tokens in training, in an empty cache and behind 1,024 others: 128 × keys at most, in whatever is traced."""
+    length = 1024
+    kinds = {
+        "global": {}, "local and global": dict(window=100, attention_pattern=("local", "global")),
+        "latent": dict(num_kv_heads=4, mla=LatentAttention(kv_rank=16, rope_head_dim=4)),
+    }  # fmt: skip
+    config = ModelConfig(**SIZES | kinds[kind])
+    graph, params = skeleton(config)
+    tokens = jax.ShapeDtypeStruct((2, length), jnp.int32)
+
+    def train(params, tokens):
+        batch = dict(tokens=tokens, targets=tokens, segment_ids=tokens, positions=tokens, weights=tokens.astype(jnp.float32))
+        return jax.grad(lambda params: token_loss(nnx.merge(graph, params), batch, z_loss=0.0)[0])(params)
+
+    def generate(params, tokens):
+        model = nnx.merge(graph, params)
+        first = model.hidden(tokens, tokens, tokens, empty_state(config, 2, 2 * length))
+        return model.hidden(tokens, tokens, tokens, first.state).x_BTD
+
+    for f, keys in ((train, length), (generate, 2 * length)):
+        shapes = re.findall(r"\bbool\[([\d,]+,\d+)\]", str(jax.make_jaxpr(f)(params, tokens)))
+        assert shapes and max(math.prod(map(int, shape.split(",")[-2:])) for shape in shapes) <= 128 * keys
