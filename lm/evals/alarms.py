@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lm.evals.charts import column, smooth
+from lm.evals.charts import column
 
 WINDOW = 10  # lines that a trend compares with the first ones
 LEVEL = 5  # lines over which a level must hold
@@ -75,12 +75,20 @@ def words(measure: str) -> set[str]:
     return set(re.split(r"[^a-z]+", measure.lower()))
 
 
+def trailing_mean(y: np.ndarray, width: int) -> np.ndarray:
+    """The mean of each value and those before it, `width` in all: what a run could know at that step."""
+    sums = np.concatenate([[0], np.cumsum(y)])
+    end = np.arange(1, len(y) + 1)
+    start = np.maximum(end - width, 0)
+    return (sums[end] - sums[start]) / (end - start)
+
+
 def _length(train: Sequence[dict], samples: Sequence[dict]) -> list[Alarm]:
     steps, length, reward = _together(train, "completions/mean_length", "reward")
     if len(steps) < 2 * WINDOW:
         return []
     n = np.arange(1, len(steps) + 1)
-    means, first = smooth(length, WINDOW), length[:WINDOW].mean()
+    means, first = trailing_mean(length, WINDOW), length[:WINDOW].mean()
     grown = (_moved(length) > SURE) & (means > 1.2 * first)
     changes = np.concatenate([[0.0], correlation(np.diff(length), np.diff(reward))])
     together = changes >= np.maximum(0.5, 3 / np.sqrt(np.maximum(1, n - 1)))
@@ -166,7 +174,7 @@ def _overfitting(train: Sequence[dict], valid: Sequence[dict]) -> list[Alarm]:
     high = held_out > lowest + 0.05 * np.abs(lowest)
     high[1:] &= high[:-1].copy()
     high[0] = False
-    means = smooth(loss, WINDOW)
+    means = trailing_mean(loss, WINDOW)
     now = means[np.clip(np.searchsorted(at, steps, "right") - 1, 0, None)]
     then = now[[int(np.argmin(held_out[: i + 1])) for i in range(len(held_out))]]
     return _alarm(
@@ -180,7 +188,7 @@ def _levels(train: Sequence[dict], kl_limit: float) -> list[Alarm]:
         steps, y = column(rewarded if kind in ("kl", "entropy") else train, key)
         if len(y) < LEVEL:
             return []
-        means = smooth(y, LEVEL)
+        means = trailing_mean(y, LEVEL)
         where = holds(means) & (np.arange(len(y)) >= LEVEL - 1)
         worst = np.min if kind == "entropy" else np.max
         return _alarm(kind, steps, where, lambda i: text(worst(means[where])))
@@ -241,7 +249,7 @@ def _together(train: Sequence[dict], *keys: str) -> tuple[np.ndarray, ...]:
 
 def _moved(y: np.ndarray) -> np.ndarray:
     """By how many standard errors the mean of the last lines is above that of the first; 0 where these overlap."""
-    means, squares = smooth(y, WINDOW), smooth(y**2, WINDOW)
+    means, squares = trailing_mean(y, WINDOW), trailing_mean(y**2, WINDOW)
     variances = np.maximum(squares - means**2, 0)
     size = min(WINDOW, len(y))
     change = means - means[size - 1]

@@ -24,7 +24,7 @@ from matplotlib.ticker import NullFormatter
 
 from lm.errors import UserError
 from lm.evals.alarms import Alarm, alarms, is_better, is_validation, words
-from lm.evals.charts import INK, SERIES, VALID, column, dots, smooth, svg, thin
+from lm.evals.charts import INK, SERIES, VALID, column, dots, from_zero, svg, thin, trend
 from lm.evals.report import json_lines, number, plain, render, replace, replace_json
 from lm.workdir import read_object
 
@@ -63,6 +63,7 @@ NEUTRAL = {"kl", "length", "entropy", "logps", "chosen", "rejected", "min", "max
 # Not drawn: what the axis or a tile says, or what has a chart of its own.
 LEFT_OUT = ("step", "tokens", "skipped", "mfu", "reward_std", "seconds/*", "rewards/*/std", "clip_ratio/*_m[ai][xn]")
 MAKE = "run the line of the run again, which makes it anew"
+SCHEDULE = "*learning_rate*"  # what follows a formula is not smoothed
 SHOWN_PROMPTS, SHOWN_STEPS, SHOWN_CHARACTERS = 8, 5, 2000
 
 
@@ -211,28 +212,30 @@ def _twin(key: str, trained: Iterable[str]) -> str:
 
 
 def _draw(ax: Axes, keys: Sequence[str], train: Sequence[dict], valid: Sequence[dict]) -> None:
-    low = min((column(train, key)[1].min(initial=np.inf) for key in keys), default=0)
     for key, colour in zip(keys, SERIES):
         name = key.partition("/")[2] or key
         label = "train" if len(keys) == 1 else name.removesuffix("/mean") if key.startswith("rewards/") else name
         steps, values = column(train, key)
-        if len(steps) > 50:
+        noisy = len(steps) > 50 and not fnmatch.fnmatch(key, SCHEDULE)
+        if noisy:
             ax.plot(*thin(steps, values), color=colour, alpha=0.3, linewidth=0.8)
         if len(steps):
-            trend = smooth(values, len(values) // 25) if len(steps) > 50 else values
-            ax.plot(*thin(steps, trend), color=colour, linewidth=1.8, label=label, **dots((steps, values)))
-        if key == "reward" and len(spread := column(train, "reward_std")[0]) == len(steps):
-            spread = column(train, "reward_std")[1]
+            shown = trend(steps, values) if noisy else thin(steps, values)
+            ax.plot(*shown, color=colour, linewidth=1.8, label=label, **dots((steps, values)))
+        if key == "reward":
+            both = [row for row in train if len(column([row], key)[0]) and len(column([row], "reward_std")[0])]
+            (steps, values), (_, spread) = column(both, key), column(both, "reward_std")
             ax.fill_between(steps, values - spread, values + spread, color=colour, alpha=0.12, linewidth=0)
         held_out = column(valid, f"valid_{key}")
         if len(held_out[0]):
             style = {"color": VALID, "label": "held out"} if len(keys) == 1 else {"color": colour, "linestyle": (0, (4, 2))}
             ax.plot(*thin(*held_out), linewidth=1.8, **style, **dots(held_out))
-    if keys == ["grad_norm"] and low > 0 and column(train, "grad_norm")[1].max() > 10 * low:
+    low, high = ax.dataLim.intervaly
+    if keys == ["grad_norm"] and low > 0 and high > 10 * low:
         ax.set_yscale("log")
         ax.yaxis.set_minor_formatter(NullFormatter())
-    elif low >= 0 and keys != ["loss"]:
-        ax.set_ylim(bottom=0)
+    elif keys != ["loss"]:
+        from_zero(ax)
     if len(ax.get_legend_handles_labels()[0]) > 1:
         ax.legend(frameon=False, labelcolor=INK, loc="best", fontsize=10)
 
@@ -244,15 +247,14 @@ def _seconds(train: Sequence[dict], name: str) -> Markup | None:
     values = np.array([[row[key] for row in rows] for key in keys], np.float64).reshape(len(keys), len(rows))
     if not values.sum():
         return None
-    width = max(1, values.shape[1] // 50)
-    values = np.stack([smooth(row, width) for row in values])
+    every = np.array([row["step"] for row in rows], np.float64)
+    trends = [trend(every, row, 300) for row in values]
+    steps, values = trends[0][0], np.maximum([seconds for _, seconds in trends], 0.0)
     shares = values / np.maximum(values.sum(0), 1e-12)
-    steps = np.array([row["step"] for row in rows], np.float64)
-    kept = np.unique(np.linspace(0, len(steps) - 1, min(len(steps), 300)).astype(int))
 
     def draw(ax: Axes) -> None:
         labels = [key.removeprefix("seconds/") for key in keys]
-        ax.stackplot(steps[kept], shares[:, kept], colors=SERIES, labels=labels, alpha=0.7, linewidth=0)
+        ax.stackplot(steps, shares, colors=SERIES, labels=labels, alpha=0.7, linewidth=0)
         ax.set_ylim(0, 1)
         ax.legend(loc="lower left", fontsize=10, labelcolor=INK, frameon=False)
 

@@ -61,6 +61,7 @@ def forest(
         ax.set_yticks(range(len(rows)), [clean(row.label) for row in rows])
         if kind in ENDS:
             low, high = ENDS[kind]
+            low, high = min(low, ax.dataLim.xmin), max(high, ax.dataLim.xmax)  # an interval may reach further
             ax.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
         else:
             ax.margins(x=0.08)

@@ -20,7 +20,7 @@ import psutil
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
-from lm.evals.charts import INK, MUTED, SERIES, TRAIN, VALID, column, dots, short, smooth, svg, thin
+from lm.evals.charts import INK, MUTED, SERIES, TRAIN, VALID, column, dots, from_zero, short, svg, thin, trend
 
 BASELINES = ("unigram", "3-gram", "5-gram")
 
@@ -221,15 +221,15 @@ def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[
         charts.append({"title": title, "note": note, "svg": svg(f"chart{len(charts)}", draw, tokens)})
 
     if len(loss[0]) or len(valid_loss[0]):
-        trend = smooth(loss[1])
-        shown = np.concatenate([trend[len(trend) // 20 :], valid_loss[1][len(valid_loss[1]) // 20 :]])
+        smoothed = trend(*loss) if len(loss[0]) else loss
+        shown = np.concatenate([smoothed[1][len(smoothed[1]) // 20 :], valid_loss[1][len(valid_loss[1]) // 20 :]])
         peak, top = max([*loss[1], *valid_loss[1]]), shown.max() + 0.1 * np.ptp(shown)
-        clipped = peak > 1.3 * top  # the first steps' fall from ln(vocabulary) would flatten everything after it
+        clipped = peak > max(top, 1.3 * top)  # the first steps' fall from ln(vocabulary) would flatten everything after it
 
         def draw_loss(ax: Axes) -> None:
             if len(loss[0]):
                 ax.plot(*thin(*loss), color=TRAIN, alpha=0.3, linewidth=0.8, label="train, each line")
-                ax.plot(*thin(loss[0], trend), color=TRAIN, linewidth=1.8, label="train, smoothed")
+                ax.plot(*smoothed, color=TRAIN, linewidth=1.8, label="train, smoothed")
             if len(valid_loss[0]):
                 ax.plot(*thin(*valid_loss), color=VALID, linewidth=1.8, label="validation", **dots(valid_loss))
             if clipped:
@@ -288,7 +288,7 @@ def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[
                 ax.set_yscale("log")
                 ax.yaxis.set_minor_formatter(NullFormatter())
             else:
-                ax.set_ylim(0, 1.08 * curve[1].max() or None)
+                from_zero(ax)
 
         chart(title, note, draw)
     return charts
