@@ -32,7 +32,7 @@ from lm.model.transformer import skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import check_fit, make_mesh
 from lm.train import loop
-from lm.train.feed import Feed, Reading, Stream
+from lm.train.feed import Feed, Reading, Stream, summed
 from lm.train.fit import check_memory
 from lm.train.start import adopt, initial_params
 from lm.train.step import Objective, Trainer, make_trainer, model_config_of
@@ -227,14 +227,9 @@ class Validation:
             most = None if at_most is None else at_most * self.config.batch_size
             told |= rolling.tested(self.roller, self.tasks, self.rewards, params, most)
         if self.feed is not None:
-            total = self.feed.batches.num_batches
-            count = total if at_most is None else min(at_most, total)
-            sums = None
-            for i in range(count):
-                one = self.step(params, self.feed.read(i * total // count), self.frozen)
-                sums = one if sums is None else jax.tree.map(lambda a, b: a + b, sums, one)
-            told["loss"] = float(sums["objective"]) / max(1e-9, float(sums["weight"]))
-            told |= {name: float(x) / float(w) for name, (x, w) in sums["metrics"].items() if float(w)}
+            sums = summed(lambda batch: self.step(params, batch, self.frozen), self.feed.spread(at_most))
+            told["loss"] = sums["objective"] / max(1e-9, sums["weight"])
+            told |= {name: x / w for name, (x, w) in sums["metrics"].items() if w}
         return told
 
 

@@ -1,14 +1,18 @@
 """From host batches to global arrays: each process reads the rows that its own devices hold, and no others."""
 
-from collections.abc import Callable, Iterator, Mapping
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from data.batches import Batches
 from lm.parallel.mesh import spec
+
+AHEAD = 4  # batches that the devices may have before them
 
 
 class Stream(Protocol):
@@ -76,6 +80,15 @@ class Feed:
         """Batch n, read in this thread."""
         return self.to_devices(self.batches.batch(n, self._rows))
 
+    def spread(self, at_most: int | None = None) -> Iterator[dict[str, jax.Array]]:
+        """So many batches, evenly spread over all of them, or all: read ahead in the background."""
+        total = self.batches.num_batches
+        count = total if at_most is None else min(at_most, total)
+        numbers = grain.MapDataset.range(count).map(lambda i: self.batches.batch(i * total // count, self._rows))
+        options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * AHEAD)
+        with contextlib.closing(iter(numbers.to_iter_dataset(options))) as iterator:
+            yield from map(self.to_devices, iterator)
+
     def to_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Global arrays [B, …] from this process's rows; `ids` stay behind on the host."""
 
@@ -90,3 +103,16 @@ class Feed:
             return jax.make_array_from_callback(shape, self._sharding, shard)
 
         return {name: place(array) for name, array in batch.items() if name != "ids"}
+
+
+def summed(sums: Callable[[Any], Any], batches: Iterable) -> Any:
+    """Σ of sums(batch) over one batch at least: a tree of floats, added in float64.
+
+    Each result stays on the devices until the last batch is dispatched. The host only waits where it is AHEAD of them, so that
+    not all batches lie on them at once.
+    """
+    found = []
+    for batch in batches:
+        found.append(sums(batch))
+        jax.block_until_ready(found[-AHEAD:][0] if len(found) >= AHEAD else ())
+    return jax.tree.map(lambda *values: sum(map(float, values)), *jax.device_get(found))

@@ -3,6 +3,7 @@
 Steps are counted from 1: line n of the log is the n-th update, made from batch n−1.
 """
 
+import functools
 import signal
 import time
 from collections.abc import Callable
@@ -24,7 +25,7 @@ from lm.convert.source import open_source
 from lm.model.linear import trainable
 from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
-from lm.train.feed import Feed, Stream
+from lm.train.feed import Feed, Stream, summed
 from lm.train.metrics import Log
 from lm.train.speed import FORMULA, peak_flops
 from lm.train.step import Trainer, TrainState, abstract_state, model_config_of, sound, state_shardings
@@ -219,13 +220,7 @@ class Evaluator:
 
         A document's end is a target that costs nats and holds no bytes.
         """
-        totals = {"nll": 0.0, "weight": 0.0, "bytes": 0.0}
-        total = self._feed.batches.num_batches
-        count = total if at_most is None else min(at_most, total)
-        for i in range(count):
-            batch = self._feed.read(i * total // count)
-            for name, value in self._step(params, batch).items():
-                totals[name] += float(value)
+        totals = summed(functools.partial(self._step, params), self._feed.spread(at_most))
         return {
             "loss": totals["nll"] / max(1.0, totals["weight"]),
             "bits_per_byte": totals["nll"] / np.log(2) / max(1.0, totals["bytes"]),
