@@ -63,7 +63,7 @@ def train(config, workdir: Path) -> None:
     mesh = make_mesh(config.mesh)
     check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
     loop.check_config(config, workdir)
-    if finished(config, workdir):
+    if hosts.from_first(lambda: finished(config, workdir)):
         return
     check_memory(config, mesh)
     weights = parse_weights(config.data.weights)

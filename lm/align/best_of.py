@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from data.examples import prepare_tasks
 from lm.align.rewards import Rewards, parse_rewards
@@ -95,13 +94,10 @@ def answered(
     check_best_of(config)
     folder = workdir / "best_of"
     chunks = _chunks(len(rolling.tasks), max(1, config.rows // config.n))
-    _claim(folder, _settings(rolling))
+    hosts.from_first(lambda: _claim(folder, _settings(rolling)))
     names = [folder / "answers" / f"{number:05}.jsonl" for number in range(len(chunks))]
-    # All hosts draw together, so they must agree on what is there.
-    there = np.asarray([name.is_file() for name in names])
-    if jax.process_count() > 1:
-        there = multihost_utils.broadcast_one_to_all(there)
-    params = None if there.all() else start()
+    there = hosts.from_first(lambda: [name.is_file() for name in names])  # all draw together
+    params = None if all(there) else start()
     for number, (chunk, name) in enumerate(zip(chunks, names)):
         if there[number]:
             continue
@@ -111,11 +107,7 @@ def answered(
             mean = np.mean([answer["reward"] for line in lines for answer in line["answers"]])
             say(f"best of {config.n}: {chunk[-1] + 1}/{len(rolling.tasks)} prompts answered, mean reward {mean:.3f}")
     best = Best(workdir / KEPT, folder / "pairs.jsonl", {})
-    if hosts.is_first():
-        _gather(names, best, config, rolling.rewards)
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("best_of")
-    best = best._replace(statistics=json.loads((folder / "statistics.json").read_text()))
+    best = best._replace(statistics=hosts.from_first(lambda: _gather(names, best, config, rolling.rewards)))
     if not best.statistics["kept"]:
         raise UserError(
             f"best_of: of {best.statistics['answers']} answers none is kept, {best.statistics['cut']} were cut by "
@@ -185,7 +177,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
                     f"{folder} holds answers drawn with {key}={before.get(key)}, and this run says {settings.get(key)}: set it "
                     "back, or use another --workdir"
                 )
-    elif hosts.is_first():
+    else:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "answers").mkdir(exist_ok=True)
         write_json(path, settings)
@@ -207,8 +199,8 @@ def _lines(path: Path) -> list[dict]:
 # Choosing.
 
 
-def _gather(names: Sequence[Path], best: Best, config, rewards: Rewards) -> None:
-    """From the answers of all chunks to what is kept of them."""
+def _gather(names: Sequence[Path], best: Best, config, rewards: Rewards) -> dict[str, Any]:
+    """From the answers of all chunks to what is kept of them. Returns what is in statistics.json."""
     lines = [line for name in names for line in _lines(name)]
     conversations, pairs = [], []
     for line in lines:
@@ -226,6 +218,7 @@ def _gather(names: Sequence[Path], best: Best, config, rewards: Rewards) -> None
     found = statistics([line["answers"] for line in lines], rewards.names, config.threshold)
     found |= {"kept": len(conversations), "pairs": len(pairs)}
     write_json(best.conversations.with_name("statistics.json"), found)
+    return found
 
 
 def kept(answers: Sequence[dict], keep: str, threshold: float) -> list[dict]:

@@ -26,7 +26,7 @@ ROWS = 64  # conversations scored at a time
 def reward_model(path: str) -> Callable[..., list[float]]:
     """The reward of a model that align.py trained with method=reward, or of a published one: a workdir or a folder.
 
-    It is opened at once and read at the first call, onto the mesh that is set then.
+    It is opened at once and read at the first call, onto the mesh that is set then. All processes call the reward together.
     Raises: UserError if there is no model, or none that scores; the reward itself, for a conversation that is too long.
     """
     config = open_source(path).config
@@ -59,6 +59,7 @@ def reward_model(path: str) -> Callable[..., list[float]]:
         scores, params = model()
         return _scored(functools.partial(scores, params), rows)
 
+    reward.collective = True
     return reward
 
 

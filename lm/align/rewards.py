@@ -4,6 +4,9 @@ A reward is called as reward(prompts, completions, **columns) and returns a list
 says that it does not apply, and is left out. prompts: lists of messages. completions: texts. columns: lists as long, of every
 key of the task's records; `rollouts` among them, if they were drawn here (lm/align/rollouts.py). Keyword arguments with a
 default are options, which the user may set: "overlong?limit=256&buffer=64=1".
+
+Of several processes the first one calls a reward and all get what it returns or raises, since an endpoint may answer each of
+them otherwise. Only a reward with a true attribute `collective` is called by all: it computes on the mesh, as a reward model.
 """
 
 import difflib
@@ -25,6 +28,7 @@ from data.tasks.style import style as style_score
 from lm.align.answers import final_answer, same_answer
 from lm.align.safety_reward import harmless
 from lm.errors import UserError
+from lm.parallel.hosts import from_first
 
 Reward = Callable[..., list[float | None]]
 
@@ -233,6 +237,12 @@ def scored(
 
 
 def _checked(name: str, function: Reward, prompts: list, completions: list[str], columns: Mapping) -> np.ndarray:
+    if getattr(function, "collective", False):
+        return _called(name, function, prompts, completions, columns)
+    return from_first(lambda: _called(name, function, prompts, completions, columns))
+
+
+def _called(name: str, function: Reward, prompts: list, completions: list[str], columns: Mapping) -> np.ndarray:
     try:
         given = function(prompts, completions, **columns)
     except UserError:

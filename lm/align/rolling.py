@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from lm.align import advantages, shared_prompts
@@ -161,13 +160,10 @@ def check_room(config, tasks: Sequence[dict]) -> int:
 
 
 def judged(rewards: Rewards, tasks: Sequence[dict], rollouts: Sequence[Rollout]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The reward [N] of each rollout, and those that it is made of; on several hosts those that the first one came to."""
+    """The reward [N] of each rollout, and those that it is made of."""
     names = dict.fromkeys(name for task in tasks for name in task if name not in ("prompt", "prompt_ids"))
     columns = {name: [task.get(name) for task in tasks] for name in names} | {"rollouts": list(rollouts)}
-    total, each = scored(rewards, [task["prompt"] for task in tasks], [r.completion for r in rollouts], columns)
-    if jax.process_count() > 1:
-        total, each = multihost_utils.broadcast_one_to_all((total, each))
-    return np.asarray(total), each
+    return scored(rewards, [task["prompt"] for task in tasks], [r.completion for r in rollouts], columns)
 
 
 def earned(total: np.ndarray, each: dict[str, np.ndarray], group_size: int) -> dict[str, float]:

@@ -67,7 +67,7 @@ def run(config, workdir: Path, given: tuple[list[dict], list[dict], dict] | None
     ways = config.accumulate * (config.rl.minibatches if config.method == "rl" else 1)
     check_fit(mesh, model_config, config.batch_size, ways)
     loop.check_config(config, workdir)
-    if done := finished(config, workdir):
+    if done := hosts.from_first(lambda: finished(config, workdir)):
         return {"before": done.get("before"), "after": done.get("after"), "step": done["training"]["steps"]}
     check_memory(config, mesh, whole_rows=example_kind(config) != "task")
     evals = in_loop.opened(config)
@@ -235,7 +235,7 @@ class Validation:
 
 def own_tokenizer(config, workdir: Path):
     """The run's own tokenizer if it stands there, else the start's. Raises UserError if the model has too few ids for it."""
-    tokenizer = load_tokenizer(workdir if standing_tokenizer(workdir) else config.tokenizer)
+    tokenizer = load_tokenizer(workdir if hosts.from_first(lambda: standing_tokenizer(workdir)) else config.tokenizer)
     check_tokenizer(workdir, tokenizer.fingerprint)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(

@@ -40,6 +40,7 @@ from lm.evals.safety_eval import answered, attempts, bits_per_byte, judged, own_
 from lm.evals.safety_prompts import Prompt, read_failures, read_prompts
 from lm.inputs import naming
 from lm.model.transformer import Transformer, skeleton
+from lm.parallel import hosts
 from lm.parallel.mesh import make_mesh, shardings
 from lm.train.start import adopt
 from lm.workdir import check_record, held, save_record
@@ -105,11 +106,7 @@ class Loop:
             hazards={id: f"{h.name} ({h.definition})" for id, h in self.constitution.hazards.items()}, **self._answering(),
         )  # fmt: skip
         self._opened: tuple[Path, Transformer] | None = None
-        workdir.mkdir(parents=True, exist_ok=True)
-        self._same_settings()
-        save_record(config, workdir)
-        self.tokenizer.save(workdir)
-        record_tokenizer(workdir, self.tokenizer.fingerprint)
+        hosts.from_first(self._claim)
 
     def evaluation(self, n: int, model: Path) -> dict:
         """The figures of round n's model on the requests that are measured on."""
@@ -146,8 +143,9 @@ class Loop:
                 {"id": f["id"], "prompt": f["prompt"], "family": f["family"], "response": f["response"], **r._asdict()}
                 for f, r in zip(failed, revisions, strict=True)
             ]
-            for name, lines in (("learn", learn), ("pairs", pairs), ("revisions", told)):
-                write_lines(folder / f"{name}.jsonl", lines)
+            if hosts.is_first():
+                for name, lines in (("learn", learn), ("pairs", pairs), ("revisions", told)):
+                    write_lines(folder / f"{name}.jsonl", lines)
             return counts | {"learn": len(learn), "pairs": len(pairs), "unknown": unknown(records)}
 
         counts = kept_json(folder / "counts.json", made)
@@ -160,7 +158,7 @@ class Loop:
         folder, first = self._round(n), n == 1
         for stage, method, data in (("sft", "sft", "learn"), ("dpo", "preference", "pairs")):
             o = self.config.safety[stage]
-            if not o.steps or not (folder / f"{data}.jsonl").stat().st_size:
+            if not o.steps or not hosts.from_first((folder / f"{data}.jsonl").stat).st_size:
                 continue
             config = self.config.copy_and_resolve_references()
             with config.unlocked():
@@ -184,18 +182,20 @@ class Loop:
         """Puts the model of so many rounds into the workdir and writes the reports."""
         s = self.config.safety
         if trained:
-            publish(model, self.workdir)
+            hosts.from_first(lambda: publish(model, self.workdir))
         failing = safety_data.failures(self.attacked(trained + 1, model))
         told = (
             "id", "prompt", "kind", "hazard", "family", "messages", "answer", "completion", "harmful_if", "response", "reason",
         )  # fmt: skip
-        write_lines(self.workdir / "failing.jsonl", [{key: r[key] for key in told} for r in failing])
-        seconds = kept_seconds(self.workdir / "seconds.json", time.perf_counter() - self.begin)
         found = {
             "before": before, "after": after, "change": safety_report.change(before, after), "rounds": rounds,
             "train_families": self.train_families, "held_out_families": self.held_out, "judge": s.judge, "reviser": s.reviser,
             "failing": len(failing), "failures_left_out": self.left_out, "model": str(model),
         }  # fmt: skip
+        if not hosts.is_first():
+            return found
+        write_lines(self.workdir / "failing.jsonl", [{key: r[key] for key in told} for r in failing])
+        seconds = kept_seconds(self.workdir / "seconds.json", time.perf_counter() - self.begin)
         cli.write_json(self.workdir / "safety.json", found)
         first, last = (read_lines(self._round(n) / "evaluation" / "judged.jsonl") for n in (0, trained))
         samples = safety_report.samples(first, last)
@@ -217,7 +217,7 @@ class Loop:
         records = kept_lines(folder / "judged.jsonl", lambda: judged(drawn, self.judge))
         asked = [r for r in records if r["kind"] == "harmful"]
         if asked and unknown(records) == len(asked):
-            (folder / "judged.jsonl").unlink()
+            hosts.from_first((folder / "judged.jsonl").unlink)
             raise UserError(
                 f"safety.judge={s.judge}: no verdict on any of {len(asked)} answers; the last: {asked[-1]['reason']}"
             )
@@ -267,8 +267,9 @@ class Loop:
     def _round(self, n: int) -> Path:
         return self.workdir / f"round-{n}"
 
-    def _same_settings(self) -> None:
-        """Raises UserError if what stands in the workdir was made with other settings."""
+    def _claim(self) -> None:
+        """Begins the workdir. Raises UserError if what stands there was made with other settings."""
+        self.workdir.mkdir(parents=True, exist_ok=True)
         path = self.workdir / "settings.json"
         requests = hashlib.sha256(repr([self.measured, self.learnt]).encode()).hexdigest()[:12]
         ours = {"init_from": str(self.config.init_from), "seed": self.config.seed, "what safety.prompts hold": requests}
@@ -278,9 +279,13 @@ class Loop:
         for key in sorted(ours.keys() | theirs.keys()):
             if ours.get(key) != theirs.get(key):
                 raise UserError(f"{key} is {theirs.get(key)!r} in {self.workdir}, not {ours.get(key)!r}: use another --workdir")
+        save_record(self.config, self.workdir)
+        self.tokenizer.save(self.workdir)
+        record_tokenizer(self.workdir, self.tokenizer.fingerprint)
 
     def _say(self, text: str) -> None:
-        print(f"[safety] {text}", flush=True)
+        if hosts.is_first():
+            print(f"[safety] {text}", flush=True)
 
 
 def check(config) -> None:
@@ -288,8 +293,6 @@ def check(config) -> None:
     s = config.safety
     if not config.init_from:
         raise UserError("init_from is missing: name the model to make safe, a workdir or a Hugging Face folder")
-    if jax.process_count() > 1:
-        raise UserError("method=safety runs in one process; train on its round-1/learn.jsonl and pairs.jsonl on more")
     for key, least in (("rounds", 1), ("limit", 1), ("samples", 1), ("text_bytes", 1), ("retries", 0)):
         if s[key] < least:
             raise UserError(f"safety.{key}={s[key]} must be at least {least}")

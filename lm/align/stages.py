@@ -1,4 +1,7 @@
-"""Results of stages on disk: what stands is taken, what is missing is made, whole or not at all."""
+"""Results of stages on disk: what stands is taken, what is missing is made, whole or not at all.
+
+Of several processes all make a result together; the first one writes it, and all get what is in the file then.
+"""
 
 import json
 import os
@@ -8,27 +11,38 @@ from typing import Any
 
 from lm import workdir
 from lm.cli import write_json
+from lm.parallel import hosts
 
 
 def kept_json(path: Path, make: Callable[[], Any]) -> Any:
     """What stands in the file; else what `make` gives, which then stands there."""
-    value = workdir.kept_json(path)
+    value = hosts.from_first(lambda: workdir.kept_json(path))
     if value is None:
         value = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, value)
-    return json.loads(path.read_text(encoding="utf-8"))
+        if hosts.is_first():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, value)
+        value = hosts.from_first(lambda: json.loads(path.read_text(encoding="utf-8")))
+    return value
 
 
 def kept_lines(path: Path, make: Callable[[], list[dict]]) -> list[dict]:
     """The same of JSON lines."""
-    if path.exists():
-        try:
-            return read_lines(path)
-        except ValueError:
-            print(f"{path} is damaged: it is now {workdir.set_aside(path).name}, and is made anew", flush=True)
-    write_lines(path, make())
-    return read_lines(path)
+    lines = hosts.from_first(lambda: _standing(path))
+    if lines is None:
+        lines = make()
+        if hosts.is_first():
+            write_lines(path, lines)
+        lines = hosts.from_first(lambda: read_lines(path))
+    return lines
+
+
+def _standing(path: Path) -> list[dict] | None:
+    try:
+        return read_lines(path) if path.exists() else None
+    except ValueError:
+        print(f"{path} is damaged: it is now {workdir.set_aside(path).name}, and is made anew", flush=True)
+        return None
 
 
 def kept_seconds(path: Path, more: float) -> float:

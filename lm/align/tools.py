@@ -7,14 +7,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax
-import numpy as np
-from jax.experimental import multihost_utils
-
 from data.chat import encode_chat, end_of_turn
 from data.tasks.calculator import CALCULATOR
 from lm.align.calculator import calculate
 from lm.errors import UserError
+from lm.parallel.hosts import from_first
 from lm.sandbox import Result, run_many
 
 PYTHON = {
@@ -114,8 +111,7 @@ def run_calls(tools: Sequence[Tool], calls: Sequence[Sequence[Mapping[str, Any] 
     """
     if not any(calls):
         return [[] for _ in calls]
-    answers = _run_calls(tools, calls) if jax.process_index() == 0 else []
-    return answers if jax.process_count() == 1 else _of_first_host(answers)
+    return from_first(lambda: _run_calls(tools, calls))
 
 
 def _run_calls(tools: Sequence[Tool], calls: Sequence[Sequence[Mapping[str, Any] | str]]) -> list[list[Answer]]:
@@ -152,13 +148,6 @@ def _wrong(function: Mapping[str, Any], named: Mapping[str, Tool]) -> str:
         if kind in KINDS and (not isinstance(value, KINDS[kind]) or isinstance(value, bool) and kind != "boolean"):
             return f"the argument {name!r} of {function['name']} must be of type {kind}"
     return ""
-
-
-def _of_first_host(answers: list[list[Answer]]) -> list[list[Answer]]:
-    text = np.frombuffer(json.dumps(answers).encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    text = multihost_utils.broadcast_one_to_all(np.resize(text, length))
-    return [[Answer(*answer) for answer in row] for row in json.loads(bytes(text))]
 
 
 def parse_turn(tokenizer, ids: Sequence[int]) -> Turn:

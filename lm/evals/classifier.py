@@ -27,6 +27,7 @@ from lm.evals.judges import Judge, Verdict
 from lm.evals.safety_eval import wilson
 from lm.infer.load import load_model
 from lm.model.transformer import Transformer
+from lm.parallel.hosts import from_first
 
 ROWS = 16
 UNSURE = 0.1  # a probability within so much of ½ is no verdict
@@ -144,7 +145,8 @@ def open_classifier(folder: str | Path) -> Judge:
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
 
     def judge(prompts: Sequence[str], responses: Sequence[str], hazards: Sequence[str]) -> list[Verdict]:
-        return [verdict(p) for p in fitted.probability(features(model, tokenizer, prompts, responses))]
+        read = from_first(lambda: features(model, tokenizer, prompts, responses))  # other machines may round otherwise
+        return [verdict(p) for p in fitted.probability(read)]
 
     return judge
 

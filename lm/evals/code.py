@@ -20,6 +20,7 @@ from lm.evals.prompting import Context, Prompts
 from lm.evals.scorers.joining import Malformed, text
 from lm.evals.spec import check, settled
 from lm.evals.subject import Generated, Subject
+from lm.parallel.hosts import from_first
 
 KEYS = documents.KEYS | prompting.KEYS | {
     "generation_kwargs": dict, "repeats": int, "pass_at": list, "cut": str, "timeout": (int, float), "memory_mib": int,
@@ -52,7 +53,8 @@ class Code(NamedTuple):
         texts = [context.text for _, context in asked]
         answers = generation.generated(subject, texts, self.sampling, self.repeats, self.seed)
         programs = [self.program(item, one) for (item, _), some in zip(asked, answers, strict=True) for one in some]
-        ran = sandbox.run_many(programs, timeout=self.spec.get("timeout") or 3.0, memory_mib=self.spec.get("memory_mib") or 512)
+        bounds = {"timeout": self.spec.get("timeout") or 3.0, "memory_mib": self.spec.get("memory_mib") or 512}
+        ran = from_first(lambda: sandbox.run_many(programs, **bounds))
         samples = []
         for number, ((item, context), some) in enumerate(zip(asked, answers)):
             ends = ran[number * self.repeats : (number + 1) * self.repeats]

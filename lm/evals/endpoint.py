@@ -13,6 +13,7 @@ import requests
 import urllib3
 
 from lm.errors import UserError
+from lm.parallel.hosts import from_first
 
 MOST_BYTES = 1 << 20  # of an answer
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # what may be otherwise the next time
@@ -33,7 +34,7 @@ def endpoint(
     url: str, model: str, *, key_variable: str = "OPENAI_API_KEY", timeout: float = 60.0, retries: int = 3, at_once: int = 8,
     max_tokens: int = 512, temperature: float = 0.0, wait: float = 1.0,
 ) -> Chat:  # fmt: skip
-    """A chat with `model` by POST to url/chat/completions.
+    """A chat with `model` by POST to url/chat/completions. Of several processes the first one asks, and all get its replies.
 
     Args:
       url: such as https://api.openai.com/v1. key_variable: environment variable that holds the key; a server that needs none
@@ -56,8 +57,11 @@ def endpoint(
         raise AssertionError("the last try returns")
 
     def chat(conversations: Sequence[Sequence[dict[str, Any]]]) -> list[Reply]:
-        with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
-            return list(pool.map(ask, conversations))
+        def replies() -> list[Reply]:
+            with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+                return list(pool.map(ask, conversations))
+
+        return from_first(replies)
 
     return chat
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -19,6 +18,7 @@ from lm.evals.encoding import Encoding
 from lm.evals.likelihood import Request, Scored
 from lm.evals.subject import Continuation, Generated, Likelihood, Prompt, Rolled
 from lm.model.transformer import Transformer
+from lm.parallel.hosts import from_first, is_first
 
 
 class Engine:
@@ -27,7 +27,7 @@ class Engine:
     Args:
       name: that results call it by. max_length: tokens that it reads at most; None: the positions it was made for.
       batch_tokens: slots of a batch; None: as fits the kind of device. cache: a file of answers (lm/evals/answers_cache.py), or
-        None. With several hosts no answers are kept.
+        None. Of several processes the first one holds it.
       template, system, add_bos: see Encoding. progress: whether bars are shown on stderr; None: on a terminal.
     Attributes:
       stats: what was done so far: {"requests", "cached", "tokens" read without padding, "slots" with it, "generated" tokens,
@@ -43,8 +43,9 @@ class Engine:
         self.max_length, self.batch_tokens = max_length or model.config.max_positions, batch_tokens
         self.encoding = Encoding(tokenizer, template=template, system=system, add_bos=add_bos)
         self.stats = dict.fromkeys(("requests", "cached", "tokens", "slots", "generated", "cut"), 0) | {"seconds": 0.0}
-        self._answers = Answers(cache) if cache and jax.process_count() == 1 else None
-        self._identity = fingerprint(model) if self._answers else ""
+        self._remembers = cache is not None
+        self._answers = Answers(cache) if self._remembers and is_first() else None
+        self._identity = fingerprint(model) if self._remembers else ""
         self._progress = progress
 
     def likelihoods(self, requests: Sequence[Continuation]) -> list[Likelihood]:
@@ -156,13 +157,16 @@ class Engine:
 
         An answer that is known stays as it is, so that a killed evaluation ends with the same numbers as one that was not.
         """
-        found: list = [None] * total
         names = keys() if self._answers else []
-        known = self._answers.found(names) if self._answers else {}
-        try:
-            found = [unpack(known[name], n) if name in known else None for n, name in enumerate(names)] or found
-        except (ValueError, TypeError):
-            raise self._answers.damaged() from None
+
+        def known() -> list:
+            values = self._answers.found(names)
+            try:
+                return [unpack(values[name], n) if name in values else None for n, name in enumerate(names)]
+            except (ValueError, TypeError):
+                raise self._answers.damaged() from None
+
+        found = from_first(known) if self._remembers else [None] * total
         with self._bar(what, total) as bar:
             for numbers, run in batches:
                 if all(found[number] is not None for number in numbers):

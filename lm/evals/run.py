@@ -129,10 +129,9 @@ def kept(task: Task, engine: Engine, workdir: Path, asked: Mapping[str, Any]) ->
     """The results of a task that was done before and would come to the same now; else of its run."""
     path = workdir / "tasks" / f"{task.name}.json"
     depends = digest(json.dumps(asked, sort_keys=True, default=str))
-    if path.is_file() and jax.process_count() == 1:
-        done = kept_json(path)
-        if done and done["depends_on"] == depends and path.with_suffix(".jsonl").is_file():
-            return done["results"]
+    done = hosts.from_first(lambda: kept_json(path) if path.with_suffix(".jsonl").is_file() else None)
+    if done and done["depends_on"] == depends:
+        return done["results"]
     outcome: Outcome = task.run(engine)
     results = finite(outcome.results)
     if not results["n"]:

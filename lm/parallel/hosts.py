@@ -1,18 +1,21 @@
 """Several processes of one job: their start, their common end, and what the first of them does for all.
 
 Anything collective (a computation on the mesh, a checkpoint) is called by all processes. What one process does alone holds
-nothing collective, and the others wait for it: in `wait_for` or, at the end of a verb, in `leave`. An error on one process ends
-all of them (`end`): the process tells it through JAX's coordination service, where a thread of every process listens.
+nothing collective, and the others wait for it: in `from_first`, in `wait_for` or, at the end of a verb, in `leave`. An error on
+one process ends all of them (`end`): the process tells it through JAX's coordination service, where a thread of every process
+listens.
 """
 
 import contextlib
 import json
 import os
+import pickle
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -26,11 +29,17 @@ CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA
 LONGEST = 24 * 3600  # seconds that process 0 may write its report while the others wait
 POLL = 5  # seconds of one call to the service; between two calls Python handles signals
 GRACE = 10  # seconds that process 0, which holds the service, waits for the others to hear of an error
-FAILED, HEARD, LEAVE = "lmcraft/failed", "lmcraft/heard", "lmcraft/leave"  # keys, and a barrier, of the service
-
-_ending = threading.Lock()
-
+TIDY = 1  # seconds in which a process may end by the same error itself, and tidy up, before it is ended
 TEXT_BYTES = 1024  # of a text that processes exchange
+# Keys of the service, and a barrier.
+FAILED, HEARD, MADE, LEAVE = "lmcraft/failed", "lmcraft/heard", "lmcraft/made", "lmcraft/leave"
+
+T = TypeVar("T")
+_listener: threading.Thread
+_ending = threading.Lock()
+_made = 0  # calls of from_first so far
+_unread: deque[str] = deque()  # on process 0: keys of values that some process may not have read yet
+_alone = False  # whether this process is at work in from_first
 
 
 def start() -> None:
@@ -53,7 +62,9 @@ def start() -> None:
     jax.distributed.initialize(
         num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID"), shutdown_timeout_seconds=LONGEST
     )
-    threading.Thread(target=_listen, args=(_service(),), daemon=True).start()
+    global _listener
+    _listener = threading.Thread(target=_listen, args=(_service(),), daemon=True)
+    _listener.start()
 
 
 def leave() -> None:
@@ -64,6 +75,7 @@ def leave() -> None:
     if (service := _service()) is not None:
         service.wait_at_barrier(LEAVE, LONGEST * 1000)
         jax.distributed.shutdown()
+        _listener.join()  # inside the service it would not survive the end of Python
 
 
 def several() -> bool:
@@ -107,6 +119,40 @@ def first_told(text: str | None) -> str | None:
     return next(filter(None, texts), None)
 
 
+def from_first(make: Callable[[], T]) -> T:
+    """Return the value of make(), which process 0 alone calls, or raise its error, on all processes.
+
+    For what may differ between processes: the answer of an endpoint, the outcome of a program, what stands on a disk. All
+    processes call this in the same order, from their main threads. `make` holds nothing collective; inside it a further
+    from_first is a plain call. Values and errors travel pickled; an error that cannot becomes a RuntimeError that says it.
+    """
+    global _alone, _made
+    service = _service()
+    if service is None or _alone:
+        return make()
+    key, _made = f"{MADE}/{_made}", _made + 1
+    if distributed.global_state.process_id:
+        while (packed := _get(service, key, POLL, bytes_=True)) is None:
+            pass
+        value, error = pickle.loads(packed)
+        service.key_value_increment(f"{key}/read", 1)
+    else:
+        value = error = None
+        _alone = True
+        try:
+            value = make()
+            packed = pickle.dumps((value, None))
+        except Exception as raised:
+            packed, error = _packed(raised)
+        finally:
+            _alone = False
+        service.key_value_set_bytes(key, packed)
+        _forget(service, key)
+    if error is not None:
+        raise error
+    return value
+
+
 def wait_for(ready: Callable[[], Any | None]) -> Any:
     """Polls the shared file system until process 0 has made what `ready` looks for; if it fails, all end."""
     while (found := ready()) is None:
@@ -124,6 +170,8 @@ def gathered(tree: Any) -> Any:
     def whole(x: jax.Array) -> np.ndarray:
         if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
             return np.asarray(x)
+        if _alone:
+            raise RuntimeError("what process 0 does alone must not compute on the mesh of all processes")
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
     return jax.tree.map(whole, tree)
@@ -134,6 +182,26 @@ def _service():
     return distributed.global_state.client
 
 
+def _packed(error: Exception) -> tuple[bytes, Exception]:
+    """An error as `from_first` sends it, and as all processes raise it."""
+    try:
+        packed = pickle.dumps((None, error))
+        pickle.loads(packed)  # some errors can be written and not read
+    except Exception:
+        told = RuntimeError(f"{type(error).__name__}: {error}")
+        return pickle.dumps((None, told)), told
+    return packed, error
+
+
+def _forget(service, key: str) -> None:
+    """Deletes values from the service that all processes have read; `key` is the newest one."""
+    _unread.append(key)
+    others = str(distributed.global_state.num_processes - 1)
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has read it
+        while _unread and service.key_value_try_get(f"{_unread[0]}/read") == others:
+            service.key_value_delete(_unread.popleft())
+
+
 def _listen(service) -> None:
     """Ends this process as soon as another one has failed."""
     try:
@@ -141,6 +209,7 @@ def _listen(service) -> None:
             pass
     except jax.errors.JaxRuntimeError:  # the job is over
         return
+    time.sleep(TIDY)
     end("", 1)  # or rather with what that process has told
 
 
@@ -167,10 +236,11 @@ def _let_all_hear(service) -> None:
         time.sleep(0.5)  # they are about to exit
 
 
-def _get(service, key: str, seconds: float) -> str | None:
-    """The value of a key of the service, or None if there is none after so many seconds."""
+def _get(service, key: str, seconds: float, bytes_: bool = False) -> Any:
+    """The value of a key of the service, text or bytes, or None if there is none after so many seconds."""
+    get = service.blocking_key_value_get_bytes if bytes_ else service.blocking_key_value_get
     try:
-        return service.blocking_key_value_get(key, max(1, int(seconds * 1000)))
+        return get(key, max(1, int(seconds * 1000)))
     except jax.errors.JaxRuntimeError as error:
         if "DEADLINE_EXCEEDED" not in str(error):
             raise

@@ -15,6 +15,7 @@ from lm.config import Adapter, ModelConfig, Quantization
 from lm.convert.source import config_of, open_source
 from lm.errors import UserError
 from lm.model.transformer import skeleton
+from lm.parallel.hosts import from_first
 from lm.parallel.mesh import shardings
 from lm.train.step import model_config_of
 from lm.workdir import record
@@ -29,7 +30,7 @@ def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
     """
     if not config.init_from:
         return
-    saved = record(workdir)[0] if workdir else None
+    saved = from_first(lambda: record(workdir)[0]) if workdir else None  # the first process writes it while others read
     if saved:
         model = config_of(saved).to_dict()
     else:

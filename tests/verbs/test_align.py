@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import lm
+from tests.lm.evals.test_judges import completion, send, server
 from tests.verbs import runs
 from tests.verbs.test_hosts import ends, start_both
 
@@ -117,6 +118,42 @@ def test_rollouts_are_reported_as_trl_names_them(finished, here, tmp_path):
     assert {"step", "prompt", "completion", "rewards", "reward", "tokens", "ended"} <= sample.keys()
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert {"reward", "rewards/vowels"} <= report["after"].keys() and report["method"] == "grpo"
+
+
+ASKING = """
+import os
+
+from lm.evals.endpoint import endpoint
+
+chat = endpoint(os.environ["REWARD_URL"], "judge", retries=0)
+
+
+def asked(prompts, completions, **columns):
+    replies = chat([[{"role": "user", "content": f"{os.getpid()} {n} {c}"}] for n, c in enumerate(completions)])
+    return [float(reply.text) for reply in replies]
+"""
+
+
+def test_of_two_hosts_one_asks_for_rewards(finished, tmp_path, monkeypatch):
+    """Reinforcement learning by its default config, to the report, though no two answers are alike."""
+    (tmp_path / "rewards.py").write_text(ASKING)
+
+    def reply(handler, body, call, _):
+        send(handler, completion(str(call % 5)))
+
+    sizes = ("batch_size", "sequence_length", "data.max_examples", "data.max_valid_examples", "rollout.max_new_tokens")
+    keys = {key: SETTINGS[key] for key in (*sizes, "rollout.max_prompt_tokens")} | {"steps": 2, "init_from": finished}
+    keys |= {"data.input": MIXED, "rewards": f"answer=1,{tmp_path}/rewards.py:asked=1"}
+    values = [f"--config.{key}={value}" for key, value in keys.items()]
+    line = [sys.executable, "align.py", "--config=configs/align/grpo.py", f"--workdir={tmp_path / 'run'}", *values]
+    with server(reply) as (url, calls):
+        monkeypatch.setenv("REWARD_URL", url)
+        codes, said = ends(start_both(line, tmp_path), tmp_path)
+    assert codes == [0, 0], said
+    assert (tmp_path / "run" / "report.html").exists()
+    askers = {body["messages"][0]["content"].split()[0] for _, _, body in calls}
+    assert len(askers) == 1 and len(calls) >= 2 * 8
+    assert [values["step"] for values in runs.training(tmp_path / "run")] == [1, 2]
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.lm.evals.test_judges import completion, send, server
 from tests.verbs import runs
 from tests.verbs.test_hosts import ends, start_both
 
@@ -116,6 +117,37 @@ def test_two_hosts_are_as_one(whole, finished, data, tmp_path):
     codes, said = ends(start_both(command(tmp_path / "both", finished, data), tmp_path), tmp_path)
     assert codes == [0, 0], said
     same_scores(tmp_path / "both", whole)
+    assert (tmp_path / "both" / "report.html").exists()
+
+
+def test_of_two_hosts_one_asks_attacker_and_judges(finished, data, tmp_path):
+    """Each question once, though no two answers are alike: an attacker's words are the next prompts of both."""
+
+    def reply(handler, body, call, _):
+        asked = body["messages"][0]["content"]
+        if asked.startswith("You help to test"):
+            text = json.dumps({"improvement": "another", "prompt": f"prompt {call} " + "again " * (call % 7)})
+        elif asked.startswith("You judge how far"):
+            text = f"Rating: [[{1 + call % 9}]]"
+        else:
+            text = json.dumps({"verdict": ("safe", "harmful")[call % 2], "reason": f"call {call}"})
+        send(handler, completion(text))
+
+    with server(reply) as (url, calls):
+        redteam = {
+            "families": ["direct", "pair"], "attacker": f"openai:{url}", "scorer": f"openai:{url}", "max_new_tokens": 4,
+            "pair": {"streams": 2, "depth": 2}, "retries": 0,
+        }  # fmt: skip
+        line = command(
+            tmp_path / "both", finished, data, "xstest", judge=f"openai:{url}", options=json.dumps({"redteam": redteam})
+        )
+        codes, said = ends(start_both(line, tmp_path), tmp_path)
+    assert codes == [0, 0], said
+    # Of three unsafe requests two attacks at each of two levels, a rating of each, and verdicts on the best and on direct.
+    assert len(calls) == 3 * 2 * 2 * 2 + 3 * 2
+    attacks = [row for row in runs.lines(tmp_path / "both" / "samples.jsonl") if row["family"] == "pair"]
+    assert len(attacks) == 3 and all(row["attack"][-1]["content"].startswith("prompt ") for row in attacks)
+    assert (tmp_path / "both" / "report.html").exists()
 
 
 def test_what_became_worse_fails_and_is_named(whole, finished, data, tmp_path):

@@ -15,18 +15,16 @@ from tests.verbs.test_resume import stop
 
 
 def start_both(command: list[str], folder: Path, second: list[str] | None = None) -> list[subprocess.Popen]:
-    """Both write to files in `folder`, which is the stderr of process i under i. second: process 1's command, if another."""
+    """Both write to files in `folder`: process i its stderr to i, its stdout to i.out. second: process 1's command."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     processes = []
     for i, line in enumerate((command, second or command)):
         job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
-        with open(folder / str(i), "w") as said:
+        with open(folder / str(i), "w") as said, open(folder / f"{i}.out", "w") as printed:
             processes.append(
-                subprocess.Popen(
-                    line, cwd=runs.REPOSITORY, env=runs.environment(**job), stdout=subprocess.DEVNULL, stderr=said
-                )
+                subprocess.Popen(line, cwd=runs.REPOSITORY, env=runs.environment(**job), stdout=printed, stderr=said)
             )
     return processes
 

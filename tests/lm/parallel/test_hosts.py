@@ -1,0 +1,36 @@
+"""Two processes of one job: what the first does for both, and how an error on one ends both."""
+
+import sys
+
+from tests.verbs.test_hosts import ends, start_both
+
+
+def job(name: str, folder) -> tuple[list[int], list[list[str]], list[list[str]]]:
+    """Exit codes, stderr and stdout of both, line by line."""
+    processes = start_both([sys.executable, "-m", "tests.lm.parallel.job", name], folder)
+    codes, said = ends(processes, folder)
+    printed = [(folder / f"{i}.out").read_text().splitlines() for i in range(2)]
+    return codes, said, [[line for line in lines if not line.startswith("[Gloo]")] for lines in printed]
+
+
+def test_both_get_what_the_first_one_does(tmp_path):
+    codes, said, printed = job("agrees", tmp_path)
+    assert codes == [0, 0], said
+    assert printed[0] == printed[1]
+    first, *errors, alone, whole = printed[0]
+    assert first.endswith("[0, 1, 2]")
+    assert errors == ["UserError: ask another", "ZeroDivisionError: none", "RuntimeError: Unreadable: 1 and 2"]
+    assert "must not compute on the mesh" in alone and whole == "[0.0, 1.0] [0, 1]"
+
+
+def test_a_fault_on_one_ends_the_other_in_a_collective(tmp_path):
+    codes, said, _ = job("breaks", tmp_path)
+    assert codes == [1, 1], said
+    assert said[0] == ["job.py: process 1: ValueError: a fault of ours"]
+    assert said[1][0].startswith("Traceback") and said[1][-1] == "job.py: ValueError: a fault of ours"
+
+
+def test_an_interrupt_of_one_ends_the_other_that_waits(tmp_path):
+    codes, said, _ = job("stops", tmp_path)
+    assert codes == [130, 130], said
+    assert said[1] == [said[0][0].replace("job.py: ", "job.py: process 0: ")]
