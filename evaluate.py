@@ -23,7 +23,7 @@ def main(config, workdir: Path) -> None:
     check_record(config, workdir)
     from lm.parallel import hosts  # JAX, after what can be checked without it
 
-    hosts.start()
+    hosts.start(trains=False)
     with held(workdir):
         from lm.evals.run import run
 

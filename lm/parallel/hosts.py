@@ -42,9 +42,10 @@ _unread: deque[str] = deque()  # on process 0: keys of values that some process 
 _alone = False  # whether this process is at work in from_first
 
 
-def start() -> None:
+def start(trains: bool = True) -> None:
     """Joins the other processes of this job, if there are any; call it before the first use of a device.
 
+    trains: SIGTERM is left to the training loop, which saves. Without one it ends the process, and with it the job.
     On Slurm, Open MPI, and TPU pods JAX finds out by itself. Elsewhere set JAX_COORDINATOR_ADDRESS (host:port of
     process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
     """
@@ -59,6 +60,7 @@ def start() -> None:
             raise UserError(f"{name}={text!r} is not a number: it counts the processes of this job, from 0")
         return int(text) if text is not None else None
 
+    jax.config.update("jax_enable_preemption_service", trains)
     jax.distributed.initialize(
         num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID"), shutdown_timeout_seconds=LONGEST
     )
