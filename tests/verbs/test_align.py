@@ -157,6 +157,15 @@ def test_of_two_hosts_one_asks_for_rewards(finished, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_two_hosts_end_with_a_report(method, finished, here, tmp_path):
+    codes, said = ends(start_both(command(method, tmp_path / "run", finished, here, steps=2), tmp_path), tmp_path)
+    assert codes == [0, 0], said
+    assert [values["step"] for values in runs.training(tmp_path / "run")] == [1, 2]
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+@pytest.mark.slow
 def test_two_hosts_roll_out_as_one(finished, here, tmp_path):
     aligned("grpo", tmp_path / "one", finished, here, steps=3)
     codes, said = ends(start_both(command("grpo", tmp_path / "two", finished, here, steps=3), tmp_path), tmp_path)

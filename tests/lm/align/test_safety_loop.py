@@ -13,6 +13,7 @@ from lm.align import unsafe
 from lm.evals import classifier
 from lm.evals.judges import open_judge
 from tests.verbs import runs
+from tests.verbs.test_hosts import ends, start_both
 
 pytestmark = pytest.mark.slow
 
@@ -132,6 +133,13 @@ def test_a_kill_changes_nothing_and_rounds_go_on(noise, tmp_path):
     done(small(noise, whole, safety__rounds=2))
     third = json.loads((whole / "safety.json").read_text())
     assert third["before"] == first["before"] and third["rounds"][0] == first["rounds"][0] and len(third["rounds"]) == 2
+
+
+def test_two_hosts_end_with_a_report(noise, tmp_path):
+    codes, said = ends(start_both(small(noise, tmp_path / "both"), tmp_path), tmp_path)
+    assert codes == [0, 0], said
+    found = json.loads((tmp_path / "both" / "safety.json").read_text())
+    assert found["rounds"][0]["failed"] and (tmp_path / "both" / "report.html").exists()
 
 
 def test_a_reviser_that_helps_nothing_is_said_and_not_kept(noise, tmp_path):
