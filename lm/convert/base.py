@@ -36,7 +36,7 @@ def reference(path: str | os.PathLike, workdir: Path) -> dict:
 
 def found(base: dict, workdir: Path) -> Path:
     """Return where the base of the adapter in `workdir` is now. Raises UserError if it is gone or its files have changed."""
-    cure = f"set init_from in {workdir / 'config.json'} to where the model is (in training also --config.init_from)"
+    record = workdir / "config.json"
     changed = None
     for path in _places(base, workdir):
         there = fingerprint(path, base["step"])
@@ -47,9 +47,12 @@ def found(base: dict, workdir: Path) -> Path:
     if changed:
         raise UserError(
             f"{workdir} holds an adapter of {what}, and the weights in {changed} have changed since: put the former files "
-            f"back, or {cure}"
+            f"back, or set init_from in {record} to a copy of them"
         )
-    raise UserError(f"{workdir} holds an adapter of {what}, which is not there: put it back, or {cure}")
+    raise UserError(
+        f"{workdir} holds an adapter of {what}, which is not there: put it, or a link to it, back, or set init_from in "
+        f"{record} to where it is"
+    )
 
 
 def fingerprint(path: Path, step: int | None) -> str | None:
@@ -74,10 +77,7 @@ def _places(base: dict, workdir: Path) -> Iterator[Path]:
     yield Path(base["path"])
     yield Path(os.path.normpath(workdir.absolute() / base["relative"]))
     seen: set[Path] = set()
-    while (workdir / "config.json").is_file() and workdir not in seen:
+    while workdir not in seen and (start := read_config(workdir).get("init_from")):
         seen.add(workdir)
-        start = read_config(workdir).get("init_from")
-        if not start:
-            return
         workdir = Path(start).absolute()
         yield workdir

@@ -184,7 +184,7 @@ def stored_before(workdir: Path, source: Source) -> dict[str, jax.ShapeDtypeStru
         return source.before
     if not (source.config.adapter.rank or source.config.quantization.bits):
         return source.stored
-    start = read_json(workdir / "config.json").get("init_from")
+    start = read_config(workdir).get("init_from")
     try:
         return stored_before(Path(start), open_source(start)) if start else source.stored
     except UserError:
