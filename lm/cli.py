@@ -18,6 +18,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from lm import compile_cache
 from lm.errors import UserError
 
 # What a file system may refuse; whatever layer it surfaces in, the user can mend it.
@@ -95,7 +96,13 @@ def run(
     if wants_help(sys.argv):
         print(help_text(usage, sys.argv))
         return
-    guard(lambda: main(*parse(sys.argv, needs_workdir, unless)))
+
+    def parsed() -> None:
+        config, workdir = parse(sys.argv, needs_workdir, unless)
+        compile_cache.switch_on()
+        main(config, workdir)
+
+    guard(parsed)
 
 
 def guard(call: Callable[[], None]) -> None:

@@ -11,7 +11,7 @@ from absl import flags
 
 import lm
 from data.messages import said
-from lm import cli
+from lm import cli, compile_cache
 from lm.errors import UserError
 from lm.inputs import check_model
 from lm.train.values import SEEDS
@@ -40,6 +40,7 @@ def main() -> None:
             raise UserError(f"--{name} is missing; --help tells what there is")
     if FLAGS.system and not FLAGS.chat:
         raise UserError("--system is the system message of a chat: add --chat")
+    compile_cache.switch_on()
     warnings.formatwarning = lambda message, *_: f"generate.py: {message}\n"
     check_model("--checkpoint", FLAGS.checkpoint, None)
     model, tokenizer = lm.load(FLAGS.checkpoint)

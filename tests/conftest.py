@@ -6,5 +6,6 @@ The flags must stand before jax is imported. Runs of the verbs take none of them
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of verbs that a test starts: nothing is written into the user's home
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"

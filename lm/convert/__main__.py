@@ -27,7 +27,7 @@ from pathlib import Path
 
 from absl import flags
 
-from lm import cli
+from lm import cli, compile_cache
 from lm.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -73,6 +73,7 @@ def main() -> None:
     for name in (other, "workdir"):
         if not FLAGS[name].value:
             raise UserError(f"--{name} is missing; --help tells what there is")
+    compile_cache.switch_on()
     workdir, folder = (Path(FLAGS[name].value).absolute() for name in ("workdir", other))
     read = folder if command == "import" else workdir
     if not read.is_dir():

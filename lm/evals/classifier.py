@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 from data.chat import encode_chat
 from data.conversations import read_examples
 from data.hf_tokenizer import load_tokenizer
-from lm import cli
+from lm import cli, compile_cache
 from lm.errors import UserError
 from lm.evals.judges import Judge, Verdict
 from lm.evals.safety_eval import wilson
@@ -168,6 +168,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--valid_fraction", type=float, default=0.2)
     given = parser.parse_args()
+    compile_cache.switch_on()
     print(json.dumps(train(given.checkpoint, given.data, given.out, valid_fraction=given.valid_fraction)))
 
 

@@ -36,7 +36,8 @@ def line(workdir: Path, **settings) -> list[str]:
 def environment(**variables: str) -> dict[str, str]:
     """This process's environment without what steers JAX in it."""
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-    return {**mine, "JAX_PLATFORMS": "cpu", "COLUMNS": "120", **CACHE, **variables}
+    home = {} if "JAX_COMPILATION_CACHE_DIR" in CACHE else {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # nothing goes there
+    return {**mine, "JAX_PLATFORMS": "cpu", "COLUMNS": "120", **CACHE, **home, **variables}
 
 
 def fake_devices(count: int) -> dict[str, str]:
