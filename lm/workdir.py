@@ -56,22 +56,21 @@ def held(workdir: Path) -> Iterator[None]:
     """
     from lm.parallel import hosts
 
-    lock, problem = None, ""
-    if hosts.is_first():
+    locks = []
+
+    def take() -> None:
         try:
-            lock = _Lock(workdir)
+            locks.append(_Lock(workdir))
             mend(workdir)
-        except UserError as error:
-            problem = str(error)
         except OSError as error:
-            problem = f"{error.filename or workdir}: {error.strerror}; mend it and run the same line again"
+            told = f"{error.filename or workdir}: {error.strerror}"
+            raise UserError(f"{told}; mend it and run the same line again") from None
+
     try:
-        if problem := _of_first(problem):
-            hosts.leave()
-            raise UserError(problem)
+        hosts.from_first(take)
         yield
     finally:
-        if lock:
+        for lock in locks:
             lock.release()
 
 
@@ -113,20 +112,6 @@ class _Lock:
             for folder in self._made:
                 folder.rmdir()
         os.close(self._file)
-
-
-def _of_first(text: str) -> str:
-    """The text of process 0, on every process."""
-    import jax
-
-    if jax.process_count() == 1:
-        return text
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    data = np.frombuffer(text.encode(), np.uint8)
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(data))))
-    return bytes(multihost_utils.broadcast_one_to_all(np.resize(data, length))).decode() if length else ""
 
 
 # The record.
