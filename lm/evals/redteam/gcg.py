@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding
 
 from lm.errors import UserError
 from lm.model.transformer import Transformer
+from lm.parallel.hosts import gathered
 from lm.parallel.mesh import reshard, row_ways, spec
 
 ROUNDS = 8  # of draws, until there are enough candidates that survive
@@ -83,7 +84,7 @@ def gcg(
         longest = laid[0].shape[1]
         if model.config.positions == "learned" and longest > model.config.max_positions:
             raise UserError(f"gcg: a prompt of {longest} tokens, and the model has {model.config.max_positions} positions")
-        rows = [np.asarray(_loss(graph, params, *_placed(part))) for part in _chunks(laid, chunk)]
+        rows = [gathered(_loss(graph, params, *_placed(part))) for part in _chunks(laid, chunk)]
         return np.concatenate(rows)[: laid[0].shape[0]].reshape(len(places), -1).sum(axis=0)
 
     if not history.losses:
@@ -94,7 +95,7 @@ def gcg(
     for step in range(len(history.losses), steps + 1):
         laid = _laid(places, np.asarray([history.suffix]))
         gradient_SD = _at_suffix(_gradients(graph, params, laid, chunk), places, len(history.suffix))
-        choices_SK = np.asarray(_substitutes(graph, topk, params, gradient_SD, allowed_V))
+        choices_SK = gathered(_substitutes(graph, topk, params, gradient_SD, allowed_V))
         candidates, rejected = _candidates(history.suffix, choices_SK, batch, (seed, step), survives)
         values_N = losses(candidates)
         for n in np.argsort(values_N, kind="stable"):
@@ -192,7 +193,7 @@ def _placed(arrays: tuple[np.ndarray, ...]) -> tuple:
 def _gradients(graph, params, laid: tuple[np.ndarray, ...], chunk: int) -> np.ndarray:
     """float32 [P, T, D]: of each row's loss with respect to its embeddings."""
     rows = min(chunk, len(laid[0]))  # hardly ever as many as candidates, and the memory of a gradient is larger
-    parts = [np.asarray(_gradient(graph, params, *_placed(part)), np.float32) for part in _chunks(laid, rows)]
+    parts = [gathered(_gradient(graph, params, *_placed(part))).astype(np.float32) for part in _chunks(laid, rows)]
     return np.concatenate(parts)[: len(laid[0])]
 
 
