@@ -68,22 +68,34 @@ ENDLESS = """
 import itertools
 from tests.data.test_workers import power
 from data.workers import ordered
-if __name__ == "__main__":
+from lm import cli
+
+def endless():
     for pid, _ in ordered(power, 1, itertools.count(), processes=2):
         print(pid, flush=True)
+
+if __name__ == "__main__":
+    cli.guard(endless)
 """
 
 
-def test_workers_do_not_outlive_a_killed_process(tmp_path):
+@pytest.mark.parametrize("signum, said", [(signal.SIGKILL, []), (signal.SIGINT, ["interrupted"])])
+def test_workers_end_in_silence_with_their_process(tmp_path, signum, said):
+    """Killed alone, and by Ctrl-C, which the whole group hears."""
     (tmp_path / "endless.py").write_text(ENDLESS)
-    process = subprocess.Popen([sys.executable, str(tmp_path / "endless.py")], stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, str(tmp_path / "endless.py")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
+    )  # fmt: skip
     workers = set()
     while len(workers) < 2:
-        pid = int(process.stdout.readline())
-        workers |= {pid} - {process.pid}
-    process.kill()
-    process.wait()
+        workers |= {int(process.stdout.readline())} - {process.pid}
+    if signum == signal.SIGINT:
+        os.killpg(process.pid, signum)
+    else:
+        process.kill()
+    lines = process.communicate()[1].splitlines()  # which ends when all that could write have ended
+    assert len(lines) == len(said) and all(word in line for word, line in zip(said, lines))
     end = time.monotonic() + 60
     while any(running(pid) for pid in workers):
         assert time.monotonic() < end
