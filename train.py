@@ -20,12 +20,13 @@ from absl import flags
 
 from lm import cli
 from lm.inputs import check_training
+from lm.train.values import check_values
 from lm.workdir import check_record, finished, held, save_record
 
 
 def main(config, workdir: Path | None) -> None:
-    check_training(config, workdir)
     if flags.FLAGS.describe:
+        check_values(config)
         from lm.train.describe import describe, table
         from lm.train.start import adopt
 
@@ -33,6 +34,7 @@ def main(config, workdir: Path | None) -> None:
         sizes = describe(config)
         print(json.dumps(sizes, indent=1) if flags.FLAGS.describe == "json" else table(sizes))
         return
+    check_training(config, workdir)
     check_record(config, workdir, adopted=False)
     from lm.parallel import hosts  # JAX, after what can be checked without it
 
