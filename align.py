@@ -13,16 +13,16 @@ checkpoints/, data/, metrics.jsonl, samples.jsonl, tensorboard/, report.html, re
 from pathlib import Path
 
 from lm import cli
-from lm.inputs import check_alignment
+from lm.inputs import check_alignment, join
 from lm.workdir import check_record, held
 
 
 def main(config, workdir: Path) -> None:
-    check_alignment(config, workdir)
-    check_record(config, workdir, adopted=False)
-    from lm.parallel import hosts  # JAX, after what can be checked without it
+    def check() -> None:
+        check_alignment(config, workdir)
+        check_record(config, workdir, adopted=False)
 
-    hosts.start()
+    join(check)  # then JAX loads
     with held(workdir):
         align(config, workdir)
 

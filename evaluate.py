@@ -14,16 +14,16 @@ if something became worse.
 from pathlib import Path
 
 from lm import cli
-from lm.inputs import check_evaluation
+from lm.inputs import check_evaluation, join
 from lm.workdir import check_record, held
 
 
 def main(config, workdir: Path) -> None:
-    check_evaluation(config, workdir)
-    check_record(config, workdir)
-    from lm.parallel import hosts  # JAX, after what can be checked without it
+    def check() -> None:
+        check_evaluation(config, workdir)
+        check_record(config, workdir)
 
-    hosts.start(trains=False)
+    join(check, trains=False)  # then JAX loads
     with held(workdir):
         from lm.evals.run import run
 

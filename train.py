@@ -19,7 +19,7 @@ from pathlib import Path
 from absl import flags
 
 from lm import cli
-from lm.inputs import check_training
+from lm.inputs import check_training, join
 from lm.train.values import check_values
 from lm.workdir import check_record, finished, held, save_record
 
@@ -34,11 +34,12 @@ def main(config, workdir: Path | None) -> None:
         sizes = describe(config)
         print(json.dumps(sizes, indent=1) if flags.FLAGS.describe == "json" else table(sizes))
         return
-    check_training(config, workdir)
-    check_record(config, workdir, adopted=False)
-    from lm.parallel import hosts  # JAX, after what can be checked without it
 
-    hosts.start()
+    def check() -> None:
+        check_training(config, workdir)
+        check_record(config, workdir, adopted=False)
+
+    join(check)  # then JAX loads
     with held(workdir):
         train(config, workdir)
 

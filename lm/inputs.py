@@ -4,6 +4,7 @@ The verbs call this first. What only the devices, a model or the data themselves
 """
 
 import contextlib
+from collections.abc import Callable
 from pathlib import Path
 
 from data.hf_tokenizer import load_tokenizer
@@ -13,8 +14,24 @@ from data.weights import parse_weights
 from lm.align import settings
 from lm.errors import UserError
 from lm.evals.judges import check_name
+from lm.parallel import cluster
 from lm.train.values import MOST, SEEDS, check_length, check_values, model_of
-from lm.workdir import steps_saved
+from lm.workdir import kind_of, read_config, steps_saved
+
+
+def join(check: Callable[[], None], trains: bool = True) -> None:
+    """Checks, and joins the other processes of this job, if there are any (lm.parallel.hosts.start).
+
+    A process by itself checks before JAX loads. Of several, process 0 checks for all after they have met, so that all end
+    with its line. Only process 0 may have the input.
+    """
+    if not cluster.several():
+        check()
+    from lm.parallel import hosts
+
+    hosts.start(trains)
+    if cluster.several():
+        hosts.from_first(check)
 
 
 def check_training(config, workdir: Path | None) -> None:
@@ -78,7 +95,7 @@ def check_model(key: str, path: str | None, workdir: Path | None) -> None:
         return  # said with more words when it is opened
     if not (folder / "config.json").exists():
         raise UserError(f"{key}={path} is no training run: it has no config.json")
-    if not steps_saved(folder) and not any(folder.glob("*.safetensors*")):
+    if not steps_saved(folder) and kind_of(read_config(folder)) != "published":
         raise UserError(f"{key}={path} has no checkpoint yet; train it first")
 
 

@@ -28,7 +28,6 @@ from data.tasks.style import style as style_score
 from lm.align.answers import final_answer, same_answer
 from lm.align.safety_reward import harmless
 from lm.errors import UserError
-from lm.parallel.hosts import from_first
 
 Reward = Callable[..., list[float | None]]
 
@@ -239,6 +238,8 @@ def scored(
 def _checked(name: str, function: Reward, prompts: list, completions: list[str], columns: Mapping) -> np.ndarray:
     if getattr(function, "collective", False):
         return _called(name, function, prompts, completions, columns)
+    from lm.parallel.hosts import from_first  # configs are judged without JAX, which it loads
+
     return from_first(lambda: _called(name, function, prompts, completions, columns))
 
 

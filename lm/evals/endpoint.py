@@ -13,7 +13,6 @@ import requests
 import urllib3
 
 from lm.errors import UserError
-from lm.parallel.hosts import from_first
 
 MOST_BYTES = 1 << 20  # of an answer
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # what may be otherwise the next time
@@ -60,6 +59,8 @@ def endpoint(
         def replies() -> list[Reply]:
             with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
                 return list(pool.map(ask, conversations))
+
+        from lm.parallel.hosts import from_first  # configs are judged without JAX, which it loads
 
         return from_first(replies)
 

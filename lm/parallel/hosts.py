@@ -23,9 +23,8 @@ from jax._src import distributed  # the coordination service's client has no pub
 from jax.experimental import multihost_utils
 
 from lm.errors import UserError
+from lm.parallel import cluster
 
-# What marks a process as one of several: our own variables, or a cluster that JAX knows how to read.
-CLUSTER_VARIABLES = ("JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri", "MEGASCALE_COORDINATOR_ADDRESS")
 LONGEST = 24 * 3600  # seconds that process 0 may write its report while the others wait
 POLL = 5  # seconds of one call to the service; between two calls Python handles signals
 GRACE = 10  # seconds that process 0, which holds the service, waits for the others to hear of an error
@@ -49,9 +48,7 @@ def start(trains: bool = True) -> None:
     On Slurm, Open MPI, and TPU pods JAX finds out by itself. Elsewhere set JAX_COORDINATOR_ADDRESS (host:port of
     process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
     """
-    # On a machine without TPUs an installed libtpu makes JAX put a warning into this variable.
-    tpu_workers = [name for name in os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",") if name and " " not in name]
-    if not any(os.environ.get(name) for name in CLUSTER_VARIABLES) and len(tpu_workers) < 2:
+    if not cluster.several():
         return
 
     def number(name: str) -> int | None:
