@@ -14,7 +14,6 @@ from typing import Any
 
 import ml_collections
 import numpy as np
-from tqdm import tqdm
 
 from data.conversations import Example, examples_of, read_examples, split_number
 from data.dataset import exclusive
@@ -27,6 +26,7 @@ from data.records import EXTENSIONS, is_builtin, read_records
 from data.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.parallel.hosts import is_first, wait_for
+from lm.progress import shown
 
 BUILTIN_EXAMPLES = 20_000  # of an endless task, unless data.max_examples says otherwise
 
@@ -137,7 +137,7 @@ def _splits(config, kind: str, dropped: Counter) -> dict[str, Iterable[Example]]
         examples = read_examples(
             data.input, kind, split, valid_fraction=fraction, seed=seed, max_examples=most[split], dropped=dropped_here
         )  # fmt: skip
-        yield from _shown(examples, f"{split} examples", totals[split])
+        yield from shown(examples, f"{split} examples", totals[split])
 
     return {split: read(split) for split in (SPLITS if data.valid_fraction else SPLITS[:1])}
 
@@ -148,7 +148,7 @@ def _survey(data, kind: str, seed: int, dropped: Counter) -> tuple[dict[str, int
     That is data.valid_fraction, but less if it gives more than data.max_valid_examples (the rest is trained on), and more if it
     gives none.
     """
-    found = examples_of(_shown(read_records(data.input), "records"), kind, dropped)
+    found = examples_of(shown(read_records(data.input), "records"), kind, dropped)
     numbers = np.sort(np.fromiter((split_number(example, seed) for example in found), np.float64))
     if not len(numbers):
         raise UserError(f"data.input={data.input!r} holds no example of kind {kind}{_reasons(dropped)}; name files that do")
@@ -169,10 +169,6 @@ def _survey(data, kind: str, seed: int, dropped: Counter) -> tuple[dict[str, int
     totals = {"train": len(numbers) - held_out, "valid": held_out}
     limits = {"train": data.max_examples, "valid": limit}
     return {split: min(n, n if limits[split] is None else limits[split]) for split, n in totals.items()}, fraction
-
-
-def _shown(items: Iterable, name: str, total: int | None = None) -> tqdm:
-    return tqdm(items, desc=name, total=total, unit="", dynamic_ncols=True, mininterval=0.5)
 
 
 def _reasons(*dropped: Counter) -> str:

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import ml_collections
-from tqdm import tqdm
 
 from data import tokenizer as tokenizers
 from data.dataset import prepare, prepared
@@ -23,6 +22,7 @@ from data.sources.spool import spooled
 from data.split import digest_of, survey
 from lm.errors import UserError
 from lm.parallel.hosts import is_first, wait_for
+from lm.progress import progress
 
 
 def prepare_text(
@@ -142,7 +142,7 @@ class _Stage:
 
     def __enter__(self):
         self._begin = time.perf_counter()
-        self._bar = tqdm(unit="B", unit_scale=True, desc=self._name, dynamic_ncols=True, mininterval=0.5)
+        self._bar = progress(self._name, unit="B", scaled=True)
         self._seen: dict[str, int] = {}
         return self._progress
 

@@ -18,7 +18,9 @@ from lm.align.rewards import Rewards, scored
 from lm.align.rollouts import Rollout, arrays, roll_out
 from lm.align.tools import Tool
 from lm.errors import UserError
+from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
+from lm.progress import shown
 from lm.train.step import model_config_of
 
 GRPO, RLOO = jax.jit(advantages.grpo, static_argnums=1), jax.jit(advantages.rloo)
@@ -202,7 +204,8 @@ def tested(rolling: Rolling, tasks: Sequence[dict], rewards: Rewards, params, at
     tasks = list(tasks[:at_most])
     size = rolling.config.batch_size
     rollouts: list[Rollout] = []
-    for begin in range(0, len(tasks), size):
+    quiet = {"soon": False, "enabled": is_first(), "leave": False}
+    for begin in shown(range(0, len(tasks), size), "batches of held-out tasks", -(-len(tasks) // size), **quiet):
         some = tasks[begin : begin + size]
         filled = some + [some[0]] * (size - len(some))  # so that nothing compiles anew
         rollouts += rolling.roll(params, filled, seed=0, temperature=0.0)[: len(some)]

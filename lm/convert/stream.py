@@ -12,10 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec, Sharding
-from tqdm import tqdm
 
 from lm.checkpoint import named, nested, plain, unplain
 from lm.convert.published import Published
+from lm.progress import progress
 
 
 def load(published: Published, abstract: nnx.State) -> nnx.State:
@@ -25,7 +25,7 @@ def load(published: Published, abstract: nnx.State) -> nnx.State:
     """
     targets = named(plain(abstract))
     total = sum(math.prod(x.shape) * published.dtype(path).itemsize for path, x in targets.items())
-    with tqdm(total=total, unit="B", unit_scale=True, desc="read", disable=None) as bar:
+    with progress("read", total, unit="B", scaled=True, soon=False) as bar:
         return unplain(abstract, nested({path: _parameter(published, path, x, bar.update) for path, x in targets.items()}))
 
 

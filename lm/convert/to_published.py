@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from tqdm import tqdm
 
 from data.hf_tokenizer import load_tokenizer
 from data.tokenizer import Tokenizer
@@ -30,6 +29,7 @@ from lm.convert.tokenizer_files import export_tokenizer
 from lm.errors import UserError
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
+from lm.progress import progress
 from lm.workdir import read_config
 
 AS_IS = "as-is"
@@ -145,7 +145,7 @@ def _write_tensors(
     together: dict[tuple[str, ...], list[str]] = {}  # what parameters make which tensors: several where theirs are fused
     for name, rows in tensors.items():
         together.setdefault(tuple(sorted({place.path for place in rows})), []).append(name)
-    with tqdm(total=sum(t.nbytes for t in planned), unit="B", unit_scale=True, desc="write", disable=None) as bar:
+    with progress("write", sum(t.nbytes for t in planned), unit="B", scaled=True, soon=False) as bar:
         for paths, names in together.items():
             ours = arrays.read(paths)
             for name in names:

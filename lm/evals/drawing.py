@@ -45,9 +45,10 @@ class Answer(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A batch. asks: the numbers of those that it answers. run: answers them, in that order."""
+    """A batch. asks: the numbers of those that it answers. shape: what it is compiled for. run: answers them, in that order."""
 
     asks: list[int]
+    shape: tuple
     run: Callable[[], list[Answer]]
 
 
@@ -78,7 +79,7 @@ def work(writer: Writer, asks: Sequence[Ask]) -> Iterator[Work]:
         for width, rows, some in _batches(writer.model, alike[settings], shared):
             times = [len(numbers[ask]) for ask in some]
             yield Work(
-                [number for ask in some for number in numbers[ask]],
+                [number for ask in some for number in numbers[ask]], (width, rows, shared, *settings[1:]),
                 functools.partial(_answered, writer, some, times, shared, width, rows),
             )  # fmt: skip
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from data.hf_tokenizer import HFTokenizer
 from data.tokenizer import Tokenizer
@@ -19,6 +18,7 @@ from lm.evals.likelihood import Request, Scored
 from lm.evals.subject import Continuation, Generated, Likelihood, Prompt, Rolled
 from lm.model.transformer import Transformer
 from lm.parallel.hosts import from_first, is_first
+from lm.progress import progress
 
 
 class Engine:
@@ -28,7 +28,7 @@ class Engine:
       name: that results call it by. max_length: tokens that it reads at most; None: the positions it was made for.
       batch_tokens: slots of a batch; None: as fits the kind of device. cache: a file of answers (lm/evals/answers_cache.py), or
         None. Of several processes the first one holds it.
-      template, system, add_bos: see Encoding. progress: whether bars are shown on stderr; None: on a terminal.
+      template, system, add_bos: see Encoding. progress: whether stderr shows how far it is; None: that of the first host.
     Attributes:
       stats: what was done so far: {"requests", "cached", "tokens" read without padding, "slots" with it, "generated" tokens,
         "cut" prompts that were too long, "seconds"}.
@@ -46,7 +46,8 @@ class Engine:
         self._remembers = cache is not None
         self._answers = Answers(cache) if self._remembers and is_first() else None
         self._identity = fingerprint(model) if self._remembers else ""
-        self._progress = progress
+        self._progress = is_first() if progress is None else progress
+        self._compiled: set[tuple] = set()  # shapes of batches that were run
 
     def likelihoods(self, requests: Sequence[Continuation]) -> list[Likelihood]:
         """A request that is empty, or whose continuation is longer than the model reads, has the likelihood NaN."""
@@ -111,7 +112,7 @@ class Engine:
         asked = [likelihood.cut(request, self.max_length) or Request((), ()) for request in requests]
         works = likelihood.work(self.model, requests, max_length=self.max_length, batch_tokens=self.batch_tokens)
 
-        def batches() -> Iterator[tuple[list[int], Callable]]:
+        def batches() -> Iterator[tuple[list[int], tuple, Callable]]:
             for part in works:
 
                 def run(part=part):
@@ -119,7 +120,7 @@ class Engine:
                     self.stats["slots"] += part.slots
                     return part.run()
 
-                yield part.requests, run
+                yield part.requests, part.shape, run
 
         return self._answered(
             "likelihoods", batches(), len(requests),
@@ -131,7 +132,7 @@ class Engine:
     def _drawn(self, asks: list[Ask]) -> list[Answer]:
         writer = Writer(self.model, self.tokenizer.decode, self.tokenizer.vocab_size, self.encoding.stop_ids)
 
-        def batches() -> Iterator[tuple[list[int], Callable]]:
+        def batches() -> Iterator[tuple[list[int], tuple, Callable]]:
             for part in drawing.work(writer, asks):
 
                 def run(part=part):
@@ -139,7 +140,7 @@ class Engine:
                     self.stats["generated"] += sum(len(answer.tokens) for answer in answers)
                     return answers
 
-                yield part.asks, run
+                yield part.asks, part.shape, run
 
         return self._answered(
             "generations", batches(), len(asks),
@@ -150,7 +151,7 @@ class Engine:
         )  # fmt: skip
 
     def _answered(
-        self, what: str, batches: Iterator[tuple[list[int], Callable]], total: int, keys: Callable[[], list[bytes]],
+        self, what: str, batches: Iterator[tuple[list[int], tuple, Callable]], total: int, keys: Callable[[], list[bytes]],
         pack: Callable[[Any], bytes], unpack: Callable[[bytes, int], Any],
     ) -> list:  # fmt: skip
         """Answers from the file, and of each batch that is not wholly known there, from the model.
@@ -168,10 +169,13 @@ class Engine:
 
         found = from_first(known) if self._remembers else [None] * total
         with self._bar(what, total) as bar:
-            for numbers, run in batches:
+            for numbers, shape, run in batches:
                 if all(found[number] is not None for number in numbers):
                     self.stats["cached"] += len(numbers)
                 else:
+                    if (what, *shape) not in self._compiled:
+                        bar.compiling()
+                    self._compiled.add((what, *shape))
                     new = {n: answer for n, answer in zip(numbers, run()) if found[n] is None}
                     for n, answer in new.items():
                         found[n] = answer
@@ -181,8 +185,7 @@ class Engine:
         return found
 
     def _bar(self, what: str, total: int):
-        hidden = None if self._progress is None else not self._progress
-        return tqdm(total=total, desc=what, unit=" requests", disable=hidden, leave=False)
+        return progress(what, total, unit=" requests", enabled=self._progress, leave=False)
 
     def _done(self, requests: int, begin: float) -> None:
         self.stats["requests"] += requests

@@ -50,11 +50,13 @@ class Scored(NamedTuple):
 
 class Work(NamedTuple):
     """A batch of a plan. requests: the numbers of those that it answers. tokens: that are read for it, padding not counted;
-    slots: with padding. run: answers them, in that order; raises UserError if a log-probability is NaN or infinite."""
+    slots: with padding. shape: what it is compiled for. run: answers them, in that order; raises UserError if a
+    log-probability is NaN or infinite."""
 
     requests: list[int]
     tokens: int
     slots: int
+    shape: tuple[int, ...]
     run: Callable[[], list[Scored]]
 
 
@@ -169,6 +171,7 @@ class _Reader:
             prefixes = planned.waves[batch.wave] if batch.P else []
             yield Work(
                 [requests[number][0] for number in numbers], tokens, batch.B * batch.T,
+                (batch.B, batch.T, batch.P, batch.N, batch.K),
                 functools.partial(self.run, batch, prefixes, costs.ways, numbers),
             )  # fmt: skip
 

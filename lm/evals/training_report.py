@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flax import nnx
-from tqdm import tqdm
 
 from data.dataset import open_split, prepared
 from data.tokenizer import Tokenizer
@@ -14,6 +13,7 @@ from lm.cli import write_json
 from lm.evals import ngram, report
 from lm.infer.sampler import generate
 from lm.model.transformer import skeleton
+from lm.progress import progress
 from lm.train.speed import FORMULA, peak_flops
 from lm.train.step import model_config_of
 from lm.workdir import kept_json
@@ -121,7 +121,7 @@ def _baselines(dataset: Path, tokenizer: Tokenizer, counts: dict) -> dict[str, f
     if (values := kept_json(kept)) is not None:
         return values
     total = sum(source["train"]["bytes"] for source in counts["sources"].values())
-    with tqdm(total=min(total, BASELINE_BYTES), unit="B", unit_scale=True, desc="n-gram baselines", dynamic_ncols=True) as bar:
+    with progress("n-gram baselines", min(total, BASELINE_BYTES), unit="B", scaled=True) as bar:
         values = ngram.baselines(
             lambda: texts(dataset, "train", tokenizer, BASELINE_BYTES),
             lambda: texts(dataset, "valid", tokenizer),

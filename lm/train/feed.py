@@ -10,7 +10,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from data.batches import Batches
+from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
+from lm.progress import shown
 
 AHEAD = 4  # batches that the devices may have before them
 
@@ -87,7 +89,8 @@ class Feed:
         numbers = grain.MapDataset.range(count).map(lambda i: self.batches.batch(i * total // count, self._rows))
         options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2 * AHEAD)
         with contextlib.closing(iter(numbers.to_iter_dataset(options))) as iterator:
-            yield from map(self.to_devices, iterator)
+            quiet = {"soon": False, "enabled": is_first(), "leave": False}
+            yield from shown(map(self.to_devices, iterator), "validation", count, **quiet)
 
     def to_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Global arrays [B, …] from this process's rows; `ids` stay behind on the host."""

@@ -149,6 +149,8 @@ def train(
     started = time.perf_counter()
     step = begin
     try:
+        if begin < config.steps:
+            log.compiling()
         for step in range(begin + 1, config.steps + 1):
             # Before the step and not after the last one: so a run that was stopped in between goes on with it.
             first = step == 1 and config.get("valid_first", False)

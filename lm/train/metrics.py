@@ -14,7 +14,8 @@ from pathlib import Path
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
-from tqdm import tqdm
+
+from lm.progress import progress
 
 
 def rewind(path: Path, step: int) -> None:
@@ -49,8 +50,8 @@ class Log:
         (workdir / "tensorboard").mkdir(exist_ok=True)
         self._board = EventsWriter(str(workdir / "tensorboard" / "events"), f".{step}")
         self._board.write_event(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
-        self._bar = tqdm(
-            total=steps, initial=step, unit="step", dynamic_ncols=True, smoothing=0.1, mininterval=0.5, desc="train",
+        self._bar = progress(
+            "train", steps, done=step, smoothing=0.1,
             bar_format="{desc} {n_fmt}/{total_fmt} |{bar}| {postfix} [{elapsed}<{remaining}]",
         )  # fmt: skip
 
@@ -76,6 +77,10 @@ class Log:
     def say(self, text: str) -> None:
         if self.enabled:
             self._bar.write(text)
+
+    def compiling(self) -> None:
+        if self.enabled:
+            self._bar.compiling()
 
     def flush(self) -> None:
         """Makes the lines durable: a checkpoint must never be ahead of its log."""

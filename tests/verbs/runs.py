@@ -20,7 +20,8 @@ SETTINGS = {
     "model.num_layers": 1, "model.embed_dim": 32, "model.num_heads": 2, "model.num_kv_heads": 2, "model.head_dim": 16,
     "model.mlp_dim": 64,
 }  # fmt: skip
-BARS = re.compile(r"(comparing the input|survey|tokenizer|dataset|train|n-gram baselines)(:| \d)[^\n]*")
+STAGES = "comparing the input|survey|tokenizer|dataset|train|validation|n-gram baselines|likelihoods|generations"
+BARS = re.compile(rf"({STAGES})(:| \d)[^\n]*")
 # Variables of every run: JAX's compilation cache, once conftest.py has named its folder.
 CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
 DEADLINE = 300  # seconds in which anything that is waited for must have happened
@@ -45,9 +46,9 @@ def fake_devices(count: int) -> dict[str, str]:
 
 
 def run(command: list[str], **variables: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        command, cwd=REPOSITORY, env=environment(**variables), capture_output=True, text=True, timeout=DEADLINE
-    )
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment(**variables), capture_output=True, timeout=DEADLINE)
+    done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()  # text=True would turn a "\r" into a new line
+    return done
 
 
 def train(workdir: Path, variables: dict[str, str] | None = None, **settings) -> None:
@@ -84,6 +85,12 @@ def complaint(stderr: str) -> list[str]:
     """What a run wrote to stderr, line by line, without its progress bars."""
     pieces = (piece.strip() for text in stderr.split("\n") for piece in text.split("\r"))
     return [piece for piece in pieces if piece and not BARS.fullmatch(piece)]
+
+
+def plain_lines(said: str) -> list[str]:
+    """Of a run without a terminal; fails if a character of them would move the cursor."""
+    assert all(c.isprintable() or c == "\n" for c in said), said[-4000:]
+    return said.splitlines()
 
 
 def lines(path: Path) -> list[dict]:

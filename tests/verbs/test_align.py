@@ -60,6 +60,7 @@ def command(method: str, workdir: Path, start: Path, here: Path, **settings) -> 
 def aligned(*arguments, variables=None, **settings) -> None:
     done = runs.run(command(*arguments, **settings), **(variables or {}))
     assert done.returncode == 0, done.stderr[-4000:]
+    runs.plain_lines(done.stderr)
 
 
 def measured(workdir: Path) -> list[dict]:

@@ -58,7 +58,7 @@ def evaluated(*arguments, code: int = 0, variables=None, **settings) -> str:
 @pytest.fixture(scope="module")
 def whole(finished, data, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("evaluation") / "whole"
-    evaluated(workdir, finished, data)
+    (workdir.parent / "said").write_text(evaluated(workdir, finished, data))
     return workdir
 
 
@@ -76,6 +76,13 @@ def same_scores(one: Path, other: Path) -> None:
     texts = [{s["doc_id"]: s["generation"] for s in runs.lines(w / "samples.jsonl") if s["task"] == "gsm8k"}
              for w in (one, other)]  # fmt: skip
     assert texts[0] == texts[1]
+
+
+def test_how_far_it_is_where_there_is_no_terminal(whole):
+    said = runs.plain_lines((whole.parent / "said").read_text())
+    for what in ("likelihoods", "generations"):
+        assert any(line.startswith(f"{what}: 0/") and line.endswith("compiling…") for line in said)
+        assert any(line.startswith(f"{what}: ") and "requests/s" in line for line in said)
 
 
 def test_an_evaluation_leaves_results_samples_and_a_report(whole):

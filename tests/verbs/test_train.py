@@ -26,6 +26,16 @@ def test_a_run_leaves_its_files(finished):
     assert runs.steps_saved(finished) == [runs.STEPS - 20, runs.STEPS]  # keep_last=2
 
 
+def test_how_far_it_is_where_there_is_no_terminal(text, tmp_path):
+    done = runs.run(runs.line(tmp_path / "run", data__input=text, steps=2, valid_every=0, checkpoint_every=0))
+    assert done.returncode == 0, done.stderr[-4000:]
+    said = runs.plain_lines(done.stderr)
+    assert "train: 0/2, compiling…" in said
+    for stage in ("survey", "tokenizer", "dataset", "n-gram baselines"):
+        assert any(line.startswith(f"{stage}: ") and "B/s" in line for line in said), said
+    assert any(line.startswith("train: 2/2, loss ") and line.endswith("/s") for line in said)
+
+
 def test_metrics(finished):
     lines = runs.training(finished)
     assert [line["step"] for line in lines] == list(range(1, runs.STEPS + 1))

@@ -1,0 +1,109 @@
+"""How far a long piece of work is: a bar on a terminal, and elsewhere a plain line now and then.
+
+A file, a pipe or the log of a job gets lines without control characters: the first at once, then one every SECONDS at most,
+and the last when the work ends.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+SECONDS = 10.0  # between two lines
+COMPILING = "compiling…"
+
+
+def progress(
+    what: str, total: float | None = None, *, unit: str = "", scaled: bool = False, done: float = 0, soon: bool = True,
+    enabled: bool = True, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic, **bar: Any,
+) -> "tqdm | Lines":  # fmt: skip
+    """What shows the progress of `what`: call update(n) for n more of it, and close() at the end, or use it as a context.
+
+    Args:
+      total: how much there is, if that is known. unit: of what is counted; scaled: with a prefix, as in 1.2M.
+      done: how much was done before. soon: whether a line comes at once; else work of less than SECONDS has none.
+      enabled: whether anything is shown. file: where to; None: stderr. clock: of seconds. bar: more for tqdm, on a terminal.
+    """
+    file = sys.stderr if file is None else file
+    if enabled and not file.isatty():
+        return Lines(what, total, unit, scaled, done, soon, file, clock)
+    return Bar(
+        total=total, initial=done, desc=what, unit=unit, unit_scale=scaled, file=file, dynamic_ncols=True, mininterval=0.5,
+        disable=not enabled, **bar,
+    )  # fmt: skip
+
+
+def shown(items: Iterable, what: str, total: int | None = None, **options: Any) -> Iterator:
+    """The items; how many of them came is shown on the way. options: of `progress`."""
+    with progress(what, total, **options) as bar:
+        for item in items:
+            yield item
+            bar.update(1)
+
+
+class Bar(tqdm):
+    def compiling(self) -> None:
+        """Says that the next part must be compiled first; whatever comes next replaces it."""
+        self.set_postfix_str(COMPILING)
+
+    def update(self, n: float = 1) -> bool | None:
+        if not self.disable and self.postfix == COMPILING:
+            self.set_postfix_str("", refresh=False)
+        return super().update(n)
+
+
+class Lines:
+    """As much of tqdm's interface as is used, in lines such as "train 12/200, loss 3.1, 1.9/s, 01:39 left"."""
+
+    def __init__(self, what, total, unit, scaled, done, soon, file, clock):
+        self.n, self._begin = done, done
+        self._what, self._total, self._unit, self._scaled, self._file, self._clock = what, total, unit, scaled, file, clock
+        self._postfix, self._started = "", clock()
+        self._next, self._silent, self._written = self._started + (0 if soon else SECONDS), not soon, None
+
+    def __enter__(self) -> "Lines":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def update(self, n: float = 1) -> None:
+        self.n += n
+        if self._clock() >= self._next:
+            self._write()
+
+    def set_postfix_str(self, text: str, refresh: bool = True) -> None:
+        self._postfix = text
+
+    def compiling(self) -> None:
+        """Says that the next part must be compiled first."""
+        self._write(COMPILING)
+
+    def write(self, text: str) -> None:
+        """A line of its own, on stdout as tqdm has it."""
+        print(_plain(text, keep="\n"), flush=True)
+
+    def close(self) -> None:
+        if not self._silent and self.n != self._written:
+            self._write()
+
+    def _write(self, note: str = "") -> None:
+        now = self._clock()
+        seconds, more = now - self._started, self.n - self._begin
+        number = (lambda x: tqdm.format_sizeof(x)) if self._scaled else (lambda x: f"{x:g}" if x < 1e6 else f"{x:.0f}")
+        count = number(self.n) + (f"/{number(self._total)}" if self._total is not None else "") + self._unit
+        parts = [f"{self._what}: {count}", note or self._postfix]
+        if more and seconds > 0 and not note:
+            parts.append(f"{number(round(more / seconds, 2))}{self._unit}/s")
+            if self._total is not None and self._total > self.n:
+                parts.append(f"{tqdm.format_interval((self._total - self.n) * seconds / more)} left")
+        text = ", ".join(part for part in parts if part)
+        print(_plain(text), file=self._file, flush=True)
+        self._next, self._silent, self._written = now + SECONDS, False, None if note else self.n
+
+
+def _plain(text: str, keep: str = "") -> str:
+    """Without what would move a cursor: names of files and what a model writes may hold anything."""
+    return "".join(c if c.isprintable() or c in keep else " " for c in text)
