@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
-SECONDS = 10.0  # between two lines
+SECONDS = 5.0  # between two lines
 COMPILING = "compiling…"
 
 
