@@ -1,4 +1,4 @@
-"""Progress without a terminal: plain lines, at once and every ten seconds, whatever is shown in them."""
+"""Progress without a terminal: plain lines, at once and every five seconds, whatever is shown in them."""
 
 import io
 import os
@@ -23,7 +23,7 @@ def lines(file: io.StringIO) -> list[str]:
     return text.splitlines()
 
 
-def test_a_line_at_once_then_every_ten_seconds_and_at_the_end():
+def test_a_line_at_once_then_every_five_seconds_and_at_the_end():
     file, clock = io.StringIO(), Clock()
     with progress("train", 40, file=file, clock=clock) as bar:
         for _ in range(35):
@@ -31,10 +31,7 @@ def test_a_line_at_once_then_every_ten_seconds_and_at_the_end():
             bar.set_postfix_str("loss 3.1")
             bar.update(1)
     assert lines(file) == [
-        "train: 1/40, loss 3.1, 1/s, 00:39 left",
-        "train: 11/40, loss 3.1, 1/s, 00:29 left",
-        "train: 21/40, loss 3.1, 1/s, 00:19 left",
-        "train: 31/40, loss 3.1, 1/s, 00:09 left",
+        *(f"train: {n}/40, loss 3.1, 1/s, 00:{40 - n:02} left" for n in range(1, 35, 5)),
         "train: 35/40, loss 3.1, 1/s, 00:05 left",
     ]
 
@@ -92,6 +89,14 @@ def test_a_terminal_gets_a_bar():
         assert not isinstance(bar, Lines)
         bar.compiling()
         bar.update(4)
-    said = os.read(ours, 10_000).decode()
+    said = "".join(iter(lambda: _read(ours), ""))
     os.close(ours)
     assert "\r" in said and "compiling…" in said and "4/4" in said
+
+
+def _read(terminal: int) -> str:
+    """What comes next from a terminal, "" at its end, which Linux tells by an error."""
+    try:
+        return os.read(terminal, 10_000).decode(errors="replace")
+    except OSError:
+        return ""
