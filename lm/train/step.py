@@ -104,9 +104,9 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
         params = nnx.merge_state(jax.tree.map(lambda p, u: p - rate * u, params, direction), rest)
         if not model_config.adapter.rank:  # then nothing of the base moves
             params = with_balance(params, sums.loads, model_config.moe.bias_rate)
-        # The gradient is clipped, yet a learning rate that is too large lets the update overflow.
-        broken = overflowed((state.params, state.optimizer), (params, optimizer))
-        ok = jnp.isfinite(total) & jnp.isfinite(norm) & ~broken
+        # A learning rate that is too large lets the update overflow. The moments cannot: they are means of gradients and their
+        # squares, whose sum is finite if the norm is.
+        ok = jnp.isfinite(total) & jnp.isfinite(norm) & ~overflowed(state.params, params)
         # A bad step leaves parameters and moments bit for bit as they were, without asking the host.
         params, optimizer = jax.tree.map(
             lambda new, old: jnp.where(ok, new, old), (params, optimizer), (state.params, state.optimizer)
