@@ -92,7 +92,7 @@ def moved(adapted, finished, tmp_path):
 
 def point_to(workdir, base):
     config = json.loads((workdir / "config.json").read_text())
-    (workdir / "config.json").write_text(json.dumps(config | {"init_from": str(base)}))
+    (workdir / "config.json").write_text(json.dumps(config | {"init_from": str(base), "tokenizer": str(base)}))
 
 
 def test_a_base_that_moved_is_found_by_the_config(moved, adapted):
@@ -105,15 +105,17 @@ def test_a_base_that_moved_is_found_by_the_config(moved, adapted):
         np.testing.assert_array_equal(x, expected[name], err_msg=name)
 
 
-def test_a_base_that_changed_is_refused(moved, text):
-    """Another model in its place, or another step of it."""
+def test_a_base_that_changed_is_refused(moved, text, tmp_path):
+    """Another model in its place, or another step of it; the place is a link to it."""
     workdir, base = moved
-    point_to(workdir, base)
+    link = tmp_path / "gone"
+    link.symlink_to(base)
+    assert open_source(workdir).config.adapter.rank == 2
     shutil.rmtree(base / "checkpoints" / str(runs.STEPS))
     with pytest.raises(UserError, match=rf"step {runs.STEPS}, which is not there"):
         open_source(workdir)
     shutil.copytree(base / "checkpoints" / str(runs.STEPS - 20), base / "checkpoints" / str(runs.STEPS))
-    settings = adapted_settings(base, text)
+    settings = adapted_settings(link, text)
     done = runs.run(runs.line(workdir, **settings | dict(steps=20)))
     assert done.returncode == 2 and len(runs.complaint(done.stderr)) == 1, done.stderr
     assert "have changed since" in done.stderr and "init_from" in done.stderr
