@@ -127,7 +127,7 @@ def from_first(make: Callable[[], T]) -> T:
     """
     global _alone, _made
     service = _service()
-    if service is None or _alone:
+    if service is None or _alone or distributed.global_state.num_processes == 1:
         return make()
     key, _made = f"{MADE}/{_made}", _made + 1
     if distributed.global_state.process_id:
