@@ -137,7 +137,10 @@ def _shared(model: Transformer, asks: Sequence[Ask]) -> int:
         return 0
     most = min(len(ask.tokens) for ask in asks) - 1
     n = next((n for n, (a, b) in enumerate(zip(first, last)) if a != b), most)
-    return min(n, most) if min(n, most) >= SHARED else 0
+    if (n := min(n, most)) < SHARED:
+        return 0
+    unit = max(16, 1 << (n.bit_length() - 5))  # each length is a program of its own
+    return n // unit * unit
 
 
 def _batches(model: Transformer, asks: list[Ask], shared: int) -> Iterator[tuple[int, int, list[Ask]]]:

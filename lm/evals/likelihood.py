@@ -171,12 +171,12 @@ class _Reader:
             prefixes = planned.waves[batch.wave] if batch.P else []
             yield Work(
                 [requests[number][0] for number in numbers], tokens, batch.B * batch.T,
-                (batch.B, batch.T, batch.P, batch.N, batch.K),
-                functools.partial(self.run, batch, prefixes, costs.ways, numbers),
+                (batch.B, batch.T, batch.P, batch.N, batch.K, batch.W),
+                functools.partial(self.run, batch, prefixes, numbers),
             )  # fmt: skip
 
-    def run(self, batch: Batch, prefixes: list[np.ndarray], ways: int, numbers: list[int]) -> list[Scored]:
-        states = self._states(batch, prefixes, ways) if batch.P else None
+    def run(self, batch: Batch, prefixes: list[np.ndarray], numbers: list[int]) -> list[Scored]:
+        states = self._states(batch, prefixes) if batch.P else None
         arrays, where = _laid_out(batch, prefixes)
         logps_BNK, best_BN = _scored(self.graph, self.params, states, *_placed(arrays))
         logps_BNK, best_BN = np.asarray(logps_BNK), np.asarray(best_BN)
@@ -190,12 +190,11 @@ class _Reader:
             found.append(Scored(logps, best_BN[b, n] == targets_BNK[b, n, k]))
         return found
 
-    def _states(self, batch: Batch, prefixes: list[np.ndarray], ways: int):
+    def _states(self, batch: Batch, prefixes: list[np.ndarray]):
         """What was read of the wave's prefixes, whole on every device."""
         if self.wave != batch.wave:
             self.states = None
-            filled = -(-(1 << (len(prefixes) - 1).bit_length()) // ways) * ways
-            tokens, segments = np.zeros((2, filled, batch.P), np.int32)
+            tokens, segments = np.zeros((2, batch.W, batch.P), np.int32)
             for w, prefix in enumerate(prefixes):
                 tokens[w, : len(prefix)], segments[w, : len(prefix)] = prefix, 1
             self.wave, self.states = batch.wave, _prefixes(self.graph, self.params, *_placed((tokens, segments)))

@@ -40,13 +40,15 @@ class Row(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Rows that are read together, all padded to B × T behind P prefix slots. wave: the number of their prefixes."""
+    """Rows that are read together, all padded to B × T behind the P slots of one of W prefixes. wave: the number of these, of
+    which the last one may have fewer."""
 
     B: int
     T: int
     P: int
     N: int
     K: int
+    W: int
     wave: int
     rows: list[Row]
 
@@ -252,6 +254,7 @@ def _add(result: Plan, P: int, groups: list[_Group], costs: Costs) -> None:
 
     ranges = _divided(sizes, max(sizes[-1], costs.batch // 2), cost)
     at_once = max(costs.ways, min(costs.batch, costs.cache) // P) if P else len(groups)
+    W = _multiple(_power(min(at_once, len(groups))), costs.ways) if P else 0
     waves = [groups[i : i + at_once] for i in range(0, len(groups), at_once)]
     by_range: list[list[tuple[int, list[Row]]]] = [[] for _ in ranges]
     for wave in waves:
@@ -275,7 +278,7 @@ def _add(result: Plan, P: int, groups: list[_Group], costs: Costs) -> None:
         N = min(T, _multiple(max(sum(len(t.targets) for t in row.tries) for row in rows), 16))
         K = _power(max(len(ids) for row in rows for t in row.tries for ids in t.targets.values()))
         for number, some in found:
-            batches += [Batch(B, T, P, N, K, number, some[i : i + B]) for i in range(0, len(some), B)]
+            batches += [Batch(B, T, P, N, K, W, number, some[i : i + B]) for i in range(0, len(some), B)]
     result.batches.extend(sorted(batches, key=lambda batch: batch.wave))  # a wave's states are held no longer than it takes
 
 

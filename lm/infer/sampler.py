@@ -23,11 +23,22 @@ from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer import not_finite
 from lm.infer.prompts import read as prompts_as_ids
-from lm.model.transformer import DecodeState, Transformer, continued, empty_state, repeated, resized, skeleton, taken
+from lm.model.transformer import (
+    DecodeState,
+    Transformer,
+    continued,
+    empty_state,
+    repeated,
+    resized,
+    skeleton,
+    taken,
+    unstacked,
+)
 from lm.parallel.hosts import gathered
 from lm.parallel.mesh import reshard, row_ways, spec
 
 UNROLLED = 48  # layers of a kind at most; more would take long to compile
+COARSE = 2  # steps of _slots where a loop is interrupted: evaluations have prompts of all lengths
 APART = 1 << 31  # bytes of weights at most that are kept layer by layer as well: a CPU would take them apart at each token
 
 
@@ -55,11 +66,17 @@ class Settings(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A request laid out. slots: of a continuation's own, its prompt among them if none shares it; limit: tokens at most."""
+    """A request laid out.
+
+    graph: of the model that goes on from its cache; reader: of the same model as it reads prompts. slots: of a continuation's
+    own, its prompt among them if none shares it. room: of the array of drawn tokens. limit: tokens at most.
+    """
 
     graph: nnx.GraphDef
+    reader: nnx.GraphDef
     settings: Settings
     slots: int
+    room: int
     limit: int
     params: nnx.State
     tokens_BP: jax.Array
@@ -152,9 +169,9 @@ def draw(
     until = min(every or max_new_tokens, max_new_tokens)
     call = _prepared(
         model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype, each, rows,
-        prefix, until,
+        prefix, min(2 * every or max_new_tokens, max_new_tokens), COARSE if every else 8,
     )  # fmt: skip
-    state = _run(*call, until)
+    state = _loop_of(call, _start_of(call), until)
     count, numbers = len(prompts) * each, np.arange(call.rows_B.shape[0])  # of the continuation that each row is
     going = numbers < count  # the others fill the batch
     found: list[tuple[list[int], list[float], bool] | None] = [None] * count
@@ -167,7 +184,7 @@ def draw(
         if not going.any():
             return Drawn(*map(list, zip(*found)))
         until = min(until + every, max_new_tokens)
-        state, numbers, going = _resumed(call, state, numbers, going, until)
+        call, state, numbers, going = _resumed(call, state, numbers, going, until)
 
 
 def _check_finite(model: Transformer, state: SamplingState, prompts: Sequence[int], temperature: float) -> None:
@@ -194,22 +211,22 @@ def _told(state: SamplingState, stop_ids: Sequence[int]) -> tuple[list[list[int]
 
 def _resumed(
     call: Call, state: SamplingState, numbers: np.ndarray, going: np.ndarray, until: int
-) -> tuple[SamplingState, np.ndarray, np.ndarray]:  # fmt: skip
+) -> tuple[Call, SamplingState, np.ndarray, np.ndarray]:  # fmt: skip
     """The state after `until` tokens, of the rows that are going on at least; of its rows the numbers, and whether they are."""
-    ways, left, kept = row_ways(), int(going.sum()), None
+    ways, left, kept, config = row_ways(), int(going.sum()), None, nnx.merge(call.graph, call.params).config
     size = ways << (-(-left // ways) - 1).bit_length()
-    if 4 * size <= len(numbers) and not nnx.merge(call.graph, call.params).config.scan_layers:
+    if 4 * size <= len(numbers) and not config.scan_layers:
         kept = np.resize(np.flatnonzero(going), size)
         numbers, going = numbers[kept], np.arange(size) < left
     drawn, end = int(state.n), int(state.decode.slot) - int(state.n)
-    more = 0
-    if end + until > state.decode.segments_BS.shape[1]:
-        more = _slots(end + min(call.limit, max(until, 2 * drawn))) - state.decode.segments_BS.shape[1]
-    state = _go_on(
-        call.graph, call.settings, more, call.params, state, call.tokens_BP, call.rows_B, numbers, kept, *_placed((~going,)),
-        call.seed, call.allowed_V, until,
-    )  # fmt: skip
-    return state, numbers, going
+    slots, more = state.decode.segments_BS.shape[1], 0
+    if end + until > slots:
+        more = _slots(end + min(call.limit, max(until, 2 * drawn)), COARSE) - slots
+    if more or kept is not None:
+        state, tokens_BP, rows_B = _changed(config, more, state, call.tokens_BP, call.rows_B, kept)
+        call = call._replace(tokens_BP=tokens_BP, rows_B=rows_B)
+    state = state._replace(done_B=state.done_B | _placed((~going,))[0])
+    return call, _loop_of(call, state, until), numbers, going
 
 
 def _growing(model, prompts, **options):
@@ -219,7 +236,7 @@ def _growing(model, prompts, **options):
         model, prompts, o["stop_ids"], o["vocab_size"], o["max_new_tokens"], o["temperature"], o["top_p"], o["top_k"],
         o["seed"], 0, o["cache_dtype"],
     )  # fmt: skip
-    state = _start(*call)
+    state = _start_of(call)
     while True:
         _check_finite(model, state, [0] * state.lost_B.shape[0], o["temperature"])
         yield np.asarray(state.out_BN)[0, : int(state.n)].tolist()
@@ -232,9 +249,9 @@ def _growing(model, prompts, **options):
 
 def _prepared(
     model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype, each=1,
-    rows=None, prefix=(), until=0,
+    rows=None, prefix=(), until=0, steps=8,
 ) -> Call:  # fmt: skip
-    """Checks a request and lays it out, with slots for `until` tokens, or all."""
+    """Checks a request and lays it out, with slots for `until` tokens, or all; steps: see _slots."""
     if max_new_tokens < 1 or not 0 <= temperature < np.inf or not 0 < top_p <= 1 or top_k < 0 or each < 1:
         raise UserError("generate needs max_new_tokens ≥ 1, temperature ≥ 0, 0 < top_p ≤ 1, top_k ≥ 0 and each ≥ 1")
     if cache_dtype not in ("", "int8"):
@@ -260,21 +277,30 @@ def _prepared(
     # Read on each device: a row for each way that rows are split.
     prefix_WQ = _placed((np.tile(np.asarray(prefix, np.int32), (ways, 1)),))[0] if prefix else None
     graph, params = nnx.split(model)
+    reader = graph
     if model.config.scan_layers and max(repeats for _, repeats in model.config.stacks) <= UNROLLED:
         graph = _unrolled(model.config)
+        # Scanned layers compile in a quarter of the time; but their caches stand twice for a moment, in one piece and apart.
+        reader = reader if jax.default_backend() == "cpu" else graph
     settings = Settings(float(temperature), float(top_p), int(top_k), tuple(map(int, stop_ids)), cache_dtype)
-    slots = _slots((tokens_BP.shape[1] if each == 1 else 0) + (until or max_new_tokens))
+    slots = _slots((tokens_BP.shape[1] if each == 1 else 0) + (until or max_new_tokens), steps)
+    room = _slots(max_new_tokens, steps)
     allowed_V, seed = np.arange(vocab) < vocab_size, np.uint32(seed % 2**32)
-    return Call(graph, settings, slots, max_new_tokens, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ)
+    return Call(
+        graph, reader, settings, slots, room, max_new_tokens, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ
+    )  # fmt: skip
 
 
-def _slots(n: int) -> int:
-    return -(-n // 16) * 16
+def _slots(n: int, steps: int = 8) -> int:
+    """The next of so many steps from one power of two to the next, 16 apart at least: calls of about the same length then share
+    what is compiled."""
+    unit = max(16, (1 << (n - 1).bit_length()) // (2 * steps))
+    return -(-n // unit) * unit
 
 
 @functools.lru_cache(maxsize=16)
 def _unrolled(config: ModelConfig) -> nnx.GraphDef:
-    """The same model whose layers are a loop: a scan over layers would copy their weights and caches at every token."""
+    """The same model whose layers are unrolled: a scan over layers would copy their weights and caches at every token."""
     return skeleton(dataclasses.replace(config, scan_layers=False))[0]
 
 
@@ -296,12 +322,22 @@ def _padded(ids: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.nd
     return tokens, segments
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _start_of(call: Call) -> SamplingState:
+    return _start(
+        call.graph, call.reader, call.settings, call.slots, call.room, call.params, call.tokens_BP, call.segments_BP,
+        call.rows_B, call.seed, call.allowed_V, call.prefix_WQ,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _start(
-    graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ
+    graph, reader, settings, slots, room, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ
 ) -> SamplingState:  # fmt: skip
-    """Reads the prompts into an empty cache and draws the first token; of each prompt as many as there are rows for."""
-    model, dtype = nnx.merge(graph, params), settings.cache_dtype
+    """Reads the prompts into an empty cache and draws the first token; of each prompt as many as there are rows for.
+
+    A program of its own, so that prompts of another width need no other loop.
+    """
+    model, dtype = nnx.merge(reader, params), settings.cache_dtype
     (prompts, P), B = tokens_BP.shape, rows_B.shape[0]
     each, Q = B // prompts, 0
     positions_BP = jnp.maximum(0, jnp.cumsum(segments_BP, axis=1) - 1)
@@ -316,7 +352,9 @@ def _start(
     logits_BV = repeated(model.logits(read.x_BTD[:, -1:])[:, 0], each)
     lengths_B = Q + repeated(segments_BP.sum(axis=1), each)
     decode = read.state if each == 1 else continued(read.state, model.config, each, slots, dtype)
-    nothing = jnp.zeros((B, limit), jnp.int32, out_sharding=spec("batch", None))
+    if model.config.scan_layers and not nnx.merge(graph, params).config.scan_layers:
+        decode = _apart(decode, model.config)
+    nothing = jnp.zeros((B, room), jnp.int32, out_sharding=spec("batch", None))
     first = SamplingState(
         decode, lengths_B * 0, lengths_B - 1, lengths_B < 0, lengths_B < 0, nothing, nothing.astype(jnp.float32), jnp.int32(0)
     )  # fmt: skip
@@ -354,35 +392,39 @@ def _read_again(model: Transformer, state: SamplingState, tokens_BP) -> DecodeSt
     return model.hidden(tokens_BS, segments_BS, positions_BS, fresh).state._replace(slot=decode.slot)
 
 
+def _apart(decode: DecodeState, config: ModelConfig) -> DecodeState:
+    """The state of a model that scans its layers, as the same model needs it whose layers are unrolled."""
+    layers = tuple(
+        tuple(tuple(unstacked(cache, repeats)) for cache in caches)
+        for caches, (_, repeats) in zip(decode.layers, config.stacks, strict=True)
+    )
+    return decode._replace(layers=layers)
+
+
 _next = jax.jit(_sample_step, static_argnums=(0, 1), donate_argnums=3)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _run(
-    graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ, until
-) -> SamplingState:  # fmt: skip
-    """The state after `until` tokens."""
-    state = _start(graph, settings, slots, limit, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ)
-    tokens_BP = repeated(jnp.asarray(tokens_BP), rows_B.shape[0] // tokens_BP.shape[0])
-    return _loop(graph, settings, params, state, tokens_BP, rows_B, seed, allowed_V, until)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _go_on(
-    graph, settings, more, params, state: SamplingState, tokens_BP, rows_B, numbers_B, kept_B, done_B, seed, allowed_V, until
-) -> SamplingState:  # fmt: skip
-    """The state after `until` tokens with `more` slots, of the rows at the places kept_B if that is not None. done_B: the rows
-    that are wanted no more; numbers_B: those that all have in tokens_BP and rows_B."""
-    decode = resized(state.decode, nnx.merge(graph, params).config, kept_B, more)
-    rest = state._replace(decode=())
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _changed(config, more, state: SamplingState, tokens_BP, rows_B, kept_B) -> tuple[SamplingState, jax.Array, jax.Array]:
+    """The state with `more` slots, of the rows at the places kept_B if that is not None, and their tokens_BP and rows_B."""
+    decode = resized(state.decode, config, kept_B, more)
+    rest = state._replace(decode=()), jnp.asarray(tokens_BP), jnp.asarray(rows_B)
     if kept_B is not None:
         rest = jax.tree.map(lambda x: taken(x, kept_B) if x.ndim else x, rest)
-    if numbers_B.shape != rows_B.shape:
-        tokens_BP, rows_B = taken(tokens_BP, numbers_B), taken(rows_B, numbers_B)
-    state = rest._replace(decode=decode, done_B=rest.done_B | done_B)
-    return _loop(graph, settings, params, state, tokens_BP, rows_B, seed, allowed_V, until)
+    return rest[0]._replace(decode=decode), *rest[1:]
 
 
+def _loop_of(call: Call, state: SamplingState, until: int) -> SamplingState:
+    """The state after `until` tokens."""
+    # Only LongRoPE reads the prompts again; the loop of the others is the same whatever the width of these.
+    longrope = nnx.merge(call.graph, call.params).config.rope.scaling == "longrope"
+    return _loop(
+        call.graph, call.settings, call.params, state, call.tokens_BP if longrope else None, call.rows_B, call.seed,
+        call.allowed_V, until,
+    )  # fmt: skip
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def _loop(graph, settings, params, state: SamplingState, tokens_BP, rows_B, seed, allowed_V, until) -> SamplingState:
     model = nnx.merge(graph, params)
     apart = jax.default_backend() == "cpu" and not model.config.scan_layers and _bytes(params) <= APART

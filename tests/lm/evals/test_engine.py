@@ -132,6 +132,17 @@ def test_long_prompts_do_not_widen_short_ones(ours, monkeypatch):
         widths.clear()
 
 
+def test_a_prompt_of_another_width_needs_no_other_loop(ours, caplog):
+    """Its program reads the prompt and nothing else; the loop, interrupted after 128 tokens, is the one that there is."""
+    one, compiled = engine(ours, max_length=256), []
+    for n in (6, 14):
+        caplog.clear()
+        with jax.log_compiles(), caplog.at_level("WARNING", logger="jax"):
+            one.generate([Prompt(words(n, seed=n), stops=(NO_END,), max_new_tokens=140)])
+        compiled.append([line for line in caplog.messages if line.startswith("Compiling jit(_")])
+    assert len(compiled[0]) >= 2 and len(compiled[1]) == 1
+
+
 def test_a_stop_string_ends_an_answer(ours, monkeypatch):
     monkeypatch.setattr(drawing, "CHUNK", 4)
     one = engine(ours, max_length=128)
