@@ -24,19 +24,18 @@ def swapped(finished, tmp_path_factory):
     return workdir
 
 
-SLOW = ("align", "align itself", "evaluate", "export")
+SLOW = ("align", "evaluate", "export")
 
 
 @pytest.mark.parametrize("verb", ["train", "generate", *(pytest.param(verb, marks=pytest.mark.slow) for verb in SLOW)])
 def test_another_tokenizer_is_refused(swapped, text, tmp_path, verb):
     items = tmp_path / "items"
-    align = [sys.executable, "align.py", "--config=configs/align/sft.py", f"--config.data.input={text}"]
+    align = [sys.executable, "align.py", "--config=configs/align/sft.py", f"--config.data.input={items / 'talk.jsonl'}"]
     command = {
         "train": runs.line(swapped, data__input=text, steps=runs.STEPS + 10),
         "generate": [sys.executable, "-m", "lm.generate", f"--checkpoint={swapped}", "--prompt=a"],
         "export": [sys.executable, "-m", "lm.convert", "export", f"--workdir={swapped}", f"--to={tmp_path / 'out'}"],
         "align": [*align, f"--config.init_from={swapped}", f"--workdir={tmp_path / 'run'}"],
-        "align itself": [*align, f"--config.init_from={swapped}", f"--workdir={swapped}"],
         "evaluate": [
             sys.executable, "evaluate.py", "--config=configs/evaluate/default.py", f"--workdir={tmp_path / 'run'}",
             f"--config.checkpoint={swapped}", "--config.tasks=perplexity", f"--config.data_dir={items}",
@@ -44,6 +43,7 @@ def test_another_tokenizer_is_refused(swapped, text, tmp_path, verb):
     }[verb]  # fmt: skip
     (items / "perplexity").mkdir(parents=True)
     (items / "perplexity" / "text.txt").write_text("Some text.")
+    (items / "talk.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 9)
     before = files(swapped)
     refused(command, "tokenizer", str(swapped), "put the run's own tokenizer back")
     assert files(swapped) == before
