@@ -118,10 +118,10 @@ def test_a_mistake_ends_both(tmp_path):
 
 def test_a_mistake_on_the_other_process_ends_both(fresh, text, tmp_path):
     command = runs.line(fresh, data__input=text)
-    codes, said = ends(start_both(command, tmp_path, [*command, "--config.data.weights=heavy"]), tmp_path)
+    codes, said = ends(start_both(command, tmp_path, [*command, "--config.mesh.data=3"]), tmp_path)
     assert codes == [2, 2], said
     assert said[0] == [said[1][0].replace("train.py: ", "train.py: process 1: ")]
-    assert len(said[1]) == 1 and "data.weights='heavy'" in said[1][0]
+    assert len(said[1]) == 1 and "mesh" in said[1][0]
 
 
 def test_a_report_that_fails_ends_both(fresh, text, tmp_path):
