@@ -2,15 +2,17 @@
 
 Arrays are [B, 2, T]. Of a pair, row 0 is the chosen answer after its prompt and row 1 the rejected one. Of a labelled example,
 row 0 is its answer after the prompt and row 1 another example's answer after the same prompt. Examples whose weights are all 0
-only fill up the batch. The reference is the policy as training began (`frozen`; see lm/align/logprobs.py), on the same forward.
+only fill up the batch. The reference is the policy as training began (`frozen`), measured by the same program
+(lm/align/reference.py).
 """
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lm.align.logprobs import examples, logprobs_of, reference_model, rows, sequence_logprobs
+from lm.align.logprobs import examples, logprobs_of, rows, sequence_logprobs
 from lm.align.losses import LOSSES, WITHOUT_REFERENCE, Pairs, kto
+from lm.align.reference import beside_reference
 from lm.align.settings import PREFERENCES, one_of
 from lm.model.transformer import Hidden, Transformer
 from lm.train.step import Objective, Sums, router_loss
@@ -36,36 +38,44 @@ def objective(config) -> Objective:
 
 def paired_loss(settings, model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
     """Σ over the pairs of the loss, and its metrics."""
-    logp_B2, lengths_B2, entropy, hidden = answers_under(model, batch)
     counts_B, n = counted(batch), number_of_examples(batch)
-    has_reference = settings.loss not in WITHOUT_REFERENCE
-    if has_reference:
-        ref_B2 = sequence_logprobs(reference_model(model, frozen), batch)[0]
-        reward_B2 = settings.beta * (logp_B2 - ref_B2)
-        reference = ref_B2[:, 0], ref_B2[:, 1]
-    else:
-        reward_B2 = settings.beta * logp_B2 / jnp.maximum(lengths_B2, 1.0)
-        reference = None, None
-    pairs = Pairs(logp_B2[:, 0], logp_B2[:, 1], *reference, lengths_B2[:, 0], lengths_B2[:, 1])
-    loss_B = LOSSES[settings.loss](pairs, settings)
 
     def over_examples(x_B):
         return jnp.sum(jnp.where(counts_B > 0, x_B, 0.0)), n
 
-    margin_B = reward_B2[:, 0] - reward_B2[:, 1]
-    metrics = {
-        "rewards/chosen": over_examples(reward_B2[:, 0]), "rewards/rejected": over_examples(reward_B2[:, 1]),
-        "rewards/margins": over_examples(margin_B), "rewards/accuracies": over_examples((margin_B > 0).astype(jnp.float32)),
-        "logps/chosen": over_examples(logp_B2[:, 0]), "logps/rejected": over_examples(logp_B2[:, 1]), "entropy": entropy,
-    }  # fmt: skip
-    nll_weight = settings.nll_weight + (settings.loss == "orpo")
-    if nll_weight:
-        nll_B = -logp_B2[:, 0] / jnp.maximum(lengths_B2[:, 0], 1.0)
-        loss_B = loss_B + nll_weight * nll_B
-        metrics["nll"] = over_examples(nll_B)
-    total, _ = over_examples(loss_B)
-    auxiliary, loads = routers(model, hidden, batch, n, key)
-    return total + auxiliary, Sums(metrics, loads)
+    def measure(model):
+        logp_B2, lengths_B2, entropy, hidden = answers_under(model, batch)
+        auxiliary, loads = routers(model, hidden, batch, n, key)
+        return (logp_B2, auxiliary), (lengths_B2, entropy, loads)
+
+    def compare(policy, reference=None):
+        (logp_B2, auxiliary), (lengths_B2, entropy, loads) = policy
+        if reference is not None:
+            ref_B2 = reference[0][0]
+            reward_B2 = settings.beta * (logp_B2 - ref_B2)
+            ref = ref_B2[:, 0], ref_B2[:, 1]
+        else:
+            reward_B2 = settings.beta * logp_B2 / jnp.maximum(lengths_B2, 1.0)
+            ref = None, None
+        pairs = Pairs(logp_B2[:, 0], logp_B2[:, 1], *ref, lengths_B2[:, 0], lengths_B2[:, 1])
+        loss_B = LOSSES[settings.loss](pairs, settings)
+        margin_B = reward_B2[:, 0] - reward_B2[:, 1]
+        metrics = {
+            "rewards/chosen": over_examples(reward_B2[:, 0]), "rewards/rejected": over_examples(reward_B2[:, 1]),
+            "rewards/margins": over_examples(margin_B),
+            "rewards/accuracies": over_examples((margin_B > 0).astype(jnp.float32)),
+            "logps/chosen": over_examples(logp_B2[:, 0]), "logps/rejected": over_examples(logp_B2[:, 1]), "entropy": entropy,
+        }  # fmt: skip
+        nll_weight = settings.nll_weight + (settings.loss == "orpo")
+        if nll_weight:
+            nll_B = -logp_B2[:, 0] / jnp.maximum(lengths_B2[:, 0], 1.0)
+            loss_B = loss_B + nll_weight * nll_B
+            metrics["nll"] = over_examples(nll_B)
+        return over_examples(loss_B)[0] + auxiliary, Sums(metrics, loads)
+
+    if settings.loss in WITHOUT_REFERENCE:
+        return compare(measure(model))
+    return beside_reference(measure, compare, model, frozen)
 
 
 def unpaired_loss(settings, model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
@@ -76,29 +86,35 @@ def unpaired_loss(settings, model: Transformer, batch: dict, frozen, key) -> tup
     difference of two means.
     """
     own, other = ({name: x[:, i : i + 1] for name, x in batch.items() if x.ndim == 3} for i in (0, 1))
-    logp_B1, _, entropy, hidden = answers_under(model, own)
-    ref_B2 = sequence_logprobs(reference_model(model, frozen), batch)[0]
-    logp_B, ref_B = logp_B1[:, 0], ref_B2[:, 0]
     counts_B, n = counted(batch), number_of_examples(batch)
-    other_B = lax.stop_gradient(sequence_logprobs(model, other)[0][:, 0]) - ref_B2[:, 1]
-    kl = jnp.maximum(jnp.sum(other_B * counts_B) / jnp.maximum(n, 1.0), 0.0)
-
     good_B = counts_B * batch["desirable"]
     bad_B = counts_B - good_B
-    weight_B = settings.desirable_weight * good_B + settings.undesirable_weight * bad_B
-    total = jnp.sum(weight_B * kto(logp_B, ref_B, batch["desirable"], kl, settings.beta))
-    reward_B = settings.beta * (logp_B - ref_B)
-    metrics = {"kl": (kl * n, n), "entropy": entropy}
-    means = []
-    for name, which_B in (("chosen", good_B), ("rejected", bad_B)):
-        reward, count = jnp.sum(which_B * reward_B), jnp.sum(which_B)
-        metrics[f"rewards/{name}"] = reward, count
-        metrics[f"logps/{name}"] = jnp.sum(which_B * logp_B), count
-        means.append(reward / jnp.maximum(count, 1.0))
-    both = ((jnp.sum(good_B) > 0) & (jnp.sum(bad_B) > 0)).astype(jnp.float32)
-    metrics["rewards/margins"] = both * (means[0] - means[1]), both
-    auxiliary, loads = routers(model, hidden, own, n, key)
-    return total + auxiliary, Sums(metrics, loads)
+
+    def measure(model):
+        logp_B1, _, entropy, hidden = answers_under(model, own)
+        other_B1 = lax.stop_gradient(sequence_logprobs(model, other)[0])
+        auxiliary, loads = routers(model, hidden, own, n, key)
+        return (logp_B1[:, 0], auxiliary), (other_B1[:, 0], entropy, loads)
+
+    def compare(policy, reference):
+        (logp_B, auxiliary), (other_B, entropy, loads) = policy
+        (ref_B, _), (ref_other_B, _, _) = reference
+        kl = jnp.maximum(jnp.sum((other_B - ref_other_B) * counts_B) / jnp.maximum(n, 1.0), 0.0)
+        weight_B = settings.desirable_weight * good_B + settings.undesirable_weight * bad_B
+        total = jnp.sum(weight_B * kto(logp_B, ref_B, batch["desirable"], kl, settings.beta))
+        reward_B = settings.beta * (logp_B - ref_B)
+        metrics = {"kl": (kl * n, n), "entropy": entropy}
+        means = []
+        for name, which_B in (("chosen", good_B), ("rejected", bad_B)):
+            reward, count = jnp.sum(which_B * reward_B), jnp.sum(which_B)
+            metrics[f"rewards/{name}"] = reward, count
+            metrics[f"logps/{name}"] = jnp.sum(which_B * logp_B), count
+            means.append(reward / jnp.maximum(count, 1.0))
+        both = ((jnp.sum(good_B) > 0) & (jnp.sum(bad_B) > 0)).astype(jnp.float32)
+        metrics["rewards/margins"] = both * (means[0] - means[1]), both
+        return total + auxiliary, Sums(metrics, loads)
+
+    return beside_reference(measure, compare, model, frozen)
 
 
 def answers_under(model: Transformer, batch: dict):

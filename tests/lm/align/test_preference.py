@@ -198,3 +198,37 @@ def test_routers_are_balanced_as_in_pretraining():
     router = nnx.merge(skeleton(model_config)[0], params).hidden(*rows).router
     assert with_routers - without == pytest.approx(0.5 * float(router.balance) / batch["segment_ids"].sum(), rel=1e-3)
     assert with_routers - without > 0.1
+
+
+def long_batch(B: int, length: int, vocab_size: int) -> dict[str, np.ndarray]:
+    """B examples of two rows [length] without padding; the last two thirds of each are the answer."""
+    tokens = np.random.default_rng(0).integers(1, vocab_size, (B, 2, length)).astype(np.int32)
+    weights = np.zeros(tokens.shape, np.float32)
+    weights[..., length // 3 : -1] = 1
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+    batch = {"tokens": tokens, "targets": np.roll(tokens, -1, axis=2), "segment_ids": np.ones_like(tokens)}
+    return batch | {"positions": positions, "weights": weights, "desirable": np.arange(B) % 2 * np.float32(1)}
+
+
+@pytest.mark.parametrize("loss, scan_layers, rank", [("dpo", False, 0), ("dpo", True, 8), ("kto", False, 8)])
+def test_a_policy_that_is_its_reference_has_no_margin_in_bfloat16(loss, scan_layers, rank):
+    """Nor has it where the compiler rounds otherwise in a pass whose gradient is taken, as at this width."""
+    sizes = dict(embed_dim=576, num_heads=9, num_kv_heads=3, head_dim=64, mlp_dim=1536, vocab_size=64)
+    config = align_config(model=dict(sizes, scan_layers=scan_layers, remat="matmuls"), preference=dict(loss=loss))
+    config.dtype, config.model.adapter.rank = "bfloat16", rank
+    model_config = model_config_of(config)
+    graph, params, objective = skeleton(model_config)[0], parameters(model_config), preference.objective(config)
+    learns, rest = nnx.split_state(params, trainable(model_config), ...)
+
+    @jax.jit
+    def step(learns, frozen, batch):
+        def of(learns):
+            return objective.loss(nnx.merge(graph, nnx.merge_state(learns, rest)), batch, frozen, KEY)
+
+        return jax.value_and_grad(of, has_aux=True)(learns)
+
+    (total, sums), gradient = step(learns, learns, long_batch(2, 64, 64))
+    values = {name: float(value) for name, (value, _) in sums.metrics.items()}
+    assert values["rewards/chosen"] == values["rewards/rejected"] == values["rewards/margins"] == values.get("kl", 0.0) == 0.0
+    assert np.isclose(float(total) / 2, np.log(2) if loss == "dpo" else 0.5, rtol=1e-6)
+    assert any(np.asarray(x).any() for x in jax.tree.leaves(gradient))

@@ -1,0 +1,86 @@
+"""The policy beside its reference, measured by one program, so that they differ only where their parameters do.
+
+XLA compiles a forward pass that keeps what its gradient needs otherwise than one that does not: in bfloat16 it leaves out other
+roundings. Two passes of the same parameters then differ (margins of 0.015 where they must be 0). Here both are turns of one
+loop, whose body is compiled once. The gradient is taken inside the turn of the policy, so nothing is kept from turn to turn but
+what was measured.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from lm.model.linear import trainable
+from lm.model.transformer import Transformer
+
+Measure = Callable[[Transformer], tuple[Any, Any]]
+Compare = Callable[[tuple[Any, Any], tuple[Any, Any]], tuple[jax.Array, Any]]
+
+
+def beside_reference(measure: Measure, compare: Compare, model: Transformer, frozen: nnx.State) -> tuple[jax.Array, Any]:
+    """Return compare(measure(model), measure(reference)), with a gradient by what learns of the model.
+
+    Args:
+      measure(model) -> (trees of arrays that have a gradient, others). compare(policy, reference) -> (scalar, other arrays);
+        the reference and the others are constants to it. Both may use arrays that do not depend on the parameters that learn.
+      frozen: the reference: what learns of the model, as it was.
+    A step costs one forward and backward pass of the policy and one forward pass of the reference.
+    """
+    graph, params = nnx.split(model)
+    learns, rest = nnx.split_state(params, trainable(model.config), ...)
+    leaves, tree = jax.tree.flatten(learns)
+
+    def measured(leaves: list[jax.Array]):
+        return measure(nnx.merge(graph, nnx.merge_state(jax.tree.unflatten(tree, leaves), rest)))
+
+    return _compared(measured, compare, leaves, jax.tree.leaves(frozen))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _compared(measured, compare, policy: list[jax.Array], reference: list[jax.Array]):
+    def turn(n, before):
+        return before[1], measured(_of_turn(n, policy, reference))
+
+    one = _zeros(jax.eval_shape(measured, policy))
+    of_reference, of_policy = lax.fori_loop(0, 2, turn, (one, one))
+    return compare(of_policy, of_reference)
+
+
+def _forward(measured, compare, policy, reference):
+    """The value, and already the gradient: what it needs lives in the turn of the policy alone."""
+
+    def turn(n, before):
+        of_reference, result = before
+        found, pullback, others = jax.vjp(measured, _of_turn(n, policy, reference), has_aux=True)
+
+        def learnt():
+            (total, sums), cotangents = jax.value_and_grad(lambda x: compare((x, others), of_reference), has_aux=True)(found)
+            return (total, sums), pullback(cotangents)[0]
+
+        return (found, others), lax.cond(n == 1, learnt, lambda: result)
+
+    one = _zeros(jax.eval_shape(measured, policy))
+    value = _zeros(jax.eval_shape(compare, one, one))
+    gradient = _zeros(jax.eval_shape(lambda x: x, policy))
+    return lax.fori_loop(0, 2, turn, (one, (value, gradient)))[1]
+
+
+def _backward(measured, compare, gradient, cotangents):
+    return [x * cotangents[0].astype(x.dtype) for x in gradient], None
+
+
+_compared.defvjp(_forward, _backward)
+
+
+def _of_turn(n, policy: list[jax.Array], reference: list[jax.Array]) -> list[jax.Array]:
+    """The parameters of turn 0, the reference, or of turn 1, the policy."""
+    return [jnp.where(n == 1, ours, theirs) for ours, theirs in zip(policy, reference, strict=True)]
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding and x.sharding.spec), shapes)
