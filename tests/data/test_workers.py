@@ -94,7 +94,10 @@ def test_workers_end_in_silence_with_their_process(tmp_path, signum, said):
         os.killpg(process.pid, signum)
     else:
         process.kill()
-    lines = process.communicate()[1].splitlines()  # which ends when all that could write have ended
+    try:
+        lines = process.communicate(timeout=120)[1].splitlines()  # which ends when all that could write have ended
+    finally:
+        process.kill()
     assert len(lines) == len(said) and all(word in line for word, line in zip(said, lines))
     end = time.monotonic() + 60
     while any(running(pid) for pid in workers):
