@@ -73,7 +73,7 @@ def _stops(tokenizer: Tokenizer | HFTokenizer, template: str | None) -> tuple[in
 
 def _warn_of_symbols(tokenizer: Tokenizer | HFTokenizer, texts: Sequence[str]) -> None:
     """Warns, once for a tokenizer, if a text spells one of its control symbols."""
-    symbols = [symbol for symbol in tokenizer.controls if symbol.strip()]
+    symbols = [symbol for symbol in tokenizer.controls if symbol.strip()] if texts else []
     found = next((symbol for text in texts for symbol in symbols if symbol in text), None)
     if found is None or _warned(tokenizer):
         return

@@ -92,7 +92,7 @@ def test_mistakes(finished, exported, tmp_path):
         (line("export", workdir=finished, to=new, dtype="int8"), ["dtype", "bfloat16"]),
         (line("export", workdir=finished, to=new, family="lama"), ["--family=lama", "llama"]),
         (line("export", workdir=finished, to=exported), ["--to=", "not empty", "new folder"]),
-        (line("export", workdir=tmp_path / "none", to=new), ["no training run"]),
+        (line("export", workdir=tmp_path / "none", to=new), ["none is no folder", "holds a model"]),
         (line("import", **{"from": tmp_path, "workdir": new}), [str(tmp_path), "no config.json"]),
         (line("import", **{"from": exported, "workdir": finished}), ["--workdir=", "not empty", "new folder"]),
         (line("import", **{"from": exported, "workdir": new, "mesh": "fdsp=2"}), ["--mesh=fdsp=2", "fsdp"]),

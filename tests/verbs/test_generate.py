@@ -39,7 +39,7 @@ def test_reading_leaves_the_run_as_it_is(finished, tmp_path):
 
 def test_mistakes(tmp_path, finished):
     for flags, words in (
-        ((f"--checkpoint={tmp_path / 'none'}", "--prompt=a"), "no training run"),
+        ((f"--checkpoint={tmp_path / 'none'}", "--prompt=a"), "none: no such folder; name a workdir"),
         ((f"--checkpoint={finished}",), "--prompt is missing"),
         (("--prompt=a",), "--checkpoint is missing"),
         ((f"--checkpoint={finished}", "--prompt=a", "--max_new_tokens=0"), "max_new_tokens"),

@@ -26,7 +26,7 @@ from tests.lm.examples import parameters
 from tests.verbs import runs
 from tests.verbs.test_bad_input import contents, refused
 from tests.verbs.test_convert import PROMPT, convert, line, tensors
-from tests.verbs.test_init_from import START, params
+from tests.verbs.test_init_from import START, read
 
 SETTINGS_OF_RUN = dict(**START, optimizer__learning_rate=0.03, optimizer__warmup=1)
 
@@ -103,7 +103,7 @@ def test_it_leaves_alone_and_comes_back(base, adapted, alone, imported, wanted, 
     assert runs.steps_saved(imported) == [0]
     assert open_source(imported).config.adapter.rank == 2
     assert said(*lm.load(imported)) == wanted
-    theirs, ours = params(imported, 0), params(adapted, START["steps"])
+    theirs, ours = read(imported), read(adapted)
     assert theirs.keys() == ours.keys()
     for name, x in ours.items():
         np.testing.assert_allclose(theirs[name], x, atol=1e-6, err_msg=name)
@@ -114,7 +114,7 @@ def test_it_leaves_alone_and_comes_back(base, adapted, alone, imported, wanted, 
 def test_it_is_trained_on(base, alone, imported, text, tmp_path):
     workdir = tmp_path / "on"
     runs.train(workdir, init_from=imported, data__input=text, **SETTINGS_OF_RUN)
-    before, after = params(imported, 0), params(workdir, START["steps"])
+    before, after = read(imported), read(workdir)
     assert before.keys() == after.keys()
     changed = {name for name in before if not np.array_equal(before[name], after[name])}
     assert changed and all("lora" in name or "magnitude" in name for name in changed)
@@ -131,8 +131,8 @@ def test_a_workdir_is_a_base_too(finished, base, alone, imported, tmp_path):
         shutil.copy(base / name, folder)
     adapter_to_workdir(folder, str(finished), tmp_path / "run", make_mesh({"fsdp": 2}, jax.devices()[:2]))
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert names == {"checkpoints", "config.json", "tokenizer.json", "tokenizer_config.json"}
-    one, other = params(tmp_path / "run", 0), params(imported, 0)
+    assert names == {"checkpoints", "config.json", "tokenizer.fingerprint", "tokenizer.json", "tokenizer_config.json"}
+    one, other = read(tmp_path / "run"), read(imported)
     assert one.keys() == other.keys()
     for name, x in other.items():
         np.testing.assert_allclose(one[name], x, atol=1e-6, err_msg=name)
