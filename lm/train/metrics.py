@@ -6,6 +6,7 @@ validation line has step and names that begin with valid_, such as valid_loss. A
 """
 
 import json
+import logging
 import math
 import os
 import time
@@ -48,6 +49,7 @@ class Log:
         self._ids = open(workdir / "ids.jsonl", "a") if log_ids else None
         # Not SummaryWriter: a full disk kills its thread, and the loop would wait for it for ever.
         (workdir / "tensorboard").mkdir(exist_ok=True)
+        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # it warns of each NaN, which the loop tells already
         self._board = EventsWriter(str(workdir / "tensorboard" / "events"), f".{step}")
         self._board.write_event(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         self._bar = progress(
