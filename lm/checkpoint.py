@@ -219,6 +219,7 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     part, parts: check this share of the files alone. What was checked is not read again as long as sizes and times stay.
     Raises: PermissionError.
     """
+    folder = folder.absolute()  # Orbax reads no other
     names = sorted(path for path in folder.rglob("*") if path.is_file())
     return _damage(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in names), part, parts)
 

@@ -1,13 +1,14 @@
 """Checkpoints of which files are damaged: found before they are read, named, set aside, and the one before is taken."""
 
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.checkpoint import Checkpoints
+from lm.checkpoint import Checkpoints, damage
 from lm.errors import UserError
 
 
@@ -150,3 +151,9 @@ def test_a_folder_without_checkpoints(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.whole() is None
     checkpoints.close()
+
+
+def test_a_relative_path_is_as_good(workdir, monkeypatch):
+    monkeypatch.chdir(workdir)
+    without_checksums(workdir / "checkpoints" / "2")
+    assert damage(Path("checkpoints/2")) is None
