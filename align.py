@@ -13,16 +13,13 @@ checkpoints/, data/, metrics.jsonl, samples.jsonl, tensorboard/, report.html, re
 from pathlib import Path
 
 from lm import cli
-from lm.inputs import check_alignment, join
-from lm.workdir import check_record, held
+from lm.inputs import check_alignment
+from lm.parallel.cluster import join
+from lm.workdir import held
 
 
 def main(config, workdir: Path) -> None:
-    def check() -> None:
-        check_alignment(config, workdir)
-        check_record(config, workdir, adopted=False)
-
-    join(check)  # then JAX loads
+    join(lambda: check_alignment(config, workdir))  # then JAX loads
     with held(workdir):
         align(config, workdir)
 

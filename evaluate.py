@@ -14,16 +14,13 @@ if something became worse.
 from pathlib import Path
 
 from lm import cli
-from lm.inputs import check_evaluation, join
-from lm.workdir import check_record, held
+from lm.inputs import check_evaluation
+from lm.parallel.cluster import join
+from lm.workdir import held
 
 
 def main(config, workdir: Path) -> None:
-    def check() -> None:
-        check_evaluation(config, workdir)
-        check_record(config, workdir)
-
-    join(check, trains=False)  # then JAX loads
+    join(lambda: check_evaluation(config, workdir), trains=False)  # then JAX loads
     with held(workdir):
         from lm.evals.run import run
 

@@ -19,9 +19,10 @@ from pathlib import Path
 from absl import flags
 
 from lm import cli
-from lm.inputs import check_training, join
+from lm.inputs import check_training
+from lm.parallel.cluster import join
 from lm.train.values import check_values
-from lm.workdir import check_record, finished, held, save_record
+from lm.workdir import finished, held, save_record
 
 
 def main(config, workdir: Path | None) -> None:
@@ -34,12 +35,7 @@ def main(config, workdir: Path | None) -> None:
         sizes = describe(config)
         print(json.dumps(sizes, indent=1) if flags.FLAGS.describe == "json" else table(sizes))
         return
-
-    def check() -> None:
-        check_training(config, workdir)
-        check_record(config, workdir, adopted=False)
-
-    join(check)  # then JAX loads
+    join(lambda: check_training(config, workdir))  # then JAX loads
     with held(workdir):
         train(config, workdir)
 

@@ -24,7 +24,7 @@ import absl.logging
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data.fingerprints import Damaged, Files, record_input
+from data.fingerprints import Damaged, Files, read_record, record_input
 from data.packing import Counts, Packer, layout, row_dtype
 from data.sources import Source
 from data.split import Survey
@@ -139,14 +139,9 @@ def prepared(out_dir: str | os.PathLike) -> dict[str, Any] | None:
     Raises: Damaged if dataset.json is torn, or a file of rows is missing or has another size than was written.
     """
     path = Path(out_dir) / "dataset.json"
-    try:
-        statistics = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+    statistics = read_record(path, "dataset", {"sequence_length", "vocab_size", "sources"})
+    if statistics is None:
         return None
-    except ValueError as error:
-        raise Damaged(path, error) from None
-    if not isinstance(statistics, dict) or not {"sequence_length", "vocab_size", "sources"} <= statistics.keys():
-        raise Damaged(path, "it describes no dataset")
     for name, size in statistics.get("files", {}).items():
         file = path.parent / name
         if not file.is_file() or file.stat().st_size != size:

@@ -10,7 +10,6 @@ Letters: S tokens in all, N rows.
 
 import contextlib
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.example_encoding import Sequenced
-from data.fingerprints import Damaged
+from data.fingerprints import Damaged, read_record
 
 SPLITS = ("train", "valid")
 COLUMNS = ("tokens", "trained", "ends")
@@ -84,14 +83,11 @@ def write_columns(folder: Path, rows: Iterable[Row], kind: str, T: int, vocab_si
 def standing(folder: Path) -> Examples | None:
     """What `prepare_examples` wrote there, if it has. Raises: Damaged if a file of it is torn or missing."""
     path = folder / "counts.json"
-    try:
-        counts = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError):
+    counts = read_record(path, "examples", {"kind"})
+    if counts is None:
         return None
-    except ValueError as error:
-        raise Damaged(path, error) from None
-    if not isinstance(counts, dict) or counts.get("kind") not in OWN_COLUMNS:
-        raise Damaged(path, "it describes no examples")
+    if counts["kind"] not in OWN_COLUMNS:
+        raise Damaged(path, f"kind {counts['kind']!r} is none of {', '.join(OWN_COLUMNS)}")
     splits = {split: _columns(folder / split, counts) for split in SPLITS}
     return Examples(splits["train"], splits["valid"], counts)
 

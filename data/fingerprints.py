@@ -19,6 +19,7 @@ import xxhash
 
 from data.sources import files
 from data.tokenizer import write_whole
+from lm.damage import set_aside
 from lm.errors import UserError
 
 TOKENIZER, INPUT = "tokenizer.fingerprint", "input.json"
@@ -34,6 +35,22 @@ class Damaged(UserError):
     def __init__(self, path: Path, why: object):
         self.what = f"{path} is damaged ({' '.join(str(why).split())})"
         super().__init__(f"{self.what}; start its run again, which prepares it anew")
+
+
+def read_record(path: Path, described: str, keys: set[str]) -> dict[str, Any] | None:
+    """Return the JSON object that says what a folder holds, or None if there is no file. It has these keys at least.
+
+    Raises: Damaged if the file is torn or describes no `described`.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise Damaged(path, error) from None
+    if not isinstance(content, dict) or not keys <= content.keys():
+        raise Damaged(path, f"it describes no {described}")
+    return content
 
 
 # The tokenizer.
@@ -168,7 +185,7 @@ def stands(
 ) -> bool:  # fmt: skip
     """Whether what was prepared in `folder` is there, undamaged, and made from the input as it is now.
 
-    What is damaged is set aside: renamed, hidden and with a number, which a line on stderr says.
+    What is damaged is set aside (lm/damage.py), which a line on stderr says.
 
     Args:
         standing: what is there, or None; raises Damaged.
@@ -186,10 +203,7 @@ def stands(
         raise UserError(f"{damage.what} and cannot be prepared anew, as data.input={input!r} is no longer there; put it back")
     check_input(folder, input, files, digest, whole=whole)
     if damage:
-        number = 1
-        while (beside := folder.with_name(f".{folder.name}.damaged-{number}")).exists():
-            number += 1
-        os.rename(folder, beside)
+        beside = set_aside(folder, f".{folder.name}")  # hidden, since it must not be taken for a dataset
         print(f"{damage.what}: it is set aside as {beside} and prepared anew", file=sys.stderr, flush=True)
     return damage is None
 

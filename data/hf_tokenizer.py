@@ -17,7 +17,6 @@ import tokenizers
 from data.fingerprints import check_tokenizer
 from data.tokenizer import Tokenizer, scrub, write_whole
 from lm.errors import UserError
-from lm.workdir import read_config
 
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 FILES = (*BESIDE, "tokenizer.json", "tokenizer.model")
@@ -251,7 +250,8 @@ def copy_files(source: Path, folder: Path, fast: str = "tokenizer.json") -> None
 
 
 def _model_ids(folder: Path) -> dict:
-    return _ids_in(read_config(folder)) | _ids_in(_read(folder / "generation_config.json"))
+    is_run = (folder / "checkpoints").is_dir()  # its config.json holds no ids, and lm/workdir.py sees to a damaged one
+    return ({} if is_run else _ids_in(_read(folder / "config.json"))) | _ids_in(_read(folder / "generation_config.json"))
 
 
 def _ids_in(config: dict) -> dict:

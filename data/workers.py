@@ -39,7 +39,8 @@ def ordered(
         processes: default: one a core. With 1 all is done here.
 
     Raises:
-        UserError: a worker was killed. An error of `function` or `items` comes as it is.
+        UserError: a worker was killed, or `function` raised it. RuntimeError: any other error of `function` in a worker, with
+            its traceback. An error of `items` comes as it is.
     """
     processes = cores() if processes is None else processes
     items = iter(items)

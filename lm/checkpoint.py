@@ -9,7 +9,6 @@ Arrays are stored by name, without regard to the mesh they came from. Both folde
 """
 
 import functools
-import itertools
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from lm import checksums
+from lm.damage import place_aside, set_aside
 from lm.errors import UserError
 from lm.parallel.hosts import first_told, is_first
 
@@ -86,8 +86,9 @@ class Checkpoints:
     def whole(self, say: Callable[[str], None] = lambda text: None) -> int | None:
         """Return the step of the newest checkpoint whose files are as they were written; None if there is no checkpoint.
 
-        Newer ones that are damaged are set aside, as <step>.damaged, and told to `say`. Without checksums every array is read
-        once, which finds what is missing or torn, not every changed byte. On several hosts each checks a share of the files.
+        Newer ones that are damaged are set aside, as <step>.damaged; the first process tells each to `say`. Without checksums
+        every array is read once, which finds what is missing or torn, not every changed byte. On several hosts each checks a
+        share of the files.
         Raises: UserError if all are damaged, or, with `read_only`, if the newest is. Nothing is set aside then.
         """
         damaged: dict[int, str] = {}
@@ -106,12 +107,10 @@ class Checkpoints:
         if damaged and self._read_only:
             raise UserError(
                 f"{told}; the one of step {step} is whole: to take it, rename the damaged one, such as "
-                f"mv {self.folder / str(max(damaged))} {self._aside(max(damaged))}"
+                f"mv {self.folder / str(max(damaged))} {place_aside(self.folder / str(max(damaged)))}"
             )
-        for bad, found in damaged.items():
-            aside = self._aside(bad)
-            if is_first():
-                os.rename(self.folder / str(bad), aside)
+        for bad, found in damaged.items() if is_first() else ():
+            aside = set_aside(self.folder / str(bad))
             say(f"{self.folder / str(bad)} is damaged: {found}; set aside as {aside.name}, going on from step {step}")
         if damaged:
             first_told(None)  # no process looks before all are renamed
@@ -122,10 +121,6 @@ class Checkpoints:
         """Raises UserError if this checkpoint is damaged."""
         if found := self._damage(step):
             raise UserError(f"{self.folder / str(step)} is damaged: {found}; put a copy in its place")
-
-    def _aside(self, step: int) -> Path:
-        names = (f"{step}.damaged{i and f'.{i}' or ''}" for i in itertools.count())
-        return next(self.folder / name for name in names if not (self.folder / name).exists())
 
     def _damage(self, step: int) -> str | None:
         """What is wrong with a checkpoint, in words that are the same on every process that calls this together."""

@@ -3,8 +3,6 @@
 The verbs call this first. What only the devices, a model or the data themselves can tell is checked later.
 """
 
-import contextlib
-from collections.abc import Callable
 from pathlib import Path
 
 from data.hf_tokenizer import load_tokenizer
@@ -12,32 +10,16 @@ from data.records import EXTENSIONS, is_builtin, read_builtin
 from data.sources import files, open_sources
 from data.weights import parse_weights
 from lm.align import settings
-from lm.errors import UserError
+from lm.errors import UserError, naming
 from lm.evals.judges import check_name
-from lm.parallel import cluster
 from lm.train.values import MOST, SEEDS, check_length, check_values, model_of
-from lm.workdir import kind_of, read_config, steps_saved
+from lm.workdir import check_record, kind_of, read_config, steps_saved
 
 
-def join(check: Callable[[], None], trains: bool = True) -> None:
-    """Checks, and joins the other processes of this job, if there are any (lm.parallel.hosts.start).
-
-    A process by itself checks before JAX loads. Of several, process 0 checks for all after they have met, so that all end
-    with its line. Only process 0 may have the input.
-    """
-    if not cluster.several():
-        check()
-    from lm.parallel import hosts
-
-    hosts.start(trains)
-    if cluster.several():
-        hosts.from_first(check)
-
-
-def check_training(config, workdir: Path | None) -> None:
-    """Raises UserError for a config of train.py that cannot work. workdir: of a run that may stand already, or None."""
+def check_training(config, workdir: Path) -> None:
+    """Raises UserError for a config of train.py that cannot work, or that is not that of the run in the workdir."""
     check_values(config)
-    if not config.init_from and not (workdir and steps_saved(workdir)):
+    if not config.init_from and not steps_saved(workdir):
         check_length(model_of(config), config.sequence_length)
     check_model("init_from", config.init_from, workdir)
     if not _stands(workdir) and config.data.input is not None:
@@ -45,10 +27,11 @@ def check_training(config, workdir: Path | None) -> None:
     _check_tokenizer(config)
     parse_weights(config.data.weights)
     _check_evals(config.evals)
+    check_record(config, workdir, adopted=False)
 
 
 def check_alignment(config, workdir: Path) -> None:
-    """Raises UserError for a config of align.py that cannot work."""
+    """Raises UserError for a config of align.py that cannot work, or that is not that of the run in the workdir."""
     check_values(config)
     settings.check(config)
     check_model("init_from", config.init_from, workdir)
@@ -62,10 +45,11 @@ def check_alignment(config, workdir: Path) -> None:
     _check_tokenizer(config)
     _check_rewards(config.rewards)
     _check_evals(config.evals)
+    check_record(config, workdir, adopted=False)
 
 
 def check_evaluation(config, workdir: Path) -> None:
-    """Raises UserError for a config of evaluate.py that cannot work."""
+    """Raises UserError for a config of evaluate.py that cannot work, or of another model than the workdir's evaluation."""
     from lm.evals.asked import others_of, settings_of, specs_of, template_of
 
     if not config.checkpoint:
@@ -81,6 +65,7 @@ def check_evaluation(config, workdir: Path) -> None:
     template_of(config.chat_template)
     check_model("checkpoint", config.checkpoint, None)
     check_name(config.judge)
+    check_record(config, workdir)
 
 
 def check_model(key: str, path: str | None, workdir: Path | None) -> None:
@@ -122,18 +107,9 @@ def check_records(key: str, input: str, seed: int) -> None:
                 raise files.missing(input)
 
 
-@contextlib.contextmanager
-def naming(key: str):
-    """Readers call what they read data.input; here it has another name."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(str(error).replace("data.input", key)) from error
-
-
-def _stands(workdir: Path | None) -> bool:
+def _stands(workdir: Path) -> bool:
     """Whether a run has its data prepared; then what they were made from may have gone."""
-    return bool(workdir) and any(any(workdir.glob(f"data/*/{name}")) for name in ("dataset.json", "counts.json"))
+    return any(any(workdir.glob(f"data/*/{name}")) for name in ("dataset.json", "counts.json"))
 
 
 def _check_tokenizer(config) -> None:

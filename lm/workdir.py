@@ -20,6 +20,7 @@ from typing import Any
 
 from lm.cli import write_json
 from lm.config import model_keys
+from lm.damage import set_aside
 from lm.errors import UserError
 
 # What a run is. These keys, and those of these sections, stay as they are in config.json: the weights, the tokenizer and the
@@ -181,14 +182,6 @@ def mend(workdir: Path) -> None:
     print(f"{path} is damaged: it is now {aside.name}, and the config of the newest checkpoint is in its place", flush=True)
 
 
-def set_aside(path: Path) -> Path:
-    """Renames what cannot be read to NAME.damaged, or a numbered name where there is one; returns the new path."""
-    names = (path.with_name(f"{path.name}.damaged{n or ''}") for n in range(1000))
-    aside = next(name for name in names if not name.exists())
-    os.rename(path, aside)
-    return aside
-
-
 def kept_json(path: Path) -> Any | None:
     """The JSON in a file that a run keeps for itself; None where there is none. A damaged one is named and set aside."""
     try:
@@ -233,7 +226,7 @@ def read_object(path: Path, cure: str) -> dict[str, Any]:
 
 
 def check_record(config, workdir: Path, *, adopted: bool = True) -> None:
-    """Raises UserError if the workdir is of another run than the config, or of none that could go on with it.
+    """Raises UserError if the config cannot go on with the run in the workdir: it is of another run, or of another verb.
 
     adopted: the config has the model's keys of what it starts from (lm.train.start.adopt); else they are not compared.
     """

@@ -32,13 +32,12 @@ from lm.align.run import chat_template
 from lm.align.run import run as train
 from lm.align.stages import kept_json, kept_lines, kept_seconds, read_lines, write_lines
 from lm.convert.source import open_source
-from lm.errors import UserError
+from lm.errors import UserError, naming
 from lm.evals import safety_report
 from lm.evals.endpoint import Chat, endpoint
 from lm.evals.judges import open_judge
 from lm.evals.safety_eval import answered, attempts, bits_per_byte, judged, own_chat, summary
 from lm.evals.safety_prompts import Prompt, read_failures, read_prompts
-from lm.inputs import naming
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import make_mesh, shardings

@@ -11,6 +11,7 @@ from typing import Any
 
 from lm import workdir
 from lm.cli import write_json
+from lm.damage import set_aside
 from lm.parallel import hosts
 
 
@@ -41,7 +42,7 @@ def _standing(path: Path) -> list[dict] | None:
     try:
         return read_lines(path) if path.exists() else None
     except ValueError:
-        print(f"{path} is damaged: it is now {workdir.set_aside(path).name}, and is made anew", flush=True)
+        print(f"{path} is damaged: it is now {set_aside(path).name}, and is made anew", flush=True)
         return None
 
 

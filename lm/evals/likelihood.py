@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from lm.config import ModelConfig
 from lm.evals.trie import Batch, Costs, plan
 from lm.infer import not_finite
-from lm.infer.sampler import first_of_most
+from lm.infer.decode import first_of_most
 from lm.kernels.attention import Branches
 from lm.kernels.chunks import even, joined, split
 from lm.kernels.matmul import gathered, product

@@ -1,7 +1,6 @@
-"""Sampling with a key/value cache: a compiled loop, and the same step one by one for streaming.
+"""Sampling with a key/value cache: prompts laid out for the compiled programs of lm/infer/decode.py, and what these drew.
 
-Axes: B prompts, P padded prompt slots, S cache slots, V vocabulary. Prompts are padded on the left, so that every
-row's next token goes into the same slot; padding is segment 0 and no real token sees it.
+Axes: B rows, P padded prompt slots, V vocabulary.
 """
 
 import dataclasses
@@ -10,10 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 from jax.sharding import NamedSharding
 
 from data.chat import Message
@@ -22,47 +19,14 @@ from data.tokenizer import Tokenizer
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer import not_finite
+from lm.infer.decode import SamplingState, Settings, changed, loop, next_token, start
 from lm.infer.prompts import read as prompts_as_ids
-from lm.model.transformer import (
-    DecodeState,
-    Transformer,
-    continued,
-    empty_state,
-    repeated,
-    resized,
-    skeleton,
-    taken,
-    unstacked,
-)
+from lm.model.transformer import Transformer, skeleton
 from lm.parallel.hosts import gathered
-from lm.parallel.mesh import reshard, row_ways, spec
+from lm.parallel.mesh import row_ways, spec
 
 UNROLLED = 48  # layers of a kind at most; more would take long to compile
 COARSE = 2  # steps of _slots where a loop is interrupted: evaluations have prompts of all lengths
-APART = 1 << 31  # bytes of weights at most that are kept layer by layer as well: a CPU would take them apart at each token
-
-
-class SamplingState(NamedTuple):
-    """One moment of generation; a step makes the next one."""
-
-    decode: DecodeState
-    last_B: jax.Array  # int32, the token to feed next
-    positions_B: jax.Array  # int32, its position in its own sequence
-    done_B: jax.Array  # bool, an end token was drawn
-    lost_B: jax.Array  # bool, the last logits were not finite, so that the last token means nothing
-    out_BN: jax.Array  # int32, tokens drawn so far
-    logps_BN: jax.Array  # float32, of each under the model at that temperature, nats
-    n: jax.Array  # int32, how many
-
-
-class Settings(NamedTuple):
-    """temperature 0 is greedy; top_p in (0, 1]; top_k 0 is off; drawing a stop id ends a row; cache_dtype as in generate."""
-
-    temperature: float
-    top_p: float
-    top_k: int
-    stop_ids: tuple[int, ...] = ()
-    cache_dtype: str = ""
 
 
 class Call(NamedTuple):
@@ -223,7 +187,7 @@ def _resumed(
     if end + until > slots:
         more = _slots(end + min(call.limit, max(until, 2 * drawn)), COARSE) - slots
     if more or kept is not None:
-        state, tokens_BP, rows_B = _changed(config, more, state, call.tokens_BP, call.rows_B, kept)
+        state, tokens_BP, rows_B = changed(config, more, state, call.tokens_BP, call.rows_B, kept)
         call = call._replace(tokens_BP=tokens_BP, rows_B=rows_B)
     state = state._replace(done_B=state.done_B | _placed((~going,))[0])
     return call, _loop_of(call, state, until), numbers, going
@@ -242,7 +206,7 @@ def _growing(model, prompts, **options):
         yield np.asarray(state.out_BN)[0, : int(state.n)].tolist()
         if int(state.n) == call.limit or bool(state.done_B[0]):
             return
-        state = _next(
+        state = next_token(
             call.graph, call.settings, call.params, state, call.tokens_BP, call.rows_B, call.seed, call.allowed_V
         )  # fmt: skip
 
@@ -323,180 +287,20 @@ def _padded(ids: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.nd
 
 
 def _start_of(call: Call) -> SamplingState:
-    return _start(
+    return start(
         call.graph, call.reader, call.settings, call.slots, call.room, call.params, call.tokens_BP, call.segments_BP,
         call.rows_B, call.seed, call.allowed_V, call.prefix_WQ,
     )  # fmt: skip
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _start(
-    graph, reader, settings, slots, room, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ
-) -> SamplingState:  # fmt: skip
-    """Reads the prompts into an empty cache and draws the first token; of each prompt as many as there are rows for.
-
-    A program of its own, so that prompts of another width need no other loop.
-    """
-    model, dtype = nnx.merge(reader, params), settings.cache_dtype
-    (prompts, P), B = tokens_BP.shape, rows_B.shape[0]
-    each, Q = B // prompts, 0
-    positions_BP = jnp.maximum(0, jnp.cumsum(segments_BP, axis=1) - 1)
-    free = slots if each == 1 else P
-    if prefix_WQ is None:
-        before = empty_state(model.config, prompts, free, dtype)
-    else:
-        W, Q = prefix_WQ.shape
-        first = model.hidden(prefix_WQ, state=empty_state(model.config, W, Q, dtype)).state
-        before = continued(first, model.config, prompts // W, free, dtype)
-    read = model.hidden(tokens_BP, segments_BP, Q + positions_BP, before)
-    logits_BV = repeated(model.logits(read.x_BTD[:, -1:])[:, 0], each)
-    lengths_B = Q + repeated(segments_BP.sum(axis=1), each)
-    decode = read.state if each == 1 else continued(read.state, model.config, each, slots, dtype)
-    if model.config.scan_layers and not nnx.merge(graph, params).config.scan_layers:
-        decode = _apart(decode, model.config)
-    nothing = jnp.zeros((B, room), jnp.int32, out_sharding=spec("batch", None))
-    first = SamplingState(
-        decode, lengths_B * 0, lengths_B - 1, lengths_B < 0, lengths_B < 0, nothing, nothing.astype(jnp.float32), jnp.int32(0)
-    )  # fmt: skip
-    return _drawn(first, logits_BV, settings, rows_B, seed, allowed_V)
-
-
-def _sample_step(
-    graph, settings, params, state: SamplingState, tokens_BP, rows_B, seed, allowed_V, layers=None
-) -> SamplingState:  # fmt: skip
-    """Feeds the last token and draws the next one: shared by the compiled loop and by streaming."""
-    model = nnx.merge(graph, params)
-    ones = jnp.ones_like(state.last_B)[:, None]
-    before = state.decode
-    if model.config.rope.scaling == "longrope":
-        switches = jnp.max(state.positions_B) == model.config.rope.original_positions
-        before = lax.cond(switches, lambda: _read_again(model, state, tokens_BP), lambda: before)
-    logits, decode = model(state.last_B[:, None], ones, state.positions_B[:, None], before, layers)
-    return _drawn(state._replace(decode=decode), logits[:, 0], settings, rows_B, seed, allowed_V)
-
-
-def _read_again(model: Transformer, state: SamplingState, tokens_BP) -> DecodeState:
-    """The decode state of the same tokens, turned by the angles of a sequence one token longer.
-
-    LongRoPE turns every token otherwise once the sequence outgrows the original context (lm/model/positions.py).
-    """
-    decode, P = state.decode, tokens_BP.shape[1]
-    segments_BS = decode.segments_BS
-    tokens_BS = jnp.zeros_like(segments_BS).at[:, :P].set(tokens_BP)
-    N = min(state.out_BN.shape[1], segments_BS.shape[1] - P)
-    tokens_BS = tokens_BS.at[:, P : P + N].set(state.out_BN[:, :N])
-    positions_BS = jnp.maximum(0, jnp.cumsum(segments_BS, axis=1) - 1)
-    # A free slot's position counts for nothing but this: it makes the sequence as long as it is about to be.
-    positions_BS = positions_BS.at[:, -1].max(model.config.rope.original_positions)
-    fresh = jax.tree.map(jnp.zeros_like, decode)
-    return model.hidden(tokens_BS, segments_BS, positions_BS, fresh).state._replace(slot=decode.slot)
-
-
-def _apart(decode: DecodeState, config: ModelConfig) -> DecodeState:
-    """The state of a model that scans its layers, as the same model needs it whose layers are unrolled."""
-    layers = tuple(
-        tuple(tuple(unstacked(cache, repeats)) for cache in caches)
-        for caches, (_, repeats) in zip(decode.layers, config.stacks, strict=True)
-    )
-    return decode._replace(layers=layers)
-
-
-_next = jax.jit(_sample_step, static_argnums=(0, 1), donate_argnums=3)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _changed(config, more, state: SamplingState, tokens_BP, rows_B, kept_B) -> tuple[SamplingState, jax.Array, jax.Array]:
-    """The state with `more` slots, of the rows at the places kept_B if that is not None, and their tokens_BP and rows_B."""
-    decode = resized(state.decode, config, kept_B, more)
-    rest = state._replace(decode=()), jnp.asarray(tokens_BP), jnp.asarray(rows_B)
-    if kept_B is not None:
-        rest = jax.tree.map(lambda x: taken(x, kept_B) if x.ndim else x, rest)
-    return rest[0]._replace(decode=decode), *rest[1:]
 
 
 def _loop_of(call: Call, state: SamplingState, until: int) -> SamplingState:
     """The state after `until` tokens."""
     # Only LongRoPE reads the prompts again; the loop of the others is the same whatever the width of these.
     longrope = nnx.merge(call.graph, call.params).config.rope.scaling == "longrope"
-    return _loop(
+    return loop(
         call.graph, call.settings, call.params, state, call.tokens_BP if longrope else None, call.rows_B, call.seed,
         call.allowed_V, until,
     )  # fmt: skip
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def _loop(graph, settings, params, state: SamplingState, tokens_BP, rows_B, seed, allowed_V, until) -> SamplingState:
-    model = nnx.merge(graph, params)
-    apart = jax.default_backend() == "cpu" and not model.config.scan_layers and _bytes(params) <= APART
-    layers = model.unstacked() if apart else None
-    return lax.while_loop(
-        lambda s: (s.n < until) & ~s.done_B.all() & ~s.lost_B.any(),
-        lambda s: _sample_step(graph, settings, params, s, tokens_BP, rows_B, seed, allowed_V, layers),
-        state,
-    )
-
-
-def _bytes(params) -> int:
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
-
-
-def _drawn(state: SamplingState, logits_BV, settings, rows_B, seed, allowed_V) -> SamplingState:
-    """The state after drawing token n from these logits; finished rows go on with the end token that they drew."""
-    logits_BV = reshard(logits_BV, "batch", None)
-    keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), state.n))(rows_B)
-    drawn_B = sample(keys, jnp.where(allowed_V, logits_BV, -jnp.inf), settings)
-    drawn_B = jnp.where(state.done_B, state.last_B, drawn_B).astype(jnp.int32)
-    logits_BV = logits_BV / (settings.temperature or 1.0)
-    logp_B = _picked(logits_BV, drawn_B) - jax.nn.logsumexp(logits_BV, axis=-1)
-    # NaN or +inf anywhere makes logsumexp so, and where all are -inf, so is the one picked: no reduction of its own is needed.
-    lost_B = ~state.done_B & ~jnp.isfinite(logp_B)
-
-    def put(old_BN, new_B):
-        return lax.dynamic_update_slice_in_dim(old_BN, new_B[:, None], state.n, axis=1)
-
-    done = state.done_B
-    for stop in settings.stop_ids:
-        done = done | (drawn_B == stop)
-    out_BN, logps_BN = put(state.out_BN, drawn_B), put(state.logps_BN, logp_B)
-    return SamplingState(state.decode, drawn_B, state.positions_B + 1, done, lost_B, out_BN, logps_BN, state.n + 1)
-
-
-def _picked(x_BV, index_B) -> jax.Array:
-    """x[b, index[b]]."""
-    return jnp.sum(jnp.where(jnp.arange(x_BV.shape[1]) == index_B[:, None], x_BV, 0), axis=-1)
-
-
-def sample(keys_B, logits_BV, settings: Settings) -> jax.Array:
-    """One token a row, int32 [B].
-
-    Temperature first, then top-k, then nucleus sampling: the smallest set of tokens whose probabilities reach top_p
-    (Holtzman et al. 2020); the most likely one is always in it. Of equal logits, which bfloat16 makes common, the lower
-    ids are kept, so that top_k=1 is greedy.
-    """
-    if settings.temperature == 0:
-        return first_of_most(logits_BV)
-    logits_BV = logits_BV / settings.temperature
-
-    def draw(keys_B, logits_BV):
-        """The Gumbel-max trick (Gumbel 1954): argmax of log p + g, where g = −log(−log u) and u is uniform."""
-        noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(keys_B)
-        return first_of_most(logits_BV + noise_BV)
-
-    if not settings.top_k and settings.top_p == 1:
-        return draw(keys_B, logits_BV)
-    V = logits_BV.shape[-1]
-    ranked, ids = lax.top_k(logits_BV, min(settings.top_k or V, V))
-    if settings.top_p < 1:
-        p = jax.nn.softmax(ranked, axis=-1)
-        ranked = jnp.where(jnp.cumsum(p, axis=-1) - p < settings.top_p, ranked, -jnp.inf)
-    return _picked(ids, draw(keys_B, ranked))
-
-
-def first_of_most(x) -> jax.Array:
-    """argmax of the last axis, int32, as two plain reductions: one that carries values and indices is ten times as slow on a
-    CPU."""
-    ids = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-    return jnp.min(jnp.where(x == jnp.max(x, axis=-1, keepdims=True), ids, x.shape[-1] - 1), axis=-1)
 
 
 def _show(stream, tokenizer, row: list[int], shown: str, stops: Sequence[int], last: bool = False) -> str:

@@ -38,7 +38,7 @@ class DecodeState(NamedTuple):
     that it is written in place. segments_BS: int32, 0 for an empty or padding slot. slot: int32, the next free one; the number
     0 itself if there is nothing in it. Keys stay as they were turned when they came: where angles depend on the length (dynamic
     NTK), later tokens do not turn them anew, as in transformers; LongRoPE's one switch is up to the caller
-    (lm/infer/sampler.py).
+    (lm/infer/decode.py).
     """
 
     layers: tuple[tuple[Cache, ...], ...]

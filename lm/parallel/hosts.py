@@ -209,7 +209,7 @@ def _listen(service) -> None:
     except jax.errors.JaxRuntimeError:  # the job is over
         return
     time.sleep(TIDY)
-    end("", 1)  # or rather with what that process has told
+    end("", 1)  # the line and the code of that process replace these
 
 
 def _told(service, line: str, code: int) -> tuple[int, str, int]:

@@ -83,7 +83,7 @@ class Feed:
         return self.to_devices(self.batches.batch(n, self._rows))
 
     def spread(self, at_most: int | None = None) -> Iterator[dict[str, jax.Array]]:
-        """So many batches, evenly spread over all of them, or all: read ahead in the background."""
+        """Yield `at_most` batches that are spread evenly over the split, or all of them. They are read ahead in the background."""
         total = self.batches.num_batches
         count = total if at_most is None else min(at_most, total)
         numbers = grain.MapDataset.range(count).map(lambda i: self.batches.batch(i * total // count, self._rows))
@@ -109,10 +109,10 @@ class Feed:
 
 
 def summed(sums: Callable[[Any], Any], batches: Iterable) -> Any:
-    """Σ of sums(batch) over one batch at least: a tree of floats, added in float64.
+    """Return Σ sums(batch) over the batches, at least one: a tree of floats, added in float64.
 
-    Each result stays on the devices until the last batch is dispatched. The host only waits where it is AHEAD of them, so that
-    not all batches lie on them at once.
+    Results stay on the devices until the last batch is dispatched. The host waits only when it is AHEAD batches before the
+    devices, so that not all batches lie on them at once.
     """
     found = []
     for batch in batches:

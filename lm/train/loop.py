@@ -34,7 +34,8 @@ from lm.workdir import check_record, steps_saved
 
 
 class Diverged(Exception):
-    """Too many steps in a row had a loss or gradient that is not finite, or an update overflowed, or the state is of no use."""
+    """A run cannot go on: too many steps in a row had a loss or gradient that is not finite, an update overflowed, or a state
+    that was to be saved is not finite."""
 
 
 class Stopped(Exception):
@@ -65,7 +66,7 @@ def train(
     Raises: Stopped on SIGTERM or SIGINT; Diverged; UserError for a checkpoint that does not fit, or if all are damaged.
     """
     checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_every=config.keep_every)
-    begin = checkpoints.whole(print if is_first() else lambda text: None)
+    begin = checkpoints.whole(print)
     base = None  # that adapters stand beside, where checkpoints do not hold it
 
     def kept(state: TrainState) -> TrainState:
@@ -133,7 +134,7 @@ def train(
         return done
 
     def save(step: int) -> None:
-        """Starts to save the state, unless it is no longer of use: then it must not push out a checkpoint that is."""
+        """Start to save the state. Raises Diverged if it is not sound, since it would push out a checkpoint that is."""
         read()
         log.flush()
         if not sound_fn(state):

@@ -207,7 +207,7 @@ def test_a_damaged_dataset_is_set_aside_and_prepared_anew(run, tmp_path, capsys,
     assert prepared(folder) == expected
     for name, values in Batches(folder, "train", batch_size=4).batch(0).items():
         np.testing.assert_array_equal(values, rows[name])
-    assert len(list(workdir.glob("data/.*.damaged-1"))) == 1
+    assert len(list(workdir.glob("data/.*.damaged"))) == 1
     damage(hurt)  # and again, now without its input, or with another
     shutil.move(tmp_path / "text", tmp_path / "away")
     refused(lambda: prepare_text(config, workdir), str(hurt), "no longer there")

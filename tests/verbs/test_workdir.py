@@ -22,13 +22,13 @@ from tests.verbs.test_bad_input import contents, refused
 from tests.verbs.test_hosts import ends, start_both
 
 HOLD = """
-import os, sys, time
+import os, sys
 from pathlib import Path
 from lm.workdir import held
 with held(Path(sys.argv[1])):
     child = os.fork()
     print(os.getpid(), child, flush=True) if child else None
-    time.sleep(600)
+    os.read(0, 1)  # until the test closes the pipe
 """
 SFT = {"data.input": "builtin:mixed_operations", "data.max_examples": 40, "batch_size": 4, "sequence_length": 64, "steps": 2,
        "dtype": "float32", "valid_batches": 1, "samples_every": 0}  # fmt: skip
@@ -84,7 +84,7 @@ def test_a_second_run_is_refused_and_a_killed_one_holds_nothing(fresh, text, tmp
 def test_a_lock_dies_with_its_process_and_not_with_its_children(tmp_path):
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path / "run")], cwd=runs.REPOSITORY, env=runs.environment(),
-        stdout=subprocess.PIPE, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     pid, child = map(int, holder.stdout.readline().split())
     with pytest.raises(UserError, match=f"run is in use by another run, process {pid} on "), held(tmp_path / "run"):
@@ -93,7 +93,7 @@ def test_a_lock_dies_with_its_process_and_not_with_its_children(tmp_path):
     holder.wait()
     with held(tmp_path / "run"):
         os.kill(child, 0)  # it still lives
-    os.kill(child, signal.SIGKILL)
+    holder.stdin.close()  # which ends the child
 
 
 @pytest.mark.parametrize("verb", ["safety", pytest.param("best_of", marks=pytest.mark.slow), "evaluate"])
