@@ -83,7 +83,7 @@ class Feed:
         return self.to_devices(self.batches.batch(n, self._rows))
 
     def spread(self, at_most: int | None = None) -> Iterator[dict[str, jax.Array]]:
-        """Yield `at_most` batches that are spread evenly over the split, or all of them. They are read ahead in the background."""
+        """Yield `at_most` batches, spread evenly over the split, or all of them. They are read ahead in the background."""
         total = self.batches.num_batches
         count = total if at_most is None else min(at_most, total)
         numbers = grain.MapDataset.range(count).map(lambda i: self.batches.batch(i * total // count, self._rows))

@@ -1,9 +1,12 @@
 """Mistakes in values and paths are answered before JAX loads, sizes that no machine has before anything is computed."""
 
+import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from configs.align import dpo
 from configs.train import default, tiny
@@ -69,11 +72,13 @@ def test_mistakes_are_answered_without_jax(line, argument, words, finished, tmp_
 
 
 def test_a_run_that_stands_needs_neither_its_start_nor_its_text(finished, tmp_path):
-    config = tiny.get_config()
+    workdir = shutil.copytree(finished, tmp_path / "run")
+    config = ConfigDict(json.loads((workdir / "config.json").read_text()))
     config.data.input, config.init_from = str(tmp_path / "gone"), str(tmp_path / "gone too")
-    check_training(config, finished)
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    check_training(config, workdir)
     with pytest.raises(UserError, match="gone"):
-        check_training(config, tmp_path)
+        check_training(config, tmp_path / "new")
 
 
 def test_names_of_settings_are_those_that_there_are():

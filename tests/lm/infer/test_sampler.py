@@ -171,7 +171,7 @@ def test_rows_that_have_enough_leave_the_others_as_they_are(model, sizes, unroll
 def test_layers_scanned_or_one_by_one_draw_alike(model, tokenizer, monkeypatch):
     """12 tokens, 17 and 33: so that each way is compiled anew."""
     apart = lm.generate(model, tokenizer, PROMPTS, max_new_tokens=12, seed=3)
-    monkeypatch.setattr(sampler, "APART", 0)
+    monkeypatch.setattr(decode, "APART", 0)
     stacked = lm.generate(model, tokenizer, PROMPTS, max_new_tokens=17, seed=3)
     monkeypatch.setattr(sampler, "UNROLLED", 0)
     scanned = lm.generate(model, tokenizer, PROMPTS, max_new_tokens=33, seed=3)
