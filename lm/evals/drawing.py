@@ -20,7 +20,7 @@ from lm.parallel.mesh import row_ways
 
 ROWS = 64  # of a batch at most
 SHARED = 64  # first tokens at least that are read once for many prompts
-CHUNK = 128  # tokens after which stop strings are looked for
+CHUNK = 128  # tokens after which stop strings are looked for, and what has ended is kept
 # Tokens that could be read while all weights are fetched once, as a step of the loop does: FLOPs over bytes a second.
 STEP = {"cpu": 32, "accelerator": 256}
 COMPILING = {"cpu": 5 * 10**11, "accelerator": 10**16}  # FLOPs that a device could do in the time that compiling a width takes
@@ -45,11 +45,14 @@ class Answer(NamedTuple):
 
 
 class Work(NamedTuple):
-    """A batch. asks: the numbers of those that it answers. shape: what it is compiled for. run: answers them, in that order."""
+    """A batch. asks: the numbers of those that it answers. shape: what it is compiled for.
+
+    run(wanted, keep): answers those asks of the batch that are wanted; keep is called with {number: answer} as they end.
+    """
 
     asks: list[int]
     shape: tuple
-    run: Callable[[], list[Answer]]
+    run: Callable[[set[int], Callable[[dict[int, Answer]], None]], None]
 
 
 class Writer(NamedTuple):
@@ -77,10 +80,10 @@ def work(writer: Writer, asks: Sequence[Ask]) -> Iterator[Work]:
     for settings in sorted(alike):
         shared = _shared(writer.model, alike[settings])
         for width, rows, some in _batches(writer.model, alike[settings], shared):
-            times = [len(numbers[ask]) for ask in some]
+            batch = {ask: numbers[ask] for ask in some}
             yield Work(
                 [number for ask in some for number in numbers[ask]], (width, rows, shared, *settings[1:]),
-                functools.partial(_answered, writer, some, times, shared, width, rows),
+                functools.partial(_answer, writer, batch, shared, width, rows),
             )  # fmt: skip
 
 
@@ -91,21 +94,34 @@ def text_of(answer: Answer, ask: Ask, decode: Callable[[Sequence[int]], str]) ->
     return text[: min(ends)] if ends else text
 
 
-def _answered(writer: Writer, asks: list[Ask], times: list[int], shared: int, width: int, rows: int) -> list[Answer]:
-    """Of asks with the same settings and `shared` first tokens, each so many times."""
-    first, filled = asks[0], [*asks, *[asks[0]] * (rows - len(asks))]  # so that little compiles
-    drawn = draw(
-        writer.model, [ask.tokens[shared:] for ask in filled], stop_ids=writer.stop_ids, vocab_size=writer.vocab_size,
-        max_new_tokens=first.max_new_tokens, temperature=first.temperature, top_p=first.top_p, width=width,
-        prefix=first.tokens[:shared], rows=[_row(ask) for ask in filled], every=CHUNK if any(first.stops) else 0,
-        enough=lambda n, tokens: _stopped(tokens, filled[n], writer.decode) is not None,
-    )  # fmt: skip
-    answers = []
-    for ask, tokens, ended in zip(asks, drawn.tokens, drawn.ended):
+def _answer(
+    writer: Writer, batch: dict[Ask, list[int]], shared: int, width: int, rows: int, wanted: set[int],
+    keep: Callable[[dict[int, Answer]], None],
+) -> None:  # fmt: skip
+    """Answers asks that have the same settings and `shared` first tokens. batch: of each its numbers.
+
+    Every batch has the rows that it always has, so that nothing more is compiled and no row moves; those that are not wanted
+    end at the first look.
+    """
+    asks = list(batch)
+    first, filled = asks[0], [*asks, *[asks[0]] * (rows - len(asks))]
+    known = {n for n, ask in enumerate(asks) if not wanted.intersection(batch[ask])}
+
+    def answer(ask: Ask, tokens: list[int], ended: bool) -> Answer:
         tokens = tokens[:-1] if ended else tokens
         end = _stopped(tokens, ask, writer.decode)
-        answers.append(Answer(tokens, ended) if end is None else Answer(tokens[:end], True))
-    return [answer for answer, n in zip(answers, times) for _ in range(n)]
+        return Answer(tokens, ended) if end is None else Answer(tokens[:end], True)
+
+    def tell(done: dict[int, tuple[list[int], bool]]) -> None:
+        told = [n for n in done if n < len(asks) and n not in known]
+        keep({number: answer(asks[n], *done[n]) for n in told for number in batch[asks[n]]})
+
+    draw(
+        writer.model, [ask.tokens[shared:] for ask in filled], stop_ids=writer.stop_ids, vocab_size=writer.vocab_size,
+        max_new_tokens=first.max_new_tokens, temperature=first.temperature, top_p=first.top_p, width=width,
+        prefix=first.tokens[:shared], rows=[_row(ask) for ask in filled], every=CHUNK, tell=tell,
+        enough=lambda n, tokens: n in known or _stopped(tokens, filled[n], writer.decode) is not None,
+    )  # fmt: skip
 
 
 def _stopped(tokens: list[int], ask: Ask, decode: Callable[[Sequence[int]], str]) -> int | None:

@@ -20,6 +20,9 @@ from lm.model.transformer import Transformer
 from lm.parallel.hosts import from_first, is_first
 from lm.progress import progress
 
+# run(wanted, keep): answers at least the wanted requests of a batch, and calls keep({number: answer}) as answers come.
+Run = Callable[[set[int], Callable[[dict[int, Any]], None]], None]
+
 
 class Engine:
     """See Subject for what it is asked.
@@ -112,13 +115,13 @@ class Engine:
         asked = [likelihood.cut(request, self.max_length) or Request((), ()) for request in requests]
         works = likelihood.work(self.model, requests, max_length=self.max_length, batch_tokens=self.batch_tokens)
 
-        def batches() -> Iterator[tuple[list[int], tuple, Callable]]:
+        def batches() -> Iterator[tuple[list[int], tuple, Run]]:
             for part in works:
 
-                def run(part=part):
+                def run(wanted, keep, part=part):
                     self.stats["tokens"] += part.tokens
                     self.stats["slots"] += part.slots
-                    return part.run()
+                    keep(dict(zip(part.requests, part.run())))
 
                 yield part.requests, part.shape, run
 
@@ -132,13 +135,15 @@ class Engine:
     def _drawn(self, asks: list[Ask]) -> list[Answer]:
         writer = Writer(self.model, self.tokenizer.decode, self.tokenizer.vocab_size, self.encoding.stop_ids)
 
-        def batches() -> Iterator[tuple[list[int], tuple, Callable]]:
+        def batches() -> Iterator[tuple[list[int], tuple, Run]]:
             for part in drawing.work(writer, asks):
 
-                def run(part=part):
-                    answers = part.run()
-                    self.stats["generated"] += sum(len(answer.tokens) for answer in answers)
-                    return answers
+                def run(wanted, keep, part=part):
+                    def counted(answers: dict[int, Answer]) -> None:
+                        self.stats["generated"] += sum(len(answer.tokens) for answer in answers.values())
+                        keep(answers)
+
+                    part.run(wanted, counted)
 
                 yield part.asks, part.shape, run
 
@@ -151,10 +156,10 @@ class Engine:
         )  # fmt: skip
 
     def _answered(
-        self, what: str, batches: Iterator[tuple[list[int], tuple, Callable]], total: int, keys: Callable[[], list[bytes]],
+        self, what: str, batches: Iterator[tuple[list[int], tuple, Run]], total: int, keys: Callable[[], list[bytes]],
         pack: Callable[[Any], bytes], unpack: Callable[[bytes, int], Any],
     ) -> list:  # fmt: skip
-        """Answers from the file, and of each batch that is not wholly known there, from the model.
+        """Answers from the file, and those that are not there from the model, which go into the file as they come.
 
         An answer that is known stays as it is, so that a killed evaluation ends with the same numbers as one that was not.
         """
@@ -169,19 +174,25 @@ class Engine:
 
         found = from_first(known) if self._remembers else [None] * total
         with self._bar(what, total) as bar:
+
+            def keep(answers: dict[int, Any]) -> None:
+                new = {n: answer for n, answer in answers.items() if found[n] is None}
+                for n, answer in new.items():
+                    found[n] = answer
+                if self._answers and new:
+                    self._answers.add({names[n]: pack(answer) for n, answer in new.items()})
+                bar.update(len(new))
+
             for numbers, shape, run in batches:
-                if all(found[number] is not None for number in numbers):
-                    self.stats["cached"] += len(numbers)
-                else:
-                    if (what, *shape) not in self._compiled:
-                        bar.compiling()
-                    self._compiled.add((what, *shape))
-                    new = {n: answer for n, answer in zip(numbers, run()) if found[n] is None}
-                    for n, answer in new.items():
-                        found[n] = answer
-                    if self._answers:
-                        self._answers.add({names[n]: pack(answer) for n, answer in new.items()})
-                bar.update(len(numbers))
+                wanted = {number for number in numbers if found[number] is None}
+                self.stats["cached"] += len(numbers) - len(wanted)
+                bar.update(len(numbers) - len(wanted))
+                if not wanted:
+                    continue
+                if (what, *shape) not in self._compiled:
+                    bar.compiling()
+                self._compiled.add((what, *shape))
+                run(wanted, keep)
         return found
 
     def _bar(self, what: str, total: int):

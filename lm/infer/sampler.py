@@ -109,7 +109,8 @@ def draw(
     model: Transformer, prompts: Sequence[Sequence[int]], *, stop_ids: Sequence[int], vocab_size: int, max_new_tokens: int,
     temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0, width: int = 0, cache_dtype: str = "",
     each: int = 1, rows: Sequence[int] | None = None, prefix: Sequence[int] = (), every: int = 0,
-    enough: Callable[[int, list[int]], bool] = lambda number, tokens: False, names: Sequence[int] | None = None,
+    enough: Callable[[int, list[int]], bool] = lambda number, tokens: False,
+    tell: Callable[[dict[int, tuple[list[int], bool]]], None] = lambda done: None, names: Sequence[int] | None = None,
 ) -> Drawn:  # fmt: skip
     """Continues prompts of token ids, all together, on the mesh that is set.
 
@@ -122,6 +123,7 @@ def draw(
       prefix: ids in front of all prompts, read once. Not for models with windows or angles that depend on the length.
       every: after each so many tokens, enough(number of a continuation, its tokens so far) says whether it needs no more. Slots
         are made as they are needed, and where a quarter of the rows is left, only these go on. Not together with `each`.
+      tell: called then with {number: (tokens, ended)} of the continuations that are done since the last time.
       names: the number by which errors call each prompt; None: its index.
     On several hosts every process calls this with the same arguments and gets all rows.
     Raises: UserError at the first token whose logits are NaN or infinite; it names the prompt and the likely cause.
@@ -142,9 +144,12 @@ def draw(
     names = range(len(prompts)) if names is None else names
     while True:
         _check_finite(model, state, [names[int(n) // each if n < count else 0] for n in numbers], temperature)
+        done = {}
         for place, told in enumerate(zip(*_told(state, stop_ids))):
-            if going[place] and (told[2] or until == max_new_tokens or enough(int(numbers[place]), told[0])):
-                found[numbers[place]], going[place] = told, False
+            number = int(numbers[place])
+            if going[place] and (told[2] or until == max_new_tokens or enough(number, told[0])):
+                found[number], going[place], done[number] = told, False, (told[0], told[2])
+        tell(done)
         if not going.any():
             return Drawn(*map(list, zip(*found)))
         until = min(until + every, max_new_tokens)

@@ -199,6 +199,28 @@ def test_a_killed_evaluation_goes_on_to_the_same_answers(ours, tmp_path, monkeyp
     assert other.likelihoods(asked[:1]) != whole[0][:1] and other.stats["cached"] == 0
 
 
+def test_of_a_batch_that_is_stopped_what_had_ended_is_kept(ours, tmp_path, monkeypatch):
+    monkeypatch.setattr(drawing, "CHUNK", 4)
+    options = {"max_new_tokens": 12, "temperature": 1.0, "seed": 1}
+    [first, *others] = engine(ours).generate(prompts(stops=(NO_END,), **options))
+    stop = ours.decode(first.tokens[:2])
+    assert stop and not any(stop in other.text for other in others)
+    asked, path = prompts(stops=(stop,), **options), tmp_path / "answers.sqlite"
+    whole, decode = engine(ours).generate(asked), ours.decode
+
+    def dies(tokens):
+        if len(tokens) > 4:
+            raise Killed
+        return decode(tokens)
+
+    with monkeypatch.context() as stopped, pytest.raises(Killed):
+        stopped.setattr(ours, "decode", dies)
+        engine(ours, cache=path).generate(asked)
+    one = engine(ours, cache=path)
+    assert one.generate(asked) == whole and one.stats["cached"] == 1
+    assert one.stats["generated"] == sum(len(answer.tokens) for answer in whole[1:])
+
+
 def test_conversations(ours, tmp_path):
     _, folder = published(tmp_path)
     messages = [{"role": "user", "content": "ab <|end|> </s> cd"}]
