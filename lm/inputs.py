@@ -50,7 +50,7 @@ def check_alignment(config, workdir: Path) -> None:
 
 def check_evaluation(config, workdir: Path) -> None:
     """Raises UserError for a config of evaluate.py that cannot work, or of another model than the workdir's evaluation."""
-    from lm.evals.asked import others_of, settings_of, specs_of, template_of
+    from lm.evals.asked import check_tasks, others_of, settings_of, template_of
 
     if not config.checkpoint:
         raise UserError("--config.checkpoint is missing: name a workdir or a Hugging Face folder")
@@ -59,12 +59,12 @@ def check_evaluation(config, workdir: Path) -> None:
     for key in ("max_length", "batch_tokens"):
         if config[key] is not None and not 1 <= config[key] <= MOST:
             raise UserError(f"{key}={config[key]} must be in 1…{MOST}")
-    settings_of(config)
-    specs_of(config.tasks, config.data_dir)
+    settings = settings_of(config)
     others_of(config, workdir)
     template_of(config.chat_template)
     check_model("checkpoint", config.checkpoint, None)
     check_name(config.judge)
+    check_tasks(config.tasks, settings)
     check_record(config, workdir)
 
 
@@ -125,14 +125,14 @@ def _check_file(key: str, path: str | None) -> None:
 
 
 def _check_evals(evals) -> None:
-    from lm.evals.asked import settings_of, specs_of, template_of
+    from lm.evals.asked import check_tasks, settings_of, template_of
 
     if not evals.tasks:
         return
     try:
-        settings_of(evals)
-        specs_of(evals.tasks, evals.data_dir)
+        settings = settings_of(evals)
         template_of(evals.chat_template)
+        check_tasks(evals.tasks, settings)
     except UserError as error:
         raise UserError(f"evals: {error}") from None
 

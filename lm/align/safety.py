@@ -31,6 +31,7 @@ from lm.align.constitution import load_constitution
 from lm.align.run import chat_template
 from lm.align.run import run as train
 from lm.align.stages import kept_json, kept_lines, kept_seconds, read_lines, write_lines
+from lm.checkpoint import damage
 from lm.convert.source import open_source
 from lm.errors import UserError, naming
 from lm.evals import safety_report
@@ -42,7 +43,8 @@ from lm.model.transformer import Transformer, skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import make_mesh, shardings
 from lm.train.start import adopt
-from lm.workdir import check_record, held, save_record
+from lm.workdir import check_record, held, save_record, steps_saved
+from lm.workdir import kept_json as standing
 
 FREE = ("rounds", "timeout", "retries", "key_variable")  # what may change when a run is gone on with
 
@@ -180,8 +182,6 @@ class Loop:
     def finish(self, before: dict, after: dict, rounds: list[dict], model: Path, trained: int) -> dict:
         """Puts the model of so many rounds into the workdir and writes the reports."""
         s = self.config.safety
-        if trained:
-            hosts.from_first(lambda: publish(model, self.workdir))
         failing = safety_data.failures(self.attacked(trained + 1, model))
         told = (
             "id", "prompt", "kind", "hazard", "family", "messages", "answer", "completion", "harmful_if", "response", "reason",
@@ -191,17 +191,30 @@ class Loop:
             "train_families": self.train_families, "held_out_families": self.held_out, "judge": s.judge, "reviser": s.reviser,
             "failing": len(failing), "failures_left_out": self.left_out, "model": str(model),
         }  # fmt: skip
+        if hosts.from_first(lambda: self._stands(found, trained)):
+            self._say(f"{self.workdir} is finished after {trained} rounds: raise safety.rounds, or use another --workdir")
+            return found
+        if trained:
+            hosts.from_first(lambda: publish(model, self.workdir))
         if not hosts.is_first():
             return found
         write_lines(self.workdir / "failing.jsonl", [{key: r[key] for key in told} for r in failing])
         seconds = kept_seconds(self.workdir / "seconds.json", time.perf_counter() - self.begin)
-        cli.write_json(self.workdir / "safety.json", found)
         first, last = (read_lines(self._round(n) / "evaluation" / "judged.jsonl") for n in (0, trained))
         samples = safety_report.samples(first, last)
         safety_report.write(self.workdir, self.config.to_dict(), found, samples, {"safety loop": seconds})
+        cli.write_json(self.workdir / "safety.json", found)  # the last: all else that is there belongs to it
         return found
 
     # Parts of stages.
+
+    def _stands(self, found: dict, trained: int) -> bool:
+        """Whether all that `finish` writes is there already, for what was found."""
+        steps = steps_saved(self.workdir)
+        if trained and (not steps or damage(self.workdir / "checkpoints" / str(max(steps)))):
+            return False
+        there = all((self.workdir / name).is_file() for name in ("failing.jsonl", "report.json", "report.html"))
+        return there and standing(self.workdir / "safety.json") == json.loads(json.dumps(found))
 
     def _tried(self, folder: Path, prompts: list[Prompt], names: Iterable[str], model: Path, what: str, n: int) -> list[dict]:
         s = self.config.safety

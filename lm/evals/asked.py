@@ -8,6 +8,7 @@ import yaml
 from lm.errors import UserError
 from lm.evals import compare
 from lm.evals.catalogue import Settings, open_task, path_of, read_spec, text_of
+from lm.evals.documents import check_folder
 from lm.evals.outcome import Task
 
 
@@ -55,11 +56,12 @@ def names_of(names: str) -> list[str]:
     return wanted
 
 
-def specs_of(names: str, data_dir: str | None) -> None:
-    """Raises UserError for a task that there is not, or whose file cannot be used; opens none of them."""
+def check_tasks(names: str, settings: Settings) -> None:
+    """Raises UserError for a task that there is not, whose file cannot be used, or whose data are missing; reads no data."""
     for name in names_of(names):
         if not name.startswith("harness:"):
-            read_spec(path_of(name), name)
+            path = path_of(name)
+            check_folder(path.stem, read_spec(path, name), settings)
 
 
 def template_of(name: str) -> str | None:

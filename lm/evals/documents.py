@@ -164,6 +164,24 @@ def _items(
     return [item for item in items if count[item.id] == 1]
 
 
+def folder_of(name: str, spec: Mapping[str, Any], settings: Settings) -> Path:
+    """Where a task's files are: DIR/<its name>, or DIR/<its `folder`>. Raises UserError if there is no data_dir."""
+    if settings.data_dir is None:
+        raise UserError(f"task {name}: --config.data_dir is missing: name the folder that holds {spec.get('folder', name)}/")
+    folder = Path(settings.data_dir) / name
+    return folder if folder.is_dir() else folder.with_name(spec.get("folder", name))
+
+
+def check_folder(name: str, spec: Mapping[str, Any], settings: Settings) -> None:
+    """Raises UserError if a task has its items from files and there is no file. Reads none."""
+    given = {**spec, **(settings.options.get(spec["kind"]) or {})}
+    if any(given.get(key) for key in ("data", "items", "prompts")):
+        return
+    folder = folder_of(name, spec, settings)
+    if not any(path.is_file() for path in folder.rglob("*")):
+        files.found(folder, spec.get("files", "**/*"))  # which says what it looks for
+
+
 def _splits(
     name: str, spec: Mapping[str, Any], settings: Settings, endings: Sequence[str], problems: Problems
 ) -> tuple[dict[str, Callable[[], list[dict]]], str]:  # fmt: skip
@@ -172,10 +190,7 @@ def _splits(
         if not spec["data"].startswith("tfds:"):
             raise UserError(f"task {name}: data: {spec['data']!r} is no tfds:NAME; for files, name their folder as `folder`")
         return files.tfds_splits(spec["data"].removeprefix("tfds:"), name), spec["data"]
-    if settings.data_dir is None:
-        raise UserError(f"task {name}: --config.data_dir is missing: name the folder that holds {spec.get('folder', name)}/")
-    folder = Path(settings.data_dir) / name
-    folder = folder if folder.is_dir() else folder.with_name(spec.get("folder", name))
+    folder = folder_of(name, spec, settings)
     paths = files.found(folder, spec.get("files", "**/*"), endings)
     columns, column = tuple(spec.get("columns") or ()) or None, spec.get("file_column")
 

@@ -128,6 +128,11 @@ def test_a_kill_changes_nothing_and_rounds_go_on(noise, tmp_path):
     for name in ours:
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
 
+    report = (whole / "report.html").stat().st_mtime_ns
+    again = runs.run(small(noise, whole))
+    assert again.returncode == 0 and "is finished after 1 rounds" in again.stdout
+    assert (whole / "report.html").stat().st_mtime_ns == report
+
     refused = runs.run(small(noise, whole, safety__limit=3))
     assert refused.returncode == 2 and "safety.limit is 200" in refused.stderr
     done(small(noise, whole, safety__rounds=2))
