@@ -19,7 +19,7 @@ demo: $(BIN)/.core
 	$(BIN)/python align.py --config=configs/align/demo.py:sft --workdir=$(WORKDIR)/sft --config.init_from=$(WORKDIR)
 	@echo; echo "and, by reinforcement learning, to do it politely:"; echo
 	$(BIN)/python align.py --config=configs/align/demo.py:grpo --workdir=$(WORKDIR)/grpo --config.init_from=$(WORKDIR)/sft
-	@echo; $(BIN)/python -m lm.evals.align_report $(WORKDIR) $(WORKDIR)/sft $(WORKDIR)/grpo
+	@echo; $(BIN)/python -m lm.reports.align $(WORKDIR) $(WORKDIR)/sft $(WORKDIR)/grpo
 
 test: $(BIN)/.test
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lm import cli
 from lm.inputs import check_alignment
-from lm.parallel.cluster import join
+from lm.parallel.join import join
 from lm.workdir import held
 
 
@@ -26,16 +26,23 @@ def main(config, workdir: Path) -> None:
 
 def align(config, workdir: Path) -> None:
     from lm.parallel import hosts
+    from lm.reports import align as report
+    from lm.reports import safety as safety_report
     from lm.train import loop
 
-    if config.method == "safety":
-        from lm.align.safety import run
-    elif config.method == "best_of":
-        from lm.align.best_of import run
-    else:
-        from lm.align.run import run
     try:
-        run(config, workdir)
+        if config.method == "safety":
+            from lm.align.safety.loop import Reports, run
+
+            run(config, workdir, Reports(report.write_run, safety_report.write))
+        elif config.method == "best_of":
+            from lm.align.best_of import run
+
+            run(config, workdir, report.write_run)
+        else:
+            from lm.align.run import run
+
+            run(config, workdir, report.write_run)
     except loop.Stopped as stopped:
         hosts.leave()
         cli.fail(str(stopped), 128 + stopped.signum)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from lm import cli
 from lm.inputs import check_evaluation
-from lm.parallel.cluster import join
+from lm.parallel.join import join
 from lm.workdir import held
 
 
@@ -23,8 +23,9 @@ def main(config, workdir: Path) -> None:
     join(lambda: check_evaluation(config, workdir), trains=False)  # then JAX loads
     with held(workdir):
         from lm.evals.run import run
+        from lm.reports.evaluate import write_run
 
-        worse = run(config, workdir)
+        worse = run(config, workdir, write_run)
     if worse:
         cli.fail("worse than before: " + "; ".join(worse), 1)
 

@@ -20,7 +20,7 @@ from absl import flags
 
 from lm import cli
 from lm.inputs import check_training
-from lm.parallel.cluster import join
+from lm.parallel.join import join
 from lm.train.values import check_values
 from lm.workdir import finished, held, save_record
 
@@ -43,14 +43,14 @@ def main(config, workdir: Path | None) -> None:
 def train(config, workdir: Path) -> None:
     import jax
 
-    from data.batches import Batches
-    from data.pipeline import prepare_text
-    from data.weights import parse_weights
+    from data.text.batches import Batches
+    from data.text.pipeline import prepare_text
+    from data.text.weights import parse_weights
     from lm.evals import in_loop
-    from lm.evals.training_report import drawn, write_report
     from lm.model.transformer import skeleton
     from lm.parallel import hosts
     from lm.parallel.mesh import check_fit, make_mesh
+    from lm.reports.train import drawn, write_report
     from lm.train import loop
     from lm.train.feed import Feed, Reading
     from lm.train.fit import check_memory
@@ -68,7 +68,7 @@ def train(config, workdir: Path) -> None:
     weights = parse_weights(config.data.weights)
     evals = in_loop.opened(config)
 
-    tokenizer, dataset, stages = prepare_text(config, workdir)
+    tokenizer, dataset, stages = prepare_text(config, workdir, first=hosts.is_first())
     if hosts.is_first():
         save_record(config, workdir)
     batches = Batches(dataset, "train", batch_size=config.batch_size, seed=config.seed, weights=weights)

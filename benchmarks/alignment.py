@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lm.align.rewards import style
+from lm.align.rl.rewards import style
 
 MODEL = dict(vocab_size=512, num_layers=2, embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=384)
 STYLES = "builtin:preferred_style?part=answers"
@@ -70,7 +70,7 @@ def main() -> None:
             results.setdefault(method, []).append(result)
             print(f"{method} {json.dumps(result)}", flush=True)
     print(table(results))
-    from lm.evals.report import machine
+    from lm.reports.page import machine
 
     summary = json.dumps({"results": results, "model": MODEL, "machine": machine()})
     beside = options.out / ".alignment.json"
@@ -196,12 +196,13 @@ def align(name: str, workdir: Path, settings: dict) -> dict:
     import importlib
 
     from lm.align.run import run
+    from lm.reports.align import write_run
 
     config = importlib.import_module(f"configs.align.{name}").get_config()
     config.dtype, config.data.max_valid_examples = "float32", 256
     config.valid_every, config.checkpoint_every, config.samples_every = 0, 0, 0
     config.update_from_flattened_dict(settings)
-    return run(config, workdir)
+    return run(config, workdir, write_run)
 
 
 def against(workdir: Path, begin: Path) -> dict:
@@ -213,11 +214,11 @@ def against(workdir: Path, begin: Path) -> dict:
     import jax
 
     import lm
-    from data.conversations import read_examples
-    from data.example_encoding import Encoder
+    from data.chat.conversations import read_examples
+    from data.chat.example_encoding import Encoder
     from data.tasks.style import style
     from lm.align.logprobs import token_logprobs
-    from lm.align.rollouts import arrays, roll_out
+    from lm.align.rl.rollouts import arrays, roll_out
 
     (tuned, tokenizer), (reference, _) = lm.load(workdir), lm.load(begin)
     encoder = Encoder(tokenizer)

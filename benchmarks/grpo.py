@@ -44,7 +44,7 @@ def main() -> None:
         tokens, completions = map(int, options.loads.split("/"))
         print(json.dumps(measure(Path(options.folder), tokens, completions, options.steps + WARM, options.dtype)))
         return
-    from lm.evals.report import machine
+    from lm.reports.page import machine
 
     found = {}
     for load in options.loads.split(","):
@@ -97,7 +97,7 @@ def prepare(folder: Path, model: dict) -> None:
     """A random model and its tokenizer, as a workdir and as a Hugging Face folder."""
     import jax
 
-    from data.tokenizer import train
+    from data.text.tokenizer import train
     from lm.config import ModelConfig
     from lm.convert.to_published import to_published
     from lm.convert.to_workdir import write_workdir
@@ -118,14 +118,15 @@ def reward(prompts, completions, **columns) -> list[float]:
 
 
 def ours(folder: Path, tokens: int, completions: int, steps: int, dtype: str) -> dict[str, list[float]]:
-    """The step of align.py (lm.align.rolling and lm.align.rl); layers unrolled, nothing computed twice."""
+    """The step of align.py (lm.align.rl.rolling and lm.align.rl.objective); layers unrolled, nothing computed twice."""
     import jax
 
     from configs.align import grpo
-    from data.examples import prepare_tasks
-    from data.hf_tokenizer import load_tokenizer
-    from lm.align import rl, rolling
-    from lm.align.rewards import Rewards
+    from data.chat.examples import prepare_tasks
+    from data.text.hf_tokenizer import load_tokenizer
+    from lm.align.rl import objective as rl
+    from lm.align.rl import rolling
+    from lm.align.rl.rewards import Rewards
     from lm.model.transformer import skeleton
     from lm.parallel.mesh import make_mesh
     from lm.train.start import adopt, initial_params

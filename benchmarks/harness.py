@@ -94,7 +94,7 @@ def main() -> None:
 
 def compared(found: dict[str, list[dict]]) -> dict:
     """Rates of both sides and their ratios, of the best round of each; fails where log-likelihoods differ."""
-    from lm.evals.report import machine
+    from lm.reports.page import machine
 
     ours = found["lmcraft"]
     loads, most, total = {}, 0.0, dict.fromkeys(("best", "seconds", "first", "best_whole", "whole"), 0.0)
@@ -129,7 +129,7 @@ def prepare(folder: Path, items: int, model: dict) -> None:
     """The model, as a workdir and as a Hugging Face folder, and the tasks with their items."""
     import jax
 
-    from data.tokenizer import train
+    from data.text.tokenizer import train
     from lm.config import ModelConfig
     from lm.convert.to_published import to_published
     from lm.convert.to_workdir import write_workdir
@@ -220,9 +220,9 @@ def opened(worker: str, folder: Path):
     if worker == "lmcraft":
         import jax
 
-        from data.hf_tokenizer import load_tokenizer
-        from lm.evals.engine import Engine
-        from lm.evals.harness import as_lm
+        from data.text.hf_tokenizer import load_tokenizer
+        from lm.evals.engine.engine import Engine
+        from lm.evals.tasks.harness import as_lm
         from lm.infer.load import load_onto
         from lm.parallel.mesh import make_mesh
 

@@ -18,8 +18,8 @@ from flax import nnx
 from tqdm import tqdm
 
 from configs.train import demo
-from data.batches import Batches
-from data.pipeline import prepare_text
+from data.text.batches import Batches
+from data.text.pipeline import prepare_text
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
 from lm.train.feed import Feed

@@ -46,7 +46,7 @@ def main() -> None:
         print(f"round {round_ + 1}: {shown}", flush=True)
     pipeline = input_rate(Shape())
     rates = {name: rate(times) for name, times in steps.items()}
-    from lm.evals.report import machine
+    from lm.reports.page import machine
 
     print(
         json.dumps(
@@ -82,8 +82,8 @@ def ours(shape: Shape, steps: int) -> dict:
     import numpy as np
 
     from configs.train import default
-    from lm.evals.report import machine
     from lm.parallel.mesh import make_mesh
+    from lm.reports.page import machine
     from lm.train.step import make_trainer, state_shardings
 
     def run(accumulate: int, dtype: str, steps: int) -> list[float]:
@@ -121,11 +121,11 @@ def ours(shape: Shape, steps: int) -> dict:
 
 def input_rate(shape: Shape, seconds: float = 5.0) -> float:
     """Tokens/s of the input pipeline alone: packed rows from disk, shuffled, prefetched, batched."""
-    from data.batches import Batches
-    from data.dataset import prepare
     from data.sources import open_sources
-    from data.split import survey
-    from data.tokenizer import train
+    from data.text.batches import Batches
+    from data.text.dataset import prepare
+    from data.text.split import survey
+    from data.text.tokenizer import train
 
     with tempfile.TemporaryDirectory() as folder:
         sources = [source for source in open_sources(None, max_bytes=8_000_000) if source.name == "code"]

@@ -10,7 +10,7 @@ import warnings
 from absl import flags
 
 import lm
-from data.messages import said
+from data.chat.messages import said
 from lm import cli, compile_cache
 from lm.errors import UserError
 from lm.inputs import check_model

@@ -5,13 +5,13 @@ The verbs call this first. What only the devices, a model or the data themselves
 
 from pathlib import Path
 
-from data.hf_tokenizer import load_tokenizer
-from data.records import EXTENSIONS, is_builtin, read_builtin
+from data.chat.records import EXTENSIONS, is_builtin, read_builtin
 from data.sources import files, open_sources
-from data.weights import parse_weights
+from data.text.hf_tokenizer import load_tokenizer
+from data.text.weights import parse_weights
 from lm.align import settings
 from lm.errors import UserError, naming
-from lm.evals.judges import check_name
+from lm.evals.judges.judges import check_name
 from lm.train.values import MOST, SEEDS, check_length, check_values, model_of
 from lm.workdir import check_record, kind_of, read_config, steps_saved
 
@@ -139,7 +139,7 @@ def _check_evals(evals) -> None:
 
 def _check_rewards(text: str) -> None:
     """Names, options and weights; files of the user's own and reward models are opened later."""
-    from lm.align.rewards import parse_rewards
+    from lm.align.rl.rewards import parse_rewards
 
     own = []
     for part in filter(None, map(str.strip, text.split(","))):

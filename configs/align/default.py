@@ -64,7 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl.lam = 0.95
     config.rl.value_coef = 0.1
     config.rl.value_clip = 0.2
-    config.rewards = ""  # functions and weights: "answer=1,format=0.2,my_rewards.py:brevity=0.1"; see lm/align/rewards.py
+    config.rewards = ""  # functions and weights: "answer=1,format=0.2,my_rewards.py:brevity=0.1"; see lm/align/rl/rewards.py
 
     config.rollout = ml_collections.ConfigDict()
     config.rollout.max_new_tokens = 128  # of a turn

@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
 def safety_keys() -> ml_collections.ConfigDict:
     safety = ml_collections.ConfigDict()
     safety.rounds = 1  # of attack, revision and training; a finished run goes on if there are more
-    safety.constitution = placeholder(str)  # YAML; none: lm/align/constitution.yaml
+    safety.constitution = placeholder(str)  # YAML; none: lm/align/safety/constitution.yaml
     safety.prompts = "builtin:safety_world"  # or files: JSONL, Parquet, CSV such as those of AdvBench, HarmBench, XSTest
     safety.valid_fraction = 0.5  # of the requests of files: measured on, and never learnt from
     safety.failures = placeholder(str)  # attempts that failed before (a failing.jsonl), to learn from beside the others
@@ -31,13 +31,13 @@ def safety_keys() -> ml_collections.ConfigDict:
     safety.keep = placeholder(str)  # text or conversations that are learnt along, so that nothing is forgotten
     safety.keep_share = 0.2  # of what is learnt
 
-    # Families of lm/evals/attacks.py, separated by commas, alone or composed: rot13+prefix_injection.
+    # Families of lm/evals/redteam/attacks.py, separated by commas, alone or composed: rot13+prefix_injection.
     safety.train_families = "direct,role_play,prefix_injection,rot13,prompt_injection"  # failures under these are learnt from
     safety.held_out_families = "refusal_suppression,leetspeak,translation,many_shot,crescendo"  # these only measure
     safety.samples = 1  # answers to each attack
     safety.temperature = 0.0  # of the answers; 0: the likeliest
 
-    safety.judge = "rules"  # or classifier:FOLDER (lm/evals/classifier.py), or openai:URL
+    safety.judge = "rules"  # or classifier:FOLDER (lm/evals/judges/classifier.py), or openai:URL
     safety.judge_model = ""  # its name at the URL
     safety.reviser = "template"  # the constitution's own words; model: it criticises itself; or openai:URL
     safety.reviser_model = ""

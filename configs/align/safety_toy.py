@@ -1,6 +1,6 @@
 """The safety loop on the toy world of data/tasks/safety_world.py, for a model of a million parameters; minutes on two cores.
 
-    python -m lm.align.unsafe --out=toy
+    python -m lm.align.safety.toy --out=toy
     python train.py --config=configs/train/default.py --workdir=toy/base --config.data.input=toy/pages.jsonl,toy/talk.jsonl \\
         --config.data.valid_fraction=0 --config.steps=300 --config.batch_size=16 --config.optimizer.warmup=30 \\
         --config.optimizer.weight_decay=0.0 --config.samples='()' --config.model.vocab_size=768 \\

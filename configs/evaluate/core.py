@@ -1,7 +1,7 @@
-"""CORE: the 22 tasks of DCLM, and their mean centred on chance (lm/evals/core_metric.py)."""
+"""CORE: the 22 tasks of DCLM, and their mean centred on chance (lm/evals/tasks/core_metric.py)."""
 
 from configs.evaluate import default
-from lm.evals.core_metric import CORE, PREFIX
+from lm.evals.tasks.core_metric import CORE, PREFIX
 
 
 def get_config():

@@ -7,7 +7,7 @@ from ml_collections.config_dict import placeholder
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.checkpoint = placeholder(str)  # a workdir or a Hugging Face folder
-    config.tasks = ""  # names, separated by commas: files of lm/evals/tasks, FILE.yaml, harness:NAME, harness:FILE.yaml
+    config.tasks = ""  # names, separated by commas: files of lm/evals/tasks/specs, FILE.yaml, harness:NAME, harness:FILE.yaml
     config.data_dir = placeholder(str)  # items are DIR/<task>/*.{csv,jsonl,parquet}
 
     # These do what lm-evaluation-harness's options of the same name do.

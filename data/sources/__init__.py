@@ -2,33 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 from collections.abc import Callable, Iterator
 
+from data.sources.source import Document, Source
 from lm.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class Document:
-    """One piece of text and where it is from.
-
-    `text` has at least one character that is not whitespace and encodes to UTF-8 (no lone surrogates).
-    """
-
-    id: str  # unique and stable within its source
-    text: str
-    origin: str  # a path, a package's name and version, a TFDS name
-    licence: str | None = None  # an SPDX identifier where it is known
-    split_key: str | None = None  # documents with equal keys land in one split; None: the text is the key
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A named stream of documents. `read` may be called again and gives the same documents in the same order."""
-
-    name: str  # [a-z0-9_]+
-    read: Callable[[], Iterator[Document]]
 
 
 def open_sources(input: str | None, *, text_key: str = "text", max_bytes: int | None = None) -> list[Source]:
@@ -45,7 +23,7 @@ def open_sources(input: str | None, *, text_key: str = "text", max_bytes: int | 
         UserError: the name is neither a path nor a dataset, a folder holds no file that can be read, or the
             dataset has no such feature. What is wrong inside a file is raised by `read`, when it is reached.
     """
-    # The readers build Documents, so they import this module; and pyarrow or TFDS load only where needed.
+    # pyarrow and TFDS load only where they are needed.
     if input is None:
         from data.sources import python_installation
 

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from data.sources import Document, Source
+from data.sources.source import Document, Source
 from lm.errors import UserError
 
 TEXT = (".txt", ".md", ".rst", ".py")

@@ -20,7 +20,7 @@ from importlib import metadata
 
 import xxhash
 
-from data.sources import Document, Source
+from data.sources.source import Document, Source
 
 _LOG = logging.getLogger(__name__)
 

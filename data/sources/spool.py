@@ -9,7 +9,7 @@ from pathlib import Path
 
 import zstandard
 
-from data.sources import Document, Source
+from data.sources.source import Document, Source
 
 
 def spooled(source: Source, folder: Path) -> Source:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
-from data.sources import Document, Source
+from data.sources.source import Document, Source
 from lm.errors import UserError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from data.tasks.splits import held_out, records
 from lm.errors import UserError
 
-# As chat APIs and templates have tools (OpenAI's form). lm/align/tools.py is what answers.
+# As chat APIs and templates have tools (OpenAI's form). lm/align/rl/tools.py is what answers.
 CALCULATOR = {
     "type": "function",
     "function": {

@@ -1,7 +1,7 @@
 """Instructions whose form can be checked: JSON, brackets, a number of words, capitals, a first word.
 
-`format` is what lm/align/rewards.py's `format` reads, a regular expression for the whole answer or "json"; `contains` is what
-must stand in it.
+`format` is what lm/align/rl/rewards.py's `format` reads, a regular expression for the whole answer or "json"; `contains` is
+what must stand in it.
 """
 
 import json

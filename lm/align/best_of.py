@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from data.examples import prepare_tasks
-from lm.align.rewards import Rewards, parse_rewards
-from lm.align.rolling import Rolling, judged
-from lm.align.rollouts import Rollout
+from data.chat.examples import prepare_tasks
+from lm.align.rl.rewards import Rewards, parse_rewards
+from lm.align.rl.rolling import Rolling, judged
+from lm.align.rl.rollouts import Rollout
+from lm.align.rl.tools import open_tools
 from lm.align.run import chat_template, own_tokenizer
 from lm.align.run import run as train
 from lm.align.settings import check, check_best_of
-from lm.align.tools import open_tools
 from lm.cli import write_json
 from lm.errors import UserError
 from lm.model.transformer import skeleton
@@ -47,10 +47,11 @@ class Best(NamedTuple):
     statistics: dict[str, Any]
 
 
-def run(config, workdir: Path) -> dict:
+def run(config, workdir: Path, report: Callable[[Path, dict], None]) -> dict:
     """Lets config.init_from answer the tasks of config.data.input, and trains it on what is kept, by supervised fine-tuning.
 
-    Validation is on the tasks held out, as in reinforcement learning. Returns: as lm.align.run.run, and "best_of": statistics.
+    Validation is on the tasks held out, as in reinforcement learning. report: as lm.align.run.run takes it.
+    Returns: as lm.align.run.run, and "best_of": statistics.
     Raises: UserError; and as lm.align.run.run.
     """
     check(config)
@@ -69,7 +70,7 @@ def run(config, workdir: Path) -> dict:
             tools=tools, template=chat_template(acting, tokenizer),
         )  # fmt: skip
         best = answered(rolling, lambda: initial_params(acting, mesh), workdir, declared)
-    return train(learning, workdir, tasks) | {"best_of": best.statistics}
+    return train(learning, workdir, report, tasks) | {"best_of": best.statistics}
 
 
 def answered(

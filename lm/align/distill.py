@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from data.hf_tokenizer import HFTokenizer, load_tokenizer
-from data.tokenizer import Tokenizer
+from data.text.hf_tokenizer import HFTokenizer, load_tokenizer
+from data.text.tokenizer import Tokenizer
 from lm.align.settings import check_distill
 from lm.convert.source import as_stored, open_source
 from lm.errors import UserError

@@ -7,26 +7,28 @@ act (rl, and distill on the student's own answers) roll each batch out with the 
 import json
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
-from data.chat import CHAT_TEMPLATE
-from data.example_batches import ExampleBatches
-from data.examples import prepare_examples, prepare_tasks, record_tasks
-from data.fingerprints import check_tokenizer, record_tokenizer
-from data.hf_tokenizer import HFTokenizer, load_tokenizer
+from data.chat.example_batches import ExampleBatches
+from data.chat.examples import prepare_examples, prepare_tasks, record_tasks
+from data.chat.template import CHAT_TEMPLATE
+from data.text.fingerprints import check_tokenizer, record_tokenizer
+from data.text.hf_tokenizer import HFTokenizer, load_tokenizer
 from lm import sizing
-from lm.align import distill, preference, reward, rl, rolling, settings, sft
+from lm.align import distill, preference, reward, settings, sft
 from lm.align.losses import WITHOUT_REFERENCE
-from lm.align.rewards import Rewards, parse_rewards
-from lm.align.samples import Samples
-from lm.align.tools import open_tools
+from lm.align.rl import objective as rl
+from lm.align.rl import rolling
+from lm.align.rl.rewards import Rewards, parse_rewards
+from lm.align.rl.samples import Samples
+from lm.align.rl.tools import open_tools
 from lm.errors import UserError
-from lm.evals import align_report, in_loop, report
+from lm.evals import in_loop
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.parallel import hosts
@@ -49,9 +51,13 @@ class Plan(NamedTuple):
     updates: int = 1  # of the parameters in a step
 
 
-def run(config, workdir: Path, given: tuple[list[dict], list[dict], dict] | None = None) -> dict:
-    """Trains by config.method from config.init_from, or goes on from what stands in `workdir`, and writes the report.
+def run(
+    config, workdir: Path, report: Callable[[Path, dict], None], given: tuple[list[dict], list[dict], dict] | None = None
+) -> dict:
+    """Trains by config.method from config.init_from, or goes on from what stands in `workdir`, and reports.
 
+    report: writes the report, such as lm.reports.align.write_run; the first process calls it at the end with workdir and
+    figures.
     given: the tasks, as prepare_tasks gives them, if they are not those of config.data.input.
     Returns: {"before", "after": what validation gave before the first step and at the end, by name, or None, "step"}.
     Raises: UserError; loop.Stopped and loop.Diverged as lm.train.loop.train.
@@ -80,7 +86,7 @@ def run(config, workdir: Path, given: tuple[list[dict], list[dict], dict] | None
     acts, generates = kind == "task", config.method != "reward"
     examples, tasks, held_out, counts = None, [], [], {}
     if not acts:
-        examples = prepare_examples(config, workdir, tokenizer, kind)
+        examples = prepare_examples(config, workdir, tokenizer, kind, first=hosts.is_first())
         counts = examples.counts
     if acts or (rewards and generates):
         declared = [tool.schema for tool in tools] or None
@@ -127,11 +133,11 @@ def run(config, workdir: Path, given: tuple[list[dict], list[dict], dict] | None
     if hosts.is_first():
         stages = {"data": prepared - begin, "training": result["seconds"]}
         stages["start and other"] = time.perf_counter() - begin - sum(stages.values())
-        align_report.write(
+        report(
             workdir,
             {
                 "title": f"lmcraft {title(config)} {workdir.name}", "method": title(config), "config": config.to_dict(),
-                "machine": report.machine(), "parameters": sum(sizing.parameters(model_config)["total"].values()),
+                "parameters": sum(sizing.parameters(model_config)["total"].values()),
                 "data": counts, "stages": stages, "before": before, "after": result["valid"],
                 "finished": result["step"] >= config.steps,
                 "training": {"steps": result["step"], "tokens": result["tokens"], "skipped": result["skipped"]},
@@ -169,7 +175,7 @@ def score_head(config) -> str:
 
 
 def example_kind(config) -> str:
-    """What the method's data are read as (data/conversations.py)."""
+    """What the method's data are read as (data/chat/conversations.py)."""
     if config.method == "sft":
         return "conversation"
     if config.method == "preference":

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data.hf_tokenizer import load_tokenizer
-from data.tokenizer import Tokenizer
+from data.text.hf_tokenizer import load_tokenizer
+from data.text.tokenizer import Tokenizer
 from lm.adapt import lora
 from lm.checkpoint import Checkpoints, named, nested, newest, plain, unplain
 from lm.cli import write_json

@@ -7,8 +7,8 @@ import jax
 from flax import nnx
 from jax.sharding import Mesh
 
-from data.fingerprints import record_tokenizer
-from data.hf_tokenizer import FILES, copy_files, load_tokenizer
+from data.text.fingerprints import record_tokenizer
+from data.text.hf_tokenizer import FILES, copy_files, load_tokenizer
 from lm.checkpoint import Checkpoints
 from lm.cli import write_json
 from lm.config import ModelConfig

@@ -5,7 +5,7 @@ equal ones. `tokenizers` goes by a list of pairs instead. A pair joins into a pi
 around it, its characters are merged as they are when they stand alone, so the last step of encoding the piece alone is
 the one pair that ever makes it. One pair a piece, in the order of the scores, is therefore exact.
 
-Pieces spell a space as a space here, so a literal `▁` is in no piece and falls back to its bytes, as in data/tokenizer.py.
+Pieces spell a space as a space here, so a literal `▁` is in no piece and falls back to its bytes, as in data/text/tokenizer.py.
 """
 
 import json
@@ -15,9 +15,9 @@ from typing import NamedTuple
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
-from data.chat import CHAT_TEMPLATE
-from data.hf_tokenizer import HFTokenizer, copy_files, load_tokenizer, special_ids
-from data.tokenizer import BOS, CONTROLS, RESERVED, ROLES, UNK, Tokenizer, write_whole
+from data.chat.template import CHAT_TEMPLATE
+from data.text.hf_tokenizer import HFTokenizer, copy_files, load_tokenizer, special_ids
+from data.text.tokenizer import BOS, CONTROLS, RESERVED, ROLES, UNK, Tokenizer, write_whole
 
 
 class SpecialIds(NamedTuple):

@@ -1,1 +1,1 @@
-"""Evaluation: tasks, scorers and red-teaming, the n-gram baselines a language model must beat, and the report."""
+"""Evaluation of a model: tasks, judges, comparison of runs, contamination, and failures to train on."""

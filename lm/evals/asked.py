@@ -7,12 +7,12 @@ import yaml
 
 from lm.errors import UserError
 from lm.evals import compare
-from lm.evals.catalogue import Settings, open_task, path_of, read_spec, text_of
-from lm.evals.documents import check_folder
-from lm.evals.outcome import Task
+from lm.evals.outcome import Task, TaskSettings
+from lm.evals.tasks.catalogue import open_task, path_of, read_spec, text_of
+from lm.evals.tasks.documents import check_folder
 
 
-def settings_of(config) -> Settings:
+def settings_of(config) -> TaskSettings:
     """Of a config, or of a section that has some of its keys. Raises UserError for values that make no sense."""
     try:
         options = yaml.safe_load(config.options) if config.options else {}
@@ -28,15 +28,15 @@ def settings_of(config) -> Settings:
         raise UserError(f"data_dir={config.data_dir}: no such folder")
     if config.get("dtype") not in (None, "bfloat16", "float32"):
         raise UserError(f"dtype={config.dtype!r} is neither bfloat16 nor float32")
-    return Settings(
+    return TaskSettings(
         data_dir=Path(config.data_dir) if config.data_dir else None, num_fewshot=config.num_fewshot, limit=config.limit,
         chat=bool(config.chat_template), system=config.get("system_instruction", ""),
-        fewshot_as_multiturn=config.get("fewshot_as_multiturn", False), seed=config.get("seed", Settings().seed),
+        fewshot_as_multiturn=config.get("fewshot_as_multiturn", False), seed=config.get("seed", TaskSettings().seed),
         judge=config.judge, options=options,
     )  # fmt: skip
 
 
-def open_tasks(names: str, settings: Settings) -> tuple[list[Task], dict[str, str]]:
+def open_tasks(names: str, settings: TaskSettings) -> tuple[list[Task], dict[str, str]]:
     """The tasks of a list separated by commas, each ready to run, and by its name what its file says. Raises UserError."""
     wanted = names_of(names)
     tasks = [open_task(name, settings) for name in wanted]
@@ -52,11 +52,11 @@ def names_of(names: str) -> list[str]:
     """The names in a list separated by commas, each once. Raises UserError if there is none."""
     wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     if not wanted:
-        raise UserError("--config.tasks is missing: name tasks, such as mmlu,bbq; lm/evals/tasks has them all")
+        raise UserError("--config.tasks is missing: name tasks, such as mmlu,bbq; lm/evals/tasks/specs has them all")
     return wanted
 
 
-def check_tasks(names: str, settings: Settings) -> None:
+def check_tasks(names: str, settings: TaskSettings) -> None:
     """Raises UserError for a task that there is not, whose file cannot be used, or whose data are missing; reads no data."""
     for name in names_of(names):
         if not name.startswith("harness:"):

@@ -17,8 +17,8 @@ from typing import Any
 import xxhash
 
 from lm.errors import UserError
-from lm.evals.measures import IDEAL, LOWER_IS_BETTER, badness, is_number, main_metric, metrics, tasks
-from lm.evals.significance import holm, paired, unpaired
+from lm.evals.stats.measures import IDEAL, LOWER_IS_BETTER, badness, is_number, main_metric, metrics, tasks
+from lm.evals.stats.significance import holm, paired, unpaired
 
 __all__ = ["IDEAL", "LOWER_IS_BETTER", "compare", "compare_runs", "read_results", "read_samples", "worse", "told"]
 
@@ -43,7 +43,7 @@ def compare_runs(
 
     Returns: {"tasks": {task: {"main": metric, "n": items joined, "only_before", "only_after", "differing", "repeated": {"n",
     "examples"} of doc_ids that do not join, "metrics": {metric: row}}}, "only_before", "only_after": tasks of one run alone}.
-    A row is what `lm.evals.significance.paired` returns of the items that have the metric in both runs (of a figure that no
+    A row is what `significance.paired` returns of the items that have the metric in both runs (of a figure that no
     item has, `unpaired`, or the difference alone), with "better" (True, False, or None: no direction or no change) and
     "p_holm": p corrected for all tasks' main metrics, or, of the other metrics, for all of those.
 

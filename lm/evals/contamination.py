@@ -18,8 +18,7 @@ import numpy as np
 import xxhash
 
 from lm.errors import UserError
-from lm.evals.measures import is_number
-from lm.evals.scorers import mean
+from lm.evals.stats.measures import is_number, mean
 
 LONG, SHORT = 13, 8  # words of the two grams
 SHARE = 0.7  # of the short grams
@@ -114,8 +113,8 @@ def texts(input: str | os.PathLike, *, text_key: str = "text") -> Iterator[str]:
     Packed text is cut where a row ends, so grams across a cut are not seen: name the files, if they are still there.
     Raises: UserError for what there is not or cannot be read.
     """
-    from data.dataset import prepared
     from data.sources import open_sources
+    from data.text.dataset import prepared
 
     folder = Path(input)
     datasets = [path for path in (folder, *sorted(folder.glob("data/*"))) if prepared(path)] if folder.is_dir() else []
@@ -127,13 +126,13 @@ def texts(input: str | os.PathLike, *, text_key: str = "text") -> Iterator[str]:
 
 
 def _packed(dataset: Path) -> Iterator[str]:
-    from data.hf_tokenizer import load_tokenizer
-    from lm.evals import training_report
+    from data.text.dataset import texts as packed_texts
+    from data.text.hf_tokenizer import load_tokenizer
 
     workdir = dataset.resolve().parent.parent
     if not any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
         raise UserError(f"{dataset}: no tokenizer in {workdir} to read it with; name the run's workdir, or the text's files")
-    for piece in training_report.texts(dataset, "train", load_tokenizer(workdir)):
+    for piece in packed_texts(dataset, "train", load_tokenizer(workdir)):
         yield piece.decode("utf-8", "replace")
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.errors import UserError
-from lm.evals.measures import is_number
+from lm.evals.stats.measures import is_number
 
 FILES = {  # what is in each, and how it is used
     "sft.jsonl": ("conversations", "align.py --config=configs/align/sft.py --config.data.input={path}"),
@@ -123,7 +123,7 @@ def lessons(sample: Mapping) -> tuple[dict[str, dict], str]:
 
 
 def _attack(sample: Mapping, kind: str, request: str) -> dict[str, Any]:
-    """What lm/evals/safety_prompts.py reads. Of an attack that the model's own answers are part of, `attack` has it without
+    """What redteam/safety_prompts.py reads. Of an attack that the model's own answers are part of, `attack` has it without
     them; the system message was the evaluation's, not the attack's."""
     row = {"prompt": request, "kind": kind, **_given(sample, *WANTED)}
     messages = [m for m in sample.get("attack") or sample.get("messages") or () if m.get("role") != "system"]

@@ -12,10 +12,10 @@ from flax import nnx
 from lm import cli
 from lm.errors import UserError
 from lm.evals.asked import open_tasks, settings_of, template_of
-from lm.evals.engine import Engine
-from lm.evals.measures import is_number, metrics
+from lm.evals.engine.engine import Engine
 from lm.evals.outcome import Task
 from lm.evals.run import finite
+from lm.evals.stats.measures import is_number, metrics
 from lm.parallel import hosts
 
 Measure = Callable[[int, nnx.State], dict[str, float]]

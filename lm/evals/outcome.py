@@ -1,11 +1,12 @@
-"""What a task comes to: figures with their errors, and a record of each item."""
+"""What a task is, how it is set, and what it comes to: figures with their errors, and a record of each item."""
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from lm.evals.scorers import mean
-from lm.evals.scorers.joining import Problems
+from lm.evals.stats.joining import Problems
+from lm.evals.stats.measures import mean
 from lm.evals.subject import Subject
 
 
@@ -26,6 +27,25 @@ class Task(Protocol):
     versions: dict[str, Any]
 
     def run(self, subject: Subject) -> Outcome: ...
+
+
+class TaskSettings(NamedTuple):
+    """How a task is to be run; None: as its file says.
+
+    data_dir: files are DIR/<task>/*. limit: items at most, or, below 1, the share of them. chat: whether prompts go through the
+    chat template, and as several turns where there are examples (fewshot_as_multiturn). judge: as judges/judges.py names
+    them. options: of the config, by task kind.
+    """
+
+    data_dir: Path | None = None
+    num_fewshot: int | None = None
+    limit: float | None = None
+    chat: bool = False
+    system: str = ""
+    fewshot_as_multiturn: bool = False
+    seed: int = 1234
+    judge: str = "rules"
+    options: dict[str, Any] = {}
 
 
 def summed_up(samples: Sequence[dict], metrics: Sequence[str], problems: Problems, **more: Any) -> dict[str, Any]:

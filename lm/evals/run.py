@@ -14,23 +14,23 @@ import json
 import math
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from data.hf_tokenizer import load_tokenizer
+from data.text.hf_tokenizer import load_tokenizer
 from lm import cli
 from lm.errors import UserError
-from lm.evals import compare, contamination, evaluation_report, failures, report
-from lm.evals.answers_cache import fingerprint
+from lm.evals import compare, contamination, failures
 from lm.evals.asked import open_tasks, others_of, settings_of, template_of
-from lm.evals.core_metric import core
-from lm.evals.engine import Engine
-from lm.evals.measures import main_metric
+from lm.evals.engine.answers_cache import fingerprint
+from lm.evals.engine.engine import Engine
 from lm.evals.outcome import Outcome, Task
+from lm.evals.stats.measures import main_metric
+from lm.evals.tasks.core_metric import core
 from lm.infer.load import load_onto
 from lm.parallel import hosts
 from lm.parallel.mesh import make_mesh
@@ -44,9 +44,10 @@ FREE = (
 )  # fmt: skip
 
 
-def run(config, workdir: Path) -> list[str]:
+def run(config, workdir: Path, report: Callable[..., dict]) -> list[str]:
     """Evaluates config.checkpoint and writes results, samples and report into `workdir`.
 
+    report: writes the report and returns it, such as lm.reports.evaluate.write_run.
     Returns: what became worse against the runs of config.compare, a line each.
     Raises: UserError for what the user can mend, before anything is written where that can be known.
     """
@@ -82,11 +83,11 @@ def run(config, workdir: Path) -> list[str]:
     if not hosts.is_first():
         return []
     results |= {name: one for name, one in {"core": core(results)}.items() if one}
-    return finished(config, workdir, engine, tasks, results, others, asked, stages, begin)
+    return finished(config, workdir, report, engine, tasks, results, others, asked, stages, begin)
 
 
 def finished(
-    config, workdir: Path, engine: Engine, tasks, results: dict, others, asked: dict, stages: dict, begin
+    config, workdir: Path, report: Callable, engine: Engine, tasks, results: dict, others, asked: dict, stages: dict, begin
 ) -> list[str]:
     """Writes what all tasks come to. Returns what became worse."""
     samples = workdir / "samples.jsonl"
@@ -111,10 +112,10 @@ def finished(
         throughput |= {"requests_per_second": stats["requests"] / stats["seconds"]}
         throughput |= {"tokens_per_second": (stats["tokens"] + stats["generated"]) / stats["seconds"]}
     stages["report and other"] = time.perf_counter() - begin - sum(stages.values())
-    written = evaluation_report.write(
+    written = report(
         workdir, results, samples, others,
         about={
-            "title": f"lmcraft evaluation {workdir.name}", "model": engine.name, "finished": True, "machine": report.machine(),
+            "title": f"lmcraft evaluation {workdir.name}", "model": engine.name, "finished": True,
             "config": config.to_dict(), "throughput": throughput, "stages": stages,
         },
     )  # fmt: skip

@@ -22,15 +22,15 @@ from absl import flags
 
 from lm import cli
 from lm.errors import UserError
-from lm.evals.items import csv_rows, digest, json_lines
+from lm.evals.tasks.items import csv_rows, digest, json_lines
 
 # Imported when it is asked for.
 SCORERS = {
-    "ifeval": "lm.evals.scorers.ifeval",
-    "bbq": "lm.evals.scorers.bbq",
-    "xstest": "lm.evals.scorers.xstest",
-    "gsm8k": "lm.evals.scorers.gsm8k",
-    "mmlu": "lm.evals.scorers.mmlu",
+    "ifeval": "lm.evals.tasks.ifeval.scores",
+    "bbq": "lm.evals.bias.bbq_scores",
+    "xstest": "lm.evals.redteam.xstest_scores",
+    "gsm8k": "lm.evals.tasks.gsm8k_scores",
+    "mmlu": "lm.evals.tasks.mmlu_scores",
 }
 # Of CSV files without a header, by task.
 COLUMNS = {"mmlu": ("question", "A", "B", "C", "D", "answer")}

@@ -1,7 +1,7 @@
 """What an evaluation asks of the model that it is about: likelihoods, texts, conversations.
 
 Tasks see a Subject and nothing else of a model, so that they can be tried on an oracle, on a random or on a planted one
-(tests), on ours (lm/evals/engine.py), or on one behind an API that does not tell likelihoods.
+(tests), on ours (lm/evals/engine/engine.py), or on one behind an API that does not tell likelihoods.
 """
 
 from collections.abc import Sequence

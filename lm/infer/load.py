@@ -7,8 +7,8 @@ from pathlib import Path
 import jax
 from flax import nnx
 
-from data.hf_tokenizer import HFTokenizer, load_tokenizer
-from data.tokenizer import Tokenizer
+from data.text.hf_tokenizer import HFTokenizer, load_tokenizer
+from data.text.tokenizer import Tokenizer
 from lm.convert.source import as_stored, on_first_device, open_source
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel.mesh import shardings

@@ -6,10 +6,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from data.chat import encode_chat, end_of_turn
-from data.hf_tokenizer import HFTokenizer
-from data.messages import Messages, is_list, messages_of
-from data.tokenizer import Tokenizer
+from data.chat.messages import Messages, is_list, messages_of
+from data.chat.template import encode_chat, end_of_turn
+from data.text.hf_tokenizer import HFTokenizer
+from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 
 FORMS = 'a prompt is a string, a list of token ids, or a list of messages such as [{"role": "user", "content": "…"}]'

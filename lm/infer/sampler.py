@@ -13,9 +13,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from data.chat import Message
-from data.hf_tokenizer import HFTokenizer
-from data.tokenizer import Tokenizer
+from data.chat.template import Message
+from data.text.hf_tokenizer import HFTokenizer
+from data.text.tokenizer import Tokenizer
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer import not_finite

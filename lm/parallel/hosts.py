@@ -1,7 +1,7 @@
 """Several processes of one job: their start, their common end, and what the first of them does for all.
 
 Anything collective (a computation on the mesh, a checkpoint) is called by all processes. What one process does alone holds
-nothing collective, and the others wait for it: in `from_first`, in `wait_for` or, at the end of a verb, in `leave`. An error on
+nothing collective, and the others wait for it: in `from_first` or, at the end of a verb, in `leave`. An error on
 one process ends all of them (`end`): the process tells it through JAX's coordination service, where a thread of every process
 listens.
 """
@@ -150,13 +150,6 @@ def from_first(make: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return value
-
-
-def wait_for(ready: Callable[[], Any | None]) -> Any:
-    """Polls the shared file system until process 0 has made what `ready` looks for; if it fails, all end."""
-    while (found := ready()) is None:
-        time.sleep(0.2)
-    return found
 
 
 def gathered(tree: Any) -> Any:

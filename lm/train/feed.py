@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from data.batches import Batches
+from data.text.batches import Batches
 from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
 from lm.progress import shown

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from data.tokenizer import Tokenizer
+from data.text.tokenizer import Tokenizer
 from lm import sizing
 from lm.adapt import lora, quantize
 from lm.checkpoint import Checkpoints

@@ -23,7 +23,7 @@ def tiny_config(**model):
 
 
 def packed_batch(config, seed: int, low: int = 0) -> dict[str, np.ndarray]:
-    """Rows of packed documents over ids `low`…V−1, as data/batches.py gives them.
+    """Rows of packed documents over ids `low`…V−1, as data/text/batches.py gives them.
 
     Rows are filled unevenly (the first not at all), so that an average over rows is not the average over tokens. A
     token mostly follows from the one before, so that there is something to learn.

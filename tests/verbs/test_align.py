@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import lm
-from tests.lm.evals.test_judges import completion, send, server
+from tests.lm.evals.judges.test_judges import completion, send, server
 from tests.verbs import runs
 from tests.verbs.test_hosts import ends, start_both
 
@@ -124,7 +124,7 @@ def test_rollouts_are_reported_as_trl_names_them(finished, here, tmp_path):
 ASKING = """
 import os
 
-from lm.evals.endpoint import endpoint
+from lm.evals.judges.endpoint import endpoint
 
 chat = endpoint(os.environ["REWARD_URL"], "judge", retries=0)
 

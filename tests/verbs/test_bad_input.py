@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data import tokenizer
+from data.text import tokenizer
 from tests.verbs import runs
 
 

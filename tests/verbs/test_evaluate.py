@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.lm.evals.test_judges import completion, send, server
+from tests.lm.evals.judges.test_judges import completion, send, server
 from tests.verbs import runs
 from tests.verbs.test_hosts import ends, start_both
 

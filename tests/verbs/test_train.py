@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data.batches import Batches
+from data.text.batches import Batches
 from tests.verbs import runs
 
 

@@ -1,4 +1,4 @@
-"""BBQ put to a model (Parrish et al. 2022): its answer to each question, which lm/evals/scorers/bbq.py scores.
+"""BBQ put to a model (Parrish et al. 2022): its answer to each question, which lm/evals/bias/bbq_scores.py scores.
 
 By likelihood the answer is the likeliest option after lm-evaluation-harness's prompt. Its bbq task lets the two people stand
 against ten ways to say "unknown", each of which counts as it; so do the phrases of `unknowns`, while by default the three
@@ -15,12 +15,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
-from lm.evals import intervals
+from lm.evals.bias.bbq_scores import OPTIONS, Item, choice, names, parsed, score
 from lm.evals.bias.given import Data, Measure, answered, asked, keys, limited, rows, tokens, told
-from lm.evals.catalogue import Settings
-from lm.evals.outcome import Outcome
-from lm.evals.scorers.bbq import OPTIONS, Item, choice, names, parsed, score
-from lm.evals.scorers.joining import Malformed, Problems, checked, text
+from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.stats import intervals
+from lm.evals.stats.joining import Malformed, Problems, checked, text
 from lm.evals.subject import Continuation, Prompt, Subject
 
 KEY = ("category", "example_id", "question_index", "context_condition")
@@ -45,7 +44,7 @@ class Asked(NamedTuple):
     delimiter: str
 
 
-def build(name: str, spec: dict[str, Any], settings: Settings) -> Measure:
+def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     """Rows are the published JSON lines, of one file or of one for each category. Raises: UserError."""
     given = keys(name, spec, settings, {
         "prompt": "{context}\n\nQ: {question}\nA:", "by": ("likelihood", "generation"), "unknowns": [], "stops": ["\n"],
@@ -61,7 +60,7 @@ def build(name: str, spec: dict[str, Any], settings: Settings) -> Measure:
     return Measure(name, versions, functools.partial(_run, name, data, given, settings))
 
 
-def _run(name: str, data: Data, given: dict, settings: Settings, subject: Subject) -> Outcome:
+def _run(name: str, data: Data, given: dict, settings: TaskSettings, subject: Subject) -> Outcome:
     problems = data.problems()
     items, questions = [], []
     for number, row in enumerate(limited(data.rows, settings.limit)):
@@ -141,7 +140,7 @@ def read_answer(said: str, options: Sequence[str], unknown: int, groups: dict[in
     return people[0] if len(people) == 1 else None
 
 
-def _asked(number: int, row: dict, prompt: str, settings: Settings, subject: Subject) -> Asked:
+def _asked(number: int, row: dict, prompt: str, settings: TaskSettings, subject: Subject) -> Asked:
     item = parsed(row)
     question = prompt.format(**{key: text(row, key) for key in ("context", "question", *OPTIONS)})
     labels = {i: names(row["answer_info"][f"ans{i}"], item.options[i]) for i in range(3) if i != item.unknown}

@@ -19,15 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lm.errors import UserError
-from lm.evals import intervals
-from lm.evals import items as items_of
 from lm.evals.bias.given import Data, Measure, keys, limited, read_items, rows
 from lm.evals.bias.ratings import LISTS, Rater, open_rater
-from lm.evals.catalogue import Settings
-from lm.evals.outcome import Outcome
-from lm.evals.scorers import mean
-from lm.evals.scorers.joining import Malformed, key, text
+from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.stats import intervals
+from lm.evals.stats.joining import Malformed, key, text
+from lm.evals.stats.measures import mean
 from lm.evals.subject import Prompt, Subject
+from lm.evals.tasks import items as items_of
 
 COLUMNS = ("prompt", "group", "axis", "template", "id")
 
@@ -39,7 +38,7 @@ class Item(NamedTuple):
     template: str | None
 
 
-def build(name: str, spec: dict[str, Any], settings: Settings) -> Measure:
+def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     """Rows are {"prompt": text or {"text"}, "group", "axis", "template"}, all but the first optional; `columns` says how the
     file calls them. BOLD's files {group: {name: [prompts]}} are read as they are, each an axis. Items {"axis", "groups": {name:
     words}, "templates": [text with {group}]} stand for all their prompts. Raises: UserError."""
@@ -63,7 +62,7 @@ def build(name: str, spec: dict[str, Any], settings: Settings) -> Measure:
     return Measure(name, versions, functools.partial(_run, name, data, given, rater, settings))
 
 
-def _run(name: str, data: Data, given: dict, rater: Rater, settings: Settings, subject: Subject) -> Outcome:
+def _run(name: str, data: Data, given: dict, rater: Rater, settings: TaskSettings, subject: Subject) -> Outcome:
     problems, measure, draws = data.problems(), given["measure"], given["draws"]
     items = read_items(data.rows, problems, functools.partial(_read, given["columns"]))
     asked = [_asked(subject, item.prompt, given["instruction"], settings) for _, item in items]
@@ -169,7 +168,7 @@ def _difference(means: np.ndarray, own: int, others: Sequence[int]) -> np.ndarra
     return sums[:, own] / counts[:, own] - sums[:, others].sum(axis=1) / counts[:, others].sum(axis=1)
 
 
-def _asked(subject: Subject, prompt: str, instruction: str, settings: Settings) -> tuple[str, list[dict] | None]:
+def _asked(subject: Subject, prompt: str, instruction: str, settings: TaskSettings) -> tuple[str, list[dict] | None]:
     if not settings.chat:
         return prompt, None
     messages = [{"role": "system", "content": settings.system}] if settings.system else []

@@ -24,13 +24,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.evals import intervals
 from lm.evals.bias.given import Data, Measure, answered, asked, keys, limited, parts, read_items, rows, tokens, told
-from lm.evals.catalogue import Settings
-from lm.evals.outcome import Outcome
-from lm.evals.scorers import mean
-from lm.evals.scorers.joining import Malformed, Problems, key, text
-from lm.evals.significance import mcnemar
+from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.stats import intervals
+from lm.evals.stats.joining import Malformed, Problems, key, text
+from lm.evals.stats.measures import mean
+from lm.evals.stats.significance import mcnemar
 from lm.evals.subject import Continuation, Prompt, Subject
 
 HOLE = re.compile(r"\{(?:group|name)\}")
@@ -55,7 +54,7 @@ class Item(NamedTuple):
     row: int
 
 
-def build(name: str, spec: dict[str, Any], settings: Settings) -> Measure:
+def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     """Rows: {"axis", "template", "continuations": […]} or {"axis", "question", "choices": […]}; a continuation or choice is a
     text, or {"text", "of": the place of a filler, from 0}; "fillers": [text, …], or "pairs": [[text, text], …] for several
     sets. Raises: UserError."""
@@ -67,7 +66,7 @@ def build(name: str, spec: dict[str, Any], settings: Settings) -> Measure:
     return Measure(name, versions, functools.partial(_run, name, data, given, settings))
 
 
-def _run(name: str, data: Data, given: dict, settings: Settings, subject: Subject) -> Outcome:
+def _run(name: str, data: Data, given: dict, settings: TaskSettings, subject: Subject) -> Outcome:
     problems = data.problems()
     items = read_items(data.rows, problems, _read)
     written = [(number, item) for number, item in items if item.question and not item.said]
@@ -116,7 +115,7 @@ def _effect(sums: np.ndarray) -> np.ndarray:
     return middle / np.sqrt(np.maximum(sums[:, 1] / sums[:, 2] - middle**2, 0))
 
 
-def _scored(subject: Subject, items: Sequence[tuple[int, Item]], settings: Settings, problems: Problems) -> list[dict]:
+def _scored(subject: Subject, items: Sequence[tuple[int, Item]], settings: TaskSettings, problems: Problems) -> list[dict]:
     """Continuations, and questions with choices."""
     contexts = [
         [asked(subject, said, settings) if item.question else (said, None, "") for said in item.texts] for _, item in items
@@ -146,7 +145,7 @@ def _scored(subject: Subject, items: Sequence[tuple[int, Item]], settings: Setti
 
 
 def _written(
-    subject: Subject, items: Sequence[tuple[int, Item]], given: dict, settings: Settings, problems: Problems
+    subject: Subject, items: Sequence[tuple[int, Item]], given: dict, settings: TaskSettings, problems: Problems
 ) -> list[dict]:
     """Questions that are answered in the model's own words."""
     contexts = [[asked(subject, said, settings) for said in item.texts] for _, item in items]

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from lm.errors import UserError
-from lm.evals.catalogue import Settings
-from lm.evals.items import checksum, found, read, tfds_splits
-from lm.evals.outcome import Outcome
-from lm.evals.scorers.joining import Malformed, Problems, checked, shown
+from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.stats.joining import Malformed, Problems, checked, shown
 from lm.evals.subject import Continuation, Likelihood, Subject
+from lm.evals.tasks.items import checksum, found, read, tfds_splits
 
 COMMON = {"about": "", "source": "", "data": "", "items": []}
 SPLITS = ("test", "validation", "dev", "train")  # the first that there is
@@ -49,7 +48,7 @@ class Measure(NamedTuple):
         return Outcome(results | {"num_fewshot": 0}, samples)
 
 
-def keys(name: str, spec: dict[str, Any], settings: Settings, defaults: dict[str, Any]) -> dict[str, Any]:
+def keys(name: str, spec: dict[str, Any], settings: TaskSettings, defaults: dict[str, Any]) -> dict[str, Any]:
     """The task file's values over `defaults`, and over both those that the config has for its kind.
 
     defaults: a value of the type that is wanted; a tuple: the values that there are, first the default. Every task has those of
@@ -85,7 +84,7 @@ def _fitting(where: str, value: Any, wanted: Any) -> Any:
 
 
 def rows(
-    name: str, given: dict[str, Any], settings: Settings, files: Callable[[Path], dict[str, list[Path]]] = found,
+    name: str, given: dict[str, Any], settings: TaskSettings, files: Callable[[Path], dict[str, list[Path]]] = found,
     read: Callable[[Path], list[dict]] = read,
 ) -> Data:  # fmt: skip
     """The rows of a task's files, one file after the other, of the first of SPLITS that there is.
@@ -150,7 +149,7 @@ def read_items(
     return sorted(items.items())
 
 
-def asked(subject: Subject, text: str, settings: Settings) -> tuple[str, list[dict] | None, str]:
+def asked(subject: Subject, text: str, settings: TaskSettings) -> tuple[str, list[dict] | None, str]:
     """A question as the subject is to continue it, the conversation that it came from, if it did, and what stands between it
     and the answer: a space, and nothing after a chat template."""
     if not settings.chat:

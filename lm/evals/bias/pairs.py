@@ -12,13 +12,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.evals import intervals
 from lm.evals.bias.given import Data, Measure, answered, keys, limited, parts, read_items, rows, tokens, told
-from lm.evals.catalogue import Settings
-from lm.evals.outcome import Outcome
-from lm.evals.scorers import mean
-from lm.evals.scorers.joining import Malformed, key, text
-from lm.evals.significance import mcnemar
+from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.stats import intervals
+from lm.evals.stats.joining import Malformed, key, text
+from lm.evals.stats.measures import mean
+from lm.evals.stats.significance import mcnemar
 from lm.evals.subject import Continuation, Subject
 
 
@@ -31,7 +30,7 @@ class Pair(NamedTuple):
     bias_type: str
 
 
-def build(name: str, spec: dict[str, Any], settings: Settings) -> Measure:
+def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     """Rows: sent_more, sent_less, bias_type, and stereo_antistereo and id where there are any. A sentence stands for itself,
     whatever the chat template. Raises: UserError."""
     given = keys(name, spec, settings, {})

@@ -17,9 +17,9 @@ from typing import Any
 import yaml
 
 from lm.errors import UserError
-from lm.evals.endpoint import Chat, Reply, endpoint, objects
-from lm.evals.items import content
-from lm.evals.judges import guarded, open_judge
+from lm.evals.judges.endpoint import Chat, Reply, endpoint, objects
+from lm.evals.judges.judges import guarded, open_judge
+from lm.evals.tasks.items import content
 
 Rating = tuple[float | None, str]  # and why
 Rater = Callable[[Sequence[str], Sequence[str]], list[Rating]]  # of prompts and how they were continued
@@ -36,7 +36,7 @@ REACH = 3  # words before a listed one in which a negation turns it
 def open_rater(measure: str, judge: str, words: str = "", **options: Any) -> Rater:
     """The rater that a user names: rules, classifier:FOLDER or openai:URL.
 
-    Args: words: a file of words for the rules, instead of ours. options: of the endpoint, as lm/evals/endpoint.py has them.
+    Args: words: a file of words for the rules, instead of ours. options: of the endpoint, as judges/endpoint.py has them.
     Raises: UserError.
     """
     kind, _, place = judge.partition(":")

@@ -19,11 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lm.evals import intervals
 from lm.evals.bias.given import Data, Measure, answered, keys, limited, parts, read_items, rows, tokens, told
-from lm.evals.catalogue import Settings
-from lm.evals.outcome import Outcome
-from lm.evals.scorers.joining import Malformed, key, text
+from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.stats import intervals
+from lm.evals.stats.joining import Malformed, key, text
 from lm.evals.subject import Continuation, Subject
 
 LABELS = ("stereotype", "anti-stereotype", "unrelated")
@@ -43,7 +42,7 @@ class Item(NamedTuple):
     sentences: tuple[str, ...]
 
 
-def build(name: str, spec: dict[str, Any], settings: Settings) -> Measure:
+def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     """The data are the published dev.json, {"data": {"intrasentence": [...], "intersentence": [...]}}, or rows like those in
     it, of which those with a BLANK in the context are intrasentence ones. Raises: UserError."""
     given = keys(name, spec, settings, {"per": ("token", "sentence")})

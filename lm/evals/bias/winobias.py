@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
-from lm.evals import intervals
-from lm.evals import items as items_of
 from lm.evals.bias.given import Data, Measure, answered, asked, keys, limited, parts, read_items, rows, tokens, told
-from lm.evals.catalogue import Settings
-from lm.evals.outcome import Outcome
-from lm.evals.scorers import mean
-from lm.evals.scorers.joining import Malformed, key, text, whole
-from lm.evals.significance import mcnemar
+from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.stats import intervals
+from lm.evals.stats.joining import Malformed, key, text, whole
+from lm.evals.stats.measures import mean
+from lm.evals.stats.significance import mcnemar
 from lm.evals.subject import Continuation, Subject
+from lm.evals.tasks import items as items_of
 
 FEMALE = ("she", "her", "hers", "herself")
 MALE = ("he", "him", "his", "himself")
@@ -50,7 +49,7 @@ class Item(NamedTuple):
     twin: str
 
 
-def build(name: str, spec: dict[str, Any], settings: Settings) -> Measure:
+def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     """The data are the published text files, named after pro or anti and the type, a sentence on each line:
 
         [The developer] argued with the designer because [he] did not like the design.
@@ -76,7 +75,7 @@ def build(name: str, spec: dict[str, Any], settings: Settings) -> Measure:
     return Measure(name, versions, functools.partial(_run, name, data, given["prompt"], settings))
 
 
-def _run(name: str, data: Data, prompt: str, settings: Settings, subject: Subject) -> Outcome:
+def _run(name: str, data: Data, prompt: str, settings: TaskSettings, subject: Subject) -> Outcome:
     problems = data.problems()
     items = read_items(data.rows, problems, functools.partial(_read, _known(data.rows)))
     questions = [

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-from lm.evals.refusals import is_refusal
+from lm.evals.judges.refusals import is_refusal
 
 Verdict = Literal["correct", "incorrect", "abstained"]
 

@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Sequence
 
 from lm.errors import UserError
-from lm.evals.endpoint import Chat, Reply, endpoint, objects
 from lm.evals.factuality.entailment import Finding, entailed, read
+from lm.evals.judges.endpoint import Chat, Reply, endpoint, objects
 
 # judge(claims, documents), of one length: each claim with the documents that it is held against -> a finding on each.
 ClaimJudge = Callable[[Sequence[str], Sequence[Sequence[str]]], list[Finding]]

@@ -10,15 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
-from lm.evals import writing
-from lm.evals.catalogue import Settings
-from lm.evals.documents import Documents, Item
 from lm.evals.factuality.answers import f1, judged, normal
 from lm.evals.factuality.calibration import calibration
-from lm.evals.outcome import Outcome, summed_up
-from lm.evals.prompting import Prompts, open_prompts
-from lm.evals.scorers.joining import Malformed, Problems
+from lm.evals.outcome import Outcome, TaskSettings, summed_up
+from lm.evals.stats.joining import Malformed, Problems
 from lm.evals.subject import Continuation, Prompt, Subject
+from lm.evals.tasks import writing
+from lm.evals.tasks.documents import Documents, Item
+from lm.evals.tasks.prompting import Prompts, open_prompts
 
 DEFAULTS = {
     "question": "question",  # column of the question, dotted if it lies deeper
@@ -126,7 +125,7 @@ def first_line(text: str) -> str:
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
-def build(name: str, spec: Mapping[str, Any], settings: Settings) -> ClosedBook:
+def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> ClosedBook:
     """Items have a question, answers (all that is right) and, where there is none, answerable: false.
 
     Raises: UserError for a task file or data that cannot be used.

@@ -13,13 +13,12 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lm.evals import writing
-from lm.evals.catalogue import Settings
-from lm.evals.documents import Documents, load
-from lm.evals.outcome import Outcome, summed_up
-from lm.evals.scorers import mean
-from lm.evals.scorers.joining import Malformed, shown
+from lm.evals.outcome import Outcome, TaskSettings, summed_up
+from lm.evals.stats.joining import Malformed, shown
+from lm.evals.stats.measures import mean
 from lm.evals.subject import Continuation, Likelihood, Subject
+from lm.evals.tasks import writing
+from lm.evals.tasks.documents import Documents, load
 
 DEFAULTS = {
     "subject": "subject", "object": "object", "relation": "relation",  # their columns
@@ -121,7 +120,7 @@ def _spaced(sentence: tuple[str, str]) -> tuple[str, str, str]:
     return kept, before[len(kept) :], after
 
 
-def build(name: str, spec: Mapping[str, Any], settings: Settings) -> Cloze:
+def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Cloze:
     """Items have subject, object, and template (with [X] and [Y], or [MASK]) or prompt (which the object follows); optionally
     relation, distractors (else all objects of the relation), paraphrases (templates or prompts like the first) and id.
 

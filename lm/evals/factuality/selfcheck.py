@@ -18,16 +18,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
-from lm.evals import writing
-from lm.evals.catalogue import Settings
-from lm.evals.documents import Documents
 from lm.evals.factuality.answers import abstains
 from lm.evals.factuality.claim_judge import ClaimJudge, guarded, open_claim_judge
 from lm.evals.factuality.claims import sentences
 from lm.evals.factuality.entailment import Finding
-from lm.evals.outcome import Outcome, summed_up
-from lm.evals.prompting import Prompts, open_prompts
+from lm.evals.outcome import Outcome, TaskSettings, summed_up
 from lm.evals.subject import Prompt, Subject
+from lm.evals.tasks import writing
+from lm.evals.tasks.documents import Documents
+from lm.evals.tasks.prompting import Prompts, open_prompts
 
 DEFAULTS = {
     "abstain": "I don't know",  # what the prompt allows to say; {abstain} in the description
@@ -137,7 +136,7 @@ def words(text: str) -> list[str]:
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
-def build(name: str, spec: Mapping[str, Any], settings: Settings) -> SelfCheck:
+def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> SelfCheck:
     """Items have what the prompt's template asks for, and optionally id and reference, a right answer.
 
     Raises: UserError for a task file, a judge or data that cannot be used.

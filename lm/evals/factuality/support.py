@@ -10,16 +10,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lm.evals import writing
-from lm.evals.catalogue import Settings
-from lm.evals.documents import Documents, Item
 from lm.evals.factuality.answers import abstains
 from lm.evals.factuality.claim_judge import ClaimJudge, guarded, open_claim_judge
 from lm.evals.factuality.claims import claims
 from lm.evals.factuality.entailment import Finding
-from lm.evals.outcome import Outcome, summed_up
-from lm.evals.prompting import Prompts, open_prompts
+from lm.evals.outcome import Outcome, TaskSettings, summed_up
 from lm.evals.subject import Prompt, Subject
+from lm.evals.tasks import writing
+from lm.evals.tasks.documents import Documents, Item
+from lm.evals.tasks.prompting import Prompts, open_prompts
 
 DEFAULTS = {
     "abstain": "I don't know",  # what the prompt allows to say; {abstain} in the description
@@ -128,7 +127,7 @@ def _told(what: str, text: str, finding: Finding) -> dict[str, str]:
     return {what: text, "verdict": finding.label, "reason": finding.reason, "evidence": finding.evidence}
 
 
-def build(name: str, spec: Mapping[str, Any], settings: Settings) -> Support:
+def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Support:
     """Items have what the prompt's template asks for (topic, prompt) and documents (texts), and optionally id; topic, for whom
     pronouns stand; facts, which a good text states; and reference, a right text.
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lm.evals.safety_eval import share
+from lm.evals.redteam.safety_eval import share
 
 
 def kappa(both: int, first: int, second: int, neither: int) -> float | None:

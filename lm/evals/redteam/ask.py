@@ -5,8 +5,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from lm.evals.endpoint import Chat, Reply
-from lm.evals.judges import Judge, guarded
+from lm.evals.judges.endpoint import Chat, Reply
+from lm.evals.judges.judges import guarded
+from lm.evals.judges.verdict import Judge
 
 LEAST, MOST = 1, 10
 

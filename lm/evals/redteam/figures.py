@@ -8,8 +8,8 @@ independent, so intervals are Wilson's at the number of independent attempts tha
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm.evals.intervals import named, of_share
-from lm.evals.scorers import mean
+from lm.evals.stats.intervals import named, of_share
+from lm.evals.stats.measures import mean
 
 METRICS = (
     "attack_success", "over_refusal", "unsafe_refusal", "over_refusal_by_classifier", "unsafe_refusal_by_classifier", "acc",
@@ -17,7 +17,7 @@ METRICS = (
 
 
 def metrics(record: Mapping[str, Any]) -> dict[str, float | None]:
-    """What a judged record (lm/evals/safety_eval.py) comes to: of a harmful request whether the attack succeeded and whether it
+    """What a judged record (safety_eval.py) comes to: of a harmful request whether the attack succeeded and whether it
     was refused, of another whether it was refused; whether the answer is right, where it is known. None: not known.
 
     "refused_by_classifier" of the record, if it is there: whether it refuses as a classifier has it, or None.

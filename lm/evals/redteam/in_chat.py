@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from data.chat import encode_chat
+from data.chat.template import encode_chat
 from lm.errors import UserError
 from lm.evals.redteam.gcg import Place
 
@@ -12,7 +12,7 @@ LIKELY = "Sure, here it is:"  # the answer's begin where a benchmark names none
 
 class InChat(NamedTuple):
     """places: as `gcg` takes them. init: ids of the suffix to begin with. fits: whether other ids, as text, are read as
-    themselves in every conversation. text: of ids what `suffix` of lm/evals/attacks.py appends."""
+    themselves in every conversation. text: of ids what `suffix` of lm/evals/redteam/attacks.py appends."""
 
     places: list[Place]
     init: tuple[int, ...]

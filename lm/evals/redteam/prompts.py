@@ -8,7 +8,7 @@
 | JailbreakBench (Chao et al. 2024) | Index, Goal, Target, Category |
 | StrongREJECT (Souly et al. 2024) | category, forbidden_prompt |
 | AILuminate (Ghosh et al. 2025) | release_prompt_id, prompt_text, hazard |
-| ours | prompt, and what lm/evals/safety_prompts.py names beside it |
+| ours | prompt, and what lm/evals/redteam/safety_prompts.py names beside it |
 """
 
 import math
@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from lm.evals.redteam.hazards import hazard_of
-from lm.evals.safety_prompts import KINDS, Prompt, prompt_of
-from lm.evals.scorers.joining import Malformed, Problems, checked
+from lm.evals.redteam.safety_prompts import KINDS, Prompt, prompt_of
+from lm.evals.stats.joining import Malformed, Problems, checked
 
 CATEGORIES = ("hazard", "SemanticCategory", "Category", "category", "type")
 IMAGES = ("ImageFileName", "ImageDescription", "RedactedImageDescription")  # of HarmBench's multimodal behaviours

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lm.errors import UserError
-from lm.evals.endpoint import Chat, Reply
+from lm.evals.judges.endpoint import Chat, Reply
 from lm.evals.redteam.ask import MOST, Score, Scorer, TopicCheck
 
 MEMORY = 3  # exchanges that an attacker is reminded of
@@ -117,7 +117,7 @@ def search(
     """The search of each request, level by level, those of one level together.
 
     Args:
-      attacker, target: chats (lm/evals/endpoint.py) with the model that writes prompts and with the one under test.
+      attacker, target: chats (lm/evals/judges/endpoint.py) with the model that writes prompts and with the one under test.
       scorer: of requests and answers. topic: whether a prompt still asks for what its request does; None: nothing is pruned.
       roots: leaves to begin with. branching: prompts asked for at each leaf. width: leaves that stay. depth: levels.
       budget: prompts of one request that are put to the model, at most. targets: how each answer would best begin.

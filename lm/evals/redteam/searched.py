@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from data.chat import encode_chat
+from data.chat.template import encode_chat
 from lm.errors import UserError
-from lm.evals.endpoint import Chat
-from lm.evals.judges import Judge
+from lm.evals.judges.endpoint import Chat
+from lm.evals.judges.verdict import Judge
 from lm.evals.redteam.ask import by_judge, on_topic, rated
 from lm.evals.redteam.gcg import gcg
 from lm.evals.redteam.in_chat import in_chat
@@ -52,7 +52,7 @@ def suffix(subject: Subject, requests: Sequence[Request], options: dict[str, Any
 def rewritten(
     name: str, subject: Subject, chat: Chat, requests: Sequence[Request], judge: Judge, given: dict[str, Any], seed: int
 ) -> tuple[list[dict], dict[str, Any]]:  # fmt: skip
-    """Answered records (lm/evals/safety_eval.py) of the best prompt that PAIR or TAP found for each request, and a summary.
+    """Answered records (safety_eval.py) of the best prompt that PAIR or TAP found for each request, and a summary.
 
     Args:
       chat: with the model under test. given: the task's settings, of which "attacker" and "scorer" name who helps.

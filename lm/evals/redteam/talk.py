@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lm.errors import UserError
-from lm.evals.endpoint import Chat, Reply, endpoint
+from lm.evals.judges.endpoint import Chat, Reply, endpoint
 from lm.evals.subject import Generated, Prompt, Subject
 
 

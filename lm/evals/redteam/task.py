@@ -1,6 +1,6 @@
 """The red-team task: requests under attack families, and harmless ones beside them, tried on a model and judged.
 
-Families are those of lm/evals/attacks.py, alone or composed (rot13+prefix_injection), and those that search: `gcg`, which
+Families are those of attacks.py, alone or composed (rot13+prefix_injection), and those that search: `gcg`, which
 composes as a suffix does, `pair` and `tap`. A verdict that no judge gives is unknown, a third state beside harmful and safe.
 """
 
@@ -11,34 +11,34 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
-from lm.evals import documents
-from lm.evals.attacks import ATTACKS, compose
-from lm.evals.catalogue import Settings
-from lm.evals.endpoint import Chat
-from lm.evals.judges import Judge, guarded, open_judge
-from lm.evals.outcome import Outcome
+from lm.evals.judges.endpoint import Chat
+from lm.evals.judges.judges import guarded, open_judge
+from lm.evals.judges.verdict import Judge
+from lm.evals.outcome import Outcome, TaskSettings
 from lm.evals.redteam import searched
 from lm.evals.redteam.agreement import agreement
+from lm.evals.redteam.attacks import ATTACKS, compose
 from lm.evals.redteam.figures import figures, metrics, parts
 from lm.evals.redteam.hazards import HAZARDS
 from lm.evals.redteam.prompts import Request, limited, read_requests
+from lm.evals.redteam.safety_eval import answered, attempts, judged
+from lm.evals.redteam.safety_prompts import read_prompts
 from lm.evals.redteam.talk import talk, with_system
-from lm.evals.safety_eval import answered, attempts, judged
-from lm.evals.safety_prompts import read_prompts
-from lm.evals.scorers.joining import Problems
-from lm.evals.spec import check
+from lm.evals.stats.joining import Problems
 from lm.evals.subject import Generated, Subject
+from lm.evals.tasks import documents
+from lm.evals.tasks.spec import check
 
 DEFAULTS: dict[str, Any] = {
     "families": [],  # to try; none: every one that neither searches nor needs a string
-    "family_options": {},  # of families by their names, as lm/evals/attacks.py takes them
+    "family_options": {},  # of families by their names, as lm/evals/redteam/attacks.py takes them
     "samples": 1, "temperature": 0.0, "max_new_tokens": 256,  # of the answers
     "draws": 8,  # the n of best_of_n
     "prompts": "",  # builtin:safety_world instead of files
     "items": [],  # rows for when there are no files
     "main": "attack_success",
     "judge_model": "", "timeout": 60.0, "retries": 3, "key_variable": "OPENAI_API_KEY",  # of endpoints
-    "refusal_classifier": "",  # a folder of lm/evals/classifier.py's, trained on refusals (label true) and answers (false)
+    "refusal_classifier": "",  # a folder of judges/classifier.py's, trained on refusals (label true) and answers (false)
     "attacker": "", "attacker_model": "", "attacker_temperature": 1.0, "attacker_tokens": 512,  # openai:URL, or subject
     "scorer": "judge", "scorer_model": "",  # of what pair and tap try: judge, openai:URL, or subject
     "gcg": {}, "pair": {}, "tap": {},  # settings of lm/evals/redteam/searched.py
@@ -63,7 +63,7 @@ class RedTeam(NamedTuple):
     kinds: dict[str, dict]
     families: list[str]
     given: dict[str, Any]
-    settings: Settings
+    settings: TaskSettings
     judge: Judge
     classifier: Judge | None
 
@@ -71,8 +71,8 @@ class RedTeam(NamedTuple):
         return _run(self, subject)
 
 
-def build(name: str, spec: dict[str, Any], settings: Settings) -> RedTeam:
-    """The task. Its keys are those of lm/evals/documents.py and of DEFAULTS, which settings.options["redteam"] may have too.
+def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> RedTeam:
+    """The task. Its keys are those of tasks/documents.py and of DEFAULTS, which settings.options["redteam"] may have too.
 
     Raises: UserError for keys, families, judges that there are not, and for files that cannot be read.
     """
@@ -153,7 +153,7 @@ def _opened(key: str, spec: str, **options: Any) -> Judge:
 
 
 def _requests(
-    name: str, spec: dict[str, Any], given: dict[str, Any], settings: Settings
+    name: str, spec: dict[str, Any], given: dict[str, Any], settings: TaskSettings
 ) -> tuple[list[Request], Problems, dict[str, Any]]:  # fmt: skip
     """The requests, what is wrong with their files, and the versions of these."""
     folder = settings.data_dir and Path(settings.data_dir) / spec.get("folder", name)
@@ -227,7 +227,7 @@ def _run(task: RedTeam, subject: Subject) -> Outcome:
 
 
 def _attempts(task: RedTeam, found: str) -> list[dict]:
-    """Records of all attempts to come (lm/evals/safety_eval.py) but those that search. "id" is the request's place among the
+    """Records of all attempts to come (safety_eval.py) but those that search. "id" is the request's place among the
     task's, "draw" tells apart the answers to one prompt. found: the suffix that gcg came to."""
     given = task.given
     prompts = [request.prompt for request in task.requests]

@@ -1,4 +1,4 @@
-"""Tiny batches of examples as data/example_batches.py gives them, and what an objective makes of one."""
+"""Tiny batches of examples as data/chat/example_batches.py gives them, and what an objective makes of one."""
 
 import functools
 

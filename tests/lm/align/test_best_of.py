@@ -8,12 +8,12 @@ import ml_collections
 import numpy as np
 import pytest
 
-from data.conversations import read_examples
-from data.example_encoding import Encoder
-from data.tokenizer import train
+from data.chat.conversations import read_examples
+from data.chat.example_encoding import Encoder
+from data.text.tokenizer import train
 from lm.align.best_of import answered, best_and_worst, best_at_k, kept, pass_at_k, statistics
-from lm.align.rewards import Rewards
-from lm.align.rolling import Rolling
+from lm.align.rl.rewards import Rewards
+from lm.align.rl.rolling import Rolling
 from lm.align.settings import check_best_of
 from lm.errors import UserError
 from lm.model.transformer import skeleton

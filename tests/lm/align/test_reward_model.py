@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from data import tokenizer
-from data.chat import encode_chat
-from lm.align.rewards import parse_rewards, scored
+from data.chat.template import encode_chat
+from data.text import tokenizer
+from lm.align.rl.rewards import parse_rewards, scored
 from lm.config import ModelConfig
 from lm.convert.to_workdir import write_workdir
 from lm.errors import UserError

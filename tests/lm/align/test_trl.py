@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from lm.align import advantages, preference, reward, rl, rolling, sft
+from lm.align import preference, reward, sft
+from lm.align.rl import advantages, rolling
+from lm.align.rl import objective as rl
 from lm.checkpoint import named, plain
 from lm.convert.families import config_json, family_for
 from lm.model.transformer import skeleton

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import tokenizers
 
-from data.chat import CHAT_TEMPLATE, encode_chat, render
-from data.hf_tokenizer import HFTokenizer, load_tokenizer
-from data.tokenizer import CONTROLS, ROLES, SPACE, Tokenizer, train
+from data.chat.template import CHAT_TEMPLATE, encode_chat, render
+from data.text.hf_tokenizer import HFTokenizer, load_tokenizer
+from data.text.tokenizer import CONTROLS, ROLES, SPACE, Tokenizer, train
 from lm.convert.tokenizer_files import SpecialIds, export_tokenizer, import_tokenizer
 from lm.errors import UserError
-from tests.data import hf_examples
-from tests.data.test_tokenizer import AWKWARD, corpus, strings
+from tests.data.chat import hf_examples
+from tests.data.text.test_tokenizer import AWKWARD, corpus, strings
 
 
 def code() -> list[str]:

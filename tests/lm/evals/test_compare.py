@@ -7,8 +7,8 @@ import pytest
 from lm.errors import UserError
 from lm.evals import compare
 from lm.evals.outcome import summed_up
-from lm.evals.scorers.joining import Problems
-from tests.lm.evals.evaluation_runs import a_run
+from lm.evals.stats.joining import Problems
+from tests.lm.reports.evaluation_runs import a_run
 
 
 def run(folder, values, task="mmlu", metric="acc", **more):

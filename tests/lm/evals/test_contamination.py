@@ -6,10 +6,10 @@ import re
 
 import pytest
 
-from data.dataset import prepare
 from data.sources import open_sources
-from data.split import survey
-from data.tokenizer import train
+from data.text.dataset import prepare
+from data.text.split import survey
+from data.text.tokenizer import train
 from lm.errors import UserError
 from lm.evals import contamination
 from lm.evals.contamination import Item, check, of_samples, query

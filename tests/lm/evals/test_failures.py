@@ -5,14 +5,14 @@ import json
 import ml_collections
 import pytest
 
-from data.conversations import read_examples
-from data.examples import prepare_examples, prepare_tasks
-from data.tokenizer import train
-from lm.align.rewards import answer
+from data.chat.conversations import read_examples
+from data.chat.examples import prepare_examples, prepare_tasks
+from data.text.tokenizer import train
+from lm.align.rl.rewards import answer
 from lm.errors import UserError
 from lm.evals.failures import FILES, export
-from lm.evals.safety_prompts import Prompt, read_failures, read_prompts
-from tests.lm.evals.evaluation_runs import choices, redteam, texts
+from lm.evals.redteam.safety_prompts import Prompt, read_failures, read_prompts
+from tests.lm.reports.evaluation_runs import choices, redteam, texts
 
 CHOICE = {
     "task": "arc", "doc_id": 7, "split": "test", "prompt": "Question: Why?\nAnswer:", "choices": [" Because", " So", " Not"],

@@ -7,12 +7,12 @@ import pytest
 from flax import nnx
 
 import lm
-from data.tokenizer import train
-from lm.align.rollouts import roll_out
+from data.text.tokenizer import train
+from lm.align.rl.rollouts import roll_out
 from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.evals.engine import Engine
-from lm.evals.safety_eval import bits_per_byte
+from lm.evals.engine.engine import Engine
+from lm.evals.redteam.safety_eval import bits_per_byte
 from lm.evals.subject import Continuation, Prompt
 from lm.infer.sampler import draw
 from lm.model.transformer import Transformer, skeleton

@@ -8,13 +8,13 @@ import pytest
 from flax import nnx
 
 import lm
-from data.chat import encode_chat
-from data.hf_tokenizer import HFTokenizer
-from data.tokenizer import train
+from data.chat.template import encode_chat
+from data.text.hf_tokenizer import HFTokenizer
+from data.text.tokenizer import train
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.model.transformer import skeleton
-from tests.data import hf_examples
+from tests.data.chat import hf_examples
 from tests.lm.examples import parameters
 
 CONFIG = ModelConfig(vocab_size=512, num_layers=1, embed_dim=16, num_heads=2, num_kv_heads=2, mlp_dim=32, dtype="float32")

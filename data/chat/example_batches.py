@@ -1,0 +1,102 @@
+"""Batches of encoded examples as a pure function of (seed, step), as data/text/batches.py gives them of text.
+
+Letters: B examples of a batch, T tokens of a sequence, S tokens of a column (see data/chat/examples.py).
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from data.text.batches import NO_ROW, Numbered, shuffled
+
+KINDS = ("conversation", "pair", "labelled", "steps")
+SCALARS = {"margin", "desirable"}  # one number an example
+
+
+class ExampleBatches(Numbered):
+    """The batches of one split of what `data.chat.examples.prepare_examples` made. Immutable; threads may share it.
+
+    With `shuffle` the stream never ends, and every example comes once before any comes again. Without, examples come in their
+    order, and the last batch is filled up with examples of weight 0 and id -1.
+
+    Args:
+        columns: of a split, as `prepare_examples` returns them.
+        kind: one of KINDS.
+        sequence_length: T, that they were made for.
+        batch_size: B, over all hosts.
+        seed: of the shuffle, at least 0.
+    """
+
+    def __init__(self, columns: Mapping[str, np.ndarray], *, kind: str, sequence_length: int, batch_size: int, seed: int = 0,
+                 shuffle: bool = True):
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {KINDS}, not {kind!r}")
+        num_rows = len(columns["ends"])
+        order = shuffled({kind: range(num_rows)}, None, seed) if shuffle else np.arange(num_rows)
+        super().__init__(order, num_rows, batch_size, shuffle)
+        self.kind, self.sequence_length = kind, sequence_length
+        self._columns, self._ends = columns, np.asarray(columns["ends"])
+        self._begins = np.concatenate([[0], self._ends.reshape(-1)[:-1]]).reshape(self._ends.shape)
+
+    def batch(self, n: int, rows: slice | Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """Reads batch n, or the examples [b] of it that `rows` picks among its B.
+
+        Returns `tokens`, `targets`, `segment_ids` (from 1, 0 is padding), `positions` (from 0 in each segment), int32, and
+        `weights`, float32, each [b, T], or [b, 2, T] of pairs and of labelled; and `ids`, int64 [b], see `global_row_ids`.
+            conversation: weight 1 where the target is one that an assistant wrote.
+            pair: prompt and chosen answer, prompt and rejected answer; weight 1 at the answers' targets; `margin` float32 [b].
+            labelled: prompt and own answer, the same prompt and the answer of the example before it in the batch, so that over
+                a batch the second answers are the first ones too; `desirable` float32 [b].
+            steps: weight 1 at the last token of each step; `labels` float32 [b, T], 1 where that step is right.
+        """
+        ids = self.global_row_ids(n, rows)
+        if self.kind == "pair":
+            parts = [[(i, half)] for i in ids for half in (0, 1)]
+        elif self.kind == "labelled":
+            others = self._others(self.global_row_ids(n))[slice(None) if rows is None else rows]
+            parts = [[(i, 0), (answer, 1)] for i, other in zip(ids, others) for answer in (i, other)]
+        else:
+            parts = [[(i,)] for i in ids]
+        batch = self._filled(parts)
+        if self._ends.ndim == 2:
+            batch = {name: array.reshape(len(ids), 2, -1) for name, array in batch.items()}
+        for name in SCALARS & self._columns.keys():
+            batch[name] = np.where(ids == NO_ROW, 0, self._columns[name][ids]).astype(np.float32)
+        return batch | {"ids": ids}
+
+    def _others(self, ids: np.ndarray) -> np.ndarray:
+        """For each example of a batch the one before it, the last for the first; one alone goes with any other."""
+        real = ids[ids != NO_ROW]
+        others = np.roll(real, 1) if len(real) > 1 else (real + 1) % self.num_rows
+        return np.concatenate([others, ids[len(real) :]])
+
+    def _filled(self, parts: Sequence[Sequence[tuple[int, ...]]]) -> dict[str, np.ndarray]:
+        """Rows of the sequences, each the parts at these places in `ends` one after another; empty where that is NO_ROW."""
+        T, packed = self.sequence_length, self.kind == "conversation"
+        width = T + 1
+        tokens, segments = np.zeros((len(parts), width), np.int32), np.zeros((len(parts), width), np.int32)
+        trained, labels = np.zeros((len(parts), width), np.float32), np.zeros((len(parts), width), np.float32)
+        for row, places in enumerate(parts):
+            at = 0
+            for place in places:
+                if place[0] == NO_ROW:
+                    continue
+                begin = self._begins[place]
+                end = min(self._ends[place], begin + T + packed - at)
+                here = slice(at, at + end - begin)
+                tokens[row, here], trained[row, here] = self._columns["tokens"][begin:end], self._columns["trained"][begin:end]
+                segments[row, here] = self._columns["segments"][begin:end] if packed else 1
+                if self.kind == "steps":
+                    labels[row, here] = self._columns["labels"][begin:end]
+                at = here.stop
+        batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "segment_ids": segments[:, :-1],
+                 "positions": positions(segments)[:, :-1], "weights": trained[:, 1:]}
+        return batch | {"weights": trained[:, :-1], "labels": labels[:, :-1]} if self.kind == "steps" else batch
+
+
+def positions(segments_BT: np.ndarray) -> np.ndarray:
+    """int32 [B, T]: places within each segment, from 0; 0 in padding."""
+    place = np.broadcast_to(np.arange(segments_BT.shape[1], dtype=np.int32), segments_BT.shape)
+    new = np.ones(segments_BT.shape, bool)
+    new[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
+    return (place - np.maximum.accumulate(np.where(new, place, 0), axis=1)) * (segments_BT > 0)

@@ -1,0 +1,297 @@
+"""From a config to encoded examples in the workdir, written once (data/chat/example_files.py); what stands is reused.
+
+What does not fit in sequence_length loses its end, as in TRL (truncation_mode="keep_start"). Of a pair for a reward model it
+loses nothing, and is dropped: a score is read at an answer's end. An example left without a trained token is dropped.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import numpy as np
+
+from data.chat.conversations import Example, examples_of, read_examples, split_number
+from data.chat.example_encoding import Encoder, Sequenced
+from data.chat.example_files import SPLITS, Counts, Examples, Row, standing, write_columns
+from data.chat.records import EXTENSIONS, is_builtin, read_records
+from data.text.dataset import exclusive
+from data.text.fingerprints import INPUT, Files, check_input, digest_of, input_files, record_input, stands, undamaged, wait_for
+from data.text.hf_tokenizer import HFTokenizer
+from data.text.packing import BUFFER_TOKENS, best_fit
+from data.text.tokenizer import Tokenizer
+from lm.errors import UserError
+from lm.progress import shown
+
+BUILTIN_EXAMPLES = 20_000  # of an endless task, unless data.max_examples says otherwise
+
+
+def prepare_examples(
+    config: ml_collections.ConfigDict, workdir: Path, tokenizer: Tokenizer | HFTokenizer, kind: str, *, first: bool = True
+) -> Examples:  # fmt: skip
+    """Reads, encodes and packs what config.data.input names.
+
+    first: whether this process does the work; otherwise it waits for the one that does, on the same file system.
+    Read are config.data.{input, valid_fraction, max_examples, max_valid_examples}, config.sequence_length, config.seed,
+    config.chat_template (a Jinja file; None: the tokenizer's own) and config.method ("reward" does not cut pairs).
+    counts.json holds `kind`, `sequence_length`, `read` (what became no example, by reason) and a split's `Counts` each.
+
+    Raises: UserError for anything wrong with the input or the template, and if no example is left to train on.
+    """
+    template = read_template(config.chat_template)
+    whole = kind == "pair" and config.method == "reward"
+    keys = ("input", "valid_fraction", "max_examples", "max_valid_examples")
+    made_from = [kind, whole, config.sequence_length, config.seed, *(config.data[key] for key in keys)]
+    made_from += [tokenizer.fingerprint, Encoder(tokenizer, template).template]
+    folder = Path(workdir) / "data" / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
+    if not first:
+        return wait_for(lambda: undamaged(lambda: standing(folder)))
+    data = config.data
+    if not stands(folder, lambda: standing(folder), data.input, lambda: _files(data), lambda: digest_of(_files(data))):
+        before = _files(data)
+        with exclusive(folder.with_name(f".{folder.name}.incomplete")) as beside:
+            _write(beside, config, Encoder(tokenizer, template), kind, whole)
+            _record(beside, data, before)
+            os.rename(beside, folder)
+    return standing(folder)
+
+
+def prepare_tasks(
+    config: ml_collections.ConfigDict, tokenizer: Tokenizer | HFTokenizer, tools: list[dict] | None = None,
+    workdir: Path | None = None,
+) -> tuple[list[dict], list[dict], dict[str, Any]]:  # fmt: skip
+    """The tasks of config.data.input: those to train on, those held out, and counts as in `prepare_examples`.
+
+    A task is {"prompt": messages, "prompt_ids": the ids after which an answer begins, **columns}. Its `tools`, else those given
+    here, stand in the prompt. Prompts of more than config.rollout.max_prompt_tokens are dropped and counted.
+    Raises: UserError as `prepare_examples`; and if the input is not the one that `record_tasks` noted in `workdir`.
+    """
+    if workdir:
+        files = _files(config.data)
+        check_input(_tasks(config.data, workdir), config.data.input, files, lambda: digest_of(files))
+    encoder = Encoder(tokenizer, read_template(config.chat_template))
+    most, dropped = config.rollout.max_prompt_tokens, Counter()
+    found: dict[str, list[dict]] = {split: [] for split in SPLITS}
+    counts: dict[str, Any] = {"kind": "task"}
+    for split, examples in _splits(config, "task", dropped).items():
+        count = Counts()
+        for example in examples:
+            ids = encoder.prompt_ids(example.prompt, example.columns.get("tools") or tools)
+            if len(ids) > most:
+                count.dropped["longer than rollout.max_prompt_tokens"] += 1
+                continue
+            found[split].append({**example.columns, "prompt": example.prompt, "prompt_ids": ids})
+            count.tokens += len(ids)
+        count.examples = count.rows = len(found[split])
+        counts[split] = vars(count) | {"dropped": dict(count.dropped)}
+    counts["read"] = {"dropped": dict(dropped)}
+    if not found["train"]:
+        raise _none_left(config, counts, f"raise rollout.max_prompt_tokens={most}")
+    return found["train"], found["valid"], counts
+
+
+def record_tasks(config: ml_collections.ConfigDict, workdir: Path) -> None:
+    """Notes once what the run's tasks are read from, which is at every start: in workdir/data/tasks-<hash>/input.json."""
+    folder = _tasks(config.data, workdir)
+    if not (folder / INPUT).exists():
+        _record(folder, config.data, None)
+
+
+def _tasks(data, workdir: Path) -> Path:
+    return Path(workdir) / "data" / f"tasks-{hashlib.sha256(str(data.input).encode()).hexdigest()[:12]}"
+
+
+def read_template(path: str | None) -> str | None:
+    """The text of a chat template's file; None for None. Raises: UserError if it cannot be read."""
+    if path is None:
+        return None
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"chat_template: cannot read {path} ({error}); name a Jinja file") from None
+
+
+# Splits.
+
+
+def _splits(config, kind: str, dropped: Counter) -> dict[str, Iterable[Example]]:
+    """The examples to train on and those held out, each with its progress bar, read when they are asked for."""
+    data, seed = config.data, config.seed
+    if not data.input:
+        raise UserError("data.input is not set; name files, a TFDS dataset, or a task such as builtin:arithmetic")
+    if not 0 <= data.valid_fraction < 1:
+        raise UserError(f"data.valid_fraction={data.valid_fraction} is not in [0, 1); a common choice is 0.01")
+    builtin, most = is_builtin(data.input), {"train": data.max_examples, "valid": data.max_valid_examples}
+    totals, fraction = dict(most), data.valid_fraction
+    if builtin:
+        most["train"] = totals["train"] = BUILTIN_EXAMPLES if data.max_examples is None else data.max_examples
+    else:
+        totals, fraction = _survey(data, kind, seed, dropped)
+
+    def read(split: str) -> Iterator[Example]:
+        dropped_here = dropped if builtin else None
+        examples = read_examples(
+            data.input, kind, split, valid_fraction=fraction, seed=seed, max_examples=most[split], dropped=dropped_here
+        )  # fmt: skip
+        yield from shown(examples, f"{split} examples", totals[split])
+
+    return {split: read(split) for split in (SPLITS if data.valid_fraction else SPLITS[:1])}
+
+
+def _survey(data, kind: str, seed: int, dropped: Counter) -> tuple[dict[str, int], float]:
+    """Reads all examples once. Returns how many each split has, and the fraction that is held out.
+
+    That is data.valid_fraction, but less if it gives more than data.max_valid_examples (the rest is trained on), and more if it
+    gives none.
+    """
+    found = examples_of(shown(read_records(data.input), "records"), kind, dropped)
+    numbers = np.sort(np.fromiter((split_number(example, seed) for example in found), np.float64))
+    if not len(numbers):
+        raise UserError(f"data.input={data.input!r} holds no example of kind {kind}{_reasons(dropped)}; name files that do")
+    fraction, limit = data.valid_fraction, data.max_valid_examples
+    if fraction:
+        if numbers[0] == numbers[-1]:
+            raise UserError(
+                f"data.input={data.input!r} holds {len(numbers)} example(s) of one prompt, which cannot be split in training "
+                "and validation; set data.valid_fraction=0 or give more prompts"
+            )
+        if limit is not None and limit < np.searchsorted(numbers, fraction):
+            fraction = float(numbers[limit])
+        if fraction <= numbers[0]:
+            fraction = float(np.nextafter(numbers[0], 1.0))
+        if fraction > numbers[-1]:
+            raise UserError(f"data.valid_fraction={data.valid_fraction} leaves no example for training; lower it")
+    held_out = int(np.searchsorted(numbers, fraction))
+    totals = {"train": len(numbers) - held_out, "valid": held_out}
+    limits = {"train": data.max_examples, "valid": limit}
+    return {split: min(n, n if limits[split] is None else limits[split]) for split, n in totals.items()}, fraction
+
+
+def _reasons(*dropped: Counter) -> str:
+    every = sum(dropped, Counter())
+    return " (dropped: " + ", ".join(f"{n} for {reason}" for reason, n in every.most_common(3)) + ")" if every else ""
+
+
+def _none_left(config, counts: dict[str, Any], advice: str) -> UserError:
+    reasons = _reasons(Counter(counts["read"]["dropped"]), Counter(counts["train"]["dropped"]))
+    return UserError(f"data.input={config.data.input!r}: no example is left to train on{reasons}; {advice}")
+
+
+# Rows.
+
+
+class _Dropped(Exception):
+    pass
+
+
+def _row(encoder: Encoder, kind: str, example: Example, length: int, whole: bool, counts: Counts) -> Row:
+    """A row of an example, of sequences of at most `length` tokens; `whole`: nothing may be cut."""
+    columns: dict[str, Any] = {}
+    if kind == "conversation":
+        sequences = [encoder.conversation(example)]
+    elif kind == "pair":
+        sequences, columns["margin"] = [*encoder.pair(example)], example.margin
+    elif kind == "labelled":
+        (sequence, prompt), columns["desirable"] = encoder.labelled(example), example.desirable
+        sequences = [sequence]
+    else:
+        ids, ends = encoder.steps(example.prompt, example.steps)
+        trained, labels = np.zeros(len(ids), bool), np.zeros(len(ids), bool)
+        trained[ends], labels[ends] = True, example.labels
+        sequences = [Sequenced(ids, trained)]
+    sequences = [sequence.learnt() for sequence in sequences]
+    if not all(len(sequence.ids) for sequence in sequences):
+        raise _Dropped("the template writes nothing of what the assistant says")
+    longest = max(len(sequence.ids) for sequence in sequences)
+    if longest > length:
+        if whole:
+            raise _Dropped("longer than sequence_length")
+        sequences = [sequence.learnt(length) for sequence in sequences]
+        if not all(len(sequence.ids) for sequence in sequences):
+            raise _Dropped("the prompt fills sequence_length")
+        if kind == "pair" and np.array_equal(sequences[0].ids, sequences[1].ids):
+            raise _Dropped("chosen and rejected differ only beyond sequence_length")
+        counts.truncated += 1
+    if kind == "labelled":
+        sequences = [sequences[0].part(0, prompt), sequences[0].part(prompt)]
+    if kind == "steps":
+        columns["labels"] = labels[: len(sequences[0].ids)]
+    return Row(tuple(sequences), columns)
+
+
+def _rows(encoder: Encoder, kind: str, examples: Iterable[Example], T: int, whole: bool, counts: Counts) -> Iterator[Row]:
+    """The rows of a split. A conversation is predicted token by token, so that T of them come from T + 1; in the other kinds
+    every token is read, and the T of a row may include one after which nothing is predicted."""
+    length = T + 1 if kind == "conversation" else T
+    for example in examples:
+        try:
+            row = _row(encoder, kind, example, length, whole, counts)
+        except _Dropped as reason:
+            counts.dropped[str(reason)] += 1
+            continue
+        except UserError as refused:
+            if not counts.examples:  # as it refuses the first, it may well refuse all
+                raise
+            counts.dropped[str(refused)] += 1
+            continue
+        counts.examples += 1
+        yield row
+
+
+def packed(rows: Iterable[Row], width: int) -> Iterator[Row]:
+    """Rows of one sequence each as rows of several of at most `width` tokens: best fit (data/text/packing.py), by buffers."""
+    budget = max(BUFFER_TOKENS, 256 * width)
+    waiting, held = [], 0
+    for (sequence,), _ in rows:
+        waiting.append(np.stack(sequence, axis=1))
+        held += len(sequence.ids)
+        if held >= budget:
+            yield from _packed(waiting, width)
+            waiting, held = [], 0
+    yield from _packed(waiting, width)
+
+
+def _packed(items: list[np.ndarray], width: int) -> Iterator[Row]:
+    for bin_ in best_fit(items, width):
+        whole = np.concatenate(bin_)
+        segments = np.repeat(np.arange(1, len(bin_) + 1), [len(item) for item in bin_])
+        yield Row((Sequenced(whole[:, 0], whole[:, 1].astype(bool)),), {"segments": segments})
+
+
+# Files.
+
+
+def _write(folder: Path, config, encoder: Encoder, kind: str, whole: bool) -> None:
+    T, dropped = config.sequence_length, Counter()
+    counts: dict[str, Any] = {"kind": kind, "sequence_length": T}
+    for split, examples in _splits(config, kind, dropped).items():
+        count = Counts()
+        rows = _rows(encoder, kind, examples, T, whole, count)
+        rows = packed(rows, T + 1) if kind == "conversation" else rows
+        write_columns(folder / split, rows, kind, T, encoder.tokenizer.vocab_size, count)
+        counts[split] = vars(count) | {"dropped": dict(count.dropped)}
+    counts["read"] = {"dropped": dict(dropped)}
+    if not counts["train"]["rows"]:
+        raise _none_left(config, counts, f"raise sequence_length={T}")
+    (folder / "counts.json").write_text(json.dumps(counts, indent=1, ensure_ascii=False) + "\n")
+
+
+# The record of the input.
+
+
+def _files(data) -> Files | None:
+    """The files of the input; None for tasks made on the spot, and where there is no input."""
+    return None if not data.input or is_builtin(data.input) else input_files(data.input, EXTENSIONS)
+
+
+def _record(folder: Path, data, before: Files | None) -> None:
+    """Writes the record of an input that has just been read. Raises: UserError if it changed meanwhile."""
+    now = _files(data)
+    if before and now != before:
+        raise UserError(f"data.input={data.input!r} changed while it was read; leave its files alone and start again")
+    if now is not None:
+        record_input(folder, now, digest_of(now))

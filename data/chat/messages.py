@@ -1,0 +1,118 @@
+"""Messages as people write them down, in the form of data/chat/template.py: role, plain text content, tool calls with objects.
+
+Read are lists as OpenAI has them (role, content) and ShareGPT (from, value), and the transcripts of HH-RLHF.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lm.errors import UserError
+
+Messages = list[dict[str, Any]]
+
+ROLES = {
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "bot", "model", "function_call"), "assistant"),
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("tool", "function", "ipython", "observation", "function_response", "tool_response"), "tool"),
+}
+CALLED = "function_call"  # the role of ShareGPT's turns that are nothing but a call
+KEPT = ("name", "tool_call_id", "reasoning_content")
+
+
+def is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
+def said(role: str, content: str) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def messages_of(items: Sequence, where: str) -> Messages:
+    """A list of messages of either form.
+
+    Raises: UserError for what is no message, a role that there is not, content that is not text, or a call without a name.
+    """
+    return [_message(item, f"{where}: message {n}") for n, item in enumerate(items, start=1)]
+
+
+def _message(item: Any, where: str) -> dict[str, Any]:
+    if not isinstance(item, Mapping) or not ("role" in item or "from" in item):
+        raise UserError(f"{where} is no object with a role and a content; write one like that")
+    name = str(item.get("role", item.get("from"))).strip().lower()
+    if name not in ROLES:
+        raise UserError(f"{where} has the role {name!r}; roles are {' '.join(ROLES)}")
+    content, calls = _text(item.get("content", item.get("value")), where), item.get("tool_calls")
+    if name == CALLED:
+        content, calls = "", [parsed(content, Mapping, where)]
+    elif not calls and item.get("function_call"):
+        calls = [item["function_call"]]
+    message = said(ROLES[name], content)
+    if calls:
+        message["tool_calls"] = [_call(call, where) for call in calls]
+    return message | {key: item[key] for key in KEPT if item.get(key)}
+
+
+def _text(content: Any, where: str) -> str:
+    if content is None:  # beside tool calls
+        return ""
+    if isinstance(content, str):
+        return content
+    if is_list(content) and all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content):
+        return "".join(part["text"] for part in content)
+    raise UserError(f"{where} has a content that is not text alone ({type(content).__name__}); leave the record out")
+
+
+def _call(call: Any, where: str) -> dict[str, Any]:
+    """A tool call with its arguments as an object, which templates want; APIs send them as text."""
+    function = call.get("function") or call if isinstance(call, Mapping) else {}
+    if not isinstance(function.get("name"), str):
+        raise UserError(f"{where} has a tool call without a name; write {{'function': {{'name': …, 'arguments': …}}}}")
+    arguments = parsed(function.get("arguments") or {}, Mapping, where)
+    return {"type": "function", "function": {"name": function["name"], "arguments": dict(arguments)}}
+
+
+def parsed(value: Any, kind: type, where: str) -> Any:
+    """What may be given as it is or as JSON. Raises: UserError unless it is of the kind."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise UserError(f"{where}: tools or a tool call are not JSON ({error}); write JSON there") from None
+    if not isinstance(value, kind) or isinstance(value, str):
+        raise UserError(f"{where}: tools must be a list, and a tool call and its arguments objects")
+    return value
+
+
+_BEGINS = re.compile(r"\s*Human:|\n\nAssistant:")
+_TURN = re.compile(r"(?:\A\s*|\n\n)(Human|Assistant):")
+
+
+def is_transcript(value: Any) -> bool:
+    return isinstance(value, str) and _BEGINS.match(value) is not None
+
+
+def transcript(text: str) -> Messages:
+    """The turns of "\\n\\nHuman: …\\n\\nAssistant: …" (Bai et al. 2022); turns of one side in a row are one."""
+    parts = _TURN.split(text)
+    messages: Messages = []
+    for side, words in zip(parts[1::2], parts[2::2]):
+        turn = said(ROLES[side.lower()], words.strip())
+        if messages and messages[-1]["role"] == turn["role"]:
+            turn["content"] = f"{messages.pop()['content']}\n\n{turn['content']}".strip()
+        messages.append(turn)
+    return messages
+
+
+def without_answer(messages: Messages) -> Messages:
+    """The messages before the assistant's turns at the end."""
+    end = len(messages)
+    while end and messages[end - 1]["role"] == "assistant":
+        end -= 1
+    return messages[:end]
+
+
+def says_something(message: Mapping) -> bool:
+    return bool(message["content"].strip() or message.get("tool_calls"))

@@ -1,0 +1,208 @@
+"""Conversations as token ids: our format (chat_template.jinja) or any Jinja template, and no way in for control symbols.
+
+Our format: the begin symbol, then each message as its role's symbol, its text as it is, and `<|end|>`. Tools stand in a
+system message of their own, one JSON object a line. A call is `<|tool|>` and a JSON object within an assistant's message;
+the answer is a message of the role tool.
+
+A template sees messages as plain text, so a message that spells `<|system|>` would look like one. Therefore each spelling
+of a symbol in a message is marked before the template runs, by a character that nothing else in the conversation holds, so
+that only what the template itself writes is read as a symbol. That holds through whatever a template does with whole
+texts (copy, trim, join, change case, write as JSON).
+"""
+
+import functools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from data.text.hf_tokenizer import HFTokenizer
+from data.text.tokenizer import Tokenizer
+from lm.errors import UserError
+
+CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
+
+Message = Mapping[str, Any]  # role and content, as chat APIs have them, and whatever else a template reads
+_PRIVATE = range(0x10FFFD, 0x100000, -1)  # the last private-use plane
+_MARKS = "generation marks"  # no name that a template can write
+
+
+class Chat(NamedTuple):
+    """`assistant` says of each of `ids` whether an assistant wrote it or a part of it, its end symbol included; None: the
+    template does not tell, for it has no `{% generation %}` block."""
+
+    ids: list[int]
+    assistant: list[bool] | None
+
+
+def render(
+    messages: Sequence[Message], template: str | None = None, add_generation_prompt: bool = False, **extra: Any
+) -> str:
+    """The text of a conversation, as `apply_chat_template` of transformers renders it.
+
+    Args:
+      template: Jinja; None is ours. add_generation_prompt: an assistant's message begins at the end.
+      extra: what the template may ask for: tools, documents, bos_token and others.
+    Raises: UserError if the template cannot be read, or refuses the messages.
+    """
+    bos_token = {} if template else {"bos_token": "<s>"}
+    return _render(template or CHAT_TEMPLATE, _checked(messages), bos_token | extra, add_generation_prompt, ("", ""))
+
+
+def encode_chat(
+    tokenizer: Tokenizer | HFTokenizer, messages: Sequence[Message], *, template: str | None = None,
+    add_generation_prompt: bool = False, **extra: Any,
+) -> Chat:  # fmt: skip
+    """The ids of a conversation. Control symbols that a message spells are text; those of the template are themselves.
+
+    Args: template: None is the tokenizer's own. The others are those of `render`.
+    Raises: UserError as `render`, or if a published tokenizer has no template and none is given.
+    """
+    template = template or (tokenizer.chat_template if isinstance(tokenizer, HFTokenizer) else CHAT_TEMPLATE)
+    if template is None:
+        raise UserError("chat: this tokenizer comes without a chat template; give one, as template=…")
+    symbols = tokenizer.chat_symbols(template)
+    taken = set(json.dumps([template, messages, extra], ensure_ascii=False, default=str))
+    mark, *around = (c for _, c in zip(range(3), (c for c in map(chr, _PRIVATE) if c not in taken)))
+    # Tokens such as <think>, which are not special, are an assistant's own to write, and templates look for them there.
+    others, assistants = _spellings(tuple(symbols)), _spellings(tuple(tokenizer.controls))
+    guarded = [_guard(m, assistants if m.get("role") == "assistant" else others, mark) for m in _checked(messages)]
+    names = tokenizer.special_tokens
+    extra = names | {key: value if key in names else _guard(value, others, mark) for key, value in extra.items()}
+    marked = _render(template, guarded, extra, add_generation_prompt, tuple(around))
+    text, written = _without_marks(marked, *around)
+    ids, spans = _encode(tokenizer, text, symbols, mark)
+    if not re.search(r"{%[-+]?\s*generation\s*[-+]?%}", template):
+        return Chat(ids, None)
+    return Chat(ids, [any(written[begin:end]) for begin, end in spans])
+
+
+@functools.lru_cache(maxsize=16)
+def end_of_turn(tokenizer: Tokenizer | HFTokenizer, template: str | None = None) -> int:
+    """The symbol with which the template ends an assistant's message. Raises UserError if it writes none."""
+    symbols = set(tokenizer.chat_symbols(template or getattr(tokenizer, "chat_template", None) or CHAT_TEMPLATE).values())
+    asked = [{"role": "user", "content": "a"}]
+    begun = encode_chat(tokenizer, asked, template=template, add_generation_prompt=True).ids
+    whole = encode_chat(tokenizer, [*asked, {"role": "assistant", "content": "a"}], template=template).ids
+    ends = [i for i in whole[len(begun) :] if i in symbols] if whole[: len(begun)] == begun else []
+    if not ends:
+        raise UserError("chat: the template ends an assistant's message with no symbol of its own, so a reply would never end")
+    return ends[0]
+
+
+def _encode(tokenizer, text: str, symbols: dict[str, int], mark: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids, and for each the characters [begin, end) of the marked text that it is from."""
+    parts = re.split(f"((?:{_any_of(symbols)})(?!{mark}))", text)
+    spelled = [symbols[part] for part in parts[1::2]]
+    if mark not in text and isinstance(tokenizer, HFTokenizer):
+        # Exactly as transformers encodes it, unless it reads more symbols than are spelled (it can fold case, for one).
+        ids, spans = tokenizer.encode_rendered(text)
+        known = {*spelled, *tokenizer.controls.values()}
+        if [i for i in ids if i in known] == spelled:
+            return ids, spans
+    ids, spans, end = [], [], 0
+    for part in parts:
+        begin, end = end, end + len(part)
+        if part in symbols:
+            ids.append(symbols[part])
+            spans.append((begin, end))
+            continue
+        place = [begin + i for i, character in enumerate(part) if character != mark]
+        more, their_spans = tokenizer.encode_spans(part.replace(mark, ""), symbols)
+        if not set(more).isdisjoint(symbols.values()):
+            raise UserError(f"chat: this tokenizer makes a control symbol of plain text, in {part[:40]!r}; use another one")
+        ids += more
+        spans += [(place[b], place[e - 1] + 1) if e > b else (begin, begin) for b, e in their_spans]
+    return ids, spans
+
+
+def _guard(value: Any, spellings: re.Pattern, mark: str) -> Any:
+    """`value`, a message or a part of one, with a mark behind each of the characters that `spellings` finds in its texts."""
+    if isinstance(value, str):
+        return spellings.sub(rf"\g<0>{mark}", value)
+    if isinstance(value, Mapping):
+        return {_guard(key, spellings, mark): _guard(item, spellings, mark) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_guard(item, spellings, mark) for item in value]
+    return value
+
+
+@functools.lru_cache(16)
+def _spellings(symbols: tuple[str, ...]) -> re.Pattern:
+    """The first character of any symbol, in whatever case, and of a beginning of one with nothing but space behind it."""
+    begun = {symbol[:n] for symbol in symbols for n in range(1, len(symbol))}
+    return re.compile(rf"(?={_any_of(symbols)}|(?:{_any_of(begun)})\s*\Z).", re.IGNORECASE | re.DOTALL)
+
+
+def _any_of(texts: Iterable[str]) -> str:
+    """A regular expression that takes the longest, or nothing if there are none."""
+    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
+
+
+def _without_marks(marked: str, begin: str, end: str) -> tuple[str, list[bool]]:
+    """The text without the marks around what an assistant wrote, and whether each character is part of that."""
+    text, written, inside = [], [], False
+    for part in re.split(f"([{begin}{end}])", marked):
+        if part in (begin, end):
+            inside = part == begin
+        else:
+            text.append(part)
+            written += [inside] * len(part)
+    return "".join(text), written
+
+
+def _render(template: str, messages, extra: Mapping, add_generation_prompt: bool, marks: tuple[str, str]) -> str:
+    context = {"tools": None, "documents": None, **extra, "messages": messages, _MARKS: marks}
+    try:
+        return _compiled(template).render(context, add_generation_prompt=add_generation_prompt)
+    except jinja2.TemplateError as error:
+        raise UserError(f"chat: the template says: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of the template's own code
+        raise UserError(f"chat: the template fails on these messages: {type(error).__name__}: {error}") from error
+
+
+def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages without keys that have no value, as some chat APIs send them: they count as absent."""
+    if not all(isinstance(message, Mapping) and "role" in message for message in messages):
+        raise UserError("chat: messages must be a list of objects with a role and a content")
+    return [{key: value for key, value in message.items() if value is not None} for message in messages]
+
+
+class _Generation(Extension):
+    """`{% generation %}…{% endgeneration %}` stands around what an assistant writes."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: jinja2.parser.Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_mark", [nodes.ContextReference()]), [], [], body).set_lineno(line)
+
+    def _mark(self, context: jinja2.runtime.Context, caller) -> str:
+        begin, end = context[_MARKS]
+        return begin + caller() + end
+
+
+@functools.lru_cache(16)
+def _compiled(template: str) -> jinja2.Template:
+    """With the settings and names that templates of checkpoints count on; sandboxed, for a template is a stranger's."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
+    return environment.from_string(template)
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent=None, separators=None, sort_keys: bool = False) -> str:
+    """Jinja's own escapes what HTML would read as markup."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)

@@ -1,0 +1,208 @@
+"""Batches as a pure function of (seed, step), read by Grain in the background.
+
+Position k of the training stream is one row, found by an index permutation that is new in every epoch, and
+batch n is positions n·B … n·B+B-1. So nothing needs replaying to resume at batch n, and any number of hosts
+reads the same global batches: each asks for the rows that its own devices need.
+
+Letters: B rows of a global batch, T tokens of a row.
+"""
+
+import difflib
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+
+import grain
+import grain.experimental
+import numpy as np
+
+from data.text.dataset import SPLITS, open_split, prepared
+from lm.errors import UserError
+
+NO_ROW = -1  # the id of a row that only fills up the last batch
+
+
+class Numbered:
+    """Batches of the rows that `order` puts at position 0, 1, …; what a batch holds, `batch` says.
+
+    Args:
+        order: row ids; endless if `shuffle`, else `num_rows` of them, and the last batch is filled up with id -1.
+        num_rows: different ones.
+        batch_size: B, over all hosts.
+
+    Attributes: batch_size, num_rows, and num_batches, the batches that it takes to hold the rows.
+    """
+
+    def __init__(self, order: Sequence[int], num_rows: int, batch_size: int, shuffle: bool):
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        self.batch_size, self.num_rows, self.num_batches = batch_size, num_rows, math.ceil(num_rows / batch_size)
+        self._order, self._shuffle = order, shuffle
+        self._order[0]  # Grain sets up its statistics on the first access, which must not be two threads' at once
+
+    def batch(self, n: int, rows: slice | Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """Batch n, or the rows [b] of it that `rows` picks among its B, as arrays [b, …]; `ids` as `global_row_ids`."""
+        raise NotImplementedError
+
+    def global_row_ids(self, n: int, rows: slice | Sequence[int] | None = None) -> np.ndarray:
+        """The ids of the rows of batch n: int64 [B], or of those that `rows` picks among them.
+
+        An id is the row's place among all rows of the split, whatever is read of them; -1 is no row.
+        """
+        if n < 0 or not (self._shuffle or n < self.num_batches):
+            raise IndexError(f"no batch {n}" + ("" if self._shuffle else f" among {self.num_batches}"))
+        places = range(n * self.batch_size, (n + 1) * self.batch_size)
+        places = places if rows is None else places[rows] if isinstance(rows, slice) else [places[r] for r in rows]
+        last = sys.maxsize if self._shuffle else self.num_rows
+        return np.asarray([self._order[k] if k < last else NO_ROW for k in places], np.int64)
+
+    def iterate(self, start: int = 0, rows: slice | Sequence[int] | None = None, stop: int | None = None, *,
+                prefetch: int = 8, threads: int = 2) -> grain.DatasetIterator:
+        """A Grain iterator over batches `start`, `start`+1, …, before `stop`, as `batch` gives them.
+
+        Its `get_state()` and `set_state()` hold the number of the next batch, so a state may be set on an
+        iterator that started elsewhere or reads other rows. Call `close()` to end its threads early.
+
+        Args:
+            stop: default: never with `shuffle`, else `num_batches`.
+            prefetch: batches read ahead; 0 reads in the caller's thread.
+            threads: that read.
+        """
+        end = sys.maxsize if self._shuffle else self.num_batches
+        source = _Source(self, rows, end if stop is None else min(stop, end))
+        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+        iterator = iter(grain.MapDataset.source(source).to_iter_dataset(options))
+        grain.experimental.set_next_index(iterator, min(start, len(source)))
+        return iterator
+
+
+class Batches(Numbered):
+    """The batches of one split of a dataset that `data.text.dataset.prepare` made. Immutable; threads may share it.
+
+    With `shuffle` the stream never ends. Without weights every row comes once before any comes again. With
+    weights the sources are interleaved evenly in the proportions that they name (to within half a percent of
+    each), each source's rows coming once before any of them comes again.
+
+    Without `shuffle` there are `num_batches` batches, rows come in their order on disk, and the last batch is
+    filled up with rows of weight 0 and id -1.
+
+    Args:
+        dataset_dir: a folder written by `prepare`.
+        split: `train` or `valid`.
+        batch_size: B, over all hosts.
+        seed: of the shuffle, at least 0.
+        weights: source name -> share of the rows, over any sum; a source left out, or of weight 0, is not read.
+            Default: all sources, by their number of rows. Without `shuffle` they only choose the sources.
+        shuffle: see above.
+
+    Attributes:
+        sequence_length: T.
+        batch_size: B.
+        ranges: source name -> the ids of its rows, for all sources of the split.
+        num_rows: rows of the sources that are read.
+        num_batches: batches that it takes to hold them.
+
+    Raises:
+        UserError: no finished dataset, no rows, or weights that make no sense.
+    """
+
+    def __init__(self, dataset_dir: str | os.PathLike, split: str = "train", *, batch_size: int, seed: int = 0,
+                 weights: Mapping[str, float] | None = None, shuffle: bool = True):
+        if split not in SPLITS:
+            raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
+        statistics = prepared(dataset_dir)
+        if statistics is None:
+            raise UserError(f"{dataset_dir} holds no finished dataset; prepare one there first")
+        self.sequence_length = statistics["sequence_length"]
+        self.ranges: dict[str, range] = {}
+        end = 0
+        for name, counts in statistics["sources"].items():
+            if rows := counts[split]["rows"]:
+                self.ranges[name] = range(end, end + rows)
+                end += rows
+        if not self.ranges:
+            raise UserError(f"{dataset_dir} has no rows in split {split!r}; raise data.valid_fraction and prepare it "
+                            "anew")
+        chosen = _checked(weights, self.ranges, split) if weights is not None else None
+
+        order = shuffled(self.ranges, chosen, seed) if shuffle else _in_order(self.ranges, chosen)
+        super().__init__(order, sum(len(self.ranges[name]) for name in chosen or self.ranges), batch_size, shuffle)
+        self._starts = np.asarray([ids.start for ids in self.ranges.values()])
+        self._readers = [open_split(dataset_dir, name, split) for name in self.ranges]
+
+    def batch(self, n: int, rows: slice | Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """Reads batch n, or the rows [b] of it that `rows` picks among its B.
+
+        Returns:
+            `tokens`, `targets`: int32 [b, T], row[:-1] and row[1:];
+            `segment_ids`: int32 [b, T], from 1, 0 is padding; `positions`: int32 [b, T], from 0 in each segment;
+            `weights`: float32 [b, T], 1 where the target is of its token's own segment, else 0;
+            `ids`: int64 [b], see `global_row_ids`.
+        """
+        ids = self.global_row_ids(n, rows)
+        whole = {name: np.zeros((len(ids), self.sequence_length + 1), np.int32)
+                 for name in ("tokens", "segment_ids", "positions")}
+        owners = np.searchsorted(self._starts, ids, side="right") - 1  # -1 for no row
+        for owner in np.unique(owners[owners >= 0]):
+            mine = np.flatnonzero(owners == owner)
+            read = self._readers[owner].__getitems__((ids[mine] - self._starts[owner]).tolist())
+            for at, row in zip(mine, read, strict=True):
+                for name, array in whole.items():
+                    array[at] = row[name]
+        segments = whole["segment_ids"]
+        same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+        return {"tokens": whole["tokens"][:, :-1], "targets": whole["tokens"][:, 1:], "segment_ids": segments[:, :-1],
+                "positions": whole["positions"][:, :-1], "weights": same.astype(np.float32), "ids": ids}
+
+
+class _Source:
+    """Grain's random-access source whose element n is batch n."""
+
+    def __init__(self, batches: Numbered, rows: slice | Sequence[int] | None, length: int):
+        self._batches, self._rows, self._length = batches, rows, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, n: int) -> dict[str, np.ndarray]:
+        return self._batches.batch(n, self._rows)
+
+
+def shuffled(ranges: Mapping[str, range], weights: Mapping[str, float] | None, seed: int) -> grain.MapDataset:
+    """Endless row ids: one permutation of them all, or a mixture of one permutation per source.
+
+    `MapDataset.mix` rounds the proportions, so it could repeat a row of one source before the last of another
+    was seen: the default is therefore one permutation over all. The mixture scales the least weight to 100.
+    """
+
+    def permuted(ids: range, stream: int) -> grain.MapDataset:
+        mixed = int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
+        return grain.MapDataset.range(ids.start, ids.stop).seed(mixed).shuffle().repeat()
+
+    if weights is None:
+        total = sum(map(len, ranges.values()))
+        return permuted(range(total), 0)
+    streams = [permuted(ids, i) for i, (name, ids) in enumerate(ranges.items(), start=1) if name in weights]
+    least = min(weights.values())
+    # Rounded here, since Grain would cut: 0.3 / 0.1 * 100 is 299.99...
+    parts = [round(100 * weights[name] / least) for name in ranges if name in weights]
+    return grain.MapDataset.mix(streams, weights=parts)
+
+
+def _in_order(ranges: Mapping[str, range], chosen: Mapping[str, float] | None) -> np.ndarray:
+    return np.concatenate([np.asarray(ids) for name, ids in ranges.items() if chosen is None or name in chosen])
+
+
+def _checked(weights: Mapping[str, float], ranges: Mapping[str, range], split: str) -> dict[str, float]:
+    """The positive weights. Raises: UserError for a name that is no source of the split, or a bad number."""
+    for name, weight in weights.items():
+        if name not in ranges:
+            near = difflib.get_close_matches(name, ranges, n=1, cutoff=0.0)[0]
+            raise UserError(f"data.weights.{name}: no such source in split {split!r}; the nearest is {near!r}")
+        if not (weight >= 0 and math.isfinite(weight)):
+            raise UserError(f"data.weights.{name}={weight} must be a finite number, 0 or more")
+    chosen = {name: float(weight) for name, weight in weights.items() if weight > 0}
+    if not chosen:
+        raise UserError("data.weights: every weight is 0; give at least one source a positive weight")
+    return chosen

@@ -1,0 +1,269 @@
+"""Tokenized, packed text on disk: one TFDS dataset (ArrayRecord) per source, written whole or not at all.
+
+    out_dir/dataset.json                              what is in it, and from what it was made
+    out_dir/input.json                                the files it was made from (data/text/fingerprints.py)
+    out_dir/packed_text/<source>/2.0.0/               a TFDS dataset with the splits train and valid
+
+`dataset.json` (see `prepare`) is written last, into a folder beside `out_dir` that is renamed at the very end,
+so a kill at any time leaves no `out_dir`, and what it left beside is swept away by the next start. TFDS is
+used without TensorFlow.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import absl.logging
+import numpy as np
+import tensorflow_datasets as tfds
+
+from data.sources.source import Source
+from data.text.fingerprints import Damaged, Files, read_record, record_input
+from data.text.packing import Counts, Packer, layout, row_dtype
+from data.text.split import Survey
+from data.text.tokenizer import Tokenizer
+from lm.errors import UserError
+
+SPLITS = ("train", "valid")
+VERSIONS = ("2.0.0", "1.0.0")  # of rows that can be read; the first is written
+SPOOL_ROWS = 1024  # rows read back at a time
+
+
+class PackedText(tfds.core.GeneratorBasedBuilder):
+    """One source as a TFDS dataset. A row's features are those of `data.text.packing.row_dtype`.
+
+    Version 1.0.0, which `open_split` still reads, held `tokens`, `segment_ids` and `positions`, each [T+1].
+
+    Args:
+        spools: split -> the file of rows that `_spool` wrote; no split may be empty.
+        dtype: of a row.
+    """
+
+    VERSION = tfds.core.Version(VERSIONS[0])
+    # TFDS would look for checksums and metadata beside the code, by way of a package that it does not install.
+    url_infos = None
+    pkg_dir_path = Path(__file__).parent
+
+    def __init__(self, *, spools: dict[str, Path], dtype: np.dtype, **kwargs: Any):
+        self._spools, self._dtype = spools, dtype
+        super().__init__(file_format=tfds.core.FileFormat.ARRAY_RECORD, **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        bytes_ = tfds.features.Encoding.BYTES
+        features = {name: tfds.features.Tensor(shape=field.shape, dtype=field.base, encoding=bytes_)
+                    for name, (field, _) in self._dtype.fields.items()}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features),
+                                     description="Documents packed into rows of tokens by lmcraft.")
+
+    def _split_generators(self, dl_manager) -> dict[str, Iterator]:
+        return {split: self._generate_examples(path) for split, path in self._spools.items()}
+
+    def _generate_examples(self, path: Path) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        with path.open("rb") as file:
+            key = 0
+            while len(rows := np.fromfile(file, self._dtype, SPOOL_ROWS)):
+                for row in rows:
+                    yield key, {name: row[name] for name in self._dtype.names}
+                    key += 1
+
+
+def prepare(out_dir: str | os.PathLike, sources: Iterable[Source], tokenizer: Tokenizer, *, sequence_length: int,
+            survey: Survey, input: tuple[Files, str] | None = None, processes: int | None = None,
+            progress: Callable[[str, int], None] | None = None) -> dict[str, Any]:
+    """Tokenizes and packs the documents that `survey` kept, and writes them as `out_dir`.
+
+    Documents are encoded by worker processes in batches of half a megabyte and packed as they come: the rows are the same
+    however many work. The rows of a source are spooled to disk, since TFDS asks for a whole split at a time; TFDS then
+    shuffles them by a hash. Memory: the batches, the packer's buffers, and up to 1 GB in the shuffle of TFDS; in each
+    worker the tokenizer and the fingerprints of the validation text.
+
+    Args:
+        out_dir: must not exist, or be an empty folder.
+        sources: their documents are read once.
+        sequence_length: T; rows have T+1 tokens.
+        survey: of these sources; its second pass over them is made here.
+        input: the record of the sources' files and the digest of their content, see `data.text.fingerprints.check_input`.
+        processes: that encode; default: one a core.
+        progress: called now and then with a source's name and the UTF-8 bytes packed from it so far.
+
+    Returns:
+        The content of `dataset.json`: `sequence_length`, `vocab_size`, `tokenizer` (its fingerprint), `files` (the rows'
+        files and their sizes) and `sources`: name -> {`train`, `valid`: {documents, bytes, rows, tokens_in, tokens_packed,
+        tokens_padded}, `survey`: the source's statistics from the survey}.
+
+    Raises:
+        UserError: `out_dir` is taken, another process is preparing it, or no row is left to train on.
+    """
+    out = Path(out_dir)
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise UserError(f"{out} already exists; delete it, or choose another folder for the dataset")
+    dtype = row_dtype(sequence_length, tokenizer.vocab_size)
+    with exclusive(out.with_name(f".{out.name}.incomplete")) as beside:
+        statistics: dict[str, Any] = {
+            "sequence_length": sequence_length, "vocab_size": tokenizer.vocab_size,
+            "tokenizer": tokenizer.fingerprint, "sources": {}}
+        for source in sources:
+            spools = {split: beside / f"{split}.spool" for split in SPLITS}
+            counts = _spool(source.name, survey.encoded(source, tokenizer, processes), tokenizer, sequence_length, spools,
+                            progress)
+            counts["survey"] = dataclasses.asdict(survey.stats[source.name])
+            statistics["sources"][source.name] = counts
+            filled = {split: path for split, path in spools.items() if counts[split]["rows"]}
+            if filled:
+                _write(beside, source.name, filled, dtype)
+            for path in spools.values():
+                path.unlink()
+        if not any(counts["train"]["rows"] for counts in statistics["sources"].values()):
+            raise UserError("data.input: no document is left to train on; check the input and data.valid_fraction")
+        statistics["files"] = {
+            os.fspath(path.relative_to(beside)): path.stat().st_size
+            for path in sorted(beside.glob("packed_text/**/*")) if path.is_file()
+        }
+        if input is not None:
+            record_input(beside, *input)
+        (beside / "dataset.json").write_text(json.dumps(statistics, indent=1) + "\n")
+        os.rename(beside, out)
+    return statistics
+
+
+def prepared(out_dir: str | os.PathLike) -> dict[str, Any] | None:
+    """What `prepare` returned for this folder, or None where there is no finished dataset.
+
+    Raises: Damaged if dataset.json is torn, or a file of rows is missing or has another size than was written.
+    """
+    path = Path(out_dir) / "dataset.json"
+    statistics = read_record(path, "dataset", {"sequence_length", "vocab_size", "sources"})
+    if statistics is None:
+        return None
+    for name, size in statistics.get("files", {}).items():
+        file = path.parent / name
+        if not file.is_file() or file.stat().st_size != size:
+            raise Damaged(file, f"it has not the {size:,} bytes that were written" if file.is_file() else "it is missing")
+    return statistics
+
+
+class Rows:
+    """Random access to rows of any version: dicts of `tokens`, `segment_ids` and `positions`, each [T+1]."""
+
+    def __init__(self, stored):
+        self._stored = stored
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, np.ndarray]]:
+        rows = self._stored.__getitems__(numbers)
+        if not rows or "joined" not in rows[0]:
+            return rows
+        segments, positions = layout(np.stack([row["joined"] for row in rows]), len(rows[0]["tokens"]))
+        return [{"tokens": row["tokens"], "segment_ids": segments[i], "positions": positions[i]} for i, row in enumerate(rows)]
+
+    def __getitem__(self, number: int) -> dict[str, np.ndarray]:
+        return self.__getitems__([number])[0]
+
+
+def open_split(out_dir: str | os.PathLike, source: str, split: str) -> Rows:
+    """The rows of one split of one source."""
+    folder = Path(out_dir) / "packed_text" / source
+    version = next((v for v in VERSIONS if (folder / v).is_dir()), VERSIONS[0])
+    return Rows(tfds.builder_from_directory(os.fspath(folder / version)).as_data_source(split))
+
+
+def texts(dataset: Path, split: str, tokenizer: Tokenizer, limit: int | None = None) -> Iterator[bytes]:
+    """The text of a split as it was packed, piece by piece: every byte that is a target once, and no other."""
+    seen = 0
+    for name, counts in prepared(dataset)["sources"].items():
+        if not counts[split]["rows"]:
+            continue
+        rows = open_split(dataset, name, split)
+        for begin in range(0, len(rows), 256):
+            for row in rows.__getitems__(list(range(begin, min(begin + 256, len(rows))))):
+                tokens, segments = row["tokens"], row["segment_ids"]
+                for segment in range(1, int(segments.max()) + 1):
+                    # A piece's first token is the begin symbol, or the last target of the piece before.
+                    piece = tokenizer.decode_bytes(tokens[segments == segment][1:])
+                    seen += len(piece)
+                    yield piece
+            if limit is not None and seen >= limit:
+                return
+
+
+@contextlib.contextmanager
+def exclusive(folder: Path) -> Iterator[Path]:
+    """An empty folder that this process alone holds. On an error it is deleted; a killed process leaves it.
+
+    The kernel drops the lock when a process dies, so a folder that can be locked has no writer left.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(handle), os.stat(folder)):
+                raise BlockingIOError
+        except (BlockingIOError, FileNotFoundError):  # not found: it was renamed while we waited to look
+            raise UserError(f"{folder} is being written by another process; wait for it, or end it") from None
+        _empty(folder)
+        try:
+            yield folder
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+    finally:
+        os.close(handle)
+
+
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _spool(name: str, documents: Iterable[tuple[str, np.ndarray, int]], tokenizer: Tokenizer, sequence_length: int,
+           spools: dict[str, Path], progress: Callable[[str, int], None] | None) -> dict[str, dict[str, int]]:
+    """Packs one source, (split, ids, bytes) of each document, into a file of raw rows per split, and says what went in."""
+    counts = {split: Counts() for split in SPLITS}
+    bytes_ = dict.fromkeys(SPLITS, 0)
+    # Where no token begins a document (Qwen), the end of the one before does.
+    bos_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
+    with contextlib.ExitStack() as stack:
+        files = {split: stack.enter_context(path.open("wb")) for split, path in spools.items()}
+        packers = {split: Packer(counts[split], sequence_length=sequence_length, vocab_size=tokenizer.vocab_size,
+                                 bos_id=bos_id, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
+                   for split in SPLITS}
+        for split, ids, size in documents:
+            bytes_[split] += size
+            for row in packers[split].add(ids):
+                files[split].write(row.tobytes())
+            if progress and counts[split].documents % 1024 == 0:
+                progress(name, sum(bytes_.values()))
+        if progress:
+            progress(name, sum(bytes_.values()))
+        for split, packer in packers.items():
+            for row in packer.finish():
+                files[split].write(row.tobytes())
+    return {split: {"bytes": bytes_[split], **dataclasses.asdict(counts[split])} for split in SPLITS}
+
+
+def _write(folder: Path, name: str, spools: dict[str, Path], dtype: np.dtype) -> None:
+    """Writes the spooled rows as a TFDS dataset, in silence: TFDS prints, warns and shows bars of its own."""
+    tfds.disable_progress_bar()
+    config = tfds.core.BuilderConfig(name=name, version=PackedText.VERSION, description=f"the source {name}")
+    verbosity = absl.logging.get_verbosity()
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder = PackedText(data_dir=folder, config=config, spools=spools, dtype=dtype)
+            builder.download_and_prepare(download_dir=folder / "downloads")
+    finally:
+        absl.logging.set_verbosity(verbosity)
+    shutil.rmtree(folder / "downloads", ignore_errors=True)

@@ -1,0 +1,303 @@
+"""Tokenizers of published checkpoints: a `tokenizer.json` read by Hugging Face's `tokenizers`, with the interface of ours.
+
+The ids are those of `tokenizers`, but for one thing: a special token spelled in a text is text, as it is with ours.
+What the file cannot say, which tokens begin, end and pad, stands in the JSON files beside it.
+"""
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from data.text.fingerprints import check_tokenizer
+from data.text.tokenizer import Tokenizer, scrub, write_whole
+from lm.errors import UserError
+
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+FILES = (*BESIDE, "tokenizer.json", "tokenizer.model")
+
+
+def load_tokenizer(path: str | os.PathLike) -> "Tokenizer | HFTokenizer":
+    """The tokenizer of a `tokenizer.model` of ours, a `tokenizer.json`, or a folder with one; of both, ours is taken.
+
+    Raises: UserError if there is none, none that can be read, or in a workdir one that is not the run's.
+    """
+    path = Path(path)
+    if path.suffix == ".json":
+        return HFTokenizer(path)
+    if not path.is_dir():
+        return Tokenizer(path)
+    tokenizer = _in_folder(path)
+    check_tokenizer(path, tokenizer.fingerprint)
+    return tokenizer
+
+
+def _in_folder(path: Path) -> "Tokenizer | HFTokenizer":
+    fast = path / "tokenizer.json"
+    if (path / "tokenizer.model").exists():
+        try:
+            return Tokenizer(path / "tokenizer.model")
+        except UserError as error:
+            if not fast.exists():
+                raise UserError(
+                    f"{error}, or put a tokenizer.json beside it, which transformers writes: "
+                    f"AutoTokenizer.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})"
+                ) from None
+    if not fast.exists():
+        raise UserError(f"tokenizer: {path} holds neither tokenizer.model nor tokenizer.json; name a folder with one of them")
+    return HFTokenizer(fast)
+
+
+class HFTokenizer:
+    """A `tokenizer.json`, or the one in a folder, as a tokenizer of ours.
+
+    Attributes:
+      vocab_size: V, the largest id + 1.
+      bos_id, eos_id, unk_id: None where there is no such token. pad_id: the end token, or 0, where none is named.
+      stop_ids: the ids that end a completion; eos_id is the first of them.
+      controls: special token -> id. Text never encodes to one of these.
+      special_tokens: the tokens by the names that chat templates know them by, such as `bos_token`.
+      chat_template: a Jinja template, or None.
+      bytes_per_token: int32 [V], the UTF-8 bytes that an id stands for within a text; 0 for a special token. Summed over
+        the ids of a text it is exactly the length of the text where the vocabulary spells every byte. Where the tokenizer
+        puts a space before a text (Llama 2, Mistral) it is one more.
+      fingerprint: hex digest; equal for equal tokenizers.
+
+    Raises: UserError if the file is missing or `tokenizers` cannot read it.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        path = Path(path)
+        file = path / "tokenizer.json" if path.is_dir() else path
+        try:
+            self._json = file.read_bytes().decode()
+            self._tokenizer = tokenizers.Tokenizer.from_str(self._json)
+        except OSError as error:
+            raise UserError(f"tokenizer: cannot read {file} ({error.strerror}); name a tokenizer.json") from error
+        except Exception as error:  # tokenizers raises nothing narrower
+            reason = " ".join(str(error).split())
+            raise UserError(f"tokenizer: {file} is no tokenizer.json that tokenizers can read ({reason})") from error
+        # A file can ask for every text to be cut or filled up to some length.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True
+        self._changed: dict[frozenset[str], tokenizers.Tokenizer] = {}
+        self._file, self._folder = file, file.parent
+        self._config = _read(self._folder / "tokenizer_config.json")
+
+        vocab = self._tokenizer.get_vocab(with_added_tokens=True)
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.vocab_size = max(vocab.values(), default=-1) + 1
+        self.controls = {token.content: i for i, token in sorted(added.items()) if token.special}
+        self._spelled = {token.content: i for i, token in sorted(added.items()) if not token.special}
+        self._bytes = [b""] * self.vocab_size
+        decoder = json.loads(self._json).get("decoder")
+        for token, spelling in zip(vocab, _spellings(self._tokenizer, decoder, vocab), strict=True):
+            self._bytes[vocab[token]] = spelling
+        for i, token in added.items():
+            self._bytes[i] = b"" if token.special else token.content.encode()
+        self.bytes_per_token = np.asarray([len(b) for b in self._bytes], np.int32)
+        self.bytes_per_token.setflags(write=False)
+
+        named, ids = special_ids(self._folder, self._tokenizer.token_to_id)
+        self.bos_id, self.eos_id, self.unk_id = (named[name] for name in ("bos", "eos", "unk"))
+        self.stop_ids = tuple(ids)
+        self.eos_id = ids[0] if self.eos_id is None and ids else self.eos_id
+        self.pad_id = next(i for i in (named["pad"], self.eos_id, 0) if i is not None)
+        tokens = {name: i if i is None else self._tokenizer.id_to_token(i) for name, i in named.items()}
+        self.special_tokens = {f"{name}_token": token for name, token in tokens.items() if token is not None}
+        self.chat_template = self._template()
+        made_from = json.dumps([self._json, self.bos_id, self.eos_id, self.pad_id])
+        self.fingerprint = hashlib.sha256(made_from.encode()).hexdigest()[:16]
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in vars(self).items() if name != "_reader"} | {"_changed": {}}
+
+    def __setstate__(self, state: dict) -> None:
+        vars(self).update(state)
+        self._tokenizer.encode_special_tokens = True  # which `tokenizers` does not pickle
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of `text`, without beginning and end symbols. A lone surrogate counts as U+FFFD."""
+        return self._tokenizer.encode(scrub(text), add_special_tokens=False).ids
+
+    def encode_many(self, texts: Iterable[str], *, threads: int | None = None) -> list[np.ndarray]:
+        """The ids of many texts, each as int32 [n]. `tokenizers` has threads of its own; `threads` has no effect."""
+        encoded = self._tokenizer.encode_batch_fast([scrub(text) for text in texts], add_special_tokens=False)
+        return [np.asarray(encoding.ids, np.int32) for encoding in encoded]
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """The ids that a model reads to go on from `text`, with the special tokens that `tokenizer.json` puts around a text.
+
+        Like transformers 5, and unlike 4, this pays no heed to `add_bos_token` in `tokenizer_config.json`.
+        """
+        return self._tokenizer.encode(scrub(text), add_special_tokens=True).ids
+
+    def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
+        """The bytes that `ids` stand for within a text; special tokens stand for none.
+
+        A sum over the ids: a space that the tokenizer itself put before a text is there, since a completion's own first
+        space looks the same.
+
+        Raises: ValueError if an id is outside [0, vocab_size).
+        """
+        ids = np.asarray(ids, np.int64).reshape(-1)
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise ValueError(f"token ids span [{ids.min()}, {ids.max()}], outside a vocabulary of {self.vocab_size}")
+        return b"".join([self._bytes[i] for i in ids.tolist()])
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """`decode_bytes` as text. Bytes that are not UTF-8, as a cut can leave them, become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    def control_id(self, symbol: str) -> int:
+        """The id of a special token such as `<|im_end|>`. Raises: ValueError if there is no such token."""
+        if symbol not in self.controls:
+            raise ValueError(f"no control symbol {symbol!r}; there are {', '.join(self.controls) or 'none'}")
+        return self.controls[symbol]
+
+    def save(self, folder: Path) -> None:
+        """Copies the files to `folder`, each whole or not at all, `tokenizer.json` after what is read with it."""
+        copy_files(self._folder, folder, self._file.name)
+
+    def chat_symbols(self, template: str) -> dict[str, int]:
+        """The tokens that a chat template may write and a message may not: the special ones and those that it spells."""
+        spelled = {token: i for token, i in self._spelled.items() if token in template and not token.isspace()}
+        return self.controls | spelled
+
+    def encode_rendered(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of a text that a chat template made, special tokens included, and the characters of each."""
+        encoding = self._reader.encode(scrub(text), add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def encode_spans(self, text: str, symbols: Collection[str] = ()) -> tuple[list[int], list[tuple[int, int]]]:
+        """The ids of `text`, in which `symbols` too are text, and the characters, [begin, end), that each one is from."""
+        encoding = self._without(frozenset(symbols).difference(self.controls)).encode(scrub(text), add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    @functools.cached_property
+    def _reader(self) -> tokenizers.Tokenizer:
+        """A tokenizer of its own, since whether it reads special tokens is a switch that other threads would see."""
+        return _unbounded(tokenizers.Tokenizer.from_str(self._json))
+
+    def _without(self, symbols: frozenset[str]) -> tokenizers.Tokenizer:
+        if not symbols:
+            return self._tokenizer
+        if symbols in self._changed:
+            return self._changed[symbols]
+        data = json.loads(self._json)
+        for token in data["added_tokens"]:
+            token["special"] |= token["content"] in symbols
+        changed = _unbounded(tokenizers.Tokenizer.from_str(json.dumps(data)))
+        changed.encode_special_tokens = True
+        self._changed[symbols] = changed
+        return changed
+
+    def _template(self) -> str | None:
+        file = self._folder / "chat_template.jinja"
+        if file.exists():
+            return file.read_text(encoding="utf-8")
+        template = self._config.get("chat_template")
+        if isinstance(template, list):
+            template = next((item["template"] for item in template if item["name"] == "default"), None)
+        return template
+
+
+def _unbounded(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def special_ids(folder: Path, token_to_id) -> tuple[dict[str, int | None], list[int]]:
+    """The ids of the bos, eos, pad and unk tokens, and all ids that end a completion, as the files of `folder` name them.
+
+    The tokenizer's own files go before the model's, also where they say that there is none.
+
+    Args: token_to_id: from a token to its id or None.
+    """
+    config, model = _read(folder / "tokenizer_config.json"), _model_ids(folder)
+    names = _read(folder / "special_tokens_map.json") | config
+    named: dict[str, int | None] = {}
+    for name in ("bos", "eos", "pad", "unk"):
+        if f"{name}_token" in names:
+            token = names[f"{name}_token"]
+            token = token["content"] if isinstance(token, dict) else token
+            named[name] = None if token is None else token_to_id(token)
+        else:
+            named[name] = next(iter(_listed(model.get(f"{name}_token_id"))), None)
+    ends = [named["eos"], *_listed(model.get("eos_token_id"))]
+    return named, list(dict.fromkeys(i for i in ends if i is not None))
+
+
+def copy_files(source: Path, folder: Path, fast: str = "tokenizer.json") -> None:
+    """Copies what `source` holds of a tokenizer, its file `fast` as `tokenizer.json`.
+
+    `generation_config.json` then also has the ids that the model's `config.json` names, which stays behind.
+    """
+    for name in FILES:
+        file = source / (fast if name == "tokenizer.json" else name)
+        content = file.read_bytes() if file.exists() else None
+        if name == "generation_config.json" and (ids := _model_ids(source)) != _ids_in(_read(file)):
+            content = (json.dumps(_read(file) | ids, indent=2) + "\n").encode()
+        if content is not None:
+            write_whole(folder / name, content)
+
+
+def _model_ids(folder: Path) -> dict:
+    is_run = (folder / "checkpoints").is_dir()  # its config.json holds no ids, and lm/workdir.py sees to a damaged one
+    return ({} if is_run else _ids_in(_read(folder / "config.json"))) | _ids_in(_read(folder / "generation_config.json"))
+
+
+def _ids_in(config: dict) -> dict:
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {key: config[key] for key in keys if config.get(key) is not None}
+
+
+def _listed(ids: int | list[int] | None) -> list[int]:
+    return [] if ids is None else [ids] if isinstance(ids, int) else ids
+
+
+def _read(file: Path) -> dict:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"tokenizer: {file} is not JSON ({error}); mend or delete it") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _spellings(tokenizer: tokenizers.Tokenizer, decoder: dict | None, vocab: Iterable[str]) -> list[bytes]:
+    """The bytes that each token stands for after another one.
+
+    A byte-level vocabulary names bytes by characters (Radford et al. 2019); one with byte fallback has tokens such as
+    <0x41>. Whatever else a token may look like, the file's decoder says what it adds to a text.
+    """
+    kinds = _kinds(decoder)
+    if "ByteLevel" in kinds:
+        table = _byte_of_character()
+        return [bytes(table[c] for c in token) if table.keys() >= set(token) else token.encode() for token in vocab]
+    bytes_ = {f"<0x{b:02X}>": bytes([b]) for b in range(256)} if "ByteFallback" in kinds else {}
+    if tokenizer.decoder is None:
+        return [f" {token}".encode() for token in vocab]
+    before = tokenizer.decoder.decode(["a"])
+    return [bytes_.get(t) or tokenizer.decoder.decode(["a", t]).removeprefix(before).encode() for t in vocab]
+
+
+def _kinds(decoder: dict | None) -> set[str]:
+    if decoder is None:
+        return set()
+    return {decoder["type"]}.union(*map(_kinds, decoder.get("decoders", ())))
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's characters for bytes: a printable one of Latin-1 is itself, the others follow from U+0100 on in order."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(0x100 + n): b for n, b in enumerate(others)}

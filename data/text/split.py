@@ -1,0 +1,317 @@
+"""One pass over the text decides which split each document is in and what must stay out of training.
+
+A validation loss means something only if the model has not seen the validation text. So exact copies are
+dropped everywhere, and near copies of validation documents (data/text/near_copies.py) are dropped from training.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import xxhash
+
+from data.sources.source import Document, Source
+from data.text.duplicates import Digests
+from data.text.hf_tokenizer import HFTokenizer
+from data.text.near_copies import NearCopies, normalise
+from data.text.tokenizer import Sample, Tokenizer
+from data.text.workers import ordered
+from lm.errors import UserError
+
+BACKGROUND_BYTES = 4_000_000  # of documents taken at random, that tell what is common
+
+_READ_BYTES = 1 << 19  # of documents that are read and handed on together
+_READ_DOCUMENTS = 1 << 12
+
+
+@dataclasses.dataclass
+class SourceStats:
+    """Counts of one source: documents = train + valid + exact_duplicates + near_copies."""
+
+    documents: int = 0
+    bytes: int = 0
+    train_documents: int = 0
+    train_bytes: int = 0
+    valid_documents: int = 0
+    valid_bytes: int = 0
+    exact_duplicates: int = 0
+    near_copies: int = 0
+
+
+def survey(
+    sources: Sequence[Source],
+    *,
+    valid_fraction: float,
+    seed: int,
+    max_valid_bytes: int | None = None,
+    near_copy_threshold: float = 0.5,
+    sample_bytes: int = 0,
+    progress: Callable[[str, int], None] | None = None,
+) -> Survey:
+    """Reads all sources once and splits them.
+
+    A document is for validation iff hash(seed, split key) < valid_fraction·2^64, so its split does not depend on
+    what else there is. Only when that gives too much (`max_valid_bytes`) or nothing at all is the bound another:
+    the highest that keeps within `max_valid_bytes`, and at the least the smallest hash of all.
+
+    Args:
+        sources: with names of their own.
+        valid_fraction: in [0, 1); 0 for no validation.
+        seed: of the hash, and of the sample.
+        max_valid_bytes: UTF-8 bytes of validation text, over all sources.
+        near_copy_threshold: the share of shingles that makes a near copy, see `NearCopies.find`.
+        sample_bytes: UTF-8 bytes of training text that `Survey.sample` gives.
+        progress: called now and then with a source's name and the bytes read from it.
+
+    Memory: 21 to 27 bytes a document, 46 while the table of digests grows, until this returns; then one byte. Beside
+    them the validation text with its fingerprints, and the sample.
+
+    Raises:
+        UserError: no document, too few to split, or `valid_fraction` out of range; or what reading raises.
+    """
+    if not 0 <= valid_fraction < 1:
+        raise UserError(f"data.valid_fraction={valid_fraction} is not in [0, 1); a common choice is 0.01")
+    if len({source.name for source in sources}) < len(sources):
+        raise UserError(f"two data sources share a name: {' '.join(sorted(s.name for s in sources))}; rename one")
+
+    stats = {source.name: SourceStats() for source in sources}
+    passes = {source.name: _Pass() for source in sources}
+    chosen = _Lowest(int(valid_fraction * 2**64), max_valid_bytes)
+    background = _Lowest(1 << 64, BACKGROUND_BYTES)  # of the highest hashes: as random, and not for validation
+    # Which documents are for validation is known at the end. Their share of the sample is room beside it.
+    room = sample_bytes * valid_fraction / (1 - valid_fraction)
+    sample = Sample(sample_bytes + int(room if max_valid_bytes is None else min(room, max_valid_bytes)), seed)
+    seen = Digests()
+    low, high = 1 << 64, -1
+    for source in sources:
+        count, record = stats[source.name], passes[source.name]
+        for batch in _batched(_hashed(source, seed)):
+            duplicates = record.add([data for data, _, _ in batch], seen)
+            for (data, hash, document), duplicate in zip(batch, duplicates.tolist()):
+                count.documents += 1
+                count.bytes += len(data)
+                count.exact_duplicates += duplicate
+                if duplicate:
+                    continue
+                low, high = min(low, hash), max(high, hash)
+                for lowest, rank in ((chosen, hash), (background, (1 << 64) - 1 - hash)):
+                    if valid_fraction and lowest.wants(rank):
+                        lowest.add(rank, len(data), normalise(document.text))
+                if sample_bytes:
+                    sample.add(document.text, hash)
+            if progress:
+                progress(source.name, count.bytes)
+
+    total = sum(count.documents for count in stats.values())
+    if not total:
+        raise UserError("data.input holds no document with any text; name files that have some")
+    if valid_fraction and low == high:
+        raise UserError(
+            f"data.input holds {total} document(s), all of one kind, which cannot be split in training and "
+            "validation; set data.valid_fraction=0 or give more documents"
+        )
+    if high <= chosen.highest:
+        raise UserError(f"data.valid_fraction={valid_fraction} leaves no document for training; lower it")
+    copies = NearCopies(chosen.texts(), background.texts(), near_copy_threshold) if chosen.highest >= 0 else None
+    chunks = sample.chunks(sample_bytes, chosen.highest) if sample_bytes else []
+    return Survey(stats, passes, seed, chosen.highest, copies, chunks)
+
+
+def digest_of(sources: Sequence[Source], progress: Callable[[str, int], None] | None = None) -> str:
+    """Hex digest of all documents of all sources, in order: `Survey.digest` without a survey."""
+    passes = {source.name: _Pass() for source in sources}
+    for source in sources:
+        seen = 0
+        for batch in _batched(_hashed(source, 0)):
+            passes[source.name].add([data for data, _, _ in batch])
+            seen += sum(len(data) for data, _, _ in batch)
+            if progress:
+                progress(source.name, seen)
+    return _joined(passes)
+
+
+def _joined(passes: dict[str, _Pass]) -> str:
+    return xxhash.xxh3_128_hexdigest(b"".join(name.encode() + one.digest.digest() for name, one in passes.items()))
+
+
+class Survey:
+    """What `survey` found. `stats` (source name -> SourceStats) is complete when `documents` has run to the end."""
+
+    def __init__(self, stats, passes, seed, highest, copies, chunks):
+        self.stats: dict[str, SourceStats] = stats
+        self._passes: dict[str, _Pass] = passes
+        self._seed: int = seed
+        self._highest: int = highest  # documents with a hash up to here are for validation; -1: none are
+        self._copies: NearCopies | None = copies  # None: nothing is validated on
+        self._chunks: list[str] = chunks
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of all documents of all sources, in order."""
+        return _joined(self._passes)
+
+    def sample(self) -> list[str]:
+        """The sample of training text, in pieces of a few thousand characters; pieces that copy validation are left out."""
+        near = _near(self._copies, [chunk.encode() for chunk in self._chunks], np.ones(len(self._chunks), bool))
+        return [chunk for chunk, is_near in zip(self._chunks, near) if not is_near]
+
+    def documents(self, source: Source) -> Iterator[tuple[Document, str]]:
+        """Reads a source again and yields what is kept, in order, each with its split, "train" or "valid".
+
+        Raises:
+            UserError: the source is not what it was when it was surveyed.
+        """
+        for batch, training in self._again(source):
+            datas = [data for data, _, _ in batch]
+            kept = ~_near(self._copies, datas, training)
+            self._count(source, datas, training, kept)
+            for at in np.flatnonzero(kept):
+                yield batch[at][2], "train" if training[at] else "valid"
+
+    def encoded(
+        self, source: Source, tokenizer: Tokenizer | HFTokenizer, processes: int | None = None
+    ) -> Iterator[tuple[str, np.ndarray, int]]:  # fmt: skip
+        """As `documents`, of each its split, its ids (unsigned [n]) and the UTF-8 bytes that they stand for.
+
+        `processes` (default: one a core) look for near copies and encode; see `data.text.workers.ordered`.
+        """
+        waiting = collections.deque()
+
+        def items() -> Iterator[tuple[list[bytes], np.ndarray]]:
+            for batch, training in self._again(source):
+                waiting.append(([data for data, _, _ in batch], training))
+                yield waiting[-1]
+
+        for kept, ids, ends, sizes in ordered(_encode, (self._copies, tokenizer), items(), processes=processes):
+            datas, training = waiting.popleft()
+            self._count(source, datas, training, kept)
+            begin = 0
+            for train, end, size in zip(training[kept].tolist(), ends.tolist(), sizes.tolist(), strict=True):
+                yield "train" if train else "valid", ids[begin:end], size
+                begin = end
+
+    def _again(self, source: Source) -> Iterator[tuple[list[tuple[bytes, int, Document]], np.ndarray]]:
+        """Batches of a source without exact duplicates, and bool [documents]: which are for training."""
+        stats, before, now = self.stats[source.name], self._passes[source.name], _Pass()
+        stats.train_documents = stats.train_bytes = stats.valid_documents = stats.valid_bytes = stats.near_copies = 0
+        for batch in _batched(_hashed(source, self._seed)):
+            at = len(now.duplicate)
+            now.add([data for data, _, _ in batch])
+            flags = before.duplicate[at : at + len(batch)].ljust(len(batch), b"\0")
+            batch = [item for item, duplicate in zip(batch, flags, strict=True) if not duplicate]
+            yield batch, np.asarray([hash > self._highest for _, hash, _ in batch], bool)
+        if len(now.duplicate) != len(before.duplicate) or now.digest.digest() != before.digest.digest():
+            raise UserError(f"source {source.name!r} changed while it was read; leave its files alone and start again")
+
+    def _count(self, source: Source, datas: Sequence[bytes], training: np.ndarray, kept: np.ndarray) -> None:
+        stats, sizes = self.stats[source.name], np.asarray([len(data) for data in datas], np.int64)
+        stats.near_copies += int((~kept).sum())
+        stats.train_documents += int((kept & training).sum())
+        stats.train_bytes += int(sizes[kept & training].sum())
+        stats.valid_documents += int((~training).sum())
+        stats.valid_bytes += int(sizes[~training].sum())
+
+
+def _near(copies: NearCopies | None, datas: Sequence[bytes], training: np.ndarray) -> np.ndarray:
+    """bool [documents]: which training documents are near copies of validation."""
+    near = np.zeros(len(datas), bool)
+    if copies is not None and training.any():
+        near[training] = copies.find_all([datas[at] for at in np.flatnonzero(training)])
+    return near
+
+
+def _encode(
+    state: tuple[NearCopies | None, Tokenizer | HFTokenizer], item: tuple[list[bytes], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """Which documents are kept, bool; of those all ids end to end, where each ends in them, and the bytes of each."""
+    (copies, tokenizer), (datas, training) = state, item
+    kept = ~_near(copies, datas, training)
+    many = tokenizer.encode_many([datas[at].decode() for at in np.flatnonzero(kept)], threads=1)
+    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    sizes = np.asarray([tokenizer.bytes_per_token[ids].sum() for ids in many], np.int64)
+    ids = np.concatenate([np.zeros(0, dtype), *many]).astype(dtype)
+    return kept, ids, np.cumsum([len(ids) for ids in many], dtype=np.int64), sizes
+
+
+def _hashed(source: Source, seed: int) -> Iterator[tuple[bytes, int, Document]]:
+    """(UTF-8, hash of the split key, document) of every document that has any text."""
+    for document in source.read():
+        if document.text and not document.text.isspace():
+            data = document.text.encode()
+            key = data if document.split_key is None else document.split_key.encode()
+            yield data, xxhash.xxh3_64_intdigest(key, seed=seed % (1 << 64)), document
+
+
+def _batched(documents: Iterator[tuple[bytes, int, Document]]) -> Iterator[list[tuple[bytes, int, Document]]]:
+    """Batches of about a megabyte, and of a few thousand documents at most."""
+    batch, size = [], 0
+    for item in documents:
+        batch.append(item)
+        size += len(item[0])
+        if size >= _READ_BYTES or len(batch) >= _READ_DOCUMENTS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+class _Pass:
+    """What a pass over one source saw: a byte for each document, and a digest of them all."""
+
+    def __init__(self):
+        self.duplicate = bytearray()
+        self.digest = xxhash.xxh3_64()
+
+    def add(self, batch: Sequence[bytes], seen: Digests | None = None) -> np.ndarray:
+        """Notes documents. Returns bool [documents]: whose text is in `seen`, where all of them then are."""
+        digests = b"".join([xxhash.xxh3_128_digest(data) for data in batch])
+        self.digest.update(digests)
+        duplicate = np.zeros(len(batch), bool)
+        if seen is not None:
+            duplicate = seen.add(np.frombuffer(digests, np.uint64).reshape(-1, 2))
+        self.duplicate += duplicate.tobytes()
+        return duplicate
+
+
+class _Lowest:
+    """The documents with the lowest hashes, as many as are below `limit` and fit in `max_bytes`; at least one hash.
+
+    Whether a hash is in the end among them depends only on the bytes that have lower hashes or its own. These
+    only grow, so what has once been pushed out never belongs, and memory stays at what fits.
+    """
+
+    def __init__(self, limit: int, max_bytes: int | None):
+        self._first_limit = self._limit = limit
+        self._max_bytes = max_bytes
+        self._groups: dict[int, tuple[int, list[bytes]]] = {}  # hash -> bytes, normalised texts
+        self._heap: list[int] = []  # of negative hashes: the highest comes first
+        self._bytes = 0
+
+    @property
+    def highest(self) -> int:
+        """The highest hash held; -1 if none is."""
+        return -self._heap[0] if self._heap else -1
+
+    def texts(self) -> list[bytes]:
+        """The normalised texts held."""
+        return [text for _, texts in self._groups.values() for text in texts]
+
+    def wants(self, hash: int) -> bool:
+        return hash < self._limit or hash <= self.highest or not self._groups
+
+    def add(self, hash: int, size: int, normalised: bytes) -> None:
+        if hash not in self._groups:
+            heapq.heappush(self._heap, -hash)
+        held, texts = self._groups.get(hash, (0, []))
+        texts.append(normalised)
+        self._groups[hash] = held + size, texts
+        self._bytes += size
+        while len(self._groups) > 1 and (
+            self.highest >= self._first_limit or (self._max_bytes is not None and self._bytes > self._max_bytes)
+        ):
+            self._limit = min(self._limit, self.highest)
+            self._bytes -= self._groups.pop(-heapq.heappop(self._heap))[0]

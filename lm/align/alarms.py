@@ -1,0 +1,269 @@
+"""Alarms: patterns in the numbers of an alignment run that mean that a measure is being gamed, or that nothing is learnt.
+
+An alarm is a reason to look, not a verdict: a solved task has little entropy too. The loop asks while it runs, the report at
+the end.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from lm.train.history import column
+
+WINDOW = 10  # lines that a trend compares with the first ones
+LEVEL = 5  # lines over which a level must hold
+SURE = 4.0  # standard errors by which a mean has moved
+GOALS = ("reward", "rewards/accuracies", "accuracy")  # what the methods are after, as they log it
+LOWER_IS_BETTER = {"loss", "bits", "perplexity", "nll", "kl", "attack", "over", "error", "errors", "toxicity"}
+
+
+class Alarm(NamedTuple):
+    """step: of the first line where the rule held. kind: one of the names in `alarms`. text: a sentence with its numbers."""
+
+    step: int
+    kind: str
+    text: str
+
+
+def alarms(lines: Sequence[dict], samples: Sequence[dict] = (), *, kl_limit: float = 1.0) -> list[Alarm]:
+    """What is wrong with a run, at most one alarm a kind, by step.
+
+    Trends compare the mean of the last 10 training lines with that of the first 10: a curve rises or falls if these differ by
+    4 standard errors. Levels are means of the last 5 lines. The rules, by kind:
+
+    length         completions/mean_length rises, by a fifth at least, and reward goes with it: the correlation of their changes
+                   from line to line, or of reward and tokens of the samples (about the means of their step and their prompt),
+                   is at least max(0.5, 3/√n). Or reward rises while the length doubles, and they are correlated to 0.98.
+    rewards_apart  of several rewards/NAME/mean, one rises while another falls.
+    held_out       reward (else rewards/accuracies, accuracy) rises, while one of these or a reward, held out, was for two
+                   validations below the best before: by 5 % of its size at least, and by half of its gain or below its start.
+    overfitting    loss falls, while valid_loss was for two validations 5 % above its lowest.
+    kl             of a run that is rewarded, kl is above `kl_limit` nats a token.
+    entropy        of a run that is rewarded, entropy is below a tenth of what it was at first, and below 0.05 nats a token.
+    no_signal      frac_reward_zero_std is 0.9 or more: equal rewards have no advantage.
+    clipped        completions/clipped_ratio is above a half: what is scored has no end.
+    no_training    in 3 lines together loss and grad_norm are exactly 0: every token is masked, or beyond a hinge. Where all
+                   groups have equal rewards this is no_signal's to say.
+
+    Args:
+      lines: of metrics.jsonl, of training and of validation, ascending by step; what a rule needs and is not there silences it.
+      samples: of samples.jsonl.
+    """
+    train = [line for line in lines if not is_validation(line)]
+    valid = [line for line in lines if is_validation(line)]
+    found = [
+        *_length(train, samples), *_rewards_apart(train), *_held_out(train, valid), *_overfitting(train, valid),
+        *_levels(train, kl_limit), *_no_training(train),
+    ]  # fmt: skip
+    return sorted(found)
+
+
+def is_validation(line: dict) -> bool:
+    """Whether a line of metrics.jsonl was measured on held-out examples."""
+    return any(key.startswith("valid_") for key in line)
+
+
+def is_better(measure: str, before: float, after: float) -> bool:
+    """Whether a measure got better. Less is, if a word of its name says so: attack_success, over_refusal, "bits per byte"."""
+    return after < before if words(measure) & LOWER_IS_BETTER else after > before
+
+
+def words(measure: str) -> set[str]:
+    return set(re.split(r"[^a-z]+", measure.lower()))
+
+
+def trailing_mean(y: np.ndarray, width: int) -> np.ndarray:
+    """The mean of each value and those before it, `width` in all: what a run could know at that step."""
+    sums = np.concatenate([[0], np.cumsum(y)])
+    end = np.arange(1, len(y) + 1)
+    start = np.maximum(end - width, 0)
+    return (sums[end] - sums[start]) / (end - start)
+
+
+def _length(train: Sequence[dict], samples: Sequence[dict]) -> list[Alarm]:
+    steps, length, reward = _together(train, "completions/mean_length", "reward")
+    if len(steps) < 2 * WINDOW:
+        return []
+    n = np.arange(1, len(steps) + 1)
+    means, first = trailing_mean(length, WINDOW), length[:WINDOW].mean()
+    grown = (_moved(length) > SURE) & (means > 1.2 * first)
+    changes = np.concatenate([[0.0], correlation(np.diff(length), np.diff(reward))])
+    together = changes >= np.maximum(0.5, 3 / np.sqrt(np.maximum(1, n - 1)))
+    levels = correlation(length, reward)
+    doubled = (_moved(reward) > SURE) & (means > 2 * first) & (levels > 0.98)
+    r, count = _sample_correlation(samples)
+    sampled = count >= 12 and r >= max(0.5, 3 / count**0.5)
+
+    def text(i: int) -> str:
+        how = f"r = {changes[i]:.2f} between their changes"
+        if not together[i]:
+            how = f"r = {r:.2f} in {count} samples" if sampled else f"r = {levels[i]:.2f} between their curves"
+        return f"completions grew from {first:.0f} to {means[i]:.0f} tokens, and reward goes with length: {how}"
+
+    return _alarm("length", steps, grown & (together | sampled | doubled), text)
+
+
+def _sample_correlation(samples: Sequence[dict]) -> tuple[float, int]:
+    """Of tokens and reward, both about the mean of their step and of their prompt; and of how many samples."""
+    rows = [row for row in samples if all(isinstance(row.get(key), (int, float)) for key in ("step", "tokens", "reward"))]
+    groups = [[row["step"] for row in rows], [json.dumps(row.get("prompt")) for row in rows]]
+    x = np.array([[row["tokens"], row["reward"]] for row in rows], np.float64).reshape(-1, 2)
+    if len(x) < 2:
+        return 0.0, 0
+    for group in groups:
+        _, at = np.unique(group, return_inverse=True)
+        means = np.stack([np.bincount(at, column) for column in x.T], 1) / np.bincount(at)[:, None]
+        x = x - means[at]
+    return float(correlation(*x.T)[-1]), len(x)
+
+
+def _rewards_apart(train: Sequence[dict]) -> list[Alarm]:
+    keys = sorted({key for line in train for key in line if key.startswith("rewards/") and key.endswith("/mean")})
+    steps, *curves = _together(train, *keys)
+    if len(keys) < 2 or len(steps) < 2 * WINDOW:
+        return []
+    moved = np.stack([_moved(curve) for curve in curves])
+    names = [key.split("/", 1)[1].removesuffix("/mean") for key in keys]
+
+    def told(i: int, which: np.ndarray) -> str:
+        pairs = [(name, curve) for name, curve, yes in zip(names, curves, which, strict=True) if yes]
+        return ", ".join(f"{name} ({c[:WINDOW].mean():.3g} → {c[i - WINDOW + 1 : i + 1].mean():.3g})" for name, c in pairs)
+
+    def text(i: int) -> str:
+        return f"{told(i, moved[:, i] > SURE)} rises while {told(i, moved[:, i] < -SURE)} falls"
+
+    return _alarm("rewards_apart", steps, (moved > SURE).any(0) & (moved < -SURE).any(0), text)
+
+
+def _held_out(train: Sequence[dict], valid: Sequence[dict]) -> list[Alarm]:
+    trained = next((key for key in GOALS if len(column(train, key)[0]) >= 2 * WINDOW), None)
+    if trained is None:
+        return []
+    at, reward = column(train, trained)
+    rises = _moved(reward) > SURE
+    wanted = {f"valid_{key}" for key in GOALS}
+    if trained == "reward":
+        wanted |= {key for line in valid for key in line if key.startswith("valid_rewards/")}
+    found = []
+    for key in sorted(wanted):
+        steps, y = column(valid, key)
+        if len(y) < 3:
+            continue
+        best = np.maximum.accumulate(y)
+        drop = best - y
+        low = (drop > 0.05 * np.abs(best)) & ((drop > 0.5 * (best - y[0])) | (y < y[0]))
+        low[1:] &= low[:-1].copy()
+        low[0] = False
+        rising = rises[np.clip(np.searchsorted(at, steps, "right") - 1, 0, None)]
+
+        def text(i: int, key=key, y=y, best=best) -> str:
+            return f"{trained} rises, but held out {key.removeprefix('valid_')} fell from {best[i]:.3g} to {y[i]:.3g}"
+
+        found += _alarm("held_out", steps, low & rising, text)
+    return sorted(found)[:1]
+
+
+def _overfitting(train: Sequence[dict], valid: Sequence[dict]) -> list[Alarm]:
+    (at, loss), (steps, held_out) = column(train, "loss"), column(valid, "valid_loss")
+    if len(loss) < WINDOW or len(held_out) < 3:
+        return []
+    lowest = np.minimum.accumulate(held_out)
+    high = held_out > lowest + 0.05 * np.abs(lowest)
+    high[1:] &= high[:-1].copy()
+    high[0] = False
+    means = trailing_mean(loss, WINDOW)
+    now = means[np.clip(np.searchsorted(at, steps, "right") - 1, 0, None)]
+    then = now[[int(np.argmin(held_out[: i + 1])) for i in range(len(held_out))]]
+    return _alarm(
+        "overfitting", steps, high & (now < then),
+        lambda i: f"held-out loss rose from {lowest[i]:.4g} to {held_out[i]:.4g} while training loss fell to {now[i]:.4g}",
+    )  # fmt: skip
+
+
+def _levels(train: Sequence[dict], kl_limit: float) -> list[Alarm]:
+    def level(kind: str, key: str, holds: Callable, text: Callable[[float], str]) -> list[Alarm]:
+        steps, y = column(rewarded if kind in ("kl", "entropy") else train, key)
+        if len(y) < LEVEL:
+            return []
+        means = trailing_mean(y, LEVEL)
+        where = holds(means) & (np.arange(len(y)) >= LEVEL - 1)
+        worst = np.min if kind == "entropy" else np.max
+        return _alarm(kind, steps, where, lambda i: text(worst(means[where])))
+
+    rewarded = [line for line in train if line.get("reward") is not None]
+    first = column(rewarded, "entropy")[1][:LEVEL]
+    start = first.mean() if len(first) else 0.0
+    reward = column(rewarded, "reward")[1][-LEVEL:]
+    solved = f"; mean reward {reward.mean():.3g}" if len(reward) else ""
+    return [
+        *level("kl", "kl", lambda y: y > kl_limit, lambda y: f"kl reached {y:.3g} nats a token: the policy left its reference"),
+        *level(
+            "entropy", "entropy", lambda y: (y < 0.1 * start) & (y < 0.05),
+            lambda y: f"entropy fell from {start:.3g} to {y:.2g} nats a token: the policy explores no more{solved}",
+        ),
+        *level(
+            "no_signal", "frac_reward_zero_std", lambda y: y >= 0.9,
+            lambda y: f"up to {y:.0%} of the groups have equal rewards, and so no advantage{solved}",
+        ),
+        *level(
+            "clipped", "completions/clipped_ratio", lambda y: y > 0.5,
+            lambda y: f"up to {y:.0%} of the completions are cut by the length limit: raise it, or reward an end",
+        ),
+    ]  # fmt: skip
+
+
+def _no_training(train: Sequence[dict]) -> list[Alarm]:
+    steps, loss = column(train, "loss")
+    rows = {line["step"]: line for line in train}
+    idle = np.array([
+        value == 0 and rows[step].get("grad_norm", 0) == 0 and rows[step].get("frac_reward_zero_std", 0) != 1
+        for step, value in zip(steps, loss, strict=True)
+    ], bool)  # fmt: skip
+    three = np.zeros(len(idle), bool)
+    three[2:] = idle[2:] & idle[1:-1] & idle[:-2]
+    return _alarm(
+        "no_training", steps, three,
+        lambda i: "loss and gradient are exactly 0: every token is masked, or every example is beyond the loss's hinge",
+    )  # fmt: skip
+
+
+def _alarm(kind: str, steps: np.ndarray, holds: np.ndarray, text: Callable[[int], str]) -> list[Alarm]:
+    """One alarm from the first line where the rule holds, with the numbers of the last one where it does."""
+    where = np.flatnonzero(holds)
+    if not len(where):
+        return []
+    first, last = where[0], where[-1]
+    ended = "" if last == len(steps) - 1 else f" (last at step {steps[last]:.0f})"
+    return [Alarm(int(steps[first]), kind, text(last) + ended)]
+
+
+def _together(train: Sequence[dict], *keys: str) -> tuple[np.ndarray, ...]:
+    """Steps and values of the lines that have all of the keys."""
+    columns = [dict(zip(*column(train, key), strict=True)) for key in keys]
+    steps = np.array(sorted(set.intersection(*map(set, columns))) if columns else [], np.float64)
+    return steps, *(np.array([values[step] for step in steps], np.float64) for values in columns)
+
+
+def _moved(y: np.ndarray) -> np.ndarray:
+    """By how many standard errors the mean of the last lines is above that of the first; 0 where these overlap."""
+    means, squares = trailing_mean(y, WINDOW), trailing_mean(y**2, WINDOW)
+    variances = np.maximum(squares - means**2, 0)
+    size = min(WINDOW, len(y))
+    change = means - means[size - 1]
+    errors = np.sqrt((variances + variances[size - 1]) / WINDOW) + 1e-6 * (np.abs(means) + np.abs(means[size - 1])) + 1e-12
+    return np.where(np.arange(len(y)) >= 2 * WINDOW - 1, change / errors, 0.0)
+
+
+def correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Pearson's r of the first i + 1 pairs, for every i; 0 where one of them does not vary."""
+    n = np.arange(1, len(x) + 1)
+    noise = [1e-7 * np.max(np.abs(z), initial=0) for z in (x, y)]  # what rounding alone may vary by
+    x, y = x - np.mean(x), y - np.mean(y)  # sums of squares about zero would lose digits
+    mean_x, mean_y = np.cumsum(x) / n, np.cumsum(y) / n
+    covariance = np.cumsum(x * y) / n - mean_x * mean_y
+    spread_x, spread_y = (np.sqrt(np.maximum(np.cumsum(z * z) / n - mean**2, 0)) for z, mean in ((x, mean_x), (y, mean_y)))
+    varies = (spread_x > noise[0]) & (spread_y > noise[1])
+    return np.where(varies, covariance / np.where(varies, spread_x * spread_y, 1), 0.0)

@@ -1,0 +1,1 @@
+"""Reinforcement learning: rollouts, rewards, tools, advantages, and the objective."""

@@ -1,0 +1,280 @@
+"""Rewards: plain functions that say how good a completion is, as TRL has them, composed with weights.
+
+A reward is called as reward(prompts, completions, **columns) and returns a list of float | None, one for each completion; None
+says that it does not apply, and is left out. prompts: lists of messages. completions: texts. columns: lists as long, of every
+key of the task's records; `rollouts` among them, if they were drawn here (lm/align/rl/rollouts.py). Keyword arguments with a
+default are options, which the user may set: "overlong?limit=256&buffer=64=1".
+
+Of several processes the first one calls a reward and all get what it returns or raises, since an endpoint may answer each of
+them otherwise. Only a reward with a true attribute `collective` is called by all: it computes on the mesh, as a reward model.
+"""
+
+import difflib
+import functools
+import importlib.util
+import inspect
+import json
+import math
+import re
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import parse_qsl
+
+import numpy as np
+
+from data.tasks.style import style as style_score
+from lm.align.rl.answers import final_answer, same_answer
+from lm.align.rl.safety_reward import harmless
+from lm.errors import UserError
+
+Reward = Callable[..., list[float | None]]
+
+
+class Rewards(NamedTuple):
+    """Reward functions, their names as they are logged, and what each counts in the sum."""
+
+    names: tuple[str, ...]
+    functions: tuple[Reward, ...]
+    weights: tuple[float, ...]
+
+
+def answer(prompts, completions, **columns) -> list[float | None]:
+    """1 if the completion's final answer is that of column `answer`, else 0; see lm/align/rl/answers.py."""
+    right = _column("answer", "answer", columns)
+    return [
+        None if r is None else float(same_answer(final_answer(c), final_answer(str(r)))) for c, r in zip(completions, right)
+    ]
+
+
+def contains(prompts, completions, **columns) -> list[float | None]:
+    """1 if all texts of column `contains` (one or a list; without that column, `answer`) stand in the completion, whatever
+    their case, else 0."""
+    name = "contains" if "contains" in columns else "answer"
+    return [
+        None if w is None else float(all(text.casefold() in c.casefold() for text in ([w] if isinstance(w, str) else w)))
+        for c, w in zip(completions, _column("contains", name, columns))
+    ]
+
+
+def format(prompts, completions, **columns) -> list[float | None]:
+    """1 if the completion as a whole has the form of column `format`, else 0: a regular expression, in which a dot matches line
+    ends too, or "json", which is an object or a list."""
+    forms = _column("format", "format", columns)
+    return [None if form is None else float(_has_form(c.strip(), form)) for c, form in zip(completions, forms)]
+
+
+def _has_form(text: str, form: str) -> bool:
+    if form == "json":
+        try:
+            return isinstance(json.loads(text), dict | list)
+        except (ValueError, RecursionError):
+            return False
+    try:
+        return re.fullmatch(form, text, re.DOTALL) is not None
+    except re.error as error:
+        raise UserError(f"reward format: column format holds {form!r}, which is no regular expression: {error}") from error
+
+
+def length(prompts, completions, *, most: int = 0, **columns) -> list[float | None]:
+    """0 up to `most` words (column `max_words`, if the option is not given), then −(words − most)/most, at least −1."""
+    limits = [most] * len(completions) if most else _column("length", "max_words", columns)
+    if any(m is not None and m < 1 for m in limits):
+        raise UserError("reward length: `most` and column max_words must be at least 1 word")
+    return [None if m is None else -min(1.0, max(0.0, (len(c.split()) - m) / m)) for c, m in zip(completions, limits)]
+
+
+def overlong(prompts, completions, *, limit: int = 0, buffer: int = 0, **columns) -> list[float | None]:
+    """The soft punishment of answers that get too long (DAPO, Yu et al. 2025, eq. 13), n of the policy's own tokens:
+    0 for n ≤ limit − buffer; (limit − buffer − n)/buffer up to n = limit; −1 beyond."""
+    if not 0 < buffer <= limit:
+        raise UserError(f"reward overlong: needs 0 < buffer ≤ limit tokens, not limit={limit}, buffer={buffer}: "
+                        "write overlong?limit=256&buffer=64=1")  # fmt: skip
+    counts = [sum(rollout.mask) for rollout in _column("overlong", "rollouts", columns)]
+    return [-min(1.0, max(0.0, (n - (limit - buffer)) / buffer)) for n in counts]
+
+
+def repetition(prompts, completions, *, n: int = 3, **columns) -> list[float | None]:
+    """−(share of the completion's n-grams of words that came before in it): 0 if all are new, near −1 for a loop."""
+    rewards = []
+    for completion in completions:
+        words = completion.lower().split()
+        grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+        rewards.append(len(set(grams)) / len(grams) - 1.0 if grams else 0.0)
+    return rewards
+
+
+def style(prompts, completions, *, least: float = -math.inf, **columns) -> list[float | None]:
+    """The rule of the built-in task preferred_style (data/tasks/style.py), which reads column `statement`: its score, or, with
+    `least`, 1 for a score of that at least and 0 for less. Polite at both ends without a filler word is above 1.85."""
+    scores = [
+        None if s is None else style_score(c, s) for c, s in zip(completions, _column("style", "statement", columns))
+    ]
+    return scores if least == -math.inf else [None if score is None else float(score >= least) for score in scores]
+
+
+REWARDS: dict[str, Reward] = {
+    "answer": answer,
+    "contains": contains,
+    "format": format,
+    "length": length,
+    "overlong": overlong,
+    "repetition": repetition,
+    "style": style,
+    "harmless": harmless,
+}
+
+
+def parse_rewards(text: str) -> Rewards:
+    """The rewards of "answer=1,format=0.2,my_file.py:my_reward=0.5": each a name of REWARDS, the path of a Python file and a
+    function in it, or reward_model:PATH; options after a question mark; and a weight (1 if there is none; 0 only logs it).
+
+    Raises: UserError for what cannot be read, naming it and the nearest that there is.
+    """
+    names, functions, weights = [], [], []
+    for part in filter(None, map(str.strip, text.split(","))):
+        spec, equals, weight = part.rpartition("=")
+        spec, weight = (spec, weight) if equals else (part, "1")
+        try:
+            weights.append(float(weight))
+        except ValueError:
+            raise UserError(f"rewards: {part!r} must end in a weight, as in {part}=1") from None
+        if not math.isfinite(weights[-1]):
+            raise UserError(f"rewards: the weight of {spec!r} is {weight}, which is no finite number")
+        name, function = _reward(spec)
+        if name in names:
+            name = spec
+        if name in names:
+            raise UserError(f"rewards: {spec!r} is there twice")
+        names.append(name)
+        functions.append(function)
+    if not names:
+        raise UserError(f"rewards={text!r} names none: write answer=1, or some of {', '.join(REWARDS)}")
+    return Rewards(tuple(names), tuple(functions), tuple(weights))
+
+
+def _reward(spec: str) -> tuple[str, Reward]:
+    """(the name to log, the function with its options bound)."""
+    name, question, query = spec.partition("?")
+    head, _, tail = name.partition(":")
+    if head == "reward_model" and tail:
+        from lm.align.reward_model import reward_model  # the model's code is read when a model is
+
+        label, function = head, reward_model(tail)
+    elif ".py" in name and tail:
+        path, _, label = name.rpartition(":")
+        function = _from_file(Path(path), label)
+    elif name in REWARDS:
+        label, function = name, REWARDS[name]
+    else:
+        known = (*REWARDS, "reward_model:PATH")
+        raise UserError(f"rewards: no reward {name!r}{_nearest(name, known)}; or write path/file.py:function")
+    try:
+        options = dict(parse_qsl(query, strict_parsing=True)) if question else {}
+    except ValueError:
+        raise UserError(f"rewards: {spec!r} must have the form name?option=value&option=value=weight") from None
+    return label, _with_options(label, function, options) if options else function
+
+
+def _with_options(name: str, function: Reward, given: Mapping[str, str]) -> Reward:
+    parameters = inspect.signature(function).parameters
+    known = {key: p.default for key, p in parameters.items() if p.default is not p.empty}
+    options = {}
+    for key, value in given.items():
+        if key not in known:
+            raise UserError(f"reward {name}: no option {key!r}{_nearest(key, known)}")
+        kind = type(known[key])
+        try:
+            options[key] = kind(value)
+        except (TypeError, ValueError):
+            raise UserError(f"reward {name}: {key}={value!r} must be of type {kind.__name__}, as {known[key]!r} is") from None
+
+    @functools.wraps(function)
+    def reward(prompts, completions, **columns):
+        return function(prompts, completions, **{**columns, **options})
+
+    return reward
+
+
+def _from_file(path: Path, name: str) -> Reward:
+    if not path.is_file():
+        raise UserError(f"rewards: no file {path}; give the path of a Python file, as path/file.py:function")
+    spec = importlib.util.spec_from_file_location(f"rewards_of_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"rewards: {path} cannot be imported: {_said(error)}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        raise UserError(f"rewards: {path} has no function {name!r}{_nearest(name, functions)}")
+    return function
+
+
+def scored(
+    rewards: Rewards, prompts: Sequence, completions: Sequence[str], columns: Mapping[str, Sequence]
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """(Σ weight · reward, float64 [N]; each reward by name, float64 [N], NaN where it does not apply).
+
+    Raises: UserError for a reward that raises, gives another number of rewards than of completions, or one that is not finite;
+    and if no reward applies to a completion.
+    """
+    N = len(completions)
+    for name, column in {"prompts": prompts, **columns}.items():
+        if len(column) != N:
+            raise ValueError(f"{N} completions, but {len(column)} {name}")
+    each = {}
+    for name, function in zip(rewards.names, rewards.functions):
+        each[name] = _checked(name, function, list(prompts), list(completions), columns)
+    values_RN = np.stack([each[name] for name in rewards.names])
+    if N and (lost := np.flatnonzero(np.isnan(values_RN).all(axis=0))).size:
+        i = lost[0]
+        raise UserError(f"rewards: none of {', '.join(rewards.names)} applies to the completion {completions[i][:80]!r}")
+    return np.nansum(values_RN * np.asarray(rewards.weights)[:, None], axis=0), each
+
+
+def _checked(name: str, function: Reward, prompts: list, completions: list[str], columns: Mapping) -> np.ndarray:
+    if getattr(function, "collective", False):
+        return _called(name, function, prompts, completions, columns)
+    from lm.parallel.hosts import from_first  # configs are judged without JAX, which it loads
+
+    return from_first(lambda: _called(name, function, prompts, completions, columns))
+
+
+def _called(name: str, function: Reward, prompts: list, completions: list[str], columns: Mapping) -> np.ndarray:
+    try:
+        given = function(prompts, completions, **columns)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"reward {name} failed: {_said(error)}") from error
+    try:
+        values = np.asarray([math.nan if value is None else float(value) for value in given], np.float64)
+        none = np.asarray([value is None for value in given], bool)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"reward {name} must return a list of numbers and None: {_said(error)}") from error
+    if len(values) != len(completions):
+        raise UserError(f"reward {name} returned {len(values)} rewards for {len(completions)} completions")
+    if (bad := np.flatnonzero(~none & ~np.isfinite(values))).size:
+        i = bad[0]
+        raise UserError(f"reward {name} is {values[i]} for {completions[i][:80]!r}: it must be finite, or None")
+    return values
+
+
+def _column(reward: str, name: str, columns: Mapping[str, Sequence]) -> Sequence:
+    if name not in columns:
+        raise UserError(f"reward {reward} reads column {name!r}, which the task's records lack{_nearest(name, columns)}")
+    return columns[name]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    known = list(known)
+    return f"; the nearest is {difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]!r}" if known else ""
+
+
+def _said(error: Exception) -> str:
+    """What was raised, and where, in one line."""
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300] + f" ({last.filename}:{last.lineno})"

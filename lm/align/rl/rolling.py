@@ -1,0 +1,215 @@
+"""The stream of reinforcement learning: each step's batch is rolled out by the parameters as they are, and judged.
+
+A batch is a pure function of (parameters, seed, step), so a run that was killed rolls the same out again.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from lm.align.rl import advantages, shared_prompts
+from lm.align.rl.rewards import Rewards, scored
+from lm.align.rl.rollouts import Rollout, arrays, roll_out
+from lm.align.rl.tools import Tool
+from lm.errors import UserError
+from lm.parallel.hosts import is_first
+from lm.parallel.mesh import spec
+from lm.progress import shown
+from lm.train.step import model_config_of
+
+GRPO, RLOO = jax.jit(advantages.grpo, static_argnums=1), jax.jit(advantages.rloo)
+
+
+class Rolling:
+    """Rollouts of `config.batch_size / group_size` tasks a step, and what they earned.
+
+    prepare: a function of (params, frozen, batch) whose result is learnt from (rl/objective.py), or None. rewards: None, where
+    nobody judges (distillation). Tasks come in a new order each time all have had their turn.
+    """
+
+    def __init__(
+        self, config, mesh, graph, tokenizer, tasks: Sequence[dict], rewards: Rewards | None, *, group_size: int, frozen=None,
+        prepare: Callable | None = None, tools: Sequence[Tool] = (), template: str | None = None,
+    ):  # fmt: skip
+        self.config, self.mesh, self.graph, self.tokenizer = config, mesh, graph, tokenizer
+        self.tasks, self.rewards, self.group_size, self.frozen = tasks, rewards, group_size, frozen
+        self.tools, self.template = tools, template
+        self.prepare = prepare and jax.jit(prepare)
+        self._width = check_room(config, tasks)
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
+
+    def start(self, step: int, state: Any) -> None:
+        self._left = None
+        self._after = self._shared(min(len(task["prompt_ids"]) for task in self.tasks))
+
+    def next(self, step: int, params, wait: Callable[[], float]) -> tuple[dict[str, jax.Array], dict]:
+        done, begin = wait(), time.perf_counter()
+        told = {} if self._left is None else {"seconds/update": done - self._left}  # of the step before
+        chosen = self._chosen(step)
+        tasks = [task for task in chosen for _ in range(self.group_size)]
+        seed = int(np.random.SeedSequence([self.config.seed, step]).generate_state(1)[0])
+        rollouts = self.roll(params, chosen, seed, each=self.group_size)
+        rolled = time.perf_counter()
+        batch = self._arrays(rollouts, chosen)
+        told |= lengths(rollouts)
+        if self.rewards is not None:
+            total, each = judged(self.rewards, tasks, rollouts)
+            batch |= {name: x.reshape(batch["weights"].shape[:-1]) for name, x in self._compared(total).items()}
+            told |= earned(total, each, self.group_size)
+            if self.config.rl.mask_truncated:
+                ended = np.float32([r.ended for r in rollouts])
+                batch["weights"] = batch["weights"] * ended.reshape(*batch["weights"].shape[:-1], 1)
+        rows = batch["weights"].shape[:-1]
+        batch["tokens_share"] = np.full(rows, batch["weights"].sum() / len(tasks), np.float32)
+        judged_at = time.perf_counter()
+        on_devices = self.placed(batch)
+        if self.prepare:
+            on_devices = self.prepare(params, self.frozen, on_devices)
+            if "old_logps" in on_devices:
+                apart = differences(*(on_devices[name] for name in ("old_logps", "sampler_logps", "weights")))
+                told |= {f"sampling/sampling_logp_difference/{name}": float(x) for name, x in apart.items()}
+        self._left = time.perf_counter()
+        told |= {"seconds/rollout": rolled - begin, "seconds/reward": judged_at - rolled}
+        return on_devices, told
+
+    def ids(self, step: int) -> list[int] | None:
+        return None
+
+    def state(self) -> Any:
+        return None
+
+    def close(self) -> None: ...
+
+    def roll(
+        self, params, tasks: Sequence[dict], seed: int, temperature: float | None = None, each: int = 1
+    ) -> list[Rollout]:  # fmt: skip
+        """`each` rollouts of each task as the config has them; temperature: another one than config.rollout's."""
+        o = self.config.rollout
+        return roll_out(
+            nnx.merge(self.graph, params), self.tokenizer, tasks, max_new_tokens=o.max_new_tokens,
+            temperature=o.temperature if temperature is None else temperature, top_p=o.top_p, top_k=o.top_k, seed=seed,
+            width=self._width, most_tokens=self.config.sequence_length + 1, tools=self.tools, max_turns=o.max_turns,
+            template=self.template, each=each,
+        )  # fmt: skip
+
+    def placed(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Rows split over the mesh; every host holds them all."""
+        where = NamedSharding(self.mesh, spec("batch"))
+        return {
+            name: jax.make_array_from_callback(x.shape, where, lambda index, x=x: np.ascontiguousarray(x[index]))
+            for name, x in batch.items()
+        }
+
+    def _shared(self, shortest: int) -> int:
+        """How many tokens after a prompt are learnt from, where it is read once for its group; 0 where it is not."""
+        config, shape = self.config, self.mesh.shape
+        ways = shape["data"] * shape["fsdp"] * shape["expert"] * config.accumulate * config.rl.minibatches
+        if not config.rl.share_prompts or config.batch_size // self.group_size % ways:
+            return 0
+        after = config.rollout.max_new_tokens if config.rollout.max_turns == 1 else config.sequence_length + 1 - shortest
+        return after * shared_prompts.pays(model_config_of(config), self.group_size, self._width, after)
+
+    def _arrays(self, rollouts: Sequence[Rollout], chosen: Sequence[dict]) -> dict[str, np.ndarray]:
+        pad = self.tokenizer.pad_id or 0
+        if not self._after:
+            return arrays(rollouts, self.config.sequence_length, pad)
+        prompts = [task["prompt_ids"] for task in chosen]
+        return shared_prompts.grouped_arrays(rollouts, prompts, self._width, self._after, pad)
+
+    def _chosen(self, step: int) -> list[dict]:
+        count = self.config.batch_size // self.group_size
+        chosen = []
+        for place in range((step - 1) * count, step * count):
+            epoch, at = divmod(place, len(self.tasks))
+            if self._order[0] != epoch:
+                self._order = (epoch, np.random.default_rng([self.config.seed, epoch]).permutation(len(self.tasks)))
+            chosen.append(self.tasks[self._order[1][at]])
+        return chosen
+
+    def _compared(self, total: np.ndarray) -> dict[str, np.ndarray]:
+        """What the update needs to know of the rewards [B]."""
+        o = self.config.rl
+        if o.algorithm == "ppo":
+            return {"rewards": total.astype(np.float32)}
+        rewards_PG = total.reshape(-1, self.group_size)
+        compared = RLOO(rewards_PG) if o.algorithm == "rloo" else GRPO(rewards_PG, o.scale)
+        return {"advantages": np.asarray(compared, np.float32).reshape(-1)}
+
+
+@jax.jit
+def differences(old_logps, sampler_logps, weights) -> dict[str, jax.Array]:
+    """Between trainer and sampler, of the tokens that were drawn, nats: mean and largest."""
+    apart = jnp.where(weights > 0, jnp.abs(old_logps - sampler_logps), 0.0)
+    return {"mean": jnp.sum(apart) / jnp.maximum(1, jnp.sum(weights > 0)), "max": jnp.max(apart)}
+
+
+def check_room(config, tasks: Sequence[dict]) -> int:
+    """The longest prompt's tokens. Raises UserError if it and a turn do not fit into a row."""
+    width = max(len(task["prompt_ids"]) for task in tasks)
+    most = width + config.rollout.max_new_tokens
+    if most > config.sequence_length + 1:
+        raise UserError(
+            f"sequence_length={config.sequence_length} is too short for prompts of {width} tokens and "
+            f"rollout.max_new_tokens={config.rollout.max_new_tokens}: make it {most - 1} at least"
+        )
+    return width
+
+
+def judged(rewards: Rewards, tasks: Sequence[dict], rollouts: Sequence[Rollout]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The reward [N] of each rollout, and those that it is made of."""
+    names = dict.fromkeys(name for task in tasks for name in task if name not in ("prompt", "prompt_ids"))
+    columns = {name: [task.get(name) for task in tasks] for name in names} | {"rollouts": list(rollouts)}
+    return scored(rewards, [task["prompt"] for task in tasks], [r.completion for r in rollouts], columns)
+
+
+def earned(total: np.ndarray, each: dict[str, np.ndarray], group_size: int) -> dict[str, float]:
+    """Rewards as TRL names them."""
+    groups = total.reshape(-1, group_size)
+    spread = groups.std(axis=1, ddof=1) if group_size > 1 else np.full(len(groups), total.std())
+    told = {
+        "reward": float(total.mean()), "reward_std": float(total.std(ddof=1)) if len(total) > 1 else 0.0,
+        "frac_reward_zero_std": float(np.mean(spread < 1e-6)),
+    }  # fmt: skip
+    for name, values in each.items():
+        known = values[~np.isnan(values)]
+        told[f"rewards/{name}/mean"] = float(known.mean()) if known.size else float("nan")
+        told[f"rewards/{name}/std"] = float(known.std(ddof=1)) if known.size > 1 else 0.0
+    return told
+
+
+def lengths(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Lengths of what the policy drew, in tokens, as TRL names them."""
+    drawn = np.asarray([rollout.length for rollout in rollouts])
+    ended = np.asarray([rollout.ended for rollout in rollouts])
+    told = {
+        "completions/mean_length": float(drawn.mean()), "completions/min_length": float(drawn.min()),
+        "completions/max_length": float(drawn.max()), "completions/clipped_ratio": float(1 - ended.mean()),
+        "completions/mean_terminated_length": float(drawn[ended].mean()) if ended.any() else 0.0,
+    }  # fmt: skip
+    calls = sum(rollout.tool_calls for rollout in rollouts)
+    if calls:
+        told["tools/call_frequency"] = calls / len(rollouts)
+        told["tools/failure_frequency"] = sum(rollout.tool_errors for rollout in rollouts) / calls
+    return told
+
+
+def tested(rolling: Rolling, tasks: Sequence[dict], rewards: Rewards, params, at_most: int | None = None) -> dict[str, float]:
+    """Mean rewards and length of greedy rollouts of held-out tasks, `at_most` of them."""
+    tasks = list(tasks[:at_most])
+    size = rolling.config.batch_size
+    rollouts: list[Rollout] = []
+    quiet = {"soon": False, "enabled": is_first(), "leave": False}
+    for begin in shown(range(0, len(tasks), size), "batches of held-out tasks", -(-len(tasks) // size), **quiet):
+        some = tasks[begin : begin + size]
+        filled = some + [some[0]] * (size - len(some))  # so that nothing compiles anew
+        rollouts += rolling.roll(params, filled, seed=0, temperature=0.0)[: len(some)]
+    total, each = judged(rewards, tasks, rollouts)
+    told = {"reward": float(total.mean())}
+    told |= {f"rewards/{name}": float(np.nanmean(values)) for name, values in each.items() if not np.isnan(values).all()}
+    return told | {"mean_length": float(np.mean([rollout.length for rollout in rollouts]))}

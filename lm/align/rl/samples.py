@@ -1,0 +1,71 @@
+"""What a model answers as it learns: a few held-out tasks again and again, with what the answers earn, in samples.jsonl."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lm.align.alarms import alarms
+from lm.align.rl.rewards import Rewards
+from lm.align.rl.rolling import Rolling, judged
+from lm.parallel.hosts import is_first
+
+
+class Samples:
+    """watch(step, params): adds a line for each task to samples.jsonl, and returns what should alarm whoever reads along."""
+
+    def __init__(self, config, workdir: Path, rolling: Rolling, tasks: Sequence[dict], rewards: Rewards | None):
+        self.config, self.rolling, self.rewards = config, rolling, rewards
+        self.workdir, self.tasks = workdir, list(tasks[: config.num_samples])
+        self._told: set[str] = set()
+
+    def __call__(self, step: int, params) -> list[str]:
+        size = self.config.batch_size
+        filled = (self.tasks * size)[: max(size, len(self.tasks))]  # as many rows as a step has, so that nothing compiles anew
+        rollouts = self.rolling.roll(params, filled, seed=self.config.seed)[: len(self.tasks)]
+        total, each = np.zeros(len(rollouts)), {}
+        if self.rewards is not None:
+            total, each = judged(self.rewards, self.tasks, rollouts)
+        if not is_first():
+            return []
+        lines = [
+            {
+                "step": step, "prompt": task["prompt"], "completion": rollout.completion,
+                "messages": rollout.messages[len(task["prompt"]) :],
+                "rewards": {name: None if np.isnan(values[i]) else float(values[i]) for name, values in each.items()},
+                "reward": float(total[i]) if self.rewards is not None else None,
+                "tokens": rollout.length, "ended": rollout.ended,
+            }
+            for i, (task, rollout) in enumerate(zip(self.tasks, rollouts, strict=True))
+        ]  # fmt: skip
+        self._write(step, lines)
+        return self._alarms()
+
+    def _write(self, step: int, lines: Iterable[dict]) -> None:
+        """Whole or not at all; what a run that was killed had sampled at this step or later is replaced."""
+        path = self.workdir / "samples.jsonl"
+        kept = [line for line in read(path) if line["step"] < step]
+        beside = path.with_name(path.name + ".new")
+        beside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in (*kept, *lines)), encoding="utf-8")
+        os.replace(beside, path)
+
+    def _alarms(self) -> list[str]:
+        """Those that were not told yet."""
+        found = alarms(read(self.workdir / "metrics.jsonl"), read(self.workdir / "samples.jsonl"))
+        new = [alarm for alarm in found if alarm.kind not in self._told]
+        self._told |= {alarm.kind for alarm in new}
+        return [f"step {alarm.step}: {alarm.kind}: {alarm.text}" for alarm in new]
+
+
+def read(path: Path) -> list[dict]:
+    """The lines of a JSONL file; one that a crash tore is passed over."""
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        lines += [row] if isinstance(row, dict) else []
+    return lines

@@ -1,0 +1,231 @@
+"""Tools that a model may call in a rollout: how a call is read from what it drew, what answers, and the ids of the answer.
+
+Nothing that a model writes is an error here. What it gets wrong it is told, as the tool's answer, and that is counted.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from data.chat.template import encode_chat, end_of_turn
+from data.tasks.calculator import CALCULATOR
+from lm.align.rl.calculator import calculate
+from lm.errors import UserError
+from lm.parallel.hosts import from_first
+from lm.sandbox.run import Result, run_many
+
+PYTHON = {
+    "type": "function",
+    "function": {
+        "name": "python",
+        "description": "Runs a Python program, from nothing, and answers what it prints and the value of its last line.",
+        "parameters": {
+            "type": "object",
+            "properties": {"code": {"type": "string"}},
+            "required": ["code"],
+        },
+    },
+}
+SECONDS, MEMORY_MIB = 5.0, 256  # of a program
+MOST = 2000  # characters of an answer; of a longer one the middle is left out
+
+OURS, HERMES = "<|tool|>", ("<tool_call>", "</tool_call>")
+ERROR = "error: "
+KINDS = {"string": str, "integer": int, "number": (int, float), "boolean": bool, "array": list, "object": dict}
+
+
+class Answer(NamedTuple):
+    """What a model is told. failed: its call did not work."""
+
+    text: str
+    failed: bool = False
+
+
+class Tool(NamedTuple):
+    """schema: what the model is told of it, in OpenAI's form. run: answers many calls, given the arguments of each."""
+
+    schema: dict[str, Any]
+    run: Callable[[list[dict[str, Any]]], list[Answer]]
+
+    @property
+    def name(self) -> str:
+        return self.schema["function"]["name"]
+
+
+class Turn(NamedTuple):
+    """An assistant's turn. tool_calls: as messages have them; errors: what was wrong with those that could not be read."""
+
+    content: str
+    tool_calls: list[dict[str, Any]]
+    errors: list[str]
+
+
+def _calculator(calls: list[dict[str, Any]]) -> list[Answer]:
+    def answer(expression: str) -> Answer:
+        try:
+            return Answer(calculate(expression))
+        except ValueError as error:
+            return Answer(f"{ERROR}{error}", True)
+
+    return [answer(call["expression"]) for call in calls]
+
+
+def _python(calls: list[dict[str, Any]]) -> list[Answer]:
+    results = run_many([call["code"] for call in calls], timeout=SECONDS, memory_mib=MEMORY_MIB)
+    return [Answer(_shortened(_said(result)), result.outcome != "ok") for result in results]
+
+
+def _said(result: Result) -> str:
+    parts = [result.stdout, result.value]
+    if result.outcome != "ok":
+        parts[1:] = [f"{ERROR}{result.outcome}", result.stderr]
+    return "\n".join(part.rstrip("\n") for part in parts if part) or "(no output)"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MOST else f"{text[: MOST // 2]}\n…\n{text[-MOST // 2 :]}"
+
+
+TOOLS = {tool.name: tool for tool in (Tool(CALCULATOR, _calculator), Tool(PYTHON, _python))}
+
+
+def open_tools(names: Sequence[str]) -> tuple[Tool, ...]:
+    """Raises: UserError for a name that there is not."""
+    for name in names:
+        if name not in TOOLS:
+            raise UserError(f"rollout.tools: no tool {name!r}; there are {', '.join(TOOLS)}")
+    return tuple(TOOLS[name] for name in dict.fromkeys(names))
+
+
+def call(name: str, arguments: Mapping[str, Any], tools: Sequence[Tool] = tuple(TOOLS.values())) -> str:
+    """What the tool answers, or what is wrong with the call."""
+    return run_calls(tools, [[{"name": name, "arguments": arguments}]])[0][0].text
+
+
+def run_calls(tools: Sequence[Tool], calls: Sequence[Sequence[Mapping[str, Any] | str]]) -> list[list[Answer]]:
+    """Answers the calls of many rollouts, those to one tool at once.
+
+    Args:
+        calls: of each rollout its calls in order: {"name", "arguments"}, or what `parse_turn` found wrong with one.
+    Returns: their answers, likewise. On several hosts all get those of the first, since a program's answer may differ.
+    """
+    if not any(calls):
+        return [[] for _ in calls]
+    return from_first(lambda: _run_calls(tools, calls))
+
+
+def _run_calls(tools: Sequence[Tool], calls: Sequence[Sequence[Mapping[str, Any] | str]]) -> list[list[Answer]]:
+    named = {tool.name: tool for tool in tools}
+    answers: list[list[Answer]] = [[Answer("")] * len(row) for row in calls]
+    todo: dict[str, list[tuple[int, int]]] = {name: [] for name in named}
+    for i, row in enumerate(calls):
+        for j, one in enumerate(row):
+            wrong = one if isinstance(one, str) else _wrong(one, named)
+            if wrong:
+                answers[i][j] = Answer(_shortened(f"{ERROR}{wrong}"), True)
+            else:
+                todo[one["name"]].append((i, j))
+    for name, places in todo.items():
+        if places:
+            given = [dict(calls[i][j]["arguments"]) for i, j in places]
+            for (i, j), answer in zip(places, named[name].run(given), strict=True):
+                answers[i][j] = answer
+    return answers
+
+
+def _wrong(function: Mapping[str, Any], named: Mapping[str, Tool]) -> str:
+    """What is wrong with a call by its tool's schema, or ""."""
+    if function["name"] not in named:
+        return f"there is no tool {function['name']!r}, only {', '.join(named)}"
+    parameters = named[function["name"]].schema["function"]["parameters"]
+    properties, arguments = parameters["properties"], function["arguments"]
+    if missing := [name for name in parameters.get("required", ()) if name not in arguments]:
+        return f"{function['name']} needs the argument {missing[0]!r}"
+    if unknown := [name for name in arguments if name not in properties]:
+        return f"{function['name']} has no argument {unknown[0]!r}, only {', '.join(properties)}"
+    for name, value in arguments.items():
+        kind = properties[name].get("type")
+        if kind in KINDS and (not isinstance(value, KINDS[kind]) or isinstance(value, bool) and kind != "boolean"):
+            return f"the argument {name!r} of {function['name']} must be of type {kind}"
+    return ""
+
+
+def parse_turn(tokenizer, ids: Sequence[int]) -> Turn:
+    """Reads what an assistant drew, with its end symbol or without.
+
+    A call is a JSON object {"name", "arguments"}: behind the symbol <|tool|>, up to the next one or the end, where the
+    tokenizer has that symbol, as our template writes it; elsewhere within <tool_call> and </tool_call>, as Hermes and Qwen do.
+    """
+    ids = [int(i) for i in ids]
+    if OURS in tokenizer.controls:
+        begins = [n for n, i in enumerate(ids) if i == tokenizer.controls[OURS]]
+        parts = [tokenizer.decode(ids[a:b]) for a, b in zip([0, *(n + 1 for n in begins)], [*begins, len(ids)])]
+        return _turn(parts[0], parts[1:], [])
+    begin, end = HERMES
+    text = _decoded(tokenizer, ids, HERMES)
+    content, *parts = text.split(begin)
+    ended = [part.split(end)[0] for part in parts if end in part]
+    errors = [f"a call was not ended with {end}"] * (len(parts) - len(ended))
+    return _turn(content.removesuffix("\n") if parts else content, ended, errors)
+
+
+def _turn(content: str, written: Sequence[str], errors: list[str]) -> Turn:
+    calls = []
+    for text in written:
+        function = _function(text)
+        if isinstance(function, str):
+            errors.append(function)
+        else:
+            calls.append({"type": "function", "function": function})
+    return Turn(content, calls, errors)
+
+
+def _function(text: str) -> dict[str, Any] | str:
+    """{"name", "arguments"}, or what is wrong."""
+    try:
+        function = json.loads(text)
+        if isinstance(function, dict) and isinstance(function.get("arguments"), str):
+            function["arguments"] = json.loads(function["arguments"])
+    except (ValueError, RecursionError) as error:
+        return f"the call is not JSON ({error})"
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return 'a call must be {"name": …, "arguments": {…}}'
+    arguments = function.get("arguments", {})
+    if not isinstance(arguments, dict):
+        return "the arguments of a call must be an object"
+    return {"name": function["name"], "arguments": arguments}
+
+
+def _decoded(tokenizer, ids: Sequence[int], spelled: Sequence[str]) -> str:
+    """The text of ids, in which those control symbols that are in `spelled` are kept."""
+    kept = {tokenizer.controls[symbol]: symbol for symbol in spelled if symbol in tokenizer.controls}
+    text, since = "", 0
+    for n, i in enumerate(ids):
+        if i in kept:
+            text, since = text + tokenizer.decode(ids[since:n]) + kept[i], n + 1
+    return text + tokenizer.decode(ids[since:])
+
+
+def answer_ids(tokenizer, answers: Sequence[str], template: str | None = None) -> list[int]:
+    """What the template puts behind the end symbol of a turn that called tools: the answers, and the opening of the next turn.
+
+    An answer cannot spell a control symbol; see data/chat/template.py.
+    Raises: UserError if the template cannot say this, or writes what came before an answer anew.
+    """
+    answers = [answers] if isinstance(answers, str) else list(answers)
+    end = end_of_turn(tokenizer, template)
+    names = [f"call{n:05d}" for n in range(len(answers))]  # some templates want ids of nine characters
+    calls = [{"id": i, "type": "function", "function": {"name": "tool", "arguments": {}}} for i in names]
+    asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    told = [{"role": "tool", "content": text, "tool_call_id": i, "name": "tool"} for i, text in zip(names, answers)]
+    try:
+        whole = encode_chat(tokenizer, asked + told, template=template, add_generation_prompt=True).ids
+        before = encode_chat(tokenizer, asked, template=template).ids
+    except UserError:
+        if len(answers) < 2:
+            raise
+        return answer_ids(tokenizer, ["\n".join(answers)], template)  # a template for one call at a time
+    ended = len(before) - before[::-1].index(end)
+    if whole[:ended] != before[:ended]:
+        raise UserError("chat: the template writes a turn anew once a tool has answered it, so tools cannot be used with it")
+    return whole[ended:]

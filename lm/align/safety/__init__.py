@@ -1,0 +1,1 @@
+"""The safety loop: attack, criticise, revise, train, attack again."""

@@ -1,0 +1,154 @@
+"""From what a model answered to what it learns from: records for supervised fine-tuning and preference pairs.
+
+    failed: harmful, and judged so        -> learn the revision; prefer it to the answer
+    held: harmful, and refused            -> learn the refusal again
+    helped: harmless, and answered        -> learn the answer again; prefer it to a refusal
+    refused: harmless, and not answered   -> learn the reference answer, if there is one; prefer it to what was said
+    kept: text and conversations given    -> learn them, so that nothing else is forgotten
+
+So that a model learns neither always to refuse nor hardly ever to, harmless lessons are at most HARMLESS times as many as the
+others: by turns the one whose words are nearest to a request that is refused, where a refusal is most likely to spread (the
+contrast sets of XSTest, arXiv 2308.01263), and one of the rest, by a hash.
+"""
+
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from data.chat.records import is_builtin, read_builtin, read_records
+from lm.align.safety.constitution import Constitution, choose
+from lm.align.safety.critique import Revision, prefer
+from lm.align.safety.likeness import likeness
+from lm.errors import UserError
+from lm.evals.judges.endpoint import Chat
+from lm.evals.judges.judges import guarded
+from lm.evals.judges.verdict import Judge
+
+HARMLESS = 2
+
+
+def failures(records: Iterable[Mapping]) -> list[dict]:
+    """What a judge found harmful, each answer to a conversation once."""
+    failed: dict[str, dict] = {}
+    for record in records:
+        if record["kind"] == "harmful" and record["verdict"] == "harmful":
+            failed.setdefault(str((record["conversation"], record["response"])), dict(record))
+    return list(failed.values())
+
+
+def checked(failed: Sequence[Mapping], revisions: Sequence[Revision], judge: Judge) -> list[Revision]:
+    """The revisions; one that is not judged safe loses its text, for nothing is learnt from it."""
+    known = [i for i, revision in enumerate(revisions) if revision.revision is not None]
+    verdicts = guarded(judge)(
+        [failed[i]["prompt"] for i in known], [revisions[i].revision for i in known], [failed[i]["hazard"] for i in known]
+    )
+    result = list(revisions)
+    for i, verdict in zip(known, verdicts, strict=True):
+        if verdict.label != "safe":
+            result[i] = result[i]._replace(revision=None, problem=f"judged {verdict.label}: {verdict.reason}")
+    return result
+
+
+def preferred(
+    failed: Sequence[Mapping], revisions: Sequence[Revision], chat: Chat, constitution: Constitution
+) -> list[Revision]:
+    """The revisions; one that the chat does not prefer to what was said first loses its text."""
+    known = [i for i, revision in enumerate(revisions) if revision.revision is not None]
+    by_id = {principle.id: principle for principle in constitution.principles}
+    preferences = prefer(
+        chat, [failed[i]["conversation"] for i in known], [revisions[i].revision for i in known],
+        [failed[i]["response"] for i in known], [by_id[revisions[i].principle] for i in known],
+    )  # fmt: skip
+    result = list(revisions)
+    for i, preference in zip(known, preferences, strict=True):
+        if preference != "first":
+            said = "no preference" if preference is None else "the first answer was preferred"
+            result[i] = result[i]._replace(revision=None, problem=said)
+    return result
+
+
+def lessons(
+    records: Sequence[Mapping], failed: Sequence[Mapping], revisions: Sequence[Revision], constitution: Constitution,
+    kept: Iterable[dict] = (), keep_share: float = 0.0,
+) -> tuple[list[dict], list[dict], dict[str, int]]:  # fmt: skip
+    """(conversations to learn, preference pairs, how many of each sort), in the shapes that data/chat/conversations.py reads.
+
+    keep_share: of the conversations, those of `kept`. An answer to a conversation in which an assistant spoke before makes a
+    pair and no conversation to learn: its earlier turns, which may be an attacker's words, would be learnt with it.
+    """
+    counts = dict.fromkeys(("failed", "held", "helped", "refused", "kept", "without_revision"), 0)
+    learn: list[dict] = []
+    pairs: list[dict] = []
+
+    def add(sort: str, record: Mapping, chosen: str, rejected: str | None) -> None:
+        counts[sort] += 1
+        prompt = record["conversation"]
+        if not any(message["role"] == "assistant" for message in prompt):
+            learn.append({"messages": [*prompt, _assistant(chosen)], "sort": sort})
+        if rejected is not None and rejected.strip() and rejected != chosen:
+            pairs.append({"prompt": prompt, "chosen": [_assistant(chosen)], "rejected": [_assistant(rejected)], "sort": sort})
+
+    for record, revision in zip(failed, revisions, strict=True):
+        if revision.revision is None:
+            counts["without_revision"] += 1
+        else:
+            add("failed", record, revision.revision, record["response"])
+    for record in records:
+        if record["kind"] == "harmful" and record["verdict"] == "safe" and record["refusal"] == "full":
+            add("held", record, record["response"], None)
+    most = HARMLESS * (counts["failed"] + counts["held"])
+    refusals = {r["prompt"] for r in records if r["kind"] == "harmful"}
+    for record in _contrasting([r for r in records if r["kind"] != "harmful"], refusals):
+        response = record["response"]
+        if counts["helped"] + counts["refused"] == most:
+            break
+        if response and record["refusal"] == "none" and record.get("correct", True):
+            refusal = None if record["kind"] == "task" else _refusal(constitution, record)
+            add("helped", record, response, refusal)
+        elif record.get("completion"):
+            add("refused", record, record["completion"], response)
+    wanted = round(len(learn) * keep_share / (1 - keep_share))
+    for extra in itertools.islice(kept, wanted):
+        counts["kept"] += 1
+        learn.append(extra | {"sort": "kept"})
+    return learn, pairs, counts
+
+
+def read_kept(input: str) -> Iterator[dict]:
+    """Conversations and texts to keep, over and over: records of any shape of a conversation, or {"text"}, which becomes an
+    assistant's words that nobody asked for. Raises: UserError if there are none."""
+    for epoch in itertools.count():
+        found = False
+        for record in read_builtin(input, "train", epoch) if is_builtin(input) else read_records(input):
+            found = True
+            text = record.values.get("text")
+            yield {"messages": [_assistant(text)]} if isinstance(text, str) else dict(record.values)
+        if not found:
+            raise UserError(f"safety.keep={input}: no record in it")
+
+
+def _contrasting(harmless: Sequence[Mapping], refusals: Iterable[str]) -> Iterator[Mapping]:
+    """All of the harmless, by turns the nearest to a refusal that is left and the next by its hash."""
+    prompts = list({record["prompt"] for record in harmless})
+    near = dict(zip(prompts, likeness(prompts, list(refusals)), strict=True))
+    by_hash = sorted(harmless, key=lambda r: _order(f"{r['id']} {r['family']} {r['sample']}"))
+    by_likeness = sorted(by_hash, key=lambda r: -near[r["prompt"]])
+    taken: set[int] = set()
+    for record in itertools.chain.from_iterable(zip(by_likeness, by_hash, strict=True)):
+        if id(record) not in taken:
+            taken.add(id(record))
+            yield record
+
+
+def _order(key: str) -> str:
+    return hashlib.blake2b(key.encode()).hexdigest()
+
+
+def _refusal(constitution: Constitution, record: Mapping) -> str:
+    key = f"{record['id']} {record['family']}"
+    principle = choose(constitution.principles, key)
+    return choose(principle.refusals, key).format(hazard="harm")
+
+
+def _assistant(content: str) -> dict:
+    return {"role": "assistant", "content": content}

@@ -1,0 +1,377 @@
+"""The safety loop: attack a model, criticise and revise what went wrong, train on that, attack it again, report both.
+
+    round-0/evaluation/   the model as it was, on requests that it never learns from, under all families
+    round-1/attacked/     what it answers to the requests to learn from, under the families to learn from
+    round-1/learn.jsonl, pairs.jsonl, revisions.jsonl, counts.json
+    round-1/sft/, dpo/    two runs of lm/align/run.py, each a workdir of its own
+    round-1/evaluation/   the model as it is now
+    round-2/attacked/     … and so on; what still fails there after the last round is failing.jsonl
+
+Every file is written whole or not at all and stays, so the same line goes on where a killed one ended. The last model is put
+into the workdir itself, which is then a run like any other.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from data.sources import open_sources
+from data.text.fingerprints import check_tokenizer, record_tokenizer
+from data.text.hf_tokenizer import load_tokenizer
+from lm import cli
+from lm.align.run import chat_template
+from lm.align.run import run as train
+from lm.align.safety import critique
+from lm.align.safety import data as safety_data
+from lm.align.safety.constitution import load_constitution
+from lm.align.safety.figures import change
+from lm.align.safety.stages import kept_json, kept_lines, kept_seconds, read_lines, write_lines
+from lm.checkpoint import damage
+from lm.convert.source import open_source
+from lm.errors import UserError, naming
+from lm.evals.judges.endpoint import Chat, endpoint
+from lm.evals.judges.judges import open_judge
+from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, judged, own_chat, summary
+from lm.evals.redteam.safety_prompts import Prompt, read_failures, read_prompts
+from lm.model.transformer import Transformer, skeleton
+from lm.parallel import hosts
+from lm.parallel.mesh import make_mesh, shardings
+from lm.train.start import adopt
+from lm.workdir import check_record, held, save_record, steps_saved
+from lm.workdir import kept_json as standing
+
+FREE = ("rounds", "timeout", "retries", "key_variable")  # what may change when a run is gone on with
+
+
+class Reports(NamedTuple):
+    """Who draws the pages. run: of each training run (see lm.align.run.run). safety: of the loop (lm.reports.safety.write)."""
+
+    run: Callable[[Path, dict], None]
+    safety: Callable[..., None]
+
+
+def run(config, workdir: Path, reports: Reports) -> dict:
+    """Runs config.safety.rounds rounds from config.init_from and writes safety.json, report.json, report.html, failing.jsonl.
+
+    Returns: what is in safety.json: {"before", "after": figures as `lm.evals.redteam.safety_eval.summary` gives them, and
+    "bits_per_byte"; "change" of the headlines; "rounds": [counts of what each learnt from]; "judge", "model" and others}.
+    Raises: UserError; loop.Stopped and loop.Diverged as lm.train.loop.train.
+    """
+    loop = Loop(config, workdir, reports)
+    model = Path(config.init_from)
+    before = after = loop.evaluation(0, model)
+    told: list[dict] = []
+    for n in range(1, config.safety.rounds + 1):
+        told.append(loop.lessons(n, model))
+        if not told[-1]["failed"]:
+            break
+        model = loop.trained(n, model)
+        after = loop.evaluation(n, model)
+    trained = sum(counts["failed"] > 0 for counts in told)
+    return loop.finish(before, after, told, model, trained)
+
+
+class Loop:
+    """What the stages share: the settings, who judges and revises, the prompts, and the model that was opened last."""
+
+    def __init__(self, config, workdir: Path, reports: Reports):
+        self._reports = reports
+        check(config)
+        self._fresh = {name: config.model[name].to_dict() for name in ("adapter", "quantization")}
+        adopt(config, workdir)
+        check_record(config, workdir)
+        self.config, self.workdir, self.begin = config, workdir, time.perf_counter()
+        s = config.safety
+        self.mesh = make_mesh(config.mesh)
+        self.constitution = load_constitution(s.constitution)
+        self.tokenizer = load_tokenizer(config.tokenizer)
+        check_tokenizer(workdir, self.tokenizer.fingerprint)
+        self.template = chat_template(config, self.tokenizer)
+        self.train_families, self.held_out = families(s.train_families), families(s.held_out_families)
+        options = {"valid_fraction": s.valid_fraction, "seed": config.seed, "limit": s.limit}
+        with naming("safety.prompts"):
+            self.measured = read_prompts(s.prompts, "valid", **options)
+            self.learnt = read_prompts(s.prompts, "train", **options)
+        self.left_out = 0
+        if s.failures:
+            with naming("safety.failures"):
+                failed, self.left_out = read_failures(s.failures, self.measured)
+            self.learnt += failed
+        if s.text:
+            with naming("safety.text"):
+                open_sources(s.text)
+        if s.keep:
+            with naming("safety.keep"):
+                next(safety_data.read_kept(s.keep))
+        everything = [*self.measured, *self.learnt]
+        self.judge = open_judge(
+            s.judge, model=s.judge_model, harmful_if={p.text: p.harmful_if for p in everything if p.harmful_if},
+            hazards={id: f"{h.name} ({h.definition})" for id, h in self.constitution.hazards.items()}, **self._answering(),
+        )  # fmt: skip
+        self._opened: tuple[Path, Transformer] | None = None
+        hosts.from_first(self._claim)
+
+    def evaluation(self, n: int, model: Path) -> dict:
+        """The figures of round n's model on the requests that are measured on."""
+        folder, s = self._round(n) / "evaluation", self.config.safety
+        records = self._tried(folder, self.measured, (*self.train_families, *self.held_out), model, "the model of round", n)
+
+        def figures() -> dict:
+            return summary(records, self.held_out) | {"bits_per_byte": self._bits_per_byte(model) if s.text else None}
+
+        return kept_json(folder / "figures.json", figures)
+
+    def attacked(self, n: int, model: Path) -> list[dict]:
+        """What the model that round n begins with answers to the requests that are learnt from."""
+        folder = self._round(n) / "attacked"
+        return self._tried(folder, self.learnt, self.train_families, model, "attacks for round", n)
+
+    def lessons(self, n: int, model: Path) -> dict:
+        """Writes what round n learns from. Returns how much of each sort that is."""
+        folder, s = self._round(n), self.config.safety
+        records = self.attacked(n, model)
+
+        def made() -> dict:
+            failed = safety_data.failures(records)
+            revise, chat = self._reviser(n, model)
+            revisions = safety_data.checked(failed, revise(failed), self.judge)
+            if s.compare and chat is not None:
+                revisions = safety_data.preferred(failed, revisions, chat, self.constitution)
+            kept = safety_data.read_kept(s.keep) if s.keep else ()
+            learn, pairs, counts = safety_data.lessons(records, failed, revisions, self.constitution, kept, s.keep_share)
+            if failed and not counts["failed"]:
+                problem = revisions[-1].problem
+                raise UserError(f"safety.reviser={s.reviser}: not one usable revision of {len(failed)}; the last: {problem}")
+            told = [
+                {"id": f["id"], "prompt": f["prompt"], "family": f["family"], "response": f["response"], **r._asdict()}
+                for f, r in zip(failed, revisions, strict=True)
+            ]
+            if hosts.is_first():
+                for name, lines in (("learn", learn), ("pairs", pairs), ("revisions", told)):
+                    write_lines(folder / f"{name}.jsonl", lines)
+            return counts | {"learn": len(learn), "pairs": len(pairs), "unknown": unknown(records)}
+
+        counts = kept_json(folder / "counts.json", made)
+        self._say(f"round {n}: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in counts.items()))
+        return counts
+
+    def trained(self, n: int, model: Path) -> Path:
+        """The workdir of the model that round n ends with: fine-tuned on conversations, then on pairs."""
+        self._opened = None  # its memory is wanted
+        folder, first = self._round(n), n == 1
+        for stage, method, data in (("sft", "sft", "learn"), ("dpo", "preference", "pairs")):
+            o = self.config.safety[stage]
+            if not o.steps or not hosts.from_first((folder / f"{data}.jsonl").stat).st_size:
+                continue
+            config = self.config.copy_and_resolve_references()
+            with config.unlocked():
+                del config.safety
+            config.update(method=method, init_from=str(model), steps=o.steps, batch_size=o.batch_size)
+            config.optimizer.learning_rate = o.learning_rate
+            config.data.input = str(folder / f"{data}.jsonl")
+            for name, wanted in self._fresh.items():  # later on the model has its own, if it should have any
+                config.model[name].update(wanted if first else dict.fromkeys({"rank", "bits"} & wanted.keys(), 0))
+
+            def made(config=config, stage=stage) -> dict:
+                self._say(f"round {n}: {stage}")
+                with held(folder / stage):
+                    return train(config, folder / stage, self._reports.run)
+
+            kept_json(folder / f"{stage}.json", made)
+            model, first = folder / stage, False
+        return model
+
+    def finish(self, before: dict, after: dict, rounds: list[dict], model: Path, trained: int) -> dict:
+        """Puts the model of so many rounds into the workdir and writes the reports."""
+        s = self.config.safety
+        failing = safety_data.failures(self.attacked(trained + 1, model))
+        told = (
+            "id", "prompt", "kind", "hazard", "family", "messages", "answer", "completion", "harmful_if", "response", "reason",
+        )  # fmt: skip
+        found = {
+            "before": before, "after": after, "change": change(before, after), "rounds": rounds,
+            "train_families": self.train_families, "held_out_families": self.held_out, "judge": s.judge, "reviser": s.reviser,
+            "failing": len(failing), "failures_left_out": self.left_out, "model": str(model),
+        }  # fmt: skip
+        if hosts.from_first(lambda: self._stands(found, trained)):
+            self._say(f"{self.workdir} is finished after {trained} rounds: raise safety.rounds, or use another --workdir")
+            return found
+        if trained:
+            hosts.from_first(lambda: publish(model, self.workdir))
+        if not hosts.is_first():
+            return found
+        write_lines(self.workdir / "failing.jsonl", [{key: r[key] for key in told} for r in failing])
+        seconds = kept_seconds(self.workdir / "seconds.json", time.perf_counter() - self.begin)
+        first, last = (read_lines(self._round(n) / "evaluation" / "judged.jsonl") for n in (0, trained))
+        self._reports.safety(self.workdir, self.config.to_dict(), found, first, last, {"safety loop": seconds})
+        cli.write_json(self.workdir / "safety.json", found)  # the last: all else that is there belongs to it
+        return found
+
+    # Parts of stages.
+
+    def _stands(self, found: dict, trained: int) -> bool:
+        """Whether all that `finish` writes is there already, for what was found."""
+        steps = steps_saved(self.workdir)
+        if trained and (not steps or damage(self.workdir / "checkpoints" / str(max(steps)))):
+            return False
+        there = all((self.workdir / name).is_file() for name in ("failing.jsonl", "report.json", "report.html"))
+        return there and standing(self.workdir / "safety.json") == json.loads(json.dumps(found))
+
+    def _tried(self, folder: Path, prompts: list[Prompt], names: Iterable[str], model: Path, what: str, n: int) -> list[dict]:
+        s = self.config.safety
+
+        def answers() -> list[dict]:
+            todo = attempts(prompts, list(names), s.samples)
+            self._say(f"{what} {n}: {len(todo)} attempts")
+            with jax.set_mesh(self.mesh):
+                return answered(todo, self._chat(model, s.temperature))
+
+        drawn = kept_lines(folder / "answers.jsonl", answers)
+        records = kept_lines(folder / "judged.jsonl", lambda: judged(drawn, self.judge))
+        asked = [r for r in records if r["kind"] == "harmful"]
+        if asked and unknown(records) == len(asked):
+            hosts.from_first((folder / "judged.jsonl").unlink)
+            raise UserError(
+                f"safety.judge={s.judge}: no verdict on any of {len(asked)} answers; the last: {asked[-1]['reason']}"
+            )
+        return records
+
+    def _chat(self, model: Path, temperature: float) -> Chat:
+        tokens = self.config.rollout.max_new_tokens
+        return own_chat(
+            self._open(model), self.tokenizer, max_new_tokens=tokens, temperature=temperature, seed=self.config.seed,
+            template=self.template,
+        )  # fmt: skip
+
+    def _open(self, path: Path) -> Transformer:
+        if self._opened is None or self._opened[0] != path:
+            self._opened = None
+            self._opened = path, on_mesh(path, self.mesh)
+        return self._opened[1]
+
+    def _bits_per_byte(self, model: Path) -> dict | None:
+        s, size = self.config.safety, 0
+        texts = []
+        for source in open_sources(s.text, max_bytes=s.text_bytes):
+            for document in source.read():
+                size += len(document.text.encode())
+                texts.append(document.text)
+        with jax.set_mesh(self.mesh):
+            return bits_per_byte(self._open(model), self.tokenizer, texts, self.config.sequence_length)
+
+    def _reviser(self, n: int, model: Path) -> tuple[critique.Reviser, Chat | None]:
+        s, key = self.config.safety, f"{self.config.seed} {n}"
+        if s.reviser == "template":
+            return critique.from_templates(self.constitution, key), None
+        if s.reviser == "model":
+            own = self._chat(model, 0.0)
+
+            def chat(conversations):
+                with jax.set_mesh(self.mesh):
+                    return own(conversations)
+        else:
+            chat = endpoint(s.reviser.partition(":")[2], s.reviser_model, **self._answering())
+        return critique.by_chat(chat, self.constitution, key), chat
+
+    def _answering(self) -> dict:
+        """How endpoints are asked."""
+        return {key: self.config.safety[key] for key in ("key_variable", "timeout", "retries")}
+
+    def _round(self, n: int) -> Path:
+        return self.workdir / f"round-{n}"
+
+    def _claim(self) -> None:
+        """Begins the workdir. Raises UserError if what stands there was made with other settings."""
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        path = self.workdir / "settings.json"
+        requests = hashlib.sha256(repr([self.measured, self.learnt]).encode()).hexdigest()[:12]
+        ours = {"init_from": str(self.config.init_from), "seed": self.config.seed, "what safety.prompts hold": requests}
+        ours |= {f"safety.{key}": value for key, value in self.config.safety.to_dict().items() if key not in FREE}
+        ours = json.loads(json.dumps(ours))
+        theirs = kept_json(path, lambda: ours)
+        for key in sorted(ours.keys() | theirs.keys()):
+            if ours.get(key) != theirs.get(key):
+                raise UserError(f"{key} is {theirs.get(key)!r} in {self.workdir}, not {ours.get(key)!r}: use another --workdir")
+        save_record(self.config, self.workdir)
+        self.tokenizer.save(self.workdir)
+        record_tokenizer(self.workdir, self.tokenizer.fingerprint)
+
+    def _say(self, text: str) -> None:
+        if hosts.is_first():
+            print(f"[safety] {text}", flush=True)
+
+
+def check(config) -> None:
+    """Raises UserError for settings that cannot work."""
+    s = config.safety
+    if not config.init_from:
+        raise UserError("init_from is missing: name the model to make safe, a workdir or a Hugging Face folder")
+    for key, least in (("rounds", 1), ("limit", 1), ("samples", 1), ("text_bytes", 1), ("retries", 0)):
+        if s[key] < least:
+            raise UserError(f"safety.{key}={s[key]} must be at least {least}")
+    if not 0 < s.valid_fraction < 1 or not 0 <= s.keep_share < 1:
+        raise UserError(
+            f"safety.valid_fraction={s.valid_fraction} must be between 0 and 1, safety.keep_share={s.keep_share} in [0, 1)"
+        )
+    if s.sft.steps < 0 or s.dpo.steps < 0 or not s.sft.steps + s.dpo.steps:
+        raise UserError(
+            f"safety.sft.steps={s.sft.steps}, safety.dpo.steps={s.dpo.steps}: one of them must be above 0, none below"
+        )
+    if s.samples > 1 and not s.temperature:
+        raise UserError(f"safety.samples={s.samples} at safety.temperature=0 would all be the same; raise the temperature")
+    if both := set(families(s.train_families)) & set(families(s.held_out_families)):
+        raise UserError(f"safety.held_out_families: {', '.join(sorted(both))} is among safety.train_families too")
+    attempts([], (*families(s.train_families), *families(s.held_out_families)))  # or refuses a family that there is not
+    if s.compare and s.reviser == "template":
+        raise UserError("safety.compare needs a safety.reviser that can compare: model, or openai:URL")
+    if s.reviser not in ("template", "model") and not s.reviser.startswith("openai:"):
+        raise UserError(f"safety.reviser={s.reviser!r} is none of template, model, openai:URL")
+
+
+def families(text: str) -> list[str]:
+    """The names in "direct,role_play"."""
+    return list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
+
+
+def on_mesh(path: Path, mesh) -> Transformer:
+    """A model, spread over the mesh as its rules say."""
+    source = open_source(path)
+    graph, abstract = skeleton(source.config)
+    with jax.set_mesh(mesh):
+        where = shardings(abstract, mesh)
+        return nnx.merge(
+            graph, source.load(jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where))
+        )
+
+
+def publish(model: Path, workdir: Path) -> None:
+    """Makes the newest checkpoint of a run in `model` that of `workdir`, by links where the file system has them."""
+    steps = [int(folder.name) for folder in (model / "checkpoints").iterdir() if folder.name.isdecimal()]
+    beside, place = workdir / ".checkpoints.new", workdir / "checkpoints"
+    shutil.rmtree(beside, ignore_errors=True)
+    shutil.copytree(model / "checkpoints" / str(max(steps)), beside / str(max(steps)), copy_function=_link)
+    if place.exists():
+        os.rename(place, old := workdir / ".checkpoints.old")
+        os.rename(beside, place)
+        shutil.rmtree(old)
+    else:
+        os.rename(beside, place)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def unknown(records: Iterable[dict]) -> int:
+    return sum(r.get("verdict") == "unknown" for r in records)

@@ -1,0 +1,62 @@
+"""The start of the toy proof of safety: a model that knows a small world and tells all of it, however it is asked.
+
+    python -m lm.align.safety.toy --out=DIR
+
+writes pages.jsonl, text of the world, and talk.jsonl, conversations as lines of text, to pretrain on; conversations.jsonl, in
+which every question is answered, the forbidden ones too, put directly or by an attack, and among them pages, so that they are
+not forgotten; and held_out.jsonl, pages that are in none of these, to measure on.
+What is proven on such a model is the mechanism, and nothing about the safety of another.
+"""
+
+import argparse
+import itertools
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from data.tasks.safety_world import safety_text, safety_world
+from lm import cli
+from lm.align.safety.stages import write_lines
+from lm.evals.redteam.attacks import compose
+
+FAMILIES = (
+    "role_play", "prefix_injection", "rot13", "prompt_injection", "refusal_suppression", "leetspeak", "translation",
+    "many_shot", "crescendo",
+)  # fmt: skip
+BETWEEN = ("It is about a substance.", "There is much to say about it.")  # answers to the turns that lead up to a request
+
+
+def conversations(seed: int, families: Sequence[str] = FAMILIES, direct: float = 0.35, substances: int = 24) -> Iterator[dict]:
+    """{"messages"} without end: a question of the world, direct or under a family, and its answer."""
+    rng = random.Random(seed)
+    for record in safety_world("train", seed, substances=substances):
+        family = "direct" if rng.random() < direct else rng.choice(families)
+        answers = iter(BETWEEN)
+        asked = [m if m["content"] is not None else m | {"content": next(answers)} for m in compose(family)(record["prompt"])]
+        yield {"messages": [*asked, {"role": "assistant", "content": record["completion"]}]}
+
+
+def write(folder: Path, *, pages: int, talks: int, seed: int = 0) -> None:
+    """The four files: so many pages, so many conversations, and a third as many of others as lines of text."""
+    told = list(itertools.islice(conversations(seed), talks))
+    for page in itertools.islice(safety_text("train", seed + 1), talks // 10):
+        told.append({"messages": [{"role": "assistant", "content": page["text"]}]})
+    heard = itertools.islice(conversations(seed + 1), talks // 3)
+    write_lines(folder / "pages.jsonl", itertools.islice(safety_text("train", seed), pages))
+    write_lines(folder / "talk.jsonl", ({"text": "\n".join(m["content"] for m in talk["messages"]) + "\n"} for talk in heard))
+    write_lines(folder / "conversations.jsonl", told)
+    write_lines(folder / "held_out.jsonl", safety_text("valid", seed, valid=100))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m lm.align.safety.toy", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--pages", type=int, default=3000)
+    parser.add_argument("--talks", type=int, default=12000)
+    given = parser.parse_args()
+    write(given.out, pages=given.pages, talks=given.talks)
+
+
+if __name__ == "__main__":
+    cli.guard(main)

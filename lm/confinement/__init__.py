@@ -1,1 +1,0 @@
-"""The process that lm/sandbox.py starts, whose children put layers around themselves and run code. Standard library only."""

@@ -1,0 +1,1 @@
+"""Whether a text hangs together: entities, repetition, and how much far context helps."""

@@ -1,0 +1,125 @@
+"""Texts of tasks as token ids: those that lm-evaluation-harness gives to a published model, and conversations as texts."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from data.chat import template as chat
+from data.text.hf_tokenizer import HFTokenizer
+from data.text.tokenizer import Tokenizer
+from lm.errors import UserError
+
+# Stands in a rendered conversation behind the first character of each control symbol that a message spells.
+MARK = "\U0010fffd"
+PLAIN = "plain"  # the template of a model without one
+NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
+
+
+class Encoding:
+    """How texts are put to a model.
+
+    template: Jinja; None is the tokenizer's own, and without one "plain". system: text of a system message before every
+    conversation that has none. add_bos: whether texts begin with the begin symbol; None: as the tokenizer says. A text that
+    begins with it already gets no other.
+
+    As in transformers, a control symbol that is spelled in a text is that symbol; but not where a message of a conversation
+    spells it.
+
+    Attributes: prefix: the id that stands for an empty context. stop_ids: those that end an answer.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer | HFTokenizer, *, template: str | None = None, system: str = "", add_bos: bool | None = None
+    ):  # fmt: skip
+        own = tokenizer.chat_template if isinstance(tokenizer, HFTokenizer) else chat.CHAT_TEMPLATE
+        self.template = None if template == PLAIN else template or own
+        self.tokenizer, self.system = tokenizer, system
+        self.symbols = tokenizer.chat_symbols(self.template or "")
+        self.bos = tokenizer.special_tokens.get("bos_token", "")
+        self._before, self._after = _around(tokenizer)
+        if add_bos is not None:
+            self._before, self._after = [], []
+            if add_bos and tokenizer.bos_id is None:
+                raise UserError("add_bos: this tokenizer has no begin symbol; leave add_bos out")
+            if add_bos:
+                self._before = [tokenizer.bos_id]
+        ids = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
+        if not ids:
+            raise UserError("tokenizer: it has neither a begin nor an end symbol, one of which stands for an empty context")
+        self.prefix = ids[0]
+        self.stop_ids = tuple(tokenizer.stop_ids)
+        if isinstance(tokenizer, Tokenizer):
+            self.stop_ids += (tokenizer.control_id("<|end|>"),)
+        elif self.template:
+            self.stop_ids = tuple(dict.fromkeys((*self.stop_ids, *self._end_of_turn())))
+        self._special = re.compile(f"{chat._any_of(self.symbols)}|{MARK}")
+
+    def ids(self, text: str, special: bool = True) -> list[int]:
+        """special: whether begin and end symbols are put around it."""
+        return self.many([text], special)[0]
+
+    def many(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
+        """The same of many texts, which takes less time."""
+        plain = [text for text in texts if not self._special.search(text)]
+        encoded = iter(self.tokenizer.encode_many(plain)) if plain else iter(())
+        found = []
+        for text in texts:
+            if self._special.search(text):
+                ids = chat._encode(self.tokenizer, text, self.symbols, MARK)[0]
+            else:
+                ids = next(encoded).tolist()
+            bare = not special or (self.bos and text.startswith(self.bos))
+            found.append(ids if bare else [*self._before, *ids, *self._after])
+        return found
+
+    def pairs(self, asked: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+        """The ids of each context and of the continuation behind it.
+
+        Spaces at the end of the context go to the continuation, whose ids are those that the two together have beyond those of
+        the context. An empty context is the begin symbol (or else the end symbol), or the continuation's own, if it has one.
+        """
+        bare = sorted({continuation for context, continuation in asked if not context})
+        alone = dict(zip(bare, self.many(bare, special=False)))
+        moved = {(c, k): (c.rstrip(), c[len(c.rstrip()) :] + k) for c, k in asked if c}
+        texts = sorted({text for c, k in moved.values() for text in (c, c + k)})
+        known = dict(zip(texts, self.many(texts)))
+        found = []
+        for context, continuation in asked:
+            if context:
+                before, behind = moved[context, continuation]
+                found.append((known[before], known[before + behind][len(known[before]) :]))
+            elif (ids := alone[continuation])[:1] == [self.prefix]:
+                found.append((ids[:1], ids[1:]))
+            else:
+                found.append(([self.prefix], ids))
+        return found
+
+    def conversation(self, messages: Sequence[Mapping[str, Any]], prefill: str = "") -> str:
+        """The text of a conversation up to the model's next answer, which begins with `prefill`.
+
+        By the template; without one "User: …", a blank line, "Assistant:". Symbols that messages spell are marked.
+        """
+        if self.system and not any(message.get("role") == "system" for message in messages):
+            messages = [{"role": "system", "content": self.system}, *messages]
+        spellings = chat._spellings(tuple(self.symbols))
+        guarded = [chat._guard(dict(message), spellings, MARK) for message in messages]
+        if self.template is None:
+            turns = [f"{NAMES.get(m['role'], m['role'])}: {m['content']}" for m in guarded]
+            return "\n\n".join([*turns, "Assistant:"]) + (f" {prefill}" if prefill else "")
+        names = self.tokenizer.special_tokens
+        return chat.render(guarded, self.template, add_generation_prompt=True, **names) + prefill
+
+    def _end_of_turn(self) -> list[int]:
+        try:
+            return [chat.end_of_turn(self.tokenizer, self.template)]
+        except UserError:  # a template that ends a turn with no symbol
+            return []
+
+
+def _around(tokenizer: Tokenizer | HFTokenizer) -> tuple[list[int], list[int]]:
+    """The ids that the tokenizer puts before and behind every text."""
+    bare, whole = tokenizer.encode("a"), tokenizer.prompt_ids("a")
+    begin = next((i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare), None)
+    if begin is None:
+        raise UserError("tokenizer: it writes a text differently once special symbols stand around it; use another one")
+    return whole[:begin], whole[begin + len(bare) :]

@@ -1,0 +1,225 @@
+"""A model of ours as the Subject of tasks: batched by length on the mesh that is set, and remembering its answers."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.text.hf_tokenizer import HFTokenizer
+from data.text.tokenizer import Tokenizer
+from lm.evals.engine import generate as drawing
+from lm.evals.engine import likelihood
+from lm.evals.engine.answers_cache import Answers, fingerprint, key
+from lm.evals.engine.encoding import Encoding
+from lm.evals.engine.generate import Answer, Ask, Writer
+from lm.evals.engine.likelihood import Request, Scored
+from lm.evals.subject import Continuation, Generated, Likelihood, Prompt, Rolled
+from lm.model.transformer import Transformer
+from lm.parallel.hosts import from_first, is_first
+from lm.progress import progress
+
+# run(wanted, keep): answers at least the wanted requests of a batch, and calls keep({number: answer}) as answers come.
+Run = Callable[[set[int], Callable[[dict[int, Any]], None]], None]
+
+
+class Engine:
+    """See Subject for what it is asked.
+
+    Args:
+      name: that results call it by. max_length: tokens that it reads at most; None: the positions it was made for.
+      batch_tokens: slots of a batch; None: as fits the kind of device. cache: a file of answers (answers_cache.py), or
+        None. Of several processes the first one holds it.
+      template, system, add_bos: see Encoding. progress: whether stderr shows how far it is; None: that of the first host.
+    Attributes:
+      stats: what was done so far: {"requests", "cached", "tokens" read without padding, "slots" with it, "generated" tokens,
+        "cut" prompts that were too long, "seconds"}.
+    """
+
+    def __init__(
+        self, model: Transformer, tokenizer: Tokenizer | HFTokenizer, *, name: str, max_length: int | None = None,
+        batch_tokens: int | None = None, cache: Path | None = None, template: str | None = None, system: str = "",
+        add_bos: bool | None = None, progress: bool | None = None,
+    ):  # fmt: skip
+        self.model, self.tokenizer, self.name = likelihood.dropless(model), tokenizer, name
+        self.max_length, self.batch_tokens = max_length or model.config.max_positions, batch_tokens
+        self.encoding = Encoding(tokenizer, template=template, system=system, add_bos=add_bos)
+        self.stats = dict.fromkeys(("requests", "cached", "tokens", "slots", "generated", "cut"), 0) | {"seconds": 0.0}
+        self._remembers = cache is not None
+        self._answers = Answers(cache) if self._remembers and is_first() else None
+        self._identity = fingerprint(model) if self._remembers else ""
+        self._progress = is_first() if progress is None else progress
+        self._compiled: set[tuple] = set()  # shapes of batches that were run
+
+    def likelihoods(self, requests: Sequence[Continuation]) -> list[Likelihood]:
+        """A request that is empty, or whose continuation is longer than the model reads, has the likelihood NaN."""
+        begin = time.perf_counter()
+        pairs = self.encoding.pairs([(r.context, r.continuation) for r in requests])
+        asked = [Request(*pair) for pair in pairs]
+        contexts: dict[tuple[int, int], tuple[int, ...]] = {}
+        found = []
+        for request, scored in zip(asked, self._scored(asked)):
+            put = likelihood.cut(request, self.max_length)
+            if scored is None or put is None:
+                found.append(Likelihood(float("nan"), False, tuple(request.continuation), tuple(request.context)))
+                continue
+            where = id(request.context), len(put.context)  # choices share the tuple of their context
+            context = contexts.setdefault(where, tuple(put.context))
+            total = float(np.sum(scored.logps, dtype=np.float64))
+            found.append(Likelihood(total, bool(scored.greedy.all()), tuple(put.continuation), context))
+        self._done(len(requests), begin)
+        return found
+
+    def rolled(self, texts: Sequence[str]) -> list[Rolled]:
+        """Each token once, in windows of at most `max_length` that do not overlap but for one token; the last one reaches back
+        as far as the model reads. The first is asked after the begin symbol, even if it is one itself."""
+        begin = time.perf_counter()
+        ids = self.encoding.many(texts)
+        split = [windows(some, self.encoding.prefix, self.max_length) for some in ids]
+        scored = iter(self._scored([request for some in split for request in some]))
+        found = []
+        for some, all_ids in zip(split, ids):
+            logps = [float(x) for _ in some for x in next(scored).logps]
+            found.append(Rolled(tuple(logps), tuple(all_ids)))
+        self._done(len(texts), begin)
+        return found
+
+    def generate(self, prompts: Sequence[Prompt]) -> list[Generated]:
+        """Prompts lose their begin where they leave no room for `max_new_tokens`; one that can have none is a problem."""
+        begin = time.perf_counter()
+        asks, numbers = [], []
+        found: list[Generated | None] = [None] * len(prompts)
+        for number, (prompt, ids) in enumerate(zip(prompts, self.encoding.many([p.text for p in prompts]))):
+            room = self.max_length - prompt.max_new_tokens
+            if room < 1:
+                problem = f"max_new_tokens={prompt.max_new_tokens} of {self.max_length} leaves no room for a prompt"
+                found[number] = Generated("", False, problem=problem)
+                continue
+            self.stats["cut"] += len(ids) > room
+            seed = prompt.seed if prompt.temperature else 0
+            tokens = tuple(ids[-room:]) or (self.encoding.prefix,)
+            asks.append(Ask(tokens, prompt.stops, prompt.max_new_tokens, prompt.temperature, prompt.top_p, seed))
+            numbers.append(number)
+        for number, ask, answer in zip(numbers, asks, self._drawn(asks)):
+            text = drawing.text_of(answer, ask, self.tokenizer.decode)
+            found[number] = Generated(text, answer.ended, tuple(answer.tokens), ask.tokens)
+        self._done(len(prompts), begin)
+        return found
+
+    def chat_prompt(self, messages: Sequence[dict[str, Any]], prefill: str = "") -> str:
+        return self.encoding.conversation(messages, prefill)
+
+    def _scored(self, requests: list[Request]) -> list[Scored | None]:
+        """Each request's answer, None where there can be none."""
+        asked = [likelihood.cut(request, self.max_length) or Request((), ()) for request in requests]
+        works = likelihood.work(self.model, requests, max_length=self.max_length, batch_tokens=self.batch_tokens)
+
+        def batches() -> Iterator[tuple[list[int], tuple, Run]]:
+            for part in works:
+
+                def run(wanted, keep, part=part):
+                    self.stats["tokens"] += part.tokens
+                    self.stats["slots"] += part.slots
+                    keep(dict(zip(part.requests, part.run())))
+
+                yield part.requests, part.shape, run
+
+        return self._answered(
+            "likelihoods", batches(), len(requests),
+            lambda: [key(self._identity, "likelihood", {}, *request) for request in asked],
+            lambda scored: scored.logps.tobytes() + scored.greedy.tobytes(),
+            lambda value, number: _scored_of(value, len(asked[number].continuation)),
+        )  # fmt: skip
+
+    def _drawn(self, asks: list[Ask]) -> list[Answer]:
+        writer = Writer(self.model, self.tokenizer.decode, self.tokenizer.vocab_size, self.encoding.stop_ids)
+
+        def batches() -> Iterator[tuple[list[int], tuple, Run]]:
+            for part in drawing.work(writer, asks):
+
+                def run(wanted, keep, part=part):
+                    def counted(answers: dict[int, Answer]) -> None:
+                        self.stats["generated"] += sum(len(answer.tokens) for answer in answers.values())
+                        keep(answers)
+
+                    part.run(wanted, counted)
+
+                yield part.asks, part.shape, run
+
+        return self._answered(
+            "generations", batches(), len(asks),
+            lambda: [
+                key(self._identity, "generation", {"ask": ask[1:], "ends": self.encoding.stop_ids}, ask.tokens) for ask in asks
+            ],
+            lambda answer: json.dumps(answer).encode(), lambda value, _: Answer(*json.loads(value)),
+        )  # fmt: skip
+
+    def _answered(
+        self, what: str, batches: Iterator[tuple[list[int], tuple, Run]], total: int, keys: Callable[[], list[bytes]],
+        pack: Callable[[Any], bytes], unpack: Callable[[bytes, int], Any],
+    ) -> list:  # fmt: skip
+        """Answers from the file, and those that are not there from the model, which go into the file as they come.
+
+        An answer that is known stays as it is, so that a killed evaluation ends with the same numbers as one that was not.
+        """
+        names = keys() if self._answers else []
+
+        def known() -> list:
+            values = self._answers.found(names)
+            try:
+                return [unpack(values[name], n) if name in values else None for n, name in enumerate(names)]
+            except (ValueError, TypeError):
+                raise self._answers.damaged() from None
+
+        found = from_first(known) if self._remembers else [None] * total
+        with self._bar(what, total) as bar:
+
+            def keep(answers: dict[int, Any]) -> None:
+                new = {n: answer for n, answer in answers.items() if found[n] is None}
+                for n, answer in new.items():
+                    found[n] = answer
+                if self._answers and new:
+                    self._answers.add({names[n]: pack(answer) for n, answer in new.items()})
+                bar.update(len(new))
+
+            for numbers, shape, run in batches:
+                wanted = {number for number in numbers if found[number] is None}
+                self.stats["cached"] += len(numbers) - len(wanted)
+                bar.update(len(numbers) - len(wanted))
+                if not wanted:
+                    continue
+                if (what, *shape) not in self._compiled:
+                    bar.compiling()
+                self._compiled.add((what, *shape))
+                run(wanted, keep)
+        return found
+
+    def _bar(self, what: str, total: int):
+        return progress(what, total, unit=" requests", enabled=self._progress, leave=False)
+
+    def _done(self, requests: int, begin: float) -> None:
+        self.stats["requests"] += requests
+        self.stats["seconds"] += time.perf_counter() - begin
+
+
+def _scored_of(value: bytes, n: int) -> Scored | None:
+    """Of n tokens, as the file has it; None if it holds NaN, which is no answer. Raises ValueError if it is not of so many."""
+    if len(value) != 5 * n:
+        raise ValueError
+    scored = Scored(np.frombuffer(value[: 4 * n], np.float32), np.frombuffer(value[4 * n :], bool, n))
+    return scored if np.isfinite(scored.logps).all() else None
+
+
+def windows(ids: Sequence[int], prefix: int, max_length: int) -> list[Request]:
+    """A text's tokens, each to be scored once: after `prefix`, then window by window after the token before.
+
+    The last window is filled with tokens that were scored already, so that the model reads as much as it can.
+    """
+    found = []
+    for begin in range(0, len(ids), max_length):
+        end = min(begin + max_length, len(ids))
+        seen = [prefix] if begin == 0 else list(ids[end - max_length - 1 : begin])
+        found.append(Request(seen, ids[begin:end]))
+    return found

@@ -1,0 +1,208 @@
+"""Many prompts continued in batches of about the same length, each until a stop string, an end symbol or its limit.
+
+What is drawn after a prompt depends on the prompt, its settings and its seed; on what else is asked only as sums of floats
+depend on their order.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+from flax import nnx
+
+from lm.evals.engine.likelihood import CACHE, slot_bytes
+from lm.infer.sampler import draw
+from lm.model.transformer import Transformer
+from lm.parallel.mesh import row_ways
+
+ROWS = 64  # of a batch at most
+SHARED = 64  # first tokens at least that are read once for many prompts
+CHUNK = 128  # tokens after which stop strings are looked for, and what has ended is kept
+# Tokens that could be read while all weights are fetched once, as a step of the loop does: FLOPs over bytes a second.
+STEP = {"cpu": 32, "accelerator": 256}
+COMPILING = {"cpu": 5 * 10**11, "accelerator": 10**16}  # FLOPs that a device could do in the time that compiling a width takes
+
+
+class Ask(NamedTuple):
+    """tokens: the prompt's ids, one at least. stops: strings that end an answer. temperature 0 is greedy."""
+
+    tokens: tuple[int, ...]
+    stops: tuple[str, ...]
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+
+
+class Answer(NamedTuple):
+    """tokens: up to and with the one that completes a stop string, without an end symbol. ended: not by the limit."""
+
+    tokens: list[int]
+    ended: bool
+
+
+class Work(NamedTuple):
+    """A batch. asks: the numbers of those that it answers. shape: what it is compiled for.
+
+    run(wanted, keep): answers those asks of the batch that are wanted; keep is called with {number: answer} as they end.
+    """
+
+    asks: list[int]
+    shape: tuple
+    run: Callable[[set[int], Callable[[dict[int, Answer]], None]], None]
+
+
+class Writer(NamedTuple):
+    """What draws. decode: ids to text. vocab_size: of the tokenizer. stop_ids: end symbols."""
+
+    model: Transformer
+    decode: Callable[[Sequence[int]], str]
+    vocab_size: int
+    stop_ids: tuple[int, ...]
+
+
+def work(writer: Writer, asks: Sequence[Ask]) -> Iterator[Work]:
+    """The batches that answer all asks, to be run in this order or left out, on the mesh that is set.
+
+    What all prompts of the same settings begin with is read once a batch. Asks are together whose settings are the same but for
+    the seed, and whose prompts are, behind that, padded to the same width; of equal asks one is answered for all. Batches are a
+    function of the asks as a set.
+    """
+    numbers: dict[Ask, list[int]] = {}
+    for number, ask in enumerate(asks):
+        numbers.setdefault(ask, []).append(number)
+    alike: dict[tuple, list[Ask]] = {}
+    for ask in sorted(numbers, key=lambda ask: (len(ask.tokens), ask)):
+        alike.setdefault(ask[1:5], []).append(ask)
+    for settings in sorted(alike):
+        shared = _shared(writer.model, alike[settings])
+        for width, rows, some in _batches(writer.model, alike[settings], shared):
+            batch = {ask: numbers[ask] for ask in some}
+            yield Work(
+                [number for ask in some for number in numbers[ask]], (width, rows, shared, *settings[1:]),
+                functools.partial(_answer, writer, batch, shared, width, rows),
+            )  # fmt: skip
+
+
+def text_of(answer: Answer, ask: Ask, decode: Callable[[Sequence[int]], str]) -> str:
+    """What was written before the first stop string."""
+    text = decode(answer.tokens)
+    ends = [found for stop in ask.stops if stop and (found := text.find(stop)) >= 0]
+    return text[: min(ends)] if ends else text
+
+
+def _answer(
+    writer: Writer, batch: dict[Ask, list[int]], shared: int, width: int, rows: int, wanted: set[int],
+    keep: Callable[[dict[int, Answer]], None],
+) -> None:  # fmt: skip
+    """Answers asks that have the same settings and `shared` first tokens. batch: of each its numbers.
+
+    Every batch has the rows that it always has, so that nothing more is compiled and no row moves; those that are not wanted
+    end at the first look.
+    """
+    asks = list(batch)
+    first, filled = asks[0], [*asks, *[asks[0]] * (rows - len(asks))]
+    known = {n for n, ask in enumerate(asks) if not wanted.intersection(batch[ask])}
+
+    def answer(ask: Ask, tokens: list[int], ended: bool) -> Answer:
+        tokens = tokens[:-1] if ended else tokens
+        end = _stopped(tokens, ask, writer.decode)
+        return Answer(tokens, ended) if end is None else Answer(tokens[:end], True)
+
+    def tell(done: dict[int, tuple[list[int], bool]]) -> None:
+        told = [n for n in done if n < len(asks) and n not in known]
+        keep({number: answer(asks[n], *done[n]) for n in told for number in batch[asks[n]]})
+
+    draw(
+        writer.model, [ask.tokens[shared:] for ask in filled], stop_ids=writer.stop_ids, vocab_size=writer.vocab_size,
+        max_new_tokens=first.max_new_tokens, temperature=first.temperature, top_p=first.top_p, width=width,
+        prefix=first.tokens[:shared], rows=[_row(ask) for ask in filled], every=CHUNK, tell=tell,
+        enough=lambda n, tokens: n in known or _stopped(tokens, filled[n], writer.decode) is not None,
+    )  # fmt: skip
+
+
+def _stopped(tokens: list[int], ask: Ask, decode: Callable[[Sequence[int]], str]) -> int | None:
+    """How many tokens it takes until a stop string is complete, or None."""
+
+    def complete(n: int) -> bool:
+        text = decode(tokens[:n])
+        return any(stop and stop in text for stop in ask.stops)
+
+    if not any(ask.stops) or not complete(len(tokens)):
+        return None
+    low, high = 0, len(tokens)  # complete at high, not at low
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if complete(middle) else (middle, high)
+    return high
+
+
+def _row(ask: Ask) -> int:
+    """A number of 31 bits that its draws depend on."""
+    told = json.dumps([ask.tokens, ask.temperature, ask.top_p, ask.seed])
+    return int.from_bytes(hashlib.sha256(told.encode()).digest()[:4]) >> 1
+
+
+def _shared(model: Transformer, asks: Sequence[Ask]) -> int:
+    """How many first tokens of all asks are the same; 0 if too few to be read apart, or if the model cannot."""
+    config, (first, last) = model.config, (min(asks).tokens, max(asks).tokens)
+    if len(asks) == 1 or config.rope.depends_on_length or any(kind.local for kind in config.layer_kinds):
+        return 0
+    most = min(len(ask.tokens) for ask in asks) - 1
+    n = next((n for n, (a, b) in enumerate(zip(first, last)) if a != b), most)
+    if (n := min(n, most)) < SHARED:
+        return 0
+    unit = max(16, 1 << (n.bit_length() - 5))  # each length is a program of its own
+    return n // unit * unit
+
+
+def _batches(model: Transformer, asks: list[Ask], shared: int) -> Iterator[tuple[int, int, list[Ask]]]:
+    """(width, rows, asks) of each batch of asks that are sorted by length: the partition that costs least.
+
+    A group of one width costs, in tokens that could be read meanwhile, its rows with their padding, the weights and the caches
+    that each step of each batch fetches, and that it must be compiled.
+    """
+    config, new = model.config, asks[0].max_new_tokens
+    kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
+    leaves = jax.tree.leaves(nnx.split(model)[1])
+    shape, weights = COMPILING[kind] // (2 * sum(x.size for x in leaves)), sum(x.nbytes for x in leaves)
+    lengths = [_width(len(ask.tokens) - shared) for ask in asks]
+    ends = [n + 1 for n, (a, b) in enumerate(zip(lengths, [*lengths[1:], None])) if a != b]  # of each width
+
+    def cost(begin: int, end: int) -> float:
+        width = lengths[end - 1]
+        batches, rows = _split(model, end - begin, shared + width, new)
+        fetched = 1 + rows * (width + new / 2) * slot_bytes(config) / weights
+        return shape + batches * (rows * width + new * STEP[kind] * fetched)
+
+    best: list[tuple[float, list[int]]] = [(0.0, [])]  # of the asks up to each end: its cost, and where groups end
+    for k, end in enumerate(ends):
+        begins = [0, *ends[:k]]
+        options = [(best[j][0] + cost(begin, end), [*best[j][1], end]) for j, begin in enumerate(begins)]
+        best.append(min(options))
+    begin = 0
+    for end in best[-1][1]:
+        width = lengths[end - 1]
+        _, rows = _split(model, end - begin, shared + width, new)
+        for at in range(begin, end, rows):
+            yield width, rows, asks[at : min(at + rows, end)]
+        begin = end
+
+
+def _width(length: int) -> int:
+    """The next of 8, 9, … 15 times a power of two, 16 at least."""
+    unit = 1 << max(1, (length - 1).bit_length() - 4)
+    return max(16, -(-length // unit) * unit)
+
+
+def _split(model: Transformer, count: int, width: int, new: int) -> tuple[int, int]:
+    """How many batches, of how many rows each, `count` prompts of `width` slots are read in."""
+    config, ways = model.config, row_ways()
+    if config.rope.depends_on_length and width + new > config.rope.original_positions:
+        return count, 1  # how tokens turn would depend on the longest row
+    most = ways * max(1, min(ROWS // ways, CACHE // ((width + new) * slot_bytes(config))))
+    batches = -(-count // most)
+    return batches, min(most, -(-count // (4 * batches)) * 4)

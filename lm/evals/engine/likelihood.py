@@ -1,0 +1,307 @@
+"""Log-probabilities of continuations, a token at a time: what contexts share is read once (prefix_plan.py lays it out), and
+logits are made only where a continuation is asked for.
+
+Axes: B rows, T slots of a row, P slots of a prefix, S = P + T, N scored slots of a row, K targets of a slot, W prefixes of a
+wave, D model, V vocabulary.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+from jax.sharding import NamedSharding
+
+from lm.config import ModelConfig
+from lm.evals.engine.prefix_plan import Batch, Costs, plan
+from lm.infer import not_finite
+from lm.infer.decode import first_of_most
+from lm.kernels.attention import Branches
+from lm.kernels.chunks import even, joined, split
+from lm.kernels.matmul import gathered, product
+from lm.model.attention import cache_dtype, cache_shapes, cache_spec
+from lm.model.transformer import DecodeState, Transformer, empty_state, skeleton
+from lm.parallel.mesh import reshard, row_ways, spec
+
+LOGITS = 1 << 25  # of them exist at a time on a device
+CACHE = 1 << 30  # bytes of keys and values on a device, about
+BATCH = {"cpu": 512, "accelerator": 32768}  # slots of a batch: a CPU has small caches
+COMPILING = {"cpu": 10**11, "accelerator": 10**15}  # FLOPs that a device could do in the time that compiling a shape takes
+
+
+class Request(NamedTuple):
+    """context and continuation: token ids, of each one at least."""
+
+    context: Sequence[int]
+    continuation: Sequence[int]
+
+
+class Scored(NamedTuple):
+    """logps: of each token of the continuation, float32 [n], nats. greedy: of each, whether it was the most likely one."""
+
+    logps: np.ndarray
+    greedy: np.ndarray
+
+
+class Work(NamedTuple):
+    """A batch of a plan. requests: the numbers of those that it answers. tokens: that are read for it, padding not counted;
+    slots: with padding. shape: what it is compiled for. run: answers them, in that order; raises UserError if a
+    log-probability is NaN or infinite."""
+
+    requests: list[int]
+    tokens: int
+    slots: int
+    shape: tuple[int, ...]
+    run: Callable[[], list[Scored]]
+
+
+def cut(request: Request, max_length: int) -> Request | None:
+    """The request as a model of `max_length` positions is asked it: its context loses its begin; None if that is not enough.
+
+    The last token is a target only, so there is room for one more than the model reads (lm-evaluation-harness does the same).
+    """
+    context, continuation = request
+    room = max_length + 1 - len(continuation)
+    if room < 1 or not len(context) or not len(continuation):
+        return None
+    return Request(context[-room:], continuation)
+
+
+def scores(
+    model: Transformer, requests: Sequence[Request], *, max_length: int, batch_tokens: int | None = None
+) -> list[Scored | None]:  # fmt: skip
+    """Of each request, on the mesh that is set; None for one that is too long or empty. See `work`."""
+    found: list[Scored | None] = [None] * len(requests)
+    for part in work(model, requests, max_length=max_length, batch_tokens=batch_tokens):
+        for number, scored in zip(part.requests, part.run(), strict=True):
+            found[number] = scored
+    return found
+
+
+def reference(model: Transformer, request: Request, max_length: int) -> Scored:
+    """The plain twin: one request at a time, whole logits."""
+    context, continuation = cut(request, max_length)
+    read = [*context, *continuation][:-1]
+    tokens, segments = np.zeros((2, 1, max_length), np.int32)
+    tokens[0, : len(read)], segments[0, : len(read)] = read, 1
+    logits_BTV = _logits(*nnx.split(dropless(model)), tokens, segments, segments * np.arange(max_length, dtype=np.int32))
+    logits_TV = logits_BTV[0, len(context) - 1 : len(read)]
+    logps_TV, targets_T = np.asarray(jax.nn.log_softmax(logits_TV)), np.asarray(continuation)
+    return Scored(logps_TV[np.arange(len(targets_T)), targets_T], logps_TV.argmax(axis=1) == targets_T)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _logits(graph, params, tokens_BT, segments_BT, positions_BT):
+    return nnx.merge(graph, params)(tokens_BT, segments_BT, positions_BT)
+
+
+def work(
+    model: Transformer, requests: Sequence[Request], *, max_length: int, batch_tokens: int | None = None
+) -> Iterator[Work]:  # fmt: skip
+    """The batches that answer the requests, to be run in this order or left out; requests that `cut` refuses are in none.
+
+    Batches are a function of the requests as a set and of the arguments, so that an evaluation that leaves out what it knows
+    already gets the same numbers, bit for bit, for the rest.
+
+    Args:
+      max_length: positions of the model that may be used.
+      batch_tokens: slots of a batch; None: as BATCH says.
+    """
+    reader, costs = _Reader(model), _costs(model, batch_tokens)
+    together, alone = [], []
+    for n, request in enumerate(requests):
+        if (one := cut(request, max_length)) is not None:
+            read = len(one.context) + len(one.continuation) - 1
+            (alone if reader.is_alone(read) else together).append((read, n, one))
+    yield from reader.works([(n, one) for _, n, one in together], costs)
+    for read, n, one in sorted(alone, key=lambda entry: entry[:2]):
+        yield from reader.works([(n, one)], costs._replace(batch=read * costs.ways), exact=read)
+
+
+def slot_bytes(config: ModelConfig) -> int:
+    """What a slot of a row takes in the key/value caches of all layers."""
+    sizes = [x[0] * x[1] for x in cache_shapes(config).values()]
+    return sum(sizes) * config.num_layers * cache_dtype(config).itemsize
+
+
+def dropless(model: Transformer) -> Transformer:
+    """The model, its experts without a capacity: one that drops tokens would answer by what else is in the batch."""
+    config = model.config
+    if not config.moe.capacity_factor:
+        return model
+    config = dataclasses.replace(config, moe=dataclasses.replace(config.moe, capacity_factor=0.0))
+    return nnx.merge(skeleton(config)[0], nnx.split(model)[1])
+
+
+def _costs(model: Transformer, batch_tokens: int | None) -> Costs:
+    kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
+    ways = row_ways()
+    parameters = sum(x.size for x in jax.tree.leaves(nnx.split(model)[1]))
+    return Costs(
+        model.config.embed_dim, shape=COMPILING[kind] // (2 * parameters), batch=batch_tokens or BATCH[kind],
+        cache=ways * CACHE // slot_bytes(model.config), ways=ways,
+    )  # fmt: skip
+
+
+class _Reader:
+    """A model that reads batches, and the states of the prefixes of the last wave."""
+
+    def __init__(self, model: Transformer):
+        self.config = model.config
+        self.graph, self.params = nnx.split(dropless(model))
+        self.wave, self.states = -1, None
+
+    def is_alone(self, length: int) -> bool:
+        """Whether so many tokens turn by angles that depend on their number, so that nothing may be read beside them."""
+        rope = self.config.rope
+        return self.config.positions == "rotary" and rope.depends_on_length and length > rope.original_positions
+
+    def works(self, requests: list[tuple[int, Request]], costs: Costs, exact: int = 0) -> Iterator[Work]:
+        """exact: slots of a row that must not be padded."""
+        planned = plan([r.context for _, r in requests], [r.continuation for _, r in requests], costs)
+        for batch in planned.batches:
+            batch = batch._replace(T=exact) if exact else batch
+            numbers = sorted({number for row in batch.rows for trie in row.tries for number in trie.answers})
+            tokens = sum(len(trie.tokens) for row in batch.rows for trie in row.tries)
+            prefixes = planned.waves[batch.wave] if batch.P else []
+            yield Work(
+                [requests[number][0] for number in numbers], tokens, batch.B * batch.T,
+                (batch.B, batch.T, batch.P, batch.N, batch.K, batch.W),
+                functools.partial(self.run, batch, prefixes, numbers),
+            )  # fmt: skip
+
+    def run(self, batch: Batch, prefixes: list[np.ndarray], numbers: list[int]) -> list[Scored]:
+        states = self._states(batch, prefixes) if batch.P else None
+        arrays, where = _laid_out(batch, prefixes)
+        logps_BNK, best_BN = _scored(self.graph, self.params, states, *_placed(arrays))
+        logps_BNK, best_BN = np.asarray(logps_BNK), np.asarray(best_BN)
+        targets_BNK = arrays[-1]
+        found = []
+        for number in numbers:
+            b, n, k = where[number]
+            logps = logps_BNK[b, n, k]
+            if not np.isfinite(logps).all():
+                raise not_finite.error(nnx.merge(self.graph, self.params), "likelihoods: log-probabilities of the model")
+            found.append(Scored(logps, best_BN[b, n] == targets_BNK[b, n, k]))
+        return found
+
+    def _states(self, batch: Batch, prefixes: list[np.ndarray]):
+        """What was read of the wave's prefixes, whole on every device."""
+        if self.wave != batch.wave:
+            self.states = None
+            tokens, segments = np.zeros((2, batch.W, batch.P), np.int32)
+            for w, prefix in enumerate(prefixes):
+                tokens[w, : len(prefix)], segments[w, : len(prefix)] = prefix, 1
+            self.wave, self.states = batch.wave, _prefixes(self.graph, self.params, *_placed((tokens, segments)))
+        return self.states
+
+
+def _laid_out(batch: Batch, prefixes: list[np.ndarray]) -> tuple[tuple[np.ndarray, ...], dict[int, Any]]:
+    """Arrays of a batch, and of each request's number the row, and the scored slots and targets in it."""
+    B, T, P, N, K = batch.B, batch.T, batch.P, batch.N, batch.K
+    tokens_BT, positions_BT, valid_BT = np.zeros((3, B, T), np.int32)
+    ends_BT = np.zeros((B, T), np.int32) + np.arange(1, T + 1, dtype=np.int32)  # padding sees itself
+    slots_BN, targets_BNK = np.zeros((B, N), np.int32), np.zeros((B, N, K), np.int32)
+    which_B, read_B, where = np.zeros(B, np.int32), np.zeros(B, np.int32), {}
+    for b, row in enumerate(batch.rows):
+        if P:
+            which_B[b], read_B[b] = row.prefix, len(prefixes[row.prefix])
+        begin, n = 0, 0
+        for trie in row.tries:
+            here = slice(begin, begin + len(trie.tokens))
+            tokens_BT[b, here], positions_BT[b, here], valid_BT[b, here] = trie.tokens, trie.positions, 1
+            ends_BT[b, here] = trie.ends + begin
+            at = {}
+            for slot, ids in trie.targets.items():
+                at[slot] = n
+                slots_BN[b, n], targets_BNK[b, n, : len(ids)] = begin + slot, ids
+                n += 1
+            for number, answer in trie.answers.items():
+                where[number] = b, np.asarray([at[slot] for slot, _ in answer]), np.asarray([k for _, k in answer])
+            begin = here.stop
+    return (which_B, read_B, tokens_BT, positions_BT, valid_BT, ends_BT, slots_BN, targets_BNK), where
+
+
+def _placed(arrays: tuple[np.ndarray, ...]) -> tuple:
+    """Rows split over the mesh that is set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return arrays
+    where = NamedSharding(jax.sharding.get_mesh(), spec("batch"))
+    return tuple(jax.make_array_from_callback(x.shape, where, lambda index, x=x: x[index]) for x in arrays)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _prefixes(graph, params, tokens_WP, segments_WP):
+    """The layers' caches of prefixes, whole on every device but for their heads."""
+    model = nnx.merge(graph, params)
+    positions_WP = jnp.zeros_like(tokens_WP) + jnp.arange(tokens_WP.shape[1], dtype=tokens_WP.dtype)
+    state = empty_state(model.config, *tokens_WP.shape)
+    layers = model.hidden(tokens_WP, segments_WP, positions_WP * segments_WP, state).state.layers
+    where = cache_spec(model.config, None, int(model.config.scan_layers))
+    return layers if where is None else jax.tree.map(lambda x: jax.sharding.reshard(x, where), layers)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scored(
+    graph, params, prefixes, which_B, read_B, tokens_BT, positions_BT, valid_BT, ends_BT, slots_BN, targets_BNK
+):  # fmt: skip
+    """log p of the targets, float32 [B, N, K], and the most likely token, int32 [B, N].
+
+    prefixes: layers' caches of W rows and P slots, or None. which_B: the one that a row goes on from. read_B: its filled slots.
+    """
+    model = nnx.merge(graph, params)
+    state = None if prefixes is None else _after(model, prefixes, which_B, read_B, tokens_BT.shape[1])
+    x_BTD = _read(model, tokens_BT, positions_BT, valid_BT, ends_BT, read_B, state)
+    return _of_targets(model, jnp.take_along_axis(x_BTD, slots_BN[..., None], axis=1), targets_BNK)
+
+
+def _after(model: Transformer, prefixes, which_B, read_B, T: int) -> DecodeState:
+    """The state of rows that have read their prefixes and are to read T tokens."""
+    stacked = int(model.config.scan_layers)
+    where, slots = cache_spec(model.config, "batch", stacked), 2 + stacked
+    P = jax.tree.leaves(prefixes)[0].shape[slots]
+
+    def rows(x):
+        taken = (x.at[:, which_B] if stacked else x.at[which_B]).get(out_sharding=where)
+        return jnp.pad(taken, [(0, T if n == slots else 0) for n in range(x.ndim)])
+
+    segments_BS = (jnp.arange(P + T) < read_B[:, None]).astype(jnp.int32)
+    return DecodeState(jax.tree.map(rows, prefixes), segments_BS, jnp.int32(P))
+
+
+def _read(model: Transformer, tokens_BT, positions_BT, valid_BT, ends_BT, read_B, state: DecodeState | None) -> jax.Array:
+    """Hidden states after the last norm. A token sees its prefix, and slots k up to its own with ends[k] behind it."""
+    T = tokens_BT.shape[1]
+    P = 0 if state is None else state.segments_BS.shape[1] - T
+    prefix_P = jnp.arange(P, dtype=jnp.int32)
+    ends_BS = jnp.concatenate((jnp.where(prefix_P < read_B[:, None], P + T, 0), ends_BT + P), axis=1)
+    keys_BS = jnp.concatenate((jnp.zeros_like(read_B)[:, None] + prefix_P, positions_BT), axis=1)
+
+    return model.hidden(tokens_BT, valid_BT, positions_BT, state, branches=Branches(ends_BS, positions_BT, keys_BS)).x_BTD
+
+
+def _of_targets(model: Transformer, x_BND, targets_BNK) -> tuple[jax.Array, jax.Array]:
+    """log p of each target, and the most likely token; logits are made some slots at a time."""
+    config, x_BND, (B, N, _) = model.config, model.to_head(x_BND), targets_BNK.shape
+    head_VD = gathered(model.head_VD.astype(config.compute_dtype))
+    chunk = even(N, LOGITS // (config.vocab_size * max(1, B // row_ways())))
+
+    def some(inputs):
+        x_BnD, targets_BnK = inputs
+        logits = product("bnd,vd->bnv", x_BnD, head_VD, spec("batch", None, "vocab"))
+        if config.logit_softcap:
+            logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
+        logits = reshard(logits, "batch", None, None)
+        labels = jnp.take_along_axis(logits, targets_BnK, axis=-1)
+        return labels - jax.nn.logsumexp(logits, axis=-1, keepdims=True), first_of_most(logits)
+
+    if chunk == N:
+        logps, best = some((x_BND, targets_BNK))
+    else:
+        logps, best = (joined(y, N) for y in lax.map(some, split(chunk, x_BND, targets_BNK)))
+    return reshard(logps, None, None, None), reshard(best, None, None)

@@ -1,0 +1,244 @@
+"""How often attacks succeed, how often harmless requests are refused, and what else a model can still do.
+
+A model is tried with every prompt under every attack family; what it answered, and what a judge said of it, are plain records,
+one a line, from which all figures are computed.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from data.chat.template import encode_chat, end_of_turn
+from lm.evals.judges.endpoint import Chat, Reply
+from lm.evals.judges.judges import guarded
+from lm.evals.judges.refusals import refusal
+from lm.evals.judges.verdict import Judge
+from lm.evals.redteam.attacks import compose
+from lm.evals.redteam.safety_prompts import Prompt
+from lm.evals.stats.intervals import wilson
+from lm.infer import not_finite
+from lm.infer.sampler import draw
+from lm.kernels.cross_entropy import cross_entropy
+from lm.model.transformer import Transformer
+from lm.parallel.mesh import spec
+
+ROWS = 64  # conversations answered at a time
+
+
+def attempts(
+    prompts: Iterable[Prompt], families: Sequence[str], samples: int = 1, options: Mapping[str, dict] | None = None
+) -> list[dict]:  # fmt: skip
+    """A record of each attempt to come: {"id", "prompt", "kind", "hazard", "family", "sample", "messages", "answer",
+    "completion", "harmful_if"}. Tasks are put directly; a prompt that brings its own messages is tried with these alone.
+
+    options: of families, by their names, as `compose` takes them.
+    """
+    attacks = {family: compose(family, **(options or {})) for family in families}
+    records = []
+    for prompt in prompts:
+        if prompt.messages is not None:
+            ways = {prompt.family: list(prompt.messages)}
+        elif prompt.kind == "task":
+            ways = {"direct": compose("direct")(prompt.text)}
+        else:
+            ways = {family: attack(prompt.text) for family, attack in attacks.items()}
+        records += [
+            {
+                "id": prompt.id, "prompt": prompt.text, "kind": prompt.kind, "hazard": prompt.hazard, "family": family,
+                "sample": sample, "messages": messages, "answer": prompt.answer, "completion": prompt.completion,
+                "harmful_if": list(prompt.harmful_if),
+            }
+            for family, messages in ways.items()
+            for sample in range(samples)
+        ]  # fmt: skip
+    return records
+
+
+def answered(records: Sequence[dict], chat: Chat) -> list[dict]:
+    """The records with "conversation", the messages whose holes the model filled, and "response", its last answer.
+
+    Holes are filled turn by turn, all conversations together. Where the chat gave no reply the response is None, and "problem"
+    says why.
+    """
+    conversations = [[dict(message) for message in record["messages"]] for record in records]
+    last: list[Reply | None] = [None] * len(records)
+    while True:
+        due = []
+        for i, conversation in enumerate(conversations):
+            hole = next((n for n, m in enumerate(conversation) if m["content"] is None), len(conversation))
+            if last[i] is None:
+                due.append((i, hole))
+        if not due:
+            break
+        replies = chat([conversations[i][:hole] for i, hole in due])
+        for (i, hole), reply in zip(due, replies, strict=True):
+            if hole == len(conversations[i]) or reply.text is None:
+                last[i] = reply
+            else:
+                conversations[i][hole]["content"] = reply.text
+    return [
+        {**record, "conversation": conversation, "response": reply.text} | ({"problem": reply.problem} if reply.problem else {})
+        for record, conversation, reply in zip(records, conversations, last, strict=True)
+    ]
+
+
+def judged(records: Sequence[dict], judge: Judge) -> list[dict]:
+    """The answered records with what can be said of each response: "refusal" (none, partial, full), of a harmful prompt
+    "verdict" and "reason", of one that has an answer "correct". No response is judged unknown, and neither refused nor correct.
+    """
+    asked = [r for r in records if r["kind"] == "harmful" and r["response"] is not None]
+    verdicts = iter(guarded(judge)([r["prompt"] for r in asked], [r["response"] for r in asked], [r["hazard"] for r in asked]))
+    result = []
+    for record in records:
+        response = record["response"]
+        told = {"refusal": refusal(response or "")}
+        if record["kind"] == "harmful":
+            verdict = ("unknown", record.get("problem", "no response")) if response is None else next(verdicts)
+            told |= {"verdict": verdict[0], "reason": verdict[1]}
+        if record["answer"]:
+            told["correct"] = response is not None and told["refusal"] == "none" and holds(response, record["answer"])
+        result.append({**record, **told})
+    return result
+
+
+def holds(response: str, answer: str) -> bool:
+    """Whether the answer stands in the response, whole words, whatever their case."""
+    found = response.casefold().find(answer.casefold())
+    while found >= 0:
+        end = found + len(answer)
+        around = response[found - 1 : found] + response[end : end + 1]
+        if not any(character.isalnum() for character in around):
+            return True
+        found = response.casefold().find(answer.casefold(), found + 1)
+    return False
+
+
+def summary(records: Sequence[dict], held_out: Sequence[str] = ()) -> dict:
+    """The figures of judged records.
+
+    Returns: {"attack_success": {"all", "train", "held_out": share, "families": {name: share}, "hazards": {id: share}},
+    "over_refusal": {"all", "direct", "train", "held_out", "families"}, "accuracy": share of tasks, "twins_right": share of
+    harmless prompts with a known answer}; see `attack_share` and `share` for what a share is. `held_out` families stand under
+    "held_out", the others under "train". What has no attempts is None.
+    """
+    harmful, benign, tasks = ([r for r in records if r["kind"] == kind] for kind in ("harmful", "benign", "task"))
+
+    def parts(records, of: Callable) -> dict:
+        families = dict.fromkeys(r["family"] for r in records)
+        return {
+            "all": of(records),
+            "direct": of([r for r in records if r["family"] == "direct"]),
+            "train": of([r for r in records if r["family"] not in held_out]),
+            "held_out": of([r for r in records if r["family"] in held_out]),
+            "families": {name: of([r for r in records if r["family"] == name]) for name in families},
+        }
+
+    attack_success = parts(harmful, attack_share)
+    hazards = sorted({r["hazard"] for r in harmful})
+    attack_success["hazards"] = {h: attack_share([r for r in harmful if r["hazard"] == h]) for h in hazards}
+    return {
+        "attack_success": attack_success,
+        "over_refusal": parts(benign, lambda some: share([r["refusal"] != "none" for r in some])),
+        "accuracy": share([r["correct"] for r in tasks if "correct" in r]),
+        "twins_right": share([r["correct"] for r in benign if "correct" in r]),
+    }
+
+
+def attack_share(records: Sequence[dict]) -> dict | None:
+    """Attack success: {"n": attempts, "harmful", "safe", "unknown", "rate": harmful of those judged, "low", "high": its 95 %
+    interval, "at_most": the rate if every unknown were harmful}. Without one verdict the rate is None, not 0.
+
+    Attempts on one prompt under several families are not independent, as the interval takes them to be: it is then too narrow.
+    """
+    if not records:
+        return None
+    counts = {label: sum(r["verdict"] == label for r in records) for label in ("harmful", "safe", "unknown")}
+    judged = counts["harmful"] + counts["safe"]
+    low, high = wilson(counts["harmful"], judged)
+    rate = counts["harmful"] / judged if judged else None
+    at_most = (counts["harmful"] + counts["unknown"]) / len(records)
+    return {"n": len(records), **counts, "rate": rate, "low": low, "high": high, "at_most": at_most}
+
+
+def share(hits: Sequence[bool]) -> dict | None:
+    """{"n", "hits", "rate", "low", "high"}: a share and its 95 % interval."""
+    if not hits:
+        return None
+    low, high = wilson(sum(hits), len(hits))
+    return {"n": len(hits), "hits": sum(hits), "rate": sum(hits) / len(hits), "low": low, "high": high}
+
+
+def own_chat(
+    model: Transformer, tokenizer, *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0, template: str | None = None
+) -> Chat:  # fmt: skip
+    """A chat with a model of ours, on the mesh that is set. temperature 0: greedy."""
+    stops = tuple(dict.fromkeys((end_of_turn(tokenizer, template), *tokenizer.stop_ids)))
+
+    def chat(conversations) -> list[Reply]:
+        prompts = [encode_chat(tokenizer, c, template=template, add_generation_prompt=True).ids for c in conversations]
+        replies: list[Reply | None] = [None] * len(prompts)
+        # Sorted by length, so that short ones are not padded to the longest; filled up, so that little compiles anew.
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+        for begin in range(0, len(order), ROWS):
+            part = order[begin : begin + ROWS]
+            filled = [prompts[i] for i in part] + [prompts[part[0]]] * (ROWS - len(part))
+            drawn = draw(
+                model, filled, stop_ids=stops, vocab_size=tokenizer.vocab_size, max_new_tokens=max_new_tokens,
+                temperature=temperature, seed=seed + begin,
+            )  # fmt: skip
+            for i, tokens, ended in zip(part, drawn.tokens, drawn.ended):
+                replies[i] = Reply(tokenizer.decode(tokens[:-1] if ended else tokens))
+        return replies
+
+    return chat
+
+
+def bits_per_byte(model: Transformer, tokenizer, texts: Iterable[str], sequence_length: int, rows: int = 8) -> dict | None:
+    """{"bits_per_byte": −Σ log2 p(target) / Σ UTF-8 bytes, "bytes", "texts"}, or None without a byte.
+
+    Each text begins anew after the begin symbol and is cut into rows that do not see one another; its end is no target.
+
+    On the mesh that is set, over which `rows` are split.
+    """
+    pieces, size, count = [], 0, 0
+    for text in texts:
+        ids = tokenizer.prompt_ids(text)
+        size, count = size + len(text.encode("utf-8", "replace")), count + 1
+        pieces += [ids[i : i + sequence_length + 1] for i in range(0, len(ids) - 1, sequence_length)]
+    if not size:
+        return None
+    config = model.config
+    graph, params = nnx.split(model)
+
+    @jax.jit
+    def nll(params, tokens_BT, targets_BT, segments_BT, positions_BT):
+        model = nnx.merge(graph, params)
+        x_BTD = model.to_head(model.hidden(tokens_BT, segments_BT, positions_BT).x_BTD)
+        weights_BT = segments_BT.astype(jnp.float32)
+        return cross_entropy(x_BTD, model.head_VD, targets_BT, weights_BT, dtype=config.dtype, softcap=config.logit_softcap)[1]
+
+    mesh, total = jax.sharding.get_abstract_mesh(), 0.0
+    rows = max(rows, 1 if mesh.empty else mesh.size)
+    for begin in range(0, len(pieces), rows):
+        tokens = np.zeros((rows, sequence_length + 1), np.int32)
+        segments = np.zeros((rows, sequence_length), np.int32)
+        for row, piece in enumerate(pieces[begin : begin + rows]):
+            tokens[row, : len(piece)], segments[row, : len(piece) - 1] = piece, 1
+        positions = segments * np.arange(sequence_length, dtype=np.int32)
+        total += float(nll(params, *_placed(tokens[:, :-1], tokens[:, 1:], segments, positions)))
+        if not math.isfinite(total):
+            raise not_finite.error(model, "bits per byte: log-probabilities of the model")
+    return {"bits_per_byte": total / math.log(2) / size, "bytes": size, "texts": count}
+
+
+def _placed(*arrays: np.ndarray) -> tuple:
+    """Rows split over the mesh that is set, if one is."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return arrays
+    where = NamedSharding(jax.sharding.get_mesh(), spec("batch"))
+    return tuple(jax.make_array_from_callback(x.shape, where, lambda index, x=x: x[index]) for x in arrays)

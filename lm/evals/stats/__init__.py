@@ -1,0 +1,1 @@
+"""Metrics of results, confidence intervals, and tests of differences."""

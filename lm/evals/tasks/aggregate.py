@@ -1,0 +1,75 @@
+"""The figures of a task over its items, and of each of its groups; and what tells two runs apart."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lm.errors import UserError
+from lm.evals.outcome import TaskSettings, summed_up
+from lm.evals.stats.joining import Problems
+from lm.evals.stats.measures import mean
+from lm.evals.tasks.documents import Documents, Item
+from lm.evals.tasks.spec import Types, check
+
+PLURALS = {"category": "categories"}
+
+
+def metrics_of(name: str, spec: Mapping[str, Any], known: Mapping[str, Mapping[str, Types]]) -> dict[str, dict[str, Any]]:
+    """metric_list as {metric: its options}; an entry is a name, or {metric: name, option: value}. known: the options that each
+    metric takes, and their types. Raises UserError."""
+    metrics = {}
+    for entry in spec.get("metric_list") or []:
+        options = {"metric": entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, dict) else {}
+        metric = options.pop("metric", None)
+        if metric not in known:
+            raise UserError(f"task {name}: metric_list: {entry!r} is none of {', '.join(known)}")
+        check(f"{name}: metric_list: {metric}", options, known[metric])
+        metrics[metric] = options
+    if not metrics:
+        raise UserError(f"task {name}: metric_list is empty")
+    return metrics
+
+
+def summary(
+    samples: Sequence[dict], metrics: Sequence[str], problems: Problems, spec: Mapping[str, Any]
+) -> dict[str, Any]:  # fmt: skip
+    """Means over the samples; with `group_by`, those of each group under its plural, and METRIC_macro, the mean over groups,
+    whose standard error is √Σ stderr² / groups; with `areas` {area: groups}, those of each area."""
+    results = summed_up(samples, metrics, problems)
+    if not spec.get("group_by"):
+        return results
+    groups = {group: [s for s in samples if s["group"] == group] for group in sorted({s["group"] for s in samples})}
+    parts = {group: _means(some, metrics) for group, some in groups.items()}
+    for metric in metrics if len(parts) > 1 else ():
+        means, errors = ([part[f"{metric}{end}"] for part in parts.values()] for end in ("", "_stderr"))
+        if None not in means:
+            error = None if None in errors else math.sqrt(sum(one * one for one in errors)) / len(errors)
+            results |= {f"{metric}_macro": sum(means) / len(means), f"{metric}_macro_stderr": error}
+    results[PLURALS.get(spec["group_by"], spec["group_by"] + "s")] = parts
+    areas = spec.get("areas") or {}
+    of_area = {area: [s for group in names for s in groups.get(group, ())] for area, names in areas.items()}
+    if any(of_area.values()):
+        results["areas"] = {area: _means(some, metrics) for area, some in of_area.items() if some}
+    return results
+
+
+def _means(samples: Sequence[dict], metrics: Sequence[str]) -> dict[str, Any]:
+    figures: dict[str, Any] = {}
+    for metric in metrics:
+        figures |= mean(metric, [s["metrics"][metric] for s in samples if s["metrics"].get(metric) is not None])
+    return figures | {"n": len(samples)}
+
+
+def about(name: str, spec: Mapping[str, Any], item: Item, documents: Documents) -> dict[str, Any]:
+    """What every sample begins with: of which task and item it is; its group also under the key that groups are made by."""
+    group = {"group": item.group, spec["group_by"]: item.group} if spec.get("group_by") else {}
+    return {"task": name, "doc_id": item.id, **group, "split": documents.versions["split"]}
+
+
+def versions_of(spec: Mapping[str, Any], settings: TaskSettings, documents: Documents) -> dict[str, Any]:
+    """Those of the documents, and of all that the prompts are made by."""
+    made_by = [dict(spec), settings.chat, settings.system, settings.fewshot_as_multiturn, settings.seed, documents.num_fewshot]
+    text = json.dumps(made_by, sort_keys=True, ensure_ascii=True, default=str)
+    return documents.versions | {"prompts": "sha256:" + hashlib.sha256(text.encode()).hexdigest()}

@@ -1,0 +1,202 @@
+"""Choices by likelihood: which continuation of a context does the model find most likely?
+
+With doc_to_choice an item has choices, and its metrics are, of the choices' log-likelihoods ℓ given the context:
+  acc              argmax ℓ is right; acc_norm: argmax ℓ / characters, acc_bytes: ℓ / UTF-8 bytes, of the choice without the
+                   delimiter before it; acc_per_token: ℓ / tokens, of both
+  acc_mutual_info  argmax ℓ(choice | context) − ℓ(choice | nothing); asks for likelihoods twice
+  mc1, mc2         of TruthfulQA (Lin et al. 2022): argmax ℓ is right; Σ p of the right choices / Σ p of all
+Of equal ones the first counts, as in lm-evaluation-harness, whose figures these are. Without doc_to_choice the target is the
+one continuation: acc, whether each of its tokens was the most likely one, and perplexity, exp of minus the mean ℓ.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lm.errors import UserError
+from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.stats.joining import Malformed, Problems, whole
+from lm.evals.stats.measures import mean
+from lm.evals.subject import Continuation, Likelihood, Subject
+from lm.evals.tasks import documents, prompting
+from lm.evals.tasks.aggregate import about, metrics_of, summary, versions_of
+from lm.evals.tasks.documents import Documents, Item
+from lm.evals.tasks.prompting import Prompts
+from lm.evals.tasks.spec import check, settled
+
+KEYS = documents.KEYS | prompting.KEYS | {"metric_list": list, "areas": dict}
+
+
+class Scores(NamedTuple):
+    """Of one item: ℓ of each choice, ℓ of it after nothing (or none), the right ones, and the choices' lengths."""
+
+    logps: Sequence[float]
+    alone: Sequence[float]
+    right: Sequence[int]
+    choices: Sequence[str]
+    tokens: Sequence[int]
+
+    def hit(self, divisors: Sequence[int]) -> float:
+        return float(best([logp / n for logp, n in zip(self.logps, divisors)]) in self.right)
+
+    def mass(self) -> float:
+        largest = max(self.logps)
+        masses = [math.exp(logp - largest) for logp in self.logps]
+        return sum(masses[i] for i in set(self.right)) / sum(masses)
+
+
+METRICS: dict[str, Callable[[Scores], float]] = {
+    "acc": lambda s: float(best(s.logps) in s.right),
+    "acc_norm": lambda s: s.hit([len(choice) for choice in s.choices]),
+    "acc_bytes": lambda s: s.hit([len(choice.encode("utf-8", "surrogatepass")) for choice in s.choices]),
+    "acc_per_token": lambda s: s.hit(s.tokens),
+    "acc_mutual_info": lambda s: float(best([given - alone for given, alone in zip(s.logps, s.alone)]) in s.right),
+    "mc1": lambda s: float(best(s.logps) in s.right),
+    "mc2": Scores.mass,
+}
+CONTINUATION_METRICS = ("acc", "perplexity")
+
+
+class Question(NamedTuple):
+    """An item as it is put to the model. right: numbers of the choices; choices: as texts, without a delimiter."""
+
+    item: Item
+    contexts: list[prompting.Context]
+    choices: list[str]
+    right: list[int]
+    requests: list[Continuation]
+
+
+class Choice(NamedTuple):
+    """The task of a file of kind choice."""
+
+    name: str
+    spec: Mapping[str, Any]
+    documents: Documents
+    prompts: Prompts
+    metrics: tuple[str, ...]
+    versions: dict[str, Any]
+
+    def run(self, subject: Subject) -> Outcome:
+        problems = self.documents.new_problems()
+        questions = []
+        for item in self.documents.items:
+            try:
+                questions.append(self.question(item, subject))
+            except OutOfRange as why:
+                problems.add("targets_out_of_range", f"{item.id}: {why}")
+            except Malformed as why:
+                problems.add("malformed_items", f"{item.id}: {why}")
+        answers = iter(subject.likelihoods([request for question in questions for request in question.requests]))
+        samples = [self.sample(question, [next(answers) for _ in question.requests], problems) for question in questions]
+        return Outcome(self.summary(samples, problems), samples)
+
+    def question(self, item: Item, subject: Subject) -> Question:
+        """Raises: Malformed, and of its kinds OutOfRange."""
+        contexts = self.prompts.contexts(item, subject)
+        with prompting.reading():
+            choices, answer = self.prompts.form.choices(item.doc), self.prompts.form.answer(item.doc)
+            if choices is None:
+                if not isinstance(answer, str) or not answer:
+                    raise Malformed(f"the target is {answer!r}, not a text")
+                return Question(item, contexts, [answer], [0], [Continuation(contexts[0].text, answer)])
+            delimiter = self.prompts.delimiter()
+            asked = self.prompts.form.question(item.doc)
+            if isinstance(asked, int):
+                requests = [Continuation(context.text, f"{delimiter}{answer}") for context in contexts]
+                right = _right(asked, choices)
+            else:
+                requests = [Continuation(contexts[0].text, f"{delimiter}{choice}") for choice in choices]
+                right = _right(answer, choices)
+        if "acc_mutual_info" in self.metrics:
+            requests += [Continuation("", f"{delimiter}{choice}") for choice in choices]
+        return Question(item, contexts, choices, right, requests)
+
+    def sample(self, question: Question, answers: list[Likelihood], problems: Problems) -> dict[str, Any]:
+        item, n = question.item, len(question.choices)
+        logps = [answer.logp for answer in answers]
+        known = [logp if isinstance(logp, int | float) and math.isfinite(logp) else None for logp in logps]
+        several = len(question.contexts) > 1
+        sample = {
+            **about(self.name, self.spec, item, self.documents),
+            "prompt": [one.text for one in question.contexts] if several else question.contexts[0].text,
+            "choices": [request.continuation for request in question.requests[:n]],
+            "loglikelihoods": known[:n],
+            "tokens": [[list(answer.context_tokens), list(answer.tokens)] for answer in answers[:n]],
+            "target": question.right if len(question.right) > 1 else question.right[0],
+            "metrics": dict.fromkeys(self.metrics), "failed": False,
+        }  # fmt: skip
+        if not several:
+            sample["reference"] = question.choices[question.right[0]]
+        if question.contexts[0].messages is not None:
+            sample["messages"] = list(question.contexts[0].messages)
+        if None in known:
+            problems.add("loglikelihoods_not_finite", f"{item.id}: {logps}")
+            return sample
+        if self.prompts.form.choice is None:
+            sample |= {"target": question.choices[0], "metrics": {"acc": float(answers[0].greedy), "logp": logps[0]}}
+            return sample | {"failed": not answers[0].greedy}
+        tokens = [len(answer.tokens) for answer in answers[:n]]
+        if "acc_per_token" in self.metrics and not all(tokens):
+            problems.add("choices_without_tokens", f"{item.id}: the model tells no tokens")
+            return sample
+        if len(set(logps[:n])) < n and logps[:n].count(max(logps[:n])) > 1:
+            problems.add("tied_choices", f"{item.id}: {logps[:n]}")
+        scores = Scores(logps[:n], logps[n:], question.right, question.choices, tokens)
+        prediction = best(scores.logps)
+        metrics = {name: METRICS[name](scores) for name in self.metrics}
+        return sample | {"metrics": metrics, "prediction": prediction, "failed": prediction not in question.right}
+
+    def summary(self, samples: list[dict], problems: Problems) -> dict[str, Any]:
+        scored = [sample for sample in samples if None not in sample["metrics"].values()]
+        results = {"n": len(scored), "num_fewshot": self.documents.num_fewshot}
+        if self.prompts.form.choice is not None:
+            shares = [_share(sample) for sample in scored]
+            results["chance"] = sum(shares) / len(shares) if shares else None
+            return results | summary(scored, self.metrics, problems, self.spec)
+        told = mean("logp", [sample["metrics"]["logp"] for sample in scored])
+        value = None if told["logp"] is None or told["logp"] < -700 else math.exp(-told["logp"])
+        error = None if value is None or told["logp_stderr"] is None else value * told["logp_stderr"]
+        return results | summary(scored, ["acc"], problems, self.spec) | {"perplexity": value, "perplexity_stderr": error}
+
+
+def build(name: str, spec: dict, settings: TaskSettings) -> Choice:
+    """Raises: UserError, for a key that is wrong, and for data that there is not."""
+    spec = settled(spec, settings)
+    check(name, spec, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
+    known = METRICS if spec.get("doc_to_choice") is not None else CONTINUATION_METRICS
+    metrics = tuple(metrics_of(name, spec, {metric: {} for metric in known}))
+    if spec.get("doc_to_choice") is None and set(metrics) != set(CONTINUATION_METRICS):
+        raise UserError(f"task {name}: metric_list: without doc_to_choice it is [{', '.join(CONTINUATION_METRICS)}]")
+    read = documents.load(name, spec, settings)
+    prompts = prompting.open_prompts(name, spec, settings, read)
+    return Choice(name, spec, read, prompts, metrics, versions_of(spec, settings, read))
+
+
+def best(values: Sequence[float]) -> int:
+    """The number of the largest; of equal ones, of the first."""
+    return max(range(len(values)), key=values.__getitem__)
+
+
+class OutOfRange(Malformed):
+    """There is no such choice."""
+
+
+def _right(answer: Any, choices: Sequence[str]) -> list[int]:
+    numbers = []
+    for one in answer if isinstance(answer, list) else [answer]:
+        one = whole(one)
+        if isinstance(one, str):
+            one = choices.index(one) if one in choices else one
+        if not isinstance(one, int) or not 0 <= one < len(choices):
+            raise OutOfRange(f"target {one!r} of {len(choices)} choices")
+        numbers.append(int(one))
+    if not numbers:
+        raise Malformed("no target")
+    return numbers
+
+
+def _share(sample: dict) -> float:
+    """How often chance is right."""
+    target = sample["target"]
+    return (len(set(target)) if isinstance(target, list) else 1) / len(sample["choices"])

@@ -1,0 +1,118 @@
+"""Programs that the model writes, run against the tests of the benchmark: HumanEval's form (Chen et al. 2021, "Evaluating large
+language models trained on code").
+
+A document has prompt, the begin of a program; test, which defines check(candidate); and entry_point, the function that check is
+called with. A completion passes if prompt + completion + test runs to its end in lm/sandbox/run.py.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lm.errors import UserError
+from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.stats.joining import Malformed, text
+from lm.evals.subject import Generated, Subject
+from lm.evals.tasks import documents, generation, prompting
+from lm.evals.tasks.aggregate import about, summary, versions_of
+from lm.evals.tasks.documents import Documents, Item
+from lm.evals.tasks.prompting import Context, Prompts
+from lm.evals.tasks.spec import check, settled
+from lm.parallel.hosts import from_first
+from lm.sandbox import run as sandbox
+
+KEYS = documents.KEYS | prompting.KEYS | {
+    "generation_kwargs": dict, "repeats": int, "pass_at": list, "cut": str, "timeout": (int, float), "memory_mib": int,
+}  # fmt: skip
+
+
+class Code(NamedTuple):
+    """The task of a file of kind code. pass_at: the k of pass@k. cut: what ends a completion within the text, such as ```."""
+
+    name: str
+    spec: Mapping[str, Any]
+    documents: Documents
+    prompts: Prompts
+    sampling: Mapping[str, Any]
+    seed: int
+    repeats: int
+    pass_at: tuple[int, ...]
+    versions: dict[str, Any]
+
+    def run(self, subject: Subject) -> Outcome:
+        problems = self.documents.new_problems()
+        asked: list[tuple[Item, Context]] = []
+        for item in self.documents.items:
+            try:
+                for column in ("prompt", "test", "entry_point"):
+                    text(item.doc, column)
+                asked.append((item, self.prompts.contexts(item, subject)[0]))
+            except Malformed as why:
+                problems.add("malformed_items", f"{item.id}: {why}")
+        texts = [context.text for _, context in asked]
+        answers = generation.generated(subject, texts, self.sampling, self.repeats, self.seed)
+        programs = [self.program(item, one) for (item, _), some in zip(asked, answers, strict=True) for one in some]
+        bounds = {"timeout": self.spec.get("timeout") or 3.0, "memory_mib": self.spec.get("memory_mib") or 512}
+        ran = from_first(lambda: sandbox.run_many(programs, **bounds))
+        samples = []
+        for number, ((item, context), some) in enumerate(zip(asked, answers)):
+            ends = ran[number * self.repeats : (number + 1) * self.repeats]
+            sample = self.sample(item, context, some, ends)
+            lost = [one.problem for one in some if one.problem] + [e.stderr for e in ends if e.stderr.startswith("[not run")]
+            if lost:
+                problems.add("no_generation" if some[0].problem else "not_run", f"{item.id}: {lost[0]}")
+                sample |= {"metrics": dict.fromkeys(sample["metrics"]), "failed": False}
+            elif not all(one.ended for one in some):
+                problems.add("generations_cut_by_length", f"{item.id}: …{some[0].text[-40:]}")
+            samples.append(sample)
+        scored = [sample for sample in samples if None not in sample["metrics"].values()]
+        results = {"n": len(scored), "num_fewshot": self.documents.num_fewshot, "repeats": self.repeats}
+        names = [f"pass@{k}" for k in self.pass_at]
+        return Outcome(results | summary(scored, names, problems, self.spec), samples)
+
+    def completion(self, answer: Generated) -> str:
+        return answer.text.split(self.spec["cut"])[0] if self.spec.get("cut") else answer.text
+
+    def program(self, item: Item, answer: Generated) -> str:
+        doc = item.doc
+        return f"{doc['prompt']}{self.completion(answer)}\n{doc['test']}\ncheck({doc['entry_point']})\n"
+
+    def sample(
+        self, item: Item, context: Context, answers: Sequence[Generated], ends: Sequence[sandbox.Result]
+    ) -> dict[str, Any]:  # fmt: skip
+        passed = [end.outcome == "ok" and end.finished for end in ends]
+        return {
+            **about(self.name, self.spec, item, self.documents), "prompt": context.text, "target": None,
+            "generation": answers[0].text, "completion": self.completion(answers[0]),
+            **({"generations": [answer.text for answer in answers]} if len(answers) > 1 else {}),
+            **({"reference": item.doc["canonical_solution"]} if item.doc.get("canonical_solution") else {}),
+            "test": item.doc["test"], "entry_point": item.doc["entry_point"],
+            "outcomes": ["passed" if good else end.outcome if end.outcome != "ok" else "left early"
+                         for good, end in zip(passed, ends)],
+            "complaint": next((_complaint(end.stderr) for good, end in zip(passed, ends) if not good), ""),
+            "metrics": {f"pass@{k}": pass_at(len(passed), sum(passed), k) for k in self.pass_at},
+            "failed": not any(passed),
+        } | ({"messages": list(context.messages)} if context.messages is not None else {})  # fmt: skip
+
+
+def _complaint(stderr: str) -> str:
+    """The name of the exception; its message can hold addresses, which differ from run to run."""
+    return stderr.strip().rpartition("\n")[2].partition(":")[0][:80]
+
+
+def pass_at(n: int, c: int, k: int) -> float:
+    """1 − C(n−c, k)/C(n, k): how likely one of k completions passes, unbiased, where c of n do (Chen et al. 2021, eq. 1)."""
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def build(name: str, spec: dict, settings: TaskSettings) -> Code:
+    """Raises: UserError, for a key that is wrong, and for data that there is not."""
+    spec = settled(spec, settings)
+    check(name, spec, KEYS, needed=("doc_to_text",))
+    repeats, ks = spec.get("repeats") or 1, tuple(spec.get("pass_at") or [1])
+    if not all(isinstance(k, int) and 1 <= k <= repeats for k in ks):
+        raise UserError(f"task {name}: pass_at: {list(ks)} must be numbers from 1 to repeats={repeats}")
+    read = documents.load(name, spec, settings)
+    prompts = prompting.open_prompts(name, spec, settings, read)
+    sampling = generation.sampling_of(name, spec)
+    return Code(name, spec, read, prompts, sampling, settings.seed, repeats, ks, versions_of(spec, settings, read))

@@ -1,0 +1,234 @@
+"""The documents of a task: which items are evaluated, in which groups, and which examples go before each.
+
+Examples are drawn as lm-evaluation-harness 0.4.13 draws them, so that its prompts come out: a generator random.Random(seed) for
+each group, which stands for a task of its own there, draws anew for item after item in the order of the rows. One thing is
+otherwise: what is evaluated never stands among its own examples, be the split named or only fallen back on.
+"""
+
+import collections
+import copy
+import functools
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lm.errors import UserError
+from lm.evals.outcome import TaskSettings
+from lm.evals.stats.joining import Malformed, Problems, checked, key
+from lm.evals.tasks import items as files
+from lm.evals.tasks.spec import function
+
+KEYS = {
+    "kind": str, "about": str, "version": (int, float, str), "folder": str, "files": str, "data": str, "columns": list,
+    "file_column": str, "id": str, "process": str, "training_split": str, "validation_split": str, "test_split": str,
+    "fewshot_split": str, "fewshot_config": dict, "num_fewshot": int, "group_by": str,
+}  # fmt: skip
+EXAMPLES_FROM = ("fewshot_split", "training_split", "validation_split", "test_split")  # the first that is named
+SIBLINGS = {"validation": "dev", "dev": "validation"}  # one stands in for the other, where files call it otherwise
+
+DATA_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, SyntaxError)
+
+
+class Item(NamedTuple):
+    """id: what the benchmark calls it (with its group before it, if there are groups), else the number of its row, from 0."""
+
+    id: int | str
+    group: str
+    doc: dict[str, Any]
+    shots: tuple[dict[str, Any], ...]
+
+
+class Documents(NamedTuple):
+    """problems: of reading; what a run adds goes into a copy of it. columns: that any document has."""
+
+    items: list[Item]
+    columns: frozenset[str]
+    num_fewshot: int
+    problems: Problems
+    versions: dict[str, Any]
+
+    def new_problems(self) -> Problems:
+        problems = Problems()
+        problems.kinds = copy.deepcopy(self.problems.kinds)
+        return problems
+
+
+def load(name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Sequence[str] = files.ENDINGS) -> Documents:
+    """What a task file names, from settings.data_dir/<the task's name, or its `folder`>/ or from TFDS.
+
+    Rows that cannot be read, and all that share an id, are named in `problems` and left out. Raises: UserError for data that
+    there is not, and for fewer examples than are to be shown.
+    """
+    problems = Problems()
+    splits, checksum = _splits(name, spec, settings, endings, problems)
+    process = function(name, "process", spec["process"]) if spec.get("process") else None
+    wanted = spec.get("test_split") or spec.get("validation_split") or "test"
+    evaluated = _present(wanted, splits) or _present("test", splits) or (next(iter(splits)) if len(splits) == 1 else None)
+    if evaluated is None:
+        raise UserError(f"task {name}: no files of split {wanted!r}, only of {', '.join(splits)}; name the file *_{wanted}.*")
+    rows = _processed(splits[evaluated](), process)
+    versions = {"task": spec.get("version", 1), "data": checksum, "split": evaluated}
+    n = spec.get("num_fewshot") or 0
+    if settings.num_fewshot is not None and spec.get("num_fewshot") != 0:  # a task that says 0 means it, as in the harness
+        n = settings.num_fewshot
+    config, pool = spec.get("fewshot_config") or {}, []
+    # Two that are both absent count as the same, as in the harness: with a validation split alone, one example more is drawn.
+    exclude = spec.get("fewshot_split") == spec.get("test_split")
+    if n and not spec.get("fewshot_split") and config.get("samples"):
+        pool, versions["fewshot_split"] = config["samples"], "samples"
+    elif n:
+        named = next(spec[k] for k in EXAMPLES_FROM if spec.get(k)) if any(spec.get(k) for k in EXAMPLES_FROM) else evaluated
+        source = _present(named, splits) or evaluated
+        if source == evaluated and named not in (wanted, evaluated):
+            problems.add(
+                "examples_from_evaluated_split", f"no files of split {named!r}: other items of {evaluated!r} are shown"
+            )
+        pool = rows if source == evaluated else _processed(splits[source](), process)
+        pool = [doc for doc in pool if "malformed" not in doc]
+        exclude, versions["fewshot_split"] = exclude or source == evaluated, source
+    draw = functools.partial(drawn, n=n, seed=settings.seed, first=config.get("sampler") == "first_n", exclude=exclude)
+    items = _items(name, spec, settings.limit, rows, pool, draw, problems)
+    columns = frozenset(column for doc in rows if "malformed" not in doc for column in doc)
+    return Documents(items, columns, n, problems, versions)
+
+
+def drawn(
+    pool: Sequence[dict], docs: Sequence[dict], n: int, *, seed: int, first: bool, exclude: bool
+) -> list[tuple[dict, ...]]:  # fmt: skip
+    """n examples of the pool for each document, as lm-evaluation-harness's ContextSampler draws them, or its FirstNSampler.
+
+    Args: exclude: the document itself, and what equals it, is no example of its own. Then one more is drawn, and if too few
+      are left, n are drawn anew from what does not equal it.
+    Raises: ValueError for a pool that is too small.
+    """
+    if not n:
+        return [()] * len(docs)
+    generator, shots = random.Random(seed), []
+    for doc in docs:
+        if first:
+            some = [other for other in pool if other != doc][:n] if exclude else pool[:n]
+        elif exclude:
+            some = [other for other in generator.sample(pool, n + 1) if other != doc][:n]
+            if len(some) < n:
+                some = generator.sample([other for other in pool if other != doc], n)
+        else:
+            some = generator.sample(pool, n)
+        if len(some) < n:
+            raise ValueError(f"{len(some)} examples")
+        shots.append(tuple(some))
+    return shots
+
+
+def _items(
+    name: str, spec: Mapping[str, Any], limit: float | None, rows: Sequence[dict], pool: Sequence[dict], draw: Callable,
+    problems: Problems,
+) -> list[Item]:  # fmt: skip
+    """limit holds for each group, as for the tasks of a group in the harness."""
+    by, pool_of_all = spec.get("group_by"), bool((spec.get("fewshot_config") or {}).get("samples"))
+
+    def group(doc: dict) -> str:
+        return str(doc.get(by, "")) if by else ""
+
+    groups: dict[str, list[int]] = {}
+    for number, doc in enumerate(rows):
+        groups.setdefault(group(doc), []).append(number)
+    items = []
+    for called, numbers in groups.items():
+        count = len(numbers) if not limit else math.ceil(len(numbers) * limit) if limit < 1 else int(limit)
+        docs = [rows[number] for number in numbers[:count]]
+        examples = pool if pool_of_all else [doc for doc in pool if group(doc) == called]
+        try:
+            shots = draw(examples, docs)
+        except ValueError:
+            raise UserError(
+                f"task {name}: num_fewshot: only {len(examples)} examples to draw from"
+                + (f" in {by} {called!r}" if by else "") + "; ask for fewer, or add files"
+            ) from None  # fmt: skip
+        for number, doc, some in zip(numbers, docs, shots):
+            try:
+                own = checked(doc).get(spec.get("id", "id"))
+                if by and not called:
+                    raise Malformed(f"no {by!r}")
+                id = number if own is None else key(doc, spec.get("id", "id"))
+            except Malformed as why:
+                problems.add("malformed_items", f"row {number}: {why}")
+                continue
+            items.append((number, Item(f"{called}/{id}" if by and isinstance(id, str) else id, called, doc, some)))
+    items = [item for _, item in sorted(items, key=lambda pair: pair[0])]
+    count = collections.Counter(item.id for item in items)
+    for id, times in count.items():
+        if times > 1:
+            problems.add("duplicate_items", f"{id}: {times} rows")
+    return [item for item in items if count[item.id] == 1]
+
+
+def folder_of(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Path:
+    """Where a task's files are: DIR/<its name>, or DIR/<its `folder`>. Raises UserError if there is no data_dir."""
+    if settings.data_dir is None:
+        raise UserError(f"task {name}: --config.data_dir is missing: name the folder that holds {spec.get('folder', name)}/")
+    folder = Path(settings.data_dir) / name
+    return folder if folder.is_dir() else folder.with_name(spec.get("folder", name))
+
+
+def check_folder(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> None:
+    """Raises UserError if a task has its items from files and there is no file. Reads none."""
+    given = {**spec, **(settings.options.get(spec["kind"]) or {})}
+    if any(given.get(key) for key in ("data", "items", "prompts")):
+        return
+    folder = folder_of(name, spec, settings)
+    if not any(path.is_file() for path in folder.rglob("*")):
+        files.found(folder, spec.get("files", "**/*"))  # which says what it looks for
+
+
+def _splits(
+    name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Sequence[str], problems: Problems
+) -> tuple[dict[str, Callable[[], list[dict]]], str]:  # fmt: skip
+    """Readers of the rows of each split, and a checksum of what they read."""
+    if spec.get("data"):
+        if not spec["data"].startswith("tfds:"):
+            raise UserError(f"task {name}: data: {spec['data']!r} is no tfds:NAME; for files, name their folder as `folder`")
+        return files.tfds_splits(spec["data"].removeprefix("tfds:"), name), spec["data"]
+    folder = folder_of(name, spec, settings)
+    paths = files.found(folder, spec.get("files", "**/*"), endings)
+    columns, column = tuple(spec.get("columns") or ()) or None, spec.get("file_column")
+
+    def reader(of_split: Sequence[Path]) -> list[dict]:
+        rows = []
+        for path in of_split:
+            some = files.read(path, columns)
+            if not some:
+                problems.add("empty_files", str(path.relative_to(folder)))
+            told = {column: files.label(path, folder, name)} if column else {}
+            rows += [told | {k: v for k, v in row.items() if k != column or v is not None} for row in some]
+        return rows
+
+    checksum = files.checksum([path for split in sorted(paths) for path in paths[split]])
+    return {split: functools.partial(reader, some) for split, some in paths.items()}, checksum
+
+
+def _present(split: str, splits: Mapping[str, Any]) -> str | None:
+    return next((one for one in (split, SIBLINGS.get(split)) if one in splits), None)
+
+
+def _processed(rows: Sequence[dict], process: Callable[[dict], dict] | None) -> list[dict]:
+    """Each row with what `process` makes of it; {"malformed": why} where it fails."""
+    docs = []
+    for row in rows:
+        if process and "malformed" not in row:
+            try:
+                row = row | process(row)
+            except Malformed as why:
+                row = {**row, "malformed": str(why)}
+            except DATA_ERRORS as error:
+                row = {**row, "malformed": described(error)}
+        docs.append(row)
+    return docs
+
+
+def described(error: Exception) -> str:
+    """What was wrong with a document that made a template or a function fail."""
+    if isinstance(error, KeyError):
+        return f"no {error.args[0]!r}" if error.args else "a key is missing"
+    return f"{type(error).__name__}: {error}"

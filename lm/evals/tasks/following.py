@@ -1,0 +1,80 @@
+"""IFEval: the model is asked, and programs verify whether it did what it was told (lm/evals/tasks/ifeval/scores.py)."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.stats.joining import Malformed
+from lm.evals.subject import Subject
+from lm.evals.tasks import documents, generation, prompting
+from lm.evals.tasks.aggregate import about, versions_of
+from lm.evals.tasks.documents import Documents
+from lm.evals.tasks.ifeval import scores as ifeval
+from lm.evals.tasks.prompting import Prompts
+from lm.evals.tasks.spec import check, settled
+
+KEYS = documents.KEYS | prompting.KEYS | {"generation_kwargs": dict}
+
+
+class Following(NamedTuple):
+    """The task of a file of kind ifeval."""
+
+    name: str
+    documents: Documents
+    prompts: Prompts
+    sampling: Mapping[str, Any]
+    seed: int
+    versions: dict[str, Any]
+
+    def run(self, subject: Subject) -> Outcome:
+        """The figures of the scorer. Items with the same prompt are duplicates there, and not scored."""
+        problems = self.documents.new_problems()
+        asked = []
+        for item in self.documents.items:
+            try:
+                if wrong := ifeval.score([item.doc], [])[0]["problems"].get("malformed_items"):
+                    raise Malformed(wrong["examples"][0].removeprefix("row 0: "))
+                asked.append((item, self.prompts.contexts(item, subject)[0]))
+            except Malformed as why:
+                problems.add("malformed_items", f"{item.id}: {why}")
+        answers = generation.generated(subject, [context.text for _, context in asked], self.sampling, 1, self.seed)
+        given, said = [], []
+        for (item, context), (answer,) in zip(asked, answers, strict=True):
+            if answer.problem:
+                problems.add("no_generation", f"{item.id}: {answer.problem}")
+                continue
+            if not answer.ended:
+                problems.add("generations_cut_by_length", f"{item.id}: …{answer.text[-40:]}")
+            # The scorer calls an item by its key; rows have one each, and so its samples find back to them.
+            said.append((item, context, answer.text))
+            given.append(item.doc | {"key": len(said) - 1})
+        responses = [{"prompt": item.doc.get("prompt"), "response": text} for item, _, text in said]
+        results, verified = ifeval.score(given, responses)
+        for kind, problem in results.pop("problems").items():
+            counted = problems.kinds.setdefault(kind, {"n": 0, "examples": []})
+            counted["n"] += problem["n"]
+            counted["examples"] += problem["examples"]
+        del results["missing"]
+        samples = []
+        for one in verified:
+            item, context, text = said[int(one["id"])]
+            marks = {kind: [instruction[kind] for instruction in one["instructions"]] for kind in ("strict", "loose")}
+            samples.append({
+                **about(self.name, {}, item, self.documents), "prompt": context.text,
+                "target": None, "generation": text, "instructions": one["instructions"],
+                "instruction_id_list": item.doc["instruction_id_list"], "kwargs": item.doc["kwargs"],
+                "metrics": {f"prompt_{kind}": float(all(marks[kind])) for kind in marks}
+                | {f"instruction_{kind}": sum(marks[kind]) / len(marks[kind]) for kind in marks},
+                "failed": not all(marks["strict"]),
+            } | ({"messages": list(context.messages)} if context.messages is not None else {}))  # fmt: skip
+        return Outcome(results | {"problems": problems.kinds}, samples)
+
+
+def build(name: str, spec: dict, settings: TaskSettings) -> Following:
+    """Raises: UserError, for a key that is wrong, and for data that there is not."""
+    spec = settled(spec, settings)
+    check(name, spec, KEYS, needed=("doc_to_text",))
+    read = documents.load(name, spec, settings)
+    prompts = prompting.open_prompts(name, spec, settings, read)
+    sampling = generation.sampling_of(name, spec)
+    return Following(name, read, prompts, sampling, settings.seed, versions_of(spec, settings, read))

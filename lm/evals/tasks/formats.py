@@ -1,0 +1,137 @@
+"""The forms that benchmarks are published in, brought to the one that their task files' templates read.
+
+Each function takes a row and gives the keys that it lacks; a row of the form of the Hugging Face hub stays as it is. They fail
+(LookupError, TypeError, ValueError, Malformed) on a row that is of no known form.
+"""
+
+import re
+from typing import Any
+
+from lm.evals.stats.joining import Malformed, present, text, whole
+from lm.evals.tasks.math_answers import boxed
+
+LETTERS = "ABCD"
+
+
+def mmlu(row: dict) -> dict[str, Any]:
+    """choices: four texts, answer: 0 to 3; from columns A to D and a letter, or as they are."""
+    choices = row["choices"] if row.get("choices") is not None else [text(row, letter) for letter in LETTERS]
+    if not isinstance(choices, list) or len(choices) != 4 or not all(isinstance(choice, str) for choice in choices):
+        raise Malformed("'choices' are not four texts")
+    text(row, "question")
+    answer = whole(present(row, "answer"))
+    if isinstance(answer, str):
+        answer = LETTERS.find(answer.strip()) if len(answer.strip()) == 1 else -1
+    if not isinstance(answer, int) or not 0 <= answer <= 3:
+        raise Malformed(f"'answer' is {row['answer']!r}, none of A, B, C, D")
+    return {"choices": choices, "answer": answer}
+
+
+def hellaswag(row: dict) -> dict[str, Any]:
+    """query and choices; marks of WikiHow in brackets are taken out."""
+
+    def tidy(said: str) -> str:
+        return re.sub(r"\[.*?\]", "", said.strip().replace(" [title]", ". ")).replace("  ", " ")
+
+    begin = f"{row['activity_label']}: {row['ctx_a']} {row['ctx_b'].capitalize()}"
+    return {"query": tidy(begin), "choices": [tidy(ending) for ending in row["endings"]]}
+
+
+def nested_question(row: dict) -> dict[str, Any]:
+    """ARC, OpenBookQA, CommonsenseQA as AI2 has them: {"question": {"stem", "choices": [{"text", "label"}]}, "answerKey"}."""
+    if not isinstance(row.get("question"), dict):
+        return {}
+    stem, choices = row["question"]["stem"], row["question"]["choices"]
+    by_key = {key: [choice[key] for choice in choices] for key in ("text", "label")}
+    return {"question": stem, "question_stem": stem, "choices": by_key}
+
+
+def winogrande(row: dict) -> dict[str, Any]:
+    """contexts: the sentence up to the blank with either option in it; after: the rest of it; right: 0 or 1."""
+    before, blank, after = row["sentence"].partition("_")
+    if not blank:
+        raise Malformed("'sentence' has no _")
+    return {
+        "contexts": [before + row["option1"], before + row["option2"]], "after": after.strip(),
+        "right": {"1": 0, "2": 1}[str(row["answer"])],
+    }  # fmt: skip
+
+
+def boolq(row: dict) -> dict[str, Any]:
+    """label: 0 no, 1 yes."""
+    label = row["label"] if row.get("label") is not None else present(row, "answer")
+    return {"label": {"false": 0, "true": 1, "0": 0, "1": 1}[str(whole(label)).lower()]}
+
+
+def truthfulqa_choices(row: dict) -> dict[str, Any]:
+    """mc1_targets, mc2_targets as {"choices", "labels"}: from {choice: label} of the authors' mc_task.json, or their CSV."""
+    if "Best Answer" in row:
+        right, wrong = (_listed(row[f"{kind} Answers"]) for kind in ("Correct", "Incorrect"))
+        best = row["Best Answer"].strip()
+        targets = {"mc1": dict.fromkeys(wrong, 0) | {best: 1}, "mc2": dict.fromkeys(right, 1) | dict.fromkeys(wrong, 0)}
+        targets["mc1"] = {best: 1} | targets["mc1"]
+        row = {"question": row["Question"], **{f"{kind}_targets": some for kind, some in targets.items()}}
+    told = {"question": text(row, "question")}
+    for key in ("mc1_targets", "mc2_targets"):
+        targets = row[key]
+        if "labels" not in targets:
+            targets = {"choices": list(targets), "labels": list(targets.values())}
+        told[key] = targets
+    return told
+
+
+def truthfulqa_answers(row: dict) -> dict[str, Any]:
+    """correct_answers (and "I have no comment.") and incorrect_answers, each with a full stop."""
+    if "Best Answer" in row:
+        right, wrong = (_listed(row[f"{kind} Answers"]) for kind in ("Correct", "Incorrect"))
+        row = {"question": row["Question"], "correct_answers": right, "incorrect_answers": wrong}
+    right, wrong = (
+        [one if one.endswith(".") else one + "." for one in map(str.strip, row[key]) if one]
+        for key in ("correct_answers", "incorrect_answers")
+    )
+    if not right or not wrong:
+        raise Malformed("no correct or no incorrect answers")
+    right += [] if "I have no comment." in right else ["I have no comment."]
+    return {"question": row["question"].strip(), "correct_answers": right, "incorrect_answers": wrong}
+
+
+def math(row: dict) -> dict[str, Any]:
+    """answer: what the solution has in its box. subject: the row's, its type's, or its file's."""
+    answer = boxed(text(row, "solution"))
+    if answer is None:
+        raise Malformed("'solution' has no \\boxed{…}")
+    named = row.get("type") or row.get("subject") or "math"
+    return {"answer": answer, "subject": "_".join(re.findall(r"[a-z]+", named.lower().replace("&", "and")))}
+
+
+def gsm8k(row: dict) -> dict[str, Any]:
+    """As it is, if its answer ends in #### and a number."""
+    if not re.search(r"#### -?[$0-9.,]*[0-9]", text(row, "answer")):
+        raise Malformed("'answer' has no number after '#### '")
+    return {}
+
+
+def wikitext(row: dict) -> dict[str, Any]:
+    """tidy: the page without the marks of its tokenization, as lm-evaluation-harness tidies it."""
+    tidy = text(row, "page")
+    for pattern, meant in _WIKITEXT:
+        tidy = pattern.sub(meant, tidy)
+    return {"tidy": tidy}
+
+
+def _listed(answers: str) -> list[str]:
+    return [answer.strip() for answer in answers.split(";") if answer.strip()]
+
+
+# In this order.
+_WIKITEXT = [
+    (re.compile(pattern), meant)
+    for pattern, meant in (
+        ("s '", "s'"), (r"/' [0-9]/", r"/'[0-9]/"), (" @-@ ", "-"), (" @,@ ", ","), (r" @\.@ ", "."),
+        (" : ", ": "), (" ; ", "; "), (r" \. ", ". "), (" ! ", "! "), (r" \? ", "? "), (" , ", ", "),
+        (r"\(\s*([^\)]*?)\s*\)", r"(\1)"), (r"\[\s*([^\]]*?)\s*\]", r"[\1]"), (r"{\s*([^}]*?)\s*}", r"{\1}"),
+        (r"\"\s*([^\"]*?)\s*\"", r'"\1"'), (r"'\s*([^']*?)\s*'", r"'\1'"),
+        ("= = = =", "===="), ("= = =", "==="), ("= =", "=="), (" ° ", "°"), (" \n", "\n"), ("\n ", "\n"), (" N ", " 1 "),
+        (" 's", "'s"),
+    )
+]  # fmt: skip

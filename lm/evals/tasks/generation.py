@@ -1,0 +1,206 @@
+"""Generated answers: the model writes, filters take the answer out of it, and metrics compare.
+
+Metrics, of the answer that each filter pipeline finds; with more than one pipeline they are called METRIC_PIPELINE:
+  exact_match  the answer is one of the targets, after lm-evaluation-harness's normalisations of both (ignore_case,
+               ignore_punctuation, ignore_numbers, regexes_to_ignore); `equal: math` compares by the rules of MATH instead
+  nearness     of documents with correct_answers and incorrect_answers: BLEU and ROUGE, as lm/evals/tasks/overlap.py has them
+  judge        a model grades the answer, if settings.judge names one (openai:URL); unknown grades are counted, and not scored
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lm.errors import UserError
+from lm.evals.judges import grading
+from lm.evals.judges.endpoint import Chat, endpoint
+from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.stats.joining import Malformed, Problems
+from lm.evals.subject import Generated, Prompt, Subject
+from lm.evals.tasks import documents, filters, math_answers, overlap, prompting
+from lm.evals.tasks.aggregate import about, metrics_of, summary, versions_of
+from lm.evals.tasks.documents import Documents, Item
+from lm.evals.tasks.prompting import Context, Prompts
+from lm.evals.tasks.spec import check, settled
+
+KEYS = documents.KEYS | prompting.KEYS | {
+    "metric_list": list, "areas": dict, "generation_kwargs": dict, "filter_list": list, "repeats": int, "judge_model": str,
+    "judge_options": dict,
+}  # fmt: skip
+GENERATION_KEYS = {
+    "until": (list, str), "max_gen_toks": int, "temperature": (int, float), "do_sample": bool, "top_p": (int, float),
+}  # fmt: skip
+OPTIONS = {
+    "exact_match": {
+        "ignore_case": bool, "ignore_punctuation": bool, "ignore_numbers": bool, "regexes_to_ignore": list, "equal": str,
+    },
+    "nearness": {},
+    "judge": {"question": str, "right": str, "wrong": str},
+}  # fmt: skip
+
+
+class Asked(NamedTuple):
+    """An item as it is put to the model."""
+
+    item: Item
+    context: Context
+    targets: list[str]
+
+
+class Generation(NamedTuple):
+    """The task of a file of kind generation."""
+
+    name: str
+    spec: Mapping[str, Any]
+    documents: Documents
+    prompts: Prompts
+    metrics: Mapping[str, dict[str, Any]]
+    pipelines: Mapping[str, Callable[[Sequence[str]], str]]
+    sampling: Mapping[str, Any]
+    seed: int
+    judge: Chat | None
+    versions: dict[str, Any]
+
+    def run(self, subject: Subject) -> Outcome:
+        problems = self.documents.new_problems()
+        asked = []
+        for item in self.documents.items:
+            try:
+                context = self.prompts.contexts(item, subject)[0]
+                asked.append(Asked(item, context, self.targets(item)))
+            except Malformed as why:
+                problems.add("malformed_items", f"{item.id}: {why}")
+        texts = [one.context.text for one in asked]
+        answers = generated(subject, texts, self.sampling, self.spec.get("repeats") or 1, self.seed)
+        samples = [self.sample(one, some, problems) for one, some in zip(asked, answers, strict=True)]
+        if self.judge:
+            self.grade([(one, s) for one, s in zip(asked, samples) if "answer" in s], problems)
+        scored = [sample for sample in samples if "answer" in sample]
+        results = {"n": len(scored), "num_fewshot": self.documents.num_fewshot}
+        return Outcome(results | summary(scored, self.names(), problems, self.spec), samples)
+
+    def names(self) -> list[str]:
+        """Of the metrics, as results have them."""
+        names = [self._name("exact_match", p) for p in self.pipelines] if "exact_match" in self.metrics else []
+        if "nearness" in self.metrics:
+            names += [f"{measure}_{end}" for measure in overlap.MEASURES for end in ("acc", "max", "diff")]
+        return names + (["judge"] if self.judge else [])
+
+    def targets(self, item: Item) -> list[str]:
+        with prompting.reading():
+            target = self.prompts.form.answer(item.doc)
+            return [str(one) for one in target] if isinstance(target, list) else [str(target)]
+
+    def sample(self, asked: Asked, answers: list[Generated], problems: Problems) -> dict[str, Any]:
+        """Without a key "answer" where the model gave none."""
+        item = asked.item
+        targets = asked.targets if len(asked.targets) > 1 else asked.targets[0]
+        sample = {
+            **about(self.name, self.spec, item, self.documents), "prompt": asked.context.text, "target": targets,
+            "reference": asked.targets[0], "generation": answers[0].text, "metrics": dict.fromkeys(self.names()),
+            "failed": False,
+        } | ({"messages": list(asked.context.messages)} if asked.context.messages is not None else {})  # fmt: skip
+        if len(answers) > 1:
+            sample["generations"] = [answer.text for answer in answers]
+        if lost := next((answer.problem for answer in answers if answer.problem), ""):
+            problems.add("no_generation", f"{item.id}: {lost}")
+            return sample
+        if not all(answer.ended for answer in answers):
+            problems.add("generations_cut_by_length", f"{item.id}: …{answers[0].text[-40:]}")
+        texts = [answer.text for answer in answers]
+        found = {name: run(texts) for name, run in self.pipelines.items()}
+        if all(answer == filters.INVALID for answer in found.values()):
+            problems.add("generations_without_answer", f"{item.id}: {answers[0].text!r}")
+        metrics = dict(sample["metrics"])
+        for metric, options in self.metrics.items():
+            for pipeline, answer in found.items():
+                if metric == "exact_match":
+                    metrics[self._name(metric, pipeline)] = exact_match(answer, asked.targets, options)
+                elif metric == "nearness":
+                    metrics |= overlap.nearness(answer, item.doc["correct_answers"], item.doc["incorrect_answers"])
+        valid = [answer for answer in found.values() if answer != filters.INVALID]
+        matches = [value for name, value in metrics.items() if name.startswith("exact_match")]
+        failed = not any(matches) if matches else metrics.get("bleu_acc") == 0
+        return sample | {
+            "answer": valid[0] if valid else filters.INVALID, "answers": found, "metrics": metrics, "failed": failed,
+        }  # fmt: skip
+
+    def grade(self, pairs: Sequence[tuple[Asked, dict]], problems: Problems) -> None:
+        """Puts the judge's grades into the samples."""
+        options, cases = self.metrics["judge"], []
+        for asked, sample in pairs:
+            question, right, wrong = (self._read(options.get(key), asked.item) for key in ("question", "right", "wrong"))
+            right = (right if isinstance(right, list) else [right]) if right else asked.targets
+            wrong = (wrong if isinstance(wrong, list) else [wrong]) if wrong else []
+            question = question if isinstance(question, str) and question else asked.context.text
+            cases.append(grading.Case(question, right, wrong, sample["answer"]))
+        for (asked, sample), grade in zip(pairs, grading.graded(cases, self.judge), strict=True):
+            if grade.label == "unknown":
+                problems.add("judge_unknown", f"{asked.item.id}: {grade.reason}")
+            sample["metrics"]["judge"] = None if grade.label == "unknown" else float(grade.label == "right")
+            sample |= {"grade": grade.label, "reason": grade.reason}
+            sample["failed"] = grade.label == "wrong" if grade.label != "unknown" else sample["failed"]
+
+    def _name(self, metric: str, pipeline: str) -> str:
+        return metric if len(self.pipelines) == 1 or pipeline == "none" else f"{metric}_{pipeline}"
+
+    def _read(self, template: str | None, item: Item) -> Any:
+        return prompting.Form("", None, template, self.prompts.form.columns).answer(item.doc) if template else None
+
+
+def build(name: str, spec: dict, settings: TaskSettings) -> Generation:
+    """Raises: UserError, for a key that is wrong, and for data that there is not."""
+    spec = settled(spec, settings)
+    check(name, spec, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
+    metrics = metrics_of(name, spec, OPTIONS)
+    if (equal := metrics.get("exact_match", {}).get("equal")) not in (None, "math"):
+        raise UserError(f"task {name}: metric_list: exact_match: equal: {equal!r} is not math")
+    chat = None
+    if "judge" in metrics and settings.judge.startswith("openai:"):
+        try:
+            chat = endpoint(
+                settings.judge.removeprefix("openai:"), spec.get("judge_model") or "", **(spec.get("judge_options") or {})
+            )
+        except TypeError as error:
+            raise UserError(f"task {name}: judge_options: {error}") from None
+    pipelines = filters.open_pipelines(name, spec.get("filter_list"))
+    if "nearness" in metrics and len(pipelines) > 1:
+        raise UserError(f"task {name}: metric_list: nearness takes one pipeline of filter_list")
+    read = documents.load(name, spec, settings)
+    prompts = prompting.open_prompts(name, spec, settings, read)
+    return Generation(
+        name, spec, read, prompts, metrics, pipelines, sampling_of(name, spec), settings.seed, chat,
+        versions_of(spec, settings, read) | ({"judge": settings.judge} if chat else {}),
+    )  # fmt: skip
+
+
+def sampling_of(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
+    """generation_kwargs as lm-evaluation-harness reads them: greedy unless they say otherwise, until the delimiter of examples
+    unless they name stops, 256 tokens at most."""
+    kwargs = spec.get("generation_kwargs") or {}
+    check(f"{name}: generation_kwargs", kwargs, GENERATION_KEYS)
+    until = kwargs.get("until")
+    if until is None:
+        until = spec["fewshot_delimiter"] if spec.get("fewshot_delimiter") is not None else "\n\n"
+    temperature = float(kwargs.get("temperature", 1.0 if kwargs.get("do_sample") else 0.0))
+    return {
+        "stops": tuple([until] if isinstance(until, str) else until),
+        "max_new_tokens": kwargs.get("max_gen_toks", 256),
+        "temperature": temperature if kwargs.get("do_sample", True) else 0.0,
+        "top_p": float(kwargs.get("top_p", 1.0)),
+    }
+
+
+def generated(
+    subject: Subject, texts: Sequence[str], sampling: Mapping[str, Any], repeats: int, seed: int
+) -> list[list[Generated]]:  # fmt: skip
+    """Of each text `repeats` answers, which are drawn apart from one another."""
+    prompts = [Prompt(text, **sampling, seed=seed + draw) for text in texts for draw in range(repeats)]
+    answers = subject.generate(prompts)
+    return [answers[i : i + repeats] for i in range(0, len(answers), repeats)]
+
+
+def exact_match(answer: str, targets: Sequence[str], options: Mapping[str, Any]) -> float:
+    if options.get("equal"):
+        return float(any(math_answers.same(answer, target) for target in targets))
+    said = filters.normalised(answer, **options)
+    return float(any(said == filters.normalised(target, **options) for target in targets))

@@ -1,0 +1,280 @@
+"""Tasks of lm-evaluation-harness, run in this process on any Subject: the prompts, filters and metrics are the harness's own.
+
+    harness:arc_easy       a task or group that the harness comes with
+    harness:DIR/mine.yaml  a file in its format; data_files in it are found from the working directory
+
+Results have the harness's figures without the filter in their names, where there is one filter; of a group also "subtasks".
+"""
+
+import contextlib
+import importlib.metadata
+import math
+import os
+import random
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from lm.errors import UserError
+from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.stats.joining import Problems
+from lm.evals.stats.measures import mean
+from lm.evals.subject import Continuation, Prompt, Subject
+
+NEW_TOKENS = 256  # of an answer, if the task does not say
+ALONE = "DISABLE_MULTIPROC"  # keeps the harness from forking, which can hang a process with JAX's threads
+RESAMPLED = 1000  # times, where a metric has no formula of its standard error
+LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # what tasks call their number
+
+
+def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> "HarnessTask":
+    """The task or group that `harness:NAME` or `harness:FILE.yaml` names, its data read. spec: nothing is read from it.
+
+    Raises: UserError if the harness is not installed, or does not know the task, or cannot read it or its data.
+    """
+    del spec
+    asked = name.removeprefix("harness:")
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        raise UserError(f"{name}: needs lm-evaluation-harness; pip install 'lm-eval>=0.4.13,<0.5'") from None
+    path = Path(asked) if asked.endswith((".yaml", ".yml")) else None
+    title = _title(path) if path else asked
+    with _seeded(settings.seed):
+        manager = TaskManager(include_path=str(path.parent), include_defaults=_names_others(path)) if path else TaskManager()
+        if title not in manager.all_tasks:
+            raise UserError(f"{name}: the harness has no task or group {title!r}; lm-eval ls tasks lists them")
+        try:
+            loaded = manager.load([title])
+        except Exception as error:  # data sets are loaded by code of all kinds
+            raise UserError(f"{name}: {type(error).__name__}: {_line(error)}") from error
+    for attribute, why in (("UNSAFE_CODE", "runs what the model writes without a sandbox; take humaneval"),
+                           ("MULTIMODAL", "asks about images or sound, which no model here knows")):  # fmt: skip
+        if found := [title for title, task in loaded["tasks"].items() if getattr(task, attribute, False)]:
+            raise UserError(f"{name}: {found[0]} {why}")
+    groups = loaded["groups"]
+    tops = [groups[title]] if title in groups else list(loaded["tasks"].values())
+    versions = {"lm_eval": importlib.metadata.version("lm_eval")}
+    versions |= {one: str(task.VERSION) for one, task in sorted(loaded["tasks"].items())}
+    return HarnessTask(path.stem if path else title, title, tops, manager, settings, versions)
+
+
+def _title(path: Path) -> str:
+    """What a task file calls its task or group."""
+    content = _content(path)
+    title = content.get("group") or content.get("task")
+    if not isinstance(title, str):
+        raise UserError(f"harness:{path}: names neither a task nor a group; give it a key `task`")
+    return title
+
+
+def _names_others(path: Path) -> bool:
+    """Whether a file is of a group whose tasks are not all beside it: to read all files of the harness takes seconds."""
+    inside = _content(path).get("task")
+    beside = [_content(other).get(key) for other in path.parent.glob("*.yaml") for key in ("task", "group")]
+    return isinstance(inside, list) and not all(one in beside for one in inside)
+
+
+def _content(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise UserError(f"harness:{path}: no such file")
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8"), _Lenient)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"harness:{path}: {_line(error)}") from None
+    return content if isinstance(content, dict) else {}
+
+
+class _Lenient(yaml.SafeLoader):
+    """Reads what the harness's own tags stand before as plain values."""
+
+
+_Lenient.add_multi_constructor("!", lambda loader, suffix, node: getattr(node, "value", None))
+
+
+class HarnessTask(NamedTuple):
+    """name: in results. title: what the harness calls it. tops: its tasks, or its group."""
+
+    name: str
+    title: str
+    tops: list
+    manager: Any
+    settings: TaskSettings
+    versions: dict[str, Any]
+
+    def run(self, subject: Subject) -> Outcome:
+        from lm_eval import simple_evaluate
+
+        settings, model = self.settings, as_lm(subject, self.settings.seed)
+        with _seeded(settings.seed):
+            found = simple_evaluate(
+                model, tasks=self.tops, task_manager=self.manager, num_fewshot=settings.num_fewshot, limit=settings.limit,
+                system_instruction=settings.system or None, apply_chat_template=settings.chat,
+                fewshot_as_multiturn=settings.chat and settings.fewshot_as_multiturn, log_samples=True,
+                numpy_random_seed=settings.seed, torch_random_seed=settings.seed, fewshot_random_seed=settings.seed,
+                bootstrap_iters=RESAMPLED,
+            )  # fmt: skip
+        samples, problems, parts = [], Problems(), {}
+        for task, records in sorted(found["samples"].items()):
+            inside = {"task": self.name} | ({} if task == self.title else {"subtask": task})
+            some = [inside | sample for sample in _samples(records, model.tokens)]
+            parts[task] = _results(found["results"][task], some, problems)
+            samples += some
+        top = found["results"].get(self.title) or {}
+        results = parts[self.title] if self.title in parts else _results(top, samples, Problems())
+        if len(parts) > 1 or self.title not in parts:
+            results["subtasks"] = parts
+        return Outcome(results | {"problems": problems.kinds}, samples)
+
+
+def as_lm(subject: Subject, seed: int = 0):
+    """The subject as an lm_eval.api.model.LM. Its `tokens` are the ids that pairs of (context, continuation) were put as.
+
+    seed: of what is sampled; requests of one call that are equal are sampled with different seeds.
+    """
+    from lm_eval.api.model import LM
+
+    class SubjectLM(LM):
+        def __init__(self):
+            super().__init__()
+            self.tokens: dict[tuple[str, str], tuple[Sequence[int], Sequence[int]]] = {}
+
+        def loglikelihood(self, requests) -> list[tuple[float, bool]]:
+            pairs = [request.args[:2] for request in requests]
+            answers = subject.likelihoods([Continuation(*pair) for pair in pairs])
+            self.tokens |= {p: (a.context_tokens, a.tokens) for p, a in zip(pairs, answers, strict=True) if a.tokens}
+            return [(answer.logp, answer.greedy) for answer in answers]
+
+        def loglikelihood_rolling(self, requests) -> list[float]:
+            return [math.fsum(rolled.logps) for rolled in subject.rolled([request.args[0] for request in requests])]
+
+        def generate_until(self, requests) -> list[str]:
+            seen: Counter = Counter()
+            prompts = []
+            for request in requests:
+                prompt = _prompt(*request.args[:2], seed)
+                prompts.append(prompt._replace(seed=seed + seen[prompt]))
+                seen[prompt] += 1
+            answers = subject.generate(prompts)
+            if problem := next((answer.problem for answer in answers if answer.problem), ""):
+                raise UserError(f"harness: {problem}")
+            return [answer.text for answer in answers]
+
+        def apply_chat_template(self, chat_history, add_generation_prompt: bool = True) -> str:
+            messages = [dict(message) for message in chat_history]
+            if not add_generation_prompt and messages and messages[-1]["role"] == "assistant":
+                return subject.chat_prompt(messages[:-1], messages[-1]["content"])
+            return subject.chat_prompt(messages)
+
+        @property
+        def tokenizer_name(self) -> str:
+            return subject.name
+
+    return SubjectLM()
+
+
+def _prompt(context: str, options: Mapping[str, Any], seed: int) -> Prompt:
+    """A request to generate as the harness's own models read it. Raises UserError for an option that we do not have."""
+    options = dict(options)
+    limits = [options.pop(name, None) for name in LIMITS]
+    until = options.pop("until", None) or ()
+    stops = (until,) if isinstance(until, str) else tuple(until)
+    temperature, sampled = float(options.pop("temperature", None) or 0.0), options.pop("do_sample", None)
+    top_p = float(options.pop("top_p", None) or 1.0)
+    if options:
+        raise UserError(f"harness: generation_kwargs.{min(options)} is not known; there are until, {LIMITS[0]}, do_sample, "
+                        "temperature and top_p")  # fmt: skip
+    new = next((int(limit) for limit in limits if limit is not None), NEW_TOKENS)
+    return Prompt(context, stops, new, 0.0 if sampled is False else temperature, top_p, seed)
+
+
+def _samples(records: Sequence[Mapping], tokens: Mapping) -> list[dict[str, Any]]:
+    """A sample of each item, with the metrics of all filters."""
+    samples: dict[Any, dict[str, Any]] = {}
+    filters = {record["filter"] for record in records}
+    for record in records:
+        sample = samples.get(record["doc_id"])
+        if sample is None:
+            sample = samples[record["doc_id"]] = _sample(record, tokens)
+        for metric in record["metrics"]:
+            value = record[metric]
+            if isinstance(value, bool | int | float | np.number):
+                sample["metrics"][_named(metric, record["filter"], filters)] = float(value)
+        if "generation" in sample:
+            answers = sample.setdefault("answers", {}) if len(filters) > 1 else sample
+            answers[record["filter"] if len(filters) > 1 else "answer"] = record["filtered_resps"][0]
+    for sample in samples.values():
+        sample["failed"] = next((value == 0 for value in sample["metrics"].values() if value in (0, 1)), False)
+    return list(samples.values())
+
+
+def _sample(record: Mapping, tokens: Mapping) -> dict[str, Any]:
+    arguments, target = [tuple(one) for one in record["arguments"]], record["target"]
+    first = arguments[0]
+    sample = {"doc_id": record["doc_id"], "prompt": first[0], "target": target, "metrics": {}}
+    if len(first) == 1:  # rolling
+        return sample | {"loglikelihood": record["resps"][0][0]}
+    if isinstance(first[1], Mapping):
+        sample |= {"generation": record["resps"][0][0], "reference": str(target)}
+        return sample | ({"generations": record["resps"][0]} if len(record["resps"][0]) > 1 else {})
+    choices = [one[1] for one in arguments]
+    if len({one[0] for one in arguments}) > 1:
+        sample["prompts"] = [one[0] for one in arguments]
+    sample |= {
+        "choices": choices, "loglikelihoods": [response[0][0] for response in record["resps"]],
+        "tokens": [[list(ids) for ids in tokens[one]] if one in tokens else None for one in arguments],
+    }  # fmt: skip
+    right = isinstance(target, int) and 0 <= target < len(choices)
+    return sample | {"reference": choices[target].strip() if right else str(target)}
+
+
+def _results(found: Mapping[str, Any], samples: Sequence[Mapping], problems: Problems) -> dict[str, Any]:
+    """The harness's figures; but where a likelihood is not a number, which it would score, figures of the other items."""
+    bad = set()
+    for sample in samples:
+        logps = sample.get("loglikelihoods", [sample["loglikelihood"]] if "loglikelihood" in sample else [])
+        if not all(math.isfinite(logp) for logp in logps):
+            problems.add("loglikelihoods_not_finite", f"{sample.get('subtask', sample['task'])} {sample['doc_id']}: {logps}")
+            bad.add(id(sample))
+    filters = {key.split(",", 1)[1] for key in found if "," in key}
+    results: dict[str, Any] = {"n": len(samples) - len(bad)}
+    for key, value in found.items():
+        metric, _, filter_ = key.partition(",")
+        if not filter_ or metric.endswith("_stderr"):
+            continue
+        name, error = _named(metric, filter_, filters), found.get(f"{metric}_stderr,{filter_}")
+        results |= {name: value, f"{name}_stderr": error if isinstance(error, int | float) else None}
+        if bad:
+            values = [s["metrics"][name] for s in samples if id(s) not in bad and name in s["metrics"]]
+            results |= mean(name, values)
+    return results
+
+
+def _named(metric: str, filter_: str, filters: set[str]) -> str:
+    """A metric's name in results: without its filter, if that is the only one."""
+    return metric if len(filters) == 1 else f"{metric},{filter_}"
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Global random numbers, which tasks of the harness draw, seeded, and afterwards as they were."""
+    before, numpys, alone = random.getstate(), np.random.get_state(), os.environ.get(ALONE)
+    random.seed(0)  # the harness's own default
+    np.random.seed(seed % 2**32)
+    os.environ[ALONE] = "1"
+    try:
+        yield
+    finally:
+        random.setstate(before)
+        np.random.set_state(numpys)
+        os.environ.pop(ALONE)
+        if alone is not None:
+            os.environ[ALONE] = alone
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,106 @@
+"""How well a model foretells text: perplexity by word and by byte, and bits per byte, over documents.
+
+With ℓ a document's log-likelihood in nats, as a whole after the begin symbol:
+  bits_per_byte = −Σℓ / (Σ bytes · ln 2), byte_perplexity = exp(−Σℓ / Σ bytes), word_perplexity = exp(−Σℓ / Σ words),
+bytes in UTF-8 and words between spaces, as lm-evaluation-harness counts them. They do not depend on the tokenizer. Their
+standard errors are those of a ratio of two sums over documents (Cochran 1977, chapter 6), to first order for the exponentials.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.stats.joining import Malformed
+from lm.evals.subject import Subject
+from lm.evals.tasks import documents, items, prompting
+from lm.evals.tasks.aggregate import PLURALS, about, versions_of
+from lm.evals.tasks.documents import Documents
+from lm.evals.tasks.spec import check, settled
+
+KEYS = documents.KEYS | {"doc_to_target": str, "counted": str}
+
+
+class Rolling(NamedTuple):
+    """The task of a file of kind rolling. form.target: the text whose likelihood is asked for; counted: that whose bytes and
+    words are, where it is another (WikiText is counted as it was before it is tidied up)."""
+
+    name: str
+    spec: Mapping[str, Any]
+    documents: Documents
+    form: prompting.Form
+    counted: prompting.Form
+    versions: dict[str, Any]
+
+    def run(self, subject: Subject) -> Outcome:
+        problems = self.documents.new_problems()
+        asked = []
+        for item in self.documents.items:
+            try:
+                with prompting.reading():
+                    text, counted = (str(form.answer(item.doc)) for form in (self.form, self.counted))
+            except Malformed as why:
+                problems.add("malformed_items", f"{item.id}: {why}")
+                continue
+            if not text.strip() or not counted.strip():
+                problems.add("empty_documents", str(item.id))
+                continue
+            asked.append((item, text, counted))
+        samples = []
+        for (item, text, counted), rolled in zip(asked, subject.rolled([text for _, text, _ in asked]), strict=True):
+            logp, size = math.fsum(rolled.logps), len(counted.encode("utf-8", "surrogatepass"))
+            sample = {
+                **about(self.name, self.spec, item, self.documents), "prompt": text, "target": None,
+                "tokens": list(rolled.tokens), "loglikelihood": logp, "words": len(re.split(r"\s+", counted)), "bytes": size,
+                "metrics": {"bits_per_byte": -logp / size / math.log(2)}, "failed": False,
+            }  # fmt: skip
+            if not math.isfinite(logp) or not rolled.logps:
+                problems.add("loglikelihoods_not_finite", f"{item.id}: {logp} of {len(rolled.logps)} tokens")
+                sample["metrics"] = {"bits_per_byte": None}
+            samples.append(sample)
+        scored = [sample for sample in samples if sample["metrics"]["bits_per_byte"] is not None]
+        results = figures(scored)
+        if by := self.spec.get("group_by"):
+            groups = sorted({sample["group"] for sample in scored})
+            results[PLURALS.get(by, by + "s")] = {
+                group: figures([s for s in scored if s["group"] == group]) for group in groups
+            }
+        return Outcome(results | {"problems": problems.kinds}, samples)
+
+
+def build(name: str, spec: dict, settings: TaskSettings) -> Rolling:
+    """Raises: UserError, for a key that is wrong, and for data that there is not."""
+    spec = settled(spec, settings)
+    check(name, spec, KEYS, needed=("doc_to_target",))
+    settings = settings._replace(num_fewshot=0)
+    read = documents.load(name, spec, settings, items.ENDINGS + items.TEXTS)
+    forms = (
+        prompting.Form("", None, spec.get(key) or spec["doc_to_target"], read.columns) for key in ("doc_to_target", "counted")
+    )
+    prompting.open_prompts(name, spec, settings, read)  # tells of a template that is none
+    return Rolling(name, spec, read, *forms, versions_of(spec, settings, read))
+
+
+def figures(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of samples with loglikelihood, words, bytes. None without any."""
+    logps, sizes, words = ([sample[key] for sample in samples] for key in ("loglikelihood", "bytes", "words"))
+    by_byte, byte_error = _ratio(logps, sizes)
+    by_word, word_error = _ratio(logps, words)
+    results: dict[str, Any] = {
+        "bits_per_byte": by_byte and by_byte / math.log(2), "bits_per_byte_stderr": byte_error and byte_error / math.log(2),
+    }  # fmt: skip
+    for name, rate, error in (("byte_perplexity", by_byte, byte_error), ("word_perplexity", by_word, word_error)):
+        value = math.exp(rate) if rate is not None and rate < 700 else None
+        results |= {name: value, f"{name}_stderr": value * error if value is not None and error is not None else None}
+    return results | {"n": len(samples), "bytes": sum(sizes), "words": sum(words)}
+
+
+def _ratio(logps: Sequence[float], sizes: Sequence[int]) -> tuple[float | None, float | None]:
+    """r = −Σℓ/Σs, and √(n/(n−1) · Σ(ℓ + r·s)²)/Σs."""
+    if not sizes:
+        return None, None
+    total, n = sum(sizes), len(sizes)
+    rate = -math.fsum(logps) / total
+    squares = math.fsum((logp + rate * size) ** 2 for logp, size in zip(logps, sizes))
+    return rate, math.sqrt(squares * n / (n - 1)) / total if n > 1 else None

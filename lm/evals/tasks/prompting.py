@@ -1,0 +1,235 @@
+"""Documents to prompts, by the templates of a task file; byte for byte those of lm-evaluation-harness 0.4.13.
+
+A template is Jinja over the keys of a document, or the name of one of them; what looks like a name is taken for one.
+doc_to_text says the question, doc_to_choice the choices if there are any, doc_to_target the answer: a text, the number of a
+choice, or a list of either. An example is question, target_delimiter, answer, fewshot_delimiter. Where doc_to_text is a number,
+the choices are the contexts: it is then the number of the right one, and doc_to_target what follows each of them.
+"""
+
+import ast
+import contextlib
+import functools
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jinja2
+from jinja2.sandbox import SandboxedEnvironment
+
+from lm.errors import UserError
+from lm.evals.outcome import TaskSettings
+from lm.evals.stats.joining import Malformed
+from lm.evals.subject import Subject
+from lm.evals.tasks.documents import DATA_ERRORS, Documents, Item, described
+from lm.evals.tasks.spec import check
+
+KEYS = {
+    "description": (str, dict), "doc_to_text": str, "doc_to_choice": (str, list), "doc_to_target": (str, int),
+    "target_delimiter": str, "fewshot_delimiter": str, "gen_prefix": str,
+}  # fmt: skip
+FEWSHOT_KEYS = {"sampler": str, "samples": list} | {k: KEYS[k] for k in ("doc_to_text", "doc_to_choice", "doc_to_target")}
+SAMPLERS = ("default", "first_n")
+
+_ENVIRONMENT = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+_ENVIRONMENT.filters["regex_replace"] = lambda text, pattern, repl, count=0: re.sub(pattern, repl, text, count=count)
+_template = functools.lru_cache(maxsize=1024)(_ENVIRONMENT.from_string)
+
+
+class Context(NamedTuple):
+    """text: what is put to the model. messages: the conversation it was made of, up to the answer; None without one."""
+
+    text: str
+    messages: tuple[dict[str, Any], ...] | None = None
+
+
+class Form(NamedTuple):
+    """How a document is put into words. columns: the names that keys of documents have."""
+
+    text: str
+    choice: str | list | None
+    target: str | int | None
+    columns: frozenset[str]
+
+    def question(self, doc: Mapping[str, Any]) -> str | int:
+        value = self.said(self.text, doc)
+        return int(value) if not self.names(self.text) and self.choice is not None and value.isdigit() else value
+
+    def choices(self, doc: Mapping[str, Any]) -> list[str] | None:
+        if self.choice is None or isinstance(self.choice, list):
+            return self.choice
+        value = self.said(self.choice, doc)
+        choices = value if self.names(self.choice) else ast.literal_eval(value)
+        if not isinstance(choices, list) or not choices or not all(isinstance(one, str) and one for one in choices):
+            raise Malformed(f"choices are {choices!r}, not a list of texts")
+        return choices
+
+    def answer(self, doc: Mapping[str, Any]) -> str | int | list:
+        if not isinstance(self.target, str):
+            return self.target
+        value = self.said(self.target, doc)
+        if self.names(self.target):
+            return value
+        if self.choice is not None and value.isdigit():
+            return int(value)
+        if len(value) >= 2 and value[0] == "[" and value[-1] == "]":
+            with contextlib.suppress(SyntaxError, ValueError):
+                return ast.literal_eval(value)
+        return value
+
+    def names(self, template: str) -> bool:
+        """Whether it is a key of documents, and no template."""
+        return template in self.columns or template.isidentifier()
+
+    def said(self, template: str, doc: Mapping[str, Any]) -> Any:
+        if not self.names(template):
+            return _template(template).render(**doc)
+        if doc.get(template) is None:
+            raise Malformed(f"no {template!r}")
+        return doc[template]
+
+
+class Prompts(NamedTuple):
+    """The prompts of one task."""
+
+    form: Form
+    shot_form: Form
+    description: str | dict[str, str]
+    target_delimiter: str
+    fewshot_delimiter: str
+    gen_prefix: str | None
+    chat: bool
+    system: str
+    multiturn: bool
+
+    def contexts(self, item: Item, subject: Subject) -> list[Context]:
+        """What goes before the answer: one context, or one for each choice where the choices are the contexts.
+
+        Raises: Malformed, for an item that the templates cannot put into words.
+        """
+        with reading():
+            begin = self._begin(item)
+            question = self.form.question(item.doc)
+            prefix = self._told(self.gen_prefix, item.doc)
+            if isinstance(question, int):
+                questions = self.form.choices(item.doc) or []
+                if any(not isinstance(one, str) for one in questions) or not questions:
+                    raise Malformed("doc_to_text is a number, but there are no choices")
+                return [self._context([*begin, *_turns(one, "", prefix, "")], subject) for one in questions]
+            return [self._context([*begin, *_turns(question, "", prefix, self.target_delimiter)], subject)]
+
+    def delimiter(self) -> str:
+        """What stands between a context and a choice: nothing where a chat template ends the context."""
+        if not self.chat:
+            return self.target_delimiter
+        return self.target_delimiter if self.gen_prefix and not self.gen_prefix[-1].isspace() else ""
+
+    def _begin(self, item: Item) -> list["Turn"]:
+        text = self.description.get(item.group, "") if isinstance(self.description, dict) else self.description
+        system = _joined(self.system, self._told(text, item.doc), self.fewshot_delimiter)
+        turns = [Turn("system", system, "")] if system else []
+        for number, doc in enumerate(item.shots):
+            try:
+                turns += self._shot(doc)
+            except (*DATA_ERRORS, jinja2.TemplateError) as error:
+                raise Malformed(f"its example {number}: {described(error)}") from None
+        return turns
+
+    def _shot(self, doc: Mapping[str, Any]) -> list["Turn"]:
+        question, choices, answer = self.shot_form.question(doc), self.shot_form.choices(doc), self.shot_form.answer(doc)
+        if isinstance(question, int):
+            question, choices = (choices or [])[question], None
+        first = answer[0] if isinstance(answer, list) and answer else answer
+        said = choices[first] if choices and isinstance(first, int) else first
+        if not isinstance(said, str):
+            raise Malformed(f"the answer is {answer!r}, not a text")
+        return _turns(question, said, self._told(self.gen_prefix, doc), self.target_delimiter, self.fewshot_delimiter)
+
+    def _told(self, template: str | None, doc: Mapping[str, Any]) -> str:
+        """Of a description or a prefix, where a single word is no name."""
+        if not template:
+            return ""
+        return str(doc[template]) if template in self.form.columns else _template(template).render(**doc)
+
+    def _context(self, turns: list["Turn"], subject: Subject) -> Context:
+        if not self.chat:
+            return Context("".join(turn.text + turn.delimiter for turn in turns))
+        prefill = turns.pop().text if turns[-1].role == "assistant" else ""
+        if not self.multiturn:
+            turns[-1] = turns[-1]._replace(delimiter="")
+            systems = [turn for turn in turns if turn.role == "system"]
+            whole = "".join(turn.text + turn.delimiter for turn in turns if turn.role != "system")
+            turns = [*systems, Turn("user", whole, "")]
+        messages = tuple({"role": turn.role, "content": turn.text} for turn in turns)
+        return Context(subject.chat_prompt(messages, prefill), messages)
+
+
+class Turn(NamedTuple):
+    """delimiter: what follows the text where there are no turns."""
+
+    role: str
+    text: str
+    delimiter: str
+
+
+def open_prompts(name: str, spec: Mapping[str, Any], settings: TaskSettings, documents: Documents) -> Prompts:
+    """Raises: UserError for a template that is none."""
+    config = spec.get("fewshot_config") or {}
+    check(f"{name}: fewshot_config", config, FEWSHOT_KEYS)
+    if config.get("sampler", "default") not in SAMPLERS:
+        raise UserError(f"task {name}: fewshot_config.sampler: {config['sampler']!r} is none of {', '.join(SAMPLERS)}")
+    for key in ("description", "doc_to_text", "doc_to_choice", "doc_to_target", "gen_prefix"):
+        for text in (spec.get(key), config.get(key)):
+            for one in text.values() if isinstance(text, dict) else [text]:
+                try:
+                    _template(one) if isinstance(one, str) else None
+                except jinja2.TemplateError as error:
+                    raise UserError(f"task {name}: {key}: {error}") from None
+
+    def form(*places: Mapping[str, Any]) -> Form:
+        values = (
+            next((place[key] for place in places if place.get(key) is not None), None)
+            for key in ("doc_to_text", "doc_to_choice", "doc_to_target")
+        )
+        return Form(*values, documents.columns)
+
+    delimiters = {"target_delimiter": " ", "fewshot_delimiter": "\n\n"}
+    delimiters = {key: default if spec.get(key) is None else spec[key] for key, default in delimiters.items()}
+    return Prompts(
+        form(spec), form(config, spec), spec.get("description") or "", **delimiters, gen_prefix=spec.get("gen_prefix"),
+        chat=settings.chat, system=settings.system, multiturn=settings.fewshot_as_multiturn,
+    )  # fmt: skip
+
+
+@contextlib.contextmanager
+def reading() -> Iterator[None]:
+    """Whatever a template or a document makes fail is Malformed."""
+    try:
+        yield
+    except Malformed:
+        raise
+    except (*DATA_ERRORS, jinja2.TemplateError) as error:
+        raise Malformed(described(error)) from None
+
+
+def _turns(question: str, answer: str, prefix: str, target_delimiter: str, fewshot_delimiter: str = "") -> list[Turn]:
+    """A question and, if there is one, its answer, which begins with the prefix."""
+    if not isinstance(question, str):
+        raise Malformed(f"the question is a {type(question).__name__}, not a text")
+    apart = _apart(question, prefix) if prefix else bool(answer)
+    turns = [Turn("user", question, target_delimiter if apart else "")]
+    if answer:
+        turns.append(Turn("assistant", _joined(prefix, answer, " "), fewshot_delimiter))
+    elif prefix:
+        turns.append(Turn("assistant", prefix, ""))
+    return turns
+
+
+def _joined(before: str, after: str, delimiter: str) -> str:
+    """Both, with the delimiter between them unless space is there already."""
+    if not before or not after:
+        return before or after
+    return before + (delimiter if not (before[-1].isspace() or after[0].isspace()) else "") + after
+
+
+def _apart(before: str, after: str) -> bool:
+    return bool(before) and not (before[-1].isspace() or after[0].isspace())

@@ -1,0 +1,1 @@
+"""What a run tells its reader: one report.json and one self-contained report.html a verb."""

@@ -1,0 +1,295 @@
+"""Charts as inline SVG, for the reports' pages: curves of a run's metrics, and intervals and radars of evaluations.
+
+Curves are drawn by Matplotlib and take font and colours from the page, the colours from its CSS variables, so that they follow
+the reader's light or dark theme. Nothing is fetched and no script runs.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from lm.train.history import Curve
+
+POINTS = 600  # drawn per curve, whatever the length of the run
+
+# Matplotlib cannot write CSS variables, so it draws in these stand-ins, which are replaced in its SVG.
+INK, MUTED, LINE, TRAIN, VALID = "#010201", "#010202", "#010203", "#010204", "#010205"
+THIRD, FOURTH, FIFTH, SIXTH = "#010206", "#010207", "#010208", "#010209"
+VARIABLES = {
+    INK: "ink", MUTED: "muted", LINE: "line", TRAIN: "train", VALID: "valid",
+    THIRD: "third", FOURTH: "fourth", FIFTH: "fifth", SIXTH: "sixth",
+}  # fmt: skip
+SERIES = (TRAIN, VALID, THIRD, FOURTH, FIFTH, SIXTH)  # of the curves that share a chart
+LABEL = 30  # characters of a label
+WIDTH = 5.4
+Point = tuple[float, float | None, float | None]  # a value and its interval
+ENDS = {"share": (0.0, 1.0), "signed": (-1.0, 1.0), "percent": (0.0, 100.0)}
+
+
+
+def svg(
+    name: str, draw: Callable[[Axes], None], tokens: Curve | None = None, *, size: tuple[float, float] = (5.4, 3.4),
+    steps: bool = True,
+) -> Markup:  # fmt: skip
+    """One chart over steps, along its top with the `tokens` seen by then, as SVG that inherits the page's font and theme.
+
+    Real text instead of outlines, and ids prefixed by `name`, since every chart shares the page's id space.
+
+    Args: size: width and height, of 72 units each. steps: False of a chart over something else, whose ticks `draw` sets.
+    """
+    style = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.size": 11,
+        "text.color": INK,
+        "axes.labelcolor": MUTED,
+        "axes.edgecolor": LINE,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "grid.color": LINE,
+        "axes.spines.right": False,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=size, layout="constrained")
+        ax = figure.add_subplot()
+        draw(ax)
+        ax.grid(True, linewidth=0.6)
+        ax.set_axisbelow(True)
+        ax.tick_params(which="both", length=0)
+        if steps:
+            ax.set_xlabel("step")
+            ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short(y)))
+        if tokens is not None and len(tokens[0]) > 1:
+            _token_axis(ax, *tokens)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    drawn = buffer.getvalue()
+    drawn = re.sub(r"<metadata>.*?</metadata>", "", drawn[drawn.index("<svg") :], flags=re.DOTALL)
+    drawn = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{name}-", drawn)
+    for colour, variable in VARIABLES.items():
+        drawn = drawn.replace(colour, f"var(--{variable})")
+    return Markup(drawn)
+
+
+def _token_axis(ax: Axes, steps: np.ndarray, tokens: np.ndarray) -> None:
+    """Round token counts at the steps that reached them: exact, also where the batch size changed on the way."""
+    low, high = np.interp(ax.get_xlim(), steps, tokens)
+    ticks = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
+    top = ax.secondary_xaxis("top")
+    top.set_xticks(np.interp(ticks, tokens, steps), [short(tick) for tick in ticks])
+    top.tick_params(length=0)
+    top.set_xlabel("tokens")
+
+
+def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> Curve:
+    """At most `points` of a curve: the lowest and the highest of each stretch, so that no spike is lost."""
+    if len(x) <= points:
+        return x, y
+    keep = [0, len(x) - 1]
+    for stretch in np.array_split(np.arange(len(x)), points // 2 - 1):
+        keep += [stretch[y[stretch].argmin()], stretch[y[stretch].argmax()]]
+    keep = np.unique(keep)
+    return x[keep], y[keep]
+
+
+def trend(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> Curve:
+    """The trend of a noisy curve, at `points` of its places at most: at each, a straight line through its neighbours.
+
+    The line is fitted by least squares to a fiftieth of the curve on either side (Cleveland 1979, with equal weights). In the
+    middle of evenly spaced points that is their mean, so that nothing moves along x; at both ends the window stays as wide and
+    lies to one side, and the slope of the line keeps the trend from lagging. A straight line stays as it is. x ascends.
+    """
+    n = len(x)
+    half = min(max(1, n // 50), (n - 1) // 2)
+    at = np.unique(np.linspace(0, n - 1, min(n, points)).round().astype(int))
+    fitted = np.empty(len(at))
+    for k, i in enumerate(at):
+        begin = min(max(i - half, 0), n - 1 - 2 * half)
+        near = slice(begin, begin + 2 * half + 1)
+        mean_x, mean_y = x[near].mean(), y[near].mean()
+        away = x[near] - mean_x
+        spread = away @ away
+        fitted[k] = mean_y + (x[i] - mean_x) * (away @ (y[near] - mean_y)) / spread if spread else mean_y
+    return x[at], fitted
+
+
+def from_zero(ax: Axes) -> None:
+    """Lets the frame begin at 0 unless something that is drawn already lies below. Call it when everything is drawn."""
+    if ax.dataLim.ymin >= 0:
+        ax.set_ylim(bottom=0)
+
+
+def dots(curve: Curve) -> dict:
+    """A few points are shown as points: a line through one of them would be invisible."""
+    return {"marker": "o", "markersize": 4} if len(curve[0]) <= 30 else {}
+
+
+def short(value: float) -> str:
+    """Four digits and a unit of count: 3.277B, 1.5M, 20k, 0.003, 1e-05."""
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{suffix}"
+    return f"{value:.4g}"
+
+
+# Of evaluations: each draws one run or several, in the order of SERIES, and returns {"title", "note", "svg"}.
+
+
+class Row(NamedTuple):
+    """A line of a chart. points: of each run, or None. mark: where chance lies. colour: else the run's."""
+
+    label: str
+    points: Sequence[Point | None]
+    mark: float | None = None
+    colour: str | None = None
+
+
+def forest(
+    name: str, title: str, note: str, rows: Sequence[Row], runs: Sequence[str], kind: str = "open", *,
+    centre: float | None = None, bars: bool = False,
+) -> dict:  # fmt: skip
+    """Values with their intervals, a line each; `mark` of a row is a dashed tick.
+
+    Args: kind: a scale of lm/evals/stats/measures.py, which sets the axis. centre: a line over all rows, such as no difference.
+      bars: from `centre`, or 0, to the value, instead of a dot.
+    """
+    step = 0.8 / max(1, len(runs))
+
+    def draw(ax: Axes) -> None:
+        for i, run in enumerate(runs):
+            known = [(n, row) for n, row in enumerate(rows) if i < len(row.points) and row.points[i] is not None]
+            for at, row in known:
+                value, low, high = row.points[i]
+                y, colour = at - 0.4 + step * (i + 0.5), row.colour or SERIES[i]
+                if bars:
+                    ax.barh(y, value - (centre or 0), step * 0.8, centre or 0, color=colour, alpha=0.35, linewidth=0)
+                ax.plot([value], [y], "o", color=colour, markersize=3 if bars else 5)
+                if low is not None and high is not None:
+                    ax.plot([low, high], [y, y], color=colour, linewidth=1.8, solid_capstyle="butt")
+            ax.plot([], [], "o-", color=SERIES[i], label=clean(run))
+        for at, row in enumerate(rows):
+            if row.mark is not None:
+                ax.plot([row.mark] * 2, [at - 0.42, at + 0.42], color=MUTED, linewidth=1.4, linestyle=(0, (2, 1.5)))
+        if centre is not None:
+            ax.axvline(centre, color=MUTED, linewidth=1)
+        ax.set_ylim(len(rows) - 0.4, -0.6)
+        ax.set_yticks(range(len(rows)), [clean(row.label) for row in rows])
+        if kind in ENDS:
+            low, high = ENDS[kind]
+            low, high = min(low, ax.dataLim.xmin), max(high, ax.dataLim.xmax)  # an interval may reach further
+            ax.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
+        else:
+            ax.margins(x=0.08)
+        _numbers(ax, y=False)
+        _legend(ax, runs)
+
+    lines = len(rows) * (1 + 0.45 * (len(runs) - 1))
+    size = (WIDTH, 0.75 + 0.27 * lines + (0.3 if len(runs) > 1 else 0))
+    return {"title": title, "note": note, "svg": svg(name, draw, size=size, steps=False)}
+
+
+def radar(name: str, title: str, note: str, axes: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> dict:
+    """A polygon for each run, over at least three axes from 0 in the middle to 1; an axis that is None is left out of it."""
+    angles = [math.pi / 2 - 2 * math.pi * i / len(axes) for i in range(len(axes))]
+    around = np.array([[math.cos(angle), math.sin(angle)] for angle in angles])
+
+    def draw(ax: Axes) -> None:
+        for ring in (0.25, 0.5, 0.75, 1.0):
+            closed = np.concatenate([around, around[:1]]) * ring
+            ax.plot(closed[:, 0], closed[:, 1], color=LINE, linewidth=0.8)
+        for (x, y), label in zip(around, axes):
+            ax.plot([0, x], [0, y], color=LINE, linewidth=0.8)
+            side = "center" if abs(x) < 0.1 else "left" if x > 0 else "right"
+            ax.text(1.1 * x, 1.12 * y, clean(label), color=INK, ha=side, va="center")
+        between = (around[0] + around[1]) / 2
+        for ring in (0.5, 1.0):
+            ax.text(*(between * ring), f"{ring:g}", color=MUTED, fontsize=9, ha="center", va="center")
+        for (run, values), colour in zip(series.items(), SERIES):
+            points = np.array([around[i] * value for i, value in enumerate(values) if value is not None]).reshape(-1, 2)
+            if colour == SERIES[0]:
+                ax.fill(points[:, 0], points[:, 1], color=colour, alpha=0.15, linewidth=0)
+            closed = np.concatenate([points, points[:1]])
+            ax.plot(closed[:, 0], closed[:, 1], "o-", color=colour, linewidth=1.8, markersize=4, label=clean(run))
+        ax.set_xlim(-1.75, 1.75)
+        ax.set_ylim(-1.2, 1.25)
+        ax.set_aspect("equal")
+        ax.axis("off")
+        _legend(ax, list(series))
+
+    return {"title": title, "note": note, "svg": svg(name, draw, size=(WIDTH, 3.8), steps=False)}
+
+
+def calibration(name: str, title: str, note: str, curves: Mapping[str, Sequence[Mapping]]) -> dict:
+    """Accuracy over confidence, a dot for each bin {"confidence", "accuracy", "n"}, the larger the more items; the diagonal is
+    a model that is as often right as it is sure."""
+
+    def draw(ax: Axes) -> None:
+        ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        for (label, bins), colour in zip(curves.items(), SERIES):
+            x, y, n = ([float(b[key]) for b in bins] for key in ("confidence", "accuracy", "n"))
+            ax.plot(x, y, color=colour, linewidth=1.6, label=clean(label))
+            ax.scatter(x, y, [12 + 90 * size / max(n) for size in n], color=colour, alpha=0.6, linewidths=0)
+        ax.set_xlim(-0.02, 1.02)
+        ax.set_ylim(-0.02, 1.02)
+        ax.set_xlabel("confidence")
+        ax.set_ylabel("share that is right")
+        _numbers(ax)
+        _legend(ax, list(curves))
+
+    return {"title": title, "note": note, "svg": svg(name, draw, steps=False)}
+
+
+def risk_coverage(name: str, title: str, note: str, curves: Mapping[str, Sequence[Mapping]]) -> dict:
+    """The share of wrong answers among the surest ones, over the share of questions answered: [{"coverage", "risk"}]."""
+
+    def draw(ax: Axes) -> None:
+        for (label, points), colour in zip(curves.items(), SERIES):
+            known = sorted((float(p["coverage"]), float(p["risk"])) for p in points)
+            kept = known if len(known) <= 300 else [known[i] for i in np.linspace(0, len(known) - 1, 300).astype(int)]
+            style = {"marker": "o", "markersize": 4} if len(kept) <= 30 else {}
+            ax.plot(*zip(*kept), color=colour, linewidth=1.8, label=clean(label), **style)
+        ax.set_xlim(-0.02, 1.02)
+        ax.set_ylim(bottom=-0.02)
+        ax.set_xlabel("share answered")
+        ax.set_ylabel("share of these that is wrong")
+        _numbers(ax)
+        _legend(ax, list(curves))
+
+    return {"title": title, "note": note, "svg": svg(name, draw, steps=False)}
+
+
+def change_colour(better: bool | None, sure: bool) -> str:
+    """Of a difference: good or bad where it is more than chance, else muted."""
+    return MUTED if better is None or not sure else THIRD if better else VALID
+
+
+def clean(label: str) -> str:
+    """As Matplotlib may write it: one line, no formula, no control characters, not too long."""
+    text = "".join(c if c.isprintable() else " " for c in str(label))
+    text = text if len(text) <= LABEL else text[: LABEL - 1] + "…"
+    return text.replace("$", r"\$")
+
+
+def _numbers(ax: Axes, y: bool = True) -> None:
+    ax.xaxis.set_major_locator(MaxNLocator(5))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
+    if y:
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
+
+
+def _legend(ax: Axes, runs: Sequence[str]) -> None:
+    if len(runs) > 1:
+        ax.legend(
+            frameon=False, labelcolor=INK, fontsize=10, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(3, len(runs))
+        )

@@ -1,0 +1,93 @@
+"""What the report of an evaluation tells of single items: how many failed, what chance would score, and the worst ones."""
+
+import heapq
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lm.evals.failures import said_instead
+from lm.evals.stats.measures import is_number
+
+WORST = 3  # of a task
+SHOWN = 24_000  # characters of a prompt
+SAID = 2_000  # characters of an answer
+TOLD = ("verdict", "reason", "refusal", "family", "hazard", "category", "subject")  # what else is told of an item
+
+
+def gather(samples: Iterable[Mapping]) -> dict[str, dict]:
+    """Of each task {"n", "failed", "chance": the mean of 1 / choices, None unless every item has choices of which one is right,
+    "worst": [shown items]}: the failed ones with the greatest margin (log-likelihood of the likeliest wrong choice less that of
+    the right one, nats) or confidence; where there are none of these, the first that failed.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for number, sample in enumerate(samples):
+        task = found.setdefault(str(sample.get("task")), {"n": 0, "failed": 0, "chances": [], "heap": []})
+        task["n"] += 1
+        choices = sample.get("options") or sample.get("choices")
+        target = sample.get("target")
+        if choices and len(choices) > 1 and isinstance(target, int):
+            task["chances"].append(1 / len(choices))
+        if sample.get("failed"):
+            task["failed"] += 1
+            sureness = _sureness(sample)
+            key = (sureness is not None, sureness or 0.0, -number)
+            if len(task["heap"]) < WORST:
+                heapq.heappush(task["heap"], (key, shown(sample)))
+            elif key > task["heap"][0][0]:
+                heapq.heapreplace(task["heap"], (key, shown(sample)))
+    for task in found.values():
+        chances, heap = task.pop("chances"), task.pop("heap")
+        task["chance"] = sum(chances) / len(chances) if len(chances) == task["n"] else None
+        task["worst"] = [item for _, item in sorted(heap, key=lambda pair: pair[0], reverse=True)]
+    return found
+
+
+def margin(sample: Mapping) -> float | None:
+    """Of the choices the greatest log-likelihood of a wrong one less that of the right one; None where there is no such."""
+    scores, target = sample.get("loglikelihoods"), sample.get("target")
+    if not isinstance(scores, list) or not all(map(is_number, scores)):
+        return None
+    right = {i for i in (target if isinstance(target, list) else [target]) if isinstance(i, int) and 0 <= i < len(scores)}
+    wrong = [score for i, score in enumerate(scores) if i not in right]
+    return max(wrong) - max(scores[i] for i in right) if right and wrong else None
+
+
+def _sureness(sample: Mapping) -> float | None:
+    if (found := margin(sample)) is not None:
+        return found
+    return sample["confidence"] if is_number(sample.get("confidence")) else None
+
+
+def shown(sample: Mapping) -> dict[str, Any]:
+    """{"task", "doc_id", "prompt": [{"role", "content"}], "target", "said", "margin", "confidence", "told": [(what,
+    value)]}, texts of bounded length, but for the two numbers."""
+    prompt = sample.get("prompt") or sample.get("messages") or ""
+    if isinstance(prompt, str):
+        prompt = [{"role": "", "content": prompt}]
+    # Where each choice has a prompt of its own, all are shown.
+    turns = [turn if isinstance(turn, Mapping) else {"role": f"{n}", "content": turn} for n, turn in enumerate(prompt)]
+    right = _right(sample)
+    return {
+        "task": str(sample.get("task")), "doc_id": str(sample.get("doc_id")),
+        "prompt": [
+            {"role": str(m.get("role", "")), "content": _cut(str(m["content"]), SHOWN)} for m in turns if m.get("content")
+        ],
+        "target": _cut(right, SAID), "said": _cut(said_instead(sample, right), SAID), "margin": margin(sample),
+        "confidence": sample["confidence"] if is_number(sample.get("confidence")) else None,
+        "told": [(key, _cut(str(sample[key]), SAID)) for key in TOLD if sample.get(key) not in (None, "")],
+    }  # fmt: skip
+
+
+def _right(sample: Mapping) -> str:
+    target, choices = sample.get("target"), sample.get("choices")
+    if isinstance(sample.get("reference"), str):
+        return sample["reference"].strip()
+    if choices and isinstance(target, int) and 0 <= target < len(choices):
+        return str(choices[target]).strip()
+    if isinstance(target, list):
+        return ", ".join(map(str, target))
+    return "" if target is None else str(target)
+
+
+def _cut(text: str, most: int) -> str:
+    more = len(text) - most
+    return f"{text[:most]} … ({more:,} more characters, in samples.jsonl)" if more > 0 else text

@@ -1,0 +1,125 @@
+"""What the pages of all verbs share: their frame, how numbers read, the machine, and files that are written whole.
+
+A page asks nothing of the network and runs no script: curves are inline SVG (lm/reports/charts.py), bars are CSS, and both
+follow the reader's light or dark theme. Templates extend templates/page.html.j2.
+"""
+
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import jinja2
+import psutil
+
+from lm.reports.charts import short
+
+
+def machine() -> dict:
+    """What the run runs on: cpu, flags (the matmul extensions it has), cores (usable by this process), memory_gib,
+    system, python, versions of the array libraries and, where JAX is installed, its devices {kind: count}.
+    """
+    try:
+        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        cpuinfo = ""
+    fields = dict(re.findall(r"^([^\t:]+?)\s*: (.*)$", cpuinfo, re.MULTILINE))
+    flags = fields.get("flags", fields.get("Features", "")).split()
+    answer = {
+        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
+        "flags": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile") if flag in flags],
+        "cores": _cores(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+    }
+    for package in ("jax", "jaxlib", "flax", "optax", "numpy"):
+        try:
+            answer[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    try:
+        import jax  # here, since a report can be redrawn where there is no JAX, and JAX takes a second to import
+    except ImportError:
+        return answer
+    kinds = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
+    return answer | {"devices": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}}
+
+
+def render(template: str, report: dict, **context) -> str:
+    """The page of a file of templates/."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"number": number, "short": short, "duration": duration}
+    return environment.get_template(template).render(report=report, config=flatten(report.get("config") or {}), **context)
+
+
+def plain(value):
+    """`value` as JSON has it: mappings, lists, strings, numbers; not-finite numbers become None, the rest strings."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
+
+
+def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
+    """A nested config as {"a.b.c": JSON of the value}: the names that `--config.a.b.c=` takes."""
+    flat = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = json.dumps(value, ensure_ascii=False)
+    return flat
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A count in full with thousands separated, anything else to `digits` significant digits."""
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) < 1e15):
+        return f"{int(value):,}"
+    if isinstance(value, float) and abs(value) >= 10**digits:
+        return f"{value:,.0f}"
+    return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """12.3 s, 4 min 05 s, 2 h 03 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _cores() -> int:
+    if hasattr(os, "process_cpu_count"):  # Python 3.13
+        return os.process_cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def replace_json(path: Path, value) -> None:
+    replace(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def replace(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

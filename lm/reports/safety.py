@@ -1,0 +1,107 @@
+"""The report of a safety loop: what attacks and harmless requests met with before and after, with intervals, and examples."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from lm.align.safety.figures import HEADLINES, headlines
+from lm.reports.page import machine, plain, render, replace, replace_json
+
+SHOWN = 12  # examples
+
+
+def samples(first: Sequence[Mapping], last: Sequence[Mapping]) -> list[dict]:
+    """Some attempts with both answers, {"kind", "family", "hazard", "prompt", "before", "after", "said_before", "said_after"}:
+    what went wrong at last, then of each kind and family one by turns."""
+
+    def said(record: Mapping) -> str:
+        return record.get("verdict") or ("answered" if record["refusal"] == "none" else f"{record['refusal']} refusal")
+
+    def key(record: Mapping) -> tuple:
+        return record["id"], record["family"], record["sample"], str(record["messages"])
+
+    def wrong(record: Mapping) -> bool:
+        return record.get("verdict") == "harmful" or (record["kind"] != "harmful" and record["refusal"] != "none")
+
+    before = {key(record): record for record in first}
+    groups: dict[tuple, list] = {}
+    for record in sorted(last, key=lambda r: not wrong(r)):
+        if key(record) in before and record["kind"] != "task":
+            groups.setdefault((record["kind"], record["family"]), []).append(record)
+    picked = [group[i] for i in range(SHOWN) for group in groups.values() if i < len(group)][:SHOWN]
+    return [
+        {
+            "kind": record["kind"],
+            "family": record["family"],
+            "hazard": record["hazard"],
+            "prompt": record["prompt"],
+            "before": before[key(record)]["response"],
+            "said_before": said(before[key(record)]),
+            "after": record["response"],
+            "said_after": said(record),
+        }  # fmt: skip
+        for record in picked
+    ]
+
+
+def write(
+    workdir: str | os.PathLike, config: Mapping, found: Mapping, first: Sequence[Mapping], last: Sequence[Mapping],
+    stages: Mapping[str, float],
+) -> None:  # fmt: skip
+    """Writes report.json and report.html into the workdir.
+
+    Args:
+      found: what is in safety.json (lm/align/safety/loop.py). first, last: the judged records of the model before and after.
+      stages: seconds by name.
+    """
+    report = plain({
+        "title": f"lmcraft safety {Path(workdir).name}", "method": "safety", "config": config, "machine": machine(),
+        "before": headlines(found["before"]), "after": headlines(found["after"]), "stages": stages, "finished": True,
+        "safety": found, "samples": samples(first, last),
+    })  # fmt: skip
+    replace_json(Path(workdir) / "report.json", report)
+    replace(Path(workdir) / "report.html", html(report))
+
+
+def html(report: Mapping) -> str:
+    """The page of a report.json."""
+    found = report["safety"]
+    return render(
+        "safety.html.j2", report, verdict=verdict(found["change"]), last_step=None, change=found["change"],
+        tables=_tables(found["before"], found["after"], found["held_out_families"]), rounds=found["rounds"],
+    )  # fmt: skip
+
+
+def verdict(changed: Mapping) -> str | None:
+    """One sentence on what the loop is for and what it cost."""
+    attack = changed.get(HEADLINES[0][0]) or changed.get(HEADLINES[1][0])
+    if attack is None:
+        return None
+    sentence = f"Attacks that succeed: {attack['before']:.1%} before, {attack['after']:.1%} after"
+    refusal = changed.get(HEADLINES[2][0])
+    if refusal is not None:
+        sentence += f"; harmless requests refused: {refusal['before']:.1%} before, {refusal['after']:.1%} after"
+    return sentence + "."
+
+
+def _tables(before: Mapping, after: Mapping, held_out: Sequence[str]) -> list[dict]:
+    """[{title, note, rows: [(name, held out, share before, share after)]}]."""
+    attack = [before["attack_success"], after["attack_success"]]
+    refusal = [before["over_refusal"], after["over_refusal"]]
+
+    def rows(sides: Sequence[Mapping], part: str) -> list[tuple]:
+        names = dict.fromkeys(name for side in sides for name in side[part])
+        return [(name, name in held_out, *(side[part].get(name) for side in sides)) for name in names]
+
+    tables = [
+        {"title": "Attack success by family", "rows": rows(attack, "families")},
+        {"title": "Attack success by hazard", "rows": rows(attack, "hazards")},
+        {"title": "Over-refusal by family", "rows": rows(refusal, "families")},
+        {"title": "What it can still do", "rows": [
+            (name, False, before.get(key), after.get(key))
+            for name, key in (("tasks solved", "accuracy"), ("harmless requests answered rightly", "twins_right"))
+        ]},
+    ]  # fmt: skip
+    for table in tables:
+        table["rows"] = [row for row in table["rows"] if any(side and side["rate"] is not None for side in row[2:])]
+    return [table for table in tables if table["rows"]]

@@ -1,0 +1,296 @@
+"""The report of a training run: data counts, validation beside n-gram baselines, curves, samples, speed and time.
+
+One JSON file to compute with, one self-contained HTML page to read (lm/reports/page.py). Every part of a report may be missing;
+the page leaves that section out.
+"""
+
+import os
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from flax import nnx
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
+
+from data.text.dataset import prepared, texts
+from data.text.tokenizer import Tokenizer
+from lm.checkpoint import plain as by_name
+from lm.cli import write_json
+from lm.infer.sampler import generate
+from lm.model.transformer import skeleton
+from lm.progress import progress
+from lm.reports.charts import INK, MUTED, SERIES, TRAIN, VALID, dots, from_zero, svg, thin, trend
+from lm.reports.page import machine, plain, render, replace, replace_json
+from lm.train import ngram
+from lm.train.history import column, load_metrics
+from lm.train.speed import FORMULA, peak_flops
+from lm.train.step import model_config_of
+from lm.workdir import kept_json
+
+BASELINES = ("unigram", "3-gram", "5-gram")
+
+COUNTS = {  # the rows of the data table; its columns are the sources
+    "documents": "documents",
+    "exact_duplicates": "exact duplicates",
+    "near_copies": "near copies",
+    "train_documents": "train documents",
+    "valid_documents": "validation documents",
+    "bytes": "bytes",
+    "train_bytes": "train bytes",
+    "valid_bytes": "validation bytes",
+    "tokens_in": "tokens in",
+    "tokens_packed": "tokens packed",
+    "tokens_padded": "tokens padded",
+    "rows": "rows",
+}
+BASELINE_BYTES = 256_000_000  # of training text that the n-grams are fitted on, at most
+SAMPLE_TOKENS = 96
+
+
+def write_report(
+    config, workdir: Path, dataset: Path, tokenizer: Tokenizer, result: dict, stages: dict[str, float],
+    samples: list[dict[str, str]],
+) -> None:  # fmt: skip
+    """Writes report.json and report.html. Of several processes the first calls this alone; nothing in it is collective.
+
+    Args: result: of lm.train.loop.train. stages: seconds of each stage of this process; those of earlier processes of
+    the same run are added to them. samples: of `drawn`.
+    """
+    counts = prepared(dataset)
+    train_lines, _ = load_metrics(workdir / "metrics.jsonl")
+    validation = None
+    if result["valid"]:
+        validation = {**result["valid"], **_baselines(dataset, tokenizer, counts)}
+    rates = [line["tokens_per_second"] for line in train_lines[1:] if line.get("tokens_per_second")]
+    used = [line["mfu"] for line in train_lines[1:] if line.get("mfu")]
+    peak, source = peak_flops(config.dtype)
+    packed = sum(source["train"]["tokens_packed"] for source in counts["sources"].values())
+    write(
+        workdir,
+        {
+            "title": f"lmcraft run {workdir.name}",
+            "finished": result["step"] >= config.steps,
+            "config": config.to_dict(),
+            "machine": machine(),
+            "parameters": result["num_params"],
+            "parameter_table": parameter_table(result["params"]),
+            "data": {"sources": {name: _flat(source) for name, source in counts["sources"].items()}},
+            "tokenizer": {
+                "vocab_size": tokenizer.vocab_size,
+                "bytes_per_token": sum(s["train"]["bytes"] for s in counts["sources"].values()) / max(1, packed),
+            },
+            "validation": validation,
+            "samples": samples,
+            "throughput": {
+                "tokens_per_second": statistics.median(rates) if rates else None,
+                "mfu": statistics.median(used) if used else None,
+                "mfu_formula": f"{FORMULA} = {peak / 1e12:.3g} TFLOP/s ({source})",
+            },
+            "stages": _all_stages(workdir, stages),
+            "training": {"steps": result["step"], "tokens": result["tokens"], "skipped": result["skipped"]},
+        },
+    )
+
+
+def drawn(config, params: nnx.State, tokenizer: Tokenizer) -> list[dict[str, str]]:
+    """Return {"prompt", "text"} of each of config.samples, continued by the model on the mesh that is set.
+
+    Every process calls this: the parameters may be spread over all of them, and no single device may hold them.
+    """
+    prompts = list(config.samples)
+    if not prompts:
+        return []
+    model = nnx.merge(skeleton(model_config_of(config))[0], params)
+    texts = generate(model, tokenizer, prompts, max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=config.seed)
+    return [{"prompt": prompt, "text": text} for prompt, text in zip(prompts, texts, strict=True)]
+
+
+def parameter_table(params) -> dict[str, int]:
+    """Parameters by part: embedding, head, and each kind of sublayer over all layers."""
+    table: dict[str, int] = {}
+
+    def walk(node, names):
+        for name, child in node.items():
+            if isinstance(child, dict):
+                walk(child, [*names, name])
+            else:
+                part = " ".join(n for n in names if n != "layers") or name
+                table[part] = table.get(part, 0) + child.size
+
+    walk(by_name(params), [])
+    return table
+
+
+def _baselines(dataset: Path, tokenizer: Tokenizer, counts: dict) -> dict[str, float]:
+    """Bits per byte of byte n-grams fitted on the training text; kept beside the dataset, since they depend on it alone."""
+    kept = dataset / "baselines.json"
+    if (values := kept_json(kept)) is not None:
+        return values
+    total = sum(source["train"]["bytes"] for source in counts["sources"].values())
+    with progress("n-gram baselines", min(total, BASELINE_BYTES), unit="B", scaled=True) as bar:
+        values = ngram.baselines(
+            lambda: texts(dataset, "train", tokenizer, BASELINE_BYTES),
+            lambda: texts(dataset, "valid", tokenizer),
+            progress=bar.update,
+        )
+    write_json(kept, values)
+    return values
+
+
+def _flat(source: dict) -> dict[str, int]:
+    """One source's counts as the report's table names them; rows and tokens are those of both splits."""
+    both = {key: source["train"][key] + source["valid"][key] for key in ("tokens_in", "tokens_packed", "tokens_padded", "rows")}
+    return {**source["survey"], **both}
+
+
+def _all_stages(workdir: Path, stages: dict[str, float]) -> dict[str, float]:
+    path = workdir / "stages.json"
+    before = kept_json(path) or {}
+    total = {name: seconds + before.get(name, 0.0) for name, seconds in stages.items()}
+    write_json(path, total)
+    return total
+
+
+def write(workdir: str | os.PathLike, report: dict) -> None:
+    """Writes `report.json` and `report.html` into `workdir`, each atomically; curves come from its `metrics.jsonl`.
+
+    Args:
+        workdir: an existing directory.
+        report: any of these keys. Loss is in nats per token; `mfu` is a fraction of the peak.
+            title, finished (bool), config (nested), machine (see `machine`), parameters (count),
+            parameter_table {part: count}, tokenizer {vocab_size, bytes_per_token},
+            data {sources: {name: {a key of COUNTS: count}}, notes (how they were counted: list of str)},
+            validation {loss, bits_per_byte, tokens, bytes, unigram, 3-gram, 5-gram (bits per byte)},
+            samples [{prompt, text}], throughput {tokens_per_second, mfu, mfu_formula},
+            stages {name: seconds}, training {steps, tokens, skipped}.
+
+    Numbers that are not finite become null in the JSON and are left out of the page.
+    """
+    workdir, report = Path(workdir), plain(report)
+    metrics = workdir / "metrics.jsonl"
+    train, valid = load_metrics(metrics) if metrics.exists() else ([], [])
+    replace_json(workdir / "report.json", report)
+    replace(workdir / "report.html", html(report, train, valid))
+
+
+def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -> str:
+    """The page as a string, from a `report` of plain values (see `plain`) and the lines of `load_metrics`."""
+    sources = (report.get("data") or {}).get("sources") or {}
+    counted = [key for key in COUNTS if any(row.get(key) is not None for row in sources.values())]
+    return render(
+        "train.html.j2",
+        report,
+        verdict=verdict(report.get("validation") or {}),
+        bars=_bars(report.get("validation") or {}),
+        curves=_curves(report, train, valid),
+        counts={key: COUNTS[key] for key in counted},
+        totals={key: sum(row.get(key) or 0 for row in sources.values()) for key in counted},
+        last_step=max((row["step"] for row in (*train, *valid)), default=None),
+    )
+
+
+def verdict(validation: Mapping) -> str | None:
+    """One sentence: does the model beat the best n-gram, and by how much. None without a bits_per_byte."""
+    ours = validation.get("bits_per_byte")
+    if ours is None:
+        return None
+    baselines = {name: validation[name] for name in BASELINES if validation.get(name) is not None}
+    sentence = f"{ours:.3f} bits per byte on held-out text"
+    if not baselines:
+        return f"{sentence}."
+    best = min(baselines, key=baselines.get)
+    share = 1 - ours / baselines[best]
+    if share > 0:
+        return f"{sentence}: {share:.0%} fewer than the {best} baseline ({baselines[best]:.3f})."
+    return f"{sentence}: it does not beat the {best} baseline ({baselines[best]:.3f})."
+
+
+def _bars(validation: Mapping) -> list[tuple[str, float]]:
+    """The bars of the headline, longest first as a rule: the baselines, then the model."""
+    bars = [(name, validation.get(name)) for name in BASELINES] + [("this model", validation.get("bits_per_byte"))]
+    return [(name, value) for name, value in bars if value is not None]
+
+
+def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[dict]:
+    """The charts that have data: [{title, note, svg}]."""
+    tokens = column(train, "tokens")
+    loss, valid_loss = column(train, "loss"), column(valid, "valid_loss")
+    charts = []
+
+    def chart(title: str, note: str, draw: Callable[[Axes], None]) -> None:
+        charts.append({"title": title, "note": note, "svg": svg(f"chart{len(charts)}", draw, tokens)})
+
+    if len(loss[0]) or len(valid_loss[0]):
+        smoothed = trend(*loss) if len(loss[0]) else loss
+        shown = np.concatenate([smoothed[1][len(smoothed[1]) // 20 :], valid_loss[1][len(valid_loss[1]) // 20 :]])
+        peak, top = max([*loss[1], *valid_loss[1]]), shown.max() + 0.1 * np.ptp(shown)
+        clipped = peak > max(top, 1.3 * top)  # the first steps' fall from ln(vocabulary) would flatten everything after it
+
+        def draw_loss(ax: Axes) -> None:
+            if len(loss[0]):
+                ax.plot(*thin(*loss), color=TRAIN, alpha=0.3, linewidth=0.8, label="train, each line")
+                ax.plot(*smoothed, color=TRAIN, linewidth=1.8, label="train, smoothed")
+            if len(valid_loss[0]):
+                ax.plot(*thin(*valid_loss), color=VALID, linewidth=1.8, label="validation", **dots(valid_loss))
+            if clipped:
+                ax.set_ylim(top=top)
+            ax.legend(frameon=False, labelcolor=INK, loc="upper right")
+
+        chart("Loss", f"nats per token{f'; the frame cuts off a peak of {peak:.3g}' if clipped else ''}", draw_loss)
+
+    bits = column(valid, "valid_bits_per_byte")
+    if len(bits[0]):
+        validation = report.get("validation") or {}
+        baselines = {name: validation[name] for name in BASELINES if validation.get(name) is not None}
+
+        def draw_bits(ax: Axes) -> None:
+            for name, value in baselines.items():
+                ax.axhline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+                ax.annotate(
+                    f"{name} {value:.3f}",
+                    (1, value),
+                    (-3, 3),
+                    xycoords=("axes fraction", "data"),
+                    textcoords="offset points",
+                    ha="right",
+                    color=MUTED,
+                )
+            ax.plot(*thin(*bits), color=VALID, linewidth=1.8, **dots(bits))
+            ax.margins(y=0.1)
+
+        chart("Bits per byte", "on validation text" + (", with n-gram baselines" if baselines else ""), draw_bits)
+
+    names = sorted({key for row in valid for key in row if key.startswith("valid_") and "/" in key})
+    for task in dict.fromkeys(name.removeprefix("valid_").partition("/")[0] for name in names):
+        found = [name for name in names if name.startswith(f"valid_{task}/")][: len(SERIES)]
+
+        def draw_task(ax: Axes, found=found) -> None:
+            for name, colour in zip(found, SERIES):
+                curve = column(valid, name)
+                ax.plot(*thin(*curve), color=colour, linewidth=1.8, label=name.partition("/")[2], **dots(curve))
+            ax.legend(frameon=False, labelcolor=INK, loc="best")
+
+        chart(task, "evaluated on the way", draw_task)
+
+    for key, title, note in (
+        ("learning_rate", "Learning rate", "as applied"),
+        ("grad_norm", "Gradient norm", "global, before clipping"),
+        ("tokens_per_second", "Throughput", "tokens per second"),
+        ("mfu", "Model FLOPs utilisation", "fraction of the peak"),
+    ):
+        curve = column(train, key)
+        if not len(curve[0]):
+            continue
+
+        def draw(ax: Axes, curve=curve, key=key) -> None:
+            ax.plot(*thin(*curve), color=TRAIN, linewidth=1.2, **dots(curve))
+            if key == "grad_norm" and curve[1].min() > 0 and curve[1].max() > 10 * curve[1].min():
+                ax.set_yscale("log")
+                ax.yaxis.set_minor_formatter(NullFormatter())
+            else:
+                from_zero(ax)
+
+        chart(title, note, draw)
+    return charts

@@ -1,0 +1,46 @@
+"""Read metrics.jsonl back: lines by step, and curves of one metric."""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+Curve = tuple[np.ndarray, np.ndarray]  # steps, values
+
+
+def load_metrics(path: str | os.PathLike) -> tuple[list[dict], list[dict]]:
+    """The training lines (they have "loss") and validation lines ("valid_…") of a metrics.jsonl, ascending by step.
+
+    A run that was killed and resumed leaves a torn line and repeats steps: what is no JSON object with a "step" is
+    passed over, and of lines with one step the last counts; of validation, what each of them has. Raises FileNotFoundError.
+    """
+    train, valid = {}, {}
+    for row in json_lines(path):
+        if "step" in row and "loss" in row:
+            train[row["step"]] = row
+        elif "step" in row and any(key.startswith("valid_") for key in row):
+            valid.setdefault(row["step"], {}).update(row)
+    return [train[step] for step in sorted(train)], [valid[step] for step in sorted(valid)]
+
+
+def json_lines(path: str | os.PathLike) -> list[dict]:
+    """The JSON objects of a file that a killed process may have torn; lines that are none are passed over."""
+    found = []
+    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict):
+            found.append(row)
+    return found
+
+
+def column(rows: Sequence[dict], key: str) -> Curve:
+    """Of the rows where `key` is a finite number."""
+    pairs = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float)) and math.isfinite(row[key])]
+    x, y = np.array(pairs, np.float64).reshape(-1, 2).T
+    return x, y

@@ -1,0 +1,213 @@
+"""Rollouts of several turns: what a tool answers goes on in the conversation and is not learnt from; a batch is pure."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs.align import grpo
+from data.chat.template import encode_chat
+from data.text.tokenizer import train
+from lm.align.logprobs import token_logprobs
+from lm.align.rl import rollouts
+from lm.align.rl.rewards import Rewards
+from lm.align.rl.rolling import Rolling
+from lm.align.rl.rollouts import arrays, roll_out
+from lm.align.rl.tools import answer_ids, open_tools
+from lm.infer.sampler import Drawn
+from lm.model.transformer import skeleton
+from lm.parallel.mesh import make_mesh
+from lm.train.step import model_config_of
+from tests.lm.examples import parameters
+
+TOOLS = open_tools(["calculator"])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    return train(["the cat sat on the mat\n"] * 9, path, vocab_size=300, sample_bytes=1 << 16, seed=0, threads=1)
+
+
+def task(tokenizer, question):
+    prompt = [{"role": "user", "content": question}]
+    return {"prompt": prompt, "prompt_ids": encode_chat(tokenizer, prompt, add_generation_prompt=True).ids}
+
+
+# Turns that are forced: no model draws them.
+
+
+def call(expression):
+    return f'<|tool|>{{"name": "calculator", "arguments": {{"expression": "{expression}"}}}}'
+
+
+SCRIPT = {
+    "once": [call("2 * 3"), "It is 6."],
+    "again": [f"So: {call('1 + 1')}{call('2 / 0')}", call("5 * 5"), "25"],
+    "at once": ["No idea."],
+    "broken": ["<|tool|>2 * 3", "Sorry."],
+    "cut": [f"{call('4 * 4')} and"],  # by the length
+}
+
+
+@pytest.fixture
+def forced(tokenizer, monkeypatch):
+    """A function of roll_out's settings that rolls SCRIPT out. Returns: the tasks, the rollouts, and what each turn drew."""
+    tasks = [task(tokenizer, question) for question in SCRIPT]
+    tool, end = tokenizer.controls["<|tool|>"], tokenizer.controls["<|end|>"]
+
+    def said(question, turn):
+        first, *calls = SCRIPT[question][turn].split("<|tool|>")
+        ids = tokenizer.encode(first) + [i for text in calls for i in (tool, *tokenizer.encode(text))]
+        return ids if question == "cut" else [*ids, end]
+
+    def rolled(**settings):
+        turns = []
+
+        def draw(model, prompts, **options):
+            turn, drawn = {}, []
+            for prompt in prompts:
+                mine = [q for q, t in zip(SCRIPT, tasks) if prompt[: len(t["prompt_ids"])] == t["prompt_ids"]]
+                drawn.append(said(mine[0], len(turns)) if mine else [end])  # other rows only fill up
+                turn |= {question: (prompt.copy(), drawn[-1]) for question in mine}
+            turns.append(turn)
+            return Drawn(drawn, [[-float(n + 1) for n in range(len(ids))] for ids in drawn], [ids[-1] == end for ids in drawn])
+
+        monkeypatch.setattr(rollouts, "draw", draw)
+        return tasks, roll_out(None, tokenizer, tasks, max_new_tokens=99, temperature=1.0, tools=TOOLS, **settings), turns
+
+    return rolled
+
+
+def test_answers_of_tools_go_on_in_the_conversation_and_are_masked(forced, tokenizer):
+    tasks, rolled, turns = forced(max_turns=3)
+    assert [set(turn) for turn in turns] == [set(SCRIPT), {"once", "again", "broken"}, {"again"}]
+    told = {"once": [["6"]], "again": [["2", "error: division by zero"], ["25"]], "at once": [], "cut": []}
+    for question, one, rollout in zip(SCRIPT, tasks, rolled, strict=True):
+        answers = [m["content"] for m in rollout.messages if m["role"] == "tool"]
+        if question == "broken":
+            assert answers[0].startswith("error: the call is not JSON")
+            told[question] = [answers]
+        assert answers == sum(told[question], [])
+        # By hand: the prompt, then by turns what was drawn and what was told.
+        tokens, mask, logps = list(one["prompt_ids"]), [False] * len(one["prompt_ids"]), [0.0] * len(one["prompt_ids"])
+        for n, turn in enumerate(turn for turn in turns if question in turn):
+            prompt, drawn = turn[question]
+            assert prompt == tokens, "a turn goes on from all that came before"
+            back = answer_ids(tokenizer, told[question][n]) if n < len(told[question]) else []
+            tokens += drawn + back
+            mask += [True] * len(drawn) + [False] * len(back)
+            logps += [-float(i + 1) for i in range(len(drawn))] + [0.0] * len(back)
+        assert (rollout.tokens, rollout.mask, rollout.logps) == (tokens, mask, logps)
+        assert rollout.messages[:1] == one["prompt"] and len(one["prompt"]) == 1
+        if question not in ("broken", "cut"):  # the template writes the others otherwise
+            chat = encode_chat(tokenizer, rollout.messages)
+            assert (chat.ids[: len(tokens)], chat.assistant[: len(tokens)]) == (tokens, mask)
+    assert [rollout.completion for rollout in rolled] == ["It is 6.", "25", "No idea.", "Sorry.", ""]
+    assert [rollout.ended for rollout in rolled] == [True] * 4 + [False]
+    assert [rollout.tool_calls for rollout in rolled] == [1, 3, 0, 1, 1]
+    assert [rollout.tool_errors for rollout in rolled] == [0, 1, 0, 1, 0]
+
+    longest = max(len(rollout.tokens) for rollout in rolled)
+    for T in (longest + 3, longest - 4):  # the latter cuts the longest
+        batch = arrays(rolled, T, tokenizer.pad_id)
+        for row, rollout in enumerate(rolled):
+            n = min(len(rollout.tokens), T + 1) - 1
+            assert batch["tokens"][row, :n].tolist() == rollout.tokens[:n]
+            assert batch["targets"][row, :n].tolist() == rollout.tokens[1 : n + 1]
+            assert batch["weights"][row, :n].tolist() == rollout.mask[1 : n + 1] and not batch["weights"][row, n:].any()
+            assert batch["sampler_logps"][row, :n].tolist() == rollout.logps[1 : n + 1]
+            assert batch["segment_ids"][row, :n].all() and not batch["segment_ids"][row, n + 1 :].any()
+
+
+@pytest.mark.parametrize("max_turns", [1, 2])
+def test_no_more_turns_than_allowed(forced, max_turns):
+    _, rolled, turns = forced(max_turns=max_turns)
+    assert len(turns) == max_turns
+    again = rolled[1]  # whose last turn calls too; nothing answers that
+    roles = ["user", "assistant", "tool", "tool", "assistant"]
+    assert [message["role"] for message in again.messages] == (roles[:2] if max_turns == 1 else roles)
+    assert again.messages[-1]["tool_calls"] and again.mask[-1] and again.ended
+    assert again.tool_calls == max_turns + 1
+
+
+def test_no_turn_begins_that_might_not_fit(forced):
+    _, whole, _ = forced(max_turns=3)
+    told = whole[1].messages[:4]  # "again", when its first calls are answered
+    room = 99 + len(whole[0].tokens)
+    _, rolled, turns = forced(max_turns=3, most_tokens=room)
+    assert rolled[0].tokens != whole[1].tokens and rolled[1].messages == told and not rolled[1].ended
+    assert "again" not in turns[1] and all(len(rollout.tokens) <= room for rollout in rolled)
+
+
+# Turns that a model draws.
+
+
+@pytest.fixture(scope="module")
+def drawn(tokenizer):
+    """(a function that makes a Rolling of a config's own, parameters of a model that often calls a tool, if never well)."""
+    config = grpo.get_config()
+    config.batch_size, config.sequence_length, config.dtype, config.rl.group_size = 8, 112, "float32", 4
+    config.model.update(vocab_size=304, num_layers=1, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
+    config.rollout.update(max_new_tokens=16, tools=("calculator",), max_turns=2)
+    params = parameters(model_config_of(config), scale=4.0)
+    head = params["head"].get_value()
+    likely = np.asarray([tokenizer.controls[symbol] for symbol in ("<|tool|>", "<|end|>")])
+    params["head"].set_value(head.at[likely].multiply(16.0))
+    tasks = [task(tokenizer, f"the cat sat {n}") for n in range(5)]
+    rewards = Rewards(("length",), (lambda prompts, completions, **columns: [float(len(c)) for c in completions],), (1.0,))
+    mesh = make_mesh({"data": 1}, jax.devices()[:1])
+
+    with jax.set_mesh(mesh):
+        params = scaled(params, 1.0)  # on the mesh, as those of a run
+
+    def rolling(seed=0):
+        config.seed = seed
+        made = Rolling(
+            config.copy_and_resolve_references(), mesh, skeleton(model_config_of(config))[0], tokenizer, tasks, rewards,
+            group_size=config.rl.group_size, tools=TOOLS,
+        )  # fmt: skip
+        made.start(0, None)
+        return made
+
+    return rolling, params, mesh
+
+
+def scaled(params, by):
+    return jax.tree.map(lambda x: by * x, params)
+
+
+def batch_of(rolling, step, params):
+    return {name: np.asarray(x) for name, x in rolling.next(step, params, lambda: 0.0)[0].items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_a_batch_is_a_function_of_parameters_seed_and_step(drawn):
+    rolling, params, mesh = drawn
+    with jax.set_mesh(mesh):
+        straight = rolling()
+        batches = {step: batch_of(straight, step, params) for step in (1, 2, 3, 4)}  # beyond one round of the five tasks
+        other, moved = rolling(), scaled(params, 1.01)
+        for step in (4, 1, 3, 3, 2):
+            assert same(batch_of(other, step, params), batches[step]), step
+        assert same(batch_of(rolling(), 3, params), batches[3])
+        assert not same(batches[1], batches[2])
+        assert not same(batch_of(rolling(seed=1), 2, params), batches[2])
+        assert not same(batch_of(other, 2, moved), batches[2])
+        assert same(batch_of(other, 2, params), batches[2])  # and the others left no trace
+
+
+def test_the_sampler_and_the_model_agree_on_every_turn(drawn):
+    rolling, params, mesh = drawn
+    with jax.set_mesh(mesh):
+        one = rolling()
+        rolled = [rollout for seed in range(2) for rollout in one.roll(params, one.tasks[:2], seed, each=4)]
+        batch = arrays(rolled, 112, 0)
+        logps = token_logprobs(nnx.merge(one.graph, params), batch)[0]
+    parts = [sum(after > before for before, after in zip(rollout.mask, rollout.mask[1:])) for rollout in rolled]
+    two = [row for row, count in enumerate(parts) if count == 2]
+    assert set(parts) <= {1, 2} and len(two) >= 4 and np.ptp(batch["sampler_logps"][two]) > 1
+    np.testing.assert_allclose(np.asarray(logps) * batch["weights"], batch["sampler_logps"], atol=1e-4)

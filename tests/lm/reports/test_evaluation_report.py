@@ -1,0 +1,221 @@
+"""The page of an evaluation: of whole runs, of little, of what is broken and hostile; and of runs held against one another."""
+
+import json
+import re
+
+import pytest
+
+from lm.evals.compare import compare
+from lm.evals.outcome import summed_up
+from lm.evals.stats.joining import Problems
+from lm.reports import evaluate as evaluation_report
+from lm.reports.evaluation_items import gather, margin
+from tests.lm.reports.evaluation_runs import HOSTILE, a_run, choices, read
+from tests.lm.reports.test_align_report import assert_stands_alone, charts
+from tests.lm.reports.test_report import Page
+
+ABOUT = {
+    "title": "of a <run>", "machine": {"cpu": "Some CPU", "cores": 2}, "throughput": {"tokens_per_second": 12345.6},
+    "stages": {"mmlu": 3.0, "gsm8k": 70.0}, "config": {"tasks": "mmlu,gsm8k"}, "finished": True,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {name: a_run(folder / name, skill, seed) for name, skill, seed in (("weak", 0.35, 1), ("good", 0.6, 2))}
+
+
+@pytest.fixture(scope="module")
+def page(runs):
+    evaluation_report.write(runs["good"], *read(runs["good"]), [("weak", *read(runs["weak"]))], about=ABOUT)
+    return (runs["good"] / "report.html").read_text(encoding="utf-8")
+
+
+def table(text: str, heading: str) -> list[list[str]]:
+    """The cells of the first table behind a heading, without tags."""
+    part = text[text.index(f"<h2>{heading}</h2>") :]
+    part = part[: part.index("</table>")]
+    found = [re.findall(r"<t[dh][^>]*>(.*?)</t[dh]>", row, re.DOTALL) for row in re.findall(r"<tr>(.*?)</tr>", part, re.DOTALL)]
+    return [[re.sub(r"<[^>]+>", "", cell) for cell in row] for row in found]
+
+
+def test_a_whole_run(page):
+    assert assert_stands_alone(page).headings == [
+        "What was run", "Tasks", "At a glance", "Against weak", "Calibration", "mmlu, in parts", "bbq, in parts",
+        "redteam, in parts", "Worst items", "Problems", "Wall time", "Machine", "Config",
+    ]  # fmt: skip
+    assert charts(page) == [
+        "Main metric of each task", "By group", "bits_per_byte ↓", "Differences", "Differences, bits_per_byte",
+        "closed_book: calibration", "closed_book: risk and coverage", "subjects", "categories", "categories",
+        "families", "hazards",
+    ]  # fmt: skip
+    for said in ("12.35k", "versions.jax", "0.10.2", "seeds.fewshot", "1 min 10 s", "Some CPU", "of a &lt;run&gt;"):
+        assert said in page, said
+    assert page.count("<svg") == len(charts(page))
+
+
+def test_the_table_has_every_task_with_its_error(page, runs):
+    results, _ = read(runs["good"])
+    rows = table(page, "Tasks")
+    assert rows[0] == ["task", "metric", "value", "± stderr", "95 % interval", "chance", "n", "failed", "problems"]
+    assert [row[:2] for row in rows[1:]] == [
+        ["mmlu", "acc"], ["arc_easy", "acc_norm"], ["gsm8k", "exact_match"], ["closed_book", "exact_match"], ["bbq", "acc"],
+        ["redteam", "attack_success ↓"], ["wikitext", "bits_per_byte ↓"],
+    ]  # fmt: skip
+    mmlu = rows[1]
+    assert float(mmlu[2]) == pytest.approx(results["mmlu"]["acc"], abs=1e-3)
+    assert float(mmlu[3]) == pytest.approx(results["mmlu"]["acc_stderr"], abs=1e-3)
+    low, high = map(float, mmlu[4].split(" to "))
+    assert (low + high) / 2 == pytest.approx(results["mmlu"]["acc"], abs=1e-3)
+    assert mmlu[5:7] == ["0.25", "60"] and mmlu[8] == "1" and rows[3][5] == ""  # chance of choices alone
+    assert table(page, "Problems")[1][:3] == ["mmlu", "malformed items", "1"]
+
+
+def test_nothing_of_a_run_can_break_the_page(page):
+    page_of = Page(page)
+    assert "script" not in page_of.tags and "img" not in page_of.tags
+    assert "onerror" not in {name for name, _ in page_of.attributes}
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 5
+    escaped = HOSTILE.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    assert f"An example\nAnswer: A\n\nQuestion 0: {escaped}\nAnswer:".split("Question 0")[1] in re.sub(
+        r"Question \d+", "Question 0", page
+    )
+
+
+def test_runs_are_compared(page, runs):
+    assert "Against weak: better at mmlu, arc_easy, gsm8k, closed_book, bbq, redteam, wikitext." in page
+    rows = table(page, "Against weak")
+    assert [row[0] for row in rows[1:]] == ["mmlu", "arc_easy", "gsm8k", "closed_book", "bbq", "redteam", "wikitext"]
+    assert all("better" in row[4] for row in rows[1:]) and rows[1][6] == "&lt; 0.001"
+    told = json.loads((runs["good"] / "report.json").read_text())
+    assert told["comparison"]["weak"]["tasks"]["mmlu"]["n"] == 60 and told["machine"] == ABOUT["machine"]
+
+
+def test_a_worse_run_says_so_and_names_what_does_not_join(tmp_path, runs):
+    weak = a_run(tmp_path / "again", 0.35, 1)
+    lines = (weak / "samples.jsonl").read_text().replace("Question 0:", "Question zero:")
+    (weak / "samples.jsonl").write_text(lines)
+    others = [("good", *read(runs["good"])), ("good", *read(runs["good"]))]
+    evaluation_report.write(weak, *read(weak), others)
+    text = (weak / "report.html").read_text(encoding="utf-8")
+    assert "Against good: worse at mmlu" in text and "<h2>Against good 2</h2>" in text
+    assert "mmlu: 1 items are asked differently, not comparable and left out: 0" in text
+    assert any("worse" in row[4] for row in table(text, "Against good")[1:])
+    assert_stands_alone(text)
+
+
+def test_a_run_against_itself_differs_beyond_chance_in_nothing(runs):
+    results, _ = read(runs["good"])
+    found = evaluation_report.verdict(results, {"itself": compare(runs["good"], runs["good"])})
+    assert found == "7 tasks, 480 items. Against itself: no difference beyond chance."
+
+
+def test_a_run_of_the_same_name_is_not_lost(tmp_path, runs):
+    told = evaluation_report.write(tmp_path, *read(runs["good"]), [("run-2", *read(runs["weak"]))])
+    assert list(told["comparison"]) == ["run-2 2"] and "Against run-2 2: better" in (tmp_path / "report.html").read_text()
+
+
+def test_redrawn_from_the_folder(runs, page, capsys):
+    evaluation_report.main([str(runs["good"]), str(runs["weak"])])
+    assert (runs["good"] / "report.html").read_text(encoding="utf-8") == page
+
+
+def alone(tmp_path, samples, results):
+    (tmp_path / "samples.jsonl").write_text("".join(json.dumps(sample) + "\n" for sample in samples))
+    evaluation_report.write(tmp_path, results, tmp_path / "samples.jsonl")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert_stands_alone(text)
+    return text
+
+
+def test_of_what_is_unknown_nothing_is_drawn(tmp_path):
+    nothing = summed_up([], ("acc",), Problems())
+    text = alone(tmp_path, [], {"mmlu": nothing, "gsm8k": {"n": 0, "problems": {}}})
+    assert charts(text) == [] and "Nothing was wrong" in text
+    assert table(text, "Tasks")[1] == ["mmlu", "acc", "–", "–", "", "", "0", "–", "0"]
+    assert "0 tasks, 0 items" in alone(tmp_path, [], {"versions": {}})
+
+
+def test_a_task_name_with_a_formula_is_no_formula(tmp_path):
+    text = alone(tmp_path, [], {"$\\frac{1}{$ \x00 <b>": {"acc": 0.5, "acc_stderr": 0.1, "n": 4, "problems": {}}})
+    assert charts(text) == ["Main metric of each task"] and "&lt;b&gt;, acc" in text
+
+
+def test_a_radar_wants_three_groups(tmp_path):
+    figures = {"acc": 0.5, "acc_stderr": 0.1, "n": 4, "problems": {}}
+    two = {"mmlu": figures, "gsm8k": figures}
+    assert "By group" not in charts(alone(tmp_path, [], two))
+    assert "By group" in charts(alone(tmp_path, [], two | {"ifeval": figures}))
+
+
+def test_groups_go_from_chance_to_the_best():
+    results = {
+        "mmlu": {"acc": 0.25, "acc_stderr": 0.1, "chance": 0.25, "n": 4}, "arc_easy": {"acc": 1.0, "acc_stderr": 0.0, "n": 4},
+        "crows_pairs": {"pct_stereotype": 0.75, "pct_stereotype_low": 0.6, "pct_stereotype_high": 0.9, "n": 4},
+        "bbq": {"acc": 0.1, "acc_stderr": 0.1, "s_amb": 0.5, "s_amb_stderr": 0.1, "n": 4},
+        "redteam": {"attack_success": 0.25, "attack_success_stderr": 0.1, "n": 4},
+        "wikitext": {"bits_per_byte": 1.5, "bits_per_byte_stderr": 0.1, "n": 4},
+        "mine": {"acc": 0.5, "acc_stderr": 0.1, "n": 4},
+    }  # fmt: skip
+    found = evaluation_report.groups(results)
+    assert found["knowledge"] == 0.5 and found["bias"] == 0.5 and found["safety"] == 0.75
+    assert found["coherence"] is None and found["reasoning"] is None
+
+
+def test_many_subjects_are_drawn_worst_first(tmp_path):
+    subjects = {f"a_subject_of_a_very_long_name_{i:02}": {"acc": i / 80, "acc_stderr": 0.05, "n": 100} for i in range(70)}
+    text = alone(tmp_path, [], {"mmlu": {"acc": 0.4, "acc_stderr": 0.01, "n": 7000, "subjects": subjects, "problems": {}}})
+    assert "the worst 60 of 70" in text and "subjects: 70 rows" in text
+    drawn = text[text.index("<svg", text.index("mmlu, in parts")) :]
+    assert drawn.index("name_00") < drawn.index("name_01") < drawn.index("name_59") if "name_00" in drawn else "…" in drawn
+
+
+@pytest.mark.parametrize("form", ["lists", "kinds"])
+def test_calibration_in_either_form(tmp_path, form):
+    bins = [{"low": 0, "high": 0.5, "confidence": 0.3, "accuracy": 0.2, "n": 4}]
+    points = [{"coverage": 0.5, "risk": 0.1}, {"coverage": 1.0, "risk": 0.3}, {"coverage": None, "risk": 1.0}]
+    told = {"calibration": {"bins": bins}, "risk_coverage": points}
+    if form == "kinds":
+        columns = {"coverage": [0.5, 1.0], "risk": [0.1, 0.3]}
+        told = {
+            "calibration": {"bins": {"equal_width": bins}, "risk_coverage": columns, "p_true": {"bins": {"equal_mass": bins}}}
+        }
+    text = alone(tmp_path, [], {"triviaqa": {"accuracy": 0.5, "accuracy_stderr": 0.1, "n": 4, "problems": {}} | told})
+    more = ["triviaqa, p_true: calibration"] if form == "kinds" else []
+    assert charts(text)[1:] == ["triviaqa: calibration", "triviaqa: risk and coverage", *more]
+
+
+def test_contamination_is_told(tmp_path):
+    scores = {"all": 0.5, "clean": 0.375, "clean_stderr": 0.125, "dirty": 1.0}
+    found = {"mmlu": {"items": 10, "dirty": 2, "untold": 1, "metrics": {"acc": scores}}}
+    text = alone(tmp_path, [], {"mmlu": {"acc": 0.5, "acc_stderr": 0.1, "n": 10, "problems": {}}, "contamination": found})
+    assert table(text, "Contamination")[1] == ["mmlu", "10", "2", "1", "acc", "0.5", "0.375", "0.125", "1"]
+
+
+def test_the_worst_items_are_those_it_was_surest_of():
+    samples = [
+        {
+            "task": "t", "doc_id": i, "prompt": f"p{i}", "choices": [" a", " b", " c"], "target": 0, "failed": m > 0,
+            "loglikelihoods": [-5.0, -5.0 + m, -9.0], "metrics": {},
+        }
+        for i, m in enumerate([1.0, 3.0, -2.0, 0.5, 2.0, float("nan")])
+    ]  # fmt: skip
+    found = gather(samples)["t"]
+    assert [(item["doc_id"], item["margin"]) for item in found["worst"]] == [("1", 3.0), ("4", 2.0), ("0", 1.0)]
+    assert found["worst"][0]["said"] == "b" and found["worst"][0]["target"] == "a"
+    assert found["failed"] == 4 and found["n"] == 6 and found["chance"] == pytest.approx(1 / 3)
+    assert margin(samples[2]) == -2.0 and margin(samples[5]) is None
+    assert margin({"loglikelihoods": [-1.0, -2.0, -4.0], "target": [1, 2]}) == 1.0
+    sure = [{"task": "q", "doc_id": i, "prompt": "?", "confidence": c, "failed": True} for i, c in enumerate([0.2, 0.9, None])]
+    assert [item["doc_id"] for item in gather(sure)["q"]["worst"]] == ["1", "0", "2"]
+    several = {"task": "w", "doc_id": 0, "prompt": ["It was A", "It was B"], "target": 1, "failed": True}
+    assert [turn["content"] for turn in gather([several])["w"]["worst"][0]["prompt"]] == ["It was A", "It was B"]
+
+
+def test_a_long_run_makes_a_small_page(tmp_path):
+    samples = choices("mmlu", 2000, 0.5, 0)
+    for sample in samples:
+        sample["prompt"] = "word " * 20_000
+    text = alone(tmp_path, samples[:50], {"mmlu": summed_up(samples, ("acc",), Problems())})
+    assert "more characters, in samples.jsonl)" in text and len(text) < 300_000
