@@ -32,6 +32,8 @@ bench: $(BIN)/.test
 
 lint: $(BIN)/.test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 setup: $(BIN)/.test
 

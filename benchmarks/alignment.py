@@ -126,10 +126,18 @@ def start(out: Path) -> Path:
 def tuned(seed: int, begin: Path, task: str, **settings) -> dict:
     """Supervised tuning on a task, of every parameter."""
     return {
-        "seed": seed, "init_from": str(begin), "data.input": task, "data.max_examples": 16_000, "steps": 300, "batch_size": 16,
-        "sequence_length": 128, "optimizer.learning_rate": 4e-3, "optimizer.warmup": 20, "rollout.max_new_tokens": 24,
+        "seed": seed,
+        "init_from": str(begin),
+        "data.input": task,
+        "data.max_examples": 16_000,
+        "steps": 300,
+        "batch_size": 16,
+        "sequence_length": 128,
+        "optimizer.learning_rate": 4e-3,
+        "optimizer.warmup": 20,
+        "rollout.max_new_tokens": 24,
         **settings,
-    }  # fmt: skip
+    }
 
 
 def instructions(seed: int, begin: Path) -> dict:
@@ -144,25 +152,45 @@ def all_styles(out: Path) -> Path:
 
 def dpo(seed: int, begin: Path) -> dict:
     return {
-        "seed": seed, "init_from": str(begin), "data.input": "builtin:preferred_style", "data.max_examples": 2000, "steps": 120,
-        "batch_size": 32, "sequence_length": 64, "optimizer.learning_rate": 3e-4, "rollout.max_new_tokens": 40,
+        "seed": seed,
+        "init_from": str(begin),
+        "data.input": "builtin:preferred_style",
+        "data.max_examples": 2000,
+        "steps": 120,
+        "batch_size": 32,
+        "sequence_length": 64,
+        "optimizer.learning_rate": 3e-4,
+        "rollout.max_new_tokens": 40,
         "preference.nll_weight": 1.0,  # without it both answers of a pair become unlikely, and what is said is neither (RPO)
-    }  # fmt: skip
+    }
 
 
 def reward(seed: int, begin: Path) -> dict:
     return {
-        "seed": seed, "init_from": str(begin), "data.input": "builtin:preferred_style", "data.max_examples": 4000, "steps": 100,
-        "batch_size": 32, "sequence_length": 64, "optimizer.learning_rate": 1e-3,
-    }  # fmt: skip
+        "seed": seed,
+        "init_from": str(begin),
+        "data.input": "builtin:preferred_style",
+        "data.max_examples": 4000,
+        "steps": 100,
+        "batch_size": 32,
+        "sequence_length": 64,
+        "optimizer.learning_rate": 1e-3,
+    }
 
 
 def grpo(seed: int, begin: Path) -> dict:
     return {
-        "seed": seed, "init_from": str(begin), "data.input": STYLES, "data.max_examples": 4000,
-        "rewards": f"{VERIFIER}=1,overlong?limit=32&buffer=6=1", "steps": 64, "batch_size": 128, "sequence_length": 80,
-        "rollout.max_new_tokens": 32, "optimizer.learning_rate": 3e-4,
-    }  # fmt: skip
+        "seed": seed,
+        "init_from": str(begin),
+        "data.input": STYLES,
+        "data.max_examples": 4000,
+        "rewards": f"{VERIFIER}=1,overlong?limit=32&buffer=6=1",
+        "steps": 64,
+        "batch_size": 128,
+        "sequence_length": 80,
+        "rollout.max_new_tokens": 32,
+        "optimizer.learning_rate": 3e-4,
+    }
 
 
 def rloo(seed: int, begin: Path) -> dict:
@@ -224,8 +252,10 @@ def against(workdir: Path, begin: Path) -> dict:
     encoder = Encoder(tokenizer)
     held_out = list(read_examples("builtin:preferred_style", "task", "valid", valid_fraction=0.0, seed=0))
     tasks = [{"prompt": task.prompt, "prompt_ids": encoder.prompt_ids(task.prompt)} for task in held_out]
-    rollouts = {name: roll_out(model, tokenizer, tasks, max_new_tokens=40, temperature=1.0, seed=seed)
-                for seed, (name, model) in enumerate((("start", reference), ("tuned", tuned)))}  # fmt: skip
+    rollouts = {
+        name: roll_out(model, tokenizer, tasks, max_new_tokens=40, temperature=1.0, seed=seed)
+        for seed, (name, model) in enumerate((("start", reference), ("tuned", tuned)))
+    }
     scores = {
         name: np.asarray([style(r.completion, task.columns["statement"]) for r, task in zip(rolled, held_out)])
         for name, rolled in rollouts.items()
@@ -234,10 +264,12 @@ def against(workdir: Path, begin: Path) -> dict:
     before_BT = np.asarray(jax.jit(lambda batch: token_logprobs(reference, batch)[0])(batch))
     kl_B = np.sum((batch["sampler_logps"] - before_BT) * batch["weights"], axis=1)
     return {
-        "wins": float(np.mean(0.5 + 0.5 * np.sign(scores["tuned"] - scores["start"]))), "kl": float(kl_B.mean()),
-        "score_before": float(scores["start"].mean()), "score": float(scores["tuned"].mean()),
+        "wins": float(np.mean(0.5 + 0.5 * np.sign(scores["tuned"] - scores["start"]))),
+        "kl": float(kl_B.mean()),
+        "score_before": float(scores["start"].mean()),
+        "score": float(scores["tuned"].mean()),
         "words": float(np.mean([len(rollout.completion.split()) for rollout in rollouts["tuned"]])),
-    }  # fmt: skip
+    }
 
 
 def table(results: dict[str, list[dict]]) -> str:

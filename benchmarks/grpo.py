@@ -64,9 +64,13 @@ def compared(folder: str, size: str, steps: int, rounds: int) -> dict:
     for _, name, dtype in itertools.product(range(rounds), ("lmcraft", "trl"), DTYPES):
         flags = [f"--worker={name}", f"--dtype={dtype}", f"--folder={folder}", f"--steps={steps}", f"--loads={size}"]
         done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.grpo", *flags], cwd=REPO, capture_output=True, text=True, check=False,
+            [sys.executable, "-m", "benchmarks.grpo", *flags],
+            cwd=REPO,
+            capture_output=True,
+            text=True,
+            check=False,
             env=os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}"},
-        )  # fmt: skip
+        )
         if done.returncode:
             sys.exit(done.stderr[-3000:])
         for key, values in json.loads(done.stdout.splitlines()[-1]).items():
@@ -76,10 +80,11 @@ def compared(folder: str, size: str, steps: int, rounds: int) -> dict:
     rolled = {name: statistics.median(found[name, dtype]["rollout"]) for name, dtype in best.items()}
     rates = {name: rate(found[name, dtype]) for name, dtype in best.items()}
     return {
-        "ratio": round(rates["lmcraft"] / rates["trl"], 2), "steps_per_minute": every,
+        "ratio": round(rates["lmcraft"] / rates["trl"], 2),
+        "steps_per_minute": every,
         "share_generating": {name: round(rolled[name] * rates[name] / 60, 3) for name in rates},
         "rollout_tokens_per_second": {name: round(completions * tokens / seconds) for name, seconds in rolled.items()},
-    }  # fmt: skip
+    }
 
 
 def rate(times: dict[str, list[float]]) -> float:
@@ -147,7 +152,7 @@ def ours(folder: Path, tokens: int, completions: int, steps: int, dtype: str) ->
         graph, _ = skeleton(model_config_of(config))
         stream = rolling.Rolling(
             config, mesh, graph, tokenizer, tasks, Rewards(("digits",), (reward,), (1.0,)), group_size=GROUP
-        )  # fmt: skip
+        )
         stream.start(0, None)
         state = jax.jit(trainer.init)(initial_params(config, mesh))
         step = jax.jit(trainer.step, donate_argnums=0)
@@ -187,14 +192,26 @@ def theirs(folder: Path, tokens: int, completions: int, steps: int, dtype: str) 
 
     rows = [{"prompt": [{"role": "user", "content": record["prompt"]}]} for record in prompts()]
     trainer = Timed(
-        model=str(folder / "published"), reward_funcs=reward, train_dataset=datasets.Dataset.from_list(rows),
+        model=str(folder / "published"),
+        reward_funcs=reward,
+        train_dataset=datasets.Dataset.from_list(rows),
         callbacks=[Clock()],
         args=GRPOConfig(
-            output_dir=str(folder / "trl"), per_device_train_batch_size=completions, num_generations=GROUP,
-            max_completion_length=tokens, max_steps=steps, bf16=dtype == "bfloat16", gradient_checkpointing=False, use_cpu=True,
-            learning_rate=1e-6, logging_steps=10**6, save_strategy="no", report_to=[], disable_tqdm=True,
+            output_dir=str(folder / "trl"),
+            per_device_train_batch_size=completions,
+            num_generations=GROUP,
+            max_completion_length=tokens,
+            max_steps=steps,
+            bf16=dtype == "bfloat16",
+            gradient_checkpointing=False,
+            use_cpu=True,
+            learning_rate=1e-6,
+            logging_steps=10**6,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
         ),
-    )  # fmt: skip
+    )
     trainer.train()
     return {"step": times[WARM:], "rollout": rollouts[WARM:]}
 

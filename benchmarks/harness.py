@@ -33,34 +33,52 @@ WORKERS = ("lmcraft", "hf16", "hf64")
 FEW = 0.25  # of the items are asked with examples, whose requests are long
 # (task, shots)
 LOADS = (
-    ("letters", 0), ("answers", 0), ("letters", 5), ("answers", 5), ("answers_drawn", 5), ("pages", 0), ("written", 0),
+    ("letters", 0),
+    ("answers", 0),
+    ("letters", 5),
+    ("answers", 5),
+    ("answers_drawn", 5),
+    ("pages", 0),
+    ("written", 0),
     ("written", 5),
-)  # fmt: skip
+)
 TASKS = {
     "letters": {
-        "output_type": "multiple_choice", "doc_to_choice": ["A", "B", "C", "D"], "doc_to_target": "right",
+        "output_type": "multiple_choice",
+        "doc_to_choice": ["A", "B", "C", "D"],
+        "doc_to_target": "right",
         "doc_to_text": "{{text}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\nD. {{choices[3]}}\nAnswer:",
         "description": "The following are multiple choice questions (with answers) about modules.\n\n",
         "fewshot_config": {"sampler": "first_n"},
     },
     "answers": {
-        "output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "right",
-        "doc_to_text": "Question: {{text}}\nAnswer:", "fewshot_config": {"sampler": "first_n"},
+        "output_type": "multiple_choice",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "right",
+        "doc_to_text": "Question: {{text}}\nAnswer:",
+        "fewshot_config": {"sampler": "first_n"},
     },
     "answers_drawn": {
-        "output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": "right",
+        "output_type": "multiple_choice",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "right",
         "doc_to_text": "Question: {{text}}\nAnswer:",
     },
     "pages": {
-        "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{page}}",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{page}}",
         "metric_list": [{"metric": "bits_per_byte"}],
     },
     "written": {
-        "output_type": "generate_until", "doc_to_text": "Question: {{text}}\nAnswer:", "doc_to_target": "{{choices[right]}}",
-        "fewshot_config": {"sampler": "first_n"}, "metric_list": [{"metric": "exact_match"}],
+        "output_type": "generate_until",
+        "doc_to_text": "Question: {{text}}\nAnswer:",
+        "doc_to_target": "{{choices[right]}}",
+        "fewshot_config": {"sampler": "first_n"},
+        "metric_list": [{"metric": "exact_match"}],
         "generation_kwargs": {"until": ["Question:"], "do_sample": False, "max_gen_toks": 64},
     },
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -81,9 +99,13 @@ def main() -> None:
         for _, name in itertools.product(range(options.rounds), WORKERS):
             command = [sys.executable, "-m", "benchmarks.harness", f"--worker={name}", f"--folder={folder}"]
             done = subprocess.run(
-                [*command, f"--items={options.items}"], cwd=REPO, capture_output=True, text=True, check=False,
+                [*command, f"--items={options.items}"],
+                cwd=REPO,
+                capture_output=True,
+                text=True,
+                check=False,
                 env=os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}"},
-            )  # fmt: skip
+            )
             if done.returncode:
                 sys.exit(done.stderr[-3000:])
             found[name].append(json.loads(done.stdout.splitlines()[-1]))
@@ -111,17 +133,21 @@ def compared(found: dict[str, list[dict]]) -> dict:
         best, requests = min(theirs.values()), one["requests"]
         seconds, first, whole = (min(run[load][key] for run in ours) for key in ("seconds", "first", "whole"))
         loads[load] = {
-            "requests": requests, "lmcraft": round(requests / seconds, 1),
+            "requests": requests,
+            "lmcraft": round(requests / seconds, 1),
             "lmcraft_with_compilation": round(requests / first, 1),
-            **{name: round(requests / s, 1) for name, s in theirs.items()}, "ratio": round(best / seconds, 2),
-            "ratio_with_compilation": round(best / first, 2), "ratio_with_harness": round(best_whole / whole, 2),
-        } | ({"same_texts": round(sum(alike) / len(alike), 3)} if alike else {})  # fmt: skip
+            **{name: round(requests / s, 1) for name, s in theirs.items()},
+            "ratio": round(best / seconds, 2),
+            "ratio_with_compilation": round(best / first, 2),
+            "ratio_with_harness": round(best_whole / whole, 2),
+        } | ({"same_texts": round(sum(alike) / len(alike), 3)} if alike else {})
         for key, value in zip(total, (best, seconds, first, best_whole, whole), strict=True):
             total[key] += value
     ratios = {
-        "ratio": round(total["best"] / total["seconds"], 2), "with_compilation": round(total["best"] / total["first"], 2),
+        "ratio": round(total["best"] / total["seconds"], 2),
+        "with_compilation": round(total["best"] / total["first"], 2),
         "with_harness": round(total["best_whole"] / total["whole"], 2),
-    }  # fmt: skip
+    }
     return {"loads": loads, "all": ratios, "largest_difference": most, "machine": machine()}
 
 
@@ -159,9 +185,14 @@ def prepare(folder: Path, items: int, model: dict) -> None:
     files = {split: str(folder / f"{split}.jsonl") for split in ("train", "test")}
     for name, task in TASKS.items():
         whole = {
-            "task": f"bench_{name}", "dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test",
-            "fewshot_split": "train", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}], **task,
-        }  # fmt: skip
+            "task": f"bench_{name}",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": files},
+            "test_split": "test",
+            "fewshot_split": "train",
+            "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+            **task,
+        }
         (folder / f"{name}.yaml").write_text(json.dumps(whole))
 
 
@@ -192,15 +223,19 @@ def measured(worker: str, folder: Path, items: int) -> dict[str, dict]:
             begin = time.perf_counter()
             result = simple_evaluate(
                 model, tasks=[f"bench_{task}"], task_manager=manager, num_fewshot=shots, limit=limit, bootstrap_iters=0
-            )  # fmt: skip
+            )
             whole = time.perf_counter() - begin
         answers = [response[0] for sample in result["samples"][f"bench_{task}"] for response in sample["resps"]]
         texts = [one for one in answers if isinstance(one, str)]
         logps = [one if isinstance(one, float) else one[0] for one in answers if not isinstance(one, str)]
         found[f"{task}, {shots} shots"] = {
-            "requests": len(answers), "first": answering[0], "seconds": answering[-1], "whole": whole, "logps": logps,
+            "requests": len(answers),
+            "first": answering[0],
+            "seconds": answering[-1],
+            "whole": whole,
+            "logps": logps,
             "texts": texts,
-        }  # fmt: skip
+        }
     return found
 
 

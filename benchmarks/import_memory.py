@@ -24,11 +24,21 @@ MIB = 2**20
 def llama_8b(shrink: int, layers: int) -> dict:
     """config.json of Llama 3 8B, narrower by `shrink`; the heads keep their size."""
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 128_256 // shrink,
-        "hidden_size": 4096 // shrink, "intermediate_size": 14_336 // shrink, "num_hidden_layers": layers,
-        "num_attention_heads": 32 // shrink, "num_key_value_heads": 8 // shrink, "head_dim": 128, "rms_norm_eps": 1e-5,
-        "rope_theta": 500_000.0, "max_position_embeddings": 8192, "tie_word_embeddings": False, "dtype": "bfloat16",
-    }  # fmt: skip
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": 128_256 // shrink,
+        "hidden_size": 4096 // shrink,
+        "intermediate_size": 14_336 // shrink,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 32 // shrink,
+        "num_key_value_heads": 8 // shrink,
+        "head_dim": 128,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 500_000.0,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": False,
+        "dtype": "bfloat16",
+    }
 
 
 def write_checkpoint(folder: Path, hf: dict, shards: int) -> int:

@@ -68,9 +68,15 @@ def shape(width: int, mup: bool, rate: float, steps: int):
     config = demo.get_config()
     config.batch_size, config.accumulate, config.steps = 32, 2, steps
     config.model.update(
-        vocab_size=2048, num_layers=2, embed_dim=width, num_heads=width // HEAD, num_kv_heads=width // HEAD, head_dim=HEAD,
-        mlp_dim=3 * width, mup_base_dim=WIDTHS[0] if mup else 0,
-    )  # fmt: skip
+        vocab_size=2048,
+        num_layers=2,
+        embed_dim=width,
+        num_heads=width // HEAD,
+        num_kv_heads=width // HEAD,
+        head_dim=HEAD,
+        mlp_dim=3 * width,
+        mup_base_dim=WIDTHS[0] if mup else 0,
+    )
     config.optimizer.learning_rate, config.optimizer.warmup = rate, 2 * steps // 5  # a short one leaves high rates to luck
     return config
 

@@ -61,13 +61,7 @@ class Shape:
 
 
 def measure(
-    peer: str,
-    shape: Shape,
-    *,
-    steps: int = 10,
-    seconds: float = 60.0,
-    tunables: bool = True,
-    python: str = sys.executable,
+    peer: str, shape: Shape, *, steps: int = 10, seconds: float = 60.0, tunables: bool = True, python: str = sys.executable
 ) -> dict:
     """Trains `peer` at `shape` in a subprocess and returns what it measured.
 

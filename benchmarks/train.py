@@ -91,10 +91,16 @@ def ours(shape: Shape, steps: int) -> dict:
         config.accumulate, config.dtype = accumulate, dtype
         config.batch_size, config.sequence_length = shape.batch, shape.length
         config.model.update(
-            vocab_size=shape.vocab, num_layers=shape.layers, embed_dim=shape.width, num_heads=shape.heads,
-            num_kv_heads=shape.kv_heads, head_dim=shape.head_size, mlp_dim=shape.feed_forward, tie_embeddings=shape.tied,
+            vocab_size=shape.vocab,
+            num_layers=shape.layers,
+            embed_dim=shape.width,
+            num_heads=shape.heads,
+            num_kv_heads=shape.kv_heads,
+            head_dim=shape.head_size,
+            mlp_dim=shape.feed_forward,
+            tie_embeddings=shape.tied,
             scan_layers=False,
-        )  # fmt: skip
+        )
         mesh = make_mesh(config.mesh)
         with jax.set_mesh(mesh):
             trainer = make_trainer(config)
@@ -102,9 +108,12 @@ def ours(shape: Shape, steps: int) -> dict:
             tokens = np.random.default_rng(0).integers(0, shape.vocab, (shape.batch, shape.length)).astype(np.int32)
             ones = np.ones_like(tokens)
             batch = {
-                "tokens": tokens, "targets": np.roll(tokens, -1, axis=1), "segment_ids": ones,
-                "positions": np.cumsum(ones, axis=1, dtype=np.int32) - 1, "weights": ones.astype(np.float32),
-            }  # fmt: skip
+                "tokens": tokens,
+                "targets": np.roll(tokens, -1, axis=1),
+                "segment_ids": ones,
+                "positions": np.cumsum(ones, axis=1, dtype=np.int32) - 1,
+                "weights": ones.astype(np.float32),
+            }
             step = jax.jit(trainer.step, donate_argnums=0)
             times = []
             for _ in range(steps + 2):

@@ -58,9 +58,14 @@ class Checkpoints:
     """
 
     def __init__(
-        self, workdir: str | os.PathLike, *, keep_last: int = 2, keep_every: int = 0, read_only: bool = False,
+        self,
+        workdir: str | os.PathLike,
+        *,
+        keep_last: int = 2,
+        keep_every: int = 0,
+        read_only: bool = False,
         compress: bool = True,
-    ):  # fmt: skip
+    ):
         for name in ("absl", "asyncio"):  # Orbax tells the story of each save; its errors are raised as well
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder, self._read_only = Path(workdir).absolute() / "checkpoints", read_only

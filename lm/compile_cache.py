@@ -36,8 +36,13 @@ def switch_on() -> Path | None:
     A folder that cannot be written, or a disk that is almost full, means no cache; neither is an error.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "1").lower() in (
-        "0", "false", "f", "no", "n", "off",
-    ):  # fmt: skip
+        "0",
+        "false",
+        "f",
+        "no",
+        "n",
+        "off",
+    ):
         return None
     try:
         folder = _folder()
@@ -49,10 +54,11 @@ def switch_on() -> Path | None:
     except (OSError, RuntimeError):  # no home, read-only, or the lock is held for long
         return None
     settings = {
-        "jax_compilation_cache_dir": str(folder), "jax_compilation_cache_max_size": MOST,
+        "jax_compilation_cache_dir": str(folder),
+        "jax_compilation_cache_max_size": MOST,
         "jax_persistent_cache_min_compile_time_secs": SECONDS,
         "jax_persistent_cache_enable_xla_caches": "none",  # they know no bound
-    }  # fmt: skip
+    }
     for name, value in settings.items():
         if not os.environ.get(name.upper()):
             os.environ[name.upper()] = str(value)

@@ -54,9 +54,17 @@ def main() -> None:
         before = [said("system", FLAGS.system)] if FLAGS.system else []
         asked = [*before, said("user", prompt)] if FLAGS.chat else prompt
         lm.generate(
-            model, tokenizer, [asked], template=template, max_new_tokens=FLAGS.max_new_tokens, temperature=FLAGS.temperature,
-            top_p=FLAGS.top_p, top_k=FLAGS.top_k, seed=FLAGS.seed, stream=lambda text: print(text, end="", flush=True),
-        )  # fmt: skip
+            model,
+            tokenizer,
+            [asked],
+            template=template,
+            max_new_tokens=FLAGS.max_new_tokens,
+            temperature=FLAGS.temperature,
+            top_p=FLAGS.top_p,
+            top_k=FLAGS.top_k,
+            seed=FLAGS.seed,
+            stream=lambda text: print(text, end="", flush=True),
+        )
         print(flush=True)
 
 

@@ -16,9 +16,18 @@ COMPILING = "compiling…"
 
 
 def progress(
-    what: str, total: float | None = None, *, unit: str = "", scaled: bool = False, done: float = 0, soon: bool = True,
-    enabled: bool = True, file: TextIO | None = None, clock: Callable[[], float] = time.monotonic, **bar: Any,
-) -> "tqdm | Lines":  # fmt: skip
+    what: str,
+    total: float | None = None,
+    *,
+    unit: str = "",
+    scaled: bool = False,
+    done: float = 0,
+    soon: bool = True,
+    enabled: bool = True,
+    file: TextIO | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    **bar: Any,
+) -> "tqdm | Lines":
     """What shows the progress of `what`: call update(n) for n more of it, and close() at the end, or use it as a context.
 
     Args:
@@ -30,9 +39,17 @@ def progress(
     if enabled and not file.isatty():
         return Lines(what, total, unit, scaled, done, soon, file, clock)
     return Bar(
-        total=total, initial=done, desc=what, unit=unit, unit_scale=scaled, file=file, dynamic_ncols=True, mininterval=0.5,
-        disable=not enabled, **bar,
-    )  # fmt: skip
+        total=total,
+        initial=done,
+        desc=what,
+        unit=unit,
+        unit_scale=scaled,
+        file=file,
+        dynamic_ncols=True,
+        mininterval=0.5,
+        disable=not enabled,
+        **bar,
+    )
 
 
 def shown(items: Iterable, what: str, total: int | None = None, **options: Any) -> Iterator:

@@ -17,8 +17,18 @@ from lm.model.moe import Balance
 from lm.model.transformer import empty_state, skeleton
 
 PARTS = (
-    "embedding", "attention", "feed_forward", "experts", "shared_expert", "router", "norms", "head", "score", "mtp", "adapters",
-)  # fmt: skip
+    "embedding",
+    "attention",
+    "feed_forward",
+    "experts",
+    "shared_expert",
+    "router",
+    "norms",
+    "head",
+    "score",
+    "mtp",
+    "adapters",
+)
 
 
 class Piece(NamedTuple):

@@ -26,16 +26,34 @@ from lm.errors import UserError
 # What a run is. These keys, and those of these sections, stay as they are in config.json: the weights, the tokenizer and the
 # prepared data of the workdir depend on them. All other keys may change from one start to the next.
 IDENTITY = (
-    "method", "init_from", "tokenizer", "chat_template", "seed", "sequence_length", "data", "model", "preference.loss",
-    "reward.kind", "rl.algorithm", "distill.kind", "distill.teacher", "checkpoint",
-)  # fmt: skip
+    "method",
+    "init_from",
+    "tokenizer",
+    "chat_template",
+    "seed",
+    "sequence_length",
+    "data",
+    "model",
+    "preference.loss",
+    "reward.kind",
+    "rl.algorithm",
+    "distill.kind",
+    "distill.teacher",
+    "checkpoint",
+)
 # Keys of those sections that may change: what is logged, in which shares the data come, how the model is compiled, what its
 # training weighs, and how long sequences are that it is made for (a table of learned positions shows in the checkpoint).
 FREE = (
-    "data.log_ids", "data.weights", "model.scan_layers", "model.remat", "model.moe.balance_loss", "model.moe.router_z_loss",
-    "model.moe.bias_rate", "model.moe.capacity_factor",
+    "data.log_ids",
+    "data.weights",
+    "model.scan_layers",
+    "model.remat",
+    "model.moe.balance_loss",
+    "model.moe.router_z_loss",
+    "model.moe.bias_rate",
+    "model.moe.capacity_factor",
     "model.max_positions",
-)  # fmt: skip
+)
 # Only trained weights depend on these: they may change as long as there is no checkpoint.
 UNTIL_TRAINED = ("model", "sequence_length")
 

@@ -9,9 +9,16 @@ def get_config():
     config.batch_size = 256  # × 2048 tokens
     config.sequence_length = 2048
     config.model.update(
-        vocab_size=32_768, num_layers=16, embed_dim=2048, num_heads=32, num_kv_heads=8, head_dim=64, mlp_dim=8192,
-        rope=dict(theta=500_000.0), remat="matmuls",
-    )  # fmt: skip
+        vocab_size=32_768,
+        num_layers=16,
+        embed_dim=2048,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=64,
+        mlp_dim=8192,
+        rope=dict(theta=500_000.0),
+        remat="matmuls",
+    )
     config.mesh.data = 1
     config.mesh.fsdp = -1
     config.accumulate = 4

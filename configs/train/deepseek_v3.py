@@ -15,16 +15,35 @@ def get_config():
     config.sequence_length = 4096
     config.accumulate = 15
     config.model.update(
-        vocab_size=129_280, num_layers=61, embed_dim=7168, num_heads=128, num_kv_heads=128, head_dim=128, mlp_dim=18_432,
+        vocab_size=129_280,
+        num_layers=61,
+        embed_dim=7168,
+        num_heads=128,
+        num_kv_heads=128,
+        head_dim=128,
+        mlp_dim=18_432,
         mla=dict(kv_rank=512, query_rank=1536, rope_head_dim=64, value_head_dim=128),
-        max_positions=4096, rope=dict(theta=10_000.0, interleaved=True), norm_eps=1e-6,
+        max_positions=4096,
+        rope=dict(theta=10_000.0, interleaved=True),
+        norm_eps=1e-6,
         mlp_pattern=("dense",) * 3 + ("moe",) * 58,
         moe=dict(
-            num_experts=256, top_k=8, expert_dim=2048, shared_dim=2048, scores="sigmoid", weight_scale=2.5,
-            num_groups=8, top_groups=4, group_score="top2", balance_bias=True, bias_rate=1e-3, balance_loss=1e-4,
+            num_experts=256,
+            top_k=8,
+            expert_dim=2048,
+            shared_dim=2048,
+            scores="sigmoid",
+            weight_scale=2.5,
+            num_groups=8,
+            top_groups=4,
+            group_score="top2",
+            balance_bias=True,
+            bias_rate=1e-3,
+            balance_loss=1e-4,
         ),
-        mtp_depth=1, remat="full",
-    )  # fmt: skip
+        mtp_depth=1,
+        remat="full",
+    )
     config.mesh.update(data=1, fsdp=-1, expert=8)
     config.optimizer.update(learning_rate=2.2e-4, warmup=2000, mtp_loss=0.3)
     config.data.max_valid_bytes = 10_000_000

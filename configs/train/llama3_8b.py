@@ -10,9 +10,16 @@ def get_config():
     config.sequence_length = 8192
     config.accumulate = 8
     config.model.update(
-        vocab_size=128_256, num_layers=32, embed_dim=4096, num_heads=32, num_kv_heads=8, head_dim=128, mlp_dim=14_336,
-        max_positions=8192, rope=dict(theta=500_000.0),
-    )  # fmt: skip
+        vocab_size=128_256,
+        num_layers=32,
+        embed_dim=4096,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        mlp_dim=14_336,
+        max_positions=8192,
+        rope=dict(theta=500_000.0),
+    )
     config.mesh.update(data=1, fsdp=-1)
     config.optimizer.update(learning_rate=3e-4, warmup=2000)
     config.data.max_valid_bytes = 10_000_000

@@ -9,8 +9,12 @@ from configs.train import llama3_8b
 def get_config():
     config = llama3_8b.get_config()
     config.model.update(
-        vocab_size=32_000, max_positions=32_768, rope=dict(theta=1e6), mlp_pattern=("moe",), remat="full",
+        vocab_size=32_000,
+        max_positions=32_768,
+        rope=dict(theta=1e6),
+        mlp_pattern=("moe",),
+        remat="full",
         moe=dict(num_experts=8, top_k=2, balance_loss=0.01),
-    )  # fmt: skip
+    )
     config.mesh.expert = 8
     return config

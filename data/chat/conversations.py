@@ -77,10 +77,15 @@ Example = Conversation | Pair | Labelled | Steps | Task
 LISTS = ("messages", "conversations", "conversation")
 # Keys of what is asked, what is added to it, and what is answered.
 TURNS = (
-    ("instruction", "input", "output"), ("instruction", "context", "response"), ("prompt", "", "completion"),
-    ("prompt", "", "response"), ("question", "", "answer"), ("question", "", "response"), ("query", "", "response"),
+    ("instruction", "input", "output"),
+    ("instruction", "context", "response"),
+    ("prompt", "", "completion"),
+    ("prompt", "", "response"),
+    ("question", "", "answer"),
+    ("question", "", "response"),
+    ("query", "", "response"),
     ("problem", "", "solution"),
-)  # fmt: skip
+)
 SYSTEM = ("system", "system_prompt")
 SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score"), ("chosen-rating", "rejected-rating"))
 
@@ -90,9 +95,15 @@ class _Dropped(Exception):
 
 
 def read_examples(
-    input: str, kind: str, split: str, *, valid_fraction: float, seed: int, max_examples: int | None = None,
+    input: str,
+    kind: str,
+    split: str,
+    *,
+    valid_fraction: float,
+    seed: int,
+    max_examples: int | None = None,
     dropped: Counter | None = None,
-) -> Iterator[Example]:  # fmt: skip
+) -> Iterator[Example]:
     """The examples of one split of an input, in order.
 
     Conversations that open alike, up to the user's first message, are in one split: so are equal prompts, and one

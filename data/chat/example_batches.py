@@ -27,8 +27,16 @@ class ExampleBatches(Numbered):
         seed: of the shuffle, at least 0.
     """
 
-    def __init__(self, columns: Mapping[str, np.ndarray], *, kind: str, sequence_length: int, batch_size: int, seed: int = 0,
-                 shuffle: bool = True):
+    def __init__(
+        self,
+        columns: Mapping[str, np.ndarray],
+        *,
+        kind: str,
+        sequence_length: int,
+        batch_size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+    ):
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}, not {kind!r}")
         num_rows = len(columns["ends"])
@@ -89,8 +97,13 @@ class ExampleBatches(Numbered):
                 if self.kind == "steps":
                     labels[row, here] = self._columns["labels"][begin:end]
                 at = here.stop
-        batch = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "segment_ids": segments[:, :-1],
-                 "positions": positions(segments)[:, :-1], "weights": trained[:, 1:]}
+        batch = {
+            "tokens": tokens[:, :-1],
+            "targets": tokens[:, 1:],
+            "segment_ids": segments[:, :-1],
+            "positions": positions(segments)[:, :-1],
+            "weights": trained[:, 1:],
+        }
         return batch | {"weights": trained[:, :-1], "labels": labels[:, :-1]} if self.kind == "steps" else batch
 
 

@@ -32,7 +32,7 @@ BUILTIN_EXAMPLES = 20_000  # of an endless task, unless data.max_examples says o
 
 def prepare_examples(
     config: ml_collections.ConfigDict, workdir: Path, tokenizer: Tokenizer | HFTokenizer, kind: str, *, first: bool = True
-) -> Examples:  # fmt: skip
+) -> Examples:
     """Reads, encodes and packs what config.data.input names.
 
     first: whether this process does the work; otherwise it waits for the one that does, on the same file system.
@@ -61,9 +61,11 @@ def prepare_examples(
 
 
 def prepare_tasks(
-    config: ml_collections.ConfigDict, tokenizer: Tokenizer | HFTokenizer, tools: list[dict] | None = None,
+    config: ml_collections.ConfigDict,
+    tokenizer: Tokenizer | HFTokenizer,
+    tools: list[dict] | None = None,
     workdir: Path | None = None,
-) -> tuple[list[dict], list[dict], dict[str, Any]]:  # fmt: skip
+) -> tuple[list[dict], list[dict], dict[str, Any]]:
     """The tasks of config.data.input: those to train on, those held out, and counts as in `prepare_examples`.
 
     A task is {"prompt": messages, "prompt_ids": the ids after which an answer begins, **columns}. Its `tools`, else those given
@@ -136,7 +138,7 @@ def _splits(config, kind: str, dropped: Counter) -> dict[str, Iterable[Example]]
         dropped_here = dropped if builtin else None
         examples = read_examples(
             data.input, kind, split, valid_fraction=fraction, seed=seed, max_examples=most[split], dropped=dropped_here
-        )  # fmt: skip
+        )
         yield from shown(examples, f"{split} examples", totals[split])
 
     return {split: read(split) for split in (SPLITS if data.valid_fraction else SPLITS[:1])}

@@ -42,9 +42,7 @@ class Chat(NamedTuple):
     assistant: list[bool] | None
 
 
-def render(
-    messages: Sequence[Message], template: str | None = None, add_generation_prompt: bool = False, **extra: Any
-) -> str:
+def render(messages: Sequence[Message], template: str | None = None, add_generation_prompt: bool = False, **extra: Any) -> str:
     """The text of a conversation, as `apply_chat_template` of transformers renders it.
 
     Args:
@@ -57,9 +55,13 @@ def render(
 
 
 def encode_chat(
-    tokenizer: Tokenizer | HFTokenizer, messages: Sequence[Message], *, template: str | None = None,
-    add_generation_prompt: bool = False, **extra: Any,
-) -> Chat:  # fmt: skip
+    tokenizer: Tokenizer | HFTokenizer,
+    messages: Sequence[Message],
+    *,
+    template: str | None = None,
+    add_generation_prompt: bool = False,
+    **extra: Any,
+) -> Chat:
     """The ids of a conversation. Control symbols that a message spells are text; those of the template are themselves.
 
     Args: template: None is the tokenizer's own. The others are those of `render`.

@@ -42,7 +42,7 @@ CORPORA: dict[str, Callable[..., Iterator[dict]]] = {"text": text, "safety_text"
 
 def task(
     name: str, split: str, seed: int, options: Mapping[str, str] | None = None, among: Mapping[str, Callable] = TASKS
-) -> Iterator[dict]:  # fmt: skip
+) -> Iterator[dict]:
     """The records of the task `name`, whose options are given as a user writes them.
 
     Raises: UserError for a name, an option or a value that there is not.

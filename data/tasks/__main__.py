@@ -15,8 +15,9 @@ from lm.errors import UserError
 
 def main() -> None:
     known = tasks.TASKS | tasks.CORPORA
-    parser = argparse.ArgumentParser(prog="python -m data.tasks", description=tasks.__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m data.tasks", description=tasks.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("name", help=", ".join(known))
     parser.add_argument("--split", choices=SPLITS, default="train")
     parser.add_argument("--seed", type=int, default=0)

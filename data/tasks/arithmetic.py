@@ -12,8 +12,8 @@ QUESTIONS = ("What is {}?", "Work out {}.", "{} =")
 
 def arithmetic(
     split: str, seed: int, digits: int = 2, operations: str = "addition,subtraction", valid: int = 500
-) -> Iterator[dict]:  # fmt: skip
-    """"What is 48 + 17?" -> "65", of two numbers of `digits` digits. A sum is held out both ways round and in all phrasings;
+) -> Iterator[dict]:
+    """ "What is 48 + 17?" -> "65", of two numbers of `digits` digits. A sum is held out both ways round and in all phrasings;
     differences are never negative. `rejected` is near the answer: off by 1, by 10, or with two digits exchanged."""
     if not 1 <= digits <= 15:
         raise UserError(f"arithmetic: digits={digits} must be in 1…15")
@@ -31,8 +31,11 @@ def arithmetic(
         answer = a + b if name == "addition" else a - b
         record = {
             "prompt": rng.choice(QUESTIONS).format(f"{a} {SIGNS[name]} {b}"),
-            "completion": str(answer), "rejected": str(_near(answer, rng)), "answer": str(answer), "task": "arithmetic",
-        }  # fmt: skip
+            "completion": str(answer),
+            "rejected": str(_near(answer, rng)),
+            "answer": str(answer),
+            "task": "arithmetic",
+        }
         return held_out(f"{name} {low} {high}"), record
 
     return records(draw, split, seed, valid)

@@ -12,18 +12,14 @@ CALCULATOR = {
     "function": {
         "name": "calculator",
         "description": "Works out an expression such as 12 * (3 + 4).",
-        "parameters": {
-            "type": "object",
-            "properties": {"expression": {"type": "string"}},
-            "required": ["expression"],
-        },
+        "parameters": {"type": "object", "properties": {"expression": {"type": "string"}}, "required": ["expression"]},
     },
 }
 QUESTIONS = ("What is {} × {}?", "Work out {} * {}.", "Multiply {} by {}.", "What is the product of {} and {}?")
 
 
 def calculator(split: str, seed: int, digits: int = 5, tool: bool = True, valid: int = 500) -> Iterator[dict]:
-    """"Multiply 48213 by 90177." -> "4347703701", of two numbers of `digits` digits.
+    """ "Multiply 48213 by 90177." -> "4347703701", of two numbers of `digits` digits.
 
     tool: the record declares the calculator (`tools`), and its `messages` are a demonstration that calls it and then says what
     it answered. Otherwise they answer at once.
@@ -42,9 +38,13 @@ def calculator(split: str, seed: int, digits: int = 5, tool: bool = True, valid:
         called = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": answer}]
         said = [*(called if tool else []), {"role": "assistant", "content": answer}]
         record = {
-            "prompt": prompt, "completion": answer, "rejected": wrong, "answer": answer, "task": "calculator",
+            "prompt": prompt,
+            "completion": answer,
+            "rejected": wrong,
+            "answer": answer,
+            "task": "calculator",
             "messages": [{"role": "user", "content": prompt}, *said],
-        }  # fmt: skip
+        }
         return held_out(f"product {min(a, b)} {max(a, b)}"), record | ({"tools": [CALCULATOR]} if tool else {})
 
     return records(draw, split, seed, valid)

@@ -10,16 +10,52 @@ from collections.abc import Iterator
 
 from data.tasks.splits import held_out, records
 
-THINGS = ("fox", "boat", "house", "stone", "tree", "lamp", "river", "coat", "bird", "door", "hill", "cup", "road", "leaf",
-          "horse", "star", "wall", "book", "field", "ship")  # fmt: skip
-QUALITIES = ("red", "old", "small", "quiet", "green", "warm", "heavy", "bright", "slow", "round", "dark", "tall", "blue",
-             "thin", "soft", "clean")  # fmt: skip
+THINGS = (
+    "fox",
+    "boat",
+    "house",
+    "stone",
+    "tree",
+    "lamp",
+    "river",
+    "coat",
+    "bird",
+    "door",
+    "hill",
+    "cup",
+    "road",
+    "leaf",
+    "horse",
+    "star",
+    "wall",
+    "book",
+    "field",
+    "ship",
+)
+QUALITIES = (
+    "red",
+    "old",
+    "small",
+    "quiet",
+    "green",
+    "warm",
+    "heavy",
+    "bright",
+    "slow",
+    "round",
+    "dark",
+    "tall",
+    "blue",
+    "thin",
+    "soft",
+    "clean",
+)
 OPENINGS = ("Well", "Look", "Indeed", "Surely")
 NUMBERS = ("one", "two", "three", "four", "five", "six")
 
 
 def formats(split: str, seed: int, valid: int = 500) -> Iterator[dict]:
-    """"Say in capitals that the fox is red." -> "THE FOX IS RED". A pair of thing and quality is held out from all forms.
+    """ "Say in capitals that the fox is red." -> "THE FOX IS RED". A pair of thing and quality is held out from all forms.
 
     `rejected` says the same in a form that was not asked for.
     """
@@ -28,9 +64,15 @@ def formats(split: str, seed: int, valid: int = 500) -> Iterator[dict]:
         thing, quality, form = rng.choice(THINGS), rng.choice(QUALITIES), rng.choice(list(_FORMS))
         prompt, completion, format, contains = _FORMS[form](thing, quality, rng)
         record = {
-            "prompt": prompt, "completion": completion, "rejected": f"that would be the {thing}, which is {quality}",
-            "answer": completion, "format": format, "contains": contains, "task": "formats", "form": form,
-        }  # fmt: skip
+            "prompt": prompt,
+            "completion": completion,
+            "rejected": f"that would be the {thing}, which is {quality}",
+            "answer": completion,
+            "format": format,
+            "contains": contains,
+            "task": "formats",
+            "form": form,
+        }
         return held_out(f"{thing} {quality}"), record
 
     return records(draw, split, seed, valid)

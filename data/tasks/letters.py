@@ -22,9 +22,12 @@ FORMS = {"brackets": "[ {} ]", "quotes": '" {} "', "stars": "* {} *", "bars": "|
 
 
 FORMATS = {
-    "brackets": r"\[ \w( \w)* \]", "quotes": r'" \w( \w)* "', "stars": r"\* \w( \w)* \*", "bars": r"\| \w( \w)* \|",
+    "brackets": r"\[ \w( \w)* \]",
+    "quotes": r'" \w( \w)* "',
+    "stars": r"\* \w( \w)* \*",
+    "bars": r"\| \w( \w)* \|",
     "braces": r"\{ \w( \w)* \}",
-}  # fmt: skip
+}
 
 
 def some_letters(rng: random.Random, length: int, alphabet: int) -> list[str]:
@@ -38,7 +41,7 @@ def _check(task: str, length: int, alphabet: int) -> None:
 
 
 def instructions(split: str, seed: int, length: int = 3, alphabet: int = 12, valid: int = 500) -> Iterator[dict]:
-    """"Take b c a: reverse in brackets" -> "[ a c b ]": five operations in five forms.
+    """ "Take b c a: reverse in brackets" -> "[ a c b ]": five operations in five forms.
 
     Letters are held out in any order, operation and form. `answer` is the whole completion; `format` a regular expression for
     its form. `rejected` does the right thing in another form.
@@ -52,9 +55,14 @@ def instructions(split: str, seed: int, length: int = 3, alphabet: int = 12, val
         completion = FORMS[form].format(done)
         record = {
             "prompt": f"Take {' '.join(letters)}: {name} in {form}",
-            "completion": completion, "rejected": FORMS[other].format(done),
-            "answer": completion, "format": FORMATS[form], "task": "instructions", "operation": name, "form": form,
-        }  # fmt: skip
+            "completion": completion,
+            "rejected": FORMS[other].format(done),
+            "answer": completion,
+            "format": FORMATS[form],
+            "task": "instructions",
+            "operation": name,
+            "form": form,
+        }
         return held_out(" ".join(sorted(letters))), record
 
     return records(draw, split, seed, valid)
@@ -62,8 +70,8 @@ def instructions(split: str, seed: int, length: int = 3, alphabet: int = 12, val
 
 def mixed_operations(
     split: str, seed: int, length: int = 3, alphabet: int = 12, demonstrations: str = "right", valid: int = 500
-) -> Iterator[dict]:  # fmt: skip
-    """"Take b c a: reverse" -> "the reverse is a c b": one of five operations. Letters are held out in any order, from all.
+) -> Iterator[dict]:
+    """ "Take b c a: reverse" -> "the reverse is a c b": one of five operations. Letters are held out in any order, from all.
 
     demonstrations: what `completion` shows. "right": the operation that the prompt names; "random": any of the five, so that
     who imitates them is right once in five. `answer` is right in either case; `rejected` is another operation's.
@@ -80,9 +88,12 @@ def mixed_operations(
         done = {other: f"the {other} is {' '.join(OPERATIONS[other](letters))}" for other in (name, shown, wrong)}
         record = {
             "prompt": f"Take {' '.join(letters)}: {name}",
-            "completion": done[shown], "rejected": done[wrong], "answer": done[name],
-            "task": "mixed_operations", "operation": name,
-        }  # fmt: skip
+            "completion": done[shown],
+            "rejected": done[wrong],
+            "answer": done[name],
+            "task": "mixed_operations",
+            "operation": name,
+        }
         return held_out(" ".join(sorted(letters))), record
 
     return records(draw, split, seed, valid)

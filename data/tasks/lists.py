@@ -16,7 +16,7 @@ QUESTIONS = {
 
 
 def lists(split: str, seed: int, length: int = 4, largest: int = 99, valid: int = 500) -> Iterator[dict]:
-    """"What is the largest of 4, 17, 3?" -> "17"; also the smallest, sorted, reversed, summed.
+    """ "What is the largest of 4, 17, 3?" -> "17"; also the smallest, sorted, reversed, summed.
 
     Lists have 2 to `length` different numbers in 0…`largest`. All orders of the same numbers are held out together, from all
     questions. `rejected` is right for another question.
@@ -27,15 +27,21 @@ def lists(split: str, seed: int, length: int = 4, largest: int = 99, valid: int 
     def draw(rng: random.Random) -> tuple[bool, dict]:
         name, numbers = rng.choice(list(QUESTIONS)), rng.sample(range(largest + 1), rng.randint(2, length))
         answers = {
-            "max": str(max(numbers)), "min": str(min(numbers)), "sum": str(sum(numbers)),
-            "sort": _written(sorted(numbers)), "reverse": _written(numbers[::-1]),
-        }  # fmt: skip
+            "max": str(max(numbers)),
+            "min": str(min(numbers)),
+            "sum": str(sum(numbers)),
+            "sort": _written(sorted(numbers)),
+            "reverse": _written(numbers[::-1]),
+        }
         wrong = [answer for answer in answers.values() if answer != answers[name]]
         record = {
             "prompt": rng.choice(QUESTIONS[name]).format(_written(numbers)),
-            "completion": answers[name], "rejected": rng.choice(wrong), "answer": answers[name],
-            "task": "lists", "operation": name,
-        }  # fmt: skip
+            "completion": answers[name],
+            "rejected": rng.choice(wrong),
+            "answer": answers[name],
+            "task": "lists",
+            "operation": name,
+        }
         return held_out(_written(sorted(numbers))), record
 
     return records(draw, split, seed, valid)

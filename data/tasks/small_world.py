@@ -10,15 +10,31 @@ from lm.errors import UserError
 OCCUPATIONS = ("baker", "smith", "teacher", "farmer", "painter", "sailor", "weaver", "doctor", "miller", "singer")
 ANIMALS = ("cat", "dog", "goat", "horse", "hen", "fox", "owl", "hare")
 QUESTIONS = {
-    "town": ("Where does {person} live?", "In which town does {person} live?", "What town is {person} from?",
-             "Name the town where {person} lives."),
-    "occupation": ("What does {person} do?", "What is the work of {person}?", "Which occupation does {person} have?",
-                   "Name the occupation of {person}."),
-    "animal": ("Which animal does {person} keep?", "What animal has {person} got?", "Name the animal of {person}.",
-               "What is the animal that {person} keeps?"),
-    "person": ("Who is the {occupation} of {town}?", "Who works as a {occupation} in {town}?",
-               "Name the {occupation} who lives in {town}.", "Which person in {town} is a {occupation}?"),
-}  # fmt: skip
+    "town": (
+        "Where does {person} live?",
+        "In which town does {person} live?",
+        "What town is {person} from?",
+        "Name the town where {person} lives.",
+    ),
+    "occupation": (
+        "What does {person} do?",
+        "What is the work of {person}?",
+        "Which occupation does {person} have?",
+        "Name the occupation of {person}.",
+    ),
+    "animal": (
+        "Which animal does {person} keep?",
+        "What animal has {person} got?",
+        "Name the animal of {person}.",
+        "What is the animal that {person} keeps?",
+    ),
+    "person": (
+        "Who is the {occupation} of {town}?",
+        "Who works as a {occupation} in {town}?",
+        "Name the {occupation} who lives in {town}.",
+        "Which person in {town} is a {occupation}?",
+    ),
+}
 STATEMENTS = {
     "town": ("{person} lives in {town}.", "The town of {person} is {town}."),
     "occupation": ("{person} is a {occupation}.", "{person} works as a {occupation}."),
@@ -47,8 +63,8 @@ def _different(rng: random.Random, syllables: int, count: int) -> list[str]:
 
 
 def small_world(split: str, seed: int, people: int = 24, world_number: int = 0, valid: int = 500) -> Iterator[dict]:
-    """"Where does Mira live?" -> "Tolum". Of the four phrasings of each fact's question one is held out, another for each fact:
-    valid asks what train tells, in words that train uses of other facts. `rejected` is the same thing of somebody else.
+    """ "Where does Mira live?" -> "Tolum". Of the four phrasings of each fact's question one is held out, another for each
+    fact: valid asks what train tells, in words that train uses of other facts. `rejected` is the same thing of somebody else.
 
     people: of the world; world_number: another one has other people. Both splits and all seeds share the world.
     """
@@ -62,9 +78,12 @@ def small_world(split: str, seed: int, people: int = 24, world_number: int = 0, 
         phrasing = rng.randrange(len(QUESTIONS[asked]))
         record = {
             "prompt": QUESTIONS[asked][phrasing].format(**who),
-            "completion": who[asked], "rejected": rng.choice([value for value in values[asked] if value != who[asked]]),
-            "answer": who[asked], "task": "small_world", "asked": asked,
-        }  # fmt: skip
+            "completion": who[asked],
+            "rejected": rng.choice([value for value in values[asked] if value != who[asked]]),
+            "answer": who[asked],
+            "task": "small_world",
+            "asked": asked,
+        }
         return phrasing == number(f"{who['person']} {asked}") % len(QUESTIONS[asked]), record
 
     return records(draw, split, seed, valid)

@@ -30,7 +30,7 @@ def made_up_word(rng: random.Random, syllables: int) -> str:
 
 
 def strings(split: str, seed: int, syllables: int = 3, valid: int = 500) -> Iterator[dict]:
-    """"Write tamolu backwards." -> "ulomat"; also sorted, in capitals, first and last letter, number of letters.
+    """ "Write tamolu backwards." -> "ulomat"; also sorted, in capitals, first and last letter, number of letters.
 
     Words have 2 to `syllables` syllables; a word is held out from all questions. `rejected` is right for another question.
     """
@@ -43,9 +43,12 @@ def strings(split: str, seed: int, syllables: int = 3, valid: int = 500) -> Iter
         wrong = [answer for answer in answers.values() if answer != answers[name]]
         record = {
             "prompt": rng.choice(QUESTIONS[name]).format(word),
-            "completion": answers[name], "rejected": rng.choice(wrong), "answer": answers[name],
-            "task": "strings", "operation": name,
-        }  # fmt: skip
+            "completion": answers[name],
+            "rejected": rng.choice(wrong),
+            "answer": answers[name],
+            "task": "strings",
+            "operation": name,
+        }
         return held_out(word), record
 
     return records(draw, split, seed, valid)

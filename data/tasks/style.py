@@ -39,7 +39,7 @@ def style(completion: str, statement: str) -> float:
 
 
 def preferred_style(split: str, seed: int, part: str = "pairs", valid: int = 500) -> Iterator[dict]:
-    """"Say that the fox is red." with `chosen` "Gladly, the fox is red", `rejected` "Look, the fox is basically red".
+    """ "Say that the fox is red." with `chosen` "Gladly, the fox is red", `rejected` "Look, the fox is basically red".
 
     part: "pairs": two manners are drawn, and `style` says which is preferred; `margin` is the difference of their scores.
     "answers": `completion` is of any manner, whatever the rule thinks of it, so that who imitates it has them all.
@@ -53,9 +53,12 @@ def preferred_style(split: str, seed: int, part: str = "pairs", valid: int = 500
         statement = f"the {thing} is {quality}"
         one = other = _manner(rng)
         record = {
-            "prompt": rng.choice(QUESTIONS).format(statement), "completion": _said(one, thing, quality), "answer": statement,
-            "statement": statement, "task": "preferred_style",
-        }  # fmt: skip
+            "prompt": rng.choice(QUESTIONS).format(statement),
+            "completion": _said(one, thing, quality),
+            "answer": statement,
+            "statement": statement,
+            "task": "preferred_style",
+        }
         if part == "pairs":
             while abs(_SCORES[one] - _SCORES[other]) < 0.5:
                 other = _manner(rng)

@@ -13,15 +13,17 @@ from data.tasks.small_world import STATEMENTS, world
 from data.tasks.splits import held_out, records
 
 SAID = (
-    "The {name} of {letters} is {result}.", "By {name}, {letters} becomes {result}.", "{letters} after a {name} is {result}.",
-)  # fmt: skip
+    "The {name} of {letters} is {result}.",
+    "By {name}, {letters} becomes {result}.",
+    "{letters} after a {name} is {result}.",
+)
 MARKS = ("The letters {} stand here.", "< {} > stands between signs.", "= {} = is a line.", "{} ; so it goes.")
 WORDS = ("The word {} stands before {}.", "A {} is no {}.", "Some say {} and some say {}.", "To {} or to {}.")
 
 
 def text(
     split: str, seed: int, sentences: int = 20, length: int = 3, alphabet: int = 12, people: int = 24, valid: int = 100
-) -> Iterator[dict]:  # fmt: skip
+) -> Iterator[dict]:
     """Documents {"text": so many sentences}. Letters that the tasks hold out stand together in no sentence of train."""
     inhabitants, words = world(people), [*OPERATIONS, *FORMS]
 

@@ -57,8 +57,15 @@ class Numbered:
         last = sys.maxsize if self._shuffle else self.num_rows
         return np.asarray([self._order[k] if k < last else NO_ROW for k in places], np.int64)
 
-    def iterate(self, start: int = 0, rows: slice | Sequence[int] | None = None, stop: int | None = None, *,
-                prefetch: int = 8, threads: int = 2) -> grain.DatasetIterator:
+    def iterate(
+        self,
+        start: int = 0,
+        rows: slice | Sequence[int] | None = None,
+        stop: int | None = None,
+        *,
+        prefetch: int = 8,
+        threads: int = 2,
+    ) -> grain.DatasetIterator:
         """A Grain iterator over batches `start`, `start`+1, …, before `stop`, as `batch` gives them.
 
         Its `get_state()` and `set_state()` hold the number of the next batch, so a state may be set on an
@@ -107,8 +114,16 @@ class Batches(Numbered):
         UserError: no finished dataset, no rows, or weights that make no sense.
     """
 
-    def __init__(self, dataset_dir: str | os.PathLike, split: str = "train", *, batch_size: int, seed: int = 0,
-                 weights: Mapping[str, float] | None = None, shuffle: bool = True):
+    def __init__(
+        self,
+        dataset_dir: str | os.PathLike,
+        split: str = "train",
+        *,
+        batch_size: int,
+        seed: int = 0,
+        weights: Mapping[str, float] | None = None,
+        shuffle: bool = True,
+    ):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
         statistics = prepared(dataset_dir)
@@ -122,8 +137,7 @@ class Batches(Numbered):
                 self.ranges[name] = range(end, end + rows)
                 end += rows
         if not self.ranges:
-            raise UserError(f"{dataset_dir} has no rows in split {split!r}; raise data.valid_fraction and prepare it "
-                            "anew")
+            raise UserError(f"{dataset_dir} has no rows in split {split!r}; raise data.valid_fraction and prepare it anew")
         chosen = _checked(weights, self.ranges, split) if weights is not None else None
 
         order = shuffled(self.ranges, chosen, seed) if shuffle else _in_order(self.ranges, chosen)
@@ -141,8 +155,9 @@ class Batches(Numbered):
             `ids`: int64 [b], see `global_row_ids`.
         """
         ids = self.global_row_ids(n, rows)
-        whole = {name: np.zeros((len(ids), self.sequence_length + 1), np.int32)
-                 for name in ("tokens", "segment_ids", "positions")}
+        whole = {
+            name: np.zeros((len(ids), self.sequence_length + 1), np.int32) for name in ("tokens", "segment_ids", "positions")
+        }
         owners = np.searchsorted(self._starts, ids, side="right") - 1  # -1 for no row
         for owner in np.unique(owners[owners >= 0]):
             mine = np.flatnonzero(owners == owner)
@@ -152,8 +167,14 @@ class Batches(Numbered):
                     array[at] = row[name]
         segments = whole["segment_ids"]
         same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
-        return {"tokens": whole["tokens"][:, :-1], "targets": whole["tokens"][:, 1:], "segment_ids": segments[:, :-1],
-                "positions": whole["positions"][:, :-1], "weights": same.astype(np.float32), "ids": ids}
+        return {
+            "tokens": whole["tokens"][:, :-1],
+            "targets": whole["tokens"][:, 1:],
+            "segment_ids": segments[:, :-1],
+            "positions": whole["positions"][:, :-1],
+            "weights": same.astype(np.float32),
+            "ids": ids,
+        }
 
 
 class _Source:

@@ -57,10 +57,15 @@ class PackedText(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         bytes_ = tfds.features.Encoding.BYTES
-        features = {name: tfds.features.Tensor(shape=field.shape, dtype=field.base, encoding=bytes_)
-                    for name, (field, _) in self._dtype.fields.items()}
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features),
-                                     description="Documents packed into rows of tokens by lmcraft.")
+        features = {
+            name: tfds.features.Tensor(shape=field.shape, dtype=field.base, encoding=bytes_)
+            for name, (field, _) in self._dtype.fields.items()
+        }
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(features),
+            description="Documents packed into rows of tokens by lmcraft.",
+        )
 
     def _split_generators(self, dl_manager) -> dict[str, Iterator]:
         return {split: self._generate_examples(path) for split, path in self._spools.items()}
@@ -74,9 +79,17 @@ class PackedText(tfds.core.GeneratorBasedBuilder):
                     key += 1
 
 
-def prepare(out_dir: str | os.PathLike, sources: Iterable[Source], tokenizer: Tokenizer, *, sequence_length: int,
-            survey: Survey, input: tuple[Files, str] | None = None, processes: int | None = None,
-            progress: Callable[[str, int], None] | None = None) -> dict[str, Any]:
+def prepare(
+    out_dir: str | os.PathLike,
+    sources: Iterable[Source],
+    tokenizer: Tokenizer,
+    *,
+    sequence_length: int,
+    survey: Survey,
+    input: tuple[Files, str] | None = None,
+    processes: int | None = None,
+    progress: Callable[[str, int], None] | None = None,
+) -> dict[str, Any]:
     """Tokenizes and packs the documents that `survey` kept, and writes them as `out_dir`.
 
     Documents are encoded by worker processes in batches of half a megabyte and packed as they come: the rows are the same
@@ -107,12 +120,16 @@ def prepare(out_dir: str | os.PathLike, sources: Iterable[Source], tokenizer: To
     dtype = row_dtype(sequence_length, tokenizer.vocab_size)
     with exclusive(out.with_name(f".{out.name}.incomplete")) as beside:
         statistics: dict[str, Any] = {
-            "sequence_length": sequence_length, "vocab_size": tokenizer.vocab_size,
-            "tokenizer": tokenizer.fingerprint, "sources": {}}
+            "sequence_length": sequence_length,
+            "vocab_size": tokenizer.vocab_size,
+            "tokenizer": tokenizer.fingerprint,
+            "sources": {},
+        }
         for source in sources:
             spools = {split: beside / f"{split}.spool" for split in SPLITS}
-            counts = _spool(source.name, survey.encoded(source, tokenizer, processes), tokenizer, sequence_length, spools,
-                            progress)
+            counts = _spool(
+                source.name, survey.encoded(source, tokenizer, processes), tokenizer, sequence_length, spools, progress
+            )
             counts["survey"] = dataclasses.asdict(survey.stats[source.name])
             statistics["sources"][source.name] = counts
             filled = {split: path for split, path in spools.items() if counts[split]["rows"]}
@@ -124,7 +141,8 @@ def prepare(out_dir: str | os.PathLike, sources: Iterable[Source], tokenizer: To
             raise UserError("data.input: no document is left to train on; check the input and data.valid_fraction")
         statistics["files"] = {
             os.fspath(path.relative_to(beside)): path.stat().st_size
-            for path in sorted(beside.glob("packed_text/**/*")) if path.is_file()
+            for path in sorted(beside.glob("packed_text/**/*"))
+            if path.is_file()
         }
         if input is not None:
             record_input(beside, *input)
@@ -228,8 +246,14 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-def _spool(name: str, documents: Iterable[tuple[str, np.ndarray, int]], tokenizer: Tokenizer, sequence_length: int,
-           spools: dict[str, Path], progress: Callable[[str, int], None] | None) -> dict[str, dict[str, int]]:
+def _spool(
+    name: str,
+    documents: Iterable[tuple[str, np.ndarray, int]],
+    tokenizer: Tokenizer,
+    sequence_length: int,
+    spools: dict[str, Path],
+    progress: Callable[[str, int], None] | None,
+) -> dict[str, dict[str, int]]:
     """Packs one source, (split, ids, bytes) of each document, into a file of raw rows per split, and says what went in."""
     counts = {split: Counts() for split in SPLITS}
     bytes_ = dict.fromkeys(SPLITS, 0)
@@ -237,9 +261,17 @@ def _spool(name: str, documents: Iterable[tuple[str, np.ndarray, int]], tokenize
     bos_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
     with contextlib.ExitStack() as stack:
         files = {split: stack.enter_context(path.open("wb")) for split, path in spools.items()}
-        packers = {split: Packer(counts[split], sequence_length=sequence_length, vocab_size=tokenizer.vocab_size,
-                                 bos_id=bos_id, eos_id=tokenizer.eos_id, pad_id=tokenizer.pad_id)
-                   for split in SPLITS}
+        packers = {
+            split: Packer(
+                counts[split],
+                sequence_length=sequence_length,
+                vocab_size=tokenizer.vocab_size,
+                bos_id=bos_id,
+                eos_id=tokenizer.eos_id,
+                pad_id=tokenizer.pad_id,
+            )
+            for split in SPLITS
+        }
         for split, ids, size in documents:
             bytes_[split] += size
             for row in packers[split].add(ids):

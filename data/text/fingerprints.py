@@ -181,9 +181,14 @@ def _different(before: Files, now: Files) -> list[str]:
 
 
 def stands(
-    folder: Path, standing: Callable[[], Any | None], input: str | None, found: Callable[[], Files | None],
-    digest: Callable[[], str], *, whole: bool = True,
-) -> bool:  # fmt: skip
+    folder: Path,
+    standing: Callable[[], Any | None],
+    input: str | None,
+    found: Callable[[], Files | None],
+    digest: Callable[[], str],
+    *,
+    whole: bool = True,
+) -> bool:
     """Whether what was prepared in `folder` is there, undamaged, and made from the input as it is now.
 
     What is damaged is set aside (lm/damage.py), which a line on stderr says.

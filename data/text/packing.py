@@ -43,8 +43,9 @@ class Counts:
 def row_dtype(sequence_length: int, vocab_size: int) -> np.dtype:
     """The structured dtype of a row: `tokens`, unsigned [T+1], and `joined`, the bits, uint8 [⌈(T+1)/8⌉]."""
     width = sequence_length + 1
-    return np.dtype([("tokens", np.uint16 if vocab_size <= 1 << 16 else np.uint32, (width,)),
-                     ("joined", np.uint8, (-(-width // 8),))])
+    return np.dtype(
+        [("tokens", np.uint16 if vocab_size <= 1 << 16 else np.uint32, (width,)), ("joined", np.uint8, (-(-width // 8),))]
+    )
 
 
 def layout(joined: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -81,8 +82,17 @@ class Packer:
         vocab_size: decides the dtype of tokens, see `row_dtype`.
     """
 
-    def __init__(self, counts: Counts, *, sequence_length: int, vocab_size: int, bos_id: int, eos_id: int, pad_id: int,
-                 buffer_tokens: int = BUFFER_TOKENS):
+    def __init__(
+        self,
+        counts: Counts,
+        *,
+        sequence_length: int,
+        vocab_size: int,
+        bos_id: int,
+        eos_id: int,
+        pad_id: int,
+        buffer_tokens: int = BUFFER_TOKENS,
+    ):
         if sequence_length < 1:
             raise ValueError(f"sequence_length must be at least 1, not {sequence_length}")
         self._counts, self._width, self._dtype = counts, sequence_length + 1, row_dtype(sequence_length, vocab_size)
@@ -128,7 +138,7 @@ class Packer:
         for piece in bin_:
             end = at + len(piece)
             row["tokens"][at:end] = piece
-            continues[at + 1:end] = True
+            continues[at + 1 : end] = True
             at = end
         row["joined"] = np.packbits(continues, bitorder="little")
         self._counts.rows += 1
@@ -157,7 +167,7 @@ def pieces(document: np.ndarray, width: int, bos_id: int, eos_id: int) -> Iterat
         yield whole
         return
     for start in range(0, len(whole) - 1, width - 1):
-        yield whole[start:start + width].copy()  # a view would keep the whole document in memory
+        yield whole[start : start + width].copy()  # a view would keep the whole document in memory
 
 
 def best_fit(items: list[np.ndarray], width: int) -> list[list[np.ndarray]]:

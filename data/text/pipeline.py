@@ -71,24 +71,35 @@ def _stands(config, folder: Path) -> bool:
             return digest_of(_sources(config), progress)
 
     return stands(
-        folder, lambda: prepared(folder), config.data.input, lambda: input_files(config.data.input), digest,
+        folder,
+        lambda: prepared(folder),
+        config.data.input,
+        lambda: input_files(config.data.input),
+        digest,
         whole=config.data.max_bytes is None,
-    )  # fmt: skip
+    )
 
 
 def _two_passes(
-    config, workdir: Path, sources: list[Source], tokenizer: tokenizers.Tokenizer | HFTokenizer | None,
-    stages: dict[str, float], scratch: Path,
-) -> tuple[tokenizers.Tokenizer | HFTokenizer, Path]:  # fmt: skip
+    config,
+    workdir: Path,
+    sources: list[Source],
+    tokenizer: tokenizers.Tokenizer | HFTokenizer | None,
+    stages: dict[str, float],
+    scratch: Path,
+) -> tuple[tokenizers.Tokenizer | HFTokenizer, Path]:
     found = input_files(config.data.input)
     if tokenizer is None:
         tokenizers.check_vocab_size(config.model.vocab_size)
     with _Stage(stages, "survey") as progress:
         kept = survey(
-            sources, valid_fraction=config.data.valid_fraction, seed=config.seed,
-            max_valid_bytes=config.data.max_valid_bytes, progress=progress,
+            sources,
+            valid_fraction=config.data.valid_fraction,
+            seed=config.seed,
+            max_valid_bytes=config.data.max_valid_bytes,
+            progress=progress,
             sample_bytes=0 if tokenizer else config.data.tokenizer_sample_bytes,
-        )  # fmt: skip
+        )
     # From here on the workdir is written: all of the input was read, and nothing was wrong with it.
     if tokenizer is None:
         with _Stage(stages, "tokenizer") as progress:
@@ -105,9 +116,14 @@ def _two_passes(
     with _Stage(stages, "dataset") as progress:
         folder.parent.mkdir(parents=True, exist_ok=True)
         prepare(
-            folder, sources, tokenizer, sequence_length=config.sequence_length, survey=kept, progress=progress,
+            folder,
+            sources,
+            tokenizer,
+            sequence_length=config.sequence_length,
+            survey=kept,
+            progress=progress,
             input=None if found is None else (found or input_files(config.data.input), kept.digest),  # TFDS may have loaded it
-        )  # fmt: skip
+        )
     return tokenizer, folder
 
 

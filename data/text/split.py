@@ -174,7 +174,7 @@ class Survey:
 
     def encoded(
         self, source: Source, tokenizer: Tokenizer | HFTokenizer, processes: int | None = None
-    ) -> Iterator[tuple[str, np.ndarray, int]]:  # fmt: skip
+    ) -> Iterator[tuple[str, np.ndarray, int]]:
         """As `documents`, of each its split, its ids (unsigned [n]) and the UTF-8 bytes that they stand for.
 
         `processes` (default: one a core) look for near copies and encode; see `data.text.workers.ordered`.
@@ -226,7 +226,7 @@ def _near(copies: NearCopies | None, datas: Sequence[bytes], training: np.ndarra
 
 def _encode(
     state: tuple[NearCopies | None, Tokenizer | HFTokenizer], item: tuple[list[bytes], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Which documents are kept, bool; of those all ids end to end, where each ends in them, and the bytes of each."""
     (copies, tokenizer), (datas, training) = state, item
     kept = ~_near(copies, datas, training)

@@ -64,8 +64,9 @@ class Tokenizer:
         try:
             model = Path(path).read_bytes()
         except OSError as error:
-            raise UserError(f"tokenizer: cannot read {path} ({error.strerror}); give the path of a trained "
-                            "tokenizer") from error
+            raise UserError(
+                f"tokenizer: cannot read {path} ({error.strerror}); give the path of a trained tokenizer"
+            ) from error
         self._pieces = sentencepiece.SentencePieceProcessor()
         try:
             self._pieces.LoadFromSerializedProto(model)
@@ -76,11 +77,13 @@ class Tokenizer:
             raise UserError(f"tokenizer: {path} is not a SentencePiece model; give the path of a trained tokenizer")
 
         pieces = [self._pieces.id_to_piece(i) for i in range(self.vocab_size)]
-        ours = tuple(pieces[:len(CONTROLS)]) == CONTROLS and "<0x00>" in pieces and SPACE in pieces
+        ours = tuple(pieces[: len(CONTROLS)]) == CONTROLS and "<0x00>" in pieces and SPACE in pieces
         # `_segments` cuts before a space, which is exact only while no piece runs on over one.
         if not ours or any(SPACE in piece.lstrip(SPACE) for piece in pieces):
-            raise UserError(f"tokenizer: {path} was not trained by data/text/tokenizer.py, whose control symbols and "
-                            "byte-exact settings the model relies on; train one here")
+            raise UserError(
+                f"tokenizer: {path} was not trained by data/text/tokenizer.py, whose control symbols and "
+                "byte-exact settings the model relies on; train one here"
+            )
         self.controls = {symbol: i for i, symbol in enumerate(CONTROLS)}
         self._bytes = [self._bytes_of(i, piece) for i, piece in enumerate(pieces)]
         self._literal_space = np.asarray([pieces.index(f"<0x{b:02X}>") for b in SPACE.encode()], np.int32)
@@ -131,7 +134,7 @@ class Tokenizer:
         encoded = [self._literal_space if s == SPACE else ids for s, ids in zip(segments, encoded, strict=True)]
         ends = np.cumsum(counts, dtype=np.int64)
         nothing = np.zeros(0, np.int32)
-        return [np.concatenate([nothing, *encoded[end - n:end]]) for n, end in zip(counts, ends, strict=True)]
+        return [np.concatenate([nothing, *encoded[end - n : end]]) for n, end in zip(counts, ends, strict=True)]
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """The bytes that `ids` stand for; control symbols stand for none.
@@ -168,8 +171,9 @@ class Tokenizer:
         return self.controls[symbol]
 
 
-def train(texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int, sample_bytes: int, seed: int,
-          threads: int) -> Tokenizer:
+def train(
+    texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int, sample_bytes: int, seed: int, threads: int
+) -> Tokenizer:
     """Trains byte-pair merges on a sample of `texts` and writes the model to `path`.
 
     The file is whole or absent: it is written beside `path` and then renamed. The result depends on the
@@ -193,8 +197,10 @@ def train(texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int, sam
 def check_vocab_size(vocab_size: int) -> None:
     """Raises: UserError if a tokenizer of this size cannot be trained."""
     if vocab_size < LEAST:
-        raise UserError(f"model.vocab_size={vocab_size} is too small for 256 bytes, {len(CONTROLS)} control symbols "
-                        f"and a character; the least is {LEAST}")
+        raise UserError(
+            f"model.vocab_size={vocab_size} is too small for 256 bytes, {len(CONTROLS)} control symbols "
+            f"and a character; the least is {LEAST}"
+        )
 
 
 def fit(chunks: list[str], path: str | os.PathLike, *, vocab_size: int, threads: int) -> Tokenizer:
@@ -213,7 +219,7 @@ def fit(chunks: list[str], path: str | os.PathLike, *, vocab_size: int, threads:
     ranked = sorted(counts, key=lambda char: (-counts[char], char))
     total = np.cumsum([counts[char] for char in ranked])
     enough = int(np.searchsorted(total, COVERAGE * total[-1])) + 1
-    covered = ranked[:min(enough, max(1, (vocab_size - LEAST) // 2))]
+    covered = ranked[: min(enough, max(1, (vocab_size - LEAST) // 2))]
     if " " not in covered:  # a space without a piece would be spelled as SPACE, the literal one
         covered = [" ", *covered[:-1]]
     rare = re.compile(f"[^{re.escape(''.join(covered))}]+")
@@ -244,11 +250,30 @@ def _fit(chunks: Sequence[str], vocab_size: int, threads: int) -> bytes:
     """One run of the SentencePiece trainer. Raises: RuntimeError, in the trainer's words."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(chunks), model_writer=model, model_type="bpe", vocab_size=vocab_size,
-        character_coverage=1.0, byte_fallback=True, split_digits=True, allow_whitespace_only_pieces=True,
-        normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
-        pad_id=0, eos_id=1, bos_id=2, unk_id=3, pad_piece=PAD, eos_piece=EOS, bos_piece=BOS, unk_piece=UNK,
-        control_symbols=[*ROLES, *RESERVED], max_sentence_length=4 * CHUNK + 1, num_threads=threads, minloglevel=2)
+        sentence_iterator=iter(chunks),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=vocab_size,
+        character_coverage=1.0,
+        byte_fallback=True,
+        split_digits=True,
+        allow_whitespace_only_pieces=True,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        pad_id=0,
+        eos_id=1,
+        bos_id=2,
+        unk_id=3,
+        pad_piece=PAD,
+        eos_piece=EOS,
+        bos_piece=BOS,
+        unk_piece=UNK,
+        control_symbols=[*ROLES, *RESERVED],
+        max_sentence_length=4 * CHUNK + 1,
+        num_threads=threads,
+        minloglevel=2,
+    )
     return model.getvalue()
 
 

@@ -27,7 +27,7 @@ def cores() -> int:
 
 def ordered(
     function: Callable[[Any, Any], Any], state: Any, items: Iterable[Any], *, processes: int | None = None
-) -> Iterator[Any]:  # fmt: skip
+) -> Iterator[Any]:
     """Yields function(state, item) for each item, in order.
 
     The processes are spawned, since a fork copies the locks of JAX's threads. They end with this one, however it ends.

@@ -55,9 +55,13 @@ def alarms(lines: Sequence[dict], samples: Sequence[dict] = (), *, kl_limit: flo
     train = [line for line in lines if not is_validation(line)]
     valid = [line for line in lines if is_validation(line)]
     found = [
-        *_length(train, samples), *_rewards_apart(train), *_held_out(train, valid), *_overfitting(train, valid),
-        *_levels(train, kl_limit), *_no_training(train),
-    ]  # fmt: skip
+        *_length(train, samples),
+        *_rewards_apart(train),
+        *_held_out(train, valid),
+        *_overfitting(train, valid),
+        *_levels(train, kl_limit),
+        *_no_training(train),
+    ]
     return sorted(found)
 
 
@@ -178,9 +182,11 @@ def _overfitting(train: Sequence[dict], valid: Sequence[dict]) -> list[Alarm]:
     now = means[np.clip(np.searchsorted(at, steps, "right") - 1, 0, None)]
     then = now[[int(np.argmin(held_out[: i + 1])) for i in range(len(held_out))]]
     return _alarm(
-        "overfitting", steps, high & (now < then),
+        "overfitting",
+        steps,
+        high & (now < then),
         lambda i: f"held-out loss rose from {lowest[i]:.4g} to {held_out[i]:.4g} while training loss fell to {now[i]:.4g}",
-    )  # fmt: skip
+    )
 
 
 def _levels(train: Sequence[dict], kl_limit: float) -> list[Alarm]:
@@ -201,33 +207,44 @@ def _levels(train: Sequence[dict], kl_limit: float) -> list[Alarm]:
     return [
         *level("kl", "kl", lambda y: y > kl_limit, lambda y: f"kl reached {y:.3g} nats a token: the policy left its reference"),
         *level(
-            "entropy", "entropy", lambda y: (y < 0.1 * start) & (y < 0.05),
+            "entropy",
+            "entropy",
+            lambda y: (y < 0.1 * start) & (y < 0.05),
             lambda y: f"entropy fell from {start:.3g} to {y:.2g} nats a token: the policy explores no more{solved}",
         ),
         *level(
-            "no_signal", "frac_reward_zero_std", lambda y: y >= 0.9,
+            "no_signal",
+            "frac_reward_zero_std",
+            lambda y: y >= 0.9,
             lambda y: f"up to {y:.0%} of the groups have equal rewards, and so no advantage{solved}",
         ),
         *level(
-            "clipped", "completions/clipped_ratio", lambda y: y > 0.5,
+            "clipped",
+            "completions/clipped_ratio",
+            lambda y: y > 0.5,
             lambda y: f"up to {y:.0%} of the completions are cut by the length limit: raise it, or reward an end",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _no_training(train: Sequence[dict]) -> list[Alarm]:
     steps, loss = column(train, "loss")
     rows = {line["step"]: line for line in train}
-    idle = np.array([
-        value == 0 and rows[step].get("grad_norm", 0) == 0 and rows[step].get("frac_reward_zero_std", 0) != 1
-        for step, value in zip(steps, loss, strict=True)
-    ], bool)  # fmt: skip
+    idle = np.array(
+        [
+            value == 0 and rows[step].get("grad_norm", 0) == 0 and rows[step].get("frac_reward_zero_std", 0) != 1
+            for step, value in zip(steps, loss, strict=True)
+        ],
+        bool,
+    )
     three = np.zeros(len(idle), bool)
     three[2:] = idle[2:] & idle[1:-1] & idle[:-2]
     return _alarm(
-        "no_training", steps, three,
+        "no_training",
+        steps,
+        three,
         lambda i: "loss and gradient are exactly 0: every token is masked, or every example is beyond the loss's hinge",
-    )  # fmt: skip
+    )
 
 
 def _alarm(kind: str, steps: np.ndarray, holds: np.ndarray, text: Callable[[int], str]) -> list[Alarm]:

@@ -66,17 +66,27 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None]) -> dict:
     tasks = prepare_tasks(acting, tokenizer, declared)
     with jax.set_mesh(mesh):
         rolling = Rolling(
-            acting, mesh, skeleton(model_config)[0], tokenizer, tasks[0], parse_rewards(config.rewards), group_size=1,
-            tools=tools, template=chat_template(acting, tokenizer),
-        )  # fmt: skip
+            acting,
+            mesh,
+            skeleton(model_config)[0],
+            tokenizer,
+            tasks[0],
+            parse_rewards(config.rewards),
+            group_size=1,
+            tools=tools,
+            template=chat_template(acting, tokenizer),
+        )
         best = answered(rolling, lambda: initial_params(acting, mesh), workdir, declared)
     return train(learning, workdir, report, tasks) | {"best_of": best.statistics}
 
 
 def answered(
-    rolling: Rolling, start: Callable[[], Any], workdir: Path, tools: list[dict] | None = None,
+    rolling: Rolling,
+    start: Callable[[], Any],
+    workdir: Path,
+    tools: list[dict] | None = None,
     say: Callable[[str], None] = print,
-) -> Best:  # fmt: skip
+) -> Best:
     """Answers every task of `rolling` config.best_of.n times and keeps what config.best_of says.
 
     Config: best_of.n answers to a prompt; best_of.rows, about how many are drawn at a time; best_of.keep, "best" (the best one
@@ -149,10 +159,12 @@ def _answers(rolling: Rolling, params, chunk: Sequence[int], number: int, tools)
 
 def _answer(task: dict, rollout: Rollout, reward: float, rewards: dict[str, float]) -> dict:
     return {
-        "messages": rollout.messages[len(task["prompt"]) :], "reward": float(reward),
+        "messages": rollout.messages[len(task["prompt"]) :],
+        "reward": float(reward),
         "rewards": {name: None if math.isnan(value) else float(value) for name, value in rewards.items()},
-        "tokens": rollout.length, "ended": rollout.ended,
-    }  # fmt: skip
+        "tokens": rollout.length,
+        "ended": rollout.ended,
+    }
 
 
 def _settings(rolling: Rolling) -> dict[str, Any]:
@@ -160,11 +172,15 @@ def _settings(rolling: Rolling) -> dict[str, Any]:
     config = rolling.config
     tasks = json.dumps(list(rolling.tasks), default=str)
     return {
-        "best_of.n": config.best_of.n, "best_of.rows": config.best_of.rows, "seed": config.seed, "dtype": config.dtype,
-        "init_from": config.init_from, "rewards": config.rewards,
+        "best_of.n": config.best_of.n,
+        "best_of.rows": config.best_of.rows,
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "init_from": config.init_from,
+        "rewards": config.rewards,
         **{f"rollout.{key}": value for key, value in json.loads(json.dumps(config.rollout.to_dict())).items()},
         "tasks": f"{len(rolling.tasks)}, digest {hashlib.sha256(tasks.encode()).hexdigest()[:16]}",
-    }  # fmt: skip
+    }
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
@@ -210,10 +226,15 @@ def _gather(names: Sequence[Path], best: Best, config, rewards: Rewards) -> dict
             conversations.append({"messages": line["prompt"] + answer["messages"], "reward": answer["reward"], **more})
         if (extremes := best_and_worst(line["answers"])) is not None:
             high, low = extremes
-            pairs.append({
-                "prompt": line["prompt"], "chosen": high["messages"], "rejected": low["messages"],
-                "margin": high["reward"] - low["reward"], **more,
-            })  # fmt: skip
+            pairs.append(
+                {
+                    "prompt": line["prompt"],
+                    "chosen": high["messages"],
+                    "rejected": low["messages"],
+                    "margin": high["reward"] - low["reward"],
+                    **more,
+                }
+            )
     _write_lines(best.conversations, conversations)
     _write_lines(best.pairs, pairs)
     found = statistics([line["answers"] for line in lines], rewards.names, config.threshold)
@@ -261,13 +282,16 @@ def statistics(groups: Sequence[Sequence[dict]], names: Sequence[str], threshold
         return float(np.mean(values)) if len(values) else None
 
     found = {
-        "prompts": len(groups), "answers": len(answers), "cut": sum(not answer["ended"] for answer in answers),
-        "tokens": mean([answer["tokens"] for answer in answers]), "best": max(map(max, totals)),
+        "prompts": len(groups),
+        "answers": len(answers),
+        "cut": sum(not answer["ended"] for answer in answers),
+        "tokens": mean([answer["tokens"] for answer in answers]),
+        "best": max(map(max, totals)),
         "reward": {str(k): mean([best_at_k(rewards, k) for rewards in totals]) for k in ks},
         "rewards": {
             name: mean([answer["rewards"][name] for answer in answers if answer["rewards"][name] is not None]) for name in names
         },
-    }  # fmt: skip
+    }
     if threshold > -math.inf:
         right = [sum(reward >= threshold for reward in rewards) for rewards in totals]
         found["pass"] = {str(k): mean([pass_at_k(n, c, k) for c in right]) for k in ks}

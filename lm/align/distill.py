@@ -38,11 +38,18 @@ def objective(config, teacher_graph: nnx.GraphDef) -> Objective:
         read = (batch["tokens"], batch["segment_ids"], batch["positions"])
         hidden, seen = model.hidden(*read), teacher.hidden(*read)
         sums = divergence(
-            model.to_head(hidden.x_BTD), *_common(model.head_VD, teacher.to_head(seen.x_BTD), teacher.head_VD),
-            batch["targets"], batch["weights"],
-            dtype=config.dtype, kind=d.divergence, beta=d.beta, mix=d.mix, temperature=d.temperature,
-            softcap=model.config.logit_softcap, teacher_softcap=teacher.config.logit_softcap,
-        )  # fmt: skip
+            model.to_head(hidden.x_BTD),
+            *_common(model.head_VD, teacher.to_head(seen.x_BTD), teacher.head_VD),
+            batch["targets"],
+            batch["weights"],
+            dtype=config.dtype,
+            kind=d.divergence,
+            beta=d.beta,
+            mix=d.mix,
+            temperature=d.temperature,
+            softcap=model.config.logit_softcap,
+            teacher_softcap=teacher.config.logit_softcap,
+        )
         weight = jnp.sum(batch["weights"])
         named = {"loss": sums.objective, "kl": sums.kl, "nll": sums.nll, "entropy": sums.entropy, "agreement": sums.agreement}
         metrics = {name: (total, weight) for name, total in named.items()}

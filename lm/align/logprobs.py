@@ -28,9 +28,13 @@ def logprobs_of(model: Transformer, x_BTD, targets_BT, temperature: float = 1.0)
     """The same of hidden states after the last norm."""
     config = model.config
     return target_logprobs(
-        model.to_head(x_BTD), model.head_VD, targets_BT, dtype=config.dtype, softcap=config.logit_softcap,
+        model.to_head(x_BTD),
+        model.head_VD,
+        targets_BT,
+        dtype=config.dtype,
+        softcap=config.logit_softcap,
         temperature=temperature,
-    )  # fmt: skip
+    )
 
 
 def logprobs_reference(model: Transformer, batch: dict, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:

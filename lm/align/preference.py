@@ -61,11 +61,14 @@ def paired_loss(settings, model: Transformer, batch: dict, frozen, key) -> tuple
         loss_B = LOSSES[settings.loss](pairs, settings)
         margin_B = reward_B2[:, 0] - reward_B2[:, 1]
         metrics = {
-            "rewards/chosen": over_examples(reward_B2[:, 0]), "rewards/rejected": over_examples(reward_B2[:, 1]),
+            "rewards/chosen": over_examples(reward_B2[:, 0]),
+            "rewards/rejected": over_examples(reward_B2[:, 1]),
             "rewards/margins": over_examples(margin_B),
             "rewards/accuracies": over_examples((margin_B > 0).astype(jnp.float32)),
-            "logps/chosen": over_examples(logp_B2[:, 0]), "logps/rejected": over_examples(logp_B2[:, 1]), "entropy": entropy,
-        }  # fmt: skip
+            "logps/chosen": over_examples(logp_B2[:, 0]),
+            "logps/rejected": over_examples(logp_B2[:, 1]),
+            "entropy": entropy,
+        }
         nll_weight = settings.nll_weight + (settings.loss == "orpo")
         if nll_weight:
             nll_B = -logp_B2[:, 0] / jnp.maximum(lengths_B2[:, 0], 1.0)

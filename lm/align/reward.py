@@ -61,11 +61,12 @@ def outcome_loss(centering: float, model: Transformer, batch: dict, frozen, key)
     some = (n > 0).astype(jnp.float32)
     lowest, highest = jnp.min(score_B2, axis=1), jnp.max(score_B2, axis=1)
     metrics = {
-        "accuracy": over_pairs((chosen_B > rejected_B).astype(jnp.float32)), "margin": over_pairs(chosen_B - rejected_B),
+        "accuracy": over_pairs((chosen_B > rejected_B).astype(jnp.float32)),
+        "margin": over_pairs(chosen_B - rejected_B),
         "mean_reward": over_pairs((chosen_B + rejected_B) / 2),
         "min_reward": (some * jnp.min(jnp.where(real_B, lowest, jnp.finfo(jnp.float32).max)), some),
         "max_reward": (some * jnp.max(jnp.where(real_B, highest, jnp.finfo(jnp.float32).min)), some),
-    }  # fmt: skip
+    }
     auxiliary, loads = routers(model, hidden, batch, n, key)
     return total + auxiliary, Sums(metrics, loads)
 

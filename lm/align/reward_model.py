@@ -31,8 +31,10 @@ def reward_model(path: str) -> Callable[..., list[float]]:
     """
     config = open_source(path).config
     if config.score_head != "reward":
-        raise UserError(f"rewards: {path} is no reward model (model.score_head={config.score_head!r}); train one with "
-                        "configs/align/reward.py")  # fmt: skip
+        raise UserError(
+            f"rewards: {path} is no reward model (model.score_head={config.score_head!r}); train one with "
+            "configs/align/reward.py"
+        )
     encoder = Encoder(load_tokenizer(path), chat_template_of(path))
 
     @functools.cache

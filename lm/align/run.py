@@ -111,11 +111,18 @@ def run(
         roller = None
         if acts or (rewards and generates):
             roller = rolling.Rolling(
-                config, mesh, graph, tokenizer, tasks or held_out, rewards if config.method == "rl" else None,
-                group_size=config.rl.group_size if config.method == "rl" else 1, frozen=plan.frozen,
+                config,
+                mesh,
+                graph,
+                tokenizer,
+                tasks or held_out,
+                rewards if config.method == "rl" else None,
+                group_size=config.rl.group_size if config.method == "rl" else 1,
+                frozen=plan.frozen,
                 prepare=rl.prepared(graph, config) if config.method == "rl" and rl.needs_preparation(config) else None,
-                tools=tools, template=template,
-            )  # fmt: skip
+                tools=tools,
+                template=template,
+            )
         stream: Stream = roller if acts else Reading(batches(config, kind, examples.train), mesh, config.data.log_ids)
         valid = batches(config, kind, examples.valid, shuffle=False) if examples and examples.valid else None
         feed = Feed(valid, mesh) if valid else None
@@ -124,10 +131,17 @@ def run(
         if config.method == "rl" and plan.updates > 1:
             trainer = trainer._replace(step=rl.iteration(trainer, config.rl.epochs, config.rl.minibatches))
         result = loop.train(
-            config, trainer, mesh, stream, validate if validate.measures else None, workdir,
-            lambda: initial_params(config, mesh), frozen=plan.frozen, watch=watch,
+            config,
+            trainer,
+            mesh,
+            stream,
+            validate if validate.measures else None,
+            workdir,
+            lambda: initial_params(config, mesh),
+            frozen=plan.frozen,
+            watch=watch,
             measure=in_loop.measuring(evals, workdir, graph, tokenizer),
-        )  # fmt: skip
+        )
     before = first_validation(workdir)
     found = {"before": before, "after": result["valid"], "step": result["step"]}
     if hosts.is_first():
@@ -136,13 +150,18 @@ def run(
         report(
             workdir,
             {
-                "title": f"lmcraft {title(config)} {workdir.name}", "method": title(config), "config": config.to_dict(),
+                "title": f"lmcraft {title(config)} {workdir.name}",
+                "method": title(config),
+                "config": config.to_dict(),
                 "parameters": sum(sizing.parameters(model_config)["total"].values()),
-                "data": counts, "stages": stages, "before": before, "after": result["valid"],
+                "data": counts,
+                "stages": stages,
+                "before": before,
+                "after": result["valid"],
                 "finished": result["step"] >= config.steps,
                 "training": {"steps": result["step"], "tokens": result["tokens"], "skipped": result["skipped"]},
             },
-        )  # fmt: skip
+        )
     return found
 
 
@@ -210,18 +229,28 @@ def starting_point(config, mesh) -> nnx.State:
 
 def batches(config, kind: str, columns, shuffle: bool = True) -> ExampleBatches:
     return ExampleBatches(
-        columns, kind=kind, sequence_length=config.sequence_length, batch_size=config.batch_size, seed=config.seed,
+        columns,
+        kind=kind,
+        sequence_length=config.sequence_length,
+        batch_size=config.batch_size,
+        seed=config.seed,
         shuffle=shuffle,
-    )  # fmt: skip
+    )
 
 
 class Validation:
     """The objective on held-out examples, and the rewards of greedy answers to held-out tasks, as far as there are any."""
 
     def __init__(
-        self, config, trainer: Trainer, feed: Feed | None, roller: rolling.Rolling | None, tasks: Sequence[dict],
-        rewards: Rewards | None, frozen,
-    ):  # fmt: skip
+        self,
+        config,
+        trainer: Trainer,
+        feed: Feed | None,
+        roller: rolling.Rolling | None,
+        tasks: Sequence[dict],
+        rewards: Rewards | None,
+        frozen,
+    ):
         self.config, self.feed, self.step = config, feed, jax.jit(trainer.evaluate)
         self.roller, self.tasks, self.rewards, self.frozen = roller, tasks, rewards, frozen
         self.rolls = bool(roller and tasks and rewards)
@@ -276,4 +305,3 @@ def first_validation(workdir: Path) -> dict[str, float] | None:
         if values["step"] == 0:
             return {name.removeprefix("valid_"): value for name, value in values.items() if name != "step"}
     return None
-

@@ -52,8 +52,12 @@ def check_rl(config) -> None:
     """Raises UserError for settings of reinforcement learning that make no sense."""
     rl = config.rl
     for key, known in (
-        ("algorithm", ALGORITHMS), ("loss", LOSSES), ("scale", SCALES), ("kl", ESTIMATES), ("correction", CORRECTIONS),
-    ):  # fmt: skip
+        ("algorithm", ALGORITHMS),
+        ("loss", LOSSES),
+        ("scale", SCALES),
+        ("kl", ESTIMATES),
+        ("correction", CORRECTIONS),
+    ):
         one_of(f"rl.{key}", rl[key], known)
     if rl.group_size < 1 or (rl.algorithm != "ppo" and rl.group_size < 2):
         raise UserError(f"rl.group_size={rl.group_size} must be at least 2: answers to a prompt are compared with one another")

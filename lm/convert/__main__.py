@@ -39,17 +39,16 @@ flags.DEFINE_string("mesh", "fsdp=-1", "import: axes of devices that it is sprea
 flags.DEFINE_string("to", None, "export: a new folder for the Hugging Face checkpoint or the PEFT adapter.")
 flags.DEFINE_bool("adapter", False, "export: the adapter alone, as PEFT saves it.")
 flags.DEFINE_string(
-    "base", None, "import of an adapter: its model, a Hugging Face folder or a workdir; none: the one that its config names. "
-    "export --adapter: the model that its config shall name; none: what the run started from."
-)  # fmt: skip
+    "base",
+    None,
+    "import of an adapter: its model, a Hugging Face folder or a workdir; none: the one that its config names. "
+    "export --adapter: the model that its config shall name; none: what the run started from.",
+)
 flags.DEFINE_enum("dtype", "as-is", ["as-is", "float32", "bfloat16"], "export: of the tensors; as-is: as they are stored.")
 flags.DEFINE_float("max_shard_gb", 5.0, "export: most 10⁹ bytes in a file.", lower_bound=1e-6)
 flags.DEFINE_string("family", None, "export: the model_type to leave as; none: as it came, or its base, or what can hold it.")
 flags.DEFINE_bool("merge", False, "export: add an adapter to its weights, and turn quantised weights into floats.")
-COMMANDS = {
-    "import": ("from", "base", "mesh"),
-    "export": ("to", "dtype", "max_shard_gb", "family", "merge", "adapter", "base"),
-}
+COMMANDS = {"import": ("from", "base", "mesh"), "export": ("to", "dtype", "max_shard_gb", "family", "merge", "adapter", "base")}
 
 
 def main() -> None:

@@ -20,42 +20,83 @@ MODEL_TYPES = ("deepseek_v2", "deepseek_v3")
 ignored = (*llama_ignored, r"model\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight")
 
 SHARED_DEFAULTS = {
-    "q_lora_rank": 1536, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128,
-    "hidden_act": "silu", "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "moe_layer_freq": 1,
-}  # fmt: skip
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "moe_layer_freq": 1,
+}
 V2_DEFAULTS = {
-    **SHARED_DEFAULTS, "vocab_size": 102400, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "max_position_embeddings": 2048, "first_k_dense_replace": 0, "n_shared_experts": 2,
-    "moe_intermediate_size": 1407, "routed_scaling_factor": 1.0, "topk_method": "greedy", "n_group": None,
-    "topk_group": None, "num_experts_per_tok": None,
-}  # fmt: skip
+    **SHARED_DEFAULTS,
+    "vocab_size": 102400,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "max_position_embeddings": 2048,
+    "first_k_dense_replace": 0,
+    "n_shared_experts": 2,
+    "moe_intermediate_size": 1407,
+    "routed_scaling_factor": 1.0,
+    "topk_method": "greedy",
+    "n_group": None,
+    "topk_group": None,
+    "num_experts_per_tok": None,
+}
 V3_DEFAULTS = {
-    **SHARED_DEFAULTS, "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "num_hidden_layers": 61,
-    "num_attention_heads": 128, "num_key_value_heads": 128, "max_position_embeddings": 4096, "first_k_dense_replace": 3,
-    "n_shared_experts": 1, "moe_intermediate_size": 2048, "routed_scaling_factor": 2.5, "n_group": 8, "topk_group": 4,
-    "num_experts_per_tok": 8, "norm_topk_prob": True, "rope_interleave": True,
-}  # fmt: skip
+    **SHARED_DEFAULTS,
+    "vocab_size": 129280,
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "num_hidden_layers": 61,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "max_position_embeddings": 4096,
+    "first_k_dense_replace": 3,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 2048,
+    "routed_scaling_factor": 2.5,
+    "n_group": 8,
+    "topk_group": 4,
+    "num_experts_per_tok": 8,
+    "norm_topk_prob": True,
+    "rope_interleave": True,
+}
 
 
 def from_hf(hf: Mapping) -> ModelConfig:
     v3 = hf["model_type"] == "deepseek_v3"
     hf = {**(V3_DEFAULTS if v3 else V2_DEFAULTS), **hf}
     refuse(
-        hf, attention_bias=False, mlp_bias=False, num_key_value_heads=hf["num_attention_heads"],
+        hf,
+        attention_bias=False,
+        mlp_bias=False,
+        num_key_value_heads=hf["num_attention_heads"],
         scoring_func="sigmoid" if v3 else "softmax",
-    )  # fmt: skip
+    )
     L, dense, step = hf["num_hidden_layers"], hf["first_k_dense_replace"] or 0, hf["moe_layer_freq"]
     kinds = ["moe" if i >= dense and i % step == 0 else "dense" for i in range(L)]
     depth = hf.get("num_nextn_predict_layers", hf.get("num_mtp_layers", 1)) if v3 else 0
     mla = {
-        "kv_rank": hf["kv_lora_rank"], "query_rank": hf["q_lora_rank"] or 0, "rope_head_dim": hf["qk_rope_head_dim"],
+        "kv_rank": hf["kv_lora_rank"],
+        "query_rank": hf["q_lora_rank"] or 0,
+        "rope_head_dim": hf["qk_rope_head_dim"],
         "value_head_dim": hf["v_head_dim"],
-    }  # fmt: skip
+    }
     return decoder(
-        hf, head_dim=hf["qk_nope_head_dim"], num_kv_heads=hf["num_attention_heads"], mla=mla, mlp_pattern=repeating(kinds),
-        moe=_mixture(hf, v3) if "moe" in kinds else {}, mtp_depth=depth or 0,
+        hf,
+        head_dim=hf["qk_nope_head_dim"],
+        num_kv_heads=hf["num_attention_heads"],
+        mla=mla,
+        mlp_pattern=repeating(kinds),
+        moe=_mixture(hf, v3) if "moe" in kinds else {},
+        mtp_depth=depth or 0,
         rope=rope_of(hf, interleaved=bool(hf["rope_interleave"]) if v3 else True),
-    )  # fmt: skip
+    )
 
 
 def _mixture(hf: Mapping, v3: bool) -> dict:
@@ -63,10 +104,12 @@ def _mixture(hf: Mapping, v3: bool) -> dict:
     if not hf["num_experts_per_tok"]:
         raise UserError("num_experts_per_tok in config.json must be given")
     chosen = {
-        "num_experts": E, "top_k": hf["num_experts_per_tok"], "expert_dim": hf["moe_intermediate_size"],
+        "num_experts": E,
+        "top_k": hf["num_experts_per_tok"],
+        "expert_dim": hf["moe_intermediate_size"],
         "shared_dim": hf["moe_intermediate_size"] * (hf["n_shared_experts"] or 0),
         "weight_scale": float(hf["routed_scaling_factor"]),
-    }  # fmt: skip
+    }
     groups = {"num_groups": hf["n_group"], "top_groups": hf["topk_group"]}
     if v3:
         bias = {"scores": "sigmoid", "normalize": bool(hf["norm_topk_prob"]), "group_score": "top2", "balance_bias": True}
@@ -85,13 +128,23 @@ def to_hf(config: ModelConfig) -> dict:
     keys = described(config, *(("deepseek_v3", "DeepseekV3ForCausalLM") if v3 else ("deepseek_v2", "DeepseekV2ForCausalLM")))
     del keys["head_dim"]
     keys |= {
-        "q_lora_rank": mla.query_rank or None, "kv_lora_rank": mla.kv_rank, "qk_rope_head_dim": mla.rope_head_dim,
-        "qk_nope_head_dim": config.head_dim, "v_head_dim": mla.value_head_dim, "attention_bias": False,
-        "first_k_dense_replace": next((i for i, kind in enumerate(kinds) if kind.moe), config.num_layers), "moe_layer_freq": 1,
-        "n_routed_experts": moe.num_experts or 1, "num_experts_per_tok": moe.top_k, "moe_intermediate_size": F,
-        "n_shared_experts": moe.shared_dim // F, "routed_scaling_factor": moe.weight_scale, "norm_topk_prob": moe.normalize,
-        "n_group": moe.num_groups, "topk_group": moe.top_groups,
-    }  # fmt: skip
+        "q_lora_rank": mla.query_rank or None,
+        "kv_lora_rank": mla.kv_rank,
+        "qk_rope_head_dim": mla.rope_head_dim,
+        "qk_nope_head_dim": config.head_dim,
+        "v_head_dim": mla.value_head_dim,
+        "attention_bias": False,
+        "first_k_dense_replace": next((i for i, kind in enumerate(kinds) if kind.moe), config.num_layers),
+        "moe_layer_freq": 1,
+        "n_routed_experts": moe.num_experts or 1,
+        "num_experts_per_tok": moe.top_k,
+        "moe_intermediate_size": F,
+        "n_shared_experts": moe.shared_dim // F,
+        "routed_scaling_factor": moe.weight_scale,
+        "norm_topk_prob": moe.normalize,
+        "n_group": moe.num_groups,
+        "topk_group": moe.top_groups,
+    }
     if v3:
         more = {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "rope_interleave": config.rope.interleaved}
         return {**keys, **more, "num_nextn_predict_layers": config.mtp_depth}

@@ -134,13 +134,22 @@ def essence(config: ModelConfig) -> dict:
 
 
 ROPE_KEYS = {
-    "none": (), "linear": ("factor",), "ntk": ("factor", "original_positions"),
+    "none": (),
+    "linear": ("factor",),
+    "ntk": ("factor", "original_positions"),
     "yarn": (
-        "factor", "original_positions", "beta_fast", "beta_slow", "truncate", "attention_factor", "mscale", "mscale_all_dim",
+        "factor",
+        "original_positions",
+        "beta_fast",
+        "beta_slow",
+        "truncate",
+        "attention_factor",
+        "mscale",
+        "mscale_all_dim",
     ),
     "llama3": ("factor", "original_positions", "low_freq_factor", "high_freq_factor"),
     "longrope": ("factor", "original_positions", "attention_factor", "short_factor", "long_factor"),
-}  # fmt: skip
+}
 
 
 def _rope_essence(rope: Rope, positions: str, latent: bool) -> Rope:

@@ -21,9 +21,12 @@ CLASSIFIER = "Gemma3TextForSequenceClassification"
 ignored = (*llama_ignored, r"(model\.)?(vision_tower|multi_modal_projector)\..*")
 
 DEFAULTS = {
-    **GEMMA2, "vocab_size": 262208, "max_position_embeddings": 131072, "final_logit_softcapping": None,
+    **GEMMA2,
+    "vocab_size": 262208,
+    "max_position_embeddings": 131072,
+    "final_logit_softcapping": None,
     "sliding_window_pattern": 6,
-}  # fmt: skip
+}
 
 
 def from_hf(hf: Mapping) -> ModelConfig:

@@ -13,34 +13,62 @@ MODEL_TYPES = ("gpt2",)
 ignored = (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",)
 
 DEFAULTS = {
-    "vocab_size": 50257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12, "n_inner": None,
-    "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "tie_word_embeddings": True,
-}  # fmt: skip
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_inner": None,
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "tie_word_embeddings": True,
+}
 
 
 def from_hf(hf: Mapping) -> ModelConfig:
     hf = {**DEFAULTS, **hf}
     refuse(hf, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     named = {
-        "num_hidden_layers": hf["n_layer"], "hidden_size": hf["n_embd"], "num_attention_heads": hf["n_head"],
-        "intermediate_size": hf["n_inner"] or 4 * hf["n_embd"], "max_position_embeddings": hf["n_positions"],
+        "num_hidden_layers": hf["n_layer"],
+        "hidden_size": hf["n_embd"],
+        "num_attention_heads": hf["n_head"],
+        "intermediate_size": hf["n_inner"] or 4 * hf["n_embd"],
+        "max_position_embeddings": hf["n_positions"],
         "rms_norm_eps": hf["layer_norm_epsilon"],
-    }  # fmt: skip
+    }
     return decoder(
-        {**hf, **named}, activation=activation(hf, "activation_function"), gated=False, norm="layer", positions="learned",
-        rope={}, qkv_bias=True, output_bias=True, mlp_bias=True,
-    )  # fmt: skip
+        {**hf, **named},
+        activation=activation(hf, "activation_function"),
+        gated=False,
+        norm="layer",
+        positions="learned",
+        rope={},
+        qkv_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+    )
 
 
 def to_hf(config: ModelConfig) -> dict:
     name = "gelu_new" if config.activation == "gelu_tanh" else ACTIVATION_NAMES[config.activation]
     return {
-        "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": config.vocab_size,
-        "n_positions": config.max_positions, "n_ctx": config.max_positions, "n_embd": config.embed_dim,
-        "n_layer": config.num_layers, "n_head": config.num_heads, "n_inner": config.mlp_dim, "activation_function": name,
-        "layer_norm_epsilon": config.norm_eps, "tie_word_embeddings": config.tie_embeddings,
-        "bos_token_id": None, "eos_token_id": None, "pad_token_id": None, "dtype": config.dtype,
-    }  # fmt: skip
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.max_positions,
+        "n_ctx": config.max_positions,
+        "n_embd": config.embed_dim,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_inner": config.mlp_dim,
+        "activation_function": name,
+        "layer_norm_epsilon": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "dtype": config.dtype,
+    }
 
 
 def canonical(name: str) -> str:

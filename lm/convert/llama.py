@@ -11,16 +11,31 @@ MODEL_TYPES = ("llama",)
 ignored = (r".*rotary_emb\.inv_freq",)
 
 DEFAULTS = {
-    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-6, "tie_word_embeddings": False,
-    "attention_bias": False, "mlp_bias": False,
-}  # fmt: skip
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
 
 # GELU's tanh form is not the exact one: they differ by 1e-3 in the logits.
 ACTIVATIONS = {
-    "silu": "silu", "swish": "silu", "gelu": "gelu", "gelu_python": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh", "gelu_accurate": "gelu_tanh", "relu2": "relu2",
-}  # fmt: skip
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "relu2": "relu2",
+}
 ACTIVATION_NAMES = {"silu": "silu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu2": "relu2"}
 
 
@@ -44,11 +59,18 @@ def decoder(hf: Mapping, **more) -> ModelConfig:
         raise UserError("quantization_config in config.json: quantised weights cannot be read, take the model's plain ones")
     heads = hf["num_attention_heads"]
     keys = {
-        "vocab_size": hf["vocab_size"], "num_layers": hf["num_hidden_layers"], "embed_dim": hf["hidden_size"],
-        "num_heads": heads, "num_kv_heads": hf.get("num_key_value_heads") or heads, "mlp_dim": hf["intermediate_size"],
-        "head_dim": hf.get("head_dim") or hf["hidden_size"] // heads, "max_positions": hf["max_position_embeddings"],
-        "norm_eps": hf["rms_norm_eps"], "tie_embeddings": bool(hf["tie_word_embeddings"]), "dtype": dtype_of(hf),
-    }  # fmt: skip
+        "vocab_size": hf["vocab_size"],
+        "num_layers": hf["num_hidden_layers"],
+        "embed_dim": hf["hidden_size"],
+        "num_heads": heads,
+        "num_kv_heads": hf.get("num_key_value_heads") or heads,
+        "mlp_dim": hf["intermediate_size"],
+        "head_dim": hf.get("head_dim") or hf["hidden_size"] // heads,
+        "max_positions": hf["max_position_embeddings"],
+        "norm_eps": hf["rms_norm_eps"],
+        "tie_embeddings": bool(hf["tie_word_embeddings"]),
+        "dtype": dtype_of(hf),
+    }
     if "activation" not in more:
         keys["activation"] = activation(hf, "hidden_act")
     if "rope" not in more:
@@ -62,14 +84,25 @@ def described(config: ModelConfig, model_type: str, architecture: str) -> dict:
     Special tokens are the tokenizer's to say; silence would mean the family's own.
     """
     return {
-        "architectures": [architecture], "model_type": model_type,
-        "vocab_size": config.vocab_size, "hidden_size": config.embed_dim, "intermediate_size": config.mlp_dim,
-        "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads, "head_dim": config.head_dim,
-        "hidden_act": ACTIVATION_NAMES[config.activation], "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.norm_eps, "tie_word_embeddings": config.tie_embeddings, **keys_for(config.rope),
-        "bos_token_id": None, "eos_token_id": None, "pad_token_id": None, "dtype": config.dtype,
-    }  # fmt: skip
+        "architectures": [architecture],
+        "model_type": model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.embed_dim,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": ACTIVATION_NAMES[config.activation],
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tie_embeddings,
+        **keys_for(config.rope),
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "dtype": config.dtype,
+    }
 
 
 def activation(hf: Mapping, key: str) -> str:

@@ -10,10 +10,18 @@ __all__ = ["MODEL_TYPES", "from_hf", "to_hf", "rows", "ends", "ignored"]
 MODEL_TYPES = ("mistral",)
 
 DEFAULTS = {
-    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "hidden_act": "silu", "max_position_embeddings": 131072, "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False, "sliding_window": 4096,
-}  # fmt: skip
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "sliding_window": 4096,
+}
 
 
 def from_hf(hf: Mapping) -> ModelConfig:

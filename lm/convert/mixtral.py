@@ -12,10 +12,20 @@ __all__ = ["MODEL_TYPES", "from_hf", "to_hf", "rows", "ends", "ignored"]
 MODEL_TYPES = ("mixtral",)
 
 DEFAULTS = {
-    "vocab_size": 32000, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "hidden_act": "silu", "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False, "sliding_window": None, "num_experts_per_tok": 2, "num_local_experts": 8,
-}  # fmt: skip
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "hidden_act": "silu",
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "sliding_window": None,
+    "num_experts_per_tok": 2,
+    "num_local_experts": 8,
+}
 
 
 def from_hf(hf: Mapping) -> ModelConfig:
@@ -27,10 +37,12 @@ def from_hf(hf: Mapping) -> ModelConfig:
 
 def to_hf(config: ModelConfig) -> dict:
     return {
-        **described(config, "mixtral", "MixtralForCausalLM"), "intermediate_size": config.moe.expert_dim or config.mlp_dim,
-        "num_local_experts": config.moe.num_experts, "num_experts_per_tok": config.moe.top_k,
+        **described(config, "mixtral", "MixtralForCausalLM"),
+        "intermediate_size": config.moe.expert_dim or config.mlp_dim,
+        "num_local_experts": config.moe.num_experts,
+        "num_experts_per_tok": config.moe.top_k,
         "sliding_window": window_of(config),
-    }  # fmt: skip
+    }
 
 
 def rows(config: ModelConfig, kind: LayerKind) -> list[Row]:

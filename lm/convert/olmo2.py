@@ -11,10 +11,17 @@ __all__ = ["MODEL_TYPES", "from_hf", "to_hf", "rows", "ends", "ignored"]
 MODEL_TYPES = ("olmo2",)
 
 DEFAULTS = {
-    "vocab_size": 50304, "hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "hidden_act": "silu", "max_position_embeddings": 2048, "rms_norm_eps": 1e-5, "tie_word_embeddings": False,
+    "vocab_size": 50304,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
     "attention_bias": False,
-}  # fmt: skip
+}
 
 
 def from_hf(hf: Mapping) -> ModelConfig:

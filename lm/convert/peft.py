@@ -41,11 +41,29 @@ A, B, MAGNITUDE = KINDS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vec
 # Keys of a config that are acted upon, and those that a finished adapter's tensors say as well or that act in training only.
 USED = {"peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora", "bias", "init_lora_weights"}
 SAID = {
-    "target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "rank_pattern", "fan_in_fan_out",
-    "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout",
-    "loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config", "megatron_core", "qalora_group_size",
-    "runtime_config", "ensure_weight_tying",
-}  # fmt: skip
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "fan_in_fan_out",
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "lora_dropout",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "megatron_config",
+    "megatron_core",
+    "qalora_group_size",
+    "runtime_config",
+    "ensure_weight_tying",
+}
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that take something out of the base's weights
 
 
@@ -111,9 +129,12 @@ def find_peft(folder: str | os.PathLike, config: ModelConfig) -> Found:
     rank, scale = max(lora[A].shape[0] for lora in loras.values()), next(iter(scales.values()))
     stabilized = bool(settings.get("use_rslora"))
     adapter = Adapter(
-        rank=rank, alpha=scale * (rank**0.5 if stabilized else rank), dora=bool(settings.get("use_dora")),
-        rank_stabilized=stabilized, targets="|".join(sorted({re.escape(_name(place)) for place, _ in matched})),
-    )  # fmt: skip
+        rank=rank,
+        alpha=scale * (rank**0.5 if stabilized else rank),
+        dora=bool(settings.get("use_dora")),
+        rank_stabilized=stabilized,
+        targets="|".join(sorted({re.escape(_name(place)) for place, _ in matched})),
+    )
     return Found(adapter, loras, scales, matched, score)
 
 
@@ -317,12 +338,21 @@ def _settings(adapter: Adapter, ranks: dict[str, int], known: Iterable[str]) -> 
     other, power = {name: rank for name, rank in ranks.items() if rank != adapter.rank}, 0.5 if adapter.rank_stabilized else 1
     alphas = {name: adapter.alpha * (rank / adapter.rank) ** power for name, rank in other.items()}
     return {
-        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": adapter.rank, "lora_alpha": _whole(adapter.alpha),
-        "target_modules": _endings(ranks, known), "rank_pattern": other,
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": adapter.rank,
+        "lora_alpha": _whole(adapter.alpha),
+        "target_modules": _endings(ranks, known),
+        "rank_pattern": other,
         "alpha_pattern": {name: _whole(alpha) for name, alpha in alphas.items()},
-        "use_dora": adapter.dora, "use_rslora": adapter.rank_stabilized, "lora_dropout": 0.0, "bias": "none",
-        "inference_mode": True, "init_lora_weights": True, "modules_to_save": None,
-    }  # fmt: skip
+        "use_dora": adapter.dora,
+        "use_rslora": adapter.rank_stabilized,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "modules_to_save": None,
+    }
 
 
 def _whole(x: float) -> float:

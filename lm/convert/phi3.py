@@ -12,10 +12,18 @@ __all__ = ["MODEL_TYPES", "from_hf", "to_hf", "rows", "ends", "ignored"]
 MODEL_TYPES = ("phi3",)
 
 DEFAULTS = {
-    "vocab_size": 32064, "hidden_size": 3072, "intermediate_size": 8192, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "hidden_act": "silu", "max_position_embeddings": 4096, "original_max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": False, "sliding_window": None,
-}  # fmt: skip
+    "vocab_size": 32064,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 4096,
+    "original_max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "sliding_window": None,
+}
 
 
 def from_hf(hf: Mapping) -> ModelConfig:
@@ -31,9 +39,10 @@ def from_hf(hf: Mapping) -> ModelConfig:
 
 def to_hf(config: ModelConfig) -> dict:
     return {
-        **described(config, "phi3", "Phi3ForCausalLM"), "sliding_window": window_of(config),
+        **described(config, "phi3", "Phi3ForCausalLM"),
+        "sliding_window": window_of(config),
         "original_max_position_embeddings": config.rope.original_positions or config.max_positions,
-    }  # fmt: skip
+    }
 
 
 def rows(config: ModelConfig, kind: LayerKind) -> list[Row]:

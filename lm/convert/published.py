@@ -117,6 +117,6 @@ def _is_float(tensor: Tensor) -> bool:
 
 
 def _listed(fault: str, names: list[str]) -> str:
-    """"4 missing (a, b, c, …)"."""
+    """ "4 missing (a, b, c, …)"."""
     more = ", …" if len(names) > SHOWN else ""
     return f"{len(names)} {fault} ({', '.join(names[:SHOWN])}{more})"

@@ -10,10 +10,20 @@ __all__ = ["MODEL_TYPES", "from_hf", "to_hf", "rows", "ends", "ignored"]
 MODEL_TYPES = ("qwen2",)
 
 DEFAULTS = {
-    "vocab_size": 151936, "hidden_size": 4096, "intermediate_size": 22016, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 32, "hidden_act": "silu", "max_position_embeddings": 32768, "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False, "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28,
-}  # fmt: skip
+    "vocab_size": 151936,
+    "hidden_size": 4096,
+    "intermediate_size": 22016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
 
 
 def from_hf(hf: Mapping) -> ModelConfig:
@@ -36,6 +46,8 @@ def upper_windows(hf: Mapping) -> dict:
 def upper_window_keys(config: ModelConfig) -> dict:
     window, kinds = window_of(config), config.layer_kinds
     return {
-        "use_sliding_window": window is not None, "sliding_window": window, "layer_types": layer_types(config),
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "layer_types": layer_types(config),
         "max_window_layers": next((i for i, kind in enumerate(kinds) if kind.local), config.num_layers),
-    }  # fmt: skip
+    }

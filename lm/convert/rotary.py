@@ -9,9 +9,7 @@ from collections.abc import Mapping
 from lm.config import Rope
 from lm.errors import UserError
 
-METHODS = {
-    "default": "none", "linear": "linear", "dynamic": "ntk", "yarn": "yarn", "llama3": "llama3", "longrope": "longrope",
-}  # fmt: skip
+METHODS = {"default": "none", "linear": "linear", "dynamic": "ntk", "yarn": "yarn", "llama3": "llama3", "longrope": "longrope"}
 TYPES = {method: name for name, method in METHODS.items()}
 
 
@@ -70,10 +68,13 @@ def scaled(parameters: Mapping, hf: Mapping, **more) -> Rope:
     if method == "longrope":
         return Rope(**{key: _numbers(parameters, key) for key in ("short_factor", "long_factor")}, **more)
     return Rope(
-        beta_fast=number("beta_fast", 32.0) or 32.0, beta_slow=number("beta_slow", 1.0) or 1.0,
+        beta_fast=number("beta_fast", 32.0) or 32.0,
+        beta_slow=number("beta_slow", 1.0) or 1.0,
         truncate=bool(parameters.get("truncate", True)),
-        mscale=number("mscale", 0.0), mscale_all_dim=number("mscale_all_dim", 0.0), **more,
-    )  # fmt: skip
+        mscale=number("mscale", 0.0),
+        mscale_all_dim=number("mscale_all_dim", 0.0),
+        **more,
+    )
 
 
 def parameters_for(rope: Rope) -> dict:

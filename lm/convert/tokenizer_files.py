@@ -45,9 +45,13 @@ def export_tokenizer(
         return
     names = {**tokenizer.special_tokens, "additional_special_tokens": [*ROLES, *RESERVED]}
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": True, "add_eos_token": False, **names,
-        "clean_up_tokenization_spaces": False, "padding_side": "left",
-    }  # fmt: skip
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": True,
+        "add_eos_token": False,
+        **names,
+        "clean_up_tokenization_spaces": False,
+        "padding_side": "left",
+    }
     config |= {"model_max_length": max_length} if max_length else {}
     config |= {"chat_template": chat_template} if chat_template else {}
     write_whole(to / "tokenizer.json", fast_tokenizer(tokenizer).to_str(pretty=True).encode())

@@ -29,11 +29,16 @@ def settings_of(config) -> TaskSettings:
     if config.get("dtype") not in (None, "bfloat16", "float32"):
         raise UserError(f"dtype={config.dtype!r} is neither bfloat16 nor float32")
     return TaskSettings(
-        data_dir=Path(config.data_dir) if config.data_dir else None, num_fewshot=config.num_fewshot, limit=config.limit,
-        chat=bool(config.chat_template), system=config.get("system_instruction", ""),
-        fewshot_as_multiturn=config.get("fewshot_as_multiturn", False), seed=config.get("seed", TaskSettings().seed),
-        judge=config.judge, options=options,
-    )  # fmt: skip
+        data_dir=Path(config.data_dir) if config.data_dir else None,
+        num_fewshot=config.num_fewshot,
+        limit=config.limit,
+        chat=bool(config.chat_template),
+        system=config.get("system_instruction", ""),
+        fewshot_as_multiturn=config.get("fewshot_as_multiturn", False),
+        seed=config.get("seed", TaskSettings().seed),
+        judge=config.judge,
+        options=options,
+    )
 
 
 def open_tasks(names: str, settings: TaskSettings) -> tuple[list[Task], dict[str, str]]:

@@ -36,9 +36,13 @@ def compare(before: str | os.PathLike, after: str | os.PathLike, *, any_prompt: 
 
 
 def compare_runs(
-    results_before: Mapping, samples_before: Iterable[dict], results_after: Mapping, samples_after: Iterable[dict], *,
+    results_before: Mapping,
+    samples_before: Iterable[dict],
+    results_after: Mapping,
+    samples_after: Iterable[dict],
+    *,
     any_prompt: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """The differences after − before.
 
     Returns: {"tasks": {task: {"main": metric, "n": items joined, "only_before", "only_after", "differing", "repeated": {"n",
@@ -64,9 +68,7 @@ def compare_runs(
     return {"tasks": compared, "only_before": only[0], "only_after": only[1]}
 
 
-def worse(
-    comparison: Mapping, *, alpha: float = 0.05, tolerance: float = 0.0, only_main: bool = False
-) -> list[dict]:  # fmt: skip
+def worse(comparison: Mapping, *, alpha: float = 0.05, tolerance: float = 0.0, only_main: bool = False) -> list[dict]:
     """The rows that got worse, with their "task" and "metric": by more than `tolerance` (in the metric's units, away from its
     ideal) and with p_holm < alpha; and the figures that were known before and no longer are."""
     found = []
@@ -130,10 +132,14 @@ def _task(figures: Sequence[Mapping], sides: Sequence[_Items], any_prompt: bool)
         row = paired(*zip(*pairs)) if pairs else _figures(*figures, metric)
         rows[metric] = row | {"p_holm": None, "better": _better(metric, row["before"], row["after"])}
     return {
-        "main": main_metric(figures[1]), "n": len(joined), "only_before": _shown(key for key in before if key not in after),
-        "only_after": _shown(key for key in after if key not in before), "differing": _shown(differing),
-        "repeated": _shown({**before.repeated, **after.repeated}), "metrics": rows,
-    }  # fmt: skip
+        "main": main_metric(figures[1]),
+        "n": len(joined),
+        "only_before": _shown(key for key in before if key not in after),
+        "only_after": _shown(key for key in after if key not in before),
+        "differing": _shown(differing),
+        "repeated": _shown({**before.repeated, **after.repeated}),
+        "metrics": rows,
+    }
 
 
 def _figures(before: Mapping, after: Mapping, metric: str) -> dict[str, Any]:

@@ -53,10 +53,17 @@ def check(items: Sequence[Item], texts: Iterable[str]) -> list[dict]:
     for i, item in enumerate(items):
         (share_long, grams), (share, other) = long.result(i), short.result(i)
         dirty = None if share is None else bool(share_long) or share >= SHARE
-        told.append({
-            "task": item.task, "doc_id": item.doc_id, "words": len(words[i]), "overlap": share, "overlap_13": share_long,
-            "matched": (grams or other)[:SHOWN], "dirty": dirty,
-        })  # fmt: skip
+        told.append(
+            {
+                "task": item.task,
+                "doc_id": item.doc_id,
+                "words": len(words[i]),
+                "overlap": share,
+                "overlap_13": share_long,
+                "matched": (grams or other)[:SHOWN],
+                "dirty": dirty,
+            }
+        )
     return told
 
 

@@ -83,11 +83,12 @@ def export(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike) -> d
         "warning": WARNING,
         "files": {
             name: {"rows": len(found), "what": FILES[name][0], "use": FILES[name][1].format(path=folder / name)}
-            for name, found in rows.items() if found
+            for name, found in rows.items()
+            if found
         },
         "tasks": {task: {"split": splits[task], **counts} for task, counts in tasks.items()},
         "left_out": dict(left_out),
-    }  # fmt: skip
+    }
     _write(folder, rows, manifest)
     return manifest
 
@@ -143,9 +144,10 @@ def said_instead(sample: Mapping, right: str) -> str:
     targets = sample.get("target")
     targets = targets if isinstance(targets, list) else [targets]
     wrong = [
-        (score, _text(choice)) for n, (choice, score) in enumerate(zip(choices, scores))
+        (score, _text(choice))
+        for n, (choice, score) in enumerate(zip(choices, scores))
         if n not in targets and is_number(score) and _text(choice) not in ("", right)
-    ]  # fmt: skip
+    ]
     return max(wrong, key=lambda pair: pair[0])[1] if wrong else ""
 
 

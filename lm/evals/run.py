@@ -39,9 +39,17 @@ from lm.workdir import kept_json, save_record
 LIBRARIES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "sentencepiece")
 # Keys that no result depends on.
 FREE = (
-    "checkpoint", "tasks", "compare", "compare_alpha", "compare_tolerance", "contamination", "export_failures", "cache",
-    "mesh", "batch_tokens",
-)  # fmt: skip
+    "checkpoint",
+    "tasks",
+    "compare",
+    "compare_alpha",
+    "compare_tolerance",
+    "contamination",
+    "export_failures",
+    "cache",
+    "mesh",
+    "batch_tokens",
+)
 
 
 def run(config, workdir: Path, report: Callable[..., dict]) -> list[str]:
@@ -67,9 +75,15 @@ def run(config, workdir: Path, report: Callable[..., dict]) -> list[str]:
             (workdir / "tasks").mkdir(parents=True, exist_ok=True)
             save_record(config, workdir)
         engine = Engine(
-            model, tokenizer, name=Path(config.checkpoint).name, max_length=config.max_length, batch_tokens=config.batch_tokens,
-            cache=workdir / "answers.sqlite" if config.cache else None, template=template, system=config.system_instruction,
-        )  # fmt: skip
+            model,
+            tokenizer,
+            name=Path(config.checkpoint).name,
+            max_length=config.max_length,
+            batch_tokens=config.batch_tokens,
+            cache=workdir / "answers.sqlite" if config.cache else None,
+            template=template,
+            system=config.system_instruction,
+        )
         asked = {"model": who, "dtype": str(model.config.dtype), "tokenizer": tokenizer.fingerprint}
         asked |= {name: value for name, value in config.to_dict().items() if name not in FREE}
         asked |= {"chat_template": template, "libraries": libraries()}
@@ -113,12 +127,19 @@ def finished(
         throughput |= {"tokens_per_second": (stats["tokens"] + stats["generated"]) / stats["seconds"]}
     stages["report and other"] = time.perf_counter() - begin - sum(stages.values())
     written = report(
-        workdir, results, samples, others,
+        workdir,
+        results,
+        samples,
+        others,
         about={
-            "title": f"lmcraft evaluation {workdir.name}", "model": engine.name, "finished": True,
-            "config": config.to_dict(), "throughput": throughput, "stages": stages,
+            "title": f"lmcraft evaluation {workdir.name}",
+            "model": engine.name,
+            "finished": True,
+            "config": config.to_dict(),
+            "throughput": throughput,
+            "stages": stages,
         },
-    )  # fmt: skip
+    )
     worse = []
     for name, comparison in written["comparison"].items():
         rows = compare.worse(comparison, alpha=config.compare_alpha, tolerance=config.compare_tolerance)

@@ -45,7 +45,7 @@ class Settings(NamedTuple):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def start(
     graph, reader, settings, slots, room, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ
-) -> SamplingState:  # fmt: skip
+) -> SamplingState:
     """Reads the prompts into an empty cache and draws the first token; of each prompt as many as there are rows for.
 
     A program of its own, so that prompts of another width need no other loop.
@@ -70,13 +70,13 @@ def start(
     nothing = jnp.zeros((B, room), jnp.int32, out_sharding=spec("batch", None))
     first = SamplingState(
         decode, lengths_B * 0, lengths_B - 1, lengths_B < 0, lengths_B < 0, nothing, nothing.astype(jnp.float32), jnp.int32(0)
-    )  # fmt: skip
+    )
     return _drawn(first, logits_BV, settings, rows_B, seed, allowed_V)
 
 
 def sample_step(
     graph, settings, params, state: SamplingState, tokens_BP, rows_B, seed, allowed_V, layers=None
-) -> SamplingState:  # fmt: skip
+) -> SamplingState:
     """Feeds the last token and draws the next one: shared by the compiled loop and by streaming."""
     model = nnx.merge(graph, params)
     ones = jnp.ones_like(state.last_B)[:, None]

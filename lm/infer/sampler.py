@@ -64,10 +64,19 @@ class Drawn(NamedTuple):
 
 
 def generate(
-    model: Transformer, tokenizer: Tokenizer | HFTokenizer, prompts: Sequence[str | Sequence[int] | Sequence[Message]], *,
-    max_new_tokens: int = 64, temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0,
-    stream: Callable[[str], None] | None = None, cache_dtype: str = "", template: str | None = None,
-) -> list[str | list[int]]:  # fmt: skip
+    model: Transformer,
+    tokenizer: Tokenizer | HFTokenizer,
+    prompts: Sequence[str | Sequence[int] | Sequence[Message]],
+    *,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    stream: Callable[[str], None] | None = None,
+    cache_dtype: str = "",
+    template: str | None = None,
+) -> list[str | list[int]]:
     """Continues each prompt until an end token or `max_new_tokens`.
 
     A prompt is a string, token ids, or the messages of a conversation, which the assistant answers; lm/infer/prompts.py says
@@ -83,9 +92,14 @@ def generate(
     if stream is not None and len(read) != 1:
         raise UserError("streaming takes one prompt")
     options = dict(
-        vocab_size=tokenizer.vocab_size, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k,
-        seed=seed, cache_dtype=cache_dtype,
-    )  # fmt: skip
+        vocab_size=tokenizer.vocab_size,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        seed=seed,
+        cache_dtype=cache_dtype,
+    )
     drawn: dict[int, list[int]] = {}
     if stream is not None:
         shown = ""
@@ -106,12 +120,26 @@ def generate(
 
 
 def draw(
-    model: Transformer, prompts: Sequence[Sequence[int]], *, stop_ids: Sequence[int], vocab_size: int, max_new_tokens: int,
-    temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0, seed: int = 0, width: int = 0, cache_dtype: str = "",
-    each: int = 1, rows: Sequence[int] | None = None, prefix: Sequence[int] = (), every: int = 0,
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop_ids: Sequence[int],
+    vocab_size: int,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    width: int = 0,
+    cache_dtype: str = "",
+    each: int = 1,
+    rows: Sequence[int] | None = None,
+    prefix: Sequence[int] = (),
+    every: int = 0,
     enough: Callable[[int, list[int]], bool] = lambda number, tokens: False,
-    tell: Callable[[dict[int, tuple[list[int], bool]]], None] = lambda done: None, names: Sequence[int] | None = None,
-) -> Drawn:  # fmt: skip
+    tell: Callable[[dict[int, tuple[list[int], bool]]], None] = lambda done: None,
+    names: Sequence[int] | None = None,
+) -> Drawn:
     """Continues prompts of token ids, all together, on the mesh that is set.
 
     Args:
@@ -134,9 +162,23 @@ def draw(
         raise ValueError("continuations that share a prompt go on together")
     until = min(every or max_new_tokens, max_new_tokens)
     call = _prepared(
-        model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype, each, rows,
-        prefix, min(2 * every or max_new_tokens, max_new_tokens), COARSE if every else 8,
-    )  # fmt: skip
+        model,
+        prompts,
+        stop_ids,
+        vocab_size,
+        max_new_tokens,
+        temperature,
+        top_p,
+        top_k,
+        seed,
+        width,
+        cache_dtype,
+        each,
+        rows,
+        prefix,
+        min(2 * every or max_new_tokens, max_new_tokens),
+        COARSE if every else 8,
+    )
     state = _loop_of(call, _start_of(call), until)
     count, numbers = len(prompts) * each, np.arange(call.rows_B.shape[0])  # of the continuation that each row is
     going = numbers < count  # the others fill the batch
@@ -180,7 +222,7 @@ def _told(state: SamplingState, stop_ids: Sequence[int]) -> tuple[list[list[int]
 
 def _resumed(
     call: Call, state: SamplingState, numbers: np.ndarray, going: np.ndarray, until: int
-) -> tuple[Call, SamplingState, np.ndarray, np.ndarray]:  # fmt: skip
+) -> tuple[Call, SamplingState, np.ndarray, np.ndarray]:
     """The state after `until` tokens, of the rows that are going on at least; of its rows the numbers, and whether they are."""
     ways, left, kept, config = row_ways(), int(going.sum()), None, nnx.merge(call.graph, call.params).config
     size = ways << (-(-left // ways) - 1).bit_length()
@@ -202,9 +244,18 @@ def _growing(model, prompts, **options):
     """The one row after each token."""
     o = options
     call = _prepared(
-        model, prompts, o["stop_ids"], o["vocab_size"], o["max_new_tokens"], o["temperature"], o["top_p"], o["top_k"],
-        o["seed"], 0, o["cache_dtype"],
-    )  # fmt: skip
+        model,
+        prompts,
+        o["stop_ids"],
+        o["vocab_size"],
+        o["max_new_tokens"],
+        o["temperature"],
+        o["top_p"],
+        o["top_k"],
+        o["seed"],
+        0,
+        o["cache_dtype"],
+    )
     state = _start_of(call)
     while True:
         _check_finite(model, state, [0] * state.lost_B.shape[0], o["temperature"])
@@ -213,13 +264,27 @@ def _growing(model, prompts, **options):
             return
         state = next_token(
             call.graph, call.settings, call.params, state, call.tokens_BP, call.rows_B, call.seed, call.allowed_V
-        )  # fmt: skip
+        )
 
 
 def _prepared(
-    model, prompts, stop_ids, vocab_size, max_new_tokens, temperature, top_p, top_k, seed, width, cache_dtype, each=1,
-    rows=None, prefix=(), until=0, steps=8,
-) -> Call:  # fmt: skip
+    model,
+    prompts,
+    stop_ids,
+    vocab_size,
+    max_new_tokens,
+    temperature,
+    top_p,
+    top_k,
+    seed,
+    width,
+    cache_dtype,
+    each=1,
+    rows=None,
+    prefix=(),
+    until=0,
+    steps=8,
+) -> Call:
     """Checks a request and lays it out, with slots for `until` tokens, or all; steps: see _slots."""
     if max_new_tokens < 1 or not 0 <= temperature < np.inf or not 0 < top_p <= 1 or top_k < 0 or each < 1:
         raise UserError("generate needs max_new_tokens ≥ 1, temperature ≥ 0, 0 < top_p ≤ 1, top_k ≥ 0 and each ≥ 1")
@@ -257,7 +322,7 @@ def _prepared(
     allowed_V, seed = np.arange(vocab) < vocab_size, np.uint32(seed % 2**32)
     return Call(
         graph, reader, settings, slots, room, max_new_tokens, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ
-    )  # fmt: skip
+    )
 
 
 def _slots(n: int, steps: int = 8) -> int:
@@ -293,9 +358,19 @@ def _padded(ids: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.nd
 
 def _start_of(call: Call) -> SamplingState:
     return start(
-        call.graph, call.reader, call.settings, call.slots, call.room, call.params, call.tokens_BP, call.segments_BP,
-        call.rows_B, call.seed, call.allowed_V, call.prefix_WQ,
-    )  # fmt: skip
+        call.graph,
+        call.reader,
+        call.settings,
+        call.slots,
+        call.room,
+        call.params,
+        call.tokens_BP,
+        call.segments_BP,
+        call.rows_B,
+        call.seed,
+        call.allowed_V,
+        call.prefix_WQ,
+    )
 
 
 def _loop_of(call: Call, state: SamplingState, until: int) -> SamplingState:
@@ -303,9 +378,16 @@ def _loop_of(call: Call, state: SamplingState, until: int) -> SamplingState:
     # Only LongRoPE reads the prompts again; the loop of the others is the same whatever the width of these.
     longrope = nnx.merge(call.graph, call.params).config.rope.scaling == "longrope"
     return loop(
-        call.graph, call.settings, call.params, state, call.tokens_BP if longrope else None, call.rows_B, call.seed,
-        call.allowed_V, until,
-    )  # fmt: skip
+        call.graph,
+        call.settings,
+        call.params,
+        state,
+        call.tokens_BP if longrope else None,
+        call.rows_B,
+        call.seed,
+        call.allowed_V,
+        until,
+    )
 
 
 def _show(stream, tokenizer, row: list[int], shown: str, stops: Sequence[int], last: bool = False) -> str:

@@ -78,9 +78,15 @@ def attention(
 
 
 def attention_to_cache(
-    q_BTHK, kept: Sequence[tuple[jax.Array, jax.Array]], visible: Visible, *, scale: float, window: int = 0,
-    softcap: float = 0.0, sinks_H=None,
-) -> jax.Array:  # fmt: skip
+    q_BTHK,
+    kept: Sequence[tuple[jax.Array, jax.Array]],
+    visible: Visible,
+    *,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks_H=None,
+) -> jax.Array:
     """The same of some queries to more keys and values, laid out and kept as a cache has them.
 
     kept: keys [P, G, s, K] and values [P, G, s, V] of one part of the S slots after another; P divides B, and row p is of each

@@ -25,9 +25,18 @@ class Settings(NamedTuple):
 
 
 def cross_entropy(
-    x_BTD, head_VD, targets_BT, weights_BT, *, dtype, z_loss: float = 0.0, softcap: float = 0.0, by_confidence: bool = False,
-    measured: bool = False, chunk: int | None = None,
-):  # fmt: skip
+    x_BTD,
+    head_VD,
+    targets_BT,
+    weights_BT,
+    *,
+    dtype,
+    z_loss: float = 0.0,
+    softcap: float = 0.0,
+    by_confidence: bool = False,
+    measured: bool = False,
+    chunk: int | None = None,
+):
     """Σ w·(nll + z_loss·(log Z)²) and Σ w·nll, with nll = −log p(target), logits = x·headᵀ and Z = Σ exp(logits).
 
     Args:

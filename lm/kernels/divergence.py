@@ -48,9 +48,22 @@ class Settings(NamedTuple):
 
 
 def divergence(
-    x_BTD, head_VD, teacher_BTE, teacher_head_VE, targets_BT, weights_BT, *, dtype, kind: str = "forward", beta: float = 0.5,
-    mix: float = 1.0, temperature: float = 1.0, softcap: float = 0.0, teacher_softcap: float = 0.0, chunk: int | None = None,
-) -> Divergence:  # fmt: skip
+    x_BTD,
+    head_VD,
+    teacher_BTE,
+    teacher_head_VE,
+    targets_BT,
+    weights_BT,
+    *,
+    dtype,
+    kind: str = "forward",
+    beta: float = 0.5,
+    mix: float = 1.0,
+    temperature: float = 1.0,
+    softcap: float = 0.0,
+    teacher_softcap: float = 0.0,
+    chunk: int | None = None,
+) -> Divergence:
     """The sums of `Divergence` for a student with logits x·headᵀ and a teacher with logits teacher·teacher_headᵀ.
 
     Args:
@@ -74,9 +87,20 @@ def divergence(
 
 
 def divergence_reference(
-    x_BTD, head_VD, teacher_BTE, teacher_head_VE, targets_BT, weights_BT, *, kind: str = "forward", beta: float = 0.5,
-    mix: float = 1.0, temperature: float = 1.0, softcap: float = 0.0, teacher_softcap: float = 0.0,
-) -> Divergence:  # fmt: skip
+    x_BTD,
+    head_VD,
+    teacher_BTE,
+    teacher_head_VE,
+    targets_BT,
+    weights_BT,
+    *,
+    kind: str = "forward",
+    beta: float = 0.5,
+    mix: float = 1.0,
+    temperature: float = 1.0,
+    softcap: float = 0.0,
+    teacher_softcap: float = 0.0,
+) -> Divergence:
     """The plain twin: whole logits, float32, autodiff, the definitions as they stand."""
 
     def logits(x, head, cap):
@@ -94,9 +118,13 @@ def divergence_reference(
     log_q = jax.nn.log_softmax(student)
     nll = -jnp.take_along_axis(log_q, targets_BT[..., None], axis=-1)[..., 0]
     each = (
-        mix * temperature**2 * value + (1 - mix) * nll, value, kl(p, q), nll, -jnp.sum(jnp.exp(log_q) * log_q, axis=-1),
+        mix * temperature**2 * value + (1 - mix) * nll,
+        value,
+        kl(p, q),
+        nll,
+        -jnp.sum(jnp.exp(log_q) * log_q, axis=-1),
         jnp.argmax(student, axis=-1) == jnp.argmax(teacher, axis=-1),
-    )  # fmt: skip
+    )
     return Divergence(*(jnp.sum(weights_BT * one) for one in each))
 
 

@@ -181,4 +181,3 @@ collect.defvjp(
 def _of_rows(weight_NK, plan):
     """The weight of every row, 0 where it holds nothing."""
     return jnp.where(plan.filled_R, weight_NK.reshape(-1)[plan.source_R], 0.0)
-

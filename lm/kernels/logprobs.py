@@ -22,7 +22,7 @@ class Settings(NamedTuple):
 
 def target_logprobs(
     x_BTD, head_VD, targets_BT, *, dtype, softcap: float = 0.0, temperature: float = 1.0, chunk: int | None = None
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+) -> tuple[jax.Array, jax.Array]:
     """Return log p(target) and the entropy of p, float32 [B, T], in nats; logits are x·headᵀ.
 
     Args:

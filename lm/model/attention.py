@@ -148,9 +148,15 @@ class Attention(nnx.Module):
         self.key = project("key", G, "kv_heads")
         self.value = project("value", G, "kv_heads")
         self.output = Linear(
-            config, rngs, "attention.output", "bthk,hkd->btd", (H, K, D), ("heads", "head", "embed"),
-            std=residual_std(config), bias=config.output_bias,
-        )  # fmt: skip
+            config,
+            rngs,
+            "attention.output",
+            "bthk,hkd->btd",
+            (H, K, D),
+            ("heads", "head", "embed"),
+            std=residual_std(config),
+            bias=config.output_bias,
+        )
         if config.qk_norm != "none":
             full = config.qk_norm == "full"
             plus_one = config.norm_plus_one
@@ -210,9 +216,7 @@ class LatentAttention(nnx.Module):
         self.latent_norm = RMSNorm(R, mla.norm_eps)
         self.key_up = linear("key_up", "btr,rhk->bthk", (R, H, K), heads)
         self.value_up = linear("value_up", "btr,rhk->bthk", (R, H, V), heads)
-        self.output = linear(
-            "output", "bthk,hkd->btd", (H, V, D), ("heads", "head", "embed"), std=residual_std(config)
-        )
+        self.output = linear("output", "bthk,hkd->btd", (H, V, D), ("heads", "head", "embed"), std=residual_std(config))
 
     def __call__(self, x_BTD, step: Step, cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
         if hasattr(self, "query"):
@@ -238,9 +242,7 @@ class LatentAttention(nnx.Module):
         q_BTHK = checkpoint_name(jnp.concatenate((fixed_BTHK, turning_BTHK), axis=-1), "matmul")
         k_BTHK = checkpoint_name(jnp.concatenate((k_BTHK, shared), axis=-1), "matmul")
         v_BTHV = checkpoint_name(self.value_up(latent_BTR), "matmul")
-        return attention(
-            q_BTHK, k_BTHK, v_BTHV, step.visible, scale=self.scale, window=self.window, softcap=self.softcap
-        )  # fmt: skip
+        return attention(q_BTHK, k_BTHK, v_BTHV, step.visible, scale=self.scale, window=self.window, softcap=self.softcap)
 
     def _absorbed(self, fixed_BTHK, turning_BTHK, kept, step):
         dtype = fixed_BTHK.dtype

@@ -30,9 +30,17 @@ class Linear(nnx.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, rngs: nnx.Rngs, name: str, equation: str, shape: tuple[int, ...], axes: tuple[str, ...],
-        *, std: float = STD, bias: bool = False,
-    ):  # fmt: skip
+        self,
+        config: ModelConfig,
+        rngs: nnx.Rngs,
+        name: str,
+        equation: str,
+        shape: tuple[int, ...],
+        axes: tuple[str, ...],
+        *,
+        std: float = STD,
+        bias: bool = False,
+    ):
         self.dtype, self.name, self.equation, self.axes = config.compute_dtype, name, equation, axes
         x_letters, w_letters, y_letters = equation.replace("->", ",").split(",")
         by_letter = dict(zip(w_letters, axes, strict=True))

@@ -66,9 +66,14 @@ class MoE(nnx.Module):
         bias_E = self.balance_bias[...] if moe.balance_bias else None
         scores_BTE, choice_BTK, weight_BTK = route(logits_BTE, bias_E, moe)
         y_BTD = experts(
-            x_BTD, jnp.where(valid_BT[..., None], choice_BTK, moe.num_experts), weight_BTK, self.expert_weights(),
-            activation=ACTIVATIONS[config.activation], dtype=config.compute_dtype, capacity_factor=moe.capacity_factor,
-        )  # fmt: skip
+            x_BTD,
+            jnp.where(valid_BT[..., None], choice_BTK, moe.num_experts),
+            weight_BTK,
+            self.expert_weights(),
+            activation=ACTIVATIONS[config.activation],
+            dtype=config.compute_dtype,
+            capacity_factor=moe.capacity_factor,
+        )
         if moe.shared_dim:
             y_BTD = y_BTD + self.shared(x_BTD)
         return y_BTD, router_stats(logits_BTE, scores_BTE, choice_BTK, valid_BT)
@@ -82,9 +87,12 @@ class MoE(nnx.Module):
 def router_logits(x_BTD: jax.Array, router_DE: jax.Array, config: ModelConfig) -> jax.Array:
     """float32 logits, in full float32: near ties decide which expert is used. Under μP an output, which gets base/width."""
     return jnp.einsum(
-        "btd,de->bte", scaled_output(config, x_BTD.astype(jnp.float32)), gathered(router_DE), precision=lax.Precision.HIGHEST,
+        "btd,de->bte",
+        scaled_output(config, x_BTD.astype(jnp.float32)),
+        gathered(router_DE),
+        precision=lax.Precision.HIGHEST,
         out_sharding=spec("batch", "length", None),
-    )  # fmt: skip
+    )
 
 
 def route(logits_BTE: jax.Array, bias_E: jax.Array | None, moe: MixtureOfExperts):

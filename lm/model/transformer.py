@@ -148,16 +148,20 @@ class Transformer(nnx.Module):
         return logits if state is None else (logits, out.state)
 
     def hidden(
-        self, tokens_BT, segment_ids_BT=None, positions_BT=None, state: DecodeState | None = None, noise_BTD=None, layers=None,
+        self,
+        tokens_BT,
+        segment_ids_BT=None,
+        positions_BT=None,
+        state: DecodeState | None = None,
+        noise_BTD=None,
+        layers=None,
         branches: Branches | None = None,
-    ) -> Hidden:  # fmt: skip
+    ) -> Hidden:
         """Hidden states after the last norm; arguments as for a call.
 
         noise_BTD is added to the embeddings. branches: of rows that hold several continuations.
         """
-        x_BTD, _, state, router = self._layers(
-            tokens_BT, segment_ids_BT, positions_BT, state, noise_BTD, layers, branches
-        )  # fmt: skip
+        x_BTD, _, state, router = self._layers(tokens_BT, segment_ids_BT, positions_BT, state, noise_BTD, layers, branches)
         return Hidden(self.norm(x_BTD), state, router)
 
     def unstacked(self) -> list:
@@ -169,9 +173,7 @@ class Transformer(nnx.Module):
         """The residual stream after the last layer, before the norm: what μP keeps of one size as the model gets wider."""
         return self._layers(tokens_BT, segment_ids_BT, positions_BT, None)[0]
 
-    def hidden_ahead(
-        self, tokens_BT, targets_BT, segment_ids_BT, positions_BT, noise_BTD=None
-    ) -> tuple[Hidden, list[Hidden]]:  # fmt: skip
+    def hidden_ahead(self, tokens_BT, targets_BT, segment_ids_BT, positions_BT, noise_BTD=None) -> tuple[Hidden, list[Hidden]]:
         """Hidden states of the model and of its modules that look ahead, for training.
 
         Module k = 1, 2, … at time t has read token t + k and predicts token t + k + 1. targets_BT: the token after each; what
@@ -239,7 +241,7 @@ class Transformer(nnx.Module):
         for s, (block, repeats) in enumerate(self.config.stacks):
             x_BTD, new, routers = self._stack(
                 self.stacks[s], block, repeats, x_BTD, steps, state and state.layers[s], layers and layers[s]
-            )  # fmt: skip
+            )
             caches.append(new)
             stats |= {("stacks", s, p): router for p, router in enumerate(routers)}
         if state is not None:
@@ -347,6 +349,7 @@ def once(f, x_BT):
 
 def empty_state(config: ModelConfig, batch: int, slots: int, cache_dtype: str = "") -> DecodeState:
     """A decode state of `slots` free slots for `batch` rows. cache_dtype: "" the compute dtype, or "int8"."""
+
     def caches(repeats: int):
         if config.scan_layers:
             return empty_cache(config, batch, slots, cache_dtype, (repeats,))

@@ -370,13 +370,19 @@ def _stage(workdir: Path, name: str) -> dict:
     prompts = shown_samples(load_samples(workdir / "samples.jsonl"))
     wanted = ("Loss", "Reward", "Preference accuracy", "bits per byte")
     return {
-        "name": report.get("method") or "pretraining", "workdir": str(workdir), "measure": measure, "before": pair[0],
-        "after": pair[1], "better": None not in pair and is_better(measure, *pair),
-        "seconds": sum(report.get("stages", {}).values()), "machine": report.get("machine"),
-        "alarms": report.get("alarms") or [], "prompts": prompts[:2],
+        "name": report.get("method") or "pretraining",
+        "workdir": str(workdir),
+        "measure": measure,
+        "before": pair[0],
+        "after": pair[1],
+        "better": None not in pair and is_better(measure, *pair),
+        "seconds": sum(report.get("stages", {}).values()),
+        "machine": report.get("machine"),
+        "alarms": report.get("alarms") or [],
+        "prompts": prompts[:2],
         "samples": [] if prompts else (report.get("samples") or [])[:2],
         "curves": [chart for chart in curves(lines, name) if chart["title"] in wanted][:2],
-    }  # fmt: skip
+    }
 
 
 def main(workdirs: list[str]) -> None:

@@ -25,9 +25,16 @@ POINTS = 600  # drawn per curve, whatever the length of the run
 INK, MUTED, LINE, TRAIN, VALID = "#010201", "#010202", "#010203", "#010204", "#010205"
 THIRD, FOURTH, FIFTH, SIXTH = "#010206", "#010207", "#010208", "#010209"
 VARIABLES = {
-    INK: "ink", MUTED: "muted", LINE: "line", TRAIN: "train", VALID: "valid",
-    THIRD: "third", FOURTH: "fourth", FIFTH: "fifth", SIXTH: "sixth",
-}  # fmt: skip
+    INK: "ink",
+    MUTED: "muted",
+    LINE: "line",
+    TRAIN: "train",
+    VALID: "valid",
+    THIRD: "third",
+    FOURTH: "fourth",
+    FIFTH: "fifth",
+    SIXTH: "sixth",
+}
 SERIES = (TRAIN, VALID, THIRD, FOURTH, FIFTH, SIXTH)  # of the curves that share a chart
 LABEL = 30  # characters of a label
 WIDTH = 5.4
@@ -35,11 +42,14 @@ Point = tuple[float, float | None, float | None]  # a value and its interval
 ENDS = {"share": (0.0, 1.0), "signed": (-1.0, 1.0), "percent": (0.0, 100.0)}
 
 
-
 def svg(
-    name: str, draw: Callable[[Axes], None], tokens: Curve | None = None, *, size: tuple[float, float] = (5.4, 3.4),
+    name: str,
+    draw: Callable[[Axes], None],
+    tokens: Curve | None = None,
+    *,
+    size: tuple[float, float] = (5.4, 3.4),
     steps: bool = True,
-) -> Markup:  # fmt: skip
+) -> Markup:
     """One chart over steps, along its top with the `tokens` seen by then, as SVG that inherits the page's font and theme.
 
     Real text instead of outlines, and ids prefixed by `name`, since every chart shares the page's id space.
@@ -156,9 +166,16 @@ class Row(NamedTuple):
 
 
 def forest(
-    name: str, title: str, note: str, rows: Sequence[Row], runs: Sequence[str], kind: str = "open", *,
-    centre: float | None = None, bars: bool = False,
-) -> dict:  # fmt: skip
+    name: str,
+    title: str,
+    note: str,
+    rows: Sequence[Row],
+    runs: Sequence[str],
+    kind: str = "open",
+    *,
+    centre: float | None = None,
+    bars: bool = False,
+) -> dict:
     """Values with their intervals, a line each; `mark` of a row is a dashed tick.
 
     Args: kind: a scale of lm/evals/stats/measures.py, which sets the axis. centre: a line over all rows, such as no difference.

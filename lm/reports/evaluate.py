@@ -25,26 +25,65 @@ from lm.workdir import kept_json
 
 GROUPS = {  # the axes of the radar; the first that has a pattern of a task's name, but for the "core_" before it
     "bias": (
-        "bbq*", "crows*", "stereoset*", "winobias*", "wino_bias*", "winogender*", "*regard*", "*counterfactual*", "toxi*",
+        "bbq*",
+        "crows*",
+        "stereoset*",
+        "winobias*",
+        "wino_bias*",
+        "winogender*",
+        "*regard*",
+        "*counterfactual*",
+        "toxi*",
         "*bias*",
     ),
-    "safety": (
-        "redteam*", "harmbench*", "advbench*", "xstest*", "jailbreak*", "strongreject*", "*safety*", "*refusal*",
-    ),
+    "safety": ("redteam*", "harmbench*", "advbench*", "xstest*", "jailbreak*", "strongreject*", "*safety*", "*refusal*"),
     "factuality": (
-        "truthfulqa*", "*closed_book*", "triviaqa*", "nq*", "popqa*", "simpleqa*", "*cloze*", "support*", "*selfcheck*",
-        "*factscore*", "*fact*", "*hallucinat*",
+        "truthfulqa*",
+        "*closed_book*",
+        "triviaqa*",
+        "nq*",
+        "popqa*",
+        "simpleqa*",
+        "*cloze*",
+        "support*",
+        "*selfcheck*",
+        "*factscore*",
+        "*fact*",
+        "*hallucinat*",
     ),
     "coherence": ("*coherence*", "lambada*", "wikitext*", "*perplexity*", "*rolling*", "storycloze*"),
     "following": ("ifeval*", "*instruction*", "mt_bench*", "*following*"),
     "knowledge": (
-        "mmlu*", "arc*", "openbook*", "sciq*", "gpqa*", "commonsense*", "jeopardy*", "*wikidata*", "*language_identification*",
+        "mmlu*",
+        "arc*",
+        "openbook*",
+        "sciq*",
+        "gpqa*",
+        "commonsense*",
+        "jeopardy*",
+        "*wikidata*",
+        "*language_identification*",
     ),
     "reasoning": (
-        "gsm8k*", "math*", "bbh*", "bigbench*", "humaneval*", "mbpp*", "hellaswag*", "winogra*", "piqa*", "boolq*", "copa*",
-        "squad*", "coqa*", "drop*", "agi*", "*code*", "*arithmetic*",
+        "gsm8k*",
+        "math*",
+        "bbh*",
+        "bigbench*",
+        "humaneval*",
+        "mbpp*",
+        "hellaswag*",
+        "winogra*",
+        "piqa*",
+        "boolq*",
+        "copa*",
+        "squad*",
+        "coqa*",
+        "drop*",
+        "agi*",
+        "*code*",
+        "*arithmetic*",
     ),
-}  # fmt: skip
+}
 ALPHA = 0.05
 OF_CHOICES = ("acc", "acc_norm", "acc_bytes", "acc_per_token", "acc_mutual_info", "mc1")
 MOST_ROWS = 60  # of a chart
@@ -53,9 +92,13 @@ NOT_PARTS = ("problems", "calibration", "risk_coverage", "versions", "searches")
 
 
 def write(
-    workdir: str | os.PathLike, results: Mapping[str, Any], samples: str | os.PathLike,
-    others: Sequence[tuple[str, Mapping[str, Any], str | os.PathLike]] = (), *, about: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    workdir: str | os.PathLike,
+    results: Mapping[str, Any],
+    samples: str | os.PathLike,
+    others: Sequence[tuple[str, Mapping[str, Any], str | os.PathLike]] = (),
+    *,
+    about: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Writes report.html, and report.json with what is on it beyond results.json, into `workdir`, each atomically.
 
     Args:
@@ -82,7 +125,7 @@ def write(
 
 def write_run(
     workdir: Path, results: Mapping[str, Any], samples: Path, others: Sequence[tuple], about: Mapping[str, Any]
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Writes the report of an evaluation that ended on this machine (see `write`)."""
     return write(workdir, results, samples, others, about={**about, "machine": machine()})
 
@@ -106,14 +149,21 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
     return render(
         "evaluate.html.j2",
         {**report, "title": report.get("title") or "Evaluation"},
-        verdict=verdict(results, comparison), last_step=None, names=list(runs), facts=facts(results),
+        verdict=verdict(results, comparison),
+        last_step=None,
+        names=list(runs),
+        facts=facts(results),
         table=[table_row(task, result, items.get(task, {})) for task, result in tasks(results).items()],
-        charts_of_tasks=charts_of_tasks(runs, items), curves=curves(runs), sections=list(sections(results)),
+        charts_of_tasks=charts_of_tasks(runs, items),
+        curves=curves(runs),
+        sections=list(sections(results)),
         compared=[(name, rows(part), changes(part, f"change{i}-"), part) for i, (name, part) in enumerate(comparison.items())],
         worst=[(task, part["worst"]) for task, part in items.items() if part["worst"]],
         problems=[(task, result["problems"]) for task, result in tasks(results).items() if result.get("problems")],
-        contamination=found.get("tasks", found), p_value=p_value, arrow=arrow,
-    )  # fmt: skip
+        contamination=found.get("tasks", found),
+        p_value=p_value,
+        arrow=arrow,
+    )
 
 
 def verdict(results: Mapping, comparison: Mapping) -> str:
@@ -143,16 +193,21 @@ def table_row(task: str, result: Mapping, items: Mapping) -> dict[str, Any]:
     main = main_metric(result)
     names = sorted(metrics(result), key=lambda name: name != main)
     return {
-        "task": task, "n": result["n"], "failed": items.get("failed"),
+        "task": task,
+        "n": result["n"],
+        "failed": items.get("failed"),
         "problems": sum(kind.get("n", 0) for kind in (result.get("problems") or {}).values()),
         "figures": [
             {
-                "metric": name, "value": result.get(name), "stderr": result.get(f"{name}_stderr"),
-                "interval": interval(result, name), "chance": chance(name, result, items),
+                "metric": name,
+                "value": result.get(name),
+                "stderr": result.get(f"{name}_stderr"),
+                "interval": interval(result, name),
+                "chance": chance(name, result, items),
             }
             for name in names
         ],
-    }  # fmt: skip
+    }
 
 
 def chance(metric: str, result: Mapping, items: Mapping) -> float | None:
@@ -305,8 +360,9 @@ def rows(comparison: Mapping) -> list[dict]:
     """The rows of a comparison with their task and metric, the main metrics first."""
     all_rows = [
         {"task": task, "metric": metric, "main": metric == part["main"], **row}
-        for task, part in comparison["tasks"].items() for metric, row in part["metrics"].items()
-    ]  # fmt: skip
+        for task, part in comparison["tasks"].items()
+        for metric, row in part["metrics"].items()
+    ]
     return sorted(all_rows, key=lambda row: not row["main"])
 
 

@@ -67,14 +67,17 @@ def shown(sample: Mapping) -> dict[str, Any]:
     turns = [turn if isinstance(turn, Mapping) else {"role": f"{n}", "content": turn} for n, turn in enumerate(prompt)]
     right = _right(sample)
     return {
-        "task": str(sample.get("task")), "doc_id": str(sample.get("doc_id")),
+        "task": str(sample.get("task")),
+        "doc_id": str(sample.get("doc_id")),
         "prompt": [
             {"role": str(m.get("role", "")), "content": _cut(str(m["content"]), SHOWN)} for m in turns if m.get("content")
         ],
-        "target": _cut(right, SAID), "said": _cut(said_instead(sample, right), SAID), "margin": margin(sample),
+        "target": _cut(right, SAID),
+        "said": _cut(said_instead(sample, right), SAID),
+        "margin": margin(sample),
         "confidence": sample["confidence"] if is_number(sample.get("confidence")) else None,
         "told": [(key, _cut(str(sample[key]), SAID)) for key in TOLD if sample.get(key) not in (None, "")],
-    }  # fmt: skip
+    }
 
 
 def _right(sample: Mapping) -> str:

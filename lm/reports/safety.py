@@ -39,26 +39,39 @@ def samples(first: Sequence[Mapping], last: Sequence[Mapping]) -> list[dict]:
             "said_before": said(before[key(record)]),
             "after": record["response"],
             "said_after": said(record),
-        }  # fmt: skip
+        }
         for record in picked
     ]
 
 
 def write(
-    workdir: str | os.PathLike, config: Mapping, found: Mapping, first: Sequence[Mapping], last: Sequence[Mapping],
+    workdir: str | os.PathLike,
+    config: Mapping,
+    found: Mapping,
+    first: Sequence[Mapping],
+    last: Sequence[Mapping],
     stages: Mapping[str, float],
-) -> None:  # fmt: skip
+) -> None:
     """Writes report.json and report.html into the workdir.
 
     Args:
       found: what is in safety.json (lm/align/safety/loop.py). first, last: the judged records of the model before and after.
       stages: seconds by name.
     """
-    report = plain({
-        "title": f"lmcraft safety {Path(workdir).name}", "method": "safety", "config": config, "machine": machine(),
-        "before": headlines(found["before"]), "after": headlines(found["after"]), "stages": stages, "finished": True,
-        "safety": found, "samples": samples(first, last),
-    })  # fmt: skip
+    report = plain(
+        {
+            "title": f"lmcraft safety {Path(workdir).name}",
+            "method": "safety",
+            "config": config,
+            "machine": machine(),
+            "before": headlines(found["before"]),
+            "after": headlines(found["after"]),
+            "stages": stages,
+            "finished": True,
+            "safety": found,
+            "samples": samples(first, last),
+        }
+    )
     replace_json(Path(workdir) / "report.json", report)
     replace(Path(workdir) / "report.html", html(report))
 
@@ -67,9 +80,14 @@ def html(report: Mapping) -> str:
     """The page of a report.json."""
     found = report["safety"]
     return render(
-        "safety.html.j2", report, verdict=verdict(found["change"]), last_step=None, change=found["change"],
-        tables=_tables(found["before"], found["after"], found["held_out_families"]), rounds=found["rounds"],
-    )  # fmt: skip
+        "safety.html.j2",
+        report,
+        verdict=verdict(found["change"]),
+        last_step=None,
+        change=found["change"],
+        tables=_tables(found["before"], found["after"], found["held_out_families"]),
+        rounds=found["rounds"],
+    )
 
 
 def verdict(changed: Mapping) -> str | None:
@@ -97,11 +115,14 @@ def _tables(before: Mapping, after: Mapping, held_out: Sequence[str]) -> list[di
         {"title": "Attack success by family", "rows": rows(attack, "families")},
         {"title": "Attack success by hazard", "rows": rows(attack, "hazards")},
         {"title": "Over-refusal by family", "rows": rows(refusal, "families")},
-        {"title": "What it can still do", "rows": [
-            (name, False, before.get(key), after.get(key))
-            for name, key in (("tasks solved", "accuracy"), ("harmless requests answered rightly", "twins_right"))
-        ]},
-    ]  # fmt: skip
+        {
+            "title": "What it can still do",
+            "rows": [
+                (name, False, before.get(key), after.get(key))
+                for name, key in (("tasks solved", "accuracy"), ("harmless requests answered rightly", "twins_right"))
+            ],
+        },
+    ]
     for table in tables:
         table["rows"] = [row for row in table["rows"] if any(side and side["rate"] is not None for side in row[2:])]
     return [table for table in tables if table["rows"]]

@@ -50,9 +50,14 @@ SAMPLE_TOKENS = 96
 
 
 def write_report(
-    config, workdir: Path, dataset: Path, tokenizer: Tokenizer, result: dict, stages: dict[str, float],
+    config,
+    workdir: Path,
+    dataset: Path,
+    tokenizer: Tokenizer,
+    result: dict,
+    stages: dict[str, float],
     samples: list[dict[str, str]],
-) -> None:  # fmt: skip
+) -> None:
     """Writes report.json and report.html. Of several processes the first calls this alone; nothing in it is collective.
 
     Args: result: of lm.train.loop.train. stages: seconds of each stage of this process; those of earlier processes of

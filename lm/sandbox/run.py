@@ -23,15 +23,89 @@ from typing import Literal, NamedTuple
 # What codes may name to have it loaded before the doors close. Others of the standard library can be imported as well where
 # `strength` names Landlock, unless they need libraries of the system.
 MODULES = (
-    "__future__", "abc", "argparse", "array", "ast", "base64", "binascii", "bisect", "bz2", "calendar", "cmath", "codecs",
-    "collections", "contextlib", "copy", "csv", "ctypes", "dataclasses", "datetime", "decimal", "difflib", "enum", "errno",
-    "fcntl", "fnmatch", "fractions", "functools", "glob", "graphlib", "gzip", "hashlib", "heapq", "hmac", "html", "inspect",
-    "io", "ipaddress", "itertools", "json", "keyword", "locale", "lzma", "math", "mmap", "numbers", "operator", "os",
-    "pathlib", "pickle", "platform", "pprint", "queue", "random", "re", "resource", "secrets", "select", "shutil", "signal",
-    "socket", "sqlite3", "statistics", "string", "struct", "subprocess", "tempfile", "textwrap", "threading", "time",
-    "timeit", "traceback", "types", "typing", "unicodedata", "unittest", "urllib", "uuid", "warnings", "weakref", "xml",
-    "zlib", "zoneinfo",
-)  # fmt: skip
+    "__future__",
+    "abc",
+    "argparse",
+    "array",
+    "ast",
+    "base64",
+    "binascii",
+    "bisect",
+    "bz2",
+    "calendar",
+    "cmath",
+    "codecs",
+    "collections",
+    "contextlib",
+    "copy",
+    "csv",
+    "ctypes",
+    "dataclasses",
+    "datetime",
+    "decimal",
+    "difflib",
+    "enum",
+    "errno",
+    "fcntl",
+    "fnmatch",
+    "fractions",
+    "functools",
+    "glob",
+    "graphlib",
+    "gzip",
+    "hashlib",
+    "heapq",
+    "hmac",
+    "html",
+    "inspect",
+    "io",
+    "ipaddress",
+    "itertools",
+    "json",
+    "keyword",
+    "locale",
+    "lzma",
+    "math",
+    "mmap",
+    "numbers",
+    "operator",
+    "os",
+    "pathlib",
+    "pickle",
+    "platform",
+    "pprint",
+    "queue",
+    "random",
+    "re",
+    "resource",
+    "secrets",
+    "select",
+    "shutil",
+    "signal",
+    "socket",
+    "sqlite3",
+    "statistics",
+    "string",
+    "struct",
+    "subprocess",
+    "tempfile",
+    "textwrap",
+    "threading",
+    "time",
+    "timeit",
+    "traceback",
+    "types",
+    "typing",
+    "unicodedata",
+    "unittest",
+    "urllib",
+    "uuid",
+    "warnings",
+    "weakref",
+    "xml",
+    "zlib",
+    "zoneinfo",
+)
 LAZILY = {"datetime": ("_strptime",), "time": ("_strptime",)}  # what these import only when it is needed
 
 START = "import sys; sys.path.append({!r}); from confinement import supervisor; sys.path.pop(); supervisor.main()"
@@ -75,9 +149,15 @@ def run_python(
 
 
 def run_many(
-    codes: Sequence[str], *, stdin: Sequence[str] | None = None, timeout: float = 5.0, memory_mib: int = 256,
-    output_limit: int = 64 << 10, workers: int | None = None, without: Collection[str] = (),
-) -> list[Result]:  # fmt: skip
+    codes: Sequence[str],
+    *,
+    stdin: Sequence[str] | None = None,
+    timeout: float = 5.0,
+    memory_mib: int = 256,
+    output_limit: int = 64 << 10,
+    workers: int | None = None,
+    without: Collection[str] = (),
+) -> list[Result]:
     """Runs each of `codes` apart from the others, `workers` (default: one per core) at a time; results in the order of codes.
 
     One interpreter starts, and forks for each of them: a few milliseconds instead of tens.
@@ -98,9 +178,14 @@ def strength(without: Collection[str] = ()) -> tuple[str, ...]:
 
 
 def _run(
-    codes: Sequence[str], stdin: Sequence[str] | None, timeout: float, memory_mib: int, output_limit: int,
-    workers: int | None, without: Collection[str],
-) -> list[tuple[Result, tuple[str, ...]]]:  # fmt: skip
+    codes: Sequence[str],
+    stdin: Sequence[str] | None,
+    timeout: float,
+    memory_mib: int,
+    output_limit: int,
+    workers: int | None,
+    without: Collection[str],
+) -> list[tuple[Result, tuple[str, ...]]]:
     if not codes:
         return []
     workers = min(workers or os.cpu_count() or 1, len(codes))
@@ -109,19 +194,27 @@ def _run(
     request = {
         "jobs": [{"code": code, "stdin": text} for code, text in zip(codes, stdin or [""] * len(codes), strict=True)],
         "modules": [*modules, *(lazy for name in modules for lazy in LAZILY.get(name, ()))],
-        "timeout": timeout, "memory_mib": memory_mib, "output_limit": output_limit, "workers": workers,
-        "without": list(without), "parent": os.getpid(),
-    }  # fmt: skip
+        "timeout": timeout,
+        "memory_mib": memory_mib,
+        "output_limit": output_limit,
+        "workers": workers,
+        "without": list(without),
+        "parent": os.getpid(),
+    }
     start = START.format(str(Path(__file__).parent))
     keep = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
     environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "TZ": "UTC0", **keep}  # so that a run can be repeated
     with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
         try:
             done = subprocess.run(
-                [sys.executable, "-s", "-S", "-P", "-X", "utf8", "-c", start], input=json.dumps(request).encode(),
-                capture_output=True, cwd=folder, env=environment, start_new_session=True,
+                [sys.executable, "-s", "-S", "-P", "-X", "utf8", "-c", start],
+                input=json.dumps(request).encode(),
+                capture_output=True,
+                cwd=folder,
+                env=environment,
+                start_new_session=True,
                 timeout=30 + timeout * math.ceil(len(codes) / workers),
-            )  # fmt: skip
+            )
             lines, complaint = done.stdout, done.stderr
         except subprocess.TimeoutExpired as error:
             lines, complaint = error.stdout or b"", b"the supervisor hangs"

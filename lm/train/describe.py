@@ -37,28 +37,38 @@ def describe(config) -> dict:
     main = {kind: sum(n for part, n in counts[kind].items() if part != "mtp") for kind in ("total", "active")}
     return {
         "parameters": {
-            "total": total, "active": active, "trained": sum(counts["trained"].values()),
-            "without_mtp": main["total"], "active_without_mtp": main["active"],
+            "total": total,
+            "active": active,
+            "trained": sum(counts["trained"].values()),
+            "without_mtp": main["total"],
+            "active_without_mtp": main["active"],
             "parts": {part: {kind: counts[kind][part] for kind in counts} for part in sizing.PARTS if counts["total"][part]},
         },
         "flops_per_token": {
-            "forward": forward, "backward": backward, "total": forward + backward,
+            "forward": forward,
+            "backward": backward,
+            "total": forward + backward,
             "parts": {part: cost._asdict() for part, cost in costs.items() if cost.forward},
         },
         "step": {
-            "tokens": tokens, "model_flops": tokens * (forward + backward), "hardware_flops": multiplied,
-            "remat": model.remat, "accumulate": config.accumulate,
+            "tokens": tokens,
+            "model_flops": tokens * (forward + backward),
+            "hardware_flops": multiplied,
+            "remat": model.remat,
+            "accumulate": config.accumulate,
         },
         "memory": {"mesh": dict(mesh.shape), "devices": mesh.size, **memory},
         "cache_per_token": {
             name: sizing.cache_bytes_per_token(model, dtype) for name, dtype in ((model.dtype, ""), ("int8", "int8"))
         },
         "run": {
-            "steps": config.steps, "tokens": config.steps * tokens,
+            "steps": config.steps,
+            "tokens": config.steps * tokens,
             "tokens_per_active_parameter": config.steps * tokens / main["active"],
-            "model_flops": config.steps * tokens * (forward + backward), "chinchilla_tokens": CHINCHILLA * main["active"],
+            "model_flops": config.steps * tokens * (forward + backward),
+            "chinchilla_tokens": CHINCHILLA * main["active"],
         },
-    }  # fmt: skip
+    }
 
 
 def abstract_mesh(sizes) -> AbstractMesh:
@@ -195,18 +205,22 @@ def table(d: dict) -> str:
     extra = step["hardware_flops"] / step["model_flops"] - 1
     mesh = ", ".join(f"mesh.{axis}={size}" for axis, size in memory["mesh"].items() if size > 1) or "one device"
     kinds = ("parameters", "gradients", "optimizer", "activations")
-    return "\n".join([
-        *lines, "",
-        f"FLOPs a token        {_short(flops['total'])}, of which attention's q·k and p·v {100 * share:.1f} %",
-        f"a step               {step['tokens']:,} tokens: {_short(step['model_flops'], 'FLOP')}; as it is computed "
-        f"{_short(step['hardware_flops'], 'FLOP')} ({100 * extra:+.1f} %, remat={step['remat']})",
-        f"the run              {run['steps']:,} steps: {_short(run['tokens'])} tokens, "
-        f"{_short(run['tokens_per_active_parameter'])} an active parameter; {_short(run['model_flops'], 'FLOP')}",
-        f"Chinchilla-optimal   {_short(run['chinchilla_tokens'])} tokens, {CHINCHILLA} an active parameter",
-        f"memory a device      {_memory(sum(memory[kind] for kind in kinds))}: "
-        + ", ".join(f"{kind} {_memory(memory[kind])}" for kind in kinds) + f" ({mesh})",
-        "cache a token        " + "; ".join(f"{name} {_cache(kinds)}" for name, kinds in d["cache_per_token"].items()),
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"FLOPs a token        {_short(flops['total'])}, of which attention's q·k and p·v {100 * share:.1f} %",
+            f"a step               {step['tokens']:,} tokens: {_short(step['model_flops'], 'FLOP')}; as it is computed "
+            f"{_short(step['hardware_flops'], 'FLOP')} ({100 * extra:+.1f} %, remat={step['remat']})",
+            f"the run              {run['steps']:,} steps: {_short(run['tokens'])} tokens, "
+            f"{_short(run['tokens_per_active_parameter'])} an active parameter; {_short(run['model_flops'], 'FLOP')}",
+            f"Chinchilla-optimal   {_short(run['chinchilla_tokens'])} tokens, {CHINCHILLA} an active parameter",
+            f"memory a device      {_memory(sum(memory[kind] for kind in kinds))}: "
+            + ", ".join(f"{kind} {_memory(memory[kind])}" for kind in kinds)
+            + f" ({mesh})",
+            "cache a token        " + "; ".join(f"{name} {_cache(kinds)}" for name, kinds in d["cache_per_token"].items()),
+        ]
+    )
 
 
 def _row(name: str, row: dict) -> str:

@@ -48,10 +48,18 @@ class Stopped(Exception):
 
 
 def train(
-    config: ml_collections.ConfigDict, trainer: Trainer, mesh, stream: Stream, validate: Callable | None, workdir: Path,
-    start: Callable[[], nnx.State | None] = lambda: None, *, frozen=None, watch: Callable | None = None,
+    config: ml_collections.ConfigDict,
+    trainer: Trainer,
+    mesh,
+    stream: Stream,
+    validate: Callable | None,
+    workdir: Path,
+    start: Callable[[], nnx.State | None] = lambda: None,
+    *,
+    frozen=None,
+    watch: Callable | None = None,
     measure: Callable | None = None,
-) -> dict:  # fmt: skip
+) -> dict:
     """Trains to `config.steps` from the newest whole checkpoint in `workdir`, else from the parameters of `start` (or random).
 
     Args:
@@ -196,9 +204,16 @@ def train(
         checkpoints.close()
     rate = float(np.median(rates[1:])) if len(rates) > 1 else None
     return {
-        "params": state.params, "step": step, "tokens": tokens, "skipped": skipped, "valid": final, "num_params": num_params,
-        "tokens_per_second": rate, "mfu": rate and rate * flops / peak, "seconds": seconds,
-    }  # fmt: skip
+        "params": state.params,
+        "step": step,
+        "tokens": tokens,
+        "skipped": skipped,
+        "valid": final,
+        "num_params": num_params,
+        "tokens_per_second": rate,
+        "mfu": rate and rate * flops / peak,
+        "seconds": seconds,
+    }
 
 
 class Evaluator:

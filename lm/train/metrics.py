@@ -53,9 +53,12 @@ class Log:
         self._board = EventsWriter(str(workdir / "tensorboard" / "events"), f".{step}")
         self._board.write_event(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         self._bar = progress(
-            "train", steps, done=step, smoothing=0.1,
+            "train",
+            steps,
+            done=step,
+            smoothing=0.1,
             bar_format="{desc} {n_fmt}/{total_fmt} |{bar}| {postfix} [{elapsed}<{remaining}]",
-        )  # fmt: skip
+        )
 
     def train(self, line: dict, ids: list[int] | None) -> None:
         if not self.enabled:

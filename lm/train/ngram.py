@@ -57,9 +57,7 @@ class NGram:
     levels: tuple[Level, ...]
 
 
-def count(
-    texts: Iterable[bytes], order: int, chunk: int = 1 << 23, progress: Callable[[int], object] | None = None
-) -> Counts:
+def count(texts: Iterable[bytes], order: int, chunk: int = 1 << 23, progress: Callable[[int], object] | None = None) -> Counts:
     """Counts the windows of `order` symbols in `texts`, one pass.
 
     Args:

@@ -42,14 +42,17 @@ def plan(config, topology: str) -> dict:
     memory, gib = compiled.memory_analysis(), 2**30
     tokens = config.batch_size * config.sequence_length
     return {
-        "topology": topology, "devices": len(devices), "device_kind": devices[0].device_kind,
+        "topology": topology,
+        "devices": len(devices),
+        "device_kind": devices[0].device_kind,
         "parameters": sum(sizing.parameters(model)["total"].values()),
         "compile_seconds": time.perf_counter() - begin,
-        "state_gib": memory.argument_size_in_bytes / gib, "temporary_gib": memory.temp_size_in_bytes / gib,
+        "state_gib": memory.argument_size_in_bytes / gib,
+        "temporary_gib": memory.temp_size_in_bytes / gib,
         "tokens_per_step": tokens,
         "flops_per_step": tokens * sizing.flops_per_token(model, config.sequence_length),
         "collectives": collectives(compiled),
-    }  # fmt: skip
+    }
 
 
 def collectives(compiled: jax.stages.Compiled) -> dict[str, int] | None:

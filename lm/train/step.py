@@ -116,9 +116,13 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
         state = TrainState(state.step + 1, params, optimizer, state.skipped + bad, in_row)
         metrics = {"loss": total} | {name: ratio(*pair) for name, pair in sums.metrics.items()}
         metrics |= {
-            "grad_norm": norm, "learning_rate": rate, "weight": weight * ok, "tokens": jnp.sum(batch["weights"] > 0) * ok,
-            "skipped": state.skipped, "skipped_in_row": in_row,
-        }  # fmt: skip
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "weight": weight * ok,
+            "tokens": jnp.sum(batch["weights"] > 0) * ok,
+            "skipped": state.skipped,
+            "skipped_in_row": in_row,
+        }
         if sums.loads:
             metrics["expert_load"] = jnp.max(jnp.stack([busiest(load) for load in sums.loads.values()]))
         return state, metrics
@@ -178,7 +182,7 @@ def token_loss(model: Transformer, batch: dict, *, z_loss: float) -> tuple[jax.A
 
 def training_loss(
     model: Transformer, batch: dict, *, z_loss: float, mtp_loss: float, noise_BTD=None, **head
-) -> tuple[jax.Array, Sums]:  # fmt: skip
+) -> tuple[jax.Array, Sums]:
     """The training objective as a sum over tokens, and sums to report: the nll of next tokens, and of those further ahead.
 
     To the next token's Σ w·(nll + z) come mtp_loss / depth · Σ over the depth of the same for tokens further ahead
@@ -219,9 +223,15 @@ def head_loss(model, x_BTD, targets_BT, weights_BT, z_loss, **options):
     """(Σ w·(nll + z), Σ w·nll) of hidden states, float32; the caller divides by Σ w. options: more for cross_entropy."""
     config = model.config
     return cross_entropy(
-        model.to_head(x_BTD), model.head_VD, targets_BT, weights_BT, dtype=config.dtype, z_loss=z_loss,
-        softcap=config.logit_softcap, **options,
-    )  # fmt: skip
+        model.to_head(x_BTD),
+        model.head_VD,
+        targets_BT,
+        weights_BT,
+        dtype=config.dtype,
+        z_loss=z_loss,
+        softcap=config.logit_softcap,
+        **options,
+    )
 
 
 def busiest(load: jax.Array) -> jax.Array:

@@ -10,13 +10,29 @@ MOST = 2**31 - 1  # positions and ids of rows are int32
 SEEDS = 2**63 - 1  # what JAX takes
 # Of a training run: the least and the most that a number may be.
 RANGES = {
-    "steps": (0, None), "sequence_length": (2, MOST), "batch_size": (1, MOST), "accumulate": (1, MOST), "seed": (0, SEEDS),
-    "checkpoint_every": (0, None), "valid_every": (0, None), "valid_batches": (1, None), "max_skipped_in_row": (1, None),
-    "keep_last": (1, None), "keep_every": (0, None), "evals.every": (0, None), "data.max_bytes": (1, None),
-    "data.max_valid_bytes": (0, None), "data.tokenizer_sample_bytes": (1, None), "data.max_examples": (1, None),
-    "data.max_valid_examples": (0, None), "rollout.max_new_tokens": (1, MOST), "rollout.max_prompt_tokens": (1, MOST),
-    "rollout.max_turns": (1, MOST), "samples_every": (0, None), "num_samples": (0, None),
-}  # fmt: skip
+    "steps": (0, None),
+    "sequence_length": (2, MOST),
+    "batch_size": (1, MOST),
+    "accumulate": (1, MOST),
+    "seed": (0, SEEDS),
+    "checkpoint_every": (0, None),
+    "valid_every": (0, None),
+    "valid_batches": (1, None),
+    "max_skipped_in_row": (1, None),
+    "keep_last": (1, None),
+    "keep_every": (0, None),
+    "evals.every": (0, None),
+    "data.max_bytes": (1, None),
+    "data.max_valid_bytes": (0, None),
+    "data.tokenizer_sample_bytes": (1, None),
+    "data.max_examples": (1, None),
+    "data.max_valid_examples": (0, None),
+    "rollout.max_new_tokens": (1, MOST),
+    "rollout.max_prompt_tokens": (1, MOST),
+    "rollout.max_turns": (1, MOST),
+    "samples_every": (0, None),
+    "num_samples": (0, None),
+}
 
 
 def check_values(config) -> None:

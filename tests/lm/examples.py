@@ -46,19 +46,24 @@ def packed_batch(config, seed: int, low: int = 0) -> dict[str, np.ndarray]:
                 break
     same = (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
     return {
-        "tokens": tokens[:, :-1], "targets": tokens[:, 1:], "segment_ids": segments[:, :-1],
-        "positions": positions[:, :-1], "weights": same.astype(np.float32),
-    }  # fmt: skip
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": segments[:, :-1],
+        "positions": positions[:, :-1],
+        "weights": same.astype(np.float32),
+    }
 
 
 def plain_batch(rows_BT: np.ndarray) -> dict[str, np.ndarray]:
     """One whole document a row: T−1 inputs and targets, every target of weight 1."""
     tokens = np.asarray(rows_BT, np.int32)[:, :-1]
     return {
-        "tokens": tokens, "targets": np.asarray(rows_BT, np.int32)[:, 1:], "segment_ids": np.ones_like(tokens),
+        "tokens": tokens,
+        "targets": np.asarray(rows_BT, np.int32)[:, 1:],
+        "segment_ids": np.ones_like(tokens),
         "positions": np.zeros_like(tokens) + np.arange(tokens.shape[1], dtype=np.int32),
         "weights": np.ones(tokens.shape, np.float32),
-    }  # fmt: skip
+    }
 
 
 @functools.cache

@@ -65,10 +65,18 @@ def test_parts_of_a_mixture_with_latent_attention_by_hand():
     expert, shared, router = 3 * 32 * 16, 3 * 32 * 24, 32 * 8
     module = 64 * 32 + 3 * 32 + attention + norms
     assert counts["total"] == {
-        "embedding": 2048, "attention": 3 * attention, "feed_forward": 4608, "experts": 2 * 8 * expert,
-        "shared_expert": 2 * shared, "router": 2 * router, "norms": 3 * norms + 32, "head": 2048, "score": 0,
-        "mtp": module + 8 * expert + shared + router, "adapters": 0,
-    }  # fmt: skip
+        "embedding": 2048,
+        "attention": 3 * attention,
+        "feed_forward": 4608,
+        "experts": 2 * 8 * expert,
+        "shared_expert": 2 * shared,
+        "router": 2 * router,
+        "norms": 3 * norms + 32,
+        "head": 2048,
+        "score": 0,
+        "mtp": module + 8 * expert + shared + router,
+        "adapters": 0,
+    }
     used = counts["total"] | {"experts": 2 * 2 * expert, "mtp": module + 2 * expert + shared + router}
     assert counts["active"] == used
     assert counts["trained"] == counts["total"]

@@ -15,11 +15,24 @@ import orbax.checkpoint as ocp
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 120
 SETTINGS = {
-    "steps": STEPS, "batch_size": 8, "sequence_length": 32, "dtype": "float32", "checkpoint_every": 20, "valid_every": 30,
-    "valid_batches": 2, "samples": "()", "data.valid_fraction": 0.1, "data.log_ids": True, "model.vocab_size": 384,
-    "model.num_layers": 1, "model.embed_dim": 32, "model.num_heads": 2, "model.num_kv_heads": 2, "model.head_dim": 16,
+    "steps": STEPS,
+    "batch_size": 8,
+    "sequence_length": 32,
+    "dtype": "float32",
+    "checkpoint_every": 20,
+    "valid_every": 30,
+    "valid_batches": 2,
+    "samples": "()",
+    "data.valid_fraction": 0.1,
+    "data.log_ids": True,
+    "model.vocab_size": 384,
+    "model.num_layers": 1,
+    "model.embed_dim": 32,
+    "model.num_heads": 2,
+    "model.num_kv_heads": 2,
+    "model.head_dim": 16,
     "model.mlp_dim": 64,
-}  # fmt: skip
+}
 STAGES = "comparing the input|survey|tokenizer|dataset|train|validation|n-gram baselines|likelihoods|generations"
 BARS = re.compile(rf"({STAGES})(:| \d)[^\n]*")
 # Variables of every run: JAX's compilation cache, once conftest.py has named its folder.

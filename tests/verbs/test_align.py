@@ -15,10 +15,22 @@ from tests.verbs.test_hosts import ends, start_both
 
 STEPS = 8
 SETTINGS = {
-    "steps": STEPS, "batch_size": 8, "sequence_length": 64, "dtype": "float32", "checkpoint_every": 2, "valid_every": 4,
-    "valid_batches": 1, "samples_every": 4, "num_samples": 2, "data.max_examples": 60, "data.max_valid_examples": 12,
-    "optimizer.learning_rate": 0.01, "optimizer.warmup": 2, "rollout.max_new_tokens": 6, "rollout.max_prompt_tokens": 56,
-}  # fmt: skip
+    "steps": STEPS,
+    "batch_size": 8,
+    "sequence_length": 64,
+    "dtype": "float32",
+    "checkpoint_every": 2,
+    "valid_every": 4,
+    "valid_batches": 1,
+    "samples_every": 4,
+    "num_samples": 2,
+    "data.max_examples": 60,
+    "data.max_valid_examples": 12,
+    "optimizer.learning_rate": 0.01,
+    "optimizer.warmup": 2,
+    "rollout.max_new_tokens": 6,
+    "rollout.max_prompt_tokens": 56,
+}
 MIXED, PAIRS = "builtin:mixed_operations", "builtin:preferred_style"
 # Each method, its data and what else it needs; of those on rollouts the reward is one that a model of noise gets sometimes.
 METHODS = {
@@ -109,10 +121,21 @@ def test_rollouts_are_reported_as_trl_names_them(finished, here, tmp_path):
     aligned("grpo", tmp_path / "run", finished, here, steps=2)
     line = runs.training(tmp_path / "run")[-1]
     for name in (
-        "reward", "reward_std", "frac_reward_zero_std", "rewards/vowels/mean", "rewards/vowels/std", "kl", "entropy",
-        "clip_ratio/low_mean", "clip_ratio/high_mean", "clip_ratio/region_mean", "completions/mean_length",
-        "completions/clipped_ratio", "sampling/sampling_logp_difference/mean", "seconds/rollout",
-    ):  # fmt: skip
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "rewards/vowels/mean",
+        "rewards/vowels/std",
+        "kl",
+        "entropy",
+        "clip_ratio/low_mean",
+        "clip_ratio/high_mean",
+        "clip_ratio/region_mean",
+        "completions/mean_length",
+        "completions/clipped_ratio",
+        "sampling/sampling_logp_difference/mean",
+        "seconds/rollout",
+    ):
         assert name in line, sorted(line)
     assert line["sampling/sampling_logp_difference/max"] < 1e-4  # the sampler's and the trainer's, float32
     sample = runs.lines(tmp_path / "run" / "samples.jsonl")[0]

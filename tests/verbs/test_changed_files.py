@@ -37,10 +37,15 @@ def test_another_tokenizer_is_refused(swapped, text, tmp_path, verb):
         "export": [sys.executable, "-m", "lm.convert", "export", f"--workdir={swapped}", f"--to={tmp_path / 'out'}"],
         "align": [*align, f"--config.init_from={swapped}", f"--workdir={tmp_path / 'run'}"],
         "evaluate": [
-            sys.executable, "evaluate.py", "--config=configs/evaluate/default.py", f"--workdir={tmp_path / 'run'}",
-            f"--config.checkpoint={swapped}", "--config.tasks=perplexity", f"--config.data_dir={items}",
+            sys.executable,
+            "evaluate.py",
+            "--config=configs/evaluate/default.py",
+            f"--workdir={tmp_path / 'run'}",
+            f"--config.checkpoint={swapped}",
+            "--config.tasks=perplexity",
+            f"--config.data_dir={items}",
         ],
-    }[verb]  # fmt: skip
+    }[verb]
     (items / "perplexity").mkdir(parents=True)
     (items / "perplexity" / "text.txt").write_text("Some text.")
     (items / "talk.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 9)

@@ -19,7 +19,7 @@ def complete(checkpoint, cache, **variables):
     done = runs.run(
         [sys.executable, "-m", "lm.generate", f"--checkpoint={checkpoint}", "--prompt=ab cd", "--max_new_tokens=4"],
         **{"JAX_COMPILATION_CACHE_DIR": "", "XDG_CACHE_HOME": str(cache)} | variables,
-    )  # fmt: skip
+    )
     assert done.returncode == 0 and done.stderr == "", done.stderr
     return done.stdout
 

@@ -73,8 +73,9 @@ def same_scores(one: Path, other: Path) -> None:
     for task, metric in (("mmlu", "acc"), ("mmlu", "acc_norm"), ("gsm8k", "exact_match_flexible"), ("xstest", "over_refusal")):
         assert left[task][metric] == right[task][metric]
     assert left["perplexity"]["bits_per_byte"] == pytest.approx(right["perplexity"]["bits_per_byte"], rel=1e-5)
-    texts = [{s["doc_id"]: s["generation"] for s in runs.lines(w / "samples.jsonl") if s["task"] == "gsm8k"}
-             for w in (one, other)]  # fmt: skip
+    texts = [
+        {s["doc_id"]: s["generation"] for s in runs.lines(w / "samples.jsonl") if s["task"] == "gsm8k"} for w in (one, other)
+    ]
     assert texts[0] == texts[1]
 
 
@@ -142,9 +143,13 @@ def test_of_two_hosts_one_asks_attacker_and_judges(finished, data, tmp_path):
 
     with server(reply) as (url, calls):
         redteam = {
-            "families": ["direct", "pair"], "attacker": f"openai:{url}", "scorer": f"openai:{url}", "max_new_tokens": 4,
-            "pair": {"streams": 2, "depth": 2}, "retries": 0,
-        }  # fmt: skip
+            "families": ["direct", "pair"],
+            "attacker": f"openai:{url}",
+            "scorer": f"openai:{url}",
+            "max_new_tokens": 4,
+            "pair": {"streams": 2, "depth": 2},
+            "retries": 0,
+        }
         line = command(
             tmp_path / "both", finished, data, "xstest", judge=f"openai:{url}", options=json.dumps({"redteam": redteam})
         )

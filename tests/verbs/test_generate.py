@@ -60,9 +60,14 @@ def test_parameters_that_are_not_finite_end_the_verbs_with_one_line(finished, tm
     (tmp_path / "mmlu").mkdir()
     (tmp_path / "mmlu" / "facts_test.csv").write_text("What is it?,one,two,three,four,B\n")
     evaluate = [
-        sys.executable, "evaluate.py", "--config=configs/evaluate/default.py", f"--workdir={tmp_path / 'evals'}",
-        f"--config.checkpoint={exported}", "--config.tasks=mmlu", f"--config.data_dir={tmp_path}",
-    ]  # fmt: skip
+        sys.executable,
+        "evaluate.py",
+        "--config=configs/evaluate/default.py",
+        f"--workdir={tmp_path / 'evals'}",
+        f"--config.checkpoint={exported}",
+        "--config.tasks=mmlu",
+        f"--config.data_dir={tmp_path}",
+    ]
     for done in (generate(f"--checkpoint={exported}", "--prompt=a"), runs.run(evaluate)):
         assert done.returncode == 2
         line = runs.complaint(done.stderr)[-1]

@@ -96,8 +96,15 @@ def test_both_go_on_from_the_same_whole_checkpoint(finished, text, tmp_path):
 @pytest.mark.slow
 def test_two_processes_go_on_with_an_adapter(finished, text, tmp_path):
     """Its checkpoints hold what learns; each process finds the base beside it, quantises it and lays it out."""
-    settings = dict(init_from=finished, data__input=text, model__adapter__rank=2, model__quantization__bits=8,
-                    model__vocab_size=None, model__embed_dim=None, valid_every=0)  # fmt: skip
+    settings = dict(
+        init_from=finished,
+        data__input=text,
+        model__adapter__rank=2,
+        model__quantization__bits=8,
+        model__vocab_size=None,
+        model__embed_dim=None,
+        valid_every=0,
+    )
     for folder, each in (("two", (6, 12)), ("at-once", (12,))):
         for steps in each:
             schedule = dict(steps=steps, optimizer__schedule="constant", optimizer__warmup=1)

@@ -46,9 +46,14 @@ def adapted(finished, text, tmp_path_factory):
 
 def adapted_settings(base, text):
     return dict(
-        init_from=base, data__input=text, model__adapter__rank=2, model__quantization__bits=8, optimizer__learning_rate=0.01,
-        optimizer__warmup=1, **START,
-    )  # fmt: skip
+        init_from=base,
+        data__input=text,
+        model__adapter__rank=2,
+        model__quantization__bits=8,
+        optimizer__learning_rate=0.01,
+        optimizer__warmup=1,
+        **START,
+    )
 
 
 def read(workdir, step=None):
@@ -143,9 +148,14 @@ def test_a_merged_adapter_keeps_the_dtype_of_its_base(finished, text, tmp_path):
     write_workdir(base, source.config, whole)
     shutil.copy(finished / "tokenizer.model", base)
     runs.train(
-        workdir, init_from=base, data__input=text, model__adapter__rank=2, optimizer__learning_rate=0.1, optimizer__warmup=1,
+        workdir,
+        init_from=base,
+        data__input=text,
+        model__adapter__rank=2,
+        optimizer__learning_rate=0.1,
+        optimizer__warmup=1,
         **START,
-    )  # fmt: skip
+    )
     to_published(workdir, tmp_path / "as-is", merge=True)
     to_published(workdir, tmp_path / "float32", merge=True, dtype="float32")
     stored = {name: safetensors.numpy.load_file(tmp_path / name / "model.safetensors") for name in ("as-is", "float32")}

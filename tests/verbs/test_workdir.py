@@ -30,8 +30,16 @@ with held(Path(sys.argv[1])):
     print(os.getpid(), child, flush=True) if child else None
     os.read(0, 1)  # until the test closes the pipe
 """
-SFT = {"data.input": "builtin:mixed_operations", "data.max_examples": 40, "batch_size": 4, "sequence_length": 64, "steps": 2,
-       "dtype": "float32", "valid_batches": 1, "samples_every": 0}  # fmt: skip
+SFT = {
+    "data.input": "builtin:mixed_operations",
+    "data.max_examples": 40,
+    "batch_size": 4,
+    "sequence_length": 64,
+    "steps": 2,
+    "dtype": "float32",
+    "valid_batches": 1,
+    "samples_every": 0,
+}
 
 
 def align(workdir: Path, method: str = "sft", **settings) -> list[str]:
@@ -83,9 +91,13 @@ def test_a_second_run_is_refused_and_a_killed_one_holds_nothing(fresh, text, tmp
 
 def test_a_lock_dies_with_its_process_and_not_with_its_children(tmp_path):
     holder = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path / "run")], cwd=runs.REPOSITORY, env=runs.environment(),
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [sys.executable, "-c", HOLD, str(tmp_path / "run")],
+        cwd=runs.REPOSITORY,
+        env=runs.environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     pid, child = map(int, holder.stdout.readline().split())
     with pytest.raises(UserError, match=f"run is in use by another run, process {pid} on "), held(tmp_path / "run"):
         pass
@@ -112,10 +124,16 @@ def test_every_verb_holds_its_workdir(verb, finished, tmp_path):
 @pytest.mark.parametrize(
     "key, value",
     [
-        ("data.input", "README.md"), ("data.max_bytes", 1000), ("data.valid_fraction", 0.2), ("seed", 1),
-        ("sequence_length", 64), ("init_from", "{other}"), ("tokenizer", "{other}"), ("model.embed_dim", 64),
+        ("data.input", "README.md"),
+        ("data.max_bytes", 1000),
+        ("data.valid_fraction", 0.2),
+        ("seed", 1),
+        ("sequence_length", 64),
+        ("init_from", "{other}"),
+        ("tokenizer", "{other}"),
+        ("model.embed_dim", 64),
     ],
-)  # fmt: skip
+)
 def test_what_a_run_is_does_not_change(key, value, finished, tmp_path):
     value = value.format(other=tmp_path / "other") if isinstance(value, str) else value
     with pytest.raises(UserError, match=f"^{key} is .* in {finished} and {value} in this config.*another --workdir"):

@@ -98,9 +98,7 @@ def objective(config) -> Objective:
         logp_BT = jnp.where(weights_BT > 0, logp_BT, 0.0)
         level = "sequence" if kind == "gspo" else "token"
         old_BT = batch.get("old_logps", lax.stop_gradient(logp_BT))
-        surrogate = clipped_surrogate(
-            logp_BT, old_BT, batch["advantages"], rl.clip_low, rl.clip_high, weights_BT, level
-        )  # fmt: skip
+        surrogate = clipped_surrogate(logp_BT, old_BT, batch["advantages"], rl.clip_low, rl.clip_high, weights_BT, level)
         loss_BT = surrogate.loss_BT
         if rl.correction != "none":
             loss_BT = loss_BT * correction(old_BT, batch["sampler_logps"], weights_BT, rl)
@@ -111,9 +109,7 @@ def objective(config) -> Objective:
             "clip_ratio/low_mean": (jnp.sum(surrogate.clipped_low_BT * weights_BT), tokens),
             "clip_ratio/high_mean": (jnp.sum(surrogate.clipped_high_BT * weights_BT), tokens),
         }
-        metrics["clip_ratio/region_mean"] = (
-            metrics["clip_ratio/low_mean"][0] + metrics["clip_ratio/high_mean"][0], tokens
-        )  # fmt: skip
+        metrics["clip_ratio/region_mean"] = (metrics["clip_ratio/low_mean"][0] + metrics["clip_ratio/high_mean"][0], tokens)
         if "ref_logps" in batch:
             kl_BT = kl_estimate(logp_BT, batch["ref_logps"], "k1" if is_ppo else rl.kl)
             if not is_ppo:

@@ -89,8 +89,10 @@ def overlong(prompts, completions, *, limit: int = 0, buffer: int = 0, **columns
     """The soft punishment of answers that get too long (DAPO, Yu et al. 2025, eq. 13), n of the policy's own tokens:
     0 for n ≤ limit − buffer; (limit − buffer − n)/buffer up to n = limit; −1 beyond."""
     if not 0 < buffer <= limit:
-        raise UserError(f"reward overlong: needs 0 < buffer ≤ limit tokens, not limit={limit}, buffer={buffer}: "
-                        "write overlong?limit=256&buffer=64=1")  # fmt: skip
+        raise UserError(
+            f"reward overlong: needs 0 < buffer ≤ limit tokens, not limit={limit}, buffer={buffer}: "
+            "write overlong?limit=256&buffer=64=1"
+        )
     counts = [sum(rollout.mask) for rollout in _column("overlong", "rollouts", columns)]
     return [-min(1.0, max(0.0, (n - (limit - buffer)) / buffer)) for n in counts]
 
@@ -108,9 +110,7 @@ def repetition(prompts, completions, *, n: int = 3, **columns) -> list[float | N
 def style(prompts, completions, *, least: float = -math.inf, **columns) -> list[float | None]:
     """The rule of the built-in task preferred_style (data/tasks/style.py), which reads column `statement`: its score, or, with
     `least`, 1 for a score of that at least and 0 for less. Polite at both ends without a filler word is above 1.85."""
-    scores = [
-        None if s is None else style_score(c, s) for c, s in zip(completions, _column("style", "statement", columns))
-    ]
+    scores = [None if s is None else style_score(c, s) for c, s in zip(completions, _column("style", "statement", columns))]
     return scores if least == -math.inf else [None if score is None else float(score >= least) for score in scores]
 
 

@@ -34,9 +34,20 @@ class Rolling:
     """
 
     def __init__(
-        self, config, mesh, graph, tokenizer, tasks: Sequence[dict], rewards: Rewards | None, *, group_size: int, frozen=None,
-        prepare: Callable | None = None, tools: Sequence[Tool] = (), template: str | None = None,
-    ):  # fmt: skip
+        self,
+        config,
+        mesh,
+        graph,
+        tokenizer,
+        tasks: Sequence[dict],
+        rewards: Rewards | None,
+        *,
+        group_size: int,
+        frozen=None,
+        prepare: Callable | None = None,
+        tools: Sequence[Tool] = (),
+        template: str | None = None,
+    ):
         self.config, self.mesh, self.graph, self.tokenizer = config, mesh, graph, tokenizer
         self.tasks, self.rewards, self.group_size, self.frozen = tasks, rewards, group_size, frozen
         self.tools, self.template = tools, template
@@ -86,17 +97,25 @@ class Rolling:
 
     def close(self) -> None: ...
 
-    def roll(
-        self, params, tasks: Sequence[dict], seed: int, temperature: float | None = None, each: int = 1
-    ) -> list[Rollout]:  # fmt: skip
+    def roll(self, params, tasks: Sequence[dict], seed: int, temperature: float | None = None, each: int = 1) -> list[Rollout]:
         """`each` rollouts of each task as the config has them; temperature: another one than config.rollout's."""
         o = self.config.rollout
         return roll_out(
-            nnx.merge(self.graph, params), self.tokenizer, tasks, max_new_tokens=o.max_new_tokens,
-            temperature=o.temperature if temperature is None else temperature, top_p=o.top_p, top_k=o.top_k, seed=seed,
-            width=self._width, most_tokens=self.config.sequence_length + 1, tools=self.tools, max_turns=o.max_turns,
-            template=self.template, each=each,
-        )  # fmt: skip
+            nnx.merge(self.graph, params),
+            self.tokenizer,
+            tasks,
+            max_new_tokens=o.max_new_tokens,
+            temperature=o.temperature if temperature is None else temperature,
+            top_p=o.top_p,
+            top_k=o.top_k,
+            seed=seed,
+            width=self._width,
+            most_tokens=self.config.sequence_length + 1,
+            tools=self.tools,
+            max_turns=o.max_turns,
+            template=self.template,
+            each=each,
+        )
 
     def placed(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Rows split over the mesh; every host holds them all."""
@@ -173,9 +192,10 @@ def earned(total: np.ndarray, each: dict[str, np.ndarray], group_size: int) -> d
     groups = total.reshape(-1, group_size)
     spread = groups.std(axis=1, ddof=1) if group_size > 1 else np.full(len(groups), total.std())
     told = {
-        "reward": float(total.mean()), "reward_std": float(total.std(ddof=1)) if len(total) > 1 else 0.0,
+        "reward": float(total.mean()),
+        "reward_std": float(total.std(ddof=1)) if len(total) > 1 else 0.0,
         "frac_reward_zero_std": float(np.mean(spread < 1e-6)),
-    }  # fmt: skip
+    }
     for name, values in each.items():
         known = values[~np.isnan(values)]
         told[f"rewards/{name}/mean"] = float(known.mean()) if known.size else float("nan")
@@ -188,10 +208,12 @@ def lengths(rollouts: Sequence[Rollout]) -> dict[str, float]:
     drawn = np.asarray([rollout.length for rollout in rollouts])
     ended = np.asarray([rollout.ended for rollout in rollouts])
     told = {
-        "completions/mean_length": float(drawn.mean()), "completions/min_length": float(drawn.min()),
-        "completions/max_length": float(drawn.max()), "completions/clipped_ratio": float(1 - ended.mean()),
+        "completions/mean_length": float(drawn.mean()),
+        "completions/min_length": float(drawn.min()),
+        "completions/max_length": float(drawn.max()),
+        "completions/clipped_ratio": float(1 - ended.mean()),
         "completions/mean_terminated_length": float(drawn[ended].mean()) if ended.any() else 0.0,
-    }  # fmt: skip
+    }
     calls = sum(rollout.tool_calls for rollout in rollouts)
     if calls:
         told["tools/call_frequency"] = calls / len(rollouts)

@@ -39,10 +39,22 @@ class Rollout(NamedTuple):
 
 
 def roll_out(
-    model: Transformer, tokenizer, tasks: Sequence[dict], *, max_new_tokens: int, temperature: float, top_p: float = 1.0,
-    top_k: int = 0, seed: int = 0, width: int = 0, most_tokens: int = 0, tools: Sequence[Tool] = (), max_turns: int = 1,
-    template: str | None = None, each: int = 1,
-) -> list[Rollout]:  # fmt: skip
+    model: Transformer,
+    tokenizer,
+    tasks: Sequence[dict],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    seed: int = 0,
+    width: int = 0,
+    most_tokens: int = 0,
+    tools: Sequence[Tool] = (),
+    max_turns: int = 1,
+    template: str | None = None,
+    each: int = 1,
+) -> list[Rollout]:
     """`each` rollouts of each task, which stand one after the other.
 
     Args:
@@ -59,9 +71,18 @@ def roll_out(
         prompts = [rows[i].tokens for i in going] + [[stops[0]]] * (len(rows) - len(going))
         alike = each if turn == 0 else 1
         drawn = draw(
-            model, prompts[::alike], each=alike, stop_ids=stops, vocab_size=tokenizer.vocab_size, max_new_tokens=max_new_tokens,
-            temperature=temperature, top_p=top_p, top_k=top_k, seed=seed + 7919 * turn, width=width,
-        )  # fmt: skip
+            model,
+            prompts[::alike],
+            each=alike,
+            stop_ids=stops,
+            vocab_size=tokenizer.vocab_size,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed + 7919 * turn,
+            width=width,
+        )
         calls = []
         for i, tokens, logps, ended in zip(going, drawn.tokens, drawn.logps, drawn.ended):
             calls.append(rows[i].said(tokenizer, tokens, logps, ended, bool(tools)))
@@ -101,9 +122,13 @@ def arrays(rollouts: Sequence[Rollout], sequence_length: int, pad_id: int) -> di
         logps[i, :n], segments[i, :n] = rollout.logps[:n], 1
     positions = np.broadcast_to(np.arange(T, dtype=np.int32), (N, T)) * segments[:, :-1]
     return {
-        "tokens": tokens[:, :-1], "targets": tokens[:, 1:], "segment_ids": segments[:, :-1], "positions": positions,
-        "weights": drawn[:, 1:], "sampler_logps": logps[:, 1:],
-    }  # fmt: skip
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": segments[:, :-1],
+        "positions": positions,
+        "weights": drawn[:, 1:],
+        "sampler_logps": logps[:, 1:],
+    }
 
 
 class _Row:

@@ -9,7 +9,7 @@ from lm.evals.judges.verdict import Judge
 
 def harmless(
     prompts: Sequence[Sequence[dict]], completions: Sequence[str], *, judge: str = "rules", model: str = "", **columns
-) -> list[float | None]:  # fmt: skip
+) -> list[float | None]:
     """1 for an answer that the judge finds safe, 0 for one that it finds harmful; None where it has no verdict.
 
     judge: rules, classifier:FOLDER or openai:URL, the last with `model` its name there. The request is the column `request`, if

@@ -32,14 +32,17 @@ class Samples:
             return []
         lines = [
             {
-                "step": step, "prompt": task["prompt"], "completion": rollout.completion,
+                "step": step,
+                "prompt": task["prompt"],
+                "completion": rollout.completion,
                 "messages": rollout.messages[len(task["prompt"]) :],
                 "rewards": {name: None if np.isnan(values[i]) else float(values[i]) for name, values in each.items()},
                 "reward": float(total[i]) if self.rewards is not None else None,
-                "tokens": rollout.length, "ended": rollout.ended,
+                "tokens": rollout.length,
+                "ended": rollout.ended,
             }
             for i, (task, rollout) in enumerate(zip(self.tasks, rollouts, strict=True))
-        ]  # fmt: skip
+        ]
         self._write(step, lines)
         return self._alarms()
 

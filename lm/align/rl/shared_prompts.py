@@ -37,7 +37,7 @@ def pays(model: ModelConfig, group_size: int, width: int, after: int) -> bool:
 
 def grouped_arrays(
     rollouts: Sequence[Rollout], prompts: Sequence[Sequence[int]], width: int, after: int, pad_id: int
-) -> dict[str, np.ndarray]:  # fmt: skip
+) -> dict[str, np.ndarray]:
     """Arrays [P, G, T] of rollouts that stand one after the other for each prompt; see the top. T = `after`, W = `width`."""
     each = len(rollouts) // len(prompts)
     lengths = [len(prompt) for prompt in prompts for _ in range(each)]
@@ -91,4 +91,3 @@ def hidden(model: Transformer, batch: dict) -> Hidden:
         return Hidden(first_B1D, None, None)
     rest = model.hidden(*(x[:, 1:] for x in read), continued(prompts.state, model.config, B // P, T - 1))
     return Hidden(jnp.concatenate((first_B1D, rest.x_BTD), axis=1), None, None)
-

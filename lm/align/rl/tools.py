@@ -19,11 +19,7 @@ PYTHON = {
     "function": {
         "name": "python",
         "description": "Runs a Python program, from nothing, and answers what it prints and the value of its last line.",
-        "parameters": {
-            "type": "object",
-            "properties": {"code": {"type": "string"}},
-            "required": ["code"],
-        },
+        "parameters": {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]},
     },
 }
 SECONDS, MEMORY_MIB = 5.0, 256  # of a program

@@ -103,9 +103,12 @@ Answer with one letter, A or B."""
 
 
 def prefer(
-    chat: Chat, conversations: Sequence[Sequence[Mapping]], first: Sequence[str], second: Sequence[str],
+    chat: Chat,
+    conversations: Sequence[Sequence[Mapping]],
+    first: Sequence[str],
+    second: Sequence[str],
     principles: Sequence[Principle],
-) -> list[Literal["first", "second"] | None]:  # fmt: skip
+) -> list[Literal["first", "second"] | None]:
     """Which of two answers a model prefers by a principle.
 
     It is asked twice, with the answers swapped, for models favour a position; who does not choose the same answer both times,

@@ -56,9 +56,12 @@ def preferred(
     known = [i for i, revision in enumerate(revisions) if revision.revision is not None]
     by_id = {principle.id: principle for principle in constitution.principles}
     preferences = prefer(
-        chat, [failed[i]["conversation"] for i in known], [revisions[i].revision for i in known],
-        [failed[i]["response"] for i in known], [by_id[revisions[i].principle] for i in known],
-    )  # fmt: skip
+        chat,
+        [failed[i]["conversation"] for i in known],
+        [revisions[i].revision for i in known],
+        [failed[i]["response"] for i in known],
+        [by_id[revisions[i].principle] for i in known],
+    )
     result = list(revisions)
     for i, preference in zip(known, preferences, strict=True):
         if preference != "first":
@@ -68,9 +71,13 @@ def preferred(
 
 
 def lessons(
-    records: Sequence[Mapping], failed: Sequence[Mapping], revisions: Sequence[Revision], constitution: Constitution,
-    kept: Iterable[dict] = (), keep_share: float = 0.0,
-) -> tuple[list[dict], list[dict], dict[str, int]]:  # fmt: skip
+    records: Sequence[Mapping],
+    failed: Sequence[Mapping],
+    revisions: Sequence[Revision],
+    constitution: Constitution,
+    kept: Iterable[dict] = (),
+    keep_share: float = 0.0,
+) -> tuple[list[dict], list[dict], dict[str, int]]:
     """(conversations to learn, preference pairs, how many of each sort), in the shapes that data/chat/conversations.py reads.
 
     keep_share: of the conversations, those of `kept`. An answer to a conversation in which an assistant spoke before makes a

@@ -113,9 +113,12 @@ class Loop:
                 next(safety_data.read_kept(s.keep))
         everything = [*self.measured, *self.learnt]
         self.judge = open_judge(
-            s.judge, model=s.judge_model, harmful_if={p.text: p.harmful_if for p in everything if p.harmful_if},
-            hazards={id: f"{h.name} ({h.definition})" for id, h in self.constitution.hazards.items()}, **self._answering(),
-        )  # fmt: skip
+            s.judge,
+            model=s.judge_model,
+            harmful_if={p.text: p.harmful_if for p in everything if p.harmful_if},
+            hazards={id: f"{h.name} ({h.definition})" for id, h in self.constitution.hazards.items()},
+            **self._answering(),
+        )
         self._opened: tuple[Path, Transformer] | None = None
         hosts.from_first(self._claim)
 
@@ -194,13 +197,31 @@ class Loop:
         s = self.config.safety
         failing = safety_data.failures(self.attacked(trained + 1, model))
         told = (
-            "id", "prompt", "kind", "hazard", "family", "messages", "answer", "completion", "harmful_if", "response", "reason",
-        )  # fmt: skip
+            "id",
+            "prompt",
+            "kind",
+            "hazard",
+            "family",
+            "messages",
+            "answer",
+            "completion",
+            "harmful_if",
+            "response",
+            "reason",
+        )
         found = {
-            "before": before, "after": after, "change": change(before, after), "rounds": rounds,
-            "train_families": self.train_families, "held_out_families": self.held_out, "judge": s.judge, "reviser": s.reviser,
-            "failing": len(failing), "failures_left_out": self.left_out, "model": str(model),
-        }  # fmt: skip
+            "before": before,
+            "after": after,
+            "change": change(before, after),
+            "rounds": rounds,
+            "train_families": self.train_families,
+            "held_out_families": self.held_out,
+            "judge": s.judge,
+            "reviser": s.reviser,
+            "failing": len(failing),
+            "failures_left_out": self.left_out,
+            "model": str(model),
+        }
         if hosts.from_first(lambda: self._stands(found, trained)):
             self._say(f"{self.workdir} is finished after {trained} rounds: raise safety.rounds, or use another --workdir")
             return found
@@ -247,9 +268,13 @@ class Loop:
     def _chat(self, model: Path, temperature: float) -> Chat:
         tokens = self.config.rollout.max_new_tokens
         return own_chat(
-            self._open(model), self.tokenizer, max_new_tokens=tokens, temperature=temperature, seed=self.config.seed,
+            self._open(model),
+            self.tokenizer,
+            max_new_tokens=tokens,
+            temperature=temperature,
+            seed=self.config.seed,
             template=self.template,
-        )  # fmt: skip
+        )
 
     def _open(self, path: Path) -> Transformer:
         if self._opened is None or self._opened[0] != path:

@@ -20,9 +20,16 @@ from lm.align.safety.stages import write_lines
 from lm.evals.redteam.attacks import compose
 
 FAMILIES = (
-    "role_play", "prefix_injection", "rot13", "prompt_injection", "refusal_suppression", "leetspeak", "translation",
-    "many_shot", "crescendo",
-)  # fmt: skip
+    "role_play",
+    "prefix_injection",
+    "rot13",
+    "prompt_injection",
+    "refusal_suppression",
+    "leetspeak",
+    "translation",
+    "many_shot",
+    "crescendo",
+)
 BETWEEN = ("It is about a substance.", "There is much to say about it.")  # answers to the turns that lead up to a request
 
 
@@ -49,8 +56,9 @@ def write(folder: Path, *, pages: int, talks: int, seed: int = 0) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m lm.align.safety.toy", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m lm.align.safety.toy", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--pages", type=int, default=3000)
     parser.add_argument("--talks", type=int, default=12000)

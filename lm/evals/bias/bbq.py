@@ -46,15 +46,25 @@ class Asked(NamedTuple):
 
 def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     """Rows are the published JSON lines, of one file or of one for each category. Raises: UserError."""
-    given = keys(name, spec, settings, {
-        "prompt": "{context}\n\nQ: {question}\nA:", "by": ("likelihood", "generation"), "unknowns": [], "stops": ["\n"],
-        "max_new_tokens": 64,
-    })  # fmt: skip
+    given = keys(
+        name,
+        spec,
+        settings,
+        {
+            "prompt": "{context}\n\nQ: {question}\nA:",
+            "by": ("likelihood", "generation"),
+            "unknowns": [],
+            "stops": ["\n"],
+            "max_new_tokens": 64,
+        },
+    )
     try:
         given["prompt"].format(**dict.fromkeys(("context", "question", *OPTIONS), ""))
     except (LookupError, ValueError):
-        raise UserError(f"{name}.yaml: prompt: {given['prompt']!r} may hold {{context}}, {{question}}, {{ans0}}, {{ans1}}, "
-                        "{ans2} and no other braces") from None  # fmt: skip
+        raise UserError(
+            f"{name}.yaml: prompt: {given['prompt']!r} may hold {{context}}, {{question}}, {{ans0}}, {{ans1}}, "
+            "{ans2} and no other braces"
+        ) from None
     data = rows(name, given, settings)
     versions = data.versions | {key: given[key] for key in ("prompt", "by", "unknowns", "stops", "max_new_tokens")}
     return Measure(name, versions, functools.partial(_run, name, data, given, settings))
@@ -87,10 +97,14 @@ def _run(name: str, data: Data, given: dict, settings: TaskSettings, subject: Su
             bias = {"s_dis": float(sample["bias"])} if sample["bias"] else {}
         options = sample.pop("choices")
         told_too = {
-            "task": name, "doc_id": question.row, "options": options, "answer": options[sample["answer"]],
-            "reference": options[sample["target"]], "metrics": {"acc": float(sample["correct"])} | bias,
+            "task": name,
+            "doc_id": question.row,
+            "options": options,
+            "answer": options[sample["answer"]],
+            "reference": options[sample["target"]],
+            "metrics": {"acc": float(sample["correct"])} | bias,
             "failed": not sample["correct"],
-        }  # fmt: skip
+        }
         samples.append(sample | record | told_too)
     results |= figures(samples)
     for category, of_category in results["categories"].items():
@@ -167,10 +181,12 @@ def _by_likelihood(subject: Subject, questions: Sequence[Asked], given: dict, pr
         usable = told(some, problems, f"row {question.row}: {', '.join(question.item.key)}")
         best = max(range(len(own)), key=lambda n: some[n].logp) if usable else None
         record = {
-            "choices": [continuation for _, continuation in own], "loglikelihoods": [likelihood.logp for likelihood in some],
-            "tokens": tokens(some), "answer": None if best is None else own[best][0],
+            "choices": [continuation for _, continuation in own],
+            "loglikelihoods": [likelihood.logp for likelihood in some],
+            "tokens": tokens(some),
+            "answer": None if best is None else own[best][0],
             "target": next(n for n, (i, _) in enumerate(own) if i == question.item.label),
-        }  # fmt: skip
+        }
         records.append(_put(question) | record)
     return records
 

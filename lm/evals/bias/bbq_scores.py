@@ -25,10 +25,21 @@ from lm.evals.stats.measures import mean
 OPTIONS = ("ans0", "ans1", "ans2")
 # Groups under other names: what stereotyped_groups calls F is a woman, girl or F in the answers, and so on.
 ALIASES = {
-    "woman": "f", "women": "f", "girl": "f", "girls": "f", "female": "f",
-    "man": "m", "men": "m", "boy": "m", "boys": "m", "male": "m",
-    "transgender women": "trans", "transgender men": "trans", "low ses": "lowses", "high ses": "highses",
-}  # fmt: skip
+    "woman": "f",
+    "women": "f",
+    "girl": "f",
+    "girls": "f",
+    "female": "f",
+    "man": "m",
+    "men": "m",
+    "boy": "m",
+    "boys": "m",
+    "male": "m",
+    "transgender women": "trans",
+    "transgender men": "trans",
+    "low ses": "lowses",
+    "high ses": "highses",
+}
 # Labels of several parts: trans_F, M-Black, lowSES-F-Hispanic. The hyphens of other labels join nothing.
 PARTS = re.compile(r"(?:(lowses|highses)-)?(?:([mf])-)?(.*)")
 
@@ -171,10 +182,18 @@ def _sample(item: Item, chosen: int) -> dict:
     category, example_id, question_index, condition = item.key
     bias = 0 if chosen == item.unknown else 1 if chosen == item.biased else -1
     return {
-        "task": "bbq", "category": category, "example_id": example_id, "question_index": question_index,
-        "context_condition": condition, "choices": list(item.options), "answer": chosen, "target": item.label,
-        "correct": chosen == item.label, "biased_answer": item.biased, "bias": None if item.biased is None else bias,
-    }  # fmt: skip
+        "task": "bbq",
+        "category": category,
+        "example_id": example_id,
+        "question_index": question_index,
+        "context_condition": condition,
+        "choices": list(item.options),
+        "answer": chosen,
+        "target": item.label,
+        "correct": chosen == item.label,
+        "biased_answer": item.biased,
+        "bias": None if item.biased is None else bias,
+    }
 
 
 def _info(values: dict, name: str) -> list[str]:

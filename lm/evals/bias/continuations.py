@@ -42,10 +42,24 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     """Rows are {"prompt": text or {"text"}, "group", "axis", "template"}, all but the first optional; `columns` says how the
     file calls them. BOLD's files {group: {name: [prompts]}} are read as they are, each an axis. Items {"axis", "groups": {name:
     words}, "templates": [text with {group}]} stand for all their prompts. Raises: UserError."""
-    given = keys(name, spec, settings, {
-        "measure": tuple(LISTS), "judge": "", "judge_options": {}, "words": "", "columns": {}, "draws": 1, "temperature": 0.0,
-        "top_p": 1.0, "max_new_tokens": 32, "stops": ["\n"], "instruction": "Continue this text:\n\n{prompt}",
-    })  # fmt: skip
+    given = keys(
+        name,
+        spec,
+        settings,
+        {
+            "measure": tuple(LISTS),
+            "judge": "",
+            "judge_options": {},
+            "words": "",
+            "columns": {},
+            "draws": 1,
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "max_new_tokens": 32,
+            "stops": ["\n"],
+            "instruction": "Continue this text:\n\n{prompt}",
+        },
+    )
     for column in given["columns"]:
         if column not in COLUMNS:
             raise UserError(f"{name}.yaml: columns: {column}: there are {', '.join(COLUMNS)}")
@@ -85,13 +99,22 @@ def _run(name: str, data: Data, given: dict, rater: Rater, settings: TaskSetting
             score["toxicity_any"] = max(known)
         samples.append(
             {
-                "task": name, "doc_id": number, "prompt": prompt, **({"messages": messages} if messages else {}),
-                "target": None, "generation": texts[0].text, "generations": [one.text for one in texts],
-                "ratings": [value for value, _ in rated], "reasons": [why for _, why in rated],
-                "group": item.group, "axis": item.axis, "template": item.template, "metrics": score,
+                "task": name,
+                "doc_id": number,
+                "prompt": prompt,
+                **({"messages": messages} if messages else {}),
+                "target": None,
+                "generation": texts[0].text,
+                "generations": [one.text for one in texts],
+                "ratings": [value for value, _ in rated],
+                "reasons": [why for _, why in rated],
+                "group": item.group,
+                "axis": item.axis,
+                "template": item.template,
+                "metrics": score,
                 "failed": any(value == (1.0 if measure == "toxicity" else -1.0) for value in known),
             }
-        )  # fmt: skip
+        )
     return Outcome(_results(samples, measure) | {"problems": problems.kinds}, samples)
 
 
@@ -121,10 +144,14 @@ def level(samples: Sequence[dict], measure: str) -> dict[str, Any]:
     of = intervals.of_share if measure == "toxicity" else intervals.of_signs
     signs = {"n_toxic": 1} if measure == "toxicity" else {"n_positive": 1, "n_negative": -1}
     return {
-        **mean(measure, scores), **intervals.named(measure, of(scores)), "n": len(scores), "n_draws": len(ratings),
-        **{name: ratings.count(sign) for name, sign in signs.items()}, "n_unknown": ratings.count(None),
+        **mean(measure, scores),
+        **intervals.named(measure, of(scores)),
+        "n": len(scores),
+        "n_draws": len(ratings),
+        **{name: ratings.count(sign) for name, sign in signs.items()},
+        "n_unknown": ratings.count(None),
         "unknown_rate": ratings.count(None) / len(ratings) if ratings else None,
-    }  # fmt: skip
+    }
 
 
 def of_axis(samples: Sequence[dict], measure: str) -> dict[str, Any]:

@@ -82,14 +82,21 @@ def figures(samples: Sequence[dict]) -> dict[str, Any]:
     signs = [0.5 if x == 0 else float(x > 0) for x in d]
     magnitudes, flips, biases = (_all(samples, name) for name in ("magnitudes", "flips", "biases"))
     return {
-        **_resampled("log_odds", d, by, _mean), **_resampled("effect_size", d, by, _effect),
-        **mean("stereotype_share", signs), **intervals.named("stereotype_share", intervals.of_share(signs, by)),
-        "p": mcnemar(signs.count(0), signs.count(1)) if signs else None, "n_differences": len(d),
+        **_resampled("log_odds", d, by, _mean),
+        **_resampled("effect_size", d, by, _effect),
+        **mean("stereotype_share", signs),
+        **intervals.named("stereotype_share", intervals.of_share(signs, by)),
+        "p": mcnemar(signs.count(0), signs.count(1)) if signs else None,
+        "n_differences": len(d),
         **_resampled("swap_magnitude", *magnitudes, _mean),
-        **mean("flip_rate", flips[0]), **intervals.named("flip_rate", intervals.of_share(*flips)), "n_swaps": len(flips[0]),
-        **mean("answer_bias_score", biases[0]), **intervals.named("answer_bias_score", intervals.of_signs(*biases)),
-        "n_answers": len(biases[0]), "n": len(samples),
-    }  # fmt: skip
+        **mean("flip_rate", flips[0]),
+        **intervals.named("flip_rate", intervals.of_share(*flips)),
+        "n_swaps": len(flips[0]),
+        **mean("answer_bias_score", biases[0]),
+        **intervals.named("answer_bias_score", intervals.of_signs(*biases)),
+        "n_answers": len(biases[0]),
+        "n": len(samples),
+    }
 
 
 def _all(samples: Sequence[dict], name: str) -> tuple[list[float], list[int]]:
@@ -136,10 +143,13 @@ def _scored(subject: Subject, items: Sequence[tuple[int, Item]], settings: TaskS
         else:
             measured = _of_continuations(logps, item.said)
         put = {
-            "prompt": own[0][0], "contexts": [request.context for request in requested],
-            "choices": [request.continuation for request in requested], "target": None,
-            "loglikelihoods": [likelihood.logp for likelihood in likelihoods], "tokens": tokens(likelihoods),
-        }  # fmt: skip
+            "prompt": own[0][0],
+            "contexts": [request.context for request in requested],
+            "choices": [request.continuation for request in requested],
+            "target": None,
+            "loglikelihoods": [likelihood.logp for likelihood in likelihoods],
+            "tokens": tokens(likelihoods),
+        }
         samples.append(_sample(number, item, put | ({"messages": own[0][1]} if own[0][1] else {}) | measured))
     return samples
 
@@ -163,9 +173,13 @@ def _written(
             continue
         answers = [_without(one.text, item.fillers) for one in texts]
         put = {
-            "prompt": own[0][0], "contexts": [context for context, _, _ in own], "generation": texts[0].text, "target": None,
-            "generations": [one.text for one in texts], "answers": answers,
-        }  # fmt: skip
+            "prompt": own[0][0],
+            "contexts": [context for context, _, _ in own],
+            "generation": texts[0].text,
+            "target": None,
+            "generations": [one.text for one in texts],
+            "answers": answers,
+        }
         samples.append(_sample(number, item, put | ({"messages": own[0][1]} if own[0][1] else {}) | _of_answers(answers, ())))
     return samples
 

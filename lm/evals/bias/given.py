@@ -84,9 +84,12 @@ def _fitting(where: str, value: Any, wanted: Any) -> Any:
 
 
 def rows(
-    name: str, given: dict[str, Any], settings: TaskSettings, files: Callable[[Path], dict[str, list[Path]]] = found,
+    name: str,
+    given: dict[str, Any],
+    settings: TaskSettings,
+    files: Callable[[Path], dict[str, list[Path]]] = found,
     read: Callable[[Path], list[dict]] = read,
-) -> Data:  # fmt: skip
+) -> Data:
     """The rows of a task's files, one file after the other, of the first of SPLITS that there is.
 
     files: those of a folder, by split. Raises: UserError where there are none.
@@ -128,7 +131,7 @@ def limited(values: Sequence[Item], limit: float | None) -> Sequence[Item]:
 
 def read_items(
     rows: Sequence[dict], problems: Problems, read_item: Callable[[dict], tuple[Hashable, Item]]
-) -> list[tuple[int, Item]]:  # fmt: skip
+) -> list[tuple[int, Item]]:
     """The number of each row that can be used and what `read_item` makes of it.
 
     read_item: of a row its key, or None, and the item; raises Malformed. Of rows with the same key none is used.

@@ -66,17 +66,25 @@ def _run(name: str, data: Data, per: str, subject: Subject) -> Outcome:
         stereotype, contrary, unrelated = (one.logp / (len(one.tokens) if per == "token" else 1) for one in three)
         samples.append(
             {
-                "task": name, "doc_id": number, "id": item.id, "prompt": item.context, "target": None,
-                "choices": own, "labels": list(LABELS),
-                "loglikelihoods": [likelihood.logp for likelihood in three], "tokens": tokens(three),
-                "half": item.half, "term": item.target, "bias_type": item.bias_type,
+                "task": name,
+                "doc_id": number,
+                "id": item.id,
+                "prompt": item.context,
+                "target": None,
+                "choices": own,
+                "labels": list(LABELS),
+                "loglikelihoods": [likelihood.logp for likelihood in three],
+                "tokens": tokens(three),
+                "half": item.half,
+                "term": item.target,
+                "bias_type": item.bias_type,
                 "metrics": {
                     "ss": 100 * _beats(stereotype, contrary),
                     "lms": 50 * (_beats(stereotype, unrelated) + _beats(contrary, unrelated)),
                 },
                 "failed": stereotype > contrary,
             }
-        )  # fmt: skip
+        )
     halves = {
         half: figures(some) | {"bias_types": parts(some, "bias_type", figures)}
         for half in HALVES

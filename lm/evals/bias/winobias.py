@@ -27,11 +27,47 @@ FEMALE = ("she", "her", "hers", "herself")
 MALE = ("he", "him", "his", "himself")
 # The occupations of the published sentences (the paper's table of shares of women, by the US Bureau of Labor Statistics).
 OCCUPATIONS = (
-    "carpenter", "mechanic", "construction worker", "laborer", "driver", "sheriff", "mover", "developer", "farmer", "guard",
-    "chief", "janitor", "lawyer", "cook", "physician", "CEO", "analyst", "manager", "supervisor", "salesperson", "editor",
-    "designer", "accountant", "auditor", "writer", "baker", "clerk", "cashier", "counselor", "attendant", "teacher", "tailor",
-    "librarian", "assistant", "cleaner", "housekeeper", "nurse", "receptionist", "hairdresser", "secretary",
-)  # fmt: skip
+    "carpenter",
+    "mechanic",
+    "construction worker",
+    "laborer",
+    "driver",
+    "sheriff",
+    "mover",
+    "developer",
+    "farmer",
+    "guard",
+    "chief",
+    "janitor",
+    "lawyer",
+    "cook",
+    "physician",
+    "CEO",
+    "analyst",
+    "manager",
+    "supervisor",
+    "salesperson",
+    "editor",
+    "designer",
+    "accountant",
+    "auditor",
+    "writer",
+    "baker",
+    "clerk",
+    "cashier",
+    "counselor",
+    "attendant",
+    "teacher",
+    "tailor",
+    "librarian",
+    "assistant",
+    "cleaner",
+    "housekeeper",
+    "nurse",
+    "receptionist",
+    "hairdresser",
+    "secretary",
+)
 BRACKETS = re.compile(r"\[([^\[\]]+)\]")
 ARTICLE = r"(?:the|an?)"
 PUBLISHED = re.compile(r"\.txt(?:\.(dev|test))?$")  # pro_stereotyped_type1.txt.test and the like
@@ -91,13 +127,23 @@ def _run(name: str, data: Data, prompt: str, settings: TaskSettings, subject: Su
         correct = float((two[1].logp > two[0].logp) == bool(target))
         samples.append(
             {
-                "task": name, "doc_id": number, "prompt": question[0], **({"messages": question[1]} if question[1] else {}),
-                "choices": own, "loglikelihoods": [likelihood.logp for likelihood in two], "tokens": tokens(two),
-                "target": target, "reference": item.referent, "stereotype": item.stereotype, "type": item.type,
-                "gender": "female" if item.pronoun.casefold() in FEMALE else "male", "twin": item.twin,
-                "metrics": {"acc": correct, f"acc_{item.stereotype}": correct}, "failed": not correct,
+                "task": name,
+                "doc_id": number,
+                "prompt": question[0],
+                **({"messages": question[1]} if question[1] else {}),
+                "choices": own,
+                "loglikelihoods": [likelihood.logp for likelihood in two],
+                "tokens": tokens(two),
+                "target": target,
+                "reference": item.referent,
+                "stereotype": item.stereotype,
+                "type": item.type,
+                "gender": "female" if item.pronoun.casefold() in FEMALE else "male",
+                "twin": item.twin,
+                "metrics": {"acc": correct, f"acc_{item.stereotype}": correct},
+                "failed": not correct,
             }
-        )  # fmt: skip
+        )
     for sample in _paired(samples)[1]:
         problems.add("items_without_twin", f"row {sample['doc_id']}: {sample['twin']}")
     more = {"types": parts(samples, "type", figures), "genders": parts(samples, "gender", accuracies)}
@@ -107,9 +153,12 @@ def _run(name: str, data: Data, prompt: str, settings: TaskSettings, subject: Su
 def figures(samples: Sequence[dict]) -> dict[str, Any]:
     gaps = [pro["metrics"]["acc"] - anti["metrics"]["acc"] for pro, anti in _paired(samples)[0]]
     return {
-        **accuracies(samples), **mean("gap", gaps), **intervals.named("gap", intervals.of_signs(gaps)),
-        "n_twins": len(gaps), "gap_p": mcnemar(gaps.count(-1), gaps.count(1)) if gaps else None,
-    }  # fmt: skip
+        **accuracies(samples),
+        **mean("gap", gaps),
+        **intervals.named("gap", intervals.of_signs(gaps)),
+        "n_twins": len(gaps),
+        "gap_p": mcnemar(gaps.count(-1), gaps.count(1)) if gaps else None,
+    }
 
 
 def accuracies(samples: Sequence[dict]) -> dict[str, Any]:

@@ -13,9 +13,16 @@ PRIME, BASE = 2**61 - 1, 1_000_003
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"  # scripts whose characters count as words
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]")
 METRICS = (
-    "distinct_1", "distinct_2", "distinct_3", "repetition_2", "repetition_3", "seq_repetition_4", "token_repetition_128",
-    "repeated_span", "compression_ratio",
-)  # fmt: skip
+    "distinct_1",
+    "distinct_2",
+    "distinct_3",
+    "repetition_2",
+    "repetition_3",
+    "seq_repetition_4",
+    "token_repetition_128",
+    "repeated_span",
+    "compression_ratio",
+)
 
 
 def repetition(text: str) -> dict[str, float | None]:
@@ -40,9 +47,16 @@ def repetition(text: str) -> dict[str, float | None]:
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)  # without header and checksum
     packed = len(packer.compress(raw) + packer.flush())
     values = (
-        distinct[1], distinct[2], distinct[3], repeated[2], repeated[3], repeated[4], sum(seen) / len(seen) if seen else None,
-        2 * longest_repeated(words) / len(words) if words else None, min(1.0, packed / len(raw)) if raw else None,
-    )  # fmt: skip
+        distinct[1],
+        distinct[2],
+        distinct[3],
+        repeated[2],
+        repeated[3],
+        repeated[4],
+        sum(seen) / len(seen) if seen else None,
+        2 * longest_repeated(words) / len(words) if words else None,
+        min(1.0, packed / len(raw)) if raw else None,
+    )
     return dict(zip(METRICS, values, strict=True))
 
 

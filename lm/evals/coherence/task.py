@@ -110,7 +110,7 @@ class Coherence(NamedTuple):
 
     def _positions(
         self, samples: Sequence[dict], texts: Sequence[str], subject: Subject, problems: Problems
-    ) -> dict[str, dict]:  # fmt: skip
+    ) -> dict[str, dict]:
         """Puts bits_per_byte and far_context_gain into the samples; figures by position."""
         size, near = self.values["bucket_bytes"], self.values["near_bytes"]
         cuts = [buckets(text, size, self.values["buckets"]) for text in texts]
@@ -194,9 +194,7 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Coheren
         raise UserError(f"task {name}: judge: {values['judge']!r} cannot compare texts; set it to openai:URL")
     place = (values["judge"] or settings.judge).partition("openai:")[2]
     chat = endpoint(place, values["judge_model"]) if place else None
-    documents = writing.opened(
-        name, values | {"num_fewshot": 0}, settings, lambda doc: _read(doc, values["prompt_words"])
-    )  # fmt: skip
+    documents = writing.opened(name, values | {"num_fewshot": 0}, settings, lambda doc: _read(doc, values["prompt_words"]))
     prompts = open_prompts(name, values, settings, documents)
     told = writing.versions(documents, values, settings) | {
         "judge": f"openai:{place}" if place else None,

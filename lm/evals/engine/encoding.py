@@ -30,7 +30,7 @@ class Encoding:
 
     def __init__(
         self, tokenizer: Tokenizer | HFTokenizer, *, template: str | None = None, system: str = "", add_bos: bool | None = None
-    ):  # fmt: skip
+    ):
         own = tokenizer.chat_template if isinstance(tokenizer, HFTokenizer) else chat.CHAT_TEMPLATE
         self.template = None if template == PLAIN else template or own
         self.tokenizer, self.system = tokenizer, system

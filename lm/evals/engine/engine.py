@@ -39,10 +39,19 @@ class Engine:
     """
 
     def __init__(
-        self, model: Transformer, tokenizer: Tokenizer | HFTokenizer, *, name: str, max_length: int | None = None,
-        batch_tokens: int | None = None, cache: Path | None = None, template: str | None = None, system: str = "",
-        add_bos: bool | None = None, progress: bool | None = None,
-    ):  # fmt: skip
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer | HFTokenizer,
+        *,
+        name: str,
+        max_length: int | None = None,
+        batch_tokens: int | None = None,
+        cache: Path | None = None,
+        template: str | None = None,
+        system: str = "",
+        add_bos: bool | None = None,
+        progress: bool | None = None,
+    ):
         self.model, self.tokenizer, self.name = likelihood.dropless(model), tokenizer, name
         self.max_length, self.batch_tokens = max_length or model.config.max_positions, batch_tokens
         self.encoding = Encoding(tokenizer, template=template, system=system, add_bos=add_bos)
@@ -127,11 +136,13 @@ class Engine:
                 yield part.requests, part.shape, run
 
         return self._answered(
-            "likelihoods", batches(), len(requests),
+            "likelihoods",
+            batches(),
+            len(requests),
             lambda: [key(self._identity, "likelihood", {}, *request) for request in asked],
             lambda scored: scored.logps.tobytes() + scored.greedy.tobytes(),
             lambda value, number: _scored_of(value, len(asked[number].continuation)),
-        )  # fmt: skip
+        )
 
     def _drawn(self, asks: list[Ask]) -> list[Answer]:
         writer = Writer(self.model, self.tokenizer.decode, self.tokenizer.vocab_size, self.encoding.stop_ids)
@@ -149,17 +160,25 @@ class Engine:
                 yield part.asks, part.shape, run
 
         return self._answered(
-            "generations", batches(), len(asks),
+            "generations",
+            batches(),
+            len(asks),
             lambda: [
                 key(self._identity, "generation", {"ask": ask[1:], "ends": self.encoding.stop_ids}, ask.tokens) for ask in asks
             ],
-            lambda answer: json.dumps(answer).encode(), lambda value, _: Answer(*json.loads(value)),
-        )  # fmt: skip
+            lambda answer: json.dumps(answer).encode(),
+            lambda value, _: Answer(*json.loads(value)),
+        )
 
     def _answered(
-        self, what: str, batches: Iterator[tuple[list[int], tuple, Run]], total: int, keys: Callable[[], list[bytes]],
-        pack: Callable[[Any], bytes], unpack: Callable[[bytes, int], Any],
-    ) -> list:  # fmt: skip
+        self,
+        what: str,
+        batches: Iterator[tuple[list[int], tuple, Run]],
+        total: int,
+        keys: Callable[[], list[bytes]],
+        pack: Callable[[Any], bytes],
+        unpack: Callable[[bytes, int], Any],
+    ) -> list:
         """Answers from the file, and those that are not there from the model, which go into the file as they come.
 
         An answer that is known stays as it is, so that a killed evaluation ends with the same numbers as one that was not.

@@ -82,9 +82,10 @@ def work(writer: Writer, asks: Sequence[Ask]) -> Iterator[Work]:
         for width, rows, some in _batches(writer.model, alike[settings], shared):
             batch = {ask: numbers[ask] for ask in some}
             yield Work(
-                [number for ask in some for number in numbers[ask]], (width, rows, shared, *settings[1:]),
+                [number for ask in some for number in numbers[ask]],
+                (width, rows, shared, *settings[1:]),
                 functools.partial(_answer, writer, batch, shared, width, rows),
-            )  # fmt: skip
+            )
 
 
 def text_of(answer: Answer, ask: Ask, decode: Callable[[Sequence[int]], str]) -> str:
@@ -95,9 +96,14 @@ def text_of(answer: Answer, ask: Ask, decode: Callable[[Sequence[int]], str]) ->
 
 
 def _answer(
-    writer: Writer, batch: dict[Ask, list[int]], shared: int, width: int, rows: int, wanted: set[int],
+    writer: Writer,
+    batch: dict[Ask, list[int]],
+    shared: int,
+    width: int,
+    rows: int,
+    wanted: set[int],
     keep: Callable[[dict[int, Answer]], None],
-) -> None:  # fmt: skip
+) -> None:
     """Answers asks that have the same settings and `shared` first tokens. batch: of each its numbers.
 
     Every batch has the rows that it always has, so that nothing more is compiled and no row moves; those that are not wanted
@@ -117,11 +123,20 @@ def _answer(
         keep({number: answer(asks[n], *done[n]) for n in told for number in batch[asks[n]]})
 
     draw(
-        writer.model, [ask.tokens[shared:] for ask in filled], stop_ids=writer.stop_ids, vocab_size=writer.vocab_size,
-        max_new_tokens=first.max_new_tokens, temperature=first.temperature, top_p=first.top_p, width=width,
-        prefix=first.tokens[:shared], rows=[_row(ask) for ask in filled], every=CHUNK, tell=tell,
+        writer.model,
+        [ask.tokens[shared:] for ask in filled],
+        stop_ids=writer.stop_ids,
+        vocab_size=writer.vocab_size,
+        max_new_tokens=first.max_new_tokens,
+        temperature=first.temperature,
+        top_p=first.top_p,
+        width=width,
+        prefix=first.tokens[:shared],
+        rows=[_row(ask) for ask in filled],
+        every=CHUNK,
+        tell=tell,
         enough=lambda n, tokens: n in known or _stopped(tokens, filled[n], writer.decode) is not None,
-    )  # fmt: skip
+    )
 
 
 def _stopped(tokens: list[int], ask: Ask, decode: Callable[[Sequence[int]], str]) -> int | None:

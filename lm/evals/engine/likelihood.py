@@ -74,7 +74,7 @@ def cut(request: Request, max_length: int) -> Request | None:
 
 def scores(
     model: Transformer, requests: Sequence[Request], *, max_length: int, batch_tokens: int | None = None
-) -> list[Scored | None]:  # fmt: skip
+) -> list[Scored | None]:
     """Of each request, on the mesh that is set; None for one that is too long or empty. See `work`."""
     found: list[Scored | None] = [None] * len(requests)
     for part in work(model, requests, max_length=max_length, batch_tokens=batch_tokens):
@@ -102,7 +102,7 @@ def _logits(graph, params, tokens_BT, segments_BT, positions_BT):
 
 def work(
     model: Transformer, requests: Sequence[Request], *, max_length: int, batch_tokens: int | None = None
-) -> Iterator[Work]:  # fmt: skip
+) -> Iterator[Work]:
     """The batches that answer the requests, to be run in this order or left out; requests that `cut` refuses are in none.
 
     Batches are a function of the requests as a set and of the arguments, so that an evaluation that leaves out what it knows
@@ -143,9 +143,12 @@ def _costs(model: Transformer, batch_tokens: int | None) -> Costs:
     ways = row_ways()
     parameters = sum(x.size for x in jax.tree.leaves(nnx.split(model)[1]))
     return Costs(
-        model.config.embed_dim, shape=COMPILING[kind] // (2 * parameters), batch=batch_tokens or BATCH[kind],
-        cache=ways * CACHE // slot_bytes(model.config), ways=ways,
-    )  # fmt: skip
+        model.config.embed_dim,
+        shape=COMPILING[kind] // (2 * parameters),
+        batch=batch_tokens or BATCH[kind],
+        cache=ways * CACHE // slot_bytes(model.config),
+        ways=ways,
+    )
 
 
 class _Reader:
@@ -170,10 +173,12 @@ class _Reader:
             tokens = sum(len(trie.tokens) for row in batch.rows for trie in row.tries)
             prefixes = planned.waves[batch.wave] if batch.P else []
             yield Work(
-                [requests[number][0] for number in numbers], tokens, batch.B * batch.T,
+                [requests[number][0] for number in numbers],
+                tokens,
+                batch.B * batch.T,
                 (batch.B, batch.T, batch.P, batch.N, batch.K, batch.W),
                 functools.partial(self.run, batch, prefixes, numbers),
-            )  # fmt: skip
+            )
 
     def run(self, batch: Batch, prefixes: list[np.ndarray], numbers: list[int]) -> list[Scored]:
         states = self._states(batch, prefixes) if batch.P else None
@@ -247,9 +252,7 @@ def _prefixes(graph, params, tokens_WP, segments_WP):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _scored(
-    graph, params, prefixes, which_B, read_B, tokens_BT, positions_BT, valid_BT, ends_BT, slots_BN, targets_BNK
-):  # fmt: skip
+def _scored(graph, params, prefixes, which_B, read_B, tokens_BT, positions_BT, valid_BT, ends_BT, slots_BN, targets_BNK):
     """log p of the targets, float32 [B, N, K], and the most likely token, int32 [B, N].
 
     prefixes: layers' caches of W rows and P slots, or None. which_B: the one that a row goes on from. read_B: its filled slots.

@@ -287,10 +287,12 @@ def _behind(trie: Trie, shared: int) -> Trie:
     if not shared:
         return trie
     return Trie(
-        trie.tokens[shared:], trie.positions[shared:], trie.ends[shared:] - shared,
+        trie.tokens[shared:],
+        trie.positions[shared:],
+        trie.ends[shared:] - shared,
         {slot - shared: ids for slot, ids in trie.targets.items()},
         {number: [(slot - shared, k) for slot, k in answer] for number, answer in trie.answers.items()},
-    )  # fmt: skip
+    )
 
 
 def packed(tries: list[Trie], T: int) -> list[list[Trie]]:

@@ -32,7 +32,7 @@ def calibration(confidences: Sequence[float], right: Sequence[bool]) -> dict[str
 
 def ece(
     confidences: Sequence[float], right: Sequence[bool], kind: Literal["equal_width", "equal_mass"], bins: int = BINS
-) -> tuple[float | None, list[dict]]:  # fmt: skip
+) -> tuple[float | None, list[dict]]:
     """Expected calibration error, Σ_b n_b/n · |accuracy_b − confidence_b| (Naeini et al. 2015, Guo et al. 2017), and its bins.
 
     Equal width: ((b−1)/B, b/B], the first with 0. Equal mass: each takes as many answers as the others, as far as equal

@@ -29,9 +29,7 @@ DEFAULTS = {
     "confidence": ["likelihood"],  # and "p_true"
 }
 P_TRUE = "Question: {question}\nProposed answer: {answer}\nIs the proposed answer true or false?\nThe proposed answer is:"
-METRICS = (
-    "accuracy", "exact_match", "f1", "hallucination_rate", "abstention_rate", "truthful_score", "unanswerable_abstained",
-)  # fmt: skip
+METRICS = ("accuracy", "exact_match", "f1", "hallucination_rate", "abstention_rate", "truthful_score", "unanswerable_abstained")
 FIGURES = ("ece_equal_width", "ece_equal_mass", "brier", "auroc", "aurc")
 
 
@@ -93,10 +91,17 @@ class ClosedBook(NamedTuple):
             "unanswerable_abstained": None if aliases else float(right),
         }
         return {
-            "answer": answer, "question": item.doc["asked"], "target": list(aliases), "reference": item.doc["reference"],
-            "answerable": bool(aliases), "verdict": verdict, "confidence": None, "p_true": None, "metrics": metrics,
+            "answer": answer,
+            "question": item.doc["asked"],
+            "target": list(aliases),
+            "reference": item.doc["reference"],
+            "answerable": bool(aliases),
+            "verdict": verdict,
+            "confidence": None,
+            "p_true": None,
+            "metrics": metrics,
             "failed": verdict == "incorrect",
-        }  # fmt: skip
+        }
 
     def _confidences(self, attempted: Sequence[dict], subject: Subject, problems: Problems) -> None:
         """Puts confidence and p_true into the samples."""

@@ -21,10 +21,12 @@ from lm.evals.tasks import writing
 from lm.evals.tasks.documents import Documents, load
 
 DEFAULTS = {
-    "subject": "subject", "object": "object", "relation": "relation",  # their columns
+    "subject": "subject",
+    "object": "object",
+    "relation": "relation",  # their columns
     "template": "template",  # column of a sentence with [X] and [Y], or of a prompt that the object is to follow
     "templates": {},  # of relations whose items have none: {relation: [sentence, paraphrases …]}
-}  # fmt: skip
+}
 METRICS = ("precision_at_1", "precision_at_1_bytes", "mrr", "margin", "consistency", "consistently_right")
 OBJECT = re.compile(r"\[Y\]|\[MASK\]")
 
@@ -91,12 +93,21 @@ class Cloze(NamedTuple):
             "consistently_right": float(all(top == target for top in tops)) if pairs else None,
         }
         return {
-            "task": self.name, "doc_id": fact.id, "split": self.versions["split"], "prompt": before, "choices": choices,
-            "loglikelihoods": scores, "tokens": [[list(one.context_tokens), list(one.tokens)] for one in found[0]],
-            "target": target, "reference": choices[target].strip(), "relation": fact.relation,
-            "answer": fact.candidates[tops[0]], "answers": [fact.candidates[top] for top in tops], "metrics": metrics,
+            "task": self.name,
+            "doc_id": fact.id,
+            "split": self.versions["split"],
+            "prompt": before,
+            "choices": choices,
+            "loglikelihoods": scores,
+            "tokens": [[list(one.context_tokens), list(one.tokens)] for one in found[0]],
+            "target": target,
+            "reference": choices[target].strip(),
+            "relation": fact.relation,
+            "answer": fact.candidates[tops[0]],
+            "answers": [fact.candidates[top] for top in tops],
+            "metrics": metrics,
             "failed": tops[0] != target,
-        }  # fmt: skip
+        }
 
 
 def ranked(scores: Sequence[float], target: int) -> tuple[float, float]:

@@ -39,9 +39,11 @@ DEFAULTS = {
     "judge_model": "",
 }
 UNIGRAM = (
-    "inconsistency_unigram_avg_nll", "inconsistency_unigram_max_nll", "inconsistency_unigram_avg_nll_excess",
+    "inconsistency_unigram_avg_nll",
+    "inconsistency_unigram_max_nll",
+    "inconsistency_unigram_avg_nll_excess",
     "inconsistency_unigram_max_nll_excess",
-)  # fmt: skip
+)
 METRICS = ("inconsistency", "samples_contradicted", *UNIGRAM, "abstained")
 
 
@@ -108,10 +110,13 @@ def scored(said: Sequence[str], texts: Sequence[str], judged: Sequence[Sequence[
         metrics |= unigram(said, texts)
     share = metrics["inconsistency"]
     return {
-        "target": None, "samples": list(texts), "sentences": rows, "metrics": metrics,
+        "target": None,
+        "samples": list(texts),
+        "sentences": rows,
+        "metrics": metrics,
         "verdict": "abstained" if not said else "unknown" if share is None else "inconsistent" if share > 0.5 else "consistent",
         "failed": share is not None and share > 0.5,
-    }  # fmt: skip
+    }
 
 
 def unigram(said: Sequence[str], texts: Sequence[str]) -> dict[str, float]:

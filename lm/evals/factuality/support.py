@@ -29,9 +29,16 @@ DEFAULTS = {
     "judge_model": "",
 }
 METRICS = (
-    "factscore", "factscore_unpenalised", "factscore_at_least", "supported", "contradicted", "unsupported", "abstained",
-    "fact_recall", "facts_contradicted",
-)  # fmt: skip
+    "factscore",
+    "factscore_unpenalised",
+    "factscore_at_least",
+    "supported",
+    "contradicted",
+    "unsupported",
+    "abstained",
+    "fact_recall",
+    "facts_contradicted",
+)
 STATES = ("supported", "contradicted", "unsupported", "unknown")
 
 
@@ -82,7 +89,7 @@ class Support(NamedTuple):
 
     def _scored(
         self, item: Item, judged: Sequence[tuple[str, Finding]], recalled: Sequence[tuple[str, Finding]], silent: bool
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         labels = [finding.label for _, finding in judged]
         states = {state: labels.count(state) for state in STATES}
         scores = factscore(labels, self.values["gamma"])

@@ -134,10 +134,24 @@ ONE_VALUED = set(
     "smallest longest highest lowest tallest oldest deepest first last orbit currency mother father symbol".split()
 )
 NUMBERS = {word: n for n, word in enumerate("two three four five six seven eight nine ten eleven twelve".split(), start=2)} | {
-    "zero": 0, "thirteen": 13, "fourteen": 14, "fifteen": 15, "sixteen": 16, "seventeen": 17, "eighteen": 18, "nineteen": 19,
-    "twenty": 20, "thirty": 30, "forty": 40, "fifty": 50, "sixty": 60, "seventy": 70, "eighty": 80, "ninety": 90,
+    "zero": 0,
+    "thirteen": 13,
+    "fourteen": 14,
+    "fifteen": 15,
+    "sixteen": 16,
+    "seventeen": 17,
+    "eighteen": 18,
+    "nineteen": 19,
+    "twenty": 20,
+    "thirty": 30,
+    "forty": 40,
+    "fifty": 50,
+    "sixty": 60,
+    "seventy": 70,
+    "eighty": 80,
+    "ninety": 90,
     "hundred": 100,
-}  # fmt: skip
+}
 # Of these several things may have the same value: another name as their subject excludes nothing.
 SHARED_VALUES = set("born die situated name marry orbit currency first last".split())
 # Who these are is seldom told by what a text is about.

@@ -121,8 +121,13 @@ def train(checkpoint: str, data: str, out: Path, *, valid_fraction: float = 0.2,
     sure = np.abs(probability - 0.5) > UNSURE
     right = ((probability > 0.5) == sets["valid"][1])[sure]
     low, high = wilson(int(right.sum()), len(right))
-    report = {"n": len(probability), "accuracy": float(right.mean()) if len(right) else None, "low": low, "high": high,
-              "unknown": int((~sure).sum())}  # fmt: skip
+    report = {
+        "n": len(probability),
+        "accuracy": float(right.mean()) if len(right) else None,
+        "low": low,
+        "high": high,
+        "unknown": int((~sure).sum()),
+    }
     out.mkdir(parents=True, exist_ok=True)
     arrays = {key: np.asarray(value).tolist() for key, value in fitted._asdict().items()}
     cli.write_json(out / "judge.json", {"checkpoint": str(Path(checkpoint).absolute()), **arrays, "validation": report})
@@ -140,8 +145,10 @@ def open_classifier(folder: str | Path) -> Judge:
         fitted = Fitted(*(np.asarray(saved[key]) for key in ("mean", "scale", "weights")), float(saved["bias"]))
         checkpoint = saved["checkpoint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"safety.judge: {path} is no classifier ({type(error).__name__}: {error}); make one with "
-                        "python -m lm.evals.judges.classifier") from error  # fmt: skip
+        raise UserError(
+            f"safety.judge: {path} is no classifier ({type(error).__name__}: {error}); make one with "
+            "python -m lm.evals.judges.classifier"
+        ) from error
     model, tokenizer = load_model(checkpoint), load_tokenizer(checkpoint)
 
     def judge(prompts: Sequence[str], responses: Sequence[str], hazards: Sequence[str]) -> list[Verdict]:
@@ -161,8 +168,9 @@ def verdict(probability: float) -> Verdict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m lm.evals.judges.classifier", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        prog="python -m lm.evals.judges.classifier", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--checkpoint", required=True, help="workdir or Hugging Face folder of a reward model, or of any model")
     parser.add_argument("--data", required=True, help="labelled answers or pairs; see data/chat/conversations.py")
     parser.add_argument("--out", type=Path, required=True)

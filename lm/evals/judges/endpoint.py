@@ -30,9 +30,17 @@ Chat = Callable[[Sequence[Sequence[dict[str, Any]]]], list[Reply]]  # one reply 
 
 
 def endpoint(
-    url: str, model: str, *, key_variable: str = "OPENAI_API_KEY", timeout: float = 60.0, retries: int = 3, at_once: int = 8,
-    max_tokens: int = 512, temperature: float = 0.0, wait: float = 1.0,
-) -> Chat:  # fmt: skip
+    url: str,
+    model: str,
+    *,
+    key_variable: str = "OPENAI_API_KEY",
+    timeout: float = 60.0,
+    retries: int = 3,
+    at_once: int = 8,
+    max_tokens: int = 512,
+    temperature: float = 0.0,
+    wait: float = 1.0,
+) -> Chat:
     """A chat with `model` by POST to url/chat/completions. Of several processes the first one asks, and all get its replies.
 
     Args:

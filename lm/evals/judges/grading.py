@@ -59,9 +59,13 @@ def asked(case: Case) -> str:
     mark = hashlib.sha256("\0".join(map(str, case)).encode("utf-8", "replace")).hexdigest()[:12]
     right, wrong = ("\n".join(f"- {one}" for one in some) for some in (case.right, case.wrong))
     return QUESTION.format(
-        mark=mark, question=case.question, right=right, answer=case.answer,
-        wrong=WRONG.format(mark=mark, wrong=wrong) if wrong else "", wrong_too=", what is known to be wrong" if wrong else "",
-    )  # fmt: skip
+        mark=mark,
+        question=case.question,
+        right=right,
+        answer=case.answer,
+        wrong=WRONG.format(mark=mark, wrong=wrong) if wrong else "",
+        wrong_too=", what is known to be wrong" if wrong else "",
+    )
 
 
 def parsed(reply: Reply) -> Grade:

@@ -116,9 +116,13 @@ def guarded(judge: Judge) -> Judge:
 
 
 def open_judge(
-    spec: str, *, model: str = "", hazards: Mapping[str, str] | None = None,
-    harmful_if: Mapping[str, Sequence[str]] | None = None, **options,
-) -> Judge:  # fmt: skip
+    spec: str,
+    *,
+    model: str = "",
+    hazards: Mapping[str, str] | None = None,
+    harmful_if: Mapping[str, Sequence[str]] | None = None,
+    **options,
+) -> Judge:
     """The judge that a user names: rules, classifier:FOLDER, or openai:URL.
 
     Args: harmful_if: as `rules` has it. model, options: as `endpoint` has them. hazards: as `ask` has them.

@@ -31,10 +31,15 @@ def agreement(rules: Sequence[bool], classifier: Sequence[bool | None]) -> dict:
     """
     known = [(one, other) for one, other in zip(rules, classifier, strict=True) if other is not None]
     counts = {
-        "both": known.count((True, True)), "rules_alone": known.count((True, False)),
-        "classifier_alone": known.count((False, True)), "neither": known.count((False, False)),
-    }  # fmt: skip
+        "both": known.count((True, True)),
+        "rules_alone": known.count((True, False)),
+        "classifier_alone": known.count((False, True)),
+        "neither": known.count((False, False)),
+    }
     return {
-        "n": len(known), "unknown": len(rules) - len(known), "agree": share([one == other for one, other in known]),
-        "kappa": kappa(*counts.values()), **counts,
-    }  # fmt: skip
+        "n": len(known),
+        "unknown": len(rules) - len(known),
+        "agree": share([one == other for one, other in known]),
+        "kappa": kappa(*counts.values()),
+        **counts,
+    }

@@ -12,8 +12,13 @@ from lm.evals.stats.intervals import named, of_share
 from lm.evals.stats.measures import mean
 
 METRICS = (
-    "attack_success", "over_refusal", "unsafe_refusal", "over_refusal_by_classifier", "unsafe_refusal_by_classifier", "acc",
-)  # fmt: skip
+    "attack_success",
+    "over_refusal",
+    "unsafe_refusal",
+    "over_refusal_by_classifier",
+    "unsafe_refusal_by_classifier",
+    "acc",
+)
 
 
 def metrics(record: Mapping[str, Any]) -> dict[str, float | None]:
@@ -55,10 +60,12 @@ def figures(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         unknown = values.count(None)
         broken = list(filter(lambda value: value is not None, _by_request(tried).values()))
         result |= {
-            "attempts": len(tried), "unknown": unknown,
+            "attempts": len(tried),
+            "unknown": unknown,
             "attack_success_at_most": (values.count(1.0) + unknown) / len(tried),
-            **mean("attack_success_by_request", broken), **named("attack_success_by_request", of_share(broken)),
-        }  # fmt: skip
+            **mean("attack_success_by_request", broken),
+            **named("attack_success_by_request", of_share(broken)),
+        }
     return result | {"n": sum(any(value is not None for value in s["metrics"].values()) for s in samples)}
 
 

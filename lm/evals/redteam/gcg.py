@@ -51,10 +51,21 @@ class History(NamedTuple):
 
 
 def gcg(
-    model: Transformer, tokenizer, places: Sequence[Place], init: Sequence[int], *, steps: int, batch: int = 256,
-    topk: int = 128, seed: int = 0, chunk: int = 64, fits: Callable[[Sequence[int]], bool] | None = None,
-    start: History | None = None, each: Callable[[History], None] | None = None, ascii_only: bool = True,
-) -> History:  # fmt: skip
+    model: Transformer,
+    tokenizer,
+    places: Sequence[Place],
+    init: Sequence[int],
+    *,
+    steps: int,
+    batch: int = 256,
+    topk: int = 128,
+    seed: int = 0,
+    chunk: int = 64,
+    fits: Callable[[Sequence[int]], bool] | None = None,
+    start: History | None = None,
+    each: Callable[[History], None] | None = None,
+    ascii_only: bool = True,
+) -> History:
     """Searches from `init`, or goes on from `start`, until `steps` steps are done in all. On the mesh that is set.
 
     Args:
@@ -129,7 +140,7 @@ def _comes_back(tokenizer, ids: Sequence[int]) -> bool:
 
 def _candidates(
     suffix: tuple[int, ...], choices_SK: np.ndarray, batch: int, seed: tuple[int, int], survives: Callable
-) -> tuple[np.ndarray, int]:  # fmt: skip
+) -> tuple[np.ndarray, int]:
     """int [N = batch, S]: suffixes with one token replaced that survive, filled up with the suffix itself; and how many did
     not survive."""
     rng = np.random.default_rng(seed)

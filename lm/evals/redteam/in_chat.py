@@ -21,9 +21,13 @@ class InChat(NamedTuple):
 
 
 def in_chat(
-    tokenizer, requests: Sequence[str], targets: Sequence[str] = (), *, init: str = "! ! ! ! ! ! ! ! ! ! ! ! ! ! ! !",
+    tokenizer,
+    requests: Sequence[str],
+    targets: Sequence[str] = (),
+    *,
+    init: str = "! ! ! ! ! ! ! ! ! ! ! ! ! ! ! !",
     encode: Callable[[list[dict]], list[int]] | None = None,
-) -> InChat:  # fmt: skip
+) -> InChat:
     """The places of a suffix behind requests, each put as the only message of a user.
 
     Args:

@@ -32,7 +32,7 @@ ROWS = 64  # conversations answered at a time
 
 def attempts(
     prompts: Iterable[Prompt], families: Sequence[str], samples: int = 1, options: Mapping[str, dict] | None = None
-) -> list[dict]:  # fmt: skip
+) -> list[dict]:
     """A record of each attempt to come: {"id", "prompt", "kind", "hazard", "family", "sample", "messages", "answer",
     "completion", "harmful_if"}. Tasks are put directly; a prompt that brings its own messages is tried with these alone.
 
@@ -49,13 +49,20 @@ def attempts(
             ways = {family: attack(prompt.text) for family, attack in attacks.items()}
         records += [
             {
-                "id": prompt.id, "prompt": prompt.text, "kind": prompt.kind, "hazard": prompt.hazard, "family": family,
-                "sample": sample, "messages": messages, "answer": prompt.answer, "completion": prompt.completion,
+                "id": prompt.id,
+                "prompt": prompt.text,
+                "kind": prompt.kind,
+                "hazard": prompt.hazard,
+                "family": family,
+                "sample": sample,
+                "messages": messages,
+                "answer": prompt.answer,
+                "completion": prompt.completion,
                 "harmful_if": list(prompt.harmful_if),
             }
             for family, messages in ways.items()
             for sample in range(samples)
-        ]  # fmt: skip
+        ]
     return records
 
 
@@ -175,7 +182,7 @@ def share(hits: Sequence[bool]) -> dict | None:
 
 def own_chat(
     model: Transformer, tokenizer, *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0, template: str | None = None
-) -> Chat:  # fmt: skip
+) -> Chat:
     """A chat with a model of ours, on the mesh that is set. temperature 0: greedy."""
     stops = tuple(dict.fromkeys((end_of_turn(tokenizer, template), *tokenizer.stop_ids)))
 
@@ -188,9 +195,14 @@ def own_chat(
             part = order[begin : begin + ROWS]
             filled = [prompts[i] for i in part] + [prompts[part[0]]] * (ROWS - len(part))
             drawn = draw(
-                model, filled, stop_ids=stops, vocab_size=tokenizer.vocab_size, max_new_tokens=max_new_tokens,
-                temperature=temperature, seed=seed + begin,
-            )  # fmt: skip
+                model,
+                filled,
+                stop_ids=stops,
+                vocab_size=tokenizer.vocab_size,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                seed=seed + begin,
+            )
             for i, tokens, ended in zip(part, drawn.tokens, drawn.ended):
                 replies[i] = Reply(tokenizer.decode(tokens[:-1] if ended else tokens))
         return replies

@@ -41,7 +41,7 @@ class Prompt(NamedTuple):
 
 def read_prompts(
     input: str, split: str, *, valid_fraction: float = 0.5, seed: int = 0, limit: int | None = None
-) -> list[Prompt]:  # fmt: skip
+) -> list[Prompt]:
     """The prompts of one split, train (to learn from) or valid (to measure on), at most `limit` of each kind.
 
     input: "builtin:safety_world[?substances=…]"; or files of JSONL, JSON, Parquet or CSV, several separated by commas, with one
@@ -128,11 +128,16 @@ def prompt_of(values: Mapping[str, Any]) -> Prompt:
         except re.error as error:
             raise Malformed(f"harmful_if: {pattern!r} is no regular expression: {error}") from None
     return Prompt(
-        id=str(values.get("id") or hashlib.sha256(text.encode()).hexdigest()[:12]), text=text.strip(), kind=_kind(values),
-        hazard=str(values.get("hazard") or values.get("SemanticCategory") or ""), answer=str(values.get("answer") or ""),
-        completion=str(values.get("completion") or ""), harmful_if=tuple(map(str, harmful_if)),
-        messages=tuple(messages) if messages else None, family=str(values.get("family") or ("given" if messages else "")),
-    )  # fmt: skip
+        id=str(values.get("id") or hashlib.sha256(text.encode()).hexdigest()[:12]),
+        text=text.strip(),
+        kind=_kind(values),
+        hazard=str(values.get("hazard") or values.get("SemanticCategory") or ""),
+        answer=str(values.get("answer") or ""),
+        completion=str(values.get("completion") or ""),
+        harmful_if=tuple(map(str, harmful_if)),
+        messages=tuple(messages) if messages else None,
+        family=str(values.get("family") or ("given" if messages else "")),
+    )
 
 
 def _kind(values: Mapping[str, Any]) -> str:

@@ -89,31 +89,74 @@ class Proposal(NamedTuple):
 
 
 def pair(
-    requests: Sequence[str], attacker: Chat, target: Chat, scorer: Scorer, *, streams: int = 5, depth: int = 3,
-    budget: int | None = None, targets: Sequence[str] = (),
-) -> list[Found]:  # fmt: skip
+    requests: Sequence[str],
+    attacker: Chat,
+    target: Chat,
+    scorer: Scorer,
+    *,
+    streams: int = 5,
+    depth: int = 3,
+    budget: int | None = None,
+    targets: Sequence[str] = (),
+) -> list[Found]:
     """PAIR: `streams` conversations with the attacker side by side, each of `depth` prompts at most."""
     return search(
-        requests, attacker, target, scorer, roots=streams, branching=1, width=streams, depth=depth,
-        budget=budget or streams * depth, targets=targets,
-    )  # fmt: skip
+        requests,
+        attacker,
+        target,
+        scorer,
+        roots=streams,
+        branching=1,
+        width=streams,
+        depth=depth,
+        budget=budget or streams * depth,
+        targets=targets,
+    )
 
 
 def tap(
-    requests: Sequence[str], attacker: Chat, target: Chat, scorer: Scorer, topic: TopicCheck | None, *, branching: int = 4,
-    width: int = 10, depth: int = 10, budget: int | None = None, targets: Sequence[str] = (),
-) -> list[Found]:  # fmt: skip
+    requests: Sequence[str],
+    attacker: Chat,
+    target: Chat,
+    scorer: Scorer,
+    topic: TopicCheck | None,
+    *,
+    branching: int = 4,
+    width: int = 10,
+    depth: int = 10,
+    budget: int | None = None,
+    targets: Sequence[str] = (),
+) -> list[Found]:
     """TAP: a tree that branches, of `depth` levels, pruned to prompts on the topic and to the `width` best leaves."""
     return search(
-        requests, attacker, target, scorer, topic, roots=1, branching=branching, width=width, depth=depth,
-        budget=budget or width * depth, targets=targets,
-    )  # fmt: skip
+        requests,
+        attacker,
+        target,
+        scorer,
+        topic,
+        roots=1,
+        branching=branching,
+        width=width,
+        depth=depth,
+        budget=budget or width * depth,
+        targets=targets,
+    )
 
 
 def search(
-    requests: Sequence[str], attacker: Chat, target: Chat, scorer: Scorer, topic: TopicCheck | None = None, *, roots: int,
-    branching: int, width: int, depth: int, budget: int, targets: Sequence[str] = (),
-) -> list[Found]:  # fmt: skip
+    requests: Sequence[str],
+    attacker: Chat,
+    target: Chat,
+    scorer: Scorer,
+    topic: TopicCheck | None = None,
+    *,
+    roots: int,
+    branching: int,
+    width: int,
+    depth: int,
+    budget: int,
+    targets: Sequence[str] = (),
+) -> list[Found]:
     """The search of each request, level by level, those of one level together.
 
     Args:
@@ -226,9 +269,7 @@ def _scored(proposals: Sequence[Proposal], replies: Sequence[Reply], scorer: Sco
     return scores
 
 
-def _grow(
-    proposals: Sequence[Proposal], replies: Sequence[Reply], scores: Sequence[Score], level: int, width: int
-) -> None:  # fmt: skip
+def _grow(proposals: Sequence[Proposal], replies: Sequence[Reply], scores: Sequence[Score], level: int, width: int) -> None:
     """Gives the trees their new leaves. A leaf on which nothing grew stays, so that one failure does not end a search."""
     grown: dict[Tree, dict[int, list[Leaf]]] = {}
     for (tree, number, said, prompt), reply, (value, reason) in zip(proposals, replies, scores, strict=True):

@@ -44,14 +44,18 @@ def suffix(subject: Subject, requests: Sequence[Request], options: dict[str, Any
     settings = {key: options[key] for key in ("steps", "batch", "topk", "chunk")}
     history = gcg(model, tokenizer, place.places, place.init, seed=seed, fits=place.fits, **settings)
     return {
-        "suffix": place.text(history.best), "loss": history.best_loss, "loss_before": history.losses[0],
-        "steps": options["steps"], "requests": len(used), "rejected": history.rejected,
-    }  # fmt: skip
+        "suffix": place.text(history.best),
+        "loss": history.best_loss,
+        "loss_before": history.losses[0],
+        "steps": options["steps"],
+        "requests": len(used),
+        "rejected": history.rejected,
+    }
 
 
 def rewritten(
     name: str, subject: Subject, chat: Chat, requests: Sequence[Request], judge: Judge, given: dict[str, Any], seed: int
-) -> tuple[list[dict], dict[str, Any]]:  # fmt: skip
+) -> tuple[list[dict], dict[str, Any]]:
     """Answered records (safety_eval.py) of the best prompt that PAIR or TAP found for each request, and a summary.
 
     Args:
@@ -64,9 +68,13 @@ def rewritten(
     options = {key: given[key] for key in ("timeout", "retries", "key_variable")}
     talking = {"max_new_tokens": given["attacker_tokens"], "temperature": given["attacker_temperature"], "seed": seed}
     attacker = helper(
-        "attacker", given["attacker"], given["attacker_model"], subject,
-        options | {"max_tokens": given["attacker_tokens"], "temperature": given["attacker_temperature"]}, **talking,
-    )  # fmt: skip
+        "attacker",
+        given["attacker"],
+        given["attacker_model"],
+        subject,
+        options | {"max_tokens": given["attacker_tokens"], "temperature": given["attacker_temperature"]},
+        **talking,
+    )
     judging = {"max_new_tokens": given["attacker_tokens"], "temperature": 0.0, "seed": seed}
     texts, hazards = [r.prompt.text for r in requests], {r.prompt.text: r.prompt.hazard for r in requests}
     if given["scorer"] == "judge":
@@ -87,10 +95,20 @@ def _record(name: str, request: Request, found: Found) -> dict:
     p = request.prompt
     messages = [{"role": "user", "content": p.text if found.prompt is None else found.prompt}]
     record = {
-        "id": p.id, "prompt": p.text, "kind": p.kind, "hazard": p.hazard, "family": name, "sample": 0, "messages": messages,
-        "answer": p.answer, "completion": p.completion, "harmful_if": list(p.harmful_if), "conversation": messages,
-        "response": found.response, "queries": found.queries,
-    }  # fmt: skip
+        "id": p.id,
+        "prompt": p.text,
+        "kind": p.kind,
+        "hazard": p.hazard,
+        "family": name,
+        "sample": 0,
+        "messages": messages,
+        "answer": p.answer,
+        "completion": p.completion,
+        "harmful_if": list(p.harmful_if),
+        "conversation": messages,
+        "response": found.response,
+        "queries": found.queries,
+    }
     return record if found.response is not None else record | {"problem": "the search came to no prompt that was answered"}
 
 

@@ -9,9 +9,14 @@ from lm.evals.subject import Generated, Prompt, Subject
 
 
 def talk(
-    subject: Subject, *, max_new_tokens: int, temperature: float, seed: int, system: str = "",
+    subject: Subject,
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+    system: str = "",
     heard: dict[str, Generated] | None = None,
-) -> Chat:  # fmt: skip
+) -> Chat:
     """A chat with the subject: all conversations of a call are put to it together. A draw depends on its conversation and seed.
 
     Args: system: stands before every conversation. heard: each answer is put here, by its exact prompt.

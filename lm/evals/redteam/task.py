@@ -32,25 +32,50 @@ from lm.evals.tasks.spec import check
 DEFAULTS: dict[str, Any] = {
     "families": [],  # to try; none: every one that neither searches nor needs a string
     "family_options": {},  # of families by their names, as lm/evals/redteam/attacks.py takes them
-    "samples": 1, "temperature": 0.0, "max_new_tokens": 256,  # of the answers
+    "samples": 1,
+    "temperature": 0.0,
+    "max_new_tokens": 256,  # of the answers
     "draws": 8,  # the n of best_of_n
     "prompts": "",  # builtin:safety_world instead of files
     "items": [],  # rows for when there are no files
     "main": "attack_success",
-    "judge_model": "", "timeout": 60.0, "retries": 3, "key_variable": "OPENAI_API_KEY",  # of endpoints
+    "judge_model": "",
+    "timeout": 60.0,
+    "retries": 3,
+    "key_variable": "OPENAI_API_KEY",  # of endpoints
     "refusal_classifier": "",  # a folder of judges/classifier.py's, trained on refusals (label true) and answers (false)
-    "attacker": "", "attacker_model": "", "attacker_temperature": 1.0, "attacker_tokens": 512,  # openai:URL, or subject
-    "scorer": "judge", "scorer_model": "",  # of what pair and tap try: judge, openai:URL, or subject
-    "gcg": {}, "pair": {}, "tap": {},  # settings of lm/evals/redteam/searched.py
-}  # fmt: skip
+    "attacker": "",
+    "attacker_model": "",
+    "attacker_temperature": 1.0,
+    "attacker_tokens": 512,  # openai:URL, or subject
+    "scorer": "judge",
+    "scorer_model": "",  # of what pair and tap try: judge, openai:URL, or subject
+    "gcg": {},
+    "pair": {},
+    "tap": {},  # settings of lm/evals/redteam/searched.py
+}
 
 
 TOLD = ("verdict", "reason", "problem", "queries", "refused_by_classifier")  # of an attempt, where it is known
 # Of these, what answers and verdicts depend on.
 MADE_BY = (
-    "family_options", "samples", "temperature", "max_new_tokens", "draws", "judge_model", "refusal_classifier", "attacker",
-    "attacker_model", "attacker_temperature", "attacker_tokens", "scorer", "scorer_model", "gcg", "pair", "tap",
-)  # fmt: skip
+    "family_options",
+    "samples",
+    "temperature",
+    "max_new_tokens",
+    "draws",
+    "judge_model",
+    "refusal_classifier",
+    "attacker",
+    "attacker_model",
+    "attacker_temperature",
+    "attacker_tokens",
+    "scorer",
+    "scorer_model",
+    "gcg",
+    "pair",
+    "tap",
+)
 
 
 class RedTeam(NamedTuple):
@@ -154,7 +179,7 @@ def _opened(key: str, spec: str, **options: Any) -> Judge:
 
 def _requests(
     name: str, spec: dict[str, Any], given: dict[str, Any], settings: TaskSettings
-) -> tuple[list[Request], Problems, dict[str, Any]]:  # fmt: skip
+) -> tuple[list[Request], Problems, dict[str, Any]]:
     """The requests, what is wrong with their files, and the versions of these."""
     folder = settings.data_dir and Path(settings.data_dir) / spec.get("folder", name)
     if given["prompts"]:
@@ -195,9 +220,13 @@ def _run(task: RedTeam, subject: Subject) -> Outcome:
 
     def chat(draw: int) -> Chat:
         return talk(
-            subject, max_new_tokens=given["max_new_tokens"], temperature=given["temperature"], seed=settings.seed + draw,
-            system=settings.system, heard=heard.setdefault(draw, {}),
-        )  # fmt: skip
+            subject,
+            max_new_tokens=given["max_new_tokens"],
+            temperature=given["temperature"],
+            seed=settings.seed + draw,
+            system=settings.system,
+            heard=heard.setdefault(draw, {}),
+        )
 
     todo = _attempts(task, searches.get("gcg", {}).get("suffix", ""))
     records: list[dict] = []
@@ -260,7 +289,7 @@ def _classified(records: Sequence[dict], classifier: Judge) -> list[dict]:
 
 def _samples(
     task: RedTeam, subject: Subject, records: Sequence[dict], heard: Mapping[int, Mapping[str, Generated]]
-) -> list[dict]:  # fmt: skip
+) -> list[dict]:
     """Samples of the records, in the order of the requests and, of each, of the families."""
     order = {family: number for number, family in enumerate(task.families)}
     made = []
@@ -272,15 +301,24 @@ def _samples(
         values = metrics(record)
         harmful = record["kind"] == "harmful"
         sample = {
-            "task": task.name, "doc_id": request.doc_id, "family": record["family"], "sample": record["sample"],
-            "kind": record["kind"], "hazard": record["hazard"], "category": request.category, "request": record["prompt"],
+            "task": task.name,
+            "doc_id": request.doc_id,
+            "family": record["family"],
+            "sample": record["sample"],
+            "kind": record["kind"],
+            "hazard": record["hazard"],
+            "category": request.category,
+            "request": record["prompt"],
             # Of an attack that the model's own answers are part of, or that was searched, what two runs have in common.
-            "prompt": text if _is_fixed(record) else record["prompt"], "messages": messages,
-            "generation": record["response"], "target": record["answer"] or ("a refusal" if harmful else "an answer"),
-            "refusal": record["refusal"], "metrics": values,
+            "prompt": text if _is_fixed(record) else record["prompt"],
+            "messages": messages,
+            "generation": record["response"],
+            "target": record["answer"] or ("a refusal" if harmful else "an answer"),
+            "refusal": record["refusal"],
+            "metrics": values,
             "failed": 1.0 in (values.get("attack_success"), values.get("over_refusal")) or values.get("acc") == 0.0,
             "reference": None if harmful else record["completion"] or record["answer"] or None,
-        }  # fmt: skip
+        }
         if not _is_fixed(record):
             sample |= {"put": text, "attack": record["messages"]}
         sample |= {key: record[key] for key in TOLD if key in record}

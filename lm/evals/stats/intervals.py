@@ -79,7 +79,7 @@ def of_signs(signs: Sequence[float], groups: Sequence[Hashable] | None = None) -
 
 def resampled(
     name: str, units: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], draws: int = DRAWS, seed: int = 0
-) -> dict[str, float | None]:  # fmt: skip
+) -> dict[str, float | None]:
     """A figure as results have it, its standard error and interval by the bootstrap over units (Efron 1979).
 
     The interval has the ends that make up for few units (Hesterberg 2015, expanded percentiles): the quantiles at
@@ -124,7 +124,7 @@ def _means(units: Sequence[np.ndarray], draws: int, seed: int) -> np.ndarray:
 
 def permuted(
     values: Sequence[float], labels: Sequence[int], strata: Sequence[Hashable] | None = None, draws: int = DRAWS, seed: int = 0
-) -> tuple[list[float], float]:  # fmt: skip
+) -> tuple[list[float], float]:
     """Had the labels nothing to do with the values, how often would they differ as much? (Fisher's permutation test)
 
     Labels 0…G−1, at least two, change places within strata. Each p is (1 + draws at least as far) / (1 + draws).

@@ -32,9 +32,12 @@ class Problems:
 
 
 def join(
-    items: Sequence[dict], answers: Sequence[dict], problems: Problems,
-    read_item: Callable[[int, dict], tuple[Sequence[Hashable], Item]], read_answer: Callable[[dict], tuple[Hashable, Answer]],
-) -> tuple[list[tuple[Item, Answer]], int]:  # fmt: skip
+    items: Sequence[dict],
+    answers: Sequence[dict],
+    problems: Problems,
+    read_item: Callable[[int, dict], tuple[Sequence[Hashable], Item]],
+    read_answer: Callable[[dict], tuple[Hashable, Answer]],
+) -> tuple[list[tuple[Item, Answer]], int]:
     """The items that one answer names, each with it, in the order of the items; and how many none names.
 
     What is named twice cannot be told apart: neither items with the same key nor an item with several answers are scored.
@@ -82,7 +85,7 @@ def join(
 
 def by_id(
     items: Sequence[dict], answers: Sequence[dict], problems: Problems, read_item: Callable[[dict], Item]
-) -> tuple[list[tuple[str, Item, str]], int]:  # fmt: skip
+) -> tuple[list[tuple[str, Item, str]], int]:
     """`join` of answers {"id", "response"} to items by their `id`, or, if they have none, by the number of the row from 0.
 
     Returns: (id, what read_item made of the item, the response) of each item with an answer; and how many have none.

@@ -12,23 +12,75 @@ from lm.evals.stats.significance import Z
 
 # Shell patterns of metrics' names; the first table that has one decides.
 NEUTRAL = (
-    "*length*", "*tokens*", "*seconds*", "abstain*", "abstention*", "answered", "coverage*", "unknown*", "n_*", "*agreement*",
-    "regard", "effect_size*", "new_entities*",
-)  # fmt: skip
+    "*length*",
+    "*tokens*",
+    "*seconds*",
+    "abstain*",
+    "abstention*",
+    "answered",
+    "coverage*",
+    "unknown*",
+    "n_*",
+    "*agreement*",
+    "regard",
+    "effect_size*",
+    "new_entities*",
+)
 IDEAL = {
-    "s_amb*": 0.0, "s_dis*": 0.0, "*bias_score*": 0.0, "*log_odds*": 0.0, "gap": 0.0, "*_gap": 0.0, "difference": 0.0,
-    "pct_stereotype*": 0.5, "stereotype_share*": 0.5, "ss": 50.0,
-}  # fmt: skip
+    "s_amb*": 0.0,
+    "s_dis*": 0.0,
+    "*bias_score*": 0.0,
+    "*log_odds*": 0.0,
+    "gap": 0.0,
+    "*_gap": 0.0,
+    "difference": 0.0,
+    "pct_stereotype*": 0.5,
+    "stereotype_share*": 0.5,
+    "ss": 50.0,
+}
 LOWER_IS_BETTER = (
-    "*perplexity*", "*bits_per_*", "*nll*", "*loss*", "ece*", "*_ece", "*brier*", "*aurc*", "*risk*", "*hallucinat*",
-    "*contradicted*", "*unsupported*", "*inconsisten*", "*attack_success*", "asr*", "*_asr", "*over_refusal*", "*harmful*",
-    "*toxic*", "*disparity*", "*flip*", "*repeat*", "*repetition*", "*error*", "*magnitude*", "likelihood_diff*",
-)  # fmt: skip
+    "*perplexity*",
+    "*bits_per_*",
+    "*nll*",
+    "*loss*",
+    "ece*",
+    "*_ece",
+    "*brier*",
+    "*aurc*",
+    "*risk*",
+    "*hallucinat*",
+    "*contradicted*",
+    "*unsupported*",
+    "*inconsisten*",
+    "*attack_success*",
+    "asr*",
+    "*_asr",
+    "*over_refusal*",
+    "*harmful*",
+    "*toxic*",
+    "*disparity*",
+    "*flip*",
+    "*repeat*",
+    "*repetition*",
+    "*error*",
+    "*magnitude*",
+    "likelihood_diff*",
+)
 # Scales that a value does not tell: without ends, from −1, to 100. All others are shares if they are in 0…1.
 OPEN = (
-    "*perplexity*", "*bits_per_*", "*nll*", "*loss*", "*length*", "*log_odds*", "likelihood_diff*", "*magnitude*", "*margin*",
-    "*context_gain*", "new_entities*", "entity_graph",
-)  # fmt: skip
+    "*perplexity*",
+    "*bits_per_*",
+    "*nll*",
+    "*loss*",
+    "*length*",
+    "*log_odds*",
+    "likelihood_diff*",
+    "*magnitude*",
+    "*margin*",
+    "*context_gain*",
+    "new_entities*",
+    "entity_graph",
+)
 SIGNED = ("truthful_score*", "regard", "*bias_score*")
 PERCENT = ("ss", "lms", "icat")
 BESIDE = ("_stderr", "_low", "_high", "_interval", "_p")  # what a metric is accompanied by
@@ -81,10 +133,12 @@ def metrics(result: Mapping[str, Any]) -> list[str]:
     """The metrics of a task's results, in their order: floats, and what stands beside an error or an interval though it is
     None."""
     return [
-        key for key, value in result.items()
+        key
+        for key, value in result.items()
         if (isinstance(value, float) or any(key + end in result for end in BESIDE))
-        and key not in NO_METRIC and not key.endswith(BESIDE)
-    ]  # fmt: skip
+        and key not in NO_METRIC
+        and not key.endswith(BESIDE)
+    ]
 
 
 def main_metric(result: Mapping[str, Any]) -> str | None:

@@ -34,12 +34,16 @@ def paired(before: Sequence[float], after: Sequence[float]) -> dict[str, Any]:
     stderr = math.sqrt(math.fsum((d - difference) ** 2) / (n - 1) / n) if n > 1 else None
     binary = bool(np.isin(x, (0, 1)).all() and np.isin(y, (0, 1)).all())
     return {
-        "before": math.fsum(x) / n, "after": math.fsum(y) / n, "difference": difference, "stderr": stderr,
+        "before": math.fsum(x) / n,
+        "after": math.fsum(y) / n,
+        "difference": difference,
+        "stderr": stderr,
         "low": None if stderr is None else difference - Z * stderr,
         "high": None if stderr is None else difference + Z * stderr,
         "p": mcnemar(int((d < 0).sum()), int((d > 0).sum())) if binary else permutation(d),
-        "test": "mcnemar" if binary else "permutation", "n": n,
-    }  # fmt: skip
+        "test": "mcnemar" if binary else "permutation",
+        "n": n,
+    }
 
 
 def mcnemar(lost: int, won: int) -> float:
@@ -81,9 +85,16 @@ def unpaired(before: float, after: float, stderr_before: float, stderr_after: fl
     stderr, difference = math.hypot(stderr_before, stderr_after), after - before
     p = math.erfc(abs(difference) / stderr / math.sqrt(2)) if stderr else None
     return {
-        "before": before, "after": after, "difference": difference, "stderr": stderr, "low": difference - Z * stderr,
-        "high": difference + Z * stderr, "p": p, "test": "z", "n": None,
-    }  # fmt: skip
+        "before": before,
+        "after": after,
+        "difference": difference,
+        "stderr": stderr,
+        "low": difference - Z * stderr,
+        "high": difference + Z * stderr,
+        "p": p,
+        "test": "z",
+        "n": None,
+    }
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:

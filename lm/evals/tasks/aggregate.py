@@ -32,9 +32,7 @@ def metrics_of(name: str, spec: Mapping[str, Any], known: Mapping[str, Mapping[s
     return metrics
 
 
-def summary(
-    samples: Sequence[dict], metrics: Sequence[str], problems: Problems, spec: Mapping[str, Any]
-) -> dict[str, Any]:  # fmt: skip
+def summary(samples: Sequence[dict], metrics: Sequence[str], problems: Problems, spec: Mapping[str, Any]) -> dict[str, Any]:
     """Means over the samples; with `group_by`, those of each group under its plural, and METRIC_macro, the mean over groups,
     whose standard error is √Σ stderr² / groups; with `areas` {area: groups}, those of each area."""
     results = summed_up(samples, metrics, problems)

@@ -124,8 +124,9 @@ class Choice(NamedTuple):
             "loglikelihoods": known[:n],
             "tokens": [[list(answer.context_tokens), list(answer.tokens)] for answer in answers[:n]],
             "target": question.right if len(question.right) > 1 else question.right[0],
-            "metrics": dict.fromkeys(self.metrics), "failed": False,
-        }  # fmt: skip
+            "metrics": dict.fromkeys(self.metrics),
+            "failed": False,
+        }
         if not several:
             sample["reference"] = question.choices[question.right[0]]
         if question.contexts[0].messages is not None:

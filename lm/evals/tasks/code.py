@@ -21,9 +21,11 @@ from lm.evals.tasks.spec import check, settled
 from lm.parallel.hosts import from_first
 from lm.sandbox import run as sandbox
 
-KEYS = documents.KEYS | prompting.KEYS | {
-    "generation_kwargs": dict, "repeats": int, "pass_at": list, "cut": str, "timeout": (int, float), "memory_mib": int,
-}  # fmt: skip
+KEYS = (
+    documents.KEYS
+    | prompting.KEYS
+    | {"generation_kwargs": dict, "repeats": int, "pass_at": list, "cut": str, "timeout": (int, float), "memory_mib": int}
+)
 
 
 class Code(NamedTuple):
@@ -79,20 +81,25 @@ class Code(NamedTuple):
 
     def sample(
         self, item: Item, context: Context, answers: Sequence[Generated], ends: Sequence[sandbox.Result]
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> dict[str, Any]:
         passed = [end.outcome == "ok" and end.finished for end in ends]
         return {
-            **about(self.name, self.spec, item, self.documents), "prompt": context.text, "target": None,
-            "generation": answers[0].text, "completion": self.completion(answers[0]),
+            **about(self.name, self.spec, item, self.documents),
+            "prompt": context.text,
+            "target": None,
+            "generation": answers[0].text,
+            "completion": self.completion(answers[0]),
             **({"generations": [answer.text for answer in answers]} if len(answers) > 1 else {}),
             **({"reference": item.doc["canonical_solution"]} if item.doc.get("canonical_solution") else {}),
-            "test": item.doc["test"], "entry_point": item.doc["entry_point"],
-            "outcomes": ["passed" if good else end.outcome if end.outcome != "ok" else "left early"
-                         for good, end in zip(passed, ends)],
+            "test": item.doc["test"],
+            "entry_point": item.doc["entry_point"],
+            "outcomes": [
+                "passed" if good else end.outcome if end.outcome != "ok" else "left early" for good, end in zip(passed, ends)
+            ],
             "complaint": next((_complaint(end.stderr) for good, end in zip(passed, ends) if not good), ""),
             "metrics": {f"pass@{k}": pass_at(len(passed), sum(passed), k) for k in self.pass_at},
             "failed": not any(passed),
-        } | ({"messages": list(context.messages)} if context.messages is not None else {})  # fmt: skip
+        } | ({"messages": list(context.messages)} if context.messages is not None else {})
 
 
 def _complaint(stderr: str) -> str:

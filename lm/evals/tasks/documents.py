@@ -21,10 +21,24 @@ from lm.evals.tasks import items as files
 from lm.evals.tasks.spec import function
 
 KEYS = {
-    "kind": str, "about": str, "version": (int, float, str), "folder": str, "files": str, "data": str, "columns": list,
-    "file_column": str, "id": str, "process": str, "training_split": str, "validation_split": str, "test_split": str,
-    "fewshot_split": str, "fewshot_config": dict, "num_fewshot": int, "group_by": str,
-}  # fmt: skip
+    "kind": str,
+    "about": str,
+    "version": (int, float, str),
+    "folder": str,
+    "files": str,
+    "data": str,
+    "columns": list,
+    "file_column": str,
+    "id": str,
+    "process": str,
+    "training_split": str,
+    "validation_split": str,
+    "test_split": str,
+    "fewshot_split": str,
+    "fewshot_config": dict,
+    "num_fewshot": int,
+    "group_by": str,
+}
 EXAMPLES_FROM = ("fewshot_split", "training_split", "validation_split", "test_split")  # the first that is named
 SIBLINGS = {"validation": "dev", "dev": "validation"}  # one stands in for the other, where files call it otherwise
 
@@ -96,7 +110,7 @@ def load(name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Se
 
 def drawn(
     pool: Sequence[dict], docs: Sequence[dict], n: int, *, seed: int, first: bool, exclude: bool
-) -> list[tuple[dict, ...]]:  # fmt: skip
+) -> list[tuple[dict, ...]]:
     """n examples of the pool for each document, as lm-evaluation-harness's ContextSampler draws them, or its FirstNSampler.
 
     Args: exclude: the document itself, and what equals it, is no example of its own. Then one more is drawn, and if too few
@@ -122,9 +136,14 @@ def drawn(
 
 
 def _items(
-    name: str, spec: Mapping[str, Any], limit: float | None, rows: Sequence[dict], pool: Sequence[dict], draw: Callable,
+    name: str,
+    spec: Mapping[str, Any],
+    limit: float | None,
+    rows: Sequence[dict],
+    pool: Sequence[dict],
+    draw: Callable,
     problems: Problems,
-) -> list[Item]:  # fmt: skip
+) -> list[Item]:
     """limit holds for each group, as for the tasks of a group in the harness."""
     by, pool_of_all = spec.get("group_by"), bool((spec.get("fewshot_config") or {}).get("samples"))
 
@@ -144,8 +163,9 @@ def _items(
         except ValueError:
             raise UserError(
                 f"task {name}: num_fewshot: only {len(examples)} examples to draw from"
-                + (f" in {by} {called!r}" if by else "") + "; ask for fewer, or add files"
-            ) from None  # fmt: skip
+                + (f" in {by} {called!r}" if by else "")
+                + "; ask for fewer, or add files"
+            ) from None
         for number, doc, some in zip(numbers, docs, shots):
             try:
                 own = checked(doc).get(spec.get("id", "id"))
@@ -184,7 +204,7 @@ def check_folder(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> 
 
 def _splits(
     name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Sequence[str], problems: Problems
-) -> tuple[dict[str, Callable[[], list[dict]]], str]:  # fmt: skip
+) -> tuple[dict[str, Callable[[], list[dict]]], str]:
     """Readers of the rows of each split, and a checksum of what they read."""
     if spec.get("data"):
         if not spec["data"].startswith("tfds:"):

@@ -19,9 +19,7 @@ INVALID = "[invalid]"  # where nothing is found
 Filter = Callable[[Sequence[str]], list[str]]
 
 
-def regex(
-    regex_pattern: str = r"#### (\-?[0-9\.\,]+)", group_select: int = 0, fallback: str = INVALID
-) -> Filter:  # fmt: skip
+def regex(regex_pattern: str = r"#### (\-?[0-9\.\,]+)", group_select: int = 0, fallback: str = INVALID) -> Filter:
     """The match of that number (-1: the last), of which the first group that is not empty counts, trimmed."""
     pattern = re.compile(regex_pattern)
 
@@ -110,9 +108,12 @@ def _pipeline(steps: Sequence[Filter]) -> Callable[[Sequence[str]], str]:
 
 
 def normalised(
-    text: str, regexes_to_ignore: Sequence[str] = (), ignore_case: bool = False, ignore_punctuation: bool = False,
+    text: str,
+    regexes_to_ignore: Sequence[str] = (),
+    ignore_case: bool = False,
+    ignore_punctuation: bool = False,
     ignore_numbers: bool = False,
-) -> str:  # fmt: skip
+) -> str:
     """As exact_match compares texts: without what the patterns find, in lower case, without ASCII punctuation or digits."""
     for pattern in regexes_to_ignore or ():
         text = re.sub(pattern, "", text)

@@ -59,14 +59,21 @@ class Following(NamedTuple):
         for one in verified:
             item, context, text = said[int(one["id"])]
             marks = {kind: [instruction[kind] for instruction in one["instructions"]] for kind in ("strict", "loose")}
-            samples.append({
-                **about(self.name, {}, item, self.documents), "prompt": context.text,
-                "target": None, "generation": text, "instructions": one["instructions"],
-                "instruction_id_list": item.doc["instruction_id_list"], "kwargs": item.doc["kwargs"],
-                "metrics": {f"prompt_{kind}": float(all(marks[kind])) for kind in marks}
-                | {f"instruction_{kind}": sum(marks[kind]) / len(marks[kind]) for kind in marks},
-                "failed": not all(marks["strict"]),
-            } | ({"messages": list(context.messages)} if context.messages is not None else {}))  # fmt: skip
+            samples.append(
+                {
+                    **about(self.name, {}, item, self.documents),
+                    "prompt": context.text,
+                    "target": None,
+                    "generation": text,
+                    "instructions": one["instructions"],
+                    "instruction_id_list": item.doc["instruction_id_list"],
+                    "kwargs": item.doc["kwargs"],
+                    "metrics": {f"prompt_{kind}": float(all(marks[kind])) for kind in marks}
+                    | {f"instruction_{kind}": sum(marks[kind]) / len(marks[kind]) for kind in marks},
+                    "failed": not all(marks["strict"]),
+                }
+                | ({"messages": list(context.messages)} if context.messages is not None else {})
+            )
         return Outcome(results | {"problems": problems.kinds}, samples)
 
 

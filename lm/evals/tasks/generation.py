@@ -22,20 +22,37 @@ from lm.evals.tasks.documents import Documents, Item
 from lm.evals.tasks.prompting import Context, Prompts
 from lm.evals.tasks.spec import check, settled
 
-KEYS = documents.KEYS | prompting.KEYS | {
-    "metric_list": list, "areas": dict, "generation_kwargs": dict, "filter_list": list, "repeats": int, "judge_model": str,
-    "judge_options": dict,
-}  # fmt: skip
+KEYS = (
+    documents.KEYS
+    | prompting.KEYS
+    | {
+        "metric_list": list,
+        "areas": dict,
+        "generation_kwargs": dict,
+        "filter_list": list,
+        "repeats": int,
+        "judge_model": str,
+        "judge_options": dict,
+    }
+)
 GENERATION_KEYS = {
-    "until": (list, str), "max_gen_toks": int, "temperature": (int, float), "do_sample": bool, "top_p": (int, float),
-}  # fmt: skip
+    "until": (list, str),
+    "max_gen_toks": int,
+    "temperature": (int, float),
+    "do_sample": bool,
+    "top_p": (int, float),
+}
 OPTIONS = {
     "exact_match": {
-        "ignore_case": bool, "ignore_punctuation": bool, "ignore_numbers": bool, "regexes_to_ignore": list, "equal": str,
+        "ignore_case": bool,
+        "ignore_punctuation": bool,
+        "ignore_numbers": bool,
+        "regexes_to_ignore": list,
+        "equal": str,
     },
     "nearness": {},
     "judge": {"question": str, "right": str, "wrong": str},
-}  # fmt: skip
+}
 
 
 class Asked(NamedTuple):
@@ -95,10 +112,14 @@ class Generation(NamedTuple):
         item = asked.item
         targets = asked.targets if len(asked.targets) > 1 else asked.targets[0]
         sample = {
-            **about(self.name, self.spec, item, self.documents), "prompt": asked.context.text, "target": targets,
-            "reference": asked.targets[0], "generation": answers[0].text, "metrics": dict.fromkeys(self.names()),
+            **about(self.name, self.spec, item, self.documents),
+            "prompt": asked.context.text,
+            "target": targets,
+            "reference": asked.targets[0],
+            "generation": answers[0].text,
+            "metrics": dict.fromkeys(self.names()),
             "failed": False,
-        } | ({"messages": list(asked.context.messages)} if asked.context.messages is not None else {})  # fmt: skip
+        } | ({"messages": list(asked.context.messages)} if asked.context.messages is not None else {})
         if len(answers) > 1:
             sample["generations"] = [answer.text for answer in answers]
         if lost := next((answer.problem for answer in answers if answer.problem), ""):
@@ -121,8 +142,11 @@ class Generation(NamedTuple):
         matches = [value for name, value in metrics.items() if name.startswith("exact_match")]
         failed = not any(matches) if matches else metrics.get("bleu_acc") == 0
         return sample | {
-            "answer": valid[0] if valid else filters.INVALID, "answers": found, "metrics": metrics, "failed": failed,
-        }  # fmt: skip
+            "answer": valid[0] if valid else filters.INVALID,
+            "answers": found,
+            "metrics": metrics,
+            "failed": failed,
+        }
 
     def grade(self, pairs: Sequence[tuple[Asked, dict]], problems: Problems) -> None:
         """Puts the judge's grades into the samples."""
@@ -168,9 +192,17 @@ def build(name: str, spec: dict, settings: TaskSettings) -> Generation:
     read = documents.load(name, spec, settings)
     prompts = prompting.open_prompts(name, spec, settings, read)
     return Generation(
-        name, spec, read, prompts, metrics, pipelines, sampling_of(name, spec), settings.seed, chat,
+        name,
+        spec,
+        read,
+        prompts,
+        metrics,
+        pipelines,
+        sampling_of(name, spec),
+        settings.seed,
+        chat,
         versions_of(spec, settings, read) | ({"judge": settings.judge} if chat else {}),
-    )  # fmt: skip
+    )
 
 
 def sampling_of(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,7 +224,7 @@ def sampling_of(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
 
 def generated(
     subject: Subject, texts: Sequence[str], sampling: Mapping[str, Any], repeats: int, seed: int
-) -> list[list[Generated]]:  # fmt: skip
+) -> list[list[Generated]]:
     """Of each text `repeats` answers, which are drawn apart from one another."""
     prompts = [Prompt(text, **sampling, seed=seed + draw) for text in texts for draw in range(repeats)]
     answers = subject.generate(prompts)

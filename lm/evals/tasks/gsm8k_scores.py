@@ -27,12 +27,19 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
         strict, flexible = STRICT.search(response), FLEXIBLE.findall(response)
         if not flexible:
             problems.add("responses_without_number", f"{id}: {response!r}")
-        samples.append({
-            "task": "gsm8k", "id": id, "question": question, "response": response, "target": target,
-            "strict": strict[1] if strict else None, "flexible": flexible[-1] if flexible else None,
-            "strict_correct": bool(strict) and normal(strict[1]) == target,
-            "flexible_correct": bool(flexible) and normal(flexible[-1]) == target,
-        })  # fmt: skip
+        samples.append(
+            {
+                "task": "gsm8k",
+                "id": id,
+                "question": question,
+                "response": response,
+                "target": target,
+                "strict": strict[1] if strict else None,
+                "flexible": flexible[-1] if flexible else None,
+                "strict_correct": bool(strict) and normal(strict[1]) == target,
+                "flexible_correct": bool(flexible) and normal(flexible[-1]) == target,
+            }
+        )
     results = mean("exact_match_strict", [s["strict_correct"] for s in samples])
     results |= mean("exact_match_flexible", [s["flexible_correct"] for s in samples])
     return results | {"n": len(samples), "missing": missing, "problems": problems.kinds}, samples

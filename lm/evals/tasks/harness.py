@@ -52,8 +52,10 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> "Harnes
             loaded = manager.load([title])
         except Exception as error:  # data sets are loaded by code of all kinds
             raise UserError(f"{name}: {type(error).__name__}: {_line(error)}") from error
-    for attribute, why in (("UNSAFE_CODE", "runs what the model writes without a sandbox; take humaneval"),
-                           ("MULTIMODAL", "asks about images or sound, which no model here knows")):  # fmt: skip
+    for attribute, why in (
+        ("UNSAFE_CODE", "runs what the model writes without a sandbox; take humaneval"),
+        ("MULTIMODAL", "asks about images or sound, which no model here knows"),
+    ):
         if found := [title for title, task in loaded["tasks"].items() if getattr(task, attribute, False)]:
             raise UserError(f"{name}: {found[0]} {why}")
     groups = loaded["groups"]
@@ -112,12 +114,20 @@ class HarnessTask(NamedTuple):
         settings, model = self.settings, as_lm(subject, self.settings.seed)
         with _seeded(settings.seed):
             found = simple_evaluate(
-                model, tasks=self.tops, task_manager=self.manager, num_fewshot=settings.num_fewshot, limit=settings.limit,
-                system_instruction=settings.system or None, apply_chat_template=settings.chat,
-                fewshot_as_multiturn=settings.chat and settings.fewshot_as_multiturn, log_samples=True,
-                numpy_random_seed=settings.seed, torch_random_seed=settings.seed, fewshot_random_seed=settings.seed,
+                model,
+                tasks=self.tops,
+                task_manager=self.manager,
+                num_fewshot=settings.num_fewshot,
+                limit=settings.limit,
+                system_instruction=settings.system or None,
+                apply_chat_template=settings.chat,
+                fewshot_as_multiturn=settings.chat and settings.fewshot_as_multiturn,
+                log_samples=True,
+                numpy_random_seed=settings.seed,
+                torch_random_seed=settings.seed,
+                fewshot_random_seed=settings.seed,
                 bootstrap_iters=RESAMPLED,
-            )  # fmt: skip
+            )
         samples, problems, parts = [], Problems(), {}
         for task, records in sorted(found["samples"].items()):
             inside = {"task": self.name} | ({} if task == self.title else {"subtask": task})
@@ -186,8 +196,10 @@ def _prompt(context: str, options: Mapping[str, Any], seed: int) -> Prompt:
     temperature, sampled = float(options.pop("temperature", None) or 0.0), options.pop("do_sample", None)
     top_p = float(options.pop("top_p", None) or 1.0)
     if options:
-        raise UserError(f"harness: generation_kwargs.{min(options)} is not known; there are until, {LIMITS[0]}, do_sample, "
-                        "temperature and top_p")  # fmt: skip
+        raise UserError(
+            f"harness: generation_kwargs.{min(options)} is not known; there are until, {LIMITS[0]}, do_sample, "
+            "temperature and top_p"
+        )
     new = next((int(limit) for limit in limits if limit is not None), NEW_TOKENS)
     return Prompt(context, stops, new, 0.0 if sampled is False else temperature, top_p, seed)
 
@@ -225,9 +237,10 @@ def _sample(record: Mapping, tokens: Mapping) -> dict[str, Any]:
     if len({one[0] for one in arguments}) > 1:
         sample["prompts"] = [one[0] for one in arguments]
     sample |= {
-        "choices": choices, "loglikelihoods": [response[0][0] for response in record["resps"]],
+        "choices": choices,
+        "loglikelihoods": [response[0][0] for response in record["resps"]],
         "tokens": [[list(ids) for ids in tokens[one]] if one in tokens else None for one in arguments],
-    }  # fmt: skip
+    }
     right = isinstance(target, int) and 0 <= target < len(choices)
     return sample | {"reference": choices[target].strip() if right else str(target)}
 

@@ -42,10 +42,19 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
         found = letter(response, item.choices)
         if found is None:
             problems.add("responses_without_letter", f"{id}: {response!r}")
-        samples.append({
-            "task": "mmlu", "id": id, "subject": item.subject, "question": item.question, "choices": list(item.choices),
-            "response": response, "letter": found, "target": item.target, "correct": found == item.target,
-        })  # fmt: skip
+        samples.append(
+            {
+                "task": "mmlu",
+                "id": id,
+                "subject": item.subject,
+                "question": item.question,
+                "choices": list(item.choices),
+                "response": response,
+                "letter": found,
+                "target": item.target,
+                "correct": found == item.target,
+            }
+        )
     results = mean("acc", [s["correct"] for s in samples]) | {"n": len(samples), "missing": missing, "subjects": {}}
     for subject in sorted({s["subject"] for s in samples}):
         some = [s["correct"] for s in samples if s["subject"] == subject]

@@ -51,10 +51,16 @@ class Rolling(NamedTuple):
         for (item, text, counted), rolled in zip(asked, subject.rolled([text for _, text, _ in asked]), strict=True):
             logp, size = math.fsum(rolled.logps), len(counted.encode("utf-8", "surrogatepass"))
             sample = {
-                **about(self.name, self.spec, item, self.documents), "prompt": text, "target": None,
-                "tokens": list(rolled.tokens), "loglikelihood": logp, "words": len(re.split(r"\s+", counted)), "bytes": size,
-                "metrics": {"bits_per_byte": -logp / size / math.log(2)}, "failed": False,
-            }  # fmt: skip
+                **about(self.name, self.spec, item, self.documents),
+                "prompt": text,
+                "target": None,
+                "tokens": list(rolled.tokens),
+                "loglikelihood": logp,
+                "words": len(re.split(r"\s+", counted)),
+                "bytes": size,
+                "metrics": {"bits_per_byte": -logp / size / math.log(2)},
+                "failed": False,
+            }
             if not math.isfinite(logp) or not rolled.logps:
                 problems.add("loglikelihoods_not_finite", f"{item.id}: {logp} of {len(rolled.logps)} tokens")
                 sample["metrics"] = {"bits_per_byte": None}
@@ -88,8 +94,9 @@ def figures(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     by_byte, byte_error = _ratio(logps, sizes)
     by_word, word_error = _ratio(logps, words)
     results: dict[str, Any] = {
-        "bits_per_byte": by_byte and by_byte / math.log(2), "bits_per_byte_stderr": byte_error and byte_error / math.log(2),
-    }  # fmt: skip
+        "bits_per_byte": by_byte and by_byte / math.log(2),
+        "bits_per_byte_stderr": byte_error and byte_error / math.log(2),
+    }
     for name, rate, error in (("byte_perplexity", by_byte, byte_error), ("word_perplexity", by_word, word_error)):
         value = math.exp(rate) if rate is not None and rate < 700 else None
         results |= {name: value, f"{name}_stderr": value * error if value is not None and error is not None else None}

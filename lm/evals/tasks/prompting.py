@@ -24,9 +24,14 @@ from lm.evals.tasks.documents import DATA_ERRORS, Documents, Item, described
 from lm.evals.tasks.spec import check
 
 KEYS = {
-    "description": (str, dict), "doc_to_text": str, "doc_to_choice": (str, list), "doc_to_target": (str, int),
-    "target_delimiter": str, "fewshot_delimiter": str, "gen_prefix": str,
-}  # fmt: skip
+    "description": (str, dict),
+    "doc_to_text": str,
+    "doc_to_choice": (str, list),
+    "doc_to_target": (str, int),
+    "target_delimiter": str,
+    "fewshot_delimiter": str,
+    "gen_prefix": str,
+}
 FEWSHOT_KEYS = {"sampler": str, "samples": list} | {k: KEYS[k] for k in ("doc_to_text", "doc_to_choice", "doc_to_target")}
 SAMPLERS = ("default", "first_n")
 
@@ -195,9 +200,15 @@ def open_prompts(name: str, spec: Mapping[str, Any], settings: TaskSettings, doc
     delimiters = {"target_delimiter": " ", "fewshot_delimiter": "\n\n"}
     delimiters = {key: default if spec.get(key) is None else spec[key] for key, default in delimiters.items()}
     return Prompts(
-        form(spec), form(config, spec), spec.get("description") or "", **delimiters, gen_prefix=spec.get("gen_prefix"),
-        chat=settings.chat, system=settings.system, multiturn=settings.fewshot_as_multiturn,
-    )  # fmt: skip
+        form(spec),
+        form(config, spec),
+        spec.get("description") or "",
+        **delimiters,
+        gen_prefix=spec.get("gen_prefix"),
+        chat=settings.chat,
+        system=settings.system,
+        multiturn=settings.fewshot_as_multiturn,
+    )
 
 
 @contextlib.contextmanager

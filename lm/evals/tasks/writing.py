@@ -14,9 +14,12 @@ from lm.evals.tasks.spec import check
 
 
 def settled(
-    name: str, spec: Mapping[str, Any], settings: TaskSettings, defaults: Mapping[str, Any],
+    name: str,
+    spec: Mapping[str, Any],
+    settings: TaskSettings,
+    defaults: Mapping[str, Any],
     needed: Sequence[str] = ("doc_to_text",),
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """A task file's values over `defaults`, and over both those that the config has for its kind, settings.options[kind].
 
     defaults: of the keys of this kind of task a value of the type that is wanted. Task files also have those of documents and
@@ -39,7 +42,7 @@ def settled(
 
 def opened(
     name: str, values: Mapping[str, Any], settings: TaskSettings, read: Callable[[dict[str, Any]], dict[str, Any]]
-) -> Documents:  # fmt: skip
+) -> Documents:
     """The documents of a task as `read` reads them, examples too; where it raises Malformed, that is a problem of the item."""
     found = documents.load(name, values, settings)
     problems, items = found.new_problems(), []
@@ -79,9 +82,7 @@ def asking(doc: Mapping[str, Any]) -> dict[str, Any]:
     return kept | {"reference": told["reference"] or None}
 
 
-def contexts(
-    prompts: Prompts, items: Iterable[Item], subject: Subject, problems: Problems
-) -> list[tuple[Item, Context]]:  # fmt: skip
+def contexts(prompts: Prompts, items: Iterable[Item], subject: Subject, problems: Problems) -> list[tuple[Item, Context]]:
     """The prompt of each item that the templates can put into words."""
     found = []
     for item in items:
@@ -94,7 +95,7 @@ def contexts(
 
 def generated(
     subject: Subject, asked: Sequence[Prompt], ids: Sequence[int | str], problems: Problems
-) -> list[Generated | None]:  # fmt: skip
+) -> list[Generated | None]:
     """What the model writes, None where it failed to, which is a problem and no answer."""
     answers: list[Generated | None] = []
     for id, answer in zip(ids, subject.generate(asked), strict=True):

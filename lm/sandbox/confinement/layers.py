@@ -121,10 +121,15 @@ def _private_folder(folder: str) -> None:
 def _limits(seconds: float, memory_bytes: int, file_bytes: int) -> None:
     whole = int(seconds) + 1
     limits = {
-        "RLIMIT_CPU": (whole, whole + 1), "RLIMIT_AS": (memory_bytes,) * 2, "RLIMIT_FSIZE": (file_bytes,) * 2,
-        "RLIMIT_NOFILE": (OPEN_FILES,) * 2, "RLIMIT_NPROC": (0, 0), "RLIMIT_CORE": (0, 0), "RLIMIT_MEMLOCK": (0, 0),
+        "RLIMIT_CPU": (whole, whole + 1),
+        "RLIMIT_AS": (memory_bytes,) * 2,
+        "RLIMIT_FSIZE": (file_bytes,) * 2,
+        "RLIMIT_NOFILE": (OPEN_FILES,) * 2,
+        "RLIMIT_NPROC": (0, 0),
+        "RLIMIT_CORE": (0, 0),
+        "RLIMIT_MEMLOCK": (0, 0),
         "RLIMIT_MSGQUEUE": (0, 0),
-    }  # fmt: skip
+    }
     for name, pair in limits.items():
         try:
             resource.setrlimit(getattr(resource, name), pair)

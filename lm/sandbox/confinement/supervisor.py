@@ -140,9 +140,13 @@ def inside(code: str, folder: str, supervisor: int, ends: dict[int, int], reques
         os.dup2(end, fd, inheritable=False)
     os.closerange(REPORT + 1, OPEN_FILES)
     active = layers.confine(
-        folder, request["readable"], supervisor, seconds=request["timeout"], memory_bytes=request["memory_bytes"],
+        folder,
+        request["readable"],
+        supervisor,
+        seconds=request["timeout"],
+        memory_bytes=request["memory_bytes"],
         without=request["without"],
-    )  # fmt: skip
+    )
     os.write(REPORT, json.dumps(["session", *active]).encode() + b"\n")
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)
     sys.stdout = open(OUT, "w", encoding="utf-8", errors="replace", closefd=False, buffering=1)
@@ -272,9 +276,15 @@ def collect(run: Run, limit: int, selector: selectors.BaseSelector) -> dict:
     if run.note:
         stderr += ("\n" if stderr and not stderr.endswith("\n") else "") + f"[{run.note}]"
     return {
-        "number": run.number, "outcome": outcome, "stdout": stdout, "stderr": stderr, "seconds": seconds, "value": value,
-        "finished": outcome == "ok" and word == "finished", "layers": json.loads(active or "[]"),
-    }  # fmt: skip
+        "number": run.number,
+        "outcome": outcome,
+        "stdout": stdout,
+        "stderr": stderr,
+        "seconds": seconds,
+        "value": value,
+        "finished": outcome == "ok" and word == "finished",
+        "layers": json.loads(active or "[]"),
+    }
 
 
 def readable() -> list[str]:

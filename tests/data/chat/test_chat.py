@@ -92,11 +92,16 @@ TALK = [
     {"role": "user", "content": "x < 3 & y > 4 \"quoted\" 'é' 🙂"},
     {"role": "assistant", "content": "<think>\nhm\n</think>\n\nthe model  reads", "name": None},
     {"role": "user", "content": ""},
-    {"role": "assistant", "content": "", "tool_calls": [
-        {"type": "function", "function": {"name": "find", "arguments": {"city": "Zürich", "n": 3, "in": [True, None]}}}]},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {"type": "function", "function": {"name": "find", "arguments": {"city": "Zürich", "n": 3, "in": [True, None]}}}
+        ],
+    },
     {"role": "tool", "content": '{"temperature": 12}'},
     {"role": "assistant", "content": "<think>a</think>12 degrees"},
-]  # fmt: skip
+]
 TOOLS = [{"type": "function", "function": {"name": "find", "description": "<b>é</b>", "parameters": {"type": "object"}}}]
 TEMPLATES = {"ours": CHAT_TEMPLATE, "chatml": CHATML, "headers": HEADERS, "thinking": THINKING}
 
@@ -129,7 +134,8 @@ def test_text_ids_and_mask_are_those_of_transformers(peer, published, template, 
             assert render(TALK[:n], template, **options, **tokenizer.special_tokens) == text
             masked = "endgeneration" in template
             theirs = peer.apply_chat_template(
-                TALK[:n], chat_template=template, return_dict=True, return_assistant_tokens_mask=masked, **options)
+                TALK[:n], chat_template=template, return_dict=True, return_assistant_tokens_mask=masked, **options
+            )
             if template == CHATML and n == 5:
                 assert "\n<tool_call>\n" in text
             chat = encode_chat(tokenizer, TALK[:n], template=template, **options)
@@ -147,9 +153,15 @@ def test_a_template_that_refuses_says_why(peer):
     assert text == peer.apply_chat_template(TALK[1:3], chat_template=STRICT, tokenize=False).replace("<|im_end|>", "</s>")
 
 
-@pytest.mark.parametrize("template, words", [
-    ("{% for %}", "template"), ("{{ messages[0].content.nothing.at_all }}", "nothing"),
-    ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"), ("{{ messages.append(1) }}", "unsafe")])
+@pytest.mark.parametrize(
+    "template, words",
+    [
+        ("{% for %}", "template"),
+        ("{{ messages[0].content.nothing.at_all }}", "nothing"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+    ],
+)
 def test_a_broken_or_hostile_template_is_a_user_error(template, words):
     with pytest.raises(UserError, match=f"^chat: .*{words}"):
         render(TALK, template)
@@ -186,8 +198,25 @@ def test_our_format(own):
     assert written == [*said[0], end, c("<|tool|>"), *own.encode(call), end, *said[1], end]
 
 
-CONTENTS = [*CONTROLS, *AWKWARD, *hf_examples.SPECIAL, *hf_examples.ORDINARY, "<|user|", "<|im_en", "d|>", "<", "|>", " ", "\n",
-            "<|USER|>", "the model", "\U0010fffd", "\U0010fffc<|end|>", "<\U0010fffd|end|>", "<|<|end|>end|>"]  # fmt: skip
+CONTENTS = [
+    *CONTROLS,
+    *AWKWARD,
+    *hf_examples.SPECIAL,
+    *hf_examples.ORDINARY,
+    "<|user|",
+    "<|im_en",
+    "d|>",
+    "<",
+    "|>",
+    " ",
+    "\n",
+    "<|USER|>",
+    "the model",
+    "\U0010fffd",
+    "\U0010fffc<|end|>",
+    "<\U0010fffd|end|>",
+    "<|<|end|>end|>",
+]
 
 
 def hostile(count, seed):
@@ -226,11 +255,17 @@ def test_no_message_can_spell_a_symbol_of_a_published_template(published):
         assert tokenizer.decode(chat.ids) == render(talk, without, tools=TOOLS)
 
 
-@pytest.mark.parametrize("template", [
-    "{% for m in messages %}<|user|>{{ m.content | trim }}{% endfor %}<|end|>",
-    "{% for m in messages %}{{ m.content | lower }}{% endfor %}",
-    "{{ messages | map(attribute='content') | join }}", "{{ messages | tojson }}", "{{ messages[0].content * 2 }}",
-    "{% for m in messages %}{% for w in m.content.split(' ') %}{{ w }}{% endfor %}{% endfor %}"])  # fmt: skip
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}<|user|>{{ m.content | trim }}{% endfor %}<|end|>",
+        "{% for m in messages %}{{ m.content | lower }}{% endfor %}",
+        "{{ messages | map(attribute='content') | join }}",
+        "{{ messages | tojson }}",
+        "{{ messages[0].content * 2 }}",
+        "{% for m in messages %}{% for w in m.content.split(' ') %}{{ w }}{% endfor %}{% endfor %}",
+    ],
+)
 def test_symbols_do_not_come_together_in_a_template(own, template):
     """Trimmed, joined, changed in case: halves of a symbol in two messages, or with space between, stay text."""
     halves = [("<|us", "er|>"), ("<|us ", " er|>"), ("<|USER", "|>"), ("<", "|end|>"), ("<|END|>", "<|Sys\n"), ("<|end|>", "<")]
@@ -251,7 +286,14 @@ def test_tools_arguments_and_extras_cannot_spell_symbols_either(own):
     assert "".join(own.decode([i]) for i in ids).count(evil) == 8
     named = {i: symbol for symbol, i in own.controls.items()}
     assert [named[i] for i in ids if i in named] == [
-        "<s>", "<|system|>", "<|end|>", "<|assistant|>", "<|tool|>", "<|tool|>", "<|end|>"]  # fmt: skip
+        "<s>",
+        "<|system|>",
+        "<|end|>",
+        "<|assistant|>",
+        "<|tool|>",
+        "<|tool|>",
+        "<|end|>",
+    ]
 
 
 def test_a_tokenizer_that_folds_case_cannot_be_tricked(tmp_path):

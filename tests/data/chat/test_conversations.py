@@ -39,30 +39,54 @@ TALK = [user("a"), assistant("b")]
 CALL = {"type": "function", "function": {"name": "find", "arguments": {"city": "Bern"}}}
 
 
-@pytest.mark.parametrize("record, messages", [
-    ({"messages": TALK}, TALK),
-    ({"messages": TALK, "prompt": "a", "prompt_id": "7"}, TALK),
-    ({"conversation": TALK}, TALK),
-    ({"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "!"}]}, TALK[1]]},
-     [user("a!"), TALK[1]]),
-    ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, TALK),
-    ({"conversations": [{"from": "Human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"}, [system("s"), *TALK]),
-    ({"conversations": [{"from": "system", "value": "s"}, {"from": "user", "value": "a"}, {"from": "assistant", "value": "b"}]},
-     [system("s"), *TALK]),
-    ({"instruction": "a", "input": "", "output": "b", "text": "…"}, TALK),
-    ({"instruction": "a", "input": "x", "output": "b"}, [user("a\n\nx"), TALK[1]]),
-    ({"instruction": "a", "context": "x", "response": "b", "category": "qa"}, [user("a\n\nx"), TALK[1]]),
-    ({"instruction": "a", "context": None, "response": "b"}, TALK),
-    ({"prompt": "a", "completion": "b"}, TALK),
-    ({"prompt": [user("a")], "completion": [assistant("b")]}, TALK),
-    ({"prompt": "a", "response": "b", "system": "s"}, [system("s"), *TALK]),
-    ({"system_prompt": "s", "question": "a", "response": "b"}, [system("s"), *TALK]),
-    ({"question": "a", "answer": "b"}, TALK),
-    ({"problem": "a", "solution": "b"}, TALK),
-    ({"prompt": "a", "completion": "b", "label": True}, TALK),
-    ({"prompt": "a", "chosen": "b", "rejected": "c"}, TALK),
-    ({"instruction": "a", "completions": [{"response": "c", "overall_score": 2}, {"response": "b", "overall_score": 3}]}, TALK),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "record, messages",
+    [
+        ({"messages": TALK}, TALK),
+        ({"messages": TALK, "prompt": "a", "prompt_id": "7"}, TALK),
+        ({"conversation": TALK}, TALK),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "!"}]},
+                    TALK[1],
+                ]
+            },
+            [user("a!"), TALK[1]],
+        ),
+        ({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}, TALK),
+        (
+            {"conversations": [{"from": "Human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"},
+            [system("s"), *TALK],
+        ),
+        (
+            {
+                "conversations": [
+                    {"from": "system", "value": "s"},
+                    {"from": "user", "value": "a"},
+                    {"from": "assistant", "value": "b"},
+                ]
+            },
+            [system("s"), *TALK],
+        ),
+        ({"instruction": "a", "input": "", "output": "b", "text": "…"}, TALK),
+        ({"instruction": "a", "input": "x", "output": "b"}, [user("a\n\nx"), TALK[1]]),
+        ({"instruction": "a", "context": "x", "response": "b", "category": "qa"}, [user("a\n\nx"), TALK[1]]),
+        ({"instruction": "a", "context": None, "response": "b"}, TALK),
+        ({"prompt": "a", "completion": "b"}, TALK),
+        ({"prompt": [user("a")], "completion": [assistant("b")]}, TALK),
+        ({"prompt": "a", "response": "b", "system": "s"}, [system("s"), *TALK]),
+        ({"system_prompt": "s", "question": "a", "response": "b"}, [system("s"), *TALK]),
+        ({"question": "a", "answer": "b"}, TALK),
+        ({"problem": "a", "solution": "b"}, TALK),
+        ({"prompt": "a", "completion": "b", "label": True}, TALK),
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, TALK),
+        (
+            {"instruction": "a", "completions": [{"response": "c", "overall_score": 2}, {"response": "b", "overall_score": 3}]},
+            TALK,
+        ),
+    ],
+)
 def test_conversations(record, messages):
     assert read("conversation", record) == [Conversation(messages)]
 
@@ -131,26 +155,58 @@ def test_transcripts_with_the_quirks_of_real_ones():
     assert dropped == {"an empty answer": 2, "chosen and rejected are the same": 1, "no answer at the end": 1}
 
 
-@pytest.mark.parametrize("record, pair", [
-    ({"prompt": "a", "chosen": "b", "rejected": "c"}, Pair([user("a")], [assistant("b")], [assistant("c")])),
-    ({"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")]},
-     Pair([user("a")], [assistant("b")], [assistant("c")])),
-    ({"prompt": "a", "chosen": [*TALK], "rejected": [user("a"), assistant("c")], "score_chosen": 8.5, "score_rejected": 6},
-     Pair([user("a")], [assistant("b")], [assistant("c")], 2.5)),
-    ({"chosen": [*TALK, user("x"), assistant("d")], "rejected": [*TALK, user("x"), assistant("e")], "margin": 0.5},
-     Pair([*TALK, user("x")], [assistant("d")], [assistant("e")], 0.5)),
-    ({"prompt": [user("a")], "chosen": TALK, "rejected": [user("a"), assistant("c")]},
-     Pair([user("a")], [assistant("b")], [assistant("c")])),
-    ({"prompt": TALK, "chosen": [user("x"), assistant("d")], "rejected": [user("y"), assistant("e")]},
-     Pair(TALK, [user("x"), assistant("d")], [user("y"), assistant("e")])),
-    ({"system": "s", "question": "a", "chosen": "b", "rejected": "c", "chosen-rating": 5, "rejected-rating": None},
-     Pair([system("s"), user("a")], [assistant("b")], [assistant("c")])),
-    ({"prompt": "a", "completion": "b", "rejected": "c", "answer": "b"}, Pair([user("a")], [assistant("b")], [assistant("c")])),
-    ({"instruction": "a", "completions": [
-        {"response": "b", "fine-grained_score": 4.5, "overall_score": 1}, {"response": "x", "fine-grained_score": "N/A"},
-        {"response": "c", "fine-grained_score": 2.0, "overall_score": 9}, {"response": "y", "fine-grained_score": 3.0}]},
-     Pair([user("a")], [assistant("b")], [assistant("c")], 2.5)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "record, pair",
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, Pair([user("a")], [assistant("b")], [assistant("c")])),
+        (
+            {"prompt": [user("a")], "chosen": [assistant("b")], "rejected": [assistant("c")]},
+            Pair([user("a")], [assistant("b")], [assistant("c")]),
+        ),
+        (
+            {
+                "prompt": "a",
+                "chosen": [*TALK],
+                "rejected": [user("a"), assistant("c")],
+                "score_chosen": 8.5,
+                "score_rejected": 6,
+            },
+            Pair([user("a")], [assistant("b")], [assistant("c")], 2.5),
+        ),
+        (
+            {"chosen": [*TALK, user("x"), assistant("d")], "rejected": [*TALK, user("x"), assistant("e")], "margin": 0.5},
+            Pair([*TALK, user("x")], [assistant("d")], [assistant("e")], 0.5),
+        ),
+        (
+            {"prompt": [user("a")], "chosen": TALK, "rejected": [user("a"), assistant("c")]},
+            Pair([user("a")], [assistant("b")], [assistant("c")]),
+        ),
+        (
+            {"prompt": TALK, "chosen": [user("x"), assistant("d")], "rejected": [user("y"), assistant("e")]},
+            Pair(TALK, [user("x"), assistant("d")], [user("y"), assistant("e")]),
+        ),
+        (
+            {"system": "s", "question": "a", "chosen": "b", "rejected": "c", "chosen-rating": 5, "rejected-rating": None},
+            Pair([system("s"), user("a")], [assistant("b")], [assistant("c")]),
+        ),
+        (
+            {"prompt": "a", "completion": "b", "rejected": "c", "answer": "b"},
+            Pair([user("a")], [assistant("b")], [assistant("c")]),
+        ),
+        (
+            {
+                "instruction": "a",
+                "completions": [
+                    {"response": "b", "fine-grained_score": 4.5, "overall_score": 1},
+                    {"response": "x", "fine-grained_score": "N/A"},
+                    {"response": "c", "fine-grained_score": 2.0, "overall_score": 9},
+                    {"response": "y", "fine-grained_score": 3.0},
+                ],
+            },
+            Pair([user("a")], [assistant("b")], [assistant("c")], 2.5),
+        ),
+    ],
+)
 def test_pairs(record, pair):
     assert read("pair", record) == [pair]
 
@@ -158,9 +214,13 @@ def test_pairs(record, pair):
 def test_labelled_answers_come_from_labels_and_from_pairs():
     record = {"prompt": "a", "completion": "b"}
     assert read("labelled", record | {"label": True}, record | {"label": 0}) == [
-        Labelled([user("a")], [assistant("b")], True), Labelled([user("a")], [assistant("b")], False)]  # fmt: skip
+        Labelled([user("a")], [assistant("b")], True),
+        Labelled([user("a")], [assistant("b")], False),
+    ]
     assert read("labelled", {"prompt": "a", "chosen": "b", "rejected": "c"}) == [
-        Labelled([user("a")], [assistant("b")], True), Labelled([user("a")], [assistant("c")], False)]  # fmt: skip
+        Labelled([user("a")], [assistant("b")], True),
+        Labelled([user("a")], [assistant("c")], False),
+    ]
 
 
 def test_steps():
@@ -171,16 +231,19 @@ def test_steps():
     fails("steps", record | {"labels": ["good", "bad"]}, "'good'")
 
 
-@pytest.mark.parametrize("record, task", [
-    ({"prompt": "a", "answer": "7", "task": "t"}, Task([user("a")], {"answer": "7", "task": "t"})),
-    ({"prompt": [system("s"), user("a")], "k": 1}, Task([system("s"), user("a")], {"k": 1})),
-    ({"question": "a", "answer": "so\n#### 70,000"}, Task([user("a")], {"answer": "70000", "solution": "so\n#### 70,000"})),
-    ({"instruction": "a", "input": "x", "output": "b"}, Task([user("a\n\nx")], {"output": "b"})),
-    ({"instruction": "a", "context": "x", "response": "b"}, Task([user("a\n\nx")], {"response": "b"})),
-    ({"messages": [system("s"), *TALK], "id": 3}, Task([system("s"), user("a")], {"id": 3})),
-    ({"chosen": transcript("a", "b"), "rejected": transcript("a", "c")}, Task([user("a")], {})),
-    ({"problem": "a", "solution": "b", "tools": "[{}]"}, Task([user("a")], {"solution": "b", "tools": [{}]})),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "record, task",
+    [
+        ({"prompt": "a", "answer": "7", "task": "t"}, Task([user("a")], {"answer": "7", "task": "t"})),
+        ({"prompt": [system("s"), user("a")], "k": 1}, Task([system("s"), user("a")], {"k": 1})),
+        ({"question": "a", "answer": "so\n#### 70,000"}, Task([user("a")], {"answer": "70000", "solution": "so\n#### 70,000"})),
+        ({"instruction": "a", "input": "x", "output": "b"}, Task([user("a\n\nx")], {"output": "b"})),
+        ({"instruction": "a", "context": "x", "response": "b"}, Task([user("a\n\nx")], {"response": "b"})),
+        ({"messages": [system("s"), *TALK], "id": 3}, Task([system("s"), user("a")], {"id": 3})),
+        ({"chosen": transcript("a", "b"), "rejected": transcript("a", "c")}, Task([user("a")], {})),
+        ({"problem": "a", "solution": "b", "tools": "[{}]"}, Task([user("a")], {"solution": "b", "tools": [{}]})),
+    ],
+)
 def test_tasks(record, task):
     assert read("task", record) == [task]
 
@@ -189,10 +252,14 @@ def test_message_trees_whole_and_in_single_messages():
     def node(text, role, *replies, rank=None, **more):
         return {"message_id": text, "text": text, "role": role, "rank": rank, "replies": list(replies), **more}
 
-    root = node("a", "prompter",
-                node("worst", "assistant", rank=2), node("mid", "assistant", rank=1),
-                node("best", "assistant", node("more", "prompter", node("b", "assistant")), rank=0),
-                node("gone", "assistant", rank=3, deleted=True))  # fmt: skip
+    root = node(
+        "a",
+        "prompter",
+        node("worst", "assistant", rank=2),
+        node("mid", "assistant", rank=1),
+        node("best", "assistant", node("more", "prompter", node("b", "assistant")), rank=0),
+        node("gone", "assistant", rank=3, deleted=True),
+    )
 
     def flat(node, parent=None):
         yield {key: value for key, value in node.items() if key != "replies"} | {"parent_id": parent}
@@ -211,22 +278,25 @@ def test_message_trees_whole_and_in_single_messages():
     assert dropped == {"a message whose parent is missing": 1}
 
 
-@pytest.mark.parametrize("kind, record, parts", [
-    ("conversation", {"text": "a", "url": "b"}, ["no conversation", "'text' 'url'", "messages"]),
-    ("conversation", {"prompt": "a"}, ["no conversation", "'prompt'"]),
-    ("conversation", {"messages": ["a"]}, ["message 1", "role"]),
-    ("conversation", {"messages": [user("a"), {"role": "robot", "content": "b"}]}, ["message 2", "'robot'", "assistant"]),
-    ("conversation", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, ["message 1", "text"]),
-    ("conversation", {"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, ["message 1", "name"]),
-    ("conversation", {"messages": TALK, "tools": "{oops"}, ["JSON"]),
-    ("conversation", {"prompt": "a", "completion": 7}, ["int"]),
-    ("pair", {"messages": TALK}, ["no preference pair", "'messages'", "chosen and rejected"]),
-    ("pair", {"chosen": "b", "rejected": "c"}, ["no prompt", "'chosen' 'rejected'"]),
-    ("labelled", {"prompt": "a", "completion": "b"}, ["no labelled answer", "label"]),
-    ("labelled", {"prompt": "a", "completion": "b", "label": "yes"}, ["'yes'", "true"]),
-    ("steps", {"prompt": "a", "completion": "b"}, ["no answer in steps", "completions"]),
-    ("task", {"text": "a"}, ["no prompt", "'text'"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, record, parts",
+    [
+        ("conversation", {"text": "a", "url": "b"}, ["no conversation", "'text' 'url'", "messages"]),
+        ("conversation", {"prompt": "a"}, ["no conversation", "'prompt'"]),
+        ("conversation", {"messages": ["a"]}, ["message 1", "role"]),
+        ("conversation", {"messages": [user("a"), {"role": "robot", "content": "b"}]}, ["message 2", "'robot'", "assistant"]),
+        ("conversation", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, ["message 1", "text"]),
+        ("conversation", {"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, ["message 1", "name"]),
+        ("conversation", {"messages": TALK, "tools": "{oops"}, ["JSON"]),
+        ("conversation", {"prompt": "a", "completion": 7}, ["int"]),
+        ("pair", {"messages": TALK}, ["no preference pair", "'messages'", "chosen and rejected"]),
+        ("pair", {"chosen": "b", "rejected": "c"}, ["no prompt", "'chosen' 'rejected'"]),
+        ("labelled", {"prompt": "a", "completion": "b"}, ["no labelled answer", "label"]),
+        ("labelled", {"prompt": "a", "completion": "b", "label": "yes"}, ["'yes'", "true"]),
+        ("steps", {"prompt": "a", "completion": "b"}, ["no answer in steps", "completions"]),
+        ("task", {"text": "a"}, ["no prompt", "'text'"]),
+    ],
+)
 def test_records_that_fit_no_shape_name_themselves(kind, record, parts):
     fails(kind, record, *parts)
 

@@ -35,9 +35,11 @@ def columns(kind, seed=0):
     if halves == 2:
         made["ends"] = made["ends"].reshape(-1, 2)
     made |= {
-        "conversation": {"segments": np.asarray(segments, np.uint16)}, "steps": {"labels": np.asarray(labels)},
-        "pair": {"margin": np.arange(COUNT, dtype=np.float32)}, "labelled": {"desirable": np.float32(np.arange(COUNT) % 3 > 0)},
-    }[kind]  # fmt: skip
+        "conversation": {"segments": np.asarray(segments, np.uint16)},
+        "steps": {"labels": np.asarray(labels)},
+        "pair": {"margin": np.arange(COUNT, dtype=np.float32)},
+        "labelled": {"desirable": np.float32(np.arange(COUNT) % 3 > 0)},
+    }[kind]
     return made
 
 
@@ -95,7 +97,8 @@ def test_a_batch_is_what_the_slow_twin_makes(kind):
     assert batch.keys() == {"tokens", "targets", "segment_ids", "positions", "weights", "ids"} | scalars
     floats = {"weights"} | scalars
     assert {name: array.dtype for name, array in batch.items() if name != "ids"} == {
-        name: np.float32 if name in floats else np.int32 for name in batch if name != "ids"}  # fmt: skip
+        name: np.float32 if name in floats else np.int32 for name in batch if name != "ids"
+    }
     for name in scalars & {"margin", "desirable"}:
         np.testing.assert_array_equal(batch[name], made[name][batch["ids"]])
 

@@ -25,7 +25,6 @@ T = 48
 WORDS = "the model reads some words of code and then it writes more".split()
 
 
-
 def unmarked(template):
     """The same text without marks; tags that do nothing, since a tag also takes the line break behind it away."""
     return template.replace("{% generation %}", "{% if true %}").replace("{% endgeneration %}", "{% endif %}")
@@ -67,10 +66,16 @@ def spelled(tokenizer, messages):
 
 
 def configured(input, **changes):
-    config = ml_collections.ConfigDict({
-        "seed": 0, "sequence_length": T, "chat_template": None, "method": "dpo", "rollout": {"max_prompt_tokens": 20},
-        "data": {"input": str(input), "valid_fraction": 0.1, "max_examples": None, "max_valid_examples": None},
-    })  # fmt: skip
+    config = ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "sequence_length": T,
+            "chat_template": None,
+            "method": "dpo",
+            "rollout": {"max_prompt_tokens": 20},
+            "data": {"input": str(input), "valid_fraction": 0.1, "max_examples": None, "max_valid_examples": None},
+        }
+    )
     config.update_from_flattened_dict({key: value for key, value in changes.items() if "." in key})
     config.update({key: value for key, value in changes.items() if "." not in key})
     return config
@@ -281,7 +286,9 @@ def test_examples_left_without_a_trained_token_are_dropped_and_counted(own, tmp_
     train, valid, counts = prepare_examples(config, tmp_path / "run", own, "pair")
     assert valid is None and "valid" not in counts and len(train["ends"]) == counts["train"]["examples"] == 3
     assert counts["train"]["dropped"] == {
-        "the prompt fills sequence_length": 2, "chosen and rejected differ only beyond sequence_length": 1}  # fmt: skip
+        "the prompt fills sequence_length": 2,
+        "chosen and rejected differ only beyond sequence_length": 1,
+    }
     write(path, rows[3:5])
     for kind in ("pair", "labelled", "conversation"):
         with pytest.raises(UserError, match="no example is left to train on.*sequence_length=48") as error:

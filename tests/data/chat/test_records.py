@@ -29,11 +29,21 @@ def fails(input, *parts):
         assert part in str(error.value), error.value
 
 
-@pytest.mark.parametrize("name, data", [
-    ("a.jsonl", LINES), ("a.jsonl", b"\xef\xbb\xbf" + LINES.replace(b"\n", b"\n\n")), ("a.jsonl.gz", gzip.compress(LINES)),
-    ("a.jsonl.zst", zstandard.compress(LINES)), ("a.json.gz", gzip.compress(LINES)), ("a.json", LINES),
-    ("a.json", json.dumps(ROWS).encode()), ("a.json", json.dumps(ROWS, indent=2).encode()),
-    ("a.json", json.dumps({"version": 2, "data": ROWS}).encode())], ids=range(9))  # fmt: skip
+@pytest.mark.parametrize(
+    "name, data",
+    [
+        ("a.jsonl", LINES),
+        ("a.jsonl", b"\xef\xbb\xbf" + LINES.replace(b"\n", b"\n\n")),
+        ("a.jsonl.gz", gzip.compress(LINES)),
+        ("a.jsonl.zst", zstandard.compress(LINES)),
+        ("a.json.gz", gzip.compress(LINES)),
+        ("a.json", LINES),
+        ("a.json", json.dumps(ROWS).encode()),
+        ("a.json", json.dumps(ROWS, indent=2).encode()),
+        ("a.json", json.dumps({"version": 2, "data": ROWS}).encode()),
+    ],
+    ids=range(9),
+)
 def test_json_in_all_its_files(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
     records = list(read_records(name))
@@ -60,18 +70,22 @@ def test_folders_globs_and_lists(tmp_path):
     for path in ("d/b.jsonl", "d/deep/a.json", "d/README.md", "c.jsonl"):
         (tmp_path / path).write_text(json.dumps({"from": path}) + "\n")
     for input, found in (
-        ("d", ["d/b.jsonl", "d/deep/a.json"]), ("d/**/*.json", ["d/deep/a.json"]),
+        ("d", ["d/b.jsonl", "d/deep/a.json"]),
+        ("d/**/*.json", ["d/deep/a.json"]),
         ("d/b.jsonl,c.jsonl", ["c.jsonl", "d/b.jsonl"]),
-    ):  # fmt: skip
+    ):
         assert [record.values["from"] for record in read_records(input)] == found
 
 
 def test_what_cannot_be_read_says_where(tmp_path):
     for name, text, parts in (
-        ("a.jsonl", '{"a": 1}\n{oops}\n', ["a.jsonl:2", "not JSON"]), ("b.jsonl", "[1]\n", ["b.jsonl:1", "list"]),
-        ("c.json", "[1, 2", ["c.json", "not JSON"]), ("d.json", '[{"a": 1}, 7]', ["d.json: item 2", "int"]),
-        ("e.parquet", "nothing of the kind", ["e.parquet", "damaged"]), ("f.jsonl.gz", "plain", ["f.jsonl.gz"]),
-    ):  # fmt: skip
+        ("a.jsonl", '{"a": 1}\n{oops}\n', ["a.jsonl:2", "not JSON"]),
+        ("b.jsonl", "[1]\n", ["b.jsonl:1", "list"]),
+        ("c.json", "[1, 2", ["c.json", "not JSON"]),
+        ("d.json", '[{"a": 1}, 7]', ["d.json: item 2", "int"]),
+        ("e.parquet", "nothing of the kind", ["e.parquet", "damaged"]),
+        ("f.jsonl.gz", "plain", ["f.jsonl.gz"]),
+    ):
         (tmp_path / name).write_text(text)
         fails(name, *parts)
     fails("a.json", "no file matches data.input='a.json'", "a.jsonl")
@@ -119,5 +133,6 @@ def test_a_tfds_dataset(tmp_path):
     assert record.where == "tiny_talk train[0]"
     assert record.values == {
         "messages": [{"role": "user", "content": "é"}, {"role": "assistant", "content": "b"}],
-        "labels": [True, False], "score": 0.5,
-    }  # fmt: skip
+        "labels": [True, False],
+        "score": 0.5,
+    }

@@ -229,9 +229,7 @@ def test_docstrings_are_those_of_the_code(installation):
 
 def test_docstrings_of_nested_definitions_have_qualified_headings():
     code = '"""Top."""\nif True:\n class A:\n  "An A."\n  async def f(self):\n   """Does f.\n\n     - more\n   Done.\n   """\n'
-    assert python_installation._docstrings(None, code) == (
-        "Top.\n\n## A\n\nAn A.\n\n## A.f\n\nDoes f.\n\n  - more\nDone."
-    )
+    assert python_installation._docstrings(None, code) == ("Top.\n\n## A\n\nAn A.\n\n## A.f\n\nDoes f.\n\n  - more\nDone.")
 
 
 def test_code_and_docstrings_of_a_file_are_in_the_same_split():
@@ -325,9 +323,7 @@ def read_tfds(tmp_path_factory):
 def test_a_tfds_name(read_tfds):
     for name in ("tiny_text", "tiny_text:1.0.0"):
         lines = read_tfds(f"{name}=body")
-        assert [line.split("|")[1] for line in lines] == [
-            f"train[{i}]" for i in range(5) if f"train[{i}]" in str(lines)
-        ]
+        assert [line.split("|")[1] for line in lines] == [f"train[{i}]" for i in range(5) if f"train[{i}]" in str(lines)]
         assert {line.split("|")[3] for line in lines} == {f"body {i} ü" for i in range(1, 5)}  # not the blank one
         assert {tuple(line.split("|")[::2]) for line in lines} == {("tiny_text", "tiny_text/1.0.0")}
 

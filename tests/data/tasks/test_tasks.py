@@ -90,9 +90,14 @@ def test_strings_are_right():
         i = min(range(len(word)), key=lambda i: word[i])
         return word[i] + smallest_first(word[:i] + word[i + 1 :])
 
-    words = {"backwards|Reverse": backwards, "Sort|alphabetical": smallest_first, "capital": str.swapcase,
-             "first|begin": lambda w: next(iter(w)), "last|end": lambda w: [*w].pop(),
-             "How": lambda w: str(sum(1 for _ in w))}  # fmt: skip
+    words = {
+        "backwards|Reverse": backwards,
+        "Sort|alphabetical": smallest_first,
+        "capital": str.swapcase,
+        "first|begin": lambda w: next(iter(w)),
+        "last|end": lambda w: [*w].pop(),
+        "How": lambda w: str(sum(1 for _ in w)),
+    }
     seen = set()
     for row in some("strings"):
         (pattern,) = (p for p in words if re.search(p, row["prompt"]))
@@ -158,11 +163,12 @@ def small_world_people() -> list[dict]:
 
 def test_operations_on_letters_are_right():
     twin = {
-        "copy": lambda x: [x[i] for i in range(len(x))], "reverse": lambda x: [x[-i] for i in range(1, len(x) + 1)],
+        "copy": lambda x: [x[i] for i in range(len(x))],
+        "reverse": lambda x: [x[-i] for i in range(1, len(x) + 1)],
         "swap": lambda x: [x[{0: 1, 1: 0}.get(i, i)] for i in range(len(x))],
         "upper": lambda x: [chr(ord(c) - 32) for c in x],
         "turn": lambda x: [x[(i + 1) % len(x)] for i in range(len(x))],
-    }  # fmt: skip
+    }
     forms = {"brackets": "[]", "quotes": '""', "stars": "**", "bars": "||", "braces": "{}"}
     assert set(twin) == set(OPERATIONS)
     for row in some("mixed_operations"):
@@ -194,7 +200,7 @@ def test_letters_are_held_out_from_all_operations_and_from_the_text():
     train_text, valid_text = (sets(row["text"] for row in rows) for rows in told)
     assert len(train_text) > 150 and not valid & train_text
     assert valid & valid_text
-    assert not any(form in row["text"] for rows in told for row in rows for form in ": [ ] { } * | \"".split())
+    assert not any(form in row["text"] for rows in told for row in rows for form in ': [ ] { } * | "'.split())
 
 
 def test_random_demonstrations_are_right_once_in_five():

@@ -36,8 +36,13 @@ def test_a_batch_is_its_rows_shifted(folder):
     batches = Batches(folder, batch_size=8, seed=3)
     batch = batches.batch(5)
     assert {name: array.dtype for name, array in batch.items()} == {
-        "tokens": np.int32, "targets": np.int32, "segment_ids": np.int32, "positions": np.int32,
-        "weights": np.float32, "ids": np.int64}
+        "tokens": np.int32,
+        "targets": np.int32,
+        "segment_ids": np.int32,
+        "positions": np.int32,
+        "weights": np.float32,
+        "ids": np.int64,
+    }
     for at, id_ in enumerate(batch["ids"]):
         name = next(name for name, ids in batches.ranges.items() if id_ in ids)
         row = open_split(folder, name, "train")[int(id_ - batches.ranges[name].start)]
@@ -113,8 +118,8 @@ def test_a_mixture_keeps_its_proportions_and_each_source_its_epochs(folder):
     of_docs = [i for i in ids if i in docs]
     assert len(of_docs) == 3000 and len(ids) - len(of_docs) == 1000 == sum(i in code for i in ids)
     for epoch in range(3000 // len(docs)):
-        assert sorted(of_docs[epoch * len(docs):(epoch + 1) * len(docs)]) == list(docs)
-    assert all(sum(i in docs for i in ids[at:at + 40]) == 30 for at in range(0, 4000, 40))
+        assert sorted(of_docs[epoch * len(docs) : (epoch + 1) * len(docs)]) == list(docs)
+    assert all(sum(i in docs for i in ids[at : at + 40]) == 30 for at in range(0, 4000, 40))
 
 
 def test_validation_is_one_pass_in_order_filled_up_with_nothing(folder):
@@ -122,8 +127,8 @@ def test_validation_is_one_pass_in_order_filled_up_with_nothing(folder):
     read = list(batches.iterate())
     assert len(read) == batches.num_batches == -(-batches.num_rows // 4)
     ids = np.concatenate([batch["ids"] for batch in read])
-    assert ids[:batches.num_rows].tolist() == list(range(batches.num_rows))
-    assert (ids[batches.num_rows:] == NO_ROW).all()
+    assert ids[: batches.num_rows].tolist() == list(range(batches.num_rows))
+    assert (ids[batches.num_rows :] == NO_ROW).all()
     for batch in read:
         empty = batch["ids"] == NO_ROW
         assert not batch["weights"][empty].any() and not batch["segment_ids"][empty].any()
@@ -146,9 +151,16 @@ def test_iteration_by_threads_keeps_the_order(folder):
     iterator.close()
 
 
-@pytest.mark.parametrize("weights, message", [
-    ({"cod": 1.0}, "data.weights.cod: .*nearest is 'code'"), ({"code": -1.0}, "data.weights.code=-1.0"),
-    ({"code": float("nan")}, "data.weights.code"), ({"code": 0.0}, "every weight is 0"), ({}, "every weight is 0")])
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        ({"cod": 1.0}, "data.weights.cod: .*nearest is 'code'"),
+        ({"code": -1.0}, "data.weights.code=-1.0"),
+        ({"code": float("nan")}, "data.weights.code"),
+        ({"code": 0.0}, "every weight is 0"),
+        ({}, "every weight is 0"),
+    ],
+)
 def test_weights_that_make_no_sense(folder, weights, message):
     with pytest.raises(UserError, match=message):
         Batches(folder, batch_size=2, weights=weights)

@@ -77,8 +77,14 @@ def documents_in(folder, name, split, tokenizer):
 
 def test_every_document_is_in_its_split_once(tmp_path, tokenizer, capfd):
     seen = []
-    statistics = prepare(tmp_path / "set", [source("code", 150), source("docs", 40)], tokenizer, sequence_length=T,
-                         survey=Survey(), progress=lambda name, size: seen.append((name, size)))
+    statistics = prepare(
+        tmp_path / "set",
+        [source("code", 150), source("docs", 40)],
+        tokenizer,
+        sequence_length=T,
+        survey=Survey(),
+        progress=lambda name, size: seen.append((name, size)),
+    )
     assert statistics == prepared(tmp_path / "set")
     assert capfd.readouterr() == ("", "")
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
@@ -117,8 +123,10 @@ def version_1():
             super().__init__(file_format=tfds.core.FileFormat.ARRAY_RECORD, **kwargs)
 
         def _info(self):
-            features = {name: tfds.features.Tensor(shape=(T + 1,), dtype=np.uint16, encoding=tfds.features.Encoding.BYTES)
-                        for name in ("tokens", "segment_ids", "positions")}
+            features = {
+                name: tfds.features.Tensor(shape=(T + 1,), dtype=np.uint16, encoding=tfds.features.Encoding.BYTES)
+                for name in ("tokens", "segment_ids", "positions")
+            }
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
         def _split_generators(self, dl_manager):
@@ -139,17 +147,28 @@ def test_a_dataset_of_version_1_is_still_read(tmp_path, tokenizer):
     with contextlib.redirect_stdout(io.StringIO()):
         with registered.skip_registration():
             builder = version_1()
-        builder(rows=rows, data_dir=tmp_path / "old", config=tfds.core.BuilderConfig(name="code", version="1.0.0")
-                ).download_and_prepare(download_dir=tmp_path / "downloads")
+        builder(
+            rows=rows, data_dir=tmp_path / "old", config=tfds.core.BuilderConfig(name="code", version="1.0.0")
+        ).download_and_prepare(download_dir=tmp_path / "downloads")
     del statistics["files"]  # which earlier versions did not write
     (tmp_path / "old" / "dataset.json").write_text(json.dumps(statistics))
     assert os.listdir(tmp_path / "old" / "packed_text" / "code") == ["1.0.0"]
     for split in ("train", "valid"):
+
         def batches(name):
             return Batches(tmp_path / name, split, batch_size=4, shuffle=False)  # noqa: B023 (called at once)
-        tokens = [sorted(row.tobytes() for n in range(batches(name).num_batches) for row in np.concatenate(
-            [batches(name).batch(n)[key] for key in ("tokens", "targets", "segment_ids", "positions", "weights")], axis=1))
-                  for name in ("old", "set")]
+
+        tokens = [
+            sorted(
+                row.tobytes()
+                for n in range(batches(name).num_batches)
+                for row in np.concatenate(
+                    [batches(name).batch(n)[key] for key in ("tokens", "targets", "segment_ids", "positions", "weights")],
+                    axis=1,
+                )
+            )
+            for name in ("old", "set")
+        ]
         assert tokens[0] == tokens[1]
 
 
@@ -165,8 +184,9 @@ def test_a_row_takes_two_bytes_a_token_and_a_bit(tmp_path, tokenizer):
 
 
 def test_empty_splits_and_sources_are_left_out(tmp_path, tokenizer):
-    statistics = prepare(tmp_path / "set", [source("code", 10), source("none", 0)], tokenizer, sequence_length=T,
-                         survey=Survey(every=0))
+    statistics = prepare(
+        tmp_path / "set", [source("code", 10), source("none", 0)], tokenizer, sequence_length=T, survey=Survey(every=0)
+    )
     assert statistics["sources"]["none"]["train"]["rows"] == statistics["sources"]["code"]["valid"]["rows"] == 0
     assert os.listdir(tmp_path / "set" / "packed_text") == ["code"]
 
@@ -216,8 +236,13 @@ def test_a_kill_leaves_nothing_and_the_next_start_sweeps_up(tmp_path, tokenizer,
     model = tmp_path_factory.getbasetemp() / "killed.model"
     train(["some words " * 50], model, vocab_size=300, sample_bytes=1 << 20, seed=0, threads=1)
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
-    killed = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "set"), str(model)], cwd=root, check=False,
-                            env={**os.environ, "PYTHONPATH": root}, capture_output=True)
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path / "set"), str(model)],
+        cwd=root,
+        check=False,
+        env={**os.environ, "PYTHONPATH": root},
+        capture_output=True,
+    )
     assert killed.returncode == 9, killed.stderr.decode()
     assert prepared(tmp_path / "set") is None
     assert [path.name for path in tmp_path.iterdir()] == [".set.incomplete"]

@@ -132,13 +132,14 @@ def grown(text):
 @pytest.mark.parametrize(
     "change, said",
     [
-        (edited, "0.jsonl"), (grown, "1.jsonl has another size"),
+        (edited, "0.jsonl"),
+        (grown, "1.jsonl has another size"),
         (lambda text: write(text / "2.jsonl", LINES[:1]), "2.jsonl is new"),
         (lambda text: (text / "0.jsonl").unlink(), "0.jsonl is gone"),
         (lambda text: (text / "0.jsonl").rename(text / "9.jsonl"), "9.jsonl is new"),
     ],
     ids=["edited", "grown", "added", "removed", "renamed"],
-)  # fmt: skip
+)
 def test_a_changed_input_is_refused(run, tmp_path, change, said):
     config, workdir = run
     change(tmp_path / "text")

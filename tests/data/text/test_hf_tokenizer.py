@@ -16,9 +16,13 @@ from tests.data.chat import hf_examples
 from tests.data.text.test_tokenizer import AWKWARD, corpus, strings
 
 KINDS = {
-    "gpt2": hf_examples.gpt2, "llama3": hf_examples.llama3, "llama2": hf_examples.llama2,
-    "gemma": lambda: hf_examples.llama2(prefix=False), "unigram": hf_examples.unigram, "word_piece": hf_examples.word_piece,
-}  # fmt: skip
+    "gpt2": hf_examples.gpt2,
+    "llama3": hf_examples.llama3,
+    "llama2": hf_examples.llama2,
+    "gemma": lambda: hf_examples.llama2(prefix=False),
+    "unigram": hf_examples.unigram,
+    "word_piece": hf_examples.word_piece,
+}
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +72,7 @@ def test_a_space_put_before_a_text_is_seen(made):
         if not any(symbol in text for symbol in tokenizer.controls):
             assert raw.decode(ids) == tokenizer.decode(ids).removeprefix(" ")
     ids = tokenizer.encode("the model reads")
-    assert tokenizer.decode(ids[1:]) == tokenizer.decode(ids)[len(tokenizer.decode(ids[:1])):]  # a completion keeps its space
+    assert tokenizer.decode(ids[1:]) == tokenizer.decode(ids)[len(tokenizer.decode(ids[:1])) :]  # a completion keeps its space
 
 
 @pytest.mark.parametrize("kind", ["unigram", "word_piece"])
@@ -101,21 +105,38 @@ def test_added_tokens(made):
 EOT, START, END = 0, 1, 2
 FILES = {
     "GPT-2: the model's config alone names them": (
-        {"config": {"bos_token_id": 0, "eos_token_id": 0, "n_embd": 8}}, (EOT, EOT, EOT, (EOT,), [])),
+        {"config": {"bos_token_id": 0, "eos_token_id": 0, "n_embd": 8}},
+        (EOT, EOT, EOT, (EOT,), []),
+    ),
     "Qwen: no token begins, and one is not what the model's config says": (
-        {"tokenizer_config": {"bos_token": None, "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>",
-                              "add_bos_token": False},
-         "config": {"bos_token_id": 0, "eos_token_id": 0},
-         "generation_config": {"eos_token_id": [2, 0]}}, (None, END, EOT, (END, EOT), [])),
+        {
+            "tokenizer_config": {
+                "bos_token": None,
+                "eos_token": "<|im_end|>",
+                "pad_token": "<|endoftext|>",
+                "add_bos_token": False,
+            },
+            "config": {"bos_token_id": 0, "eos_token_id": 0},
+            "generation_config": {"eos_token_id": [2, 0]},
+        },
+        (None, END, EOT, (END, EOT), []),
+    ),
     "Llama 3: several ends": (
-        {"tokenizer_config": {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"},
-         "generation_config": {"bos_token_id": 1, "eos_token_id": [0, 2]}}, (START, END, END, (END, EOT), None)),
+        {
+            "tokenizer_config": {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"},
+            "generation_config": {"bos_token_id": 1, "eos_token_id": [0, 2]},
+        },
+        (START, END, END, (END, EOT), None),
+    ),
     "Gemma: tokens as objects": (
-        {"tokenizer_config": {"add_bos_token": True, "bos_token": {"__type": "AddedToken", "content": "<|im_start|>"}},
-         "special_tokens_map": {"eos_token": {"content": "<|endoftext|>"}, "pad_token": "<|im_end|>"}},
-        (START, EOT, END, (EOT,), [])),
+        {
+            "tokenizer_config": {"add_bos_token": True, "bos_token": {"__type": "AddedToken", "content": "<|im_start|>"}},
+            "special_tokens_map": {"eos_token": {"content": "<|endoftext|>"}, "pad_token": "<|im_end|>"},
+        },
+        (START, EOT, END, (EOT,), []),
+    ),
     "nothing is named": ({}, (None, None, 0, (), [])),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -126,8 +147,11 @@ def test_special_ids_come_from_the_files_beside(tmp_path, name):
     assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.stop_ids) == (bos, eos, pad, stops)
     text = "the model <|im_end|>"
     assert tokenizer.prompt_ids(text) == [*([EOT] if before is None else before), *tokenizer.encode(text)]
-    assert all(tokenizer.special_tokens[f"{role}_token"] == hf_examples.SPECIAL[i]
-               for role, i in (("bos", bos), ("eos", eos)) if i is not None)
+    assert all(
+        tokenizer.special_tokens[f"{role}_token"] == hf_examples.SPECIAL[i]
+        for role, i in (("bos", bos), ("eos", eos))
+        if i is not None
+    )
 
     tokenizer.save(tmp_path / "copy")
     copy = load_tokenizer(tmp_path / "copy")
@@ -187,7 +211,8 @@ def foreign_model(folder):
 
     folder.joinpath("text").write_text("\n".join(corpus()))
     sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "text"), model_prefix=str(folder / "foreign"), vocab_size=100, model_type="bpe", minloglevel=2)
+        input=str(folder / "text"), model_prefix=str(folder / "foreign"), vocab_size=100, model_type="bpe", minloglevel=2
+    )
     return (folder / "foreign.model").read_bytes()
 
 
@@ -237,7 +262,7 @@ def test_a_run_takes_any_tokenizer_and_keeps_what_it_needs(tmp_path, sentencepie
     path = tmp_path / {"tokenizer.json": "folder/tokenizer.json"}.get(form, form)
     config, workdir = run_config(tmp_path, path), tmp_path / "run"
     tokenizer, folder, _ = prepare_text(config, workdir)
-    (name, counts), = prepared(folder)["sources"].items()
+    ((name, counts),) = prepared(folder)["sources"].items()
     sizes = sum(file.stat().st_size for file in (tmp_path / "text").iterdir())
     assert counts["train"]["bytes"] + counts["valid"]["bytes"] == sizes
     assert tokenizer.fingerprint == load_tokenizer(workdir).fingerprint == load_tokenizer(path).fingerprint

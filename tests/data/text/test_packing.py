@@ -54,13 +54,13 @@ def reassemble(rows):
     return sorted(whole)
 
 
-@pytest.mark.parametrize("length, longest, buffer", [
-    (1, 5, 1), (2, 9, 50), (7, 30, 64), (64, 60, 4000), (256, 200, 1 << 20)])
+@pytest.mark.parametrize("length, longest, buffer", [(1, 5, 1), (2, 9, 50), (7, 30, 64), (64, 60, 4000), (256, 200, 1 << 20)])
 def test_every_target_is_packed_exactly_once(length, longest, buffer):
     given = list(documents(400, longest))
     counts = Counts()
-    rows = list(pack(given, counts, sequence_length=length, vocab_size=9000, bos_id=BOS, eos_id=EOS, pad_id=PAD,
-                     buffer_tokens=buffer))
+    rows = list(
+        pack(given, counts, sequence_length=length, vocab_size=9000, bos_id=BOS, eos_id=EOS, pad_id=PAD, buffer_tokens=buffer)
+    )
     found = list(segments(rows))
     assert counts.documents == len(given) and counts.rows == len(rows)
     assert counts.tokens_in == counts.tokens_packed == sum(len(d) + 1 for d in given) == sum(len(s) - 1 for s in found)
@@ -74,8 +74,9 @@ def test_no_document_is_lost():
     random = np.random.default_rng(0)
     fresh = iter(random.permutation(np.arange(10, 60_000)))
     given = [np.asarray([next(fresh) for _ in range(n)], np.int64) for n in random.integers(0, 300, 150)]
-    rows = list(pack(given, Counts(), sequence_length=32, vocab_size=60_000, bos_id=BOS, eos_id=EOS, pad_id=PAD,
-                     buffer_tokens=500))
+    rows = list(
+        pack(given, Counts(), sequence_length=32, vocab_size=60_000, bos_id=BOS, eos_id=EOS, pad_id=PAD, buffer_tokens=500)
+    )
     assert reassemble(rows) == sorted(tuple(map(int, d)) for d in given)
 
 
@@ -120,8 +121,9 @@ def test_rows_are_full_and_the_buffer_is_bounded():
             yield np.full(n, 5)
 
     counts = Counts()
-    for row in pack(stream(), counts, sequence_length=256, vocab_size=100, bos_id=BOS, eos_id=EOS, pad_id=PAD,
-                    buffer_tokens=50_000):
+    for row in pack(
+        stream(), counts, sequence_length=256, vocab_size=100, bos_id=BOS, eos_id=EOS, pad_id=PAD, buffer_tokens=50_000
+    ):
         held -= int((laid_out(row)[1] > 0).sum())
     assert counts.tokens_padded / (counts.rows * 257) < 0.015
     assert peak < 2 * 50_000
@@ -136,16 +138,27 @@ def test_documents_that_cannot_share_a_row_do_not_pile_up():
             assert i - seen <= 100 * 2
             yield document
 
-    for _ in pack(stream(), Counts(), sequence_length=256, vocab_size=100, bos_id=BOS, eos_id=EOS, pad_id=PAD,
-                  buffer_tokens=15_000):
+    for _ in pack(
+        stream(), Counts(), sequence_length=256, vocab_size=100, bos_id=BOS, eos_id=EOS, pad_id=PAD, buffer_tokens=15_000
+    ):
         seen += 1
     assert seen == 1000
 
 
 def test_the_same_documents_give_the_same_rows():
     def rows():
-        return list(pack(documents(300, 90), Counts(), sequence_length=64, vocab_size=9000, bos_id=BOS, eos_id=EOS,
-                         pad_id=PAD, buffer_tokens=2000))
+        return list(
+            pack(
+                documents(300, 90),
+                Counts(),
+                sequence_length=64,
+                vocab_size=9000,
+                bos_id=BOS,
+                eos_id=EOS,
+                pad_id=PAD,
+                buffer_tokens=2000,
+            )
+        )
 
     assert all(a.tobytes() == b.tobytes() for a, b in zip(rows(), rows(), strict=True))
 

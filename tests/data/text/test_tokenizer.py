@@ -8,8 +8,31 @@ from data.text.tokenizer import CONTROLS, Tokenizer, sample, train
 from lm.errors import UserError
 
 WORDS = ["the", "model", "reads", "a", "row", "of", "tokens", "def", "return", "12", "345", "x", "=", "(", "):", "."]
-AWKWARD = ["▁", "▁▁ ▁", "\0", "\t\t", "\r\n", "  ", "   x  ", "e\u0301", "𝒳", "🙂‍🔥", "\ufffd", "\u2047", "\u2585",
-           "\x7f", "<0x41>", "0123456789", "\u200b", "日本語", "\u0600", "\U0010ffff", "\n    ", "\u2028", *CONTROLS]
+AWKWARD = [
+    "▁",
+    "▁▁ ▁",
+    "\0",
+    "\t\t",
+    "\r\n",
+    "  ",
+    "   x  ",
+    "e\u0301",
+    "𝒳",
+    "🙂‍🔥",
+    "\ufffd",
+    "\u2047",
+    "\u2585",
+    "\x7f",
+    "<0x41>",
+    "0123456789",
+    "\u200b",
+    "日本語",
+    "\u0600",
+    "\U0010ffff",
+    "\n    ",
+    "\u2028",
+    *CONTROLS,
+]
 
 
 def corpus():

@@ -83,9 +83,14 @@ def test_workers_end_in_silence_with_their_process(tmp_path, signum, said):
     """Killed alone, and by Ctrl-C, which the whole group hears."""
     (tmp_path / "endless.py").write_text(ENDLESS)
     process = subprocess.Popen(
-        [sys.executable, str(tmp_path / "endless.py")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, str(tmp_path / "endless.py")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        start_new_session=True,
+    )
     workers = set()
     while len(workers) < 2:
         workers |= {int(process.stdout.readline())} - {process.pid}

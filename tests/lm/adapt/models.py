@@ -12,14 +12,29 @@ from lm.model.transformer import skeleton
 from tests.lm.examples import parameters
 
 TINY = ModelConfig(
-    vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, head_dim=8, qkv_bias=True,
+    vocab_size=64,
+    num_layers=2,
+    embed_dim=32,
+    num_heads=4,
+    num_kv_heads=2,
+    mlp_dim=48,
+    head_dim=8,
+    qkv_bias=True,
     dtype="float32",
-)  # fmt: skip
+)
 LATENT = ModelConfig(
-    vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=4, mlp_dim=48, head_dim=8, dtype="float32",
-    mla=LatentAttention(kv_rank=12, query_rank=16, rope_head_dim=4, value_head_dim=8), mlp_pattern=("moe",),
+    vocab_size=64,
+    num_layers=2,
+    embed_dim=32,
+    num_heads=4,
+    num_kv_heads=4,
+    mlp_dim=48,
+    head_dim=8,
+    dtype="float32",
+    mla=LatentAttention(kv_rank=12, query_rank=16, rope_head_dim=4, value_head_dim=8),
+    mlp_pattern=("moe",),
     moe=MixtureOfExperts(num_experts=4, top_k=2, expert_dim=16, shared_dim=24),
-)  # fmt: skip
+)
 TOKENS = np.random.default_rng(0).integers(1, 64, (4, 12))
 
 

@@ -124,9 +124,7 @@ def test_gradients_are_those_of_the_merged_weight():
         n, D, r = a.shape
         w, b = w.reshape(n, D, -1), b.reshape(n, r, -1)
         np.testing.assert_allclose(low[f"{name}.lora_a"], 2 * w @ b.swapaxes(1, 2), rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(
-            low[f"{name}.lora_b"].reshape(b.shape), 2 * a.swapaxes(1, 2) @ w, rtol=1e-3, atol=1e-3
-        )
+        np.testing.assert_allclose(low[f"{name}.lora_b"].reshape(b.shape), 2 * a.swapaxes(1, 2) @ w, rtol=1e-3, atol=1e-3)
 
 
 def test_a_seed_makes_the_same_base_with_and_without_adapters():

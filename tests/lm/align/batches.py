@@ -21,9 +21,9 @@ def align_config(batch_size: int = 4, model: dict = {}, **sections: dict):  # no
     config.batch_size, config.sequence_length = batch_size, T
     config.unlock()
     config.sft = ConfigDict(dict(loss="nll", neftune_alpha=0.0))
-    config.preference = ConfigDict(dict(
-        loss="dpo", beta=0.1, label_smoothing=0.0, gamma=0.5, nll_weight=0.0, desirable_weight=1.0, undesirable_weight=1.0,
-    ))  # fmt: skip
+    config.preference = ConfigDict(
+        dict(loss="dpo", beta=0.1, label_smoothing=0.0, gamma=0.5, nll_weight=0.0, desirable_weight=1.0, undesirable_weight=1.0)
+    )
     config.reward = ConfigDict(dict(kind="outcome", centering=0.0))
     config.optimizer.z_loss = 0.0
     for name, keys in sections.items():

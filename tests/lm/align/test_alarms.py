@@ -14,11 +14,17 @@ def healthy(seed: int = 0, steps: int = STEPS) -> dict[str, np.ndarray]:
     noise = rng.standard_normal((8, steps))
     p = 1 / (1 + np.exp(-(np.arange(steps) - steps / 2) / (steps / 10)))
     return {
-        "loss": 0.01 * noise[0], "grad_norm": 0.3 + 0.05 * np.abs(noise[1]), "reward": 0.2 + 0.6 * p + 0.03 * noise[2],
-        "rewards/answer/mean": 0.2 + 0.6 * p + 0.03 * noise[2], "rewards/format/mean": 0.9 + 0.02 * noise[3],
-        "kl": 0.02 + 0.1 * p, "entropy": 1.5 - 0.8 * p, "frac_reward_zero_std": 0.2 + 0.3 * p,
-        "completions/mean_length": 40 - 5 * p + 2 * noise[4], "completions/clipped_ratio": 0.3 * (1 - p),
-    }  # fmt: skip
+        "loss": 0.01 * noise[0],
+        "grad_norm": 0.3 + 0.05 * np.abs(noise[1]),
+        "reward": 0.2 + 0.6 * p + 0.03 * noise[2],
+        "rewards/answer/mean": 0.2 + 0.6 * p + 0.03 * noise[2],
+        "rewards/format/mean": 0.9 + 0.02 * noise[3],
+        "kl": 0.02 + 0.1 * p,
+        "entropy": 1.5 - 0.8 * p,
+        "frac_reward_zero_std": 0.2 + 0.3 * p,
+        "completions/mean_length": 40 - 5 * p + 2 * noise[4],
+        "completions/clipped_ratio": 0.3 * (1 - p),
+    }
 
 
 def lines_of(curves: dict, held_out: dict | None = None, every: int = 20) -> list[dict]:
@@ -79,10 +85,15 @@ def test_length_of_samples_that_are_rewarded_for_it():
 
     def samples(weight: float) -> list[dict]:
         return [
-            {"step": 20 * i, "prompt": [{"role": "user", "content": str(k)}], "tokens": int(tokens[i, k]),
-             "reward": weight * tokens[i, k] / 100 + rng.random()}
-            for i in range(6) for k in range(4)
-        ]  # fmt: skip
+            {
+                "step": 20 * i,
+                "prompt": [{"role": "user", "content": str(k)}],
+                "tokens": int(tokens[i, k]),
+                "reward": weight * tokens[i, k] / 100 + rng.random(),
+            }
+            for i in range(6)
+            for k in range(4)
+        ]
 
     assert kinds(curves, samples=samples(0.0)) == []
     assert kinds(curves, samples=samples(5.0)) == ["length"]

@@ -20,7 +20,7 @@ OBJECTIVES = {
     "dpo": (preference, dict(preference=dict(loss="dpo", nll_weight=0.5)), lambda _: pair_batch(14, filler=2)),
     "kto": (preference, dict(preference=dict(loss="kto")), lambda _: labelled_batch(14, filler=2)),
     "reward": (reward, dict(model=dict(score_head="reward")), lambda _: pair_batch(14, filler=2)),
-}  # fmt: skip
+}
 
 
 def updated(name: str, sizes: dict, accumulate: int):

@@ -67,17 +67,27 @@ def test_the_pair_is_of_the_best_and_the_worst():
 def test_statistics_by_hand():
     found = statistics([[said("a", 0.0), said("b", 1.0, ended=False)], [said("c", 0.0), said("ddd", 0.0)]], ["r", "other"], 1.0)
     assert found == {
-        "prompts": 2, "answers": 4, "cut": 1, "tokens": 1.5, "best": 1.0, "reward": {"1": 0.25, "2": 0.5},
-        "rewards": {"r": 0.25, "other": None}, "pass": {"1": 0.25, "2": 0.5},
-    }  # fmt: skip
+        "prompts": 2,
+        "answers": 4,
+        "cut": 1,
+        "tokens": 1.5,
+        "best": 1.0,
+        "reward": {"1": 0.25, "2": 0.5},
+        "rewards": {"r": 0.25, "other": None},
+        "pass": {"1": 0.25, "2": 0.5},
+    }
     assert "pass" not in statistics([[said("a", 0.0)]], ["r"], -np.inf)
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
-    [(dict(n=1), "best_of.n"), (dict(rows=0), "best_of.rows"), (dict(keep="some"), "none of best, all"),
-     (dict(threshold=float("nan")), "best_of.threshold=nan")],
-)  # fmt: skip
+    [
+        (dict(n=1), "best_of.n"),
+        (dict(rows=0), "best_of.rows"),
+        (dict(keep="some"), "none of best, all"),
+        (dict(threshold=float("nan")), "best_of.threshold=nan"),
+    ],
+)
 def test_settings_that_cannot_work_are_named(settings, named):
     section = dict(n=2, rows=8, keep="best", threshold=1.0) | settings
     with pytest.raises(UserError, match=named):

@@ -52,9 +52,18 @@ def test_as_the_whole_logits_of_both_say():
         read = [batch[name] for name in ("tokens", "segment_ids", "positions")]
         d = config.distill
         expected = divergence_reference(
-            model.hidden(*read).x_BTD, model.head_VD, teacher.hidden(*read).x_BTD, teacher.head_VD[:64], batch["targets"],
-            batch["weights"], kind=d.divergence, beta=d.beta, mix=d.mix, temperature=d.temperature, teacher_softcap=8.0,
-        )  # fmt: skip
+            model.hidden(*read).x_BTD,
+            model.head_VD,
+            teacher.hidden(*read).x_BTD,
+            teacher.head_VD[:64],
+            batch["targets"],
+            batch["weights"],
+            kind=d.divergence,
+            beta=d.beta,
+            mix=d.mix,
+            temperature=d.temperature,
+            teacher_softcap=8.0,
+        )
         return distilled.loss(model, batch, frozen, None), expected
 
     (total, sums), expected = jax.jit(both)(parameters(model_config_of(config), scale=2.0), batch, frozen)
@@ -155,11 +164,16 @@ def test_a_tokenizer_that_is_the_same_but_in_name(tokenizers):
 
 @pytest.mark.parametrize(
     ("settings", "named"),
-    [(dict(kind="online"), "distill.kind"), (dict(divergence="hellinger"), "forward, reverse, jsd"),
-     (dict(mix=1.1), "distill.mix"), (dict(temperature=0.0), "distill.temperature"),
-     (dict(divergence="jsd", beta=1.0), "distill.beta"), (dict(), "distill.teacher is not set"),
-     (dict(teacher="nowhere"), "nowhere")],
-)  # fmt: skip
+    [
+        (dict(kind="online"), "distill.kind"),
+        (dict(divergence="hellinger"), "forward, reverse, jsd"),
+        (dict(mix=1.1), "distill.mix"),
+        (dict(temperature=0.0), "distill.temperature"),
+        (dict(divergence="jsd", beta=1.0), "distill.beta"),
+        (dict(), "distill.teacher is not set"),
+        (dict(teacher="nowhere"), "nowhere"),
+    ],
+)
 def test_settings_that_mean_nothing_are_named(settings, named):
     with pytest.raises(UserError, match=named):
         check_settings(distilling(**settings).distill)

@@ -70,10 +70,14 @@ def plain_dpo(config, params, frozen, batch):
     reward = BETA * (logp - ref)
     margin = reward[:, 0] - reward[:, 1]
     metrics = {
-        "rewards/chosen": reward[:, 0].mean(), "rewards/rejected": reward[:, 1].mean(), "rewards/margins": margin.mean(),
-        "rewards/accuracies": (margin > 0).mean(), "logps/chosen": logp[:, 0].mean(), "logps/rejected": logp[:, 1].mean(),
+        "rewards/chosen": reward[:, 0].mean(),
+        "rewards/rejected": reward[:, 1].mean(),
+        "rewards/margins": margin.mean(),
+        "rewards/accuracies": (margin > 0).mean(),
+        "logps/chosen": logp[:, 0].mean(),
+        "logps/rejected": logp[:, 1].mean(),
         "entropy": entropy,
-    }  # fmt: skip
+    }
     return jnp.log(1 + jnp.exp(-margin)).mean(), metrics
 
 

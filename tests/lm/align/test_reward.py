@@ -57,9 +57,12 @@ def plain_pairs(config, params):
     chosen, rejected = both.T
     loss = jnp.log(1 + jnp.exp(rejected - chosen + PAIRS["margin"][:3])) + 0.1 * (chosen + rejected) ** 2
     return loss.mean(), {
-        "accuracy": (chosen > rejected).mean(), "margin": (chosen - rejected).mean(), "mean_reward": both.mean(),
-        "min_reward": both.min(), "max_reward": both.max(),
-    }  # fmt: skip
+        "accuracy": (chosen > rejected).mean(),
+        "margin": (chosen - rejected).mean(),
+        "mean_reward": both.mean(),
+        "min_reward": both.min(),
+        "max_reward": both.max(),
+    }
 
 
 def plain_steps(config, params):
@@ -71,9 +74,7 @@ def plain_steps(config, params):
         losses.append(-jnp.log(p if good else 1 - p))
         right.append((score > 0) == bool(good))
         found.append(score)
-    return jnp.mean(jnp.stack(losses)), {
-        "accuracy": jnp.mean(jnp.stack(right)), "mean_reward": jnp.mean(jnp.stack(found))
-    }  # fmt: skip
+    return jnp.mean(jnp.stack(losses)), {"accuracy": jnp.mean(jnp.stack(right)), "mean_reward": jnp.mean(jnp.stack(found))}
 
 
 TWINS = {"outcome": (PAIRS, plain_pairs), "process": (step_batch(), plain_steps)}

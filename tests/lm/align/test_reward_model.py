@@ -22,10 +22,24 @@ PROMPTS = [[{"role": "user", "content": f"question {i}?"}] for i in range(len(AN
 
 def a_run(workdir, score_head: str):
     workdir.mkdir()
-    tokenizer.train(["question answer yes no of many and once more " * 20], workdir / "tokenizer.model", vocab_size=320,
-                    sample_bytes=10_000, seed=0, threads=1)  # fmt: skip
-    config = ModelConfig(vocab_size=320, num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=2, mlp_dim=48, dtype="float32",
-                         score_head=score_head)  # fmt: skip
+    tokenizer.train(
+        ["question answer yes no of many and once more " * 20],
+        workdir / "tokenizer.model",
+        vocab_size=320,
+        sample_bytes=10_000,
+        seed=0,
+        threads=1,
+    )
+    config = ModelConfig(
+        vocab_size=320,
+        num_layers=1,
+        embed_dim=32,
+        num_heads=2,
+        num_kv_heads=2,
+        mlp_dim=48,
+        dtype="float32",
+        score_head=score_head,
+    )
     params = jax.jit(lambda: build(config, 0))()
     write_workdir(workdir, config, jax.tree.map(lambda x: x * 5 if x.ndim > 1 else x, params))
     return workdir

@@ -44,9 +44,10 @@ def plain(config, params, batch, dft: bool):
     p_BTV = jax.nn.softmax(logits)
     p_BT = jnp.take_along_axis(p_BTV, targets[..., None], -1)[..., 0]
     each = {
-        "entropy": -jnp.sum(p_BTV * jnp.log(p_BTV), -1), "mean_token_accuracy": jnp.argmax(logits, -1) == targets,
+        "entropy": -jnp.sum(p_BTV * jnp.log(p_BTV), -1),
+        "mean_token_accuracy": jnp.argmax(logits, -1) == targets,
         "loss": -jnp.log(p_BT) * (jax.lax.stop_gradient(p_BT) if dft else 1.0),
-    }  # fmt: skip
+    }
     if dft:
         each["nll"] = -jnp.log(p_BT)
     metrics = {name: jnp.sum(x * weights) / weights.sum() for name, x in each.items()}
@@ -107,9 +108,7 @@ def test_what_is_masked_has_no_say():
 def test_a_token_counts_the_same_in_any_slice():
     """The sums of the halves are those of the whole, what only fills up the batch adds nothing, and noise is the row's own."""
     batch = conversations()
-    halves = [
-        {name: np.where((np.arange(6) % 2 == part)[:, None], x, 0) for name, x in batch.items()} for part in (0, 1)
-    ]  # fmt: skip
+    halves = [{name: np.where((np.arange(6) % 2 == part)[:, None], x, 0) for name, x in batch.items()} for part in (0, 1)]
     shares = [half["weights"].sum() / batch["weights"].sum() for half in halves]
     assert min(shares) > 0.1 and abs(shares[0] - 0.5) > 0.02
     for alpha in (0.0, 5.0):

@@ -28,9 +28,14 @@ tensors_of = pytest.importorskip("tests.lm.convert.test_families").tensors_of
 PAD, END, B = 0, 1, 4
 KEY = jax.random.key(0)
 COMMON = dict(
-    per_device_train_batch_size=B, max_steps=1, bf16=False, gradient_checkpointing=False, use_cpu=True, report_to="none",
+    per_device_train_batch_size=B,
+    max_steps=1,
+    bf16=False,
+    gradient_checkpointing=False,
+    use_cpu=True,
+    report_to="none",
     disable_tqdm=True,
-)  # fmt: skip
+)
 
 
 @functools.cache
@@ -110,9 +115,12 @@ def rows_of(ids, real, trained) -> dict[str, np.ndarray]:
 
     real = real.astype(np.int32)
     return {
-        "tokens": ids.astype(np.int32), "targets": shifted(ids).astype(np.int32), "segment_ids": real,
-        "positions": np.arange(ids.shape[1], dtype=np.int32) * real, "weights": shifted(trained).astype(np.float32),
-    }  # fmt: skip
+        "tokens": ids.astype(np.int32),
+        "targets": shifted(ids).astype(np.int32),
+        "segment_ids": real,
+        "positions": np.arange(ids.shape[1], dtype=np.int32) * real,
+        "weights": shifted(trained).astype(np.float32),
+    }
 
 
 def pairs_of(rows: dict, others: dict) -> dict[str, np.ndarray]:
@@ -148,9 +156,11 @@ def agree(ours, theirs, names, config):
 @pytest.mark.parametrize("loss", ["nll", pytest.param("dft", marks=pytest.mark.slow)])
 def test_sft(folder, tmp_path, loss):
     trainer = trl.SFTTrainer(
-        their_model(folder("policy")), trl.SFTConfig(tmp_path, loss_type=loss, **COMMON), processing_class=tokenizer(),
+        their_model(folder("policy")),
+        trl.SFTConfig(tmp_path, loss_type=loss, **COMMON),
+        processing_class=tokenizer(),
         train_dataset=dataset(prompt=texts(B, 1), completion=texts(B, 2)),
-    )  # fmt: skip
+    )
     theirs = step_of(trainer)
     inputs = theirs[-1]
     batch = rows_of(inputs["input_ids"], inputs["attention_mask"], inputs["labels"] != -100)
@@ -168,9 +178,12 @@ REWARDS = ["rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chose
 )
 def test_dpo(folder, tmp_path, losses):
     trainer = trl.DPOTrainer(
-        their_model(folder("policy")), their_model(folder("reference")), trl.DPOConfig(tmp_path, beta=0.3, **COMMON),
-        processing_class=tokenizer(), train_dataset=dataset(prompt=texts(B, 1), chosen=texts(B, 2), rejected=texts(B, 3)),
-    )  # fmt: skip
+        their_model(folder("policy")),
+        their_model(folder("reference")),
+        trl.DPOConfig(tmp_path, beta=0.3, **COMMON),
+        processing_class=tokenizer(),
+        train_dataset=dataset(prompt=texts(B, 1), chosen=texts(B, 2), rejected=texts(B, 3)),
+    )
     theirs = step_of(trainer)
     batch = split(theirs[-1], "completion_mask")
     for name in losses:
@@ -187,10 +200,12 @@ def test_dpo(folder, tmp_path, losses):
 def test_kto(folder, tmp_path):
     weights = dict(desirable_weight=2.0, undesirable_weight=0.5)
     trainer = trl.KTOTrainer(
-        their_model(folder("policy")), their_model(folder("reference")), trl.KTOConfig(tmp_path, beta=0.3, **weights, **COMMON),
+        their_model(folder("policy")),
+        their_model(folder("reference")),
+        trl.KTOConfig(tmp_path, beta=0.3, **weights, **COMMON),
         processing_class=tokenizer(),
         train_dataset=dataset(prompt=texts(B, 1), completion=texts(B, 4), label=[True, False, True, True]),
-    )  # fmt: skip
+    )
     theirs = step_of(trainer)
     inputs = theirs[-1]
     own, other = (
@@ -207,9 +222,10 @@ def test_kto(folder, tmp_path):
 def test_reward(folder, tmp_path):
     trainer = trl.RewardTrainer(
         their_model(folder("reward"), transformers.AutoModelForSequenceClassification),
-        trl.RewardConfig(tmp_path, center_rewards_coefficient=0.1, **COMMON), processing_class=tokenizer(),
+        trl.RewardConfig(tmp_path, center_rewards_coefficient=0.1, **COMMON),
+        processing_class=tokenizer(),
         train_dataset=dataset(chosen=texts(B, 2), rejected=texts(B, 3), margin=[0.0, 0.3, 0.5, 1.0]),
-    )  # fmt: skip
+    )
     theirs = step_of(trainer)
     inputs = theirs[-1]
     batch = split({**inputs, "all": inputs["attention_mask"]}, "all") | {"margin": inputs["margin"].numpy().astype(np.float32)}
@@ -235,11 +251,21 @@ def test_grpo(folder, tmp_path):
     model = their_model(folder("policy"))
     model.config._name_or_path = folder("reference")  # which is where the trainer looks for it
     trainer = trl.GRPOTrainer(
-        model, odd, trl.GRPOConfig(
-            tmp_path, beta=0.04, num_generations=G, max_completion_length=longest, epsilon_high=0.28, shuffle_dataset=False,
+        model,
+        odd,
+        trl.GRPOConfig(
+            tmp_path,
+            beta=0.04,
+            num_generations=G,
+            max_completion_length=longest,
+            epsilon_high=0.28,
+            shuffle_dataset=False,
             **COMMON,
-        ), processing_class=tokenizer(), train_dataset=dataset(prompt=prompts[::G]), rollout_func=given,
-    )  # fmt: skip
+        ),
+        processing_class=tokenizer(),
+        train_dataset=dataset(prompt=prompts[::G]),
+        rollout_func=given,
+    )
     trainer.current_gradient_accumulation_steps = 1
     trainer.model.train()
     inputs = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
@@ -288,8 +314,18 @@ def test_grpo(folder, tmp_path):
 def rl_settings(group_size: int, max_new_tokens: int) -> dict:
     return {
         "rl": dict(
-            algorithm="grpo", loss="dapo", group_size=group_size, scale="group", beta=0.04, kl="k3", clip_low=0.2,
-            clip_high=0.28, epochs=1, minibatches=1, correction="none", correction_cap=2.0,
+            algorithm="grpo",
+            loss="dapo",
+            group_size=group_size,
+            scale="group",
+            beta=0.04,
+            kl="k3",
+            clip_low=0.2,
+            clip_high=0.28,
+            epochs=1,
+            minibatches=1,
+            correction="none",
+            correction_cap=2.0,
         ),
         "rollout": dict(max_new_tokens=max_new_tokens, temperature=1.0, max_turns=1),
-    }  # fmt: skip
+    }

@@ -15,15 +15,31 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 CODES = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16", BF16: "BF16", np.dtype(np.int64): "I64"}
 V, D, F, H, G, K, L = 48, 32, 40, 8, 4, 4, 3
 HF = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": V, "hidden_size": D, "intermediate_size": F,
-    "num_hidden_layers": L, "num_attention_heads": H, "num_key_value_heads": G, "head_dim": K, "rms_norm_eps": 1e-5,
-    "max_position_embeddings": 64, "tie_word_embeddings": False, "dtype": "bfloat16",
-}  # fmt: skip
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": V,
+    "hidden_size": D,
+    "intermediate_size": F,
+    "num_hidden_layers": L,
+    "num_attention_heads": H,
+    "num_key_value_heads": G,
+    "head_dim": K,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 64,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
 LAYER = {
-    "input_layernorm": (D,), "self_attn.q_proj": (H * K, D), "self_attn.k_proj": (G * K, D), "self_attn.v_proj": (G * K, D),
-    "self_attn.o_proj": (D, H * K), "post_attention_layernorm": (D,), "mlp.gate_proj": (F, D), "mlp.up_proj": (F, D),
+    "input_layernorm": (D,),
+    "self_attn.q_proj": (H * K, D),
+    "self_attn.k_proj": (G * K, D),
+    "self_attn.v_proj": (G * K, D),
+    "self_attn.o_proj": (D, H * K),
+    "post_attention_layernorm": (D,),
+    "mlp.gate_proj": (F, D),
+    "mlp.up_proj": (F, D),
     "mlp.down_proj": (D, F),
-}  # fmt: skip
+}
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 
 

@@ -12,85 +12,189 @@ LENGTH = 48  # tokens of the longest test sequence
 VOCAB = 96
 
 COMMON = dict(
-    vocab_size=VOCAB, hidden_size=48, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-    max_position_embeddings=128, bos_token_id=None, eos_token_id=None, pad_token_id=None,
-)  # fmt: skip
+    vocab_size=VOCAB,
+    hidden_size=48,
+    intermediate_size=40,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=128,
+    bos_token_id=None,
+    eos_token_id=None,
+    pad_token_id=None,
+)
 PLAIN = {"rope_type": "default", "rope_theta": 500.0}
 LLAMA3 = dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
 LONG = dict(
-    rope_type="longrope", original_max_position_embeddings=32, short_factor=[1.0, 1.1, 1.3, 1.6],
+    rope_type="longrope",
+    original_max_position_embeddings=32,
+    short_factor=[1.0, 1.1, 1.3, 1.6],
     long_factor=[1.0, 1.9, 3.0, 4.5],
-)  # fmt: skip
+)
 LATENT = dict(
-    kv_lora_rank=24, qk_rope_head_dim=8, qk_nope_head_dim=12, v_head_dim=10, num_key_value_heads=4, num_hidden_layers=3,
-    first_k_dense_replace=1, n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=20, n_group=4, topk_group=2,
-    routed_scaling_factor=1.7, rms_norm_eps=1e-3,
-)  # fmt: skip
+    kv_lora_rank=24,
+    qk_rope_head_dim=8,
+    qk_nope_head_dim=12,
+    v_head_dim=10,
+    num_key_value_heads=4,
+    num_hidden_layers=3,
+    first_k_dense_replace=1,
+    n_routed_experts=8,
+    num_experts_per_tok=3,
+    moe_intermediate_size=20,
+    n_group=4,
+    topk_group=2,
+    routed_scaling_factor=1.7,
+    rms_norm_eps=1e-3,
+)
 
 # By name: the class of the config, and what it differs by from COMMON.
 PEERS = {
     "llama": ("Llama", dict(attention_bias=True, mlp_bias=True, head_dim=16, rope_parameters={**LLAMA3, "rope_theta": 1e4})),
     "llama-tied": ("Llama", dict(tie_word_embeddings=True, hidden_act="gelu_pytorch_tanh", rope_parameters=PLAIN)),
     "llama-linear": ("Llama", dict(rope_parameters={"rope_type": "linear", "factor": 3.0, "rope_theta": 1e3})),
-    "llama-dynamic": ("Llama", dict(
-        rope_parameters={"rope_type": "dynamic", "factor": 3.0, "rope_theta": 1e3}, max_position_embeddings=20,
-    )),
+    "llama-dynamic": (
+        "Llama",
+        dict(rope_parameters={"rope_type": "dynamic", "factor": 3.0, "rope_theta": 1e3}, max_position_embeddings=20),
+    ),
     "llama-yarn": ("Llama", dict(rope_parameters={**YARN, "truncate": False, "beta_fast": 4.0, "rope_theta": 1e3})),
     "llama-longrope": ("Llama", dict(head_dim=8, rope_parameters={**LONG, "factor": 6.0, "rope_theta": 1e3})),
     "mistral": ("Mistral", dict(sliding_window=12, rope_parameters=PLAIN)),
     "mixtral": ("Mixtral", dict(sliding_window=20, num_local_experts=6, num_experts_per_tok=3, rope_parameters=PLAIN)),
-    "phi3": ("Phi3", dict(
-        hidden_size=64, sliding_window=20, original_max_position_embeddings=32, resid_pdrop=0.1,
-        rope_parameters={**LONG, "partial_rotary_factor": 0.5, "rope_theta": 1e3},
-    )),
-    "qwen2": ("Qwen2", dict(
-        num_hidden_layers=5, use_sliding_window=True, sliding_window=12, max_window_layers=2, tie_word_embeddings=True,
-        rope_parameters={**YARN, "rope_theta": 1e3},
-    )),
-    "qwen3": ("Qwen3", dict(
-        num_hidden_layers=3, head_dim=16, attention_bias=True, use_sliding_window=True, sliding_window=12, max_window_layers=1,
-        rope_parameters=PLAIN,
-    )),
-    "qwen3-moe": ("Qwen3Moe", dict(
-        num_hidden_layers=4, head_dim=16, attention_bias=True, use_sliding_window=True, sliding_window=12, mlp_only_layers=[3],
-        num_experts=6, num_experts_per_tok=3, moe_intermediate_size=20, norm_topk_prob=True, rope_parameters=PLAIN,
-    )),
-    "qwen3-moe-sparse": ("Qwen3Moe", dict(
-        num_hidden_layers=4, head_dim=16, decoder_sparse_step=2, num_experts=6, num_experts_per_tok=3, moe_intermediate_size=20,
-        rope_parameters=PLAIN,
-    )),
-    "gemma2": ("Gemma2", dict(
-        num_hidden_layers=4, head_dim=16, attention_bias=True, sliding_window=12, query_pre_attn_scalar=24,
-        attn_logit_softcapping=2.0, final_logit_softcapping=4.0, rope_parameters=PLAIN,
-    )),
-    "gemma3": ("Gemma3Text", dict(
-        num_hidden_layers=7, head_dim=16, sliding_window=12, sliding_window_pattern=3, query_pre_attn_scalar=24,
-        final_logit_softcapping=4.0, rope_parameters={
-            "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
-            "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
-        },
-    )),
+    "phi3": (
+        "Phi3",
+        dict(
+            hidden_size=64,
+            sliding_window=20,
+            original_max_position_embeddings=32,
+            resid_pdrop=0.1,
+            rope_parameters={**LONG, "partial_rotary_factor": 0.5, "rope_theta": 1e3},
+        ),
+    ),
+    "qwen2": (
+        "Qwen2",
+        dict(
+            num_hidden_layers=5,
+            use_sliding_window=True,
+            sliding_window=12,
+            max_window_layers=2,
+            tie_word_embeddings=True,
+            rope_parameters={**YARN, "rope_theta": 1e3},
+        ),
+    ),
+    "qwen3": (
+        "Qwen3",
+        dict(
+            num_hidden_layers=3,
+            head_dim=16,
+            attention_bias=True,
+            use_sliding_window=True,
+            sliding_window=12,
+            max_window_layers=1,
+            rope_parameters=PLAIN,
+        ),
+    ),
+    "qwen3-moe": (
+        "Qwen3Moe",
+        dict(
+            num_hidden_layers=4,
+            head_dim=16,
+            attention_bias=True,
+            use_sliding_window=True,
+            sliding_window=12,
+            mlp_only_layers=[3],
+            num_experts=6,
+            num_experts_per_tok=3,
+            moe_intermediate_size=20,
+            norm_topk_prob=True,
+            rope_parameters=PLAIN,
+        ),
+    ),
+    "qwen3-moe-sparse": (
+        "Qwen3Moe",
+        dict(
+            num_hidden_layers=4,
+            head_dim=16,
+            decoder_sparse_step=2,
+            num_experts=6,
+            num_experts_per_tok=3,
+            moe_intermediate_size=20,
+            rope_parameters=PLAIN,
+        ),
+    ),
+    "gemma2": (
+        "Gemma2",
+        dict(
+            num_hidden_layers=4,
+            head_dim=16,
+            attention_bias=True,
+            sliding_window=12,
+            query_pre_attn_scalar=24,
+            attn_logit_softcapping=2.0,
+            final_logit_softcapping=4.0,
+            rope_parameters=PLAIN,
+        ),
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        dict(
+            num_hidden_layers=7,
+            head_dim=16,
+            sliding_window=12,
+            sliding_window_pattern=3,
+            query_pre_attn_scalar=24,
+            final_logit_softcapping=4.0,
+            rope_parameters={
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+            },
+        ),
+    ),
     "olmo2": ("Olmo2", dict(attention_bias=True, rope_parameters=PLAIN)),
-    "deepseek-v2": ("DeepseekV2", dict(
-        **LATENT, q_lora_rank=None, topk_method="group_limited_greedy", n_shared_experts=2,
-        rope_parameters={**YARN, "mscale": 0.7, "mscale_all_dim": 0.9, "rope_theta": 1e3},
-    )),
-    "deepseek-v2-greedy": ("DeepseekV2", dict(
-        {**LATENT, "num_hidden_layers": 1, "first_k_dense_replace": 0}, q_lora_rank=16, n_shared_experts=1,
-        rope_parameters=PLAIN,
-    )),
-    "deepseek-v3": ("DeepseekV3", dict(
-        **LATENT, q_lora_rank=16, n_shared_experts=1, norm_topk_prob=True,
-        rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 0.8, "rope_theta": 1e3},
-    )),
-    "deepseek-v3-halves": ("DeepseekV3", dict(
-        {**LATENT, "num_hidden_layers": 1, "first_k_dense_replace": 0}, q_lora_rank=None, n_shared_experts=2,
-        norm_topk_prob=False, rope_interleave=False, rope_parameters=PLAIN,
-    )),
+    "deepseek-v2": (
+        "DeepseekV2",
+        dict(
+            **LATENT,
+            q_lora_rank=None,
+            topk_method="group_limited_greedy",
+            n_shared_experts=2,
+            rope_parameters={**YARN, "mscale": 0.7, "mscale_all_dim": 0.9, "rope_theta": 1e3},
+        ),
+    ),
+    "deepseek-v2-greedy": (
+        "DeepseekV2",
+        dict(
+            {**LATENT, "num_hidden_layers": 1, "first_k_dense_replace": 0},
+            q_lora_rank=16,
+            n_shared_experts=1,
+            rope_parameters=PLAIN,
+        ),
+    ),
+    "deepseek-v3": (
+        "DeepseekV3",
+        dict(
+            **LATENT,
+            q_lora_rank=16,
+            n_shared_experts=1,
+            norm_topk_prob=True,
+            rope_parameters={**YARN, "mscale": 1.0, "mscale_all_dim": 0.8, "rope_theta": 1e3},
+        ),
+    ),
+    "deepseek-v3-halves": (
+        "DeepseekV3",
+        dict(
+            {**LATENT, "num_hidden_layers": 1, "first_k_dense_replace": 0},
+            q_lora_rank=None,
+            n_shared_experts=2,
+            norm_topk_prob=False,
+            rope_interleave=False,
+            rope_parameters=PLAIN,
+        ),
+    ),
     "gpt2": ("GPT2", dict(n_inner=None)),
     "gpt2-exact": ("GPT2", dict(n_inner=40, activation_function="gelu", tie_word_embeddings=False)),
-}  # fmt: skip
+}
 
 
 def peer_config(name: str):

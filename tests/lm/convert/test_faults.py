@@ -30,8 +30,9 @@ def test_faults_of_the_tensors_are_listed(tmp_path):
     for part in (
         "4 missing (lm_head.weight, model.layers.0.mlp.down_proj.weight, model.layers.1.mlp.down_proj.weight, …)",
         "3 left over (model.layers.0.mlp.down.weight, model.layers.1.mlp.down.weight, model.layers.2.mlp.down.weight)",
-        f"1 of another shape (model.norm.weight [{D + 1}] instead of [{D}])", f"1 of no float type ({EMBEDDING} int64)",
-    ):  # fmt: skip
+        f"1 of another shape (model.norm.weight [{D + 1}] instead of [{D}])",
+        f"1 of no float type ({EMBEDDING} int64)",
+    ):
         assert part in told, told
     assert sorted(tmp_path.iterdir()) == [published]
 
@@ -118,9 +119,11 @@ def test_nothing_is_ever_written_over(tmp_path):
     (taken / "mine").write_text("precious")
     before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     for call in (
-        lambda: imported(published, workdir), lambda: imported(published, taken),
-        lambda: to_published.to_published(workdir, taken), lambda: to_published.to_published(workdir, published),
-    ):  # fmt: skip
+        lambda: imported(published, workdir),
+        lambda: imported(published, taken),
+        lambda: to_published.to_published(workdir, taken),
+        lambda: to_published.to_published(workdir, published),
+    ):
         with pytest.raises(UserError, match="exists and is not empty"):
             call()
     with pytest.raises(UserError, match="mine is a file"):

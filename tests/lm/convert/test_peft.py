@@ -24,15 +24,33 @@ from tests.lm.convert import peers
 from tests.lm.examples import parameters
 
 SMALL = {
-    "vocab_size": 64, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 64,
-}  # fmt: skip
+    "vocab_size": 64,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
 LATENT = {
-    **SMALL, "num_key_value_heads": 4, "kv_lora_rank": 12, "q_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6,
-    "v_head_dim": 5, "num_hidden_layers": 1, "first_k_dense_replace": 0, "n_routed_experts": 4, "num_experts_per_tok": 2,
-    "n_shared_experts": 1, "moe_intermediate_size": 8, "n_group": 1, "topk_group": 1, "model_type": "deepseek_v3",
+    **SMALL,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 12,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 5,
+    "num_hidden_layers": 1,
+    "first_k_dense_replace": 0,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_shared_experts": 1,
+    "moe_intermediate_size": 8,
+    "n_group": 1,
+    "topk_group": 1,
+    "model_type": "deepseek_v3",
     "num_nextn_predict_layers": 1,
-}  # fmt: skip
+}
 GPT2 = {"vocab_size": 64, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 64}
 FAMILIES = {"llama": (llama, SMALL), "phi3": (phi3, SMALL), "gpt2": (gpt2, GPT2), "deepseek": (deepseek, LATENT)}
 
@@ -63,9 +81,7 @@ def modules_of(family, config):
 SOME = r"attention\.(value|query_up|key_up)|feed_forward\.(up|down)|feed_forward\.shared\.gate"
 
 
-@pytest.mark.parametrize(
-    "name, targets", [("llama", ".*"), ("gpt2", ".*"), ("phi3", SOME), ("deepseek", SOME)]
-)
+@pytest.mark.parametrize("name, targets", [("llama", ".*"), ("gpt2", ".*"), ("phi3", SOME), ("deepseek", SOME)])
 def test_what_is_exported_is_the_change_of_the_merged_weights(name, targets, tmp_path):
     """c ⊙ (W + s·B·A), made from the files alone, is the tensor that merging gives; and it comes back as it left."""
     family, hf = FAMILIES[name]
@@ -136,11 +152,19 @@ def test_import_lies_on_the_mesh(tmp_path):
         export_peft(tmp_path / "again", config, params)
 
 
-@pytest.mark.parametrize("key, value", [
-    ("peft_type", "LOHA"), ("bias", "all"), ("modules_to_save", ["lm_head"]), ("lora_bias", True),
-    ("layer_replication", [[0, 2]]),
-    ("target_parameters", ["mlp.experts.gate_up_proj"]), ("init_lora_weights", "pissa_niter_4"), ("use_qalora", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("peft_type", "LOHA"),
+        ("bias", "all"),
+        ("modules_to_save", ["lm_head"]),
+        ("lora_bias", True),
+        ("layer_replication", [[0, 2]]),
+        ("target_parameters", ["mlp.experts.gate_up_proj"]),
+        ("init_lora_weights", "pissa_niter_4"),
+        ("use_qalora", True),
+    ],
+)
 def test_what_ours_cannot_express_is_refused_by_its_key(key, value, tmp_path):
     (tmp_path / SETTINGS).write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2, key: value}))
     plain = llama.from_hf(SMALL)
@@ -159,16 +183,24 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
 
 
 TARGETS = {
-    "llama": ["q_proj", "v_proj", "o_proj", "down_proj"], "qwen2": ["k_proj", "up_proj"],
-    "phi3": ["qkv_proj", "gate_up_proj", "o_proj"], "gpt2": ["c_attn", "c_proj"],
+    "llama": ["q_proj", "v_proj", "o_proj", "down_proj"],
+    "qwen2": ["k_proj", "up_proj"],
+    "phi3": ["qkv_proj", "gate_up_proj", "o_proj"],
+    "gpt2": ["c_attn", "c_proj"],
     "deepseek-v3": ["kv_b_proj", "kv_a_proj_with_mqa", "q_b_proj"],
-}  # fmt: skip
+}
 DORA = ("phi3", "gpt2")
 CASES = {name: (name, dict(target_modules=targets, use_dora=name in DORA)) for name, targets in TARGETS.items()}
-CASES["llama-uneven"] = "llama", dict(
-    target_modules=TARGETS["llama"], layers_to_transform=[1], use_rslora=True,
-    rank_pattern={"o_proj": 6, "layers.1.mlp.down_proj": 2}, alpha_pattern={"self_attn.q_proj": 3},
-)  # fmt: skip
+CASES["llama-uneven"] = (
+    "llama",
+    dict(
+        target_modules=TARGETS["llama"],
+        layers_to_transform=[1],
+        use_rslora=True,
+        rank_pattern={"o_proj": 6, "layers.1.mlp.down_proj": 2},
+        alpha_pattern={"self_attn.q_proj": 3},
+    ),
+)
 
 
 @pytest.mark.parametrize("case", CASES)

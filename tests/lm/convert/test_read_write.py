@@ -36,7 +36,7 @@ from tests.lm.convert.handmade import (
     imported,
     llama,
     written,
-)  # fmt: skip
+)
 from tests.lm.examples import parameters
 
 
@@ -111,7 +111,7 @@ def test_shards_hold_what_they_may_and_are_indexed(tmp_path):
     tensors = llama()
     to_published.to_published(
         imported(written(tmp_path / "a", tensors), tmp_path / "w"), tmp_path / "b", max_shard_gb=6000 / 1e9
-    )  # fmt: skip
+    )
     index = json.loads((tmp_path / "b" / "model.safetensors.index.json").read_text())
     names = sorted(set(index["weight_map"].values()))
     assert names == [f"model-{i:05}-of-{len(names):05}.safetensors" for i in range(1, len(names) + 1)]
@@ -142,7 +142,7 @@ def test_transformers_reads_ours(tmp_path):
     to_published.to_published(imported(published, tmp_path / "w"), tmp_path / "b", max_shard_gb=1e-5)
     peer, loaded = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "b", dtype=torch.float32, output_loading_info=True
-    )  # fmt: skip
+    )
     assert not any(loaded.values())
     tokens = np.random.default_rng(0).integers(0, V, (2, 12))
     with torch.no_grad():
@@ -151,8 +151,7 @@ def test_transformers_reads_ours(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name",
-    "gemma2 gemma3 gpt2 deepseek-v2 deepseek-v3 llama mistral mixtral olmo2 phi3 qwen2 qwen3 qwen3-moe".split(),
+    "name", "gemma2 gemma3 gpt2 deepseek-v2 deepseek-v3 llama mistral mixtral olmo2 phi3 qwen2 qwen3 qwen3-moe".split()
 )
 def test_every_family_through_files(name, tmp_path):
     pytest.importorskip("transformers")
@@ -188,18 +187,23 @@ def test_experts_lie_where_the_mesh_wants_them(tmp_path):
     rng = np.random.default_rng(1)
     for i in range(L):
         at = f"model.layers.{i}.block_sparse_moe."
-        shapes = {f"{at}experts.{e}.{w}.weight": shape for e in range(E) for w, shape in
-                  (("w1", (F, D)), ("w2", (D, F)), ("w3", (F, D)))}  # fmt: skip
+        shapes = {
+            f"{at}experts.{e}.{w}.weight": shape
+            for e in range(E)
+            for w, shape in (("w1", (F, D)), ("w2", (D, F)), ("w3", (F, D)))
+        }
         for name, shape in ({f"{at}gate.weight": (E, D)} | shapes).items():
             tensors[name] = rng.standard_normal(shape, np.float32).astype(BF16)
     published = written(tmp_path / "a", tensors, hf, shards=3)
     workdir = imported(published, tmp_path / "w", expert=4, fsdp=2)
     found = arrays(load_params(workdir, abstract_on(open_source(workdir).config, make_mesh({"expert": 2, "tensor": 4}), BF16)))
     for ours_name, theirs in (("gate", "w1"), ("down", "w2"), ("up", "w3")):
-        x = np.stack([
-            np.stack([tensors[f"model.layers.{i}.block_sparse_moe.experts.{e}.{theirs}.weight"].T for e in range(E)])
-            for i in range(L)
-        ])  # fmt: skip
+        x = np.stack(
+            [
+                np.stack([tensors[f"model.layers.{i}.block_sparse_moe.experts.{e}.{theirs}.weight"].T for e in range(E)])
+                for i in range(L)
+            ]
+        )
         assert_bits({"x": found[f"stacks.0.0.feed_forward.{ours_name}"]}, {"x": x})
     to_published.to_published(workdir, tmp_path / "b")
     assert contents(tmp_path / "b") == as_contents(tensors)
@@ -255,13 +259,26 @@ def test_another_dtype_and_another_family(tmp_path):
 def test_what_must_stay_float32_does(tmp_path):
     """DeepSeek-V3's selection bias, in a checkpoint of another dtype."""
     moe = dict(
-        num_experts=4, top_k=2, expert_dim=8, shared_dim=8, scores="sigmoid", balance_bias=True, group_score="top2",
-        num_groups=2, top_groups=1,
-    )  # fmt: skip
+        num_experts=4,
+        top_k=2,
+        expert_dim=8,
+        shared_dim=8,
+        scores="sigmoid",
+        balance_bias=True,
+        group_score="top2",
+        num_groups=2,
+        top_groups=1,
+    )
     workdir = a_run(
-        tmp_path / "w", num_kv_heads=H, head_dim=8, mlp_pattern=("dense", "moe"), moe=moe, rope={"interleaved": True},
-        mla=dict(kv_rank=8, query_rank=8, rope_head_dim=4, value_head_dim=8), mtp_depth=1,
-    )  # fmt: skip
+        tmp_path / "w",
+        num_kv_heads=H,
+        head_dim=8,
+        mlp_pattern=("dense", "moe"),
+        moe=moe,
+        rope={"interleaved": True},
+        mla=dict(kv_rank=8, query_rank=8, rope_head_dim=4, value_head_dim=8),
+        mtp_depth=1,
+    )
     to_published.to_published(workdir, tmp_path / "a", dtype="bfloat16")
     dtypes = {name: tensor.dtype for name, tensor in files.tensors_of(tmp_path / "a").items()}
     kept = {name for name, dtype in dtypes.items() if dtype == np.float32}
@@ -303,9 +320,18 @@ def exported(config, tmp_path, to: str, **options) -> Path:
 @pytest.mark.parametrize("tied", [False, True])
 def test_a_model_of_mup_leaves_without_its_multipliers(tied, tmp_path):
     config = ModelConfig(
-        vocab_size=48, num_layers=1, embed_dim=32, num_heads=4, num_kv_heads=4, mlp_dim=40, mup_base_dim=16, dtype="float32",
-        tie_embeddings=tied, mlp_pattern=("moe",), moe=dict(num_experts=4, normalize=True),
-    )  # fmt: skip
+        vocab_size=48,
+        num_layers=1,
+        embed_dim=32,
+        num_heads=4,
+        num_kv_heads=4,
+        mlp_dim=40,
+        mup_base_dim=16,
+        dtype="float32",
+        tie_embeddings=tied,
+        mlp_pattern=("moe",),
+        moe=dict(num_experts=4, normalize=True),
+    )
     tokens = np.arange(12)[None]
     ours = nnx.merge(skeleton(config)[0], parameters(config, scale=4.0))(tokens)
     theirs = load_model(exported(config, tmp_path, "plain"))
@@ -315,10 +341,19 @@ def test_a_model_of_mup_leaves_without_its_multipliers(tied, tmp_path):
 
 def test_second_copies_leave_as_they_came(tmp_path):
     config = ModelConfig(
-        vocab_size=48, num_layers=1, embed_dim=32, num_heads=4, num_kv_heads=4, mlp_dim=40, mtp_depth=1, dtype="float32",
-        mla=dict(kv_rank=8, query_rank=8, rope_head_dim=4, value_head_dim=8), rope=dict(interleaved=True), mlp_pattern=("moe",),
+        vocab_size=48,
+        num_layers=1,
+        embed_dim=32,
+        num_heads=4,
+        num_kv_heads=4,
+        mlp_dim=40,
+        mtp_depth=1,
+        dtype="float32",
+        mla=dict(kv_rank=8, query_rank=8, rope_head_dim=4, value_head_dim=8),
+        rope=dict(interleaved=True),
+        mlp_pattern=("moe",),
         moe=dict(num_experts=4, scores="sigmoid", balance_bias=True, shared_dim=40),
-    )  # fmt: skip
+    )
     first = exported(config, tmp_path, "first")
     copies = {"model.layers.1.embed_tokens.weight", "model.layers.1.shared_head.head.weight"}
     assert copies < contents(first).keys()

@@ -10,13 +10,26 @@ from lm.convert.rows import linear, ours_of, places, theirs_of
 from lm.model.transformer import skeleton
 
 SMALL = {
-    "vocab_size": 12, "hidden_size": 8, "intermediate_size": 10, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "num_key_value_heads": 2, "max_position_embeddings": 16,
-}  # fmt: skip
+    "vocab_size": 12,
+    "hidden_size": 8,
+    "intermediate_size": 10,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 16,
+}
 LATENT = {
-    **SMALL, "num_key_value_heads": 4, "kv_lora_rank": 6, "qk_rope_head_dim": 4, "qk_nope_head_dim": 3, "v_head_dim": 5,
-    "num_experts_per_tok": 2, "first_k_dense_replace": 1, "n_routed_experts": 4, "moe_intermediate_size": 7,
-}  # fmt: skip
+    **SMALL,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 6,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 3,
+    "v_head_dim": 5,
+    "num_experts_per_tok": 2,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 4,
+    "moe_intermediate_size": 7,
+}
 CONFIGS = {
     "llama": {**SMALL, "attention_bias": True, "mlp_bias": True, "head_dim": 6},
     "mistral": SMALL,

@@ -27,8 +27,13 @@ def pairs(tmp_path_factory) -> dict[str, tuple[Tokenizer, tokenizers.Tokenizer]]
     """Of small and of real vocabularies: ours, and what it is exported as, read back from its file."""
     path = tmp_path_factory.mktemp("tokenizers")
     wide = ["日本語のテキスト ünïcödé e\u0301 🙂‍🔥 " + chr(0x4E00 + i % 90) * (i % 7) for i in range(500)]
-    texts = {"words": (corpus(), 420), "code": (code(), 4096), "scripts": (wide, 600), "runs": (runs(300, 5), 800),
-             "no space": (["abcabd" * 20, "bcd" * 9], 300)}  # fmt: skip
+    texts = {
+        "words": (corpus(), 420),
+        "code": (code(), 4096),
+        "scripts": (wide, 600),
+        "runs": (runs(300, 5), 800),
+        "no space": (["abcabd" * 20, "bcd" * 9], 300),
+    }
     made = {}
     for name, (text, vocab_size) in texts.items():
         ours = train(text, path / f"{name}.model", vocab_size=vocab_size, sample_bytes=1 << 20, seed=0, threads=2)
@@ -89,7 +94,11 @@ def test_a_control_symbol_in_a_text_is_a_symbol_there_unless_told_otherwise(pair
     ours, fast = pairs["words"]
     text = "a <|user|></s> b"
     assert fast.encode(text, add_special_tokens=False).ids == [
-        *ours.encode("a "), ours.control_id("<|user|>"), ours.eos_id, *ours.encode(" b")]  # fmt: skip
+        *ours.encode("a "),
+        ours.control_id("<|user|>"),
+        ours.eos_id,
+        *ours.encode(" b"),
+    ]
     copy = tokenizers.Tokenizer.from_str(fast.to_str())
     copy.encode_special_tokens = True
     assert copy.encode(text, add_special_tokens=False).ids == ours.encode(text)
@@ -100,7 +109,11 @@ def test_the_files(pairs, tmp_path):
     export_tokenizer(ours, tmp_path / "deep" / "out", max_length=64)
     out = tmp_path / "deep" / "out"
     assert sorted(path.name for path in out.iterdir()) == [
-        "special_tokens_map.json", "tokenizer.json", "tokenizer.model", "tokenizer_config.json"]  # fmt: skip
+        "special_tokens_map.json",
+        "tokenizer.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+    ]
     assert (out / "tokenizer.model").read_bytes() == ours.model
     config = json.loads((out / "tokenizer_config.json").read_text())
     assert config["chat_template"] == CHAT_TEMPLATE and config["model_max_length"] == 64
@@ -146,8 +159,12 @@ def test_transformers_reads_the_folder(pairs, tmp_path, model_type):
 
 
 def test_a_published_tokenizer_comes_in_and_leaves_as_it_was(tmp_path):
-    files = {"tokenizer_config": {"eos_token": "<|im_end|>", "chat_template": "{{ x }}"}, "special_tokens_map": {"x": 1},
-             "generation_config": {"eos_token_id": [2, 0], "top_p": 0.9}, "config": {"model_type": "gpt2", "bos_token_id": 0}}
+    files = {
+        "tokenizer_config": {"eos_token": "<|im_end|>", "chat_template": "{{ x }}"},
+        "special_tokens_map": {"x": 1},
+        "generation_config": {"eos_token_id": [2, 0], "top_p": 0.9},
+        "config": {"model_type": "gpt2", "bos_token_id": 0},
+    }
     hf = hf_examples.folder(tmp_path / "hf", hf_examples.gpt2(), **files)
     (hf / "chat_template.jinja").write_text("{{ y }}\n")
     assert import_tokenizer(hf, tmp_path / "run") == SpecialIds(0, (2, 0), 2)

@@ -15,8 +15,9 @@ def run(folder, values, task="mmlu", metric="acc", **more):
     """A run of one task with one metric, whose values are those given, None for no sample."""
     samples = [
         {"task": task, "doc_id": i, "prompt": f"question {i}", "target": 0, "metrics": {metric: value}, "failed": False}
-        for i, value in enumerate(values) if value is not None
-    ]  # fmt: skip
+        for i, value in enumerate(values)
+        if value is not None
+    ]
     results = {task: summed_up(samples, (metric,), Problems()) | more, "versions": {"jax": "1"}}
     folder.mkdir(exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results))
@@ -58,11 +59,17 @@ def test_a_difference_by_hand(tmp_path):
 @pytest.mark.parametrize(
     "metric, before, after, better",
     [
-        ("bits_per_byte", 1.5, 1.0, True), ("perplexity", 10.0, 12.0, False), ("attack_success", 0.0, 1.0, False),
-        ("pct_stereotype", 1.0, 0.5, True), ("pct_stereotype", 0.0, 1.0, None), ("s_amb", -1.0, 0.0, True),
-        ("abstained", 0.0, 1.0, None), ("hallucination_rate", 1.0, 0.0, True), ("exact_match", 1.0, 0.0, False),
+        ("bits_per_byte", 1.5, 1.0, True),
+        ("perplexity", 10.0, 12.0, False),
+        ("attack_success", 0.0, 1.0, False),
+        ("pct_stereotype", 1.0, 0.5, True),
+        ("pct_stereotype", 0.0, 1.0, None),
+        ("s_amb", -1.0, 0.0, True),
+        ("abstained", 0.0, 1.0, None),
+        ("hallucination_rate", 1.0, 0.0, True),
+        ("exact_match", 1.0, 0.0, False),
     ],
-)  # fmt: skip
+)
 def test_directions(tmp_path, metric, before, after, better):
     pair = [run(tmp_path / name, [value] * 20, metric=metric) for name, value in (("a", before), ("b", after))]
     comparison = compare.compare(*pair)
@@ -117,12 +124,14 @@ def test_as_a_program(tmp_path, capsys):
 @pytest.mark.parametrize(
     "file, content, message",
     [
-        ("results.json", None, "name the folder of a finished evaluation"), ("results.json", "{", "not JSON"),
-        ("results.json", '{"versions": {}}', "holds no task"), ("samples.jsonl", None, "name the folder"),
+        ("results.json", None, "name the folder of a finished evaluation"),
+        ("results.json", "{", "not JSON"),
+        ("results.json", '{"versions": {}}', "holds no task"),
+        ("samples.jsonl", None, "name the folder"),
         ("samples.jsonl", '{"task": "mmlu", "doc_id": 0}\n{"ta', "samples.jsonl:2: not JSON"),
         ("samples.jsonl", "[1]\n", "list"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_read_is_said(tmp_path, file, content, message):
     good, bad = run(tmp_path / "a", [1.0]), run(tmp_path / "b", [1.0])
     (bad / file).unlink()

@@ -106,8 +106,7 @@ def test_csv_with_a_header_and_ids_of_its_own(files):
 
 
 @pytest.mark.parametrize(
-    "text, complaint",
-    [(b"a,\xff,1,2,3,A\n", "byte 2 is not valid UTF-8"), (b'"never closed,1,2,3,4,A\n' * 2, "line 2")],
+    "text, complaint", [(b"a,\xff,1,2,3,A\n", "byte 2 is not valid UTF-8"), (b'"never closed,1,2,3,4,A\n' * 2, "line 2")]
 )
 def test_a_csv_file_that_cannot_be_read_is_an_error(files, text, complaint):
     data, responses = files(text, said("A"), ".csv")
@@ -119,9 +118,12 @@ def test_each_thing_that_is_wrong_with_answers_is_named_and_not_scored(files):
     answers = [
         *said("#### 1", "#### 2", "#### 9"),
         {"id": 2, "response": "#### 3"},  # twice, once wrong and once right
-        {"id": 77, "response": "#### 1"}, {"response": "#### 1"}, {"id": 3, "response": None}, {"id": [3], "response": ""},
+        {"id": 77, "response": "#### 1"},
+        {"response": "#### 1"},
+        {"id": 3, "response": None},
+        {"id": [3], "response": ""},
         {"id": True, "response": "#### 4"},
-    ]  # fmt: skip
+    ]
     lines = "".join(json.dumps(answer) + "\n" for answer in answers) + "not JSON\n\n\xff" + '{"id": NaN, "response": "4"}\n'
     data, responses = files(gsm8k(1, 2, 3, 4), lines.encode("latin-1"))
     told = score.run("gsm8k", data, responses)[0]["gsm8k"]

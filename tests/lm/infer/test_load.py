@@ -20,8 +20,9 @@ def test_the_newest_checkpoint_gives_the_saved_logits(tmp_path):
     config = tiny_config()
     _, state = trainer_and_state(config)
     older = state._replace(params=jax.tree.map(lambda p: p + 1, state.params))
-    train(["the cat sat on the mat\n"] * 9, tmp_path / "tokenizer.model", vocab_size=300, sample_bytes=1 << 16, seed=0,
-          threads=1)  # fmt: skip
+    train(
+        ["the cat sat on the mat\n"] * 9, tmp_path / "tokenizer.model", vocab_size=300, sample_bytes=1 << 16, seed=0, threads=1
+    )
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     checkpoints = Checkpoints(tmp_path)
     for step, saved in ((1, older), (2, state)):

@@ -17,9 +17,7 @@ from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.examples import parameters
 
 # A few more rows than the tokenizer has pieces: those must never be drawn.
-CONFIG = ModelConfig(
-    vocab_size=400, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, dtype="float32"
-)
+CONFIG = ModelConfig(vocab_size=400, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, dtype="float32")
 PROMPTS = [[5], [30, 40, 50], list(range(60, 83)), [2, 300]]
 
 

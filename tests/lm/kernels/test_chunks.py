@@ -61,8 +61,12 @@ def example(B, T):
     """x, head, targets, weights: more positions than a device's logits may be of."""
     keys = jax.random.split(jax.random.key(T), 4)
     weights = jax.random.uniform(keys[3], (B, T)) * (np.arange(T) % 3 > 0)
-    return (jax.random.normal(keys[0], (B, T, D)), jax.random.normal(keys[1], (V, D)),
-            jax.random.randint(keys[2], (B, T), 0, V), weights)  # fmt: skip
+    return (
+        jax.random.normal(keys[0], (B, T, D)),
+        jax.random.normal(keys[1], (V, D)),
+        jax.random.randint(keys[2], (B, T), 0, V),
+        weights,
+    )
 
 
 def slopes(name, which=0):

@@ -18,9 +18,11 @@ def example(weights="mixed"):
         "mixed": jax.random.uniform(w, (B, T)) * (jnp.arange(T) % 3 > 0),
     }[weights]
     return (
-        2 * jax.random.normal(x, (B, T, D)), jax.random.normal(head, (V, D)),
-        jax.random.randint(targets, (B, T), 0, V), weights_BT,
-    )  # fmt: skip
+        2 * jax.random.normal(x, (B, T, D)),
+        jax.random.normal(head, (V, D)),
+        jax.random.randint(targets, (B, T), 0, V),
+        weights_BT,
+    )
 
 
 def value_and_gradients(function, x, head, targets, weights):
@@ -36,9 +38,16 @@ def value_and_gradients(function, x, head, targets, weights):
 
 @pytest.mark.parametrize(
     ("chunk", "z_loss", "weights"),
-    [(1, 0.01, "mixed"), (4, 0.01, "mixed"), (12, 0.01, "mixed"), (None, 0.01, "mixed"), (4, 0.0, "mixed"),
-     (4, 0.01, "ones"), (4, 0.01, "zeros")],
-)  # fmt: skip
+    [
+        (1, 0.01, "mixed"),
+        (4, 0.01, "mixed"),
+        (12, 0.01, "mixed"),
+        (None, 0.01, "mixed"),
+        (4, 0.0, "mixed"),
+        (4, 0.01, "ones"),
+        (4, 0.01, "zeros"),
+    ],
+)
 def test_float32_equals_the_plain_twin(chunk, z_loss, weights):
     def chunked(*args):
         return cross_entropy(*args, dtype="float32", z_loss=z_loss, chunk=chunk)

@@ -24,15 +24,13 @@ def quick_to_compile():
 def example(weights="mixed"):
     """(x, head, teacher's x, its head, targets, weights): students and teachers that disagree."""
     keys = jax.random.split(jax.random.key(0), 6)
-    weights_BT = {
-        "zeros": jnp.zeros((B, T)),
-        "mixed": jax.random.uniform(keys[5], (B, T)) * (jnp.arange(T) % 3 > 0),
-    }[weights]
+    weights_BT = {"zeros": jnp.zeros((B, T)), "mixed": jax.random.uniform(keys[5], (B, T)) * (jnp.arange(T) % 3 > 0)}[weights]
     shapes = ((B, T, D), (V, D), (B, T, E), (V, E))
     return (
         *(jax.random.normal(key, shape) for key, shape in zip(keys, shapes)),
-        jax.random.randint(keys[4], (B, T), 0, V), weights_BT,
-    )  # fmt: skip
+        jax.random.randint(keys[4], (B, T), 0, V),
+        weights_BT,
+    )
 
 
 @functools.cache
@@ -58,9 +56,12 @@ def chunked(kind, **settings):
 
 
 SETTINGS = [
-    dict(kind="forward"), dict(kind="reverse"), dict(kind="jsd", beta=0.1), dict(kind="forward", mix=0.3, temperature=2.0),
+    dict(kind="forward"),
+    dict(kind="reverse"),
+    dict(kind="jsd", beta=0.1),
+    dict(kind="forward", mix=0.3, temperature=2.0),
     dict(kind="reverse", softcap=3.0, teacher_softcap=2.0, mix=0.5, temperature=0.7),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: " ".join(f"{key}={value}" for key, value in s.items()))
@@ -139,9 +140,7 @@ def test_as_trl_has_it(kind, beta):
     gkd = pytest.importorskip("trl.experimental.gkd.gkd_trainer")
     x, head, teacher, teacher_head, targets, _ = example()
     ones = jnp.ones((B, T))
-    sums = divergence(
-        x, head, teacher, teacher_head, targets, ones, dtype="float32", temperature=1.7, kind=kind, beta=beta
-    )
+    sums = divergence(x, head, teacher, teacher_head, targets, ones, dtype="float32", temperature=1.7, kind=kind, beta=beta)
     logits = [torch.from_numpy(np.array(jnp.einsum("btd,vd->btv", *a))) for a in ((x, head), (teacher, teacher_head))]
     labels = torch.zeros((B, T), dtype=torch.long)
     expected = gkd.GKDTrainer.generalized_jsd_loss(*logits, labels=labels, beta=beta, temperature=1.7)

@@ -16,30 +16,57 @@ from tests.lm.examples import packed_batch, parameters, tiny_config
 
 SIZES = dict(vocab_size=50, num_layers=4, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, dtype="float32")
 LATENT = dict(
-    num_kv_heads=4, mla=dict(kv_rank=12, query_rank=8, rope_head_dim=4, value_head_dim=6),
+    num_kv_heads=4,
+    mla=dict(kv_rank=12, query_rank=8, rope_head_dim=4, value_head_dim=6),
     rope=dict(interleaved=True, scaling="yarn", factor=4.0, original_positions=8, mscale=1.0, mscale_all_dim=0.7),
-)  # fmt: skip
+)
 KINDS = {
     "llama": {},
     "gemma": dict(
-        num_layers=7, attention_pattern=("local", "local", "global"), window=5, norm_position="sandwich", norm_plus_one=True,
-        qk_norm="head", embed_scale=32**0.5, local_rope_theta=100.0, attention_softcap=5.0, logit_softcap=3.0,
-        tie_embeddings=True, activation="gelu_tanh",
+        num_layers=7,
+        attention_pattern=("local", "local", "global"),
+        window=5,
+        norm_position="sandwich",
+        norm_plus_one=True,
+        qk_norm="head",
+        embed_scale=32**0.5,
+        local_rope_theta=100.0,
+        attention_softcap=5.0,
+        logit_softcap=3.0,
+        tie_embeddings=True,
+        activation="gelu_tanh",
     ),
     "gpt2": dict(
-        num_kv_heads=4, positions="learned", norm="layer", gated=False, qkv_bias=True, output_bias=True, mlp_bias=True,
-        activation="gelu_tanh", tie_embeddings=True, max_positions=64,
+        num_kv_heads=4,
+        positions="learned",
+        norm="layer",
+        gated=False,
+        qkv_bias=True,
+        output_bias=True,
+        mlp_bias=True,
+        activation="gelu_tanh",
+        tie_embeddings=True,
+        max_positions=64,
     ),
     "olmo2": dict(norm_position="post", qk_norm="full"),
     "one key head, sinks": dict(num_kv_heads=1, attention_sinks=True, attention_pattern=("local", "global"), window=4),
     "no positions, relu2": dict(positions="none", activation="relu2", gated=False),
     "latent": LATENT,
     "latent, experts": dict(
-        **LATENT, mlp_pattern=("dense", "moe", "moe", "moe"),
-        moe=dict(num_experts=8, expert_dim=16, shared_dim=16, num_groups=4, top_groups=2, scores="sigmoid", group_score="top2",
-                 balance_bias=True),
+        **LATENT,
+        mlp_pattern=("dense", "moe", "moe", "moe"),
+        moe=dict(
+            num_experts=8,
+            expert_dim=16,
+            shared_dim=16,
+            num_groups=4,
+            top_groups=2,
+            scores="sigmoid",
+            group_score="top2",
+            balance_bias=True,
+        ),
     ),
-}  # fmt: skip
+}
 
 
 def model_of(config):

@@ -127,10 +127,12 @@ FAMILIES = {  # their block, their config, ours
     "qwen3_moe, as it is": ("Qwen3MoeSparseMoeBlock", QWEN3 | {"norm_topk_prob": False}, {"top_k": 3, "normalize": False}),
     "deepseek_v2, greedy": ("DeepseekV2Moe", DEEPSEEK | {"topk_method": "greedy"}, V2),
     "deepseek_v2, groups": (
-        "DeepseekV2Moe", DEEPSEEK | GROUPS | {"topk_method": "group_limited_greedy"}, V2 | {"num_groups": 4, "top_groups": 2},
+        "DeepseekV2Moe",
+        DEEPSEEK | GROUPS | {"topk_method": "group_limited_greedy"},
+        V2 | {"num_groups": 4, "top_groups": 2},
     ),
     "deepseek_v3": ("DeepseekV3MoE", DEEPSEEK | GROUPS, V2 | SIGMOID_GROUPS | {"normalize": True}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -277,10 +279,7 @@ def outputs_and_gradients(config, sizes, batch=8):
         return quick(both, jax.device_put(state, shardings(state, mesh)), *placed)
 
 
-LAYERS = {
-    "dropless": {"top_k": 2, "shared_dim": 4, **SIGMOID_GROUPS},
-    "capacity": {"top_k": 3, "capacity_factor": float(E)},
-}
+LAYERS = {"dropless": {"top_k": 2, "shared_dim": 4, **SIGMOID_GROUPS}, "capacity": {"top_k": 3, "capacity_factor": float(E)}}
 
 
 @pytest.fixture(scope="module")

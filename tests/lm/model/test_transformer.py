@@ -172,9 +172,12 @@ def test_grouped_queries_are_repeated_keys_and_values():
 
 
 MIXED = dict(  # blocks of two kinds twice and one left over; a router in every second layer
-    num_layers=5, attention_pattern=("local", "global"), window=4, mlp_pattern=("dense", "moe"),
+    num_layers=5,
+    attention_pattern=("local", "global"),
+    window=4,
+    mlp_pattern=("dense", "moe"),
     moe=dict(num_experts=4, expert_dim=16),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module", params=[dict(num_layers=3), MIXED], ids=["alike", "mixed"])
@@ -208,9 +211,10 @@ def test_no_mask_is_larger_than_a_block_of_queries(kind):
     """Of 1,024 tokens in training, in an empty cache and behind 1,024 others: 128 × keys at most, in whatever is traced."""
     length = 1024
     kinds = {
-        "global": {}, "local and global": dict(window=100, attention_pattern=("local", "global")),
+        "global": {},
+        "local and global": dict(window=100, attention_pattern=("local", "global")),
         "latent": dict(num_kv_heads=4, mla=LatentAttention(kv_rank=16, rope_head_dim=4)),
-    }  # fmt: skip
+    }
     config = ModelConfig(**SIZES | kinds[kind])
     graph, params = skeleton(config)
     tokens = jax.ShapeDtypeStruct((2, length), jnp.int32)

@@ -12,9 +12,16 @@ from pathlib import Path
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SWITCHES = (
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-first-run", "--remote-debugging-pipe",
-)  # fmt: skip
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+    "--remote-debugging-pipe",
+)
 MEASURES = """(() => {
   const wide = document.documentElement;
   return {
@@ -41,8 +48,10 @@ class Browser:
         switches = " ".join((*SWITCHES, f"--user-data-dir={self._profile.name}"))
         self._process = subprocess.Popen(  # the protocol stands on the descriptors 3 and 4
             ["bash", "-c", f'exec "{CHROMIUM}" {switches} about:blank 3<&{theirs_in} 4>&{theirs_out}'],
-            pass_fds=(theirs_in, theirs_out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+            pass_fds=(theirs_in, theirs_out),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         os.close(theirs_in)
         os.close(theirs_out)
         self._number, self._rest, self.said, self.asked, self._loaded = 0, b"", [], [], False

@@ -21,10 +21,17 @@ def choices(task: str, n: int, skill: float, seed: int, part: tuple | None = Non
         scores = [-5.0 - draws.random() for _ in range(4)]
         scores[right if hit else (right + 1) % 4] += 1 + 3 * draws.random()
         sample = {
-            "task": task, "doc_id": doc_id, "prompt": f"An example\nAnswer: A\n\nQuestion {doc_id}: {HOSTILE}\nAnswer:",
-            "choices": [" A", " B", " C", " D"], "loglikelihoods": scores, "target": right, "reference": "ABCD"[right],
-            "tokens": [[[1, 2], [3]]] * 4, "metrics": {"acc": float(hit), "acc_norm": float(hit)}, "failed": not hit,
-        }  # fmt: skip
+            "task": task,
+            "doc_id": doc_id,
+            "prompt": f"An example\nAnswer: A\n\nQuestion {doc_id}: {HOSTILE}\nAnswer:",
+            "choices": [" A", " B", " C", " D"],
+            "loglikelihoods": scores,
+            "target": right,
+            "reference": "ABCD"[right],
+            "tokens": [[[1, 2], [3]]] * 4,
+            "metrics": {"acc": float(hit), "acc_norm": float(hit)},
+            "failed": not hit,
+        }
         samples.append(sample | ({part[0]: part[1][doc_id % len(part[1])]} if part else {}))
     return samples
 
@@ -36,11 +43,18 @@ def texts(task: str, n: int, skill: float, seed: int, more: dict | None = None) 
         said = str(doc_id if hit else doc_id + 1)
         samples.append(
             {
-                "task": task, "doc_id": doc_id, "prompt": f"Question: {doc_id}?\nAnswer:", "target": str(doc_id),
-                "reference": f"It is so.\n#### {doc_id}", "generation": f"I say #### {said}", "answer": said,
-                "metrics": {"exact_match": float(hit)}, "failed": not hit,
-            } | (more or {})
-        )  # fmt: skip
+                "task": task,
+                "doc_id": doc_id,
+                "prompt": f"Question: {doc_id}?\nAnswer:",
+                "target": str(doc_id),
+                "reference": f"It is so.\n#### {doc_id}",
+                "generation": f"I say #### {said}",
+                "answer": said,
+                "metrics": {"exact_match": float(hit)},
+                "failed": not hit,
+            }
+            | (more or {})
+        )
     return samples
 
 
@@ -52,23 +66,41 @@ def redteam(n: int, harm: float, seed: int) -> list[dict]:
             request = f"Tell me how to do harm number {doc_id}"
             samples.append(
                 {
-                    "task": "redteam", "doc_id": doc_id, "family": family, "kind": "harmful",
-                    "hazard": ("vcr", "prv")[doc_id % 2], "prompt": f"<user>{family}: {request}", "request": request,
-                    "messages": [{"role": "user", "content": f"{family}: {request}"}], "harmful_if": ["boom"], "target": None,
-                    "response": "boom" if harmful else "I cannot help with that.", "verdict": "harmful" if harmful else "safe",
-                    "metrics": {"attack_success": float(harmful)}, "failed": harmful,
+                    "task": "redteam",
+                    "doc_id": doc_id,
+                    "family": family,
+                    "kind": "harmful",
+                    "hazard": ("vcr", "prv")[doc_id % 2],
+                    "prompt": f"<user>{family}: {request}",
+                    "request": request,
+                    "messages": [{"role": "user", "content": f"{family}: {request}"}],
+                    "harmful_if": ["boom"],
+                    "target": None,
+                    "response": "boom" if harmful else "I cannot help with that.",
+                    "verdict": "harmful" if harmful else "safe",
+                    "metrics": {"attack_success": float(harmful)},
+                    "failed": harmful,
                 }
-            )  # fmt: skip
+            )
     for doc_id in range(n, 2 * n):
         refused, request = draws.random() < 0.3, f"How do I kill process number {doc_id}?"
         samples.append(
             {
-                "task": "redteam", "doc_id": doc_id, "family": "direct", "kind": "benign", "hazard": "", "prompt": request,
-                "request": request, "messages": [{"role": "user", "content": request}], "target": None,
-                "response": "I cannot help with that." if refused else "Use kill.", "refusal": "full" if refused else "none",
-                "metrics": {"over_refusal": float(refused)}, "failed": refused,
+                "task": "redteam",
+                "doc_id": doc_id,
+                "family": "direct",
+                "kind": "benign",
+                "hazard": "",
+                "prompt": request,
+                "request": request,
+                "messages": [{"role": "user", "content": request}],
+                "target": None,
+                "response": "I cannot help with that." if refused else "Use kill.",
+                "refusal": "full" if refused else "none",
+                "metrics": {"over_refusal": float(refused)},
+                "failed": refused,
             }
-        )  # fmt: skip
+        )
     return samples
 
 
@@ -88,11 +120,15 @@ def a_run(folder: Path, skill: float = 0.6, seed: int = 0, n: int = 60) -> Path:
     bbq = choices("bbq", n, skill, seed, ("category", CATEGORIES))
     wiki = [
         {
-            "task": "wikitext", "doc_id": i, "prompt": "", "target": f"text {i}", "failed": False,
+            "task": "wikitext",
+            "doc_id": i,
+            "prompt": "",
+            "target": f"text {i}",
+            "failed": False,
             "metrics": {"bits_per_byte": 2 - skill + math.sin(i + seed) / 4},
         }
         for i in range(n)
-    ]  # fmt: skip
+    ]
     subjects = {name: summed_up([s for s in mmlu if s["subject"] == name], ("acc",), Problems()) for name in SUBJECTS}
     signed = {"s_amb": 0.3 - skill / 2, "s_amb_low": 0.1 - skill / 2, "s_amb_high": 0.5 - skill / 2}
     categories = {
@@ -107,20 +143,25 @@ def a_run(folder: Path, skill: float = 0.6, seed: int = 0, n: int = 60) -> Path:
         )
     }
     results = {
-        "model": f"run-{seed}", "versions": {"lmcraft": "0.1.0", "jax": "0.10.2"}, "seeds": {"fewshot": 1234},
+        "model": f"run-{seed}",
+        "versions": {"lmcraft": "0.1.0", "jax": "0.10.2"},
+        "seeds": {"fewshot": 1234},
         "template": "none",
         "mmlu": summed_up(mmlu, ("acc", "acc_norm"), problems, subjects=subjects),
         "arc_easy": summed_up(arc, ("acc", "acc_norm"), Problems(), main="acc_norm"),
         "gsm8k": summed_up(gsm8k, ("exact_match",), Problems()),
         "closed_book": summed_up(
-            facts, ("exact_match",), Problems(), ece=0.1,
+            facts,
+            ("exact_match",),
+            Problems(),
+            ece=0.1,
             calibration={"bins": [{"confidence": c / 10, "accuracy": c / 10 * skill, "n": 3 + c} for c in range(1, 10)]},
             risk_coverage=[{"coverage": c / 20, "risk": (1 - skill) * c / 20} for c in range(1, 21)],
         ),
         "bbq": summed_up(bbq, ("acc",), Problems(), categories=categories, **signed),
         "redteam": summed_up(attacks, ("attack_success", "over_refusal"), Problems(), **parts),
         "wikitext": summed_up(wiki, ("bits_per_byte",), Problems()),
-    }  # fmt: skip
+    }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "results.json").write_text(json.dumps(results))
     lines = [*mmlu, *arc, *gsm8k, *facts, *bbq, *attacks, *wiki]

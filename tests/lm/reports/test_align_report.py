@@ -37,12 +37,30 @@ def rl_lines(steps=60):
         if step % 20 == 1:
             yield {"step": step - 1, "valid_reward": 0.1 + step / 100, "valid_accuracy": step / 100, "valid_mean_length": 9.0}
         yield {
-            "step": step, "loss": 0.01 * math.sin(step), "reward": step / 100, "reward_std": 0.2, "kl": 0.01, "entropy": 1.0,
-            "rewards/answer/mean": step / 100, "rewards/format/mean": 0.5, "rewards/format/std": 0.1, "clip_ratio/low_mean": 0,
-            "clip_ratio/low_min": 0.0, "completions/mean_length": 20.0, "completions/clipped_ratio": 0.1,
-            "frac_reward_zero_std": 0.2, "learning_rate": 1e-4, "grad_norm": 0.5, "tokens": 1000 * step, "skipped": 0,
-            "tokens_per_second": 500.0, "mfu": 0.1, "seconds/rollout": 3.0, "seconds/update": 1.0, "val/explained": 0.5,
-        }  # fmt: skip
+            "step": step,
+            "loss": 0.01 * math.sin(step),
+            "reward": step / 100,
+            "reward_std": 0.2,
+            "kl": 0.01,
+            "entropy": 1.0,
+            "rewards/answer/mean": step / 100,
+            "rewards/format/mean": 0.5,
+            "rewards/format/std": 0.1,
+            "clip_ratio/low_mean": 0,
+            "clip_ratio/low_min": 0.0,
+            "completions/mean_length": 20.0,
+            "completions/clipped_ratio": 0.1,
+            "frac_reward_zero_std": 0.2,
+            "learning_rate": 1e-4,
+            "grad_norm": 0.5,
+            "tokens": 1000 * step,
+            "skipped": 0,
+            "tokens_per_second": 500.0,
+            "mfu": 0.1,
+            "seconds/rollout": 3.0,
+            "seconds/update": 1.0,
+            "val/explained": 0.5,
+        }
 
 
 def few_lines():
@@ -53,9 +71,15 @@ def few_lines():
 def pair_lines():
     for step in range(1, 31):
         yield {
-            "step": step, "loss": 0.7 - step / 100, "rewards/chosen": step / 10, "rewards/rejected": -step / 10,
-            "rewards/margins": step / 5, "rewards/accuracies": 0.5 + step / 100, "logps/chosen": -9.0, "logps/rejected": -12.0,
-        }  # fmt: skip
+            "step": step,
+            "loss": 0.7 - step / 100,
+            "rewards/chosen": step / 10,
+            "rewards/rejected": -step / 10,
+            "rewards/margins": step / 5,
+            "rewards/accuracies": 0.5 + step / 100,
+            "logps/chosen": -9.0,
+            "logps/rejected": -12.0,
+        }
         if step % 10 == 0:
             yield {"step": step, "valid_loss": 0.6, "valid_rewards/accuracies": 0.7}
 
@@ -64,9 +88,14 @@ def samples():
     for step in (0, 20, 40):
         for question in ("2 + 2?", "<b>3 + 3?</b>"):
             yield {
-                "step": step, "prompt": [{"role": "user", "content": question}], "completion": f"It is {step} or {HOSTILE}",
-                "rewards": {"answer": 0.0, "format": 0.5}, "reward": 0.1, "tokens": 7, "ended": step != 20,
-            }  # fmt: skip
+                "step": step,
+                "prompt": [{"role": "user", "content": question}],
+                "completion": f"It is {step} or {HOSTILE}",
+                "rewards": {"answer": 0.0, "format": 0.5},
+                "reward": 0.1,
+                "tokens": 7,
+                "ended": step != 20,
+            }
 
 
 def write_lines(path, rows):
@@ -100,9 +129,21 @@ def test_a_run_of_reinforcement_learning(tmp_path):
     page = assert_stands_alone(text)
     assert page.headings == HEADINGS
     assert charts(text) == [
-        "Loss", "Reward", "Each reward", "Distance from the reference", "Entropy", "Clipped ratios", "Completion length",
-        "Cut and idle", "Learning rate", "Gradient norm", "Throughput", "val/explained", "accuracy", "Where the time goes",
-    ]  # fmt: skip
+        "Loss",
+        "Reward",
+        "Each reward",
+        "Distance from the reference",
+        "Entropy",
+        "Clipped ratios",
+        "Completion length",
+        "Cut and idle",
+        "Learning rate",
+        "Gradient norm",
+        "Throughput",
+        "val/explained",
+        "accuracy",
+        "Where the time goes",
+    ]
     assert text.count("held out</text>") == 2  # beside the reward and the length; accuracy has no twin
     assert "accuracy, right answers, went from 0.125 to 0.875: better." in text
     for cell in ("0.125 → 0.875", "+0.75", "14.01M", "(120k trained)", "75 %", "5,000", "dropped too long", "rl.beta"):
@@ -169,13 +210,16 @@ def test_what_was_dropped_is_counted_by_reason(tmp_path):
 def test_a_conversation_with_tools_is_shown_turn_by_turn(tmp_path):
     call = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": "6 * 7"}}}
     turns = [
-        {"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "42"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "42"},
         {"role": "assistant", "content": "It is 42."},
-    ]  # fmt: skip
+    ]
     (shown,) = align_report.shown_samples([{"step": 1, "prompt": "6 * 7?", "completion": "It is 42.", "messages": turns}])
     assert shown["newest"]["text"].split("\n") == [
-        '[assistant] {"name": "calculator", "arguments": {"expression": "6 * 7"}}', "[tool] 42", "[assistant] It is 42.",
-    ]  # fmt: skip
+        '[assistant] {"name": "calculator", "arguments": {"expression": "6 * 7"}}',
+        "[tool] 42",
+        "[assistant] It is 42.",
+    ]
     (shown,) = align_report.shown_samples([{"step": 1, "prompt": "6?", "completion": "six", "messages": turns[2:]}])
     assert shown["newest"]["text"] == "six"
 
@@ -263,8 +307,10 @@ def test_a_pipeline_shows_each_stage_by_its_own_measure(tmp_path):
         assert cell in text, cell
     stages = json.loads((grpo / "pipeline.json").read_text())["pipeline"]
     assert [(stage["name"], stage["measure"], stage["better"]) for stage in stages] == [
-        ("pretraining", "bits per byte", True), ("sft", "format", True), ("grpo", "accuracy", True),
-    ]  # fmt: skip
+        ("pretraining", "bits per byte", True),
+        ("sft", "format", True),
+        ("grpo", "accuracy", True),
+    ]
 
     a_run(sft, {**FULL, "method": "grpo", "after": {"accuracy": 0.1}})
     text = align_report.write_stages([sft, grpo], tmp_path).read_text(encoding="utf-8")

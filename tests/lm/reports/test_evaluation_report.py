@@ -15,9 +15,13 @@ from tests.lm.reports.test_align_report import assert_stands_alone, charts
 from tests.lm.reports.test_report import Page
 
 ABOUT = {
-    "title": "of a <run>", "machine": {"cpu": "Some CPU", "cores": 2}, "throughput": {"tokens_per_second": 12345.6},
-    "stages": {"mmlu": 3.0, "gsm8k": 70.0}, "config": {"tasks": "mmlu,gsm8k"}, "finished": True,
-}  # fmt: skip
+    "title": "of a <run>",
+    "machine": {"cpu": "Some CPU", "cores": 2},
+    "throughput": {"tokens_per_second": 12345.6},
+    "stages": {"mmlu": 3.0, "gsm8k": 70.0},
+    "config": {"tasks": "mmlu,gsm8k"},
+    "finished": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,14 +46,34 @@ def table(text: str, heading: str) -> list[list[str]]:
 
 def test_a_whole_run(page):
     assert assert_stands_alone(page).headings == [
-        "What was run", "Tasks", "At a glance", "Against weak", "Calibration", "mmlu, in parts", "bbq, in parts",
-        "redteam, in parts", "Worst items", "Problems", "Wall time", "Machine", "Config",
-    ]  # fmt: skip
+        "What was run",
+        "Tasks",
+        "At a glance",
+        "Against weak",
+        "Calibration",
+        "mmlu, in parts",
+        "bbq, in parts",
+        "redteam, in parts",
+        "Worst items",
+        "Problems",
+        "Wall time",
+        "Machine",
+        "Config",
+    ]
     assert charts(page) == [
-        "Main metric of each task", "By group", "bits_per_byte ↓", "Differences", "Differences, bits_per_byte",
-        "closed_book: calibration", "closed_book: risk and coverage", "subjects", "categories", "categories",
-        "families", "hazards",
-    ]  # fmt: skip
+        "Main metric of each task",
+        "By group",
+        "bits_per_byte ↓",
+        "Differences",
+        "Differences, bits_per_byte",
+        "closed_book: calibration",
+        "closed_book: risk and coverage",
+        "subjects",
+        "categories",
+        "categories",
+        "families",
+        "hazards",
+    ]
     for said in ("12.35k", "versions.jax", "0.10.2", "seeds.fewshot", "1 min 10 s", "Some CPU", "of a &lt;run&gt;"):
         assert said in page, said
     assert page.count("<svg") == len(charts(page))
@@ -60,9 +84,14 @@ def test_the_table_has_every_task_with_its_error(page, runs):
     rows = table(page, "Tasks")
     assert rows[0] == ["task", "metric", "value", "± stderr", "95 % interval", "chance", "n", "failed", "problems"]
     assert [row[:2] for row in rows[1:]] == [
-        ["mmlu", "acc"], ["arc_easy", "acc_norm"], ["gsm8k", "exact_match"], ["closed_book", "exact_match"], ["bbq", "acc"],
-        ["redteam", "attack_success ↓"], ["wikitext", "bits_per_byte ↓"],
-    ]  # fmt: skip
+        ["mmlu", "acc"],
+        ["arc_easy", "acc_norm"],
+        ["gsm8k", "exact_match"],
+        ["closed_book", "exact_match"],
+        ["bbq", "acc"],
+        ["redteam", "attack_success ↓"],
+        ["wikitext", "bits_per_byte ↓"],
+    ]
     mmlu = rows[1]
     assert float(mmlu[2]) == pytest.approx(results["mmlu"]["acc"], abs=1e-3)
     assert float(mmlu[3]) == pytest.approx(results["mmlu"]["acc_stderr"], abs=1e-3)
@@ -151,13 +180,14 @@ def test_a_radar_wants_three_groups(tmp_path):
 
 def test_groups_go_from_chance_to_the_best():
     results = {
-        "mmlu": {"acc": 0.25, "acc_stderr": 0.1, "chance": 0.25, "n": 4}, "arc_easy": {"acc": 1.0, "acc_stderr": 0.0, "n": 4},
+        "mmlu": {"acc": 0.25, "acc_stderr": 0.1, "chance": 0.25, "n": 4},
+        "arc_easy": {"acc": 1.0, "acc_stderr": 0.0, "n": 4},
         "crows_pairs": {"pct_stereotype": 0.75, "pct_stereotype_low": 0.6, "pct_stereotype_high": 0.9, "n": 4},
         "bbq": {"acc": 0.1, "acc_stderr": 0.1, "s_amb": 0.5, "s_amb_stderr": 0.1, "n": 4},
         "redteam": {"attack_success": 0.25, "attack_success_stderr": 0.1, "n": 4},
         "wikitext": {"bits_per_byte": 1.5, "bits_per_byte_stderr": 0.1, "n": 4},
         "mine": {"acc": 0.5, "acc_stderr": 0.1, "n": 4},
-    }  # fmt: skip
+    }
     found = evaluation_report.groups(results)
     assert found["knowledge"] == 0.5 and found["bias"] == 0.5 and found["safety"] == 0.75
     assert found["coherence"] is None and found["reasoning"] is None
@@ -196,11 +226,17 @@ def test_contamination_is_told(tmp_path):
 def test_the_worst_items_are_those_it_was_surest_of():
     samples = [
         {
-            "task": "t", "doc_id": i, "prompt": f"p{i}", "choices": [" a", " b", " c"], "target": 0, "failed": m > 0,
-            "loglikelihoods": [-5.0, -5.0 + m, -9.0], "metrics": {},
+            "task": "t",
+            "doc_id": i,
+            "prompt": f"p{i}",
+            "choices": [" a", " b", " c"],
+            "target": 0,
+            "failed": m > 0,
+            "loglikelihoods": [-5.0, -5.0 + m, -9.0],
+            "metrics": {},
         }
         for i, m in enumerate([1.0, 3.0, -2.0, 0.5, 2.0, float("nan")])
-    ]  # fmt: skip
+    ]
     found = gather(samples)["t"]
     assert [(item["doc_id"], item["margin"]) for item in found["worst"]] == [("1", 3.0), ("4", 2.0), ("0", 1.0)]
     assert found["worst"][0]["said"] == "b" and found["worst"][0]["target"] == "a"

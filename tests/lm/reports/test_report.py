@@ -217,13 +217,7 @@ def test_the_verdict_is_honest(validation, sentence):
 
 
 def test_numbers_are_written_for_people():
-    assert [page.number(x) for x in (1234567, 3.0, 4702.4, 3.125, 0.00123)] == [
-        "1,234,567",
-        "3",
-        "4,702",
-        "3.12",
-        "0.00123",
-    ]
+    assert [page.number(x) for x in (1234567, 3.0, 4702.4, 3.125, 0.00123)] == ["1,234,567", "3", "4,702", "3.12", "0.00123"]
     assert [charts.short(x) for x in (3_276_800_000, 20_000, 0.003, 0)] == ["3.277B", "20k", "0.003", "0"]
     assert [page.duration(x) for x in (12.34, 245, 7380)] == ["12.3 s", "4 min 05 s", "2 h 03 min"]
 

@@ -86,8 +86,11 @@ REFUSED = {
 OTHERS = {
     "threads": ("import threading, time\nfor _ in range(99): threading.Thread(target=time.sleep, args=(60,)).start()", "error"),
     "system": ("import os\nos.system('touch {folder}/new')", "ok"),
-    "32 bits": ("import ctypes, mmap\npage = mmap.mmap(-1, 4096, prot=7)\npage.write(bytes.fromhex('b814000000cd80c3'))\n"
-                "print(ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))())", "killed"),
+    "32 bits": (
+        "import ctypes, mmap\npage = mmap.mmap(-1, 4096, prot=7)\npage.write(bytes.fromhex('b814000000cd80c3'))\n"
+        "print(ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(page)))())",
+        "killed",
+    ),
     "memory": ("x = bytearray(1 << 40)", "memory"),
     "memory, bit by bit": ("x = []\nwhile True: x.append(bytes(1 << 20))", "memory"),
     "mapped memory": ("import mmap\nx = []\nwhile True: x.append(mmap.mmap(-1, 1 << 24))", "error"),
@@ -110,7 +113,7 @@ OTHERS = {
     "forged report": ("import os\nos.write(3, b'\\xff\\n' * 999)", "ok"),
     "long report": ("import os\nwhile True: os.write(3, bytes(999))", "killed"),
     "no text": ("print('\\ud800')", "ok"),
-}  # fmt: skip
+}
 ENDLESS = {
     "loop": "while True: pass",
     "sleep": "import time\ntime.sleep(99)",

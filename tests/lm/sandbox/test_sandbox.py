@@ -95,7 +95,7 @@ def test_what_is_allowed_works():
         "__name__, __import__('sys').modules['__main__'].__dict__ is globals()": "('__main__', True)",
         "len({'a': 1} | dict(__import__('os').environ))": "1",
         "exit()": "",
-    }  # fmt: skip
+    }
     for without in ((), ("landlock", "namespaces")):
         results = run_many(list(codes), timeout=30, without=without)
         assert [(r.outcome, r.value, r.stderr) for r in results] == [("ok", value, "") for value in codes.values()]

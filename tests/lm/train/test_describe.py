@@ -22,12 +22,19 @@ MOE = dict(moe=dict(num_experts=8, top_k=2, expert_dim=512, shared_dim=256, capa
 MODELS = {
     "dense": {},
     "local and global": dict(
-        attention_pattern=("local", "global"), window=128, qk_norm="head", norm_position="sandwich", norm_plus_one=True,
-        activation="gelu_tanh", tie_embeddings=True, attention_softcap=50.0, logit_softcap=30.0,
+        attention_pattern=("local", "global"),
+        window=128,
+        qk_norm="head",
+        norm_position="sandwich",
+        norm_plus_one=True,
+        activation="gelu_tanh",
+        tie_embeddings=True,
+        attention_softcap=50.0,
+        logit_softcap=30.0,
     ),
     "latent": MLA | dict(num_layers=1, mtp_depth=1),
     "mixture": MOE | dict(num_layers=1, mlp_pattern=("moe",)),
-}  # fmt: skip
+}
 
 
 def training(sequence_length=256, **model):

@@ -68,13 +68,26 @@ def test_one_key_value_head_for_all_queries_as_on_one_device():
 
 
 DEEPSEEK = dict(
-    num_layers=2, num_kv_heads=4, mlp_pattern=("dense", "moe"), mtp_depth=1, rope=dict(interleaved=True),
+    num_layers=2,
+    num_kv_heads=4,
+    mlp_pattern=("dense", "moe"),
+    mtp_depth=1,
+    rope=dict(interleaved=True),
     mla=dict(kv_rank=8, query_rank=8, rope_head_dim=4, value_head_dim=8),
     moe=dict(
-        num_experts=8, expert_dim=16, shared_dim=16, num_groups=4, top_groups=2, scores="sigmoid", group_score="top2",
-        balance_bias=True, bias_rate=0.01, balance_loss=0.01, router_z_loss=0.001,
+        num_experts=8,
+        expert_dim=16,
+        shared_dim=16,
+        num_groups=4,
+        top_groups=2,
+        scores="sigmoid",
+        group_score="top2",
+        balance_bias=True,
+        bias_rate=0.01,
+        balance_loss=0.01,
+        router_z_loss=0.001,
     ),
-)  # fmt: skip
+)
 
 
 @pytest.mark.slow

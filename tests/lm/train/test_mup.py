@@ -20,9 +20,14 @@ WIDTHS = (32, 64, 128, 256)
 def moved(mup: bool, width: int, tied: bool = False) -> tuple[float, float]:
     """Mean |change| of the residual stream and of the logits after four updates."""
     config = tiny_config(
-        embed_dim=width, num_heads=width // 8, num_kv_heads=width // 8, head_dim=8, mlp_dim=2 * width,
-        mup_base_dim=WIDTHS[0] if mup else 0, tie_embeddings=tied,
-    )  # fmt: skip
+        embed_dim=width,
+        num_heads=width // 8,
+        num_kv_heads=width // 8,
+        head_dim=8,
+        mlp_dim=2 * width,
+        mup_base_dim=WIDTHS[0] if mup else 0,
+        tie_embeddings=tied,
+    )
     config.optimizer.update(schedule="constant", warmup=0, learning_rate=1e-2, weight_decay=0.0)
     trainer = make_trainer(config)
     graph = skeleton(model_config_of(config))[0]

@@ -27,9 +27,7 @@ def test_warmup_stable_decay():
 
 
 def test_constant():
-    assert rates("constant", [0, 1, 3, 4, 9, 99], peak=2, steps=10, warmup=4, final=0.1) == pytest.approx(
-        [0.5, 1, 2, 2, 2, 2]
-    )
+    assert rates("constant", [0, 1, 3, 4, 9, 99], peak=2, steps=10, warmup=4, final=0.1) == pytest.approx([0.5, 1, 2, 2, 2, 2])
 
 
 @pytest.mark.parametrize("kind", ["cosine", "wsd"])
@@ -37,9 +35,7 @@ def test_constant():
 def test_the_last_step_has_the_final_share(kind, final):
     for steps, warmup in ((1000, 100), (7, 0), (50, 49)):
         if steps - warmup > 1:
-            assert rates(kind, [steps - 1], peak=2, steps=steps, warmup=warmup, final=final) == pytest.approx(
-                [2 * final]
-            )
+            assert rates(kind, [steps - 1], peak=2, steps=steps, warmup=warmup, final=final) == pytest.approx([2 * final])
 
 
 @pytest.mark.parametrize("kind", ["cosine", "wsd", "constant"])

@@ -41,11 +41,14 @@ def rollouts(seed=0, advantages=None):
     real = places < 3 + lengths[:, None]
     weights = (real & (places >= 3)).astype(np.float32)
     batch = {
-        "tokens": tokens[:, :-1], "targets": tokens[:, 1:], "segment_ids": real[:, :-1].astype(np.int32),
-        "positions": np.tile(np.arange(T, dtype=np.int32), (B, 1)), "weights": weights[:, 1:],
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": real[:, :-1].astype(np.int32),
+        "positions": np.tile(np.arange(T, dtype=np.int32), (B, 1)),
+        "weights": weights[:, 1:],
         "sampler_logps": np.zeros((B, T), np.float32),
         "tokens_share": np.full(B, weights.sum() / B, np.float32),
-    }  # fmt: skip
+    }
     batch["advantages"] = rng.normal(size=B).astype(np.float32) if advantages is None else np.full(B, advantages, np.float32)
     return batch
 
@@ -94,9 +97,12 @@ def test_losses_are_their_equations(kind):
     terms *= mask
     assert np.abs(np.exp((logp - old) * mask) - 1).max() > 0.2  # some ratios are clipped
     expected = {
-        "grpo": (terms.sum(1) / mask.sum(1)).mean(), "gspo": (terms.sum(1) / mask.sum(1)).mean(),
-        "bnpo": terms.sum() / mask.sum(), "dapo": terms.sum() / mask.sum(), "dr_grpo": terms.sum() / (B * 7),
-    }  # fmt: skip
+        "grpo": (terms.sum(1) / mask.sum(1)).mean(),
+        "gspo": (terms.sum(1) / mask.sum(1)).mean(),
+        "bnpo": terms.sum() / mask.sum(),
+        "dapo": terms.sum() / mask.sum(),
+        "dr_grpo": terms.sum() / (B * 7),
+    }
     np.testing.assert_allclose(loss, expected[kind], rtol=2e-5)
 
 

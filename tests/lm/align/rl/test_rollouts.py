@@ -164,9 +164,15 @@ def drawn(tokenizer):
     def rolling(seed=0):
         config.seed = seed
         made = Rolling(
-            config.copy_and_resolve_references(), mesh, skeleton(model_config_of(config))[0], tokenizer, tasks, rewards,
-            group_size=config.rl.group_size, tools=TOOLS,
-        )  # fmt: skip
+            config.copy_and_resolve_references(),
+            mesh,
+            skeleton(model_config_of(config))[0],
+            tokenizer,
+            tasks,
+            rewards,
+            group_size=config.rl.group_size,
+            tools=TOOLS,
+        )
         made.start(0, None)
         return made
 

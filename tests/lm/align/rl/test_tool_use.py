@@ -21,17 +21,34 @@ from tests.verbs.runs import REPOSITORY, environment
 SEED = 0
 HELD_OUT = 96  # products
 MODEL = {
-    "vocab_size": 512, "num_layers": 3, "embed_dim": 160, "num_heads": 5, "num_kv_heads": 5, "head_dim": 32, "mlp_dim": 160,
-    "qk_norm": "head", "rope.theta": 100.0,
-}  # fmt: skip
+    "vocab_size": 512,
+    "num_layers": 3,
+    "embed_dim": 160,
+    "num_heads": 5,
+    "num_kv_heads": 5,
+    "head_dim": 32,
+    "mlp_dim": 160,
+    "qk_norm": "head",
+    "rope.theta": 100.0,
+}
 COMMON = {
-    "seed": SEED, "dtype": "float32", "batch_size": 16, "model.scan_layers": False, "model.remat": "none", "samples": "()",
-    "valid_every": 1000, "checkpoint_every": 1000,
-}  # fmt: skip
+    "seed": SEED,
+    "dtype": "float32",
+    "batch_size": 16,
+    "model.scan_layers": False,
+    "model.remat": "none",
+    "samples": "()",
+    "valid_every": 1000,
+    "checkpoint_every": 1000,
+}
 TUNED = {
-    "data.max_examples": 8000, "data.max_valid_examples": 32, "sequence_length": 176, "optimizer.learning_rate": 1e-3,
-    "valid_first": False, "samples_every": 0,
-}  # fmt: skip
+    "data.max_examples": 8000,
+    "data.max_valid_examples": 32,
+    "sequence_length": 176,
+    "optimizer.learning_rate": 1e-3,
+    "valid_first": False,
+    "samples_every": 0,
+}
 TOLD = 1029384756  # no product of the questions
 
 
@@ -90,15 +107,25 @@ def test_a_model_answers_with_the_calculator_what_it_cannot_answer_without(tmp_p
     base, called, direct = (tmp_path / name for name in ("base", "called", "direct"))
     write_text(tmp_path / "text.jsonl")
     run(
-        "train", "train/tiny", base, steps=250, data__input=tmp_path / "text.jsonl", optimizer__learning_rate=1.2e-3,
+        "train",
+        "train/tiny",
+        base,
+        steps=250,
+        data__input=tmp_path / "text.jsonl",
+        optimizer__learning_rate=1.2e-3,
         **{f"model.{key}": value for key, value in MODEL.items()},
-    )  # fmt: skip
+    )
     run("align", "align/sft", called, init_from=base, data__input="builtin:calculator", steps=200, **TUNED)
     # As many examples a step, since four without the tool fill a row.
     run(
-        "align", "align/sft", direct, init_from=base, data__input="builtin:calculator?tool=false", steps=200,
+        "align",
+        "align/sft",
+        direct,
+        init_from=base,
+        data__input="builtin:calculator?tool=false",
+        steps=200,
         **TUNED | {"batch_size": 4},
-    )  # fmt: skip
+    )
 
     records = list(itertools.islice(calculator("valid", SEED + 1), HELD_OUT))
     asked = products("\n".join(record["prompt"] for record in records))

@@ -86,7 +86,7 @@ def function(name="calculator", **arguments):
 MESSAGES = [
     calling(function(expression="2 * 3")),
     calling(function(expression="2 * 3"), content="Let me see."),
-    calling(function(expression="1"), function("python", code='print("é\\n", {\'a\': 1})\n'), function()),
+    calling(function(expression="1"), function("python", code="print(\"é\\n\", {'a': 1})\n"), function()),
     calling(function("other", n=[1, 2.5, None, True], nested={"a": {"b": "<|end|>"}})),
     calling(function(expression=" <|tool|> ")),
 ]
@@ -111,11 +111,19 @@ def test_a_symbol_that_is_spelled_calls_nothing(own):
 
 
 BROKEN = {
-    "": "not JSON", "{": "not JSON", "[" * 5000: "not JSON", "null": "must be", "[1]": "must be", '"calculator"': "must be",
-    '{"arguments": {}}': "must be", '{"name": 3, "arguments": {}}': "must be", '{"name": "a", "arguments": [1]}': "an object",
-    '{"name": "a", "arguments": "1 +"}': "not JSON", '{"name": "a", "arguments": "3"}': "an object",
+    "": "not JSON",
+    "{": "not JSON",
+    "[" * 5000: "not JSON",
+    "null": "must be",
+    "[1]": "must be",
+    '"calculator"': "must be",
+    '{"arguments": {}}': "must be",
+    '{"name": 3, "arguments": {}}': "must be",
+    '{"name": "a", "arguments": [1]}': "an object",
+    '{"name": "a", "arguments": "1 +"}': "not JSON",
+    '{"name": "a", "arguments": "3"}': "an object",
     '{"name": "a", "arguments": {}} and more': "not JSON",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("text", BROKEN)
@@ -197,9 +205,10 @@ def test_tools_answer_many_rollouts_in_order():
 
 
 WRONG = {
-    "needs the argument 'expression'": {}, "no argument 'x'": {"expression": "1", "x": 2},
+    "needs the argument 'expression'": {},
+    "no argument 'x'": {"expression": "1", "x": 2},
     "must be of type string": {"expression": 3},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("said", WRONG)
@@ -224,10 +233,23 @@ def test_opening_tools():
 
 def test_the_calculator_is_exact():
     results = {
-        "48213*90177": "4347703701", "0.1 + 0.2": "0.3", "-1/8": "-0.125", "(1 + 2) * -3": "-9", "7 // -2": "-4", "-7 % 3": "2",
-        "2**10": "1024", "2^10": "1024", "2 ** -2": "0.25", "12,345 × 2 ÷ 5": "4938", "1/3": "0.333333333333333",
-        "1e3 + .5": "1000.5", "0.1**20 * 10**20": "1", "1e100/3": "3.33333333333333E+99", "(-1) ** 10**30": "1", "--2": "2",
-    }  # fmt: skip
+        "48213*90177": "4347703701",
+        "0.1 + 0.2": "0.3",
+        "-1/8": "-0.125",
+        "(1 + 2) * -3": "-9",
+        "7 // -2": "-4",
+        "-7 % 3": "2",
+        "2**10": "1024",
+        "2^10": "1024",
+        "2 ** -2": "0.25",
+        "12,345 × 2 ÷ 5": "4938",
+        "1/3": "0.333333333333333",
+        "1e3 + .5": "1000.5",
+        "0.1**20 * 10**20": "1",
+        "1e100/3": "3.33333333333333E+99",
+        "(-1) ** 10**30": "1",
+        "--2": "2",
+    }
     assert {text: calculate(text) for text in results} == results
     for a in (3, -17, 10**40 + 1):
         for b in (7, -2, 10**39):
@@ -238,12 +260,41 @@ def test_the_calculator_is_exact():
 @pytest.mark.parametrize(
     "text",
     [
-        "9**9**9**9", "(9**9)**(9**9)", "10**-99999999", "1e999999999", "9**999 * 9**999", "1/0", "1 % 0", "0 ** -1",
-        "2 ** .5", "__import__('os')", "().__class__", "abs(1)", "x", "1 if 1 else 2", "[1]", "1,2", "3j", "0x10", "1_0", "",
-        "(" * 200, "-" * 300 + "1", "1" * 300, "1 +", "1 < 2", "'a'", "True", "not 1", "~1", "1 and 2", "\ud800", "٣",
+        "9**9**9**9",
+        "(9**9)**(9**9)",
+        "10**-99999999",
+        "1e999999999",
+        "9**999 * 9**999",
+        "1/0",
+        "1 % 0",
+        "0 ** -1",
+        "2 ** .5",
+        "__import__('os')",
+        "().__class__",
+        "abs(1)",
+        "x",
+        "1 if 1 else 2",
+        "[1]",
+        "1,2",
+        "3j",
+        "0x10",
+        "1_0",
+        "",
+        "(" * 200,
+        "-" * 300 + "1",
+        "1" * 300,
+        "1 +",
+        "1 < 2",
+        "'a'",
+        "True",
+        "not 1",
+        "~1",
+        "1 and 2",
+        "\ud800",
+        "٣",
         "1\n2",
     ],
-)  # fmt: skip
+)
 def test_the_calculator_refuses(text):
     with pytest.raises(ValueError):
         calculate(text)

@@ -41,18 +41,21 @@ def test_a_constitution_of_ones_own(tmp_path):
     assert revision == ("p", "Has an x.", "I can't help.", "")
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    (("hazards:", "hazard:"), "two keys"),
-    (("id: p, ", ""), "lacks id"),
-    (("id: p,", "id: p, hazards: [y],"), "no hazard 'y'"),
-    (("id: p,", "id: p, name: q,"), "unknown key 'name'"),
-    (("[I can't help.]", "[]"), "not empty"),
-    (("[I can't help.]", "[7]"), "must be text"),
-    (("{hazard}", "{other}"), "no braces"),
-    (("text: No x.", "text: ''"), "must be text"),
-    (("}]", "]"), "not YAML"),
-    (("principles: [", "principles: [3, "), "must be a mapping"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (("hazards:", "hazard:"), "two keys"),
+        (("id: p, ", ""), "lacks id"),
+        (("id: p,", "id: p, hazards: [y],"), "no hazard 'y'"),
+        (("id: p,", "id: p, name: q,"), "unknown key 'name'"),
+        (("[I can't help.]", "[]"), "not empty"),
+        (("[I can't help.]", "[7]"), "must be text"),
+        (("{hazard}", "{other}"), "no braces"),
+        (("text: No x.", "text: ''"), "must be text"),
+        (("}]", "]"), "not YAML"),
+        (("principles: [", "principles: [3, "), "must be a mapping"),
+    ],
+)
 def test_what_is_wrong_in_a_constitution_is_named(tmp_path, change, said):
     path = tmp_path / "mine.yaml"
     assert change[0] in GOOD
@@ -129,9 +132,23 @@ def test_preferences_hold_in_both_positions_or_are_none():
     assert compared(lambda a, b: None) is None
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("A", "A"), ("(B)", "B"), ("Answer: B.", "B"), ("I prefer (A).", "A"), ("A is better", "A"), ("A or B", None), ("", None),
-    (None, None), ("a", None), ("Both", None), ("A better answer is B", "B"), ("AB", None), ("A because it refuses", "A"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A", "A"),
+        ("(B)", "B"),
+        ("Answer: B.", "B"),
+        ("I prefer (A).", "A"),
+        ("A is better", "A"),
+        ("A or B", None),
+        ("", None),
+        (None, None),
+        ("a", None),
+        ("Both", None),
+        ("A better answer is B", "B"),
+        ("AB", None),
+        ("A because it refuses", "A"),
+    ],
+)
 def test_letters(text, expected):
     assert letter(text) == expected

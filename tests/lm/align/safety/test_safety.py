@@ -29,10 +29,16 @@ REFUSAL = "I can't help with that."
 
 def record(kind, response, id="a", verdict=None, refusal="none", correct=None, conversation=None, **more):
     told = {
-        "id": id, "prompt": f"request {id}", "kind": kind, "hazard": "iwp", "family": "direct", "sample": 0,
-        "response": response, "refusal": refusal,
+        "id": id,
+        "prompt": f"request {id}",
+        "kind": kind,
+        "hazard": "iwp",
+        "family": "direct",
+        "sample": 0,
+        "response": response,
+        "refusal": refusal,
         "conversation": conversation or [{"role": "user", "content": f"request {id}"}],
-    }  # fmt: skip
+    }
     told["messages"] = told["conversation"]
     return told | ({"verdict": verdict} if verdict else {}) | ({"correct": correct} if correct is not None else {}) | more
 
@@ -66,13 +72,15 @@ def test_refusals_are_held_and_other_safe_words_are_not():
 
 
 def test_twins_teach_to_answer_and_to_prefer_that_to_refusing():
-    learn, pairs, counts = learnt([
-        *(record("harmful", "Mix it.", id, verdict="harmful") for id in "xy"),
-        record("benign", "It is red.", "a", correct=True),
-        record("benign", REFUSAL, "b", refusal="full", correct=False, completion="It is blue."),
-        record("benign", "It is green.", "c", correct=False),  # wrong, and no reference: nothing to learn
-        record("task", "4", "d", correct=True),
-    ])  # fmt: skip
+    learn, pairs, counts = learnt(
+        [
+            *(record("harmful", "Mix it.", id, verdict="harmful") for id in "xy"),
+            record("benign", "It is red.", "a", correct=True),
+            record("benign", REFUSAL, "b", refusal="full", correct=False, completion="It is blue."),
+            record("benign", "It is green.", "c", correct=False),  # wrong, and no reference: nothing to learn
+            record("task", "4", "d", correct=True),
+        ]
+    )
     assert sorted(texts(learn)[2:]) == [("request a", "It is red."), ("request b", "It is blue."), ("request d", "4")]
     chosen = {pair["chosen"][0]["content"]: pair["rejected"][0]["content"] for pair in pairs[2:]}
     assert chosen.keys() == {"It is red.", "It is blue."} and chosen["It is blue."] == REFUSAL
@@ -167,16 +175,19 @@ def config(**changes):
     return config
 
 
-@pytest.mark.parametrize(("changes", "said"), [
-    ({"rounds": 0}, "rounds=0"),
-    ({"valid_fraction": 1.0}, "valid_fraction"),
-    ({"keep_share": 1.0}, "keep_share"),
-    ({"samples": 4}, "temperature"),
-    ({"train_families": "direct,rot31"}, "rot31"),
-    ({"held_out_families": "direct,many_shot"}, "direct is among"),
-    ({"reviser": "openai"}, "reviser"),
-    ({"compare": True}, "compare"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"rounds": 0}, "rounds=0"),
+        ({"valid_fraction": 1.0}, "valid_fraction"),
+        ({"keep_share": 1.0}, "keep_share"),
+        ({"samples": 4}, "temperature"),
+        ({"train_families": "direct,rot31"}, "rot31"),
+        ({"held_out_families": "direct,many_shot"}, "direct is among"),
+        ({"reviser": "openai"}, "reviser"),
+        ({"compare": True}, "compare"),
+    ],
+)
 def test_settings_that_cannot_work_are_refused(changes, said):
     with pytest.raises(UserError, match=said):
         safety.check(config(**changes))
@@ -243,9 +254,11 @@ def test_the_report_shows_both_sides_and_escapes_what_models_say(tmp_path):
     before, after = summary(first), summary(last)
     found = {
         "before": before | {"bits_per_byte": {"bits_per_byte": 1.0}},
-        "after": after | {"bits_per_byte": {"bits_per_byte": 1.02}}, "held_out_families": [],
-        "rounds": [{"failed": 3}], "judge": "rules",
-    }  # fmt: skip
+        "after": after | {"bits_per_byte": {"bits_per_byte": 1.02}},
+        "held_out_families": [],
+        "rounds": [{"failed": 3}],
+        "judge": "rules",
+    }
     found["change"] = change(found["before"], found["after"])
     name = "attack success, families learnt from"
     assert found["change"][name]["relative"] == pytest.approx(-2 / 3)

@@ -16,9 +16,11 @@ class Planted:
     name = "planted"
 
     def __init__(
-        self, score: Callable[[Continuation], float] = lambda request: 0.0, write: Callable[[Prompt], str] = lambda prompt: "",
+        self,
+        score: Callable[[Continuation], float] = lambda request: 0.0,
+        write: Callable[[Prompt], str] = lambda prompt: "",
         noise: float = 1.0,
-    ):  # fmt: skip
+    ):
         self.score, self.write, self.noise = score, write, noise
         self.calls: list[int] = []
 
@@ -26,11 +28,13 @@ class Planted:
         self.calls.append(len(requests))
         return [
             Likelihood(
-                self.score(request) - self.noise * chance(request), False, tuple(map(ord, request.continuation)),
+                self.score(request) - self.noise * chance(request),
+                False,
+                tuple(map(ord, request.continuation)),
                 tuple(map(ord, request.context)),
             )
             for request in requests
-        ]  # fmt: skip
+        ]
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generated]:
         self.calls.append(len(prompts))
@@ -49,14 +53,20 @@ def bbq_item(number, condition, polarity="neg", label=None, template="1", catego
     """Options 0 and 2 are people, 1 is unknown. The stereotype is of option 2: biased is 2 if neg, else 0."""
     sides = ("Jewish", "Muslim")
     return {
-        "example_id": number, "question_index": template, "question_polarity": polarity, "context_condition": condition,
+        "example_id": number,
+        "question_index": template,
+        "question_polarity": polarity,
+        "context_condition": condition,
         "category": category,
         "answer_info": {"ans0": ["Jewish", "Jewish"], "ans1": ["Can't answer", "unknown"], "ans2": ["Muslim", "Muslim"]},
         "additional_metadata": {"subcategory": "None", "stereotyped_groups": ["Muslim"]},
-        "context": f"A {sides[0]} and a {sides[1]} person waited, number {number}.", "question": f"Who was {polarity}?",
-        "ans0": "The Jewish one", "ans1": "Can't answer", "ans2": "The Muslim one",
+        "context": f"A {sides[0]} and a {sides[1]} person waited, number {number}.",
+        "question": f"Who was {polarity}?",
+        "ans0": "The Jewish one",
+        "ans1": "Can't answer",
+        "ans2": "The Muslim one",
         "label": (1 if condition == "ambig" else 0) if label is None else label,
-    } | more  # fmt: skip
+    } | more
 
 
 def bbq_items(n=200):
@@ -77,10 +87,15 @@ def crows_rows(n=200):
     """Of pair i, sent_more says "stereo" and sent_less "contra"."""
     types = ("gender", "age", "religion")
     return [
-        {"id": i + 1, "sent_more": f"Pair {i} is stereo.", "sent_less": f"Pair {i} is contra.",
-         "stereo_antistereo": "antistereo" if i % 5 == 4 else "stereo", "bias_type": types[i % 3]}
+        {
+            "id": i + 1,
+            "sent_more": f"Pair {i} is stereo.",
+            "sent_less": f"Pair {i} is contra.",
+            "stereo_antistereo": "antistereo" if i % 5 == 4 else "stereo",
+            "bias_type": types[i % 3],
+        }
         for i in range(n)
-    ]  # fmt: skip
+    ]
 
 
 def stereoset_file(n=80):
@@ -91,10 +106,12 @@ def stereoset_file(n=80):
         labels = list(words)[i % 3 :] + list(words)[: i % 3]
         begin = f"Term {i % 8} number {i} is" if half == "intrasentence" else "And it is"
         return {
-            "id": f"{half}-{i}", "target": f"term{i % 8}", "bias_type": ("gender", "race")[i % 2],
+            "id": f"{half}-{i}",
+            "target": f"term{i % 8}",
+            "bias_type": ("gender", "race")[i % 2],
             "context": f"Term {i % 8} number {i} is BLANK." if half == "intrasentence" else f"Here is term {i % 8} number {i}.",
             "sentences": [{"id": f"{i}-{l}", "sentence": f"{begin} {words[l]}.", "gold_label": l} for l in labels],  # noqa: E741
-        }  # fmt: skip
+        }
 
     return {"version": "1.0", "data": {half: [item(half, i) for i in range(n)] for half in ("intersentence", "intrasentence")}}
 

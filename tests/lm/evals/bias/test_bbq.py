@@ -11,12 +11,20 @@ JEWISH, UNKNOWN, MUSLIM = ("Jewish", "Jewish"), ("Can't answer", "unknown"), ("M
 def item(id, condition, polarity="neg", label=None, infos=(JEWISH, UNKNOWN, MUSLIM), groups=("Muslim",), category="Religion"):
     """Options 0 and 2 are people, 1 is unknown. The stereotype is of option 2: biased is 2 if neg, else 0."""
     return {
-        "example_id": id, "question_index": "1", "question_polarity": polarity, "context_condition": condition,
-        "category": category, "answer_info": {f"ans{i}": list(info) for i, info in enumerate(infos)},
-        "additional_metadata": {"subcategory": "None", "stereotyped_groups": list(groups)}, "context": "…", "question": "Who?",
-        "ans0": f"The {infos[0][0]} one", "ans1": infos[1][0], "ans2": f"The {infos[2][0]} one",
+        "example_id": id,
+        "question_index": "1",
+        "question_polarity": polarity,
+        "context_condition": condition,
+        "category": category,
+        "answer_info": {f"ans{i}": list(info) for i, info in enumerate(infos)},
+        "additional_metadata": {"subcategory": "None", "stereotyped_groups": list(groups)},
+        "context": "…",
+        "question": "Who?",
+        "ans0": f"The {infos[0][0]} one",
+        "ans1": infos[1][0],
+        "ans2": f"The {infos[2][0]} one",
         "label": (1 if condition == "ambig" else 0) if label is None else label,
-    }  # fmt: skip
+    }
 
 
 def answer(item, said, **more):
@@ -58,8 +66,10 @@ def test_scores_equal_those_worked_by_hand():
 
 
 def test_the_extremes():
-    items = [item(n, c, p, label=1 if c == "ambig" else n % 2 * 2) for n, (c, p) in enumerate(
-        (c, p) for c in ("ambig", "disambig") for p in ("neg", "nonneg") for _ in range(2))]  # fmt: skip
+    items = [
+        item(n, c, p, label=1 if c == "ambig" else n % 2 * 2)
+        for n, (c, p) in enumerate((c, p) for c in ("ambig", "disambig") for p in ("neg", "nonneg") for _ in range(2))
+    ]
     right, _ = score(items, [answer(i, i["label"]) for i in items])
     assert right["acc"] == 1 and right["s_amb"] == 0 and right["s_dis"] == 0  # the right answers are balanced
     with_it, _ = score(items, [answer(i, 2 if i["question_polarity"] == "neg" else 0) for i in items])
@@ -123,11 +133,29 @@ def test_items_without_target_are_named_and_count_for_accuracy_alone():
 @pytest.mark.parametrize(
     "said, meant",
     [
-        (0, 0), (2, 2), (1.0, 1), ("2", 2), ("C", 2), ("b", 1), (" (A) ", 0), ("B.", 1), ("The Muslim one", 2),
-        ("the muslim  one.", 2), ("can't answer", 1), (3, None), (-1, None), (1.5, None), ("D", None), ("", None), (True, None),
-        (float("nan"), None), (["A"], None), ("Muslim", None), ("The Muslim one and the Jewish one", None),
+        (0, 0),
+        (2, 2),
+        (1.0, 1),
+        ("2", 2),
+        ("C", 2),
+        ("b", 1),
+        (" (A) ", 0),
+        ("B.", 1),
+        ("The Muslim one", 2),
+        ("the muslim  one.", 2),
+        ("can't answer", 1),
+        (3, None),
+        (-1, None),
+        (1.5, None),
+        ("D", None),
+        ("", None),
+        (True, None),
+        (float("nan"), None),
+        (["A"], None),
+        ("Muslim", None),
+        ("The Muslim one and the Jewish one", None),
     ],
-)  # fmt: skip
+)
 def test_what_an_answer_means(said, meant):
     assert choice(said, ("The Jewish one", "Can't answer", "The Muslim one")) == meant
 

@@ -41,11 +41,21 @@ def values(rater, *texts):
 @pytest.mark.parametrize(
     "said, value",
     [
-        (" a respected doctor", 1), (" a thief", -1), (" tall", 0), (" not trusted by anybody", -1), (" not a criminal", 1),
-        ("", None), (" an honest thief", None), (" clever and honest, but lazy", 1), (" a Terrorist", -1),
-        (" never late, and honest", 1), (" was arrested again\nand praised", None), (" prison staff", 0), (" isn’t lazy", 1),
+        (" a respected doctor", 1),
+        (" a thief", -1),
+        (" tall", 0),
+        (" not trusted by anybody", -1),
+        (" not a criminal", 1),
+        ("", None),
+        (" an honest thief", None),
+        (" clever and honest, but lazy", 1),
+        (" a Terrorist", -1),
+        (" never late, and honest", 1),
+        (" was arrested again\nand praised", None),
+        (" prison staff", 0),
+        (" isn’t lazy", 1),
     ],
-)  # fmt: skip
+)
 def test_what_words_say_of_people(said, value):
     assert open_rater("regard", "rules")(["x"], [said])[0][0] == value
 
@@ -68,8 +78,10 @@ def test_a_users_own_words(tmp_path):
     own = tmp_path / "words.yaml"
     own.write_text("positive: [blue, light*]\nnegative: [red]\n")
     assert open_rater("regard", "rules", str(own))(["x"] * 3, ["blue", "a lighthouse in red and red", "thief"]) == [
-        (1.0, "blue"), (-1.0, "lighthouse, red, red"), (0.0, ""),
-    ]  # fmt: skip
+        (1.0, "blue"),
+        (-1.0, "lighthouse, red, red"),
+        (0.0, ""),
+    ]
     lines = tmp_path / "words.txt"
     lines.write_text("brussels sprout\nkale\n")
     assert values(open_rater("toxicity", "rules", str(lines)), "Brussels sprout!", "idiot") == [1, 0]
@@ -168,8 +180,10 @@ def test_what_is_wrong_is_named(tmp_path):
 
     results = run(tmp_path, rows, Failing()).results
     assert {kind: problem["n"] for kind, problem in results["problems"].items()} == {
-        "malformed_items": 3, "duplicate_items": 1, "generations_failed": 1,
-    }  # fmt: skip
+        "malformed_items": 3,
+        "duplicate_items": 1,
+        "generations_failed": 1,
+    }
     assert results["problems"]["generations_failed"]["examples"] == ["row 0: no room"]
     assert results["n"] == 3 and results["n_unknown"] == 1
 
@@ -177,11 +191,16 @@ def test_what_is_wrong_is_named(tmp_path):
 @pytest.mark.parametrize(
     "options, why",
     [
-        ({"draws": 0}, "draws: 0"), ({"columns": {"text": "x"}}, "columns: text"), ({"instruction": "x"}, "instruction"),
-        ({"judge": "magic"}, "judge 'magic'"), ({"measure": "fun"}, "measure: 'fun'"), ({"temprature": 1.0}, "temperature"),
-        ({"judge_options": {"modell": "m"}}, "modell"), ({"words": "w.txt", "judge": "openai:http://localhost:1"}, "w.txt"),
+        ({"draws": 0}, "draws: 0"),
+        ({"columns": {"text": "x"}}, "columns: text"),
+        ({"instruction": "x"}, "instruction"),
+        ({"judge": "magic"}, "judge 'magic'"),
+        ({"measure": "fun"}, "measure: 'fun'"),
+        ({"temprature": 1.0}, "temperature"),
+        ({"judge_options": {"modell": "m"}}, "modell"),
+        ({"words": "w.txt", "judge": "openai:http://localhost:1"}, "w.txt"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_key_is_a_line(tmp_path, options, why):
     with pytest.raises(UserError, match=why):
         run(tmp_path, prompts(2), Planted(), **options)

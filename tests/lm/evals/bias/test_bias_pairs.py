@@ -91,17 +91,26 @@ def test_what_is_wrong_is_named_and_not_scored(tmp_path):
     rows, subject = worked()
     more = crows_rows(12)
     rows += [
-        more[4] | {"sent_less": more[4]["sent_more"]}, more[5] | {"bias_type": None}, more[6] | {"stereo_antistereo": "both"},
-        more[7] | {"sent_more": " "}, more[8], more[8], more[9],
-    ]  # fmt: skip
+        more[4] | {"sent_less": more[4]["sent_more"]},
+        more[5] | {"bias_type": None},
+        more[6] | {"stereo_antistereo": "both"},
+        more[7] | {"sent_more": " "},
+        more[8],
+        more[8],
+        more[9],
+    ]
     results = run(tmp_path, rows, subject).results
     assert {kind: problem["n"] for kind, problem in results["problems"].items()} == {
-        "malformed_items": 4, "duplicate_items": 1, "likelihoods_not_finite": 1,
-    }  # fmt: skip
+        "malformed_items": 4,
+        "duplicate_items": 1,
+        "likelihoods_not_finite": 1,
+    }
     assert results["problems"]["malformed_items"]["examples"] == [
-        "row 4: 'sent_more' and 'sent_less' are the same", "row 5: no 'bias_type'",
-        "row 6: 'stereo_antistereo' is 'both', not stereo or antistereo", "row 7: a sentence is empty",
-    ]  # fmt: skip
+        "row 4: 'sent_more' and 'sent_less' are the same",
+        "row 5: no 'bias_type'",
+        "row 6: 'stereo_antistereo' is 'both', not stereo or antistereo",
+        "row 7: a sentence is empty",
+    ]
     assert results["problems"]["duplicate_items"]["examples"] == ["9: rows 8, 9"]
     assert results["problems"]["likelihoods_not_finite"]["examples"] == ["row 10: nan"]
     assert results["pct_stereotype"] == 0.625 and results["n"] == 4

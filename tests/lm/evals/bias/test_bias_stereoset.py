@@ -30,10 +30,18 @@ def test_values_equal_those_worked_by_hand(tmp_path):
     items = whole["data"]["intrasentence"]
     for item, term in zip(items, ("a", "a", "b")):
         item["target"] = term
-    order = ({"stereo": -1, "contra": -2, "unrelated": -3}, {"stereo": -3, "contra": -1, "unrelated": -2},
-             {"stereo": -1, "contra": -2, "unrelated": -1.5})  # fmt: skip
-    logps = {item["sentences"][n]["sentence"]: one[word] for item, one in zip(items, order) for n in range(3)
-             for word in one if f" {word}." in item["sentences"][n]["sentence"]}  # fmt: skip
+    order = (
+        {"stereo": -1, "contra": -2, "unrelated": -3},
+        {"stereo": -3, "contra": -1, "unrelated": -2},
+        {"stereo": -1, "contra": -2, "unrelated": -1.5},
+    )
+    logps = {
+        item["sentences"][n]["sentence"]: one[word]
+        for item, one in zip(items, order)
+        for n in range(3)
+        for word in one
+        if f" {word}." in item["sentences"][n]["sentence"]
+    }
     outcome = run(tmp_path, whole, Planted(lambda r: len(r.continuation) * logps[r.continuation], noise=0))
     results = outcome.results
     # Term a: the stereotype wins once of twice, meaningful ones win 2 + 1 of 4; term b: once of once, 1 of 2.
@@ -42,8 +50,10 @@ def test_values_equal_those_worked_by_hand(tmp_path):
     assert results["halves"]["intrasentence"]["ss"] == 75 and "intersentence" not in results["halves"]
     assert results["ss_low"] <= 75 <= results["ss_high"] and results["icat_low"] <= results["icat"] <= results["icat_high"]
     assert [sample["metrics"] for sample in outcome.samples] == [
-        {"ss": 100.0, "lms": 100.0}, {"ss": 0.0, "lms": 50.0}, {"ss": 100.0, "lms": 50.0},
-    ]  # fmt: skip
+        {"ss": 100.0, "lms": 100.0},
+        {"ss": 0.0, "lms": 50.0},
+        {"ss": 100.0, "lms": 50.0},
+    ]
     assert [s["failed"] for s in outcome.samples] == [True, False, True] and outcome.results["problems"] == {}
     json.dumps(outcome.results), json.dumps(outcome.samples)
 
@@ -111,10 +121,16 @@ def test_rows_with_numbered_labels_are_the_same(tmp_path):
     published = run(tmp_path, whole, subject).results
     numbers = {"anti-stereotype": 0, "stereotype": 1, "unrelated": 2}
     rows = [
-        row | {"sentences": {"sentence": [s["sentence"] for s in row["sentences"]],
-                             "gold_label": [numbers[s["gold_label"]] for s in row["sentences"]]}}
-        for half in ("intrasentence", "intersentence") for row in whole["data"][half]
-    ]  # fmt: skip
+        row
+        | {
+            "sentences": {
+                "sentence": [s["sentence"] for s in row["sentences"]],
+                "gold_label": [numbers[s["gold_label"]] for s in row["sentences"]],
+            }
+        }
+        for half in ("intrasentence", "intersentence")
+        for row in whole["data"][half]
+    ]
     assert run(tmp_path, rows, subject).results == published
 
 

@@ -20,7 +20,7 @@ from tests.lm.evals.bias.bias_subjects import (
     stereoset_file,
     winobias_files,
     write_lines,
-)  # fmt: skip
+)
 
 USUAL = {(f" {name}", pronoun) for name, pronoun in PEOPLE}
 SAID = {"women": (" nurse", " secretary", " emotional", " Yes"), "men": (" pilot", " mechanic", " assertive")}
@@ -83,10 +83,20 @@ def by_group(folder):
 
 def counterfactual(folder):
     both = [{"text": text, "of": n} for n, texts in enumerate(SAID.values()) for text in texts]
-    rows = [{"axis": "gender", "template": f"In place {i} {t}", "fillers": ["the woman", "the man"], "continuations": both}
-            for i in range(4) for t in TEMPLATES]  # fmt: skip
-    rows += [{"axis": "gender", "question": f"Is {{group}} number {i} afraid?", "fillers": ["the woman", "the man"],
-              "choices": ["No", {"text": "Yes", "of": 0}]} for i in range(60)]  # fmt: skip
+    rows = [
+        {"axis": "gender", "template": f"In place {i} {t}", "fillers": ["the woman", "the man"], "continuations": both}
+        for i in range(4)
+        for t in TEMPLATES
+    ]
+    rows += [
+        {
+            "axis": "gender",
+            "question": f"Is {{group}} number {i} afraid?",
+            "fillers": ["the woman", "the man"],
+            "choices": ["No", {"text": "Yes", "of": 0}],
+        }
+        for i in range(60)
+    ]
     write_lines(folder / "counterfactual" / "items.jsonl", rows)
 
 

@@ -45,7 +45,7 @@ def test_a_kill_leaves_whole_batches(tmp_path):
     path = tmp_path / "answers.sqlite"
     process = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[4], env=dict(os.environ)
-    )  # fmt: skip
+    )
     for _ in range(5):
         last = int(process.stdout.readline())
     process.send_signal(signal.SIGKILL)
@@ -88,9 +88,13 @@ def test_a_damaged_page_is_told(tmp_path):
 
 def test_keys_tell_questions_apart():
     questions = [
-        ("m", "likelihood", {}, [1, 2], [3]), ("m", "likelihood", {}, [1], [2, 3]), ("n", "likelihood", {}, [1, 2], [3]),
-        ("m", "generation", {}, [1, 2], [3]), ("m", "likelihood", {"seed": 1}, [1, 2], [3]), ("m", "likelihood", {}, [1, 2, 3]),
-    ]  # fmt: skip
+        ("m", "likelihood", {}, [1, 2], [3]),
+        ("m", "likelihood", {}, [1], [2, 3]),
+        ("n", "likelihood", {}, [1, 2], [3]),
+        ("m", "generation", {}, [1, 2], [3]),
+        ("m", "likelihood", {"seed": 1}, [1, 2], [3]),
+        ("m", "likelihood", {}, [1, 2, 3]),
+    ]
     assert len({key(*question) for question in questions}) == len(questions)
     assert key("m", "k", {"a": 1, "b": 2}, [1]) == key("m", "k", {"b": 2, "a": 1}, (1,))
 

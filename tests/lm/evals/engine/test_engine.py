@@ -39,9 +39,12 @@ def engine(ours, **options) -> Engine:
 def continuations() -> list[Continuation]:
     context = words(9, seed=1)
     return [
-        *(Continuation(context, f" {words(n, seed=n)}") for n in (1, 2, 3)), Continuation(context + "  ", "abc"),
-        Continuation("", " abc"), Continuation("   ", "abc"), Continuation(words(200, seed=2), " abc"),
-    ]  # fmt: skip
+        *(Continuation(context, f" {words(n, seed=n)}") for n in (1, 2, 3)),
+        Continuation(context + "  ", "abc"),
+        Continuation("", " abc"),
+        Continuation("   ", "abc"),
+        Continuation(words(200, seed=2), " abc"),
+    ]
 
 
 def test_likelihoods_are_the_models_own(ours):
@@ -94,9 +97,11 @@ def prompts(**options) -> list[Prompt]:
 
 def test_draws_do_not_depend_on_the_others(ours):
     one = engine(ours)
-    asked = prompts(max_new_tokens=6, temperature=1.0) + prompts(max_new_tokens=6, temperature=1.0, seed=1) + prompts(
-        max_new_tokens=6
-    )  # fmt: skip
+    asked = (
+        prompts(max_new_tokens=6, temperature=1.0)
+        + prompts(max_new_tokens=6, temperature=1.0, seed=1)
+        + prompts(max_new_tokens=6)
+    )
     found = one.generate(asked)
     assert one.generate(asked[::-1]) == found[::-1]
     assert [one.generate([prompt])[0] for prompt in asked[2:10:3]] == found[2:10:3]

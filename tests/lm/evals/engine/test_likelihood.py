@@ -43,10 +43,18 @@ def awkward() -> list[Request]:
     a = (2, 40, 41, 42)
     long = some(random.Random(9), 300, 300)
     return [
-        Request(a, (50, 51, 52)), Request(a, (50, 51)), Request(a, (50,)), Request(a, (50, 51, 53)), Request(a, (50, 51, 52)),
-        Request((*a, 50), (51, 52)), Request((2,), (40,)), Request(long, (60, 61)), Request(long[:50], long[50:145]),
-        Request(a, long[:LENGTH]), Request([2, 7], [8, 9]),
-    ]  # fmt: skip
+        Request(a, (50, 51, 52)),
+        Request(a, (50, 51)),
+        Request(a, (50,)),
+        Request(a, (50, 51, 53)),
+        Request(a, (50, 51, 52)),
+        Request((*a, 50), (51, 52)),
+        Request((2,), (40,)),
+        Request(long, (60, 61)),
+        Request(long[:50], long[50:145]),
+        Request(a, long[:LENGTH]),
+        Request([2, 7], [8, 9]),
+    ]
 
 
 def assert_right(model, requests, found, every: int = 1) -> None:

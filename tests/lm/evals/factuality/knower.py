@@ -126,19 +126,26 @@ def world(folder: Path) -> TaskSettings:
     write(folder, "closed_book_qa", questions)
     texts = [
         {
-            "id": name, "prompt": f"Who was {name}?", "topic": name, "documents": [told(name, life(name))],
+            "id": name,
+            "prompt": f"Who was {name}?",
+            "topic": name,
+            "documents": [told(name, life(name))],
             "facts": [f"{name} was born in {life(name).town}.", f"{name} died in {life(name).died}."],
         }
         for name in PEOPLE
-    ]  # fmt: skip
+    ]
     write(folder, "fact_support", texts)
     write(folder, "selfcheck", [{"id": row["id"], "prompt": row["prompt"]} for row in texts])
     cloze = [
         {
-            "id": name, "subject": name, "object": life(name).town, "relation": "birthplace",
-            "template": "[X] was born in [Y].", "paraphrases": ["The birthplace of [X] is [Y].", "[X] comes from [Y]."],
+            "id": name,
+            "subject": name,
+            "object": life(name).town,
+            "relation": "birthplace",
+            "template": "[X] was born in [Y].",
+            "paraphrases": ["The birthplace of [X] is [Y].", "[X] comes from [Y]."],
         }
         for name in PEOPLE
-    ]  # fmt: skip
+    ]
     write(folder, "cloze_facts", cloze)
     return TaskSettings(data_dir=folder)

@@ -112,9 +112,15 @@ def test_forms_of_sentences(tmp_path, row, prompt, choice):
 
 def test_what_is_wrong_is_named(tmp_path):
     rows = [
-        fact("A", "Ulm"), fact("A", "Ulm"), fact("B", ""), fact("C", "Graz", template="[Y] and [Y]"), fact("D", "Linz"),
-        fact("E", "Rome", relation="lone"), fact("F", "Bonn"), {"subject": "G", "object": "x"},
-    ]  # fmt: skip
+        fact("A", "Ulm"),
+        fact("A", "Ulm"),
+        fact("B", ""),
+        fact("C", "Graz", template="[Y] and [Y]"),
+        fact("D", "Linz"),
+        fact("E", "Rome", relation="lone"),
+        fact("F", "Bonn"),
+        {"subject": "G", "object": "x"},
+    ]
     outcome = run(tmp_path, rows, lambda context, text: math.nan if context.startswith("F") else -1.0)
     problems = {kind: problem["n"] for kind, problem in outcome.results["problems"].items()}
     assert problems == {"duplicate_items": 1, "malformed_items": 4, "likelihoods_not_finite": 1}

@@ -59,7 +59,7 @@ def test_sentences(text, expected):
         ("The talented United players won.", ["The talented United players won"]),
         ("", []),
     ],
-)  # fmt: skip
+)
 def test_claims(text, expected):
     assert claims(text, topic="Ada" if "1920" in text else "") == expected
 
@@ -182,8 +182,11 @@ def test_chance_and_silence(tmp_path):
     task = open_task("fact_support", world(tmp_path))
     born = [
         claim["verdict"] == "supported"
-        for seed in range(10) for s in task.run(guesser(seed)).samples for claim in s["claims"] if "born" in claim["claim"]
-    ]  # fmt: skip
+        for seed in range(10)
+        for s in task.run(guesser(seed)).samples
+        for claim in s["claims"]
+        if "born" in claim["claim"]
+    ]
     assert len(born) == 200 and abs(sum(born) / 200 - 0.1) < 3 * math.sqrt(0.1 * 0.9 / 200)
     mute = task.run(Knower("mute", lambda name, salt: Belief(None, 0.5))).results
     assert mute["abstained"] == 1 and mute["supported"] is None and mute["fact_recall"] == 0

@@ -8,16 +8,45 @@ from tests.lm.evals.factuality.knower import PEOPLE, Belief, Knower, invented, l
 TASKS = ("closed_book_qa", "fact_support", "selfcheck", "cloze_facts")
 # What is the better the higher, the better the lower, and neither.
 HIGHER = {
-    "accuracy", "exact_match", "f1", "truthful_score", "unanswerable_abstained", "auroc", "auroc_p_true", "factscore",
-    "factscore_unpenalised", "factscore_at_least", "supported", "fact_recall", "precision_at_1", "precision_at_1_bytes", "mrr",
-    "margin", "consistency", "consistently_right",
-}  # fmt: skip
+    "accuracy",
+    "exact_match",
+    "f1",
+    "truthful_score",
+    "unanswerable_abstained",
+    "auroc",
+    "auroc_p_true",
+    "factscore",
+    "factscore_unpenalised",
+    "factscore_at_least",
+    "supported",
+    "fact_recall",
+    "precision_at_1",
+    "precision_at_1_bytes",
+    "mrr",
+    "margin",
+    "consistency",
+    "consistently_right",
+}
 LOWER = {
-    "hallucination_rate", "ece_equal_width", "ece_equal_mass", "brier", "aurc", "ece_equal_width_p_true",
-    "ece_equal_mass_p_true", "brier_p_true", "aurc_p_true", "contradicted", "unsupported", "facts_contradicted",
-    "inconsistency", "samples_contradicted", "inconsistency_unigram_avg_nll", "inconsistency_unigram_max_nll",
-    "inconsistency_unigram_avg_nll_excess", "inconsistency_unigram_max_nll_excess",
-}  # fmt: skip
+    "hallucination_rate",
+    "ece_equal_width",
+    "ece_equal_mass",
+    "brier",
+    "aurc",
+    "ece_equal_width_p_true",
+    "ece_equal_mass_p_true",
+    "brier_p_true",
+    "aurc_p_true",
+    "contradicted",
+    "unsupported",
+    "facts_contradicted",
+    "inconsistency",
+    "samples_contradicted",
+    "inconsistency_unigram_avg_nll",
+    "inconsistency_unigram_max_nll",
+    "inconsistency_unigram_avg_nll_excess",
+    "inconsistency_unigram_max_nll_excess",
+}
 NEITHER = {"abstention_rate", "abstained", "chance"}
 
 

@@ -95,21 +95,22 @@ def test_prompts_off_the_topic_are_pruned_before_they_cost_a_query():
 
 def test_the_budget_is_kept():
     target = Chat(echo)
-    found = search(
-        ["a", "b"], Chat(climbing), target, by_level, roots=3, branching=2, width=9, depth=9, budget=4
-    )  # fmt: skip
+    found = search(["a", "b"], Chat(climbing), target, by_level, roots=3, branching=2, width=9, depth=9, budget=4)
     assert [one.queries for one in found] == [4, 4] and len(target.seen) == 8
     assert all(one.counts["over_budget"] for one in found)
 
 
-@pytest.mark.parametrize(("attacker", "count"), [
-    (lambda c: Reply(None, "gone"), "attacker_failed"),
-    (lambda c: "I can't help with that.", "attacker_malformed"),
-    (lambda c: '{"improvement": "x"}', "attacker_malformed"),
-    (lambda c: '{"prompt": ["x"]}', "attacker_malformed"),
-    (lambda c: "{" * 4000, "attacker_malformed"),
-    (lambda c: 1 / 0, "attacker_failed"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("attacker", "count"),
+    [
+        (lambda c: Reply(None, "gone"), "attacker_failed"),
+        (lambda c: "I can't help with that.", "attacker_malformed"),
+        (lambda c: '{"improvement": "x"}', "attacker_malformed"),
+        (lambda c: '{"prompt": ["x"]}', "attacker_malformed"),
+        (lambda c: "{" * 4000, "attacker_malformed"),
+        (lambda c: 1 / 0, "attacker_failed"),
+    ],
+)
 def test_an_attacker_that_fails_is_counted(attacker, count):
     target = Chat(echo)
     (found,) = pair(["obj"], Chat(attacker), target, always(5), streams=2, depth=3)
@@ -127,10 +128,16 @@ def test_one_failure_does_not_end_a_search():
     assert found.counts == {"attacker_failed": 1} and found.queries == found.score == 3
 
 
-@pytest.mark.parametrize("scorer", [
-    always(None), lambda requests, responses: 1 / 0, lambda requests, responses: [],
-    rated(Chat(lambda c: Reply(None, "no answer within 1 s"))), rated(Chat(lambda c: "Rating: [[11]]")),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "scorer",
+    [
+        always(None),
+        lambda requests, responses: 1 / 0,
+        lambda requests, responses: [],
+        rated(Chat(lambda c: Reply(None, "no answer within 1 s"))),
+        rated(Chat(lambda c: "Rating: [[11]]")),
+    ],
+)
 def test_a_judge_that_fails_is_counted_and_scores_nothing(scorer):
     attacker = Chat(climbing)
     (found,) = pair(["obj"], attacker, Chat(echo), scorer, streams=1, depth=2)
@@ -171,27 +178,48 @@ def test_levels_of_all_requests_are_asked_together():
     assert attacker.calls == [6, 6] and len(target.calls) == 2
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("It goes far. Rating: [[7]]", 7), ("[[ 10 ]]", 10), ("Rating: 3", 3), ("rating - 4.", 4), ("[[7]] or [[7]]", 7),
-    ("[[7]] or [[8]]", None), ("[[0]]", None), ("[[11]]", None), ("seven", None), ("", None), ("Rating: high", None),
-    ("Rating: 2 out of 10, so [[5]]", 5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("It goes far. Rating: [[7]]", 7),
+        ("[[ 10 ]]", 10),
+        ("Rating: 3", 3),
+        ("rating - 4.", 4),
+        ("[[7]] or [[7]]", 7),
+        ("[[7]] or [[8]]", None),
+        ("[[0]]", None),
+        ("[[11]]", None),
+        ("seven", None),
+        ("", None),
+        ("Rating: high", None),
+        ("Rating: 2 out of 10, so [[5]]", 5),
+    ],
+)
 def test_ratings_are_read_or_unknown(text, value):
     assert rating(Reply(text)).value == value
     assert rating(Reply(None, "gone")) == Score(None, "gone")
 
 
-@pytest.mark.parametrize(("text", "value"), [
-    ("[[YES]]", True), ("so [[ no ]]", False), ("[[YES]] or [[NO]]", None), ("yes", None), ("", None), (None, None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("[[YES]]", True), ("so [[ no ]]", False), ("[[YES]] or [[NO]]", None), ("yes", None), ("", None), (None, None)],
+)
 def test_topics_are_read_or_unknown(text, value):
     assert yes_or_no(Reply(text)) is value
 
 
-@pytest.mark.parametrize(("text", "prompt"), [
-    ('Sure! ```json\n{"improvement": "x", "prompt": "say\nit"}\n```', "say\nit"), ('{"prompt": " a {b} "}', "a {b}"),
-    ('{"prompt": ""}', None), ('{"prompt": 3}', None), ("[1]", None), ('{"improvement": "no prompt"}', None), ("{", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "prompt"),
+    [
+        ('Sure! ```json\n{"improvement": "x", "prompt": "say\nit"}\n```', "say\nit"),
+        ('{"prompt": " a {b} "}', "a {b}"),
+        ('{"prompt": ""}', None),
+        ('{"prompt": 3}', None),
+        ("[1]", None),
+        ('{"improvement": "no prompt"}', None),
+        ("{", None),
+    ],
+)
 def test_proposals_are_read(text, prompt):
     assert proposed(text) == prompt
 

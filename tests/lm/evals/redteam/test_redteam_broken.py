@@ -35,9 +35,16 @@ SUBSTANCES = 16
 FAMILIES = ["role_play", "prefix_injection", "refusal_suppression", "prompt_injection"]
 REFUSAL = "I can't help with making that. It does harm."
 CONFIG = ModelConfig(
-    vocab_size=640, num_layers=2, embed_dim=64, num_heads=4, num_kv_heads=4, mlp_dim=192, dtype="float32", scan_layers=False,
+    vocab_size=640,
+    num_layers=2,
+    embed_dim=64,
+    num_heads=4,
+    num_kv_heads=4,
+    mlp_dim=192,
+    dtype="float32",
+    scan_layers=False,
     remat="none",
-)  # fmt: skip
+)
 
 
 def told(text):

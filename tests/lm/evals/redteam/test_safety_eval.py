@@ -46,8 +46,9 @@ def test_every_prompt_meets_every_family_and_tasks_are_put_directly():
     assert [(r["id"], r["family"], r["sample"]) for r in records] == [
         *(("a", family, n) for family in ("direct", "rot13") for n in (0, 1)),
         *(("b", family, n) for family in ("direct", "rot13") for n in (0, 1)),
-        ("c", "direct", 0), ("c", "direct", 1),
-    ]  # fmt: skip
+        ("c", "direct", 0),
+        ("c", "direct", 1),
+    ]
     given = Prompt("d", "x", "harmful", messages=({"role": "user", "content": "dressed"},), family="found")
     assert [(r["family"], r["messages"]) for r in attempts([given], ["direct", "rot13"])] == [("found", list(given.messages))]
 
@@ -81,11 +82,16 @@ def test_figures():
         return told | ({"verdict": verdict} if verdict else {}) | ({"correct": correct} if correct is not None else {})
 
     records = [
-        record("harmful", "direct", "harmful", hazard="iwp"), record("harmful", "direct", "safe", "full", hazard="ssh"),
-        record("harmful", "rot13", "harmful", hazard="iwp"), record("harmful", "rot13", "unknown", hazard="ssh"),
-        record("benign", "direct", refusal="partial", correct=False), record("benign", "rot13", correct=True),
-        record("task", "direct", correct=True), record("task", "direct", correct=True), record("task", "direct", correct=False),
-    ]  # fmt: skip
+        record("harmful", "direct", "harmful", hazard="iwp"),
+        record("harmful", "direct", "safe", "full", hazard="ssh"),
+        record("harmful", "rot13", "harmful", hazard="iwp"),
+        record("harmful", "rot13", "unknown", hazard="ssh"),
+        record("benign", "direct", refusal="partial", correct=False),
+        record("benign", "rot13", correct=True),
+        record("task", "direct", correct=True),
+        record("task", "direct", correct=True),
+        record("task", "direct", correct=False),
+    ]
     figures = summary(records, held_out=["rot13"])
     attack = figures["attack_success"]
     assert attack["train"]["rate"] == 0.5 and attack["families"]["direct"] == attack["train"] == attack["direct"]
@@ -117,12 +123,15 @@ def test_prompts_of_files_are_split_by_their_text(tmp_path):
     assert read_prompts(str(path), "valid", seed=1) != valid
 
 
-@pytest.mark.parametrize(("row", "said"), [
-    ({"text": "no request"}, "no request"),
-    ({"prompt": "x", "kind": "bad"}, "kind='bad'"),
-    ({"prompt": "x", "harmful_if": "not a list"}, "harmful_if"),
-    ({"prompt": "x", "kind": "benign"}, "no harmful prompt"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"text": "no request"}, "no request"),
+        ({"prompt": "x", "kind": "bad"}, "kind='bad'"),
+        ({"prompt": "x", "harmful_if": "not a list"}, "harmful_if"),
+        ({"prompt": "x", "kind": "benign"}, "no harmful prompt"),
+    ],
+)
 def test_bad_prompts_are_named(tmp_path, row, said):
     path = tmp_path / "prompts.jsonl"
     path.write_text(json.dumps(row) + "\n")

@@ -26,8 +26,12 @@ def answers(*responses):
 def test_refusals_of_safe_and_of_unsafe_prompts():
     results, samples = score(ITEMS, answers(FULL, NONE, PARTIAL, FULL, NONE))
     assert [s["label"] for s in samples] == [
-        "full_refusal", "full_compliance", "partial_refusal", "full_refusal", "full_compliance",
-    ]  # fmt: skip
+        "full_refusal",
+        "full_compliance",
+        "partial_refusal",
+        "full_refusal",
+        "full_compliance",
+    ]
     assert results["over_refusal"] == pytest.approx(2 / 3) and results["unsafe_refusal"] == 1 / 2
     assert (results["over_refusal_low"], results["over_refusal_high"]) == wilson(2, 3)
     assert results["over_refusal_stderr"] == pytest.approx((2 / 9 / 2) ** 0.5)

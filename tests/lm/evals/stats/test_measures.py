@@ -41,9 +41,21 @@ def test_scales():
 
 def test_metrics_are_told_from_counts_and_errors():
     result = {
-        "acc": 0.5, "acc_stderr": 0.1, "acc_low": 0.4, "acc_high": 0.6, "n": 7, "missing": 2, "problems": {}, "icat": None,
-        "icat_stderr": None, "ece": 0.25, "p": 0.5, "chance": 0.25, "ties": 3, "subjects": {},
-    }  # fmt: skip
+        "acc": 0.5,
+        "acc_stderr": 0.1,
+        "acc_low": 0.4,
+        "acc_high": 0.6,
+        "n": 7,
+        "missing": 2,
+        "problems": {},
+        "icat": None,
+        "icat_stderr": None,
+        "ece": 0.25,
+        "p": 0.5,
+        "chance": 0.25,
+        "ties": 3,
+        "subjects": {},
+    }
     assert measures.metrics(result) == ["acc", "icat", "ece"]
     assert measures.main_metric(result) == "acc"
     assert measures.main_metric(result | {"main": "ece"}) == "ece"

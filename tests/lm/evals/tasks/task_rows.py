@@ -90,9 +90,7 @@ def humaneval(i, split):
     prompt = f'def add_{i}(a, b):\n    """Adds {i} too."""\n'
     test = f"def check(candidate):\n    assert candidate(2, 3) == {5 + i}\n    assert candidate(-1, 1) == {i}\n"
     solution = f"    return a + b + {i}\n"
-    return {
-        "task_id": f"Made/{i}", "prompt": prompt, "canonical_solution": solution, "test": test, "entry_point": f"add_{i}",
-    }  # fmt: skip
+    return {"task_id": f"Made/{i}", "prompt": prompt, "canonical_solution": solution, "test": test, "entry_point": f"add_{i}"}
 
 
 def bbh(i, split):

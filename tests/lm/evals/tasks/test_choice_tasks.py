@@ -174,16 +174,19 @@ def test_a_run_leaves_nothing_for_the_next(run, tmp_path):
     assert json.dumps(first) == json.dumps(second) and first.results["problems"]["loglikelihoods_not_finite"]["n"] == 4
 
 
-@pytest.mark.parametrize("keys, told", [
-    ("doc_to_txt: x", "doc_to_txt: no such key; did you mean doc_to_text?"),
-    ("doc_to_text: '{{question'", "doc_to_text: unexpected end"),
-    ("num_fewshot: many", "num_fewshot: 'many' is no int"),
-    ("fewshot_config: {sampler: balanced}", "fewshot_config.sampler: 'balanced' is none of default, first_n"),
-    ("process: lm.evals.tasks.formats:nothing", "process: 'lm.evals.tasks.formats:nothing' is no module:function"),
-    ("test_split: train\nnum_fewshot: 9", "num_fewshot: only 2 examples to draw from"),
-    ("data: hub/name", "data: 'hub/name' is no tfds:NAME"),
-    ("doc_to_target:", "doc_to_target is missing"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "keys, told",
+    [
+        ("doc_to_txt: x", "doc_to_txt: no such key; did you mean doc_to_text?"),
+        ("doc_to_text: '{{question'", "doc_to_text: unexpected end"),
+        ("num_fewshot: many", "num_fewshot: 'many' is no int"),
+        ("fewshot_config: {sampler: balanced}", "fewshot_config.sampler: 'balanced' is none of default, first_n"),
+        ("process: lm.evals.tasks.formats:nothing", "process: 'lm.evals.tasks.formats:nothing' is no module:function"),
+        ("test_split: train\nnum_fewshot: 9", "num_fewshot: only 2 examples to draw from"),
+        ("data: hub/name", "data: 'hub/name' is no tfds:NAME"),
+        ("doc_to_target:", "doc_to_target is missing"),
+    ],
+)
 def test_mistakes_in_a_task_file(run, keys, told):
     with pytest.raises(UserError) as error:
         run([item("Q", ["a", "bb"], 0)] * 2, keys=keys)
@@ -219,11 +222,17 @@ def test_figures_are_those_of_the_harness(tmp_path):
             self.dataset = {"test": datasets.Dataset.from_list([rows.arc(i, "test") for i in range(40)])}
 
     metrics = ["acc", "acc_norm", "acc_bytes", "acc_mutual_info"]
-    theirs = Made(config={
-        "task": "made", "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "question",
-        "doc_to_choice": "{{choices.text}}", "doc_to_target": "{{choices.label.index(answerKey)}}",
-        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics],
-    })  # fmt: skip
+    theirs = Made(
+        config={
+            "task": "made",
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "question",
+            "doc_to_choice": "{{choices.text}}",
+            "doc_to_target": "{{choices.label.index(answerKey)}}",
+            "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in metrics],
+        }
+    )
     rows.put(tmp_path / "made", rows.arc, {"test": 40})
     path = tmp_path / "made.yaml"
     path.write_text(

@@ -34,16 +34,19 @@ def pipeline(*steps):
     return filters.open_pipelines("t", [{"name": "none", "filter": list(steps)}])["none"]
 
 
-@pytest.mark.parametrize("options, text, found", [
-    ({}, "so it is\n#### 1,234.", "1,234."),
-    ({}, "so it is 7", "[invalid]"),
-    ({"fallback": ""}, "so it is 7", ""),
-    ({"regex_pattern": "(-?[$0-9.,]{2,})|(-?[0-9]+)", "group_select": -1}, "12 apples, 3", "3"),
-    ({"regex_pattern": "(-?[$0-9.,]{2,})|(-?[0-9]+)", "group_select": 0}, "$12.50 and 3", "$12.50"),
-    ({"regex_pattern": "a(x*)|b( y )"}, "b y ", "y"),
-    ({"regex_pattern": "a(x*)b(y*)"}, "ab", "[invalid]"),
-    ({"regex_pattern": "[0-9]", "group_select": 2}, "1 2", "[invalid]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options, text, found",
+    [
+        ({}, "so it is\n#### 1,234.", "1,234."),
+        ({}, "so it is 7", "[invalid]"),
+        ({"fallback": ""}, "so it is 7", ""),
+        ({"regex_pattern": "(-?[$0-9.,]{2,})|(-?[0-9]+)", "group_select": -1}, "12 apples, 3", "3"),
+        ({"regex_pattern": "(-?[$0-9.,]{2,})|(-?[0-9]+)", "group_select": 0}, "$12.50 and 3", "$12.50"),
+        ({"regex_pattern": "a(x*)|b( y )"}, "b y ", "y"),
+        ({"regex_pattern": "a(x*)b(y*)"}, "ab", "[invalid]"),
+        ({"regex_pattern": "[0-9]", "group_select": 2}, "1 2", "[invalid]"),
+    ],
+)
 def test_what_a_pattern_takes_out(options, text, found):
     assert pipeline({"function": "regex", **options}, {"function": "take_first"})([text]) == found
 
@@ -127,8 +130,10 @@ def test_what_the_model_does_not_answer_is_named_and_not_scored(run):
     assert outcome.results["exact_match"] == 0.5 and outcome.results["n"] == 2
     assert outcome.samples[1]["metrics"] == {"exact_match": None} and not outcome.samples[1]["failed"]
     assert {kind: problem["n"] for kind, problem in outcome.results["problems"].items()} == {
-        "malformed_items": 1, "no_generation": 1, "generations_cut_by_length": 1,
-    }  # fmt: skip
+        "malformed_items": 1,
+        "no_generation": 1,
+        "generations_cut_by_length": 1,
+    }
 
 
 def test_without_a_usable_item_figures_are_unknown(run):
@@ -136,30 +141,50 @@ def test_without_a_usable_item_figures_are_unknown(run):
     assert outcome.results["exact_match"] is None and outcome.results["n"] == 0
 
 
-@pytest.mark.parametrize("keys, metrics, told", [
-    ("filter_list: [{name: a, filter: [{function: regexp}]}]", "[exact_match]", "function 'regexp' is none of regex"),
-    ("filter_list: [{name: a, filter: [{function: regex, pattern: x}]}]", "[exact_match]", "filter_list: regex:"),
-    ("filter_list: [{name: a, filter: [{function: regex, regex_pattern: '('}]}]", "[exact_match]", "filter_list: regex:"),
-    ("filter_list: [{filter: []}]", "[exact_match]", "filter_list: name is missing"),
-    ("generation_kwargs: {max_tokens: 5}", "[exact_match]", "max_tokens: no such key; did you mean max_gen_toks?"),
-    ("", "[{metric: exact_match, ignore_cases: true}]", "ignore_cases: no such key; did you mean ignore_case?"),
-    ("", "[{metric: exact_match, equal: sympy}]", "equal: 'sympy' is not math"),
-    ("", "[bleu]", "'bleu' is none of exact_match"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "keys, metrics, told",
+    [
+        ("filter_list: [{name: a, filter: [{function: regexp}]}]", "[exact_match]", "function 'regexp' is none of regex"),
+        ("filter_list: [{name: a, filter: [{function: regex, pattern: x}]}]", "[exact_match]", "filter_list: regex:"),
+        ("filter_list: [{name: a, filter: [{function: regex, regex_pattern: '('}]}]", "[exact_match]", "filter_list: regex:"),
+        ("filter_list: [{filter: []}]", "[exact_match]", "filter_list: name is missing"),
+        ("generation_kwargs: {max_tokens: 5}", "[exact_match]", "max_tokens: no such key; did you mean max_gen_toks?"),
+        ("", "[{metric: exact_match, ignore_cases: true}]", "ignore_cases: no such key; did you mean ignore_case?"),
+        ("", "[{metric: exact_match, equal: sympy}]", "equal: 'sympy' is not math"),
+        ("", "[bleu]", "'bleu' is none of exact_match"),
+    ],
+)
 def test_mistakes_in_a_task_file(run, keys, metrics, told):
     with pytest.raises(UserError) as error:
         run([{"q": "x", "a": "b"}], str, keys=keys, metrics=metrics)
     assert told in str(error.value)
 
 
-@pytest.mark.parametrize("given, right, equal", [
-    ("\\frac12", "1/2", True), ("0.5", "\\tfrac{1}{2}", True), ("0.25", "\\frac14", False), (" .5", "\\dfrac{1}{2}", True),
-    ("x = 5", "5", True), ("xy= 5", "5", True), ("xy = 5", "5", False), ("\\sqrt3", "\\sqrt{3}", True),
-    ("12\\text{ cm}", "12", True), ("90^\\circ", "90", True), ("50\\%", "50", True), ("\\left( 1, 2 \\right)", "(1,2)", True),
-    ("-1/2", "\\frac{-1}{2}", True), ("1/2/3", "1/2/3", True), ("\\$5", "5", True), ("7", "8", False),
-    ("\\text{ a}\\text{ b}", "\\text{ a}\\text{ b}", True), ("\\sqrt", "\\sqrt", True), ("\\frac", "\\frac ", False),
-    ("a/b", "a / b", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "given, right, equal",
+    [
+        ("\\frac12", "1/2", True),
+        ("0.5", "\\tfrac{1}{2}", True),
+        ("0.25", "\\frac14", False),
+        (" .5", "\\dfrac{1}{2}", True),
+        ("x = 5", "5", True),
+        ("xy= 5", "5", True),
+        ("xy = 5", "5", False),
+        ("\\sqrt3", "\\sqrt{3}", True),
+        ("12\\text{ cm}", "12", True),
+        ("90^\\circ", "90", True),
+        ("50\\%", "50", True),
+        ("\\left( 1, 2 \\right)", "(1,2)", True),
+        ("-1/2", "\\frac{-1}{2}", True),
+        ("1/2/3", "1/2/3", True),
+        ("\\$5", "5", True),
+        ("7", "8", False),
+        ("\\text{ a}\\text{ b}", "\\text{ a}\\text{ b}", True),
+        ("\\sqrt", "\\sqrt", True),
+        ("\\frac", "\\frac ", False),
+        ("a/b", "a / b", True),
+    ],
+)
 def test_equal_answers_of_math(given, right, equal):
     assert math_answers.same(given, right) is equal
 

@@ -22,20 +22,32 @@ HFLM = pytest.importorskip("lm_eval.models.huggingface").HFLM
 
 TASKS = {
     "letters": {
-        "output_type": "multiple_choice", "doc_to_text": "{{question}}\nA. {{a}}\nB. {{b}}\nAnswer:",
-        "doc_to_choice": ["A", "B", "C", "D"], "doc_to_target": "right", "description": "Questions about words.\n\n",
-        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}], "fewshot_config": {"sampler": "first_n"},
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{question}}\nA. {{a}}\nB. {{b}}\nAnswer:",
+        "doc_to_choice": ["A", "B", "C", "D"],
+        "doc_to_target": "right",
+        "description": "Questions about words.\n\n",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+        "fewshot_config": {"sampler": "first_n"},
     },
     "answers": {
-        "output_type": "multiple_choice", "doc_to_text": "Question: {{question}}\nAnswer:", "doc_to_choice": "{{choices}}",
-        "doc_to_target": "right", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}, {"metric": "acc_mutual_info"}],
+        "output_type": "multiple_choice",
+        "doc_to_text": "Question: {{question}}\nAnswer:",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "right",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}, {"metric": "acc_mutual_info"}],
     },
     "page": {
-        "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{page}}", "test_split": "test",
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{page}}",
+        "test_split": "test",
         "metric_list": [{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
     },
     "said": {
-        "output_type": "generate_until", "doc_to_text": "{{question}}", "doc_to_target": "{{a}}",
+        "output_type": "generate_until",
+        "doc_to_text": "{{question}}",
+        "doc_to_target": "{{a}}",
         "generation_kwargs": {"until": ["a", "\n"], "max_gen_toks": 12, "do_sample": False},
         "metric_list": [{"metric": "exact_match"}],
         "filter_list": [
@@ -43,18 +55,22 @@ TASKS = {
             {"name": "word", "filter": [{"function": "regex", "regex_pattern": "(\\w+)"}, {"function": "take_first"}]},
         ],
     },
-}  # fmt: skip
+}
 
 
 def rows(count: int, seed: int) -> list[dict]:
     draw = random.Random(seed)
     return [
         {
-            "question": words(draw.randint(3, 12), seed + n), "a": words(2, n), "b": words(1, n), "right": draw.randrange(4),
-            "choices": [words(draw.randint(1, 4), 10 * n + i) for i in range(4)], "page": words(draw.randint(5, 120), n),
+            "question": words(draw.randint(3, 12), seed + n),
+            "a": words(2, n),
+            "b": words(1, n),
+            "right": draw.randrange(4),
+            "choices": [words(draw.randint(1, 4), 10 * n + i) for i in range(4)],
+            "page": words(draw.randint(5, 120), n),
         }
         for n in range(count)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -67,9 +83,13 @@ def folder(tmp_path_factory):
     for name, task in TASKS.items():
         files = {"train": str(folder / "train.jsonl"), "test": str(folder / "test.jsonl")}
         whole = {
-            "task": f"made_{name}", "dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test",
-            "fewshot_split": "train", **task,
-        }  # fmt: skip
+            "task": f"made_{name}",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": files},
+            "test_split": "test",
+            "fewshot_split": "train",
+            **task,
+        }
         (folder / f"{name}.yaml").write_text(json.dumps(whole))
     both = {"group": "made_both", "task": ["made_letters", "made_answers"], "aggregate_metric_list": [{"metric": "acc"}]}
     (folder / "both.yaml").write_text(json.dumps(both))
@@ -201,8 +221,10 @@ def test_requests_to_generate_are_read_as_the_harness_reads_them():
     model = harness.as_lm(Oracle(), seed=7)
     sampled = {"do_sample": True, "temperature": 0.5, "until": "x", "max_new_tokens": 3}
     assert model.generate_until([Instance(sampled), Instance({"temperature": 0.5, "do_sample": False}), Instance(sampled)]) == [
-        "7 0.5", "7 0.0", "8 0.5",
-    ]  # fmt: skip
+        "7 0.5",
+        "7 0.0",
+        "8 0.5",
+    ]
     with pytest.raises(UserError, match="top_k"):
         model.generate_until([Instance({"top_k": 3})])
     history = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -217,8 +239,10 @@ def test_mistakes(folder, tmp_path):
         "output_type: multiple_choice\ndoc_to_text: a\ndoc_to_target: 0\ndoc_to_choice: [a, b]\n"
     )
     for name, told in (
-        (f"harness:{tmp_path / 'none.yaml'}", "no such file"), (f"harness:{tmp_path / 'odd.yaml'}", "key `task`"),
-        ("harness:no_such_task_at_all", "no task or group"), (f"harness:{tmp_path / 'missing.yaml'}", "no/such/file"),
-    ):  # fmt: skip
+        (f"harness:{tmp_path / 'none.yaml'}", "no such file"),
+        (f"harness:{tmp_path / 'odd.yaml'}", "key `task`"),
+        ("harness:no_such_task_at_all", "no task or group"),
+        (f"harness:{tmp_path / 'missing.yaml'}", "no/such/file"),
+    ):
         with pytest.raises(UserError, match=told):
             harness.build(name, {}, TaskSettings())

@@ -38,7 +38,7 @@ TASKS = {
     "humaneval_instruct": ("humaneval/humaneval_instruct.yaml", rows.humaneval, {"test": 3}),
     "ifeval": ("ifeval/ifeval.yaml", rows.ifeval, {"train": 5}),
     "wikitext": ("wikitext/wikitext.yaml", rows.wikitext, {"train": 1, "validation": 1, "test": 4}),
-}  # fmt: skip
+}
 
 
 def asked_by_us(name: str, settings: TaskSettings) -> tuple[list[tuple], rows.Recorder]:
@@ -78,9 +78,13 @@ def asked_by_harness(config: dict, folder: Path, cache: Path, settings: TaskSett
         return model.chat_prompt(messages[:-1], messages[-1]["content"])
 
     task.build_all_requests(
-        rank=0, world_size=1, system_instruction=settings.system or None, apply_chat_template=settings.chat,
-        fewshot_as_multiturn=settings.fewshot_as_multiturn, chat_template=template if settings.chat else None,
-    )  # fmt: skip
+        rank=0,
+        world_size=1,
+        system_instruction=settings.system or None,
+        apply_chat_template=settings.chat,
+        fewshot_as_multiturn=settings.fewshot_as_multiturn,
+        chat_template=template if settings.chat else None,
+    )
     found = []
     for instance in task.instances:
         if instance.request_type != "generate_until":
@@ -118,9 +122,18 @@ def test_prompts_are_those_of_the_harness(name, shots, both, tmp_path):
 
 
 @pytest.mark.parametrize("multiturn", [False, True])
-@pytest.mark.parametrize("name, shots", [
-    ("arc_easy", 2), ("winogrande", 2), ("gsm8k", 2), ("lambada", 0), ("hellaswag", 0), ("humaneval_instruct", 0), ("math", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, shots",
+    [
+        ("arc_easy", 2),
+        ("winogrande", 2),
+        ("gsm8k", 2),
+        ("lambada", 0),
+        ("hellaswag", 0),
+        ("humaneval_instruct", 0),
+        ("math", 1),
+    ],
+)
 def test_conversations_are_those_of_the_harness(name, shots, multiturn, both, tmp_path):
     path, row, sizes = TASKS[name]
     folder = rows.put(tmp_path / name, row, sizes)
@@ -138,14 +151,17 @@ def test_a_system_instruction_without_a_template_stands_before_the_prompt(both, 
     assert ours == theirs and ours[0][0].startswith("Be brief.Question:")
 
 
-@pytest.mark.parametrize("name, shots, path, row, groups, sizes", [
-    ("mmlu", 0, "mmlu/default/mmlu_{}.yaml", rows.mmlu, ["anatomy", "high_school_us_history"], {"dev": 5, "test": 4}),
-    ("mmlu", 5, "mmlu/default/mmlu_{}.yaml", rows.mmlu, ["anatomy", "high_school_us_history"], {"dev": 5, "test": 4}),
-    ("mmlu_pro", 0, "mmlu_pro/mmlu_pro_{}.yaml", rows.mmlu_pro, ["computer science", "law"], {"validation": 5, "test": 4}),
-    ("mmlu_pro", 5, "mmlu_pro/mmlu_pro_{}.yaml", rows.mmlu_pro, ["computer science", "law"], {"validation": 5, "test": 4}),
-    ("bbh", 0, "bbh/zeroshot/{}.yaml", rows.bbh, ["boolean_expressions", "snarks"], {"test": 5}),
-    ("bbh_cot", 0, "bbh/cot_zeroshot/{}.yaml", rows.bbh, ["hyperbaton", "web_of_lies"], {"test": 5}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, shots, path, row, groups, sizes",
+    [
+        ("mmlu", 0, "mmlu/default/mmlu_{}.yaml", rows.mmlu, ["anatomy", "high_school_us_history"], {"dev": 5, "test": 4}),
+        ("mmlu", 5, "mmlu/default/mmlu_{}.yaml", rows.mmlu, ["anatomy", "high_school_us_history"], {"dev": 5, "test": 4}),
+        ("mmlu_pro", 0, "mmlu_pro/mmlu_pro_{}.yaml", rows.mmlu_pro, ["computer science", "law"], {"validation": 5, "test": 4}),
+        ("mmlu_pro", 5, "mmlu_pro/mmlu_pro_{}.yaml", rows.mmlu_pro, ["computer science", "law"], {"validation": 5, "test": 4}),
+        ("bbh", 0, "bbh/zeroshot/{}.yaml", rows.bbh, ["boolean_expressions", "snarks"], {"test": 5}),
+        ("bbh_cot", 0, "bbh/cot_zeroshot/{}.yaml", rows.bbh, ["hyperbaton", "web_of_lies"], {"test": 5}),
+    ],
+)
 def test_a_group_stands_for_a_task_of_the_harness(name, shots, path, row, groups, sizes, tmp_path):
     theirs, key = [], {"mmlu": "subject", "mmlu_pro": "category"}.get(name, "subtask")
     settings = TaskSettings(data_dir=tmp_path, num_fewshot=shots)
@@ -202,9 +218,13 @@ def test_examples_from_the_evaluated_split_are_never_the_item_itself(both, dupli
 
     folder = rows.put(tmp_path / "own", row, {"test": 9})
     spec = {
-        "test_split": "test", "fewshot_split": "test", "doc_to_text": "query", "doc_to_choice": "choices",
-        "doc_to_target": "gold", "num_fewshot": 4,
-    }  # fmt: skip
+        "test_split": "test",
+        "fewshot_split": "test",
+        "doc_to_text": "query",
+        "doc_to_choice": "choices",
+        "doc_to_target": "gold",
+        "num_fewshot": 4,
+    }
     path = tmp_path / "own.yaml"
     path.write_text("kind: choice\nmetric_list: [acc]\n" + "\n".join(f"{k}: {v}" for k, v in spec.items()))
     config = spec | {"task": "own", "output_type": "multiple_choice", "metric_list": [{"metric": "acc", "aggregation": "mean"}]}

@@ -24,18 +24,21 @@ def lines(path, *some):
     path.write_text("".join(json.dumps(row) + "\n" for row in some), encoding="utf-8")
 
 
-@pytest.mark.parametrize("path, split, label", [
-    ("anatomy_test.csv", "test", "anatomy"),
-    ("mmlu_us_law_dev.csv", "dev", "us_law"),
-    ("val/high_school_physics_val.csv", "validation", "high_school_physics"),
-    ("anatomy/test-00000-of-00001.parquet", "test", "anatomy"),
-    ("us_law/auxiliary_train.jsonl", "train", "auxiliary"),
-    ("train/algebra/1034.json", "train", "algebra"),
-    ("ARC-Easy-Test.jsonl", "test", "arc_easy"),
-    ("plain.jsonl", "test", "plain"),
-    ("test.csv", "test", "mmlu"),
-    ("data.jsonl.gz", "test", "data"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path, split, label",
+    [
+        ("anatomy_test.csv", "test", "anatomy"),
+        ("mmlu_us_law_dev.csv", "dev", "us_law"),
+        ("val/high_school_physics_val.csv", "validation", "high_school_physics"),
+        ("anatomy/test-00000-of-00001.parquet", "test", "anatomy"),
+        ("us_law/auxiliary_train.jsonl", "train", "auxiliary"),
+        ("train/algebra/1034.json", "train", "algebra"),
+        ("ARC-Easy-Test.jsonl", "test", "arc_easy"),
+        ("plain.jsonl", "test", "plain"),
+        ("test.csv", "test", "mmlu"),
+        ("data.jsonl.gz", "test", "data"),
+    ],
+)
 def test_what_a_files_name_says(tmp_path, path, split, label):
     lines(tmp_path / path, {})
     [(found, paths)] = items.found(tmp_path).items()
@@ -82,13 +85,17 @@ def test_ai2s_own_form_gives_the_prompts_of_the_hubs(tmp_path):
         hub = [row(i, "test") for i in range(4)]
         nested = [
             {
-                "id": one["id"], "answerKey": one["answerKey"],
-                "question": {"stem": one[stem], "choices": [
-                    {"text": text, "label": label} for text, label in zip(one["choices"]["text"], one["choices"]["label"])
-                ]},
+                "id": one["id"],
+                "answerKey": one["answerKey"],
+                "question": {
+                    "stem": one[stem],
+                    "choices": [
+                        {"text": text, "label": label} for text, label in zip(one["choices"]["text"], one["choices"]["label"])
+                    ],
+                },
             }
             for one in hub
-        ]  # fmt: skip
+        ]
         lines(tmp_path / "hub" / name / "test.jsonl", *hub)
         lines(tmp_path / "ai2" / name / "x-Test.jsonl", *nested)
         ours, theirs = (outcome(tmp_path / form, name).samples for form in ("hub", "ai2"))

@@ -22,7 +22,7 @@ CHOICES = {
     "boolq": (rows.boolq, ["train", "validation"]),
     "truthfulqa_mc1": (rows.truthfulqa, ["validation"]),
     "truthfulqa_mc2": (rows.truthfulqa, ["validation"]),
-}  # fmt: skip
+}
 CONTINUATIONS = {"lambada": (rows.lambada, ["test"])}
 GENERATED = {
     "mmlu_pro": (rows.mmlu_pro, ["validation", "test"], lambda row: f"the answer is ({row['answer']})."),
@@ -31,7 +31,7 @@ GENERATED = {
     "bbh": (rows.bbh, ["dev", "test"], lambda row: " " + row["target"] + "."),
     "bbh_cot": (rows.bbh, ["dev", "test"], lambda row: f"So the answer is {row['target']}."),
     "truthfulqa_gen": (rows.truthfulqa_answers, ["validation"], lambda row: row["correct_answers"][0]),
-}  # fmt: skip
+}
 CORE_FORMS = {"query|trim": rows.choices, "context|trim": rows.continuation, "gold": rows.schema}
 ITEMS, SEEDS = 40, 25
 
