@@ -12,9 +12,10 @@ import jax
 from flax import nnx
 
 from lm.config import ModelConfig, Quantization
+from lm.model.cache import empty_state
 from lm.model.linear import trainable
 from lm.model.moe import Balance
-from lm.model.transformer import empty_state, skeleton
+from lm.model.transformer import skeleton
 
 PARTS = (
     "embedding",

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from lm.config import ModelConfig
-from lm.model.transformer import DecodeState, Transformer, continued, empty_state, repeated, resized, taken, unstacked
+from lm.model.cache import DecodeState, empty_state, fork, repeat, resize, take, unstack
+from lm.model.transformer import Transformer
 from lm.parallel.mesh import reshard, spec
 
 APART = 1 << 31  # bytes of weights at most that are kept layer by layer as well: a CPU would take them apart at each token
@@ -59,14 +59,14 @@ def start(
         before = empty_state(model.config, prompts, free, dtype)
     else:
         W, Q = prefix_WQ.shape
-        first = model.hidden(prefix_WQ, state=empty_state(model.config, W, Q, dtype)).state
-        before = continued(first, model.config, prompts // W, free, dtype)
-    read = model.hidden(tokens_BP, segments_BP, Q + positions_BP, before)
-    logits_BV = repeated(model.logits(read.x_BTD[:, -1:])[:, 0], each)
-    lengths_B = Q + repeated(segments_BP.sum(axis=1), each)
-    decode = read.state if each == 1 else continued(read.state, model.config, each, slots, dtype)
+        first = model.hidden(prefix_WQ, state=empty_state(model.config, W, Q, dtype), prefill=True).state
+        before = fork(first, model.config, prompts // W, free, dtype)
+    read = model.hidden(tokens_BP, segments_BP, Q + positions_BP, before, prefill=prefix_WQ is None)
+    logits_BV = repeat(model.logits(read.x_BTD[:, -1:])[:, 0], each)
+    lengths_B = Q + repeat(segments_BP.sum(axis=1), each)
+    decode = read.state if each == 1 else fork(read.state, model.config, each, slots, dtype)
     if model.config.scan_layers and not nnx.merge(graph, params).config.scan_layers:
-        decode = _apart(decode, model.config)
+        decode = unstack(decode, model.config)
     nothing = jnp.zeros((B, room), jnp.int32, out_sharding=spec("batch", None))
     first = SamplingState(
         decode, lengths_B * 0, lengths_B - 1, lengths_B < 0, lengths_B < 0, nothing, nothing.astype(jnp.float32), jnp.int32(0)
@@ -84,7 +84,7 @@ def sample_step(
     if model.config.rope.scaling == "longrope":
         switches = jnp.max(state.positions_B) == model.config.rope.original_positions
         before = lax.cond(switches, lambda: _read_again(model, state, tokens_BP), lambda: before)
-    logits, decode = model(state.last_B[:, None], ones, state.positions_B[:, None], before, layers)
+    logits, decode = model(state.last_B[:, None], ones, state.positions_B[:, None], before, layers=layers)
     return _drawn(state._replace(decode=decode), logits[:, 0], settings, rows_B, seed, allowed_V)
 
 
@@ -105,25 +105,16 @@ def _read_again(model: Transformer, state: SamplingState, tokens_BP) -> DecodeSt
     return model.hidden(tokens_BS, segments_BS, positions_BS, fresh).state._replace(slot=decode.slot)
 
 
-def _apart(decode: DecodeState, config: ModelConfig) -> DecodeState:
-    """The state of a model that scans its layers, as the same model needs it whose layers are unrolled."""
-    layers = tuple(
-        tuple(tuple(unstacked(cache, repeats)) for cache in caches)
-        for caches, (_, repeats) in zip(decode.layers, config.stacks, strict=True)
-    )
-    return decode._replace(layers=layers)
-
-
 next_token = jax.jit(sample_step, static_argnums=(0, 1), donate_argnums=3)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def changed(config, more, state: SamplingState, tokens_BP, rows_B, kept_B) -> tuple[SamplingState, jax.Array, jax.Array]:
     """The state with `more` slots, of the rows at the places kept_B if that is not None, and their tokens_BP and rows_B."""
-    decode = resized(state.decode, config, kept_B, more)
+    decode = resize(state.decode, config, kept_B, more)
     rest = state._replace(decode=()), jnp.asarray(tokens_BP), jnp.asarray(rows_B)
     if kept_B is not None:
-        rest = jax.tree.map(lambda x: taken(x, kept_B) if x.ndim else x, rest)
+        rest = jax.tree.map(lambda x: take(x, kept_B) if x.ndim else x, rest)
     return rest[0]._replace(decode=decode), *rest[1:]
 
 

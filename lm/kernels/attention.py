@@ -237,7 +237,7 @@ def _forward(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H):
         logzs.append(top + jnp.log(z))
     out = _ungrouped(jnp.moveaxis(jnp.concatenate(outs, axis=3), 3, 1))
     # Named inside, so that a remat policy can keep both and the backward pass need not run this again.
-    out, logz = checkpoint_name(out, "matmul"), checkpoint_name(jnp.concatenate(logzs, axis=3), "matmul")
+    out, logz = checkpoint_name(out, "saved"), checkpoint_name(jnp.concatenate(logzs, axis=3), "saved")
     return out, (q_BTHK, k_BSGK, v_BSGV, visible, sinks_H, out, logz)
 
 

@@ -81,9 +81,9 @@ def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacit
         return grouped_matmul(x, weights[name], sizes_E, dtype=dtype, over=over)
 
     def through(x, weight, sizes_E=None):
-        up = checkpoint_name(product(x, "up", sizes_E), "matmul")
+        up = checkpoint_name(product(x, "up", sizes_E), "saved")
         if "gate" in weights:
-            h = activation(checkpoint_name(product(x, "gate", sizes_E), "matmul")) * up
+            h = activation(checkpoint_name(product(x, "gate", sizes_E), "saved")) * up
         else:
             h = activation(up)
         # Weighed here and not after `down`: the same, and its gradient does not need what `down` gives.
@@ -138,7 +138,7 @@ def _sorted(choice_NK, E):
     choice_A = choice_NK.reshape(-1)
     known_AE = choice_A[:, None] == jnp.arange(E)
     order_A = jnp.argsort(jnp.where(jnp.any(known_AE, axis=-1), choice_A, E), stable=True).astype(jnp.int32)
-    order_A = checkpoint_name(order_A, "matmul")  # smaller than any product, and slow to make
+    order_A = checkpoint_name(order_A, "saved")  # smaller than any product, and slow to make
     rank_A = jnp.zeros_like(order_A).at[order_A].set(jnp.arange(order_A.size, dtype=jnp.int32), unique_indices=True)
     return order_A, rank_A.reshape(choice_NK.shape), jnp.sum(known_AE, axis=0, dtype=jnp.int32)
 

@@ -32,7 +32,7 @@ class FeedForward(nnx.Module):
         )
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        up_BTF = checkpoint_name(self.up(x_BTD), "matmul")
+        up_BTF = checkpoint_name(self.up(x_BTD), "saved")
         if not hasattr(self, "gate"):
             return self.down(self.activation(up_BTF))
-        return self.down(self.activation(checkpoint_name(self.gate(x_BTD), "matmul")) * up_BTF)
+        return self.down(self.activation(checkpoint_name(self.gate(x_BTD), "saved")) * up_BTF)

@@ -55,7 +55,7 @@ class Linear(nnx.Module):
         value = hidden_std(config, std) * jax.random.normal(key, shape, jnp.float32)
         self.weight = declared(config, name, value, axes, tuple(range(self.inputs)))
         # Like activations, a vector of the residual stream is whole on every device.
-        self.vector_axes = tuple("norm" if axis == "embed" else axis for axis in axes[self.inputs :])
+        self.vector_axes = tuple("replicated" if axis == "embed" else axis for axis in axes[self.inputs :])
         if bias:
             self.bias = parameter(jnp.zeros(shape[self.inputs :], jnp.float32), self.vector_axes, "vector")
         if config.adapter.rank and re.fullmatch(config.adapter.targets, name):
@@ -69,8 +69,8 @@ class Linear(nnx.Module):
         a = jax.random.uniform(jax.random.fold_in(key, 1), (*inputs, adapter.rank), jnp.float32, -bound, bound)
         b = jnp.zeros((adapter.rank, *shape[self.inputs :]), jnp.float32)
         # In μP, A maps the width to few and B few to the width: their rates scale as a hidden matrix's and an embedding's.
-        self.lora_a = parameter(a, (*self.axes[: self.inputs], "norm"), "hidden", nnx.LoRAParam)
-        self.lora_b = parameter(b, ("norm", *self.axes[self.inputs :]), "embedding", nnx.LoRAParam)
+        self.lora_a = parameter(a, (*self.axes[: self.inputs], "replicated"), "hidden", nnx.LoRAParam)
+        self.lora_b = parameter(b, ("replicated", *self.axes[self.inputs :]), "embedding", nnx.LoRAParam)
         if adapter.dora:
             self.magnitude = parameter(jnp.zeros(shape[self.inputs :], jnp.float32), self.vector_axes, "vector", nnx.LoRAParam)
 
@@ -140,7 +140,7 @@ class QuantizedWeight(nnx.Module):
         integers, scale = quantize(value, inputs, bits=bits, group=group)
         self.integers = parameter(integers, axes, "hidden", Quantized)
         # There are few groups, not always a multiple of the devices that an input axis is split over.
-        scale_axes = tuple("norm" if i in inputs else axis for i, axis in enumerate(axes))
+        scale_axes = tuple("replicated" if i in inputs else axis for i, axis in enumerate(axes))
         self.scale = parameter(scale, scale_axes, "vector", Quantized)
 
 

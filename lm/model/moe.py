@@ -47,9 +47,9 @@ class MoE(nnx.Module):
         moe, D = config.moe, config.embed_dim
         E, F = moe.num_experts, moe.expert_dim or config.mlp_dim
         self.config = config
-        self.router = parameter(normal(rngs, (D, E)), ("embed", "norm"), "head")
+        self.router = parameter(normal(rngs, (D, E)), ("embed", "replicated"), "head")
         if moe.balance_bias:
-            self.balance_bias = parameter(jnp.zeros((E,), jnp.float32), ("norm",), "vector", Balance)
+            self.balance_bias = parameter(jnp.zeros((E,), jnp.float32), ("replicated",), "vector", Balance)
         into, out_of = ("expert", "embed", "mlp"), ("expert", "mlp", "embed")
         if config.gated:
             self.gate = declared(config, "feed_forward.gate", normal(rngs, (E, D, F), hidden_std(config, STD)), into, (1,))
@@ -62,7 +62,7 @@ class MoE(nnx.Module):
     def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array) -> tuple[jax.Array, RouterStats]:
         """y_BTD in the compute dtype. Tokens where `valid_BT` is False (padding) go to no expert and count nowhere."""
         config, moe = self.config, self.config.moe
-        logits_BTE = checkpoint_name(router_logits(x_BTD, self.router[...], config), "matmul")
+        logits_BTE = checkpoint_name(router_logits(x_BTD, self.router[...], config), "saved")
         bias_E = self.balance_bias[...] if moe.balance_bias else None
         scores_BTE, choice_BTK, weight_BTK = route(logits_BTE, bias_E, moe)
         y_BTD = experts(
@@ -108,7 +108,7 @@ def route(logits_BTE: jax.Array, bias_E: jax.Array | None, moe: MixtureOfExperts
     if moe.num_groups > 1:
         ranked_BTE = _in_best_groups(ranked_BTE, moe)
     # Kept with the products for the backward pass, which would else choose anew, and near ties perhaps otherwise.
-    choice_BTK = checkpoint_name(lax.top_k(ranked_BTE, moe.top_k)[1], "matmul")
+    choice_BTK = checkpoint_name(lax.top_k(ranked_BTE, moe.top_k)[1], "saved")
     weight_BTK = jnp.sum(jnp.where(_chosen(choice_BTK, moe.num_experts), scores_BTE[..., None, :], 0), axis=-1)
     if moe.normalize:
         weight_BTK = weight_BTK / (jnp.sum(weight_BTK, axis=-1, keepdims=True) + 1e-20)  # sigmoids may all vanish

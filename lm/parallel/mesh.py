@@ -22,6 +22,7 @@ RULES = {
     "layers": None,
     "embed": "fsdp",
     "norm": None,
+    "replicated": None,
     "heads": "tensor",
     "kv_heads": "tensor",
     "head": None,

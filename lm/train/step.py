@@ -189,7 +189,9 @@ def training_loss(
     (DeepSeek-V3, 2024, eq. 25), and the routers' losses, which are sums over tokens and layers (lm/model/moe.py).
     noise_BTD is added to the embeddings; `head`: further arguments of the next token's cross-entropy.
     """
-    main, ahead = model.hidden_ahead(batch["tokens"], batch["targets"], batch["segment_ids"], batch["positions"], noise_BTD)
+    places = batch["segment_ids"], batch["positions"]
+    main = model.hidden(batch["tokens"], *places, noise_BTD=noise_BTD)
+    ahead = model.ahead(main.x_BTD, batch["targets"], *places) if model.config.mtp_depth else []
     objective, *sums = head_loss(model, main.x_BTD, batch["targets"], batch["weights"], z_loss, **head)
     metrics = {name: (x, jnp.sum(batch["weights"])) for name, x in zip(("loss", "entropy", "mean_token_accuracy"), sums)}
     nll_ahead, weight_ahead = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)

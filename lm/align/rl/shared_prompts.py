@@ -17,7 +17,8 @@ from jax import lax
 
 from lm.align.rl.rollouts import Rollout, arrays
 from lm.config import ModelConfig
-from lm.model.transformer import Hidden, Transformer, continued, empty_state, repeated
+from lm.model.cache import empty_state, fork, repeat
+from lm.model.transformer import Hidden, Transformer
 from lm.parallel.mesh import spec
 
 PROMPT = ("prompt_tokens", "prompt_segments")
@@ -85,9 +86,9 @@ def hidden(model: Transformer, batch: dict) -> Hidden:
     (P, W), (B, T) = batch["prompt_tokens"].shape, batch["tokens"].shape
     segments_PW = batch["prompt_segments"]
     positions_PW = jnp.maximum(0, jnp.cumsum(segments_PW, axis=1) - 1)
-    prompts = model.hidden(batch["prompt_tokens"], segments_PW, positions_PW, empty_state(model.config, P, W))
-    first_B1D = repeated(prompts.x_BTD[:, -1:], B // P)
+    prompts = model.hidden(batch["prompt_tokens"], segments_PW, positions_PW, empty_state(model.config, P, W), prefill=True)
+    first_B1D = repeat(prompts.x_BTD[:, -1:], B // P)
     if T == 1:
         return Hidden(first_B1D, None, None)
-    rest = model.hidden(*(x[:, 1:] for x in read), continued(prompts.state, model.config, B // P, T - 1))
+    rest = model.hidden(*(x[:, 1:] for x in read), fork(prompts.state, model.config, B // P, T - 1))
     return Hidden(jnp.concatenate((first_B1D, rest.x_BTD), axis=1), None, None)

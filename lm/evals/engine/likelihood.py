@@ -24,8 +24,8 @@ from lm.infer.decode import first_of_most
 from lm.kernels.attention import Branches
 from lm.kernels.chunks import even, joined, split
 from lm.kernels.matmul import gathered, product
-from lm.model.attention import cache_dtype, cache_shapes, cache_spec
-from lm.model.transformer import DecodeState, Transformer, empty_state, skeleton
+from lm.model.cache import DecodeState, cache_dtype, cache_shapes, cache_spec, empty_state
+from lm.model.transformer import Transformer, skeleton
 from lm.parallel.mesh import reshard, row_ways, spec
 
 LOGITS = 1 << 25  # of them exist at a time on a device
@@ -246,7 +246,7 @@ def _prefixes(graph, params, tokens_WP, segments_WP):
     model = nnx.merge(graph, params)
     positions_WP = jnp.zeros_like(tokens_WP) + jnp.arange(tokens_WP.shape[1], dtype=tokens_WP.dtype)
     state = empty_state(model.config, *tokens_WP.shape)
-    layers = model.hidden(tokens_WP, segments_WP, positions_WP * segments_WP, state).state.layers
+    layers = model.hidden(tokens_WP, segments_WP, positions_WP * segments_WP, state, prefill=True).state.layers
     where = cache_spec(model.config, None, int(model.config.scan_layers))
     return layers if where is None else jax.tree.map(lambda x: jax.sharding.reshard(x, where), layers)
 

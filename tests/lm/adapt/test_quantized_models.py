@@ -12,7 +12,8 @@ from lm.adapt.quantize import dequantize, memory, quantize
 from lm.adapt.rebuild import arrays_of
 from lm.config import Quantization
 from lm.errors import UserError
-from lm.model.transformer import empty_state, skeleton
+from lm.model.cache import empty_state
+from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.adapt.models import LATENT, TINY, TOKENS, logits
 from tests.lm.examples import parameters

@@ -257,8 +257,9 @@ def test_modules_that_predict_further_tokens(case, tmp_path, monkeypatch):
     @jax.jit
     def ahead(params, tokens, targets):
         model = nnx.merge(graph, params)
-        whole, ahead = model.hidden_ahead(tokens, targets, jnp.ones_like(tokens), jnp.arange(tokens.shape[1])[None])
-        return [model.logits(one.x_BTD) for one in ahead]
+        segments, positions = jnp.ones_like(tokens), jnp.arange(tokens.shape[1])[None]
+        whole = model.hidden(tokens, segments, positions)
+        return [model.logits(one.x_BTD) for one in model.ahead(whole.x_BTD, targets, segments, positions)]
 
     for k, logits in enumerate(ahead(params, tokens.numpy()[:, :-1], tokens.numpy()[:, 1:])):
         np.testing.assert_allclose(logits[:, : logits.shape[1] - k], expected[k], rtol=0, atol=1e-4)

@@ -137,7 +137,7 @@ def test_rows_that_have_enough_leave_the_others_as_they_are(model, sizes, unroll
     """Of 20 rows 3 go on, beside one that fills the batch; slots are added as they are needed. One row ends by itself."""
     monkeypatch.setattr(sampler, "UNROLLED", unrolled)
     picked = []
-    monkeypatch.setattr(decode, "resized", lambda *a, resized=decode.resized: picked.append(a[2] is not None) or resized(*a))
+    monkeypatch.setattr(decode, "resize", lambda *a, resize=decode.resize: picked.append(a[2] is not None) or resize(*a))
     options = dict(vocab_size=320, max_new_tokens=41, seed=4, prefix=list(range(100, 140)))
     prompts = [PROMPTS[n % 4] + [200 + n] for n in range(20)]
     free = sampler.draw(model, prompts, stop_ids=(1,), **options).tokens

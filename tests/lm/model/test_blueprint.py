@@ -9,7 +9,8 @@ import pytest
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.model.transformer import continued, empty_state, skeleton
+from lm.model.cache import empty_state, fork
+from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from lm.train.step import training_loss
 from tests.lm.examples import packed_batch, parameters, tiny_config
@@ -80,19 +81,19 @@ def tokens_of(seed, *shape):
     return np.random.default_rng(seed).integers(0, SIZES["vocab_size"], shape)
 
 
-def decoded(model, config, rows, lengths, width, steps, cache_dtype="", known_empty=True):
+def decoded(model, config, rows, lengths, width, steps, cache_dtype="", prefill=True):
     """Logits [B, 1 + steps, V] from the last prompt token on: prompts with padding on the left, then token by token.
 
-    known_empty: whether the state is made where it is read into, so that its emptiness can be made use of.
+    prefill: whether prompts are read as into an empty state.
     """
     tokens, segments, positions = np.zeros((3, len(lengths), width), np.int32)
     for row, n in enumerate(lengths):
         tokens[row, width - n :], segments[row, width - n :] = rows[row, :n], 1
         positions[row, width - n :] = np.arange(n)
     empty = functools.partial(empty_state, config, len(lengths), width + steps + 3, cache_dtype)
-    if known_empty:
+    if prefill:
         graph = skeleton(config)[0]
-        read = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args, empty()))
+        read = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args, empty(), prefill=True))
         logits, state = read(*model.args, tokens, segments, positions)
     else:
         logits, state = model(tokens, segments, positions, empty())
@@ -134,9 +135,9 @@ def test_rows_go_on_from_what_they_share(kind):
 
     def staged(params):
         model = nnx.merge(graph, params)
-        _, state = model(rows[:1, :begin], None, np.arange(begin)[None], empty_state(config, 1, begin))
-        _, state = model(tokens, segments, positions, continued(state, config, 2, width))
-        state, seen = continued(state, config, 2, steps + 2), []
+        _, state = model(rows[:1, :begin], None, np.arange(begin)[None], empty_state(config, 1, begin), prefill=True)
+        _, state = model(tokens, segments, positions, fork(state, config, 2, width))
+        state, seen = fork(state, config, 2, steps + 2), []
         for i in range(steps):
             at = (starts + i)[:, None]
             logits, state = model(np.take_along_axis(rows, at, axis=1), np.ones((4, 1), np.int32), at, state)
@@ -153,7 +154,7 @@ def test_rows_go_on_from_what_they_share(kind):
 def test_a_state_need_not_be_known_to_be_empty(kind):
     config = ModelConfig(**SIZES | KINDS[kind])
     model, rows = model_of(config), tokens_of(6, 2, 24)
-    known, unknown = (decoded(model, config, rows, (14, 3), 14, 2, known_empty=known) for known in (True, False))
+    known, unknown = (decoded(model, config, rows, (14, 3), 14, 2, prefill=known) for known in (True, False))
     np.testing.assert_allclose(known, unknown, atol=1e-4)
 
 
@@ -192,7 +193,7 @@ def test_looking_ahead_is_its_definition():
     def twin(params):
         model = nnx.merge(graph, params)
         x = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"]).x_BTD
-        steps = model._layers(batch["tokens"], batch["segment_ids"], batch["positions"], None)[1]
+        steps = model._steps(batch["segment_ids"], batch["positions"], None, prefill=False, branches=None)[0]
         rows = np.concatenate((batch["tokens"], batch["targets"][:, -1:]), axis=1)
         segments = np.pad(batch["segment_ids"], ((0, 0), (0, 1)))
         segments[:, -1] = np.where(batch["weights"][:, -1] > 0, segments[:, -2], 0)

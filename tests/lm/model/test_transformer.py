@@ -12,7 +12,8 @@ from flax import nnx
 
 from configs.train import default, tiny
 from lm.config import LatentAttention, ModelConfig
-from lm.model.transformer import empty_state, skeleton
+from lm.model.cache import empty_state
+from lm.model.transformer import skeleton
 from lm.train.step import token_loss
 from tests.lm.examples import packed_batch, parameters, plain_batch, tiny_config, trainer_and_state
 
@@ -225,7 +226,7 @@ def test_no_mask_is_larger_than_a_block_of_queries(kind):
 
     def generate(params, tokens):
         model = nnx.merge(graph, params)
-        first = model.hidden(tokens, tokens, tokens, empty_state(config, 2, 2 * length))
+        first = model.hidden(tokens, tokens, tokens, empty_state(config, 2, 2 * length), prefill=True)
         return model.hidden(tokens, tokens, tokens, first.state).x_BTD
 
     for f, keys in ((train, length), (generate, 2 * length)):

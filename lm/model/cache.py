@@ -1,0 +1,198 @@
+"""The decode cache: what every layer keeps of earlier tokens; made, written, read, grown, picked and shared here alone.
+
+Axes: B batch, T time, S cache slots, G key/value heads, K head size, R latent size.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec as P
+
+from lm.config import ModelConfig
+from lm.kernels.matmul import spec_of
+from lm.kernels.quantize import dequantize_rows, quantize_rows
+from lm.parallel.mesh import spec
+
+
+class Cache(NamedTuple):
+    """The cache of one layer; arrays of a stack of layers have its repeats as their first axis.
+
+    values: grouped-query {"k": [B, G, S, K], "v": [B, G, S, K]}; latent {"latent": [B, 1, S, R], "key": [B, 1, S, K]}, the
+      rotated key. The slots of a head lie together, so that products over them read memory in order.
+    scales: with int8 values an entry [B, G, S, 1] for each array; else empty.
+    prefixes: caches of shared prefixes, the oldest first. Row p of one serves rows p·n … (p+1)·n − 1 of this cache.
+    """
+
+    values: dict[str, jax.Array]
+    scales: dict[str, jax.Array]
+    prefixes: tuple["Cache", ...] = ()
+
+
+class DecodeState(NamedTuple):
+    """What generation carries from call to call: the caches of all layers, and which slots are filled.
+
+    layers: for each position in the block of each stack, a Cache of all repeats; without scanned layers a tuple of Caches, one
+      a repeat, so that each is written in place.
+    segments_BS: int32, 0 for an empty or padding slot. slot: int32, the next free slot; it counts the slots of prefixes.
+    Keys stay as they were rotated when they were written. Where angles depend on the length (dynamic NTK), later tokens do not
+    rotate them again, as in transformers; lm/infer/decode.py handles LongRoPE's one switch.
+    """
+
+    layers: tuple[tuple[Cache, ...], ...]
+    segments_BS: jax.Array
+    slot: jax.Array
+
+
+def cache_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Return (heads, size) of each array that a layer keeps of a token, by name."""
+    if config.mla.kv_rank:
+        return {"latent": (1, config.mla.kv_rank), "key": (1, config.mla.rope_head_dim)}
+    return dict.fromkeys(("k", "v"), (config.num_kv_heads, config.head_dim))
+
+
+def cache_spec(config: ModelConfig, rows: str | None, stacked: int = 0):
+    """Return the sharding of a cache: rows as `rows` says, after `stacked` leading axes that are not split."""
+    # All query heads share the one head of latent attention, so every device holds it whole.
+    return spec(*[None] * stacked, rows, None if config.mla.kv_rank else "kv_heads", None, None)
+
+
+def cache_dtype(config: ModelConfig) -> jnp.dtype:
+    """Return the dtype of cached values."""
+    return _kept_dtype(config.compute_dtype)
+
+
+def _kept_dtype(dtype) -> jnp.dtype:
+    """Return the compute dtype; on a CPU float32 for bfloat16.
+
+    A CPU would convert all slots for each token, and XLA (jaxlib 0.10) compiles bfloat16 products over shared prefixes that it
+    cannot run.
+    """
+    return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" and dtype == jnp.bfloat16 else jnp.dtype(dtype)
+
+
+def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: str = "", repeats: tuple[int, ...] = ()) -> Cache:
+    """Return a cache of zeros for one layer, or for n layers with repeats=(n,). dtype: "" or "int8"."""
+    shapes = {name: (*repeats, batch, heads, slots, size) for name, (heads, size) in cache_shapes(config).items()}
+    where = cache_spec(config, "batch", len(repeats))
+
+    def zeros(shape, dtype):
+        return jnp.zeros(shape, dtype, out_sharding=where)
+
+    values = {name: zeros(shape, dtype or cache_dtype(config)) for name, shape in shapes.items()}
+    scales = {name: zeros((*shape[:-1], 1), jnp.bfloat16) for name, shape in shapes.items()} if dtype == "int8" else {}
+    return Cache(values, scales)
+
+
+def empty_state(config: ModelConfig, batch: int, slots: int, cache_dtype: str = "") -> DecodeState:
+    """Return a decode state with `slots` free slots for `batch` rows. cache_dtype: "" for the compute dtype, or "int8"."""
+
+    def caches(repeats: int):
+        if config.scan_layers:
+            return empty_cache(config, batch, slots, cache_dtype, (repeats,))
+        return tuple(empty_cache(config, batch, slots, cache_dtype) for _ in range(repeats))
+
+    layers = tuple(tuple(caches(repeats) for _ in block) for block, repeats in config.stacks)
+    segments_BS = jnp.zeros((batch, slots), jnp.int32, out_sharding=spec("batch", None))
+    return DecodeState(layers, segments_BS, jnp.int32(0))
+
+
+def write(cache: Cache, new: dict[str, jax.Array], slot) -> Cache:
+    """Return the cache with [B, T, G, …] arrays written from `slot` on; `slot` counts the slots of prefixes."""
+    slot = slot - sum(next(iter(part.values.values())).shape[2] for part in cache.prefixes)
+
+    def put(old, x):
+        return lax.dynamic_update_slice_in_dim(old, x.astype(old.dtype), slot, axis=2)
+
+    new = {name: jnp.swapaxes(x, 1, 2) for name, x in new.items()}
+    if not cache.scales:
+        return cache._replace(values={name: put(cache.values[name], x) for name, x in new.items()})
+    rows = {name: quantize_rows(x) for name, x in new.items()}
+    return cache._replace(
+        values={name: put(cache.values[name], x) for name, (x, _) in rows.items()},
+        scales={name: put(cache.scales[name], scale) for name, (_, scale) in rows.items()},
+    )
+
+
+def read(cache: Cache, names: tuple[str, str], dtype) -> list[tuple[jax.Array, ...]]:
+    """Return the arrays of these names, [B, G, S, …]: those of each prefix, then the cache's own. dtype: the compute dtype."""
+
+    def one(cache, name):
+        if cache.scales:
+            return dequantize_rows(cache.values[name], cache.scales[name]).astype(_kept_dtype(dtype))
+        return cache.values[name]
+
+    return [tuple(one(part, name) for name in names) for part in (*cache.prefixes, cache)]
+
+
+def fork(state: DecodeState, config: ModelConfig, copies: int, slots: int, cache_dtype: str = "") -> DecodeState:
+    """Return a state with `copies` rows for each row of a full one, side by side, that share its slots as a prefix.
+
+    state: without free slots. slots: free slots of each new row. cache_dtype: as the state was made with.
+    """
+    own = empty_state(config, state.segments_BS.shape[0] * copies, slots, cache_dtype)
+
+    def after(new: Cache, old: Cache) -> Cache:
+        return new._replace(prefixes=(*old.prefixes, old._replace(prefixes=())))
+
+    layers = jax.tree.map(after, own.layers, state.layers, is_leaf=lambda x: isinstance(x, Cache))
+    segments_BS = jnp.concatenate((repeat(state.segments_BS, copies), own.segments_BS), axis=1)
+    return DecodeState(layers, segments_BS, state.slot)
+
+
+def resize(state: DecodeState, config: ModelConfig, rows: jax.Array | None, more: int) -> DecodeState:
+    """Return the state with `more` free slots, of the rows at these indices; None: of all rows.
+
+    Rows of scanned layers cannot be picked. Each picked array is held whole on every device for a moment; a prefix that several
+    rows share must be the same for all of them.
+    """
+    slots = 2 + int(config.scan_layers)
+
+    def of(cache: Cache) -> Cache:
+        def resized(x):
+            x = x if rows is None else take(x, rows)
+            return jnp.pad(x, [(0, more if axis == slots else 0) for axis in range(x.ndim)]) if more else x
+
+        values, scales = jax.tree.map(resized, (cache.values, cache.scales))
+        return cache._replace(values=values, scales=scales)
+
+    layers = jax.tree.map(of, state.layers, is_leaf=lambda x: isinstance(x, Cache))
+    segments_BS = state.segments_BS if rows is None else take(state.segments_BS, rows)
+    return DecodeState(layers, jnp.pad(segments_BS, ((0, 0), (0, more))), state.slot)
+
+
+def unstack(state: DecodeState, config: ModelConfig) -> DecodeState:
+    """Return the state of a model with scanned layers as the same model needs it with unrolled layers."""
+    layers = tuple(
+        tuple(tuple(layers_of(cache, repeats)) for cache in caches)
+        for caches, (_, repeats) in zip(state.layers, config.stacks, strict=True)
+    )
+    return state._replace(layers=layers)
+
+
+def layers_of(tree, repeats: int) -> list:
+    """Split stacked arrays into a list of trees, one a layer. The gradients of all layers come back as one array."""
+    leaves, kind = jax.tree.flatten(tree)
+    split = [lax.split(leaf, (1,) * repeats) for leaf in leaves]
+    return [jax.tree.unflatten(kind, [jnp.squeeze(parts[n], 0) for parts in split]) for n in range(repeats)]
+
+
+def take(x: jax.Array, rows: jax.Array) -> jax.Array:
+    """Return x[rows], sharded as x is."""
+    where = spec_of(x)
+    if where is None:
+        return x[rows]
+    return jax.sharding.reshard(x, P(None, *where[1:])).at[rows].get(out_sharding=where)
+
+
+def repeat(x: jax.Array, times: int, axis: int = 0) -> jax.Array:
+    """Return jnp.repeat(x, times, axis), sharded as x is."""
+    where = spec_of(x)
+    if times == 1:
+        return x
+    if where is None:
+        return jnp.repeat(x, times, axis)
+    shape = (*x.shape[: axis + 1], times, *x.shape[axis + 1 :])
+    wide = jnp.broadcast_to(jnp.expand_dims(x, axis + 1), shape, out_sharding=P(*where[: axis + 1], None, *where[axis + 1 :]))
+    return lax.reshape(wide, (*x.shape[:axis], x.shape[axis] * times, *x.shape[axis + 1 :]), out_sharding=where)
