@@ -4,6 +4,7 @@ Axes: B rows, P padded prompt slots, S cache slots, N drawn tokens, V vocabulary
 row's next token goes into the same slot; padding is segment 0 and no real token sees it.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -32,25 +33,38 @@ class SamplingState(NamedTuple):
     n: jax.Array  # int32, how many
 
 
-class Settings(NamedTuple):
-    """temperature 0 is greedy; top_p in (0, 1]; top_k 0 is off; drawing a stop id ends a row; cache_dtype as in generate."""
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
 
-    temperature: float
-    top_p: float
-    top_k: int
+    temperature 0 is greedy; top_p in (0, 1]; top_k 0 is off. Drawing a stop id ends a row. Ids from vocab_size on are never
+    drawn; 0: all ids of the model may be. A row's draws depend on (seed, its number) and its own prompt. cache_dtype: "int8"
+    keeps keys and values as integers with a scale for each token and head; "": as they are computed.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
     stop_ids: tuple[int, ...] = ()
+    vocab_size: int = 0
+    seed: int = 0
     cache_dtype: str = ""
+
+    def compiled(self) -> "Sampling":
+        """Return the sampling that compiled programs depend on; the others are 0."""
+        return dataclasses.replace(self, max_new_tokens=0, vocab_size=0, seed=0)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def start(
-    graph, reader, settings, slots, room, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ
+    graph, reader, sampling, slots, room, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ
 ) -> SamplingState:
     """Reads the prompts into an empty cache and draws the first token; of each prompt as many as there are rows for.
 
     A program of its own, so that prompts of another width need no other loop.
     """
-    model, dtype = nnx.merge(reader, params), settings.cache_dtype
+    model, dtype = nnx.merge(reader, params), sampling.cache_dtype
     (prompts, P), B = tokens_BP.shape, rows_B.shape[0]
     each, Q = B // prompts, 0
     positions_BP = jnp.maximum(0, jnp.cumsum(segments_BP, axis=1) - 1)
@@ -71,11 +85,11 @@ def start(
     first = SamplingState(
         decode, lengths_B * 0, lengths_B - 1, lengths_B < 0, lengths_B < 0, nothing, nothing.astype(jnp.float32), jnp.int32(0)
     )
-    return _drawn(first, logits_BV, settings, rows_B, seed, allowed_V)
+    return _drawn(first, logits_BV, sampling, rows_B, seed, allowed_V)
 
 
 def sample_step(
-    graph, settings, params, state: SamplingState, tokens_BP, rows_B, seed, allowed_V, layers=None
+    graph, sampling, params, state: SamplingState, tokens_BP, rows_B, seed, allowed_V, layers=None
 ) -> SamplingState:
     """Feeds the last token and draws the next one: shared by the compiled loop and by streaming."""
     model = nnx.merge(graph, params)
@@ -85,7 +99,7 @@ def sample_step(
         switches = jnp.max(state.positions_B) == model.config.rope.original_positions
         before = lax.cond(switches, lambda: _read_again(model, state, tokens_BP), lambda: before)
     logits, decode = model(state.last_B[:, None], ones, state.positions_B[:, None], before, layers=layers)
-    return _drawn(state._replace(decode=decode), logits[:, 0], settings, rows_B, seed, allowed_V)
+    return _drawn(state._replace(decode=decode), logits[:, 0], sampling, rows_B, seed, allowed_V)
 
 
 def _read_again(model: Transformer, state: SamplingState, tokens_BP) -> DecodeState:
@@ -119,13 +133,13 @@ def changed(config, more, state: SamplingState, tokens_BP, rows_B, kept_B) -> tu
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def loop(graph, settings, params, state: SamplingState, tokens_BP, rows_B, seed, allowed_V, until) -> SamplingState:
+def loop(graph, sampling, params, state: SamplingState, tokens_BP, rows_B, seed, allowed_V, until) -> SamplingState:
     model = nnx.merge(graph, params)
     apart = jax.default_backend() == "cpu" and not model.config.scan_layers and _bytes(params) <= APART
     layers = model.unstacked() if apart else None
     return lax.while_loop(
         lambda s: (s.n < until) & ~s.done_B.all() & ~s.lost_B.any(),
-        lambda s: sample_step(graph, settings, params, s, tokens_BP, rows_B, seed, allowed_V, layers),
+        lambda s: sample_step(graph, sampling, params, s, tokens_BP, rows_B, seed, allowed_V, layers),
         state,
     )
 
@@ -134,13 +148,13 @@ def _bytes(params) -> int:
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(params))
 
 
-def _drawn(state: SamplingState, logits_BV, settings, rows_B, seed, allowed_V) -> SamplingState:
+def _drawn(state: SamplingState, logits_BV, sampling, rows_B, seed, allowed_V) -> SamplingState:
     """The state after drawing token n from these logits; finished rows go on with the end token that they drew."""
     logits_BV = reshard(logits_BV, "batch", None)
     keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), state.n))(rows_B)
-    drawn_B = sample(keys, jnp.where(allowed_V, logits_BV, -jnp.inf), settings)
+    drawn_B = sample(keys, jnp.where(allowed_V, logits_BV, -jnp.inf), sampling)
     drawn_B = jnp.where(state.done_B, state.last_B, drawn_B).astype(jnp.int32)
-    logits_BV = logits_BV / (settings.temperature or 1.0)
+    logits_BV = logits_BV / (sampling.temperature or 1.0)
     logp_B = _picked(logits_BV, drawn_B) - jax.nn.logsumexp(logits_BV, axis=-1)
     # NaN or +inf anywhere makes logsumexp so, and where all are -inf, so is the one picked: no reduction of its own is needed.
     lost_B = ~state.done_B & ~jnp.isfinite(logp_B)
@@ -149,7 +163,7 @@ def _drawn(state: SamplingState, logits_BV, settings, rows_B, seed, allowed_V) -
         return lax.dynamic_update_slice_in_dim(old_BN, new_B[:, None], state.n, axis=1)
 
     done = state.done_B
-    for stop in settings.stop_ids:
+    for stop in sampling.stop_ids:
         done = done | (drawn_B == stop)
     out_BN, logps_BN = put(state.out_BN, drawn_B), put(state.logps_BN, logp_B)
     return SamplingState(state.decode, drawn_B, state.positions_B + 1, done, lost_B, out_BN, logps_BN, state.n + 1)
@@ -160,29 +174,29 @@ def _picked(x_BV, index_B) -> jax.Array:
     return jnp.sum(jnp.where(jnp.arange(x_BV.shape[1]) == index_B[:, None], x_BV, 0), axis=-1)
 
 
-def sample(keys_B, logits_BV, settings: Settings) -> jax.Array:
+def sample(keys_B, logits_BV, sampling: Sampling) -> jax.Array:
     """One token a row, int32 [B].
 
     Temperature first, then top-k, then nucleus sampling: the smallest set of tokens whose probabilities reach top_p
     (Holtzman et al. 2020); the most likely one is always in it. Of equal logits, which bfloat16 makes common, the lower
     ids are kept, so that top_k=1 is greedy.
     """
-    if settings.temperature == 0:
+    if sampling.temperature == 0:
         return first_of_most(logits_BV)
-    logits_BV = logits_BV / settings.temperature
+    logits_BV = logits_BV / sampling.temperature
 
     def draw(keys_B, logits_BV):
         """The Gumbel-max trick (Gumbel 1954): argmax of log p + g, where g = −log(−log u) and u is uniform."""
         noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(keys_B)
         return first_of_most(logits_BV + noise_BV)
 
-    if not settings.top_k and settings.top_p == 1:
+    if not sampling.top_k and sampling.top_p == 1:
         return draw(keys_B, logits_BV)
     V = logits_BV.shape[-1]
-    ranked, ids = lax.top_k(logits_BV, min(settings.top_k or V, V))
-    if settings.top_p < 1:
+    ranked, ids = lax.top_k(logits_BV, min(sampling.top_k or V, V))
+    if sampling.top_p < 1:
         p = jax.nn.softmax(ranked, axis=-1)
-        ranked = jnp.where(jnp.cumsum(p, axis=-1) - p < settings.top_p, ranked, -jnp.inf)
+        ranked = jnp.where(jnp.cumsum(p, axis=-1) - p < sampling.top_p, ranked, -jnp.inf)
     return _picked(ids, draw(keys_B, ranked))
 
 

@@ -19,7 +19,7 @@ from data.text.tokenizer import Tokenizer
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer import not_finite
-from lm.infer.decode import SamplingState, Settings, changed, loop, next_token, start
+from lm.infer.decode import Sampling, SamplingState, changed, loop, next_token, start
 from lm.infer.prompts import read as prompts_as_ids
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel.hosts import gathered
@@ -38,7 +38,7 @@ class Call(NamedTuple):
 
     graph: nnx.GraphDef
     reader: nnx.GraphDef
-    settings: Settings
+    sampling: Sampling
     slots: int
     room: int
     limit: int
@@ -91,27 +91,22 @@ def generate(
     read = prompts_as_ids(tokenizer, prompts, template)
     if stream is not None and len(read) != 1:
         raise UserError("streaming takes one prompt")
-    options = dict(
-        vocab_size=tokenizer.vocab_size,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        seed=seed,
-        cache_dtype=cache_dtype,
+    sampling = Sampling(
+        max_new_tokens, temperature, top_p, top_k, vocab_size=tokenizer.vocab_size, seed=seed, cache_dtype=cache_dtype
     )
     drawn: dict[int, list[int]] = {}
     if stream is not None:
         shown = ""
-        for row in _growing(model, [read[0].ids], stop_ids=read[0].stops, **options):
+        for row in _growing(model, read[0].ids, dataclasses.replace(sampling, stop_ids=tuple(read[0].stops))):
             shown = _show(stream, tokenizer, row, shown, read[0].stops)
         _show(stream, tokenizer, row, shown, read[0].stops, last=True)
         drawn[0] = row
     else:
         for stops in dict.fromkeys(prompt.stops for prompt in read):
             rows = [n for n, prompt in enumerate(read) if prompt.stops == stops]
-            some = draw(model, [read[n].ids for n in rows], stop_ids=stops, rows=rows, names=rows, **options).tokens
-            drawn |= dict(zip(rows, some, strict=True))
+            asked = dataclasses.replace(sampling, stop_ids=tuple(stops))
+            some = draw(model, [read[n].ids for n in rows], asked, rows=rows, names=rows)
+            drawn |= dict(zip(rows, some.tokens, strict=True))
     found = []
     for n, prompt in enumerate(read):
         row = drawn[n][:-1] if drawn[n] and drawn[n][-1] in prompt.stops else drawn[n]
@@ -119,97 +114,83 @@ def generate(
     return found
 
 
+class Watch(NamedTuple):
+    """Who looks at continuations while they are drawn.
+
+    every: after so many tokens each; 0: never. enough(number of a continuation, its tokens so far): whether it may end.
+    tell({number: (tokens, ended)}): is called with the continuations that have ended since the last time.
+    """
+
+    every: int = 0
+    enough: Callable[[int, list[int]], bool] = lambda number, tokens: False
+    tell: Callable[[dict[int, tuple[list[int], bool]]], None] = lambda done: None
+
+
 def draw(
     model: Transformer,
     prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
     *,
-    stop_ids: Sequence[int],
-    vocab_size: int,
-    max_new_tokens: int,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    seed: int = 0,
+    copies: int = 1,
     width: int = 0,
-    cache_dtype: str = "",
-    each: int = 1,
     rows: Sequence[int] | None = None,
-    prefix: Sequence[int] = (),
-    every: int = 0,
-    enough: Callable[[int, list[int]], bool] = lambda number, tokens: False,
-    tell: Callable[[dict[int, tuple[list[int], bool]]], None] = lambda done: None,
     names: Sequence[int] | None = None,
+    prefix: Sequence[int] = (),
+    watch: Watch = Watch(),  # noqa: B008 (it is immutable)
 ) -> Drawn:
-    """Continues prompts of token ids, all together, on the mesh that is set.
+    """Continue prompts of token ids, all in one batch, on the mesh that is set.
 
     Args:
-      stop_ids: drawing one of these ends a row. vocab_size: of the tokenizer; ids from there on are never drawn.
-      width: prompts are padded to as many slots, or to a power of two if one is longer: calls of many lengths compile once.
-      seed: a row's draws depend on (seed, its index) and its own prompt.
-      each: so many continuations of each prompt, which stand one after the other; it is read once for all of them.
-      rows: a number below 2³¹ of each continuation, which stands for its index, so that draws do not depend on their order.
-      prefix: ids in front of all prompts, read once. Not for models with windows or angles that depend on the length.
-      every: after each so many tokens, enough(number of a continuation, its tokens so far) says whether it needs no more. Slots
-        are made as they are needed, and where a quarter of the rows is left, only these go on. Not together with `each`.
-      tell: called then with {number: (tokens, ended)} of the continuations that are done since the last time.
+      copies: continuations of each prompt, side by side; the prompt is read once for all of them.
+      width: prompts are padded to so many slots, or to a power of two if one is longer: calls of many lengths compile once.
+      rows: a number below 2³¹ for each continuation, by which it draws; None: its index.
       names: the number by which errors call each prompt; None: its index.
+      prefix: ids in front of all prompts, read once. Not for models with windows or angles that depend on the length.
+      watch: with it, slots are added as they are needed, and where a quarter of the rows is left, only these go on. Not
+        together with `copies`.
     On several hosts every process calls this with the same arguments and gets all rows.
     Raises: UserError at the first token whose logits are NaN or infinite; it names the prompt and the likely cause.
     """
     if not len(prompts):
         return Drawn([], [], [])
-    if every and each > 1:
+    every, limit = watch.every, sampling.max_new_tokens
+    if every and copies > 1:
         raise ValueError("continuations that share a prompt go on together")
-    until = min(every or max_new_tokens, max_new_tokens)
-    call = _prepared(
-        model,
-        prompts,
-        stop_ids,
-        vocab_size,
-        max_new_tokens,
-        temperature,
-        top_p,
-        top_k,
-        seed,
-        width,
-        cache_dtype,
-        each,
-        rows,
-        prefix,
-        min(2 * every or max_new_tokens, max_new_tokens),
-        COARSE if every else 8,
-    )
+    until = min(every or limit, limit)
+    slots = min(2 * every or limit, limit)
+    call = _prepared(model, prompts, sampling, width, copies, rows, prefix, slots, COARSE if every else 8)
     state = _loop_of(call, _start_of(call), until)
-    count, numbers = len(prompts) * each, np.arange(call.rows_B.shape[0])  # of the continuation that each row is
+    count, numbers = len(prompts) * copies, np.arange(call.rows_B.shape[0])  # of the continuation that each row is
     going = numbers < count  # the others fill the batch
     found: list[tuple[list[int], list[float], bool] | None] = [None] * count
     names = range(len(prompts)) if names is None else names
     while True:
-        _check_finite(model, state, [names[int(n) // each if n < count else 0] for n in numbers], temperature)
+        _check_finite(model, state, [names[int(n) // copies if n < count else 0] for n in numbers], sampling)
         done = {}
-        for place, told in enumerate(zip(*_told(state, stop_ids))):
+        for place, row in enumerate(zip(*_drawn(state, sampling.stop_ids))):
             number = int(numbers[place])
-            if going[place] and (told[2] or until == max_new_tokens or enough(number, told[0])):
-                found[number], going[place], done[number] = told, False, (told[0], told[2])
-        tell(done)
+            if going[place] and (row[2] or until == limit or watch.enough(number, row[0])):
+                found[number], going[place], done[number] = row, False, (row[0], row[2])
+        watch.tell(done)
         if not going.any():
             return Drawn(*map(list, zip(*found)))
-        until = min(until + every, max_new_tokens)
+        until = min(until + every, limit)
         call, state, numbers, going = _resumed(call, state, numbers, going, until)
 
 
-def _check_finite(model: Transformer, state: SamplingState, prompts: Sequence[int], temperature: float) -> None:
+def _check_finite(model: Transformer, state: SamplingState, prompts: Sequence[int], sampling: Sampling) -> None:
     """Raises UserError if the last step found logits that are not finite. prompts: the index of each row's prompt."""
     rows = np.flatnonzero(gathered(state.lost_B))
     if rows.size:
         before = int(state.n) - 1
         after = f" after {before} new token{'s' if before > 1 else ''}" if before else ""
+        temperature = sampling.temperature
         cause = f"or temperature={temperature} is too small: 0 is greedy" if 0 < temperature < 1e-3 else ""
         raise not_finite.error(model, f"generate: the logits of prompt {prompts[rows[0]]} (counted from 0){after}", cause)
 
 
-def _told(state: SamplingState, stop_ids: Sequence[int]) -> tuple[list[list[int]], list[list[float]], list[bool]]:
-    """What each row has drawn so far, as Drawn has it."""
+def _drawn(state: SamplingState, stop_ids: Sequence[int]) -> tuple[list[list[int]], list[list[float]], list[bool]]:
+    """Return (tokens, logps, ended) of each row so far, as in Drawn."""
     n = int(state.n)
     out, logps = gathered((state.out_BN, state.logps_BN))
     out = out[:, :n]
@@ -240,71 +221,44 @@ def _resumed(
     return call, _loop_of(call, state, until), numbers, going
 
 
-def _growing(model, prompts, **options):
-    """The one row after each token."""
-    o = options
-    call = _prepared(
-        model,
-        prompts,
-        o["stop_ids"],
-        o["vocab_size"],
-        o["max_new_tokens"],
-        o["temperature"],
-        o["top_p"],
-        o["top_k"],
-        o["seed"],
-        0,
-        o["cache_dtype"],
-    )
+def _growing(model: Transformer, prompt: Sequence[int], sampling: Sampling):
+    """Yield the tokens of the one row after each token."""
+    call = _prepared(model, [prompt], sampling)
     state = _start_of(call)
     while True:
-        _check_finite(model, state, [0] * state.lost_B.shape[0], o["temperature"])
+        _check_finite(model, state, [0] * state.lost_B.shape[0], sampling)
         yield np.asarray(state.out_BN)[0, : int(state.n)].tolist()
         if int(state.n) == call.limit or bool(state.done_B[0]):
             return
         state = next_token(
-            call.graph, call.settings, call.params, state, call.tokens_BP, call.rows_B, call.seed, call.allowed_V
+            call.graph, call.sampling, call.params, state, call.tokens_BP, call.rows_B, call.seed, call.allowed_V
         )
 
 
 def _prepared(
-    model,
-    prompts,
-    stop_ids,
-    vocab_size,
-    max_new_tokens,
-    temperature,
-    top_p,
-    top_k,
-    seed,
-    width,
-    cache_dtype,
-    each=1,
-    rows=None,
-    prefix=(),
-    until=0,
-    steps=8,
+    model: Transformer, prompts, sampling: Sampling, width=0, copies=1, rows=None, prefix=(), until=0, steps=8
 ) -> Call:
-    """Checks a request and lays it out, with slots for `until` tokens, or all; steps: see _slots."""
-    if max_new_tokens < 1 or not 0 <= temperature < np.inf or not 0 < top_p <= 1 or top_k < 0 or each < 1:
-        raise UserError("generate needs max_new_tokens ≥ 1, temperature ≥ 0, 0 < top_p ≤ 1, top_k ≥ 0 and each ≥ 1")
-    if cache_dtype not in ("", "int8"):
-        raise UserError(f"cache_dtype={cache_dtype!r} is neither int8 nor empty")
+    """Check a request and lay it out, with slots for `until` tokens, or all; steps: see _slots."""
+    o, limit = sampling, sampling.max_new_tokens
+    if limit < 1 or not 0 <= o.temperature < np.inf or not 0 < o.top_p <= 1 or o.top_k < 0 or copies < 1:
+        raise UserError("generate needs max_new_tokens ≥ 1, temperature ≥ 0, 0 < top_p ≤ 1, top_k ≥ 0 and copies ≥ 1")
+    if o.cache_dtype not in ("", "int8"):
+        raise UserError(f"cache_dtype={o.cache_dtype!r} is neither int8 nor empty")
     vocab = model.config.vocab_size
     if prefix and (model.config.rope.depends_on_length or any(kind.local for kind in model.config.layer_kinds)):
         raise ValueError("a model with windows, or whose angles depend on the length, reads each prompt whole")
     if any(not row or min(row) < 0 or max(row) >= vocab for row in (*prompts, *([prefix] if prefix else []))):
         raise UserError(f"a prompt of token ids must not be empty, and its ids must be in 0…{vocab - 1}")
-    longest = len(prefix) + max(map(len, prompts)) + max_new_tokens
+    longest = len(prefix) + max(map(len, prompts)) + limit
     if model.config.positions == "learned" and longest > model.config.max_positions:
         most = model.config.max_positions
         raise UserError(f"prompt and max_new_tokens come to {longest} tokens, the model has {most} positions: ask for fewer")
     ways = row_ways()
-    # To read a prompt once would leave devices without work, or make what must be turned anew be shared.
+    # To read a prompt once would leave devices without work, or make what must be rotated again be shared.
     if len(prompts) % ways or model.config.rope.depends_on_length:
-        prompts, each = [prompt for prompt in prompts for _ in range(each)], 1
+        prompts, copies = [prompt for prompt in prompts for _ in range(copies)], 1
     filled = [*prompts, *[prompts[0]] * (-len(prompts) % ways)]
-    rows_B = np.arange(len(filled) * each, dtype=np.int32)
+    rows_B = np.arange(len(filled) * copies, dtype=np.int32)
     if rows is not None:
         rows_B[: len(rows)] = rows
     tokens_BP, segments_BP, rows_B = _placed((*_padded(filled, width), rows_B))
@@ -316,12 +270,23 @@ def _prepared(
         graph = _unrolled(model.config)
         # Scanned layers compile in a quarter of the time; but their caches stand twice for a moment, in one piece and apart.
         reader = reader if jax.default_backend() == "cpu" else graph
-    settings = Settings(float(temperature), float(top_p), int(top_k), tuple(map(int, stop_ids)), cache_dtype)
-    slots = _slots((tokens_BP.shape[1] if each == 1 else 0) + (until or max_new_tokens), steps)
-    room = _slots(max_new_tokens, steps)
-    allowed_V, seed = np.arange(vocab) < vocab_size, np.uint32(seed % 2**32)
+    slots = _slots((tokens_BP.shape[1] if copies == 1 else 0) + (until or limit), steps)
+    room = _slots(limit, steps)
+    allowed_V, seed = np.arange(vocab) < (o.vocab_size or vocab), np.uint32(o.seed % 2**32)
     return Call(
-        graph, reader, settings, slots, room, max_new_tokens, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ
+        graph,
+        reader,
+        sampling.compiled(),
+        slots,
+        room,
+        limit,
+        params,
+        tokens_BP,
+        segments_BP,
+        rows_B,
+        seed,
+        allowed_V,
+        prefix_WQ,
     )
 
 
@@ -360,7 +325,7 @@ def _start_of(call: Call) -> SamplingState:
     return start(
         call.graph,
         call.reader,
-        call.settings,
+        call.sampling,
         call.slots,
         call.room,
         call.params,
@@ -379,7 +344,7 @@ def _loop_of(call: Call, state: SamplingState, until: int) -> SamplingState:
     longrope = nnx.merge(call.graph, call.params).config.rope.scaling == "longrope"
     return loop(
         call.graph,
-        call.settings,
+        call.sampling,
         call.params,
         state,
         call.tokens_BP if longrope else None,

@@ -11,6 +11,7 @@ import numpy as np
 
 from data.chat.template import end_of_turn
 from lm.align.rl.tools import Answer, Tool, answer_ids, parse_turn, run_calls
+from lm.infer.decode import Sampling
 from lm.infer.sampler import draw
 from lm.model.transformer import Transformer
 
@@ -73,14 +74,8 @@ def roll_out(
         drawn = draw(
             model,
             prompts[::alike],
-            each=alike,
-            stop_ids=stops,
-            vocab_size=tokenizer.vocab_size,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            seed=seed + 7919 * turn,
+            Sampling(max_new_tokens, temperature, top_p, top_k, tuple(stops), tokenizer.vocab_size, seed=seed + 7919 * turn),
+            copies=alike,
             width=width,
         )
         calls = []

@@ -14,7 +14,8 @@ import jax
 from flax import nnx
 
 from lm.evals.engine.likelihood import CACHE, slot_bytes
-from lm.infer.sampler import draw
+from lm.infer.decode import Sampling
+from lm.infer.sampler import Watch, draw
 from lm.model.transformer import Transformer
 from lm.parallel.mesh import row_ways
 
@@ -125,17 +126,13 @@ def _answer(
     draw(
         writer.model,
         [ask.tokens[shared:] for ask in filled],
-        stop_ids=writer.stop_ids,
-        vocab_size=writer.vocab_size,
-        max_new_tokens=first.max_new_tokens,
-        temperature=first.temperature,
-        top_p=first.top_p,
+        Sampling(
+            first.max_new_tokens, first.temperature, first.top_p, stop_ids=tuple(writer.stop_ids), vocab_size=writer.vocab_size
+        ),
         width=width,
-        prefix=first.tokens[:shared],
         rows=[_row(ask) for ask in filled],
-        every=CHUNK,
-        tell=tell,
-        enough=lambda n, tokens: n in known or _stopped(tokens, filled[n], writer.decode) is not None,
+        prefix=first.tokens[:shared],
+        watch=Watch(CHUNK, lambda n, tokens: n in known or _stopped(tokens, filled[n], writer.decode) is not None, tell),
     )
 
 

@@ -22,6 +22,7 @@ from lm.evals.redteam.attacks import compose
 from lm.evals.redteam.safety_prompts import Prompt
 from lm.evals.stats.intervals import wilson
 from lm.infer import not_finite
+from lm.infer.decode import Sampling
 from lm.infer.sampler import draw
 from lm.kernels.cross_entropy import cross_entropy
 from lm.model.transformer import Transformer
@@ -194,15 +195,8 @@ def own_chat(
         for begin in range(0, len(order), ROWS):
             part = order[begin : begin + ROWS]
             filled = [prompts[i] for i in part] + [prompts[part[0]]] * (ROWS - len(part))
-            drawn = draw(
-                model,
-                filled,
-                stop_ids=stops,
-                vocab_size=tokenizer.vocab_size,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                seed=seed + begin,
-            )
+            sampling = Sampling(max_new_tokens, temperature, stop_ids=stops, vocab_size=tokenizer.vocab_size, seed=seed + begin)
+            drawn = draw(model, filled, sampling)
             for i, tokens, ended in zip(part, drawn.tokens, drawn.ended):
                 replies[i] = Reply(tokenizer.decode(tokens[:-1] if ended else tokens))
         return replies

@@ -10,6 +10,7 @@ from flax import nnx
 
 from lm.align.logprobs import logprobs_reference, reference_model, sequence_logprobs, token_logprobs
 from lm.config import Adapter, ModelConfig
+from lm.infer.decode import Sampling
 from lm.infer.sampler import draw
 from lm.kernels import chunks
 from lm.model.linear import trainable
@@ -21,7 +22,7 @@ CONFIG = ModelConfig(
     vocab_size=400, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, dtype="float32", logit_softcap=20.0
 )
 PROMPTS = [[5], [30, 40, 50], list(range(60, 83)), [2, 300], [7]]
-DRAW = dict(stop_ids=(17, 20, 33), vocab_size=320, max_new_tokens=12, temperature=0.7, seed=3)
+DRAW = Sampling(stop_ids=(17, 20, 33), vocab_size=320, max_new_tokens=12, temperature=0.7, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def model(params):
 
 @pytest.fixture(scope="module")
 def drawn(model):
-    return draw(model, PROMPTS, **DRAW)
+    return draw(model, PROMPTS, DRAW)
 
 
 def batch_of(rows, T=40):
@@ -71,14 +72,14 @@ def test_chunks_give_what_whole_logits_give(params, monkeypatch):
 
 def test_sampler_and_trainer_agree(model, drawn):
     rows = [prompt + tokens for prompt, tokens in zip(PROMPTS, drawn.tokens, strict=True)]
-    logp, _ = token_logprobs(model, batch_of(rows), DRAW["temperature"])
+    logp, _ = token_logprobs(model, batch_of(rows), DRAW.temperature)
     for row, prompt, logps in zip(np.asarray(logp), PROMPTS, drawn.logps, strict=True):
         assert len(logps) > 0
         np.testing.assert_allclose(row[len(prompt) - 1 : len(prompt) - 1 + len(logps)], logps, atol=1e-4)
 
 
 def test_a_row_says_whether_it_ended(model, drawn):
-    plain = draw(model, PROMPTS, **DRAW | {"stop_ids": (drawn.tokens[1][4],)})
+    plain = draw(model, PROMPTS, dataclasses.replace(DRAW, stop_ids=(drawn.tokens[1][4],)))
     assert plain.ended[1] and plain.tokens[1] == drawn.tokens[1][: drawn.tokens[1].index(drawn.tokens[1][4]) + 1]
     assert all(ended == (row[-1] == drawn.tokens[1][4]) for row, ended in zip(plain.tokens, plain.ended, strict=True))
     assert all(len(row) == len(logps) for row, logps in zip(plain.tokens, plain.logps, strict=True))
@@ -89,7 +90,7 @@ def test_a_mesh_draws_what_one_device_draws(params, drawn, sizes):
     mesh = make_mesh(sizes)
     with jax.set_mesh(mesh):
         spread = jax.device_put(params, shardings(params, mesh))
-        many = draw(nnx.merge(skeleton(CONFIG)[0], spread), PROMPTS, **DRAW)
+        many = draw(nnx.merge(skeleton(CONFIG)[0], spread), PROMPTS, DRAW)
     assert many.tokens == drawn.tokens
     for one, other in zip(many.logps, drawn.logps, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
@@ -106,22 +107,22 @@ def alike(some, others):
 def test_a_prompt_read_once_is_continued_as_if_read_for_each(params, scan_layers, cache_dtype):
     config = dataclasses.replace(CONFIG, scan_layers=scan_layers)
     model = nnx.merge(skeleton(config)[0], params)
-    options = DRAW | {"cache_dtype": cache_dtype}
-    once = draw(model, PROMPTS, each=3, **options)
+    sampling = dataclasses.replace(DRAW, cache_dtype=cache_dtype)
+    once = draw(model, PROMPTS, sampling, copies=3)
     assert len(once.tokens) == 15 and len(set(map(tuple, once.tokens))) > len(PROMPTS)
-    alike(once, draw(model, [prompt for prompt in PROMPTS for _ in range(3)], **options))
+    alike(once, draw(model, [prompt for prompt in PROMPTS for _ in range(3)], sampling))
 
 
 @pytest.mark.parametrize("count", [5, 8])  # the devices share 8 evenly, and not 5
 def test_a_mesh_reads_a_prompt_once_too(params, model, count):
     prompts, mesh = (PROMPTS * 2)[:count], make_mesh(dict(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):
-        many = draw(nnx.merge(skeleton(CONFIG)[0], jax.device_put(params, shardings(params, mesh))), prompts, each=2, **DRAW)
-    alike(many, draw(model, prompts, each=2, **DRAW))
+        many = draw(nnx.merge(skeleton(CONFIG)[0], jax.device_put(params, shardings(params, mesh))), prompts, DRAW, copies=2)
+    alike(many, draw(model, prompts, DRAW, copies=2))
 
 
 def test_unrolled_layers_draw_what_scanned_ones_draw(params, drawn):
-    alike(draw(nnx.merge(skeleton(dataclasses.replace(CONFIG, scan_layers=False))[0], params), PROMPTS, **DRAW), drawn)
+    alike(draw(nnx.merge(skeleton(dataclasses.replace(CONFIG, scan_layers=False))[0], params), PROMPTS, DRAW), drawn)
 
 
 def test_of_pairs_only_the_answers_count(model):

@@ -14,7 +14,8 @@ from lm.errors import UserError
 from lm.evals.engine.engine import Engine
 from lm.evals.redteam.safety_eval import bits_per_byte
 from lm.evals.subject import Continuation, Prompt
-from lm.infer.sampler import draw
+from lm.infer.decode import Sampling
+from lm.infer.sampler import Watch, draw
 from lm.model.transformer import Transformer, skeleton
 from tests.lm.examples import parameters
 
@@ -56,12 +57,12 @@ def test_the_token_is_named_at_which_it_happened(tokenizer):
     with pytest.raises(UserError, match=words):
         lm.generate(model, tokenizer, [[50, 51]], **GREEDY, stream=shown.append)
     with pytest.raises(UserError, match=words):  # in the loop that goes on after some tokens
-        draw(model, [[50, 51]], stop_ids=(), vocab_size=300, **GREEDY, every=1)
+        draw(model, [[50, 51]], Sampling(vocab_size=300, **GREEDY), watch=Watch(1))
 
 
 def test_continuations_of_one_prompt_name_that_prompt(tokenizer):
     with pytest.raises(UserError, match="prompt 1 "):
-        draw(with_rows("embedding", [70], np.nan), [[50], [70]], stop_ids=(), vocab_size=300, max_new_tokens=4, each=3)
+        draw(with_rows("embedding", [70], np.nan), [[50], [70]], Sampling(4, vocab_size=300), copies=3)
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -96,7 +97,7 @@ def test_rows_that_have_ended_do_not_count(tokenizer):
     """What follows the end token of a row is read by nobody."""
     greedy = lm.generate(with_rows("embedding", [], 0.0), tokenizer, [[50, 51]], **GREEDY)[0]
     model = with_rows("embedding", [greedy[0]], np.nan)
-    drawn = draw(model, [[50, 51]], stop_ids=(greedy[0],), vocab_size=300, **GREEDY)
+    drawn = draw(model, [[50, 51]], Sampling(stop_ids=(greedy[0],), vocab_size=300, **GREEDY))
     assert drawn.tokens == [greedy[:1]]
 
 

@@ -1,5 +1,7 @@
 """The sampler against plain repeated forward passes, and its choices on logits made by hand."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +13,7 @@ from data.text.tokenizer import train
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer import decode, sampler
-from lm.infer.decode import Settings, sample
+from lm.infer.decode import Sampling, sample
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.examples import parameters
@@ -115,14 +117,14 @@ def test_fewer_tokens_are_a_prefix(model, tokenizer):
 @pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=["one device", "eight"])
 def test_what_all_prompts_begin_with_is_read_once(model, sizes):
     first = list(range(100, 140))
-    options = dict(stop_ids=(1,), vocab_size=320, max_new_tokens=10, seed=4, each=2)
+    sampling = Sampling(10, stop_ids=(1,), vocab_size=320, seed=4)
     prompts = [PROMPTS[1], PROMPTS[2], PROMPTS[3], PROMPTS[1][:2]]
-    whole = sampler.draw(model, [first + prompt for prompt in prompts], **options)
+    whole = sampler.draw(model, [first + prompt for prompt in prompts], sampling, copies=2)
     mesh = make_mesh(sizes, jax.devices() if sizes else jax.devices()[:1])
     graph, params = nnx.split(model)
     with jax.set_mesh(mesh):
         there = nnx.merge(graph, jax.device_put(params, shardings(skeleton(CONFIG)[1], mesh)))
-        apart = sampler.draw(there, prompts, prefix=first, **options)
+        apart = sampler.draw(there, prompts, sampling, copies=2, prefix=first)
     assert apart.tokens == whole.tokens and apart.ended == whole.ended
     for one, other in zip(apart.logps, whole.logps, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-4)
@@ -138,11 +140,11 @@ def test_rows_that_have_enough_leave_the_others_as_they_are(model, sizes, unroll
     monkeypatch.setattr(sampler, "UNROLLED", unrolled)
     picked = []
     monkeypatch.setattr(decode, "resize", lambda *a, resize=decode.resize: picked.append(a[2] is not None) or resize(*a))
-    options = dict(vocab_size=320, max_new_tokens=41, seed=4, prefix=list(range(100, 140)))
+    sampling, prefix = Sampling(41, stop_ids=(1,), vocab_size=320, seed=4), list(range(100, 140))
     prompts = [PROMPTS[n % 4] + [200 + n] for n in range(20)]
-    free = sampler.draw(model, prompts, stop_ids=(1,), **options).tokens
-    options["stop_ids"] = (1, free[7][11])
-    whole = sampler.draw(model, prompts, **options)
+    free = sampler.draw(model, prompts, sampling, prefix=prefix).tokens
+    sampling = dataclasses.replace(sampling, stop_ids=(1, free[7][11]))
+    whole = sampler.draw(model, prompts, sampling, prefix=prefix)
     asked = []
 
     def enough(number, tokens):
@@ -154,7 +156,7 @@ def test_rows_that_have_enough_leave_the_others_as_they_are(model, sizes, unroll
     graph, params = nnx.split(model)
     with jax.set_mesh(mesh):
         there = nnx.merge(graph, jax.device_put(params, shardings(skeleton(CONFIG)[1], mesh)))
-        some = sampler.draw(there, prompts, every=8, enough=enough, **options)
+        some = sampler.draw(there, prompts, sampling, prefix=prefix, watch=sampler.Watch(8, enough))
     assert len(whole.tokens[7]) <= 12 and whole.ended[7] and len(whole.tokens[0]) == 41
     assert {length for _, length in asked} >= {8, 16}
     assert len(asked) == len(set(asked)) and max(length for number, length in asked if number % 7) == 8
@@ -221,9 +223,8 @@ def test_bad_arguments_are_named(model, tokenizer, prompts, options, named):
 
 def shares(p, draws=4096, **settings):
     """How often each of four tokens is drawn from probabilities p; a fourth of a draw's standard error is 0.002."""
-    settings = Settings(**{"temperature": 1.0, "top_p": 1.0, "top_k": 0, **settings})
     logits = jnp.tile(jnp.log(jnp.asarray(p)), (draws, 1)) + 3  # a constant changes nothing
-    drawn = sample(jax.random.split(jax.random.key(0), draws), logits, settings)
+    drawn = sample(jax.random.split(jax.random.key(0), draws), logits, Sampling(1, **settings))
     return np.bincount(drawn, minlength=len(p)) / draws
 
 
