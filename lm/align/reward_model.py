@@ -7,7 +7,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
 
 from data.chat.conversations import Conversation
 from data.chat.example_encoding import Encoder
@@ -17,7 +16,7 @@ from lm.convert.source import as_stored, on_first_device, open_source
 from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.hosts import gathered
-from lm.parallel.mesh import row_ways, shardings, spec
+from lm.parallel.mesh import place_rows, row_ways, shardings
 from lm.workdir import read_config
 
 ROWS = 64  # conversations scored at a time
@@ -75,7 +74,7 @@ def chat_template_of(path: str) -> str | None:
 
 def _scored(scores: Callable, rows: Sequence[np.ndarray]) -> list[float]:
     """Scores of rows of ids, so many at a time, padded to a width that is a power of two."""
-    mesh, ways = jax.sharding.get_mesh(), row_ways()
+    ways = row_ways()
     count = -(-ROWS // ways) * ways
     width = max(16, 1 << (max(map(len, rows), default=1) - 1).bit_length())
     found: list[float] = []
@@ -85,10 +84,6 @@ def _scored(scores: Callable, rows: Sequence[np.ndarray]) -> list[float]:
         for i, row in enumerate(some):
             tokens[i, : len(row)], segments[i, : len(row)] = row, 1
         positions = np.arange(width, dtype=np.int32) * segments
-        arrays = tokens, segments, positions
-        if not mesh.empty:
-            where = NamedSharding(mesh, spec("batch"))
-            arrays = [jax.make_array_from_callback(x.shape, where, lambda index, x=x: x[index]) for x in arrays]
-        result = scores(*arrays)
+        result = scores(*place_rows(tokens, segments, positions))
         found += gathered(result)[: len(some)].tolist()
     return found

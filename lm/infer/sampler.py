@@ -11,7 +11,6 @@ from typing import NamedTuple
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
 
 from data.chat.template import Message
 from data.text.hf_tokenizer import HFTokenizer
@@ -23,7 +22,7 @@ from lm.infer.decode import Sampling, SamplingState, changed, loop, next_token, 
 from lm.infer.prompts import read as prompts_as_ids
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel.hosts import gathered
-from lm.parallel.mesh import row_ways, spec
+from lm.parallel.mesh import place_rows, row_ways
 
 UNROLLED = 48  # layers of a kind at most; more would take long to compile
 COARSE = 2  # steps of _slots where a loop is interrupted: evaluations have prompts of all lengths
@@ -217,7 +216,7 @@ def _resumed(
     if more or kept is not None:
         state, tokens_BP, rows_B = changed(config, more, state, call.tokens_BP, call.rows_B, kept)
         call = call._replace(tokens_BP=tokens_BP, rows_B=rows_B)
-    state = state._replace(done_B=state.done_B | _placed((~going,))[0])
+    state = state._replace(done_B=state.done_B | place_rows(~going)[0])
     return call, _loop_of(call, state, until), numbers, going
 
 
@@ -261,9 +260,9 @@ def _prepared(
     rows_B = np.arange(len(filled) * copies, dtype=np.int32)
     if rows is not None:
         rows_B[: len(rows)] = rows
-    tokens_BP, segments_BP, rows_B = _placed((*_padded(filled, width), rows_B))
+    tokens_BP, segments_BP, rows_B = place_rows(*_padded(filled, width), rows_B)
     # Read on each device: a row for each way that rows are split.
-    prefix_WQ = _placed((np.tile(np.asarray(prefix, np.int32), (ways, 1)),))[0] if prefix else None
+    prefix_WQ = place_rows(np.tile(np.asarray(prefix, np.int32), (ways, 1)))[0] if prefix else None
     graph, params = nnx.split(model)
     reader = graph
     if model.config.scan_layers and max(repeats for _, repeats in model.config.stacks) <= UNROLLED:
@@ -301,14 +300,6 @@ def _slots(n: int, steps: int = 8) -> int:
 def _unrolled(config: ModelConfig) -> nnx.GraphDef:
     """The same model whose layers are unrolled: a scan over layers would copy their weights and caches at every token."""
     return skeleton(dataclasses.replace(config, scan_layers=False))[0]
-
-
-def _placed(arrays: tuple[np.ndarray, ...]) -> tuple:
-    """Rows split over the mesh that is set."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return arrays
-    where = NamedSharding(jax.sharding.get_mesh(), spec("batch"))
-    return tuple(jax.make_array_from_callback(x.shape, where, lambda index, x=x: x[index]) for x in arrays)
 
 
 def _padded(ids: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:

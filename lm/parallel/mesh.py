@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -81,6 +82,21 @@ def reshard(x: jax.Array, *logical: str | None) -> jax.Array:
     """Moves x to the partition of these logical axes (the identity while no mesh is set)."""
     target = spec(*logical)
     return x if target is None else jax.sharding.reshard(x, target)
+
+
+def place_rows(*arrays: np.ndarray, mesh: Mesh | None = None) -> tuple:
+    """Put arrays [B, …] that this process holds whole onto a mesh, split by rows. mesh: default the one that is set.
+
+    Without any mesh the arrays come back as they are.
+    """
+    if mesh is None and jax.sharding.get_abstract_mesh().empty:
+        return arrays
+    where = NamedSharding(mesh or jax.sharding.get_mesh(), spec("batch"))
+
+    def placed(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(x.shape, where, lambda index: np.ascontiguousarray(x[index]))
+
+    return tuple(map(placed, arrays))
 
 
 def shardings(tree, mesh: Mesh):

@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
 
 from lm.align.rl import advantages, shared_prompts
 from lm.align.rl.rewards import Rewards, scored
@@ -19,7 +18,7 @@ from lm.align.rl.rollouts import Rollout, arrays, roll_out
 from lm.align.rl.tools import Tool
 from lm.errors import UserError
 from lm.parallel.hosts import is_first
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import place_rows
 from lm.progress import shown
 from lm.train.step import model_config_of
 
@@ -119,11 +118,7 @@ class Rolling:
 
     def placed(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Rows split over the mesh; every host holds them all."""
-        where = NamedSharding(self.mesh, spec("batch"))
-        return {
-            name: jax.make_array_from_callback(x.shape, where, lambda index, x=x: np.ascontiguousarray(x[index]))
-            for name, x in batch.items()
-        }
+        return dict(zip(batch, place_rows(*batch.values(), mesh=self.mesh)))
 
     def _shared(self, shortest: int) -> int:
         """How many tokens after a prompt are learnt from, where it is read once for its group; 0 where it is not."""

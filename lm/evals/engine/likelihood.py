@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.sharding import NamedSharding
 
 from lm.config import ModelConfig
 from lm.evals.engine.prefix_plan import Batch, Costs, plan
@@ -26,7 +25,7 @@ from lm.kernels.chunks import even, joined, split
 from lm.kernels.matmul import gathered, product
 from lm.model.cache import DecodeState, cache_dtype, cache_shapes, cache_spec, empty_state
 from lm.model.transformer import Transformer, skeleton
-from lm.parallel.mesh import reshard, row_ways, spec
+from lm.parallel.mesh import place_rows, reshard, row_ways, spec
 
 LOGITS = 1 << 25  # of them exist at a time on a device
 CACHE = 1 << 30  # bytes of keys and values on a device, about
@@ -183,7 +182,7 @@ class _Reader:
     def run(self, batch: Batch, prefixes: list[np.ndarray], numbers: list[int]) -> list[Scored]:
         states = self._states(batch, prefixes) if batch.P else None
         arrays, where = _laid_out(batch, prefixes)
-        logps_BNK, best_BN = _scored(self.graph, self.params, states, *_placed(arrays))
+        logps_BNK, best_BN = _scored(self.graph, self.params, states, *place_rows(*arrays))
         logps_BNK, best_BN = np.asarray(logps_BNK), np.asarray(best_BN)
         targets_BNK = arrays[-1]
         found = []
@@ -202,7 +201,7 @@ class _Reader:
             tokens, segments = np.zeros((2, batch.W, batch.P), np.int32)
             for w, prefix in enumerate(prefixes):
                 tokens[w, : len(prefix)], segments[w, : len(prefix)] = prefix, 1
-            self.wave, self.states = batch.wave, _prefixes(self.graph, self.params, *_placed((tokens, segments)))
+            self.wave, self.states = batch.wave, _prefixes(self.graph, self.params, *place_rows(tokens, segments))
         return self.states
 
 
@@ -230,14 +229,6 @@ def _laid_out(batch: Batch, prefixes: list[np.ndarray]) -> tuple[tuple[np.ndarra
                 where[number] = b, np.asarray([at[slot] for slot, _ in answer]), np.asarray([k for _, k in answer])
             begin = here.stop
     return (which_B, read_B, tokens_BT, positions_BT, valid_BT, ends_BT, slots_BN, targets_BNK), where
-
-
-def _placed(arrays: tuple[np.ndarray, ...]) -> tuple:
-    """Rows split over the mesh that is set."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return arrays
-    where = NamedSharding(jax.sharding.get_mesh(), spec("batch"))
-    return tuple(jax.make_array_from_callback(x.shape, where, lambda index, x=x: x[index]) for x in arrays)
 
 
 @functools.partial(jax.jit, static_argnums=0)

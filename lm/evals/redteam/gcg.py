@@ -18,12 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
-from jax.sharding import NamedSharding
 
 from lm.errors import UserError
 from lm.model.transformer import Transformer
 from lm.parallel.hosts import gathered
-from lm.parallel.mesh import reshard, row_ways, spec
+from lm.parallel.mesh import place_rows, reshard, row_ways, spec
 
 ROUNDS = 8  # of draws, until there are enough candidates that survive
 
@@ -95,7 +94,7 @@ def gcg(
         longest = laid[0].shape[1]
         if model.config.positions == "learned" and longest > model.config.max_positions:
             raise UserError(f"gcg: a prompt of {longest} tokens, and the model has {model.config.max_positions} positions")
-        rows = [gathered(_loss(graph, params, *_placed(part))) for part in _chunks(laid, chunk)]
+        rows = [gathered(_loss(graph, params, *place_rows(*part))) for part in _chunks(laid, chunk)]
         return np.concatenate(rows)[: laid[0].shape[0]].reshape(len(places), -1).sum(axis=0)
 
     if not history.losses:
@@ -193,18 +192,10 @@ def _chunks(laid: tuple[np.ndarray, ...], chunk: int) -> Iterator[tuple[np.ndarr
         yield tokens, segments, targets, weights
 
 
-def _placed(arrays: tuple[np.ndarray, ...]) -> tuple:
-    """Rows split over the mesh that is set, if one is."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return arrays
-    where = NamedSharding(jax.sharding.get_mesh(), spec("batch"))
-    return tuple(jax.make_array_from_callback(x.shape, where, lambda index, x=x: x[index]) for x in arrays)
-
-
 def _gradients(graph, params, laid: tuple[np.ndarray, ...], chunk: int) -> np.ndarray:
     """float32 [P, T, D]: of each row's loss with respect to its embeddings."""
     rows = min(chunk, len(laid[0]))  # hardly ever as many as candidates, and the memory of a gradient is larger
-    parts = [gathered(_gradient(graph, params, *_placed(part))).astype(np.float32) for part in _chunks(laid, rows)]
+    parts = [gathered(_gradient(graph, params, *place_rows(*part))).astype(np.float32) for part in _chunks(laid, rows)]
     return np.concatenate(parts)[: len(laid[0])]
 
 

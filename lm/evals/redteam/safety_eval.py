@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
 
 from data.chat.template import encode_chat, end_of_turn
 from lm.evals.judges.endpoint import Chat, Reply
@@ -26,7 +25,7 @@ from lm.infer.decode import Sampling
 from lm.infer.sampler import draw
 from lm.kernels.cross_entropy import cross_entropy
 from lm.model.transformer import Transformer
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import place_rows
 
 ROWS = 64  # conversations answered at a time
 
@@ -236,15 +235,7 @@ def bits_per_byte(model: Transformer, tokenizer, texts: Iterable[str], sequence_
         for row, piece in enumerate(pieces[begin : begin + rows]):
             tokens[row, : len(piece)], segments[row, : len(piece) - 1] = piece, 1
         positions = segments * np.arange(sequence_length, dtype=np.int32)
-        total += float(nll(params, *_placed(tokens[:, :-1], tokens[:, 1:], segments, positions)))
+        total += float(nll(params, *place_rows(tokens[:, :-1], tokens[:, 1:], segments, positions)))
         if not math.isfinite(total):
             raise not_finite.error(model, "bits per byte: log-probabilities of the model")
     return {"bits_per_byte": total / math.log(2) / size, "bytes": size, "texts": count}
-
-
-def _placed(*arrays: np.ndarray) -> tuple:
-    """Rows split over the mesh that is set, if one is."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return arrays
-    where = NamedSharding(jax.sharding.get_mesh(), spec("batch"))
-    return tuple(jax.make_array_from_callback(x.shape, where, lambda index, x=x: x[index]) for x in arrays)
