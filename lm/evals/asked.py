@@ -1,4 +1,4 @@
-"""What an evaluation is asked to do: its settings, its tasks, and what it is compared with. Nothing here loads JAX."""
+"""Parse an evaluation's config: settings, tasks, and runs to compare with. Nothing here loads JAX."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from lm.evals.tasks.documents import check_folder
 
 
 def settings_of(config) -> TaskSettings:
-    """Of a config, or of a section that has some of its keys. Raises UserError for values that make no sense."""
+    """Return the task settings of a config, or of a section with some of its keys. Raises UserError for invalid values."""
     try:
         options = yaml.safe_load(config.options) if config.options else {}
     except yaml.YAMLError as error:
@@ -42,7 +42,7 @@ def settings_of(config) -> TaskSettings:
 
 
 def open_tasks(names: str, settings: TaskSettings) -> tuple[list[Task], dict[str, str]]:
-    """The tasks of a list separated by commas, each ready to run, and by its name what its file says. Raises UserError."""
+    """Open a comma-separated list of tasks. Return the tasks and {task name: its file's text}. Raises UserError."""
     wanted = names_of(names)
     tasks = [open_task(name, settings) for name in wanted]
     called: dict[str, str] = {}
@@ -54,7 +54,7 @@ def open_tasks(names: str, settings: TaskSettings) -> tuple[list[Task], dict[str
 
 
 def names_of(names: str) -> list[str]:
-    """The names in a list separated by commas, each once. Raises UserError if there is none."""
+    """Return the unique names of a comma-separated list. Raises UserError if there is none."""
     wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
     if not wanted:
         raise UserError("--config.tasks is missing: name tasks, such as mmlu,bbq; lm/evals/tasks/specs has them all")
@@ -62,7 +62,7 @@ def names_of(names: str) -> list[str]:
 
 
 def check_tasks(names: str, settings: TaskSettings) -> None:
-    """Raises UserError for a task that there is not, whose file cannot be used, or whose data are missing; reads no data."""
+    """Raise UserError for a task that does not exist, has an invalid file, or lacks its data. Reads no data."""
     for name in names_of(names):
         if not name.startswith("harness:"):
             path = path_of(name)
@@ -70,7 +70,7 @@ def check_tasks(names: str, settings: TaskSettings) -> None:
 
 
 def template_of(name: str) -> str | None:
-    """What Engine takes: None, "plain" or a template. Raises UserError for a file that there is not."""
+    """Return the `template` argument of Engine: None, "plain" or a template. Raises UserError if the file is missing."""
     if name in ("", "own"):
         return None
     if name == "plain":
@@ -82,7 +82,7 @@ def template_of(name: str) -> str | None:
 
 
 def others_of(config, workdir: Path) -> list[tuple[str, dict, Path]]:
-    """(name, results, samples) of the runs to compare with. Raises UserError if one is not there."""
+    """Return (name, results, samples) of each run to compare with. Raises UserError if one is missing."""
     found = []
     for name in (config.compare or "").split(","):
         if not name.strip():

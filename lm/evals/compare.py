@@ -1,9 +1,9 @@
-"""Two runs of an evaluation, item by item: what got better or worse, and whether that is more than chance.
+"""Compare two evaluation runs item by item: what improved, what got worse, and whether the change is significant.
 
     python -m lm.evals.compare BEFORE AFTER [--alpha=0.05] [--tolerance=0.0]     # exit code 1 if something got worse
 
-Items are joined by task and doc_id. An item that is not the same in both runs (another prompt, other choices, another target)
-is named and left out: its scores do not compare.
+Items are joined by task and doc_id. Items whose prompt, choices or target differ between the runs are listed and left out,
+because their scores are not comparable.
 """
 
 import argparse
@@ -20,16 +20,16 @@ from lm.errors import UserError
 from lm.evals.stats.measures import IDEAL, LOWER_IS_BETTER, badness, is_number, main_metric, metrics, tasks
 from lm.evals.stats.significance import holm, paired, unpaired
 
-__all__ = ["IDEAL", "LOWER_IS_BETTER", "compare", "compare_runs", "read_results", "read_samples", "worse", "told"]
+__all__ = ["IDEAL", "LOWER_IS_BETTER", "compare", "compare_runs", "read_results", "read_samples", "worse", "change_line"]
 
-SHOWN = 5  # examples of what does not join
-TRIED = ("family", "attempt", "sample")  # what tells samples of one item apart, beside doc_id
+SHOWN = 5  # examples of items that do not join
+TRIED = ("family", "attempt", "sample")  # keys beside doc_id that distinguish several samples of one item
 
 
 def compare(before: str | os.PathLike, after: str | os.PathLike, *, any_prompt: bool = False) -> dict[str, Any]:
-    """The differences after − before of two folders with results.json and samples.jsonl; see `compare_runs`.
+    """Return the differences after − before of two folders with results.json and samples.jsonl; see `compare_runs`.
 
-    Raises: UserError for a folder without them, and for files that cannot be read.
+    Raises: UserError for a folder without these files, or if they cannot be read.
     """
     sides = [(read_results(folder), read_samples(Path(folder) / "samples.jsonl")) for folder in (before, after)]
     return compare_runs(*sides[0], *sides[1], any_prompt=any_prompt)
@@ -43,15 +43,15 @@ def compare_runs(
     *,
     any_prompt: bool = False,
 ) -> dict[str, Any]:
-    """The differences after − before.
+    """Return the differences after − before.
 
     Returns: {"tasks": {task: {"main": metric, "n": items joined, "only_before", "only_after", "differing", "repeated": {"n",
-    "examples"} of doc_ids that do not join, "metrics": {metric: row}}}, "only_before", "only_after": tasks of one run alone}.
-    A row is what `significance.paired` returns of the items that have the metric in both runs (of a figure that no
-    item has, `unpaired`, or the difference alone), with "better" (True, False, or None: no direction or no change) and
-    "p_holm": p corrected for all tasks' main metrics, or, of the other metrics, for all of those.
+    "examples"} of doc_ids that do not join, "metrics": {metric: row}}}, "only_before", "only_after": tasks of one run only}.
+    A row is the result of `significance.paired` over the items that have the metric in both runs. If no item has the metric,
+    it is the result of `unpaired`, or the difference alone. A row adds "better" (True, False, or None: no direction or no
+    change) and "p_holm": p corrected over the main metrics of all tasks, or over all other metrics.
 
-    Args: any_prompt: join by doc_id alone, as where the two runs were meant to be asked differently.
+    Args: any_prompt: join by doc_id alone, for runs that use different prompts on purpose.
     """
     figures = [tasks(results_before), tasks(results_after)]
     items = [_by_task(samples_before), _by_task(samples_after)]
@@ -69,8 +69,8 @@ def compare_runs(
 
 
 def worse(comparison: Mapping, *, alpha: float = 0.05, tolerance: float = 0.0, only_main: bool = False) -> list[dict]:
-    """The rows that got worse, with their "task" and "metric": by more than `tolerance` (in the metric's units, away from its
-    ideal) and with p_holm < alpha; and the figures that were known before and no longer are."""
+    """Return the rows that got worse, with their "task" and "metric": the value moved away from its ideal by more than
+    `tolerance` (in the metric's units) with p_holm < alpha, or it was known before and is unknown now."""
     found = []
     for task, part in comparison["tasks"].items():
         for metric, row in part["metrics"].items():
@@ -85,8 +85,8 @@ def worse(comparison: Mapping, *, alpha: float = 0.05, tolerance: float = 0.0, o
     return found
 
 
-def told(row: Mapping) -> str:
-    """A line of a row with its task and metric."""
+def change_line(row: Mapping) -> str:
+    """Return one line of text about a row that has "task" and "metric"."""
     if row["after"] is None:
         return f"{row['task']}: {row['metric']} was {row['before']:.4g} and is no longer known"
     moved = f"{row['task']}: {row['metric']} went from {row['before']:.4g} to {row['after']:.4g}"
@@ -95,7 +95,7 @@ def told(row: Mapping) -> str:
 
 
 class _Items(dict):
-    """{doc_id and what else tells a sample apart: (hash of the item, its metrics)}; `repeated` are those that come twice."""
+    """{(doc_id, keys of TRIED): (hash of the item, its metrics)}. repeated: counts of the keys that occur more than once."""
 
     def __init__(self):
         super().__init__()
@@ -143,7 +143,7 @@ def _task(figures: Sequence[Mapping], sides: Sequence[_Items], any_prompt: bool)
 
 
 def _figures(before: Mapping, after: Mapping, metric: str) -> dict[str, Any]:
-    """A row of what the results say, where no item has the metric."""
+    """Return a row from the results alone, for a metric that no item has."""
     values = [side.get(metric) if is_number(side.get(metric)) else None for side in (before, after)]
     errors = [side.get(f"{metric}_stderr") for side in (before, after)]
     if None not in values and all(map(is_number, errors)):
@@ -166,7 +166,7 @@ def _shown(keys: Iterable[tuple]) -> dict[str, Any]:
 
 
 def read_results(folder: str | os.PathLike) -> dict[str, Any]:
-    """The results.json of a run. Raises: UserError if there is none, or one that cannot be read."""
+    """Return the results.json of a run. Raises: UserError if it is missing or cannot be read."""
     path = Path(folder) / "results.json"
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -180,7 +180,7 @@ def read_results(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_samples(path: str | os.PathLike) -> Iterator[dict]:
-    """The samples of a samples.jsonl, one after another. Raises: UserError, when it is reached, for what cannot be read."""
+    """Yield the samples of a samples.jsonl. Raises: UserError at the first line that cannot be read."""
     try:
         with open(path, encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
@@ -211,13 +211,13 @@ def main(arguments: Sequence[str]) -> int:
     for task, part in comparison["tasks"].items():
         for metric, row in part["metrics"].items():
             if row["difference"] is not None:
-                print(told({"task": task, "metric": metric, **row}))
+                print(change_line({"task": task, "metric": metric, **row}))
         for kind in ("only_before", "only_after", "differing", "repeated"):
             if part[kind]["n"]:
                 print(f"{task}: {part[kind]['n']} items {kind.replace('_', ' ')}: {', '.join(part[kind]['examples'])} …")
     regressions = worse(comparison, alpha=options.alpha, tolerance=options.tolerance)
     for row in regressions:
-        print("worse:", told(row))
+        print("worse:", change_line(row))
     return 1 if regressions else 0
 
 

@@ -1,11 +1,11 @@
-"""Were the items of a benchmark in what a model was trained on? Overlap of word n-grams, and the scores of what is clean.
+"""Contamination check: word n-gram overlap of benchmark items with training text, and scores on the clean items.
 
-An item is dirty if one 13-gram of its words stands in the training text, which errs to the strict side (GPT-3, Brown et al.
-2020, appendix C), or if 70 % of its 8-grams do (PaLM, Chowdhery et al. 2022, section 8). Words are runs of letters and digits,
-whatever their case. An item of fewer than 8 words cannot be told; it counts as neither.
+An item is dirty if one 13-gram of its words occurs in the training text (GPT-3, Brown et al. 2020, appendix C; a strict rule),
+or if 70 % of its 8-grams do (PaLM, Chowdhery et al. 2022, section 8). Words are runs of letters and digits; case is ignored. An
+item of fewer than 8 words cannot be checked and counts as neither dirty nor clean.
 
-The items are held in memory and the text passes by, so memory is bounded by the items and the longest document. Hits are
-compared word for word, so a colliding hash makes no item dirty.
+The items are held in memory and the text is streamed, so the items and the longest document bound the memory. Matches are
+compared word for word, so a hash collision makes no item dirty.
 """
 
 import os
@@ -20,23 +20,23 @@ import xxhash
 from lm.errors import UserError
 from lm.evals.stats.measures import is_number, mean
 
-LONG, SHORT = 13, 8  # words of the two grams
+LONG, SHORT = 13, 8  # n-gram sizes, words
 SHARE = 0.7  # of the short grams
-SHOWN = 3  # matched grams told of an item
+SHOWN = 3  # matched grams listed per item
 WORDS = re.compile(r"\w+")
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # odd, with bits everywhere
-KNOWN_WORDS = 1 << 20  # whose hashes are kept
+KNOWN_WORDS = 1 << 20  # maximum number of words whose hashes are cached
 
 
-class Item(NamedTuple):
+class BenchmarkItem(NamedTuple):
     task: str
     doc_id: Any
     text: str
 
 
-def check(items: Sequence[Item], texts: Iterable[str]) -> list[dict]:
-    """Of each item {"task", "doc_id", "words", "overlap": share of its 8-grams that stand in a text, "overlap_13": of its
-    13-grams (None if it is shorter), "matched": some of the grams, "dirty": bool, or None of an item of fewer than 8 words}.
+def check(items: Sequence[BenchmarkItem], texts: Iterable[str]) -> list[dict]:
+    """Return for each item {"task", "doc_id", "words", "overlap": share of its 8-grams that occur in a text, "overlap_13": the
+    same for its 13-grams (None if it is shorter), "matched": some matching grams, "dirty": bool, or None below 8 words}.
     """
     hashes = _Hashes()
     words = [WORDS.findall(item.text.casefold()) for item in items]
@@ -68,15 +68,15 @@ def check(items: Sequence[Item], texts: Iterable[str]) -> list[dict]:
 
 
 def of_samples(samples: Iterable[Mapping], texts: Iterable[str]) -> dict[str, Any]:
-    """The check of an evaluation's samples, and what they score without the dirty ones.
+    """Check an evaluation's samples and return their scores with and without the dirty ones.
 
-    Returns: {"tasks": {task: {"items", "dirty", "untold", "metrics": {metric: {"all", "clean", "clean_stderr", "dirty"}}}},
-    "items": those of `check` that are dirty}. Samples of one item (doc_id) count once as items.
+    Returns: {"tasks": {task: {"items", "dirty", "untold": items too short to check, "metrics": {metric: {"all", "clean",
+    "clean_stderr", "dirty"}}}}, "items": the dirty entries of `check`}. Samples with the same doc_id count as one item.
     """
     kept = [(str(s["task"]), s["doc_id"], query(s), s.get("metrics") or {}) for s in samples]
-    items: dict[tuple, Item] = {}
+    items: dict[tuple, BenchmarkItem] = {}
     for task, doc_id, text, _ in kept:
-        items.setdefault((task, str(doc_id)), Item(task, doc_id, text))
+        items.setdefault((task, str(doc_id)), BenchmarkItem(task, doc_id, text))
     checked = dict(zip(items, check(list(items.values()), texts), strict=True))
     tasks: dict[str, dict] = {}
     for (task, _), one in checked.items():
@@ -100,8 +100,8 @@ def of_samples(samples: Iterable[Mapping], texts: Iterable[str]) -> dict[str, An
 
 
 def query(sample: Mapping) -> str:
-    """What a sample asks, without the examples before it: its `query`; else the last user message, or, of a prompt that is a
-    text, what stands behind the last blank line, which is where examples end."""
+    """Return the question of a sample without its few-shot examples: its `query`, else the last user message. Of a text prompt,
+    return the part after the last blank line, where the examples end."""
     if isinstance(sample.get("query"), str):
         return sample["query"]
     asked = sample.get("messages") or sample.get("prompt") or ""
@@ -114,11 +114,11 @@ def query(sample: Mapping) -> str:
 
 
 def texts(input: str | os.PathLike, *, text_key: str = "text") -> Iterator[str]:
-    """The training text that `input` names: a run's workdir or a packed dataset in it (workdir/data/HASH), or whatever
-    data.input takes: files, folders, globs, a TFDS name.
+    """Yield the training text of `input`: a run's workdir, a packed dataset in it (workdir/data/HASH), or any value of
+    data.input (files, folders, globs, a TFDS name).
 
-    Packed text is cut where a row ends, so grams across a cut are not seen: name the files, if they are still there.
-    Raises: UserError for what there is not or cannot be read.
+    Packed text is cut at the ends of rows, so n-grams across a cut are missed. Name the original files if they still exist.
+    Raises: UserError if the input is missing or cannot be read.
     """
     from data.sources import open_sources
     from data.text.dataset import prepared
@@ -144,7 +144,7 @@ def _packed(dataset: Path) -> Iterator[str]:
 
 
 class _Hashes(dict):
-    """64-bit hashes of words."""
+    """Cached 64-bit hashes of words."""
 
     def __missing__(self, word: str) -> int:
         hash = self[word] = xxhash.xxh3_64_intdigest(word.encode("utf-8", "surrogatepass"))
@@ -157,7 +157,7 @@ class _Hashes(dict):
 
 
 def _grams(hashed: np.ndarray, size: int) -> np.ndarray:
-    """Hashes of all grams of `size` words: h(i) = Σ_j hashed[i+j]·m^(size−1−j) mod 2^64."""
+    """Return hashes of all grams of `size` words: h(i) = Σ_j hashed[i+j]·m^(size−1−j) mod 2^64."""
     count = max(0, len(hashed) - size + 1)
     grams = np.zeros(count, np.uint64)
     for j in range(size):
@@ -166,7 +166,7 @@ def _grams(hashed: np.ndarray, size: int) -> np.ndarray:
 
 
 class _Table:
-    """The distinct grams of all items, sorted by hash, and which of them a text had."""
+    """The distinct grams of all items, sorted by hash, and which of them occurred in a text."""
 
     def __init__(self, words: Sequence[Sequence[str]], size: int, hashes: _Hashes):
         self._words, self._size = words, size
@@ -180,7 +180,7 @@ class _Table:
         self._seen = np.zeros(len(self._hashes), bool)
 
     def look(self, found: Sequence[str], hashed: np.ndarray) -> None:
-        """Marks the grams that stand in a text of the words `found`."""
+        """Mark the grams that occur in a text with the words `found`."""
         if not len(self._hashes):
             return
         grams = _grams(hashed, self._size)
@@ -194,7 +194,7 @@ class _Table:
         return list(self._words[self._owner[gram]][offset : offset + self._size])
 
     def result(self, item: int) -> tuple[float | None, list[str]]:
-        """The share of an item's grams that were seen, None if it has none; and those grams in its order, each once."""
+        """Return the share of an item's grams that occurred (None if it has no grams) and those grams, in order and unique."""
         ids = self._of_item[item]
         if not len(ids):
             return None, []

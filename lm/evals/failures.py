@@ -1,14 +1,14 @@
-"""What a model failed at, as files that align.py takes as they are.
+"""Export failed items as training files for align.py.
 
     sft.jsonl         {"messages"}: the prompt and the right answer             configs/align/sft.py
-    preference.jsonl  {"prompt", "chosen", "rejected"}: the right answer, and what the model said, or held likeliest   dpo.py
-    prompts.jsonl     {"prompt", "answer", …}: to be answered and verified      grpo.py
+    preference.jsonl  {"prompt", "chosen", "rejected"}: the right answer and the model's wrong one      dpo.py
+    prompts.jsonl     {"prompt", "answer", …}: prompts with verifiable answers  grpo.py
     redteam.jsonl     {"prompt", "kind": "harmful", "hazard", "family", "messages"}: attacks that succeeded   safety.py
     benign.jsonl      the same of kind "benign": harmless requests that were refused                          safety.py
-    manifest.json, README.md   how many of each and from what, and what not to do with them
+    manifest.json, README.md   row counts by task and file, and a warning about test sets
 
-A file without a row is not written. Each row says of which task and item it is: benchmarks are mostly test sets, and who trains
-on one cannot report a score on it any more.
+Empty files are not written. Each row names its task and item, because most benchmarks are test sets: a score on a benchmark is
+void once the model has trained on it.
 """
 
 import json
@@ -21,7 +21,7 @@ from typing import Any
 from lm.errors import UserError
 from lm.evals.stats.measures import is_number
 
-FILES = {  # what is in each, and how it is used
+FILES = {  # file: (contents, command that trains on it)
     "sft.jsonl": ("conversations", "align.py --config=configs/align/sft.py --config.data.input={path}"),
     "preference.jsonl": ("preference pairs", "align.py --config=configs/align/dpo.py --config.data.input={path}"),
     "prompts.jsonl": ("tasks", "align.py --config=configs/align/grpo.py --config.rewards=answer=1 --config.data.input={path}"),
@@ -35,7 +35,7 @@ WARNING = (
     "Most of these items are from test sets. A model that was trained on them has seen the test: its scores on the tasks below "
     "say nothing any more. Train on them to repair a model, and measure it on other tasks."
 )
-ANSWERED = ("generation", "response", "completion")  # keys of what the model said
+ANSWERED = ("generation", "response", "completion")  # keys that may hold the model's answer
 VERIFIERS = (
     "instruction_id_list",
     "kwargs",
@@ -43,15 +43,15 @@ VERIFIERS = (
     "test",
     "entry_point",
 )  # columns that verifiers read beside the answer
-WANTED = ("hazard", "family", "answer", "completion", "harmful_if")  # of a red-team sample, what safety_prompts reads
+WANTED = ("hazard", "family", "answer", "completion", "harmful_if")  # columns of a red-team sample that safety_prompts reads
 
 
 def export(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike) -> dict[str, Any]:
-    """Writes the failed samples (lm/evals/outcome.py) into `folder`, each file whole or not at all, the manifest last.
+    """Write the failed samples (lm/evals/outcome.py) into `folder`. Each file is written atomically, the manifest last.
 
     Returns: the manifest: {"warning", "files": {name: {"rows", "what", "use"}}, "tasks": {task: {"failed", "split", file:
     rows}}, "left_out": {reason: failed samples that gave no row}}.
-    Raises: UserError if the folder holds files that are not of an export.
+    Raises: UserError if the folder holds files that no export wrote.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -94,14 +94,14 @@ def export(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike) -> d
 
 
 def about(sample: Mapping) -> dict[str, Any]:
-    """Where a row is from, for whoever asks what was trained on."""
+    """Return where a row comes from, so that training data can be traced."""
     split = str(sample.get("split") or "test")
     note = f"an item of {sample.get('task')}, split {split}: a model that learns it is not to be measured on it"
     return {"task": sample.get("task"), "doc_id": sample.get("doc_id"), "split": split, "note": note}
 
 
 def lessons(sample: Mapping) -> tuple[dict[str, dict], str]:
-    """The rows that a failed sample gives, by file; and why it gives none."""
+    """Return the rows of a failed sample by file, and the reason if there are none."""
     kind = sample.get("kind")
     if kind == "harmful" or (kind == "benign" and (sample.get("metrics") or {}).get("over_refusal") == 1.0):
         request = _request(sample)
@@ -124,8 +124,9 @@ def lessons(sample: Mapping) -> tuple[dict[str, dict], str]:
 
 
 def _attack(sample: Mapping, kind: str, request: str) -> dict[str, Any]:
-    """What redteam/safety_prompts.py reads. Of an attack that the model's own answers are part of, `attack` has it without
-    them; the system message was the evaluation's, not the attack's."""
+    """Return a row for redteam/safety_prompts.py, without the evaluation's system message.
+
+    If the model's own answers are part of an attack, the sample's `attack` holds the attack without them."""
     row = {"prompt": request, "kind": kind, **_given(sample, *WANTED)}
     messages = [m for m in sample.get("attack") or sample.get("messages") or () if m.get("role") != "system"]
     if messages and messages != [{"role": "user", "content": request}]:
@@ -134,7 +135,7 @@ def _attack(sample: Mapping, kind: str, request: str) -> dict[str, Any]:
 
 
 def said_instead(sample: Mapping, right: str) -> str:
-    """What the model said, or, of choices, which wrong one it held likeliest; "" where that is nothing or the right answer."""
+    """Return the model's answer or its likeliest wrong choice; "" if there is none or it is the right answer."""
     for key in ANSWERED:
         if text := _text(sample.get(key)):
             return text if text != right else ""
@@ -152,7 +153,7 @@ def said_instead(sample: Mapping, right: str) -> str:
 
 
 def _messages(sample: Mapping) -> list[dict]:
-    """The conversation up to the answer; [] where each choice has a prompt of its own."""
+    """Return the conversation up to the answer; [] if each choice has its own prompt."""
     asked = sample.get("messages") or sample.get("prompt")
     if isinstance(asked, str):
         return [{"role": "user", "content": asked}] if asked.strip() else []
@@ -161,7 +162,7 @@ def _messages(sample: Mapping) -> list[dict]:
 
 
 def _request(sample: Mapping) -> str:
-    """The request of a red-team sample as it was before an attack dressed it."""
+    """Return the original request of a red-team sample, without the attack around it."""
     if request := _text(sample.get("request")):
         return request
     prompt = sample.get("prompt")

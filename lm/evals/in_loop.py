@@ -1,6 +1,6 @@
-"""Tasks of an evaluation in the middle of a training run, every config.evals.every steps and at its end.
+"""Run evaluation tasks during training, every config.evals.every steps and at the end.
 
-Figures are logged beside validation's, as valid_TASK/METRIC; evals/step-NNNNNN.json holds all that results.json would.
+Metrics are logged beside validation's as valid_TASK/METRIC. evals/step-NNNNNN.json holds the full results.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ Measure = Callable[[int, nnx.State], dict[str, float]]
 
 
 class Evals(NamedTuple):
-    """What config.evals asks for: tasks that are ready to run, and the chat template as Engine takes it."""
+    """Opened tasks of config.evals, and the chat template as Engine takes it."""
 
     tasks: list[Task]
     template: str | None
 
 
 def opened(config) -> Evals | None:
-    """The tasks of config.evals, or None without any. Raises: UserError for what cannot be opened, so before a run begins."""
+    """Open the tasks of config.evals, or return None if there are none. Raises UserError before a run begins."""
     evals = config.evals
     if evals.every < 0:
         raise UserError(f"evals.every={evals.every} must be at least 0")
@@ -42,7 +42,7 @@ def opened(config) -> Evals | None:
 
 
 def measuring(evals: Evals | None, workdir: Path, graph, tokenizer) -> Measure | None:
-    """measure(step, params) -> {"TASK/METRIC": value}, on the mesh that is set; None without tasks."""
+    """Return measure(step, params) -> {"TASK/METRIC": value}, which runs on the current mesh; None without tasks."""
     if evals is None:
         return None
 

@@ -1,4 +1,4 @@
-"""What a task is, how it is set, and what it comes to: figures with their errors, and a record of each item."""
+"""Interfaces of a task: its settings, and its outcome with metrics, standard errors and one record per item."""
 
 import math
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ from lm.evals.subject import Subject
 
 
 class Outcome(NamedTuple):
-    """results: {metric: value, metric_stderr: …, "n": items scored, "problems": {kind: {"n", "examples"}}, …}, values None
-    where nothing is known; it may hold parts {"subjects": {name: {…}}}. samples: a dict of each item, in the order of the
-    items, with at least task, doc_id, prompt, target, metrics {metric: value of this item} and failed (bool).
+    """results: {metric: value, metric_stderr: …, "n": items scored, "problems": {kind: {"n", "examples"}}, …}. A value is None
+    if it is unknown. Parts are optional: {"subjects": {name: {…}}}. samples: one dict per item, in the order of the items, with
+    at least task, doc_id, prompt, target, metrics {metric: value of this item} and failed (bool).
     """
 
     results: dict[str, Any]
@@ -21,7 +21,7 @@ class Outcome(NamedTuple):
 
 
 class Task(Protocol):
-    """Something that a model can be tried with. `name` stands in results.json; versions: of its data, prompts and template."""
+    """An evaluation task. name: its key in results.json. versions: of its data, prompts and template."""
 
     name: str
     versions: dict[str, Any]
@@ -30,11 +30,11 @@ class Task(Protocol):
 
 
 class TaskSettings(NamedTuple):
-    """How a task is to be run; None: as its file says.
+    """Settings of a task. None means the value of the task's file.
 
-    data_dir: files are DIR/<task>/*. limit: items at most, or, below 1, the share of them. chat: whether prompts go through the
-    chat template, and as several turns where there are examples (fewshot_as_multiturn). judge: as judges/judges.py names
-    them. options: of the config, by task kind.
+    data_dir: the files are DIR/<task>/*. limit: the maximum number of items or, below 1, the share of them. chat: whether to
+    apply the chat template. fewshot_as_multiturn: send the examples as separate turns. judge: a name from judges/judges.py.
+    options: config.options, by task kind.
     """
 
     data_dir: Path | None = None
@@ -49,9 +49,10 @@ class TaskSettings(NamedTuple):
 
 
 def summed_up(samples: Sequence[dict], metrics: Sequence[str], problems: Problems, **more: Any) -> dict[str, Any]:
-    """Results of samples: of each metric its mean and the mean's standard error (sample standard deviation / √n).
+    """Return results of samples: the mean of each metric and its standard error (sample standard deviation / √n).
 
-    Samples whose metric is missing or None do not count for it; a NaN is a problem and not scored. `n` counts the samples.
+    A sample whose metric is missing or None does not count for that metric. A NaN is recorded as a problem and not scored.
+    `n` counts the samples.
     """
     results: dict[str, Any] = {}
     for metric in metrics:

@@ -1,11 +1,11 @@
-"""One evaluation: a model, its tasks one after another, and what they come to.
+"""Run one evaluation: load a model, run its tasks in order, write results and a report.
 
-    tasks/NAME.json, NAME.jsonl   results and samples of a task that is done, with what they depend on
-    answers.sqlite                what the model answered so far, so that a task that is not done goes on
-    results.json, samples.jsonl   of all tasks, made of the files above
-    report.html, report.json      to read, and how it compares
+    tasks/NAME.json, NAME.jsonl   results and samples of a finished task, with a digest of everything they depend on
+    answers.sqlite                the model's answers so far, so that an interrupted task resumes
+    results.json, samples.jsonl   of all tasks, joined from the files above
+    report.html, report.json      the report, with comparisons
 
-No time and no machine is in results.json or samples.jsonl: the same evaluation gives the same bytes.
+results.json and samples.jsonl contain no times and no machine names: the same evaluation gives the same bytes.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ from lm.parallel.mesh import make_mesh
 from lm.workdir import kept_json, save_record
 
 LIBRARIES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "sentencepiece")
-# Keys that no result depends on.
+# Config keys that do not change any result.
 FREE = (
     "checkpoint",
     "tasks",
@@ -53,11 +53,11 @@ FREE = (
 
 
 def run(config, workdir: Path, report: Callable[..., dict]) -> list[str]:
-    """Evaluates config.checkpoint and writes results, samples and report into `workdir`.
+    """Evaluate config.checkpoint and write results, samples and report into `workdir`.
 
-    report: writes the report and returns it, such as lm.reports.evaluate.write_run.
-    Returns: what became worse against the runs of config.compare, a line each.
-    Raises: UserError for what the user can mend, before anything is written where that can be known.
+    Args: report: a function that writes the report and returns it, such as lm.reports.evaluate.write_run.
+    Returns: one line for each metric that got worse against the runs of config.compare.
+    Raises: UserError for errors that the user can fix, before anything is written where possible.
     """
     begin = time.perf_counter()
     if not config.checkpoint:
@@ -93,7 +93,7 @@ def run(config, workdir: Path, report: Callable[..., dict]) -> list[str]:
             results[task.name] = kept(task, engine, workdir, asked | {"versions": task.versions, "file": files[task.name]})
             stages[task.name] = time.perf_counter() - since
             if hosts.is_first():
-                print(told(task.name, results[task.name]), flush=True)
+                print(result_line(task.name, results[task.name]), flush=True)
     if not hosts.is_first():
         return []
     results |= {name: one for name, one in {"core": core(results)}.items() if one}
@@ -103,7 +103,7 @@ def run(config, workdir: Path, report: Callable[..., dict]) -> list[str]:
 def finished(
     config, workdir: Path, report: Callable, engine: Engine, tasks, results: dict, others, asked: dict, stages: dict, begin
 ) -> list[str]:
-    """Writes what all tasks come to. Returns what became worse."""
+    """Write the results of all tasks and the report. Return a line for each metric that got worse."""
     samples = workdir / "samples.jsonl"
     joined(samples, [workdir / "tasks" / f"{task.name}.jsonl" for task in tasks])
     if config.contamination:
@@ -143,12 +143,12 @@ def finished(
     worse = []
     for name, comparison in written["comparison"].items():
         rows = compare.worse(comparison, alpha=config.compare_alpha, tolerance=config.compare_tolerance)
-        worse += [f"{compare.told(row)} against {name}" for row in rows]
+        worse += [f"{compare.change_line(row)} against {name}" for row in rows]
     return worse
 
 
 def kept(task: Task, engine: Engine, workdir: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of a task that was done before and would come to the same now; else of its run."""
+    """Return the stored results of a task if nothing that they depend on has changed; else run the task."""
     path = workdir / "tasks" / f"{task.name}.json"
     depends = digest(json.dumps(asked, sort_keys=True, default=str))
     done = hosts.from_first(lambda: kept_json(path) if path.with_suffix(".jsonl").is_file() else None)
@@ -166,8 +166,8 @@ def kept(task: Task, engine: Engine, workdir: Path, asked: Mapping[str, Any]) ->
     return results
 
 
-def told(name: str, results: Mapping[str, Any]) -> str:
-    """A line of a task's results."""
+def result_line(name: str, results: Mapping[str, Any]) -> str:
+    """Return one line of text about a task's results."""
     metric = main_metric(results)
     value, error = results.get(metric), results.get(f"{metric}_stderr")
     figure = "nothing known" if value is None else f"{metric} {value:.4g}" + (f" ± {error:.2g}" if error else "")
@@ -188,7 +188,7 @@ def digest(text: str) -> str:
 
 
 def finite(value: Any) -> Any:
-    """As JSON has it: numbers of NumPy are plain ones, and what is not finite is null."""
+    """Return a value that JSON can hold: NumPy numbers become plain numbers, and non-finite numbers become null."""
     if isinstance(value, Mapping):
         return {str(key): finite(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -199,7 +199,7 @@ def finite(value: Any) -> Any:
 
 
 def write_lines(path: Path, rows: Sequence[Mapping]) -> None:
-    """Writes beside, then renames."""
+    """Write rows as JSON lines, atomically."""
     beside = path.with_name(path.name + ".new")
     with beside.open("w", encoding="utf-8") as file:
         for row in rows:
@@ -208,7 +208,7 @@ def write_lines(path: Path, rows: Sequence[Mapping]) -> None:
 
 
 def joined(path: Path, parts: Sequence[Path]) -> None:
-    """The parts one after another, written beside, then renamed."""
+    """Concatenate the parts into `path`, atomically."""
     beside = path.with_name(path.name + ".new")
     with beside.open("wb") as file:
         for part in parts:

@@ -1,7 +1,7 @@
-"""What an evaluation asks of the model that it is about: likelihoods, texts, conversations.
+"""The interface between tasks and the model under evaluation: likelihoods, generated texts, chat prompts.
 
-Tasks see a Subject and nothing else of a model, so that they can be tried on an oracle, on a random or on a planted one
-(tests), on ours (lm/evals/engine/engine.py), or on one behind an API that does not tell likelihoods.
+Tasks use only this interface. So they run on our models (lm/evals/engine/engine.py), on test oracles with known answers, or on
+a model behind an API that returns no likelihoods.
 """
 
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from typing import Any, NamedTuple, Protocol
 
 
 class Continuation(NamedTuple):
-    """How likely is `continuation` after `context`? An empty context stands for the begin of a document."""
+    """A request for the likelihood of `continuation` after `context`. An empty context means the start of a document."""
 
     context: str
     continuation: str
 
 
 class Likelihood(NamedTuple):
-    """logp: Σ log p of the continuation's tokens, nats. greedy: each of them was the most likely. tokens: their ids, and
-    context_tokens those before, as they were put to the model."""
+    """logp: Σ log p of the continuation's tokens, nats. greedy: whether each token was the most likely one. tokens: the
+    continuation's ids. context_tokens: the context's ids as the model read them."""
 
     logp: float
     greedy: bool
@@ -26,16 +26,16 @@ class Likelihood(NamedTuple):
 
 
 class Rolled(NamedTuple):
-    """A text's own likelihood. logps: of each token after the first context, nats, in order."""
+    """The likelihood of a whole text. logps: of each token after the first context, nats, in order."""
 
     logps: tuple[float, ...]
     tokens: tuple[int, ...]
 
 
 class Prompt(NamedTuple):
-    """To be continued until one of the strings `stops` (which is cut off), an end symbol, or max_new_tokens.
+    """A text to continue until one of the strings `stops` (which is cut off), an end symbol, or max_new_tokens.
 
-    temperature 0 is greedy. A draw depends on the prompt, the settings and `seed`, and on nothing else.
+    temperature 0 is greedy. A sample depends only on the prompt, the settings and `seed`.
     """
 
     text: str
@@ -47,7 +47,7 @@ class Prompt(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """text without the stop. ended: by a stop or an end symbol, not by the length. problem: why there is no text."""
+    """text: without the stop string. ended: by a stop or an end symbol, not by the length. problem: why there is no text."""
 
     text: str
     ended: bool = True
@@ -57,7 +57,7 @@ class Generated(NamedTuple):
 
 
 class Subject(Protocol):
-    """Answers come in the order of the requests, and do not depend on what else is asked in the same call."""
+    """Each method answers in the order of the requests. An answer does not depend on the other requests of the call."""
 
     name: str
 
@@ -68,6 +68,6 @@ class Subject(Protocol):
     def generate(self, prompts: Sequence[Prompt]) -> list[Generated]: ...
 
     def chat_prompt(self, messages: Sequence[dict[str, Any]], prefill: str = "") -> str:
-        """Messages as the text that the model continues with its answer: its chat template, or, of a model without one, a plain
-        "User: … Assistant:" form. prefill: how the answer begins."""
+        """Return messages as the text that the model continues with its answer. It uses the model's chat template; a model
+        without one gets a plain "User: … Assistant:" form. prefill: the beginning of the answer."""
         ...

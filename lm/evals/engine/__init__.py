@@ -1,1 +1,1 @@
-"""The model as tasks ask it: texts to ids, log-likelihoods and generations in batches, and answers that are kept."""
+"""Run a model for tasks: encode texts, compute log-likelihoods, generate in batches, and cache answers."""

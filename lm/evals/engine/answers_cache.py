@@ -1,6 +1,6 @@
-"""What a model answered, by a digest of what it was asked, in one SQLite file: a killed evaluation goes on from there.
+"""A cache of model answers in one SQLite file, keyed by a digest of the question, so that a killed evaluation resumes.
 
-The answers of a batch are in the file together or not at all, whenever the process is killed (write-ahead log).
+A batch is stored in one transaction, so the file is consistent even if the process is killed (write-ahead log).
 """
 
 import contextlib
@@ -19,19 +19,19 @@ from lm.errors import UserError
 from lm.model.transformer import Transformer
 from lm.parallel.hosts import gathered
 
-LAYOUT = 1  # of what the file holds; a number, kept in the file, that changes with it
-AT_ONCE = 500  # keys of a query
+LAYOUT = 1  # version of the file's layout, stored in the file
+AT_ONCE = 500  # keys per query
 
 
 class Answers:
-    """The file at `path`, made if it is not there. Keys and values are bytes.
+    """The cache file at `path`, created if it is missing. Keys and values are bytes.
 
-    Raises: UserError, here or later, if the file is damaged, is something else or cannot be written.
+    Raises: UserError, here or later, if the file is damaged, is not a cache, or cannot be written.
     """
 
     def __init__(self, path: Path):
         self.path = path
-        with self._told():
+        with self._user_errors():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._file = sqlite3.connect(path, timeout=60)
             [layout] = self._file.execute("PRAGMA user_version").fetchone()
@@ -45,9 +45,9 @@ class Answers:
                 self._file.execute(f"PRAGMA user_version = {LAYOUT}")
 
     def found(self, keys: Iterable[bytes]) -> dict[bytes, bytes]:
-        """The values of those keys that are there."""
+        """Return the stored values of the keys; unknown keys are left out."""
         keys, values = list(dict.fromkeys(keys)), {}
-        with self._told():
+        with self._user_errors():
             for begin in range(0, len(keys), AT_ONCE):
                 some = keys[begin : begin + AT_ONCE]
                 marks = ",".join("?" * len(some))
@@ -55,19 +55,19 @@ class Answers:
         return values
 
     def add(self, values: Mapping[bytes, bytes]) -> None:
-        """All of them, in one transaction; a key that is there already keeps its value."""
-        with self._told(), self._file:
+        """Store all values in one transaction. An existing key keeps its value."""
+        with self._user_errors(), self._file:
             self._file.executemany("INSERT OR IGNORE INTO answers VALUES (?, ?)", values.items())
 
     def damaged(self) -> UserError:
-        """What to raise for a value that cannot be read."""
+        """Return the error to raise for a value that cannot be read."""
         return UserError(f"{self.path}: damaged, or no cache of answers; delete it, and what it held is asked anew")
 
     def close(self) -> None:
         self._file.close()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _user_errors(self) -> Iterator[None]:
         try:
             yield
         except sqlite3.OperationalError as error:  # locked, read-only, disk full
@@ -79,7 +79,7 @@ class Answers:
 
 
 def key(identity: str, kind: str, settings: Mapping, *ids: Iterable[int]) -> bytes:
-    """Of a question: who is asked, what kind of question it is, how it is to be answered, and lists of token ids."""
+    """Return the digest of a question: who is asked, its kind, the settings of the answer, and lists of token ids."""
     lists = [np.asarray(some, np.int32) for some in ids]
     told = json.dumps([identity, kind, settings, [len(some) for some in lists]], sort_keys=True)
     digest = hashlib.sha256(told.encode())
@@ -89,7 +89,7 @@ def key(identity: str, kind: str, settings: Mapping, *ids: Iterable[int]) -> byt
 
 
 def fingerprint(model: Transformer) -> str:
-    """A digest of the model's blueprint and all its parameters, wherever they lie: equal for models that answer alike."""
+    """Return a digest of the model's config and all its parameters; equal wherever the parameters are stored."""
     digest = xxhash.xxh3_128(json.dumps(model.config.to_dict(), sort_keys=True).encode())
     for name, x in sorted(named(plain(nnx.split(model)[1])).items()):
         x = gathered(x)

@@ -1,4 +1,4 @@
-"""Texts of tasks as token ids: those that lm-evaluation-harness gives to a published model, and conversations as texts."""
+"""Encode task texts as token ids, exactly as lm-evaluation-harness does for a published model, and conversations as texts."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,23 +9,25 @@ from data.text.hf_tokenizer import HFTokenizer
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 
-# Stands in a rendered conversation behind the first character of each control symbol that a message spells.
+# Put into a rendered conversation after the first character of each control symbol that a message spells out.
 MARK = "\U0010fffd"
-PLAIN = "plain"  # the template of a model without one
+PLAIN = "plain"  # the template name for a model without one
 NAMES = {"system": "System", "user": "User", "assistant": "Assistant", "tool": "Tool"}
 
 
 class Encoding:
-    """How texts are put to a model.
+    """Encode texts for a model.
 
-    template: Jinja; None is the tokenizer's own, and without one "plain". system: text of a system message before every
-    conversation that has none. add_bos: whether texts begin with the begin symbol; None: as the tokenizer says. A text that
-    begins with it already gets no other.
+    Args:
+      template: a Jinja template; None: the tokenizer's own or, if it has none, "plain".
+      system: the system message of each conversation that has none.
+      add_bos: whether texts begin with the begin symbol; None: as the tokenizer does. The symbol is never doubled.
+    Attributes:
+      prefix: the id for an empty context.
+      stop_ids: ids that end an answer.
 
-    As in transformers, a control symbol that is spelled in a text is that symbol; but not where a message of a conversation
-    spells it.
-
-    Attributes: prefix: the id that stands for an empty context. stop_ids: those that end an answer.
+    As in transformers, a control symbol that is spelled out in a text becomes that symbol. In a message of a conversation it
+    stays text.
     """
 
     def __init__(
@@ -55,11 +57,11 @@ class Encoding:
         self._special = re.compile(f"{chat._any_of(self.symbols)}|{MARK}")
 
     def ids(self, text: str, special: bool = True) -> list[int]:
-        """special: whether begin and end symbols are put around it."""
+        """Return the ids of a text. special: whether to put begin and end symbols around it."""
         return self.many([text], special)[0]
 
     def many(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
-        """The same of many texts, which takes less time."""
+        """Return the ids of many texts; faster than one call each."""
         plain = [text for text in texts if not self._special.search(text)]
         encoded = iter(self.tokenizer.encode_many(plain)) if plain else iter(())
         found = []
@@ -73,10 +75,11 @@ class Encoding:
         return found
 
     def pairs(self, asked: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-        """The ids of each context and of the continuation behind it.
+        """Return the ids of each context and of the continuation after it.
 
-        Spaces at the end of the context go to the continuation, whose ids are those that the two together have beyond those of
-        the context. An empty context is the begin symbol (or else the end symbol), or the continuation's own, if it has one.
+        Spaces at the end of the context move to the continuation. The continuation's ids are the ids of both texts together
+        minus those of the context. An empty context becomes the begin symbol (else the end symbol); if the continuation begins
+        with that symbol, its own is used.
         """
         bare = sorted({continuation for context, continuation in asked if not context})
         alone = dict(zip(bare, self.many(bare, special=False)))
@@ -95,9 +98,9 @@ class Encoding:
         return found
 
     def conversation(self, messages: Sequence[Mapping[str, Any]], prefill: str = "") -> str:
-        """The text of a conversation up to the model's next answer, which begins with `prefill`.
+        """Return the text of a conversation up to the model's next answer, which begins with `prefill`.
 
-        By the template; without one "User: …", a blank line, "Assistant:". Symbols that messages spell are marked.
+        Without a template it is "User: …", a blank line, "Assistant:". Control symbols in messages are marked.
         """
         if self.system and not any(message.get("role") == "system" for message in messages):
             messages = [{"role": "system", "content": self.system}, *messages]
@@ -117,7 +120,7 @@ class Encoding:
 
 
 def _around(tokenizer: Tokenizer | HFTokenizer) -> tuple[list[int], list[int]]:
-    """The ids that the tokenizer puts before and behind every text."""
+    """Return the ids that the tokenizer puts before and after every text."""
     bare, whole = tokenizer.encode("a"), tokenizer.prompt_ids("a")
     begin = next((i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare), None)
     if begin is None:

@@ -1,4 +1,4 @@
-"""A model of ours as the Subject of tasks: batched by length on the mesh that is set, and remembering its answers."""
+"""Our model as the Subject of tasks: batches by length on the current mesh and caches answers."""
 
 import json
 import time
@@ -21,21 +21,21 @@ from lm.model.transformer import Transformer
 from lm.parallel.hosts import from_first, is_first
 from lm.progress import progress
 
-# run(wanted, keep): answers at least the wanted requests of a batch, and calls keep({number: answer}) as answers come.
+# run(wanted, keep): answer at least the wanted requests of a batch; call keep({number: answer}) as answers come.
 Run = Callable[[set[int], Callable[[dict[int, Any]], None]], None]
 
 
 class Engine:
-    """See Subject for what it is asked.
+    """A Subject that runs a model.
 
     Args:
-      name: that results call it by. max_length: tokens that it reads at most; None: the positions it was made for.
-      batch_tokens: slots of a batch; None: as fits the kind of device. cache: a file of answers (answers_cache.py), or
-        None. Of several processes the first one holds it.
-      template, system, add_bos: see Encoding. progress: whether stderr shows how far it is; None: that of the first host.
+      name: the model's name in results. max_length: the maximum number of tokens to read; None: the model's positions.
+      batch_tokens: slots of a batch; None: by the kind of device. cache: a file of answers (answers_cache.py), or None. With
+        several processes, only the first one opens it.
+      template, system, add_bos: see Encoding. progress: whether to show progress on stderr; None: only on the first host.
     Attributes:
-      stats: what was done so far: {"requests", "cached", "tokens" read without padding, "slots" with it, "generated" tokens,
-        "cut" prompts that were too long, "seconds"}.
+      stats: totals so far: {"requests", "cached", "tokens" read without padding, "slots" with padding, "generated" tokens,
+        "cut": prompts that were too long, "seconds"}.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Engine:
         self._compiled: set[tuple] = set()  # shapes of batches that were run
 
     def likelihoods(self, requests: Sequence[Continuation]) -> list[Likelihood]:
-        """A request that is empty, or whose continuation is longer than the model reads, has the likelihood NaN."""
+        """Return likelihoods. The likelihood is NaN if a request is empty or its continuation is longer than max_length."""
         begin = time.perf_counter()
         pairs = self.encoding.pairs([(r.context, r.continuation) for r in requests])
         asked = [Request(*pair) for pair in pairs]
@@ -82,8 +82,9 @@ class Engine:
         return found
 
     def rolled(self, texts: Sequence[str]) -> list[Rolled]:
-        """Each token once, in windows of at most `max_length` that do not overlap but for one token; the last one reaches back
-        as far as the model reads. The first is asked after the begin symbol, even if it is one itself."""
+        """Score each token of each text once, in windows of at most `max_length` (see `windows`).
+
+        The first token is scored after the begin symbol, even if it is a begin symbol itself."""
         begin = time.perf_counter()
         ids = self.encoding.many(texts)
         split = [windows(some, self.encoding.prefix, self.max_length) for some in ids]
@@ -96,7 +97,7 @@ class Engine:
         return found
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Generated]:
-        """Prompts lose their begin where they leave no room for `max_new_tokens`; one that can have none is a problem."""
+        """Generate. A prompt is cut at its start to leave room for `max_new_tokens`; without any room it is a problem."""
         begin = time.perf_counter()
         asks, numbers = [], []
         found: list[Generated | None] = [None] * len(prompts)
@@ -121,7 +122,7 @@ class Engine:
         return self.encoding.conversation(messages, prefill)
 
     def _scored(self, requests: list[Request]) -> list[Scored | None]:
-        """Each request's answer, None where there can be none."""
+        """Return the scores of each request, None where it cannot be scored."""
         asked = [likelihood.cut(request, self.max_length) or Request((), ()) for request in requests]
         works = likelihood.work(self.model, requests, max_length=self.max_length, batch_tokens=self.batch_tokens)
 
@@ -179,9 +180,9 @@ class Engine:
         pack: Callable[[Any], bytes],
         unpack: Callable[[bytes, int], Any],
     ) -> list:
-        """Answers from the file, and those that are not there from the model, which go into the file as they come.
+        """Return answers from the cache; compute the missing ones with the model and store them as they come.
 
-        An answer that is known stays as it is, so that a killed evaluation ends with the same numbers as one that was not.
+        A known answer is never replaced, so an evaluation that was killed and resumed gets the same numbers.
         """
         names = keys() if self._answers else []
 
@@ -224,7 +225,7 @@ class Engine:
 
 
 def _scored_of(value: bytes, n: int) -> Scored | None:
-    """Of n tokens, as the file has it; None if it holds NaN, which is no answer. Raises ValueError if it is not of so many."""
+    """Return scores of n tokens from cached bytes; None if they hold NaN. Raises ValueError if the size does not fit."""
     if len(value) != 5 * n:
         raise ValueError
     scored = Scored(np.frombuffer(value[: 4 * n], np.float32), np.frombuffer(value[4 * n :], bool, n))
@@ -232,9 +233,9 @@ def _scored_of(value: bytes, n: int) -> Scored | None:
 
 
 def windows(ids: Sequence[int], prefix: int, max_length: int) -> list[Request]:
-    """A text's tokens, each to be scored once: after `prefix`, then window by window after the token before.
+    """Return requests that score each token of a text once: after `prefix`, then in windows after the previous token.
 
-    The last window is filled with tokens that were scored already, so that the model reads as much as it can.
+    Windows share one token. The last window reaches back over tokens that were scored already, to give the model full context.
     """
     found = []
     for begin in range(0, len(ids), max_length):

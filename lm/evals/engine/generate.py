@@ -1,7 +1,6 @@
-"""Many prompts continued in batches of about the same length, each until a stop string, an end symbol or its limit.
+"""Generate from many prompts in batches of similar length, each until a stop string, an end symbol or its limit.
 
-What is drawn after a prompt depends on the prompt, its settings and its seed; on what else is asked only as sums of floats
-depend on their order.
+A sample depends on the prompt, its settings and its seed. The rest of the batch changes only the order of float sums.
 """
 
 import functools
@@ -19,16 +18,16 @@ from lm.infer.sampler import Watch, draw
 from lm.model.transformer import Transformer
 from lm.parallel.mesh import row_ways
 
-ROWS = 64  # of a batch at most
-SHARED = 64  # first tokens at least that are read once for many prompts
-CHUNK = 128  # tokens after which stop strings are looked for, and what has ended is kept
-# Tokens that could be read while all weights are fetched once, as a step of the loop does: FLOPs over bytes a second.
+ROWS = 64  # maximum rows of a batch
+SHARED = 64  # minimum length of a common prefix that is read once
+CHUNK = 128  # tokens between checks for stop strings; finished answers are stored then
+# Tokens that could be read in the time of fetching all weights once, as each decoding step does: FLOPs over bytes a second.
 STEP = {"cpu": 32, "accelerator": 256}
-COMPILING = {"cpu": 5 * 10**11, "accelerator": 10**16}  # FLOPs that a device could do in the time that compiling a width takes
+COMPILING = {"cpu": 5 * 10**11, "accelerator": 10**16}  # cost of compiling a width: FLOPs of the device in that time
 
 
 class Ask(NamedTuple):
-    """tokens: the prompt's ids, one at least. stops: strings that end an answer. temperature 0 is greedy."""
+    """tokens: the prompt's ids, at least one. stops: strings that end an answer. temperature 0 is greedy."""
 
     tokens: tuple[int, ...]
     stops: tuple[str, ...]
@@ -39,16 +38,16 @@ class Ask(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """tokens: up to and with the one that completes a stop string, without an end symbol. ended: not by the limit."""
+    """tokens: up to and including the one that completes a stop string, without an end symbol. ended: not by the limit."""
 
     tokens: list[int]
     ended: bool
 
 
 class Work(NamedTuple):
-    """A batch. asks: the numbers of those that it answers. shape: what it is compiled for.
+    """A batch. asks: the numbers of the asks that it answers. shape: the compiled shape.
 
-    run(wanted, keep): answers those asks of the batch that are wanted; keep is called with {number: answer} as they end.
+    run(wanted, keep): answer the wanted asks of the batch; call keep with {number: answer} as answers end.
     """
 
     asks: list[int]
@@ -57,7 +56,7 @@ class Work(NamedTuple):
 
 
 class Writer(NamedTuple):
-    """What draws. decode: ids to text. vocab_size: of the tokenizer. stop_ids: end symbols."""
+    """Arguments of sampling. decode: ids to text. vocab_size: of the tokenizer. stop_ids: end symbols."""
 
     model: Transformer
     decode: Callable[[Sequence[int]], str]
@@ -66,11 +65,10 @@ class Writer(NamedTuple):
 
 
 def work(writer: Writer, asks: Sequence[Ask]) -> Iterator[Work]:
-    """The batches that answer all asks, to be run in this order or left out, on the mesh that is set.
+    """Yield the batches that answer all asks on the current mesh. Run them in this order; each may be skipped.
 
-    What all prompts of the same settings begin with is read once a batch. Asks are together whose settings are the same but for
-    the seed, and whose prompts are, behind that, padded to the same width; of equal asks one is answered for all. Batches are a
-    function of the asks as a set.
+    A batch holds asks with the same settings except for the seed. It reads their common prefix once and pads the rest of each
+    prompt to one width. Equal asks are answered once. The batches depend only on the set of asks.
     """
     numbers: dict[Ask, list[int]] = {}
     for number, ask in enumerate(asks):
@@ -90,7 +88,7 @@ def work(writer: Writer, asks: Sequence[Ask]) -> Iterator[Work]:
 
 
 def text_of(answer: Answer, ask: Ask, decode: Callable[[Sequence[int]], str]) -> str:
-    """What was written before the first stop string."""
+    """Return the text before the first stop string."""
     text = decode(answer.tokens)
     ends = [found for stop in ask.stops if stop and (found := text.find(stop)) >= 0]
     return text[: min(ends)] if ends else text
@@ -105,10 +103,9 @@ def _answer(
     wanted: set[int],
     keep: Callable[[dict[int, Answer]], None],
 ) -> None:
-    """Answers asks that have the same settings and `shared` first tokens. batch: of each its numbers.
+    """Answer asks that have the same settings and the first `shared` tokens in common. batch: each ask's numbers.
 
-    Every batch has the rows that it always has, so that nothing more is compiled and no row moves; those that are not wanted
-    end at the first look.
+    A batch always keeps all its rows, so that it compiles once and no row moves. Unwanted rows end at the first check.
     """
     asks = list(batch)
     first, filled = asks[0], [*asks, *[asks[0]] * (rows - len(asks))]
@@ -137,7 +134,7 @@ def _answer(
 
 
 def _stopped(tokens: list[int], ask: Ask, decode: Callable[[Sequence[int]], str]) -> int | None:
-    """How many tokens it takes until a stop string is complete, or None."""
+    """Return how many tokens complete a stop string, or None."""
 
     def complete(n: int) -> bool:
         text = decode(tokens[:n])
@@ -153,13 +150,13 @@ def _stopped(tokens: list[int], ask: Ask, decode: Callable[[Sequence[int]], str]
 
 
 def _row(ask: Ask) -> int:
-    """A number of 31 bits that its draws depend on."""
+    """Return a number of 31 bits that seeds the ask's samples."""
     told = json.dumps([ask.tokens, ask.temperature, ask.top_p, ask.seed])
     return int.from_bytes(hashlib.sha256(told.encode()).digest()[:4]) >> 1
 
 
 def _shared(model: Transformer, asks: Sequence[Ask]) -> int:
-    """How many first tokens of all asks are the same; 0 if too few to be read apart, or if the model cannot."""
+    """Return the length of the common prefix of all asks; 0 if it is too short or the model cannot read it apart."""
     config, (first, last) = model.config, (min(asks).tokens, max(asks).tokens)
     if len(asks) == 1 or config.rope.depends_on_length or any(kind.local for kind in config.layer_kinds):
         return 0
@@ -172,17 +169,17 @@ def _shared(model: Transformer, asks: Sequence[Ask]) -> int:
 
 
 def _batches(model: Transformer, asks: list[Ask], shared: int) -> Iterator[tuple[int, int, list[Ask]]]:
-    """(width, rows, asks) of each batch of asks that are sorted by length: the partition that costs least.
+    """Yield (width, rows, asks) of each batch of asks sorted by length, with the cheapest partition.
 
-    A group of one width costs, in tokens that could be read meanwhile, its rows with their padding, the weights and the caches
-    that each step of each batch fetches, and that it must be compiled.
+    Costs are in tokens that could be read in the same time. The cost of one width is its padded rows, the weights and caches
+    that each step of each batch fetches, and its compilation.
     """
     config, new = model.config, asks[0].max_new_tokens
     kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
     leaves = jax.tree.leaves(nnx.split(model)[1])
     shape, weights = COMPILING[kind] // (2 * sum(x.size for x in leaves)), sum(x.nbytes for x in leaves)
     lengths = [_width(len(ask.tokens) - shared) for ask in asks]
-    ends = [n + 1 for n, (a, b) in enumerate(zip(lengths, [*lengths[1:], None])) if a != b]  # of each width
+    ends = [n + 1 for n, (a, b) in enumerate(zip(lengths, [*lengths[1:], None])) if a != b]  # end index of each width
 
     def cost(begin: int, end: int) -> float:
         width = lengths[end - 1]
@@ -190,7 +187,7 @@ def _batches(model: Transformer, asks: list[Ask], shared: int) -> Iterator[tuple
         fetched = 1 + rows * (width + new / 2) * slot_bytes(config) / weights
         return shape + batches * (rows * width + new * STEP[kind] * fetched)
 
-    best: list[tuple[float, list[int]]] = [(0.0, [])]  # of the asks up to each end: its cost, and where groups end
+    best: list[tuple[float, list[int]]] = [(0.0, [])]  # for the asks up to each end: the cost, and where groups end
     for k, end in enumerate(ends):
         begins = [0, *ends[:k]]
         options = [(best[j][0] + cost(begin, end), [*best[j][1], end]) for j, begin in enumerate(begins)]
@@ -205,16 +202,16 @@ def _batches(model: Transformer, asks: list[Ask], shared: int) -> Iterator[tuple
 
 
 def _width(length: int) -> int:
-    """The next of 8, 9, … 15 times a power of two, 16 at least."""
+    """Return the next of 8, 9, … 15 times a power of two, at least 16."""
     unit = 1 << max(1, (length - 1).bit_length() - 4)
     return max(16, -(-length // unit) * unit)
 
 
 def _split(model: Transformer, count: int, width: int, new: int) -> tuple[int, int]:
-    """How many batches, of how many rows each, `count` prompts of `width` slots are read in."""
+    """Return (number of batches, rows of each) for `count` prompts of `width` slots."""
     config, ways = model.config, row_ways()
     if config.rope.depends_on_length and width + new > config.rope.original_positions:
-        return count, 1  # how tokens turn would depend on the longest row
+        return count, 1  # the rotary angles would depend on the longest row
     most = ways * max(1, min(ROWS // ways, CACHE // ((width + new) * slot_bytes(config))))
     batches = -(-count // most)
     return batches, min(most, -(-count // (4 * batches)) * 4)

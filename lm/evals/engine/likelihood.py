@@ -1,5 +1,6 @@
-"""Log-probabilities of continuations, a token at a time: what contexts share is read once (prefix_plan.py lays it out), and
-logits are made only where a continuation is asked for.
+"""Log-probabilities of continuations, token by token.
+
+Contexts' common prefixes are read once (see prefix_plan.py). Logits are computed only at the tokens that are scored.
 
 Axes: B rows, T slots of a row, P slots of a prefix, S = P + T, N scored slots of a row, K targets of a slot, W prefixes of a
 wave, D model, V vocabulary.
@@ -27,30 +28,32 @@ from lm.model.cache import DecodeState, cache_dtype, cache_shapes, cache_spec, e
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel.mesh import place_rows, reshard, row_ways, spec
 
-LOGITS = 1 << 25  # of them exist at a time on a device
-CACHE = 1 << 30  # bytes of keys and values on a device, about
+LOGITS = 1 << 25  # maximum number of logits at a time on a device
+CACHE = 1 << 30  # approximate bytes of keys and values on a device
 BATCH = {"cpu": 512, "accelerator": 32768}  # slots of a batch: a CPU has small caches
-COMPILING = {"cpu": 10**11, "accelerator": 10**15}  # FLOPs that a device could do in the time that compiling a shape takes
+COMPILING = {"cpu": 10**11, "accelerator": 10**15}  # cost of compiling a shape: FLOPs of the device in that time
 
 
 class Request(NamedTuple):
-    """context and continuation: token ids, of each one at least."""
+    """context and continuation: token ids, at least one each."""
 
     context: Sequence[int]
     continuation: Sequence[int]
 
 
 class Scored(NamedTuple):
-    """logps: of each token of the continuation, float32 [n], nats. greedy: of each, whether it was the most likely one."""
+    """logps: float32 [n], nats, one for each token of the continuation. greedy: whether each token was the most likely one."""
 
     logps: np.ndarray
     greedy: np.ndarray
 
 
 class Work(NamedTuple):
-    """A batch of a plan. requests: the numbers of those that it answers. tokens: that are read for it, padding not counted;
-    slots: with padding. shape: what it is compiled for. run: answers them, in that order; raises UserError if a
-    log-probability is NaN or infinite."""
+    """A batch of a plan.
+
+    requests: the numbers of the requests that it answers. tokens: tokens read, without padding. slots: with padding. shape: the
+    compiled shape. run: return the answers in the order of `requests`; raises UserError if a log-probability is not finite.
+    """
 
     requests: list[int]
     tokens: int
@@ -60,9 +63,9 @@ class Work(NamedTuple):
 
 
 def cut(request: Request, max_length: int) -> Request | None:
-    """The request as a model of `max_length` positions is asked it: its context loses its begin; None if that is not enough.
+    """Return the request with its context cut at the start to fit `max_length` positions; None if it cannot fit.
 
-    The last token is a target only, so there is room for one more than the model reads (lm-evaluation-harness does the same).
+    The last token is only a target, so there is room for one more token than the model reads (as in lm-evaluation-harness).
     """
     context, continuation = request
     room = max_length + 1 - len(continuation)
@@ -74,7 +77,7 @@ def cut(request: Request, max_length: int) -> Request | None:
 def scores(
     model: Transformer, requests: Sequence[Request], *, max_length: int, batch_tokens: int | None = None
 ) -> list[Scored | None]:
-    """Of each request, on the mesh that is set; None for one that is too long or empty. See `work`."""
+    """Score each request on the current mesh; None for one that is too long or empty. See `work`."""
     found: list[Scored | None] = [None] * len(requests)
     for part in work(model, requests, max_length=max_length, batch_tokens=batch_tokens):
         for number, scored in zip(part.requests, part.run(), strict=True):
@@ -83,7 +86,7 @@ def scores(
 
 
 def reference(model: Transformer, request: Request, max_length: int) -> Scored:
-    """The plain twin: one request at a time, whole logits."""
+    """Score one request with full logits. A slow reference for `scores`."""
     context, continuation = cut(request, max_length)
     read = [*context, *continuation][:-1]
     tokens, segments = np.zeros((2, 1, max_length), np.int32)
@@ -102,14 +105,14 @@ def _logits(graph, params, tokens_BT, segments_BT, positions_BT):
 def work(
     model: Transformer, requests: Sequence[Request], *, max_length: int, batch_tokens: int | None = None
 ) -> Iterator[Work]:
-    """The batches that answer the requests, to be run in this order or left out; requests that `cut` refuses are in none.
+    """Yield the batches that answer the requests. Run them in this order; each may be skipped.
 
-    Batches are a function of the requests as a set and of the arguments, so that an evaluation that leaves out what it knows
-    already gets the same numbers, bit for bit, for the rest.
+    Requests that `cut` refuses are in no batch. The batches depend only on the arguments and the set of requests, so an
+    evaluation that skips batches with known answers gets bit-identical numbers for the rest.
 
     Args:
       max_length: positions of the model that may be used.
-      batch_tokens: slots of a batch; None: as BATCH says.
+      batch_tokens: slots of a batch; None: the value in BATCH.
     """
     reader, costs = _Reader(model), _costs(model, batch_tokens)
     together, alone = [], []
@@ -123,13 +126,13 @@ def work(
 
 
 def slot_bytes(config: ModelConfig) -> int:
-    """What a slot of a row takes in the key/value caches of all layers."""
+    """Return the bytes of key/value cache that one slot of a row takes in all layers."""
     sizes = [x[0] * x[1] for x in cache_shapes(config).values()]
     return sum(sizes) * config.num_layers * cache_dtype(config).itemsize
 
 
 def dropless(model: Transformer) -> Transformer:
-    """The model, its experts without a capacity: one that drops tokens would answer by what else is in the batch."""
+    """Return the model without expert capacity: with dropped tokens, an answer would depend on the rest of the batch."""
     config = model.config
     if not config.moe.capacity_factor:
         return model
@@ -151,7 +154,7 @@ def _costs(model: Transformer, batch_tokens: int | None) -> Costs:
 
 
 class _Reader:
-    """A model that reads batches, and the states of the prefixes of the last wave."""
+    """A model that reads batches, and the cached states of the current wave's prefixes."""
 
     def __init__(self, model: Transformer):
         self.config = model.config
@@ -159,12 +162,12 @@ class _Reader:
         self.wave, self.states = -1, None
 
     def is_alone(self, length: int) -> bool:
-        """Whether so many tokens turn by angles that depend on their number, so that nothing may be read beside them."""
+        """Return whether rotary angles depend on the length of such a row, so that it must not share a row or be padded."""
         rope = self.config.rope
         return self.config.positions == "rotary" and rope.depends_on_length and length > rope.original_positions
 
     def works(self, requests: list[tuple[int, Request]], costs: Costs, exact: int = 0) -> Iterator[Work]:
-        """exact: slots of a row that must not be padded."""
+        """Yield the batches of requests. exact: row length that must not be padded; 0: any."""
         planned = plan([r.context for _, r in requests], [r.continuation for _, r in requests], costs)
         for batch in planned.batches:
             batch = batch._replace(T=exact) if exact else batch
@@ -195,7 +198,7 @@ class _Reader:
         return found
 
     def _states(self, batch: Batch, prefixes: list[np.ndarray]):
-        """What was read of the wave's prefixes, whole on every device."""
+        """Return the states of the wave's prefixes, replicated on every device."""
         if self.wave != batch.wave:
             self.states = None
             tokens, segments = np.zeros((2, batch.W, batch.P), np.int32)
@@ -206,7 +209,7 @@ class _Reader:
 
 
 def _laid_out(batch: Batch, prefixes: list[np.ndarray]) -> tuple[tuple[np.ndarray, ...], dict[int, Any]]:
-    """Arrays of a batch, and of each request's number the row, and the scored slots and targets in it."""
+    """Return the arrays of a batch, and {request number: (row, its scored slots, its targets in them)}."""
     B, T, P, N, K = batch.B, batch.T, batch.P, batch.N, batch.K
     tokens_BT, positions_BT, valid_BT = np.zeros((3, B, T), np.int32)
     ends_BT = np.zeros((B, T), np.int32) + np.arange(1, T + 1, dtype=np.int32)  # padding sees itself
@@ -233,7 +236,7 @@ def _laid_out(batch: Batch, prefixes: list[np.ndarray]) -> tuple[tuple[np.ndarra
 
 @functools.partial(jax.jit, static_argnums=0)
 def _prefixes(graph, params, tokens_WP, segments_WP):
-    """The layers' caches of prefixes, whole on every device but for their heads."""
+    """Return the layers' caches of the prefixes, replicated on every device except over heads."""
     model = nnx.merge(graph, params)
     positions_WP = jnp.zeros_like(tokens_WP) + jnp.arange(tokens_WP.shape[1], dtype=tokens_WP.dtype)
     state = empty_state(model.config, *tokens_WP.shape)
@@ -244,9 +247,9 @@ def _prefixes(graph, params, tokens_WP, segments_WP):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _scored(graph, params, prefixes, which_B, read_B, tokens_BT, positions_BT, valid_BT, ends_BT, slots_BN, targets_BNK):
-    """log p of the targets, float32 [B, N, K], and the most likely token, int32 [B, N].
+    """Return log p of the targets, float32 [B, N, K], and the most likely tokens, int32 [B, N].
 
-    prefixes: layers' caches of W rows and P slots, or None. which_B: the one that a row goes on from. read_B: its filled slots.
+    prefixes: layers' caches of W rows and P slots, or None. which_B: index of each row's prefix. read_B: its filled slots.
     """
     model = nnx.merge(graph, params)
     state = None if prefixes is None else _after(model, prefixes, which_B, read_B, tokens_BT.shape[1])
@@ -255,7 +258,7 @@ def _scored(graph, params, prefixes, which_B, read_B, tokens_BT, positions_BT, v
 
 
 def _after(model: Transformer, prefixes, which_B, read_B, T: int) -> DecodeState:
-    """The state of rows that have read their prefixes and are to read T tokens."""
+    """Return the state of rows that have read their prefixes, with room for T more tokens."""
     stacked = int(model.config.scan_layers)
     where, slots = cache_spec(model.config, "batch", stacked), 2 + stacked
     P = jax.tree.leaves(prefixes)[0].shape[slots]
@@ -269,7 +272,7 @@ def _after(model: Transformer, prefixes, which_B, read_B, T: int) -> DecodeState
 
 
 def _read(model: Transformer, tokens_BT, positions_BT, valid_BT, ends_BT, read_B, state: DecodeState | None) -> jax.Array:
-    """Hidden states after the last norm. A token sees its prefix, and slots k up to its own with ends[k] behind it."""
+    """Return hidden states after the last norm. A token attends to its prefix, and to slots k ≤ its own that end after it."""
     T = tokens_BT.shape[1]
     P = 0 if state is None else state.segments_BS.shape[1] - T
     prefix_P = jnp.arange(P, dtype=jnp.int32)
@@ -280,7 +283,7 @@ def _read(model: Transformer, tokens_BT, positions_BT, valid_BT, ends_BT, read_B
 
 
 def _of_targets(model: Transformer, x_BND, targets_BNK) -> tuple[jax.Array, jax.Array]:
-    """log p of each target, and the most likely token; logits are made some slots at a time."""
+    """Return log p of each target, and the most likely token. Logits are computed for a chunk of slots at a time."""
     config, x_BND, (B, N, _) = model.config, model.to_head(x_BND), targets_BNK.shape
     head_VD = gathered(model.head_VD.astype(config.compute_dtype))
     chunk = even(N, LOGITS // (config.vocab_size * max(1, B // row_ways())))

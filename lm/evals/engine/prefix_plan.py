@@ -1,9 +1,9 @@
-"""How many likelihood requests become few tokens: what contexts share is read once, and the rest is laid out in full rows.
+"""Plan batches of likelihood requests: common prefixes of contexts are read once, and the rest is packed into full rows.
 
-The choices of one context hang behind it like the branches of a trie, in depth-first order: slot k is seen by slot q if
-k ≤ q < ends[k], where ends[k] is the slot behind the last one below k. Tries stand side by side in a row and do not see one
-another. Beginnings of many contexts (few-shot examples, a system message) are prefixes, read once into a key/value cache that
-rows go on from. All is a function of the requests alone, whatever their order.
+The continuations of one context form a trie after it, in depth-first order. Slot q attends to slot k if k ≤ q < ends[k], where
+ends[k] is the slot after the last descendant of k. Tries in the same row do not attend to each other. Common beginnings of
+several contexts (few-shot examples, a system message) are prefixes: read once into a key/value cache that rows continue from.
+The plan depends only on the set of requests, not on their order.
 
 Axes: B rows, T slots, P prefix slots, N scored slots of a row, K targets of a slot.
 """
@@ -15,14 +15,14 @@ from typing import NamedTuple
 import numpy as np
 
 SMALL = 64  # slots of the shortest row or prefix
-GROUP = 256  # tokens that a prefix must save before it is worth being one
+GROUP = 256  # minimum tokens that a shared prefix must save
 
 
 class Trie(NamedTuple):
-    """One context and all that was asked after it.
+    """One context and all its continuations.
 
-    tokens, positions, ends: int32 [n]. targets: of each scored slot, its targets' ids. answers: of each request, by its number,
-    the (slot, target's index) of each of its tokens.
+    tokens, positions, ends: int32 [n]. targets: {scored slot: its target ids}. answers: {request number: (slot, index of the
+    target) of each of its tokens}.
     """
 
     tokens: np.ndarray
@@ -33,15 +33,15 @@ class Trie(NamedTuple):
 
 
 class Row(NamedTuple):
-    """Tries side by side behind the prefix of that number in its wave (-1: none)."""
+    """Tries that share a row. prefix: index of their prefix in the wave; −1: none."""
 
     prefix: int
     tries: list[Trie]
 
 
 class Batch(NamedTuple):
-    """Rows that are read together, all padded to B × T behind the P slots of one of W prefixes. wave: the number of these, of
-    which the last one may have fewer."""
+    """Rows that are read together, padded to B × T. P: slots of a prefix. W: prefixes of a wave; the last wave may have fewer.
+    wave: its index in Plan.waves."""
 
     B: int
     T: int
@@ -54,15 +54,15 @@ class Batch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """waves: prefixes that are read together, each of P slots at most, by the number that batches call them by."""
+    """batches: in the order to run them. waves: prefixes that are read together, each of at most P slots."""
 
     batches: list[Batch]
     waves: list[list[np.ndarray]]
 
 
 class Costs(NamedTuple):
-    """What a plan weighs, in tokens. width: D of the model. shape: compiling one more shape. batch: slots of a batch. cache:
-    slots of key/value caches that there is room for. ways: of devices, over which rows are split."""
+    """Costs of a plan, in tokens. width: D of the model. shape: compiling one more shape. batch: slots of a batch. cache: slots
+    of key/value cache that fit. ways: devices that rows are split over."""
 
     width: int
     shape: int
@@ -71,12 +71,12 @@ class Costs(NamedTuple):
     ways: int = 1
 
     def slot(self, T, P=0):
-        """Of a slot in a row of T behind P cached ones; what attention adds was measured on a CPU. Numbers or arrays."""
+        """Return the cost of a slot in a row of T after P cached ones, for numbers or arrays. Attention's part: from a CPU."""
         return 1 + np.where(P, (P + T) / self.width, T / (4 * self.width))
 
 
 def plan(contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], costs: Costs) -> Plan:
-    """Of requests that fit the model. Contexts and continuations have a token at least."""
+    """Return a plan for requests that fit the model. Each context and continuation has at least one token."""
     asked: dict[bytes, dict[bytes, list[int]]] = {}
     for number, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
         asked.setdefault(_key(context), {}).setdefault(_key(continuation), []).append(number)
@@ -91,7 +91,7 @@ def plan(contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int
 
 
 def _key(ids: Sequence[int]) -> bytes:
-    """Bytes that sort as the ids do."""
+    """Return bytes that sort like the ids."""
     return np.asarray(ids, ">u4").tobytes()
 
 
@@ -100,7 +100,7 @@ def _ids(key: bytes) -> np.ndarray:
 
 
 def _tries(head: np.ndarray, asked: dict[bytes, list[int]], most: int) -> list[Trie]:
-    """The trie of a context, or several if it would have more than `most` tokens."""
+    """Return the trie of a context, or several tries if one would have more than `most` tokens."""
     done, open_ = [], None
     for key in sorted(asked):
         tail = _ids(key).tolist()
@@ -113,7 +113,7 @@ def _tries(head: np.ndarray, asked: dict[bytes, list[int]], most: int) -> list[T
 
 
 class _Growing:
-    """A trie while continuations come in, in lexicographic order."""
+    """Builds a trie from continuations that arrive in lexicographic order."""
 
     def __init__(self, head: np.ndarray):
         self.head, self.tokens, self.depths = head, [], []
@@ -143,7 +143,7 @@ class _Growing:
     def trie(self) -> Trie:
         n, size = len(self.head), self.size
         ends = np.full(size, size, np.int32)
-        below: list[int] = []  # slots whose end is not known yet, ever deeper
+        below: list[int] = []  # slots whose end is not known yet, in order of depth
         for i, depth in enumerate(self.depths):
             while below and self.depths[below[-1]] >= depth:
                 ends[n + below.pop()] = n + i
@@ -154,31 +154,31 @@ class _Growing:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens two sequences begin with together."""
+    """Return the length of the common prefix of two sequences."""
     n = min(len(a), len(b))
     differs = np.asarray(a[:n]) != np.asarray(b[:n])
     return int(differs.argmax()) if differs.any() else n
 
 
 class _Group(NamedTuple):
-    """Tries whose first `shared` tokens are one prefix, which is read apart; 0: none is."""
+    """Tries whose first `shared` tokens are one prefix that is read separately; 0: no prefix."""
 
     shared: int
     tries: list[Trie]
 
 
 def _grouped(tries: list[Trie], costs: Costs) -> list[_Group]:
-    """The best way to divide tries, sorted by their contexts, into groups that share a prefix.
+    """Return the cheapest division of tries, sorted by context, into groups that share a prefix.
 
-    The common beginnings of neighbours make a tree of ranges; from its leaves up, each range is one group or is left divided as
-    it is best, whatever costs less.
+    Common beginnings of neighbours form a tree of ranges. From the leaves up, each range becomes one group or keeps the best
+    division of its parts, whichever costs less.
     """
     if not tries:
         return []
     sizes = np.asarray([len(t.tokens) for t in tries], np.int64)
     heads = [int(next(iter(t.targets), 0)) for t in tries]
     alone = sizes * costs.slot(sizes)
-    # What is read behind a prefix of p tokens costs Σ (n − p)·(1 + n/D), of which the sums over n are kept.
+    # Reading n tokens with a prefix of p costs (n − p)·(1 + n/D), so prefix sums over tries give the cost of any range.
     whole, each = (np.concatenate([[0], np.cumsum(x)]) for x in (sizes * costs.slot(0, sizes), costs.slot(0, sizes)))
 
     def together(begin: int, end: int, shared: int) -> float:
@@ -191,7 +191,7 @@ def _grouped(tries: list[Trie], costs: Costs) -> list[_Group]:
         groups: list[tuple[int, int, int]]
 
     def merged(parts: list[Range], end: int, shared: int) -> Range:
-        """Ranges that have `shared` tokens in common as one."""
+        """Merge ranges that have `shared` tokens in common, or keep their groups if that is cheaper."""
         begin, cost = parts[0].begin, sum(part.cost for part in parts)
         one = together(begin, end, shared)
         if one < cost:
@@ -201,7 +201,7 @@ def _grouped(tries: list[Trie], costs: Costs) -> list[_Group]:
     stack: list[Range] = []
 
     def close(end: int, shared: int) -> None:
-        """Merges the ranges on the stack that share more than `shared` with one another."""
+        """Merge the ranges on the stack that share more than `shared` tokens with each other."""
         while len(stack) > 1 and stack[-1].shared > shared:
             common, first = stack[-1].shared, len(stack) - 1
             while first > 0 and stack[first].shared == common:
@@ -211,7 +211,7 @@ def _grouped(tries: list[Trie], costs: Costs) -> list[_Group]:
     for i, trie in enumerate(tries):
         shared = 0
         if i:
-            n = min(heads[i - 1], heads[i])  # the last token of a context is read in its row, for what follows it is asked
+            n = min(heads[i - 1], heads[i])  # a context's last token stays in its row: its output is scored
             shared = _common(tries[i - 1].tokens[:n], trie.tokens[:n])
         close(i, shared)
         stack.append(Range(i, shared, float(alone[i]), [(i, i + 1, 0)]))
@@ -226,7 +226,7 @@ def _grouped(tries: list[Trie], costs: Costs) -> list[_Group]:
 
 
 def _by_slots(groups: list[_Group], costs: Costs) -> list[tuple[int, list[_Group]]]:
-    """Groups by the prefix slots that they are padded to, few enough sizes that compiling them pays."""
+    """Return groups by padded prefix size. Sizes are few enough that compiling each pays off."""
     found = [(0, [g]) for g in groups if not g.shared]
     groups = sorted((g for g in groups if g.shared), key=lambda g: g.shared)
     lengths = [g.shared for g in groups]
@@ -242,12 +242,12 @@ def _by_slots(groups: list[_Group], costs: Costs) -> list[tuple[int, list[_Group
 
 
 def _add(result: Plan, P: int, groups: list[_Group], costs: Costs) -> None:
-    """The waves and batches of groups whose prefixes take P slots."""
+    """Add the waves and batches of groups whose prefixes take P slots to the plan."""
     sizes = sorted(len(t.tokens) - g.shared for g in groups for t in g.tries)
     total = np.cumsum([0, *sizes])
 
     def cost(low: int, high: int) -> float:
-        """Of the tries of more than `low` and at most `high` tokens in rows of `high`: as full as can be hoped for."""
+        """Return the cost of tries with more than `low` and at most `high` tokens in rows of `high`, packed to 95 %."""
         i, j = bisect.bisect_right(sizes, low), bisect.bisect_right(sizes, high)
         rows = max((total[j] - total[i]) / (0.95 * high), j - bisect.bisect_right(sizes, max(low, high // 2)))
         return rows * high * costs.slot(high, P) + costs.shape * (j > i)
@@ -279,11 +279,11 @@ def _add(result: Plan, P: int, groups: list[_Group], costs: Costs) -> None:
         K = _power(max(len(ids) for row in rows for t in row.tries for ids in t.targets.values()))
         for number, some in found:
             batches += [Batch(B, T, P, N, K, W, number, some[i : i + B]) for i in range(0, len(some), B)]
-    result.batches.extend(sorted(batches, key=lambda batch: batch.wave))  # a wave's states are held no longer than it takes
+    result.batches.extend(sorted(batches, key=lambda batch: batch.wave))  # so that only one wave's states are held at a time
 
 
 def _behind(trie: Trie, shared: int) -> Trie:
-    """The trie without its first `shared` tokens."""
+    """Return the trie without its first `shared` tokens."""
     if not shared:
         return trie
     return Trie(
@@ -296,7 +296,7 @@ def _behind(trie: Trie, shared: int) -> Trie:
 
 
 def packed(tries: list[Trie], T: int) -> list[list[Trie]]:
-    """Tries of at most T tokens in rows of T: the longest first, each into the fullest row that has room."""
+    """Pack tries of at most T tokens into rows of T: longest first, each into the fullest row that has room."""
     rows: list[list[Trie]] = []
     by_room: list[list[int]] = [[] for _ in range(T + 1)]
     for trie in sorted(tries, key=lambda t: -len(t.tokens)):
@@ -313,13 +313,13 @@ def packed(tries: list[Trie], T: int) -> list[list[Trie]]:
 
 
 def _divided(lengths: list[int], most: int, cost: Callable[[int, int], float]) -> list[tuple[int, int]]:
-    """Ranges (low, high], cheapest in sum, that hold all of the sorted `lengths`; `high` is a step of a ladder up to `most`."""
+    """Return ranges (low, high] that hold all sorted `lengths` at the least total cost; `high` is a step of a ladder."""
     if not lengths:
         return []
     steps = [0, SMALL]
     while steps[-1] < max(most, lengths[-1]):
         steps.append(steps[-1] + max(SMALL // 2, 1 << (steps[-1].bit_length() - 4)))
-    best: list[tuple[float, int]] = [(0.0, 0)]  # of all lengths up to a step: what they cost, and the step before
+    best: list[tuple[float, int]] = [(0.0, 0)]  # for all lengths up to a step: the cost, and the previous step
     for j in range(1, len(steps)):
         best.append(min((best[i][0] + cost(steps[i], steps[j]), i) for i in range(j)))
     first = bisect.bisect_left(steps, lengths[-1])
@@ -334,7 +334,7 @@ def _divided(lengths: list[int], most: int, cost: Callable[[int, int], float]) -
 
 
 def _rows(needed: int, most: int, ways: int) -> int:
-    """Rows of a batch, a multiple of `ways`: as many as can be, or, if few are needed, so that they fill their batches."""
+    """Return the rows of a batch, a multiple of `ways`: the maximum, or a size that few rows fill well."""
     if needed >= 16 * most:
         return most
     sizes = range(_multiple(max(1, min(needed, most // 2)), ways), most + 1, ways)
@@ -346,5 +346,5 @@ def _power(n: int) -> int:
 
 
 def _multiple(n: int, of: int) -> int:
-    """The least multiple that is not below n."""
+    """Return the least multiple of `of` that is at least n."""
     return -(-n // of) * of

@@ -51,7 +51,7 @@ def test_a_difference_by_hand(tmp_path):
     back = compare.compare(after, before)
     assert row_of(back)["difference"] == pytest.approx(-0.6) and row_of(back)["better"] is False
     assert [(r["task"], r["metric"]) for r in compare.worse(back)] == [("mmlu", "acc")]
-    assert "went from 0.8 to 0.2 (-0.6, p = 0.031" in compare.told(compare.worse(back)[0])
+    assert "went from 0.8 to 0.2 (-0.6, p = 0.031" in compare.change_line(compare.worse(back)[0])
     assert compare.worse(back, tolerance=0.7) == compare.worse(back, alpha=0.01) == []
     assert compare.worse(compare.compare(before, after)) == compare.worse(compare.compare(before, before)) == []
 
@@ -105,7 +105,7 @@ def test_figures_that_no_item_has(tmp_path):
 def test_a_figure_that_is_no_longer_known_is_a_regression(tmp_path):
     before, after = run(tmp_path / "a", [1.0, 0.0]), run(tmp_path / "b", [None, None], acc=None)
     (lost,) = compare.worse(compare.compare(before, after))
-    assert compare.told(lost) == "mmlu: acc was 0.5 and is no longer known"
+    assert compare.change_line(lost) == "mmlu: acc was 0.5 and is no longer known"
 
 
 def test_tasks_of_one_run_alone(tmp_path):

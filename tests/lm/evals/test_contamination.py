@@ -12,7 +12,7 @@ from data.text.split import survey
 from data.text.tokenizer import train
 from lm.errors import UserError
 from lm.evals import contamination
-from lm.evals.contamination import Item, check, of_samples, query
+from lm.evals.contamination import BenchmarkItem, check, of_samples, query
 
 WORDS = [f"{a}{b}" for a in "bcdfgklmnprst" for b in ("a", "e", "i", "o", "u", "an", "en", "or")]
 
@@ -39,7 +39,9 @@ def test_as_a_plain_search_has_it():
     for i in range(60):
         words = texts[i % 20].split()
         begin, length = draws.randrange(280), draws.randrange(0, 30)
-        items.append(Item("t", i, " ".join([text(draws.randrange(20), i + 999), *words[begin : begin + length], "end"])))
+        items.append(
+            BenchmarkItem("t", i, " ".join([text(draws.randrange(20), i + 999), *words[begin : begin + length], "end"]))
+        )
     found = check(items, texts)
     assert {one["dirty"] for one in found} == {True, False, None}
     for item, one in zip(items, found, strict=True):
@@ -61,19 +63,19 @@ def test_thresholds():
         "": None,
         " ".join(words).upper().replace(" ", ", "): True,  # case and punctuation do not matter
     }
-    found = check([Item("t", i, case) for i, case in enumerate(cases)], corpus)
+    found = check([BenchmarkItem("t", i, case) for i, case in enumerate(cases)], corpus)
     assert [one["dirty"] for one in found] == list(cases.values())
     assert found[0]["matched"] == [" ".join(words)] and found[4]["matched"] == [" ".join(words[:8])]
-    assert [one["dirty"] for one in check([Item("t", 0, " ".join(words))], [])] == [False]
+    assert [one["dirty"] for one in check([BenchmarkItem("t", 0, " ".join(words))], [])] == [False]
     assert check([], corpus) == []
 
 
 def test_equal_hashes_are_not_equal_words(monkeypatch):
     monkeypatch.setattr(contamination.xxhash, "xxh3_64_intdigest", len)  # all words of one length are alike
     words = text(20, 1)
-    (found,) = check([Item("t", 0, words)], [re.sub(r"\w", "z", words)])
+    (found,) = check([BenchmarkItem("t", 0, words)], [re.sub(r"\w", "z", words)])
     assert found["dirty"] is False and found["overlap"] == 0
-    (found,) = check([Item("t", 0, words)], [words[::-1] + " " + words])
+    (found,) = check([BenchmarkItem("t", 0, words)], [words[::-1] + " " + words])
     assert found["dirty"] is True
 
 
@@ -106,7 +108,7 @@ def test_training_text_from_files_and_from_a_packed_dataset(tmp_path):
     folder = tmp_path / "corpus"
     folder.mkdir()
     (folder / "a.jsonl").write_text("".join(json.dumps({"text": document}) + "\n" for document in documents))
-    items = [Item("t", i, document[:150]) for i, document in enumerate(documents)]
+    items = [BenchmarkItem("t", i, document[:150]) for i, document in enumerate(documents)]
     assert all(one["dirty"] for one in check(items, contamination.texts(folder)))
 
     workdir, sources = tmp_path / "run", open_sources(str(folder))
