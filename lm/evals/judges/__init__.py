@@ -1,1 +1,1 @@
-"""Who grades an answer: rules, a classifier of our own, or a model behind an endpoint."""
+"""Judges that grade answers: rules, our own classifier, or a model behind an endpoint."""

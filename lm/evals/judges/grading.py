@@ -1,6 +1,6 @@
-"""A model as judge of an answer: is it right, given what is known to be right?
+"""Grade answers with a judge model, given the known right (and wrong) answers.
 
-A judge that fails, or says nothing clear, is a third state, "unknown", and nobody takes it for "wrong".
+A judge that fails or gives no clear grade returns "unknown", which is never counted as "wrong".
 """
 
 import hashlib
@@ -36,7 +36,7 @@ WRONG = """<wrong-{mark}>
 
 
 class Case(NamedTuple):
-    """right, wrong: answers known to be so; wrong may be empty."""
+    """right, wrong: answers known to be right or wrong; wrong may be empty."""
 
     question: str
     right: Sequence[str]
@@ -50,12 +50,12 @@ class Grade(NamedTuple):
 
 
 def graded(cases: Sequence[Case], chat: Chat) -> list[Grade]:
-    """A grade of each case. One whose reply is missing, or in which no grade or two different ones stand, is unknown."""
+    """Return a grade for each case. It is unknown if the reply is missing or holds no grade or two different ones."""
     return [parsed(reply) for reply in chat([[{"role": "user", "content": asked(case)}] for case in cases])]
 
 
 def asked(case: Case) -> str:
-    # The mark depends on all texts, so none can hold its own end.
+    # The mark depends on all texts, so no text can contain its own end mark.
     mark = hashlib.sha256("\0".join(map(str, case)).encode("utf-8", "replace")).hexdigest()[:12]
     right, wrong = ("\n".join(f"- {one}" for one in some) for some in (case.right, case.wrong))
     return QUESTION.format(
@@ -69,7 +69,7 @@ def asked(case: Case) -> str:
 
 
 def parsed(reply: Reply) -> Grade:
-    """The grade in a reply: its JSON objects {"grade", "reason"}, if they agree."""
+    """Return the grade in a reply: its JSON objects {"grade", "reason"}, if they agree."""
     if reply.text is None:
         return Grade("unknown", reply.problem)
     said = [value for value in objects(reply.text) if value.get("grade") in ("right", "wrong")]

@@ -1,7 +1,7 @@
-"""Which of two texts is better? A model is asked twice, with the two in either order, since models favour a place.
+"""Ask a judge model which of two texts is better, in both orders, because models prefer one position.
 
-Only a preference that holds in both orders counts; otherwise it is a tie, and told as inconsistent. A reply that fails makes
-the preference unknown (Zheng et al. 2023, "Judging LLM-as-a-Judge", section 3.4).
+Only a preference that holds in both orders counts; otherwise it is a tie, marked as inconsistent. If a reply fails, the
+preference is unknown (Zheng et al. 2023, "Judging LLM-as-a-Judge", section 3.4).
 """
 
 import hashlib
@@ -31,7 +31,7 @@ contradict itself? Length does not count. First think, in a sentence or two. The
 
 
 class Preference(NamedTuple):
-    """consistent: whether both orders said the same."""
+    """consistent: whether both orders gave the same preference."""
 
     better: Literal["first", "second", "tie", "unknown"]
     consistent: bool
@@ -39,7 +39,7 @@ class Preference(NamedTuple):
 
 
 def preferences(chat: Chat, contexts: Sequence[str], firsts: Sequence[str], seconds: Sequence[str]) -> list[Preference]:
-    """Of each pair of continuations which one is better. A chat that raises or miscounts its replies makes all unknown."""
+    """Return the preference of each pair of continuations. If the chat raises or miscounts its replies, all are unknown."""
     cases = list(zip(contexts, firsts, seconds, strict=True))
     if not cases:
         return []
@@ -58,7 +58,7 @@ def asked(context: str, a: str, b: str) -> list[dict]:
 
 
 def joined(straight: Reply, swapped: Reply) -> Preference:
-    """One preference of the replies to both orders; in the second, A is the second text."""
+    """Return one preference from the replies to both orders. In the second order, A is the second text."""
     one = {"A": "first", "B": "second"}.get(said := _better(straight), said)
     other = {"A": "second", "B": "first"}.get(said := _better(swapped), said)
     if "unknown" in (one, other):
@@ -70,6 +70,6 @@ def joined(straight: Reply, swapped: Reply) -> Preference:
 
 
 def _better(reply: Reply) -> str:
-    """A, B, tie or unknown."""
+    """Return "A", "B", "tie" or "unknown"."""
     said = {str(value["better"]) for value in objects(reply.text or "") if "better" in value}
     return said.pop() if len(said) == 1 and said <= {"A", "B", "tie"} else "unknown"

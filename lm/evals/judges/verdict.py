@@ -1,4 +1,4 @@
-"""What a judge says of an answer."""
+"""The verdict of a judge on an answer."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
@@ -9,5 +9,5 @@ class Verdict(NamedTuple):
     reason: str
 
 
-# judge(prompts, responses, hazards), all of one length -> a verdict on each.
+# judge(prompts, responses, hazards), all of one length -> one verdict for each.
 Judge = Callable[[Sequence[str], Sequence[str], Sequence[str]], list[Verdict]]

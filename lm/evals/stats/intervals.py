@@ -1,8 +1,8 @@
-"""How sure is a figure? Intervals of 95 %, of items that may come in groups, and a permutation test.
+"""95 % intervals of metrics over items that may come in groups, and a permutation test.
 
-Items that vary one template are not independent. Where they come in groups, n items are taken for n / deff: the design effect
-deff is the variance of the mean with whole groups as the units over the one with items as the units (Kish 1965).
-All draws have a fixed seed, and depend on the values alone, not on their order.
+Items that vary one template are not independent. Then n items count as n / deff. The design effect deff is the variance of the
+mean with whole groups as units, divided by the variance with items as units (Kish 1965).
+All random draws have a fixed seed and depend only on the values, not on their order.
 """
 
 import math
@@ -24,9 +24,9 @@ def named(name: str, interval: Interval) -> dict[str, float | None]:
 
 
 def wilson(hits: int, n: int, z: float = Z) -> tuple[float, float]:
-    """The score interval of a binomial share (Wilson 1927): all p with |hits/n − p| ≤ z·√(p(1−p)/n). z: 95 % by default.
+    """Return the score interval of a binomial share (Wilson 1927): all p with |hits/n − p| ≤ z·√(p(1−p)/n).
 
-    (0, 1) without trials: nothing is known.
+    Without trials it is (0, 1).
     """
     if not n:
         return 0.0, 1.0
@@ -37,11 +37,11 @@ def wilson(hits: int, n: int, z: float = Z) -> tuple[float, float]:
 
 
 def effective(values: Sequence[float], groups: Sequence[Hashable] | None = None) -> float:
-    """How many independent items tell as much as these: n / deff · (z/t)².
+    """Return the effective number of independent items: n / deff · (z/t)².
 
-    deff = (G/(G−1) · Σ_g (Σ_{i in g} (y_i − ȳ))²) / (n/(n−1) · Σ_i (y_i − ȳ)²), of G groups. z/t, of the normal and of
-    Student's distribution with G − 1 degrees of freedom, makes up for few groups (Korn and Graubard 1998). n where deff is not
-    above 1, or cannot be told.
+    deff = (G/(G−1) · Σ_g (Σ_{i in g} (y_i − ȳ))²) / (n/(n−1) · Σ_i (y_i − ȳ)²) for G groups. z and t are the 97.5 % points of
+    the normal distribution and of Student's with G − 1 degrees of freedom; z/t corrects for few groups (Korn and Graubard
+    1998). The result is n if deff ≤ 1 or deff is undefined.
     """
     n = len(values)
     totals: dict[Hashable, float] = {}
@@ -57,7 +57,7 @@ def effective(values: Sequence[float], groups: Sequence[Hashable] | None = None)
 
 
 def of_share(hits: Sequence[float], groups: Sequence[Hashable] | None = None) -> Interval:
-    """Of the share that a mean of values 0…1 is: the score interval (Wilson 1927) at the effective number of items."""
+    """Return the score interval (Wilson 1927) of the mean of values 0…1, at the effective number of items."""
     if not hits:
         return NOTHING
     n = effective(hits, groups)
@@ -65,8 +65,10 @@ def of_share(hits: Sequence[float], groups: Sequence[Hashable] | None = None) ->
 
 
 def of_signs(signs: Sequence[float], groups: Sequence[Hashable] | None = None) -> Interval:
-    """Of a mean of values −1…1: the adjusted Wald interval, with one more +1 and one more −1 (Bonett and Price 2012, of
-    differences of paired shares), so that a few items which are all alike do not pass for certain. Within −1…1."""
+    """Return the adjusted Wald interval of a mean of values −1…1, within −1…1.
+
+    It adds one +1 and one −1 (Bonett and Price 2012, for differences of paired shares), so that a few equal items do not give
+    an interval of width 0."""
     if not signs:
         return NOTHING
     n = effective(signs, groups)
@@ -80,15 +82,15 @@ def of_signs(signs: Sequence[float], groups: Sequence[Hashable] | None = None) -
 def resampled(
     name: str, units: Sequence[np.ndarray], statistic: Callable[[np.ndarray], np.ndarray], draws: int = DRAWS, seed: int = 0
 ) -> dict[str, float | None]:
-    """A figure as results have it, its standard error and interval by the bootstrap over units (Efron 1979).
+    """Return {name: value, name_stderr, name_low, name_high}, with errors from the bootstrap over units (Efron 1979).
 
-    The interval has the ends that make up for few units (Hesterberg 2015, expanded percentiles): the quantiles at
-    Φ(±√(n/(n−1)) · t), t the 97.5 % point of Student's distribution with n − 1 degrees of freedom.
+    The interval corrects for few units (Hesterberg 2015, expanded percentiles): its ends are the quantiles at
+    Φ(±√(n/(n−1)) · t), with t the 97.5 % point of Student's distribution with n − 1 degrees of freedom.
 
     Args:
-      units: arrays [n, K] of what is known of each unit. Several are strata: each is resampled by itself, and the mean is the
-        mean of their means.
-      statistic: of means [B, K] its values [B]; those that are not finite are left out, as a figure None.
+      units: arrays [n, K], one row per unit. Several arrays are strata: each is resampled separately, and the mean is the mean
+        of their means.
+      statistic: maps means [B, K] to values [B]. Values that are not finite are left out; as the result they become None.
     """
     units = [array for array in units if len(array)]
     n = sum(len(array) for array in units)
@@ -108,7 +110,7 @@ def resampled(
 
 
 def _means(units: Sequence[np.ndarray], draws: int, seed: int) -> np.ndarray:
-    """[draws, K]. Units that are alike are drawn together: how often each is drawn is multinomial."""
+    """Return resampled means [draws, K]. Equal units are drawn together, with multinomial counts."""
     random = np.random.default_rng(seed)
     arrays = [np.unique(array, axis=0, return_counts=True) for array in units]
     arrays.sort(key=lambda array: (array[0].tolist(), array[1].tolist()))
@@ -125,11 +127,11 @@ def _means(units: Sequence[np.ndarray], draws: int, seed: int) -> np.ndarray:
 def permuted(
     values: Sequence[float], labels: Sequence[int], strata: Sequence[Hashable] | None = None, draws: int = DRAWS, seed: int = 0
 ) -> tuple[list[float], float]:
-    """Had the labels nothing to do with the values, how often would they differ as much? (Fisher's permutation test)
+    """Test whether labels are independent of values (Fisher's permutation test).
 
-    Labels 0…G−1, at least two, change places within strata. Each p is (1 + draws at least as far) / (1 + draws).
+    Labels 0…G−1, at least two, are permuted within strata. p = (1 + draws at least as extreme) / (1 + draws).
 
-    Returns: p of each label, of |its mean − the mean of all others|, and p of the highest mean − the lowest.
+    Returns: p for each label, of |its mean − the mean of all others|, and p for the highest mean − the lowest.
     """
     order = sorted(range(len(values)), key=lambda i: (str(strata[i]) if strata else "", labels[i], values[i]))
     y, label = np.array([values[i] for i in order], np.float64), np.array([labels[i] for i in order])
@@ -138,14 +140,14 @@ def permuted(
     G = int(label.max()) + 1
     sizes = np.bincount(label, minlength=G)
 
-    def told(label: np.ndarray) -> np.ndarray:
+    def spreads(label: np.ndarray) -> np.ndarray:
         sums = np.bincount(label, weights=y, minlength=G)
         means = sums / sizes
         others = (y.sum() - sums) / (len(y) - sizes)
         return np.append(np.abs(means - others), means.max() - means.min())
 
-    found, hits, random = told(label), np.ones(G + 1), np.random.default_rng(seed)
+    found, hits, random = spreads(label), np.ones(G + 1), np.random.default_rng(seed)
     for _ in range(draws):
-        hits += told(label[np.lexsort((random.random(len(y)), stratum))]) >= found - 1e-12
+        hits += spreads(label[np.lexsort((random.random(len(y)), stratum))]) >= found - 1e-12
     p = hits / (1 + draws)
     return p[:-1].tolist(), float(p[-1])

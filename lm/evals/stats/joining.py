@@ -1,24 +1,24 @@
-"""Saved answers joined to the items that they answer. What cannot be joined is named and counted, and not scored.
+"""Join saved answers to items. Rows that cannot be joined are listed and counted, and not scored.
 
-A row that could not be read at all comes as {"malformed": why}, so that the rows behind it keep their numbers.
+An unreadable row comes in as {"malformed": why}, so that later rows keep their numbers.
 """
 
 import math
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeVar
 
-EXAMPLES = 5  # of each kind of problem are told
+EXAMPLES = 5  # listed for each kind of problem
 SHOWN = 120  # characters of an example
 
 Item, Answer = TypeVar("Item"), TypeVar("Answer")
 
 
 class Malformed(ValueError):
-    """Why an item or an answer cannot be used."""
+    """An item or an answer that cannot be used; the message says why."""
 
 
 class Problems:
-    """What went wrong: kind -> how often, and the first few examples."""
+    """Counts problems by kind, and keeps the first few examples of each."""
 
     def __init__(self):
         self.kinds: dict[str, dict] = {}
@@ -38,14 +38,14 @@ def join(
     read_item: Callable[[int, dict], tuple[Sequence[Hashable], Item]],
     read_answer: Callable[[dict], tuple[Hashable, Answer]],
 ) -> tuple[list[tuple[Item, Answer]], int]:
-    """The items that one answer names, each with it, in the order of the items; and how many none names.
+    """Return (the pairs of an item and its answer, in the order of the items, the number of items without an answer).
 
-    What is named twice cannot be told apart: neither items with the same key nor an item with several answers are scored.
+    Ambiguous rows are not scored: items with the same key, and items with several answers.
 
     Args:
-        read_item: of a row's number and the row, the keys that an answer may call it by, of which the last is its own alone,
-            and what is to be returned of it.
-        read_answer: the key of the item that it answers, and what is to be returned of it. Both raise Malformed.
+        read_item: maps a row's number and the row to the keys that an answer may use, and the value to return. The last key
+            must be unique to the item.
+        read_answer: maps an answer to the key of its item, and the value to return. Both raise Malformed.
     """
     read, named, owners = {}, {}, {}
     for row, item in enumerate(items):
@@ -59,7 +59,7 @@ def join(
             named.setdefault(key, []).append(row)
     for key, rows in owners.items():
         if len(rows) > 1:
-            problems.add("duplicate_items", f"{shown(key)}: rows {', '.join(map(str, rows))}")
+            problems.add("duplicate_items", f"{key_text(key)}: rows {', '.join(map(str, rows))}")
             for row in rows:
                 del read[row]
     given: dict[int, list[Answer]] = {}
@@ -74,11 +74,11 @@ def join(
             given.setdefault(rows[0], []).append(value)
         else:
             kind = "answers_for_several_items" if rows else "answers_for_unknown_items"
-            problems.add(kind, f"answer {number}: {shown(key)}")
+            problems.add(kind, f"answer {number}: {key_text(key)}")
     keys = {rows[0]: key for key, rows in owners.items()}
     for row, values in given.items():
         if len(values) > 1:
-            problems.add("duplicate_answers", f"{shown(keys[row])}: {len(values)} answers")
+            problems.add("duplicate_answers", f"{key_text(keys[row])}: {len(values)} answers")
     pairs = [(read[row], given[row][0]) for row in sorted(given) if len(given[row]) == 1]
     return pairs, sum(row not in given for row in read)
 
@@ -86,9 +86,9 @@ def join(
 def by_id(
     items: Sequence[dict], answers: Sequence[dict], problems: Problems, read_item: Callable[[dict], Item]
 ) -> tuple[list[tuple[str, Item, str]], int]:
-    """`join` of answers {"id", "response"} to items by their `id`, or, if they have none, by the number of the row from 0.
+    """`join` answers {"id", "response"} to items by `id` or, if an item has none, by its row number from 0.
 
-    Returns: (id, what read_item made of the item, the response) of each item with an answer; and how many have none.
+    Returns: (id, result of read_item, response) for each item with an answer, and the number of items without one.
     """
 
     def read_one(row: int, item: dict) -> tuple[Sequence[str], tuple[str, Item]]:
@@ -114,7 +114,7 @@ def present(row: dict, name: str) -> Any:
 
 
 def text(row: dict, name: str) -> str:
-    """The value of a key that must be a string."""
+    """Return the value of a key that must hold a string."""
     value = present(row, name)
     if not isinstance(value, str):
         raise Malformed(f"{name!r} is a {type(value).__name__}, not a text")
@@ -122,7 +122,7 @@ def text(row: dict, name: str) -> str:
 
 
 def key(row: dict, name: str) -> str:
-    """The value of a key that names something, as a string: 7, 7.0 and "7" are the same name."""
+    """Return the value of a key that holds a name, as a string: 7, 7.0 and "7" are the same name."""
     value = whole(present(row, name))
     if isinstance(value, bool) or not isinstance(value, int | str):
         raise Malformed(f"{name!r} is a {type(value).__name__}, which names nothing")
@@ -130,9 +130,9 @@ def key(row: dict, name: str) -> str:
 
 
 def whole(value: Any) -> Any:
-    """Tables that lack a value somewhere write all their integers as 7.0."""
+    """Return a whole float as an int: a table with missing values writes all its integers as 7.0."""
     return int(value) if isinstance(value, float) and math.isfinite(value) and value.is_integer() else value
 
 
-def shown(key: Hashable) -> str:
+def key_text(key: Hashable) -> str:
     return ", ".join(str(part) for part in key if part is not None) if isinstance(key, tuple) else str(key)

@@ -1,6 +1,6 @@
-"""What a figure of an evaluation says: whether more of it is better, what it would ideally be, on which scale it lies.
+"""Properties of metrics by name: direction, ideal value, scale; and functions over a task's results.
 
-Metrics are told by their names; one that no table names is a share of right answers, of which more is better.
+A metric that no table lists is a share of right answers: higher is better.
 """
 
 import math
@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from lm.evals.stats.significance import Z
 
-# Shell patterns of metrics' names; the first table that has one decides.
+# Shell patterns of metric names. The first table with a match decides.
 NEUTRAL = (
     "*length*",
     "*tokens*",
@@ -66,7 +66,7 @@ LOWER_IS_BETTER = (
     "*magnitude*",
     "likelihood_diff*",
 )
-# Scales that a value does not tell: without ends, from −1, to 100. All others are shares if they are in 0…1.
+# Scales that cannot be told from a value: unbounded, −1…1, 0…100. Any other metric in 0…1 is a share.
 OPEN = (
     "*perplexity*",
     "*bits_per_*",
@@ -83,19 +83,19 @@ OPEN = (
 )
 SIGNED = ("truthful_score*", "regard", "*bias_score*")
 PERCENT = ("ss", "lms", "icat")
-BESIDE = ("_stderr", "_low", "_high", "_interval", "_p")  # what a metric is accompanied by
+BESIDE = ("_stderr", "_low", "_high", "_interval", "_p")  # suffixes of values that accompany a metric
 NO_METRIC = ("chance", "low", "high", "at_most", "p")
 
 Scale = Literal["share", "signed", "percent", "open"]  # 0…1, −1…1, 0…100, any
 
 
 def ideal(metric: str) -> float | None:
-    """What the metric would be of a model without fault, where that is in the middle."""
+    """Return the value of a perfect model for a metric whose ideal is in the middle of its scale, else None."""
     return next((value for pattern, value in IDEAL.items() if fnmatchcase(metric, pattern)), None)
 
 
 def badness(metric: str, value: float) -> float | None:
-    """A number that is the smaller the better the value is, in the metric's units; None for a metric without a direction."""
+    """Return a number, in the metric's units, that is smaller for better values; None if the metric has no direction."""
     if _is(metric, NEUTRAL):
         return None
     if (middle := ideal(metric)) is not None:
@@ -114,7 +114,7 @@ def scale(metric: str, value: float) -> Scale:
 
 
 def level(metric: str, value: float, chance: float | None = None) -> float | None:
-    """Where a value lies between the worst (or chance, where it is known) and the best: 0…1. None without such ends."""
+    """Return where a value lies in 0…1 between the worst (or chance, if known) and the best; None on an open scale."""
     kind, bad = scale(metric, value), badness(metric, value)
     if kind == "open" or bad is None:
         return None
@@ -130,8 +130,8 @@ def level(metric: str, value: float, chance: float | None = None) -> float | Non
 
 
 def metrics(result: Mapping[str, Any]) -> list[str]:
-    """The metrics of a task's results, in their order: floats, and what stands beside an error or an interval though it is
-    None."""
+    """Return the names of the metrics in a task's results, in order: floats, and values (even None) that have an error or an
+    interval beside them."""
     return [
         key
         for key, value in result.items()
@@ -142,7 +142,7 @@ def metrics(result: Mapping[str, Any]) -> list[str]:
 
 
 def main_metric(result: Mapping[str, Any]) -> str | None:
-    """The metric that a task stands for: what its results name as "main", else the first that is known, else the first."""
+    """Return a task's main metric: its results' "main", else the first with a known value, else the first."""
     names = metrics(result)
     if result.get("main") in names:
         return result["main"]
@@ -150,13 +150,14 @@ def main_metric(result: Mapping[str, Any]) -> str | None:
 
 
 def interval(result: Mapping[str, Any], metric: str) -> tuple[float, float] | None:
-    """The 95 % interval of a figure: the one that stands beside it, else 1.96 standard errors to each side, within the scale's
-    ends. Of a share of 0 or 1, whose standard error is 0 and says nothing, Wilson's."""
+    """Return a metric's 95 % interval: the given one, else ±1.96 standard errors within the ends of the scale.
+
+    A share of 0 or 1 has a standard error of 0, which says nothing; it gets Wilson's interval."""
     value = result.get(metric)
     if not is_number(value):
         return None
     given = result.get(f"{metric}_interval") or (result.get(f"{metric}_low"), result.get(f"{metric}_high"))
-    if metric == "rate":  # as lm/evals/redteam/safety_eval.py has shares
+    if metric == "rate":  # the names that lm/evals/redteam/safety_eval.py uses
         given = (result.get("low"), result.get("high"))
     if len(given) == 2 and all(map(is_number, given)):
         return given[0], given[1]
@@ -171,7 +172,7 @@ def interval(result: Mapping[str, Any], metric: str) -> tuple[float, float] | No
 
 
 def tasks(results: Mapping[str, Any]) -> dict[str, dict]:
-    """The tasks of a results.json: what has a count of items; the rest tells of the run."""
+    """Return the tasks of a results.json: the entries with a count of items."""
     return {name: value for name, value in results.items() if isinstance(value, Mapping) and "n" in value}
 
 
@@ -184,7 +185,7 @@ def _is(metric: str, patterns: tuple[str, ...]) -> bool:
 
 
 def mean(name: str, values: Sequence[float]) -> dict[str, float | None]:
-    """{name: their mean, name_stderr: sample standard deviation / √n}; None where too few values tell nothing."""
+    """Return {name: mean, name_stderr: sample standard deviation / √n}; None if there are too few values."""
     n = len(values)
     if not n:
         return {name: None, f"{name}_stderr": None}

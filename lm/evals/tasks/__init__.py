@@ -1,1 +1,1 @@
-"""Benchmarks by name: specs/*.yaml say what a task asks, the modules here run each kind of them."""
+"""Benchmarks by name: specs/*.yaml declare the tasks, and each module here runs one kind of task."""

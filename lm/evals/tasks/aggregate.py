@@ -1,4 +1,4 @@
-"""The figures of a task over its items, and of each of its groups; and what tells two runs apart."""
+"""Metrics of a task over its items and over each group, and the versions that distinguish two runs."""
 
 import hashlib
 import json
@@ -10,15 +10,16 @@ from lm.errors import UserError
 from lm.evals.outcome import TaskSettings, summed_up
 from lm.evals.stats.joining import Problems
 from lm.evals.stats.measures import mean
-from lm.evals.tasks.documents import Documents, Item
+from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.spec import Types, check
 
 PLURALS = {"category": "categories"}
 
 
 def metrics_of(name: str, spec: Mapping[str, Any], known: Mapping[str, Mapping[str, Types]]) -> dict[str, dict[str, Any]]:
-    """metric_list as {metric: its options}; an entry is a name, or {metric: name, option: value}. known: the options that each
-    metric takes, and their types. Raises UserError."""
+    """Return metric_list as {metric: options}. An entry is a name, or {metric: name, option: value}.
+
+    known: {metric: {option: type}}. Raises UserError."""
     metrics = {}
     for entry in spec.get("metric_list") or []:
         options = {"metric": entry} if isinstance(entry, str) else dict(entry) if isinstance(entry, dict) else {}
@@ -33,8 +34,10 @@ def metrics_of(name: str, spec: Mapping[str, Any], known: Mapping[str, Mapping[s
 
 
 def summary(samples: Sequence[dict], metrics: Sequence[str], problems: Problems, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """Means over the samples; with `group_by`, those of each group under its plural, and METRIC_macro, the mean over groups,
-    whose standard error is √Σ stderr² / groups; with `areas` {area: groups}, those of each area."""
+    """Return means over the samples.
+
+    With `group_by`, add the results of each group under its plural, and METRIC_macro, the mean over groups, with standard error
+    √Σ stderr² / groups. With `areas` {area: groups}, add the results of each area."""
     results = summed_up(samples, metrics, problems)
     if not spec.get("group_by"):
         return results
@@ -60,14 +63,14 @@ def _means(samples: Sequence[dict], metrics: Sequence[str]) -> dict[str, Any]:
     return figures | {"n": len(samples)}
 
 
-def about(name: str, spec: Mapping[str, Any], item: Item, documents: Documents) -> dict[str, Any]:
-    """What every sample begins with: of which task and item it is; its group also under the key that groups are made by."""
+def about(name: str, spec: Mapping[str, Any], item: TaskItem, documents: Documents) -> dict[str, Any]:
+    """Return the first fields of every sample: its task and item, and its group, also under the key that defines groups."""
     group = {"group": item.group, spec["group_by"]: item.group} if spec.get("group_by") else {}
     return {"task": name, "doc_id": item.id, **group, "split": documents.versions["split"]}
 
 
 def versions_of(spec: Mapping[str, Any], settings: TaskSettings, documents: Documents) -> dict[str, Any]:
-    """Those of the documents, and of all that the prompts are made by."""
+    """Return the versions of the documents, and a digest of everything that the prompts depend on."""
     made_by = [dict(spec), settings.chat, settings.system, settings.fewshot_as_multiturn, settings.seed, documents.num_fewshot]
     text = json.dumps(made_by, sort_keys=True, ensure_ascii=True, default=str)
     return documents.versions | {"prompts": "sha256:" + hashlib.sha256(text.encode()).hexdigest()}

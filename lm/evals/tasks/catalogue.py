@@ -1,7 +1,7 @@
-"""Tasks by name: a declarative file of lm/evals/tasks/specs, or the user's own, and the data that it names.
+"""Find tasks by name: a file in lm/evals/tasks/specs or the user's own, and its data.
 
-A task file is YAML: `kind` says which module below reads the rest of it. The same name may stand several times with other
-settings only through files of one's own.
+A task file is YAML; `kind` selects the module that reads the rest. To run one task twice with different settings, write files
+with different names.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from lm.evals.outcome import Task, TaskSettings
 
 FOLDER = Path(__file__).parent / "specs"
 
-# Of each kind of task, the module whose build(name, spec, settings) makes it; imported when it is asked for.
+# {kind of task: the module whose build(name, spec, settings) makes it}. A module is imported when it is first needed.
 KINDS = {
     "choice": "lm.evals.tasks.choice",
     "generation": "lm.evals.tasks.generation",
@@ -39,9 +39,9 @@ KINDS = {
 
 
 def open_task(name: str, settings: TaskSettings) -> Task:
-    """The task of that name, or of a path to a .yaml file; harness:NAME or harness:FILE.yaml is lm-evaluation-harness's.
+    """Open a task by its name or the path of a .yaml file. harness:NAME and harness:FILE.yaml open lm-evaluation-harness's.
 
-    Raises: UserError for a name that there is not and for a file that cannot be used.
+    Raises: UserError for an unknown name or an invalid file.
     """
     if name.startswith("harness:"):
         from lm.evals.tasks import harness
@@ -58,7 +58,7 @@ def path_of(name: str) -> Path:
 
 
 def text_of(name: str) -> str:
-    """What the task's file says; of a task of the harness without one, its name."""
+    """Return the text of the task's file; for a harness task without one, its name."""
     path = path_of(name)
     return path.read_text(encoding="utf-8") if path.is_file() else name
 

@@ -1,12 +1,12 @@
-"""Choices by likelihood: which continuation of a context does the model find most likely?
+"""Multiple choice by likelihood: which continuation of a context is the most likely?
 
-With doc_to_choice an item has choices, and its metrics are, of the choices' log-likelihoods ℓ given the context:
-  acc              argmax ℓ is right; acc_norm: argmax ℓ / characters, acc_bytes: ℓ / UTF-8 bytes, of the choice without the
-                   delimiter before it; acc_per_token: ℓ / tokens, of both
-  acc_mutual_info  argmax ℓ(choice | context) − ℓ(choice | nothing); asks for likelihoods twice
+With doc_to_choice an item has choices. The metrics use the choices' log-likelihoods ℓ given the context:
+  acc              argmax ℓ is right; acc_norm: argmax ℓ / characters, acc_bytes: argmax ℓ / UTF-8 bytes, both of the choice
+                   without its delimiter; acc_per_token: argmax ℓ / tokens, with the delimiter
+  acc_mutual_info  argmax ℓ(choice | context) − ℓ(choice | nothing); needs likelihoods twice
   mc1, mc2         of TruthfulQA (Lin et al. 2022): argmax ℓ is right; Σ p of the right choices / Σ p of all
-Of equal ones the first counts, as in lm-evaluation-harness, whose figures these are. Without doc_to_choice the target is the
-one continuation: acc, whether each of its tokens was the most likely one, and perplexity, exp of minus the mean ℓ.
+In a tie the first choice counts, as in lm-evaluation-harness, which defines these metrics. Without doc_to_choice the target is
+the only continuation. Then acc is whether each of its tokens was the most likely one, and perplexity is exp(−mean ℓ).
 """
 
 import math
@@ -20,7 +20,7 @@ from lm.evals.stats.measures import mean
 from lm.evals.subject import Continuation, Likelihood, Subject
 from lm.evals.tasks import documents, prompting
 from lm.evals.tasks.aggregate import about, metrics_of, summary, versions_of
-from lm.evals.tasks.documents import Documents, Item
+from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.prompting import Prompts
 from lm.evals.tasks.spec import check, settled
 
@@ -28,7 +28,7 @@ KEYS = documents.KEYS | prompting.KEYS | {"metric_list": list, "areas": dict}
 
 
 class Scores(NamedTuple):
-    """Of one item: ℓ of each choice, ℓ of it after nothing (or none), the right ones, and the choices' lengths."""
+    """Scores of one item: ℓ of each choice, ℓ of each without context (or empty), right choices, choices, tokens per choice."""
 
     logps: Sequence[float]
     alone: Sequence[float]
@@ -58,9 +58,9 @@ CONTINUATION_METRICS = ("acc", "perplexity")
 
 
 class Question(NamedTuple):
-    """An item as it is put to the model. right: numbers of the choices; choices: as texts, without a delimiter."""
+    """An item and its requests. right: indices of the right choices. choices: as texts, without the delimiter."""
 
-    item: Item
+    item: TaskItem
     contexts: list[prompting.Context]
     choices: list[str]
     right: list[int]
@@ -68,7 +68,7 @@ class Question(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """The task of a file of kind choice."""
+    """A task of kind choice."""
 
     name: str
     spec: Mapping[str, Any]
@@ -91,8 +91,8 @@ class Choice(NamedTuple):
         samples = [self.sample(question, [next(answers) for _ in question.requests], problems) for question in questions]
         return Outcome(self.summary(samples, problems), samples)
 
-    def question(self, item: Item, subject: Subject) -> Question:
-        """Raises: Malformed, and of its kinds OutOfRange."""
+    def question(self, item: TaskItem, subject: Subject) -> Question:
+        """Return an item's question and requests. Raises: Malformed, or its subclass OutOfRange."""
         contexts = self.prompts.contexts(item, subject)
         with prompting.reading():
             choices, answer = self.prompts.form.choices(item.doc), self.prompts.form.answer(item.doc)
@@ -162,7 +162,7 @@ class Choice(NamedTuple):
 
 
 def build(name: str, spec: dict, settings: TaskSettings) -> Choice:
-    """Raises: UserError, for a key that is wrong, and for data that there is not."""
+    """Build the task. Raises: UserError for an invalid key or missing data."""
     spec = settled(spec, settings)
     check(name, spec, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
     known = METRICS if spec.get("doc_to_choice") is not None else CONTINUATION_METRICS
@@ -175,12 +175,12 @@ def build(name: str, spec: dict, settings: TaskSettings) -> Choice:
 
 
 def best(values: Sequence[float]) -> int:
-    """The number of the largest; of equal ones, of the first."""
+    """Return the index of the largest value, the first in a tie."""
     return max(range(len(values)), key=values.__getitem__)
 
 
 class OutOfRange(Malformed):
-    """There is no such choice."""
+    """The target is not one of the choices."""
 
 
 def _right(answer: Any, choices: Sequence[str]) -> list[int]:
@@ -198,6 +198,6 @@ def _right(answer: Any, choices: Sequence[str]) -> list[int]:
 
 
 def _share(sample: dict) -> float:
-    """How often chance is right."""
+    """Return the chance accuracy of an item."""
     target = sample["target"]
     return (len(set(target)) if isinstance(target, list) else 1) / len(sample["choices"])

@@ -1,8 +1,8 @@
-"""Programs that the model writes, run against the tests of the benchmark: HumanEval's form (Chen et al. 2021, "Evaluating large
-language models trained on code").
+"""Run programs that the model writes against a benchmark's tests, in the format of HumanEval (Chen et al. 2021, "Evaluating
+large language models trained on code").
 
-A document has prompt, the begin of a program; test, which defines check(candidate); and entry_point, the function that check is
-called with. A completion passes if prompt + completion + test runs to its end in lm/sandbox/run.py.
+A document has prompt (the start of a program), test (which defines check(candidate)) and entry_point (the function to check). A
+completion passes if prompt + completion + test runs to its end in lm/sandbox/run.py.
 """
 
 import math
@@ -15,7 +15,7 @@ from lm.evals.stats.joining import Malformed, text
 from lm.evals.subject import Generated, Subject
 from lm.evals.tasks import documents, generation, prompting
 from lm.evals.tasks.aggregate import about, summary, versions_of
-from lm.evals.tasks.documents import Documents, Item
+from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.prompting import Context, Prompts
 from lm.evals.tasks.spec import check, settled
 from lm.parallel.hosts import from_first
@@ -29,7 +29,7 @@ KEYS = (
 
 
 class Code(NamedTuple):
-    """The task of a file of kind code. pass_at: the k of pass@k. cut: what ends a completion within the text, such as ```."""
+    """A task of kind code. pass_at: the values k of pass@k. cut: text that ends a completion, such as ```."""
 
     name: str
     spec: Mapping[str, Any]
@@ -43,7 +43,7 @@ class Code(NamedTuple):
 
     def run(self, subject: Subject) -> Outcome:
         problems = self.documents.new_problems()
-        asked: list[tuple[Item, Context]] = []
+        asked: list[tuple[TaskItem, Context]] = []
         for item in self.documents.items:
             try:
                 for column in ("prompt", "test", "entry_point"):
@@ -75,12 +75,12 @@ class Code(NamedTuple):
     def completion(self, answer: Generated) -> str:
         return answer.text.split(self.spec["cut"])[0] if self.spec.get("cut") else answer.text
 
-    def program(self, item: Item, answer: Generated) -> str:
+    def program(self, item: TaskItem, answer: Generated) -> str:
         doc = item.doc
         return f"{doc['prompt']}{self.completion(answer)}\n{doc['test']}\ncheck({doc['entry_point']})\n"
 
     def sample(
-        self, item: Item, context: Context, answers: Sequence[Generated], ends: Sequence[sandbox.Result]
+        self, item: TaskItem, context: Context, answers: Sequence[Generated], ends: Sequence[sandbox.Result]
     ) -> dict[str, Any]:
         passed = [end.outcome == "ok" and end.finished for end in ends]
         return {
@@ -103,17 +103,17 @@ class Code(NamedTuple):
 
 
 def _complaint(stderr: str) -> str:
-    """The name of the exception; its message can hold addresses, which differ from run to run."""
+    """Return the exception's name. Its message may hold memory addresses, which differ between runs."""
     return stderr.strip().rpartition("\n")[2].partition(":")[0][:80]
 
 
 def pass_at(n: int, c: int, k: int) -> float:
-    """1 − C(n−c, k)/C(n, k): how likely one of k completions passes, unbiased, where c of n do (Chen et al. 2021, eq. 1)."""
+    """Return 1 − C(n−c, k)/C(n, k): the unbiased probability that one of k completions passes, if c of n do (eq. 1)."""
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def build(name: str, spec: dict, settings: TaskSettings) -> Code:
-    """Raises: UserError, for a key that is wrong, and for data that there is not."""
+    """Build the task. Raises: UserError for an invalid key or missing data."""
     spec = settled(spec, settings)
     check(name, spec, KEYS, needed=("doc_to_text",))
     repeats, ks = spec.get("repeats") or 1, tuple(spec.get("pass_at") or [1])

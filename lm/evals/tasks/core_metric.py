@@ -1,20 +1,20 @@
-"""CORE: one figure of 22 tasks that tell models apart early (DCLM, Li et al. 2024, "DataComp-LM", section 3.5 and appendix G).
+"""CORE: one score over 22 tasks that separate models early (DCLM, Li et al. 2024, "DataComp-LM", section 3.5 and appendix G).
 
-Each accuracy is centred, (acc − chance) / (1 − chance), so that 0 is chance and 1 is all right, and CORE is their mean. Tasks,
-chances and shots are those of DCLM's eval_meta_data_v1.csv and mmlu_and_lowvar.yaml. A choice is what has the greatest
-likelihood per token; the other tasks ask that every token of the answer be the likeliest one. Examples are drawn as
-lm/evals/tasks/documents.py draws them, from the same file, where DCLM draws others: figures agree but for that.
+Each accuracy is centred, (acc − chance) / (1 − chance), so that 0 is chance and 1 is perfect; CORE is the mean. Tasks, chance
+levels and shots are those of DCLM's eval_meta_data_v1.csv and mmlu_and_lowvar.yaml. Multiple choice takes the greatest
+likelihood per token; the other tasks require each token of the answer to be the most likely one. Examples come from the same
+file as in DCLM but are drawn as in lm/evals/tasks/documents.py, so scores agree except for the choice of examples.
 """
 
 import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-PREFIX = "core_"  # of the names of their task files
+PREFIX = "core_"  # of the task files' names
 
 
 class Part(NamedTuple):
-    """chance: accuracy of guessing (of boolq, of the more frequent answer). metric: which figure is centred."""
+    """chance: accuracy of guessing (for boolq, of the more frequent answer). metric: the one to centre."""
 
     chance: float
     shots: int
@@ -48,15 +48,15 @@ CORE = {
 
 
 def core(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """CORE of the results of tasks by name, `core_…` among them.
+    """Return CORE from {task name: results}, with tasks `core_…`.
 
-    Returns: {"core": the mean, "core_stderr", "n": 22, "centred": {task: its figure}, "missing": []}; if some of the tasks are
-    missing, or have no figure, "core_partial" instead, over the n that there are, and they are named; {} without any.
+    Returns: {"core": the mean, "core_stderr", "n": 22, "centred": {task: its centred score}, "missing": []}. If some tasks are
+    missing or have no score, "missing" lists them, and "core_partial" over the n others replaces "core". {} if all are missing.
     """
     centred, squares = {}, []
     for name, part in CORE.items():
         told = results.get(PREFIX + name) or {}
-        # One category alone has no mean over categories.
+        # With only one category there is no mean over categories.
         value = told.get(part.metric, told.get(part.metric.removesuffix("_macro")))
         if value is None:
             continue

@@ -1,8 +1,8 @@
-"""The documents of a task: which items are evaluated, in which groups, and which examples go before each.
+"""Load a task's documents: the items to evaluate, their groups, and the few-shot examples of each.
 
-Examples are drawn as lm-evaluation-harness 0.4.13 draws them, so that its prompts come out: a generator random.Random(seed) for
-each group, which stands for a task of its own there, draws anew for item after item in the order of the rows. One thing is
-otherwise: what is evaluated never stands among its own examples, be the split named or only fallen back on.
+Examples are drawn as in lm-evaluation-harness 0.4.13, so that prompts match: each group, a task of its own there, has a
+generator random.Random(seed) that draws for one item after another, in the order of the rows. One difference: an item is never
+its own example, whether the split of the examples is named or is a fallback.
 """
 
 import collections
@@ -39,14 +39,14 @@ KEYS = {
     "num_fewshot": int,
     "group_by": str,
 }
-EXAMPLES_FROM = ("fewshot_split", "training_split", "validation_split", "test_split")  # the first that is named
-SIBLINGS = {"validation": "dev", "dev": "validation"}  # one stands in for the other, where files call it otherwise
+EXAMPLES_FROM = ("fewshot_split", "training_split", "validation_split", "test_split")  # the first one present
+SIBLINGS = {"validation": "dev", "dev": "validation"}  # each may replace the other if it is missing
 
 DATA_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, SyntaxError)
 
 
-class Item(NamedTuple):
-    """id: what the benchmark calls it (with its group before it, if there are groups), else the number of its row, from 0."""
+class TaskItem(NamedTuple):
+    """id: the benchmark's own, with the group before it if there are groups; else the row number from 0."""
 
     id: int | str
     group: str
@@ -55,9 +55,9 @@ class Item(NamedTuple):
 
 
 class Documents(NamedTuple):
-    """problems: of reading; what a run adds goes into a copy of it. columns: that any document has."""
+    """problems: found while reading; each run adds to a copy. columns: all that occur in any document."""
 
-    items: list[Item]
+    items: list[TaskItem]
     columns: frozenset[str]
     num_fewshot: int
     problems: Problems
@@ -70,10 +70,10 @@ class Documents(NamedTuple):
 
 
 def load(name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Sequence[str] = files.ENDINGS) -> Documents:
-    """What a task file names, from settings.data_dir/<the task's name, or its `folder`>/ or from TFDS.
+    """Load a task's documents from settings.data_dir/<task name or its `folder`>/ or from TFDS.
 
-    Rows that cannot be read, and all that share an id, are named in `problems` and left out. Raises: UserError for data that
-    there is not, and for fewer examples than are to be shown.
+    Unreadable rows and rows that share an id are listed in `problems` and left out. Raises: UserError for missing data, or if
+    there are fewer examples than num_fewshot.
     """
     problems = Problems()
     splits, checksum = _splits(name, spec, settings, endings, problems)
@@ -85,10 +85,10 @@ def load(name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Se
     rows = _processed(splits[evaluated](), process)
     versions = {"task": spec.get("version", 1), "data": checksum, "split": evaluated}
     n = spec.get("num_fewshot") or 0
-    if settings.num_fewshot is not None and spec.get("num_fewshot") != 0:  # a task that says 0 means it, as in the harness
+    if settings.num_fewshot is not None and spec.get("num_fewshot") != 0:  # a 0 in the task file is fixed, as in the harness
         n = settings.num_fewshot
     config, pool = spec.get("fewshot_config") or {}, []
-    # Two that are both absent count as the same, as in the harness: with a validation split alone, one example more is drawn.
+    # If both are absent they are equal, as in the harness: with only a validation split, one more example is drawn.
     exclude = spec.get("fewshot_split") == spec.get("test_split")
     if n and not spec.get("fewshot_split") and config.get("samples"):
         pool, versions["fewshot_split"] = config["samples"], "samples"
@@ -111,10 +111,10 @@ def load(name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Se
 def drawn(
     pool: Sequence[dict], docs: Sequence[dict], n: int, *, seed: int, first: bool, exclude: bool
 ) -> list[tuple[dict, ...]]:
-    """n examples of the pool for each document, as lm-evaluation-harness's ContextSampler draws them, or its FirstNSampler.
+    """Draw n examples of the pool for each document, like ContextSampler or FirstNSampler of lm-evaluation-harness.
 
-    Args: exclude: the document itself, and what equals it, is no example of its own. Then one more is drawn, and if too few
-      are left, n are drawn anew from what does not equal it.
+    Args: exclude: a document, or an equal one, is never its own example. Then n + 1 are drawn first; if fewer than n remain, n
+      are drawn again from the documents that differ.
     Raises: ValueError for a pool that is too small.
     """
     if not n:
@@ -143,8 +143,8 @@ def _items(
     pool: Sequence[dict],
     draw: Callable,
     problems: Problems,
-) -> list[Item]:
-    """limit holds for each group, as for the tasks of a group in the harness."""
+) -> list[TaskItem]:
+    """Return the items with their examples. The limit holds for each group, as for each task of a group in the harness."""
     by, pool_of_all = spec.get("group_by"), bool((spec.get("fewshot_config") or {}).get("samples"))
 
     def group(doc: dict) -> str:
@@ -175,7 +175,7 @@ def _items(
             except Malformed as why:
                 problems.add("malformed_items", f"row {number}: {why}")
                 continue
-            items.append((number, Item(f"{called}/{id}" if by and isinstance(id, str) else id, called, doc, some)))
+            items.append((number, TaskItem(f"{called}/{id}" if by and isinstance(id, str) else id, called, doc, some)))
     items = [item for _, item in sorted(items, key=lambda pair: pair[0])]
     count = collections.Counter(item.id for item in items)
     for id, times in count.items():
@@ -185,7 +185,7 @@ def _items(
 
 
 def folder_of(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Path:
-    """Where a task's files are: DIR/<its name>, or DIR/<its `folder`>. Raises UserError if there is no data_dir."""
+    """Return the folder of a task's files: DIR/<its name> or DIR/<its `folder`>. Raises UserError without data_dir."""
     if settings.data_dir is None:
         raise UserError(f"task {name}: --config.data_dir is missing: name the folder that holds {spec.get('folder', name)}/")
     folder = Path(settings.data_dir) / name
@@ -193,19 +193,19 @@ def folder_of(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Pat
 
 
 def check_folder(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> None:
-    """Raises UserError if a task has its items from files and there is no file. Reads none."""
+    """Raise UserError if a task needs files and there are none. Reads no file."""
     given = {**spec, **(settings.options.get(spec["kind"]) or {})}
     if any(given.get(key) for key in ("data", "items", "prompts")):
         return
     folder = folder_of(name, spec, settings)
     if not any(path.is_file() for path in folder.rglob("*")):
-        files.found(folder, spec.get("files", "**/*"))  # which says what it looks for
+        files.found(folder, spec.get("files", "**/*"))  # raises an error that says which files it looks for
 
 
 def _splits(
     name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Sequence[str], problems: Problems
 ) -> tuple[dict[str, Callable[[], list[dict]]], str]:
-    """Readers of the rows of each split, and a checksum of what they read."""
+    """Return a reader of rows for each split, and a checksum of the files."""
     if spec.get("data"):
         if not spec["data"].startswith("tfds:"):
             raise UserError(f"task {name}: data: {spec['data']!r} is no tfds:NAME; for files, name their folder as `folder`")
@@ -233,7 +233,7 @@ def _present(split: str, splits: Mapping[str, Any]) -> str | None:
 
 
 def _processed(rows: Sequence[dict], process: Callable[[dict], dict] | None) -> list[dict]:
-    """Each row with what `process` makes of it; {"malformed": why} where it fails."""
+    """Return each row merged with `process(row)`; {"malformed": why} if it fails."""
     docs = []
     for row in rows:
         if process and "malformed" not in row:
@@ -248,7 +248,7 @@ def _processed(rows: Sequence[dict], process: Callable[[dict], dict] | None) -> 
 
 
 def described(error: Exception) -> str:
-    """What was wrong with a document that made a template or a function fail."""
+    """Return why a template or a function failed on a document."""
     if isinstance(error, KeyError):
         return f"no {error.args[0]!r}" if error.args else "a key is missing"
     return f"{type(error).__name__}: {error}"

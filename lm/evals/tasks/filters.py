@@ -1,7 +1,7 @@
-"""What of generated texts is the answer: the filters of lm-evaluation-harness by their names there, and three of ours.
+"""Extract answers from generated texts: the filters of lm-evaluation-harness, under the same names, and three of ours.
 
-A filter takes the texts that one item got (`repeats` of them) and gives texts. A list of filters is a pipeline, whose first
-text is the answer.
+A filter maps the texts of one item (`repeats` of them) to texts. A list of filters is a pipeline; its first output text is the
+answer.
 """
 
 import collections
@@ -14,13 +14,13 @@ from lm.errors import UserError
 from lm.evals.tasks.math_answers import boxed
 from lm.evals.tasks.spec import check
 
-INVALID = "[invalid]"  # where nothing is found
+INVALID = "[invalid]"  # the result if nothing is found
 
 Filter = Callable[[Sequence[str]], list[str]]
 
 
 def regex(regex_pattern: str = r"#### (\-?[0-9\.\,]+)", group_select: int = 0, fallback: str = INVALID) -> Filter:
-    """The match of that number (-1: the last), of which the first group that is not empty counts, trimmed."""
+    """Return match number `group_select` (-1: the last): its first non-empty group, stripped."""
     pattern = re.compile(regex_pattern)
 
     def one(text: str) -> str:
@@ -36,7 +36,7 @@ def regex(regex_pattern: str = r"#### (\-?[0-9\.\,]+)", group_select: int = 0, f
 
 
 def first_regex(regex_patterns: Sequence[str], group_select: int = 0) -> Filter:
-    """What the first of the patterns that finds anything finds; else the text, trimmed."""
+    """Return the match of the first pattern that has one; else the text, stripped."""
     filters = [regex(pattern, group_select) for pattern in regex_patterns]
 
     def one(text: str) -> str:
@@ -47,17 +47,17 @@ def first_regex(regex_patterns: Sequence[str], group_select: int = 0) -> Filter:
 
 
 def dollars() -> Filter:
-    """What stands between the first and the last $; all of it where there are not two."""
+    """Return the text between the first and the last $; the whole text if there are not two."""
     return lambda texts: [text[text.index("$") + 1 : text.rindex("$")] if text.count("$") > 1 else text for text in texts]
 
 
 def last_boxed() -> Filter:
-    r"""What stands in the last \boxed{…}; all of it where there is none."""
+    r"""Return the content of the last \boxed{…}; the whole text if there is none."""
     return lambda texts: [text if (found := boxed(text)) is None else found for text in texts]
 
 
 def majority_vote() -> Filter:
-    """The most frequent text; of equally frequent ones the first (self-consistency, Wang et al. 2023)."""
+    """Return the most frequent text, the first in a tie (self-consistency, Wang et al. 2023)."""
     return lambda texts: [collections.Counter(texts).most_common(1)[0][0]]
 
 
@@ -77,9 +77,9 @@ FILTERS: dict[str, Callable[..., Filter]] = {
 
 
 def open_pipelines(name: str, filter_list: Sequence[Mapping[str, Any]] | None) -> dict[str, Callable[[Sequence[str]], str]]:
-    """The pipelines of `filter_list`, as task files write it, by name. Without any: {"none": the first text}.
+    """Return the pipelines of a task file's `filter_list` by name; if it is empty, {"none": the first text}.
 
-    Raises: UserError for a filter that there is not or that does not take its options.
+    Raises: UserError for an unknown filter or invalid options.
     """
     pipelines: dict[str, Callable[[Sequence[str]], str]] = {}
     for entry in filter_list or [{"name": "none", "filter": [{"function": "take_first"}]}]:
@@ -114,7 +114,7 @@ def normalised(
     ignore_punctuation: bool = False,
     ignore_numbers: bool = False,
 ) -> str:
-    """As exact_match compares texts: without what the patterns find, in lower case, without ASCII punctuation or digits."""
+    """Normalise a text as exact_match does: drop regex matches, lower the case, drop ASCII punctuation and digits."""
     for pattern in regexes_to_ignore or ():
         text = re.sub(pattern, "", text)
     text = text.lower() if ignore_case else text

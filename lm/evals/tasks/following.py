@@ -1,4 +1,4 @@
-"""IFEval: the model is asked, and programs verify whether it did what it was told (lm/evals/tasks/ifeval/scores.py)."""
+"""IFEval: the model answers, and programs verify that it followed the instructions (lm/evals/tasks/ifeval/scores.py)."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ KEYS = documents.KEYS | prompting.KEYS | {"generation_kwargs": dict}
 
 
 class Following(NamedTuple):
-    """The task of a file of kind ifeval."""
+    """A task of kind ifeval."""
 
     name: str
     documents: Documents
@@ -27,7 +27,7 @@ class Following(NamedTuple):
     versions: dict[str, Any]
 
     def run(self, subject: Subject) -> Outcome:
-        """The figures of the scorer. Items with the same prompt are duplicates there, and not scored."""
+        """Return the scorer's metrics. The scorer treats items with the same prompt as duplicates and does not score them."""
         problems = self.documents.new_problems()
         asked = []
         for item in self.documents.items:
@@ -45,7 +45,7 @@ class Following(NamedTuple):
                 continue
             if not answer.ended:
                 problems.add("generations_cut_by_length", f"{item.id}: …{answer.text[-40:]}")
-            # The scorer calls an item by its key; rows have one each, and so its samples find back to them.
+            # The scorer names an item by its key. A unique key per row lets its samples be matched to items again.
             said.append((item, context, answer.text))
             given.append(item.doc | {"key": len(said) - 1})
         responses = [{"prompt": item.doc.get("prompt"), "response": text} for item, _, text in said]
@@ -78,7 +78,7 @@ class Following(NamedTuple):
 
 
 def build(name: str, spec: dict, settings: TaskSettings) -> Following:
-    """Raises: UserError, for a key that is wrong, and for data that there is not."""
+    """Build the task. Raises: UserError for an invalid key or missing data."""
     spec = settled(spec, settings)
     check(name, spec, KEYS, needed=("doc_to_text",))
     read = documents.load(name, spec, settings)

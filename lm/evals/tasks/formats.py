@@ -1,7 +1,7 @@
-"""The forms that benchmarks are published in, brought to the one that their task files' templates read.
+"""Convert rows from a benchmark's published formats to the format that its task file's templates read.
 
-Each function takes a row and gives the keys that it lacks; a row of the form of the Hugging Face hub stays as it is. They fail
-(LookupError, TypeError, ValueError, Malformed) on a row that is of no known form.
+Each function takes a row and returns the missing keys; a row in the Hugging Face hub's format stays as it is. They raise
+(LookupError, TypeError, ValueError, Malformed) for a row of an unknown format.
 """
 
 import re
@@ -14,7 +14,7 @@ LETTERS = "ABCD"
 
 
 def mmlu(row: dict) -> dict[str, Any]:
-    """choices: four texts, answer: 0 to 3; from columns A to D and a letter, or as they are."""
+    """Return choices (four texts) and answer (0 to 3), from columns A to D and a letter, or as they are."""
     choices = row["choices"] if row.get("choices") is not None else [text(row, letter) for letter in LETTERS]
     if not isinstance(choices, list) or len(choices) != 4 or not all(isinstance(choice, str) for choice in choices):
         raise Malformed("'choices' are not four texts")
@@ -28,7 +28,7 @@ def mmlu(row: dict) -> dict[str, Any]:
 
 
 def hellaswag(row: dict) -> dict[str, Any]:
-    """query and choices; marks of WikiHow in brackets are taken out."""
+    """Return query and choices, without WikiHow's marks in brackets."""
 
     def tidy(said: str) -> str:
         return re.sub(r"\[.*?\]", "", said.strip().replace(" [title]", ". ")).replace("  ", " ")
@@ -38,7 +38,7 @@ def hellaswag(row: dict) -> dict[str, Any]:
 
 
 def nested_question(row: dict) -> dict[str, Any]:
-    """ARC, OpenBookQA, CommonsenseQA as AI2 has them: {"question": {"stem", "choices": [{"text", "label"}]}, "answerKey"}."""
+    """Convert AI2's ARC, OpenBookQA, CommonsenseQA: {"question": {"stem", "choices": [{"text", "label"}]}, "answerKey"}."""
     if not isinstance(row.get("question"), dict):
         return {}
     stem, choices = row["question"]["stem"], row["question"]["choices"]
@@ -47,7 +47,7 @@ def nested_question(row: dict) -> dict[str, Any]:
 
 
 def winogrande(row: dict) -> dict[str, Any]:
-    """contexts: the sentence up to the blank with either option in it; after: the rest of it; right: 0 or 1."""
+    """Return contexts: the sentence up to the blank, with each option; after: the rest of the sentence; right: 0 or 1."""
     before, blank, after = row["sentence"].partition("_")
     if not blank:
         raise Malformed("'sentence' has no _")
@@ -59,13 +59,13 @@ def winogrande(row: dict) -> dict[str, Any]:
 
 
 def boolq(row: dict) -> dict[str, Any]:
-    """label: 0 no, 1 yes."""
+    """Return label: 0 no, 1 yes."""
     label = row["label"] if row.get("label") is not None else present(row, "answer")
     return {"label": {"false": 0, "true": 1, "0": 0, "1": 1}[str(whole(label)).lower()]}
 
 
 def truthfulqa_choices(row: dict) -> dict[str, Any]:
-    """mc1_targets, mc2_targets as {"choices", "labels"}: from {choice: label} of the authors' mc_task.json, or their CSV."""
+    """Return mc1_targets, mc2_targets as {"choices", "labels"}, from the authors' mc_task.json {choice: label} or their CSV."""
     if "Best Answer" in row:
         right, wrong = (_listed(row[f"{kind} Answers"]) for kind in ("Correct", "Incorrect"))
         best = row["Best Answer"].strip()
@@ -82,7 +82,7 @@ def truthfulqa_choices(row: dict) -> dict[str, Any]:
 
 
 def truthfulqa_answers(row: dict) -> dict[str, Any]:
-    """correct_answers (and "I have no comment.") and incorrect_answers, each with a full stop."""
+    """Return correct_answers (with "I have no comment.") and incorrect_answers, each with a full stop."""
     if "Best Answer" in row:
         right, wrong = (_listed(row[f"{kind} Answers"]) for kind in ("Correct", "Incorrect"))
         row = {"question": row["Question"], "correct_answers": right, "incorrect_answers": wrong}
@@ -97,7 +97,7 @@ def truthfulqa_answers(row: dict) -> dict[str, Any]:
 
 
 def math(row: dict) -> dict[str, Any]:
-    """answer: what the solution has in its box. subject: the row's, its type's, or its file's."""
+    """Return answer: the solution's boxed text; subject: from the row, its type or its file."""
     answer = boxed(text(row, "solution"))
     if answer is None:
         raise Malformed("'solution' has no \\boxed{…}")
@@ -106,14 +106,14 @@ def math(row: dict) -> dict[str, Any]:
 
 
 def gsm8k(row: dict) -> dict[str, Any]:
-    """As it is, if its answer ends in #### and a number."""
+    """Check that the answer ends in #### and a number. Add no keys."""
     if not re.search(r"#### -?[$0-9.,]*[0-9]", text(row, "answer")):
         raise Malformed("'answer' has no number after '#### '")
     return {}
 
 
 def wikitext(row: dict) -> dict[str, Any]:
-    """tidy: the page without the marks of its tokenization, as lm-evaluation-harness tidies it."""
+    """Return tidy: the page without tokenization marks, as lm-evaluation-harness cleans it."""
     tidy = text(row, "page")
     for pattern, meant in _WIKITEXT:
         tidy = pattern.sub(meant, tidy)
@@ -124,7 +124,7 @@ def _listed(answers: str) -> list[str]:
     return [answer.strip() for answer in answers.split(";") if answer.strip()]
 
 
-# In this order.
+# Applied in this order.
 _WIKITEXT = [
     (re.compile(pattern), meant)
     for pattern, meant in (

@@ -1,10 +1,10 @@
-"""Generated answers: the model writes, filters take the answer out of it, and metrics compare.
+"""Generated answers: the model writes, filters extract the answer, and metrics compare it with the targets.
 
-Metrics, of the answer that each filter pipeline finds; with more than one pipeline they are called METRIC_PIPELINE:
-  exact_match  the answer is one of the targets, after lm-evaluation-harness's normalisations of both (ignore_case,
+Each metric uses the answer of each filter pipeline; with more than one pipeline its name is METRIC_PIPELINE:
+  exact_match  the answer equals one of the targets, after lm-evaluation-harness's normalisations of both (ignore_case,
                ignore_punctuation, ignore_numbers, regexes_to_ignore); `equal: math` compares by the rules of MATH instead
-  nearness     of documents with correct_answers and incorrect_answers: BLEU and ROUGE, as lm/evals/tasks/overlap.py has them
-  judge        a model grades the answer, if settings.judge names one (openai:URL); unknown grades are counted, and not scored
+  nearness     BLEU and ROUGE against correct_answers and incorrect_answers (lm/evals/tasks/overlap.py)
+  judge        a grade by a model, if settings.judge names one (openai:URL); unknown grades are counted and not scored
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ from lm.evals.stats.joining import Malformed, Problems
 from lm.evals.subject import Generated, Prompt, Subject
 from lm.evals.tasks import documents, filters, math_answers, overlap, prompting
 from lm.evals.tasks.aggregate import about, metrics_of, summary, versions_of
-from lm.evals.tasks.documents import Documents, Item
+from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.prompting import Context, Prompts
 from lm.evals.tasks.spec import check, settled
 
@@ -56,15 +56,15 @@ OPTIONS = {
 
 
 class Asked(NamedTuple):
-    """An item as it is put to the model."""
+    """An item with its prompt and targets."""
 
-    item: Item
+    item: TaskItem
     context: Context
     targets: list[str]
 
 
 class Generation(NamedTuple):
-    """The task of a file of kind generation."""
+    """A task of kind generation."""
 
     name: str
     spec: Mapping[str, Any]
@@ -96,19 +96,19 @@ class Generation(NamedTuple):
         return Outcome(results | summary(scored, self.names(), problems, self.spec), samples)
 
     def names(self) -> list[str]:
-        """Of the metrics, as results have them."""
+        """Return the names of the metrics in results."""
         names = [self._name("exact_match", p) for p in self.pipelines] if "exact_match" in self.metrics else []
         if "nearness" in self.metrics:
             names += [f"{measure}_{end}" for measure in overlap.MEASURES for end in ("acc", "max", "diff")]
         return names + (["judge"] if self.judge else [])
 
-    def targets(self, item: Item) -> list[str]:
+    def targets(self, item: TaskItem) -> list[str]:
         with prompting.reading():
             target = self.prompts.form.answer(item.doc)
             return [str(one) for one in target] if isinstance(target, list) else [str(target)]
 
     def sample(self, asked: Asked, answers: list[Generated], problems: Problems) -> dict[str, Any]:
-        """Without a key "answer" where the model gave none."""
+        """Return an item's sample; without a key "answer" if the model gave none."""
         item = asked.item
         targets = asked.targets if len(asked.targets) > 1 else asked.targets[0]
         sample = {
@@ -149,7 +149,7 @@ class Generation(NamedTuple):
         }
 
     def grade(self, pairs: Sequence[tuple[Asked, dict]], problems: Problems) -> None:
-        """Puts the judge's grades into the samples."""
+        """Write the judge's grades into the samples."""
         options, cases = self.metrics["judge"], []
         for asked, sample in pairs:
             question, right, wrong = (self._read(options.get(key), asked.item) for key in ("question", "right", "wrong"))
@@ -167,12 +167,12 @@ class Generation(NamedTuple):
     def _name(self, metric: str, pipeline: str) -> str:
         return metric if len(self.pipelines) == 1 or pipeline == "none" else f"{metric}_{pipeline}"
 
-    def _read(self, template: str | None, item: Item) -> Any:
+    def _read(self, template: str | None, item: TaskItem) -> Any:
         return prompting.Form("", None, template, self.prompts.form.columns).answer(item.doc) if template else None
 
 
 def build(name: str, spec: dict, settings: TaskSettings) -> Generation:
-    """Raises: UserError, for a key that is wrong, and for data that there is not."""
+    """Build the task. Raises: UserError for an invalid key or missing data."""
     spec = settled(spec, settings)
     check(name, spec, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
     metrics = metrics_of(name, spec, OPTIONS)
@@ -206,8 +206,8 @@ def build(name: str, spec: dict, settings: TaskSettings) -> Generation:
 
 
 def sampling_of(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
-    """generation_kwargs as lm-evaluation-harness reads them: greedy unless they say otherwise, until the delimiter of examples
-    unless they name stops, 256 tokens at most."""
+    """Return generation_kwargs as lm-evaluation-harness reads them. Defaults: greedy, stop at the delimiter of examples, and at
+    most 256 tokens."""
     kwargs = spec.get("generation_kwargs") or {}
     check(f"{name}: generation_kwargs", kwargs, GENERATION_KEYS)
     until = kwargs.get("until")
@@ -225,7 +225,7 @@ def sampling_of(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
 def generated(
     subject: Subject, texts: Sequence[str], sampling: Mapping[str, Any], repeats: int, seed: int
 ) -> list[list[Generated]]:
-    """Of each text `repeats` answers, which are drawn apart from one another."""
+    """Return `repeats` independent answers for each text."""
     prompts = [Prompt(text, **sampling, seed=seed + draw) for text in texts for draw in range(repeats)]
     answers = subject.generate(prompts)
     return [answers[i : i + repeats] for i in range(0, len(answers), repeats)]

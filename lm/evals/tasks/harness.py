@@ -1,9 +1,9 @@
-"""Tasks of lm-evaluation-harness, run in this process on any Subject: the prompts, filters and metrics are the harness's own.
+"""Run tasks of lm-evaluation-harness in this process on any Subject, with the harness's own prompts, filters and metrics.
 
-    harness:arc_easy       a task or group that the harness comes with
-    harness:DIR/mine.yaml  a file in its format; data_files in it are found from the working directory
+    harness:arc_easy       a task or group that comes with the harness
+    harness:DIR/mine.yaml  a file in its format; data_files in it are relative to the working directory
 
-Results have the harness's figures without the filter in their names, where there is one filter; of a group also "subtasks".
+Metrics have the harness's names; the filter is left out of the name if there is only one. A group also has "subtasks".
 """
 
 import contextlib
@@ -25,16 +25,16 @@ from lm.evals.stats.joining import Problems
 from lm.evals.stats.measures import mean
 from lm.evals.subject import Continuation, Prompt, Subject
 
-NEW_TOKENS = 256  # of an answer, if the task does not say
-ALONE = "DISABLE_MULTIPROC"  # keeps the harness from forking, which can hang a process with JAX's threads
-RESAMPLED = 1000  # times, where a metric has no formula of its standard error
-LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # what tasks call their number
+NEW_TOKENS = 256  # maximum tokens of an answer, unless the task says otherwise
+ALONE = "DISABLE_MULTIPROC"  # stops the harness from forking, which can hang a process with JAX's threads
+RESAMPLED = 1000  # bootstrap resamples, for metrics whose standard error has no formula
+LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names that tasks use for the limit
 
 
 def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> "HarnessTask":
-    """The task or group that `harness:NAME` or `harness:FILE.yaml` names, its data read. spec: nothing is read from it.
+    """Load the task or group of `harness:NAME` or `harness:FILE.yaml` with its data. spec is ignored.
 
-    Raises: UserError if the harness is not installed, or does not know the task, or cannot read it or its data.
+    Raises: UserError if the harness is not installed, does not know the task, or cannot read it or its data.
     """
     del spec
     asked = name.removeprefix("harness:")
@@ -66,7 +66,7 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> "Harnes
 
 
 def _title(path: Path) -> str:
-    """What a task file calls its task or group."""
+    """Return the name of the task or group in a task file."""
     content = _content(path)
     title = content.get("group") or content.get("task")
     if not isinstance(title, str):
@@ -75,7 +75,8 @@ def _title(path: Path) -> str:
 
 
 def _names_others(path: Path) -> bool:
-    """Whether a file is of a group whose tasks are not all beside it: to read all files of the harness takes seconds."""
+    """Return whether a group's file names tasks outside its folder. Only then the harness's own files are read: it takes
+    seconds."""
     inside = _content(path).get("task")
     beside = [_content(other).get(key) for other in path.parent.glob("*.yaml") for key in ("task", "group")]
     return isinstance(inside, list) and not all(one in beside for one in inside)
@@ -92,14 +93,14 @@ def _content(path: Path) -> dict[str, Any]:
 
 
 class _Lenient(yaml.SafeLoader):
-    """Reads what the harness's own tags stand before as plain values."""
+    """Loads YAML and reads values with the harness's own tags as plain values."""
 
 
 _Lenient.add_multi_constructor("!", lambda loader, suffix, node: getattr(node, "value", None))
 
 
 class HarnessTask(NamedTuple):
-    """name: in results. title: what the harness calls it. tops: its tasks, or its group."""
+    """name: in results. title: the harness's name. tops: its tasks, or its group."""
 
     name: str
     title: str
@@ -142,9 +143,9 @@ class HarnessTask(NamedTuple):
 
 
 def as_lm(subject: Subject, seed: int = 0):
-    """The subject as an lm_eval.api.model.LM. Its `tokens` are the ids that pairs of (context, continuation) were put as.
+    """Wrap the subject as an lm_eval.api.model.LM. Its `tokens` maps (context, continuation) to the token ids that were used.
 
-    seed: of what is sampled; requests of one call that are equal are sampled with different seeds.
+    seed: for sampling; equal requests of one call get different seeds.
     """
     from lm_eval.api.model import LM
 
@@ -188,7 +189,7 @@ def as_lm(subject: Subject, seed: int = 0):
 
 
 def _prompt(context: str, options: Mapping[str, Any], seed: int) -> Prompt:
-    """A request to generate as the harness's own models read it. Raises UserError for an option that we do not have."""
+    """Convert a request to generate as the harness's own models do. Raises UserError for an unsupported option."""
     options = dict(options)
     limits = [options.pop(name, None) for name in LIMITS]
     until = options.pop("until", None) or ()
@@ -205,7 +206,7 @@ def _prompt(context: str, options: Mapping[str, Any], seed: int) -> Prompt:
 
 
 def _samples(records: Sequence[Mapping], tokens: Mapping) -> list[dict[str, Any]]:
-    """A sample of each item, with the metrics of all filters."""
+    """Return one sample per item, with the metrics of all filters."""
     samples: dict[Any, dict[str, Any]] = {}
     filters = {record["filter"] for record in records}
     for record in records:
@@ -246,7 +247,7 @@ def _sample(record: Mapping, tokens: Mapping) -> dict[str, Any]:
 
 
 def _results(found: Mapping[str, Any], samples: Sequence[Mapping], problems: Problems) -> dict[str, Any]:
-    """The harness's figures; but where a likelihood is not a number, which it would score, figures of the other items."""
+    """Return the harness's metrics. If likelihoods are not finite, which the harness would score, leave those items out."""
     bad = set()
     for sample in samples:
         logps = sample.get("loglikelihoods", [sample["loglikelihood"]] if "loglikelihood" in sample else [])
@@ -268,13 +269,13 @@ def _results(found: Mapping[str, Any], samples: Sequence[Mapping], problems: Pro
 
 
 def _named(metric: str, filter_: str, filters: set[str]) -> str:
-    """A metric's name in results: without its filter, if that is the only one."""
+    """Return a metric's name in results: without its filter if there is only one."""
     return metric if len(filters) == 1 else f"{metric},{filter_}"
 
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Global random numbers, which tasks of the harness draw, seeded, and afterwards as they were."""
+    """Seed the global random generators, which the harness's tasks use, and restore them afterwards."""
     before, numpys, alone = random.getstate(), np.random.get_state(), os.environ.get(ALONE)
     random.seed(0)  # the harness's own default
     np.random.seed(seed % 2**32)

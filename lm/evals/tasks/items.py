@@ -1,7 +1,7 @@
-"""The items of a benchmark as its files have them: JSON lines, JSON, CSV, Parquet, plain text, or a TFDS name.
+"""Read a benchmark's items from its files: JSON lines, JSON, CSV, Parquet, plain text, or a TFDS name.
 
-What cannot be read is a row {"malformed": why} in its place, so that the rows behind it keep their numbers; a file that cannot
-be read at all is a UserError.
+An unreadable row becomes {"malformed": why} in its place, so that later rows keep their numbers. An unreadable file raises
+UserError.
 """
 
 import csv
@@ -21,7 +21,7 @@ from lm.errors import UserError
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.gz")
 TEXTS = (".txt", ".md")  # one document each
-# What a file's name says of the split that it holds; a name that says nothing holds the test split.
+# Words in a file's name that say which split it holds. Without one it holds the test split.
 SPLITS = {
     "train": "train",
     "dev": "dev",
@@ -30,13 +30,13 @@ SPLITS = {
     "validation": "validation",
     "test": "test",
 }
-LABELS = "-labels.lst"  # PIQA's answers stand in a file of their own, one a line
+LABELS = "-labels.lst"  # PIQA's answers are in a separate file, one per line
 
 
 def found(folder: Path, pattern: str = "**/*", endings: Sequence[str] = ENDINGS) -> dict[str, list[Path]]:
-    """The files of a task's folder and of the folders in it by split, in the order of their names.
+    """Return the files in a task's folder and its subfolders by split, sorted by name.
 
-    A split is a word of the file's stem, or else of the folder that it lies in: mmlu_anatomy_dev.csv,
+    The split is a word of the file's stem, or else of its folder's name: mmlu_anatomy_dev.csv,
     validation-00000-of-00001.parquet, test/algebra/7.json. Raises UserError if there is no file.
     """
     named = [p for p in folder.glob(pattern) if p.name.lower().endswith(tuple(endings))] if folder.is_dir() else []
@@ -54,8 +54,8 @@ def found(folder: Path, pattern: str = "**/*", endings: Sequence[str] = ENDINGS)
 
 
 def label(path: Path, folder: Path, task: str) -> str:
-    """What a file's name says beside task, split and numbers, or else the folder that it lies in, or else the task's name; in
-    lower case, with _.
+    """Return a file's label, in lower case with _: its name without task, split and numbers; else its folder's name; else the
+    task's name.
 
     >>> root = Path("mmlu")
     >>> [label(root / name, root, "mmlu") for name in ("mmlu_us_law_test.csv", "us_law/dev-00000-of-00001.parquet")]
@@ -76,7 +76,7 @@ def _words(name: str) -> list[str]:
 
 
 def read(path: Path, columns: tuple[str, ...] | None = None) -> list[dict]:
-    """The rows of a file. columns: what they are called in a CSV file without a header. A plain text is one row {"text"}."""
+    """Return the rows of a file. columns: names for a CSV file without a header. A plain text is one row {"text"}."""
     name = path.name.lower().removesuffix(".gz")
     if name.endswith((".csv", ".tsv")):
         return list(csv_rows(path, columns, "\t" if name.endswith(".tsv") else ","))
@@ -112,7 +112,7 @@ def json_lines(path: Path) -> Iterator[dict]:
 
 
 def csv_rows(path: Path, columns: tuple[str, ...] | None, delimiter: str = ",") -> Iterator[dict]:
-    """columns: what they are called in a file without a header; None: its first row tells."""
+    """Yield the rows of a CSV file. columns: names for a file without a header; None: the first row has the names."""
     lines = io.StringIO(_decoded(path), newline="")
     csv.field_size_limit(1 << 30)
     reader = csv.reader(lines, strict=True, delimiter=delimiter)
@@ -129,7 +129,7 @@ def csv_rows(path: Path, columns: tuple[str, ...] | None, delimiter: str = ",") 
 
 
 def content(path: Path) -> bytes:
-    """The bytes of a file, unpacked, without a byte order mark."""
+    """Return the bytes of a file, decompressed, without a byte order mark."""
     try:
         raw = path.read_bytes()
         raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
@@ -150,7 +150,7 @@ def digest(path: Path) -> str:
 
 
 def _whole(path: Path) -> list[dict]:
-    """A JSON file that is one array, or an object with one under data, rows, examples or records; else JSON lines."""
+    """Read a JSON file: one array, or an object with one under data, rows, examples or records; else JSON lines."""
     try:
         value = json.loads(content(path))
     except (ValueError, RecursionError):
@@ -176,7 +176,7 @@ def _parquet(path: Path) -> list[dict]:
 
 
 def checksum(paths: Sequence[Path]) -> str:
-    """Of the contents of files, in this order."""
+    """Return a checksum of the contents of files, in this order."""
     whole = hashlib.sha256()
     for path in paths:
         whole.update(hashlib.sha256(content(path)).digest())
@@ -184,9 +184,10 @@ def checksum(paths: Sequence[Path]) -> str:
 
 
 def tfds_splits(name: str, task: str) -> dict[str, Callable[[], list[dict]]]:
-    """Readers of a prepared TensorFlow Dataset `dataset[/config][:version]` by split; bytes come as text, arrays as lists.
+    """Return a reader for each split of a prepared TensorFlow Dataset `dataset[/config][:version]`.
 
-    Raises: UserError: no such dataset, not prepared, or stored in a format without random access.
+    Bytes become text and arrays become lists. Raises: UserError if the dataset is unknown, not prepared, or stored in a format
+    without random access.
     """
     import tensorflow_datasets as tfds
 

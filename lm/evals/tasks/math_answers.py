@@ -1,12 +1,12 @@
-"""Whether two answers to a MATH problem are the same, by the rules of its authors, `is_equiv`.
+"""Compare two answers to a MATH problem by the rules of its authors, `is_equiv`.
 
-Hendrycks et al. 2021, "Measuring mathematical problem solving with the MATH dataset": both are LaTeX; spelling is evened out,
-and the texts are compared. 1/2 and \frac12 are the same, 0.25 and \frac14 are not. lm/align/rl/answers.py compares numbers.
+Hendrycks et al. 2021, "Measuring mathematical problem solving with the MATH dataset": both are LaTeX; spellings are normalised
+and the texts compared. 1/2 equals \frac12, but 0.25 does not equal \frac14. lm/align/rl/answers.py compares numbers.
 """
 
 import re
 
-# In this order.
+# Applied in this order.
 SPELLINGS = (
     ("\n", ""),
     ("\\!", ""),
@@ -19,7 +19,7 @@ SPELLINGS = (
     ("^\\circ", ""),
     ("\\$", ""),
 )
-UNIT = "\\text{ "  # begins nothing but units
+UNIT = "\\text{ "  # comes only before units
 
 
 def same(given: str, right: str) -> bool:
@@ -30,7 +30,7 @@ def same(given: str, right: str) -> bool:
 
 
 def spelled(answer: str) -> str:
-    """An answer in the spelling that is compared. Raises: ValueError for a text that it cannot take apart."""
+    """Return an answer in normalised spelling. Raises: ValueError for a text that it cannot parse."""
     for written, meant in SPELLINGS:
         answer = answer.replace(written, meant)
     if answer.count(UNIT) > 1:
@@ -49,7 +49,8 @@ def spelled(answer: str) -> str:
 
 
 def boxed(text: str) -> str | None:
-    r"""What stands in the last \boxed{…} or \fbox{…}, or after the last "\boxed " up to a $; None: nothing, or never closed."""
+    r"""Return the content of the last \boxed{…} or \fbox{…}, or the text from the last "\boxed " to a $; None if there is
+    none."""
     if "\\boxed " in text:
         return text.split("\\boxed ")[-1].split("$")[0]
     begin = text.rfind("\\boxed")
@@ -63,7 +64,7 @@ def boxed(text: str) -> str | None:
 
 
 def _roots(answer: str) -> str:
-    r"""\sqrt3 as \sqrt{3}."""
+    r"""Rewrite \sqrt3 as \sqrt{3}."""
     first, *rest = answer.split("\\sqrt")
     if not all(rest):
         raise ValueError("a root of nothing")
@@ -71,7 +72,7 @@ def _roots(answer: str) -> str:
 
 
 def _fractions(answer: str) -> str:
-    r"""\frac12, \frac1{2} as \frac{1}{2}; as it is if one lacks a part."""
+    r"""Rewrite \frac12 and \frac1{2} as \frac{1}{2}; leave the text unchanged if a part is missing."""
     whole, *rest = answer.split("\\frac")
     for part in rest:
         if not part:

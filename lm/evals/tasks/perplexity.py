@@ -1,9 +1,10 @@
-"""How well a model foretells text: perplexity by word and by byte, and bits per byte, over documents.
+"""Perplexity of documents by word and by byte, and bits per byte.
 
-With ℓ a document's log-likelihood in nats, as a whole after the begin symbol:
-  bits_per_byte = −Σℓ / (Σ bytes · ln 2), byte_perplexity = exp(−Σℓ / Σ bytes), word_perplexity = exp(−Σℓ / Σ words),
-bytes in UTF-8 and words between spaces, as lm-evaluation-harness counts them. They do not depend on the tokenizer. Their
-standard errors are those of a ratio of two sums over documents (Cochran 1977, chapter 6), to first order for the exponentials.
+ℓ is the log-likelihood of a whole document after the begin symbol, in nats:
+  bits_per_byte = −Σℓ / (Σ bytes · ln 2), byte_perplexity = exp(−Σℓ / Σ bytes), word_perplexity = exp(−Σℓ / Σ words).
+Bytes are UTF-8 and words are split at white space, as in lm-evaluation-harness. The metrics do not depend on the tokenizer.
+Their standard errors are those of a ratio of two sums over documents (Cochran 1977, chapter 6), to first order for the
+exponentials.
 """
 
 import math
@@ -23,8 +24,8 @@ KEYS = documents.KEYS | {"doc_to_target": str, "counted": str}
 
 
 class Rolling(NamedTuple):
-    """The task of a file of kind rolling. form.target: the text whose likelihood is asked for; counted: that whose bytes and
-    words are, where it is another (WikiText is counted as it was before it is tidied up)."""
+    """A task of kind rolling. form.target: the text to score. counted: the text whose bytes and words are counted, if different
+    (WikiText counts the text before clean-up)."""
 
     name: str
     spec: Mapping[str, Any]
@@ -76,7 +77,7 @@ class Rolling(NamedTuple):
 
 
 def build(name: str, spec: dict, settings: TaskSettings) -> Rolling:
-    """Raises: UserError, for a key that is wrong, and for data that there is not."""
+    """Build the task. Raises: UserError for an invalid key or missing data."""
     spec = settled(spec, settings)
     check(name, spec, KEYS, needed=("doc_to_target",))
     settings = settings._replace(num_fewshot=0)
@@ -84,12 +85,12 @@ def build(name: str, spec: dict, settings: TaskSettings) -> Rolling:
     forms = (
         prompting.Form("", None, spec.get(key) or spec["doc_to_target"], read.columns) for key in ("doc_to_target", "counted")
     )
-    prompting.open_prompts(name, spec, settings, read)  # tells of a template that is none
+    prompting.open_prompts(name, spec, settings, read)  # raises UserError for an invalid template
     return Rolling(name, spec, read, *forms, versions_of(spec, settings, read))
 
 
 def figures(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Of samples with loglikelihood, words, bytes. None without any."""
+    """Return the metrics of samples with loglikelihood, words, bytes. Without samples they are None."""
     logps, sizes, words = ([sample[key] for sample in samples] for key in ("loglikelihood", "bytes", "words"))
     by_byte, byte_error = _ratio(logps, sizes)
     by_word, word_error = _ratio(logps, words)
@@ -104,7 +105,7 @@ def figures(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _ratio(logps: Sequence[float], sizes: Sequence[int]) -> tuple[float | None, float | None]:
-    """r = −Σℓ/Σs, and √(n/(n−1) · Σ(ℓ + r·s)²)/Σs."""
+    """Return r = −Σℓ/Σs and its standard error √(n/(n−1) · Σ(ℓ + r·s)²)/Σs."""
     if not sizes:
         return None, None
     total, n = sum(sizes), len(sizes)

@@ -1,9 +1,9 @@
-"""Documents to prompts, by the templates of a task file; byte for byte those of lm-evaluation-harness 0.4.13.
+"""Render documents as prompts with the templates of a task file, byte for byte as lm-evaluation-harness 0.4.13 does.
 
-A template is Jinja over the keys of a document, or the name of one of them; what looks like a name is taken for one.
-doc_to_text says the question, doc_to_choice the choices if there are any, doc_to_target the answer: a text, the number of a
-choice, or a list of either. An example is question, target_delimiter, answer, fewshot_delimiter. Where doc_to_text is a number,
-the choices are the contexts: it is then the number of the right one, and doc_to_target what follows each of them.
+A template is Jinja over the keys of a document, or the name of a key; a template that is an identifier counts as a name.
+doc_to_text gives the question, doc_to_choice the choices if any, and doc_to_target the answer: a text, the index of a choice,
+or a list of either. An example is question, target_delimiter, answer, fewshot_delimiter. If doc_to_text is a number, the
+choices are the contexts: the number is the index of the right one, and doc_to_target is the continuation of each.
 """
 
 import ast
@@ -20,7 +20,7 @@ from lm.errors import UserError
 from lm.evals.outcome import TaskSettings
 from lm.evals.stats.joining import Malformed
 from lm.evals.subject import Subject
-from lm.evals.tasks.documents import DATA_ERRORS, Documents, Item, described
+from lm.evals.tasks.documents import DATA_ERRORS, Documents, TaskItem, described
 from lm.evals.tasks.spec import check
 
 KEYS = {
@@ -41,14 +41,14 @@ _template = functools.lru_cache(maxsize=1024)(_ENVIRONMENT.from_string)
 
 
 class Context(NamedTuple):
-    """text: what is put to the model. messages: the conversation it was made of, up to the answer; None without one."""
+    """text: the prompt. messages: the conversation that it was rendered from, up to the answer; None without one."""
 
     text: str
     messages: tuple[dict[str, Any], ...] | None = None
 
 
 class Form(NamedTuple):
-    """How a document is put into words. columns: the names that keys of documents have."""
+    """Templates of a document. columns: the keys that documents have."""
 
     text: str
     choice: str | list | None
@@ -56,13 +56,13 @@ class Form(NamedTuple):
     columns: frozenset[str]
 
     def question(self, doc: Mapping[str, Any]) -> str | int:
-        value = self.said(self.text, doc)
+        value = self.render(self.text, doc)
         return int(value) if not self.names(self.text) and self.choice is not None and value.isdigit() else value
 
     def choices(self, doc: Mapping[str, Any]) -> list[str] | None:
         if self.choice is None or isinstance(self.choice, list):
             return self.choice
-        value = self.said(self.choice, doc)
+        value = self.render(self.choice, doc)
         choices = value if self.names(self.choice) else ast.literal_eval(value)
         if not isinstance(choices, list) or not choices or not all(isinstance(one, str) and one for one in choices):
             raise Malformed(f"choices are {choices!r}, not a list of texts")
@@ -71,7 +71,7 @@ class Form(NamedTuple):
     def answer(self, doc: Mapping[str, Any]) -> str | int | list:
         if not isinstance(self.target, str):
             return self.target
-        value = self.said(self.target, doc)
+        value = self.render(self.target, doc)
         if self.names(self.target):
             return value
         if self.choice is not None and value.isdigit():
@@ -82,10 +82,10 @@ class Form(NamedTuple):
         return value
 
     def names(self, template: str) -> bool:
-        """Whether it is a key of documents, and no template."""
+        """Return whether `template` is a key of documents and not a template."""
         return template in self.columns or template.isidentifier()
 
-    def said(self, template: str, doc: Mapping[str, Any]) -> Any:
+    def render(self, template: str, doc: Mapping[str, Any]) -> Any:
         if not self.names(template):
             return _template(template).render(**doc)
         if doc.get(template) is None:
@@ -94,7 +94,7 @@ class Form(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """The prompts of one task."""
+    """Settings of one task's prompts."""
 
     form: Form
     shot_form: Form
@@ -106,15 +106,15 @@ class Prompts(NamedTuple):
     system: str
     multiturn: bool
 
-    def contexts(self, item: Item, subject: Subject) -> list[Context]:
-        """What goes before the answer: one context, or one for each choice where the choices are the contexts.
+    def contexts(self, item: TaskItem, subject: Subject) -> list[Context]:
+        """Return the text before the answer: one context, or one for each choice if the choices are the contexts.
 
-        Raises: Malformed, for an item that the templates cannot put into words.
+        Raises: Malformed for an item that the templates cannot render.
         """
         with reading():
             begin = self._begin(item)
             question = self.form.question(item.doc)
-            prefix = self._told(self.gen_prefix, item.doc)
+            prefix = self._render(self.gen_prefix, item.doc)
             if isinstance(question, int):
                 questions = self.form.choices(item.doc) or []
                 if any(not isinstance(one, str) for one in questions) or not questions:
@@ -123,14 +123,14 @@ class Prompts(NamedTuple):
             return [self._context([*begin, *_turns(question, "", prefix, self.target_delimiter)], subject)]
 
     def delimiter(self) -> str:
-        """What stands between a context and a choice: nothing where a chat template ends the context."""
+        """Return the text between a context and a choice; empty if a chat template ends the context."""
         if not self.chat:
             return self.target_delimiter
         return self.target_delimiter if self.gen_prefix and not self.gen_prefix[-1].isspace() else ""
 
-    def _begin(self, item: Item) -> list["Turn"]:
+    def _begin(self, item: TaskItem) -> list["Turn"]:
         text = self.description.get(item.group, "") if isinstance(self.description, dict) else self.description
-        system = _joined(self.system, self._told(text, item.doc), self.fewshot_delimiter)
+        system = _joined(self.system, self._render(text, item.doc), self.fewshot_delimiter)
         turns = [Turn("system", system, "")] if system else []
         for number, doc in enumerate(item.shots):
             try:
@@ -147,10 +147,10 @@ class Prompts(NamedTuple):
         said = choices[first] if choices and isinstance(first, int) else first
         if not isinstance(said, str):
             raise Malformed(f"the answer is {answer!r}, not a text")
-        return _turns(question, said, self._told(self.gen_prefix, doc), self.target_delimiter, self.fewshot_delimiter)
+        return _turns(question, said, self._render(self.gen_prefix, doc), self.target_delimiter, self.fewshot_delimiter)
 
-    def _told(self, template: str | None, doc: Mapping[str, Any]) -> str:
-        """Of a description or a prefix, where a single word is no name."""
+    def _render(self, template: str | None, doc: Mapping[str, Any]) -> str:
+        """Render a description or prefix. Here a single word is a name only if a document has that key."""
         if not template:
             return ""
         return str(doc[template]) if template in self.form.columns else _template(template).render(**doc)
@@ -169,7 +169,7 @@ class Prompts(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """delimiter: what follows the text where there are no turns."""
+    """delimiter: the text after this turn when the prompt is not split into turns."""
 
     role: str
     text: str
@@ -177,7 +177,7 @@ class Turn(NamedTuple):
 
 
 def open_prompts(name: str, spec: Mapping[str, Any], settings: TaskSettings, documents: Documents) -> Prompts:
-    """Raises: UserError for a template that is none."""
+    """Return the prompts of a task. Raises: UserError for an invalid template."""
     config = spec.get("fewshot_config") or {}
     check(f"{name}: fewshot_config", config, FEWSHOT_KEYS)
     if config.get("sampler", "default") not in SAMPLERS:
@@ -213,7 +213,7 @@ def open_prompts(name: str, spec: Mapping[str, Any], settings: TaskSettings, doc
 
 @contextlib.contextmanager
 def reading() -> Iterator[None]:
-    """Whatever a template or a document makes fail is Malformed."""
+    """Turn any error of a template or a document into Malformed."""
     try:
         yield
     except Malformed:
@@ -223,7 +223,7 @@ def reading() -> Iterator[None]:
 
 
 def _turns(question: str, answer: str, prefix: str, target_delimiter: str, fewshot_delimiter: str = "") -> list[Turn]:
-    """A question and, if there is one, its answer, which begins with the prefix."""
+    """Return the turns of a question and of its answer, if any, which begins with the prefix."""
     if not isinstance(question, str):
         raise Malformed(f"the question is a {type(question).__name__}, not a text")
     apart = _apart(question, prefix) if prefix else bool(answer)
@@ -236,7 +236,7 @@ def _turns(question: str, answer: str, prefix: str, target_delimiter: str, fewsh
 
 
 def _joined(before: str, after: str, delimiter: str) -> str:
-    """Both, with the delimiter between them unless space is there already."""
+    """Join both texts with the delimiter, unless there is already a space between them."""
     if not before or not after:
         return before or after
     return before + (delimiter if not (before[-1].isspace() or after[0].isspace()) else "") + after

@@ -1,4 +1,4 @@
-"""The keys of a task file: known ones, of the right type; and the functions that it names."""
+"""Check the keys of a task file and their types, and import the functions that it names."""
 
 import difflib
 import importlib
@@ -12,9 +12,9 @@ Types = type | tuple[type, ...]
 
 
 def check(name: str, spec: Mapping[str, Any], keys: Mapping[str, Types], needed: Collection[str] = ()) -> None:
-    """Raises UserError for a key of `spec` that is none of `keys`, one of a wrong type, and one of `needed` that is missing.
+    """Raise UserError for an unknown key of `spec`, a value of a wrong type, or a missing key of `needed`.
 
-    A key without a value counts as missing. A truth value is no number.
+    A key without a value counts as missing. A bool is not a number.
     """
     for key, value in spec.items():
         if key not in keys:
@@ -31,12 +31,12 @@ def check(name: str, spec: Mapping[str, Any], keys: Mapping[str, Types], needed:
 
 
 def settled(spec: Mapping[str, Any], settings: TaskSettings) -> dict[str, Any]:
-    """A task file's keys, and over them those that the config has for all tasks of its kind."""
+    """Return a task file's keys, overridden by the config's options for tasks of its kind."""
     return {**spec, **(settings.options.get(spec.get("kind", "")) or {})}
 
 
 def function(name: str, key: str, path: str) -> Callable:
-    """The function that a key names as "module:function". Raises UserError if there is none."""
+    """Import a function given as "module:function". Raises UserError if it does not exist."""
     module, _, attribute = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""Tasks in which a model writes freely: the keys of their files, and what it wrote."""
+"""Shared code of tasks with free generation: keys of their files, prompts, generations and samples."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from lm.evals.outcome import TaskSettings
 from lm.evals.stats.joining import Malformed, Problems
 from lm.evals.subject import Generated, Prompt, Subject
 from lm.evals.tasks import documents, prompting
-from lm.evals.tasks.documents import Documents, Item
+from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.prompting import Context, Prompts
 from lm.evals.tasks.spec import check
 
@@ -20,11 +20,11 @@ def settled(
     defaults: Mapping[str, Any],
     needed: Sequence[str] = ("doc_to_text",),
 ) -> dict[str, Any]:
-    """A task file's values over `defaults`, and over both those that the config has for its kind, settings.options[kind].
+    """Return a task file's values with defaults; settings.options[kind] overrides both.
 
-    defaults: of the keys of this kind of task a value of the type that is wanted. Task files also have those of documents and
-    of prompts; {abstain} in a description is what `abstain` says. Raises: UserError for an unknown key, for a value of a wrong
-    type, and for a key of `needed` that is missing.
+    defaults: {key of this kind of task: default value of the required type}. A task file may also have the keys of documents
+    and prompts. "{abstain}" in a description is replaced by the value of `abstain`. Raises: UserError for an unknown key, a
+    value of a wrong type, or a missing key of `needed`.
     """
     kind = spec.get("kind", name)
     own = {key: (int, float) if isinstance(value, float) else type(value) for key, value in defaults.items()}
@@ -43,7 +43,7 @@ def settled(
 def opened(
     name: str, values: Mapping[str, Any], settings: TaskSettings, read: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> Documents:
-    """The documents of a task as `read` reads them, examples too; where it raises Malformed, that is a problem of the item."""
+    """Return a task's documents, and its examples, converted by `read`. If it raises Malformed, the item is a problem."""
     found = documents.load(name, values, settings)
     problems, items = found.new_problems(), []
     for item in found.items:
@@ -56,7 +56,7 @@ def opened(
 
 
 def column(doc: Mapping[str, Any], path: str) -> Any:
-    """The value of a dotted path such as answer.aliases; None where it leads nowhere."""
+    """Return the value at a dotted path such as answer.aliases; None if the path does not exist."""
     value: Any = doc
     for part in path.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -64,7 +64,7 @@ def column(doc: Mapping[str, Any], path: str) -> Any:
 
 
 def texts(value: Any, what: str, *, empty: bool = False) -> tuple[str, ...]:
-    """A text or a list of texts and numbers, as texts. Raises: Malformed, also for none unless `empty`."""
+    """Return a text, or a list of texts and numbers, as texts. Raises: Malformed, also if there is none and not `empty`."""
     parts = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
     for part in parts:
         if isinstance(part, bool) or not isinstance(part, str | int | float):
@@ -76,14 +76,16 @@ def texts(value: Any, what: str, *, empty: bool = False) -> tuple[str, ...]:
 
 
 def asking(doc: Mapping[str, Any]) -> dict[str, Any]:
-    """A document whose topic and prompt, if there are any, are texts that say something, and whose reference is one or None."""
+    """Return a document whose topic, prompt and reference are texts. Empty ones are left out; an empty reference is None."""
     told = {key: " ".join(texts(doc.get(key), key, empty=True)) for key in ("topic", "prompt", "reference")}
     kept = {key: value for key, value in doc.items() if key not in told} | {key: said for key, said in told.items() if said}
     return kept | {"reference": told["reference"] or None}
 
 
-def contexts(prompts: Prompts, items: Iterable[Item], subject: Subject, problems: Problems) -> list[tuple[Item, Context]]:
-    """The prompt of each item that the templates can put into words."""
+def contexts(
+    prompts: Prompts, items: Iterable[TaskItem], subject: Subject, problems: Problems
+) -> list[tuple[TaskItem, Context]]:
+    """Return the prompt of each item. An item that the templates cannot render is a problem."""
     found = []
     for item in items:
         try:
@@ -96,7 +98,7 @@ def contexts(prompts: Prompts, items: Iterable[Item], subject: Subject, problems
 def generated(
     subject: Subject, asked: Sequence[Prompt], ids: Sequence[int | str], problems: Problems
 ) -> list[Generated | None]:
-    """What the model writes, None where it failed to, which is a problem and no answer."""
+    """Generate. A failed generation is None and a problem, not an empty answer."""
     answers: list[Generated | None] = []
     for id, answer in zip(ids, subject.generate(asked), strict=True):
         if answer.problem:
@@ -107,8 +109,8 @@ def generated(
     return answers
 
 
-def sample(task: str, split: str, item: Item, context: Context, answer: Generated) -> dict[str, Any]:
-    """What the sample of every written answer has."""
+def sample(task: str, split: str, item: TaskItem, context: Context, answer: Generated) -> dict[str, Any]:
+    """Return the fields that the sample of every generated answer has."""
     told: dict[str, Any] = {"task": task, "doc_id": item.id, "split": split, "prompt": context.text}
     if context.messages is not None:
         told["messages"] = [dict(message) for message in context.messages]
@@ -118,6 +120,6 @@ def sample(task: str, split: str, item: Item, context: Context, answer: Generate
 
 
 def versions(documents: Documents, values: Mapping[str, Any], settings: TaskSettings) -> dict[str, Any]:
-    """What tells two runs of a task apart: its data, and all that its file and the config say of it."""
+    """Return what distinguishes two runs of a task: its data, and the settings of its file and of the config."""
     kept = {key: value for key, value in values.items() if key not in ("about", "kind")}
     return {**documents.versions, "num_fewshot": documents.num_fewshot, "chat": settings.chat, "settings": kept}
