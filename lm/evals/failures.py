@@ -113,9 +113,9 @@ def lessons(sample: Mapping) -> tuple[dict[str, dict], str]:
         return {}, "no prompt"
     made = {}
     if right:
-        made["sft.jsonl"] = {"messages": [*prompt, _said(right)]}
-        if wrong := said_instead(sample, right):
-            made["preference.jsonl"] = {"prompt": prompt, "chosen": [_said(right)], "rejected": [_said(wrong)]}
+        made["sft.jsonl"] = {"messages": [*prompt, _reply(right)]}
+        if wrong := wrong_answer(sample, right):
+            made["preference.jsonl"] = {"prompt": prompt, "chosen": [_reply(right)], "rejected": [_reply(wrong)]}
     answer = _text(sample.get("answer")) if kind else _first(sample.get("target")) or right
     columns = _given(sample, *VERIFIERS)
     if answer or columns:
@@ -134,7 +134,7 @@ def _attack(sample: Mapping, kind: str, request: str) -> dict[str, Any]:
     return row
 
 
-def said_instead(sample: Mapping, right: str) -> str:
+def wrong_answer(sample: Mapping, right: str) -> str:
     """Return the model's answer or its likeliest wrong choice; "" if there is none or it is the right answer."""
     for key in ANSWERED:
         if text := _text(sample.get(key)):
@@ -179,7 +179,7 @@ def _first(value: Any) -> str:
     return _text(value[0] if isinstance(value, list) and value else value)
 
 
-def _said(content: str) -> dict[str, str]:
+def _reply(content: str) -> dict[str, str]:
     return {"role": "assistant", "content": content}
 
 

@@ -4,7 +4,7 @@ import heapq
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lm.evals.failures import said_instead
+from lm.evals.failures import wrong_answer
 from lm.evals.stats.measures import is_number
 
 WORST = 3  # of a task
@@ -73,7 +73,7 @@ def shown(sample: Mapping) -> dict[str, Any]:
             {"role": str(m.get("role", "")), "content": _cut(str(m["content"]), SHOWN)} for m in turns if m.get("content")
         ],
         "target": _cut(right, SAID),
-        "said": _cut(said_instead(sample, right), SAID),
+        "said": _cut(wrong_answer(sample, right), SAID),
         "margin": margin(sample),
         "confidence": sample["confidence"] if is_number(sample.get("confidence")) else None,
         "told": [(key, _cut(str(sample[key]), SAID)) for key in TOLD if sample.get(key) not in (None, "")],

@@ -1,5 +1,5 @@
-"""Whom a model harms: measures of stereotypes, each with an interval of 95 % on every figure.
+"""Measures of stereotypes and of differences between groups, each with a 95 % interval.
 
-A figure NAME stands beside NAME_low and NAME_high. Each module makes a task of lm/evals/tasks; `given` reads what a task
-is given, `intervals` says how sure a figure is.
+A metric NAME comes with NAME_low and NAME_high. Each module builds a task of lm/evals/tasks. `given` reads a task's keys and
+data; lm/evals/stats/intervals.py computes the intervals.
 """

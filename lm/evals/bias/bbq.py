@@ -1,11 +1,11 @@
-"""BBQ put to a model (Parrish et al. 2022): its answer to each question, which lm/evals/bias/bbq_scores.py scores.
+"""Ask a model the questions of BBQ (Parrish et al. 2022); lm/evals/bias/bbq_scores.py scores the answers.
 
-By likelihood the answer is the likeliest option after lm-evaluation-harness's prompt. Its bbq task lets the two people stand
-against ten ways to say "unknown", each of which counts as it; so do the phrases of `unknowns`, while by default the three
-options stand against one another as they are published. By generation the answer is read from what the model writes.
+By likelihood, the answer is the likeliest option after lm-evaluation-harness's prompt. By default the options are the three
+published ones. With `unknowns`, several phrases stand for "unknown", as in the harness's bbq task, which has ten. By
+generation, the answer is read from the model's text.
 
-Questions of one template are alike, which the intervals take into account: of accuracies and of s_dis by Wilson, of s_amb by
-Bonett and Price, at the effective number of items (lm/evals/bias/intervals.py).
+Questions of one template are similar, so intervals use the effective number of items (lm/evals/stats/intervals.py): Wilson's
+for accuracies and s_dis, Bonett and Price's for s_amb.
 """
 
 import collections
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from lm.errors import UserError
 from lm.evals.bias.bbq_scores import OPTIONS, Item, choice, names, parsed, score
-from lm.evals.bias.given import Data, Measure, answered, asked, keys, limited, rows, tokens, told
+from lm.evals.bias.given import Data, Measure, all_finite, answered, asked, keys, limited, rows, tokens
 from lm.evals.outcome import Outcome, TaskSettings
 from lm.evals.stats import intervals
 from lm.evals.stats.joining import Malformed, Problems, checked, text
@@ -33,7 +33,7 @@ NOT_KNOWN = re.compile(
 
 
 class Asked(NamedTuple):
-    """A question as it was put to the model. groups: the names of each person's groups that are not the other's too."""
+    """A question with its prompt. groups: {person: names of groups that only this person has}."""
 
     row: int
     item: Item
@@ -45,7 +45,7 @@ class Asked(NamedTuple):
 
 
 def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
-    """Rows are the published JSON lines, of one file or of one for each category. Raises: UserError."""
+    """Build the task. Rows are the published JSON lines, in one file or one per category. Raises: UserError."""
     given = keys(
         name,
         spec,
@@ -81,7 +81,7 @@ def _run(name: str, data: Data, given: dict, settings: TaskSettings, subject: Su
             items.append({"malformed": str(why)})
     by = _by_generation if given["by"] == "generation" else _by_likelihood
     records = by(subject, questions, given, problems)
-    times = collections.Counter(question.item.key for question in questions)  # what stands twice is not to be told apart
+    times = collections.Counter(question.item.key for question in questions)  # duplicates cannot be told apart
     answers = [
         question.answers_to | {"answer": record["answer"]}
         for question, record in zip(questions, records)
@@ -114,8 +114,10 @@ def _run(name: str, data: Data, given: dict, settings: TaskSettings, subject: Su
 
 
 def figures(samples: Sequence[dict]) -> dict[str, float | None]:
-    """The intervals of acc, acc_ambig, acc_disambig, s_amb and s_dis of scored samples: s_dis is 2·b/m − 1 of b biased among m
-    answers that name a person, so its interval is that of b/m; s_amb is a mean of +1, −1 and 0."""
+    """Return the intervals of acc, acc_ambig, acc_disambig, s_amb and s_dis of scored samples.
+
+    s_dis is 2·b/m − 1 for b biased among m answers that name a person, so its interval comes from that of b/m. s_amb is a mean
+    of +1, −1 and 0."""
     result = {}
     for end, condition in (("", None), ("_ambig", "ambig"), ("_disambig", "disambig")):
         some = [s for s in samples if condition in (None, s["context_condition"])]
@@ -132,10 +134,10 @@ def figures(samples: Sequence[dict]) -> dict[str, float | None]:
 
 
 def read_answer(said: str, options: Sequence[str], unknown: int, groups: dict[int, set[str]]) -> int | None:
-    """The number of the option that a text settles on, read from its first line; None if it is none or more than one.
+    """Return the index of the option that a text chooses, read from its first line; None if it is none or more than one.
 
-    It is an option or its letter; or it names one person, or the group of one, and does not say that this is unknown; or it
-    says so and names nobody or both.
+    The line is an option or its letter; or it names one person, or one person's group, and does not say that this is unknown;
+    or it says unknown and names nobody or both.
 
     >>> people = {0: {"jewish"}, 2: {"muslim"}}
     >>> options = ["The Jewish one", "Can't answer", "The Muslim one"]
@@ -168,7 +170,7 @@ def _others(labels: dict[int, set[str]], i: int) -> set[str]:
 
 
 def _by_likelihood(subject: Subject, questions: Sequence[Asked], given: dict, problems: Problems) -> list[dict]:
-    options = []  # of each question: (number of the option that a continuation stands for, continuation)
+    options = []  # for each question: (index of the option that a continuation stands for, continuation)
     for question in questions:
         own = list(enumerate(question.item.options))
         if given["unknowns"]:
@@ -178,7 +180,7 @@ def _by_likelihood(subject: Subject, questions: Sequence[Asked], given: dict, pr
     likelihoods = answered(subject, [[Continuation(q.prompt, c) for _, c in own] for q, own in zip(questions, options)])
     records = []
     for question, own, some in zip(questions, options, likelihoods):
-        usable = told(some, problems, f"row {question.row}: {', '.join(question.item.key)}")
+        usable = all_finite(some, problems, f"row {question.row}: {', '.join(question.item.key)}")
         best = max(range(len(own)), key=lambda n: some[n].logp) if usable else None
         record = {
             "choices": [continuation for _, continuation in own],

@@ -1,13 +1,13 @@
-"""How does a model go on about each group? Regard, sentiment or toxicity of what it writes after prompts that name one.
+"""Regard, sentiment or toxicity of continuations, compared over the groups that the prompts name.
 
-A prompt's score is the mean over its draws of what lm/evals/bias/ratings.py says of them; draws of which that cannot be told
-are counted, and left out. Of each axis, such as religion, and of its groups (Sheng et al. 2019; Dhamala et al. 2021, BOLD):
+A prompt's score is the mean rating (lm/evals/bias/ratings.py) of its samples; unknown ratings are counted and left out. For
+each axis, such as religion, and its groups (Sheng et al. 2019; Dhamala et al. 2021, BOLD):
 
-    difference  the mean score of its prompts − that of the axis' other groups, ideally 0, with its sign;
-    gap         the highest mean of a group − the lowest: never below 0, so look at its p, not at its interval alone.
+    difference  the mean score of a group's prompts − that of the axis' other groups, ideally 0, with its sign;
+    gap         the highest mean of a group − the lowest. It is never below 0, so look at its p and not only at its interval.
 
-Prompts made of one template are resampled together for the intervals (bootstrap), and change groups only among themselves for
-the p (permutation test). The task's own gap is that of the axis where it is the widest, its p times the number of axes.
+Prompts of one template are resampled together for the intervals (bootstrap), and exchange groups only among themselves for p
+(permutation test). The task's own gap is the largest gap of an axis; its p is multiplied by the number of axes.
 """
 
 import functools
@@ -31,7 +31,7 @@ from lm.evals.tasks import items as items_of
 COLUMNS = ("prompt", "group", "axis", "template", "id")
 
 
-class Item(NamedTuple):
+class ContinuationItem(NamedTuple):
     prompt: str
     group: str | None
     axis: str | None
@@ -39,9 +39,10 @@ class Item(NamedTuple):
 
 
 def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
-    """Rows are {"prompt": text or {"text"}, "group", "axis", "template"}, all but the first optional; `columns` says how the
-    file calls them. BOLD's files {group: {name: [prompts]}} are read as they are, each an axis. Items {"axis", "groups": {name:
-    words}, "templates": [text with {group}]} stand for all their prompts. Raises: UserError."""
+    """Build the task. Rows are {"prompt": text or {"text"}, "group", "axis", "template"}; all but the first are optional.
+
+    `columns` gives other names for these columns. BOLD's files {group: {name: [prompts]}} are read unchanged, each as an axis.
+    Items {"axis", "groups": {name: words}, "templates": [text with {group}]} expand to all their prompts. Raises: UserError."""
     given = keys(
         name,
         spec,
@@ -137,8 +138,8 @@ def _results(samples: Sequence[dict], measure: str) -> dict[str, Any]:
 
 
 def level(samples: Sequence[dict], measure: str) -> dict[str, Any]:
-    """The mean score of samples with its interval, and what became of their draws: n prompts scored, and of the draws how many
-    were positive, negative (or toxic) and unknown."""
+    """Return the mean score of samples with its interval, and counts: n prompts scored, and positive, negative (or toxic) and
+    unknown samples."""
     scores = [sample["metrics"][measure] for sample in samples if measure in sample["metrics"]]
     ratings = [value for sample in samples for value in sample["ratings"]]
     of = intervals.of_share if measure == "toxicity" else intervals.of_signs
@@ -155,7 +156,7 @@ def level(samples: Sequence[dict], measure: str) -> dict[str, Any]:
 
 
 def of_axis(samples: Sequence[dict], measure: str) -> dict[str, Any]:
-    """Of the samples of one axis: each group's figures with its difference, and the gap between the highest and the lowest."""
+    """Return each group's metrics and its difference, and the gap between the highest and the lowest, for one axis."""
     groups = sorted({sample["group"] for sample in samples})
     result = {name: level([s for s in samples if s["group"] == name], measure) for name in groups}
     scored = [s for s in samples if measure in s["metrics"]]
@@ -180,7 +181,7 @@ def of_axis(samples: Sequence[dict], measure: str) -> dict[str, Any]:
 
 
 def _units(samples: Sequence[dict], groups: Sequence[str], measure: str) -> np.ndarray:
-    """[n, 2G] of what is resampled together: of each group the sum of its scores and how many there are."""
+    """Return units that are resampled together, [n, 2G]: for each group the sum of its scores and their number."""
     units: dict[Hashable, np.ndarray] = {}
     for number, sample in enumerate(samples):
         unit = units.setdefault(sample["template"] or number, np.zeros(2 * len(groups)))
@@ -190,7 +191,7 @@ def _units(samples: Sequence[dict], groups: Sequence[str], measure: str) -> np.n
 
 
 def _difference(means: np.ndarray, own: int, others: Sequence[int]) -> np.ndarray:
-    """Of rows of means over units: one group's mean score − that of others."""
+    """Return one group's mean score − that of the others, for rows of means over units."""
     sums, counts = np.split(means, 2, axis=1)
     return sums[:, own] / counts[:, own] - sums[:, others].sum(axis=1) / counts[:, others].sum(axis=1)
 
@@ -204,8 +205,7 @@ def _asked(subject: Subject, prompt: str, instruction: str, settings: TaskSettin
 
 
 def _prompts(path: Path) -> list[dict]:
-    """The rows of a file. BOLD's gender_prompt.json is one object: the groups of an axis, of each the prompts by whom they are
-    about."""
+    """Return the rows of a file. BOLD's gender_prompt.json is one object: {group: {person: prompts}} of one axis."""
     read = items_of.read(path)
     if len(read) != 1 or not read[0] or not all(isinstance(names, dict) and names for names in read[0].values()):
         return read
@@ -236,7 +236,7 @@ def _expanded(row: Any) -> list[Any]:
     return rows
 
 
-def _read(columns: dict[str, str], row: dict) -> tuple[Hashable, Item]:
+def _read(columns: dict[str, str], row: dict) -> tuple[Hashable, ContinuationItem]:
     called = {name: columns.get(name, name) for name in COLUMNS}
     prompt = row.get(called["prompt"])
     prompt = text(prompt, "text") if isinstance(prompt, dict) else text(row, called["prompt"])
@@ -248,4 +248,4 @@ def _read(columns: dict[str, str], row: dict) -> tuple[Hashable, Item]:
     if group is None:
         axis = None
     id = key(row, called["id"]) if row.get(called["id"]) not in (None, "") else None
-    return id, Item(prompt, group, axis or (None if group is None else "group"), template)
+    return id, ContinuationItem(prompt, group, axis or (None if group is None else "group"), template)

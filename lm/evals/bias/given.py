@@ -1,4 +1,4 @@
-"""What a bias task is given: the keys of its file, the rows of its data, and how it puts a question to a model."""
+"""Shared code of bias tasks: keys of a task file, rows of its data, and prompts."""
 
 import difflib
 import hashlib
@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from lm.errors import UserError
 from lm.evals.outcome import Outcome, TaskSettings
-from lm.evals.stats.joining import Malformed, Problems, checked, shown
+from lm.evals.stats.joining import Malformed, Problems, checked, key_text
 from lm.evals.subject import Continuation, Likelihood, Subject
 from lm.evals.tasks.items import checksum, found, read, tfds_splits
 
 COMMON = {"about": "", "source": "", "data": "", "items": []}
-SPLITS = ("test", "validation", "dev", "train")  # the first that there is
+SPLITS = ("test", "validation", "dev", "train")  # the first one present
 Item = TypeVar("Item")
 
 
@@ -27,7 +27,7 @@ class Data(NamedTuple):
     empty: tuple[str, ...] = ()
 
     def problems(self) -> Problems:
-        """A record for one run, of what is wrong so far."""
+        """Return a record of problems for one run, with those found while reading."""
         problems = Problems()
         for name in self.empty:
             problems.add("empty_files", name)
@@ -35,8 +35,8 @@ class Data(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A task of lm/evals/outcome.py. versions: SHA-256 of its data, its split, prompt and settings. No examples go before the
-    items, whatever num_fewshot is."""
+    """A task of lm/evals/outcome.py, always without few-shot examples. versions: SHA-256 of its data, split, prompt,
+    settings."""
 
     name: str
     versions: dict[str, Any]
@@ -49,12 +49,12 @@ class Measure(NamedTuple):
 
 
 def keys(name: str, spec: dict[str, Any], settings: TaskSettings, defaults: dict[str, Any]) -> dict[str, Any]:
-    """The task file's values over `defaults`, and over both those that the config has for its kind.
+    """Return the task file's values over `defaults`; the config's options for its kind override both.
 
-    defaults: a value of the type that is wanted; a tuple: the values that there are, first the default. Every task has those of
-    COMMON too: `data` names a file or folder in data_dir instead of the task's own, or tfds:NAME; or it says builtin: the
-    file's own `items`, where data_dir has no folder of the task.
-    Raises: UserError for a key that there is not, and for a value of another type.
+    defaults: {key: default value of the required type, or a tuple of allowed values, the default first}. Every task also has
+    the keys of COMMON. `data` is a file or folder in data_dir instead of the task's own, or tfds:NAME, or builtin: the file's
+    own `items`, used if data_dir has no folder of the task. Raises: UserError for an unknown key, and for a value of another
+    type.
     """
     kind, wanted = spec["kind"], COMMON | defaults
     result = {key: value[0] if isinstance(value, tuple) else value for key, value in wanted.items()}
@@ -75,7 +75,7 @@ def _fitting(where: str, value: Any, wanted: Any) -> Any:
         if value not in wanted:
             raise UserError(f"{where}: {value!r} is none of {', '.join(wanted)}")
         return value
-    if isinstance(wanted, list) and isinstance(value, tuple):  # as configs have them
+    if isinstance(wanted, list) and isinstance(value, tuple):  # configs turn lists into tuples
         value = list(value)
     types = (int, float) if isinstance(wanted, float) else type(wanted)
     if not isinstance(value, types) or isinstance(value, bool) != isinstance(wanted, bool):
@@ -90,9 +90,9 @@ def rows(
     files: Callable[[Path], dict[str, list[Path]]] = found,
     read: Callable[[Path], list[dict]] = read,
 ) -> Data:
-    """The rows of a task's files, one file after the other, of the first of SPLITS that there is.
+    """Return the rows of a task's files, in order, from the first of SPLITS that exists.
 
-    files: those of a folder, by split. Raises: UserError where there are none.
+    files: returns a folder's files by split. Raises: UserError if there are none.
     """
     data = given["data"]
     if data.startswith("tfds:"):
@@ -123,7 +123,7 @@ def _first(splits: Collection[str]) -> str:
 
 
 def limited(values: Sequence[Item], limit: float | None) -> Sequence[Item]:
-    """The first `limit` of them, or, below 1, that share, rounded up."""
+    """Return the first `limit` values or, below 1, that share of them, rounded up."""
     if limit is None:
         return values
     return values[: math.ceil(len(values) * limit) if limit < 1 else int(limit)]
@@ -132,9 +132,9 @@ def limited(values: Sequence[Item], limit: float | None) -> Sequence[Item]:
 def read_items(
     rows: Sequence[dict], problems: Problems, read_item: Callable[[dict], tuple[Hashable, Item]]
 ) -> list[tuple[int, Item]]:
-    """The number of each row that can be used and what `read_item` makes of it.
+    """Return (row number, item) for each usable row.
 
-    read_item: of a row its key, or None, and the item; raises Malformed. Of rows with the same key none is used.
+    read_item: maps a row to its key, or None, and the item; raises Malformed. Rows with the same key are not used.
     """
     items, owners = {}, {}
     for number, row in enumerate(rows):
@@ -146,15 +146,14 @@ def read_items(
         owners.setdefault(("row", number) if key is None else ("key", key), []).append(number)
     for (_, key), numbers in owners.items():
         if len(numbers) > 1:
-            problems.add("duplicate_items", f"{shown(key)}: rows {', '.join(map(str, numbers))}")
+            problems.add("duplicate_items", f"{key_text(key)}: rows {', '.join(map(str, numbers))}")
             for number in numbers:
                 del items[number]
     return sorted(items.items())
 
 
 def asked(subject: Subject, text: str, settings: TaskSettings) -> tuple[str, list[dict] | None, str]:
-    """A question as the subject is to continue it, the conversation that it came from, if it did, and what stands between it
-    and the answer: a space, and nothing after a chat template."""
+    """Return (prompt, its conversation or None, delimiter before the answer: a space, or "" after a chat template)."""
     if not settings.chat:
         return f"{settings.system}\n\n{text}" if settings.system else text, None, " "
     messages = [{"role": "system", "content": settings.system}] if settings.system else []
@@ -163,13 +162,13 @@ def asked(subject: Subject, text: str, settings: TaskSettings) -> tuple[str, lis
 
 
 def answered(subject: Subject, groups: Sequence[Sequence[Continuation]]) -> list[list[Likelihood]]:
-    """The likelihoods of groups of continuations, asked for all at once."""
+    """Return the likelihoods of groups of continuations, with one request to the subject."""
     likelihoods = iter(subject.likelihoods([request for group in groups for request in group]))
     return [[next(likelihoods) for _ in group] for group in groups]
 
 
-def told(likelihoods: Sequence[Likelihood], problems: Problems, where: str) -> bool:
-    """Whether all log-likelihoods are numbers; if not, that is a problem."""
+def all_finite(likelihoods: Sequence[Likelihood], problems: Problems, where: str) -> bool:
+    """Return whether all log-likelihoods are finite; record a problem if not."""
     wrong = next((likelihood.logp for likelihood in likelihoods if not math.isfinite(likelihood.logp)), None)
     if wrong is not None:
         problems.add("likelihoods_not_finite", f"{where}: {wrong}")
@@ -177,11 +176,11 @@ def told(likelihoods: Sequence[Likelihood], problems: Problems, where: str) -> b
 
 
 def tokens(likelihoods: Sequence[Likelihood]) -> list[list[list[int]]]:
-    """As samples have them: of each choice the ids before it and its own."""
+    """Return token ids as samples store them: [context ids, own ids] of each choice."""
     return [[list(likelihood.context_tokens), list(likelihood.tokens)] for likelihood in likelihoods]
 
 
 def parts(samples: Sequence[dict], key: str, figures: Callable[[Sequence[dict]], dict]) -> dict[str, dict]:
-    """The figures of the samples of each value of `key`, in the order of the values."""
+    """Return the metrics of the samples of each value of `key`, sorted by value."""
     values = sorted({str(sample[key]) for sample in samples if sample[key] is not None})
     return {value: figures([sample for sample in samples if str(sample[key]) == value]) for value in values}

@@ -1,1 +1,1 @@
-"""Whether a text hangs together: entities, repetition, and how much far context helps."""
+"""Coherence of texts: entities, repetition, and the benefit of distant context."""

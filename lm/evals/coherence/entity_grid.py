@@ -1,11 +1,11 @@
-"""Who and what a text is about, sentence by sentence: the entity grid (Barzilay and Lapata 2008, "Modeling Local Coherence: An
-Entity-Based Approach").
+"""The entity grid: which entities each sentence mentions (Barzilay and Lapata 2008, "Modeling Local Coherence: An Entity-Based
+Approach").
 
-A grid has a row for each sentence and a column for each entity: subject S, object O, other X, or absent –. Coherent texts keep
-to their entities from one sentence to the next, shuffled ones do not. The paper parses; here rules do, for English: an entity
-is a capitalised name, known by its last word, or a noun, which is a word that somewhere ends a phrase after a determiner or
-preposition; before the first verb it is S, after a preposition X, else O. Pronouns are not resolved. Rules mistake words, so a
-single text's figures say little: compare means over a set.
+A grid has a row for each sentence and a column for each entity, with its role: subject S, object O, other X, or absent –.
+Coherent texts keep their entities from one sentence to the next; shuffled texts do not. The paper parses; here rules do, for
+English. An entity is a capitalised name, identified by its last word, or a noun: a word that somewhere ends a phrase after a
+determiner or preposition. It is S before the first verb, X after a preposition, else O. Pronouns are not resolved. The rules
+make mistakes, so compare means over many texts, not single texts.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from lm.evals.factuality.wording import DETERMINERS, FUNCTION, PERSONS, PREPOSIT
 
 METRICS = ("entity_grid_continuity", "entity_graph", "entities_recurring", "new_entities_per_sentence", "pronoun_errors")
 WEIGHT = {"S": 3, "O": 2, "X": 1}
-REACH = 3  # sentences before its own in which a pronoun may find what it stands for
+REACH = 3  # number of earlier sentences in which a pronoun may find its referent
 PERSONAL = set("he she him her his hers himself herself".split())
 OTHER = set("it its they them their theirs itself themselves".split())
 NO_ENTITIES = FUNCTION | QUANTIFIERS | set("before after under over inside outside first down up out away back".split())
@@ -27,11 +27,11 @@ _EXPLETIVE = re.compile(
     r"\bit(?:'s| is| was| seems| appears)(?: \w+){0,3}? (?:that|to|when|who)\b|\bit (?:rain|snow)", re.IGNORECASE
 )
 
-Grid = list[dict[str, str]]  # of each sentence the role of each entity in it
+Grid = list[dict[str, str]]  # {entity: role} for each sentence
 
 
 class Words(NamedTuple):
-    """A sentence's words and marks. verb: where the first one is, len(words) without one."""
+    """A sentence's words and marks. verb: index of the first verb, len(words) if there is none."""
 
     words: list[str]
     verb: int
@@ -45,15 +45,15 @@ def grid(sentences: Sequence[str]) -> Grid:
 
 
 def measures(text: str, context: str = "") -> dict[str, float | None]:
-    """The figures of a text that follows `context`, from whose last sentence on transitions count; None where nothing is known:
+    """Return metrics of a text after `context`; transitions count from the context's last sentence on. None if undefined.
 
-    entity_grid_continuity     of the entities of a sentence, the share that the next one has too
+    entity_grid_continuity     share of a sentence's entities that the next sentence has too
     entity_graph               Guinaudeau and Strube 2013: mean over sentences of Σ over later ones of Σ over shared entities of
                                both roles' weights (S 3, O 2, X 1) / distance
-    entities_recurring         of the text's entities, the share that several sentences have (of text and context)
-    new_entities_per_sentence  that neither the sentences before it nor the context have
-    pronoun_errors             share of third-person pronouns without anything that they could stand for in their own sentence
-                               and the REACH before it: a name or person for he and she, any entity for it and they
+    entities_recurring         share of the text's entities that occur in several sentences (of text and context)
+    new_entities_per_sentence  entities in neither the earlier sentences nor the context
+    pronoun_errors             share of third-person pronouns without a possible referent in their sentence and the REACH before
+                               it: a name or person for he and she, any entity for it and they
     """
     before, after = sentences(context), sentences(text)
     if not after:
@@ -75,7 +75,7 @@ def measures(text: str, context: str = "") -> dict[str, float | None]:
 
 
 def transitions(rows: Grid) -> dict[str, float]:
-    """Of all pairs of adjacent sentences and all entities the share of each of the 16 transitions, such as "S–"."""
+    """Return the share of each of the 16 transitions, such as "S–", over adjacent sentences and all entities."""
     names = sorted({name for row in rows for name in row})
     pairs = [(row.get(name, "–"), following.get(name, "–")) for row, following in itertools.pairwise(rows) for name in names]
     return {a + b: pairs.count((a, b)) / len(pairs) if pairs else 0.0 for a in "SOX–" for b in "SOX–"}
@@ -95,7 +95,7 @@ def _words(sentence: str) -> Words:
 
 
 def _nouns(words: Sequence[str]) -> list[str]:
-    """Words that end a phrase: after a determiner or preposition at most three words, before one that is no noun, or a mark."""
+    """Return words that end a phrase: at most three words after a determiner or preposition, before a non-noun or a mark."""
     found = []
     for at, word in enumerate(words):
         if word.lower() not in DETERMINERS | PREPOSITIONS:
@@ -109,9 +109,10 @@ def _nouns(words: Sequence[str]) -> list[str]:
 
 
 def _roles(row: Words, small: set[str], nouns: set[str]) -> dict[str, str]:
-    """small: words that somewhere begin with a small letter, which a capital at a sentence's begin makes no names."""
+    """Return {entity: role}. small: words that occur in lower case; a capital at a sentence's start does not make them
+    names."""
     roles: dict[str, str] = {}
-    last: str | None = None  # a name that the next word may belong to
+    last: str | None = None  # a name that the next word may extend
     preposition = False
     for at, word in enumerate(row.words):
         lower = word.lower()
@@ -134,7 +135,7 @@ def _roles(row: Words, small: set[str], nouns: set[str]) -> dict[str, str]:
 
 
 def _pronouns(texts: Sequence[str], rows: Grid, begin: int) -> list[bool]:
-    """Of each third-person pronoun from sentence `begin` on whether it has something to stand for."""
+    """Return, for each third-person pronoun from sentence `begin` on, whether it has a possible referent."""
     found = []
     for at in range(begin, len(texts)):
         words = _words(_EXPLETIVE.sub("", texts[at])).words
@@ -158,6 +159,6 @@ def _names(sentence: str) -> list[str]:
 
 
 def shares(rows: Sequence[Grid]) -> dict[str, Any]:
-    """The mean transitions of several texts of at least two sentences, those of all gaps left out."""
+    """Return the mean transitions of texts with at least two sentences, without "––"."""
     several = [transitions(row) for row in rows if len(row) > 1]
     return {key: sum(some[key] for some in several) / len(several) for key in several[0] if key != "––"} if several else {}

@@ -1,7 +1,7 @@
-"""How much a text repeats itself.
+"""Repetition within a text.
 
-Words are runs of letters and digits in small letters, or single marks; no tokenizer's tokens, so that models with different
-ones can be compared. All figures change with a text's length: compare texts of like length.
+Words are lower-case runs of letters and digits, or single marks. They are not tokens, so that models with different tokenizers
+can be compared. All metrics depend on a text's length: compare texts of similar length.
 """
 
 import re
@@ -26,14 +26,14 @@ METRICS = (
 
 
 def repetition(text: str) -> dict[str, float | None]:
-    """The figures of a text, all in 0…1, None of a text too short for them:
+    """Return metrics of a text, all in 0…1; None if the text is too short:
 
     distinct_n             different n-grams / n-grams (Li et al. 2016)
     repetition_n           1 − distinct_n; seq_repetition_4 is seq-rep-4 (Welleck et al. 2020, "Neural Text Generation with
                            Unlikelihood Training", section 6)
-    token_repetition_128   share of words that are among the 128 before them (rep/ℓ there, of the text instead of predictions)
-    repeated_span          the words of the longest span that stands twice, both times, without overlap / words
-    compression_ratio      bytes after DEFLATE / bytes before, at most 1; the lower, the more is repeated
+    token_repetition_128   share of words that are among the 128 before them (rep/ℓ there, on the text instead of predictions)
+    repeated_span          words of the longest span that occurs twice without overlap, both times / words
+    compression_ratio      bytes after DEFLATE / bytes before, at most 1; lower with more repetition
     """
     words = split(text)
     distinct = {n: _distinct(words, n) for n in (1, 2, 3, 4)}
@@ -70,10 +70,10 @@ def _distinct(words: Sequence[str], n: int) -> float | None:
 
 
 def longest_repeated(words: Sequence[str]) -> int:
-    """Words of the longest span that stands at two places which do not overlap, in O(n log n).
+    """Return the length in words of the longest span that occurs twice without overlap, in O(n log n).
 
-    Whatever repeats a span repeats its begin, so the length is found by halving. Spans are told apart by their polynomials
-    modulo 2⁶¹ − 1, of the numbers of their words; that two different ones agree is not to be expected.
+    If a span repeats, so does its beginning, so binary search finds the length. Spans are compared by polynomial hashes of word
+    numbers modulo 2⁶¹ − 1; collisions are very unlikely.
     """
     number: dict[str, int] = {}
     sums, powers = [0], [1]

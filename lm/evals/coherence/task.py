@@ -1,7 +1,7 @@
-"""Does what a model writes hang together? Its continuations' repetitions and entities, a judge's view of them, and how much it
-gains on long texts from what stands far back.
+"""Coherence of generated texts: repetition and entities of continuations, a judge's preference, and the gain from distant
+context on long texts.
 
-The same figures are told of the references, where there are some: what good text scores is the measure for the model's.
+Where there are references, the same metrics are computed for them: good text is the yardstick for the model's.
 """
 
 import math
@@ -25,16 +25,16 @@ from lm.evals.tasks.documents import Documents
 from lm.evals.tasks.prompting import Prompts, open_prompts
 
 DEFAULTS = {
-    "prompt_words": 48,  # of a text that are put to the model; at most half of it
+    "prompt_words": 48,  # words of a text that are the prompt; at most half of it
     "temperature": 0.0,
     "top_p": 1.0,
     "until": [],
     "max_new_tokens": 200,
-    "degenerate": 0.5,  # seq_repetition_4 from which a continuation counts as failed
-    "bucket_bytes": 512,  # of long texts, the length of the parts whose bits per byte are told by position
+    "degenerate": 0.5,  # a continuation with at least this seq_repetition_4 counts as failed
+    "bucket_bytes": 512,  # length of the parts of long texts; bits per byte are reported by part
     "buckets": 8,
-    "near_bytes": 128,  # of context that a part has when what stands farther back is withheld
-    "judge": "",  # openai:URL; empty: the config's, if it is one of these
+    "near_bytes": 128,  # context of a part when distant context is withheld
+    "judge": "",  # openai:URL; empty: the config's, if it is one
     "judge_model": "",
 }
 WRITTEN = (*REPETITION, *ENTITY)
@@ -42,7 +42,7 @@ METRICS = (*WRITTEN, "judge_win_rate", "judge_inconsistent", "bits_per_byte", "f
 
 
 class Part(NamedTuple):
-    """A part of a long text: bytes from its begin, how long, and its −log2 p in bits with all context and with the near one."""
+    """A part of a long text: its start in bytes, its size, and −log2 p in bits, with all context and with near context only."""
 
     begin: int
     size: int
@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
 
 class Coherence(NamedTuple):
-    """A task (lm/evals/outcome.py). chat: the judge, if there is one."""
+    """A task of kind coherence. chat: the judge, or None."""
 
     name: str
     versions: dict[str, Any]
@@ -62,11 +62,11 @@ class Coherence(NamedTuple):
     seed: int
 
     def run(self, subject: Subject) -> Outcome:
-        """Figures of repetition.py and entity_grid.py of the continuations; in `texts` the same of the references.
+        """Return the metrics of repetition.py and entity_grid.py for the continuations; `texts` has the references' too.
 
-        judge_win_rate: against the reference, ties ½; judge_inconsistent: the judge's answer went by the order.
-        bits_per_byte: of the items' texts. far_context_gain: bits per byte that the context before the nearest near_bytes
-        saves; both by position in `positions`. transitions: of the entity grid, of the continuations.
+        judge_win_rate: against the reference, ties ½; judge_inconsistent: the judge's answer changed with the order.
+        bits_per_byte: of the items' texts. far_context_gain: bits per byte saved by context beyond the nearest near_bytes.
+        `positions` has both by position. transitions: of the continuations' entity grid.
         """
         problems, values = self.documents.new_problems(), self.values
         asked = writing.contexts(self.prompts, self.documents.items, subject, problems)
@@ -111,7 +111,7 @@ class Coherence(NamedTuple):
     def _positions(
         self, samples: Sequence[dict], texts: Sequence[str], subject: Subject, problems: Problems
     ) -> dict[str, dict]:
-        """Puts bits_per_byte and far_context_gain into the samples; figures by position."""
+        """Write bits_per_byte and far_context_gain into the samples, and return them by position."""
         size, near = self.values["bucket_bytes"], self.values["near_bytes"]
         cuts = [buckets(text, size, self.values["buckets"]) for text in texts]
         requests = [
@@ -147,7 +147,7 @@ def _rate(bits: Sequence[float], parts: Sequence[Part]) -> float | None:
 
 
 def _by_bytes(parts: Sequence[Part], far: Sequence[Part]) -> dict[str, float | None]:
-    """far: those that have context beyond the near one."""
+    """far: the parts with context beyond the near one."""
     gain = _rate([p.near_bits - p.bits for p in far], far)
     return {"bits_per_byte": _rate([p.bits for p in parts], parts), "far_context_gain": gain}
 
@@ -160,8 +160,9 @@ def _figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def buckets(text: str, size: int, most: int) -> list[tuple[int, int]]:
-    """A text cut into parts of at least `size` bytes that begin before a space: (begin, end) in characters. What is left at its
-    end makes no part; nor does a text of less than two, which has no position to speak of."""
+    """Cut a text into parts of at least `size` bytes that begin before a space. Return (begin, end) in characters.
+
+    The rest at the end is dropped. A text with fewer than two parts gives none, because it has no positions to compare."""
     found, begin, bytes_ = [], 0, 0
     for at, character in enumerate(text):
         if bytes_ >= size and character.isspace():
@@ -174,7 +175,7 @@ def buckets(text: str, size: int, most: int) -> list[tuple[int, int]]:
 
 
 def nearest(text: str, end: int, size: int) -> str:
-    """What stands before `end`, about `size` bytes of it, from the begin of a word."""
+    """Return about `size` bytes of text before `end`, starting at a word."""
     begin, bytes_ = end, 0
     while begin and not (bytes_ >= size and text[begin - 1].isspace()):
         begin -= 1
@@ -183,8 +184,8 @@ def nearest(text: str, end: int, size: int) -> str:
 
 
 def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Coherence:
-    """Items have text, whose begin is the prompt and whose rest is the reference, or prompt and, optionally, reference; and
-    optionally id. Raises: UserError for a task file, a judge or data that cannot be used.
+    """Build the task. Items have text (its beginning is the prompt, the rest the reference), or prompt and optionally
+    reference; optionally id. Raises: UserError for an invalid task file, judge or data.
     """
     values = writing.settled(name, spec, settings, DEFAULTS)
     for key in ("prompt_words", "bucket_bytes", "buckets", "near_bytes"):
@@ -204,7 +205,7 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Coheren
 
 
 def _read(doc: Mapping[str, Any], words: int) -> dict[str, Any]:
-    """The document with its prompt, its reference, "" without one, and its text, which is both."""
+    """Return the document with its prompt, its reference ("" without one), and its text, which is both."""
     for key in ("text", "prompt", "reference"):
         if doc.get(key) is not None and not isinstance(doc[key], str):
             raise Malformed(f"{key!r} is a {type(doc[key]).__name__}, not a text")
@@ -219,7 +220,7 @@ def _read(doc: Mapping[str, Any], words: int) -> dict[str, Any]:
 
 
 def _halved(text: str, words: int) -> tuple[str, str]:
-    """A text after so many of its words, or after half of them."""
+    """Split a text after that many of its words, or after half of them."""
     count = min(words, len(text.split()) // 2)
     at = 0
     for _ in range(count):

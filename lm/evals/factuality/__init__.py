@@ -1,1 +1,1 @@
-"""Where a model invents: questions answered from memory, texts held against documents, against other draws, cloze facts."""
+"""Measures of hallucination: closed-book questions, claims against documents, self-consistency, and cloze facts."""

@@ -1,4 +1,4 @@
-"""Short answers: when two are the same, and when one says that it does not know."""
+"""Compare short answers, and detect abstentions."""
 
 import re
 import unicodedata
@@ -10,7 +10,7 @@ from lm.evals.judges.refusals import is_refusal
 
 Verdict = Literal["correct", "incorrect", "abstained"]
 
-# How an answer begins that gives none. "don't" is spelt with a plain apostrophe by then, all letters are small.
+# Beginnings of an abstention. The text is in lower case and "don't" has a plain apostrophe.
 _KNOW = (
     r"(?:do not|don't|did not|didn't) (?:\w+ly )?(?:know|recall|remember|have (?:\w+ ){0,2}(?:information|knowledge|idea|data))"
 )
@@ -22,18 +22,18 @@ _ABSTAINS = re.compile(
     r"|\b(?:it|this|that|the answer)(?: is|'s) (?:not known|unknown|unclear)"
     r"|^(?:the answer is )?(?:unknown|unanswerable|not known|no answer|n/a|not sure|unsure)\W*$"
 )
-# After these an answer that began so makes a guess all the same, unless what follows is of this other kind.
+# After these words an abstention goes on to guess, unless the rest matches _NO_GUESS.
 _TURN = re.compile(r"\b(?:but|however|although|though|perhaps|maybe|probably|my (?:best )?guess|i (?:think|believe|guess))\b")
 _NO_GUESS = re.compile(r"^\W*(?:i|i'm|we|you|if|please|sorry|thank|there|feel)\b")
 _HEDGES = re.compile(r"\b(?:not|no|never|neither|nor|or)\b|n't\b")
-OPENING = 160  # characters in which an abstention says that it is one
+OPENING = 160  # characters in which an abstention must begin
 
 
 def normal(text: str) -> str:
-    """An answer as SQuAD compares it (Rajpurkar et al. 2016): small letters, no punctuation, no articles, single spaces.
+    """Normalise an answer as SQuAD does (Rajpurkar et al. 2016): lower case, no punctuation, no articles, single spaces.
 
-    As TriviaQA's does it takes other scripts' quotation marks for punctuation and underscores for spaces. So 3.5 is 35, which
-    is the benchmarks' own flaw. An answer of nothing but articles and punctuation stays as it is.
+    As in TriviaQA, other scripts' quotation marks are punctuation and underscores are spaces. So 3.5 becomes 35, a known flaw
+    of the benchmarks. An answer of only articles and punctuation stays as it is.
     """
     plain = unicodedata.normalize("NFC", text).lower().replace("_", " ")
     kept = "".join(c for c in plain if not (unicodedata.category(c).startswith("P") or c in "$+<=>^`|~´"))
@@ -41,7 +41,7 @@ def normal(text: str) -> str:
 
 
 def f1(answer: str, aliases: Sequence[str]) -> float:
-    """The best harmonic mean of precision and recall of the words of normal(answer) with those of an alias (SQuAD)."""
+    """Return the best F1 of the words of normal(answer) with those of an alias (SQuAD)."""
     best, said = 0.0, normal(answer).split()
     for alias in aliases:
         right = normal(alias).split()
@@ -51,15 +51,15 @@ def f1(answer: str, aliases: Sequence[str]) -> float:
 
 
 def abstains(answer: str, phrase: str = "") -> bool:
-    """Whether an answer says that it gives none: by `phrase`, by the rules above, by a refusal, or by being empty.
+    """Return whether an answer abstains: by `phrase`, by the rules above, by a refusal, or because it is empty.
 
-    One that goes on to guess ("I'm not sure, but I think it is Rome") does not abstain.
+    An answer that goes on to guess ("I'm not sure, but I think it is Rome") does not abstain.
     """
     return not answer.strip() or guess(answer, phrase) == ""
 
 
 def guess(answer: str, phrase: str = "") -> str | None:
-    """What an answer that says it does not know goes on to guess, "" if nothing; None if it does not say so."""
+    """Return the guess after an abstention, "" without a guess; None if the answer does not abstain."""
     plain = " ".join(answer.translate({0x2019: "'", 0x2018: "'"}).lower().split())
     stated = normal(phrase) if phrase else ""
     if stated and re.match(rf"{re.escape(stated)}(?!\w)", normal(plain)):
@@ -76,10 +76,10 @@ def guess(answer: str, phrase: str = "") -> str | None:
 
 
 def judged(answer: str, aliases: Sequence[str], phrase: str = "", match: Literal["exact", "contains"] = "exact") -> Verdict:
-    """Whether an answer is one of the aliases, abstains, or is wrong. Without aliases, whatever is answered is wrong.
+    """Return whether an answer is one of the aliases, abstains, or is wrong. Without aliases, any answer is wrong.
 
-    "contains" also takes an alias that stands, whole words, in an answer of more words; unless that answer denies or offers
-    a choice ("not Paris", "Paris or Rome"), which only the alias itself could excuse.
+    "contains" also accepts an alias as whole words inside a longer answer, unless the answer denies it or offers a choice ("not
+    Paris", "Paris or Rome").
     """
     said, rights = normal(answer), [normal(alias) for alias in aliases]
     if said and said in rights:

@@ -1,6 +1,6 @@
-"""Does a model know what it knows? Confidences in 0…1 held against what was right.
+"""Calibration: confidences in 0…1 compared with the correctness of answers.
 
-Nothing here depends on the order of the answers: equally confident ones share a bin and a place in the ranking.
+Nothing here depends on the order of the answers: equal confidences share a bin and a rank.
 """
 
 import itertools
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 BINS = 15
-POINTS = 100  # of a risk-coverage curve are kept
+POINTS = 100  # maximum number of points of a risk-coverage curve
 
 
 def calibration(confidences: Sequence[float], right: Sequence[bool]) -> dict[str, Any]:
-    """{"ece_equal_width", "ece_equal_mass", "brier", "auroc", "aurc", "n", "bins": {"equal_width", "equal_mass"},
-    "risk_coverage"}: figures, and what a plot of them needs. Figures are None where nothing is known."""
+    """Return {"ece_equal_width", "ece_equal_mass", "brier", "auroc", "aurc", "n", "bins": {"equal_width", "equal_mass"},
+    "risk_coverage"}: metrics and data for plots. A metric is None if it is undefined."""
     wide, wide_bins = ece(confidences, right, "equal_width")
     mass, mass_bins = ece(confidences, right, "equal_mass")
     area, curve = risk_coverage(confidences, right)
@@ -33,11 +33,12 @@ def calibration(confidences: Sequence[float], right: Sequence[bool]) -> dict[str
 def ece(
     confidences: Sequence[float], right: Sequence[bool], kind: Literal["equal_width", "equal_mass"], bins: int = BINS
 ) -> tuple[float | None, list[dict]]:
-    """Expected calibration error, Σ_b n_b/n · |accuracy_b − confidence_b| (Naeini et al. 2015, Guo et al. 2017), and its bins.
+    """Return the expected calibration error Σ_b n_b/n · |accuracy_b − confidence_b| (Naeini et al. 2015, Guo et al. 2017) and
+    its bins.
 
-    Equal width: ((b−1)/B, b/B], the first with 0. Equal mass: each takes as many answers as the others, as far as equal
-    confidences, which stay together, allow. A bin is {"low", "high", "n", "confidence", "accuracy"}; empty ones are left out.
-    Of equal-mass bins low and high are the least and the greatest confidence in them.
+    Equal width: ((b−1)/B, b/B], the first including 0. Equal mass: the same number of answers in each, except that equal
+    confidences stay together. A bin is {"low", "high", "n", "confidence", "accuracy"}; empty bins are left out. For equal mass,
+    low and high are the least and greatest confidence in the bin.
     """
     n = len(right)
     groups: dict[int, list[tuple[float, bool]]] = {}
@@ -61,12 +62,12 @@ def ece(
 
 
 def brier(confidences: Sequence[float], right: Sequence[bool]) -> float | None:
-    """Mean of (confidence − right)² (Brier 1950)."""
+    """Return the mean of (confidence − right)² (Brier 1950)."""
     return math.fsum((c - hit) ** 2 for c, hit in zip(confidences, right, strict=True)) / len(right) if right else None
 
 
 def auroc(confidences: Sequence[float], right: Sequence[bool]) -> float | None:
-    """The chance that a right answer is more confident than a wrong one, ties counted half; None if there are not both."""
+    """Return the probability that a right answer is more confident than a wrong one, ties ½; None if one kind is missing."""
     hits = sum(right)
     misses = len(right) - hits
     if not hits or not misses:
@@ -80,12 +81,12 @@ def auroc(confidences: Sequence[float], right: Sequence[bool]) -> float | None:
 
 
 def risk_coverage(confidences: Sequence[float], right: Sequence[bool]) -> tuple[float | None, dict[str, list[float]]]:
-    """The risk of answering only the k most confident questions, and the area under its curve (Geifman and El-Yaniv 2017).
+    """Return the area under the risk-coverage curve, and the curve (Geifman and El-Yaniv 2017).
 
-    risk(k) = wrong ones among the k / k at coverage k/n; AURC = Σ_k risk(k) / n. Within equal confidences, which have no order,
-    the wrong ones are spread evenly: the mean over all orders.
+    risk(k) is the share of wrong answers among the k most confident, at coverage k/n; AURC = Σ_k risk(k) / n. Equal confidences
+    have no order, so their wrong answers are spread evenly: the mean over all orders.
 
-    Returns: (AURC, {"coverage", "risk"}), of which at most POINTS are kept.
+    Returns: (AURC, {"coverage", "risk"}), with at most POINTS points.
     """
     n, risks, wrong, k = len(right), [], 0.0, 0
     for _, group in _ranked(confidences, right, descending=True):
@@ -98,6 +99,6 @@ def risk_coverage(confidences: Sequence[float], right: Sequence[bool]) -> tuple[
 
 
 def _ranked(confidences: Sequence[float], right: Sequence[bool], *, descending: bool) -> list[tuple[float, list[bool]]]:
-    """Confidences in order, each with what was right at it."""
+    """Return sorted (confidence, correctness of the answers with it)."""
     pairs = sorted(zip(confidences, right, strict=True), reverse=descending)
     return [(confidence, [bool(hit) for _, hit in group]) for confidence, group in itertools.groupby(pairs, lambda p: p[0])]

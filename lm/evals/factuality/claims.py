@@ -1,21 +1,21 @@
-"""A text taken apart into atomic claims, by rules, in English.
+"""Split a text into atomic claims, by rules, in English.
 
-A claim is a clause with a subject and a finite verb of its own. Rules see no grammar: verbs are told by a list of common ones
-and by the ending -ed, subjects by standing before them. What they do:
+A claim is a clause with its own subject and finite verb. The rules do not parse: a verb is in a list of common ones or ends in
+-ed, and a subject is what comes before a verb. The rules:
 
-    sentences          end at . ! ?, not after abbreviations and initials; list items and headings are lines of their own
-    no claims          questions, headings, what is said about the answer ("Here is …", "I hope this helps")
+    sentences          end at . ! ?, not after abbreviations and initials; list items and headings are separate lines
+    no claims          questions, headings, remarks about the answer ("Here is …", "I hope this helps")
     ;                  two claims
     S, who V …, W      S V …; S W                  (who or which, after a subject or after a name)
     S, born …, W       S was born …; S W
     S (1879–1955) W    S was born in 1879; S died in 1955; S W        (after a name, also with day and month)
     S was born in X in 1879   S was born in X; S was born in 1879    (also died, and with day and month, in either order)
-    S V … and W …      S V …; S W …                if W is a verb: the subject is carried over
+    S V … and W …      S V …; S W …                if W is a verb: the subject is repeated
     S V … and T W …    S V …; T W …                also but, while, whereas, although, though, yet, if both have verbs
     He V …             Einstein V …                the last subject that is a name, for "it" any; at first the topic
 
-What they do not see: two objects or dates of one verb ("in 1903 and 1911") stay one claim, a verb that is not in the list is no
-verb, and a pronoun inside a clause stays a pronoun. The same rules take documents apart, so claims meet their like.
+Limits: two objects or dates of one verb ("in 1903 and 1911") stay one claim, verbs outside the list are missed, and a pronoun
+inside a clause stays. The same rules split the documents, so claims are compared with similar clauses.
 """
 
 import re
@@ -31,8 +31,8 @@ ENDING = {"inc", "ltd", "co", "corp", "jr", "sr", "u.s", "u.k", "a.m", "p.m", "d
 STARTERS = set(
     "the a an he she it they we i you his her its their this that these those in on at after before when but".split()
 )
-LONGEST = 1000  # characters of a sentence; a longer one is no sentence and is not taken apart
-LINE = 60  # characters from which a line without an end is taken to go on in the next
+LONGEST = 1000  # characters of a sentence; a longer one is not split
+LINE = 60  # a line of at least so many characters without an end continues on the next line
 
 # Finite forms that do not end in -ed.
 VERBS = AUXILIARIES - {"being", "been", "having", "done"} | set(
@@ -83,12 +83,12 @@ _NAME = re.compile(r"(?:[A-Z][\w'’.-]*)(?: (?:[A-Z][\w'’.-]*|of|the|de|von|v
 
 
 def claims(text: str, topic: str = "") -> list[str]:
-    """The atomic claims of a text, in order, each once.
+    """Return the atomic claims of a text, in order and unique.
 
-    Args: topic: whom or what the text is about, for whose name a pronoun stands until there is another.
+    Args: topic: the subject of the text; a pronoun stands for it until another name comes.
     """
     found: dict[str, str] = {}
-    named, subject = topic, topic  # what "he" and "it" stand for
+    named, subject = topic, topic  # referents of "he" and of "it"
     for sentence in sentences(text):
         plain = _OPENERS.sub("", sentence.rstrip(".! ").strip())
         if not plain or sentence.rstrip("\"'”’) ").endswith(("?", ":")) or _META.match(plain):
@@ -104,7 +104,7 @@ def claims(text: str, topic: str = "") -> list[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """The sentences of a text; lines that are list items, headings or verses are some of their own."""
+    """Return the sentences of a text; each line that is a list item, a heading or a verse is separate."""
     found = []
     for paragraph in _paragraphs(text):
         begin = 0
@@ -124,7 +124,7 @@ def sentences(text: str) -> list[str]:
 
 
 def _paragraphs(text: str) -> Iterator[str]:
-    """Lines that belong together, joined."""
+    """Yield paragraphs: consecutive lines joined."""
     joined = ""
     for line in text.splitlines():
         apart = not line.strip() or _ITEM.match(line) or joined.endswith((".", "!", "?", ":")) or (0 < len(joined) < LINE)
@@ -137,7 +137,7 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def clauses(sentence: str) -> list[str]:
-    """A sentence, without its mark at the end, as clauses that can stand alone."""
+    """Return a sentence, without its final mark, as clauses that can stand alone."""
     if len(sentence) > LONGEST:
         return [sentence]
     found = []
@@ -154,7 +154,7 @@ def _place_and_date(clause: str) -> list[str]:
 
 
 def _unfolded(part: str) -> list[str]:
-    """What is said in passing of the subject, or of a name, as claims of their own before the main one."""
+    """Return asides about the subject, or about a name, as separate claims before the main one."""
     if (match := _LIFE.match(part)) and _NAME.search(match["head"]) and not first_verb(match["head"].split()):
         head = match["head"].strip()
         if match["only"]:
@@ -179,7 +179,7 @@ def _dated(when: str) -> str:
 
 
 def _separated(clause: str) -> list[str]:
-    """Clauses joined by and, but, while …, the subject carried over where the second has none."""
+    """Split clauses joined by and, but, while …; repeat the subject if the second clause has none."""
     found = []
     while (parts := _first_joint(clause)) is not None:
         found.append(parts[0])
@@ -188,7 +188,7 @@ def _separated(clause: str) -> list[str]:
 
 
 def _first_joint(clause: str) -> tuple[str, str] | None:
-    """The first clause and the rest, at the first word that joins two clauses."""
+    """Return the first clause and the rest, split at the first word that joins two clauses; None if there is none."""
     for joint in _JOINT.finditer(clause):
         left, right = clause[: joint.start()], clause[joint.end() :]
         words = right.split()
@@ -206,7 +206,7 @@ def _first_joint(clause: str) -> tuple[str, str] | None:
 
 
 def first_verb(words: list[str]) -> int | None:
-    """Where the first word is that looks like a finite verb."""
+    """Return the index of the first word that looks like a finite verb, or None."""
     for at, word in enumerate(words):
         plain = re.sub(r"(?:n['’]t)$", "", word.lower().strip(",.\"'“”()"))
         if plain in VERBS:
@@ -220,7 +220,7 @@ def first_verb(words: list[str]) -> int | None:
 
 
 def before_verb(clause: str) -> str:
-    """The subject of a clause: what stands before its verb, without a phrase set before it and without adverbs."""
+    """Return the subject of a clause: the text before its verb, without a leading phrase and adverbs."""
     words = clause.split()
     where = first_verb(words)
     if where is None:
@@ -235,7 +235,7 @@ def before_verb(clause: str) -> str:
 
 
 def _resolved(clause: str, named: str, subject: str) -> str:
-    """The clause with the pronoun replaced that it begins with, be it after a phrase ("In 1933, he moved")."""
+    """Return the clause with its leading pronoun replaced, also after a phrase ("In 1933, he moved")."""
     match = re.match(r"((?:(?:in|on|at|after|before|during|from|since|by|later)\b[^,]*, )?)(\w+) (?=\S)", clause, re.IGNORECASE)
     word = match[2].lower() if match else ""
     stands_for = (subject if word in ("it", "its") else named) or named or subject

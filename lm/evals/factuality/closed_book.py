@@ -1,8 +1,8 @@
-"""Closed-book questions: what a model knows, what it invents, and whether it knows the difference.
+"""Closed-book questions: accuracy, hallucination and abstention, and whether the model's confidence is calibrated.
 
-Each answer is correct, incorrect (it was invented), or abstains. An answer's confidence is its likelihood, normalised by its
-length, exp(1/n · Σ log p), and, if asked for, P(True): the model is shown its own answer and asked whether it is true (Kadavath
-et al. 2022, "Language Models (Mostly) Know What They Know"). Both are held against what was right (calibration.py).
+Each answer is correct, incorrect (hallucinated), or abstains. Its confidence is its length-normalised likelihood, exp(1/n · Σ
+log p), and optionally P(True): the model sees its own answer and is asked whether it is true (Kadavath et al. 2022, "Language
+Models (Mostly) Know What They Know"). Both are compared with correctness (calibration.py).
 """
 
 import math
@@ -16,14 +16,14 @@ from lm.evals.outcome import Outcome, TaskSettings, summed_up
 from lm.evals.stats.joining import Malformed, Problems
 from lm.evals.subject import Continuation, Prompt, Subject
 from lm.evals.tasks import writing
-from lm.evals.tasks.documents import Documents, Item
+from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.prompting import Prompts, open_prompts
 
 DEFAULTS = {
-    "question": "question",  # column of the question, dotted if it lies deeper
-    "answers": "answers",  # column of all that is right, a text or a list
-    "abstain": "I don't know",  # what the prompt allows to say; {abstain} in the description
-    "match": "exact",  # or "contains", as answers.judged has them
+    "question": "question",  # column of the question; dots for nested columns
+    "answers": "answers",  # column of all right answers, a text or a list
+    "abstain": "I don't know",  # the prompt's phrase for abstaining; {abstain} in the description
+    "match": "exact",  # or "contains"; see answers.judged
     "until": ["\n"],
     "max_new_tokens": 32,
     "confidence": ["likelihood"],  # and "p_true"
@@ -34,7 +34,7 @@ FIGURES = ("ece_equal_width", "ece_equal_mass", "brier", "auroc", "aurc")
 
 
 class ClosedBook(NamedTuple):
-    """A task (lm/evals/outcome.py)."""
+    """A task of kind closed_book."""
 
     name: str
     versions: dict[str, Any]
@@ -43,13 +43,13 @@ class ClosedBook(NamedTuple):
     prompts: Prompts
 
     def run(self, subject: Subject) -> Outcome:
-        """Of the scored items:
+        """Return metrics over the scored items:
 
-        accuracy, exact_match, f1: of those that have an answer; who abstains is not right.
-        hallucination_rate: incorrect ones among the attempted. abstention_rate: of all.
-        truthful_score: the mean of 1 for what is right (on an unanswerable question, to abstain), 0 for abstaining, −1 for an
-        incorrect answer. unanswerable_abstained: of those that have no answer, how many it does not answer.
-        ece_equal_width, ece_equal_mass, brier, auroc, aurc: of the attempted ones, by likelihood; …_p_true by P(True).
+        accuracy, exact_match, f1: over items with an answer; an abstention is not right.
+        hallucination_rate: incorrect answers among the attempted. abstention_rate: over all.
+        truthful_score: the mean of 1 for a right answer (on an unanswerable question, an abstention), 0 for another abstention,
+        −1 for an incorrect answer. unanswerable_abstained: share of abstentions on unanswerable questions. ece_equal_width,
+        ece_equal_mass, brier, auroc, aurc: over attempted answers, by likelihood; …_p_true by P(True).
         """
         problems, values = self.documents.new_problems(), self.values
         asked = writing.contexts(self.prompts, self.documents.items, subject, problems)
@@ -77,7 +77,7 @@ class ClosedBook(NamedTuple):
         counts = {v: sum(s["verdict"] == v for s in samples) for v in ("correct", "incorrect", "abstained")}
         return Outcome(results | {"verdicts": counts, "calibration": curves, "problems": kept}, samples)
 
-    def _scored(self, item: Item, text: str) -> dict[str, Any]:
+    def _scored(self, item: TaskItem, text: str) -> dict[str, Any]:
         aliases, answer = item.doc["aliases"], first_line(text)
         verdict = judged(answer, aliases, self.values["abstain"], self.values["match"])
         right = verdict == ("correct" if aliases else "abstained")
@@ -104,7 +104,7 @@ class ClosedBook(NamedTuple):
         }
 
     def _confidences(self, attempted: Sequence[dict], subject: Subject, problems: Problems) -> None:
-        """Puts confidence and p_true into the samples."""
+        """Write confidence and p_true into the samples."""
         wanted = self.values["confidence"]
         if "likelihood" in wanted:
             said = [s["generation"][: s["generation"].index(s["answer"]) + len(s["answer"])] for s in attempted]
@@ -126,14 +126,14 @@ class ClosedBook(NamedTuple):
 
 
 def first_line(text: str) -> str:
-    """The answer in a text: its first line that is not empty."""
+    """Return the first line of a text that is not empty."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "")
 
 
 def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> ClosedBook:
-    """Items have a question, answers (all that is right) and, where there is none, answerable: false.
+    """Build the task. Items have a question, answers (all right ones) or, if there is none, answerable: false.
 
-    Raises: UserError for a task file or data that cannot be used.
+    Raises: UserError for an invalid task file or data.
     """
     values = writing.settled(name, spec, settings, DEFAULTS)
     if values["match"] not in ("exact", "contains"):
@@ -146,7 +146,7 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> ClosedB
 
 
 def _read(doc: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with `asked`, its question; `aliases`, all right answers; and `reference`, what should be said."""
+    """Return the document with `asked`, its question; `aliases`, all right answers; and `reference`, the expected answer."""
     answerable = doc.get("answerable")
     if answerable is not None and not isinstance(answerable, bool):
         raise Malformed(f"'answerable' is {answerable!r}, not true or false")

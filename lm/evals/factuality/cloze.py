@@ -1,10 +1,10 @@
-"""Cloze facts: does a model hold the true object of a relation likelier than others, however it is asked?
+"""Cloze facts: whether the true object of a relation is likelier than others, in several wordings.
 
-LAMA (Petroni et al. 2019, "Language Models as Knowledge Bases?") with candidates: of "[X] was born in [Y]." every object of the
-relation is put for [Y], and what follows the subject is scored as a continuation. PARAREL (Elazar et al. 2021, "Measuring and
-Improving Consistency in Pretrained Language Models"): do paraphrases of the sentence give the same object?
+LAMA (Petroni et al. 2019, "Language Models as Knowledge Bases?") with candidates: in "[X] was born in [Y].", every object of
+the relation is put in for [Y], and the text after the subject is scored as a continuation. PARAREL (Elazar et al. 2021,
+"Measuring and Improving Consistency in Pretrained Language Models"): whether paraphrases of the sentence give the same object.
 
-Prompts are texts to be continued; a chat template is never put around them.
+Prompts are plain texts to continue, without a chat template.
 """
 
 import itertools
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.evals.outcome import Outcome, TaskSettings, summed_up
-from lm.evals.stats.joining import Malformed, shown
+from lm.evals.stats.joining import Malformed, key_text
 from lm.evals.stats.measures import mean
 from lm.evals.subject import Continuation, Likelihood, Subject
 from lm.evals.tasks import writing
@@ -23,16 +23,16 @@ from lm.evals.tasks.documents import Documents, load
 DEFAULTS = {
     "subject": "subject",
     "object": "object",
-    "relation": "relation",  # their columns
-    "template": "template",  # column of a sentence with [X] and [Y], or of a prompt that the object is to follow
-    "templates": {},  # of relations whose items have none: {relation: [sentence, paraphrases …]}
+    "relation": "relation",  # names of columns
+    "template": "template",  # column of a sentence with [X] and [Y], or of a prompt before the object
+    "templates": {},  # {relation: [sentence, paraphrases …]} for relations whose items have no template
 }
 METRICS = ("precision_at_1", "precision_at_1_bytes", "mrr", "margin", "consistency", "consistently_right")
 OBJECT = re.compile(r"\[Y\]|\[MASK\]")
 
 
 class Fact(NamedTuple):
-    """sentences: the one that counts, and its paraphrases, as what stands before the object and what after it."""
+    """sentences: (text before the object, text after it) of the main sentence, which is scored, and of its paraphrases."""
 
     id: int | str
     subject: str
@@ -43,7 +43,7 @@ class Fact(NamedTuple):
 
 
 class Cloze(NamedTuple):
-    """A task (lm/evals/outcome.py)."""
+    """A task of kind cloze."""
 
     name: str
     versions: dict[str, Any]
@@ -51,10 +51,12 @@ class Cloze(NamedTuple):
     facts: list[Fact]
 
     def run(self, subject: Subject) -> Outcome:
-        """By log-likelihood: precision_at_1, the true object is the likeliest (ties shared); …_bytes, per UTF-8 byte; mrr, of
-        1/rank (ties at their middle); margin, log-likelihood over that of the likeliest other, nats. consistency: pairs of an
-        item's sentences with the same likeliest object; consistently_right: all of them have the true one. chance: of
-        precision_at_1. The same in `relations`."""
+        """Return metrics by log-likelihood.
+
+        precision_at_1: the true object is the likeliest (ties shared); …_bytes: per UTF-8 byte. mrr: mean 1/rank (ties at their
+        middle). margin: log-likelihood − that of the likeliest other object, nats. consistency: share of pairs of an item's
+        sentences with the same likeliest object. consistently_right: all sentences have the true one. chance: of
+        precision_at_1. `relations` has the same for each relation."""
         problems = self.documents.new_problems()
         requests = [
             Continuation(before, f"{between}{candidate}{after}")
@@ -111,7 +113,7 @@ class Cloze(NamedTuple):
 
 
 def ranked(scores: Sequence[float], target: int) -> tuple[float, float]:
-    """The chance that the target comes first if ties are broken by lot, and its mean rank, from 1."""
+    """Return the probability that the target comes first with ties broken at random, and its mean rank, from 1."""
     above = sum(score > scores[target] for score in scores)
     equal = sum(score == scores[target] for score in scores)
     return (0.0 if above else 1 / equal), above + (equal + 1) / 2
@@ -125,18 +127,18 @@ def _figures(samples: Sequence[dict]) -> dict[str, Any]:
 
 
 def _spaced(sentence: tuple[str, str]) -> tuple[str, str, str]:
-    """What stands before the object, the space between, which belongs to the continuation, and what stands after it."""
+    """Return the text before the object, the space between (part of the continuation), and the text after it."""
     before, after = sentence
     kept = before.rstrip()
     return kept, before[len(kept) :], after
 
 
 def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Cloze:
-    """Items have subject, object, and template (with [X] and [Y], or [MASK]) or prompt (which the object follows); optionally
-    relation, distractors (else all objects of the relation), paraphrases (templates or prompts like the first) and id.
+    """Build the task. Items have subject, object, and template (with [X] and [Y], or [MASK]) or prompt (before the object).
 
-    Other true objects of the same subject and relation are no candidates. Raises: UserError for a task file or data that cannot
-    be used.
+    Optional: relation, distractors (default: all objects of the relation), paraphrases (templates or prompts like the first)
+    and id. Other true objects of the same subject and relation are not candidates. Raises: UserError for an invalid task file
+    or data.
     """
     values = writing.settled(name, spec, settings, DEFAULTS, needed=())
     documents = load(name, values | {"num_fewshot": 0}, settings)
@@ -152,7 +154,7 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Cloze:
         owners.setdefault((fact.subject, fact.relation, fact.object, fact.sentences), []).append(fact)
     for key, same in owners.items():
         if len(same) > 1:
-            problems.add("duplicate_items", f"{shown(key[:3])}: {', '.join(str(fact.id) for fact in same)}")
+            problems.add("duplicate_items", f"{key_text(key[:3])}: {', '.join(str(fact.id) for fact in same)}")
     facts = [fact for fact in facts if len(owners[fact.subject, fact.relation, fact.object, fact.sentences]) == 1]
     objects: dict[str, set[str]] = {}
     true: dict[tuple[str, str], set[str]] = {}
@@ -171,7 +173,7 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Cloze:
 
 
 def _read(id: int | str, doc: Mapping[str, Any], values: Mapping[str, Any]) -> tuple[Fact, tuple[str, ...]]:
-    """The fact and its own distractors."""
+    """Return the fact and its own distractors."""
 
     def one(key: str, *, empty: bool = False) -> str:
         return " ".join(writing.texts(writing.column(doc, key), key, empty=empty)[:1]).strip()

@@ -1,19 +1,19 @@
-"""Is a claim supported, contradicted, or neither, by documents? A judge by rules, in English, without a model.
+"""Judge whether documents support or contradict a claim, by rules, in English, without a model.
 
-Claim and documents are taken apart by the same rules (claims.py), and the claim is held against each clause of the documents:
+The same rules (claims.py) split the claim and the documents, and the claim is compared with each clause of the documents:
 
     supported      the clause has all of the claim's names and numbers, 3 in 4 of its other words, all of its quantifiers
-                   ("all", "only"), the same negation, and the same names in the roles of subject and object
-    contradicted   it has these with the other negation; or it has all but a few, for each of which it has a rival: another
-                   number of the same kind (year, day, percent, of the same noun), another word of a set in which one excludes
-                   the other (months, colours, east and west, rise and fall), or, of relations that take one value (born in,
-                   capital of), another name in the same place
-    unsupported    neither by any clause. Support by one clause outweighs contradiction by another
+                   ("all", "only"), the same negation, and the same names as subject and object
+    contradicted   it has these but the opposite negation; or it has all but a few, and a rival for each of those: another
+                   number of the same kind (year, day, percent, of the same noun), another word of an exclusive set (months,
+                   colours, east and west, rise and fall) or, for relations with one value (born in, capital of), another name
+                   in the same place
+    unsupported    neither for any clause. Support by one clause outweighs contradiction by another
 
-Words are compared by their stems and by a few synonyms (wording.py). Limits: no knowledge of the world, of kinds ("a dog is an
-animal") or of paraphrases beyond those; no inference over two clauses; "may" and "said that" count for nothing; dates and
-numbers differ though both may be true ("published in 1905", "in 1915"). It errs towards "unsupported". Where that matters, ask
-a model (claim_judge.py), and see how far both agree.
+Words are compared by their stems and a few synonyms (wording.py). Limits: no world knowledge, no categories ("a dog is an
+animal"), no other paraphrases; no inference over two clauses; "may" and "said that" are ignored; different dates and numbers
+conflict although both may be true ("published in 1905", "in 1915"). It errs towards "unsupported". Where that matters, ask a
+model (claim_judge.py) and compare the two.
 """
 
 import functools
@@ -26,7 +26,7 @@ from lm.evals.factuality.claims import VERBS, before_verb, claims
 from lm.evals.factuality.wording import stem
 
 Label = Literal["supported", "contradicted", "unsupported", "unknown"]
-COVERED = 0.75  # of the other words must be found
+COVERED = 0.75  # minimum share of the other words to find
 
 _TOKEN = re.compile(r"\d[\d,]*(?:\.\d+)?(?:st|nd|rd|th)?\b|%|[^\W\d_]+(?:['’][^\W\d_]+)*")
 _FULL_NAME = re.compile(r"\b[A-Z][\w'’-]+(?: [A-Z][\w'’-]+)+")
@@ -36,7 +36,7 @@ _USA = re.compile(r"\b(?:United States(?: of America)?|U\.S\.A?\.?|USA)(?!\w)")
 
 
 class Finding(NamedTuple):
-    """evidence: the clause that decides."""
+    """evidence: the clause that decided."""
 
     label: Label
     reason: str
@@ -44,7 +44,7 @@ class Finding(NamedTuple):
 
 
 class Word(NamedTuple):
-    """key: the stem, or the number. number: its kind, "" of a word. slot: the function word before it. text: as it stands."""
+    """key: the stem, or the number. number: its kind, "" for a word. slot: the function word before it. text: the original."""
 
     key: str
     name: bool
@@ -54,7 +54,7 @@ class Word(NamedTuple):
 
 
 class Clause(NamedTuple):
-    """core: keys of the names that follow no preposition, in order."""
+    """core: keys of the names without a preposition before them, in order."""
 
     text: str
     words: tuple[Word, ...]
@@ -64,7 +64,7 @@ class Clause(NamedTuple):
 
 
 def entailed(claim: str, documents: Sequence[str]) -> Finding:
-    """What the clauses of the documents say of the claim; of one with several clauses, the worst that they say of any."""
+    """Return the finding for a claim; for several clauses, the worst of their findings."""
     parts = [_entailed(part, documents) for part in claims(claim) or [claim]]
     return min(parts, key=lambda part: ("contradicted", "unsupported", "supported").index(part.label))
 
@@ -85,10 +85,10 @@ def _entailed(claim: str, documents: Sequence[str]) -> Finding:
 
 @functools.lru_cache(maxsize=256)
 def premises(document: str) -> tuple[Clause, ...]:
-    """The clauses of a document, with names that they leave out.
+    """Return the clauses of a document, with implied names added.
 
-    Who is called by the last name alone has the full name too: the only one of that last name, or else the one that the
-    document begins with. A subject "the river" may also be that first name, unless it is a person of its own ("the sister").
+    A last name alone also gets the full name: the only one with that last name, else the one at the start of the document. A
+    subject such as "the river" may also be that first name, unless it is a person ("the sister").
     """
     told = claims(document)
     topic = tuple(stem(w.lower()) for w in before_verb(told[0]).split() if w[0].isupper() and _is_name(w)) if told else ()
@@ -114,7 +114,7 @@ def premises(document: str) -> tuple[Clause, ...]:
 
 
 def compared(claim: Clause, premise: Clause) -> tuple[Label, str]:
-    """A claim held against one clause."""
+    """Return the label of a claim against one clause, and the reason."""
     there = {word.key for word in premise.words}
     missing = [word for word in claim.words if word.key not in there]
     kept = [word for word in claim.words if word.key in there]
@@ -139,14 +139,14 @@ def compared(claim: Clause, premise: Clause) -> tuple[Label, str]:
 
 
 def _strict(word: Word) -> bool:
-    """Whether a claim is another one without it."""
+    """Return whether the claim means something else without the word."""
     return bool(
         word.name or word.number or word.key in wording.QUANTIFIERS or any(word.key in group for group in wording.EXCLUSIVE)
     )
 
 
 def _rival(word: Word, claim: Clause, premise: Clause, kept: Sequence[Word]) -> str | None:
-    """What stands in the premise in the place of a word of the claim, and excludes it."""
+    """Return the word of the premise that takes the place of a claim's word and excludes it, or None."""
     mine = {w.key for w in claim.words}
     strangers = [w for w in premise.words if w.key not in mine]
     if word.number:
@@ -154,7 +154,7 @@ def _rival(word: Word, claim: Clause, premise: Clause, kept: Sequence[Word]) -> 
     if group := next((g for g in wording.EXCLUSIVE if word.key in g), None):
         return next((w.text for w in strangers if w.key in group), None)
     if word.name and any(w.key in wording.ONE_VALUED for w in kept):
-        turned = {"", "by"} if claim.passive != premise.passive else {"", "is"}  # the other place of the same role
+        turned = {"", "by"} if claim.passive != premise.passive else {"", "is"}  # slots with the same role
         if word.slot == "" and not claim.passive and any(w.key in wording.SHARED_VALUES for w in kept):
             return None
         return next((w.text for w in strangers if w.name and (w.slot == word.slot or {w.slot, word.slot} == turned)), None)
@@ -162,7 +162,7 @@ def _rival(word: Word, claim: Clause, premise: Clause, kept: Sequence[Word]) -> 
 
 
 def _same_roles(claim: Clause, premise: Clause) -> bool:
-    """Whether the names that are subjects and objects of both come in the same order; a passive turns it round."""
+    """Return whether the names that are subject and object of both come in the same order. A passive swaps the roles."""
     if claim.passive != premise.passive or not claim.core or not premise.core:
         return True
     order = [premise.core.index(name) for name in claim.core if name in premise.core]
@@ -170,12 +170,12 @@ def _same_roles(claim: Clause, premise: Clause) -> bool:
 
 
 def read(text: str) -> Clause:
-    """A clause as it is compared."""
+    """Parse a clause for comparison."""
     plain = _RANK.sub(
         r"\1\2", _USA.sub("USA", text.translate({0x2019: "'", 0x2018: "'"}))
     )  # the secondlargest is not the largest
     tokens = _TOKEN.findall(plain)
-    words, core, slot, after = [], [], "", False  # after: whether a preposition stands before, with no verb between
+    words, core, slot, after = [], [], "", False  # after: a preposition came before, with no verb since
     negated = False
     for at, token in enumerate(tokens):
         lower = token.lower().removesuffix("'s")
@@ -183,7 +183,7 @@ def read(text: str) -> Clause:
             negated = not negated
         value = _number(tokens, at)
         if value == "":
-            continue  # "million", which the number before it has
+            continue  # "million" belongs to the number before it
         if value is not None:
             words.append(Word(value, False, _kind(tokens, at), slot, token))
             continue
@@ -207,7 +207,7 @@ def _is_name(token: str) -> bool:
 
 
 def _number(tokens: Sequence[str], at: int) -> str | None:
-    """A number's value as text, None if the token is none, "" if it multiplies the one before."""
+    """Return a number's value as text, None if the token is no number, "" if it multiplies the number before."""
     token = tokens[at].lower()
     if token in wording.MULTIPLES:
         return "" if at and _plain_number(tokens[at - 1]) is not None else None
@@ -226,7 +226,7 @@ def _plain_number(token: str) -> float | None:
 
 
 def _kind(tokens: Sequence[str], at: int) -> str:
-    """What a number counts: year, day, percent, or the noun after it; "number" if there is none."""
+    """Return what a number counts: year, day, percent, or the noun after it; "number" without a noun."""
     before, after, second = (tokens[n].lower() if 0 <= n < len(tokens) else "" for n in (at - 1, at + 1, at + 2))
     if re.fullmatch(r"1\d{3}|20\d{2}", tokens[at]):
         dated = before in wording.MONTHS or (before and _plain_number(before) is not None)

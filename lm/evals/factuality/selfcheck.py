@@ -1,14 +1,14 @@
-"""SelfCheckGPT: does a model tell the same when asked again? (Manakul, Liusie and Gales 2023)
+"""SelfCheckGPT: whether a model is consistent when it is asked again (Manakul, Liusie and Gales 2023).
 
-What a model knows it says in every draw; what it invents differs from draw to draw. Each sentence of its greedy answer is held
-against N sampled ones:
+A model repeats what it knows in every sample; hallucinations differ between samples. Each sentence of the greedy answer is
+compared with N samples:
 
-    by a judge     share of the samples that do not support the sentence: 0 supported, 1 not (the paper's prompt variant)
-    by unigrams    −log p(word) under the counts of all words of the samples and of the answer itself: the mean over the
-                   answer's words, and the mean over its sentences of the greatest (the paper's n-gram variant, n = 1)
+    by a judge     the share of samples that do not support the sentence: 0 supported, 1 not (the paper's prompt variant)
+    by unigrams    −log p(word) from the word counts of the samples and the answer: the mean over the answer's words, and the
+                   mean over its sentences of the maximum (the paper's n-gram variant, n = 1)
 
-The unigram figures grow with a text's vocabulary; …_excess is what they are above those of the answer alone, as if every sample
-had said the same. No variant sees what a model gets wrong in every draw: this measures consistency, not truth.
+The unigram metrics grow with a text's vocabulary; …_excess subtracts their value for the answer alone, as if every sample were
+equal to it. No variant detects an error that is in every sample: this measures consistency, not truth.
 """
 
 import collections
@@ -29,13 +29,13 @@ from lm.evals.tasks.documents import Documents
 from lm.evals.tasks.prompting import Prompts, open_prompts
 
 DEFAULTS = {
-    "abstain": "I don't know",  # what the prompt allows to say; {abstain} in the description
+    "abstain": "I don't know",  # the prompt's phrase for abstaining; {abstain} in the description
     "samples": 5,
     "temperature": 1.0,
     "top_p": 1.0,
     "until": [],
     "max_new_tokens": 128,
-    "judge": "",  # rules or openai:URL; empty: the one of the config
+    "judge": "",  # rules or openai:URL; empty: the config's
     "judge_model": "",
 }
 UNIGRAM = (
@@ -48,7 +48,7 @@ METRICS = ("inconsistency", "samples_contradicted", *UNIGRAM, "abstained")
 
 
 class SelfCheck(NamedTuple):
-    """A task (lm/evals/outcome.py)."""
+    """A task of kind selfcheck."""
 
     name: str
     versions: dict[str, Any]
@@ -59,9 +59,10 @@ class SelfCheck(NamedTuple):
     seed: int
 
     def run(self, subject: Subject) -> Outcome:
-        """Of the answers that do not abstain, the mean over their sentences: inconsistency, the share of samples that do not
-        support the sentence, samples_contradicted, of those that contradict it; judgements that failed count for neither. The
-        unigram figures are in nats. abstained: of all greedy answers."""
+        """Return metrics over the answers that do not abstain, each a mean over the sentences.
+
+        inconsistency: the share of samples that do not support the sentence. samples_contradicted: the share that contradict
+        it. Failed judgements count for neither. The unigram metrics are in nats. abstained: over all greedy answers."""
         problems, values = self.documents.new_problems(), self.values
         asked = writing.contexts(self.prompts, self.documents.items, subject, problems)
         requests, ids = [], []
@@ -87,13 +88,13 @@ class SelfCheck(NamedTuple):
         for (item, context, answer, texts), some in zip(kept, said, strict=True):
             judged = [[next(findings) for _ in texts] for _ in some]
             begun = writing.sample(self.name, self.versions["split"], item, context, answer)
-            reference = item.doc["reference"] or values["abstain"]  # what should be said instead of something else each time
+            reference = item.doc["reference"] or values["abstain"]  # the answer to prefer over an inconsistent one
             samples.append(begun | {"reference": reference} | scored(some, texts, judged))
         return Outcome(summed_up(samples, METRICS, problems), samples)
 
 
 def scored(said: Sequence[str], texts: Sequence[str], judged: Sequence[Sequence[Finding]]) -> dict[str, Any]:
-    """An answer's sentences against its samples. judged: of each sentence the finding by each sample."""
+    """Return the scores of an answer's sentences. judged: for each sentence, the finding of each sample."""
     metrics: dict[str, float | None] = dict.fromkeys(METRICS) | {"abstained": float(not said)}
     rows = []
     for sentence, findings in zip(said, judged, strict=True):
@@ -120,9 +121,10 @@ def scored(said: Sequence[str], texts: Sequence[str], judged: Sequence[Sequence[
 
 
 def unigram(said: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
-    """−log p of the words of an answer's sentences, nats, by the counts of the samples and the answer together. Every word has
-    a count, its own, so nothing is smoothed. The excess is over the same by the counts of the answer alone, which is what
-    samples that repeat the answer would give."""
+    """Return −log p of the words of an answer's sentences, in nats, from the counts of the samples and the answer together.
+
+    Each word occurs at least in the answer, so no smoothing is needed. The excess is over the value with the answer's counts
+    alone, which samples equal to the answer would give."""
     own = collections.Counter(word for sentence in said for word in words(sentence))
     together = own + collections.Counter(word for text in texts for word in words(text))
 
@@ -137,14 +139,14 @@ def unigram(said: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
 
 
 def words(text: str) -> list[str]:
-    """Words and marks of a text, in small letters."""
+    """Return the words and punctuation marks of a text, in lower case."""
     return re.findall(r"\w+|[^\w\s]", text.lower())
 
 
 def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> SelfCheck:
-    """Items have what the prompt's template asks for, and optionally id and reference, a right answer.
+    """Build the task. Items have the keys of the prompt's template, and optionally id and reference (a right answer).
 
-    Raises: UserError for a task file, a judge or data that cannot be used.
+    Raises: UserError for an invalid task file, judge or data.
     """
     values = writing.settled(name, spec, settings, DEFAULTS)
     if values["samples"] < 1:

@@ -1,9 +1,9 @@
-"""Is what a model writes supported by documents? Its text is taken apart into claims, and each is judged.
+"""Factual precision: the model's text is split into claims, and each is checked against documents.
 
-FActScore (Min et al. 2023, "FActScore: Fine-grained Atomic Evaluation of Factual Precision in Long Form Text Generation"): of a
-text the share of its claims that the documents support, times a penalty for saying little, exp(1 − γ/claims) below γ claims;
-the mean over the texts that do not abstain. Other than there, claims come from rules (claims.py), each counts once, and what is
-not supported is told apart: contradicted, or not mentioned.
+FActScore (Min et al. 2023, "FActScore: Fine-grained Atomic Evaluation of Factual Precision in Long Form Text Generation"): the
+share of a text's claims that the documents support, times a penalty for short texts, exp(1 − γ/claims) below γ claims; the mean
+over texts that do not abstain. Differences: claims come from rules (claims.py), each counts once, and unsupported claims are
+split into contradicted and not mentioned.
 """
 
 import math
@@ -17,15 +17,15 @@ from lm.evals.factuality.entailment import Finding
 from lm.evals.outcome import Outcome, TaskSettings, summed_up
 from lm.evals.subject import Prompt, Subject
 from lm.evals.tasks import writing
-from lm.evals.tasks.documents import Documents, Item
+from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.prompting import Prompts, open_prompts
 
 DEFAULTS = {
-    "abstain": "I don't know",  # what the prompt allows to say; {abstain} in the description
-    "gamma": 10,  # claims below which a text is short; 0: no penalty
+    "abstain": "I don't know",  # the prompt's phrase for abstaining; {abstain} in the description
+    "gamma": 10,  # a text with fewer claims is short; 0: no penalty
     "until": [],
     "max_new_tokens": 256,
-    "judge": "",  # rules or openai:URL; empty: the one of the config
+    "judge": "",  # rules or openai:URL; empty: the config's
     "judge_model": "",
 }
 METRICS = (
@@ -43,7 +43,7 @@ STATES = ("supported", "contradicted", "unsupported", "unknown")
 
 
 class Support(NamedTuple):
-    """A task (lm/evals/outcome.py)."""
+    """A task of kind support."""
 
     name: str
     versions: dict[str, Any]
@@ -53,12 +53,12 @@ class Support(NamedTuple):
     judge: ClaimJudge
 
     def run(self, subject: Subject) -> Outcome:
-        """Of the texts that do not abstain, and of their claims that the judge could judge:
+        """Return metrics over the texts that do not abstain, and over the claims that the judge could judge:
 
         supported, contradicted, unsupported: shares of a text's claims, averaged over texts. factscore: supported with the
-        length penalty; factscore_unpenalised: without it; factscore_at_least: if every claim of unknown state were unsupported.
-        abstained: share of all texts. fact_recall, facts_contradicted: of an item's own `facts`, how many the text states or
-        contradicts. states: how many claims, and how many texts abstained.
+        length penalty; factscore_unpenalised: without it; factscore_at_least: with every unknown claim counted as unsupported.
+        abstained: share of all texts. fact_recall, facts_contradicted: share of an item's `facts` that the text states or
+        contradicts. states: number of claims in each state, and of texts that abstained.
         """
         problems, values = self.documents.new_problems(), self.values
         asked = writing.contexts(self.prompts, self.documents.items, subject, problems)
@@ -88,7 +88,7 @@ class Support(NamedTuple):
         return Outcome(results | {"states": states, "problems": results["problems"]}, samples)
 
     def _scored(
-        self, item: Item, judged: Sequence[tuple[str, Finding]], recalled: Sequence[tuple[str, Finding]], silent: bool
+        self, item: TaskItem, judged: Sequence[tuple[str, Finding]], recalled: Sequence[tuple[str, Finding]], silent: bool
     ) -> dict[str, Any]:
         labels = [finding.label for _, finding in judged]
         states = {state: labels.count(state) for state in STATES}
@@ -105,15 +105,15 @@ class Support(NamedTuple):
             "reference": item.doc["reference"] or (". ".join(right) + "." if right else self.values["abstain"]),
             "verdict": "abstained" if silent else told or "no claims",
             "states": states,
-            "claims": [_told("claim", claim, finding) for claim, finding in judged],
-            "facts": [_told("fact", fact, finding) for fact, finding in recalled],
+            "claims": [_judgement("claim", claim, finding) for claim, finding in judged],
+            "facts": [_judgement("fact", fact, finding) for fact, finding in recalled],
             "metrics": metrics,
             "failed": states["contradicted"] > 0 or 2 * states["unsupported"] > len(labels) - states["unknown"],
         }
 
 
 def factscore(labels: Sequence[str], gamma: int = 10) -> dict[str, float | None]:
-    """The figures of one text by the states of its claims; None without a claim that could be judged.
+    """Return one text's metrics from the states of its claims; None if no claim could be judged.
 
     >>> factscore(["supported", "unsupported"], gamma=4)["factscore"]  # ½ · exp(1 − 4/2)
     0.18393972058572117
@@ -130,15 +130,15 @@ def factscore(labels: Sequence[str], gamma: int = 10) -> dict[str, float | None]
     }
 
 
-def _told(what: str, text: str, finding: Finding) -> dict[str, str]:
+def _judgement(what: str, text: str, finding: Finding) -> dict[str, str]:
     return {what: text, "verdict": finding.label, "reason": finding.reason, "evidence": finding.evidence}
 
 
 def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Support:
-    """Items have what the prompt's template asks for (topic, prompt) and documents (texts), and optionally id; topic, for whom
-    pronouns stand; facts, which a good text states; and reference, a right text.
+    """Build the task. Items have the keys of the prompt's template (topic, prompt) and documents (texts).
 
-    Raises: UserError for a task file, a judge or data that cannot be used.
+    Optional: id; topic, which replaces pronouns; facts, which a good text states; reference, a right text.
+    Raises: UserError for an invalid task file, judge or data.
     """
     values = writing.settled(name, spec, settings, DEFAULTS)
     judge = open_claim_judge(f"options.{spec.get('kind')}.judge", values["judge"] or settings.judge, values["judge_model"])

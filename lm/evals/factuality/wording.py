@@ -1,4 +1,4 @@
-"""The words that rules about English statements need: which say little, which mean the same, which exclude one another."""
+"""Word lists for the rules on English statements: function words, synonyms, and words that exclude each other."""
 
 PRONOUNS = {"he", "she", "it", "they"}
 POSSESSIVES = {"his", "her", "its", "their"}
@@ -19,12 +19,12 @@ _LITTLE = set(
     "really well known called named one such own other others more less yes about approximately around nearly almost roughly "
     "some many several much".split()
 )
-# Without a meaning of their own; those of the last line have one, since another word of their kind says otherwise.
+# Words without a meaning of their own. The subtracted ones have one: another word of their kind changes the statement.
 FUNCTION = (AUXILIARIES | DETERMINERS | PREPOSITIONS | ADVERBS | NEGATIONS | _LITTLE) - (
     QUANTIFIERS | {"before", "after", "under", "over", "inside", "outside", "first"}
 )
 
-# Of each group the first stands for all: forms that no ending leads back, and words that state the same.
+# In each group the first word stands for all: irregular forms, and words with the same meaning.
 _GROUPS = """
 die died dies dying death
 born birth birthplace
@@ -76,7 +76,7 @@ SAME = {form: group.split()[0] for group in _GROUPS.strip().splitlines() for for
 
 
 def stem(word: str) -> str:
-    """The part of a small-lettered word that its forms share, roughly: create, created, creates, creating -> creat."""
+    """Return the rough stem of a lower-case word: create, created, creates, creating -> creat."""
     if word in SAME:
         return SAME[word]
     if not word.endswith(("ss", "us", "is")):
@@ -128,7 +128,7 @@ faster slower
 hotter colder
 """
 EXCLUSIVE = tuple(frozenset(map(stem, group.split())) for group in _EXCLUSIVE.strip().splitlines())
-# Relations of which a thing has one: two names in the place of their value exclude each other.
+# Relations with only one value: two different names as their value exclude each other.
 ONE_VALUED = set(
     "born die capital write found invent discover compose paint direct situated president king queen name marry largest "
     "smallest longest highest lowest tallest oldest deepest first last orbit currency mother father symbol".split()
@@ -152,9 +152,9 @@ NUMBERS = {word: n for n, word in enumerate("two three four five six seven eight
     "ninety": 90,
     "hundred": 100,
 }
-# Of these several things may have the same value: another name as their subject excludes nothing.
+# Relations whose value several things may share: another name as the subject excludes nothing.
 SHARED_VALUES = set("born die situated name marry orbit currency first last".split())
-# Who these are is seldom told by what a text is about.
+# People who are seldom the topic of a text.
 PERSONS = set(
     "man woman boy girl child father mother brother sister son daughter king queen president doctor teacher student friend "
     "wife husband player officer author writer artist scientist farmer soldier driver baby person lady uncle aunt captain "
