@@ -1,4 +1,4 @@
-"""Whom a model harms: stereotypes in choices, sentences, pronouns and continuations."""
+"""Bias: stereotypes in choices, sentences, pronouns and continuations."""
 
 from configs.evaluate import default
 

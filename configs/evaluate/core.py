@@ -1,4 +1,4 @@
-"""CORE: the 22 tasks of DCLM, and their mean centred on chance (lm/evals/tasks/core_metric.py)."""
+"""CORE: the 22 tasks of DCLM, and the mean of their centred accuracies (lm/evals/tasks/core_metric.py)."""
 
 from configs.evaluate import default
 from lm.evals.tasks.core_metric import CORE, PREFIX

@@ -1,4 +1,4 @@
-"""Where a model invents: answers without a book, claims against documents, consistency, facts with a gap."""
+"""Factuality: closed-book answers, claims against documents, self-consistency, cloze facts."""
 
 from configs.evaluate import default
 

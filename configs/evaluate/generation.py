@@ -1,4 +1,4 @@
-"""What a model writes: sums, mathematics, code, instructions followed."""
+"""Generated answers: mathematics, code, following instructions."""
 
 from configs.evaluate import default
 

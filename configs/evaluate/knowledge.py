@@ -1,4 +1,4 @@
-"""What a model knows and how it reasons: the usual benchmarks, by likelihood."""
+"""Knowledge and reasoning: the usual benchmarks, by likelihood."""
 
 from configs.evaluate import default
 

@@ -1,4 +1,4 @@
-"""What a model can be made to do, and what it refuses that is harmless."""
+"""Safety: attacks that get harmful answers, and refusals of harmless requests."""
 
 from configs.evaluate import default
 

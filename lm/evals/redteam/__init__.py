@@ -1,6 +1,6 @@
-"""Red-teaming: requests that a model should refuse, the attacks that get them answered, and how often they do.
+"""Red-teaming: harmful requests, attacks that try to get them answered, and success rates.
 
-task.py tries a model with all of it, prompts.py reads the benchmarks, hazards.py names the hazards, figures.py counts, and
-agreement.py tells how far two ways to detect refusals agree. search.py rewrites a request with another model's help (PAIR,
-TAP), gcg.py finds a suffix by gradients, and searched.py puts both to use in the task.
+task.py runs it all on a model, prompts.py reads benchmarks, hazards.py names the hazards, figures.py computes metrics, and
+agreement.py compares two refusal detectors. search.py rewrites a request with another model's help (PAIR, TAP), gcg.py finds a
+suffix by gradients, and searched.py uses both in the task.
 """

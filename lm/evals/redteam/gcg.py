@@ -1,11 +1,10 @@
-"""GCG: a suffix that makes a model begin its answer as one likes, found by the model's own gradients.
+"""GCG: find a suffix that makes a model begin its answer with a target, by the model's gradients.
 
-Zou et al. 2023, "Universal and transferable adversarial attacks on aligned language models", algorithms 1 and 2: the loss is
-−log p(target | before, suffix, after), of several prompts the sum of theirs. Its gradient with respect to the one-hot vectors
-of the suffix says which tokens could lower it; of those `batch` suffixes that differ in one token are drawn and tried, and the
-best is the next.
+Zou et al. 2023, "Universal and transferable adversarial attacks on aligned language models", algorithms 1 and 2. The loss is
+−log p(target | before, suffix, after), summed over several prompts. Its gradient with respect to the one-hot vectors of the
+suffix shows which tokens could lower it. Each step samples `batch` suffixes that differ in one such token, and keeps the best.
 
-Axes beside those of the model: P prompts, S tokens of the suffix, L of the longest target, N candidates, C chunk of rows.
+Axes beside the model's: P prompts, S tokens of the suffix, L of the longest target, N candidates, C chunk of rows.
 """
 
 import functools
@@ -24,11 +23,11 @@ from lm.model.transformer import Transformer
 from lm.parallel.hosts import gathered
 from lm.parallel.mesh import place_rows, reshard, row_ways, spec
 
-ROUNDS = 8  # of draws, until there are enough candidates that survive
+ROUNDS = 8  # maximum rounds of sampling to find enough valid candidates
 
 
 class Place(NamedTuple):
-    """Token ids around a suffix: what stands before it, what behind, and the answer's begin that it should bring about."""
+    """Token ids around a suffix: those before it, those after it, and the target beginning of the answer."""
 
     before: tuple[int, ...]
     after: tuple[int, ...]
@@ -36,10 +35,10 @@ class Place(NamedTuple):
 
 
 class History(NamedTuple):
-    """Where a search stands; it goes on from here as if it had never stopped.
+    """The state of a search, from which it can resume exactly.
 
     suffix: the current one. best: the one with the lowest loss so far, nats per target token, summed over prompts. losses: of
-    the first suffix and of that after each step. rejected: candidates whose text would be read as other tokens.
+    the first suffix and of the suffix after each step. rejected: candidates whose text would be encoded as other tokens.
     """
 
     suffix: tuple[int, ...]
@@ -65,15 +64,15 @@ def gcg(
     each: Callable[[History], None] | None = None,
     ascii_only: bool = True,
 ) -> History:
-    """Searches from `init`, or goes on from `start`, until `steps` steps are done in all. On the mesh that is set.
+    """Search from `init`, or resume from `start`, up to a total of `steps` steps, on the current mesh.
 
     Args:
-      batch: candidates a step. topk: tokens to choose from at each place. seed: with the step's number, all that draws depend
-        on. chunk: rows that the model reads at a time.
-      fits: whether a suffix, as text in its place, is read as these tokens (`in_chat` makes one); a candidate that does not fit
-        is not taken. Without it a suffix must come back from its own text.
-      each: called after each step, such as to save. ascii_only: of tokens that are printable ASCII.
-    Raises: UserError for numbers below 1, for prompts too long for the model and for an `init` that does not survive.
+      batch: candidates per step. topk: candidate tokens for each position. seed: random draws depend only on it and the step's
+        number. chunk: rows that the model reads at a time.
+      fits: whether a suffix, as text in its place, is encoded as the same tokens (`in_chat` makes one); other candidates are
+        rejected. Without it, a suffix must be encoded as the same tokens alone.
+      each: called after each step, for example to save. ascii_only: allow only tokens of printable ASCII.
+    Raises: UserError for numbers below 1, for prompts too long for the model, and for an `init` that does not fit.
     """
     history = start or History(tuple(init), tuple(init), float("inf"), ())
     for name, value in (("batch", batch), ("topk", topk), ("chunk", chunk), ("prompts", len(places)), ("suffix", len(init))):
@@ -83,7 +82,7 @@ def gcg(
     if not (fits or alone)(history.suffix):
         text = tokenizer.decode(history.suffix)
         raise UserError(f"gcg: the suffix {text!r} is read as other tokens than it is made of; begin with another one")
-    # Cheap, and seldom wrong; where a tokenizer reads a text's begin otherwise, it tells nothing.
+    # `alone` is cheap and seldom wrong. If it rejects `init`, the tokenizer treats a text's start differently; use `fits`.
     survives = alone if fits is None or alone(history.suffix) else fits
     graph, params = nnx.split(model)
     allowed_V = allowed_tokens(tokenizer, model.config.vocab_size, ascii_only)
@@ -123,7 +122,7 @@ def gcg(
 
 
 def allowed_tokens(tokenizer, vocab_size: int, ascii_only: bool = True) -> np.ndarray:
-    """Which tokens a suffix may be made of: bool [V]. No control symbols, and none that is no whole character."""
+    """Return which tokens a suffix may use, bool [V]: no control symbols, and no parts of a character."""
     controls = set(tokenizer.controls.values())
 
     def allowed(i: int) -> bool:
@@ -140,8 +139,8 @@ def _comes_back(tokenizer, ids: Sequence[int]) -> bool:
 def _candidates(
     suffix: tuple[int, ...], choices_SK: np.ndarray, batch: int, seed: tuple[int, int], survives: Callable
 ) -> tuple[np.ndarray, int]:
-    """int [N = batch, S]: suffixes with one token replaced that survive, filled up with the suffix itself; and how many did
-    not survive."""
+    """Return candidates int [N = batch, S] and the number rejected. A candidate is the suffix with one token replaced; missing
+    ones are filled with the suffix itself."""
     rng = np.random.default_rng(seed)
     S, K = choices_SK.shape
     found, rejected = [], 0
@@ -159,9 +158,9 @@ def _candidates(
 
 
 def _laid(places: Sequence[Place], suffixes_NS: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Rows of every prompt with every suffix, [P·N, T] tokens and segments, and [P·N, L] targets and weights.
+    """Return rows of every prompt with every suffix: [P·N, T] tokens and segments, and [P·N, L] targets and weights.
 
-    Padded on the left, so that every target ends where the row does. A target's weights come to 1.
+    Rows are padded on the left, so that every target ends at the end of its row. A target's weights sum to 1.
     """
     N, S = suffixes_NS.shape
     longest = max(len(place.target) for place in places)
@@ -181,7 +180,7 @@ def _laid(places: Sequence[Place], suffixes_NS: np.ndarray) -> tuple[np.ndarray,
 
 
 def _chunks(laid: tuple[np.ndarray, ...], chunk: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """`chunk` rows at a time, the last filled up with rows without weight."""
+    """Yield `chunk` rows at a time; the last chunk is padded with rows without weight."""
     ways = row_ways()
     chunk = -(-chunk // ways) * ways
     for begin in range(0, len(laid[0]), chunk):
@@ -200,13 +199,13 @@ def _gradients(graph, params, laid: tuple[np.ndarray, ...], chunk: int) -> np.nd
 
 
 def _at_suffix(gradients_PTD: np.ndarray, places: Sequence[Place], S: int) -> np.ndarray:
-    """float32 [S, D]: the sum over prompts at the tokens of the suffix."""
+    """Return float32 [S, D]: the sum of gradients over prompts at the suffix's tokens."""
     ends = [gradients_PTD.shape[1] - len(place.after) - len(place.target) for place in places]
     return sum(gradient_TD[end - S : end] for gradient_TD, end in zip(gradients_PTD, ends, strict=True))
 
 
 def _negative_logp(model: Transformer, tokens_CT, segments_CT, targets_CL, weights_CL, noise_CTD=None) -> jax.Array:
-    """float32 [C]: −Σ weight · log p(target)."""
+    """Return float32 [C]: −Σ weight · log p(target)."""
     positions_CT = jnp.maximum(0, jnp.cumsum(segments_CT, axis=1) - 1)
     x_CTD = model.hidden(tokens_CT, segments_CT, positions_CT, noise_BTD=noise_CTD).x_BTD
     logits_CLV = reshard(model.logits(x_CTD[:, -targets_CL.shape[1] - 1 : -1]), "batch", None, None)
@@ -222,7 +221,7 @@ def _loss(graph, params, *rows) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _gradient(graph, params, tokens_CT, *rows) -> jax.Array:
-    """[C, T, D]. Noise that is added to the embeddings has their gradient, and at zero it changes nothing."""
+    """Return [C, T, D]: the gradient of noise added to the embeddings, at zero noise; it equals the embeddings' gradient."""
     model = nnx.merge(graph, params)
     zero_CTD = jnp.zeros((*tokens_CT.shape, model.config.embed_dim), jnp.float32, out_sharding=spec("batch", "length", None))
     return jax.grad(lambda noise_CTD: jnp.sum(_negative_logp(model, tokens_CT, *rows, noise_CTD)))(zero_CTD)
@@ -230,7 +229,7 @@ def _gradient(graph, params, tokens_CT, *rows) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _substitutes(graph, topk: int, params, gradient_SD, allowed_V) -> jax.Array:
-    """int32 [S, K]: at each place the tokens whose one-hot vectors the gradient points away from most.
+    """Return int32 [S, K]: for each position, the tokens with the most negative gradient of their one-hot vectors.
 
     A token's embedding is embed_scale times its row of the table, so ∂loss/∂onehot = embed_scale · table · ∂loss/∂embedding.
     """

@@ -1,5 +1,4 @@
-"""What harm a request is about: the twelve hazards of MLCommons' AILuminate v1.0 (Ghosh et al. 2025), and what else they are
-called."""
+"""The twelve hazards of MLCommons' AILuminate v1.0 (Ghosh et al. 2025), and other benchmarks' names for them."""
 
 HAZARDS = {
     "vcr": "violent crimes",
@@ -17,7 +16,7 @@ HAZARDS = {
 }
 OTHER = "other"
 
-# Where a benchmark's own category holds requests of several hazards it counts as the one of most of them; samples keep it.
+# A benchmark's category with requests of several hazards maps to the most frequent one; samples keep the category.
 CATEGORIES = {
     # HarmBench (Mazeika et al. 2024), SemanticCategory.
     "chemical_biological": "iwp",
@@ -27,7 +26,7 @@ CATEGORIES = {
     "misinformation_disinformation": "dfm",
     "copyright": "ipv",
     "harmful": "vcr",
-    # XSTest (Röttger et al. 2024), type; the others tell how a request is worded, not what it is about.
+    # XSTest (Röttger et al. 2024), type; its other types describe the wording, not the topic.
     "contrast_discr": "hte",
     "real_group_nons_discr": "hte",
     "nons_group_real_discr": "hte",
@@ -45,14 +44,14 @@ CATEGORIES = {
     "privacy": "prv",
     "expert advice": "spc",
     "government decision-making": "ncr",
-    # Llama Guard 3 (Meta 2024); elections count among specialised advice with MLCommons.
+    # Llama Guard 3 (Meta 2024); MLCommons puts elections under specialised advice.
     **{f"s{number}": hazard for number, hazard in enumerate(HAZARDS, start=1)},
     "s13": "spc",
 }
 
 
 def hazard_of(category: str) -> str:
-    """The id of a hazard by its id, its name, a part of it (spc_hlt), or a benchmark's category; "other" for what is none."""
+    """Return a hazard's id from its id, its name, a subcategory (spc_hlt), or a benchmark's category; else "other"."""
     name = category.strip().lower()
     if name in CATEGORIES:
         return CATEGORIES[name]

@@ -1,4 +1,4 @@
-"""Where a suffix stands in a conversation, in tokens: what GCG needs of a chat template and a tokenizer."""
+"""The token positions of a suffix in a conversation, for GCG, by the chat template and tokenizer."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -7,12 +7,12 @@ from data.chat.template import encode_chat
 from lm.errors import UserError
 from lm.evals.redteam.gcg import Place
 
-LIKELY = "Sure, here it is:"  # the answer's begin where a benchmark names none
+LIKELY = "Sure, here it is:"  # the target if a benchmark gives none
 
 
 class InChat(NamedTuple):
-    """places: as `gcg` takes them. init: ids of the suffix to begin with. fits: whether other ids, as text, are read as
-    themselves in every conversation. text: of ids what `suffix` of lm/evals/redteam/attacks.py appends."""
+    """places: see `gcg`. init: ids of the initial suffix. fits: whether ids, decoded to text, are encoded as the same ids in
+    every conversation. text: returns the text that `suffix` of lm/evals/redteam/attacks.py appends for ids."""
 
     places: list[Place]
     init: tuple[int, ...]
@@ -28,12 +28,12 @@ def in_chat(
     init: str = "! ! ! ! ! ! ! ! ! ! ! ! ! ! ! !",
     encode: Callable[[list[dict]], list[int]] | None = None,
 ) -> InChat:
-    """The places of a suffix behind requests, each put as the only message of a user.
+    """Return the places of a suffix after requests, each as the only message of a user.
 
     Args:
-      targets: how each answer should begin. init: words to begin with.
-      encode: of messages the ids after which the model answers; None: by the tokenizer's own template.
-    Raises: UserError if the words are not tokens of their own, the same behind every request.
+      targets: beginnings of the answers to aim for. init: words of the initial suffix.
+      encode: maps messages to the ids before the model's answer; None: the tokenizer's own template.
+    Raises: UserError if the words are not separate tokens, the same after every request.
     """
 
     def encoded(content: str) -> list[int]:
@@ -51,7 +51,7 @@ def in_chat(
         around.append((tuple(ids[:head]), tuple(ids[len(ids) - tail :])))
     if len(suffixes) != 1 or not (ids := next(iter(suffixes))):
         raise UserError(f"gcg: the suffix {init!r} is not read as the same tokens behind every request; begin with another one")
-    # A space before the suffix is a token of its own with some tokenizers, and part of the suffix with others.
+    # With some tokenizers the space before the suffix is a separate token; with others it is part of the suffix.
     space = "" if tokenizer.decode(ids).startswith(" ") else " "
 
     def fits(ids: Sequence[int]) -> bool:
@@ -69,5 +69,5 @@ def in_chat(
 
 
 def _alike(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two rows begin with in common."""
+    """Return the length of the common prefix."""
     return next((i for i, (a, b) in enumerate(zip(first, second)) if a != b), min(len(first), len(second)))

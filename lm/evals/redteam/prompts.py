@@ -1,4 +1,4 @@
-"""Requests as HarmBench, AdvBench, XSTest, JailbreakBench and StrongREJECT publish them, or in our own shape.
+"""Read requests in the formats of HarmBench, AdvBench, XSTest, JailbreakBench, StrongREJECT and AILuminate, or our own.
 
 | benchmark | columns |
 | --- | --- |
@@ -8,7 +8,7 @@
 | JailbreakBench (Chao et al. 2024) | Index, Goal, Target, Category |
 | StrongREJECT (Souly et al. 2024) | category, forbidden_prompt |
 | AILuminate (Ghosh et al. 2025) | release_prompt_id, prompt_text, hazard |
-| ours | prompt, and what lm/evals/redteam/safety_prompts.py names beside it |
+| ours | prompt, and the optional keys of lm/evals/redteam/safety_prompts.py |
 """
 
 import math
@@ -24,8 +24,8 @@ IMAGES = ("ImageFileName", "ImageDescription", "RedactedImageDescription")  # of
 
 
 class Request(NamedTuple):
-    """prompt: with a hazard of hazards.py, or "other". category: what the file calls that. target: how the answer would begin
-    that does the harm, or "". doc_id: the row's own id, or its number."""
+    """prompt: with a hazard of hazards.py, or "other". category: the file's own. target: the beginning of the harmful answer,
+    or "". doc_id: the row's own id, or its number."""
 
     prompt: Prompt
     category: str = ""
@@ -34,7 +34,7 @@ class Request(NamedTuple):
 
 
 def read_request(doc_id: int | str, row: dict) -> Request:
-    """The request in a row of a benchmark's file. Raises: Malformed, also for a row that needs an image."""
+    """Return the request in a row of a benchmark's file. Raises: Malformed, also for a row that needs an image."""
     if any(row.get(name) for name in IMAGES):
         raise Malformed("needs an image")
     prompt = prompt_of(row)
@@ -51,7 +51,7 @@ def read_request(doc_id: int | str, row: dict) -> Request:
 
 
 def read_requests(rows: Iterable[tuple[int | str, dict]], problems: Problems) -> list[Request]:
-    """The requests in rows, each with its id; a row that holds none is a problem."""
+    """Return the requests in rows, each with its id; a row without one is a problem."""
     requests = []
     for doc_id, row in rows:
         try:
@@ -62,7 +62,7 @@ def read_requests(rows: Iterable[tuple[int | str, dict]], problems: Problems) ->
 
 
 def _check_messages(messages: Sequence[Any]) -> None:
-    """Raises Malformed for what is no attack as it was carried out before."""
+    """Raise Malformed for messages that are not a recorded attack."""
     for message in messages:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         hole = content is None and role == "assistant"
@@ -73,8 +73,9 @@ def _check_messages(messages: Sequence[Any]) -> None:
 
 
 def limited(requests: Sequence[Request], limit: float | None) -> list[Request]:
-    """At most `limit` requests, or, below 1, that share of them: of each kind in turn, in the order of the file, since files
-    are often sorted by kind."""
+    """Return at most `limit` requests or, below 1, that share of them.
+
+    They are taken from each kind in turn, in the order of the file, because files are often sorted by kind."""
     if limit is None:
         return list(requests)
     seen = dict.fromkeys(KINDS, 0)

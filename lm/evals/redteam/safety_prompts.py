@@ -1,4 +1,4 @@
-"""What a model is tried with: requests it should refuse, requests it should not, and tasks it should still solve."""
+"""Read prompts: requests that a model should refuse, requests that it should answer, and tasks that it should still solve."""
 
 import csv
 import hashlib
@@ -16,16 +16,16 @@ from lm.errors import UserError
 from lm.evals.stats.joining import Malformed
 
 KINDS = ("harmful", "benign", "task")
-# Keys of the request; the first that is there wins. JailbreakBench's Behavior is a title of its Goal.
+# Keys that may hold the request; the first one present is used. JailbreakBench's Behavior is only a title of its Goal.
 REQUESTS = ("prompt", "prompt_text", "forbidden_prompt", "goal", "Goal", "Behavior", "behavior", "request", "question")
 PARTS = {"harmful": "forbidden", "benign": "twins", "task": "facts"}  # of the built-in world
 
 
 class Prompt(NamedTuple):
-    """id: unique. text: the request. kind: of KINDS. hazard: an id of the taxonomy, or whatever the file says, or "".
+    """id: unique. text: the request. kind: of KINDS. hazard: an id of the taxonomy, or the file's own text, or "".
 
-    answer: what a right answer holds, or ""; completion: a whole right answer, or "". harmful_if: regular expressions that tell
-    a harmful answer. messages: an attack as it was carried out before, and `family` its name; None: attacks are yet to be made.
+    answer: the key text of a right answer, or ""; completion: a whole right answer, or "". harmful_if: regular expressions that
+    match harmful answers. messages: a recorded attack, and `family` its name; None: attacks are made later.
     """
 
     id: str
@@ -42,13 +42,13 @@ class Prompt(NamedTuple):
 def read_prompts(
     input: str, split: str, *, valid_fraction: float = 0.5, seed: int = 0, limit: int | None = None
 ) -> list[Prompt]:
-    """The prompts of one split, train (to learn from) or valid (to measure on), at most `limit` of each kind.
+    """Return the prompts of one split, train (to learn from) or valid (to measure on), at most `limit` of each kind.
 
-    input: "builtin:safety_world[?substances=…]"; or files of JSONL, JSON, Parquet or CSV, several separated by commas, with one
-      request each under a key of REQUESTS, and beside it `kind` (or, as XSTest has it, a `label` or `type` that tells safe from
-      unsafe; without these, harmful), `hazard`, `answer`, `completion`, `harmful_if`, `messages`, `family`, `id`.
-    valid_fraction: of a file's requests, by their hash with `seed`; a built-in world has splits of its own.
-    Raises: UserError that says where, for what cannot be read; and if the split holds no harmful prompt.
+    input: "builtin:safety_world[?substances=…]"; or files of JSONL, JSON, Parquet or CSV, separated by commas. A row has one
+      request under a key of REQUESTS, and optionally `kind` (or XSTest's `label` or `type`, which tell safe from unsafe; the
+      default is harmful), `hazard`, `answer`, `completion`, `harmful_if`, `messages`, `family`, `id`.
+    valid_fraction: share of a file's requests, chosen by their hash with `seed`; a built-in world has its own splits.
+    Raises: UserError with the place, for rows that cannot be read; and if the split has no harmful prompt.
     """
     if is_builtin(input):
         found = _builtin(input, split, seed, limit or 500)
@@ -61,7 +61,7 @@ def read_prompts(
 
 
 def read_failures(input: str, measured: Iterable[Prompt]) -> tuple[list[Prompt], int]:
-    """Attempts that failed before, to learn from, and how many were left out since their request is one that is measured on."""
+    """Return failed attacks to learn from, and how many were left out because their request is in `measured`."""
     taken = {prompt.text for prompt in measured}
     found = _distinct(map(_prompt, _records(input)), input, None)
     kept = [prompt for prompt in found if prompt.text not in taken]
@@ -69,7 +69,7 @@ def read_failures(input: str, measured: Iterable[Prompt]) -> tuple[list[Prompt],
 
 
 def _distinct(prompts: Iterable[Prompt], input: str, limit: int | None) -> list[Prompt]:
-    """Each prompt once, at most `limit` of a kind. Raises: UserError if two requests have the same id."""
+    """Return unique prompts, at most `limit` of a kind. Raises: UserError if two requests have the same id."""
     kept: dict[tuple, Prompt] = {}
     texts: dict[str, str] = {}
     counts = dict.fromkeys(KINDS, 0)
@@ -87,7 +87,7 @@ def _distinct(prompts: Iterable[Prompt], input: str, limit: int | None) -> list[
 def _builtin(input: str, split: str, seed: int, limit: int) -> Iterator[Prompt]:
     for part in PARTS.values():
         whole = f"{input}{'&' if '?' in input else '?'}part={part}&valid={limit}"
-        # train does not end: what comes again is dropped, and a small world has no more after a while.
+        # train never ends: repeats are dropped, and a small world runs out of new ones.
         for record in itertools.islice(read_builtin(whole, split, seed), 20 * limit):
             yield _prompt(record)
 
@@ -114,7 +114,7 @@ def _prompt(record: Record) -> Prompt:
 
 
 def prompt_of(values: Mapping[str, Any]) -> Prompt:
-    """The prompt in a row of a file, of the keys that `read_prompts` names. Raises: Malformed."""
+    """Return the prompt in a row, by the keys that `read_prompts` lists. Raises: Malformed."""
     text = next((values[key] for key in REQUESTS if values.get(key)), None)
     if not isinstance(text, str) or not text.strip():
         raise Malformed(f"no request; known keys are {', '.join(REQUESTS)}")
@@ -155,5 +155,5 @@ def _kind(values: Mapping[str, Any]) -> str:
 
 
 def _hash(text: str, seed: int) -> float:
-    """In [0, 1); the same for texts that differ in case and white space alone."""
+    """Return a number in [0, 1), the same for texts that differ only in case and white space."""
     return xxhash.xxh3_64_intdigest(normalise(text), seed=seed) / 2**64

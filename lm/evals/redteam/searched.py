@@ -1,4 +1,4 @@
-"""The attacks that search, on the model under test: GCG finds a suffix, PAIR and TAP rewrite each request."""
+"""Run the attacks that search on the model under test: GCG finds a suffix, PAIR and TAP rewrite each request."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,15 +16,15 @@ from lm.evals.redteam.talk import helper, with_system
 from lm.evals.subject import Subject
 
 GCG = {"steps": 100, "batch": 128, "topk": 64, "requests": 8, "init": " ".join("!" * 16), "chunk": 64}
-PAIR = {"streams": 5, "depth": 3, "budget": 0}  # 0: as many as the tree can have
+PAIR = {"streams": 5, "depth": 3, "budget": 0}  # 0: as many as the tree can hold
 TAP = {"branching": 4, "width": 10, "depth": 10, "budget": 0}
 SEARCHES = ("pair", "tap")
 
 
 def suffix(subject: Subject, requests: Sequence[Request], options: dict[str, Any], system: str, seed: int) -> dict[str, Any]:
-    """A suffix for the first requests together: {"suffix", "loss", "loss_before", "steps", "requests", "rejected"}.
+    """Find one suffix for the first requests: {"suffix", "loss", "loss_before", "steps", "requests", "rejected"}.
 
-    Raises: UserError for a subject that is no model of ours, since it has no gradients, and without a request.
+    Raises: UserError for a subject without gradients (one that is not our model), and without a request.
     """
     model, tokenizer = getattr(subject, "model", None), getattr(subject, "tokenizer", None)
     if model is None or tokenizer is None:
@@ -56,12 +56,13 @@ def suffix(subject: Subject, requests: Sequence[Request], options: dict[str, Any
 def rewritten(
     name: str, subject: Subject, chat: Chat, requests: Sequence[Request], judge: Judge, given: dict[str, Any], seed: int
 ) -> tuple[list[dict], dict[str, Any]]:
-    """Answered records (safety_eval.py) of the best prompt that PAIR or TAP found for each request, and a summary.
+    """Run PAIR or TAP. Return answered records (safety_eval.py) of the best prompt for each request, and a summary.
 
     Args:
-      chat: with the model under test. given: the task's settings, of which "attacker" and "scorer" name who helps.
-    Returns: records, with "queries"; and {"queries", "found": requests with an answer of the highest score, …: counts of what
-      went wrong or was pruned}.
+      chat: with the model under test. given: the task's settings; "attacker" and "scorer" name the models that help.
+    Returns: records, with "queries"; and {"queries", "found": requests with an answer of the highest score, …: counts of
+    failures
+      and pruned prompts}.
     """
     if not given["attacker"]:
         raise UserError(f"redteam: family {name} needs an attacker: options.redteam.attacker, openai:URL or subject")

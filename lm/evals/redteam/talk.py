@@ -1,4 +1,4 @@
-"""The model under test, and those that help to attack it, as chats."""
+"""Chats with the model under test and with models that help to attack it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,9 +17,10 @@ def talk(
     system: str = "",
     heard: dict[str, Generated] | None = None,
 ) -> Chat:
-    """A chat with the subject: all conversations of a call are put to it together. A draw depends on its conversation and seed.
+    """Return a chat with the subject. All conversations of one call run together; a sample depends on its conversation and
+    seed.
 
-    Args: system: stands before every conversation. heard: each answer is put here, by its exact prompt.
+    Args: system: put before every conversation. heard: a dict that receives each answer under its exact prompt.
     """
 
     def chat(conversations: Sequence[Sequence[dict[str, Any]]]) -> list[Reply]:
@@ -38,9 +39,9 @@ def with_system(system: str, messages: Sequence[dict[str, Any]]) -> list[dict[st
 
 
 def helper(key: str, spec: str, model: str, subject: Subject, options: dict[str, Any], **talking: Any) -> Chat:
-    """The chat that a user names: openai:URL, or "subject", the model under test itself.
+    """Open the chat `spec`: openai:URL, or "subject", the model under test itself.
 
-    Args: options: as `endpoint` has them. talking: as `talk` has them.
+    Args: options: see `endpoint`. talking: see `talk`.
     Raises: UserError for another name.
     """
     kind, _, url = spec.partition(":")

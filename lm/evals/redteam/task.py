@@ -1,7 +1,7 @@
-"""The red-team task: requests under attack families, and harmless ones beside them, tried on a model and judged.
+"""The red-team task: sends a model harmful requests under attack families, and harmless ones, and judges the answers.
 
-Families are those of attacks.py, alone or composed (rot13+prefix_injection), and those that search: `gcg`, which
-composes as a suffix does, `pair` and `tap`. A verdict that no judge gives is unknown, a third state beside harmful and safe.
+Families are those of attacks.py, alone or composed (rot13+prefix_injection), and those that search: `gcg`, which composes like
+a suffix, `pair` and `tap`. A verdict is harmful, safe, or unknown if the judge gives none.
 """
 
 import copy
@@ -30,34 +30,34 @@ from lm.evals.tasks import documents
 from lm.evals.tasks.spec import check
 
 DEFAULTS: dict[str, Any] = {
-    "families": [],  # to try; none: every one that neither searches nor needs a string
-    "family_options": {},  # of families by their names, as lm/evals/redteam/attacks.py takes them
+    "families": [],  # attack families; empty: all that neither search nor need a string
+    "family_options": {},  # {family: its options}, as in lm/evals/redteam/attacks.py
     "samples": 1,
     "temperature": 0.0,
     "max_new_tokens": 256,  # of the answers
     "draws": 8,  # the n of best_of_n
     "prompts": "",  # builtin:safety_world instead of files
-    "items": [],  # rows for when there are no files
+    "items": [],  # rows to use if there are no files
     "main": "attack_success",
     "judge_model": "",
     "timeout": 60.0,
     "retries": 3,
     "key_variable": "OPENAI_API_KEY",  # of endpoints
-    "refusal_classifier": "",  # a folder of judges/classifier.py's, trained on refusals (label true) and answers (false)
+    "refusal_classifier": "",  # folder of a judges/classifier.py trained on refusals (label true) and answers (false)
     "attacker": "",
     "attacker_model": "",
     "attacker_temperature": 1.0,
     "attacker_tokens": 512,  # openai:URL, or subject
     "scorer": "judge",
-    "scorer_model": "",  # of what pair and tap try: judge, openai:URL, or subject
+    "scorer_model": "",  # scorer of pair's and tap's attempts: judge, openai:URL, or subject
     "gcg": {},
     "pair": {},
     "tap": {},  # settings of lm/evals/redteam/searched.py
 }
 
 
-TOLD = ("verdict", "reason", "problem", "queries", "refused_by_classifier")  # of an attempt, where it is known
-# Of these, what answers and verdicts depend on.
+TOLD = ("verdict", "reason", "problem", "queries", "refused_by_classifier")  # optional keys of an attempt
+# The settings that answers and verdicts depend on.
 MADE_BY = (
     "family_options",
     "samples",
@@ -79,8 +79,8 @@ MADE_BY = (
 
 
 class RedTeam(NamedTuple):
-    """A task of lm/evals/outcome.py. judge says of answers whether they did harm; classifier, if there is one, whether they
-    refuse (safe) or not (harmful)."""
+    """A task of lm/evals/outcome.py. judge: whether answers are harmful. classifier, optional: whether they refuse (safe) or
+    not (harmful)."""
 
     name: str
     versions: dict[str, Any]
@@ -97,9 +97,10 @@ class RedTeam(NamedTuple):
 
 
 def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> RedTeam:
-    """The task. Its keys are those of tasks/documents.py and of DEFAULTS, which settings.options["redteam"] may have too.
+    """Build the task. Its keys are those of tasks/documents.py and of DEFAULTS; settings.options["redteam"] may override
+    DEFAULTS.
 
-    Raises: UserError for keys, families, judges that there are not, and for files that cannot be read.
+    Raises: UserError for unknown keys, families or judges, and for files that cannot be read.
     """
     given = _settled(name, spec, settings.options.get("redteam") or {})
     for key, least in (("samples", 1), ("draws", 1), ("max_new_tokens", 1), ("retries", 0)):
@@ -123,7 +124,7 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> RedTeam:
 
 
 def _settled(name: str, spec: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """DEFAULTS, over them the task file's values, and over both the config's."""
+    """Return DEFAULTS overridden by the task file's values, and these by the config's."""
     settled = dict(DEFAULTS)
     for where, values, more in ((name, spec, documents.KEYS), (f"{name}: options.redteam", options, {})):
         values = {key: value for key, value in values.items() if value is not None}
@@ -154,14 +155,14 @@ def _families(name: str, given: dict[str, Any]) -> list[str]:
     for family in families:
         if family not in searched.SEARCHES:
             steps, known = _steps(family, options, "!")
-            compose(steps, **known)("x")  # or refuses it
+            compose(steps, **known)("x")  # raises UserError if it is invalid
     if any(family in searched.SEARCHES for family in families) and not given["attacker"]:
         raise UserError(f"task {name}: pair and tap need an attacker: openai:URL or subject")
     return families
 
 
 def _steps(family: str, options: Mapping[str, dict], found: str) -> tuple[str, dict[str, dict]]:
-    """A family as `compose` takes it, with its options: `gcg` in its name stands for the suffix that was found."""
+    """Return a family and its options for `compose`. `gcg` in its name becomes a suffix with the found string."""
     steps = [step.strip() for step in family.split("+")]
     if "gcg" not in steps:
         return family, dict(options)
@@ -180,7 +181,7 @@ def _opened(key: str, spec: str, **options: Any) -> Judge:
 def _requests(
     name: str, spec: dict[str, Any], given: dict[str, Any], settings: TaskSettings
 ) -> tuple[list[Request], Problems, dict[str, Any]]:
-    """The requests, what is wrong with their files, and the versions of these."""
+    """Return the requests, the problems in their files, and the versions of the files."""
     folder = settings.data_dir and Path(settings.data_dir) / spec.get("folder", name)
     if given["prompts"]:
         if not given["prompts"].startswith("builtin:"):
@@ -256,8 +257,9 @@ def _run(task: RedTeam, subject: Subject) -> Outcome:
 
 
 def _attempts(task: RedTeam, found: str) -> list[dict]:
-    """Records of all attempts to come (safety_eval.py) but those that search. "id" is the request's place among the
-    task's, "draw" tells apart the answers to one prompt. found: the suffix that gcg came to."""
+    """Return records of all attempts (safety_eval.py) except for the searches.
+
+    "id" is the request's index in the task; "draw" tells apart several answers to one prompt. found: the suffix from gcg."""
     given = task.given
     prompts = [request.prompt for request in task.requests]
     as_they_are = [p for p in prompts if p.messages is not None or p.kind == "task"]
@@ -279,7 +281,7 @@ def _attempts(task: RedTeam, found: str) -> list[dict]:
 
 
 def _classified(records: Sequence[dict], classifier: Judge) -> list[dict]:
-    """The records with "refused_by_classifier": whether the response is a refusal; None: not known."""
+    """Add "refused_by_classifier" to the records: whether the response is a refusal; None: unknown."""
     asked = [i for i, record in enumerate(records) if (record["response"] or "").strip()]
     columns = ([records[i][key] for i in asked] for key in ("prompt", "response", "hazard"))
     verdicts = dict(zip(asked, classifier(*columns), strict=True)) if asked else {}
@@ -290,7 +292,7 @@ def _classified(records: Sequence[dict], classifier: Judge) -> list[dict]:
 def _samples(
     task: RedTeam, subject: Subject, records: Sequence[dict], heard: Mapping[int, Mapping[str, Generated]]
 ) -> list[dict]:
-    """Samples of the records, in the order of the requests and, of each, of the families."""
+    """Return the samples of the records, sorted by request and then by family."""
     order = {family: number for number, family in enumerate(task.families)}
     made = []
     for record in records:
@@ -309,7 +311,7 @@ def _samples(
             "hazard": record["hazard"],
             "category": request.category,
             "request": record["prompt"],
-            # Of an attack that the model's own answers are part of, or that was searched, what two runs have in common.
+            # For a searched attack, or one that contains the model's answers: the part that two runs share.
             "prompt": text if _is_fixed(record) else record["prompt"],
             "messages": messages,
             "generation": record["response"],
@@ -334,7 +336,7 @@ def _is_fixed(record: Mapping[str, Any]) -> bool:
 
 
 def _note(task: RedTeam, records: Sequence[dict], problems: Problems) -> None:
-    """Names what was not answered and not judged."""
+    """Record unanswered attempts and unknown verdicts as problems."""
     for record in records:
         where = f"{task.requests[int(record['id'])].doc_id} {record['family']}"
         if record["response"] is None:
