@@ -1,1 +1,1 @@
-"""What a run tells its reader: one report.json and one self-contained report.html a verb."""
+"""Reports of runs: one report.json and one self-contained report.html per verb."""

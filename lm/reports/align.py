@@ -1,10 +1,9 @@
-"""The report of an alignment run: one JSON file to compute with, one self-contained HTML page to read; and a page for a
-pipeline of runs.
+"""The report of an alignment run, as JSON and as one self-contained HTML page; and a page for a pipeline of runs.
 
-    python -m lm.reports.align WORKDIR                  # draws the page of a run anew, from what lies in its workdir
-    python -m lm.reports.align PRETRAINED SFT GRPO      # writes pipeline.html into the last one
+    python -m lm.reports.align WORKDIR                  # redraw a run's page from its workdir
+    python -m lm.reports.align PRETRAINED SFT GRPO      # write pipeline.html into the last workdir
 
-Any method's run will do: curves are drawn of whatever its metrics.jsonl holds. See lm/reports/page.py for how pages are made.
+It works for every method: it draws all metrics in metrics.jsonl. See lm/reports/page.py for how pages are made.
 """
 
 import difflib
@@ -33,7 +32,7 @@ __all__ = ["Alarm", "alarms", "load_lines", "load_samples", "write", "write_stag
 
 
 class Group(NamedTuple):
-    """Curves that share a chart: those of the metrics that match a pattern."""
+    """A chart with all metrics that match one of its patterns."""
 
     title: str
     note: str
@@ -45,41 +44,41 @@ GROUPS = (
     Group("Reward", "mean over completions; the band is one standard deviation of them", ("reward",)),
     Group("Each reward", "mean of each function before its weight", ("rewards/*/mean",)),
     Group("Rewards of pairs", "chosen and rejected answers", ("rewards/chosen", "rewards/rejected")),
-    Group("Margin", "reward of the chosen answer less that of the rejected one", ("rewards/margins",)),
+    Group("Margin", "reward of the chosen answer − that of the rejected one", ("rewards/margins",)),
     Group("Preference accuracy", "pairs whose chosen answer has the greater reward", ("rewards/accuracies",)),
     Group("Distance from the reference", "Kullback-Leibler divergence, nats", ("kl", "objective/kl", "policy/approxkl_avg")),
     Group("Entropy", "of the policy, nats a token", ("entropy", "objective/entropy")),
-    Group("Clipped ratios", "share of the tokens whose ratio the clip holds", ("clip_ratio/*_mean", "policy/clipfrac_avg")),
+    Group("Clipped ratios", "share of tokens with a clipped ratio", ("clip_ratio/*_mean", "policy/clipfrac_avg")),
     Group("Completion length", "tokens", ("completions/*length",)),
     Group("Cut and idle", "completions that the limit cut, groups of equal rewards", ("*/clipped_ratio", "frac_reward_*")),
     Group("Log-probabilities", "of the answers under the policy, nats", ("logps/*",)),
     Group("Tools", "calls and failures a completion", ("tools/*",)),
-    Group("Sampler and trainer", "difference of their log-probabilities, and the weights that mend it", ("sampling/*",)),
+    Group("Sampler and trainer", "difference of their log-probabilities, and the weights that correct it", ("sampling/*",)),
     Group("Learning rate", "as applied", ("learning_rate",)),
     Group("Gradient norm", "global, before clipping", ("grad_norm",)),
     Group("Throughput", "trained tokens per second", ("tokens_per_second",)),
 )
 OWN = ("reward", "rewards/accuracies", "accuracy", "rewards/margins", "agreement")
 NEUTRAL = {"kl", "length", "entropy", "logps", "chosen", "rejected", "min", "max", "ratio"}
-# Not drawn: what the axis or a tile says, or what has a chart of its own.
+# Metrics without a curve here: shown on the axis or in a tile, or with their own chart.
 LEFT_OUT = ("step", "tokens", "skipped", "mfu", "reward_std", "seconds/*", "rewards/*/std", "clip_ratio/*_m[ai][xn]")
-MAKE = "run the line of the run again, which makes it anew"
-SCHEDULE = "*learning_rate*"  # what follows a formula is not smoothed
+MAKE = "run the command of the run again to recreate it"
+SCHEDULE = "*learning_rate*"  # curves given by a formula are not smoothed
 SHOWN_PROMPTS, SHOWN_STEPS, SHOWN_CHARACTERS = 8, 5, 2000
 
 
 def write(workdir: str | os.PathLike, report: dict) -> None:
-    """Writes `report.json` and `report.html` into `workdir`, each atomically, from its metrics.jsonl and samples.jsonl too.
+    """Write `report.json` and `report.html` into `workdir`, each atomically; reads its metrics.jsonl and samples.jsonl.
 
     Args:
         workdir: an existing directory.
         report: any of these keys. title, method, finished (bool), config (nested), machine (lm.reports.page.machine),
             parameters (count), trained (count), before and after ({measure: value}, see `own_measure`),
-            measures {measure: what it is}, data ({split: {label: count or {reason: count}}}, and the same of `tasks`),
+            measures {measure: its description}, data ({split: {label: count or {reason: count}}}, and the same for `tasks`),
             notes (list of str), training {steps, tokens, skipped}, stages {name: seconds}.
 
-    What the page says beyond that is put into the JSON: alarms (list of {step, kind, text}), rollout_share, and best_of, the
-    statistics of a run that answered each prompt several times.
+    The JSON also gets alarms (list of {step, kind, text}), rollout_share, and best_of, the statistics of a run that answered
+    each prompt several times.
     """
     workdir, report = Path(workdir), plain(report)
     lines, samples = load_lines(workdir / "metrics.jsonl"), load_samples(workdir / "samples.jsonl")
@@ -92,19 +91,19 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
 
 
 def write_run(workdir: Path, report: dict) -> None:
-    """Writes the report of a run that ended on this machine (see `write`)."""
+    """Write the report of a run that ended on this machine (see `write`)."""
     write(workdir, report | {"machine": machine()})
 
 
 def load_lines(path: str | os.PathLike) -> list[dict]:
-    """The lines of a metrics.jsonl by step, validation after training; of those of one kind and step the last counts."""
+    """Return the lines of a metrics.jsonl by step, validation after training. Of equal kind and step the last one is used."""
     rows = json_lines(path) if Path(path).exists() else []
     kept = {(row["step"], is_validation(row)): row for row in rows if isinstance(row.get("step"), (int, float))}
     return [kept[key] for key in sorted(kept)]
 
 
 def load_samples(path: str | os.PathLike) -> list[dict]:
-    """The lines of a samples.jsonl by step; of those of one step and prompt the last counts."""
+    """Return the lines of a samples.jsonl by step. Of equal step and prompt the last one is used."""
     rows = json_lines(path) if Path(path).exists() else []
     kept = {(row["step"], _same(row)): row for row in rows if isinstance(row.get("step"), (int, float))}
     return sorted(kept.values(), key=lambda row: row["step"])
@@ -115,7 +114,7 @@ def _same(sample: dict) -> str:
 
 
 def html(report: dict, lines: Sequence[dict] = (), samples: Sequence[dict] = ()) -> str:
-    """The page as a string, from plain values (`plain` of lm/reports/page.py) and what `load_lines` and `load_samples` give."""
+    """Return the page, from plain values (`plain` of lm/reports/page.py) and the results of `load_lines` and `load_samples`."""
     before, after = report.get("before") or {}, report.get("after") or {}
     own = own_measure(after)
     return render(
@@ -132,7 +131,7 @@ def html(report: dict, lines: Sequence[dict] = (), samples: Sequence[dict] = ())
 
 
 def verdict(before: dict, after: dict, measures: dict) -> str | None:
-    """One sentence about the method's own measure."""
+    """Return one sentence about the method's own measure, or None."""
     measure = own_measure(after)
     if measure is None:
         return None
@@ -146,21 +145,21 @@ def verdict(before: dict, after: dict, measures: dict) -> str | None:
 
 
 def own_measure(after: dict) -> str | None:
-    """What a method is after, of all that was measured: the rewards of generated answers, if there are any, then how often the
-    better answer is preferred, then whatever stands first."""
+    """Return the measure that a method optimises, the first known one of: rewards of generated answers, preference accuracy,
+    and then any in order."""
     known = {name for name, value in after.items() if value is not None}
     return next((name for name in (*OWN, *after) if name in known), None)
 
 
 def judged(measure: str, before: float, after: float) -> str:
-    """The class of a change: good, bad, or neither, as where it is a distance, a size or a half of a comparison."""
+    """Return the CSS class of a change: good, bad, or "" for no change and for measures without a direction."""
     if before == after or words(measure) & NEUTRAL:
         return ""
     return "good" if is_better(measure, before, after) else "bad"
 
 
 def rollout_share(lines: Iterable[dict]) -> float | None:
-    """The share of the logged seconds in which the policy wrote; None where nothing was timed."""
+    """Return the share of logged seconds spent in rollouts; None if nothing was timed."""
     seconds = {}
     for line in lines:
         for key, value in line.items():
@@ -170,7 +169,7 @@ def rollout_share(lines: Iterable[dict]) -> float | None:
 
 
 def _columns(data: dict) -> dict[str, dict]:
-    """A table's columns: a split each, also of the tasks; what is counted by reason has a row a reason."""
+    """Return a table's columns, one per split, also of the tasks. Counts by reason have one row per reason."""
     found = {}
     for split, counts in data.items():
         if split == "tasks":
@@ -182,7 +181,8 @@ def _columns(data: dict) -> dict[str, dict]:
 
 
 def curves(lines: Sequence[dict], name: str = "chart") -> list[dict]:
-    """The charts of every metric in the lines: [{title, note, svg}]. Held-out ones stand beside their training twins."""
+    """Return charts of all metrics in the lines: [{title, note, svg}]. Held-out curves are in the chart of their training
+    metric."""
     train = [line for line in lines if not is_validation(line)]
     keys = dict.fromkeys(key for line in train for key in line)
     valid = [{_twin(key, keys): x for key, x in line.items()} for line in lines if is_validation(line)]
@@ -199,7 +199,7 @@ def curves(lines: Sequence[dict], name: str = "chart") -> list[dict]:
         found = [key for key in keys if key in drawn - taken and any(fnmatch.fnmatch(key, p) for p in group.patterns)]
         found = [key for key in found if not any(fnmatch.fnmatch(key, pattern) for pattern in LEFT_OUT)]
         taken |= set(found)
-        for begin in range(0, len(found), len(SERIES)):  # more would not be told apart
+        for begin in range(0, len(found), len(SERIES)):  # one chart has only that many colours
             part = found[begin : begin + len(SERIES)]
             picture = svg(f"{name}{len(charts)}", lambda ax, part=part: _draw(ax, part, train, valid))
             title = group.title or (part[0].replace("_", " ") if len(part) == 1 else part[0].rpartition("/")[0])
@@ -211,7 +211,7 @@ def curves(lines: Sequence[dict], name: str = "chart") -> list[dict]:
 
 
 def _twin(key: str, trained: Iterable[str]) -> str:
-    """A validation's key, named after what training logs of the same: valid_rewards/answer is rewards/answer/mean there."""
+    """Return a validation key with the name of its training metric: valid_rewards/answer matches rewards/answer/mean."""
     name = key.removeprefix("valid_")
     other = next((twin for twin in (f"{name}/mean", f"completions/{name}") if twin in trained), name)
     return key if key == name else f"valid_{name if name in trained else other}"
@@ -247,7 +247,7 @@ def _draw(ax: Axes, keys: Sequence[str], train: Sequence[dict], valid: Sequence[
 
 
 def _seconds(train: Sequence[dict], name: str) -> Markup | None:
-    """The seconds of each step's parts, one on the other, as shares of all of them."""
+    """Return a stacked chart of the shares of each step's parts in its seconds; None without times."""
     keys = sorted({key for line in train for key in line if key.startswith("seconds/")})
     rows = [line for line in train if all(isinstance(line.get(key), (int, float)) for key in keys)]
     values = np.array([[row[key] for row in rows] for key in keys], np.float64).reshape(len(keys), len(rows))
@@ -268,10 +268,10 @@ def _seconds(train: Sequence[dict], name: str) -> Markup | None:
 
 
 def shown_samples(samples: Sequence[dict]) -> list[dict]:
-    """What the page shows of each prompt: {"prompt": messages, "newest": sample, "earlier": [samples]}.
+    """Return what the page shows for each prompt: {"prompt": messages, "newest": sample, "earlier": [samples]}.
 
-    A sample's `text` is its completion, `marked` the same with the words marked that the one shown before it did not have. Of
-    many steps some are shown, evenly spread, the first and the newest among them.
+    A sample's `text` is its completion; `marked` also marks the words that the sample before did not have. Of many steps a few
+    are shown, evenly spread, including the first and the newest.
     """
     prompts: dict[str, list[dict]] = {}
     for sample in samples:
@@ -281,7 +281,7 @@ def shown_samples(samples: Sequence[dict]) -> list[dict]:
         picked = sorted({round(i) for i in np.linspace(0, len(found) - 1, min(len(found), SHOWN_STEPS))})
         entries, before = [], None
         for sample in (found[i] for i in picked):
-            text = _cut(_said(sample))
+            text = _cut(_completion(sample))
             entries.append({**sample, "text": text, "marked": marked(before, text)})
             before = text
         shown.append({"prompt": _messages(found[-1].get("prompt")), "newest": entries[-1], "earlier": entries[:-1]})
@@ -289,7 +289,7 @@ def shown_samples(samples: Sequence[dict]) -> list[dict]:
 
 
 def marked(before: str | None, after: str) -> Markup:
-    """`after`, escaped, with <ins> around the words that were not in `before`; plain if there is nothing before it."""
+    """Return `after`, escaped, with <ins> around words that are not in `before`; no marks if `before` is None."""
     if before is None:
         return escape(after)
     old, new = (re.findall(r"\s*\S+|\s+", text) for text in (before, after))
@@ -305,8 +305,8 @@ def _cut(text: str) -> str:
     return f"{text[:SHOWN_CHARACTERS]} … ({more:,} more characters)" if more > 0 else text
 
 
-def _said(sample: dict) -> str:
-    """The completion; where tools were called, every turn of it."""
+def _completion(sample: dict) -> str:
+    """Return the completion; with tool calls, all its turns."""
     turns = [turn for turn in sample.get("messages") or () if isinstance(turn, dict)]
     if len(turns) < 2:
         return str(sample.get("completion") or "")
@@ -318,20 +318,20 @@ def _said(sample: dict) -> str:
 
 
 def _messages(prompt) -> list[dict]:
-    """Of a prompt as messages or as a text: [{role, content}]."""
+    """Return a prompt, given as messages or as a text, as [{role, content}]."""
     messages = prompt if isinstance(prompt, list) else [{"role": "", "content": prompt}]
     messages = [message for message in messages if isinstance(message, dict)]
     return [{"role": m.get("role", ""), "content": _cut(str(m.get("content") or ""))} for m in messages]
 
 
 def write_stages(workdirs: Sequence[str | os.PathLike], to: str | os.PathLike | None = None) -> Path:
-    """Writes one page for runs that each start from the one before; returns its path.
+    """Write one page for runs that each start from the previous one; return its path.
 
-    Each stage is shown by its own measure, before and after: the first one of its report. Of a pretraining run that is the bits
-    per byte, before which stands the best n-gram.
+    Each stage is shown by its own measure, before and after. For a pretraining run that is bits per byte, compared with the
+    best n-gram.
 
     Args:
-        workdirs: of the runs, in order, with the report.json of each.
+        workdirs: of the runs, in order, each with its report.json.
         to: an existing folder for pipeline.html and pipeline.json; None: the last workdir.
     Raises: UserError if a run has no report yet.
     """
@@ -391,7 +391,7 @@ def main(workdirs: list[str]) -> None:
         return
     path = Path(workdirs[0] if workdirs else ".") / "report.json"
     if not path.exists():
-        raise UserError(f"{path} is not there: name a workdir that has a report, or several runs for the page of a pipeline")
+        raise UserError(f"{path} does not exist: name a workdir with a report, or several runs for a pipeline page")
     write(path.parent, read_object(path, MAKE))
     print(path.with_suffix(".html"))
 

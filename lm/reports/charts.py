@@ -1,7 +1,7 @@
-"""Charts as inline SVG, for the reports' pages: curves of a run's metrics, and intervals and radars of evaluations.
+"""Charts as inline SVG for the report pages: curves of metrics, and intervals and radars of evaluations.
 
-Curves are drawn by Matplotlib and take font and colours from the page, the colours from its CSS variables, so that they follow
-the reader's light or dark theme. Nothing is fetched and no script runs.
+Matplotlib draws them. Font and colours come from the page (colours from its CSS variables), so they follow the reader's light
+or dark theme. Nothing is fetched and no script runs.
 """
 
 import io
@@ -19,9 +19,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from lm.train.history import Curve
 
-POINTS = 600  # drawn per curve, whatever the length of the run
+POINTS = 600  # maximum number of points per curve
 
-# Matplotlib cannot write CSS variables, so it draws in these stand-ins, which are replaced in its SVG.
+# Matplotlib cannot write CSS variables, so it draws in these placeholder colours, which are replaced in its SVG.
 INK, MUTED, LINE, TRAIN, VALID = "#010201", "#010202", "#010203", "#010204", "#010205"
 THIRD, FOURTH, FIFTH, SIXTH = "#010206", "#010207", "#010208", "#010209"
 VARIABLES = {
@@ -35,8 +35,8 @@ VARIABLES = {
     FIFTH: "fifth",
     SIXTH: "sixth",
 }
-SERIES = (TRAIN, VALID, THIRD, FOURTH, FIFTH, SIXTH)  # of the curves that share a chart
-LABEL = 30  # characters of a label
+SERIES = (TRAIN, VALID, THIRD, FOURTH, FIFTH, SIXTH)  # colours of curves in one chart
+LABEL = 30  # maximum characters of a label
 WIDTH = 5.4
 Point = tuple[float, float | None, float | None]  # a value and its interval
 ENDS = {"share": (0.0, 1.0), "signed": (-1.0, 1.0), "percent": (0.0, 100.0)}
@@ -50,11 +50,11 @@ def svg(
     size: tuple[float, float] = (5.4, 3.4),
     steps: bool = True,
 ) -> Markup:
-    """One chart over steps, along its top with the `tokens` seen by then, as SVG that inherits the page's font and theme.
+    """Draw one chart over steps as SVG with the page's font and theme. `tokens`: token counts by step, for the top axis.
 
-    Real text instead of outlines, and ids prefixed by `name`, since every chart shares the page's id space.
+    Text stays text, and ids are prefixed by `name`, because all charts of a page share its id space.
 
-    Args: size: width and height, of 72 units each. steps: False of a chart over something else, whose ticks `draw` sets.
+    Args: size: width and height, in units of 72. steps: False for a chart over something else; `draw` then sets its ticks.
     """
     style = {
         "svg.fonttype": "none",
@@ -93,7 +93,7 @@ def svg(
 
 
 def _token_axis(ax: Axes, steps: np.ndarray, tokens: np.ndarray) -> None:
-    """Round token counts at the steps that reached them: exact, also where the batch size changed on the way."""
+    """Put round token counts at the steps that reached them; exact even if the batch size changed."""
     low, high = np.interp(ax.get_xlim(), steps, tokens)
     ticks = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
     top = ax.secondary_xaxis("top")
@@ -103,7 +103,7 @@ def _token_axis(ax: Axes, steps: np.ndarray, tokens: np.ndarray) -> None:
 
 
 def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> Curve:
-    """At most `points` of a curve: the lowest and the highest of each stretch, so that no spike is lost."""
+    """Return at most `points` of a curve: the lowest and the highest of each stretch, so that no spike is lost."""
     if len(x) <= points:
         return x, y
     keep = [0, len(x) - 1]
@@ -114,11 +114,11 @@ def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> Curve:
 
 
 def trend(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> Curve:
-    """The trend of a noisy curve, at `points` of its places at most: at each, a straight line through its neighbours.
+    """Return the trend of a noisy curve at no more than `points` positions: at each, a line fitted to its neighbours.
 
-    The line is fitted by least squares to a fiftieth of the curve on either side (Cleveland 1979, with equal weights). In the
-    middle of evenly spaced points that is their mean, so that nothing moves along x; at both ends the window stays as wide and
-    lies to one side, and the slope of the line keeps the trend from lagging. A straight line stays as it is. x ascends.
+    The fit is least squares over a fiftieth of the curve on either side (Cleveland 1979, with equal weights). For evenly spaced
+    points it is their mean. At both ends the window keeps its width and lies to one side; the line's slope prevents a lag. A
+    straight line is unchanged. x must ascend.
     """
     n = len(x)
     half = min(max(1, n // 50), (n - 1) // 2)
@@ -135,29 +135,29 @@ def trend(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> Curve:
 
 
 def from_zero(ax: Axes) -> None:
-    """Lets the frame begin at 0 unless something that is drawn already lies below. Call it when everything is drawn."""
+    """Start the y axis at 0, unless data lie below. Call it when everything is drawn."""
     if ax.dataLim.ymin >= 0:
         ax.set_ylim(bottom=0)
 
 
 def dots(curve: Curve) -> dict:
-    """A few points are shown as points: a line through one of them would be invisible."""
+    """Return the style of markers for a curve with few points, whose line alone could be invisible."""
     return {"marker": "o", "markersize": 4} if len(curve[0]) <= 30 else {}
 
 
 def short(value: float) -> str:
-    """Four digits and a unit of count: 3.277B, 1.5M, 20k, 0.003, 1e-05."""
+    """Return a number with four digits and a unit of count: 3.277B, 1.5M, 20k, 0.003, 1e-05."""
     for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{suffix}"
     return f"{value:.4g}"
 
 
-# Of evaluations: each draws one run or several, in the order of SERIES, and returns {"title", "note", "svg"}.
+# Charts of evaluations: each draws one run or several, in the order of SERIES, and returns {"title", "note", "svg"}.
 
 
 class Row(NamedTuple):
-    """A line of a chart. points: of each run, or None. mark: where chance lies. colour: else the run's."""
+    """A row of a chart. points: one for each run, or None. mark: chance level. colour: None: the run's."""
 
     label: str
     points: Sequence[Point | None]
@@ -176,10 +176,10 @@ def forest(
     centre: float | None = None,
     bars: bool = False,
 ) -> dict:
-    """Values with their intervals, a line each; `mark` of a row is a dashed tick.
+    """Draw values with their intervals, one row each; a row's `mark` is a dashed tick.
 
     Args: kind: a scale of lm/evals/stats/measures.py, which sets the axis. centre: a line over all rows, such as no difference.
-      bars: from `centre`, or 0, to the value, instead of a dot.
+      bars: draw bars from `centre`, or 0, to the value instead of dots.
     """
     step = 0.8 / max(1, len(runs))
 
@@ -204,7 +204,7 @@ def forest(
         ax.set_yticks(range(len(rows)), [clean(row.label) for row in rows])
         if kind in ENDS:
             low, high = ENDS[kind]
-            low, high = min(low, ax.dataLim.xmin), max(high, ax.dataLim.xmax)  # an interval may reach further
+            low, high = min(low, ax.dataLim.xmin), max(high, ax.dataLim.xmax)  # an interval may exceed the scale
             ax.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
         else:
             ax.margins(x=0.08)
@@ -217,7 +217,7 @@ def forest(
 
 
 def radar(name: str, title: str, note: str, axes: Sequence[str], series: Mapping[str, Sequence[float | None]]) -> dict:
-    """A polygon for each run, over at least three axes from 0 in the middle to 1; an axis that is None is left out of it."""
+    """Draw a polygon for each run over at least three axes, 0 in the middle to 1. A value None is skipped."""
     angles = [math.pi / 2 - 2 * math.pi * i / len(axes) for i in range(len(axes))]
     around = np.array([[math.cos(angle), math.sin(angle)] for angle in angles])
 
@@ -248,8 +248,8 @@ def radar(name: str, title: str, note: str, axes: Sequence[str], series: Mapping
 
 
 def calibration(name: str, title: str, note: str, curves: Mapping[str, Sequence[Mapping]]) -> dict:
-    """Accuracy over confidence, a dot for each bin {"confidence", "accuracy", "n"}, the larger the more items; the diagonal is
-    a model that is as often right as it is sure."""
+    """Draw accuracy over confidence, with a dot for each bin {"confidence", "accuracy", "n"}, larger for more items. A
+    calibrated model lies on the diagonal."""
 
     def draw(ax: Axes) -> None:
         ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
@@ -260,7 +260,7 @@ def calibration(name: str, title: str, note: str, curves: Mapping[str, Sequence[
         ax.set_xlim(-0.02, 1.02)
         ax.set_ylim(-0.02, 1.02)
         ax.set_xlabel("confidence")
-        ax.set_ylabel("share that is right")
+        ax.set_ylabel("accuracy")
         _numbers(ax)
         _legend(ax, list(curves))
 
@@ -268,7 +268,7 @@ def calibration(name: str, title: str, note: str, curves: Mapping[str, Sequence[
 
 
 def risk_coverage(name: str, title: str, note: str, curves: Mapping[str, Sequence[Mapping]]) -> dict:
-    """The share of wrong answers among the surest ones, over the share of questions answered: [{"coverage", "risk"}]."""
+    """Draw the share of wrong answers among the most confident ones over the share answered: [{"coverage", "risk"}]."""
 
     def draw(ax: Axes) -> None:
         for (label, points), colour in zip(curves.items(), SERIES):
@@ -279,7 +279,7 @@ def risk_coverage(name: str, title: str, note: str, curves: Mapping[str, Sequenc
         ax.set_xlim(-0.02, 1.02)
         ax.set_ylim(bottom=-0.02)
         ax.set_xlabel("share answered")
-        ax.set_ylabel("share of these that is wrong")
+        ax.set_ylabel("share of wrong answers")
         _numbers(ax)
         _legend(ax, list(curves))
 
@@ -287,12 +287,12 @@ def risk_coverage(name: str, title: str, note: str, curves: Mapping[str, Sequenc
 
 
 def change_colour(better: bool | None, sure: bool) -> str:
-    """Of a difference: good or bad where it is more than chance, else muted."""
+    """Return the colour of a difference: good or bad if it is significant, else muted."""
     return MUTED if better is None or not sure else THIRD if better else VALID
 
 
 def clean(label: str) -> str:
-    """As Matplotlib may write it: one line, no formula, no control characters, not too long."""
+    """Return a label that Matplotlib can draw: one line, no formula, no control characters, limited length."""
     text = "".join(c if c.isprintable() else " " for c in str(label))
     text = text if len(text) <= LABEL else text[: LABEL - 1] + "…"
     return text.replace("$", r"\$")

@@ -1,10 +1,10 @@
-"""The report of an evaluation: one self-contained HTML page of all tasks, their intervals, parts and worst items, and of what
-became better or worse against other runs.
+"""The report of an evaluation: one self-contained HTML page with all tasks, intervals, parts and worst items, and comparisons
+with other runs.
 
-    python -m lm.reports.evaluate WORKDIR [OTHER …]     # draws the page anew, of what lies there
+    python -m lm.reports.evaluate WORKDIR [OTHER …]     # redraw the page from the workdir
 
-See lm/reports/page.py for how pages are made. No figure is computed here that results.json does not have, but for differences
-of runs (lm/evals/compare.py).
+See lm/reports/page.py for how pages are made. All metrics come from results.json; only differences between runs are computed
+here (lm/evals/compare.py).
 """
 
 import os
@@ -23,7 +23,7 @@ from lm.reports.evaluation_items import gather
 from lm.reports.page import flatten, machine, number, plain, render, replace, replace_json
 from lm.workdir import kept_json
 
-GROUPS = {  # the axes of the radar; the first that has a pattern of a task's name, but for the "core_" before it
+GROUPS = {  # axes of the radar; a task belongs to the first with a matching pattern (without "core_")
     "bias": (
         "bbq*",
         "crows*",
@@ -86,8 +86,8 @@ GROUPS = {  # the axes of the radar; the first that has a pattern of a task's na
 }
 ALPHA = 0.05
 OF_CHOICES = ("acc", "acc_norm", "acc_bytes", "acc_per_token", "acc_mutual_info", "mc1")
-MOST_ROWS = 60  # of a chart
-ALSO_DRAWN = ("over_refusal",)  # of parts, beside the main metric and what has an ideal
+MOST_ROWS = 60  # maximum rows of a chart
+ALSO_DRAWN = ("over_refusal",)  # drawn for parts, beside the main metric and those with an ideal
 NOT_PARTS = ("problems", "calibration", "risk_coverage", "versions", "searches")
 
 
@@ -99,15 +99,18 @@ def write(
     *,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Writes report.html, and report.json with what is on it beyond results.json, into `workdir`, each atomically.
+    """Write report.html, and report.json with the page's content beyond results.json, into `workdir`, each atomically.
 
     Args:
-        results: of results.json. What has an `n` is a task; the rest (model, versions, seeds, template hash) is of the run.
+        results: of results.json. An entry with an `n` is a task; the others (model, versions, seeds, template hash) describe
+        the
+            run.
         samples: the samples.jsonl.
         others: (name, results, samples.jsonl) of runs to compare with; at most 5 are drawn.
-        about: what is no result, any of: title, model, finished (bool), machine (lm.reports.page.machine), config (nested),
-            throughput {what: number}, stages {name: seconds}.
-    Returns: what is in report.json: `about`, and "comparison" {name: what compare_runs returns, of the other run and this one}.
+        about: information that is not a result, any of: title, model, finished (bool), machine (lm.reports.page.machine),
+        config
+            (nested), throughput {name: number}, stages {name: seconds}.
+    Returns: the content of report.json: `about`, and "comparison" {name: result of compare_runs(other run, this run)}.
     """
     workdir, about = Path(workdir), plain(about or {})
     model = results.get("model") or "this run"
@@ -126,12 +129,12 @@ def write(
 def write_run(
     workdir: Path, results: Mapping[str, Any], samples: Path, others: Sequence[tuple], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Writes the report of an evaluation that ended on this machine (see `write`)."""
+    """Write the report of an evaluation that ended on this machine (see `write`)."""
     return write(workdir, results, samples, others, about={**about, "machine": machine()})
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The names, the second of the same name with a number.
+    """Return the names, numbered from the second occurrence on.
 
     >>> distinct(["base", "tuned", "base"])
     ['base', 'tuned', 'base 2']
@@ -140,9 +143,9 @@ def distinct(names: Sequence[str]) -> list[str]:
 
 
 def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[str, Mapping]) -> str:
-    """The page as a string.
+    """Return the page.
 
-    Args: report: of report.json. runs: results by name, first this run's. items: what `gather` gives of its samples.
+    Args: report: of report.json. runs: results by name, this run first. items: the result of `gather` on its samples.
     """
     results = next(iter(runs.values()))
     comparison, found = report.get("comparison") or {}, results.get("contamination") or {}
@@ -167,8 +170,8 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
 
 
 def verdict(results: Mapping, comparison: Mapping) -> str:
-    """What was evaluated, and what the first comparison says of the main metrics."""
-    found = {name: result for name, result in tasks(results).items() if "centred" not in result}  # CORE is made of others
+    """Return a summary of the tasks, and of significant differences of the main metrics against each other run."""
+    found = {name: result for name, result in tasks(results).items() if "centred" not in result}  # CORE combines others
     items = sum(result["n"] for result in found.values() if is_number(result["n"]))
     sentence = f"{len(found)} task{'s' * (len(found) != 1)}, {number(items)} items"
     for name, part in comparison.items():
@@ -181,7 +184,7 @@ def verdict(results: Mapping, comparison: Mapping) -> str:
 
 
 def facts(results: Mapping) -> dict[str, str]:
-    """What results.json says of the run, beside the tasks."""
+    """Return the facts about the run in results.json, without the tasks."""
     known = tasks(results)
     about = {key: value for key, value in results.items() if key not in known and key != "contamination"}
     return {key: value.strip('"') for key, value in flatten(about).items() if value != "null"}
@@ -211,14 +214,14 @@ def table_row(task: str, result: Mapping, items: Mapping) -> dict[str, Any]:
 
 
 def chance(metric: str, result: Mapping, items: Mapping) -> float | None:
-    """What guessing scores: as the results say, or, of accuracies of choices, what the samples do."""
+    """Return the chance level: the one in the results or, for accuracies of choices, the one from the samples."""
     if is_number(result.get("chance")):
         return result["chance"] if metric == main_metric(result) else None
     return items.get("chance") if metric in OF_CHOICES else None
 
 
 def charts_of_tasks(runs: Mapping[str, Mapping], items: Mapping) -> list[dict]:
-    """The interval plots of the main metrics, one for each scale, and the radar."""
+    """Return interval plots of the main metrics, one for each scale, and the radar."""
     runs = dict(list(runs.items())[: len(SERIES)])
     parts: dict[tuple, list[Row]] = {}
     first = tasks(next(iter(runs.values())))
@@ -245,14 +248,14 @@ def charts_of_tasks(runs: Mapping[str, Mapping], items: Mapping) -> list[dict]:
     axes = [name for name in GROUPS if next(iter(levels.values()))[name] is not None]
     if len(axes) >= 3:
         series = {run: [found[name] for name in axes] for run, found in levels.items()}
-        note = "mean over tasks; 0: chance, or the worst there is; 1: the best, or no bias"
+        note = "mean over tasks; 0: chance or the worst; 1: the best or no bias"
         charts.insert(1, radar("radar-", "By group", note, axes, series))
     return charts
 
 
 def groups(results: Mapping, chances: Mapping[str, float | None] | None = None) -> dict[str, float | None]:
-    """Of each group the mean level (stats/measures.py) of its tasks: of the metrics that have an ideal in the middle, where
-    a task has some, else of the main metric. chances: of tasks by name, as their samples tell it."""
+    """Return for each group the mean level (stats/measures.py) of its tasks: of the task's metrics with an ideal in the middle,
+    if it has any, else of its main metric. chances: {task: chance level from its samples}."""
     found: dict[str, list[float]] = {name: [] for name in GROUPS}
     for task, result in tasks(results).items():
         group = result.get("group")
@@ -269,7 +272,7 @@ def groups(results: Mapping, chances: Mapping[str, float | None] | None = None) 
 
 
 def curves(runs: Mapping[str, Mapping]) -> list[dict]:
-    """Calibration and risk over coverage of each task that has them, by each way in which its confidence was told."""
+    """Return charts of calibration and of risk and coverage for each task, by each measure of confidence."""
     runs, charts = dict(list(runs.items())[: len(SERIES)]), []
     for task in tasks(next(iter(runs.values()))):
         told = {run: _calibrations(tasks(results).get(task, {})) for run, results in runs.items()}
@@ -278,17 +281,17 @@ def curves(runs: Mapping[str, Mapping]) -> list[dict]:
             bins = {run: found[way][0] for run, found in told.items() if way in found and found[way][0]}
             risks = {run: found[way][1] for run, found in told.items() if way in found and found[way][1]}
             if bins:
-                note = "how often it is right, by how sure it is; larger dots: more answers; below the diagonal: too sure"
+                note = "accuracy by confidence; larger dots: more answers; below the diagonal: overconfident"
                 charts.append(calibration(f"{name}c-", f"{title}: calibration", note, bins))
             if risks:
-                note = "what is wrong among the answers it is surest of"
+                note = "share of wrong answers among the most confident ones"
                 charts.append(risk_coverage(f"{name}r-", f"{title}: risk and coverage", note, risks))
     return charts
 
 
 def _calibrations(result: Mapping) -> dict[str, tuple[list[Mapping], list[Mapping]]]:
-    """{way of telling confidence, "" the first: (bins, points of risk and coverage)}. Bins may be given by kind, points as two
-    columns."""
+    """Return {measure of confidence, "" for the first: (bins, points of risk and coverage)}. In results, bins may be by kind
+    and points may be two columns."""
     found = {}
     kept = {"risk_coverage": result.get("risk_coverage")} | (result.get("calibration") or {})
     for way, curve in {"": kept, **{key: x for key, x in kept.items() if isinstance(x, Mapping) and "bins" in x}}.items():
@@ -304,7 +307,7 @@ def _calibrations(result: Mapping) -> dict[str, tuple[list[Mapping], list[Mappin
 
 
 def sections(results: Mapping) -> Iterator[dict]:
-    """Of each task that has parts, such as subjects, categories, families, hazards: {"task", "charts", "parts": [{"title",
+    """Yield for each task with parts, such as subjects, categories, families, hazards: {"task", "charts", "parts": [{"title",
     "names": of metrics, "rows": [(label, [(value, interval)], n)]}]}."""
     for task, result in tasks(results).items():
         parts, charts = [], []
@@ -331,7 +334,7 @@ def _parts(result: Mapping, path: tuple[str, ...] = ()) -> Iterator[tuple[str, d
 
 
 def _bars(name: str, title: str, metric: str, found: Mapping[str, Mapping]) -> dict | None:
-    """A chart of one metric of all parts, worst first where there are many."""
+    """Return a chart of one metric over all parts, sorted worst first if there are many."""
     rows = [Row(label, [point]) for label, figures in found.items() if (point := _point(figures, metric)) is not None]
     if not rows:
         return None
@@ -357,7 +360,7 @@ def _cell(figures: Mapping, name: str) -> tuple[float | None, tuple | None]:
 
 
 def rows(comparison: Mapping) -> list[dict]:
-    """The rows of a comparison with their task and metric, the main metrics first."""
+    """Return the rows of a comparison with their task and metric, the main metrics first."""
     all_rows = [
         {"task": task, "metric": metric, "main": metric == part["main"], **row}
         for task, part in comparison["tasks"].items()
@@ -371,7 +374,7 @@ def _main(comparison: Mapping) -> list[dict]:
 
 
 def changes(comparison: Mapping, name: str) -> list[dict]:
-    """Plots of the differences of the main metrics, one for each scale."""
+    """Return plots of the differences of the main metrics, one for each scale."""
     parts: dict[tuple, list[Row]] = {}
     for row in _main(comparison):
         if row["difference"] is None:
@@ -381,7 +384,7 @@ def changes(comparison: Mapping, name: str) -> list[dict]:
         colour = change_colour(row["better"], row["p_holm"] is not None and row["p_holm"] < ALPHA)
         point = (row["difference"], row["low"], row["high"])
         parts.setdefault(group, []).append(Row(f"{row['task']}, {row['metric']}{arrow(row['metric'])}", [point], colour=colour))
-    note = "this run less the other, with 95 % intervals; green: better, orange: worse beyond chance"
+    note = "this run − the other, with 95 % intervals; green: better, orange: worse, beyond chance"
     return [
         forest(f"{name}{i}-", f"Differences{f', {metric}' if metric else ''}", note, found, [""], centre=0.0)
         for i, ((_, metric), found) in enumerate(parts.items())
@@ -389,7 +392,7 @@ def changes(comparison: Mapping, name: str) -> list[dict]:
 
 
 def arrow(metric: str | None) -> str:
-    """Beside a metric: that less of it is better, or what is ideal."""
+    """Return a metric's suffix: ↓ if lower is better, → and its ideal if it has one."""
     if not metric or (bad := badness(metric, 1.0)) is None:
         return ""
     middle = ideal(metric)
@@ -402,7 +405,7 @@ def p_value(p: float | None) -> str:
 
 def main(workdirs: Sequence[str]) -> None:
     if not workdirs:
-        raise UserError("name the folder of an evaluation, and perhaps others to compare it with")
+        raise UserError("name the folder of an evaluation, and optionally others to compare it with")
     workdir, path = Path(workdirs[0]), Path(workdirs[0]) / "report.json"
     about = (kept_json(path) if path.exists() else None) or {}
     others = [(Path(other).resolve().name, read_results(other), Path(other) / "samples.jsonl") for other in workdirs[1:]]

@@ -1,4 +1,4 @@
-"""What the report of an evaluation tells of single items: how many failed, what chance would score, and the worst ones."""
+"""Items in an evaluation's report: number of failures, chance accuracy, and the worst items."""
 
 import heapq
 from collections.abc import Iterable, Mapping
@@ -7,16 +7,18 @@ from typing import Any
 from lm.evals.failures import wrong_answer
 from lm.evals.stats.measures import is_number
 
-WORST = 3  # of a task
-SHOWN = 24_000  # characters of a prompt
-SAID = 2_000  # characters of an answer
-TOLD = ("verdict", "reason", "refusal", "family", "hazard", "category", "subject")  # what else is told of an item
+WORST = 3  # items listed per task
+SHOWN = 24_000  # maximum characters of a prompt
+SAID = 2_000  # maximum characters of an answer
+TOLD = ("verdict", "reason", "refusal", "family", "hazard", "category", "subject")  # other keys to show
 
 
 def gather(samples: Iterable[Mapping]) -> dict[str, dict]:
-    """Of each task {"n", "failed", "chance": the mean of 1 / choices, None unless every item has choices of which one is right,
-    "worst": [shown items]}: the failed ones with the greatest margin (log-likelihood of the likeliest wrong choice less that of
-    the right one, nats) or confidence; where there are none of these, the first that failed.
+    """Return for each task {"n", "failed", "chance": mean of 1 / choices, None unless every item has choices with one right,
+    "worst": [item summaries]}.
+
+    The worst items are the failed ones with the greatest margin (log-likelihood of the likeliest wrong choice − that of the
+    right one, nats) or confidence; without these, the first failed ones.
     """
     found: dict[str, dict[str, Any]] = {}
     for number, sample in enumerate(samples):
@@ -31,9 +33,9 @@ def gather(samples: Iterable[Mapping]) -> dict[str, dict]:
             sureness = _sureness(sample)
             key = (sureness is not None, sureness or 0.0, -number)
             if len(task["heap"]) < WORST:
-                heapq.heappush(task["heap"], (key, shown(sample)))
+                heapq.heappush(task["heap"], (key, item_summary(sample)))
             elif key > task["heap"][0][0]:
-                heapq.heapreplace(task["heap"], (key, shown(sample)))
+                heapq.heapreplace(task["heap"], (key, item_summary(sample)))
     for task in found.values():
         chances, heap = task.pop("chances"), task.pop("heap")
         task["chance"] = sum(chances) / len(chances) if len(chances) == task["n"] else None
@@ -42,7 +44,7 @@ def gather(samples: Iterable[Mapping]) -> dict[str, dict]:
 
 
 def margin(sample: Mapping) -> float | None:
-    """Of the choices the greatest log-likelihood of a wrong one less that of the right one; None where there is no such."""
+    """Return the greatest log-likelihood of a wrong choice − that of the right one; None without such choices."""
     scores, target = sample.get("loglikelihoods"), sample.get("target")
     if not isinstance(scores, list) or not all(map(is_number, scores)):
         return None
@@ -57,13 +59,13 @@ def _sureness(sample: Mapping) -> float | None:
     return sample["confidence"] if is_number(sample.get("confidence")) else None
 
 
-def shown(sample: Mapping) -> dict[str, Any]:
-    """{"task", "doc_id", "prompt": [{"role", "content"}], "target", "said", "margin", "confidence", "told": [(what,
-    value)]}, texts of bounded length, but for the two numbers."""
+def item_summary(sample: Mapping) -> dict[str, Any]:
+    """Return {"task", "doc_id", "prompt": [{"role", "content"}], "target", "said", "margin", "confidence", "told": [(key,
+    value)]}; texts are cut to a maximum length."""
     prompt = sample.get("prompt") or sample.get("messages") or ""
     if isinstance(prompt, str):
         prompt = [{"role": "", "content": prompt}]
-    # Where each choice has a prompt of its own, all are shown.
+    # If each choice has its own prompt, show them all.
     turns = [turn if isinstance(turn, Mapping) else {"role": f"{n}", "content": turn} for n, turn in enumerate(prompt)]
     right = _right(sample)
     return {

@@ -1,7 +1,7 @@
-"""What the pages of all verbs share: their frame, how numbers read, the machine, and files that are written whole.
+"""Shared parts of all report pages: frame, number formats, machine info, and atomic file writes.
 
-A page asks nothing of the network and runs no script: curves are inline SVG (lm/reports/charts.py), bars are CSS, and both
-follow the reader's light or dark theme. Templates extend templates/page.html.j2.
+A page needs no network and no script: curves are inline SVG (lm/reports/charts.py), bars are CSS, and both follow the reader's
+light or dark theme. Templates extend templates/page.html.j2.
 """
 
 import importlib.metadata
@@ -20,8 +20,8 @@ from lm.reports.charts import short
 
 
 def machine() -> dict:
-    """What the run runs on: cpu, flags (the matmul extensions it has), cores (usable by this process), memory_gib,
-    system, python, versions of the array libraries and, where JAX is installed, its devices {kind: count}.
+    """Return the machine's description: cpu, flags (its matmul extensions), cores (usable by this process), memory_gib, system,
+    python, versions of the array libraries and, if JAX is installed, its devices {kind: count}.
     """
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -43,7 +43,7 @@ def machine() -> dict:
         except importlib.metadata.PackageNotFoundError:
             pass
     try:
-        import jax  # here, since a report can be redrawn where there is no JAX, and JAX takes a second to import
+        import jax  # here, because reports can be redrawn without JAX, and importing it takes a second
     except ImportError:
         return answer
     kinds = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
@@ -51,7 +51,7 @@ def machine() -> dict:
 
 
 def render(template: str, report: dict, **context) -> str:
-    """The page of a file of templates/."""
+    """Return the page of a file in templates/."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -63,7 +63,7 @@ def render(template: str, report: dict, **context) -> str:
 
 
 def plain(value):
-    """`value` as JSON has it: mappings, lists, strings, numbers; not-finite numbers become None, the rest strings."""
+    """Return `value` as JSON types; non-finite numbers become None, other types become strings."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -76,7 +76,7 @@ def plain(value):
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
-    """A nested config as {"a.b.c": JSON of the value}: the names that `--config.a.b.c=` takes."""
+    """Return a nested config as {"a.b.c": JSON of the value}, with the names that `--config.a.b.c=` takes."""
     flat = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -87,7 +87,7 @@ def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A count in full with thousands separated, anything else to `digits` significant digits."""
+    """Return whole numbers in full with thousands separators, and others with `digits` significant digits."""
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) < 1e15):
         return f"{int(value):,}"
     if isinstance(value, float) and abs(value) >= 10**digits:
@@ -96,7 +96,7 @@ def number(value: float, digits: int = 3) -> str:
 
 
 def duration(seconds: float) -> str:
-    """12.3 s, 4 min 05 s, 2 h 03 min."""
+    """Return a duration as text: 12.3 s, 4 min 05 s, 2 h 03 min."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -116,7 +116,7 @@ def replace_json(path: Path, value) -> None:
 
 
 def replace(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
+    """Write a file atomically."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The report of a safety loop: what attacks and harmless requests met with before and after, with intervals, and examples."""
+"""The report of a safety loop: attack success and over-refusal before and after, with intervals, and examples."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,14 +7,16 @@ from pathlib import Path
 from lm.align.safety.figures import HEADLINES, headlines
 from lm.reports.page import machine, plain, render, replace, replace_json
 
-SHOWN = 12  # examples
+SHOWN = 12  # maximum number of examples
 
 
 def samples(first: Sequence[Mapping], last: Sequence[Mapping]) -> list[dict]:
-    """Some attempts with both answers, {"kind", "family", "hazard", "prompt", "before", "after", "said_before", "said_after"}:
-    what went wrong at last, then of each kind and family one by turns."""
+    """Return examples with both answers, {"kind", "family", "hazard", "prompt", "before", "after", "said_before",
+    "said_after"}.
 
-    def said(record: Mapping) -> str:
+    Final failures come first; then one of each kind and family in turn."""
+
+    def outcome(record: Mapping) -> str:
         return record.get("verdict") or ("answered" if record["refusal"] == "none" else f"{record['refusal']} refusal")
 
     def key(record: Mapping) -> tuple:
@@ -36,9 +38,9 @@ def samples(first: Sequence[Mapping], last: Sequence[Mapping]) -> list[dict]:
             "hazard": record["hazard"],
             "prompt": record["prompt"],
             "before": before[key(record)]["response"],
-            "said_before": said(before[key(record)]),
+            "said_before": outcome(before[key(record)]),
             "after": record["response"],
-            "said_after": said(record),
+            "said_after": outcome(record),
         }
         for record in picked
     ]
@@ -52,10 +54,10 @@ def write(
     last: Sequence[Mapping],
     stages: Mapping[str, float],
 ) -> None:
-    """Writes report.json and report.html into the workdir.
+    """Write report.json and report.html into the workdir.
 
     Args:
-      found: what is in safety.json (lm/align/safety/loop.py). first, last: the judged records of the model before and after.
+      found: the content of safety.json (lm/align/safety/loop.py). first, last: judged records of the model before and after.
       stages: seconds by name.
     """
     report = plain(
@@ -77,7 +79,7 @@ def write(
 
 
 def html(report: Mapping) -> str:
-    """The page of a report.json."""
+    """Return the page of a report.json."""
     found = report["safety"]
     return render(
         "safety.html.j2",
@@ -91,7 +93,7 @@ def html(report: Mapping) -> str:
 
 
 def verdict(changed: Mapping) -> str | None:
-    """One sentence on what the loop is for and what it cost."""
+    """Return one sentence on attack success and over-refusal; None without them."""
     attack = changed.get(HEADLINES[0][0]) or changed.get(HEADLINES[1][0])
     if attack is None:
         return None
@@ -103,7 +105,7 @@ def verdict(changed: Mapping) -> str | None:
 
 
 def _tables(before: Mapping, after: Mapping, held_out: Sequence[str]) -> list[dict]:
-    """[{title, note, rows: [(name, held out, share before, share after)]}]."""
+    """Return [{title, note, rows: [(name, held out, share before, share after)]}]."""
     attack = [before["attack_success"], after["attack_success"]]
     refusal = [before["over_refusal"], after["over_refusal"]]
 
@@ -116,7 +118,7 @@ def _tables(before: Mapping, after: Mapping, held_out: Sequence[str]) -> list[di
         {"title": "Attack success by hazard", "rows": rows(attack, "hazards")},
         {"title": "Over-refusal by family", "rows": rows(refusal, "families")},
         {
-            "title": "What it can still do",
+            "title": "Other abilities",
             "rows": [
                 (name, False, before.get(key), after.get(key))
                 for name, key in (("tasks solved", "accuracy"), ("harmless requests answered rightly", "twins_right"))

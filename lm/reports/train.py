@@ -1,7 +1,7 @@
-"""The report of a training run: data counts, validation beside n-gram baselines, curves, samples, speed and time.
+"""The report of a training run: data counts, validation against n-gram baselines, curves, samples, speed and time.
 
-One JSON file to compute with, one self-contained HTML page to read (lm/reports/page.py). Every part of a report may be missing;
-the page leaves that section out.
+It is one JSON file and one self-contained HTML page (lm/reports/page.py). Every part of a report is optional; the page leaves
+out the section of a missing part.
 """
 
 import os
@@ -31,7 +31,7 @@ from lm.workdir import kept_json
 
 BASELINES = ("unigram", "3-gram", "5-gram")
 
-COUNTS = {  # the rows of the data table; its columns are the sources
+COUNTS = {  # rows of the data table; the columns are the sources
     "documents": "documents",
     "exact_duplicates": "exact duplicates",
     "near_copies": "near copies",
@@ -45,7 +45,7 @@ COUNTS = {  # the rows of the data table; its columns are the sources
     "tokens_padded": "tokens padded",
     "rows": "rows",
 }
-BASELINE_BYTES = 256_000_000  # of training text that the n-grams are fitted on, at most
+BASELINE_BYTES = 256_000_000  # maximum bytes of training text that the n-grams are fitted on
 SAMPLE_TOKENS = 96
 
 
@@ -58,10 +58,10 @@ def write_report(
     stages: dict[str, float],
     samples: list[dict[str, str]],
 ) -> None:
-    """Writes report.json and report.html. Of several processes the first calls this alone; nothing in it is collective.
+    """Write report.json and report.html. With several processes, only the first one calls this; nothing in it is collective.
 
-    Args: result: of lm.train.loop.train. stages: seconds of each stage of this process; those of earlier processes of
-    the same run are added to them. samples: of `drawn`.
+    Args: result: of lm.train.loop.train. stages: seconds of each stage of this process, added to those of earlier processes of
+    the same run. samples: of `drawn`.
     """
     counts = prepared(dataset)
     train_lines, _ = load_metrics(workdir / "metrics.jsonl")
@@ -100,9 +100,9 @@ def write_report(
 
 
 def drawn(config, params: nnx.State, tokenizer: Tokenizer) -> list[dict[str, str]]:
-    """Return {"prompt", "text"} of each of config.samples, continued by the model on the mesh that is set.
+    """Return {"prompt", "text"} for each of config.samples, continued by the model on the current mesh.
 
-    Every process calls this: the parameters may be spread over all of them, and no single device may hold them.
+    Every process must call this: the parameters may be sharded over all of them and not fit on one device.
     """
     prompts = list(config.samples)
     if not prompts:
@@ -113,7 +113,7 @@ def drawn(config, params: nnx.State, tokenizer: Tokenizer) -> list[dict[str, str
 
 
 def parameter_table(params) -> dict[str, int]:
-    """Parameters by part: embedding, head, and each kind of sublayer over all layers."""
+    """Return parameter counts by part: embedding, head, and each kind of sublayer over all layers."""
     table: dict[str, int] = {}
 
     def walk(node, names):
@@ -129,7 +129,8 @@ def parameter_table(params) -> dict[str, int]:
 
 
 def _baselines(dataset: Path, tokenizer: Tokenizer, counts: dict) -> dict[str, float]:
-    """Bits per byte of byte n-grams fitted on the training text; kept beside the dataset, since they depend on it alone."""
+    """Return bits per byte of byte n-grams fitted on the training text. They depend only on the dataset and are cached beside
+    it."""
     kept = dataset / "baselines.json"
     if (values := kept_json(kept)) is not None:
         return values
@@ -145,7 +146,7 @@ def _baselines(dataset: Path, tokenizer: Tokenizer, counts: dict) -> dict[str, f
 
 
 def _flat(source: dict) -> dict[str, int]:
-    """One source's counts as the report's table names them; rows and tokens are those of both splits."""
+    """Return one source's counts under the names of the report's table; rows and tokens are sums of both splits."""
     both = {key: source["train"][key] + source["valid"][key] for key in ("tokens_in", "tokens_packed", "tokens_padded", "rows")}
     return {**source["survey"], **both}
 
@@ -159,7 +160,7 @@ def _all_stages(workdir: Path, stages: dict[str, float]) -> dict[str, float]:
 
 
 def write(workdir: str | os.PathLike, report: dict) -> None:
-    """Writes `report.json` and `report.html` into `workdir`, each atomically; curves come from its `metrics.jsonl`.
+    """Write `report.json` and `report.html` into `workdir`, each atomically; curves come from its `metrics.jsonl`.
 
     Args:
         workdir: an existing directory.
@@ -181,7 +182,7 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
 
 
 def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -> str:
-    """The page as a string, from a `report` of plain values (see `plain`) and the lines of `load_metrics`."""
+    """Return the page, from a `report` of plain values (see `plain`) and the lines of `load_metrics`."""
     sources = (report.get("data") or {}).get("sources") or {}
     counted = [key for key in COUNTS if any(row.get(key) is not None for row in sources.values())]
     return render(
@@ -197,7 +198,7 @@ def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -
 
 
 def verdict(validation: Mapping) -> str | None:
-    """One sentence: does the model beat the best n-gram, and by how much. None without a bits_per_byte."""
+    """Return one sentence on whether the model beats the best n-gram, and by how much; None without a bits_per_byte."""
     ours = validation.get("bits_per_byte")
     if ours is None:
         return None
@@ -213,13 +214,13 @@ def verdict(validation: Mapping) -> str | None:
 
 
 def _bars(validation: Mapping) -> list[tuple[str, float]]:
-    """The bars of the headline, longest first as a rule: the baselines, then the model."""
+    """Return the bars of the headline: the baselines, then the model."""
     bars = [(name, validation.get(name)) for name in BASELINES] + [("this model", validation.get("bits_per_byte"))]
     return [(name, value) for name, value in bars if value is not None]
 
 
 def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[dict]:
-    """The charts that have data: [{title, note, svg}]."""
+    """Return the charts that have data: [{title, note, svg}]."""
     tokens = column(train, "tokens")
     loss, valid_loss = column(train, "loss"), column(valid, "valid_loss")
     charts = []
@@ -231,7 +232,7 @@ def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[
         smoothed = trend(*loss) if len(loss[0]) else loss
         shown = np.concatenate([smoothed[1][len(smoothed[1]) // 20 :], valid_loss[1][len(valid_loss[1]) // 20 :]])
         peak, top = max([*loss[1], *valid_loss[1]]), shown.max() + 0.1 * np.ptp(shown)
-        clipped = peak > max(top, 1.3 * top)  # the first steps' fall from ln(vocabulary) would flatten everything after it
+        clipped = peak > max(top, 1.3 * top)  # the fall from ln(vocabulary) in the first steps would flatten the rest
 
         def draw_loss(ax: Axes) -> None:
             if len(loss[0]):
@@ -277,7 +278,7 @@ def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[
                 ax.plot(*thin(*curve), color=colour, linewidth=1.8, label=name.partition("/")[2], **dots(curve))
             ax.legend(frameon=False, labelcolor=INK, loc="best")
 
-        chart(task, "evaluated on the way", draw_task)
+        chart(task, "evaluated during training", draw_task)
 
     for key, title, note in (
         ("learning_rate", "Learning rate", "as applied"),
