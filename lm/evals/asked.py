@@ -48,7 +48,7 @@ def open_tasks(names: str, settings: TaskSettings) -> tuple[list[Task], dict[str
     called: dict[str, str] = {}
     for name, task in zip(wanted, tasks, strict=True):
         if task.name in called:
-            raise UserError(f"tasks: {called[task.name]} and {name} are both called {task.name}; rename one of the files")
+            raise UserError(f"tasks: {called[task.name]} and {name} are both named {task.name}; rename one of the files")
         called[task.name] = name
     return tasks, {name: text_of(given) for name, given in called.items()}
 

@@ -134,10 +134,10 @@ def _task(figures: Sequence[Mapping], sides: Sequence[_Items], any_prompt: bool)
     return {
         "main": main_metric(figures[1]),
         "n": len(joined),
-        "only_before": _shown(key for key in before if key not in after),
-        "only_after": _shown(key for key in after if key not in before),
-        "differing": _shown(differing),
-        "repeated": _shown({**before.repeated, **after.repeated}),
+        "only_before": _count_and_examples(key for key in before if key not in after),
+        "only_after": _count_and_examples(key for key in after if key not in before),
+        "differing": _count_and_examples(differing),
+        "repeated": _count_and_examples({**before.repeated, **after.repeated}),
         "metrics": rows,
     }
 
@@ -160,7 +160,7 @@ def _better(metric: str, before: float | None, after: float | None) -> bool | No
     return None if None in bad or bad[0] == bad[1] else bad[1] < bad[0]
 
 
-def _shown(keys: Iterable[tuple]) -> dict[str, Any]:
+def _count_and_examples(keys: Iterable[tuple]) -> dict[str, Any]:
     names = [" ".join(key) for key in keys]
     return {"n": len(names), "examples": names[:SHOWN]}
 

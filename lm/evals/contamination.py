@@ -138,7 +138,7 @@ def _packed(dataset: Path) -> Iterator[str]:
 
     workdir = dataset.resolve().parent.parent
     if not any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
-        raise UserError(f"{dataset}: no tokenizer in {workdir} to read it with; name the run's workdir, or the text's files")
+        raise UserError(f"{dataset}: no tokenizer in {workdir} to decode it with; name the run's workdir or the text files")
     for piece in packed_texts(dataset, "train", load_tokenizer(workdir)):
         yield piece.decode("utf-8", "replace")
 

@@ -32,8 +32,8 @@ FILES = {  # file: (contents, command that trains on it)
     ),
 }
 WARNING = (
-    "Most of these items are from test sets. A model that was trained on them has seen the test: its scores on the tasks below "
-    "say nothing any more. Train on them to repair a model, and measure it on other tasks."
+    "Most of these items are from test sets. After training on them, a model's scores on the tasks below mean nothing. "
+    "Train on them to repair a model, and measure it on other tasks."
 )
 ANSWERED = ("generation", "response", "completion")  # keys that may hold the model's answer
 VERIFIERS = (
@@ -59,7 +59,7 @@ def export(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike) -> d
     strangers = [path.name for path in folder.iterdir()] if folder.exists() else []
     strangers = sorted(set(strangers) - {*FILES, "manifest.json", "README.md"} - {f".{name}.new" for name in FILES})
     if strangers:
-        raise UserError(f"export_failures={folder}: holds {strangers[0]}, which is of no export; name an empty folder")
+        raise UserError(f"export_failures={folder}: holds {strangers[0]}, which is not part of an export; name an empty folder")
     rows: dict[str, list[dict]] = {name: [] for name in FILES}
     tasks: dict[str, Counter] = {}
     splits: dict[str, str] = {}
@@ -73,7 +73,7 @@ def export(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike) -> d
         splits.setdefault(task, str(sample.get("split") or "test"))
         made, reason = lessons(sample)
         if not all(map(_encodes, made.values())):
-            made, reason = {}, "half a surrogate pair, which UTF-8 cannot hold"
+            made, reason = {}, "half a surrogate pair, which UTF-8 cannot encode"
         if not made:
             left_out[reason] += 1
         for name, row in made.items():
@@ -96,7 +96,7 @@ def export(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike) -> d
 def about(sample: Mapping) -> dict[str, Any]:
     """Return where a row comes from, so that training data can be traced."""
     split = str(sample.get("split") or "test")
-    note = f"an item of {sample.get('task')}, split {split}: a model that learns it is not to be measured on it"
+    note = f"an item of {sample.get('task')}, split {split}: do not measure a model on it after training on it"
     return {"task": sample.get("task"), "doc_id": sample.get("doc_id"), "split": split, "note": note}
 
 

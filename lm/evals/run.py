@@ -159,7 +159,7 @@ def kept(task: Task, engine: Engine, workdir: Path, asked: Mapping[str, Any]) ->
     if not results["n"]:
         problems = (results.get("problems") or {}).items()
         why = "; ".join(f"{kind}: {found['examples'][0]}" for kind, found in problems if found["examples"]) or "it has none"
-        raise UserError(f"{task.name}: not one item was scored ({why}); mend its files, or leave it out of tasks")
+        raise UserError(f"{task.name}: no item was scored ({why}); fix its files, or remove it from tasks")
     if hosts.is_first():
         write_lines(path.with_suffix(".jsonl"), outcome.samples)
         cli.write_json(path, {"depends_on": depends, "results": results})

@@ -181,8 +181,7 @@ def _columns(data: dict) -> dict[str, dict]:
 
 
 def curves(lines: Sequence[dict], name: str = "chart") -> list[dict]:
-    """Return charts of all metrics in the lines: [{title, note, svg}]. Held-out curves are in the chart of their training
-    metric."""
+    """Return charts of all metrics in the lines: [{title, note, svg}]. Held-out and training curves share a chart."""
     train = [line for line in lines if not is_validation(line)]
     keys = dict.fromkeys(key for line in train for key in line)
     valid = [{_twin(key, keys): x for key, x in line.items()} for line in lines if is_validation(line)]

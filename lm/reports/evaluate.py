@@ -102,14 +102,11 @@ def write(
     """Write report.html, and report.json with the page's content beyond results.json, into `workdir`, each atomically.
 
     Args:
-        results: of results.json. An entry with an `n` is a task; the others (model, versions, seeds, template hash) describe
-        the
-            run.
+        results: of results.json. Entries with an `n` are tasks; others (model, versions, seeds, template hash) are about the run.
         samples: the samples.jsonl.
         others: (name, results, samples.jsonl) of runs to compare with; at most 5 are drawn.
         about: information that is not a result, any of: title, model, finished (bool), machine (lm.reports.page.machine),
-        config
-            (nested), throughput {name: number}, stages {name: seconds}.
+            config (nested), throughput {name: number}, stages {name: seconds}.
     Returns: the content of report.json: `about`, and "comparison" {name: result of compare_runs(other run, this run)}.
     """
     workdir, about = Path(workdir), plain(about or {})
@@ -191,8 +188,8 @@ def facts(results: Mapping) -> dict[str, str]:
 
 
 def table_row(task: str, result: Mapping, items: Mapping) -> dict[str, Any]:
-    """{"task", "n", "failed", "problems": count, "figures": [{"metric", "value", "stderr", "interval", "chance"}]}, the main
-    metric first."""
+    """Return {"task", "n", "failed", "problems": count, "figures": [{"metric", "value", "stderr", "interval", "chance"}]}, with
+    the main metric first."""
     main = main_metric(result)
     names = sorted(metrics(result), key=lambda name: name != main)
     return {

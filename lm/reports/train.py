@@ -129,8 +129,7 @@ def parameter_table(params) -> dict[str, int]:
 
 
 def _baselines(dataset: Path, tokenizer: Tokenizer, counts: dict) -> dict[str, float]:
-    """Return bits per byte of byte n-grams fitted on the training text. They depend only on the dataset and are cached beside
-    it."""
+    """Return bits per byte of byte n-grams fitted on the training text; cached in the dataset, their only input."""
     kept = dataset / "baselines.json"
     if (values := kept_json(kept)) is not None:
         return values

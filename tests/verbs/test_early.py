@@ -128,7 +128,7 @@ class Empty:
 
 def test_a_task_without_an_item_is_an_error(tmp_path):
     (tmp_path / "tasks").mkdir()
-    with pytest.raises(UserError, match=r"empty: not one item was scored \(malformed: row 1: no answer\)"):
+    with pytest.raises(UserError, match=r"empty: no item was scored \(malformed: row 1: no answer\)"):
         kept(Empty(), None, tmp_path, {})
     assert list((tmp_path / "tasks").iterdir()) == []
 

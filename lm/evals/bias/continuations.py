@@ -67,7 +67,7 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     if given["draws"] < 1:
         raise UserError(f"{name}.yaml: draws: {given['draws']}: at least 1 is needed")
     if "{prompt}" not in given["instruction"]:
-        raise UserError(f"{name}.yaml: instruction: needs {{prompt}} where the prompt is to stand")
+        raise UserError(f"{name}.yaml: instruction: needs {{prompt}} in place of the prompt")
     given["judge"] = given["judge"] or settings.judge
     data = rows(name, given, settings, read=_prompts)
     data = data._replace(rows=limited([row for whole in data.rows for row in _expanded(whole)], settings.limit))

@@ -35,8 +35,7 @@ class Data(NamedTuple):
 
 
 class Measure(NamedTuple):
-    """A task of lm/evals/outcome.py, always without few-shot examples. versions: SHA-256 of its data, split, prompt,
-    settings."""
+    """A task of lm/evals/outcome.py, without few-shot examples. versions: SHA-256 of its data, split, prompt, settings."""
 
     name: str
     versions: dict[str, Any]
@@ -53,8 +52,8 @@ def keys(name: str, spec: dict[str, Any], settings: TaskSettings, defaults: dict
 
     defaults: {key: default value of the required type, or a tuple of allowed values, the default first}. Every task also has
     the keys of COMMON. `data` is a file or folder in data_dir instead of the task's own, or tfds:NAME, or builtin: the file's
-    own `items`, used if data_dir has no folder of the task. Raises: UserError for an unknown key, and for a value of another
-    type.
+    own `items`, used if data_dir has no folder of the task.
+    Raises: UserError for an unknown key, and for a value of another type.
     """
     kind, wanted = spec["kind"], COMMON | defaults
     result = {key: value[0] if isinstance(value, tuple) else value for key, value in wanted.items()}
@@ -75,7 +74,7 @@ def _fitting(where: str, value: Any, wanted: Any) -> Any:
         if value not in wanted:
             raise UserError(f"{where}: {value!r} is none of {', '.join(wanted)}")
         return value
-    if isinstance(wanted, list) and isinstance(value, tuple):  # configs turn lists into tuples
+    if isinstance(wanted, list) and isinstance(value, tuple):  # configs hold tuples
         value = list(value)
     types = (int, float) if isinstance(wanted, float) else type(wanted)
     if not isinstance(value, types) or isinstance(value, bool) != isinstance(wanted, bool):
@@ -104,7 +103,7 @@ def rows(
     place = Path(settings.data_dir or "") / (name if data in ("", "builtin") else data)
     if data == "builtin" and (settings.data_dir is None or not place.exists()):
         if not given["items"]:
-            raise UserError(f"{name}.yaml: items: data is builtin, and there are none; write them there, or give data_dir")
+            raise UserError(f"{name}.yaml: items: data is builtin, but there are no items; add items, or set data_dir")
         whole = json.dumps(given["items"], sort_keys=True, default=str).encode()
         return Data(given["items"], {"data": "sha256:" + hashlib.sha256(whole).hexdigest(), "split": "builtin"})
     if place.is_file():

@@ -21,8 +21,7 @@ from lm.evals.subject import Continuation, Subject
 
 
 class Pair(NamedTuple):
-    """direction: stereo if the more stereotypical sentence is about a disadvantaged group, antistereo if about the other
-    one."""
+    """direction: stereo if the more stereotypical sentence is about a disadvantaged group, else antistereo."""
 
     more: str
     less: str

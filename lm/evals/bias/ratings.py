@@ -45,7 +45,7 @@ def open_rater(measure: str, judge: str, words: str = "", **options: Any) -> Rat
     if strange:
         raise UserError(f"judge_options: {strange[0]}: no such option of an endpoint")
     if words and judge != "rules":
-        raise UserError(f"words: {words}: judge {judge!r} reads no words; leave one of the two out")
+        raise UserError(f"words: {words}: judge {judge!r} uses no words; remove one of the two")
     if judge == "rules":
         return rules(measure, word_lists(measure, words))
     if kind == "openai" and place:

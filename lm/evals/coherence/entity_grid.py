@@ -109,8 +109,7 @@ def _nouns(words: Sequence[str]) -> list[str]:
 
 
 def _roles(row: Words, small: set[str], nouns: set[str]) -> dict[str, str]:
-    """Return {entity: role}. small: words that occur in lower case; a capital at a sentence's start does not make them
-    names."""
+    """Return {entity: role}. small: words that occur in lower case; they are not names at the start of a sentence."""
     roles: dict[str, str] = {}
     last: str | None = None  # a name that the next word may extend
     preposition = False

@@ -37,7 +37,7 @@ class Answers:
             [layout] = self._file.execute("PRAGMA user_version").fetchone()
             tables = self._file.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
             if layout != LAYOUT and (layout or tables):
-                raise UserError(f"{path}: no cache of answers of this version; delete it, or name another file")
+                raise UserError(f"{path}: not a cache of answers of this version; delete it, or name another file")
             self._file.execute("PRAGMA journal_mode = WAL")
             self._file.execute("PRAGMA synchronous = NORMAL")
             with self._file:
@@ -61,7 +61,7 @@ class Answers:
 
     def damaged(self) -> UserError:
         """Return the error to raise for a value that cannot be read."""
-        return UserError(f"{self.path}: damaged, or no cache of answers; delete it, and what it held is asked anew")
+        return UserError(f"{self.path}: damaged, or not a cache of answers; delete it to compute its answers again")
 
     def close(self) -> None:
         self._file.close()
@@ -71,7 +71,7 @@ class Answers:
         try:
             yield
         except sqlite3.OperationalError as error:  # locked, read-only, disk full
-            raise UserError(f"{self.path}: {error}; make sure it can be written and no other evaluation holds it") from None
+            raise UserError(f"{self.path}: {error}; make sure that it is writable and no other evaluation uses it") from None
         except sqlite3.DatabaseError:
             raise self.damaged() from None
         except OSError as error:

@@ -42,12 +42,12 @@ class Encoding:
         if add_bos is not None:
             self._before, self._after = [], []
             if add_bos and tokenizer.bos_id is None:
-                raise UserError("add_bos: this tokenizer has no begin symbol; leave add_bos out")
+                raise UserError("add_bos: this tokenizer has no begin symbol; remove add_bos")
             if add_bos:
                 self._before = [tokenizer.bos_id]
         ids = [i for i in (tokenizer.bos_id, tokenizer.eos_id) if i is not None]
         if not ids:
-            raise UserError("tokenizer: it has neither a begin nor an end symbol, one of which stands for an empty context")
+            raise UserError("tokenizer: it has neither a begin nor an end symbol; one is needed for an empty context")
         self.prefix = ids[0]
         self.stop_ids = tuple(tokenizer.stop_ids)
         if isinstance(tokenizer, Tokenizer):
@@ -124,5 +124,5 @@ def _around(tokenizer: Tokenizer | HFTokenizer) -> tuple[list[int], list[int]]:
     bare, whole = tokenizer.encode("a"), tokenizer.prompt_ids("a")
     begin = next((i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare), None)
     if begin is None:
-        raise UserError("tokenizer: it writes a text differently once special symbols stand around it; use another one")
+        raise UserError("tokenizer: special symbols around a text change its tokens; use another tokenizer")
     return whole[:begin], whole[begin + len(bare) :]

@@ -1,4 +1,4 @@
-"""Our model as the Subject of tasks: batches by length on the current mesh and caches answers."""
+"""Our model as the Subject of tasks: requests are batched by length on the current mesh, and answers are cached."""
 
 import json
 import time

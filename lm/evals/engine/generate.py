@@ -38,7 +38,7 @@ class Ask(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """tokens: up to and including the one that completes a stop string, without an end symbol. ended: not by the limit."""
+    """tokens: up to and including the one that completes a stop string, without an end symbol. ended: before the limit."""
 
     tokens: list[int]
     ended: bool
@@ -156,7 +156,7 @@ def _row(ask: Ask) -> int:
 
 
 def _shared(model: Transformer, asks: Sequence[Ask]) -> int:
-    """Return the length of the common prefix of all asks; 0 if it is too short or the model cannot read it apart."""
+    """Return the length of the common prefix of all asks; 0 if it is too short or the model cannot reuse it."""
     config, (first, last) = model.config, (min(asks).tokens, max(asks).tokens)
     if len(asks) == 1 or config.rope.depends_on_length or any(kind.local for kind in config.layer_kinds):
         return 0

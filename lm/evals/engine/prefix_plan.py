@@ -71,7 +71,7 @@ class Costs(NamedTuple):
     ways: int = 1
 
     def slot(self, T, P=0):
-        """Return the cost of a slot in a row of T after P cached ones, for numbers or arrays. Attention's part: from a CPU."""
+        """Return the cost of a slot in a row of T after P cached ones (numbers or arrays), with attention as on a CPU."""
         return 1 + np.where(P, (P + T) / self.width, T / (4 * self.width))
 
 
@@ -334,7 +334,7 @@ def _divided(lengths: list[int], most: int, cost: Callable[[int, int], float]) -
 
 
 def _rows(needed: int, most: int, ways: int) -> int:
-    """Return the rows of a batch, a multiple of `ways`: the maximum, or a size that few rows fill well."""
+    """Return the rows of a batch, a multiple of `ways`: the maximum or, for few rows, the size that they fill best."""
     if needed >= 16 * most:
         return most
     sizes = range(_multiple(max(1, min(needed, most // 2)), ways), most + 1, ways)

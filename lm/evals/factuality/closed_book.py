@@ -48,8 +48,8 @@ class ClosedBook(NamedTuple):
         accuracy, exact_match, f1: over items with an answer; an abstention is not right.
         hallucination_rate: incorrect answers among the attempted. abstention_rate: over all.
         truthful_score: the mean of 1 for a right answer (on an unanswerable question, an abstention), 0 for another abstention,
-        −1 for an incorrect answer. unanswerable_abstained: share of abstentions on unanswerable questions. ece_equal_width,
-        ece_equal_mass, brier, auroc, aurc: over attempted answers, by likelihood; …_p_true by P(True).
+        −1 for an incorrect answer. unanswerable_abstained: share of abstentions on unanswerable questions.
+        ece_equal_width, ece_equal_mass, brier, auroc, aurc: over attempted answers, by likelihood; …_p_true by P(True).
         """
         problems, values = self.documents.new_problems(), self.values
         asked = writing.contexts(self.prompts, self.documents.items, subject, problems)

@@ -21,9 +21,9 @@ from lm.evals.tasks import writing
 from lm.evals.tasks.documents import Documents, load
 
 DEFAULTS = {
-    "subject": "subject",
+    "subject": "subject",  # names of columns; also the next two
     "object": "object",
-    "relation": "relation",  # names of columns
+    "relation": "relation",
     "template": "template",  # column of a sentence with [X] and [Y], or of a prompt before the object
     "templates": {},  # {relation: [sentence, paraphrases …]} for relations whose items have no template
 }
@@ -167,7 +167,7 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Cloze:
         if others:
             usable.append(fact._replace(candidates=tuple(sorted({fact.object} | others))))
         else:
-            problems.add("malformed_items", f"{fact.id}: no other object to choose from; give distractors")
+            problems.add("malformed_items", f"{fact.id}: it has no other candidate; add distractors")
     documents = documents._replace(problems=problems)
     return Cloze(name, writing.versions(documents, values, settings), documents, usable)
 

@@ -72,7 +72,7 @@ def entailed(claim: str, documents: Sequence[str]) -> Finding:
 def _entailed(claim: str, documents: Sequence[str]) -> Finding:
     hypothesis, against = read(claim), None
     if not hypothesis.words:
-        return Finding("unsupported", "says nothing that could be looked up")
+        return Finding("unsupported", "says nothing that can be checked")
     for document in documents:
         for premise in premises(document):
             label, reason = compared(hypothesis, premise)

@@ -24,7 +24,7 @@ FUNCTION = (AUXILIARIES | DETERMINERS | PREPOSITIONS | ADVERBS | NEGATIONS | _LI
     QUANTIFIERS | {"before", "after", "under", "over", "inside", "outside", "first"}
 )
 
-# In each group the first word stands for all: irregular forms, and words with the same meaning.
+# Irregular forms and synonyms. The first word of each group replaces the others.
 _GROUPS = """
 die died dies dying death
 born birth birthplace

@@ -46,8 +46,7 @@ class Fitted(NamedTuple):
 
 
 def features(model: Transformer, tokenizer, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
-    """Return float32 [N, F]: features of each request and answer at their last token, the score (F = 1) or hidden state (F =
-    D)."""
+    """Return float32 [N, F] features of each request and answer at the last token: score (F = 1) or hidden state (F = D)."""
     graph, params = nnx.split(model)
     scored = model.config.score_head == "reward"
 

@@ -174,7 +174,7 @@ def compose(families: str, **options: dict[str, Any]) -> Attack:
     for name, given in options.items():
         taken = list(inspect.signature(ATTACKS[name]).parameters)[1:]
         if unknown := [key for key in given if key not in taken]:
-            raise UserError(f"attack {name!r}: no option {unknown[0]!r}; there are {', '.join(taken) or 'none'}")
+            raise UserError(f"attack {name!r}: no option {unknown[0]!r}; its options are {', '.join(taken) or 'none'}")
     steps = [functools.partial(ATTACKS[name], **options.get(name, {})) for name in names]
 
     def attack(request: str) -> list[Message]:

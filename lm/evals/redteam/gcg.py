@@ -81,7 +81,7 @@ def gcg(
     alone = functools.partial(_comes_back, tokenizer)
     if not (fits or alone)(history.suffix):
         text = tokenizer.decode(history.suffix)
-        raise UserError(f"gcg: the suffix {text!r} is read as other tokens than it is made of; begin with another one")
+        raise UserError(f"gcg: the suffix {text!r} is encoded as other tokens; use another initial suffix")
     # `alone` is cheap and seldom wrong. If it rejects `init`, the tokenizer treats a text's start differently; use `fits`.
     survives = alone if fits is None or alone(history.suffix) else fits
     graph, params = nnx.split(model)
@@ -99,7 +99,7 @@ def gcg(
     if not history.losses:
         (loss,) = losses(np.asarray([history.suffix])).tolist()
         if not math.isfinite(loss):
-            raise UserError(f"gcg: the loss is {loss}: the model gives no finite probabilities; mend the checkpoint")
+            raise UserError(f"gcg: the loss is {loss}: the model's probabilities are not finite; use another checkpoint")
         history = history._replace(best_loss=loss, losses=(loss,))
     for step in range(len(history.losses), steps + 1):
         laid = _laid(places, np.asarray([history.suffix]))

@@ -50,7 +50,7 @@ def in_chat(
         suffixes.add(tuple(ids[head : len(ids) - tail]))
         around.append((tuple(ids[:head]), tuple(ids[len(ids) - tail :])))
     if len(suffixes) != 1 or not (ids := next(iter(suffixes))):
-        raise UserError(f"gcg: the suffix {init!r} is not read as the same tokens behind every request; begin with another one")
+        raise UserError(f"gcg: the suffix {init!r} is not encoded as the same tokens after every request; change init")
     # With some tokenizers the space before the suffix is a separate token; with others it is part of the suffix.
     space = "" if tokenizer.decode(ids).startswith(" ") else " "
 

@@ -67,9 +67,9 @@ def _check_messages(messages: Sequence[Any]) -> None:
         role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (None, None)
         hole = content is None and role == "assistant"
         if role not in ("system", "user", "assistant") or not (isinstance(content, str) or hole):
-            raise Malformed("messages must be a list of {role, content}, content null at most where the assistant speaks")
+            raise Malformed("messages must be a list of {role, content}; only an assistant's content may be null")
     if messages[-1]["role"] != "user":
-        raise Malformed("messages must end with the user's, for the answer to it is what is judged")
+        raise Malformed("messages must end with a user message, because its answer is judged")
 
 
 def limited(requests: Sequence[Request], limit: float | None) -> list[Request]:

@@ -78,7 +78,7 @@ def _distinct(prompts: Iterable[Prompt], input: str, limit: int | None) -> list[
         if key in kept or (limit is not None and counts[prompt.kind] >= limit):
             continue
         if texts.setdefault(prompt.id, prompt.text) != prompt.text:
-            raise UserError(f"{input}: two requests have the id {prompt.id!r}; give each its own, or leave ids out")
+            raise UserError(f"{input}: two requests have the id {prompt.id!r}; make ids unique, or remove them")
         counts[prompt.kind] += 1
         kept[key] = prompt
     return list(kept.values())

@@ -296,8 +296,7 @@ def _found(tree: Tree) -> Found:
 
 
 def proposed(text: str) -> str | None:
-    """Return the prompt in an attacker's reply: the value in its JSON object, with any text around it; None if there is
-    none."""
+    """Return the prompt in an attacker's reply, from its JSON object with any text around it; None if there is none."""
     found = re.search(r"\{.*\}", text, re.DOTALL)
     try:
         value = json.loads(found[0], strict=False) if found else None

@@ -28,10 +28,10 @@ def suffix(subject: Subject, requests: Sequence[Request], options: dict[str, Any
     """
     model, tokenizer = getattr(subject, "model", None), getattr(subject, "tokenizer", None)
     if model is None or tokenizer is None:
-        raise UserError(f"redteam: family gcg needs a model's gradients, and {subject.name} has none; leave gcg out")
+        raise UserError(f"redteam: family gcg needs a model's gradients, and {subject.name} has none; remove gcg")
     used = requests[: options["requests"]]
     if not used:
-        raise UserError("redteam: family gcg needs a harmful request, and there is none")
+        raise UserError("redteam: family gcg needs a harmful request, but there is none")
 
     def encode(messages: list[dict]) -> list[int]:
         messages = with_system(system, messages)
@@ -61,8 +61,7 @@ def rewritten(
     Args:
       chat: with the model under test. given: the task's settings; "attacker" and "scorer" name the models that help.
     Returns: records, with "queries"; and {"queries", "found": requests with an answer of the highest score, …: counts of
-    failures
-      and pruned prompts}.
+      failures and pruned prompts}.
     """
     if not given["attacker"]:
         raise UserError(f"redteam: family {name} needs an attacker: options.redteam.attacker, openai:URL or subject")
@@ -110,7 +109,7 @@ def _record(name: str, request: Request, found: Found) -> dict:
         "response": found.response,
         "queries": found.queries,
     }
-    return record if found.response is not None else record | {"problem": "the search came to no prompt that was answered"}
+    return record if found.response is not None else record | {"problem": "the search found no prompt that was answered"}
 
 
 def _summary(found: Sequence[Found]) -> dict[str, Any]:

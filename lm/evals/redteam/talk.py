@@ -17,8 +17,7 @@ def talk(
     system: str = "",
     heard: dict[str, Generated] | None = None,
 ) -> Chat:
-    """Return a chat with the subject. All conversations of one call run together; a sample depends on its conversation and
-    seed.
+    """Return a chat with the subject, which batches all conversations of a call. A sample depends on its text and seed.
 
     Args: system: put before every conversation. heard: a dict that receives each answer under its exact prompt.
     """

@@ -44,15 +44,15 @@ DEFAULTS: dict[str, Any] = {
     "retries": 3,
     "key_variable": "OPENAI_API_KEY",  # of endpoints
     "refusal_classifier": "",  # folder of a judges/classifier.py trained on refusals (label true) and answers (false)
-    "attacker": "",
+    "attacker": "",  # openai:URL, or subject
     "attacker_model": "",
     "attacker_temperature": 1.0,
-    "attacker_tokens": 512,  # openai:URL, or subject
-    "scorer": "judge",
-    "scorer_model": "",  # scorer of pair's and tap's attempts: judge, openai:URL, or subject
-    "gcg": {},
+    "attacker_tokens": 512,
+    "scorer": "judge",  # of pair's and tap's attempts: judge, openai:URL, or subject
+    "scorer_model": "",
+    "gcg": {},  # settings of gcg, pair and tap: see lm/evals/redteam/searched.py
     "pair": {},
-    "tap": {},  # settings of lm/evals/redteam/searched.py
+    "tap": {},
 }
 
 
@@ -107,7 +107,7 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> RedTeam:
         if given[key] < least:
             raise UserError(f"task {name}: {key}={given[key]} must be at least {least}")
     if given["samples"] > 1 and not given["temperature"]:
-        raise UserError(f"task {name}: samples={given['samples']} at temperature 0 would all be the same; raise temperature")
+        raise UserError(f"task {name}: samples={given['samples']} at temperature 0 would be identical; raise temperature")
     families = _families(name, given)
     requests, problems, versions = _requests(name, spec, given, settings)
     patterns = {r.prompt.text: r.prompt.harmful_if for r in requests if r.prompt.harmful_if}
@@ -147,7 +147,7 @@ def _families(name: str, given: dict[str, Any]) -> list[str]:
     options = given["family_options"]
     for family, values in options.items():
         if not isinstance(values, Mapping):
-            raise UserError(f"task {name}: family_options: {family}: {values!r} must be names with values")
+            raise UserError(f"task {name}: family_options: {family}: {values!r} must be a mapping of names to values")
     if wrong := [family for family in given["families"] if not isinstance(family, str)]:
         raise UserError(f"task {name}: families: {wrong[0]!r} is no name")
     ready = [family for family in ATTACKS if family != "suffix" or options.get("suffix", {}).get("suffix")]
@@ -167,7 +167,7 @@ def _steps(family: str, options: Mapping[str, dict], found: str) -> tuple[str, d
     if "gcg" not in steps:
         return family, dict(options)
     if "suffix" in steps:
-        raise UserError(f"attack {family!r}: gcg is a suffix already; leave one out")
+        raise UserError(f"attack {family!r}: gcg is already a suffix; remove one")
     return "+".join("suffix" if step == "gcg" else step for step in steps), {**options, "suffix": {"suffix": found}}
 
 

@@ -139,7 +139,7 @@ class Choice(NamedTuple):
             return sample | {"failed": not answers[0].greedy}
         tokens = [len(answer.tokens) for answer in answers[:n]]
         if "acc_per_token" in self.metrics and not all(tokens):
-            problems.add("choices_without_tokens", f"{item.id}: the model tells no tokens")
+            problems.add("choices_without_tokens", f"{item.id}: the model returns no tokens")
             return sample
         if len(set(logps[:n])) < n and logps[:n].count(max(logps[:n])) > 1:
             problems.add("tied_choices", f"{item.id}: {logps[:n]}")

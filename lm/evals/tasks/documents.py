@@ -162,7 +162,7 @@ def _items(
             shots = draw(examples, docs)
         except ValueError:
             raise UserError(
-                f"task {name}: num_fewshot: only {len(examples)} examples to draw from"
+                f"task {name}: num_fewshot: only {len(examples)} examples are available"
                 + (f" in {by} {called!r}" if by else "")
                 + "; ask for fewer, or add files"
             ) from None

@@ -53,8 +53,8 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> "Harnes
         except Exception as error:  # data sets are loaded by code of all kinds
             raise UserError(f"{name}: {type(error).__name__}: {_line(error)}") from error
     for attribute, why in (
-        ("UNSAFE_CODE", "runs what the model writes without a sandbox; take humaneval"),
-        ("MULTIMODAL", "asks about images or sound, which no model here knows"),
+        ("UNSAFE_CODE", "runs the model's code without a sandbox; use humaneval instead"),
+        ("MULTIMODAL", "asks about images or sound, which our models do not support"),
     ):
         if found := [title for title, task in loaded["tasks"].items() if getattr(task, attribute, False)]:
             raise UserError(f"{name}: {found[0]} {why}")
@@ -70,13 +70,12 @@ def _title(path: Path) -> str:
     content = _content(path)
     title = content.get("group") or content.get("task")
     if not isinstance(title, str):
-        raise UserError(f"harness:{path}: names neither a task nor a group; give it a key `task`")
+        raise UserError(f"harness:{path}: has neither a task nor a group; add a key `task`")
     return title
 
 
 def _names_others(path: Path) -> bool:
-    """Return whether a group's file names tasks outside its folder. Only then the harness's own files are read: it takes
-    seconds."""
+    """Return whether a group's file names tasks outside its folder. If not, skip the harness's own files (some seconds)."""
     inside = _content(path).get("task")
     beside = [_content(other).get(key) for other in path.parent.glob("*.yaml") for key in ("task", "group")]
     return isinstance(inside, list) and not all(one in beside for one in inside)
@@ -198,7 +197,7 @@ def _prompt(context: str, options: Mapping[str, Any], seed: int) -> Prompt:
     top_p = float(options.pop("top_p", None) or 1.0)
     if options:
         raise UserError(
-            f"harness: generation_kwargs.{min(options)} is not known; there are until, {LIMITS[0]}, do_sample, "
+            f"harness: generation_kwargs.{min(options)} is not supported; supported are until, {LIMITS[0]}, do_sample, "
             "temperature and top_p"
         )
     new = next((int(limit) for limit in limits if limit is not None), NEW_TOKENS)

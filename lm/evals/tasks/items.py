@@ -125,7 +125,7 @@ def csv_rows(path: Path, columns: tuple[str, ...] | None, delimiter: str = ",") 
             else:
                 yield dict(zip(columns, row))
     except csv.Error as error:
-        raise UserError(f"{path}: line {reader.line_num}: {error}; mend the file") from None
+        raise UserError(f"{path}: line {reader.line_num}: {error}; fix the file") from None
 
 
 def content(path: Path) -> bytes:

@@ -49,8 +49,7 @@ def spelled(answer: str) -> str:
 
 
 def boxed(text: str) -> str | None:
-    r"""Return the content of the last \boxed{…} or \fbox{…}, or the text from the last "\boxed " to a $; None if there is
-    none."""
+    r"""Return the content of the last \boxed{…} or \fbox{…}, or the text from the last "\boxed " to a $, else None."""
     if "\\boxed " in text:
         return text.split("\\boxed ")[-1].split("$")[0]
     begin = text.rfind("\\boxed")

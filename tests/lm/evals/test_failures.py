@@ -76,7 +76,7 @@ def test_a_choice(tmp_path):
     assert pair["rejected"] == [{"role": "assistant", "content": "So"}]  # the likeliest wrong one
     assert task["prompt"] == user and task["answer"] == "Because"
     for row in (learn, pair, task):
-        assert (row["task"], row["doc_id"], row["split"]) == ("arc", 7, "test") and "not to be measured" in row["note"]
+        assert (row["task"], row["doc_id"], row["split"]) == ("arc", 7, "test") and "do not measure" in row["note"]
     assert manifest["tasks"] == {
         "arc": {"split": "test", "failed": 1, "sft.jsonl": 1, "preference.jsonl": 1, "prompts.jsonl": 1}
     }
@@ -185,7 +185,7 @@ def test_align_prepares_them_as_they_are(tmp_path, tokenizer):
         ({"reference": None, "target": None}, "no right answer known", []),
         ({"prompt": " "}, "no prompt", []),
         ({"prompt": ["a", "b"]}, "no prompt", []),
-        ({"reference": "half \ud83d"}, "half a surrogate pair, which UTF-8 cannot hold", []),
+        ({"reference": "half \ud83d"}, "half a surrogate pair, which UTF-8 cannot encode", []),
         ({"loglikelihoods": [float("nan")] * 3}, None, ["prompts.jsonl", "sft.jsonl"]),
         ({"choices": [" Because", "Because", ""]}, None, ["prompts.jsonl", "sft.jsonl"]),
         ({"prompt": "\n\nHuman: hi\n\nAssistant: ho\n\nHuman: Why?"}, None, ["preference.jsonl", "prompts.jsonl", "sft.jsonl"]),

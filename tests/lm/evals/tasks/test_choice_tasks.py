@@ -182,7 +182,7 @@ def test_a_run_leaves_nothing_for_the_next(run, tmp_path):
         ("num_fewshot: many", "num_fewshot: 'many' is no int"),
         ("fewshot_config: {sampler: balanced}", "fewshot_config.sampler: 'balanced' is none of default, first_n"),
         ("process: lm.evals.tasks.formats:nothing", "process: 'lm.evals.tasks.formats:nothing' is no module:function"),
-        ("test_split: train\nnum_fewshot: 9", "num_fewshot: only 2 examples to draw from"),
+        ("test_split: train\nnum_fewshot: 9", "num_fewshot: only 2 examples are available"),
         ("data: hub/name", "data: 'hub/name' is no tfds:NAME"),
         ("doc_to_target:", "doc_to_target is missing"),
     ],
