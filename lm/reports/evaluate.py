@@ -102,7 +102,7 @@ def write(
     """Write report.html, and report.json with the page's content beyond results.json, into `workdir`, each atomically.
 
     Args:
-        results: of results.json. Entries with an `n` are tasks; others (model, versions, seeds, template hash) are about the run.
+        results: of results.json. Entries with an `n` are tasks; others are facts about the run (model, versions, seeds …).
         samples: the samples.jsonl.
         others: (name, results, samples.jsonl) of runs to compare with; at most 5 are drawn.
         about: information that is not a result, any of: title, model, finished (bool), machine (lm.reports.page.machine),
