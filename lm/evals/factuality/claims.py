@@ -85,7 +85,7 @@ _NAME = re.compile(r"(?:[A-Z][\w'’.-]*)(?: (?:[A-Z][\w'’.-]*|of|the|de|von|v
 def claims(text: str, topic: str = "") -> list[str]:
     """Return the atomic claims of a text, in order and unique.
 
-    Args: topic: the subject of the text; a pronoun stands for it until another name comes.
+    Args: topic: the subject of the text; pronouns refer to it until another name appears.
     """
     found: dict[str, str] = {}
     named, subject = topic, topic  # referents of "he" and of "it"

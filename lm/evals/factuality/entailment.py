@@ -88,7 +88,7 @@ def premises(document: str) -> tuple[Clause, ...]:
     """Return the clauses of a document, with implied names added.
 
     A last name alone also gets the full name: the only one with that last name, else the one at the start of the document. A
-    subject such as "the river" may also be that first name, unless it is a person ("the sister").
+    subject such as "the river" also gets the name at the start, unless it is a person ("the sister").
     """
     told = claims(document)
     topic = tuple(stem(w.lower()) for w in before_verb(told[0]).split() if w[0].isupper() and _is_name(w)) if told else ()

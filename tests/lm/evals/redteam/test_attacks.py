@@ -92,7 +92,7 @@ def test_unknown_families_name_the_nearest():
         compose("rot13+roleplay")
     with pytest.raises(UserError, match="did you mean many_shot"):
         compose("direct", manyshot={})
-    with pytest.raises(UserError, match="no option 'shot'; there are shots"):
+    with pytest.raises(UserError, match="no option 'shot'; its options are shots"):
         compose("many_shot", many_shot={"shot": 3})
 
 

@@ -128,7 +128,7 @@ def test_what_cannot_be_searched_is_refused(model, tokenizer):
     places = [Place((2,), (8,), (100,))]
     split = [i for letter in "Tell" for i in tokenizer.encode(letter)]
     assert tokenizer.encode("Tell") != split
-    with pytest.raises(UserError, match="read as other tokens"):
+    with pytest.raises(UserError, match="encoded as other tokens"):
         gcg(model, tokenizer, places, split, steps=1)
     with pytest.raises(UserError, match="suffix: 0"):
         gcg(model, tokenizer, places, [], steps=1)
