@@ -11,7 +11,8 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 from scipy.special import ndtr, stdtrit
 
-Z = 1.959963984540054
+from lm.evals.stats.significance import Z
+
 DRAWS = 2000
 CHUNK = 1 << 22  # numbers drawn at a time
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import bdtr
 
 Z = 1.959963984540054  # of a 95 % interval
 EXACT = 12  # differences up to which all signs are tried
@@ -50,11 +51,7 @@ def mcnemar(lost: int, won: int) -> float:
     """Two-sided exact p of McNemar's test (1947): of the items that only one of the two solved, each is as likely the one's as
     the other's. p = min(1, 2·Σ_{k ≤ min(lost, won)} C(n, k) / 2ⁿ), n = lost + won.
     """
-    n, ways, total = lost + won, 1, 0
-    for k in range(min(lost, won) + 1):
-        total += ways
-        ways = ways * (n - k) // (k + 1)
-    return min(1.0, 2 * total / 2**n)
+    return min(1.0, 2 * float(bdtr(min(lost, won), lost + won, 0.5)))
 
 
 def permutation(differences: Sequence[float], seed: int = 0) -> float:
