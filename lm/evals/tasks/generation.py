@@ -187,8 +187,10 @@ def build(name: str, spec: dict, settings: TaskSettings) -> Generation:
         except TypeError as error:
             raise UserError(f"task {name}: judge_options: {error}") from None
     pipelines = filters.open_pipelines(name, spec.get("filter_list"))
-    if "nearness" in metrics and len(pipelines) > 1:
-        raise UserError(f"task {name}: metric_list: nearness takes one pipeline of filter_list")
+    if "nearness" in metrics:
+        overlap.scorers()  # says at once what is not installed
+        if len(pipelines) > 1:
+            raise UserError(f"task {name}: metric_list: nearness takes one pipeline of filter_list")
     read = documents.load(name, spec, settings)
     prompts = prompting.open_prompts(name, spec, settings, read)
     return Generation(

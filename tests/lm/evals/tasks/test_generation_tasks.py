@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 
 import pytest
 
@@ -252,6 +253,14 @@ def test_answers_near_the_truth(run):
         assert near[f"{measure}_max"] == pytest.approx(100) and near[f"{measure}_acc"] == 1 and near[f"{measure}_diff"] > 30
         assert far[f"{measure}_acc"] == 0 and far[f"{measure}_diff"] < -30
     assert overlap.bleu("a b c d", "") == 0 == overlap.bleu("", "a b c d") and overlap.rouge("", "")["rougeL"] == 0
+
+
+@pytest.mark.parametrize("package", ["rouge_score.rouge_scorer", "sacrebleu.metrics"])
+def test_scores_whose_package_is_not_there_name_it(package, monkeypatch):
+    overlap.scorers.cache_clear()
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match="pip install sacrebleu rouge-score"):
+        overlap.bleu("a", "a")
 
 
 def harness(name):
