@@ -2,8 +2,8 @@
 
 A file is a little-endian u64 n, n bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}}, and the data, whose
 offsets count from the JSON's end. A model of several files has an index that says which tensor is in which. The safetensors
-library maps files into memory, where what was read counts as resident, and writes only what it is given whole; here a
-tensor is read into memory of its own and written to its place, in any order.
+library (0.8) gives NumPy no float8, copies at a tenth of the speed or maps files into memory, where what was read counts as
+resident, and writes only what it is given whole. Here a tensor is read into memory of its own and written to its place.
 """
 
 import contextlib
