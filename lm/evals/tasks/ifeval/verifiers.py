@@ -15,8 +15,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from lm.evals.tasks.ifeval.languages import language as language_of
-from lm.evals.tasks.ifeval.sentences import sentences
-from lm.evals.tasks.ifeval.words import words
+from lm.evals.tasks.ifeval.splitting import sentences, words
 
 Relation = Literal["less than", "at least"]
 

@@ -7,11 +7,11 @@ import sys
 import pytest
 
 from lm.errors import UserError
-from lm.evals.tasks.ifeval import languages, sentences
+from lm.evals.tasks.ifeval import languages, splitting
 from lm.evals.tasks.ifeval.instructions import follows, follows_loosely, parsed, variants
 from lm.evals.tasks.ifeval.scores import score
+from lm.evals.tasks.ifeval.splitting import words
 from lm.evals.tasks.ifeval.verifiers import VERIFIERS
-from lm.evals.tasks.ifeval.words import words
 
 # id, kwargs, responses that follow, responses that do not.
 CASES = [
@@ -269,7 +269,7 @@ def test_nothing_follows_nothing(response):
     ],
 )
 def test_sentences(text, found):
-    ends = sentences.sentences(text)
+    ends = splitting.sentences(text)
     assert len(ends) == found if isinstance(found, int) else ends == found
 
 
@@ -306,12 +306,13 @@ def test_a_language_does_not_depend_on_what_was_asked_before():
     "package, call",
     [
         ("langdetect", lambda: languages.language("a text that nobody has asked for yet")),
-        ("punkt", lambda: sentences.sentences("One. Two.")),
+        ("punkt", lambda: splitting.sentences("One. Two.")),
+        ("nltk.tokenize", lambda: splitting.sentences("One. Two.")),
     ],
 )
 def test_a_package_that_is_not_there_is_named(package, call, monkeypatch):
     languages._factory.cache_clear()
-    sentences._model.cache_clear()
+    splitting._splitters.cache_clear()
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(UserError, match="pip install"):
         call()
