@@ -19,7 +19,6 @@ one JSON object, which also goes to OUT/alignment.json.
 import argparse
 import hashlib
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lm import saving
 from lm.align.rl.rewards import style
 
 MODEL = dict(vocab_size=512, num_layers=2, embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=384)
@@ -73,9 +73,7 @@ def main() -> None:
     from lm.reports.page import machine
 
     summary = json.dumps({"results": results, "model": MODEL, "machine": machine()})
-    beside = options.out / ".alignment.json"
-    beside.write_text(summary + "\n")
-    os.replace(beside, options.out / "alignment.json")
+    saving.write(options.out / "alignment.json", summary + "\n")
     print(summary)
 
 

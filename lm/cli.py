@@ -6,7 +6,6 @@ Exit codes: 0 done; 2 something the user can mend, said in one line; 1 the run i
 import difflib
 import errno
 import inspect
-import json
 import os
 import re
 import sys
@@ -157,13 +156,6 @@ def help_text(usage: str, argv: list[str]) -> str:
     lines += ["", f"Keys of {path}:"]
     lines += [f"  --config.{key}={_value(config, key)}" for key in _keys(config)]
     return "\n".join(lines)
-
-
-def write_json(path: Path, value: object) -> None:
-    """Writes beside, then renames."""
-    beside = path.with_name(path.name + ".new")
-    beside.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(beside, path)
 
 
 def _without_echoes(unraisable) -> None:

@@ -23,6 +23,8 @@ from pathlib import Path
 import filelock
 import xxhash
 
+from lm import saving
+
 MOST = 512 << 20  # bytes of all entries
 FREE = 1 << 30  # bytes that must be free on the disk
 SECONDS = 0.2  # what compiles faster is not kept
@@ -102,6 +104,4 @@ def _sweep(folder: Path) -> None:
         if used.name.removesuffix("-atime") + "-cache" not in kept:
             used.unlink(missing_ok=True)
     if kept != sums:
-        beside = folder / f"{SUMS}.new"
-        beside.write_text(json.dumps(kept))
-        beside.replace(folder / SUMS)
+        saving.write(folder / SUMS, json.dumps(kept))

@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lm.cli import write_json
 from lm.config import model_keys
 from lm.damage import set_aside
 from lm.errors import UserError
+from lm.saving import write_json
 
 # What a run is. These keys, and those of these sections, stay as they are in config.json: the weights, the tokenizer and the
 # prepared data of the workdir depend on them. All other keys may change from one start to the next.

@@ -3,13 +3,13 @@
 import dataclasses
 import io
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import zstandard
 
 from data.sources.source import Document, Source
+from lm import saving
 
 
 def spooled(source: Source, folder: Path) -> Source:
@@ -22,12 +22,9 @@ def spooled(source: Source, folder: Path) -> Source:
                 for line in io.TextIOWrapper(stream, encoding="utf-8", newline="\n"):
                     yield Document(**json.loads(line))
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".new")
-        with beside.open("wb") as file, zstandard.ZstdCompressor(level=1).stream_writer(file) as stream:
+        with saving.replacing(path, "wb") as file, zstandard.ZstdCompressor(level=1).stream_writer(file) as stream:
             for document in source.read():
                 stream.write((json.dumps(dataclasses.asdict(document)) + "\n").encode())
                 yield document
-        os.replace(beside, path)
 
     return Source(source.name, read)

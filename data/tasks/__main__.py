@@ -2,14 +2,12 @@
 
 import argparse
 import itertools
-import json
-import os
 from pathlib import Path
 from urllib.parse import parse_qsl
 
 from data import tasks
 from data.tasks.splits import SPLITS
-from lm import cli
+from lm import cli, saving
 from lm.errors import UserError
 
 
@@ -28,17 +26,8 @@ def main() -> None:
     if given.count < 1:
         raise UserError(f"--count={given.count} must be at least 1")
     options = dict(parse_qsl(options, keep_blank_values=True))
-    write(tasks.task(name, given.split, given.seed, options, known), given.count, given.out)
-
-
-def write(records, count: int, path: Path) -> None:
-    """The first `count` records, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        for record in itertools.islice(records, count):
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    os.replace(beside, path)
+    records = tasks.task(name, given.split, given.seed, options, known)
+    saving.write_lines(given.out, itertools.islice(records, given.count))
 
 
 if __name__ == "__main__":

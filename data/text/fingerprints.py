@@ -19,7 +19,7 @@ from typing import Any
 import xxhash
 
 from data.sources import files
-from data.text.tokenizer import write_whole
+from lm import saving
 from lm.damage import set_aside
 from lm.errors import UserError
 
@@ -71,7 +71,7 @@ def record_tokenizer(folder: Path, fingerprint: str) -> None:
     """Writes the record of a run, once. Raises UserError if it has another one."""
     check_tokenizer(folder, fingerprint)
     if not (folder / TOKENIZER).exists():
-        write_whole(folder / TOKENIZER, f"{fingerprint}\n".encode())
+        saving.write(folder / TOKENIZER, f"{fingerprint}\n")
 
 
 def _recorded(folder: Path) -> set[str]:
@@ -136,7 +136,7 @@ def digest_of(found: Files) -> str:
 
 def record_input(folder: Path, found: Files, digest: str) -> None:
     """Writes the record of a dataset's input into its folder."""
-    write_whole(folder / INPUT, (json.dumps({"digest": digest, "files": found}) + "\n").encode())
+    saving.write(folder / INPUT, json.dumps({"digest": digest, "files": found}) + "\n")
 
 
 def check_input(folder: Path, input: str, found: Files | None, digest: Callable[[], str], *, whole: bool = True) -> None:

@@ -15,7 +15,8 @@ import numpy as np
 import tokenizers
 
 from data.text.fingerprints import check_tokenizer
-from data.text.tokenizer import Tokenizer, scrub, write_whole
+from data.text.tokenizer import Tokenizer, scrub
+from lm import saving
 from lm.errors import UserError
 
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
@@ -246,7 +247,7 @@ def copy_files(source: Path, folder: Path, fast: str = "tokenizer.json") -> None
         if name == "generation_config.json" and (ids := _model_ids(source)) != _ids_in(_read(file)):
             content = (json.dumps(_read(file) | ids, indent=2) + "\n").encode()
         if content is not None:
-            write_whole(folder / name, content)
+            saving.write(folder / name, content)
 
 
 def _model_ids(folder: Path) -> dict:

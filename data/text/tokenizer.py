@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
+from lm import saving
 from lm.errors import UserError
 
 PAD, EOS, BOS, UNK = "<pad>", "</s>", "<s>", "<unk>"
@@ -162,7 +163,7 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Writes the model as `folder/tokenizer.model`, whole or not at all."""
-        write_whole(folder / "tokenizer.model", self.model)
+        saving.write(folder / "tokenizer.model", self.model)
 
     def control_id(self, symbol: str) -> int:
         """The id of a control symbol such as `<|user|>`. Raises: ValueError if there is no such symbol."""
@@ -234,16 +235,8 @@ def fit(chunks: list[str], path: str | os.PathLike, *, vocab_size: int, threads:
             raise
         model = _fit(chunks, int(most[1]), threads)
 
-    write_whole(Path(path), model)
+    saving.write(Path(path), model)
     return Tokenizer(path)
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes beside `path`, whose folder is made, and renames."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_bytes(content)
-    os.replace(beside, path)
 
 
 def _fit(chunks: Sequence[str], vocab_size: int, threads: int) -> bytes:

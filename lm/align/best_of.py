@@ -12,7 +12,6 @@ import copy
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,11 +27,12 @@ from lm.align.rl.tools import open_tools
 from lm.align.run import chat_template, own_tokenizer
 from lm.align.run import run as train
 from lm.align.settings import check, check_best_of
-from lm.cli import write_json
 from lm.errors import UserError
+from lm.evals.stats.measures import pass_at_k
 from lm.model.transformer import skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import check_fit, make_mesh
+from lm.saving import write_json, write_lines
 from lm.train.start import adopt, initial_params
 from lm.train.step import model_config_of
 from lm.workdir import KEPT, check_record, read_object, recorded
@@ -114,7 +114,7 @@ def answered(
             continue
         lines = _answers(rolling, params, chunk, number, tools)
         if hosts.is_first():
-            _write_lines(name, lines)
+            write_lines(name, lines, ensure_ascii=True)
             mean = np.mean([answer["reward"] for line in lines for answer in line["answers"]])
             say(f"best of {config.n}: {chunk[-1] + 1}/{len(rolling.tasks)} prompts answered, mean reward {mean:.3f}")
     best = Best(workdir / KEPT, folder / "pairs.jsonl", {})
@@ -200,12 +200,6 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
         write_json(path, settings)
 
 
-def _write_lines(path: Path, lines: Sequence[dict]) -> None:
-    beside = path.with_name(path.name + ".new")
-    beside.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    os.replace(beside, path)
-
-
 def _lines(path: Path) -> list[dict]:
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
@@ -235,8 +229,8 @@ def _gather(names: Sequence[Path], best: Best, config, rewards: Rewards) -> dict
                     **more,
                 }
             )
-    _write_lines(best.conversations, conversations)
-    _write_lines(best.pairs, pairs)
+    write_lines(best.conversations, conversations, ensure_ascii=True)
+    write_lines(best.pairs, pairs, ensure_ascii=True)
     found = statistics([line["answers"] for line in lines], rewards.names, config.threshold)
     found |= {"kept": len(conversations), "pairs": len(pairs)}
     write_json(best.conversations.with_name("statistics.json"), found)
@@ -296,15 +290,6 @@ def statistics(groups: Sequence[Sequence[dict]], names: Sequence[str], threshold
         right = [sum(reward >= threshold for reward in rewards) for rewards in totals]
         found["pass"] = {str(k): mean([pass_at_k(n, c, k) for c in right]) for k in ks}
     return found
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """The chance that of k answers, taken from n of which c are right, at least one is: 1 − C(n−c, k) / C(n, k).
-
-    An unbiased estimate of the chance that one of k fresh answers is right (Chen et al. 2021, "Evaluating Large Language Models
-    Trained on Code", eq. 1).
-    """
-    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def best_at_k(rewards: Sequence[float], k: int) -> float:

@@ -16,7 +16,6 @@ from data.text.hf_tokenizer import load_tokenizer
 from data.text.tokenizer import Tokenizer
 from lm.adapt import lora
 from lm.checkpoint import Checkpoints, named, nested, newest, plain, unplain
-from lm.cli import write_json
 from lm.config import ModelConfig
 from lm.convert.families import FAMILIES, config_json, copies, essence, family_for
 from lm.convert.files import Planned, lay_out, read_json, write
@@ -30,6 +29,7 @@ from lm.errors import UserError
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.progress import progress
+from lm.saving import write_json
 from lm.workdir import read_config
 
 AS_IS = "as-is"

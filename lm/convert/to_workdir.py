@@ -10,7 +10,6 @@ from jax.sharding import Mesh
 from data.text.fingerprints import record_tokenizer
 from data.text.hf_tokenizer import FILES, copy_files, load_tokenizer
 from lm.checkpoint import Checkpoints
-from lm.cli import write_json
 from lm.config import ModelConfig
 from lm.convert.files import read_json
 from lm.convert.folders import check_free, written_whole
@@ -21,6 +20,7 @@ from lm.convert.tokenizer_files import import_tokenizer
 from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, shardings
+from lm.saving import write_json
 from lm.workdir import read_config
 
 

@@ -17,7 +17,8 @@ from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, proc
 
 from data.chat.template import CHAT_TEMPLATE
 from data.text.hf_tokenizer import HFTokenizer, copy_files, load_tokenizer, special_ids
-from data.text.tokenizer import BOS, CONTROLS, RESERVED, ROLES, UNK, Tokenizer, write_whole
+from data.text.tokenizer import BOS, CONTROLS, RESERVED, ROLES, UNK, Tokenizer
+from lm import saving
 
 
 class SpecialIds(NamedTuple):
@@ -54,9 +55,9 @@ def export_tokenizer(
     }
     config |= {"model_max_length": max_length} if max_length else {}
     config |= {"chat_template": chat_template} if chat_template else {}
-    write_whole(to / "tokenizer.json", fast_tokenizer(tokenizer).to_str(pretty=True).encode())
+    saving.write(to / "tokenizer.json", fast_tokenizer(tokenizer).to_str(pretty=True))
     for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", names)):
-        write_whole(to / name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        saving.write(to / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def import_tokenizer(hf_dir: Path, workdir: Path) -> SpecialIds:

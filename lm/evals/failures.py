@@ -13,11 +13,13 @@ void once the model has trained on it.
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lm import saving
 from lm.errors import UserError
 from lm.evals.stats.measures import is_number
 
@@ -56,8 +58,8 @@ def export(samples: Iterable[Mapping[str, Any]], folder: str | os.PathLike) -> d
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"export_failures={folder}: is a file; name a folder")
-    strangers = [path.name for path in folder.iterdir()] if folder.exists() else []
-    strangers = sorted(set(strangers) - {*FILES, "manifest.json", "README.md"} - {f".{name}.new" for name in FILES})
+    names = {re.sub(r"^\.?(.+?)(\.\d+)?\.new$", r"\1", path.name) for path in folder.iterdir()} if folder.exists() else set()
+    strangers = sorted(names - {*FILES, "manifest.json", "README.md"})
     if strangers:
         raise UserError(f"export_failures={folder}: holds {strangers[0]}, which is not part of an export; name an empty folder")
     rows: dict[str, list[dict]] = {name: [] for name in FILES}
@@ -201,15 +203,9 @@ def _write(folder: Path, rows: Mapping[str, list[dict]], manifest: dict) -> None
         (folder / name).unlink(missing_ok=True)
     for name, found in rows.items():
         if found:
-            _replace(folder / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
-    _replace(folder / "README.md", readme(manifest))
-    _replace(folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
-
-
-def _replace(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+            saving.write_lines(folder / name, found)
+    saving.write(folder / "README.md", readme(manifest))
+    saving.write(folder / "manifest.json", json.dumps(manifest, indent=1, ensure_ascii=False) + "\n")
 
 
 def readme(manifest: Mapping) -> str:

@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 from flax import nnx
 
-from lm import cli
+from lm import saving
 from lm.errors import UserError
 from lm.evals.asked import open_tasks, settings_of, template_of
 from lm.evals.engine.engine import Engine
 from lm.evals.outcome import Task
-from lm.evals.run import finite
 from lm.evals.stats.measures import is_number, metrics
 from lm.parallel import hosts
+from lm.saving import plain
 
 Measure = Callable[[int, nnx.State], dict[str, float]]
 
@@ -48,10 +48,10 @@ def measuring(evals: Evals | None, workdir: Path, graph, tokenizer) -> Measure |
 
     def measure(step: int, params: nnx.State) -> dict[str, float]:
         engine = Engine(nnx.merge(graph, params), tokenizer, name=workdir.name, template=evals.template, progress=False)
-        results = {task.name: finite(task.run(engine).results) for task in evals.tasks}
+        results = {task.name: plain(task.run(engine).results) for task in evals.tasks}
         if hosts.is_first():
             (workdir / "evals").mkdir(exist_ok=True)
-            cli.write_json(workdir / "evals" / f"step-{step:06d}.json", results)
+            saving.write_json(workdir / "evals" / f"step-{step:06d}.json", results)
         return {
             f"{name}/{metric}": result[metric]
             for name, result in results.items()

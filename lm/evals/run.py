@@ -11,7 +11,6 @@ results.json and samples.jsonl contain no times and no machine names: the same e
 import hashlib
 import importlib.metadata
 import json
-import math
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from data.text.hf_tokenizer import load_tokenizer
-from lm import cli
+from lm import saving
 from lm.errors import UserError
 from lm.evals import compare, contamination, failures
 from lm.evals.asked import open_tasks, others_of, settings_of, template_of
@@ -34,6 +32,7 @@ from lm.evals.tasks.core_metric import core
 from lm.infer.load import load_onto
 from lm.parallel import hosts
 from lm.parallel.mesh import make_mesh
+from lm.saving import plain
 from lm.workdir import kept_json, save_record
 
 LIBRARIES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "sentencepiece")
@@ -108,7 +107,7 @@ def finished(
     joined(samples, [workdir / "tasks" / f"{task.name}.jsonl" for task in tasks])
     if config.contamination:
         checked = contamination.of_samples(compare.read_samples(samples), contamination.texts(config.contamination))
-        write_lines(workdir / "contamination.jsonl", checked["items"])
+        saving.write_lines(workdir / "contamination.jsonl", plain(checked["items"]), ensure_ascii=True)
         results["contamination"] = checked["tasks"]
     results |= {
         "model": {"name": engine.name, "fingerprint": asked["model"], "dtype": asked["dtype"]},
@@ -116,7 +115,7 @@ def finished(
         "chat_template": {"applied": bool(config.chat_template), "sha256": digest(engine.encoding.template or "")},
         "seed": config.seed,
     }
-    cli.write_json(workdir / "results.json", finite(results))
+    saving.write_json(workdir / "results.json", plain(results))
     if config.export_failures:
         manifest = failures.export(compare.read_samples(samples), config.export_failures)
         print(f"failed items in {config.export_failures}: {counts(manifest)}", flush=True)
@@ -155,14 +154,14 @@ def kept(task: Task, engine: Engine, workdir: Path, asked: Mapping[str, Any]) ->
     if done and done["depends_on"] == depends:
         return done["results"]
     outcome: Outcome = task.run(engine)
-    results = finite(outcome.results)
+    results = plain(outcome.results)
     if not results["n"]:
         problems = (results.get("problems") or {}).items()
         why = "; ".join(f"{kind}: {found['examples'][0]}" for kind, found in problems if found["examples"]) or "it has none"
         raise UserError(f"{task.name}: no item was scored ({why}); fix its files, or remove it from tasks")
     if hosts.is_first():
-        write_lines(path.with_suffix(".jsonl"), outcome.samples)
-        cli.write_json(path, {"depends_on": depends, "results": results})
+        saving.write_lines(path.with_suffix(".jsonl"), map(plain, outcome.samples), ensure_ascii=True)
+        saving.write_json(path, {"depends_on": depends, "results": results})
     return results
 
 
@@ -187,30 +186,8 @@ def digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def finite(value: Any) -> Any:
-    """Return a value that JSON can hold: NumPy numbers become plain numbers, and non-finite numbers become null."""
-    if isinstance(value, Mapping):
-        return {str(key): finite(one) for key, one in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(one) for one in value]
-    if isinstance(value, np.generic | np.ndarray):
-        return finite(value.tolist())
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_lines(path: Path, rows: Sequence[Mapping]) -> None:
-    """Write rows as JSON lines, atomically."""
-    beside = path.with_name(path.name + ".new")
-    with beside.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(finite(row)) + "\n")
-    beside.replace(path)
-
-
 def joined(path: Path, parts: Sequence[Path]) -> None:
-    """Concatenate the parts into `path`, atomically."""
-    beside = path.with_name(path.name + ".new")
-    with beside.open("wb") as file:
+    """Write the parts one after another."""
+    with saving.replacing(path, "wb") as file:
         for part in parts:
             file.write(part.read_bytes())
-    beside.replace(path)

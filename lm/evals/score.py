@@ -12,15 +12,13 @@ A line of --responses answers one item:
 """
 
 import importlib
-import json
-import os
 import platform
 import sys
 from pathlib import Path
 
 from absl import flags
 
-from lm import cli
+from lm import cli, saving
 from lm.errors import UserError
 from lm.evals.tasks.items import csv_rows, digest, json_lines
 
@@ -69,8 +67,8 @@ def main(argv: list[str]) -> None:
     for path in written:
         path.parent.mkdir(parents=True, exist_ok=True)
     if "samples" in paths:
-        write_lines(paths["samples"], samples)
-    cli.write_json(paths["out"], results)
+        saving.write_lines(paths["samples"], samples, ensure_ascii=True)
+    saving.write_json(paths["out"], results)
     told = results[given.task]
     figures = {name: value for name, value in told.items() if isinstance(value, float) and not name.endswith("_stderr")}
     print(", ".join([*(f"{name} {value:.4g}" for name, value in figures.items()), f"n {told['n']}, missing {told['missing']}"]))
@@ -105,15 +103,6 @@ def read_items(task: str, path: Path) -> list[dict]:
         subject = next((name.removesuffix(end) for end in ("_test", "_val", "_dev") if name.endswith(end)), name)
         items = [{"subject": subject} | item for item in items]
     return items
-
-
-def write_lines(path: Path, rows: list[dict]) -> None:
-    """Writes beside, then renames."""
-    beside = path.with_name(path.name + ".new")
-    with beside.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row) + "\n")
-    os.replace(beside, path)
 
 
 if __name__ == "__main__":

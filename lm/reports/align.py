@@ -21,10 +21,12 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
+from lm import saving
 from lm.align.alarms import Alarm, alarms, is_better, is_validation, words
 from lm.errors import UserError
 from lm.reports.charts import INK, SERIES, VALID, dots, from_zero, svg, thin, trend
-from lm.reports.page import machine, number, plain, render, replace, replace_json
+from lm.reports.page import machine, number, render, replace_json
+from lm.saving import plain
 from lm.train.history import column, json_lines
 from lm.workdir import read_object
 
@@ -87,7 +89,7 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     if (statistics := workdir / "best_of" / "statistics.json").is_file():
         report["best_of"] = read_object(statistics, MAKE)
     replace_json(workdir / "report.json", report)
-    replace(workdir / "report.html", html(report, lines, samples))
+    saving.write(workdir / "report.html", html(report, lines, samples))
 
 
 def write_run(workdir: Path, report: dict) -> None:
@@ -114,7 +116,7 @@ def _same(sample: dict) -> str:
 
 
 def html(report: dict, lines: Sequence[dict] = (), samples: Sequence[dict] = ()) -> str:
-    """Return the page, from plain values (`plain` of lm/reports/page.py) and the results of `load_lines` and `load_samples`."""
+    """Return the page, from plain values (`plain` of lm/saving.py) and the results of `load_lines` and `load_samples`."""
     before, after = report.get("before") or {}, report.get("after") or {}
     own = own_measure(after)
     return render(
@@ -349,7 +351,9 @@ def write_stages(workdirs: Sequence[str | os.PathLike], to: str | os.PathLike | 
     worse = [stage["name"] for stage in stages if not stage["better"]]
     sentence = f"Not better by its own measure: {', '.join(worse)}." if worse else "Each stage is better by its own measure."
     replace_json(to / "pipeline.json", plain(saved))
-    replace(to / "pipeline.html", render("pipeline.html.j2", plain(report), pipeline=stages, verdict=sentence, last_step=None))
+    saving.write(
+        to / "pipeline.html", render("pipeline.html.j2", plain(report), pipeline=stages, verdict=sentence, last_step=None)
+    )
     return to / "pipeline.html"
 
 

@@ -15,12 +15,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from lm import saving
 from lm.errors import UserError
 from lm.evals.compare import compare_runs, read_results, read_samples
 from lm.evals.stats.measures import badness, ideal, interval, is_number, level, main_metric, metrics, scale, tasks
 from lm.reports.charts import SERIES, Row, calibration, change_colour, forest, radar, risk_coverage
 from lm.reports.evaluation_items import gather
-from lm.reports.page import flatten, machine, number, plain, render, replace, replace_json
+from lm.reports.page import flatten, machine, number, render, replace_json
+from lm.saving import plain
 from lm.workdir import kept_json
 
 GROUPS = {  # axes of the radar; a task belongs to the first with a matching pattern (without "core_")
@@ -119,7 +121,7 @@ def write(
         compared[name] = compare_runs(theirs, read_samples(path), results, read_samples(samples))
     told = about | {"comparison": plain(compared)}
     replace_json(workdir / "report.json", told)
-    replace(workdir / "report.html", html(told, plain(runs), gather(read_samples(samples))))
+    saving.write(workdir / "report.html", html(told, plain(runs), gather(read_samples(samples))))
     return told
 
 

@@ -6,7 +6,6 @@ light or dark theme. Templates extend templates/page.html.j2.
 
 import importlib.metadata
 import json
-import math
 import os
 import platform
 import re
@@ -16,6 +15,7 @@ from pathlib import Path
 import jinja2
 import psutil
 
+from lm import saving
 from lm.reports.charts import short
 
 
@@ -62,19 +62,6 @@ def render(template: str, report: dict, **context) -> str:
     return environment.get_template(template).render(report=report, config=flatten(report.get("config") or {}), **context)
 
 
-def plain(value):
-    """Return `value` as JSON types; non-finite numbers become None, other types become strings."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(item) for item in value]
-    if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (bool, int, str)) else str(value)
-
-
 def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
     """Return a nested config as {"a.b.c": JSON of the value}, with the names that `--config.a.b.c=` takes."""
     flat = {}
@@ -112,14 +99,4 @@ def _cores() -> int:
 
 
 def replace_json(path: Path, value) -> None:
-    replace(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file atomically."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    saving.write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")

@@ -4,8 +4,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lm import saving
 from lm.align.safety.figures import HEADLINES, headlines
-from lm.reports.page import machine, plain, render, replace, replace_json
+from lm.reports.page import machine, render, replace_json
+from lm.saving import plain
 
 SHOWN = 12  # maximum number of examples
 
@@ -75,7 +77,7 @@ def write(
         }
     )
     replace_json(Path(workdir) / "report.json", report)
-    replace(Path(workdir) / "report.html", html(report))
+    saving.write(Path(workdir) / "report.html", html(report))
 
 
 def html(report: Mapping) -> str:

@@ -16,13 +16,14 @@ from matplotlib.ticker import NullFormatter
 
 from data.text.dataset import prepared, texts
 from data.text.tokenizer import Tokenizer
+from lm import saving
 from lm.checkpoint import plain as by_name
-from lm.cli import write_json
 from lm.infer.sampler import generate
 from lm.model.transformer import skeleton
 from lm.progress import progress
 from lm.reports.charts import INK, MUTED, SERIES, TRAIN, VALID, dots, from_zero, svg, thin, trend
-from lm.reports.page import machine, plain, render, replace, replace_json
+from lm.reports.page import machine, render, replace_json
+from lm.saving import plain, write_json
 from lm.train import ngram
 from lm.train.history import column, load_metrics
 from lm.train.speed import FORMULA, peak_flops
@@ -177,7 +178,7 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     metrics = workdir / "metrics.jsonl"
     train, valid = load_metrics(metrics) if metrics.exists() else ([], [])
     replace_json(workdir / "report.json", report)
-    replace(workdir / "report.html", html(report, train, valid))
+    saving.write(workdir / "report.html", html(report, train, valid))
 
 
 def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -> str:

@@ -16,6 +16,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from lm import saving
 from lm.progress import progress
 
 
@@ -31,9 +32,8 @@ def rewind(path: Path, step: int) -> None:
                 kept.append(line)
         except (ValueError, KeyError, TypeError):
             continue
-    beside = path.with_name(path.name + ".new")
-    beside.write_text("".join(line + "\n" for line in kept))
-    os.replace(beside, path)
+    with saving.replacing(path) as file:
+        file.writelines(line + "\n" for line in kept)
 
 
 class Log:

@@ -1,7 +1,6 @@
 """What a model answers as it learns: a few held-out tasks again and again, with what the answers earn, in samples.jsonl."""
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from lm.align.alarms import alarms
 from lm.align.rl.rewards import Rewards
 from lm.align.rl.rolling import Rolling, judged
 from lm.parallel.hosts import is_first
+from lm.saving import write_lines
 
 
 class Samples:
@@ -50,9 +50,7 @@ class Samples:
         """Whole or not at all; what a run that was killed had sampled at this step or later is replaced."""
         path = self.workdir / "samples.jsonl"
         kept = [line for line in read(path) if line["step"] < step]
-        beside = path.with_name(path.name + ".new")
-        beside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in (*kept, *lines)), encoding="utf-8")
-        os.replace(beside, path)
+        write_lines(path, (*kept, *lines))
 
     def _alarms(self) -> list[str]:
         """Those that were not told yet."""

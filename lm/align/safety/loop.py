@@ -26,14 +26,13 @@ from flax import nnx
 from data.sources import open_sources
 from data.text.fingerprints import check_tokenizer, record_tokenizer
 from data.text.hf_tokenizer import load_tokenizer
-from lm import cli
 from lm.align.run import chat_template
 from lm.align.run import run as train
 from lm.align.safety import critique
 from lm.align.safety import data as safety_data
 from lm.align.safety.constitution import load_constitution
 from lm.align.safety.figures import change
-from lm.align.safety.stages import kept_json, kept_lines, kept_seconds, read_lines, write_lines
+from lm.align.safety.stages import kept_json, kept_lines, kept_seconds, read_lines
 from lm.checkpoint import damage
 from lm.convert.source import open_source
 from lm.errors import UserError, naming
@@ -44,6 +43,7 @@ from lm.evals.redteam.safety_prompts import Prompt, read_failures, read_prompts
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import make_mesh, shardings
+from lm.saving import write_json, write_lines
 from lm.train.start import adopt
 from lm.workdir import check_record, held, save_record, steps_saved
 from lm.workdir import kept_json as standing
@@ -233,7 +233,7 @@ class Loop:
         seconds = kept_seconds(self.workdir / "seconds.json", time.perf_counter() - self.begin)
         first, last = (read_lines(self._round(n) / "evaluation" / "judged.jsonl") for n in (0, trained))
         self._reports.safety(self.workdir, self.config.to_dict(), found, first, last, {"safety loop": seconds})
-        cli.write_json(self.workdir / "safety.json", found)  # the last: all else that is there belongs to it
+        write_json(self.workdir / "safety.json", found)  # the last: all else that is there belongs to it
         return found
 
     # Parts of stages.

@@ -4,15 +4,14 @@ Of several processes all make a result together; the first one writes it, and al
 """
 
 import json
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lm import workdir
-from lm.cli import write_json
 from lm.damage import set_aside
 from lm.parallel import hosts
+from lm.saving import write_json, write_lines
 
 
 def kept_json(path: Path, make: Callable[[], Any]) -> Any:
@@ -21,7 +20,6 @@ def kept_json(path: Path, make: Callable[[], Any]) -> Any:
     if value is None:
         value = make()
         if hosts.is_first():
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_json(path, value)
         value = hosts.from_first(lambda: json.loads(path.read_text(encoding="utf-8")))
     return value
@@ -51,13 +49,6 @@ def kept_seconds(path: Path, more: float) -> float:
     total = more + (workdir.kept_json(path) or 0.0)
     write_json(path, total)
     return total
-
-
-def write_lines(path: Path, lines: Iterable[dict]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".new")
-    beside.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    os.replace(beside, path)
 
 
 def read_lines(path: Path) -> list[dict]:

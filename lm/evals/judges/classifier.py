@@ -21,7 +21,7 @@ from scipy.optimize import minimize
 from data.chat.conversations import read_examples
 from data.chat.template import encode_chat
 from data.text.hf_tokenizer import load_tokenizer
-from lm import cli, compile_cache
+from lm import cli, compile_cache, saving
 from lm.errors import UserError
 from lm.evals.judges.verdict import Judge, Verdict
 from lm.evals.stats.intervals import wilson
@@ -130,7 +130,7 @@ def train(checkpoint: str, data: str, out: Path, *, valid_fraction: float = 0.2,
     }
     out.mkdir(parents=True, exist_ok=True)
     arrays = {key: np.asarray(value).tolist() for key, value in fitted._asdict().items()}
-    cli.write_json(out / "judge.json", {"checkpoint": str(Path(checkpoint).absolute()), **arrays, "validation": report})
+    saving.write_json(out / "judge.json", {"checkpoint": str(Path(checkpoint).absolute()), **arrays, "validation": report})
     return report
 
 

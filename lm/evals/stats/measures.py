@@ -184,6 +184,15 @@ def _is(metric: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatchcase(metric, pattern) for pattern in patterns)
 
 
+def pass_at_k(n: int, c: int, k: int) -> float:
+    """The chance that of k answers, taken from n of which c are right, at least one is: 1 − C(n−c, k) / C(n, k).
+
+    An unbiased estimate of the chance that one of k fresh answers is right (Chen et al. 2021, "Evaluating Large Language Models
+    Trained on Code", eq. 1).
+    """
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
 def mean(name: str, values: Sequence[float]) -> dict[str, float | None]:
     """Return {name: mean, name_stderr: sample standard deviation / √n}; None if there are too few values."""
     n = len(values)

@@ -5,13 +5,13 @@ A document has prompt (the start of a program), test (which defines check(candid
 completion passes if prompt + completion + test runs to its end in lm/sandbox/run.py.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
 from lm.evals.outcome import Outcome, TaskSettings
 from lm.evals.stats.joining import Malformed, text
+from lm.evals.stats.measures import pass_at_k
 from lm.evals.subject import Generated, Subject
 from lm.evals.tasks import documents, generation, prompting
 from lm.evals.tasks.aggregate import about, summary, versions_of
@@ -97,7 +97,7 @@ class Code(NamedTuple):
                 "passed" if good else end.outcome if end.outcome != "ok" else "left early" for good, end in zip(passed, ends)
             ],
             "complaint": next((_complaint(end.stderr) for good, end in zip(passed, ends) if not good), ""),
-            "metrics": {f"pass@{k}": pass_at(len(passed), sum(passed), k) for k in self.pass_at},
+            "metrics": {f"pass@{k}": pass_at_k(len(passed), sum(passed), k) for k in self.pass_at},
             "failed": not any(passed),
         } | ({"messages": list(context.messages)} if context.messages is not None else {})
 
@@ -105,11 +105,6 @@ class Code(NamedTuple):
 def _complaint(stderr: str) -> str:
     """Return the exception's name. Its message may hold memory addresses, which differ between runs."""
     return stderr.strip().rpartition("\n")[2].partition(":")[0][:80]
-
-
-def pass_at(n: int, c: int, k: int) -> float:
-    """Return 1 − C(n−c, k)/C(n, k): the unbiased probability that one of k completions passes, if c of n do (eq. 1)."""
-    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def build(name: str, spec: dict, settings: TaskSettings) -> Code:

@@ -11,11 +11,12 @@ import pytest
 from data.chat.conversations import read_examples
 from data.chat.example_encoding import Encoder
 from data.text.tokenizer import train
-from lm.align.best_of import answered, best_and_worst, best_at_k, kept, pass_at_k, statistics
+from lm.align.best_of import answered, best_and_worst, best_at_k, kept, statistics
 from lm.align.rl.rewards import Rewards
 from lm.align.rl.rolling import Rolling
 from lm.align.settings import check_best_of
 from lm.errors import UserError
+from lm.evals.stats.measures import pass_at_k
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
 from lm.train.step import model_config_of

@@ -10,6 +10,7 @@ import pytest
 
 from lm.reports import charts, page
 from lm.reports import train as report
+from lm.saving import plain
 from lm.train import history
 
 FULL = {
@@ -120,7 +121,7 @@ def test_a_full_report_has_every_section_and_stands_alone(tmp_path):
         assert cell in text, cell
     assert "Split by the hash of the path." in text
     saved = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    assert saved == page.plain(FULL)
+    assert saved == plain(FULL)
     assert saved["data"]["sources"]["stdlib"]["rows"] == 70
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "report.html", "report.json"]
 
@@ -137,19 +138,19 @@ def test_text_of_the_model_and_of_the_user_is_escaped(tmp_path):
 @pytest.mark.parametrize("missing", [*FULL, "all"])
 def test_a_missing_part_leaves_its_section_out(missing):
     partial = {} if missing == "all" else {key: value for key, value in FULL.items() if key != missing}
-    drawn = Page(report.html(page.plain(partial)))
+    drawn = Page(report.html(plain(partial)))
     assert len(drawn.headings) < 9
 
 
 @pytest.mark.parametrize("part", ["data", "validation", "throughput", "training", "tokenizer", "stages", "config"])
 def test_an_empty_or_null_part_is_a_missing_one(part):
     for value in ({}, None):
-        Page(report.html(page.plain(FULL | {part: value})))
+        Page(report.html(plain(FULL | {part: value})))
 
 
 def test_values_that_are_unknown_are_left_out():
     unknown = {key: dict.fromkeys(FULL[key]) for key in ("validation", "throughput", "training", "tokenizer", "stages")}
-    text = report.html(page.plain(FULL | unknown))
+    text = report.html(plain(FULL | unknown))
     assert "None" not in text
     assert "Against n-grams" not in text
 
@@ -226,4 +227,4 @@ def test_the_machine_is_described_in_plain_values():
     machine = page.machine()
     assert machine["cpu"] and machine["cores"] >= 1 and machine["memory_gib"] > 0
     assert machine["python"].count(".") == 2
-    assert machine == page.plain(machine)
+    assert machine == plain(machine)

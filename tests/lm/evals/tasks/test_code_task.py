@@ -8,9 +8,9 @@ import pytest
 
 from lm.errors import UserError
 from lm.evals.outcome import TaskSettings
+from lm.evals.stats.measures import pass_at_k
 from lm.evals.subject import Generated
 from lm.evals.tasks.catalogue import open_task
-from lm.evals.tasks.code import pass_at
 from tests.lm.evals.tasks import task_rows as rows
 
 ANSWERS = {
@@ -55,8 +55,8 @@ def test_pass_at_k_is_the_share_of_draws_with_a_pass():
     for n, c, k in [(5, 2, 1), (5, 2, 3), (6, 0, 2), (6, 6, 2), (4, 3, 2), (10, 1, 10)]:
         draws = list(itertools.combinations(range(n), k))
         share = sum(any(i < c for i in draw) for draw in draws) / len(draws)
-        assert pass_at(n, c, k) == pytest.approx(share)
-    assert pass_at(200, 1, 1) == pytest.approx(1 / 200) and math.isfinite(pass_at(1000, 5, 100))
+        assert pass_at_k(n, c, k) == pytest.approx(share)
+    assert pass_at_k(200, 1, 1) == pytest.approx(1 / 200) and math.isfinite(pass_at_k(1000, 5, 100))
 
 
 def test_several_completions_of_each_problem(tmp_path):

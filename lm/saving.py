@@ -1,0 +1,56 @@
+"""Save files whole or not at all: write beside the file, then rename."""
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+
+@contextlib.contextmanager
+def replacing(path: Path, mode: str = "w", shared: bool = False) -> Iterator[IO]:
+    """Yield a file beside `path`, whose folder is made.
+
+    It replaces `path` when the block ends. If the block fails, it is deleted.
+
+    shared: several processes may write `path` at once. Otherwise the next one replaces what a killed process left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new" if shared else f"{path.name}.new")
+    try:
+        with beside.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    with replacing(path, "wb", shared=True) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: object) -> None:
+    with replacing(path) as file:
+        file.write(json.dumps(value, indent=1) + "\n")
+
+
+def write_lines(path: Path, rows: Iterable[Mapping], ensure_ascii: bool = False) -> None:
+    """Write JSON lines. ensure_ascii: escape what is not ASCII, as text with lone surrogates needs."""
+    with replacing(path) as file:
+        file.writelines(json.dumps(row, ensure_ascii=ensure_ascii) + "\n" for row in rows)
+
+
+def plain(value: Any) -> Any:
+    """Return `value` as JSON has it: mappings, lists, strings, finite numbers (others become None). The rest become strings."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # NumPy and JAX arrays and scalars
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
