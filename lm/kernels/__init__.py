@@ -1,1 +1,1 @@
-"""Pure functions that carry the time: matrix product, attention, cross-entropy. Each has a plain twin beside it."""
+"""The functions that take most of the time: matrix product, attention, cross-entropy. Each has a plain reference twin."""

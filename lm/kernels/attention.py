@@ -1,7 +1,7 @@
 """Causal attention inside segments: grouped keys and values, sliding windows, soft-capped scores, learned sinks.
 
-Axes here: B batch, T queries, S keys, G key/value heads, R query heads a key/value head, K head size of queries and keys, V of
-values; H = G·R.
+Axes here: B batch, T queries, S keys, G key/value heads, R query heads per key/value head, K head size of queries and keys,
+V head size of values; H = G·R.
 """
 
 import functools
@@ -18,16 +18,16 @@ from jax.sharding import PartitionSpec
 from lm.kernels.matmul import product, spec_of
 from lm.parallel.mesh import reshard, spec
 
-# Finite, so that a row without any visible key (padding) gives a uniform average instead of NaN.
+# Finite, so that a row without visible keys (padding) gives a uniform average instead of NaN.
 MASKED = -1e30
-BLOCK = 128  # least queries taken at a time
+BLOCK = 128  # smallest number of queries in a block
 
 
 class Branches(NamedTuple):
-    """How rows branch: several continuations lie one behind the other and share what they begin with. All int32.
+    """Branches of a row: several continuations stored one after the other, with one shared prefix. All int32.
 
-    ends_BS: the slot from which on each key is no longer seen. places_BT, key_places_BS: where queries and keys stand in their
-    own text, by which a window counts, since other branches may lie between.
+    ends_BS: the first slot whose query no longer sees the key. places_BT, key_places_BS: positions of queries and keys in their
+    own text. A window counts these positions, because other branches may lie between.
     """
 
     ends_BS: jax.Array
@@ -36,10 +36,10 @@ class Branches(NamedTuple):
 
 
 class Visible(NamedTuple):
-    """Which keys each query sees, in numbers of queries and keys: a mask [B, T, S] would be as large as the scores of a head.
+    """The attention mask in compact form: a mask [B, T, S] would be as large as the scores of a head.
 
-    A query sees keys of its own segment, at or before its own slot, and with a window no farther back than that.
-    segments_BT, key_segments_BS: int32. slots_T: int32, the slot among the keys that each query stands in.
+    A query sees the keys of its own segment, at or before its own slot and within the window if there is one.
+    segments_BT, key_segments_BS: int32. slots_T: int32, the slot of each query among the keys.
     """
 
     segments_BT: jax.Array
@@ -48,7 +48,7 @@ class Visible(NamedTuple):
     branches: Branches | None = None
 
     def mask(self, window: int = 0, queries: slice = slice(None), keys: slice = slice(0, None)) -> jax.Array:
-        """bool [B, T, S] of some queries and keys, True where one sees the other."""
+        """Return a bool mask [B, T, S] for these queries and keys, True where the query sees the key."""
         key_segments_BS, slots_T1 = self.key_segments_BS[:, keys], self.slots_T[queries, None]
         slots_S = keys.start + jnp.arange(key_segments_BS.shape[1])
         seen_BTS = (slots_S <= slots_T1) & (self.segments_BT[:, queries, None] == key_segments_BS[:, None, :])
@@ -63,14 +63,14 @@ class Visible(NamedTuple):
 def attention(
     q_BTHK, k_BSGK, v_BSGV, visible: Visible, *, scale: float, window: int = 0, softcap: float = 0.0, sinks_H=None
 ) -> jax.Array:
-    """softmax(scale·q·kᵀ + mask)·v (Vaswani et al. 2017), H query heads sharing G key/value heads (Ainslie et al. 2023).
+    """Return softmax(scale·q·kᵀ + mask)·v (Vaswani et al. 2017); H query heads share G key/value heads (Ainslie et al. 2023).
 
     Args:
       q, k, v: in the compute dtype.
-      visible: T = S, and query t stands in slot t. Its mask is made for one block of queries at a time.
-      window: above 0, how many slots (or places) a query sees, its own included; keys out of reach are not looked at.
-      softcap: above 0, scores s become softcap·tanh(s / softcap) before masking (Gemma 2, 2024).
-      sinks_H: logits that join the softmax's denominator and add nothing to the sum (gpt-oss, 2025; Xiao et al. 2023).
+      visible: T = S, and query t is in slot t. Its mask is built for one block of queries at a time.
+      window: if above 0, how many slots (or places) a query sees, its own included. Blocks skip keys that are out of reach.
+      softcap: if above 0, scores s become softcap·tanh(s / softcap) before masking (Gemma 2, 2024).
+      sinks_H: logits added to the softmax's denominator only; their value is 0 (gpt-oss, 2025; Xiao et al. 2023).
     Returns: [B, T, H, V] in q's dtype. Scores and softmax are float32.
     """
     sinks_H = None if sinks_H is None else reshard(sinks_H, "heads")
@@ -87,11 +87,12 @@ def attention_to_cache(
     softcap: float = 0.0,
     sinks_H=None,
 ) -> jax.Array:
-    """The same of some queries to more keys and values, laid out and kept as a cache has them.
+    """Return attention of queries to cached keys and values, [B, T, H, V] in q's dtype. The layout is that of the cache.
 
-    kept: keys [P, G, s, K] and values [P, G, s, V] of one part of the S slots after another; P divides B, and row p is of each
-    of B / P queries that stand one after the other. Products are of the keys' dtype, which may be wider than the queries'. Many
-    queries go a block at a time, to all keys; the gradient takes a block's scores anew.
+    kept: parts of the S slots in order, each keys [P, G, s, K] and values [P, G, s, V]. P divides B. Row p of a part serves the
+      batch rows p·n … (p+1)·n − 1 with n = B / P.
+    Products use the keys' dtype, which may be wider than the queries'. Many queries are processed in blocks, each against all
+    keys; the gradient recomputes the scores of each block.
     """
     (B, T, H, _), G = q_BTHK.shape, kept[0][0].shape[1]
     q_BGRTK, dtype = _by_head(q_BTHK, G).astype(kept[0][0].dtype), q_BTHK.dtype
@@ -128,7 +129,7 @@ def attention_to_cache(
 
 
 def attention_reference(q_BTHK, k_BSGK, v_BSGV, mask_BTS, *, scale: float, softcap: float = 0.0, sinks_H=None) -> jax.Array:
-    """The plain twin of both, with keys and values as `attention` has them: whole score matrix and autodiff."""
+    """Reference twin of both: the whole score matrix and autodiff. Keys and values have the layout of `attention`."""
     G = k_BSGK.shape[2]
     scores = _capped(product("btgrk,bsgk->bgrts", _grouped(q_BTHK, G), k_BSGK), softcap, scale)
     scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
@@ -141,12 +142,12 @@ def attention_reference(q_BTHK, k_BSGK, v_BSGV, mask_BTS, *, scale: float, softc
 
 def _grouped(q_BTHK, G: int):
     B, T, H, K = q_BTHK.shape
-    # Said, since with G = 1 the reshape alone would leave a tensor axis on R.
+    # An explicit sharding: with G = 1 the reshape alone would leave a tensor axis on R.
     return lax.reshape(q_BTHK, (B, T, G, H // G, K), out_sharding=spec("batch", "length", "kv_heads", None, None))
 
 
 def _by_head(x_BTHK, G: int):
-    """[B, G, R, T, K]: a head's tokens lie together, so that scores come as they are wanted and need not be moved."""
+    """Return [B, G, R, T, K]: the tokens of a head are contiguous, so the scores need no transpose."""
     return jnp.moveaxis(_grouped(x_BTHK, G), 1, 3)
 
 
@@ -156,7 +157,7 @@ def _ungrouped(q_BTGRK):
 
 
 def _by_group(sinks_H, G: int):
-    """Float32 [G, R, 1, 1], to stand beside scores [B, G, R, T, S]."""
+    """Return the sinks as float32 [G, R, 1, 1], which broadcasts against scores [B, G, R, T, S]."""
     shape = (G, sinks_H.shape[0] // G, 1, 1)
     return lax.reshape(sinks_H.astype(jnp.float32), shape, out_sharding=spec("kv_heads", None, None, None))
 
@@ -166,7 +167,7 @@ def _scores(q_BGRTK, k_BGSK, scale, softcap):
 
 
 def _of_rows(equation, x, kept):
-    """einsum of rows x [B, …] and what is kept for them [P, …], as `attention_to_cache` says; b stands for rows alone."""
+    """Return the einsum of rows x [B, …] and cached rows [P, …] (see `attention_to_cache`); b is the row axis of both."""
     B, P = x.shape[0], kept.shape[0]
     if B == P:
         return product(equation, x, kept)
@@ -179,7 +180,7 @@ def _of_rows(equation, x, kept):
 
 
 def _exponentials(scores, sinks):
-    """(exp(s − top), their sum and the top of each row); a sink joins the sum alone."""
+    """Return (exp(s − top), their sum, top) with top the largest score of each row. A sink is added to the sum only."""
     top = jnp.max(scores, axis=-1, keepdims=True)
     if sinks is not None:
         top = jnp.maximum(top, sinks)
@@ -197,9 +198,9 @@ def _capped(products, softcap, scale):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _blocked(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H):
-    """Block by block of queries, each against the keys it can see: the rest of the score matrix is never computed.
+    """Compute `attention` one block of queries at a time, each against the keys that it can see; other scores are not computed.
 
-    The backward pass takes the scores anew from q, k and the saved log of the softmax's denominator (FlashAttention, Dao
+    The backward pass recomputes the scores from q, k and the saved log of the softmax's denominator (FlashAttention, Dao
     et al. 2022): with P = exp(S − log Z), dV = Pᵀ·dO, dS = P·(dO·Vᵀ − rowsum(dO·O)), dQ = dS·K, dK = dSᵀ·Q. All five
     products take operands in the compute dtype. Soft-capped scores multiply dS by 1 − (S / softcap)². A sink is a score
     whose value is 0: its gradient is −Σ exp(sink − log Z)·rowsum(dO·O).
@@ -208,16 +209,16 @@ def _blocked(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H):
 
 
 def _blocks(visible: Visible, window: int):
-    """(first key, first query, end of both, mask) of every block.
+    """Yield (first key, first query, end of both, mask) for each block.
 
-    Without a window there are at most 8 blocks. With one they are about as long as the window, so that work grows with T
-    and not with T²; but at most 32, lest a long sequence take minutes to compile.
+    Without a window there are at most 8 blocks. With a window a block is about as long as the window, so that work grows with
+    T and not with T². There are at most 32 blocks, because more make a long sequence take minutes to compile.
     """
     T, near = visible.slots_T.shape[0], 0 if visible.branches else window
     eighth = -(-T // 8)
     size = max(BLOCK, min(near, eighth) if near else eighth, -(-T // 32))
     begins = range(0, T, size)
-    # Whole blocks of keys, since odd ends are slow on accelerators.
+    # Keys start at a multiple of BLOCK, because unaligned slices are slow on accelerators.
     firsts = [max(0, begin - near + 1) // BLOCK * BLOCK if near else 0 for begin in begins]
     for first, begin in zip(firsts, begins, strict=True):
         end = min(begin + size, T)
@@ -277,7 +278,7 @@ _blocked.defvjp(_forward, _backward)
 
 
 def _overlaid(firsts, parts):
-    """The sum of parts [B, G, n, K], each from its `first` key on; neither beginnings nor ends go backwards."""
+    """Return the sum of parts [B, G, n, K], each placed at its first key. Both first and last keys never decrease."""
     done, total = [], parts[0]
     for gap, part in zip(np.diff(firsts), parts[1:], strict=True):
         if gap:

@@ -1,7 +1,7 @@
-"""Sequences in chunks of time steps, so that the logits of a whole batch never exist; what a loop over them needs.
+"""Split sequences into chunks of time steps, so that the logits of a whole batch never exist.
 
-A loop over chunks should send nothing between the devices that hold different rows. So sums are kept by row, and the gradient
-of a head, to which every chunk adds, stays a partial sum on each device (`partial_spec`) until the loop is over (`reduced`).
+A loop over chunks should send nothing between devices that hold different rows. So sums are kept per row, and the head's
+gradient stays a partial sum on each device (`partial_spec`) until the loop ends (`reduced`).
 """
 
 import jax
@@ -10,22 +10,22 @@ from jax.sharding import PartitionSpec
 
 from lm.parallel.mesh import RULES, reshard, row_ways
 
-CHUNK_TOKENS = 2048  # positions a device whose logits exist at a time
+CHUNK_TOKENS = 2048  # positions per device whose logits exist at once
 
 
 def chunk_of(B: int, T: int) -> int:
-    """Time steps of a chunk: at most CHUNK_TOKENS positions a device."""
+    """Return the time steps per chunk: at most CHUNK_TOKENS positions per device."""
     return even(T, CHUNK_TOKENS // max(1, B // row_ways()))
 
 
 def even(length: int, most: int) -> int:
-    """The length of chunks, all of one length and at most `most`, that cover `length` with the least padding."""
+    """Return the chunk length, at most `most`, for which equal chunks cover `length` with the least padding."""
     chunks = max(1, -(-length // max(1, most)))
     return max(1, -(-length // chunks))
 
 
 def split(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """[B, T, …] -> [⌈T / chunk⌉, B, chunk, …], split by rows over the mesh and filled up with zeros behind T."""
+    """Reshape [B, T, …] to [⌈T / chunk⌉, B, chunk, …]: rows sharded over the mesh, zeros as padding after T."""
 
     def one(x):
         x = reshard(x, "batch", *[None] * (x.ndim - 1))
@@ -37,15 +37,15 @@ def split(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
 
 
 def joined(x: jax.Array, T: int) -> jax.Array:
-    """[n, B, chunk, …] -> [B, T, …]; the reverse of `split`."""
+    """Reshape [n, B, chunk, …] to [B, T, …]; the inverse of `split`."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :T]
 
 
 def partial_spec(where: PartitionSpec | None) -> PartitionSpec | None:
-    """The partition of a gradient of a weight that lies as `where`, as one device finds it from its own rows.
+    """Return the partition of a weight's gradient before it is summed over devices; the weight's own partition is `where`.
 
-    Whole over fsdp, split over tensor as the weight is, and still to be added up over the devices that hold other rows.
+    The gradient is whole over fsdp, split over tensor like the weight, and unreduced over the axes that split rows.
     """
     if where is None or row_ways() == 1:
         return where
@@ -53,9 +53,9 @@ def partial_spec(where: PartitionSpec | None) -> PartitionSpec | None:
 
 
 def reduced(partial: jax.Array, where: PartitionSpec | None) -> jax.Array:
-    """The sum over devices of what lies as `partial_spec(where)`, split as `where` says."""
+    """Return the sum over devices of an array with partition `partial_spec(where)`, with the partition `where`."""
     if where is None or row_ways() == 1:
         return partial
-    # Scattered over fsdp first: what is left to add up over the other axes is smaller by its size.
+    # Scatter over fsdp first: then the sums over the other axes are smaller by the size of fsdp.
     rest = frozenset(RULES["batch"]) - {axis for axis in where if axis}
     return jax.sharding.reshard(jax.sharding.reshard(partial, PartitionSpec(*where, unreduced=rest)), where)

@@ -1,8 +1,8 @@
 """Cross-entropy of a linear head in chunks, so that the logits of a whole batch never exist.
 
-The loss is a sum over positions, so its gradient with respect to hidden states and head is known as soon as a
-chunk's logits are: it is taken in the forward pass and scaled by the cotangent in the backward pass. One product for
-the logits and two for the gradients, none repeated (the idea of Liger Kernel's fused linear cross-entropy, Hsu et al. 2024).
+The loss is a sum over positions. So the forward pass computes the gradient of each chunk (hidden states and head) right after
+its logits, and the backward pass only scales it by the cotangent. That takes one product for the logits and two for the
+gradients, none repeated (the idea of Liger Kernel's fused linear cross-entropy, Hsu et al. 2024).
 """
 
 import functools
@@ -37,16 +37,16 @@ def cross_entropy(
     measured: bool = False,
     chunk: int | None = None,
 ):
-    """Σ w·(nll + z_loss·(log Z)²) and Σ w·nll, with nll = −log p(target), logits = x·headᵀ and Z = Σ exp(logits).
+    """Return Σ w·(nll + z_loss·(log Z)²) and Σ w·nll, with nll = −log p(target), logits = x·headᵀ and Z = Σ exp(logits).
 
     Args:
       x_BTD: hidden states after the last norm. head_VD: float32 head. targets_BT: int32. weights_BT: float32.
       dtype: compute type of the three products; logits, softmax and sums are float32.
-      z_loss: coefficient of the auxiliary loss that holds log Z near 0 (PaLM, Chowdhery et al. 2022, uses 1e-4).
-      softcap: logits s become softcap·tanh(s/softcap) (Gemma 2); 0: they stay.
-      by_confidence: the objective's nll is multiplied by p(target), without a gradient through that.
-      measured: Σ w·entropy of the softmax, and Σ w where the target is its most likely id, are also returned.
-      chunk: time steps a chunk; None chooses so many that a device has at most CHUNK_TOKENS positions (lm/kernels/chunks.py).
+      z_loss: coefficient of the auxiliary loss that keeps log Z near 0 (PaLM, Chowdhery et al. 2022, uses 1e-4).
+      softcap: logits s become softcap·tanh(s/softcap) (Gemma 2); 0: no cap.
+      by_confidence: multiply the objective's nll by p(target), with no gradient through the factor.
+      measured: also return Σ w·entropy of the softmax, and Σ w over the positions whose most likely id is the target.
+      chunk: time steps per chunk; None: as many as give a device at most CHUNK_TOKENS positions (lm/kernels/chunks.py).
     Returns: (objective, nll) or (objective, nll, entropy, correct), float32 scalars. Only the objective has a gradient, with
       respect to x and head.
     """
@@ -56,7 +56,7 @@ def cross_entropy(
 
 
 def cross_entropy_reference(x_BTD, head_VD, targets_BT, weights_BT, *, z_loss: float = 0.0, softcap: float = 0.0):
-    """The plain twin: whole logits, float32, autodiff."""
+    """Reference twin: whole logits, float32, autodiff."""
     logits_BTV = jnp.einsum("btd,vd->btv", x_BTD.astype(jnp.float32), head_VD)
     if softcap:
         logits_BTV = softcap * jnp.tanh(logits_BTV / softcap)
@@ -79,7 +79,7 @@ def _chunked(dtype, settings, chunk, x_BTD, head_VD, targets_BT, weights_BT):
 
 
 def _logits(x, head, targets, weights, settings: Settings):
-    """One chunk: (logits, where the targets are) [B, c, V], sums by row [B], log Z and what the nll is weighed by [B, c]."""
+    """Return for one chunk: (logits, target mask) [B, c, V], sums per row [B], (log Z, weights of the nll) [B, c]."""
     logits = product("btd,vd->btv", x, head, spec("batch", None, "vocab"))
     if settings.softcap:
         logits = settings.softcap * jnp.tanh(logits / settings.softcap)

@@ -1,10 +1,10 @@
-"""How far a student's next-token distribution is from a teacher's, in chunks, so that the logits of a whole batch never exist.
+"""Divergence between a student's and a teacher's next-token distributions, in chunks: whole-batch logits never exist.
 
-Like the chunked cross-entropy, a sum over positions: its gradient with respect to the student's hidden states and head is taken
-in the forward pass, where both models' logits are at hand, and scaled by the cotangent in the backward pass. Two products for
+Like the chunked cross-entropy it is a sum over positions. The forward pass has both models' logits, so it computes the gradient
+with respect to the student's hidden states and head; the backward pass scales it by the cotangent. That takes two products for
 the logits and two for the gradients, none repeated.
 
-Axes beside the usual: E the teacher's model dimension.
+Extra axis: E the teacher's model dimension.
 """
 
 import functools
@@ -20,14 +20,14 @@ from lm.parallel.mesh import spec
 
 
 class Divergence(NamedTuple):
-    """Sums over positions, weighed, float32 scalars. Only the objective has a gradient, with respect to student and head.
+    """Weighted sums over positions, float32 scalars. Only the objective has a gradient, with respect to x and head.
 
-    objective: w·(mix·τ²·divergence + (1 − mix)·nll). The factor τ² holds the gradient's size, which falls with 1/τ², at that of
-      the nll (Hinton et al. 2015, §2).
+    objective: w·(mix·τ²·divergence + (1 − mix)·nll). The divergence's gradient shrinks as 1/τ²; the factor τ² keeps it at the
+      size of the nll's (Hinton et al. 2015, §2).
     divergence: w·D(p, q) of the teacher's p and the student's q at temperature τ, in nats.
-    kl: w·KL(p ‖ q) at temperature τ, whichever divergence is asked for.
+    kl: w·KL(p ‖ q) at temperature τ, for every kind of divergence.
     nll: −w·log q(target). entropy: w·H(q). Both at temperature 1.
-    agreement: w where the most likely token of both is the same.
+    agreement: w where both models have the same most likely token.
     """
 
     objective: jax.Array
@@ -64,21 +64,21 @@ def divergence(
     teacher_softcap: float = 0.0,
     chunk: int | None = None,
 ) -> Divergence:
-    """The sums of `Divergence` for a student with logits x·headᵀ and a teacher with logits teacher·teacher_headᵀ.
+    """Return the sums of `Divergence` for a student with logits x·headᵀ and a teacher with logits teacher·teacher_headᵀ.
 
     Args:
       x_BTD, teacher_BTE: hidden states after the last norm. head_VD, teacher_head_VE: heads over the same vocabulary.
       targets_BT: int32. weights_BT: float32.
       dtype: compute type of the products; logits, softmax and sums are float32.
       kind: of the divergence D(p, q) from teacher p to student q:
-        "forward": KL(p ‖ q) = Σ p·(log p − log q), which covers all that the teacher may say;
-        "reverse": KL(q ‖ p), which keeps to what the teacher is likely to say;
+        "forward": KL(p ‖ q) = Σ p·(log p − log q), mode-covering;
+        "reverse": KL(q ‖ p), mode-seeking;
         "jsd": β·KL(p ‖ m) + (1 − β)·KL(q ‖ m) with m = β·p + (1 − β)·q, 0 < β < 1 (generalised Jensen-Shannon: Agarwal et al.
         2024, "On-Policy Distillation of Language Models", eq. 1), bounded, and near β times the forward KL for small β.
       mix: share of the divergence in the objective; the rest is the targets' nll.
-      temperature: τ > 0, by which both models' logits are divided before the divergence.
-      softcap, teacher_softcap: logits s become softcap·tanh(s/softcap) (Gemma 2); 0: they stay.
-      chunk: time steps a chunk; None chooses them as cross-entropy does.
+      temperature: τ > 0; both models' logits are divided by it for the divergence.
+      softcap, teacher_softcap: logits s become softcap·tanh(s/softcap) (Gemma 2); 0: no cap.
+      chunk: time steps per chunk; None: see `chunk_of`.
     """
     chunk = chunk or chunk_of(*targets_BT.shape)
     settings = Settings(kind, float(beta), float(mix), float(temperature), float(softcap), float(teacher_softcap))
@@ -101,7 +101,7 @@ def divergence_reference(
     softcap: float = 0.0,
     teacher_softcap: float = 0.0,
 ) -> Divergence:
-    """The plain twin: whole logits, float32, autodiff, the definitions as they stand."""
+    """Reference twin: whole logits, float32, autodiff, the definitions written out."""
 
     def logits(x, head, cap):
         y = jnp.einsum("btd,vd->btv", x.astype(jnp.float32), head)
@@ -167,7 +167,7 @@ _chunked.defvjp(_forward, _backward)
 
 
 def _chunk(x, teacher, targets, weights, head, teacher_head, settings: Settings):
-    """One chunk: sums by row [B], and the gradient of its objective by the student's logits, float32 [B, c, V]."""
+    """Return for one chunk: sums per row [B], and d objective / d student logits, float32 [B, c, V]."""
     beta, mix, temperature = settings.beta, settings.mix, settings.temperature
     student = _logits(x, head, settings.softcap)
     teacher = _logits(teacher, teacher_head, settings.teacher_softcap)
@@ -183,7 +183,7 @@ def _chunk(x, teacher, targets, weights, head, teacher_head, settings: Settings)
     objective = mix * temperature**2 * value + (1 - mix) * nll
     each = Divergence(objective, value, kl, nll, -_expectation(log_q1, log_q1), same)
 
-    # Of τ²·D(s/τ) the slope with respect to s is τ·D'(s/τ), of the nll it is q − onehot.
+    # d/ds of τ²·D(s/τ) is τ·D'(s/τ); d/ds of the nll is q − onehot.
     dlogits = mix * temperature * slope + (1 - mix) * (jnp.exp(log_q1) - is_target)
     if settings.softcap:
         dlogits = dlogits * (1 - (student / settings.softcap) ** 2)  # the derivative of softcap·tanh(s/softcap)
@@ -196,12 +196,12 @@ def _logits(x, head, softcap):
 
 
 def _expectation(log_p, values):
-    """Σ p·values over the vocabulary; no product of 0 and ∞ where a probability underflows, for its logarithm does not."""
+    """Return Σ p·values over the vocabulary. Values stay finite where p underflows, because they come from log p."""
     return jnp.sum(jnp.exp(log_p) * values, axis=-1)
 
 
-# Each: (D [B, c], ∂D/∂s [B, c, V]) from log p, log q = log softmax(s), KL(p ‖ q) and β. By the chain rule through the softmax
-# ∂D/∂s = q·(g − Σ q·g) with g = ∂D/∂q, in which a constant may be left out.
+# Each function returns (D [B, c], ∂D/∂s [B, c, V]) from log p, log q = log softmax(s), KL(p ‖ q) and β. The chain rule through
+# the softmax gives ∂D/∂s = q·(g − Σ q·g) with g = ∂D/∂q. A constant in g cancels.
 
 
 def _forward_kl(log_p, log_q, kl, beta):
@@ -216,7 +216,7 @@ def _reverse_kl(log_p, log_q, kl, beta):
 
 
 def _jensen_shannon(log_p, log_q, kl, beta):
-    """The slopes of p/m and q/m by q sum to (1 − β)·(βp + (1 − β)q)/m, a constant, so g = (1 − β)·log(q/m)."""
+    """The derivatives through m sum to a constant, (1 − β)·(βp + (1 − β)q)/m = 1 − β, so g = (1 − β)·log(q/m)."""
     log_m = jnp.logaddexp(log_p + jnp.log(beta), log_q + jnp.log1p(-beta))
     of_student = _expectation(log_q, log_q - log_m)
     value = beta * _expectation(log_p, log_p - log_m) + (1 - beta) * of_student

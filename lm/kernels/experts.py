@@ -1,12 +1,12 @@
-"""Rows of tokens to their experts, through them, and back, on one device or across an expert axis of the mesh.
+"""Dispatch tokens to their experts, compute, and combine the results, on one device or across the mesh's expert axis.
 
-Dropless (MegaBlocks, Gale et al. 2022): assignments are sorted by expert and multiplied group by group, however many an expert
-got. With a capacity (GShard, Lepikhin et al. 2020) every expert has as many places a device, and what finds none is dropped.
+Dropless (MegaBlocks, Gale et al. 2022): assignments are sorted by expert and multiplied group by group; a group may have any
+size. With a capacity (GShard, Lepikhin et al. 2020) every expert has C places per device; assignments beyond them are dropped.
 
-Across an expert axis, whose devices hold different rows and different experts: dropless gathers the rows of all of them, does
-its own experts' share, and adds up the results where they came from; with a capacity each row travels to its expert and back.
+The devices of an expert axis hold different rows and different experts. Dropless gathers the rows of all devices, computes this
+device's experts and reduce-scatters the results. With a capacity each row travels to its expert and back (all-to-all).
 
-Axes: B batch, T time, D model, E experts (of this device), K experts a token uses, N tokens, F hidden units, R rows that the
+Axes: B batch, T time, D model, E experts (of this device), K experts per token, N tokens, F hidden units, R rows that the
 experts compute, C places of an expert. An assignment is a token's k-th expert, number n·K + k.
 """
 
@@ -26,10 +26,10 @@ WEIGHT_AXES = {"gate": ("expert", "embed", "mlp"), "up": ("expert", "embed", "ml
 
 
 class Plan(NamedTuple):
-    """Where assignments lie among the rows.
+    """The map between assignments and rows.
 
-    source_R: int32, the assignment in each row; whatever it may be where filled_R (bool) is False.
-    place_NK: int32, the row of each assignment; R where it has none.
+    source_R: int32, the assignment in each row; undefined where filled_R (bool) is False.
+    place_NK: int32, the row of each assignment; R if it has none.
     """
 
     source_R: jax.Array
@@ -38,14 +38,14 @@ class Plan(NamedTuple):
 
 
 def experts(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor: float = 0.0) -> jax.Array:
-    """Σ_k weight · expert(x) over the experts `choice` of each token, [B, T, D] in `dtype`.
+    """Return Σ_k weight · expert(x) over the experts `choice` of each token, [B, T, D] in `dtype`.
 
     Args:
-      x_BTD: activations. choice_BTK: int32, different experts for a token; a number that no expert has: computed by none.
+      x_BTD: activations. choice_BTK: int32, distinct within a token; a number outside the experts' range is skipped.
       weight_BTK: float32.
       weights: float32 gate (if gated) and up [E, D, F], down [E, F, D]. expert(x) = down(f(gate(x)) · up(x)), f `activation`.
-      dtype: of the products' operands and results; they add up in float32.
-      capacity_factor: above 0, an expert takes ⌈factor · N · K / E⌉ of a device's N tokens, earliest first, and no more.
+      dtype: of the products' operands and results; sums are float32.
+      capacity_factor: if above 0, an expert takes at most ⌈factor · N · K / E⌉ of a device's N tokens, earliest first.
     """
     local = functools.partial(_local, activation=activation, dtype=jnp.dtype(dtype), capacity_factor=capacity_factor)
     tokens = spec("batch", "length", None)
@@ -59,7 +59,7 @@ def experts(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capaci
 
 
 def experts_reference(x_BTD, choice_BTK, weight_BTK, weights, *, activation) -> jax.Array:
-    """The plain twin: every expert computes every token, in float32; nothing is dropped."""
+    """Reference twin: every expert computes every token, in float32; nothing is dropped."""
     dot, y_BTD = functools.partial(jnp.dot, precision="highest"), 0.0
     for e in range(weights["up"].shape[0]):
         up, down = weights["up"][e], weights["down"][e]
@@ -69,9 +69,9 @@ def experts_reference(x_BTD, choice_BTK, weight_BTK, weights, *, activation) -> 
 
 
 def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor, split):
-    """What one device does. split: within a shard_map."""
+    """Compute `experts` on one device. split: within a shard_map."""
     x_ND, choice_NK, weight_NK = (a.reshape(-1, a.shape[-1]) for a in (x_BTD, choice_BTK, weight_BTK))
-    if split:  # a weight's gradient is the sum over data of what each device finds
+    if split:  # makes a weight's gradient a sum over the data axis
         weights = {name: lax.pcast(w, "data", to="varying") for name, w in weights.items()}
     ways, K = lax.axis_size("expert") if split else 1, choice_NK.shape[1]
     E = weights["up"].shape[0]
@@ -86,7 +86,7 @@ def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacit
             h = activation(checkpoint_name(product(x, "gate", sizes_E), "saved")) * up
         else:
             h = activation(up)
-        # Weighed here and not after `down`: the same, and its gradient does not need what `down` gives.
+        # Multiply by the weight before `down`: the result is the same, and the gradient does not need the output of `down`.
         return product((h * weight[..., None]).astype(dtype), "down", sizes_E)
 
     if capacity_factor > 0:
@@ -112,7 +112,7 @@ def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacit
 
 
 def dropless(choice_NK: jax.Array, E: int) -> tuple[Plan, jax.Array]:
-    """Assignments to experts 0…E−1 sorted by expert, as (plan, sizes_E): R = N · min(K, E) rows, the filled ones first."""
+    """Sort assignments to experts 0…E−1 by expert. Return (plan, sizes_E); R = N · min(K, E) rows, filled ones first."""
     N, K = choice_NK.shape
     R = N * min(K, E)
     order_A, rank_NK, sizes_E = _sorted(choice_NK, E)
@@ -121,7 +121,7 @@ def dropless(choice_NK: jax.Array, E: int) -> tuple[Plan, jax.Array]:
 
 
 def with_capacity(choice_NK: jax.Array, E: int, C: int) -> Plan:
-    """Rows e·C … e·C + C − 1 are those of expert e: its first C assignments, in the order of tokens."""
+    """Return the plan whose rows e·C … e·C + C − 1 hold the first C assignments of expert e, in token order."""
     order_A, rank_NK, sizes_E = _sorted(choice_NK, E)
     starts_E = jnp.cumsum(sizes_E) - sizes_E
     source_EC = starts_E[:, None] + jnp.arange(C)
@@ -134,7 +134,7 @@ def with_capacity(choice_NK: jax.Array, E: int, C: int) -> Plan:
 
 
 def _sorted(choice_NK, E):
-    """(assignments in the order of experts, the place of each in it, how many each expert has); no expert's come last."""
+    """Return (assignments sorted by expert, rank of each assignment, count per expert). Out-of-range experts sort last."""
     choice_A = choice_NK.reshape(-1)
     known_AE = choice_A[:, None] == jnp.arange(E)
     order_A = jnp.argsort(jnp.where(jnp.any(known_AE, axis=-1), choice_A, E), stable=True).astype(jnp.int32)
@@ -143,13 +143,13 @@ def _sorted(choice_NK, E):
     return order_A, rank_A.reshape(choice_NK.shape), jnp.sum(known_AE, axis=0, dtype=jnp.int32)
 
 
-# The two that follow are each other's gradient, which autodiff would make a slow scatter of. What is summed is float32.
-# axes: the mesh axes over which tokens are gathered (expert) and repeated (tensor), and their results added up.
+# `spread` and `collect` are each other's gradient; autodiff would use a slow scatter instead. Sums are float32.
+# axes: the mesh axes over which tokens are gathered (expert) or repeated (tensor), and results summed.
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def spread(axes: tuple[str, ...], x_ND: jax.Array, plan: Plan) -> jax.Array:
-    """The token of every row: [R, D]."""
+    """Return the token of each row, [R, D]."""
     if "expert" in axes:
         x_ND = lax.all_gather(x_ND, "expert", tiled=True)
     if "tensor" in axes:
@@ -159,7 +159,7 @@ def spread(axes: tuple[str, ...], x_ND: jax.Array, plan: Plan) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def collect(axes: tuple[str, ...], y_RD: jax.Array, plan: Plan) -> jax.Array:
-    """Σ_k of the rows of every token: float32 [N, D]."""
+    """Return the sum of each token's K rows, float32 [N, D]."""
     R, y_ND = y_RD.shape[0], 0.0
     for place_N in plan.place_NK.T:
         y_ND = y_ND + jnp.where((place_N < R)[:, None], y_RD[jnp.minimum(place_N, R - 1)].astype(jnp.float32), 0.0)
@@ -179,5 +179,5 @@ collect.defvjp(
 
 
 def _of_rows(weight_NK, plan):
-    """The weight of every row, 0 where it holds nothing."""
+    """Return the weight of each row, 0 for empty rows."""
     return jnp.where(plan.filled_R, weight_NK.reshape(-1)[plan.source_R], 0.0)

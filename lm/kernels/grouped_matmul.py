@@ -1,6 +1,6 @@
-"""Products of rows that lie sorted by group with one matrix a group: what a layer of experts is made of.
+"""Grouped matrix product: rows sorted by group, one matrix per group. Expert layers are built from it.
 
-As in lm/kernels/matmul.py operands are in the compute dtype and sums in float32, in both directions.
+As in lm/kernels/matmul.py, operands have the compute dtype and sums are float32, forward and backward.
 
 Axes: N rows, E groups, D inputs, F outputs.
 """
@@ -15,22 +15,22 @@ from lm.kernels.matmul import product
 
 
 def grouped_matmul(x: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array | None = None, *, dtype, over=None) -> jax.Array:
-    """Row n of group e times w[e].
+    """Multiply each row of group e by w[e].
 
     Args:
-      x: [N, D], the first sizes[0] rows belong to group 0, the next sizes[1] to group 1, and so on; rows after the last
-        group give unspecified rows and no gradient to w. Without sizes [E, C, D]: C rows a group.
-      w_EDF: float32. sizes_E: int32, with a sum of N at most.
+      x: [N, D]; the first sizes[0] rows belong to group 0, the next sizes[1] to group 1, and so on. Rows after the last group
+        give unspecified results and no gradient to w. Without sizes: [E, C, D], C rows per group.
+      w_EDF: float32. sizes_E: int32, sum at most N.
       dtype: of the operands and of the result.
-      over: (mesh axis, axis of w) where w is split within a shard_map: it is gathered after the cast to `dtype`, and its
-        gradient is reduced onto the parts in float32.
+      over: (mesh axis, axis of w) if w is split within a shard_map. w is gathered after the cast to `dtype`; its gradient is
+        reduce-scattered in float32.
     Returns: [N, F] or [E, C, F] in `dtype`; gradients are `x.dtype` for x and `w.dtype` for w.
     """
     return _grouped(jnp.dtype(dtype), over, x, w_EDF, sizes_E)
 
 
 def grouped_matmul_reference(x_ND: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array) -> jax.Array:
-    """The plain twin: every group multiplies all rows, and keeps its own. Float32; rows after the last group are 0."""
+    """Reference twin: every group multiplies all rows and keeps its own. Float32; rows after the last group are 0."""
     ends_E = jnp.cumsum(sizes_E)
     rows_N, y_NF = jnp.arange(x_ND.shape[0]), 0.0
     for e in range(w_EDF.shape[0]):
@@ -66,7 +66,7 @@ def _gathered(w, dtype, over):
 
 
 def _times(x, w, sizes, *, transposed):
-    """x · w[group], or x · w[group]ᵀ, rounded once to the type of x."""
+    """Return x · w[group], or x · w[group]ᵀ, rounded once to x's dtype."""
     if sizes is None:
         return product("ecf,edf->ecd" if transposed else "ecd,edf->ecf", x, w.astype(x.dtype)).astype(x.dtype)
     by_block = functools.partial(_times_by_block, transposed=transposed)
@@ -75,7 +75,7 @@ def _times(x, w, sizes, *, transposed):
 
 
 def _outer(x, dy, sizes):
-    """Σ over the rows of each group of xᵀ · dy: float32 [E, D, F]."""
+    """Return xᵀ · dy summed over the rows of each group, float32 [E, D, F]."""
     if sizes is None:
         return product("ecd,ecf->edf", x, dy)
     return lax.platform_dependent(x, dy, sizes, cpu=_outer_by_block, default=_outer_ragged)
@@ -91,16 +91,16 @@ def _outer_ragged(x, dy, sizes):
     return lax.ragged_dot_general(x, dy, sizes, numbers, preferred_element_type=jnp.float32)
 
 
-# On a CPU XLA does a ragged product as E masked products of all rows. Here rows go block by block, each times the matrix of its
-# group, and no more blocks than there are (loops of unknown length: the gradient is not autodiff's). CPU time on two cores with
-# AMX, bfloat16, 4096 rows in 16 uneven groups, 256 to 512: 8 ms, a dense product of as many FLOPs 3, XLA's ragged product 110;
-# with both gradients 21 ms against 9; 8192 rows in 8 groups 35 against 24.
+# On a CPU XLA computes a ragged product as E masked products of all rows. Here each block of rows is multiplied by its group's
+# matrix. The number of blocks depends on the sizes, so the loop has no static length and the gradient is written by hand.
+# CPU time on two cores with AMX, bfloat16, 4096 rows in 16 uneven groups, 256 to 512: this 8 ms, a dense product of the same
+# FLOPs 3 ms, XLA's ragged product 110 ms. With both gradients 21 ms (dense 9); 8192 rows in 8 groups 35 ms (dense 24).
 
 
 def _times_by_block(x, w, sizes, *, transposed):
-    """Blocks begin where their group does. What one writes beyond its group is overwritten by the next."""
+    """Return `_times`, block by block. Each group starts a new block; the next group overwrites rows written beyond the group."""
     N, F, block = x.shape[0], w.shape[1 if transposed else 2], _block(x.shape[0], sizes.shape[0])
-    # One token uses few of many groups, and need not wait until the matrices of all are rounded.
+    # With few rows most groups are unused, so do not round the matrices of all groups first.
     w_bits = w if N < w.shape[0] else _bits(w.astype(x.dtype))
     x_bits = _bits(jnp.pad(x, ((0, block), (0, 0))))
     starts = jnp.cumsum(sizes) - sizes
@@ -120,9 +120,10 @@ def _times_by_block(x, w, sizes, *, transposed):
 
 
 def _outer_by_block(x, dy, sizes):
-    """Blocks lie on a grid, and one with rows of several groups is taken once for each, the others' rows set to 0.
+    """Return `_outer` block by block. A block with rows of several groups is used once per group, other rows set to 0.
 
-    So x can be transposed block by block first: XLA is slow at products that sum over the first axis of their left operand.
+    Blocks start at multiples of the block size, so x can be transposed by blocks first: XLA is slow at products that sum over
+    the first axis of their left operand.
     """
     N, block = x.shape[0], _block(x.shape[0], sizes.shape[0])
     x_bits, dy_bits = (_bits(jnp.pad(a, ((0, -N % block), (0, 0)))).reshape(-1, block, a.shape[1]) for a in (x, dy))
@@ -147,7 +148,7 @@ def _outer_by_block(x, dy, sizes):
 
 
 def _block(N, E):
-    """Rows of a block: half of the mean group, since small blocks are slow and of large ones much is wasted."""
+    """Return the rows per block, about half of the mean group: small blocks are slow, large ones waste work."""
     block = 16
     while block < 128 and block * 4 * E <= N:
         block *= 2
@@ -155,7 +156,7 @@ def _block(N, E):
 
 
 def _bits(x):
-    """bfloat16 as integers: XLA on a CPU would convert a whole array to float32 and back to update a slice of it."""
+    """Return bfloat16 as integers: to update a slice, XLA on a CPU would convert the whole array to float32 and back."""
     return lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
 
 

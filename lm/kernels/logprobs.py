@@ -1,6 +1,6 @@
 """Log-probabilities of given tokens under a linear head, in chunks, so that the logits of a whole batch never exist.
 
-The gradient makes each chunk's logits again: −1 times the cotangent of a position, times the gradient of its nll.
+The backward pass recomputes each chunk's logits. The gradient is −cotangent of a position, times the gradient of its nll.
 """
 
 import functools
@@ -27,9 +27,9 @@ def target_logprobs(
 
     Args:
       x_BTD: hidden states after the last norm. head_VD: float32 head. targets_BT: int32.
-      dtype: of the operands and, as the model gives them, of the logits; sums and softmax are float32.
-      softcap: logits s become softcap·tanh(s/softcap) (Gemma 2); 0: they stay. Then they are divided by the temperature.
-      chunk: time steps a chunk; None chooses as `chunk_of` does.
+      dtype: of the operands and of the logits, like the model's; sums and softmax are float32.
+      softcap: logits s become softcap·tanh(s/softcap) (Gemma 2); 0: no cap. The temperature divides the capped logits.
+      chunk: time steps per chunk; None: see `chunk_of`.
     Only the first result has a gradient, with respect to x and head.
     """
     settings = Settings(float(softcap), float(temperature))
@@ -59,7 +59,7 @@ def _forward(dtype, settings, chunk, x_BTD, head_VD, targets_BT):
 
 
 def _logits(x, head, targets, settings):
-    """One chunk: capped logits and where the targets are, [B, c, V]."""
+    """Return for one chunk the capped logits and the target mask, [B, c, V]."""
     logits = product("btd,vd->btv", x, head, spec("batch", None, "vocab")).astype(x.dtype).astype(jnp.float32)
     if settings.softcap:
         logits = settings.softcap * jnp.tanh(logits / settings.softcap)

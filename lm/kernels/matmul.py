@@ -1,8 +1,8 @@
-"""The one matrix product of the house: low precision in, float32 accumulation, in both directions.
+"""The matrix product of the whole codebase: low-precision operands, float32 accumulation, forward and backward.
 
-An autodiff'd bfloat16 product with float32 output gets a float32 cotangent, and both products of the backward
-pass then run in float32. Here the cotangent is cast first. Weights are cast before they are gathered over fsdp, so
-that half the bytes travel, and their gradient comes back reduced onto the weight's own shards in float32.
+With autodiff a bfloat16 product with float32 output gets a float32 cotangent, and both products of the backward pass run in
+float32. Here the cotangent is cast first. Weights are cast before they are gathered over fsdp, which halves the bytes sent.
+Their gradient is reduced onto the weight's own shards in float32.
 """
 
 import functools
@@ -15,12 +15,12 @@ from lm.parallel.mesh import spec
 
 
 def matmul(equation: str, x: jax.Array, w: jax.Array, *, dtype, out: tuple[str | None, ...]) -> jax.Array:
-    """einsum(equation, x, w) with operands cast to `dtype` and accumulation in float32.
+    """Return einsum(equation, x, w) with operands cast to `dtype` and float32 accumulation.
 
     Args:
-      equation: `x,w->y`, such as "btd,df->btf": every letter in two of the three terms, none repeated in a term.
+      equation: `x,w->y`, such as "btd,df->btf". Every letter is in two of the three terms, once in each.
       x: activations, any float dtype.
-      w: float32 weight, sharded as its declaration says.
+      w: float32 weight with the sharding of its declaration.
       dtype: of the operands and of the result.
       out: logical axes of the result.
     Returns: the product in `dtype`; gradients are `x.dtype` for x and `w.dtype` for w.
@@ -51,7 +51,7 @@ _matmul.defvjp(_forward, _backward)
 
 
 def product(equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None) -> jax.Array:
-    """einsum with float32 accumulation and float32 result; `out_spec` None leaves the partition to inference."""
+    """Return the einsum with float32 accumulation and float32 result; with `out_spec` None JAX infers the partition."""
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, out_sharding=out_spec)
 
 
@@ -65,7 +65,7 @@ def spec_of(x):
 
 
 def gathered(w):
-    """The weight made whole over fsdp and left split over tensor."""
+    """Gather the weight over fsdp; it stays split over tensor."""
     current = spec_of(w)
     if current is None:
         return w

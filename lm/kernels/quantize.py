@@ -1,9 +1,8 @@
-"""Arrays as small integers and scales, and the product of activations with such a weight.
+"""Quantization of arrays to int8 or int4 with scales, and the product of activations with a quantized weight.
 
-Integers are symmetric about zero and a scale maps the largest of them to the largest magnitude that shares the scale:
-w ≈ q · s with s = max|w| / (2^(bits−1) − 1), and |w − q·s| ≤ s/2. Scales are bfloat16, and q is rounded by the scale as it
-is stored, so that the bound holds for what is read back. int4 lies two to a byte, since XLA gives each a byte of its own on
-a CPU.
+Integers are symmetric about zero: w ≈ q · s with s = max|w| / (2^(bits−1) − 1), the maximum over all weights that share the
+scale. So |w − q·s| ≤ s/2. Scales are stored in bfloat16, and q is computed from the stored scale, so that the bound holds for
+the dequantized weight. Two int4 share a byte, because XLA on a CPU would give each its own byte.
 """
 
 import functools
@@ -23,13 +22,13 @@ LARGEST = {8: 127, 4: 7}
 
 
 def quantize(w: jax.Array, axes: Sequence[int], *, bits: int, group: int = 0) -> tuple[jax.Array, jax.Array]:
-    """(integers, scale) of a weight; every position on the other axes has scales of its own.
+    """Quantize a weight. Return (integers, scale); every position on the other axes has its own scales.
 
     Args:
-      axes: the axes that a product contracts, adjacent and ascending; on a mesh they must be whole on every device.
+      axes: the axes that a product contracts, adjacent and ascending; on a mesh they must not be sharded.
       group: how many consecutive elements along `axes` share a scale; 0: all.
-    Returns: int8 like w, or with 4 bits uint8 of half the size along the last of `axes`; and bfloat16 scales of w's rank,
-      where each of `axes` is as long as there are groups along it.
+    Returns: int8 of w's shape, or for 4 bits uint8 of half the size along the last of `axes`; and bfloat16 scales of w's rank.
+      The size of a scale along each of `axes` is the number of groups.
     """
     last = axes[-1] % w.ndim
     tile = _tile(w.shape, axes, group)
@@ -49,30 +48,30 @@ def quantize(w: jax.Array, axes: Sequence[int], *, bits: int, group: int = 0) ->
 
 
 def dequantize(integers: jax.Array, scale: jax.Array, axis: int, dtype=jnp.float32) -> jax.Array:
-    """q · s, multiplied in float32. axis: the last that products contract, along which int4 is packed."""
+    """Return q · s, multiplied in float32. axis: the last contracted axis, along which int4 is packed."""
     integers = _unpacked(integers, axis)
     return (integers.astype(jnp.float32) * _spread(scale.astype(jnp.float32), integers.shape)).astype(dtype)
 
 
 def quantize_rows(x: jax.Array, axis: int = -1) -> tuple[jax.Array, jax.Array]:
-    """int8 like x, and a bfloat16 scale for each row along `axis`, which it keeps with length 1."""
+    """Return int8 of x's shape, and a bfloat16 scale per row; the scale has length 1 along `axis`."""
     x32 = x.astype(jnp.float32)
     scale = _scale(jnp.max(jnp.abs(x32), axis=axis, keepdims=True), 8)
     return _round(x32, scale, 8), scale
 
 
 def dequantize_rows(integers: jax.Array, scale: jax.Array) -> jax.Array:
-    """float32 of what `quantize_rows` made."""
+    """Return float32 values; the inverse of `quantize_rows`."""
     return integers.astype(jnp.float32) * scale.astype(jnp.float32)
 
 
 def quantized_matmul(
     equation: str, x: jax.Array, integers: jax.Array, scale: jax.Array, *, dtype, out: tuple[str | None, ...]
 ) -> jax.Array:
-    """`matmul` (lm/kernels/matmul.py) with q · s as its weight, of which only x has a gradient.
+    """Return `matmul` (lm/kernels/matmul.py) with q · s as its weight. Only x has a gradient.
 
-    One scale an output multiplies what the product of x and q gives: x·(q·s) = (x·q)·s, and the integers are exact in `dtype`.
-    Otherwise q · s is made first, here and again for the gradient, so that it is never kept.
+    If there is one scale per output, x·(q·s) = (x·q)·s: the scale multiplies the product, and the integers are exact in
+    `dtype`. Otherwise q · s is computed first, and again for the gradient, so that it is never kept.
     """
     return _quantized_matmul(equation, jnp.dtype(dtype), spec(*out), x, integers, scale)
 
@@ -86,7 +85,7 @@ def _forward(equation, dtype, out_spec, x, integers, scale):
     weight, scale_after = _operands(equation, dtype, integers, scale)
     y = product(equation, x.astype(dtype), weight, out_spec)
     y = y if scale_after is None else y * scale_after
-    # Of x the gradient needs the dtype and where it lies, and an empty array says both.
+    # The gradient needs only x's dtype and sharding; an empty array has both.
     return y.astype(dtype), (x[..., :0], integers, scale)
 
 
@@ -103,7 +102,7 @@ _quantized_matmul.defvjp(_forward, _backward)
 
 
 def _operands(equation, dtype, integers, scale):
-    """The weight to multiply with, and what then multiplies the product, or None."""
+    """Return the weight to multiply with, and the scale to apply to the product afterwards, or None."""
     x_axes, w_axes, y_axes = _terms(equation)
     inputs = sum(axis in x_axes for axis in w_axes)
     integers, scale = gathered(integers), gathered(scale)
@@ -118,7 +117,7 @@ def _terms(equation):
 
 
 def _tile(shape, axes, group):
-    """How far, along each axis of a weight, a scale reaches: `group` elements of `axes`, counted from the last of them."""
+    """Return the size of a group along each axis: `group` elements of `axes`, filled from the last axis on."""
     tile, left = [1] * len(shape), group
     for axis in sorted((axis % len(shape) for axis in axes), reverse=True):
         size = shape[axis]
@@ -134,7 +133,7 @@ def _tile(shape, axes, group):
 
 
 def _split(x, axis, size):
-    """An axis, whole on every device, as two of which the second has this size."""
+    """Split an unsharded axis into two; the second has this size."""
     shape, parts = (*x.shape[:axis], x.shape[axis] // size, size, *x.shape[axis + 1 :]), spec_of(x)
     if parts is not None:
         parts = PartitionSpec(*parts[:axis], None, None, *parts[axis + 1 :])
@@ -150,7 +149,7 @@ def _round(x32, scale, bits):
 
 
 def _spread(scale, shape):
-    """Scales repeated over their groups. An axis of one scale is left to broadcasting."""
+    """Repeat scales over their groups. An axis with one scale is left to broadcasting."""
     for axis, (groups, size) in enumerate(zip(scale.shape, shape)):
         if 1 < groups < size:
             scale = jnp.repeat(scale, size // groups, axis=axis)
@@ -158,7 +157,7 @@ def _spread(scale, shape):
 
 
 def _unpacked(integers, axis):
-    """int8 of either kind."""
+    """Return int8 values of int8 or packed int4."""
     if integers.dtype == jnp.int8:
         return integers
     axis %= integers.ndim
