@@ -1,6 +1,6 @@
-"""Low-rank adapters: put beside any weights, folded into them, kept without them.
+"""Low-rank adapters: add them to a model, merge them into its weights, save and load them alone.
 
-What an adapter computes, and how it starts, stands in lm/model/linear.py.
+lm/model/linear.py defines what an adapter computes and how it is initialised.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ from lm.parallel.mesh import shardings
 
 
 def with_adapter(config: ModelConfig, params: nnx.State, adapter: Adapter, seed: int = 0) -> tuple[ModelConfig, nnx.State]:
-    """The model with fresh adapters beside its weights, which may be quantised (QLoRA, Dettmers et al. 2023).
+    """Return the model with fresh adapters; its weights may be quantised (QLoRA, Dettmers et al. 2023).
 
-    Its logits are those without, to the bit. Raises UserError if it has adapters already, or none of its matrices is meant.
+    The logits stay bitwise the same. Raises UserError if the model already has adapters, or if no matrix matches the targets.
     """
     if config.adapter.rank:
         raise UserError(f"the model has an adapter of rank {config.adapter.rank} already: merge it first")
@@ -33,21 +33,22 @@ def with_adapter(config: ModelConfig, params: nnx.State, adapter: Adapter, seed:
 
 
 def check_targets(config: ModelConfig) -> None:
-    """Raises UserError if the model should have adapters and model.adapter.targets names none of its matrices."""
+    """Raise UserError if the config asks for adapters and model.adapter.targets matches none of the model's matrices."""
     if config.adapter.rank and not arrays_of(adapter_only(skeleton(config)[1])):
         names = sorted({linear.name for _, linear in modules(config, skeleton(config)[1], Linear)})
         raise UserError(f"model.adapter.targets={config.adapter.targets!r} matches none of {', '.join(names)}")
 
 
 def adapter_only(params: nnx.State) -> nnx.State:
-    """What training an adapter changes."""
+    """Return the adapter's parameters only."""
     return nnx.filter_state(params, nnx.LoRAParam)
 
 
 def merge(config: ModelConfig, params: nnx.State, *, dequantize: bool = False) -> tuple[ModelConfig, nnx.State]:
-    """The model without adapters whose weights are c ⊙ (W + s·A·B), in the dtype of W.
+    """Return the model with the adapters merged: weights are c ⊙ (W + s·A·B), in the dtype of W.
 
-    Raises UserError if a weight is quantised, which could not take it up exactly; with `dequantize` all become float32 first.
+    Raises UserError if a weight with an adapter is quantised, because integers cannot hold the sum exactly. With `dequantize`
+    all weights become float32 first.
     """
     if dequantize:
         config, params = dequantized(config, params)
@@ -66,7 +67,7 @@ def merge(config: ModelConfig, params: nnx.State, *, dequantize: bool = False) -
 
 
 def save(folder: str | os.PathLike, config: ModelConfig, params: nnx.State, step: int = 0) -> None:
-    """Writes the adapter alone, as a checkpoint of `folder` that holds the config's section with it."""
+    """Save the adapter alone, as a checkpoint in `folder` together with the config's adapter section."""
     checkpoints = Checkpoints(folder)
     checkpoints.save(step, {"params": adapter_only(params)}, {"adapter": dataclasses.asdict(config.adapter)})
     checkpoints.wait()
@@ -74,9 +75,9 @@ def save(folder: str | os.PathLike, config: ModelConfig, params: nnx.State, step
 
 
 def load(folder: str | os.PathLike, config: ModelConfig, params: nnx.State) -> tuple[ModelConfig, nnx.State]:
-    """The model with the adapter that `save` wrote last beside its weights, in the place of one that it may have.
+    """Return the model with the newest adapter that `save` wrote to `folder`; it replaces the model's own adapter, if any.
 
-    Raises UserError if the folder holds none, or one of another model.
+    Raises UserError if the folder holds no adapter, or one of another model.
     """
     checkpoints = Checkpoints(folder, read_only=True)
     step = checkpoints.whole() if checkpoints.folder.is_dir() else None

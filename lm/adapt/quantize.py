@@ -1,4 +1,4 @@
-"""Weights as integers, and back. The format and its error stand in lm/kernels/quantize.py."""
+"""Quantize a model's weights, and dequantize them. lm/kernels/quantize.py defines the format and its error bound."""
 
 import dataclasses
 
@@ -16,9 +16,9 @@ from lm.parallel.mesh import logical_axes, reshard
 
 
 def quantize(config: ModelConfig, params: nnx.State, quantization: Quantization) -> tuple[ModelConfig, nnx.State]:
-    """The model with the weights that `quantization` means stored as integers. Adapters beside them stay as they are.
+    """Return the model with the weights that match `quantization.targets` quantised. Adapters stay unchanged.
 
-    Raises UserError if weights are integers already, if none is meant, or if a group does not fit.
+    Raises UserError if weights are already quantised, if none matches, or if the group size does not fit.
     """
     if config.quantization.bits:
         raise UserError(f"the weights are of {config.quantization.bits} bits already: dequantize them first")
@@ -28,7 +28,7 @@ def quantize(config: ModelConfig, params: nnx.State, quantization: Quantization)
     def integers(params):
         floats, found = arrays_of(params), {}
         for name, weight in modules(new, skeleton(new)[1], QuantizedWeight):
-            # Scales reach along whole inputs, which the declaration of the scale keeps on one device.
+            # A scale may cover all inputs, so its declaration keeps the input axes on one device.
             axes = logical_axes(weight.scale)
             axes = axes[axes[0] == "layers" :]
 
@@ -42,13 +42,13 @@ def quantize(config: ModelConfig, params: nnx.State, quantization: Quantization)
 
 
 def check_targets(config: ModelConfig) -> None:
-    """Raises UserError if the model should be quantised and model.quantization.targets names none of its weights."""
+    """Raise UserError if the config asks for quantisation and model.quantization.targets matches none of the weights."""
     if config.quantization.bits and not any(modules(config, skeleton(config)[1], QuantizedWeight)):
         raise UserError(f"model.quantization.targets={config.quantization.targets!r} matches none of the model's weights")
 
 
 def dequantize(config: ModelConfig, params: nnx.State, dtype=jnp.float32) -> tuple[ModelConfig, nnx.State]:
-    """The model with every weight an array of floats, those that were integers as they were multiplied with."""
+    """Return the model with float weights; quantised weights become exactly the values that products used."""
     new = dataclasses.replace(config, quantization=Quantization())
 
     def floats(params):
@@ -59,5 +59,5 @@ def dequantize(config: ModelConfig, params: nnx.State, dtype=jnp.float32) -> tup
 
 
 def memory(params: nnx.State) -> int:
-    """Bytes of all parameters together, wherever they lie; `params` may be abstract."""
+    """Return the bytes of all parameters, summed over devices; `params` may be abstract."""
     return sum(x.size * jnp.dtype(x.dtype).itemsize for x in jax.tree.leaves(arrays_of(params)))

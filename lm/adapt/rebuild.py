@@ -1,4 +1,4 @@
-"""Parameters of one blueprint from those of another: the arrays that both hold, and some that are made."""
+"""Build the parameters of one model config from those of another: copy shared arrays, compute the others."""
 
 from collections.abc import Callable, Iterator
 
@@ -13,9 +13,9 @@ from lm.parallel.mesh import shardings
 
 
 def rebuilt(config: ModelConfig, params: nnx.State, make: Callable[[nnx.State], dict[str, jax.Array]]) -> nnx.State:
-    """The parameters of `config`: make(params), arrays by dotted name, and the others of `params` as they are.
+    """Return the parameters of `config`: the arrays make(params), by dotted name, and all others from `params`.
 
-    What is made lies as `config` declares it on the mesh that is set.
+    Arrays from `make` get the sharding that `config` declares, if a mesh is set.
     """
     where = None
     if not jax.sharding.get_abstract_mesh().empty:
@@ -25,25 +25,25 @@ def rebuilt(config: ModelConfig, params: nnx.State, make: Callable[[nnx.State], 
 
 
 def combined(config: ModelConfig, arrays: dict[str, jax.Array]) -> nnx.State:
-    """The parameters of `config` from arrays by dotted name; others are left out."""
+    """Return the parameters of `config` from arrays by dotted name; extra arrays are ignored."""
     abstract = skeleton(config)[1]
     return unplain(abstract, nested({name: arrays[name] for name in arrays_of(abstract)}))
 
 
 def arrays_of(params: nnx.State) -> dict[str, jax.Array]:
-    """By dotted name, such as stacks.0.0.attention.query.weight."""
+    """Return the arrays by dotted name, such as stacks.0.0.attention.query.weight."""
     return named(plain(params))
 
 
 def modules(config: ModelConfig, params: nnx.State, kind: type[nnx.Module]) -> Iterator[tuple[str, nnx.Module]]:
-    """The modules of a kind with their dotted names."""
+    """Yield (dotted name, module) for each module of a type."""
     for path, module in nnx.iter_modules(nnx.merge(skeleton(config)[0], params)):
         if isinstance(module, kind):
             yield ".".join(map(str, path)), module
 
 
 def each_layer(name: str, f: Callable, x):
-    """f of the module or array `name`; if it is stacked, of one layer after another, and the results stacked."""
+    """Return f(x) for the module or array `name`. If it is stacked, apply f to each layer and stack the results."""
     if not name.startswith("stacks."):
         return f(x)
     if not isinstance(x, nnx.Module):

@@ -1,4 +1,4 @@
-"""A head of one output beside any model: a reward model's, or a critic's."""
+"""A scalar head on any model: that of a reward model or a critic."""
 
 import dataclasses
 
@@ -10,7 +10,7 @@ from lm.model.transformer import build
 
 
 def with_score_head(config: ModelConfig, params: nnx.State, kind: str, seed: int = 0) -> tuple[ModelConfig, nnx.State]:
-    """The model with a fresh head of this kind (model.score_head) in the place of any that it has; "none" takes it away."""
+    """Return the model with a fresh head of this kind (model.score_head), replacing its own; "none" removes the head."""
     new = dataclasses.replace(config, score_head=kind)
     if kind == "none":
         return new, combined(new, arrays_of(params))

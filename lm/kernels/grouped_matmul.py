@@ -98,7 +98,7 @@ def _outer_ragged(x, dy, sizes):
 
 
 def _times_by_block(x, w, sizes, *, transposed):
-    """Return `_times`, block by block. Each group starts a new block; the next group overwrites rows written beyond the group."""
+    """Return `_times`, block by block. Each group starts a new block; the next group overwrites what is written beyond it."""
     N, F, block = x.shape[0], w.shape[1 if transposed else 2], _block(x.shape[0], sizes.shape[0])
     # With few rows most groups are unused, so do not round the matrices of all groups first.
     w_bits = w if N < w.shape[0] else _bits(w.astype(x.dtype))

@@ -1,1 +1,1 @@
-"""Where arrays live: the mesh, the table from logical to mesh axes, and the start of a multi-host job."""
+"""Sharding and multi-host: the mesh, the table from logical to mesh axes, and the start and end of a job."""

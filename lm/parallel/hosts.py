@@ -1,9 +1,8 @@
-"""Several processes of one job: their start, their common end, and what the first of them does for all.
+"""Multi-process jobs: start, common end, and work that process 0 does for all.
 
-Anything collective (a computation on the mesh, a checkpoint) is called by all processes. What one process does alone holds
-nothing collective, and the others wait for it: in `from_first` or, at the end of a verb, in `leave`. An error on
-one process ends all of them (`end`): the process tells it through JAX's coordination service, where a thread of every process
-listens.
+All processes call every collective operation (a computation on the mesh, a checkpoint). Work that one process does alone must
+hold no collective; the others wait for it in `from_first` or, at the end of a verb, in `leave`. An error on one process ends
+all of them (`end`): it is published through JAX's coordination service, and a thread of every process listens for it.
 """
 
 import contextlib
@@ -27,10 +26,10 @@ from lm.parallel import cluster
 
 LONGEST = 24 * 3600  # seconds that process 0 may write its report while the others wait
 POLL = 5  # seconds of one call to the service; between two calls Python handles signals
-GRACE = 10  # seconds that process 0, which holds the service, waits for the others to hear of an error
-TIDY = 1  # seconds in which a process may end by the same error itself, and tidy up, before it is ended
-TEXT_BYTES = 1024  # of a text that processes exchange
-# Keys of the service, and a barrier.
+GRACE = 10  # seconds that process 0, which runs the service, waits until the others have read an error
+TIDY = 1  # seconds that a process has to fail and clean up by itself after another has failed
+TEXT_BYTES = 1024  # size of a text that processes exchange
+# Keys of the service, and the name of a barrier.
 FAILED, HEARD, MADE, LEAVE = "lmcraft/failed", "lmcraft/heard", "lmcraft/made", "lmcraft/leave"
 
 T = TypeVar("T")
@@ -38,15 +37,15 @@ _listener: threading.Thread
 _ending = threading.Lock()
 _made = 0  # calls of from_first so far
 _unread: deque[str] = deque()  # on process 0: keys of values that some process may not have read yet
-_alone = False  # whether this process is at work in from_first
+_alone = False  # whether this process is inside from_first's make()
 
 
 def start(trains: bool = True) -> None:
-    """Joins the other processes of this job, if there are any; call it before the first use of a device.
+    """Join the other processes of this job, if there are any. Call it before the first use of a device.
 
-    trains: SIGTERM is left to the training loop, which saves. Without one it ends the process, and with it the job.
-    On Slurm, Open MPI, and TPU pods JAX finds out by itself. Elsewhere set JAX_COORDINATOR_ADDRESS (host:port of
-    process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
+    trains: the training loop handles SIGTERM and saves. If False, SIGTERM ends the process and with it the job.
+    JAX detects Slurm, Open MPI and TPU pods. Elsewhere set JAX_COORDINATOR_ADDRESS (host:port of process 0),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
     """
     if not cluster.several():
         return
@@ -67,26 +66,26 @@ def start(trains: bool = True) -> None:
 
 
 def leave() -> None:
-    """Waits until all processes are here and ends the job: none may take another's exit for a crash.
+    """Wait for all processes, then end the job, so that no process takes another's exit for a crash.
 
-    A process that fails instead of coming here ends those that wait.
+    A process that fails before it gets here ends those that wait.
     """
     if (service := _service()) is not None:
         service.wait_at_barrier(LEAVE, LONGEST * 1000)
         jax.distributed.shutdown()
-        _listener.join()  # inside the service it would not survive the end of Python
+        _listener.join()  # a thread that is inside the service when Python exits would crash
 
 
 def several() -> bool:
-    """True for one of several processes, from `start` to `leave`."""
+    """Return whether this process has joined a job of several processes: True from `start` to `leave`."""
     return _service() is not None
 
 
 def end(line: str, code: int, details: str = "") -> None:
-    """Ends this process with one line on stderr and an exit code, and likewise all others of the job; never returns.
+    """End this process and all others of the job with one line on stderr and an exit code. Never returns.
 
-    Where another process has failed before, its line and code count: what failed here is a consequence. details: printed above
-    the line of the process that failed first.
+    If another process failed before, its line and code are used, because the failure here is a consequence. details: printed
+    above the line, if this process failed first.
     """
     if not _ending.acquire(blocking=False):
         threading.Event().wait()  # another thread is ending this process
@@ -103,12 +102,12 @@ def end(line: str, code: int, details: str = "") -> None:
 
 
 def is_first() -> bool:
-    """True on the one process that writes logs, datasets and reports."""
+    """Return True on process 0, which writes logs, datasets and reports."""
     return jax.process_index() == 0
 
 
 def first_told(text: str | None) -> str | None:
-    """The text of the first process that has one, on every process; None if none has. All processes call this together."""
+    """Return the text of the first process that has one, or None. Collective; every process gets the same result."""
     if jax.process_count() == 1:
         return text
     mine = np.zeros(TEXT_BYTES, np.uint8)
@@ -119,11 +118,11 @@ def first_told(text: str | None) -> str | None:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """Return the value of make(), which process 0 alone calls, or raise its error, on all processes.
+    """Call make() on process 0 only; return its value, or raise its error, on all processes.
 
-    For what may differ between processes: the answer of an endpoint, the outcome of a program, what stands on a disk. All
-    processes call this in the same order, from their main threads. `make` holds nothing collective; inside it a further
-    from_first is a plain call. Values and errors travel pickled; an error that cannot becomes a RuntimeError that says it.
+    Use it for what may differ between processes: an endpoint's answer, a program's outcome, files on a disk. All processes call
+    it in the same order, from their main threads. `make` must hold no collective; a from_first inside it is a plain call.
+    Values and errors are sent pickled. An error that cannot be pickled becomes a RuntimeError with its text.
     """
     global _alone, _made
     service = _service()
@@ -153,10 +152,9 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def gathered(tree: Any) -> Any:
-    """Return the arrays of a tree whole, as NumPy arrays.
+    """Return the arrays of a tree as whole NumPy arrays.
 
-    Those that other processes hold a part of are gathered, so every process must call this. Arrays of this process alone are
-    only read.
+    Arrays that are split over processes are gathered, so every process must call this. Other arrays are only read.
     """
 
     def whole(x: jax.Array) -> np.ndarray:
@@ -170,15 +168,15 @@ def gathered(tree: Any) -> Any:
 
 
 def _service():
-    """The client of the coordination service, or None for a process by itself."""
+    """Return the client of the coordination service, or None in a single-process job."""
     return distributed.global_state.client
 
 
 def _packed(error: Exception) -> tuple[bytes, Exception]:
-    """An error as `from_first` sends it, and as all processes raise it."""
+    """Return an error as `from_first` sends it, and as all processes raise it."""
     try:
         packed = pickle.dumps((None, error))
-        pickle.loads(packed)  # some errors can be written and not read
+        pickle.loads(packed)  # some errors can be pickled but not unpickled
     except Exception:
         told = RuntimeError(f"{type(error).__name__}: {error}")
         return pickle.dumps((None, told)), told
@@ -186,7 +184,7 @@ def _packed(error: Exception) -> tuple[bytes, Exception]:
 
 
 def _forget(service, key: str) -> None:
-    """Deletes values from the service that all processes have read; `key` is the newest one."""
+    """Delete from the service the values that all processes have read; `key` is the newest value."""
     _unread.append(key)
     others = str(distributed.global_state.num_processes - 1)
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # nobody has read it
@@ -195,7 +193,7 @@ def _forget(service, key: str) -> None:
 
 
 def _listen(service) -> None:
-    """Ends this process as soon as another one has failed."""
+    """End this process as soon as another one has failed."""
     try:
         while _get(service, FAILED, POLL) is None:
             pass
@@ -206,7 +204,7 @@ def _listen(service) -> None:
 
 
 def _told(service, line: str, code: int) -> tuple[int, str, int]:
-    """Tells the others of a failure. Returns the first one of the job: the number of its process, its line, its code."""
+    """Publish a failure. Return the job's first failure: its process number, line and exit code."""
     mine = distributed.global_state.process_id, line, code
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is one already, or no service any more
         service.key_value_set(FAILED, json.dumps(mine))
@@ -216,7 +214,7 @@ def _told(service, line: str, code: int) -> tuple[int, str, int]:
 
 
 def _let_all_hear(service) -> None:
-    """On process 0: waits until the others have heard of the failure. JAX aborts a process that has lost the service."""
+    """On process 0, wait until the others have read the failure, because JAX aborts a process that loses the service."""
     state = distributed.global_state
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         if state.process_id:
@@ -229,7 +227,7 @@ def _let_all_hear(service) -> None:
 
 
 def _get(service, key: str, seconds: float, bytes_: bool = False) -> Any:
-    """The value of a key of the service, text or bytes, or None if there is none after so many seconds."""
+    """Return the value of a key of the service, text or bytes, or None if it is not set within `seconds`."""
     get = service.blocking_key_value_get_bytes if bytes_ else service.blocking_key_value_get
     try:
         return get(key, max(1, int(seconds * 1000)))

@@ -1,4 +1,4 @@
-"""The start of a verb: checks, then JAX, then all processes of the job together."""
+"""The start of a verb: check the config, load JAX, join the other processes."""
 
 from collections.abc import Callable
 
@@ -8,8 +8,8 @@ from lm.parallel.cluster import several
 def join(check: Callable[[], None], trains: bool = True) -> None:
     """Call `check`, and join the other processes of this job if there are any (lm.parallel.hosts.start).
 
-    A process by itself checks before JAX loads, so that its error comes at once. Of several, process 0 checks for all after
-    they have met: all end with its line, and only process 0 needs the input.
+    A single process checks before JAX loads, so that an error shows at once. In a job of several, process 0 checks after all
+    have joined: all end with its line, and only process 0 needs the input.
     """
     if not several():
         check()

@@ -14,9 +14,9 @@ from lm.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "expert")
 
-# Logical axis -> mesh axes. Weights are split over fsdp (and gathered where they are used) and over tensor and expert
-# (and used split); activations are split by batch over data, fsdp and expert, and by head or hidden unit over tensor.
-# The devices of an expert axis hold different experts and different rows, and send tokens to one another.
+# Logical axis -> mesh axes. Weights are split over fsdp (gathered before use) and over tensor and expert (used split).
+# Activations are split by batch over data, fsdp and expert, and by head or hidden unit over tensor. The devices of an expert
+# axis hold different experts and different rows, and send tokens to one another.
 RULES = {
     "batch": ("data", "fsdp", "expert"),
     "length": None,
@@ -34,9 +34,9 @@ RULES = {
 
 
 def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
-    """Builds a mesh with explicit axes from sizes by axis name; one size may be -1 and takes what is left.
+    """Build a mesh with explicit axes from sizes by axis name; one size may be -1 and takes the remaining devices.
 
-    Raises UserError if the sizes do not multiply to the number of devices, or name another axis.
+    Raises UserError if the product of the sizes is not the number of devices, or if an axis is unknown.
     """
     devices = jax.devices() if devices is None else devices
     sizes = axis_sizes(sizes)
@@ -53,33 +53,33 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
         )
     try:
         return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
-    except NotImplementedError as error:  # a torus has no rings of every size
+    except NotImplementedError as error:  # a torus does not allow every shape
         raise UserError(f"{shown}: these devices cannot be laid out like this ({str(error).splitlines()[0]})") from None
 
 
 def axis_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Return the size of every axis of AXES, 1 where `sizes` leaves it out. Raises UserError for an axis that is not there."""
+    """Return the size of every axis of AXES, 1 where `sizes` leaves it out. Raises UserError for an unknown axis."""
     for axis, size in sizes.items():
-        if axis not in AXES and int(size) != 1:  # one device more or less splits nothing
+        if axis not in AXES and int(size) != 1:  # an unknown axis of size 1 is harmless
             raise UserError(f"mesh.{axis}={size}: no such axis; axes are {', '.join(AXES)}")
     return {axis: int(sizes.get(axis, 1)) for axis in AXES}
 
 
 def spec(*logical: str | None) -> PartitionSpec | None:
-    """The partition of an array with these logical axes; None while no mesh is set, where every array is whole."""
+    """Return the partition of an array with these logical axes, or None if no mesh is set."""
     if jax.sharding.get_abstract_mesh().empty:
         return None
     return PartitionSpec(*(RULES[axis] if axis else None for axis in logical))
 
 
 def row_ways() -> int:
-    """How many parts the mesh that is set splits rows into; 1 while none is."""
+    """Return how many parts the current mesh splits rows into, 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
 
 
 def reshard(x: jax.Array, *logical: str | None) -> jax.Array:
-    """Moves x to the partition of these logical axes (the identity while no mesh is set)."""
+    """Reshard x to the partition of these logical axes; without a mesh return x."""
     target = spec(*logical)
     return x if target is None else jax.sharding.reshard(x, target)
 
@@ -100,9 +100,9 @@ def place_rows(*arrays: np.ndarray, mesh: Mesh | None = None) -> tuple:
 
 
 def shardings(tree, mesh: Mesh):
-    """A tree of NamedShardings for a tree of parameters or moments (nnx variables, abstract or not) and plain arrays.
+    """Return a tree of NamedShardings for a tree of nnx variables (parameters or moments, abstract or not) and plain arrays.
 
-    A variable lies as its logical axes say; a plain array is whole on every device.
+    A variable is sharded by its logical axes; a plain array is replicated.
     """
 
     def sharding(leaf):
@@ -113,12 +113,12 @@ def shardings(tree, mesh: Mesh):
 
 
 def logical_axes(variable: nnx.Variable) -> tuple[str, ...]:
-    """The names given where the parameter was made, with "layers" in front for stacked ones."""
+    """Return the logical axes that the parameter was declared with, with "layers" in front if it is stacked."""
     return variable.get_metadata()["out_sharding"]
 
 
 def check_fit(mesh: Mesh, model: ModelConfig, batch_size: int, accumulate: int) -> None:
-    """Raises UserError where a size of the model or of the batch cannot be split evenly over the mesh."""
+    """Raise UserError if a size of the model or of the batch cannot be split evenly over the mesh."""
     shape, moe = dict(mesh.shape), model.moe
     has_moe = any(kind.moe for kind in model.layer_kinds)
     split = [("embed_dim", "fsdp"), ("num_heads", "tensor"), ("num_kv_heads", "tensor"), ("vocab_size", "tensor")]

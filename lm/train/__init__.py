@@ -1,1 +1,1 @@
-"""Training: schedule, optimizer, one step, the loop around it, its log, and its plan for machines not at hand."""
+"""Training: schedule, optimizer, one step, the loop around it, its log, and ahead-of-time compilation for other machines."""

@@ -1,8 +1,7 @@
-"""What a training run would take: `train.py --describe`.
+"""Estimate what a training run needs: `train.py --describe`.
 
-Parameters and model FLOPs come from the model's skeleton (lm/sizing.py). What the step really multiplies, and what it keeps
-between its passes, is read off its program: the step that train.py runs, traced for the mesh of the config, whose devices need
-not exist.
+Parameters and model FLOPs come from the model's skeleton (lm/sizing.py). Hardware FLOPs and activation memory come from the
+traced program: the step that train.py runs, traced for the mesh of the config. The devices need not exist.
 """
 
 import math
@@ -20,11 +19,11 @@ from lm.model.transformer import skeleton
 from lm.parallel.mesh import AXES, axis_sizes, check_fit, spec
 from lm.train.step import abstract_state, make_trainer, model_config_of, training_loss
 
-CHINCHILLA = 20  # tokens a parameter (Hoffmann et al. 2022, table 3)
+CHINCHILLA = 20  # tokens per parameter (Hoffmann et al. 2022, table 3)
 
 
 def describe(config) -> dict:
-    """All of it as plain numbers: FLOPs, bytes (of memory: on each device of the mesh), counts."""
+    """Return the estimate as plain numbers: FLOPs, bytes, counts. "memory" holds bytes per device."""
     model = model_config_of(config)
     mesh = abstract_mesh(config.mesh)
     check_fit(mesh, model, config.batch_size, config.accumulate)
@@ -72,7 +71,7 @@ def describe(config) -> dict:
 
 
 def abstract_mesh(sizes) -> AbstractMesh:
-    """The mesh of a config without its devices; a size of −1 takes what this machine has, as train.py would."""
+    """Return the mesh of a config without its devices; like in train.py, a size of −1 uses the devices of this machine."""
     sizes = axis_sizes(sizes)
     fixed = math.prod(size for size in sizes.values() if size > 0)
     if min(sizes.values()) < -1 or 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
@@ -89,25 +88,25 @@ def abstract_batch(config, mesh, rows: int) -> dict:
 
 
 def step_flops(config, mesh) -> int:
-    """FLOPs of all matrix products of a training step, on all devices together: what is recomputed counts again.
+    """Return the FLOPs of all matrix products of a training step, summed over devices. Recomputed products count again.
 
-    The rows that experts compute are as many as tokens choose, N·K, evenly spread: padding and blocks that are not full do not
-    count (with a capacity the rows are fixed, and all of them count).
+    Experts count N·K rows, spread evenly, without padding and partly filled blocks. With a capacity the number of rows is
+    fixed, and all of them count.
     """
     trainer = make_trainer(config)
     traced = jax.make_jaxpr(trainer.step)(abstract_state(trainer, mesh), abstract_batch(config, mesh, config.batch_size)).jaxpr
-    # Gradients of frozen weights, and products that only they need, fall away as they do when it is compiled.
+    # Remove gradients of frozen weights, and products that only they need, as the compiler does.
     needed, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
     moe, ways = model_config_of(config).moe, mesh.shape["expert"]
-    # lm/kernels/experts.py: of N tokens each device has room for N·min(K, its experts) assignments, and gets N·K / devices.
+    # lm/kernels/experts.py: for N tokens a device has room for N·min(K, its experts) assignments, and gets N·K / devices.
     filled = moe.top_k / (ways * min(moe.top_k, moe.num_experts // ways)) if moe.num_experts else 1
     return round(product_flops(needed, filled))
 
 
 def product_flops(program, filled: float = 1) -> float:
-    """FLOPs of the matrix products of a traced program: 2·(output size)·(contracted size) each, loops as often as they turn.
+    """Return the FLOPs of a traced program's matrix products: 2·(output size)·(contracted size), times the trips of their loop.
 
-    filled: how much of the rows of a ragged product belongs to a group. A loop of unknown length counts once.
+    filled: the fraction of a ragged product's rows that belong to a group. A loop of unknown length counts once.
     """
     total = 0
     for equation in program.eqns:
@@ -125,17 +124,17 @@ def product_flops(program, filled: float = 1) -> float:
 
 
 def _ragged_flops(equation) -> int:
-    """Each row meets one group's matrix: as one product with rows [m, k] and a matrix [k, n]."""
+    """Return the FLOPs of a ragged product. Each row is multiplied by one matrix, as in a product of [m, k] and [k, n]."""
     lhs, out = equation.invars[0].aval, equation.outvars[0].aval
     numbers = equation.params["ragged_dot_dimension_numbers"]
     (contracted, _), _ = numbers.dot_dimension_numbers
-    # Where the rows themselves are contracted, for the gradient of the matrices, out is [groups, k, n], each row in one group.
+    # In the gradient of the matrices the rows are contracted: out is [groups, k, n], and each row is in one group.
     groups = out.shape[0] if set(numbers.lhs_ragged_dimensions) <= set(contracted) else 1
     return 2 * out.size // groups * math.prod(lhs.shape[axis] for axis in contracted)
 
 
 def _programs(params: dict):
-    """The programs that an equation holds."""
+    """Yield the sub-programs in the parameters of an equation."""
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):
             if hasattr(item, "eqns"):
@@ -145,11 +144,10 @@ def _programs(params: dict):
 
 
 def memory_per_device(config, mesh) -> dict[str, int]:
-    """Bytes on one device: an array of n bytes whose axes are split over m devices takes n / m.
+    """Return bytes per device by kind. An array of n bytes whose axes are split over m devices takes n / m.
 
-    Activations are what the backward pass of one slice of the batch needs beside parameters and batch: the residuals of the
-    traced loss under the remat policy. Gradients are there twice while slices add up. Not counted: what a layer needs while it
-    is at work, and weights gathered for it.
+    Activations: the residuals of the traced loss for one slice of the batch under the remat policy, without parameters and
+    batch. Gradients count twice if slices are accumulated. Not counted: a layer's temporary arrays and gathered weights.
     """
     state = abstract_state(make_trainer(config), mesh)
     learned, frozen = nnx.split_state(state.params, trainable(model_config_of(config)), ...)
@@ -163,7 +161,7 @@ def memory_per_device(config, mesh) -> dict[str, int]:
 
 
 def residuals(config, learned, frozen, batch) -> list:
-    """The abstract arrays that the backward pass of the training loss keeps, without those that are its arguments."""
+    """Return the abstract arrays that the training loss keeps for its backward pass, without its own arguments."""
     graph, _ = skeleton(model_config_of(config))
     o = config.optimizer
 
@@ -180,7 +178,7 @@ def residuals(config, learned, frozen, batch) -> list:
 
 
 def _bytes(tree) -> int:
-    """On one device."""
+    """Return the bytes of a tree on one device."""
     total = 0
     for x in jax.tree.leaves(tree):
         bits = jnp.iinfo(x.dtype).bits if jnp.issubdtype(x.dtype, jnp.integer) else 8 * x.dtype.itemsize
@@ -189,7 +187,7 @@ def _bytes(tree) -> int:
 
 
 def table(d: dict) -> str:
-    """What `describe` gives, for people."""
+    """Return the result of `describe` as text."""
     parameters, flops, step, memory, run = (d[name] for name in ("parameters", "flops_per_token", "step", "memory", "run"))
     lines = [f"{'':22}{'parameters':>19}{'active a token':>19}{'FLOPs forward':>17}{'backward, a token':>19}"]
     for part in (*sizing.PARTS, "attention_products"):
@@ -230,7 +228,7 @@ def _row(name: str, row: dict) -> str:
 
 
 def _short(number: float, unit: str = "") -> str:
-    """1,234,567 is 1.235 M."""
+    """Format a number with an SI prefix: 1,234,567 is 1.235 M."""
     power = 0
     while abs(number) >= 999.95 and power < 8:
         number, power = number / 1000, power + 1

@@ -1,4 +1,4 @@
-"""From host batches to global arrays: each process reads the rows that its own devices hold, and no others."""
+"""Turn host batches into global arrays. Each process reads only the rows that its own devices hold."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -14,33 +14,33 @@ from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
 from lm.progress import shown
 
-AHEAD = 4  # batches that the devices may have before them
+AHEAD = 4  # batches that may be dispatched to the devices at a time
 
 
 class Stream(Protocol):
-    """Where the loop's batches come from."""
+    """The source of the loop's batches."""
 
     def start(self, step: int, state: Any) -> None:
-        """Comes first: `step` steps are done, and `state` is what `state()` gave then, or None."""
+        """Position the stream after `step` finished steps. state: what `state()` returned then, or None. Called first."""
 
     def next(self, step: int, params: Any, wait: Callable[[], float]) -> tuple[dict[str, jax.Array], Mapping[str, float]]:
-        """The batch of a step, counted from 1, on the devices, and numbers to log beside those of the step.
+        """Return the batch of a step (counted from 1) on the devices, and extra numbers to log for that step.
 
-        params: those before the step. wait: waits for the step before to be done and logged; returns when it was done, on the
-        clock of time.perf_counter.
+        params: the parameters before the step. wait: waits until the previous step is done and logged, and returns the time
+        when it was done (time.perf_counter).
         """
 
     def ids(self, step: int) -> list[int] | None:
-        """What the batch of a step is made of, if that is logged."""
+        """Return the row ids of a step's batch, or None if they are not logged."""
 
     def state(self) -> Any:
-        """What to go on from, as JSON has it."""
+        """Return the state to resume from, as JSON values."""
 
     def close(self) -> None: ...
 
 
 class Reading:
-    """A stream of batches that stand before the run and do not depend on it, read ahead in the background."""
+    """A stream of batches from a prepared dataset, prefetched in the background."""
 
     def __init__(self, batches: Batches, mesh: Mesh, log_ids: bool = False):
         self._feed, self._log_ids = Feed(batches, mesh), log_ids
@@ -75,15 +75,15 @@ class Feed:
         self._place = {row: i for i, row in enumerate(self._rows)}
 
     def iterate(self, start: int = 0) -> Iterator:
-        """The Grain iterator of this process's rows (see Batches.iterate)."""
+        """Return the Grain iterator over this process's rows (see Batches.iterate)."""
         return self.batches.iterate(start, rows=self._rows)
 
     def read(self, n: int) -> dict[str, jax.Array]:
-        """Batch n, read in this thread."""
+        """Read batch n in this thread and return it on the devices."""
         return self.to_devices(self.batches.batch(n, self._rows))
 
     def spread(self, at_most: int | None = None) -> Iterator[dict[str, jax.Array]]:
-        """Yield `at_most` batches, spread evenly over the split, or all of them. They are read ahead in the background."""
+        """Yield `at_most` batches, spread evenly over the split, or all of them. A background thread prefetches them."""
         total = self.batches.num_batches
         count = total if at_most is None else min(at_most, total)
         numbers = grain.MapDataset.range(count).map(lambda i: self.batches.batch(i * total // count, self._rows))
@@ -93,7 +93,7 @@ class Feed:
             yield from shown(map(self.to_devices, iterator), "validation", count, **quiet)
 
     def to_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Global arrays [B, …] from this process's rows; `ids` stay behind on the host."""
+        """Return global arrays [B, …] from this process's rows, without `ids`."""
 
         def place(local: np.ndarray) -> jax.Array:
             shape = (self.batches.batch_size, *local.shape[1:])
@@ -109,10 +109,10 @@ class Feed:
 
 
 def summed(sums: Callable[[Any], Any], batches: Iterable) -> Any:
-    """Return Σ sums(batch) over the batches, at least one: a tree of floats, added in float64.
+    """Return Σ sums(batch) over one or more batches: a tree of floats, added in float64.
 
-    Results stay on the devices until the last batch is dispatched. The host waits only when it is AHEAD batches before the
-    devices, so that not all batches lie on them at once.
+    Results stay on the devices until the last batch is dispatched. The host waits when it is AHEAD batches ahead of the
+    devices, so that they do not hold all batches at once.
     """
     found = []
     for batch in batches:

@@ -1,4 +1,4 @@
-"""Whether a training run can fit its devices at all, answered before data are prepared and programs compiled."""
+"""Check that a training run can fit its devices, before data are prepared and programs compiled."""
 
 import jax
 import psutil
@@ -6,15 +6,15 @@ import psutil
 from lm.errors import UserError
 from lm.train.describe import memory_per_device
 
-# The estimate leaves out what a compiler may save by recomputing; only what exceeds the memory by this much is refused.
+# The compiler may need less than the estimate, because it can recompute. So refuse a run only if it exceeds this factor.
 CLEARLY = 1.5
 
 
 def check_memory(config, mesh, *, whole_rows: bool = True) -> None:
-    """Raises UserError if parameters, gradients, optimizer and what the backward pass keeps clearly exceed a device's memory.
+    """Raise UserError if parameters, gradients, optimizer and activations clearly exceed a device's memory.
 
-    A pair counts as one sequence, which is the least that it takes. whole_rows: rows are as long as config.sequence_length;
-    those of rollouts may be shorter, and what the backward pass keeps is not counted.
+    A preference pair counts as one sequence, its minimum. whole_rows: rows are config.sequence_length long. Rollouts may be
+    shorter, so with whole_rows=False activations are not counted.
     """
     room = memory_of_device()
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
@@ -34,7 +34,7 @@ def check_memory(config, mesh, *, whole_rows: bool = True) -> None:
 
 
 def memory_of_device() -> int:
-    """Bytes that a device of this process has; of a CPU, its share of the machine's memory and swap space."""
+    """Return the bytes of memory of a device; for a CPU device, its share of the machine's memory and swap space."""
     device = jax.local_devices()[0]
     stats = None if device.platform == "cpu" else device.memory_stats()
     if stats and stats.get("bytes_limit"):

@@ -12,10 +12,11 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 
 
 def load_metrics(path: str | os.PathLike) -> tuple[list[dict], list[dict]]:
-    """The training lines (they have "loss") and validation lines ("valid_…") of a metrics.jsonl, ascending by step.
+    """Return the training lines (with "loss") and validation lines ("valid_…") of a metrics.jsonl, ascending by step.
 
-    A run that was killed and resumed leaves a torn line and repeats steps: what is no JSON object with a "step" is
-    passed over, and of lines with one step the last counts; of validation, what each of them has. Raises FileNotFoundError.
+    A killed and resumed run leaves a partial line and repeats steps. Lines that are no JSON object with a "step" are skipped.
+    Of training lines with the same step the last one is used; validation lines of one step are merged. Raises
+    FileNotFoundError.
     """
     train, valid = {}, {}
     for row in json_lines(path):
@@ -27,7 +28,7 @@ def load_metrics(path: str | os.PathLike) -> tuple[list[dict], list[dict]]:
 
 
 def json_lines(path: str | os.PathLike) -> list[dict]:
-    """The JSON objects of a file that a killed process may have torn; lines that are none are passed over."""
+    """Return the JSON objects of a file, one per line. Other lines, such as one cut off by a kill, are skipped."""
     found = []
     for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
         try:
@@ -40,7 +41,7 @@ def json_lines(path: str | os.PathLike) -> list[dict]:
 
 
 def column(rows: Sequence[dict], key: str) -> Curve:
-    """Of the rows where `key` is a finite number."""
+    """Return (steps, values) of `key` from the rows where it is a finite number."""
     pairs = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), (int, float)) and math.isfinite(row[key])]
     x, y = np.array(pairs, np.float64).reshape(-1, 2).T
     return x, y

@@ -1,6 +1,6 @@
 """The training loop: dispatch step n, then read the metrics of step n−1; validate, save, stop.
 
-Steps are counted from 1: line n of the log is the n-th update, made from batch n−1.
+Steps are counted from 1: line n of the log is the n-th update, computed from batch n−1.
 """
 
 import functools
@@ -34,12 +34,12 @@ from lm.workdir import check_record, steps_saved
 
 
 class Diverged(Exception):
-    """A run cannot go on: too many steps in a row had a loss or gradient that is not finite, an update overflowed, or a state
-    that was to be saved is not finite."""
+    """The run cannot continue: too many steps in a row with a loss or gradient that is not finite, an update that overflowed,
+    or a state to save that is not finite."""
 
 
 class Stopped(Exception):
-    """A signal asked the run to end; its state was saved. `signal` is its number."""
+    """A signal stopped the run after its state was saved. `signum` is the signal's number."""
 
     def __init__(self, signum: int, step: int):
         name = signal.Signals(signum).name
@@ -60,25 +60,26 @@ def train(
     watch: Callable | None = None,
     measure: Callable | None = None,
 ) -> dict:
-    """Trains to `config.steps` from the newest whole checkpoint in `workdir`, else from the parameters of `start` (or random).
+    """Train to `config.steps` from the newest complete checkpoint in `workdir`, else from start(), else from random weights.
 
     Args:
-      stream: gives the batch of each step (lm/train/feed.py).
-      validate: validate(params, batches or None for all) -> {name: number}, every valid_every steps and at the end; and before
-        the first step, if the config has a valid_first that says so.
-      frozen: what the trainer's step takes beside state and batch.
-      watch: watch(step, params) -> lines to print, every config.samples_every steps.
-      measure: measure(step, params) -> {name: number}, every config.evals.every steps and at the end; logged as validation is.
-    Returns: {"params", "step", "tokens", "skipped", "valid": what validate gives at the end or None,
-    "tokens_per_second" (median), "mfu", "num_params", "seconds"}.
+      stream: returns the batch of each step (lm/train/feed.py).
+      validate: validate(params, batches or None for all) -> {name: number}, called every valid_every steps and at the end; also
+        before the first step if config.valid_first is true.
+      frozen: the third argument of the trainer's step.
+      watch: watch(step, params) -> lines to print, called every config.samples_every steps.
+      measure: measure(step, params) -> {name: number}, called every config.evals.every steps and at the end; logged like
+        validation.
+    Returns: {"params", "step", "tokens", "skipped", "valid" (the final validation or None), "tokens_per_second" (median),
+    "mfu", "num_params", "seconds"}.
     Raises: Stopped on SIGTERM or SIGINT; Diverged; UserError for a checkpoint that does not fit, or if all are damaged.
     """
     checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_every=config.keep_every)
     begin = checkpoints.whole(print)
-    base = None  # that adapters stand beside, where checkpoints do not hold it
+    base = None  # a reference to the base weights of adapters, if checkpoints do not hold them
 
     def kept(state: TrainState) -> TrainState:
-        """What a checkpoint holds of the state."""
+        """Return the part of the state that checkpoints hold."""
         learns = trainable(model_config_of(config))
         return state if base is None else state._replace(params=nnx.filter_state(state.params, learns))
 
@@ -105,12 +106,12 @@ def train(
     rates: list[float] = []
     skipped = int(state.skipped)
     last_read = done = time.perf_counter()
-    pending = None  # (step, metrics, ids) of the step that the devices are at work on
+    pending = None  # (step, metrics, ids) of the step that the devices are computing
 
     def read() -> float:
-        """Waits for the dispatched step, if there is one, logs it, and stops a run that has diverged.
+        """Wait for the dispatched step, if there is one, and log it. Return the time when the last step was done.
 
-        Returns: when the last step was done, on time.perf_counter's clock.
+        The time is that of time.perf_counter. Raises Diverged.
         """
         nonlocal pending, tokens, skipped, last_read, done
         if pending is None:
@@ -127,7 +128,7 @@ def train(
         log.train({"step": step, **metrics, **counted}, ids)
         again = f"then run the same line: it goes on from step {checkpoints.latest() or 0}"
         if in_row and np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
-            raise Diverged(  # at once: no other batch would mend it
+            raise Diverged(  # immediately, since another batch would not help
                 f"step {step}: loss and gradient are finite, but the update overflows at learning rate "
                 f"{metrics['learning_rate']:g} and was left out; lower optimizer.learning_rate, {again}"
             )
@@ -142,7 +143,7 @@ def train(
         return done
 
     def save(step: int) -> None:
-        """Start to save the state. Raises Diverged if it is not sound, since it would push out a checkpoint that is."""
+        """Start to save the state. Raises Diverged if it is not sound, because it would replace a sound checkpoint."""
         read()
         log.flush()
         if not sound_fn(state):
@@ -161,7 +162,7 @@ def train(
         if begin < config.steps:
             log.compiling()
         for step in range(begin + 1, config.steps + 1):
-            # Before the step and not after the last one: so a run that was stopped in between goes on with it.
+            # Validate before the next step, not after the last one, so that a run stopped in between validates when it resumes.
             first = step == 1 and config.get("valid_first", False)
             if validate and (first or (config.valid_every and step > 1 and (step - 1) % config.valid_every == 0)):
                 read()
@@ -217,7 +218,7 @@ def train(
 
 
 class Evaluator:
-    """Validation loss over some batches of the split, evenly spread over its sources, or all of them."""
+    """Validation loss over all batches of the split, or over some, spread evenly over its sources."""
 
     def __init__(self, trainer: Trainer, feed: Feed, tokenizer: Tokenizer, vocab_size: int):
         self._feed = feed
@@ -234,9 +235,9 @@ class Evaluator:
         self._step = jax.jit(sums)
 
     def __call__(self, params, at_most: int | None = None) -> dict:
-        """{"loss": nats a token, "bits_per_byte": Σ nll / (ln 2 · Σ bytes), "tokens", "bytes"}.
+        """Return {"loss": nats per token, "bits_per_byte": Σ nll / (ln 2 · Σ bytes), "tokens", "bytes"}.
 
-        A document's end is a target that costs nats and holds no bytes.
+        The end-of-document token is a target with an nll and 0 bytes.
         """
         totals = summed(functools.partial(self._step, params), self._feed.spread(at_most))
         return {
@@ -248,16 +249,16 @@ class Evaluator:
 
 
 class _Stop:
-    """Remembers SIGTERM and SIGINT until the loop asks; on several hosts all stop after the same step."""
+    """Records SIGTERM and SIGINT until the loop asks; several hosts all stop after the same step."""
 
     def __init__(self):
         self._signum = 0
-        # Of several hosts JAX's preemption service takes the signal.
+        # With several hosts JAX's preemption service handles the signal.
         signals = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
         self._before = {signum: signal.signal(signum, self._note) for signum in signals}
 
     def _note(self, signum, frame):
-        if self._signum:  # a second one does not wait for the step
+        if self._signum:  # a second signal stops at once
             raise KeyboardInterrupt
         self._signum = signum
 
@@ -272,7 +273,7 @@ class _Stop:
 
 
 def check_config(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Raises UserError for values that cannot work, and for a workdir that is of another run."""
+    """Raise UserError for invalid values, and for a workdir that belongs to another run."""
     check_values(config)
     model = model_config_of(config)
     lora.check_targets(model)

@@ -1,8 +1,8 @@
-"""Where the numbers of a run go: a live line, metrics.jsonl, TensorBoard.
+"""Log the metrics of a run to a progress bar, metrics.jsonl and TensorBoard.
 
-metrics.jsonl holds one JSON object a line. A training line has step, loss (nats a token), tokens (trained since
-step 0), tokens_per_second, grad_norm (before clipping), learning_rate, mfu, skipped, and what its objective reports; a
-validation line has step and names that begin with valid_, such as valid_loss. A number that is not finite is null.
+metrics.jsonl holds one JSON object per line. A training line has step, loss (nats per token), tokens (trained since step 0),
+tokens_per_second, grad_norm (before clipping), learning_rate, mfu, skipped, and the metrics of the objective. A validation line
+has step and names that begin with valid_, such as valid_loss. A number that is not finite is written as null.
 """
 
 import json
@@ -21,7 +21,7 @@ from lm.progress import progress
 
 
 def rewind(path: Path, step: int) -> None:
-    """Drops what a run that goes on from `step` logs anew: later lines, the validation at `step`, a line torn by a crash."""
+    """Drop the lines that a run resumed from `step` logs again: later steps, validation at `step`, and a partial last line."""
     if not path.exists():
         return
     kept = []
@@ -37,7 +37,7 @@ def rewind(path: Path, step: int) -> None:
 
 
 class Log:
-    """The three sinks of one process; on a process that is not the first it does nothing."""
+    """Writes to the three sinks. With enabled=False, on all processes but the first, it does nothing."""
 
     def __init__(self, workdir: Path, *, enabled: bool, step: int, steps: int, log_ids: bool):
         self.enabled = enabled
@@ -47,9 +47,9 @@ class Log:
         rewind(workdir / "ids.jsonl", step)
         self._metrics = open(workdir / "metrics.jsonl", "a")
         self._ids = open(workdir / "ids.jsonl", "a") if log_ids else None
-        # Not SummaryWriter: a full disk kills its thread, and the loop would wait for it for ever.
+        # Not SummaryWriter: a full disk kills its thread, and the loop would then wait forever.
         (workdir / "tensorboard").mkdir(exist_ok=True)
-        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # it warns of each NaN, which the loop tells already
+        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # it warns of each NaN, as the loop already does
         self._board = EventsWriter(str(workdir / "tensorboard" / "events"), f".{step}")
         self._board.write_event(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         self._bar = progress(
@@ -72,7 +72,7 @@ class Log:
         self._bar.update(line["step"] - self._bar.n)
 
     def valid(self, step: int, values: dict) -> None:
-        """values: numbers by name; how many tokens and bytes they are of is not logged."""
+        """Log validation numbers by name, without the counts "tokens" and "bytes"."""
         if not self.enabled:
             return
         values = {name: value for name, value in values.items() if name not in ("tokens", "bytes")}
@@ -88,7 +88,7 @@ class Log:
             self._bar.compiling()
 
     def flush(self) -> None:
-        """Makes the lines durable: a checkpoint must never be ahead of its log."""
+        """Sync the lines to disk, because a checkpoint must never be ahead of its log."""
         if not self.enabled:
             return
         for file in filter(None, (self._metrics, self._ids)):

@@ -1,16 +1,16 @@
-"""Byte n-grams: what a language model must beat to have learnt more than a table of counts.
+"""Byte n-gram models: baselines for a language model's bits per byte.
 
-An n-gram model predicts a byte from the n-1 bytes before it. It is an interpolated modified Kneser-Ney model, the
-strongest of the classical smoothings (Chen & Goodman 1999, "An empirical study of smoothing techniques for language
-modeling", Computer Speech & Language 13), interpolated down through every shorter context to the uniform 1/256.
+An n-gram model predicts a byte from the n-1 bytes before it. Smoothing is interpolated modified Kneser-Ney, the strongest
+classical method (Chen & Goodman 1999, "An empirical study of smoothing techniques for language modeling", Computer Speech &
+Language 13). It interpolates through every shorter context down to the uniform 1/256.
 
-How it is made fast: a window of n symbols is one uint64 (nine bits a symbol, the predicted one lowest), so counting is
-sorting. Sorted windows lie grouped by context, and every shorter window is a bit mask away. Text is counted in chunks
-that are merged, so memory follows the number of distinct windows and not the length of the text.
+A window of n symbols is one uint64 (nine bits per symbol, the predicted one lowest), so counting is sorting. Sorted windows are
+grouped by context, and a bit mask gives every shorter window. Text is counted in chunks that are merged, so memory grows with
+the number of distinct windows, not with the length of the text.
 
-Document starts: a document is preceded by n-1 padding symbols, so its first byte is predicted from "start of
-document". Document ends: an n-gram is not asked to predict them, while a language model pays for its end-of-document
-token over the same number of bytes; the comparison favours the n-gram by that much.
+Document starts: n-1 padding symbols precede a document, so its first byte is predicted from "start of document". Document ends:
+the n-gram does not predict them. A language model also pays for its end-of-document token over the same number of bytes, so the
+comparison favours the n-gram by that much.
 
 Axes: U distinct windows, C distinct contexts, S symbols, N windows.
 """
@@ -29,7 +29,7 @@ MAX_ORDER = 64 // BITS
 
 @dataclass(frozen=True)
 class Counts:
-    """How often each window of `order` symbols occurs: keys_U uint64, ascending and distinct; counts_U int64."""
+    """Occurrences of each window of `order` symbols: keys_U uint64, ascending and distinct; counts_U int64."""
 
     order: int
     keys_U: np.ndarray
@@ -38,7 +38,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Level:
-    """One order of a model: the probability of each seen window, and what each seen context leaves to shorter ones.
+    """One order of a model: the probability of each seen window, and the backoff weight of each seen context.
 
     keys_U, contexts_C: uint64, ascending; probabilities_U, backoff_C: float64.
     """
@@ -58,17 +58,17 @@ class NGram:
 
 
 def count(texts: Iterable[bytes], order: int, chunk: int = 1 << 23, progress: Callable[[int], object] | None = None) -> Counts:
-    """Counts the windows of `order` symbols in `texts`, one pass.
+    """Count the windows of `order` symbols in `texts`, in one pass.
 
     Args:
         texts: documents; each starts from padding, so windows never span two of them.
-        order: symbols a window, 1 … 7.
-        chunk: windows sorted at a time; the working memory is about 30 bytes for each.
+        order: symbols per window, 1 … 7.
+        chunk: windows sorted at a time; each needs about 30 bytes of working memory.
         progress: called with the number of bytes counted since its last call (as `tqdm.update` is).
 
     Raises:
         ValueError: `order` is out of range.
-        UserError: `texts` holds not one byte.
+        UserError: `texts` is empty (0 bytes).
     """
     if not 1 <= order <= MAX_ORDER:
         raise ValueError(f"order must be 1 … {MAX_ORDER}, for a window to fit 64 bits; got {order}")
@@ -85,7 +85,7 @@ def count(texts: Iterable[bytes], order: int, chunk: int = 1 << 23, progress: Ca
 
 
 def shorten(counts: Counts, order: int) -> Counts:
-    """The counts a pass with a smaller `order` would have made: windows of equal suffix are summed."""
+    """Return the counts for a smaller `order`: counts of windows with the same suffix are summed."""
     if not 1 <= order <= counts.order:
         raise ValueError(f"counts of order {counts.order} hold orders 1 … {counts.order}, not {order}")
     suffixes_U = counts.keys_U & _mask(order)
@@ -96,15 +96,15 @@ def shorten(counts: Counts, order: int) -> Counts:
 
 
 def estimate(counts: Counts) -> NGram:
-    """Interpolated modified Kneser-Ney from the counts of the highest order.
+    """Return an interpolated modified Kneser-Ney model from the counts of the highest order.
 
     With h a context, b a byte, h' the context without its oldest symbol:
 
         p(b|h) = (c(hb) - D(c(hb))) / c(h)  +  γ(h) p(b|h'),     γ(h) = Σ_b D(c(hb)) / c(h),     p(b) over nothing 1/256
 
-    c counts occurrences at the highest order. Below it c(hb) is the number of distinct symbols seen before hb: a
-    shorter context is asked only when the longer one fails, so what matters is in how many places hb turns up
-    (Kneser & Ney 1995). D depends on the count (1, 2, 3 or more) and on the order; see `discounts`.
+    At the highest order c counts occurrences. Below it c(hb) is the number of distinct symbols seen before hb, because a
+    shorter context is used only when the longer one fails (Kneser & Ney 1995). D depends on the count (1, 2, 3 or more) and on
+    the order; see `discounts`.
     """
     tables = [(counts.keys_U, counts.counts_U)]
     for order in range(counts.order - 1, 0, -1):
@@ -123,11 +123,11 @@ def estimate(counts: Counts) -> NGram:
 
 
 def discounts(counts_U: np.ndarray) -> np.ndarray:
-    """What to take off a count of 0, 1, 2, 3 or more: float64 [4].
+    """Return the discounts of a count of 0, 1, 2, 3 or more: float64 [4].
 
     Chen & Goodman 1999, equation 17: with n_i the number of windows seen i times and Y = n_1 / (n_1 + 2 n_2),
-    D_i = i - (i+1) Y n_{i+1} / n_i. Where a text is too small (or its windows too frequent) to fill n_1 … n_4, or
-    the formula leaves 0 … i, it is ½, 1, 1½ instead, as in KenLM's `--discount_fallback`.
+    D_i = i - (i+1) Y n_{i+1} / n_i. If one of n_1 … n_4 is 0, or a D_i is outside 0 … i, they are ½, 1, 1½ instead, as in
+    KenLM's `--discount_fallback`.
     """
     fallback = np.array([0, 0.5, 1, 1.5])
     n = np.array([np.count_nonzero(counts_U == i) for i in range(1, 5)], np.float64)
@@ -139,7 +139,7 @@ def discounts(counts_U: np.ndarray) -> np.ndarray:
 
 
 def probabilities(model: NGram, keys_N: np.ndarray) -> np.ndarray:
-    """p(last symbol | the symbols before it), float64 [N], of windows packed as `window` does (uint64 [N])."""
+    """Return p(last symbol | the symbols before it), float64 [N], of packed windows (uint64 [N], see `window`)."""
     p_N = np.full(len(keys_N), 1 / 256)
     for order, level in enumerate(model.levels, 1):
         suffixes_N = keys_N & _mask(order)
@@ -149,12 +149,12 @@ def probabilities(model: NGram, keys_N: np.ndarray) -> np.ndarray:
 
 
 def fit(texts: Iterable[bytes], order: int) -> NGram:
-    """Counts `texts` (documents) and estimates an n-gram model of n = `order`, 1 … 7. Raises as `count` does."""
+    """Return an n-gram model of `texts` (documents), n = `order`, 1 … 7. Raises the errors of `count`."""
     return estimate(count(texts, order))
 
 
 def score(model: NGram, counts: Counts) -> float:
-    """-Σ log2 p(byte) / Σ bytes over the text behind `counts`, which must be of the model's order."""
+    """Return -Σ log2 p(byte) / Σ bytes over the counted text; `counts` must have the model's order."""
     if counts.order != model.order:
         raise ValueError(f"a model of order {model.order} cannot score counts of order {counts.order}")
     bits_U = -np.log2(probabilities(model, counts.keys_U))
@@ -162,7 +162,7 @@ def score(model: NGram, counts: Counts) -> float:
 
 
 def bits_per_byte(model: NGram, texts: Iterable[bytes]) -> float:
-    """-Σ log2 p(byte) / Σ bytes over `texts` (documents). Document ends cost nothing. Raises as `count` does."""
+    """Return -Σ log2 p(byte) / Σ bytes over `texts` (documents). Document ends cost nothing. Raises the errors of `count`."""
     return score(model, count(texts, model.order))
 
 
@@ -172,10 +172,10 @@ def baselines(
     orders: tuple[int, ...] = (1, 3, 5),
     progress: Callable[[int], object] | None = None,
 ) -> dict[str, float]:
-    """Bits per byte on `valid` of n-grams fitted on `train`: {"unigram": …, "3-gram": …, "5-gram": …}.
+    """Return bits per byte on `valid` of n-grams fitted on `train`: {"unigram": …, "3-gram": …, "5-gram": …}.
 
-    Both are documents, or a function that returns them; each is read once, since the counts of the highest order
-    give the lower ones. `progress` and errors are those of `count`.
+    Both are documents, or a function that returns them. Each is read once, because the counts of the highest order give the
+    lower ones. `progress` and errors are those of `count`.
     """
     train_counts, valid_counts = (
         count(texts() if callable(texts) else texts, max(orders), progress=progress) for texts in (train, valid)
@@ -187,7 +187,7 @@ def baselines(
 
 
 def window(context: bytes, byte: int, order: int) -> int:
-    """The key of `byte` after `context`, of which the last order-1 bytes count; a short one is padded as at a start."""
+    """Return the key of `byte` after the last order-1 bytes of `context`; a shorter context is padded at its start."""
     symbols = [PAD] * (order - 1) + list(context)
     key = 0
     for symbol in [*symbols[len(symbols) - order + 1 :], byte]:
@@ -196,7 +196,7 @@ def window(context: bytes, byte: int, order: int) -> int:
 
 
 def _chunks(texts: Iterable[bytes], order: int, chunk: int) -> Iterator[np.ndarray]:
-    """The documents as one stream of uint16 symbols in pieces of about `chunk`, overlapping by order-1 symbols."""
+    """Yield the documents as one stream of uint16 symbols, in pieces of about `chunk` that overlap by order-1 symbols."""
     padding = np.full(order - 1, PAD, np.uint16)
     pieces, size = [], 0
     for text in texts:
@@ -213,7 +213,7 @@ def _chunks(texts: Iterable[bytes], order: int, chunk: int) -> Iterator[np.ndarr
 
 
 def _windows(symbols_S: np.ndarray, order: int) -> np.ndarray:
-    """The keys (uint64) of all windows in a stream of symbols that predict a byte, not padding."""
+    """Return the keys (uint64) of all windows of the stream whose last symbol is a byte, not padding."""
     n = len(symbols_S) - order + 1
     keys_N = np.zeros(n, np.uint64)
     for i in range(order):
@@ -225,7 +225,7 @@ def _windows(symbols_S: np.ndarray, order: int) -> np.ndarray:
 def _merge(
     keys_U: np.ndarray, counts_U: np.ndarray, more_keys: np.ndarray, more_counts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Adds counts to counts, both ascending by key; writes into counts_U."""
+    """Return the merged (keys, counts), ascending by key. Both inputs are ascending; counts_U is overwritten."""
     at = np.searchsorted(keys_U, more_keys)
     known = np.zeros(len(at), bool)
     inside = at < len(keys_U)
@@ -236,7 +236,7 @@ def _merge(
 
 
 def _level(keys_U: np.ndarray, counts_U: np.ndarray, shorter_U: np.ndarray) -> Level:
-    """One step of the recursion in `estimate`; shorter_U is p(b|h') for each window hb."""
+    """Return one level of the recursion in `estimate`; shorter_U is p(b|h') for each window hb."""
     contexts_U = keys_U >> BITS
     starts = _starts(contexts_U)
     followers_C = np.diff(starts, append=len(keys_U))
@@ -248,13 +248,13 @@ def _level(keys_U: np.ndarray, counts_U: np.ndarray, shorter_U: np.ndarray) -> L
 
 
 def _look_up(keys: np.ndarray, values: np.ndarray, wanted: np.ndarray, default: np.ndarray) -> np.ndarray:
-    """values[where keys == wanted], else default."""
+    """Return values[where keys == wanted], else default."""
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[at] == wanted, values[at], default)
 
 
 def _starts(ascending: np.ndarray) -> np.ndarray:
-    """Where each run of equal values begins."""
+    """Return the index of the first element of each run of equal values."""
     return np.flatnonzero(np.concatenate([[True], ascending[1:] != ascending[:-1]])[: len(ascending)])
 
 

@@ -10,10 +10,10 @@ from lm.config import ModelConfig
 def adamw(
     abstract_params: nnx.State, config: ModelConfig, *, b1: float, b2: float, eps: float, weight_decay: float
 ) -> optax.GradientTransformation:
-    """Direction m̂/(√v̂+ε) + λ·w, to be scaled by −learning rate. Norm scales and biases are not decayed.
+    """Return the transform to the direction m̂/(√v̂+ε) + λ·w; the caller scales it by −learning rate.
 
-    In μP the first term of a hidden matrix falls with its inputs, base/width (Yang et al. 2022, table 8, Adam); the decay
-    does not.
+    Norm scales and biases are not decayed. In μP the first term of a hidden matrix is scaled by base/width (Yang et al. 2022,
+    table 8, Adam); the decay is not.
     """
     width = config.mup_base_dim / config.embed_dim if config.mup_base_dim else 1.0
     scales = by_variable(abstract_params, lambda variable: width if role(variable) == "hidden" else 1.0)
@@ -27,16 +27,16 @@ def adamw(
 
 
 def decayed(abstract_params: nnx.State):
-    """True for every matrix."""
+    """Return a tree of bools, True for every matrix."""
     return by_variable(abstract_params, lambda variable: role(variable) != "vector")
 
 
 def role(variable: nnx.Variable) -> str:
-    """The part that a parameter plays, said where it was made (lm/model/initializers.py)."""
+    """Return the role that a parameter's declaration gives it (lm/model/initializers.py)."""
     return variable.get_metadata()["role"]
 
 
 def by_variable(params: nnx.State, f):
-    """A tree like `params` whose leaves are f(variable)."""
+    """Return a tree like `params` whose leaves are f(variable)."""
     is_variable = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
     return jax.tree.map(lambda variable: jax.tree.map(lambda _: f(variable), variable), params, is_leaf=is_variable)

@@ -1,9 +1,9 @@
-"""Compile the real training step for a machine that is not here, and say what it would need.
+"""Compile the training step for a TPU that is not attached, and print its memory, FLOPs and collectives.
 
     JAX_PLATFORMS=cpu python -m lm.train.plan --config=configs/train/1b.py --topology=v5e:4x4 [--config.KEY=VALUE …]
 
-Needs `libtpu` (requirements-tpu.txt), whose compiler runs on any CPU; no TPU is touched. The program is the one that
-train.py runs: same step, same sharding rules, same donation.
+Needs `libtpu` (requirements-tpu.txt), whose compiler runs on any CPU; no TPU is used. The program is that of train.py: same
+step, same sharding rules, same donation.
 """
 
 import json
@@ -23,7 +23,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")
 
 
 def compile_step(config, devices) -> jax.stages.Compiled:
-    """The compiled train step of a resolved config for these devices (real ones, or a topology's)."""
+    """Return the compiled train step of a resolved config for these devices (real, or of a topology)."""
     mesh = make_mesh(config.mesh, devices)
     check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
     with jax.set_mesh(mesh):
@@ -34,7 +34,7 @@ def compile_step(config, devices) -> jax.stages.Compiled:
 
 
 def plan(config, topology: str) -> dict:
-    """Compiles for a TPU topology such as "v5e:4x4" and reports sizes in GiB a chip and FLOPs a step."""
+    """Compile for a TPU topology such as "v5e:4x4". Return sizes in GiB per chip, FLOPs per step and collectives."""
     devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
     begin = time.perf_counter()
     compiled = compile_step(config, devices)
@@ -56,7 +56,7 @@ def plan(config, topology: str) -> dict:
 
 
 def collectives(compiled: jax.stages.Compiled) -> dict[str, int] | None:
-    """How many of each stand in the program; None where this jaxlib cannot print what that libtpu has made."""
+    """Return the number of collectives of each kind in the program, or None if jaxlib cannot print libtpu's program."""
     try:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError:

@@ -9,7 +9,7 @@ KINDS = ("cosine", "wsd", "constant")
 
 
 def check_schedule(kind: str, warmup: int) -> None:
-    """Raises UserError for a schedule that there is not."""
+    """Raise UserError for an unknown schedule or a negative warm-up."""
     if kind not in KINDS:
         raise UserError(f"optimizer.schedule={kind!r} is none of {', '.join(KINDS)}")
     if not 0 <= warmup:
@@ -17,14 +17,14 @@ def check_schedule(kind: str, warmup: int) -> None:
 
 
 def schedule(kind: str, *, peak: float, steps: int, warmup: int, final: float = 0.1, decay: float = 0.2) -> Callable:
-    """A function from the number of updates made (0, 1, …) to the learning rate of the next one (float32).
+    """Return a function from the number of finished updates n (0, 1, …) to the learning rate of the next one (float32).
 
-    Warm-up is linear: peak·(n+1)/warmup. Then, with u the share of the remaining steps that is done:
+    Warm-up is linear: peak·(n+1)/warmup. Then, with u the finished fraction of the remaining steps:
       cosine    peak·(final + (1−final)·(1+cos πu)/2)  (Loshchilov and Hutter 2017)
-      wsd       peak, and over the last `decay` of all steps linearly to peak·final  (warm-up-stable-decay, Hu et al. 2024)
+      wsd       peak; over the last `decay` of all steps linearly down to peak·final  (warm-up-stable-decay, Hu et al. 2024)
       constant  peak
     """
-    from jax import numpy as jnp  # configs are refused without it
+    from jax import numpy as jnp  # here, so that check_schedule needs no JAX
 
     check_schedule(kind, warmup)
     warmup = min(warmup, steps)

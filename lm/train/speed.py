@@ -1,4 +1,4 @@
-"""How fast a device could be: the denominator of MFU."""
+"""The peak FLOP/s of the devices: the denominator of MFU."""
 
 import functools
 import time
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from lm.kernels.matmul import product
 
-# Dense bfloat16 peak, FLOP/s a chip, from the makers' data sheets.
+# Dense bfloat16 peak, FLOP/s per chip, from the vendors' data sheets.
 PEAK = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -24,19 +24,19 @@ FORMULA = "MFU = tokens/s × (6·N + 6·L·T·H·K) / peak; N active without the
 
 
 def peak_flops(dtype) -> tuple[float, str]:
-    """(FLOP/s of all devices of this job, where the number is from). On a CPU it is measured, by one large product."""
+    """Return (FLOP/s of all devices of this job, source of the number). Devices not in PEAK are measured with one product."""
     device, count = jax.devices()[0], jax.device_count()
     for kind, peak in sorted(PEAK.items(), key=lambda item: -len(item[0])):
         if device.device_kind.startswith(kind):
             return peak * count, f"{kind} data sheet × {count}"
-    # Fake CPU devices share the machine: it is measured once, not once a device.
+    # Fake CPU devices share one machine, so count it once per process and not per device.
     scale = jax.process_count() if device.platform == "cpu" else count
     return measured_peak(dtype) * scale, f"a measured 2048³ {jnp.dtype(dtype).name} product"
 
 
 @functools.cache
 def measured_peak(dtype, n: int = 2048) -> float:
-    """FLOP/s of an n×n×n product with operands in `dtype`, the best of five; no mesh is involved."""
+    """Return the FLOP/s of an n×n×n product with operands in `dtype` on one device, the best of five."""
     local = jax.local_devices()[0]
     with jax.set_mesh(jax.sharding.Mesh([local], ("x",), axis_types=(jax.sharding.AxisType.Explicit,))):
         x = jnp.ones((n, n), dtype)

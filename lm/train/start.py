@@ -1,4 +1,4 @@
-"""Where a run starts from: random weights, or those of another run, an import, or a published checkpoint (init_from)."""
+"""Initial weights of a run: random, or from another run, an import or a published checkpoint (init_from)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ from lm.parallel.mesh import shardings
 from lm.train.step import model_config_of
 from lm.workdir import record
 
-OWN = ("scan_layers", "remat", "adapter", "quantization", "score_head")  # what the run itself says of its model
+OWN = ("scan_layers", "remat", "adapter", "quantization", "score_head")  # model keys that the run's own config decides
 
 
 def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
-    """Gives the config the blueprint, and the tokenizer unless it names one, of what `init_from` starts from.
+    """Copy the model's config from `init_from` into `config`, and its tokenizer unless the config names one.
 
-    A run that stands in the workdir keeps its own, wherever its start has gone since.
+    A run that is already in the workdir keeps its recorded config, even if `init_from` has changed or moved since.
     """
     if not config.init_from:
         return
-    saved = from_first(lambda: record(workdir)[0]) if workdir else None  # the first process writes it while others read
+    saved = from_first(lambda: record(workdir)[0]) if workdir else None  # process 0 may be writing it
     if saved:
         model = config_of(saved).to_dict()
     else:
@@ -44,7 +44,7 @@ def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
         if model[section][size] and not config.model[section][size]:
             _put(config.model[section], model[section])
     _put(config.model, {key: value for key, value in model.items() if key not in (*OWN, "dtype")})
-    if config.model.positions != "learned":  # trained on longer sequences, it is made for these
+    if config.model.positions != "learned":  # the context grows to the training length
         config.model.max_positions = max(config.model.max_positions, config.sequence_length)
     if config.tokenizer is None:
         config.tokenizer = str(config.init_from)
@@ -59,7 +59,7 @@ def _put(section: ml_collections.ConfigDict, values: Mapping) -> None:
 
 
 def initial_params(config: ml_collections.ConfigDict, mesh) -> nnx.State | None:
-    """The float32 weights of `init_from` on the mesh that is set, quantised and with fresh adapters if the config says so."""
+    """Return the float32 weights of `init_from` on the current mesh, quantised and with fresh adapters if configured."""
     if not config.init_from:
         return None
     source, wanted = open_source(config.init_from), model_config_of(config)

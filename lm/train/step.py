@@ -1,7 +1,7 @@
-"""One training step and one validation step, as pure functions of (state, batch), for whatever objective.
+"""One training step and one validation step, as pure functions of (state, batch), for any objective.
 
-A batch is a dict of arrays whose first axis is B. For the objective here, pretraining's, they are [B, T]: tokens, targets,
-segment_ids, positions (int32) and weights (float32).
+A batch is a dict of arrays whose first axis is B. The pretraining objective takes arrays [B, T]: tokens, targets, segment_ids,
+positions (int32) and weights (float32).
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from lm.train.schedule import schedule
 
 
 class TrainState(NamedTuple):
-    """All that a step changes. `step` counts batches seen, `skipped` those whose update was left out."""
+    """Everything that a step changes. `step` counts batches, `skipped` the batches whose update was not applied."""
 
     step: jax.Array  # int32
     params: nnx.State
@@ -34,19 +34,19 @@ class TrainState(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What a batch adds up to beside the objective: (Σ, weight) of each metric, which is logged as Σ / weight, and, by the path
-    of each layer that routes, how many tokens each expert was sent."""
+    """Auxiliary sums of a loss: metrics as (sum, weight), logged as sum / weight; expert loads [..., E] (tokens per expert) by
+    the path of the layer."""
 
     metrics: dict[str, tuple[jax.Array, jax.Array]]
     loads: dict[tuple, jax.Array]
 
 
 class Objective(NamedTuple):
-    """What a run minimises.
+    """The function that a run minimises.
 
-    loss(model, batch, frozen, key) -> (Σ over the batch, Sums), float32; weight(batch) -> what the sum is divided by, over the
-    whole batch however it is sliced. `frozen` is whatever does not learn, a reference or a teacher; `key` is new in each step,
-    and None in evaluation.
+    loss(model, batch, frozen, key) -> (sum over the batch, Sums), float32. weight(batch) -> the divisor of the sum, always for
+    the whole batch, also if it is sliced. frozen: whatever does not learn, such as a reference or a teacher. key: new in each
+    step, None in evaluation.
     """
 
     loss: Callable[[Transformer, dict, Any, jax.Array | None], tuple[jax.Array, Sums]]
@@ -54,10 +54,10 @@ class Objective(NamedTuple):
 
 
 class Trainer(NamedTuple):
-    """The pure functions of one run; none of them holds state.
+    """The pure functions of one run.
 
-    init(params=None) -> TrainState, of random parameters if none are given; step(state, batch, frozen=None) -> (TrainState,
-    metrics); evaluate(params, batch, frozen=None) -> sums: objective, weight, and what the Sums of the objective hold.
+    init(params=None) -> TrainState, with random parameters if none are given. step(state, batch, frozen=None) -> (TrainState,
+    metrics). evaluate(params, batch, frozen=None) -> {"objective", "weight", "metrics"}, sums over the batch.
     """
 
     init: Any
@@ -67,9 +67,9 @@ class Trainer(NamedTuple):
 
 
 def make_trainer(config, objective: Objective | None = None, updates: int = 1) -> Trainer:
-    """Builds the step for a resolved config (see configs/train/default.py) under the mesh that is set.
+    """Build the step for a resolved config (see configs/train/default.py) under the current mesh.
 
-    Args: objective: pretraining's if none is given. updates: of the parameters in each of config.steps.
+    Args: objective: None: pretraining. updates: parameter updates in each of config.steps.
     """
     model_config = model_config_of(config)
     graph, abstract = skeleton(model_config)
@@ -102,12 +102,12 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
         rate = learning_rate(state.step)
         direction, optimizer = transform.update(grads, state.optimizer, params)
         params = nnx.merge_state(jax.tree.map(lambda p, u: p - rate * u, params, direction), rest)
-        if not model_config.adapter.rank:  # then nothing of the base moves
+        if not model_config.adapter.rank:  # an adapter leaves the base unchanged
             params = with_balance(params, sums.loads, model_config.moe.bias_rate)
-        # A learning rate that is too large lets the update overflow. The moments cannot: they are means of gradients and their
-        # squares, whose sum is finite if the norm is.
+        # A learning rate that is too large lets the update overflow. The moments cannot overflow: they average gradients and
+        # their squares, and these are finite if the norm is.
         ok = jnp.isfinite(total) & jnp.isfinite(norm) & ~overflowed(state.params, params)
-        # A bad step leaves parameters and moments bit for bit as they were, without asking the host.
+        # A bad step leaves parameters and moments bitwise unchanged, without a host sync.
         params, optimizer = jax.tree.map(
             lambda new, old: jnp.where(ok, new, old), (params, optimizer), (state.params, state.optimizer)
         )
@@ -128,7 +128,7 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
         return state, metrics
 
     def evaluate(params: nnx.State, batch: dict, frozen=None) -> dict:
-        """Sums over the batch, so that several batches can be added up."""
+        """Return sums over the batch, so that several batches can be added."""
         total, sums = objective.loss(nnx.merge(graph, params), batch, frozen, None)
         return {"objective": total, "weight": objective.weight(batch), "metrics": sums.metrics}
 
@@ -136,7 +136,7 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
 
 
 def overflowed(old: Any, new: Any) -> jax.Array:
-    """Return whether any number is finite in `old` and not in `new`, bool []. Leaves that both trees share are not read."""
+    """Return whether any number is finite in `old` and not in `new`, bool []. Leaves shared by both trees are not read."""
     pairs = [(a, b) for a, b in zip(jax.tree.leaves(old), jax.tree.leaves(new), strict=True) if a is not b]
     broken = [jnp.any(jnp.isfinite(a) & ~jnp.isfinite(b)) for a, b in pairs if jnp.issubdtype(a.dtype, jnp.inexact)]
     return jnp.any(jnp.stack(broken))
@@ -145,7 +145,7 @@ def overflowed(old: Any, new: Any) -> jax.Array:
 def sound(state: TrainState) -> jax.Array:
     """Return whether the parameters and the optimizer's moments are finite, and the parameters' squares too, bool [].
 
-    Norms square activations: where parameters of 1e20 stand they give 0 instead of an error, and the loss stays finite.
+    Normalisation layers square activations: with parameters of 1e20 they return 0, and the loss stays finite.
     """
     moments = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state.optimizer) if jnp.issubdtype(x.dtype, jnp.inexact)]
     floats = [x for x in jax.tree.leaves(state.params) if jnp.issubdtype(x.dtype, jnp.inexact)]
@@ -153,17 +153,17 @@ def sound(state: TrainState) -> jax.Array:
 
 
 def ratio(total: jax.Array, weight: jax.Array) -> jax.Array:
-    """total / weight, and 0 of nothing."""
+    """Return total / weight, or total if the weight is 0."""
     return total / jnp.where(weight == 0, 1.0, weight)
 
 
 def model_config_of(config) -> ModelConfig:
-    """The model's blueprint in a training config; the compute type stands at its top level."""
+    """Return the ModelConfig of a training config; the compute dtype is a top-level key."""
     return ModelConfig(**config.model, dtype=config.dtype)
 
 
 def pretraining(*, z_loss: float, mtp_loss: float) -> Objective:
-    """The next token of every text, each token counting the same."""
+    """Return the next-token objective; every token has its batch weight."""
 
     def loss(model, batch, frozen, key):
         if key is None:
@@ -175,7 +175,7 @@ def pretraining(*, z_loss: float, mtp_loss: float) -> Objective:
 
 
 def token_loss(model: Transformer, batch: dict, *, z_loss: float) -> tuple[jax.Array, jax.Array]:
-    """(Σ w·(nll + z), Σ w·nll) of the next tokens alone."""
+    """Return (Σ w·(nll + z), Σ w·nll) of the next tokens, without multi-token prediction and router losses."""
     x_BTD = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"]).x_BTD
     return head_loss(model, x_BTD, batch["targets"], batch["weights"], z_loss)
 
@@ -183,11 +183,11 @@ def token_loss(model: Transformer, batch: dict, *, z_loss: float) -> tuple[jax.A
 def training_loss(
     model: Transformer, batch: dict, *, z_loss: float, mtp_loss: float, noise_BTD=None, **head
 ) -> tuple[jax.Array, Sums]:
-    """The training objective as a sum over tokens, and sums to report: the nll of next tokens, and of those further ahead.
+    """Return the training objective as a sum over tokens, and sums to report.
 
-    To the next token's Σ w·(nll + z) come mtp_loss / depth · Σ over the depth of the same for tokens further ahead
-    (DeepSeek-V3, 2024, eq. 25), and the routers' losses, which are sums over tokens and layers (lm/model/moe.py).
-    noise_BTD is added to the embeddings; `head`: further arguments of the next token's cross-entropy.
+    The objective is Σ w·(nll + z) of the next token, plus mtp_loss / depth · Σ over the depth of the same for tokens further
+    ahead (DeepSeek-V3, 2024, eq. 25), plus the router losses, summed over tokens and layers (lm/model/moe.py).
+    noise_BTD is added to the embeddings. head: extra arguments of the next token's cross-entropy.
     """
     places = batch["segment_ids"], batch["positions"]
     main = model.hidden(batch["tokens"], *places, noise_BTD=noise_BTD)
@@ -200,7 +200,7 @@ def training_loss(
         def later(x_BT, k=k):
             return jnp.pad(x_BT[:, k:], ((0, 0), (0, k)))
 
-        # A target of the same document: one that is further ahead than the document goes has no weight.
+        # Targets beyond the end of the document have weight 0.
         weights = later(batch["weights"]) * (later(batch["segment_ids"]) == batch["segment_ids"])
         one, nll_k = head_loss(model, hidden.x_BTD, later(batch["targets"]), weights, z_loss)
         objective = objective + mtp_loss / len(ahead) * one
@@ -212,7 +212,7 @@ def training_loss(
 
 
 def router_loss(model: Transformer, passes: list[Hidden]) -> tuple[jax.Array, dict[tuple, jax.Array]]:
-    """The routers' two losses, weighed as the blueprint says and summed over tokens and layers, and their loads."""
+    """Return the routers' weighted balance and z losses, summed over tokens and layers, and the expert loads by path."""
     moe, loads, total = model.config.moe, {}, jnp.zeros((), jnp.float32)
     for router in (hidden.router for hidden in passes):
         if router is not None:
@@ -222,7 +222,7 @@ def router_loss(model: Transformer, passes: list[Hidden]) -> tuple[jax.Array, di
 
 
 def head_loss(model, x_BTD, targets_BT, weights_BT, z_loss, **options):
-    """(Σ w·(nll + z), Σ w·nll) of hidden states, float32; the caller divides by Σ w. options: more for cross_entropy."""
+    """Return (Σ w·(nll + z), Σ w·nll) of hidden states, float32. options: extra arguments of cross_entropy."""
     config = model.config
     return cross_entropy(
         model.to_head(x_BTD),
@@ -237,12 +237,12 @@ def head_loss(model, x_BTD, targets_BT, weights_BT, z_loss, **options):
 
 
 def busiest(load: jax.Array) -> jax.Array:
-    """The load [..., E] of the busiest expert of any layer, in units of an even share."""
+    """Return the largest entry of a load [..., E], relative to the mean of its layer."""
     return jnp.max(load / jnp.maximum(1e-9, jnp.mean(load, axis=-1, keepdims=True)))
 
 
 def with_balance(params: nnx.State, loads: dict[tuple, jax.Array], rate: float) -> nnx.State:
-    """The parameters with each router's balance bias moved against the load it had (DeepSeek-V3, 2024, §2.1.2)."""
+    """Return the parameters with each router's balance bias moved against its load (DeepSeek-V3, 2024, §2.1.2)."""
     params = jax.tree.map(lambda x: x, params)
     for path, load in loads.items():
         layer = params
@@ -255,10 +255,10 @@ def with_balance(params: nnx.State, loads: dict[tuple, jax.Array], rate: float) 
 
 
 def accumulated_gradient(loss, params, batch: dict, weight, parts: int):
-    """Value and gradient of loss(params, batch) / weight, taken in `parts` equal slices of the batch one after another.
+    """Return value and gradient of loss(params, batch) / weight, accumulated over `parts` equal slices of the batch.
 
     loss(params, batch) -> (objective, a tree of sums). Every slice is divided by the weight of the whole batch, so that a token
-    counts the same whichever slice it is in.
+    counts the same in any slice.
     Returns: ((objective, sums), gradients), float32, all divided by `weight`.
     """
 
@@ -279,9 +279,9 @@ def accumulated_gradient(loss, params, batch: dict, weight, parts: int):
 
 
 def slices(batch: dict, parts: int) -> dict:
-    """The batch in equal parts, an axis in front of each array.
+    """Split the batch into equal parts: each array gets a new first axis.
 
-    Part i holds rows i, i + parts, …: on every device a share of its own rows, so nothing moves.
+    Part i holds rows i, i + parts, …, so every part takes the same share of each device's rows and no row moves.
     """
 
     def split(x):
@@ -293,7 +293,7 @@ def slices(batch: dict, parts: int) -> dict:
 
 
 def abstract_state(trainer: Trainer, mesh) -> TrainState:
-    """Shapes, dtypes and shardings of the state: what a checkpoint is read onto, or a program compiled for."""
+    """Return shapes, dtypes and shardings of the state, to restore a checkpoint or to compile a program."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
         jax.eval_shape(trainer.init),
@@ -302,5 +302,5 @@ def abstract_state(trainer: Trainer, mesh) -> TrainState:
 
 
 def state_shardings(trainer: Trainer, mesh) -> TrainState:
-    """The NamedSharding of every array of the state: moments lie where their parameters do, counters everywhere."""
+    """Return the NamedSharding of every array of the state: moments are sharded like parameters, counters replicated."""
     return shardings(jax.eval_shape(trainer.init), mesh)

@@ -1,4 +1,4 @@
-"""The values that a training run's config may hold, as far as they can be judged without JAX."""
+"""Check the values of a training run's config, as far as possible without JAX."""
 
 import math
 
@@ -7,8 +7,8 @@ from lm.errors import UserError
 from lm.train.schedule import check_schedule
 
 MOST = 2**31 - 1  # positions and ids of rows are int32
-SEEDS = 2**63 - 1  # what JAX takes
-# Of a training run: the least and the most that a number may be.
+SEEDS = 2**63 - 1  # JAX's limit
+# Minimum and maximum of each number.
 RANGES = {
     "steps": (0, None),
     "sequence_length": (2, MOST),
@@ -36,7 +36,7 @@ RANGES = {
 
 
 def check_values(config) -> None:
-    """Raises UserError for values of a training run, of train.py or align.py, that cannot work."""
+    """Raise UserError for invalid values in a config of train.py or align.py."""
     for key, (least, most) in RANGES.items():
         value = config
         for part in key.split("."):
@@ -53,16 +53,16 @@ def check_values(config) -> None:
         raise UserError(f"optimizer.learning_rate={o.learning_rate} must be a number that is not negative")
     if not all(isinstance(prompt, str) for prompt in config.samples):
         raise UserError(f"samples={config.samples} must be texts, such as ('def ', 'The ')")
-    model_of(config)  # or refuses
+    model_of(config)  # raises UserError if the model cannot be built
 
 
 def model_of(config) -> ModelConfig:
-    """The blueprint in a config. Raises UserError for one that cannot be built."""
+    """Return the ModelConfig of a config. Raises UserError if the model cannot be built."""
     return ModelConfig(**config.model.to_dict(), dtype=config.dtype)
 
 
 def check_length(model: ModelConfig, sequence_length: int) -> None:
-    """Raises UserError for sequences longer than the context that a model is made for."""
+    """Raise UserError if sequences are longer than the model's context."""
     if sequence_length > model.max_positions:
         cure = "it has no more positions to learn" if model.positions == "learned" else "the context that the model is made for"
         raise UserError(
