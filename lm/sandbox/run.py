@@ -1,11 +1,12 @@
-"""Runs a stranger's Python in a process of its own, with bounds on time, memory, output, files and processes.
+"""Run untrusted Python in a separate process, with limits on time, memory, output, files and processes.
 
-What the code does is an outcome, never an exception here. It can compute, use the standard library, read its input and write
-its output; and, where `strength` names namespaces and Landlock, write files in an empty folder of its own, which ends with
-it. It can start no process or thread, open no socket, signal no one, and read nothing but Python's library.
+Errors of the code are reported as an outcome, never raised here. The code can compute, use the standard library, read its input
+and write its output. If `strength` names namespaces and Landlock, it can also write files in its own empty folder, which is
+deleted afterwards. It cannot start a process or thread, open a socket, signal another process, or read any file except Python's
+library.
 
-The layers are what the machine gives: see `strength`. On Linux the seccomp filter is always there, for root too and inside a
-container; without it nothing is run. On macOS there are limits and a session alone, which stops accidents, not attacks.
+The layers of confinement depend on the machine: see `strength`. On Linux the seccomp filter is required, also for root and
+inside a container; without it nothing runs. On macOS there are only limits and a session: they stop accidents, not attacks.
 """
 
 import functools
@@ -20,8 +21,8 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-# What codes may name to have it loaded before the doors close. Others of the standard library can be imported as well where
-# `strength` names Landlock, unless they need libraries of the system.
+# Modules that are imported before confinement if the code names them. With Landlock (see `strength`) the code can import other
+# modules of the standard library too, unless they need system libraries.
 MODULES = (
     "__future__",
     "abc",
@@ -106,7 +107,7 @@ MODULES = (
     "zlib",
     "zoneinfo",
 )
-LAZILY = {"datetime": ("_strptime",), "time": ("_strptime",)}  # what these import only when it is needed
+LAZILY = {"datetime": ("_strptime",), "time": ("_strptime",)}  # modules that these import later, on first use
 
 START = "import sys; sys.path.append({!r}); from confinement import supervisor; sys.path.pop(); supervisor.main()"
 
@@ -114,17 +115,17 @@ Outcome = Literal["ok", "error", "timeout", "memory", "killed", "refused"]
 
 
 class Result(NamedTuple):
-    """How a run ended.
+    """The result of a run.
 
-    outcome: ok: ended with status 0. error: an exception or another status. timeout: took longer than it might. memory: an
-        uncaught MemoryError. killed: ended by a signal, or by us since it wrote too much. refused: an uncaught
-        PermissionError, so it asked for what it may not have; or it was not run at all.
-    stdout, stderr: what it wrote, cut at the limit; in brackets at the end of stderr, why it was stopped.
-    seconds: from its start to its end.
-    value: `repr` of the last statement's value if that is an expression with a value, else "".
-    finished: the code ran to its end. A grader must ask for it, since `sys.exit(0)` ahead of the tests is "ok" too.
+    outcome: ok: exit status 0. error: an exception or another status. timeout: exceeded the time limit. memory: an uncaught
+        MemoryError. killed: ended by a signal, or by us because it wrote too much. refused: an uncaught PermissionError, which
+        means a forbidden operation; or the code was not run at all.
+    stdout, stderr: its output, cut at the limit; stderr ends with the reason in brackets if the run was stopped.
+    seconds: wall time of the run.
+    value: `repr` of the last statement's value if it is an expression other than None, else "".
+    finished: whether the code ran to its end. A grader must check it, because `sys.exit(0)` before the tests is also "ok".
 
-    Code that sets out to can forge value and finished; it runs in the process that reports them.
+    Malicious code can forge value and finished, because it runs in the process that reports them.
     """
 
     outcome: Outcome
@@ -138,12 +139,12 @@ class Result(NamedTuple):
 def run_python(
     code: str, *, stdin: str = "", timeout: float = 5.0, memory_mib: int = 256, output_limit: int = 64 << 10
 ) -> Result:
-    """Runs `code` as a main program.
+    """Run `code` as a main program.
 
     Args:
-        timeout: seconds of wall time, and of processor time.
-        memory_mib: of address space, beside what the interpreter has.
-        output_limit: bytes of stdout, of stderr and of the value.
+        timeout: limit in seconds, for wall time and for processor time.
+        memory_mib: address space in addition to the interpreter's own.
+        output_limit: bytes, for each of stdout, stderr and the value.
     """
     return run_many([code], stdin=[stdin], timeout=timeout, memory_mib=memory_mib, output_limit=output_limit)[0]
 
@@ -158,22 +159,25 @@ def run_many(
     workers: int | None = None,
     without: Collection[str] = (),
 ) -> list[Result]:
-    """Runs each of `codes` apart from the others, `workers` (default: one per core) at a time; results in the order of codes.
+    """Run each of `codes` in its own process, `workers` (default: one per core) at a time. Return results in order of codes.
 
-    One interpreter starts, and forks for each of them: a few milliseconds instead of tens.
+    One interpreter starts and forks for each code: a few milliseconds instead of tens.
 
     Args:
-        stdin: a text for each of the codes.
-        without: layers to leave out, of those that `strength` names; for tests of the others.
+        stdin: one text per code.
+        without: layers of `strength` to leave out, for tests of the others.
     """
     return [result for result, _ in _run(codes, stdin, timeout, memory_mib, output_limit, workers, without)]
 
 
 @functools.cache
 def strength(without: Collection[str] = ()) -> tuple[str, ...]:
-    """The layers that are active on this machine for this user: session and limits always; on Linux also seccomp, no new
-    privileges, capabilities (none are left) and a death signal (no child outlives us), and, where the kernel or the
-    container gives them, landlock (which files) and namespaces (a folder of its own, no network devices)."""
+    """Return the layers that are active on this machine for this user.
+
+    Always: session and limits. On Linux also: seccomp, no new privileges, capabilities (all dropped) and a death signal (no
+    child outlives us). If the kernel or the container supports them: landlock (readable files) and namespaces (a private
+    folder, no network devices).
+    """
     return _run([""], None, 10.0, 64, 1024, 1, without)[0][1]
 
 
@@ -203,7 +207,7 @@ def _run(
     }
     start = START.format(str(Path(__file__).parent))
     keep = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
-    environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "TZ": "UTC0", **keep}  # so that a run can be repeated
+    environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "TZ": "UTC0", **keep}  # for reproducible runs
     with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
         try:
             done = subprocess.run(

@@ -1,1 +1,1 @@
-"""The process that lm/sandbox/run.py starts; its children confine themselves and run code. Standard library only."""
+"""The process that lm/sandbox/run.py starts. Its children confine themselves and run code. Standard library only."""

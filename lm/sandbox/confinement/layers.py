@@ -1,8 +1,8 @@
-"""The layers that a process puts around itself before it runs a stranger's code. None can be taken off again.
+"""The layers with which a process confines itself before it runs untrusted code. A layer cannot be removed again.
 
-On Linux the seccomp filter must be there, or nothing is run. What else a kernel or a container does not give is left out and
-not reported as active, and then less is allowed: without Landlock, which says what may be opened, nothing can be opened at
-all, and without a private file system of bounded size, nothing can be written.
+On Linux the seccomp filter is required; without it nothing runs. Other layers that the kernel or the container lacks are left
+out and not reported as active. Then less is allowed: without Landlock, which restricts the files, no file can be opened at all,
+and without a private file system of limited size nothing can be written.
 
 Source: Linux manual pages landlock(7), user_namespaces(7), capabilities(7), prctl(2), setrlimit(2).
 """
@@ -19,7 +19,7 @@ from collections.abc import Callable, Collection, Sequence
 
 from . import seccomp
 
-FOLDER_MIB, FILES = 16, 1024  # what a private folder holds at most
+FOLDER_MIB, FILES = 16, 1024  # limits of the private folder
 OPEN_FILES = 64
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x40000000
@@ -27,19 +27,19 @@ MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 0x4000, 0x40000
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38
 SECCOMP_MODE_FILTER = 2
 
-LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446  # the same number on every machine
+LANDLOCK_CREATE, LANDLOCK_ADD, LANDLOCK_RESTRICT = 444, 445, 446  # system calls, the same number on every machine
 READ_FILE, READ_FOLDER = 1 << 2, 1 << 3
-FILE_RIGHTS = (13, 14, 15, 15, 16)  # how many there are, by version of Landlock from 1 on
+FILE_RIGHTS = (13, 14, 15, 15, 16)  # number of file rights, by version of Landlock from 1 on
 SPECIAL_FILES = sum(1 << bit for bit in (0, 6, 9, 10, 11, 12, 15))  # execute; make devices, sockets, pipes, links; ioctl
 NET_RIGHTS, SCOPES = 0b11, 0b11  # TCP bind and connect, from version 4; abstract sockets and signals, from 6
-LANDLOCK_WRITES = 3  # the version from which on a file cannot be emptied by opening it
+LANDLOCK_WRITES = 3  # from this version on, opening a file cannot truncate it
 
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def call(name: str, *arguments) -> int:
-    """A function of the C library. Raises: OSError where it answers with a negative number."""
+    """Call a function of the C library and return its result. Raises OSError if the result is negative."""
     if not hasattr(LIBC, name):
         raise OSError(errno.ENOSYS, name)
     result = getattr(LIBC, name)(*(ctypes.c_ulong(a) if isinstance(a, int) else a for a in arguments))
@@ -49,13 +49,13 @@ def call(name: str, *arguments) -> int:
 
 
 def enter_namespaces() -> None:
-    """Users, network and inter-process communication of its own: no power over what is outside, even as root."""
+    """Enter new user, network and IPC namespaces: the process has no rights outside them, even as root."""
     user, group = os.geteuid(), os.getegid()
     apart = CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWNET
     try:
         call("unshare", apart | CLONE_NEWUSER)
     except OSError:
-        call("unshare", apart)  # root may, even where users of one's own are forbidden
+        call("unshare", apart)  # allowed for root, even if user namespaces are forbidden
         return
     for file, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
         with open(f"/proc/self/{file}", "w") as out:
@@ -63,7 +63,7 @@ def enter_namespaces() -> None:
 
 
 def die_with(parent: int) -> None:
-    """This process is killed when `parent`, which started it, ends. To be called after any gain of rights, which undoes it."""
+    """Have the kernel kill this process when its parent ends. Call it after every change of credentials, which resets it."""
     call("prctl", PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
@@ -72,15 +72,15 @@ def die_with(parent: int) -> None:
 def confine(
     folder: str, readable: Sequence[str], parent: int, *, seconds: float, memory_bytes: int, without: Collection[str] = ()
 ) -> list[str]:
-    """Puts all layers around this process and makes `folder`, which must be empty, its current one.
+    """Apply all layers to this process and make `folder`, which must be empty, its working directory.
 
     Args:
-        readable: files and folders that may be read; of those that end in "/" only the names in them.
+        readable: files and folders that may be read. A folder that ends in "/" may only be listed.
         parent: the process that started this one.
-        memory_bytes: of address space, the interpreter's own included.
-        without: layers to leave out, so that a test sees that the others hold.
-    Returns: the names of the layers that are active.
-    Raises: OSError if this is Linux and no seccomp filter can be had.
+        memory_bytes: address space, including the interpreter's own.
+        without: layers to leave out, to test the others.
+    Returns: the names of the active layers.
+    Raises: OSError if seccomp is not available on Linux.
     """
     active = []
 
@@ -110,7 +110,7 @@ def confine(
 
 
 def _private_folder(folder: str) -> None:
-    """A file system in memory over `folder`, which no one else sees and which ends with this process."""
+    """Mount a private tmpfs over `folder`. Only this process sees it, and it ends with the process."""
     call("unshare", CLONE_NEWNS)
     call("mount", b"none", b"/", None, MS_REC | MS_PRIVATE, None)
     options = f"size={FOLDER_MIB}m,nr_inodes={FILES},mode=700".encode()
@@ -134,7 +134,7 @@ def _limits(seconds: float, memory_bytes: int, file_bytes: int) -> None:
         try:
             resource.setrlimit(getattr(resource, name), pair)
         except (AttributeError, ValueError, OSError):
-            pass  # macOS lacks some, and refuses to bound the address space
+            pass  # macOS lacks some limits, and rejects one on the address space
 
 
 def _drop_capabilities() -> None:
@@ -160,7 +160,7 @@ def _landlock_version() -> int:
 
 
 def _landlock(readable: Sequence[str], private: bool) -> None:
-    """Only `readable` can be opened, to be read, and what lies in the current folder, to be written too if that is private."""
+    """Allow only reading of `readable`, and in the current folder reading and writing if it is private, else listing."""
     version = _landlock_version()
     handled = (1 << FILE_RIGHTS[min(version, len(FILE_RIGHTS)) - 1]) - 1
     attributes = struct.pack("=QQQ", handled, NET_RIGHTS, SCOPES)[: 8 if version < 4 else 16 if version < 6 else 24]

@@ -1,8 +1,9 @@
-"""The system calls that confined code may make, as a seccomp filter: a list of what is allowed, and no to all else.
+"""A seccomp filter for confined code: a list of allowed system calls; all others are refused.
 
-No new process or thread, no socket, no signal to anyone, no change to a file's owner, mode or place outside a private folder.
-What is refused fails as "operation not permitted", so that Python raises PermissionError; only a foreign kind of system call
-(32-bit ones on a 64-bit machine) kills. Numbers from the kernel's unistd_64.h (x86_64) and asm-generic/unistd.h (aarch64).
+It forbids new processes and threads, sockets, signals to other processes, and changes to a file's owner, mode or place outside
+a private folder. A refused call fails with "operation not permitted", so that Python raises PermissionError. Only system calls
+of a foreign architecture (32-bit ones on a 64-bit machine) kill the process. Numbers are from the kernel's unistd_64.h (x86_64)
+and asm-generic/unistd.h (aarch64).
 
 Source: Linux, Documentation/userspace-api/seccomp_filter.rst; the instructions are those of McCanne and Jacobson 1993, "The
 BSD Packet Filter".
@@ -12,11 +13,11 @@ import errno
 import os
 import struct
 
-MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the numbers below, the kernel's word for it
+MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column of the numbers below, AUDIT_ARCH value
 
 # name: (x86_64, aarch64); None: the machine has no such call.
 ALWAYS = {
-    # files that are open, memory
+    # open files, memory
     "read": (0, 63),
     "write": (1, 64),
     "readv": (19, 65),
@@ -44,7 +45,7 @@ ALWAYS = {
     "mremap": (25, 216),
     "madvise": (28, 233),
     "brk": (12, 214),
-    # names of files: what there is, not what it holds
+    # names and metadata of files, not their content
     "stat": (4, None),
     "lstat": (6, None),
     "fstat": (5, 80),
@@ -60,7 +61,7 @@ ALWAYS = {
     "fchdir": (81, 50),
     "getdents": (78, None),
     "getdents64": (217, 61),
-    # signals to itself, time, the end
+    # own signals, time, exit
     "rt_sigaction": (13, 134),
     "rt_sigprocmask": (14, 135),
     "rt_sigreturn": (15, 139),
@@ -83,7 +84,7 @@ ALWAYS = {
     "times": (100, 153),
     "exit": (60, 93),
     "exit_group": (231, 94),
-    # questions about itself and the machine
+    # information about itself and the machine
     "getpid": (39, 172),
     "getppid": (110, 173),
     "gettid": (186, 178),
@@ -114,27 +115,27 @@ WRITING = {
     "renameat": (264, 38),
     "renameat2": (316, 276),
 }
-# name: (numbers, which argument, the values that it may have). Others of fcntl send signals to whom they like
-# (F_SETOWN, F_SETSIG), others of ioctl type into terminals, and prlimit64 sets the limits of other processes.
+# name: (numbers, index of the argument, its allowed values). Other values of fcntl send signals to any process (F_SETOWN,
+# F_SETSIG), other values of ioctl type into terminals, and prlimit64 could set the limits of other processes.
 WITH_ARGUMENT = {
     "fcntl": ((72, 25), 1, (0, 1, 2, 3, 4, 5, 6, 7, 1030)),  # F_DUPFD to F_SETLKW, F_DUPFD_CLOEXEC
     "ioctl": ((16, 29), 1, (0x5401, 0x5451)),  # TCGETS (is this a terminal?), FIOCLEX
-    "prlimit64": ((302, 261), 0, (0,)),  # its own
+    "prlimit64": ((302, 261), 0, (0,)),  # itself
 }
 CLONE3 = (435, 435)
 CHANGES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000  # SECCOMP_RET_ALLOW, _ERRNO, _KILL_PROCESS
-NUMBER, MACHINE, ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data; of an argument the low half, which comes first
+NUMBER, MACHINE, ARGUMENTS = 0, 4, 16  # offsets in struct seccomp_data; an argument's low half comes first
 
 
 def program(machine: str, opens: bool, writes: bool) -> bytes:
-    """The filter's instructions, 8 bytes each.
+    """Return the filter's instructions, 8 bytes each.
 
     Args:
-        machine: as `platform.machine` has it, one of MACHINES.
-        opens: files may be opened; something else then must say which.
-        writes: files may be made, changed and removed, too.
+        machine: `platform.machine()`, one of MACHINES.
+        opens: allow opening files; another layer must then restrict which.
+        writes: also allow creating, changing and removing files.
     """
     column, word = MACHINES[machine]
     refuse = _return(REFUSE | errno.EPERM)
@@ -150,7 +151,7 @@ def program(machine: str, opens: bool, writes: bool) -> bytes:
     if opens and not writes:
         flags = _load(ARGUMENTS + 8 * 2) + _if_any(CHANGES, otherwise=1) + refuse + _return(ALLOW)
         code += _only_for(OPENING["openat"][column], flags)
-    # The C library then tries the older call, whose refusal it reports; a refusal of this one it takes for no such thread.
+    # On ENOSYS the C library tries the older call and reports its refusal; it would misread a refusal of clone3.
     code += _only_for(CLONE3[column], _return(REFUSE | errno.ENOSYS))
     return code + refuse
 
@@ -164,7 +165,7 @@ def _load(offset: int) -> bytes:
 
 
 def _if_equal(value: int, skip: int = 0, otherwise: int = 0) -> bytes:
-    """Skips `skip` instructions if what was loaded is `value`, and `otherwise` if it is not."""
+    """Return an instruction that skips `skip` instructions if the loaded word equals `value`, else `otherwise`."""
     return _instruction(0x15, value, skip, otherwise)  # BPF_JMP | BPF_JEQ | BPF_K
 
 
@@ -177,5 +178,5 @@ def _return(action: int) -> bytes:
 
 
 def _only_for(number: int, block: bytes) -> bytes:
-    """`block`, which always returns, for the call `number` alone."""
+    """Return instructions that run `block`, which always returns, only for the call `number`."""
     return _if_equal(number, otherwise=len(block) // 8) + block

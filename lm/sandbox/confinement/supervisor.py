@@ -1,8 +1,8 @@
-"""Runs codes, each in a confined child, several at a time: a process with one thread and no secrets, so that it may fork.
+"""Run codes, each in a confined child, several at a time. This process has one thread and no secrets, so it can fork safely.
 
-The request comes as JSON on standard input, {"jobs": [{"code", "stdin"}], "modules", "timeout", …}; each result goes out as a
-line of JSON as it comes. What a child says of itself (that its code reached its end, a value) is the code's own word, which
-hostile code can forge; how it ended, how long it took and what it wrote is not.
+The request is JSON on standard input, {"jobs": [{"code", "stdin"}], "modules", "timeout", …}. Each result is written as a line
+of JSON when it is ready. The child itself reports `finished` and `value`, so hostile code can forge them. The supervisor
+measures how the child ended, its time and its output.
 """
 
 import ast
@@ -26,15 +26,15 @@ from dataclasses import dataclass, field
 
 from . import layers
 
-NAME = "<code>"  # of the file, in tracebacks
+NAME = "<code>"  # file name in tracebacks
 OUT, ERR, REPORT = 1, 2, 3  # file descriptors of a child
 OPEN_FILES, MOST_WORKERS = 4096, 512  # of this process; a child has four pipes
-ENDED = {"finished": "ok", "ok": "ok", "error": "error", "memory": "memory", "refused": "refused"}  # a child's word: outcome
+ENDED = {"finished": "ok", "ok": "ok", "error": "error", "memory": "memory", "refused": "refused"}  # a child's report: outcome
 
 
 @dataclass
 class Run:
-    """A child that is alive. `written` holds what came from each of its pipes, `todo` what is still to go to its input."""
+    """A running child. `written`: the bytes read from each of its pipes. `todo`: the rest of its input."""
 
     number: int
     pid: int
@@ -44,16 +44,16 @@ class Run:
     input: int
     todo: memoryview
     written: dict[int, bytearray] = field(default_factory=lambda: {OUT: bytearray(), ERR: bytearray(), REPORT: bytearray()})
-    stopped: str = ""  # "timeout" or "killed", if we ended it
+    stopped: str = ""  # "timeout" or "killed", if we stopped it
     note: str = ""
-    status: int | None = None  # as waitpid gives it
+    status: int | None = None  # from waitpid
 
 
 def main() -> None:
     request = json.load(sys.stdin)
     parent = request["parent"]
-    # Before anything is shut off: what the codes name is then there for all children, whose extension modules could not be
-    # loaded later, for they need libraries of the system.
+    # Import the named modules before confinement, for all children: extension modules need system libraries, which a child
+    # cannot load later.
     for name in request["modules"]:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
@@ -78,7 +78,7 @@ def supervise(request: dict) -> None:
     for end in (woken, wake):
         os.set_blocking(end, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
-    signal.set_wakeup_fd(wake)  # a byte comes with each child that ends
+    signal.set_wakeup_fd(wake)  # receives a byte whenever a child ends
     selector.register(woken, selectors.EVENT_READ)
     request["readable"] = readable()
     request["memory_bytes"] = own_memory() + (request["memory_mib"] << 20)
@@ -116,10 +116,10 @@ def start(number: int, job: dict, request: dict, selector: selectors.BaseSelecto
     pid = os.fork()
     if pid == 0:
         try:
-            forget()  # the other jobs are no business of this one
+            forget()  # this child must not see the other jobs
             inside(job["code"], folder, supervisor, {fd: pair[fd != 0] for fd, pair in pairs.items()}, request)
         finally:
-            os._exit(70)  # not reached unless a layer broke
+            os._exit(70)  # reached only if a layer failed
     for fd, pair in pairs.items():
         os.close(pair[fd != 0])
         os.set_blocking(pair[fd == 0], False)
@@ -132,11 +132,11 @@ def start(number: int, job: dict, request: dict, selector: selectors.BaseSelecto
 
 
 def inside(code: str, folder: str, supervisor: int, ends: dict[int, int], request: dict) -> None:
-    """The child's part."""
+    """Confine this child, run the code and report."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
-    for fd, end in ends.items():  # in this order: only the last, REPORT, can be the number of one of the ends
+    for fd, end in ends.items():  # in this order, because only the last, REPORT, can equal the number of one of the ends
         os.dup2(end, fd, inheritable=False)
     os.closerange(REPORT + 1, OPEN_FILES)
     active = layers.confine(
@@ -161,7 +161,7 @@ def inside(code: str, folder: str, supervisor: int, ends: dict[int, int], reques
 
 
 def execute(code: str) -> tuple[str, str]:
-    """(how it ended, a key of ENDED; repr of the last statement's value, if that is an expression and not None)."""
+    """Run the code. Return (a key of ENDED, repr of the last statement's value if it is an expression other than None)."""
     module = types.ModuleType("__main__")
     sys.modules["__main__"] = module
     sys.argv = [NAME]
@@ -200,7 +200,7 @@ def feed(run: Run, selector: selectors.BaseSelector) -> None:
 
 
 def drain(run: Run, end: int, limit: int, selector: selectors.BaseSelector) -> bool:
-    """Reads what there is; whether that is over the limit. A report may be longer than that by its own lines."""
+    """Read the available output. Return whether it exceeds the limit; a report may be longer by its own lines."""
     into = run.written[run.pipes[end]]
     most = limit + (1 << 12 if run.pipes[end] == REPORT else 0)
     try:
@@ -229,17 +229,17 @@ def close(run: Run, end: int, selector: selectors.BaseSelector) -> None:
 def stop(run: Run, outcome: str, note: str) -> None:
     if not run.stopped:
         run.stopped, run.note = outcome, note
-    for kill in (os.killpg, os.kill):  # the group may not be there yet
+    for kill in (os.killpg, os.kill):  # the group may not exist yet
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(run.pid, signal.SIGKILL)
 
 
 def ended(run: Run) -> bool:
-    """Whether the child has ended; then no process of its group is left either, and it is reaped."""
+    """Return whether the child has ended. If so, kill the rest of its process group and reap the child."""
     if hasattr(os, "waitid"):
         if os.waitid(os.P_PID, run.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             return False
-    else:  # macOS; the group's number is then free for others, in theory
+    else:  # macOS; in theory the group's number may already be reused
         pid, status = os.waitpid(run.pid, os.WNOHANG)
         if not pid:
             return False
@@ -288,7 +288,7 @@ def collect(run: Run, limit: int, selector: selectors.BaseSelector) -> dict:
 
 
 def readable() -> list[str]:
-    """Python's own library, without what is installed into it."""
+    """Return the paths of Python's own library, without installed packages."""
     files = ["/usr/share/zoneinfo"]
     for folder in {sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")}:
         installed = {"site-packages", "dist-packages"}
@@ -297,7 +297,7 @@ def readable() -> list[str]:
 
 
 def own_memory() -> int:
-    """Bytes of address space of this process; a bound where it does not say."""
+    """Return the bytes of address space of this process; 256 MiB if the system does not report it."""
     try:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE")
