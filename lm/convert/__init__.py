@@ -1,1 +1,1 @@
-"""Hugging Face checkpoints in and out: a table of weights for each family, and the files they stream from and to."""
+"""Import and export of Hugging Face checkpoints: a table of weights for each family, and the files."""

@@ -1,25 +1,25 @@
-"""Hugging Face checkpoints in and out.
+"""Import and export Hugging Face checkpoints.
 
     python -m lm.convert import --from=HF_DIR --workdir=DIR [--mesh=fsdp=8]
     python -m lm.convert export --workdir=DIR --to=HF_DIR [--dtype=bfloat16 --max_shard_gb=5 --family=llama --merge]
     python -m lm.convert import --from=PEFT_DIR --base=MODEL --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=PEFT_DIR --adapter [--base=HF_DIR]
 
-import reads a folder of config.json and safetensors, in one file or many, and writes a workdir like one of train.py at step 0:
-config.json, checkpoints/0 and the tokenizer's files. Every weight keeps its dtype. The model must fit the devices; beyond it,
-the host holds a tensor at a time. To try a checkpoint without writing anything, give the folder itself: lm.load(HF_DIR), or
+"import" reads a folder with config.json and safetensors, in one file or many. It writes a workdir like that of train.py at step
+0: config.json, checkpoints/0 and the tokenizer's files. Every weight keeps its dtype. The model must fit the devices; the host
+holds one tensor at a time. To try a checkpoint without an import, use its folder: lm.load(HF_DIR), or
 python -m lm.generate --checkpoint=HF_DIR. Families: FAMILIES.
 
-export reads the newest checkpoint of a workdir, trained here or imported, and writes config.json, safetensors with their index,
-generation_config.json and the tokenizer as transformers and vLLM read them. An import leaves bit for bit as it came. A reward
-model comes in from and leaves as a sequence classifier of one label; a policy leaves without its value head.
+"export" reads the newest checkpoint of a workdir, trained or imported. It writes config.json, safetensors with their index,
+generation_config.json and the tokenizer, for transformers and vLLM. An imported model exports bit for bit as it was. A reward
+model is imported from, and exported as, a sequence classifier with one label; a policy is exported without its value head.
 
-A folder of adapter_config.json and adapter_model.safetensors, as the PEFT library saves it, is imported beside the weights of
-its base: lm.load, lm.generate and --config.init_from then take the workdir, and export --merge folds the adapter in. With
---adapter a workdir's adapter leaves alone, for PeftModel.from_pretrained(base, PEFT_DIR), or vLLM.
+A PEFT adapter (adapter_config.json and adapter_model.safetensors) is imported together with its base. The workdir then works
+with lm.load, lm.generate and --config.init_from, and export --merge merges the adapter. export --adapter writes the adapter
+alone, for PeftModel.from_pretrained(base, PEFT_DIR) or vLLM.
 
-A tensor that is missing, left over or of another shape ends either with a line that lists it. What is written appears whole or
-not at all; a folder that holds something already is refused and never touched.
+A tensor that is missing, unknown or of another shape stops both commands with one line that lists it. Output is written
+completely or not at all. A folder that is not empty is never overwritten.
 """
 
 import sys
@@ -54,7 +54,7 @@ COMMANDS = {"import": ("from", "base", "mesh"), "export": ("to", "dtype", "max_s
 def main() -> None:
     command = next(iter(sys.argv[1:]), None)
     if command not in COMMANDS:
-        raise UserError(f"{command or 'nothing'} is neither import nor export; --help tells what there is")
+        raise UserError(f"{command or 'nothing'} is neither import nor export; --help lists the commands")
     try:
         rest = FLAGS([sys.argv[0], *sys.argv[2:]])
     except flags.Error as error:
@@ -67,18 +67,18 @@ def main() -> None:
         case = "export --adapter" if FLAGS.adapter else "export without --adapter"
     for name in sorted(useless):
         if FLAGS[name].present:
-            raise UserError(f"--{name} means nothing to {case}; --help tells what there is")
+            raise UserError(f"--{name} means nothing to {case}; --help lists the flags")
     other = COMMANDS[command][0]
     for name in (other, "workdir"):
         if not FLAGS[name].value:
-            raise UserError(f"--{name} is missing; --help tells what there is")
+            raise UserError(f"--{name} is missing; --help lists the flags")
     compile_cache.switch_on()
     workdir, folder = (Path(FLAGS[name].value).absolute() for name in ("workdir", other))
     read = folder if command == "import" else workdir
     if not read.is_dir():
         raise UserError(f"{read} is {'a file, not a folder' if read.exists() else 'no folder'}; name one that holds a model")
     if command == "import":
-        from lm.convert.peft import is_adapter  # jax is imported after the flags are right
+        from lm.convert.peft import is_adapter  # imports JAX, so only after the flags are checked
         from lm.convert.to_workdir import adapter_to_workdir, to_workdir
         from lm.parallel.mesh import make_mesh
 
@@ -88,7 +88,7 @@ def main() -> None:
         else:
             to_workdir(folder, workdir, mesh)
         if not any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
-            print(f"{folder} has no tokenizer: put one into {workdir} before text is generated")
+            print(f"{folder} has no tokenizer: copy one into {workdir} before you generate text")
     elif FLAGS.adapter:
         from lm.convert.to_published import to_adapter
 
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def mesh_sizes(text: str) -> dict[str, int]:
-    """{"fsdp": 4, "tensor": 2} of "fsdp=4,tensor=2"."""
+    """Parse "fsdp=4,tensor=2" to {"fsdp": 4, "tensor": 2}."""
     from lm.parallel.mesh import AXES
 
     sizes = {}

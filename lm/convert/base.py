@@ -1,7 +1,8 @@
-"""The model that an adapter stands beside: named in the checkpoints of its run, found again, and known by its fingerprint.
+"""The base model of an adapter: record it in the run's checkpoints, find it again, and verify its fingerprint.
 
-Such a checkpoint holds what learns and, in its meta, `base`: path (absolute), relative (to the workdir), step (of a workdir's
-checkpoint; None for a Hugging Face folder) and fingerprint (of the files that hold the weights, lm/checksums.py).
+A checkpoint of an adapter run holds only the trained parameters. Its meta has `base`: path (absolute), relative (to the
+workdir), step (of a workdir's checkpoint; None for a Hugging Face folder) and fingerprint (of the weight files,
+lm/checksums.py).
 """
 
 import contextlib
@@ -18,9 +19,9 @@ from lm.workdir import read_config
 
 
 def reference(path: str | os.PathLike, workdir: Path) -> dict:
-    """Return what a run in `workdir` that starts from `path` notes of its base.
+    """Return the `base` entry of a run in `workdir` that starts from `path`.
 
-    The base of a start that holds an adapter alone is that adapter's base.
+    If `path` holds only an adapter, the base is that adapter's base.
     """
     path, step = Path(path), None
     if not is_published(path):
@@ -35,7 +36,7 @@ def reference(path: str | os.PathLike, workdir: Path) -> dict:
 
 
 def found(base: dict, workdir: Path) -> Path:
-    """Return where the base of the adapter in `workdir` is now. Raises UserError if it is gone or its files have changed."""
+    """Return the current path of the adapter's base. Raises UserError if it is gone or its files have changed."""
     record = workdir / "config.json"
     changed = None
     for path in _places(base, workdir):
@@ -56,9 +57,9 @@ def found(base: dict, workdir: Path) -> Path:
 
 
 def fingerprint(path: Path, step: int | None) -> str | None:
-    """Return a digest of the files with a model's weights; None if there are none. What was read once stays known.
+    """Return a digest of a model's weight files; None if there are none. The result is cached.
 
-    The files of a workdir have checksums already; those of a Hugging Face folder are read through, by each process.
+    A workdir's files already have checksums; each process reads the files of a Hugging Face folder.
     """
     folder = path if step is None else path / "checkpoints" / str(step) / "state"
     names = folder.glob("*.safetensors") if step is None else (folder / name for name in checksums.files(folder))
@@ -73,7 +74,7 @@ def _fingerprint(folder: Path, files: tuple) -> str | None:
 
 
 def _places(base: dict, workdir: Path) -> Iterator[Path]:
-    """Where it may be: where it was, beside the workdir as it was, and where the config of the run says, directly or not."""
+    """Yield candidate paths: the recorded path, the recorded relative path, and init_from in the run's config, followed."""
     yield Path(base["path"])
     yield Path(os.path.normpath(workdir.absolute() / base["relative"]))
     seen: set[Path] = set()

@@ -1,7 +1,7 @@
-"""DeepSeek-V2 and V3: multi-head latent attention, and mixtures of many small experts with some for every token.
+"""DeepSeek-V2 and V3: multi-head latent attention, and mixtures of many small experts with shared ones.
 
-V2 chooses by softmax, in groups by their best expert; V3 by sigmoid and a bias, in groups by their two best, and has modules
-that predict further tokens, which stand as layers after the last.
+V2 routes by softmax and scores a group by its best expert. V3 routes by sigmoid and a bias and scores a group by its two best.
+V3 also has multi-token prediction modules, stored as layers after the last one.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from lm.convert.rows import Row, linear, same, table
 from lm.errors import UserError
 
 MODEL_TYPES = ("deepseek_v2", "deepseek_v3")
-# A module that predicts a further token has the embedding and the head of the whole model, once more.
+# A multi-token prediction module holds copies of the model's embedding and head.
 ignored = (*llama_ignored, r"model\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight")
 
 SHARED_DEFAULTS = {
@@ -157,18 +157,18 @@ def rows(config: ModelConfig, kind: LayerKind, at: str = "model.layers.{layer}."
 
 def _attention(config: ModelConfig, at: str) -> list[Row]:
     D, H, K, V = config.embed_dim, config.num_heads, config.head_dim, config.value_head_dim
-    R, Q, turning = config.mla.kv_rank, config.mla.query_rank, config.mla.rope_head_dim
+    R, Q, rope = config.mla.kv_rank, config.mla.query_rank, config.mla.rope_head_dim
     if Q:
         query = [
             linear("attention.query_down.weight", f"{at}q_a_proj.weight", (D,), (Q,)),
             same("attention.query_latent_norm.scale", f"{at}q_a_layernorm.weight", Q),
-            linear("attention.query_up.weight", f"{at}q_b_proj.weight", (Q,), (H, K + turning)),
+            linear("attention.query_up.weight", f"{at}q_b_proj.weight", (Q,), (H, K + rope)),
         ]
     else:
-        query = [linear("attention.query.weight", f"{at}q_proj.weight", (D,), (H, K + turning))]
+        query = [linear("attention.query.weight", f"{at}q_proj.weight", (D,), (H, K + rope))]
     return [
         *query,
-        linear("attention.latent.weight", f"{at}kv_a_proj_with_mqa.weight", (D,), (R + turning,)),
+        linear("attention.latent.weight", f"{at}kv_a_proj_with_mqa.weight", (D,), (R + rope,)),
         same("attention.latent_norm.scale", f"{at}kv_a_layernorm.weight", R),
         linear("attention.key_up.weight", f"{at}kv_b_proj.weight", (R,), (H, K + V), (1, 0, K)),
         linear("attention.value_up.weight", f"{at}kv_b_proj.weight", (R,), (H, K + V), (1, K, K + V)),

@@ -1,13 +1,13 @@
-"""Which families can come in and go out. A family is a module of this folder:
+"""The model families that can be imported and exported. A family is a module of this folder:
 
 MODEL_TYPES    the `model_type`s of the configs it reads
-from_hf(hf)    a config.json's content -> our blueprint; keys it lacks are the defaults of transformers' class
+from_hf(hf)    config.json's content -> ModelConfig; missing keys get the defaults of transformers' class
 to_hf(config)  the inverse
 rows(config, kind), ends(config)    the tables of weights: of one layer of a kind, and of the rest (lm/convert/rows.py)
-ignored        regular expressions of tensors that hold no weights of ours
-canonical(name)    where published names come in several forms: the one that the rows have
-copies(config)     where a checkpoint holds a parameter twice: rows to be written, but not read
-CLASSIFIER         its class of sequence classifiers, where that is not named after the one of language models
+ignored        regular expressions of tensors that are not imported
+canonical(name)    optional: the row's name of a tensor that is published under several names
+copies(config)     optional: rows of parameters that a checkpoint holds twice; written, but not read
+CLASSIFIER         optional: the class of its sequence classifiers, if it is not named like its language models
 """
 
 import dataclasses
@@ -19,14 +19,14 @@ from lm.convert import deepseek, gemma2, gemma3, gpt2, llama, mistral, mixtral, 
 from lm.convert.rows import Row
 from lm.errors import UserError
 
-# In the order in which a model of ours looks for the family it can leave as.
+# Export tries the families in this order.
 ALL = (llama, mistral, qwen2, qwen3, phi3, mixtral, qwen3_moe, gemma2, gemma3, olmo2, deepseek, gpt2)
 CLASSIFIER = "ForSequenceClassification"
 FAMILIES = {model_type: family for family in ALL for model_type in family.MODEL_TYPES}
 
 
 def family_of(hf: Mapping):
-    """The family that reads this config.json."""
+    """Return the family that reads this config.json."""
     model_type = hf.get("model_type")
     if model_type not in FAMILIES:
         raise UserError(f"model_type={model_type!r} in config.json is none of {', '.join(FAMILIES)}")
@@ -34,10 +34,10 @@ def family_of(hf: Mapping):
 
 
 def blueprint(hf: Mapping, names: Collection[str]) -> ModelConfig:
-    """Our config of a checkpoint with this config.json and tensors of these names, canonical or not.
+    """Return the ModelConfig of a checkpoint with this config.json and these tensor names, canonical or not.
 
-    DeepSeek-V3's config announces modules that predict further tokens; checkpoints exist with and without them. A sequence
-    classifier of one label is a reward model. It has no head; ours is tied to the embedding then, so that none is made up.
+    DeepSeek-V3's config announces multi-token prediction modules, but some checkpoints lack them. A sequence classifier with
+    one label is a reward model. It has no head, so ours is tied to the embedding.
     """
     family = family_of(hf)
     try:
@@ -62,17 +62,17 @@ def _is_classifier(hf: Mapping, names: Collection[str]) -> bool:
 
 
 def config_json(family, config: ModelConfig) -> dict:
-    """What config.json says of the model: as a language model, or a reward model as a sequence classifier of one label."""
+    """Return config.json's content for a language model, or for a reward model as a sequence classifier with one label."""
     hf = family.to_hf(config)
     if config.score_head != "reward":
         return hf
     named = re.sub("(ForCausalLM|LMHeadModel)$", CLASSIFIER, hf["architectures"][0])
-    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # transformers counts these for its num_labels
+    labels = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}  # transformers derives num_labels from these
     return {**hf, "architectures": [getattr(family, "CLASSIFIER", named)], **labels}
 
 
 def canonical(family, name: str) -> str:
-    """A published tensor's name as the family's rows have it."""
+    """Return a published tensor's name in the form of the family's rows."""
     return family.canonical(name) if hasattr(family, "canonical") else name
 
 
@@ -81,16 +81,16 @@ def copies(family, config: ModelConfig) -> list[Row]:
 
 
 def is_ignored(family, config: ModelConfig, name: str) -> bool:
-    """Whether a tensor, by its canonical name, may lie in a checkpoint without being a weight of ours."""
+    """Return whether a tensor of a checkpoint (canonical name) is not imported."""
     if config.tie_embeddings and name == "lm_head.weight":
         return True
     return any(re.fullmatch(pattern, name) for pattern in family.ignored)
 
 
 def family_for(config: ModelConfig):
-    """The first family that can hold this model: whose config.json, read again, is the same blueprint."""
+    """Return the first family that can hold this model: its config.json, read back, gives the same model."""
     if config.mup_base_dim:
-        raise UserError(f"model.mup_base_dim={config.mup_base_dim} cannot leave: no published family has μP's multipliers")
+        raise UserError(f"model.mup_base_dim={config.mup_base_dim} cannot be exported: no family has μP's multipliers")
     wanted, losses = essence(config), []
     for family in ALL:
         try:
@@ -102,13 +102,14 @@ def family_for(config: ModelConfig):
             return family
         losses.append((len(lost), family.MODEL_TYPES[-1], ", ".join(f"model.{key}={wanted[key]!r}" for key in sorted(lost))))
     _, name, lost = min(losses, key=lambda loss: loss[0])
-    raise UserError(f"no published family has this model: {name}, the nearest, does not know {lost}")
+    raise UserError(f"no published family has this model: {name}, the nearest, lacks {lost}")
 
 
 def essence(config: ModelConfig) -> dict:
-    """What makes two blueprints the same function of the same weights, with keys that have no effect at their defaults.
+    """Return the settings that determine the model's function; settings without effect have their defaults.
 
-    Nested keys are dotted. How a model is compiled, trained or stored is left out, and a score head, which any can have.
+    Nested keys are dotted. Settings of compilation, training and storage are left out, and the score head, which any family
+    can have.
     """
     kinds, rope, mla, moe = config.layer_kinds, config.rope, config.mla, config.moe
     local, sparse = any(kind.local for kind in kinds), any(kind.moe for kind in kinds)
@@ -160,7 +161,7 @@ def _rope_essence(rope: Rope, positions: str, latent: bool) -> Rope:
 
 
 def _moe_essence(moe: MixtureOfExperts, mlp_dim: int) -> MixtureOfExperts:
-    """Routing alone: what balances the load acts in training only."""
+    """Return the routing settings; load balancing acts only in training."""
     trained = ("bias_rate", "balance_loss", "router_z_loss", "capacity_factor")
     default = MixtureOfExperts()
     moe = dataclasses.replace(moe, expert_dim=moe.expert_dim or mlp_dim, **{key: getattr(default, key) for key in trained})

@@ -1,4 +1,4 @@
-"""Folders of safetensors, read and written a tensor at a time.
+"""Folders of safetensors, read and written one tensor at a time.
 
 A file is a little-endian u64 n, n bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}}, and the data, whose
 offsets count from the JSON's end. A model of several files has an index that says which tensor is in which. The safetensors
@@ -44,7 +44,7 @@ BLOCK = 1 << 24  # bytes compared at a time
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies: its file, and its first byte there."""
+    """A tensor in a file: the file, and the offset of its first byte."""
 
     file: Path
     begin: int
@@ -57,7 +57,7 @@ class Tensor(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """A tensor to be written."""
+    """A tensor to write."""
 
     name: str
     dtype: np.dtype
@@ -69,7 +69,7 @@ class Planned(NamedTuple):
 
 
 def tensors_of(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of a model's folder by name. Raises UserError where there is none, or what the index names is not there."""
+    """Return every tensor of a model's folder by name. Raises UserError if there is none, or one of the index is missing."""
     if (folder / INDEX).is_file():
         index = read_json(folder / INDEX).get("weight_map")
         if not isinstance(index, dict):
@@ -92,13 +92,13 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
 
 
 def read(tensor: Tensor) -> np.ndarray:
-    """The tensor, in memory of its own."""
+    """Read a tensor into its own memory."""
     flat = np.fromfile(tensor.file, np.uint8, tensor.nbytes, offset=tensor.begin)
     return flat.view(tensor.dtype).reshape(tensor.shape)
 
 
 def same_bytes(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are equal bit for bit, without holding either."""
+    """Return whether two tensors are equal bit for bit. Reads blocks, never a whole tensor."""
     if (one.dtype, one.shape) != (other.dtype, other.shape):
         return False
     with open(one.file, "rb") as a, open(other.file, "rb") as b:
@@ -109,9 +109,9 @@ def same_bytes(one: Tensor, other: Tensor) -> bool:
 
 
 def lay_out(folder: Path, tensors: Iterable[Planned], shard_bytes: int) -> dict[str, Tensor]:
-    """Makes the files of a model, with room for every tensor, and tells where each belongs.
+    """Create the files of a model with space for every tensor. Return the place of each.
 
-    Tensors go to shards in the order given; a shard takes no more once it would exceed `shard_bytes`.
+    Tensors fill shards in the given order; a new shard begins when a shard would exceed `shard_bytes`.
     """
     shards: list[list[Planned]] = [[]]
     filled = 0
@@ -133,7 +133,7 @@ def lay_out(folder: Path, tensors: Iterable[Planned], shard_bytes: int) -> dict[
 
 
 def write(place: Tensor, values: np.ndarray) -> None:
-    """Puts a tensor where `lay_out` made room for it."""
+    """Write a tensor to its place from `lay_out`."""
     assert values.shape == place.shape and values.dtype == place.dtype
     with _named(place.file), open(place.file, "r+b", buffering=0) as file:
         file.seek(place.begin)
@@ -154,7 +154,7 @@ def read_json(file: Path) -> dict:
 
 @contextlib.contextmanager
 def _named(file: Path) -> Iterator[None]:
-    """A full disk says so without saying which file it was."""
+    """Add the file name to the error of a full disk, which has none."""
     try:
         yield
     except OSError as error:
@@ -163,7 +163,7 @@ def _named(file: Path) -> Iterator[None]:
 
 
 def make_file(file: Path, tensors: list[Planned]) -> dict[str, Tensor]:
-    # Widest first, so that each tensor lies at a multiple of its item's size.
+    # Widest dtype first, so that each tensor is aligned to its item size.
     ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
     header, ends, end = {"__metadata__": {"format": "pt"}}, {}, 0
     for tensor in ordered:
@@ -176,7 +176,7 @@ def make_file(file: Path, tensors: list[Planned]) -> dict[str, Tensor]:
     with _named(file), open(file, "wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         out.flush()
-        if hasattr(os, "posix_fallocate"):  # a disk that is too small says so before the work begins
+        if hasattr(os, "posix_fallocate"):  # a full disk fails here, before the work begins
             os.posix_fallocate(out.fileno(), 0, start + end)
         else:
             out.truncate(start + end)
@@ -184,7 +184,7 @@ def make_file(file: Path, tensors: list[Planned]) -> dict[str, Tensor]:
 
 
 def tensors_of_file(file: Path) -> dict[str, Tensor]:
-    """Reads a file's header. Raises UserError if it is missing, cut short or no safetensors."""
+    """Return the tensors of a file from its header. Raises UserError if it is missing, truncated or no safetensors."""
     if not file.is_file():
         raise UserError(f"{file} is missing: its index names it; download it again")
     size = file.stat().st_size

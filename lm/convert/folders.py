@@ -1,4 +1,4 @@
-"""A folder that is whole or not there."""
+"""Write a folder completely or not at all."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from lm.errors import UserError
 
 
 def check_free(folder: Path, flag: str) -> None:
-    """Raises UserError where something lies already; an empty folder is nothing."""
+    """Raise UserError if `folder` exists, unless it is an empty folder."""
     for place in (folder, *folder.parents):
         if place.exists() and not place.is_dir():
             raise UserError(f"--{flag}={folder}: {place} is a file; name a new folder")
@@ -20,9 +20,9 @@ def check_free(folder: Path, flag: str) -> None:
 
 @contextlib.contextmanager
 def written_whole(folder: Path) -> Iterator[Path]:
-    """A folder beside, to write into, which gets its name at the end.
+    """Yield a temporary folder next to `folder`; rename it to `folder` at the end of the block.
 
-    If what is written fails, nothing stays; what a killed process left is swept away by the next one of the same name.
+    If the block fails, the temporary folder is removed. The next call for the same name removes what a killed process left.
     """
     beside = folder.with_name(f".{folder.name}.unfinished")
     shutil.rmtree(beside, ignore_errors=True)

@@ -42,7 +42,7 @@ def to_hf(config: ModelConfig) -> dict:
 
 
 def gemma(hf: Mapping, period: int, **more) -> ModelConfig:
-    """What Gemma 2 and 3 share; where `layer_types` is absent, every `period`-th layer is global."""
+    """Return the config that Gemma 2 and 3 share. Without `layer_types` every `period`-th layer is global."""
     llama.refuse(hf, use_bidirectional_attention=False)
     older = ["sliding_attention" if (i + 1) % period else "full_attention" for i in range(hf["num_hidden_layers"])]
     bias = bool(hf["attention_bias"])

@@ -1,7 +1,7 @@
-"""Gemma 3: Gemma 2 with normed heads instead of soft-caps, five local layers to a global one, and a rotary base for each kind.
+"""Gemma 3: Gemma 2 with QK-norm per head instead of soft-caps, five local layers per global one, and a theta for each kind.
 
-Of a checkpoint that sees too (`model_type` gemma3) the language model alone is read: `text_config` and its weights. The
-vision tower and its projector are left behind.
+From a vision checkpoint (`model_type` gemma3) only the language model is read: `text_config` and its weights, without the
+vision tower and its projector.
 """
 
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ def to_hf(config: ModelConfig) -> dict:
 
 
 def canonical(name: str) -> str:
-    """The text model's names, from those of a model that sees: its language model stands at one of two places."""
+    """Return the text model's name of a tensor. A vision checkpoint has one of two prefixes for it."""
     for prefix, plain in (("model.language_model.", "model."), ("language_model.", "")):
         if name.startswith(prefix):
             return plain + name.removeprefix(prefix)

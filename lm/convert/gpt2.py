@@ -1,6 +1,6 @@
-"""GPT-2: learned positions, LayerNorm, biases everywhere, matrices stored [inputs, outputs] as ours are.
+"""GPT-2: learned positions, LayerNorm, biases everywhere, matrices stored [inputs, outputs] like ours.
 
-Published with and without the prefix `transformer.`, and with causal masks among the weights.
+Checkpoints have names with and without the prefix `transformer.`, and causal masks among the weights.
 """
 
 from collections.abc import Mapping

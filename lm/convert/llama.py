@@ -1,4 +1,4 @@
-"""Llama 2 and 3: the plain decoder, and what the families that are written after it share with it."""
+"""Llama 2 and 3: the plain decoder, and functions shared with the families derived from it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -24,7 +24,7 @@ DEFAULTS = {
     "mlp_bias": False,
 }
 
-# GELU's tanh form is not the exact one: they differ by 1e-3 in the logits.
+# GELU's tanh approximation and the exact form differ by 1e-3 in the logits.
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -54,7 +54,7 @@ def rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
 
 
 def decoder(hf: Mapping, **more) -> ModelConfig:
-    """What these families name alike; `more` are keys of ModelConfig over it. `hf` has the family's defaults filled in."""
+    """Return a ModelConfig from the keys that these families share, updated by `more`. `hf` includes the family's defaults."""
     if hf.get("quantization_config"):
         raise UserError("quantization_config in config.json: quantised weights cannot be read, take the model's plain ones")
     heads = hf["num_attention_heads"]
@@ -79,9 +79,9 @@ def decoder(hf: Mapping, **more) -> ModelConfig:
 
 
 def described(config: ModelConfig, model_type: str, architecture: str) -> dict:
-    """The inverse of `decoder`: a config.json that transformers 5 reads, and readers of the older keys too.
+    """Return a config.json for transformers 5 and for readers of the older keys; the inverse of `decoder`.
 
-    Special tokens are the tokenizer's to say; silence would mean the family's own.
+    Special tokens are None here, because the tokenizer defines them; missing keys would mean the family's defaults.
     """
     return {
         "architectures": [architecture],
@@ -112,20 +112,20 @@ def activation(hf: Mapping, key: str) -> str:
 
 
 def dtype_of(hf: Mapping) -> str:
-    """Of the products; float32 holds float16 too."""
+    """Return the compute dtype; float16 becomes float32."""
     stated = hf.get("dtype") or hf.get("torch_dtype")
     return "bfloat16" if stated == "bfloat16" else "float32"
 
 
 def refuse(hf: Mapping, **expected) -> None:
-    """Raises UserError where a key of the config says other than what the family can be read as."""
+    """Raise UserError if a key of the config has another value than the expected one."""
     for key, value in expected.items():
         if key in hf and hf[key] is not None and hf[key] != value:
             raise UserError(f"{key}={hf[key]!r} in config.json cannot be expressed: only {value!r} can")
 
 
 def windows(window: int | None, layer_types: Sequence[str] | None = None) -> dict:
-    """attention_pattern and window, of layers named as transformers names them; every layer is local where none is."""
+    """Return attention_pattern and window for transformers' `layer_types`; without `layer_types` every layer is local."""
     if layer_types is None:
         layer_types = ("sliding_attention" if window else "full_attention",)
     names = {"sliding_attention": "local", "full_attention": "global"}
@@ -146,7 +146,7 @@ def layer_types(config: ModelConfig) -> list[str]:
 
 
 def repeating(kinds: Sequence[str]) -> tuple[str, ...]:
-    """The shortest pattern that, repeated, gives these kinds."""
+    """Return the shortest pattern whose repetition gives these kinds."""
     sizes = range(1, len(kinds) + 1)
     size = next((n for n in sizes if all(kinds[i] == kinds[i % n] for i in range(len(kinds)))), 0)
     return tuple(kinds[:size])
@@ -180,7 +180,7 @@ def pre_norms(config: ModelConfig, at: str = "model.layers.{layer}.") -> list[Ro
 def feed_forward(
     config: ModelConfig, at: str = "model.layers.{layer}.mlp.", ours: str = "feed_forward", dim: int = 0
 ) -> list[Row]:
-    """A gated feed-forward of `dim` hidden units, mlp_dim if 0."""
+    """Return the rows of a gated feed-forward with `dim` hidden units; 0: mlp_dim."""
     D, F = config.embed_dim, dim or config.mlp_dim
     found = []
     for name, inputs, outputs in (("gate", D, F), ("up", D, F), ("down", F, D)):
@@ -193,7 +193,7 @@ def feed_forward(
 def experts(
     config: ModelConfig, at: str, router: str, names: Sequence[str] = ("gate_proj", "up_proj", "down_proj")
 ) -> list[Row]:
-    """The router and the experts of a layer, a tensor for each expert; `names` are those of gate, up and down."""
+    """Return the rows of a layer's router and experts, one tensor per expert. names: of gate, up and down."""
     D, F = config.embed_dim, config.moe.expert_dim or config.mlp_dim
     sizes = ((D, F), (D, F), (F, D))
     found = [linear("feed_forward.router", f"{at}{router}.weight", (D,), (config.moe.num_experts,))]

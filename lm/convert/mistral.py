@@ -1,4 +1,4 @@
-"""Mistral: Llama with a sliding window on every layer, or on none."""
+"""Mistral: Llama with a sliding window on all layers or on none."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Mixtral: Mistral whose feed-forwards are mixtures of experts (Jiang et al. 2024)."""
+"""Mixtral: Mistral with mixture-of-experts feed-forwards (Jiang et al. 2024)."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""OLMo 2: norms after each sublayer, and on all of a token's queries and keys together (OLMo et al. 2024)."""
+"""OLMo 2: norms after each sublayer, and QK-norm over all heads together (OLMo et al. 2024)."""
 
 from collections.abc import Mapping
 

@@ -1,10 +1,10 @@
-"""Adapters in the form of the PEFT library: `adapter_config.json` and `adapter_model.safetensors`, in and out.
+"""Import and export adapters of the PEFT library: `adapter_config.json` and `adapter_model.safetensors`.
 
 A module M, a torch Linear or GPT-2's Conv1D, has M.lora_A.weight [rank, inputs], M.lora_B.weight [outputs, rank] and perhaps
-M.lora_magnitude_vector [outputs]; its map is c ⊙ (W + s·B·A), as ours is (lm/model/linear.py). A family's rows say how its
-inputs and outputs are ours. Where a module is several matrices of ours (fused projections), they share an A on the way in; on
-the way out, As that differ are stacked and their Bs make a block diagonal, which is the same map of a higher rank. A reward
-model's score goes along as the library keeps what it trains whole: task_type SEQ_CLS, modules_to_save score.
+M.lora_magnitude_vector [outputs]. Its map is c ⊙ (W + s·B·A), like ours (lm/model/linear.py). A family's rows map its inputs
+and outputs to ours. A fused module is several of our matrices: on import they share its A; on export different As are stacked
+and their Bs form a block diagonal, which is the same map with a higher rank. A reward model's score is stored like a fully
+trained module of the library: task_type SEQ_CLS, modules_to_save score.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ PREFIX = "base_model.model."
 SCORE = f"{PREFIX}score.weight"
 A, B, MAGNITUDE = KINDS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
 
-# Keys of a config that are acted upon, and those that a finished adapter's tensors say as well or that act in training only.
+# Keys of a config that are used; then keys without effect here: the tensors imply them, or they act only in training.
 USED = {"peft_type", "r", "lora_alpha", "alpha_pattern", "use_rslora", "use_dora", "bias", "init_lora_weights"}
 SAID = {
     "target_modules",
@@ -64,11 +64,11 @@ SAID = {
     "runtime_config",
     "ensure_weight_tying",
 }
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that take something out of the base's weights
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")  # initialisations that change the base's weights
 
 
 class Found(NamedTuple):
-    """An adapter on disk: as the config says it, tensors and scale by module, and the matrices of ours with their modules."""
+    """An adapter on disk: its config, tensors and scale by module, and our matrices, each with its module."""
 
     adapter: Adapter
     loras: dict[str, dict[str, np.ndarray]]
@@ -78,17 +78,17 @@ class Found(NamedTuple):
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, and not the model that it belongs to."""
+    """Return whether a folder holds an adapter without its model."""
     whole = any((folder / name).is_file() for name in (SINGLE, INDEX))
     return not whole and any((folder / name).is_file() for name in (SETTINGS, WEIGHTS))
 
 
 def import_peft(folder: str | os.PathLike, config: ModelConfig, params: nnx.State) -> tuple[ModelConfig, nnx.State]:
-    """The model with a PEFT adapter beside its weights.
+    """Return the model with a PEFT adapter. It computes the same function as PEFT's model.
 
-    Ours have one rank and one scale: a smaller rank is filled up with zeros in B, another scale is multiplied into B, and in
-    layers without an adapter B is zero, so that the model computes what PEFT's does.
-    Raises: UserError if the folder holds no LoRA or DoRA, one of another model, or something that ours cannot express.
+    Our adapters have one rank and one scale. So smaller ranks are padded with zeros, other scales are multiplied into B, and
+    layers without an adapter have B = 0.
+    Raises: UserError if the folder holds no LoRA or DoRA, one of another model, or one that our adapters cannot express.
     """
     adapter, loras, scales, matched, score = find_peft(folder, config)
     scale = next(iter(scales.values()))
@@ -113,9 +113,9 @@ def import_peft(folder: str | os.PathLike, config: ModelConfig, params: nnx.Stat
 
 
 def find_peft(folder: str | os.PathLike, config: ModelConfig) -> Found:
-    """Reads a PEFT adapter and holds it against a model, of which nothing is needed but its blueprint.
+    """Read a PEFT adapter and match it to a model's config.
 
-    Raises: as import_peft.
+    Raises: like import_peft.
     """
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
@@ -141,12 +141,12 @@ def find_peft(folder: str | os.PathLike, config: ModelConfig) -> Found:
 def export_peft(
     folder: str | os.PathLike, config: ModelConfig, params: nnx.State, base: str | os.PathLike | None = None, family=None
 ) -> None:
-    """Writes a model's adapter for PEFT and vLLM into a new folder. On several hosts every process calls this.
+    """Write a model's adapter for PEFT and vLLM into a new folder. On several hosts every process calls this.
 
-    base: the published model that it belongs to, a folder or a name, as adapter_config.json tells it.
-    family: how the modules are named and fused; None: as in the config.json of the base, if that is a folder; else as in the
-      first family which can hold the model.
-    params: those that learn are enough if it is no DoRA.
+    base: the published base model, a folder or a hub name, for adapter_config.json.
+    family: defines how modules are named and fused. None: the family of the base, if that is a folder; else the first family
+      that can hold the model.
+    params: for LoRA the adapter's parameters are enough; DoRA also needs the weights.
     Raises: UserError if the folder is taken, the model has no adapter, or no family can hold it.
     """
     folder = Path(folder)
@@ -156,7 +156,7 @@ def export_peft(
     if family is None and base is not None and is_published(Path(base)):
         family = family_of(read_json(Path(base) / "config.json"))
     if family is None:
-        family = family_for(dataclasses.replace(config, mup_base_dim=0))  # whose multipliers are at no matrix with an adapter
+        family = family_for(dataclasses.replace(config, mup_base_dim=0))  # no matrix with an adapter has a μP multiplier
     fused = _by_module(family, config)
     arrays = {path: on_host(x) for path, x in arrays_of(adapter_only(params)).items()}
     adapted = {name: rows for name, rows in fused.items() if any(f"{_linear(place)}.lora_a" in arrays for place in rows)}
@@ -181,7 +181,7 @@ def export_peft(
 
 
 def _tensors(folder: Path, settings: dict) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray | None]:
-    """{module: {kind: float32 array}}, and a score [D]. Raises UserError for what is no plain LoRA or DoRA."""
+    """Return {module: {kind: float32 array}}, and a score [D] or None. Raises UserError if it is no plain LoRA or DoRA."""
     kind, start = settings.get("peft_type"), settings.get("init_lora_weights")
     if kind != "LORA":
         raise UserError(f"{folder / SETTINGS}: peft_type={kind!r} cannot be read, only 'LORA' can")
@@ -190,7 +190,7 @@ def _tensors(folder: Path, settings: dict) -> tuple[dict[str, dict[str, np.ndarr
     if isinstance(start, str) and start.startswith(CHANGES_BASE):
         raise UserError(f"{folder / SETTINGS}: init_lora_weights={start!r} changes the base: have PEFT save a plain LoRA")
     for key in sorted(settings.keys() - USED - SAID):
-        # PEFT names both for every classifier, and saves the one that it has.
+        # PEFT names both for every classifier, and saves only the one that exists.
         if settings[key] and not (key == "modules_to_save" and {*settings[key]} <= {"score", "classifier"}):
             raise UserError(f"{folder / SETTINGS}: {key}={settings[key]!r} cannot be expressed by adapters of ours")
     if not (folder / WEIGHTS).is_file():
@@ -218,7 +218,7 @@ def _tensors(folder: Path, settings: dict) -> tuple[dict[str, dict[str, np.ndarr
 
 
 def _matched(folder: Path, config: ModelConfig, loras: dict) -> list[tuple[Place, str]]:
-    """Every matrix of ours that a module is or holds, with the module's name, by the first family that knows them all."""
+    """Return our matrices, each with the name of its module, for the first family that has all modules."""
     fewest = None
     for family in ALL:
         table = _by_module(family, config)
@@ -226,7 +226,7 @@ def _matched(folder: Path, config: ModelConfig, loras: dict) -> list[tuple[Place
         for name, lora in loras.items():
             rows = table.get(canonical(family, f"{name}.weight").removesuffix(".weight"), [])
             sizes = (lora[B].shape[0], lora[A].shape[1])
-            linear = all(place.path.endswith(".weight") for place in rows)  # no adapters at embedding, head and experts
+            linear = all(place.path.endswith(".weight") for place in rows)  # embedding, head and experts have no adapters
             if not rows or not linear or rows[0].row.theirs_shape not in (sizes, sizes[::-1]):
                 unknown.append(f"{name} [{sizes[0]}, {sizes[1]}]")
             found += [(place, name) for place in rows]
@@ -239,7 +239,7 @@ def _matched(folder: Path, config: ModelConfig, loras: dict) -> list[tuple[Place
 
 
 def _by_module(family, config: ModelConfig) -> dict[str, list[Place]]:
-    """The parameters of ours that each module of transformers' model holds; it has none that look further ahead."""
+    """Return our parameters by transformers' module. Its models have no multi-token prediction modules."""
     found: dict[str, list[Place]] = {}
     for place in places(family, config):
         if place.row.theirs.endswith(".weight") and not place.path.startswith("mtp."):
@@ -248,17 +248,17 @@ def _by_module(family, config: ModelConfig) -> dict[str, list[Place]]:
 
 
 def _linear(place: Place) -> str:
-    """stacks.0.1.attention.query"""
+    """Return the dotted name of our linear layer, such as stacks.0.1.attention.query."""
     return place.path.removesuffix(".weight")
 
 
 def _name(place: Place) -> str:
-    """attention.query, as the config calls it"""
+    """Return the name that the config's targets match, such as attention.query."""
     return _linear(place).split(".", 3)[3]
 
 
 def _scale(settings: dict, name: str, rank: int) -> float:
-    """s of a module; of the patterns the first that fits the end of its name counts."""
+    """Return the scale s of a module, from the first pattern that matches the end of its name."""
     patterns = settings.get("alpha_pattern") or {}
     key = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", name)), None)
     alpha = settings["lora_alpha"] if key is None else patterns[key]
@@ -266,7 +266,7 @@ def _scale(settings: dict, name: str, rank: int) -> float:
 
 
 def _norms(config: ModelConfig, params: nnx.State, linears: Collection[str]) -> dict[str, np.ndarray]:
-    """‖W‖ of each output, of each of these matrices."""
+    """Return ‖W‖ per output of each of these matrices."""
 
     def norms(params):
         return {name: each_layer(name, Linear.norm, x) for name, x in modules(config, params, Linear) if name in linears}
@@ -275,25 +275,25 @@ def _norms(config: ModelConfig, params: nnx.State, linears: Collection[str]) -> 
 
 
 def _axes(row: Row, inputs: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The axes of a row's view that are inputs, so many of them together, and those that are outputs, both in our order."""
+    """Return the input axes of a row's view (their sizes multiply to `inputs`) and the output axes, both in our order."""
     split = next(i for i in range(len(row.order) + 1) if math.prod(row.ours_shape[:i]) == inputs)
     return row.order[:split], row.order[split:]
 
 
 def _is_conv(row: Row, inputs: int) -> bool:
-    """Whether a matrix is [inputs, outputs], as in GPT-2."""
+    """Return whether a matrix is [inputs, outputs], as in GPT-2."""
     return 0 in _axes(row, inputs)[0]
 
 
 def _ours(row: Row, axes: tuple[int, ...], x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Of x [n, rank], whose n are these axes of their matrix, what is ours: [*shape, rank]."""
+    """Return our part of x [n, rank], as [*shape, rank]; n runs over these axes of their matrix."""
     ordered = sorted(axes)
     x = x.reshape(*(row.view[axis] for axis in ordered), -1)
     return x[_taken(row, ordered)].transpose(*(ordered.index(axis) for axis in axes), len(axes)).reshape(*shape, -1)
 
 
 def _theirs_part(row: Row, axes: tuple[int, ...], x: np.ndarray) -> np.ndarray:
-    """Inverse of `_ours`, zero elsewhere: [n, rank]."""
+    """Return the inverse of `_ours`, [n, rank], zero outside our part."""
     ordered = sorted(axes)
     whole = np.zeros((*(row.view[axis] for axis in ordered), x.shape[-1]), x.dtype)
     x = x.reshape(*(row.taken_shape[axis] for axis in axes), -1)
@@ -308,7 +308,7 @@ def _taken(row: Row, axes: list[int]) -> tuple[slice, ...]:
 
 
 def _theirs(rows: list[Place], arrays: dict[str, np.ndarray], norms: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A module's tensors by kind. Parts without an adapter get zeros, and as magnitude their norm."""
+    """Return a module's tensors by kind. Parts without an adapter get zeros, and their norm as magnitude."""
     blocks: list[tuple[np.ndarray, np.ndarray]] = []
     magnitudes = []
     some = next(place for place in rows if f"{_linear(place)}.lora_a" in arrays)
@@ -334,7 +334,7 @@ def _theirs(rows: list[Place], arrays: dict[str, np.ndarray], norms: dict[str, n
 
 
 def _settings(adapter: Adapter, ranks: dict[str, int], known: Iterable[str]) -> dict:
-    """adapter_config.json. Modules of a higher rank have a higher alpha, so that the scale is the same for all."""
+    """Return adapter_config.json's content. Modules with a higher rank get a higher alpha, so that all have the same scale."""
     other, power = {name: rank for name, rank in ranks.items() if rank != adapter.rank}, 0.5 if adapter.rank_stabilized else 1
     alphas = {name: adapter.alpha * (rank / adapter.rank) ** power for name, rank in other.items()}
     return {
@@ -360,7 +360,7 @@ def _whole(x: float) -> float:
 
 
 def _endings(adapted: Collection[str], known: Iterable[str]) -> list[str]:
-    """The shortest endings of module names that fit the adapted modules and no other."""
+    """Return the shortest endings of module names that match the adapted modules and no others."""
     found, others = set(), [name for name in known if name not in adapted]
     for name in adapted:
         parts = name.split(".")
@@ -370,5 +370,5 @@ def _endings(adapted: Collection[str], known: Iterable[str]) -> list[str]:
 
 
 def on_host(x: jax.Array) -> np.ndarray:
-    """The whole array, also where other hosts hold parts of it."""
+    """Return the whole array, also if other hosts hold parts of it."""
     return np.asarray(x) if x.is_fully_addressable else multihost_utils.process_allgather(x, tiled=True)

@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4: Llama with fused projections; LongRoPE, and rotary positions on a part of each head."""
+"""Phi-3 and Phi-4: Llama with fused projections, LongRoPE, and partial rotary positions."""
 
 from collections.abc import Mapping
 

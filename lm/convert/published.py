@@ -1,4 +1,4 @@
-"""A published checkpoint, held against our blueprint: which tensor is which parameter, and which do not fit."""
+"""Open a published checkpoint: map its tensors to our parameters, and report those that do not fit."""
 
 import dataclasses
 from collections.abc import Collection
@@ -16,12 +16,12 @@ from lm.convert.rows import Place, ours_of, places
 from lm.errors import UserError
 from lm.workdir import read_config
 
-SHOWN = 3  # names in a list of what is wrong
+SHOWN = 3  # names listed in an error
 
 
 class Published(NamedTuple):
-    """A folder that was found whole. `places` of each of our parameters, by path; `tensors` by the name that a row has; and
-    whether it holds the parameters twice that its family may (`copies` in lm/convert/families.py)."""
+    """A complete checkpoint. places: of each of our parameters, by path. tensors: by the name in their row. twice: whether it
+    holds its family's duplicate parameters (`copies` in lm/convert/families.py)."""
 
     folder: Path
     model_type: str
@@ -31,26 +31,26 @@ class Published(NamedTuple):
     twice: bool
 
     def dtype(self, path: str) -> np.dtype:
-        """Of a parameter as it is stored. Of layers and experts that differ, the type that holds them all exactly."""
+        """Return a parameter's stored dtype. If layers or experts differ, the dtype that holds all of them exactly."""
         return np.dtype(jnp.result_type(*{self.tensors[place.row.theirs].dtype for place in self.places[path]}))
 
     def stored(self, path: str) -> jax.ShapeDtypeStruct:
-        """Shape and dtype of a parameter."""
+        """Return the shape and stored dtype of a parameter."""
         lead = tuple(max(sizes) + 1 for sizes in zip(*(place.index for place in self.places[path])))
         return jax.ShapeDtypeStruct((*lead, *self.places[path][0].row.ours_shape), self.dtype(path))
 
     def block(
         self, path: str, index: tuple[int, ...], shape: tuple[int, ...], wanted: Collection[int] | None = None
     ) -> np.ndarray:
-        """A parameter, or its part at `index` on the leading axes, of this shape, read from disk.
+        """Read a parameter, or its part at `index` of the leading axes; the result has this shape.
 
-        wanted: of the next leading axis, where its rows are tensors apart (experts), those to read; the others are left blank.
+        wanted: indices to read of the next leading axis, if its rows are separate tensors (experts). Others stay uninitialised.
         """
         found = [place for place in self.places[path] if place.index[: len(index)] == index]
         row = found[0].row
         if found[0].index == index:
             return ours_of(row, read(self.tensors[row.theirs])).reshape(shape)
-        # Put together as it is published, and turned as a whole: a device does that in a third of the time that numpy takes.
+        # Stack in the published layout and transpose once: a device does that in a third of numpy's time.
         experts = np.empty((shape[0], *row.view), self.dtype(path))
         for place in found:
             e = place.index[-1]
@@ -62,14 +62,14 @@ class Published(NamedTuple):
 
 
 def is_published(path: Path) -> bool:
-    """Whether a folder is a Hugging Face checkpoint and not a workdir of ours."""
+    """Return whether a folder is a Hugging Face checkpoint and not a workdir."""
     return (path / "config.json").is_file() and bool({"model_type", "architectures"} & read_config(path).keys())
 
 
 def open_published(folder: Path) -> Published:
-    """Reads the config and the files' headers, and nothing else.
+    """Open a checkpoint; reads only the config and the files' headers.
 
-    Raises: UserError if there is no checkpoint, no family reads it, or a weight is missing, left over or of another shape.
+    Raises: UserError if there is no checkpoint, no family reads it, or a weight is missing, unknown or of another shape.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} is no Hugging Face checkpoint: it has no config.json")
@@ -99,7 +99,7 @@ def open_published(folder: Path) -> Published:
         by_path.setdefault(place.path, []).append(place)
     embedding = by_path["embedding"][0].row.theirs
     for name in extra:
-        tied = config.tie_embeddings and config.score_head == "none"  # beside a classifier a head has no meaning
+        tied = config.tie_embeddings and config.score_head == "none"  # a classifier's head is not used
         if name.endswith("lm_head.weight") and tied and not same_bytes(tensors[name], tensors[embedding]):
             raise UserError(
                 f"{folder}: {name} is not {embedding}, though config.json ties them; set tie_word_embeddings to false there"
@@ -112,11 +112,11 @@ def open_published(folder: Path) -> Published:
 
 
 def _is_float(tensor: Tensor) -> bool:
-    """Of a type that a device holds as it is."""
+    """Return whether the tensor has a dtype that devices support."""
     return jnp.issubdtype(tensor.dtype, jnp.floating) and tensor.dtype.itemsize <= 4
 
 
 def _listed(fault: str, names: list[str]) -> str:
-    """ "4 missing (a, b, c, …)"."""
+    """Return a text such as "4 missing (a, b, c, …)"."""
     more = ", …" if len(names) > SHOWN else ""
     return f"{len(names)} {fault} ({', '.join(names[:SHOWN])}{more})"

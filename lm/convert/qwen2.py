@@ -36,7 +36,7 @@ def to_hf(config: ModelConfig) -> dict:
 
 
 def upper_windows(hf: Mapping) -> dict:
-    """attention_pattern and window: as `layer_types` says, or a window from layer `max_window_layers` on."""
+    """Return attention_pattern and window from `layer_types`, or with a window from layer `max_window_layers` on."""
     window, L = hf["sliding_window"] if hf["use_sliding_window"] else None, hf["num_hidden_layers"]
     globals_first = hf["max_window_layers"] if window else L
     older = ["full_attention" if i < globals_first else "sliding_attention" for i in range(L)]

@@ -1,4 +1,4 @@
-"""Qwen3-MoE: Qwen3 some or all of whose layers are mixtures of experts; its window, if any, is on every layer."""
+"""Qwen3-MoE: Qwen3 with mixtures of experts on some or all layers; its window, if any, is on every layer."""
 
 from collections.abc import Mapping
 

@@ -1,7 +1,7 @@
-"""Rotary positions as Hugging Face configs write them, now and formerly, and as our blueprint does.
+"""Convert rotary positions between Hugging Face configs, new and old, and ours.
 
-Now: `rope_parameters`, with `rope_type`, `rope_theta` and what the type needs. Formerly: `rope_theta` at the top level and
-`rope_scaling`, with `type` or `rope_type`. Where both speak, the order of precedence is transformers' own.
+New: `rope_parameters` with `rope_type`, `rope_theta` and the keys of the type. Old: `rope_theta` at the top level and
+`rope_scaling` with `type` or `rope_type`. If both are present, precedence is that of transformers.
 """
 
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ TYPES = {method: name for name, method in METHODS.items()}
 
 
 def parameters_of(hf: Mapping) -> dict:
-    """The dict that says how positions are scaled; empty where nothing is said."""
+    """Return the config's dict of rotary parameters, or an empty one."""
     return dict(hf.get("rope_scaling") or hf.get("rope_parameters") or {})
 
 
 def rope_of(hf: Mapping, *, theta: float = 10_000.0, partial: bool = False, **more) -> Rope:
-    """The rotary positions of a config whose layers all turn alike.
+    """Return the Rope of a config whose layers all use the same one.
 
     Args:
-      theta: what the family takes where the config is silent.
-      partial: whether the family can turn a part of a head only.
-      more: keys of Rope, as `interleaved`.
+      theta: the family's default.
+      partial: whether the family can rotate only a part of each head.
+      more: other keys of Rope, such as `interleaved`.
     """
     parameters = parameters_of(hf)
     for key, value in parameters.items():
@@ -32,13 +32,13 @@ def rope_of(hf: Mapping, *, theta: float = 10_000.0, partial: bool = False, **mo
             raise UserError(f"rope_parameters.{key} in config.json is a rotary embedding of its own, which this family lacks")
     fraction = _first(parameters.get("partial_rotary_factor"), hf.get("partial_rotary_factor"), 1.0)
     if fraction != 1 and not partial:
-        raise UserError(f"partial_rotary_factor={fraction} in config.json: this family turns whole heads")
+        raise UserError(f"partial_rotary_factor={fraction} in config.json: this family rotates whole heads")
     theta = _first(parameters.get("rope_theta"), hf.get("rope_theta"), theta)
     return scaled(parameters, hf, theta=float(theta), fraction=float(fraction), **more)
 
 
 def scaled(parameters: Mapping, hf: Mapping, **more) -> Rope:
-    """`parameters` is a dict of one rotary embedding, `hf` the config around it, `more` what stands outside `parameters`."""
+    """Return a Rope from one rotary embedding's dict. hf: the config around it. more: keys of Rope not in `parameters`."""
     name = _first(parameters.get("rope_type"), parameters.get("type"), "default")
     if name not in METHODS:
         raise UserError(f"rope_type={name!r} in config.json is none of {', '.join(METHODS)}")
@@ -53,7 +53,7 @@ def scaled(parameters: Mapping, hf: Mapping, **more) -> Rope:
     if method == "none":
         return Rope(**more)
     longest = hf["max_position_embeddings"]
-    # The dynamic method is written for the context that the config states; the others name the one before stretching.
+    # The dynamic method scales from the context in the config; the others name the context before scaling.
     outer, inner = hf.get("original_max_position_embeddings"), parameters.get("original_max_position_embeddings")
     original = longest if method == "ntk" else _first(outer, inner, longest)
     if method == "linear":
@@ -78,7 +78,7 @@ def scaled(parameters: Mapping, hf: Mapping, **more) -> Rope:
 
 
 def parameters_for(rope: Rope) -> dict:
-    """`rope_parameters` of transformers 5, with only what differs from its defaults or must be there."""
+    """Return `rope_parameters` of transformers 5, with only required keys and those that differ from its defaults."""
     found = {"rope_type": TYPES[rope.scaling], "rope_theta": rope.theta}
     if rope.fraction != 1:
         found["partial_rotary_factor"] = rope.fraction
@@ -100,7 +100,7 @@ def parameters_for(rope: Rope) -> dict:
 
 
 def keys_for(rope: Rope) -> dict:
-    """The top-level keys: `rope_parameters` for transformers 5, the other two for readers before it."""
+    """Return the top-level keys: `rope_parameters` for transformers 5, and the two older keys for older readers."""
     parameters = parameters_for(rope)
     older = {"rope_theta": rope.theta, "rope_parameters": parameters}
     if rope.fraction != 1:

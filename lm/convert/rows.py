@@ -1,8 +1,8 @@
-"""Which published tensor is which parameter of ours, and the two exact maps between them.
+"""The map between published tensors and our parameters, exact in both directions.
 
-A row names one parameter (or one expert's share of it) and where it lies in a tensor of a Hugging Face checkpoint. All
-that ever differs is how axes are grouped, ordered and fused, so a row is a view, a range and a transposition: no
-arithmetic, any dtype, and the way back is bit-exact.
+A row names one parameter (or one expert's part of it) and its place in a tensor of a Hugging Face checkpoint. The two differ
+only in how axes are grouped, ordered and fused. So a row is a view, a range and a transposition: no arithmetic, any dtype, and
+bit-exact in both directions.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ from lm.config import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """ours = their tensor, reshaped to `view`, of which the range `take`, transposed by `order`."""
+    """Our parameter is their tensor, reshaped to `view`, sliced by `take` and transposed by `order`."""
 
-    ours: str  # "norm.scale"; in the table of a layer below that layer: "attention.query.weight"
-    theirs: str  # in the table of a layer with {layer}; one tensor for each expert: with {expert}
+    ours: str  # "norm.scale"; in a layer's table relative to the layer: "attention.query.weight"
+    theirs: str  # in a layer's table with {layer}; if each expert has its own tensor, with {expert}
     theirs_shape: tuple[int, ...]
     view: tuple[int, ...]
     order: tuple[int, ...]
@@ -29,7 +29,7 @@ class Row:
 
     @property
     def taken_shape(self) -> tuple[int, ...]:
-        """Of the view's range, before it is transposed."""
+        """Return the shape of the sliced view, before the transposition."""
         if self.take is None:
             return self.view
         axis, begin, end = self.take
@@ -37,12 +37,12 @@ class Row:
 
     @property
     def ours_shape(self) -> tuple[int, ...]:
-        """Of our parameter, without the axes of layers and experts that it is stacked by."""
+        """Return the shape of our parameter, without the stacked axes of layers and experts."""
         return tuple(self.taken_shape[axis] for axis in self.order)
 
 
 def ours_of(row: Row, theirs: np.ndarray) -> np.ndarray:
-    """Our parameter, as a view of their tensor where numpy can make one."""
+    """Return our parameter, as a view of their tensor if numpy can make one."""
     x = theirs.reshape(row.view)
     if row.take is not None:
         axis, begin, end = row.take
@@ -51,7 +51,7 @@ def ours_of(row: Row, theirs: np.ndarray) -> np.ndarray:
 
 
 def theirs_of(rows: Sequence[Row], ours: Sequence[np.ndarray]) -> np.ndarray:
-    """Their tensor, from all of its rows and the parameter of each; the inverse of `ours_of`."""
+    """Return their tensor from all of its rows and the parameter of each; the inverse of `ours_of`."""
     whole = np.empty(rows[0].view, ours[0].dtype)
     for row, x in zip(rows, ours, strict=True):
         axis, begin, end = row.take or (0, 0, row.view[0])
@@ -60,24 +60,25 @@ def theirs_of(rows: Sequence[Row], ours: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def same(ours: str, theirs: str, *shape: int, float32: bool = False) -> Row:
-    """A parameter that both sides hold alike, but for how its axes are grouped: theirs is flat if ours has several."""
+    """Return the row of a parameter with the same layout on both sides; if ours has several axes, theirs is flat."""
     return Row(ours, theirs, (math.prod(shape),), shape, tuple(range(len(shape))), float32=float32)
 
 
 def table(ours: str, theirs: str, rows: int, columns: int) -> Row:
-    """An embedding, or a matrix of GPT-2: alike on both sides."""
+    """Return the row of a matrix with the same layout on both sides: an embedding, or a matrix of GPT-2."""
     return Row(ours, theirs, (rows, columns), (rows, columns), (0, 1))
 
 
 def score(config: ModelConfig) -> Row:
-    """A reward model's head, a torch.nn.Linear of one output, as every sequence classifier of transformers names it."""
+    """Return the row of a reward model's head: transformers' `score`, a torch.nn.Linear with one output."""
     return Row("score", "score.weight", (1, config.embed_dim), (config.embed_dim,), (0,))
 
 
 def linear(ours: str, theirs: str, inputs: tuple[int, ...], outputs: tuple[int, ...], take=None) -> Row:
-    """A torch.nn.Linear, [outputs, inputs], is our [inputs, outputs]; both may be split into several axes.
+    """Return the row of a torch.nn.Linear: theirs is [outputs, inputs], ours [inputs, outputs]; both may have several axes.
 
-    take: (begin, end) of the first output axis of a fused tensor, whose `outputs` are all of them; or (axis, begin, end).
+    take: our slice of a fused tensor, as (begin, end) of the first output axis or (axis, begin, end). `outputs` then is the
+    shape of the whole tensor.
     """
     view = (*outputs, *inputs)
     order = (*range(len(outputs), len(view)), *range(len(outputs)))
@@ -87,17 +88,17 @@ def linear(ours: str, theirs: str, inputs: tuple[int, ...], outputs: tuple[int, 
 
 
 class Place(NamedTuple):
-    """One row where it belongs: `row.theirs` is the tensor's full name, and ours is parameter `path` at `index`."""
+    """One row of a concrete model: `row.theirs` is the tensor's full name, ours is the parameter `path` at `index`."""
 
     path: str  # "stacks.0.1.attention.query.weight"
-    index: tuple[int, ...]  # on the leading axes of that parameter: layer in its stack, expert
+    index: tuple[int, ...]  # of that parameter's leading axes: layer in its stack, expert
     row: Row
 
 
 def places(family, config: ModelConfig) -> list[Place]:
-    """Every row of a model: each published tensor's, and each of our parameters', in the order of the layers.
+    """Return every row of a model in the order of the layers; they cover all published tensors and all our parameters.
 
-    A reward model is published as a sequence classifier, which has a score and no head.
+    A reward model is published as a sequence classifier, with a score and no head.
     """
     ends = family.ends(config)
     if config.score_head == "reward":

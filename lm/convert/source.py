@@ -1,4 +1,4 @@
-"""Where a model's parameters come from: a workdir of ours, or a Hugging Face checkpoint as it is."""
+"""Open a model's parameters, in a workdir or in a Hugging Face checkpoint."""
 
 import contextlib
 import os
@@ -24,10 +24,10 @@ from lm.parallel.mesh import shardings
 
 
 class Source(NamedTuple):
-    """Parameters on disk: their blueprint, the shape and dtype of each by dotted name, and a function that loads them.
+    """Parameters on disk: the model's config, the stored shape and dtype of each by dotted name, and a load function.
 
-    load(abstract): reads onto the shardings and in the dtypes of a tree of ShapeDtypeStructs.
-    before: of a checkpoint that holds an adapter alone, `stored` of the model that it stands beside.
+    load(abstract): returns the parameters with the shardings and dtypes of a tree of ShapeDtypeStructs.
+    before: for a checkpoint that holds only an adapter, `stored` of its base model.
     """
 
     config: ModelConfig
@@ -47,16 +47,16 @@ class Source(NamedTuple):
 
 
 def open_source(path: str | os.PathLike, step: int | None = None) -> Source:
-    """Looks into the folder, without reading a weight.
+    """Open the model in a folder, without reading weights.
 
     step: of a workdir's checkpoint; None: the newest one.
-    Raises: UserError if it holds no model, none that fits its config, or an adapter whose base is gone or has changed.
+    Raises: UserError if there is no model, it does not fit its config, or it is an adapter whose base is gone or has changed.
     """
     path = Path(path)
     if is_adapter(path):
         raise UserError(
             f"{path} is an adapter without its model: python -m lm.convert import --from={path} --base=MODEL --workdir=DIR, "
-            "and take DIR"
+            "then use DIR"
         )
     if is_published(path):
         return Source.of(open_published(path))
@@ -79,7 +79,10 @@ def open_source(path: str | os.PathLike, step: int | None = None) -> Source:
 
 
 def beside(model: Source, adapter: Source) -> Source:
-    """The model with an adapter in place of any that it has, whose source holds what learns and tells how the model is held."""
+    """Return the source of a model with the adapter of another source, which replaces the model's own adapter, if any.
+
+    `adapter` holds only the trained parameters; its config also gives the quantisation of the weights.
+    """
     config, abstract = adapter.config, named(plain(skeleton(adapter.config)[1]))
     stored = {name: adapter.stored.get(name) or model.stored.get(name) or x for name, x in abstract.items()}
 
@@ -104,16 +107,16 @@ def beside(model: Source, adapter: Source) -> Source:
 
 
 def load_params(path: str | os.PathLike, abstract: nnx.State) -> nnx.State:
-    """The parameters in a workdir or a Hugging Face checkpoint, on the shardings and in the dtypes of `abstract`.
+    """Load the parameters of a workdir or a Hugging Face checkpoint with the shardings and dtypes of `abstract`.
 
-    A tensor at a time goes through the host; on several hosts every process calls this.
-    Raises: UserError if there is no model, or one of other shapes.
+    One tensor at a time passes through the host. On several hosts every process calls this.
+    Raises: UserError if there is no model, or if its shapes differ.
     """
     return open_source(path).load(abstract)
 
 
 def as_stored(source: Source, abstract: nnx.State) -> nnx.State:
-    """`abstract` with the dtypes that the parameters are stored in."""
+    """Return `abstract` with the dtypes in which the parameters are stored."""
 
     def typed(name: str, x: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         dtype = source.stored[name].dtype if name in source.stored else x.dtype
@@ -123,7 +126,7 @@ def as_stored(source: Source, abstract: nnx.State) -> nnx.State:
 
 
 def on_first_device(source: Source) -> nnx.State:
-    """Its parameters as they are stored, all on one device."""
+    """Load the parameters in their stored dtypes onto the first device."""
     device = SingleDeviceSharding(jax.local_devices()[0])
     abstract = skeleton(source.config)[1]
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
@@ -131,8 +134,8 @@ def on_first_device(source: Source) -> nnx.State:
 
 
 def config_of(saved: dict) -> ModelConfig:
-    """The blueprint in the config that a checkpoint holds; the compute type stands at its top level."""
+    """Return the ModelConfig in a run's config; the compute dtype is a top-level key."""
     try:
         return ModelConfig(**saved["model"], dtype=saved["dtype"])
     except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"the config of a run holds a key or value that no model has: {error}") from None
+        raise UserError(f"the run's config has an unknown model key or value: {error}") from None

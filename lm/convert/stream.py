@@ -1,7 +1,7 @@
-"""A published checkpoint onto devices: a tensor at a time, whatever the mesh.
+"""Load a published checkpoint onto the devices of any mesh, one tensor at a time.
 
-A stacked parameter starts as zeros on its devices; each layer is read, laid out, and written into it in place. Beyond the
-model itself the host holds one layer's part of one parameter.
+A stacked parameter starts as zeros on its devices; each layer is read, sharded and written into it in place. The host holds
+only one layer's part of one parameter.
 """
 
 import functools
@@ -19,9 +19,9 @@ from lm.progress import progress
 
 
 def load(published: Published, abstract: nnx.State) -> nnx.State:
-    """The parameters on the shardings and in the dtypes of `abstract`, whose leaves are ShapeDtypeStructs.
+    """Return the parameters with the shardings and dtypes of `abstract`, whose leaves are ShapeDtypeStructs.
 
-    The shapes must be the checkpoint's. On several hosts every process calls this; each reads what its devices hold.
+    The shapes must be those of the checkpoint. On several hosts every process calls this and reads its devices' part.
     """
     targets = named(plain(abstract))
     total = sum(math.prod(x.shape) * published.dtype(path).itemsize for path, x in targets.items())
@@ -36,7 +36,7 @@ def _parameter(published: Published, path: str, target: jax.ShapeDtypeStruct, pr
     layer = jax.ShapeDtypeStruct(target.shape[1:], target.dtype)
     for r in range(target.shape[0]):
         part = _placed(published, path, (r,), layer, _of_a_layer(target.sharding), progress)
-        stack = jax.block_until_ready(_written(stack, part, r))  # or the host would run ahead, with many layers in flight
+        stack = jax.block_until_ready(_written(stack, part, r))  # otherwise many layers would be in flight at once
     return stack
 
 
@@ -46,7 +46,7 @@ def _written(stack: jax.Array, layer: jax.Array, r: int) -> jax.Array:
 
 
 def _placed(published: Published, path: str, index: tuple[int, ...], like, sharding: Sharding, progress) -> jax.Array:
-    """A parameter, or one layer of it, in its stored dtype on its devices."""
+    """Return a parameter, or one layer of it, in its stored dtype on its devices."""
     here = sharding.addressable_devices_indices_map(like.shape).values()
     wanted = {i for at in here for i in range(*at[0].indices(like.shape[0]))} if like.shape else None
     block = published.block(path, index, like.shape, wanted)
@@ -56,7 +56,7 @@ def _placed(published: Published, path: str, index: tuple[int, ...], like, shard
 
 
 def _of_a_layer(sharding: Sharding) -> Sharding:
-    """The sharding of a stacked parameter without its first axis."""
+    """Return the sharding of a stacked parameter without its first axis."""
     if isinstance(sharding, NamedSharding):
         return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
     return sharding

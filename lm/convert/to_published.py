@@ -1,4 +1,4 @@
-"""A workdir into a Hugging Face checkpoint that transformers and vLLM read, or its adapter alone into one that PEFT reads."""
+"""Export a workdir to a Hugging Face checkpoint for transformers and vLLM, or its adapter alone for PEFT."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
 class Arrays(NamedTuple):
-    """A model to write: its blueprint, the dtype of each parameter by dotted name, and read(names) -> {name: array}."""
+    """A model to export: its config, the dtype of each parameter by dotted name, and read(names) -> {name: array}."""
 
     config: ModelConfig
     dtypes: dict[str, np.dtype]
@@ -47,18 +47,18 @@ class Arrays(NamedTuple):
 def to_published(
     workdir: Path, to: Path, *, dtype: str = AS_IS, max_shard_gb: float = 5.0, family: str | None = None, merge: bool = False
 ) -> None:
-    """Writes safetensors with an index, config.json, generation_config.json and the tokenizer's files.
+    """Write safetensors with an index, config.json, generation_config.json and the tokenizer's files.
 
-    The files are laid out first; then our parameters are read one by one, each with all its layers, and their tensors put in
-    place. A model that was imported leaves bit for bit as it came, if nothing else is asked for.
+    The files are laid out first. Then our parameters are read one by one, each with all its layers, and their tensors are
+    written in place. With the default arguments an imported model is exported bit for bit as it was.
 
     Args:
-      dtype: of the tensors, float32 or bfloat16; as-is: as they are stored.
-      max_shard_gb: 10⁹ bytes of a file.
-      family: a model_type to leave as; None: the one it came as, or the first that can hold it.
-      merge: add an adapter to the weights that it stands beside, and turn quantised weights into floats. The model must then
-        fit the first device, in float32. As-is is then the dtype of the model that the run started from.
-    Raises: UserError if `to` is taken, there is no checkpoint, or no family can hold the model.
+      dtype: of the tensors, float32 or bfloat16; as-is: their stored dtype.
+      max_shard_gb: size of a file in 10⁹ bytes.
+      family: the model_type to export as; None: that of the import, or the first that can hold the model.
+      merge: merge an adapter into its weights, and dequantize weights. The model must then fit the first device in float32;
+        as-is then means the dtype of the model that the run started from.
+    Raises: UserError if `to` exists and is not empty, there is no checkpoint, or no family can hold the model.
     """
     check_free(to, "to")
     checkpoints, step = newest(workdir)
@@ -68,7 +68,7 @@ def to_published(
         arrays = without_other_heads(arrays)
         family = family_that_holds(arrays.config, family, saved.get("published", {}).get("model_type"))
         tensors: dict[str, list[Place]] = {}
-        # An import leaves with the second copies that it came with; what was trained here, with those of its family.
+        # An imported model is exported with the duplicates that it had, other models with those of their family.
         twice = copies(family, arrays.config) if saved.get("published", {}).get("twice", True) else []
         for place in [*places(family, arrays.config), *(Place(row.ours, (), row) for row in twice)]:
             tensors.setdefault(place.row.theirs, []).append(place)
@@ -87,13 +87,13 @@ def to_published(
 
 
 def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str | None = None) -> None:
-    """Writes the adapter of the newest checkpoint as adapter_config.json and adapter_model.safetensors.
+    """Write the adapter of the newest checkpoint as adapter_config.json and adapter_model.safetensors.
 
     Args:
-      base: the model that adapter_config.json names, a folder or a name on the hub; None: the one that the run started from.
-      family: the model_type whose modules it names; None: that of the base, or of what the run started from, or the first
-        that can hold the model.
-    Raises: UserError if `to` is taken, there is no checkpoint, it has no adapter, or no family can hold the model.
+      base: the base model for adapter_config.json, a folder or a hub name; None: the model that the run started from.
+      family: the model_type whose module names are used; None: that of the base, or of the model that the run started from, or
+        the first that can hold the model.
+    Raises: UserError if `to` exists and is not empty, there is no checkpoint or no adapter, or no family can hold the model.
     """
     check_free(to, "to")
     checkpoints, step = newest(workdir)
@@ -101,7 +101,7 @@ def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str 
         saved = checkpoints.meta(step)["config"]
         config = config_of(saved)
         if not config.adapter.rank:
-            raise UserError(f"{workdir} has no adapter: without --adapter the whole model is exported")
+            raise UserError(f"{workdir} has no adapter: leave out --adapter to export the whole model")
         start, origin = started_from(saved)
         base = base or start
         if base and Path(base).is_dir():
@@ -119,10 +119,10 @@ def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str 
 
 
 def started_from(saved: dict) -> tuple[str | None, str | None]:
-    """The model beside whose weights a workdir's adapter stands, and its model_type, where these are known.
+    """Return the base model of a workdir's adapter and its model_type, each None if unknown.
 
-    A run may have started from a workdir that had the adapter already: then what that one started from counts. A workdir that
-    is an import stands for the folder that it came from.
+    If the run started from a workdir that already had the adapter, return that workdir's base. For an imported workdir, return
+    the folder that it was imported from.
     """
     start, origin, seen = saved.get("init_from"), saved.get("published", {}).get("model_type"), set()
     while start and start not in seen and (Path(start) / "config.json").is_file():
@@ -142,7 +142,7 @@ def _write_tensors(
 ) -> None:
     planned = [Planned(name, dtypes[name], rows[0].row.theirs_shape) for name, rows in tensors.items()]
     at = lay_out(folder, planned, shard_bytes)
-    together: dict[tuple[str, ...], list[str]] = {}  # what parameters make which tensors: several where theirs are fused
+    together: dict[tuple[str, ...], list[str]] = {}  # our parameters -> their tensors; a fused tensor needs several parameters
     for name, rows in tensors.items():
         together.setdefault(tuple(sorted({place.path for place in rows})), []).append(name)
     with progress("write", sum(t.nbytes for t in planned), unit="B", scaled=True, soon=False) as bar:
@@ -152,11 +152,11 @@ def _write_tensors(
                 parts = [ours[place.path][place.index].astype(dtypes[name], copy=False) for place in tensors[name]]
                 write(at[name], theirs_of([place.row for place in tensors[name]], parts))
                 bar.update(at[name].nbytes)
-            del ours, parts  # before the next are read
+            del ours, parts  # free memory before the next read
 
 
 def unmerged(workdir: Path, config: ModelConfig, checkpoints: Checkpoints, step: int) -> Arrays:
-    """The arrays of a checkpoint, read when they are wanted. Raises UserError for what no published family has."""
+    """Return the arrays of a checkpoint, read lazily. Raises UserError if there are adapters or quantised weights."""
     if config.adapter.rank:
         how = "--merge adds it to the weights, --adapter exports it alone"
         raise UserError(f"{workdir} has an adapter of rank {config.adapter.rank}: {how}")
@@ -167,7 +167,7 @@ def unmerged(workdir: Path, config: ModelConfig, checkpoints: Checkpoints, step:
 
 
 def merged(workdir: Path, dtype: str) -> Arrays:
-    """The arrays without adapters, and without integers: added up in float32, and as-is in the dtypes of the model before."""
+    """Return the arrays with adapters merged and weights dequantized, computed in float32. As-is: the base model's dtypes."""
     source = open_source(workdir)
     params = on_first_device(source)
     params = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
@@ -179,7 +179,7 @@ def merged(workdir: Path, dtype: str) -> Arrays:
 
 
 def stored_before(workdir: Path, source: Source) -> dict[str, jax.ShapeDtypeStruct]:
-    """How the model was stored that a run of adapters or of integers started from, by dotted name; {} if it is gone."""
+    """Return the stored shapes and dtypes of the model that an adapter or quantised run started from; {} if it is gone."""
     if source.before is not None:
         return source.before
     if not (source.config.adapter.rank or source.config.quantization.bits):
@@ -192,9 +192,9 @@ def stored_before(workdir: Path, source: Source) -> dict[str, jax.ShapeDtypeStru
 
 
 def without_mup(arrays: Arrays) -> Arrays:
-    """The same function without μP's multipliers: the head's and the routers' go into their weights.
+    """Return the same model without μP's multipliers: those of head and routers are multiplied into the weights.
 
-    A tied head becomes one of its own, since the embedding has no multiplier.
+    A tied head becomes a separate one, because the embedding has no multiplier.
     """
     config = arrays.config
     if not config.mup_base_dim:
@@ -213,8 +213,8 @@ def without_mup(arrays: Arrays) -> Arrays:
 
 
 def without_other_heads(arrays: Arrays) -> Arrays:
-    """What is published of a model with a score head: a policy without its value head, and a reward model as a classifier,
-    which has neither a head of tokens nor modules that predict further ones."""
+    """Return the arrays to publish of a model with a score head: a policy loses its value head; a reward model becomes a
+    classifier, without token head and multi-token prediction modules."""
     config = arrays.config
     if config.score_head == "none":
         return arrays
@@ -227,17 +227,17 @@ def without_other_heads(arrays: Arrays) -> Arrays:
 
 
 def padding(ids: dict) -> int | None:
-    """The id that pads the rows of a reward model: transformers scores the last token of a row that is another.
+    """Return the padding id of a reward model. transformers scores the last token of a row that is not padding.
 
-    So it should end no text: where no pad token is named, it is the begin symbol; the end symbol only if that is all there is,
-    and then the token before it is scored.
+    So the id should not end texts: without a pad token it is the begin symbol. The end symbol is the last resort; then the
+    token before it is scored.
     """
     named = (ids.get(key) for key in ("pad_token_id", "bos_token_id", "eos_token_id"))
     return next((i for i in named if i is not None), None)
 
 
 def family_that_holds(config: ModelConfig, asked: str | None, origin: str | None):
-    """The family asked for; else the one that the model came as, if it still is one; else the first that can hold it."""
+    """Return the family asked for; else the family of the import, if it still fits; else the first that can hold the model."""
     if asked is not None and asked not in FAMILIES:
         raise UserError(f"--family={asked} is none of {', '.join(FAMILIES)}")
     if asked is None and origin in FAMILIES and not _lost(FAMILIES[origin], config):
@@ -245,12 +245,12 @@ def family_that_holds(config: ModelConfig, asked: str | None, origin: str | None
     if asked is None:
         return family_for(config)
     if lost := _lost(FAMILIES[asked], config):
-        raise UserError(f"--family={asked} cannot hold this model: it does not know {', '.join(lost)}")
+        raise UserError(f"--family={asked} cannot hold this model: it lacks {', '.join(lost)}")
     return FAMILIES[asked]
 
 
 def _lost(family, config: ModelConfig) -> list[str]:
-    """What a family's config.json would not say of this model."""
+    """Return the settings of this model that the family's config.json cannot express."""
     wanted = essence(config)
     try:
         kept = essence(family.from_hf(family.to_hf(config)))
@@ -260,14 +260,14 @@ def _lost(family, config: ModelConfig) -> list[str]:
 
 
 def _dtype(rows: list[Place], stored: dict[str, np.dtype], asked: str) -> np.dtype:
-    """Of a tensor: as asked, but for what must stay float32; else of its parts, or what holds them all if they differ."""
+    """Return a tensor's dtype: as asked, except rows that stay float32; as-is: the dtype that holds all of its parts."""
     if asked != AS_IS:
         return np.dtype(jnp.float32 if any(place.row.float32 for place in rows) else asked)
     return np.dtype(jnp.result_type(*{stored[place.path] for place in rows}))
 
 
 def _tokenizer_files(workdir: Path, to: Path, config: ModelConfig) -> dict:
-    """Writes them, and returns what generation_config.json must say: that of the import, or all ids that end a completion."""
+    """Write the tokenizer's files. Return generation_config.json: that of the import, or all ids that end a completion."""
     if not any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
         file = workdir / "generation_config.json"
         return read_json(file) if file.exists() else {}
@@ -277,7 +277,7 @@ def _tokenizer_files(workdir: Path, to: Path, config: ModelConfig) -> dict:
         return read_json(to / "generation_config.json")
     stops = list(tokenizer.stop_ids)
     if isinstance(tokenizer, Tokenizer):
-        stops.append(tokenizer.control_id("<|end|>"))  # of a turn, in its chat template
+        stops.append(tokenizer.control_id("<|end|>"))  # ends a turn in the chat template
     pad = tokenizer.pad_id if "pad_token" in tokenizer.special_tokens else None
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops, "pad_token_id": pad}
     return {key: value for key, value in ids.items() if value not in (None, [])}

@@ -1,4 +1,4 @@
-"""A published checkpoint, or a model with a published adapter, into a workdir as if it had been trained here up to step 0."""
+"""Import a published checkpoint, or a model with a published adapter, as a workdir at step 0."""
 
 import math
 from pathlib import Path
@@ -25,27 +25,28 @@ from lm.workdir import read_config
 
 
 def to_workdir(folder: Path, workdir: Path, mesh: Mesh) -> None:
-    """Writes config.json, checkpoints/0, and the tokenizer's files where there are any.
+    """Write config.json, checkpoints/0, and the tokenizer's files, if any.
 
-    Every parameter keeps the dtype it is stored in. Beyond the model itself, laid out on the mesh, the host holds a tensor.
-    Raises: UserError if the workdir is taken, or the checkpoint is not one that we can hold.
+    Every parameter keeps its stored dtype. The model is on the mesh; the host holds one tensor at a time.
+    Raises: UserError if the workdir exists and is not empty, or the checkpoint cannot be read.
     """
     check_free(workdir, "workdir")
     published = open_published(folder)
     source = Source.of(published)
     check_fit(mesh, source.config, math.prod(mesh.shape.values()), 1)
     with written_whole(workdir) as beside:
-        import_tokenizer(folder, beside)  # first: it can fail, and takes no time
+        import_tokenizer(folder, beside)  # first, because it may fail and is fast
         write_workdir(beside, source.config, _load(source, mesh), published=_origin(published))
         _record_tokenizer(beside)
 
 
 def adapter_to_workdir(folder: Path, base: str | None, workdir: Path, mesh: Mesh) -> None:
-    """Writes what `to_workdir` does, of a model with the PEFT adapter of `folder` beside its weights.
+    """Write the same files as `to_workdir` for a model with the PEFT adapter in `folder`.
 
-    base: the model, a Hugging Face folder or a workdir; None: what adapter_config.json names, if that is a folder here.
+    base: the model, a Hugging Face folder or a workdir; None: the one named in adapter_config.json, if it is a local folder.
     The tokenizer is the adapter's, if it has one, else the model's.
-    Raises: UserError if the workdir is taken, there is no base or it has an adapter itself, or the adapter is not for it.
+    Raises: UserError if the workdir exists and is not empty, there is no base, it already has an adapter, or the adapter does
+    not fit it.
     """
     check_free(workdir, "workdir")
     root = Path(base or _named_base(folder)).absolute()
@@ -57,7 +58,7 @@ def adapter_to_workdir(folder: Path, base: str | None, workdir: Path, mesh: Mesh
     if source.config.adapter.rank:
         raise UserError(f"--base={root} has an adapter itself: export it with --merge, and name that")
     check_fit(mesh, source.config, math.prod(mesh.shape.values()), 1)
-    find_peft(folder, source.config)  # before the model is read, which may take long
+    find_peft(folder, source.config)  # before the slow reading of the model
     with written_whole(workdir) as beside:
         _tokenizer(folder, root, beside)
         params = _load(source, mesh)
@@ -80,7 +81,7 @@ def _tokenizer(folder: Path, base: Path, to: Path) -> None:
     if not own:
         import_tokenizer(base, to)
         return
-    copy_files(base, to)  # of which only the ids that end a completion stay
+    copy_files(base, to)  # only the ids that end a completion are used
     for name in FILES:
         if name != "generation_config.json":
             (to / name).unlink(missing_ok=True)
@@ -88,7 +89,7 @@ def _tokenizer(folder: Path, base: Path, to: Path) -> None:
 
 
 def _record_tokenizer(workdir: Path) -> None:
-    """Last, since a published tokenizer's fingerprint also depends on the files beside it."""
+    """Record the tokenizer in config.json. Call it last: the fingerprint depends on the other files of the folder."""
     if any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
         record_tokenizer(workdir, load_tokenizer(workdir).fingerprint)
 
@@ -98,7 +99,7 @@ def _origin(published: Published) -> dict:
 
 
 def _load(source: Source, mesh: Mesh) -> nnx.State:
-    """The parameters on the mesh, as they are stored."""
+    """Load the parameters onto the mesh in their stored dtypes."""
     abstract = skeleton(source.config)[1]
     abstract = jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings(abstract, mesh)
@@ -107,7 +108,7 @@ def _load(source: Source, mesh: Mesh) -> nnx.State:
 
 
 def write_workdir(workdir: Path, config: ModelConfig, params: nnx.State, **more) -> None:
-    """A workdir at step 0, but for the tokenizer. more: keys of its config beside the model's, such as init_from."""
+    """Write a workdir at step 0, without the tokenizer. more: other keys of its config, such as init_from."""
     model = config.to_dict()
     saved = {"dtype": model.pop("dtype"), "model": model, **more}
     checkpoints = Checkpoints(workdir, compress=False)

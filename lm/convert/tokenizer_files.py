@@ -1,11 +1,10 @@
-"""Tokenizer files out and in: our SentencePiece model as a `tokenizer.json` with the same ids, and what a checkpoint has.
+"""Export and import tokenizer files. Our SentencePiece model is exported as a `tokenizer.json` with the same ids.
 
-SentencePiece merges, of all neighbours that are a piece when joined, those of the best score first, and the leftmost of
-equal ones. `tokenizers` goes by a list of pairs instead. A pair joins into a piece in one way only: whatever stands
-around it, its characters are merged as they are when they stand alone, so the last step of encoding the piece alone is
-the one pair that ever makes it. One pair a piece, in the order of the scores, is therefore exact.
+SentencePiece repeatedly merges the neighbours whose joined piece has the best score, the leftmost of equals. `tokenizers` uses
+a list of pairs instead. A piece is always formed from the same pair, in any context: its characters merge as in the piece
+alone. So that pair is the last merge of encoding the piece alone, and one pair per piece, in the order of scores, is exact.
 
-Pieces spell a space as a space here, so a literal `▁` is in no piece and falls back to its bytes, as in data/text/tokenizer.py.
+Pieces contain a space as a space, so a literal `▁` is in no piece and falls back to its bytes, as in data/text/tokenizer.py.
 """
 
 import json
@@ -22,7 +21,7 @@ from lm import saving
 
 
 class SpecialIds(NamedTuple):
-    """The ids that a model's generation needs to know; None and () where nothing names them."""
+    """The special ids for generation; None or () if the checkpoint does not name them."""
 
     bos_id: int | None
     stop_ids: tuple[int, ...]
@@ -32,14 +31,14 @@ class SpecialIds(NamedTuple):
 def export_tokenizer(
     tokenizer: Tokenizer | HFTokenizer, to: Path, *, max_length: int | None = None, chat_template: str | None = CHAT_TEMPLATE
 ) -> None:
-    """Writes the tokenizer's files into the folder `to`, over files of the same names.
+    """Write the tokenizer's files into the folder `to`; existing files of the same names are overwritten.
 
-    Of ours: tokenizer.model, tokenizer.json, tokenizer_config.json and special_tokens_map.json. In `transformers` a text
-    then has our ids after the begin symbol, as `lm.generate` puts it there; only a control symbol that is spelled in a
-    text becomes that symbol, unless `split_special_tokens=True`. Of a published one: the files that it was read from.
+    For our tokenizer: tokenizer.model, tokenizer.json, tokenizer_config.json and special_tokens_map.json. `transformers` then
+    gives our ids after the begin symbol, like `lm.generate`. One difference: a control symbol spelled out in a text becomes
+    that symbol, unless `split_special_tokens=True`. For a published tokenizer: the files that it was read from.
 
     Args:
-      max_length: positions of the model, which `transformers` warns beyond. chat_template: for our tokenizer; None: none.
+      max_length: positions of the model; `transformers` warns beyond. chat_template: for our tokenizer; None: none.
     """
     tokenizer.save(to)
     if isinstance(tokenizer, HFTokenizer):
@@ -61,9 +60,9 @@ def export_tokenizer(
 
 
 def import_tokenizer(hf_dir: Path, workdir: Path) -> SpecialIds:
-    """Copies what the checkpoint `hf_dir` has of a tokenizer into `workdir`, where `load_tokenizer` finds it.
+    """Copy the tokenizer's files of the checkpoint `hf_dir`, if any, into `workdir`, where `load_tokenizer` finds them.
 
-    A checkpoint without a tokenizer is none the worse. Raises: UserError if it has one that cannot be read.
+    Raises: UserError if there is a tokenizer that cannot be read.
     """
     if any((hf_dir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
         tokenizer = load_tokenizer(hf_dir)
@@ -76,12 +75,12 @@ def import_tokenizer(hf_dir: Path, workdir: Path) -> SpecialIds:
 
 
 def fast_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-    """Our tokenizer as byte-pair encoding of `tokenizers`: equal ids for every text without a control symbol in it."""
+    """Return our tokenizer as a BPE of `tokenizers`, with the same ids for every text without control symbols."""
     vocab = {piece: i for i, piece, _ in tokenizer.pieces()}
     rank = {piece: -score for _, piece, score in tokenizer.pieces() if score is not None}
     merges = [pair for piece in sorted(rank, key=rank.get) if (pair := _last_merge(piece, rank))]
     fast = tokenizers.Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token=UNK, byte_fallback=True))
-    # No piece goes on over a space, so these cuts change no id, and words are short and cached.
+    # No piece crosses a space, so these splits change no ids; words are short and cached.
     fast.pre_tokenizer = pre_tokenizers.Split(Regex(" *[^ ]+| +"), "isolated")
     fast.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", pair=f"{BOS} $A {BOS}:1 $B:1", special_tokens=[(BOS, tokenizer.bos_id)]
@@ -92,7 +91,7 @@ def fast_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
 
 
 def _last_merge(piece: str, rank: dict[str, float]) -> tuple[str, str] | None:
-    """The pair that `piece` is made of in the end; None for a single character, or if its characters never come together."""
+    """Return the pair of the last merge of `piece`; None for a single character, or if its characters never merge."""
     symbols = list(piece)
     while len(symbols) > 2:
         joined = [(rank.get(a + b, float("inf")), i) for i, (a, b) in enumerate(zip(symbols, symbols[1:]))]

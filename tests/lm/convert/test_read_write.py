@@ -248,7 +248,7 @@ def test_another_dtype_and_another_family(tmp_path):
     told = [json.loads((tmp_path / name / "config.json").read_text()) for name in "ab"]
     assert [t["architectures"] for t in told] == [["LlamaForCausalLM"], ["MistralForCausalLM"]]
     assert [t["dtype"] for t in told] == ["float32", "bfloat16"]
-    for family, words in (("lama", "none of llama"), ("gemma2", "cannot hold this model: it does not know")):
+    for family, words in (("lama", "none of llama"), ("gemma2", "cannot hold this model: it lacks")):
         with pytest.raises(UserError, match=f"--family={family}.*{words}"):
             to_published.to_published(workdir, tmp_path / "c", family=family)
     with pytest.raises(UserError, match="no published family"):
