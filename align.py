@@ -3,11 +3,11 @@
     python align.py --config=configs/align/sft.py --workdir=runs/sft --config.init_from=runs/base --config.data.input=FILES
     python align.py --config=configs/align/grpo.py --workdir=runs/rl --config.init_from=runs/sft --config.data.input=FILES
 
-Starts from a workdir or a Hugging Face folder and leaves a workdir like any other. The configs beside sft.py are the methods
-(dpo, kto, orpo, reward, ppo, grpo, distill, best_of, safety); configs/align/default.py explains every key, and docs/align.md
-every method, its data and its metrics. data.input names files of examples or a built-in task: builtin:arithmetic?digits=2. The
-same line again resumes after a crash, a kill or a Ctrl-C, to the bit. Written to the workdir: config.json, the tokenizer,
-checkpoints/, data/, metrics.jsonl, samples.jsonl, tensorboard/, report.html, report.json.
+Starts from a workdir or a Hugging Face folder and writes a workdir. configs/align/ has one config per method (sft, dpo, kto,
+orpo, reward, ppo, grpo, distill, best_of, safety); configs/align/default.py explains every key, and docs/align.md every method,
+its data and its metrics. data.input names files of examples or a built-in task: builtin:arithmetic?digits=2. Run the same
+command again to resume after a crash, a kill or a Ctrl-C; the result is the same to the bit. Writes to the workdir:
+config.json, the tokenizer, checkpoints/, data/, metrics.jsonl, samples.jsonl, tensorboard/, report.html, report.json.
 """
 
 from pathlib import Path

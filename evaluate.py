@@ -1,14 +1,14 @@
-"""Evaluate a language model: what it knows, how it follows, where it invents, whom it harms.
+"""Evaluate a language model: knowledge, instruction following, hallucination, bias, safety.
 
     python evaluate.py --config=configs/evaluate/default.py --workdir=evals/mine --config.checkpoint=runs/mine \
         --config.tasks=mmlu,gsm8k,bbq --config.data_dir=DIR
     python evaluate.py --config=configs/evaluate/core.py --workdir=evals/core --config.checkpoint=FOLDER --config.data_dir=DIR
 
 Takes a workdir of train.py or align.py, or a Hugging Face folder. Items of a task are DIR/<task>/*.{csv,jsonl,parquet}.
-configs/evaluate/default.py explains every key, docs/evaluate.md every task. The same line again goes on after a crash, a kill
-or a Ctrl-C, and gives the same results to the byte. Written to the workdir: config.json, results.json, samples.jsonl (each item
-with its exact prompt), report.html, report.json, tasks/, answers.sqlite. With --config.compare=OTHER_WORKDIR the exit code is 1
-if something became worse.
+configs/evaluate/default.py explains every key, docs/evaluate.md every task. Run the same command again to resume after a crash,
+a kill or a Ctrl-C; the results are the same to the byte. Writes to the workdir: config.json, results.json, samples.jsonl (each
+item with its exact prompt), report.html, report.json, tasks/, answers.sqlite. With --config.compare=OTHER_WORKDIR the exit code
+is 1 if a task became worse.
 """
 
 from pathlib import Path

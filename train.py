@@ -4,11 +4,10 @@
     python train.py --config=configs/train/tiny.py --describe    # parameters, FLOPs, memory; or --describe=json
 
 Reads --config.data.input (a folder, file, glob of .txt .md .jsonl .parquet, or a TFDS name; none: the code and docs of this
-Python installation), trains a SentencePiece tokenizer on it unless --config.tokenizer names one, and trains a decoder on the
-mesh of --config.mesh, from random weights or from those of --config.init_from (a workdir or a Hugging Face folder). The same
-line again resumes after a crash, a kill or a Ctrl-C. Every key stands in configs/train/default.py with its meaning, those of
-the model in lm/config.py. Written to the workdir: config.json, tokenizer.model, data/, checkpoints/, metrics.jsonl,
-tensorboard/, report.html, report.json.
+Python installation). Trains a SentencePiece tokenizer on it unless --config.tokenizer names one. Trains a decoder on the mesh
+of --config.mesh, from random weights or from --config.init_from (a workdir or a Hugging Face folder). Run the same command
+again to resume after a crash, a kill or a Ctrl-C. configs/train/default.py explains every key, lm/config.py those of the model.
+Writes to the workdir: config.json, tokenizer.model, data/, checkpoints/, metrics.jsonl, tensorboard/, report.html, report.json.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""A 1.2 B model in the shape of Llama 3.2 1B, for a pod slice: parameters split over all chips, Chinchilla-optimal tokens."""
+"""A 1.2 B model with the shape of Llama 3.2 1B, for a pod slice: parameters split over all chips, Chinchilla-optimal tokens."""
 
 from configs.train import default
 

@@ -1,4 +1,4 @@
-"""DeepSeek-V3 in small, for a CPU: all that is new in it, in 4 M parameters."""
+"""A small DeepSeek-V3 for a CPU: all of its architecture in 4 M parameters."""
 
 from configs.train import default
 

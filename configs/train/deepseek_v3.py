@@ -1,8 +1,8 @@
-"""DeepSeek-V3 (2024): latent attention, 256 experts in 8 groups balanced by a bias, a shared one, and one more token ahead.
+"""DeepSeek-V3 (2024): latent attention, 256 experts in 8 groups balanced by a bias, a shared expert, multi-token prediction.
 
-671 B parameters of which a token uses 37 B, on 14.8 T tokens in rows of 4,096. The published model was then stretched to
-128 K positions by YaRN (model.rope with scaling="yarn", factor=40, original_positions=4096, mscale=mscale_all_dim=1) and
-trained a little more.
+671 B parameters, 37 B active per token, 14.8 T tokens in rows of 4,096. The published model was then extended to 128 K
+positions with YaRN (model.rope with scaling="yarn", factor=40, original_positions=4096, mscale=mscale_all_dim=1) and trained a
+little more.
 """
 
 from configs.train import default

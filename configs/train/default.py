@@ -1,4 +1,4 @@
-"""Every key of a training run, with the values that a small model on one machine wants."""
+"""Every key of a training run, with values for a small model on one machine."""
 
 import ml_collections
 from ml_collections.config_dict import placeholder
@@ -10,25 +10,25 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.steps = 1000  # updates in the whole run
-    config.batch_size = 32  # sequences a step, over all devices
-    config.sequence_length = 256  # tokens a sequence, at most model.max_positions
-    config.accumulate = 1  # slices of a batch taken one after another: less memory, same result
+    config.batch_size = 32  # sequences per step, over all devices
+    config.sequence_length = 256  # tokens per sequence, at most model.max_positions
+    config.accumulate = 1  # slices of a batch, processed one after another: less memory, same result
     config.dtype = "bfloat16"  # of matrix products: bfloat16 or float32; parameters are float32
 
-    config.init_from = placeholder(str)  # workdir or Hugging Face folder: its blueprint, weights and tokenizer; none: random
-    config.tokenizer = placeholder(str)  # a tokenizer.model or tokenizer.json, or a folder with one; none: one is trained
+    config.init_from = placeholder(str)  # workdir or Hugging Face folder: model config, weights and tokenizer; none: random
+    config.tokenizer = placeholder(str)  # a tokenizer.model or tokenizer.json, or a folder with one; none: train one
     config.data = ml_collections.ConfigDict()
     config.data.input = placeholder(str)  # folder, file, glob or TFDS name; none: this Python installation
     config.data.text_key = "text"  # field of JSONL, column of Parquet, feature of TFDS
-    config.data.max_bytes = placeholder(int)  # of text taken from each source
+    config.data.max_bytes = placeholder(int)  # bytes of text used from each source
     config.data.weights = placeholder(str)  # shares of rows, such as "code=2,docs=1"; none: by size
-    config.data.valid_fraction = 0.01  # of documents held out; 0: no validation
+    config.data.valid_fraction = 0.01  # fraction of documents for validation; 0: no validation
     config.data.max_valid_bytes = 1_000_000
     config.data.tokenizer_sample_bytes = 16_000_000
     config.data.log_ids = False  # write ids.jsonl: the row ids of each step's batch
 
-    # Every key of lm/config.py, which explains them, in the sections rope, mla, moe, adapter and quantization; here stand
-    # those that a Llama-like model has. Locked: a key that the blueprint does not know is an error.
+    # All keys of lm/config.py, which explains them, with sections rope, mla, moe, adapter and quantization. Set here are those
+    # of a Llama-like model. Locked: an unknown key is an error.
     config.model = ml_collections.ConfigDict(
         model_keys(
             vocab_size=8192,  # rows of the embedding; the tokenizer may have fewer pieces
@@ -39,7 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
             head_dim=64,  # 0: embed_dim / num_heads
             mlp_dim=1024,
             scan_layers=True,  # False unrolls the stack: slower to compile, faster on a CPU
-            remat="matmuls",  # what the backward pass keeps: none (of it is recomputed), matmuls, full
+            remat="matmuls",  # none: recompute nothing; matmuls: keep matmul outputs; full: recompute each layer
         )
     ).lock()
 
@@ -47,19 +47,19 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.learning_rate = 2e-3  # peak
     config.optimizer.schedule = "cosine"  # cosine, wsd or constant
     config.optimizer.warmup = 100  # steps
-    config.optimizer.final = 0.1  # last learning rate as a share of the peak
-    config.optimizer.decay = 0.2  # wsd: share of the steps that decay
+    config.optimizer.final = 0.1  # last learning rate as a fraction of the peak
+    config.optimizer.decay = 0.2  # wsd: fraction of the steps that decay
     config.optimizer.b1 = 0.9
     config.optimizer.b2 = 0.95
     config.optimizer.eps = 1e-8
     config.optimizer.weight_decay = 0.1
-    config.optimizer.clip_norm = 1.0  # of the global gradient norm; inf: no clipping
+    config.optimizer.clip_norm = 1.0  # limit of the global gradient norm; inf: no clipping
     config.optimizer.z_loss = 1e-4  # weight of (log Z)²
-    config.optimizer.mtp_loss = 0.3  # weight of the loss of tokens further ahead, where model.mtp_depth is not 0
+    config.optimizer.mtp_loss = 0.3  # weight of the multi-token prediction loss, if model.mtp_depth is not 0
 
-    config.evals = ml_collections.ConfigDict()  # tasks of evaluate.py on the way; keys as in configs/evaluate/default.py
+    config.evals = ml_collections.ConfigDict()  # tasks of evaluate.py during training; keys as in configs/evaluate/default.py
     config.evals.tasks = ""
-    config.evals.every = 0  # steps; 0: at the end alone
+    config.evals.every = 0  # steps; 0: only at the end
     config.evals.data_dir = placeholder(str)
     config.evals.num_fewshot = placeholder(int)
     config.evals.limit = placeholder(float)
@@ -67,14 +67,14 @@ def get_config() -> ml_collections.ConfigDict:
     config.evals.judge = "rules"
     config.evals.options = ""
 
-    config.mesh = ml_collections.ConfigDict()  # devices along each axis; -1 fills one
+    config.mesh = ml_collections.ConfigDict()  # devices along each axis; -1: the remaining devices
     config.mesh.data = -1  # batch split, parameters whole
     config.mesh.fsdp = 1  # batch and parameters split
     config.mesh.tensor = 1  # heads and hidden units split
-    config.mesh.expert = 1  # experts split, and the batch
+    config.mesh.expert = 1  # experts and batch split
 
     config.valid_every = 100  # steps; 0: only at the end
-    config.valid_batches = 8  # of validation in the loop, spread over the split; the end takes all
+    config.valid_batches = 8  # batches per validation, spread over the split; at the end all
     config.checkpoint_every = 200  # steps; the last step is always saved
     config.keep_last = 2
     config.keep_every = 0  # also keep every checkpoint at a multiple of this

@@ -1,4 +1,4 @@
-"""Gemma 3 1B (2025): five local layers to a global one, sandwich norms, QK-norm, a tied head of 262 K tokens."""
+"""Gemma 3 1B (2025): five local layers per global one, sandwich norms, QK-norm, a tied head of 262 K tokens."""
 
 from configs.train import default
 
@@ -6,7 +6,7 @@ from configs.train import default
 def get_config():
     config = default.get_config()
     config.steps = 1_000_000
-    config.batch_size = 512  # × 4096 tokens: the 2 T that it was trained on
+    config.batch_size = 512  # × 4096 tokens: 2 T in all, like the published model
     config.sequence_length = 4096
     config.accumulate = 4
     config.model.update(

@@ -1,4 +1,4 @@
-"""GPT-2 124M (Radford et al. 2019), on about as many tokens as its authors' text had."""
+"""GPT-2 124M (Radford et al. 2019), on about as many tokens as in its authors' text."""
 
 from configs.train import default
 

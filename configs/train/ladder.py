@@ -1,6 +1,6 @@
-"""A ladder of Llama-like models for a CPU, each on 20 tokens a parameter: configs/train/ladder.py:10m.
+"""Llama-like models of several sizes for a CPU, each on 20 tokens per parameter: configs/train/ladder.py:10m.
 
-The vocabulary, the batch and the schedule's shape stay the same, so that losses can be compared along the ladder.
+Vocabulary, batch and shape of the schedule are the same, so that losses can be compared between sizes.
 """
 
 from configs.train import default
@@ -13,7 +13,7 @@ SIZES = {
     "30m": dict(num_layers=9, embed_dim=512, num_heads=16, num_kv_heads=8, mlp_dim=1536),
 }
 STEPS = {"1m": 2600, "3m": 7000, "10m": 23_500, "30m": 73_000}
-# Starting points, which fall with the width.
+# Starting points; they fall with the width.
 LEARNING_RATE = {"1m": 4e-3, "3m": 3e-3, "10m": 2e-3, "30m": 1.5e-3}
 
 

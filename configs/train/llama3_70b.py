@@ -1,4 +1,4 @@
-"""Llama 3 70B: as 8B, with its own shape and learning rate; heads and hidden units are split too."""
+"""Llama 3 70B: like 8B, with its own shape and learning rate; heads and hidden units are also split."""
 
 from configs.train import llama3_8b
 

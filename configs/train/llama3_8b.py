@@ -1,4 +1,4 @@
-"""Llama 3 8B (Grattafiori et al. 2024): its shape, learning rate and 15 T tokens, in rows of 8,192."""
+"""Llama 3 8B (Grattafiori et al. 2024): its published shape, learning rate and 15 T tokens, in rows of 8,192."""
 
 from configs.train import default
 

@@ -1,6 +1,6 @@
-"""Mixtral 8x7B (Jiang et al. 2024): every layer a mixture of 8 experts, of which a token uses 2.
+"""Mixtral 8x7B (Jiang et al. 2024): every layer has 8 experts; a token uses 2.
 
-Its shape is published, how it was trained is not: that part is as for Llama 3.
+Its shape is published, its training is not: the training settings are those of Llama 3.
 """
 
 from configs.train import llama3_8b

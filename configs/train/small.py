@@ -1,4 +1,4 @@
-"""A 17 M model on code and docs: about an hour on two cores with AMX, and better than a 5-gram by far."""
+"""A 17 M model on code and docs: about an hour on two cores with AMX, far better than a 5-gram."""
 
 from configs.train import default
 
@@ -6,7 +6,7 @@ from configs.train import default
 def get_config():
     config = default.get_config()
     config.steps = 1000
-    config.accumulate = 8  # slices that stay in a CPU's cache: faster, same result
+    config.accumulate = 8  # slices that fit in a CPU's cache: faster, same result
     config.data.max_bytes = 40_000_000
     config.model.scan_layers = False
     config.optimizer.warmup = 100

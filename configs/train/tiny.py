@@ -1,4 +1,4 @@
-"""A model of 0.8 M parameters that trains in a minute on any CPU: to try things."""
+"""A model of 0.8 M parameters that trains in a minute on any CPU, for experiments."""
 
 from configs.train import default
 
