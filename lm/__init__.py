@@ -1,4 +1,4 @@
-"""lmcraft: a language model's whole life in JAX.
+"""lmcraft: data, training, alignment, evaluation and serving of language models in JAX.
 
 >>> import lm
 >>> model, tokenizer = lm.load("runs/demo")
@@ -7,14 +7,14 @@
 
 
 def load(path, dtype: str | None = None):
-    """(model, tokenizer) of a training run; see lm.infer.load.load."""
-    from lm.infer.load import load  # jax is imported when it is needed, not with the package
+    """Return (model, tokenizer) of a training run; see lm.infer.load.load."""
+    from lm.infer.load import load  # here, so that `import lm` does not import JAX
 
     return load(path, dtype)
 
 
 def generate(model, tokenizer, prompts, **options):
-    """Completions of prompts, and answers to conversations; see lm.infer.sampler.generate."""
+    """Return completions of prompts, or answers to conversations; see lm.infer.sampler.generate."""
     from lm.infer.sampler import generate
 
     return generate(model, tokenizer, prompts, **options)

@@ -1,11 +1,11 @@
-"""Checkpoints by Orbax: saved in the background, whole or not at all, and read back onto any mesh.
+"""Checkpoints with Orbax: saved in the background, atomically, and restored onto any mesh.
 
     <workdir>/checkpoints/<step>/state     parameters and, for a training run, optimizer state and counters
     <workdir>/checkpoints/<step>/meta      JSON: resolved config, loader state, tokens trained so far
-    <workdir>/checkpoints/<step>.damaged   one that was found damaged and set aside
+    <workdir>/checkpoints/<step>.damaged   a damaged checkpoint that was renamed
 
-Arrays are stored by name, without regard to the mesh they came from. Both folders hold checksums of their files
-(lm/checksums.py), which are compared before anything is read; checkpoints of older versions have none.
+Arrays are stored by name, independent of the mesh. Both folders hold checksums of their files (lm/checksums.py), which are
+compared before anything is read. Checkpoints of older versions have no checksums.
 """
 
 import functools
@@ -28,7 +28,7 @@ from lm.parallel.hosts import first_told, is_first
 
 
 class Arrays(ocp.PyTreeCheckpointHandler):
-    """Writes arrays and the checksums of their files. Each process reads its own files for that, in the background."""
+    """Writes arrays and the checksums of their files. Each process computes those of its own files, in the background."""
 
     async def async_save(self, directory, *args, **kwargs):
         started = await super().async_save(directory, *args, **kwargs) or []
@@ -50,11 +50,11 @@ class Json(ocp.JsonCheckpointHandler):
 
 
 class Checkpoints:
-    """The checkpoints of one run. `keep_last` newest ones stay, and every one at a multiple of `keep_every` (0: none).
+    """The checkpoints of one run. Keeps the newest `keep_last`, and those at multiples of `keep_every` (0: none).
 
-    On several hosts all processes call every method together. With `read_only` each reads for itself, and nothing is
-    written, not even what a killed save left is swept away. Without `compress` a save needs no memory beyond the arrays that
-    lie on the host; with it as much again.
+    On several hosts all processes call every method together. With `read_only` each process reads alone, and nothing is
+    written or removed, not even the rest of a killed save. With `compress` a save needs twice the host memory of the arrays,
+    without it once.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Checkpoints:
         read_only: bool = False,
         compress: bool = True,
     ):
-        for name in ("absl", "asyncio"):  # Orbax tells the story of each save; its errors are raised as well
+        for name in ("absl", "asyncio"):  # Orbax logs every save; its errors are also raised
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder, self._read_only = Path(workdir).absolute() / "checkpoints", read_only
         if read_only:
@@ -75,7 +75,7 @@ class Checkpoints:
         else:
             hosts = ocp.options.MultiprocessingOptions()
             options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, keep_period=keep_every or None)
-        # Named here, since a process that has not saved yet could not tell what it finds.
+        # Registered here, because a process that has not saved yet could not recognise the items that it finds.
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         arrays, meta = Arrays(multiprocessing_options=hosts, use_compression=compress), Json(multiprocessing_options=hosts)
         for kind in (ocp.args.PyTreeSave, ocp.args.PyTreeRestore):
@@ -85,16 +85,16 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(self.folder, handler_registry=registry, options=options)
 
     def latest(self) -> int | None:
-        """The step of the newest checkpoint; whether it can be read, `whole` tells."""
+        """Return the step of the newest checkpoint, which may be damaged (see `whole`)."""
         return self._manager.latest_step()
 
     def whole(self, say: Callable[[str], None] = lambda text: None) -> int | None:
-        """Return the step of the newest checkpoint whose files are as they were written; None if there is no checkpoint.
+        """Return the step of the newest undamaged checkpoint; None if there is no checkpoint.
 
-        Newer ones that are damaged are set aside, as <step>.damaged; the first process tells each to `say`. Without checksums
-        every array is read once, which finds what is missing or torn, not every changed byte. On several hosts each checks a
-        share of the files.
-        Raises: UserError if all are damaged, or, with `read_only`, if the newest is. Nothing is set aside then.
+        Newer damaged checkpoints are renamed to <step>.damaged, and process 0 reports each to `say`. Without checksums every
+        array is read once, which finds missing or truncated files, but not every changed byte. On several hosts each process
+        checks a share of the files.
+        Raises: UserError if all are damaged, or, with `read_only`, if the newest is. Then nothing is renamed.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -118,29 +118,29 @@ class Checkpoints:
             aside = set_aside(self.folder / str(bad))
             say(f"{self.folder / str(bad)} is damaged: {found}; set aside as {aside.name}, going on from step {step}")
         if damaged:
-            first_told(None)  # no process looks before all are renamed
+            first_told(None)  # a barrier: no process reloads before all are renamed
             self._manager.reload()
         return step
 
     def check(self, step: int) -> None:
-        """Raises UserError if this checkpoint is damaged."""
+        """Raise UserError if this checkpoint is damaged."""
         if found := self._damage(step):
             raise UserError(f"{self.folder / str(step)} is damaged: {found}; put a copy in its place")
 
     def _damage(self, step: int) -> str | None:
-        """What is wrong with a checkpoint, in words that are the same on every process that calls this together."""
+        """Return a description of a checkpoint's damage, or None. Collective; the text is the same on every process."""
         folder = self.folder / str(step)
         if self._read_only:
             return damage(folder)
         return first_told(damage(folder, jax.process_index(), jax.process_count()))
 
     def save(self, step: int, state: Any, meta: dict) -> None:
-        """Starts saving; arrays are copied before this returns. A failure of this save shows at the next call."""
+        """Start to save in the background. Arrays are copied before this returns; errors are raised at the next call."""
         items = {"state": ocp.args.PyTreeSave(plain(state)), "meta": ocp.args.JsonSave(meta)}
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
-        """Blocks until what was started is on disk. Raises what went wrong with it."""
+        """Wait until the started save is on disk. Raises its errors."""
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
 
@@ -148,7 +148,7 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
 
     def restore(self, step: int, abstract: Any) -> Any:
-        """Reads the state onto the shardings of `abstract`, a tree of ShapeDtypeStructs like the state that was saved.
+        """Restore the state onto the shardings of `abstract`, a tree of ShapeDtypeStructs like the saved state.
 
         Raises UserError if the checkpoint holds other arrays or other shapes.
         """
@@ -157,12 +157,12 @@ class Checkpoints:
         return unplain(abstract, self._read(step, wanted))
 
     def stored_params(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shape and dtype of every parameter of a checkpoint, by dotted name, as it is stored."""
+        """Return the stored shape and dtype of every parameter of a checkpoint, by dotted name."""
         tree = self._manager.item_metadata(step)["state"].tree
         return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in named(tree["params"]).items()}
 
     def restore_params(self, step: int, abstract_params: nnx.State) -> nnx.State:
-        """Reads the parameters of a state and nothing else of it, in the dtypes and onto the shardings of `abstract_params`.
+        """Restore only the parameters of a state, in the dtypes and onto the shardings of `abstract_params`.
 
         Raises UserError if the checkpoint holds other parameters or other shapes.
         """
@@ -171,7 +171,7 @@ class Checkpoints:
         return unplain(abstract_params, self._read(step, {"params": wanted})["params"])
 
     def read_params(self, step: int, names: Iterable[str]) -> dict[str, np.ndarray]:
-        """A few parameters by dotted name, on the host and as they are stored."""
+        """Return the named parameters as NumPy arrays in their stored dtypes. names: dotted."""
         stored = self.stored_params(step)
         wanted = {"params": nested({name: stored[name] for name in names})}
         args = ocp.args.PyTreeRestore(
@@ -189,9 +189,9 @@ class Checkpoints:
 
 
 def newest(workdir: Path, step: int | None = None) -> tuple[Checkpoints, int]:
-    """The checkpoints of a workdir, opened for reading, and the step of the newest one, or `step` if it is given.
+    """Open the checkpoints of a workdir for reading. Return them and the newest step, or `step` if it is given.
 
-    Raises: UserError if there is none, or if it is damaged: another one would give other results.
+    Raises: UserError if there is no checkpoint, or if it is damaged, because another one would give other results.
     """
     if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir} is no training run: it has no config.json")
@@ -208,18 +208,18 @@ def newest(workdir: Path, step: int | None = None) -> tuple[Checkpoints, int]:
 
 
 def alone() -> ocp.options.MultiprocessingOptions:
-    """For a process that reads by itself, without waiting for others."""
+    """Return the options for a process that reads alone, without waiting for others."""
     here = jax.process_index()
     return ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here}, barrier_sync_key_prefix="read")
 
 
 def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
-    """Return what is wrong with the files of a checkpoint, in words; None if nothing is.
+    """Return a description of the damage to a checkpoint's files, or None.
 
-    part, parts: check this share of the files alone. What was checked is not read again as long as sizes and times stay.
+    part, parts: check only this share of the files. Files are not read again while their sizes and times are unchanged.
     Raises: PermissionError.
     """
-    folder = folder.absolute()  # Orbax reads no other
+    folder = folder.absolute()  # Orbax requires it
     names = sorted(path for path in folder.rglob("*") if path.is_file())
     return _damage(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in names), part, parts)
 
@@ -227,7 +227,7 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
 @functools.cache
 def _damage(folder: Path, files: tuple, part: int, parts: int) -> str | None:
     for path, *_ in files:
-        open(path, "rb").close()  # what may not be read is not damaged
+        open(path, "rb").close()  # a file without read permission raises PermissionError and is not damaged
     try:
         for item in ("meta", "state"):
             if found := checksums.damage(folder / item, part, parts):
@@ -238,7 +238,7 @@ def _damage(folder: Path, files: tuple, part: int, parts: int) -> str | None:
 
 
 def _unreadable(folder: Path, part: int, parts: int) -> str | None:
-    """The same of a checkpoint without checksums: what cannot be read."""
+    """Return the same for a checkpoint without checksums: the first item that cannot be read, or None."""
     item = "meta"
     try:
         json.loads((folder / item / "metadata").read_text())
@@ -249,24 +249,24 @@ def _unreadable(folder: Path, part: int, parts: int) -> str | None:
             reader.restore(folder / item, args=ocp.args.PyTreeRestore(wanted, restore_args=how, partial_restore=True))
     except MemoryError:
         raise
-    except Exception as error:  # Orbax and TensorStore raise whatever comes
+    except Exception as error:  # Orbax and TensorStore raise many types
         return f"{item} cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
     return None
 
 
 def plain(tree: Any) -> Any:
-    """The tree as nested dicts named by field, module and parameter: what is written, whatever holds it in memory."""
+    """Return the tree as nested dicts of arrays, named by field, module and parameter: the form that is stored."""
     flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)[0]
     return nested({".".join(_names(path)): leaf.get_value() if _is_variable(leaf) else leaf for path, leaf in flat})
 
 
 def named(tree: Any) -> dict[str, Any]:
-    """The leaves of nested dicts by dotted name, such as stacks.0.0.attention.query.weight."""
+    """Return the leaves of nested dicts by dotted name, such as stacks.0.0.attention.query.weight."""
     return {".".join(_names(path)): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
 
 
 def nested(leaves: dict[str, Any]) -> dict[str, Any]:
-    """Inverse of `named`."""
+    """Return nested dicts from leaves by dotted name; the inverse of `named`."""
     out: dict = {}
     for name, leaf in leaves.items():
         node = out
@@ -278,7 +278,7 @@ def nested(leaves: dict[str, Any]) -> dict[str, Any]:
 
 
 def unplain(like: Any, tree: Any) -> Any:
-    """Inverse of `plain`: the leaves of nested dicts, put into a tree like `like`."""
+    """Return a tree like `like` with the leaves of nested dicts; the inverse of `plain`."""
 
     def pick(path, leaf):
         node = tree
@@ -298,7 +298,7 @@ def _names(path) -> list[str]:
 
 
 def check_shapes(wanted: Any, stored: Any, where: Path) -> None:
-    """Raises UserError naming the first array that differs."""
+    """Raise UserError if shapes or names differ; the error names the first such array."""
 
     def shapes(tree):
         return {name: tuple(leaf.shape) for name, leaf in named(tree).items() if hasattr(leaf, "shape")}

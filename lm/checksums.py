@@ -1,7 +1,7 @@
-"""Checksums of the files of a folder, written beside them and compared when they are read.
+"""Write and compare checksums of the files of a folder.
 
-checksums.json holds {"xxh3_128": {file: [bytes, digest in hex]}}. It lists what is there when it is written: files that come
-later are none of its business.
+checksums.json in the folder holds {"xxh3_128": {file: [bytes, digest in hex]}}. It lists the files that exist when it is
+written; files added later are ignored.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 import xxhash
 
 NAME, ALGORITHM = "checksums.json", "xxh3_128"
-PART = "checksums.of-{}.json"  # the files of one process, until all of them are together
+PART = "checksums.of-{}.json"  # of one process, until `write` merges them
 AT_ONCE = 8  # files
 CHUNK = 8 << 20  # bytes
 
@@ -37,22 +37,22 @@ def sums(folder: Path, names: Iterable[str]) -> Sums:
 
 
 def files(folder: Path) -> set[str]:
-    """Return the names of all files under `folder`, relative to it, but for checksums."""
+    """Return the relative names of all files under `folder`, except checksum files."""
     found = (Path(root, name).relative_to(folder) for root, _, names in os.walk(folder) for name in names)
     return {path.as_posix() for path in found if not path.name.startswith("checksums.")}
 
 
 def write_part(folder: Path, within: str, process: int) -> None:
-    """Write the checksums of what lies in the folder `within` of `folder`, for `write` to take up.
+    """Write the checksums of the files in `folder`/`within`; `write` merges them later.
 
-    So each of several processes reads the files that it has written itself.
+    So each of several processes reads only the files that it has written itself.
     """
     own = {name for name in files(folder) if name.startswith(f"{within}/")}
     _put(folder / PART.format(process), sums(folder, own))
 
 
 def write(folder: Path) -> None:
-    """Write checksums.json of all files under `folder`; those of `write_part` are not read again."""
+    """Write checksums.json for all files under `folder`. Files covered by `write_part` are not read again."""
     known: Sums = {}
     parts = list(folder.glob(PART.format("*")))
     for part in parts:
@@ -63,7 +63,7 @@ def write(folder: Path) -> None:
 
 
 def read(folder: Path) -> Sums | None:
-    """Return what `write` wrote; None if there is none. Raises ValueError if it is torn."""
+    """Return the content of checksums.json; None if the file is missing. Raises ValueError if it is incomplete."""
     try:
         return json.loads((folder / NAME).read_text())[ALGORITHM]
     except FileNotFoundError:
@@ -73,9 +73,9 @@ def read(folder: Path) -> Sums | None:
 
 
 def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
-    """Return the first difference of the files of `folder` from checksums.json, in words; None if there is none.
+    """Return a description of the first file of `folder` that differs from checksums.json, or None.
 
-    part, parts: compare every parts-th file alone, as one of several processes that share the work.
+    part, parts: compare only every parts-th file, so that several processes can share the work.
     Raises: FileNotFoundError if there is no checksums.json.
     """
     try:
@@ -89,13 +89,13 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
             return f"{name} is missing"
         if (there := (folder / name).stat().st_size) != size:
             return f"{name} has {there:,} bytes instead of {size:,}"
-    by_size = sorted(written, key=lambda name: (written[name][0], name))  # so that every part gets some of the large ones
+    by_size = sorted(written, key=lambda name: (written[name][0], name))  # so that large files are spread over the parts
     found = sums(folder, by_size[part::parts])
     return next((f"{name} is not what was written" for name, one in found.items() if one != written[name]), None)
 
 
 def fingerprint(folder: Path, names: Iterable[str]) -> str:
-    """Return one digest for the names and bytes of these files of `folder`. Files with a checksum are not read."""
+    """Return one digest of the names and contents of these files. Files with a checksum are not read."""
     known = read(folder) or {}
     names = set(names)
     found = {name: known[name] for name in names & known.keys()} | sums(folder, names - known.keys())

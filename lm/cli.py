@@ -1,6 +1,6 @@
-"""What the five verbs share: flags, one-line errors, exit codes.
+"""Code shared by the five verbs: flags, one-line errors, exit codes.
 
-Exit codes: 0 done; 2 something the user can mend, said in one line; 1 the run itself failed; 128 + n stopped by signal n.
+Exit codes: 0 done; 2 an error that the user can fix, printed as one line; 1 the run itself failed; 128 + n stopped by signal n.
 """
 
 import difflib
@@ -20,17 +20,17 @@ from ml_collections import config_flags
 from lm import compile_cache
 from lm.errors import UserError
 
-# What a file system may refuse; whatever layer it surfaces in, the user can mend it.
+# Errors of the file system that the user can fix, whichever library raises them.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
-# The libraries between keep the number (OSError), or only its words; TFDS has words of its own.
+# Libraries keep the number (OSError) or only its text; TFDS has its own text.
 REFUSED = (*map(os.strerror, REFUSALS), "Not enough disk space")
 
 
 def define_flags() -> None:
-    """--config and --workdir."""
+    """Define --config and --workdir."""
     flags.FLAGS.set_gnu_getopt(True)
     config_flags.DEFINE_config_file("config", None, "File with get_config(); set its keys with --config.KEY=VALUE.")
-    flags.DEFINE_string("workdir", None, "Folder that the run lives in; the same line again resumes it.")
+    flags.DEFINE_string("workdir", None, "Folder of the run; the same command again resumes it.")
 
 
 class _Choice(flags.ArgumentParser):
@@ -46,20 +46,20 @@ class _Choice(flags.ArgumentParser):
 
 
 def define_choice(name: str, choices: tuple[str, ...], help: str) -> None:
-    """--NAME=CHOICE, or --NAME for the first of them; the flag is None where it is not given."""
+    """Define --NAME=CHOICE; --NAME alone means the first choice. The flag is None if it is not given."""
     flags.DEFINE_flag(flags.Flag(_Choice(choices), None, name, None, help, boolean=True))
 
 
 def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tuple[ml_collections.ConfigDict, Path | None]:
-    """The resolved config and the workdir. Raises UserError for what is misspelt, of a wrong type, or missing.
+    """Return the resolved config and the workdir. Raises UserError for an unknown or missing key or a wrong type.
 
-    unless: a flag with which no workdir is needed.
+    unless: a flag that makes the workdir unnecessary.
     """
     path = _config_path(argv)
     if path is None:
         raise UserError("--config is missing: name a file such as configs/train/tiny.py")
     known = set(_keys(_load(path)))
-    argv[:] = [_spelt_out(arg, known) for arg in argv]  # in place: ml_collections looks into sys.argv itself
+    argv[:] = [_spelt_out(arg, known) for arg in argv]  # in place, because ml_collections reads sys.argv itself
     try:
         rest = flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:
@@ -67,11 +67,11 @@ def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tupl
     except flags.Error as error:
         raise UserError(_one_line(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # ml_collections says only the last part of the key; ours is looked for in the whole config.
+        # ml_collections names only the last part of the key, so search the whole config for it.
         raise UserError(_unknown_key(argv, path, error)) from None
     if len(rest) > 1:
         raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
-    given = set(_keys(flags.FLAGS.config))  # others than known with a whole section, such as --config.model.moe="{…}"
+    given = set(_keys(flags.FLAGS.config))  # differs from known if a whole section was set, such as --config.model.moe="{…}"
     for key in sorted(given - known):
         raise UserError(f"--config.{key}: no such key in {path}" + _nearest(key, sorted(known)))
     for key in sorted(known - given):
@@ -79,7 +79,7 @@ def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tupl
     if not needs_workdir or (unless and flags.FLAGS[unless].value):
         return flags.FLAGS.config, None
     if not flags.FLAGS.workdir:
-        raise UserError("--workdir is missing: name the folder that the run lives in")
+        raise UserError("--workdir is missing: name the folder of the run")
     workdir = Path(flags.FLAGS.workdir)
     for folder in (workdir, *workdir.parents):
         if folder.exists() and not folder.is_dir():
@@ -90,7 +90,7 @@ def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tupl
 def run(
     main: Callable[[ml_collections.ConfigDict, Path | None], None], usage: str, needs_workdir: bool = True, unless: str = ""
 ) -> None:
-    """Parses, calls main(config, workdir), and turns its errors into a line and an exit code; --help prints `usage`."""
+    """Parse the flags and call main(config, workdir); print errors as one line and exit. --help prints `usage`."""
     define_flags()
     if wants_help(sys.argv):
         print(help_text(usage, sys.argv))
@@ -105,9 +105,9 @@ def run(
 
 
 def guard(call: Callable[[], None]) -> None:
-    """Calls; what the user can mend, and Ctrl-C, become a line and an exit code.
+    """Call `call`. Errors that the user can fix, and Ctrl-C, become one line and an exit code.
 
-    Of several processes none returns before all are done, and an error on one of them ends all (lm/parallel/hosts.py).
+    In a job of several processes none returns before all are done, and an error on one ends all (lm/parallel/hosts.py).
     """
     sys.unraisablehook = _without_echoes
     try:
@@ -117,18 +117,18 @@ def guard(call: Callable[[], None]) -> None:
     except UserError as error:
         fail(str(error), 2)
     except KeyboardInterrupt:
-        fail("interrupted; what was complete is kept, run the same line to go on", 130)
+        fail("interrupted; finished work is kept, run the same command to resume", 130)
     except Exception as error:
         refusal = _refusal(error)
         if refusal is None:
             if (hosts := _hosts()) is None or not hosts.several():
                 raise
             fail(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
-        fail(f"{refusal}; what was complete is kept, mend it and run the same line again", 2)
+        fail(f"{refusal}; finished work is kept, fix this and run the same command again", 2)
 
 
 def fail(message: str, code: int, details: str = "") -> None:
-    """Ends the process, and all others of its job, with one line below `details`; waits for no thread, which may be stuck."""
+    """Print `details` and one line, and end all processes of the job. Does not wait for threads, because they may hang."""
     sys.stdout.flush()
     line = f"{Path(sys.argv[0]).name}: {_one_line(message)}"
     if (hosts := _hosts()) is not None:
@@ -138,7 +138,7 @@ def fail(message: str, code: int, details: str = "") -> None:
 
 
 def _hosts():
-    """lm.parallel.hosts, or None where JAX was not read: a mistake in the flags is answered without it."""
+    """Return lm.parallel.hosts, or None if it was not imported: errors in flags are reported without loading JAX."""
     return sys.modules.get("lm.parallel.hosts")
 
 
@@ -147,7 +147,7 @@ def wants_help(argv: list[str]) -> bool:
 
 
 def help_text(usage: str, argv: list[str]) -> str:
-    """The verb's docstring, its flags, and every key with its value where a config is named."""
+    """Return the verb's docstring and flags, and with --config every key and its value."""
     lines = [usage.strip(), "", *(f"--{name}: {flags.FLAGS[name].help}" for name in ("config", "workdir"))]
     path = _config_path(argv)
     if path is None:
@@ -159,13 +159,13 @@ def help_text(usage: str, argv: list[str]) -> str:
 
 
 def _without_echoes(unraisable) -> None:
-    """TensorStore's threads go on reporting to the event loop of a save that has failed, and print that it is closed."""
+    """Hide "Event loop is closed", which TensorStore's threads print after a save has failed."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 
 
 def _refusal(error: BaseException | None) -> str | None:
-    """Which file, and why, if the error or one that it came from is a refusal of the file system."""
+    """Return "file: reason" if the error or one of its causes is a file system error in REFUSALS, else None."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in REFUSALS:
             return f"{error.filename or _workdir()}: {error.strerror}"
@@ -188,7 +188,7 @@ def _config_path(argv: list[str]) -> str | None:
 
 
 def _spelt_out(arg: str, known: set[str]) -> str:
-    """--config.data=FILES is short for --config.data.input=FILES."""
+    """Expand --config.data=FILES to --config.data.input=FILES."""
     name, _, value = arg.partition("=")
     key = f"{name.removeprefix('--config.')}.input"
     short = name.startswith("--config.") and key in known and value and not value.startswith("{")
@@ -204,7 +204,7 @@ def _check_config_file(path: str) -> None:
 
 
 def _unknown_key(argv: list[str], path: str, error: Exception) -> str:
-    """Finds the --config.KEY that is not in the file's config, and the key nearest to it."""
+    """Return the error message for a --config.KEY that is not in the file's config, with the nearest key."""
     config = _load(path)
     known = sorted(_keys(config))
     for arg in argv:
@@ -215,7 +215,7 @@ def _unknown_key(argv: list[str], path: str, error: Exception) -> str:
 
 
 def _wrong_value(path: str, error: Exception) -> str:
-    """absl names the key and Python's complaint; what the key is like stands in the config."""
+    """Return the error message for a value of a wrong type, with the type and default from the config."""
     match = re.match(r"flag (--config\.([^=]+)=.*?): ", str(error))
     usual = _value(_load(path), match[2]) if match else None
     if isinstance(usual, ml_collections.ConfigDict):
@@ -226,7 +226,7 @@ def _wrong_value(path: str, error: Exception) -> str:
 
 
 def _load(path: str) -> ml_collections.ConfigDict:
-    """The config of FILE, or of FILE:ARGUMENT, which is given to its get_config."""
+    """Return the config of FILE, or of FILE:ARGUMENT; the argument is passed to get_config."""
     file, *argument = path.split(":", 1)
     _check_config_file(file)
     scope: dict = {"__name__": "config", "__file__": file}
@@ -236,7 +236,7 @@ def _load(path: str) -> ml_collections.ConfigDict:
     try:
         return scope["get_config"](*argument)
     except KeyError as error:
-        # Of a locked section; ml_collections tells all its keys and values.
+        # From a locked section; ml_collections' message lists all its keys and values.
         unknown = re.match(r'Key "(.*?)" does not exist and cannot be added', str(error.args[0]))
         if unknown is None:
             raise

@@ -1,14 +1,14 @@
-"""JAX's compilation cache on disk, so that a machine compiles a program once and not in every run.
+"""Enable JAX's compilation cache on disk, so that a machine compiles a program once and not in every run.
 
-The verbs switch it on by JAX's own variables, which JAX reads when it is imported. JAX locks the folder, evicts what was used
-longest ago and compiles anew what it cannot read. At the start of a run this module removes what JAX would trip over: entries
-that a killed process left half-written, and entries whose bytes have changed, which JAX would run as they are.
+The verbs enable it through JAX's own variables, which JAX reads when it is imported. JAX locks the folder, evicts the least
+recently used entries and recompiles those that it cannot read. At the start of a run this module removes entries that a killed
+process left incomplete, and entries whose bytes have changed, because JAX would run them.
 
   JAX_ENABLE_COMPILATION_CACHE=false   no cache
-  JAX_COMPILATION_CACHE_DIR=FOLDER     this folder, with JAX's own settings and nothing else of what is said here
-  XDG_CACHE_HOME=FOLDER                else the folder is FOLDER/lmcraft/xla-CPU, without it ~/.cache/lmcraft/xla-CPU
+  JAX_COMPILATION_CACHE_DIR=FOLDER     this folder with JAX's own settings; this module does nothing
+  XDG_CACHE_HOME=FOLDER                the folder is FOLDER/lmcraft/xla-CPU; if unset ~/.cache/lmcraft/xla-CPU
 
-CPU is a digest of the processor's kind: XLA compiles for the instructions of the machine it runs on, and homes are shared.
+CPU is a digest of the processor's kind: XLA compiles for the instructions of this machine, and home folders may be shared.
 """
 
 import contextlib
@@ -27,15 +27,15 @@ from lm import saving
 
 MOST = 512 << 20  # bytes of all entries
 FREE = 1 << 30  # bytes that must be free on the disk
-SECONDS = 0.2  # what compiles faster is not kept
+SECONDS = 0.2  # programs that compile faster are not cached
 SUMS = "checksums.json"  # {entry: [bytes, XXH3 digest]}
 WAIT = 5.0  # seconds for another process that has the lock
 
 
 def switch_on() -> Path | None:
-    """Set JAX's variables. Returns the folder, or None where there is no cache or not ours.
+    """Set JAX's variables. Return the folder, or None without a cache or with the user's own.
 
-    A folder that cannot be written, or a disk that is almost full, means no cache; neither is an error.
+    A folder that is not writable, or a disk that is almost full, disables the cache without an error.
     """
     if os.environ.get("JAX_COMPILATION_CACHE_DIR") or os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "1").lower() in (
         "0",
@@ -51,20 +51,20 @@ def switch_on() -> Path | None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # who can write here can run code as this user
         if shutil.disk_usage(folder).free < FREE:
             return None
-        with filelock.FileLock(folder / ".lockfile", timeout=WAIT):  # the one that JAX takes
+        with filelock.FileLock(folder / ".lockfile", timeout=WAIT):  # JAX's own lock
             _sweep(folder)
-    except (OSError, RuntimeError):  # no home, read-only, or the lock is held for long
+    except (OSError, RuntimeError):  # no home, read-only, or the lock timed out
         return None
     settings = {
         "jax_compilation_cache_dir": str(folder),
         "jax_compilation_cache_max_size": MOST,
         "jax_persistent_cache_min_compile_time_secs": SECONDS,
-        "jax_persistent_cache_enable_xla_caches": "none",  # they know no bound
+        "jax_persistent_cache_enable_xla_caches": "none",  # they have no size limit
     }
     for name, value in settings.items():
         if not os.environ.get(name.upper()):
             os.environ[name.upper()] = str(value)
-            if "jax" in sys.modules:  # it has read its variables
+            if "jax" in sys.modules:  # it has already read its variables
                 sys.modules["jax"].config.update(name, value)
     return folder
 
@@ -75,7 +75,7 @@ def _folder() -> Path:
 
 
 def _processor() -> str:
-    """A digest of the kind of processor and of the instructions it knows."""
+    """Return a digest of the processor's kind and instruction set."""
     told = [platform.system(), platform.machine()]
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0].splitlines()
@@ -86,7 +86,7 @@ def _processor() -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Leaves the entries that are whole: JAX writes an entry's file, then the time of its last use."""
+    """Remove incomplete entries. An entry is complete if it has a last-use time, which JAX writes after the entry's file."""
     sums = {}
     with contextlib.suppress(OSError, ValueError):
         sums = json.loads((folder / SUMS).read_text())

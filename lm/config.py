@@ -1,7 +1,7 @@
-"""The model's blueprint as frozen dataclasses; everything the model code reads is named here.
+"""The model's config as frozen dataclasses: every setting that the model code reads.
 
-A published family is a point in this space: lm/convert says which. A config file holds the same keys, sections for the
-nested ones (`model.moe.num_experts`), and only those that differ from the values below need be written.
+lm/convert maps each published family to these settings. A config file has the same keys, with sections for nested ones
+(`model.moe.num_experts`); it sets only those that differ from the defaults below.
 """
 
 import dataclasses
@@ -17,77 +17,77 @@ REMAT = ("none", "matmuls", "full")
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """Rotary positions (Su et al. 2021) and how they are stretched beyond the context they were trained on."""
+    """Rotary positions (Su et al. 2021) and how they are scaled beyond the training context."""
 
     theta: float = 10_000.0
-    fraction: float = 1.0  # of a head's dimensions that turn, the first ones
-    interleaved: bool = False  # pairs (2i, 2i+1) turn together; else (i, i + half)
+    fraction: float = 1.0  # fraction of a head's dimensions that are rotated, the first ones
+    interleaved: bool = False  # rotate pairs (2i, 2i+1); else (i, i + half)
     scaling: str = "none"  # none, linear, ntk (dynamic), yarn, llama3, longrope
     factor: float = 1.0  # how many times longer than original_positions
-    original_positions: int = 0  # context before stretching; needed by ntk, yarn, llama3, longrope
+    original_positions: int = 0  # context before scaling; required by ntk, yarn, llama3, longrope
     low_freq_factor: float = 1.0  # llama3
     high_freq_factor: float = 4.0  # llama3
-    beta_fast: float = 32.0  # yarn: dimensions that turn more often than this over the context stay
-    beta_slow: float = 1.0  # yarn: those that turn less often than this are divided by factor
-    truncate: bool = True  # yarn: both bounds are rounded to whole dimensions
-    attention_factor: float = 0.0  # yarn, longrope: multiplies cos and sin; 0: as the method says
-    mscale: float = 0.0  # yarn as DeepSeek has it
+    beta_fast: float = 32.0  # yarn: dimensions with more rotations than this over the context stay unscaled
+    beta_slow: float = 1.0  # yarn: frequencies of dimensions with fewer rotations are divided by factor
+    truncate: bool = True  # yarn: round both bounds to whole dimensions
+    attention_factor: float = 0.0  # yarn, longrope: multiplies cos and sin; 0: the method's formula
+    mscale: float = 0.0  # DeepSeek's variant of yarn
     mscale_all_dim: float = 0.0
     short_factor: tuple[float, ...] = ()  # longrope: divides each frequency within original_positions
-    long_factor: tuple[float, ...] = ()  # longrope: and beyond
+    long_factor: tuple[float, ...] = ()  # longrope: divides each frequency beyond original_positions
 
     @property
     def depends_on_length(self) -> bool:
-        """Whether a token's angles change as the sequence grows."""
+        """Return whether a token's angles change as the sequence grows."""
         return self.scaling in ("ntk", "longrope")
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentAttention:
-    """Multi-head latent attention (DeepSeek-V2, 2024): keys and values come from a short latent, which is what is cached."""
+    """Multi-head latent attention (DeepSeek-V2, 2024): keys and values come from a small latent; the cache holds the latent."""
 
     kv_rank: int = 0  # size of the latent; 0: ordinary attention
-    query_rank: int = 0  # size of the queries' latent; 0: queries are made from x directly
-    rope_head_dim: int = 64  # of a head's key and query, the part that turns; the key's is shared by all heads
-    value_head_dim: int = 128  # head_dim is the part of key and query that does not turn
-    norm_eps: float = 1e-6  # of the two latent norms
+    query_rank: int = 0  # size of the queries' latent; 0: queries come from x directly
+    rope_head_dim: int = 64  # rotated dimensions of a head's query and key; all heads share the key's
+    value_head_dim: int = 128  # size of a head's value; head_dim is the unrotated part of query and key
+    norm_eps: float = 1e-6  # epsilon of the two latent norms
 
 
 @dataclasses.dataclass(frozen=True)
 class MixtureOfExperts:
-    """A feed-forward sublayer of which each token uses the best few of many experts (Shazeer et al. 2017)."""
+    """A mixture-of-experts feed-forward: each token uses its top_k of num_experts (Shazeer et al. 2017)."""
 
-    num_experts: int = 0  # 0: no layer is a mixture
+    num_experts: int = 0  # 0: no moe layers
     top_k: int = 2
     expert_dim: int = 0  # hidden units of one expert; 0: mlp_dim
     shared_dim: int = 0  # hidden units of the expert that every token uses; 0: none
     scores: str = "softmax"  # or sigmoid, of the router's logits
     normalize: bool = True  # the chosen scores sum to 1
     weight_scale: float = 1.0  # multiplies the chosen scores
-    num_groups: int = 1  # experts lie in equal groups, and only
-    top_groups: int = 1  # this many groups are chosen from
-    group_score: str = "max"  # of a group: its best expert (V2), or top2: the sum of its two best (V3)
-    balance_bias: bool = False  # a bias, moved against the load, joins the choice but not the weight (DeepSeek-V3)
-    bias_rate: float = 1e-3  # how far it moves a step
+    num_groups: int = 1  # the experts are split into equal groups
+    top_groups: int = 1  # a token chooses its experts from this many groups
+    group_score: str = "max"  # score of a group: max, its best expert (V2); top2, the sum of its two best (V3)
+    balance_bias: bool = False  # a bias, moved against the load, added to the scores for the choice only (DeepSeek-V3)
+    bias_rate: float = 1e-3  # change of the bias per step
     balance_loss: float = 0.0  # weight of the sequence-wise load-balance loss
     router_z_loss: float = 0.0  # weight of (log Z)² of the router (ST-MoE, Zoph et al. 2022)
-    capacity_factor: float = 0.0  # 0: dropless; else an expert takes so many times its even share and drops the rest
+    capacity_factor: float = 0.0  # 0: dropless; else the capacity of an expert relative to an even share; the rest is dropped
 
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """Low-rank adaptation (Hu et al. 2021): y = x·W + alpha/rank · (x·A)·B, of which only A and B are trained."""
+    """Low-rank adaptation (Hu et al. 2021): y = x·W + alpha/rank · (x·A)·B; only A and B are trained."""
 
     rank: int = 0  # 0: none
     alpha: float = 16.0
     targets: str = r"attention\..*"  # regular expression on names such as attention.query, feed_forward.gate
-    dora: bool = False  # direction and magnitude apart (Liu et al. 2024)
+    dora: bool = False  # separate direction and magnitude (Liu et al. 2024)
     rank_stabilized: bool = False  # alpha / √rank (Kalajdzievski 2023)
 
 
 @dataclasses.dataclass(frozen=True)
 class Quantization:
-    """Weights stored as integers and scales, and multiplied in the compute dtype."""
+    """Weights stored as integers and scales; products use the compute dtype."""
 
     bits: int = 0  # 8 or 4; 0: none
     group: int = 0  # inputs that share a scale; 0: all inputs of an output channel
@@ -95,15 +95,15 @@ class Quantization:
 
 
 class LayerKind(NamedTuple):
-    """What may differ from layer to layer."""
+    """The settings that may differ between layers."""
 
-    local: bool  # sees `window` tokens, and turns by `local_rope`
+    local: bool  # sees `window` tokens, and rotates by `local_rope`
     moe: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """A decoder: sizes, the choices by which families differ, numerics, and how its layers are compiled."""
+    """The settings of a decoder: sizes, architecture, numerics, and compilation of its layers."""
 
     vocab_size: int
     num_layers: int
@@ -114,24 +114,24 @@ class ModelConfig:
     head_dim: int = 0  # 0: embed_dim / num_heads
 
     attention_pattern: tuple[str, ...] = ("global",)  # global or local, repeated over the layers
-    window: int = 0  # tokens that a local layer sees, the token itself included
+    window: int = 0  # tokens that a local layer sees, including the token itself
     qkv_bias: bool = False
     output_bias: bool = False
-    qk_norm: str = "none"  # of queries and keys: none, head (each head), full (all heads together)
+    qk_norm: str = "none"  # norm of queries and keys: none, head (each head), full (all heads together)
     query_scale: float = 0.0  # multiplies q·k; 0: 1/√head_dim
     attention_softcap: float = 0.0  # scores s become cap·tanh(s/cap)
-    attention_sinks: bool = False  # a learned logit a head that takes a share of the softmax
+    attention_sinks: bool = False  # a learned logit per head, added to the softmax's denominator
     mla: LatentAttention = LatentAttention()
 
     positions: str = "rotary"  # rotary, learned, none
-    max_positions: int = 2048  # the context it is made for and trained on at most; rows of the table of learned positions
+    max_positions: int = 2048  # the maximum context; rows of the table of learned positions
     rope: Rope = Rope()
-    local_rope_theta: float = 0.0  # local layers turn by this theta without scaling; 0: as the others
+    local_rope_theta: float = 0.0  # theta of local layers, without scaling; 0: the same rope as global layers
 
     norm: str = "rms"  # or layer (with bias)
     norm_eps: float = 1e-5
     norm_position: str = "pre"  # pre, post (after the sublayer, before the addition), sandwich (both)
-    norm_plus_one: bool = False  # weights of RMSNorm are 1 + w
+    norm_plus_one: bool = False  # RMSNorm multiplies by 1 + w
 
     mlp_pattern: tuple[str, ...] = ("dense",)  # dense or moe, repeated over the layers
     activation: str = "silu"  # silu, gelu, gelu_tanh, relu2
@@ -142,16 +142,16 @@ class ModelConfig:
     embed_scale: float = 1.0  # multiplies the embedding (Gemma: √embed_dim)
     tie_embeddings: bool = False
     logit_softcap: float = 0.0
-    mtp_depth: int = 0  # modules that each predict one more token ahead (DeepSeek-V3)
-    score_head: str = "none"  # a number a token beside the logits: reward (of what was read), value (of what will come)
+    mtp_depth: int = 0  # multi-token prediction modules; each predicts one more token ahead (DeepSeek-V3)
+    score_head: str = "none"  # an extra scalar per token: reward (of the text so far), value (expected future reward)
 
     mup_base_dim: int = 0  # μP: embed_dim at which learning rate and initialisation were tuned; 0: standard
     adapter: Adapter = Adapter()
     quantization: Quantization = Quantization()
 
     scan_layers: bool = True
-    remat: str = "matmuls"  # the backward pass keeps all (none), what products give (matmuls), a layer's input (full)
-    dtype: str = "bfloat16"  # of the matrix products; norms, softmax and losses are float32
+    remat: str = "matmuls"  # none: recompute nothing; matmuls: keep matmul outputs; full: recompute each layer
+    dtype: str = "bfloat16"  # dtype of matrix products; norms, softmax and losses are float32
 
     def __post_init__(self):
         for field, kind in SECTIONS.items():
@@ -166,20 +166,20 @@ class ModelConfig:
 
     @property
     def compute_dtype(self):
-        from jax import numpy as jnp  # configs are read, and refused, without it
+        from jax import numpy as jnp  # here, so that configs are checked without JAX
 
         return jnp.dtype(self.dtype)
 
     @property
     def rope_head_dim(self) -> int:
-        """Dimensions of a head that turn."""
+        """Return the number of rotated dimensions of a head."""
         if self.mla.kv_rank:
             return self.mla.rope_head_dim
         return int(self.head_dim * self.rope.fraction)
 
     @property
     def key_head_dim(self) -> int:
-        """Dimensions of a head's query and key."""
+        """Return the size of a head's query and key."""
         return self.head_dim + self.mla.rope_head_dim if self.mla.kv_rank else self.head_dim
 
     @property
@@ -194,7 +194,7 @@ class ModelConfig:
 
     @property
     def layer_kinds(self) -> tuple[LayerKind, ...]:
-        """One for each layer."""
+        """Return the kind of each layer."""
         attention, mlp = self.attention_pattern, self.mlp_pattern
         return tuple(
             LayerKind(attention[i % len(attention)] == "local", mlp[i % len(mlp)] == "moe") for i in range(self.num_layers)
@@ -202,9 +202,9 @@ class ModelConfig:
 
     @property
     def stacks(self) -> tuple[tuple[tuple[LayerKind, ...], int], ...]:
-        """The layers as repeated blocks, ((kinds of a block), repeats): what is stacked and scanned together.
+        """Return the layers as repeated blocks, ((kinds of a block), repeats). Repeats are stacked and scanned.
 
-        From the first layer on, the block that with its repeats covers most layers is taken, the shortest of equals.
+        Greedy from the first layer: take the block whose repeats cover the most layers; of equal ones the shortest.
         """
         kinds, begin, stacks = self.layer_kinds, 0, []
         while begin < len(kinds):
@@ -220,7 +220,7 @@ class ModelConfig:
         return tuple(stacks)
 
     def to_dict(self) -> dict:
-        """Nested plain values, as JSON and config files hold them; ModelConfig(**d) is the inverse."""
+        """Return nested plain values, as in JSON and config files; ModelConfig(**d) is the inverse."""
         return dataclasses.asdict(self)
 
 
@@ -228,7 +228,7 @@ SECTIONS = {"mla": LatentAttention, "rope": Rope, "moe": MixtureOfExperts, "adap
 
 
 def model_keys(**values) -> dict:
-    """Every key of `config.model` with its default, and `values` over them; `dtype` stands at a config's top level."""
+    """Return every key of `config.model` with its default, updated by `values`. `dtype` is a top-level key of a config."""
     keys = {field.name: field.default for field in dataclasses.fields(ModelConfig) if field.name != "dtype"}
     keys.update({name: dataclasses.asdict(kind()) for name, kind in SECTIONS.items()})
     for name, value in values.items():
@@ -241,7 +241,7 @@ def _frozen(value):
 
 
 def _check(config: ModelConfig) -> None:
-    """Raises UserError for what cannot be built."""
+    """Raise UserError for a model that cannot be built."""
 
     def refuse(key, why):
         value = config

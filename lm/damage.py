@@ -1,4 +1,4 @@
-"""What is found damaged is set aside under another name. It is never deleted, so that its owner can look at it."""
+"""Rename damaged files and folders. They are never deleted, so that their owner can inspect them."""
 
 import itertools
 import os
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def place_aside(path: Path, name: str | None = None) -> Path:
-    """Return where `set_aside` would put `path`: NAME.damaged beside it, or NAME.damaged-1, … where that is taken.
+    """Return the path that `set_aside` would rename to: NAME.damaged in the same folder, or NAME.damaged-1, … if it exists.
 
-    name: in place of the path's own.
+    name: used instead of the path's own name.
     """
     names = (f"{name or path.name}.damaged{n and f'-{n}' or ''}" for n in itertools.count())
     return next(place for name in names if not (place := path.with_name(name)).exists())

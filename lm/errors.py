@@ -1,19 +1,18 @@
-"""The one exception that is shown to a user as a line instead of a traceback."""
+"""The exception that users see as one line instead of a traceback."""
 
 import contextlib
 
 
 class UserError(Exception):
-    """Something the user can mend: a key, a path, a file's content, a mesh.
+    """An error that the user can fix: in a key, a path, a file's content, a mesh.
 
-    The message is one line that says what was wrong, where, and what to do. Verbs print it and exit with
-    code 2; library callers catch it like any exception.
+    The message is one line that says what was wrong, where, and what to do. Verbs print it and exit with code 2.
     """
 
 
 @contextlib.contextmanager
 def naming(key: str):
-    """Name `key` in a UserError of the block. Readers of input call it data.input, whichever key it came from."""
+    """Replace "data.input" by `key` in a UserError of the block, because readers do not know which key the input came from."""
     try:
         yield
     except UserError as error:

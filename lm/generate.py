@@ -37,7 +37,7 @@ def main() -> None:
         raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
     for name in ("checkpoint", "prompt"):
         if FLAGS[name].value is None:
-            raise UserError(f"--{name} is missing; --help tells what there is")
+            raise UserError(f"--{name} is missing; --help lists the flags")
     if FLAGS.system and not FLAGS.chat:
         raise UserError("--system is the system message of a chat: add --chat")
     compile_cache.switch_on()

@@ -1,6 +1,6 @@
-"""What is wrong with a config as far as it shows without JAX, which takes seconds to load: values, and paths that lead nowhere.
+"""Check a config's values and paths without JAX, which takes seconds to load.
 
-The verbs call this first. What only the devices, a model or the data themselves can tell is checked later.
+The verbs call this first. Checks that need devices, a model or the data come later.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from lm.workdir import check_record, kind_of, read_config, steps_saved
 
 
 def check_training(config, workdir: Path) -> None:
-    """Raises UserError for a config of train.py that cannot work, or that is not that of the run in the workdir."""
+    """Raise UserError for an invalid config of train.py, or one that differs from the run in the workdir."""
     check_values(config)
     if not config.init_from and not steps_saved(workdir):
         check_length(model_of(config), config.sequence_length)
@@ -31,7 +31,7 @@ def check_training(config, workdir: Path) -> None:
 
 
 def check_alignment(config, workdir: Path) -> None:
-    """Raises UserError for a config of align.py that cannot work, or that is not that of the run in the workdir."""
+    """Raise UserError for an invalid config of align.py, or one that differs from the run in the workdir."""
     check_values(config)
     settings.check(config)
     check_model("init_from", config.init_from, workdir)
@@ -49,7 +49,7 @@ def check_alignment(config, workdir: Path) -> None:
 
 
 def check_evaluation(config, workdir: Path) -> None:
-    """Raises UserError for a config of evaluate.py that cannot work, or of another model than the workdir's evaluation."""
+    """Raise UserError for an invalid config of evaluate.py, or one that differs from the evaluation in the workdir."""
     from lm.evals.asked import check_tasks, others_of, settings_of, template_of
 
     if not config.checkpoint:
@@ -69,7 +69,7 @@ def check_evaluation(config, workdir: Path) -> None:
 
 
 def check_model(key: str, path: str | None, workdir: Path | None) -> None:
-    """Raises UserError if a path leads to no model. A run that has weights goes on without those that it began with."""
+    """Raise UserError if a path holds no model. Not checked if the run in `workdir` already has a checkpoint."""
     if not path or (workdir and steps_saved(workdir)):
         return
     folder = Path(path)
@@ -77,7 +77,7 @@ def check_model(key: str, path: str | None, workdir: Path | None) -> None:
         what = "a file, not a folder" if folder.exists() else "no such folder"
         raise UserError(f"{key}={path}: {what}; name a workdir with a checkpoint, or a Hugging Face folder")
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists():
-        return  # said with more words when it is opened
+        return  # opening it gives a better message
     if not (folder / "config.json").exists():
         raise UserError(f"{key}={path} is no training run: it has no config.json")
     if not steps_saved(folder) and kind_of(read_config(folder)) != "published":
@@ -85,7 +85,7 @@ def check_model(key: str, path: str | None, workdir: Path | None) -> None:
 
 
 def check_files(key: str, input: str, text_key: str = "text") -> None:
-    """Raises UserError if an input of text names no file, no folder with files, and no TFDS dataset. Reads none of them."""
+    """Raise UserError if a text input is no file, no folder with files and no TFDS dataset. Reads no content."""
     with naming(key):
         if files.is_path(input.strip()):
             files.check(input.strip())
@@ -94,7 +94,7 @@ def check_files(key: str, input: str, text_key: str = "text") -> None:
 
 
 def check_records(key: str, input: str, seed: int) -> None:
-    """The same of an input of records, which may also be a task made on the spot."""
+    """Raise the same for an input of records, which may also be a built-in task."""
     with naming(key):
         if is_builtin(input):
             next(read_builtin(input, "train", seed))
@@ -108,7 +108,7 @@ def check_records(key: str, input: str, seed: int) -> None:
 
 
 def _stands(workdir: Path) -> bool:
-    """Whether a run has its data prepared; then what they were made from may have gone."""
+    """Return whether the run has prepared its data; then the input files are no longer needed."""
     return any(any(workdir.glob(f"data/*/{name}")) for name in ("dataset.json", "counts.json"))
 
 
@@ -138,7 +138,7 @@ def _check_evals(evals) -> None:
 
 
 def _check_rewards(text: str) -> None:
-    """Names, options and weights; files of the user's own and reward models are opened later."""
+    """Check names, options and weights of rewards. The user's own files and reward models are opened later."""
     from lm.align.rl.rewards import parse_rewards
 
     own = []

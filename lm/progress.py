@@ -1,7 +1,7 @@
-"""How far a long piece of work is: a bar on a terminal, and elsewhere a plain line now and then.
+"""Show progress: a bar on a terminal, plain lines elsewhere.
 
-A file, a pipe or the log of a job gets lines without control characters: the first at once, then one every SECONDS at most,
-and the last when the work ends.
+A file, a pipe or a job's log gets lines without control characters: the first at once, then at most one every SECONDS, and the
+last at the end.
 """
 
 import sys
@@ -28,12 +28,12 @@ def progress(
     clock: Callable[[], float] = time.monotonic,
     **bar: Any,
 ) -> "tqdm | Lines":
-    """What shows the progress of `what`: call update(n) for n more of it, and close() at the end, or use it as a context.
+    """Return a progress display for `what`. Call update(n) for n more items and close() at the end, or use it in `with`.
 
     Args:
-      total: how much there is, if that is known. unit: of what is counted; scaled: with a prefix, as in 1.2M.
-      done: how much was done before. soon: whether a line comes at once; else work of less than SECONDS has none.
-      enabled: whether anything is shown. file: where to; None: stderr. clock: of seconds. bar: more for tqdm, on a terminal.
+      total: number of items, if known. unit: unit of the count. scaled: print counts with a prefix, as in 1.2M.
+      done: items finished before. soon: print a line at once; if False, work of less than SECONDS prints nothing.
+      enabled: False prints nothing. file: None: stderr. clock: returns seconds. bar: extra tqdm options, on a terminal.
     """
     file = sys.stderr if file is None else file
     if enabled and not file.isatty():
@@ -53,7 +53,7 @@ def progress(
 
 
 def shown(items: Iterable, what: str, total: int | None = None, **options: Any) -> Iterator:
-    """The items; how many of them came is shown on the way. options: of `progress`."""
+    """Yield the items and show how many were yielded. options: those of `progress`."""
     with progress(what, total, **options) as bar:
         for item in items:
             yield item
@@ -62,7 +62,7 @@ def shown(items: Iterable, what: str, total: int | None = None, **options: Any) 
 
 class Bar(tqdm):
     def compiling(self) -> None:
-        """Says that the next part must be compiled first; whatever comes next replaces it."""
+        """Show that a program is being compiled, until the next update."""
         self.set_postfix_str(COMPILING)
 
     def update(self, n: float = 1) -> bool | None:
@@ -72,7 +72,7 @@ class Bar(tqdm):
 
 
 class Lines:
-    """As much of tqdm's interface as is used, in lines such as "train 12/200, loss 3.1, 1.9/s, 01:39 left"."""
+    """The used part of tqdm's interface; prints lines such as "train 12/200, loss 3.1, 1.9/s, 01:39 left"."""
 
     def __init__(self, what, total, unit, scaled, done, soon, file, clock):
         self.n, self._begin = done, done
@@ -95,11 +95,11 @@ class Lines:
         self._postfix = text
 
     def compiling(self) -> None:
-        """Says that the next part must be compiled first."""
+        """Print that a program is being compiled."""
         self._write(COMPILING)
 
     def write(self, text: str) -> None:
-        """A line of its own, on stdout as tqdm has it."""
+        """Print a separate line on stdout, like tqdm."""
         print(_plain(text, keep="\n"), flush=True)
 
     def close(self) -> None:
@@ -122,5 +122,5 @@ class Lines:
 
 
 def _plain(text: str, keep: str = "") -> str:
-    """Without what would move a cursor: names of files and what a model writes may hold anything."""
+    """Remove control characters, because file names and model outputs may hold any."""
     return "".join(c if c.isprintable() or c in keep else " " for c in text)

@@ -1,7 +1,7 @@
-"""What a model is made of and costs a token, counted from its skeleton: parameters, FLOPs, cache.
+"""Count a model's parameters, FLOPs per token and cache bytes from its skeleton.
 
-Shapes, roles and axes are those the parameters were declared with; nothing is declared again here. FLOPs are those that the
-mathematics asks for (what MFU divides by); what a training step really does is counted in lm/train/describe.py.
+Shapes, roles and axes come from the parameters' declarations. These are model FLOPs, as MFU uses them; lm/train/describe.py
+counts the hardware FLOPs of a training step.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ PARTS = (
 
 
 class Piece(NamedTuple):
-    """One parameter array: `size` numbers, of which one token uses `share` (less than 1 only for experts)."""
+    """One parameter array: `size` numbers; one token uses the fraction `share` of them (below 1 only for experts)."""
 
     path: tuple[str, ...]
     part: str
@@ -44,14 +44,14 @@ class Piece(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """FLOPs a token."""
+    """FLOPs per token."""
 
     forward: float
     backward: float
 
 
 def pieces(config: ModelConfig) -> list[Piece]:
-    """Every parameter of the model, whatever it is stored as. The balance biases of routers are state, not parameters."""
+    """Return every parameter of the model, in any storage format. The routers' balance biases are state, not parameters."""
     trained = {path for path, variable in _variables(config) if isinstance(variable, trainable(config))}
     found = []
     for path, variable in _variables(dataclasses.replace(config, quantization=Quantization())):
@@ -93,7 +93,7 @@ def _part(names: tuple[str, ...], axes: tuple[str, ...]) -> str:
 
 
 def parameters(config: ModelConfig) -> dict[str, dict[str, int]]:
-    """{"total", "active", "trained"} -> {part: count}. Active: what one token uses; of the experts, those it chooses."""
+    """Return {"total", "active", "trained"} -> {part: count}. Active: used by one token, with only its chosen experts."""
     counts = {kind: dict.fromkeys(PARTS, 0) for kind in ("total", "active", "trained")}
     for piece in pieces(config):
         counts["total"][piece.part] += piece.size
@@ -103,11 +103,11 @@ def parameters(config: ModelConfig) -> dict[str, dict[str, int]]:
 
 
 def flops(config: ModelConfig, sequence_length: int) -> dict[str, Cost]:
-    """Training FLOPs a token by part; "attention_products" are q·kᵀ and p·v, which no parameter takes part in.
+    """Return training FLOPs per token by part; "attention_products" are q·kᵀ and p·v, which involve no parameters.
 
-    A matrix of n numbers costs 2·n forward, and backward 2·n for the gradient of its input and, if it is trained, 2·n for its
-    own. An embedding is a look-up, and costs only where it is the head too. The products of a query with s keys cost
-    2·H·(K + V)·s, backward twice that; a global layer's query sees T/2 keys on average, a local one's W − W²/(2·T).
+    A matrix of n numbers costs 2·n forward; backward 2·n for the gradient of its input and, if it is trained, 2·n for its own.
+    An embedding is a look-up and costs nothing, unless it is also the head. The products of a query with s keys cost
+    2·H·(K + V)·s, backward twice that. A query sees T/2 keys on average in a global layer, W − W²/(2·T) in a local one.
     """
     costs = dict.fromkeys((*PARTS, "attention_products"), Cost(0.0, 0.0))
 
@@ -131,13 +131,15 @@ def flops(config: ModelConfig, sequence_length: int) -> dict[str, Cost]:
 
 
 def flops_per_token(config: ModelConfig, sequence_length: int) -> float:
-    """Training FLOPs a token, forward and backward: for a dense model 6·N + 6·L·T·H·K, N without the input embedding."""
+    """Return training FLOPs per token, forward and backward: 6·N + 6·L·T·H·K if dense, N without the input embedding."""
     return sum(cost.forward + cost.backward for cost in flops(config, sequence_length).values())
 
 
 def cache_bytes_per_token(config: ModelConfig, cache_dtype: str = "") -> dict[str, int]:
-    """{"global", "local"} -> bytes that the layers of a kind remember of one token; a local layer needs its last W only. In the
-    compute dtype, as accelerators keep it; a CPU keeps bfloat16 as float32."""
+    """Return {"global", "local"} -> cache bytes per token of all layers of the kind; local ones need only the last W tokens.
+
+    Counted in the compute dtype, as on accelerators; on a CPU a bfloat16 cache is stored as float32.
+    """
     one, two = (jax.eval_shape(lambda n=n: empty_state(config, 1, n, cache_dtype or config.dtype)).layers for n in (1, 2))
     found = {"global": 0, "local": 0}
     for (block, _), *caches in zip(config.stacks, one, two, strict=True):

@@ -1,9 +1,9 @@
-"""The folder of a run: the lock that one job holds while it writes there, and the record of what the run is.
+"""The folder of a run: its lock, held by the job that writes there, and its recorded config.
 
-    config.json   the resolved config; a run goes on only with a config that is the same in the keys of IDENTITY
-    .lock         locked as long as the process that writes the workdir lives; says which process that is
+    config.json   the resolved config; a run resumes only with a config that has the same keys of IDENTITY
+    .lock         locked while the process that writes the workdir lives; names that process
 
-Nothing here loads JAX, so a mistake is answered at once.
+Nothing here loads JAX, so errors show at once.
 """
 
 import contextlib
@@ -23,8 +23,8 @@ from lm.damage import set_aside
 from lm.errors import UserError
 from lm.saving import write_json
 
-# What a run is. These keys, and those of these sections, stay as they are in config.json: the weights, the tokenizer and the
-# prepared data of the workdir depend on them. All other keys may change from one start to the next.
+# The identity of a run. A resumed run must have the same values of these keys and sections as config.json: the weights, the
+# tokenizer and the prepared data of the workdir depend on them. All other keys may change.
 IDENTITY = (
     "method",
     "init_from",
@@ -41,9 +41,9 @@ IDENTITY = (
     "distill.teacher",
     "checkpoint",
 )
-# Keys of those sections that may change: what is logged, in which shares the data come, how the model is compiled, what its
-# training weighs, and how long sequences are that it is made for (a table of learned positions shows in the checkpoint).
-FREE = (
+# Keys of these sections that may change when a run resumes: logging, data mixture, compilation, weights of auxiliary losses,
+# and the maximum context (the checkpoint itself checks the table of learned positions).
+RESUMABLE_KEYS = (
     "data.log_ids",
     "data.weights",
     "model.scan_layers",
@@ -54,11 +54,11 @@ FREE = (
     "model.moe.capacity_factor",
     "model.max_positions",
 )
-# Only trained weights depend on these: they may change as long as there is no checkpoint.
+# Only trained weights depend on these, so they may change until the first checkpoint.
 UNTIL_TRAINED = ("model", "sequence_length")
 
 LOCK, RECORD, TOKENIZERS = ".lock", "config.json", ("tokenizer.model", "tokenizer.json")
-KEPT = "best_of/conversations.jsonl"  # what best_of trains on
+KEPT = "best_of/conversations.jsonl"  # the training data of best_of
 VERBS = {"train": "a run of train.py", "align": "a run of align.py", "evaluate": "an evaluation", "import": "an imported model"}
 
 
@@ -67,11 +67,10 @@ VERBS = {"train": "a run of train.py", "align": "a run of align.py", "evaluate":
 
 @contextlib.contextmanager
 def held(workdir: Path) -> Iterator[None]:
-    """Holds the workdir for this job until the block or the process ends; a damaged config.json is mended first (`mend`).
+    """Lock the workdir for this job until the block or the process ends. A damaged config.json is repaired first (`mend`).
 
-    On several processes all call this; process 0 takes the lock. What did not exist before and is empty at the end of the block
-    is removed.
-    Raises: UserError, on all processes, if another job holds the workdir or it cannot be written.
+    All processes call this; process 0 takes the lock. Folders created here that are still empty at the end are removed.
+    Raises: UserError, on all processes, if another job has locked the workdir or it is not writable.
     """
     from lm.parallel import hosts
 
@@ -83,7 +82,7 @@ def held(workdir: Path) -> Iterator[None]:
             mend(workdir)
         except OSError as error:
             told = f"{error.filename or workdir}: {error.strerror}"
-            raise UserError(f"{told}; mend it and run the same line again") from None
+            raise UserError(f"{told}; fix this and run the same command again") from None
 
     try:
         hosts.from_first(take)
@@ -94,7 +93,7 @@ def held(workdir: Path) -> Iterator[None]:
 
 
 class _Lock:
-    """A POSIX record lock on WORKDIR/.lock. The kernel drops it with the process; no child of the process inherits it."""
+    """A POSIX record lock on WORKDIR/.lock. The kernel releases it when the process ends; child processes do not inherit it."""
 
     def __init__(self, workdir: Path):
         self._path = workdir / LOCK
@@ -125,7 +124,7 @@ class _Lock:
             os.write(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
     def release(self) -> None:
-        """Removes the file, and folders that this lock made if they are empty. The file goes before the lock does."""
+        """Remove the file, and the folders that this lock created if they are empty. The file is removed before unlocking."""
         with contextlib.suppress(OSError):
             self._path.unlink()
             for folder in self._made:
@@ -137,9 +136,9 @@ class _Lock:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of config.json in a workdir or a Hugging Face folder; {} if there is no such file.
+    """Return the content of config.json in a workdir or a Hugging Face folder; {} if there is no such file.
 
-    Of a workdir whose file is damaged, what the newest checkpoint keeps of it. Raises UserError if there is none.
+    If the file of a workdir is damaged, return the config in the newest checkpoint. Raises UserError if there is none.
     """
     try:
         value = json.loads((folder / RECORD).read_text(encoding="utf-8"))
@@ -162,14 +161,14 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def record(workdir: Path) -> tuple[dict[str, Any] | None, Path]:
-    """(the config of the run in the workdir or None, where it stands). Raises UserError as `read_config`."""
+    """Return (the config of the run in the workdir or None, the folder that holds it). Raises the errors of `read_config`."""
     if (workdir / RECORD).exists():
         return read_config(workdir), workdir
     return _of_checkpoint(workdir)
 
 
 def _of_checkpoint(workdir: Path) -> tuple[dict[str, Any] | None, Path]:
-    """The config that the newest checkpoint with readable metadata keeps, and that checkpoint's folder."""
+    """Return the config in the newest checkpoint with readable metadata, and that checkpoint's folder."""
     for step in reversed(steps_saved(workdir)):
         folder = workdir / "checkpoints" / str(step)
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
@@ -180,14 +179,14 @@ def _of_checkpoint(workdir: Path) -> tuple[dict[str, Any] | None, Path]:
 
 
 def steps_saved(workdir: Path) -> list[int]:
-    """Steps of the checkpoints in a workdir, the newest last."""
+    """Return the steps of the checkpoints in a workdir, ascending."""
     with contextlib.suppress(OSError):
         return sorted(int(name) for name in os.listdir(workdir / "checkpoints") if name.isdecimal())
     return []
 
 
 def mend(workdir: Path) -> None:
-    """Puts the config of the newest checkpoint in the place of a config.json that is damaged, which is kept beside it."""
+    """Replace a damaged config.json by the config of the newest checkpoint. The damaged file is renamed, not deleted."""
     path = workdir / RECORD
     if not path.exists():
         return
@@ -201,18 +200,18 @@ def mend(workdir: Path) -> None:
 
 
 def kept_json(path: Path) -> Any | None:
-    """The JSON in a file that a run keeps for itself; None where there is none. A damaged one is named and set aside."""
+    """Return the JSON of a run's internal file; None if it is missing or damaged. A damaged file is reported and renamed."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError):
-        print(f"{path} is damaged: it is now {set_aside(path).name}, and is made anew", flush=True)
+        print(f"{path} is damaged: it is now {set_aside(path).name}, and is made again", flush=True)
         return None
 
 
 def kind_of(config: Mapping[str, Any]) -> str:
-    """Whose config this is: a verb, "import", "published" (Hugging Face), or "" for none of them."""
+    """Return the origin of a config: a verb, "import", "published" (Hugging Face), or "" for none of them."""
     if "model_type" in config or "architectures" in config:
         return "published"
     if "checkpoint" in config and "tasks" in config:
@@ -223,7 +222,7 @@ def kind_of(config: Mapping[str, Any]) -> str:
 
 
 def recorded(config, workdir: Path):
-    """The config as config.json of its run holds it: best_of ends as supervised fine-tuning on the answers that it keeps."""
+    """Return the config as its run records it. best_of is recorded as supervised fine-tuning on its selected answers."""
     if config.get("method") != "best_of":
         return config
     learning = copy.deepcopy(config)
@@ -233,7 +232,7 @@ def recorded(config, workdir: Path):
 
 
 def read_object(path: Path, cure: str) -> dict[str, Any]:
-    """The JSON object in a file. Raises UserError with the cure if it is damaged."""
+    """Return the JSON object in a file. Raises UserError with the text `cure` if it is damaged."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
@@ -244,9 +243,9 @@ def read_object(path: Path, cure: str) -> dict[str, Any]:
 
 
 def check_record(config, workdir: Path, *, adopted: bool = True) -> None:
-    """Raises UserError if the config cannot go on with the run in the workdir: it is of another run, or of another verb.
+    """Raise UserError if the config cannot resume the run in the workdir: it belongs to another run or another verb.
 
-    adopted: the config has the model's keys of what it starts from (lm.train.start.adopt); else they are not compared.
+    adopted: whether the config already has the model keys of `init_from` (lm.train.start.adopt). If not, they are not compared.
     """
     new = recorded(config, workdir).to_dict()
     for key in ("init_from", "checkpoint", "distill.teacher"):
@@ -272,14 +271,14 @@ def check_record(config, workdir: Path, *, adopted: bool = True) -> None:
 
 
 def check_resumable(old: dict, new: dict, where: Path, *, trained: bool = True) -> None:
-    """Raises UserError if a saved config is of another run than the new one, naming the key, both values and `where`.
+    """Raise UserError if two configs are of different runs. The error names the key, both values and `where`.
 
-    A key of the model that the saved config does not have was its default. trained: there are weights that depend on it.
+    A model key that the saved config lacks had its default. trained: there are weights that depend on UNTIL_TRAINED keys.
     """
     fixed = [section for section in IDENTITY if trained or section not in UNTIL_TRAINED]
     before, after = _compared(old), _compared(new)
     for key, value in before.items():
-        if key in FREE or not any(key == section or key.startswith(section + ".") for section in fixed):
+        if key in RESUMABLE_KEYS or not any(key == section or key.startswith(section + ".") for section in fixed):
             continue
         is_model = key.startswith("model.")
         if key not in after:
@@ -296,7 +295,7 @@ def check_resumable(old: dict, new: dict, where: Path, *, trained: bool = True) 
 
 
 def _check_apart(key: str, path: str | None, workdir: Path) -> None:
-    """Raises UserError if a run would write over the model that it reads."""
+    """Raise UserError if a run would overwrite the model that it reads."""
     if not path or not os.path.exists(path):
         return
     start, own = Path(path).resolve(), workdir.resolve()
@@ -310,20 +309,20 @@ def _check_apart(key: str, path: str | None, workdir: Path) -> None:
 
 
 def _same_tokenizer(workdir: Path, given: str | None) -> bool:
-    """Whether a tokenizer that is given is, to the byte, the one that the workdir has."""
+    """Return whether the given tokenizer has exactly the bytes of the workdir's tokenizer."""
     files = [Path(given or "")] if given and Path(given).is_file() else [Path(given or "") / name for name in TOKENIZERS]
     own = [(workdir / name).read_bytes() for name in TOKENIZERS if (workdir / name).is_file()]
     return bool(given) and any(file.is_file() and file.read_bytes() in own for file in files)
 
 
 def changes(old: dict, new: dict) -> list[str]:
-    """ "key: old → new" for every key whose value is another one."""
+    """Return "key: old → new" for every key whose value has changed."""
     before, after = _compared(old), _compared(new)
     return [f"{key}: {before[key]} → {after[key]}" for key in before if key in after and not _same(before[key], after[key])]
 
 
 def save_record(config, workdir: Path) -> None:
-    """Writes config.json, and names what is another in it than before."""
+    """Write config.json, and print the keys that have changed."""
     saved = read_config(workdir)
     for line in changes(saved, config.to_dict()):
         print(f"changed: {line}", flush=True)
@@ -331,9 +330,9 @@ def save_record(config, workdir: Path) -> None:
 
 
 def finished(config, workdir: Path) -> dict[str, Any] | None:
-    """The report.json of a run that has no step left to make, or None. Says so.
+    """Return the report.json of a finished run, and print that it is finished; None if it is not.
 
-    Without a report, or with a damaged last checkpoint, the run goes on and makes it anew.
+    A run without a report, or with a damaged last checkpoint, is not finished.
     """
     try:
         report = json.loads((workdir / "report.json").read_text(encoding="utf-8"))
@@ -353,7 +352,7 @@ def finished(config, workdir: Path) -> dict[str, Any] | None:
 
 
 def _compared(config: dict) -> dict[str, Any]:
-    """A config as JSON has it, by dotted key, the model's with their defaults."""
+    """Return a config as JSON values by dotted key; missing model keys have their defaults."""
     config = json.loads(json.dumps(config, default=str))
     if isinstance(config.get("model"), dict):
         sections = {key: value for key, value in model_keys().items() if isinstance(value, dict)}

@@ -84,7 +84,7 @@ def run(config, workdir: Path, report: Callable[..., dict]) -> list[str]:
             system=config.system_instruction,
         )
         asked = {"model": who, "dtype": str(model.config.dtype), "tokenizer": tokenizer.fingerprint}
-        asked |= {name: value for name, value in config.to_dict().items() if name not in FREE}
+        asked |= {name: value for name, value in config.to_dict().items() if name not in RESUMABLE_KEYS}
         asked |= {"chat_template": template, "libraries": libraries()}
         results, stages = {}, {"start": time.perf_counter() - begin}
         for task in tasks:

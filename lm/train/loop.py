@@ -43,7 +43,7 @@ class Stopped(Exception):
 
     def __init__(self, signum: int, step: int):
         name = signal.Signals(signum).name
-        super().__init__(f"stopped by {name} after step {step}, which was saved; run the same line to go on")
+        super().__init__(f"stopped by {name} after step {step}, which was saved; run the same command to resume")
         self.signum = signum
 
 
@@ -126,7 +126,7 @@ def train(
         rates.append(rate)
         counted = {"skipped": skipped, "tokens": tokens, "tokens_per_second": rate, "mfu": rate * flops / peak}
         log.train({"step": step, **metrics, **counted}, ids)
-        again = f"then run the same line: it goes on from step {checkpoints.latest() or 0}"
+        again = f"then run the same command: it resumes from step {checkpoints.latest() or 0}"
         if in_row and np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
             raise Diverged(  # immediately, since another batch would not help
                 f"step {step}: loss and gradient are finite, but the update overflows at learning rate "
@@ -149,7 +149,7 @@ def train(
         if not sound_fn(state):
             raise Diverged(
                 f"step {step}: parameters or optimizer moments are not finite, or so large that their squares are not; they "
-                f"were not saved. Lower optimizer.learning_rate, then run the same line: it goes on from step "
+                f"were not saved. Lower optimizer.learning_rate, then run the same command: it resumes from step "
                 f"{checkpoints.latest() or 0}"
             )
         meta = {"config": config.to_dict(), "loader": stream.state(), "tokens": tokens} | ({"base": base} if base else {})

@@ -177,7 +177,7 @@ def fill(folder: Path, leave: int) -> Path:
 def test_a_full_disk_while_preparing(size, text, tmp_path):
     with small_disk(tmp_path / "disk", size) as disk:
         workdir = disk / "run"
-        refused(runs.line(workdir, data__input=text), "space", str(disk), "run the same line again")
+        refused(runs.line(workdir, data__input=text), "space", str(disk), "run the same command again")
         assert not [path for path in workdir.glob("data/*") if not path.name.startswith(".")]
         subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
         runs.train(workdir, data__input=text, steps=2)
@@ -202,7 +202,7 @@ def test_a_full_disk_while_training(leave, finished, text, tmp_path):
         before = contents(workdir / "checkpoints" / str(saved[-1]))
         filler = fill(disk, leave)
 
-        refused(command, "No space left on device", str(workdir), "run the same line again")
+        refused(command, "No space left on device", str(workdir), "run the same command again")
         assert contents(workdir / "checkpoints" / str(saved[-1])) == before
         filler.unlink()
         runs.train(workdir, data__input=text)

@@ -48,7 +48,7 @@ from lm.train.start import adopt
 from lm.workdir import check_record, held, save_record, steps_saved
 from lm.workdir import kept_json as standing
 
-FREE = ("rounds", "timeout", "retries", "key_variable")  # what may change when a run is gone on with
+RESUMABLE_KEYS = ("rounds", "timeout", "retries", "key_variable")  # may change when a run resumes
 
 
 class Reports(NamedTuple):
@@ -319,7 +319,7 @@ class Loop:
         path = self.workdir / "settings.json"
         requests = hashlib.sha256(repr([self.measured, self.learnt]).encode()).hexdigest()[:12]
         ours = {"init_from": str(self.config.init_from), "seed": self.config.seed, "what safety.prompts hold": requests}
-        ours |= {f"safety.{key}": value for key, value in self.config.safety.to_dict().items() if key not in FREE}
+        ours |= {f"safety.{key}": value for key, value in self.config.safety.to_dict().items() if key not in RESUMABLE_KEYS}
         ours = json.loads(json.dumps(ours))
         theirs = kept_json(path, lambda: ours)
         for key in sorted(ours.keys() | theirs.keys()):
