@@ -107,11 +107,11 @@ class Checkpoints:
         told = "; ".join(f"{self.folder / str(step)} is damaged: {found}" for step, found in damaged.items())
         if damaged and step is None:
             raise UserError(
-                f"{told}; no other checkpoint is whole: put a copy in its place, or delete {self.folder} to start from scratch"
+                f"{told}; no other checkpoint is whole: restore it from a copy, or delete {self.folder} to start from scratch"
             )
         if damaged and self._read_only:
             raise UserError(
-                f"{told}; the one of step {step} is whole: to take it, rename the damaged one, such as "
+                f"{told}; step {step} is whole: to use it, rename the damaged one, such as "
                 f"mv {self.folder / str(max(damaged))} {place_aside(self.folder / str(max(damaged)))}"
             )
         for bad, found in damaged.items() if is_first() else ():

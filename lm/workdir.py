@@ -154,8 +154,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     saved, _ = _of_checkpoint(folder)
     if saved is None:
         raise UserError(
-            f"{folder / RECORD} {problem}, and no checkpoint beside it holds the run's config: put the file back, or delete it "
-            "to begin anew"
+            f"{folder / RECORD} {problem}, and no checkpoint in the workdir holds the run's config: restore the file, or "
+            "delete it to start again"
         )
     return saved
 
@@ -300,7 +300,7 @@ def _check_apart(key: str, path: str | None, workdir: Path) -> None:
         return
     start, own = Path(path).resolve(), workdir.resolve()
     if start == own:
-        raise UserError(f"{key}={path} is the workdir itself, which the run would write over: use another --workdir")
+        raise UserError(f"{key}={path} is the workdir itself, which the run would overwrite: use another --workdir")
     if own in start.parents:
         raise UserError(f"{key}={path} lies in --workdir={workdir}, which the run writes: use another --workdir")
     for folder in (start / "checkpoints", start / "data"):

@@ -47,12 +47,12 @@ def found(base: dict, workdir: Path) -> Path:
     what = base["path"] + ("" if base["step"] is None else f", step {base['step']}")
     if changed:
         raise UserError(
-            f"{workdir} holds an adapter of {what}, and the weights in {changed} have changed since: put the former files "
-            f"back, or set init_from in {record} to a copy of them"
+            f"{workdir} holds an adapter of {what}, and the weights in {changed} have changed since: put the original "
+            f"files back, or set init_from in {record} to a copy of them"
         )
     raise UserError(
-        f"{workdir} holds an adapter of {what}, which is not there: put it, or a link to it, back, or set init_from in "
-        f"{record} to where it is"
+        f"{workdir} holds an adapter of {what}, which does not exist: put it or a link back, or set init_from in "
+        f"{record} to its new path"
     )
 
 

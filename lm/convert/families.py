@@ -51,7 +51,7 @@ def blueprint(hf: Mapping, names: Collection[str]) -> ModelConfig:
     if _is_classifier(hf, names):
         labels = len(hf.get("id2label") or ()) or hf.get("num_labels") or 1
         if labels != 1:
-            raise UserError(f"config.json is of a classifier of {labels} labels: only one of one label, a reward, can be read")
+            raise UserError(f"config.json describes a classifier with {labels} labels: only one label (a reward model) works")
         config = dataclasses.replace(config, score_head="reward", tie_embeddings=True)
     return config
 

@@ -15,7 +15,7 @@ def check_free(folder: Path, flag: str) -> None:
         if place.exists() and not place.is_dir():
             raise UserError(f"--{flag}={folder}: {place} is a file; name a new folder")
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"--{flag}={folder} exists and is not empty, and nothing is ever written over; name a new folder")
+        raise UserError(f"--{flag}={folder} exists and is not empty: name a new folder, since files are never overwritten")
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ def rows(config: ModelConfig, kind: LayerKind) -> list[Row]:
 def decoder(hf: Mapping, **more) -> ModelConfig:
     """Return a ModelConfig from the keys that these families share, updated by `more`. `hf` includes the family's defaults."""
     if hf.get("quantization_config"):
-        raise UserError("quantization_config in config.json: quantised weights cannot be read, take the model's plain ones")
+        raise UserError("quantization_config in config.json: quantised weights cannot be read; use the unquantised model")
     heads = hf["num_attention_heads"]
     keys = {
         "vocab_size": hf["vocab_size"],

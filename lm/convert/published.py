@@ -102,12 +102,12 @@ def open_published(folder: Path) -> Published:
         tied = config.tie_embeddings and config.score_head == "none"  # a classifier's head is not used
         if name.endswith("lm_head.weight") and tied and not same_bytes(tensors[name], tensors[embedding]):
             raise UserError(
-                f"{folder}: {name} is not {embedding}, though config.json ties them; set tie_word_embeddings to false there"
+                f"{folder}: {name} differs from {embedding}, but config.json ties them: set tie_word_embeddings to false there"
             )
     second = {row.theirs: by_path[row.ours][0].row.theirs for row in copies(family, config) if row.theirs in extra}
     for name, first in second.items():
         if not same_bytes(tensors[name], tensors[first]):
-            raise UserError(f"{folder}: {name} is not {first}, of which it should be a copy; this model has it once")
+            raise UserError(f"{folder}: {name} differs from {first}, but must be a copy: the model holds it only once")
     return Published(folder, hf["model_type"], config, by_path, tensors, bool(second))
 
 

@@ -29,7 +29,7 @@ def rope_of(hf: Mapping, *, theta: float = 10_000.0, partial: bool = False, **mo
     parameters = parameters_of(hf)
     for key, value in parameters.items():
         if isinstance(value, Mapping):
-            raise UserError(f"rope_parameters.{key} in config.json is a rotary embedding of its own, which this family lacks")
+            raise UserError(f"rope_parameters.{key} in config.json is a second rotary embedding: this family has only one")
     fraction = _first(parameters.get("partial_rotary_factor"), hf.get("partial_rotary_factor"), 1.0)
     if fraction != 1 and not partial:
         raise UserError(f"partial_rotary_factor={fraction} in config.json: this family rotates whole heads")
@@ -117,5 +117,5 @@ def _first(*values):
 def _numbers(parameters: Mapping, key: str) -> tuple[float, ...]:
     value = parameters.get(key)
     if not isinstance(value, (list, tuple)) or not all(isinstance(x, (int, float)) for x in value):
-        raise UserError(f"rope_parameters.{key} in config.json must be a list of numbers, one a frequency")
+        raise UserError(f"rope_parameters.{key} in config.json must be a list of numbers, one per frequency")
     return tuple(float(x) for x in value)

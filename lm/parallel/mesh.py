@@ -49,7 +49,7 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
         sizes[free[0]] = len(devices) // fixed
     if math.prod(sizes.values()) != len(devices):
         raise UserError(
-            f"{shown} asks for {fixed} devices and this job has {len(devices)}: the sizes must multiply to it (-1 fills one)"
+            f"{shown} needs {fixed} devices and this job has {len(devices)}: the product of the sizes must match (-1 fills one)"
         )
     try:
         return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)

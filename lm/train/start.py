@@ -38,8 +38,8 @@ def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
     for section, size in (("adapter", "rank"), ("quantization", "bits")):
         if model[section][size] and config.model[section][size] and not saved:
             raise UserError(
-                f"model.{section}.{size}={config.model[section][size]}: {config.init_from} has its own, of {size} "
-                f"{model[section][size]}; export it with --merge and start from that"
+                f"model.{section}.{size}={config.model[section][size]}: {config.init_from} already has one with {size} "
+                f"{model[section][size]}: export it with --merge and start from the export"
             )
         if model[section][size] and not config.model[section][size]:
             _put(config.model[section], model[section])
@@ -85,4 +85,4 @@ def _same(base: ModelConfig, wanted: ModelConfig, init_from: str) -> None:
     for field in dataclasses.fields(ModelConfig):
         ours, theirs = getattr(wanted, field.name), getattr(base, field.name)
         if ours != theirs:
-            raise UserError(f"model.{field.name}={ours!r} is {theirs!r} in {init_from}, which the run starts from")
+            raise UserError(f"model.{field.name}={ours!r} differs from init_from={init_from}, which has {theirs!r}")

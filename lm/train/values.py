@@ -67,5 +67,5 @@ def check_length(model: ModelConfig, sequence_length: int) -> None:
         cure = "it has no more positions to learn" if model.positions == "learned" else "the context that the model is made for"
         raise UserError(
             f"sequence_length={sequence_length} is more than model.max_positions={model.max_positions}, {cure}: "
-            "set one as large as the other"
+            "lower the first or raise the second"
         )

@@ -102,7 +102,7 @@ def point_to(workdir, base):
 
 def test_a_base_that_moved_is_found_by_the_config(moved, adapted):
     workdir, base = moved
-    with pytest.raises(UserError, match=r"is not there.*init_from in .*config\.json"):
+    with pytest.raises(UserError, match=r"does not exist.*init_from in .*config\.json"):
         open_source(workdir)
     point_to(workdir, base)
     expected = read(adapted[0])
@@ -117,7 +117,7 @@ def test_a_base_that_changed_is_refused(moved, text, tmp_path):
     link.symlink_to(base)
     assert open_source(workdir).config.adapter.rank == 2
     shutil.rmtree(base / "checkpoints" / str(runs.STEPS))
-    with pytest.raises(UserError, match=rf"step {runs.STEPS}, which is not there"):
+    with pytest.raises(UserError, match=rf"step {runs.STEPS}, which does not exist"):
         open_source(workdir)
     shutil.copytree(base / "checkpoints" / str(runs.STEPS - 20), base / "checkpoints" / str(runs.STEPS))
     settings = adapted_settings(link, text)

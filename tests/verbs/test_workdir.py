@@ -247,7 +247,7 @@ def test_readers_of_a_damaged_config_go_on_by_the_checkpoint(copy, tmp_path):
 def test_a_damaged_config_without_a_checkpoint_is_one_line(fresh, text):
     (fresh / "config.json").write_text('{"steps"')
     before = contents(fresh)
-    cure = (f"{fresh}/config.json cannot be read as JSON", "delete it to begin anew")
+    cure = (f"{fresh}/config.json cannot be read as JSON", "delete it to start again")
     refused(runs.line(fresh, data__input=text), *cure)
     for read in (lm.load, open_source):
         with pytest.raises(UserError, match=".*".join(cure)):

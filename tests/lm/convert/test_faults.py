@@ -39,7 +39,7 @@ def test_faults_of_the_tensors_are_listed(tmp_path):
 
 def test_a_second_copy_of_a_tied_head_must_be_the_embedding(tmp_path):
     tensors, hf = llama(), {**HF, "tie_word_embeddings": True}
-    with pytest.raises(UserError, match="lm_head.weight is not model.embed_tokens.weight, though config.json ties them"):
+    with pytest.raises(UserError, match="lm_head.weight differs from model.embed_tokens.weight, but config.json ties them"):
         open_published(written(tmp_path / "a", tensors, hf))
     tensors[HEAD] = tensors[EMBEDDING]
     workdir = imported(written(tmp_path / "b", tensors, hf), tmp_path / "w")

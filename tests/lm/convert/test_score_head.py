@@ -169,7 +169,7 @@ def test_a_head_that_lies_beside_a_classifier_has_no_meaning(tmp_path):
 @pytest.mark.parametrize(
     "labels, more, extra, message",
     [
-        (2, {"id2label": {"0": "a", "1": "b"}}, {}, "classifier of 2 labels: only one of one label"),
+        (2, {"id2label": {"0": "a", "1": "b"}}, {}, "classifier with 2 labels: only one label"),
         (3, {}, {}, r"1 of another shape \(score.weight \[3, 32\] instead of \[1, 32\]\)"),
         (1, {}, {"score.bias": np.zeros(1, np.float32)}, r"1 left over \(score.bias\)"),
         (1, {"architectures": ["LlamaForCausalLM"]}, {}, r"1 missing \(lm_head.weight\); 1 left over \(score.weight\)"),
