@@ -86,7 +86,7 @@ def _processor() -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove incomplete entries. An entry is complete if it has a last-use time, which JAX writes after the entry's file."""
+    """Remove incomplete and changed entries. JAX writes an entry's file, then its last-use time, so both must exist."""
     sums = {}
     with contextlib.suppress(OSError, ValueError):
         sums = json.loads((folder / SUMS).read_text())

@@ -18,14 +18,14 @@ from lm.train.values import SEEDS
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "A training run's workdir, or a Hugging Face checkpoint.")
-flags.DEFINE_multi_string("prompt", None, "Text to go on from; may be given several times.")
-flags.DEFINE_bool("chat", False, "Each prompt is a user's message, which the assistant answers by the chat template.")
-flags.DEFINE_string("system", "", "With --chat: the system message before it.")
-flags.DEFINE_integer("max_new_tokens", 64, "Most tokens to draw.", lower_bound=1)
-flags.DEFINE_float("temperature", 0.8, "0 takes the likeliest token.", lower_bound=0.0)
+flags.DEFINE_multi_string("prompt", None, "Text to complete; may be given several times.")
+flags.DEFINE_bool("chat", False, "Treat each prompt as a user message and answer it with the chat template.")
+flags.DEFINE_string("system", "", "With --chat: the system message.")
+flags.DEFINE_integer("max_new_tokens", 64, "Maximum number of new tokens.", lower_bound=1)
+flags.DEFINE_float("temperature", 0.8, "Sampling temperature; 0: greedy.", lower_bound=0.0)
 flags.DEFINE_float("top_p", 0.95, "Nucleus sampling: the smallest set of tokens with this probability.")
 flags.DEFINE_integer("top_k", 0, "Only the k likeliest tokens; 0: all.", lower_bound=0)
-flags.DEFINE_integer("seed", 0, "Of the draws.", lower_bound=0, upper_bound=SEEDS)
+flags.DEFINE_integer("seed", 0, "Seed of the sampling.", lower_bound=0, upper_bound=SEEDS)
 
 
 def main() -> None:

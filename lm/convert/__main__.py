@@ -35,19 +35,19 @@ FLAGS = flags.FLAGS
 
 flags.DEFINE_string("workdir", None, "A workdir: a new one for import, that of a run for export.")
 flags.DEFINE_string("from", None, "import: a Hugging Face checkpoint, config.json and safetensors, or a PEFT adapter.")
-flags.DEFINE_string("mesh", "fsdp=-1", "import: axes of devices that it is spread over, as fsdp=4,tensor=2; -1: what is left.")
+flags.DEFINE_string("mesh", "fsdp=-1", "import: mesh axes to shard over, such as fsdp=4,tensor=2; -1: the remaining devices.")
 flags.DEFINE_string("to", None, "export: a new folder for the Hugging Face checkpoint or the PEFT adapter.")
-flags.DEFINE_bool("adapter", False, "export: the adapter alone, as PEFT saves it.")
+flags.DEFINE_bool("adapter", False, "export: only the adapter, in PEFT's format.")
 flags.DEFINE_string(
     "base",
     None,
-    "import of an adapter: its model, a Hugging Face folder or a workdir; none: the one that its config names. "
-    "export --adapter: the model that its config shall name; none: what the run started from.",
+    "import of an adapter: its model, a Hugging Face folder or a workdir; none: the one named in its config. "
+    "export --adapter: the model to name in its config; none: the model that the run started from.",
 )
-flags.DEFINE_enum("dtype", "as-is", ["as-is", "float32", "bfloat16"], "export: of the tensors; as-is: as they are stored.")
-flags.DEFINE_float("max_shard_gb", 5.0, "export: most 10⁹ bytes in a file.", lower_bound=1e-6)
-flags.DEFINE_string("family", None, "export: the model_type to leave as; none: as it came, or its base, or what can hold it.")
-flags.DEFINE_bool("merge", False, "export: add an adapter to its weights, and turn quantised weights into floats.")
+flags.DEFINE_enum("dtype", "as-is", ["as-is", "float32", "bfloat16"], "export: the tensors' dtype; as-is: the stored dtype.")
+flags.DEFINE_float("max_shard_gb", 5.0, "export: maximum size of a file in 10⁹ bytes.", lower_bound=1e-6)
+flags.DEFINE_string("family", None, "export: the model_type; none: that of the import or the base, or the first that fits.")
+flags.DEFINE_bool("merge", False, "export: merge an adapter into its weights, and dequantize quantised weights.")
 COMMANDS = {"import": ("from", "base", "mesh"), "export": ("to", "dtype", "max_shard_gb", "family", "merge", "adapter", "base")}
 
 
