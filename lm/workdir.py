@@ -1,6 +1,6 @@
 """The folder of a run: its lock, held by the job that writes there, and its recorded config.
 
-    config.json   the resolved config; a run resumes only with a config that has the same keys of IDENTITY
+    config.json   the resolved config; a run resumes only with the same values of the IDENTITY keys
     .lock         locked while the process that writes the workdir lives; names that process
 
 Nothing here loads JAX, so errors show at once.

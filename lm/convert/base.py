@@ -74,7 +74,7 @@ def _fingerprint(folder: Path, files: tuple) -> str | None:
 
 
 def _places(base: dict, workdir: Path) -> Iterator[Path]:
-    """Yield candidate paths: the recorded path, the recorded relative path, and init_from in the run's config, followed."""
+    """Yield candidate paths: the recorded ones, then init_from in the config of the run, of that workdir, and so on."""
     yield Path(base["path"])
     yield Path(os.path.normpath(workdir.absolute() / base["relative"]))
     seen: set[Path] = set()
