@@ -37,7 +37,7 @@ from lm.workdir import kept_json, save_record
 
 LIBRARIES = ("flax", "jax", "jaxlib", "numpy", "tokenizers", "sentencepiece")
 # Config keys that do not change any result.
-FREE = (
+RESUMABLE_KEYS = (
     "checkpoint",
     "tasks",
     "compare",
