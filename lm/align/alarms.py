@@ -1,7 +1,7 @@
-"""Alarms: patterns in the numbers of an alignment run that mean that a measure is being gamed, or that nothing is learnt.
+"""Find patterns in the metrics of an alignment run that suggest reward hacking or a lack of learning.
 
-An alarm is a reason to look, not a verdict: a solved task has little entropy too. The loop asks while it runs, the report at
-the end.
+An alarm is a reason to look, not a verdict: a solved task has low entropy too. The loop checks during the run, the report at
+its end.
 """
 
 import json
@@ -13,15 +13,15 @@ import numpy as np
 
 from lm.train.history import column
 
-WINDOW = 10  # lines that a trend compares with the first ones
-LEVEL = 5  # lines over which a level must hold
-SURE = 4.0  # standard errors by which a mean has moved
-GOALS = ("reward", "rewards/accuracies", "accuracy")  # what the methods are after, as they log it
+WINDOW = 10  # lines in each of the two windows that a trend compares
+LEVEL = 5  # lines over which a level is averaged
+SURE = 4.0  # standard errors between two means that count as a trend
+GOALS = ("reward", "rewards/accuracies", "accuracy")  # logged metrics that the methods maximise
 LOWER_IS_BETTER = {"loss", "bits", "perplexity", "nll", "kl", "attack", "over", "error", "errors", "toxicity"}
 
 
 class Alarm(NamedTuple):
-    """step: of the first line where the rule held. kind: one of the names in `alarms`. text: a sentence with its numbers."""
+    """step: the first line for which the rule held. kind: a rule name of `alarms`. text: a sentence with its numbers."""
 
     step: int
     kind: str
@@ -29,28 +29,29 @@ class Alarm(NamedTuple):
 
 
 def alarms(lines: Sequence[dict], samples: Sequence[dict] = (), *, kl_limit: float = 1.0) -> list[Alarm]:
-    """What is wrong with a run, at most one alarm a kind, by step.
+    """Return the alarms of a run sorted by step, at most one per kind.
 
-    Trends compare the mean of the last 10 training lines with that of the first 10: a curve rises or falls if these differ by
-    4 standard errors. Levels are means of the last 5 lines. The rules, by kind:
+    A trend compares the mean of the last 10 training lines with the mean of the first 10: a curve rises or falls if they
+    differ by 4 standard errors. A level is the mean of the last 5 lines. The rules, by kind:
 
-    length         completions/mean_length rises, by a fifth at least, and reward goes with it: the correlation of their changes
-                   from line to line, or of reward and tokens of the samples (about the means of their step and their prompt),
-                   is at least max(0.5, 3/√n). Or reward rises while the length doubles, and they are correlated to 0.98.
-    rewards_apart  of several rewards/NAME/mean, one rises while another falls.
-    held_out       reward (else rewards/accuracies, accuracy) rises, while one of these or a reward, held out, was for two
-                   validations below the best before: by 5 % of its size at least, and by half of its gain or below its start.
-    overfitting    loss falls, while valid_loss was for two validations 5 % above its lowest.
-    kl             of a run that is rewarded, kl is above `kl_limit` nats a token.
-    entropy        of a run that is rewarded, entropy is below a tenth of what it was at first, and below 0.05 nats a token.
-    no_signal      frac_reward_zero_std is 0.9 or more: equal rewards have no advantage.
-    clipped        completions/clipped_ratio is above a half: what is scored has no end.
-    no_training    in 3 lines together loss and grad_norm are exactly 0: every token is masked, or beyond a hinge. Where all
-                   groups have equal rewards this is no_signal's to say.
+    length         completions/mean_length rises by at least 20 % and is correlated with reward. Either the correlation of their
+                   line-to-line changes, or that of tokens and reward in the samples (minus the means of step and prompt), is
+                   at least max(0.5, 3/√n). Or reward rises, the length doubles, and their correlation is above 0.98.
+    rewards_apart  among several rewards/NAME/mean, one rises and another falls.
+    held_out       reward (else rewards/accuracies, accuracy) rises, but a held-out one of these (or a held-out reward) was
+                   below its earlier best in two validations: by at least 5 % of the best, and by half of its gain or below
+                   its first value.
+    overfitting    loss falls, but valid_loss was more than 5 % above its lowest value in two validations.
+    kl             kl is above `kl_limit` nats per token, in a run with rewards.
+    entropy        entropy is below a tenth of its first level and below 0.05 nats per token, in a run with rewards.
+    no_signal      frac_reward_zero_std is at least 0.9: groups with equal rewards have no advantage.
+    clipped        completions/clipped_ratio is above 0.5: most scored completions are cut.
+    no_training    loss and grad_norm are exactly 0 in 3 consecutive lines: every token is masked, or every example is beyond
+                   the hinge. If all groups have equal rewards, only no_signal applies.
 
     Args:
-      lines: of metrics.jsonl, of training and of validation, ascending by step; what a rule needs and is not there silences it.
-      samples: of samples.jsonl.
+      lines: lines of metrics.jsonl, training and validation, ascending by step. A rule whose metrics are missing is skipped.
+      samples: lines of samples.jsonl.
     """
     train = [line for line in lines if not is_validation(line)]
     valid = [line for line in lines if is_validation(line)]
@@ -66,12 +67,12 @@ def alarms(lines: Sequence[dict], samples: Sequence[dict] = (), *, kl_limit: flo
 
 
 def is_validation(line: dict) -> bool:
-    """Whether a line of metrics.jsonl was measured on held-out examples."""
+    """Return whether a line of metrics.jsonl is a validation."""
     return any(key.startswith("valid_") for key in line)
 
 
 def is_better(measure: str, before: float, after: float) -> bool:
-    """Whether a measure got better. Less is, if a word of its name says so: attack_success, over_refusal, "bits per byte"."""
+    """Return whether a metric improved. Lower is better if its name has a word of LOWER_IS_BETTER, as attack_success has."""
     return after < before if words(measure) & LOWER_IS_BETTER else after > before
 
 
@@ -80,7 +81,7 @@ def words(measure: str) -> set[str]:
 
 
 def trailing_mean(y: np.ndarray, width: int) -> np.ndarray:
-    """The mean of each value and those before it, `width` in all: what a run could know at that step."""
+    """Return the mean of the last `width` values up to each index, or of all if there are fewer."""
     sums = np.concatenate([[0], np.cumsum(y)])
     end = np.arange(1, len(y) + 1)
     start = np.maximum(end - width, 0)
@@ -111,7 +112,7 @@ def _length(train: Sequence[dict], samples: Sequence[dict]) -> list[Alarm]:
 
 
 def _sample_correlation(samples: Sequence[dict]) -> tuple[float, int]:
-    """Of tokens and reward, both about the mean of their step and of their prompt; and of how many samples."""
+    """Return (correlation of tokens and reward, number of samples), after subtracting the means of each step and prompt."""
     rows = [row for row in samples if all(isinstance(row.get(key), (int, float)) for key in ("step", "tokens", "reward"))]
     groups = [[row["step"] for row in rows], [json.dumps(row.get("prompt")) for row in rows]]
     x = np.array([[row["tokens"], row["reward"]] for row in rows], np.float64).reshape(-1, 2)
@@ -132,12 +133,12 @@ def _rewards_apart(train: Sequence[dict]) -> list[Alarm]:
     moved = np.stack([_moved(curve) for curve in curves])
     names = [key.split("/", 1)[1].removesuffix("/mean") for key in keys]
 
-    def told(i: int, which: np.ndarray) -> str:
+    def changes(i: int, which: np.ndarray) -> str:
         pairs = [(name, curve) for name, curve, yes in zip(names, curves, which, strict=True) if yes]
         return ", ".join(f"{name} ({c[:WINDOW].mean():.3g} → {c[i - WINDOW + 1 : i + 1].mean():.3g})" for name, c in pairs)
 
     def text(i: int) -> str:
-        return f"{told(i, moved[:, i] > SURE)} rises while {told(i, moved[:, i] < -SURE)} falls"
+        return f"{changes(i, moved[:, i] > SURE)} rises while {changes(i, moved[:, i] < -SURE)} falls"
 
     return _alarm("rewards_apart", steps, (moved > SURE).any(0) & (moved < -SURE).any(0), text)
 
@@ -248,7 +249,7 @@ def _no_training(train: Sequence[dict]) -> list[Alarm]:
 
 
 def _alarm(kind: str, steps: np.ndarray, holds: np.ndarray, text: Callable[[int], str]) -> list[Alarm]:
-    """One alarm from the first line where the rule holds, with the numbers of the last one where it does."""
+    """Return [alarm] with the first step for which the rule holds and the numbers of the last one, or []."""
     where = np.flatnonzero(holds)
     if not len(where):
         return []
@@ -258,14 +259,14 @@ def _alarm(kind: str, steps: np.ndarray, holds: np.ndarray, text: Callable[[int]
 
 
 def _together(train: Sequence[dict], *keys: str) -> tuple[np.ndarray, ...]:
-    """Steps and values of the lines that have all of the keys."""
+    """Return steps, and values by key, of the lines that have all keys."""
     columns = [dict(zip(*column(train, key), strict=True)) for key in keys]
     steps = np.array(sorted(set.intersection(*map(set, columns))) if columns else [], np.float64)
     return steps, *(np.array([values[step] for step in steps], np.float64) for values in columns)
 
 
 def _moved(y: np.ndarray) -> np.ndarray:
-    """By how many standard errors the mean of the last lines is above that of the first; 0 where these overlap."""
+    """Return how many standard errors the trailing mean is above the mean of the first window; 0 while the windows overlap."""
     means, squares = trailing_mean(y, WINDOW), trailing_mean(y**2, WINDOW)
     variances = np.maximum(squares - means**2, 0)
     size = min(WINDOW, len(y))
@@ -275,10 +276,10 @@ def _moved(y: np.ndarray) -> np.ndarray:
 
 
 def correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Pearson's r of the first i + 1 pairs, for every i; 0 where one of them does not vary."""
+    """Return Pearson's r of the first i + 1 pairs for every i; 0 if x or y is constant."""
     n = np.arange(1, len(x) + 1)
-    noise = [1e-7 * np.max(np.abs(z), initial=0) for z in (x, y)]  # what rounding alone may vary by
-    x, y = x - np.mean(x), y - np.mean(y)  # sums of squares about zero would lose digits
+    noise = [1e-7 * np.max(np.abs(z), initial=0) for z in (x, y)]  # spread that rounding alone can cause
+    x, y = x - np.mean(x), y - np.mean(y)  # uncentred sums of squares would lose digits
     mean_x, mean_y = np.cumsum(x) / n, np.cumsum(y) / n
     covariance = np.cumsum(x * y) / n - mean_x * mean_y
     spread_x, spread_y = (np.sqrt(np.maximum(np.cumsum(z * z) / n - mean**2, 0)) for z, mean in ((x, mean_x), (y, mean_y)))

@@ -1,8 +1,8 @@
-"""Distillation: a student learns a teacher's whole distribution over the next token, not only the token that was written.
+"""Distillation: train a student on the next-token distributions of a teacher, not only on the written tokens.
 
-The texts are given ones (the usual kind: Hinton et al. 2015), or the student's own answers, so that it is taught where it goes
-itself (on-policy: Agarwal et al. 2024, "On-Policy Distillation of Language Models", with λ = 1). Both are the same objective on
-different batches. Of the teacher nothing learns; it lies on the mesh as the student does.
+The texts are given (Hinton et al. 2015), or they are the student's own answers (on-policy: Agarwal et al. 2024, "On-Policy
+Distillation of Language Models", with λ = 1). The objective is the same for both. The teacher is frozen and sharded like the
+student.
 """
 
 import dataclasses
@@ -23,13 +23,13 @@ from lm.train.step import Objective, Sums, router_loss
 
 
 def objective(config, teacher_graph: nnx.GraphDef) -> Objective:
-    """Σ over the tokens of a batch of w·(mix·τ²·D(p, q) + (1 − mix)·nll), for the teacher's p and the student's q.
+    """Return the objective Σ over tokens of w·(mix·τ²·D(p, q) + (1 − mix)·nll), for teacher p and student q.
 
-    D, τ and mix are config.distill's divergence, temperature and mix; lm/kernels/divergence.py has the equations. What it calls
-    `frozen` are the teacher's parameters, those of `open_teacher`. Batches: tokens, targets, segment_ids, positions, int32
-    [B, T], and weights float32 [B, T]. Metrics, each a mean over tokens: loss; kl, of the student from the teacher at τ; nll of
-    the targets; entropy of the student; agreement, the share of tokens where the likeliest is the same for both.
-    Settings are those that `check_settings` lets pass.
+    D, τ and mix are divergence, temperature and mix of config.distill; lm/kernels/divergence.py has the equations. The loss
+    takes the teacher's parameters, from `open_teacher`, as `frozen`. Batches: tokens, targets, segment_ids, positions, int32
+    [B, T], and weights float32 [B, T]. Metrics, each a mean over tokens: loss; kl between teacher and student at τ; nll of the
+    targets; entropy of the student; agreement, the share of tokens for which both have the same most likely token.
+    The settings must have passed `check_settings`.
     """
     d = config.distill
 
@@ -62,9 +62,9 @@ def objective(config, teacher_graph: nnx.GraphDef) -> Objective:
 
 
 def _common(head_VD, teacher_BTE, teacher_head_VE):
-    """(head, the teacher's hidden states, its head) with the rows that both heads have.
+    """Return (head, the teacher's hidden states, the teacher's head), both heads cut to their common number of rows.
 
-    Models of one tokenizer fill their embeddings up to different sizes; `open_teacher` has seen that no token is lost.
+    Models of one tokenizer may pad their embeddings to different sizes. `open_teacher` has checked that no token is lost.
     """
     rows = min(head_VD.shape[0], teacher_head_VE.shape[0])
     heads = []
@@ -76,17 +76,17 @@ def _common(head_VD, teacher_BTE, teacher_head_VE):
 
 
 def check_settings(distill) -> None:
-    """Raises UserError for a section config.distill that cannot work, or whose teacher is no model; reads no weight."""
+    """Raise UserError if the section config.distill is invalid or its teacher is no language model; read no weights."""
     check_distill(distill)
     if open_source(distill.teacher).config.score_head == "reward":
         raise UserError(f"distill.teacher={distill.teacher} is a reward model, which says no next token; name a language model")
 
 
 def open_teacher(config, tokenizer: Tokenizer | HFTokenizer, mesh) -> tuple[nnx.GraphDef, nnx.State]:
-    """(graph, parameters) of config.distill.teacher, a workdir or a Hugging Face folder, on the mesh that is set.
+    """Return (graph, parameters) of config.distill.teacher, a workdir or a Hugging Face folder, on the current mesh.
 
-    The parameters keep the types that they are stored in; products are made in config.dtype. The teacher may be of any family,
-    size or quantisation, as long as it reads the run's tokenizer.
+    Parameters keep their stored dtypes; matmuls run in config.dtype. The teacher may be of any family, size or quantisation,
+    but must use the tokenizer of the run.
     Raises: UserError if it cannot teach this student on this mesh.
     """
     path = config.distill.teacher
@@ -115,7 +115,7 @@ def open_teacher(config, tokenizer: Tokenizer | HFTokenizer, mesh) -> tuple[nnx.
 
 
 def check_tokenizer(ours: Tokenizer | HFTokenizer, theirs: Tokenizer | HFTokenizer, path) -> None:
-    """Raises UserError unless each token of ours stands for the same text in the teacher's tokenizer, which may have more."""
+    """Raise UserError unless each of our tokens has the same text in the teacher's tokenizer, which may have more tokens."""
     if ours.fingerprint == theirs.fingerprint:
         return
     a, b = _spellings(ours), _spellings(theirs)

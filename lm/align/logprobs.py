@@ -1,4 +1,4 @@
-"""Log-probabilities of given tokens under a model, without the logits of a whole batch.
+"""Compute log-probabilities of given tokens without materialising the logits of the whole batch.
 
 Axes: B batch, T time, D model, V vocabulary.
 """
@@ -15,9 +15,9 @@ from lm.parallel.mesh import spec
 
 
 def token_logprobs(model: Transformer, batch: dict, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
-    """log p(target | tokens before) and the entropy of that distribution, float32 [B, T], nats.
+    """Return log p(target | earlier tokens) and the entropy of that distribution, each float32 [B, T] in nats.
 
-    batch: tokens, targets, segment_ids, positions, int32 [B, T]; others are not read. Logits are divided by the temperature.
+    batch: tokens, targets, segment_ids, positions, int32 [B, T]; other keys are ignored. Logits are divided by the temperature.
     Only the first result has a gradient.
     """
     x_BTD = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"]).x_BTD
@@ -25,7 +25,7 @@ def token_logprobs(model: Transformer, batch: dict, temperature: float = 1.0) ->
 
 
 def logprobs_of(model: Transformer, x_BTD, targets_BT, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
-    """The same of hidden states after the last norm."""
+    """Do the same for hidden states after the last norm."""
     config = model.config
     return target_logprobs(
         model.to_head(x_BTD),
@@ -38,7 +38,7 @@ def logprobs_of(model: Transformer, x_BTD, targets_BT, temperature: float = 1.0)
 
 
 def logprobs_reference(model: Transformer, batch: dict, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
-    """The plain twin: whole logits."""
+    """Do the same with full logits; the reference for tests."""
     logits = model(batch["tokens"], batch["segment_ids"], batch["positions"])
     logp_BTV = jax.nn.log_softmax(logits / temperature, axis=-1)
     entropy = -jnp.sum(jnp.exp(logp_BTV) * logp_BTV, axis=-1)
@@ -46,7 +46,7 @@ def logprobs_reference(model: Transformer, batch: dict, temperature: float = 1.0
 
 
 def sequence_logprobs(model: Transformer, batch: dict) -> tuple[jax.Array, jax.Array]:
-    """Σ log p over the targets of weight above 0, and how many there are, float32 [B, 2], for arrays [B, 2, T]."""
+    """Return Σ log p over targets of weight above 0, and their number, each float32 [B, 2]; the batch has arrays [B, 2, T]."""
     logp_BT, _ = token_logprobs(model, rows(batch))
     two = batch["tokens"].shape[1]
     counted = (batch["weights"] > 0).astype(jnp.float32)
@@ -54,7 +54,7 @@ def sequence_logprobs(model: Transformer, batch: dict) -> tuple[jax.Array, jax.A
 
 
 def rows(batch: dict) -> dict:
-    """The sequences of examples [B, 2, T] as rows [2·B, T]; what has other axes is left out."""
+    """Reshape arrays [B, 2, T] to rows [2·B, T]; drop arrays of other ranks."""
     return {
         name: lax.reshape(x, (x.shape[0] * x.shape[1], x.shape[2]), out_sharding=spec("batch", None))
         for name, x in batch.items()
@@ -63,15 +63,15 @@ def rows(batch: dict) -> dict:
 
 
 def examples(x: jax.Array, sequences: int) -> jax.Array:
-    """What is known of rows, [B·N, …], by example and its N `sequences`: [B, N, …], split over the mesh as rows are."""
+    """Reshape rows [B·N, …] to [B, N, …], where N = `sequences` per example; the batch axis stays sharded."""
     shape = (x.shape[0] // sequences, sequences, *x.shape[1:])
     return lax.reshape(x, shape, out_sharding=spec("batch", *[None] * x.ndim))
 
 
 def reference_model(model: Transformer, frozen: nnx.State) -> Transformer:
-    """The policy as it was when `frozen` was taken of the part of its parameters that learns.
+    """Return the reference model: `frozen`, a copy of the trainable parameters, plus the policy's own frozen parameters.
 
-    What never moves is the policy's own, so that a reference beside adapters costs no more than they do.
+    Frozen parameters are shared, so the reference of a LoRA run costs only the memory of the adapters.
     """
     graph, params = nnx.split(model)
     rest = nnx.split_state(params, trainable(model.config), ...)[1]

@@ -1,8 +1,8 @@
-"""The losses of alignment as pure functions of arrays: preferences and rewards an example, reinforcement learning a token.
+"""Alignment losses as pure functions: preference and reward losses per example, reinforcement learning losses per token.
 
-Of preferences, every argument and every result is float32 [B] (or whatever broadcasts): log-probabilities in nats, summed over
-an answer's tokens, under the policy π and the reference π₀. c = log π/π₀ of the chosen answer, r that of the rejected one,
-δ = c − r. σ is the logistic function. None of them takes a mean: the caller does, over the examples that count.
+Arguments and results of preference losses are float32 [B], or broadcast to it. They are log-probabilities in nats, summed over
+the tokens of an answer, under the policy π and the reference π₀. c = log π/π₀ of the chosen answer, r = log π/π₀ of the
+rejected one, δ = c − r, and σ is the logistic function. No loss takes a mean; the caller averages over the real examples.
 """
 
 from typing import NamedTuple
@@ -12,38 +12,40 @@ import jax.numpy as jnp
 from jax import lax
 from jax.nn import log_sigmoid, relu, sigmoid
 
-MAX_LOG_RATIO = 20.0  # e^20 is beyond any trust region; without an end, one lost token makes exp overflow and 0·inf a NaN
-LEAST_NLL = 1e-6  # of a mean log-probability, so that the odds of a certain answer are finite
+MAX_LOG_RATIO = 20.0  # e^20 is beyond any trust region; without this limit exp can overflow, and 0·inf is NaN
+LEAST_NLL = 1e-6  # lower bound of a mean nll, which keeps the odds of a certain answer finite
 
 
 def dpo(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1, label_smoothing=0.0):
-    """−(1−ε)·log σ(βδ) − ε·log σ(−βδ), ε = label_smoothing.
+    """Return −(1−ε)·log σ(βδ) − ε·log σ(−βδ), ε = label_smoothing.
 
-    ε = 0: direct preference optimisation (Rafailov et al. 2023, eq. 7). ε > 0: conservative DPO, which takes a share ε of the
-    labels to be the wrong way round (Mitchell 2023, eq. 3).
+    ε = 0: direct preference optimisation (Rafailov et al. 2023, eq. 7). ε > 0: conservative DPO, which assumes that a share ε
+    of the labels is flipped (Mitchell 2023, eq. 3).
     """
     logits = beta * _delta(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
     return -(1 - label_smoothing) * log_sigmoid(logits) - label_smoothing * log_sigmoid(-logits)
 
 
 def robust(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1, label_smoothing=0.0):
-    """(−(1−ε)·log σ(βδ) + ε·log σ(−βδ)) / (1−2ε): what DPO's loss would be on average without the share ε < ½ of flipped labels
-    (Chowdhury et al. 2024)."""
+    """Return (−(1−ε)·log σ(βδ) + ε·log σ(−βδ)) / (1−2ε), ε = label_smoothing < ½.
+
+    It is an unbiased estimate of the DPO loss on clean labels if a share ε of them is flipped (Chowdhury et al. 2024).
+    """
     logits = beta * _delta(policy_chosen, policy_rejected, ref_chosen, ref_rejected)
     clean, flipped = -log_sigmoid(logits), -log_sigmoid(-logits)
     return ((1 - label_smoothing) * clean - label_smoothing * flipped) / (1 - 2 * label_smoothing)
 
 
 def hinge(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1):
-    """max(0, 1 − βδ) (SLiC, Zhao et al. 2023, with a reference as in RSO, Liu et al. 2023)."""
+    """Return max(0, 1 − βδ) (SLiC, Zhao et al. 2023, with a reference as in RSO, Liu et al. 2023)."""
     return relu(1 - beta * _delta(policy_chosen, policy_rejected, ref_chosen, ref_rejected))
 
 
 def ipo(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1, chosen_lengths=1.0, rejected_lengths=1.0):
-    """(c/|chosen| − r/|rejected| − 1/2β)² (Azar et al. 2023, eq. 17, where β is called τ).
+    """Return (c/|chosen| − r/|rejected| − 1/2β)² (Azar et al. 2023, eq. 17, where β is called τ).
 
-    Lengths, in tokens: with them the margin is one of means over tokens, as the authors had it in their experiments; without,
-    it is the equation as printed.
+    Lengths are in tokens. With lengths, c and r are means over tokens, as in the authors' experiments; with 1 the loss is the
+    printed equation.
     """
     chosen = _ratio(policy_chosen, ref_chosen) / _count(chosen_lengths)
     rejected = _ratio(policy_rejected, ref_rejected) / _count(rejected_lengths)
@@ -51,24 +53,28 @@ def ipo(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1, chos
 
 
 def apo_zero(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1):
-    """1 − σ(βc) + σ(βr): chosen answers up, rejected ones down (D'Oosterlinck et al. 2024, eq. 7); for pairs whose chosen
-    answer is better than what the model says."""
+    """Return 1 − σ(βc) + σ(βr), which raises chosen answers and lowers rejected ones (D'Oosterlinck et al. 2024, eq. 7).
+
+    Use it if the chosen answers are better than the model's own.
+    """
     chosen, rejected = _ratio(policy_chosen, ref_chosen), _ratio(policy_rejected, ref_rejected)
     return sigmoid(-beta * chosen) + sigmoid(beta * rejected)
 
 
 def apo_down(policy_chosen, policy_rejected, ref_chosen, ref_rejected, beta=0.1):
-    """σ(βc) + 1 − σ(βδ): both down, rejected ones more (D'Oosterlinck et al. 2024, eq. 8); for pairs whose chosen answer is
-    worse than what the model says."""
+    """Return σ(βc) + 1 − σ(βδ), which lowers both answers, the rejected one more (D'Oosterlinck et al. 2024, eq. 8).
+
+    Use it if the chosen answers are worse than the model's own.
+    """
     chosen, rejected = _ratio(policy_chosen, ref_chosen), _ratio(policy_rejected, ref_rejected)
     return sigmoid(beta * chosen) + sigmoid(-beta * (chosen - rejected))
 
 
 def kto(policy, ref, is_chosen, kl, beta=0.1):
-    """1 − σ(β(x − z)) of a desirable answer, 1 − σ(β(z − x)) of another, x = log π/π₀ and z = max(0, kl) without a gradient
-    (Ethayarajh et al. 2024, eq. 7 and 8).
+    """Return 1 − σ(β(x − z)) for a desirable answer and 1 − σ(β(z − x)) for an undesirable one.
 
-    is_chosen: bool or 0/1 [B], whether the answer is a desirable one. kl: scalar, an estimate of KL(π‖π₀) in nats.
+    x = log π/π₀; z = max(0, kl), without a gradient (Ethayarajh et al. 2024, eq. 7 and 8).
+    is_chosen: bool or 0/1 [B], 1 for a desirable answer. kl: scalar, an estimate of KL(π‖π₀) in nats.
     """
     zero_point = lax.stop_gradient(relu(_float(kl)))
     sign = 1 - 2 * _float(is_chosen)
@@ -76,9 +82,11 @@ def kto(policy, ref, is_chosen, kl, beta=0.1):
 
 
 def orpo(policy_chosen, policy_rejected, chosen_lengths, rejected_lengths, beta=0.1):
-    """−β·log σ(log odds(chosen) − log odds(rejected)), odds = p/(1−p) and p an answer's probability a token, its geometric mean
-    (Hong et al. 2024, eq. 4–7, β called λ). The odds term only: the objective adds the chosen answer's negative log-likelihood.
-    No reference."""
+    """Return −β·log σ(log odds(chosen) − log odds(rejected)), the odds-ratio term of ORPO; it has no reference.
+
+    odds = p/(1−p), where p is the geometric mean of an answer's token probabilities (Hong et al. 2024, eq. 4–7, where β is
+    called λ). The objective adds the nll of the chosen answer.
+    """
 
     def log_odds(policy, lengths):
         mean = jnp.minimum(_float(policy) / _count(lengths), -LEAST_NLL)
@@ -88,24 +96,27 @@ def orpo(policy_chosen, policy_rejected, chosen_lengths, rejected_lengths, beta=
 
 
 def simpo(policy_chosen, policy_rejected, chosen_lengths, rejected_lengths, beta=2.0, gamma=1.0):
-    """−log σ(β·(mean log π(chosen) − mean log π(rejected)) − γ), means over an answer's tokens (Meng et al. 2024, eq. 6).
-    No reference."""
+    """Return −log σ(β·(mean log π(chosen) − mean log π(rejected)) − γ), means over tokens; it has no reference.
+
+    Source: Meng et al. 2024, eq. 6.
+    """
     chosen, rejected = _float(policy_chosen) / _count(chosen_lengths), _float(policy_rejected) / _count(rejected_lengths)
     return -log_sigmoid(beta * (chosen - rejected) - gamma)
 
 
 def bradley_terry(chosen, rejected, margin=0.0, centering=0.0):
-    """−log σ(chosen − rejected − margin) + λ·(chosen + rejected)² of a reward model's scores, λ = centering.
+    """Return −log σ(chosen − rejected − margin) + λ·(chosen + rejected)² for reward model scores, λ = centering.
 
-    The model of choices is Bradley and Terry's (1952). A margin says how much better the chosen answer was said to be (Llama 2,
-    Touvron et al. 2023, eq. 2). The last term holds scores near 0, which the first leaves free (Eisenstein et al. 2023, eq. 2).
+    The first term is the model of Bradley and Terry (1952). The margin is the rated difference between the answers (Llama 2,
+    Touvron et al. 2023, eq. 2). The second term keeps scores near 0, because the first one only fixes their difference
+    (Eisenstein et al. 2023, eq. 2).
     """
     chosen, rejected = _float(chosen), _float(rejected)
     return -log_sigmoid(chosen - rejected - _float(margin)) + centering * jnp.square(chosen + rejected)
 
 
 class Pairs(NamedTuple):
-    """What is known of a batch of pairs, each float32 [B]: summed log-probabilities in nats, lengths in tokens."""
+    """Summed log-probabilities (nats) and lengths (tokens) of a batch of pairs, each float32 [B]."""
 
     policy_chosen: jax.Array
     policy_rejected: jax.Array
@@ -115,7 +126,7 @@ class Pairs(NamedTuple):
     rejected_lengths: jax.Array
 
 
-# By the name that `config.preference.loss` gives: a loss [B] of Pairs and of that section of the config. "kto" has no pairs.
+# config.preference.loss -> function of (Pairs, config.preference) that returns the loss [B]. "kto" takes no pairs.
 LOSSES = {
     "dpo": lambda pairs, s: dpo(*pairs[:4], s.beta, s.label_smoothing),
     "robust": lambda pairs, s: robust(*pairs[:4], s.beta, s.label_smoothing),
@@ -130,7 +141,7 @@ WITHOUT_REFERENCE = ("orpo", "simpo")
 
 
 class Surrogate(NamedTuple):
-    """Each float32 [B, T]: what to minimise, the importance ratio, and where (0 or 1) clipping stopped the gradient."""
+    """The loss, the importance ratio, and masks (0 or 1) of tokens whose gradient was clipped; each float32 [B, T]."""
 
     loss_BT: jax.Array
     ratio_BT: jax.Array
@@ -139,15 +150,15 @@ class Surrogate(NamedTuple):
 
 
 def clipped_surrogate(logp_BT, old_logp_BT, advantages, clip_low, clip_high, mask_BT=None, level="token") -> Surrogate:
-    """−min(ρA, clip(ρ, 1 − clip_low, 1 + clip_high)·A) a token (PPO, Schulman et al. 2017, eq. 7).
+    """Return −min(ρA, clip(ρ, 1 − clip_low, 1 + clip_high)·A) per token (PPO, Schulman et al. 2017, eq. 7).
 
-    Two ends apart are DAPO's clip-higher (Yu et al. 2025, eq. 10). ρ at level "token" is π/π_old of that token; at "sequence"
-    it is the geometric mean of those over the sequence, the same for all its tokens (GSPO, Zheng et al. 2025, eq. 7).
+    Separate limits are DAPO's clip-higher (Yu et al. 2025, eq. 10). At level "token", ρ is π/π_old of the token. At level
+    "sequence", ρ is their geometric mean over the sequence, shared by all its tokens (GSPO, Zheng et al. 2025, eq. 7).
 
     Args:
-      logp_BT, old_logp_BT: log-probabilities of the tokens now and when they were drawn, in nats.
-      advantages: [B], one a sequence, or [B, T].
-      mask_BT: 1 where the policy drew the token; needed by level "sequence". Other places hold numbers without a meaning.
+      logp_BT, old_logp_BT: log-probabilities of the tokens under the current and the sampling policy, in nats.
+      advantages: [B], one per sequence, or [B, T].
+      mask_BT: 1 where the policy drew the token; level "sequence" needs it. Results elsewhere are undefined.
     """
     advantages = _float(advantages)
     advantages_BT = jnp.broadcast_to(advantages[:, None] if advantages.ndim == 1 else advantages, logp_BT.shape)
@@ -165,11 +176,11 @@ def clipped_surrogate(logp_BT, old_logp_BT, advantages, clip_low, clip_high, mas
 
 
 def kl_estimate(logp_BT, ref_logp_BT, kind="k3"):
-    """An estimate a token of KL(π‖π₀) from tokens drawn from π, in nats; d = log π₀ − log π (Schulman 2020).
+    """Return an estimate of KL(π‖π₀) per token, in nats, from tokens drawn from π (Schulman 2020); d = log π₀ − log π.
 
-    k1 = −d: unbiased, of either sign; its gradient is 0 on average, so it belongs into rewards, not into losses.
-    k2 = d²/2: biased but never negative, and on tokens just drawn its gradient is the KL's.
-    k3 = e^d − d − 1: unbiased and never negative.
+    k1 = −d: unbiased, of either sign. Its expected gradient is 0, so use it in rewards, not in losses.
+    k2 = d²/2: biased, never negative. On freshly drawn tokens its expected gradient is that of the KL.
+    k3 = e^d − d − 1: unbiased, never negative.
     """
     d = _float(ref_logp_BT) - _float(logp_BT)
     if kind == "k1":
@@ -183,8 +194,10 @@ def kl_estimate(logp_BT, ref_logp_BT, kind="k3"):
 
 
 def value_loss(values, old_values, returns, clip):
-    """½·max((V − R)², (V_old + clip(V − V_old, ±clip) − R)²) a token: PPO's value loss, which lets a value move by no more than
-    `clip` from where it was when the tokens were drawn (Schulman et al. 2017's implementation). Shapes are free."""
+    """Return PPO's clipped value loss ½·max((V − R)², (V_old + clip(V − V_old, ±clip) − R)²), for arrays of any shape.
+
+    It limits the move of a value from its estimate at sampling time to `clip` (Schulman et al. 2017, their implementation).
+    """
     values, old_values, returns = _float(values), lax.stop_gradient(_float(old_values)), _float(returns)
     near = old_values + jnp.clip(values - old_values, -clip, clip)
     return 0.5 * jnp.maximum(jnp.square(values - returns), jnp.square(near - returns))
@@ -203,5 +216,5 @@ def _float(x):
 
 
 def _count(lengths):
-    """Lengths to divide by: an empty answer, as rows that only fill a batch have, counts as one token."""
+    """Return lengths to divide by, at least 1: rows that pad a batch have empty answers."""
     return jnp.maximum(_float(lengths), 1.0)

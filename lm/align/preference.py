@@ -1,9 +1,8 @@
-"""Learning from what people prefer: the losses of lm/align/losses.py on batches of kind "pair", and KTO on kind "labelled".
+"""Preference optimisation: the losses of lm/align/losses.py on batches of kind "pair", and KTO on kind "labelled".
 
-Arrays are [B, 2, T]. Of a pair, row 0 is the chosen answer after its prompt and row 1 the rejected one. Of a labelled example,
-row 0 is its answer after the prompt and row 1 another example's answer after the same prompt. Examples whose weights are all 0
-only fill up the batch. The reference is the policy as training began (`frozen`), measured by the same program
-(lm/align/reference.py).
+Arrays are [B, 2, T]. In a pair, row 0 is the prompt with the chosen answer and row 1 the prompt with the rejected one. In a
+labelled example, row 0 is the prompt with its answer and row 1 the same prompt with another example's answer. Examples whose
+weights are all 0 only pad the batch. The reference is the policy before training (`frozen`); lm/align/reference.py runs it.
 """
 
 import jax
@@ -12,23 +11,23 @@ from jax import lax
 
 from lm.align.logprobs import examples, logprobs_of, rows, sequence_logprobs
 from lm.align.losses import LOSSES, WITHOUT_REFERENCE, Pairs, kto
-from lm.align.reference import beside_reference
+from lm.align.reference import compare_with_reference
 from lm.align.settings import PREFERENCES, one_of
 from lm.model.transformer import Hidden, Transformer
 from lm.train.step import Objective, Sums, router_loss
 
 
 def objective(config) -> Objective:
-    """What `config.preference` asks for, a mean over examples.
+    """Return the objective of `config.preference`, a mean over examples.
 
-    loss: a name of LOSSES, with beta, label_smoothing and gamma as that loss has them, or "kto". nll_weight: adds so many
-    times the chosen answer's −mean log p a token (RPO, Pang et al. 2024, eq. 1); ORPO has it once by itself (Hong et al. 2024,
-    eq. 6). desirable_weight, undesirable_weight: multiply KTO's loss of examples of that kind.
+    loss: a key of LOSSES, with its beta, label_smoothing and gamma, or "kto". nll_weight: adds the chosen answer's mean nll per
+    token with this weight (RPO, Pang et al. 2024, eq. 1); ORPO always adds it with weight 1 (Hong et al. 2024, eq. 6).
+    desirable_weight, undesirable_weight: multiply KTO's loss of examples of that kind.
 
-    Metrics, of which the rewards are β·log π/π₀ (β·mean log π a token where the loss has no reference): rewards/chosen,
-    rewards/rejected, rewards/margins, rewards/accuracies (margin above 0), logps/chosen and logps/rejected (summed over the
-    answer), entropy of the next token's distribution over the answers (nats), nll where it is trained, kl with KTO.
-    Raises UserError if the loss has no such name.
+    Metrics: rewards/chosen, rewards/rejected, rewards/margins, rewards/accuracies (margin above 0), logps/chosen and
+    logps/rejected (summed over the answer), entropy of the next-token distribution over the answers (nats), nll if it is
+    trained, kl with KTO. A reward is β·log π/π₀, or β·mean log π per token if the loss has no reference.
+    Raises UserError for an unknown loss.
     """
     name = config.preference.loss
     one_of("preference.loss", name, PREFERENCES)
@@ -37,7 +36,7 @@ def objective(config) -> Objective:
 
 
 def paired_loss(settings, model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
-    """Σ over the pairs of the loss, and its metrics."""
+    """Return the loss summed over pairs, and metrics."""
     counts_B, n = counted(batch), number_of_examples(batch)
 
     def over_examples(x_B):
@@ -78,15 +77,15 @@ def paired_loss(settings, model: Transformer, batch: dict, frozen, key) -> tuple
 
     if settings.loss in WITHOUT_REFERENCE:
         return compare(measure(model))
-    return beside_reference(measure, compare, model, frozen)
+    return compare_with_reference(measure, compare, model, frozen)
 
 
 def unpaired_loss(settings, model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
-    """Σ over the examples of KTO's loss, and its metrics.
+    """Return KTO's loss summed over examples, and metrics.
 
-    The zero point, KL(π‖π₀) as the mean of log π/π₀ over answers to other prompts, is that of the slice of the batch at hand
-    (over all devices): with config.accumulate it is as noisy as a slice is small, and so is rewards/margins, which is a
-    difference of two means.
+    The zero point KL(π‖π₀) is the mean of log π/π₀ over answers to other prompts, taken over the current slice of the batch
+    (all devices). config.accumulate makes slices smaller, and so the zero point and rewards/margins (a difference of two
+    means) noisier.
     """
     own, other = ({name: x[:, i : i + 1] for name, x in batch.items() if x.ndim == 3} for i in (0, 1))
     counts_B, n = counted(batch), number_of_examples(batch)
@@ -117,13 +116,13 @@ def unpaired_loss(settings, model: Transformer, batch: dict, frozen, key) -> tup
         metrics["rewards/margins"] = both * (means[0] - means[1]), both
         return total + auxiliary, Sums(metrics, loads)
 
-    return beside_reference(measure, compare, model, frozen)
+    return compare_with_reference(measure, compare, model, frozen)
 
 
 def answers_under(model: Transformer, batch: dict):
-    """As `sequence_logprobs`, and (Σ entropy, tokens) of the answers, and what the layers said (Hidden).
+    """Return logp_BN and lengths_BN as `sequence_logprobs`, (Σ entropy, tokens) of the answers, and the Hidden of the layers.
 
-    Returns: logp_BN, lengths_BN, (Σ entropy, tokens), Hidden; N the sequences an example has.
+    N is the number of sequences per example.
     """
     flat = rows(batch)
     hidden = model.hidden(flat["tokens"], flat["segment_ids"], flat["positions"])
@@ -135,7 +134,7 @@ def answers_under(model: Transformer, batch: dict):
 
 
 def counted(batch: dict) -> jax.Array:
-    """float32 [B]: 1 for an example, 0 for what only fills up the batch."""
+    """Return float32 [B]: 1 for an example, 0 for padding of the batch."""
     return jnp.any(batch["weights"] > 0, axis=tuple(range(1, batch["weights"].ndim))).astype(jnp.float32)
 
 
@@ -144,8 +143,10 @@ def number_of_examples(batch: dict) -> jax.Array:
 
 
 def routers(model: Transformer, hidden: Hidden, batch: dict, weight, key) -> tuple[jax.Array, dict]:
-    """The routers' losses in training, 0 in evaluation, and their loads. Pretraining takes a mean over tokens of them: so they
-    are here, times the `weight` that the objective will be divided by."""
+    """Return the router losses (0 in evaluation) and the expert loads.
+
+    The losses are a mean over tokens, as in pretraining, times `weight`, by which the caller divides the objective.
+    """
     total, loads = router_loss(model, [hidden])
     if key is None or not loads:
         return jnp.zeros((), jnp.float32), loads

@@ -1,9 +1,8 @@
-"""The policy beside its reference, measured by one program, so that they differ only where their parameters do.
+"""Run the policy and its reference with one compiled program, so that results differ only if parameters do.
 
-XLA compiles a forward pass that keeps what its gradient needs otherwise than one that does not: in bfloat16 it leaves out other
-roundings. Two passes of the same parameters then differ (margins of 0.015 where they must be 0). Here both are turns of one
-loop, whose body is compiled once. The gradient is taken inside the turn of the policy, so nothing is kept from turn to turn but
-what was measured.
+XLA compiles a forward pass with a gradient differently from one without: in bfloat16 it skips other roundings. Then the same
+parameters give different results (margins of 0.015 instead of 0). So both models run as iterations of one loop, whose body is
+compiled once. The gradient is computed inside the policy's iteration, so only the measured values pass between iterations.
 """
 
 import functools
@@ -22,13 +21,14 @@ Measure = Callable[[Transformer], tuple[Any, Any]]
 Compare = Callable[[tuple[Any, Any], tuple[Any, Any]], tuple[jax.Array, Any]]
 
 
-def beside_reference(measure: Measure, compare: Compare, model: Transformer, frozen: nnx.State) -> tuple[jax.Array, Any]:
-    """Return compare(measure(model), measure(reference)), with a gradient by what learns of the model.
+def compare_with_reference(measure: Measure, compare: Compare, model: Transformer, frozen: nnx.State) -> tuple[jax.Array, Any]:
+    """Return compare(measure(model), measure(reference)), differentiable in the model's trainable parameters.
 
     Args:
-      measure(model) -> (trees of arrays that have a gradient, others). compare(policy, reference) -> (scalar, other arrays);
-        the reference and the others are constants to it. Both may use arrays that do not depend on the parameters that learn.
-      frozen: the reference: what learns of the model, as it was.
+      measure: measure(model) -> (arrays with a gradient, other arrays).
+      compare: compare(policy, reference) -> (scalar, other arrays). The reference and the other arrays are constants.
+        Both functions may use arrays that do not depend on the trainable parameters.
+      frozen: the trainable parameters of the reference.
     A step costs one forward and backward pass of the policy and one forward pass of the reference.
     """
     graph, params = nnx.split(model)
@@ -52,7 +52,7 @@ def _compared(measured, compare, policy: list[jax.Array], reference: list[jax.Ar
 
 
 def _forward(measured, compare, policy, reference):
-    """The value, and already the gradient: what it needs lives in the turn of the policy alone."""
+    """Return the value and its gradient, so that the residuals live only in the policy's iteration."""
 
     def turn(n, before):
         of_reference, result = before
@@ -78,7 +78,7 @@ _compared.defvjp(_forward, _backward)
 
 
 def _of_turn(n, policy: list[jax.Array], reference: list[jax.Array]) -> list[jax.Array]:
-    """The parameters of turn 0, the reference, or of turn 1, the policy."""
+    """Return the parameters of iteration n: 0 is the reference, 1 the policy."""
     return [jnp.where(n == 1, ours, theirs) for ours, theirs in zip(policy, reference, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Reward models: a score for an answer, learnt from pairs (kind "pair"), or for each step of one (kind "steps")."""
+"""Reward models: score an answer, trained on pairs (kind "pair"), or each step of an answer (kind "steps")."""
 
 import jax
 import jax.numpy as jnp
@@ -13,14 +13,14 @@ from lm.train.step import Objective, Sums
 
 
 def objective(config) -> Objective:
-    """What `config.reward` asks for, on a model with a score head (model.score_head="reward").
+    """Return the objective of `config.reward` for a model with a score head (model.score_head="reward").
 
-    kind "outcome": Bradley and Terry's loss of a pair's two scores, each read at its sequence's last token, with the margin
-    that the pair has; `centering` holds scores near 0. Mean over pairs. Metrics: accuracy (chosen above rejected), margin
-    (chosen − rejected), mean_reward, min_reward and max_reward of a batch (with config.accumulate: of a slice, averaged).
-    kind "process": binary cross-entropy of the score at each step's last token with the step's label (Lightman et al. 2023,
-    §2.6, with one logit for good). Mean over steps. Metrics: accuracy (good is a score above 0), mean_reward.
-    Raises UserError for another kind.
+    kind "outcome": Bradley-Terry loss of a pair's two scores, each read at the last token of its sequence, with the pair's
+    margin; `centering` keeps scores near 0. Mean over pairs. Metrics: accuracy (chosen above rejected), margin
+    (chosen − rejected), mean_reward, min_reward and max_reward of a batch (with config.accumulate: mean over slices).
+    kind "process": binary cross-entropy of the score at each step's last token and the step's label (Lightman et al. 2023,
+    §2.6, with one logit for "good"). Mean over steps. Metrics: accuracy (a score above 0 means good), mean_reward.
+    Raises UserError for an unknown kind.
     """
     kind = config.reward.kind
     one_of("reward.kind", kind, REWARD_KINDS)
@@ -31,23 +31,23 @@ def objective(config) -> Objective:
 
 
 def reward_scores(model: Transformer, tokens_BT, segment_ids_BT, positions_BT) -> jax.Array:
-    """The score of each row's sequence, read at its last token: float32 [B].
+    """Return the score at the last token of each row: float32 [B].
 
-    Rows hold one sequence each, padded on the right with segment 0. A row of nothing else has no meaning.
+    Each row holds one sequence, padded on the right with segment 0. The score of an empty row is undefined.
     """
     hidden = model.hidden(tokens_BT, segment_ids_BT, positions_BT)
     return at_last_token(model.scores(hidden.x_BTD), segment_ids_BT)
 
 
 def at_last_token(x_BT, segment_ids_BT) -> jax.Array:
-    """x [B] at the last place of each row whose segment is not 0."""
+    """Return x [B] at the last token of each row whose segment is not 0."""
     place_T = jnp.arange(x_BT.shape[1])
     last_B1 = jnp.max(jnp.where(segment_ids_BT > 0, place_T, 0), axis=1, keepdims=True)
     return jnp.sum(jnp.where(place_T == last_B1, x_BT, 0.0), axis=1)
 
 
 def outcome_loss(centering: float, model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
-    """Σ over pairs, and metrics."""
+    """Return the loss summed over pairs, and metrics."""
     flat = rows(batch)
     hidden = model.hidden(flat["tokens"], flat["segment_ids"], flat["positions"])
     score_B2 = examples(at_last_token(model.scores(hidden.x_BTD), flat["segment_ids"]), 2)
@@ -72,7 +72,7 @@ def outcome_loss(centering: float, model: Transformer, batch: dict, frozen, key)
 
 
 def process_loss(model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
-    """Σ over steps, and metrics."""
+    """Return the loss summed over steps, and metrics."""
     hidden = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"])
     score_BT, good_BT, weights_BT = model.scores(hidden.x_BTD), batch["labels"], batch["weights"]
     loss_BT = -good_BT * log_sigmoid(score_BT) - (1 - good_BT) * log_sigmoid(-score_BT)

@@ -1,4 +1,4 @@
-"""A trained reward model as a reward function: the score of the whole conversation, read at its last token."""
+"""Use a trained reward model as a reward function: the score at the last token of the conversation."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -23,10 +23,12 @@ ROWS = 64  # conversations scored at a time
 
 
 def reward_model(path: str) -> Callable[..., list[float]]:
-    """The reward of a model that align.py trained with method=reward, or of a published one: a workdir or a folder.
+    """Return a reward function for the reward model at `path`: a workdir of method=reward, or a Hugging Face folder.
 
-    It is opened at once and read at the first call, onto the mesh that is set then. All processes call the reward together.
-    Raises: UserError if there is no model, or none that scores; the reward itself, for a conversation that is too long.
+    The config is read now; the weights are read at the first call, onto the mesh that is set then. All processes must call
+    the reward together.
+    Raises: UserError if there is no reward model at `path`. The reward function raises UserError for a conversation that is
+    too long.
     """
     config = open_source(path).config
     if config.score_head != "reward":
@@ -65,7 +67,7 @@ def reward_model(path: str) -> Callable[..., list[float]]:
 
 
 def chat_template_of(path: str) -> str | None:
-    """The template that a run was trained with, or None for the tokenizer's own."""
+    """Return the chat template that a run was trained with, or None for the tokenizer's own."""
     named = read_config(Path(path)).get("chat_template")
     if named and not Path(named).is_file():
         raise UserError(f"{path} was trained with chat_template={named}, which is no file now; put it back")

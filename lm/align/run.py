@@ -1,7 +1,7 @@
-"""One alignment run: data, objective and stream of its method, on the one training loop, and a report.
+"""Run one alignment method: prepare its data, objective and stream, train with lm.train.loop, and write a report.
 
-Methods that read examples (sft, preference, reward, distill) have a stream of batches that stand before the run; those that
-act (rl, and distill on the student's own answers) roll each batch out with the parameters as they are.
+sft, preference, reward and offline distill read batches that were prepared before the run. rl and on-policy distill generate
+each batch as rollouts of the current parameters.
 """
 
 import json
@@ -44,22 +44,22 @@ USES = {"train": "train on", "valid": "validate on"}
 
 
 class Plan(NamedTuple):
-    """What a method makes of a config."""
+    """The objective of a method and what it needs."""
 
     objective: Objective
-    frozen: Any  # a reference or teacher, on the mesh, or None
-    updates: int = 1  # of the parameters in a step
+    frozen: Any  # parameters of the reference or teacher, on the mesh, or None
+    updates: int = 1  # optimizer updates in a step
 
 
 def run(
     config, workdir: Path, report: Callable[[Path, dict], None], given: tuple[list[dict], list[dict], dict] | None = None
 ) -> dict:
-    """Trains by config.method from config.init_from, or goes on from what stands in `workdir`, and reports.
+    """Train config.init_from with config.method, or resume the run in `workdir`, and write a report.
 
-    report: writes the report, such as lm.reports.align.write_run; the first process calls it at the end with workdir and
+    report: writes the report, such as lm.reports.align.write_run. The first process calls it at the end with workdir and
     figures.
-    given: the tasks, as prepare_tasks gives them, if they are not those of config.data.input.
-    Returns: {"before", "after": what validation gave before the first step and at the end, by name, or None, "step"}.
+    given: (tasks, held-out tasks, counts) as prepare_tasks returns them, to use instead of the tasks of config.data.input.
+    Returns: {"before", "after", "step"}: validation metrics by name before the first step and at the end, or None.
     Raises: UserError; loop.Stopped and loop.Diverged as lm.train.loop.train.
     """
     begin = time.perf_counter()
@@ -94,9 +94,9 @@ def run(
         counts = counts | {"tasks": task_counts}
         rolling.check_room(config, [*tasks, *held_out])
     if hosts.is_first():
-        print(told(counts), flush=True)
+        print(data_summary(counts), flush=True)
         workdir.mkdir(parents=True, exist_ok=True)
-        if not standing_tokenizer(workdir):
+        if not has_tokenizer(workdir):
             tokenizer.save(workdir)
         record_tokenizer(workdir, tokenizer.fingerprint)
         if tasks and not given:
@@ -165,8 +165,8 @@ def run(
     return found
 
 
-def told(counts: dict) -> str:
-    """What the data came to, in a line: how much is used, and how much is not and why."""
+def data_summary(counts: dict) -> str:
+    """Return one line that says how many examples are used, and how many are dropped for which reason."""
     parts, dropped = [], Counter((counts.get("read") or {}).get("dropped", {}))
     for name, values in ({"": counts} | ({"tasks ": counts["tasks"]} if "tasks" in counts else {})).items():
         for split in ("train", "valid"):
@@ -179,7 +179,7 @@ def told(counts: dict) -> str:
 
 
 def title(config) -> str:
-    """The method by the name that people know it by."""
+    """Return the usual name of the method, such as dpo or grpo."""
     if config.method == "preference":
         return config.preference.loss
     if config.method == "rl":
@@ -188,13 +188,14 @@ def title(config) -> str:
 
 
 def score_head(config) -> str:
+    """Return the score head that the method needs: "reward", "value" or "none"."""
     if config.method == "reward":
         return "reward"
     return "value" if config.method == "rl" and config.rl.algorithm == "ppo" else "none"
 
 
 def example_kind(config) -> str:
-    """What the method's data are read as (data/chat/conversations.py)."""
+    """Return the kind of example that the method reads (data/chat/conversations.py)."""
     if config.method == "sft":
         return "conversation"
     if config.method == "preference":
@@ -207,7 +208,7 @@ def example_kind(config) -> str:
 
 
 def planned(config, tokenizer, mesh) -> Plan:
-    """The method's objective and what it compares with, under the mesh that is set."""
+    """Return the method's objective, and its reference or teacher on the current mesh."""
     if config.method == "sft":
         return Plan(sft.objective(config), None)
     if config.method == "preference":
@@ -223,7 +224,7 @@ def planned(config, tokenizer, mesh) -> Plan:
 
 
 def starting_point(config, mesh) -> nnx.State:
-    """What learns, as it is before the first step (lm.align.logprobs.reference_model)."""
+    """Return the trainable parameters before the first step (for lm.align.logprobs.reference_model)."""
     return nnx.filter_state(initial_params(config, mesh), trainable(model_config_of(config)))
 
 
@@ -239,7 +240,7 @@ def batches(config, kind: str, columns, shuffle: bool = True) -> ExampleBatches:
 
 
 class Validation:
-    """The objective on held-out examples, and the rewards of greedy answers to held-out tasks, as far as there are any."""
+    """Compute the validation metrics: rewards of greedy answers to held-out tasks, and the objective on held-out examples."""
 
     def __init__(
         self,
@@ -257,20 +258,23 @@ class Validation:
         self.measures = feed is not None or self.rolls
 
     def __call__(self, params, at_most: int | None = None) -> dict[str, float]:
-        told = {}  # the measure that people look at first comes first
+        metrics = {}  # the most important metric comes first
         if self.rolls:
             most = None if at_most is None else at_most * self.config.batch_size
-            told |= rolling.tested(self.roller, self.tasks, self.rewards, params, most)
+            metrics |= rolling.tested(self.roller, self.tasks, self.rewards, params, most)
         if self.feed is not None:
             sums = summed(lambda batch: self.step(params, batch, self.frozen), self.feed.spread(at_most))
-            told["loss"] = sums["objective"] / max(1e-9, sums["weight"])
-            told |= {name: x / w for name, (x, w) in sums["metrics"].items() if w}
-        return told
+            metrics["loss"] = sums["objective"] / max(1e-9, sums["weight"])
+            metrics |= {name: x / w for name, (x, w) in sums["metrics"].items() if w}
+        return metrics
 
 
 def own_tokenizer(config, workdir: Path):
-    """The run's own tokenizer if it stands there, else the start's. Raises UserError if the model has too few ids for it."""
-    tokenizer = load_tokenizer(workdir if hosts.from_first(lambda: standing_tokenizer(workdir)) else config.tokenizer)
+    """Load the tokenizer of `workdir`, or that of config.tokenizer if `workdir` has none.
+
+    Raises UserError if it has more ids than the model.
+    """
+    tokenizer = load_tokenizer(workdir if hosts.from_first(lambda: has_tokenizer(workdir)) else config.tokenizer)
     check_tokenizer(workdir, tokenizer.fingerprint)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
@@ -280,12 +284,12 @@ def own_tokenizer(config, workdir: Path):
     return tokenizer
 
 
-def standing_tokenizer(workdir: Path) -> bool:
+def has_tokenizer(workdir: Path) -> bool:
     return any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json"))
 
 
 def chat_template(config, tokenizer) -> str | None:
-    """The template that the config names, or None for the tokenizer's own. Raises UserError if there is none."""
+    """Return the text of config.chat_template, or None for the tokenizer's own. Raises UserError if neither exists."""
     if config.chat_template:
         path = Path(config.chat_template)
         if not path.is_file():
@@ -298,7 +302,7 @@ def chat_template(config, tokenizer) -> str | None:
 
 
 def first_validation(workdir: Path) -> dict[str, float] | None:
-    """What was measured before the first step, if it was."""
+    """Return the validation metrics of step 0 by name, or None if there was no such validation."""
     path = workdir / "metrics.jsonl"
     for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
         values = json.loads(line)

@@ -1,16 +1,16 @@
-"""What the settings of an alignment run may be; nothing here loads JAX, so that a wrong one is answered at once."""
+"""Check the settings of an alignment run. This module does not import JAX, so errors appear at once."""
 
 import math
 
 from lm.errors import UserError
 
-METHODS = ("sft", "preference", "reward", "rl", "distill")  # of lm/align/run.py
-LOOPS = ("best_of", "safety")  # methods that train by it, once or several times
+METHODS = ("sft", "preference", "reward", "rl", "distill")  # run by lm/align/run.py
+LOOPS = ("best_of", "safety")  # methods that call lm/align/run.py once or several times
 SFT_LOSSES = ("nll", "dft")
 PREFERENCES = ("dpo", "robust", "hinge", "ipo", "apo_zero", "apo_down", "orpo", "simpo", "kto")
 REWARD_KINDS = ("outcome", "process")
 ALGORITHMS = ("grpo", "rloo", "ppo")
-LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "gspo")  # how tokens are weighed against one another (lm/align/rl/objective.py)
+LOSSES = ("grpo", "bnpo", "dr_grpo", "dapo", "gspo")  # how token losses are averaged (lm/align/rl/objective.py)
 SCALES = ("group", "batch", "none")
 ESTIMATES = ("k1", "k2", "k3")
 CORRECTIONS = ("none", "token", "sequence")
@@ -20,7 +20,7 @@ KEEP = ("best", "all")
 
 
 def check(config) -> None:
-    """Raises UserError for what no data or model could mend."""
+    """Raise UserError for settings that are wrong whatever the data and the model."""
     if config.method not in (*METHODS, *LOOPS):
         raise UserError(f"method={config.method!r} is none of {', '.join((*METHODS, *LOOPS))}")
     if not config.init_from:
@@ -49,7 +49,7 @@ def one_of(key: str, value: object, known: tuple[str, ...]) -> None:
 
 
 def check_rl(config) -> None:
-    """Raises UserError for settings of reinforcement learning that make no sense."""
+    """Raise UserError for invalid settings of reinforcement learning."""
     rl = config.rl
     for key, known in (
         ("algorithm", ALGORITHMS),
@@ -71,7 +71,7 @@ def check_rl(config) -> None:
 
 
 def check_distill(distill) -> None:
-    """Raises UserError for a section config.distill that cannot work, whatever the teacher."""
+    """Raise UserError if the section config.distill is invalid for any teacher."""
     one_of("distill.kind", distill.kind, TEACHINGS)
     one_of("distill.divergence", distill.divergence, DIVERGENCES)
     if not 0 <= distill.mix <= 1:
@@ -87,7 +87,7 @@ def check_distill(distill) -> None:
 
 
 def check_best_of(best_of) -> None:
-    """Raises UserError for a section config.best_of that cannot work."""
+    """Raise UserError if the section config.best_of is invalid."""
     if best_of.n < 2:
         raise UserError(f"best_of.n={best_of.n} must be at least 2: answers to a prompt are compared with one another")
     if best_of.rows < 1:

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the next token of what the assistant says, on packed conversations (kind "conversation")."""
+"""Supervised fine-tuning: next-token prediction on the assistant's turns of packed conversations (kind "conversation")."""
 
 import jax
 import jax.numpy as jnp
@@ -9,18 +9,18 @@ from lm.train.step import Objective, Sums, head_loss, training_loss
 
 
 def objective(config) -> Objective:
-    """What `config.sft` asks for, a mean over the targets that are trained.
+    """Return the objective of `config.sft`, a mean over the trained targets.
 
-    loss "nll": −log p(target). "dft": −sg(p)·log p, sg stopping the gradient: dynamic fine-tuning (Wu et al. 2025, eq. 9),
-    which takes away the 1/p by which the nll's gradient weighs a target, and so chases no token that the model holds unlikely.
-    neftune_alpha: above 0, noise on the embeddings in training, not in evaluation; see `embedding_noise`.
-    What the optimizer section adds (z_loss, mtp_loss) and the routers' losses come on top in training, as in pretraining.
+    loss "nll": −log p(target). "dft": −sg(p)·log p, where sg stops the gradient: dynamic fine-tuning (Wu et al. 2025, eq. 9).
+    It cancels the factor 1/p in the gradient of the nll, so unlikely targets do not dominate.
+    neftune_alpha: if above 0, adds noise to the embeddings in training, not in evaluation; see `embedding_noise`.
+    Training also adds z_loss and mtp_loss of the optimizer section and the router losses, as in pretraining.
 
-    Metrics: loss, entropy of the next token's distribution (nats), mean_token_accuracy; with "dft" also nll.
-    Raises UserError if the loss has no such name.
+    Metrics: loss, entropy of the next-token distribution (nats), mean_token_accuracy; with "dft" also nll.
+    Raises UserError for an unknown loss.
     """
     one_of("sft.loss", config.sft.loss, SFT_LOSSES)
-    head = {"by_confidence": config.sft.loss == "dft", "measured": True}
+    head = {"dft": config.sft.loss == "dft", "measured": True}
     alpha, o = config.sft.neftune_alpha, config.optimizer
 
     def loss(model, batch, frozen, key):
@@ -41,11 +41,10 @@ def objective(config) -> Objective:
 
 
 def embedding_noise(key, batch: dict, embed_dim: int, alpha: float) -> jax.Array:
-    """NEFTune's noise (Jain et al. 2023, algorithm 1): uniform in ±alpha / √(L·D), L the tokens of the sequence a token is in.
+    """Return NEFTune's noise, float32 [B, T, D]: uniform in ±alpha / √(L·D), where L is the length of the token's segment.
 
-    A packed row holds several sequences, each with its own L. A row's noise depends on the key and on its own tokens alone, so
-    that it is the same however the batch is sliced or spread over devices.
-    Returns: float32 [B, T, D].
+    Source: Jain et al. 2023, algorithm 1. A packed row holds several segments, each with its own L. The noise of a row depends
+    only on the key and on the row's tokens, so it does not depend on slicing or sharding of the batch.
     """
     tokens_BT, T = batch["tokens"], batch["tokens"].shape[1]
 
@@ -53,13 +52,13 @@ def embedding_noise(key, batch: dict, embed_dim: int, alpha: float) -> jax.Array
         noise_TD = jax.random.uniform(jax.random.fold_in(key, name), (T, embed_dim), minval=-1.0, maxval=1.0)
         return noise_TD * (alpha * lax.rsqrt(length_T * embed_dim))[:, None]
 
-    odd_T = 2 * jnp.arange(T, dtype=jnp.uint32) + jnp.uint32(0x9E3779B1)  # so that the order of tokens matters
+    odd_T = 2 * jnp.arange(T, dtype=jnp.uint32) + jnp.uint32(0x9E3779B1)  # makes the order of tokens matter
     name_B = jnp.sum(tokens_BT.astype(jnp.uint32) * odd_T, axis=1, dtype=jnp.uint32)
     return jax.vmap(of_row)(name_B, segment_lengths(batch["segment_ids"]))
 
 
 def segment_lengths(segment_ids_BT) -> jax.Array:
-    """How many tokens the segment has that each token is in: float32 [B, T]."""
+    """Return the length of each token's segment: float32 [B, T]."""
     T = segment_ids_BT.shape[1]
     place_T = jnp.arange(T)
     differs_BT = segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]

@@ -20,7 +20,7 @@ from lm.parallel.mesh import spec
 class Settings(NamedTuple):
     z_loss: float
     softcap: float
-    by_confidence: bool
+    dft: bool
     measured: bool
 
 
@@ -33,7 +33,7 @@ def cross_entropy(
     dtype,
     z_loss: float = 0.0,
     softcap: float = 0.0,
-    by_confidence: bool = False,
+    dft: bool = False,
     measured: bool = False,
     chunk: int | None = None,
 ):
@@ -51,7 +51,7 @@ def cross_entropy(
       respect to x and head.
     """
     chunk = chunk or chunk_of(*targets_BT.shape)
-    settings = Settings(float(z_loss), float(softcap), by_confidence, measured)
+    settings = Settings(float(z_loss), float(softcap), dft, measured)
     return _chunked(jnp.dtype(dtype), settings, chunk, x_BTD, head_VD, targets_BT, weights_BT)
 
 
@@ -87,9 +87,9 @@ def _logits(x, head, targets, weights, settings: Settings):
     is_target = ids == targets[..., None]
     logz = jax.nn.logsumexp(logits, axis=-1)
     label = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
-    scale = weights * jnp.exp(label - logz) if settings.by_confidence else weights
+    scale = weights * jnp.exp(label - logz) if settings.dft else weights
     nll = jnp.sum(weights * (logz - label), axis=-1)
-    objective = jnp.sum(scale * (logz - label), axis=-1) if settings.by_confidence else nll
+    objective = jnp.sum(scale * (logz - label), axis=-1) if settings.dft else nll
     sums = (objective + jnp.sum(weights * settings.z_loss * logz**2, axis=-1), nll)
     if settings.measured:
         entropy = jnp.sum(jnp.exp(logits - logz[..., None]) * (logz[..., None] - logits), axis=-1)

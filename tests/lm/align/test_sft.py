@@ -75,7 +75,7 @@ def test_evaluation_as_a_plain_twin(loss):
     assert value == pytest.approx(metrics["loss"], rel=1e-6)
 
 
-def test_the_head_by_confidence():
+def test_the_head_with_dft():
     """The loss that dft takes of hidden states, and its gradient, in chunks and with the z-loss, which p does not weigh."""
     rng = np.random.default_rng(0)
     x, head, targets = rng.normal(size=(2, 6, 8)), rng.normal(size=(20, 8)), rng.integers(0, 20, (2, 6))
@@ -89,7 +89,7 @@ def test_the_head_by_confidence():
         return objective, (-jnp.sum(weights * jnp.log(p)),)
 
     def ours(x, head):
-        options = dict(dtype="float32", z_loss=0.01, softcap=2.0, chunk=2, by_confidence=True, measured=True)
+        options = dict(dtype="float32", z_loss=0.01, softcap=2.0, chunk=2, dft=True, measured=True)
         objective, *sums = cross_entropy(x, head, targets, weights, **options)
         return objective, tuple(sums[:1])
 
