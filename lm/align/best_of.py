@@ -1,11 +1,11 @@
-"""Best-of-n: the model answers each prompt n times, a reward judges, and what is kept is training data.
+"""Best-of-n: sample n answers to each prompt, score them with rewards, and fine-tune on the answers that are kept.
 
-Learning from one's own best answers is rejection sampling, or RAFT (Dong et al. 2023, algorithm 1, one round of it); with
-every right answer kept it is rejection sampling fine-tuning (Yuan et al. 2023). The best and the worst answer to a prompt also
-make a preference pair.
+Training on the best answers is rejection sampling, or one round of RAFT (Dong et al. 2023, algorithm 1). Training on all right
+answers is rejection sampling fine-tuning (Yuan et al. 2023). The best and the worst answer to a prompt also form a preference
+pair.
 
-Answers are drawn and written a chunk at a time. A chunk is a pure function of (parameters, seed, its number) and stands whole
-or not at all, so a run that was killed goes on with the first chunk that it lacks and ends with the same bytes.
+Answers are sampled and written in chunks. A chunk is a pure function of (parameters, seed, chunk number) and is written
+atomically, so a killed run resumes with the first missing chunk and produces the same bytes.
 """
 
 import copy
@@ -39,8 +39,7 @@ from lm.workdir import KEPT, check_record, read_object, recorded
 
 
 class Best(NamedTuple):
-    """What a run leaves in its workdir, under best_of/: conversations for supervised fine-tuning, preference pairs, and what
-    `statistics` says of all answers, which is also in statistics.json."""
+    """Results in workdir/best_of: files of conversations and of preference pairs, and the content of statistics.json."""
 
     conversations: Path
     pairs: Path
@@ -48,11 +47,11 @@ class Best(NamedTuple):
 
 
 def run(config, workdir: Path, report: Callable[[Path, dict], None]) -> dict:
-    """Lets config.init_from answer the tasks of config.data.input, and trains it on what is kept, by supervised fine-tuning.
+    """Sample answers of config.init_from to the tasks of config.data.input, and fine-tune it on the answers that are kept.
 
-    Validation is on the tasks held out, as in reinforcement learning. report: as lm.align.run.run takes it.
-    Returns: as lm.align.run.run, and "best_of": statistics.
-    Raises: UserError; and as lm.align.run.run.
+    Validation uses held-out tasks, as in reinforcement learning. report: as in lm.align.run.run.
+    Returns: as lm.align.run.run, plus "best_of": statistics.
+    Raises: UserError; also as lm.align.run.run.
     """
     check(config)
     acting, learning = copy.deepcopy(config), recorded(config, workdir)
@@ -87,19 +86,19 @@ def answered(
     tools: list[dict] | None = None,
     say: Callable[[str], None] = print,
 ) -> Best:
-    """Answers every task of `rolling` config.best_of.n times and keeps what config.best_of says.
+    """Sample config.best_of.n answers to every task of `rolling` and keep those that config.best_of selects.
 
-    Config: best_of.n answers to a prompt; best_of.rows, about how many are drawn at a time; best_of.keep, "best" (the best one
-    to each prompt) or "all" (all different ones); best_of.threshold, the least reward of what is kept, or -inf. With a
-    threshold, an answer that reaches it also counts as passed. Answers cut by their length are counted, never kept.
+    Config: best_of.n: answers per prompt. best_of.rows: about how many are sampled at a time. best_of.keep: "best" (the best
+    answer to each prompt) or "all" (all different ones). best_of.threshold: least reward of a kept answer, or -inf; an answer
+    that reaches the threshold also counts as passed. Truncated answers are counted but never kept.
 
     Args:
-      start: gives the parameters that answer; called if anything is left to answer. tools: as the prompts declare them, where a
-        task has none of its own. say: is told of each chunk.
-    Written below workdir/best_of: answers/*.jsonl (a line a prompt: {"prompt", "answers": [{"messages", "reward", "rewards",
-    "tokens", "ended"}], …}, tokens counted), conversations.jsonl ({"messages", "reward", …}), pairs.jsonl ({"prompt", "chosen",
-    "rejected", "margin", …}), statistics.json and settings.json.
-    Raises: UserError for settings that cannot work, if the workdir holds answers drawn in another way, and if nothing is kept.
+      start: returns the parameters; called only if answers are missing. tools: tool schemas for tasks without their own.
+      say: called with a progress line after each chunk.
+    Files in workdir/best_of: answers/*.jsonl (one line per prompt: {"prompt", "answers": [{"messages", "reward", "rewards",
+    "tokens", "ended"}], …}, where tokens is a count), conversations.jsonl ({"messages", "reward", …}), pairs.jsonl ({"prompt",
+    "chosen", "rejected", "margin", …}), statistics.json and settings.json.
+    Raises: UserError for invalid settings, if the workdir holds answers sampled with other settings, or if no answer is kept.
     """
     config = rolling.config.best_of
     check_best_of(config)
@@ -107,7 +106,7 @@ def answered(
     chunks = _chunks(len(rolling.tasks), max(1, config.rows // config.n))
     hosts.from_first(lambda: _claim(folder, _settings(rolling)))
     names = [folder / "answers" / f"{number:05}.jsonl" for number in range(len(chunks))]
-    there = hosts.from_first(lambda: [name.is_file() for name in names])  # all draw together
+    there = hosts.from_first(lambda: [name.is_file() for name in names])  # all processes must sample the same chunks
     params = None if all(there) else start()
     for number, (chunk, name) in enumerate(zip(chunks, names)):
         if there[number]:
@@ -128,7 +127,7 @@ def answered(
     return best
 
 
-# Drawing.
+# Sampling.
 
 
 def _chunks(tasks: int, size: int) -> list[list[int]]:
@@ -136,11 +135,11 @@ def _chunks(tasks: int, size: int) -> list[list[int]]:
 
 
 def _answers(rolling: Rolling, params, chunk: Sequence[int], number: int, tools) -> list[dict]:
-    """The lines of one chunk."""
+    """Sample one chunk and return its lines."""
     config = rolling.config.best_of
     tasks = [rolling.tasks[i] for i in chunk for _ in range(config.n)]
     rows = max(1, config.rows // config.n) * config.n
-    filled = tasks + [tasks[0]] * (rows - len(tasks))  # the last chunk compiles nothing anew
+    filled = tasks + [tasks[0]] * (rows - len(tasks))  # the last chunk reuses the compiled program
     seed = int(np.random.SeedSequence([rolling.config.seed, number]).generate_state(1)[0])
     rollouts = rolling.roll(params, filled, seed)[: len(tasks)]
     total, each = judged(rolling.rewards, tasks, rollouts)
@@ -168,7 +167,7 @@ def _answer(task: dict, rollout: Rollout, reward: float, rewards: dict[str, floa
 
 
 def _settings(rolling: Rolling) -> dict[str, Any]:
-    """All that the answers depend on, but for the code."""
+    """Return all settings that the answers depend on."""
     config = rolling.config
     tasks = json.dumps(list(rolling.tasks), default=str)
     return {
@@ -184,7 +183,7 @@ def _settings(rolling: Rolling) -> dict[str, Any]:
 
 
 def _claim(folder: Path, settings: dict[str, Any]) -> None:
-    """Writes down how the answers are drawn. Raises UserError if those that are there were drawn in another way."""
+    """Save the sampling settings. Raises UserError if the folder holds answers sampled with other settings."""
     path = folder / "settings.json"
     if path.is_file():
         before = read_object(path, f"delete {folder} to draw the answers anew, or use another --workdir")
@@ -207,11 +206,11 @@ def _lines(path: Path) -> list[dict]:
         raise UserError(f"{path} is damaged ({error}): delete it, and its answers are drawn anew") from None
 
 
-# Choosing.
+# Selection.
 
 
 def _gather(names: Sequence[Path], best: Best, config, rewards: Rewards) -> dict[str, Any]:
-    """From the answers of all chunks to what is kept of them. Returns what is in statistics.json."""
+    """Write the conversations and pairs selected from the answers of all chunks. Returns the content of statistics.json."""
     lines = [line for name in names for line in _lines(name)]
     conversations, pairs = [], []
     for line in lines:
@@ -238,9 +237,9 @@ def _gather(names: Sequence[Path], best: Best, config, rewards: Rewards) -> dict
 
 
 def kept(answers: Sequence[dict], keep: str, threshold: float) -> list[dict]:
-    """Of the answers to one prompt those to learn from: the best, the first of equals, or all that differ.
+    """Return the answers to one prompt to train on: the best (the first of equals), or all different ones.
 
-    None that was cut by its length, for it would be learnt as one that ends there, and none below the threshold.
+    Answers below the threshold are excluded. So are truncated ones: the model would learn to stop where they were cut.
     """
     whole = [answer for answer in answers if answer["ended"] and answer["reward"] >= threshold]
     if keep == "best":
@@ -249,7 +248,7 @@ def kept(answers: Sequence[dict], keep: str, threshold: float) -> list[dict]:
 
 
 def best_and_worst(answers: Sequence[dict]) -> tuple[dict, dict] | None:
-    """The two, of those that were not cut; None where all are worth the same."""
+    """Return the best and the worst complete answer, or None if all rewards are equal."""
     whole = [answer for answer in answers if answer["ended"]]
     if not whole:
         return None
@@ -257,15 +256,16 @@ def best_and_worst(answers: Sequence[dict]) -> tuple[dict, dict] | None:
     return (high, low) if high["reward"] > low["reward"] else None
 
 
-# Counting.
+# Statistics.
 
 
 def statistics(groups: Sequence[Sequence[dict]], names: Sequence[str], threshold: float) -> dict[str, Any]:
-    """What n answers to each prompt tell, as means over prompts.
+    """Return statistics of the n answers to each prompt.
 
-    reward: for each k up to n, what the best of k answers is worth on average (`best_at_k`). pass, with a threshold: the share
-    of prompts of which at least one of k answers reaches it (`pass_at_k`). rewards: the mean of each that the reward is made
-    of, where it applies. best: the highest reward. cut: answers cut by their length. tokens: mean length.
+    reward: for powers of two k below n, and for n, the expected best reward of k answers (`best_at_k`), mean over prompts.
+    pass: with a threshold, the probability that at least one of k answers reaches it (`pass_at_k`), mean over prompts.
+    rewards: the mean of each component of the reward where it applies. best: the highest reward. cut: number of truncated
+    answers. tokens: mean length.
     """
     answers = [answer for group in groups for answer in group]
     n = len(groups[0])
@@ -293,9 +293,9 @@ def statistics(groups: Sequence[Sequence[dict]], names: Sequence[str], threshold
 
 
 def best_at_k(rewards: Sequence[float], k: int) -> float:
-    """The mean over all sets of k of the n rewards of the largest in the set: Σ_i r_(i)·C(i−1, k−1) / C(n, k), r ascending.
+    """Return Σ_i r_(i)·C(i−1, k−1) / C(n, k), r ascending: the mean over all subsets of k rewards of their maximum.
 
-    Of k answers drawn anew the best is worth as much in expectation; for k = 1 it is the mean, for k = n the largest.
+    It is an unbiased estimate of the expected best reward of k new answers. k = 1 gives the mean, k = n the maximum.
     """
     ranked, n = sorted(rewards), len(rewards)
     return sum(reward * math.comb(i - 1, k - 1) for i, reward in enumerate(ranked, start=1)) / math.comb(n, k)

@@ -1,4 +1,4 @@
-"""How much better an action was than expected, from rewards: pure functions of float32 arrays.
+"""Compute advantages from rewards: pure functions of float32 arrays.
 
 Axes here: B prompts or sequences, G answers to a prompt, T tokens.
 """
@@ -11,12 +11,12 @@ from lm.errors import UserError
 
 
 def grpo(rewards_BG, scale="group"):
-    """(r − mean of the group) / (std + 1e-4) (GRPO, Shao et al. 2024, §4.1.2); float32 [B, G].
+    """Return (r − mean of the group) / (std + 1e-4), float32 [B, G] (GRPO, Shao et al. 2024, §4.1.2).
 
-    scale: whose standard deviation (of a sample, G − 1): the "group"'s as in the paper; the "batch"'s, which does not blow up
-    the noise of groups that all but agree (Hu et al. 2025, REINFORCE++); "none" divides by nothing (Dr. GRPO, Liu et al. 2025).
+    scale selects the sample standard deviation (n − 1): "group" as in the paper; "batch", which does not amplify the noise of
+    groups with nearly equal rewards (Hu et al. 2025, REINFORCE++); "none" does not divide (Dr. GRPO, Liu et al. 2025).
     A group of equal rewards gives exactly 0.
-    Raises UserError for groups of one, which have nothing to compare with.
+    Raises UserError if G < 2.
     """
     centered_BG = _centered(rewards_BG)
     if scale == "none":
@@ -29,20 +29,22 @@ def grpo(rewards_BG, scale="group"):
 
 
 def rloo(rewards_BG):
-    """r − mean of the others' rewards: REINFORCE with a baseline that does not depend on the answer it judges (Ahmadian et al.
-    2024; Kool et al. 2019). float32 [B, G]; equal rewards give exactly 0. Raises UserError for groups of one."""
+    """Return r − mean of the other rewards in the group, float32 [B, G]; equal rewards give exactly 0.
+
+    This is REINFORCE with a leave-one-out baseline (Ahmadian et al. 2024; Kool et al. 2019). Raises UserError if G < 2.
+    """
     centered_BG = _centered(rewards_BG)
     G = centered_BG.shape[1]
     return centered_BG * (G / (G - 1))  # r − (Σ − r)/(G−1) = (r − Σ/G)·G/(G−1)
 
 
 def gae(rewards_BT, values_BT, gamma, lam, mask_BT=None):
-    """Generalised advantage estimation (Schulman et al. 2016, eq. 16), before whitening; float32 [B, T].
+    """Return generalised advantage estimates, float32 [B, T], before whitening (Schulman et al. 2016, eq. 16).
 
-    A_t = δ_t + γλ·A_t+1 with δ_t = r_t + γ·V_t+1 − V_t, and V = A = 0 after the last action. Returns to fit values to: A + V.
+    A_t = δ_t + γλ·A_t+1 with δ_t = r_t + γ·V_t+1 − V_t, and V = A = 0 after the last action. The value targets are A + V.
 
-    mask_BT: 1 where there is an action. Other places (the prompt, padding, what a tool wrote) are passed over as though they
-    were not there: their advantage is 0 and their reward is not seen.
+    mask_BT: 1 for actions. The recursion skips other positions (prompt, padding, tool output): their advantage is 0 and their
+    reward is ignored.
     """
     rewards_BT, values_BT = jnp.asarray(rewards_BT, jnp.float32), jnp.asarray(values_BT, jnp.float32)
     mask_BT = jnp.ones_like(rewards_BT) if mask_BT is None else jnp.asarray(mask_BT)
@@ -60,7 +62,7 @@ def gae(rewards_BT, values_BT, gamma, lam, mask_BT=None):
 
 
 def whiten(x, mask):
-    """(x − mean) / √(variance + 1e-8) over the places where mask > 0, 0 elsewhere; the variance is that of a sample."""
+    """Return (x − mean) / √(sample variance + 1e-8) over positions with mask > 0, and 0 elsewhere."""
     mask = jnp.asarray(mask) > 0
     count = jnp.sum(mask)
     centered = jnp.where(mask, x - jnp.sum(jnp.where(mask, x, 0.0)) / jnp.maximum(count, 1), 0.0)
@@ -68,7 +70,7 @@ def whiten(x, mask):
 
 
 def _centered(rewards_BG):
-    """Less the mean of its group, taken from the first reward on, so that equal rewards give 0 and no rounding's rest."""
+    """Subtract the mean of each group. The first reward is subtracted before, so that equal rewards give exactly 0."""
     rewards_BG = jnp.asarray(rewards_BG, jnp.float32)
     if rewards_BG.shape[1] < 2:
         raise UserError("rl.group_size=1 leaves no other answer to compare an answer with: it must be at least 2")

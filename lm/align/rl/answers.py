@@ -1,17 +1,18 @@
-"""The final answer of a text, and when two answers are the same."""
+"""Extract the final answer of a text, and compare two answers."""
 
 import re
 from fractions import Fraction
 
 _MARKS = re.compile(r"####|\\boxed\s*\{|\banswer(?: is)?:", re.IGNORECASE)
 _NUMBER = re.compile(r"[-+]?[$€£]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:[eE][-+]?\d{1,3})?|[-+]?\d+/\d+")
-MOST_DIGITS = 100  # characters of what is read as a number; longer ones are texts
+MOST_DIGITS = 100  # characters; longer answers are compared as texts
 
 
 def final_answer(text: str) -> str:
-    """What follows the last "####" (GSM8K) or "Answer:" on its line, or stands in the last \\boxed{…}; else the whole text.
+    """Return the text after the last mark: "####" (GSM8K) or "Answer:" up to the line end, or the content of \\boxed{…}.
 
-    The last mark counts, so that no list of guesses is an answer; one that nothing follows gives "".
+    Without a mark, the whole text is the answer. Only the last mark counts, so a list of guesses is no answer. If no text
+    follows the mark, the result is "".
 
     >>> final_answer("2 + 2 is 4. #### 4")
     '4'
@@ -35,8 +36,10 @@ def _within_braces(text: str) -> str:
 
 
 def same_answer(given: str, right: str) -> bool:
-    """Whether two answers are equal: as numbers if both are (1,000 = 1000.0 = 1e3, 1/2 = .5), else as texts, of which space
-    between words, a pair of $ around and a full stop at the end do not count; case does."""
+    """Return whether two answers are equal: as numbers if both are numbers (1,000 = 1000.0 = 1e3, 1/2 = .5), else as texts.
+
+    Texts are compared without extra spaces, an enclosing pair of $ and a final full stop; the comparison is case-sensitive.
+    """
     given, right = _normalised(given), _normalised(right)
     if given == right:
         return True

@@ -1,4 +1,4 @@
-"""Exact arithmetic on a written expression, of bounded size: what the tool `calculator` does."""
+"""Evaluate arithmetic expressions exactly, with bounded cost; the tool `calculator` uses it."""
 
 import ast
 import math
@@ -9,9 +9,9 @@ from decimal import Context, Decimal
 from fractions import Fraction
 
 LENGTH = 256  # characters of an expression
-BITS = 4096  # of a number, above and below the fraction bar
-DIGITS = 15  # of an answer that has no end, such as 1/3
-ENDS = 60  # digits behind the point, from which on an answer counts as one that has none
+BITS = 4096  # bits of a numerator or denominator
+DIGITS = 15  # digits of a result without a finite decimal form, such as 1/3
+ENDS = 60  # results with more decimal places are rounded to DIGITS
 
 WRITTEN = str.maketrans({"×": "*", "·": "*", "÷": "/", "−": "-", "–": "-", "^": "\ue000"})
 CHARACTERS = re.compile(r"[0-9.eE+\-*/%()\s]*")
@@ -27,9 +27,9 @@ BINARY = {
 
 
 def calculate(expression: str) -> str:
-    """The value of `expression`: numbers, + - * / // % **, parentheses; also × ÷ ^ and commas between thousands.
+    """Return the value of `expression`: numbers, + - * / // % **, parentheses; also × ÷ ^ and commas between thousands.
 
-    Exact, as fractions are. A value with an end is written out, 0.1 + 0.2 is 0.3; of others there are 15 digits.
+    The arithmetic is exact (fractions). A finite decimal is written in full, so 0.1 + 0.2 is 0.3; others have 15 digits.
 
     >>> calculate("2 ** 0.5")
     Traceback (most recent call last):
@@ -37,7 +37,8 @@ def calculate(expression: str) -> str:
     >>> calculate("(1,000 + 1/4) × 3")
     '3000.75'
 
-    Raises: ValueError that says what is wrong; so do numbers of more than some thousand bits, 9 ** 9 ** 9 ahead of the work.
+    Raises: ValueError with the reason, also for numbers above 4,096 bits. The size of a power, as in 9 ** 9 ** 9, is checked
+    before it is computed.
     """
     if len(expression) > LENGTH:
         raise ValueError(f"the expression is longer than {LENGTH} characters")

@@ -1,8 +1,8 @@
-"""Reinforcement learning: the policy-gradient objective of GRPO and its kin, RLOO and PPO, on rollouts.
+"""Reinforcement learning: the policy-gradient objectives of GRPO and its variants, RLOO and PPO, on rollouts.
 
 A batch holds rollouts as rows: tokens, targets, segment_ids, positions int32 [B, T], weights float32 [B, T] (1 where the policy
-drew the target), and what `prepared` adds; or the same of the tokens after the prompts, which stand apart
-(lm/align/rl/shared_prompts.py). Axes: B rollouts, G answers to a prompt, T tokens.
+drew the target), and the arrays that `prepared` adds. With shared prompts, rows hold only the tokens after the prompt
+(lm/align/rl/shared_prompts.py). Axes: B rollouts, G answers per prompt, T tokens.
 """
 
 from collections.abc import Callable
@@ -25,21 +25,20 @@ def needs_reference(config) -> bool:
 
 
 def needs_preparation(config) -> bool:
-    """Whether more has to be known of a rollout than what the update itself works out: with one update and nothing to compare
-    with, π_old is π."""
+    """Return whether `prepared` must add arrays to a batch. With one update and no reference, π_old is π and it need not."""
     rl = config.rl
     return rl.algorithm == "ppo" or rl.epochs * rl.minibatches > 1 or rl.correction != "none" or needs_reference(config)
 
 
 def prepared(graph, config) -> Callable:
-    """prepare(params, frozen, batch) -> the batch with what stays fixed while it is learnt from, float32 [B, T]:
+    """Return prepare(params, frozen, batch) -> batch with arrays that stay fixed during its updates, float32 [B, T].
 
-    old_logps: of the targets under the policy that drew them, as the trainer computes it, so that the first ratio is 1.
-    ref_logps: under the reference, if rl.beta is above 0. advantages; and for PPO old_values and returns.
+    old_logps: log-probabilities of the targets under the sampling policy, computed by the trainer, so the first ratio is 1.
+    ref_logps: the same under the reference, if rl.beta > 0. For PPO also advantages, old_values and returns.
 
-    For PPO the reward of a token is −β·(log π_old − log π_ref), and the rollout's own reward comes at its last one (Ziegler et
-    al. 2019, eq. 2); advantages are generalised advantage estimates, whitened over the batch. For the others, rewards stand in
-    batch["advantages"] [B] already compared with the group's, and all tokens of a rollout share it.
+    PPO: the reward of a token is −β·(log π_old − log π_ref), and the last token also gets the rollout's reward (Ziegler et al.
+    2019, eq. 2). Advantages are generalised advantage estimates, whitened over the batch. Other algorithms: the batch already
+    has group-relative advantages [B], shared by all tokens of a rollout.
     """
     rl, temperature = config.rl, config.rollout.temperature or 1.0
 
@@ -71,19 +70,20 @@ def prepared(graph, config) -> Callable:
 
 
 def objective(config) -> Objective:
-    """The clipped surrogate, and β·ρ·KL to the reference if rl.beta is above 0, reduced as rl.loss says; l_t is a token's loss.
+    """Return the objective: the clipped surrogate, plus β·ρ·KL to the reference if rl.beta > 0, reduced as rl.loss says.
 
-    ρ, the importance ratio, makes the KL's gradient that of the policy as it is now (DeepSeek-V3.2, 2025, eq. 7).
+    The factor ρ, the importance ratio, makes the KL gradient that of the current policy (DeepSeek-V3.2, 2025, eq. 7).
+    rl.loss, where l_t is the loss of a token:
 
-      grpo     mean over rollouts of the mean over their tokens of l_t (Shao et al. 2024, eq. 3)
+      grpo     mean over rollouts of the mean of l_t over their tokens (Shao et al. 2024, eq. 3)
       bnpo     Σ l_t / tokens of the minibatch
-      dr_grpo  Σ l_t / (rollouts · max_new_tokens · max_turns), so that length has no say (Liu et al. 2025)
-      dapo     Σ l_t / tokens of all rollouts of the step, evenly for each minibatch (Yu et al. 2025, eq. 8)
-      gspo     as grpo, with one ratio for a rollout: the geometric mean of its tokens' (Zheng et al. 2025, eq. 5)
+      dr_grpo  Σ l_t / (rollouts · max_new_tokens · max_turns), independent of the length (Liu et al. 2025)
+      dapo     Σ l_t / tokens of all rollouts of the step, split evenly over minibatches (Yu et al. 2025, eq. 8)
+      gspo     as grpo, with one ratio per rollout: the geometric mean of its token ratios (Zheng et al. 2025, eq. 5)
 
-    PPO's is bnpo, to which value_coef · ½·max((V − R)², (clipped V − R)²) comes; its KL stands in the rewards.
-    With rl.correction each l_t is multiplied by min(π_old / π_sampler, correction_cap), of the token or of the whole rollout,
-    where π_sampler is what the token was really drawn from (truncated importance sampling, Yao et al. 2025).
+    PPO uses bnpo and adds value_coef · ½·max((V − R)², (clipped V − R)²); its KL penalty is in the rewards.
+    rl.correction multiplies l_t by min(π_old / π_sampler, correction_cap), per token or per rollout, where π_sampler is the
+    probability under the sampler (truncated importance sampling, Yao et al. 2025).
     """
     rl, temperature = config.rl, config.rollout.temperature or 1.0
     is_ppo = rl.algorithm == "ppo"
@@ -138,24 +138,24 @@ def objective(config) -> Objective:
 
 
 def reduced(loss_BT, weights_BT, kind: str) -> jax.Array:
-    """What a minibatch adds to the sum that the objective's weight divides."""
+    """Return the loss sum of a minibatch, which the caller divides by the objective's weight."""
     if kind in ("grpo", "gspo"):
         return jnp.sum(jnp.sum(loss_BT * weights_BT, axis=1) / jnp.maximum(1.0, jnp.sum(weights_BT, axis=1)))
     return jnp.sum(loss_BT * weights_BT)
 
 
 def correction(old_BT, sampler_BT, weights_BT, rl) -> jax.Array:
-    """min(π_old/π_sampler, cap) of each token, or of each rollout's product for all its tokens; no gradient."""
+    """Return min(π_old/π_sampler, cap) per token, or of the product over a rollout for all its tokens; no gradient."""
     log_ratio_BT = lax.stop_gradient((old_BT - sampler_BT) * weights_BT)
     if rl.correction == "sequence":
         log_ratio_BT = jnp.sum(log_ratio_BT, axis=1, keepdims=True) + jnp.zeros_like(log_ratio_BT)
     return jnp.exp(jnp.minimum(log_ratio_BT, jnp.log(rl.correction_cap)))
 
 
-def iteration(trainer: Trainer, epochs: int, minibatches: int) -> Callable:
-    """step(state, batch, frozen) that goes through the batch `epochs` times, in `minibatches` updates each time.
+def iteration(trainer: Trainer, ppo_epochs: int, minibatches: int) -> Callable:
+    """Return step(state, batch, frozen), which passes over the batch `ppo_epochs` times with `minibatches` updates per pass.
 
-    Metrics are means over the updates; what a run counts (tokens, skipped updates) is counted once.
+    Metrics are means over the updates. Counters (tokens, skipped updates) count each rollout once.
     """
 
     def step(state: TrainState, batch: dict, frozen=None) -> tuple[TrainState, dict]:
@@ -165,11 +165,11 @@ def iteration(trainer: Trainer, epochs: int, minibatches: int) -> Callable:
             part = jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, n % minibatches, keepdims=False), parts)
             return trainer.step(state, part, frozen)
 
-        state, metrics = lax.scan(update, state, jnp.arange(epochs * minibatches))
+        state, metrics = lax.scan(update, state, jnp.arange(ppo_epochs * minibatches))
         kept = {name: values[-1] for name, values in metrics.items() if name in ("skipped", "skipped_in_row", "learning_rate")}
-        counted = {name: jnp.sum(metrics[name]) / epochs for name in ("tokens", "weight")}
+        counted = {name: jnp.sum(metrics[name]) / ppo_epochs for name in ("tokens", "weight")}
         means = {name: jnp.mean(values) for name, values in metrics.items()}
-        # Of the first update alone, before anything has moved: 1 and 0, or the trainer does not see what was drawn.
+        # In the first update the policy has not changed, so other values than 1 and 0 show that the batch is wrong.
         first = {f"first_update/{name}": metrics[name][0] for name in ("ratio", "clip_ratio/region_mean")}
         return state, means | first | kept | counted
 

@@ -1,12 +1,12 @@
-"""Rewards: plain functions that say how good a completion is, as TRL has them, composed with weights.
+"""Rewards: plain functions that score completions, with TRL's signature, combined by weights.
 
-A reward is called as reward(prompts, completions, **columns) and returns a list of float | None, one for each completion; None
-says that it does not apply, and is left out. prompts: lists of messages. completions: texts. columns: lists as long, of every
-key of the task's records; `rollouts` among them, if they were drawn here (lm/align/rl/rollouts.py). Keyword arguments with a
-default are options, which the user may set: "overlong?limit=256&buffer=64=1".
+A reward is called as reward(prompts, completions, **columns) and returns a list of float | None, one per completion; None means
+that it does not apply. prompts: lists of messages. completions: texts. columns: lists of the same length, one for each key of
+the task's records, and `rollouts` if they were sampled here (lm/align/rl/rollouts.py). Keyword arguments with a default are
+options that the user may set: "overlong?limit=256&buffer=64=1".
 
-Of several processes the first one calls a reward and all get what it returns or raises, since an endpoint may answer each of
-them otherwise. Only a reward with a true attribute `collective` is called by all: it computes on the mesh, as a reward model.
+With several processes the first one calls a reward, and all use its result or error, because an endpoint may answer each
+process differently. All processes call a reward whose attribute `collective` is true, such as a reward model on the mesh.
 """
 
 import difflib
@@ -33,7 +33,7 @@ Reward = Callable[..., list[float | None]]
 
 
 class Rewards(NamedTuple):
-    """Reward functions, their names as they are logged, and what each counts in the sum."""
+    """Reward functions, their names in the logs, and their weights in the sum."""
 
     names: tuple[str, ...]
     functions: tuple[Reward, ...]
@@ -41,7 +41,7 @@ class Rewards(NamedTuple):
 
 
 def answer(prompts, completions, **columns) -> list[float | None]:
-    """1 if the completion's final answer is that of column `answer`, else 0; see lm/align/rl/answers.py."""
+    """Return 1 if the completion's final answer equals column `answer`, else 0; see lm/align/rl/answers.py."""
     right = _column("answer", "answer", columns)
     return [
         None if r is None else float(same_answer(final_answer(c), final_answer(str(r)))) for c, r in zip(completions, right)
@@ -49,8 +49,10 @@ def answer(prompts, completions, **columns) -> list[float | None]:
 
 
 def contains(prompts, completions, **columns) -> list[float | None]:
-    """1 if all texts of column `contains` (one or a list; without that column, `answer`) stand in the completion, whatever
-    their case, else 0."""
+    """Return 1 if the completion contains all texts of column `contains` (or `answer`), ignoring case, else 0.
+
+    The column holds a text or a list of texts. `answer` is read if there is no column `contains`.
+    """
     name = "contains" if "contains" in columns else "answer"
     return [
         None if w is None else float(all(text.casefold() in c.casefold() for text in ([w] if isinstance(w, str) else w)))
@@ -59,8 +61,10 @@ def contains(prompts, completions, **columns) -> list[float | None]:
 
 
 def format(prompts, completions, **columns) -> list[float | None]:
-    """1 if the completion as a whole has the form of column `format`, else 0: a regular expression, in which a dot matches line
-    ends too, or "json", which is an object or a list."""
+    """Return 1 if the whole completion matches column `format`, else 0.
+
+    The column holds a regular expression, in which a dot also matches line ends, or "json" for a JSON object or list.
+    """
     forms = _column("format", "format", columns)
     return [None if form is None else float(_has_form(c.strip(), form)) for c, form in zip(completions, forms)]
 
@@ -78,7 +82,7 @@ def _has_form(text: str, form: str) -> bool:
 
 
 def length(prompts, completions, *, most: int = 0, **columns) -> list[float | None]:
-    """0 up to `most` words (column `max_words`, if the option is not given), then −(words − most)/most, at least −1."""
+    """Return 0 up to `most` words (default: column `max_words`), then −(words − most)/most, but at least −1."""
     limits = [most] * len(completions) if most else _column("length", "max_words", columns)
     if any(m is not None and m < 1 for m in limits):
         raise UserError("reward length: `most` and column max_words must be at least 1 word")
@@ -86,8 +90,10 @@ def length(prompts, completions, *, most: int = 0, **columns) -> list[float | No
 
 
 def overlong(prompts, completions, *, limit: int = 0, buffer: int = 0, **columns) -> list[float | None]:
-    """The soft punishment of answers that get too long (DAPO, Yu et al. 2025, eq. 13), n of the policy's own tokens:
-    0 for n ≤ limit − buffer; (limit − buffer − n)/buffer up to n = limit; −1 beyond."""
+    """Return DAPO's soft overlong punishment for n policy tokens (Yu et al. 2025, eq. 13).
+
+    It is 0 for n ≤ limit − buffer, (limit − buffer − n)/buffer up to n = limit, and −1 beyond.
+    """
     if not 0 < buffer <= limit:
         raise UserError(
             f"reward overlong: needs 0 < buffer ≤ limit tokens, not limit={limit}, buffer={buffer}: "
@@ -98,7 +104,7 @@ def overlong(prompts, completions, *, limit: int = 0, buffer: int = 0, **columns
 
 
 def repetition(prompts, completions, *, n: int = 3, **columns) -> list[float | None]:
-    """−(share of the completion's n-grams of words that came before in it): 0 if all are new, near −1 for a loop."""
+    """Return −(share of repeated word n-grams in the completion): 0 if all are distinct, near −1 for a loop."""
     rewards = []
     for completion in completions:
         words = completion.lower().split()
@@ -108,8 +114,11 @@ def repetition(prompts, completions, *, n: int = 3, **columns) -> list[float | N
 
 
 def style(prompts, completions, *, least: float = -math.inf, **columns) -> list[float | None]:
-    """The rule of the built-in task preferred_style (data/tasks/style.py), which reads column `statement`: its score, or, with
-    `least`, 1 for a score of that at least and 0 for less. Polite at both ends without a filler word is above 1.85."""
+    """Return the style score of the built-in task preferred_style (data/tasks/style.py), which reads column `statement`.
+
+    With `least`, return 1 if the score is at least `least`, else 0. A completion that is polite at both ends and has no filler
+    word scores above 1.85.
+    """
     scores = [None if s is None else style_score(c, s) for c, s in zip(completions, _column("style", "statement", columns))]
     return scores if least == -math.inf else [None if score is None else float(score >= least) for score in scores]
 
@@ -127,10 +136,11 @@ REWARDS: dict[str, Reward] = {
 
 
 def parse_rewards(text: str) -> Rewards:
-    """The rewards of "answer=1,format=0.2,my_file.py:my_reward=0.5": each a name of REWARDS, the path of a Python file and a
-    function in it, or reward_model:PATH; options after a question mark; and a weight (1 if there is none; 0 only logs it).
+    """Parse rewards such as "answer=1,format=0.2,my_file.py:my_reward=0.5".
 
-    Raises: UserError for what cannot be read, naming it and the nearest that there is.
+    Each is a key of REWARDS, FILE.py:FUNCTION, or reward_model:PATH. Options follow a question mark, and a weight ends it
+    (default 1; weight 0 only logs the reward).
+    Raises: UserError that names the invalid part and the nearest valid name.
     """
     names, functions, weights = [], [], []
     for part in filter(None, map(str.strip, text.split(","))):
@@ -155,11 +165,11 @@ def parse_rewards(text: str) -> Rewards:
 
 
 def _reward(spec: str) -> tuple[str, Reward]:
-    """(the name to log, the function with its options bound)."""
+    """Return (name for the logs, function with its options bound)."""
     name, question, query = spec.partition("?")
     head, _, tail = name.partition(":")
     if head == "reward_model" and tail:
-        from lm.align.reward_model import reward_model  # the model's code is read when a model is
+        from lm.align.reward_model import reward_model  # imports JAX, so only if needed
 
         label, function = head, reward_model(tail)
     elif ".py" in name and tail:
@@ -216,10 +226,10 @@ def _from_file(path: Path, name: str) -> Reward:
 def scored(
     rewards: Rewards, prompts: Sequence, completions: Sequence[str], columns: Mapping[str, Sequence]
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """(Σ weight · reward, float64 [N]; each reward by name, float64 [N], NaN where it does not apply).
+    """Return (Σ weight · reward, float64 [N]; rewards by name, float64 [N], NaN where one does not apply).
 
-    Raises: UserError for a reward that raises, gives another number of rewards than of completions, or one that is not finite;
-    and if no reward applies to a completion.
+    Raises: UserError if a reward raises, returns a wrong number of values or a value that is not finite, or if no reward
+    applies to a completion.
     """
     N = len(completions)
     for name, column in {"prompts": prompts, **columns}.items():
@@ -238,7 +248,7 @@ def scored(
 def _checked(name: str, function: Reward, prompts: list, completions: list[str], columns: Mapping) -> np.ndarray:
     if getattr(function, "collective", False):
         return _called(name, function, prompts, completions, columns)
-    from lm.parallel.hosts import from_first  # configs are judged without JAX, which it loads
+    from lm.parallel.hosts import from_first  # it imports JAX, which checks of a config must not load
 
     return from_first(lambda: _called(name, function, prompts, completions, columns))
 
@@ -275,6 +285,6 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _said(error: Exception) -> str:
-    """What was raised, and where, in one line."""
+    """Return the error and its file and line as one line of text."""
     *_, last = traceback.extract_tb(error.__traceback__)
     return " ".join(f"{type(error).__name__}: {error}".split())[:300] + f" ({last.filename}:{last.lineno})"

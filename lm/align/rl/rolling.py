@@ -1,6 +1,6 @@
-"""The stream of reinforcement learning: each step's batch is rolled out by the parameters as they are, and judged.
+"""The data stream of reinforcement learning: sample each step's rollouts with the current parameters and score them.
 
-A batch is a pure function of (parameters, seed, step), so a run that was killed rolls the same out again.
+A batch is a pure function of (parameters, seed, step), so a resumed run samples the same rollouts.
 """
 
 import time
@@ -26,10 +26,10 @@ GRPO, RLOO = jax.jit(advantages.grpo, static_argnums=1), jax.jit(advantages.rloo
 
 
 class Rolling:
-    """Rollouts of `config.batch_size / group_size` tasks a step, and what they earned.
+    """A stream of batches: rollouts of `config.batch_size / group_size` tasks per step, with their rewards.
 
-    prepare: a function of (params, frozen, batch) whose result is learnt from (rl/objective.py), or None. rewards: None, where
-    nobody judges (distillation). Tasks come in a new order each time all have had their turn.
+    prepare: prepare(params, frozen, batch) -> batch to train on (`prepared` in rl/objective.py), or None. rewards: None for
+    distillation. Tasks are reshuffled in each epoch.
     """
 
     def __init__(
@@ -60,18 +60,18 @@ class Rolling:
 
     def next(self, step: int, params, wait: Callable[[], float]) -> tuple[dict[str, jax.Array], dict]:
         done, begin = wait(), time.perf_counter()
-        told = {} if self._left is None else {"seconds/update": done - self._left}  # of the step before
+        metrics = {} if self._left is None else {"seconds/update": done - self._left}  # of the previous step
         chosen = self._chosen(step)
         tasks = [task for task in chosen for _ in range(self.group_size)]
         seed = int(np.random.SeedSequence([self.config.seed, step]).generate_state(1)[0])
         rollouts = self.roll(params, chosen, seed, each=self.group_size)
         rolled = time.perf_counter()
         batch = self._arrays(rollouts, chosen)
-        told |= lengths(rollouts)
+        metrics |= lengths(rollouts)
         if self.rewards is not None:
             total, each = judged(self.rewards, tasks, rollouts)
             batch |= {name: x.reshape(batch["weights"].shape[:-1]) for name, x in self._compared(total).items()}
-            told |= earned(total, each, self.group_size)
+            metrics |= earned(total, each, self.group_size)
             if self.config.rl.mask_truncated:
                 ended = np.float32([r.ended for r in rollouts])
                 batch["weights"] = batch["weights"] * ended.reshape(*batch["weights"].shape[:-1], 1)
@@ -83,10 +83,10 @@ class Rolling:
             on_devices = self.prepare(params, self.frozen, on_devices)
             if "old_logps" in on_devices:
                 apart = differences(*(on_devices[name] for name in ("old_logps", "sampler_logps", "weights")))
-                told |= {f"sampling/sampling_logp_difference/{name}": float(x) for name, x in apart.items()}
+                metrics |= {f"sampling/sampling_logp_difference/{name}": float(x) for name, x in apart.items()}
         self._left = time.perf_counter()
-        told |= {"seconds/rollout": rolled - begin, "seconds/reward": judged_at - rolled}
-        return on_devices, told
+        metrics |= {"seconds/rollout": rolled - begin, "seconds/reward": judged_at - rolled}
+        return on_devices, metrics
 
     def ids(self, step: int) -> list[int] | None:
         return None
@@ -97,7 +97,7 @@ class Rolling:
     def close(self) -> None: ...
 
     def roll(self, params, tasks: Sequence[dict], seed: int, temperature: float | None = None, each: int = 1) -> list[Rollout]:
-        """`each` rollouts of each task as the config has them; temperature: another one than config.rollout's."""
+        """Sample `each` rollouts of each task with the settings of config.rollout; `temperature` overrides its value."""
         o = self.config.rollout
         return roll_out(
             nnx.merge(self.graph, params),
@@ -121,7 +121,7 @@ class Rolling:
         return dict(zip(batch, place_rows(*batch.values(), mesh=self.mesh)))
 
     def _shared(self, shortest: int) -> int:
-        """How many tokens after a prompt are learnt from, where it is read once for its group; 0 where it is not."""
+        """Return the row length after a shared prompt, or 0 if the update does not share prompts."""
         config, shape = self.config, self.mesh.shape
         ways = shape["data"] * shape["fsdp"] * shape["expert"] * config.accumulate * config.rl.minibatches
         if not config.rl.share_prompts or config.batch_size // self.group_size % ways:
@@ -147,7 +147,7 @@ class Rolling:
         return chosen
 
     def _compared(self, total: np.ndarray) -> dict[str, np.ndarray]:
-        """What the update needs to know of the rewards [B]."""
+        """Return the batch arrays that depend on the rewards [B]: "rewards" for PPO, else "advantages"."""
         o = self.config.rl
         if o.algorithm == "ppo":
             return {"rewards": total.astype(np.float32)}
@@ -158,13 +158,13 @@ class Rolling:
 
 @jax.jit
 def differences(old_logps, sampler_logps, weights) -> dict[str, jax.Array]:
-    """Between trainer and sampler, of the tokens that were drawn, nats: mean and largest."""
+    """Return mean and maximum of |trainer − sampler| log-probability over sampled tokens, in nats."""
     apart = jnp.where(weights > 0, jnp.abs(old_logps - sampler_logps), 0.0)
     return {"mean": jnp.sum(apart) / jnp.maximum(1, jnp.sum(weights > 0)), "max": jnp.max(apart)}
 
 
 def check_room(config, tasks: Sequence[dict]) -> int:
-    """The longest prompt's tokens. Raises UserError if it and a turn do not fit into a row."""
+    """Return the length of the longest prompt in tokens. Raises UserError if it and one turn do not fit into a row."""
     width = max(len(task["prompt_ids"]) for task in tasks)
     most = width + config.rollout.max_new_tokens
     if most > config.sequence_length + 1:
@@ -176,33 +176,33 @@ def check_room(config, tasks: Sequence[dict]) -> int:
 
 
 def judged(rewards: Rewards, tasks: Sequence[dict], rollouts: Sequence[Rollout]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """The reward [N] of each rollout, and those that it is made of."""
+    """Return the total reward of each rollout [N], and its components by name."""
     names = dict.fromkeys(name for task in tasks for name in task if name not in ("prompt", "prompt_ids"))
     columns = {name: [task.get(name) for task in tasks] for name in names} | {"rollouts": list(rollouts)}
     return scored(rewards, [task["prompt"] for task in tasks], [r.completion for r in rollouts], columns)
 
 
 def earned(total: np.ndarray, each: dict[str, np.ndarray], group_size: int) -> dict[str, float]:
-    """Rewards as TRL names them."""
+    """Return reward metrics with TRL's names."""
     groups = total.reshape(-1, group_size)
     spread = groups.std(axis=1, ddof=1) if group_size > 1 else np.full(len(groups), total.std())
-    told = {
+    metrics = {
         "reward": float(total.mean()),
         "reward_std": float(total.std(ddof=1)) if len(total) > 1 else 0.0,
         "frac_reward_zero_std": float(np.mean(spread < 1e-6)),
     }
     for name, values in each.items():
         known = values[~np.isnan(values)]
-        told[f"rewards/{name}/mean"] = float(known.mean()) if known.size else float("nan")
-        told[f"rewards/{name}/std"] = float(known.std(ddof=1)) if known.size > 1 else 0.0
-    return told
+        metrics[f"rewards/{name}/mean"] = float(known.mean()) if known.size else float("nan")
+        metrics[f"rewards/{name}/std"] = float(known.std(ddof=1)) if known.size > 1 else 0.0
+    return metrics
 
 
 def lengths(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Lengths of what the policy drew, in tokens, as TRL names them."""
+    """Return metrics of completion lengths in tokens, and of tool calls, with TRL's names."""
     drawn = np.asarray([rollout.length for rollout in rollouts])
     ended = np.asarray([rollout.ended for rollout in rollouts])
-    told = {
+    metrics = {
         "completions/mean_length": float(drawn.mean()),
         "completions/min_length": float(drawn.min()),
         "completions/max_length": float(drawn.max()),
@@ -211,22 +211,22 @@ def lengths(rollouts: Sequence[Rollout]) -> dict[str, float]:
     }
     calls = sum(rollout.tool_calls for rollout in rollouts)
     if calls:
-        told["tools/call_frequency"] = calls / len(rollouts)
-        told["tools/failure_frequency"] = sum(rollout.tool_errors for rollout in rollouts) / calls
-    return told
+        metrics["tools/call_frequency"] = calls / len(rollouts)
+        metrics["tools/failure_frequency"] = sum(rollout.tool_errors for rollout in rollouts) / calls
+    return metrics
 
 
 def tested(rolling: Rolling, tasks: Sequence[dict], rewards: Rewards, params, at_most: int | None = None) -> dict[str, float]:
-    """Mean rewards and length of greedy rollouts of held-out tasks, `at_most` of them."""
+    """Return mean rewards and mean length of greedy rollouts of the first `at_most` held-out tasks."""
     tasks = list(tasks[:at_most])
     size = rolling.config.batch_size
     rollouts: list[Rollout] = []
     quiet = {"soon": False, "enabled": is_first(), "leave": False}
     for begin in shown(range(0, len(tasks), size), "batches of held-out tasks", -(-len(tasks) // size), **quiet):
         some = tasks[begin : begin + size]
-        filled = some + [some[0]] * (size - len(some))  # so that nothing compiles anew
+        filled = some + [some[0]] * (size - len(some))  # a constant shape avoids recompilation
         rollouts += rolling.roll(params, filled, seed=0, temperature=0.0)[: len(some)]
     total, each = judged(rewards, tasks, rollouts)
-    told = {"reward": float(total.mean())}
-    told |= {f"rewards/{name}": float(np.nanmean(values)) for name, values in each.items() if not np.isnan(values).all()}
-    return told | {"mean_length": float(np.mean([rollout.length for rollout in rollouts]))}
+    metrics = {"reward": float(total.mean())}
+    metrics |= {f"rewards/{name}": float(np.nanmean(values)) for name, values in each.items() if not np.isnan(values).all()}
+    return metrics | {"mean_length": float(np.mean([rollout.length for rollout in rollouts]))}

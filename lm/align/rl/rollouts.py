@@ -1,7 +1,7 @@
-"""Rollouts: a policy answers prompts, with the live parameters and the one sampler, and calls tools if it has any.
+"""Sample rollouts: the policy answers prompts with its current parameters, and may call tools.
 
-A rollout is a conversation as token ids, of which it is known which ones the policy drew and with what log-probability. What
-is trained on are those ids: no text is encoded again.
+A rollout is a conversation as token ids, with a mask of the sampled tokens and their log-probabilities. Training uses these
+ids; text is never encoded again.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from lm.model.transformer import Transformer
 
 
 class Rollout(NamedTuple):
-    """A prompt and all that came after it.
+    """A prompt and its continuation.
 
-    tokens: ids. mask: which of them the policy drew. logps: the sampler's log-probability of these, nats; 0 elsewhere.
-    messages: the whole conversation. completion: the text of the policy's last turn. ended: its last turn came to its end and
-    was not cut by a length. tool_calls, tool_errors: how many calls there were, and how many of them failed.
+    tokens: ids of both. mask: True for tokens that the policy sampled. logps: the sampler's log-probabilities of these, nats; 0
+    elsewhere. messages: the whole conversation. completion: text of the policy's last turn. ended: False if a length limit cut
+    the last turn. tool_calls, tool_errors: numbers of calls and of failed calls.
     """
 
     tokens: list[int]
@@ -35,7 +35,7 @@ class Rollout(NamedTuple):
 
     @property
     def length(self) -> int:
-        """Tokens that the policy drew."""
+        """Number of tokens that the policy sampled."""
         return sum(self.mask)
 
 
@@ -56,19 +56,19 @@ def roll_out(
     template: str | None = None,
     each: int = 1,
 ) -> list[Rollout]:
-    """`each` rollouts of each task, which stand one after the other.
+    """Sample `each` rollouts of each task; rollouts of one task are adjacent in the result.
 
     Args:
-      tasks: {"prompt": messages, "prompt_ids": ids that end where the policy begins, …}.
-      max_new_tokens: of a turn. most_tokens: of a rollout, its prompt included; 0: no matter.
-      tools: what a turn may call; each turn but the last of max_turns is followed by the answers to its calls.
-      seed, width: as draw has them.
+      tasks: {"prompt": messages, "prompt_ids": ids up to the start of the policy's turn, …}.
+      max_new_tokens: limit per turn. most_tokens: limit per rollout with its prompt; 0: no limit.
+      tools: tools that a turn may call. Their answers follow each turn except the last of max_turns.
+      seed, width: as in lm.infer.sampler.draw.
     """
     stops = stop_ids(tokenizer, template)
     rows = [_Row(list(task["prompt_ids"]), list(task["prompt"])) for task in tasks for _ in range(each)]
     going = list(range(len(rows)))
     for turn in range(max_turns):
-        # As many rows as at first, so that nothing compiles anew; those that only fill up are one token long.
+        # Pad to the first number of rows, which avoids recompilation; padding rows have one token.
         prompts = [rows[i].tokens for i in going] + [[stops[0]]] * (len(rows) - len(going))
         alike = each if turn == 0 else 1
         drawn = draw(
@@ -80,7 +80,7 @@ def roll_out(
         )
         calls = []
         for i, tokens, logps, ended in zip(going, drawn.tokens, drawn.logps, drawn.ended):
-            calls.append(rows[i].said(tokenizer, tokens, logps, ended, bool(tools)))
+            calls.append(rows[i].add_turn(tokenizer, tokens, logps, ended, bool(tools)))
         if not tools:
             break
         answered = run_calls(tools, calls)
@@ -88,7 +88,7 @@ def roll_out(
         still = []
         for i, answers in zip(going, answered, strict=True):
             if answers and rows[i].ended and not last:
-                rows[i].told(tokenizer, answers, template)
+                rows[i].add_tool_answers(tokenizer, answers, template)
                 if not most_tokens or len(rows[i].tokens) + max_new_tokens <= most_tokens:
                     still.append(i)
                 else:
@@ -100,13 +100,16 @@ def roll_out(
 
 
 def stop_ids(tokenizer, template: str | None = None) -> tuple[int, ...]:
-    """What ends a turn: the symbol that the template puts there, and whatever ends a document."""
+    """Return the ids that end a turn: the template's end-of-turn id and the tokenizer's end-of-document ids."""
     return tuple(dict.fromkeys((end_of_turn(tokenizer, template), *tokenizer.stop_ids)))
 
 
 def arrays(rollouts: Sequence[Rollout], sequence_length: int, pad_id: int) -> dict[str, np.ndarray]:
-    """Rows [N, T] for the trainer, padded on the right: tokens, targets, segment_ids, positions (int32), weights (float32, 1
-    where the policy drew the target) and sampler_logps (float32). A rollout beyond T + 1 tokens loses its end."""
+    """Return rows [N, T] for the trainer, padded on the right; rollouts longer than T + 1 tokens are cut.
+
+    Keys: tokens, targets, segment_ids, positions (int32), weights (float32, 1 where the policy drew the target) and
+    sampler_logps (float32).
+    """
     N, T = len(rollouts), sequence_length
     tokens = np.full((N, T + 1), pad_id, np.int32)
     drawn, logps = np.zeros((N, T + 1), np.float32), np.zeros((N, T + 1), np.float32)
@@ -127,15 +130,15 @@ def arrays(rollouts: Sequence[Rollout], sequence_length: int, pad_id: int) -> di
 
 
 class _Row:
-    """A rollout while it grows."""
+    """A rollout in progress."""
 
     def __init__(self, tokens: list[int], messages: list[dict]):
         self.tokens, self.messages = tokens, messages
         self.mask, self.logps = [False] * len(tokens), [0.0] * len(tokens)
         self.completion, self.ended, self.tool_calls, self.tool_errors = "", False, 0, 0
 
-    def said(self, tokenizer, tokens: list[int], logps: list[float], ended: bool, may_call: bool):
-        """Takes a turn of the policy. Returns the calls in it, each a message's `function` or an error's text."""
+    def add_turn(self, tokenizer, tokens: list[int], logps: list[float], ended: bool, may_call: bool):
+        """Append a turn of the policy. Returns its tool calls, each a message's `function` or an error text."""
         self.tokens += tokens
         self.mask += [True] * len(tokens)
         self.logps += logps
@@ -155,8 +158,8 @@ class _Row:
         self.tool_calls += len(calls)
         return calls if ended else []
 
-    def told(self, tokenizer, answers: Sequence[Answer], template: str | None) -> None:
-        """Takes what tools answered, and opens the policy's next turn."""
+    def add_tool_answers(self, tokenizer, answers: Sequence[Answer], template: str | None) -> None:
+        """Append the answers of tools and the opening of the policy's next turn."""
         self.tool_errors += sum(answer.failed for answer in answers)
         texts = [answer.text for answer in answers]
         ids = answer_ids(tokenizer, texts, template)

@@ -1,4 +1,4 @@
-"""The safety judge as a reward, for methods that learn from rewards."""
+"""Use a safety judge as a reward function."""
 
 import functools
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from lm.evals.judges.verdict import Judge
 def harmless(
     prompts: Sequence[Sequence[dict]], completions: Sequence[str], *, judge: str = "rules", model: str = "", **columns
 ) -> list[float | None]:
-    """1 for an answer that the judge finds safe, 0 for one that it finds harmful; None where it has no verdict.
+    """Return 1 for an answer that the judge labels safe, 0 for harmful, and None without a verdict.
 
-    judge: rules, classifier:FOLDER or openai:URL, the last with `model` its name there. The request is the column `request`, if
-    there is one, else the prompt's last turn; the columns `hazard` and `harmful_if` are read where they are.
+    judge: rules, classifier:FOLDER or openai:URL; `model` is the model name for openai:URL. The request is column `request`, or
+    the prompt's last turn without that column. Columns `hazard` and `harmful_if` are optional.
     """
     requests = columns.get("request") or [prompt[-1]["content"] for prompt in prompts]
     hazards = columns.get("hazard") or [""] * len(prompts)

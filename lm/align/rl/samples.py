@@ -1,4 +1,4 @@
-"""What a model answers as it learns: a few held-out tasks again and again, with what the answers earn, in samples.jsonl."""
+"""Write sample answers to a few held-out tasks, with their rewards, to samples.jsonl during training."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -14,16 +14,16 @@ from lm.saving import write_lines
 
 
 class Samples:
-    """watch(step, params): adds a line for each task to samples.jsonl, and returns what should alarm whoever reads along."""
+    """A function of (step, params) that adds one line per task to samples.jsonl and returns new alarms as text."""
 
     def __init__(self, config, workdir: Path, rolling: Rolling, tasks: Sequence[dict], rewards: Rewards | None):
         self.config, self.rolling, self.rewards = config, rolling, rewards
         self.workdir, self.tasks = workdir, list(tasks[: config.num_samples])
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
 
     def __call__(self, step: int, params) -> list[str]:
         size = self.config.batch_size
-        filled = (self.tasks * size)[: max(size, len(self.tasks))]  # as many rows as a step has, so that nothing compiles anew
+        filled = (self.tasks * size)[: max(size, len(self.tasks))]  # a step's number of rows avoids recompilation
         rollouts = self.rolling.roll(params, filled, seed=self.config.seed)[: len(self.tasks)]
         total, each = np.zeros(len(rollouts)), {}
         if self.rewards is not None:
@@ -47,21 +47,21 @@ class Samples:
         return self._alarms()
 
     def _write(self, step: int, lines: Iterable[dict]) -> None:
-        """Whole or not at all; what a run that was killed had sampled at this step or later is replaced."""
+        """Write the lines atomically. Lines of this or later steps, left by a killed run, are replaced."""
         path = self.workdir / "samples.jsonl"
         kept = [line for line in read(path) if line["step"] < step]
         write_lines(path, (*kept, *lines))
 
     def _alarms(self) -> list[str]:
-        """Those that were not told yet."""
+        """Return alarms of kinds that were not reported yet."""
         found = alarms(read(self.workdir / "metrics.jsonl"), read(self.workdir / "samples.jsonl"))
-        new = [alarm for alarm in found if alarm.kind not in self._told]
-        self._told |= {alarm.kind for alarm in new}
+        new = [alarm for alarm in found if alarm.kind not in self._reported]
+        self._reported |= {alarm.kind for alarm in new}
         return [f"step {alarm.step}: {alarm.kind}: {alarm.text}" for alarm in new]
 
 
 def read(path: Path) -> list[dict]:
-    """The lines of a JSONL file; one that a crash tore is passed over."""
+    """Return the lines of a JSONL file; skip lines that a crash left incomplete."""
     lines = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else ():
         try:

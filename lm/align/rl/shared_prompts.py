@@ -1,12 +1,12 @@
-"""A prompt is read once for all of its answers when they are learnt from, as it is when they are drawn.
+"""Share the forward and backward pass of a prompt among the answers of its group in the RL update.
 
-What stands before the answers is the same for a group of them, and so are its keys and values; their gradients add up over the
-group ("Prefix Grouper", Liu et al. 2025). A batch of this kind holds
+All answers of a group have the same prompt, so its keys and values are computed once, and their gradients sum over the group
+("Prefix Grouper", Liu et al. 2025). Such a batch holds
 
     prompt_tokens, prompt_segments   int32 [P, W], padded on the left
-    all else                         [P, G, …]: of each answer the tokens after the prompt, as rollouts.py has a row's
+    all other arrays                 [P, G, …]: the tokens after the prompt, with the keys of `arrays` in rollouts.py
 
-Axes: P prompts, G answers to each, B = P·G rollouts, W tokens of a prompt, T tokens after it, D model.
+Axes: P prompts, G answers per prompt, B = P·G rollouts, W prompt tokens, T tokens after the prompt, D model.
 """
 
 from collections.abc import Sequence
@@ -25,12 +25,12 @@ PROMPT = ("prompt_tokens", "prompt_segments")
 
 
 def pays(model: ModelConfig, group_size: int, width: int, after: int) -> bool:
-    """Whether to read prompts of up to W = `width` tokens once for G answers of up to T = `after` saves work.
+    """Return whether sharing prompts of up to W = `width` tokens among G answers of up to T = `after` tokens saves work.
 
-    It saves the (G − 1)·W tokens that need about 24·D² FLOPs a layer each, and has answers attend to what comes after as well:
-    G·T²/2 scores more of 4·D each, that is 2·G·T²·D; but scores are slower than their FLOPs say, 2.4 times where both ways took
-    as long (2 CPU cores, W = 28, T = 128, D = 128). Experts are balanced over the tokens that they see, latent attention
-    would attend to its latents, and some angles depend on a row's length: those models read each row whole.
+    It saves (G − 1)·W tokens at about 24·D² FLOPs per layer. It costs G·T²/2 more attention scores, because answers also
+    compute the masked ones: 4·D FLOPs each, 2·G·T²·D in total. A score costs about 2.4 times its FLOPs (measured at the
+    break-even point on 2 CPU cores: W = 28, T = 128, D = 128). Models with experts (balanced over the tokens they see), latent
+    attention, or rotary angles that depend on the row length do not share prompts.
     """
     plain = not any(kind.moe for kind in model.layer_kinds) and not model.mla.kv_rank and not model.rope.depends_on_length
     return plain and 5 * model.embed_dim * width * (group_size - 1) > group_size * after**2
@@ -39,10 +39,10 @@ def pays(model: ModelConfig, group_size: int, width: int, after: int) -> bool:
 def grouped_arrays(
     rollouts: Sequence[Rollout], prompts: Sequence[Sequence[int]], width: int, after: int, pad_id: int
 ) -> dict[str, np.ndarray]:
-    """Arrays [P, G, T] of rollouts that stand one after the other for each prompt; see the top. T = `after`, W = `width`."""
+    """Return the batch described above for rollouts ordered by prompt. T = `after`, W = `width`."""
     each = len(rollouts) // len(prompts)
     lengths = [len(prompt) for prompt in prompts for _ in range(each)]
-    # From the prompt's last token on, which the first answer's token is the target of.
+    # A row begins with the prompt's last token: its target is the first token of the answer.
     rest = [
         r._replace(tokens=r.tokens[n - 1 :], mask=r.mask[n - 1 :], logps=r.logps[n - 1 :]) for r, n in zip(rollouts, lengths)
     ]
@@ -55,7 +55,7 @@ def grouped_arrays(
 
 
 def grouped(batch: dict, each: int) -> dict:
-    """Rows [B, …] as [P, G, …], G = `each`; of NumPy or JAX arrays."""
+    """Reshape rows [B, …] to [P, G, …], G = `each`; NumPy or JAX arrays."""
 
     def split(x):
         shape = (x.shape[0] // each, each, *x.shape[1:])
@@ -67,7 +67,7 @@ def grouped(batch: dict, each: int) -> dict:
 
 
 def flat(batch: dict) -> dict:
-    """The batch with answers as rows [B, …]; one whose prompts are not apart stays as it is."""
+    """Reshape answers [P, G, …] to rows [B, …]; return a batch without shared prompts unchanged."""
     if PROMPT[0] not in batch:
         return batch
 
@@ -79,7 +79,7 @@ def flat(batch: dict) -> dict:
 
 
 def hidden(model: Transformer, batch: dict) -> Hidden:
-    """What the layers make of the tokens of a flat batch: x [B, T, D], at each token what its target is told by."""
+    """Return the hidden states x [B, T, D] of a flat batch; x at a token predicts its target."""
     read = tuple(batch[name] for name in ("tokens", "segment_ids", "positions"))
     if PROMPT[0] not in batch:
         return model.hidden(*read)

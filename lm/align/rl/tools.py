@@ -1,6 +1,6 @@
-"""Tools that a model may call in a rollout: how a call is read from what it drew, what answers, and the ids of the answer.
+"""Tools that a policy may call in a rollout: parse calls from sampled tokens, run them, and encode their answers.
 
-Nothing that a model writes is an error here. What it gets wrong it is told, as the tool's answer, and that is counted.
+Bad model output raises no error here. The tool's answer tells the model about its mistake, and the failure is counted.
 """
 
 import json
@@ -22,8 +22,8 @@ PYTHON = {
         "parameters": {"type": "object", "properties": {"code": {"type": "string"}}, "required": ["code"]},
     },
 }
-SECONDS, MEMORY_MIB = 5.0, 256  # of a program
-MOST = 2000  # characters of an answer; of a longer one the middle is left out
+SECONDS, MEMORY_MIB = 5.0, 256  # limits of a program
+MOST = 2000  # characters of an answer; a longer one loses its middle
 
 OURS, HERMES = "<|tool|>", ("<tool_call>", "</tool_call>")
 ERROR = "error: "
@@ -31,14 +31,14 @@ KINDS = {"string": str, "integer": int, "number": (int, float), "boolean": bool,
 
 
 class Answer(NamedTuple):
-    """What a model is told. failed: its call did not work."""
+    """The text that a model gets for a call. failed: whether the call failed."""
 
     text: str
     failed: bool = False
 
 
 class Tool(NamedTuple):
-    """schema: what the model is told of it, in OpenAI's form. run: answers many calls, given the arguments of each."""
+    """schema: description for the model in OpenAI's format. run: takes the arguments of many calls, returns their answers."""
 
     schema: dict[str, Any]
     run: Callable[[list[dict[str, Any]]], list[Answer]]
@@ -49,7 +49,7 @@ class Tool(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """An assistant's turn. tool_calls: as messages have them; errors: what was wrong with those that could not be read."""
+    """An assistant's turn. tool_calls: in message format. errors: error texts of calls that could not be parsed."""
 
     content: str
     tool_calls: list[dict[str, Any]]
@@ -86,7 +86,7 @@ TOOLS = {tool.name: tool for tool in (Tool(CALCULATOR, _calculator), Tool(PYTHON
 
 
 def open_tools(names: Sequence[str]) -> tuple[Tool, ...]:
-    """Raises: UserError for a name that there is not."""
+    """Return the tools of these names, without duplicates. Raises: UserError for an unknown name."""
     for name in names:
         if name not in TOOLS:
             raise UserError(f"rollout.tools: no tool {name!r}; there are {', '.join(TOOLS)}")
@@ -94,16 +94,17 @@ def open_tools(names: Sequence[str]) -> tuple[Tool, ...]:
 
 
 def call(name: str, arguments: Mapping[str, Any], tools: Sequence[Tool] = tuple(TOOLS.values())) -> str:
-    """What the tool answers, or what is wrong with the call."""
+    """Return the tool's answer, or the error text of an invalid call."""
     return run_calls(tools, [[{"name": name, "arguments": arguments}]])[0][0].text
 
 
 def run_calls(tools: Sequence[Tool], calls: Sequence[Sequence[Mapping[str, Any] | str]]) -> list[list[Answer]]:
-    """Answers the calls of many rollouts, those to one tool at once.
+    """Run the calls of many rollouts, batched by tool.
 
     Args:
-        calls: of each rollout its calls in order: {"name", "arguments"}, or what `parse_turn` found wrong with one.
-    Returns: their answers, likewise. On several hosts all get those of the first, since a program's answer may differ.
+        calls: per rollout, its calls in order: {"name", "arguments"}, or the error text of `parse_turn`.
+    Returns: the answers in the same structure. All hosts get the answers of the first, because programs may not be
+    deterministic.
     """
     if not any(calls):
         return [[] for _ in calls]
@@ -130,7 +131,7 @@ def _run_calls(tools: Sequence[Tool], calls: Sequence[Sequence[Mapping[str, Any]
 
 
 def _wrong(function: Mapping[str, Any], named: Mapping[str, Tool]) -> str:
-    """What is wrong with a call by its tool's schema, or ""."""
+    """Return the error text of a call that does not match its tool's schema, else ""."""
     if function["name"] not in named:
         return f"there is no tool {function['name']!r}, only {', '.join(named)}"
     parameters = named[function["name"]].schema["function"]["parameters"]
@@ -147,10 +148,10 @@ def _wrong(function: Mapping[str, Any], named: Mapping[str, Tool]) -> str:
 
 
 def parse_turn(tokenizer, ids: Sequence[int]) -> Turn:
-    """Reads what an assistant drew, with its end symbol or without.
+    """Parse the sampled ids of an assistant's turn, with or without its end symbol.
 
-    A call is a JSON object {"name", "arguments"}: behind the symbol <|tool|>, up to the next one or the end, where the
-    tokenizer has that symbol, as our template writes it; elsewhere within <tool_call> and </tool_call>, as Hermes and Qwen do.
+    A call is a JSON object {"name", "arguments"}. If the tokenizer has the symbol <|tool|> (our template), a call follows it
+    and ends at the next <|tool|> or the end. Otherwise calls are inside <tool_call> … </tool_call> (Hermes, Qwen).
     """
     ids = [int(i) for i in ids]
     if OURS in tokenizer.controls:
@@ -177,7 +178,7 @@ def _turn(content: str, written: Sequence[str], errors: list[str]) -> Turn:
 
 
 def _function(text: str) -> dict[str, Any] | str:
-    """{"name", "arguments"}, or what is wrong."""
+    """Return {"name", "arguments"}, or an error text."""
     try:
         function = json.loads(text)
         if isinstance(function, dict) and isinstance(function.get("arguments"), str):
@@ -193,7 +194,7 @@ def _function(text: str) -> dict[str, Any] | str:
 
 
 def _decoded(tokenizer, ids: Sequence[int], spelled: Sequence[str]) -> str:
-    """The text of ids, in which those control symbols that are in `spelled` are kept."""
+    """Decode ids to text, and keep the control symbols in `spelled`."""
     kept = {tokenizer.controls[symbol]: symbol for symbol in spelled if symbol in tokenizer.controls}
     text, since = "", 0
     for n, i in enumerate(ids):
@@ -203,24 +204,24 @@ def _decoded(tokenizer, ids: Sequence[int], spelled: Sequence[str]) -> str:
 
 
 def answer_ids(tokenizer, answers: Sequence[str], template: str | None = None) -> list[int]:
-    """What the template puts behind the end symbol of a turn that called tools: the answers, and the opening of the next turn.
+    """Return the ids that follow the end symbol of a turn with tool calls: the answers and the opening of the next turn.
 
-    An answer cannot spell a control symbol; see data/chat/template.py.
-    Raises: UserError if the template cannot say this, or writes what came before an answer anew.
+    The text of an answer never becomes a control symbol; see data/chat/template.py.
+    Raises: UserError if the template does not support tool answers, or changes earlier turns when an answer is added.
     """
     answers = [answers] if isinstance(answers, str) else list(answers)
     end = end_of_turn(tokenizer, template)
-    names = [f"call{n:05d}" for n in range(len(answers))]  # some templates want ids of nine characters
+    names = [f"call{n:05d}" for n in range(len(answers))]  # some templates require ids of nine characters
     calls = [{"id": i, "type": "function", "function": {"name": "tool", "arguments": {}}} for i in names]
     asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": calls}]
-    told = [{"role": "tool", "content": text, "tool_call_id": i, "name": "tool"} for i, text in zip(names, answers)]
+    replies = [{"role": "tool", "content": text, "tool_call_id": i, "name": "tool"} for i, text in zip(names, answers)]
     try:
-        whole = encode_chat(tokenizer, asked + told, template=template, add_generation_prompt=True).ids
+        whole = encode_chat(tokenizer, asked + replies, template=template, add_generation_prompt=True).ids
         before = encode_chat(tokenizer, asked, template=template).ids
     except UserError:
         if len(answers) < 2:
             raise
-        return answer_ids(tokenizer, ["\n".join(answers)], template)  # a template for one call at a time
+        return answer_ids(tokenizer, ["\n".join(answers)], template)  # the template allows one call at a time
     ended = len(before) - before[::-1].index(end)
     if whole[:ended] != before[:ended]:
         raise UserError("chat: the template writes a turn anew once a tool has answered it, so tools cannot be used with it")
