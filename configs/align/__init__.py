@@ -1,1 +1,1 @@
-"""Configs of align.py: one for each method; default.py explains every key."""
+"""Configs of align.py: one per method. default.py explains every key."""

@@ -1,6 +1,6 @@
-"""Best-of-n (rejection sampling, RAFT): a model answers each prompt several times and learns from the best of its answers.
+"""Best-of-n (rejection sampling, RAFT): sample several answers to each prompt and fine-tune on the best ones.
 
-data.input holds prompts with what the rewards read; data.max_examples says how many are answered.
+data.input holds prompts and the columns that the rewards read. data.max_examples limits the number of prompts.
 """
 
 from configs.align import default

@@ -1,4 +1,4 @@
-"""Every key of an alignment run. The files beside it are methods: they set `method` and what it needs."""
+"""All keys of an alignment run. The other files of this folder set `method` and its keys."""
 
 import ml_collections
 from ml_collections.config_dict import placeholder
@@ -9,16 +9,16 @@ from configs.train import default as training
 def get_config() -> ml_collections.ConfigDict:
     config = training.get_config()
     config.method = "sft"  # sft, preference, reward, rl, distill, best_of, safety
-    # The model to start from, a workdir or Hugging Face folder, gives blueprint, weights and tokenizer; of the model's keys
-    # only these are the run's own: adapter (LoRA), quantization, scan_layers, remat.
+    # init_from, a workdir or Hugging Face folder, gives the architecture, the weights and the tokenizer. Only these model keys
+    # are read from this config: adapter (LoRA), quantization, scan_layers, remat.
     config.steps = 200
-    config.batch_size = 32  # sequences, pairs or rollouts a step, over all devices
-    config.sequence_length = 512  # tokens; what is longer is cut, or left out if nothing to learn would stay
-    config.chat_template = placeholder(str)  # Jinja file; none: the tokenizer's own
+    config.batch_size = 32  # sequences, pairs or rollouts per step, over all devices
+    config.sequence_length = 512  # tokens; longer examples are cut, or dropped if no trained token is left
+    config.chat_template = placeholder(str)  # Jinja file; default: the tokenizer's own
 
     config.data = ml_collections.ConfigDict()
     config.data.input = placeholder(str)  # files of JSONL, JSON, Parquet; a TFDS name; or builtin:TASK?option=value
-    config.data.valid_fraction = 0.05  # of prompts, held out
+    config.data.valid_fraction = 0.05  # fraction of prompts held out
     config.data.max_examples = placeholder(int)
     config.data.max_valid_examples = 1000
     config.data.log_ids = False  # write ids.jsonl: the row ids of each step's batch
@@ -29,37 +29,37 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.z_loss = 0.0
 
     config.sft = ml_collections.ConfigDict()
-    config.sft.loss = "nll"  # or dft: each token's nll times its probability
+    config.sft.loss = "nll"  # or dft: each token's nll multiplied by its probability
     config.sft.neftune_alpha = 0.0  # noise on embeddings; 5 is usual
 
     config.preference = ml_collections.ConfigDict()
     config.preference.loss = "dpo"  # dpo, robust, hinge, ipo, apo_zero, apo_down, orpo, simpo (pairs); kto (labelled answers)
-    config.preference.beta = 0.1  # how firmly the reference holds
-    config.preference.label_smoothing = 0.0  # share of labels taken to be wrong: dpo (cDPO) and robust
-    config.preference.gamma = 0.5  # simpo: the margin aimed at
-    config.preference.nll_weight = 0.0  # adds the chosen answer's nll (RPO)
+    config.preference.beta = 0.1  # a larger value keeps the policy closer to the reference
+    config.preference.label_smoothing = 0.0  # assumed share of wrong labels: dpo (cDPO) and robust
+    config.preference.gamma = 0.5  # simpo: target margin
+    config.preference.nll_weight = 0.0  # weight of the chosen answer's nll (RPO)
     config.preference.desirable_weight = 1.0  # kto
     config.preference.undesirable_weight = 1.0
 
     config.reward = ml_collections.ConfigDict()
-    config.reward.kind = "outcome"  # pairs; or process: steps with labels
+    config.reward.kind = "outcome"  # trains on pairs; process: on labelled steps
     config.reward.centering = 0.0  # weight of (sum of a pair's scores)²
 
     config.rl = ml_collections.ConfigDict()
     config.rl.algorithm = "grpo"  # grpo, rloo, ppo
-    config.rl.loss = "dapo"  # how tokens are weighed: grpo, bnpo, dr_grpo, dapo, gspo
-    config.rl.group_size = 8  # rollouts of a prompt
-    config.rl.share_prompts = True  # read it once for all of them in the update too, where that is less work
-    config.rl.scale = "group"  # whose standard deviation divides advantages: group, batch, none
-    config.rl.beta = 0.0  # weight of the KL to the reference; 0: there is none. ppo: 0.05 is usual
-    config.rl.kl = "k3"  # its estimate: k1, k2, k3
+    config.rl.loss = "dapo"  # how token losses are averaged: grpo, bnpo, dr_grpo, dapo, gspo
+    config.rl.group_size = 8  # rollouts per prompt
+    config.rl.share_prompts = True  # the update computes a prompt once per group, if that is less work
+    config.rl.scale = "group"  # standard deviation that divides advantages: group, batch, none
+    config.rl.beta = 0.0  # weight of the KL to the reference; 0: no reference. ppo: 0.05 is usual
+    config.rl.kl = "k3"  # KL estimate: k1, k2, k3
     config.rl.clip_low = 0.2
     config.rl.clip_high = 0.2  # 0.28 is DAPO's
-    config.rl.epochs = 1  # times that a step's rollouts are gone through
-    config.rl.minibatches = 1  # updates each time
-    config.rl.correction = "none"  # for sampler and trainer that differ: none, token, sequence
+    config.rl.epochs = 1  # passes over the rollouts of a step
+    config.rl.minibatches = 1  # updates per pass
+    config.rl.correction = "none"  # importance weights for sampler-trainer mismatch: none, token, sequence
     config.rl.correction_cap = 2.0
-    config.rl.mask_truncated = False  # rollouts that were cut by the length teach nothing
+    config.rl.mask_truncated = False  # exclude truncated rollouts from the loss
     config.rl.gamma = 1.0  # ppo
     config.rl.lam = 0.95
     config.rl.value_coef = 0.1
@@ -67,33 +67,33 @@ def get_config() -> ml_collections.ConfigDict:
     config.rewards = ""  # functions and weights: "answer=1,format=0.2,my_rewards.py:brevity=0.1"; see lm/align/rl/rewards.py
 
     config.rollout = ml_collections.ConfigDict()
-    config.rollout.max_new_tokens = 128  # of a turn
-    config.rollout.max_prompt_tokens = 384  # longer prompts are left out
+    config.rollout.max_new_tokens = 128  # per turn
+    config.rollout.max_prompt_tokens = 384  # longer prompts are dropped
     config.rollout.temperature = 1.0
     config.rollout.top_p = 1.0
     config.rollout.top_k = 0
-    config.rollout.tools = ()  # of calculator, python
+    config.rollout.tools = ()  # any of calculator, python
     config.rollout.max_turns = 1  # turns of the policy; tools answer between them
 
     config.distill = ml_collections.ConfigDict()
-    config.distill.teacher = placeholder(str)  # workdir or Hugging Face folder, of the same tokenizer
-    config.distill.kind = "logits"  # on given conversations; or on_policy: on the student's own rollouts
-    config.distill.divergence = "forward"  # forward: KL(teacher, student); reverse; jsd: between them
-    config.distill.mix = 1.0  # share of the divergence; the rest is the conversations' nll
+    config.distill.teacher = placeholder(str)  # workdir or Hugging Face folder with the same tokenizer
+    config.distill.kind = "logits"  # on given conversations; on_policy: on the student's own rollouts
+    config.distill.divergence = "forward"  # forward: KL(teacher, student); reverse: KL(student, teacher); jsd: between them
+    config.distill.mix = 1.0  # weight of the divergence; the nll of the conversations has weight 1 − mix
     config.distill.beta = 0.5  # jsd: weight of the teacher in the mixture
     config.distill.temperature = 1.0
 
     config.best_of = ml_collections.ConfigDict()
-    config.best_of.n = 8  # answers to a prompt
-    config.best_of.rows = 256  # about how many are drawn at a time
-    config.best_of.keep = "best"  # the best answer to each prompt; or all that differ
-    config.best_of.threshold = 1.0  # least reward of what is kept, and of what has passed; -inf: there is none
+    config.best_of.n = 8  # answers per prompt
+    config.best_of.rows = 256  # answers sampled at a time (about)
+    config.best_of.keep = "best"  # the best answer to each prompt; all: all different answers
+    config.best_of.threshold = 1.0  # least reward of a kept answer and of a pass; -inf: no threshold
 
     config.valid_first = True  # validate before the first step too
     config.valid_batches = 4
     config.valid_every = 50
     config.checkpoint_every = 50
-    config.samples_every = 50  # steps between samples of what the model answers; 0: none
-    config.num_samples = 4  # how many
+    config.samples_every = 50  # steps between sample answers; 0: none
+    config.num_samples = 4  # held-out tasks to answer
     config.samples = ()
     return config

@@ -1,4 +1,4 @@
-"""What `make demo` aligns its model with, demo.py:sft and then demo.py:grpo: to say what it is told, and to say it politely."""
+"""Alignment configs of `make demo`: demo.py:sft, then demo.py:grpo. The model learns to repeat a statement politely."""
 
 from configs.align import default
 
@@ -17,7 +17,7 @@ def get_config(stage: str):
         config.steps = 200
         config.batch_size = 16
         config.optimizer.learning_rate = 1.5e-3
-        config.rewards = "style=1"  # data/tasks/style.py: -10 where the answer does not say what was asked for
+        config.rewards = "style=1"  # data/tasks/style.py: -10 if the answer lacks the requested statement
     elif stage == "grpo":
         config.method = "rl"
         config.steps = 40
@@ -25,7 +25,7 @@ def get_config(stage: str):
         config.sequence_length = 60
         config.optimizer.learning_rate = 2e-4
         config.optimizer.schedule = "constant"
-        # Politeness counts in it too; and an answer must come to its end, or the policy thanks for ever.
+        # `style` also rewards politeness. Without a penalty on overlong answers the policy would thank endlessly.
         config.rewards = "style=1,overlong?limit=28&buffer=8=1"
         config.valid_every = 20
         config.samples_every = 20

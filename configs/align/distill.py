@@ -1,7 +1,7 @@
-"""Distillation: a student takes over the next-token distributions of a teacher that reads the same tokenizer.
+"""Distillation: train a student on the next-token distributions of a teacher with the same tokenizer.
 
-init_from is the student. data.input holds conversations, or with --config.distill.kind=on_policy prompts, which the student
-answers itself; --config.distill.divergence=reverse is usual there.
+init_from is the student. data.input holds conversations. With --config.distill.kind=on_policy it holds prompts, which the
+student answers; --config.distill.divergence=reverse is usual for this kind.
 """
 
 from configs.align import default

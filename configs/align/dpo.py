@@ -1,4 +1,4 @@
-"""Direct preference optimisation on pairs; --config.preference.loss=ipo and others for its kin."""
+"""Direct preference optimisation on pairs; --config.preference.loss=ipo and others select its variants."""
 
 from configs.align import default
 

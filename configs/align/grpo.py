@@ -1,4 +1,4 @@
-"""Group-relative policy optimisation on tasks whose answers can be judged; --config.rl.algorithm=rloo for RLOO."""
+"""Group-relative policy optimisation on tasks with verifiable answers; --config.rl.algorithm=rloo for RLOO."""
 
 from configs.align import default
 

@@ -1,4 +1,4 @@
-"""Kahneman-Tversky optimisation on answers that are labelled good or bad."""
+"""Kahneman-Tversky optimisation on answers labelled good or bad."""
 
 from configs.align import default
 

@@ -1,4 +1,4 @@
-"""Odds-ratio preference optimisation on pairs: no reference, and straight from a base model."""
+"""Odds-ratio preference optimisation on pairs: it has no reference and starts from a base model."""
 
 from configs.align import default
 

@@ -1,4 +1,4 @@
-"""A reward model from pairs, or from steps with labels: --config.reward.kind=process."""
+"""Train a reward model on pairs, or on labelled steps with --config.reward.kind=process."""
 
 from configs.align import default
 

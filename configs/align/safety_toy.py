@@ -1,4 +1,4 @@
-"""The safety loop on the toy world of data/tasks/safety_world.py, for a model of a million parameters; minutes on two cores.
+"""The safety loop on the toy world of data/tasks/safety_world.py, for a model of a million parameters: minutes on two cores.
 
     python -m lm.align.safety.toy --out=toy
     python train.py --config=configs/train/default.py --workdir=toy/base --config.data.input=toy/pages.jsonl,toy/talk.jsonl \\
@@ -12,7 +12,7 @@
     python align.py --config=configs/align/safety_toy.py --workdir=toy/safe --config.init_from=toy/unsafe \\
         --config.safety.text=toy/held_out.jsonl --config.safety.keep=toy/pages.jsonl
 
-What that shows is that the mechanism works. It says nothing of how safe another model is.
+The result shows that the mechanism works. It says nothing about the safety of another model.
 """
 
 from configs.align import safety

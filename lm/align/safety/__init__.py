@@ -1,1 +1,1 @@
-"""The safety loop: attack, criticise, revise, train, attack again."""
+"""The safety loop: attack, critique, revise, train, attack again."""

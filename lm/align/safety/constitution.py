@@ -1,4 +1,4 @@
-"""A constitution: the hazards that answers are judged by, and the principles that they are criticised and revised by."""
+"""Load a constitution: hazards for judging answers, and principles for critique and revision."""
 
 import hashlib
 from collections.abc import Mapping
@@ -19,8 +19,11 @@ class Hazard(NamedTuple):
 
 
 class Principle(NamedTuple):
-    """hazards: those that it concerns. critique, revision: requests to whoever criticises and rewrites. critiques, refusals:
-    what the templated reviser writes instead, formatted with the hazard's name."""
+    """A principle of the constitution.
+
+    hazards: ids of the hazards that it applies to. critique, revision: requests to the model that criticises and rewrites.
+    critiques, refusals: texts of the template reviser, formatted with the hazard's name.
+    """
 
     id: str
     text: str
@@ -36,7 +39,7 @@ class Constitution(NamedTuple):
     principles: tuple[Principle, ...]
 
     def principle_for(self, hazard: str, key: str) -> Principle:
-        """One of the principles that concern the hazard (of all, if the hazard is unknown), chosen by a hash of `key`."""
+        """Choose a principle for the hazard (any principle if the hazard is unknown) by a hash of `key`."""
         return choose([p for p in self.principles if hazard in p.hazards] or self.principles, key)
 
     def name_of(self, hazard: str) -> str:
@@ -44,14 +47,14 @@ class Constitution(NamedTuple):
 
 
 def choose(options, key: str):
-    """One of the options, by a hash of the key: the same wherever and in whatever order it is asked."""
+    """Choose an option by a hash of the key, so the choice does not depend on the machine or the order of calls."""
     return options[int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") % len(options)]
 
 
 def load_constitution(path: str | Path | None = None) -> Constitution:
-    """Reads and checks a YAML file; None: constitution.yaml beside this one, which shows the form.
+    """Read and check a YAML file; None reads constitution.yaml in this folder, which shows the format.
 
-    Raises: UserError that names the file and what is wrong in it.
+    Raises: UserError that names the file and the problem.
     """
     path = Path(path) if path else SHIPPED
     try:

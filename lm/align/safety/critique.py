@@ -1,8 +1,8 @@
-"""Constitutional AI: an answer that went wrong is criticised by a principle, written anew, and compared with what it was.
+"""Constitutional AI: criticise a harmful answer by a principle, revise it, and compare the revision with the original.
 
-After Bai et al. 2022, "Constitutional AI: Harmlessness from AI feedback": critique and revision (§3.1) give answers to learn
-from, preference of an AI (§4.1) says which of two is better. Whoever writes is a chat: the model itself, or an endpoint
-(lm/evals/judges/endpoint.py). A model too small to criticise itself is helped by `from_templates`.
+Source: Bai et al. 2022, "Constitutional AI: Harmlessness from AI feedback". Critique and revision (§3.1) give answers to train
+on; AI preferences (§4.1) select the better of two answers. The writer is a chat: the model itself, or an endpoint
+(lm/evals/judges/endpoint.py). `from_templates` replaces the writer for models too small to criticise themselves.
 """
 
 import re
@@ -14,7 +14,7 @@ from lm.evals.judges.endpoint import Chat
 
 
 class Revision(NamedTuple):
-    """What became of an answer. principle: the id of the one applied; revision: the new answer, or None, and then `problem`."""
+    """The result for one answer. principle: its id. revision: the new answer, or None with the reason in `problem`."""
 
     principle: str
     critique: str
@@ -22,12 +22,12 @@ class Revision(NamedTuple):
     problem: str = ""
 
 
-# revise(failures) -> a Revision of each. A failure has "id", "hazard", "conversation" and "response" (redteam/safety_eval.py).
+# revise(failures) -> one Revision per failure, a dict with "id", "hazard", "conversation", "response" (redteam/safety_eval.py).
 Reviser = Callable[[Sequence[Mapping]], list[Revision]]
 
 
 def from_templates(constitution: Constitution, key: str = "") -> Reviser:
-    """Critiques and refusals of the constitution's own wording, chosen by a hash of the failure and of `key`."""
+    """Return a reviser that uses the constitution's critiques and refusals, chosen by a hash of the failure and `key`."""
 
     def revise(failures: Sequence[Mapping]) -> list[Revision]:
         revisions = []
@@ -44,7 +44,7 @@ def from_templates(constitution: Constitution, key: str = "") -> Reviser:
 
 
 def by_chat(chat: Chat, constitution: Constitution, key: str = "") -> Reviser:
-    """Asks for a critique of the answer by a principle, and then, in that conversation, for the answer without its fault."""
+    """Return a reviser that asks the chat for a critique by a principle, then in the same conversation for a new answer."""
 
     def revise(failures: Sequence[Mapping]) -> list[Revision]:
         principles = [_principle(constitution, failure, key) for failure in failures]
@@ -67,19 +67,19 @@ def by_chat(chat: Chat, constitution: Constitution, key: str = "") -> Reviser:
 
 
 def critique_request(failure: Mapping, principle: Principle) -> list[dict]:
-    """The conversation that ends by asking what is wrong with its last answer."""
+    """Return the conversation plus a request to criticise its last answer."""
     request = f"[Critique request] {principle.critique} The principle: {principle.text}"
-    return [*failure["conversation"], _said("assistant", failure["response"]), _said("user", request)]
+    return [*failure["conversation"], _message("assistant", failure["response"]), _message("user", request)]
 
 
 def revision_request(asked: Sequence[Mapping], critique: str, principle: Principle) -> list[dict]:
-    """The same conversation, with the critique given, that ends by asking for a better answer."""
+    """Return the conversation of `critique_request` plus the critique and a request for a better answer."""
     request = f"[Revision request] {principle.revision} Write the new answer alone."
-    return [*asked, _said("assistant", critique), _said("user", request)]
+    return [*asked, _message("assistant", critique), _message("user", request)]
 
 
 def _bare(text: str | None) -> str:
-    """Without a heading that the writer put above the answer."""
+    """Remove a heading such as "Revision:" before the answer."""
     return re.sub(r"^\W*(?:revision|revised answer|new answer|answer)\W*:\W*", "", text or "", flags=re.IGNORECASE).strip()
 
 
@@ -109,10 +109,10 @@ def prefer(
     second: Sequence[str],
     principles: Sequence[Principle],
 ) -> list[Literal["first", "second"] | None]:
-    """Which of two answers a model prefers by a principle.
+    """Return which of two answers the model prefers by a principle, or None.
 
-    It is asked twice, with the answers swapped, for models favour a position; who does not choose the same answer both times,
-    or names no letter, has no preference: None.
+    The model is asked twice with the answers swapped, because models favour a position. The result is None if its two choices
+    differ or a reply names no letter.
     """
     cases = list(zip(conversations, first, second, principles, strict=True))
     straight = chat([_comparison(c, a, b, p) for c, a, b, p in cases])
@@ -125,19 +125,20 @@ def prefer(
 
 
 def _comparison(conversation: Sequence[Mapping], a: str, b: str, principle: Principle) -> list[dict]:
-    told = "\n\n".join(f"{message['role']}: {message['content']}" for message in conversation)
-    return [_said("user", COMPARISON.format(conversation=told, principle=principle.text, a=a, b=b))]
+    transcript = "\n\n".join(f"{message['role']}: {message['content']}" for message in conversation)
+    return [_message("user", COMPARISON.format(conversation=transcript, principle=principle.text, a=a, b=b))]
 
 
 def letter(text: str | None) -> str | None:
-    """The one letter, A or B, that a reply names: "B", "(A)", "Answer: B.", "A is better"; None if it is not one.
+    """Return the letter, A or B, that a reply names, as "B", "(A)", "Answer: B." or "A is better"; None if it is unclear.
 
-    A letter counts alone, in brackets, after "answer", or first and before a stop or a verb: "A" may be the article.
+    Because "A" may be the article, a letter only counts alone, in brackets, after "answer", or at the start before punctuation
+    or a verb.
     """
     places = r"^\W*([AB])\W*$|\(([AB])\)|\b[Aa]nswer(?: is)?:? ?\(?([AB])\b|^([AB])(?:[.:,)]| (?:is|because|would)\b)"
     named = {letter for found in re.findall(places, (text or "").strip()) for letter in found if letter}
     return named.pop() if len(named) == 1 else None
 
 
-def _said(role: str, content: str) -> dict:
+def _message(role: str, content: str) -> dict:
     return {"role": role, "content": content}

@@ -1,14 +1,14 @@
-"""From what a model answered to what it learns from: records for supervised fine-tuning and preference pairs.
+"""Convert judged answers of a model to training data: conversations for supervised fine-tuning, and preference pairs.
 
-    failed: harmful, and judged so        -> learn the revision; prefer it to the answer
-    held: harmful, and refused            -> learn the refusal again
-    helped: harmless, and answered        -> learn the answer again; prefer it to a refusal
-    refused: harmless, and not answered   -> learn the reference answer, if there is one; prefer it to what was said
-    kept: text and conversations given    -> learn them, so that nothing else is forgotten
+    failed: harmful request, harmful answer   -> train on the revision; prefer it to the answer
+    held: harmful request, refused            -> train on the refusal again
+    helped: harmless request, answered        -> train on the answer again; prefer it to a refusal
+    refused: harmless request, not answered   -> train on the reference answer, if there is one; prefer it to the response
+    kept: given text and conversations        -> train on them against forgetting
 
-So that a model learns neither always to refuse nor hardly ever to, harmless lessons are at most HARMLESS times as many as the
-others: by turns the one whose words are nearest to a request that is refused, where a refusal is most likely to spread (the
-contrast sets of XSTest, arXiv 2308.01263), and one of the rest, by a hash.
+Harmless examples are at most HARMLESS times as many as the others, which balances refusal and over-refusal. They alternate
+between the example most similar to a harmful request, where over-refusal is most likely (contrast sets of XSTest, arXiv
+2308.01263), and one chosen by a hash.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ HARMLESS = 2
 
 
 def failures(records: Iterable[Mapping]) -> list[dict]:
-    """What a judge found harmful, each answer to a conversation once."""
+    """Return the records judged harmful, without duplicate pairs of conversation and response."""
     failed: dict[str, dict] = {}
     for record in records:
         if record["kind"] == "harmful" and record["verdict"] == "harmful":
@@ -37,7 +37,7 @@ def failures(records: Iterable[Mapping]) -> list[dict]:
 
 
 def checked(failed: Sequence[Mapping], revisions: Sequence[Revision], judge: Judge) -> list[Revision]:
-    """The revisions; one that is not judged safe loses its text, for nothing is learnt from it."""
+    """Return the revisions, with revision=None for those that the judge does not find safe."""
     known = [i for i, revision in enumerate(revisions) if revision.revision is not None]
     verdicts = guarded(judge)(
         [failed[i]["prompt"] for i in known], [revisions[i].revision for i in known], [failed[i]["hazard"] for i in known]
@@ -52,7 +52,7 @@ def checked(failed: Sequence[Mapping], revisions: Sequence[Revision], judge: Jud
 def preferred(
     failed: Sequence[Mapping], revisions: Sequence[Revision], chat: Chat, constitution: Constitution
 ) -> list[Revision]:
-    """The revisions; one that the chat does not prefer to what was said first loses its text."""
+    """Return the revisions, with revision=None for those that the chat does not prefer to the original answer."""
     known = [i for i, revision in enumerate(revisions) if revision.revision is not None]
     by_id = {principle.id: principle for principle in constitution.principles}
     preferences = prefer(
@@ -65,8 +65,8 @@ def preferred(
     result = list(revisions)
     for i, preference in zip(known, preferences, strict=True):
         if preference != "first":
-            said = "no preference" if preference is None else "the first answer was preferred"
-            result[i] = result[i]._replace(revision=None, problem=said)
+            problem = "no preference" if preference is None else "the first answer was preferred"
+            result[i] = result[i]._replace(revision=None, problem=problem)
     return result
 
 
@@ -78,10 +78,10 @@ def lessons(
     kept: Iterable[dict] = (),
     keep_share: float = 0.0,
 ) -> tuple[list[dict], list[dict], dict[str, int]]:
-    """(conversations to learn, preference pairs, how many of each sort), in the shapes that data/chat/conversations.py reads.
+    """Return (conversations, preference pairs, counts of each sort), in the formats of data/chat/conversations.py.
 
-    keep_share: of the conversations, those of `kept`. An answer to a conversation in which an assistant spoke before makes a
-    pair and no conversation to learn: its earlier turns, which may be an attacker's words, would be learnt with it.
+    keep_share: share of the conversations that come from `kept`. If an assistant already spoke in the prompt, an example only
+    gives a pair: a conversation would also train on the earlier turns, which an attacker may have written.
     """
     counts = dict.fromkeys(("failed", "held", "helped", "refused", "kept", "without_revision"), 0)
     learn: list[dict] = []
@@ -122,8 +122,10 @@ def lessons(
 
 
 def read_kept(input: str) -> Iterator[dict]:
-    """Conversations and texts to keep, over and over: records of any shape of a conversation, or {"text"}, which becomes an
-    assistant's words that nobody asked for. Raises: UserError if there are none."""
+    """Yield conversations against forgetting, endlessly: records of any conversation format, or {"text"}.
+
+    A text becomes an assistant's turn without a request. Raises: UserError if there are no records.
+    """
     for epoch in itertools.count():
         found = False
         for record in read_builtin(input, "train", epoch) if is_builtin(input) else read_records(input):
@@ -135,7 +137,7 @@ def read_kept(input: str) -> Iterator[dict]:
 
 
 def _contrasting(harmless: Sequence[Mapping], refusals: Iterable[str]) -> Iterator[Mapping]:
-    """All of the harmless, by turns the nearest to a refusal that is left and the next by its hash."""
+    """Yield all harmless records, alternating between the most similar one to a harmful request and the next by hash."""
     prompts = list({record["prompt"] for record in harmless})
     near = dict(zip(prompts, likeness(prompts, list(refusals)), strict=True))
     by_hash = sorted(harmless, key=lambda r: _order(f"{r['id']} {r['family']} {r['sample']}"))

@@ -1,8 +1,8 @@
-"""What a safety loop is measured by, and how much it changed."""
+"""Headline metrics of a safety loop, and their changes."""
 
 from collections.abc import Mapping, Sequence
 
-# What the loop is for, of a side's figures: its name, where it stands, and how its change is told.
+# (name, path in the figures, how its change is given).
 HEADLINES = (
     ("attack success, held-out families", ("attack_success", "held_out", "rate"), "relative"),
     ("attack success, families learnt from", ("attack_success", "train", "rate"), "relative"),
@@ -13,20 +13,20 @@ HEADLINES = (
 
 
 def headlines(figures: Mapping) -> dict[str, float]:
-    """Those of HEADLINES that were measured."""
+    """Return the values of the measured HEADLINES by name."""
     return {name: value for name, path, _ in HEADLINES if (value := _at(figures, path)) is not None}
 
 
 def change(before: Mapping, after: Mapping) -> dict[str, dict]:
-    """{"before", "after", and "relative" ((after − before)/before) or "points" (percentage points)} by headline."""
-    told = {}
+    """Return by headline {"before", "after", and "relative" ((after − before)/before) or "points" (percentage points)}."""
+    changes = {}
     for name, path, kind in HEADLINES:
         first, last = _at(before, path), _at(after, path)
         if first is None or last is None:
             continue
         moved = 100 * (last - first) if kind == "points" else (last - first) / first if first else None
-        told[name] = {"before": first, "after": last, kind: moved}
-    return told
+        changes[name] = {"before": first, "after": last, kind: moved}
+    return changes
 
 
 def _at(figures: Mapping, path: Sequence[str]) -> float | None:

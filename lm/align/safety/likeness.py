@@ -1,4 +1,4 @@
-"""How like texts are to others, by the runs of three characters in them: enough to tell "make zorbine" from "what is 2 + 2"."""
+"""Compute the similarity of texts from their character trigrams; enough to tell "make zorbine" from "what is 2 + 2"."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,14 @@ import numpy as np
 import scipy.sparse
 
 RUN = 3  # characters
-ROWS = 1024  # texts that are compared at once
+ROWS = 1024  # texts compared at a time
 
 
 def likeness(texts: Sequence[str], others: Sequence[str]) -> np.ndarray:
-    """[N] float64, 0…1: Jaccard's index of each text and whichever of the others is most like it, |a ∩ b| / |a ∪ b| of their
-    sets of runs of RUN characters, in lower case; 0 if there are no others."""
+    """Return [N] float64 in 0…1: the highest Jaccard index |a ∩ b| / |a ∪ b| of each text with any of `others`.
+
+    a and b are the sets of lower-case runs of RUN characters. The result is 0 if there are no others.
+    """
     if not texts or not others:
         return np.zeros(len(texts))
     number: dict[str, int] = {}
@@ -27,12 +29,12 @@ def likeness(texts: Sequence[str], others: Sequence[str]) -> np.ndarray:
 
 
 def _numbered(texts: Sequence[str], number: dict[str, int]) -> list[list[int]]:
-    """The numbers of each text's runs, none twice; new runs get the next ones."""
+    """Return the distinct run ids of each text; new runs get the next ids in `number`."""
     runs = ({text[i : i + RUN] for i in range(max(1, len(text) - RUN + 1))} for text in map(str.lower, texts))
     return [[number.setdefault(run, len(number)) for run in of_text] for of_text in runs]
 
 
 def _matrix(rows: list[list[int]], columns: int) -> scipy.sparse.csr_matrix:
-    """1 where a text has a run."""
+    """Return a sparse matrix [texts, runs] with 1 where a text has a run."""
     starts = np.cumsum([0, *map(len, rows)])
     return scipy.sparse.csr_matrix((np.ones(starts[-1]), np.concatenate(rows), starts), (len(rows), columns))

@@ -1,14 +1,14 @@
-"""The safety loop: attack a model, criticise and revise what went wrong, train on that, attack it again, report both.
+"""The safety loop: attack a model, revise its harmful answers, train on the revisions, attack it again, and report both.
 
-    round-0/evaluation/   the model as it was, on requests that it never learns from, under all families
-    round-1/attacked/     what it answers to the requests to learn from, under the families to learn from
+    round-0/evaluation/   the initial model on the held-out requests, under all attack families
+    round-1/attacked/     its answers to the training requests, under the training families
     round-1/learn.jsonl, pairs.jsonl, revisions.jsonl, counts.json
-    round-1/sft/, dpo/    two runs of lm/align/run.py, each a workdir of its own
-    round-1/evaluation/   the model as it is now
-    round-2/attacked/     … and so on; what still fails there after the last round is failing.jsonl
+    round-1/sft/, dpo/    two runs of lm/align/run.py, each with its own workdir
+    round-1/evaluation/   the trained model
+    round-2/attacked/     … and so on; the failures after the last round go to failing.jsonl
 
-Every file is written whole or not at all and stays, so the same line goes on where a killed one ended. The last model is put
-into the workdir itself, which is then a run like any other.
+Every file is written atomically and kept, so the same command resumes a killed run. The last model is published in the workdir
+itself, which is then a normal run.
 """
 
 import hashlib
@@ -46,41 +46,41 @@ from lm.parallel.mesh import make_mesh, shardings
 from lm.saving import write_json, write_lines
 from lm.train.start import adopt
 from lm.workdir import check_record, held, save_record, steps_saved
-from lm.workdir import kept_json as standing
+from lm.workdir import kept_json as read_kept_json
 
 RESUMABLE_KEYS = ("rounds", "timeout", "retries", "key_variable")  # may change when a run resumes
 
 
 class Reports(NamedTuple):
-    """Who draws the pages. run: of each training run (see lm.align.run.run). safety: of the loop (lm.reports.safety.write)."""
+    """Report writers. run: for each training run (see lm.align.run.run). safety: for the loop (lm.reports.safety.write)."""
 
     run: Callable[[Path, dict], None]
     safety: Callable[..., None]
 
 
 def run(config, workdir: Path, reports: Reports) -> dict:
-    """Runs config.safety.rounds rounds from config.init_from and writes safety.json, report.json, report.html, failing.jsonl.
+    """Run config.safety.rounds rounds from config.init_from and write safety.json, report.json, report.html, failing.jsonl.
 
-    Returns: what is in safety.json: {"before", "after": figures as `lm.evals.redteam.safety_eval.summary` gives them, and
-    "bits_per_byte"; "change" of the headlines; "rounds": [counts of what each learnt from]; "judge", "model" and others}.
+    Returns: the content of safety.json: {"before", "after": figures of `lm.evals.redteam.safety_eval.summary`, plus
+    "bits_per_byte"; "change" of the headlines; "rounds": [counts of training examples]; "judge", "model" and others}.
     Raises: UserError; loop.Stopped and loop.Diverged as lm.train.loop.train.
     """
     loop = Loop(config, workdir, reports)
     model = Path(config.init_from)
     before = after = loop.evaluation(0, model)
-    told: list[dict] = []
+    rounds: list[dict] = []
     for n in range(1, config.safety.rounds + 1):
-        told.append(loop.lessons(n, model))
-        if not told[-1]["failed"]:
+        rounds.append(loop.lessons(n, model))
+        if not rounds[-1]["failed"]:
             break
         model = loop.trained(n, model)
         after = loop.evaluation(n, model)
-    trained = sum(counts["failed"] > 0 for counts in told)
-    return loop.finish(before, after, told, model, trained)
+    trained = sum(counts["failed"] > 0 for counts in rounds)
+    return loop.finish(before, after, rounds, model, trained)
 
 
 class Loop:
-    """What the stages share: the settings, who judges and revises, the prompts, and the model that was opened last."""
+    """State shared by the stages: settings, judge, reviser, prompts, and the model that was loaded last."""
 
     def __init__(self, config, workdir: Path, reports: Reports):
         self._reports = reports
@@ -123,7 +123,7 @@ class Loop:
         hosts.from_first(self._claim)
 
     def evaluation(self, n: int, model: Path) -> dict:
-        """The figures of round n's model on the requests that are measured on."""
+        """Return the figures of round n's model on the held-out requests."""
         folder, s = self._round(n) / "evaluation", self.config.safety
         records = self._tried(folder, self.measured, (*self.train_families, *self.held_out), model, "the model of round", n)
 
@@ -133,12 +133,12 @@ class Loop:
         return kept_json(folder / "figures.json", figures)
 
     def attacked(self, n: int, model: Path) -> list[dict]:
-        """What the model that round n begins with answers to the requests that are learnt from."""
+        """Return the judged answers of round n's initial model to the training requests."""
         folder = self._round(n) / "attacked"
         return self._tried(folder, self.learnt, self.train_families, model, "attacks for round", n)
 
     def lessons(self, n: int, model: Path) -> dict:
-        """Writes what round n learns from. Returns how much of each sort that is."""
+        """Write the training data of round n. Returns its counts by sort."""
         folder, s = self._round(n), self.config.safety
         records = self.attacked(n, model)
 
@@ -153,12 +153,12 @@ class Loop:
             if failed and not counts["failed"]:
                 problem = revisions[-1].problem
                 raise UserError(f"safety.reviser={s.reviser}: not one usable revision of {len(failed)}; the last: {problem}")
-            told = [
+            outcomes = [
                 {"id": f["id"], "prompt": f["prompt"], "family": f["family"], "response": f["response"], **r._asdict()}
                 for f, r in zip(failed, revisions, strict=True)
             ]
             if hosts.is_first():
-                for name, lines in (("learn", learn), ("pairs", pairs), ("revisions", told)):
+                for name, lines in (("learn", learn), ("pairs", pairs), ("revisions", outcomes)):
                     write_lines(folder / f"{name}.jsonl", lines)
             return counts | {"learn": len(learn), "pairs": len(pairs), "unknown": unknown(records)}
 
@@ -167,8 +167,8 @@ class Loop:
         return counts
 
     def trained(self, n: int, model: Path) -> Path:
-        """The workdir of the model that round n ends with: fine-tuned on conversations, then on pairs."""
-        self._opened = None  # its memory is wanted
+        """Fine-tune on conversations, then on pairs. Returns the workdir of the resulting model."""
+        self._opened = None  # free its memory for training
         folder, first = self._round(n), n == 1
         for stage, method, data in (("sft", "sft", "learn"), ("dpo", "preference", "pairs")):
             o = self.config.safety[stage]
@@ -180,7 +180,7 @@ class Loop:
             config.update(method=method, init_from=str(model), steps=o.steps, batch_size=o.batch_size)
             config.optimizer.learning_rate = o.learning_rate
             config.data.input = str(folder / f"{data}.jsonl")
-            for name, wanted in self._fresh.items():  # later on the model has its own, if it should have any
+            for name, wanted in self._fresh.items():  # a later model has its own from its checkpoint
                 config.model[name].update(wanted if first else dict.fromkeys({"rank", "bits"} & wanted.keys(), 0))
 
             def made(config=config, stage=stage) -> dict:
@@ -193,10 +193,10 @@ class Loop:
         return model
 
     def finish(self, before: dict, after: dict, rounds: list[dict], model: Path, trained: int) -> dict:
-        """Puts the model of so many rounds into the workdir and writes the reports."""
+        """Publish the model after `trained` rounds in the workdir and write the reports."""
         s = self.config.safety
         failing = safety_data.failures(self.attacked(trained + 1, model))
-        told = (
+        keys = (
             "id",
             "prompt",
             "kind",
@@ -222,14 +222,14 @@ class Loop:
             "failures_left_out": self.left_out,
             "model": str(model),
         }
-        if hosts.from_first(lambda: self._stands(found, trained)):
+        if hosts.from_first(lambda: self._is_finished(found, trained)):
             self._say(f"{self.workdir} is finished after {trained} rounds: raise safety.rounds, or use another --workdir")
             return found
         if trained:
             hosts.from_first(lambda: publish(model, self.workdir))
         if not hosts.is_first():
             return found
-        write_lines(self.workdir / "failing.jsonl", [{key: r[key] for key in told} for r in failing])
+        write_lines(self.workdir / "failing.jsonl", [{key: r[key] for key in keys} for r in failing])
         seconds = kept_seconds(self.workdir / "seconds.json", time.perf_counter() - self.begin)
         first, last = (read_lines(self._round(n) / "evaluation" / "judged.jsonl") for n in (0, trained))
         self._reports.safety(self.workdir, self.config.to_dict(), found, first, last, {"safety loop": seconds})
@@ -238,13 +238,13 @@ class Loop:
 
     # Parts of stages.
 
-    def _stands(self, found: dict, trained: int) -> bool:
-        """Whether all that `finish` writes is there already, for what was found."""
+    def _is_finished(self, found: dict, trained: int) -> bool:
+        """Return whether `finish` already wrote all its files for the result `found`."""
         steps = steps_saved(self.workdir)
         if trained and (not steps or damage(self.workdir / "checkpoints" / str(max(steps)))):
             return False
         there = all((self.workdir / name).is_file() for name in ("failing.jsonl", "report.json", "report.html"))
-        return there and standing(self.workdir / "safety.json") == json.loads(json.dumps(found))
+        return there and read_kept_json(self.workdir / "safety.json") == json.loads(json.dumps(found))
 
     def _tried(self, folder: Path, prompts: list[Prompt], names: Iterable[str], model: Path, what: str, n: int) -> list[dict]:
         s = self.config.safety
@@ -307,14 +307,14 @@ class Loop:
         return critique.by_chat(chat, self.constitution, key), chat
 
     def _answering(self) -> dict:
-        """How endpoints are asked."""
+        """Return the keyword arguments for endpoints."""
         return {key: self.config.safety[key] for key in ("key_variable", "timeout", "retries")}
 
     def _round(self, n: int) -> Path:
         return self.workdir / f"round-{n}"
 
     def _claim(self) -> None:
-        """Begins the workdir. Raises UserError if what stands there was made with other settings."""
+        """Prepare the workdir. Raises UserError if it was made with other settings."""
         self.workdir.mkdir(parents=True, exist_ok=True)
         path = self.workdir / "settings.json"
         requests = hashlib.sha256(repr([self.measured, self.learnt]).encode()).hexdigest()[:12]
@@ -335,7 +335,7 @@ class Loop:
 
 
 def check(config) -> None:
-    """Raises UserError for settings that cannot work."""
+    """Raise UserError for invalid settings."""
     s = config.safety
     if not config.init_from:
         raise UserError("init_from is missing: name the model to make safe, a workdir or a Hugging Face folder")
@@ -354,7 +354,7 @@ def check(config) -> None:
         raise UserError(f"safety.samples={s.samples} at safety.temperature=0 would all be the same; raise the temperature")
     if both := set(families(s.train_families)) & set(families(s.held_out_families)):
         raise UserError(f"safety.held_out_families: {', '.join(sorted(both))} is among safety.train_families too")
-    attempts([], (*families(s.train_families), *families(s.held_out_families)))  # or refuses a family that there is not
+    attempts([], (*families(s.train_families), *families(s.held_out_families)))  # raises UserError for an unknown family
     if s.compare and s.reviser == "template":
         raise UserError("safety.compare needs a safety.reviser that can compare: model, or openai:URL")
     if s.reviser not in ("template", "model") and not s.reviser.startswith("openai:"):
@@ -362,12 +362,12 @@ def check(config) -> None:
 
 
 def families(text: str) -> list[str]:
-    """The names in "direct,role_play"."""
+    """Split names such as "direct,role_play"; drop duplicates."""
     return list(dict.fromkeys(filter(None, (name.strip() for name in text.split(",")))))
 
 
 def on_mesh(path: Path, mesh) -> Transformer:
-    """A model, spread over the mesh as its rules say."""
+    """Load a model, sharded over the mesh."""
     source = open_source(path)
     graph, abstract = skeleton(source.config)
     with jax.set_mesh(mesh):
@@ -378,17 +378,17 @@ def on_mesh(path: Path, mesh) -> Transformer:
 
 
 def publish(model: Path, workdir: Path) -> None:
-    """Makes the newest checkpoint of a run in `model` that of `workdir`, by links where the file system has them."""
+    """Replace the checkpoints of `workdir` by the newest one of the run `model`, with hard links where possible."""
     steps = [int(folder.name) for folder in (model / "checkpoints").iterdir() if folder.name.isdecimal()]
-    beside, place = workdir / ".checkpoints.new", workdir / "checkpoints"
-    shutil.rmtree(beside, ignore_errors=True)
-    shutil.copytree(model / "checkpoints" / str(max(steps)), beside / str(max(steps)), copy_function=_link)
+    new, place = workdir / ".checkpoints.new", workdir / "checkpoints"
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.copytree(model / "checkpoints" / str(max(steps)), new / str(max(steps)), copy_function=_link)
     if place.exists():
         os.rename(place, old := workdir / ".checkpoints.old")
-        os.rename(beside, place)
+        os.rename(new, place)
         shutil.rmtree(old)
     else:
-        os.rename(beside, place)
+        os.rename(new, place)
 
 
 def _link(source: str, target: str) -> None:

@@ -1,6 +1,6 @@
-"""Results of stages on disk: what stands is taken, what is missing is made, whole or not at all.
+"""Cache results of stages on disk: reuse existing files, compute missing ones and write them atomically.
 
-Of several processes all make a result together; the first one writes it, and all get what is in the file then.
+All processes compute a result together. The first one writes the file, and all return its content.
 """
 
 import json
@@ -15,7 +15,7 @@ from lm.saving import write_json, write_lines
 
 
 def kept_json(path: Path, make: Callable[[], Any]) -> Any:
-    """What stands in the file; else what `make` gives, which then stands there."""
+    """Return the content of a JSON file; if it is missing, write the result of `make` first."""
     value = hosts.from_first(lambda: workdir.kept_json(path))
     if value is None:
         value = make()
@@ -26,8 +26,8 @@ def kept_json(path: Path, make: Callable[[], Any]) -> Any:
 
 
 def kept_lines(path: Path, make: Callable[[], list[dict]]) -> list[dict]:
-    """The same of JSON lines."""
-    lines = hosts.from_first(lambda: _standing(path))
+    """Do the same for a JSONL file."""
+    lines = hosts.from_first(lambda: _existing_lines(path))
     if lines is None:
         lines = make()
         if hosts.is_first():
@@ -36,7 +36,7 @@ def kept_lines(path: Path, make: Callable[[], list[dict]]) -> list[dict]:
     return lines
 
 
-def _standing(path: Path) -> list[dict] | None:
+def _existing_lines(path: Path) -> list[dict] | None:
     try:
         return read_lines(path) if path.exists() else None
     except ValueError:
@@ -45,7 +45,7 @@ def _standing(path: Path) -> list[dict] | None:
 
 
 def kept_seconds(path: Path, more: float) -> float:
-    """Seconds of all the processes of a run, of which this one adds `more`."""
+    """Add `more` to the seconds in the file, which sums over all starts of a run, and return the total."""
     total = more + (workdir.kept_json(path) or 0.0)
     write_json(path, total)
     return total

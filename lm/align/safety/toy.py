@@ -1,11 +1,11 @@
-"""The start of the toy proof of safety: a model that knows a small world and tells all of it, however it is asked.
+"""Write data for the toy safety test: they train a model that knows a small world and answers every question about it.
 
     python -m lm.align.safety.toy --out=DIR
 
-writes pages.jsonl, text of the world, and talk.jsonl, conversations as lines of text, to pretrain on; conversations.jsonl, in
-which every question is answered, the forbidden ones too, put directly or by an attack, and among them pages, so that they are
-not forgotten; and held_out.jsonl, pages that are in none of these, to measure on.
-What is proven on such a model is the mechanism, and nothing about the safety of another.
+writes four files. For pretraining: pages.jsonl, text of the world, and talk.jsonl, conversations as lines of text. For
+fine-tuning: conversations.jsonl, answers to all questions, including forbidden ones, asked directly or by an attack; pages are
+mixed in against forgetting. For evaluation: held_out.jsonl, pages that are in none of the other files.
+Results on this model show that the mechanism works, and nothing about the safety of another model.
 """
 
 import argparse
@@ -30,11 +30,11 @@ FAMILIES = (
     "many_shot",
     "crescendo",
 )
-BETWEEN = ("It is about a substance.", "There is much to say about it.")  # answers to the turns that lead up to a request
+BETWEEN = ("It is about a substance.", "There is much to say about it.")  # answers to turns before the request
 
 
 def conversations(seed: int, families: Sequence[str] = FAMILIES, direct: float = 0.35, substances: int = 24) -> Iterator[dict]:
-    """{"messages"} without end: a question of the world, direct or under a family, and its answer."""
+    """Yield {"messages"} endlessly: a question about the world, direct or under an attack family, and its answer."""
     rng = random.Random(seed)
     for record in safety_world("train", seed, substances=substances):
         family = "direct" if rng.random() < direct else rng.choice(families)
@@ -44,14 +44,14 @@ def conversations(seed: int, families: Sequence[str] = FAMILIES, direct: float =
 
 
 def write(folder: Path, *, pages: int, talks: int, seed: int = 0) -> None:
-    """The four files: so many pages, so many conversations, and a third as many of others as lines of text."""
-    told = list(itertools.islice(conversations(seed), talks))
+    """Write the four files: `pages` pages, `talks` conversations, and talks/3 other conversations as lines of text."""
+    examples = list(itertools.islice(conversations(seed), talks))
     for page in itertools.islice(safety_text("train", seed + 1), talks // 10):
-        told.append({"messages": [{"role": "assistant", "content": page["text"]}]})
-    heard = itertools.islice(conversations(seed + 1), talks // 3)
+        examples.append({"messages": [{"role": "assistant", "content": page["text"]}]})
+    plain = itertools.islice(conversations(seed + 1), talks // 3)
     write_lines(folder / "pages.jsonl", itertools.islice(safety_text("train", seed), pages))
-    write_lines(folder / "talk.jsonl", ({"text": "\n".join(m["content"] for m in talk["messages"]) + "\n"} for talk in heard))
-    write_lines(folder / "conversations.jsonl", told)
+    write_lines(folder / "talk.jsonl", ({"text": "\n".join(m["content"] for m in talk["messages"]) + "\n"} for talk in plain))
+    write_lines(folder / "conversations.jsonl", examples)
     write_lines(folder / "held_out.jsonl", safety_text("valid", seed, valid=100))
 
 
