@@ -1,9 +1,9 @@
-"""Small, honest tasks with answers that can be checked, made on the spot.
+"""Small synthetic tasks with verifiable answers.
 
-Each is a generator: task(split, seed, **options) gives records {"prompt": str, "completion": a right answer, "rejected": a
-wrong one, "answer": what verifiers read, "task": its name} and whatever else its verifiers read, endless for the split
-"train", finite for "valid". Records depend on the split, the seed and the options alone; the two splits never share a prompt
-(splits.py). Write one down with
+Each task is a generator: task(split, seed, **options) yields records {"prompt": str, "completion": a right answer,
+"rejected": a wrong one, "answer": the reference for verifiers, "task": its name} and other columns of its verifiers. The split
+"train" is endless, "valid" is finite. Records depend only on the split, the seed and the options. The splits never share a
+prompt (splits.py). To write records to a file:
 
     python -m data.tasks NAME[?option=value&…] --split=train --count=1000 --out=FILE.jsonl
 """
@@ -36,16 +36,16 @@ TASKS: dict[str, Callable[..., Iterator[dict]]] = {
     "calculator": calculator,
     "safety_world": safety_world,
 }
-# Records {"text": str}, to pretrain on.
+# Generators of records {"text": str} for pretraining.
 CORPORA: dict[str, Callable[..., Iterator[dict]]] = {"text": text, "safety_text": safety_text}
 
 
 def task(
     name: str, split: str, seed: int, options: Mapping[str, str] | None = None, among: Mapping[str, Callable] = TASKS
 ) -> Iterator[dict]:
-    """The records of the task `name`, whose options are given as a user writes them.
+    """Return the records of the task `name`; options are strings from the user.
 
-    Raises: UserError for a name, an option or a value that there is not.
+    Raises: UserError for an unknown name or option, or an invalid value.
     """
     if name not in among:
         raise UserError(f"builtin:{name}: no such task; {_nearest(name, among)}")

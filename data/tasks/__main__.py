@@ -1,4 +1,4 @@
-"""Writes records of a built-in task as JSON lines; see data/tasks/__init__.py."""
+"""Write records of a built-in task as JSON lines; see data/tasks/__init__.py."""
 
 import argparse
 import itertools

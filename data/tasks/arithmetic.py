@@ -13,8 +13,11 @@ QUESTIONS = ("What is {}?", "Work out {}.", "{} =")
 def arithmetic(
     split: str, seed: int, digits: int = 2, operations: str = "addition,subtraction", valid: int = 500
 ) -> Iterator[dict]:
-    """ "What is 48 + 17?" -> "65", of two numbers of `digits` digits. A sum is held out both ways round and in all phrasings;
-    differences are never negative. `rejected` is near the answer: off by 1, by 10, or with two digits exchanged."""
+    """Yield records such as "What is 48 + 17?" -> "65", of two numbers of `digits` digits.
+
+    A sum is held out in both orders and all phrasings. Differences are never negative. `rejected` is close to the answer: off
+    by 1 or 10, or with two digits swapped.
+    """
     if not 1 <= digits <= 15:
         raise UserError(f"arithmetic: digits={digits} must be in 1…15")
     chosen = [name for name in operations.split(",") if name]

@@ -1,4 +1,4 @@
-"""Products too large to know by heart, and the calculator that works them out."""
+"""Products of large numbers, and the declaration of the calculator tool that computes them."""
 
 import random
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from data.tasks.splits import held_out, records
 from lm.errors import UserError
 
-# As chat APIs and templates have tools (OpenAI's form). lm/align/rl/tools.py is what answers.
+# The tool's schema in OpenAI's format. lm/align/rl/tools.py runs the calls.
 CALCULATOR = {
     "type": "function",
     "function": {
@@ -19,11 +19,11 @@ QUESTIONS = ("What is {} × {}?", "Work out {} * {}.", "Multiply {} by {}.", "Wh
 
 
 def calculator(split: str, seed: int, digits: int = 5, tool: bool = True, valid: int = 500) -> Iterator[dict]:
-    """ "Multiply 48213 by 90177." -> "4347703701", of two numbers of `digits` digits.
+    """Yield records such as "Multiply 48213 by 90177." -> "4347703701", of two numbers of `digits` digits.
 
-    tool: the record declares the calculator (`tools`), and its `messages` are a demonstration that calls it and then says what
-    it answered. Otherwise they answer at once.
-    A product is held out both ways round and in all phrasings. `rejected` has one wrong digit.
+    tool: if true, the record declares the calculator (`tools`), and its `messages` call it and then repeat its result.
+    Otherwise `messages` answer directly.
+    A product is held out in both orders and all phrasings. `rejected` has one wrong digit.
     """
     if not 1 <= digits <= 15:
         raise UserError(f"calculator: digits={digits} must be in 1…15")
@@ -36,14 +36,14 @@ def calculator(split: str, seed: int, digits: int = 5, tool: bool = True, valid:
         wrong = answer[:place] + str((int(answer[place]) + other) % 10) + answer[place + 1 :]
         call = {"type": "function", "function": {"name": "calculator", "arguments": {"expression": f"{a} * {b}"}}}
         called = [{"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": answer}]
-        said = [*(called if tool else []), {"role": "assistant", "content": answer}]
+        turns = [*(called if tool else []), {"role": "assistant", "content": answer}]
         record = {
             "prompt": prompt,
             "completion": answer,
             "rejected": wrong,
             "answer": answer,
             "task": "calculator",
-            "messages": [{"role": "user", "content": prompt}, *said],
+            "messages": [{"role": "user", "content": prompt}, *turns],
         }
         return held_out(f"product {min(a, b)} {max(a, b)}"), record | ({"tools": [CALCULATOR]} if tool else {})
 

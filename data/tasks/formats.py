@@ -1,7 +1,7 @@
-"""Instructions whose form can be checked: JSON, brackets, a number of words, capitals, a first word.
+"""Instructions with a verifiable format: JSON, brackets, a number of words, capitals, a first word.
 
-`format` is what lm/align/rl/rewards.py's `format` reads, a regular expression for the whole answer or "json"; `contains` is
-what must stand in it.
+Column `format` is for the reward `format` of lm/align/rl/rewards.py: a regular expression for the whole answer, or "json".
+Column `contains` lists texts that the answer must contain.
 """
 
 import json
@@ -55,9 +55,9 @@ NUMBERS = ("one", "two", "three", "four", "five", "six")
 
 
 def formats(split: str, seed: int, valid: int = 500) -> Iterator[dict]:
-    """ "Say in capitals that the fox is red." -> "THE FOX IS RED". A pair of thing and quality is held out from all forms.
+    """Yield records such as "Say in capitals that the fox is red." -> "THE FOX IS RED".
 
-    `rejected` says the same in a form that was not asked for.
+    A pair of thing and quality is held out in all forms. `rejected` says the same in a form that was not requested.
     """
 
     def draw(rng: random.Random) -> tuple[bool, dict]:

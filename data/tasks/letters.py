@@ -1,7 +1,8 @@
-"""Operations on a few letters, written apart ("b c a") so that each is a token: small enough to learn within minutes.
+"""Operations on a few letters, separated by spaces ("b c a") so that each is one token; a model learns them in minutes.
 
-`instructions` shows what supervised tuning does: an operation and a form are asked for in words. `mixed_operations` shows what
-reinforcement learning does: with demonstrations="random" a tuned model has every skill, and heeds no instruction.
+`instructions` demonstrates supervised fine-tuning: the prompt asks for an operation and a form in words. `mixed_operations`
+demonstrates reinforcement learning: with demonstrations="random", a fine-tuned model has every skill but follows no
+instruction.
 """
 
 import random
@@ -31,7 +32,7 @@ FORMATS = {
 
 
 def some_letters(rng: random.Random, length: int, alphabet: int) -> list[str]:
-    """Different letters, of the first `alphabet`. To three and more of them all operations do different things."""
+    """Draw distinct letters from the first `alphabet` letters. With three or more, all operations give different results."""
     return rng.sample(string.ascii_lowercase[:alphabet], length)
 
 
@@ -41,10 +42,10 @@ def _check(task: str, length: int, alphabet: int) -> None:
 
 
 def instructions(split: str, seed: int, length: int = 3, alphabet: int = 12, valid: int = 500) -> Iterator[dict]:
-    """ "Take b c a: reverse in brackets" -> "[ a c b ]": five operations in five forms.
+    """Yield records such as "Take b c a: reverse in brackets" -> "[ a c b ]": five operations in five forms.
 
-    Letters are held out in any order, operation and form. `answer` is the whole completion; `format` a regular expression for
-    its form. `rejected` does the right thing in another form.
+    A set of letters is held out in every order, operation and form. `answer` is the whole completion; `format` is a regular
+    expression for its form. `rejected` has the right result in another form.
     """
     _check("instructions", length, alphabet)
 
@@ -71,10 +72,11 @@ def instructions(split: str, seed: int, length: int = 3, alphabet: int = 12, val
 def mixed_operations(
     split: str, seed: int, length: int = 3, alphabet: int = 12, demonstrations: str = "right", valid: int = 500
 ) -> Iterator[dict]:
-    """ "Take b c a: reverse" -> "the reverse is a c b": one of five operations. Letters are held out in any order, from all.
+    """Yield records such as "Take b c a: reverse" -> "the reverse is a c b", with one of five operations.
 
-    demonstrations: what `completion` shows. "right": the operation that the prompt names; "random": any of the five, so that
-    who imitates them is right once in five. `answer` is right in either case; `rejected` is another operation's.
+    A set of letters is held out in every order and operation.
+    demonstrations: the operation of `completion`. "right": the one in the prompt. "random": any of the five, so a model that
+    imitates them is right in one case of five. `answer` is always right; `rejected` is the result of another operation.
     """
     _check("mixed_operations", length, alphabet)
     if demonstrations not in ("right", "random"):

@@ -16,10 +16,10 @@ QUESTIONS = {
 
 
 def lists(split: str, seed: int, length: int = 4, largest: int = 99, valid: int = 500) -> Iterator[dict]:
-    """ "What is the largest of 4, 17, 3?" -> "17"; also the smallest, sorted, reversed, summed.
+    """Yield records such as "What is the largest of 4, 17, 3?" -> "17"; also the smallest, sorted, reversed, sum.
 
-    Lists have 2 to `length` different numbers in 0…`largest`. All orders of the same numbers are held out together, from all
-    questions. `rejected` is right for another question.
+    Lists have 2 to `length` distinct numbers in 0…`largest`. A set of numbers is held out in every order and question.
+    `rejected` is the right answer to another question.
     """
     if not 2 <= length <= largest <= 10**6:
         raise UserError(f"lists: needs 2 ≤ length ≤ largest ≤ 10⁶, not length={length}, largest={largest}")

@@ -1,4 +1,4 @@
-"""Facts of a small made-up world: who lives where and does what, asked in several ways."""
+"""Facts of a small fictional world (who lives where, and does what), with questions in several phrasings."""
 
 import random
 from collections.abc import Iterator
@@ -44,7 +44,7 @@ STATEMENTS = {
 
 
 def world(number_of_people: int, number_of_world: int = 0) -> list[dict[str, str]]:
-    """The inhabitants: {"person", "town", "occupation", "animal"}; no two in a town have the same occupation."""
+    """Return the inhabitants: {"person", "town", "occupation", "animal"}; occupations are unique within a town."""
     rng = random.Random(f"world {number_of_world}")
     towns = [word.capitalize() for word in _different(rng, 2, max(2, number_of_people // 4))]
     names = [word.capitalize() for word in _different(rng, 2, number_of_people + len(towns)) if word.capitalize() not in towns]
@@ -63,10 +63,11 @@ def _different(rng: random.Random, syllables: int, count: int) -> list[str]:
 
 
 def small_world(split: str, seed: int, people: int = 24, world_number: int = 0, valid: int = 500) -> Iterator[dict]:
-    """ "Where does Mira live?" -> "Tolum". Of the four phrasings of each fact's question one is held out, another for each
-    fact: valid asks what train tells, in words that train uses of other facts. `rejected` is the same thing of somebody else.
+    """Yield records such as "Where does Mira live?" -> "Tolum". `rejected` is the answer for another person.
 
-    people: of the world; world_number: another one has other people. Both splits and all seeds share the world.
+    One of the four phrasings of each fact's question is held out, a different one per fact. So valid asks for facts of train,
+    in phrasings that train uses for other facts.
+    people: number of people. world_number: selects another world with other people. Both splits and all seeds share the world.
     """
     if not 8 <= people <= 1000:
         raise UserError(f"small_world: people={people} must be in 8…1000")

@@ -1,8 +1,8 @@
-"""What is held out: a record is valid or train by what it asks about, never by when it was drawn.
+"""Split the records of a task by a hash of their key: the subject of the question, independent of when it was drawn.
 
-A generator draws endless random records and says of each what it is about, its key. The key alone decides the split, by a
-hash that knows neither the seed nor the split. So two generators of any seeds, one of each split, never share a key; and
-since the key is a function of the prompt, never a prompt.
+A generator draws endless random records, each with a key. The hash of the key decides the split and does not depend on the
+seed. So a train and a valid generator with any seeds never share a key. Because the key is a function of the prompt, they never
+share a prompt either.
 """
 
 import hashlib
@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterator
 from lm.errors import UserError
 
 SPLITS = ("train", "valid")
-SHARE = 10  # one key in so many is held out
-PATIENCE = 2000  # draws in a row that bring no new prompt: the task has no more
+SHARE = 10  # one key in SHARE is held out
+PATIENCE = 2000  # a task is exhausted after this many draws without a new prompt
 
 Draw = Callable[[random.Random], tuple[bool, dict]]  # (held out, the record)
 
 
 def number(key: str) -> int:
-    """A number in [0, 2^64) that depends on the text alone, the same on every machine."""
+    """Return a hash of the text in [0, 2^64), the same on every machine."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
 
 
@@ -28,10 +28,10 @@ def held_out(key: str) -> bool:
 
 
 def records(draw: Draw, split: str, seed: int, valid: int) -> Iterator[dict]:
-    """The records of a split: train's are endless, valid's are of at most `valid` different prompts.
+    """Return the records of a split: train is endless, valid has at most `valid` distinct prompts.
 
-    Depends on (draw, split, seed) alone.
-    Raises: ValueError for another split; UserError, when the first is asked for, if the task is so small that it has none.
+    The records depend only on (draw, split, seed).
+    Raises: ValueError for another split. The first `next` raises UserError if the task is so small that the split is empty.
     """
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, not {split!r}")

@@ -30,9 +30,10 @@ def made_up_word(rng: random.Random, syllables: int) -> str:
 
 
 def strings(split: str, seed: int, syllables: int = 3, valid: int = 500) -> Iterator[dict]:
-    """ "Write tamolu backwards." -> "ulomat"; also sorted, in capitals, first and last letter, number of letters.
+    """Yield records such as "Write tamolu backwards." -> "ulomat"; also sorted, capitals, first or last letter, length.
 
-    Words have 2 to `syllables` syllables; a word is held out from all questions. `rejected` is right for another question.
+    Words have 2 to `syllables` syllables. A word is held out in all questions. `rejected` is the right answer to another
+    question.
     """
     if not 2 <= syllables <= 10:
         raise UserError(f"strings: syllables={syllables} must be in 2…10")

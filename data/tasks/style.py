@@ -1,4 +1,4 @@
-"""Answers that say the same in many manners, of which a known rule prefers some: polite, brief, without filler words."""
+"""Answers with the same content in many styles, scored by a known rule: polite, brief, without filler words."""
 
 import itertools
 import random
@@ -26,8 +26,9 @@ _POINTS = ((re.compile(_any_of(POLITE)), 1.0), (re.compile(_any_of(RUDE)), -1.0)
 
 
 def style(completion: str, statement: str) -> float:
-    """The rule: +1 for each polite phrase, −1 for each rude one, −2 for each banned word, all at most once, less 0.01 for each
-    word; −10 if the statement is not in the answer once. Case does not count.
+    """Return the score of an answer: +1 per distinct polite phrase, −1 per rude phrase, −2 per banned word, −0.01 per word.
+
+    It is 10 lower if the answer does not contain the statement exactly once. Case is ignored.
 
     >>> style("Gladly, the fox is red", "the fox is red")
     0.95
@@ -39,11 +40,12 @@ def style(completion: str, statement: str) -> float:
 
 
 def preferred_style(split: str, seed: int, part: str = "pairs", valid: int = 500) -> Iterator[dict]:
-    """ "Say that the fox is red." with `chosen` "Gladly, the fox is red", `rejected` "Look, the fox is basically red".
+    """Yield records such as "Say that the fox is red." with two answers in different styles.
 
-    part: "pairs": two manners are drawn, and `style` says which is preferred; `margin` is the difference of their scores.
-    "answers": `completion` is of any manner, whatever the rule thinks of it, so that who imitates it has them all.
-    `statement` is what the rule reads. A pair of thing and quality is held out from all phrasings.
+    Example: `chosen` is "Gladly, the fox is red", `rejected` is "Look, the fox is basically red".
+    part: "pairs": two styles are drawn, and `style` decides which is chosen; `margin` is the difference of their scores.
+    "answers": `completion` has a random style, so a model that imitates it learns all styles.
+    The rule reads column `statement`. A pair of thing and quality is held out in all phrasings.
     """
     if part not in ("pairs", "answers"):
         raise UserError(f"preferred_style: part={part!r} is neither pairs nor answers")
@@ -80,7 +82,7 @@ def _said(manner: tuple[str, str, str], thing: str, quality: str) -> str:
     return text[0].upper() + text[1:]
 
 
-# Of every manner, whatever is said in it: no thing and no quality is a word of the rule.
+# The score of each style. It does not depend on the statement, because no thing or quality is a word of the rule.
 _SCORES = {
     manner: style(_said(manner, THINGS[0], QUALITIES[0]), f"the {THINGS[0]} is {QUALITIES[0]}")
     for manner in itertools.product(OPENINGS, FILLERS, CLOSINGS)

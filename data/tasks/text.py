@@ -1,7 +1,7 @@
-"""Plain sentences about letters, things and the small world, to pretrain a tiny model on before it is aligned.
+"""Plain sentences about letters, things and the small world, to pretrain a tiny model before alignment.
 
-What the aligned model must do is said here in prose ("the reverse of b c a is a c b"), so that a base model can know how;
-no question, instruction or answer form of a task stands in it, so that it cannot know when.
+The text describes the operations of the tasks in prose ("the reverse of b c a is a c b"), so a base model can learn them. It
+contains no question, instruction or answer form of a task, so alignment must teach when to use them.
 """
 
 import random
@@ -24,7 +24,7 @@ WORDS = ("The word {} stands before {}.", "A {} is no {}.", "Some say {} and som
 def text(
     split: str, seed: int, sentences: int = 20, length: int = 3, alphabet: int = 12, people: int = 24, valid: int = 100
 ) -> Iterator[dict]:
-    """Documents {"text": so many sentences}. Letters that the tasks hold out stand together in no sentence of train."""
+    """Yield documents {"text"} of `sentences` sentences. No train sentence has a set of letters that the tasks hold out."""
     inhabitants, words = world(people), [*OPERATIONS, *FORMS]
 
     def letters(rng: random.Random) -> list[str]:
