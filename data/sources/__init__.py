@@ -1,4 +1,4 @@
-"""Where documents come from: files, a TFDS name, or the Python installation that runs this program."""
+"""Sources of documents: files, a TFDS dataset, or the Python installation that runs this program."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from lm.errors import UserError
 
 
 def open_sources(input: str | None, *, text_key: str = "text", max_bytes: int | None = None) -> list[Source]:
-    """Finds what `data.input` names; nothing is read yet.
+    """Open the sources that `data.input` names, without reading them.
 
     Args:
         input: None for the Python installation (sources `code`, `docstrings`, `docs`); a file, a folder or a
             glob, several separated by commas (one source); or a TFDS name such as `lm1b` (one source).
             A path that exists wins over a TFDS dataset of the same name.
         text_key: the JSONL field, Parquet column or TFDS feature that holds the text.
-        max_bytes: a source ends with the document that takes it to this many UTF-8 bytes.
+        max_bytes: a source ends with the document that reaches this many UTF-8 bytes.
 
     Raises:
-        UserError: the name is neither a path nor a dataset, a folder holds no file that can be read, or the
-            dataset has no such feature. What is wrong inside a file is raised by `read`, when it is reached.
+        UserError: the name is neither a path nor a dataset, a folder holds no readable file, or the dataset has no
+            such feature. `read` raises errors inside a file when it reaches them.
     """
-    # pyarrow and TFDS load only where they are needed.
+    # Import pyarrow and TFDS only if they are needed.
     if input is None:
         from data.sources import python_installation
 
@@ -45,7 +45,7 @@ def _open_named(input: str, text_key: str) -> Source:
 
     if tfds_source.is_known(input):
         return tfds_source.open_tfds(input, text_key)
-    # "corpus/en" reads as a path and as dataset/config; only where it is no dataset is it a path that is missing.
+    # "corpus/en" may be a path or dataset/config. It is not a known dataset, so it is a missing path.
     if "/" in input:
         raise files.missing(input)
     names = files.siblings(input) + tfds_source.names()

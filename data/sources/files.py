@@ -1,6 +1,6 @@
-"""Documents from local files: plain text, JSON lines (plain, gzip, zstd) and Parquet.
+"""Read documents from local files: plain text, JSON lines (plain, gzip, zstd) and Parquet.
 
-Memory stays bounded whatever a file's size: text is read in pieces, JSON by line, Parquet by record batch.
+Memory is bounded for files of any size: text is read in pieces, JSON by line, Parquet by record batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from data.sources.source import Document, Source
 from lm.errors import UserError
 
 TEXT = (".txt", ".md", ".rst", ".py")
-# C4 and its kin publish JSON lines as .json.gz; a compressed file is never one big array in practice.
+# C4 and similar corpora publish JSON lines as .json.gz; in practice a compressed file is never one big array.
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
 PARQUET = (".parquet",)
 EXTENSIONS = TEXT + JSON_LINES + PARQUET
@@ -29,7 +29,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def is_path(input: str) -> bool:
-    """Whether `input` can only mean files: it exists, is a glob or a list, or is written like a path."""
+    """Return whether `input` must mean files: it exists, is a glob or a list, or looks like a path."""
     return (
         os.path.exists(os.path.expanduser(input))
         or input.startswith((".", "/", "~"))
@@ -39,17 +39,16 @@ def is_path(input: str) -> bool:
 
 
 def open_files(input: str, text_key: str = "text") -> Source:
-    """One source of every readable file under `input`, in the order of their paths.
+    """Return one source of all readable files under `input`, ordered by path.
 
     Args:
-        input: a file, a folder (searched recursively; names that begin with a dot are passed over) or a glob
-            (`**` goes down any number of folders), or several of these separated by commas.
+        input: a file, a folder (searched recursively; hidden names are skipped) or a glob (`**` matches any number
+            of folders), or several of these separated by commas.
         text_key: the field or column that holds the text. String fields `id`, `url` or `source`, and
-            `license` or `licence` fill the document's id, origin and licence; without an `id` field it is the
-            file and line.
+            `license` or `licence` give the document's id, origin and licence. The default id is file and line.
 
     Raises:
-        UserError: nothing matches, or nothing that matches has one of `EXTENSIONS`.
+        UserError: nothing matches, or no match has one of `EXTENSIONS`.
     """
     parts = _parts(input)
     paths = find(input)
@@ -65,10 +64,10 @@ def open_files(input: str, text_key: str = "text") -> Source:
 
 
 def read_file(path: str, id: str, text_key: str = "text") -> Iterator[Document]:
-    """Documents of one file. `id` is what the file is called in its source.
+    """Yield the documents of one file. `id` is the name of the file in its source.
 
     Raises:
-        UserError: the file cannot be read or decoded, or a row lacks a proper text; says where.
+        UserError: with the location, if the file cannot be read or decoded, or a row has no valid text.
     """
     try:
         if path.endswith(JSON_LINES):
@@ -85,17 +84,17 @@ def read_file(path: str, id: str, text_key: str = "text") -> Iterator[Document]:
 
 
 def find(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
-    """The files with these extensions that `input` names (see `open_files`), in the order of their paths."""
+    """Return the files of `input` (see `open_files`) with these extensions, ordered by path."""
     return sorted({path for part in _parts(input) for path in _find(part, extensions)})
 
 
 def present(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
-    """As `find`, without what is no longer there; empty if nothing is."""
+    """Return the same as `find`, but skip missing parts of the input; empty if all are missing."""
     return sorted({path for part in _parts(input) for path in _readable(part, extensions)})
 
 
 def check(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> None:
-    """Raises UserError where `find` would, and looks no further than for one file of each part."""
+    """Raise UserError if `find` would; it stops at the first file of each part."""
     for part in _parts(input):
         if not next(_readable(part, extensions), None):
             raise _none(part, extensions)
@@ -117,7 +116,7 @@ def _find(part: str, extensions: tuple[str, ...]) -> list[str]:
 
 
 def _readable(part: str, extensions: tuple[str, ...]) -> Iterator[str]:
-    """The files with these extensions of one part of an input."""
+    """Yield the files with these extensions of one part of an input."""
     matches = [part] if os.path.exists(part) else glob.glob(part, recursive=True)
     for match in matches:
         paths = [match] if os.path.isfile(match) else _below(match)
@@ -137,7 +136,7 @@ def _none(part: str, extensions: tuple[str, ...]) -> UserError:
 
 
 def _fixed_folder(part: str) -> str:
-    """The folder that a part's documents are named from: what precedes its first glob character."""
+    """Return the folder that document ids are relative to: the part before the first glob character."""
     if os.path.isdir(part):
         return part
     fixed = part if os.path.exists(part) else re.split(r"[*?\[]", part, maxsplit=1)[0]
@@ -145,7 +144,7 @@ def _fixed_folder(part: str) -> str:
 
 
 def _identifier(part: str) -> str:
-    """`my corpus/part-1.jsonl.gz` -> `part_1`; a glob is named after its fixed folder."""
+    """Return a source name: `my corpus/part-1.jsonl.gz` gives `part_1`; a glob gives the name of its fixed folder."""
     last = os.path.basename(os.path.abspath(part if os.path.exists(part) else _fixed_folder(part)))
     for extension in sorted(EXTENSIONS, key=len, reverse=True):
         last = last.removesuffix(extension)
@@ -153,7 +152,7 @@ def _identifier(part: str) -> str:
 
 
 def siblings(part: str) -> list[str]:
-    """Names beside the first component of `part` that does not exist."""
+    """Return the names in the deepest existing folder of the path `part`."""
     folder = os.path.dirname(os.path.expanduser(part).rstrip("/"))
     while folder and not os.path.isdir(folder):
         folder = os.path.dirname(folder)
@@ -161,7 +160,7 @@ def siblings(part: str) -> list[str]:
 
 
 def missing(part: str) -> UserError:
-    """The error for a path that leads nowhere, with the nearest name at the place where it goes wrong."""
+    """Return the error for a missing path, with the nearest existing name."""
     folder = os.path.dirname(os.path.expanduser(part).rstrip("/"))
     wrong = os.path.expanduser(part).rstrip("/")
     while folder and not os.path.isdir(folder):
@@ -188,7 +187,7 @@ def _read_text(path: str, id: str) -> Iterator[Document]:
 
 
 def _pieces(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
-    """Cuts a file into (offset, bytes, whether it is the only piece); joined, they are the file less its BOM."""
+    """Cut a file into (offset, bytes, whether it is the only piece); together they are the file without its BOM."""
     data = file.read(len(_BOM))
     offset = len(_BOM) if data == _BOM else 0
     data, only = data[offset:], True
@@ -204,7 +203,7 @@ def _pieces(file: BinaryIO) -> Iterator[tuple[int, bytes, bool]]:
 
 
 def _cut(data: bytes) -> int:
-    # Only the second half is searched: an early blank line would leave a sliver as a document.
+    # Search only the second half: an early blank line would give a tiny document.
     for mark in (b"\n\n", b"\n\r\n", b"\n"):
         at = data.rfind(mark, PIECE_BYTES // 2, PIECE_BYTES)
         if at >= 0:
@@ -212,7 +211,7 @@ def _cut(data: bytes) -> int:
     for cut in range(PIECE_BYTES, PIECE_BYTES - 4, -1):
         if data[cut] & 0xC0 != 0x80:  # not inside a character
             return cut
-    return PIECE_BYTES  # not UTF-8 at all; decoding says where
+    return PIECE_BYTES  # not UTF-8; decoding will report the position
 
 
 # JSON lines.
@@ -230,7 +229,7 @@ def _read_json_lines(path: str, id: str, text_key: str) -> Iterator[Document]:
 
 
 def json_lines(path: str) -> Iterator[tuple[int, dict]]:
-    """(line, from 1; the object there) of a file that may be compressed. Raises: UserError, OSError."""
+    """Yield (line number from 1, object) of a file that may be compressed. Raises: UserError, OSError."""
     offset = 0
     for number, line in enumerate(_lines(path), start=1):
         where = f"{path}:{number}"
@@ -254,7 +253,7 @@ def json_lines(path: str) -> Iterator[tuple[int, dict]]:
 
 
 def _lines(path: str) -> Iterator[bytes]:
-    """Lines with their newline, of a file that may be compressed. A truncated archive is an error."""
+    """Yield lines with their newline, of a file that may be compressed. A truncated archive is an error."""
     if path.endswith(".zst"):
         yield from _zstd_lines(path)
         return
@@ -268,8 +267,8 @@ def _lines(path: str) -> Iterator[bytes]:
 def _zstd_lines(path: str) -> Iterator[bytes]:
     import zstandard
 
-    # `stream_reader` takes a truncated file for a complete one; a decompression object knows its frame's end.
-    # Windows up to 2 GiB: large corpora are often packed with `zstd --long=31`.
+    # `stream_reader` does not detect a truncated file; a decompression object knows the end of its frame.
+    # Allow windows up to 2 GiB: large corpora are often packed with `zstd --long=31`.
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
     frame, rest = decompressor.decompressobj(), []
     fresh = True
@@ -315,7 +314,7 @@ def _read_parquet(path: str, id: str, text_key: str) -> Iterator[Document]:
         return list(dict.fromkeys(columns))
 
     for number, row in parquet_rows(path, chosen):
-        if row[text_key] is None:  # what an empty text is called in a column
+        if row[text_key] is None:  # an empty text in some columns
             continue
         document = _from_row(row, text_key, f"{id}:{number}", f"{path}: row {number}", path)
         if document:
@@ -323,7 +322,7 @@ def _read_parquet(path: str, id: str, text_key: str) -> Iterator[Document]:
 
 
 def parquet_rows(path: str, columns: Callable | None = None) -> Iterator[tuple[int, dict]]:
-    """(row, from 1; its values) of the columns that `columns` picks from the schema; all by default. Raises: UserError."""
+    """Yield (row number from 1, values). `columns` selects columns from the schema; default: all. Raises: UserError."""
     import pyarrow
     import pyarrow.parquet
 
@@ -356,7 +355,7 @@ def _from_row(row: dict, text_key: str, id: str, where: str, path: str) -> Docum
             f"{where}: character {error.start} of {text_key!r} is half a surrogate pair, which UTF-8 cannot hold; "
             "write the whole pair or U+FFFD"
         ) from error
-    # The text may itself be in a field such as `source`.
+    # The text itself may be in a field such as `source`.
     given = {key: row[key] for key in _ABOUT if key != text_key and isinstance(row.get(key), str) and row[key]}
     return Document(
         id=_encodable(given.get("id", id)),
@@ -371,7 +370,7 @@ def _encodable(string: str) -> str:
 
 
 def listed(keys: dict) -> str:
-    """The keys as an error shows them."""
+    """Format the keys for an error message."""
     shown = [repr(key) for key in keys][:20]
     return " ".join(shown + ["…"] * (len(keys) > 20)) or "none"
 

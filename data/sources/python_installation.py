@@ -1,7 +1,7 @@
-"""Documents from the Python installation that runs this program: a corpus that every machine has.
+"""Read documents from the Python installation that runs this program: a corpus that every machine has.
 
-The standard library and the installed packages hold tens of megabytes of code, the docstrings in it, and the
-documentation beside it; enough to train a small model with no network and no download.
+The standard library and the installed packages hold tens of megabytes of code, docstrings and documentation. This is
+enough to train a small model without a download.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MACHINE_MADE = {
     *("entry_points.txt", "top_level.txt", "requires.txt", "SOURCES.txt", "namespace_packages.txt"),
     *("dependency_links.txt", "not-zip-safe.txt", "INSTALLER.txt", "TAGS.txt"),
 }
-# The spellings that most packages use in place of an SPDX identifier.
+# Common licence names of packages, and their SPDX identifiers.
 _SPDX = {
     "Apache 2.0": "Apache-2.0",
     "Apache License 2.0": "Apache-2.0",
@@ -55,11 +55,11 @@ class _File:
 
 
 def open_installation() -> list[Source]:
-    """The sources `code`, `docstrings` and `docs`.
+    """Return the sources `code`, `docstrings` and `docs`.
 
-    Files come in the order of a hash of their ids: an order that looks random and is the same everywhere, so a
-    source that is cut short is a fair sample and not the packages that begin with "a". A file's code and its
-    docstrings share a split key. Files that are not UTF-8, not Python or too long are counted in the log.
+    Files are ordered by a hash of their ids, which is the same on every machine. So a truncated source is a random
+    sample, not the packages that begin with "a". A file's code and its docstrings share a split key. Files that are
+    not UTF-8, not Python or too long are skipped and counted in the log.
     """
     return [
         Source("code", functools.partial(_read, "code", (".py",), _code)),
@@ -69,7 +69,7 @@ def open_installation() -> list[Source]:
 
 
 class _Skip(Exception):
-    """Why a file gives no document."""
+    """Raised with the reason why a file gives no document."""
 
 
 def _read(name: str, endings: tuple[str, ...], make: Callable[[_File, str], str], /) -> Iterator[Document]:
@@ -102,7 +102,7 @@ def _read(name: str, endings: tuple[str, ...], make: Callable[[_File, str], str]
     _LOG.info("source %s: %d files read; passed over: %s", name, kept, reasons)
 
 
-# What a file has to say.
+# The text of a file.
 
 
 def _code(file: _File, content: str) -> str:
@@ -120,7 +120,7 @@ def _docstrings(file: _File, content: str) -> str:
 
 
 def _sections(node: ast.AST, names: tuple[str, ...]) -> Iterator[str]:
-    # Headings leave the module's name out, so that vendored copies of a package stay exact duplicates.
+    # Headings omit the module's name, so that vendored copies of a package are exact duplicates.
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         if not isinstance(node, ast.Module):
             names = (*names, node.name)
@@ -144,14 +144,14 @@ def _docs(file: _File, content: str) -> str:
 
 
 def _is_prose(text: str) -> bool:
-    """Label lists, checksums and number tables are .txt too: prose has several words a line, made of letters."""
+    """Return whether a .txt file is prose, not a list or table: several words per line, mostly letters."""
     lines = [line for line in text.splitlines() if line and not line.isspace()]
     words = text.split()
     letters = sum(map(str.isalpha, text))
     return len(words) >= 4 * len(lines) and letters >= 0.6 * sum(map(len, words))
 
 
-# Which files there are, and whose.
+# Files and their owners.
 
 
 @functools.cache  # both passes over a source must see the same files
@@ -180,11 +180,11 @@ def _walk(root: str) -> Iterator[str]:
 
 
 def _owners(site: list[str]) -> dict[str, tuple[str, str | None]]:
-    """Path -> (name and version, licence) of the distribution that installed it."""
+    """Return a map from path to (name and version, licence) of the distribution that installed it."""
     owners = {}
     for distribution in metadata.distributions(path=site):
         owner = f"{distribution.metadata['Name']} {distribution.version}", _licence(distribution.metadata)
-        # RECORD is read as text: `distribution.files` builds an object for each of a hundred thousand lines.
+        # RECORD is read as text, because `distribution.files` builds an object for each of its 100,000 lines.
         root = str(distribution.locate_file(""))
         for line in (distribution.read_text("RECORD") or "").splitlines():
             owners[os.path.normpath(os.path.join(root, line.split(",", 1)[0]))] = owner

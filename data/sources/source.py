@@ -8,21 +8,21 @@ from collections.abc import Callable, Iterator
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """One piece of text and where it is from.
+    """A text and its origin.
 
-    `text` has at least one character that is not whitespace and encodes to UTF-8 (no lone surrogates).
+    `text` has at least one character that is not whitespace, and is valid UTF-8 (no lone surrogates).
     """
 
     id: str  # unique and stable within its source
     text: str
     origin: str  # a path, a package's name and version, a TFDS name
-    licence: str | None = None  # an SPDX identifier where it is known
-    split_key: str | None = None  # documents with equal keys land in one split; None: the text is the key
+    licence: str | None = None  # an SPDX identifier if known
+    split_key: str | None = None  # documents with equal keys are in the same split; None: the text is the key
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A named stream of documents. `read` may be called again and gives the same documents in the same order."""
+    """A named stream of documents. Each call of `read` gives the same documents in the same order."""
 
     name: str  # [a-z0-9_]+
     read: Callable[[], Iterator[Document]]

@@ -1,4 +1,4 @@
-"""A source that is slow to read, read once: the first whole pass leaves a compressed copy for the later ones."""
+"""Cache a slow source: the first complete pass writes a compressed copy, which later passes read."""
 
 import dataclasses
 import io
@@ -13,7 +13,7 @@ from lm import saving
 
 
 def spooled(source: Source, folder: Path) -> Source:
-    """The same documents in the same order; `folder` may be deleted when no more passes are wanted."""
+    """Return a source of the same documents, cached in `folder`, which may be deleted after the last pass."""
     path = folder / f"{source.name}.jsonl.zst"
 
     def read() -> Iterator[Document]:

@@ -1,6 +1,6 @@
-"""Documents from a TensorFlow Datasets name, read with random access and without TensorFlow.
+"""Read documents of a TensorFlow Datasets name, with random access and without TensorFlow.
 
-Datasets are looked for in $TFDS_DATA_DIR, else ~/tensorflow_datasets.
+Datasets are searched in $TFDS_DATA_DIR, else in ~/tensorflow_datasets.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from lm.errors import UserError
 
 
 def is_known(name: str) -> bool:
-    """Whether the dataset of `name[/config][:version]` has a builder or lies prepared on disk."""
+    """Return whether the dataset of `name[/config][:version]` has a builder or is prepared on disk."""
     return _dataset(name) in names()
 
 
 def names() -> list[str]:
-    """Every dataset that has a builder here or lies in a TFDS data folder, sorted."""
+    """Return all datasets that have a builder or are in a TFDS data folder, sorted."""
     on_disk = [
         entry.name
         for folder in map(os.fspath, tfds.core.utils.file_utils.list_data_dirs())
@@ -34,15 +34,15 @@ def names() -> list[str]:
 
 
 def open_tfds(name: str, text_key: str = "text") -> Source:
-    """The `train` split of a dataset. It is prepared (downloaded) on the first read if it is not on disk.
+    """Open the `train` split of a dataset. The first read prepares (downloads) it if it is not on disk.
 
     Args:
         name: `dataset[/config][:version]`.
-        text_key: the feature that holds the text; if there is none of that name, the only Text feature.
+        text_key: the feature that holds the text; without such a feature, the only Text feature is used.
 
     Raises:
-        UserError: no such config or version, no train split, or no Text feature to choose; from `read`, the
-            dataset cannot be prepared here, is stored in a format without random access, or is not UTF-8.
+        UserError: no such config or version, no train split, or no Text feature to choose. `read` raises it if the
+            dataset cannot be prepared here, has a format without random access, or is not UTF-8.
     """
     builder = _builder(name)
     feature = _text_feature(builder, name, text_key)
@@ -68,13 +68,13 @@ def open_tfds(name: str, text_key: str = "text") -> Source:
 
 
 def open_rows(name: str):
-    """Random access to the `train` split as it is, and its features. Raises: UserError as `open_tfds`."""
+    """Return (random access to the raw rows of the `train` split, its features). Raises: UserError as `open_tfds`."""
     builder = _builder(name)
     return _rows(builder, name), builder.info.features
 
 
 def prepared_files(name: str) -> list[str]:
-    """The files of a dataset that lies prepared on disk, sorted; none if it does not."""
+    """Return the files of a dataset that is prepared on disk, sorted; [] if it is not."""
     if not is_known(name):
         return []
     builder = _builder(name)
@@ -87,7 +87,7 @@ def prepared_files(name: str) -> list[str]:
 def _builder(name: str) -> tfds.core.DatasetBuilder:
     try:
         return tfds.builder(name)
-    # A builder runs its author's code, which may raise anything: no such config, no such version, a missing module.
+    # A builder runs code of its author, which may raise any error: no such config or version, a missing module.
     except Exception as error:
         raise UserError(f"data.input={name!r} cannot be opened as a TFDS dataset: {_one_line(error)}") from error
 
@@ -97,7 +97,7 @@ def _dataset(name: str) -> str:
 
 
 def _holds_dataset(folder: str) -> bool:
-    """Looks at most two levels down, dataset/version or dataset/config/version, for a dataset's description."""
+    """Return whether a folder holds a dataset description at most two levels below: [config/]version."""
     levels = [folder]
     for _ in range(2):
         levels = [e.path for level in levels for e in os.scandir(level) if e.is_dir()]

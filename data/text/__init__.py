@@ -1,1 +1,1 @@
-"""Documents to packed batches of tokens: tokenizers, splits, duplicates, packing, the dataset on disk, batches."""
+"""Convert documents to packed batches of tokens: tokenizers, splits, duplicates, packing, datasets on disk, batches."""

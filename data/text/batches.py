@@ -1,10 +1,10 @@
 """Batches as a pure function of (seed, step), read by Grain in the background.
 
-Position k of the training stream is one row, found by an index permutation that is new in every epoch, and
-batch n is positions n·B … n·B+B-1. So nothing needs replaying to resume at batch n, and any number of hosts
-reads the same global batches: each asks for the rows that its own devices need.
+Position k of the training stream is one row, given by an index permutation that changes every epoch. Batch n holds
+positions n·B … n·B+B-1. So resuming at batch n needs no replay, and any number of hosts reads the same global batches:
+each host reads the rows of its own devices.
 
-Letters: B rows of a global batch, T tokens of a row.
+Letters: B rows in a global batch, T tokens in a row.
 """
 
 import difflib
@@ -20,18 +20,18 @@ import numpy as np
 from data.text.dataset import SPLITS, open_split, prepared
 from lm.errors import UserError
 
-NO_ROW = -1  # the id of a row that only fills up the last batch
+NO_ROW = -1  # the id of a padding row in the last batch
 
 
 class Numbered:
-    """Batches of the rows that `order` puts at position 0, 1, …; what a batch holds, `batch` says.
+    """Base class: batches of rows in the order `order`. A subclass reads their content in `batch`.
 
     Args:
-        order: row ids; endless if `shuffle`, else `num_rows` of them, and the last batch is filled up with id -1.
-        num_rows: different ones.
+        order: row ids; endless if `shuffle`, else `num_rows` of them, and the last batch is padded with id -1.
+        num_rows: number of distinct rows.
         batch_size: B, over all hosts.
 
-    Attributes: batch_size, num_rows, and num_batches, the batches that it takes to hold the rows.
+    Attributes: batch_size, num_rows, and num_batches = ⌈num_rows / batch_size⌉.
     """
 
     def __init__(self, order: Sequence[int], num_rows: int, batch_size: int, shuffle: bool):
@@ -39,16 +39,16 @@ class Numbered:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.batch_size, self.num_rows, self.num_batches = batch_size, num_rows, math.ceil(num_rows / batch_size)
         self._order, self._shuffle = order, shuffle
-        self._order[0]  # Grain sets up its statistics on the first access, which must not be two threads' at once
+        self._order[0]  # the first access initialises Grain's statistics, which is not thread-safe
 
     def batch(self, n: int, rows: slice | Sequence[int] | None = None) -> dict[str, np.ndarray]:
-        """Batch n, or the rows [b] of it that `rows` picks among its B, as arrays [b, …]; `ids` as `global_row_ids`."""
+        """Return batch n, or its rows [b] selected by `rows`, as arrays [b, …]; `ids` as `global_row_ids`."""
         raise NotImplementedError
 
     def global_row_ids(self, n: int, rows: slice | Sequence[int] | None = None) -> np.ndarray:
-        """The ids of the rows of batch n: int64 [B], or of those that `rows` picks among them.
+        """Return the row ids of batch n, int64 [B], or those selected by `rows`.
 
-        An id is the row's place among all rows of the split, whatever is read of them; -1 is no row.
+        An id is the row's index among all rows of the split, including sources that are not read; -1 is padding.
         """
         if n < 0 or not (self._shuffle or n < self.num_batches):
             raise IndexError(f"no batch {n}" + ("" if self._shuffle else f" among {self.num_batches}"))
@@ -66,15 +66,15 @@ class Numbered:
         prefetch: int = 8,
         threads: int = 2,
     ) -> grain.DatasetIterator:
-        """A Grain iterator over batches `start`, `start`+1, …, before `stop`, as `batch` gives them.
+        """Return a Grain iterator over batches `start` … `stop` − 1, as returned by `batch`.
 
-        Its `get_state()` and `set_state()` hold the number of the next batch, so a state may be set on an
-        iterator that started elsewhere or reads other rows. Call `close()` to end its threads early.
+        The state of `get_state()` and `set_state()` is the number of the next batch. So it also fits iterators with
+        another start or other rows. `close()` ends the threads early.
 
         Args:
-            stop: default: never with `shuffle`, else `num_batches`.
+            stop: default: endless with `shuffle`, else `num_batches`.
             prefetch: batches read ahead; 0 reads in the caller's thread.
-            threads: that read.
+            threads: number of reader threads.
         """
         end = sys.maxsize if self._shuffle else self.num_batches
         source = _Source(self, rows, end if stop is None else min(stop, end))
@@ -85,22 +85,21 @@ class Numbered:
 
 
 class Batches(Numbered):
-    """The batches of one split of a dataset that `data.text.dataset.prepare` made. Immutable; threads may share it.
+    """The batches of one split of a dataset made by `data.text.dataset.prepare`. Immutable; threads may share it.
 
-    With `shuffle` the stream never ends. Without weights every row comes once before any comes again. With
-    weights the sources are interleaved evenly in the proportions that they name (to within half a percent of
-    each), each source's rows coming once before any of them comes again.
+    With `shuffle` the stream is endless. Without weights, every row is read once per epoch. With weights, the sources
+    are interleaved evenly in these proportions (within half a percent of each), and each source has its own epochs.
 
-    Without `shuffle` there are `num_batches` batches, rows come in their order on disk, and the last batch is
-    filled up with rows of weight 0 and id -1.
+    Without `shuffle` there are `num_batches` batches, rows keep their order on disk, and the last batch is padded with
+    rows of weight 0 and id -1.
 
     Args:
         dataset_dir: a folder written by `prepare`.
         split: `train` or `valid`.
         batch_size: B, over all hosts.
         seed: of the shuffle, at least 0.
-        weights: source name -> share of the rows, over any sum; a source left out, or of weight 0, is not read.
-            Default: all sources, by their number of rows. Without `shuffle` they only choose the sources.
+        weights: source name -> relative share of the rows; a missing source, or one of weight 0, is not read.
+            Default: all sources, in proportion to their rows. Without `shuffle` weights only select sources.
         shuffle: see above.
 
     Attributes:
@@ -108,10 +107,10 @@ class Batches(Numbered):
         batch_size: B.
         ranges: source name -> the ids of its rows, for all sources of the split.
         num_rows: rows of the sources that are read.
-        num_batches: batches that it takes to hold them.
+        num_batches: ⌈num_rows / batch_size⌉.
 
     Raises:
-        UserError: no finished dataset, no rows, or weights that make no sense.
+        UserError: no finished dataset, no rows, or invalid weights.
     """
 
     def __init__(
@@ -146,12 +145,12 @@ class Batches(Numbered):
         self._readers = [open_split(dataset_dir, name, split) for name in self.ranges]
 
     def batch(self, n: int, rows: slice | Sequence[int] | None = None) -> dict[str, np.ndarray]:
-        """Reads batch n, or the rows [b] of it that `rows` picks among its B.
+        """Read batch n, or its rows [b] selected by `rows`.
 
         Returns:
             `tokens`, `targets`: int32 [b, T], row[:-1] and row[1:];
             `segment_ids`: int32 [b, T], from 1, 0 is padding; `positions`: int32 [b, T], from 0 in each segment;
-            `weights`: float32 [b, T], 1 where the target is of its token's own segment, else 0;
+            `weights`: float32 [b, T], 1 if the target is in the same segment as its token, else 0;
             `ids`: int64 [b], see `global_row_ids`.
         """
         ids = self.global_row_ids(n, rows)
@@ -178,7 +177,7 @@ class Batches(Numbered):
 
 
 class _Source:
-    """Grain's random-access source whose element n is batch n."""
+    """A Grain random-access source whose element n is batch n."""
 
     def __init__(self, batches: Numbered, rows: slice | Sequence[int] | None, length: int):
         self._batches, self._rows, self._length = batches, rows, length
@@ -191,10 +190,10 @@ class _Source:
 
 
 def shuffled(ranges: Mapping[str, range], weights: Mapping[str, float] | None, seed: int) -> grain.MapDataset:
-    """Endless row ids: one permutation of them all, or a mixture of one permutation per source.
+    """Return endless row ids: one permutation of all rows, or with weights a mixture of one permutation per source.
 
-    `MapDataset.mix` rounds the proportions, so it could repeat a row of one source before the last of another
-    was seen: the default is therefore one permutation over all. The mixture scales the least weight to 100.
+    Without weights there is one permutation, because `MapDataset.mix` rounds proportions and could repeat rows of one
+    source before all rows of another were read. The mixture scales the smallest weight to 100.
     """
 
     def permuted(ids: range, stream: int) -> grain.MapDataset:
@@ -206,7 +205,7 @@ def shuffled(ranges: Mapping[str, range], weights: Mapping[str, float] | None, s
         return permuted(range(total), 0)
     streams = [permuted(ids, i) for i, (name, ids) in enumerate(ranges.items(), start=1) if name in weights]
     least = min(weights.values())
-    # Rounded here, since Grain would cut: 0.3 / 0.1 * 100 is 299.99...
+    # Grain would truncate: 0.3 / 0.1 * 100 is 299.99...
     parts = [round(100 * weights[name] / least) for name in ranges if name in weights]
     return grain.MapDataset.mix(streams, weights=parts)
 
@@ -216,7 +215,7 @@ def _in_order(ranges: Mapping[str, range], chosen: Mapping[str, float] | None) -
 
 
 def _checked(weights: Mapping[str, float], ranges: Mapping[str, range], split: str) -> dict[str, float]:
-    """The positive weights. Raises: UserError for a name that is no source of the split, or a bad number."""
+    """Return the positive weights. Raises: UserError for an unknown source of the split, or an invalid number."""
     for name, weight in weights.items():
         if name not in ranges:
             near = difflib.get_close_matches(name, ranges, n=1, cutoff=0.0)[0]

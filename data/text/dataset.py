@@ -1,12 +1,11 @@
-"""Tokenized, packed text on disk: one TFDS dataset (ArrayRecord) per source, written whole or not at all.
+"""Tokenized, packed text on disk: one TFDS dataset (ArrayRecord) per source, written atomically.
 
-    out_dir/dataset.json                              what is in it, and from what it was made
-    out_dir/input.json                                the files it was made from (data/text/fingerprints.py)
+    out_dir/dataset.json                              settings, counts and files (see `prepare`)
+    out_dir/input.json                                the input files (data/text/fingerprints.py)
     out_dir/packed_text/<source>/2.0.0/               a TFDS dataset with the splits train and valid
 
-`dataset.json` (see `prepare`) is written last, into a folder beside `out_dir` that is renamed at the very end,
-so a kill at any time leaves no `out_dir`, and what it left beside is swept away by the next start. TFDS is
-used without TensorFlow.
+All files are written to a temporary folder, `dataset.json` last, which is then renamed to `out_dir`. So a killed process
+leaves no `out_dir`, and the next start empties the temporary folder. TFDS is used without TensorFlow.
 """
 
 import contextlib
@@ -32,22 +31,22 @@ from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 
 SPLITS = ("train", "valid")
-VERSIONS = ("2.0.0", "1.0.0")  # of rows that can be read; the first is written
+VERSIONS = ("2.0.0", "1.0.0")  # readable versions of rows; the first is written
 SPOOL_ROWS = 1024  # rows read back at a time
 
 
 class PackedText(tfds.core.GeneratorBasedBuilder):
-    """One source as a TFDS dataset. A row's features are those of `data.text.packing.row_dtype`.
+    """A TFDS dataset of one source. The features of a row are the fields of `data.text.packing.row_dtype`.
 
-    Version 1.0.0, which `open_split` still reads, held `tokens`, `segment_ids` and `positions`, each [T+1].
+    `open_split` also reads version 1.0.0, whose rows have `tokens`, `segment_ids` and `positions`, each [T+1].
 
     Args:
-        spools: split -> the file of rows that `_spool` wrote; no split may be empty.
+        spools: split -> the file of rows written by `_spool`; no split may be empty.
         dtype: of a row.
     """
 
     VERSION = tfds.core.Version(VERSIONS[0])
-    # TFDS would look for checksums and metadata beside the code, by way of a package that it does not install.
+    # Without these, TFDS would search checksums and metadata in this folder, with a package that it does not install.
     url_infos = None
     pkg_dir_path = Path(__file__).parent
 
@@ -90,35 +89,35 @@ def prepare(
     processes: int | None = None,
     progress: Callable[[str, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Tokenizes and packs the documents that `survey` kept, and writes them as `out_dir`.
+    """Tokenize and pack the documents that `survey` kept, and write the dataset `out_dir`.
 
-    Documents are encoded by worker processes in batches of half a megabyte and packed as they come: the rows are the same
-    however many work. The rows of a source are spooled to disk, since TFDS asks for a whole split at a time; TFDS then
-    shuffles them by a hash. Memory: the batches, the packer's buffers, and up to 1 GB in the shuffle of TFDS; in each
-    worker the tokenizer and the fingerprints of the validation text.
+    Worker processes encode documents in batches of half a megabyte; the rows do not depend on their number. The rows of
+    a source are spooled to disk, because TFDS needs a whole split at a time and shuffles it by a hash. Memory: the
+    batches, the packer's buffers and up to 1 GB for the shuffle of TFDS; in each worker the tokenizer and the
+    fingerprints of the validation text.
 
     Args:
         out_dir: must not exist, or be an empty folder.
         sources: their documents are read once.
         sequence_length: T; rows have T+1 tokens.
-        survey: of these sources; its second pass over them is made here.
-        input: the record of the sources' files and the digest of their content, see `data.text.fingerprints.check_input`.
-        processes: that encode; default: one a core.
-        progress: called now and then with a source's name and the UTF-8 bytes packed from it so far.
+        survey: of these sources; this function makes its second pass over them.
+        input: the source files and the digest of their content, see `data.text.fingerprints.check_input`.
+        processes: number of workers; default: one per core.
+        progress: called regularly with a source's name and the UTF-8 bytes packed from it so far.
 
     Returns:
-        The content of `dataset.json`: `sequence_length`, `vocab_size`, `tokenizer` (its fingerprint), `files` (the rows'
-        files and their sizes) and `sources`: name -> {`train`, `valid`: {documents, bytes, rows, tokens_in, tokens_packed,
+        The content of `dataset.json`: `sequence_length`, `vocab_size`, `tokenizer` (its fingerprint), `files` (files of
+        rows and their sizes) and `sources`: name -> {`train`, `valid`: {documents, bytes, rows, tokens_in, tokens_packed,
         tokens_padded}, `survey`: the source's statistics from the survey}.
 
     Raises:
-        UserError: `out_dir` is taken, another process is preparing it, or no row is left to train on.
+        UserError: `out_dir` exists, another process is preparing it, or no training row is left.
     """
     out = Path(out_dir)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise UserError(f"{out} already exists; delete it, or choose another folder for the dataset")
     dtype = row_dtype(sequence_length, tokenizer.vocab_size)
-    with exclusive(out.with_name(f".{out.name}.incomplete")) as beside:
+    with exclusive(out.with_name(f".{out.name}.incomplete")) as incomplete:
         statistics: dict[str, Any] = {
             "sequence_length": sequence_length,
             "vocab_size": tokenizer.vocab_size,
@@ -126,7 +125,7 @@ def prepare(
             "sources": {},
         }
         for source in sources:
-            spools = {split: beside / f"{split}.spool" for split in SPLITS}
+            spools = {split: incomplete / f"{split}.spool" for split in SPLITS}
             counts = _spool(
                 source.name, survey.encoded(source, tokenizer, processes), tokenizer, sequence_length, spools, progress
             )
@@ -134,27 +133,27 @@ def prepare(
             statistics["sources"][source.name] = counts
             filled = {split: path for split, path in spools.items() if counts[split]["rows"]}
             if filled:
-                _write(beside, source.name, filled, dtype)
+                _write(incomplete, source.name, filled, dtype)
             for path in spools.values():
                 path.unlink()
         if not any(counts["train"]["rows"] for counts in statistics["sources"].values()):
             raise UserError("data.input: no document is left to train on; check the input and data.valid_fraction")
         statistics["files"] = {
-            os.fspath(path.relative_to(beside)): path.stat().st_size
-            for path in sorted(beside.glob("packed_text/**/*"))
+            os.fspath(path.relative_to(incomplete)): path.stat().st_size
+            for path in sorted(incomplete.glob("packed_text/**/*"))
             if path.is_file()
         }
         if input is not None:
-            record_input(beside, *input)
-        (beside / "dataset.json").write_text(json.dumps(statistics, indent=1) + "\n")
-        os.rename(beside, out)
+            record_input(incomplete, *input)
+        (incomplete / "dataset.json").write_text(json.dumps(statistics, indent=1) + "\n")
+        os.rename(incomplete, out)
     return statistics
 
 
 def prepared(out_dir: str | os.PathLike) -> dict[str, Any] | None:
-    """What `prepare` returned for this folder, or None where there is no finished dataset.
+    """Return the result of `prepare` for this folder, or None if there is no finished dataset.
 
-    Raises: Damaged if dataset.json is torn, or a file of rows is missing or has another size than was written.
+    Raises: Damaged if dataset.json is invalid, or a file of rows is missing or has the wrong size.
     """
     path = Path(out_dir) / "dataset.json"
     statistics = read_record(path, "dataset", {"sequence_length", "vocab_size", "sources"})
@@ -168,7 +167,7 @@ def prepared(out_dir: str | os.PathLike) -> dict[str, Any] | None:
 
 
 class Rows:
-    """Random access to rows of any version: dicts of `tokens`, `segment_ids` and `positions`, each [T+1]."""
+    """Random access to rows of any version as dicts of `tokens`, `segment_ids` and `positions`, each [T+1]."""
 
     def __init__(self, stored):
         self._stored = stored
@@ -188,14 +187,14 @@ class Rows:
 
 
 def open_split(out_dir: str | os.PathLike, source: str, split: str) -> Rows:
-    """The rows of one split of one source."""
+    """Open the rows of one split of one source."""
     folder = Path(out_dir) / "packed_text" / source
     version = next((v for v in VERSIONS if (folder / v).is_dir()), VERSIONS[0])
     return Rows(tfds.builder_from_directory(os.fspath(folder / version)).as_data_source(split))
 
 
 def texts(dataset: Path, split: str, tokenizer: Tokenizer, limit: int | None = None) -> Iterator[bytes]:
-    """The text of a split as it was packed, piece by piece: every byte that is a target once, and no other."""
+    """Yield the packed text of a split in pieces: every byte that is a target, exactly once."""
     seen = 0
     for name, counts in prepared(dataset)["sources"].items():
         if not counts[split]["rows"]:
@@ -205,7 +204,7 @@ def texts(dataset: Path, split: str, tokenizer: Tokenizer, limit: int | None = N
             for row in rows.__getitems__(list(range(begin, min(begin + 256, len(rows))))):
                 tokens, segments = row["tokens"], row["segment_ids"]
                 for segment in range(1, int(segments.max()) + 1):
-                    # A piece's first token is the begin symbol, or the last target of the piece before.
+                    # The first token of a piece is the begin symbol, or the last target of the previous piece.
                     piece = tokenizer.decode_bytes(tokens[segments == segment][1:])
                     seen += len(piece)
                     yield piece
@@ -215,9 +214,9 @@ def texts(dataset: Path, split: str, tokenizer: Tokenizer, limit: int | None = N
 
 @contextlib.contextmanager
 def exclusive(folder: Path) -> Iterator[Path]:
-    """An empty folder that this process alone holds. On an error it is deleted; a killed process leaves it.
+    """Lock and empty a folder, and yield it. An error deletes it; a killed process leaves it behind.
 
-    The kernel drops the lock when a process dies, so a folder that can be locked has no writer left.
+    The kernel releases the lock when a process dies, so a folder that can be locked has no writer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
@@ -226,7 +225,7 @@ def exclusive(folder: Path) -> Iterator[Path]:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.path.samestat(os.fstat(handle), os.stat(folder)):
                 raise BlockingIOError
-        except (BlockingIOError, FileNotFoundError):  # not found: it was renamed while we waited to look
+        except (BlockingIOError, FileNotFoundError):  # not found: another process renamed it meanwhile
             raise UserError(f"{folder} is being written by another process; wait for it, or end it") from None
         _empty(folder)
         try:
@@ -254,10 +253,10 @@ def _spool(
     spools: dict[str, Path],
     progress: Callable[[str, int], None] | None,
 ) -> dict[str, dict[str, int]]:
-    """Packs one source, (split, ids, bytes) of each document, into a file of raw rows per split, and says what went in."""
+    """Pack documents (split, ids, bytes) of one source into a file of raw rows per split. Returns counts by split."""
     counts = {split: Counts() for split in SPLITS}
     bytes_ = dict.fromkeys(SPLITS, 0)
-    # Where no token begins a document (Qwen), the end of the one before does.
+    # Tokenizers without a begin token (Qwen) use the end token in its place.
     bos_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
     with contextlib.ExitStack() as stack:
         files = {split: stack.enter_context(path.open("wb")) for split, path in spools.items()}
@@ -287,7 +286,7 @@ def _spool(
 
 
 def _write(folder: Path, name: str, spools: dict[str, Path], dtype: np.dtype) -> None:
-    """Writes the spooled rows as a TFDS dataset, in silence: TFDS prints, warns and shows bars of its own."""
+    """Write the spooled rows as a TFDS dataset, and suppress the output, warnings and progress bars of TFDS."""
     tfds.disable_progress_bar()
     config = tfds.core.BuilderConfig(name=name, version=PackedText.VERSION, description=f"the source {name}")
     verbosity = absl.logging.get_verbosity()

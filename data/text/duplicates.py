@@ -1,18 +1,18 @@
-"""A set of 128-bit digests that takes 20 to 26 bytes for each, to tell which documents were seen before."""
+"""A compact set of 128-bit digests, 20 to 26 bytes each, to detect duplicate documents."""
 
 import numpy as np
 
-FULL = 0.8  # of the slots are used before the table grows
-GROWTH = 1.25  # so that the slots are at least 64 % used from then on
-WINDOW = 8  # slots looked at together
+FULL = 0.8  # share of used slots at which the table grows
+GROWTH = 1.25  # factor of growth; afterwards at least 64 % of the slots are used
+WINDOW = 8  # slots compared together
 BLOCK = 1 << 14  # slots moved at a time when the table grows
 
 
 class Digests:
-    """Open addressing with linear probing in one array, a batch of digests at a time.
+    """A hash table with open addressing and linear probing in one array; operations take batches of digests.
 
-    A digest starts to look for its place at the slot that its high bits name, so a table of any size does. While it grows
-    the old and the new table are in memory, 45 bytes a digest. A Python set of the same integers takes 80 to 150.
+    The high bits of a digest select its first slot, so the table may have any size. While it grows, the old and the new
+    table are in memory, 45 bytes per digest. A Python set of the same integers takes 80 to 150.
     """
 
     def __init__(self, slots: int = 1 << 10):
@@ -26,9 +26,9 @@ class Digests:
         return self._slots.nbytes
 
     def add(self, digests: np.ndarray) -> np.ndarray:
-        """Adds digests, uint64 [n, 2]. Returns bool [n]: which were there before, or stand earlier among these."""
+        """Add digests, uint64 [n, 2]. Returns bool [n]: whether each was already in the set or occurs earlier in the batch."""
         digests = digests | np.array([0, 1], np.uint64)  # an empty slot is all zeros
-        order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable: the first of equal ones stays the first
+        order = np.lexsort((digests[:, 1], digests[:, 0]))  # stable, so the first of equal digests stays first
         again = np.zeros(len(digests), bool)
         again[order[1:]] = (digests[order[1:]] == digests[order[:-1]]).all(axis=1)
         if self._count + len(digests) > FULL * len(self._slots):
@@ -38,7 +38,7 @@ class Digests:
         return again
 
     def _place(self, digests: np.ndarray) -> np.ndarray:
-        """Puts different digests into their slots. Returns bool [n]: which were there."""
+        """Put distinct digests into their slots. Returns bool [n]: which were already in the table."""
         there = np.zeros(len(digests), bool)
         place = _start(digests, len(self._slots))
         waiting = np.arange(len(digests))
@@ -50,7 +50,7 @@ class Digests:
             place[waiting] = np.where(ended, at[one, first], (at[:, -1] + 1) % len(self._slots))
             found = ended & (held[one, first, 1] > 0)
             there[waiting[found]] = True
-            # Of several that want one free slot the last writer has it; the others see so and go on.
+            # If several digests want one free slot, the last writer gets it; the others detect this and continue.
             asking = waiting[ended & ~found]
             self._slots[place[asking]] = digests[asking]
             got = (self._slots[place[asking]] == digests[asking]).all(axis=1)
@@ -59,7 +59,7 @@ class Digests:
         return there
 
     def _grow(self, least: int) -> None:
-        """Moves all to a larger table. In the order of their starts each goes to the first slot behind the one before."""
+        """Move all digests to a larger table: ordered by first slot, each gets the next free slot after the previous one."""
         old = self._slots
         self._slots = np.zeros((int(max(GROWTH * len(old), least / FULL + 1)), 2), np.uint64)
         last, highest, late = -1, -1, []
@@ -68,7 +68,7 @@ class Digests:
             at = np.flatnonzero(some[:, 1])
             some = some[at]
             start = _start(some, len(self._slots))
-            # Probing has moved some behind others, and some from the end to the beginning.
+            # Probing moved some digests out of this order, and some from the end to the beginning.
             ordered = (start >= highest) & (_start(some, len(old)) <= begin + at)
             late.append(some[~ordered])
             some, start = some[ordered], start[ordered]
@@ -87,5 +87,5 @@ class Digests:
 
 
 def _start(digests: np.ndarray, slots: int) -> np.ndarray:
-    """int64 [n]: the slots where the search for each begins; they are in the order of the high bits."""
+    """Return int64 [n]: the first slot of each digest, monotone in its high bits."""
     return ((digests[:, 0] >> np.uint64(32)) * np.uint64(slots) >> np.uint64(32)).astype(np.int64)

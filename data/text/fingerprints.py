@@ -1,11 +1,10 @@
-"""What a run was made from, written down once and compared at every start: its tokenizer and its input.
+"""Record the tokenizer and the input of a run once, and compare them at every start.
 
     workdir/tokenizer.fingerprint    the fingerprint of the run's tokenizer, in hex
     workdir/data/<hash>/input.json   {"digest", "files": [[path, bytes, modified, changed], …]}, times in ns
 
-The files of an input are compared by path, size and times. Where only the times differ the content decides, by its digest. So
-an edit is missed only if it keeps the size and both times, which no ordinary tool does. Runs that have no record, made by
-earlier versions, are not compared.
+Input files are compared by path, size and times. If only times differ, the digest of the content decides. So an edit is missed
+only if it keeps the size and both times, which no ordinary tool does. Runs without a record are not compared.
 """
 
 import json
@@ -31,7 +30,7 @@ Files = list[list]  # [path, bytes, modified, changed], in the order of the path
 
 
 class Damaged(UserError):
-    """A file of a prepared dataset is not what was written; `what` says which, and why that is so."""
+    """Raised if a file of a prepared dataset is damaged. what: the file and the reason."""
 
     def __init__(self, path: Path, why: object):
         self.what = f"{path} is damaged ({' '.join(str(why).split())})"
@@ -39,9 +38,9 @@ class Damaged(UserError):
 
 
 def read_record(path: Path, described: str, keys: set[str]) -> dict[str, Any] | None:
-    """Return the JSON object that says what a folder holds, or None if there is no file. It has these keys at least.
+    """Return the JSON object that describes a folder, or None if there is no file.
 
-    Raises: Damaged if the file is torn or describes no `described`.
+    Raises: Damaged if the file is not JSON or lacks one of `keys`; `described` names the kind of content in the error.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -58,7 +57,7 @@ def read_record(path: Path, described: str, keys: set[str]) -> dict[str, Any] | 
 
 
 def check_tokenizer(folder: Path, fingerprint: str) -> None:
-    """Raises UserError if the run in `folder` was made with another tokenizer. A folder without a record passes."""
+    """Raise UserError if the run in `folder` was made with another tokenizer. A folder without a record passes."""
     recorded = _recorded(folder)
     if recorded and fingerprint not in recorded:
         raise UserError(
@@ -68,14 +67,14 @@ def check_tokenizer(folder: Path, fingerprint: str) -> None:
 
 
 def record_tokenizer(folder: Path, fingerprint: str) -> None:
-    """Writes the record of a run, once. Raises UserError if it has another one."""
+    """Record the tokenizer of a run, once. Raises UserError if another one is recorded."""
     check_tokenizer(folder, fingerprint)
     if not (folder / TOKENIZER).exists():
         saving.write(folder / TOKENIZER, f"{fingerprint}\n")
 
 
 def _recorded(folder: Path) -> set[str]:
-    """The record; of a run that has none, what its datasets were encoded with."""
+    """Return the recorded fingerprint; without a record, the fingerprints in the run's datasets."""
     try:
         content = (folder / TOKENIZER).read_text().strip()
     except (FileNotFoundError, NotADirectoryError):
@@ -100,9 +99,9 @@ def _json(path: Path) -> dict:
 
 
 def input_files(input: str | None, extensions: tuple[str, ...] = files.EXTENSIONS) -> Files | None:
-    """The files that `data.input` means now; none if it is gone.
+    """Return the current files of `data.input`; [] if it no longer exists.
 
-    Returns None where there is nothing to compare: for the Python installation, whose packages come and go.
+    Returns None for the Python installation, which is not compared because its packages change often.
     """
     if input is None:
         return None
@@ -110,7 +109,7 @@ def input_files(input: str | None, extensions: tuple[str, ...] = files.EXTENSION
     if files.is_path(input) or input.endswith(extensions):
         paths = files.present(input, extensions)
     else:
-        from data.sources import tfds_source  # loads TFDS, which tokenizers can do without
+        from data.sources import tfds_source  # imports TFDS, which tokenizers do not need
 
         paths = tfds_source.prepared_files(input)
     found = []
@@ -124,7 +123,7 @@ def input_files(input: str | None, extensions: tuple[str, ...] = files.EXTENSION
 
 
 def digest_of(found: Files) -> str:
-    """Hex digest of the paths and bytes of all files."""
+    """Return a hex digest of the paths and bytes of all files."""
     digest = xxhash.xxh3_128()
     for path, *_ in found:
         digest.update(path.encode("utf-8", "surrogateescape") + b"\0")
@@ -140,14 +139,14 @@ def record_input(folder: Path, found: Files, digest: str) -> None:
 
 
 def check_input(folder: Path, input: str, found: Files | None, digest: Callable[[], str], *, whole: bool = True) -> None:
-    """Raises UserError if the input is not what `folder` was prepared from.
+    """Raise UserError if the input differs from the one that `folder` was prepared from.
 
-    An input that is gone is said in a line on stderr: what was prepared from it stands.
+    If the input no longer exists, print a line on stderr; the prepared data remain valid.
 
     Args:
-        found: `input_files` of it.
-        digest: of its content; called if paths and sizes are the same and times are not.
-        whole: all of every file was read, so that another size is another content. Else `digest` decides that too.
+        found: `input_files` of the input.
+        digest: returns the digest of its content; called if paths and sizes are equal but times differ.
+        whole: every file was read completely, so another size means other content. If false, `digest` decides that too.
     """
     if found is None or not (folder / INPUT).exists():
         return
@@ -161,46 +160,46 @@ def check_input(folder: Path, input: str, found: Files | None, digest: Callable[
         return
     different = _different(record["files"], found)
     if (different and whole) or digest() != record["digest"]:
-        said = different or [path for path, *_ in found]
-        more = f" and {len(said) - NAMED} more" if len(said) > NAMED else ""
+        changes = different or [path for path, *_ in found]
+        more = f" and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
         raise UserError(
-            f"data.input={input!r} changed since {folder} was prepared from it ({', '.join(said[:NAMED])}{more}): put it back "
-            "as it was, or use another --workdir"
+            f"data.input={input!r} changed since {folder} was prepared from it ({', '.join(changes[:NAMED])}{more}): put it "
+            "back as it was, or use another --workdir"
         )
     record_input(folder, found, record["digest"])
 
 
 def _different(before: Files, now: Files) -> list[str]:
-    """What differs in more than times: "PATH is new", "PATH is gone", "PATH has another size"."""
+    """Return the differences other than times: "PATH is new", "PATH is gone", "PATH has another size"."""
     old, new = ({path: size for path, size, *_ in files} for files in (before, now))
-    said = [f"{path} is new" for path in new if path not in old] + [f"{path} is gone" for path in old if path not in new]
-    return said + [f"{path} has another size" for path in new if path in old and old[path] != new[path]]
+    changes = [f"{path} is new" for path in new if path not in old] + [f"{path} is gone" for path in old if path not in new]
+    return changes + [f"{path} has another size" for path in new if path in old and old[path] != new[path]]
 
 
 # Damage.
 
 
-def stands(
+def is_prepared(
     folder: Path,
-    standing: Callable[[], Any | None],
+    load: Callable[[], Any | None],
     input: str | None,
     found: Callable[[], Files | None],
     digest: Callable[[], str],
     *,
     whole: bool = True,
 ) -> bool:
-    """Whether what was prepared in `folder` is there, undamaged, and made from the input as it is now.
+    """Return whether `folder` holds undamaged prepared data that were made from the current input.
 
-    What is damaged is set aside (lm/damage.py), which a line on stderr says.
+    Damaged data are set aside (lm/damage.py), with a line on stderr.
 
     Args:
-        standing: what is there, or None; raises Damaged.
-        input, found, digest, whole: as for `check_input`; `found` is called if something is there.
-    Raises: UserError if the input changed, or if it is gone and what was made from it is damaged.
+        load: returns the prepared data, or None if there are none; raises Damaged.
+        input, found, digest, whole: as for `check_input`; `found` is only called if there are prepared data.
+    Raises: UserError if the input changed, or if the data are damaged and the input no longer exists.
     """
     damage = None
     try:
-        if standing() is None:
+        if load() is None:
             return False
     except Damaged as error:
         damage = error
@@ -209,21 +208,21 @@ def stands(
         raise UserError(f"{damage.what} and cannot be prepared anew, as data.input={input!r} is no longer there; put it back")
     check_input(folder, input, files, digest, whole=whole)
     if damage:
-        beside = set_aside(folder, f".{folder.name}")  # hidden, since it must not be taken for a dataset
-        print(f"{damage.what}: it is set aside as {beside} and prepared anew", file=sys.stderr, flush=True)
+        moved = set_aside(folder, f".{folder.name}")  # a hidden name, so that nothing reads it as a dataset
+        print(f"{damage.what}: it is set aside as {moved} and prepared anew", file=sys.stderr, flush=True)
     return damage is None
 
 
-def undamaged(standing: Callable[[], Any | None]) -> Any | None:
-    """What is there; None also for what is damaged, which process 0 sets aside while others wait."""
+def undamaged(load: Callable[[], Any | None]) -> Any | None:
+    """Return load(), or None if the data are damaged; process 0 sets them aside while the others wait."""
     try:
-        return standing()
+        return load()
     except Damaged:
         return None
 
 
 def wait_for(ready: Callable[[], Any | None]) -> Any:
-    """Poll the file system until `ready` finds what another process makes there; if that one fails, it ends this one too."""
+    """Poll until `ready` returns a result of another process; if that process fails, it ends this one too."""
     while (found := ready()) is None:
         time.sleep(0.2)
     return found

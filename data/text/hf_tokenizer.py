@@ -1,7 +1,7 @@
-"""Tokenizers of published checkpoints: a `tokenizer.json` read by Hugging Face's `tokenizers`, with the interface of ours.
+"""Tokenizers of published checkpoints: `tokenizer.json`, read by Hugging Face's `tokenizers`, with our tokenizer interface.
 
-The ids are those of `tokenizers`, but for one thing: a special token spelled in a text is text, as it is with ours.
-What the file cannot say, which tokens begin, end and pad, stands in the JSON files beside it.
+The ids are those of `tokenizers`, with one exception: the text of a special token is encoded as plain text, as in our own
+tokenizers. The JSON files in the same folder name the begin, end and padding tokens.
 """
 
 import functools
@@ -19,14 +19,14 @@ from data.text.tokenizer import Tokenizer, scrub
 from lm import saving
 from lm.errors import UserError
 
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
-FILES = (*BESIDE, "tokenizer.json", "tokenizer.model")
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+FILES = (*SETTINGS, "tokenizer.json", "tokenizer.model")
 
 
 def load_tokenizer(path: str | os.PathLike) -> "Tokenizer | HFTokenizer":
-    """The tokenizer of a `tokenizer.model` of ours, a `tokenizer.json`, or a folder with one; of both, ours is taken.
+    """Load our `tokenizer.model`, a `tokenizer.json`, or a folder with either; in a folder with both, ours is used.
 
-    Raises: UserError if there is none, none that can be read, or in a workdir one that is not the run's.
+    Raises: UserError if there is no readable tokenizer, or if the tokenizer in a workdir is not that of its run.
     """
     path = Path(path)
     if path.suffix == ".json":
@@ -55,18 +55,18 @@ def _in_folder(path: Path) -> "Tokenizer | HFTokenizer":
 
 
 class HFTokenizer:
-    """A `tokenizer.json`, or the one in a folder, as a tokenizer of ours.
+    """A `tokenizer.json`, or the one in a folder, with the interface of our tokenizer.
 
     Attributes:
       vocab_size: V, the largest id + 1.
-      bos_id, eos_id, unk_id: None where there is no such token. pad_id: the end token, or 0, where none is named.
-      stop_ids: the ids that end a completion; eos_id is the first of them.
-      controls: special token -> id. Text never encodes to one of these.
-      special_tokens: the tokens by the names that chat templates know them by, such as `bos_token`.
+      bos_id, eos_id, unk_id: None if there is no such token. pad_id: default: the end token, or 0.
+      stop_ids: the ids that end a completion; eos_id is the first.
+      controls: special token -> id. Text never encodes to these ids.
+      special_tokens: the special tokens by their names in chat templates, such as `bos_token`.
       chat_template: a Jinja template, or None.
-      bytes_per_token: int32 [V], the UTF-8 bytes that an id stands for within a text; 0 for a special token. Summed over
-        the ids of a text it is exactly the length of the text where the vocabulary spells every byte. Where the tokenizer
-        puts a space before a text (Llama 2, Mistral) it is one more.
+      bytes_per_token: int32 [V], the UTF-8 bytes of an id within a text; 0 for a special token. The sum over the ids of a
+        text is exactly its length if the vocabulary covers every byte. It is one more if the tokenizer puts a space before
+        a text (Llama 2, Mistral).
       fingerprint: hex digest; equal for equal tokenizers.
 
     Raises: UserError if the file is missing or `tokenizers` cannot read it.
@@ -83,7 +83,7 @@ class HFTokenizer:
         except Exception as error:  # tokenizers raises nothing narrower
             reason = " ".join(str(error).split())
             raise UserError(f"tokenizer: {file} is no tokenizer.json that tokenizers can read ({reason})") from error
-        # A file can ask for every text to be cut or filled up to some length.
+        # A file may enable truncation and padding of every text.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
@@ -121,29 +121,29 @@ class HFTokenizer:
 
     def __setstate__(self, state: dict) -> None:
         vars(self).update(state)
-        self._tokenizer.encode_special_tokens = True  # which `tokenizers` does not pickle
+        self._tokenizer.encode_special_tokens = True  # `tokenizers` does not pickle it
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without beginning and end symbols. A lone surrogate counts as U+FFFD."""
+        """Return the ids of `text`, without begin and end symbols. A lone surrogate is encoded as U+FFFD."""
         return self._tokenizer.encode(scrub(text), add_special_tokens=False).ids
 
     def encode_many(self, texts: Iterable[str], *, threads: int | None = None) -> list[np.ndarray]:
-        """The ids of many texts, each as int32 [n]. `tokenizers` has threads of its own; `threads` has no effect."""
+        """Return the ids of many texts, each int32 [n]. `threads` has no effect: `tokenizers` has its own threads."""
         encoded = self._tokenizer.encode_batch_fast([scrub(text) for text in texts], add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encoded]
 
     def prompt_ids(self, text: str) -> list[int]:
-        """The ids that a model reads to go on from `text`, with the special tokens that `tokenizer.json` puts around a text.
+        """Return the ids of a prompt, with the special tokens that `tokenizer.json` adds to a text.
 
-        Like transformers 5, and unlike 4, this pays no heed to `add_bos_token` in `tokenizer_config.json`.
+        Like transformers 5, and unlike 4, this ignores `add_bos_token` in `tokenizer_config.json`.
         """
         return self._tokenizer.encode(scrub(text), add_special_tokens=True).ids
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
-        """The bytes that `ids` stand for within a text; special tokens stand for none.
+        """Return the bytes of `ids` within a text; special tokens give none.
 
-        A sum over the ids: a space that the tokenizer itself put before a text is there, since a completion's own first
-        space looks the same.
+        The result is the concatenation over ids. So it keeps a space that the tokenizer put before the text, because it
+        cannot be told from the first space of a completion.
 
         Raises: ValueError if an id is outside [0, vocab_size).
         """
@@ -153,37 +153,37 @@ class HFTokenizer:
         return b"".join([self._bytes[i] for i in ids.tolist()])
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """`decode_bytes` as text. Bytes that are not UTF-8, as a cut can leave them, become U+FFFD."""
+        """Return the text of `ids`. Invalid UTF-8, as after a cut inside a character, becomes U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def control_id(self, symbol: str) -> int:
-        """The id of a special token such as `<|im_end|>`. Raises: ValueError if there is no such token."""
+        """Return the id of a special token such as `<|im_end|>`. Raises: ValueError if there is no such token."""
         if symbol not in self.controls:
             raise ValueError(f"no control symbol {symbol!r}; there are {', '.join(self.controls) or 'none'}")
         return self.controls[symbol]
 
     def save(self, folder: Path) -> None:
-        """Copies the files to `folder`, each whole or not at all, `tokenizer.json` after what is read with it."""
+        """Copy the files to `folder`, each atomically; `tokenizer.json` after the files that belong to it."""
         copy_files(self._folder, folder, self._file.name)
 
     def chat_symbols(self, template: str) -> dict[str, int]:
-        """The tokens that a chat template may write and a message may not: the special ones and those that it spells."""
+        """Return tokens that only the template may write: special tokens, and added tokens that occur in the template."""
         spelled = {token: i for token, i in self._spelled.items() if token in template and not token.isspace()}
         return self.controls | spelled
 
     def encode_rendered(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids of a text that a chat template made, special tokens included, and the characters of each."""
+        """Return the ids of a rendered chat, including special tokens, and the character span of each."""
         encoding = self._reader.encode(scrub(text), add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     def encode_spans(self, text: str, symbols: Collection[str] = ()) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids of `text`, in which `symbols` too are text, and the characters, [begin, end), that each one is from."""
+        """Return the ids of `text`, with `symbols` encoded as plain text, and the character span [begin, end) of each id."""
         encoding = self._without(frozenset(symbols).difference(self.controls)).encode(scrub(text), add_special_tokens=False)
         return encoding.ids, encoding.offsets
 
     @functools.cached_property
     def _reader(self) -> tokenizers.Tokenizer:
-        """A tokenizer of its own, since whether it reads special tokens is a switch that other threads would see."""
+        """A second tokenizer that reads special tokens; one switchable tokenizer would not be thread-safe."""
         return _unbounded(tokenizers.Tokenizer.from_str(self._json))
 
     def _without(self, symbols: frozenset[str]) -> tokenizers.Tokenizer:
@@ -216,11 +216,11 @@ def _unbounded(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 
 def special_ids(folder: Path, token_to_id) -> tuple[dict[str, int | None], list[int]]:
-    """The ids of the bos, eos, pad and unk tokens, and all ids that end a completion, as the files of `folder` name them.
+    """Return the ids of bos, eos, pad and unk, and all ids that end a completion, from the files of `folder`.
 
-    The tokenizer's own files go before the model's, also where they say that there is none.
+    The tokenizer's files take precedence over the model's, also if they set a token to null.
 
-    Args: token_to_id: from a token to its id or None.
+    Args: token_to_id: maps a token to its id or None.
     """
     config, model = _read(folder / "tokenizer_config.json"), _model_ids(folder)
     names = _read(folder / "special_tokens_map.json") | config
@@ -237,9 +237,9 @@ def special_ids(folder: Path, token_to_id) -> tuple[dict[str, int | None], list[
 
 
 def copy_files(source: Path, folder: Path, fast: str = "tokenizer.json") -> None:
-    """Copies what `source` holds of a tokenizer, its file `fast` as `tokenizer.json`.
+    """Copy the tokenizer files of `source`; the file `fast` becomes `tokenizer.json`.
 
-    `generation_config.json` then also has the ids that the model's `config.json` names, which stays behind.
+    The model's `config.json` is not copied, so the token ids in it are added to `generation_config.json`.
     """
     for name in FILES:
         file = source / (fast if name == "tokenizer.json" else name)
@@ -251,7 +251,7 @@ def copy_files(source: Path, folder: Path, fast: str = "tokenizer.json") -> None
 
 
 def _model_ids(folder: Path) -> dict:
-    is_run = (folder / "checkpoints").is_dir()  # its config.json holds no ids, and lm/workdir.py sees to a damaged one
+    is_run = (folder / "checkpoints").is_dir()  # its config.json holds no ids, and lm/workdir.py handles a damaged one
     return ({} if is_run else _ids_in(_read(folder / "config.json"))) | _ids_in(_read(folder / "generation_config.json"))
 
 
@@ -275,10 +275,10 @@ def _read(file: Path) -> dict:
 
 
 def _spellings(tokenizer: tokenizers.Tokenizer, decoder: dict | None, vocab: Iterable[str]) -> list[bytes]:
-    """The bytes that each token stands for after another one.
+    """Return the bytes of each token when it follows another token.
 
-    A byte-level vocabulary names bytes by characters (Radford et al. 2019); one with byte fallback has tokens such as
-    <0x41>. Whatever else a token may look like, the file's decoder says what it adds to a text.
+    A byte-level vocabulary maps bytes to characters (Radford et al. 2019). With byte fallback there are tokens such as
+    <0x41>. For all other tokens the decoder of the file gives the text that a token adds.
     """
     kinds = _kinds(decoder)
     if "ByteLevel" in kinds:
@@ -298,7 +298,7 @@ def _kinds(decoder: dict | None) -> set[str]:
 
 
 def _byte_of_character() -> dict[str, int]:
-    """GPT-2's characters for bytes: a printable one of Latin-1 is itself, the others follow from U+0100 on in order."""
+    """Return GPT-2's map from characters to bytes: printable Latin-1 maps to itself, other bytes to U+0100 and up, in order."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(0x100 + n): b for n, b in enumerate(others)}

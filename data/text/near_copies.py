@@ -1,14 +1,14 @@
-"""Finds documents that share much of their text with one of a fixed set.
+"""Find documents that share much of their text with one of a fixed set.
 
-A document is lowercased, stripped of whitespace, and seen as the set of its 32-byte substrings (shingles). Two documents'
-shared shingles, over either one's number of shingles, is Broder's containment. It is estimated from the same sample of shingles
-in every document: those whose hash falls in a fixed 1/8 of the hash's range. Documents under 512 bytes have too few for a
-sample and are compared with one another in full.
+A document is lowercased, stripped of whitespace, and represented by the set of its 32-byte substrings (shingles). The number
+of shared shingles divided by the number of shingles of one document is Broder's containment. It is estimated from a sample of
+shingles, the same in every document: those whose hash is in a fixed 1/8 of the range. Documents under 512 bytes are too short
+for a sample; two of them are compared by all their shingles.
 
 Sources: Manber, "Finding similar files in a large file system" (1994) and Broder, "On the resemblance and
 containment of documents" (1997), for sampling by the value of the hash; Schleimer, Wilkerson and Aiken,
 "Winnowing" (2003), for whitespace and case; Dietzfelbinger et al., "A reliable randomized algorithm for the
-closest-pair problem" (1997), for why the high bits of a multiplicative hash are the ones to sample by.
+closest-pair problem" (1997), for sampling by the high bits of a multiplicative hash.
 """
 
 import dataclasses
@@ -20,30 +20,30 @@ SHINGLE_BYTES = 32
 MULTIPLIER = 0x9E3779B97F4A7C15  # odd, with bits everywhere: 2^64 over the golden ratio
 SAMPLED_BELOW = 1 << 61  # 1/8 of the 64-bit hashes
 SHORT_BYTES = 512
-# Fewer sampled shingles than this in common prove nothing: one quoted line has as many.
+# Fewer shared sampled shingles are no evidence: one quoted line can have as many.
 MIN_SAMPLED_HITS = 4
-# A shingle in more than 10 documents and in more than 1 % of them is a licence header or the like. Without this
-# rule, one file in validation that is nothing but such a header throws every file with it out of training.
+# A shingle in more than 10 documents and in more than 1 % of them is boilerplate, such as a licence header. Without
+# this rule, a validation file that is only such a header would remove every file with it from training.
 COMMON_DOCUMENTS = 10
 COMMON_FRACTION = 0.01
 
-_BATCH_BYTES = 1 << 17  # the hashes of a batch, 8 bytes for each byte of text, stay in the cache
+_BATCH_BYTES = 1 << 17  # so that the hashes of a batch (8 bytes per byte of text) stay in the cache
 _BATCH_DOCUMENTS = 1 << 10
 _KEEP = bytes(range(256)).lower()
 _WHITESPACE = b" \t\n\r\v\f"
 
 
 def normalise(text: str | bytes) -> bytes:
-    """UTF-8 with ASCII letters in lower case and without ASCII whitespace: blind to wrapping and indentation."""
+    """Return UTF-8 with lower-case ASCII letters and no ASCII whitespace, so line breaks and indentation do not matter."""
     return (text.encode() if isinstance(text, str) else text).translate(_KEEP, _WHITESPACE)
 
 
 def rolling_hashes(data: bytes) -> np.ndarray:
-    """Polynomial hashes of every 32-byte substring, by doubling the length of the substring five times.
+    """Return polynomial hashes of every 32-byte substring, computed by doubling the substring length five times.
 
     h_1(i) = data[i];  h_2k(i) = h_k(i)·p^k + h_k(i+k)  (mod 2^64)
 
-    so that h_32(i) = Σ_j data[i+j]·p^(31-j): five multiplications a byte in place of 32.
+    So h_32(i) = Σ_j data[i+j]·p^(31-j), with five multiplications per byte instead of 32.
 
     Returns:
         uint64 [len(data) - 31], empty if `data` is shorter than a shingle.
@@ -65,7 +65,7 @@ def rolling_hashes(data: bytes) -> np.ndarray:
 class Shingles:
     """The distinct shingles of some documents: pairs (hash, document), sorted by hash, then by document.
 
-    A document of at least `SHORT_BYTES` has only its sampled shingles here, a shorter one has all of its own.
+    Documents of at least `SHORT_BYTES` have only their sampled shingles, shorter ones have all.
     """
 
     hash: np.ndarray  # uint64 [pairs]
@@ -74,7 +74,7 @@ class Shingles:
 
 
 def shingles(normalised: Sequence[bytes]) -> Shingles:
-    """Fingerprints documents that went through `normalise`, all in one array program."""
+    """Compute the shingles of normalised documents, vectorised over all of them."""
     lengths = np.array([len(data) for data in normalised], np.int64)
     ends = np.cumsum(lengths)
     short = lengths < SHORT_BYTES
@@ -84,9 +84,9 @@ def shingles(normalised: Sequence[bytes]) -> Shingles:
         chosen |= np.repeat(short, lengths)[: len(hashes)]
     at = np.flatnonzero(chosen)
     document = np.searchsorted(ends, at, side="right")
-    inside = at + SHINGLE_BYTES <= ends[document]  # not across the seam between two documents
+    inside = at + SHINGLE_BYTES <= ends[document]  # not across a boundary of documents
     hash, document = hashes[at[inside]], document[inside]
-    order = np.argsort(hash)  # several times faster than a stable or a two-key sort, so only ties get that
+    order = np.argsort(hash)  # several times faster than a stable or two-key sort; only ties are sorted again
     hash, document = hash[order], document[order]
     equal = np.zeros(len(hash) + 1, bool)
     equal[1:-1] = hash[1:] == hash[:-1]
@@ -98,18 +98,18 @@ def shingles(normalised: Sequence[bytes]) -> Shingles:
 
 
 class NearCopies:
-    """Finds documents that share much of their text with one of a fixed set of documents.
+    """An index of a fixed set of documents that finds near copies of them.
 
-    Shingles that are common in the background documents count for nothing, in either document of a pair.
+    Shingles that are common in the background documents are ignored in both documents of a pair.
 
-    Memory: about 28 bytes a shingle: 3.5 bytes for each byte of a long document, 28 of a short one.
+    Memory: about 28 bytes per shingle: 3.5 bytes per byte of a long document, 28 per byte of a short one.
     """
 
     def __init__(self, normalised: Sequence[bytes], background: Sequence[bytes], threshold: float):
         found = shingles(normalised)
         self.threshold = threshold
         self.short = found.short
-        # Distinct and sorted; the hash of row r is in documents start[r] … start[r+1]-1.
+        # Distinct and sorted. document[start[r]] … document[start[r+1]-1] contain the hash of row r.
         self.hash, start = np.unique(found.hash, return_index=True)
         self.start = np.append(start, len(found.hash))
         self.document = found.document.astype(np.int32)
@@ -119,7 +119,7 @@ class NearCopies:
         self.size = _sizes(found.hash, found.document, np.repeat(~self.common, np.diff(self.start)), len(normalised))
 
     def find_all(self, documents: Sequence[bytes]) -> np.ndarray:
-        """`find` of any number of documents as they are, in UTF-8: in batches whose hashes stay in the cache."""
+        """Apply `find` to UTF-8 documents that are not normalised, in batches whose hashes stay in the cache."""
         near = np.zeros(len(documents), bool)
         begin = 0
         while begin < len(documents):
@@ -132,9 +132,9 @@ class NearCopies:
         return near
 
     def find(self, normalised: Sequence[bytes]) -> np.ndarray:
-        """bool [documents]: which are near copies of one of the set.
+        """Return bool [documents]: whether each is a near copy of a document of the set.
 
-        With t and v two documents' sets of shingles less the common ones, t is a near copy of v iff
+        Let t and v be the sets of shingles of two documents without common ones. t is a near copy of v iff
         |t ∩ v| ≥ threshold · min(|t|, |v|): most of t is in v, or most of v is in t.
         """
         near = np.zeros(len(normalised), bool)
@@ -146,7 +146,7 @@ class NearCopies:
         telling = ~(hit & self.common[row])
         size = _sizes(found.hash, found.document, telling, len(normalised))
 
-        # Every hit, once for each document of the set that has the shingle, as the pair (t, v).
+        # Pairs (t, v): one for each hit and each document of the set with this shingle.
         hit = np.flatnonzero(hit & telling)
         row = row[hit]
         counts = self.start[row + 1] - self.start[row]
@@ -158,7 +158,7 @@ class NearCopies:
         pair, inverse = np.unique(t * len(self.short) + v, return_inverse=True)
         t, v = np.divmod(pair, len(self.short))
         hits = np.stack([np.bincount(inverse, sampled, len(pair)), np.bincount(inverse, minlength=len(pair))])
-        # Two short documents are compared by all of their shingles, any others by the sampled ones.
+        # Two short documents are compared by all shingles, other pairs by the sampled ones.
         full = (found.short[t] & self.short[v]).astype(np.int64)
         hits = hits[full, np.arange(len(pair))]
         least = np.minimum(size[full, t], self.size[full, v])
@@ -167,6 +167,6 @@ class NearCopies:
 
 
 def _sizes(hash: np.ndarray, document: np.ndarray, counted: np.ndarray, documents: int) -> np.ndarray:
-    """int64 [2, documents]: each document's number of sampled shingles, and of all that are held."""
+    """Return int64 [2, documents]: each document's number of sampled shingles, and of all stored shingles."""
     sampled = counted & (hash < SAMPLED_BELOW)
     return np.stack([np.bincount(document[of], minlength=documents) for of in (sampled, counted)])

@@ -1,12 +1,12 @@
-"""Documents to rows of T+1 tokens that waste almost nothing and cut only what cannot fit.
+"""Pack documents into rows of T+1 tokens with almost no padding, and cut only documents longer than a row.
 
-A document is `[begin, tokens..., end]`. If it is longer than a row it is cut into pieces of at most T+1
-tokens, each starting with the last token of the one before, so that every token after `begin` is a target
-exactly once. Pieces are then packed best fit: the longest first, each into the fullest row with room.
+A document is `[begin, tokens..., end]`. A document longer than a row is cut into pieces of at most T+1 tokens. Each
+piece starts with the last token of the previous one, so every token after `begin` is a target exactly once. Pieces are
+packed best fit: the longest first, each into the fullest row with room.
 
-A row is stored as its tokens and a bit for each: whether it continues the piece of the token before it. A piece has two
-tokens or more, so a token that neither continues nor is continued is padding. The rest follows (`layout`): segments are
-numbered 1, 2, ... within a row and 0 is padding; positions restart at 0 in each.
+A row is stored as its tokens and one bit per token: whether it continues the piece of the previous token. A piece has at
+least two tokens, so a token that neither continues a piece nor is continued is padding. `layout` computes the rest:
+segments are numbered 1, 2, ... within a row and 0 is padding; positions restart at 0 in each segment.
 
 Source: Ding et al. 2024, "Fewer Truncations Improve Language Modeling" (best-fit packing).
 Letters: N documents, T the sequence length.
@@ -17,20 +17,20 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-BUFFER_TOKENS = 1 << 20  # tokens sorted at a time; more fills rows better and holds more memory
-FULL_ENOUGH = 64  # a row with less than 1/64 of its slots free leaves the buffer
+BUFFER_TOKENS = 1 << 20  # tokens packed at a time; more gives fuller rows and takes more memory
+FULL_ENOUGH = 64  # a row with at most 1/64 of its slots free leaves the buffer
 
 
 @dataclasses.dataclass
 class Counts:
-    """What a packer has done so far. Targets are the tokens to predict: all but the first of a document.
+    """Running counts of a packer. Targets are the tokens to predict: all except the first of a document.
 
     Attributes:
-        documents: read.
-        tokens_in: targets read, so tokens and an end symbol per document.
-        tokens_packed: targets in the rows given out; equal to `tokens_in` at the end.
-        tokens_padded: slots of those rows that hold no token.
-        rows: given out.
+        documents: documents read.
+        tokens_in: targets read: the tokens and the end symbol of each document.
+        tokens_packed: targets in emitted rows; equal to `tokens_in` at the end.
+        tokens_padded: padding slots of emitted rows.
+        rows: rows emitted.
     """
 
     documents: int = 0
@@ -41,7 +41,7 @@ class Counts:
 
 
 def row_dtype(sequence_length: int, vocab_size: int) -> np.dtype:
-    """The structured dtype of a row: `tokens`, unsigned [T+1], and `joined`, the bits, uint8 [⌈(T+1)/8⌉]."""
+    """Return the structured dtype of a row: `tokens`, unsigned [T+1], and the bits `joined`, uint8 [⌈(T+1)/8⌉]."""
     width = sequence_length + 1
     return np.dtype(
         [("tokens", np.uint16 if vocab_size <= 1 << 16 else np.uint32, (width,)), ("joined", np.uint8, (-(-width // 8),))]
@@ -49,14 +49,14 @@ def row_dtype(sequence_length: int, vocab_size: int) -> np.dtype:
 
 
 def layout(joined: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The segments and positions of rows from their bits.
+    """Compute the segments and positions of rows from their bits.
 
     Args:
         joined: uint8 [rows, ⌈width/8⌉], see `row_dtype`.
         width: T+1.
 
     Returns:
-        segment ids, from 1, 0 is padding, and positions, from 0 in each segment: both int32 [rows, width].
+        segment ids (from 1; 0 is padding) and positions (from 0 in each segment), both int32 [rows, width].
     """
     continues = np.unpackbits(joined, axis=-1, count=width, bitorder="little").astype(bool)
     used = continues.copy()
@@ -68,18 +68,18 @@ def layout(joined: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Packer:
-    """Packs documents into rows as they come, holding about `buffer_tokens` tokens and one document.
+    """Pack a stream of documents into rows; it holds about `buffer_tokens` tokens and one document in memory.
 
-    A buffer of pieces is packed when it is full, and the rows that are full go out. The pieces of the rest
-    wait for the next buffer, unless they are more than half of this one: then the fullest rows go out too,
-    so that a piece is packed twice on average at most.
+    When the buffer is full its pieces are packed, and full rows are emitted. The other pieces stay in the buffer. If
+    they would fill more than half of it, the fullest of their rows are emitted too, so a piece is packed at most twice
+    on average.
 
-    Rows are scalars of `row_dtype`, in no particular order, though the same for the same documents.
+    Rows are scalars of `row_dtype`. Their order is arbitrary but deterministic.
 
     Args:
-        counts: brought up to date with every document that is added and every row that is given out.
+        counts: updated with every added document and every emitted row.
         sequence_length: T, at least 1.
-        vocab_size: decides the dtype of tokens, see `row_dtype`.
+        vocab_size: determines the dtype of tokens, see `row_dtype`.
     """
 
     def __init__(
@@ -102,11 +102,11 @@ class Packer:
         self._held = 0  # tokens in `_waiting`
 
     def add(self, document: np.ndarray) -> Iterator[np.ndarray]:
-        """Takes the ids of a document, int [n], without begin and end. Yields the rows that are ready."""
+        """Add a document: ids, int [n], without begin and end symbols. Yields the rows that are ready."""
         self._counts.documents += 1
         self._counts.tokens_in += len(document) + 1
         for piece in pieces(document, self._width, self._bos_id, self._eos_id):
-            if len(piece) >= self._width - 1:  # a lone slot can hold nothing: a piece has two tokens or more
+            if len(piece) >= self._width - 1:  # one free slot is useless: a piece has at least two tokens
                 yield self._row([piece])
             else:
                 self._waiting.append(piece)
@@ -125,7 +125,7 @@ class Packer:
                 self._held += used
 
     def finish(self) -> Iterator[np.ndarray]:
-        """Yields the rows of all that is still held."""
+        """Yield the rows of the remaining pieces."""
         waiting, self._waiting, self._held = self._waiting, [], 0
         for bin_ in best_fit(waiting, self._width):
             yield self._row(bin_)
@@ -148,7 +148,7 @@ class Packer:
 
 
 def pack(documents: Iterable[np.ndarray], counts: Counts, **options) -> Iterator[np.ndarray]:
-    """The rows of a whole stream of documents; `options` are those of `Packer`."""
+    """Yield the rows of a stream of documents; `options` are those of `Packer`."""
     packer = Packer(counts, **options)
     for document in documents:
         yield from packer.add(document)
@@ -160,7 +160,7 @@ def _tokens(bin_: list[np.ndarray]) -> int:
 
 
 def pieces(document: np.ndarray, width: int, bos_id: int, eos_id: int) -> Iterator[np.ndarray]:
-    """Cuts `[begin, document, end]` into int32 pieces of 2 to `width` tokens, each sharing one with the next."""
+    """Cut `[begin, document, end]` into int32 pieces of 2 to `width` tokens; neighbours share one token."""
     whole = np.empty(len(document) + 2, np.int32)
     whole[0], whole[1:-1], whole[-1] = bos_id, document, eos_id
     if len(whole) <= width:
@@ -171,10 +171,10 @@ def pieces(document: np.ndarray, width: int, bos_id: int, eos_id: int) -> Iterat
 
 
 def best_fit(items: list[np.ndarray], width: int) -> list[list[np.ndarray]]:
-    """Best-fit-decreasing: the longest item first, each into the fullest bin with room, else a new one.
+    """Pack items by best-fit-decreasing: the longest first, each into the fullest bin with room, else into a new one.
 
-    Bins stand in lists by their free slots, and the bits of one integer tell which lists are not empty, so
-    the fullest bin with room is the lowest bit at or above the item's length: O(T/64) machine words.
+    Bins are in lists by their free slots, and the bits of one integer mark the lists that are not empty. So the fullest
+    bin with room is the lowest set bit at or above the item's length: O(T/64) machine words.
     """
     bins: list[list[np.ndarray]] = []
     by_free: list[list[int]] = [[] for _ in range(width + 1)]

@@ -1,7 +1,7 @@
-"""From a config to a tokenizer and a packed dataset in the workdir; what stands is reused.
+"""Prepare the tokenizer and the packed dataset of a config in the workdir, or reuse existing ones.
 
-Two passes over the text: the survey (duplicates, splits, and a sample for the tokenizer unless one is given), and tokens
-into rows.
+There are two passes over the text: the survey (duplicates, splits, and a sample to train the tokenizer if none is given),
+then tokenization and packing.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from data.sources.source import Source
 from data.sources.spool import spooled
 from data.text import tokenizer as tokenizers
 from data.text.dataset import prepare, prepared
-from data.text.fingerprints import check_tokenizer, input_files, record_tokenizer, stands, undamaged, wait_for
+from data.text.fingerprints import check_tokenizer, input_files, is_prepared, record_tokenizer, undamaged, wait_for
 from data.text.hf_tokenizer import HFTokenizer, load_tokenizer
 from data.text.split import digest_of, survey
 from lm.errors import UserError
@@ -28,32 +28,32 @@ from lm.progress import progress
 def prepare_text(
     config: ml_collections.ConfigDict, workdir: Path, *, first: bool = True
 ) -> tuple[tokenizers.Tokenizer | HFTokenizer, Path, dict[str, float]]:
-    """The tokenizer, the folder of the dataset, and the seconds each stage took (0 for what stood already).
+    """Return the tokenizer, the folder of the dataset, and the seconds of each stage (0 for reused results).
 
-    first: whether this process does the work; otherwise it waits for the one that does, on the same file system.
-    Raises: UserError for anything wrong with the input, the tokenizer or the weights.
+    first: whether this process does the work. Other processes wait for it, on the same file system.
+    Raises: UserError if the input or the tokenizer is invalid.
     """
     stages = {"survey": 0.0, "tokenizer": 0.0, "dataset": 0.0}
     if not first:
-        tokenizer = wait_for(lambda: _standing(workdir))
+        tokenizer = wait_for(lambda: _own_tokenizer(workdir))
         folder = _folder(config, tokenizer, workdir)
         wait_for(lambda: undamaged(lambda: prepared(folder)))
         return tokenizer, folder, stages
 
     given = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
-    tokenizer = _standing(workdir) or given
+    tokenizer = _own_tokenizer(workdir) or given
     if tokenizer:
         if given and given.fingerprint != tokenizer.fingerprint:
             raise UserError(f"tokenizer: {config.tokenizer} is not the one in {workdir}, of this run; use another --workdir")
         check_tokenizer(workdir, tokenizer.fingerprint)
         folder = _folder(config, tokenizer, workdir)
-        if _stands(config, folder):
+        if _is_prepared(config, folder):
             record_tokenizer(workdir, tokenizer.fingerprint)
             return tokenizer, folder, stages
 
     with tempfile.TemporaryDirectory(prefix="lmcraft-") as spool:
         sources = _sources(config)
-        if config.data.input is None:  # parsing a Python installation is slower than all the passes over its text
+        if config.data.input is None:  # parsing it takes longer than all passes over its text
             sources = [spooled(source, Path(spool)) for source in sources]
         tokenizer, folder = _two_passes(config, workdir, sources, tokenizer, stages, Path(spool))
     return tokenizer, folder, stages
@@ -63,14 +63,14 @@ def _sources(config) -> list[Source]:
     return open_sources(config.data.input, text_key=config.data.text_key, max_bytes=config.data.max_bytes)
 
 
-def _stands(config, folder: Path) -> bool:
-    """Whether the dataset can be used as it is, see `data.text.fingerprints.stands`."""
+def _is_prepared(config, folder: Path) -> bool:
+    """Return whether the dataset can be reused, see `data.text.fingerprints.is_prepared`."""
 
     def digest() -> str:
         with _Stage({}, "comparing the input") as progress:
             return digest_of(_sources(config), progress)
 
-    return stands(
+    return is_prepared(
         folder,
         lambda: prepared(folder),
         config.data.input,
@@ -100,7 +100,7 @@ def _two_passes(
             progress=progress,
             sample_bytes=0 if tokenizer else config.data.tokenizer_sample_bytes,
         )
-    # From here on the workdir is written: all of the input was read, and nothing was wrong with it.
+    # The workdir is only written from here on, after the whole input was read without an error.
     if tokenizer is None:
         with _Stage(stages, "tokenizer") as progress:
             chunks = kept.sample()
@@ -108,8 +108,8 @@ def _two_passes(
             tokenizer = tokenizers.fit(
                 chunks, scratch / "tokenizer.model", vocab_size=config.model.vocab_size, threads=os.cpu_count() or 1
             )
-        check_tokenizer(workdir, tokenizer.fingerprint)  # of a run whose tokenizer was deleted, this must be the same one
-    if not _standing(workdir):
+        check_tokenizer(workdir, tokenizer.fingerprint)  # if the run's tokenizer was deleted, the new one must be equal
+    if not _own_tokenizer(workdir):
         tokenizer.save(workdir)
     record_tokenizer(workdir, tokenizer.fingerprint)
     folder = _folder(config, tokenizer, workdir)
@@ -122,19 +122,21 @@ def _two_passes(
             sequence_length=config.sequence_length,
             survey=kept,
             progress=progress,
-            input=None if found is None else (found or input_files(config.data.input), kept.digest),  # TFDS may have loaded it
+            input=None
+            if found is None
+            else (found or input_files(config.data.input), kept.digest),  # TFDS may have prepared it meanwhile
         )
     return tokenizer, folder
 
 
-def _standing(workdir: Path) -> tokenizers.Tokenizer | HFTokenizer | None:
-    """The run's own tokenizer, if it has one already."""
-    stands = any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json"))
-    return load_tokenizer(workdir) if stands else None
+def _own_tokenizer(workdir: Path) -> tokenizers.Tokenizer | HFTokenizer | None:
+    """Load the run's own tokenizer, or return None if it has none yet."""
+    exists = any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json"))
+    return load_tokenizer(workdir) if exists else None
 
 
 def _folder(config, tokenizer: tokenizers.Tokenizer | HFTokenizer, workdir: Path) -> Path:
-    """Named by all that the rows depend on, so that a changed setting makes a new dataset beside the old one."""
+    """Return the dataset's folder, named by a hash of all settings that the rows depend on."""
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
             f"tokenizer: that of {config.tokenizer or workdir} has {tokenizer.vocab_size} ids, more than "
@@ -151,7 +153,7 @@ def _folder(config, tokenizer: tokenizers.Tokenizer | HFTokenizer, workdir: Path
 
 
 class _Stage:
-    """Times a stage and shows how many bytes of which source it has seen."""
+    """A context manager that times a stage and shows its progress in bytes per source."""
 
     def __init__(self, stages: dict[str, float], name: str):
         self._stages, self._name = stages, name

@@ -1,7 +1,7 @@
-"""One pass over the text decides which split each document is in and what must stay out of training.
+"""Assign each document to a split in one pass over the text, and find documents to exclude from training.
 
-A validation loss means something only if the model has not seen the validation text. So exact copies are
-dropped everywhere, and near copies of validation documents (data/text/near_copies.py) are dropped from training.
+A validation loss is only meaningful if the model has not seen the validation text. So exact duplicates are dropped
+everywhere, and near copies of validation documents (data/text/near_copies.py) are dropped from training.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from data.text.tokenizer import Sample, Tokenizer
 from data.text.workers import ordered
 from lm.errors import UserError
 
-BACKGROUND_BYTES = 4_000_000  # of documents taken at random, that tell what is common
+BACKGROUND_BYTES = 4_000_000  # of random documents, which define common shingles
 
-_READ_BYTES = 1 << 19  # of documents that are read and handed on together
+_READ_BYTES = 1 << 19  # of documents in a batch
 _READ_DOCUMENTS = 1 << 12
 
 
@@ -52,26 +52,26 @@ def survey(
     sample_bytes: int = 0,
     progress: Callable[[str, int], None] | None = None,
 ) -> Survey:
-    """Reads all sources once and splits them.
+    """Read all sources once and split them.
 
-    A document is for validation iff hash(seed, split key) < valid_fraction·2^64, so its split does not depend on
-    what else there is. Only when that gives too much (`max_valid_bytes`) or nothing at all is the bound another:
-    the highest that keeps within `max_valid_bytes`, and at the least the smallest hash of all.
+    A document is for validation iff hash(seed, split key) < valid_fraction·2^64, so its split does not depend on other
+    documents. The bound is lower if this would exceed `max_valid_bytes`: then it is the highest that fits. If there
+    would be no validation document, the smallest hash is taken.
 
     Args:
-        sources: with names of their own.
+        sources: must have distinct names.
         valid_fraction: in [0, 1); 0 for no validation.
         seed: of the hash, and of the sample.
-        max_valid_bytes: UTF-8 bytes of validation text, over all sources.
-        near_copy_threshold: the share of shingles that makes a near copy, see `NearCopies.find`.
-        sample_bytes: UTF-8 bytes of training text that `Survey.sample` gives.
-        progress: called now and then with a source's name and the bytes read from it.
+        max_valid_bytes: limit on the UTF-8 bytes of validation text, over all sources.
+        near_copy_threshold: minimum share of common shingles of a near copy, see `NearCopies.find`.
+        sample_bytes: UTF-8 bytes of training text in `Survey.sample`.
+        progress: called regularly with a source's name and the bytes read from it.
 
-    Memory: 21 to 27 bytes a document, 46 while the table of digests grows, until this returns; then one byte. Beside
-    them the validation text with its fingerprints, and the sample.
+    Memory: 21 to 27 bytes per document, 46 while the table of digests grows, and one byte after this function returns;
+    also the validation text with its fingerprints, and the sample.
 
     Raises:
-        UserError: no document, too few to split, or `valid_fraction` out of range; or what reading raises.
+        UserError: no document, too few to split, or `valid_fraction` out of range; also errors of reading.
     """
     if not 0 <= valid_fraction < 1:
         raise UserError(f"data.valid_fraction={valid_fraction} is not in [0, 1); a common choice is 0.01")
@@ -81,8 +81,8 @@ def survey(
     stats = {source.name: SourceStats() for source in sources}
     passes = {source.name: _Pass() for source in sources}
     chosen = _Lowest(int(valid_fraction * 2**64), max_valid_bytes)
-    background = _Lowest(1 << 64, BACKGROUND_BYTES)  # of the highest hashes: as random, and not for validation
-    # Which documents are for validation is known at the end. Their share of the sample is room beside it.
+    background = _Lowest(1 << 64, BACKGROUND_BYTES)  # documents of the highest hashes: random, and never for validation
+    # The validation documents are known only at the end, so the sample has extra room for their share.
     room = sample_bytes * valid_fraction / (1 - valid_fraction)
     sample = Sample(sample_bytes + int(room if max_valid_bytes is None else min(room, max_valid_bytes)), seed)
     seen = Digests()
@@ -122,7 +122,7 @@ def survey(
 
 
 def digest_of(sources: Sequence[Source], progress: Callable[[str, int], None] | None = None) -> str:
-    """Hex digest of all documents of all sources, in order: `Survey.digest` without a survey."""
+    """Return a hex digest of all documents of all sources, in order: `Survey.digest` without a survey."""
     passes = {source.name: _Pass() for source in sources}
     for source in sources:
         seen = 0
@@ -139,14 +139,14 @@ def _joined(passes: dict[str, _Pass]) -> str:
 
 
 class Survey:
-    """What `survey` found. `stats` (source name -> SourceStats) is complete when `documents` has run to the end."""
+    """The result of `survey`. `stats` (source name -> SourceStats) is complete after a full pass of `documents`."""
 
     def __init__(self, stats, passes, seed, highest, copies, chunks):
         self.stats: dict[str, SourceStats] = stats
         self._passes: dict[str, _Pass] = passes
         self._seed: int = seed
-        self._highest: int = highest  # documents with a hash up to here are for validation; -1: none are
-        self._copies: NearCopies | None = copies  # None: nothing is validated on
+        self._highest: int = highest  # documents with a hash up to this one are for validation; -1: none
+        self._copies: NearCopies | None = copies  # None: no validation
         self._chunks: list[str] = chunks
 
     @property
@@ -155,15 +155,15 @@ class Survey:
         return _joined(self._passes)
 
     def sample(self) -> list[str]:
-        """The sample of training text, in pieces of a few thousand characters; pieces that copy validation are left out."""
+        """Return the sample of training text in chunks of a few thousand characters, without near copies of validation."""
         near = _near(self._copies, [chunk.encode() for chunk in self._chunks], np.ones(len(self._chunks), bool))
         return [chunk for chunk, is_near in zip(self._chunks, near) if not is_near]
 
     def documents(self, source: Source) -> Iterator[tuple[Document, str]]:
-        """Reads a source again and yields what is kept, in order, each with its split, "train" or "valid".
+        """Read a source again and yield (document, split) of the kept documents, in order; split is "train" or "valid".
 
         Raises:
-            UserError: the source is not what it was when it was surveyed.
+            UserError: the source changed since the survey.
         """
         for batch, training in self._again(source):
             datas = [data for data, _, _ in batch]
@@ -175,9 +175,9 @@ class Survey:
     def encoded(
         self, source: Source, tokenizer: Tokenizer | HFTokenizer, processes: int | None = None
     ) -> Iterator[tuple[str, np.ndarray, int]]:
-        """As `documents`, of each its split, its ids (unsigned [n]) and the UTF-8 bytes that they stand for.
+        """Yield (split, ids (unsigned [n]), their UTF-8 bytes) of the documents that `documents` would yield.
 
-        `processes` (default: one a core) look for near copies and encode; see `data.text.workers.ordered`.
+        `processes` workers (default: one per core) find near copies and encode; see `data.text.workers.ordered`.
         """
         waiting = collections.deque()
 
@@ -195,7 +195,7 @@ class Survey:
                 begin = end
 
     def _again(self, source: Source) -> Iterator[tuple[list[tuple[bytes, int, Document]], np.ndarray]]:
-        """Batches of a source without exact duplicates, and bool [documents]: which are for training."""
+        """Yield batches of a source without exact duplicates, with bool [documents]: which are for training."""
         stats, before, now = self.stats[source.name], self._passes[source.name], _Pass()
         stats.train_documents = stats.train_bytes = stats.valid_documents = stats.valid_bytes = stats.near_copies = 0
         for batch in _batched(_hashed(source, self._seed)):
@@ -217,7 +217,7 @@ class Survey:
 
 
 def _near(copies: NearCopies | None, datas: Sequence[bytes], training: np.ndarray) -> np.ndarray:
-    """bool [documents]: which training documents are near copies of validation."""
+    """Return bool [documents]: which training documents are near copies of validation documents."""
     near = np.zeros(len(datas), bool)
     if copies is not None and training.any():
         near[training] = copies.find_all([datas[at] for at in np.flatnonzero(training)])
@@ -227,7 +227,7 @@ def _near(copies: NearCopies | None, datas: Sequence[bytes], training: np.ndarra
 def _encode(
     state: tuple[NearCopies | None, Tokenizer | HFTokenizer], item: tuple[list[bytes], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Which documents are kept, bool; of those all ids end to end, where each ends in them, and the bytes of each."""
+    """Return (mask of kept documents, their concatenated ids, the end of each in these, the bytes of each)."""
     (copies, tokenizer), (datas, training) = state, item
     kept = ~_near(copies, datas, training)
     many = tokenizer.encode_many([datas[at].decode() for at in np.flatnonzero(kept)], threads=1)
@@ -238,7 +238,7 @@ def _encode(
 
 
 def _hashed(source: Source, seed: int) -> Iterator[tuple[bytes, int, Document]]:
-    """(UTF-8, hash of the split key, document) of every document that has any text."""
+    """Yield (UTF-8, hash of the split key, document) of every document that is not blank."""
     for document in source.read():
         if document.text and not document.text.isspace():
             data = document.text.encode()
@@ -247,7 +247,7 @@ def _hashed(source: Source, seed: int) -> Iterator[tuple[bytes, int, Document]]:
 
 
 def _batched(documents: Iterator[tuple[bytes, int, Document]]) -> Iterator[list[tuple[bytes, int, Document]]]:
-    """Batches of about a megabyte, and of a few thousand documents at most."""
+    """Yield batches of at least _READ_BYTES or of _READ_DOCUMENTS documents; the last one may be smaller."""
     batch, size = [], 0
     for item in documents:
         batch.append(item)
@@ -260,14 +260,14 @@ def _batched(documents: Iterator[tuple[bytes, int, Document]]) -> Iterator[list[
 
 
 class _Pass:
-    """What a pass over one source saw: a byte for each document, and a digest of them all."""
+    """The record of a pass over one source: one duplicate flag per document, and a digest of all documents."""
 
     def __init__(self):
         self.duplicate = bytearray()
         self.digest = xxhash.xxh3_64()
 
     def add(self, batch: Sequence[bytes], seen: Digests | None = None) -> np.ndarray:
-        """Notes documents. Returns bool [documents]: whose text is in `seen`, where all of them then are."""
+        """Record documents and add them to `seen`. Returns bool [documents]: which were already in `seen`."""
         digests = b"".join([xxhash.xxh3_128_digest(data) for data in batch])
         self.digest.update(digests)
         duplicate = np.zeros(len(batch), bool)
@@ -278,10 +278,10 @@ class _Pass:
 
 
 class _Lowest:
-    """The documents with the lowest hashes, as many as are below `limit` and fit in `max_bytes`; at least one hash.
+    """The documents with the lowest hashes that are below `limit` and fit in `max_bytes`; at least one hash.
 
-    Whether a hash is in the end among them depends only on the bytes that have lower hashes or its own. These
-    only grow, so what has once been pushed out never belongs, and memory stays at what fits.
+    Whether a hash belongs to the result depends only on the bytes of lower and equal hashes. This sum only grows, so a
+    removed hash never has to return, and memory is bounded by `max_bytes`.
     """
 
     def __init__(self, limit: int, max_bytes: int | None):
@@ -293,11 +293,11 @@ class _Lowest:
 
     @property
     def highest(self) -> int:
-        """The highest hash held; -1 if none is."""
+        """The highest hash held; -1 if there is none."""
         return -self._heap[0] if self._heap else -1
 
     def texts(self) -> list[bytes]:
-        """The normalised texts held."""
+        """Return the normalised texts held."""
         return [text for _, texts in self._groups.values() for text in texts]
 
     def wants(self, hash: int) -> bool:

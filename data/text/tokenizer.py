@@ -1,9 +1,8 @@
-"""SentencePiece byte-pair tokens that give back every text byte for byte.
+"""SentencePiece byte-pair tokenizer that reproduces every text byte for byte.
 
-The text is taken as it is: no normalisation, no dummy prefix, no trimming, digits stand alone, and a
-character that the vocabulary lacks falls back to its UTF-8 bytes. SentencePiece itself cannot tell a space
-from a literal `▁` (it writes the one as the other), so `▁` never reaches it: it is always spelled as its
-three bytes, and ids are turned back into text by our own table of bytes.
+There is no normalisation, no dummy prefix and no trimming. Digits are single tokens, and a character outside the
+vocabulary falls back to its UTF-8 bytes. SentencePiece cannot distinguish a space from a literal `▁`, because it writes
+spaces as `▁`. So a literal `▁` is always encoded as its three bytes, and our own table of bytes decodes ids.
 
 Source: Kudo and Richardson 2018, "SentencePiece"; Sennrich et al. 2016 for byte-pair encoding.
 """
@@ -31,30 +30,29 @@ CONTROLS = (PAD, EOS, BOS, UNK, *ROLES, *RESERVED)
 
 LEAST = 256 + len(CONTROLS) + 1  # ids of a vocabulary: bytes, control symbols and a character
 
-SPACE = "▁"  # U+2581, how SentencePiece writes a space inside a piece
-CHUNK = 4096  # characters of one sampled piece of text
-BREAK = "\0"  # the trainer builds no piece over or with it
-COVERAGE = 0.9995  # of the characters of the sample; the rest are spelled as bytes
-SEGMENT = 1024  # characters encoded at a time: the merge queue then stays in the cache (1.5 times as fast)
+SPACE = "▁"  # U+2581, SentencePiece's spelling of a space in a piece
+CHUNK = 4096  # maximum characters of a sampled chunk of text
+BREAK = "\0"  # the trainer makes no piece that contains it
+COVERAGE = 0.9995  # share of the sample's characters that get a piece; the rest are encoded as bytes
+SEGMENT = 1024  # characters encoded at a time: the merge queue then fits the cache (1.5 times as fast)
 
 
 class Tokenizer:
-    """A trained tokenizer, read from the SentencePiece model at `path`.
+    """A trained tokenizer, loaded from the SentencePiece model at `path`.
 
     Attributes:
         vocab_size: V, the number of ids.
         pad_id, eos_id, bos_id, unk_id: 0, 1, 2, 3.
-        stop_ids: the ids that end a completion: that of the end of a document. A chat also ends at `<|end|>`.
-        controls: control symbol -> id. Text never encodes to one of these.
-        special_tokens: the symbols by the names that chat templates know them by, such as `bos_token`.
-        bytes_per_token: int32 [V], the UTF-8 bytes that an id stands for; 0 for a control symbol. Summed over
-            the ids of a text it is exactly the length of the text in bytes, which turns nats per token into
-            bits per byte.
+        stop_ids: the ids that end a completion: eos_id. A chat turn also ends at `<|end|>`.
+        controls: control symbol -> id. Text never encodes to these ids.
+        special_tokens: the special tokens by their names in chat templates, such as `bos_token`.
+        bytes_per_token: int32 [V], the UTF-8 bytes of an id; 0 for a control symbol. The sum over the ids of a text is
+            exactly its length in bytes, which converts nats per token to bits per byte.
         fingerprint: hex digest of the model; equal for equal tokenizers.
-        model: the SentencePiece model, as it was read.
+        model: the bytes of the SentencePiece model.
 
     Raises:
-        UserError: `path` is missing, is no SentencePiece model, or is one that `train` did not make.
+        UserError: `path` is missing, is no SentencePiece model, or was not made by `train`.
     """
 
     pad_id, eos_id, bos_id, unk_id = 0, 1, 2, 3
@@ -79,7 +77,7 @@ class Tokenizer:
 
         pieces = [self._pieces.id_to_piece(i) for i in range(self.vocab_size)]
         ours = tuple(pieces[: len(CONTROLS)]) == CONTROLS and "<0x00>" in pieces and SPACE in pieces
-        # `_segments` cuts before a space, which is exact only while no piece runs on over one.
+        # `_segments` cuts before a space, which is exact only if no piece continues over a space.
         if not ours or any(SPACE in piece.lstrip(SPACE) for piece in pieces):
             raise UserError(
                 f"tokenizer: {path} was not trained by data/text/tokenizer.py, whose control symbols and "
@@ -101,22 +99,22 @@ class Tokenizer:
         return piece.replace(SPACE, " ").encode()
 
     def encode(self, text: str) -> list[int]:
-        """The ids of `text`, without beginning and end symbols. A lone surrogate counts as U+FFFD."""
+        """Return the ids of `text`, without begin and end symbols. A lone surrogate is encoded as U+FFFD."""
         ids: list[int] = []
-        for segment in _segments(text):  # the batched call below starts a thread pool: ten times slower for a short text
+        for segment in _segments(text):  # a batched call starts a thread pool: ten times slower for a short text
             ids += self._literal_space.tolist() if segment == SPACE else self._pieces.encode(segment)
         return ids
 
     def prompt_ids(self, text: str) -> list[int]:
-        """The ids that a model reads to go on from `text`: a document begins."""
+        """Return the ids of a prompt: the begin symbol and the ids of `text`."""
         return [self.bos_id, *self.encode(text)]
 
     def chat_symbols(self, template: str) -> dict[str, int]:
-        """The symbols that a chat template may write and a message may not: all control symbols."""
+        """Return the symbols that only a chat template may write: all control symbols."""
         return self.controls
 
     def encode_spans(self, text: str, symbols: Collection[str] = ()) -> tuple[list[int], list[tuple[int, int]]]:
-        """The ids of `text`, in which `symbols` too are text, and the characters, [begin, end), that each one is from."""
+        """Return the ids of `text`, with `symbols` encoded as plain text, and the character span [begin, end) of each id."""
         ids = self.encode(text)
         codes = np.frombuffer(scrub(text).encode("utf-32-le"), np.uint32)
         character = np.repeat(np.arange(len(codes)), 1 + (codes >= 0x80) + (codes >= 0x800) + (codes >= 0x10000))
@@ -125,7 +123,7 @@ class Tokenizer:
         return ids, list(zip(character[ends - lengths].tolist(), (character[ends - 1] + 1).tolist(), strict=True))
 
     def encode_many(self, texts: Iterable[str], *, threads: int | None = None) -> list[np.ndarray]:
-        """The ids of many texts, each as int32 [n], by `threads` threads (default: one per core)."""
+        """Return the ids of many texts, each int32 [n], encoded by `threads` threads (default: one per core)."""
         segments, counts = [], []
         for text in texts:
             before = len(segments)
@@ -138,7 +136,7 @@ class Tokenizer:
         return [np.concatenate([nothing, *encoded[end - n : end]]) for n, end in zip(counts, ends, strict=True)]
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
-        """The bytes that `ids` stand for; control symbols stand for none.
+        """Return the bytes of `ids`; control symbols give none.
 
         Raises:
             ValueError: an id is outside [0, vocab_size).
@@ -149,11 +147,11 @@ class Tokenizer:
         return b"".join([self._bytes[i] for i in ids.tolist()])
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of `ids`. Bytes that are not UTF-8, as a cut can leave them, become U+FFFD."""
+        """Return the text of `ids`. Invalid UTF-8, as after a cut inside a character, becomes U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def pieces(self) -> Iterator[tuple[int, str, float | None]]:
-        """(id, spelling, score) of each id; no score: it never comes from a merge, a byte or a control symbol."""
+        """Yield (id, text, score) of each id; the score is None for bytes and control symbols, which no merge produces."""
         for i in range(self.vocab_size):
             piece = self._pieces.id_to_piece(i)
             if i < len(CONTROLS) or self._pieces.is_byte(i):
@@ -166,7 +164,7 @@ class Tokenizer:
         saving.write(folder / "tokenizer.model", self.model)
 
     def control_id(self, symbol: str) -> int:
-        """The id of a control symbol such as `<|user|>`. Raises: ValueError if there is no such symbol."""
+        """Return the id of a control symbol such as `<|user|>`. Raises: ValueError if there is no such symbol."""
         if symbol not in self.controls:
             raise ValueError(f"no control symbol {symbol!r}; there are {', '.join(CONTROLS)}")
         return self.controls[symbol]
@@ -175,17 +173,17 @@ class Tokenizer:
 def train(
     texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int, sample_bytes: int, seed: int, threads: int
 ) -> Tokenizer:
-    """Trains byte-pair merges on a sample of `texts` and writes the model to `path`.
+    """Train byte-pair merges on a sample of `texts` and write the model to `path`.
 
-    The file is whole or absent: it is written beside `path` and then renamed. The result depends on the
-    texts and the arguments alone. A text too poor for `vocab_size` ids gives a smaller vocabulary.
+    The file is written atomically. The result depends only on the texts and the arguments. If the text has too few
+    distinct merges for `vocab_size` ids, the vocabulary is smaller.
 
     Args:
-        texts: read once, never held.
-        path: where the model goes; its folder is made.
-        vocab_size: the ids to aim for, at least 256 bytes + the control symbols + 1.
-        sample_bytes: the UTF-8 bytes of text to train on, and the most that is held.
-        seed: picks the sample when the texts are longer than it.
+        texts: read once, not kept in memory.
+        path: of the model; its folder is created.
+        vocab_size: target number of ids, at least 256 bytes + the control symbols + 1.
+        sample_bytes: limit on the UTF-8 bytes of text to train on, and to keep in memory.
+        seed: of the sample, if the texts are longer than it.
         threads: of the trainer.
 
     Raises:
@@ -196,7 +194,7 @@ def train(
 
 
 def check_vocab_size(vocab_size: int) -> None:
-    """Raises: UserError if a tokenizer of this size cannot be trained."""
+    """Raise UserError if the vocabulary size is too small for a tokenizer."""
     if vocab_size < LEAST:
         raise UserError(
             f"model.vocab_size={vocab_size} is too small for 256 bytes, {len(CONTROLS)} control symbols "
@@ -205,7 +203,7 @@ def check_vocab_size(vocab_size: int) -> None:
 
 
 def fit(chunks: list[str], path: str | os.PathLike, *, vocab_size: int, threads: int) -> Tokenizer:
-    """Trains as `train` does, on chunks that were sampled before."""
+    """Train as `train` does, on chunks that are already sampled."""
     check_vocab_size(vocab_size)
     counts = collections.Counter()
     for chunk in chunks:
@@ -215,13 +213,13 @@ def fit(chunks: list[str], path: str | os.PathLike, *, vocab_size: int, threads:
     if not counts:
         raise UserError("data.input: no text to train a tokenizer on; check that the input holds documents")
 
-    # Every covered character costs an id, so they get at most half of the room: merges earn more. The trainer
-    # would cover 98 % at least, too many for a tiny vocabulary, so it is shown the covered characters alone.
+    # Every covered character costs an id, so characters get at most half of the free ids: merges are worth more. The
+    # trainer would cover at least 98 %, too many for a tiny vocabulary, so it only sees the covered characters.
     ranked = sorted(counts, key=lambda char: (-counts[char], char))
     total = np.cumsum([counts[char] for char in ranked])
     enough = int(np.searchsorted(total, COVERAGE * total[-1])) + 1
     covered = ranked[: min(enough, max(1, (vocab_size - LEAST) // 2))]
-    if " " not in covered:  # a space without a piece would be spelled as SPACE, the literal one
+    if " " not in covered:  # a space without a piece would be encoded as the bytes of SPACE
         covered = [" ", *covered[:-1]]
     rare = re.compile(f"[^{re.escape(''.join(covered))}]+")
     chunks = [rare.sub(BREAK, chunk) for chunk in chunks]
@@ -240,7 +238,7 @@ def fit(chunks: list[str], path: str | os.PathLike, *, vocab_size: int, threads:
 
 
 def _fit(chunks: Sequence[str], vocab_size: int, threads: int) -> bytes:
-    """One run of the SentencePiece trainer. Raises: RuntimeError, in the trainer's words."""
+    """Run the SentencePiece trainer once. Raises: RuntimeError with the trainer's message."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(chunks),
@@ -271,7 +269,7 @@ def _fit(chunks: Sequence[str], vocab_size: int, threads: int) -> bytes:
 
 
 def sample(texts: Iterable[str], sample_bytes: int, seed: int) -> list[str]:
-    """A uniform sample of the chunks of `texts`, in reading order, of at most `sample_bytes` UTF-8 bytes."""
+    """Return a uniform sample of the chunks of `texts`, in reading order, of at most `sample_bytes` UTF-8 bytes."""
     drawn = Sample(sample_bytes, seed)
     for text in texts:
         drawn.add(text)
@@ -279,20 +277,22 @@ def sample(texts: Iterable[str], sample_bytes: int, seed: int) -> list[str]:
 
 
 class Sample:
-    """A uniform sample of the chunks of the texts that are added, of at most `max_bytes` UTF-8 bytes.
+    """A uniform sample of the chunks of a stream of texts, of at most `max_bytes` UTF-8 bytes.
 
-    Every chunk draws a number, and those below a threshold stay; whenever the sample outgrows its budget
-    the threshold sinks to the largest number held. So a chunk's chance does not depend on its place, and a
-    stream that fits is kept whole. At least one chunk stays, whatever its size.
+    Every chunk draws a random number and is kept if it is below a threshold. If the sample exceeds `max_bytes`, the
+    chunk with the largest number is removed and the threshold sinks to this number. So the probability of a chunk does
+    not depend on its position, and a stream that fits is kept completely. At least one chunk is always kept.
     """
 
     def __init__(self, max_bytes: int, seed: int):
         self._max_bytes, self._draw = max_bytes, random.Random(seed).random
-        self._held: list[tuple[float, int, str, int, int]] = []  # (-number, place, chunk, bytes, hash): the top goes first
+        self._held: list[
+            tuple[float, int, str, int, int]
+        ] = []  # (-number, place, chunk, bytes, hash), the largest number first
         self._size, self._threshold, self._place = 0, 1.0, 0
 
     def add(self, text: str, hash: int = 0) -> None:
-        """Draws for each chunk of a text. `hash` is of its document, by which `chunks` may leave it out."""
+        """Draw a number for each chunk of a text. `hash`: of its document; `chunks` can exclude documents by it."""
         for chunk in _chunks(text):
             number = self._draw()
             if number >= self._threshold:
@@ -306,7 +306,7 @@ class Sample:
                 self._size, self._threshold = self._size - weight, -top
 
     def chunks(self, max_bytes: int, above: int = -1) -> list[str]:
-        """The chunks held of documents with a hash above `above`, in reading order: those that drew least and fit."""
+        """Return the chunks with the smallest numbers that fit, in reading order, of documents with a hash above `above`."""
         kept, size = [], 0
         for item in sorted((item for item in self._held if item[4] > above), reverse=True):
             size += item[3]
@@ -317,7 +317,7 @@ class Sample:
 
 
 def _chunks(text: str) -> Iterator[str]:
-    """Cuts a text after line ends, into pieces of at most `CHUNK` characters that keep the lines together."""
+    """Cut a text into chunks of at most `CHUNK` characters, after line ends where possible."""
     text, start = scrub(text), 0
     while start < len(text):
         end = start + CHUNK
@@ -328,10 +328,10 @@ def _chunks(text: str) -> Iterator[str]:
 
 
 def _segments(text: str) -> Iterator[str]:
-    """Cuts a text where no piece can reach across, so that the ids do not depend on the cuts.
+    """Cut a text at places that no piece can cross, so that the ids do not depend on the cuts.
 
-    That is around a literal `▁`, and where a space follows something else, since pieces hold spaces only at
-    their start.
+    These places are around a literal `▁`, and before a space after another character, because pieces have spaces only
+    at their start.
     """
     for i, part in enumerate(scrub(text).split(SPACE)):
         if i:
@@ -342,7 +342,7 @@ def _segments(text: str) -> Iterator[str]:
             if end >= len(part):
                 end = len(part)
             else:
-                # The run of spaces that holds the last space goes to the next segment as a whole.
+                # The whole run of spaces around the last space goes to the next segment.
                 cut = part.rfind(" ", start, end)
                 while cut > start and part[cut - 1] == " ":
                     cut -= 1
@@ -361,7 +361,7 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def scrub(text: str) -> str:
-    """Lone surrogates, which JSON escapes can make, have no UTF-8: U+FFFD stands for each."""
+    """Replace lone surrogates, which JSON escapes can make and UTF-8 cannot encode, by U+FFFD."""
     try:
         text.encode()
         return text

@@ -1,10 +1,10 @@
-"""Shares of the sources of a mixture, as a config writes them."""
+"""Parse the mixture weights of a config."""
 
 from lm.errors import UserError
 
 
 def parse_weights(text: str | None) -> dict[str, float] | None:
-    """ "code=2,docs=1" -> {"code": 2.0, "docs": 1.0}."""
+    """Parse "code=2,docs=1" to {"code": 2.0, "docs": 1.0}."""
     if not text:
         return None
     try:

@@ -1,4 +1,4 @@
-"""One function over many items in worker processes; results come in the order of the items, however many processes work."""
+"""Map a function over items in worker processes; results keep the order of the items."""
 
 import collections
 import contextlib
@@ -16,40 +16,40 @@ from typing import Any
 
 from lm.errors import UserError
 
-HERE = 4  # items done in this process first: a small input starts no other
-AHEAD = 2  # items for each worker that wait or are done; more holds more memory
+HERE = 4  # items processed in this process first, so that a small input starts no worker
+AHEAD = 2  # queued or finished items per worker; more takes more memory
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def ordered(
     function: Callable[[Any, Any], Any], state: Any, items: Iterable[Any], *, processes: int | None = None
 ) -> Iterator[Any]:
-    """Yields function(state, item) for each item, in order.
+    """Yield function(state, item) for each item, in order.
 
-    The processes are spawned, since a fork copies the locks of JAX's threads. They end with this one, however it ends.
+    Workers are spawned, because a fork would copy locks held by JAX's threads. They always end with this process.
 
     Args:
-        function: of a module; it must depend on its arguments alone.
-        state: what all calls share; pickled once and sent to each process.
-        items: pickled; asked for as results are taken, a few ahead.
-        processes: default: one a core. With 1 all is done here.
+        function: a module-level function that depends only on its arguments.
+        state: shared by all calls; pickled once and sent to each worker.
+        items: pickled; read lazily, a few ahead of the results.
+        processes: default: one per core. With 1, all work is done in this process.
 
     Raises:
         UserError: a worker was killed, or `function` raised it. RuntimeError: any other error of `function` in a worker, with
-            its traceback. An error of `items` comes as it is.
+            its traceback. Errors of `items` are raised unchanged.
     """
     processes = cores() if processes is None else processes
     items = iter(items)
-    alone = processes < 2 or multiprocessing.current_process().daemon  # a daemon may have no children
+    alone = processes < 2 or multiprocessing.current_process().daemon  # a daemon cannot have children
     for item in items if alone else itertools.islice(items, HERE):
         yield function(state, item)
     first = [] if alone else list(itertools.islice(items, processes))
     workers = _started(len(first), function, state)
-    waiting: collections.deque[Connection] = collections.deque()  # which worker has which item, the next result's first
+    waiting: collections.deque[Connection] = collections.deque()  # the workers of queued items, in order
     try:
         for item, worker in zip(itertools.chain(first, items), itertools.cycle(workers)):
             with _alive():
@@ -61,11 +61,11 @@ def ordered(
             yield _result(waiting.popleft())
     finally:
         for worker in workers:
-            worker.close()  # which ends it
+            worker.close()  # the worker ends when its pipe closes
 
 
 def _started(processes: int, function: Callable[[Any, Any], Any], state: Any) -> list[Connection]:
-    """Connections to new workers. Pipes alone, since a queue's semaphores need cleaning up that a kill or os._exit skips."""
+    """Start workers and return their connections. Pipes need no cleanup after a kill or os._exit, unlike queues."""
     spawning, shared, workers = multiprocessing.get_context("spawn"), pickle.dumps((function, state)), []
     with _unheard():
         for _ in range(processes):
@@ -81,7 +81,7 @@ def _started(processes: int, function: Callable[[Any, Any], Any], state: Any) ->
 
 @contextlib.contextmanager
 def _alive() -> Iterator[None]:
-    """Says in a line that a worker, with which something is exchanged, is gone."""
+    """Convert a broken connection to a worker into a UserError."""
     try:
         yield
     except (EOFError, ConnectionError):
@@ -101,8 +101,8 @@ def _result(worker: Connection) -> Any:
 
 @contextlib.contextmanager
 def _unheard() -> Iterator[None]:
-    """Processes that are started meanwhile do not hear Ctrl-C, of which this one says a line; they end with it."""
-    main = threading.current_thread() is threading.main_thread()  # no other may set a handler
+    """Ignore Ctrl-C in processes that are started meanwhile; this process reports it, and they end with it."""
+    main = threading.current_thread() is threading.main_thread()  # only the main thread may set a handler
     before = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
     try:
         yield
@@ -112,15 +112,15 @@ def _unheard() -> Iterator[None]:
 
 
 def _work(parent: Connection) -> None:
-    """A worker: it ends when its parent closes the pipe, which the kernel does when that one is killed."""
+    """Run a worker until its parent closes the pipe; if the parent is killed, the kernel closes it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread a process
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one thread per process
     try:
         function, state = pickle.loads(parent.recv_bytes())
     except (EOFError, OSError):
         return
     items = queue.SimpleQueue()
-    # Items are taken at once, so that the parent never waits with one while this worker waits with a result.
+    # Receive items at once: otherwise the parent could block on an item while this worker blocks on a result.
     threading.Thread(target=_receive, args=(parent, items), daemon=True).start()
     while True:
         item = items.get()
