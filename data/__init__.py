@@ -1,1 +1,1 @@
-"""Text in, batches out."""
+"""Convert text and conversations to batches."""

@@ -10,7 +10,7 @@ import warnings
 from absl import flags
 
 import lm
-from data.chat.messages import said
+from data.chat.messages import make_message
 from lm import cli, compile_cache
 from lm.errors import UserError
 from lm.inputs import check_model
@@ -51,8 +51,8 @@ def main() -> None:
         template = chat_template_of(FLAGS.checkpoint)
     for prompt in FLAGS.prompt:
         print(prompt, end="\n" if FLAGS.chat else "", flush=True)
-        before = [said("system", FLAGS.system)] if FLAGS.system else []
-        asked = [*before, said("user", prompt)] if FLAGS.chat else prompt
+        before = [make_message("system", FLAGS.system)] if FLAGS.system else []
+        asked = [*before, make_message("user", prompt)] if FLAGS.chat else prompt
         lm.generate(
             model,
             tokenizer,

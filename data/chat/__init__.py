@@ -1,1 +1,1 @@
-"""Records of conversations, preferences and tasks to batches: shapes, templates, loss masks, examples on disk."""
+"""Convert records of conversations, preferences and tasks to batches: formats, templates, loss masks, files of examples."""

@@ -1,8 +1,8 @@
-"""Records of the shapes that people publish, as examples of a few kinds: what each method learns from.
+"""Convert records of common public formats to examples of a few kinds, one kind per training method.
 
-A record's keys tell its shape, and a kind takes every shape that can give it: a preference pair is also a conversation,
-namely its chosen answer, and two labelled answers. A record that no example can be made of is an error that names it. One
-that makes an example with nothing to learn from is dropped and counted.
+The keys of a record tell its format. A kind accepts every format that it can be made from: a preference pair also gives a
+conversation (the chosen answer), or two labelled answers. A record of another format raises an error that names it. An example
+with nothing to train on is dropped and counted.
 """
 
 import itertools
@@ -18,9 +18,9 @@ from data.chat.messages import (
     Messages,
     is_list,
     is_transcript,
+    make_message,
     messages_of,
     parsed,
-    said,
     says_something,
     transcript,
     without_answer,
@@ -32,14 +32,14 @@ from lm.errors import UserError
 
 
 class Conversation(NamedTuple):
-    """The assistant's turns are learnt."""
+    """A conversation; the assistant's turns are trained."""
 
     messages: Messages
     tools: list[dict] | None = None
 
 
 class Pair(NamedTuple):
-    """Two ways to go on from `prompt`, of which `chosen` is the better, by `margin` if that is known."""
+    """Two continuations of `prompt`. margin: how much better `chosen` is, 0 if unknown."""
 
     prompt: Messages
     chosen: Messages
@@ -49,7 +49,7 @@ class Pair(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """A way to go on from `prompt`, and whether it is a good one."""
+    """A continuation of `prompt`, and whether it is desirable."""
 
     prompt: Messages
     completion: Messages
@@ -58,7 +58,7 @@ class Labelled(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """An answer in steps, and whether each of them is right."""
+    """An answer in steps, and whether each step is right."""
 
     prompt: Messages
     steps: list[str]
@@ -66,7 +66,7 @@ class Steps(NamedTuple):
 
 
 class Task(NamedTuple):
-    """Something to answer. `columns` are for whoever judges the answer; `tools` is among them if there are any."""
+    """A prompt to answer. columns: data for the rewards, and `tools` if there are any."""
 
     prompt: Messages
     columns: dict[str, Any]
@@ -75,7 +75,7 @@ class Task(NamedTuple):
 Example = Conversation | Pair | Labelled | Steps | Task
 
 LISTS = ("messages", "conversations", "conversation")
-# Keys of what is asked, what is added to it, and what is answered.
+# Keys of (question, additional input, answer).
 TURNS = (
     ("instruction", "input", "output"),
     ("instruction", "context", "response"),
@@ -91,7 +91,7 @@ SCORES = (("score_chosen", "score_rejected"), ("chosen_score", "rejected_score")
 
 
 class _Dropped(Exception):
-    """A record that has nothing to learn from, and why."""
+    """Raised with the reason if a record has nothing to train on."""
 
 
 def read_examples(
@@ -104,16 +104,16 @@ def read_examples(
     max_examples: int | None = None,
     dropped: Counter | None = None,
 ) -> Iterator[Example]:
-    """The examples of one split of an input, in order.
+    """Yield the examples of one split of an input, in order.
 
-    Conversations that open alike, up to the user's first message, are in one split: so are equal prompts, and one
-    conversation at its first answer and at its third. A built-in task has splits of its own, and its `train` does not end.
+    Conversations with the same opening (all messages up to the user's first) are in the same split. So equal prompts, and
+    prefixes of one conversation, are never split. A built-in task has its own splits, and its `train` is endless.
 
     Args:
       input: see data/chat/records.py. kind: a key of KINDS. split: train or valid.
-      valid_fraction: of the openings, by their hash with `seed`. max_examples: the first so many.
-      dropped: counts what had nothing to learn from, of either split, by reason.
-    Raises: UserError that says where, for what cannot be read or fits no shape of the kind.
+      valid_fraction: fraction of openings held out, by their hash with `seed`. max_examples: limit on the examples.
+      dropped: counts dropped records of both splits by reason.
+    Raises: UserError with the location, for unreadable records or unknown formats.
     """
     builtin = is_builtin(input)
     records = read_builtin(input, split, seed) if builtin else read_records(input)
@@ -124,7 +124,7 @@ def read_examples(
 
 
 def split_number(example: Example, seed: int) -> float:
-    """In [0, 1), the same for all examples whose conversations open alike but for case and white space."""
+    """Return a hash in [0, 1) of the conversation's opening, ignoring case and white space."""
     messages = example.messages if isinstance(example, Conversation) else example.prompt
     end = next((n for n, message in enumerate(messages, start=1) if message["role"] == "user"), len(messages))
     opening = "\0".join(f"{message['role']}\0{message['content']}" for message in messages[:end])
@@ -132,7 +132,7 @@ def split_number(example: Example, seed: int) -> float:
 
 
 def examples_of(records: Iterable[Record], kind: str, dropped: Counter) -> Iterator[Example]:
-    """The examples of records of any shapes (see `read_examples`)."""
+    """Yield the examples of records in any format (see `read_examples`)."""
     for record in without_trees(records, kind, dropped):
         try:
             yield from KINDS[kind](record)
@@ -222,7 +222,7 @@ def _tasks(record: Record) -> Iterator[Task]:
     turn = _turn(values) or ("", "", "")
     columns = {key: value for key, value in values.items() if key not in (*turn[:2], *LISTS, *SYSTEM, "chosen", "rejected")}
     solution = columns.get("answer")
-    if isinstance(solution, str) and "####" in solution:  # as GSM8K (Cobbe et al. 2021) ends a solution
+    if isinstance(solution, str) and "####" in solution:  # the final answer in GSM8K (Cobbe et al. 2021)
         columns |= {"solution": solution, "answer": solution.rpartition("####")[2].strip().replace(",", "")}
     yield Task(prompt, columns | ({"tools": _tools(values, where)} if "tools" in values else {}))
 
@@ -238,7 +238,7 @@ def _list_key(values: Mapping) -> str | None:
 
 
 def _turn(values: Mapping, answered: bool = False) -> tuple[str, str, str] | None:
-    """Of TURNS, that which the record has; where several ask by one key, that which has the most of its others."""
+    """Return the entry of TURNS that matches the record; if several match, the one with most keys present."""
     there = [turn for turn in TURNS if values.get(turn[0]) is not None]
     if answered:
         there = [turn for turn in there if values.get(turn[2]) is not None]
@@ -253,11 +253,11 @@ def _prompt(record: Record, turn: tuple[str, str, str] | None = None) -> Message
         messages = messages_of(asked, where)
     elif is_transcript(asked):
         messages = transcript(asked)
-        if messages[-1] == said("assistant", ""):
+        if messages[-1] == make_message("assistant", ""):
             del messages[-1]
     elif isinstance(asked, str):
         added = values.get(turn[1])
-        messages = [said("user", f"{asked}\n\n{added}" if isinstance(added, str) and added.strip() else asked)]
+        messages = [make_message("user", f"{asked}\n\n{added}" if isinstance(added, str) and added.strip() else asked)]
     else:
         raise _shapeless(record, "prompt", "prompt, question, problem, query, instruction")
     return _with_system(values, messages)
@@ -266,26 +266,26 @@ def _prompt(record: Record, turn: tuple[str, str, str] | None = None) -> Message
 def _with_system(values: Mapping, messages: Messages) -> Messages:
     system = next((values[key] for key in SYSTEM if isinstance(values.get(key), str)), "")
     if system.strip() and not (messages and messages[0]["role"] == "system"):
-        return [said("system", system), *messages]
+        return [make_message("system", system), *messages]
     return messages
 
 
 def _answer(value: Any, where: str) -> Messages:
     if isinstance(value, str):
-        return [said("assistant", value)]
+        return [make_message("assistant", value)]
     if is_list(value):
         return messages_of(value, where)
     raise UserError(f"{where}: an answer is {type(value).__name__}; write text or a list of messages")
 
 
 def _parted(record: Record) -> tuple[Messages, Messages, Messages]:
-    """Prompt, chosen, rejected. Answers may be whole conversations: their prompt is what they share, but for a last turn."""
+    """Return (prompt, chosen, rejected). If the answers are whole conversations, their common prefix is the prompt."""
     values, where = record
     texts = values["chosen"], values["rejected"]
     one, other = (transcript(text) if is_transcript(text) else _answer(text, where) for text in texts)
     whole = all(answer and answer[0]["role"] != "assistant" for answer in (one, other)) or all(map(is_transcript, texts))
     given = _turn(values)
-    if whole and given and is_list(values[given[0]]):  # messages that the answers repeat, or that they go on from
+    if whole and given and is_list(values[given[0]]):  # the answers may repeat the prompt or only continue it
         prompt = messages_of(values[given[0]], where)
         whole = all(answer[: len(prompt)] == prompt for answer in (one, other))
     if not whole:
@@ -315,7 +315,7 @@ def _margin(values: Mapping) -> float:
 
 
 def _extremes(completions: Sequence[Mapping]) -> tuple[tuple[float, Any], tuple[float, Any]]:
-    """(score, answer) of the worst and the best of scored completions, as UltraFeedback (Cui et al. 2023) has them."""
+    """Return (score, answer) of the worst and of the best scored completion (UltraFeedback, Cui et al. 2023)."""
     scored = []
     for completion in completions:
         scores = (_number(completion.get(key)) for key in ("fine-grained_score", "overall_score", "score"))

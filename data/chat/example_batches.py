@@ -1,6 +1,6 @@
-"""Batches of encoded examples as a pure function of (seed, step), as data/text/batches.py gives them of text.
+"""Batches of encoded examples as a pure function of (seed, step); data/text/batches.py does the same for text.
 
-Letters: B examples of a batch, T tokens of a sequence, S tokens of a column (see data/chat/examples.py).
+Letters: B examples in a batch, T tokens in a sequence, S tokens in a column (see data/chat/example_files.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,19 +10,19 @@ import numpy as np
 from data.text.batches import NO_ROW, Numbered, shuffled
 
 KINDS = ("conversation", "pair", "labelled", "steps")
-SCALARS = {"margin", "desirable"}  # one number an example
+SCALARS = {"margin", "desirable"}  # one number per example
 
 
 class ExampleBatches(Numbered):
-    """The batches of one split of what `data.chat.examples.prepare_examples` made. Immutable; threads may share it.
+    """The batches of one split of `data.chat.examples.prepare_examples`. Immutable; threads may share it.
 
-    With `shuffle` the stream never ends, and every example comes once before any comes again. Without, examples come in their
-    order, and the last batch is filled up with examples of weight 0 and id -1.
+    With `shuffle` the stream is endless and reads every example once per epoch. Without, examples keep their order, and the
+    last batch is padded with examples of weight 0 and id -1.
 
     Args:
-        columns: of a split, as `prepare_examples` returns them.
+        columns: the columns of a split, from `prepare_examples`.
         kind: one of KINDS.
-        sequence_length: T, that they were made for.
+        sequence_length: T of the prepared examples.
         batch_size: B, over all hosts.
         seed: of the shuffle, at least 0.
     """
@@ -47,15 +47,17 @@ class ExampleBatches(Numbered):
         self._begins = np.concatenate([[0], self._ends.reshape(-1)[:-1]]).reshape(self._ends.shape)
 
     def batch(self, n: int, rows: slice | Sequence[int] | None = None) -> dict[str, np.ndarray]:
-        """Reads batch n, or the examples [b] of it that `rows` picks among its B.
+        """Read batch n, or its examples [b] selected by `rows`.
 
-        Returns `tokens`, `targets`, `segment_ids` (from 1, 0 is padding), `positions` (from 0 in each segment), int32, and
-        `weights`, float32, each [b, T], or [b, 2, T] of pairs and of labelled; and `ids`, int64 [b], see `global_row_ids`.
-            conversation: weight 1 where the target is one that an assistant wrote.
-            pair: prompt and chosen answer, prompt and rejected answer; weight 1 at the answers' targets; `margin` float32 [b].
-            labelled: prompt and own answer, the same prompt and the answer of the example before it in the batch, so that over
-                a batch the second answers are the first ones too; `desirable` float32 [b].
-            steps: weight 1 at the last token of each step; `labels` float32 [b, T], 1 where that step is right.
+        Returns `tokens`, `targets`, `segment_ids` (from 1; 0 is padding), `positions` (from 0 in each segment), int32, and
+        `weights`, float32, each [b, T], or [b, 2, T] for the kinds pair and labelled; and `ids`, int64 [b], see
+        `global_row_ids`.
+            conversation: weight 1 if an assistant wrote the target.
+            pair: row 0 is prompt and chosen answer, row 1 prompt and rejected answer; weight 1 at the targets of the answers;
+                `margin` float32 [b].
+            labelled: row 0 is prompt and own answer, row 1 the same prompt and the answer of the previous example in the
+                batch. So rows 1 hold the same answers as rows 0, with other prompts; `desirable` float32 [b].
+            steps: weight 1 at the last token of each step; `labels` float32 [b, T], 1 if that step is right.
         """
         ids = self.global_row_ids(n, rows)
         if self.kind == "pair":
@@ -73,13 +75,13 @@ class ExampleBatches(Numbered):
         return batch | {"ids": ids}
 
     def _others(self, ids: np.ndarray) -> np.ndarray:
-        """For each example of a batch the one before it, the last for the first; one alone goes with any other."""
+        """Return for each example the previous one in the batch (cyclic). A single example gets any other example."""
         real = ids[ids != NO_ROW]
         others = np.roll(real, 1) if len(real) > 1 else (real + 1) % self.num_rows
         return np.concatenate([others, ids[len(real) :]])
 
     def _filled(self, parts: Sequence[Sequence[tuple[int, ...]]]) -> dict[str, np.ndarray]:
-        """Rows of the sequences, each the parts at these places in `ends` one after another; empty where that is NO_ROW."""
+        """Build rows: each concatenates the parts at the given indices of `ends`; NO_ROW gives an empty row."""
         T, packed = self.sequence_length, self.kind == "conversation"
         width = T + 1
         tokens, segments = np.zeros((len(parts), width), np.int32), np.zeros((len(parts), width), np.int32)
@@ -108,7 +110,7 @@ class ExampleBatches(Numbered):
 
 
 def positions(segments_BT: np.ndarray) -> np.ndarray:
-    """int32 [B, T]: places within each segment, from 0; 0 in padding."""
+    """Return int32 [B, T]: positions within each segment, from 0; 0 in padding."""
     place = np.broadcast_to(np.arange(segments_BT.shape[1], dtype=np.int32), segments_BT.shape)
     new = np.ones(segments_BT.shape, bool)
     new[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]

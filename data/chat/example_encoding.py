@@ -1,7 +1,7 @@
-"""Examples as token ids, with a mask of exactly what an assistant wrote: each turn's words and the symbol that ends it.
+"""Encode examples as token ids, with a mask of the tokens that an assistant wrote: each turn's text and its end symbol.
 
-The mask is the template's own where it has `{% generation %}` blocks. Else a turn lies between two beginnings of the
-conversation, rendered by themselves.
+A template with `{% generation %}` blocks gives the mask itself. For other templates, a turn is the difference between two
+prefixes of the conversation that are rendered separately.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from data.text.hf_tokenizer import HFTokenizer
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 
-STEP_END = "\n"  # stands behind each step of an answer; a process reward is read at its last token
+STEP_END = "\n"  # follows each step of an answer; the process reward is read at its last token
 MARK = "chat_template: put {% generation %} and {% endgeneration %} around what the template writes of an assistant's message"
 
 
@@ -24,22 +24,22 @@ class Sequenced(NamedTuple):
     """A sequence of N tokens."""
 
     ids: np.ndarray  # int32 [N]
-    trained: np.ndarray  # bool [N]: written by an assistant, and to be learnt
+    trained: np.ndarray  # bool [N]: written by an assistant, and a training target
 
     def part(self, begin: int | None = None, end: int | None = None) -> "Sequenced":
         return Sequenced(self.ids[begin:end], self.trained[begin:end])
 
     def learnt(self, length: int | None = None) -> "Sequenced":
-        """Of the first `length` tokens those up to the last trained one: what follows teaches nothing."""
+        """Return the first `length` tokens, cut after the last trained one, because later tokens have no loss."""
         places = np.flatnonzero(self.trained[:length])
         return self.part(0, int(places[-1]) + 1 if len(places) else 0)
 
 
 class Encoder:
-    """Encodes examples with one tokenizer and one chat template (None: the tokenizer's own).
+    """Encode examples with one tokenizer and one chat template (None: the tokenizer's own).
 
-    Raises: UserError if there is no template; its methods, if the template refuses messages or does not tell which tokens are
-    an assistant's.
+    Raises: UserError if there is no template. Its methods raise it if the template refuses messages, or if the assistant's
+    tokens cannot be identified.
     """
 
     def __init__(self, tokenizer: Tokenizer | HFTokenizer, template: str | None = None):
@@ -48,29 +48,32 @@ class Encoder:
         if self.template is None:
             raise UserError("chat_template: this tokenizer comes without a chat template; name a Jinja file there")
         self._symbols = np.asarray(sorted(tokenizer.chat_symbols(self.template).values()))
-        self._asked: tuple[Any, list[int]] = None, []  # the last prompt and its ids, which often has another answer next
+        self._asked: tuple[Any, list[int]] = (
+            None,
+            [],
+        )  # cache of the last prompt and its ids: the next example often has the same prompt
 
     def prompt_ids(self, prompt: Messages, tools: list[dict] | None = None, begun: bool = True) -> list[int]:
-        """The ids of a prompt, up to where an assistant's words begin if its message is `begun`."""
+        """Return the ids of a prompt; with `begun`, also the opening of the assistant's message."""
         return self._chat(prompt, tools, begun).ids
 
     def conversation(self, example: Conversation) -> Sequenced:
-        """All turns of the assistant are trained."""
+        """Encode a conversation; all turns of the assistant are trained."""
         return Sequenced(*self._masked(example.messages, example.tools))
 
     def pair(self, example: Pair) -> tuple[Sequenced, Sequenced]:
-        """The prompt with the chosen and with the rejected answer. Nothing of the prompt is trained."""
+        """Encode the prompt with the chosen and with the rejected answer. The prompt is not trained."""
         chosen, rejected = (self._answered(example.prompt, a, example.tools)[0] for a in (example.chosen, example.rejected))
         return chosen, rejected
 
     def labelled(self, example: Labelled) -> tuple[Sequenced, int]:
-        """The prompt with its answer, and how many of the tokens are the prompt's. Nothing of the prompt is trained."""
+        """Return the prompt with its answer, and the number of prompt tokens. The prompt is not trained."""
         return self._answered(example.prompt, example.completion, example.tools)
 
     def steps(self, prompt: Messages, steps: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """The prompt, and each step encoded by itself with STEP_END behind it: a step's tokens do not depend on the next one.
+        """Encode the prompt and each step plus STEP_END separately, so a step's tokens do not depend on the next step.
 
-        Returns: ids, int32 [N], and the places of the steps' last tokens, int64 [steps].
+        Returns: ids, int32 [N], and the indices of the steps' last tokens, int64 [steps].
         """
         parts = [self.prompt_ids(prompt), *(self.tokenizer.encode(step + STEP_END) for step in steps)]
         return np.concatenate([np.asarray(part, np.int32) for part in parts]), np.cumsum([len(part) for part in parts])[1:] - 1
@@ -79,31 +82,32 @@ class Encoder:
         return encode_chat(self.tokenizer, messages, template=self.template, tools=tools, add_generation_prompt=begun)
 
     def _answered(self, prompt: Messages, answer: Messages, tools: list[dict] | None) -> tuple[Sequenced, int]:
-        """Prompt and answer, and how many ids of it are the prompt's: those that are the same with and without the answer."""
+        """Encode prompt and answer. Returns also the number of prompt ids: the common prefix with and without the answer."""
         begun = answer[0]["role"] == "assistant"
         if self._asked[0] != (prompt, tools, begun):
             self._asked = (prompt, tools, begun), self.prompt_ids(prompt, tools, begun) if prompt else []
         asked = self._asked[1]
         ids, trained = self._masked(prompt + answer, tools)
         shared = _shared(ids, asked)
-        # The last token before an answer may be one with its beginning; what a template opens a message with may differ.
+        # The last prompt token may merge with the start of the answer, and a template may open messages differently.
         if shared < len(asked) and shared < len(self.prompt_ids(prompt, tools, begun=False)) - 1:
             raise UserError("chat_template: it renders a prompt in another way when an answer follows; give another template")
         trained[:shared] = False
         return Sequenced(ids, trained), shared
 
     def _masked(self, messages: Messages, tools: list[dict] | None) -> tuple[np.ndarray, np.ndarray]:
-        """The ids of a conversation, int32 [N], and which of them an assistant wrote, bool [N]."""
+        """Return the ids of a conversation, int32 [N], and a mask of the assistant's tokens, bool [N]."""
         ids, assistant = self._chat(messages, tools)
         ids = np.asarray(ids, np.int32)
         mask = self._turns(ids, messages, tools) if assistant is None else np.asarray(assistant, bool)
-        mask[:1] = False  # nothing stands before it to learn it from
+        mask[:1] = False  # the first token has no context to predict it from
         return ids, mask
 
     def _turns(self, ids: np.ndarray, messages: Messages, tools: list[dict] | None) -> np.ndarray:
-        """The mask of a template that has no marks: [prompt before the turn, prompt with the turn), the end symbol its last.
+        """Return the mask for a template without generation marks: a turn is the ids that it adds to the messages before it.
 
-        Raises: UserError if one of the two is not how the conversation begins.
+        A turn ends with its end symbol.
+        Raises: UserError if the messages before or with the turn do not render to a prefix of the conversation.
         """
         mask = np.zeros(len(ids), bool)
         for n, message in enumerate(messages):
@@ -115,13 +119,13 @@ class Encoder:
             begin, end = len(begin), len(end)
             symbols = begin + np.flatnonzero(np.isin(ids[begin:end], self._symbols))
             if len(symbols) and not self.tokenizer.decode(ids[symbols[-1] + 1 : end]).strip():
-                end = symbols[-1] + 1  # the line break that some templates write behind a message's end is not said
+                end = symbols[-1] + 1  # exclude the line break that some templates write after the end symbol
             mask[begin:end] = True
         return mask
 
 
 def _shared(ids: np.ndarray, others: Sequence[int]) -> int:
-    """How many ids two sequences begin with alike."""
+    """Return the length of the common prefix of two id sequences."""
     most = min(len(ids), len(others))
     differ = np.flatnonzero(ids[:most] != np.asarray(others[:most], np.int32))
     return int(differ[0]) if len(differ) else most

@@ -1,11 +1,14 @@
-"""Encoded examples on disk: written once, read by memory mapping.
+"""Files of encoded examples: written once, read by memory mapping.
 
-A folder workdir/data/<hash of all that the rows depend on>/ holds counts.json, input.json (data/text/fingerprints.py) and, for
-each split, one .npy file a column. Sequences of any length lie end to end, so that nothing is padded on disk:
-    tokens [S] unsigned, trained [S] bool, and by kind: conversation: segments [S], from 1 in each row; steps: labels [S] bool
-    ends: where each sequence ends in them, int64: [N], or [N, 2] of pairs (chosen, rejected) and of labelled (prompt, answer)
-    pair: margin [N] float32; labelled: desirable [N] float32
-Letters: S tokens in all, N rows.
+A folder workdir/data/<hash of all settings that the rows depend on>/ holds counts.json, input.json
+(data/text/fingerprints.py) and, per split, one .npy file per column. Sequences are concatenated without padding:
+    all kinds: tokens [S] unsigned; trained [S] bool; ends int64, the end of each sequence in these columns: [N], or [N, 2] for
+        the kinds pair (chosen, rejected) and labelled (prompt, answer)
+    conversation: segments [S], from 1 in each row
+    steps: labels [S] bool
+    pair: margin [N] float32
+    labelled: desirable [N] float32
+Letters: S tokens in total, N rows.
 """
 
 import contextlib
@@ -26,7 +29,7 @@ OWN_COLUMNS = {"conversation": ("segments",), "pair": ("margin",), "labelled": (
 
 
 class Examples(NamedTuple):
-    """Columns by name, as data.chat.example_batches takes them, and what is in counts.json (data/chat/examples.py)."""
+    """Columns by name, for data.chat.example_batches, and the content of counts.json (see data/chat/examples.py)."""
 
     train: dict[str, np.ndarray]
     valid: dict[str, np.ndarray] | None
@@ -35,7 +38,7 @@ class Examples(NamedTuple):
 
 @dataclasses.dataclass
 class Counts:
-    """Of a split. `examples` are those kept, `truncated` among them; `tokens` and `padding` fill the rows' slots."""
+    """Counts of a split. `examples`: kept ones, including `truncated`. `tokens` + `padding` = all slots of the rows."""
 
     examples: int = 0
     truncated: int = 0
@@ -47,14 +50,14 @@ class Counts:
 
 
 class Row(NamedTuple):
-    """What is written of a row, or of a pair: its sequences, and its other columns [S] (of them all) or scalars."""
+    """The content of a row or pair: its sequences, and further columns, each [S] over all sequences or a scalar."""
 
     parts: tuple[Sequenced, ...]
     columns: dict[str, Any] = {}
 
 
 def write_columns(folder: Path, rows: Iterable[Row], kind: str, T: int, vocab_size: int, counts: Counts) -> None:
-    """Writes the columns as they come into plain files, and those as .npy files when their lengths are known."""
+    """Write the columns: stream them to raw files, then convert these to .npy files, because their length is now known."""
     folder.mkdir()
     dtypes: dict[str, Any] = {"tokens": np.uint16 if vocab_size <= 1 << 16 else np.uint32, "trained": bool, "ends": np.int64}
     own = {"segments": np.uint16 if T < 1 << 16 else np.uint32, "labels": bool}
@@ -80,8 +83,8 @@ def write_columns(folder: Path, rows: Iterable[Row], kind: str, T: int, vocab_si
         raw.unlink()
 
 
-def standing(folder: Path) -> Examples | None:
-    """What `prepare_examples` wrote there, if it has. Raises: Damaged if a file of it is torn or missing."""
+def load_examples(folder: Path) -> Examples | None:
+    """Load the examples that `prepare_examples` wrote; None if there are none. Raises: Damaged if a file is bad or missing."""
     path = folder / "counts.json"
     counts = read_record(path, "examples", {"kind"})
     if counts is None:

@@ -1,7 +1,7 @@
-"""From a config to encoded examples in the workdir, written once (data/chat/example_files.py); what stands is reused.
+"""Prepare the encoded examples of a config in the workdir (data/chat/example_files.py), or reuse existing ones.
 
-What does not fit in sequence_length loses its end, as in TRL (truncation_mode="keep_start"). Of a pair for a reward model it
-loses nothing, and is dropped: a score is read at an answer's end. An example left without a trained token is dropped.
+Examples longer than sequence_length lose their end, as in TRL (truncation_mode="keep_start"). Pairs for a reward model are
+dropped instead, because the score is read at the end of an answer. An example without any trained token left is dropped.
 """
 
 import hashlib
@@ -17,30 +17,40 @@ import numpy as np
 
 from data.chat.conversations import Example, examples_of, read_examples, split_number
 from data.chat.example_encoding import Encoder, Sequenced
-from data.chat.example_files import SPLITS, Counts, Examples, Row, standing, write_columns
+from data.chat.example_files import SPLITS, Counts, Examples, Row, load_examples, write_columns
 from data.chat.records import EXTENSIONS, is_builtin, read_records
 from data.text.dataset import exclusive
-from data.text.fingerprints import INPUT, Files, check_input, digest_of, input_files, record_input, stands, undamaged, wait_for
+from data.text.fingerprints import (
+    INPUT,
+    Files,
+    check_input,
+    digest_of,
+    input_files,
+    is_prepared,
+    record_input,
+    undamaged,
+    wait_for,
+)
 from data.text.hf_tokenizer import HFTokenizer
 from data.text.packing import BUFFER_TOKENS, best_fit
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.progress import shown
 
-BUILTIN_EXAMPLES = 20_000  # of an endless task, unless data.max_examples says otherwise
+BUILTIN_EXAMPLES = 20_000  # default limit for an endless task, if data.max_examples is not set
 
 
 def prepare_examples(
     config: ml_collections.ConfigDict, workdir: Path, tokenizer: Tokenizer | HFTokenizer, kind: str, *, first: bool = True
 ) -> Examples:
-    """Reads, encodes and packs what config.data.input names.
+    """Read, encode and pack the examples of config.data.input.
 
-    first: whether this process does the work; otherwise it waits for the one that does, on the same file system.
-    Read are config.data.{input, valid_fraction, max_examples, max_valid_examples}, config.sequence_length, config.seed,
-    config.chat_template (a Jinja file; None: the tokenizer's own) and config.method ("reward" does not cut pairs).
-    counts.json holds `kind`, `sequence_length`, `read` (what became no example, by reason) and a split's `Counts` each.
+    first: whether this process does the work. Other processes wait for it, on the same file system.
+    The keys used are config.data.{input, valid_fraction, max_examples, max_valid_examples}, config.sequence_length,
+    config.seed, config.chat_template (a Jinja file; None: the tokenizer's own) and config.method ("reward" does not cut pairs).
+    counts.json holds `kind`, `sequence_length`, `read` (dropped records by reason) and the `Counts` of each split.
 
-    Raises: UserError for anything wrong with the input or the template, and if no example is left to train on.
+    Raises: UserError if the input or the template is invalid, or if no training example is left.
     """
     template = read_template(config.chat_template)
     whole = kind == "pair" and config.method == "reward"
@@ -49,15 +59,17 @@ def prepare_examples(
     made_from += [tokenizer.fingerprint, Encoder(tokenizer, template).template]
     folder = Path(workdir) / "data" / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
     if not first:
-        return wait_for(lambda: undamaged(lambda: standing(folder)))
+        return wait_for(lambda: undamaged(lambda: load_examples(folder)))
     data = config.data
-    if not stands(folder, lambda: standing(folder), data.input, lambda: _files(data), lambda: digest_of(_files(data))):
+    if not is_prepared(
+        folder, lambda: load_examples(folder), data.input, lambda: _files(data), lambda: digest_of(_files(data))
+    ):
         before = _files(data)
-        with exclusive(folder.with_name(f".{folder.name}.incomplete")) as beside:
-            _write(beside, config, Encoder(tokenizer, template), kind, whole)
-            _record(beside, data, before)
-            os.rename(beside, folder)
-    return standing(folder)
+        with exclusive(folder.with_name(f".{folder.name}.incomplete")) as incomplete:
+            _write(incomplete, config, Encoder(tokenizer, template), kind, whole)
+            _record(incomplete, data, before)
+            os.rename(incomplete, folder)
+    return load_examples(folder)
 
 
 def prepare_tasks(
@@ -66,11 +78,11 @@ def prepare_tasks(
     tools: list[dict] | None = None,
     workdir: Path | None = None,
 ) -> tuple[list[dict], list[dict], dict[str, Any]]:
-    """The tasks of config.data.input: those to train on, those held out, and counts as in `prepare_examples`.
+    """Return the training tasks and held-out tasks of config.data.input, and counts as in `prepare_examples`.
 
-    A task is {"prompt": messages, "prompt_ids": the ids after which an answer begins, **columns}. Its `tools`, else those given
-    here, stand in the prompt. Prompts of more than config.rollout.max_prompt_tokens are dropped and counted.
-    Raises: UserError as `prepare_examples`; and if the input is not the one that `record_tasks` noted in `workdir`.
+    A task is {"prompt": messages, "prompt_ids": ids up to the start of the answer, **columns}. The prompt declares the task's
+    `tools`, or else the given `tools`. Prompts longer than config.rollout.max_prompt_tokens are dropped and counted.
+    Raises: UserError as `prepare_examples`, and if the input differs from the record of `record_tasks` in `workdir`.
     """
     if workdir:
         files = _files(config.data)
@@ -97,7 +109,7 @@ def prepare_tasks(
 
 
 def record_tasks(config: ml_collections.ConfigDict, workdir: Path) -> None:
-    """Notes once what the run's tasks are read from, which is at every start: in workdir/data/tasks-<hash>/input.json."""
+    """Record the input of the run's tasks once, in workdir/data/tasks-<hash>/input.json; every start compares it."""
     folder = _tasks(config.data, workdir)
     if not (folder / INPUT).exists():
         _record(folder, config.data, None)
@@ -108,7 +120,7 @@ def _tasks(data, workdir: Path) -> Path:
 
 
 def read_template(path: str | None) -> str | None:
-    """The text of a chat template's file; None for None. Raises: UserError if it cannot be read."""
+    """Return the text of a chat template file; None for None. Raises: UserError if it cannot be read."""
     if path is None:
         return None
     try:
@@ -121,7 +133,7 @@ def read_template(path: str | None) -> str | None:
 
 
 def _splits(config, kind: str, dropped: Counter) -> dict[str, Iterable[Example]]:
-    """The examples to train on and those held out, each with its progress bar, read when they are asked for."""
+    """Return lazy iterators over the training and the held-out examples, each with a progress bar."""
     data, seed = config.data, config.seed
     if not data.input:
         raise UserError("data.input is not set; name files, a TFDS dataset, or a task such as builtin:arithmetic")
@@ -145,10 +157,10 @@ def _splits(config, kind: str, dropped: Counter) -> dict[str, Iterable[Example]]
 
 
 def _survey(data, kind: str, seed: int, dropped: Counter) -> tuple[dict[str, int], float]:
-    """Reads all examples once. Returns how many each split has, and the fraction that is held out.
+    """Read all examples once. Returns the size of each split, and the fraction of openings to hold out.
 
-    That is data.valid_fraction, but less if it gives more than data.max_valid_examples (the rest is trained on), and more if it
-    gives none.
+    The fraction is data.valid_fraction. It is lowered if it gives more than data.max_valid_examples (the rest is trained on),
+    and raised if it gives none.
     """
     found = examples_of(shown(read_records(data.input), "records"), kind, dropped)
     numbers = np.sort(np.fromiter((split_number(example, seed) for example in found), np.float64))
@@ -191,7 +203,7 @@ class _Dropped(Exception):
 
 
 def _row(encoder: Encoder, kind: str, example: Example, length: int, whole: bool, counts: Counts) -> Row:
-    """A row of an example, of sequences of at most `length` tokens; `whole`: nothing may be cut."""
+    """Encode an example as a row with sequences of at most `length` tokens; `whole`: drop it instead of cutting."""
     columns: dict[str, Any] = {}
     if kind == "conversation":
         sequences = [encoder.conversation(example)]
@@ -226,8 +238,11 @@ def _row(encoder: Encoder, kind: str, example: Example, length: int, whole: bool
 
 
 def _rows(encoder: Encoder, kind: str, examples: Iterable[Example], T: int, whole: bool, counts: Counts) -> Iterator[Row]:
-    """The rows of a split. A conversation is predicted token by token, so that T of them come from T + 1; in the other kinds
-    every token is read, and the T of a row may include one after which nothing is predicted."""
+    """Yield the rows of a split.
+
+    Conversations have rows of T + 1 tokens, which give T predictions. The other kinds have rows of T tokens; the last one may
+    have no target.
+    """
     length = T + 1 if kind == "conversation" else T
     for example in examples:
         try:
@@ -236,7 +251,7 @@ def _rows(encoder: Encoder, kind: str, examples: Iterable[Example], T: int, whol
             counts.dropped[str(reason)] += 1
             continue
         except UserError as refused:
-            if not counts.examples:  # as it refuses the first, it may well refuse all
+            if not counts.examples:  # it refuses the first example, so probably all
                 raise
             counts.dropped[str(refused)] += 1
             continue
@@ -245,7 +260,7 @@ def _rows(encoder: Encoder, kind: str, examples: Iterable[Example], T: int, whol
 
 
 def packed(rows: Iterable[Row], width: int) -> Iterator[Row]:
-    """Rows of one sequence each as rows of several of at most `width` tokens: best fit (data/text/packing.py), by buffers."""
+    """Pack rows of one sequence into rows of at most `width` tokens, by best fit (data/text/packing.py) within buffers."""
     budget = max(BUFFER_TOKENS, 256 * width)
     waiting, held = [], 0
     for (sequence,), _ in rows:
@@ -286,12 +301,12 @@ def _write(folder: Path, config, encoder: Encoder, kind: str, whole: bool) -> No
 
 
 def _files(data) -> Files | None:
-    """The files of the input; None for tasks made on the spot, and where there is no input."""
+    """Return the files of the input; None for built-in tasks and without an input."""
     return None if not data.input or is_builtin(data.input) else input_files(data.input, EXTENSIONS)
 
 
 def _record(folder: Path, data, before: Files | None) -> None:
-    """Writes the record of an input that has just been read. Raises: UserError if it changed meanwhile."""
+    """Write the record of an input that was just read. Raises: UserError if it changed meanwhile."""
     now = _files(data)
     if before and now != before:
         raise UserError(f"data.input={data.input!r} changed while it was read; leave its files alone and start again")

@@ -1,4 +1,4 @@
-"""Trees of messages, each with replies in the order that people ranked them (OpenAssistant), as records of plain shapes.
+"""Convert trees of messages with ranked replies (OpenAssistant) to records of conversations and pairs.
 
 A file holds whole trees, {"prompt": {"text", "role", "replies": […]}}, or single messages that name their parent.
 Source: Köpf et al. 2023, "OpenAssistant Conversations".
@@ -14,10 +14,10 @@ ANSWERS = ("assistant",)
 
 
 def without_trees(records: Iterable[Record], kind: str, dropped: Counter) -> Iterator[Record]:
-    """The records, those of trees as records of messages or of chosen and rejected answers (see `_flat`).
+    """Yield the records, with trees converted to records of messages or of chosen and rejected answers (see `_flat`).
 
-    Trees of single messages come last, when all messages are there: they are held until then.
-    Args: kind: as in data/chat/conversations.py. dropped: counts the messages whose parent is missing.
+    Trees made of single messages come last, because all messages must be read before.
+    Args: kind: as in data/chat/conversations.py. dropped: counts messages whose parent is missing.
     """
     messages: dict[str, Record] = {}
     for record in records:
@@ -42,8 +42,10 @@ def without_trees(records: Iterable[Record], kind: str, dropped: Counter) -> Ite
 
 
 def _flat(root: Mapping, kind: str, where: str) -> Iterator[Record]:
-    """One record for the path of best replies; for preferences, one for each message that has ranked answers, whose best and
-    worst they are. For tasks, the first message."""
+    """Yield the records of a tree: the first message for tasks, else the path of best replies.
+
+    For preferences, yield the best and the worst answer to each message with ranked answers.
+    """
     if kind == "task":
         yield Record({"prompt": [_message(root)]}, where)
     elif kind not in ("pair", "labelled"):
@@ -64,7 +66,7 @@ def _flat(root: Mapping, kind: str, where: str) -> Iterator[Record]:
 
 
 def _replies(node: Mapping) -> list[Mapping]:
-    """Best first: rank 0 is the best, and those without a rank come last."""
+    """Return the replies, best (rank 0) first, those without a rank last."""
     there = [reply for reply in node.get("replies") or [] if not reply.get("deleted")]
     return sorted(there, key=lambda reply: (reply.get("rank") is None, reply.get("rank") or 0))
 

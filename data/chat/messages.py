@@ -1,6 +1,6 @@
-"""Messages as people write them down, in the form of data/chat/template.py: role, plain text content, tool calls with objects.
+"""Convert published message formats to the format of data/chat/template.py: role, plain text content, tool calls.
 
-Read are lists as OpenAI has them (role, content) and ShareGPT (from, value), and the transcripts of HH-RLHF.
+Inputs are lists of OpenAI messages (role, content) or ShareGPT messages (from, value), and transcripts of HH-RLHF.
 """
 
 import json
@@ -18,7 +18,7 @@ ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("tool", "function", "ipython", "observation", "function_response", "tool_response"), "tool"),
 }
-CALLED = "function_call"  # the role of ShareGPT's turns that are nothing but a call
+CALLED = "function_call"  # ShareGPT's role of a turn that only calls a tool
 KEPT = ("name", "tool_call_id", "reasoning_content")
 
 
@@ -26,14 +26,14 @@ def is_list(value: Any) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str)
 
 
-def said(role: str, content: str) -> dict[str, Any]:
+def make_message(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
 def messages_of(items: Sequence, where: str) -> Messages:
-    """A list of messages of either form.
+    """Convert a list of OpenAI or ShareGPT messages.
 
-    Raises: UserError for what is no message, a role that there is not, content that is not text, or a call without a name.
+    Raises: UserError for an item that is no message, an unknown role, content that is not text, or a call without a name.
     """
     return [_message(item, f"{where}: message {n}") for n, item in enumerate(items, start=1)]
 
@@ -49,14 +49,14 @@ def _message(item: Any, where: str) -> dict[str, Any]:
         content, calls = "", [parsed(content, Mapping, where)]
     elif not calls and item.get("function_call"):
         calls = [item["function_call"]]
-    message = said(ROLES[name], content)
+    message = make_message(ROLES[name], content)
     if calls:
         message["tool_calls"] = [_call(call, where) for call in calls]
     return message | {key: item[key] for key in KEPT if item.get(key)}
 
 
 def _text(content: Any, where: str) -> str:
-    if content is None:  # beside tool calls
+    if content is None:  # usual if there are tool calls
         return ""
     if isinstance(content, str):
         return content
@@ -66,7 +66,7 @@ def _text(content: Any, where: str) -> str:
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
-    """A tool call with its arguments as an object, which templates want; APIs send them as text."""
+    """Return a tool call with its arguments as an object, as templates need it; APIs send JSON text."""
     function = call.get("function") or call if isinstance(call, Mapping) else {}
     if not isinstance(function.get("name"), str):
         raise UserError(f"{where} has a tool call without a name; write {{'function': {{'name': …, 'arguments': …}}}}")
@@ -75,7 +75,7 @@ def _call(call: Any, where: str) -> dict[str, Any]:
 
 
 def parsed(value: Any, kind: type, where: str) -> Any:
-    """What may be given as it is or as JSON. Raises: UserError unless it is of the kind."""
+    """Return the value, parsed if it is JSON text. Raises: UserError if it is not of type `kind`."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
@@ -95,11 +95,11 @@ def is_transcript(value: Any) -> bool:
 
 
 def transcript(text: str) -> Messages:
-    """The turns of "\\n\\nHuman: …\\n\\nAssistant: …" (Bai et al. 2022); turns of one side in a row are one."""
+    """Parse "\\n\\nHuman: …\\n\\nAssistant: …" (Bai et al. 2022); consecutive turns of one side are merged."""
     parts = _TURN.split(text)
     messages: Messages = []
     for side, words in zip(parts[1::2], parts[2::2]):
-        turn = said(ROLES[side.lower()], words.strip())
+        turn = make_message(ROLES[side.lower()], words.strip())
         if messages and messages[-1]["role"] == turn["role"]:
             turn["content"] = f"{messages.pop()['content']}\n\n{turn['content']}".strip()
         messages.append(turn)
@@ -107,7 +107,7 @@ def transcript(text: str) -> Messages:
 
 
 def without_answer(messages: Messages) -> Messages:
-    """The messages before the assistant's turns at the end."""
+    """Return the messages without the assistant's turns at the end."""
     end = len(messages)
     while end and messages[end - 1]["role"] == "assistant":
         end -= 1

@@ -1,6 +1,6 @@
-"""Records of an input as they stand: one dict each, and where it is from.
+"""Read the raw records of an input: one dict each, with its location.
 
-An input is files (JSON lines, JSON, Parquet; plain, gzip or zstd), a TFDS name, or a task made on the spot.
+An input is files (JSON lines, JSON, Parquet; plain, gzip or zstd), a TFDS name, or a built-in task.
 """
 
 import json
@@ -14,7 +14,7 @@ from data.sources import files
 from lm.errors import UserError
 
 BUILTIN = "builtin:"
-WRAPPERS = ("data", "rows", "examples", "records")  # keys of an object that is a whole file
+WRAPPERS = ("data", "rows", "examples", "records")  # keys of the list of records, if a file is one object
 EXTENSIONS = (*files.JSON_LINES, *files.PARQUET, ".json")
 
 
@@ -24,14 +24,14 @@ class Record(NamedTuple):
 
 
 def is_builtin(input: str) -> bool:
-    """Whether `input` names a task of data/tasks, which has splits of its own and no end."""
+    """Return whether `input` names a task of data/tasks, which has its own splits and is endless."""
     return input.startswith(BUILTIN)
 
 
 def read_builtin(input: str, split: str, seed: int) -> Iterator[Record]:
-    """The records of "builtin:NAME?key=value&…"; those of `train` do not end.
+    """Yield the records of "builtin:NAME?key=value&…"; `train` is endless.
 
-    Raises: UserError for a name, an option or a value that there is not.
+    Raises: UserError for an unknown name, option or value.
     """
     from data.tasks import task
 
@@ -45,10 +45,10 @@ def read_builtin(input: str, split: str, seed: int) -> Iterator[Record]:
 
 
 def read_records(input: str) -> Iterator[Record]:
-    """All records of files or a TFDS dataset, in order. Memory is bounded, but for a .json file that is one big array.
+    """Yield all records of files or of a TFDS dataset, in order. Memory is bounded, except for a .json file with one array.
 
-    Args: input: a file, a folder or a glob, several separated by commas, or a TFDS name (its split `train`).
-    Raises: UserError: nothing of that name, or something that cannot be read; says where.
+    Args: input: a file, folder or glob, several separated by commas, or a TFDS name (its split `train`).
+    Raises: UserError if nothing has that name, or with the location of unreadable data.
     """
     if files.is_path(input) or input.endswith(EXTENSIONS):
         for path in files.find(input, EXTENSIONS):
@@ -84,7 +84,7 @@ def _read_file(path: str) -> Iterator[Record]:
 
 
 def _holds_lines(path: str) -> bool:
-    """Whether a file named .json has an object on its first line, as JSON lines have: many are published so."""
+    """Return whether a .json file is JSON lines, as many published ones are: its first line is an object."""
     with open(path, "rb") as file:
         first = next((line for line in file if not line.isspace()), b"[]")
     try:
@@ -99,7 +99,7 @@ def _wrapped(value: dict) -> list | None:
 
 
 def _objects(path: str) -> list[dict]:
-    """The objects of an array, which may stand in an object such as {"version": 1, "data": […]}."""
+    """Return the objects of an array, which may be inside an object such as {"version": 1, "data": […]}."""
     with open(path, encoding="utf-8-sig") as file:
         try:
             whole = json.load(file)
@@ -115,7 +115,7 @@ def _objects(path: str) -> list[dict]:
 
 
 def _plain(value: Any, feature: Any) -> Any:
-    """What TFDS reads as JSON has it: text for bytes, lists for arrays, and a list of dicts for its dict of lists."""
+    """Convert a TFDS value to JSON types: bytes to text, arrays to lists, and dicts of lists to lists of dicts."""
     import tensorflow_datasets as tfds
 
     if isinstance(feature, tfds.features.FeaturesDict):

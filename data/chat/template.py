@@ -1,13 +1,13 @@
-"""Conversations as token ids: our format (chat_template.jinja) or any Jinja template, and no way in for control symbols.
+"""Encode conversations as token ids with our format (chat_template.jinja) or any Jinja template, safe against injection.
 
-Our format: the begin symbol, then each message as its role's symbol, its text as it is, and `<|end|>`. Tools stand in a
-system message of their own, one JSON object a line. A call is `<|tool|>` and a JSON object within an assistant's message;
-the answer is a message of the role tool.
+Our format: the begin symbol, then for each message its role's symbol, its text and `<|end|>`. Tools are declared in their own
+system message, one JSON object per line. A call is `<|tool|>` and a JSON object in an assistant's message; the answer is a
+message of role tool.
 
-A template sees messages as plain text, so a message that spells `<|system|>` would look like one. Therefore each spelling
-of a symbol in a message is marked before the template runs, by a character that nothing else in the conversation holds, so
-that only what the template itself writes is read as a symbol. That holds through whatever a template does with whole
-texts (copy, trim, join, change case, write as JSON).
+Templates see messages as text, so a message that contains the text `<|system|>` could inject a control symbol. Therefore, each
+such text in a message is marked with an unused character before the template runs. Only unmarked symbols, which the template
+itself wrote, become control symbols. The marks survive all operations of templates on whole texts (copy, trim, join, change
+case, write as JSON).
 """
 
 import functools
@@ -29,26 +29,28 @@ from lm.errors import UserError
 
 CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
 
-Message = Mapping[str, Any]  # role and content, as chat APIs have them, and whatever else a template reads
+Message = Mapping[str, Any]  # role and content, as in chat APIs, and other keys that a template reads
 _PRIVATE = range(0x10FFFD, 0x100000, -1)  # the last private-use plane
-_MARKS = "generation marks"  # no name that a template can write
+_MARKS = "generation marks"  # has a space, so a template cannot use this name
 
 
 class Chat(NamedTuple):
-    """`assistant` says of each of `ids` whether an assistant wrote it or a part of it, its end symbol included; None: the
-    template does not tell, for it has no `{% generation %}` block."""
+    """The ids of a conversation. assistant: whether the assistant wrote each id, at least in part; includes end symbols.
+
+    `assistant` is None if the template has no `{% generation %}` block.
+    """
 
     ids: list[int]
     assistant: list[bool] | None
 
 
 def render(messages: Sequence[Message], template: str | None = None, add_generation_prompt: bool = False, **extra: Any) -> str:
-    """The text of a conversation, as `apply_chat_template` of transformers renders it.
+    """Render a conversation to text, as `apply_chat_template` of transformers does.
 
     Args:
-      template: Jinja; None is ours. add_generation_prompt: an assistant's message begins at the end.
-      extra: what the template may ask for: tools, documents, bos_token and others.
-    Raises: UserError if the template cannot be read, or refuses the messages.
+      template: Jinja; None is ours. add_generation_prompt: open an assistant's message at the end.
+      extra: further variables of the template, such as tools, documents and bos_token.
+    Raises: UserError if the template is invalid or refuses the messages.
     """
     bos_token = {} if template else {"bos_token": "<s>"}
     return _render(template or CHAT_TEMPLATE, _checked(messages), bos_token | extra, add_generation_prompt, ("", ""))
@@ -62,10 +64,10 @@ def encode_chat(
     add_generation_prompt: bool = False,
     **extra: Any,
 ) -> Chat:
-    """The ids of a conversation. Control symbols that a message spells are text; those of the template are themselves.
+    """Encode a conversation. Only the template can write control symbols; in messages they are plain text.
 
     Args: template: None is the tokenizer's own. The others are those of `render`.
-    Raises: UserError as `render`, or if a published tokenizer has no template and none is given.
+    Raises: UserError as `render`, and if a Hugging Face tokenizer has no template and none is given.
     """
     template = template or (tokenizer.chat_template if isinstance(tokenizer, HFTokenizer) else CHAT_TEMPLATE)
     if template is None:
@@ -73,7 +75,7 @@ def encode_chat(
     symbols = tokenizer.chat_symbols(template)
     taken = set(json.dumps([template, messages, extra], ensure_ascii=False, default=str))
     mark, *around = (c for _, c in zip(range(3), (c for c in map(chr, _PRIVATE) if c not in taken)))
-    # Tokens such as <think>, which are not special, are an assistant's own to write, and templates look for them there.
+    # An assistant may write tokens that are not special, such as <think>, and templates look for them in its messages.
     others, assistants = _spellings(tuple(symbols)), _spellings(tuple(tokenizer.controls))
     guarded = [_guard(m, assistants if m.get("role") == "assistant" else others, mark) for m in _checked(messages)]
     names = tokenizer.special_tokens
@@ -88,7 +90,7 @@ def encode_chat(
 
 @functools.lru_cache(maxsize=16)
 def end_of_turn(tokenizer: Tokenizer | HFTokenizer, template: str | None = None) -> int:
-    """The symbol with which the template ends an assistant's message. Raises UserError if it writes none."""
+    """Return the id that the template writes at the end of an assistant's message. Raises UserError if there is none."""
     symbols = set(tokenizer.chat_symbols(template or getattr(tokenizer, "chat_template", None) or CHAT_TEMPLATE).values())
     asked = [{"role": "user", "content": "a"}]
     begun = encode_chat(tokenizer, asked, template=template, add_generation_prompt=True).ids
@@ -100,11 +102,11 @@ def end_of_turn(tokenizer: Tokenizer | HFTokenizer, template: str | None = None)
 
 
 def _encode(tokenizer, text: str, symbols: dict[str, int], mark: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids, and for each the characters [begin, end) of the marked text that it is from."""
+    """Return the ids, and for each its character span [begin, end) in the marked text."""
     parts = re.split(f"((?:{_any_of(symbols)})(?!{mark}))", text)
     spelled = [symbols[part] for part in parts[1::2]]
     if mark not in text and isinstance(tokenizer, HFTokenizer):
-        # Exactly as transformers encodes it, unless it reads more symbols than are spelled (it can fold case, for one).
+        # This is exactly transformers' encoding. Do not use it if it finds other symbols, as with case folding.
         ids, spans = tokenizer.encode_rendered(text)
         known = {*spelled, *tokenizer.controls.values()}
         if [i for i in ids if i in known] == spelled:
@@ -126,7 +128,7 @@ def _encode(tokenizer, text: str, symbols: dict[str, int], mark: str) -> tuple[l
 
 
 def _guard(value: Any, spellings: re.Pattern, mark: str) -> Any:
-    """`value`, a message or a part of one, with a mark behind each of the characters that `spellings` finds in its texts."""
+    """Return `value`, a message or a part of it, with a mark after each character that `spellings` finds in its texts."""
     if isinstance(value, str):
         return spellings.sub(rf"\g<0>{mark}", value)
     if isinstance(value, Mapping):
@@ -138,18 +140,18 @@ def _guard(value: Any, spellings: re.Pattern, mark: str) -> Any:
 
 @functools.lru_cache(16)
 def _spellings(symbols: tuple[str, ...]) -> re.Pattern:
-    """The first character of any symbol, in whatever case, and of a beginning of one with nothing but space behind it."""
+    """Return a pattern for the first character of any symbol (ignoring case), or of a prefix of one at the end of a text."""
     begun = {symbol[:n] for symbol in symbols for n in range(1, len(symbol))}
     return re.compile(rf"(?={_any_of(symbols)}|(?:{_any_of(begun)})\s*\Z).", re.IGNORECASE | re.DOTALL)
 
 
 def _any_of(texts: Iterable[str]) -> str:
-    """A regular expression that takes the longest, or nothing if there are none."""
+    """Return a regular expression that matches the longest of the texts, or never matches if there are none."""
     return "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)"
 
 
 def _without_marks(marked: str, begin: str, end: str) -> tuple[str, list[bool]]:
-    """The text without the marks around what an assistant wrote, and whether each character is part of that."""
+    """Return the text without the generation marks, and whether each character was inside a marked span."""
     text, written, inside = [], [], False
     for part in re.split(f"([{begin}{end}])", marked):
         if part in (begin, end):
@@ -171,14 +173,14 @@ def _render(template: str, messages, extra: Mapping, add_generation_prompt: bool
 
 
 def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages without keys that have no value, as some chat APIs send them: they count as absent."""
+    """Return the messages without keys whose value is None, which some chat APIs send for absent keys."""
     if not all(isinstance(message, Mapping) and "role" in message for message in messages):
         raise UserError("chat: messages must be a list of objects with a role and a content")
     return [{key: value for key, value in message.items() if value is not None} for message in messages]
 
 
 class _Generation(Extension):
-    """`{% generation %}…{% endgeneration %}` stands around what an assistant writes."""
+    """Jinja extension for `{% generation %}…{% endgeneration %}`, which encloses the assistant's output."""
 
     tags = {"generation"}
 
@@ -194,7 +196,7 @@ class _Generation(Extension):
 
 @functools.lru_cache(16)
 def _compiled(template: str) -> jinja2.Template:
-    """With the settings and names that templates of checkpoints count on; sandboxed, for a template is a stranger's."""
+    """Compile with the settings and names that published templates expect; sandboxed, because templates are untrusted."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
@@ -202,7 +204,7 @@ def _compiled(template: str) -> jinja2.Template:
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent=None, separators=None, sort_keys: bool = False) -> str:
-    """Jinja's own escapes what HTML would read as markup."""
+    """Write JSON without the HTML escapes of Jinja's own filter."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
