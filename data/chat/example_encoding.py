@@ -17,7 +17,7 @@ from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 
 STEP_END = "\n"  # follows each step of an answer; the process reward is read at its last token
-MARK = "chat_template: put {% generation %} and {% endgeneration %} around what the template writes of an assistant's message"
+MARK = "chat_template: put {% generation %} and {% endgeneration %} around the text of an assistant's message"
 
 
 class Sequenced(NamedTuple):
@@ -91,7 +91,7 @@ class Encoder:
         shared = _shared(ids, asked)
         # The last prompt token may merge with the start of the answer, and a template may open messages differently.
         if shared < len(asked) and shared < len(self.prompt_ids(prompt, tools, begun=False)) - 1:
-            raise UserError("chat_template: it renders a prompt in another way when an answer follows; give another template")
+            raise UserError("chat_template: it renders a prompt differently if an answer follows; use another template")
         trained[:shared] = False
         return Sequenced(ids, trained), shared
 
@@ -115,7 +115,9 @@ class Encoder:
                 continue
             begin, end = (self._chat(messages[:m], tools, m == n).ids for m in (n, n + 1))
             if not (len(begin) < len(end) and _shared(ids, begin) == len(begin) and _shared(ids, end) == len(end)):
-                raise UserError(f"{MARK}: without them a turn's tokens cannot be told, as its text depends on what follows")
+                raise UserError(
+                    f"{MARK}: without them the assistant's tokens are unknown, as its text depends on later messages"
+                )
             begin, end = len(begin), len(end)
             symbols = begin + np.flatnonzero(np.isin(ids[begin:end], self._symbols))
             if len(symbols) and not self.tokenizer.decode(ids[symbols[-1] + 1 : end]).strip():

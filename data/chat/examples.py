@@ -170,7 +170,7 @@ def _survey(data, kind: str, seed: int, dropped: Counter) -> tuple[dict[str, int
     if fraction:
         if numbers[0] == numbers[-1]:
             raise UserError(
-                f"data.input={data.input!r} holds {len(numbers)} example(s) of one prompt, which cannot be split in training "
+                f"data.input={data.input!r} holds {len(numbers)} example(s) of one prompt, which cannot be split into training "
                 "and validation; set data.valid_fraction=0 or give more prompts"
             )
         if limit is not None and limit < np.searchsorted(numbers, fraction):
@@ -219,7 +219,7 @@ def _row(encoder: Encoder, kind: str, example: Example, length: int, whole: bool
         sequences = [Sequenced(ids, trained)]
     sequences = [sequence.learnt() for sequence in sequences]
     if not all(len(sequence.ids) for sequence in sequences):
-        raise _Dropped("the template writes nothing of what the assistant says")
+        raise _Dropped("the template writes no text of the assistant")
     longest = max(len(sequence.ids) for sequence in sequences)
     if longest > length:
         if whole:

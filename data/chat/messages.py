@@ -62,7 +62,7 @@ def _text(content: Any, where: str) -> str:
         return content
     if is_list(content) and all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content):
         return "".join(part["text"] for part in content)
-    raise UserError(f"{where} has a content that is not text alone ({type(content).__name__}); leave the record out")
+    raise UserError(f"{where} has content that is not only text ({type(content).__name__}); leave the record out")
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:
@@ -82,7 +82,7 @@ def parsed(value: Any, kind: type, where: str) -> Any:
         except ValueError as error:
             raise UserError(f"{where}: tools or a tool call are not JSON ({error}); write JSON there") from None
     if not isinstance(value, kind) or isinstance(value, str):
-        raise UserError(f"{where}: tools must be a list, and a tool call and its arguments objects")
+        raise UserError(f"{where}: tools must be a list; a tool call and its arguments must be objects")
     return value
 
 

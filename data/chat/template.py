@@ -97,7 +97,7 @@ def end_of_turn(tokenizer: Tokenizer | HFTokenizer, template: str | None = None)
     whole = encode_chat(tokenizer, [*asked, {"role": "assistant", "content": "a"}], template=template).ids
     ends = [i for i in whole[len(begun) :] if i in symbols] if whole[: len(begun)] == begun else []
     if not ends:
-        raise UserError("chat: the template ends an assistant's message with no symbol of its own, so a reply would never end")
+        raise UserError("chat: the template has no end symbol for an assistant's message, so a reply would never end")
     return ends[0]
 
 

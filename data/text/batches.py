@@ -136,7 +136,7 @@ class Batches(Numbered):
                 self.ranges[name] = range(end, end + rows)
                 end += rows
         if not self.ranges:
-            raise UserError(f"{dataset_dir} has no rows in split {split!r}; raise data.valid_fraction and prepare it anew")
+            raise UserError(f"{dataset_dir} has no rows in split {split!r}; raise data.valid_fraction and prepare it again")
         chosen = _checked(weights, self.ranges, split) if weights is not None else None
 
         order = shuffled(self.ranges, chosen, seed) if shuffle else _in_order(self.ranges, chosen)

@@ -162,7 +162,7 @@ def prepared(out_dir: str | os.PathLike) -> dict[str, Any] | None:
     for name, size in statistics.get("files", {}).items():
         file = path.parent / name
         if not file.is_file() or file.stat().st_size != size:
-            raise Damaged(file, f"it has not the {size:,} bytes that were written" if file.is_file() else "it is missing")
+            raise Damaged(file, f"its size is not the {size:,} bytes that were written" if file.is_file() else "it is missing")
     return statistics
 
 

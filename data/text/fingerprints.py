@@ -34,7 +34,7 @@ class Damaged(UserError):
 
     def __init__(self, path: Path, why: object):
         self.what = f"{path} is damaged ({' '.join(str(why).split())})"
-        super().__init__(f"{self.what}; start its run again, which prepares it anew")
+        super().__init__(f"{self.what}; start its run again to prepare it again")
 
 
 def read_record(path: Path, described: str, keys: set[str]) -> dict[str, Any] | None:
@@ -61,7 +61,7 @@ def check_tokenizer(folder: Path, fingerprint: str) -> None:
     recorded = _recorded(folder)
     if recorded and fingerprint not in recorded:
         raise UserError(
-            f"tokenizer: the one in use is not that of the run in {folder} (fingerprint {fingerprint}, recorded "
+            f"tokenizer: it differs from the tokenizer of the run in {folder} (fingerprint {fingerprint}, recorded "
             f"{' or '.join(sorted(recorded))}); put the run's own tokenizer back, or use another --workdir"
         )
 
@@ -83,7 +83,7 @@ def _recorded(folder: Path) -> set[str]:
     except UnicodeDecodeError:
         content = ""
     if len(content) != 16 or not set(content) <= set("0123456789abcdef"):
-        raise UserError(f"tokenizer: {folder / TOKENIZER} is damaged; delete it to accept the tokenizer that is there")
+        raise UserError(f"tokenizer: {folder / TOKENIZER} is damaged; delete it to accept the current tokenizer")
     return {content}
 
 
@@ -151,11 +151,13 @@ def check_input(folder: Path, input: str, found: Files | None, digest: Callable[
     if found is None or not (folder / INPUT).exists():
         return
     if not found:
-        print(f"data.input={input!r} is no longer there: going on with {folder}, made from it", file=sys.stderr, flush=True)
+        print(
+            f"data.input={input!r} is no longer there: using {folder}, which was prepared from it", file=sys.stderr, flush=True
+        )
         return
     record = _json(folder / INPUT)
     if not ("digest" in record and isinstance(record.get("files"), list)):
-        raise UserError(f"{folder / INPUT} is damaged; delete it to go on without comparing data.input={input!r}")
+        raise UserError(f"{folder / INPUT} is damaged; delete it to continue without comparing data.input={input!r}")
     if record["files"] == found:
         return
     different = _different(record["files"], found)
@@ -205,11 +207,13 @@ def is_prepared(
         damage = error
     files = found()
     if damage and files == []:
-        raise UserError(f"{damage.what} and cannot be prepared anew, as data.input={input!r} is no longer there; put it back")
+        raise UserError(
+            f"{damage.what} and cannot be prepared again, because data.input={input!r} is no longer there; put it back"
+        )
     check_input(folder, input, files, digest, whole=whole)
     if damage:
         moved = set_aside(folder, f".{folder.name}")  # a hidden name, so that nothing reads it as a dataset
-        print(f"{damage.what}: it is set aside as {moved} and prepared anew", file=sys.stderr, flush=True)
+        print(f"{damage.what}: it is set aside as {moved} and prepared again", file=sys.stderr, flush=True)
     return damage is None
 
 

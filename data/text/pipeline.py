@@ -44,7 +44,9 @@ def prepare_text(
     tokenizer = _own_tokenizer(workdir) or given
     if tokenizer:
         if given and given.fingerprint != tokenizer.fingerprint:
-            raise UserError(f"tokenizer: {config.tokenizer} is not the one in {workdir}, of this run; use another --workdir")
+            raise UserError(
+                f"tokenizer: {config.tokenizer} differs from the run's tokenizer in {workdir}; use another --workdir"
+            )
         check_tokenizer(workdir, tokenizer.fingerprint)
         folder = _folder(config, tokenizer, workdir)
         if _is_prepared(config, folder):
@@ -139,13 +141,13 @@ def _folder(config, tokenizer: tokenizers.Tokenizer | HFTokenizer, workdir: Path
     """Return the dataset's folder, named by a hash of all settings that the rows depend on."""
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
-            f"tokenizer: that of {config.tokenizer or workdir} has {tokenizer.vocab_size} ids, more than "
+            f"tokenizer: the tokenizer of {config.tokenizer or workdir} has {tokenizer.vocab_size} ids, more than "
             f"model.vocab_size={config.model.vocab_size}; raise that key, or use another --workdir"
         )
     if tokenizer.eos_id is None:
         raise UserError(
-            f"tokenizer: that of {config.tokenizer or workdir} names no token that ends a document; "
-            "set eos_token in the tokenizer_config.json beside it"
+            f"tokenizer: the tokenizer of {config.tokenizer or workdir} has no end token; "
+            "set eos_token in its tokenizer_config.json"
         )
     keys = ("input", "text_key", "max_bytes", "valid_fraction", "max_valid_bytes")
     made_from = [config.data[key] for key in keys] + [config.sequence_length, config.seed, tokenizer.fingerprint]

@@ -111,7 +111,7 @@ def survey(
         raise UserError("data.input holds no document with any text; name files that have some")
     if valid_fraction and low == high:
         raise UserError(
-            f"data.input holds {total} document(s), all of one kind, which cannot be split in training and "
+            f"data.input holds {total} document(s) with one split key, which cannot be split into training and "
             "validation; set data.valid_fraction=0 or give more documents"
         )
     if high <= chosen.highest:

@@ -86,8 +86,8 @@ def _alive() -> Iterator[None]:
         yield
     except (EOFError, ConnectionError):
         raise UserError(
-            "one of the worker processes that prepare the data was killed, most likely for want of memory; give the run more "
-            "memory or fewer cores (taskset -c 0-3 …) and start it again"
+            "one of the worker processes that prepare the data was killed, most likely because memory ran out; give the run "
+            "more memory or fewer cores (taskset -c 0-3 …) and start it again"
         ) from None
 
 

@@ -186,7 +186,7 @@ def _claim(folder: Path, settings: dict[str, Any]) -> None:
     """Save the sampling settings. Raises UserError if the folder holds answers sampled with other settings."""
     path = folder / "settings.json"
     if path.is_file():
-        before = read_object(path, f"delete {folder} to draw the answers anew, or use another --workdir")
+        before = read_object(path, f"delete {folder} to sample the answers again, or use another --workdir")
         for key in {**before, **settings}:
             if before.get(key) != settings.get(key):
                 raise UserError(
@@ -203,7 +203,7 @@ def _lines(path: Path) -> list[dict]:
     try:
         return [json.loads(line) for line in path.read_text().splitlines()]
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): delete it, and its answers are drawn anew") from None
+        raise UserError(f"{path} is damaged ({error}): delete it to sample its answers again") from None
 
 
 # Selection.

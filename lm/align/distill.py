@@ -79,7 +79,7 @@ def check_settings(distill) -> None:
     """Raise UserError if the section config.distill is invalid or its teacher is no language model; read no weights."""
     check_distill(distill)
     if open_source(distill.teacher).config.score_head == "reward":
-        raise UserError(f"distill.teacher={distill.teacher} is a reward model, which says no next token; name a language model")
+        raise UserError(f"distill.teacher={distill.teacher} is a reward model, which predicts no tokens; name a language model")
 
 
 def open_teacher(config, tokenizer: Tokenizer | HFTokenizer, mesh) -> tuple[nnx.GraphDef, nnx.State]:

@@ -70,7 +70,7 @@ def chat_template_of(path: str) -> str | None:
     """Return the chat template that a run was trained with, or None for the tokenizer's own."""
     named = read_config(Path(path)).get("chat_template")
     if named and not Path(named).is_file():
-        raise UserError(f"{path} was trained with chat_template={named}, which is no file now; put it back")
+        raise UserError(f"{path} was trained with chat_template={named}, which no longer exists; put it back")
     return Path(named).read_text(encoding="utf-8") if named else None
 
 

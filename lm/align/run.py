@@ -278,7 +278,7 @@ def own_tokenizer(config, workdir: Path):
     check_tokenizer(workdir, tokenizer.fingerprint)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
-            f"tokenizer: that of {config.tokenizer} has {tokenizer.vocab_size} ids, more than "
+            f"tokenizer: the tokenizer of {config.tokenizer} has {tokenizer.vocab_size} ids, more than "
             f"model.vocab_size={config.model.vocab_size} of {config.init_from}"
         )
     return tokenizer
@@ -297,7 +297,9 @@ def chat_template(config, tokenizer) -> str | None:
         return path.read_text(encoding="utf-8")
     own = tokenizer.chat_template if isinstance(tokenizer, HFTokenizer) else CHAT_TEMPLATE
     if own is None:
-        raise UserError(f"chat_template: the tokenizer of {config.tokenizer} has none; name a Jinja file there")
+        raise UserError(
+            f"chat_template: the tokenizer of {config.tokenizer} has no chat template; set this key to a Jinja file"
+        )
     return None
 
 

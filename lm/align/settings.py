@@ -28,7 +28,7 @@ def check(config) -> None:
     if not config.data.input and config.method != "safety":
         raise UserError("data.input is missing: name a file of examples, or a built-in task such as builtin:instructions")
     if config.method in ("rl", "best_of") and not config.rewards:
-        raise UserError("rewards is empty: say what a rollout earns, such as --config.rewards=answer=1")
+        raise UserError("rewards is empty: name reward functions, such as --config.rewards=answer=1")
     if config.method == "sft":
         one_of("sft.loss", config.sft.loss, SFT_LOSSES)
     if config.method == "preference":
@@ -80,7 +80,7 @@ def check_distill(distill) -> None:
         raise UserError(f"distill.temperature={distill.temperature} must be positive")
     if distill.divergence == "jsd" and not 0 < distill.beta < 1:
         raise UserError(
-            f"distill.beta={distill.beta} must be above 0 and below 1; those are distill.divergence=forward and reverse"
+            f"distill.beta={distill.beta} must be above 0 and below 1; for 0 and 1 use distill.divergence=forward and reverse"
         )
     if not distill.teacher:
         raise UserError("distill.teacher is not set: name a workdir or a Hugging Face folder")

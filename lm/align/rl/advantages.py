@@ -73,6 +73,6 @@ def _centered(rewards_BG):
     """Subtract the mean of each group. The first reward is subtracted before, so that equal rewards give exactly 0."""
     rewards_BG = jnp.asarray(rewards_BG, jnp.float32)
     if rewards_BG.shape[1] < 2:
-        raise UserError("rl.group_size=1 leaves no other answer to compare an answer with: it must be at least 2")
+        raise UserError("rl.group_size=1 gives no other answer to compare with: it must be at least 2")
     rewards_BG = rewards_BG - rewards_BG[:, :1]
     return rewards_BG - jnp.mean(rewards_BG, axis=1, keepdims=True)

@@ -224,5 +224,5 @@ def answer_ids(tokenizer, answers: Sequence[str], template: str | None = None) -
         return answer_ids(tokenizer, ["\n".join(answers)], template)  # the template allows one call at a time
     ended = len(before) - before[::-1].index(end)
     if whole[:ended] != before[:ended]:
-        raise UserError("chat: the template writes a turn anew once a tool has answered it, so tools cannot be used with it")
+        raise UserError("chat: the template changes a turn after a tool has answered it, so it does not support tools")
     return whole[ended:]

@@ -185,7 +185,7 @@ def test_our_template_puts_an_answer_between_its_symbols(own):
 def test_templates_that_take_one_call_or_none(published):
     both = published.decode(answer_ids(published, ["1", "2"], ONE_CALL))
     assert both == "toolcall00000\n1\n2assistant\n"
-    with pytest.raises(UserError, match="writes a turn anew"):
+    with pytest.raises(UserError, match="changes a turn after"):
         answer_ids(published, ["1"], FORGETFUL)
 
 
