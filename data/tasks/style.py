@@ -56,7 +56,7 @@ def preferred_style(split: str, seed: int, part: str = "pairs", valid: int = 500
         one = other = _manner(rng)
         record = {
             "prompt": rng.choice(QUESTIONS).format(statement),
-            "completion": _said(one, thing, quality),
+            "completion": _render(one, thing, quality),
             "answer": statement,
             "statement": statement,
             "task": "preferred_style",
@@ -65,7 +65,7 @@ def preferred_style(split: str, seed: int, part: str = "pairs", valid: int = 500
             while abs(_SCORES[one] - _SCORES[other]) < 0.5:
                 other = _manner(rng)
             worse, better = sorted((one, other), key=_SCORES.__getitem__)
-            chosen, rejected = _said(better, thing, quality), _said(worse, thing, quality)
+            chosen, rejected = _render(better, thing, quality), _render(worse, thing, quality)
             record |= {"completion": chosen, "chosen": chosen, "rejected": rejected, "margin": _SCORES[better] - _SCORES[worse]}
         return held_out(f"{thing} {quality}"), record
 
@@ -76,7 +76,7 @@ def _manner(rng: random.Random) -> tuple[str, str, str]:
     return rng.choice(OPENINGS), rng.choice(FILLERS), rng.choice(CLOSINGS)
 
 
-def _said(manner: tuple[str, str, str], thing: str, quality: str) -> str:
+def _render(manner: tuple[str, str, str], thing: str, quality: str) -> str:
     opening, filler, closing = manner
     text = f"{opening}the {thing} is {filler}{quality}{closing}"
     return text[0].upper() + text[1:]
@@ -84,6 +84,6 @@ def _said(manner: tuple[str, str, str], thing: str, quality: str) -> str:
 
 # The score of each style. It does not depend on the statement, because no thing or quality is a word of the rule.
 _SCORES = {
-    manner: style(_said(manner, THINGS[0], QUALITIES[0]), f"the {THINGS[0]} is {QUALITIES[0]}")
+    manner: style(_render(manner, THINGS[0], QUALITIES[0]), f"the {THINGS[0]} is {QUALITIES[0]}")
     for manner in itertools.product(OPENINGS, FILLERS, CLOSINGS)
 }

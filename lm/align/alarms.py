@@ -39,9 +39,10 @@ def alarms(lines: Sequence[dict], samples: Sequence[dict] = (), *, kl_limit: flo
                    at least max(0.5, 3/√n). Or reward rises, the length doubles, and their correlation is above 0.98.
     rewards_apart  among several rewards/NAME/mean, one rises and another falls.
     held_out       reward (else rewards/accuracies, accuracy) rises, but a held-out one of these (or a held-out reward) was
-                   below its earlier best in two validations: by at least 5 % of the best, and by half of its gain or below
-                   its first value.
-    overfitting    loss falls, but valid_loss was more than 5 % above its lowest value in two validations.
+                   below its earlier best in two consecutive validations: by at least 5 % of the best, and by half of its
+                   gain or below its first value.
+    overfitting    loss falls, but valid_loss was more than 5 % above its lowest value in two consecutive
+                   validations.
     kl             kl is above `kl_limit` nats per token, in a run with rewards.
     entropy        entropy is below a tenth of its first level and below 0.05 nats per token, in a run with rewards.
     no_signal      frac_reward_zero_std is at least 0.9: groups with equal rewards have no advantage.

@@ -261,7 +261,7 @@ class Validation:
         metrics = {}  # the most important metric comes first
         if self.rolls:
             most = None if at_most is None else at_most * self.config.batch_size
-            metrics |= rolling.tested(self.roller, self.tasks, self.rewards, params, most)
+            metrics |= rolling.evaluate(self.roller, self.tasks, self.rewards, params, most)
         if self.feed is not None:
             sums = summed(lambda batch: self.step(params, batch, self.frozen), self.feed.spread(at_most))
             metrics["loss"] = sums["objective"] / max(1e-9, sums["weight"])

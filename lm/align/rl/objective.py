@@ -169,7 +169,7 @@ def iteration(trainer: Trainer, ppo_epochs: int, minibatches: int) -> Callable:
         kept = {name: values[-1] for name, values in metrics.items() if name in ("skipped", "skipped_in_row", "learning_rate")}
         counted = {name: jnp.sum(metrics[name]) / ppo_epochs for name in ("tokens", "weight")}
         means = {name: jnp.mean(values) for name, values in metrics.items()}
-        # In the first update the policy has not changed, so other values than 1 and 0 show that the batch is wrong.
+        # In the first update the policy is unchanged. Values other than 1 and 0 mean that it misreads the sampled tokens.
         first = {f"first_update/{name}": metrics[name][0] for name in ("ratio", "clip_ratio/region_mean")}
         return state, means | first | kept | counted
 

@@ -215,7 +215,7 @@ def _from_file(path: Path, name: str) -> Reward:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise UserError(f"rewards: {path} cannot be imported: {_said(error)}") from error
+        raise UserError(f"rewards: {path} cannot be imported: {_error_line(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
@@ -259,12 +259,12 @@ def _called(name: str, function: Reward, prompts: list, completions: list[str], 
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"reward {name} failed: {_said(error)}") from error
+        raise UserError(f"reward {name} failed: {_error_line(error)}") from error
     try:
         values = np.asarray([math.nan if value is None else float(value) for value in given], np.float64)
         none = np.asarray([value is None for value in given], bool)
     except (TypeError, ValueError) as error:
-        raise UserError(f"reward {name} must return a list of numbers and None: {_said(error)}") from error
+        raise UserError(f"reward {name} must return a list of numbers and None: {_error_line(error)}") from error
     if len(values) != len(completions):
         raise UserError(f"reward {name} returned {len(values)} rewards for {len(completions)} completions")
     if (bad := np.flatnonzero(~none & ~np.isfinite(values))).size:
@@ -284,7 +284,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"; the nearest is {difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]!r}" if known else ""
 
 
-def _said(error: Exception) -> str:
+def _error_line(error: Exception) -> str:
     """Return the error and its file and line as one line of text."""
     *_, last = traceback.extract_tb(error.__traceback__)
     return " ".join(f"{type(error).__name__}: {error}".split())[:300] + f" ({last.filename}:{last.lineno})"

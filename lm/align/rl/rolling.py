@@ -216,7 +216,7 @@ def lengths(rollouts: Sequence[Rollout]) -> dict[str, float]:
     return metrics
 
 
-def tested(rolling: Rolling, tasks: Sequence[dict], rewards: Rewards, params, at_most: int | None = None) -> dict[str, float]:
+def evaluate(rolling: Rolling, tasks: Sequence[dict], rewards: Rewards, params, at_most: int | None = None) -> dict[str, float]:
     """Return mean rewards and mean length of greedy rollouts of the first `at_most` held-out tasks."""
     tasks = list(tasks[:at_most])
     size = rolling.config.batch_size

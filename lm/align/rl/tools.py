@@ -68,10 +68,10 @@ def _calculator(calls: list[dict[str, Any]]) -> list[Answer]:
 
 def _python(calls: list[dict[str, Any]]) -> list[Answer]:
     results = run_many([call["code"] for call in calls], timeout=SECONDS, memory_mib=MEMORY_MIB)
-    return [Answer(_shortened(_said(result)), result.outcome != "ok") for result in results]
+    return [Answer(_shortened(_output_text(result)), result.outcome != "ok") for result in results]
 
 
-def _said(result: Result) -> str:
+def _output_text(result: Result) -> str:
     parts = [result.stdout, result.value]
     if result.outcome != "ok":
         parts[1:] = [f"{ERROR}{result.outcome}", result.stderr]
