@@ -44,7 +44,7 @@ def cross_entropy(
       dtype: compute type of the three products; logits, softmax and sums are float32.
       z_loss: coefficient of the auxiliary loss that keeps log Z near 0 (PaLM, Chowdhery et al. 2022, uses 1e-4).
       softcap: logits s become softcap·tanh(s/softcap) (Gemma 2); 0: no cap.
-      by_confidence: multiply the objective's nll by p(target), with no gradient through the factor.
+      dft: multiply the nll by p(target), with no gradient through the factor (dynamic fine-tuning).
       measured: also return Σ w·entropy of the softmax, and Σ w over the positions whose most likely id is the target.
       chunk: time steps per chunk; None: as many as give a device at most CHUNK_TOKENS positions (lm/kernels/chunks.py).
     Returns: (objective, nll) or (objective, nll, entropy, correct), float32 scalars. Only the objective has a gradient, with
