@@ -9,15 +9,20 @@ import json
 import logging
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
-
 from lm import saving
 from lm.progress import progress
+
+_hides_torch = sys.modules.setdefault("torch", None) is None  # tensorboardX would import it for a type: a second and more
+from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402
+from tensorboardX.summary import scalar  # noqa: E402
+
+if _hides_torch:
+    del sys.modules["torch"]
 
 
 def rewind(path: Path, step: int) -> None:
