@@ -55,8 +55,6 @@ def test_a_second_run_compiles_nothing_anew(tmp_path):
 
     (tmp_path / "file").write_text("")
     assert complete(checkpoint, tmp_path / "file") == first  # there can be no folder
-    assert complete(checkpoint, tmp_path / "off", JAX_ENABLE_COMPILATION_CACHE="false") == first
-    assert not (tmp_path / "off").exists()
 
 
 @pytest.fixture
@@ -103,13 +101,16 @@ def test_the_folder_is_of_this_processor_and_private(folder, tmp_path):
     assert int(variables["JAX_COMPILATION_CACHE_MAX_SIZE"]) == compile_cache.MOST
 
 
-def test_another_choice_of_the_user_stands(folder):
+def test_another_choice_of_the_user_stands(folder, tmp_path):
     variables = compile_cache.os.environ
-    for name, value in (("JAX_COMPILATION_CACHE_DIR", "/elsewhere"), ("JAX_ENABLE_COMPILATION_CACHE", "False")):
-        before = dict(variables) | {name: value}
+    home, variables["XDG_CACHE_HOME"] = variables["XDG_CACHE_HOME"], str(tmp_path / "other")
+    for chosen in ({"JAX_COMPILATION_CACHE_DIR": "/elsewhere"}, {"JAX_ENABLE_COMPILATION_CACHE": "False"}):
+        variables.pop("JAX_COMPILATION_CACHE_DIR", None)
+        before = dict(variables) | chosen
         variables.update(before)
         assert compile_cache.switch_on() is None and variables == before
-    variables["JAX_ENABLE_COMPILATION_CACHE"] = "true"
+        assert not (tmp_path / "other").exists()
+    variables.update({"JAX_ENABLE_COMPILATION_CACHE": "true", "XDG_CACHE_HOME": home})
     assert again() == folder
 
 
