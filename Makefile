@@ -22,7 +22,7 @@ demo: $(BIN)/.core
 	@echo; $(BIN)/python -m lm.reports.align $(WORKDIR) $(WORKDIR)/sft $(WORKDIR)/grpo
 
 test: $(BIN)/.test
-	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(BIN)/.test .venv/tpu
 	PYTHONPATH=.venv/tpu $(BIN)/python -m pytest -q --durations=10
