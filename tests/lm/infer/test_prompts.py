@@ -114,7 +114,7 @@ def test_a_string_that_spells_a_symbol_is_text_and_is_warned_of_once(model, pair
         (["a", [{"content": "a"}]], "prompt 1 .*message 1 is no object with a role"),
         ([[{"role": "user", "content": "a"}, "b"]], "message 2 is no object with a role"),
         ([[{"role": "user"}]], "message 1 has no content"),
-        ([[{"role": "user", "content": 5}]], "message 1 has a content that is not text"),
+        ([[{"role": "user", "content": 5}]], "message 1 has content that is not only text"),
         ([[{"role": 7, "content": "a"}]], "message 1 has the role '7'"),
         ([[{"role": "wizard", "content": "a"}]], "has the role 'wizard'; roles are"),
         ([[]], "empty"),
