@@ -6,18 +6,15 @@
 It works for every method: it draws all metrics in metrics.jsonl. See lm/reports/page.py for how pages are made.
 """
 
-import difflib
 import fnmatch
-import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
@@ -26,6 +23,7 @@ from lm.align.alarms import Alarm, alarms, is_better, is_validation, words
 from lm.errors import UserError
 from lm.reports.charts import INK, SERIES, VALID, dots, from_zero, svg, thin, trend
 from lm.reports.page import machine, number, render, replace_json
+from lm.reports.samples import same_prompt, shown_samples
 from lm.saving import plain
 from lm.train.history import column, json_lines
 from lm.workdir import read_object
@@ -66,7 +64,6 @@ NEUTRAL = {"kl", "length", "entropy", "logps", "chosen", "rejected", "min", "max
 LEFT_OUT = ("step", "tokens", "skipped", "mfu", "reward_std", "seconds/*", "rewards/*/std", "clip_ratio/*_m[ai][xn]")
 MAKE = "run the command of the run again to recreate it"
 SCHEDULE = "*learning_rate*"  # curves given by a formula are not smoothed
-SHOWN_PROMPTS, SHOWN_STEPS, SHOWN_CHARACTERS = 8, 5, 2000
 
 
 def write(workdir: str | os.PathLike, report: dict) -> None:
@@ -107,12 +104,8 @@ def load_lines(path: str | os.PathLike) -> list[dict]:
 def load_samples(path: str | os.PathLike) -> list[dict]:
     """Return the lines of a samples.jsonl by step. Of equal step and prompt the last one is used."""
     rows = json_lines(path) if Path(path).exists() else []
-    kept = {(row["step"], _same(row)): row for row in rows if isinstance(row.get("step"), (int, float))}
+    kept = {(row["step"], same_prompt(row)): row for row in rows if isinstance(row.get("step"), (int, float))}
     return sorted(kept.values(), key=lambda row: row["step"])
-
-
-def _same(sample: dict) -> str:
-    return json.dumps(sample.get("prompt"), sort_keys=True)
 
 
 def html(report: dict, lines: Sequence[dict] = (), samples: Sequence[dict] = ()) -> str:
@@ -266,63 +259,6 @@ def _seconds(train: Sequence[dict], name: str) -> Markup | None:
         ax.legend(loc="lower left", fontsize=10, labelcolor=INK, frameon=False)
 
     return svg(name, draw)
-
-
-def shown_samples(samples: Sequence[dict]) -> list[dict]:
-    """Return what the page shows for each prompt: {"prompt": messages, "newest": sample, "earlier": [samples]}.
-
-    A sample's `text` is its completion; `marked` also marks the words that the sample before did not have. Of many steps a few
-    are shown, evenly spread, including the first and the newest.
-    """
-    prompts: dict[str, list[dict]] = {}
-    for sample in samples:
-        prompts.setdefault(_same(sample), []).append(sample)
-    shown = []
-    for found in list(prompts.values())[:SHOWN_PROMPTS]:
-        picked = sorted({round(i) for i in np.linspace(0, len(found) - 1, min(len(found), SHOWN_STEPS))})
-        entries, before = [], None
-        for sample in (found[i] for i in picked):
-            text = _cut(_completion(sample))
-            entries.append({**sample, "text": text, "marked": marked(before, text)})
-            before = text
-        shown.append({"prompt": _messages(found[-1].get("prompt")), "newest": entries[-1], "earlier": entries[:-1]})
-    return shown
-
-
-def marked(before: str | None, after: str) -> Markup:
-    """Return `after`, escaped, with <ins> around words that are not in `before`; no marks if `before` is None."""
-    if before is None:
-        return escape(after)
-    old, new = (re.findall(r"\s*\S+|\s+", text) for text in (before, after))
-    pieces = []
-    for kind, _, _, begin, end in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        text = escape("".join(new[begin:end]))
-        pieces.append(text if kind == "equal" or not text else Markup("<ins>{}</ins>").format(text))
-    return Markup("").join(pieces)
-
-
-def _cut(text: str) -> str:
-    more = len(text) - SHOWN_CHARACTERS
-    return f"{text[:SHOWN_CHARACTERS]} … ({more:,} more characters)" if more > 0 else text
-
-
-def _completion(sample: dict) -> str:
-    """Return the completion; with tool calls, all its turns."""
-    turns = [turn for turn in sample.get("messages") or () if isinstance(turn, dict)]
-    if len(turns) < 2:
-        return str(sample.get("completion") or "")
-    said = []
-    for turn in turns:
-        calls = [json.dumps(call.get("function", call), ensure_ascii=False) for call in turn.get("tool_calls") or ()]
-        said.append(f"[{turn.get('role', '')}] " + " → ".join(filter(None, [str(turn.get("content") or ""), *calls])))
-    return "\n".join(said)
-
-
-def _messages(prompt) -> list[dict]:
-    """Return a prompt, given as messages or as a text, as [{role, content}]."""
-    messages = prompt if isinstance(prompt, list) else [{"role": "", "content": prompt}]
-    messages = [message for message in messages if isinstance(message, dict)]
-    return [{"role": m.get("role", ""), "content": _cut(str(m.get("content") or ""))} for m in messages]
 
 
 def write_stages(workdirs: Sequence[str | os.PathLike], to: str | os.PathLike | None = None) -> Path:

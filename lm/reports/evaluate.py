@@ -19,7 +19,8 @@ from lm import saving
 from lm.errors import UserError
 from lm.evals.compare import compare_runs, read_results, read_samples
 from lm.evals.stats.measures import badness, ideal, interval, is_number, level, main_metric, metrics, scale, tasks
-from lm.reports.charts import SERIES, Row, calibration, change_colour, forest, radar, risk_coverage
+from lm.reports.charts import SERIES, Row, calibration, forest, radar, risk_coverage
+from lm.reports.differences import ALPHA, arrow, changes, main_rows, p_value, rows
 from lm.reports.evaluation_items import gather
 from lm.reports.page import flatten, machine, number, render, replace_json
 from lm.saving import plain
@@ -86,7 +87,6 @@ GROUPS = {  # axes of the radar; a task belongs to the first with a matching pat
         "*arithmetic*",
     ),
 }
-ALPHA = 0.05
 OF_CHOICES = ("acc", "acc_norm", "acc_bytes", "acc_per_token", "acc_mutual_info", "mc1")
 MOST_ROWS = 60  # maximum rows of a chart
 ALSO_DRAWN = ("over_refusal",)  # drawn for parts, beside the main metric and those with an ideal
@@ -174,7 +174,7 @@ def verdict(results: Mapping, comparison: Mapping) -> str:
     items = sum(result["n"] for result in found.values() if is_number(result["n"]))
     sentence = f"{len(found)} task{'s' * (len(found) != 1)}, {number(items)} items"
     for name, part in comparison.items():
-        sure = [row for row in _main(part) if row["p_holm"] is not None and row["p_holm"] < ALPHA]
+        sure = [row for row in main_rows(part) if row["p_holm"] is not None and row["p_holm"] < ALPHA]
         better = [row["task"] for row in sure if row["better"]]
         worse = [row["task"] for row in sure if row["better"] is False]
         said = [f"better at {', '.join(better)}"] * bool(better) + [f"worse at {', '.join(worse)}"] * bool(worse)
@@ -356,50 +356,6 @@ def _point(result: Mapping, metric: str) -> tuple[float, float | None, float | N
 
 def _cell(figures: Mapping, name: str) -> tuple[float | None, tuple | None]:
     return (figures[name] if is_number(figures.get(name)) else None), interval(figures, name)
-
-
-def rows(comparison: Mapping) -> list[dict]:
-    """Return the rows of a comparison with their task and metric, the main metrics first."""
-    all_rows = [
-        {"task": task, "metric": metric, "main": metric == part["main"], **row}
-        for task, part in comparison["tasks"].items()
-        for metric, row in part["metrics"].items()
-    ]
-    return sorted(all_rows, key=lambda row: not row["main"])
-
-
-def _main(comparison: Mapping) -> list[dict]:
-    return [row for row in rows(comparison) if row["main"]]
-
-
-def changes(comparison: Mapping, name: str) -> list[dict]:
-    """Return plots of the differences of the main metrics, one for each scale."""
-    parts: dict[tuple, list[Row]] = {}
-    for row in _main(comparison):
-        if row["difference"] is None:
-            continue
-        kind = scale(row["metric"], row["after"])
-        group = ("shares", "") if kind in ("share", "signed") else (kind, row["metric"])
-        colour = change_colour(row["better"], row["p_holm"] is not None and row["p_holm"] < ALPHA)
-        point = (row["difference"], row["low"], row["high"])
-        parts.setdefault(group, []).append(Row(f"{row['task']}, {row['metric']}{arrow(row['metric'])}", [point], colour=colour))
-    note = "this run − the other, with 95 % intervals; green: better, orange: worse, beyond chance"
-    return [
-        forest(f"{name}{i}-", f"Differences{f', {metric}' if metric else ''}", note, found, [""], centre=0.0)
-        for i, ((_, metric), found) in enumerate(parts.items())
-    ]
-
-
-def arrow(metric: str | None) -> str:
-    """Return a metric's suffix: ↓ if lower is better, → and its ideal if it has one."""
-    if not metric or (bad := badness(metric, 1.0)) is None:
-        return ""
-    middle = ideal(metric)
-    return f" → {middle:g}" if middle is not None else " ↓" if bad > 0 else ""
-
-
-def p_value(p: float | None) -> str:
-    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def main(workdirs: Sequence[str]) -> None:

@@ -13,8 +13,6 @@ itself, which is then a normal run.
 
 import hashlib
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -32,7 +30,7 @@ from lm.align.safety import critique
 from lm.align.safety import data as safety_data
 from lm.align.safety.constitution import load_constitution
 from lm.align.safety.figures import change
-from lm.align.safety.stages import kept_json, kept_lines, kept_seconds, read_lines
+from lm.align.safety.stages import kept_json, kept_lines, kept_seconds, publish, read_lines
 from lm.checkpoint import damage
 from lm.convert.source import open_source
 from lm.errors import UserError, naming
@@ -375,27 +373,6 @@ def on_mesh(path: Path, mesh) -> Transformer:
         return nnx.merge(
             graph, source.load(jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where))
         )
-
-
-def publish(model: Path, workdir: Path) -> None:
-    """Replace the checkpoints of `workdir` by the newest one of the run `model`, with hard links where possible."""
-    steps = [int(folder.name) for folder in (model / "checkpoints").iterdir() if folder.name.isdecimal()]
-    new, place = workdir / ".checkpoints.new", workdir / "checkpoints"
-    shutil.rmtree(new, ignore_errors=True)
-    shutil.copytree(model / "checkpoints" / str(max(steps)), new / str(max(steps)), copy_function=_link)
-    if place.exists():
-        os.rename(place, old := workdir / ".checkpoints.old")
-        os.rename(new, place)
-        shutil.rmtree(old)
-    else:
-        os.rename(new, place)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def unknown(records: Iterable[dict]) -> int:

@@ -4,6 +4,8 @@ All processes compute a result together. The first one writes the file, and all 
 """
 
 import json
+import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -53,3 +55,24 @@ def kept_seconds(path: Path, more: float) -> float:
 
 def read_lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+
+
+def publish(model: Path, workdir: Path) -> None:
+    """Replace the checkpoints of `workdir` by the newest one of the run `model`, with hard links where possible."""
+    steps = [int(folder.name) for folder in (model / "checkpoints").iterdir() if folder.name.isdecimal()]
+    new, place = workdir / ".checkpoints.new", workdir / "checkpoints"
+    shutil.rmtree(new, ignore_errors=True)
+    shutil.copytree(model / "checkpoints" / str(max(steps)), new / str(max(steps)), copy_function=_link)
+    if place.exists():
+        os.rename(place, old := workdir / ".checkpoints.old")
+        os.rename(new, place)
+        shutil.rmtree(old)
+    else:
+        os.rename(new, place)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

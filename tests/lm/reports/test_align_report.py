@@ -8,6 +8,7 @@ import pytest
 
 from lm.errors import UserError
 from lm.reports import align as align_report
+from lm.reports import samples as report_samples
 from lm.reports import train as report
 from tests.lm.reports.test_report import FULL as PRETRAINED
 from tests.lm.reports.test_report import Page
@@ -188,10 +189,10 @@ def test_a_long_run_shows_some_samples_and_stays_small(tmp_path):
 
 
 def test_marked_words_are_those_that_were_not_there():
-    assert align_report.marked(None, "a <b>") == "a &lt;b&gt;"
-    assert align_report.marked("a b c", "a x c d") == "a<ins> x</ins> c<ins> d</ins>"
-    assert align_report.marked("same", "same") == "same"
-    assert align_report.marked("", "new\n") == "<ins>new\n</ins>"
+    assert report_samples.marked(None, "a <b>") == "a &lt;b&gt;"
+    assert report_samples.marked("a b c", "a x c d") == "a<ins> x</ins> c<ins> d</ins>"
+    assert report_samples.marked("same", "same") == "same"
+    assert report_samples.marked("", "new\n") == "<ins>new\n</ins>"
 
 
 def test_what_was_dropped_is_counted_by_reason(tmp_path):
@@ -214,13 +215,13 @@ def test_a_conversation_with_tools_is_shown_turn_by_turn(tmp_path):
         {"role": "tool", "content": "42"},
         {"role": "assistant", "content": "It is 42."},
     ]
-    (shown,) = align_report.shown_samples([{"step": 1, "prompt": "6 * 7?", "completion": "It is 42.", "messages": turns}])
+    (shown,) = report_samples.shown_samples([{"step": 1, "prompt": "6 * 7?", "completion": "It is 42.", "messages": turns}])
     assert shown["newest"]["text"].split("\n") == [
         '[assistant] {"name": "calculator", "arguments": {"expression": "6 * 7"}}',
         "[tool] 42",
         "[assistant] It is 42.",
     ]
-    (shown,) = align_report.shown_samples([{"step": 1, "prompt": "6?", "completion": "six", "messages": turns[2:]}])
+    (shown,) = report_samples.shown_samples([{"step": 1, "prompt": "6?", "completion": "six", "messages": turns[2:]}])
     assert shown["newest"]["text"] == "six"
 
 
