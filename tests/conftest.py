@@ -1,15 +1,15 @@
-"""Every test sees eight fake CPU devices, and code that takes XLA and LLVM little time: there is more to compile than to run.
+"""Every test sees eight fake CPU devices, and code that XLA and LLVM compile fast: tests compile more than they compute.
 
 Without fusion emitters, XLA writes each fusion as one plain loop, which takes a third less time than their passes over MLIR.
-The flags must stand before jax is imported. Runs of the verbs take none of them.
+The flags must be set before jax is imported. The verbs that tests start compile in the same way (tests/verbs/runs.py).
 """
 
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of verbs that a test starts: nothing is written into the user's home
-FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+FAST_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {FAST_TO_COMPILE}"
 
 
 def pytest_collection_modifyitems(items):

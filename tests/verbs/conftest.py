@@ -21,9 +21,9 @@ def shared(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Runs of one worker share what XLA compiled, as JAX's own variables allow; it is half of a tiny run's time."""
-    runs.CACHE["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path_factory.mktemp("xla"))
+def compiled_once(shared):
+    """All runs share what XLA compiled, as JAX's own variables allow; a size makes JAX lock the folder while it writes."""
+    runs.CACHE |= {"JAX_COMPILATION_CACHE_DIR": str(shared / "xla"), "JAX_COMPILATION_CACHE_MAX_SIZE": str(1 << 30)}
 
 
 @pytest.fixture(scope="session")

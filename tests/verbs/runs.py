@@ -12,6 +12,8 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tests.conftest import FAST_TO_COMPILE
+
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 120
 SETTINGS = {
@@ -51,11 +53,11 @@ def environment(**variables: str) -> dict[str, str]:
     """This process's environment without what steers JAX in it."""
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
     home = {} if "JAX_COMPILATION_CACHE_DIR" in CACHE else {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # nothing goes there
-    return {**mine, "JAX_PLATFORMS": "cpu", "COLUMNS": "120", **CACHE, **home, **variables}
+    return {**mine, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_TO_COMPILE, "COLUMNS": "120", **CACHE, **home, **variables}
 
 
 def fake_devices(count: int) -> dict[str, str]:
-    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count} {FAST_TO_COMPILE}"}
 
 
 def run(command: list[str], **variables: str) -> subprocess.CompletedProcess:
