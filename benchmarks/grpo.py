@@ -102,7 +102,7 @@ def prepare(folder: Path, model: dict) -> None:
     """A random model and its tokenizer, as a workdir and as a Hugging Face folder."""
     import jax
 
-    from data.text.tokenizer import train
+    from data.text.sentencepiece_tokenizer import train
     from lm.config import ModelConfig
     from lm.convert.to_published import to_published
     from lm.convert.to_workdir import write_workdir
@@ -128,7 +128,7 @@ def ours(folder: Path, tokens: int, completions: int, steps: int, dtype: str) ->
 
     from configs.align import grpo
     from data.chat.examples import prepare_tasks
-    from data.text.hf_tokenizer import load_tokenizer
+    from data.text.tokenizer import load_tokenizer
     from lm.align.rl import objective as rl
     from lm.align.rl import rolling
     from lm.align.rl.rewards import Rewards

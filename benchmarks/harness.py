@@ -155,7 +155,7 @@ def prepare(folder: Path, items: int, model: dict) -> None:
     """The model, as a workdir and as a Hugging Face folder, and the tasks with their items."""
     import jax
 
-    from data.text.tokenizer import train
+    from data.text.sentencepiece_tokenizer import train
     from lm.config import ModelConfig
     from lm.convert.to_published import to_published
     from lm.convert.to_workdir import write_workdir
@@ -255,7 +255,7 @@ def opened(worker: str, folder: Path):
     if worker == "lmcraft":
         import jax
 
-        from data.text.hf_tokenizer import load_tokenizer
+        from data.text.tokenizer import load_tokenizer
         from lm.evals.engine.engine import Engine
         from lm.evals.tasks.harness import as_lm
         from lm.infer.load import load_onto

@@ -133,8 +133,8 @@ def input_rate(shape: Shape, seconds: float = 5.0) -> float:
     from data.sources import open_sources
     from data.text.batches import Batches
     from data.text.dataset import prepare
+    from data.text.sentencepiece_tokenizer import train
     from data.text.split import survey
-    from data.text.tokenizer import train
 
     with tempfile.TemporaryDirectory() as folder:
         sources = [source for source in open_sources(None, max_bytes=8_000_000) if source.name == "code"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data.chat.records import EXTENSIONS, is_builtin, read_builtin
 from data.sources import files, open_sources
-from data.text.hf_tokenizer import load_tokenizer
+from data.text.tokenizer import load_tokenizer
 from data.text.weights import parse_weights
 from lm.align import settings
 from lm.errors import UserError, naming

@@ -11,8 +11,7 @@ import numpy as np
 
 from data.chat.conversations import Conversation, Labelled, Pair
 from data.chat.messages import Messages
-from data.chat.template import CHAT_TEMPLATE, encode_chat
-from data.text.hf_tokenizer import HFTokenizer
+from data.chat.template import encode_chat
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 
@@ -42,9 +41,8 @@ class Encoder:
     tokens cannot be identified.
     """
 
-    def __init__(self, tokenizer: Tokenizer | HFTokenizer, template: str | None = None):
-        own = tokenizer.chat_template if isinstance(tokenizer, HFTokenizer) else CHAT_TEMPLATE
-        self.tokenizer, self.template = tokenizer, template or own
+    def __init__(self, tokenizer: Tokenizer, template: str | None = None):
+        self.tokenizer, self.template = tokenizer, template or tokenizer.chat_template
         if self.template is None:
             raise UserError("chat_template: this tokenizer comes without a chat template; name a Jinja file there")
         self._symbols = np.asarray(sorted(tokenizer.chat_symbols(self.template).values()))

@@ -31,7 +31,6 @@ from data.text.fingerprints import (
     undamaged,
     wait_for,
 )
-from data.text.hf_tokenizer import HFTokenizer
 from data.text.packing import BUFFER_TOKENS, best_fit
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
@@ -41,7 +40,7 @@ BUILTIN_EXAMPLES = 20_000  # default limit for an endless task, if data.max_exam
 
 
 def prepare_examples(
-    config: ml_collections.ConfigDict, workdir: Path, tokenizer: Tokenizer | HFTokenizer, kind: str, *, first: bool = True
+    config: ml_collections.ConfigDict, workdir: Path, tokenizer: Tokenizer, kind: str, *, first: bool = True
 ) -> Examples:
     """Read, encode and pack the examples of config.data.input.
 
@@ -73,10 +72,7 @@ def prepare_examples(
 
 
 def prepare_tasks(
-    config: ml_collections.ConfigDict,
-    tokenizer: Tokenizer | HFTokenizer,
-    tools: list[dict] | None = None,
-    workdir: Path | None = None,
+    config: ml_collections.ConfigDict, tokenizer: Tokenizer, tools: list[dict] | None = None, workdir: Path | None = None
 ) -> tuple[list[dict], list[dict], dict[str, Any]]:
     """Return the training tasks and held-out tasks of config.data.input, and counts as in `prepare_examples`.
 

@@ -1,4 +1,4 @@
-"""Encode conversations as token ids with our format (chat_template.jinja) or any Jinja template, safe against injection.
+"""Encode conversations as token ids with data/text/chat_template.jinja or any Jinja template, safe against injection.
 
 Our format: the begin symbol, then for each message its role's symbol, its text and `<|end|>`. Tools are declared in their own
 system message, one JSON object per line. A call is `<|tool|>` and a JSON object in an assistant's message; the answer is a
@@ -15,7 +15,6 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
@@ -24,10 +23,9 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from data.text.hf_tokenizer import HFTokenizer
+from data.text.sentencepiece_tokenizer import CHAT_TEMPLATE
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
-
-CHAT_TEMPLATE = (Path(__file__).parent / "chat_template.jinja").read_text(encoding="utf-8")
 
 Message = Mapping[str, Any]  # role and content, as in chat APIs, and other keys that a template reads
 _PRIVATE = range(0x10FFFD, 0x100000, -1)  # the last private-use plane
@@ -57,7 +55,7 @@ def render(messages: Sequence[Message], template: str | None = None, add_generat
 
 
 def encode_chat(
-    tokenizer: Tokenizer | HFTokenizer,
+    tokenizer: Tokenizer,
     messages: Sequence[Message],
     *,
     template: str | None = None,
@@ -69,7 +67,7 @@ def encode_chat(
     Args: template: None is the tokenizer's own. The others are those of `render`.
     Raises: UserError as `render`, and if a Hugging Face tokenizer has no template and none is given.
     """
-    template = template or (tokenizer.chat_template if isinstance(tokenizer, HFTokenizer) else CHAT_TEMPLATE)
+    template = template or tokenizer.chat_template
     if template is None:
         raise UserError("chat: this tokenizer comes without a chat template; give one, as template=…")
     symbols = tokenizer.chat_symbols(template)
@@ -89,19 +87,19 @@ def encode_chat(
 
 
 @functools.lru_cache(maxsize=16)
-def end_of_turn(tokenizer: Tokenizer | HFTokenizer, template: str | None = None) -> int:
+def end_of_turn(tokenizer: Tokenizer, template: str | None = None) -> int:
     """Return the id that the template writes at the end of an assistant's message. Raises UserError if there is none."""
-    symbols = set(tokenizer.chat_symbols(template or getattr(tokenizer, "chat_template", None) or CHAT_TEMPLATE).values())
     asked = [{"role": "user", "content": "a"}]
     begun = encode_chat(tokenizer, asked, template=template, add_generation_prompt=True).ids
     whole = encode_chat(tokenizer, [*asked, {"role": "assistant", "content": "a"}], template=template).ids
+    symbols = set(tokenizer.chat_symbols(template or tokenizer.chat_template).values())
     ends = [i for i in whole[len(begun) :] if i in symbols] if whole[: len(begun)] == begun else []
     if not ends:
         raise UserError("chat: the template has no end symbol for an assistant's message, so a reply would never end")
     return ends[0]
 
 
-def _encode(tokenizer, text: str, symbols: dict[str, int], mark: str) -> tuple[list[int], list[tuple[int, int]]]:
+def _encode(tokenizer: Tokenizer, text: str, symbols: dict[str, int], mark: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Return the ids, and for each its character span [begin, end) in the marked text."""
     parts = re.split(f"((?:{_any_of(symbols)})(?!{mark}))", text)
     spelled = [symbols[part] for part in parts[1::2]]

@@ -1,4 +1,5 @@
-"""Tokenizers of published checkpoints: `tokenizer.json`, read by Hugging Face's `tokenizers`, with our tokenizer interface.
+"""Tokenizers of published checkpoints: `tokenizer.json`, read by Hugging Face's `tokenizers`, with the interface of
+data/text/tokenizer.py.
 
 The ids are those of `tokenizers`, with one exception: the text of a special token is encoded as plain text, as in our own
 tokenizers. The JSON files in the same folder name the begin, end and padding tokens.
@@ -14,8 +15,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from data.text.fingerprints import check_tokenizer
-from data.text.tokenizer import Tokenizer, scrub
+from data.text.sentencepiece_tokenizer import scrub
 from lm import saving
 from lm.errors import UserError
 
@@ -23,51 +23,15 @@ SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.j
 FILES = (*SETTINGS, "tokenizer.json", "tokenizer.model")
 
 
-def load_tokenizer(path: str | os.PathLike) -> "Tokenizer | HFTokenizer":
-    """Load our `tokenizer.model`, a `tokenizer.json`, or a folder with either; in a folder with both, ours is used.
-
-    Raises: UserError if there is no readable tokenizer, or if the tokenizer in a workdir is not that of its run.
-    """
-    path = Path(path)
-    if path.suffix == ".json":
-        return HFTokenizer(path)
-    if not path.is_dir():
-        return Tokenizer(path)
-    tokenizer = _in_folder(path)
-    check_tokenizer(path, tokenizer.fingerprint)
-    return tokenizer
-
-
-def _in_folder(path: Path) -> "Tokenizer | HFTokenizer":
-    fast = path / "tokenizer.json"
-    if (path / "tokenizer.model").exists():
-        try:
-            return Tokenizer(path / "tokenizer.model")
-        except UserError as error:
-            if not fast.exists():
-                raise UserError(
-                    f"{error}, or put a tokenizer.json beside it, which transformers writes: "
-                    f"AutoTokenizer.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})"
-                ) from None
-    if not fast.exists():
-        raise UserError(f"tokenizer: {path} holds neither tokenizer.model nor tokenizer.json; name a folder with one of them")
-    return HFTokenizer(fast)
-
-
 class HFTokenizer:
-    """A `tokenizer.json`, or the one in a folder, with the interface of our tokenizer.
+    """A `tokenizer.json`, or the one in a folder, with the interface of data/text/tokenizer.py.
 
-    Attributes:
+    Attributes, beside those of data.text.tokenizer.Tokenizer:
       vocab_size: V, the largest id + 1.
       bos_id, eos_id, unk_id: None if there is no such token. pad_id: default: the end token, or 0.
-      stop_ids: the ids that end a completion; eos_id is the first.
-      controls: special token -> id. Text never encodes to these ids.
-      special_tokens: the special tokens by their names in chat templates, such as `bos_token`.
-      chat_template: a Jinja template, or None.
-      bytes_per_token: int32 [V], the UTF-8 bytes of an id within a text; 0 for a special token. The sum over the ids of a
-        text is exactly its length if the vocabulary covers every byte. It is one more if the tokenizer puts a space before
-        a text (Llama 2, Mistral).
-      fingerprint: hex digest; equal for equal tokenizers.
+      stop_ids: eos_id is the first.
+      bytes_per_token: the sum over the ids of a text is exactly its length if the vocabulary covers every byte. It is one
+        more if the tokenizer puts a space before a text (Llama 2, Mistral).
 
     Raises: UserError if the file is missing or `tokenizers` cannot read it.
     """

@@ -16,18 +16,18 @@ import ml_collections
 from data.sources import open_sources
 from data.sources.source import Source
 from data.sources.spool import spooled
-from data.text import tokenizer as tokenizers
+from data.text import sentencepiece_tokenizer
 from data.text.dataset import prepare, prepared
 from data.text.fingerprints import check_tokenizer, input_files, is_prepared, record_tokenizer, undamaged, wait_for
-from data.text.hf_tokenizer import HFTokenizer, load_tokenizer
 from data.text.split import digest_of, survey
+from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.errors import UserError
 from lm.progress import progress
 
 
 def prepare_text(
     config: ml_collections.ConfigDict, workdir: Path, *, first: bool = True
-) -> tuple[tokenizers.Tokenizer | HFTokenizer, Path, dict[str, float]]:
+) -> tuple[Tokenizer, Path, dict[str, float]]:
     """Return the tokenizer, the folder of the dataset, and the seconds of each stage (0 for reused results).
 
     first: whether this process does the work. Other processes wait for it, on the same file system.
@@ -83,16 +83,11 @@ def _is_prepared(config, folder: Path) -> bool:
 
 
 def _two_passes(
-    config,
-    workdir: Path,
-    sources: list[Source],
-    tokenizer: tokenizers.Tokenizer | HFTokenizer | None,
-    stages: dict[str, float],
-    scratch: Path,
-) -> tuple[tokenizers.Tokenizer | HFTokenizer, Path]:
+    config, workdir: Path, sources: list[Source], tokenizer: Tokenizer | None, stages: dict[str, float], scratch: Path
+) -> tuple[Tokenizer, Path]:
     found = input_files(config.data.input)
     if tokenizer is None:
-        tokenizers.check_vocab_size(config.model.vocab_size)
+        sentencepiece_tokenizer.check_vocab_size(config.model.vocab_size)
     with _Stage(stages, "survey") as progress:
         kept = survey(
             sources,
@@ -107,7 +102,7 @@ def _two_passes(
         with _Stage(stages, "tokenizer") as progress:
             chunks = kept.sample()
             progress("training", sum(map(len, chunks)))
-            tokenizer = tokenizers.fit(
+            tokenizer = sentencepiece_tokenizer.fit(
                 chunks, scratch / "tokenizer.model", vocab_size=config.model.vocab_size, threads=os.cpu_count() or 1
             )
         check_tokenizer(workdir, tokenizer.fingerprint)  # if the run's tokenizer was deleted, the new one must be equal
@@ -131,13 +126,13 @@ def _two_passes(
     return tokenizer, folder
 
 
-def _own_tokenizer(workdir: Path) -> tokenizers.Tokenizer | HFTokenizer | None:
+def _own_tokenizer(workdir: Path) -> Tokenizer | None:
     """Load the run's own tokenizer, or return None if it has none yet."""
     exists = any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json"))
     return load_tokenizer(workdir) if exists else None
 
 
-def _folder(config, tokenizer: tokenizers.Tokenizer | HFTokenizer, workdir: Path) -> Path:
+def _folder(config, tokenizer: Tokenizer, workdir: Path) -> Path:
     """Return the dataset's folder, named by a hash of all settings that the rows depend on."""
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(

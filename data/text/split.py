@@ -16,9 +16,9 @@ import xxhash
 
 from data.sources.source import Document, Source
 from data.text.duplicates import Digests
-from data.text.hf_tokenizer import HFTokenizer
 from data.text.near_copies import NearCopies, normalise
-from data.text.tokenizer import Sample, Tokenizer
+from data.text.sentencepiece_tokenizer import Sample
+from data.text.tokenizer import Tokenizer
 from data.text.workers import ordered
 from lm.errors import UserError
 
@@ -173,7 +173,7 @@ class Survey:
                 yield batch[at][2], "train" if training[at] else "valid"
 
     def encoded(
-        self, source: Source, tokenizer: Tokenizer | HFTokenizer, processes: int | None = None
+        self, source: Source, tokenizer: Tokenizer, processes: int | None = None
     ) -> Iterator[tuple[str, np.ndarray, int]]:
         """Yield (split, ids (unsigned [n]), their UTF-8 bytes) of the documents that `documents` would yield.
 
@@ -225,7 +225,7 @@ def _near(copies: NearCopies | None, datas: Sequence[bytes], training: np.ndarra
 
 
 def _encode(
-    state: tuple[NearCopies | None, Tokenizer | HFTokenizer], item: tuple[list[bytes], np.ndarray]
+    state: tuple[NearCopies | None, Tokenizer], item: tuple[list[bytes], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Return (mask of kept documents, their concatenated ids, the end of each in these, the bytes of each)."""
     (copies, tokenizer), (datas, training) = state, item

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from data.text.hf_tokenizer import HFTokenizer, load_tokenizer
-from data.text.tokenizer import Tokenizer
+from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.align.settings import check_distill
 from lm.convert.source import as_stored, open_source
 from lm.errors import UserError
@@ -82,7 +81,7 @@ def check_settings(distill) -> None:
         raise UserError(f"distill.teacher={distill.teacher} is a reward model, which predicts no tokens; name a language model")
 
 
-def open_teacher(config, tokenizer: Tokenizer | HFTokenizer, mesh) -> tuple[nnx.GraphDef, nnx.State]:
+def open_teacher(config, tokenizer: Tokenizer, mesh) -> tuple[nnx.GraphDef, nnx.State]:
     """Return (graph, parameters) of config.distill.teacher, a workdir or a Hugging Face folder, on the current mesh.
 
     Parameters keep their stored dtypes; matmuls run in config.dtype. The teacher may be of any family, size or quantisation,
@@ -114,7 +113,7 @@ def open_teacher(config, tokenizer: Tokenizer | HFTokenizer, mesh) -> tuple[nnx.
     return graph, source.load(as_stored(source, abstract))
 
 
-def check_tokenizer(ours: Tokenizer | HFTokenizer, theirs: Tokenizer | HFTokenizer, path) -> None:
+def check_tokenizer(ours: Tokenizer, theirs: Tokenizer, path) -> None:
     """Raise UserError unless each of our tokens has the same text in the teacher's tokenizer, which may have more tokens."""
     if ours.fingerprint == theirs.fingerprint:
         return
@@ -129,6 +128,6 @@ def check_tokenizer(ours: Tokenizer | HFTokenizer, theirs: Tokenizer | HFTokeniz
     raise UserError(f"distill.teacher={path}: {how}; logits can only be compared over the same tokens: take another teacher")
 
 
-def _spellings(tokenizer: Tokenizer | HFTokenizer) -> list[bytes]:
+def _spellings(tokenizer: Tokenizer) -> list[bytes]:
     names = {i: name.encode() for name, i in tokenizer.controls.items()}
     return [names.get(i) or tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]

@@ -16,9 +16,8 @@ from flax import nnx
 
 from data.chat.example_batches import ExampleBatches
 from data.chat.examples import prepare_examples, prepare_tasks, record_tasks
-from data.chat.template import CHAT_TEMPLATE
 from data.text.fingerprints import check_tokenizer, record_tokenizer
-from data.text.hf_tokenizer import HFTokenizer, load_tokenizer
+from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm import sizing
 from lm.align import distill, preference, reward, settings, sft
 from lm.align.losses import WITHOUT_REFERENCE
@@ -207,7 +206,7 @@ def example_kind(config) -> str:
     return "task"
 
 
-def planned(config, tokenizer, mesh) -> Plan:
+def planned(config, tokenizer: Tokenizer, mesh) -> Plan:
     """Return the method's objective, and its reference or teacher on the current mesh."""
     if config.method == "sft":
         return Plan(sft.objective(config), None)
@@ -269,7 +268,7 @@ class Validation:
         return metrics
 
 
-def own_tokenizer(config, workdir: Path):
+def own_tokenizer(config, workdir: Path) -> Tokenizer:
     """Load the tokenizer of `workdir`, or that of config.tokenizer if `workdir` has none.
 
     Raises UserError if it has more ids than the model.
@@ -288,15 +287,14 @@ def has_tokenizer(workdir: Path) -> bool:
     return any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json"))
 
 
-def chat_template(config, tokenizer) -> str | None:
+def chat_template(config, tokenizer: Tokenizer) -> str | None:
     """Return the text of config.chat_template, or None for the tokenizer's own. Raises UserError if neither exists."""
     if config.chat_template:
         path = Path(config.chat_template)
         if not path.is_file():
             raise UserError(f"chat_template={config.chat_template}: no such file")
         return path.read_text(encoding="utf-8")
-    own = tokenizer.chat_template if isinstance(tokenizer, HFTokenizer) else CHAT_TEMPLATE
-    if own is None:
+    if tokenizer.chat_template is None:
         raise UserError(
             f"chat_template: the tokenizer of {config.tokenizer} has no chat template; set this key to a Jinja file"
         )

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from data.text.hf_tokenizer import load_tokenizer
-from data.text.tokenizer import Tokenizer
+from data.text.sentencepiece_tokenizer import SentencePieceTokenizer
+from data.text.tokenizer import load_tokenizer
 from lm.adapt import lora
 from lm.checkpoint import Checkpoints, named, nested, newest, plain, unplain
 from lm.config import ModelConfig
@@ -276,7 +276,7 @@ def _tokenizer_files(workdir: Path, to: Path, config: ModelConfig) -> dict:
     if (to / "generation_config.json").exists():
         return read_json(to / "generation_config.json")
     stops = list(tokenizer.stop_ids)
-    if isinstance(tokenizer, Tokenizer):
+    if isinstance(tokenizer, SentencePieceTokenizer):
         stops.append(tokenizer.control_id("<|end|>"))  # ends a turn in the chat template
     pad = tokenizer.pad_id if "pad_token" in tokenizer.special_tokens else None
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops, "pad_token_id": pad}

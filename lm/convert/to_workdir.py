@@ -8,7 +8,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data.text.fingerprints import record_tokenizer
-from data.text.hf_tokenizer import FILES, copy_files, load_tokenizer
+from data.text.hf_tokenizer import FILES, copy_files
+from data.text.tokenizer import load_tokenizer
 from lm.checkpoint import Checkpoints
 from lm.config import ModelConfig
 from lm.convert.files import read_json

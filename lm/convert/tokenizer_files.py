@@ -4,7 +4,8 @@ SentencePiece repeatedly merges the neighbours whose joined piece has the best s
 a list of pairs instead. A piece is always formed from the same pair, in any context: its characters merge as in the piece
 alone. So that pair is the last merge of encoding the piece alone, and one pair per piece, in the order of scores, is exact.
 
-Pieces contain a space as a space, so a literal `▁` is in no piece and falls back to its bytes, as in data/text/tokenizer.py.
+Pieces contain a space as a space, so a literal `▁` is in no piece and falls back to its bytes, as in
+data/text/sentencepiece_tokenizer.py.
 """
 
 import json
@@ -14,9 +15,9 @@ from typing import NamedTuple
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
-from data.chat.template import CHAT_TEMPLATE
-from data.text.hf_tokenizer import HFTokenizer, copy_files, load_tokenizer, special_ids
-from data.text.tokenizer import BOS, CONTROLS, RESERVED, ROLES, UNK, Tokenizer
+from data.text.hf_tokenizer import HFTokenizer, copy_files, special_ids
+from data.text.sentencepiece_tokenizer import BOS, CONTROLS, RESERVED, ROLES, UNK, SentencePieceTokenizer
+from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm import saving
 
 
@@ -28,17 +29,14 @@ class SpecialIds(NamedTuple):
     pad_id: int | None
 
 
-def export_tokenizer(
-    tokenizer: Tokenizer | HFTokenizer, to: Path, *, max_length: int | None = None, chat_template: str | None = CHAT_TEMPLATE
-) -> None:
+def export_tokenizer(tokenizer: Tokenizer, to: Path, *, max_length: int | None = None) -> None:
     """Write the tokenizer's files into the folder `to`; existing files of the same names are overwritten.
 
     For our tokenizer: tokenizer.model, tokenizer.json, tokenizer_config.json and special_tokens_map.json. `transformers` then
     gives our ids after the begin symbol, like `lm.generate`. One difference: a control symbol spelled out in a text becomes
     that symbol, unless `split_special_tokens=True`. For a published tokenizer: the files that it was read from.
 
-    Args:
-      max_length: positions of the model; `transformers` warns beyond. chat_template: for our tokenizer; None: none.
+    Args: max_length: positions of the model; `transformers` warns beyond.
     """
     tokenizer.save(to)
     if isinstance(tokenizer, HFTokenizer):
@@ -53,7 +51,7 @@ def export_tokenizer(
         "padding_side": "left",
     }
     config |= {"model_max_length": max_length} if max_length else {}
-    config |= {"chat_template": chat_template} if chat_template else {}
+    config["chat_template"] = tokenizer.chat_template
     saving.write(to / "tokenizer.json", fast_tokenizer(tokenizer).to_str(pretty=True))
     for name, content in (("tokenizer_config.json", config), ("special_tokens_map.json", names)):
         saving.write(to / name, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -74,7 +72,7 @@ def import_tokenizer(hf_dir: Path, workdir: Path) -> SpecialIds:
     return ids
 
 
-def fast_tokenizer(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+def fast_tokenizer(tokenizer: SentencePieceTokenizer) -> tokenizers.Tokenizer:
     """Return our tokenizer as a BPE of `tokenizers`, with the same ids for every text without control symbols."""
     vocab = {piece: i for i, piece, _ in tokenizer.pieces()}
     rank = {piece: -score for _, piece, score in tokenizer.pieces() if score is not None}

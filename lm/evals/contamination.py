@@ -134,7 +134,7 @@ def texts(input: str | os.PathLike, *, text_key: str = "text") -> Iterator[str]:
 
 def _packed(dataset: Path) -> Iterator[str]:
     from data.text.dataset import texts as packed_texts
-    from data.text.hf_tokenizer import load_tokenizer
+    from data.text.tokenizer import load_tokenizer
 
     workdir = dataset.resolve().parent.parent
     if not any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from flax import nnx
 
+from data.text.tokenizer import Tokenizer
 from lm import saving
 from lm.errors import UserError
 from lm.evals.asked import open_tasks, settings_of, template_of
@@ -41,7 +42,7 @@ def opened(config) -> Evals | None:
         raise UserError(f"evals: {error}") from None
 
 
-def measuring(evals: Evals | None, workdir: Path, graph, tokenizer) -> Measure | None:
+def measuring(evals: Evals | None, workdir: Path, graph, tokenizer: Tokenizer) -> Measure | None:
     """Return measure(step, params) -> {"TASK/METRIC": value}, which runs on the current mesh; None without tasks."""
     if evals is None:
         return None

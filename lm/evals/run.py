@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 
-from data.text.hf_tokenizer import load_tokenizer
+from data.text.tokenizer import load_tokenizer
 from lm import saving
 from lm.errors import UserError
 from lm.evals import compare, contamination, failures

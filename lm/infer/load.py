@@ -7,14 +7,13 @@ from pathlib import Path
 import jax
 from flax import nnx
 
-from data.text.hf_tokenizer import HFTokenizer, load_tokenizer
-from data.text.tokenizer import Tokenizer
+from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.convert.source import as_stored, on_first_device, open_source
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel.mesh import shardings
 
 
-def load(path: str | os.PathLike, dtype: str | None = None) -> tuple[Transformer, Tokenizer | HFTokenizer]:
+def load(path: str | os.PathLike, dtype: str | None = None) -> tuple[Transformer, Tokenizer]:
     """A model, on the first device, and its tokenizer.
 
     Args:

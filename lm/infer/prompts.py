@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 from data.chat.messages import Messages, is_list, messages_of
 from data.chat.template import encode_chat, end_of_turn
-from data.text.hf_tokenizer import HFTokenizer
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 
@@ -23,7 +22,7 @@ class Prompt(NamedTuple):
     stops: tuple[int, ...]
 
 
-def read(tokenizer: Tokenizer | HFTokenizer, prompts: Sequence[Any], template: str | None = None) -> list[Prompt]:
+def read(tokenizer: Tokenizer, prompts: Sequence[Any], template: str | None = None) -> list[Prompt]:
     """Encode each prompt by its own form; a list may mix the forms.
 
     A string is plain text after the begin-of-document token, if there is one. Messages are rendered by the chat template up to
@@ -64,14 +63,14 @@ def _token_ids(prompt: Any, n: int) -> list[int]:
     return [int(i) for i in ids]
 
 
-def _stops(tokenizer: Tokenizer | HFTokenizer, template: str | None) -> tuple[int, ...]:
+def _stops(tokenizer: Tokenizer, template: str | None) -> tuple[int, ...]:
     try:
         return tuple(dict.fromkeys((*tokenizer.stop_ids, end_of_turn(tokenizer, template))))
     except UserError:  # the template ends a turn with no symbol
         return tuple(tokenizer.stop_ids)
 
 
-def _warn_of_symbols(tokenizer: Tokenizer | HFTokenizer, texts: Sequence[str]) -> None:
+def _warn_of_symbols(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
     """Warns, once for a tokenizer, if a text spells one of its control symbols."""
     symbols = [symbol for symbol in tokenizer.controls if symbol.strip()] if texts else []
     found = next((symbol for text in texts for symbol in symbols if symbol in text), None)
@@ -86,6 +85,6 @@ def _warn_of_symbols(tokenizer: Tokenizer | HFTokenizer, texts: Sequence[str]) -
 
 
 @functools.lru_cache(maxsize=16)
-def _warned(tokenizer: Tokenizer | HFTokenizer) -> list[str]:
+def _warned(tokenizer: Tokenizer) -> list[str]:
     """The symbols that were warned of."""
     return []

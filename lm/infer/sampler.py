@@ -13,7 +13,6 @@ import numpy as np
 from flax import nnx
 
 from data.chat.template import Message
-from data.text.hf_tokenizer import HFTokenizer
 from data.text.tokenizer import Tokenizer
 from lm.config import ModelConfig
 from lm.errors import UserError
@@ -64,7 +63,7 @@ class Drawn(NamedTuple):
 
 def generate(
     model: Transformer,
-    tokenizer: Tokenizer | HFTokenizer,
+    tokenizer: Tokenizer,
     prompts: Sequence[str | Sequence[int] | Sequence[Message]],
     *,
     max_new_tokens: int = 64,
@@ -346,7 +345,7 @@ def _loop_of(call: Call, state: SamplingState, until: int) -> SamplingState:
     )
 
 
-def _show(stream, tokenizer, row: list[int], shown: str, stops: Sequence[int], last: bool = False) -> str:
+def _show(stream, tokenizer: Tokenizer, row: list[int], shown: str, stops: Sequence[int], last: bool = False) -> str:
     """Streams what is new; a character whose bytes are not all there yet waits."""
     text = tokenizer.decode(row[:-1] if row[-1] in stops else row)
     if not last:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from data.text import tokenizer
+from data.text import sentencepiece_tokenizer as tokenizer
 from tests.verbs import runs
 
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from data.text import tokenizer
+from data.text import sentencepiece_tokenizer as tokenizer
 from tests.verbs import runs
 from tests.verbs.test_bad_input import refused
 

@@ -23,7 +23,7 @@ from flax import nnx
 
 from data.sources import open_sources
 from data.text.fingerprints import check_tokenizer, record_tokenizer
-from data.text.hf_tokenizer import load_tokenizer
+from data.text.tokenizer import load_tokenizer
 from lm.align.run import chat_template
 from lm.align.run import run as train
 from lm.align.safety import critique

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.chat import template as chat
-from data.text.hf_tokenizer import HFTokenizer
+from data.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 
@@ -30,11 +30,8 @@ class Encoding:
     stays text.
     """
 
-    def __init__(
-        self, tokenizer: Tokenizer | HFTokenizer, *, template: str | None = None, system: str = "", add_bos: bool | None = None
-    ):
-        own = tokenizer.chat_template if isinstance(tokenizer, HFTokenizer) else chat.CHAT_TEMPLATE
-        self.template = None if template == PLAIN else template or own
+    def __init__(self, tokenizer: Tokenizer, *, template: str | None = None, system: str = "", add_bos: bool | None = None):
+        self.template = None if template == PLAIN else template or tokenizer.chat_template
         self.tokenizer, self.system = tokenizer, system
         self.symbols = tokenizer.chat_symbols(self.template or "")
         self.bos = tokenizer.special_tokens.get("bos_token", "")
@@ -50,7 +47,7 @@ class Encoding:
             raise UserError("tokenizer: it has neither a begin nor an end symbol; one is needed for an empty context")
         self.prefix = ids[0]
         self.stop_ids = tuple(tokenizer.stop_ids)
-        if isinstance(tokenizer, Tokenizer):
+        if isinstance(tokenizer, SentencePieceTokenizer):
             self.stop_ids += (tokenizer.control_id("<|end|>"),)
         elif self.template:
             self.stop_ids = tuple(dict.fromkeys((*self.stop_ids, *self._end_of_turn())))
@@ -119,7 +116,7 @@ class Encoding:
             return []
 
 
-def _around(tokenizer: Tokenizer | HFTokenizer) -> tuple[list[int], list[int]]:
+def _around(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     """Return the ids that the tokenizer puts before and after every text."""
     bare, whole = tokenizer.encode("a"), tokenizer.prompt_ids("a")
     begin = next((i for i in range(len(whole) - len(bare) + 1) if whole[i : i + len(bare)] == bare), None)

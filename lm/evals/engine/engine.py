@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from data.text.hf_tokenizer import HFTokenizer
 from data.text.tokenizer import Tokenizer
 from lm.evals.engine import generate as drawing
 from lm.evals.engine import likelihood
@@ -41,7 +40,7 @@ class Engine:
     def __init__(
         self,
         model: Transformer,
-        tokenizer: Tokenizer | HFTokenizer,
+        tokenizer: Tokenizer,
         *,
         name: str,
         max_length: int | None = None,

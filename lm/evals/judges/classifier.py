@@ -20,7 +20,7 @@ from scipy.optimize import minimize
 
 from data.chat.conversations import read_examples
 from data.chat.template import encode_chat
-from data.text.hf_tokenizer import load_tokenizer
+from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm import cli, compile_cache, saving
 from lm.errors import UserError
 from lm.evals.judges.verdict import Judge, Verdict
@@ -45,7 +45,7 @@ class Fitted(NamedTuple):
         return 1 / (1 + np.exp(-np.clip(((features_NF - self.mean) / self.scale) @ self.weights + self.bias, -50, 50)))
 
 
-def features(model: Transformer, tokenizer, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
+def features(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[str], responses: Sequence[str]) -> np.ndarray:
     """Return float32 [N, F] features of each request and answer at the last token: score (F = 1) or hidden state (F = D)."""
     graph, params = nnx.split(model)
     scored = model.config.score_head == "reward"

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.model.transformer import Transformer
 from lm.parallel.hosts import gathered
@@ -50,7 +51,7 @@ class History(NamedTuple):
 
 def gcg(
     model: Transformer,
-    tokenizer,
+    tokenizer: Tokenizer,
     places: Sequence[Place],
     init: Sequence[int],
     *,
@@ -121,7 +122,7 @@ def gcg(
     return history
 
 
-def allowed_tokens(tokenizer, vocab_size: int, ascii_only: bool = True) -> np.ndarray:
+def allowed_tokens(tokenizer: Tokenizer, vocab_size: int, ascii_only: bool = True) -> np.ndarray:
     """Return which tokens a suffix may use, bool [V]: no control symbols, and no parts of a character."""
     controls = set(tokenizer.controls.values())
 
@@ -132,7 +133,7 @@ def allowed_tokens(tokenizer, vocab_size: int, ascii_only: bool = True) -> np.nd
     return np.fromiter(map(allowed, range(vocab_size)), bool, vocab_size)
 
 
-def _comes_back(tokenizer, ids: Sequence[int]) -> bool:
+def _comes_back(tokenizer: Tokenizer, ids: Sequence[int]) -> bool:
     return list(tokenizer.encode(tokenizer.decode(ids))) == list(ids)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from data.chat.template import encode_chat
+from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.evals.redteam.gcg import Place
 
@@ -21,7 +22,7 @@ class InChat(NamedTuple):
 
 
 def in_chat(
-    tokenizer,
+    tokenizer: Tokenizer,
     requests: Sequence[str],
     targets: Sequence[str] = (),
     *,

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from data.chat.template import encode_chat, end_of_turn
+from data.text.tokenizer import Tokenizer
 from lm.evals.judges.endpoint import Chat, Reply
 from lm.evals.judges.judges import guarded
 from lm.evals.judges.refusals import refusal
@@ -181,7 +182,13 @@ def share(hits: Sequence[bool]) -> dict | None:
 
 
 def own_chat(
-    model: Transformer, tokenizer, *, max_new_tokens: int, temperature: float = 0.0, seed: int = 0, template: str | None = None
+    model: Transformer,
+    tokenizer: Tokenizer,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    seed: int = 0,
+    template: str | None = None,
 ) -> Chat:
     """A chat with a model of ours, on the mesh that is set. temperature 0: greedy."""
     stops = tuple(dict.fromkeys((end_of_turn(tokenizer, template), *tokenizer.stop_ids)))
@@ -203,7 +210,9 @@ def own_chat(
     return chat
 
 
-def bits_per_byte(model: Transformer, tokenizer, texts: Iterable[str], sequence_length: int, rows: int = 8) -> dict | None:
+def bits_per_byte(
+    model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], sequence_length: int, rows: int = 8
+) -> dict | None:
     """{"bits_per_byte": −Σ log2 p(target) / Σ UTF-8 bytes, "bytes", "texts"}, or None without a byte.
 
     Each text begins anew after the begin symbol and is cut into rows that do not see one another; its end is no target.

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from tests.data.text.test_tokenizer import corpus
+from tests.data.text.test_sentencepiece_tokenizer import corpus
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 ORDINARY = ("<think>", "</think>", "<tool_call>", "</tool_call>", "\n\n")  # added, yet not special

@@ -6,12 +6,12 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
 from data.chat.template import CHAT_TEMPLATE, encode_chat, render
-from data.text import tokenizer as ours
+from data.text import sentencepiece_tokenizer as ours
 from data.text.hf_tokenizer import HFTokenizer
-from data.text.tokenizer import CONTROLS, ROLES
+from data.text.sentencepiece_tokenizer import CONTROLS, ROLES
 from lm.errors import UserError
 from tests.data.chat import hf_examples
-from tests.data.text.test_tokenizer import AWKWARD, corpus
+from tests.data.text.test_sentencepiece_tokenizer import AWKWARD, corpus
 
 CHATML = """\
 {%- if tools %}

@@ -13,13 +13,13 @@ from data.chat.example_encoding import Encoder, Sequenced
 from data.chat.example_files import Row
 from data.chat.examples import packed, prepare_examples, prepare_tasks
 from data.chat.template import CHAT_TEMPLATE
-from data.text import tokenizer as ours
+from data.text import sentencepiece_tokenizer as ours
 from data.text.hf_tokenizer import HFTokenizer
 from lm.errors import UserError
 from tests.data.chat import hf_examples
 from tests.data.chat.test_chat import CHATML, CONTENTS, HEADERS, THINKING
 from tests.data.chat.test_conversations import assistant, system, user
-from tests.data.text.test_tokenizer import corpus
+from tests.data.text.test_sentencepiece_tokenizer import corpus
 
 T = 48
 WORDS = "the model reads some words of code and then it writes more".split()

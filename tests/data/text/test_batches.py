@@ -7,7 +7,7 @@ import pytest
 
 from data.text.batches import NO_ROW, Batches
 from data.text.dataset import open_split, prepare, prepared
-from data.text.tokenizer import train
+from data.text.sentencepiece_tokenizer import train
 from lm.errors import UserError
 from tests.data.text.test_dataset import Survey, T, source, texts
 

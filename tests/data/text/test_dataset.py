@@ -18,7 +18,7 @@ from tensorflow_datasets.core import registered
 from data.sources.source import Document, Source
 from data.text.batches import Batches
 from data.text.dataset import open_split, prepare, prepared
-from data.text.tokenizer import train
+from data.text.sentencepiece_tokenizer import train
 from lm.errors import UserError
 
 T = 32
@@ -220,7 +220,7 @@ import os, sys
 import numpy as np
 from data.text.dataset import prepare
 from data.sources.source import Source
-from data.text.tokenizer import Tokenizer
+from data.text.sentencepiece_tokenizer import SentencePieceTokenizer
 assert "tensorflow" not in sys.modules
 class Survey:
     stats = {}
@@ -228,7 +228,7 @@ class Survey:
         for i in range(200):
             yield "train", np.asarray(tokenizer.encode("some words " * 300)), 3300
         os._exit(9)
-prepare(sys.argv[1], [Source("code", list)], Tokenizer(sys.argv[2]), sequence_length=32, survey=Survey())
+prepare(sys.argv[1], [Source("code", list)], SentencePieceTokenizer(sys.argv[2]), sequence_length=32, survey=Survey())
 """
 
 

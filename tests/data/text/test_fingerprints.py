@@ -12,13 +12,13 @@ from data.chat.examples import prepare_examples, prepare_tasks, record_tasks
 from data.text.batches import Batches
 from data.text.dataset import prepared
 from data.text.fingerprints import record_tokenizer
-from data.text.hf_tokenizer import load_tokenizer
 from data.text.pipeline import prepare_text
-from data.text.tokenizer import train
+from data.text.sentencepiece_tokenizer import train
+from data.text.tokenizer import load_tokenizer
 from lm.errors import UserError
 from tests.data.chat import hf_examples
 from tests.data.chat.test_examples import configured, write
-from tests.data.text.test_tokenizer import corpus
+from tests.data.text.test_sentencepiece_tokenizer import corpus
 
 LINES = [{"text": f"{n} {text}"} for n, text in enumerate(corpus()) if n < 60]
 

@@ -7,13 +7,14 @@ import pytest
 import tokenizers
 
 from configs.train import tiny
-from data.text import tokenizer as ours
+from data.text import sentencepiece_tokenizer as ours
 from data.text.dataset import open_split, prepared
-from data.text.hf_tokenizer import HFTokenizer, load_tokenizer
+from data.text.hf_tokenizer import HFTokenizer
 from data.text.pipeline import prepare_text
+from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.errors import UserError
 from tests.data.chat import hf_examples
-from tests.data.text.test_tokenizer import AWKWARD, corpus, strings
+from tests.data.text.test_sentencepiece_tokenizer import AWKWARD, corpus, strings
 
 KINDS = {
     "gpt2": hf_examples.gpt2,
@@ -197,11 +198,12 @@ def test_what_a_path_names(tmp_path, sentencepiece):
     hf = hf_examples.folder(tmp_path / "hf", hf_examples.gpt2())
     assert isinstance(load_tokenizer(hf), HFTokenizer)
     assert isinstance(load_tokenizer(hf / "tokenizer.json"), HFTokenizer)
+    assert all(isinstance(each, Tokenizer) for each in (load_tokenizer(hf), sentencepiece))
     sentencepiece.save(tmp_path / "ours")
     for path in ("ours", "ours/tokenizer.model"):
         assert load_tokenizer(tmp_path / path).fingerprint == sentencepiece.fingerprint
     sentencepiece.save(hf)
-    assert isinstance(load_tokenizer(hf), ours.Tokenizer)  # of both, ours
+    assert isinstance(load_tokenizer(hf), ours.SentencePieceTokenizer)  # of both, ours
     (hf / "tokenizer.model").write_bytes(foreign_model(tmp_path))
     assert isinstance(load_tokenizer(hf), HFTokenizer)
 

@@ -7,7 +7,7 @@ from data.sources.source import Source
 from data.text import pipeline
 from data.text.pipeline import prepare_text
 from tests.data.chat.test_examples import write
-from tests.data.text.test_tokenizer import corpus
+from tests.data.text.test_sentencepiece_tokenizer import corpus
 
 
 @pytest.fixture

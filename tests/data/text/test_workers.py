@@ -12,7 +12,7 @@ from data.sources.source import Document, Source
 from data.text import split
 from data.text.dataset import prepare
 from data.text.hf_tokenizer import HFTokenizer
-from data.text.tokenizer import train
+from data.text.sentencepiece_tokenizer import train
 from data.text.workers import HERE, ordered
 from lm.errors import UserError
 from tests.data.chat import hf_examples

@@ -10,7 +10,7 @@ import pytest
 
 from data.chat.conversations import read_examples
 from data.chat.example_encoding import Encoder
-from data.text.tokenizer import train
+from data.text.sentencepiece_tokenizer import train
 from lm.align.best_of import answered, best_and_worst, best_at_k, kept, statistics
 from lm.align.rl.rewards import Rewards
 from lm.align.rl.rolling import Rolling

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from data.text.tokenizer import train
+from data.text.sentencepiece_tokenizer import train
 from lm.align.distill import check_settings, check_tokenizer, objective, open_teacher
 from lm.convert.to_workdir import write_workdir
 from lm.errors import UserError

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from data.chat.template import encode_chat
-from data.text import tokenizer
+from data.text import sentencepiece_tokenizer as tokenizer
 from lm.align.rl.rewards import parse_rewards, scored
 from lm.config import ModelConfig
 from lm.convert.to_workdir import write_workdir

@@ -8,8 +8,8 @@ import pytest
 
 from data.sources import open_sources
 from data.text.dataset import prepare
+from data.text.sentencepiece_tokenizer import train
 from data.text.split import survey
-from data.text.tokenizer import train
 from lm.errors import UserError
 from lm.evals import contamination
 from lm.evals.contamination import BenchmarkItem, check, of_samples, query

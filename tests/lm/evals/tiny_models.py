@@ -6,8 +6,8 @@ from pathlib import Path
 
 import jax
 
-from data.text.hf_tokenizer import load_tokenizer
-from data.text.tokenizer import train
+from data.text.sentencepiece_tokenizer import train
+from data.text.tokenizer import load_tokenizer
 from lm.config import ModelConfig
 from lm.convert.to_published import to_published
 from lm.convert.to_workdir import write_workdir

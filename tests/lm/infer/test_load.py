@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 import lm
-from data.text.tokenizer import train
+from data.text.sentencepiece_tokenizer import train
 from lm.checkpoint import Checkpoints
 from lm.errors import UserError
 from lm.model.transformer import skeleton

@@ -10,7 +10,7 @@ from flax import nnx
 import lm
 from data.chat.template import encode_chat
 from data.text.hf_tokenizer import HFTokenizer
-from data.text.tokenizer import train
+from data.text.sentencepiece_tokenizer import train
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.model.transformer import skeleton

@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import lm
-from data.text.tokenizer import train
+from data.text.sentencepiece_tokenizer import train
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer import decode, sampler

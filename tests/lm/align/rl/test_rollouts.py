@@ -7,7 +7,7 @@ from flax import nnx
 
 from configs.align import grpo
 from data.chat.template import encode_chat
-from data.text.tokenizer import train
+from data.text.sentencepiece_tokenizer import train
 from lm.align.logprobs import token_logprobs
 from lm.align.rl import rollouts
 from lm.align.rl.rewards import Rewards

@@ -7,13 +7,13 @@ import pytest
 
 from data.chat.template import encode_chat
 from data.tasks.calculator import CALCULATOR
-from data.text import tokenizer as ours
+from data.text import sentencepiece_tokenizer as ours
 from data.text.hf_tokenizer import HFTokenizer
 from lm.align.rl.calculator import calculate
 from lm.align.rl.tools import PYTHON, TOOLS, Answer, answer_ids, call, open_tools, parse_turn, run_calls
 from lm.errors import UserError
 from tests.data.chat import hf_examples
-from tests.data.text.test_tokenizer import corpus
+from tests.data.text.test_sentencepiece_tokenizer import corpus
 
 QWEN = """\
 {%- for message in messages %}

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from data.chat.template import encode_chat
-from data.text.tokenizer import train
+from data.text.sentencepiece_tokenizer import train
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.evals.outcome import TaskSettings

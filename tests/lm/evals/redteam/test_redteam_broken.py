@@ -17,7 +17,7 @@ from flax import nnx
 
 from data.chat.template import encode_chat
 from data.tasks.safety_world import safety_world
-from data.text.tokenizer import train
+from data.text.sentencepiece_tokenizer import train
 from lm.align.safety.toy import conversations
 from lm.config import ModelConfig
 from lm.evals.judges import classifier

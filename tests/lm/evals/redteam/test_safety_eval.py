@@ -12,7 +12,7 @@ from flax import nnx
 from scipy.stats import binomtest
 
 from data.chat.template import encode_chat
-from data.text.tokenizer import train
+from data.text.sentencepiece_tokenizer import train
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.evals.judges import classifier

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data.text import tokenizer as tokens
-from data.text.tokenizer import CONTROLS, Tokenizer, sample, train
+from data.text import sentencepiece_tokenizer as tokens
+from data.text.sentencepiece_tokenizer import CONTROLS, SentencePieceTokenizer, sample, train
 from lm.errors import UserError
 
 WORDS = ["the", "model", "reads", "a", "row", "of", "tokens", "def", "return", "12", "345", "x", "=", "(", "):", "."]
@@ -118,7 +118,7 @@ def test_a_lone_surrogate_becomes_the_replacement_character(tokenizer):
 
 def test_training_is_deterministic_and_leaves_one_file(tmp_path, tokenizer):
     again = train(corpus(), tmp_path / "new" / "t.model", vocab_size=420, sample_bytes=1 << 20, seed=0, threads=1)
-    assert again.fingerprint == Tokenizer(tmp_path / "new" / "t.model").fingerprint
+    assert again.fingerprint == SentencePieceTokenizer(tmp_path / "new" / "t.model").fingerprint
     assert again.encode("the model reads") == tokenizer.encode("the model reads")
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["t.model"]
 
@@ -176,7 +176,7 @@ def test_a_file_that_is_no_tokenizer_is_a_user_error(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     for name in ("junk", "empty", "missing", "."):
         with pytest.raises(UserError, match="^tokenizer: ") as caught:
-            Tokenizer(tmp_path / name)
+            SentencePieceTokenizer(tmp_path / name)
         assert "\n" not in str(caught.value)
 
 
