@@ -120,12 +120,6 @@ class HFTokenizer:
         """Return the text of `ids`. Invalid UTF-8, as after a cut inside a character, becomes U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
-    def control_id(self, symbol: str) -> int:
-        """Return the id of a special token such as `<|im_end|>`. Raises: ValueError if there is no such token."""
-        if symbol not in self.controls:
-            raise ValueError(f"no control symbol {symbol!r}; there are {', '.join(self.controls) or 'none'}")
-        return self.controls[symbol]
-
     def save(self, folder: Path) -> None:
         """Copy the files to `folder`, each atomically; `tokenizer.json` after the files that belong to it."""
         copy_files(self._folder, folder, self._file.name)

@@ -161,12 +161,6 @@ class SentencePieceTokenizer:
         """Writes the model as `folder/tokenizer.model`, whole or not at all."""
         saving.write(folder / "tokenizer.model", self.model)
 
-    def control_id(self, symbol: str) -> int:
-        """Return the id of a control symbol such as `<|user|>`. Raises: ValueError if there is no such symbol."""
-        if symbol not in self.controls:
-            raise ValueError(f"no control symbol {symbol!r}; there are {', '.join(CONTROLS)}")
-        return self.controls[symbol]
-
 
 def train(
     texts: Iterable[str], path: str | os.PathLike, *, vocab_size: int, sample_bytes: int, seed: int, threads: int

@@ -277,7 +277,7 @@ def _tokenizer_files(workdir: Path, to: Path, config: ModelConfig) -> dict:
         return read_json(to / "generation_config.json")
     stops = list(tokenizer.stop_ids)
     if isinstance(tokenizer, SentencePieceTokenizer):
-        stops.append(tokenizer.control_id("<|end|>"))  # ends a turn in the chat template
+        stops.append(tokenizer.controls["<|end|>"])  # ends a turn in the chat template
     pad = tokenizer.pad_id if "pad_token" in tokenizer.special_tokens else None
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": stops, "pad_token_id": pad}
     return {key: value for key, value in ids.items() if value not in (None, [])}

@@ -45,7 +45,7 @@ def test_a_run_leaves_and_comes_back(finished, exported, tmp_path):
     assert json.loads((exported / "config.json").read_text())["architectures"] == ["LlamaForCausalLM"]
     model, tokenizer = lm.load(finished)
     generation = json.loads((exported / "generation_config.json").read_text())
-    assert generation["eos_token_id"] == [tokenizer.eos_id, tokenizer.control_id("<|end|>")]
+    assert generation["eos_token_id"] == [tokenizer.eos_id, tokenizer.controls["<|end|>"]]
 
     convert("import", devices=8, **{"from": exported, "workdir": tmp_path / "run", "mesh": "fsdp=4,tensor=2"})
     convert("export", workdir=tmp_path / "run", to=tmp_path / "again", max_shard_gb=1)

@@ -48,7 +48,7 @@ class Encoding:
         self.prefix = ids[0]
         self.stop_ids = tuple(tokenizer.stop_ids)
         if isinstance(tokenizer, SentencePieceTokenizer):
-            self.stop_ids += (tokenizer.control_id("<|end|>"),)
+            self.stop_ids += (tokenizer.controls["<|end|>"],)
         elif self.template:
             self.stop_ids = tuple(dict.fromkeys((*self.stop_ids, *self._end_of_turn())))
         self._special = re.compile(f"{chat._any_of(self.symbols)}|{MARK}")

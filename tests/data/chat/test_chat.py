@@ -189,13 +189,13 @@ def test_our_format(own):
         '<|end|><|tool|>{"temperature": 12}<|end|><|assistant|><think>a</think>12 degrees<|end|><|user|>ab<|end|>'
     )
     ids, assistant = encode_chat(own, TALK, tools=TOOLS, add_generation_prompt=True)
-    c = own.control_id
-    assert ids[:2] == [own.bos_id, c("<|system|>")] and ids[-1] == c("<|assistant|>") and not assistant[-1]
+    c = own.controls
+    assert ids[:2] == [own.bos_id, c["<|system|>"]] and ids[-1] == c["<|assistant|>"] and not assistant[-1]
     written = [i for i, mine in zip(ids, assistant, strict=True) if mine]
     said = [own.encode(message["content"]) for message in (TALK[2], TALK[6])]
     call = '{"name": "find", "arguments": {"city": "Zürich", "n": 3, "in": [true, null]}}'
-    end = c("<|end|>")
-    assert written == [*said[0], end, c("<|tool|>"), *own.encode(call), end, *said[1], end]
+    end = c["<|end|>"]
+    assert written == [*said[0], end, c["<|tool|>"], *own.encode(call), end, *said[1], end]
 
 
 CONTENTS = [
@@ -232,7 +232,7 @@ def test_no_message_can_spell_a_control_symbol(own):
         ids, assistant = encode_chat(own, talk)
         expected = [own.bos_id]
         for message in talk:  # the slow twin: the format, built from ids
-            expected += [own.control_id(f"<|{message['role']}|>"), *own.encode(message["content"]), own.control_id("<|end|>")]
+            expected += [own.controls[f"<|{message['role']}|>"], *own.encode(message["content"]), own.controls["<|end|>"]]
         assert ids == expected
         assert sum(assistant) == 1 + len(own.encode(talk[2]["content"]))
 
@@ -302,11 +302,11 @@ def test_a_tokenizer_that_folds_case_cannot_be_tricked(tmp_path):
     raw.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     raw.add_special_tokens([AddedToken("<|sys|>", normalized=True, special=True)])
     tokenizer = HFTokenizer(hf_examples.folder(tmp_path, raw))
-    assert raw.encode("＜|ＳＹＳ|＞").ids == [tokenizer.control_id("<|sys|>")]
+    assert raw.encode("＜|ＳＹＳ|＞").ids == [tokenizer.controls["<|sys|>"]]
     template = "<|sys|>{{ messages[0].content }}"
     for content in ("＜|ＳＹＳ|＞", "<|SYS|>", "<|sys|>", "nothing"):
         ids, _ = encode_chat(tokenizer, [{"role": "user", "content": content}], template=template)
-        assert [i for i in ids if i in tokenizer.controls.values()] == [tokenizer.control_id("<|sys|>")]
+        assert [i for i in ids if i in tokenizer.controls.values()] == [tokenizer.controls["<|sys|>"]]
         assert tokenizer.decode(ids) == content.lower().replace("＜|ｓｙｓ|＞", "<|sys|>")
 
 

@@ -59,8 +59,8 @@ def spelled(tokenizer, messages):
     """The slow twin of our format: ids and mask, message by message."""
     ids, trained = [tokenizer.bos_id], [False]
     for message in messages:
-        words = [*tokenizer.encode(message["content"]), tokenizer.control_id("<|end|>")]
-        ids += [tokenizer.control_id(f"<|{message['role']}|>"), *words]
+        words = [*tokenizer.encode(message["content"]), tokenizer.controls["<|end|>"]]
+        ids += [tokenizer.controls[f"<|{message['role']}|>"], *words]
         trained += [False] + [message["role"] == "assistant"] * len(words)
     return ids, trained
 
@@ -96,7 +96,7 @@ def test_an_assistants_words_and_end_symbols_are_trained_and_nothing_else(own, c
         ids, trained = spelled(own, talk)
         whole = encoder.conversation(Conversation([*talk, user("and then?")])).learnt()
         assert whole.ids.tolist() == ids and whole.trained.tolist() == trained
-        assert whole.trained[-1] and whole.ids[-1] == own.control_id("<|end|>")
+        assert whole.trained[-1] and whole.ids[-1] == own.controls["<|end|>"]
 
 
 def test_words_of_others_do_not_move_the_mask(own):
@@ -144,7 +144,7 @@ def test_a_template_without_marks_gives_the_mask_that_marks_would(published):
     for talk in talks(20, seed=3):
         [one, other] = (encoder.conversation(Conversation(talk)) for encoder in encoders)
         assert one.ids.tolist() == other.ids.tolist() and one.trained.tolist() == other.trained.tolist()
-        assert one.learnt().ids[-1] == published.control_id("<|im_end|>") != one.ids[-1]
+        assert one.learnt().ids[-1] == published.controls["<|im_end|>"] != one.ids[-1]
         pairs = [encoder.pair(Pair(talk[:-1], talk[-1:], [assistant("so")])) for encoder in encoders]
         for one, other in zip(*pairs):
             assert one.ids.tolist() == other.ids.tolist() and one.trained.tolist() == other.trained.tolist()
@@ -166,7 +166,7 @@ def test_an_end_symbol_that_also_ends_documents_is_trained(published):
     talk = [user("a"), assistant("b c"), user("d"), assistant("e")]
     sequence = Encoder(published, HEADERS).conversation(Conversation(talk))
     assert published.decode(sequence.ids[sequence.trained]) == "b ce"
-    assert (sequence.ids[sequence.trained] == published.control_id("<|endoftext|>")).sum() == 2
+    assert (sequence.ids[sequence.trained] == published.controls["<|endoftext|>"]).sum() == 2
 
 
 def test_tools_stand_in_the_prompt_and_calls_are_trained(published):

@@ -91,16 +91,14 @@ def test_merges_are_learnt_and_digits_stand_alone(tokenizer):
 
 @pytest.mark.parametrize("symbol", CONTROLS)
 def test_a_control_symbol_spelled_in_text_is_text(tokenizer, symbol):
-    i = tokenizer.control_id(symbol)
+    i = tokenizer.controls[symbol]
     assert i not in tokenizer.encode(f"a {symbol}{symbol} b")
     assert tokenizer.decode([i]) == "" and tokenizer.bytes_per_token[i] == 0
 
 
 def test_ids_of_the_controls(tokenizer):
-    assert [tokenizer.control_id(s) for s in ("<pad>", "</s>", "<s>", "<unk>")] == [0, 1, 2, 3]
+    assert [tokenizer.controls[s] for s in ("<pad>", "</s>", "<s>", "<unk>")] == [0, 1, 2, 3]
     assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.bos_id, tokenizer.unk_id) == (0, 1, 2, 3)
-    with pytest.raises(ValueError, match="<\\|nobody\\|>"):
-        tokenizer.control_id("<|nobody|>")
 
 
 def test_decoding_broken_and_impossible_ids(tokenizer):

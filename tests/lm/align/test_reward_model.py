@@ -58,7 +58,7 @@ def alone(run) -> np.ndarray:
     forward = nnx.jit(lambda model, tokens: model.scores(model.hidden(tokens).x_BTD))
     for prompt, answer in zip(PROMPTS[:6], ANSWERS):
         ids = encode_chat(own, [*prompt, {"role": "assistant", "content": answer}]).ids
-        assert ids[-1] == own.control_id("<|end|>")
+        assert ids[-1] == own.controls["<|end|>"]
         found.append(float(forward(model, jnp.asarray([ids]))[0, -1]))
     return np.asarray(found)
 

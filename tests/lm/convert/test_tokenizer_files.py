@@ -96,7 +96,7 @@ def test_a_control_symbol_in_a_text_is_a_symbol_there_unless_told_otherwise(pair
     text = "a <|user|></s> b"
     assert fast.encode(text, add_special_tokens=False).ids == [
         *ours.encode("a "),
-        ours.control_id("<|user|>"),
+        ours.controls["<|user|>"],
         ours.eos_id,
         *ours.encode(" b"),
     ]

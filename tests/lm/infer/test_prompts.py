@@ -69,7 +69,7 @@ def test_the_end_of_turn_ends_the_answer(model, pair):
     tokenizer, symbol = pair
     ids = encode_chat(tokenizer, ASKED, add_generation_prompt=True).ids
     greedy = lm.generate(model, tokenizer, [ids], **GREEDY)[0]
-    ending = saying(model, greedy[3], tokenizer.control_id(symbol))
+    ending = saying(model, greedy[3], tokenizer.controls[symbol])
     at = next(n for n, token in enumerate(greedy) if token == greedy[3])
     assert lm.generate(ending, tokenizer, [ASKED], **GREEDY) == [tokenizer.decode(greedy[:at])]
     pieces = []
@@ -81,7 +81,7 @@ def test_forms_may_be_mixed(model, pair):
     tokenizer, symbol = pair
     text, ids = "the hat", tokenizer.encode("a mat")
     spoken = lm.generate(model, tokenizer, [tokenizer.prompt_ids(text)], **GREEDY)[0]
-    model = saying(model, spoken[2], tokenizer.control_id(symbol))
+    model = saying(model, spoken[2], tokenizer.controls[symbol])
     prompts = [text, ASKED, ids, np.asarray(ids), ASKED]
     alone = [lm.generate(model, tokenizer, [prompt], **GREEDY)[0] for prompt in prompts]
     assert lm.generate(model, tokenizer, prompts, **GREEDY) == alone
@@ -99,7 +99,7 @@ def test_a_string_that_spells_a_symbol_is_text_and_is_warned_of_once(model, pair
         warnings.simplefilter("error")
         assert lm.generate(model, tokenizer, [text], **GREEDY) == first[:1]
         lm.generate(model, tokenizer, ["the cat", ASKED, tokenizer.encode(text)], **GREEDY)
-    assert tokenizer.control_id(symbol) not in tokenizer.encode(text)
+    assert tokenizer.controls[symbol] not in tokenizer.encode(text)
 
 
 @pytest.mark.parametrize(

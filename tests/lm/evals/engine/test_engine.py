@@ -240,7 +240,7 @@ def test_conversations(ours, tmp_path):
         assert text.replace(MARK, "").endswith("<|user|>ab <|end|> </s> cd<|end|><|assistant|>Sure")
     plain = Encoding(ours, template="plain")
     assert plain.conversation([{"role": "user", "content": "ab"}], "cd") == "User: ab\n\nAssistant: cd"
-    assert plain.ids("<s>a<|user|>b") == [2, *ours.encode("a"), ours.control_id("<|user|>"), *ours.encode("b")]
+    assert plain.ids("<s>a<|user|>b") == [2, *ours.encode("a"), ours.controls["<|user|>"], *ours.encode("b")]
 
 
 def test_the_begin_symbol(ours, tmp_path):
