@@ -42,7 +42,7 @@ def main(config, workdir: Path | None) -> None:
 def train(config, workdir: Path) -> None:
     import jax
 
-    from data.text.batches import Batches
+    from data.text.batches import TextBatches
     from data.text.pipeline import prepare_text
     from data.text.weights import parse_weights
     from lm.evals import in_loop
@@ -51,7 +51,7 @@ def train(config, workdir: Path) -> None:
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.reports.train import drawn, write_report
     from lm.train import loop
-    from lm.train.feed import Feed, Reading
+    from lm.train.feed import Feed
     from lm.train.fit import check_memory
     from lm.train.start import adopt, initial_params
     from lm.train.step import make_trainer, model_config_of
@@ -70,16 +70,16 @@ def train(config, workdir: Path) -> None:
     tokenizer, dataset, stages = prepare_text(config, workdir, first=hosts.is_first())
     if hosts.is_first():
         save_record(config, workdir)
-    batches = Batches(dataset, "train", batch_size=config.batch_size, seed=config.seed, weights=weights)
+    batches = TextBatches(dataset, "train", batch_size=config.batch_size, seed=config.seed, weights=weights)
     valid = None
     if config.data.valid_fraction > 0:
-        valid = Batches(dataset, "valid", batch_size=config.batch_size, shuffle=False)
+        valid = TextBatches(dataset, "valid", batch_size=config.batch_size, shuffle=False)
 
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)
         try:
             start = functools.partial(initial_params, config, mesh)
-            stream = Reading(batches, mesh, config.data.log_ids)
+            stream = Feed(batches, mesh, config.data.log_ids)
             validate = valid and loop.Evaluator(trainer, Feed(valid, mesh), tokenizer, config.model.vocab_size)
             measure = in_loop.measuring(evals, workdir, skeleton(model_config_of(config))[0], tokenizer)
             result = loop.train(config, trainer, mesh, stream, validate, workdir, start, measure=measure)

@@ -18,7 +18,7 @@ from flax import nnx
 from tqdm import tqdm
 
 from configs.train import demo
-from data.text.batches import Batches
+from data.text.batches import TextBatches
 from data.text.pipeline import prepare_text
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
@@ -88,10 +88,11 @@ def run_loss(config, dataset: Path) -> float:
         trainer = make_trainer(config)
         state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
         step = jax.jit(trainer.step, donate_argnums=0)
-        feed = Feed(Batches(dataset, "train", batch_size=config.batch_size, seed=config.seed), mesh)
+        batches = TextBatches(dataset, "train", batch_size=config.batch_size, seed=config.seed)
+        feed = Feed(batches, mesh)
         seen = []
         for n in range(config.steps):
-            state, metrics = step(state, feed.read(n))
+            state, metrics = step(state, feed.to_devices(batches.batch(n)))
             seen.append(metrics["loss"])
     return float(np.mean(seen[-max(1, round(TAIL * config.steps)) :]))
 
@@ -103,14 +104,15 @@ def moved(config, dataset: Path, steps: int = 4) -> float:
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)
         graph = skeleton(model_config_of(config))[0]
-        feed = Feed(Batches(dataset, "train", batch_size=config.batch_size, seed=config.seed), mesh)
-        batch = feed.read(0)
+        batches = TextBatches(dataset, "train", batch_size=config.batch_size, seed=config.seed)
+        feed = Feed(batches, mesh)
+        batch = feed.to_devices(batches.batch(0))
         inputs = batch["tokens"], batch["segment_ids"], batch["positions"]
         look = jax.jit(lambda params: nnx.merge(graph, params).residual(*inputs))
         state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
         step, before = jax.jit(trainer.step), look(state.params)
         for n in range(steps):
-            state, _ = step(state, feed.read(n))
+            state, _ = step(state, feed.to_devices(batches.batch(n)))
         return float(np.abs(np.asarray(look(state.params) - before, np.float32)).mean())
 
 

@@ -131,7 +131,7 @@ def ours(shape: Shape, steps: int) -> dict:
 def input_rate(shape: Shape, seconds: float = 5.0) -> float:
     """Tokens/s of the input pipeline alone: packed rows from disk, shuffled, prefetched, batched."""
     from data.sources import open_sources
-    from data.text.batches import Batches
+    from data.text.batches import TextBatches, read_ahead
     from data.text.dataset import prepare
     from data.text.sentencepiece_tokenizer import train
     from data.text.split import survey
@@ -142,7 +142,7 @@ def input_rate(shape: Shape, seconds: float = 5.0) -> float:
         texts = (document.text for document, _ in kept.documents(sources[0]))
         tokenizer = train(texts, Path(folder) / "t.model", vocab_size=shape.vocab, sample_bytes=2_000_000, seed=0, threads=2)
         prepare(Path(folder) / "data", sources, tokenizer, sequence_length=shape.length, survey=kept)
-        iterator = Batches(Path(folder) / "data", batch_size=shape.batch).iterate()
+        iterator = read_ahead(TextBatches(Path(folder) / "data", batch_size=shape.batch).batch)
         next(iterator)
         begin, batches = time.perf_counter(), 0
         while time.perf_counter() - begin < seconds:

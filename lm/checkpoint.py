@@ -1,7 +1,7 @@
 """Checkpoints with Orbax: saved in the background, atomically, and restored onto any mesh.
 
     <workdir>/checkpoints/<step>/state     parameters and, for a training run, optimizer state and counters
-    <workdir>/checkpoints/<step>/meta      JSON: resolved config, loader state, tokens trained so far
+    <workdir>/checkpoints/<step>/meta      JSON: resolved config, tokens trained so far
     <workdir>/checkpoints/<step>.damaged   a damaged checkpoint that was renamed
 
 Arrays are stored by name, independent of the mesh. Both folders hold checksums of their files (lm/checksums.py), which are

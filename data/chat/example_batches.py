@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from data.text.batches import NO_ROW, Numbered, shuffled
+from data.text.batches import NO_ROW, Batches, shuffled
 
 KINDS = ("conversation", "pair", "labelled", "steps")
 SCALARS = {"margin", "desirable"}  # one number per example
 
 
-class ExampleBatches(Numbered):
+class ExampleBatches(Batches):
     """The batches of one split of `data.chat.examples.prepare_examples`. Immutable; threads may share it.
 
     With `shuffle` the stream is endless and reads every example once per epoch. Without, examples keep their order, and the
@@ -46,7 +46,7 @@ class ExampleBatches(Numbered):
         self._columns, self._ends = columns, np.asarray(columns["ends"])
         self._begins = np.concatenate([[0], self._ends.reshape(-1)[:-1]]).reshape(self._ends.shape)
 
-    def batch(self, n: int, rows: slice | Sequence[int] | None = None) -> dict[str, np.ndarray]:
+    def batch(self, n: int, rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """Read batch n, or its examples [b] selected by `rows`.
 
         Returns `tokens`, `targets`, `segment_ids` (from 1; 0 is padding), `positions` (from 0 in each segment), int32, and

@@ -1,4 +1,4 @@
-"""Batches as a pure function of (seed, step), read by Grain in the background.
+"""Batches as a pure function of (seed, step), and their reading ahead in background threads.
 
 Position k of the training stream is one row, given by an index permutation that changes every epoch. Batch n holds
 positions n·B … n·B+B-1. So resuming at batch n needs no replay, and any number of hosts reads the same global batches:
@@ -11,7 +11,7 @@ import difflib
 import math
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import grain
 import grain.experimental
@@ -23,7 +23,7 @@ from lm.errors import UserError
 NO_ROW = -1  # the id of a padding row in the last batch
 
 
-class Numbered:
+class Batches:
     """Base class: batches of rows in the order `order`. A subclass reads their content in `batch`.
 
     Args:
@@ -41,50 +41,23 @@ class Numbered:
         self._order, self._shuffle = order, shuffle
         self._order[0]  # the first access initialises Grain's statistics, which is not thread-safe
 
-    def batch(self, n: int, rows: slice | Sequence[int] | None = None) -> dict[str, np.ndarray]:
+    def batch(self, n: int, rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """Return batch n, or its rows [b] selected by `rows`, as arrays [b, …]; `ids` as `global_row_ids`."""
         raise NotImplementedError
 
-    def global_row_ids(self, n: int, rows: slice | Sequence[int] | None = None) -> np.ndarray:
+    def global_row_ids(self, n: int, rows: Sequence[int] | None = None) -> np.ndarray:
         """Return the row ids of batch n, int64 [B], or those selected by `rows`.
 
         An id is the row's index among all rows of the split, including sources that are not read; -1 is padding.
         """
         if n < 0 or not (self._shuffle or n < self.num_batches):
             raise IndexError(f"no batch {n}" + ("" if self._shuffle else f" among {self.num_batches}"))
-        places = range(n * self.batch_size, (n + 1) * self.batch_size)
-        places = places if rows is None else places[rows] if isinstance(rows, slice) else [places[r] for r in rows]
+        places = [n * self.batch_size + row for row in (range(self.batch_size) if rows is None else rows)]
         last = sys.maxsize if self._shuffle else self.num_rows
         return np.asarray([self._order[k] if k < last else NO_ROW for k in places], np.int64)
 
-    def iterate(
-        self,
-        start: int = 0,
-        rows: slice | Sequence[int] | None = None,
-        stop: int | None = None,
-        *,
-        prefetch: int = 8,
-        threads: int = 2,
-    ) -> grain.DatasetIterator:
-        """Return a Grain iterator over batches `start` … `stop` − 1, as returned by `batch`.
 
-        The state of `get_state()` and `set_state()` is the number of the next batch. So it also fits iterators with
-        another start or other rows. `close()` ends the threads early.
-
-        Args:
-            stop: default: endless with `shuffle`, else `num_batches`.
-            prefetch: batches read ahead; 0 reads in the caller's thread.
-            threads: number of reader threads.
-        """
-        end = sys.maxsize if self._shuffle else self.num_batches
-        source = _Source(self, rows, end if stop is None else min(stop, end))
-        options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
-        iterator = iter(grain.MapDataset.source(source).to_iter_dataset(options))
-        grain.experimental.set_next_index(iterator, min(start, len(source)))
-        return iterator
-
-
-class Batches(Numbered):
+class TextBatches(Batches):
     """The batches of one split of a dataset made by `data.text.dataset.prepare`. Immutable; threads may share it.
 
     With `shuffle` the stream is endless. Without weights, every row is read once per epoch. With weights, the sources
@@ -144,7 +117,7 @@ class Batches(Numbered):
         self._starts = np.asarray([ids.start for ids in self.ranges.values()])
         self._readers = [open_split(dataset_dir, name, split) for name in self.ranges]
 
-    def batch(self, n: int, rows: slice | Sequence[int] | None = None) -> dict[str, np.ndarray]:
+    def batch(self, n: int, rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """Read batch n, or its rows [b] selected by `rows`.
 
         Returns:
@@ -176,17 +149,19 @@ class Batches(Numbered):
         }
 
 
-class _Source:
-    """A Grain random-access source whose element n is batch n."""
+def read_ahead(
+    read: Callable[[int], dict], start: int = 0, stop: int = sys.maxsize, *, prefetch: int = 8, threads: int = 2
+) -> grain.DatasetIterator:
+    """Return a Grain iterator over read(start) … read(stop − 1). Threads call `read`; `close()` ends them early.
 
-    def __init__(self, batches: Numbered, rows: slice | Sequence[int] | None, length: int):
-        self._batches, self._rows, self._length = batches, rows, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, n: int) -> dict[str, np.ndarray]:
-        return self._batches.batch(n, self._rows)
+    Args:
+        prefetch: results read ahead; 0 reads in the caller's thread.
+        threads: number of reader threads.
+    """
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
+    iterator = iter(grain.MapDataset.range(stop).map(read).to_iter_dataset(options))
+    grain.experimental.set_next_index(iterator, min(start, stop))
+    return iterator
 
 
 def shuffled(ranges: Mapping[str, range], weights: Mapping[str, float] | None, seed: int) -> grain.MapDataset:

@@ -33,7 +33,7 @@ from lm.model.transformer import skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import check_fit, make_mesh
 from lm.train import loop
-from lm.train.feed import Feed, Reading, Stream, summed
+from lm.train.feed import Feed, Stream, summed
 from lm.train.fit import check_memory
 from lm.train.start import adopt, initial_params
 from lm.train.step import Objective, Trainer, make_trainer, model_config_of
@@ -122,7 +122,7 @@ def run(
                 tools=tools,
                 template=template,
             )
-        stream: Stream = roller if acts else Reading(batches(config, kind, examples.train), mesh, config.data.log_ids)
+        stream: Stream = roller if acts else Feed(batches(config, kind, examples.train), mesh, config.data.log_ids)
         valid = batches(config, kind, examples.valid, shuffle=False) if examples and examples.valid else None
         feed = Feed(valid, mesh) if valid else None
         validate = Validation(config, trainer, feed, roller, held_out, rewards, plan.frozen)

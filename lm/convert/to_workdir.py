@@ -113,7 +113,7 @@ def write_workdir(workdir: Path, config: ModelConfig, params: nnx.State, **more)
     model = config.to_dict()
     saved = {"dtype": model.pop("dtype"), "model": model, **more}
     checkpoints = Checkpoints(workdir, compress=False)
-    checkpoints.save(0, {"params": params}, {"config": saved, "loader": None, "tokens": 0})
+    checkpoints.save(0, {"params": params}, {"config": saved, "tokens": 0})
     checkpoints.wait()
     checkpoints.close()
     write_json(workdir / "config.json", saved)

@@ -86,16 +86,16 @@ def train(
     if begin is None:
         if config.init_from and config.model.adapter.rank:
             base = reference(config.init_from, workdir)
-        begin, tokens, loader = 0, 0, None
+        begin, tokens = 0, 0
         state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh), donate_argnums=0)(start())
     else:
         meta, abstract = checkpoints.meta(begin), abstract_state(trainer, mesh)
-        base, tokens, loader = meta.get("base"), meta["tokens"], meta["loader"]
+        base, tokens = meta.get("base"), meta["tokens"]
         state = checkpoints.restore(begin, kept(abstract))
         if base:
             state = state._replace(params=open_source(workdir, begin).load(abstract.params))
 
-    stream.start(begin, loader)
+    stream.start(begin)
     step_fn, sound_fn = jax.jit(trainer.step, donate_argnums=0), jax.jit(sound)
     num_params = sum(sizing.parameters(model_config_of(config))["total"].values())
     flops = sizing.flops_per_token(model_config_of(config), config.sequence_length)
@@ -152,7 +152,7 @@ def train(
                 f"were not saved. Lower optimizer.learning_rate, then run the same command: it resumes from step "
                 f"{checkpoints.latest() or 0}"
             )
-        meta = {"config": config.to_dict(), "loader": stream.state(), "tokens": tokens} | ({"base": base} if base else {})
+        meta = {"config": config.to_dict(), "tokens": tokens} | ({"base": base} if base else {})
         checkpoints.save(step, kept(state), meta)
 
     stop = _Stop()

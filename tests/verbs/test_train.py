@@ -12,7 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from data.text.batches import Batches
+from data.text.batches import TextBatches
 from tests.verbs import runs
 
 
@@ -55,7 +55,7 @@ def test_metrics(finished):
 def test_tokens_and_ids_are_those_of_the_batches(finished):
     """`tokens` counts what was trained on since step 0, and ids.jsonl names the rows of the whole batch."""
     dataset = next(path for path in (finished / "data").iterdir() if path.is_dir() and not path.name.startswith("."))
-    batches = Batches(dataset, "train", batch_size=8, seed=0)
+    batches = TextBatches(dataset, "train", batch_size=8, seed=0)
     logged, tokens = runs.lines(finished / "ids.jsonl"), 0
     assert len(logged) == runs.STEPS
     for line, ids in zip(runs.training(finished), logged):

@@ -5,7 +5,6 @@ A batch is a pure function of (parameters, seed, step), so a resumed run samples
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +53,7 @@ class Rolling:
         self._width = check_room(config, tasks)
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))
 
-    def start(self, step: int, state: Any) -> None:
+    def start(self, step: int) -> None:
         self._left = None
         self._after = self._shared(min(len(task["prompt_ids"]) for task in self.tasks))
 
@@ -89,9 +88,6 @@ class Rolling:
         return on_devices, metrics
 
     def ids(self, step: int) -> list[int] | None:
-        return None
-
-    def state(self) -> Any:
         return None
 
     def close(self) -> None: ...

@@ -1,11 +1,12 @@
-"""Batches are a pure function of (seed, step), whoever reads them and from wherever."""
+"""TextBatches are a pure function of (seed, step), whoever reads them and from wherever."""
 
+import functools
 import itertools
 
 import numpy as np
 import pytest
 
-from data.text.batches import NO_ROW, Batches
+from data.text.batches import NO_ROW, TextBatches, read_ahead
 from data.text.dataset import open_split, prepare, prepared
 from data.text.sentencepiece_tokenizer import train
 from lm.errors import UserError
@@ -22,6 +23,10 @@ def folder(tmp_path_factory):
     return path / "set"
 
 
+def reader(batches, rows, *span):
+    return read_ahead(functools.partial(batches.batch, rows=rows), *span)
+
+
 def stream(batches, count):
     return np.concatenate([batches.global_row_ids(n) for n in range(count)])
 
@@ -33,7 +38,7 @@ def same(a, b):
 
 
 def test_a_batch_is_its_rows_shifted(folder):
-    batches = Batches(folder, batch_size=8, seed=3)
+    batches = TextBatches(folder, batch_size=8, seed=3)
     batch = batches.batch(5)
     assert {name: array.dtype for name, array in batch.items()} == {
         "tokens": np.int32,
@@ -57,16 +62,16 @@ def test_a_batch_is_its_rows_shifted(folder):
 
 def test_weights_count_every_target_once(folder):
     for split in ("train", "valid"):
-        batches = Batches(folder, split, batch_size=8, shuffle=False)
+        batches = TextBatches(folder, split, batch_size=8, shuffle=False)
         total = sum(batches.batch(n)["weights"].sum() for n in range(batches.num_batches))
         assert total == sum(counts[split]["tokens_in"] for counts in prepared(folder)["sources"].values())
 
 
 @pytest.mark.parametrize("hosts", [1, 2, 4])
 def test_any_number_of_hosts_reads_the_same_batches(folder, hosts):
-    whole = Batches(folder, batch_size=8, seed=1)
+    whole = TextBatches(folder, batch_size=8, seed=1)
     share = 8 // hosts
-    readers = [Batches(folder, batch_size=8, seed=1).iterate(2, slice(at, at + share), 6) for at in range(0, 8, share)]
+    readers = [reader(TextBatches(folder, batch_size=8, seed=1), range(at, at + share), 2, 6) for at in range(0, 8, share)]
     for n in range(2, 6):
         parts = [next(reader) for reader in readers]
         same(whole.batch(n), {name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
@@ -74,30 +79,28 @@ def test_any_number_of_hosts_reads_the_same_batches(folder, hosts):
 
 
 def test_rows_may_be_any_of_the_batch(folder):
-    batches = Batches(folder, batch_size=8)
+    batches = TextBatches(folder, batch_size=8)
     whole, part = batches.batch(3), batches.batch(3, [6, 1, 1])
     same({name: array[[6, 1, 1]] for name, array in whole.items()}, part)
 
 
 @pytest.mark.parametrize("weights", [None, {"code": 1.0, "docs": 2.0}])
 def test_resuming_needs_no_replay(folder, weights):
-    batches = Batches(folder, batch_size=4, seed=5, weights=weights)
+    batches = TextBatches(folder, batch_size=4, seed=5, weights=weights)
     far = 10_000  # many epochs on
-    same(next(batches.iterate(far)), batches.batch(far))
-    first = batches.iterate(7)
+    same(next(read_ahead(batches.batch, far)), batches.batch(far))
+    first = read_ahead(batches.batch, 7)
     for _ in range(3):
         next(first)
-    state = first.get_state()
     expected = [next(first) for _ in range(3)]
-    resumed = Batches(folder, batch_size=4, seed=5, weights=weights).iterate(0, prefetch=0)
-    resumed.set_state(state)
+    resumed = read_ahead(TextBatches(folder, batch_size=4, seed=5, weights=weights).batch, 10, prefetch=0)
     for batch in expected:
         same(batch, next(resumed))
     first.close()
 
 
 def test_an_epoch_is_every_row_once_and_the_next_is_in_another_order(folder):
-    batches = Batches(folder, batch_size=1, seed=2)
+    batches = TextBatches(folder, batch_size=1, seed=2)
     rows = batches.num_rows
     epochs = stream(batches, 3 * rows).reshape(3, rows)
     for epoch in epochs:
@@ -107,12 +110,12 @@ def test_an_epoch_is_every_row_once_and_the_next_is_in_another_order(folder):
 
 
 def test_the_seed_decides(folder):
-    ids = [stream(Batches(folder, batch_size=16, seed=seed), 4).tolist() for seed in (0, 0, 1)]
+    ids = [stream(TextBatches(folder, batch_size=16, seed=seed), 4).tolist() for seed in (0, 0, 1)]
     assert ids[0] == ids[1] != ids[2]
 
 
 def test_a_mixture_keeps_its_proportions_and_each_source_its_epochs(folder):
-    batches = Batches(folder, batch_size=10, weights={"code": 0.1, "docs": 0.3, "web": 0})
+    batches = TextBatches(folder, batch_size=10, weights={"code": 0.1, "docs": 0.3, "web": 0})
     ids = stream(batches, 400)
     docs, code = batches.ranges["docs"], batches.ranges["code"]
     of_docs = [i for i in ids if i in docs]
@@ -123,8 +126,8 @@ def test_a_mixture_keeps_its_proportions_and_each_source_its_epochs(folder):
 
 
 def test_validation_is_one_pass_in_order_filled_up_with_nothing(folder):
-    batches = Batches(folder, "valid", batch_size=4, shuffle=False)
-    read = list(batches.iterate())
+    batches = TextBatches(folder, "valid", batch_size=4, shuffle=False)
+    read = list(read_ahead(batches.batch, stop=batches.num_batches))
     assert len(read) == batches.num_batches == -(-batches.num_rows // 4)
     ids = np.concatenate([batch["ids"] for batch in read])
     assert ids[: batches.num_rows].tolist() == list(range(batches.num_rows))
@@ -138,14 +141,14 @@ def test_validation_is_one_pass_in_order_filled_up_with_nothing(folder):
 
 
 def test_validation_of_one_source(folder):
-    batches = Batches(folder, "valid", batch_size=3, shuffle=False, weights={"docs": 1})
-    ids = np.concatenate([batch["ids"] for batch in batches.iterate()])
+    batches = TextBatches(folder, "valid", batch_size=3, shuffle=False, weights={"docs": 1})
+    ids = np.concatenate([batch["ids"] for batch in read_ahead(batches.batch, stop=batches.num_batches)])
     assert ids[ids != NO_ROW].tolist() == list(batches.ranges["docs"])
 
 
 def test_iteration_by_threads_keeps_the_order(folder):
-    batches = Batches(folder, batch_size=2, seed=9)
-    iterator = batches.iterate(prefetch=16, threads=4)
+    batches = TextBatches(folder, batch_size=2, seed=9)
+    iterator = read_ahead(batches.batch, prefetch=16, threads=4)
     for n, batch in enumerate(itertools.islice(iterator, 60)):
         np.testing.assert_array_equal(batch["ids"], batches.global_row_ids(n))
     iterator.close()
@@ -163,13 +166,13 @@ def test_iteration_by_threads_keeps_the_order(folder):
 )
 def test_weights_that_make_no_sense(folder, weights, message):
     with pytest.raises(UserError, match=message):
-        Batches(folder, batch_size=2, weights=weights)
+        TextBatches(folder, batch_size=2, weights=weights)
 
 
 def test_no_dataset_and_no_rows_are_user_errors(tmp_path):
     with pytest.raises(UserError, match="no finished dataset"):
-        Batches(tmp_path, batch_size=2)
+        TextBatches(tmp_path, batch_size=2)
     tokenizer = train(["some words"], tmp_path / "t", vocab_size=300, sample_bytes=1000, seed=0, threads=1)
     prepare(tmp_path / "set", [source("code", 3)], tokenizer, sequence_length=T, survey=Survey(every=0))
     with pytest.raises(UserError, match="no rows in split 'valid'"):
-        Batches(tmp_path / "set", "valid", batch_size=2)
+        TextBatches(tmp_path / "set", "valid", batch_size=2)

@@ -16,7 +16,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
 from data.sources.source import Document, Source
-from data.text.batches import Batches
+from data.text.batches import TextBatches
 from data.text.dataset import open_split, prepare, prepared
 from data.text.sentencepiece_tokenizer import train
 from lm.errors import UserError
@@ -156,7 +156,7 @@ def test_a_dataset_of_version_1_is_still_read(tmp_path, tokenizer):
     for split in ("train", "valid"):
 
         def batches(name):
-            return Batches(tmp_path / name, split, batch_size=4, shuffle=False)  # noqa: B023 (called at once)
+            return TextBatches(tmp_path / name, split, batch_size=4, shuffle=False)  # noqa: B023 (called at once)
 
         tokens = [
             sorted(

@@ -9,7 +9,7 @@ import pytest
 
 from configs.train import tiny
 from data.chat.examples import prepare_examples, prepare_tasks, record_tasks
-from data.text.batches import Batches
+from data.text.batches import TextBatches
 from data.text.dataset import prepared
 from data.text.fingerprints import record_tokenizer
 from data.text.pipeline import prepare_text
@@ -197,16 +197,16 @@ def other_json(path):
 def test_a_damaged_dataset_is_set_aside_and_prepared_anew(run, tmp_path, capsys, file, damage):
     config, workdir = run
     [folder] = workdir.glob("data/*")
-    expected, rows = prepared(folder), Batches(folder, "train", batch_size=4).batch(0)
+    expected, rows = prepared(folder), TextBatches(folder, "train", batch_size=4).batch(0)
     hurt = sorted(folder.glob(file))[0]
     damage(hurt)
-    refused(lambda: Batches(folder, "train", batch_size=4), str(hurt), "damaged")
+    refused(lambda: TextBatches(folder, "train", batch_size=4), str(hurt), "damaged")
     capsys.readouterr()
     prepare_text(config, workdir)
     said = [line for line in capsys.readouterr().err.splitlines() if "damaged" in line]
     assert len(said) == 1 and str(hurt) in said[0] and "set aside" in said[0]
     assert prepared(folder) == expected
-    for name, values in Batches(folder, "train", batch_size=4).batch(0).items():
+    for name, values in TextBatches(folder, "train", batch_size=4).batch(0).items():
         np.testing.assert_array_equal(values, rows[name])
     assert len(list(workdir.glob("data/.*.damaged"))) == 1
     damage(hurt)  # and again, now without its input, or with another

@@ -26,7 +26,7 @@ def test_the_newest_checkpoint_gives_the_saved_logits(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     checkpoints = Checkpoints(tmp_path)
     for step, saved in ((1, older), (2, state)):
-        checkpoints.save(step, saved, {"config": config.to_dict(), "loader": None, "tokens": 0})
+        checkpoints.save(step, saved, {"config": config.to_dict(), "tokens": 0})
     checkpoints.wait()
     checkpoints.close()
     model, tokenizer = lm.load(tmp_path)

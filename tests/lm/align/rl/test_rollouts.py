@@ -173,7 +173,7 @@ def drawn(tokenizer):
             group_size=config.rl.group_size,
             tools=TOOLS,
         )
-        made.start(0, None)
+        made.start(0)
         return made
 
     return rolling, params, mesh
