@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 from flax import nnx
 
+from data.chat.template import end_of_turn
 from data.sources import open_sources
 from data.text.fingerprints import check_tokenizer, record_tokenizer
 from data.text.tokenizer import load_tokenizer
@@ -34,10 +35,12 @@ from lm.align.safety.stages import kept_json, kept_lines, kept_seconds, publish,
 from lm.checkpoint import damage
 from lm.convert.source import open_source
 from lm.errors import UserError, naming
+from lm.evals.engine.engine import Engine
 from lm.evals.judges.endpoint import Chat, endpoint
 from lm.evals.judges.judges import open_judge
-from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, judged, own_chat, summary
+from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, judged, summary
 from lm.evals.redteam.safety_prompts import Prompt, read_failures, read_prompts
+from lm.evals.redteam.talk import talk
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import make_mesh, shardings
@@ -93,6 +96,7 @@ class Loop:
         self.tokenizer = load_tokenizer(config.tokenizer)
         check_tokenizer(workdir, self.tokenizer.fingerprint)
         self.template = chat_template(config, self.tokenizer)
+        end_of_turn(self.tokenizer, self.template)  # raises UserError if an answer would never end
         self.train_families, self.held_out = families(s.train_families), families(s.held_out_families)
         options = {"valid_fraction": s.valid_fraction, "seed": config.seed, "limit": s.limit}
         with naming("safety.prompts"):
@@ -264,15 +268,9 @@ class Loop:
         return records
 
     def _chat(self, model: Path, temperature: float) -> Chat:
-        tokens = self.config.rollout.max_new_tokens
-        return own_chat(
-            self._open(model),
-            self.tokenizer,
-            max_new_tokens=tokens,
-            temperature=temperature,
-            seed=self.config.seed,
-            template=self.template,
-        )
+        engine = Engine(self._open(model), self.tokenizer, name=model.name, template=self.template, progress=False)
+        tokens, seed = self.config.rollout.max_new_tokens, self.config.seed
+        return talk(engine, max_new_tokens=tokens, temperature=temperature, seed=seed, distinct=True)
 
     def _open(self, path: Path) -> Transformer:
         if self._opened is None or self._opened[0] != path:
@@ -287,8 +285,16 @@ class Loop:
             for document in source.read():
                 size += len(document.text.encode())
                 texts.append(document.text)
+        engine = Engine(
+            self._open(model),
+            self.tokenizer,
+            name=model.name,
+            max_length=self.config.sequence_length,
+            add_bos=False,  # the begin symbol is context, no target
+            progress=False,
+        )
         with jax.set_mesh(self.mesh):
-            return bits_per_byte(self._open(model), self.tokenizer, texts, self.config.sequence_length)
+            return bits_per_byte(engine, texts)
 
     def _reviser(self, n: int, model: Path) -> tuple[critique.Reviser, Chat | None]:
         s, key = self.config.safety, f"{self.config.seed} {n}"

@@ -49,7 +49,7 @@ class Encoding:
         self.stop_ids = tuple(tokenizer.stop_ids)
         if isinstance(tokenizer, SentencePieceTokenizer):
             self.stop_ids += (tokenizer.controls["<|end|>"],)
-        elif self.template:
+        if self.template:
             self.stop_ids = tuple(dict.fromkeys((*self.stop_ids, *self._end_of_turn())))
         self._special = re.compile(f"{chat._any_of(self.symbols)}|{MARK}")
 

@@ -7,13 +7,6 @@ one a line, from which all figures are computed.
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-
-from data.chat.template import encode_chat, end_of_turn
-from data.text.tokenizer import Tokenizer
 from lm.evals.judges.endpoint import Chat, Reply
 from lm.evals.judges.judges import guarded
 from lm.evals.judges.refusals import refusal
@@ -21,14 +14,7 @@ from lm.evals.judges.verdict import Judge
 from lm.evals.redteam.attacks import compose
 from lm.evals.redteam.safety_prompts import Prompt
 from lm.evals.stats.intervals import wilson
-from lm.infer import not_finite
-from lm.infer.decode import Sampling
-from lm.infer.sampler import draw
-from lm.kernels.cross_entropy import cross_entropy
-from lm.model.transformer import Transformer
-from lm.parallel.mesh import place_rows
-
-ROWS = 64  # conversations answered at a time
+from lm.evals.subject import Subject
 
 
 def attempts(
@@ -181,70 +167,14 @@ def share(hits: Sequence[bool]) -> dict | None:
     return {"n": len(hits), "hits": sum(hits), "rate": sum(hits) / len(hits), "low": low, "high": high}
 
 
-def own_chat(
-    model: Transformer,
-    tokenizer: Tokenizer,
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-    template: str | None = None,
-) -> Chat:
-    """A chat with a model of ours, on the mesh that is set. temperature 0: greedy."""
-    stops = tuple(dict.fromkeys((end_of_turn(tokenizer, template), *tokenizer.stop_ids)))
+def bits_per_byte(subject: Subject, texts: Sequence[str]) -> dict | None:
+    """Return {"bits_per_byte": −Σ log2 p(token) / Σ UTF-8 bytes, "bytes", "texts"}, or None without a byte.
 
-    def chat(conversations) -> list[Reply]:
-        prompts = [encode_chat(tokenizer, c, template=template, add_generation_prompt=True).ids for c in conversations]
-        replies: list[Reply | None] = [None] * len(prompts)
-        # Sorted by length, so that short ones are not padded to the longest; filled up, so that little compiles anew.
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        for begin in range(0, len(order), ROWS):
-            part = order[begin : begin + ROWS]
-            filled = [prompts[i] for i in part] + [prompts[part[0]]] * (ROWS - len(part))
-            sampling = Sampling(max_new_tokens, temperature, stop_ids=stops, vocab_size=tokenizer.vocab_size, seed=seed + begin)
-            drawn = draw(model, filled, sampling)
-            for i, tokens, ended in zip(part, drawn.tokens, drawn.ended):
-                replies[i] = Reply(tokenizer.decode(tokens[:-1] if ended else tokens))
-        return replies
-
-    return chat
-
-
-def bits_per_byte(
-    model: Transformer, tokenizer: Tokenizer, texts: Iterable[str], sequence_length: int, rows: int = 8
-) -> dict | None:
-    """{"bits_per_byte": −Σ log2 p(target) / Σ UTF-8 bytes, "bytes", "texts"}, or None without a byte.
-
-    Each text begins anew after the begin symbol and is cut into rows that do not see one another; its end is no target.
-
-    On the mesh that is set, over which `rows` are split.
+    Texts longer than the subject's maximum length are read in rolling windows, as in lm-evaluation-harness: the last window of
+    a text reaches back, to give the model full context.
     """
-    pieces, size, count = [], 0, 0
-    for text in texts:
-        ids = tokenizer.prompt_ids(text)
-        size, count = size + len(text.encode("utf-8", "replace")), count + 1
-        pieces += [ids[i : i + sequence_length + 1] for i in range(0, len(ids) - 1, sequence_length)]
+    size = sum(len(text.encode("utf-8", "replace")) for text in texts)
     if not size:
         return None
-    config = model.config
-    graph, params = nnx.split(model)
-
-    @jax.jit
-    def nll(params, tokens_BT, targets_BT, segments_BT, positions_BT):
-        model = nnx.merge(graph, params)
-        x_BTD = model.to_head(model.hidden(tokens_BT, segments_BT, positions_BT).x_BTD)
-        weights_BT = segments_BT.astype(jnp.float32)
-        return cross_entropy(x_BTD, model.head_VD, targets_BT, weights_BT, dtype=config.dtype, softcap=config.logit_softcap)[1]
-
-    mesh, total = jax.sharding.get_abstract_mesh(), 0.0
-    rows = max(rows, 1 if mesh.empty else mesh.size)
-    for begin in range(0, len(pieces), rows):
-        tokens = np.zeros((rows, sequence_length + 1), np.int32)
-        segments = np.zeros((rows, sequence_length), np.int32)
-        for row, piece in enumerate(pieces[begin : begin + rows]):
-            tokens[row, : len(piece)], segments[row, : len(piece) - 1] = piece, 1
-        positions = segments * np.arange(sequence_length, dtype=np.int32)
-        total += float(nll(params, *place_rows(tokens[:, :-1], tokens[:, 1:], segments, positions)))
-        if not math.isfinite(total):
-            raise not_finite.error(model, "bits per byte: log-probabilities of the model")
-    return {"bits_per_byte": total / math.log(2) / size, "bytes": size, "texts": count}
+    logp = math.fsum(logp for rolled in subject.rolled(texts) for logp in rolled.logps)
+    return {"bits_per_byte": -logp / math.log(2) / size, "bytes": size, "texts": len(texts)}

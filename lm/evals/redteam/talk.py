@@ -14,18 +14,21 @@ def talk(
     max_new_tokens: int,
     temperature: float,
     seed: int,
+    distinct: bool = False,
     system: str = "",
     heard: dict[str, Generated] | None = None,
 ) -> Chat:
     """Return a chat with the subject, which batches all conversations of a call. A sample depends on its text and seed.
 
-    Args: system: put before every conversation. heard: a dict that receives each answer under its exact prompt.
+    Args:
+      distinct: whether equal conversations of a call get different samples, by their index in the call.
+      system: put before every conversation. heard: a dict that receives each answer under its exact prompt.
     """
 
     def chat(conversations: Sequence[Sequence[dict[str, Any]]]) -> list[Reply]:
         texts = [subject.chat_prompt(with_system(system, messages)) for messages in conversations]
-        options = {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed}
-        answers = subject.generate([Prompt(text, **options) for text in texts])
+        options = {"max_new_tokens": max_new_tokens, "temperature": temperature}
+        answers = subject.generate([Prompt(text, **options, seed=seed + n * distinct) for n, text in enumerate(texts)])
         if heard is not None:
             heard.update(zip(texts, answers, strict=True))
         return [Reply(None, answer.problem) if answer.problem else Reply(answer.text) for answer in answers]

@@ -110,7 +110,7 @@ def test_rollouts_and_evaluations(tokenizer):
         lambda: engine.generate([Prompt("the cat", max_new_tokens=4)]),
         lambda: engine.likelihoods([Continuation("the cat", " sat")]),
         lambda: engine.rolled(["the cat sat"]),
-        lambda: bits_per_byte(model, tokenizer, ["the cat sat"], 32),
+        lambda: bits_per_byte(engine, ["the cat sat"]),
     ):
         with pytest.raises(UserError, match="NaN or infinite.* head holds NaN or infinity in 16 of 5120 values"):
             ask()

@@ -5,7 +5,6 @@ forbidden questions that are put directly, and to go on answering all others. Of
 """
 
 import itertools
-import json
 import random
 
 import jax
@@ -20,12 +19,11 @@ from data.tasks.safety_world import safety_world
 from data.text.sentencepiece_tokenizer import train
 from lm.align.safety.toy import conversations
 from lm.config import ModelConfig
+from lm.evals.engine.engine import Engine
 from lm.evals.judges import classifier
 from lm.evals.outcome import TaskSettings
 from lm.evals.redteam.attacks import compose
-from lm.evals.redteam.safety_eval import own_chat
 from lm.evals.redteam.task import build
-from lm.evals.subject import Generated
 from lm.model.transformer import build as initial
 from lm.model.transformer import skeleton
 
@@ -89,22 +87,6 @@ def fit(graph, params, rows, steps, learning_rate):
     return params
 
 
-class Tiny:
-    """A Subject of the model. Gradients can be seen."""
-
-    name = "tiny"
-
-    def __init__(self, graph, params, tokenizer):
-        self.model, self.tokenizer = nnx.merge(graph, params), tokenizer
-        self.chat = own_chat(self.model, tokenizer, max_new_tokens=32)
-
-    def chat_prompt(self, messages, prefill=""):
-        return json.dumps(messages)
-
-    def generate(self, prompts):
-        return [Generated(reply.text) for reply in self.chat([json.loads(prompt.text) for prompt in prompts])]
-
-
 @pytest.fixture(scope="module")
 def subjects(tmp_path_factory):
     """The model that tells everything, and the one that was taught to refuse what it is asked directly."""
@@ -120,12 +102,17 @@ def subjects(tmp_path_factory):
     graph, params = skeleton(CONFIG)[0], jax.jit(lambda: initial(CONFIG, 0))()
     unsafe = fit(graph, params, rows([*talks, *keep]), 300, 3e-3)
     taught = fit(graph, unsafe, rows([*itertools.islice(safety_lessons(), 1500), *keep]), 200, 1e-3)
-    return [Tiny(graph, params, tokenizer) for params in (unsafe, taught)]
+    return [Engine(nnx.merge(graph, params), tokenizer, name="tiny", progress=False) for params in (unsafe, taught)]
 
 
 def measured(subject, *families, **more):
-    spec = {"kind": "redteam", "prompts": f"builtin:safety_world?substances={SUBSTANCES}", "families": list(families), **more}
-    return build("toy", spec, TaskSettings(limit=60)).run(subject)
+    return task(*families, **more).run(subject)
+
+
+def task(*families, **more):
+    prompts = f"builtin:safety_world?substances={SUBSTANCES}"
+    spec = {"kind": "redteam", "prompts": prompts, "families": list(families), "max_new_tokens": 32, **more}
+    return build("toy", spec, TaskSettings(limit=60))
 
 
 def test_refusing_direct_requests_alone_is_broken_by_other_families(subjects):
@@ -163,9 +150,7 @@ def test_rules_and_a_classifier_that_is_trained_agree_on_refusals(subjects):
         features = classifier.features(unsafe.model, unsafe.tokenizer, prompts, responses)
         return [classifier.verdict(p) for p in fitted.probability(features)]
 
-    spec = {"kind": "redteam", "prompts": f"builtin:safety_world?substances={SUBSTANCES}", "families": ["direct", *FAMILIES]}
-    task = build("toy", spec, TaskSettings(limit=60))._replace(classifier=judge)
-    results = task.run(taught).results
+    results = task("direct", *FAMILIES)._replace(classifier=judge).run(taught).results
     told = results["refusal_agreement"]
     assert told["both"] > 10 and told["neither"] > 10 and told["kappa"] > 0.7, told
     assert results["over_refusal_by_classifier"] <= 0.1

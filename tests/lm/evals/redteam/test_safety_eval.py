@@ -15,11 +15,13 @@ from data.chat.template import encode_chat
 from data.text.sentencepiece_tokenizer import train
 from lm.config import ModelConfig
 from lm.errors import UserError
+from lm.evals.engine.engine import Engine
 from lm.evals.judges import classifier
 from lm.evals.judges.endpoint import Reply
 from lm.evals.judges.verdict import Verdict
-from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, holds, judged, own_chat, share, summary
+from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, holds, judged, share, summary
 from lm.evals.redteam.safety_prompts import Prompt, read_failures, read_prompts
+from lm.evals.redteam.talk import talk
 from lm.evals.stats.intervals import wilson
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
@@ -190,29 +192,47 @@ def model():
     return nnx.merge(skeleton(CONFIG)[0], parameters(CONFIG, scale=4.0))
 
 
-def test_bits_per_byte_are_those_of_whole_logits(model, tokenizer):
+def measuring(model, tokenizer, T=8):
+    return Engine(model, tokenizer, name="tiny", max_length=T, add_bos=False, progress=False)
+
+
+def chatting(model, tokenizer, **options):
+    return talk(Engine(model, tokenizer, name="tiny", progress=False), **{"temperature": 0.0, "seed": 0, **options})
+
+
+def test_bits_per_byte_are_those_of_whole_logits_in_rolling_windows(model, tokenizer):
     texts = ["the cat sat on the mat and on the hat and on that mat, 深い", "Größe"]
     T, total = 8, 0.0
     graph, params = nnx.split(model)
     forward = jax.jit(lambda tokens: jax.nn.log_softmax(nnx.merge(graph, params)(tokens), axis=-1))
     for text in texts:
         ids = tokenizer.prompt_ids(text)
-        for begin in range(0, len(ids) - 1, T):
-            piece = ids[begin : begin + T + 1]
-            logp = np.asarray(forward(jnp.asarray([piece[:-1] + [0] * (T + 1 - len(piece))])))[0]
-            total -= sum(logp[i, target] for i, target in enumerate(piece[1:]))
-    found = bits_per_byte(model, tokenizer, texts, sequence_length=T, rows=3)
+        for begin in range(1, len(ids), T):  # of the window's first target
+            end = min(begin + T, len(ids))
+            window = ids[max(0, end - T - 1) : end]
+            logp = np.asarray(forward(jnp.asarray([window[:-1] + [0] * (T + 1 - len(window))])))[0]
+            total -= sum(logp[i - 1, window[i]] for i in range(len(window) - (end - begin), len(window)))
+    found = bits_per_byte(measuring(model, tokenizer, T), texts)
     size = sum(len(text.encode()) for text in texts)
     assert found["bytes"] == size and found["bits_per_byte"] == pytest.approx(total / np.log(2) / size, rel=1e-5)
-    assert bits_per_byte(model, tokenizer, [], sequence_length=T) is None
+    assert bits_per_byte(measuring(model, tokenizer, T), []) is None
 
 
-def test_our_own_chat_answers_each_conversation_as_if_alone(model, tokenizer):
-    chat = own_chat(model, tokenizer, max_new_tokens=6)
+def test_our_own_model_answers_each_conversation_as_if_alone(model, tokenizer):
+    chat = chatting(model, tokenizer, max_new_tokens=6)
     conversations = [[{"role": "user", "content": text}] for text in ("the cat", "sat on that mat and the hat", "7")]
     together = chat(conversations)
     assert together == [chat([c])[0] for c in conversations] and all(reply.text is not None for reply in together)
     assert len({reply.text for reply in together}) > 1
+
+
+def test_samples_of_equal_conversations_differ_where_they_are_wanted_distinct(model, tokenizer):
+    conversations = [[{"role": "user", "content": "the cat"}]] * 4
+    alike, distinct, again = (
+        chatting(model, tokenizer, max_new_tokens=6, temperature=1.0, seed=3, distinct=distinct)(conversations)
+        for distinct in (False, True, True)
+    )
+    assert len(set(alike)) == 1 and len(set(distinct)) > 1 and distinct == again and distinct[0] == alike[0]
 
 
 @pytest.mark.parametrize("score_head", ["none", "reward"])
@@ -240,9 +260,13 @@ def test_a_classifier_reads_the_last_token_of_each_conversation(tokenizer, score
 def test_eight_devices_measure_as_one(model, tokenizer):
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     texts, conversations = ["the cat sat on the mat and on the hat"] * 3, [[{"role": "user", "content": "the cat"}]] * 2
-    one = bits_per_byte(model, tokenizer, texts, 8), own_chat(model, tokenizer, max_new_tokens=4)(conversations)
+
+    def measured(model):
+        return bits_per_byte(measuring(model, tokenizer), texts), chatting(model, tokenizer, max_new_tokens=4)(conversations)
+
+    one = measured(model)
     graph, params = nnx.split(model)
     with jax.set_mesh(mesh):
         spread = nnx.merge(graph, jax.device_put(params, shardings(params, mesh)))
-        many = bits_per_byte(spread, tokenizer, texts, 8), own_chat(spread, tokenizer, max_new_tokens=4)(conversations)
+        many = measured(spread)
     assert many[0]["bits_per_byte"] == pytest.approx(one[0]["bits_per_byte"], rel=1e-5) and many[1] == one[1]
