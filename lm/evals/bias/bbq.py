@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
-from lm.evals.bias.bbq_scores import OPTIONS, Item, choice, names, parsed, score
+from lm.evals.bias.bbq_scores import OPTIONS, BBQRow, choice, names, parsed, score
 from lm.evals.bias.given import Data, Measure, all_finite, answered, asked, keys, limited, rows, tokens
 from lm.evals.outcome import Outcome, TaskSettings
 from lm.evals.stats import intervals
@@ -36,7 +36,7 @@ class Asked(NamedTuple):
     """A question with its prompt. groups: {person: names of groups that only this person has}."""
 
     row: int
-    item: Item
+    item: BBQRow
     answers_to: dict[str, Any]
     groups: dict[int, set[str]]
     prompt: str

@@ -44,7 +44,7 @@ ALIASES = {
 PARTS = re.compile(r"(?:(lowses|highses)-)?(?:([mf])-)?(.*)")
 
 
-class Item(NamedTuple):
+class BBQRow(NamedTuple):
     """unknown, biased, label: numbers of options; biased is None if the metadata do not tell it."""
 
     key: tuple[str, str, str, str]  # category, example_id, question_index, context_condition
@@ -62,7 +62,7 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
     """
     problems = Problems()
 
-    def read_item(row: int, values: dict) -> tuple[Sequence[tuple], Item]:
+    def read_item(row: int, values: dict) -> tuple[Sequence[tuple], BBQRow]:
         item = parsed(values)
         if item.biased is None:
             problems.add("items_without_target", f"row {row}: {', '.join(item.key)}")
@@ -97,7 +97,7 @@ def figures(samples: Sequence[dict]) -> dict:
     return result
 
 
-def parsed(values: dict) -> Item:
+def parsed(values: dict) -> BBQRow:
     """Raises: Malformed."""
     ids = [key(values, name) for name in ("example_id", "question_index", "context_condition")]
     category = values.get("category") or ""
@@ -120,7 +120,7 @@ def parsed(values: dict) -> Item:
     groups = metadata.get("stereotyped_groups") if isinstance(metadata, dict) else None
     people = {i: names(infos[i], options[i]) for i in range(3) if i != unknown[0]}
     biased = target(people, groups if isinstance(groups, list | tuple) else (), negative=polarity == "neg")
-    return Item((str(category), *ids), options, label, unknown[0], biased)
+    return BBQRow((str(category), *ids), options, label, unknown[0], biased)
 
 
 def target(people: dict[int, set[str]], groups: Sequence, *, negative: bool) -> int | None:
@@ -178,7 +178,7 @@ def _read_answer(answer: dict) -> tuple[tuple, object]:
     return (category, *ids), present(answer, "answer")
 
 
-def _sample(item: Item, chosen: int) -> dict:
+def _sample(item: BBQRow, chosen: int) -> dict:
     category, example_id, question_index, condition = item.key
     bias = 0 if chosen == item.unknown else 1 if chosen == item.biased else -1
     return {

@@ -7,10 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from lm.evals.stats.joining import Malformed, Problems, by_id, present, text, whole
+from lm.evals.stats.joining import Problems, by_id
 from lm.evals.stats.measures import mean
-
-LETTERS = "ABCD"
+from lm.evals.tasks.formats import LETTERS, mmlu
 
 _ALONE = re.compile(r"[\s(\[*\"']*([A-Da-d])[\s)\].:,*\"']*")
 _MARKED = re.compile(
@@ -22,7 +21,7 @@ _FIRST = re.compile(r"[\s(\[*]*(?:([A-D])\s*[)\].:,*\n]|([B-D])\b(?![-+#'’]))"
 _NAMED = re.compile(r"\(([A-D])\)|\b(?i:option|choice)\s+([A-D])\b")
 
 
-class Item(NamedTuple):
+class MultipleChoiceRow(NamedTuple):
     subject: str
     question: str
     choices: tuple[str, ...]
@@ -82,18 +81,9 @@ def letter(response: str, choices: Sequence[str]) -> str | None:
     return named.pop() if len(named) == 1 else None
 
 
-def _read(item: dict) -> Item:
-    choices = item.get("choices")
-    if choices is None:
-        choices = [text(item, name) for name in LETTERS]
-    if not isinstance(choices, list | tuple) or len(choices) != 4 or not all(isinstance(choice, str) for choice in choices):
-        raise Malformed("'choices' are not four texts")
-    answer = whole(present(item, "answer"))
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer <= 3:
-        answer = LETTERS[answer]
-    if not isinstance(answer, str) or answer.strip() not in tuple(LETTERS):
-        raise Malformed(f"'answer' is {answer!r}, none of A, B, C, D")
-    return Item(str(item.get("subject") or ""), text(item, "question"), tuple(choices), answer.strip())
+def _read(item: dict) -> MultipleChoiceRow:
+    read = mmlu(item)
+    return MultipleChoiceRow(str(item.get("subject") or ""), item["question"], tuple(read["choices"]), LETTERS[read["answer"]])
 
 
 def _plain(said: str) -> str:
