@@ -20,7 +20,7 @@ from absl import flags
 
 from lm import cli, saving
 from lm.errors import UserError
-from lm.evals.tasks.items import csv_rows, digest, json_lines
+from lm.evals.tasks.items import csv_rows, digest, json_lines, label
 
 # Imported when it is asked for.
 SCORERS = {
@@ -97,12 +97,8 @@ def read_items(task: str, path: Path) -> list[dict]:
     """
     if path.suffix.lower() != ".csv":
         return list(json_lines(path))
-    items = list(csv_rows(path, COLUMNS.get(task)))
-    if task == "mmlu":
-        name = path.stem.lower().removeprefix("mmlu_")
-        subject = next((name.removesuffix(end) for end in ("_test", "_val", "_dev") if name.endswith(end)), name)
-        items = [{"subject": subject} | item for item in items]
-    return items
+    own = {"subject": label(path, path.parent, task)} if task == "mmlu" else {}
+    return [own | item for item in csv_rows(path, COLUMNS.get(task))]
 
 
 if __name__ == "__main__":

@@ -32,8 +32,7 @@ class Following(NamedTuple):
         asked = []
         for item in self.documents.items:
             try:
-                if wrong := ifeval.score([item.doc], [])[0]["problems"].get("malformed_items"):
-                    raise Malformed(wrong["examples"][0].removeprefix("row 0: "))
+                ifeval.read_item(0, item.doc)  # raises Malformed
                 asked.append((item, self.prompts.contexts(item, subject)[0]))
             except Malformed as why:
                 problems.add("malformed_items", f"{item.id}: {why}")

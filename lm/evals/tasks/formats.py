@@ -22,7 +22,7 @@ def mmlu(row: dict) -> dict[str, Any]:
     answer = whole(present(row, "answer"))
     if isinstance(answer, str):
         answer = LETTERS.find(answer.strip()) if len(answer.strip()) == 1 else -1
-    if not isinstance(answer, int) or not 0 <= answer <= 3:
+    if isinstance(answer, bool) or not isinstance(answer, int) or not 0 <= answer <= 3:
         raise Malformed(f"'answer' is {row['answer']!r}, none of A, B, C, D")
     return {"choices": choices, "answer": answer}
 

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 from lm.evals.stats.joining import Malformed, Problems, by_id, text
 from lm.evals.stats.measures import mean
+from lm.evals.tasks.catalogue import path_of, read_spec
+from lm.evals.tasks.filters import INVALID, open_pipelines
 
-STRICT = re.compile(r"#### (-?[0-9.,]+)")
-FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")
+FILTERS = open_pipelines("gsm8k", read_spec(path_of("gsm8k"), "gsm8k")["filter_list"])  # strict and flexible
 
 
 def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[dict]]:
@@ -24,8 +25,9 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
     pairs, missing = by_id(items, answers, problems, _read)
     samples = []
     for id, (question, target), response in pairs:
-        strict, flexible = STRICT.search(response), FLEXIBLE.findall(response)
-        if not flexible:
+        texts = {name: find([response]) for name, find in FILTERS.items()}
+        found = {name: None if text == INVALID else text for name, text in texts.items()}
+        if found["flexible"] is None:
             problems.add("responses_without_number", f"{id}: {response!r}")
         samples.append(
             {
@@ -34,10 +36,8 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
                 "question": question,
                 "response": response,
                 "target": target,
-                "strict": strict[1] if strict else None,
-                "flexible": flexible[-1] if flexible else None,
-                "strict_correct": bool(strict) and normal(strict[1]) == target,
-                "flexible_correct": bool(flexible) and normal(flexible[-1]) == target,
+                **found,
+                **{f"{name}_correct": number is not None and normal(number) == target for name, number in found.items()},
             }
         )
     results = mean("exact_match_strict", [s["strict_correct"] for s in samples])

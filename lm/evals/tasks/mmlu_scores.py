@@ -5,7 +5,6 @@ A response is read for the letter that it settles on; see `letter`.
 
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from lm.evals.stats.joining import Problems, by_id
 from lm.evals.stats.measures import mean
@@ -21,13 +20,6 @@ _FIRST = re.compile(r"[\s(\[*]*(?:([A-D])\s*[)\].:,*\n]|([B-D])\b(?![-+#'’]))"
 _NAMED = re.compile(r"\(([A-D])\)|\b(?i:option|choice)\s+([A-D])\b")
 
 
-class MultipleChoiceRow(NamedTuple):
-    subject: str
-    question: str
-    choices: tuple[str, ...]
-    target: str
-
-
 def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[dict]]:
     """Items are {"question", "A", "B", "C", "D", "answer"} or {"question", "choices", "answer": 0–3}, perhaps with "subject".
     Answers are {"id", "response"}; the id is the number of the row from 0. A response without a letter is wrong, and named.
@@ -35,23 +27,23 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
     Returns: acc, overall and in "subjects".
     """
     problems = Problems()
-    pairs, missing = by_id(items, answers, problems, _read)
+    pairs, missing = by_id(items, answers, problems, lambda item: item | mmlu(item))
     samples = []
     for id, item, response in pairs:
-        found = letter(response, item.choices)
+        found, target = letter(response, item["choices"]), LETTERS[item["answer"]]
         if found is None:
             problems.add("responses_without_letter", f"{id}: {response!r}")
         samples.append(
             {
                 "task": "mmlu",
                 "id": id,
-                "subject": item.subject,
-                "question": item.question,
-                "choices": list(item.choices),
+                "subject": str(item.get("subject") or ""),
+                "question": item["question"],
+                "choices": item["choices"],
                 "response": response,
                 "letter": found,
-                "target": item.target,
-                "correct": found == item.target,
+                "target": target,
+                "correct": found == target,
             }
         )
     results = mean("acc", [s["correct"] for s in samples]) | {"n": len(samples), "missing": missing, "subjects": {}}
@@ -79,11 +71,6 @@ def letter(response: str, choices: Sequence[str]) -> str | None:
         return first[1] or first[2]
     named = {bracketed or called for bracketed, called in _NAMED.findall(response)}
     return named.pop() if len(named) == 1 else None
-
-
-def _read(item: dict) -> MultipleChoiceRow:
-    read = mmlu(item)
-    return MultipleChoiceRow(str(item.get("subject") or ""), item["question"], tuple(read["choices"]), LETTERS[read["answer"]])
 
 
 def _plain(said: str) -> str:

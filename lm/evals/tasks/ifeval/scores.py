@@ -22,7 +22,7 @@ def score(items: Sequence[dict], answers: Sequence[dict]) -> tuple[dict, list[di
     """
     problems = Problems()
     pairs, missing = join(
-        items, answers, problems, _read_item, lambda answer: (text(answer, "prompt"), text(answer, "response"))
+        items, answers, problems, read_item, lambda answer: (text(answer, "prompt"), text(answer, "response"))
     )
     samples = []
     for (id, prompt, instructions), response in pairs:
@@ -67,7 +67,8 @@ def share(name: str, marks: Sequence[Sequence[bool]]) -> dict[str, float | None]
     return {name: r, f"{name}_stderr": math.sqrt(squares * m / (m - 1)) / total if m > 1 else None}
 
 
-def _read_item(row: int, item: dict) -> tuple[Sequence[str], tuple[str, str, list[Instruction]]]:
+def read_item(row: int, item: dict) -> tuple[Sequence[str], tuple[str, str, list[Instruction]]]:
+    """Return the prompt as the item's key, and (id, prompt, instructions). Raises Malformed."""
     prompt, ids, kwargs = text(item, "prompt"), item.get("instruction_id_list"), item.get("kwargs")
     if not isinstance(ids, list) or not ids or not all(isinstance(id, str) for id in ids):
         raise Malformed("'instruction_id_list' is no list of instructions")

@@ -69,7 +69,9 @@ def test_choices_in_a_list_and_a_numbered_answer():
     assert score([item], [{"id": 0, "response": "4"}])[0]["acc"] == 1
 
 
-@pytest.mark.parametrize("change", [{"answer": "E"}, {"answer": 4}, {"answer": None}, {"A": None}, {"choices": ["0", "1"]}])
+@pytest.mark.parametrize(
+    "change", [{"answer": "E"}, {"answer": 4}, {"answer": True}, {"answer": None}, {"A": None}, {"choices": ["0", "1"]}]
+)
 def test_malformed_items_are_named(change):
     results, _ = score([*rows("A", subject=""), rows("A", subject="")[0] | change], [{"id": 0, "response": "A"}])
     assert results["n"] == 1 and results["problems"]["malformed_items"]["n"] == 1
