@@ -99,19 +99,9 @@ def pair(
     budget: int | None = None,
     targets: Sequence[str] = (),
 ) -> list[Found]:
-    """Run PAIR: `streams` parallel conversations with the attacker, each of at most `depth` prompts."""
-    return search(
-        requests,
-        attacker,
-        target,
-        scorer,
-        roots=streams,
-        branching=1,
-        width=streams,
-        depth=depth,
-        budget=budget or streams * depth,
-        targets=targets,
-    )
+    """Run PAIR: `streams` parallel conversations with the attacker, each of at most `depth` prompts. See `tap`."""
+    limits = {"roots": streams, "branching": 1, "width": streams, "depth": depth, "budget": budget}
+    return tap(requests, attacker, target, scorer, targets=targets, **limits)
 
 
 def tap(
@@ -119,54 +109,27 @@ def tap(
     attacker: Chat,
     target: Chat,
     scorer: Scorer,
-    topic: TopicCheck | None,
+    topic: TopicCheck | None = None,
     *,
+    roots: int = 1,
     branching: int = 4,
     width: int = 10,
     depth: int = 10,
     budget: int | None = None,
     targets: Sequence[str] = (),
 ) -> list[Found]:
-    """Run TAP: a branching tree of `depth` levels, pruned to prompts on the topic and to the `width` best leaves."""
-    return search(
-        requests,
-        attacker,
-        target,
-        scorer,
-        topic,
-        roots=1,
-        branching=branching,
-        width=width,
-        depth=depth,
-        budget=budget or width * depth,
-        targets=targets,
-    )
-
-
-def search(
-    requests: Sequence[str],
-    attacker: Chat,
-    target: Chat,
-    scorer: Scorer,
-    topic: TopicCheck | None = None,
-    *,
-    roots: int,
-    branching: int,
-    width: int,
-    depth: int,
-    budget: int,
-    targets: Sequence[str] = (),
-) -> list[Found]:
-    """Search for each request, level by level, with all requests of a level together.
+    """Run TAP: search for each request, level by level, with all requests of a level together.
 
     Args:
       attacker, target: chats (lm/evals/judges/endpoint.py) with the model that writes prompts and with the model under test.
       scorer: of requests and answers. topic: whether a prompt still asks for the same as its request; None: prune nothing.
       roots: initial leaves. branching: new prompts per leaf. width: leaves that stay. depth: levels.
-      budget: maximum number of prompts sent to the model for one request. targets: ideal beginnings of the answers.
+      budget: maximum number of prompts sent to the model for one request; None: width · depth. targets: ideal beginnings of
+        the answers.
     Returns: the result for each request; a search ends at the first score of 10.
     Raises: UserError for numbers below 1.
     """
+    budget = budget or width * depth
     for name, value in (("roots", roots), ("branching", branching), ("width", width), ("depth", depth), ("budget", budget)):
         if value < 1:
             raise UserError(f"search: {name}={value} must be at least 1")

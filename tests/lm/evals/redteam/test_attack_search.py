@@ -9,7 +9,7 @@ from lm.errors import UserError
 from lm.evals.judges.endpoint import Reply
 from lm.evals.judges.verdict import Verdict
 from lm.evals.redteam.ask import Score, by_judge, on_topic, rated, rating, yes_or_no
-from lm.evals.redteam.search import pair, proposed, search, tap
+from lm.evals.redteam.search import pair, proposed, tap
 
 
 class Chat:
@@ -95,7 +95,7 @@ def test_prompts_off_the_topic_are_pruned_before_they_cost_a_query():
 
 def test_the_budget_is_kept():
     target = Chat(echo)
-    found = search(["a", "b"], Chat(climbing), target, by_level, roots=3, branching=2, width=9, depth=9, budget=4)
+    found = tap(["a", "b"], Chat(climbing), target, by_level, roots=3, branching=2, width=9, depth=9, budget=4)
     assert [one.queries for one in found] == [4, 4] and len(target.seen) == 8
     assert all(one.counts["over_budget"] for one in found)
 
