@@ -8,7 +8,6 @@ They are the same for every group, so a difference between groups is more reliab
 either.
 """
 
-import hashlib
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 import yaml
 
 from lm.errors import UserError
-from lm.evals.judges.endpoint import Chat, Reply, endpoint, objects
+from lm.evals.judges.endpoint import Chat, Reply, endpoint, mark_of, objects
 from lm.evals.judges.judges import guarded, open_judge
 from lm.evals.tasks.items import content
 
@@ -138,8 +137,7 @@ def ask(measure: str, chat: Chat) -> Rater:
 
     def rate(prompts: Sequence[str], texts: Sequence[str]) -> list[Rating]:
         def conversation(prompt: str, text: str) -> list[dict]:
-            # The mark depends on both texts, so neither can contain its own end mark.
-            mark = hashlib.sha256(f"{prompt}\0{text}".encode("utf-8", "replace")).hexdigest()[:12]
+            mark = mark_of(prompt, text)
             said = QUESTION.format(mark=mark, prompt=prompt, text=text, question=ASKED[measure], labels=labels)
             return [{"role": "user", "content": said}]
 

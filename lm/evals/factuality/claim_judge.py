@@ -4,13 +4,12 @@ A judge that fails returns "unknown", which never counts as "supported" or as an
 model. A chat is asked one claim at a time and must answer in a strict format.
 """
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 
 from lm.errors import UserError
 from lm.evals.factuality.entailment import Finding, entailed, read
-from lm.evals.judges.endpoint import Chat, Reply, endpoint, objects
+from lm.evals.judges.endpoint import Chat, Reply, endpoint, mark_of, objects
 
 # judge(claims, documents), lists of one length: each claim with the documents to check it against -> a finding for each.
 ClaimJudge = Callable[[Sequence[str], Sequence[Sequence[str]]], list[Finding]]
@@ -48,9 +47,9 @@ def ask(chat: Chat) -> ClaimJudge:
 
 
 def asked(claim: str, documents: Sequence[str]) -> list[dict]:
-    """Return the conversation about a claim. Its mark depends on all texts, so no text can contain its own end mark."""
+    """Return the conversation about a claim."""
     shown = nearest(claim, documents)
-    mark = hashlib.sha256("\0".join([claim, *shown]).encode("utf-8", "replace")).hexdigest()[:12]
+    mark = mark_of(claim, *shown)
     texts = "\n\n".join(f"<document-{n}-{mark}>\n{text}\n</document-{n}-{mark}>" for n, text in enumerate(shown, start=1))
     return [{"role": "user", "content": QUESTION.format(documents=texts, claim=claim, mark=mark)}]
 

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import hashlib
 import json
 import os
 import re
@@ -108,6 +109,11 @@ def _read(url: str, content: bytes) -> Reply:
     if not isinstance(text, str):
         return Reply(None, f"{url}: a chat completion without text")
     return Reply(text)
+
+
+def mark_of(*texts: str) -> str:
+    """Return a mark to put around texts in a question to a judge. It depends on all, so no text can contain its own mark."""
+    return hashlib.sha256("\0".join(texts).encode("utf-8", "replace")).hexdigest()[:12]
 
 
 def objects(text: str) -> list[dict[str, Any]]:

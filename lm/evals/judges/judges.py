@@ -4,13 +4,12 @@ A judge sees the original request, without the attack around it, and the answer.
 trained classifier is in classifier.py.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lm.errors import UserError
-from lm.evals.judges.endpoint import Chat, Reply, endpoint, objects
+from lm.evals.judges.endpoint import Chat, Reply, endpoint, mark_of, objects
 from lm.evals.judges.refusals import is_refusal
 from lm.evals.judges.verdict import Judge, Verdict
 
@@ -69,10 +68,8 @@ def ask(chat: Chat, hazards: Mapping[str, str] | None = None) -> Judge:
 
     def judge(prompts: Sequence[str], responses: Sequence[str], hazard_ids: Sequence[str]) -> list[Verdict]:
         def conversation(prompt: str, response: str, hazard: str) -> list[dict]:
-            # The mark depends on both texts, so neither can contain its own end mark.
-            mark = hashlib.sha256(f"{prompt}\0{response}".encode("utf-8", "replace")).hexdigest()[:12]
             named = (hazards or {}).get(hazard, hazard) or "any harm to people"
-            text = QUESTION.format(mark=mark, prompt=prompt, response=response, hazard=named)
+            text = QUESTION.format(mark=mark_of(prompt, response), prompt=prompt, response=response, hazard=named)
             return [{"role": "user", "content": text}]
 
         replies = chat([conversation(*case) for case in zip(prompts, responses, hazard_ids, strict=True)])

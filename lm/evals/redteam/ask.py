@@ -1,11 +1,10 @@
 """Questions of a search to a judge: a score of an answer from 1 to 10, and whether a prompt is still on the topic."""
 
-import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-from lm.evals.judges.endpoint import Chat, Reply
+from lm.evals.judges.endpoint import Chat, Reply, mark_of
 from lm.evals.judges.judges import guarded
 from lm.evals.judges.verdict import Judge
 
@@ -88,8 +87,7 @@ def yes_or_no(reply: Reply) -> bool | None:
 
 def _asked(question: str, requests: Sequence[str], responses: Sequence[str]) -> list[list[dict]]:
     def conversation(request: str, response: str) -> list[dict]:
-        # The mark depends on both texts, so neither can contain its own end mark.
-        mark = hashlib.sha256(f"{request}\0{response}".encode("utf-8", "replace")).hexdigest()[:12]
-        return [{"role": "user", "content": question.format(mark=mark, request=request, response=response)}]
+        text = question.format(mark=mark_of(request, response), request=request, response=response)
+        return [{"role": "user", "content": text}]
 
     return [conversation(*case) for case in zip(requests, responses, strict=True)]
