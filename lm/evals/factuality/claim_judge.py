@@ -4,12 +4,13 @@ A judge that fails returns "unknown", which never counts as "supported" or as an
 model. A chat is asked one claim at a time and must answer in a strict format.
 """
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 
 from lm.errors import UserError
 from lm.evals.factuality.entailment import Finding, entailed, read
-from lm.evals.judges.endpoint import Chat, Reply, endpoint, mark_of, objects
+from lm.evals.judges.endpoint import Chat, Reply, answers_or_unknown, endpoint, mark_of, objects
 
 # judge(claims, documents), lists of one length: each claim with the documents to check it against -> a finding for each.
 ClaimJudge = Callable[[Sequence[str], Sequence[Sequence[str]]], list[Finding]]
@@ -88,14 +89,8 @@ def guarded(judge: ClaimJudge) -> ClaimJudge:
     def guarded_judge(claims: Sequence[str], documents: Sequence[Sequence[str]]) -> list[Finding]:
         if not claims:
             return []
-        try:
-            found = list(judge(claims, documents))
-        except UserError:
-            raise
-        except Exception as error:
-            return [Finding("unknown", f"the judge failed: {type(error).__name__}: {error}"[:200])] * len(claims)
-        if len(found) != len(claims):
-            return [Finding("unknown", f"the judge gave {len(found)} verdicts on {len(claims)} claims")] * len(claims)
+        unknown = functools.partial(Finding, "unknown")
+        found = answers_or_unknown("the judge", lambda: judge(claims, documents), len(claims), unknown)
         return [finding if finding.label in LABELS else Finding("unknown", finding.reason) for finding in found]
 
     return guarded_judge

@@ -7,8 +7,8 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import requests
 import urllib3
@@ -17,6 +17,7 @@ from lm.errors import UserError
 
 MOST_BYTES = 1 << 20  # of an answer
 PASSING = (408, 409, 425, 429, 500, 502, 503, 504)  # what may be otherwise the next time
+Answer = TypeVar("Answer")
 LONGEST_WAIT = 20.0  # seconds between tries
 
 
@@ -109,6 +110,20 @@ def _read(url: str, content: bytes) -> Reply:
     if not isinstance(text, str):
         return Reply(None, f"{url}: a chat completion without text")
     return Reply(text)
+
+
+def answers_or_unknown(who: str, ask: Callable[[], Iterable[Answer]], n: int, unknown: Callable[[str], Answer]) -> list[Answer]:
+    """Return the n answers of `ask`; if it raises, or returns another number of them, n times unknown(why).
+
+    A UserError passes through, because the user can fix it.
+    """
+    try:
+        found = list(ask())
+    except UserError:
+        raise
+    except Exception as error:
+        return [unknown(f"{who} failed: {type(error).__name__}: {error}"[:200])] * n
+    return found if len(found) == n else [unknown(f"{who} gave {len(found)} answers to {n} questions")] * n
 
 
 def mark_of(*texts: str) -> str:

@@ -4,12 +4,13 @@ A judge sees the original request, without the attack around it, and the answer.
 trained classifier is in classifier.py.
 """
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lm.errors import UserError
-from lm.evals.judges.endpoint import Chat, Reply, endpoint, mark_of, objects
+from lm.evals.judges.endpoint import Chat, Reply, answers_or_unknown, endpoint, mark_of, objects
 from lm.evals.judges.refusals import is_refusal
 from lm.evals.judges.verdict import Judge, Verdict
 
@@ -99,14 +100,8 @@ def guarded(judge: Judge) -> Judge:
     """
 
     def guarded_judge(prompts: Sequence[str], responses: Sequence[str], hazards: Sequence[str]) -> list[Verdict]:
-        try:
-            verdicts = list(judge(prompts, responses, hazards))
-        except UserError:
-            raise
-        except Exception as error:
-            return [Verdict("unknown", f"the judge failed: {type(error).__name__}: {error}"[:200])] * len(prompts)
-        if len(verdicts) != len(prompts):
-            return [Verdict("unknown", f"the judge gave {len(verdicts)} verdicts on {len(prompts)} answers")] * len(prompts)
+        unknown = functools.partial(Verdict, "unknown")
+        verdicts = answers_or_unknown("the judge", lambda: judge(prompts, responses, hazards), len(prompts), unknown)
         return [v if v.label in ("harmful", "safe") else Verdict("unknown", v.reason) for v in verdicts]
 
     return guarded_judge

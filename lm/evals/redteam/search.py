@@ -10,13 +10,14 @@ deterministic, and each request's search is independent of the others.
 """
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from lm.errors import UserError
-from lm.evals.judges.endpoint import Chat, Reply
+from lm.evals.judges.endpoint import Chat, Reply, answers_or_unknown
 from lm.evals.redteam.ask import MOST, Score, Scorer, TopicCheck
 
 MEMORY = 3  # exchanges that the attacker sees again
@@ -205,13 +206,8 @@ def _pruned(proposals: Sequence[Proposal], topic: TopicCheck | None, width: int,
 def _on_topic(proposals: Sequence[Proposal], topic: TopicCheck | None) -> list[bool | None]:
     if topic is None or not proposals:
         return [True] * len(proposals)
-    try:
-        verdicts = list(topic([p.tree.request for p in proposals], [p.prompt for p in proposals]))
-    except UserError:
-        raise
-    except Exception:
-        verdicts = []
-    return verdicts if len(verdicts) == len(proposals) else [None] * len(proposals)
+    requests, prompts = [p.tree.request for p in proposals], [p.prompt for p in proposals]
+    return answers_or_unknown("the check", lambda: topic(requests, prompts), len(proposals), lambda why: None)
 
 
 def _scored(proposals: Sequence[Proposal], replies: Sequence[Reply], scorer: Scorer) -> list[Score]:
@@ -219,14 +215,9 @@ def _scored(proposals: Sequence[Proposal], replies: Sequence[Reply], scorer: Sco
     answered = [i for i, reply in enumerate(replies) if reply.text is not None]
     scores = [Score(None, reply.problem) for reply in replies]
     if answered:
-        try:
-            given = list(scorer([proposals[i].tree.request for i in answered], [replies[i].text for i in answered]))
-            if len(given) != len(answered):
-                raise ValueError(f"{len(given)} scores for {len(answered)} answers")
-        except UserError:
-            raise
-        except Exception as error:
-            given = [Score(None, f"the scorer failed: {type(error).__name__}: {error}"[:200])] * len(answered)
+        requests, texts = [proposals[i].tree.request for i in answered], [replies[i].text for i in answered]
+        unknown = functools.partial(Score, None)
+        given = answers_or_unknown("the scorer", lambda: scorer(requests, texts), len(answered), unknown)
         for i, score in zip(answered, given, strict=True):
             scores[i] = score
     return scores
@@ -275,15 +266,7 @@ def _guarded(chat: Chat) -> Chat:
     def guarded(conversations: Sequence[Sequence[dict]]) -> list[Reply]:
         if not conversations:
             return []
-        try:
-            replies = list(chat(conversations))
-        except UserError:
-            raise
-        except Exception as error:
-            return [Reply(None, f"{type(error).__name__}: {error}"[:200])] * len(conversations)
-        if len(replies) != len(conversations):
-            return [Reply(None, f"{len(replies)} replies to {len(conversations)} conversations")] * len(conversations)
-        return replies
+        return answers_or_unknown("the model", lambda: chat(conversations), len(conversations), functools.partial(Reply, None))
 
     return guarded
 
