@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lm.align.rl import advantages, shared_prompts
+from lm.align.rl import advantages
 from lm.align.rl.rewards import Rewards, scored
 from lm.align.rl.rollouts import Rollout, arrays, roll_out
 from lm.align.rl.tools import Tool
@@ -19,7 +19,6 @@ from lm.errors import UserError
 from lm.parallel.hosts import is_first
 from lm.parallel.mesh import place_rows
 from lm.progress import shown
-from lm.train.step import model_config_of
 
 GRPO, RLOO = jax.jit(advantages.grpo, static_argnums=1), jax.jit(advantages.rloo)
 
@@ -55,7 +54,6 @@ class Rolling:
 
     def start(self, step: int) -> None:
         self._left = None
-        self._after = self._shared(min(len(task["prompt_ids"]) for task in self.tasks))
 
     def next(self, step: int, params, wait: Callable[[], float]) -> tuple[dict[str, jax.Array], dict]:
         done, begin = wait(), time.perf_counter()
@@ -65,17 +63,15 @@ class Rolling:
         seed = int(np.random.SeedSequence([self.config.seed, step]).generate_state(1)[0])
         rollouts = self.roll(params, chosen, seed, each=self.group_size)
         rolled = time.perf_counter()
-        batch = self._arrays(rollouts, chosen)
+        batch = arrays(rollouts, self.config.sequence_length, self.tokenizer.pad_id or 0)
         metrics |= lengths(rollouts)
         if self.rewards is not None:
             total, each = judged(self.rewards, tasks, rollouts)
-            batch |= {name: x.reshape(batch["weights"].shape[:-1]) for name, x in self._compared(total).items()}
+            batch |= self._compared(total)
             metrics |= earned(total, each, self.group_size)
             if self.config.rl.mask_truncated:
-                ended = np.float32([r.ended for r in rollouts])
-                batch["weights"] = batch["weights"] * ended.reshape(*batch["weights"].shape[:-1], 1)
-        rows = batch["weights"].shape[:-1]
-        batch["tokens_share"] = np.full(rows, batch["weights"].sum() / len(tasks), np.float32)
+                batch["weights"] = batch["weights"] * np.float32([[r.ended] for r in rollouts])
+        batch["tokens_share"] = np.full(len(tasks), batch["weights"].sum() / len(tasks), np.float32)
         judged_at = time.perf_counter()
         on_devices = self.placed(batch)
         if self.prepare:
@@ -115,22 +111,6 @@ class Rolling:
     def placed(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Rows split over the mesh; every host holds them all."""
         return dict(zip(batch, place_rows(*batch.values(), mesh=self.mesh)))
-
-    def _shared(self, shortest: int) -> int:
-        """Return the row length after a shared prompt, or 0 if the update does not share prompts."""
-        config, shape = self.config, self.mesh.shape
-        ways = shape["data"] * shape["fsdp"] * shape["expert"] * config.accumulate * config.rl.minibatches
-        if not config.rl.share_prompts or config.batch_size // self.group_size % ways:
-            return 0
-        after = config.rollout.max_new_tokens if config.rollout.max_turns == 1 else config.sequence_length + 1 - shortest
-        return after * shared_prompts.pays(model_config_of(config), self.group_size, self._width, after)
-
-    def _arrays(self, rollouts: Sequence[Rollout], chosen: Sequence[dict]) -> dict[str, np.ndarray]:
-        pad = self.tokenizer.pad_id or 0
-        if not self._after:
-            return arrays(rollouts, self.config.sequence_length, pad)
-        prompts = [task["prompt_ids"] for task in chosen]
-        return shared_prompts.grouped_arrays(rollouts, prompts, self._width, self._after, pad)
 
     def _chosen(self, step: int) -> list[dict]:
         count = self.config.batch_size // self.group_size
