@@ -123,15 +123,16 @@ def reward(prompts, completions, **columns) -> list[float]:
 
 
 def ours(folder: Path, tokens: int, completions: int, steps: int, dtype: str) -> dict[str, list[float]]:
-    """The step of align.py (lm.align.rl.rolling and lm.align.rl.objective); layers unrolled, nothing computed twice."""
+    """The step of align.py (lm.align.rl.stream and lm.align.rl.objective); layers unrolled, nothing computed twice."""
     import jax
 
     from configs.align import grpo
     from data.chat.examples import prepare_tasks
     from data.text.tokenizer import load_tokenizer
     from lm.align.rl import objective as rl
-    from lm.align.rl import rolling
     from lm.align.rl.rewards import Rewards
+    from lm.align.rl.rollouts import sampler_of
+    from lm.align.rl.stream import RolloutStream
     from lm.model.transformer import skeleton
     from lm.parallel.mesh import make_mesh
     from lm.train.start import adopt, initial_params
@@ -150,9 +151,8 @@ def ours(folder: Path, tokens: int, completions: int, steps: int, dtype: str) ->
     with jax.set_mesh(mesh):
         trainer = make_trainer(config, rl.objective(config))
         graph, _ = skeleton(model_config_of(config))
-        stream = rolling.Rolling(
-            config, mesh, graph, tokenizer, tasks, Rewards(("digits",), (reward,), (1.0,)), group_size=GROUP
-        )
+        sampler = sampler_of(config, graph, tokenizer, tasks)
+        stream = RolloutStream(config, mesh, sampler, tasks, Rewards(("digits",), (reward,), (1.0,)))
         stream.start(0, None)
         state = jax.jit(trainer.init)(initial_params(config, mesh))
         step = jax.jit(trainer.step, donate_argnums=0)

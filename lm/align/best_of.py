@@ -20,9 +20,8 @@ import jax
 import numpy as np
 
 from data.chat.examples import prepare_tasks
-from lm.align.rl.rewards import Rewards, parse_rewards
-from lm.align.rl.rolling import Rolling, judged
-from lm.align.rl.rollouts import Rollout
+from lm.align.rl.rewards import Rewards, parse_rewards, score_rollouts
+from lm.align.rl.rollouts import Rollout, Sampler, sampler_of, seed_of
 from lm.align.rl.tools import open_tools
 from lm.align.run import chat_template, own_tokenizer
 from lm.align.run import run as train
@@ -36,6 +35,15 @@ from lm.saving import write_json, write_lines
 from lm.train.start import adopt, initial_params
 from lm.train.step import model_config_of
 from lm.workdir import KEPT, check_record, read_object, recorded
+
+
+class Job(NamedTuple):
+    """The tasks to answer, the sampler of their answers, and the rewards that score these."""
+
+    config: Any
+    sampler: Sampler
+    tasks: Sequence[dict]
+    rewards: Rewards
 
 
 class Best(NamedTuple):
@@ -63,30 +71,18 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None]) -> dict:
     tools = open_tools(config.rollout.tools)
     declared = [tool.schema for tool in tools] or None
     tasks = prepare_tasks(acting, tokenizer, declared)
+    template = chat_template(acting, tokenizer)
+    sampler = sampler_of(acting, skeleton(model_config)[0], tokenizer, tasks[0], tools, template)
+    job = Job(acting, sampler, tasks[0], parse_rewards(config.rewards))
     with jax.set_mesh(mesh):
-        rolling = Rolling(
-            acting,
-            mesh,
-            skeleton(model_config)[0],
-            tokenizer,
-            tasks[0],
-            parse_rewards(config.rewards),
-            group_size=1,
-            tools=tools,
-            template=chat_template(acting, tokenizer),
-        )
-        best = answered(rolling, lambda: initial_params(acting, mesh), workdir, declared)
+        best = answered(job, lambda: initial_params(acting, mesh), workdir, declared)
     return train(learning, workdir, report, tasks) | {"best_of": best.statistics}
 
 
 def answered(
-    rolling: Rolling,
-    start: Callable[[], Any],
-    workdir: Path,
-    tools: list[dict] | None = None,
-    say: Callable[[str], None] = print,
+    job: Job, start: Callable[[], Any], workdir: Path, tools: list[dict] | None = None, say: Callable[[str], None] = print
 ) -> Best:
-    """Sample config.best_of.n answers to every task of `rolling` and keep those that config.best_of selects.
+    """Sample config.best_of.n answers to every task of the job and keep those that config.best_of selects.
 
     Config: best_of.n: answers per prompt. best_of.rows: about how many are sampled at a time. best_of.keep: "best" (the best
     answer to each prompt) or "all" (all different ones). best_of.threshold: least reward of a kept answer, or -inf; an answer
@@ -100,24 +96,24 @@ def answered(
     "chosen", "rejected", "margin", …}), statistics.json and settings.json.
     Raises: UserError for invalid settings, if the workdir holds answers sampled with other settings, or if no answer is kept.
     """
-    config = rolling.config.best_of
+    config = job.config.best_of
     check_best_of(config)
     folder = workdir / "best_of"
-    chunks = _chunks(len(rolling.tasks), max(1, config.rows // config.n))
-    hosts.from_first(lambda: _claim(folder, _settings(rolling)))
+    chunks = _chunks(len(job.tasks), max(1, config.rows // config.n))
+    hosts.from_first(lambda: _claim(folder, _settings(job)))
     names = [folder / "answers" / f"{number:05}.jsonl" for number in range(len(chunks))]
     there = hosts.from_first(lambda: [name.is_file() for name in names])  # all processes must sample the same chunks
     params = None if all(there) else start()
     for number, (chunk, name) in enumerate(zip(chunks, names)):
         if there[number]:
             continue
-        lines = _answers(rolling, params, chunk, number, tools)
+        lines = _answers(job, params, chunk, number, tools)
         if hosts.is_first():
             write_lines(name, lines, ensure_ascii=True)
             mean = np.mean([answer["reward"] for line in lines for answer in line["answers"]])
-            say(f"best of {config.n}: {chunk[-1] + 1}/{len(rolling.tasks)} prompts answered, mean reward {mean:.3f}")
+            say(f"best of {config.n}: {chunk[-1] + 1}/{len(job.tasks)} prompts answered, mean reward {mean:.3f}")
     best = Best(workdir / KEPT, folder / "pairs.jsonl", {})
-    best = best._replace(statistics=hosts.from_first(lambda: _gather(names, best, config, rolling.rewards)))
+    best = best._replace(statistics=hosts.from_first(lambda: _gather(names, best, config, job.rewards)))
     if not best.statistics["kept"]:
         raise UserError(
             f"best_of: of {best.statistics['answers']} answers none is kept, {best.statistics['cut']} were cut by "
@@ -134,22 +130,22 @@ def _chunks(tasks: int, size: int) -> list[list[int]]:
     return [list(range(begin, min(tasks, begin + size))) for begin in range(0, tasks, size)]
 
 
-def _answers(rolling: Rolling, params, chunk: Sequence[int], number: int, tools) -> list[dict]:
+def _answers(job: Job, params, chunk: Sequence[int], number: int, tools) -> list[dict]:
     """Sample one chunk and return its lines."""
-    config = rolling.config.best_of
-    tasks = [rolling.tasks[i] for i in chunk for _ in range(config.n)]
+    config = job.config.best_of
+    tasks = [job.tasks[i] for i in chunk for _ in range(config.n)]
     rows = max(1, config.rows // config.n) * config.n
     filled = tasks + [tasks[0]] * (rows - len(tasks))  # the last chunk reuses the compiled program
-    seed = int(np.random.SeedSequence([rolling.config.seed, number]).generate_state(1)[0])
-    rollouts = rolling.roll(params, filled, seed)[: len(tasks)]
-    total, each = judged(rolling.rewards, tasks, rollouts)
+    seed = seed_of(job.config.seed, number)
+    rollouts = job.sampler(params, filled, seed=seed)[: len(tasks)]
+    total, each = score_rollouts(job.rewards, tasks, rollouts)
     answers = [
         _answer(task, rollout, total[i], {name: values[i] for name, values in each.items()})
         for i, (task, rollout) in enumerate(zip(tasks, rollouts))
     ]
     lines = []
     for i, index in enumerate(chunk):
-        task = rolling.tasks[index]
+        task = job.tasks[index]
         declared = task.get("tools") or tools
         line = {"prompt": list(task["prompt"]), "answers": answers[i * config.n : (i + 1) * config.n]}
         lines.append(line | ({"tools": declared} if declared else {}))
@@ -166,10 +162,10 @@ def _answer(task: dict, rollout: Rollout, reward: float, rewards: dict[str, floa
     }
 
 
-def _settings(rolling: Rolling) -> dict[str, Any]:
+def _settings(job: Job) -> dict[str, Any]:
     """Return all settings that the answers depend on."""
-    config = rolling.config
-    tasks = json.dumps(list(rolling.tasks), default=str)
+    config = job.config
+    tasks = json.dumps(list(job.tasks), default=str)
     return {
         "best_of.n": config.best_of.n,
         "best_of.rows": config.best_of.rows,
@@ -178,7 +174,7 @@ def _settings(rolling: Rolling) -> dict[str, Any]:
         "init_from": config.init_from,
         "rewards": config.rewards,
         **{f"rollout.{key}": value for key, value in json.loads(json.dumps(config.rollout.to_dict())).items()},
-        "tasks": f"{len(rolling.tasks)}, digest {hashlib.sha256(tasks.encode()).hexdigest()[:16]}",
+        "tasks": f"{len(job.tasks)}, digest {hashlib.sha256(tasks.encode()).hexdigest()[:16]}",
     }
 
 

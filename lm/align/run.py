@@ -22,9 +22,10 @@ from lm import sizing
 from lm.align import distill, preference, reward, settings, sft
 from lm.align.losses import WITHOUT_REFERENCE
 from lm.align.rl import objective as rl
-from lm.align.rl import rolling
+from lm.align.rl.held_out import Samples, evaluate
 from lm.align.rl.rewards import Rewards, parse_rewards
-from lm.align.rl.samples import Samples
+from lm.align.rl.rollouts import Sampler, check_room, sampler_of
+from lm.align.rl.stream import RolloutStream
 from lm.align.rl.tools import open_tools
 from lm.errors import UserError
 from lm.evals import in_loop
@@ -91,7 +92,7 @@ def run(
         declared = [tool.schema for tool in tools] or None
         tasks, held_out, task_counts = given or prepare_tasks(config, tokenizer, declared, workdir)
         counts = counts | {"tasks": task_counts}
-        rolling.check_room(config, [*tasks, *held_out])
+        check_room(config, [*tasks, *held_out])
     if hosts.is_first():
         print(data_summary(counts), flush=True)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -107,26 +108,16 @@ def run(
         plan = planned(config, tokenizer, mesh)
         trainer = make_trainer(config, plan.objective, plan.updates)
         graph, _ = skeleton(model_config)
-        roller = None
-        if acts or (rewards and generates):
-            roller = rolling.Rolling(
-                config,
-                mesh,
-                graph,
-                tokenizer,
-                tasks or held_out,
-                rewards if config.method == "rl" else None,
-                group_size=config.rl.group_size if config.method == "rl" else 1,
-                frozen=plan.frozen,
-                prepare=rl.prepared(graph, config) if config.method == "rl" and rl.needs_preparation(config) else None,
-                tools=tools,
-                template=template,
-            )
-        stream: Stream = roller if acts else Feed(batches(config, kind, examples.train), mesh, config.data.log_ids)
+        sampler = sampler_of(config, graph, tokenizer, tasks or held_out, tools, template) if tasks or held_out else None
+        if acts:
+            scores = rewards if config.method == "rl" else None
+            stream: Stream = RolloutStream(config, mesh, sampler, tasks, scores, plan.frozen)
+        else:
+            stream = Feed(batches(config, kind, examples.train), mesh, config.data.log_ids)
         valid = batches(config, kind, examples.valid, shuffle=False) if examples and examples.valid else None
         feed = Feed(valid, mesh) if valid else None
-        validate = Validation(config, trainer, feed, roller, held_out, rewards, plan.frozen)
-        watch = Samples(config, workdir, roller, held_out, rewards) if roller and held_out else None
+        validate = Validation(config, trainer, feed, sampler, held_out, rewards, plan.frozen)
+        watch = Samples(config, workdir, sampler, held_out, rewards) if held_out else None
         if config.method == "rl" and plan.updates > 1:
             trainer = trainer._replace(step=rl.iteration(trainer, config.rl.epochs, config.rl.minibatches))
         result = loop.train(
@@ -246,21 +237,22 @@ class Validation:
         config,
         trainer: Trainer,
         feed: Feed | None,
-        roller: rolling.Rolling | None,
+        sampler: Sampler | None,
         tasks: Sequence[dict],
         rewards: Rewards | None,
         frozen,
     ):
         self.config, self.feed, self.step = config, feed, jax.jit(trainer.evaluate)
-        self.roller, self.tasks, self.rewards, self.frozen = roller, tasks, rewards, frozen
-        self.rolls = bool(roller and tasks and rewards)
-        self.measures = feed is not None or self.rolls
+        self.sampler, self.tasks, self.rewards, self.frozen = sampler, tasks, rewards, frozen
+        self.samples = bool(tasks and rewards)
+        self.measures = feed is not None or self.samples
 
     def __call__(self, params, at_most: int | None = None) -> dict[str, float]:
         metrics = {}  # the most important metric comes first
-        if self.rolls:
-            most = None if at_most is None else at_most * self.config.batch_size
-            metrics |= rolling.evaluate(self.roller, self.tasks, self.rewards, params, most)
+        if self.samples:
+            rows = self.config.batch_size
+            tasks = self.tasks if at_most is None else self.tasks[: at_most * rows]
+            metrics |= evaluate(self.sampler, params, tasks, self.rewards, rows)
         if self.feed is not None:
             sums = summed(lambda batch: self.step(params, batch, self.frozen), self.feed.spread(at_most))
             metrics["loss"] = sums["objective"] / max(1e-9, sums["weight"])

@@ -245,6 +245,13 @@ def scored(
     return np.nansum(values_RN * np.asarray(rewards.weights)[:, None], axis=0), each
 
 
+def score_rollouts(rewards: Rewards, tasks: Sequence[dict], rollouts: Sequence) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Return the same for one rollout (lm/align/rl/rollouts.py) of each task. The task's other keys are columns."""
+    names = dict.fromkeys(name for task in tasks for name in task if name not in ("prompt", "prompt_ids"))
+    columns = {name: [task.get(name) for task in tasks] for name in names} | {"rollouts": list(rollouts)}
+    return scored(rewards, [task["prompt"] for task in tasks], [r.completion for r in rollouts], columns)
+
+
 def _checked(name: str, function: Reward, prompts: list, completions: list[str], columns: Mapping) -> np.ndarray:
     if getattr(function, "collective", False):
         return _called(name, function, prompts, completions, columns)

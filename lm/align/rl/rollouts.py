@@ -4,13 +4,17 @@ A rollout is a conversation as token ids, with a mask of the sampled tokens and 
 ids; text is never encoded again.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from flax import nnx
 
 from data.chat.template import end_of_turn
+from data.text.tokenizer import Tokenizer
 from lm.align.rl.tools import Answer, Tool, answer_ids, parse_turn, run_calls
+from lm.errors import UserError
 from lm.infer.decode import Sampling
 from lm.infer.sampler import draw
 from lm.model.transformer import Transformer
@@ -39,44 +43,96 @@ class Rollout(NamedTuple):
         return sum(self.mask)
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How rollouts are sampled.
+
+    max_new_tokens: limit per turn. most_tokens: limit per rollout with its prompt; 0: no limit.
+    tools: tools that a turn may call. Their answers follow each turn except the last of max_turns.
+    width: as in lm.infer.sampler.draw. template: the chat template; None: the tokenizer's own.
+    """
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    most_tokens: int = 0
+    tools: Sequence[Tool] = ()
+    max_turns: int = 1
+    width: int = 0
+    template: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """A function of (parameters, tasks) that samples `each` rollouts of each task. temperature: overrides that of settings."""
+
+    graph: nnx.GraphDef
+    tokenizer: Tokenizer
+    settings: Settings
+
+    def __call__(self, params, tasks: Sequence[dict], *, seed: int, each: int = 1, temperature=None) -> list[Rollout]:
+        settings = self.settings if temperature is None else dataclasses.replace(self.settings, temperature=temperature)
+        return roll_out(nnx.merge(self.graph, params), self.tokenizer, tasks, settings, seed=seed, each=each)
+
+
+def sampler_of(config, graph, tokenizer, tasks: Sequence[dict], tools: Sequence[Tool] = (), template=None) -> Sampler:
+    """Return the sampler of a run: config.rollout, and rows of config.sequence_length + 1 tokens. Raises as `check_room`."""
+    o = config.rollout
+    settings = Settings(
+        max_new_tokens=o.max_new_tokens,
+        temperature=o.temperature,
+        top_p=o.top_p,
+        top_k=o.top_k,
+        most_tokens=config.sequence_length + 1,
+        tools=tools,
+        max_turns=o.max_turns,
+        width=check_room(config, tasks),
+        template=template,
+    )
+    return Sampler(graph, tokenizer, settings)
+
+
+def seed_of(seed: int, number: int) -> int:
+    """Return the seed that samples step or chunk `number` of a run with `seed`."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+
+
+def check_room(config, tasks: Sequence[dict]) -> int:
+    """Return the length of the longest prompt in tokens. Raises UserError if it and one turn do not fit into a row."""
+    width = max(len(task["prompt_ids"]) for task in tasks)
+    most = width + config.rollout.max_new_tokens
+    if most > config.sequence_length + 1:
+        raise UserError(
+            f"sequence_length={config.sequence_length} is too short for prompts of {width} tokens and "
+            f"rollout.max_new_tokens={config.rollout.max_new_tokens}: make it {most - 1} at least"
+        )
+    return width
+
+
 def roll_out(
-    model: Transformer,
-    tokenizer,
-    tasks: Sequence[dict],
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    seed: int = 0,
-    width: int = 0,
-    most_tokens: int = 0,
-    tools: Sequence[Tool] = (),
-    max_turns: int = 1,
-    template: str | None = None,
-    each: int = 1,
+    model: Transformer, tokenizer, tasks: Sequence[dict], settings: Settings, *, seed: int = 0, each: int = 1
 ) -> list[Rollout]:
     """Sample `each` rollouts of each task; rollouts of one task are adjacent in the result.
 
-    Args:
-      tasks: {"prompt": messages, "prompt_ids": ids up to the start of the policy's turn, …}.
-      max_new_tokens: limit per turn. most_tokens: limit per rollout with its prompt; 0: no limit.
-      tools: tools that a turn may call. Their answers follow each turn except the last of max_turns.
-      seed, width: as in lm.infer.sampler.draw.
+    tasks: {"prompt": messages, "prompt_ids": ids up to the start of the policy's turn, …}. seed: as in lm.infer.sampler.draw.
     """
-    stops = stop_ids(tokenizer, template)
+    o, tools = settings, settings.tools
+    stops = stop_ids(tokenizer, o.template)
     rows = [_Row(list(task["prompt_ids"]), list(task["prompt"])) for task in tasks for _ in range(each)]
     going = list(range(len(rows)))
-    for turn in range(max_turns):
+    for turn in range(o.max_turns):
         # Pad to the first number of rows, which avoids recompilation; padding rows have one token.
         prompts = [rows[i].tokens for i in going] + [[stops[0]]] * (len(rows) - len(going))
         alike = each if turn == 0 else 1
         drawn = draw(
             model,
             prompts[::alike],
-            Sampling(max_new_tokens, temperature, top_p, top_k, tuple(stops), tokenizer.vocab_size, seed=seed + 7919 * turn),
+            Sampling(
+                o.max_new_tokens, o.temperature, o.top_p, o.top_k, tuple(stops), tokenizer.vocab_size, seed=seed + 7919 * turn
+            ),
             copies=alike,
-            width=width,
+            width=o.width,
         )
         calls = []
         for i, tokens, logps, ended in zip(going, drawn.tokens, drawn.logps, drawn.ended):
@@ -84,12 +140,12 @@ def roll_out(
         if not tools:
             break
         answered = run_calls(tools, calls)
-        last = turn == max_turns - 1
+        last = turn == o.max_turns - 1
         still = []
         for i, answers in zip(going, answered, strict=True):
             if answers and rows[i].ended and not last:
-                rows[i].add_tool_answers(tokenizer, answers, template)
-                if not most_tokens or len(rows[i].tokens) + max_new_tokens <= most_tokens:
+                rows[i].add_tool_answers(tokenizer, answers, o.template)
+                if not o.most_tokens or len(rows[i].tokens) + o.max_new_tokens <= o.most_tokens:
                     still.append(i)
                 else:
                     rows[i].ended = False

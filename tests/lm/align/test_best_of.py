@@ -11,14 +11,13 @@ import pytest
 from data.chat.conversations import read_examples
 from data.chat.example_encoding import Encoder
 from data.text.sentencepiece_tokenizer import train
-from lm.align.best_of import answered, best_and_worst, best_at_k, kept, statistics
+from lm.align.best_of import Job, answered, best_and_worst, best_at_k, kept, statistics
 from lm.align.rl.rewards import Rewards
-from lm.align.rl.rolling import Rolling
+from lm.align.rl.rollouts import sampler_of
 from lm.align.settings import check_best_of
 from lm.errors import UserError
 from lm.evals.stats.measures import pass_at_k
 from lm.model.transformer import skeleton
-from lm.parallel.mesh import make_mesh
 from lm.train.step import model_config_of
 from tests.lm.examples import parameters, tiny_config
 
@@ -109,7 +108,7 @@ def only_of_the_first(prompts, completions, **columns):
 
 
 @pytest.fixture(scope="module")
-def rolling(tmp_path_factory):
+def job(tmp_path_factory):
     config = tiny_config(vocab_size=304, num_layers=1)
     config.init_from, config.rewards, config.sequence_length = "somewhere", "length=1", 128
     config.rollout = ml_collections.ConfigDict(
@@ -123,21 +122,20 @@ def rolling(tmp_path_factory):
     tasks = [{"prompt": p, "prompt_ids": encoder.prompt_ids(p), "first": i == 0} for i, p in enumerate(prompts)]
     tasks[1]["tools"] = OWN_TOOLS
     rewards = Rewards(("length", "first"), (by_length, only_of_the_first), (1.0, 0.0))
-    mesh = make_mesh({"data": 1}, jax.devices()[:1])
     graph = skeleton(model_config_of(config))[0]
-    return Rolling(config, mesh, graph, tokenizer, tasks, rewards, group_size=4)
+    return Job(config, sampler_of(config, graph, tokenizer, tasks), tasks, rewards)
 
 
 @pytest.fixture(scope="module")
-def params(rolling):
-    return parameters(model_config_of(rolling.config))
+def params(job):
+    return parameters(model_config_of(job.config))
 
 
 @pytest.fixture(scope="module")
-def whole(rolling, params, tmp_path_factory):
+def whole(job, params, tmp_path_factory):
     """(the workdir, the result) of a run that nothing came between."""
     workdir = tmp_path_factory.mktemp("whole")
-    return workdir, answered(rolling, lambda: params, workdir, TOOLS, say=lambda text: None)
+    return workdir, answered(job, lambda: params, workdir, TOOLS, say=lambda text: None)
 
 
 def not_needed():
@@ -148,7 +146,7 @@ def contents(workdir):
     return {str(path.relative_to(workdir)): path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
 
 
-def test_what_is_written_follows_from_the_answers(whole, rolling):
+def test_what_is_written_follows_from_the_answers(whole, job):
     workdir, best = whole
     files = sorted((workdir / "best_of" / "answers").iterdir())
     assert [file.name for file in files] == ["00000.jsonl", "00001.jsonl", "00002.jsonl"]  # of 2, 2 and 1 prompts
@@ -180,35 +178,35 @@ def test_what_is_written_follows_from_the_answers(whole, rolling):
         assert answer["content"] in [a["messages"][0]["content"] for a in answered[asked["content"]] if a["ended"]]
 
 
-def test_a_run_that_was_cut_off_ends_with_the_same_bytes(whole, rolling, params, tmp_path):
+def test_a_run_that_was_cut_off_ends_with_the_same_bytes(whole, job, params, tmp_path):
     def killed(text):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        answered(rolling, lambda: params, tmp_path, TOOLS, say=killed)
+        answered(job, lambda: params, tmp_path, TOOLS, say=killed)
     folder = tmp_path / "best_of"
     first = (folder / "answers" / "00000.jsonl").stat().st_mtime_ns
     assert sorted(path.name for path in folder.rglob("*.jsonl")) == ["00000.jsonl"]
     (folder / "answers" / "00001.jsonl.new").write_text('{"prompt": [')  # and in the middle of a chunk
     said = []
-    assert answered(rolling, lambda: params, tmp_path, TOOLS, say=said.append).statistics == whole[1].statistics
+    assert answered(job, lambda: params, tmp_path, TOOLS, say=said.append).statistics == whole[1].statistics
     assert len(said) == 2
     assert (folder / "answers" / "00000.jsonl").stat().st_mtime_ns == first
     assert contents(tmp_path) == contents(whole[0])
-    answered(rolling, not_needed, tmp_path, TOOLS, say=said.append)
+    answered(job, not_needed, tmp_path, TOOLS, say=said.append)
     assert len(said) == 2 and contents(tmp_path) == contents(whole[0])
 
 
-def test_other_settings_do_not_go_on_with_these_answers(whole, rolling):
+def test_other_settings_do_not_go_on_with_these_answers(whole, job):
     workdir, _ = whole
     before = contents(workdir)
-    rolling.config.rollout.temperature = 0.7
+    job.config.rollout.temperature = 0.7
     with pytest.raises(UserError, match=r"drawn with rollout.temperature=1.0, and this run says 0.7"):
-        answered(rolling, not_needed, workdir, TOOLS)
-    rolling.config.rollout.temperature = 1.0
-    rolling.config.best_of.threshold = 5.0
+        answered(job, not_needed, workdir, TOOLS)
+    job.config.rollout.temperature = 1.0
+    job.config.best_of.threshold = 5.0
     with pytest.raises(UserError, match=r"of 20 answers none is kept, .* lower best_of.threshold=5.0"):
-        answered(rolling, not_needed, workdir, TOOLS)
-    rolling.config.best_of.threshold = 1.0
-    answered(rolling, not_needed, workdir, TOOLS)
+        answered(job, not_needed, workdir, TOOLS)
+    job.config.best_of.threshold = 1.0
+    answered(job, not_needed, workdir, TOOLS)
     assert contents(workdir) == before

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from lm.align import preference, reward, sft
-from lm.align.rl import advantages, rolling
+from lm.align.rl import advantages
 from lm.align.rl import objective as rl
+from lm.align.rl.stream import reward_metrics
 from lm.checkpoint import named, plain
 from lm.convert.families import config_json, family_for
 from lm.model.transformer import skeleton
@@ -272,7 +273,7 @@ def test_grpo(folder, tmp_path):
     logged = {name: values[-1] for name, values in trainer._metrics["train"].items()}
 
     total = np.array(odd(answers))
-    told = rolling.earned(total, {"odd": total}, G)
+    told = reward_metrics(total, {"odd": total}, G)
     for name in ("reward", "frac_reward_zero_std", "rewards/odd/mean", "rewards/odd/std"):
         assert told[name] == pytest.approx(logged[name], rel=1e-4), name
     drawn = inputs["completion_mask"].numpy() > 0

@@ -10,7 +10,7 @@ from configs.align import grpo, ppo
 from lm.align import settings
 from lm.align.logprobs import token_logprobs
 from lm.align.rl import objective as rl
-from lm.align.rl.rolling import differences
+from lm.align.rl.stream import differences
 from lm.errors import UserError
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton

@@ -11,8 +11,8 @@ from data.text.sentencepiece_tokenizer import train
 from lm.align.logprobs import token_logprobs
 from lm.align.rl import rollouts
 from lm.align.rl.rewards import Rewards
-from lm.align.rl.rolling import Rolling
-from lm.align.rl.rollouts import arrays, roll_out
+from lm.align.rl.rollouts import Settings, arrays, roll_out, sampler_of
+from lm.align.rl.stream import RolloutStream
 from lm.align.rl.tools import answer_ids, open_tools
 from lm.infer.sampler import Drawn
 from lm.model.transformer import skeleton
@@ -74,7 +74,7 @@ def forced(tokenizer, monkeypatch):
             return Drawn(drawn, [[-float(n + 1) for n in range(len(ids))] for ids in drawn], [ids[-1] == end for ids in drawn])
 
         monkeypatch.setattr(rollouts, "draw", draw)
-        return tasks, roll_out(None, tokenizer, tasks, max_new_tokens=99, temperature=1.0, tools=TOOLS, **settings), turns
+        return tasks, roll_out(None, tokenizer, tasks, Settings(99, tools=TOOLS, **settings)), turns
 
     return rolled
 
@@ -145,7 +145,7 @@ def test_no_turn_begins_that_might_not_fit(forced):
 
 @pytest.fixture(scope="module")
 def drawn(tokenizer):
-    """(a function that makes a Rolling of a config's own, parameters of a model that often calls a tool, if never well)."""
+    """(a function that makes a stream of a config of its own, parameters of a model that often calls a tool, if never well)."""
     config = grpo.get_config()
     config.batch_size, config.sequence_length, config.dtype, config.rl.group_size = 8, 112, "float32", 4
     config.model.update(vocab_size=304, num_layers=1, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
@@ -161,30 +161,22 @@ def drawn(tokenizer):
     with jax.set_mesh(mesh):
         params = scaled(params, 1.0)  # on the mesh, as those of a run
 
-    def rolling(seed=0):
+    def stream(seed=0):
         config.seed = seed
-        made = Rolling(
-            config.copy_and_resolve_references(),
-            mesh,
-            skeleton(model_config_of(config))[0],
-            tokenizer,
-            tasks,
-            rewards,
-            group_size=config.rl.group_size,
-            tools=TOOLS,
-        )
+        own, graph = config.copy_and_resolve_references(), skeleton(model_config_of(config))[0]
+        made = RolloutStream(own, mesh, sampler_of(own, graph, tokenizer, tasks, TOOLS), tasks, rewards)
         made.start(0)
         return made
 
-    return rolling, params, mesh
+    return stream, params, mesh
 
 
 def scaled(params, by):
     return jax.tree.map(lambda x: by * x, params)
 
 
-def batch_of(rolling, step, params):
-    return {name: np.asarray(x) for name, x in rolling.next(step, params, lambda: 0.0)[0].items()}
+def batch_of(stream, step, params):
+    return {name: np.asarray(x) for name, x in stream.next(step, params, lambda: 0.0)[0].items()}
 
 
 def same(one, other):
@@ -192,27 +184,27 @@ def same(one, other):
 
 
 def test_a_batch_is_a_function_of_parameters_seed_and_step(drawn):
-    rolling, params, mesh = drawn
+    stream, params, mesh = drawn
     with jax.set_mesh(mesh):
-        straight = rolling()
+        straight = stream()
         batches = {step: batch_of(straight, step, params) for step in (1, 2, 3, 4)}  # beyond one round of the five tasks
-        other, moved = rolling(), scaled(params, 1.01)
+        other, moved = stream(), scaled(params, 1.01)
         for step in (4, 1, 3, 3, 2):
             assert same(batch_of(other, step, params), batches[step]), step
-        assert same(batch_of(rolling(), 3, params), batches[3])
+        assert same(batch_of(stream(), 3, params), batches[3])
         assert not same(batches[1], batches[2])
-        assert not same(batch_of(rolling(seed=1), 2, params), batches[2])
+        assert not same(batch_of(stream(seed=1), 2, params), batches[2])
         assert not same(batch_of(other, 2, moved), batches[2])
         assert same(batch_of(other, 2, params), batches[2])  # and the others left no trace
 
 
 def test_the_sampler_and_the_model_agree_on_every_turn(drawn):
-    rolling, params, mesh = drawn
+    stream, params, mesh = drawn
     with jax.set_mesh(mesh):
-        one = rolling()
-        rolled = [rollout for seed in range(2) for rollout in one.roll(params, one.tasks[:2], seed, each=4)]
+        one = stream()
+        rolled = [rollout for seed in range(2) for rollout in one.sampler(params, one.tasks[:2], seed=seed, each=4)]
         batch = arrays(rolled, 112, 0)
-        logps = token_logprobs(nnx.merge(one.graph, params), batch)[0]
+        logps = token_logprobs(nnx.merge(one.sampler.graph, params), batch)[0]
     parts = [sum(after > before for before, after in zip(rollout.mask, rollout.mask[1:])) for rollout in rolled]
     two = [row for row, count in enumerate(parts) if count == 2]
     assert set(parts) <= {1, 2} and len(two) >= 4 and np.ptp(batch["sampler_logps"][two]) > 1

@@ -1,4 +1,4 @@
-"""Write sample answers to a few held-out tasks, with their rewards, to samples.jsonl during training."""
+"""Measure rewards on held-out tasks during training, and write sample answers to a few of them to samples.jsonl."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -7,27 +7,42 @@ from pathlib import Path
 import numpy as np
 
 from lm.align.alarms import alarms
-from lm.align.rl.rewards import Rewards
-from lm.align.rl.rolling import Rolling, judged
+from lm.align.rl.rewards import Rewards, score_rollouts
+from lm.align.rl.rollouts import Rollout, Sampler
 from lm.parallel.hosts import is_first
+from lm.progress import shown
 from lm.saving import write_lines
+
+
+def evaluate(sampler: Sampler, params, tasks: Sequence[dict], rewards: Rewards, rows: int) -> dict[str, float]:
+    """Return mean rewards and mean length of greedy rollouts, sampled `rows` at a time."""
+    rollouts: list[Rollout] = []
+    quiet = {"soon": False, "enabled": is_first(), "leave": False}
+    for begin in shown(range(0, len(tasks), rows), "batches of held-out tasks", -(-len(tasks) // rows), **quiet):
+        some = list(tasks[begin : begin + rows])
+        filled = some + [some[0]] * (rows - len(some))  # a constant shape avoids recompilation
+        rollouts += sampler(params, filled, seed=0, temperature=0.0)[: len(some)]
+    total, each = score_rollouts(rewards, tasks, rollouts)
+    metrics = {"reward": float(total.mean())}
+    metrics |= {f"rewards/{name}": float(np.nanmean(values)) for name, values in each.items() if not np.isnan(values).all()}
+    return metrics | {"mean_length": float(np.mean([rollout.length for rollout in rollouts]))}
 
 
 class Samples:
     """A function of (step, params) that adds one line per task to samples.jsonl and returns new alarms as text."""
 
-    def __init__(self, config, workdir: Path, rolling: Rolling, tasks: Sequence[dict], rewards: Rewards | None):
-        self.config, self.rolling, self.rewards = config, rolling, rewards
+    def __init__(self, config, workdir: Path, sampler: Sampler, tasks: Sequence[dict], rewards: Rewards | None):
+        self.config, self.sampler, self.rewards = config, sampler, rewards
         self.workdir, self.tasks = workdir, list(tasks[: config.num_samples])
         self._reported: set[str] = set()
 
     def __call__(self, step: int, params) -> list[str]:
         size = self.config.batch_size
         filled = (self.tasks * size)[: max(size, len(self.tasks))]  # a step's number of rows avoids recompilation
-        rollouts = self.rolling.roll(params, filled, seed=self.config.seed)[: len(self.tasks)]
+        rollouts = self.sampler(params, filled, seed=self.config.seed)[: len(self.tasks)]
         total, each = np.zeros(len(rollouts)), {}
         if self.rewards is not None:
-            total, each = judged(self.rewards, self.tasks, rollouts)
+            total, each = score_rollouts(self.rewards, self.tasks, rollouts)
         if not is_first():
             return []
         lines = [
