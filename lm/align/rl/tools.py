@@ -213,11 +213,11 @@ def answer_ids(tokenizer, answers: Sequence[str], template: str | None = None) -
     end = end_of_turn(tokenizer, template)
     names = [f"call{n:05d}" for n in range(len(answers))]  # some templates require ids of nine characters
     calls = [{"id": i, "type": "function", "function": {"name": "tool", "arguments": {}}} for i in names]
-    asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": calls}]
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "", "tool_calls": calls}]
     replies = [{"role": "tool", "content": text, "tool_call_id": i, "name": "tool"} for i, text in zip(names, answers)]
     try:
-        whole = encode_chat(tokenizer, asked + replies, template=template, add_generation_prompt=True).ids
-        before = encode_chat(tokenizer, asked, template=template).ids
+        whole = encode_chat(tokenizer, turn + replies, template=template, add_generation_prompt=True).ids
+        before = encode_chat(tokenizer, turn, template=template).ids
     except UserError:
         if len(answers) < 2:
             raise

@@ -48,10 +48,10 @@ def by_chat(chat: Chat, constitution: Constitution, key: str = "") -> Reviser:
 
     def revise(failures: Sequence[Mapping]) -> list[Revision]:
         principles = [_principle(constitution, failure, key) for failure in failures]
-        asked = [critique_request(f, p) for f, p in zip(failures, principles, strict=True)]
-        critiques = chat(asked)
+        requests = [critique_request(f, p) for f, p in zip(failures, principles, strict=True)]
+        critiques = chat(requests)
         known = [i for i, reply in enumerate(critiques) if reply.text is not None and reply.text.strip()]
-        answers = chat([revision_request(asked[i], critiques[i].text, principles[i]) for i in known])
+        answers = chat([revision_request(requests[i], critiques[i].text, principles[i]) for i in known])
         rewritten = dict(zip(known, answers, strict=True))
         revisions = []
         for i, principle in enumerate(principles):
@@ -72,10 +72,10 @@ def critique_request(failure: Mapping, principle: Principle) -> list[dict]:
     return [*failure["conversation"], _message("assistant", failure["response"]), _message("user", request)]
 
 
-def revision_request(asked: Sequence[Mapping], critique: str, principle: Principle) -> list[dict]:
+def revision_request(conversation: Sequence[Mapping], critique: str, principle: Principle) -> list[dict]:
     """Return the conversation of `critique_request` plus the critique and a request for a better answer."""
     request = f"[Revision request] {principle.revision} Write the new answer alone."
-    return [*asked, _message("assistant", critique), _message("user", request)]
+    return [*conversation, _message("assistant", critique), _message("user", request)]
 
 
 def _bare(text: str | None) -> str:

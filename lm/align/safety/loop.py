@@ -259,11 +259,11 @@ class Loop:
 
         drawn = kept_lines(folder / "answers.jsonl", answers)
         records = kept_lines(folder / "judged.jsonl", lambda: judged(drawn, self.judge))
-        asked = [r for r in records if r["kind"] == "harmful"]
-        if asked and unknown(records) == len(asked):
+        harmful = [r for r in records if r["kind"] == "harmful"]
+        if harmful and unknown(records) == len(harmful):
             hosts.from_first((folder / "judged.jsonl").unlink)
             raise UserError(
-                f"safety.judge={s.judge}: no verdict on any of {len(asked)} answers; the last: {asked[-1]['reason']}"
+                f"safety.judge={s.judge}: no verdict on any of {len(harmful)} answers; the last: {harmful[-1]['reason']}"
             )
         return records
 

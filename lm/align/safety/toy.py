@@ -39,8 +39,8 @@ def conversations(seed: int, families: Sequence[str] = FAMILIES, direct: float =
     for record in safety_world("train", seed, substances=substances):
         family = "direct" if rng.random() < direct else rng.choice(families)
         answers = iter(BETWEEN)
-        asked = [m if m["content"] is not None else m | {"content": next(answers)} for m in compose(family)(record["prompt"])]
-        yield {"messages": [*asked, {"role": "assistant", "content": record["completion"]}]}
+        turns = [m if m["content"] is not None else m | {"content": next(answers)} for m in compose(family)(record["prompt"])]
+        yield {"messages": [*turns, {"role": "assistant", "content": record["completion"]}]}
 
 
 def write(folder: Path, *, pages: int, talks: int, seed: int = 0) -> None:
