@@ -15,7 +15,7 @@ from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.align.settings import check_distill
 from lm.convert.source import as_stored, open_source
 from lm.errors import UserError
-from lm.kernels.divergence import divergence
+from lm.kernels.divergence import Distillation, divergence
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, reshard, shardings
 from lm.train.step import Objective, Sums, router_loss
@@ -41,13 +41,8 @@ def objective(config, teacher_graph: nnx.GraphDef) -> Objective:
             *_common(model.head_VD, teacher.to_head(seen.x_BTD), teacher.head_VD),
             batch["targets"],
             batch["weights"],
+            Distillation(d.divergence, d.beta, d.mix, d.temperature, model.config.logit_softcap, teacher.config.logit_softcap),
             dtype=config.dtype,
-            kind=d.divergence,
-            beta=d.beta,
-            mix=d.mix,
-            temperature=d.temperature,
-            softcap=model.config.logit_softcap,
-            teacher_softcap=teacher.config.logit_softcap,
         )
         weight = jnp.sum(batch["weights"])
         named = {"loss": sums.objective, "kl": sums.kl, "nll": sums.nll, "entropy": sums.entropy, "agreement": sums.agreement}

@@ -15,6 +15,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
+from lm.kernels.head import softcap_slope, softcapped
 from lm.kernels.matmul import product, spec_of
 from lm.parallel.mesh import reshard, spec
 
@@ -101,7 +102,7 @@ def attention_to_cache(
 
     def some(q_BGRTK, queries: Visible):
         scores = [_of_rows("bgrtk,bgsk->bgrts", q_BGRTK, k) for k, _ in kept]
-        scores = _capped(scores[0] if len(kept) == 1 else jnp.concatenate(scores, axis=-1), softcap, scale)
+        scores = softcapped(scale * (scores[0] if len(kept) == 1 else jnp.concatenate(scores, axis=-1)), softcap)
         p, z, _ = _exponentials(jnp.where(queries.mask(window)[:, None, None], scores, MASKED), sinks)
         parts = jnp.split(p.astype(kept[0][1].dtype), ends[:-1], axis=-1)
         out_BGRTV = sum(_of_rows("bgrts,bgsv->bgrtv", part, v) for part, (_, v) in zip(parts, kept)) / z
@@ -131,7 +132,7 @@ def attention_to_cache(
 def attention_reference(q_BTHK, k_BSGK, v_BSGV, mask_BTS, *, scale: float, softcap: float = 0.0, sinks_H=None) -> jax.Array:
     """Reference twin of both: the whole score matrix and autodiff. Keys and values have the layout of `attention`."""
     G = k_BSGK.shape[2]
-    scores = _capped(product("btgrk,bsgk->bgrts", _grouped(q_BTHK, G), k_BSGK), softcap, scale)
+    scores = softcapped(scale * product("btgrk,bsgk->bgrts", _grouped(q_BTHK, G), k_BSGK), softcap)
     scores = jnp.where(mask_BTS[:, None, None], scores, MASKED)
     logz = jax.nn.logsumexp(scores, axis=-1, keepdims=True)
     if sinks_H is not None:
@@ -163,7 +164,7 @@ def _by_group(sinks_H, G: int):
 
 
 def _scores(q_BGRTK, k_BGSK, scale, softcap):
-    return _capped(product("bgrtk,bgsk->bgrts", q_BGRTK, k_BGSK), softcap, scale)
+    return softcapped(scale * product("bgrtk,bgsk->bgrts", q_BGRTK, k_BGSK), softcap)
 
 
 def _of_rows(equation, x, kept):
@@ -189,11 +190,6 @@ def _exponentials(scores, sinks):
     if sinks is not None:
         z += jnp.exp(sinks - top)
     return p, z, top
-
-
-def _capped(products, softcap, scale):
-    scores = products * scale
-    return softcap * jnp.tanh(scores / softcap) if softcap else scores
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -257,7 +253,7 @@ def _backward(scale, window, softcap, residuals, dout_BTHV):
         dp = product("bgrtv,bgsv->bgrts", dout[some], v[seen])
         ds = p * (dp - delta[some]) * scale
         if softcap:
-            ds *= 1 - jnp.square(scores / softcap)
+            ds *= softcap_slope(scores, softcap)
         ds = ds.astype(dtype)
         p = p.astype(dtype)
         dqs.append(product("bgrts,bgsk->bgrtk", ds, k[seen]).astype(dtype))

@@ -1,12 +1,9 @@
 """Divergence between a student's and a teacher's next-token distributions, in chunks: whole-batch logits never exist.
 
-Like the chunked cross-entropy it is a sum over positions. The forward pass has both models' logits, so it computes the gradient
-with respect to the student's hidden states and head; the backward pass scales it by the cotangent. That takes two products for
-the logits and two for the gradients, none repeated.
-
 Extra axis: E the teacher's model dimension.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -14,17 +11,39 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lm.kernels.chunks import chunk_of, joined, partial_spec, reduced, split
-from lm.kernels.matmul import gathered, product, spec_of
-from lm.parallel.mesh import spec
+from lm.kernels.chunks import chunk_of
+from lm.kernels.head import head_logits, head_loss, softcapped, target_mask
+from lm.kernels.matmul import gathered
+
+
+@dataclasses.dataclass(frozen=True)
+class Distillation:
+    """The objective mix·τ²·D(p, q) + (1 − mix)·nll of a teacher's p and a student's q.
+
+    kind: of the divergence D(p, q):
+      "forward": KL(p ‖ q) = Σ p·(log p − log q), mode-covering;
+      "reverse": KL(q ‖ p), mode-seeking;
+      "jsd": β·KL(p ‖ m) + (1 − β)·KL(q ‖ m) with m = β·p + (1 − β)·q, 0 < β < 1 (generalised Jensen-Shannon: Agarwal et al.
+      2024, "On-Policy Distillation of Language Models", eq. 1), bounded, and near β times the forward KL for small β.
+    mix: share of the divergence in the objective; the rest is the targets' nll.
+    temperature: τ > 0; both models' logits are divided by it for the divergence. The divergence's gradient shrinks as 1/τ²;
+      the factor τ² keeps it at the size of the nll's (Hinton et al. 2015, §2).
+    softcap, teacher_softcap: logits s become softcap·tanh(s/softcap) (Gemma 2); 0: no cap.
+    """
+
+    kind: str = "forward"
+    beta: float = 0.5
+    mix: float = 1.0
+    temperature: float = 1.0
+    softcap: float = 0.0
+    teacher_softcap: float = 0.0
 
 
 class Divergence(NamedTuple):
     """Weighted sums over positions, float32 scalars. Only the objective has a gradient, with respect to x and head.
 
-    objective: w·(mix·τ²·divergence + (1 − mix)·nll). The divergence's gradient shrinks as 1/τ²; the factor τ² keeps it at the
-      size of the nll's (Hinton et al. 2015, §2).
-    divergence: w·D(p, q) of the teacher's p and the student's q at temperature τ, in nats.
+    objective: w·(mix·τ²·divergence + (1 − mix)·nll).
+    divergence: w·D(p, q) at temperature τ, in nats.
     kl: w·KL(p ‖ q) at temperature τ, for every kind of divergence.
     nll: −w·log q(target). entropy: w·H(q). Both at temperature 1.
     agreement: w where both models have the same most likely token.
@@ -38,31 +57,8 @@ class Divergence(NamedTuple):
     agreement: jax.Array
 
 
-class Settings(NamedTuple):
-    kind: str
-    beta: float
-    mix: float
-    temperature: float
-    softcap: float
-    teacher_softcap: float
-
-
 def divergence(
-    x_BTD,
-    head_VD,
-    teacher_BTE,
-    teacher_head_VE,
-    targets_BT,
-    weights_BT,
-    *,
-    dtype,
-    kind: str = "forward",
-    beta: float = 0.5,
-    mix: float = 1.0,
-    temperature: float = 1.0,
-    softcap: float = 0.0,
-    teacher_softcap: float = 0.0,
-    chunk: int | None = None,
+    x_BTD, head_VD, teacher_BTE, teacher_head_VE, targets_BT, weights_BT, d: Distillation, *, dtype, chunk: int | None = None
 ) -> Divergence:
     """Return the sums of `Divergence` for a student with logits x·headᵀ and a teacher with logits teacher·teacher_headᵀ.
 
@@ -70,55 +66,32 @@ def divergence(
       x_BTD, teacher_BTE: hidden states after the last norm. head_VD, teacher_head_VE: heads over the same vocabulary.
       targets_BT: int32. weights_BT: float32.
       dtype: compute type of the products; logits, softmax and sums are float32.
-      kind: of the divergence D(p, q) from teacher p to student q:
-        "forward": KL(p ‖ q) = Σ p·(log p − log q), mode-covering;
-        "reverse": KL(q ‖ p), mode-seeking;
-        "jsd": β·KL(p ‖ m) + (1 − β)·KL(q ‖ m) with m = β·p + (1 − β)·q, 0 < β < 1 (generalised Jensen-Shannon: Agarwal et al.
-        2024, "On-Policy Distillation of Language Models", eq. 1), bounded, and near β times the forward KL for small β.
-      mix: share of the divergence in the objective; the rest is the targets' nll.
-      temperature: τ > 0; both models' logits are divided by it for the divergence.
-      softcap, teacher_softcap: logits s become softcap·tanh(s/softcap) (Gemma 2); 0: no cap.
       chunk: time steps per chunk; None: see `chunk_of`.
     """
-    chunk = chunk or chunk_of(*targets_BT.shape)
-    settings = Settings(kind, float(beta), float(mix), float(temperature), float(softcap), float(teacher_softcap))
-    teacher_BTE, teacher_head_VE = lax.stop_gradient((teacher_BTE, teacher_head_VE))
-    return _chunked(jnp.dtype(dtype), settings, chunk, x_BTD, head_VD, teacher_BTE, teacher_head_VE, targets_BT, weights_BT)
+    dtype, chunk = jnp.dtype(dtype), chunk or chunk_of(*targets_BT.shape)
+    teacher_BTE, teacher_head_VE = lax.stop_gradient((teacher_BTE.astype(dtype), gathered(teacher_head_VE.astype(dtype))))
+    arrays = (teacher_BTE, targets_BT, weights_BT)
+    return head_loss(functools.partial(_chunk, d), d.softcap, dtype, chunk, x_BTD, head_VD, (teacher_head_VE,), arrays)
 
 
-def divergence_reference(
-    x_BTD,
-    head_VD,
-    teacher_BTE,
-    teacher_head_VE,
-    targets_BT,
-    weights_BT,
-    *,
-    kind: str = "forward",
-    beta: float = 0.5,
-    mix: float = 1.0,
-    temperature: float = 1.0,
-    softcap: float = 0.0,
-    teacher_softcap: float = 0.0,
-) -> Divergence:
+def divergence_reference(x_BTD, head_VD, teacher_BTE, teacher_head_VE, targets_BT, weights_BT, d: Distillation) -> Divergence:
     """Reference twin: whole logits, float32, autodiff, the definitions written out."""
 
     def logits(x, head, cap):
-        y = jnp.einsum("btd,vd->btv", x.astype(jnp.float32), head)
-        return cap * jnp.tanh(y / cap) if cap else y
+        return softcapped(jnp.einsum("btd,vd->btv", x.astype(jnp.float32), head), cap)
 
-    student, teacher = logits(x_BTD, head_VD, softcap), logits(teacher_BTE, teacher_head_VE, teacher_softcap)
-    q, p = jax.nn.softmax(student / temperature), jax.nn.softmax(teacher / temperature)
+    student, teacher = logits(x_BTD, head_VD, d.softcap), logits(teacher_BTE, teacher_head_VE, d.teacher_softcap)
+    q, p = jax.nn.softmax(student / d.temperature), jax.nn.softmax(teacher / d.temperature)
 
     def kl(a, b):
         return jnp.sum(a * (jnp.log(a) - jnp.log(b)), axis=-1)
 
-    m = beta * p + (1 - beta) * q
-    value = {"forward": kl(p, q), "reverse": kl(q, p), "jsd": beta * kl(p, m) + (1 - beta) * kl(q, m)}[kind]
+    m = d.beta * p + (1 - d.beta) * q
+    value = {"forward": kl(p, q), "reverse": kl(q, p), "jsd": d.beta * kl(p, m) + (1 - d.beta) * kl(q, m)}[d.kind]
     log_q = jax.nn.log_softmax(student)
     nll = -jnp.take_along_axis(log_q, targets_BT[..., None], axis=-1)[..., 0]
     each = (
-        mix * temperature**2 * value + (1 - mix) * nll,
+        d.mix * d.temperature**2 * value + (1 - d.mix) * nll,
         value,
         kl(p, q),
         nll,
@@ -128,71 +101,23 @@ def divergence_reference(
     return Divergence(*(jnp.sum(weights_BT * one) for one in each))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _chunked(dtype, settings, chunk, x_BTD, head_VD, teacher_BTE, teacher_head_VE, targets_BT, weights_BT):
-    heads = gathered(head_VD.astype(dtype)), gathered(teacher_head_VE.astype(dtype))
-
-    def body(sums, inputs):
-        return jax.tree.map(jnp.add, sums, _chunk(*inputs, *heads, settings)[0]), None
-
-    inputs = split(chunk, x_BTD.astype(dtype), teacher_BTE.astype(dtype), targets_BT, weights_BT)
-    return jax.tree.map(jnp.sum, lax.scan(body, _nothing(x_BTD.shape[0]), inputs)[0])
-
-
-def _forward(dtype, settings, chunk, x_BTD, head_VD, teacher_BTE, teacher_head_VE, targets_BT, weights_BT):
-    head, teacher_head = gathered(head_VD.astype(dtype)), gathered(teacher_head_VE.astype(dtype))
-    (B, T, _), where = x_BTD.shape, spec_of(head_VD)
-
-    def body(carry, inputs):
-        sums, dhead = carry
-        more, dlogits = _chunk(*inputs, head, teacher_head, settings)
-        dlogits = dlogits.astype(dtype)
-        dx = product("btv,vd->btd", dlogits, head, spec("batch", None, None)).astype(dtype)
-        dhead = dhead + product("btv,btd->vd", dlogits, inputs[0], partial_spec(where))
-        return (jax.tree.map(jnp.add, sums, more), dhead), dx
-
-    inputs = split(chunk, x_BTD.astype(dtype), teacher_BTE.astype(dtype), targets_BT, weights_BT)
-    nothing = _nothing(B), jnp.zeros(head_VD.shape, jnp.float32, out_sharding=partial_spec(where))
-    (sums, dhead), dx = lax.scan(body, nothing, inputs)
-    return jax.tree.map(jnp.sum, sums), (joined(dx, T).astype(x_BTD.dtype), reduced(dhead, where))
-
-
-def _backward(dtype, settings, chunk, residuals, cotangents):
-    dx_BTD, dhead = residuals
-    scale = cotangents.objective
-    return (dx_BTD * scale).astype(dx_BTD.dtype), dhead * scale, None, None, None, None
-
-
-_chunked.defvjp(_forward, _backward)
-
-
-def _chunk(x, teacher, targets, weights, head, teacher_head, settings: Settings):
+def _chunk(d: Distillation, student, teacher, targets, weights, teacher_head):
     """Return for one chunk: sums per row [B], and d objective / d student logits, float32 [B, c, V]."""
-    beta, mix, temperature = settings.beta, settings.mix, settings.temperature
-    student = _logits(x, head, settings.softcap)
-    teacher = _logits(teacher, teacher_head, settings.teacher_softcap)
-    log_q, log_p = jax.nn.log_softmax(student / temperature), jax.nn.log_softmax(teacher / temperature)
-    log_q1 = log_q if temperature == 1 else jax.nn.log_softmax(student)
+    teacher = head_logits(teacher, teacher_head, d.teacher_softcap)
+    log_q, log_p = jax.nn.log_softmax(student / d.temperature), jax.nn.log_softmax(teacher / d.temperature)
+    log_q1 = log_q if d.temperature == 1 else jax.nn.log_softmax(student)
     kl = _expectation(log_p, log_p - log_q)
-    value, slope = KINDS[settings.kind](log_p, log_q, kl, beta)
+    value, slope = KINDS[d.kind](log_p, log_q, kl, d.beta)
 
-    ids = lax.broadcasted_iota(jnp.int32, student.shape, 2, out_sharding=spec("batch", None, "vocab"))
-    is_target = ids == targets[..., None]
+    is_target = target_mask(student, targets)
     nll = -jnp.sum(jnp.where(is_target, log_q1, 0.0), axis=-1)
     same = jnp.argmax(student, axis=-1) == jnp.argmax(teacher, axis=-1)
-    objective = mix * temperature**2 * value + (1 - mix) * nll
+    objective = d.mix * d.temperature**2 * value + (1 - d.mix) * nll
     each = Divergence(objective, value, kl, nll, -_expectation(log_q1, log_q1), same)
 
     # d/ds of τ²·D(s/τ) is τ·D'(s/τ); d/ds of the nll is q − onehot.
-    dlogits = mix * temperature * slope + (1 - mix) * (jnp.exp(log_q1) - is_target)
-    if settings.softcap:
-        dlogits = dlogits * (1 - (student / settings.softcap) ** 2)  # the derivative of softcap·tanh(s/softcap)
+    dlogits = d.mix * d.temperature * slope + (1 - d.mix) * (jnp.exp(log_q1) - is_target)
     return Divergence(*(jnp.sum(weights * one, axis=-1) for one in each)), weights[..., None] * dlogits
-
-
-def _logits(x, head, softcap):
-    logits = product("btd,vd->btv", x, head, spec("batch", None, "vocab"))
-    return softcap * jnp.tanh(logits / softcap) if softcap else logits
 
 
 def _expectation(log_p, values):
@@ -224,7 +149,3 @@ def _jensen_shannon(log_p, log_q, kl, beta):
 
 
 KINDS = {"forward": _forward_kl, "reverse": _reverse_kl, "jsd": _jensen_shannon}
-
-
-def _nothing(B: int) -> Divergence:
-    return Divergence(*(jnp.zeros((B,), jnp.float32, out_sharding=spec("batch")) for _ in Divergence._fields))

@@ -4,20 +4,14 @@ The backward pass recomputes each chunk's logits. The gradient is −cotangent o
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lm.kernels.chunks import chunk_of, joined, partial_spec, reduced, split
-from lm.kernels.matmul import gathered, product, spec_of
-from lm.parallel.mesh import spec
-
-
-class Settings(NamedTuple):
-    softcap: float
-    temperature: float
+from lm.kernels.chunks import chunk_of, joined, split
+from lm.kernels.head import head_gradients, head_logits, target_and_normalizer, target_mask
+from lm.kernels.matmul import gathered
 
 
 def target_logprobs(
@@ -32,59 +26,40 @@ def target_logprobs(
       chunk: time steps per chunk; None: see `chunk_of`.
     Only the first result has a gradient, with respect to x and head.
     """
-    settings = Settings(float(softcap), float(temperature))
-    return _chunked(jnp.dtype(dtype), settings, chunk or chunk_of(*targets_BT.shape), x_BTD, head_VD, targets_BT)
+    chunk = chunk or chunk_of(*targets_BT.shape)
+    return _chunked(softcap, temperature, jnp.dtype(dtype), chunk, x_BTD, head_VD, targets_BT)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _chunked(dtype, settings, chunk, x_BTD, head_VD, targets_BT):
-    return _forward(dtype, settings, chunk, x_BTD, head_VD, targets_BT)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def _chunked(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT):
+    return _forward(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT)[0]
 
 
-def _forward(dtype, settings, chunk, x_BTD, head_VD, targets_BT):
-    head, T = gathered(head_VD.astype(dtype)), targets_BT.shape[1]
+def _forward(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT):
+    head = gathered(head_VD.astype(dtype))
 
-    def body(_, inputs):
+    def some(inputs):
         x, targets = inputs
-        logits, is_target = _logits(x, head, targets, settings)
-        logits = logits / settings.temperature
-        logz = jax.nn.logsumexp(logits, axis=-1)
-        label = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
+        logits = head_logits(x, head, softcap, dtype) / temperature
+        label, logz = target_and_normalizer(logits, targets)
         logp = logits - logz[..., None]
-        return None, (label - logz, -jnp.sum(jnp.exp(logp) * logp, axis=-1), logz)
+        return label - logz, -jnp.sum(jnp.exp(logp) * logp, axis=-1), logz
 
-    _, found = lax.scan(body, None, split(chunk, x_BTD.astype(dtype), targets_BT))
-    logp_BT, entropy_BT, logz_BT = (joined(x, T) for x in found)
+    found = lax.map(some, split(chunk, x_BTD.astype(dtype), targets_BT))
+    logp_BT, entropy_BT, logz_BT = (joined(x, targets_BT.shape[1]) for x in found)
     return (logp_BT, entropy_BT), (x_BTD, head_VD, targets_BT, logz_BT)
 
 
-def _logits(x, head, targets, settings):
-    """Return for one chunk the capped logits and the target mask, [B, c, V]."""
-    logits = product("btd,vd->btv", x, head, spec("batch", None, "vocab")).astype(x.dtype).astype(jnp.float32)
-    if settings.softcap:
-        logits = settings.softcap * jnp.tanh(logits / settings.softcap)
-    ids = lax.broadcasted_iota(jnp.int32, logits.shape, 2, out_sharding=spec("batch", None, "vocab"))
-    return logits, ids == targets[..., None]
-
-
-def _backward(dtype, settings, chunk, residuals, cotangents):
+def _backward(softcap, temperature, dtype, chunk, residuals, cotangents):
     x_BTD, head_VD, targets_BT, logz_BT = residuals
-    head, T, where = gathered(head_VD.astype(dtype)), targets_BT.shape[1], spec_of(head_VD)
 
-    def body(dhead, inputs):
-        x, targets, logz, dlogp = inputs
-        logits, is_target = _logits(x, head, targets, settings)
-        p = jnp.exp(logits / settings.temperature - logz[..., None])
-        dlogits = dlogp[..., None] * (is_target - p) / settings.temperature
-        if settings.softcap:
-            dlogits = dlogits * (1 - (logits / settings.softcap) ** 2)  # the derivative of softcap·tanh(s/softcap)
-        dlogits = dlogits.astype(dtype)
-        dx = product("btv,vd->btd", dlogits, head, spec("batch", None, None)).astype(dtype)
-        return dhead + product("btv,btd->vd", dlogits, x, partial_spec(where)), dx
+    def loss(logits, targets, logz, dlogp):
+        p = jnp.exp(logits / temperature - logz[..., None])
+        return (), dlogp[..., None] * (target_mask(logits, targets) - p) / temperature
 
-    inputs = split(chunk, x_BTD.astype(dtype), targets_BT, logz_BT, cotangents[0])
-    dhead, dx = lax.scan(body, jnp.zeros(head_VD.shape, jnp.float32, out_sharding=partial_spec(where)), inputs)
-    return joined(dx, T).astype(x_BTD.dtype), reduced(dhead, where).astype(head_VD.dtype), None
+    arrays = (targets_BT, logz_BT, cotangents[0])
+    _, dx_BTD, dhead = head_gradients(loss, softcap, dtype, chunk, x_BTD, head_VD, (), arrays, logits_dtype=dtype)
+    return dx_BTD, dhead.astype(head_VD.dtype), None
 
 
 _chunked.defvjp(_forward, _backward)

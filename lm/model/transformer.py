@@ -13,6 +13,7 @@ from jax.ad_checkpoint import checkpoint_policies
 
 from lm.config import LayerKind, ModelConfig
 from lm.kernels.attention import Branches, Visible
+from lm.kernels.head import softcapped
 from lm.kernels.matmul import matmul
 from lm.model.attention import Step, attention_sublayer
 from lm.model.cache import Cache, DecodeState, layers_of
@@ -193,8 +194,7 @@ class Transformer(nnx.Module):
         config = self.config
         x_BTD, axes = self.to_head(x_BTD), ("batch", "length", "vocab")
         y = matmul("btd,vd->btv", x_BTD, self.head_VD, dtype=config.compute_dtype, out=axes)
-        y = y.astype(jnp.float32)
-        return config.logit_softcap * jnp.tanh(y / config.logit_softcap) if config.logit_softcap else y
+        return softcapped(y.astype(jnp.float32), config.logit_softcap)
 
     def scores(self, x_BTD) -> jax.Array:
         """Return the score head's float32 [B, T] for hidden states after the last norm."""

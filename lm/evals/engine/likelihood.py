@@ -23,10 +23,11 @@ from lm.infer import not_finite
 from lm.infer.decode import first_of_most
 from lm.kernels.attention import Branches
 from lm.kernels.chunks import even, joined, split
-from lm.kernels.matmul import gathered, product
+from lm.kernels.head import head_logits
+from lm.kernels.matmul import gathered
 from lm.model.cache import DecodeState, cache_dtype, cache_shapes, cache_spec, empty_state
 from lm.model.transformer import Transformer, skeleton
-from lm.parallel.mesh import place_rows, reshard, row_ways, spec
+from lm.parallel.mesh import place_rows, reshard, row_ways
 
 LOGITS = 1 << 25  # maximum number of logits at a time on a device
 CACHE = 1 << 30  # approximate bytes of keys and values on a device
@@ -290,10 +291,7 @@ def _of_targets(model: Transformer, x_BND, targets_BNK) -> tuple[jax.Array, jax.
 
     def some(inputs):
         x_BnD, targets_BnK = inputs
-        logits = product("bnd,vd->bnv", x_BnD, head_VD, spec("batch", None, "vocab"))
-        if config.logit_softcap:
-            logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
-        logits = reshard(logits, "batch", None, None)
+        logits = reshard(head_logits(x_BnD, head_VD, config.logit_softcap), "batch", None, None)
         labels = jnp.take_along_axis(logits, targets_BnK, axis=-1)
         return labels - jax.nn.logsumexp(logits, axis=-1, keepdims=True), first_of_most(logits)
 

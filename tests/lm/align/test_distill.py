@@ -10,7 +10,7 @@ from data.text.sentencepiece_tokenizer import train
 from lm.align.distill import check_settings, check_tokenizer, objective, open_teacher
 from lm.convert.to_workdir import write_workdir
 from lm.errors import UserError
-from lm.kernels.divergence import divergence_reference
+from lm.kernels.divergence import Distillation, divergence_reference
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
 from lm.train.step import make_trainer, model_config_of
@@ -58,11 +58,7 @@ def test_as_the_whole_logits_of_both_say():
             teacher.head_VD[:64],
             batch["targets"],
             batch["weights"],
-            kind=d.divergence,
-            beta=d.beta,
-            mix=d.mix,
-            temperature=d.temperature,
-            teacher_softcap=8.0,
+            Distillation(d.divergence, d.beta, d.mix, d.temperature, teacher_softcap=8.0),
         )
         return distilled.loss(model, batch, frozen, None), expected
 

@@ -14,12 +14,13 @@ from jax.sharding import NamedSharding
 from lm.align.logprobs import logprobs_of
 from lm.config import ModelConfig
 from lm.kernels.cross_entropy import cross_entropy, cross_entropy_reference
-from lm.kernels.divergence import divergence, divergence_reference
+from lm.kernels.divergence import Distillation, divergence, divergence_reference
 from lm.parallel.mesh import make_mesh, spec
 from tests.lm.kernels.programs import collectives_in_loops, scan_lengths
 
 D, V = 16, 64
 CONFIG = ModelConfig(vocab_size=V, num_layers=1, embed_dim=D, num_heads=2, num_kv_heads=2, mlp_dim=16, dtype="float32")
+MIXED = Distillation(kind="jsd", mix=0.5)
 
 
 def by_cross_entropy(x, head, targets, weights):
@@ -27,11 +28,11 @@ def by_cross_entropy(x, head, targets, weights):
 
 
 def by_divergence(x, head, targets, weights):
-    return divergence(x, head, *teacher(x, head), targets, weights, dtype="float32", kind="jsd", mix=0.5)[0]
+    return divergence(x, head, *teacher(x, head), targets, weights, MIXED, dtype="float32")[0]
 
 
 def plain_divergence(x, head, targets, weights):
-    return divergence_reference(x, head, *teacher(x, head), targets, weights, kind="jsd", mix=0.5)[0]
+    return divergence_reference(x, head, *teacher(x, head), targets, weights, MIXED)[0]
 
 
 def teacher(x, head):
