@@ -15,12 +15,12 @@ from pathlib import Path
 from lm import cli
 from lm.inputs import check_alignment
 from lm.parallel.join import join
-from lm.workdir import held
+from lm.workdir import locked
 
 
 def main(config, workdir: Path) -> None:
     join(lambda: check_alignment(config, workdir))  # then JAX loads
-    with held(workdir):
+    with locked(workdir):
         align(config, workdir)
 
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from lm import cli
 from lm.inputs import check_evaluation
 from lm.parallel.join import join
-from lm.workdir import held
+from lm.workdir import locked
 
 
 def main(config, workdir: Path) -> None:
     join(lambda: check_evaluation(config, workdir), trains=False)  # then JAX loads
-    with held(workdir):
+    with locked(workdir):
         from lm.evals.run import run
         from lm.reports.evaluate import write_run
 

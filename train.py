@@ -21,7 +21,7 @@ from lm import cli
 from lm.inputs import check_training
 from lm.parallel.join import join
 from lm.train.values import check_values
-from lm.workdir import finished, held, save_record
+from lm.workdir import finished, locked, save_record
 
 
 def main(config, workdir: Path | None) -> None:
@@ -35,7 +35,7 @@ def main(config, workdir: Path | None) -> None:
         print(json.dumps(sizes, indent=1) if flags.FLAGS.describe == "json" else table(sizes))
         return
     join(lambda: check_training(config, workdir))  # then JAX loads
-    with held(workdir):
+    with locked(workdir):
         train(config, workdir)
 
 
@@ -65,7 +65,7 @@ def train(config, workdir: Path) -> None:
         return
     check_memory(config, mesh)
     weights = parse_weights(config.data.weights)
-    evals = in_loop.opened(config)
+    evals = in_loop.open_evals(config)
 
     tokenizer, dataset, stages = prepare_text(config, workdir, first=hosts.is_first())
     if hosts.is_first():

@@ -24,7 +24,7 @@ from flax import nnx
 from lm import checksums
 from lm.damage import place_aside, set_aside
 from lm.errors import UserError
-from lm.parallel.hosts import first_told, is_first
+from lm.parallel.hosts import first_text, is_first
 
 
 class Arrays(ocp.PyTreeCheckpointHandler):
@@ -104,21 +104,21 @@ class Checkpoints:
             damaged[step] = found
         else:
             step = None
-        told = "; ".join(f"{self.folder / str(step)} is damaged: {found}" for step, found in damaged.items())
+        report = "; ".join(f"{self.folder / str(step)} is damaged: {found}" for step, found in damaged.items())
         if damaged and step is None:
             raise UserError(
-                f"{told}; no other checkpoint is whole: restore it from a copy, or delete {self.folder} to start from scratch"
+                f"{report}; no other checkpoint is whole: restore it from a copy, or delete {self.folder} to start from scratch"
             )
         if damaged and self._read_only:
             raise UserError(
-                f"{told}; step {step} is whole: to use it, rename the damaged one, such as "
+                f"{report}; step {step} is whole: to use it, rename the damaged one, such as "
                 f"mv {self.folder / str(max(damaged))} {place_aside(self.folder / str(max(damaged)))}"
             )
         for bad, found in damaged.items() if is_first() else ():
             aside = set_aside(self.folder / str(bad))
             say(f"{self.folder / str(bad)} is damaged: {found}; set aside as {aside.name}, going on from step {step}")
         if damaged:
-            first_told(None)  # a barrier: no process reloads before all are renamed
+            first_text(None)  # a barrier: no process reloads before all are renamed
             self._manager.reload()
         return step
 
@@ -132,7 +132,7 @@ class Checkpoints:
         folder = self.folder / str(step)
         if self._read_only:
             return damage(folder)
-        return first_told(damage(folder, jax.process_index(), jax.process_count()))
+        return first_text(damage(folder, jax.process_index(), jax.process_count()))
 
     def save(self, step: int, state: Any, meta: dict) -> None:
         """Start to save in the background. Arrays are copied before this returns; errors are raised at the next call."""

@@ -76,13 +76,13 @@ def _folder() -> Path:
 
 def _processor() -> str:
     """Return a digest of the processor's kind and instruction set."""
-    told = [platform.system(), platform.machine()]
+    facts = [platform.system(), platform.machine()]
     try:
         lines = Path("/proc/cpuinfo").read_text(errors="replace").split("\n\n")[0].splitlines()
-        told += sorted(line for line in lines if line.split(":")[0].strip() in ("model name", "flags", "Features", "CPU part"))
+        facts += sorted(line for line in lines if line.split(":")[0].strip() in ("model name", "flags", "Features", "CPU part"))
     except OSError:
-        told += [platform.processor(), platform.node()]
-    return hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
+        facts += [platform.processor(), platform.node()]
+    return hashlib.sha256("\n".join(facts).encode()).hexdigest()[:12]
 
 
 def _sweep(folder: Path) -> None:
@@ -95,9 +95,9 @@ def _sweep(folder: Path) -> None:
     for entry in sorted(folder.glob("*-cache")):
         used = entry.with_name(entry.name.removesuffix("-cache") + "-atime")
         content = entry.read_bytes()
-        told = [len(content), xxhash.xxh3_128_hexdigest(content)]
-        if content and used.is_file() and used.stat().st_size == 8 and sums.get(entry.name, told) == told:
-            kept[entry.name] = told
+        checksum = [len(content), xxhash.xxh3_128_hexdigest(content)]
+        if content and used.is_file() and used.stat().st_size == 8 and sums.get(entry.name, checksum) == checksum:
+            kept[entry.name] = checksum
         else:
             entry.unlink(missing_ok=True)
     for used in folder.glob("*-atime"):

@@ -18,13 +18,13 @@ def replacing(path: Path, mode: str = "w", shared: bool = False) -> Iterator[IO]
     shared: several processes may write `path` at once. Otherwise the next one replaces what a killed process left.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new" if shared else f"{path.name}.new")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.new" if shared else f"{path.name}.new")
     try:
-        with beside.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+        with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
-        beside.replace(path)
+        temporary.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write(path: Path, content: str | bytes) -> None:

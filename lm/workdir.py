@@ -66,8 +66,8 @@ VERBS = {"train": "a run of train.py", "align": "a run of align.py", "evaluate":
 
 
 @contextlib.contextmanager
-def held(workdir: Path) -> Iterator[None]:
-    """Lock the workdir for this job until the block or the process ends. A damaged config.json is repaired first (`mend`).
+def locked(workdir: Path) -> Iterator[None]:
+    """Lock the workdir for this job until the block or the process ends. A damaged config.json is repaired first (`repair`).
 
     All processes call this; process 0 takes the lock. Folders created here that are still empty at the end are removed.
     Raises: UserError, on all processes, if another job has locked the workdir or it is not writable.
@@ -79,10 +79,10 @@ def held(workdir: Path) -> Iterator[None]:
     def take() -> None:
         try:
             locks.append(_Lock(workdir))
-            mend(workdir)
+            repair(workdir)
         except OSError as error:
-            told = f"{error.filename or workdir}: {error.strerror}"
-            raise UserError(f"{told}; fix this and run the same command again") from None
+            fault = f"{error.filename or workdir}: {error.strerror}"
+            raise UserError(f"{fault}; fix this and run the same command again") from None
 
     try:
         hosts.from_first(take)
@@ -185,7 +185,7 @@ def steps_saved(workdir: Path) -> list[int]:
     return []
 
 
-def mend(workdir: Path) -> None:
+def repair(workdir: Path) -> None:
     """Replace a damaged config.json by the config of the newest checkpoint. The damaged file is renamed, not deleted."""
     path = workdir / RECORD
     if not path.exists():

@@ -77,7 +77,7 @@ def read_file(path: str, id: str, text_key: str = "text") -> Iterator[Document]:
         else:
             yield from _read_text(path, id)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; mend the file or leave it out of data.input") from error
+        raise UserError(f"{path}: {error.strerror or error}; repair the file or leave it out of data.input") from error
 
 
 # Finding files.

@@ -81,8 +81,8 @@ def _read(name: str, endings: tuple[str, ...], make: Callable[[_File, str], str]
         try:
             if os.path.getsize(file.path) > MAX_FILE_BYTES:
                 raise _Skip("longer than 1 MB")
-            with open(file.path, "rb") as opened:
-                content = opened.read().decode("utf-8-sig")
+            with open(file.path, "rb") as stream:
+                content = stream.read().decode("utf-8-sig")
             text = make(file, content)
             text.encode()  # a docstring can hold "\ud800", which is no text
         except _Skip as reason:

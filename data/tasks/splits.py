@@ -44,9 +44,9 @@ def records(draw: Draw, split: str, seed: int, valid: int) -> Iterator[dict]:
 def _train(draw: Draw, rng: random.Random) -> Iterator[dict]:
     missed = 0
     while missed < PATIENCE:
-        held, record = draw(rng)
-        missed = missed + 1 if held else 0
-        if not held:
+        is_held_out, record = draw(rng)
+        missed = missed + 1 if is_held_out else 0
+        if not is_held_out:
             yield record
     raise UserError(f"no training example among {PATIENCE} draws: make the task's options less narrow")
 
@@ -55,10 +55,10 @@ def _valid(draw: Draw, rng: random.Random, most: int) -> Iterator[dict]:
     seen: set[str] = set()
     missed = 0
     while len(seen) < most and missed < PATIENCE:
-        held, record = draw(rng)
+        is_held_out, record = draw(rng)
         missed += 1
         prompt = record.get("prompt") or record["text"]
-        if held and prompt not in seen:
+        if is_held_out and prompt not in seen:
             missed = 0
             seen.add(prompt)
             yield record

@@ -85,23 +85,23 @@ def open_teacher(config, tokenizer: Tokenizer, mesh) -> tuple[nnx.GraphDef, nnx.
     """
     path = config.distill.teacher
     source = open_source(path)
-    blueprint = dataclasses.replace(source.config, dtype=config.dtype)
+    teacher = dataclasses.replace(source.config, dtype=config.dtype)
     check_tokenizer(tokenizer, load_tokenizer(path), path)
-    if min(blueprint.vocab_size, config.model.vocab_size) < tokenizer.vocab_size:
+    if min(teacher.vocab_size, config.model.vocab_size) < tokenizer.vocab_size:
         raise UserError(
-            f"distill.teacher={path} has {blueprint.vocab_size} rows of vocabulary and the student {config.model.vocab_size}, "
+            f"distill.teacher={path} has {teacher.vocab_size} rows of vocabulary and the student {config.model.vocab_size}, "
             f"fewer than the {tokenizer.vocab_size} tokens of the tokenizer"
         )
-    if blueprint.positions == "learned" and config.sequence_length > blueprint.max_positions:
+    if teacher.positions == "learned" and config.sequence_length > teacher.max_positions:
         raise UserError(
-            f"sequence_length={config.sequence_length} is more than the {blueprint.max_positions} positions of "
+            f"sequence_length={config.sequence_length} is more than the {teacher.max_positions} positions of "
             f"distill.teacher={path}"
         )
     try:
-        check_fit(mesh, blueprint, config.batch_size, config.accumulate)
+        check_fit(mesh, teacher, config.batch_size, config.accumulate)
     except UserError as error:
         raise UserError(f"distill.teacher={path}: {error}") from None
-    graph, abstract = skeleton(blueprint)
+    graph, abstract = skeleton(teacher)
     abstract = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, shardings(abstract, mesh)
     )

@@ -43,7 +43,7 @@ from lm.workdir import finished, save_record
 USES = {"train": "train on", "valid": "validate on"}
 
 
-class Plan(NamedTuple):
+class Method(NamedTuple):
     """The objective of a method and what it needs."""
 
     objective: Objective
@@ -76,7 +76,7 @@ def run(
     if done := hosts.from_first(lambda: finished(config, workdir)):
         return {"before": done.get("before"), "after": done.get("after"), "step": done["training"]["steps"]}
     check_memory(config, mesh, whole_rows=example_kind(config) != "task")
-    evals = in_loop.opened(config)
+    evals = in_loop.open_evals(config)
     tokenizer = own_tokenizer(config, workdir)
     template = chat_template(config, tokenizer)
 
@@ -105,20 +105,20 @@ def run(
     prepared = time.perf_counter()
 
     with jax.set_mesh(mesh):
-        plan = planned(config, tokenizer, mesh)
-        trainer = make_trainer(config, plan.objective, plan.updates)
+        method = method_of(config, tokenizer, mesh)
+        trainer = make_trainer(config, method.objective, method.updates)
         graph, _ = skeleton(model_config)
         sampler = sampler_of(config, graph, tokenizer, tasks or held_out, tools, template) if tasks or held_out else None
         if acts:
             scores = rewards if config.method == "rl" else None
-            stream: Stream = RolloutStream(config, mesh, sampler, tasks, scores, plan.frozen)
+            stream: Stream = RolloutStream(config, mesh, sampler, tasks, scores, method.frozen)
         else:
             stream = Feed(batches(config, kind, examples.train), mesh, config.data.log_ids)
         valid = batches(config, kind, examples.valid, shuffle=False) if examples and examples.valid else None
         feed = Feed(valid, mesh) if valid else None
-        validate = Validation(config, trainer, feed, sampler, held_out, rewards, plan.frozen)
+        validate = Validation(config, trainer, feed, sampler, held_out, rewards, method.frozen)
         watch = Samples(config, workdir, sampler, held_out, rewards) if held_out else None
-        if config.method == "rl" and plan.updates > 1:
+        if config.method == "rl" and method.updates > 1:
             trainer = trainer._replace(step=rl.iteration(trainer, config.rl.epochs, config.rl.minibatches))
         result = loop.train(
             config,
@@ -128,7 +128,7 @@ def run(
             validate if validate.measures else None,
             workdir,
             lambda: initial_params(config, mesh),
-            frozen=plan.frozen,
+            frozen=method.frozen,
             watch=watch,
             measure=in_loop.measuring(evals, workdir, graph, tokenizer),
         )
@@ -197,20 +197,20 @@ def example_kind(config) -> str:
     return "task"
 
 
-def planned(config, tokenizer: Tokenizer, mesh) -> Plan:
+def method_of(config, tokenizer: Tokenizer, mesh) -> Method:
     """Return the method's objective, and its reference or teacher on the current mesh."""
     if config.method == "sft":
-        return Plan(sft.objective(config), None)
+        return Method(sft.objective(config), None)
     if config.method == "preference":
         has_reference = config.preference.loss not in WITHOUT_REFERENCE
-        return Plan(preference.objective(config), starting_point(config, mesh) if has_reference else None)
+        return Method(preference.objective(config), starting_point(config, mesh) if has_reference else None)
     if config.method == "reward":
-        return Plan(reward.objective(config), None)
+        return Method(reward.objective(config), None)
     if config.method == "distill":
         graph, params = distill.open_teacher(config, tokenizer, mesh)
-        return Plan(distill.objective(config, graph), params)
+        return Method(distill.objective(config, graph), params)
     frozen = starting_point(config, mesh) if rl.needs_reference(config) else None
-    return Plan(rl.objective(config), frozen, config.rl.epochs * config.rl.minibatches)
+    return Method(rl.objective(config), frozen, config.rl.epochs * config.rl.minibatches)
 
 
 def starting_point(config, mesh) -> nnx.State:

@@ -33,7 +33,7 @@ def family_of(hf: Mapping):
     return FAMILIES[model_type]
 
 
-def blueprint(hf: Mapping, names: Collection[str]) -> ModelConfig:
+def model_config(hf: Mapping, names: Collection[str]) -> ModelConfig:
     """Return the ModelConfig of a checkpoint with this config.json and these tensor names, canonical or not.
 
     DeepSeek-V3's config announces multi-token prediction modules, but some checkpoints lack them. A sequence classifier with

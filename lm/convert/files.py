@@ -188,11 +188,11 @@ def tensors_of_file(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UserError(f"{file} is missing: its index names it; download it again")
     size = file.stat().st_size
-    with open(file, "rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= min(LONGEST_HEADER, size - 8):
             raise UserError(f"{file} is no whole safetensors file: it has {size} bytes; download it again")
-        text = opened.read(length)
+        text = stream.read(length)
     try:
         header = json.loads(text)
         header.pop("__metadata__", None)

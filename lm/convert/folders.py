@@ -24,12 +24,12 @@ def written_whole(folder: Path) -> Iterator[Path]:
 
     If the block fails, the temporary folder is removed. The next call for the same name removes what a killed process left.
     """
-    beside = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
+    staging = folder.with_name(f".{folder.name}.unfinished")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
     try:
-        yield beside
-        os.rename(beside, folder)  # over an empty folder, never over a full one
+        yield staging
+        os.rename(staging, folder)  # over an empty folder, never over a full one
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         raise

@@ -108,8 +108,8 @@ def import_peft(folder: str | os.PathLike, config: ModelConfig, params: nnx.Stat
     if score is not None:
         config, params = with_score_head(config, params, "reward")
         arrays["score"] = score
-    held = arrays_of(params)
-    return config, combined(config, held | {path: jax.device_put(x, held[path].sharding) for path, x in arrays.items()})
+    current = arrays_of(params)
+    return config, combined(config, current | {path: jax.device_put(x, current[path].sharding) for path, x in arrays.items()})
 
 
 def find_peft(folder: str | os.PathLike, config: ModelConfig) -> Found:
@@ -173,11 +173,11 @@ def export_peft(
             settings |= {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
         settings["base_model_name_or_path"] = None if base is None else str(base)
         settings["fan_in_fan_out"] = any(_is_conv(rows[0].row, loras[name][A].shape[1]) for name, rows in adapted.items())
-        with written_whole(folder) as beside:
+        with written_whole(folder) as staging:
             planned = [Planned(name, x.dtype, x.shape) for name, x in out.items()]
-            for name, place in make_file(beside / WEIGHTS, planned).items():
+            for name, place in make_file(staging / WEIGHTS, planned).items():
                 write(place, out[name])
-            (beside / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+            (staging / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def _tensors(folder: Path, settings: dict) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray | None]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.config import ModelConfig
-from lm.convert.families import blueprint, canonical, copies, family_of, is_ignored
+from lm.convert.families import canonical, copies, family_of, is_ignored, model_config
 from lm.convert.files import Tensor, read, same_bytes, tensors_of
 from lm.convert.rows import Place, ours_of, places
 from lm.errors import UserError
@@ -76,7 +76,7 @@ def open_published(folder: Path) -> Published:
     hf = read_config(folder)
     try:
         family, stored = family_of(hf), tensors_of(folder)
-        config = blueprint(hf, stored)
+        config = model_config(hf, stored)
         found = places(family, config)
     except UserError as error:
         raise UserError(f"{folder}: {error}" if str(folder) not in str(error) else str(error)) from None
@@ -92,8 +92,8 @@ def open_published(folder: Path) -> Published:
         ("of no float type", [f"{name} {tensor.dtype}" for name, tensor in there.items() if not _is_float(tensor)]),
     )
     if any(names for _, names in faults):
-        told = "; ".join(_listed(fault, names) for fault, names in faults if names)
-        raise UserError(f"{folder}: its tensors are not those of the {hf['model_type']} that its config.json describes: {told}")
+        text = "; ".join(_listed(fault, names) for fault, names in faults if names)
+        raise UserError(f"{folder}: its tensors are not those of the {hf['model_type']} that its config.json describes: {text}")
     by_path: dict[str, list[Place]] = {}
     for place in found:
         by_path.setdefault(place.path, []).append(place)

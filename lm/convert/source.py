@@ -75,10 +75,10 @@ def open_source(path: str | os.PathLike, step: int | None = None) -> Source:
     source = Source(config_of(meta["config"]), stored, load)
     if "base" not in meta:
         return source
-    return beside(open_source(base.found(meta["base"], path), meta["base"]["step"]), source)
+    return with_adapter(open_source(base.found(meta["base"], path), meta["base"]["step"]), source)
 
 
-def beside(model: Source, adapter: Source) -> Source:
+def with_adapter(model: Source, adapter: Source) -> Source:
     """Return the source of a model with the adapter of another source, which replaces the model's own adapter, if any.
 
     `adapter` holds only the trained parameters; its config also gives the quantisation of the weights.

@@ -74,16 +74,17 @@ def to_published(
             tensors.setdefault(place.row.theirs, []).append(place)
         if odd := arrays.dtypes.keys() ^ {place.path for rows in tensors.values() for place in rows}:
             raise UserError(f"{workdir}: {family.MODEL_TYPES[-1]} and this checkpoint differ in {', '.join(sorted(odd)[:3])}")
-        with written_whole(to) as beside:
-            generation = _tokenizer_files(workdir, beside, arrays.config)
+        with written_whole(to) as staging:
+            generation = _tokenizer_files(workdir, staging, arrays.config)
             dtypes = {name: _dtype(rows, arrays.dtypes, dtype) for name, rows in tensors.items()}
-            _write_tensors(beside, arrays, tensors, dtypes, int(max_shard_gb * 1e9))
+            _write_tensors(staging, arrays, tensors, dtypes, int(max_shard_gb * 1e9))
             first = {key: ids[0] if isinstance(ids, list) else ids for key, ids in generation.items() if key in TOKEN_IDS}
             if arrays.config.score_head == "reward":
                 first["pad_token_id"] = padding(first)
             embedding = next(name for name, rows in tensors.items() if rows[0].path == "embedding")
-            write_json(beside / "config.json", {**config_json(family, arrays.config), **first, "dtype": str(dtypes[embedding])})
-            write_json(beside / "generation_config.json", generation)
+            settings = config_json(family, arrays.config) | first | {"dtype": str(dtypes[embedding])}
+            write_json(staging / "config.json", settings)
+            write_json(staging / "generation_config.json", generation)
 
 
 def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str | None = None) -> None:

@@ -35,10 +35,10 @@ def to_workdir(folder: Path, workdir: Path, mesh: Mesh) -> None:
     published = open_published(folder)
     source = Source.of(published)
     check_fit(mesh, source.config, math.prod(mesh.shape.values()), 1)
-    with written_whole(workdir) as beside:
-        import_tokenizer(folder, beside)  # first, because it may fail and is fast
-        write_workdir(beside, source.config, _load(source, mesh), published=_origin(published))
-        _record_tokenizer(beside)
+    with written_whole(workdir) as staging:
+        import_tokenizer(folder, staging)  # first, because it may fail and is fast
+        write_workdir(staging, source.config, _load(source, mesh), published=_origin(published))
+        _record_tokenizer(staging)
 
 
 def adapter_to_workdir(folder: Path, base: str | None, workdir: Path, mesh: Mesh) -> None:
@@ -60,13 +60,13 @@ def adapter_to_workdir(folder: Path, base: str | None, workdir: Path, mesh: Mesh
         raise UserError(f"--base={root} has an adapter itself: export it with --merge, and name that")
     check_fit(mesh, source.config, math.prod(mesh.shape.values()), 1)
     find_peft(folder, source.config)  # before the slow reading of the model
-    with written_whole(workdir) as beside:
-        _tokenizer(folder, root, beside)
+    with written_whole(workdir) as staging:
+        _tokenizer(folder, root, staging)
         params = _load(source, mesh)
         with jax.set_mesh(mesh):
             config, params = import_peft(folder, source.config, params)
-        write_workdir(beside, config, params, published=origin, init_from=str(root))
-        _record_tokenizer(beside)
+        write_workdir(staging, config, params, published=origin, init_from=str(root))
+        _record_tokenizer(staging)
 
 
 def _named_base(folder: Path) -> str:

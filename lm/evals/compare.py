@@ -149,8 +149,8 @@ def _figures(before: Mapping, after: Mapping, metric: str) -> dict[str, Any]:
     if None not in values and all(map(is_number, errors)):
         return unpaired(*values, *errors)
     difference = None if None in values else values[1] - values[0]
-    told = dict.fromkeys(("stderr", "low", "high", "p", "test", "n"))
-    return {"before": values[0], "after": values[1], "difference": difference} | told
+    unknown = dict.fromkeys(("stderr", "low", "high", "p", "test", "n"))
+    return {"before": values[0], "after": values[1], "difference": difference} | unknown
 
 
 def _better(metric: str, before: float | None, after: float | None) -> bool | None:

@@ -49,11 +49,11 @@ def check(items: Sequence[BenchmarkItem], texts: Iterable[str]) -> list[dict]:
         for table in tables:
             table.look(found, hashed)
     long, short = tables
-    told = []
+    results = []
     for i, item in enumerate(items):
         (share_long, grams), (share, other) = long.result(i), short.result(i)
         dirty = None if share is None else bool(share_long) or share >= SHARE
-        told.append(
+        results.append(
             {
                 "task": item.task,
                 "doc_id": item.doc_id,
@@ -64,7 +64,7 @@ def check(items: Sequence[BenchmarkItem], texts: Iterable[str]) -> list[dict]:
                 "dirty": dirty,
             }
         )
-    return told
+    return results
 
 
 def of_samples(samples: Iterable[Mapping], texts: Iterable[str]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class Evals(NamedTuple):
     template: str | None
 
 
-def opened(config) -> Evals | None:
+def open_evals(config) -> Evals | None:
     """Open the tasks of config.evals, or return None if there are none. Raises UserError before a run begins."""
     evals = config.evals
     if evals.every < 0:

@@ -25,7 +25,7 @@ from lm.parallel.mesh import reshard, spec
 WEIGHT_AXES = {"gate": ("expert", "embed", "mlp"), "up": ("expert", "embed", "mlp"), "down": ("expert", "mlp", "embed")}
 
 
-class Plan(NamedTuple):
+class Dispatch(NamedTuple):
     """The map between assignments and rows.
 
     source_R: int32, the assignment in each row; undefined where filled_R (bool) is False.
@@ -91,37 +91,38 @@ def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacit
 
     if capacity_factor > 0:
         C = min(len(x_ND), math.ceil(capacity_factor * len(x_ND) * K / (E * ways)))
-        plan = with_capacity(choice_NK, E * ways, C)
+        dispatch = with_capacity(choice_NK, E * ways, C)
         axes = ("tensor",) if split else ()
-        x_ECD = spread(axes, x_ND.astype(dtype), plan).reshape(E * ways, C, -1)
-        weight_EC = _of_rows(weight_NK, plan).reshape(E * ways, C)
+        x_ECD = spread(axes, x_ND.astype(dtype), dispatch).reshape(E * ways, C, -1)
+        weight_EC = _of_rows(weight_NK, dispatch).reshape(E * ways, C)
         if split:
             x_ECD, weight_EC = (lax.all_to_all(a, "expert", 0, 1, tiled=True) for a in (x_ECD, weight_EC))
         y_ECD = through(x_ECD, weight_EC)
         if split:
             y_ECD = lax.all_to_all(y_ECD, "expert", 1, 0, tiled=True)
-        y_ND = collect(axes, y_ECD.reshape(E * ways * C, -1), plan)
+        y_ND = collect(axes, y_ECD.reshape(E * ways * C, -1), dispatch)
     else:
         axes = ("expert", "tensor") if split else ()
         if split:
             choice_NK, weight_NK = (lax.all_gather(a, "expert", tiled=True) for a in (choice_NK, weight_NK))
             choice_NK = choice_NK - E * lax.axis_index("expert")
-        plan, sizes_E = dropless(choice_NK, E)
-        y_ND = collect(axes, through(spread(axes, x_ND.astype(dtype), plan), _of_rows(weight_NK, plan), sizes_E), plan)
+        dispatch, sizes_E = dropless(choice_NK, E)
+        y_RD = through(spread(axes, x_ND.astype(dtype), dispatch), _of_rows(weight_NK, dispatch), sizes_E)
+        y_ND = collect(axes, y_RD, dispatch)
     return y_ND.astype(dtype).reshape(x_BTD.shape)
 
 
-def dropless(choice_NK: jax.Array, E: int) -> tuple[Plan, jax.Array]:
-    """Sort assignments to experts 0…E−1 by expert. Return (plan, sizes_E); R = N · min(K, E) rows, filled ones first."""
+def dropless(choice_NK: jax.Array, E: int) -> tuple[Dispatch, jax.Array]:
+    """Sort assignments to experts 0…E−1 by expert. Return (dispatch, sizes_E); R = N · min(K, E) rows, filled ones first."""
     N, K = choice_NK.shape
     R = N * min(K, E)
     order_A, rank_NK, sizes_E = _sorted(choice_NK, E)
     total = jnp.sum(sizes_E)
-    return Plan(order_A[:R], jnp.arange(R) < total, jnp.where(rank_NK < total, rank_NK, R)), sizes_E
+    return Dispatch(order_A[:R], jnp.arange(R) < total, jnp.where(rank_NK < total, rank_NK, R)), sizes_E
 
 
-def with_capacity(choice_NK: jax.Array, E: int, C: int) -> Plan:
-    """Return the plan whose rows e·C … e·C + C − 1 hold the first C assignments of expert e, in token order."""
+def with_capacity(choice_NK: jax.Array, E: int, C: int) -> Dispatch:
+    """Return the dispatch whose rows e·C … e·C + C − 1 hold the first C assignments of expert e, in token order."""
     order_A, rank_NK, sizes_E = _sorted(choice_NK, E)
     starts_E = jnp.cumsum(sizes_E) - sizes_E
     source_EC = starts_E[:, None] + jnp.arange(C)
@@ -130,7 +131,7 @@ def with_capacity(choice_NK: jax.Array, E: int, C: int) -> Plan:
     rank_NK = rank_NK - jnp.sum(jnp.where(mine_NKE, starts_E, 0), axis=-1)
     kept_NK = jnp.any(mine_NKE, axis=-1) & (rank_NK < C)
     source_R = order_A[jnp.minimum(source_EC, order_A.size - 1).reshape(-1)]
-    return Plan(source_R, filled_EC.reshape(-1), jnp.where(kept_NK, choice_NK * C + rank_NK, E * C))
+    return Dispatch(source_R, filled_EC.reshape(-1), jnp.where(kept_NK, choice_NK * C + rank_NK, E * C))
 
 
 def _sorted(choice_NK, E):
@@ -148,20 +149,20 @@ def _sorted(choice_NK, E):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def spread(axes: tuple[str, ...], x_ND: jax.Array, plan: Plan) -> jax.Array:
+def spread(axes: tuple[str, ...], x_ND: jax.Array, dispatch: Dispatch) -> jax.Array:
     """Return the token of each row, [R, D]."""
     if "expert" in axes:
         x_ND = lax.all_gather(x_ND, "expert", tiled=True)
     if "tensor" in axes:
         x_ND = lax.pcast(x_ND, "tensor", to="varying")
-    return x_ND[plan.source_R // plan.place_NK.shape[1]]
+    return x_ND[dispatch.source_R // dispatch.place_NK.shape[1]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def collect(axes: tuple[str, ...], y_RD: jax.Array, plan: Plan) -> jax.Array:
+def collect(axes: tuple[str, ...], y_RD: jax.Array, dispatch: Dispatch) -> jax.Array:
     """Return the sum of each token's K rows, float32 [N, D]."""
     R, y_ND = y_RD.shape[0], 0.0
-    for place_N in plan.place_NK.T:
+    for place_N in dispatch.place_NK.T:
         y_ND = y_ND + jnp.where((place_N < R)[:, None], y_RD[jnp.minimum(place_N, R - 1)].astype(jnp.float32), 0.0)
     if "expert" in axes:
         y_ND = lax.psum_scatter(y_ND, "expert", scatter_dimension=0, tiled=True)
@@ -169,15 +170,15 @@ def collect(axes: tuple[str, ...], y_RD: jax.Array, plan: Plan) -> jax.Array:
 
 
 spread.defvjp(
-    lambda axes, x_ND, plan: (spread(axes, x_ND, plan), (plan, jnp.zeros_like(x_ND, shape=()))),
+    lambda axes, x_ND, dispatch: (spread(axes, x_ND, dispatch), (dispatch, jnp.zeros_like(x_ND, shape=()))),
     lambda axes, kept, dy_RD: (collect(axes, dy_RD, kept[0]).astype(kept[1].dtype), None),
 )
 collect.defvjp(
-    lambda axes, y_RD, plan: (collect(axes, y_RD, plan), (plan, jnp.zeros_like(y_RD, shape=()))),
+    lambda axes, y_RD, dispatch: (collect(axes, y_RD, dispatch), (dispatch, jnp.zeros_like(y_RD, shape=()))),
     lambda axes, kept, dy_ND: (spread(axes, dy_ND.astype(kept[1].dtype), kept[0]), None),
 )
 
 
-def _of_rows(weight_NK, plan):
+def _of_rows(weight_NK, dispatch):
     """Return the weight of each row, 0 for empty rows."""
-    return jnp.where(plan.filled_R, weight_NK.reshape(-1)[plan.source_R], 0.0)
+    return jnp.where(dispatch.filled_R, weight_NK.reshape(-1)[dispatch.source_R], 0.0)

@@ -91,13 +91,13 @@ def end(line: str, code: int, details: str = "") -> None:
         threading.Event().wait()  # another thread is ending this process
     service = _service()
     if service is not None:
-        number, first, code = _told(service, line, code)
+        number, first, code = _first_failure(service, line, code)
         if number != distributed.global_state.process_id:
             program, _, message = first.partition(": ")
             line, details = line if line == first else f"{program}: process {number}: {message}", ""
     print(details + line, file=sys.stderr, flush=True)
     if service is not None:
-        _let_all_hear(service)
+        _wait_until_read(service)
     os._exit(code)
 
 
@@ -106,7 +106,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def first_told(text: str | None) -> str | None:
+def first_text(text: str | None) -> str | None:
     """Return the text of the first process that has one, or None. Collective; every process gets the same result."""
     if jax.process_count() == 1:
         return text
@@ -161,7 +161,7 @@ def gathered(tree: Any) -> Any:
         if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
             return np.asarray(x)
         if _alone:
-            raise RuntimeError("what process 0 does alone must not compute on the mesh of all processes")
+            raise RuntimeError("the function that from_first calls must not compute on the mesh of all processes")
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
 
     return jax.tree.map(whole, tree)
@@ -178,8 +178,8 @@ def _packed(error: Exception) -> tuple[bytes, Exception]:
         packed = pickle.dumps((None, error))
         pickle.loads(packed)  # some errors can be pickled but not unpickled
     except Exception:
-        told = RuntimeError(f"{type(error).__name__}: {error}")
-        return pickle.dumps((None, told)), told
+        plain_error = RuntimeError(f"{type(error).__name__}: {error}")
+        return pickle.dumps((None, plain_error)), plain_error
     return packed, error
 
 
@@ -203,7 +203,7 @@ def _listen(service) -> None:
     end("", 1)  # the line and the code of that process replace these
 
 
-def _told(service, line: str, code: int) -> tuple[int, str, int]:
+def _first_failure(service, line: str, code: int) -> tuple[int, str, int]:
     """Publish a failure. Return the job's first failure: its process number, line and exit code."""
     mine = distributed.global_state.process_id, line, code
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # there is one already, or no service any more
@@ -213,7 +213,7 @@ def _told(service, line: str, code: int) -> tuple[int, str, int]:
     return mine
 
 
-def _let_all_hear(service) -> None:
+def _wait_until_read(service) -> None:
     """On process 0, wait until the others have read the failure, because JAX aborts a process that loses the service."""
     state = distributed.global_state
     with contextlib.suppress(jax.errors.JaxRuntimeError):

@@ -282,8 +282,8 @@ def write_stages(workdirs: Sequence[str | os.PathLike], to: str | os.PathLike | 
             stage["name"] = f"{stage['name']} {names[: i + 1].count(names[i])}"
     seconds = {stage["name"]: stage["seconds"] for stage in stages}
     report = {"title": "From text to " + stages[-1]["name"], "stages": seconds, "machine": stages[-1]["machine"]}
-    told = ("name", "workdir", "measure", "before", "after", "better", "seconds", "alarms")
-    saved = {**report, "pipeline": [{key: stage[key] for key in told} for stage in stages]}
+    columns = ("name", "workdir", "measure", "before", "after", "better", "seconds", "alarms")
+    saved = {**report, "pipeline": [{key: stage[key] for key in columns} for stage in stages]}
     worse = [stage["name"] for stage in stages if not stage["better"]]
     sentence = f"Not better by its own measure: {', '.join(worse)}." if worse else "Each stage is better by its own measure."
     replace_json(to / "pipeline.json", plain(saved))

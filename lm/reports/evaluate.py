@@ -119,10 +119,10 @@ def write(
     for name, (_, theirs, path) in zip(names, others, strict=True):
         runs[name] = theirs
         compared[name] = compare_runs(theirs, read_samples(path), results, read_samples(samples))
-    told = about | {"comparison": plain(compared)}
-    replace_json(workdir / "report.json", told)
-    saving.write(workdir / "report.html", html(told, plain(runs), gather(read_samples(samples))))
-    return told
+    report = about | {"comparison": plain(compared)}
+    replace_json(workdir / "report.json", report)
+    saving.write(workdir / "report.html", html(report, plain(runs), gather(read_samples(samples))))
+    return report
 
 
 def write_run(
@@ -274,11 +274,11 @@ def curves(runs: Mapping[str, Mapping]) -> list[dict]:
     """Return charts of calibration and of risk and coverage for each task, by each measure of confidence."""
     runs, charts = dict(list(runs.items())[: len(SERIES)]), []
     for task in tasks(next(iter(runs.values()))):
-        told = {run: _calibrations(tasks(results).get(task, {})) for run, results in runs.items()}
-        for way in dict.fromkeys(way for found in told.values() for way in found):
+        calibrations = {run: _calibrations(tasks(results).get(task, {})) for run, results in runs.items()}
+        for way in dict.fromkeys(way for found in calibrations.values() for way in found):
             name, title = f"curve{len(charts)}-", f"{task}{f', {way}' if way else ''}"
-            bins = {run: found[way][0] for run, found in told.items() if way in found and found[way][0]}
-            risks = {run: found[way][1] for run, found in told.items() if way in found and found[way][1]}
+            bins = {run: found[way][0] for run, found in calibrations.items() if way in found and found[way][0]}
+            risks = {run: found[way][1] for run, found in calibrations.items() if way in found and found[way][1]}
             if bins:
                 note = "accuracy by confidence; larger dots: more answers; below the diagonal: overconfident"
                 charts.append(calibration(f"{name}c-", f"{title}: calibration", note, bins))

@@ -177,10 +177,10 @@ def train(
                 for text in watch(step - 1, state.params):
                     log.say(text)
                 last_read = time.perf_counter()
-            batch, told = stream.next(step, state.params, read)
+            batch, stream_metrics = stream.next(step, state.params, read)
             state, metrics = step_fn(state, batch, frozen)
             read()
-            pending = (step, metrics | told, stream.ids(step))
+            pending = (step, metrics | stream_metrics, stream.ids(step))
             due = config.checkpoint_every and step % config.checkpoint_every == 0
             signum = stop.requested(step)
             if due or signum or step == config.steps:

@@ -1,4 +1,4 @@
-"""The blueprint refuses what cannot be built, groups its layers into repeated blocks, and survives being written down."""
+"""The model config refuses what cannot be built, groups its layers into repeated blocks, and survives being written down."""
 
 import json
 import random

@@ -25,7 +25,7 @@ def params(workdir, step):
     return {name: x for name, x in runs.arrays(workdir, step).items() if name.startswith("['params']")}
 
 
-def test_it_goes_on_from_the_weights_and_the_blueprint(finished, text, tmp_path):
+def test_it_goes_on_from_the_weights_and_the_config(finished, text, tmp_path):
     runs.train(tmp_path / "on", init_from=finished, data__input=text, optimizer__learning_rate=0.0, **START)
     before, after = params(finished, runs.STEPS), params(tmp_path / "on", START["steps"])
     assert before.keys() == after.keys()

@@ -16,7 +16,7 @@ import lm
 from lm.convert.source import open_source
 from lm.convert.to_published import to_published
 from lm.errors import UserError
-from lm.workdir import check_record, held, read_config, recorded, save_record
+from lm.workdir import check_record, locked, read_config, recorded, save_record
 from tests.verbs import runs
 from tests.verbs.test_bad_input import contents, refused
 from tests.verbs.test_hosts import ends, start_both
@@ -24,8 +24,8 @@ from tests.verbs.test_hosts import ends, start_both
 HOLD = """
 import os, sys
 from pathlib import Path
-from lm.workdir import held
-with held(Path(sys.argv[1])):
+from lm.workdir import locked
+with locked(Path(sys.argv[1])):
     child = os.fork()
     print(os.getpid(), child, flush=True) if child else None
     os.read(0, 1)  # until the test closes the pipe
@@ -99,11 +99,11 @@ def test_a_lock_dies_with_its_process_and_not_with_its_children(tmp_path):
         text=True,
     )
     pid, child = map(int, holder.stdout.readline().split())
-    with pytest.raises(UserError, match=f"run is in use by another run, process {pid} on "), held(tmp_path / "run"):
+    with pytest.raises(UserError, match=f"run is in use by another run, process {pid} on "), locked(tmp_path / "run"):
         pass
     os.kill(pid, signal.SIGKILL)
     holder.wait()
-    with held(tmp_path / "run"):
+    with locked(tmp_path / "run"):
         os.kill(child, 0)  # it still lives
     holder.stdin.close()  # which ends the child
 
@@ -112,7 +112,7 @@ def test_a_lock_dies_with_its_process_and_not_with_its_children(tmp_path):
 def test_every_verb_holds_its_workdir(verb, finished, tmp_path):
     workdir = tmp_path / "run"
     line = evaluate(workdir, finished, tmp_path) if verb == "evaluate" else align(workdir, verb, init_from=finished)
-    with held(workdir):
+    with locked(workdir):
         refused(line, f"{workdir} is in use", f"process {os.getpid()} on ")
         assert [path.name for path in workdir.iterdir()] == [".lock"]
     assert not workdir.exists()
@@ -231,7 +231,7 @@ def test_a_damaged_config_is_mended_by_the_newest_checkpoint(damage, copy, finis
     assert read_config(copy) == whole and (copy / "config.json").read_text() == DAMAGES[damage]  # a reader writes nothing
     with pytest.raises(UserError, match="^model.num_layers is 1 in .* and 2 in this config"):
         check_record(saved(finished, **{"model.num_layers": 2}), copy)
-    with held(copy):
+    with locked(copy):
         assert f"{copy}/config.json is damaged: it is now config.json.damaged" in capsys.readouterr().out
     assert json.loads((copy / "config.json").read_text()) == whole
     assert (copy / "config.json.damaged").read_text() == DAMAGES[damage]

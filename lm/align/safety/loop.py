@@ -46,7 +46,7 @@ from lm.parallel import hosts
 from lm.parallel.mesh import make_mesh, shardings
 from lm.saving import write_json, write_lines
 from lm.train.start import adopt
-from lm.workdir import check_record, held, save_record, steps_saved
+from lm.workdir import check_record, locked, save_record, steps_saved
 from lm.workdir import kept_json as read_kept_json
 
 RESUMABLE_KEYS = ("rounds", "timeout", "retries", "key_variable")  # may change when a run resumes
@@ -187,7 +187,7 @@ class Loop:
 
             def made(config=config, stage=stage) -> dict:
                 self._say(f"round {n}: {stage}")
-                with held(folder / stage):
+                with locked(folder / stage):
                     return train(config, folder / stage, self._reports.run)
 
             kept_json(folder / f"{stage}.json", made)

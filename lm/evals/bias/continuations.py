@@ -71,8 +71,8 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> Measure:
     given["judge"] = given["judge"] or settings.judge
     data = rows(name, given, settings, read=_prompts)
     data = data._replace(rows=limited([row for whole in data.rows for row in _expanded(whole)], settings.limit))
-    told = ("measure", "judge", "words", "draws", "temperature", "top_p", "max_new_tokens", "stops", "instruction")
-    versions = data.versions | {key: given[key] for key in told} | {"seed": settings.seed}
+    recorded = ("measure", "judge", "words", "draws", "temperature", "top_p", "max_new_tokens", "stops", "instruction")
+    versions = data.versions | {key: given[key] for key in recorded} | {"seed": settings.seed}
     rater = open_rater(given["measure"], given["judge"], given["words"], **given["judge_options"])
     return Measure(name, versions, functools.partial(_run, name, data, given, rater, settings))
 

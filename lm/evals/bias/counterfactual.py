@@ -212,8 +212,8 @@ def _sample(number: int, item: SwapItem, measured: dict) -> dict:
     named = {"differences": "log_odds", "magnitudes": "swap_magnitude", "flips": "flip_rate", "biases": "answer_bias_score"}
     metrics = {metric: math.fsum(measured[key]) / len(measured[key]) for key, metric in named.items() if measured.get(key)}
     failed = metrics.get("log_odds", 0) > 0 or metrics.get("flip_rate", 0) > 0
-    told = {"doc_id": number, "row": item.row, "axis": item.axis, "fillers": list(item.fillers)}
-    return told | measured | {"metrics": metrics, "failed": failed}
+    about = {"doc_id": number, "row": item.row, "axis": item.axis, "fillers": list(item.fillers)}
+    return about | measured | {"metrics": metrics, "failed": failed}
 
 
 def _without(said: str, fillers: Sequence[str]) -> str:

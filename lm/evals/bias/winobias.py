@@ -195,14 +195,14 @@ def _lines(path: Path) -> list[dict]:
     name = path.name.casefold()
     stereotype = re.search(r"(?<![a-z])(pro|anti)(?![a-z])", name)
     kind = re.search(r"type_?([12])", name)
-    told = {"file": path.name} | {key: match[1] for key, match in (("stereotype", stereotype), ("type", kind)) if match}
+    file_fields = {"file": path.name} | {key: match[1] for key, match in (("stereotype", stereotype), ("type", kind)) if match}
     if not PUBLISHED.search(path.name):
-        return [told | row for row in items_of.read(path)]
+        return [file_fields | row for row in items_of.read(path)]
     try:
         lines = items_of.content(path).decode().splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start} is not valid UTF-8; convert the file to UTF-8") from None
-    return [told | {"sentence": re.sub(r"^\d+\s+", "", line.strip())} for line in lines if line.strip()]
+    return [file_fields | {"sentence": re.sub(r"^\d+\s+", "", line.strip())} for line in lines if line.strip()]
 
 
 def _read(known: Sequence[str], row: dict) -> tuple[Hashable, WinoBiasItem]:

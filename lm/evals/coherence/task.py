@@ -87,10 +87,10 @@ class Coherence(NamedTuple):
         self._judge(samples, [item.doc["prompt"] for item, *_ in kept], problems)
         parts = self._positions(samples, [item.doc["text"] for item, *_ in kept], subject, problems)
         results = summed_up(samples, METRICS, problems)
-        problems_told = results.pop("problems")
+        summary = results.pop("problems")
         texts = {"generated": _figures([s["metrics"] for s in samples]), "reference": _figures(references)}
         moves = shares([grid(sentences(s["generation"])) for s in samples])
-        return Outcome(results | {"texts": texts, "positions": parts, "transitions": moves, "problems": problems_told}, samples)
+        return Outcome(results | {"texts": texts, "positions": parts, "transitions": moves, "problems": summary}, samples)
 
     def _judge(self, samples: Sequence[dict], prompts: Sequence[str], problems: Problems) -> None:
         if self.chat is None:
@@ -187,7 +187,7 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Coheren
     """Build the task. Items have text (its beginning is the prompt, the rest the reference), or prompt and optionally
     reference; optionally id. Raises: UserError for an invalid task file, judge or data.
     """
-    values = writing.settled(name, spec, settings, DEFAULTS)
+    values = writing.resolved(name, spec, settings, DEFAULTS)
     for key in ("prompt_words", "bucket_bytes", "buckets", "near_bytes"):
         if values[key] < 1:
             raise UserError(f"task {name}: {key}: {values[key]} must be at least 1")
@@ -195,13 +195,11 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Coheren
         raise UserError(f"task {name}: judge: {values['judge']!r} cannot compare texts; set it to openai:URL")
     place = (values["judge"] or settings.judge).partition("openai:")[2]
     chat = endpoint(place, values["judge_model"]) if place else None
-    documents = writing.opened(name, values | {"num_fewshot": 0}, settings, lambda doc: _read(doc, values["prompt_words"]))
+    documents = writing.load(name, values | {"num_fewshot": 0}, settings, lambda doc: _read(doc, values["prompt_words"]))
     prompts = open_prompts(name, values, settings, documents)
-    told = writing.versions(documents, values, settings) | {
-        "judge": f"openai:{place}" if place else None,
-        "seed": settings.seed,
-    }
-    return Coherence(name, told, values, documents, prompts, chat, settings.seed)
+    versions = writing.versions(documents, values, settings)
+    versions |= {"judge": f"openai:{place}" if place else None, "seed": settings.seed}
+    return Coherence(name, versions, values, documents, prompts, chat, settings.seed)
 
 
 def _read(doc: Mapping[str, Any], words: int) -> dict[str, Any]:

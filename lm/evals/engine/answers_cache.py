@@ -81,8 +81,8 @@ class Answers:
 def key(identity: str, kind: str, settings: Mapping, *ids: Iterable[int]) -> bytes:
     """Return the digest of a question: who is asked, its kind, the settings of the answer, and lists of token ids."""
     lists = [np.asarray(some, np.int32) for some in ids]
-    told = json.dumps([identity, kind, settings, [len(some) for some in lists]], sort_keys=True)
-    digest = hashlib.sha256(told.encode())
+    question = json.dumps([identity, kind, settings, [len(some) for some in lists]], sort_keys=True)
+    digest = hashlib.sha256(question.encode())
     for some in lists:
         digest.update(some.tobytes())
     return digest.digest()

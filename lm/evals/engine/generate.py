@@ -117,8 +117,8 @@ def _answer(
         return Answer(tokens, ended) if end is None else Answer(tokens[:end], True)
 
     def tell(done: dict[int, tuple[list[int], bool]]) -> None:
-        told = [n for n in done if n < len(asks) and n not in known]
-        keep({number: answer(asks[n], *done[n]) for n in told for number in batch[asks[n]]})
+        finished = [n for n in done if n < len(asks) and n not in known]
+        keep({number: answer(asks[n], *done[n]) for n in finished for number in batch[asks[n]]})
 
     draw(
         writer.model,
@@ -151,8 +151,8 @@ def _stopped(tokens: list[int], ask: Ask, decode: Callable[[Sequence[int]], str]
 
 def _row(ask: Ask) -> int:
     """Return a number of 31 bits that seeds the ask's samples."""
-    told = json.dumps([ask.tokens, ask.temperature, ask.top_p, ask.seed])
-    return int.from_bytes(hashlib.sha256(told.encode()).digest()[:4]) >> 1
+    identity = json.dumps([ask.tokens, ask.temperature, ask.top_p, ask.seed])
+    return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4]) >> 1
 
 
 def _shared(model: Transformer, asks: Sequence[Ask]) -> int:

@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 class Batch(NamedTuple):
     """Rows that are read together, padded to B × T. P: slots of a prefix. W: prefixes of a wave; the last wave may have fewer.
-    wave: its index in Plan.waves."""
+    wave: its index in PrefixPlan.waves."""
 
     B: int
     T: int
@@ -53,7 +53,7 @@ class Batch(NamedTuple):
     rows: list[Row]
 
 
-class Plan(NamedTuple):
+class PrefixPlan(NamedTuple):
     """batches: in the order to run them. waves: prefixes that are read together, each of at most P slots."""
 
     batches: list[Batch]
@@ -75,7 +75,7 @@ class Costs(NamedTuple):
         return 1 + np.where(P, (P + T) / self.width, T / (4 * self.width))
 
 
-def plan(contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], costs: Costs) -> Plan:
+def plan(contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int]], costs: Costs) -> PrefixPlan:
     """Return a plan for requests that fit the model. Each context and continuation has at least one token."""
     asked: dict[bytes, dict[bytes, list[int]]] = {}
     for number, (context, continuation) in enumerate(zip(contexts, continuations, strict=True)):
@@ -84,7 +84,7 @@ def plan(contexts: Sequence[Sequence[int]], continuations: Sequence[Sequence[int
     heads = [_ids(key) for key in begins]
     longest = max((len(head) + len(c) // 4 - 1 for key, head in zip(begins, heads) for c in asked[key]), default=0)
     tries = [t for key, head in zip(begins, heads) for t in _tries(head, asked[key], max(longest, costs.batch))]
-    result = Plan([], [])
+    result = PrefixPlan([], [])
     for P, groups in _by_slots(_grouped(tries, costs), costs):
         _add(result, P, groups, costs)
     return result
@@ -241,7 +241,7 @@ def _by_slots(groups: list[_Group], costs: Costs) -> list[tuple[int, list[_Group
     return found
 
 
-def _add(result: Plan, P: int, groups: list[_Group], costs: Costs) -> None:
+def _add(result: PrefixPlan, P: int, groups: list[_Group], costs: Costs) -> None:
     """Add the waves and batches of groups whose prefixes take P slots to the plan."""
     sizes = sorted(len(t.tokens) - g.shared for g in groups for t in g.tries)
     total = np.cumsum([0, *sizes])

@@ -135,12 +135,12 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> ClosedB
 
     Raises: UserError for an invalid task file or data.
     """
-    values = writing.settled(name, spec, settings, DEFAULTS)
+    values = writing.resolved(name, spec, settings, DEFAULTS)
     if values["match"] not in ("exact", "contains"):
         raise UserError(f"task {name}: match: {values['match']!r} is none of exact, contains")
     if unknown := set(values["confidence"]) - {"likelihood", "p_true"}:
         raise UserError(f"task {name}: confidence: {min(unknown)!r} is none of likelihood, p_true")
-    documents = writing.opened(name, values, settings, lambda doc: _read(doc, values))
+    documents = writing.load(name, values, settings, lambda doc: _read(doc, values))
     prompts = open_prompts(name, values | {"doc_to_target": "reference"}, settings, documents)
     return ClosedBook(name, writing.versions(documents, values, settings), values, documents, prompts)
 

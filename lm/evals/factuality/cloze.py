@@ -140,7 +140,7 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Cloze:
     and id. Other true objects of the same subject and relation are not candidates. Raises: UserError for an invalid task file
     or data.
     """
-    values = writing.settled(name, spec, settings, DEFAULTS, needed=())
+    values = writing.resolved(name, spec, settings, DEFAULTS, needed=())
     documents = load(name, values | {"num_fewshot": 0}, settings)
     problems, facts, given = documents.new_problems(), [], {}
     for item in documents.items:

@@ -90,15 +90,15 @@ def premises(document: str) -> tuple[Clause, ...]:
     A last name alone also gets the full name: the only one with that last name, else the one at the start of the document. A
     subject such as "the river" also gets the name at the start, unless it is a person ("the sister").
     """
-    told = claims(document)
-    topic = tuple(stem(w.lower()) for w in before_verb(told[0]).split() if w[0].isupper() and _is_name(w)) if told else ()
+    stated = claims(document)
+    topic = tuple(stem(w.lower()) for w in before_verb(stated[0]).split() if w[0].isupper() and _is_name(w)) if stated else ()
     full: dict[str, set[tuple[str, ...]]] = {}
     for run in _FULL_NAME.findall(document):
         keys = tuple(stem(word.lower()) for word in run.split() if _is_name(word))
         if len(keys) > 1:
             full.setdefault(keys[-1], set()).add(keys)
     found = []
-    for claim in told:
+    for claim in stated:
         clause = read(claim)
         there, more = {word.key for word in clause.words}, []
         for word in clause.words:

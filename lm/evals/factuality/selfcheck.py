@@ -148,13 +148,14 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> SelfChe
 
     Raises: UserError for an invalid task file, judge or data.
     """
-    values = writing.settled(name, spec, settings, DEFAULTS)
+    values = writing.resolved(name, spec, settings, DEFAULTS)
     if values["samples"] < 1:
         raise UserError(f"task {name}: samples: {values['samples']} must be at least 1")
     if values["temperature"] <= 0:
         raise UserError(f"task {name}: temperature: {values['temperature']} must be above 0, or every sample is the same")
     judge = open_claim_judge(f"options.{spec.get('kind')}.judge", values["judge"] or settings.judge, values["judge_model"])
-    documents = writing.opened(name, values | {"num_fewshot": 0}, settings, writing.asking)
+    documents = writing.load(name, values | {"num_fewshot": 0}, settings, writing.asking)
     prompts = open_prompts(name, values, settings, documents)
-    told = writing.versions(documents, values, settings) | {"judge": values["judge"] or settings.judge, "seed": settings.seed}
-    return SelfCheck(name, told, values, documents, prompts, judge, settings.seed)
+    versions = writing.versions(documents, values, settings)
+    versions |= {"judge": values["judge"] or settings.judge, "seed": settings.seed}
+    return SelfCheck(name, versions, values, documents, prompts, judge, settings.seed)

@@ -99,11 +99,11 @@ class Support(NamedTuple):
             metrics["fact_recall"] = known.count("supported") / len(known) if known else 0.0
             metrics["facts_contradicted"] = known.count("contradicted") / len(known) if known else 0.0
         right = [claim for claim, finding in judged if finding.label == "supported"]
-        told = ", ".join(f"{n} {state}" for state, n in states.items() if n)
+        tally = ", ".join(f"{n} {state}" for state, n in states.items() if n)
         return {
             "target": None,
             "reference": item.doc["reference"] or (". ".join(right) + "." if right else self.values["abstain"]),
-            "verdict": "abstained" if silent else told or "no claims",
+            "verdict": "abstained" if silent else tally or "no claims",
             "states": states,
             "claims": [_judgement("claim", claim, finding) for claim, finding in judged],
             "facts": [_judgement("fact", fact, finding) for fact, finding in recalled],
@@ -140,12 +140,12 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Support
     Optional: id; topic, which replaces pronouns; facts, which a good text states; reference, a right text.
     Raises: UserError for an invalid task file, judge or data.
     """
-    values = writing.settled(name, spec, settings, DEFAULTS)
+    values = writing.resolved(name, spec, settings, DEFAULTS)
     judge = open_claim_judge(f"options.{spec.get('kind')}.judge", values["judge"] or settings.judge, values["judge_model"])
-    documents = writing.opened(name, values | {"num_fewshot": 0}, settings, _read)
+    documents = writing.load(name, values | {"num_fewshot": 0}, settings, _read)
     prompts = open_prompts(name, values, settings, documents)
-    told = writing.versions(documents, values, settings) | {"judge": values["judge"] or settings.judge}
-    return Support(name, told, values, documents, prompts, judge)
+    versions = writing.versions(documents, values, settings) | {"judge": values["judge"] or settings.judge}
+    return Support(name, versions, values, documents, prompts, judge)
 
 
 def _read(doc: Mapping[str, Any]) -> dict[str, Any]:

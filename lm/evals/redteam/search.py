@@ -233,8 +233,8 @@ def _grow(proposals: Sequence[Proposal], replies: Sequence[Reply], scores: Seque
             continue
         if value is None:
             tree.count("scorer_failed")
-        told = "unknown" if value is None else f"{value} of {MOST}"
-        leaf = Leaf((*said, _message("user", NEXT.format(response=reply.text, score=told))), value)
+        rating = "unknown" if value is None else f"{value} of {MOST}"
+        leaf = Leaf((*said, _message("user", NEXT.format(response=reply.text, score=rating))), value)
         grown.setdefault(tree, {}).setdefault(number, []).append(leaf)
         tree.done |= value == MOST
     for tree, new in grown.items():

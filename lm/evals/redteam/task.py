@@ -102,7 +102,7 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> RedTeam:
 
     Raises: UserError for unknown keys, families or judges, and for files that cannot be read.
     """
-    given = _settled(name, spec, settings.options.get("redteam") or {})
+    given = _resolved(name, spec, settings.options.get("redteam") or {})
     for key, least in (("samples", 1), ("draws", 1), ("max_new_tokens", 1), ("retries", 0)):
         if given[key] < least:
             raise UserError(f"task {name}: {key}={given[key]} must be at least {least}")
@@ -123,19 +123,19 @@ def build(name: str, spec: dict[str, Any], settings: TaskSettings) -> RedTeam:
     return RedTeam(name, versions, requests, problems.kinds, families, given, settings, judge, classifier)
 
 
-def _settled(name: str, spec: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+def _resolved(name: str, spec: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return DEFAULTS overridden by the task file's values, and these by the config's."""
-    settled = dict(DEFAULTS)
+    result = dict(DEFAULTS)
     for where, values, more in ((name, spec, documents.KEYS), (f"{name}: options.redteam", options, {})):
         values = {key: value for key, value in values.items() if value is not None}
         if isinstance(values.get("families"), str):
             values["families"] = list(filter(None, values["families"].replace(" ", "").split(",")))
         check(where, values, {**more, **_types(DEFAULTS)})
-        settled |= {key: value for key, value in values.items() if key in DEFAULTS}
+        result |= {key: value for key, value in values.items() if key in DEFAULTS}
     for key, defaults in (("gcg", searched.GCG), ("pair", searched.PAIR), ("tap", searched.TAP)):
-        check(f"{name}: {key}", settled[key], _types(defaults))
-        settled[key] = {**defaults, **settled[key]}
-    return settled
+        check(f"{name}: {key}", result[key], _types(defaults))
+        result[key] = {**defaults, **result[key]}
+    return result
 
 
 def _types(defaults: Mapping[str, Any]) -> dict[str, type | tuple[type, ...]]:

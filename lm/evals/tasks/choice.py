@@ -22,7 +22,7 @@ from lm.evals.tasks import documents, prompting
 from lm.evals.tasks.aggregate import about, metrics_of, summary, versions_of
 from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.prompting import Prompts
-from lm.evals.tasks.spec import check, settled
+from lm.evals.tasks.spec import check, resolved
 
 KEYS = documents.KEYS | prompting.KEYS | {"metric_list": list, "areas": dict}
 
@@ -155,15 +155,15 @@ class Choice(NamedTuple):
             shares = [_share(sample) for sample in scored]
             results["chance"] = sum(shares) / len(shares) if shares else None
             return results | summary(scored, self.metrics, problems, self.spec)
-        told = mean("logp", [sample["metrics"]["logp"] for sample in scored])
-        value = None if told["logp"] is None or told["logp"] < -700 else math.exp(-told["logp"])
-        error = None if value is None or told["logp_stderr"] is None else value * told["logp_stderr"]
+        mean_logp = mean("logp", [sample["metrics"]["logp"] for sample in scored])
+        value = None if mean_logp["logp"] is None or mean_logp["logp"] < -700 else math.exp(-mean_logp["logp"])
+        error = None if value is None or mean_logp["logp_stderr"] is None else value * mean_logp["logp_stderr"]
         return results | summary(scored, ["acc"], problems, self.spec) | {"perplexity": value, "perplexity_stderr": error}
 
 
 def build(name: str, spec: dict, settings: TaskSettings) -> Choice:
     """Build the task. Raises: UserError for an invalid key or missing data."""
-    spec = settled(spec, settings)
+    spec = resolved(spec, settings)
     check(name, spec, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
     known = METRICS if spec.get("doc_to_choice") is not None else CONTINUATION_METRICS
     metrics = tuple(metrics_of(name, spec, {metric: {} for metric in known}))

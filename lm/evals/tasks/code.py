@@ -17,7 +17,7 @@ from lm.evals.tasks import documents, generation, prompting
 from lm.evals.tasks.aggregate import about, summary, versions_of
 from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.prompting import Context, Prompts
-from lm.evals.tasks.spec import check, settled
+from lm.evals.tasks.spec import check, resolved
 from lm.parallel.hosts import from_first
 from lm.sandbox import run as sandbox
 
@@ -109,7 +109,7 @@ def _complaint(stderr: str) -> str:
 
 def build(name: str, spec: dict, settings: TaskSettings) -> Code:
     """Build the task. Raises: UserError for an invalid key or missing data."""
-    spec = settled(spec, settings)
+    spec = resolved(spec, settings)
     check(name, spec, KEYS, needed=("doc_to_text",))
     repeats, ks = spec.get("repeats") or 1, tuple(spec.get("pass_at") or [1])
     if not all(isinstance(k, int) and 1 <= k <= repeats for k in ks):

@@ -55,13 +55,13 @@ def core(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """
     centred, squares = {}, []
     for name, part in CORE.items():
-        told = results.get(PREFIX + name) or {}
+        reported = results.get(PREFIX + name) or {}
         # With only one category there is no mean over categories.
-        value = told.get(part.metric, told.get(part.metric.removesuffix("_macro")))
+        value = reported.get(part.metric, reported.get(part.metric.removesuffix("_macro")))
         if value is None:
             continue
         centred[name] = (value - part.chance) / (1 - part.chance)
-        error = told.get(f"{part.metric}_stderr", told.get(f"{part.metric.removesuffix('_macro')}_stderr"))
+        error = reported.get(f"{part.metric}_stderr", reported.get(f"{part.metric.removesuffix('_macro')}_stderr"))
         squares.append(None if error is None else (error / (1 - part.chance)) ** 2)
     if not centred:
         return {}

@@ -220,8 +220,8 @@ def _splits(
             some = files.read(path, columns)
             if not some:
                 problems.add("empty_files", str(path.relative_to(folder)))
-            told = {column: files.label(path, folder, name)} if column else {}
-            rows += [told | {k: v for k, v in row.items() if k != column or v is not None} for row in some]
+            label = {column: files.label(path, folder, name)} if column else {}
+            rows += [label | {k: v for k, v in row.items() if k != column or v is not None} for row in some]
         return rows
 
     checksum = files.checksum([path for split in sorted(paths) for path in paths[split]])

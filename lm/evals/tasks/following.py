@@ -11,7 +11,7 @@ from lm.evals.tasks.aggregate import about, versions_of
 from lm.evals.tasks.documents import Documents
 from lm.evals.tasks.ifeval import scores as ifeval
 from lm.evals.tasks.prompting import Prompts
-from lm.evals.tasks.spec import check, settled
+from lm.evals.tasks.spec import check, resolved
 
 KEYS = documents.KEYS | prompting.KEYS | {"generation_kwargs": dict}
 
@@ -78,7 +78,7 @@ class Following(NamedTuple):
 
 def build(name: str, spec: dict, settings: TaskSettings) -> Following:
     """Build the task. Raises: UserError for an invalid key or missing data."""
-    spec = settled(spec, settings)
+    spec = resolved(spec, settings)
     check(name, spec, KEYS, needed=("doc_to_text",))
     read = documents.load(name, spec, settings)
     prompts = prompting.open_prompts(name, spec, settings, read)

@@ -72,13 +72,13 @@ def truthfulqa_choices(row: dict) -> dict[str, Any]:
         targets = {"mc1": dict.fromkeys(wrong, 0) | {best: 1}, "mc2": dict.fromkeys(right, 1) | dict.fromkeys(wrong, 0)}
         targets["mc1"] = {best: 1} | targets["mc1"]
         row = {"question": row["Question"], **{f"{kind}_targets": some for kind, some in targets.items()}}
-    told = {"question": text(row, "question")}
+    converted = {"question": text(row, "question")}
     for key in ("mc1_targets", "mc2_targets"):
         targets = row[key]
         if "labels" not in targets:
             targets = {"choices": list(targets), "labels": list(targets.values())}
-        told[key] = targets
-    return told
+        converted[key] = targets
+    return converted
 
 
 def truthfulqa_answers(row: dict) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lm.evals.tasks import documents, filters, math_answers, overlap, prompting
 from lm.evals.tasks.aggregate import about, metrics_of, summary, versions_of
 from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.prompting import Context, Prompts
-from lm.evals.tasks.spec import check, settled
+from lm.evals.tasks.spec import check, resolved
 
 KEYS = (
     documents.KEYS
@@ -173,7 +173,7 @@ class Generation(NamedTuple):
 
 def build(name: str, spec: dict, settings: TaskSettings) -> Generation:
     """Build the task. Raises: UserError for an invalid key or missing data."""
-    spec = settled(spec, settings)
+    spec = resolved(spec, settings)
     check(name, spec, KEYS, needed=("doc_to_text", "doc_to_target", "metric_list"))
     metrics = metrics_of(name, spec, OPTIONS)
     if (equal := metrics.get("exact_match", {}).get("equal")) not in (None, "math"):

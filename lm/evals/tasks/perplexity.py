@@ -18,7 +18,7 @@ from lm.evals.subject import Subject
 from lm.evals.tasks import documents, items, prompting
 from lm.evals.tasks.aggregate import PLURALS, about, versions_of
 from lm.evals.tasks.documents import Documents
-from lm.evals.tasks.spec import check, settled
+from lm.evals.tasks.spec import check, resolved
 
 KEYS = documents.KEYS | {"doc_to_target": str, "counted": str}
 
@@ -78,7 +78,7 @@ class Rolling(NamedTuple):
 
 def build(name: str, spec: dict, settings: TaskSettings) -> Rolling:
     """Build the task. Raises: UserError for an invalid key or missing data."""
-    spec = settled(spec, settings)
+    spec = resolved(spec, settings)
     check(name, spec, KEYS, needed=("doc_to_target",))
     settings = settings._replace(num_fewshot=0)
     read = documents.load(name, spec, settings, items.ENDINGS + items.TEXTS)

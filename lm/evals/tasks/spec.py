@@ -30,7 +30,7 @@ def check(name: str, spec: Mapping[str, Any], keys: Mapping[str, Types], needed:
             raise UserError(f"task {name}: {key} is missing")
 
 
-def settled(spec: Mapping[str, Any], settings: TaskSettings) -> dict[str, Any]:
+def resolved(spec: Mapping[str, Any], settings: TaskSettings) -> dict[str, Any]:
     """Return a task file's keys, overridden by the config's options for tasks of its kind."""
     return {**spec, **(settings.options.get(spec.get("kind", "")) or {})}
 

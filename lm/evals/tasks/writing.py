@@ -13,7 +13,7 @@ from lm.evals.tasks.prompting import Context, Prompts
 from lm.evals.tasks.spec import check
 
 
-def settled(
+def resolved(
     name: str,
     spec: Mapping[str, Any],
     settings: TaskSettings,
@@ -31,16 +31,16 @@ def settled(
     given = dict(settings.options.get(kind) or {})
     check(name, spec, documents.KEYS | prompting.KEYS | own, needed)
     check(f"options.{kind}", given, own)
-    told = {key: value for values in (spec, given) for key, value in values.items() if value is not None}
+    merged = {key: value for values in (spec, given) for key, value in values.items() if value is not None}
     for key, default in defaults.items():
-        if isinstance(default, list) and not all(isinstance(part, str) for part in told.get(key, ())):
-            raise UserError(f"task {name}: {key}: {told[key]!r} must be a list of texts")
-    if "abstain" in defaults and isinstance(told.get("description"), str):
-        told["description"] = told["description"].replace("{abstain}", told.get("abstain", defaults["abstain"]))
-    return {**defaults, **told}
+        if isinstance(default, list) and not all(isinstance(part, str) for part in merged.get(key, ())):
+            raise UserError(f"task {name}: {key}: {merged[key]!r} must be a list of texts")
+    if "abstain" in defaults and isinstance(merged.get("description"), str):
+        merged["description"] = merged["description"].replace("{abstain}", merged.get("abstain", defaults["abstain"]))
+    return {**defaults, **merged}
 
 
-def opened(
+def load(
     name: str, values: Mapping[str, Any], settings: TaskSettings, read: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> Documents:
     """Return a task's documents, and its examples, converted by `read`. If it raises Malformed, the item is a problem."""
@@ -77,9 +77,9 @@ def texts(value: Any, what: str, *, empty: bool = False) -> tuple[str, ...]:
 
 def asking(doc: Mapping[str, Any]) -> dict[str, Any]:
     """Return a document whose topic, prompt and reference are texts. Empty ones are left out; an empty reference is None."""
-    told = {key: " ".join(texts(doc.get(key), key, empty=True)) for key in ("topic", "prompt", "reference")}
-    kept = {key: value for key, value in doc.items() if key not in told} | {key: said for key, said in told.items() if said}
-    return kept | {"reference": told["reference"] or None}
+    found = {key: " ".join(texts(doc.get(key), key, empty=True)) for key in ("topic", "prompt", "reference")}
+    others = {key: value for key, value in doc.items() if key not in found}
+    return others | {key: text for key, text in found.items() if text} | {"reference": found["reference"] or None}
 
 
 def contexts(
@@ -111,12 +111,12 @@ def generated(
 
 def sample(task: str, split: str, item: TaskItem, context: Context, answer: Generated) -> dict[str, Any]:
     """Return the fields that the sample of every generated answer has."""
-    told: dict[str, Any] = {"task": task, "doc_id": item.id, "split": split, "prompt": context.text}
+    fields: dict[str, Any] = {"task": task, "doc_id": item.id, "split": split, "prompt": context.text}
     if context.messages is not None:
-        told["messages"] = [dict(message) for message in context.messages]
+        fields["messages"] = [dict(message) for message in context.messages]
     if answer.tokens or answer.prompt_tokens:
-        told["tokens"] = [list(answer.prompt_tokens), list(answer.tokens)]
-    return told | {"generation": answer.text}
+        fields["tokens"] = [list(answer.prompt_tokens), list(answer.tokens)]
+    return fields | {"generation": answer.text}
 
 
 def versions(documents: Documents, values: Mapping[str, Any], settings: TaskSettings) -> dict[str, Any]:

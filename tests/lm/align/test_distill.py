@@ -37,8 +37,8 @@ def distilling(model: dict | None = None, **distill):
 
 def teacher_of(model: dict, scale: float = 4.0):
     """(graph, parameters) of a model with opinions: its matrices are larger than those of a fresh one."""
-    blueprint = model_config_of(tiny_config(**model))
-    return skeleton(blueprint)[0], parameters(blueprint, seed=7, scale=scale)
+    model_config = model_config_of(tiny_config(**model))
+    return skeleton(model_config)[0], parameters(model_config, seed=7, scale=scale)
 
 
 def test_as_the_whole_logits_of_both_say():
@@ -116,19 +116,19 @@ def tokenizers(tmp_path_factory):
 def teacher(tmp_path_factory, tokenizers):
     """The workdir of a run."""
     workdir = tmp_path_factory.mktemp("teacher")
-    blueprint = model_config_of(tiny_config(**OTHER | {"vocab_size": 320}))
-    write_workdir(workdir, blueprint, parameters(blueprint, seed=7))
+    model_config = model_config_of(tiny_config(**OTHER | {"vocab_size": 320}))
+    write_workdir(workdir, model_config, parameters(model_config, seed=7))
     tokenizers[0].save(workdir)
-    return workdir, blueprint
+    return workdir, model_config
 
 
 def test_a_teacher_is_read_onto_the_mesh(teacher, tokenizers):
-    workdir, blueprint = teacher
+    workdir, model_config = teacher
     config = distilling({"vocab_size": 304}, teacher=str(workdir))
     mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     with jax.set_mesh(mesh):
         graph, params = open_teacher(config, tokenizers[2], mesh)
-        for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(parameters(blueprint, seed=7)), strict=True):
+        for ours, theirs in zip(jax.tree.leaves(params), jax.tree.leaves(parameters(model_config, seed=7)), strict=True):
             np.testing.assert_array_equal(ours, theirs)
         assert {shard.data.shape for shard in params["embedding"].get_value().addressable_shards} == {(160, 24)}
         config.dtype = "bfloat16"

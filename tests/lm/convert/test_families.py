@@ -17,7 +17,7 @@ from flax import nnx
 
 import lm
 from lm.config import ModelConfig
-from lm.convert.families import blueprint, canonical, essence, family_for, family_of, is_ignored
+from lm.convert.families import canonical, essence, family_for, family_of, is_ignored, model_config
 from lm.convert.rows import ours_of, places, theirs_of
 from lm.model.transformer import skeleton
 from tests.lm.convert import peers
@@ -52,7 +52,7 @@ def case(tmp_path_factory):
     def made(name: str) -> Case:
         model = peers.peer(name)
         hf, tensors = peers.saved(model, tmp_path_factory.mktemp(name))
-        family, config = family_of(hf), dataclasses.replace(blueprint(hf, tensors), remat="none")
+        family, config = family_of(hf), dataclasses.replace(model_config(hf, tensors), remat="none")
         return Case(model, tensors, family, config, arrays_of(family, config, tensors))
 
     return made
@@ -213,7 +213,7 @@ def test_gemma3_that_sees_is_read_as_its_language_model(case, tmp_path):
     model = transformers.Gemma3ForConditionalGeneration(both)
     model.model.language_model.load_state_dict(case("gemma3").model.model.state_dict())
     hf, tensors = peers.saved(model, tmp_path)
-    assert essence(blueprint(hf, tensors)) == essence(config)
+    assert essence(model_config(hf, tensors)) == essence(config)
     read = known(family_of(hf), config, tensors)
     assert len(read) < len(tensors)
     for path, x in arrays_of(family, config, read).items():
@@ -237,7 +237,7 @@ def test_modules_that_predict_further_tokens(case, tmp_path, monkeypatch):
     for row in family.copies(config):
         whole[row.theirs] = whole["model.embed_tokens.weight" if row.ours == "embedding" else "lm_head.weight"]
     hf = family.to_hf(config)
-    assert blueprint(hf, whole).mtp_depth == 2 and blueprint(hf, tensors).mtp_depth == 0
+    assert model_config(hf, whole).mtp_depth == 2 and model_config(hf, tensors).mtp_depth == 0
     assert all(is_ignored(family, config, row.theirs) for row in family.copies(config))
 
     kind = transformers.DeepseekV3ForCausalLM

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from lm.config import ModelConfig
-from lm.convert.families import FAMILIES, blueprint, canonical, essence, family_for, family_of, is_ignored
+from lm.convert.families import FAMILIES, canonical, essence, family_for, family_of, is_ignored, model_config
 from lm.errors import UserError
 
 # As published before transformers 5, shortened to what says something of the model.
@@ -322,7 +322,7 @@ def test_what_cannot_be_expressed_is_named(hf, named):
 def test_values_of_the_wrong_kind_are_the_user_s_to_mend():
     for hf in ({"model_type": "llama", "num_hidden_layers": "two"}, {"model_type": "gemma2", "query_pre_attn_scalar": 0}):
         with pytest.raises(UserError, match="config.json holds a value of the wrong kind"):
-            blueprint(hf, [])
+            model_config(hf, [])
 
 
 PLAIN = ModelConfig(vocab_size=64, num_layers=4, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=64)

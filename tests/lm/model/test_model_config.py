@@ -1,4 +1,4 @@
-"""Each choice of the blueprint: the cache gives what one pass gives, windows and look-ahead reach as far as they say."""
+"""Each choice of the model config: the cache gives what one pass gives, windows and look-ahead reach as far as they say."""
 
 import functools
 
@@ -183,8 +183,8 @@ def test_a_local_layer_sees_its_window():
 def test_looking_ahead_is_its_definition():
     """Module k over a row: one sequence of hidden states a time, written out without the loss's shifts (eq. 21–24)."""
     config = tiny_config(mtp_depth=2, num_layers=1)
-    blueprint = ModelConfig(**config.model, dtype="float32")
-    graph, params = skeleton(blueprint)[0], jax.tree.map(lambda p: p, parameters(blueprint, scale=3.0))
+    model_config = ModelConfig(**config.model, dtype="float32")
+    graph, params = skeleton(model_config)[0], jax.tree.map(lambda p: p, parameters(model_config, scale=3.0))
     for norm in (params["norm"], params["mtp"][0]["norm"]):  # scales of 1 would hide a second norm
         norm["scale"].set_value(jnp.linspace(0.5, 2.0, 32))
     batch = packed_batch(config, seed=2, low=1)

@@ -70,11 +70,11 @@ def test_flops_and_state_are_what_xla_counts_in_the_compiled_step(model, remat):
 def test_without_recomputation_the_step_multiplies_what_the_model_asks_for(model):
     """And for attention, which works in blocks of at least 128 queries, whole blocks, and the scores twice."""
     config = training(sequence_length=128, **MODELS[model], remat="none")
-    blueprint = model_config_of(config)
-    costs = sizing.flops(blueprint, 128)
+    model_config = model_config_of(config)
+    costs = sizing.flops(model_config, 128)
     products = costs.pop("attention_products")
-    K, V, layers = blueprint.key_head_dim, blueprint.value_head_dim, blueprint.num_layers + blueprint.mtp_depth
-    whole = layers * 2 * blueprint.num_heads * 128 * (4 * K + 3 * V)
+    K, V, layers = model_config.key_head_dim, model_config.value_head_dim, model_config.num_layers + model_config.mtp_depth
+    whole = layers * 2 * model_config.num_heads * 128 * (4 * K + 3 * V)
     assert whole == 128 / 64 * products.forward * (4 * K + 3 * V) / (K + V)
     assert step_flops(config) == 8 * 128 * (sum(map(sum, costs.values())) + whole)
 

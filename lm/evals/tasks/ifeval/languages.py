@@ -46,5 +46,5 @@ def _langdetect() -> ModuleType:
     try:
         import langdetect
     except ImportError:
-        raise UserError("languages are told by a package that is not installed: pip install langdetect") from None
+        raise UserError("language detection needs a package that is not installed: pip install langdetect") from None
     return langdetect

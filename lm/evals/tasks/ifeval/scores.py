@@ -1,4 +1,4 @@
-"""IFEval: does a model do what it was told, where a program can tell? (Zhou et al. 2023, "Instruction-Following Evaluation for
+"""IFEval: does a model follow instructions that a program can check? (Zhou et al. 2023, "Instruction-Following Evaluation for
 Large Language Models"; the 25 programs are in lm/evals/tasks/ifeval/)
 
 An item is a prompt with one or more instructions. By prompt, a response counts that follows all of them; by instruction, each
