@@ -1,1 +1,1 @@
-"""From a checkpoint to text."""
+"""Load a checkpoint and generate text with it."""

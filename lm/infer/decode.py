@@ -1,7 +1,7 @@
-"""The compiled programs of sampling: prompts are read and a first token drawn, then a loop draws the others.
+"""The compiled programs of sampling: `start` reads prompts and samples the first token, `loop` samples the others.
 
-Axes: B rows, P padded prompt slots, S cache slots, N drawn tokens, V vocabulary. Prompts are padded on the left, so that every
-row's next token goes into the same slot; padding is segment 0 and no real token sees it.
+Axes: B rows, P padded prompt slots, S cache slots, N sampled tokens, V vocabulary. Prompts are padded on the left, so every
+row's next token goes into the same slot. Padding is segment 0, which no real token attends to.
 """
 
 import dataclasses
@@ -17,29 +17,29 @@ from lm.model.cache import DecodeState, empty_state, fork, repeat, resize, take,
 from lm.model.transformer import Transformer
 from lm.parallel.mesh import reshard, spec
 
-APART = 1 << 31  # bytes of weights at most that are kept layer by layer as well: a CPU would take them apart at each token
+APART = 1 << 31  # largest size in bytes of weights that are also kept unstacked: a CPU would unstack them at each token
 
 
 class SamplingState(NamedTuple):
-    """One moment of generation; a step makes the next one."""
+    """The state of generation after n tokens; `sample_step` returns the next one."""
 
     decode: DecodeState
     last_B: jax.Array  # int32, the token to feed next
     positions_B: jax.Array  # int32, its position in its own sequence
-    done_B: jax.Array  # bool, an end token was drawn
-    lost_B: jax.Array  # bool, the last logits were not finite, so that the last token means nothing
-    out_BN: jax.Array  # int32, tokens drawn so far
-    logps_BN: jax.Array  # float32, of each under the model at that temperature, nats
-    n: jax.Array  # int32, how many
+    done_B: jax.Array  # bool, an end token was sampled
+    lost_B: jax.Array  # bool, the last logits were not finite, so the last token is invalid
+    out_BN: jax.Array  # int32, tokens sampled so far
+    logps_BN: jax.Array  # float32, log-probability of each at the sampling temperature, in nats
+    n: jax.Array  # int32, number of tokens sampled so far
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn.
+    """Settings of sampling.
 
-    temperature 0 is greedy; top_p in (0, 1]; top_k 0 is off. Drawing a stop id ends a row. Ids from vocab_size on are never
-    drawn; 0: all ids of the model may be. A row's draws depend on (seed, its number) and its own prompt. cache_dtype: "int8"
-    keeps keys and values as integers with a scale for each token and head; "": as they are computed.
+    temperature: 0 is greedy. top_p: in (0, 1]. top_k: 0 is off. stop_ids: each ends a row. vocab_size: larger ids are never
+    sampled; 0: no limit. seed: a row's tokens depend only on (seed, its number) and its prompt. cache_dtype: "int8" keeps keys
+    and values as integers with a scale for each token and head; "": the compute dtype.
     """
 
     max_new_tokens: int
@@ -52,7 +52,7 @@ class Sampling:
     cache_dtype: str = ""
 
     def compiled(self) -> "Sampling":
-        """Return the sampling that compiled programs depend on; the others are 0."""
+        """Return the settings that compiled programs depend on; the others are 0."""
         return dataclasses.replace(self, max_new_tokens=0, vocab_size=0, seed=0)
 
 
@@ -60,9 +60,9 @@ class Sampling:
 def start(
     graph, reader, sampling, slots, room, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ
 ) -> SamplingState:
-    """Reads the prompts into an empty cache and draws the first token; of each prompt as many as there are rows for.
+    """Read the prompts into an empty cache and sample the first token of each row; a prompt may have several rows.
 
-    A program of its own, so that prompts of another width need no other loop.
+    This is a separate program, so that `loop` does not compile again for prompts of another width.
     """
     model, dtype = nnx.merge(reader, params), sampling.cache_dtype
     (prompts, P), B = tokens_BP.shape, rows_B.shape[0]
@@ -91,7 +91,7 @@ def start(
 def sample_step(
     graph, sampling, params, state: SamplingState, tokens_BP, rows_B, seed, allowed_V, layers=None
 ) -> SamplingState:
-    """Feeds the last token and draws the next one: shared by the compiled loop and by streaming."""
+    """Feed the last token and sample the next one. The compiled loop and streaming share this step."""
     model = nnx.merge(graph, params)
     ones = jnp.ones_like(state.last_B)[:, None]
     before = state.decode
@@ -103,9 +103,9 @@ def sample_step(
 
 
 def _read_again(model: Transformer, state: SamplingState, tokens_BP) -> DecodeState:
-    """The decode state of the same tokens, turned by the angles of a sequence one token longer.
+    """Return the decode state of the same tokens, rotated by the angles of a sequence one token longer.
 
-    LongRoPE turns every token otherwise once the sequence outgrows the original context (lm/model/positions.py).
+    LongRoPE rotates every token differently once the sequence exceeds the original context (lm/model/positions.py).
     """
     decode, P = state.decode, tokens_BP.shape[1]
     segments_BS = decode.segments_BS
@@ -113,7 +113,7 @@ def _read_again(model: Transformer, state: SamplingState, tokens_BP) -> DecodeSt
     N = min(state.out_BN.shape[1], segments_BS.shape[1] - P)
     tokens_BS = tokens_BS.at[:, P : P + N].set(state.out_BN[:, :N])
     positions_BS = jnp.maximum(0, jnp.cumsum(segments_BS, axis=1) - 1)
-    # A free slot's position counts for nothing but this: it makes the sequence as long as it is about to be.
+    # The position of a free slot only sets the length of the sequence, which must include the next token.
     positions_BS = positions_BS.at[:, -1].max(model.config.rope.original_positions)
     fresh = jax.tree.map(jnp.zeros_like, decode)
     return model.hidden(tokens_BS, segments_BS, positions_BS, fresh).state._replace(slot=decode.slot)
@@ -124,7 +124,7 @@ next_token = jax.jit(sample_step, static_argnums=(0, 1), donate_argnums=3)
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def changed(config, more, state: SamplingState, tokens_BP, rows_B, kept_B) -> tuple[SamplingState, jax.Array, jax.Array]:
-    """The state with `more` slots, of the rows at the places kept_B if that is not None, and their tokens_BP and rows_B."""
+    """Return (state, tokens_BP, rows_B) with `more` slots, of the rows kept_B (indices; None: all rows)."""
     decode = resize(state.decode, config, kept_B, more)
     rest = state._replace(decode=()), jnp.asarray(tokens_BP), jnp.asarray(rows_B)
     if kept_B is not None:
@@ -134,6 +134,7 @@ def changed(config, more, state: SamplingState, tokens_BP, rows_B, kept_B) -> tu
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def loop(graph, sampling, params, state: SamplingState, tokens_BP, rows_B, seed, allowed_V, until) -> SamplingState:
+    """Return the state after `until` tokens, or earlier if all rows are done or one is lost."""
     model = nnx.merge(graph, params)
     apart = jax.default_backend() == "cpu" and not model.config.scan_layers and _bytes(params) <= APART
     layers = model.unstacked() if apart else None
@@ -149,14 +150,14 @@ def _bytes(params) -> int:
 
 
 def _drawn(state: SamplingState, logits_BV, sampling, rows_B, seed, allowed_V) -> SamplingState:
-    """The state after drawing token n from these logits; finished rows go on with the end token that they drew."""
+    """Return the state after sampling token n from these logits. Finished rows repeat their end token."""
     logits_BV = reshard(logits_BV, "batch", None)
     keys = jax.vmap(lambda row: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), row), state.n))(rows_B)
     drawn_B = sample(keys, jnp.where(allowed_V, logits_BV, -jnp.inf), sampling)
     drawn_B = jnp.where(state.done_B, state.last_B, drawn_B).astype(jnp.int32)
     logits_BV = logits_BV / (sampling.temperature or 1.0)
     logp_B = _picked(logits_BV, drawn_B) - jax.nn.logsumexp(logits_BV, axis=-1)
-    # NaN or +inf anywhere makes logsumexp so, and where all are -inf, so is the one picked: no reduction of its own is needed.
+    # If any logit is NaN or +inf, so is logsumexp; if all are -inf, so is the picked one. So no other reduction is needed.
     lost_B = ~state.done_B & ~jnp.isfinite(logp_B)
 
     def put(old_BN, new_B):
@@ -170,23 +171,23 @@ def _drawn(state: SamplingState, logits_BV, sampling, rows_B, seed, allowed_V) -
 
 
 def _picked(x_BV, index_B) -> jax.Array:
-    """x[b, index[b]]."""
+    """Return x[b, index[b]] for each row b."""
     return jnp.sum(jnp.where(jnp.arange(x_BV.shape[1]) == index_B[:, None], x_BV, 0), axis=-1)
 
 
 def sample(keys_B, logits_BV, sampling: Sampling) -> jax.Array:
-    """One token a row, int32 [B].
+    """Sample one token for each row, int32 [B].
 
-    Temperature first, then top-k, then nucleus sampling: the smallest set of tokens whose probabilities reach top_p
-    (Holtzman et al. 2020); the most likely one is always in it. Of equal logits, which bfloat16 makes common, the lower
-    ids are kept, so that top_k=1 is greedy.
+    Temperature comes first, then top-k, then nucleus sampling: the smallest set of tokens whose probabilities reach top_p
+    (Holtzman et al. 2020); it always contains the most likely one. Of equal logits, which are common in bfloat16, the lower
+    ids are kept, so top_k=1 is greedy.
     """
     if sampling.temperature == 0:
         return first_of_most(logits_BV)
     logits_BV = logits_BV / sampling.temperature
 
     def draw(keys_B, logits_BV):
-        """The Gumbel-max trick (Gumbel 1954): argmax of log p + g, where g = −log(−log u) and u is uniform."""
+        """Sample by the Gumbel-max trick (Gumbel 1954): argmax of log p + g, where g = −log(−log u) and u is uniform."""
         noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(keys_B)
         return first_of_most(logits_BV + noise_BV)
 
@@ -201,7 +202,9 @@ def sample(keys_B, logits_BV, sampling: Sampling) -> jax.Array:
 
 
 def first_of_most(x) -> jax.Array:
-    """argmax of the last axis, int32, as two plain reductions: one that carries values and indices is ten times as slow on a
-    CPU."""
+    """Return the argmax of the last axis, int32; the first of equal values.
+
+    It takes two plain reductions, because one over (value, index) pairs is much slower on a CPU.
+    """
     ids = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
     return jnp.min(jnp.where(x == jnp.max(x, axis=-1, keepdims=True), ids, x.shape[-1] - 1), axis=-1)

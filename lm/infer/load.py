@@ -1,4 +1,4 @@
-"""A model on disk as a model that can be called."""
+"""Load a model from disk."""
 
 import dataclasses
 import os
@@ -14,11 +14,11 @@ from lm.parallel.mesh import shardings
 
 
 def load(path: str | os.PathLike, dtype: str | None = None) -> tuple[Transformer, Tokenizer]:
-    """A model, on the first device, and its tokenizer.
+    """Return the model at `path`, on the first device, and its tokenizer.
 
     Args:
-      path: the workdir of a run or an import, whose newest checkpoint is taken; or a Hugging Face checkpoint as it is.
-      dtype: compute type, "float32" or "bfloat16"; None: the one it was trained with. Weights keep the one they have on disk.
+      path: the workdir of a run or an import, of which the newest checkpoint is loaded; or a Hugging Face checkpoint.
+      dtype: compute type, "float32" or "bfloat16"; None: the one it was trained with. Weights keep their stored dtype.
     Returns: model(tokens_BT) -> float32 logits [B, T, V]; see Transformer.
     Raises: UserError if there is no model, no checkpoint or no tokenizer.
     """
@@ -27,7 +27,7 @@ def load(path: str | os.PathLike, dtype: str | None = None) -> tuple[Transformer
 
 
 def load_onto(path: str | os.PathLike, mesh, dtype: str | None = None) -> Transformer:
-    """The model of `load` spread over a mesh by its logical axes, with its weights as they are on disk."""
+    """Return the model of `load`, sharded over a mesh by its logical axes."""
     source = open_source(Path(path))
     config = dataclasses.replace(source.config, dtype=dtype or source.config.dtype)
     graph, abstract = skeleton(config)
@@ -37,7 +37,7 @@ def load_onto(path: str | os.PathLike, mesh, dtype: str | None = None) -> Transf
 
 
 def load_model(path: str | os.PathLike, dtype: str | None = None) -> Transformer:
-    """The model of `load` alone, where there is no tokenizer."""
+    """Return the model of `load` without its tokenizer, which need not exist."""
     source = open_source(Path(path))
     config = dataclasses.replace(source.config, dtype=dtype or source.config.dtype)
     return nnx.merge(skeleton(config)[0], on_first_device(source))

@@ -1,4 +1,4 @@
-"""The error for a model whose outputs are NaN or infinite: nothing can be drawn from them, and a score would mean nothing."""
+"""The error for a model whose outputs are NaN or infinite: no token can be sampled and no score computed from them."""
 
 import jax
 import jax.numpy as jnp

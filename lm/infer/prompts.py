@@ -1,4 +1,4 @@
-"""Prompts as token ids: a text, the ids themselves, or the messages of a conversation."""
+"""Encode prompts: texts, token ids, or messages of a conversation."""
 
 import functools
 import numbers
@@ -23,13 +23,13 @@ class Prompt(NamedTuple):
 
 
 def read(tokenizer: Tokenizer, prompts: Sequence[Any], template: str | None = None) -> list[Prompt]:
-    """Encode each prompt by its own form; a list may mix the forms.
+    """Return each prompt as token ids; a list may mix strings, token ids and messages.
 
     A string is plain text after the begin-of-document token, if there is one. Messages are rendered by the chat template up to
-    the begin of the assistant's answer, which the template's end of turn ends. Only there control symbols are symbols.
+    the start of the assistant's answer; the template's end of turn ends it. Control symbols are symbols only in messages.
 
     Args: template: Jinja for the messages; None: the tokenizer's own.
-    Raises: UserError for what is of no form, and for messages that are wrong, are refused by the template, or have none.
+    Raises: UserError for a prompt of another form, for invalid messages, or if no template accepts them.
     """
     if isinstance(prompts, str | Mapping) or not hasattr(prompts, "__iter__"):
         raise UserError(f"prompts must be a list, even of one prompt; {FORMS}")
@@ -71,7 +71,7 @@ def _stops(tokenizer: Tokenizer, template: str | None) -> tuple[int, ...]:
 
 
 def _warn_of_symbols(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
-    """Warns, once for a tokenizer, if a text spells one of its control symbols."""
+    """Warn, once per tokenizer, if a text spells one of its control symbols."""
     symbols = [symbol for symbol in tokenizer.controls if symbol.strip()] if texts else []
     found = next((symbol for text in texts for symbol in symbols if symbol in text), None)
     if found is None or _warned(tokenizer):
@@ -86,5 +86,5 @@ def _warn_of_symbols(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
 
 @functools.lru_cache(maxsize=16)
 def _warned(tokenizer: Tokenizer) -> list[str]:
-    """The symbols that were warned of."""
+    """Return the list of this tokenizer's symbols that `_warn_of_symbols` has reported."""
     return []

@@ -1,4 +1,4 @@
-"""Sampling with a key/value cache: prompts laid out for the compiled programs of lm/infer/decode.py, and what these drew.
+"""Sample with a key/value cache: lay out prompts for the compiled programs of lm/infer/decode.py and collect their results.
 
 Axes: B rows, P padded prompt slots, V vocabulary.
 """
@@ -23,15 +23,15 @@ from lm.model.transformer import Transformer, skeleton
 from lm.parallel.hosts import gathered
 from lm.parallel.mesh import place_rows, row_ways
 
-UNROLLED = 48  # layers of a kind at most; more would take long to compile
+UNROLLED = 48  # most layers of a kind that are unrolled; more would take long to compile
 COARSE = 2  # steps of _slots where a loop is interrupted: evaluations have prompts of all lengths
 
 
 class Call(NamedTuple):
-    """A request laid out.
+    """The arguments of the compiled programs.
 
-    graph: of the model that goes on from its cache; reader: of the same model as it reads prompts. slots: of a continuation's
-    own, its prompt among them if none shares it. room: of the array of drawn tokens. limit: tokens at most.
+    graph: of the model that decodes; reader: of the same model when it reads prompts. slots: cache slots of each continuation,
+    including its prompt unless several share it. room: size of the array of sampled tokens. limit: maximum of new tokens.
     """
 
     graph: nnx.GraphDef
@@ -50,10 +50,10 @@ class Call(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What was drawn after each prompt.
+    """The sampled continuation of each prompt.
 
-    tokens: with the stop id that ended a row. logps: log-probability of each token under the model, nats, at the temperature of
-    the draw (1 if that is 0) and before top_k and top_p. ended: not cut by the length.
+    tokens: including the stop id that ended a row. logps: log-probability of each token in nats, at the sampling temperature
+    (1 if that is 0) and before top_k and top_p. ended: whether a stop id ended it, not the length.
     """
 
     tokens: list[list[int]]
@@ -75,16 +75,16 @@ def generate(
     cache_dtype: str = "",
     template: str | None = None,
 ) -> list[str | list[int]]:
-    """Continues each prompt until an end token or `max_new_tokens`.
+    """Return a completion of each prompt, up to an end token or `max_new_tokens`.
 
-    A prompt is a string, token ids, or the messages of a conversation, which the assistant answers; lm/infer/prompts.py says
-    how each is read and what ends it. A row's draws depend on (seed, its index), not on the other rows.
+    A prompt is a string, token ids, or the messages of a conversation, which the assistant answers (lm/infer/prompts.py).
+    A row's sample depends on (seed, its index), not on the other rows.
 
     Args:
-      stream: called with each piece of text as it is drawn; for a single prompt.
-      cache_dtype: "int8" keeps keys and values as integers with a scale for each token and head; "": as they are computed.
+      stream: called with each new piece of text; only for a single prompt.
+      cache_dtype: "int8" keeps keys and values as integers with a scale for each token and head; "": the compute dtype.
       template: the Jinja chat template of messages; None: the tokenizer's own.
-    Returns: the completions alone, without the end token: token ids for token ids, strings for the others.
+    Returns: completions without the prompt and the end token: token ids for token ids, strings for the others.
     """
     read = prompts_as_ids(tokenizer, prompts, template)
     if stream is not None and len(read) != 1:
@@ -113,10 +113,10 @@ def generate(
 
 
 class Watch(NamedTuple):
-    """Who looks at continuations while they are drawn.
+    """Callbacks that inspect continuations during sampling.
 
-    every: after so many tokens each; 0: never. enough(number of a continuation, its tokens so far): whether it may end.
-    tell({number: (tokens, ended)}): is called with the continuations that have ended since the last time.
+    every: tokens between two calls; 0: no calls. enough(number of a continuation, its tokens so far): whether to end it.
+    tell({number: (tokens, ended)}): receives the continuations that have ended since the last call.
     """
 
     every: int = 0
@@ -136,16 +136,16 @@ def draw(
     prefix: Sequence[int] = (),
     watch: Watch = Watch(),  # noqa: B008 (it is immutable)
 ) -> Drawn:
-    """Continue prompts of token ids, all in one batch, on the mesh that is set.
+    """Sample continuations of prompts of token ids in one batch, on the mesh that is set.
 
     Args:
-      copies: continuations of each prompt, side by side; the prompt is read once for all of them.
-      width: prompts are padded to so many slots, or to a power of two if one is longer: calls of many lengths compile once.
-      rows: a number below 2³¹ for each continuation, by which it draws; None: its index.
-      names: the number by which errors call each prompt; None: its index.
-      prefix: ids in front of all prompts, read once. Not for models with windows or angles that depend on the length.
-      watch: with it, slots are added as they are needed, and where a quarter of the rows is left, only these go on. Not
-        together with `copies`.
+      copies: continuations of each prompt, in adjacent rows; the prompt is read once for all of them.
+      width: number of slots that prompts are padded to, or a power of two if one is longer, so that few lengths compile.
+      rows: a number below 2³¹ for each continuation, which seeds its sample; None: its index.
+      names: the number of each prompt in error messages; None: its index.
+      prefix: ids before all prompts, read once. Not for models with windows or angles that depend on the length.
+      watch: if its `every` is above 0, slots are added as needed, and finished rows are removed when a
+        quarter is left. Not with `copies`.
     On several hosts every process calls this with the same arguments and gets all rows.
     Raises: UserError at the first token whose logits are NaN or infinite; it names the prompt and the likely cause.
     """
@@ -158,7 +158,7 @@ def draw(
     slots = min(2 * every or limit, limit)
     call = _prepared(model, prompts, sampling, width, copies, rows, prefix, slots, COARSE if every else 8)
     state = _loop_of(call, _start_of(call), until)
-    count, numbers = len(prompts) * copies, np.arange(call.rows_B.shape[0])  # of the continuation that each row is
+    count, numbers = len(prompts) * copies, np.arange(call.rows_B.shape[0])  # of the continuation in each row
     going = numbers < count  # the others fill the batch
     found: list[tuple[list[int], list[float], bool] | None] = [None] * count
     names = range(len(prompts)) if names is None else names
@@ -177,7 +177,7 @@ def draw(
 
 
 def _check_finite(model: Transformer, state: SamplingState, prompts: Sequence[int], sampling: Sampling) -> None:
-    """Raises UserError if the last step found logits that are not finite. prompts: the index of each row's prompt."""
+    """Raise UserError if the last step found logits that are not finite. prompts: the index of each row's prompt."""
     rows = np.flatnonzero(gathered(state.lost_B))
     if rows.size:
         before = int(state.n) - 1
@@ -202,7 +202,7 @@ def _drawn(state: SamplingState, stop_ids: Sequence[int]) -> tuple[list[list[int
 def _resumed(
     call: Call, state: SamplingState, numbers: np.ndarray, going: np.ndarray, until: int
 ) -> tuple[Call, SamplingState, np.ndarray, np.ndarray]:
-    """The state after `until` tokens, of the rows that are going on at least; of its rows the numbers, and whether they are."""
+    """Return (call, state, numbers, going) after `until` tokens. Finished rows may be removed; unfinished ones stay."""
     ways, left, kept, config = row_ways(), int(going.sum()), None, nnx.merge(call.graph, call.params).config
     size = ways << (-(-left // ways) - 1).bit_length()
     if 4 * size <= len(numbers) and not config.scan_layers:
@@ -236,7 +236,7 @@ def _growing(model: Transformer, prompt: Sequence[int], sampling: Sampling):
 def _prepared(
     model: Transformer, prompts, sampling: Sampling, width=0, copies=1, rows=None, prefix=(), until=0, steps=8
 ) -> Call:
-    """Check a request and lay it out, with slots for `until` tokens, or all; steps: see _slots."""
+    """Check a request and return its Call, with slots for `until` tokens (0: for all). steps: see `_slots`."""
     o, limit = sampling, sampling.max_new_tokens
     if limit < 1 or not 0 <= o.temperature < np.inf or not 0 < o.top_p <= 1 or o.top_k < 0 or copies < 1:
         raise UserError("generate needs max_new_tokens ≥ 1, temperature ≥ 0, 0 < top_p ≤ 1, top_k ≥ 0 and copies ≥ 1")
@@ -252,7 +252,7 @@ def _prepared(
         most = model.config.max_positions
         raise UserError(f"prompt and max_new_tokens come to {longest} tokens, the model has {most} positions: ask for fewer")
     ways = row_ways()
-    # To read a prompt once would leave devices without work, or make what must be rotated again be shared.
+    # Here a prompt that is read once would leave devices idle, or its shared keys could not be rotated again.
     if len(prompts) % ways or model.config.rope.depends_on_length:
         prompts, copies = [prompt for prompt in prompts for _ in range(copies)], 1
     filled = [*prompts, *[prompts[0]] * (-len(prompts) % ways)]
@@ -260,13 +260,13 @@ def _prepared(
     if rows is not None:
         rows_B[: len(rows)] = rows
     tokens_BP, segments_BP, rows_B = place_rows(*_padded(filled, width), rows_B)
-    # Read on each device: a row for each way that rows are split.
+    # Each device reads the prefix: one row for each part of the batch.
     prefix_WQ = place_rows(np.tile(np.asarray(prefix, np.int32), (ways, 1)))[0] if prefix else None
     graph, params = nnx.split(model)
     reader = graph
     if model.config.scan_layers and max(repeats for _, repeats in model.config.stacks) <= UNROLLED:
         graph = _unrolled(model.config)
-        # Scanned layers compile in a quarter of the time; but their caches stand twice for a moment, in one piece and apart.
+        # Scanned layers compile faster, but for a moment their caches exist twice, stacked and unstacked.
         reader = reader if jax.default_backend() == "cpu" else graph
     slots = _slots((tokens_BP.shape[1] if copies == 1 else 0) + (until or limit), steps)
     room = _slots(limit, steps)
@@ -289,15 +289,14 @@ def _prepared(
 
 
 def _slots(n: int, steps: int = 8) -> int:
-    """The next of so many steps from one power of two to the next, 16 apart at least: calls of about the same length then share
-    what is compiled."""
+    """Return n rounded up, so that similar lengths share compiled programs: `steps` sizes per octave, at least 16 apart."""
     unit = max(16, (1 << (n - 1).bit_length()) // (2 * steps))
     return -(-n // unit) * unit
 
 
 @functools.lru_cache(maxsize=16)
 def _unrolled(config: ModelConfig) -> nnx.GraphDef:
-    """The same model whose layers are unrolled: a scan over layers would copy their weights and caches at every token."""
+    """Return the model with unrolled layers: a scan over layers would copy their weights and caches at every token."""
     return skeleton(dataclasses.replace(config, scan_layers=False))[0]
 
 
@@ -329,8 +328,8 @@ def _start_of(call: Call) -> SamplingState:
 
 
 def _loop_of(call: Call, state: SamplingState, until: int) -> SamplingState:
-    """The state after `until` tokens."""
-    # Only LongRoPE reads the prompts again; the loop of the others is the same whatever the width of these.
+    """Return the state after `until` tokens."""
+    # Only LongRoPE reads the prompts again. Without them the loop does not depend on their width.
     longrope = nnx.merge(call.graph, call.params).config.rope.scaling == "longrope"
     return loop(
         call.graph,
@@ -346,7 +345,7 @@ def _loop_of(call: Call, state: SamplingState, until: int) -> SamplingState:
 
 
 def _show(stream, tokenizer: Tokenizer, row: list[int], shown: str, stops: Sequence[int], last: bool = False) -> str:
-    """Streams what is new; a character whose bytes are not all there yet waits."""
+    """Stream the new text and return all text shown so far. A character waits until all its bytes are sampled."""
     text = tokenizer.decode(row[:-1] if row[-1] in stops else row)
     if not last:
         text = text.rstrip("\ufffd")

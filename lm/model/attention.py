@@ -23,11 +23,11 @@ HEADS = ("batch", "length", "heads", None)
 
 
 class Step(NamedTuple):
-    """What every layer of a kind needs to know about the tokens at hand."""
+    """What a layer needs to know about the T tokens of this call."""
 
     rotary: tuple[jax.Array, jax.Array] | None  # cos and sin of the T tokens
     visible: Visible
-    from_cache: bool  # whether keys and values are read from the cache; otherwise the T tokens only see one another
+    from_cache: bool  # whether keys and values are read from the cache; otherwise the T tokens only attend to one another
     slot: jax.Array | int  # of the first token
     valid_BT: jax.Array  # bool, False for padding
 
@@ -38,7 +38,7 @@ def attention_sublayer(config: ModelConfig, rngs: nnx.Rngs, window: int):
 
 
 def softmax_scale(config: ModelConfig) -> float:
-    """1/√K, or the config's; DeepSeek's YaRN multiplies it by the square of what the angles' scaling would be."""
+    """Return 1/√K or the config's scale. DeepSeek's YaRN multiplies it by yarn_mscale(factor, mscale_all_dim)²."""
     scale = config.query_scale or config.key_head_dim**-0.5
     rope = config.rope
     if config.mla.kv_rank and rope.scaling == "yarn" and rope.mscale_all_dim:
@@ -47,7 +47,7 @@ def softmax_scale(config: ModelConfig) -> float:
 
 
 def rotated(x_BTHK, step: Step, interleaved: bool) -> jax.Array:
-    """Return the heads rotated by their positions, or as they are in a model without rotary positions."""
+    """Return the heads rotated by their positions, or unchanged in a model without rotary positions."""
     return x_BTHK if step.rotary is None else rotate(x_BTHK, *step.rotary, interleaved)
 
 
@@ -109,9 +109,9 @@ class LatentAttention(nnx.Module):
     """Multi-head latent attention (DeepSeek-V2, 2024, §2.1).
 
     The cache keeps only c = norm(x·W_latent), R numbers, and one rotated key for all heads. The key of a head is
-    [c·W_key_up, rotated key] ("nope" and "rope" dimensions), its value c·W_value_up. Tokens that only see one another compute
-    keys and values. Attention to the cache multiplies W_key_up into the queries and W_value_up into the result instead, so
-    that all heads attend to the latents as to one shared head.
+    [c·W_key_up, rotated key] ("nope" and "rope" dimensions), its value c·W_value_up. Without a cache, keys and values are
+    computed. Attention to the cache multiplies W_key_up into the queries and W_value_up into the result instead, so
+    all heads attend to the latents as to one shared head.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, window: int):

@@ -1,4 +1,4 @@
-"""The decode cache: what every layer keeps of earlier tokens; made, written, read, grown, picked and shared here alone.
+"""The decode cache: what every layer keeps of earlier tokens. Only this module creates, reads and changes it.
 
 Axes: B batch, T time, S cache slots, G key/value heads, K head size, R latent size.
 """
@@ -20,7 +20,7 @@ class Cache(NamedTuple):
     """The cache of one layer; arrays of a stack of layers have its repeats as their first axis.
 
     values: grouped-query {"k": [B, G, S, K], "v": [B, G, S, K]}; latent {"latent": [B, 1, S, R], "key": [B, 1, S, K]}, the
-      rotated key. The slots of a head lie together, so that products over them read memory in order.
+      rotated key. The slots of a head are adjacent in memory, which products over them need.
     scales: with int8 values an entry [B, G, S, 1] for each array; else empty.
     prefixes: caches of shared prefixes, the oldest first. Row p of one serves rows p·n … (p+1)·n − 1 of this cache.
     """
@@ -31,13 +31,13 @@ class Cache(NamedTuple):
 
 
 class DecodeState(NamedTuple):
-    """What generation carries from call to call: the caches of all layers, and which slots are filled.
+    """The state of decoding between calls: the caches of all layers, and which slots are filled.
 
     layers: for each position in the block of each stack, a Cache of all repeats; without scanned layers a tuple of Caches, one
-      a repeat, so that each is written in place.
+      for each repeat, so that each is written in place.
     segments_BS: int32, 0 for an empty or padding slot. slot: int32, the next free slot; it counts the slots of prefixes.
-    Keys stay as they were rotated when they were written. Where angles depend on the length (dynamic NTK), later tokens do not
-    rotate them again, as in transformers; lm/infer/decode.py handles LongRoPE's one switch.
+    Keys are rotated when they are written. If angles depend on the length (dynamic NTK), later tokens do not rotate them again,
+    as in transformers; lm/infer/decode.py handles LongRoPE's one switch.
     """
 
     layers: tuple[tuple[Cache, ...], ...]
@@ -144,8 +144,8 @@ def fork(state: DecodeState, config: ModelConfig, copies: int, slots: int, cache
 def resize(state: DecodeState, config: ModelConfig, rows: jax.Array | None, more: int) -> DecodeState:
     """Return the state with `more` free slots, of the rows at these indices; None: of all rows.
 
-    Rows of scanned layers cannot be picked. Each picked array is held whole on every device for a moment; a prefix that several
-    rows share must be the same for all of them.
+    Rows of scanned layers cannot be selected. Each array is gathered on every device for a moment. A prefix that several rows
+    share must be the same for all of them.
     """
     slots = 2 + int(config.scan_layers)
 
@@ -163,7 +163,7 @@ def resize(state: DecodeState, config: ModelConfig, rows: jax.Array | None, more
 
 
 def unstack(state: DecodeState, config: ModelConfig) -> DecodeState:
-    """Return the state of a model with scanned layers as the same model needs it with unrolled layers."""
+    """Convert the state of a model with scanned layers to that of the same model with unrolled layers."""
     layers = tuple(
         tuple(tuple(layers_of(cache, repeats)) for cache in caches)
         for caches, (_, repeats) in zip(state.layers, config.stacks, strict=True)

@@ -1,6 +1,6 @@
-"""The one linear map of the house: what attention, feed-forward and heads multiply with.
+"""The linear layer of attention, feed-forward and heads.
 
-Its weight may be stored as integers, and a low-rank adapter may stand beside it; the config says which (lm/config.py).
+The config (lm/config.py) may store its weight as integers and add a low-rank adapter.
 """
 
 import math
@@ -62,7 +62,7 @@ class Linear(nnx.Module):
             self._adapt(config, key, shape)
 
     def _adapt(self, config, key, shape):
-        """A is uniform in ±1/√inputs, as in PEFT; its key leaves those of all weights as they are."""
+        """Add the adapter. A is uniform in ±1/√inputs, as in PEFT; its random key does not change those of the weights."""
         adapter, inputs = config.adapter, shape[: self.inputs]
         self.adapter_scale = adapter.alpha / (adapter.rank**0.5 if adapter.rank_stabilized else adapter.rank)
         bound = math.prod(inputs) ** -0.5
@@ -93,7 +93,7 @@ class Linear(nnx.Module):
         return (y32 + self.rescaling() * y32 if hasattr(self, "magnitude") else y32).astype(y.dtype)
 
     def full(self) -> jax.Array:
-        """The matrix that x is multiplied with, whatever it is stored as: c ⊙ (W + s·A·B), float32 unless W itself will do."""
+        """Return the effective matrix c ⊙ (W + s·A·B), float32; without an adapter W as `whole` returns it."""
         w = whole(self.weight)
         if not hasattr(self, "lora_a"):
             return w
@@ -103,11 +103,11 @@ class Linear(nnx.Module):
         return w + self.rescaling(self.axes[self.inputs :]) * w if hasattr(self, "magnitude") else w
 
     def rescaling(self, axes: tuple[str, ...] | None = None) -> jax.Array:
-        """c − 1 of each output for DoRA's c = m / ‖W + s·A·B‖, float32, laid out by `axes` (default: as an activation).
+        """Return c − 1 of each output for DoRA's c = m / ‖W + s·A·B‖, float32, sharded by `axes` (default: as an activation).
 
         The magnitude m is trained (Liu et al. 2024, eq. 5); the norm counts as a constant for the gradient (ibid. §4.3).
-        `magnitude` holds m − ‖W‖ and starts at zero. With e = (2s·⟨W, A·B⟩ + s²·‖A·B‖²) / ‖W‖², found by Aᵀ·W and Aᵀ·A so that
-        A·B is never made, c = (1 + magnitude/‖W‖) · (1 − h) where 1 − h = 1/√(1+e), so h = e / (1 + e + √(1+e)). Thus c − 1 is
+        `magnitude` holds m − ‖W‖ and starts at zero. With e = (2s·⟨W, A·B⟩ + s²·‖A·B‖²) / ‖W‖², from Aᵀ·W and Aᵀ·A (A·B is
+        never built), c = (1 + magnitude/‖W‖) · (1 − h) where 1 − h = 1/√(1+e), so h = e / (1 + e + √(1+e)). Thus c − 1 is
         exactly zero at the start.
         """
         _, inputs, outputs = self.letters
@@ -123,7 +123,7 @@ class Linear(nnx.Module):
         return reshard(self.magnitude[...], *axes) / reshard(norm, *axes) * (1 - h) - h
 
     def norm(self) -> jax.Array:
-        """‖W‖ of each output over its inputs, float32; of zeros the least that can be divided by."""
+        """Return ‖W‖ of each output over its inputs, float32, at least 1e-18."""
         w = whole(self.weight).astype(jnp.float32)
         return jnp.maximum(jnp.sqrt(jnp.sum(w * w, axis=range(self.inputs))), 1e-18)
 
@@ -147,7 +147,7 @@ class QuantizedWeight(nnx.Module):
 def declared(
     config: ModelConfig, name: str, value: jax.Array, axes: tuple[str, ...], inputs: tuple[int, ...]
 ) -> nnx.Param | QuantizedWeight:
-    """A weight, stored as the config says. name: what quantisation calls it; inputs: the axes that products contract."""
+    """Return a weight, quantized if the config says so. name: its name in quantization.targets. inputs: its contracted axes."""
     how = config.quantization
     if how.bits and re.fullmatch(how.targets, name):
         return QuantizedWeight(value, axes, inputs, how.bits, how.group)
@@ -155,19 +155,19 @@ def declared(
 
 
 def whole(weight: nnx.Param | QuantizedWeight, dtype=jnp.float32) -> jax.Array:
-    """What `declared` stored, as an array of floats; a Param in its own dtype."""
+    """Return a weight of `declared` as an array of floats: `dtype` if it is quantized, else its own."""
     if isinstance(weight, QuantizedWeight):
         return dequantize(weight.integers[...], weight.scale[...], weight.inputs[-1], dtype)
     return weight[...]
 
 
 def hidden_std(config: ModelConfig, std: float) -> float:
-    """μP: the variance of a hidden matrix falls with its inputs (Yang et al. 2022, table 8)."""
+    """Return the initial std of a hidden matrix. In μP its variance falls with its inputs (Yang et al. 2022, table 8)."""
     return std if not config.mup_base_dim else std * (config.mup_base_dim / config.embed_dim) ** 0.5
 
 
 def scaled_output(config: ModelConfig, x: jax.Array) -> jax.Array:
-    """Return what an output (head, router) reads, in x's dtype: x, and under μP x·base/width (Yang et al. 2022, table 8).
+    """Return the input of an output layer (head, router), in x's dtype: x, in μP x·base/width (Yang et al. 2022, table 8).
 
     The paper scales the product; x is smaller than the weight.
     """
@@ -177,14 +177,14 @@ def scaled_output(config: ModelConfig, x: jax.Array) -> jax.Array:
 
 
 def residual_std(config: ModelConfig) -> float:
-    """Of a matrix that writes into the residual stream of L layers: STD/√(2·L) (GPT-2)."""
+    """Return the initial std STD/√(2·L) of a matrix that writes into the residual stream of L layers (GPT-2)."""
     return STD / (2 * config.num_layers) ** 0.5
 
 
 class Score(nnx.Param):
-    """A head of one output (model.score_head). It is no part of the base, so it learns beside adapters too."""
+    """A head of one output (model.score_head). It is trained together with adapters, because no base contains it."""
 
 
 def trainable(config: ModelConfig) -> tuple[type[nnx.Variable], ...]:
-    """The kinds of variables that training changes: with adapters only these and a score head, else every parameter."""
+    """Return the trained kinds of variables: with adapters only these and a score head, else every parameter."""
     return (nnx.LoRAParam, Score) if config.adapter.rank else (nnx.Param,)

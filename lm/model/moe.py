@@ -1,4 +1,4 @@
-"""Mixture of experts: a router sends each token to a few of many feed-forward experts, and perhaps all to a shared one.
+"""Mixture of experts: a router sends each token to a few of many feed-forward experts; a shared expert may take all tokens.
 
 Axes: B batch, T time, D model, E experts, F hidden units of an expert, K experts that a token uses.
 """
@@ -21,7 +21,7 @@ from lm.parallel.mesh import spec
 
 
 class RouterStats(NamedTuple):
-    """Sums over the tokens of a batch, padding left out, so that those of parts of a batch add up.
+    """Sums over the tokens of a batch without padding, so those of parts of a batch add up.
 
     balance: float32, Σ over rows of (tokens of the row · its load-balance loss). z: float32, Σ (log Z)².
     load_E: float32 [E], tokens that chose each expert; they sum to tokens · K.
@@ -33,14 +33,14 @@ class RouterStats(NamedTuple):
 
 
 class Balance(nnx.Variable):
-    """The bias [E] that joins the choice of experts. No gradient reaches it: `balanced` moves it."""
+    """The bias [E] that is added to scores for the choice of experts. It has no gradient; `balanced` updates it."""
 
 
 class MoE(nnx.Module):
     """y = Σ over the experts a token chose of weight · expert(x), + shared(x).
 
-    expert(x) is down(f(gate(x)) · up(x)), or down(f(up(x))) if not gated; its weight is applied before `down`, which is the
-    same number, so that the gradient of the weight does not need what `down` gave.
+    expert(x) is down(f(gate(x)) · up(x)), or down(f(up(x))) if not gated; its weight is applied before `down`, which is
+    equal, so that the gradient of the weight does not need the output of `down`.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
@@ -60,7 +60,7 @@ class MoE(nnx.Module):
             self.shared = FeedForward(config, rngs, moe.shared_dim, name="feed_forward.shared")
 
     def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array) -> tuple[jax.Array, RouterStats]:
-        """y_BTD in the compute dtype. Tokens where `valid_BT` is False (padding) go to no expert and count nowhere."""
+        """Return y_BTD in the compute dtype, and statistics. Padding (`valid_BT` False) uses no expert and is not counted."""
         config, moe = self.config, self.config.moe
         logits_BTE = checkpoint_name(router_logits(x_BTD, self.router[...], config), "saved")
         bias_E = self.balance_bias[...] if moe.balance_bias else None
@@ -79,13 +79,13 @@ class MoE(nnx.Module):
         return y_BTD, router_stats(logits_BTE, scores_BTE, choice_BTK, valid_BT)
 
     def expert_weights(self) -> dict[str, jax.Array]:
-        """gate (if gated) and up [E, D, F], down [E, F, D], as the products read them."""
+        """Return gate (if gated) and up [E, D, F], down [E, F, D], dequantized to the compute dtype."""
         names = ("gate", "up", "down") if self.config.gated else ("up", "down")
         return {name: whole(getattr(self, name), self.config.compute_dtype) for name in names}
 
 
 def router_logits(x_BTD: jax.Array, router_DE: jax.Array, config: ModelConfig) -> jax.Array:
-    """float32 logits, in full float32: near ties decide which expert is used. Under μP an output, which gets base/width."""
+    """Return logits, computed in full float32 because near ties decide the expert. μP treats the router as an output."""
     return jnp.einsum(
         "btd,de->bte",
         scaled_output(config, x_BTD.astype(jnp.float32)),
@@ -96,18 +96,18 @@ def router_logits(x_BTD: jax.Array, router_DE: jax.Array, config: ModelConfig) -
 
 
 def route(logits_BTE: jax.Array, bias_E: jax.Array | None, moe: MixtureOfExperts):
-    """Which experts each token uses, and how much of each.
+    """Return the scores of all experts, and the K experts of each token with their weights.
 
-    scores s = softmax or sigmoid of the logits; the choice is the top K of s + bias, from the best groups only where there
-    are several; the weights are s of the chosen (without the bias), divided by their sum if `normalize`, times
-    `weight_scale`. DeepSeek-V2 (2024, §2.1.2), DeepSeek-V3 (2024, eq. 12–16); without groups and bias Shazeer et al. 2017.
+    scores s = softmax or sigmoid of the logits; the choice is the top K of s + bias, if there are several groups from the best
+    ones only; the weights are s of the chosen (without the bias), divided by their sum if `normalize`, times `weight_scale`.
+    DeepSeek-V2 (2024, §2.1.2), DeepSeek-V3 (2024, eq. 12–16); without groups and bias Shazeer et al. 2017.
     Returns: scores_BTE and weight_BTK float32, choice_BTK int32.
     """
     scores_BTE = jax.nn.softmax(logits_BTE) if moe.scores == "softmax" else jax.nn.sigmoid(logits_BTE)
     ranked_BTE = lax.stop_gradient(scores_BTE if bias_E is None else scores_BTE + bias_E)
     if moe.num_groups > 1:
         ranked_BTE = _in_best_groups(ranked_BTE, moe)
-    # Kept with the products for the backward pass, which would else choose anew, and near ties perhaps otherwise.
+    # Saved for the backward pass, which might choose differently near ties if it computed this again.
     choice_BTK = checkpoint_name(lax.top_k(ranked_BTE, moe.top_k)[1], "saved")
     weight_BTK = jnp.sum(jnp.where(_chosen(choice_BTK, moe.num_experts), scores_BTE[..., None, :], 0), axis=-1)
     if moe.normalize:
@@ -116,7 +116,7 @@ def route(logits_BTE: jax.Array, bias_E: jax.Array | None, moe: MixtureOfExperts
 
 
 def _in_best_groups(ranked_BTE, moe):
-    """−∞ for the experts outside the `top_groups` best groups."""
+    """Return the ranks with −∞ for experts outside the `top_groups` best groups."""
     ranked_BTGE = ranked_BTE.reshape(*ranked_BTE.shape[:-1], moe.num_groups, -1)
     best = 1 if moe.group_score == "max" else 2
     group_BTG = jnp.sum(lax.top_k(ranked_BTGE, best)[0], axis=-1)
@@ -125,12 +125,12 @@ def _in_best_groups(ranked_BTE, moe):
 
 
 def _chosen(index, size):
-    """[…, K] indices as booleans […, K, size]. Comparing is cheaper than gathering, and so is its gradient."""
+    """Return indices […, K] as booleans […, K, size]. Comparing is cheaper than gathering, and so is its gradient."""
     return index[..., None] == jnp.arange(size)
 
 
 def router_stats(logits_BTE, scores_BTE, choice_BTK, valid_BT) -> RouterStats:
-    """The auxiliary losses of a batch and the load of its experts, sums over the valid tokens (the step weighs them).
+    """Return the unweighted auxiliary losses of a batch and the load of its experts, as sums over the valid tokens.
 
     Load balance, a sequence of n tokens at a time (DeepSeek-V3, 2024, eq. 17–20): Σ_e f_e · P_e, where f_e = E/(K·n) · (tokens
     that chose e) and P_e is the mean of s_e / Σ s; 1 when all is even, and times n here. z: (log Σ exp logits)² (ST-MoE,
@@ -149,11 +149,11 @@ def router_stats(logits_BTE, scores_BTE, choice_BTK, valid_BT) -> RouterStats:
 
 
 def balanced(bias_E: jax.Array, load_E: jax.Array, rate: float) -> jax.Array:
-    """bias + rate · sign(mean load − load): experts with too much to do become less likely to be chosen.
+    """Return bias + rate · sign(mean load − load), which makes overloaded experts less likely to be chosen.
 
     Auxiliary-loss-free balancing (Wang et al. 2024; DeepSeek-V3, 2024, §2.1.2). `load_E`: of the whole batch; leading axes
     (layers) are independent, and its unit does not matter.
     """
     mean = jnp.mean(load_E, axis=-1, keepdims=True)
-    # An even load must not move because parts of the batch were added up in another order.
+    # The order of summation must not change the bias of experts with an even load.
     return bias_E + rate * jnp.where(jnp.abs(load_E - mean) < 1e-5 * mean, 0.0, jnp.sign(mean - load_E))

@@ -43,7 +43,7 @@ class LayerNorm(nnx.Module):
 
 
 def layer_norm(config: ModelConfig) -> RMSNorm | LayerNorm:
-    """The norm of the residual stream that the config names."""
+    """Return a new norm of the residual stream, of the config's kind."""
     if config.norm == "layer":
         return LayerNorm(config.embed_dim, config.norm_eps)
     return RMSNorm(config.embed_dim, config.norm_eps, plus_one=config.norm_plus_one)

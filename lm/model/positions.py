@@ -1,7 +1,7 @@
-"""Rotary positions (Su et al. 2021): pair i of a head turns by position · f_i, with f_i = θ^(−2i/d) unless stretched.
+"""Rotary positions (Su et al. 2021): pair i of a head rotates by position · f_i, with f_i = θ^(−2i/d) unless scaled.
 
-d is the number of dimensions that turn, so i = 0 … d/2 − 1. What does not depend on the sequence's length is worked out in
-numpy, in float64, while tracing. Stretched as transformers does it, except that dynamic NTK keeps nothing between calls.
+d is the number of rotated dimensions, so i = 0 … d/2 − 1. Values that do not depend on the sequence's length are computed in
+numpy, in float64, while tracing. Scaling is that of transformers, except that dynamic NTK keeps no state between calls.
 """
 
 import math
@@ -14,10 +14,10 @@ from lm.config import Rope
 
 
 def rotary_angles(positions_BT: jax.Array, dim: int, rope: Rope, length: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """cos and sin of position · f_i, times the attention factor: float32 [B, T, 1, dim/2].
+    """Return cos and sin of position · f_i, times the attention factor: float32 [B, T, 1, dim/2].
 
     Args:
-      dim: even, the dimensions of a head that turn.
+      dim: even, the rotated dimensions of a head.
       length: int32 scalar, the largest position of the batch + 1; only ntk and longrope read it.
     """
     frequencies = rotary_frequencies(dim, rope, length)
@@ -28,7 +28,7 @@ def rotary_angles(positions_BT: jax.Array, dim: int, rope: Rope, length: jax.Arr
 
 
 def rotate(x_BTHK: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool = False) -> jax.Array:
-    """Turns pairs of the first 2·cos.shape[-1] dimensions of every head and leaves the rest (partial rotary).
+    """Rotate pairs of the first 2·cos.shape[-1] dimensions of every head; the rest stays (partial rotary).
 
     A pair (a, b) becomes (a·cos − b·sin, b·cos + a·sin). Pair i is (i, i + d/2), as in Llama, or (2i, 2i + 1) if
     interleaved, as in the paper. Computed in float32, returned in x's dtype.
@@ -43,7 +43,7 @@ def rotate(x_BTHK: jax.Array, cos: jax.Array, sin: jax.Array, interleaved: bool 
 
 
 def rotary_frequencies(dim: int, rope: Rope, length: jax.Array):
-    """f_i, float32 [dim/2]: a numpy constant, for ntk and longrope a jax array."""
+    """Return f_i, float32 [dim/2]: a numpy constant, for ntk and longrope a jax array."""
     plain = rope.theta ** (-np.arange(0, dim, 2) / dim)
     if rope.scaling == "none":
         frequencies = plain
@@ -61,11 +61,11 @@ def rotary_frequencies(dim: int, rope: Rope, length: jax.Array):
 
 
 def attention_factor(rope: Rope) -> float:
-    """What cos and sin are multiplied by, so that q·k is multiplied by its square, at every length.
+    """Return the factor of cos and sin, at every length. It multiplies q·k by its square.
 
-    YaRN (Peng et al. 2023, eq. 22): 0.1·ln(factor) + 1; as DeepSeek-V2 has it: yarn_mscale(factor, mscale) /
+    YaRN (Peng et al. 2023, eq. 22): 0.1·ln(factor) + 1; in DeepSeek-V2: yarn_mscale(factor, mscale) /
     yarn_mscale(factor, mscale_all_dim), where both are given. LongRoPE (Ding et al. 2024; Phi-3's code):
-    √(1 + ln(factor) / ln(original_positions)), also within the original context. A given factor goes before both.
+    √(1 + ln(factor) / ln(original_positions)), also within the original context. rope.attention_factor overrides both.
     """
     if rope.scaling not in ("yarn", "longrope"):
         return 1.0
@@ -79,7 +79,7 @@ def attention_factor(rope: Rope) -> float:
 
 
 def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
-    """0.1·mscale·ln(factor) + 1 (Peng et al. 2023, eq. 22, with DeepSeek-V2's mscale); 1 where nothing is stretched.
+    """Return 0.1·mscale·ln(factor) + 1 (Peng et al. 2023, eq. 22, with DeepSeek-V2's mscale); 1 if factor ≤ 1.
 
     DeepSeek also multiplies the softmax's scale by yarn_mscale(factor, mscale_all_dim)².
     """
@@ -89,7 +89,7 @@ def yarn_mscale(factor: float, mscale: float = 1.0) -> float:
 def _yarn(plain, dim, rope):
     """NTK by parts (Peng et al. 2023, §3.2): f·(1 − γ_i) + f/factor·γ_i, with γ rising from 0 to 1 between two dimensions.
 
-    A dimension that turns r times over the original context L is d(r) = dim·ln(L / 2πr) / (2·ln θ); γ rises from
+    A dimension that rotates r times over the original context L is d(r) = dim·ln(L / 2πr) / (2·ln θ); γ rises from
     d(beta_fast), rounded down, to d(beta_slow), rounded up (neither rounded without `truncate`).
     """
     low, high = (

@@ -64,7 +64,7 @@ class Layer(nnx.Module):
         self.post_feed_forward_norm = layer_norm(config) if after else None
 
     def __call__(self, x_BTD, step: Step, cache: Cache | None = None):
-        """(x, the layer's next cache or None, RouterStats or None)."""
+        """Return (x, the layer's next cache or None, RouterStats or None)."""
         mixed_BTD, cache = self.attention(_normed(self.attention_norm, x_BTD), step, cache)
         x_BTD = x_BTD + _normed(self.post_attention_norm, mixed_BTD)
         y_BTD, router = _normed(self.feed_forward_norm, x_BTD), None
@@ -83,7 +83,7 @@ class AheadModule(nnx.Module):
     """One more token ahead (DeepSeek-V3, 2024, §2.2): layer(projection([norm(next token's embedding), norm(hidden)])).
 
     It shares the model's embedding and head. Its output goes through `norm` to the head and to the next module. The paper
-    leaves the place of that norm open; here it stands where the published weights need it.
+    does not place that norm; this is the place that the published weights need.
     """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
@@ -99,12 +99,12 @@ class AheadModule(nnx.Module):
 
 
 class Transformer(nnx.Module):
-    """Tokens to logits. `model(tokens_BT)` gives float32 logits; training asks for `hidden` and the head apart."""
+    """A decoder. `model(tokens_BT)` returns float32 logits; training calls `hidden` and computes the loss from the head."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.config = config
         V, D = config.vocab_size, config.embed_dim
-        # What makes logits starts small enough that they are near 0 and the first loss near ln V at every width.
+        # The head starts so small that logits are near 0 and the first loss is near ln V at every width.
         width = config.mup_base_dim or D
         std = min(STD, 0.4 * width**-0.5) if config.tie_embeddings else STD
         self.embedding = parameter(normal(rngs, (V, D), std), ("vocab", "embed"), "embedding")
@@ -149,9 +149,9 @@ class Transformer(nnx.Module):
         Args:
           tokens_BT: int. segment_ids_BT: int; tokens see only earlier tokens of their own segment, 0 is padding (default 1).
           positions_BT: int, default 0, 1, …; must be given with a state. state: caches that the tokens are added to.
-          prefill: the state is empty, so the tokens need only see one another, a block of queries at a time.
-          noise_BTD: is added to the embeddings. layers: from `unstacked`, so that a loop need not split the stacks each time.
-          branches: of rows that hold several continuations.
+          prefill: the state is empty, so the tokens only attend to one another, a block of queries at a time.
+          noise_BTD: added to the embeddings. layers: from `unstacked`, so that a loop need not split the stacks each time.
+          branches: for rows that hold several continuations.
         """
         x_BTD, state, router = self._layers(
             tokens_BT, segment_ids_BT, positions_BT, state, prefill, noise_BTD, layers, branches
@@ -170,8 +170,8 @@ class Transformer(nnx.Module):
     def ahead(self, x_BTD, targets_BT, segment_ids_BT, positions_BT) -> list[Hidden]:
         """Return hidden states of the modules that look ahead (multi-token prediction), from those of `hidden`, for training.
 
-        Module k = 1, 2, … at time t has read token t + k and predicts token t + k + 1. targets_BT: the token after each. Beyond
-        the end of a row a module reads token 0; the caller must give those places no weight.
+        Module k = 1, 2, … at time t has read token t + k and predicts token t + k + 1. targets_BT: the token after each. After
+        the end of a row a module reads token 0; the caller must give those places weight 0.
         """
         found = []
         steps, _ = self._steps(segment_ids_BT, positions_BT, None, False, None)
@@ -190,7 +190,7 @@ class Transformer(nnx.Module):
         return found
 
     def logits(self, x_BTD):
-        """float32 logits of hidden states."""
+        """Return float32 logits [B, T, V] of hidden states after the last norm."""
         config = self.config
         x_BTD, axes = self.to_head(x_BTD), ("batch", "length", "vocab")
         y = matmul("btd,vd->btv", x_BTD, self.head_VD, dtype=config.compute_dtype, out=axes)
@@ -202,11 +202,11 @@ class Transformer(nnx.Module):
 
     @property
     def head_VD(self) -> jax.Array:
-        """The float32 matrix of the head; logits are `to_head(x) · head_VDᵀ`."""
+        """Return the float32 matrix of the head; logits are `to_head(x) · head_VDᵀ`."""
         return self.embedding[...] if self.config.tie_embeddings else self.head[...]
 
     def to_head(self, x_BTD) -> jax.Array:
-        """Return hidden states after the last norm, scaled as the head wants them."""
+        """Return hidden states after the last norm, scaled for the head (μP)."""
         return scaled_output(self.config, x_BTD)
 
     def _embedded(self, tokens_BT):
@@ -315,7 +315,7 @@ def routing(stats: dict[tuple, RouterStats | None]) -> Routing | None:
 
 
 def stacked_layers(config: ModelConfig, kind: LayerKind, repeats: int, rngs: nnx.Rngs) -> Layer:
-    """`repeats` layers of a kind as one module, each of its parameters with an axis "layers" in front."""
+    """Return `repeats` layers of a kind as one module; each parameter has the leading axis "layers"."""
 
     @nnx.split_rngs(splits=repeats)
     @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
