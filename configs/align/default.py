@@ -49,6 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl.algorithm = "grpo"  # grpo, rloo, ppo
     config.rl.loss = "dapo"  # how token losses are averaged: grpo, bnpo, dr_grpo, dapo, gspo
     config.rl.group_size = 8  # rollouts per prompt
+    config.rl.share_prompts = True  # the update computes a prompt once per group, if that is less work
     config.rl.scale = "group"  # standard deviation that divides advantages: group, batch, none
     config.rl.beta = 0.0  # weight of the KL to the reference; 0: no reference. ppo: 0.05 is usual
     config.rl.kl = "k3"  # KL estimate: k1, k2, k3

@@ -1,7 +1,8 @@
 """Reinforcement learning: the policy-gradient objectives of GRPO and its variants, RLOO and PPO, on rollouts.
 
 A batch holds rollouts as rows: tokens, targets, segment_ids, positions int32 [B, T], weights float32 [B, T] (1 where the policy
-drew the target), and the arrays that `prepared` adds. Axes: B rollouts, T tokens.
+drew the target), and the arrays that `prepared` adds. With shared prompts, rows hold only the tokens after the prompt
+(lm/align/rl/shared_prompts.py). Axes: B rollouts, G answers per prompt, T tokens.
 """
 
 from collections.abc import Callable
@@ -11,10 +12,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from lm.align.logprobs import logprobs_of, reference_model, token_logprobs
+from lm.align.logprobs import logprobs_of, reference_model
 from lm.align.losses import clipped_surrogate, kl_estimate, value_loss
 from lm.align.preference import routers
-from lm.align.rl import advantages
+from lm.align.rl import advantages, shared_prompts
 from lm.model.transformer import Transformer
 from lm.train.step import Objective, Sums, Trainer, TrainState, slices
 
@@ -43,12 +44,14 @@ def prepared(graph, config) -> Callable:
 
     def prepare(params: nnx.State, frozen: nnx.State | None, batch: dict) -> dict:
         model = nnx.merge(graph, params)
-        x_BTD = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"]).x_BTD
+        given, batch = batch, shared_prompts.flat(batch)
+        x_BTD = shared_prompts.hidden(model, batch).x_BTD
         drawn_BT = batch["weights"] > 0
         old_BT, _ = logprobs_of(model, x_BTD, batch["targets"], temperature)
         added = {"old_logps": jnp.where(drawn_BT, old_BT, 0.0)}
         if frozen is not None:
-            ref_BT, _ = token_logprobs(reference_model(model, frozen), batch, temperature)
+            reference = reference_model(model, frozen)
+            ref_BT, _ = logprobs_of(reference, shared_prompts.hidden(reference, batch).x_BTD, batch["targets"], temperature)
             added["ref_logps"] = jnp.where(drawn_BT, ref_BT, 0.0)
         if rl.algorithm == "ppo":
             values_BT = jnp.where(drawn_BT, model.scores(x_BTD), 0.0)
@@ -59,7 +62,9 @@ def prepared(graph, config) -> Callable:
             raw_BT = advantages.gae(rewards_BT, values_BT, rl.gamma, rl.lam, batch["weights"])
             added |= {"old_values": values_BT, "returns": raw_BT + values_BT}
             added["advantages"] = advantages.whiten(raw_BT, batch["weights"])
-        return batch | added
+        if given is not batch:
+            added = shared_prompts.grouped(added, given["tokens"].shape[1])
+        return given | added
 
     return prepare
 
@@ -86,8 +91,9 @@ def objective(config) -> Objective:
     longest = config.rollout.max_new_tokens * max(1, config.rollout.max_turns)
 
     def loss(model: Transformer, batch: dict, frozen, key) -> tuple[jax.Array, Sums]:
+        batch = shared_prompts.flat(batch)
         weights_BT = batch["weights"]
-        out = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"])
+        out = shared_prompts.hidden(model, batch)
         logp_BT, entropy_BT = logprobs_of(model, out.x_BTD, batch["targets"], temperature)
         logp_BT = jnp.where(weights_BT > 0, logp_BT, 0.0)
         level = "sequence" if kind == "gspo" else "token"
@@ -128,7 +134,7 @@ def objective(config) -> Objective:
             return jnp.maximum(1.0, jnp.sum(batch["tokens_share"]))
         return jnp.maximum(1.0, jnp.sum(batch["weights"]))
 
-    return Objective(loss, weight_of_rows)
+    return Objective(loss, lambda batch: weight_of_rows(shared_prompts.flat(batch)))
 
 
 def reduced(loss_BT, weights_BT, kind: str) -> jax.Array:

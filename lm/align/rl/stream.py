@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.align.rl import advantages
+from lm.align.rl import advantages, shared_prompts
 from lm.align.rl.objective import needs_preparation, prepared
 from lm.align.rl.rewards import Rewards, score_rollouts
 from lm.align.rl.rollouts import Rollout, Sampler, arrays, seed_of
@@ -31,6 +31,8 @@ class RolloutStream:
         self.group_size = 1 if rewards is None else config.rl.group_size
         prepares = rewards is not None and needs_preparation(config)
         self._prepare = jax.jit(prepared(sampler.graph, config)) if prepares else None
+        shortest = min(len(task["prompt_ids"]) for task in tasks)
+        self._answer_length = shared_prompts.answer_length(config, mesh, self.group_size, sampler.settings.width, shortest)
 
     def start(self, step: int) -> None:
         self._returned = None  # when the last batch was returned
@@ -48,6 +50,9 @@ class RolloutStream:
             total, each = score_rollouts(self.rewards, [task for task in tasks for _ in range(G)], rollouts)
             metrics |= reward_metrics(total, each, G)
         rows = batch_arrays(config, rollouts, total, self.sampler.tokenizer.pad_id or 0)
+        if self._answer_length:
+            prompts = [task["prompt_ids"] for task in tasks]
+            rows = shared_prompts.grouped_arrays(rows, prompts, self.sampler.settings.width, self._answer_length)
         scored = time.perf_counter()
         batch = dict(zip(rows, place_rows(*rows.values(), mesh=self.mesh)))  # every host has all rows
         if self._prepare:

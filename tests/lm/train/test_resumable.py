@@ -5,11 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from configs.align import grpo
 from configs.train import deepseek_tiny
 from lm.errors import UserError
-from lm.saving import write_json
-from lm.workdir import check_record, check_resumable, read_config, save_record
+from lm.workdir import check_resumable
 
 
 def saved_and_new():
@@ -30,15 +28,6 @@ def test_lists_are_tuples_and_missing_keys_their_defaults():
     new["model"]["logit_softcap"] = 30.0
     with pytest.raises(UserError, match="model.logit_softcap is 0.0 in runs/one and 30.0 in this config"):
         resume(saved, new)
-
-
-def test_a_setting_that_no_longer_exists_is_ignored(tmp_path):
-    config = grpo.get_config()
-    saved = config.to_dict() | {"rl": {"share_prompts": True, **config.rl.to_dict()}}
-    write_json(tmp_path / "config.json", saved)
-    check_record(config, tmp_path)
-    save_record(config, tmp_path)
-    assert "share_prompts" not in read_config(tmp_path)["rl"]
 
 
 def test_another_model_is_named_by_its_key():
