@@ -1,6 +1,7 @@
 """Every test sees eight fake CPU devices, and code that XLA and LLVM compile fast: tests compile more than they compute.
 
 Without fusion emitters, XLA writes each fusion as one plain loop, which takes a third less time than their passes over MLIR.
+Each program stays one module for LLVM: the workers keep all cores busy anyway.
 The flags must be set before jax is imported. The verbs that tests start compile in the same way (tests/verbs/runs.py).
 """
 
@@ -8,7 +9,10 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of verbs that a test starts: nothing is written into the user's home
-FAST_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+FAST_TO_COMPILE = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    "--xla_cpu_parallel_codegen_split_count=1 --xla_llvm_disable_expensive_passes=true"
+)
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {FAST_TO_COMPILE}"
 
 

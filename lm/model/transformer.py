@@ -3,6 +3,7 @@
 Axes: B batch, T time, D model, V vocabulary, S cache slots, E experts, n repeats of a block.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -348,5 +349,11 @@ def build(config: ModelConfig, seed: int) -> nnx.State:
 
 def skeleton(config: ModelConfig):
     """Return (graph, abstract parameters): the first argument of `nnx.merge`, and shapes and axes of the second."""
+    graph, abstract = _skeleton(config, jax.sharding.get_abstract_mesh())
+    return graph, jax.tree.map(lambda x: x, abstract)  # a copy, because a State can be changed in place
+
+
+@functools.lru_cache(maxsize=32)
+def _skeleton(config: ModelConfig, mesh: jax.sharding.AbstractMesh):
     with nnx.use_eager_sharding(False):
         return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(params=0))))

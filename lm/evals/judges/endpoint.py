@@ -10,9 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-import requests
-import urllib3
-
 from lm.errors import UserError
 
 MOST_BYTES = 1 << 20  # of an answer
@@ -79,6 +76,9 @@ def endpoint(
 
 def _tried(url: str, body: dict, headers: dict[str, str], timeout: float) -> tuple[Reply, float | None]:
     """The reply, and the least seconds to wait before another try makes sense; None: it makes none."""
+    import requests  # here, because every verb reads this file at its start and few ask a model
+    import urllib3
+
     end = time.monotonic() + timeout
     try:
         # The timeout of requests is one of each read, which a server that drips could draw out for ever.
