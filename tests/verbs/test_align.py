@@ -158,6 +158,7 @@ def asked(prompts, completions, **columns):
 """
 
 
+@pytest.mark.slow
 def test_of_two_hosts_one_asks_for_rewards(finished, tmp_path, monkeypatch):
     """Reinforcement learning by its default config, to the report, though no two answers are alike."""
     (tmp_path / "rewards.py").write_text(ASKING)

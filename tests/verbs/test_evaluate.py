@@ -79,6 +79,7 @@ def same_scores(one: Path, other: Path) -> None:
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_how_far_it_is_where_there_is_no_terminal(whole):
     said = runs.plain_lines((whole.parent / "said").read_text())
     for what in ("likelihoods", "generations"):
@@ -128,6 +129,7 @@ def test_two_hosts_are_as_one(whole, finished, data, tmp_path):
     assert (tmp_path / "both" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_of_two_hosts_one_asks_attacker_and_judges(finished, data, tmp_path):
     """Each question once, though no two answers are alike: an attacker's words are the next prompts of both."""
 

@@ -4,6 +4,7 @@ import shutil
 import sys
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file, save_file
 
 import lm
@@ -50,6 +51,7 @@ def test_mistakes(tmp_path, finished):
         assert words in done.stderr and done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_parameters_that_are_not_finite_end_the_verbs_with_one_line(finished, tmp_path):
     exported = tmp_path / "exported"
     to_published(finished, exported)

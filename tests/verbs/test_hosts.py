@@ -131,6 +131,7 @@ def test_a_mistake_on_the_other_process_ends_both(fresh, text, tmp_path):
     assert len(said[1]) == 1 and "mesh" in said[1][0]
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_ends_both(fresh, text, tmp_path):
     """Only process 0 writes it, when the other has nothing left to do."""
     (fresh / "stages.json").mkdir()

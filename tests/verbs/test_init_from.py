@@ -126,6 +126,7 @@ def test_a_base_that_changed_is_refused(moved, text, tmp_path):
     assert "have changed since" in done.stderr and "init_from" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_adapter_that_goes_on_in_another_run_keeps_its_base(adapted, finished, text, tmp_path):
     """The second run names the first one's base, and reads without the first."""
     first, second = tmp_path / "first", tmp_path / "second"
@@ -139,6 +140,7 @@ def test_an_adapter_that_goes_on_in_another_run_keeps_its_base(adapted, finished
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_merged_adapter_keeps_the_dtype_of_its_base(finished, text, tmp_path):
     """A bfloat16 base: as-is the sum rounded to it, float32 if that is asked for."""
     base, workdir = tmp_path / "base", tmp_path / "run"

@@ -111,6 +111,7 @@ def test_it_leaves_alone_and_comes_back(base, adapted, alone, imported, wanted, 
     assert tensors(tmp_path / "whole").keys() == tensors(base).keys()
 
 
+@pytest.mark.slow
 def test_it_is_trained_on(base, alone, imported, text, tmp_path):
     workdir = tmp_path / "on"
     runs.train(workdir, init_from=imported, data__input=text, **SETTINGS_OF_RUN)
@@ -139,6 +140,7 @@ def test_a_workdir_is_a_base_too(finished, base, alone, imported, tmp_path):
     assert started_from(json.loads((tmp_path / "run" / "config.json").read_text())) == (str(finished), None)
 
 
+@pytest.mark.slow
 def test_modules_are_fused_as_those_of_the_start(tmp_path):
     """Also where the base is but a name, of a DoRA too, which comes back beside weights that are integers."""
     plain = dataclasses.replace(phi3.from_hf(SMALL), dtype="float32")

@@ -72,6 +72,7 @@ def test_a_second_run_is_refused_and_a_killed_one_holds_nothing(fresh, text, tmp
     process = runs.start(long)
     try:
         assert runs.wait(process, lambda: runs.steps_saved(fresh)), runs.said_by(long).read_text()
+        process.send_signal(signal.SIGSTOP)  # it waits meanwhile, and holds what it holds
         words = (f"{fresh} is in use", f"process {process.pid} on ", "--workdir")
         refused(short, *words)
         codes, said = ends(start_both(short, tmp_path), tmp_path)
@@ -80,6 +81,7 @@ def test_a_second_run_is_refused_and_a_killed_one_holds_nothing(fresh, text, tmp
             assert [line for line in lines if line.startswith("train.py: ") and all(word in line for word in words)], said
         done = runs.run([sys.executable, "-m", "lm.generate", f"--checkpoint={fresh}", "--prompt=a", "--max_new_tokens=2"])
         assert done.returncode == 0, done.stderr[-2000:]
+        process.send_signal(signal.SIGCONT)
         reached = len(runs.training(fresh))
         runs.wait(process, lambda: len(runs.training(fresh)) > reached + 5)  # nobody disturbed it
     finally:

@@ -17,6 +17,10 @@ from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.examples import parameters
+from tests.slow import all_but
+
+MIXED = dict(data=2, fsdp=2, tensor=2)
+CACHES = [(True, ""), (True, "int8"), (False, ""), (False, "int8")]  # whether layers are scanned, type of the cache
 
 CONFIG = ModelConfig(
     vocab_size=400, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, dtype="float32", logit_softcap=20.0
@@ -85,7 +89,7 @@ def test_a_row_says_whether_it_ended(model, drawn):
     assert all(len(row) == len(logps) for row, logps in zip(plain.tokens, plain.logps, strict=True))
 
 
-@pytest.mark.parametrize("sizes", [dict(data=2, fsdp=2, tensor=2), dict(data=8)])
+@pytest.mark.parametrize("sizes", all_but([MIXED], [MIXED, dict(data=8)]))
 def test_a_mesh_draws_what_one_device_draws(params, drawn, sizes):
     mesh = make_mesh(sizes)
     with jax.set_mesh(mesh):
@@ -102,8 +106,7 @@ def alike(some, others):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
 
-@pytest.mark.parametrize("scan_layers", [True, False])
-@pytest.mark.parametrize("cache_dtype", ["", "int8"])
+@pytest.mark.parametrize("scan_layers, cache_dtype", all_but([(True, ""), (False, "int8")], CACHES))
 def test_a_prompt_read_once_is_continued_as_if_read_for_each(params, scan_layers, cache_dtype):
     config = dataclasses.replace(CONFIG, scan_layers=scan_layers)
     model = nnx.merge(skeleton(config)[0], params)
@@ -113,7 +116,7 @@ def test_a_prompt_read_once_is_continued_as_if_read_for_each(params, scan_layers
     alike(once, draw(model, [prompt for prompt in PROMPTS for _ in range(3)], sampling))
 
 
-@pytest.mark.parametrize("count", [5, 8])  # the devices share 8 evenly, and not 5
+@pytest.mark.parametrize("count", all_but([5], [5, 8]))  # the devices share 8 evenly, and not 5
 def test_a_mesh_reads_a_prompt_once_too(params, model, count):
     prompts, mesh = (PROMPTS * 2)[:count], make_mesh(dict(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):

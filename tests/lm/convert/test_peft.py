@@ -22,6 +22,7 @@ from lm.parallel.mesh import make_mesh, shardings
 from tests.lm.adapt.models import adapted_model, logits, shaken
 from tests.lm.convert import peers
 from tests.lm.examples import parameters
+from tests.slow import all_but
 
 SMALL = {
     "vocab_size": 64,
@@ -81,7 +82,9 @@ def modules_of(family, config):
 SOME = r"attention\.(value|query_up|key_up)|feed_forward\.(up|down)|feed_forward\.shared\.gate"
 
 
-@pytest.mark.parametrize("name, targets", [("llama", ".*"), ("gpt2", ".*"), ("phi3", SOME), ("deepseek", SOME)])
+@pytest.mark.parametrize(
+    "name, targets", all_but([("llama", ".*")], [("llama", ".*"), ("gpt2", ".*"), ("phi3", SOME), ("deepseek", SOME)])
+)
 def test_what_is_exported_is_the_change_of_the_merged_weights(name, targets, tmp_path):
     """c ⊙ (W + s·B·A), made from the files alone, is the tensor that merging gives; and it comes back as it left."""
     family, hf = FAMILIES[name]
@@ -203,7 +206,7 @@ CASES["llama-uneven"] = (
 )
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", all_but(["llama-uneven", "deepseek-v3"], CASES))
 def test_peft_and_ours_give_the_same_logits_both_ways(case, tmp_path):
     torch, peft = pytest.importorskip("torch"), pytest.importorskip("peft")
     name, keys = CASES[case]

@@ -14,6 +14,7 @@ from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
 from lm.train.step import training_loss
 from tests.lm.examples import packed_batch, parameters, tiny_config
+from tests.slow import all_but
 
 SIZES = dict(vocab_size=50, num_layers=4, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, dtype="float32")
 LATENT = dict(
@@ -21,6 +22,7 @@ LATENT = dict(
     mla=dict(kv_rank=12, query_rank=8, rope_head_dim=4, value_head_dim=6),
     rope=dict(interleaved=True, scaling="yarn", factor=4.0, original_positions=8, mscale=1.0, mscale_all_dim=0.7),
 )
+OFTEN = ("gemma", "one key head, sinks", "latent, experts")
 KINDS = {
     "llama": {},
     "gemma": dict(
@@ -105,7 +107,7 @@ def decoded(model, config, rows, lengths, width, steps, cache_dtype="", prefill=
     return np.stack(seen, axis=1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", all_but(OFTEN, KINDS))
 def test_cached_decoding_is_the_whole_forward(kind):
     """Rows with left padding are read into the cache, then token by token: the logits are those of one pass (law 8)."""
     config = ModelConfig(**SIZES | KINDS[kind])
@@ -117,7 +119,7 @@ def test_cached_decoding_is_the_whole_forward(kind):
         np.testing.assert_allclose(ours, whole[row, n - 1 : n + steps], atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", all_but(OFTEN, KINDS))
 def test_rows_go_on_from_what_they_share(kind):
     """One beginning, two prompts behind it, two rows behind each of these, token by token; with padding between beginning and
     prompts but for windows, which reach over slots."""

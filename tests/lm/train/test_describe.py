@@ -1,5 +1,6 @@
 """What --describe says of the training step, against XLA's count of the compiled one and sums by hand."""
 
+import itertools
 import json
 
 import jax
@@ -12,6 +13,7 @@ from lm.train import describe
 from lm.train.plan import compile_step
 from lm.train.step import model_config_of
 from tests.lm.examples import tiny_config
+from tests.slow import all_but
 
 # Of a size at which products outweigh what is elementwise, which XLA counts and we do not.
 SIZES = dict(
@@ -19,6 +21,7 @@ SIZES = dict(
 )
 MLA = dict(num_kv_heads=8, mla=dict(kv_rank=128, query_rank=192, rope_head_dim=32, value_head_dim=64))
 MOE = dict(moe=dict(num_experts=8, top_k=2, expert_dim=512, shared_dim=256, capacity_factor=1.25))
+OFTEN = [("local and global", "matmuls"), ("latent", "full"), ("mixture", "matmuls")]
 MODELS = {
     "dense": {},
     "local and global": dict(
@@ -55,8 +58,7 @@ def step_flops(config) -> int:
     return under(config, describe.step_flops)
 
 
-@pytest.mark.parametrize("remat", ["matmuls", "full"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model, remat", all_but(OFTEN, itertools.product(MODELS, ("matmuls", "full"))))
 def test_flops_and_state_are_what_xla_counts_in_the_compiled_step(model, remat):
     config = training(**MODELS[model], remat=remat)
     compiled = compile_step(config, jax.devices()[:1])
