@@ -80,7 +80,7 @@ def _read_file(path: str) -> Iterator[Record]:
             for number, row in enumerate(_objects(path), start=1):
                 yield Record(row, f"{path}: item {number}")
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}; mend the file or leave it out of data.input") from error
+        raise UserError(f"{path}: {error.strerror or error}; repair the file or leave it out of data.input") from error
 
 
 def _holds_lines(path: str) -> bool:

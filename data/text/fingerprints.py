@@ -117,7 +117,7 @@ def input_files(input: str | None, extensions: tuple[str, ...] = files.EXTENSION
         try:
             stat = os.stat(path)
         except OSError as error:
-            raise UserError(f"{path}: {error.strerror}; mend the file or leave it out of data.input") from error
+            raise UserError(f"{path}: {error.strerror}; repair the file or leave it out of data.input") from error
         found.append([path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
     return found
 

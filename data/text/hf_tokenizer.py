@@ -228,7 +228,7 @@ def _read(file: Path) -> dict:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UserError(f"tokenizer: {file} is not JSON ({error}); mend or delete it") from None
+        raise UserError(f"tokenizer: {file} is not JSON ({error}); repair or delete it") from None
     return content if isinstance(content, dict) else {}
 
 

@@ -44,7 +44,7 @@ class Rollout(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class RolloutSettings:
     """How rollouts are sampled.
 
     max_new_tokens: limit per turn. most_tokens: limit per rollout with its prompt; 0: no limit.
@@ -69,7 +69,7 @@ class Sampler:
 
     graph: nnx.GraphDef
     tokenizer: Tokenizer
-    settings: Settings
+    settings: RolloutSettings
 
     def __call__(self, params, tasks: Sequence[dict], *, seed: int, each: int = 1, temperature=None) -> list[Rollout]:
         settings = self.settings if temperature is None else dataclasses.replace(self.settings, temperature=temperature)
@@ -79,7 +79,7 @@ class Sampler:
 def sampler_of(config, graph, tokenizer, tasks: Sequence[dict], tools: Sequence[Tool] = (), template=None) -> Sampler:
     """Return the sampler of a run: config.rollout, and rows of config.sequence_length + 1 tokens. Raises as `check_room`."""
     o = config.rollout
-    settings = Settings(
+    settings = RolloutSettings(
         max_new_tokens=o.max_new_tokens,
         temperature=o.temperature,
         top_p=o.top_p,
@@ -111,7 +111,7 @@ def check_room(config, tasks: Sequence[dict]) -> int:
 
 
 def roll_out(
-    model: Transformer, tokenizer, tasks: Sequence[dict], settings: Settings, *, seed: int = 0, each: int = 1
+    model: Transformer, tokenizer, tasks: Sequence[dict], settings: RolloutSettings, *, seed: int = 0, each: int = 1
 ) -> list[Rollout]:
     """Sample `each` rollouts of each task; rollouts of one task are adjacent in the result.
 

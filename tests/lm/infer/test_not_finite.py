@@ -8,7 +8,7 @@ from flax import nnx
 
 import lm
 from data.text.sentencepiece_tokenizer import train
-from lm.align.rl.rollouts import Settings, roll_out
+from lm.align.rl.rollouts import RolloutSettings, roll_out
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.evals.engine.engine import Engine
@@ -106,7 +106,7 @@ def test_rollouts_and_evaluations(tokenizer):
     task = {"prompt": [{"role": "user", "content": "cat"}], "prompt_ids": [50, 51]}
     engine = Engine(model, tokenizer, name="tiny", progress=False, max_length=64)
     for ask in (
-        lambda: roll_out(model, tokenizer, [task], Settings(4)),
+        lambda: roll_out(model, tokenizer, [task], RolloutSettings(4)),
         lambda: engine.generate([Prompt("the cat", max_new_tokens=4)]),
         lambda: engine.likelihoods([Continuation("the cat", " sat")]),
         lambda: engine.rolled(["the cat sat"]),

@@ -11,7 +11,7 @@ from data.text.sentencepiece_tokenizer import train
 from lm.align.logprobs import token_logprobs
 from lm.align.rl import rollouts
 from lm.align.rl.rewards import Rewards
-from lm.align.rl.rollouts import Settings, arrays, roll_out, sampler_of
+from lm.align.rl.rollouts import RolloutSettings, arrays, roll_out, sampler_of
 from lm.align.rl.stream import RolloutStream
 from lm.align.rl.tools import answer_ids, open_tools
 from lm.infer.sampler import Drawn
@@ -74,7 +74,7 @@ def forced(tokenizer, monkeypatch):
             return Drawn(drawn, [[-float(n + 1) for n in range(len(ids))] for ids in drawn], [ids[-1] == end for ids in drawn])
 
         monkeypatch.setattr(rollouts, "draw", draw)
-        return tasks, roll_out(None, tokenizer, tasks, Settings(99, tools=TOOLS, **settings)), turns
+        return tasks, roll_out(None, tokenizer, tasks, RolloutSettings(99, tools=TOOLS, **settings)), turns
 
     return rolled
 

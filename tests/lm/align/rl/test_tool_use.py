@@ -14,7 +14,7 @@ import lm
 from data.chat.template import encode_chat
 from data.tasks.calculator import CALCULATOR, calculator
 from lm.align.rl.answers import same_answer
-from lm.align.rl.rollouts import Settings, roll_out
+from lm.align.rl.rollouts import RolloutSettings, roll_out
 from lm.align.rl.tools import Answer, Tool, open_tools
 from tests.verbs.runs import REPOSITORY, environment
 
@@ -97,7 +97,7 @@ def answered(workdir, records, tools=()):
         prompt = [{"role": "user", "content": record["prompt"]}]
         ids = encode_chat(tokenizer, prompt, tools=record["tools"] if tools else None, add_generation_prompt=True).ids
         tasks.append({"prompt": prompt, "prompt_ids": ids})
-    rollouts = roll_out(model, tokenizer, tasks, Settings(40, temperature=0.0, tools=tools, max_turns=2 if tools else 1))
+    rollouts = roll_out(model, tokenizer, tasks, RolloutSettings(40, temperature=0.0, tools=tools, max_turns=2 if tools else 1))
     right = sum(same_answer(rollout.completion, record["answer"]) for rollout, record in zip(rollouts, records, strict=True))
     return rollouts, right / len(records)
 
