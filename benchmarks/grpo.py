@@ -153,7 +153,7 @@ def ours(folder: Path, tokens: int, completions: int, steps: int, dtype: str) ->
         graph, _ = skeleton(model_config_of(config))
         sampler = sampler_of(config, graph, tokenizer, tasks)
         stream = RolloutStream(config, mesh, sampler, tasks, Rewards(("digits",), (reward,), (1.0,)))
-        stream.start(0, None)
+        stream.start(0)
         state = jax.jit(trainer.init)(initial_params(config, mesh))
         step = jax.jit(trainer.step, donate_argnums=0)
         times, rollouts = [], []

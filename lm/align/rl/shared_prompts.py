@@ -41,14 +41,14 @@ def answer_length(config, mesh: Mesh, group_size: int, width: int, shortest: int
 def pays(model: ModelConfig, group_size: int, width: int, after: int) -> bool:
     """Return whether sharing prompts of up to W = `width` tokens among G answers of up to T = `after` tokens saves time.
 
-    Per layer, it saves (G − 1)·W tokens at about 24·D² FLOPs, and whole rows' G·(W + T)²/2 attention scores at 4·D FLOPs. It
-    costs G·T·(W + T) scores of answers to a cache, which take SCORE times as long: they include masked ones, and on a CPU they
-    are float32. Models with experts (balanced over the tokens they see), latent attention, or rotary angles that depend on the
-    row length do not share prompts.
+    Per layer, it saves (G − 1)·W tokens at about 24·D² FLOPs. Attention computes G·T·(W + T) scores of answers to a cache and
+    W²/2 of prompts, instead of G·(W + T)²/2 of whole rows, at 4·D FLOPs each. Scores to a cache take SCORE times as long: they
+    include masked ones, and on a CPU they are float32. Models with experts (balanced over the tokens they see), latent
+    attention, or rotary angles that depend on the row length do not share prompts.
     """
     D, G, W, T = model.embed_dim, group_size, width, after
     plain = not any(kind.moe for kind in model.layer_kinds) and not model.mla.kv_rank and not model.rope.depends_on_length
-    return plain and 6 * D * (G - 1) * W > G * (SCORE * T * (W + T) - (W + T) ** 2 / 2)
+    return plain and 6 * D * (G - 1) * W > SCORE * G * T * (W + T) + W**2 / 2 - G * (W + T) ** 2 / 2
 
 
 def grouped_arrays(batch: dict[str, np.ndarray], prompts: Sequence[Sequence[int]], width: int, after: int) -> dict:
