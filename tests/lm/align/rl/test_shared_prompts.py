@@ -158,9 +158,8 @@ def test_eight_devices_in_slices_equal_one():
 def test_where_it_pays():
     model = ModelConfig(vocab_size=V, num_layers=2, embed_dim=64, num_heads=2, num_kv_heads=2, mlp_dim=64)
     assert shared_prompts.pays(model, 8, 30, 16) and shared_prompts.pays(model, 2, 30, 16)
-    assert not shared_prompts.pays(model, 1, 30, 16) and not shared_prompts.pays(
-        model, 1, 3000, 16
-    )  # one answer shares nothing
+    for width in (30, 3000):
+        assert not shared_prompts.pays(model, 1, width, 16)  # a single answer shares nothing
     assert not shared_prompts.pays(model, 8, 30, 2000)
     large = dataclasses.replace(model, embed_dim=512)
     assert shared_prompts.pays(large, 8, 1500, 200)
