@@ -159,11 +159,11 @@ def ours(folder: Path, tokens: int, completions: int, steps: int, dtype: str) ->
         times, rollouts = [], []
         for n in range(1, steps + 1):
             begin = time.perf_counter()
-            batch, told = stream.next(n, state.params, time.perf_counter)
+            batch, measured = stream.next(n, state.params, time.perf_counter)
             state, metrics = step(state, batch)
             float(metrics["loss"])
             times.append(time.perf_counter() - begin)
-            rollouts.append(told["seconds/rollout"])
+            rollouts.append(measured["seconds/rollout"])
     return {"step": times[WARM:], "rollout": rollouts[WARM:]}
 
 

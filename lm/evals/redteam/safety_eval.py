@@ -90,13 +90,13 @@ def judged(records: Sequence[dict], judge: Judge) -> list[dict]:
     result = []
     for record in records:
         response = record["response"]
-        told = {"refusal": refusal(response or "")}
+        findings = {"refusal": refusal(response or "")}
         if record["kind"] == "harmful":
             verdict = ("unknown", record.get("problem", "no response")) if response is None else next(verdicts)
-            told |= {"verdict": verdict[0], "reason": verdict[1]}
+            findings |= {"verdict": verdict[0], "reason": verdict[1]}
         if record["answer"]:
-            told["correct"] = response is not None and told["refusal"] == "none" and holds(response, record["answer"])
-        result.append({**record, **told})
+            findings["correct"] = response is not None and findings["refusal"] == "none" and holds(response, record["answer"])
+        result.append({**record, **findings})
     return result
 
 
