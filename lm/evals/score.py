@@ -69,10 +69,10 @@ def main(argv: list[str]) -> None:
     if "samples" in paths:
         saving.write_lines(paths["samples"], samples, ensure_ascii=True)
     saving.write_json(paths["out"], results)
-    told = results[given.task]
-    figures = {name: value for name, value in told.items() if isinstance(value, float) and not name.endswith("_stderr")}
-    print(", ".join([*(f"{name} {value:.4g}" for name, value in figures.items()), f"n {told['n']}, missing {told['missing']}"]))
-    for kind, problem in told["problems"].items():
+    scores = results[given.task]
+    figures = {name: value for name, value in scores.items() if isinstance(value, float) and not name.endswith("_stderr")}
+    print(", ".join([*(f"{name} {value:.4g}" for name, value in figures.items()), f"n {scores['n']}, missing {scores['missing']}"]))
+    for kind, problem in scores["problems"].items():
         print(f"{problem['n']} {kind.replace('_', ' ')}: {'; '.join(problem['examples'])}")
 
 
