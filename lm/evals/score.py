@@ -71,7 +71,8 @@ def main(argv: list[str]) -> None:
     saving.write_json(paths["out"], results)
     scores = results[given.task]
     figures = {name: value for name, value in scores.items() if isinstance(value, float) and not name.endswith("_stderr")}
-    print(", ".join([*(f"{name} {value:.4g}" for name, value in figures.items()), f"n {scores['n']}, missing {scores['missing']}"]))
+    shown = [f"{name} {value:.4g}" for name, value in figures.items()]
+    print(", ".join([*shown, f"n {scores['n']}, missing {scores['missing']}"]))
     for kind, problem in scores["problems"].items():
         print(f"{problem['n']} {kind.replace('_', ' ')}: {'; '.join(problem['examples'])}")
 
