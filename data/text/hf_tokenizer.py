@@ -9,27 +9,31 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import tokenizers
 
+from data.text.gguf_tokenizer import tokenizer_files
 from data.text.sentencepiece_tokenizer import scrub
 from lm import saving
 from lm.errors import UserError
+from lm.gguf_file import find_gguf, open_gguf
 
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
 FILES = (*SETTINGS, "tokenizer.json", "tokenizer.model")
+READ_AS_JSON = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
 class HFTokenizer:
-    """A `tokenizer.json`, or the one in a folder, with the interface of data/text/tokenizer.py.
+    """A `tokenizer.json`, the one in a folder, or that of a GGUF file, with the interface of data/text/tokenizer.py.
 
     Attributes, beside those of data.text.tokenizer.Tokenizer:
       vocab_size: V, the largest id + 1.
       bos_id, eos_id, unk_id: None if there is no such token. pad_id: default: the end token, or 0.
       stop_ids: eos_id is the first.
+      json: the content of tokenizer.json.
       bytes_per_token: the sum over the ids of a text is exactly its length if the vocabulary covers every byte. It is one
         more if the tokenizer puts a space before a text (Llama 2, Mistral).
 
@@ -37,13 +41,14 @@ class HFTokenizer:
     """
 
     def __init__(self, path: str | os.PathLike):
-        path = Path(path)
-        file = path / "tokenizer.json" if path.is_dir() else path
+        file = self._path = Path(path)
+        files = files_at(file)
+        if "tokenizer.json" not in files:
+            why = "it has none" if find_gguf(file) else "No such file or directory"
+            raise UserError(f"tokenizer: cannot read {file} ({why}); name a tokenizer.json")
         try:
-            self._json = file.read_bytes().decode()
-            self._tokenizer = tokenizers.Tokenizer.from_str(self._json)
-        except OSError as error:
-            raise UserError(f"tokenizer: cannot read {file} ({error.strerror}); name a tokenizer.json") from error
+            self.json = files["tokenizer.json"].decode()
+            self._tokenizer = tokenizers.Tokenizer.from_str(self.json)
         except Exception as error:  # tokenizers raises nothing narrower
             reason = " ".join(str(error).split())
             raise UserError(f"tokenizer: {file} is no tokenizer.json that tokenizers can read ({reason})") from error
@@ -52,8 +57,6 @@ class HFTokenizer:
         self._tokenizer.no_padding()
         self._tokenizer.encode_special_tokens = True
         self._changed: dict[frozenset[str], tokenizers.Tokenizer] = {}
-        self._file, self._folder = file, file.parent
-        self._config = _read(self._folder / "tokenizer_config.json")
 
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         added = self._tokenizer.get_added_tokens_decoder()
@@ -61,7 +64,7 @@ class HFTokenizer:
         self.controls = {token.content: i for i, token in sorted(added.items()) if token.special}
         self._spelled = {token.content: i for i, token in sorted(added.items()) if not token.special}
         self._bytes = [b""] * self.vocab_size
-        decoder = json.loads(self._json).get("decoder")
+        decoder = json.loads(self.json).get("decoder")
         for token, spelling in zip(vocab, _spellings(self._tokenizer, decoder, vocab), strict=True):
             self._bytes[vocab[token]] = spelling
         for i, token in added.items():
@@ -69,15 +72,15 @@ class HFTokenizer:
         self.bytes_per_token = np.asarray([len(b) for b in self._bytes], np.int32)
         self.bytes_per_token.setflags(write=False)
 
-        named, ids = special_ids(self._folder, self._tokenizer.token_to_id)
+        named, ids = special_ids(files, self._tokenizer.token_to_id)
         self.bos_id, self.eos_id, self.unk_id = (named[name] for name in ("bos", "eos", "unk"))
         self.stop_ids = tuple(ids)
         self.eos_id = ids[0] if self.eos_id is None and ids else self.eos_id
         self.pad_id = next(i for i in (named["pad"], self.eos_id, 0) if i is not None)
         tokens = {name: i if i is None else self._tokenizer.id_to_token(i) for name, i in named.items()}
         self.special_tokens = {f"{name}_token": token for name, token in tokens.items() if token is not None}
-        self.chat_template = self._template()
-        made_from = json.dumps([self._json, self.bos_id, self.eos_id, self.pad_id])
+        self.chat_template = _template(files)
+        made_from = json.dumps([self.json, self.bos_id, self.eos_id, self.pad_id])
         self.fingerprint = hashlib.sha256(made_from.encode()).hexdigest()[:16]
 
     def __getstate__(self) -> dict:
@@ -122,7 +125,7 @@ class HFTokenizer:
 
     def save(self, folder: Path) -> None:
         """Copy the files to `folder`, each atomically; `tokenizer.json` after the files that belong to it."""
-        copy_files(self._folder, folder, self._file.name)
+        copy_files(self._path, folder)
 
     def chat_symbols(self, template: str) -> dict[str, int]:
         """Return tokens that only the template may write: special tokens, and added tokens that occur in the template."""
@@ -142,29 +145,20 @@ class HFTokenizer:
     @functools.cached_property
     def _reader(self) -> tokenizers.Tokenizer:
         """A second tokenizer that reads special tokens; one switchable tokenizer would not be thread-safe."""
-        return _unbounded(tokenizers.Tokenizer.from_str(self._json))
+        return _unbounded(tokenizers.Tokenizer.from_str(self.json))
 
     def _without(self, symbols: frozenset[str]) -> tokenizers.Tokenizer:
         if not symbols:
             return self._tokenizer
         if symbols in self._changed:
             return self._changed[symbols]
-        data = json.loads(self._json)
+        data = json.loads(self.json)
         for token in data["added_tokens"]:
             token["special"] |= token["content"] in symbols
         changed = _unbounded(tokenizers.Tokenizer.from_str(json.dumps(data)))
         changed.encode_special_tokens = True
         self._changed[symbols] = changed
         return changed
-
-    def _template(self) -> str | None:
-        file = self._folder / "chat_template.jinja"
-        if file.exists():
-            return file.read_text(encoding="utf-8")
-        template = self._config.get("chat_template")
-        if isinstance(template, list):
-            template = next((item["template"] for item in template if item["name"] == "default"), None)
-        return template
 
 
 def _unbounded(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
@@ -173,15 +167,15 @@ def _unbounded(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def special_ids(folder: Path, token_to_id) -> tuple[dict[str, int | None], list[int]]:
-    """Return the ids of bos, eos, pad and unk, and all ids that end a completion, from the files of `folder`.
+def special_ids(files: Mapping[str, bytes], token_to_id) -> tuple[dict[str, int | None], list[int]]:
+    """Return the ids of bos, eos, pad and unk, and all ids that end a completion, from files of `files_at`.
 
     The tokenizer's files take precedence over the model's, also if they set a token to null.
 
     Args: token_to_id: maps a token to its id or None.
     """
-    config, model = _read(folder / "tokenizer_config.json"), _model_ids(folder)
-    names = _read(folder / "special_tokens_map.json") | config
+    config, model = _parsed(files, "tokenizer_config.json"), _ids_in(_parsed(files, "generation_config.json"))
+    names = _parsed(files, "special_tokens_map.json") | config
     named: dict[str, int | None] = {}
     for name in ("bos", "eos", "pad", "unk"):
         if f"{name}_token" in names:
@@ -194,23 +188,52 @@ def special_ids(folder: Path, token_to_id) -> tuple[dict[str, int | None], list[
     return named, list(dict.fromkeys(i for i in ends if i is not None))
 
 
-def copy_files(source: Path, folder: Path, fast: str = "tokenizer.json") -> None:
-    """Copy the tokenizer files of `source`; the file `fast` becomes `tokenizer.json`.
+def files_at(path: Path) -> dict[str, bytes]:
+    """Return the tokenizer's files by name: of a folder, of a tokenizer.json and its folder, or made from a GGUF file.
 
-    The model's `config.json` is not copied, so the token ids in it are added to `generation_config.json`.
+    The model's `config.json` is not among them, so the token ids in it are added to `generation_config.json`.
     """
+    if (gguf := find_gguf(path)) is not None:
+        return tokenizer_files(open_gguf(gguf))
+    folder, fast = (path, "tokenizer.json") if path.is_dir() else (path.parent, path.name)
+    found = {}
     for name in FILES:
-        file = source / (fast if name == "tokenizer.json" else name)
-        content = file.read_bytes() if file.exists() else None
-        if name == "generation_config.json" and (ids := _model_ids(source)) != _ids_in(_read(file)):
-            content = (json.dumps(_read(file) | ids, indent=2) + "\n").encode()
-        if content is not None:
-            saving.write(folder / name, content)
-
-
-def _model_ids(folder: Path) -> dict:
+        file = folder / (fast if name == "tokenizer.json" else name)
+        if name in READ_AS_JSON:
+            _read(file)  # an error names the file
+        if file.exists():
+            found[name] = file.read_bytes()
     is_run = (folder / "checkpoints").is_dir()  # its config.json holds no ids, and lm/workdir.py handles a damaged one
-    return ({} if is_run else _ids_in(_read(folder / "config.json"))) | _ids_in(_read(folder / "generation_config.json"))
+    before = _parsed(found, "generation_config.json")
+    ids = ({} if is_run else _ids_in(_read(folder / "config.json"))) | _ids_in(before)
+    if ids != _ids_in(before):
+        found["generation_config.json"] = (json.dumps(before | ids, indent=2) + "\n").encode()
+    return found
+
+
+def copy_files(source: Path, folder: Path) -> None:
+    """Write the tokenizer's files at `source` into `folder`, each whole or not at all; `tokenizer.json` after the settings."""
+    for name, content in files_at(source).items():
+        saving.write(folder / name, content)
+
+
+def has_tokenizer(path: Path) -> bool:
+    """Return whether a folder or a GGUF file has a tokenizer of any kind."""
+    return bool({"tokenizer.model", "tokenizer.json"} & files_at(path).keys())
+
+
+def _template(files: Mapping[str, bytes]) -> str | None:
+    if "chat_template.jinja" in files:
+        return files["chat_template.jinja"].decode()
+    template = _parsed(files, "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):
+        template = next((item["template"] for item in template if item["name"] == "default"), None)
+    return template
+
+
+def _parsed(files: Mapping[str, bytes], name: str) -> dict:
+    content = json.loads(files.get(name, b"{}"))
+    return content if isinstance(content, dict) else {}
 
 
 def _ids_in(config: dict) -> dict:

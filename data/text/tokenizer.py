@@ -11,6 +11,7 @@ from data.text.fingerprints import check_tokenizer
 from data.text.hf_tokenizer import HFTokenizer
 from data.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from lm.errors import UserError
+from lm.gguf_file import find_gguf
 
 
 @runtime_checkable
@@ -65,12 +66,12 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
-    """Load our `tokenizer.model`, a `tokenizer.json`, or a folder with either; in a folder with both, ours is used.
+    """Load our `tokenizer.model`, a `tokenizer.json`, a folder with either (with both, ours is used), or that of a GGUF file.
 
     Raises: UserError if there is no readable tokenizer, or if the tokenizer in a workdir is not that of its run.
     """
     path = Path(path)
-    if path.suffix == ".json":
+    if path.suffix == ".json" or find_gguf(path):
         return HFTokenizer(path)
     if not path.is_dir():
         return SentencePieceTokenizer(path)

@@ -88,3 +88,39 @@ def folder(path: Path, tokenizer: Tokenizer, **files: dict) -> Path:
     for name, content in files.items():
         (path / f"{name}.json").write_text(json.dumps(content))
     return path
+
+
+# Pre-tokenizers as their models publish them, and what their tokenizer_config.json names.
+LLAMA3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DEEPSEEK3_WORDS = (
+    r"\p{N}{1,3}",
+    "[一-龥぀-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
+STEPS = {
+    "gpt-2": [],
+    "smollm": [pre_tokenizers.Digits(individual_digits=True)],
+    "llama-bpe": [LLAMA3_WORDS],
+    "qwen2": [LLAMA3_WORDS.replace("{1,3}", "")],
+    "deepseek-v3": [*DEEPSEEK3_WORDS],
+}
+
+
+def pre_tokenized(name: str) -> Tokenizer:
+    """Return a tokenizer whose texts are cut like those of a known model."""
+    if name in ("llama 2", "gemma"):
+        return llama2(prefix=name == "llama 2")
+    cut = [pre_tokenizers.Split(Regex(step), "isolated") if isinstance(step, str) else step for step in STEPS[name]]
+    words = name in ("gpt-2", "smollm")
+    tokenizer = gpt2()
+    tokenizer.normalizer = normalizers.NFC() if name == "qwen2" else None
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=words)])
+    return tokenizer
+
+
+NAMED = {"llama 2": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}}
+NAMED["gemma"] = NAMED["llama 2"]
+BYTE_LEVEL_NAMES = {"bos_token": "<|endoftext|>", "eos_token": "<|im_end|>"}
