@@ -4,7 +4,8 @@
         --config.tasks=mmlu,gsm8k,bbq --config.data_dir=DIR
     python evaluate.py --config=configs/evaluate/core.py --workdir=evals/core --config.checkpoint=FOLDER --config.data_dir=DIR
 
-Takes a workdir of train.py or align.py, or a Hugging Face folder. Items of a task are DIR/<task>/*.{csv,jsonl,parquet}.
+Takes a workdir of train.py or align.py, a Hugging Face folder or a GGUF file. Items of a task are
+DIR/<task>/*.{csv,jsonl,parquet}.
 configs/evaluate/default.py explains every key, docs/evaluate.md every task. Run the same command again to resume after a crash,
 a kill or a Ctrl-C; the results are the same to the byte. Writes to the workdir: config.json, results.json, samples.jsonl (each
 item with its exact prompt), report.html, report.json, tasks/, answers.sqlite. With --config.compare=OTHER_WORKDIR the exit code

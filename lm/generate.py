@@ -17,7 +17,7 @@ from lm.inputs import check_model
 from lm.train.values import SEEDS
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", None, "A training run's workdir, or a Hugging Face checkpoint.")
+flags.DEFINE_string("checkpoint", None, "A training run's workdir, a Hugging Face folder or a GGUF file.")
 flags.DEFINE_multi_string("prompt", None, "Text to complete; may be given several times.")
 flags.DEFINE_bool("chat", False, "Treat each prompt as a user message and answer it with the chat template.")
 flags.DEFINE_string("system", "", "With --chat: the system message.")
@@ -44,6 +44,8 @@ def main() -> None:
     warnings.formatwarning = lambda message, *_: f"generate.py: {message}\n"
     check_model("--checkpoint", FLAGS.checkpoint, None)
     model, tokenizer = lm.load(FLAGS.checkpoint)
+    if tokenizer is None:
+        raise UserError(f"--checkpoint={FLAGS.checkpoint} has no tokenizer; in Python, lm.generate continues token ids")
     template = None
     if FLAGS.chat:
         from lm.align.reward_model import chat_template_of

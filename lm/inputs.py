@@ -3,6 +3,7 @@
 The verbs call this first. Checks that need devices, a model or the data come later.
 """
 
+import re
 from pathlib import Path
 
 from data.chat.records import EXTENSIONS, is_builtin, read_builtin
@@ -12,6 +13,7 @@ from data.text.weights import parse_weights
 from lm.align import settings
 from lm.errors import UserError, naming
 from lm.evals.judges.judges import check_name
+from lm.gguf_file import find_gguf, open_gguf
 from lm.train.values import MOST, SEEDS, check_length, check_values, model_of
 from lm.workdir import check_record, kind_of, read_config, steps_saved
 
@@ -53,7 +55,7 @@ def check_evaluation(config, workdir: Path) -> None:
     from lm.evals.asked import check_tasks, others_of, settings_of, template_of
 
     if not config.checkpoint:
-        raise UserError("--config.checkpoint is missing: name a workdir or a Hugging Face folder")
+        raise UserError("--config.checkpoint is missing: name a workdir, a Hugging Face folder or a GGUF file")
     if not 0 <= config.seed <= SEEDS:
         raise UserError(f"seed={config.seed} must be in 0…{SEEDS}")
     for key in ("max_length", "batch_tokens"):
@@ -73,9 +75,16 @@ def check_model(key: str, path: str | None, workdir: Path | None) -> None:
     if not path or (workdir and steps_saved(workdir)):
         return
     folder = Path(path)
+    if (file := find_gguf(folder)) is not None:
+        with naming(key):
+            open_gguf(file)
+        return
     if not folder.is_dir():
         what = "a file, not a folder" if folder.exists() else "no such folder"
-        raise UserError(f"{key}={path}: {what}; name a workdir with a checkpoint, or a Hugging Face folder")
+        cure = "name a workdir with a checkpoint, a Hugging Face folder or a GGUF file"
+        if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
+            cure += f"; a model of the Hugging Face hub is downloaded first: hf download {path} --local-dir=DIR, then name DIR"
+        raise UserError(f"{key}={path}: {what}; {cure}")
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists():
         return  # opening it gives a better message
     if not (folder / "config.json").exists():

@@ -145,7 +145,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         if isinstance(value, dict) and (kind_of(value) or not (folder / "checkpoints").is_dir()):
             return value
         problem = "is not the config of a run" if isinstance(value, dict) else "is no JSON object"
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # a GGUF file has settings, but no config
         return {}
     except IsADirectoryError:
         problem = "is a folder"

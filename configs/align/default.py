@@ -9,8 +9,8 @@ from configs.train import default as training
 def get_config() -> ml_collections.ConfigDict:
     config = training.get_config()
     config.method = "sft"  # sft, preference, reward, rl, distill, best_of, safety
-    # init_from, a workdir or Hugging Face folder, gives the architecture, the weights and the tokenizer. Only these model keys
-    # are read from this config: adapter (LoRA), quantization, scan_layers, remat.
+    # init_from, a workdir, Hugging Face folder or GGUF file, gives the architecture, the weights and the tokenizer. Only these
+    # model keys are read from this config: adapter (LoRA), quantization, scan_layers, remat.
     config.steps = 200
     config.batch_size = 32  # sequences, pairs or rollouts per step, over all devices
     config.sequence_length = 512  # tokens; longer examples are cut, or dropped if no trained token is left

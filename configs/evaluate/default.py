@@ -6,7 +6,7 @@ from ml_collections.config_dict import placeholder
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.checkpoint = placeholder(str)  # a workdir or a Hugging Face folder
+    config.checkpoint = placeholder(str)  # a workdir, a Hugging Face folder or a GGUF file
     config.tasks = ""  # comma-separated: names in lm/evals/tasks/specs, FILE.yaml, harness:NAME, harness:FILE.yaml
     config.data_dir = placeholder(str)  # items are DIR/<task>/*.{csv,jsonl,parquet}
 

@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.accumulate = 1  # slices of a batch, processed one after another: less memory, same result
     config.dtype = "bfloat16"  # of matrix products: bfloat16 or float32; parameters are float32
 
-    config.init_from = placeholder(str)  # workdir or Hugging Face folder: model config, weights and tokenizer; none: random
+    config.init_from = placeholder(str)  # workdir, Hugging Face folder or GGUF file: its model config, weights, tokenizer
     config.tokenizer = placeholder(str)  # a tokenizer.model or tokenizer.json, or a folder with one; none: train one
     config.data = ml_collections.ConfigDict()
     config.data.input = placeholder(str)  # folder, file, glob or TFDS name; none: this Python installation

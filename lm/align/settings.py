@@ -24,7 +24,7 @@ def check(config) -> None:
     if config.method not in (*METHODS, *LOOPS):
         raise UserError(f"method={config.method!r} is none of {', '.join((*METHODS, *LOOPS))}")
     if not config.init_from:
-        raise UserError("init_from is missing: name the model to start from, a workdir or a Hugging Face folder")
+        raise UserError("init_from is missing: name the model to start from, a workdir, a Hugging Face folder or a GGUF file")
     if not config.data.input and config.method != "safety":
         raise UserError("data.input is missing: name a file of examples, or a built-in task such as builtin:instructions")
     if config.method in ("rl", "best_of") and not config.rewards:
@@ -83,7 +83,7 @@ def check_distill(distill) -> None:
             f"distill.beta={distill.beta} must be above 0 and below 1; for 0 and 1 use distill.divergence=forward and reverse"
         )
     if not distill.teacher:
-        raise UserError("distill.teacher is not set: name a workdir or a Hugging Face folder")
+        raise UserError("distill.teacher is not set: name a workdir, a Hugging Face folder or a GGUF file")
 
 
 def check_best_of(best_of) -> None:

@@ -2,6 +2,8 @@
 
     python -m lm.convert import --from=HF_DIR --workdir=DIR [--mesh=fsdp=8]
     python -m lm.convert export --workdir=DIR --to=HF_DIR [--dtype=bfloat16 --max_shard_gb=5 --family=llama --merge]
+    python -m lm.convert import --from=MODEL.gguf --workdir=DIR
+    python -m lm.convert export --workdir=DIR --to=MODEL.gguf [--dtype=q8_0 --merge]
     python -m lm.convert import --from=PEFT_DIR --base=MODEL --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=PEFT_DIR --adapter [--base=HF_DIR]
 
@@ -9,6 +11,9 @@
 0: config.json, checkpoints/0 and the tokenizer's files. Every weight keeps its dtype. The model must fit the devices; the host
 holds one tensor at a time. To try a checkpoint without an import, use its folder: lm.load(HF_DIR), or
 python -m lm.generate --checkpoint=HF_DIR. Families: FAMILIES.
+
+A GGUF file is imported like a folder: its settings become the config and the tokenizer, and quantised weights become float32.
+export --to=NAME.gguf writes one for llama.cpp, Ollama and LM Studio, with a Modelfile beside it.
 
 "export" reads the newest checkpoint of a workdir, trained or imported. It writes config.json, safetensors with their index,
 generation_config.json and the tokenizer, for transformers and vLLM. An imported model exports bit for bit as it was. A reward
@@ -27,16 +32,22 @@ from pathlib import Path
 
 from absl import flags
 
+from data.text.hf_tokenizer import has_tokenizer
 from lm import cli, compile_cache
 from lm.errors import UserError
+from lm.gguf_file import SUFFIX
 
 FLAGS = flags.FLAGS
 
 
 flags.DEFINE_string("workdir", None, "A workdir: a new one for import, that of a run for export.")
-flags.DEFINE_string("from", None, "import: a Hugging Face checkpoint, config.json and safetensors, or a PEFT adapter.")
+flags.DEFINE_string(
+    "from", None, "import: a Hugging Face folder (config.json and safetensors), a GGUF file, or a PEFT adapter."
+)
 flags.DEFINE_string("mesh", "fsdp=-1", "import: mesh axes to shard over, such as fsdp=4,tensor=2; -1: the remaining devices.")
-flags.DEFINE_string("to", None, "export: a new folder for the Hugging Face checkpoint or the PEFT adapter.")
+flags.DEFINE_string(
+    "to", None, "export: a new folder for the Hugging Face checkpoint or the PEFT adapter, or a new file NAME.gguf."
+)
 flags.DEFINE_bool("adapter", False, "export: only the adapter, in PEFT's format.")
 flags.DEFINE_string(
     "base",
@@ -44,7 +55,14 @@ flags.DEFINE_string(
     "import of an adapter: its model, a Hugging Face folder or a workdir; none: the one named in its config. "
     "export --adapter: the model to name in its config; none: the model that the run started from.",
 )
-flags.DEFINE_enum("dtype", "as-is", ["as-is", "float32", "bfloat16"], "export: the tensors' dtype; as-is: the stored dtype.")
+HF_DTYPES = ("as-is", "float32", "bfloat16")
+GGUF_DTYPES = ("as-is", "f32", "bf16", "f16", "q8_0", "q4_1", "q4_0")
+flags.DEFINE_enum(
+    "dtype",
+    "as-is",
+    list(dict.fromkeys([*HF_DTYPES, *GGUF_DTYPES])),
+    f"export: the tensors' dtype, {', '.join(HF_DTYPES)}; of a GGUF file {', '.join(GGUF_DTYPES)}. as-is: the stored dtype.",
+)
 flags.DEFINE_float("max_shard_gb", 5.0, "export: maximum size of a file in 10⁹ bytes.", lower_bound=1e-6)
 flags.DEFINE_string("family", None, "export: the model_type; none: that of the import or the base, or the first that fits.")
 flags.DEFINE_bool("merge", False, "export: merge an adapter into its weights, and dequantize quantised weights.")
@@ -75,7 +93,9 @@ def main() -> None:
     compile_cache.switch_on()
     workdir, folder = (Path(FLAGS[name].value).absolute() for name in ("workdir", other))
     read = folder if command == "import" else workdir
-    if not read.is_dir():
+    if command == "export":
+        _check_dtype(folder)
+    if not read.is_dir() and not (command == "import" and read.suffix == SUFFIX and read.is_file()):
         raise UserError(f"{read} is {'a file, not a folder' if read.exists() else 'no folder'}; name one that holds a model")
     if command == "import":
         from lm.convert.peft import is_adapter  # imports JAX, so only after the flags are checked
@@ -87,8 +107,13 @@ def main() -> None:
             adapter_to_workdir(folder, FLAGS.base, workdir, mesh)
         else:
             to_workdir(folder, workdir, mesh)
-        if not any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+        if not has_tokenizer(workdir):
             print(f"{folder} has no tokenizer: copy one into {workdir} before you generate text")
+    elif folder.suffix == SUFFIX:
+        from lm.convert.to_gguf import to_gguf
+
+        beside = to_gguf(workdir, folder, dtype=FLAGS.dtype, family=FLAGS.family, merge=FLAGS.merge)
+        print(f"{folder} is written. In Ollama: ollama create NAME -f {beside}; in llama.cpp: llama-cli -m {folder}")
     elif FLAGS.adapter:
         from lm.convert.to_published import to_adapter
 
@@ -99,6 +124,17 @@ def main() -> None:
         to_published(
             workdir, folder, dtype=FLAGS.dtype, max_shard_gb=FLAGS.max_shard_gb, family=FLAGS.family, merge=FLAGS.merge
         )
+
+
+def _check_dtype(to: Path) -> None:
+    gguf = to.suffix == SUFFIX
+    if gguf and FLAGS.adapter:
+        raise UserError("--adapter writes a folder in PEFT's format: for a GGUF file give --merge instead")
+    if gguf and FLAGS["max_shard_gb"].present:
+        raise UserError("--max_shard_gb means nothing to a GGUF file, which is one file")
+    if FLAGS.dtype not in (GGUF_DTYPES if gguf else HF_DTYPES):
+        what, known = ("a GGUF file", GGUF_DTYPES) if gguf else ("a folder", HF_DTYPES)
+        raise UserError(f"--dtype={FLAGS.dtype}: for {what}, choose one of {', '.join(known)}")
 
 
 def mesh_sizes(text: str) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """The base model of an adapter: record it in the run's checkpoints, find it again, and verify its fingerprint.
 
 A checkpoint of an adapter run holds only the trained parameters. Its meta has `base`: path (absolute), relative (to the
-workdir), step (of a workdir's checkpoint; None for a Hugging Face folder) and fingerprint (of the weight files,
+workdir), step (of a workdir's checkpoint; None for a Hugging Face folder or a GGUF file) and fingerprint (of the weight files,
 lm/checksums.py).
 """
 
@@ -15,6 +15,7 @@ from lm import checksums
 from lm.checkpoint import newest
 from lm.convert.published import is_published
 from lm.errors import UserError
+from lm.gguf_file import files_of, find_gguf
 from lm.workdir import read_config
 
 
@@ -62,7 +63,12 @@ def fingerprint(path: Path, step: int | None) -> str | None:
     A workdir's files already have checksums; each process reads the files of a Hugging Face folder.
     """
     folder = path if step is None else path / "checkpoints" / str(step) / "state"
-    names = folder.glob("*.safetensors") if step is None else (folder / name for name in checksums.files(folder))
+    if step is not None:
+        names = (folder / name for name in checksums.files(folder))
+    elif (file := find_gguf(path)) is not None:
+        folder, names = file.parent, files_of(file)
+    else:
+        names = folder.glob("*.safetensors")
     files = sorted(file for file in names if file.is_file() and file.name != "commit_success.txt")
     stats = [file.stat() for file in files]
     return _fingerprint(folder, tuple((file, stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, stats)))

@@ -55,6 +55,11 @@ class Tensor(NamedTuple):
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
 
+    def read(self) -> np.ndarray:
+        """Read the tensor into its own memory."""
+        flat = np.fromfile(self.file, np.uint8, self.nbytes, offset=self.begin)
+        return flat.view(self.dtype).reshape(self.shape)
+
 
 class Planned(NamedTuple):
     """A tensor to write."""
@@ -89,12 +94,6 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
             "safetensors"
         )
     raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}")
-
-
-def read(tensor: Tensor) -> np.ndarray:
-    """Read a tensor into its own memory."""
-    flat = np.fromfile(tensor.file, np.uint8, tensor.nbytes, offset=tensor.begin)
-    return flat.view(tensor.dtype).reshape(tensor.shape)
 
 
 def same_bytes(one: Tensor, other: Tensor) -> bool:

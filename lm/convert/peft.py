@@ -26,7 +26,7 @@ from lm.adapt.rebuild import arrays_of, combined, each_layer, modules
 from lm.adapt.score import with_score_head
 from lm.config import Adapter, ModelConfig
 from lm.convert.families import ALL, canonical, family_for, family_of
-from lm.convert.files import INDEX, SINGLE, Planned, make_file, read, read_json, tensors_of_file, write
+from lm.convert.files import INDEX, SINGLE, Planned, make_file, read_json, tensors_of_file, write
 from lm.convert.folders import check_free, written_whole
 from lm.convert.published import is_published
 from lm.convert.rows import Place, Row, places
@@ -200,14 +200,14 @@ def _tensors(folder: Path, settings: dict) -> tuple[dict[str, dict[str, np.ndarr
     wanted = KINDS if settings.get("use_dora") else KINDS[:2]
     for name, tensor in tensors_of_file(folder / WEIGHTS).items():
         if name == SCORE and tensor.shape[0] == 1:
-            score = read(tensor).astype(np.float32)[0]
+            score = tensor.read().astype(np.float32)[0]
             continue
         plain = name.removesuffix(".weight") if MAGNITUDE in name else name
         kind = next((kind for kind in wanted if plain.endswith(f".{kind}")), None)
         if kind is None:
             raise UserError(f"{folder / WEIGHTS} holds {name}, which cannot be expressed by adapters of ours")
         module = plain.removeprefix(PREFIX).removesuffix(f".{kind}")
-        found.setdefault(module, {})[kind] = read(tensor).astype(np.float32)
+        found.setdefault(module, {})[kind] = tensor.read().astype(np.float32)
     for module, lora in found.items():
         for kind in wanted:
             if kind not in lora:

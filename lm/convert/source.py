@@ -1,4 +1,4 @@
-"""Open a model's parameters, in a workdir or in a Hugging Face checkpoint."""
+"""Open a model's parameters: in a workdir, in a Hugging Face folder or in a GGUF file."""
 
 import contextlib
 import os
@@ -15,12 +15,17 @@ from lm.adapt.rebuild import arrays_of
 from lm.checkpoint import Checkpoints, check_shapes, named, nested, newest, plain, unplain
 from lm.config import ModelConfig
 from lm.convert import base, stream
+from lm.convert.gguf.read import open_model
+from lm.convert.gguf.settings import config_json_of
+from lm.convert.hf_folder import open_folder
 from lm.convert.peft import is_adapter
-from lm.convert.published import Published, is_published, open_published
+from lm.convert.published import Published, is_published
 from lm.errors import UserError
+from lm.gguf_file import find_gguf, open_gguf
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import shardings
+from lm.workdir import read_config
 
 
 class Source(NamedTuple):
@@ -46,8 +51,20 @@ class Source(NamedTuple):
         return Source(published.config, stored, load)
 
 
+def open_published(path: Path) -> Published:
+    """Open a Hugging Face folder or a GGUF file. Raises UserError if it is no complete checkpoint."""
+    file = find_gguf(path)
+    return open_model(file) if file else open_folder(path)
+
+
+def model_type_of(path: Path) -> str | None:
+    """Return the model_type of a published checkpoint; reads no tensors."""
+    file = find_gguf(path)
+    return (config_json_of(open_gguf(file)) if file else read_config(path)).get("model_type")
+
+
 def open_source(path: str | os.PathLike, step: int | None = None) -> Source:
-    """Open the model in a folder, without reading weights.
+    """Open the model in a workdir, a Hugging Face folder or a GGUF file, without reading weights.
 
     step: of a workdir's checkpoint; None: the newest one.
     Raises: UserError if there is no model, it does not fit its config, or it is an adapter whose base is gone or has changed.

@@ -23,7 +23,7 @@ from lm.convert.folders import check_free, written_whole
 from lm.convert.peft import export_peft
 from lm.convert.published import is_published
 from lm.convert.rows import Place, places, theirs_of
-from lm.convert.source import Source, config_of, on_first_device, open_source
+from lm.convert.source import Source, config_of, model_type_of, on_first_device, open_source
 from lm.convert.tokenizer_files import export_tokenizer
 from lm.errors import UserError
 from lm.model.linear import trainable
@@ -64,8 +64,7 @@ def to_published(
     checkpoints, step = newest(workdir)
     with contextlib.closing(checkpoints):
         saved = checkpoints.meta(step)["config"]
-        arrays = without_mup(merged(workdir, dtype) if merge else unmerged(workdir, config_of(saved), checkpoints, step))
-        arrays = without_other_heads(arrays)
+        arrays = to_export(workdir, checkpoints, step, merge, before=dtype == AS_IS)
         family = family_that_holds(arrays.config, family, saved.get("published", {}).get("model_type"))
         tensors: dict[str, list[Place]] = {}
         # An imported model is exported with the duplicates that it had, other models with those of their family.
@@ -105,9 +104,9 @@ def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str 
             raise UserError(f"{workdir} has no adapter: leave out --adapter to export the whole model")
         start, origin = started_from(saved)
         base = base or start
-        if base and Path(base).is_dir():
+        if base and Path(base).exists():
             base = str(Path(base).absolute())
-            origin = read_config(Path(base)).get("model_type") if is_published(Path(base)) else origin
+            origin = model_type_of(Path(base)) if is_published(Path(base)) else origin
         plainer = dataclasses.replace(config, mup_base_dim=0, tie_embeddings=config.tie_embeddings and not config.mup_base_dim)
         chosen = family_that_holds(plainer, family, origin)
         if config.adapter.dora:  # its magnitudes need the weights
@@ -126,10 +125,10 @@ def started_from(saved: dict) -> tuple[str | None, str | None]:
     the folder that it was imported from.
     """
     start, origin, seen = saved.get("init_from"), saved.get("published", {}).get("model_type"), set()
-    while start and start not in seen and (Path(start) / "config.json").is_file():
-        before = read_config(Path(start))
+    while start and start not in seen and (is_published(Path(start)) or (Path(start) / "config.json").is_file()):
         if is_published(Path(start)):
-            return start, before.get("model_type")
+            return start, model_type_of(Path(start))
+        before = read_config(Path(start))
         published = before.get("published", {})
         if not before.get("model", {}).get("adapter", {}).get("rank"):
             return published.get("from", start), published.get("model_type")
@@ -156,6 +155,16 @@ def _write_tensors(
             del ours, parts  # free memory before the next read
 
 
+def to_export(workdir: Path, checkpoints: Checkpoints, step: int, merge: bool, before: bool) -> Arrays:
+    """Return the arrays of a checkpoint as they are published, with adapters merged if `merge`.
+
+    before: whether merged arrays have the dtypes of the model that the run started from.
+    """
+    config = config_of(checkpoints.meta(step)["config"])
+    arrays = merged(workdir, before) if merge else unmerged(workdir, config, checkpoints, step)
+    return without_other_heads(without_mup(arrays))
+
+
 def unmerged(workdir: Path, config: ModelConfig, checkpoints: Checkpoints, step: int) -> Arrays:
     """Return the arrays of a checkpoint, read lazily. Raises UserError if there are adapters or quantised weights."""
     if config.adapter.rank:
@@ -167,15 +176,15 @@ def unmerged(workdir: Path, config: ModelConfig, checkpoints: Checkpoints, step:
     return Arrays(config, dtypes, functools.partial(checkpoints.read_params, step))
 
 
-def merged(workdir: Path, dtype: str) -> Arrays:
-    """Return the arrays with adapters merged and weights dequantized, computed in float32. As-is: the base model's dtypes."""
+def merged(workdir: Path, before: bool) -> Arrays:
+    """Return the arrays with adapters merged and weights dequantized, computed in float32. before: with the base's dtypes."""
     source = open_source(workdir)
     params = on_first_device(source)
     params = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
     config, params = lora.merge(source.config, params, dequantize=bool(source.config.quantization.bits))
     leaves = named(plain(params))
-    before = stored_before(workdir, source) if dtype == AS_IS else {}
-    dtypes = {name: np.dtype(before.get(name, x).dtype) for name, x in leaves.items()}
+    started = stored_before(workdir, source) if before else {}
+    dtypes = {name: np.dtype(started.get(name, x).dtype) for name, x in leaves.items()}
     return Arrays(config, dtypes, lambda names: {name: np.asarray(leaves[name]).astype(dtypes[name]) for name in names})
 
 

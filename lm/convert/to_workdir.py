@@ -8,15 +8,15 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from data.text.fingerprints import record_tokenizer
-from data.text.hf_tokenizer import FILES, copy_files
+from data.text.hf_tokenizer import FILES, copy_files, has_tokenizer
 from data.text.tokenizer import load_tokenizer
 from lm.checkpoint import Checkpoints
 from lm.config import ModelConfig
 from lm.convert.files import read_json
 from lm.convert.folders import check_free, written_whole
 from lm.convert.peft import SETTINGS, find_peft, import_peft
-from lm.convert.published import Published, is_published, open_published
-from lm.convert.source import Source, as_stored, open_source
+from lm.convert.published import Published, is_published
+from lm.convert.source import Source, as_stored, open_published, open_source
 from lm.convert.tokenizer_files import import_tokenizer
 from lm.errors import UserError
 from lm.model.transformer import skeleton
@@ -78,8 +78,7 @@ def _named_base(folder: Path) -> str:
 
 
 def _tokenizer(folder: Path, base: Path, to: Path) -> None:
-    own = any((folder / name).exists() for name in ("tokenizer.model", "tokenizer.json"))
-    if not own:
+    if not has_tokenizer(folder):
         import_tokenizer(base, to)
         return
     copy_files(base, to)  # only the ids that end a completion are used
@@ -91,7 +90,7 @@ def _tokenizer(folder: Path, base: Path, to: Path) -> None:
 
 def _record_tokenizer(workdir: Path) -> None:
     """Record the tokenizer in config.json. Call it last: the fingerprint depends on the other files of the folder."""
-    if any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+    if has_tokenizer(workdir):
         record_tokenizer(workdir, load_tokenizer(workdir).fingerprint)
 
 

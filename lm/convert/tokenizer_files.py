@@ -15,7 +15,7 @@ from typing import NamedTuple
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, processors
 
-from data.text.hf_tokenizer import HFTokenizer, copy_files, special_ids
+from data.text.hf_tokenizer import HFTokenizer, copy_files, files_at, has_tokenizer, special_ids
 from data.text.sentencepiece_tokenizer import BOS, CONTROLS, RESERVED, ROLES, UNK, SentencePieceTokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm import saving
@@ -62,11 +62,11 @@ def import_tokenizer(hf_dir: Path, workdir: Path) -> SpecialIds:
 
     Raises: UserError if there is a tokenizer that cannot be read.
     """
-    if any((hf_dir / name).exists() for name in ("tokenizer.model", "tokenizer.json")):
+    if has_tokenizer(hf_dir):
         tokenizer = load_tokenizer(hf_dir)
         ids = SpecialIds(tokenizer.bos_id, tokenizer.stop_ids, tokenizer.pad_id)
     else:
-        named, stop_ids = special_ids(hf_dir, lambda token: None)
+        named, stop_ids = special_ids(files_at(hf_dir), lambda token: None)
         ids = SpecialIds(named["bos"], tuple(stop_ids), named["pad"])
     copy_files(hf_dir, workdir)
     return ids

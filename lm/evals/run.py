@@ -60,7 +60,7 @@ def run(config, workdir: Path, report: Callable[..., dict]) -> list[str]:
     """
     begin = time.perf_counter()
     if not config.checkpoint:
-        raise UserError("--config.checkpoint is missing: name a workdir or a Hugging Face folder")
+        raise UserError("--config.checkpoint is missing: name a workdir, a Hugging Face folder or a GGUF file")
     settings = settings_of(config)
     tasks, files = open_tasks(config.tasks, settings)
     others = others_of(config, workdir)

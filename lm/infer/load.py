@@ -7,23 +7,24 @@ from pathlib import Path
 import jax
 from flax import nnx
 
+from data.text.hf_tokenizer import has_tokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.convert.source import as_stored, on_first_device, open_source
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel.mesh import shardings
 
 
-def load(path: str | os.PathLike, dtype: str | None = None) -> tuple[Transformer, Tokenizer]:
-    """Return the model at `path`, on the first device, and its tokenizer.
+def load(path: str | os.PathLike, dtype: str | None = None) -> tuple[Transformer, Tokenizer | None]:
+    """Return the model at `path`, on the first device, and its tokenizer, or None if it has none.
 
     Args:
-      path: the workdir of a run or an import, of which the newest checkpoint is loaded; or a Hugging Face checkpoint.
+      path: the workdir of a run or an import, of which the newest checkpoint is loaded; a Hugging Face folder; a GGUF file.
       dtype: compute type, "float32" or "bfloat16"; None: the one it was trained with. Weights keep their stored dtype.
     Returns: model(tokens_BT) -> float32 logits [B, T, V]; see Transformer.
-    Raises: UserError if there is no model, no checkpoint or no tokenizer.
+    Raises: UserError if there is no model or no checkpoint, or the tokenizer cannot be read.
     """
     model = load_model(path, dtype)
-    return model, load_tokenizer(path)
+    return model, load_tokenizer(path) if has_tokenizer(Path(path)) else None
 
 
 def load_onto(path: str | os.PathLike, mesh, dtype: str | None = None) -> Transformer:

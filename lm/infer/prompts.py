@@ -22,11 +22,12 @@ class Prompt(NamedTuple):
     stops: tuple[int, ...]
 
 
-def read(tokenizer: Tokenizer, prompts: Sequence[Any], template: str | None = None) -> list[Prompt]:
+def read(tokenizer: Tokenizer | None, prompts: Sequence[Any], template: str | None = None) -> list[Prompt]:
     """Return each prompt as token ids; a list may mix strings, token ids and messages.
 
     A string is plain text after the begin-of-document token, if there is one. Messages are rendered by the chat template up to
     the start of the assistant's answer; the template's end of turn ends it. Control symbols are symbols only in messages.
+    Without a tokenizer, all prompts must be token ids, which only the length ends.
 
     Args: template: Jinja for the messages; None: the tokenizer's own.
     Raises: UserError for a prompt of another form, for invalid messages, or if no template accepts them.
@@ -34,6 +35,10 @@ def read(tokenizer: Tokenizer, prompts: Sequence[Any], template: str | None = No
     if isinstance(prompts, str | Mapping) or not hasattr(prompts, "__iter__"):
         raise UserError(f"prompts must be a list, even of one prompt; {FORMS}")
     found, prompts = [], list(prompts)
+    if tokenizer is None:
+        if not all(map(_is_ids, prompts)):
+            raise UserError("this model has no tokenizer: give prompts as lists of token ids")
+        return [Prompt([int(i) for i in prompt], False, ()) for prompt in prompts]
     for n, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             found.append(Prompt(tokenizer.prompt_ids(prompt), True, tuple(tokenizer.stop_ids)))
@@ -56,11 +61,15 @@ def _messages(prompt: Sequence[Any], where: str) -> Messages:
 
 
 def _token_ids(prompt: Any, n: int) -> list[int]:
-    ids = prompt.tolist() if hasattr(prompt, "tolist") else prompt
-    if not is_list(ids) or not all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in ids):
+    if not _is_ids(prompt):
         hint = "; put the messages of one conversation into a list of their own" if isinstance(prompt, Mapping) else ""
         raise UserError(f"prompt {n} (counted from 0) is of no known form: {FORMS}{hint}")
-    return [int(i) for i in ids]
+    return [int(i) for i in prompt]
+
+
+def _is_ids(prompt: Any) -> bool:
+    ids = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    return is_list(ids) and all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in ids)
 
 
 def _stops(tokenizer: Tokenizer, template: str | None) -> tuple[int, ...]:

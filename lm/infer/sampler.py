@@ -63,7 +63,7 @@ class Drawn(NamedTuple):
 
 def generate(
     model: Transformer,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     prompts: Sequence[str | Sequence[int] | Sequence[Message]],
     *,
     max_new_tokens: int = 64,
@@ -89,9 +89,8 @@ def generate(
     read = prompts_as_ids(tokenizer, prompts, template)
     if stream is not None and len(read) != 1:
         raise UserError("streaming takes one prompt")
-    sampling = Sampling(
-        max_new_tokens, temperature, top_p, top_k, vocab_size=tokenizer.vocab_size, seed=seed, cache_dtype=cache_dtype
-    )
+    known = tokenizer.vocab_size if tokenizer else 0
+    sampling = Sampling(max_new_tokens, temperature, top_p, top_k, vocab_size=known, seed=seed, cache_dtype=cache_dtype)
     drawn: dict[int, list[int]] = {}
     if stream is not None:
         shown = ""

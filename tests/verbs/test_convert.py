@@ -11,6 +11,7 @@ import pytest
 import lm
 from benchmarks import import_memory
 from lm.convert import files
+from lm.gguf_file import open_gguf
 from tests.verbs import runs
 from tests.verbs.test_bad_input import contents, refused, small_disk
 
@@ -35,7 +36,7 @@ def exported(finished, tmp_path_factory) -> Path:
 
 
 def tensors(folder: Path) -> dict[str, tuple]:
-    return {name: (t.dtype, t.shape, files.read(t).tobytes()) for name, t in files.tensors_of(folder).items()}
+    return {name: (t.dtype, t.shape, t.read().tobytes()) for name, t in files.tensors_of(folder).items()}
 
 
 def test_a_run_leaves_and_comes_back(finished, exported, tmp_path):
@@ -97,10 +98,52 @@ def test_mistakes(finished, exported, tmp_path):
         (line("import", **{"from": exported, "workdir": finished}), ["--workdir=", "not empty", "new folder"]),
         (line("import", **{"from": exported, "workdir": new, "mesh": "fdsp=2"}), ["--mesh=fdsp=2", "fsdp"]),
         (line("import", **{"from": exported, "workdir": new, "mesh": "fsdp=2"}), ["mesh.fsdp=2", "has 1"]),
+        (line("export", workdir=finished, to=new, dtype="q8_0"), ["--dtype=q8_0", "for a folder", "bfloat16"]),
+        (line("export", workdir=finished, to=f"{new}.gguf", dtype="float32"), ["--dtype=float32", "for a GGUF file", "f32"]),
+        ([*line("export", workdir=finished, to=f"{new}.gguf"), "--adapter"], ["--adapter", "--merge"]),
+        (line("export", workdir=finished, to=f"{new}.gguf", max_shard_gb=1), ["--max_shard_gb", "GGUF"]),
+        (line("import", **{"from": f"{new}.gguf", "workdir": new}), ["new.gguf is no folder"]),
+        (line("import", **{"from": exported / "config.json", "workdir": new}), ["config.json is a file, not a folder"]),
     ):
         refused(command, "lm.convert: ", *words)
     assert contents(exported) == before
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_leaves_as_a_gguf_file_and_comes_back(finished, tmp_path):
+    file = tmp_path / "ours.gguf"
+    convert("export", workdir=finished, to=file)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Modelfile", "ours.gguf"]
+    generate = [sys.executable, "-m", "lm.generate", f"--prompt={PROMPT}", "--max_new_tokens=8", "--temperature=0"]
+    said = [runs.run([*generate, f"--checkpoint={path}"]) for path in (finished, file)]
+    assert said[0].returncode == said[1].returncode == 0, said[1].stderr
+    assert said[0].stdout == said[1].stdout != "" and said[1].stderr == ""
+    convert("import", devices=8, **{"from": file, "workdir": tmp_path / "run", "mesh": "fsdp=4,tensor=2"})
+    convert("export", workdir=tmp_path / "run", to=tmp_path / "again.gguf")
+    assert (tmp_path / "again.Modelfile").exists()
+    one, other = open_gguf(file).tensors, open_gguf(tmp_path / "again.gguf").tensors
+    assert {name: t.read().tobytes() for name, t in one.items()} == {name: t.read().tobytes() for name, t in other.items()}
+
+
+def test_a_run_goes_on_from_a_gguf_file(finished, text, tmp_path):
+    """init_from of a verb: the model, its tokenizer and its weights."""
+    convert("export", workdir=finished, to=tmp_path / "ours.gguf")
+    runs.train(tmp_path / "run", data__input=text, init_from=tmp_path / "ours.gguf", steps=2)
+    assert runs.steps_saved(tmp_path / "run")[-1] == 2
+    missing = runs.line(tmp_path / "other", data__input=text, init_from="Qwen/Qwen3-0.6B", steps=2)
+    refused(missing, "train.py: ", "init_from=Qwen/Qwen3-0.6B: no such folder", "hf download Qwen/Qwen3-0.6B --local-dir=DIR")
+
+
+def test_a_killed_gguf_export_leaves_no_file_and_begins_anew(finished, tmp_path):
+    command = [*line("export", workdir=finished, to=tmp_path / "ours.gguf")]
+    process = runs.start(command)
+    runs.wait(process, lambda: (tmp_path / ".ours.gguf.unfinished").exists())
+    process.send_signal(signal.SIGKILL)
+    process.wait(runs.DEADLINE)
+    if not (tmp_path / "ours.gguf").exists():
+        convert("export", workdir=finished, to=tmp_path / "ours.gguf")
+    open_gguf(tmp_path / "ours.gguf")
+    assert not (tmp_path / ".ours.gguf.unfinished").exists()
 
 
 def test_help_teaches():
@@ -129,6 +172,9 @@ def test_a_full_disk(exported, finished, tmp_path):
     with small_disk(tmp_path / "disk", "160k") as disk:
         refused(line("import", **{"from": exported, "workdir": disk / "run"}), "No space left on device", str(disk))
         refused(line("export", workdir=finished, to=disk / "out"), "No space left on device", str(disk / ".out.unfinished"))
+        assert list(disk.iterdir()) == []
+    with small_disk(tmp_path / "smaller", "32k") as disk:
+        refused(line("export", workdir=finished, to=disk / "x.gguf"), "No space left on device", str(disk))
         assert list(disk.iterdir()) == []
 
 

@@ -342,7 +342,7 @@ def check(config) -> None:
     """Raise UserError for invalid settings."""
     s = config.safety
     if not config.init_from:
-        raise UserError("init_from is missing: name the model to make safe, a workdir or a Hugging Face folder")
+        raise UserError("init_from is missing: name the model to make safe, a workdir, a Hugging Face folder or a GGUF file")
     for key, least in (("rounds", 1), ("limit", 1), ("samples", 1), ("text_bytes", 1), ("retries", 0)):
         if s[key] < least:
             raise UserError(f"safety.{key}={s[key]} must be at least {least}")

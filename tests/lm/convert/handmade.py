@@ -77,7 +77,7 @@ def written(folder: Path, tensors: dict[str, np.ndarray], hf=HF, shards: int = 1
 def contents(folder: Path) -> dict[str, tuple]:
     """Every tensor of a checkpoint as (dtype, shape, bytes)."""
     found = files.tensors_of(folder)
-    return {name: (t.dtype, t.shape, files.read(t).tobytes()) for name, t in found.items()}
+    return {name: (t.dtype, t.shape, t.read().tobytes()) for name, t in found.items()}
 
 
 def as_contents(tensors: dict[str, np.ndarray]) -> dict[str, tuple]:

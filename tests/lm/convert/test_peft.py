@@ -12,7 +12,7 @@ from lm.adapt import lora
 from lm.adapt.rebuild import arrays_of
 from lm.config import Adapter
 from lm.convert import deepseek, gpt2, llama, phi3
-from lm.convert.files import read, tensors_of_file
+from lm.convert.files import tensors_of_file
 from lm.convert.peft import SETTINGS, WEIGHTS, export_peft, import_peft
 from lm.convert.rows import places, theirs_of
 from lm.convert.source import on_first_device, open_source
@@ -94,7 +94,7 @@ def test_what_is_exported_is_the_change_of_the_merged_weights(name, targets, tmp
     params = shaken(params)
     export_peft(tmp_path / "adapter", config, params, published(tmp_path, family, hf))
     settings = json.loads((tmp_path / "adapter" / SETTINGS).read_text())
-    files = {key: read(x) for key, x in tensors_of_file(tmp_path / "adapter" / WEIGHTS).items()}
+    files = {key: x.read() for key, x in tensors_of_file(tmp_path / "adapter" / WEIGHTS).items()}
     base, merged = arrays_of(params), arrays_of(lora.merge(config, params)[1])
     adapted = set()
     for module, found in modules_of(family, config).items():
@@ -133,8 +133,8 @@ def test_a_fused_adapter_leaves_as_it_came(tmp_path):
     one, two = (tensors_of_file(tmp_path / name / WEIGHTS) for name in ("one", "two"))
     assert one.keys() == two.keys()
     for name in one:
-        few = min(len(read(one[name])), len(read(two[name]))) if "o_proj.lora_A" in name else None
-        np.testing.assert_allclose(read(two[name])[:few, : read(one[name]).shape[1]], read(one[name])[:few], rtol=1e-6)
+        few = min(len(one[name].read()), len(two[name].read())) if "o_proj.lora_A" in name else None
+        np.testing.assert_allclose(two[name].read()[:few, : one[name].read().shape[1]], one[name].read()[:few], rtol=1e-6)
 
 
 def test_import_lies_on_the_mesh(tmp_path):

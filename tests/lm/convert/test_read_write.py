@@ -12,8 +12,8 @@ from flax import nnx
 from lm.checkpoint import Checkpoints, named, plain
 from lm.config import Adapter, ModelConfig, Quantization
 from lm.convert import files, to_published
-from lm.convert.published import is_published, open_published
-from lm.convert.source import load_params, open_source
+from lm.convert.published import is_published
+from lm.convert.source import load_params, open_published, open_source
 from lm.errors import UserError
 from lm.infer.load import load_model
 from lm.model.transformer import build, skeleton
@@ -364,7 +364,7 @@ def test_second_copies_leave_as_they_came(tmp_path):
     assert copies < contents(first).keys()
     to_published.to_published(imported(first, tmp_path / "in"), tmp_path / "second")
     assert contents(tmp_path / "second") == contents(first)
-    fewer = {name: files.read(t) for name, t in files.tensors_of(first).items() if name not in copies}
+    fewer = {name: t.read() for name, t in files.tensors_of(first).items() if name not in copies}
     hf = json.loads((first / "config.json").read_text())
     to_published.to_published(imported(written(tmp_path / "fewer", fewer, hf), tmp_path / "in again"), tmp_path / "third")
     assert contents(tmp_path / "third") == as_contents(fewer)

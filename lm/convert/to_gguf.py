@@ -1,0 +1,149 @@
+"""Export a workdir as a GGUF file for llama.cpp, Ollama and LM Studio."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.text.hf_tokenizer import has_tokenizer
+from data.text.to_gguf import tokenizer_settings
+from data.text.tokenizer import load_tokenizer
+from lm.checkpoint import newest
+from lm.convert.gguf.modelfile import modelfile
+from lm.convert.gguf.settings import check_same, settings_of
+from lm.convert.gguf.tensors import Layout, layouts
+from lm.convert.rows import Place, places, theirs_of
+from lm.convert.to_published import AS_IS, Arrays, family_that_holds, to_export
+from lm.errors import UserError
+from lm.gguf_file import PLAIN, GGUFFile, StoredTensor, nbytes_of, writing
+from lm.progress import progress
+from lm.saving import write as save
+
+# --dtype -> the type of matrices, and general.file_type (llama.cpp's llama_ftype)
+TYPES = {
+    "f32": ("F32", 0),
+    "f16": ("F16", 1),
+    "bf16": ("BF16", 32),
+    "q8_0": ("Q8_0", 7),
+    "q4_0": ("Q4_0", 2),
+    "q4_1": ("Q4_1", 3),
+}
+STORED = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
+ENDS = ("token_embd.weight", "output.weight")  # of 8 bits where the others have 4, as in llama.cpp's own files
+FLOAT32 = ("ffn_gate_inp.", "position_embd.")  # matrices that stay float32
+
+
+def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None = None, merge: bool = False) -> Path:
+    """Write the newest checkpoint of a workdir as a GGUF file, with a Modelfile for Ollama beside it. Returns the Modelfile.
+
+    Parameters are read one by one, each with all its layers. Multi-token prediction modules are left out.
+
+    Args:
+      dtype: of matrices, one of TYPES; as-is: the embedding's stored dtype. Norms, biases, routers and learned positions are
+        float32. A matrix whose rows are no whole blocks of a quantised type becomes float16.
+      family, merge: as in `to_published`.
+    Raises: UserError if the file exists, there is no checkpoint, or no architecture of llama.cpp computes the same function.
+    """
+    if to.exists():
+        raise UserError(f"--to={to} exists: name a new file, since files are never overwritten")
+    if not to.parent.is_dir():
+        to.parent.mkdir(parents=True)
+    checkpoints, step = newest(workdir)
+    with contextlib.closing(checkpoints):
+        saved = checkpoints.meta(step)["config"]
+        arrays = without_mtp(to_export(workdir, checkpoints, step, merge, before=dtype == AS_IS))
+        config = arrays.config
+        if config.score_head == "reward":
+            raise UserError(f"{workdir} is a reward model, which has no form in GGUF: export it to a folder")
+        chosen = family_that_holds(config, family, saved.get("published", {}).get("model_type"))
+        model_type = chosen.MODEL_TYPES[-1]
+        settings, factors = settings_of(config, model_type)
+        by_name: dict[str, list[Place]] = {}
+        for place in places(chosen, config):
+            by_name.setdefault(place.row.theirs, []).append(place)
+        found = layouts(config, model_type, {name: rows[0].row.theirs_shape for name, rows in by_name.items()})
+        found = _by_parameter(found, by_name)
+        matrices = STORED.get(str(arrays.dtypes["embedding"]), "bf16") if dtype == AS_IS else dtype
+        types = {name: ("F32", x.shape) for name, x in factors.items()}
+        for layout in found:
+            types |= {name: (_type(name, shape, matrices), shape) for name, shape in zip(layout.gguf, layout.shapes)}
+        settings |= {"general.name": workdir.name, "general.file_type": TYPES[matrices][1], "general.quantization_version": 2}
+        tokenizer = load_tokenizer(workdir) if has_tokenizer(workdir) else None
+        if tokenizer is not None:
+            settings |= tokenizer_settings(tokenizer, config.vocab_size)
+        check_same(config, model_type, _as_read(to, settings, types, factors))
+        partial = to.with_name(f".{to.name}.unfinished")
+        try:
+            _write(partial, settings, types, factors, found, by_name, arrays)
+            partial.rename(to)
+        finally:
+            partial.unlink(missing_ok=True)
+    beside = to.with_name("Modelfile")
+    beside = beside if not beside.exists() else to.with_suffix(".Modelfile")
+    save(beside, modelfile(to.name, tokenizer))
+    return beside
+
+
+def without_mtp(arrays: Arrays) -> Arrays:
+    """Return the arrays without the modules that predict further tokens."""
+    dtypes = {name: dtype for name, dtype in arrays.dtypes.items() if name.split(".")[0] != "mtp"}
+    return Arrays(dataclasses.replace(arrays.config, mtp_depth=0), dtypes, arrays.read)
+
+
+def _by_parameter(found: list[Layout], by_name: Mapping[str, list[Place]]) -> list[Layout]:
+    """Return the layouts with those of the same parameters side by side: a parameter has all layers and is read once."""
+    together: dict[tuple[str, ...], list[Layout]] = {}
+    for layout in found:
+        together.setdefault(_paths(layout, by_name), []).append(layout)
+    return [layout for group in together.values() for layout in group]
+
+
+def _paths(layout: Layout, by_name: Mapping[str, list[Place]]) -> tuple[str, ...]:
+    return tuple(sorted({place.path for name in layout.published for place in by_name[name]}))
+
+
+def _type(name: str, shape: tuple[int, ...], asked: str) -> str:
+    kind = TYPES[asked][0]
+    if len(shape) == 1 or any(part in name for part in FLOAT32):
+        return "F32"
+    if kind.startswith("Q4") and name in ENDS:
+        kind = "Q8_0"
+    return kind if kind in PLAIN or shape[-1] % 32 == 0 else "F16"
+
+
+def _as_read(path: Path, settings: Mapping[str, Any], types: Mapping, factors: Mapping[str, np.ndarray]) -> GGUFFile:
+    """Return the header that a reader of the file will see."""
+
+    class Factors(StoredTensor):
+        def read(self, index=None) -> np.ndarray:
+            return factors[self.file.name]
+
+    tensors = {name: StoredTensor(path, 0, *kind) for name, kind in types.items()}
+    tensors |= {name: Factors(Path(name), 0, "F32", x.shape) for name, x in factors.items()}
+    floats = {name: float(np.float32(value)) for name, value in settings.items() if isinstance(value, float)}
+    return GGUFFile(path, {**settings, **floats}, tensors)
+
+
+def _write(path: Path, settings, types, factors, found: list[Layout], by_name: Mapping[str, list[Place]], arrays: Arrays):
+    total = sum(nbytes_of(*kind) for kind in types.values())
+    with progress("write", total, unit="B", scaled=True, soon=False) as bar, writing(path, settings, types) as write:
+        for x in factors.values():
+            write(x)
+        held: dict[str, np.ndarray] = {}
+        for layout in found:
+            paths = _paths(layout, by_name)
+            if held.keys() != set(paths):
+                held.clear()  # free memory before the next read
+                held.update(arrays.read(paths))
+            theirs = []
+            for name in layout.published:
+                rows = by_name[name]
+                theirs.append(theirs_of([place.row for place in rows], [held[place.path][place.index] for place in rows]))
+            for name, values in zip(layout.gguf, layout.write(theirs), strict=True):
+                if types[name][0] == "F16" and values.dtype != np.float16 and np.abs(values).max(initial=0) > 65504:
+                    raise UserError(f"{name} has values that float16 cannot hold: choose --dtype=bf16")
+                write(values)
+                bar.update(nbytes_of(*types[name]))
