@@ -5,6 +5,10 @@
 >>> lm.generate(model, tokenizer, ["def "], max_new_tokens=64, temperature=0.8, top_p=0.95, seed=0)
 """
 
+import importlib.util
+import sys
+from pathlib import Path
+
 
 def load(path, dtype: str | None = None):
     """Return (model, tokenizer) of a training run; see lm.infer.load.load."""
@@ -18,3 +22,23 @@ def generate(model, tokenizer, prompts, **options):
     from lm.infer.sampler import generate
 
     return generate(model, tokenizer, prompts, **options)
+
+
+def _import_data() -> None:
+    """Import our package `data`, so that a later change of folder finds no other one.
+
+    Raises ImportError, or ends `python -m lm.…` with exit code 2, if another module of that name comes first.
+    """
+    spec = importlib.util.find_spec("data")
+    places = [Path(place).resolve() for place in (spec and spec.submodule_search_locations) or ()]
+    if spec and Path(__file__).resolve().parents[1] / "data" not in places:
+        other = spec.origin or str(places[0])
+        line = f"lm needs its own package `data`, but `import data` finds {other}: rename it, or take its folder off sys.path"
+        if sys.argv[:1] == ["-m"]:  # Python is still looking for the module to run
+            print(line, file=sys.stderr)
+            sys.exit(2)
+        raise ImportError(line, name="data", path=other)
+    importlib.import_module("data")
+
+
+_import_data()
