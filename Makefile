@@ -48,7 +48,7 @@ $(BIN)/.core: requirements.txt | $(BIN)/.venv
 	@touch $@
 
 $(BIN)/.test: requirements-test.txt $(BIN)/.core
-	$(BIN)/python -m pip install --quiet -r requirements-test.txt
+	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements-test.txt
 	@touch $@
 
 # libtpu stands apart: in .venv, JAX would look for a TPU at every start. Its compiler is all that the tests want.

@@ -2,7 +2,7 @@
 
     JAX_PLATFORMS=cpu python -m lm.train.plan --config=configs/train/1b.py --topology=v5e:4x4 [--config.KEY=VALUE …]
 
-Needs `libtpu` (requirements-tpu.txt), whose compiler runs on any CPU; no TPU is used. The program is that of train.py: same
+Needs `libtpu` (pip install -e '.[tpu]'), whose compiler runs on any CPU; no TPU is used. The program is that of train.py: same
 step, same sharding rules, same donation.
 """
 
