@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from tests.verbs import runs
 
 EXTRAS = ("docs", "gpu", "test", "tpu")
-FOLDERS = ("benchmarks", "configs", "data", "docs", "lm", "tests")
+FOLDERS = ("benchmarks", "configs", "data", "docs", "examples", "lm", "tests")
 
 
 @pytest.fixture(scope="module")
