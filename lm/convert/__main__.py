@@ -4,6 +4,7 @@
     python -m lm.convert export --workdir=DIR --to=HF_DIR [--dtype=bfloat16 --max_shard_gb=5 --family=llama --merge]
     python -m lm.convert import --from=MODEL.gguf --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=MODEL.gguf [--dtype=q8_0 --merge]
+    python -m lm.convert quantize --from=MODEL --workdir=DIR [--bits=8 --group=64 --targets=REGEX]
     python -m lm.convert import --from=PEFT_DIR --base=MODEL --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=PEFT_DIR --adapter [--base=HF_DIR]
 
@@ -23,6 +24,9 @@ A PEFT adapter (adapter_config.json and adapter_model.safetensors) is imported t
 with lm.load, lm.generate and --config.init_from, and export --merge merges the adapter. export --adapter writes the adapter
 alone, for PeftModel.from_pretrained(base, PEFT_DIR) or vLLM.
 
+"quantize" reads any model and writes a workdir whose weights are integers of 8 or 4 bits with scales (docs/adapt.md). It works
+like any other model here. To give it to llama.cpp, export the model itself with --dtype=q8_0 instead.
+
 A tensor that is missing, unknown or of another shape stops both commands with one line that lists it. Output is written
 completely or not at all. A folder that is not empty is never overwritten.
 """
@@ -40,11 +44,15 @@ from lm.gguf_file import SUFFIX
 FLAGS = flags.FLAGS
 
 
-flags.DEFINE_string("workdir", None, "A workdir: a new one for import, that of a run for export.")
+flags.DEFINE_string("workdir", None, "A workdir: a new one for import and quantize, that of a run for export.")
 flags.DEFINE_string(
-    "from", None, "import: a Hugging Face folder (config.json and safetensors), a GGUF file, or a PEFT adapter."
+    "from",
+    None,
+    "import: a Hugging Face folder (config.json and safetensors), a GGUF file, or a PEFT adapter. quantize: any model.",
 )
-flags.DEFINE_string("mesh", "fsdp=-1", "import: mesh axes to shard over, such as fsdp=4,tensor=2; -1: the remaining devices.")
+flags.DEFINE_string(
+    "mesh", "fsdp=-1", "import, quantize: mesh axes to shard over, such as fsdp=4,tensor=2; -1: the remaining devices."
+)
 flags.DEFINE_string(
     "to", None, "export: a new folder for the Hugging Face checkpoint or the PEFT adapter, or a new file NAME.gguf."
 )
@@ -66,13 +74,20 @@ flags.DEFINE_enum(
 flags.DEFINE_float("max_shard_gb", 5.0, "export: maximum size of a file in 10⁹ bytes.", lower_bound=1e-6)
 flags.DEFINE_string("family", None, "export: the model_type; none: that of the import or the base, or the first that fits.")
 flags.DEFINE_bool("merge", False, "export: merge an adapter into its weights, and dequantize quantised weights.")
-COMMANDS = {"import": ("from", "base", "mesh"), "export": ("to", "dtype", "max_shard_gb", "family", "merge", "adapter", "base")}
+flags.DEFINE_enum("bits", "8", ["8", "4"], "quantize: bits of a weight.")
+flags.DEFINE_integer("group", 0, "quantize: inputs that share a scale; 0: all of an output's.", lower_bound=0)
+flags.DEFINE_string("targets", ".*", "quantize: the matrices, a regular expression of their names (docs/adapt.md).")
+COMMANDS = {
+    "import": ("from", "base", "mesh"),
+    "quantize": ("from", "mesh", "bits", "group", "targets"),
+    "export": ("to", "dtype", "max_shard_gb", "family", "merge", "adapter", "base"),
+}
 
 
 def main() -> None:
     command = next(iter(sys.argv[1:]), None)
     if command not in COMMANDS:
-        raise UserError(f"{command or 'nothing'} is neither import nor export; --help lists the commands")
+        raise UserError(f"{command or 'nothing'} is none of {', '.join(COMMANDS)}; --help lists the commands")
     try:
         rest = FLAGS([sys.argv[0], *sys.argv[2:]])
     except flags.Error as error:
@@ -92,10 +107,10 @@ def main() -> None:
             raise UserError(f"--{name} is missing; --help lists the flags")
     compile_cache.switch_on()
     workdir, folder = (Path(FLAGS[name].value).absolute() for name in ("workdir", other))
-    read = folder if command == "import" else workdir
+    read = workdir if command == "export" else folder
     if command == "export":
         _check_dtype(folder)
-    if not read.is_dir() and not (command == "import" and read.suffix == SUFFIX and read.is_file()):
+    if not read.is_dir() and not (command != "export" and read.suffix == SUFFIX and read.is_file()):
         raise UserError(f"{read} is {'a file, not a folder' if read.exists() else 'no folder'}; name one that holds a model")
     if command == "import":
         from lm.convert.peft import is_adapter  # imports JAX, so only after the flags are checked
@@ -109,6 +124,14 @@ def main() -> None:
             to_workdir(folder, workdir, mesh)
         if not has_tokenizer(workdir):
             print(f"{folder} has no tokenizer: copy one into {workdir} before you generate text")
+    elif command == "quantize":
+        from lm.config import Quantization
+        from lm.convert.to_workdir import quantized_to_workdir
+        from lm.parallel.mesh import make_mesh
+
+        quantization = Quantization(bits=int(FLAGS.bits), group=FLAGS.group, targets=FLAGS.targets)
+        before, after = quantized_to_workdir(folder, workdir, quantization, make_mesh(mesh_sizes(FLAGS.mesh)))
+        print(f"{before / 1e6:,.1f} MB became {after / 1e6:,.1f} MB in {workdir}")
     elif folder.suffix == SUFFIX:
         from lm.convert.to_gguf import to_gguf
 
@@ -155,7 +178,7 @@ if __name__ == "__main__":
     if cli.wants_help(sys.argv):
         from lm.convert.families import FAMILIES
 
-        names = dict.fromkeys(("workdir", *COMMANDS["import"], *COMMANDS["export"]))
+        names = dict.fromkeys(("workdir", *(name for command in COMMANDS.values() for name in command)))
         shown = (f"--{name}: {FLAGS[name].help}" + f" ({FLAGS[name].default})" * bool(FLAGS[name].default) for name in names)
         print("\n".join([__doc__.replace("FAMILIES", ", ".join(FAMILIES)), *shown]))
     else:

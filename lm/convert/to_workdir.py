@@ -1,5 +1,6 @@
 """Import a published checkpoint, or a model with a published adapter, as a workdir at step 0."""
 
+import dataclasses
 import math
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from jax.sharding import Mesh
 from data.text.fingerprints import record_tokenizer
 from data.text.hf_tokenizer import FILES, copy_files, has_tokenizer
 from data.text.tokenizer import load_tokenizer
+from lm.adapt.quantize import check_targets, memory, quantize
 from lm.checkpoint import Checkpoints
-from lm.config import ModelConfig
+from lm.config import ModelConfig, Quantization
 from lm.convert.files import read_json
 from lm.convert.folders import check_free, written_whole
 from lm.convert.peft import SETTINGS, find_peft, import_peft
 from lm.convert.published import Published, is_published
-from lm.convert.source import Source, as_stored, open_published, open_source
+from lm.convert.source import Source, as_stored, model_type_of, open_published, open_source
 from lm.convert.tokenizer_files import import_tokenizer
 from lm.errors import UserError
 from lm.model.transformer import skeleton
@@ -67,6 +69,30 @@ def adapter_to_workdir(folder: Path, base: str | None, workdir: Path, mesh: Mesh
             config, params = import_peft(folder, source.config, params)
         write_workdir(staging, config, params, published=origin, init_from=str(root))
         _record_tokenizer(staging)
+
+
+def quantized_to_workdir(path: Path, workdir: Path, quantization: Quantization, mesh: Mesh) -> tuple[int, int]:
+    """Write the same files as `to_workdir` for a model with quantised weights. Returns its bytes before and after.
+
+    path: a workdir, a Hugging Face folder or a GGUF file. The model must fit the devices before and after at once.
+    Raises: UserError if the workdir exists and is not empty, the weights are quantised already, none matches, or the group
+    size does not fit; and for a model with an adapter, which must be merged first.
+    """
+    check_free(workdir, "workdir")
+    source = open_source(path)
+    if source.config.adapter.rank:
+        raise UserError(f"--from={path} has an adapter: export it with --merge first, and name that")
+    check_fit(mesh, source.config, math.prod(mesh.shape.values()), 1)
+    check_targets(dataclasses.replace(source.config, quantization=quantization))
+    origin = {"model_type": model_type_of(path)} if is_published(path) else read_config(path).get("published", {})
+    with written_whole(workdir) as staging:
+        import_tokenizer(path, staging)
+        params = _load(source, mesh)
+        with jax.set_mesh(mesh):
+            config, after = quantize(source.config, params, quantization)
+        write_workdir(staging, config, after, published=origin, init_from=str(path))
+        _record_tokenizer(staging)
+    return memory(params), memory(after)
 
 
 def _named_base(folder: Path) -> str:

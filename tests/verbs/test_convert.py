@@ -6,6 +6,8 @@ import signal
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 import lm
@@ -84,7 +86,7 @@ def test_mistakes(finished, exported, tmp_path):
     new = tmp_path / "new"
     before = contents(exported)
     for command, words in (
-        ([sys.executable, "-m", "lm.convert"], ["import nor export", "--help"]),
+        ([sys.executable, "-m", "lm.convert"], ["none of import, quantize, export", "--help"]),
         (line("imprt"), ["imprt", "import"]),
         (line("import", frm=exported, workdir=new), ["frm", "from"]),
         (line("import", workdir=new), ["--from is missing"]),
@@ -132,6 +134,20 @@ def test_a_run_goes_on_from_a_gguf_file(finished, text, tmp_path):
     assert runs.steps_saved(tmp_path / "run")[-1] == 2
     missing = runs.line(tmp_path / "other", data__input=text, init_from="Qwen/Qwen3-0.6B", steps=2)
     refused(missing, "train.py: ", "init_from=Qwen/Qwen3-0.6B: no such folder", "hf download Qwen/Qwen3-0.6B --local-dir=DIR")
+
+
+def test_a_model_is_quantised_and_read_like_any_other(finished, tmp_path):
+    done = runs.run(line("quantize", **{"from": finished, "workdir": tmp_path / "int8", "bits": 8}))
+    assert done.returncode == 0 and "MB became" in done.stdout, done.stderr
+    assert json.loads((tmp_path / "int8" / "config.json").read_text())["model"]["quantization"]["bits"] == 8
+    (exact, tokenizer), (near, _) = lm.load(finished), lm.load(tmp_path / "int8")
+    ids = jnp.asarray([tokenizer.prompt_ids("ab cd ab cd ab")])
+    ours, theirs = jax.nn.softmax(exact(ids)), jax.nn.softmax(near(ids))
+    assert 0 < float(jnp.abs(ours - theirs).max()) < 0.05
+    convert("export", workdir=tmp_path / "int8", to=tmp_path / "hf", merge=True)
+    refused(line("quantize", **{"from": tmp_path / "int8", "workdir": tmp_path / "new"}), "lm.convert: ", "8 bits already")
+    refused(line("quantize", **{"from": finished, "workdir": tmp_path / "new", "group": 7}), "lm.convert: ", "group=7")
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_killed_gguf_export_leaves_no_file_and_begins_anew(finished, tmp_path):
