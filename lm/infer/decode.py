@@ -14,10 +14,10 @@ from flax import nnx
 from jax import lax
 
 from lm.model.cache import DecodeState, empty_state, fork, repeat, resize, take, unstack
-from lm.model.transformer import Transformer
+from lm.model.transformer import Transformer, cast_matrices
 from lm.parallel.mesh import reshard, spec
 
-APART = 1 << 31  # largest size in bytes of weights that are also kept unstacked: a CPU would unstack them at each token
+APART = 1 << 31  # largest size in bytes of weights that `decoding_weights` copies
 
 
 class SamplingState(NamedTuple):
@@ -91,7 +91,7 @@ def start(
 def sample_step(
     graph, sampling, params, state: SamplingState, tokens_BP, rows_B, seed, allowed_V, layers=None
 ) -> SamplingState:
-    """Feed the last token and sample the next one. The compiled loop and streaming share this step."""
+    """Feed the last token and sample the next one. layers: of `decoding_weights`."""
     model = nnx.merge(graph, params)
     ones = jnp.ones_like(state.last_B)[:, None]
     before = state.decode
@@ -119,9 +119,6 @@ def _read_again(model: Transformer, state: SamplingState, tokens_BP) -> DecodeSt
     return model.hidden(tokens_BS, segments_BS, positions_BS, fresh).state._replace(slot=decode.slot)
 
 
-next_token = jax.jit(sample_step, static_argnums=(0, 1), donate_argnums=3)
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def changed(config, more, state: SamplingState, tokens_BP, rows_B, kept_B) -> tuple[SamplingState, jax.Array, jax.Array]:
     """Return (state, tokens_BP, rows_B) with `more` slots, of the rows kept_B (indices; None: all rows)."""
@@ -132,12 +129,26 @@ def changed(config, more, state: SamplingState, tokens_BP, rows_B, kept_B) -> tu
     return rest[0]._replace(decode=decode), *rest[1:]
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
-def loop(graph, sampling, params, state: SamplingState, tokens_BP, rows_B, seed, allowed_V, until) -> SamplingState:
-    """Return the state after `until` tokens, or earlier if all rows are done or one is lost."""
-    model = nnx.merge(graph, params)
-    apart = jax.default_backend() == "cpu" and not model.config.scan_layers and _bytes(params) <= APART
-    layers = model.unstacked() if apart else None
+@functools.partial(jax.jit, static_argnums=0)
+def decoding_weights(graph, params) -> tuple[nnx.State, list | None]:
+    """Return (params, layers) for `loop`: the parameters of each layer apart, and matrices in the compute dtype.
+
+    Otherwise a CPU would split the stacks at each token, and cast the matrices in each call of `loop`. Weights of more than
+    APART bytes stay as they are, with layers None, because both would be in memory.
+    """
+    config = nnx.merge(graph, params).config
+    if jax.default_backend() != "cpu" or config.scan_layers or _bytes(params) > APART:
+        return params, None
+    params = cast_matrices(config, params)
+    return params, nnx.merge(graph, params).unstacked()
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=4)
+def loop(graph, sampling, params, layers, state: SamplingState, tokens_BP, rows_B, seed, allowed_V, until) -> SamplingState:
+    """Return the state after `until` tokens, or earlier if all rows are done or one is lost.
+
+    params, layers: of `decoding_weights`.
+    """
     return lax.while_loop(
         lambda s: (s.n < until) & ~s.done_B.all() & ~s.lost_B.any(),
         lambda s: sample_step(graph, sampling, params, s, tokens_BP, rows_B, seed, allowed_V, layers),

@@ -3,37 +3,44 @@
 Axes: B rows, P padded prompt slots, V vocabulary.
 """
 
+import codecs
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
+from data.chat.messages import is_list, make_message
 from data.chat.template import Message
 from data.text.tokenizer import Tokenizer
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer import not_finite
-from lm.infer.decode import Sampling, SamplingState, changed, loop, next_token, start
+from lm.infer.decode import Sampling, SamplingState, changed, decoding_weights, loop, start
+from lm.infer.prompts import Prompt
 from lm.infer.prompts import read as prompts_as_ids
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel.hosts import gathered
 from lm.parallel.mesh import place_rows, row_ways
 
 UNROLLED = 48  # most layers of a kind that are unrolled; more would take long to compile
+UPDATE = 0.05  # seconds between two pieces of a streamed text
 COARSE = 2  # steps of _slots where a loop is interrupted: evaluations have prompts of all lengths
 
 
 class Call(NamedTuple):
     """The arguments of the compiled programs.
 
-    graph: of the model that decodes; reader: of the same model when it reads prompts. slots: cache slots of each continuation,
+    graph: of the model that decodes, whose config is `config`; reader: of the same model when it reads prompts. weights: what
+    `decoding_weights` returns, or None before the first call of `loop`. slots: cache slots of each continuation,
     including its prompt unless several share it. room: size of the array of sampled tokens. limit: maximum of new tokens.
     """
 
+    config: ModelConfig
     graph: nnx.GraphDef
     reader: nnx.GraphDef
     sampling: Sampling
@@ -47,6 +54,7 @@ class Call(NamedTuple):
     seed: np.uint32
     allowed_V: np.ndarray
     prefix_WQ: jax.Array | None
+    weights: tuple[nnx.State, list | None] | None = None
 
 
 class Drawn(NamedTuple):
@@ -93,11 +101,11 @@ def generate(
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, vocab_size=known, seed=seed, cache_dtype=cache_dtype)
     drawn: dict[int, list[int]] = {}
     if stream is not None:
-        shown = ""
-        for row in _growing(model, read[0].ids, dataclasses.replace(sampling, stop_ids=tuple(read[0].stops))):
-            shown = _show(stream, tokenizer, row, shown, read[0].stops)
-        _show(stream, tokenizer, row, shown, read[0].stops, last=True)
-        drawn[0] = row
+        drawn[0] = []
+        for piece in streamed(model, tokenizer, read[0], sampling):
+            drawn[0] += piece.tokens
+            if piece.text:
+                stream(piece.text)
     else:
         for stops in dict.fromkeys(prompt.stops for prompt in read):
             rows = [n for n, prompt in enumerate(read) if prompt.stops == stops]
@@ -109,6 +117,17 @@ def generate(
         row = drawn[n][:-1] if drawn[n] and drawn[n][-1] in prompt.stops else drawn[n]
         found.append(tokenizer.decode(row) if prompt.is_text else row)
     return found
+
+
+def chat(model: Transformer, tokenizer: Tokenizer, messages: Sequence[Message], **options) -> dict[str, str]:
+    """Return the assistant's next message of a conversation, {"role": "assistant", "content": …}.
+
+    messages: such as [{"role": "user", "content": "What is a cat?"}]. options: those of `generate`, with `stream`.
+    Raises: UserError for anything but a list of messages.
+    """
+    if not is_list(messages) or not messages or not all(isinstance(message, Mapping) for message in messages):
+        raise UserError('chat takes the messages of one conversation, such as [{"role": "user", "content": "…"}]')
+    return make_message("assistant", generate(model, tokenizer, [messages], **options)[0])
 
 
 class Watch(NamedTuple):
@@ -156,7 +175,9 @@ def draw(
     until = min(every or limit, limit)
     slots = min(2 * every or limit, limit)
     call = _prepared(model, prompts, sampling, width, copies, rows, prefix, slots, COARSE if every else 8)
-    state = _loop_of(call, _start_of(call), until)
+    state = _start_of(call)
+    call = _with_weights(call)
+    state = _loop_of(call, state, until)
     count, numbers = len(prompts) * copies, np.arange(call.rows_B.shape[0])  # of the continuation in each row
     going = numbers < count  # the others fill the batch
     found: list[tuple[list[int], list[float], bool] | None] = [None] * count
@@ -202,7 +223,7 @@ def _resumed(
     call: Call, state: SamplingState, numbers: np.ndarray, going: np.ndarray, until: int
 ) -> tuple[Call, SamplingState, np.ndarray, np.ndarray]:
     """Return (call, state, numbers, going) after `until` tokens. Finished rows may be removed; unfinished ones stay."""
-    ways, left, kept, config = row_ways(), int(going.sum()), None, nnx.merge(call.graph, call.params).config
+    ways, left, kept, config = row_ways(), int(going.sum()), None, call.config
     size = ways << (-(-left // ways) - 1).bit_length()
     if 4 * size <= len(numbers) and not config.scan_layers:
         kept = np.resize(np.flatnonzero(going), size)
@@ -218,18 +239,36 @@ def _resumed(
     return call, _loop_of(call, state, until), numbers, going
 
 
-def _growing(model: Transformer, prompt: Sequence[int], sampling: Sampling):
-    """Yield the tokens of the one row after each token."""
-    call = _prepared(model, [prompt], sampling)
-    state = _start_of(call)
+class Piece(NamedTuple):
+    """Part of a streamed completion. tokens: the new ones, with the end token. text: of all characters that they complete."""
+
+    tokens: list[int]
+    text: str
+
+
+def streamed(model: Transformer, tokenizer: Tokenizer, prompt: Prompt, sampling: Sampling) -> Iterator[Piece]:
+    """Yield the completion of one prompt piece by piece: its first token, then what is sampled in about UPDATE seconds.
+
+    The compiled loop is interrupted for each piece. The tokens do not depend on the pieces, and the texts add up to the text
+    that `generate` returns: a character waits until all its bytes are sampled.
+    """
+    characters = codecs.getincrementaldecoder("utf-8")("replace")
+    sampling = dataclasses.replace(sampling, stop_ids=prompt.stops)
+    call = _prepared(model, [prompt.ids], sampling)
+    state, seen, steps = _start_of(call), 0, 1
     while True:
         _check_finite(model, state, [0] * state.lost_B.shape[0], sampling)
-        yield np.asarray(state.out_BN)[0, : int(state.n)].tolist()
-        if int(state.n) == call.limit or bool(state.done_B[0]):
+        n = int(state.n)
+        tokens, over = np.asarray(state.out_BN)[0, seen:n].tolist(), n == call.limit or bool(state.done_B[0])
+        shown = tokens[:-1] if tokens[-1] in prompt.stops else tokens
+        yield Piece(tokens, characters.decode(tokenizer.decode_bytes(shown), final=over))
+        if over:
             return
-        state = next_token(
-            call.graph, call.sampling, call.params, state, call.tokens_BP, call.rows_B, call.seed, call.allowed_V
-        )
+        call = call if call.weights else _with_weights(call)
+        began, seen = time.perf_counter(), n
+        state = jax.block_until_ready(_loop_of(call, state, min(n + steps, call.limit)))
+        each = (time.perf_counter() - began) / max(1, int(state.n) - n)
+        steps = max(1, min(2 * steps, int(UPDATE / each)))
 
 
 def _prepared(
@@ -262,15 +301,17 @@ def _prepared(
     # Each device reads the prefix: one row for each part of the batch.
     prefix_WQ = place_rows(np.tile(np.asarray(prefix, np.int32), (ways, 1)))[0] if prefix else None
     graph, params = nnx.split(model)
-    reader = graph
-    if model.config.scan_layers and max(repeats for _, repeats in model.config.stacks) <= UNROLLED:
-        graph = _unrolled(model.config)
+    config, reader = model.config, graph
+    if config.scan_layers and max(repeats for _, repeats in config.stacks) <= UNROLLED:
+        config = dataclasses.replace(config, scan_layers=False)
+        graph = _graph(config)
         # Scanned layers compile faster, but for a moment their caches exist twice, stacked and unstacked.
         reader = reader if jax.default_backend() == "cpu" else graph
     slots = _slots((tokens_BP.shape[1] if copies == 1 else 0) + (until or limit), steps)
     room = _slots(limit, steps)
     allowed_V, seed = np.arange(vocab) < (o.vocab_size or vocab), np.uint32(o.seed % 2**32)
     return Call(
+        config,
         graph,
         reader,
         sampling.compiled(),
@@ -294,14 +335,19 @@ def _slots(n: int, steps: int = 8) -> int:
 
 
 @functools.lru_cache(maxsize=16)
-def _unrolled(config: ModelConfig) -> nnx.GraphDef:
-    """Return the model with unrolled layers: a scan over layers would copy their weights and caches at every token."""
-    return skeleton(dataclasses.replace(config, scan_layers=False))[0]
+def _graph(config: ModelConfig) -> nnx.GraphDef:
+    """Return the model's graph. A scan over layers would copy their weights and caches at every token."""
+    return skeleton(config)[0]
+
+
+def padded_width(longest: int) -> int:
+    """Return the slots of a prompt of so many tokens: a power of two, so that few widths compile."""
+    return max(16, 1 << (longest - 1).bit_length())
 
 
 def _padded(ids: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
     longest = max(map(len, ids))
-    width = width if width >= longest else max(16, 1 << (longest - 1).bit_length())
+    width = width if width >= longest else padded_width(longest)
     tokens, segments = np.zeros((len(ids), width), np.int32), np.zeros((len(ids), width), np.int32)
     for row, prompt in enumerate(ids):
         tokens[row, width - len(prompt) :] = prompt
@@ -326,29 +372,12 @@ def _start_of(call: Call) -> SamplingState:
     )
 
 
+def _with_weights(call: Call) -> Call:
+    return call._replace(weights=decoding_weights(call.graph, call.params))
+
+
 def _loop_of(call: Call, state: SamplingState, until: int) -> SamplingState:
     """Return the state after `until` tokens."""
     # Only LongRoPE reads the prompts again. Without them the loop does not depend on their width.
-    longrope = nnx.merge(call.graph, call.params).config.rope.scaling == "longrope"
-    return loop(
-        call.graph,
-        call.sampling,
-        call.params,
-        state,
-        call.tokens_BP if longrope else None,
-        call.rows_B,
-        call.seed,
-        call.allowed_V,
-        until,
-    )
-
-
-def _show(stream, tokenizer: Tokenizer, row: list[int], shown: str, stops: Sequence[int], last: bool = False) -> str:
-    """Stream the new text and return all text shown so far. A character waits until all its bytes are sampled."""
-    text = tokenizer.decode(row[:-1] if row[-1] in stops else row)
-    if not last:
-        text = text.rstrip("\ufffd")
-    if len(text) > len(shown) and text.startswith(shown):
-        stream(text[len(shown) :])
-        return text
-    return shown
+    tokens_BP = call.tokens_BP if call.config.rope.scaling == "longrope" else None
+    return loop(call.graph, call.sampling, *call.weights, state, tokens_BP, call.rows_B, call.seed, call.allowed_V, until)

@@ -86,14 +86,68 @@ def test_a_row_ends_before_its_end_token_and_the_others_go_on(model, tokenizer):
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_streaming_gives_the_text_of_the_compiled_loop(model, tokenizer, seed):
+@pytest.mark.parametrize("update", [0.0, 1e9], ids=["token by token", "in growing pieces"])
+def test_streaming_gives_the_text_of_the_compiled_loop(model, tokenizer, seed, update, monkeypatch):
     # A random model draws many bytes that are no UTF-8: what is shown must never have to be taken back.
+    monkeypatch.setattr(sampler, "UPDATE", update)
     options = dict(max_new_tokens=30, temperature=1.5, top_p=0.99, seed=seed)
     pieces = []
     streamed = lm.generate(model, tokenizer, ["the cat"], stream=pieces.append, **options)
     assert streamed == lm.generate(model, tokenizer, ["the cat"], **options)
     assert "".join(pieces) == streamed[0]
-    assert len(pieces) > 5 and all(pieces)
+    assert (len(pieces) > 10 if update == 0 else 1 < len(pieces) < 8) and all(pieces)
+
+
+def one_after_the_other(model, row):
+    """The same model, which says the ids of `row` (all different) in this order and knows nothing else."""
+    graph, params = nnx.split(model)
+    params = jax.tree.map(jnp.zeros_like, params)
+    table = np.random.default_rng(0).normal(size=(CONFIG.vocab_size, CONFIG.embed_dim)).astype(np.float32)
+    head = np.zeros_like(table)
+    head[row[1:]] = table[row[:-1]]
+    params["embedding"].set_value(jnp.asarray(table))
+    params["head"].set_value(jnp.asarray(head))
+    params["norm"]["scale"].set_value(jnp.ones(CONFIG.embed_dim))
+    return nnx.merge(graph, params)
+
+
+@pytest.mark.parametrize("update", [0.0, 1e9], ids=["token by token", "in growing pieces"])
+def test_streaming_waits_for_all_bytes_of_a_character(model, tokenizer, update, monkeypatch):
+    monkeypatch.setattr(sampler, "UPDATE", update)
+    said = ["a", "é", "\u6df1", "🙂", "\ufffd"]  # the last one also stands for invalid bytes
+    byte = {tokenizer.decode_bytes([i]): i for i in reversed(range(tokenizer.vocab_size))}
+    first, *row = [byte[bytes([b])] for b in "".join([">", *said]).encode()]
+    assert len({first, *row}) == len(row) + 1
+    speaker, pieces = one_after_the_other(model, [first, *row]), []
+    options = dict(temperature=0, stream=pieces.append)
+    assert lm.generate(speaker, tokenizer, [[first]], max_new_tokens=len(row), **options) == [row]
+    assert "".join(pieces) == "".join(said)
+    assert pieces == said if update == 0 else all(piece in "".join(said) for piece in pieces)
+    pieces.clear()
+    lm.generate(speaker, tokenizer, [[first]], max_new_tokens=len(row) - 5, **options)  # two of the four bytes of 🙂
+    assert "".join(pieces) == "aé\u6df1\ufffd"
+
+
+def test_streaming_in_bfloat16_of_float32_weights(model, tokenizer):
+    """Here `decoding_weights` casts the matrices."""
+    graph, params = nnx.split(model)
+    low = nnx.merge(skeleton(dataclasses.replace(CONFIG, dtype="bfloat16"))[0], params)
+    options = dict(max_new_tokens=20, temperature=1.0, seed=5)
+    assert lm.generate(low, tokenizer, ["the cat"], stream=lambda text: None, **options) == lm.generate(
+        low, tokenizer, ["the cat"], **options
+    )
+
+
+def test_a_chat_is_the_answer_to_one_conversation(model, tokenizer):
+    messages = [{"role": "system", "content": "brief"}, {"role": "user", "content": "the cat"}]
+    options = dict(max_new_tokens=10, temperature=1.0, seed=2)
+    pieces = []
+    answer = lm.chat(model, tokenizer, messages, stream=pieces.append, **options)
+    assert answer == {"role": "assistant", "content": lm.generate(model, tokenizer, [messages], **options)[0]}
+    assert "".join(pieces) == answer["content"] != ""
+    for wrong in ("the cat", [], [messages], ["the cat"], {"role": "user", "content": "a"}):
+        with pytest.raises(UserError, match="messages of one conversation"):
+            lm.chat(model, tokenizer, wrong)
 
 
 def test_a_seed_is_a_text(model, tokenizer):
