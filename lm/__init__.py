@@ -3,6 +3,7 @@
 >>> import lm
 >>> model, tokenizer = lm.load("runs/demo")
 >>> lm.generate(model, tokenizer, ["def "], max_new_tokens=64, temperature=0.8, top_p=0.95, seed=0)
+>>> lm.chat(model, tokenizer, [{"role": "user", "content": "What is a cat?"}], max_new_tokens=64, temperature=0.7)
 """
 
 import importlib.util
@@ -22,6 +23,13 @@ def generate(model, tokenizer, prompts, **options):
     from lm.infer.sampler import generate
 
     return generate(model, tokenizer, prompts, **options)
+
+
+def chat(model, tokenizer, messages, **options):
+    """Return the assistant's next message of a conversation; see lm.infer.sampler.chat."""
+    from lm.infer.sampler import chat
+
+    return chat(model, tokenizer, messages, **options)
 
 
 def _import_data() -> None:

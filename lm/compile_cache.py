@@ -69,9 +69,14 @@ def switch_on() -> Path | None:
     return folder
 
 
+def home() -> Path:
+    """Return lmcraft's folder in the user's cache. Raises: RuntimeError if there is no home."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "lmcraft"
+
+
 def _folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "lmcraft" / f"xla-{_processor()}"
+    return home() / f"xla-{_processor()}"
 
 
 def _processor() -> str:

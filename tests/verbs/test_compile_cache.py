@@ -36,14 +36,14 @@ def test_a_second_run_compiles_nothing_anew(tmp_path):
     checkpoint = tiny_models.published(tmp_path)[1]
     first = complete(checkpoint, tmp_path)
     compiled, used = entries(tmp_path), uses(tmp_path)
-    assert any(name.startswith("jit_sample_step") for name in compiled)
+    assert any(name.startswith("jit_loop") for name in compiled)
     assert complete(checkpoint, tmp_path) == first
     assert entries(tmp_path) == compiled
     again = uses(tmp_path)
     assert again.keys() == used.keys() and all(again[name] != used[name] for name in used)
 
     # A byte that changed, an entry without its end, one without the time of its use.
-    changed, cut, half = (next(tmp_path.glob(f"lmcraft/*/{x}-*-cache")) for x in ("jit_sample_step", "jit_start", "jit_b*"))
+    changed, cut, half = (next(tmp_path.glob(f"lmcraft/*/{x}-*-cache")) for x in ("jit_loop", "jit_start", "jit_b*"))
     assert len({changed, cut, half}) == 3
     content = bytearray(changed.read_bytes())
     content[len(content) // 2] ^= 255
