@@ -102,9 +102,11 @@ def typed(conversation) -> Iterator[str]:
     from prompt_toolkit.formatted_text import ANSI
 
     session = PromptSession(ANSI("\x1b[1m> \x1b[0m" if _has_colours() else "> "), history=_history())
+    compiling = threading.Thread()
     while True:
-        compiling = threading.Thread(target=conversation.warm, daemon=True)
-        compiling.start()
+        if not compiling.is_alive():
+            compiling = threading.Thread(target=conversation.warm, daemon=True)
+            compiling.start()
         try:
             text = session.prompt()
         except KeyboardInterrupt:

@@ -91,7 +91,7 @@ class Conversation:
 
     def warm(self) -> None:
         """Compile the programs of the next answer, if it is likely to need new ones. Errors are left to `ask`."""
-        with contextlib.suppress(UserError):
+        with contextlib.suppress(Exception):
             prompt = self._read([*self.messages, make_message("user", "a")])
             ids = prompt.ids[:1] * NEXT + prompt.ids
             width = padded_width(len(ids))

@@ -131,15 +131,16 @@ def changed(config, more, state: SamplingState, tokens_BP, rows_B, kept_B) -> tu
 
 @functools.partial(jax.jit, static_argnums=0)
 def decoding_weights(graph, params) -> tuple[nnx.State, list | None]:
-    """Return (params, layers) for `loop`: the parameters of each layer apart, and matrices in the compute dtype.
+    """Return (params, layers) for `loop`: the parameters of each layer apart, and matrices in float32 if it computes in it.
 
-    Otherwise a CPU would split the stacks at each token, and cast the matrices in each call of `loop`. Weights of more than
-    APART bytes stay as they are, with layers None, because both would be in memory.
+    Otherwise a CPU would split the stacks at each token, and cast the matrices in each call of `loop`. (It computes bfloat16
+    products in float32, and does cast in each call.) Weights of more than APART bytes stay as they are, with layers None,
+    because both would be in memory.
     """
     config = nnx.merge(graph, params).config
     if jax.default_backend() != "cpu" or config.scan_layers or _bytes(params) > APART:
         return params, None
-    params = cast_matrices(config, params)
+    params = cast_matrices(config, params) if config.compute_dtype == jnp.float32 else params
     return params, nnx.merge(graph, params).unstacked()
 
 

@@ -28,7 +28,7 @@ from lm.parallel.hosts import gathered
 from lm.parallel.mesh import place_rows, row_ways
 
 UNROLLED = 48  # most layers of a kind that are unrolled; more would take long to compile
-UPDATE = 0.05  # seconds between two pieces of a streamed text
+UPDATE = 0.08  # seconds between two pieces of a streamed text
 COARSE = 2  # steps of _slots where a loop is interrupted: evaluations have prompts of all lengths
 
 

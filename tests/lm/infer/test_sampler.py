@@ -128,14 +128,18 @@ def test_streaming_waits_for_all_bytes_of_a_character(model, tokenizer, update, 
     assert "".join(pieces) == "aé\u6df1\ufffd"
 
 
-def test_streaming_in_bfloat16_of_float32_weights(model, tokenizer):
-    """Here `decoding_weights` casts the matrices."""
+def test_weights_in_bfloat16_decode_in_float32(model, tokenizer):
+    """`decoding_weights` casts them, which is exact."""
     graph, params = nnx.split(model)
-    low = nnx.merge(skeleton(dataclasses.replace(CONFIG, dtype="bfloat16"))[0], params)
+    stored = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    low, same = nnx.merge(graph, stored), nnx.merge(graph, jax.tree.map(lambda p: p.astype(jnp.float32), stored))
     options = dict(max_new_tokens=20, temperature=1.0, seed=5)
-    assert lm.generate(low, tokenizer, ["the cat"], stream=lambda text: None, **options) == lm.generate(
-        low, tokenizer, ["the cat"], **options
-    )
+    expected = lm.generate(same, tokenizer, ["the cat"], **options)
+    assert lm.generate(low, tokenizer, ["the cat"], **options) == expected
+    assert lm.generate(low, tokenizer, ["the cat"], stream=lambda text: None, **options) == expected
+    unrolled = skeleton(dataclasses.replace(CONFIG, scan_layers=False))[0]
+    layers = decode.decoding_weights(unrolled, stored)[1]
+    assert {str(x.dtype) for x in jax.tree.leaves(layers) if x.ndim > 1} == {"float32"}
 
 
 def test_a_chat_is_the_answer_to_one_conversation(model, tokenizer):
