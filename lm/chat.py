@@ -41,8 +41,8 @@ flags.DEFINE_float("temperature", 0.7, "Sampling temperature; 0: greedy.", lower
 flags.DEFINE_float("top_p", 0.95, "Nucleus sampling: the smallest set of tokens with this probability.", upper_bound=1.0)
 flags.DEFINE_integer("top_k", 0, "Only the k likeliest tokens; 0: all.", lower_bound=0)
 flags.DEFINE_integer("seed", 0, "Seed of the conversation; every answer has its own.", lower_bound=0, upper_bound=SEEDS)
-cli.define_choice(
-    "dtype", ("float32", "bfloat16"), "Compute type, float32 or bfloat16; default: float32 on a CPU, else that of its training."
+flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16"], "Compute type; default: float32 on a CPU, else the one of the model's training."
 )
 
 COMMANDS = __doc__.partition("Commands:\n")[2]

@@ -1,5 +1,6 @@
 """lm.chat: on a terminal, which a pseudo-terminal stands for, and in a pipe."""
 
+import collections
 import json
 import os
 import pty
@@ -12,6 +13,8 @@ import time
 import pytest
 
 import lm
+from data.chat.conversations import examples_of
+from data.chat.records import read_records
 from lm.convert.to_workdir import write_workdir
 from tests.lm.evals import tiny_models
 from tests.verbs import runs
@@ -144,6 +147,8 @@ def test_a_session_on_the_terminal(chatty, tmp_path):
         assert terminal.leave() == 0
     messages = [system, message("user", "ghi"), message("assistant", second)]
     assert runs.lines(file) == [{"messages": messages}]
+    [example] = examples_of(read_records(str(file)), "conversation", collections.Counter())
+    assert example.messages == messages
     history = tmp_path / "lmcraft" / "chat_history"
     assert "+abc def\n" in history.read_text() and history.stat().st_mode & 0o077 == 0
 
@@ -217,4 +222,4 @@ def test_mistakes(chatty, tmp_path):
         assert done.returncode == 2 and done.stdout == ""
         assert words in done.stderr and done.stderr.count("\n") == 1
     usage = piped("", "--help")
-    assert usage.returncode == 0 and "/undo" in usage.stdout and "--max_new_tokens" in usage.stdout
+    assert usage.returncode == 0 and all(word in usage.stdout for word in ("/undo", "--dtype", "--max_new_tokens"))
