@@ -34,7 +34,7 @@ from lm.inputs import check_model
 from lm.train.values import SEEDS
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", None, "A training run's workdir, or a Hugging Face checkpoint.")
+flags.DEFINE_string("checkpoint", None, "A training run's workdir, a Hugging Face folder or a GGUF file.")
 flags.DEFINE_string("system", "", "The system message.")
 flags.DEFINE_integer("max_new_tokens", 512, "Maximum number of tokens of an answer.", lower_bound=1)
 flags.DEFINE_float("temperature", 0.7, "Sampling temperature; 0: greedy.", lower_bound=0.0)
@@ -85,7 +85,9 @@ def _conversation():
     # A CPU computes bfloat16 products in float32 and would convert all weights for each piece of a streamed answer.
     dtype = FLAGS.dtype or ("float32" if jax.default_backend() == "cpu" else None)
     model, tokenizer = lm.load(FLAGS.checkpoint, dtype)
-    template = chat_template_of(FLAGS.checkpoint) if Path(FLAGS.checkpoint).is_dir() else None
+    if tokenizer is None:
+        raise UserError(f"--checkpoint={FLAGS.checkpoint} has no tokenizer, so it cannot read messages")
+    template = chat_template_of(FLAGS.checkpoint)
     sampling = Sampling(FLAGS.max_new_tokens, FLAGS.temperature, FLAGS.top_p, FLAGS.top_k, seed=FLAGS.seed)
     return Conversation(model, tokenizer, sampling, template, FLAGS.system)
 

@@ -95,8 +95,8 @@ def generate(
     Returns: completions without the prompt and the end token: token ids for token ids, strings for the others.
     """
     read = prompts_as_ids(tokenizer, prompts, template)
-    if stream is not None and len(read) != 1:
-        raise UserError("streaming takes one prompt")
+    if stream is not None and (len(read) != 1 or tokenizer is None):
+        raise UserError("streaming takes one prompt, and a tokenizer for its text")
     known = tokenizer.vocab_size if tokenizer else 0
     sampling = Sampling(max_new_tokens, temperature, top_p, top_k, vocab_size=known, seed=seed, cache_dtype=cache_dtype)
     drawn: dict[int, list[int]] = {}
