@@ -30,7 +30,7 @@ chat: $(BIN)/.core $(if $(filter $(SMOLLM2)/%,$(CHECKPOINT)),$(SMOLLM2))
 test: $(BIN)/.test
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 
-test-slow: $(BIN)/.test .venv/tpu
+test-slow: $(BIN)/.test .venv/tpu $(SMOLLM2)
 	PYTHONPATH=.venv/tpu $(BIN)/python -m pytest -q --durations=10
 
 bench: $(BIN)/.test

@@ -62,8 +62,8 @@ for line in (valid[0], valid[-1]):
 
 # %% [markdown]
 # ## Asking it
-# `lm.generate` renders messages with the chat template, and stops where the answer ends. On the terminal:
-# `python -m lm.generate --checkpoint=FOLDER/sft --chat --prompt="Tell me about the fox."`
+# `lm.generate` renders messages with the chat template, and stops where the answer ends. `lm.chat` answers one conversation.
+# On the terminal, `python -m lm.chat --checkpoint=FOLDER/sft` keeps a conversation going.
 
 # %%
 import lm
@@ -72,3 +72,4 @@ model, tokenizer = lm.load(OUT / "sft")
 question = [{"role": "user", "content": "Tell me about the fox."}]
 for answer in lm.generate(model, tokenizer, [question] * 4, max_new_tokens=24, temperature=1.0, seed=1):
     print("answer:", answer)
+print(lm.chat(model, tokenizer, question, max_new_tokens=24, temperature=0))

@@ -90,5 +90,5 @@ def test_convert_trains_its_model_in_a_temporary_folder(tmp_path):
     said = example("7_convert.py", None, cwd, TMPDIR=str(temporary))
     assert numbers(r"largest difference of logits: ([\d.e-]+)", said) == [0.0]
     (out,) = temporary.glob("lmcraft-*")
-    assert {"base", "exported", "imported"} <= set(os.listdir(out))
+    assert {"base", "exported", "imported", "gguf"} <= set(os.listdir(out))
     assert (out / "exported" / "model.safetensors").is_file()
