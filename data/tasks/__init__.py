@@ -1,9 +1,9 @@
 """Small synthetic tasks with verifiable answers.
 
 Each task is a generator: task(split, seed, **options) yields records {"prompt": str, "completion": a right answer,
-"rejected": a wrong one, "answer": the reference for verifiers, "task": its name} and other columns of its verifiers. The split
-"train" is endless, "valid" is finite. Records depend only on the split, the seed and the options. The splits never share a
-prompt (splits.py). To write records to a file:
+"rejected": a wrong one, "answer": the reference for verifiers, "task": its name} and other columns of its verifiers
+(`verifiable` has no answers). The split "train" is endless, "valid" is finite. Records depend only on the split, the seed and
+the options. The splits never share a prompt (splits.py). To write records to a file:
 
     python -m data.tasks NAME[?option=value&…] --split=train --count=1000 --out=FILE.jsonl
 """
@@ -22,6 +22,7 @@ from data.tasks.small_world import small_world
 from data.tasks.strings import strings
 from data.tasks.style import preferred_style
 from data.tasks.text import text
+from data.tasks.verifiable import verifiable
 from lm.errors import UserError
 
 TASKS: dict[str, Callable[..., Iterator[dict]]] = {
@@ -35,6 +36,7 @@ TASKS: dict[str, Callable[..., Iterator[dict]]] = {
     "preferred_style": preferred_style,
     "calculator": calculator,
     "safety_world": safety_world,
+    "verifiable": verifiable,
 }
 # Generators of records {"text": str} for pretraining.
 CORPORA: dict[str, Callable[..., Iterator[dict]]] = {"text": text, "safety_text": safety_text}

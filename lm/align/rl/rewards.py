@@ -26,6 +26,7 @@ import numpy as np
 
 from data.tasks.style import style as style_score
 from lm.align.rl.answers import final_answer, same_answer
+from lm.align.rl.instructions import instructions
 from lm.align.rl.safety_reward import harmless
 from lm.errors import UserError
 
@@ -132,6 +133,7 @@ REWARDS: dict[str, Reward] = {
     "repetition": repetition,
     "style": style,
     "harmless": harmless,
+    "instructions": instructions,
 }
 
 
