@@ -18,6 +18,7 @@ one JSON object, which also goes to OUT/alignment.json.
 
 import argparse
 import hashlib
+import itertools
 import json
 import statistics
 import time
@@ -105,12 +106,11 @@ def start(out: Path) -> Path:
     """The pretrained model."""
     from configs.train import default
     from data.tasks import CORPORA
-    from data.tasks.__main__ import write
     from train import train
 
     workdir = out / "base"
     if not (workdir / "report.json").exists():
-        write(CORPORA["text"]("train", 0), 4000, out / "text" / "sentences.jsonl")
+        saving.write_lines(out / "text" / "sentences.jsonl", itertools.islice(CORPORA["text"]("train", 0), 4000))
         config = default.get_config()
         config.data.input, config.data.max_valid_bytes = str(out / "text"), 100_000
         config.steps, config.batch_size, config.sequence_length, config.dtype = 300, 32, 128, "float32"
