@@ -7,14 +7,16 @@ def get_config():
     config = grpo.get_config()
     config.data.input = "builtin:verifiable"
     config.data.max_valid_examples = 64
-    # `instructions` needs at least the four words of "My answer is yes.", so marks without words earn nothing.
-    config.rewards = "instructions?least_words=4=1,repetition=0.2"
-    config.steps = 60
+    # Four words are those of "My answer is yes."; bare marks earn nothing. Answers shall end before they are cut.
+    config.rewards = "instructions?least_words=4=1,repetition=0.2,overlong?limit=80&buffer=16=0.2"
+    config.steps = 40
     config.batch_size = 64
-    config.accumulate = 4
-    config.sequence_length = 192
-    config.rollout.max_new_tokens = 96
-    config.rollout.max_prompt_tokens = 96
+    config.rl.minibatches = 2
+    config.accumulate = 2
+    config.sequence_length = 160
+    config.rollout.max_new_tokens = 80
+    config.rollout.max_prompt_tokens = 80
+    config.rollout.temperature = 0.8
     config.model.adapter.rank = 16
     config.model.adapter.alpha = 32
     config.model.remat = "none"
