@@ -9,7 +9,7 @@ def get_config():
     config.data.max_valid_examples = 64
     # Four words are those of "My answer is yes."; bare marks earn nothing. Answers shall end before they are cut.
     config.rewards = "instructions?least_words=4=1,repetition=0.2,overlong?limit=80&buffer=16=0.2"
-    config.steps = 40
+    config.steps = 30
     config.batch_size = 64
     config.rl.minibatches = 2
     config.accumulate = 2
@@ -20,10 +20,10 @@ def get_config():
     config.model.adapter.rank = 16
     config.model.adapter.alpha = 32
     config.model.remat = "none"
-    config.optimizer.learning_rate = 3e-4
+    config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup = 5
     config.valid_every = 0
     config.valid_first = False
-    config.checkpoint_every = 10
-    config.samples_every = 20
+    config.checkpoint_every = 5
+    config.samples_every = 15
     return config
