@@ -2,6 +2,7 @@
 
 import importlib
 import itertools
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,6 +24,7 @@ def test_the_rewards_of_grpo_judge_its_task():
     rewards = parse_rewards(config.rewards)
     rows = list(itertools.islice(task(config.data.input.removeprefix("builtin:"), "train", 0), 8))
     columns = {name: [row[name] for row in rows] for name in ("instruction_id_list", "kwargs")}
+    columns["rollouts"] = [SimpleNamespace(mask=[True])] * 8
     for function in rewards.functions:
         assert function([row["prompt"] for row in rows], [""] * 8, **columns) == [0.0] * 8
     assert config.rollout.max_prompt_tokens + config.rollout.max_new_tokens <= config.sequence_length + 1
