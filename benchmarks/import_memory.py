@@ -1,11 +1,12 @@
 """How much host memory does importing a published checkpoint take, in copies of it?
 
-    python -m benchmarks.import_memory [--shrink=4 --layers=32 --shards=8 --devices=8]
+    python -m benchmarks.import_memory [--shrink=4 --layers=32 --shards=8 --devices=8] [--gguf=q8_0]
 
 Writes random bfloat16 weights in the shape of Llama 3 8B, every width divided by `shrink`, as sharded safetensors; imports them
 in a process of their own onto fake CPU devices, fsdp over all, the checkpoint's save included; and prints JSON. The devices'
 memory is the host's here, so one copy is the least that there can be. `copies` is what the process's peak (VmHWM) lies above
-what it had with all modules imported and a first program compiled, in sizes of the checkpoint.
+what it had with all modules imported and a first program compiled, in sizes of the imported model: that of the checkpoint, or
+for a quantised GGUF file of the float32 that it becomes.
 """
 
 import argparse
@@ -63,6 +64,18 @@ def write_checkpoint(folder: Path, hf: dict, shards: int) -> int:
     return size
 
 
+def write_gguf(folder: Path, dtype: str) -> Path:
+    """Writes the same model as a GGUF file beside its folder."""
+    run = [sys.executable, "-m", "lm.convert"]
+    workdir, file = folder.with_name("for_gguf"), folder.with_suffix(".gguf")
+    for command in (
+        ["import", f"--from={folder}", f"--workdir={workdir}"],
+        ["export", f"--workdir={workdir}", f"--to={file}", f"--dtype={dtype}"],
+    ):
+        subprocess.run([*run, *command], cwd=REPOSITORY, env={**os.environ, "JAX_PLATFORMS": "cpu"}, check=True)
+    return file
+
+
 def measure(folder: Path, workdir: Path, devices: int) -> dict:
     """Imports in a process of its own; returns its memory in MiB before and at the peak, and the seconds it took."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
@@ -96,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("shrink", 4), ("layers", 32), ("shards", 8), ("devices", 8)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--gguf", choices=("bf16", "q8_0", "q4_0"), help="import a GGUF file of these matrices")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--workdir", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -104,8 +118,11 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         hf = llama_8b(args.shrink, args.layers)
-        size = write_checkpoint(Path(folder) / "published", hf, args.shards) / MIB
-        found = measure(Path(folder) / "published", Path(folder) / "workdir", args.devices)
+        read = Path(folder) / "published"
+        size = write_checkpoint(read, hf, args.shards) / MIB
+        if args.gguf:
+            read, size = write_gguf(read, args.gguf), size * (1 if args.gguf == "bf16" else 2)
+        found = measure(read, Path(folder) / "workdir", args.devices)
     found["copies"] = (found["peak"] - found["before"]) / size
     print(json.dumps({"checkpoint": size, **found, "unit": "MiB", "devices": args.devices, "shards": args.shards}))
 
