@@ -5,7 +5,7 @@ entries (name, shape with the innermost axis first, type, offset), padding, and 
 model is split into NAME-00001-of-00004.gguf and so on; the first file has the settings.
 
 The constants and the quantised types are those of the `gguf` library. Its reader makes several NumPy views per array element
-(1.4 s for a vocabulary of 49,152), maps the file into memory, where what was read counts as resident, and trusts all counts.
+(1.7 s and 159 MiB for a vocabulary of 49,152), maps the file into memory, where what was read counts as resident, and trusts all counts.
 """
 
 import functools
