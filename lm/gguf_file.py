@@ -5,7 +5,8 @@ entries (name, shape with the innermost axis first, type, offset), padding, and 
 model is split into NAME-00001-of-00004.gguf and so on; the first file has the settings.
 
 The constants and the quantised types are those of the `gguf` library. Its reader makes several NumPy views per array element
-(1.7 s and 159 MiB for a vocabulary of 49,152), maps the file into memory, where what was read counts as resident, and trusts all counts.
+(1.7 s and 159 MiB for a vocabulary of 49,152), maps the file into memory, where what was read counts as resident, and trusts
+all counts.
 """
 
 import functools
@@ -244,6 +245,8 @@ class _Header:
         if kind not in iter(GGMLQuantizationType):
             raise ValueError(f"{name} has the tensor type {kind}, which gguf {_version()} does not know")
         kind = GGMLQuantizationType(kind).name
+        if not _can_read(kind):
+            raise ValueError(f"{name} is of type {kind}, which gguf {_version()} cannot dequantise")
         nbytes_of(kind, shape)
         return name, (kind, shape, offset)
 
@@ -252,6 +255,19 @@ def _version() -> str:
     import importlib.metadata
 
     return importlib.metadata.version("gguf")
+
+
+@functools.cache
+def _can_read(kind: str) -> bool:
+    import gguf
+
+    if kind in PLAIN:
+        return True
+    try:
+        gguf.dequantize(np.zeros(_blocks()[kind][1], np.uint8), gguf.GGMLQuantizationType[kind])
+    except NotImplementedError:
+        return False
+    return True
 
 
 def nbytes_of(kind: str, shape: tuple[int, ...]) -> int:

@@ -148,6 +148,7 @@ HOSTILE = {
     "ninety axes": (file(tensors=(tensor(shape=(1,) * 90),)), "90 axes"),
     "unknown type of tensor": (file(tensors=(tensor(kind=999),)), "tensor type 999"),
     "removed type of tensor": (file(tensors=(tensor(kind=4),)), "tensor type 4"),
+    "type without a dequantiser": (file(tensors=(tensor(shape=(256,), kind=15),), data=512), "Q8_K, which gguf .* dequantise"),
     "half a block": (file(tensors=(tensor(shape=(33,), kind=8),)), "blocks of 32"),
     "huge shape": (file(tensors=(tensor(shape=(HUGE, HUGE)),)), "cut short"),
     "data missing": (file(data=0), "cut short"),

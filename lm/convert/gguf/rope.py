@@ -50,7 +50,10 @@ def scaling_of(s: Settings, hf: dict, tensors: Mapping[str, StoredTensor]) -> di
 def _factors(tensors: Mapping[str, StoredTensor], name: str, path) -> list[float]:
     if name not in tensors or tensors[name].dtype != np.float32 or len(tensors[name].shape) != 1:
         raise UserError(f"{path}: {name} is missing, or is no list of float32")
-    return [decimal(x) for x in tensors[name].read()]
+    found = [decimal(x) for x in tensors[name].read()]
+    if not all(0 < x < math.inf for x in found):
+        raise UserError(f"{path}: {name} holds numbers that are not above 0")
+    return found
 
 
 def _yarn_attention(factor: float) -> float:

@@ -14,7 +14,7 @@ from lm.convert.families import FAMILIES, essence, family_of, model_config
 from lm.convert.gguf.rope import scaling_of, scaling_settings
 from lm.convert.gguf.values import Settings
 from lm.errors import UserError
-from lm.gguf_file import GGUFFile
+from lm.gguf_file import GGUFFile, StoredTensor
 
 # model_type -> architecture. DeepSeek V2 and V3 share one, and so do Llama, Mistral (without windows) and Mixtral.
 ARCHITECTURES = {
@@ -49,10 +49,14 @@ def config_json_of(file: GGUFFile) -> dict:
         raise UserError(f"{file.path}: general.architecture={s.architecture!r} is none of {names}")
     if len(getattr(tensors.get("token_embd.weight"), "shape", ())) != 2:
         raise UserError(f"{file.path} holds no language model: it has no matrix token_embd.weight")
+    _check_counts(s, tensors)
     matrices = [tensor.type for tensor in tensors.values() if len(tensor.shape) > 1]
     heads, width = s.get("attention.head_count", int), s.get("embedding_length", int)
     if not heads:
         raise UserError(f"{file.path}: {s.architecture}.attention.head_count=0 must be at least 1")
+    theta = s.get("rope.freq_base", float, 10_000.0)
+    if not theta:
+        raise UserError(f"{file.path}: {s.architecture}.rope.freq_base=0 must be above 0")
     hf = {
         "vocab_size": tensors["token_embd.weight"].shape[0],
         "hidden_size": width,
@@ -63,7 +67,7 @@ def config_json_of(file: GGUFFile) -> dict:
         "head_dim": s.get("attention.key_length", int, width // heads),
         "max_position_embeddings": s.get("context_length", int),
         "tie_word_embeddings": "output.weight" not in tensors,
-        "rope_theta": s.get("rope.freq_base", float, 10_000.0),
+        "rope_theta": theta,
         "dtype": "bfloat16" if matrices.count("BF16") > len(matrices) / 2 else "float32",
     }
     if s.architecture == "gpt2":
@@ -84,6 +88,15 @@ def config_json_of(file: GGUFFile) -> dict:
         "deepseek2": lambda: _deepseek(s, hf, experts),
     }
     return hf | more[s.architecture]()
+
+
+def _check_counts(s: Settings, tensors: Mapping[str, StoredTensor]) -> None:
+    """Raise UserError for more layers or experts than the tensors can hold, before a list of them is made."""
+    layers, experts = s.get("block_count", int), s.get("expert_count", int, 0)
+    if layers > len(tensors):
+        raise UserError(f"{s.path}: {s.architecture}.block_count={layers}, but the file has only {len(tensors)} tensors")
+    if experts and not any(tensor.shape[0] == experts for tensor in tensors.values() if len(tensor.shape) == 3):
+        raise UserError(f"{s.path}: {s.architecture}.expert_count={experts}, but no tensor holds so many experts")
 
 
 def _llama(s: Settings, tensors: Mapping, experts: int) -> dict:

@@ -1,5 +1,6 @@
 """Read the settings of a GGUF file under the name of its architecture, checked for their kind."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,8 @@ class Settings:
             raise UserError(f"{self.path}: {name}={_shown(value)} must be of type {kind.__name__}{differs}")
         if kind is int and not 0 <= value < 1 << 31:
             raise UserError(f"{self.path}: {name}={value} must be in 0…{(1 << 31) - 1}")
+        if kind is float and not 0 <= value < math.inf:
+            raise UserError(f"{self.path}: {name}={value} must be a number that is at least 0")
         return decimal(value) if kind is float else value
 
 

@@ -218,7 +218,12 @@ def llama(tmp_path_factory):
         ({"llama.context_length": 0}, "max_positions|context|settings"),
         ({"llama.feed_forward_length": 97}, "of another shape"),
         ({"llama.rope.scaling.type": "spiral", "llama.rope.scaling.factor": 2.0}, "spiral"),
-        ({"llama.expert_count": 4}, "lacks the setting llama.expert_used_count|missing"),
+        ({"llama.expert_count": 4}, "no tensor holds so many experts"),
+        ({"llama.block_count": 2**31 - 1}, "has only 36 tensors"),
+        ({"llama.block_count": 2**32 - 1}, "must be in 0…2147483647"),
+        ({"llama.rope.freq_base": 0.0}, "freq_base=0 must be above 0"),
+        ({"llama.rope.freq_base": float("nan")}, "must be a number that is at least 0"),
+        ({"llama.attention.layer_norm_rms_epsilon": float("inf")}, "must be a number that is at least 0"),
     ],
 )
 def test_settings_that_describe_no_model_give_one_line(tmp_path, llama, settings, message):
@@ -237,7 +242,8 @@ def test_settings_that_describe_no_model_give_one_line(tmp_path, llama, settings
         ({"token_embd.weight": np.zeros(4)}, "no language model"),
         ({"extra.weight": np.zeros(4)}, "1 left over .extra.weight"),
         ({"blk.0.attn_q.weight": np.zeros((4, 4))}, "1 of another shape .blk.0.attn_q.weight .4, 4. instead of .64, 64."),
-        ({"rope_freqs.weight": np.arange(8) / 2 + 1}, "rope_freqs.weight"),
+        ({"rope_freqs.weight": np.arange(8) / 2 + 1}, "rope_freqs.weight are not those of Llama 3"),
+        ({"rope_freqs.weight": np.zeros(8)}, "rope_freqs.weight holds numbers that are not above 0"),
     ],
 )
 def test_tensors_that_are_not_those_of_the_settings_give_one_line(tmp_path, llama, tensors, message):
