@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec
 
 from lm.kernels.head import softcap_slope, softcapped
 from lm.kernels.matmul import product, spec_of
+from lm.kernels.saved import saved
 from lm.parallel.mesh import reshard, spec
 
 # Finite, so that a row without visible keys (padding) gives a uniform average instead of NaN.
@@ -234,7 +234,7 @@ def _forward(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H):
         logzs.append(top + jnp.log(z))
     out = _ungrouped(jnp.moveaxis(jnp.concatenate(outs, axis=3), 3, 1))
     # Named inside, so that a remat policy can keep both and the backward pass need not run this again.
-    out, logz = checkpoint_name(out, "saved"), checkpoint_name(jnp.concatenate(logzs, axis=3), "saved")
+    out, logz = saved(out), saved(jnp.concatenate(logzs, axis=3))
     return out, (q_BTHK, k_BSGK, v_BSGV, visible, sinks_H, out, logz)
 
 

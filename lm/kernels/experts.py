@@ -17,9 +17,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
 from lm.kernels.grouped_matmul import grouped_matmul
+from lm.kernels.saved import saved
 from lm.parallel.mesh import reshard, spec
 
 WEIGHT_AXES = {"gate": ("expert", "embed", "mlp"), "up": ("expert", "embed", "mlp"), "down": ("expert", "mlp", "embed")}
@@ -81,9 +81,9 @@ def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacit
         return grouped_matmul(x, weights[name], sizes_E, dtype=dtype, over=over)
 
     def through(x, weight, sizes_E=None):
-        up = checkpoint_name(product(x, "up", sizes_E), "saved")
+        up = saved(product(x, "up", sizes_E))
         if "gate" in weights:
-            h = activation(checkpoint_name(product(x, "gate", sizes_E), "saved")) * up
+            h = activation(saved(product(x, "gate", sizes_E))) * up
         else:
             h = activation(up)
         # Multiply by the weight before `down`: the result is the same, and the gradient does not need the output of `down`.
@@ -139,7 +139,7 @@ def _sorted(choice_NK, E):
     choice_A = choice_NK.reshape(-1)
     known_AE = choice_A[:, None] == jnp.arange(E)
     order_A = jnp.argsort(jnp.where(jnp.any(known_AE, axis=-1), choice_A, E), stable=True).astype(jnp.int32)
-    order_A = checkpoint_name(order_A, "saved")  # smaller than any product, and slow to make
+    order_A = saved(order_A)  # smaller than any product, and slow to make
     rank_A = jnp.zeros_like(order_A).at[order_A].set(jnp.arange(order_A.size, dtype=jnp.int32), unique_indices=True)
     return order_A, rank_A.reshape(choice_NK.shape), jnp.sum(known_AE, axis=0, dtype=jnp.int32)
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from lm.config import ModelConfig
 from lm.kernels.attention import Visible, attention, attention_to_cache
 from lm.kernels.matmul import matmul, spec_of
+from lm.kernels.saved import saved
 from lm.model.cache import Cache, read, write
 from lm.model.initializers import parameter
 from lm.model.linear import Linear, residual_std
@@ -91,9 +91,9 @@ class Attention(nnx.Module):
         q_BTHK, k_BSGK = self.query(x_BTD), self.key(x_BTD)
         if hasattr(self, "query_norm"):
             q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)
-        q_BTHK = checkpoint_name(rotated(q_BTHK, step, self.interleaved), "saved")
-        k_BSGK = checkpoint_name(rotated(k_BSGK, step, self.interleaved), "saved")
-        v_BSGK = checkpoint_name(self.value(x_BTD), "saved")
+        q_BTHK = saved(rotated(q_BTHK, step, self.interleaved))
+        k_BSGK = saved(rotated(k_BSGK, step, self.interleaved))
+        v_BSGK = saved(self.value(x_BTD))
         if cache is not None:
             cache = write(cache, {"k": k_BSGK, "v": v_BSGK}, step.slot)
         sinks = self.sinks[...] if hasattr(self, "sinks") else None
@@ -144,7 +144,7 @@ class LatentAttention(nnx.Module):
             q_BTHK = self.query_up(self.query_latent_norm(self.query_down(x_BTD)))
         nope_BTHK = q_BTHK[..., : self.nope_dim]
         rope_BTHK = rotated(q_BTHK[..., self.nope_dim :], step, self.interleaved)
-        both_BTR = checkpoint_name(self.latent(x_BTD), "saved")
+        both_BTR = saved(self.latent(x_BTD))
         latent_BTR = self.latent_norm(both_BTR[..., : self.rank])
         key_BS1K = rotated(both_BTR[:, :, None, self.rank :], step, self.interleaved)
         if cache is not None:
@@ -158,9 +158,9 @@ class LatentAttention(nnx.Module):
     def _expanded(self, nope_BTHK, rope_BTHK, latent_BTR, key_BT1K, step):
         k_BTHK = self.key_up(latent_BTR)
         shared = jnp.broadcast_to(key_BT1K, (*k_BTHK.shape[:3], key_BT1K.shape[-1]), out_sharding=spec_of(k_BTHK))
-        q_BTHK = checkpoint_name(jnp.concatenate((nope_BTHK, rope_BTHK), axis=-1), "saved")
-        k_BTHK = checkpoint_name(jnp.concatenate((k_BTHK, shared), axis=-1), "saved")
-        v_BTHV = checkpoint_name(self.value_up(latent_BTR), "saved")
+        q_BTHK = saved(jnp.concatenate((nope_BTHK, rope_BTHK), axis=-1))
+        k_BTHK = saved(jnp.concatenate((k_BTHK, shared), axis=-1))
+        v_BTHV = saved(self.value_up(latent_BTR))
         return attention(q_BTHK, k_BTHK, v_BTHV, step.visible, scale=self.scale, window=self.window, softcap=self.softcap)
 
     def _absorbed(self, nope_BTHK, rope_BTHK, kept, step):

@@ -5,9 +5,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.ad_checkpoint import checkpoint_name
 
 from lm.config import ModelConfig
+from lm.kernels.saved import saved
 from lm.model.linear import Linear, residual_std
 
 ACTIVATIONS = {
@@ -32,7 +32,7 @@ class FeedForward(nnx.Module):
         )
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        up_BTF = checkpoint_name(self.up(x_BTD), "saved")
+        up_BTF = saved(self.up(x_BTD))
         if not hasattr(self, "gate"):
             return self.down(self.activation(up_BTF))
-        return self.down(self.activation(checkpoint_name(self.gate(x_BTD), "saved")) * up_BTF)
+        return self.down(self.activation(saved(self.gate(x_BTD))) * up_BTF)

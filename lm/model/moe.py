@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.ad_checkpoint import checkpoint_name
 
 from lm.config import MixtureOfExperts, ModelConfig
 from lm.kernels.experts import experts
 from lm.kernels.matmul import gathered
+from lm.kernels.saved import saved
 from lm.model.feed_forward import ACTIVATIONS, FeedForward
 from lm.model.initializers import STD, normal, parameter
 from lm.model.linear import declared, hidden_std, residual_std, scaled_output, whole
@@ -62,7 +62,7 @@ class MoE(nnx.Module):
     def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array) -> tuple[jax.Array, RouterStats]:
         """Return y_BTD in the compute dtype, and statistics. Padding (`valid_BT` False) uses no expert and is not counted."""
         config, moe = self.config, self.config.moe
-        logits_BTE = checkpoint_name(router_logits(x_BTD, self.router[...], config), "saved")
+        logits_BTE = saved(router_logits(x_BTD, self.router[...], config))
         bias_E = self.balance_bias[...] if moe.balance_bias else None
         scores_BTE, choice_BTK, weight_BTK = route(logits_BTE, bias_E, moe)
         y_BTD = experts(
@@ -108,7 +108,7 @@ def route(logits_BTE: jax.Array, bias_E: jax.Array | None, moe: MixtureOfExperts
     if moe.num_groups > 1:
         ranked_BTE = _in_best_groups(ranked_BTE, moe)
     # Saved for the backward pass, which might choose differently near ties if it computed this again.
-    choice_BTK = checkpoint_name(lax.top_k(ranked_BTE, moe.top_k)[1], "saved")
+    choice_BTK = saved(lax.top_k(ranked_BTE, moe.top_k)[1])
     weight_BTK = jnp.sum(jnp.where(_chosen(choice_BTK, moe.num_experts), scores_BTE[..., None, :], 0), axis=-1)
     if moe.normalize:
         weight_BTK = weight_BTK / (jnp.sum(weight_BTK, axis=-1, keepdims=True) + 1e-20)  # sigmoids may all vanish

@@ -16,6 +16,7 @@ from lm.config import LayerKind, ModelConfig
 from lm.kernels.attention import Branches, Visible
 from lm.kernels.head import softcapped
 from lm.kernels.matmul import matmul
+from lm.kernels.saved import NAME, bits, from_bits
 from lm.model.attention import Step, attention_sublayer
 from lm.model.cache import Cache, DecodeState, layers_of
 from lm.model.feed_forward import FeedForward
@@ -28,7 +29,7 @@ from lm.parallel.mesh import reshard, spec
 
 REMAT_POLICIES = {
     "none": checkpoint_policies.everything_saveable,
-    "matmuls": checkpoint_policies.save_only_these_names("saved"),
+    "matmuls": checkpoint_policies.save_only_these_names(NAME),
     "full": checkpoint_policies.nothing_saveable,
 }
 
@@ -284,8 +285,8 @@ class Transformer(nnx.Module):
         config = self.config
         graphs, params = zip(*(nnx.split(module) for module in modules))
 
-        def apply(x, layer):
-            all_params, caches = layer
+        def apply(x, x_bits, layer):
+            x, (all_params, caches) = from_bits(x_bits, x), layer
             new, stats = [], []
             for graph, kind, one, cache in zip(graphs, block, all_params, caches or [None] * len(block)):
                 x, cache, router = nnx.merge(graph, one)(x, steps[kind.local], cache)
@@ -296,11 +297,13 @@ class Transformer(nnx.Module):
         if config.remat != "none":
             apply = jax.checkpoint(apply, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
         if config.scan_layers:
-            x_BTD, (caches, stats) = lax.scan(apply, x_BTD, (params, caches), length=repeats)
+            x_BTD, (caches, stats) = lax.scan(
+                lambda x, layer: apply(x, bits(x), layer), x_BTD, (params, caches), length=repeats
+            )
             return x_BTD, caches, stats
         new, stats = [], []
         for n, one in enumerate(layers or layers_of(params, repeats)):
-            x_BTD, (cache, router) = apply(x_BTD, (one, caches and tuple(cache[n] for cache in caches)))
+            x_BTD, (cache, router) = apply(x_BTD, None, (one, caches and tuple(cache[n] for cache in caches)))
             new.append(cache)
             stats.append(router)
         return x_BTD, tuple(zip(*new, strict=True)), jax.tree.map(lambda *x: jnp.stack(x), *stats)

@@ -1,5 +1,6 @@
 """What a decoder must do whatever its weights: look back only, stay in its segment, and be compiled in any way."""
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -207,6 +208,25 @@ def test_how_it_is_compiled_changes_nothing(compiled_plainly, scan, remat):
     model, plainly = compiled_plainly
     for a, b in zip(loss_and_gradient(model, scan_layers=scan, remat=remat), plainly, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("remat", ["matmuls", "full"])
+def test_a_loop_over_layers_keeps_bits_where_slices_of_bfloat16_are_converted(remat):
+    """On a CPU: no array [layers, …] of activations is bfloat16, and the gradient is that of unrolled layers."""
+    config = ModelConfig(**SIZES | dict(num_layers=5, dtype="bfloat16", remat=remat))
+    graph, params = skeleton(config)[0], parameters(config)
+    tokens = tokens_of(0, 2, 24)
+    batch = dict(tokens=tokens, targets=tokens, segment_ids=tokens * 0 + 1, positions=tokens * 0 + jnp.arange(24))
+    batch["weights"] = jnp.ones(tokens.shape)
+
+    def loss(params, graph=graph):
+        return token_loss(nnx.merge(graph, params), batch, z_loss=0.0)[0]
+
+    program = jax.jit(jax.grad(loss)).lower(params).compile().as_text()
+    assert re.search(r"\bu16\[5,2,24,", program) and not re.search(r"\bb?f(16|32)\[5,2,24,", program)
+    unrolled = skeleton(dataclasses.replace(config, scan_layers=False))[0]
+    for a, b in zip(*(jax.tree.leaves(jax.jit(jax.grad(functools.partial(loss, graph=g)))(params)) for g in (graph, unrolled))):
+        np.testing.assert_allclose(a, b, rtol=0.05, atol=0.02 * float(jnp.max(jnp.abs(b))))
 
 
 @pytest.mark.parametrize("kind", ["global", "local and global", "latent"])

@@ -1,0 +1,44 @@
+"""Values that a layer keeps for its backward pass.
+
+XLA's CPU backend has no bfloat16 slices: it converts a bfloat16 stack of all layers to float32 to read or to write one layer,
+so a loop over layers would convert the whole stack in every iteration and keep float32 copies. It slices integers as they are.
+So on a CPU a bfloat16 value is kept as the uint16 of its bits.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+NAME = "saved"  # remat="matmuls" keeps values of this name
+
+
+def saved(x: jax.Array) -> jax.Array:
+    """Return x, named for the remat policies."""
+    if not _as_bits(x):
+        return checkpoint_name(x, NAME)
+    return from_bits(checkpoint_name(bits(x), NAME), x)
+
+
+def bits(x: jax.Array) -> jax.Array | None:
+    """Return the bits of a bfloat16 array as uint16 on a CPU, else None. They have no gradient."""
+    return lax.bitcast_convert_type(lax.stop_gradient(x), jnp.uint16) if _as_bits(x) else None
+
+
+def from_bits(bits: jax.Array | None, x: jax.Array) -> jax.Array:
+    """Return x, computed from its `bits` alone if there are any; the gradient is that of x."""
+    return x if bits is None else _from_bits(bits, x)
+
+
+def _as_bits(x) -> bool:
+    return x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
+
+
+@jax.custom_jvp
+def _from_bits(bits, x):
+    return lax.bitcast_convert_type(bits, x.dtype)
+
+
+@_from_bits.defjvp
+def _tangent(primals, tangents):
+    return _from_bits(*primals), tangents[1]
