@@ -11,11 +11,13 @@ from jax.sharding import PartitionSpec
 from lm.parallel.mesh import RULES, reshard, row_ways
 
 CHUNK_TOKENS = 2048  # positions per device whose logits exist at once
+CPU_CHUNK_TOKENS = 512  # on a CPU, where more are no faster
 
 
 def chunk_of(B: int, T: int) -> int:
-    """Return the time steps per chunk: at most CHUNK_TOKENS positions per device."""
-    return even(T, CHUNK_TOKENS // max(1, B // row_ways()))
+    """Return the time steps per chunk: at most CHUNK_TOKENS positions per device, on a CPU CPU_CHUNK_TOKENS."""
+    most = min(CHUNK_TOKENS, CPU_CHUNK_TOKENS) if jax.default_backend() == "cpu" else CHUNK_TOKENS
+    return even(T, most // max(1, B // row_ways()))
 
 
 def even(length: int, most: int) -> int:
