@@ -20,7 +20,7 @@ def objective(config) -> Objective:
     Raises UserError for an unknown loss.
     """
     one_of("sft.loss", config.sft.loss, SFT_LOSSES)
-    head = {"dft": config.sft.loss == "dft", "measured": True}
+    head = {"dft": config.sft.loss == "dft", "measured": True, "sparse": True}
     alpha, o = config.sft.neftune_alpha, config.optimizer
 
     def loss(model, batch, frozen, key):

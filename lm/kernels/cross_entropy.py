@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.kernels.chunks import chunk_of
-from lm.kernels.head import head_loss, softcapped, target_and_normalizer, target_mask
+from lm.kernels.head import head_loss, softcapped, target_mask
 
 
 def cross_entropy(
@@ -20,6 +20,7 @@ def cross_entropy(
     softcap: float = 0.0,
     dft: bool = False,
     measured: bool = False,
+    sparse: bool = False,
     chunk: int | None = None,
 ):
     """Return Σ w·(nll + z_loss·(log Z)²) and Σ w·nll, with nll = −log p(target), logits = x·headᵀ and Z = Σ exp(logits).
@@ -31,30 +32,36 @@ def cross_entropy(
       softcap: logits s become softcap·tanh(s/softcap) (Gemma 2); 0: no cap.
       dft: multiply the nll by p(target), with no gradient through the factor (dynamic fine-tuning).
       measured: also return Σ w·entropy of the softmax, and Σ w over the positions whose most likely id is the target.
+      sparse: skip chunks whose weights are all 0, such as those of prompts.
       chunk: time steps per chunk; None: as many as give a device at most CHUNK_TOKENS positions (lm/kernels/chunks.py).
     Returns: (objective, nll) or (objective, nll, entropy, correct), float32 scalars. Only the objective has a gradient, with
       respect to x and head.
     """
     chunk = chunk or chunk_of(*targets_BT.shape)
     loss = functools.partial(_chunk, z_loss=z_loss, dft=dft, measured=measured)
-    return head_loss(loss, softcap, jnp.dtype(dtype), chunk, x_BTD, head_VD, (), (targets_BT, weights_BT))
+    arrays, used_BT = (targets_BT, weights_BT), weights_BT != 0 if sparse else None
+    return head_loss(loss, softcap, jnp.dtype(dtype), chunk, x_BTD, head_VD, (), arrays, used_BT)
 
 
 def _chunk(logits, targets, weights, *, z_loss, dft, measured):
     """Return for one chunk: sums per row [B], and d objective / d logits, float32 [B, c, V]."""
-    label, logz = target_and_normalizer(logits, targets)
+    is_target = target_mask(logits, targets)
+    top = jnp.max(logits, axis=-1)
+    below = logits - top[..., None]
+    e = jnp.exp(below)
+    z = jnp.sum(e, axis=-1)
+    logz, label = top + jnp.log(z), jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
     scale = weights * jnp.exp(label - logz) if dft else weights
     nll = jnp.sum(weights * (logz - label), axis=-1)
     objective = jnp.sum(scale * (logz - label), axis=-1) if dft else nll
     sums = (objective + jnp.sum(weights * z_loss * logz**2, axis=-1), nll)
     if measured:
-        entropy = jnp.sum(jnp.exp(logits - logz[..., None]) * (logz[..., None] - logits), axis=-1)
-        correct = label >= jnp.max(logits, axis=-1)
-        sums += (jnp.sum(weights * entropy, axis=-1), jnp.sum(weights * correct, axis=-1))
+        # With p = e/Z and log p = below − log Z: −Σ p·log p = log Z − Σ e·below / Z. No second exponential, no third pass.
+        entropy = jnp.log(z) - jnp.sum(e * below, axis=-1) / z
+        sums += (jnp.sum(weights * entropy, axis=-1), jnp.sum(weights * (label >= top), axis=-1))
     # d/dlogits of s·(logZ − label) + w·ζ·logZ² is (s + 2ζ·w·logZ)·p − s·onehot
-    of_logz = scale + 2 * z_loss * weights * logz
-    p = jnp.exp(logits - logz[..., None])
-    return sums, of_logz[..., None] * p - jnp.where(target_mask(logits, targets), scale[..., None], 0.0)
+    of_logz = (scale + 2 * z_loss * weights * logz) / z
+    return sums, of_logz[..., None] * e - jnp.where(is_target, scale[..., None], 0.0)
 
 
 def cross_entropy_reference(x_BTD, head_VD, targets_BT, weights_BT, *, z_loss: float = 0.0, softcap: float = 0.0):

@@ -10,10 +10,11 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from lm.kernels.chunks import joined, partial_spec, reduced, split
 from lm.kernels.matmul import gathered, product, spec_of
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import reshard, spec
 
 
 def softcapped(scores: jax.Array, cap: float) -> jax.Array:
@@ -44,11 +45,15 @@ def target_and_normalizer(logits_BTV, targets_BT) -> tuple[jax.Array, jax.Array]
     return targets, jax.nn.logsumexp(logits_BTV, axis=-1)
 
 
-def head_gradients(loss, softcap: float, dtype, chunk: int, x_BTD, head_VD, fixed, arrays, logits_dtype=jnp.float32):
+def head_gradients(
+    loss, softcap: float, dtype, chunk: int, x_BTD, head_VD, fixed, arrays, logits_dtype=jnp.float32, learns=True, used_BT=None
+):
     """Return a loss's results stacked over chunks, and its gradients: dx [B, T, D] in x's dtype, dhead float32 [V, D].
 
     loss(logits, *arrays, *fixed) -> (results, d loss / d logits) of one chunk: logits float32 [B, chunk, V] after the cap.
     arrays: [B, T, …], split like x. fixed: given whole to each chunk. See `head_logits` for logits_dtype.
+    learns: whether the head has a gradient; if not, dhead is None and costs nothing.
+    used_BT: bool; a chunk without any used position is skipped, and its results and gradients are 0. None: skip nothing.
     """
     head, T, where = gathered(head_VD.astype(dtype)), x_BTD.shape[1], spec_of(head_VD)
 
@@ -60,36 +65,69 @@ def head_gradients(loss, softcap: float, dtype, chunk: int, x_BTD, head_VD, fixe
             dlogits = dlogits * softcap_slope(logits, softcap)
         dlogits = dlogits.astype(dtype)
         dx = product("btv,vd->btd", dlogits, head, spec("batch", None, None)).astype(dtype)
-        return dhead + product("btv,btd->vd", dlogits, x, partial_spec(where)), (results, dx)
+        return dhead + product("btv,btd->vd", dlogits, x, partial_spec(where)) if learns else None, (results, dx)
 
-    nothing = jnp.zeros(head_VD.shape, jnp.float32, out_sharding=partial_spec(where))
-    dhead, (results, dx) = lax.scan(body, nothing, split(chunk, x_BTD.astype(dtype), *arrays))
-    return results, joined(dx, T).astype(x_BTD.dtype), reduced(dhead, where)
+    nothing = jnp.zeros(head_VD.shape, jnp.float32, out_sharding=partial_spec(where)) if learns else None
+    chunks = split(chunk, x_BTD.astype(dtype), *arrays)
+    dhead, (results, dx) = lax.scan(*skipping(body, nothing, chunks, used_BT, chunk))
+    return results, joined(dx, T).astype(x_BTD.dtype), reduced(dhead, where) if learns else None
+
+
+def skipping(body, carry, chunks, used_BT, chunk: int):
+    """Return the arguments of a lax.scan that runs body(carry, chunk) -> (carry, results) on the used chunks only.
+
+    The results of the others are 0.
+    """
+    if used_BT is None:
+        return body, carry, chunks
+    # Computed before the loop, which should send nothing between devices.
+    used_N = reshard(jnp.any(split(chunk, used_BT)[0], axis=(1, 2)), None)
+
+    def some(carry, inputs):
+        used, inputs = inputs
+        _, shapes = jax.eval_shape(body, carry, inputs)
+        return lax.cond(used, body, lambda carry, _: (carry, zeros(shapes)), carry, inputs)
+
+    return some, carry, (used_N, chunks)
+
+
+def zeros(shapes):
+    """Return zeros of these shapes, dtypes and shardings."""
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype, out_sharding=x.sharding and x.sharding.spec), shapes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def head_loss(loss, softcap: float, dtype, chunk: int, x_BTD, head_VD, fixed, arrays):
+def head_loss(loss, softcap: float, dtype, chunk: int, x_BTD, head_VD, fixed, arrays, used_BT=None):
     """Return the float32 sums over all positions; only the first has a gradient, with respect to x and head.
 
-    loss: as in `head_gradients`; its results are a tuple of float32 sums per row, [B].
+    loss: as in `head_gradients`; its results are a tuple of float32 sums per row, [B]. used_BT: as in `head_gradients`.
     """
     head = gathered(head_VD.astype(dtype))
 
-    def sums(inputs):
+    def sums(_, inputs):
         x, *arrays = inputs
-        return loss(head_logits(x, head, softcap), *arrays, *fixed)[0]
+        return None, loss(head_logits(x, head, softcap), *arrays, *fixed)[0]
 
-    return jax.tree.map(jnp.sum, lax.map(sums, split(chunk, x_BTD.astype(dtype), *arrays)))
+    chunks = split(chunk, x_BTD.astype(dtype), *arrays)
+    return jax.tree.map(jnp.sum, lax.scan(*skipping(sums, None, chunks, used_BT, chunk))[1])
 
 
-def _forward(loss, softcap, dtype, chunk, x_BTD, head_VD, fixed, arrays):
-    sums, *gradients = head_gradients(loss, softcap, dtype, chunk, x_BTD, head_VD, fixed, arrays)
+def _forward(loss, softcap, dtype, chunk, *arguments):
+    # A frozen head, as that of a model with adapters, gets no gradient.
+    learns = arguments[1].perturbed
+    x_BTD, head_VD, fixed, arrays, used_BT = jax.tree.map(lambda argument: argument.value, arguments)
+    sums, *gradients = head_gradients(
+        loss, softcap, dtype, chunk, x_BTD, head_VD, fixed, arrays, learns=learns, used_BT=used_BT
+    )
     return jax.tree.map(jnp.sum, sums), gradients
 
 
 def _backward(loss, softcap, dtype, chunk, gradients, cotangents):
-    dx_BTD, dhead_VD = gradients
-    return (dx_BTD * cotangents[0]).astype(dx_BTD.dtype), dhead_VD * cotangents[0], None, None
+    (dx_BTD, dhead_VD), cotangent = gradients, cotangents[0]
+    if isinstance(cotangent, SymbolicZero):
+        return None, None, None, None, None
+    dhead_VD = None if dhead_VD is None else dhead_VD * cotangent
+    return (dx_BTD * cotangent).astype(dx_BTD.dtype), dhead_VD, None, None, None
 
 
-head_loss.defvjp(_forward, _backward)
+head_loss.defvjp(_forward, _backward, symbolic_zeros=True)

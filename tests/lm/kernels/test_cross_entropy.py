@@ -83,3 +83,55 @@ def test_extreme_logits_stay_finite():
     x, head, targets, weights = example()
     for part in value_and_gradients(lambda *a: cross_entropy(*a, dtype="float32"), 1e3 * x, head, targets, weights):
         assert np.isfinite(part).all()
+
+
+@pytest.mark.parametrize("chunk", [2, 4, None])
+def test_chunks_without_weight_are_skipped_and_change_nothing(chunk):
+    """Weights 0 in the first chunks of all rows, and between: sums, and gradients of x and head."""
+    x, head, targets, weights = example()
+    weights = weights.at[:, :4].set(0.0).at[0, 6:].set(0.0)
+
+    def dense(*args):
+        return cross_entropy(*args, dtype="float32", z_loss=0.01, measured=True, chunk=chunk)
+
+    def sparse(*args):
+        return cross_entropy(*args, dtype="float32", z_loss=0.01, measured=True, chunk=chunk, sparse=True)
+
+    args = (x, head, targets, weights)
+    for ours, twin in zip(sparse(*args), dense(*args), strict=True):
+        np.testing.assert_allclose(ours, twin, rtol=1e-6)
+    pair = [value_and_gradients(lambda *a, f=f: f(*a)[:2], *args) for f in (sparse, dense)]
+    for ours, twin in zip(*pair, strict=True):
+        np.testing.assert_allclose(ours, twin, rtol=1e-6, atol=1e-7)
+
+
+def test_a_skipped_chunk_is_not_computed():
+    """A value that is not finite would spread through the dense sum: 0 · NaN is NaN."""
+    x, head, targets, weights = example("ones")
+    x, weights = x.at[:, :4].set(jnp.nan), weights.at[:, :4].set(0.0)
+
+    def objective(x, **how):
+        return cross_entropy(x, head, targets, weights, dtype="float32", chunk=4, **how)[0]
+
+    assert np.isnan(objective(x)) and np.isfinite(objective(x, sparse=True))
+    assert np.all(np.isfinite(jax.grad(lambda x: objective(x, sparse=True))(x)))
+
+
+def test_a_frozen_head_gets_no_gradient_and_costs_none():
+    x, head, targets, weights = example()
+
+    def loss(x, head):
+        return cross_entropy(x, head, targets, weights, dtype="float32", chunk=4)[0]
+
+    both = jax.grad(loss, argnums=(0, 1))(x, head)[0]
+    np.testing.assert_array_equal(jax.grad(loss)(x, head), both)
+    products = [str(jax.make_jaxpr(jax.grad(loss, argnums=n))(x, head)).count("dot_general") for n in (0, (0, 1))]
+    assert products == [2, 3]
+
+
+def test_entropy_and_accuracy_are_those_of_the_softmax():
+    x, head, targets, weights = example()
+    logp = jax.nn.log_softmax(jnp.einsum("btd,vd->btv", x, head))
+    entropy, correct = cross_entropy(x, head, targets, weights, dtype="float32", measured=True)[2:]
+    np.testing.assert_allclose(entropy, -jnp.sum(weights * jnp.sum(jnp.exp(logp) * logp, axis=-1)), rtol=1e-5)
+    np.testing.assert_allclose(correct, jnp.sum(weights * (jnp.argmax(logp, axis=-1) == targets)), rtol=1e-6)
