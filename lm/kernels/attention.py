@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.kernels.head import softcap_slope, softcapped
-from lm.kernels.matmul import product, spec_of
+from lm.kernels.matmul import product, product_over_rows, spec_of
 from lm.kernels.saved import saved
 from lm.parallel.mesh import reshard, spec
 
@@ -257,8 +257,8 @@ def _backward(scale, window, softcap, residuals, dout_BTHV):
         ds = ds.astype(dtype)
         p = p.astype(dtype)
         dqs.append(product("bgrts,bgsk->bgrtk", ds, k[seen]).astype(dtype))
-        dks.append(product("bgrts,bgrtk->bgsk", ds, q[some]))
-        dvs.append(product("bgrts,bgrtv->bgsv", p, dout[some]))
+        dks.append(product_over_rows("bgrts,bgrtk->bgsk", ds, q[some], spec_of(k)))
+        dvs.append(product_over_rows("bgrts,bgrtv->bgsv", p, dout[some], spec_of(v)))
         firsts.append(first)
     dq = _ungrouped(jnp.moveaxis(jnp.concatenate(dqs, axis=3), 3, 1))
     dk, dv = (jnp.swapaxes(_overlaid(firsts, parts).astype(dtype), 1, 2) for parts in (dks, dvs))

@@ -9,6 +9,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.parallel.mesh import spec
@@ -43,7 +44,7 @@ def _backward(equation, dtype, out_spec, residuals, dy):
     (x_axes, w_axes), y_axes = _terms(equation)
     dy = dy.astype(dtype)
     dx = product(f"{y_axes},{w_axes}->{x_axes}", dy, gathered(w.astype(dtype)), spec_of(x))
-    dw = product(f"{x_axes},{y_axes}->{w_axes}", x.astype(dtype), dy, spec_of(w))
+    dw = product_over_rows(f"{x_axes},{y_axes}->{w_axes}", x.astype(dtype), dy, spec_of(w))
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
@@ -53,6 +54,22 @@ _matmul.defvjp(_forward, _backward)
 def product(equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None) -> jax.Array:
     """Return the einsum with float32 accumulation and float32 result; with `out_spec` None JAX infers the partition."""
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, out_sharding=out_spec)
+
+
+def product_over_rows(equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None) -> jax.Array:
+    """Return the `product` of operands that hold the summed axes as rows, as for the gradient of a weight.
+
+    A CPU first transposes the operand of the leading result axes. Here that is the smaller operand; the result, which is
+    smaller still, is transposed instead. Without the barrier XLA would turn both around again.
+    """
+    (a_axes, b_axes), y_axes = _terms(equation)
+    if jax.default_backend() != "cpu" or a.size <= b.size:
+        return product(equation, a, b, out_spec)
+    both = [axis for axis in y_axes if axis in a_axes and axis in b_axes]
+    turned = "".join(both + [axis for term in (b_axes, a_axes) for axis in term if axis in y_axes and axis not in both])
+    where = out_spec and PartitionSpec(*(out_spec[y_axes.index(axis)] for axis in turned))
+    y = lax.optimization_barrier(product(f"{b_axes},{a_axes}->{turned}", b, a, where))
+    return jnp.transpose(y, [turned.index(axis) for axis in y_axes])
 
 
 def _terms(equation):

@@ -10,6 +10,7 @@ from lm.kernels.matmul import matmul
 CASES = {
     "up": ("btd,df->btf", (2, 6, 8), (8, 12), ("batch", "length", "mlp")),
     "heads": ("btd,dhk->bthk", (2, 6, 8), (8, 4, 2), ("batch", "length", "heads", None)),
+    "down": ("btf,fd->btd", (2, 6, 12), (12, 8), ("batch", "length", None)),
     "output": ("bthk,hkd->btd", (2, 6, 4, 2), (4, 2, 8), ("batch", "length", None)),
     "head": ("btd,vd->btv", (2, 6, 8), (20, 8), ("batch", "length", "vocab")),
 }
