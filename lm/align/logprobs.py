@@ -24,8 +24,8 @@ def token_logprobs(model: Transformer, batch: dict, temperature: float = 1.0) ->
     return logprobs_of(model, x_BTD, batch["targets"], temperature)
 
 
-def logprobs_of(model: Transformer, x_BTD, targets_BT, temperature: float = 1.0) -> tuple[jax.Array, jax.Array]:
-    """Do the same for hidden states after the last norm."""
+def logprobs_of(model: Transformer, x_BTD, targets_BT, temperature: float = 1.0, used_BT=None) -> tuple[jax.Array, jax.Array]:
+    """Do the same for hidden states after the last norm. used_BT: bool, where results are needed; elsewhere they may be 0."""
     config = model.config
     return target_logprobs(
         model.to_head(x_BTD),
@@ -34,6 +34,7 @@ def logprobs_of(model: Transformer, x_BTD, targets_BT, temperature: float = 1.0)
         dtype=config.dtype,
         softcap=config.logit_softcap,
         temperature=temperature,
+        used_BT=used_BT,
     )
 
 

@@ -126,7 +126,7 @@ def answers_under(model: Transformer, batch: dict):
     """
     flat = rows(batch)
     hidden = model.hidden(flat["tokens"], flat["segment_ids"], flat["positions"])
-    logp_RT, entropy_RT = logprobs_of(model, hidden.x_BTD, flat["targets"])
+    logp_RT, entropy_RT = logprobs_of(model, hidden.x_BTD, flat["targets"], used_BT=flat["weights"] > 0)
     trained = (batch["weights"] > 0).astype(jnp.float32)
     N, lengths = trained.shape[1], jnp.sum(trained, axis=-1)
     entropy = jnp.sum(examples(entropy_RT, N) * trained), jnp.sum(trained)

@@ -8,14 +8,15 @@ import functools
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from lm.kernels.chunks import chunk_of, joined, split
-from lm.kernels.head import head_gradients, head_logits, target_and_normalizer, target_mask
+from lm.kernels.head import head_gradients, head_logits, skipping, target_and_normalizer, target_mask
 from lm.kernels.matmul import gathered
 
 
 def target_logprobs(
-    x_BTD, head_VD, targets_BT, *, dtype, softcap: float = 0.0, temperature: float = 1.0, chunk: int | None = None
+    x_BTD, head_VD, targets_BT, *, dtype, softcap: float = 0.0, temperature: float = 1.0, chunk: int | None = None, used_BT=None
 ) -> tuple[jax.Array, jax.Array]:
     """Return log p(target) and the entropy of p, float32 [B, T], in nats; logits are x·headᵀ.
 
@@ -24,42 +25,54 @@ def target_logprobs(
       dtype: of the operands and of the logits, like the model's; sums and softmax are float32.
       softcap: logits s become softcap·tanh(s/softcap) (Gemma 2); 0: no cap. The temperature divides the capped logits.
       chunk: time steps per chunk; None: see `chunk_of`.
+      used_BT: bool; a chunk without any used position is skipped, and both results are 0 there. None: skip nothing.
     Only the first result has a gradient, with respect to x and head.
     """
     chunk = chunk or chunk_of(*targets_BT.shape)
-    return _chunked(softcap, temperature, jnp.dtype(dtype), chunk, x_BTD, head_VD, targets_BT)
+    return _chunked(softcap, temperature, jnp.dtype(dtype), chunk, x_BTD, head_VD, targets_BT, used_BT)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
-def _chunked(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT):
-    return _forward(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT)[0]
+def _chunked(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT, used_BT):
+    return _values(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT, used_BT)[:2]
 
 
-def _forward(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT):
+def _values(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT, used_BT):
+    """Return log p(target), the entropy and log Z, each [B, T]."""
     head = gathered(head_VD.astype(dtype))
 
-    def some(inputs):
+    def some(_, inputs):
         x, targets = inputs
         logits = head_logits(x, head, softcap, dtype) / temperature
         label, logz = target_and_normalizer(logits, targets)
         logp = logits - logz[..., None]
-        return label - logz, -jnp.sum(jnp.exp(logp) * logp, axis=-1), logz
+        return None, (label - logz, -jnp.sum(jnp.exp(logp) * logp, axis=-1), logz)
 
-    found = lax.map(some, split(chunk, x_BTD.astype(dtype), targets_BT))
-    logp_BT, entropy_BT, logz_BT = (joined(x, targets_BT.shape[1]) for x in found)
-    return (logp_BT, entropy_BT), (x_BTD, head_VD, targets_BT, logz_BT)
+    chunks = split(chunk, x_BTD.astype(dtype), targets_BT)
+    found = lax.scan(*skipping(some, None, chunks, used_BT, chunk))[1]
+    return tuple(joined(x, targets_BT.shape[1]) for x in found)
+
+
+def _forward(softcap, temperature, dtype, chunk, *arguments):
+    x_BTD, head_VD, targets_BT, used_BT = (jax.tree.map(lambda argument: argument.value, one) for one in arguments)
+    *found, logz_BT = _values(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT, used_BT)
+    learns = () if arguments[1].perturbed else None  # a frozen head, as that of a model with adapters, gets no gradient
+    return tuple(found), (x_BTD, head_VD, targets_BT, used_BT, logz_BT, learns)
 
 
 def _backward(softcap, temperature, dtype, chunk, residuals, cotangents):
-    x_BTD, head_VD, targets_BT, logz_BT = residuals
+    x_BTD, head_VD, targets_BT, used_BT, logz_BT, learns = residuals
+    if isinstance(cotangents[0], SymbolicZero):
+        return None, None, None, None
 
     def loss(logits, targets, logz, dlogp):
         p = jnp.exp(logits / temperature - logz[..., None])
         return (), dlogp[..., None] * (target_mask(logits, targets) - p) / temperature
 
     arrays = (targets_BT, logz_BT, cotangents[0])
-    _, dx_BTD, dhead = head_gradients(loss, softcap, dtype, chunk, x_BTD, head_VD, (), arrays, logits_dtype=dtype)
-    return dx_BTD, dhead.astype(head_VD.dtype), None
+    options = dict(logits_dtype=dtype, learns=learns is not None, used_BT=used_BT)
+    _, dx_BTD, dhead_VD = head_gradients(loss, softcap, dtype, chunk, x_BTD, head_VD, (), arrays, **options)
+    return dx_BTD, None if dhead_VD is None else dhead_VD.astype(head_VD.dtype), None, None
 
 
-_chunked.defvjp(_forward, _backward)
+_chunked.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -94,7 +94,7 @@ def objective(config) -> Objective:
         batch = shared_prompts.flat(batch)
         weights_BT = batch["weights"]
         out = shared_prompts.hidden(model, batch)
-        logp_BT, entropy_BT = logprobs_of(model, out.x_BTD, batch["targets"], temperature)
+        logp_BT, entropy_BT = logprobs_of(model, out.x_BTD, batch["targets"], temperature, weights_BT > 0)
         logp_BT = jnp.where(weights_BT > 0, logp_BT, 0.0)
         level = "sequence" if kind == "gspo" else "token"
         old_BT = batch.get("old_logps", lax.stop_gradient(logp_BT))

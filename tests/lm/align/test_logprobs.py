@@ -13,6 +13,7 @@ from lm.config import Adapter, ModelConfig
 from lm.infer.decode import Sampling
 from lm.infer.sampler import draw
 from lm.kernels import chunks
+from lm.kernels.logprobs import target_logprobs
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
@@ -72,6 +73,35 @@ def test_chunks_give_what_whole_logits_give(params, monkeypatch):
         np.testing.assert_allclose(one, twin, atol=1e-5)
     for one, twin in zip(jax.tree.leaves(gradient), jax.tree.leaves(twin_gradient), strict=True):
         np.testing.assert_allclose(one, twin, atol=1e-4 * float(jnp.abs(twin).max()))
+
+
+def test_positions_that_are_not_used_change_nothing_and_are_not_computed():
+    """Chunks without a used position: NaN there does not spread, and x and head get the gradients of the others."""
+    x, head = (
+        jnp.asarray(np.random.default_rng(n).normal(size=shape), jnp.float32) for n, shape in enumerate(((2, 12, 8), (30, 8)))
+    )
+    targets = jnp.asarray(np.random.default_rng(2).integers(0, 30, (2, 12)))
+    used = jnp.zeros((2, 12), bool).at[0, 5:9].set(True).at[1, 4:6].set(True)
+    broken = jnp.where(jnp.arange(12)[None, :, None] < 4, jnp.nan, x)
+
+    def loss(x, head, **how):
+        logp, entropy = target_logprobs(x, head, targets, dtype="float32", temperature=0.7, chunk=4, **how)
+        return jnp.sum(jnp.where(used, logp, 0.0)), jnp.where(used, entropy, 0.0)
+
+    grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+    for ours, twin in zip(jax.tree.leaves(grad(broken, head, used_BT=used)), jax.tree.leaves(grad(x, head)), strict=True):
+        np.testing.assert_allclose(ours, twin, rtol=1e-6, atol=1e-7)
+    assert np.isnan(jax.tree.leaves(grad(broken, head))[2]).any()
+
+
+def test_a_frozen_head_gets_no_gradient():
+    x, head, targets = jnp.ones((1, 4, 8)), jnp.ones((30, 8)), jnp.zeros((1, 4), jnp.int32)
+
+    def products(argnums):
+        loss = lambda x, head: target_logprobs(x, head, targets, dtype="float32")[0].sum()  # noqa: E731
+        return str(jax.make_jaxpr(jax.grad(loss, argnums))(x, head)).count("dot_general")
+
+    assert products(0) + 1 == products((0, 1))
 
 
 def test_sampler_and_trainer_agree(model, drawn):
