@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.kernels.chunks import chunk_of
-from lm.kernels.head import head_loss, softcapped, target_mask
+from lm.kernels.head import exponentials, head_loss, softcapped, target_mask
 
 
 def cross_entropy(
@@ -46,10 +46,7 @@ def cross_entropy(
 def _chunk(logits, targets, weights, *, z_loss, dft, measured):
     """Return for one chunk: sums per row [B], and d objective / d logits, float32 [B, c, V]."""
     is_target = target_mask(logits, targets)
-    top = jnp.max(logits, axis=-1)
-    below = logits - top[..., None]
-    e = jnp.exp(below)
-    z = jnp.sum(e, axis=-1)
+    top, below, e, z = exponentials(logits)
     logz, label = top + jnp.log(z), jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
     scale = weights * jnp.exp(label - logz) if dft else weights
     nll = jnp.sum(weights * (logz - label), axis=-1)

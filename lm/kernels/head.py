@@ -39,10 +39,12 @@ def target_mask(logits_BTV, targets_BT) -> jax.Array:
     return ids == targets_BT[..., None]
 
 
-def target_and_normalizer(logits_BTV, targets_BT) -> tuple[jax.Array, jax.Array]:
-    """Return the target's logit and log Z = log Σ exp(logits), [B, T]; their difference is log p(target)."""
-    targets = jnp.sum(jnp.where(target_mask(logits_BTV, targets_BT), logits_BTV, 0.0), axis=-1)
-    return targets, jax.nn.logsumexp(logits_BTV, axis=-1)
+def exponentials(logits_BTV) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Return the largest logit [B, T], the logits below it [B, T, V], their exponentials, and the sum of these [B, T]."""
+    top = jnp.max(logits_BTV, axis=-1)
+    below = logits_BTV - top[..., None]
+    e = jnp.exp(below)
+    return top, below, e, jnp.sum(e, axis=-1)
 
 
 def head_gradients(

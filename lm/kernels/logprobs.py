@@ -11,7 +11,7 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
 from lm.kernels.chunks import chunk_of, joined, split
-from lm.kernels.head import head_gradients, head_logits, skipping, target_and_normalizer, target_mask
+from lm.kernels.head import exponentials, head_gradients, head_logits, skipping, target_mask
 from lm.kernels.matmul import gathered
 
 
@@ -44,9 +44,11 @@ def _values(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT, used
     def some(_, inputs):
         x, targets = inputs
         logits = head_logits(x, head, softcap, dtype) / temperature
-        label, logz = target_and_normalizer(logits, targets)
-        logp = logits - logz[..., None]
-        return None, (label - logz, -jnp.sum(jnp.exp(logp) * logp, axis=-1), logz)
+        top, below, e, z = exponentials(logits)
+        # With p = e/Z and log p = below − log Z: the entropy is log Z − Σ e·below / Z.
+        entropy = jnp.log(z) - jnp.sum(e * below, axis=-1) / z
+        label = jnp.sum(jnp.where(target_mask(logits, targets), below, 0.0), axis=-1)
+        return None, (label - jnp.log(z), entropy, top + jnp.log(z))
 
     chunks = split(chunk, x_BTD.astype(dtype), targets_BT)
     found = lax.scan(*skipping(some, None, chunks, used_BT, chunk))[1]
