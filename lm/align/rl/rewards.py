@@ -108,10 +108,23 @@ def repetition(prompts, completions, *, n: int = 3, **columns) -> list[float | N
     """Return −(share of repeated word n-grams in the completion): 0 if all are distinct, near −1 for a loop."""
     rewards = []
     for completion in completions:
-        words = completion.lower().split()
-        grams = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+        grams = _grams(completion, n)
         rewards.append(len(set(grams)) / len(grams) - 1.0 if grams else 0.0)
     return rewards
+
+
+def copying(prompts, completions, *, n: int = 4, **columns) -> list[float | None]:
+    """Return −(share of the completion's word n-grams that stand in the last message of its prompt)."""
+    rewards = []
+    for messages, completion in zip(prompts, completions):
+        asked, said = set(_grams(messages[-1]["content"], n)), _grams(completion, n)
+        rewards.append(-sum(gram in asked for gram in said) / len(said) if said else 0.0)
+    return rewards
+
+
+def _grams(text: str, n: int) -> list[tuple[str, ...]]:
+    words = text.lower().split()
+    return [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
 
 
 def style(prompts, completions, *, least: float = -math.inf, **columns) -> list[float | None]:
@@ -127,6 +140,7 @@ def style(prompts, completions, *, least: float = -math.inf, **columns) -> list[
 REWARDS: dict[str, Reward] = {
     "answer": answer,
     "contains": contains,
+    "copying": copying,
     "format": format,
     "length": length,
     "overlong": overlong,

@@ -124,6 +124,14 @@ def test_length_and_overlong():
         given("length=1", ["x"], max_words=0)
 
 
+def test_copying():
+    prompts = [[{"role": "system", "content": "be kind to all"}, {"role": "user", "content": "Tell me of the red fox."}]]
+    texts = ["Tell me of the", "tell me of the red wolf", "Be kind to all", "A red fox.", ""]
+    found = [parse_rewards("copying=1").functions[0](prompts, [text])[0] for text in texts]
+    assert found == pytest.approx([-1, -2 / 3, 0, 0, 0])
+    assert parse_rewards("copying?n=2=1").functions[0](prompts, ["of the cat"]) == [-0.5]
+
+
 def test_repetition():
     texts = ["a b c d e", "a a a a a", "A b c a B c", "a b", ""]
     assert given("repetition=1", texts) == pytest.approx([0, -2 / 3, -1 / 4, 0, 0])
