@@ -46,7 +46,8 @@ def _import_data() -> None:
             print(line, file=sys.stderr)
             sys.exit(2)
         raise ImportError(line, name="data", path=other)
-    importlib.import_module("data")
+    if spec:  # not where lm.sandbox is used alone
+        importlib.import_module("data")
 
 
 _import_data()

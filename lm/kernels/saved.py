@@ -41,4 +41,5 @@ def _from_bits(bits, x):
 
 @_from_bits.defjvp
 def _tangent(primals, tangents):
-    return _from_bits(*primals), tangents[1]
+    bits, x = primals
+    return lax.bitcast_convert_type(bits, x.dtype), tangents[1]  # not a call that takes x, or x would be kept or computed again

@@ -61,10 +61,11 @@ def step_flops(config) -> int:
 @pytest.mark.parametrize("model, remat", all_but(OFTEN, itertools.product(MODELS, ("matmuls", "full"))))
 def test_flops_and_state_are_what_xla_counts_in_the_compiled_step(model, remat):
     config = training(**MODELS[model], remat=remat)
+    config.batch_size = 2  # one chunk of the vocabulary: XLA counts the body of a loop once
     compiled = compile_step(config, jax.devices()[:1])
     assert step_flops(config) == pytest.approx(compiled.cost_analysis()["flops"], rel=0.05)
     memory = under(config, describe.memory_per_device)
-    arguments = compiled.memory_analysis().argument_size_in_bytes - 5 * 4 * 8 * 256  # without the batch
+    arguments = compiled.memory_analysis().argument_size_in_bytes - 5 * 4 * 2 * 256  # without the batch
     assert memory["parameters"] + memory["optimizer"] == pytest.approx(arguments, abs=64)  # a few counters
 
 
