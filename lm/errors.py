@@ -1,6 +1,9 @@
-"""The exception that users see as one line instead of a traceback."""
+"""The exception that users see as one line instead of a traceback, and messages that several places give."""
 
 import contextlib
+import os
+import re
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -17,3 +20,13 @@ def naming(key: str):
         yield
     except UserError as error:
         raise UserError(str(error).replace("data.input", key)) from error
+
+
+def no_model(path: str | os.PathLike) -> str:
+    """Return why a path is no model, and what to name instead: "…: no such folder; name …"."""
+    cure = "name a workdir with a checkpoint, a Hugging Face folder or a GGUF file"
+    if Path(path).exists():
+        return f"{path}: a file, not a folder; {cure}"
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
+        cure += f"; a model of the Hugging Face hub is downloaded first: hf download {path} --local-dir=DIR, then name DIR"
+    return f"{path}: no such folder; {cure}"

@@ -3,7 +3,6 @@
 The verbs call this first. Checks that need devices, a model or the data come later.
 """
 
-import re
 from pathlib import Path
 
 from data.chat.records import EXTENSIONS, is_builtin, read_builtin
@@ -11,7 +10,7 @@ from data.sources import files, open_sources
 from data.text.tokenizer import load_tokenizer
 from data.text.weights import parse_weights
 from lm.align import settings
-from lm.errors import UserError, naming
+from lm.errors import UserError, naming, no_model
 from lm.evals.judges.judges import check_name
 from lm.gguf_file import find_gguf, open_gguf
 from lm.train.values import MOST, SEEDS, check_length, check_values, model_of
@@ -80,11 +79,7 @@ def check_model(key: str, path: str | None, workdir: Path | None) -> None:
             open_gguf(file)
         return
     if not folder.is_dir():
-        what = "a file, not a folder" if folder.exists() else "no such folder"
-        cure = "name a workdir with a checkpoint, a Hugging Face folder or a GGUF file"
-        if not folder.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", path):
-            cure += f"; a model of the Hugging Face hub is downloaded first: hf download {path} --local-dir=DIR, then name DIR"
-        raise UserError(f"{key}={path}: {what}; {cure}")
+        raise UserError(f"{key}={no_model(path)}")
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists():
         return  # opening it gives a better message
     if not (folder / "config.json").exists():

@@ -38,7 +38,7 @@ from absl import flags
 
 from data.text.hf_tokenizer import has_tokenizer
 from lm import cli, compile_cache
-from lm.errors import UserError
+from lm.errors import UserError, no_model
 from lm.gguf_file import SUFFIX
 
 FLAGS = flags.FLAGS
@@ -111,7 +111,7 @@ def main() -> None:
     if command == "export":
         _check_dtype(folder)
     if not read.is_dir() and not (command != "export" and read.suffix == SUFFIX and read.is_file()):
-        raise UserError(f"{read} is {'a file, not a folder' if read.exists() else 'no folder'}; name one that holds a model")
+        raise UserError(no_model(FLAGS[other if read is folder else "workdir"].value))
     if command == "import":
         from lm.convert.peft import is_adapter  # imports JAX, so only after the flags are checked
         from lm.convert.to_workdir import adapter_to_workdir, to_workdir

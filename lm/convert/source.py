@@ -20,7 +20,7 @@ from lm.convert.gguf.settings import config_json_of
 from lm.convert.hf_folder import open_folder
 from lm.convert.peft import is_adapter
 from lm.convert.published import Published, is_published
-from lm.errors import UserError
+from lm.errors import UserError, no_model
 from lm.gguf_file import find_gguf, open_gguf
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
@@ -77,6 +77,8 @@ def open_source(path: str | os.PathLike, step: int | None = None) -> Source:
         )
     if is_published(path):
         return Source.of(open_published(path))
+    if not path.is_dir():
+        raise UserError(no_model(path))
     checkpoints, step = newest(path, step)
     meta = checkpoints.meta(step)
     stored = checkpoints.stored_params(step)

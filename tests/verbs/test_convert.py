@@ -95,7 +95,7 @@ def test_mistakes(finished, exported, tmp_path):
         (line("export", workdir=finished, to=new, dtype="int8"), ["dtype", "bfloat16"]),
         (line("export", workdir=finished, to=new, family="lama"), ["--family=lama", "llama"]),
         (line("export", workdir=finished, to=exported), ["--to=", "not empty", "new folder"]),
-        (line("export", workdir=tmp_path / "none", to=new), ["none is no folder", "holds a model"]),
+        (line("export", workdir=tmp_path / "none", to=new), ["none: no such folder", "a Hugging Face folder or a GGUF file"]),
         (line("import", **{"from": tmp_path, "workdir": new}), [str(tmp_path), "no config.json"]),
         (line("import", **{"from": exported, "workdir": finished}), ["--workdir=", "not empty", "new folder"]),
         (line("import", **{"from": exported, "workdir": new, "mesh": "fdsp=2"}), ["--mesh=fdsp=2", "fsdp"]),
@@ -104,8 +104,8 @@ def test_mistakes(finished, exported, tmp_path):
         (line("export", workdir=finished, to=f"{new}.gguf", dtype="float32"), ["--dtype=float32", "for a GGUF file", "f32"]),
         ([*line("export", workdir=finished, to=f"{new}.gguf"), "--adapter"], ["--adapter", "--merge"]),
         (line("export", workdir=finished, to=f"{new}.gguf", max_shard_gb=1), ["--max_shard_gb", "GGUF"]),
-        (line("import", **{"from": f"{new}.gguf", "workdir": new}), ["new.gguf is no folder"]),
-        (line("import", **{"from": exported / "config.json", "workdir": new}), ["config.json is a file, not a folder"]),
+        (line("import", **{"from": f"{new}.gguf", "workdir": new}), ["new.gguf: no such folder"]),
+        (line("import", **{"from": exported / "config.json", "workdir": new}), ["config.json: a file, not a folder"]),
     ):
         refused(command, "lm.convert: ", *words)
     assert contents(exported) == before

@@ -61,7 +61,7 @@ EVALUATE = ["evaluate.py", "--config=configs/evaluate/default.py", "--config.che
         ([*EVALUATE[:3], "--config.data_dir=docs"], "tasks=xstest", ["docs/xstest: no file"]),
         (EVALUATE, "compare=nowhere", ["nowhere/results.json"]),
         (["-m", "lm.generate", "--prompt=a", "--checkpoint=nowhere"], "", ["--checkpoint=nowhere: no such folder"]),
-        (["-m", "lm.convert", "export", "--to=x", "--workdir=nowhere"], "", ["nowhere is no folder"]),
+        (["-m", "lm.convert", "export", "--to=x", "--workdir=nowhere"], "", ["nowhere: no such folder"]),
     ],
 )
 def test_mistakes_are_answered_without_jax(line, argument, words, finished, tmp_path):
