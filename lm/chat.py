@@ -53,12 +53,7 @@ HARMLESS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd"
 
 
 def main() -> None:
-    try:
-        rest = FLAGS(sys.argv)
-    except flags.Error as error:
-        raise UserError(str(error)) from None
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
+    cli.parse_flags(sys.argv)
     if FLAGS.checkpoint is None:
         raise UserError("--checkpoint is missing; --help lists the flags")
     if FLAGS.top_p <= 0:

@@ -88,6 +88,16 @@ def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tupl
     return flags.FLAGS.config, workdir
 
 
+def parse_flags(argv: list[str]) -> None:
+    """Parse the flags of a command without a config. Raises UserError for an unknown flag, wrong value or extra argument."""
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(str(error)) from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
+
+
 def run(
     main: Callable[[ml_collections.ConfigDict, Path | None], None], usage: str, needs_workdir: bool = True, unless: str = ""
 ) -> None:

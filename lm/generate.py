@@ -29,12 +29,7 @@ flags.DEFINE_integer("seed", 0, "Seed of the sampling.", lower_bound=0, upper_bo
 
 
 def main() -> None:
-    try:
-        rest = FLAGS(sys.argv)
-    except flags.Error as error:
-        raise UserError(str(error)) from None
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
+    cli.parse_flags(sys.argv)
     for name in ("checkpoint", "prompt"):
         if FLAGS[name].value is None:
             raise UserError(f"--{name} is missing; --help lists the flags")

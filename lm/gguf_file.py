@@ -33,7 +33,7 @@ BLOCKS = 1 << 15  # blocks of a quantised type that are dequantised at a time: a
 MAX_AXES = 4  # GGML_MAX_DIMS
 # struct formats of the types of settings, by number; 8 is a string, 9 an array
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-STRING, ARRAY, BOOL = 8, 9, 7
+STRING, ARRAY = 8, 9
 PLAIN = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
 PLAIN |= {f"I{bits}": np.dtype(f"int{bits}") for bits in (8, 16, 32, 64)}
 
@@ -102,7 +102,7 @@ def find_gguf(path: str | os.PathLike) -> Path | None:
 
 
 def open_gguf(path: Path) -> GGUFFile:
-    """Return the header of a GGUF file, or of all files of a split model; of which `path` may be any.
+    """Return the header of a GGUF file, or of all files of a split model, of which `path` may be any.
 
     Raises: UserError if a file is missing, truncated, or not what its header says.
     """
@@ -113,8 +113,8 @@ def open_gguf(path: Path) -> GGUFFile:
             raise UserError(f"{part.path} holds {min(twice)}, which another file of this model holds too; download it again")
         tensors |= part.tensors
     expected = parts[0].settings.get("split.tensors.count", len(tensors))
-    if expected != len(tensors):
-        raise UserError(f"{path}: the files of this model hold {len(tensors)} tensors, the first one announces {expected}")
+    if not isinstance(expected, int) or expected != len(tensors):
+        raise UserError(f"{path}: the files of this model hold {len(tensors)} tensors, not split.tensors.count={expected}")
     return GGUFFile(parts[0].path, parts[0].settings, tensors)
 
 

@@ -5,7 +5,7 @@
 """
 
 import json
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,6 +28,7 @@ from data.text.sentencepiece_tokenizer import SPACE
 from lm.errors import UserError
 from lm.gguf_file import GGUFFile
 
+NULL = (1 << 32) - 1  # llama.cpp's id of a token that does not exist
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
 
@@ -37,7 +38,8 @@ class _Vocabulary(NamedTuple):
 
 
 def has_tokenizer(file: GGUFFile) -> bool:
-    return file.settings.get("tokenizer.ggml.model") not in (None, "none", "no_vocab")
+    """Return whether a file has a tokenizer of any kind."""
+    return _get(file, "model", str, "none") not in ("none", "no_vocab")
 
 
 def tokenizer_files(file: GGUFFile) -> dict[str, bytes]:
@@ -47,7 +49,7 @@ def tokenizer_files(file: GGUFFile) -> dict[str, bytes]:
     """
     if not has_tokenizer(file):
         return {}
-    model = file.settings["tokenizer.ggml.model"]
+    model = _get(file, "model", str, "none")
     if model not in ("gpt2", "llama"):
         raise UserError(f"tokenizer: {file.path} has tokenizer.ggml.model={model!r}; gpt2 and llama can be read")
     tokens = _list(file, "tokens", str)
@@ -57,18 +59,25 @@ def tokenizer_files(file: GGUFFile) -> dict[str, bytes]:
     vocabulary = _Vocabulary(tokens, types)
     ids = {name: _id(file, f"{theirs}_token_id", len(tokens)) for name, theirs in (NAMED | {n: n for n in ENDS[1:]}).items()}
     fast = _byte_level(file, vocabulary) if model == "gpt2" else _sentencepiece(file, vocabulary, ids["unk"])
-    pre = PRE.get(file.settings.get("tokenizer.ggml.pre", "default"))
-    adds_bos = file.settings.get("tokenizer.ggml.add_bos_token", model == "llama" or pre in BEGINS)
-    adds = [ids["bos"] if adds_bos else None, ids["eos"] if file.settings.get("tokenizer.ggml.add_eos_token") else None]
+    adds_bos = _get(file, "add_bos_token", bool, model == "llama" or PRE.get(_get(file, "pre", str, "default")) in BEGINS)
+    adds = [ids["bos"] if adds_bos else None, ids["eos"] if _get(file, "add_eos_token", bool, False) else None]
     fast["post_processor"] = _template_processing(tokens, *adds)
     named = {f"{name}_token": tokens[ids[name]] for name in NAMED if ids[name] is not None}
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **named}
-    if template := file.settings.get("tokenizer.chat_template"):
+    if template := _get(file, "tokenizer.chat_template", str, ""):
         config["chat_template"] = template
     stops = list(dict.fromkeys(ids[name] for name in ENDS if ids[name] is not None))
     generation = {"bos_token_id": ids["bos"], "eos_token_id": stops or None, "pad_token_id": ids["pad"]}
     contents = {"tokenizer.json": fast, "tokenizer_config.json": config, "generation_config.json": generation}
     return {name: json.dumps(content, ensure_ascii=False).encode() for name, content in contents.items()}
+
+
+def _get(file: GGUFFile, name: str, kind: type, default: Any) -> Any:
+    name = name if "." in name else f"tokenizer.ggml.{name}"
+    value = file.settings.get(name, default)
+    if not isinstance(value, kind):
+        raise UserError(f"tokenizer: {file.path}: {name} must be of type {kind.__name__}")
+    return value
 
 
 def _list(file: GGUFFile, name: str, kind: type) -> list:
@@ -80,16 +89,16 @@ def _list(file: GGUFFile, name: str, kind: type) -> list:
 
 
 def _id(file: GGUFFile, name: str, size: int) -> int | None:
-    value = file.settings.get(f"tokenizer.ggml.{name}")
-    if value is None or value == (1 << 32) - 1:  # llama.cpp's null
+    value = _get(file, name, int, NULL)
+    if value == NULL:
         return None
-    if not isinstance(value, int) or not 0 <= value < size:
+    if not 0 <= value < size:
         raise UserError(f"tokenizer: {file.path} has tokenizer.ggml.{name}={value!r}; its ids are 0…{size - 1}")
     return value
 
 
 def _byte_level(file: GGUFFile, vocabulary: _Vocabulary) -> dict:
-    pre = file.settings.get("tokenizer.ggml.pre", "default")
+    pre = _get(file, "pre", str, "default")
     if pre not in PRE:
         raise UserError(f"tokenizer: {file.path} has tokenizer.ggml.pre={pre!r}, which is none of {', '.join(PRE)}")
     merges = _list(file, "merges", str)
@@ -129,7 +138,7 @@ def _sentencepiece(file: GGUFFile, vocabulary: _Vocabulary, unk: int | None) -> 
         for k in range(1, len(piece))
         if piece[:k] in known and piece[k:] in known
     ]
-    prefix = file.settings.get("tokenizer.ggml.add_space_prefix", True)
+    prefix = _get(file, "add_space_prefix", bool, True)
     to_pieces = [{"type": "Prepend", "prepend": SPACE}] * prefix
     to_pieces.append({"type": "Replace", "pattern": {"String": " "}, "content": SPACE})
     to_text = [

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from data.text.gguf_tokenizer import tokenizer_files
+from data.text import gguf_tokenizer
 from data.text.sentencepiece_tokenizer import scrub
 from lm import saving
 from lm.errors import UserError
@@ -194,7 +194,7 @@ def files_at(path: Path) -> dict[str, bytes]:
     The model's `config.json` is not among them, so the token ids in it are added to `generation_config.json`.
     """
     if (gguf := find_gguf(path)) is not None:
-        return tokenizer_files(open_gguf(gguf))
+        return gguf_tokenizer.tokenizer_files(open_gguf(gguf))
     folder, fast = (path, "tokenizer.json") if path.is_dir() else (path.parent, path.name)
     found = {}
     for name in FILES:
@@ -219,7 +219,9 @@ def copy_files(source: Path, folder: Path) -> None:
 
 def has_tokenizer(path: Path) -> bool:
     """Return whether a folder or a GGUF file has a tokenizer of any kind."""
-    return bool({"tokenizer.model", "tokenizer.json"} & files_at(path).keys())
+    if (gguf := find_gguf(path)) is not None:
+        return gguf_tokenizer.has_tokenizer(open_gguf(gguf))
+    return any((path / name).exists() for name in ("tokenizer.model", "tokenizer.json"))
 
 
 def _template(files: Mapping[str, bytes]) -> str | None:

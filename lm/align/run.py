@@ -17,6 +17,7 @@ from flax import nnx
 from data.chat.example_batches import ExampleBatches
 from data.chat.examples import prepare_examples, prepare_tasks, record_tasks
 from data.text.fingerprints import check_tokenizer, record_tokenizer
+from data.text.hf_tokenizer import has_tokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm import sizing
 from lm.align import distill, preference, reward, settings, sft
@@ -273,10 +274,6 @@ def own_tokenizer(config, workdir: Path) -> Tokenizer:
             f"model.vocab_size={config.model.vocab_size} of {config.init_from}"
         )
     return tokenizer
-
-
-def has_tokenizer(workdir: Path) -> bool:
-    return any((workdir / name).exists() for name in ("tokenizer.model", "tokenizer.json"))
 
 
 def chat_template(config, tokenizer: Tokenizer) -> str | None:

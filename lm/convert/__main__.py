@@ -1,4 +1,4 @@
-"""Import and export Hugging Face checkpoints.
+"""Import and export Hugging Face checkpoints and GGUF files, and quantize models.
 
     python -m lm.convert import --from=HF_DIR --workdir=DIR [--mesh=fsdp=8]
     python -m lm.convert export --workdir=DIR --to=HF_DIR [--dtype=bfloat16 --max_shard_gb=5 --family=llama --merge]
@@ -27,7 +27,7 @@ alone, for PeftModel.from_pretrained(base, PEFT_DIR) or vLLM.
 "quantize" reads any model and writes a workdir whose weights are integers of 8 or 4 bits with scales (docs/adapt.md). It works
 like any other model here. To give it to llama.cpp, export the model itself with --dtype=q8_0 instead.
 
-A tensor that is missing, unknown or of another shape stops both commands with one line that lists it. Output is written
+A tensor that is missing, unknown or of another shape stops a command with one line that lists it. Output is written
 completely or not at all. A folder that is not empty is never overwritten.
 """
 
@@ -60,7 +60,7 @@ flags.DEFINE_bool("adapter", False, "export: only the adapter, in PEFT's format.
 flags.DEFINE_string(
     "base",
     None,
-    "import of an adapter: its model, a Hugging Face folder or a workdir; none: the one named in its config. "
+    "import of an adapter: its model, a Hugging Face folder, a GGUF file or a workdir; none: the one named in its config. "
     "export --adapter: the model to name in its config; none: the model that the run started from.",
 )
 HF_DTYPES = ("as-is", "float32", "bfloat16")
@@ -88,12 +88,7 @@ def main() -> None:
     command = next(iter(sys.argv[1:]), None)
     if command not in COMMANDS:
         raise UserError(f"{command or 'nothing'} is none of {', '.join(COMMANDS)}; --help lists the commands")
-    try:
-        rest = FLAGS([sys.argv[0], *sys.argv[2:]])
-    except flags.Error as error:
-        raise UserError(str(error)) from None
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
+    cli.parse_flags([sys.argv[0], *sys.argv[2:]])
     useless, case = {name for names in COMMANDS.values() for name in names} - {*COMMANDS[command]}, command
     if command == "export":
         useless |= {"dtype", "max_shard_gb", "merge"} if FLAGS.adapter else {"base"}

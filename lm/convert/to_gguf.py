@@ -14,7 +14,7 @@ from data.text.tokenizer import load_tokenizer
 from lm.checkpoint import newest
 from lm.convert.gguf.modelfile import modelfile
 from lm.convert.gguf.settings import check_same, settings_of
-from lm.convert.gguf.tensors import Layout, layouts
+from lm.convert.gguf.tensors import Layout, Part, layouts
 from lm.convert.rows import Place, places, theirs_of
 from lm.convert.to_published import AS_IS, Arrays, family_that_holds, to_export
 from lm.errors import UserError
@@ -49,8 +49,6 @@ def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None =
     """
     if to.exists():
         raise UserError(f"--to={to} exists: name a new file, since files are never overwritten")
-    if not to.parent.is_dir():
-        to.parent.mkdir(parents=True)
     checkpoints, step = newest(workdir)
     with contextlib.closing(checkpoints):
         saved = checkpoints.meta(step)["config"]
@@ -75,15 +73,17 @@ def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None =
         if tokenizer is not None:
             settings |= tokenizer_settings(tokenizer, config.vocab_size)
         check_same(config, model_type, _as_read(to, settings, types, factors))
-        partial = to.with_name(f".{to.name}.unfinished")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        partial, beside = to.with_name(f".{to.name}.unfinished"), to.with_name("Modelfile")
+        content = modelfile(to.name, tokenizer)
+        if beside.exists() and beside.read_text(encoding="utf-8") != content:
+            beside = to.with_suffix(".Modelfile")
         try:
             _write(partial, settings, types, factors, found, by_name, arrays)
+            save(beside, content)  # first, so that a file that stands is complete
             partial.rename(to)
         finally:
             partial.unlink(missing_ok=True)
-    beside = to.with_name("Modelfile")
-    beside = beside if not beside.exists() else to.with_suffix(".Modelfile")
-    save(beside, modelfile(to.name, tokenizer))
     return beside
 
 
@@ -117,12 +117,8 @@ def _type(name: str, shape: tuple[int, ...], asked: str) -> str:
 def _as_read(path: Path, settings: Mapping[str, Any], types: Mapping, factors: Mapping[str, np.ndarray]) -> GGUFFile:
     """Return the header that a reader of the file will see."""
 
-    class Factors(StoredTensor):
-        def read(self, index=None) -> np.ndarray:
-            return factors[self.file.name]
-
     tensors = {name: StoredTensor(path, 0, *kind) for name, kind in types.items()}
-    tensors |= {name: Factors(Path(name), 0, "F32", x.shape) for name, x in factors.items()}
+    tensors |= {name: Part(x.dtype, x.shape, lambda x=x: x) for name, x in factors.items()}
     floats = {name: float(np.float32(value)) for name, value in settings.items() if isinstance(value, float)}
     return GGUFFile(path, {**settings, **floats}, tensors)
 

@@ -97,9 +97,9 @@ def quantized_to_workdir(path: Path, workdir: Path, quantization: Quantization, 
 
 def _named_base(folder: Path) -> str:
     named = read_json(folder / SETTINGS).get("base_model_name_or_path")
-    if named and Path(named).is_dir():
+    if named and Path(named).exists():
         return named
-    what = f"{named}, which is no folder here" if named else "no model that it tells"
+    what = f"{named}, which is not here" if named else "no model that it tells"
     raise UserError(f"{folder} is an adapter of {what}: name the model's folder with --base")
 
 

@@ -36,9 +36,10 @@ def read(tokenizer: Tokenizer | None, prompts: Sequence[Any], template: str | No
         raise UserError(f"prompts must be a list, even of one prompt; {FORMS}")
     found, prompts = [], list(prompts)
     if tokenizer is None:
-        if not all(map(_is_ids, prompts)):
+        rows = list(map(_ids_of, prompts))
+        if None in rows:
             raise UserError("this model has no tokenizer: give prompts as lists of token ids")
-        return [Prompt([int(i) for i in prompt], False, ()) for prompt in prompts]
+        return [Prompt(ids, False, ()) for ids in rows]
     for n, prompt in enumerate(prompts):
         if isinstance(prompt, str):
             found.append(Prompt(tokenizer.prompt_ids(prompt), True, tuple(tokenizer.stop_ids)))
@@ -61,15 +62,19 @@ def _messages(prompt: Sequence[Any], where: str) -> Messages:
 
 
 def _token_ids(prompt: Any, n: int) -> list[int]:
-    if not _is_ids(prompt):
+    ids = _ids_of(prompt)
+    if ids is None:
         hint = "; put the messages of one conversation into a list of their own" if isinstance(prompt, Mapping) else ""
         raise UserError(f"prompt {n} (counted from 0) is of no known form: {FORMS}{hint}")
-    return [int(i) for i in prompt]
+    return ids
 
 
-def _is_ids(prompt: Any) -> bool:
+def _ids_of(prompt: Any) -> list[int] | None:
+    """Return a prompt of token ids as a list, or None for a prompt of another form."""
     ids = prompt.tolist() if hasattr(prompt, "tolist") else prompt
-    return is_list(ids) and all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in ids)
+    if not is_list(ids) or not all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in ids):
+        return None
+    return [int(i) for i in ids]
 
 
 def _stops(tokenizer: Tokenizer, template: str | None) -> tuple[int, ...]:

@@ -30,7 +30,7 @@ def open_model(path: Path) -> Published:
         whole_kv = "blk.0.attn_kv_b.weight" in file.tensors
         wanted = layouts(config, hf["model_type"], shapes, whole_kv)
     except UserError as error:
-        raise UserError(f"{path}: {error}".replace("config.json", "its settings")) from None
+        raise UserError(f"{path}: {str(error).replace('config.json', 'its settings')}") from None
     expected = {name: shape for layout in wanted for name, shape in zip(layout.gguf, layout.shapes, strict=True)}
     here = {name: file.tensors[name] for name in expected if name in file.tensors}
     others = (name for name in file.tensors.keys() - expected.keys() if name not in FACTORS)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from lm.config import ModelConfig
-from lm.convert.families import FAMILIES, essence, family_of, model_config
+from lm.convert.families import essence, model_config
 from lm.convert.gguf.rope import scaling_of, scaling_settings
 from lm.convert.gguf.values import Settings
 from lm.errors import UserError
@@ -263,16 +263,10 @@ def _named(arch: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_same(config: ModelConfig, model_type: str, file: GGUFFile) -> None:
     """Raise UserError if llama.cpp would compute another function: if the file, read back, is not this model."""
-    hf = config_json_of(file)
-    wanted, kept = essence(config), essence(model_config(hf, ()))
+    wanted, kept = essence(config), essence(model_config(config_json_of(file), ()))
     lost = [f"model.{key}={value!r}" for key, value in wanted.items() if not _same(kept[key], value)]
-    if lost or family_of(hf).MODEL_TYPES[-1] not in (model_type, *_aliases(model_type)):
+    if lost:
         raise UserError(f"GGUF's architecture {ARCHITECTURES[model_type]} cannot hold this model: it lacks {', '.join(lost)}")
-
-
-def _aliases(model_type: str) -> list[str]:
-    arch = ARCHITECTURES[model_type]
-    return [FAMILIES[name].MODEL_TYPES[-1] for name, other in ARCHITECTURES.items() if other == arch]
 
 
 def _same(one: Any, other: Any) -> bool:

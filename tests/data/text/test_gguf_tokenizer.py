@@ -85,7 +85,10 @@ def test_a_file_without_a_tokenizer_has_none(tmp_path):
         ({"merges": ["qqq zzz"]}, "the merge 'qqq zzz'"),
         ({"token_type": [1, 1]}, "tokens and 2 types"),
         ({"eos_token_id": 100000}, "eos_token_id=100000"),
-        ({"eos_token_id": "last"}, "eos_token_id='last'"),
+        ({"eos_token_id": "last"}, "eos_token_id must be of type int"),
+        ({"pre": ["smollm"]}, "tokenizer.ggml.pre must be of type str"),
+        ({"model": [1, 2]}, "tokenizer.ggml.model must be of type str"),
+        ({"add_bos_token": 7}, "add_bos_token must be of type bool"),
     ],
 )
 def test_settings_that_are_no_tokenizer_give_one_line(tmp_path, changes, message):
@@ -102,6 +105,13 @@ def test_scores_of_another_number_than_tokens_are_refused(tmp_path):
     settings = tokenizer_settings(tokenizer, tokenizer.vocab_size) | {"tokenizer.ggml.scores": [0.5]}
     with pytest.raises(UserError, match="tokens and 1 scores"):
         load_tokenizer(file_of(tmp_path, settings))
+
+
+@pytest.mark.parametrize("name, value", [("tokenizer.ggml.add_space_prefix", 2**31), ("tokenizer.chat_template", [1, 2])])
+def test_a_setting_of_another_type_is_refused(tmp_path, name, value):
+    tokenizer = published(tmp_path, "gemma")
+    with pytest.raises(UserError, match=f"{name} must be of type"):
+        load_tokenizer(file_of(tmp_path, tokenizer_settings(tokenizer, tokenizer.vocab_size) | {name: value}))
 
 
 @pytest.mark.parametrize("name", ["unigram", "word_piece", "other words", "a space before words", "lower case"])

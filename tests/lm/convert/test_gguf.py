@@ -135,7 +135,7 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, name):
     (tmp_path / "run").mkdir()
     write_workdir(tmp_path / "run", config, gguf_models.parameters_of(config))
     with pytest.raises(UserError, match=message):
-        to_gguf(tmp_path / "run", tmp_path / "x.gguf")
+        to_gguf(tmp_path / "run", tmp_path / "new" / "x.gguf")
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
 
@@ -158,6 +158,13 @@ def test_a_file_is_never_overwritten(tmp_path):
     to_gguf(tmp_path / "run", tmp_path / "y.gguf")
     assert before == (file.read_bytes(), (tmp_path / "Modelfile").read_text())
     assert "FROM ./y.gguf" in (tmp_path / "y.Modelfile").read_text()
+
+
+def test_an_export_that_stopped_after_its_modelfile_begins_anew(tmp_path):
+    _, file = exported(tmp_path, "llama")
+    file.unlink()
+    assert to_gguf(tmp_path / "run", file) == tmp_path / "Modelfile"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Modelfile", "run", "x.gguf"]
 
 
 # Adapters.
