@@ -193,7 +193,7 @@ def test_mistakes(finished, base, adapted, alone, imported, tmp_path):
         (lambda: adapter_to_workdir(alone, str(base), imported, mesh), "exists and is not empty"),
         (lambda: adapter_to_workdir(alone, str(adapted), new, mesh), "--base=.* has an adapter itself"),
         (lambda: adapter_to_workdir(alone, str(alone), new, mesh), "adapter without its model"),
-        (lambda: adapter_to_workdir(alone, str(tmp_path / "none"), new, mesh), "no training run"),
+        (lambda: adapter_to_workdir(alone, str(tmp_path / "none"), new, mesh), "none: no such folder"),
         (lambda: lm.load(alone), "import --from="),
     ):
         with pytest.raises(UserError, match=words):
