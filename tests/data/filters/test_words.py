@@ -1,0 +1,79 @@
+"""Words, lines and sentences of a batch, and repeated n-grams, against plain twins."""
+
+import numpy as np
+import pytest
+import xxhash
+from pydoc_data.topics import topics
+
+from data.filters import ngrams
+from data.filters.splitting import split
+from data.filters.words import LETTER, SYMBOL, Words, maxima, runs, sums
+
+TEXTS = [
+    "",
+    " \n ",
+    "One line. Two sentences!\n\nAnd (a) third... ",
+    "x",
+    *list(topics.values())[:25],
+    "a b a b a b a b\nc c c c c c c",
+]
+
+
+def words_of(text: str) -> list[str]:
+    return [word for chunk in text.split() for word in split(chunk)]
+
+
+def test_counts_hashes_and_sizes():
+    words = Words(TEXTS)
+    plain = [words_of(text) for text in TEXTS]
+    assert words.words_N.tolist() == [len(some) for some in plain]
+    assert words.characters_N.tolist() == [len(text) for text in TEXTS]
+    flat = [word for some in plain for word in some]
+    assert words.size_W.tolist() == [len(word) for word in flat]
+    assert words.hash_W.tolist() == [xxhash.xxh3_64_intdigest(word.encode()) for word in flat]
+    assert words.count(LETTER).tolist() == [sum(any(map(str.isalpha, word)) for word in some) for some in plain]
+    lines = [line for text in TEXTS for line in text.splitlines()]
+    assert words.chunks_L.tolist() == [len(line.split()) for line in lines]
+    assert words.words_L.tolist() == [len(words_of(line)) for line in lines]
+    assert words.longest_L.tolist() == [max(map(len, line.split()), default=0) for line in lines]
+
+
+def test_a_batch_does_not_change_its_documents():
+    together = Words(TEXTS)
+    for n, text in enumerate(TEXTS):
+        alone = Words([text])
+        assert alone.words_N[0] == together.words_N[n] and alone.count(SYMBOL)[0] == together.count(SYMBOL)[n]
+
+
+@pytest.mark.parametrize(
+    "line, sentences",
+    [
+        ("", 0),
+        ("No end", 1),
+        ("One. Two", 2),
+        ("One.", 1),
+        ('"One." Two! (Three?) ', 3),
+        ("It is 3.14 e.g. here. So", 2),
+        ("... x", 1),
+    ],
+)
+def test_sentences(line, sentences):
+    assert Words([line]).sentences_L.tolist() == ([sentences] if line else [])
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 10])
+def test_repeated_n_grams_are_those_of_the_plain_twins(n):
+    words = Words(TEXTS)
+    grams = ngrams.repeated(words, n)[-1]
+    plain = [words_of(text) for text in TEXTS]
+    assert ngrams.top_characters(words, grams).tolist() == [ngrams.top_characters_reference(some, n) for some in plain]
+    assert ngrams.duplicate_characters(words, grams).tolist() == [
+        ngrams.duplicate_characters_reference(some, n) for some in plain
+    ]
+
+
+def test_groups():
+    assert runs(np.array([5, 0, 9]), np.array([2, 0, 1])).tolist() == [5, 6, 9]
+    assert sums(np.array([1, 2, 3]), np.array([0, 2, 0, 1])).tolist() == [0, 3, 0, 3]
+    assert maxima(np.array([1, 4, 3]), np.array([2, 0, 1])).tolist() == [4, 0, 3]
+    assert maxima(np.array([], np.int64), np.array([0, 0])).tolist() == [0, 0]
