@@ -16,7 +16,7 @@ from typing import Any
 
 from lm.errors import UserError
 
-HERE = 4  # items processed in this process first, so that a small input starts no worker
+HERE = 4  # usual number of items processed in this process first, so that a small input starts no worker
 AHEAD = 2  # queued or finished items per worker; more takes more memory
 
 
@@ -26,7 +26,7 @@ def cores() -> int:
 
 
 def ordered(
-    function: Callable[[Any, Any], Any], state: Any, items: Iterable[Any], *, processes: int | None = None
+    function: Callable[[Any, Any], Any], state: Any, items: Iterable[Any], *, processes: int | None = None, here: int = HERE
 ) -> Iterator[Any]:
     """Yield function(state, item) for each item, in order.
 
@@ -37,6 +37,7 @@ def ordered(
         state: shared by all calls; pickled once and sent to each worker.
         items: pickled; read lazily, a few ahead of the results.
         processes: default: one per core. With 1, all work is done in this process.
+        here: items processed in this process first.
 
     Raises:
         UserError: a worker was killed, or `function` raised it. RuntimeError: any other error of `function` in a worker, with
@@ -45,7 +46,7 @@ def ordered(
     processes = cores() if processes is None else processes
     items = iter(items)
     alone = processes < 2 or multiprocessing.current_process().daemon  # a daemon cannot have children
-    for item in items if alone else itertools.islice(items, HERE):
+    for item in items if alone else itertools.islice(items, here):
         yield function(state, item)
     first = [] if alone else list(itertools.islice(items, processes))
     workers = _started(len(first), function, state)

@@ -1,9 +1,10 @@
 """Words, lines and sentences of a batch, and repeated n-grams, against plain twins."""
 
+from pydoc_data.topics import topics
+
 import numpy as np
 import pytest
 import xxhash
-from pydoc_data.topics import topics
 
 from data.filters import ngrams
 from data.filters.splitting import split

@@ -1,0 +1,68 @@
+"""All keys of a curation run, without any threshold. The other files of this folder are published recipes.
+
+A recipe names its stages in order. A stage measures the documents (columns), and some stages rewrite them. A stage's options are
+the section of its name. `rules` then says which documents stay: column -> (least, most), or allowed strings, or () for no rule.
+The report shows a histogram of each such column. After a change of thresholds only the last step is done anew.
+"""
+
+import ml_collections
+
+INF = float("inf")
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.input = ""  # files, folders and globs with commas between; NAME=FILES names a source: web=crawl/*.warc.gz,books=txt
+    config.stages = ""  # with commas between, in order; see data/recipe/stages.py
+    config.processes = 0  # 0: one on each core
+
+    config.read = ml_collections.ConfigDict()  # how files are read, see data/sources/archives
+    config.read.text_key = "text"  # field or column of JSONL and Parquet that holds the text
+    config.read.main_content = True  # of HTML pages: leave out menus, headers and footers
+
+    config.c4 = ml_collections.ConfigDict()
+    config.c4.end_marks = (".", "?", "!", '"', "'")  # a line must end in one of them; (): any end
+    config.c4.min_words = 3  # of a line; -1: any number
+    config.c4.longest_word = 1000  # characters; a line with a longer one is dropped
+
+    config.rules = ml_collections.ConfigDict()
+    return config
+
+
+def gopher_quality(rules: ml_collections.ConfigDict) -> None:
+    """Add the thresholds of Rae et al. (2021), A.1.1, as in datatrove 0.10.1."""
+    rules.gopher_words = (50, 100_000)
+    rules.gopher_mean_word_length = (3, 10)
+    rules.gopher_hash_ratio = (0, 0.1)
+    rules.gopher_ellipsis_ratio = (0, 0.1)
+    rules.gopher_bullet_lines = (0, 0.9)
+    rules.gopher_ellipsis_lines = (0, 0.3)
+    rules.gopher_letter_words = (0.8, 1)
+    rules.gopher_stop_words = (2, INF)
+
+
+def gopher_repetition(rules: ml_collections.ConfigDict) -> None:
+    """Add the thresholds of Rae et al. (2021), table A1."""
+    rules.gopher_duplicate_paragraphs = (0, 0.3)
+    rules.gopher_duplicate_paragraph_characters = (0, 0.2)
+    rules.gopher_duplicate_lines = (0, 0.3)
+    rules.gopher_duplicate_line_characters = (0, 0.2)
+    for n, share in zip(range(2, 5), (0.2, 0.18, 0.16)):
+        rules[f"gopher_top_{n}_gram"] = (0, share)
+    for n, share in zip(range(5, 11), (0.15, 0.14, 0.13, 0.12, 0.11, 0.1)):
+        rules[f"gopher_duplicate_{n}_grams"] = (0, share)
+
+
+def c4(rules: ml_collections.ConfigDict, sentences: int) -> None:
+    """Add the thresholds of Raffel et al. (2020), 2.2."""
+    rules.c4_lorem_ipsum = (0, 0)
+    rules.c4_curly_brackets = (0, 0)
+    rules.c4_sentences = (sentences, INF)
+
+
+def fineweb_quality(rules: ml_collections.ConfigDict) -> None:
+    """Add the thresholds of Penedo et al. (2024), 3.6, as in datatrove 0.10.1."""
+    rules.fineweb_ended_lines = (0.12, 1)
+    rules.fineweb_short_lines = (0, 0.67)
+    rules.fineweb_duplicate_characters = (0, 0.01)
+    rules.fineweb_newlines = (0, 0.3)

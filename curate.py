@@ -1,0 +1,27 @@
+"""Curate text: from raw files to documents worth training on.
+
+    python curate.py --config=configs/curate/fineweb.py --workdir=corpus --config.input='crawl/*.warc.gz'
+    python train.py --config=configs/train/small.py --workdir=runs/mine --config.data='corpus/documents/*.parquet'
+
+Reads the files, measures and rewrites their documents stage by stage, and applies the recipe's thresholds. configs/curate/default.py
+explains every key, docs/curate.md every stage. Run the same command again to resume after a crash, a kill or a Ctrl-C. After a
+change of a threshold, only the last step is done anew. Writes to the workdir: documents/, dropped/ (with the reason),
+manifest.json, report.html, report.json, stages/.
+"""
+
+from pathlib import Path
+
+from lm import cli
+from lm.workdir import locked
+
+
+def main(config, workdir: Path) -> None:
+    with locked(workdir):
+        from data.recipe.run import run
+        from lm.reports.curate import write
+
+        write(workdir, config, run(config.to_dict(), workdir))
+
+
+if __name__ == "__main__":
+    cli.run(main, __doc__)

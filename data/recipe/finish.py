@@ -1,0 +1,155 @@
+"""Apply the thresholds to a unit: write the documents that stay, those that go with the reason, and what the report needs."""
+
+import heapq
+import json
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import xxhash
+
+from data.recipe import tables
+from data.recipe.batch import Batch
+from data.recipe.plan import Unit
+from data.recipe.rules import Rule, reasons
+from data.recipe.units import ORIGINS, Job, batches, quarantined
+from lm import saving
+
+KEPT, EMPTY = "kept", "empty"
+SAMPLES, SAMPLE_CHARACTERS = 5, 600  # of each reason, and of the documents that stay
+BINS = 50
+
+
+class Output(NamedTuple):
+    """key: of the whole recipe, with its rules; it is in the metadata of the files, so that finished ones are recognised."""
+
+    job: Job
+    key: str
+
+    def paths(self, unit: Unit) -> dict[str, Path]:
+        folder = self.job.workdir
+        return {
+            "documents": folder / "documents" / f"{unit.name}.parquet",
+            "dropped": folder / "dropped" / f"{unit.name}.parquet",
+            "figures": folder / "stages" / f"figures-{self.key}" / f"{unit.name}.json",
+        }
+
+
+def run(output: Output, unit: Unit) -> dict[str, Any]:
+    """Write the unit's two tables and return its figures, see `Figures`; or return those of a finished unit."""
+    paths = output.paths(unit)
+    if all(path.exists() for path in paths.values()) and tables.metadata(paths["documents"]).get("recipe") == output.key:
+        return json.loads(paths["figures"].read_text(encoding="utf-8"))
+    figures, about = Figures(output.job.rules), {"recipe": output.key}
+    with tables.writing(paths["dropped"], about) as dropped, tables.writing(paths["documents"], about) as documents:
+        original = batches(Job(output.job.workdir, output.job.stages[:1]), unit)
+        for batch, first in zip(batches(output.job, unit), original, strict=True):
+            why = reasons(output.job.rules, batch.columns, len(batch))
+            names = np.array([rule.column for rule in output.job.rules] + [EMPTY, KEPT], object)
+            empty = np.array([not text or text.isspace() for text in batch.texts])
+            # Index −1 is KEPT. A document of which a stage left nothing goes too.
+            why = names[np.where((why < 0) & empty, len(names) - 2, why)]
+            stays = np.flatnonzero(why == KEPT)
+            goes = np.flatnonzero(why != KEPT)
+            documents.write(_rows(batch.columns, stays))
+            dropped.write(_rows(batch.columns | {"text": first.texts}, goes) | {"reason": why[goes].tolist()})
+            figures.add(batch, first, why)
+    found = figures.found | {"quarantined": quarantined(output.job, unit)}
+    saving.write_json(paths["figures"], saving.plain(found))
+    return json.loads(json.dumps(saving.plain(found)))
+
+
+def _rows(columns: Mapping[str, Any], at: np.ndarray) -> dict[str, Any]:
+    ordered = [*ORIGINS, *(name for name in columns if name not in ORIGINS)]
+    return {n: columns[n][at] if isinstance(columns[n], np.ndarray) else [columns[n][i] for i in at] for n in ordered}
+
+
+class Figures:
+    """Additive figures of documents.
+
+    found: {
+      "funnel": {source: {language: {reason or "kept": [documents, bytes]}}}, bytes of the text as it was read;
+      "kept_bytes": {source: {language: bytes of the texts as they are written}};
+      "histograms": {column: {"edges": [...], "counts": [...]}} for each rule on numbers;
+      "samples": {reason or "kept": [[hash, id, url, value, text]]}, the documents with the lowest hashes of their ids;
+      "sums": {column: sum} of all numeric columns }
+    """
+
+    def __init__(self, rules: list[Rule]):
+        self._rules = {rule.column: rule for rule in rules}
+        self.found: dict[str, Any] = {
+            "funnel": {}, "kept_bytes": {}, "histograms": {}, "samples": defaultdict(list), "sums": defaultdict(float)
+        }  # fmt: skip
+
+    def add(self, batch: Batch, first: Batch, why: np.ndarray) -> None:
+        funnel, kept = self.found["funnel"], self.found["kept_bytes"]
+        languages = [language or "unknown" for language in batch.columns["language"]]
+        for source, language, text, now, reason in zip(batch.columns["source"], languages, first.texts, batch.texts, why):
+            row = funnel.setdefault(source, {}).setdefault(language, {}).setdefault(reason, [0, 0])
+            row[0] += 1
+            row[1] += len(text.encode())
+            if reason == KEPT:
+                of = kept.setdefault(source, {})
+                of[language] = of.get(language, 0) + len(now.encode())
+        for name, values in batch.columns.items():
+            if isinstance(values, np.ndarray) and values.dtype.kind in "iufb":
+                self.found["sums"][name] += float(np.nansum(values))
+                if name in self._rules:
+                    self._histogram(name, values)
+        for n, (id, reason) in enumerate(zip(batch.columns["id"], why)):
+            value = batch.columns[reason][n] if reason in self._rules else None
+            value = value if isinstance(value, str) or value is None else float(value)
+            shown = (batch if reason == KEPT else first).texts[n][:SAMPLE_CHARACTERS]
+            self._sample(reason, [xxhash.xxh3_64_hexdigest(id), id, batch.columns["url"][n], value, shown])
+
+    def _histogram(self, name: str, values: np.ndarray) -> None:
+        rule = self._rules[name]
+        edges = bins(all(bound <= 1 or math.isinf(bound) for bound in (rule.least, rule.most)) and values.dtype.kind == "f")
+        at = np.clip(np.searchsorted(edges, values[~np.isnan(values.astype(float))], side="right") - 1, 0, len(edges) - 2)
+        entry = self.found["histograms"].setdefault(name, {"edges": edges.tolist(), "counts": [0] * (len(edges) - 1)})
+        entry["counts"] = (np.array(entry["counts"]) + np.bincount(at, minlength=len(edges) - 1)).tolist()
+
+    def _sample(self, reason: str, sample: list) -> None:
+        some = self.found["samples"][reason]
+        if len(some) < SAMPLES or sample[0] < some[-1][0]:
+            self.found["samples"][reason] = heapq.nsmallest(SAMPLES, [*some, sample], key=lambda one: one[:2])
+
+
+def bins(share: bool) -> np.ndarray:
+    """Return the edges of a histogram: of shares from 0 to 1, or powers of 2^(1/2) with 0 in front, for counts and lengths."""
+    return np.linspace(0, 1, BINS + 1) if share else np.append(0, 2.0 ** (np.arange(BINS + 1) / 2))
+
+
+def merged(all_figures: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the sum of the units' figures."""
+    total: dict[str, Any] = {"funnel": {}, "kept_bytes": {}, "histograms": {}, "samples": {}, "sums": {}, "quarantined": []}
+    for figures in all_figures:
+        for source, languages in figures["funnel"].items():
+            for language, rows in languages.items():
+                into = total["funnel"].setdefault(source, {}).setdefault(language, {})
+                for reason, (documents, size) in rows.items():
+                    before = into.get(reason, [0, 0])
+                    into[reason] = [before[0] + documents, before[1] + size]
+        for source, languages in figures["kept_bytes"].items():
+            for language, size in languages.items():
+                of = total["kept_bytes"].setdefault(source, {})
+                of[language] = of.get(language, 0) + size
+        for name, one in figures["histograms"].items():
+            into = total["histograms"].setdefault(name, {"edges": one["edges"], "counts": [0] * len(one["counts"])})
+            into["counts"] = [a + b for a, b in zip(into["counts"], one["counts"])]
+        for reason, some in figures["samples"].items():
+            both = [*total["samples"].get(reason, []), *some]
+            total["samples"][reason] = heapq.nsmallest(SAMPLES, both, key=lambda one: one[:2])
+        for name, value in figures["sums"].items():
+            total["sums"][name] = total["sums"].get(name, 0.0) + value
+        total["quarantined"] += figures["quarantined"]
+    return total
+
+
+def rows(path: Path) -> int:
+    """Return the number of documents in a table."""
+    return pq.read_metadata(path).num_rows

@@ -1,0 +1,132 @@
+"""The work on one unit: read its files, run the stages whose results are missing, write what a corpus-wide stage needs.
+
+Results lie in WORKDIR/stages/NAME-KEY/UNIT.parquet, see data/recipe/plan.py for KEY.
+"""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.recipe import tables
+from data.recipe.batch import Batch
+from data.recipe.plan import Planned, Unit
+from data.recipe.rules import Rule, reasons
+from data.sources.source import Document, Quarantined
+from lm import saving
+
+BATCH_CHARACTERS, BATCH_DOCUMENTS = 4 << 20, 4096  # a batch ends with the document that reaches one of these
+ORIGINS = ("id", "text", "source", "url", "language", "date", "licence", "metadata")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a worker needs to know beside the unit.
+
+    stages: of the recipe up to the end of this pass, the first one reads.  gathers: the corpus-wide stage behind them
+    """
+
+    workdir: Path
+    stages: tuple[Planned, ...]
+    gathers: Planned | None = None
+
+    def path(self, stage: Planned, unit: Unit) -> Path:
+        return self.workdir / "stages" / stage.folder / f"{unit.name}.parquet"
+
+    def part(self, unit: Unit) -> Path:
+        """Return the folder of what the corpus-wide stage gathers from the unit."""
+        return self.workdir / "stages" / self.gathers.folder / "parts" / unit.name
+
+    @property
+    def rules(self) -> list[Rule]:
+        return [rule for stage in self.stages for rule in stage.rules]
+
+
+def run(job: Job, unit: Unit) -> dict[str, int]:
+    """Make the missing results of a unit. Returns {documents, characters, quarantined}."""
+    paths = [job.path(stage, unit) for stage in job.stages]
+    missing = [not path.exists() for path in paths]
+    gathers = job.gathers is not None and not (job.part(unit) / "done.json").exists()
+    counts = {"documents": 0, "characters": 0}
+    with contextlib.ExitStack() as stack:
+        writers = [stack.enter_context(tables.writing(path)) if new else None for path, new in zip(paths, missing)]
+        part = stack.enter_context(job.gathers.stage.part(job.part(unit), job.gathers.options)) if gathers else None
+        for batch in batches(job, unit, writers):
+            first = counts["documents"]
+            counts["documents"] += len(batch)
+            counts["characters"] += sum(map(len, batch.texts))
+            if part is not None:
+                stays = np.flatnonzero(reasons(job.rules, batch.columns, len(batch)) < 0)
+                numbers = (unit.number << 32) + first + stays
+                part.add([batch.texts[n] for n in stays], numbers, job.gathers.stage.scores(batch, job.gathers.options, stays))
+    if gathers:
+        saving.write_json(job.part(unit) / "done.json", counts)
+    return counts | {"quarantined": len(quarantined(job, unit))}
+
+
+def batches(job: Job, unit: Unit, writers: list | None = None) -> Iterator[Batch]:
+    """Yield the unit's batches with the columns of all stages. A stage with a writer runs; others are read."""
+    writers = writers or [None] * len(job.stages)
+    with contextlib.ExitStack() as stack:
+        readers = []
+        for stage, writer in zip(job.stages, writers):
+            reader = None if writer else stack.enter_context(contextlib.closing(tables.Reader(job.path(stage, unit))))
+            readers.append(reader)
+        first = _read(job, unit) if writers[0] else (readers[0].read(k) for k in range(readers[0].batches))
+        row = 0
+        for k, columns in enumerate(first):
+            batch = Batch(columns)
+            if writers[0]:
+                writers[0].write(columns)
+            numbers = (unit.number << 32) + np.arange(row, row + len(batch))
+            row += len(batch)
+            for stage, reader, writer in zip(job.stages[1:], readers[1:], writers[1:]):
+                if writer:
+                    columns = stage.stage.run(batch, stage.options | {"numbers": numbers})
+                    writer.write(columns)
+                else:
+                    columns = reader.read(k)
+                batch = batch.replaced(columns)
+            yield batch
+
+
+def _read(job: Job, unit: Unit) -> Iterator[dict[str, list]]:
+    """Read the unit's files. Yields columns; what cannot be read goes into a list beside the stage's result."""
+    from data.sources.archives import read
+
+    columns: dict[str, list] = {name: [] for name in ORIGINS}
+    size, bad = 0, []
+    for path, id in unit.files:
+        for found in read(path, id, **job.stages[0].options):
+            if isinstance(found, Quarantined):
+                bad.append({"path": found.path, "where": found.where, "reason": found.reason})
+                continue
+            for name, value in zip(ORIGINS, _origins(found)):
+                columns[name].append(value)
+            size += len(found.text)
+            if size >= BATCH_CHARACTERS or len(columns["id"]) >= BATCH_DOCUMENTS:
+                yield columns
+                columns, size = {name: [] for name in ORIGINS}, 0
+    if columns["id"]:
+        yield columns
+    saving.write_lines(_quarantine(job, unit), bad, ensure_ascii=True)
+
+
+def _origins(document: Document) -> tuple[str | None, ...]:
+    about = json.dumps(document.metadata, sort_keys=True, ensure_ascii=False) if document.metadata else None
+    source = document.id.partition("/")[0] if "/" in document.id else document.origin
+    return document.id, document.text, source, document.url, document.language, document.date, document.licence, about
+
+
+def _quarantine(job: Job, unit: Unit) -> Path:
+    return job.path(job.stages[0], unit).with_suffix(".quarantined.jsonl")
+
+
+def quarantined(job: Job, unit: Unit) -> list[dict[str, Any]]:
+    """Return {path, where, reason} of all that could not be read in a unit."""
+    with _quarantine(job, unit).open(encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]

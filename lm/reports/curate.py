@@ -1,0 +1,173 @@
+"""The report of a curation run: funnel, histograms with thresholds, samples kept and dropped, what could not be read."""
+
+import json
+import math
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from lm import saving
+from lm.reports import charts
+from lm.reports.page import machine, render, replace_json
+
+KEPT = "kept"
+SHOWN_FILES = 20  # of those that could not be read
+
+
+def write(workdir: str | os.PathLike, config: Mapping, found: Mapping[str, Any]) -> None:
+    """Write report.json and report.html. found: what data.recipe.run.run returns."""
+    workdir = Path(workdir)
+    stages = json.loads((workdir / "manifest.json").read_text(encoding="utf-8"))["stages"]
+    report = saving.plain(
+        {
+            "title": f"lmcraft corpus {workdir.name}",
+            "config": json.loads(json.dumps(saving.plain(config.to_dict()))),
+            "machine": machine_without_devices(),
+            "recipe": stages,
+            "figures": {**found, "quarantined": found["quarantined"]},
+            "stages": {"curation": found["seconds"]},
+            "finished": True,
+        }
+    )
+    replace_json(workdir / "report.json", report)
+    saving.write(workdir / "report.html", html(report))
+    total = totals(found["funnel"])
+    print(
+        f"{workdir}: kept {total['kept'][0]:,} of {total['all'][0]:,} documents, {_share(total['kept'][1], total['all'][1])} of the bytes"
+    )
+
+
+def machine_without_devices() -> dict:
+    return {name: value for name, value in machine().items() if name != "devices"}
+
+
+def totals(funnel: Mapping) -> dict[str, list[int]]:
+    """Return {"all", "kept": [documents, bytes]} over all sources and languages."""
+    total = {"all": [0, 0], "kept": [0, 0]}
+    for languages in funnel.values():
+        for rows in languages.values():
+            for reason, (documents, size) in rows.items():
+                for name in ("all", "kept") if reason == KEPT else ("all",):
+                    total[name][0] += documents
+                    total[name][1] += size
+    return total
+
+
+def steps(report: Mapping) -> list[dict]:
+    """Return the funnel, a row for each rule in order: stage, rule, dropped and left (documents and bytes)."""
+    dropped: dict[str, Counter] = {}
+    for languages in report["figures"]["funnel"].values():
+        for rows in languages.values():
+            for reason, (documents, size) in rows.items():
+                dropped.setdefault(reason, Counter()).update(documents=documents, bytes=size)
+    left, found = Counter({"documents": 0, "bytes": 0}), []
+    for counts in dropped.values():
+        left.update(counts)
+    rules = [(stage["name"], rule, column_of(rule)) for stage in report["recipe"] for rule in stage["rules"]]
+    for stage, rule, column in [*rules, ("end", "some text is left", "empty")]:
+        counts = dropped.get(column, Counter())
+        before, left = left["documents"], Counter({k: left[k] - counts[k] for k in ("documents", "bytes")})
+        share = counts["documents"] / before if before else 0.0
+        found.append({"stage": stage, "rule": rule, "dropped": counts["documents"], "share": share, **left})
+    return found
+
+
+def column_of(rule: str) -> str:
+    """Return the column of a rule as Rule.told writes it."""
+    for part in rule.split(" in ", 1)[0].split(" ≤ "):
+        if not part.replace(".", "").replace("-", "").replace("+", "").replace("e", "").isdigit():
+            return part
+    return rule
+
+
+def tables(report: Mapping) -> list[dict]:
+    """Return a row for each source and language: documents and bytes read and kept, and the commonest reasons to go."""
+    found = []
+    for source, languages in sorted(report["figures"]["funnel"].items()):
+        for language, rows in sorted(languages.items()):
+            read = [sum(counts[k] for counts in rows.values()) for k in (0, 1)]
+            kept = rows.get(KEPT, [0, 0])
+            why = Counter({reason: counts[0] for reason, counts in rows.items() if reason != KEPT}).most_common(3)
+            written = report["figures"]["kept_bytes"].get(source, {}).get(language, 0)
+            found.append({"source": source, "language": language, "read": read, "kept": kept, "written": written, "why": why})
+    return found
+
+
+def histograms(report: Mapping) -> list[dict]:
+    """Return {"title", "note", "svg"} of each rule's column, with the thresholds as lines."""
+    found = []
+    for stage in report["recipe"]:
+        for rule in stage["rules"]:
+            column = column_of(rule)
+            if one := report["figures"]["histograms"].get(column):
+                bounds = [_number(part) for part in rule.split(" ≤ ") if _number(part) is not None]
+                drawn = charts.svg(f"h-{column}", _histogram(one, bounds), size=(5.4, 2.2), steps=False)
+                found.append({"title": column, "note": rule, "svg": drawn})
+    return found
+
+
+def _histogram(one: Mapping, bounds: Sequence[float]):
+    edges, counts = np.array(one["edges"], float), np.array(one["counts"], float)
+    used = np.flatnonzero(counts)
+    share = edges[-1] <= 1
+    last = len(counts) if share or not len(used) else min(len(counts), used[-1] + 2)
+
+    def draw(ax: Axes) -> None:
+        # Bins of counts grow by powers, so they are drawn equally wide.
+        places = edges if share else np.arange(len(edges))
+        ax.bar(places[:last], counts[:last], np.diff(places)[:last], align="edge", color=charts.TRAIN, alpha=0.6, linewidth=0)
+        for bound in bounds:
+            at = bound if share else float(np.interp(bound, edges, places))
+            if at <= places[last]:
+                ax.axvline(at, color=charts.VALID, linewidth=1.5)
+        if not share:
+            ticks = np.unique(np.linspace(0, last, 6).round().astype(int))
+            ax.set_xticks(ticks, [charts.short(round(edges[tick])) for tick in ticks])
+        ax.set_yscale("symlog")
+        ax.set_ylim(bottom=0)
+        ax.set_ylabel("documents")
+
+    return draw
+
+
+def _number(text: str) -> float | None:
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def samples(report: Mapping) -> list[dict]:
+    """Return for each reason, and for the documents that stay, its samples."""
+    some = report["figures"]["samples"]
+    order = [KEPT, *sorted(reason for reason in some if reason != KEPT)]
+    names = ("hash", "id", "url", "value", "text")
+    return [
+        {"reason": reason, "samples": [dict(zip(names, one)) for one in some[reason]]} for reason in order if reason in some
+    ]
+
+
+def html(report: Mapping) -> str:
+    """Return the page."""
+    total, bad = totals(report["figures"]["funnel"]), report["figures"]["quarantined"]
+    return render(
+        "curate.html.j2",
+        report,
+        total=total,
+        steps=steps(report),
+        tables=tables(report),
+        histograms=histograms(report),
+        samples=samples(report),
+        faults=Counter(one["reason"] for one in bad).most_common(),
+        files=bad[:SHOWN_FILES],
+    )
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.1f} %" if whole else "0 %"
