@@ -3,6 +3,7 @@
 An input is files (JSON lines, JSON, Parquet; plain, gzip or zstd), a TFDS name, or a built-in task.
 """
 
+import io
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from data.sources import files
+from data.sources import files, streams
 from lm.errors import UserError
 
 BUILTIN = "builtin:"
@@ -81,11 +82,13 @@ def _read_file(path: str) -> Iterator[Record]:
                 yield Record(row, f"{path}: item {number}")
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; repair the file or leave it out of data.input") from error
+    except streams.Unreadable as error:
+        raise files.unreadable(path, error) from error
 
 
 def _holds_lines(path: str) -> bool:
     """Return whether a .json file is JSON lines, as many published ones are: its first line is an object."""
-    with open(path, "rb") as file:
+    with streams.open_regular(path) as file:
         first = next((line for line in file if not line.isspace()), b"[]")
     try:
         value = json.loads(first.removeprefix(b"\xef\xbb\xbf").decode())
@@ -100,7 +103,7 @@ def _wrapped(value: dict) -> list | None:
 
 def _objects(path: str) -> list[dict]:
     """Return the objects of an array, which may be inside an object such as {"version": 1, "data": […]}."""
-    with open(path, encoding="utf-8-sig") as file:
+    with io.TextIOWrapper(streams.open_regular(path), encoding="utf-8-sig") as file:
         try:
             whole = json.load(file)
         except (ValueError, RecursionError) as error:

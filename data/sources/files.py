@@ -1,20 +1,21 @@
 """Read documents from local files: plain text, JSON lines (plain, gzip, zstd) and Parquet.
 
-Memory is bounded for files of any size: text is read in pieces, JSON by line, Parquet by record batch.
+Memory is bounded for files of any size: text is read in pieces, JSON by line (at most `MAX_LINE_BYTES`), Parquet by record
+batch. A FIFO, a device or a damaged file is an error; nothing blocks.
 """
 
 from __future__ import annotations
 
 import difflib
-import glob
-import gzip
 import json
 import os
 import re
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
+from data.sources import streams, walk
 from data.sources.source import Document, Source
+from data.sources.streams import Unreadable
 from lm.errors import UserError
 
 TEXT = (".txt", ".md", ".rst", ".py")
@@ -24,7 +25,7 @@ PARQUET = (".parquet",)
 EXTENSIONS = TEXT + JSON_LINES + PARQUET
 
 PIECE_BYTES = 1 << 16  # a longer text file becomes several documents of at most this size
-_BLOCK_BYTES = 1 << 20
+MAX_LINE_BYTES = 1 << 28  # of a JSON line. The longest book has some 20 MB; parsing takes about five times the line.
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -78,6 +79,8 @@ def read_file(path: str, id: str, text_key: str = "text") -> Iterator[Document]:
             yield from _read_text(path, id)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; repair the file or leave it out of data.input") from error
+    except Unreadable as error:
+        raise unreadable(path, error) from error
 
 
 # Finding files.
@@ -117,20 +120,15 @@ def _find(part: str, extensions: tuple[str, ...]) -> list[str]:
 
 def _readable(part: str, extensions: tuple[str, ...]) -> Iterator[str]:
     """Yield the files with these extensions of one part of an input."""
-    matches = [part] if os.path.exists(part) else glob.glob(part, recursive=True)
+    matches = [part] if os.path.exists(part) else walk.matches(part)
     for match in matches:
-        paths = [match] if os.path.isfile(match) else _below(match)
+        # A FIFO or a device is found too: leaving it out in silence would hide a mistake. Opening it is an error.
+        paths = walk.below(match) if os.path.isdir(match) else [match]
         yield from (os.path.normpath(path) for path in paths if path.endswith(extensions))
 
 
-def _below(root: str) -> Iterator[str]:
-    for folder, folders, names in os.walk(root):
-        folders[:] = [f for f in folders if not f.startswith(".")]
-        yield from (os.path.join(folder, name) for name in names if not name.startswith("."))
-
-
 def _none(part: str, extensions: tuple[str, ...]) -> UserError:
-    if not os.path.exists(part) and not glob.glob(part, recursive=True):
+    if not os.path.exists(part) and not walk.matches(part):
         return missing(part)
     return UserError(f"data.input={part!r} holds no file that can be read; accepted: {' '.join(extensions)}")
 
@@ -174,7 +172,7 @@ def missing(part: str) -> UserError:
 
 
 def _read_text(path: str, id: str) -> Iterator[Document]:
-    with open(path, "rb") as file:
+    with streams.open_regular(path) as file:
         for k, (offset, data, only) in enumerate(_pieces(file)):
             try:
                 text = data.decode()
@@ -253,46 +251,28 @@ def json_lines(path: str) -> Iterator[tuple[int, dict]]:
 
 
 def _lines(path: str) -> Iterator[bytes]:
-    """Yield lines with their newline, of a file that may be compressed. A truncated archive is an error."""
-    if path.endswith(".zst"):
-        yield from _zstd_lines(path)
-        return
+    """Yield lines with their newline, of a file that may be compressed. A damaged archive is an error."""
     try:
-        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
-            yield from file
-    except (EOFError, gzip.zlib.error) as error:
-        raise UserError(f"{path}: damaged gzip file ({error}); fetch it again") from error
+        with streams.open_stream(path) as stream:
+            for number, line in enumerate(streams.lines(stream, MAX_LINE_BYTES), start=1):
+                if line is None:
+                    raise UserError(
+                        f"{path}:{number}: the line has over {MAX_LINE_BYTES >> 20} MiB; write one document a line, "
+                        "or leave the file out"
+                    )
+                yield line
+    except Unreadable as error:
+        raise unreadable(path, error) from error
 
 
-def _zstd_lines(path: str) -> Iterator[bytes]:
-    import zstandard
-
-    # `stream_reader` does not detect a truncated file; a decompression object knows the end of its frame.
-    # Allow windows up to 2 GiB: large corpora are often packed with `zstd --long=31`.
-    decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
-    frame, rest = decompressor.decompressobj(), []
-    fresh = True
-    with open(path, "rb") as file:
-        while block := file.read(_BLOCK_BYTES // 8):
-            while block:
-                try:
-                    data, fresh = frame.decompress(block), False
-                except zstandard.ZstdError as error:
-                    raise UserError(f"{path}: damaged zstd file ({error}); fetch it again") from error
-                *lines, tail = data.split(b"\n")
-                if lines:
-                    yield b"".join([*rest, lines[0], b"\n"])
-                    rest = []
-                    for line in lines[1:]:
-                        yield line + b"\n"
-                rest.append(tail)
-                block = frame.unused_data
-                if frame.eof:
-                    frame, fresh = decompressor.decompressobj(), True
-    if not fresh:
-        raise UserError(f"{path}: zstd file ends too early; fetch it again")
-    if last := b"".join(rest):
-        yield last
+def unreadable(path: str, error: Unreadable) -> UserError:
+    """Return the error for a file that `data.sources.streams` refuses to read."""
+    what, _, kind = error.reason.partition(" ")
+    if what == "damaged":
+        return UserError(f"{path}: damaged {kind} file ({error.detail}); fetch it again")
+    if what == "truncated":
+        return UserError(f"{path}: {kind} file ends too early; fetch it again")
+    return UserError(f"{path}: {error.reason}; name regular files only, or leave it out of data.input")
 
 
 # Parquet.
@@ -327,7 +307,7 @@ def parquet_rows(path: str, columns: Callable | None = None) -> Iterator[tuple[i
     import pyarrow.parquet
 
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with streams.open_regular(path) as opened, pyarrow.parquet.ParquetFile(opened) as file:
             number = 0
             for batch in file.iter_batches(batch_size=1024, columns=columns(file.schema_arrow) if columns else None):
                 for row in batch.to_pylist():
@@ -335,6 +315,8 @@ def parquet_rows(path: str, columns: Callable | None = None) -> Iterator[tuple[i
                     yield number, row
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: a string column is not valid UTF-8 ({error}); write the file again") from error
+    except Unreadable as error:
+        raise unreadable(path, error) from error
     except pyarrow.ArrowException as error:
         raise UserError(f"{path}: damaged Parquet file ({_one_line(error)}); fetch it again") from error
 

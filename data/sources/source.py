@@ -1,4 +1,4 @@
-"""A document, and a named stream of documents."""
+"""A document, a piece of input that could not be read, and a named stream of documents."""
 
 from __future__ import annotations
 
@@ -18,6 +18,19 @@ class Document:
     origin: str  # a path, a package's name and version, a TFDS name
     licence: str | None = None  # an SPDX identifier if known
     split_key: str | None = None  # documents with equal keys are in the same split; None: the text is the key
+    url: str | None = None
+    language: str | None = None  # as the source declares it, for example "en" or "deu"; nobody has checked it
+    date: str | None = None  # ISO 8601, of the crawl or of the publication
+    metadata: dict[str, str] | None = dataclasses.field(default=None, hash=False)  # robots rules, title, licence link, …
+
+
+@dataclasses.dataclass(frozen=True)
+class Quarantined:
+    """A file or a part of one that gave no document."""
+
+    path: str
+    where: str  # "line 7", "record 3"; empty for the whole file
+    reason: str  # short and stable, so that equal causes can be counted
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any
 
 import xxhash
 
-from data.sources import files
+from data.sources import files, streams
 from lm import saving
 from lm.damage import set_aside
 from lm.errors import UserError
@@ -127,9 +127,12 @@ def digest_of(found: Files) -> str:
     digest = xxhash.xxh3_128()
     for path, *_ in found:
         digest.update(path.encode("utf-8", "surrogateescape") + b"\0")
-        with open(path, "rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
+        try:
+            with streams.open_regular(path) as file:
+                while block := file.read(BLOCK):
+                    digest.update(block)
+        except streams.Unreadable as error:
+            raise files.unreadable(path, error) from error
     return digest.hexdigest()
 
 

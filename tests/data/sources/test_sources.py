@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 
 import pyarrow
 import pyarrow.parquet
@@ -168,7 +169,7 @@ GOOD = b'{"text": "good"}\n'
         ("e.jsonl", b'{"text": null}\n', ["e.jsonl:1: 'text' is NoneType", "data.text_key"]),
         ("f.jsonl", b'{"text": "ok \\ud800"}\n', ["f.jsonl:1: character 3", "surrogate"]),
         ("g.jsonl", b"[" * 100_000, ["g.jsonl:1: not JSON"]),
-        ("a.jsonl.gz", gzip.compress(GOOD * 9)[:-9], ["a.jsonl.gz: damaged gzip file"]),
+        ("a.jsonl.gz", gzip.compress(GOOD * 9)[:-9], ["a.jsonl.gz: gzip file ends too early"]),
         ("b.jsonl.gz", GOOD, ["b.jsonl.gz", "gzip"]),
         ("a.jsonl.zst", zstandard.compress(os.urandom(999).hex().encode())[:-9], ["a.jsonl.zst: zstd file ends"]),
         ("b.jsonl.zst", GOOD, ["b.jsonl.zst: damaged zstd file"]),
@@ -179,6 +180,46 @@ GOOD = b'{"text": "good"}\n'
 def test_a_mistake_in_a_file_is_told_with_its_place(tmp_path, name, data, parts):
     (tmp_path / name).write_bytes(data)
     fails(name, *parts)
+
+
+def test_what_is_no_regular_file_is_told_at_once(tmp_path):
+    (tmp_path / "pipes").mkdir()
+    os.mkfifo(tmp_path / "pipes/a.jsonl")
+    os.mkfifo(tmp_path / "pipes/b.jsonl.gz")
+    os.mkfifo(tmp_path / "pipes/c.txt")
+    os.symlink("/dev/zero", tmp_path / "zero.txt")
+    os.symlink("/dev/zero", tmp_path / "zero.parquet")
+    os.symlink("loop.txt", tmp_path / "loop.txt")
+    for name in ("pipes", "pipes/b.jsonl.gz", "pipes/c.txt", "zero.txt", "zero.parquet"):
+        fails(name, "not a regular file", "leave it out of data.input")
+    (tmp_path / "loops").mkdir()
+    os.rename(tmp_path / "loop.txt", tmp_path / "loops/loop.txt")
+    fails("loops", "loop.txt: Too many levels of symbolic links")
+
+
+def test_a_long_line_is_told_and_never_stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "MAX_LINE_BYTES", 1 << 20)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(GOOD + b" " * (50 << 20)))
+    tracemalloc.start()
+    try:
+        fails("a.jsonl.gz", "a.jsonl.gz:2: the line has over 1 MiB")
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_two_stars_read_a_loop_of_links_once(tmp_path):
+    (tmp_path / "c/deep").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("c/a.txt", "c/deep/b.txt", "c/deep/c.md", "elsewhere/d.txt"):
+        (tmp_path / name).write_text(name)
+    for k in range(6):
+        os.symlink(".", tmp_path / f"c/loop{k}")
+    os.symlink("../elsewhere", tmp_path / "c/link")
+    assert texts("c/**/*.txt") == ["c/a.txt", "c/deep/b.txt", "elsewhere/d.txt"]
+    assert texts("c/**") == ["c/a.txt", "c/deep/b.txt", "c/deep/c.md", "elsewhere/d.txt"]
+    assert texts("**/deep/*.txt") == ["c/deep/b.txt"]
+    assert texts("c") == ["c/a.txt", "c/deep/b.txt", "c/deep/c.md"]
 
 
 def test_parquet_without_the_column(tmp_path):
