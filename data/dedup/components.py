@@ -1,7 +1,7 @@
 """Connected components of a graph that is larger than memory, by alternating large-star and small-star (Kiveris et al. 2014).
 
-Edges are sorted on disk. Both operations keep the components of the graph. They are repeated until each component is a star around
-its smallest node, after O(log² n) rounds; a handful in practice.
+Edges are sorted on disk. Both operations keep the components of the graph. They are repeated until each component is a star
+around its smallest node, after O(log² n) rounds; a handful in practice.
 """
 
 from collections.abc import Iterable, Iterator

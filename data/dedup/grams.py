@@ -7,18 +7,18 @@ from data.dedup.words import Words, mix
 MULTIPLIER = 0x2545F4914F6CDD1D  # odd, of Vigna's xorshift64* (2016)
 
 
-def rolling(hashes: np.ndarray, n: int) -> np.ndarray:
+def rolling(hashes: np.ndarray, n: int, multiplier: int = MULTIPLIER) -> np.ndarray:
     """Return uint64 [max(0, words − n + 1)]: mix(Σ_j h[i+j]·M^(n−1−j) mod 2^64), a hash of each run of n words."""
     count = max(0, len(hashes) - n + 1)
     grams = hashes[:count].copy()
     for j in range(1, n):
-        grams *= np.uint64(MULTIPLIER)
+        grams *= np.uint64(multiplier)
         grams += hashes[j : j + count]
     return mix(grams)
 
 
 def shingles(words: Words, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the n-grams of each document, in order: their hashes, uint64, and int64 [documents + 1], where each document begins.
+    """Return the n-grams of each document, in order: hashes, uint64, and int64 [documents + 1], where each document begins.
 
     A document of 1 … n − 1 words has one shingle: all its words. A document without words has none.
     """

@@ -28,7 +28,9 @@ def ranks(scores: Sequence[float] | None, count: int) -> np.ndarray:
 def check_numbers(numbers: Sequence[int], count: int) -> np.ndarray:
     """Return numbers as uint64 [count]. Raises: UserError if there are not as many, or one is not in [0, 2^62)."""
     numbers = np.asarray(numbers)
-    if numbers.shape != (count,) or (count and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= NEW_BIT)):
+    if numbers.shape != (count,) or (
+        count and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= NEW_BIT)
+    ):
         raise UserError(f"{count} documents need one number each, in [0, 2^62); got {numbers.dtype} {numbers.shape}")
     return numbers.astype(np.uint64)
 

@@ -1,7 +1,7 @@
-"""MinHash signatures of documents and the hashes of their bands (Broder 1997; Leskovec et al., Mining of Massive Datasets, ch. 3).
+"""MinHash signatures of documents and the hashes of their bands (Broder 1997; Leskovec, Mining of Massive Datasets, ch. 3).
 
-Two documents with the Jaccard similarity J of their sets of shingles agree in one place of the signature with probability J, and in a
-whole band of r places with J^r. With b bands they meet in a bucket with probability 1 − (1 − J^r)^b.
+Two documents with the Jaccard similarity J of their sets of shingles agree in one place of the signature with probability J,
+and in a whole band of r places with J^r. With b bands they meet in a bucket with probability 1 − (1 − J^r)^b.
 """
 
 import dataclasses
@@ -53,9 +53,10 @@ def split(texts: Sequence[str], settings: MinHash) -> Words:
 
 
 def signatures(hashes: np.ndarray, offsets: np.ndarray, settings: MinHash) -> np.ndarray:
-    """Return uint32 [documents, hashes]: the minimum of each hash function over a document's shingles; all ones without a shingle.
+    """Return uint32 [documents, hashes]: minima of the hash functions over a document's shingles; all ones without a shingle.
 
-    h_k(x) = (a_k·x + b_k mod 2^64) >> 32 with a_k odd, Dietzfelbinger's multiply-shift (1996). The shingles x are 64-bit hashes.
+    h_k(x) = (a_k·x + b_k mod 2^64) >> 32 with a_k odd, Dietzfelbinger's multiply-shift (1996). The shingles x are 64-bit
+    hashes.
 
     Args:
       hashes: uint64, shingles of all documents; repeated ones do not matter. offsets: int64 [documents + 1].

@@ -1,7 +1,8 @@
 """Find near duplicates in a corpus that is larger than memory: MinHash buckets, verified pairs, connected components.
 
 1. `Part.add` writes, for batches of documents, the bands of their signatures and their sets of shingles. Parts are independent.
-2. `find` sorts the bands, pairs the documents of a bucket, keeps the pairs whose sets of shingles have a Jaccard similarity of at
+2. `find` sorts the bands, pairs the documents of a bucket, keeps the pairs whose sets of shingles have a Jaccard similarity of
+at
    least `threshold`, and connects them. It writes one table of clusters.
 3. `columns` looks documents up in that table.
 4. `save_index` makes a part of the documents that stayed, against which a later corpus is deduplicated (`find(old=…)`).
@@ -84,7 +85,7 @@ class Part:
 def find(
     parts: Sequence[Path], into: Path, *, threshold: float = 0.8, old: Sequence[Path] = (), pairs: Path | None = None
 ) -> dict[str, int]:
-    """Write the clusters of near duplicates: a table of uint64 [n, 3], sorted, for each document of `parts` that has a duplicate.
+    """Write the clusters of near duplicates: a table of uint64 [n, 3], sorted, for each document of `parts` with a duplicate.
 
     The columns are the document's number, its cluster (the lowest number in it) and the number of the document that is kept.
 
@@ -96,7 +97,8 @@ def find(
     Returns:
       counts: documents, candidates (pairs), verified (pairs), clustered (documents), removed (documents).
     Memory: that of a few Sorters and of _PAIR_SHINGLES shingles.
-    Raises: UserError: a part is missing or incomplete, parts have different settings, a number occurs twice, or the threshold is not in
+    Raises: UserError: a part is missing or incomplete, parts have different settings, a number occurs twice, or the threshold
+    is not in
       (0, 1].
     """
     if not 0 < threshold <= 1:
@@ -148,7 +150,11 @@ def columns(numbers: Sequence[int], clusters: Path) -> dict[str, np.ndarray]:
     numbers = check_numbers(numbers, len(numbers))
     row, found = rows.find(table, numbers)
     cluster, kept = (np.where(found, table[row, i] if len(table) else numbers, numbers).astype(np.int64) for i in (1, 2))
-    return {"near_duplicate_cluster": cluster, "near_duplicate_of": kept, "near_duplicate_keep": kept == numbers.astype(np.int64)}
+    return {
+        "near_duplicate_cluster": cluster,
+        "near_duplicate_of": kept,
+        "near_duplicate_keep": kept == numbers.astype(np.int64),
+    }
 
 
 def save_index(folder: Path, parts: Sequence[Path], clusters: Path) -> int:
@@ -209,7 +215,8 @@ def jaccard(pairs: np.ndarray, documents: np.ndarray, sets: Sequence[np.ndarray]
 def _bucket_pairs(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield pairs (higher number, lower number) of documents that share a bucket, repeated ones included; never two old ones.
 
-    bands: rows (band's hash, set's hash, number), sorted. A document with the same set as the one before it is paired with the first
+    bands: rows (band's hash, set's hash, number), sorted. A document with the same set as the one before it is paired with the
+      first
     document of that set; other pairs are of these first documents.
     """
     kept = np.empty((0, 3), np.uint64)  # first documents of the sets of the last bucket: its first, and its last NEIGHBOURS
@@ -266,7 +273,9 @@ def _check_numbers(folders: Sequence[Path], temporary: Path) -> None:
             number = block[:, 0] if last is None else np.concatenate([[last], block[:, 0]])
             same = np.flatnonzero(number[1:] == number[:-1])
             if len(same):
-                raise UserError(f"two documents have the number {number[same[0]]}; numbers must be unique over all parts, old ones too")
+                raise UserError(
+                    f"two documents have the number {number[same[0]]}; numbers must be unique over all parts, old ones too"
+                )
             last = number[-1]
 
 

@@ -1,6 +1,7 @@
-"""Sort tables of 64-bit numbers that are larger than memory: sorted runs on disk, and a merge of them, in whole blocks of NumPy.
+"""Sort tables of 64-bit numbers that are larger than memory: sorted runs on disk, and a merge of them, in blocks of NumPy.
 
-A table is a file of uint64 rows of one width, without a header. Rows are ordered by the first column, then by the second, and so on.
+A table is a file of uint64 rows of one width, without a header. Rows are ordered by the first column, then by the second, and
+so on.
 """
 
 import contextlib
@@ -98,8 +99,8 @@ def sort(rows: np.ndarray) -> np.ndarray:
 def merge(paths: Sequence[Path], width: int, block_rows: int = BLOCK_ROWS) -> Iterator[np.ndarray]:
     """Yield the rows of sorted files in order, in blocks.
 
-    Of every file one block is looked at. Rows up to the smallest last row of these blocks are safe to give out, because no later
-    row can be smaller.
+    Of every file one block is looked at. Rows up to the smallest last row of these blocks are safe to give out, because no
+    later row can be smaller.
     """
     runs = [run for run in (read(path, width) for path in paths) if len(run)]
     places = [0] * len(runs)
@@ -160,30 +161,39 @@ def blocks(table: np.ndarray, block_rows: int = 1 << 16) -> Iterator[np.ndarray]
         yield np.asarray(table[begin : begin + block_rows])
 
 
-def find(table: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the row of each key in a table sorted by its first column, and whether the table has it. Else the row means nothing."""
-    if not len(table):
-        return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
-    # np.searchsorted would first copy the whole column into memory.
-    low, high = np.zeros(len(keys), np.int64), np.full(len(keys), len(table) - 1)
+def lower_bound(table: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Return int64 [keys]: the first row whose first column is at least the key, in a table sorted by it.
+
+    np.searchsorted does the same, but first copies the whole column into memory.
+    """
+    low, high = np.zeros(len(keys), np.int64), np.full(len(keys), len(table))
     for _ in range(len(table).bit_length()):
         middle = (low + high) >> 1
-        below = table[middle, 0] < keys
-        low, high = np.where(below, np.minimum(middle + 1, high), low), np.where(below, high, middle)
-    return low, table[low, 0] == keys
+        below = (low < high) & (table[np.minimum(middle, len(table) - 1), 0] < keys)
+        low, high = np.where(below, middle + 1, low), np.where(below, high, middle)
+    return low
 
 
-def first_of_groups(column: np.ndarray, value: np.ndarray, carried: tuple | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return bool [n], where a run of equal numbers in `column` begins, and for each row the `value` of the first row of its run.
+def find(table: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first row of each key in a table sorted by its first column, and whether there is one, else a row of another."""
+    if not len(table):
+        return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
+    row = np.minimum(lower_bound(table, keys), len(table) - 1)
+    return row, table[row, 0] == keys
 
-    carried: the last number of the previous block and the value of its run, for a run that goes on.
+
+def first_of_groups(keys: np.ndarray, value: np.ndarray, carried: tuple | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return bool [n], where a run of equal keys begins, and for each row the `value` of the first row of its run.
+
+    keys: [n] or [n, columns]. carried: the last key of the previous block and the value of its run, for a run that goes on.
     """
-    begins = np.ones(len(column), bool)
-    begins[1:] = column[1:] != column[:-1]
-    first = value[np.maximum.accumulate(np.where(begins, np.arange(len(column)), 0))]
-    if carried is not None and len(column) and column[0] == carried[0]:
+    keys = keys.reshape(len(keys), -1)
+    begins = np.ones(len(keys), bool)
+    begins[1:] = (keys[1:] != keys[:-1]).any(axis=1)
+    first = value[np.maximum.accumulate(np.where(begins, np.arange(len(keys)), 0))]
+    if carried is not None and len(keys) and (keys[0] == carried[0]).all():
+        first[(keys == carried[0]).all(axis=1)] = carried[1]
         begins[0] = False
-        first[column == carried[0]] = carried[1]
     return begins, first
 
 

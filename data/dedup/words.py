@@ -1,12 +1,12 @@
 """Split a batch of texts into words and hash them, vectorised over Unicode code points.
 
 A word is a run of letters, digits and combining marks (Unicode categories L, N, M). Its case is ignored. Scripts that put no
-spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) give one word a character. Letters are lower-cased one by one, so
-offsets are those of the original text, and a letter whose lower-case form has several code points stays as it is. The classes of
-characters come from `unicodedata`, so Python versions may differ on characters that are new in Unicode.
+spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) give one word a character. Letters are lower-cased one by
+one, so offsets are those of the original text, and a letter whose lower-case form has several code points stays as it is. The
+classes of characters come from `unicodedata`, so Python versions may differ on characters that are new in Unicode.
 
-The hash of a word c_0 … c_{m−1} is mix(Σ_i r(c_i)·P^i mod 2^64), with r(c) a random 64-bit number of the character. Two given words
-collide with a probability of about 2^−64.
+The hash of a word c_0 … c_{m−1} is mix(Σ_i r(c_i)·P^i mod 2^64), with r(c) a random 64-bit number of the character. Two given
+words collide with a probability of about 2^−64.
 """
 
 import dataclasses
@@ -24,13 +24,14 @@ SEPARATOR, LETTER, ALONE, DELETED = 0, 1, 2, 3  # what a character does to words
 CODES = 0x40000  # no assigned letter lies above; such code points are separators
 # Scripts without spaces between words: Thai and Lao; Burmese; Khmer; kana; its extensions; Han; compatibility; half-width kana.
 NO_SPACES = (
-    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF),
-    (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x20000, CODES - 1),
+    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x20000, CODES - 1),
 )  # fmt: skip
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, odd: the step of SplitMix64
 P = 0xD1342543DE82EF95  # odd, so it has an inverse mod 2^64 (Steele and Vigna 2021, table of multipliers)
 _INVERSE = pow(P, -1, 1 << 64)
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _BLOCK = 1 << 16  # characters hashed at a time, so that their 64-bit values stay in the cache
 
 
@@ -45,7 +46,7 @@ class Words:
 
 
 def mix(values: np.ndarray) -> np.ndarray:
-    """Return a bijection of uint64 values that makes every bit depend on every bit: the end of SplitMix64 (Steele et al. 2014)."""
+    """Return a bijection of uint64 values whose bits depend on all bits: the end of SplitMix64 (Steele et al. 2014)."""
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
@@ -69,6 +70,36 @@ def words(texts: Sequence[str], *, keep_symbols: bool = False) -> Words:
 def characters(texts: Sequence[str]) -> Words:
     """Return every character of the words of `texts` as a word, and one space for what stands between two words."""
     return _blocks(texts, _characters)
+
+
+def plain_words(text: str, *, keep_symbols: bool = False) -> list[tuple[str, int, int]]:
+    """Return (word, start, end) of each word: the twin of `words`, one character at a time."""
+    kinds, found, open_ = _kinds(keep_symbols), [], False
+    for i, character in enumerate(text):
+        kind = kinds[min(ord(character), CODES)]
+        if kind == LETTER and open_:
+            found[-1][1] = i + 1
+        elif kind in (LETTER, ALONE):
+            found.append([i, i + 1])
+        if kind != DELETED:
+            open_ = kind == LETTER
+    return [(spelling(text[start:end]) if keep_symbols else _lower(text[start:end]), start, end) for start, end in found]
+
+
+def plain_hash(word: str) -> int:
+    """Return the hash of a word in lower case: the twin of what `words` gives, in Python's integers."""
+    values = [int(_values()[min(ord(character), CODES)]) for character in word]
+    total = sum(value * pow(P, i, 1 << 64) for i, value in enumerate(values)) % (1 << 64)
+    return int(mix(np.array([total], np.uint64))[0])
+
+
+def spelling(word: str) -> str:
+    """Return a word of `words(keep_symbols=True)` as it is compared: in lower case, without ASCII punctuation."""
+    return _lower(word.translate(_NO_PUNCTUATION))
+
+
+def _lower(word: str) -> str:
+    return word.lower() if word.isascii() else "".join(c.lower() if len(c.lower()) == 1 else c for c in word)
 
 
 def _words(texts: Sequence[str], kinds: np.ndarray) -> Words:
