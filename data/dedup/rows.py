@@ -26,10 +26,10 @@ class Sorter:
     deleted by `close`, or at the end of a `with` block.
     """
 
-    def __init__(self, folder: Path, width: int, buffer_rows: int = BUFFER_ROWS):
+    def __init__(self, folder: Path, width: int, buffer_rows: int | None = None):
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = tempfile.TemporaryDirectory(dir=folder, prefix=".sorting-")
-        self._width, self._most = width, buffer_rows
+        self._width, self._most = width, buffer_rows or BUFFER_ROWS
         self._waiting, self._count, self._runs = [], 0, []
 
     def __enter__(self):
@@ -96,7 +96,7 @@ def sort(rows: np.ndarray) -> np.ndarray:
     return rows
 
 
-def merge(paths: Sequence[Path], width: int, block_rows: int = BLOCK_ROWS) -> Iterator[np.ndarray]:
+def merge(paths: Sequence[Path], width: int) -> Iterator[np.ndarray]:
     """Yield the rows of sorted files in order, in blocks.
 
     Of every file one block is looked at. Rows up to the smallest last row of these blocks are safe to give out, because no
@@ -105,8 +105,8 @@ def merge(paths: Sequence[Path], width: int, block_rows: int = BLOCK_ROWS) -> It
     runs = [run for run in (read(path, width) for path in paths) if len(run)]
     places = [0] * len(runs)
     while runs:
-        blocks = [np.asarray(run[at : at + block_rows]) for run, at in zip(runs, places)]
-        open_ended = [block[-1] for block, run, at in zip(blocks, runs, places) if at + block_rows < len(run)]
+        blocks = [np.asarray(run[at : at + BLOCK_ROWS]) for run, at in zip(runs, places)]
+        open_ended = [block[-1] for block, run, at in zip(blocks, runs, places) if at + BLOCK_ROWS < len(run)]
         if open_ended:
             limit = min(open_ended, key=tuple)
             blocks = [block[: _up_to(block, limit)] for block in blocks]
