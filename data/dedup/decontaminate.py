@@ -1,0 +1,244 @@
+"""Find the text of benchmark items in training documents and cut it out, or drop the documents.
+
+The default is GPT-3's (Brown et al. 2020, appendix C), as lm-evaluation-harness's Janitor has it: 13-grams of words, in lower
+case and without punctuation; 200 characters on each side of a match are cut; slices below 200 characters go; a document in
+more than 10 pieces goes. Two other measures come with the report of items: the share of an item's n-grams that were found
+(PaLM, Chowdhery et al. 2022, section 8: at least 70 % of the 8-grams) and the share of its words in n-grams that were found
+(Llama 2, Touvron et al. 2023, appendix A.6: spans of more than 10 tokens).
+
+Matches are compared word for word, so a hash collision is no match.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from data.dedup.grams import rolling
+from data.dedup.words import Words, spelling, words
+from lm.errors import UserError
+
+NGRAM, LEAST_WORDS = 13, 8  # GPT-3's N is the 5th percentile of a benchmark's example lengths, but in 8 … 13
+AROUND, LEAST_SLICE, MOST_PIECES = 200, 200, 10  # characters, characters, slices
+COMMON_DOCUMENTS = 10  # GPT-3 ignores n-grams that are in more training documents: they are common phrases
+EXAMPLES = 5  # documents that a report names for an item
+
+
+@dataclasses.dataclass(frozen=True)
+class Benchmark:
+    """The n-grams of benchmark items, distinct over all items. Make it with `benchmark`."""
+
+    ids: list[str]
+    grams: list[tuple[str, ...]]  # the words of each
+    tables: dict[int, tuple[np.ndarray, np.ndarray]]  # size in words -> (hashes, uint64 in ascending order; indexes of grams)
+    item: np.ndarray  # int64 [n], with `gram` and `place` sorted by item: where the items hold grams
+    gram: np.ndarray  # int64 [n]
+    place: np.ndarray  # int64 [n], the first word
+    words: np.ndarray  # int64 [items]
+
+    def items_of(self, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return all pairs of a gram's index in `gram` and an item that holds it, each once."""
+        order = np.lexsort((self.item, self.gram))
+        owned = np.unique(np.stack([self.gram[order], self.item[order]], axis=1), axis=0)
+        begin, end = (np.searchsorted(owned[:, 0], gram, side=side) for side in ("left", "right"))
+        index = np.repeat(np.arange(len(gram)), end - begin)
+        within = np.arange(len(index)) - np.repeat(np.cumsum(end - begin) - (end - begin), end - begin)
+        return index, owned[np.repeat(begin, end - begin) + within, 1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Matches:
+    """Where a batch of documents holds grams of a benchmark, in order of documents and places."""
+
+    documents: int
+    document: np.ndarray  # int64 [matches], index in the batch
+    gram: np.ndarray  # int64 [matches]
+    start: np.ndarray  # int64 [matches], in code points
+    end: np.ndarray  # int64 [matches]
+
+
+def benchmark(items: Sequence[Mapping], n: int = NGRAM, least_words: int = LEAST_WORDS) -> Benchmark:
+    """Return the n-grams of items {"id", "text"}.
+
+    An item of least_words … n − 1 words is one gram. Shorter ones cannot be told from common phrases and are not looked for.
+
+    Raises: UserError: an item has no id or no text, two have one id, or n is below least_words.
+    """
+    if not 1 <= least_words <= n:
+        raise UserError(f"decontamination: n={n}, least_words={least_words}; use 1 ≤ least_words ≤ n")
+    for number, item in enumerate(items):
+        if not isinstance(item.get("text"), str) or item.get("id") is None:
+            raise UserError(
+                f'benchmark item {number} needs "id" and a string "text"; it has {", ".join(map(str, item)) or "nothing"}'
+            )
+    ids, texts = [str(item["id"]) for item in items], [item["text"] for item in items]
+    if len(set(ids)) < len(ids):
+        twice = next(one for i, one in enumerate(ids) if one in ids[:i])
+        raise UserError(f"two benchmark items have the id {twice!r}; put the benchmark's name in front")
+    found = words(texts, keep_symbols=True)
+    counts = np.diff(found.offsets)
+    known: dict[tuple[str, ...], int] = {}
+    hashes: dict[int, dict[int, int]] = {}
+    rows = []
+    for item, text in enumerate(texts):
+        size = n if counts[item] >= n else int(counts[item])
+        if size < least_words:
+            continue
+        first = range(found.offsets[item], found.offsets[item + 1] - size + 1)
+        hash = rolling(found.hash[found.offsets[item] : found.offsets[item + 1]], size)
+        for place, (at, value) in enumerate(zip(first, hash.tolist())):
+            gram = known.setdefault(_spelled(text, found, at, size), len(known))
+            # If two grams had one hash, the first one would be found and the second not: 2^-64 a pair.
+            hashes.setdefault(size, {}).setdefault(value, gram)
+            rows.append((item, gram, place))
+    tables = {}
+    for size, of_size in sorted(hashes.items()):
+        hash, gram = np.array(list(of_size), np.uint64), np.array(list(of_size.values()), np.int64)
+        order = np.argsort(hash)
+        tables[size] = hash[order], gram[order]
+    return Benchmark(ids, list(known), tables, *np.array(rows, np.int64).reshape(-1, 3).T, counts)
+
+
+def find(texts: Sequence[str], held: Benchmark, ignored: np.ndarray | None = None) -> Matches:
+    """Return where texts hold grams of the benchmark. ignored: bool [grams], those not to look for, such as `Report.common`."""
+    found = words(texts, keep_symbols=True)
+    places = []
+    for size, (hashes, gram) in held.tables.items():
+        grams = rolling(found.hash, size)
+        row = np.minimum(np.searchsorted(hashes, grams), len(hashes) - 1)
+        at = np.flatnonzero(hashes[row] == grams)
+        document = np.searchsorted(found.offsets, at, side="right") - 1
+        inside = at + size <= found.offsets[document + 1]
+        for i, d, g in zip(at[inside].tolist(), document[inside].tolist(), gram[row[at[inside]]].tolist()):
+            if (ignored is None or not ignored[g]) and _spelled(texts[d], found, i, size) == held.grams[g]:
+                places.append((d, found.start[i], found.end[i + size - 1], g))
+    document, start, end, gram = np.array(sorted(places), np.int64).reshape(-1, 4).T
+    return Matches(len(texts), document, gram, start, end)
+
+
+def columns(matches: Matches, held: Benchmark) -> dict[str, np.ndarray]:
+    """Return columns of one value a document.
+
+    contamination_matches: int64, places that hold a gram. contamination_items: int64, items of which it holds a gram.
+    contamination_share: float64, the highest share of one item's distinct grams; PaLM's rule at n = 8 is a share of 0.7.
+    """
+    document, item, count = _pairs(matches, held)
+    share = np.zeros(matches.documents)
+    np.maximum.at(share, document, count / _gram_counts(held)[item])
+    return {
+        "contamination_matches": np.bincount(matches.document, minlength=matches.documents),
+        "contamination_items": np.bincount(document, minlength=matches.documents),
+        "contamination_share": share,
+    }
+
+
+def cut(
+    texts: Sequence[str],
+    matches: Matches,
+    *,
+    around: int = AROUND,
+    least_slice: int = LEAST_SLICE,
+    most_pieces: int = MOST_PIECES,
+    most_matches: int | None = None,
+) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Return the texts without their matches, and columns. Texts without a match are returned as they are.
+
+    The slices that stay are joined by a blank line. A document that is cut into more than `most_pieces` slices becomes empty,
+    and so does one with more than `most_matches` matching n-grams, which is how Janitor counts (its limit is 10): a copied
+    question of 24 words has 12.
+
+    contamination_pieces: int64, slices between the cuts, short ones included; 1 without a match.
+    contamination_characters: int64, characters removed.
+    """
+    left, pieces = list(texts), np.ones(len(texts), np.int64)
+    begins, ends = (np.searchsorted(matches.document, np.arange(len(texts)), side=side) for side in ("left", "right"))
+    for i in np.flatnonzero(begins < ends):
+        slices, at = [], 0
+        for start, end in zip(matches.start[begins[i] : ends[i]].tolist(), matches.end[begins[i] : ends[i]].tolist()):
+            if start - around > at:
+                slices.append(texts[i][at : start - around])
+            at = max(at, end + around)
+        if at < len(texts[i]):
+            slices.append(texts[i][at:])
+        pieces[i] = len(slices)
+        if len(slices) > most_pieces or (most_matches is not None and ends[i] - begins[i] > most_matches):
+            slices = []
+        left[i] = "\n\n".join(part for part in slices if len(part) >= least_slice)
+    removed = np.array([len(text) - len(new) for text, new in zip(texts, left)], np.int64)
+    return left, {"contamination_pieces": pieces, "contamination_characters": np.maximum(removed, 0)}
+
+
+class Report:
+    """Counts, for every item of a benchmark, the documents that hold a gram of it. Reports of parts of a corpus add up."""
+
+    def __init__(self, held: Benchmark):
+        self.held = held
+        self.documents = np.zeros(len(held.ids), np.int64)
+        self.gram_documents = np.zeros(len(held.grams), np.int64)
+        self.examples: list[list] = [[] for _ in held.ids]  # the lowest numbers (or names) of documents
+
+    def add(self, matches: Matches, numbers: Sequence) -> None:
+        """Count the matches of documents, each given once. numbers: numbers or names that can be ordered."""
+        distinct = np.unique(np.stack([matches.document, matches.gram], axis=1), axis=0)
+        self.gram_documents += np.bincount(distinct[:, 1], minlength=len(self.gram_documents))
+        document, item, _ = _pairs(matches, self.held)
+        self.documents += np.bincount(item, minlength=len(self.documents))
+        for d, i in zip(document.tolist(), item.tolist()):
+            self.examples[i] = sorted([*self.examples[i], numbers[d]])[:EXAMPLES]
+
+    def merge(self, other: "Report") -> None:
+        """Add the counts of other documents for the same benchmark."""
+        self.documents += other.documents
+        self.gram_documents += other.gram_documents
+        self.examples = [sorted([*mine, *theirs])[:EXAMPLES] for mine, theirs in zip(self.examples, other.examples)]
+
+    def common(self, most: int = COMMON_DOCUMENTS) -> np.ndarray:
+        """Return bool [grams]: those that are in more than `most` documents, for a second pass that ignores them."""
+        return self.gram_documents > most
+
+    def rows(self) -> list[dict]:
+        """Return for each item {"id", "words", "grams": distinct ones looked for (0: too short), "documents": that hold one of them,
+        "examples": some of these, "share": of the grams, that were found, "covered": share of the words in found grams}.
+
+        share and covered are None for an item that is too short.
+        """
+        held, seen = self.held, self.gram_documents > 0
+        size = np.array([len(gram) for gram in held.grams], np.int64)
+        counts = _gram_counts(held)
+        begins = np.searchsorted(held.item, np.arange(len(held.ids) + 1))
+        rows = []
+        for i, id in enumerate(held.ids):
+            gram, place = held.gram[begins[i] : begins[i + 1]], held.place[begins[i] : begins[i + 1]]
+            covered = np.zeros(held.words[i] + 1, np.int64)
+            np.add.at(covered, place[seen[gram]], 1)
+            np.add.at(covered, place[seen[gram]] + size[gram[seen[gram]]], -1)
+            rows.append(
+                {
+                    "id": id,
+                    "words": int(held.words[i]),
+                    "grams": int(counts[i]),
+                    "documents": int(self.documents[i]),
+                    "examples": self.examples[i],
+                    "share": float(seen[np.unique(gram)].mean()) if len(gram) else None,
+                    "covered": float((np.cumsum(covered)[:-1] > 0).mean()) if len(gram) else None,
+                }
+            )
+        return rows
+
+
+def _spelled(text: str, found: Words, first: int, size: int) -> tuple[str, ...]:
+    return tuple(spelling(text[found.start[i] : found.end[i]]) for i in range(first, first + size))
+
+
+def _gram_counts(held: Benchmark) -> np.ndarray:
+    """Return int64 [items]: distinct grams of each."""
+    pairs = np.unique(np.stack([held.item, held.gram], axis=1), axis=0)
+    return np.bincount(pairs[:, 0], minlength=len(held.ids))
+
+
+def _pairs(matches: Matches, held: Benchmark) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the pairs of a document and an item that share grams, sorted, and how many distinct grams they share."""
+    distinct = np.unique(np.stack([matches.document, matches.gram], axis=1), axis=0)
+    index, item = held.items_of(distinct[:, 1])
+    pairs, count = np.unique(np.stack([distinct[index, 0], item], axis=1), axis=0, return_counts=True)
+    return pairs[:, 0], pairs[:, 1], count

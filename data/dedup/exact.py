@@ -1,0 +1,151 @@
+"""Find pieces of text that occur again in a corpus that is larger than memory, and cut them: all but one stay.
+
+1. `Part.add` writes digests of the pieces of documents (data/dedup/pieces.py). Parts are independent.
+2. `find` sorts them and writes a table of the pieces to remove.
+3. `cut` removes them from texts. For whole documents, `columns` says which to keep.
+4. `save_index` keeps one row a distinct piece, against which a later corpus is deduplicated.
+
+With Unit("window") these are the repeated spans of Lee et al. (2021), "Deduplicating training data makes language models
+better": every run of at least `window` words that occurs again is covered by windows that occur again. They use suffix arrays;
+sorted windows mark the same words, and their disk is bounded by 40 bytes a word instead of a machine's memory.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from data.dedup import rows
+from data.dedup.keep import OLD, check_numbers, ranks
+from data.dedup.pieces import Unit, pieces
+from lm import saving
+from lm.errors import UserError
+
+# Columns: digest (two), rank, number, span: start · 2^32 + end.
+_PIECES, _WIDTH, _SETTINGS = "pieces.u64", 5, "settings.json"
+_LOW = np.uint64(0xFFFFFFFF)
+
+
+class Part:
+    """Writes the pieces of some documents. Use it in `with`: the part is complete at the end of the block.
+
+    Disk: 40 bytes a piece.
+    """
+
+    def __init__(self, folder: Path, unit: Unit):
+        self.folder, self.unit = Path(folder), unit
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _SETTINGS).unlink(missing_ok=True)
+
+    def __enter__(self):
+        self._rows = rows.Sorter(self.folder, _WIDTH)
+        return self
+
+    def add(self, texts: Sequence[str], numbers: Sequence[int], scores: Sequence[float] | None = None) -> None:
+        """Add documents.
+
+        Args:
+          numbers: unique in the whole corpus; in [0, 2^62).
+          scores: of several equal pieces, the one in the document with the highest score stays; None: the one with the lowest
+            number.
+        """
+        numbers, rank, found = check_numbers(numbers, len(texts)), ranks(scores, len(texts)), pieces(texts, self.unit)
+        if len(found.end) and found.end.max() > int(_LOW):
+            raise UserError("a document has over 2^32 characters; split it")
+        span = found.start.astype(np.uint64) << np.uint64(32) | found.end.astype(np.uint64)
+        self._rows.add(np.column_stack([found.digest, rank[found.document], numbers[found.document], span]))
+
+    def __exit__(self, kind, *_):
+        with self._rows:
+            if kind is None:
+                rows.write(self.folder / _PIECES, self._rows.sorted())
+                saving.write_json(self.folder / _SETTINGS, asdict(self.unit))
+
+
+def find(parts: Sequence[Path], into: Path) -> dict[str, int]:
+    """Write the pieces to remove: a table of uint64 [n, 3], sorted: (number, span, number of the document whose piece stays).
+
+    The piece that stays is the one of an index of an older corpus, else of the best score, else of the lowest number, else the
+    first.
+
+    Args:
+      parts: folders that `Part` or `save_index` wrote, in any order. into: the table. Temporary files are made beside it.
+    Returns: counts: pieces, removed (pieces).
+    Raises: UserError: a part is missing or incomplete, or parts have different units.
+    """
+    into, counts = Path(into), {"pieces": 0, "removed": 0}
+    with rows.Sorter(into.parent, 3) as removed:
+        for block, begins, kept in _groups(parts, into.parent):
+            again = ~begins & (block[:, 2] != OLD)
+            removed.add(np.stack([block[:, 3], block[:, 4], kept], axis=1)[again])
+            counts["pieces"] += len(block)
+            counts["removed"] += int(again.sum())
+        rows.write(into, removed.sorted())
+    return counts
+
+
+def cut(texts: Sequence[str], numbers: Sequence[int], removed: Path) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Return the texts without the pieces that `find` wants removed, and columns.
+
+    What is left of a changed text has no whitespace at its ends; it may be empty. Other texts are returned as they are.
+
+    duplicate_pieces: int64, pieces removed. duplicate_characters: int64, characters of them, overlaps counted once.
+    """
+    table, numbers = rows.read(removed, 3), check_numbers(numbers, len(texts))
+    begins, ends = (rows.lower_bound(table, numbers + np.uint64(i)) for i in (0, 1))
+    left, characters = list(texts), np.zeros(len(texts), np.int64)
+    for i in np.flatnonzero(begins < ends):
+        spans = np.asarray(table[begins[i] : ends[i], 1])
+        stays, at = [], 0
+        for start, end in zip((spans >> np.uint64(32)).tolist(), (spans & _LOW).tolist()):
+            if start > at:
+                stays.append(texts[i][at:start])
+            characters[i] += max(0, end - max(at, start))
+            at = max(at, end)
+        left[i] = "".join([*stays, texts[i][at:]]).strip()
+    return left, {"duplicate_pieces": ends - begins, "duplicate_characters": characters}
+
+
+def columns(numbers: Sequence[int], removed: Path) -> dict[str, np.ndarray]:
+    """Return what `find` decided about whole documents.
+
+    duplicate_of: int64, the document that stays in its place, which may be itself. duplicate_keep: bool.
+    """
+    table, numbers = rows.read(removed, 3), check_numbers(numbers, len(numbers))
+    row, found = rows.find(table, numbers)
+    kept = np.where(found, table[row, 2] if len(table) else numbers, numbers).astype(np.int64)
+    return {"duplicate_of": kept, "duplicate_keep": ~found}
+
+
+def save_index(folder: Path, parts: Sequence[Path]) -> int:
+    """Write a part with the pieces that stay, for a later `find`, where they go before all others. Returns their number."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def kept() -> Iterator[np.ndarray]:
+        for block, begins, _ in _groups(parts, folder):
+            yield np.where(np.arange(_WIDTH) == 2, OLD, block[begins])
+
+    count = rows.write(folder / _PIECES, kept())
+    saving.write(folder / _SETTINGS, (Path(parts[0]) / _SETTINGS).read_bytes())
+    return count
+
+
+def _groups(parts: Sequence[Path], temporary: Path) -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Yield blocks of sorted rows, whether each is the first with its digest, and the number of the first one's document."""
+    settings = {}
+    for part in map(Path, parts):
+        if not (part / _SETTINGS).exists():
+            raise UserError(f"{part}: no complete part of exact duplicates; make it again with data.dedup.exact.Part")
+        settings.setdefault(json.dumps(json.loads((part / _SETTINGS).read_text())), part)
+    if len(settings) > 1:
+        one, other = list(settings.values())[:2]
+        raise UserError(f"{one} and {other} have different units of duplicates; make both with the same")
+    with rows.Sorter(temporary, _WIDTH) as nothing:
+        carried = None
+        for block in nothing.sorted([Path(part) / _PIECES for part in parts]):
+            begins, kept = rows.first_of_groups(block[:, :2], block[:, 3], carried)
+            carried = block[-1, :2], kept[-1]
+            yield block, begins, kept

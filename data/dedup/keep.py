@@ -1,0 +1,54 @@
+"""Decide which document of a cluster stays."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.dedup import rows
+from lm.errors import UserError
+
+OLD = np.uint64(0)  # rank of a document of an earlier corpus, before all others
+NEW_BIT = np.uint64(1 << 62)  # set in the number of a document of the new corpus, so that old ones sort first
+
+
+def ranks(scores: Sequence[float] | None, count: int) -> np.ndarray:
+    """Return uint64 [count]: the lower the rank, the better the document. Ranks are above OLD.
+
+    scores: higher is better, nan is worst; None: all documents are equally good, so that the first one stays.
+    """
+    score = np.zeros(count) if scores is None else np.asarray(scores, np.float64) + 0.0  # -0.0 becomes 0.0
+    if score.shape != (count,):
+        raise UserError(f"{count} documents have scores of shape {score.shape}; give one score a document")
+    bits = np.where(np.isnan(score), -np.inf, score).view(np.uint64)
+    sign = np.uint64(1 << 63)
+    return ~np.where(bits & sign, ~bits, bits | sign)  # floats in descending order
+
+
+def check_numbers(numbers: Sequence[int], count: int) -> np.ndarray:
+    """Return numbers as uint64 [count]. Raises: UserError if there are not as many, or one is not in [0, 2^62)."""
+    numbers = np.asarray(numbers)
+    if numbers.shape != (count,) or (
+        count and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= NEW_BIT)
+    ):
+        raise UserError(f"{count} documents need one number each, in [0, 2^62); got {numbers.dtype} {numbers.shape}")
+    return numbers.astype(np.uint64)
+
+
+def best_of_clusters(members: Iterable[np.ndarray], folder: Path) -> Iterator[np.ndarray]:
+    """Yield uint64 [n, 3]: (number, cluster, number of the kept document), sorted, for each member.
+
+    The best rank stays; of equal ranks, the lowest number.
+
+    members: blocks of uint64 [n, 3]: (cluster, rank, number); members may be repeated.
+    """
+    with rows.sorting(folder, 3, 3) as (by_cluster, by_number):
+        for block in members:
+            by_cluster.add(block)
+        carried = None
+        for block in rows.distinct(by_cluster.sorted()):
+            cluster, _, number = block.T
+            _, kept = rows.first_of_groups(cluster, number, carried)
+            carried = cluster[-1], kept[-1]
+            by_number.add(np.stack([number, cluster, kept], axis=1))
+        yield from by_number.sorted()

@@ -1,0 +1,300 @@
+"""Find near duplicates in a corpus that is larger than memory: MinHash buckets, verified pairs, connected components.
+
+1. `Part.add` writes, for batches of documents, the bands of their signatures and their sets of shingles. Parts are independent.
+2. `find` sorts the bands, pairs the documents of a bucket, keeps the pairs whose sets of shingles have a Jaccard similarity of
+at
+   least `threshold`, and connects them. It writes one table of clusters.
+3. `columns` looks documents up in that table.
+4. `save_index` makes a part of the documents that stayed, against which a later corpus is deduplicated (`find(old=…)`).
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from data.dedup import grams, minhash, rows
+from data.dedup.components import components
+from data.dedup.keep import NEW_BIT, OLD, best_of_clusters, check_numbers, ranks
+from data.dedup.minhash import MinHash
+from lm import saving
+from lm.errors import UserError
+
+# Each distinct set of a bucket is paired with the first of the bucket and with as many before it. So buckets of up to
+# NEIGHBOURS + 1 distinct sets give all their pairs, and a huge bucket of boilerplate gives a number that grows linearly.
+NEIGHBOURS = 32
+_PAIR_SHINGLES = 1 << 20  # compared at a time
+
+_BANDS, _DOCUMENTS, _SETS, _SETTINGS = "bands.u64", "documents.u64", "sets.u64", "settings.json"
+# Columns: bands (band's hash, set's hash, number); documents (number, first shingle, shingles, rank); sets (shingle).
+_WIDTH = {_BANDS: 3, _DOCUMENTS: 4, _SETS: 1}
+
+
+class Part:
+    """Writes what `find` needs of some documents. Use it in `with`: the part is complete at the end of the block.
+
+    Disk: 8 bytes a distinct shingle (about 1.2 bytes a byte of English text) and 24 bytes a band and document.
+    """
+
+    def __init__(self, folder: Path, settings: MinHash = minhash.FINEWEB):
+        self.folder, self.settings, self._shingles = Path(folder), settings, 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _SETTINGS).unlink(missing_ok=True)
+
+    def __enter__(self):
+        self._sets = (self.folder / _SETS).open("wb")
+        self._bands = rows.Sorter(self.folder, _WIDTH[_BANDS])
+        self._documents = rows.Sorter(self.folder, _WIDTH[_DOCUMENTS])
+        return self
+
+    def add(self, texts: Sequence[str], numbers: Sequence[int], scores: Sequence[float] | None = None) -> None:
+        """Add documents. A document without a word has no duplicates.
+
+        Args:
+          numbers: unique in the whole corpus, and in the old ones it is compared with; in [0, 2^62).
+          scores: the highest stays of a cluster; None: the lowest number stays.
+        """
+        numbers, rank = check_numbers(numbers, len(texts)), ranks(scores, len(texts))
+        shingles, offsets = grams.sets(*minhash.documents_shingles(texts, self.settings))
+        self._add(shingles, offsets, numbers, rank)
+
+    def _add(self, shingles: np.ndarray, offsets: np.ndarray, numbers: np.ndarray, rank: np.ndarray) -> None:
+        full = np.flatnonzero(np.diff(offsets))
+        begins, ends = offsets[full], offsets[full + 1]
+        bands = minhash.band_hashes(minhash.signatures(shingles, offsets, self.settings)[full], self.settings)
+        digest = [xxhash.xxh3_64_intdigest(shingles[b:e]) for b, e in zip(begins.tolist(), ends.tolist())]
+        owner = np.stack([np.array(digest, np.uint64), numbers[full]], axis=1)
+        self._bands.add(np.column_stack([bands.reshape(-1), np.repeat(owner, self.settings.bands, axis=0)]))
+        first = (begins + self._shingles).astype(np.uint64)
+        self._documents.add(np.stack([numbers[full], first, (ends - begins).astype(np.uint64), rank[full]], axis=1))
+        self._sets.write(np.ascontiguousarray(shingles))
+        self._shingles += len(shingles)
+
+    def __exit__(self, kind, *_):
+        with self._sets, self._bands, self._documents:
+            if kind is None:
+                rows.write(self.folder / _BANDS, self._bands.sorted())
+                rows.write(self.folder / _DOCUMENTS, self._documents.sorted())
+        if kind is None:
+            saving.write_json(self.folder / _SETTINGS, asdict(self.settings))
+
+
+def find(
+    parts: Sequence[Path], into: Path, *, threshold: float = 0.8, old: Sequence[Path] = (), pairs: Path | None = None
+) -> dict[str, int]:
+    """Write the clusters of near duplicates: a table of uint64 [n, 3], sorted, for each document of `parts` with a duplicate.
+
+    The columns are the document's number, its cluster (the lowest number in it) and the number of the document that is kept.
+
+    Args:
+      parts: folders that `Part` wrote, in any order. into: the table. Temporary files are made beside it.
+      threshold: least Jaccard similarity of the sets of shingles of a pair, in (0, 1].
+      old: parts of an earlier corpus. Its documents stay, so new ones with a duplicate among them go.
+      pairs: also write the verified pairs to this table, uint64 [n, 2]: (higher number, lower number), the old before the new.
+    Returns:
+      counts: documents, candidates (pairs), verified (pairs), clustered (documents), removed (documents).
+    Memory: that of a few Sorters and of _PAIR_SHINGLES shingles.
+    Raises: UserError: a part is missing or incomplete, parts have different settings, a number occurs twice, or the threshold
+    is not in
+      (0, 1].
+    """
+    if not 0 < threshold <= 1:
+        raise UserError(f"near-duplicate threshold={threshold} is not in (0, 1]; FineWeb's bands suit 0.7 to 0.8")
+    folders, into = [*map(Path, old), *map(Path, parts)], Path(into)
+    _check_settings(folders)
+    _check_numbers(folders, into.parent)
+    with rows.sorting(into.parent, 5, 2, 2) as (documents, candidates, verified):
+        for i, folder in enumerate(folders):
+            for block in rows.blocks(rows.read(folder / _DOCUMENTS, _WIDTH[_DOCUMENTS])):
+                number, first, count, rank = block.T
+                number, rank = (number, np.full_like(rank, OLD)) if i < len(old) else (number | NEW_BIT, rank)
+                documents.add(np.stack([number, first, count, rank, np.full_like(rank, i)], axis=1))
+        table_path = into.with_name(into.name + ".documents")
+        counts = {"documents": rows.write(table_path, documents.sorted())}
+        try:
+            table = rows.read(table_path, 5)
+            for block in _bucket_pairs(_all_bands(folders, len(old), into.parent)):
+                candidates.add(block)
+            sets = [rows.read(folder / _SETS, 1)[:, 0] for folder in folders]
+            counts["candidates"] = counts["verified"] = 0
+            for block in rows.distinct(candidates.sorted()):
+                similar = block[jaccard(block, table, sets, threshold) >= threshold]
+                verified.add(similar)
+                counts["candidates"] += len(block)
+                counts["verified"] += len(similar)
+            edges = into.with_name(into.name + ".edges") if pairs is None else Path(pairs)
+            rows.write(edges, verified.sorted())
+            members = _members(components(rows.blocks(rows.read(edges, 2)), into.parent), table)
+            clusters = _count(best_of_clusters(members, into.parent), counts)
+            rows.write(into, clusters)
+            if pairs is None:
+                edges.unlink()
+            else:
+                rows.write(edges, (block & ~NEW_BIT for block in rows.blocks(rows.read(edges, 2))))
+        finally:
+            table_path.unlink(missing_ok=True)
+    return counts
+
+
+def columns(numbers: Sequence[int], clusters: Path) -> dict[str, np.ndarray]:
+    """Return what `find` decided about documents: columns of one value a document.
+
+    near_duplicate_cluster: int64, the lowest number of the cluster; a document alone is its own cluster.
+    near_duplicate_of: int64, the document that is kept in its place, which may be itself.
+    near_duplicate_keep: bool.
+    """
+    table = rows.read(clusters, 3)
+    numbers = check_numbers(numbers, len(numbers))
+    row, found = rows.find(table, numbers)
+    cluster, kept = (np.where(found, table[row, i] if len(table) else numbers, numbers).astype(np.int64) for i in (1, 2))
+    return {
+        "near_duplicate_cluster": cluster,
+        "near_duplicate_of": kept,
+        "near_duplicate_keep": kept == numbers.astype(np.int64),
+    }
+
+
+def save_index(folder: Path, parts: Sequence[Path], clusters: Path) -> int:
+    """Write a part with only the documents that are kept, for `find(old=[folder])`. Returns their number."""
+    _check_settings([Path(part) for part in parts])
+    settings = MinHash(**json.loads((Path(parts[0]) / _SETTINGS).read_text()))
+    table, count = rows.read(clusters, 3), 0
+    with Part(folder, settings) as index:
+        for part in map(Path, parts):
+            sets = rows.read(part / _SETS, 1)[:, 0]
+            for block in rows.blocks(rows.read(part / _DOCUMENTS, _WIDTH[_DOCUMENTS]), 1 << 8):
+                row, found = rows.find(table, block[:, 0])
+                kept = block[~found | (table[row, 2] == block[:, 0])] if len(table) else block
+                if len(kept):
+                    hashes = np.concatenate([sets[int(first) : int(first + size)] for first, size in kept[:, 1:3]])
+                    offsets = np.concatenate([[0], np.cumsum(kept[:, 2])]).astype(np.int64)
+                    index._add(hashes, offsets, kept[:, 0], kept[:, 3])
+                    count += len(kept)
+    return count
+
+
+def jaccard(pairs: np.ndarray, documents: np.ndarray, sets: Sequence[np.ndarray], least: float = 0.0) -> np.ndarray:
+    """Return float64 [pairs]: |A ∩ B| / |A ∪ B| of two documents' sets of shingles.
+
+    Pairs that must be below `least`, because one set is so much larger, are not compared and get 0.
+
+    Args:
+      pairs: uint64 [pairs, 2], numbers. documents: rows (number, first shingle, shingles, rank, index in `sets`), sorted.
+      sets: for each part its shingles, uint64, in ascending order within a document.
+    """
+    (left, right) = (documents[rows.find(documents, numbers)[0]] for numbers in pairs.T)
+    sizes = np.stack([left[:, 2], right[:, 2]]).astype(np.int64)
+    similar = np.zeros(len(pairs))
+    todo = np.flatnonzero(sizes.min(axis=0) >= least * sizes.max(axis=0))
+    total = np.cumsum(sizes.sum(axis=0)[todo])
+    begin = 0
+    while begin < len(todo):
+        before = total[begin - 1] if begin else 0
+        end = max(begin + 1, int(np.searchsorted(total, before + _PAIR_SHINGLES, side="right")))
+        some = todo[begin:end]
+        lengths = sizes.sum(axis=0)[some]
+        stops = np.cumsum(lengths)
+        joined = np.empty(stops[-1], np.uint64)
+        for stop, length, a, b in zip(stops.tolist(), lengths.tolist(), left[some].tolist(), right[some].tolist()):
+            part = joined[stop - length : stop]
+            for at, row in ((0, a), (a[2], b)):
+                part[at : at + row[2]] = sets[row[4]][row[1] : row[1] + row[2]]
+            part.sort()
+        twice = np.zeros(len(joined), np.int64)
+        twice[1:] = joined[1:] == joined[:-1]
+        twice[stops[:-1]] = 0
+        both = np.add.reduceat(twice, stops - lengths)
+        similar[some] = both / (lengths - both)
+        begin = end
+    return similar
+
+
+def _bucket_pairs(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    """Yield pairs (higher number, lower number) of documents that share a bucket, repeated ones included; never two old ones.
+
+    bands: rows (band's hash, set's hash, number), sorted. A document with the same set as the one before it is paired with the
+      first
+    document of that set; other pairs are of these first documents.
+    """
+    kept = np.empty((0, 3), np.uint64)  # first documents of the sets of the last bucket: its first, and its last NEIGHBOURS
+    for block in bands:
+        block = np.concatenate([kept, block])
+        new = np.ones(len(block), bool)
+        new[1:] = (block[1:, :2] != block[:-1, :2]).any(axis=1)
+        again = np.flatnonzero(~new)
+        sets = np.flatnonzero(new)
+        heads = block[sets]
+        yield _edges(block[again, 2], heads[np.searchsorted(sets, again, side="right") - 1, 2])
+        begins = np.ones(len(heads), bool)
+        begins[1:] = heads[1:, 0] != heads[:-1, 0]
+        first = np.maximum.accumulate(np.where(begins, np.arange(len(heads)), 0))
+        later = np.flatnonzero(~begins & (np.arange(len(heads)) >= len(kept)))
+        yield _edges(heads[later, 2], heads[first[later], 2])
+        for distance in range(1, NEIGHBOURS + 1):
+            later = later[later - distance > first[later]]
+            if not len(later):
+                break
+            yield _edges(heads[later, 2], heads[later - distance, 2])
+        last = int(first[-1])
+        kept = heads[[last, *range(max(last + 1, len(heads) - NEIGHBOURS), len(heads))]]
+
+
+def _edges(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    pairs = np.stack([np.maximum(one, other), np.minimum(one, other)], axis=1)
+    return pairs[(pairs[:, 0] & NEW_BIT) > 0]  # of two old documents none is new
+
+
+def _all_bands(folders: Sequence[Path], old: int, temporary: Path) -> Iterator[np.ndarray]:
+    """Yield the bands of all parts in order. New documents get their bit: the same in all rows, so that tables stay sorted."""
+    with rows.Sorter(temporary, _WIDTH[_BANDS]) as marked:
+        for folder in folders[old:]:
+            for block in rows.blocks(rows.read(folder / _BANDS, _WIDTH[_BANDS])):
+                marked.add(np.column_stack([block[:, :2], block[:, 2] | NEW_BIT]))
+        yield from marked.sorted([folder / _BANDS for folder in folders[:old]])
+
+
+def _members(stars: Iterable[np.ndarray], table: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield (cluster, rank, number) of the nodes of stars (number, cluster), and of a star's centre with each of them."""
+    for block in stars:
+        for number in block.T:
+            yield np.stack([block[:, 1], table[rows.find(table, number)[0], 3], number], axis=1)
+
+
+def _check_numbers(folders: Sequence[Path], temporary: Path) -> None:
+    with rows.Sorter(temporary, 1) as numbers:
+        for folder in folders:
+            for block in rows.blocks(rows.read(folder / _DOCUMENTS, _WIDTH[_DOCUMENTS])):
+                numbers.add(block[:, :1])
+        last = None
+        for block in numbers.sorted():
+            number = block[:, 0] if last is None else np.concatenate([[last], block[:, 0]])
+            same = np.flatnonzero(number[1:] == number[:-1])
+            if len(same):
+                raise UserError(
+                    f"two documents have the number {number[same[0]]}; numbers must be unique over all parts, old ones too"
+                )
+            last = number[-1]
+
+
+def _count(clusters: Iterable[np.ndarray], counts: dict[str, int]) -> Iterator[np.ndarray]:
+    """Yield the rows of new documents, with plain numbers, and count them."""
+    counts["clustered"] = counts["removed"] = 0
+    for block in clusters:
+        new = block[(block[:, 0] & NEW_BIT) > 0]
+        counts["clustered"] += len(new)
+        counts["removed"] += int((new[:, 0] != new[:, 2]).sum())
+        yield new & ~NEW_BIT
+
+
+def _check_settings(folders: Sequence[Path]) -> None:
+    found = {}
+    for folder in folders:
+        if not (folder / _SETTINGS).exists():
+            raise UserError(f"{folder}: no complete part of near duplicates; make it again with data.dedup.near.Part")
+        found.setdefault((folder / _SETTINGS).read_text(), folder)
+    if len(found) > 1:
+        one, other = list(found.values())[:2]
+        raise UserError(f"{one} and {other} have different MinHash settings; make both with the same")

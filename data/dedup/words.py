@@ -1,0 +1,201 @@
+"""Split a batch of texts into words and hash them, vectorised over Unicode code points.
+
+A word is a run of letters, digits and combining marks (Unicode categories L, N, M). Its case is ignored. Scripts that put no
+spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) give one word a character. Letters are lower-cased one by
+one, so offsets are those of the original text, and a letter whose lower-case form has several code points stays as it is. The
+classes of characters come from `unicodedata`, so Python versions may differ on characters that are new in Unicode.
+
+The hash of a word c_0 … c_{m−1} is mix(Σ_i r(c_i)·P^i mod 2^64), with r(c) a random 64-bit number of the character. Two given
+words collide with a probability of about 2^−64.
+"""
+
+import dataclasses
+import functools
+import string
+import sys
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from lm.errors import UserError
+
+SEPARATOR, LETTER, ALONE, DELETED = 0, 1, 2, 3  # what a character does to words: end one, continue it, be one, nothing
+CODES = 0x40000  # no assigned letter lies above; such code points are separators
+# Scripts without spaces between words: Thai and Lao; Burmese; Khmer; kana; its extensions; Han; compatibility; half-width kana.
+NO_SPACES = (
+    (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF), (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0xFF66, 0xFF9F), (0x20000, CODES - 1),
+)  # fmt: skip
+
+GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, odd: the step of SplitMix64
+P = 0xD1342543DE82EF95  # odd, so it has an inverse mod 2^64 (Steele and Vigna 2021, table of multipliers)
+_INVERSE = pow(P, -1, 1 << 64)
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_BLOCK = 1 << 16  # characters hashed at a time, so that their 64-bit values stay in the cache
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+    """The words of a batch. Those of document d are offsets[d] … offsets[d+1] − 1."""
+
+    hash: np.ndarray  # uint64 [words]
+    start: np.ndarray  # int64 [words], of the first character, in code points of its document
+    end: np.ndarray  # int64 [words], behind the last one
+    offsets: np.ndarray  # int64 [documents + 1]
+
+
+def mix(values: np.ndarray) -> np.ndarray:
+    """Return a bijection of uint64 values whose bits depend on all bits: the end of SplitMix64 (Steele et al. 2014)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def randoms(seed: int, count: int) -> np.ndarray:
+    """Return uint64 [count]: the first numbers of SplitMix64 with this seed, the same in every version of NumPy."""
+    return mix(np.uint64(seed % (1 << 64)) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GOLDEN))
+
+
+def words(texts: Sequence[str], *, keep_symbols: bool = False) -> Words:
+    """Return the words of `texts`.
+
+    keep_symbols: words end only at whitespace and ASCII punctuation inside them is deleted ("don't" is "dont", "a-b" is "ab",
+    a lone dash is no word). This is the normalisation of lm-evaluation-harness's compiled Janitor and of GPT-3's 13-grams,
+    with the lower case of all scripts instead of ASCII's.
+    """
+    return _blocks(texts, functools.partial(_words, kinds=_kinds(keep_symbols)))
+
+
+def characters(texts: Sequence[str]) -> Words:
+    """Return every character of the words of `texts` as a word, and one space for what stands between two words."""
+    return _blocks(texts, _characters)
+
+
+def plain_words(text: str, *, keep_symbols: bool = False) -> list[tuple[str, int, int]]:
+    """Return (word, start, end) of each word: the twin of `words`, one character at a time."""
+    kinds, found, open_ = _kinds(keep_symbols), [], False
+    for i, character in enumerate(text):
+        kind = kinds[min(ord(character), CODES)]
+        if kind == LETTER and open_:
+            found[-1][1] = i + 1
+        elif kind in (LETTER, ALONE):
+            found.append([i, i + 1])
+        if kind != DELETED:
+            open_ = kind == LETTER
+    return [(spelling(text[start:end]) if keep_symbols else _lower(text[start:end]), start, end) for start, end in found]
+
+
+def plain_hash(word: str) -> int:
+    """Return the hash of a word in lower case: the twin of what `words` gives, in Python's integers."""
+    values = [int(_values()[min(ord(character), CODES)]) for character in word]
+    total = sum(value * pow(P, i, 1 << 64) for i, value in enumerate(values)) % (1 << 64)
+    return int(mix(np.array([total], np.uint64))[0])
+
+
+def spelling(word: str) -> str:
+    """Return a word of `words(keep_symbols=True)` as it is compared: in lower case, without ASCII punctuation."""
+    return _lower(word.translate(_NO_PUNCTUATION))
+
+
+def _lower(word: str) -> str:
+    return word.lower() if word.isascii() else "".join(c.lower() if len(c.lower()) == 1 else c for c in word)
+
+
+def _words(texts: Sequence[str], kinds: np.ndarray) -> Words:
+    codes, begins = _codes(texts)
+    kind = kinds.take(codes, mode="clip")
+    places = None
+    if kinds[ord("!")] == DELETED:
+        places = np.flatnonzero(kind != DELETED)
+        codes, kind = codes[places], kind[places]
+    start = end = kind != SEPARATOR
+    start, end = start.copy(), end.copy()
+    start[1:] &= (kind[1:] == ALONE) | (kind[:-1] != LETTER)
+    end[:-1] &= (kind[:-1] == ALONE) | (kind[1:] != LETTER)
+    start, last = np.flatnonzero(start), np.flatnonzero(end)
+    power, inverse = _powers(max(len(codes), 1 << 10).bit_length())
+    sums = _values().take(codes, mode="clip")
+    sums *= power[: len(codes)]
+    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(sums, out=sums)])
+    hash = mix((sums[last + 1] - sums[start]) * inverse[start])
+    if places is not None:
+        start, last = places[start], places[last]
+    offsets = np.searchsorted(start, begins)
+    shift = np.repeat(begins[:-1], np.diff(offsets))
+    return Words(hash, start - shift, last + 1 - shift, offsets)
+
+
+def _characters(texts: Sequence[str]) -> Words:
+    codes, begins = _codes(texts)
+    between = _kinds(False).take(codes, mode="clip") == SEPARATOR
+    kept = np.flatnonzero(~between | np.concatenate([[False], ~between[:-1]]))  # of several separators the first
+    offsets = np.searchsorted(kept, begins)
+    last = offsets[1:] - 1  # the separator behind a document, and one that ends it, are no part of it
+    kept = np.delete(kept, last[(np.diff(offsets) > 0) & between[kept[np.maximum(last, 0)]]] if len(kept) else [])
+    offsets = np.searchsorted(kept, begins)
+    values = np.where(between[kept], np.uint64(GOLDEN), _values().take(codes[kept], mode="clip"))
+    start = kept - np.repeat(begins[:-1], np.diff(offsets))
+    return Words(mix(values), start, start + 1, offsets)
+
+
+def _codes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the code points of texts, each with a line end behind it, and int64 [texts + 1]: where each begins."""
+    joined = "\n".join([*texts, ""]).encode("utf-32-le", "surrogatepass")
+    begins = np.zeros(len(texts) + 1, np.int64)
+    np.cumsum([len(text) + 1 for text in texts], out=begins[1:])
+    return np.frombuffer(joined, "<u4").astype(np.intp), begins
+
+
+def _blocks(texts: Sequence[str], split) -> Words:
+    parts, begin, size = [], 0, 0
+    for end, text in enumerate(texts):
+        if size and size + len(text) > _BLOCK:
+            parts.append(split(texts[begin:end]))
+            begin, size = end, 0
+        size += len(text) + 1
+    parts.append(split(texts[begin:]))
+    if len(parts) == 1:
+        return parts[0]
+    counts = np.concatenate([np.diff(part.offsets) for part in parts])
+    joined = (np.concatenate([getattr(part, name) for part in parts]) for name in ("hash", "start", "end"))
+    return Words(*joined, np.concatenate([[0], np.cumsum(counts)]))
+
+
+@functools.cache
+def _kinds(keep_symbols: bool) -> np.ndarray:
+    """Return uint8 [CODES + 1]: what each character does to words. The last entry is for all higher code points."""
+    kinds = np.zeros(CODES + 1, np.uint8)
+    for code in range(min(CODES, sys.maxunicode + 1)):
+        if keep_symbols:
+            kinds[code] = SEPARATOR if chr(code).isspace() or 0xD800 <= code < 0xE000 else LETTER
+        elif unicodedata.category(chr(code))[0] in "LNM":
+            kinds[code] = LETTER
+    if keep_symbols:
+        kinds[[ord(c) for c in string.punctuation]] = DELETED
+        kinds[CODES] = LETTER
+    for first, last in NO_SPACES:
+        part = kinds[first : last + 1]
+        part[part == LETTER] = ALONE
+    return kinds
+
+
+@functools.cache
+def _values() -> np.ndarray:
+    """Return uint64 [CODES + 1]: the random number r of each character, equal for both cases of a letter."""
+    lower = np.arange(CODES + 1)
+    for code in range(CODES):
+        small = chr(code).lower()
+        if len(small) == 1:
+            lower[code] = ord(small)
+    return randoms(0, CODES + 1)[np.minimum(lower, CODES)]
+
+
+@functools.lru_cache(maxsize=4)
+def _powers(bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return P^i and P^−i mod 2^64 for i < 2^bits."""
+    if bits > 32:
+        raise UserError("a document has over 2^32 characters; split it")
+    base = np.ones((2, 1 << bits), np.uint64)
+    base[0, 1:], base[1, 1:] = P, _INVERSE
+    return tuple(np.cumprod(base, axis=1))
