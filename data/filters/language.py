@@ -1,6 +1,6 @@
 """Identify the language of documents and of their lines: py3langid's model, evaluated with NumPy over a batch.
 
-The model (Lui and Baldwin, "langid.py: An Off-the-shelf Language Identification Tool", 2012; retrained in py3langid 0.4, BSD) is
+The model (Lui and Baldwin, "langid.py: An Off-the-shelf Language Identification Tool", 2012; retrained in py3langid 0.4) is
 naive Bayes over byte n-grams. An automaton reads the UTF-8 text and emits at most one n-gram per byte. With counts c_f:
 
     score_l = log P(l) + Σ_f log(1 + c_f) · log P(f | l);    P(l | text) = softmax(score / √bytes)
@@ -71,8 +71,8 @@ def language(texts: Sequence[str], sample: int = SAMPLE) -> dict[str, np.ndarray
 
     Returns:
         language: str [documents]; "und" if no n-gram of the model occurs.
-        language_score: float32 [documents], P(language | text), 0 for "und". It is not fastText's score: FineWeb's threshold 0.65
-            was chosen for that one.
+        language_score: float32 [documents], P(language | text), 0 for "und". FineWeb's threshold 0.65 was chosen for fastText,
+            whose scores differ.
         language_line_share: float32 [documents]: of the characters in up to 16 evenly spaced lines of at least 30 bytes, the
             share in lines that have the document's language. 1 if there is no such line.
     """

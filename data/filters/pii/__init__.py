@@ -1,1 +1,1 @@
-"""Find and mask personal data: e-mail and IP addresses, phone, card and account numbers, US social security numbers, secrets."""
+"""Find and mask personal data: e-mail and IP addresses, phone, card, account and social security numbers, secrets."""

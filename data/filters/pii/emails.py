@@ -15,9 +15,9 @@ LOCAL_LENGTH = 64
 LAST_LETTER = 0x52F  # the end of Latin, Greek and Cyrillic: "邮箱li@example.cn" begins at "li"
 # A page that is named after a verb is no address: "find us at example dot com".
 PLACES = frozenset(
-    """us me more online out visit shop look store available information info details is are was be it them him her find found buy
-    order book sold sale here there live only and or now back look read see watch listen up one you site website blog page him
-    prices tickets free products items works work working worked job employed studies registered hosted""".split()
+    """us me more online out visit shop look store available information info details is are was be it them him her find
+    found buy order book sold sale here there live only and or now back read see watch listen up one you site website
+    blog page prices tickets free products items works work working worked job employed studies registered hosted""".split()
 )
 REPOSITORIES = frozenset(("git", "hg", "svn"))  # git@github.com:owner/name names a place, not a person
 
@@ -29,11 +29,11 @@ _DOT_WORD = r"\s{0,2}[(\[{<]\s{0,2}(?:dot|punkt|point|punto|\.)\s{0,2}[)\]}>]\s{
 _DOT = rf"(?:{_DOT_WORD}|\s{{1,2}}\.\s{{1,2}}|\.)"
 # Its first character is a plain set, which `re` searches fastest.
 _BRACKETED_AT = re.compile(
-    r"[(\[{<&%](?:(?<=[(\[{<])\s{0,2}(?:at|a|@|ät|arroba)\s{0,2}[)\]}>]|(?<=&)(?:#0{0,3}64|#x0{0,3}40|commat);|(?<=%)40)", re.IGNORECASE
+    r"[(\[{<&%](?:(?<=[(\[{<])\s{0,2}(?:at|a|@|ät|arroba)\s{0,2}[)\]}>]|(?<=&)(?:#0{0,3}64|#x0{0,3}40|commat);|(?<=%)40)",
+    re.IGNORECASE,
 )
 _WORD_AT = re.compile(r"\s(?:at|AT|At|ät)(?=\s)")
-_HIDDEN_LABEL = r"[0-9A-Za-z_\u00c0-\u052f-]{1,63}+"  # of a domain, in Latin, Greek or Cyrillic; others end it
-_DOMAIN = re.compile(rf"\s{{0,2}}({_LABEL}(?:{_DOT}{_LABEL}){{1,6}}+)", re.IGNORECASE)
+_HIDDEN_DOMAIN = re.compile(rf"\s{{0,2}}({_LABEL}(?:{_DOT}{_LABEL}){{1,6}}+)", re.IGNORECASE)
 _HIDDEN_LOCAL = re.compile(rf"(?<![\w.+-])[\w+-]++(?:{_DOT}[\w+-]++){{0,4}}\s{{0,2}}\Z", re.IGNORECASE)
 _SPLIT = re.compile(_DOT, re.IGNORECASE)
 _WORDED = re.compile(_DOT_WORD, re.IGNORECASE)
@@ -106,8 +106,10 @@ def _domain_end(text: str, start: int, end: int, dot: re.Pattern) -> int:
     dots = list(dot.finditer(domain))
     ends = [match.start() for match in dots[1:]] + [len(domain)]
     for match, stop in zip(reversed(dots), reversed(ends)):
+        if not domain[: match.start()].rstrip("_-")[-1:].isalnum():
+            continue
         label = domain[match.end() : stop]
-        trimmed = label.rstrip("_-")
-        if is_top_level(trimmed) and domain[: match.start()].rstrip("_-")[-1:].isalnum():
-            return start + stop - (len(label) - len(trimmed))
+        for said in (label.rstrip("_-"), re.split("[_-]", label)[0]):  # also "a@b.com-or write"
+            if is_top_level(said):
+                return start + match.end() + len(said)
     return 0

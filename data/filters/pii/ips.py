@@ -1,7 +1,7 @@
 """Find IPv4 and IPv6 addresses.
 
-By default only public addresses are personal: those of private networks and of documentation (`ipaddress`, `is_global`) stay, as
-in FineWeb (datatrove 0.10.1, PIIFormatter). Unlike there, a version, a section number or an object identifier is no address.
+By default only public addresses are personal: those of private networks and of documentation (`ipaddress`, `is_global`) stay,
+as in FineWeb (datatrove 0.10.1, PIIFormatter). Unlike there, a version, a section number or an object identifier is no address.
 """
 
 import ipaddress
@@ -15,9 +15,12 @@ _IPV4 = re.compile(rf"\d\d{{0,2}}+(?:{_DOT}\d{{1,3}}+){{3}}+")
 _SEPARATOR = re.compile(_DOT)
 _NUMBERED = re.compile(
     r"(?:\b(?:v|ver|version|versions|release|build|firmware|revision|rev|section|sec|chapter|figure|fig|table|clause|article|"
-    r"paragraph|rule|sdk|driver|kernel|ec|update|patch|upgraded? (?:from|to)|oid)[.: ]{1,3}|§\s{0,2}|\bv|[=~<>!]=\s?)\Z",
+    r"paragraph|rule|sdk|driver|kernel|ec|update|patch|specs?|mysql|ios|android|windows|"
+    r"macos|linux|php|python|java|node|chrome|firefox|safari|opera|ruby|gcc|nginx|apache|openssl|postgres(?:ql)?|oracle|django|"
+    r"wordpress|office|reader|player|oid)s?[.: \"'(]{1,3}|§\s{0,2}|\bv|[=~<>!]=\s?)\Z",
     re.IGNORECASE,
 )
+_RELEASED = re.compile(r"\s(?:released?|build|version|update|firmware)\b", re.IGNORECASE)
 _COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _IPV6 = re.compile(r"[0-9A-Fa-f:]{2,39}+(?:(?:\.\d{1,3}){3})?")
 _HEX = frozenset("0123456789abcdefABCDEF")
@@ -40,13 +43,18 @@ def _ipv4(text: str, public_only: bool) -> Iterator[Span]:
         except ValueError:
             continue
         before, after = text[max(0, start - 24) : start], text[end : end + 2]
-        if before[-1:].isalnum() or (before and before[-1] in "._-+~$" and not re.search(r"\.\d{1,3}-\Z", before)) or after[:1].isalnum() or after[:1] == "_":
+        if (
+            before[-1:].isalnum()
+            or (before and before[-1] in "._-+~$" and not re.search(r"\.\d{1,3}-\Z", before))
+            or after[:1].isalnum()
+            or after[:1] == "_"
+        ):
             continue
         if (after[:1] == "." and after[1:].isalnum()) or (after[:1] in ("-", "+", "~") and after[1:].isalpha()):
             continue
         if before.endswith("/") and not before.endswith("//") and not before[-2:-1].isdigit() and before[-2:-1].isalpha():
             continue  # Product/1.2.3.4
-        if _NUMBERED.search(before) or (public_only and not address.is_global):
+        if _NUMBERED.search(before) or _RELEASED.match(text, end) or (public_only and not address.is_global):
             continue
         yield Span(start, end, "ip")
 

@@ -70,12 +70,13 @@ def mask_pii(
     """Return the texts with masked personal data, and counts. Outside the spans of `find_pii` no character changes.
 
     Args:
-        style: placeholder: `<EMAIL>`, `<PHONE>` …; same_length: each letter becomes x and each digit 0, so that the text keeps its
-            length and layout; fineweb: e-mail and IP addresses become those that FineWeb has, other kinds placeholders.
+        style: placeholder: `<EMAIL>`, `<PHONE>` …; same_length: each letter becomes x and each digit 0, so the text keeps
+            its length and layout; fineweb: e-mail and IP addresses become those that FineWeb has, other kinds placeholders.
         kinds, public_ips_only, regions: as in `find_pii`.
 
     Returns:
-        texts, and int32 columns [documents]: pii_email … for each of `kinds`, and pii_characters, the number of masked characters.
+        The new texts, and int32 columns [documents]: pii_email … for each of `kinds`, and pii_characters, the number of masked
+        characters.
     """
     _check([style], STYLES, "style")
     columns = {f"pii_{kind}": np.zeros(len(texts), np.int32) for kind in KINDS if kind in kinds}

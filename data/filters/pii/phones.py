@@ -15,47 +15,27 @@ from collections.abc import Iterator, Sequence
 from data.filters.pii.spans import Span
 
 # The plan of each region is tried on a number without a country code.
-REGIONS = (
-    "US",
-    "GB",
-    "FR",
-    "DE",
-    "IT",
-    "ES",
-    "NL",
-    "BE",
-    "CH",
-    "AT",
-    "SE",
-    "IE",
-    "PL",
-    "AU",
-    "IN",
-    "JP",
-    "KR",
-    "CN",
-    "BR",
-    "MX",
-    "TR",
-    "ZA",
-)
+REGIONS = tuple("US GB FR DE IT ES NL BE CH AT SE IE PL AU IN JP KR CN BR MX TR ZA".split())
 MIN_DIGITS, MAX_DIGITS = 7, 15  # ITU-T E.164 allows at most 15
 
 _RUN = re.compile(r"[+(\d](?:[ .\-/()+\n\t]{0,3}+\d){6,}+")
 _BROKEN = re.compile(r"\n+(?=[+(\d])|[ \t/]+(?=\+)|\s{2,}|(?<=\d)[ /]+(?=\(\d)")
 _NORTH_AMERICAN = re.compile(
-    r"(?:\+?1[ .-]{1,2})?(?:\([2-9]\d\d\)[ .\-/]{0,3}|[2-9]\d\d(?P<separator>[ .-]|\s?-\s?))[2-9]\d\d(?(separator)(?P=separator)|[ .-]{1,3})\d{4}(?!\d)"
+    r"(?:\+?1[ .-]{1,2})?(?:\([2-9]\d\d\)[ .\-/]{0,3}|[2-9]\d\d(?P<separator>[ .-]|\s?-\s?))"
+    r"[2-9]\d\d(?(separator)(?P=separator)|[ .-]{1,3})\d{4}(?!\d)"
 )
 _WORDS = re.compile(
     r"(?:(?P<strong>\b(?:tele?ph?one?s?|telefono?|teléfono|téléphone|telefon(?:nummer)?|tel|tél|tlf|ph|phone|fax|mobile|mob|móvil|"
     r"celular|cell(?:ulare|phone)?|portable|handy|whatsapp|rufnummer|hotline|puh|gsm|numéro)\b|тел|телефон|電話|电话|手机|전화|☎|📞|✆|"
     r"\u260f)|\b(?:call|text|dial|ring|sms|reach)\b)\W{0,4}(?:(?:number|no|nr|num|is|us|me|him|her|them|at|on|now|today|free|toll|"
-    r"toll-free|office|home|work|direct|m|e|de|la|le|ist|est|es|é|or|please)\W{1,3}){0,4}[+(]?\Z",
+    r"toll-free|vert|verde|service|client|office|home|work|direct|m|e|de|la|le|ist|est|es|é|or|please)\W{1,3}){0,4}[+(]?\Z",
     re.IGNORECASE,
 )
 _DATE = re.compile(
-    r"(?:(?:19|20)\d\d[ ./-]\d{1,2}[ ./-]\d{1,2}|\d{1,2}[ ./-]\d{1,2}[ ./-](?:19|20)\d\d|(?:19|20)\d\d\s?[-/]\s?(?:19|20)\d\d)(?!\d)"
+    r"(?:(?:19|20)\d\d[ ./-]\d{1,2}[ ./-]\d{1,2}|\d{1,2}[ ./-]\d{1,2}[ ./-](?:19|20)\d\d|"
+    r"(?:19|20)\d\d\s?[-/]\s?(?:19|20)\d\d)(?!\d)"
 )
+_DECIMAL = re.compile(r"\+?(?:\d+\.\d{1,5}|\d{1,2}\.\d+|\d{4,}\.\d+)")
 _BEFORE = frozenset("#$€£¥.-_/=&@%~^*")
 _EXTENSION = re.compile(r"\s?(?:x|ext\.?)\s?\d", re.IGNORECASE)
 
@@ -94,7 +74,7 @@ def _number(text: str, start: int, end: int, regions: Sequence[str]) -> Span | N
         start += 1
     said = text[start:end]
     digits = "".join(filter(str.isdigit, said))
-    if not MIN_DIGITS <= len(digits) <= MAX_DIGITS + 3 or "+" in said[2:] or _DATE.match(said):
+    if not MIN_DIGITS <= len(digits) <= MAX_DIGITS + 3 or "+" in said[2:] or _DATE.match(said) or _DECIMAL.fullmatch(said):
         return None
     before, after = text[max(0, start - 48) : start], text[end : end + 6]
     if before[-1:].isalnum() or before[-1:] == "_":
@@ -105,7 +85,9 @@ def _number(text: str, start: int, end: int, regions: Sequence[str]) -> Span | N
         return None
     word = _WORDS.search(before)
     opened = before[-1:] == "(" and before[-2:-1].isalnum()  # a call in a program
-    if not word and ((before and before[-1] in _BEFORE and not said.startswith("+")) or opened):
+    if opened and not (word and word["strong"]):
+        return None
+    if not word and before and before[-1] in _BEFORE and not said.startswith("+"):
         return None
     if not word and not said.startswith(("+", "(+")) and before[-2:-1].isdigit() and before[-1] in ",:;":
         return None
@@ -121,14 +103,21 @@ def _is_phone(said: str, digits: str, word: re.Match | None, regions: tuple[str,
         if _exists("+" + digits[prefix:], None):
             return True
     if word and len(digits) <= MAX_DIGITS:
-        if word["strong"] and not re.fullmatch(r"\d+\.\d+", said):
+        if word["strong"]:
             return True
         return any(_exists(digits, region) for region in regions)
     if _NORTH_AMERICAN.fullmatch(said):
         return _exists(digits, "US")
-    if separated and len(digits) >= 10 and re.match(r"0\d|\(0\d|0\(\d", said) and not re.match(r"0\d[:.]\d\d[:.]\d\d\s", said):
+    if re.fullmatch(r"\d\d(?:[ .-]\d\d)+", said) and len(digits) != 10:  # pairs make a number in France alone
+        return False
+    if (
+        separated
+        and len(digits) >= (9 if said.count("-") == 2 else 10)
+        and re.match(r"0\d|\(0\d|0\(\d", said)
+        and not re.match(r"0\d[:.]\d\d[:.]\d\d\s", said)
+    ):
         return any(_exists(digits, region) for region in regions)
-    if re.match(r"\(\d{2,5}\)[ .-]{0,2}\d", said) and len(digits) >= 9:
+    if re.match(r"\((?!(?:19|20)\d\d\))\d{2,5}\)[ .-]{0,2}\d", said) and len(digits) >= 9:
         return any(_exists(digits, region) for region in regions)
     return False
 

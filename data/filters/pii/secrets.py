@@ -1,7 +1,7 @@
 """Find keys, tokens and passwords.
 
-Forms come from the issuers' documentation, and from gitleaks 8 for those who do not publish theirs. A value after a name such as
-`password` or `api_key` is a secret if it looks random and is no placeholder.
+Forms come from the issuers' documentation, and from gitleaks 8 for those who do not publish theirs. A value after a name such
+as `password` or `api_key` is a secret if it looks random and is no placeholder.
 """
 
 import math
@@ -21,14 +21,14 @@ FORMS = {
     "slack_webhook": (("hooks.slack.com",), r"hooks\.slack\.com/(?:services|workflows)/[A-Za-z0-9+/]{43,56}"),
     "google": (("AIza",), r"AIza[\w-]{35}"),
     "google_oauth": (("ya29.",), r"ya29\.[\w-]{20,512}"),
-    "openai": (("sk-",), r"sk-(?:(?:proj|svcacct|admin|ant|or|live|test)-)?[\w-]{20,256}"),
+    "openai": (("sk-",), r"sk-(?<![\w-]sk-)(?:(?:proj|svcacct|admin|ant|or|live|test)-)?[\w-]{20,256}+"),
     "stripe": (("k_live_", "k_test_"), r"[srp]k_(?:live|test)_[A-Za-z0-9]{10,99}"),
     "huggingface": (("hf_", "api_org_"), r"(?:hf|api_org)_[A-Za-z]{34}"),
     "npm": (("npm_",), r"npm_[A-Za-z0-9]{36}"),
     "pypi": (("pypi-AgE",), r"pypi-AgE[\w-]{50,1000}"),
     "sendgrid": (("SG.",), r"SG\.[\w-]{22}\.[\w-]{43}"),
     "twilio": (("SK", "AC"), r"(?:SK|AC)[0-9a-f]{32}"),
-    "jwt": (("eyJ",), r"eyJ[\w-]{8,4096}\.eyJ[\w-]{8,65536}\.[\w-]{10,4096}"),
+    "jwt": (("eyJ",), r"eyJ(?<![\w-]eyJ)[\w-]{8,4096}+\.eyJ[\w-]{8,65536}+\.[\w-]{10,4096}+"),
     "azure": (("AccountKey=",), r"AccountKey=[A-Za-z0-9+/]{86}=="),
 }
 MIN_ENTROPY = (
@@ -56,7 +56,7 @@ _PLACEHOLDER = re.compile(
     r"secret|password|passwd|token|12345",
     re.IGNORECASE,
 )
-_CODE = re.compile(r"[(){}\[\]$]|->|::|^\w+\.\w+(?:\.\w+)*[,;]?$|^/|^https?:|^%|^&|^@")
+_CODE = re.compile(r"[(){}\[\]]|^\$|->|::|^\w+\.\w+(?:\.\w+)*[,;]?$|^/|^https?:|^%|^&|^@")
 
 
 def entropy(text: str) -> float:
@@ -123,6 +123,7 @@ def _random(value: str) -> bool:
 
 def _mixed(value: str) -> bool:
     """Return whether the value has letters, and digits or signs, and is no number, date, version or word with a hyphen."""
+    value = value.rstrip("?!")
     letters = any(character.isalpha() for character in value)
     digits = any(character.isdigit() for character in value)
     signs = any(character in "!@#$%^&*+=?~|" for character in value)

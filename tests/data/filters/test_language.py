@@ -9,8 +9,8 @@ from data.filters.language import UNKNOWN, identify, language, load_model
 
 SENTENCES = {
     "en": "The old bridge was closed last winter, so the children now walk to school along the river every morning.",
-    "de": "Die alte Brücke wurde im letzten Winter gesperrt, deshalb gehen die Kinder jetzt jeden Morgen am Fluss entlang zur Schule.",
-    "fr": "Le vieux pont a été fermé l'hiver dernier, c'est pourquoi les enfants vont maintenant à l'école le long de la rivière.",
+    "de": "Die alte Brücke wurde im letzten Winter gesperrt, deshalb gehen die Kinder jetzt am Fluss entlang zur Schule.",
+    "fr": "Le vieux pont a été fermé l'hiver dernier, c'est pourquoi les enfants vont à l'école le long de la rivière.",
     "es": "El viejo puente se cerró el invierno pasado, así que los niños ahora caminan a la escuela por la orilla del río.",
     "pt": "A ponte velha foi fechada no inverno passado, por isso as crianças agora vão para a escola pela margem do rio.",
     "it": "Il vecchio ponte è stato chiuso lo scorso inverno, quindi i bambini ora vanno a scuola a piedi lungo il fiume.",

@@ -252,6 +252,65 @@ IBAN:⟦iban:IT60X0542811101000000123456⟧
 ⟦iban:MT84 MALT 0110 0001 2345 MTLC AST0 01S⟧
 """
 
+MIXED = r"""
+Hi Tom, my new number is ⟦phone:(503) 555-0146⟧ and my mail ⟦email:tom.b@hey.com⟧.
+Please ring ⟦phone:01632 960983⟧ after six.
+Kundenservice: ⟦phone:+49 89 1234567⟧ (Mo-Fr)
+Sie erreichen uns unter ⟦phone:030/1234567⟧.
+Numéro vert ⟦phone:0 800 123 456⟧
+Rezeption ⟦phone:+43 1 515 820⟧
+Hotel, ⟦phone:+39 06 6982⟧ Roma
+Llámame al ⟦phone:+34 612 345 678⟧
+Ligue ⟦phone:+351 21 123 4567⟧
+Ring mig på ⟦phone:070-174 06 58⟧
+Zadzwoń: tel. ⟦phone:22 123 45 67⟧
+Sydney office ⟦phone:(02) 9876 5432⟧
+Cape Town ⟦phone:021 481 7000⟧
+Delhi ⟦phone:+91-11-23456789⟧
+Tokyo ⟦phone:+81-3-1234-5678⟧
+Seoul ⟦phone:02-312-3456⟧ 
+phone=⟦phone:650-253-0000⟧
+P: ⟦phone:650.253.0000⟧ | F: ⟦phone:650.253.0001⟧
+Phone (work): ⟦phone:650 253 0000⟧
+cell# ⟦phone:6502530000⟧
+My WhatsApp: ⟦phone:+234 802 123 4567⟧
+Tel/Fax: ⟦phone:022 123 45 67⟧
+from ⟦email:JOHN.DOE@EXAMPLE.COM⟧ on Monday
+reply-to=<⟦email:no-reply@lists.kernel.org⟧>
+jdoe's address: ⟦email:jdoe AT cs DOT stanford DOT edu⟧
+⟦email:s.mueller [at] tu-berlin.de⟧
+e-mail: ⟦email:press(at)museum.org⟧
+⟦email:lena_1990@hotmail.fr⟧|⟦email:max@t-online.de⟧
+writer ⟦email:eve at proton dot me⟧ here
+("⟦email:x.y.z@a-b-c.co.in⟧")
+E-Mail：⟦email:wang@sina.com.cn⟧
+cc ⟦card:5425233430109903⟧ 04/26
+amex ⟦card:3742-454554-00126⟧
+number ⟦card:6011 6011 6011 6611⟧
+charged ⟦card:4917 6100 0000 0000⟧ EUR 5
+IBAN ⟦iban:CZ65 0800 0000 1920 0014 5399⟧
+iban: ⟦iban:GR16 0110 1250 0000 0001 2300 695⟧.
+⟦iban:LU28 0019 4006 4475 0000⟧ (Luxembourg)
+⟦iban:SA0380000000608010167519⟧
+⟦iban:TR330006100519786457841326⟧;
+employee ssn=⟦ssn:521-44-9876⟧;
+social security no. ⟦ssn:521 44 9876⟧
+User logged in from ⟦ip:41.77.13.250⟧ (NG)
+X-Forwarded-For: ⟦ip:203.0.115.5⟧, 10.1.2.3
+inet6 ⟦ip:2a01:4f8:c17:b8f::2⟧ scope global
+DNS: ⟦ip:9.9.9.9⟧; ⟦ip:149.112.112.112⟧
+Received: from mx (mx [⟦ip:212.227.15.15⟧])
+export AWS_KEY=⟦secret:AKIAJ7QW2ZRTYPLM4N6V⟧
+"secretAccessKey": "⟦secret:h7Gf9sKq2LmN8vB4xZ1cY6tR3wE5pO0iU+aS/dFg⟧"
+curl -H "Authorization: token ⟦secret:gho_16C7e42F292c6912E7710c838347Ae178B4a⟧"
+login: root password: ⟦secret:toor1234!⟧
+API key: ⟦secret:a81bc81b-dead-4e5d-abff-90865d1e13b1⟧
+mysql://⟦secret:web:Xy9$kk⟧@10.0.0.4/shop
+token=⟦secret:xoxp-1234567890-abcDEF123456⟧
+passphrase: "⟦secret:c0rrect-h0rse!⟧"
+SECRET_KEY = '⟦secret:django-insecure-8#k2m!x9v@q7z$w4n1b6⟧'
+"""
+
 CLEAN = """
 Version 1.2.3.4 of the library
 v2.0.1.7 was released
@@ -610,6 +669,71 @@ CAS 50-00-0
 0 1 2 3 4 5 6 7 8 9
 0123456789
 9876543210
+The meeting is on 2024-05-06 at 10:30, room 12-034.
+Sales rose from 1,204,555 to 2,340,112 in 2019-2020.
+See Smith et al. 2003, 45(3): 1234-1250.
+Mass 1.67262192369e-27 kg
+The population was 12 345 678 in 1999.
+Model no. WRX-555-0100-B
+MySQL 8.0.32.1 released
+Update to iOS 16.1.2.3 build
+Scores: 21-19 18-21 21-17
+Bible: John 3:16-18
+Lat/Lon 52.520008 13.404954
+ratio=0.123456789012
+Hex color #11223344
+UUID a81bc81b-dead-4e5d-abff-90865d1e13b1
+md5 9e107d9d372bb6826bd81d3542a419d6
+The key is to be patient
+token ring networks
+password strength: medium
+Password: forgot?
+secret ingredient: butter2020
+PASSWORD_MIN_LENGTH = 8
+password_hash = bcrypt.hashpw(pw)
+"token": "<YOUR TOKEN HERE>"
+auth_token: ${{ secrets.GITHUB_TOKEN }}
+set_password("abc")
+email@
+@media (max-width: 600px)
+user@{host}
+pip install foo@1.2
+talk @ 3 p.m. tomorrow
+we stayed at hotel.com rates
+the dots at the end dot
+1 at a time
+ISBN 3-540-63293-X, 9783540632931
+barcode 5901234123457
+Flight 4111 to gate 22
+4000 1234 5678 9018 not luhn
+page 4111 1111
+6543 2109 8765 4321
+GB82 WEST 1234 5698 7654 33
+XX12 3456 7890 1234 5678
+Section 12-34-5678 of the statute
+00-11-22-33-44-55
+2:1 3:2 4:3 5:4
+fe:ed:fa:ce:00:01
+namespace a::b::c { }
+time 12:34:56:78
+abcd:ef is hex
+Product 0800-1234-A
+(2020) 12345678
+(1990-1995) 1996
+$ 650-253-0000.00
+2024/12/31 23:59
+30.06.2020 - 02.07.2020
+12.345.678-9
+0.0254 0.3048 0.9144
+10 20 30 40 50 60 70 80
+09 10 11 12 13 14
+007 008 009 010 011
+call(1234567890)
+tel aviv 1948
+phone book 1234
+cell 12 of row 34567
+fax: none
+1-1-1-1-1-1-1-1-1-1
 """
 
 
@@ -631,7 +755,18 @@ def generated(seed: int) -> list[str]:
 
     draw = random.Random(seed)
     texts = []
-    cards = (("4", 16), ("51", 16), ("55", 16), ("2221", 16), ("34", 15), ("37", 15), ("6011", 16), ("65", 16), ("3528", 16), ("36", 14))
+    cards = (
+        ("4", 16),
+        ("51", 16),
+        ("55", 16),
+        ("2221", 16),
+        ("34", 15),
+        ("37", 15),
+        ("6011", 16),
+        ("65", 16),
+        ("3528", 16),
+        ("36", 14),
+    )
     for prefix, length in cards * 4:
         digits = luhn_completed(prefix + "".join(draw.choices(string.digits, k=length - len(prefix) - 1)))
         sizes = {16: (4, 4, 4, 4), 15: (4, 6, 5), 14: (4, 6, 4)}[length]
@@ -657,8 +792,8 @@ def generated(seed: int) -> list[str]:
                 said = " ".join(said.split())
         texts.append(f"Write to ⟦email:{said}⟧, please.")
     regions = (
-        "US CA GB IE AU NZ DE AT CH FR BE NL LU ES PT IT GR SE NO DK FI PL CZ SK HU RO BG UA RU TR IL AE IN PK BD CN JP KR TW SG TH VN BR "
-        "MX ZA"
+        "US CA GB IE AU NZ DE AT CH FR BE NL LU ES PT IT GR SE NO DK FI PL CZ SK HU RO BG UA RU TR IL AE IN PK BD CN "
+        "JP KR TW SG TH VN BR MX ZA"
     ).split()
     kinds = (phonenumbers.PhoneNumberType.FIXED_LINE, phonenumbers.PhoneNumberType.MOBILE)
     for region in regions:
@@ -674,7 +809,7 @@ def generated(seed: int) -> list[str]:
 def positives(seed: int = 0) -> list[str]:
     """Return all marked texts."""
     written = []
-    for block in (EMAILS, IPS, CARDS, SSNS, PHONES, SECRETS, IBANS):
+    for block in (EMAILS, IPS, CARDS, SSNS, PHONES, SECRETS, IBANS, MIXED):
         whole, depth = "", 0
         for line in block.strip("\n").split("\n"):  # a marked span may go over lines
             whole += ("\n" if depth else "") + line
@@ -688,4 +823,3 @@ def positives(seed: int = 0) -> list[str]:
 def negatives() -> list[str]:
     """Return the texts without personal data."""
     return [line for line in CLEAN.strip("\n").split("\n")]
-
