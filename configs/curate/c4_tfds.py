@@ -1,4 +1,4 @@
-"""C4 as TFDS's c4_utils.py makes it: lines of at least five words, pages of at least three sentences, no end in a single quote."""
+"""C4 as TFDS's c4_utils.py makes it: lines of at least five words, pages of at least three sentences, double quotes only."""
 
 from configs.curate import default
 

@@ -1,11 +1,12 @@
 """All keys of a curation run, without any threshold. The other files of this folder are published recipes.
 
-A recipe names its stages in order. A stage measures the documents (columns), and some stages rewrite them. A stage's options are
-the section of its name. `rules` then says which documents stay: column -> (least, most), or allowed strings, or () for no rule.
-The report shows a histogram of each such column. After a change of thresholds only the last step is done anew.
+A recipe names its stages in order. A stage measures the documents (columns), and some stages rewrite them. A stage's options
+are the section of its name. `rules` then says which documents stay: column -> (least, most), or allowed strings, or () for no
+rule. The report shows a histogram of each such column. After a change of thresholds only the last step is done anew.
 """
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 INF = float("inf")
 
@@ -19,11 +20,45 @@ def get_config() -> ml_collections.ConfigDict:
     config.read = ml_collections.ConfigDict()  # how files are read, see data/sources/archives
     config.read.text_key = "text"  # field or column of JSONL and Parquet that holds the text
     config.read.main_content = True  # of HTML pages: leave out menus, headers and footers
+    config.read.format = placeholder(str)  # of all files, instead of looking at their names: warc, html, code, mediawiki, …
 
     config.c4 = ml_collections.ConfigDict()
     config.c4.end_marks = (".", "?", "!", '"', "'")  # a line must end in one of them; (): any end
     config.c4.min_words = 3  # of a line; -1: any number
     config.c4.longest_word = 1000  # characters; a line with a longer one is dropped
+
+    config.language = ml_collections.ConfigDict()
+    config.language.sample = 4096  # characters of a document that are read, in slices
+
+    config.exact_duplicates = ml_collections.ConfigDict()
+    config.exact_duplicates.normalise = "whitespace"  # what equal texts may differ in: none, whitespace, case, ccnet
+    config.exact_duplicates.keep = "first"  # which of several equal documents stays: the first, or a column's highest
+
+    config.repeated_pieces = ml_collections.ConfigDict()
+    config.repeated_pieces.kind = "paragraph"  # paragraph, line, sentences (spans of three), window (of words)
+    config.repeated_pieces.normalise = "whitespace"
+    config.repeated_pieces.min_characters = 1
+    config.repeated_pieces.window = 50  # words
+    config.repeated_pieces.keep = "first"
+
+    config.near_duplicates = ml_collections.ConfigDict()
+    config.near_duplicates.n = 5  # size of a shingle, in `units`
+    config.near_duplicates.units = "words"  # or characters
+    config.near_duplicates.bands = 14  # two documents of similarity J meet with probability 1 − (1 − J^rows)^bands
+    config.near_duplicates.rows = 8
+    config.near_duplicates.seed = 1
+    config.near_duplicates.threshold = 0.7  # least Jaccard similarity of a verified pair
+    config.near_duplicates.keep = "first"
+
+    config.pii = ml_collections.ConfigDict()
+    config.pii.style = (
+        "placeholder"  # <EMAIL>; or same_length; or fineweb: reserved addresses in place of e-mail and IP addresses
+    )
+    config.pii.kinds = ("secret", "email", "iban", "card", "ip", "ssn", "phone")
+    config.pii.public_ips_only = True
+    config.pii.regions = tuple(
+        "US GB FR DE IT ES NL BE CH AT SE IE PL AU IN JP KR CN BR MX TR ZA".split()
+    )  # countries whose phone numbers are found without a country code
 
     config.rules = ml_collections.ConfigDict()
     return config

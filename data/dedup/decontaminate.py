@@ -197,8 +197,8 @@ class Report:
         return self.gram_documents > most
 
     def rows(self) -> list[dict]:
-        """Return for each item {"id", "words", "grams": distinct ones looked for (0: too short), "documents": that hold one of them,
-        "examples": some of these, "share": of the grams, that were found, "covered": share of the words in found grams}.
+        """Return for each item {"id", "words", "grams": distinct ones looked for (0: too short), "documents": that hold one of
+        them, "examples": some of these, "share": of the grams, that were found, "covered": share of the words in found grams}.
 
         share and covered are None for an item that is too short.
         """

@@ -8,6 +8,16 @@ import numpy as np
 
 from data.filters.words import Words
 
+ORIGINS = (
+    "id",
+    "text",
+    "source",
+    "url",
+    "language",
+    "date",
+    "licence",
+    "metadata",
+)  # the columns of documents as they are read
 Columns = Mapping[str, Sequence | np.ndarray]
 
 

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import xxhash
 
 from data.recipe import tables
-from data.recipe.batch import Batch
+from data.recipe.batch import ORIGINS, Batch
 from data.recipe.plan import Unit
 from data.recipe.rules import Rule, reasons
-from data.recipe.units import ORIGINS, Job, batches, quarantined
+from data.recipe.units import Job, batches, quarantined
 from lm import saving
 
 KEPT, EMPTY = "kept", "empty"
@@ -104,7 +104,7 @@ class Figures:
             value = batch.columns[reason][n] if reason in self._rules else None
             value = value if isinstance(value, str) or value is None else float(value)
             shown = (batch if reason == KEPT else first).texts[n][:SAMPLE_CHARACTERS]
-            self._sample(reason, [xxhash.xxh3_64_hexdigest(id), id, batch.columns["url"][n], value, shown])
+            self._sample(reason, [xxhash.xxh3_64_hexdigest(id.encode()), id, batch.columns["url"][n], value, shown])
 
     def _histogram(self, name: str, values: np.ndarray) -> None:
         rule = self._rules[name]

@@ -1,11 +1,12 @@
 """What a run of a recipe has to do: the units of its input, its stages, and names of results that say what they depend on.
 
 A result is named by a hash of everything that it depends on: the unit's files, the options of the stages before it that rewrite
-the text, its own options, and the source code of its stage. So a result that exists is right, and a changed option, rule or file
-makes new only what depends on it.
+the text, its own options, and the source code of its stage. So an existing result is right, and after a change of an option, a
+rule or a file only the results that depend on it are made anew.
 """
 
 import ast
+import difflib
 import functools
 import hashlib
 import importlib.util
@@ -15,11 +16,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.recipe.rules import Rule
-from data.recipe.stages import STAGES, Stage
-from lm.errors import UserError
+from data.recipe.batch import ORIGINS, Batch
+from data.recipe.corpus import CORPUS
+from data.recipe.rules import Rule, parse
+from data.recipe.stages import STAGES
+from lm.errors import UserError, naming
 
-UNIT_BYTES, UNIT_FILES = 32 << 20, 4096  # a unit ends with the file that reaches one of these
+READER = "data.sources.archives"
+UNIT_BYTES, UNIT_FILES = 8 << 20, 4096  # a unit ends with the file that reaches one of these
 
 
 class Unit(NamedTuple):
@@ -56,10 +60,13 @@ def units(files: Iterable[tuple[str, str]]) -> list[Unit]:
 
 
 class Planned(NamedTuple):
-    """A stage of a recipe. key: names its results. rules: those on its columns."""
+    """A stage of a recipe. key: names its results. rules: those on its columns.
+
+    stage: None for the one that reads the files; a Stage, or one of CORPUS.
+    """
 
     name: str
-    stage: Stage | None
+    stage: Any
     options: dict[str, Any]
     key: str
     rules: tuple[Rule, ...]
@@ -68,21 +75,47 @@ class Planned(NamedTuple):
     def folder(self) -> str:
         return f"{self.name}-{self.key}"
 
+    @property
+    def compares(self) -> bool:
+        """Whether the stage compares all documents of the corpus."""
+        return self.name in CORPUS
 
-def stages(names: Sequence[str], options: Mapping[str, Mapping], rules: Sequence[Rule], first: Planned) -> list[Planned]:
-    """Return the stages in order, behind the one that reads. Raises: UserError for an unknown, doubled or missing stage."""
-    planned, text, left = [first], first.key, {rule.column: rule for rule in rules}
-    for name in names:
-        if name not in STAGES:
-            raise UserError(f"stages: no stage {name!r}; there are {', '.join(STAGES)}")
+
+def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
+    """Return the stages of a recipe, first the one that reads. Each rule goes to the stage that measures its column.
+
+    Raises: UserError for an unknown or doubled stage, or a rule on a column that no stage measures.
+    """
+    with naming("rules"):
+        rules = parse(config["rules"])
+    read = dict(config["read"])
+    first = Planned("read", None, read, digest((read, code(READER))), _on(rules, ORIGINS))
+    planned, text, batch = [first], first.key, Batch({name: ["word"] for name in ORIGINS})
+    for name in filter(None, (name.strip() for name in config["stages"].split(","))):
+        if (stage := STAGES.get(name) or CORPUS.get(name)) is None:
+            near = difflib.get_close_matches(name, [*STAGES, *CORPUS], n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([*STAGES, *CORPUS])}"
+            raise UserError(f"stages: no stage {name!r}; {hint}")
         if any(name == other.name for other in planned):
             raise UserError(f"stages: {name!r} is there twice")
-        stage, own = STAGES[name], dict(options.get(name, {}))
-        key = digest((text, own, code(stage.module)))
-        planned.append(Planned(name, stage, own, key, ()))
-        if stage.rewrites:
-            text = key
+        options = dict(config.get(name, {}))
+        depends: list[Any] = [text, options, code(stage.module)]
+        if name in CORPUS:  # it sees only the documents that the rules before it leave
+            depends += [[(one.key, one.rules) for one in planned], [unit.name for unit in found]]
+            columns = stage.columns
+        else:  # a document of one word tells which columns there will be
+            columns = tuple(column for column in stage.run(batch, options) if column != "text")
+        planned.append(Planned(name, stage, options, digest(depends), _on(rules, columns)))
+        text = planned[-1].key if stage.rewrites else text
+    measured = {rule.column for one in planned for rule in one.rules}
+    for rule in rules:
+        if rule.column not in measured:
+            raise UserError(f"rules.{rule.column}: no stage of the recipe measures it; add its stage, or set the rule to ()")
     return planned
+
+
+def _on(rules: Sequence[Rule], columns: Sequence[str]) -> tuple[Rule, ...]:
+    return tuple(rule for rule in rules if rule.column in columns and (rule.column != "language" or columns is not ORIGINS))
 
 
 def digest(value: Any) -> str:

@@ -17,19 +17,16 @@ from typing import Any
 
 import xxhash
 
-from data.recipe import finish, units
-from data.recipe.batch import Batch
+from data.recipe import finish
+from data.recipe import units as work
 from data.recipe.finish import Output
-from data.recipe.plan import Planned, Unit, code, digest, stages
-from data.recipe.plan import units as grouped
-from data.recipe.rules import Rule, parse
-from data.recipe.units import ORIGINS, Job
+from data.recipe.plan import Planned, Unit, digest, plan, units
+from data.recipe.units import Job
 from data.text.workers import ordered
 from lm import saving
 from lm.errors import UserError, naming
 from lm.progress import progress
 
-READER = "data.sources.archives"
 Map = Callable[
     [Callable, Any, Iterable[Any]], Iterable[Any]
 ]  # (function, state, items) -> function(state, item) of each, in order
@@ -41,16 +38,15 @@ def run(config: Mapping[str, Any], workdir: Path, map: Map | None = None) -> dic
     map: how to spread the work; default: over the processes of this machine.
     Raises: UserError: no input, or a fault of the config.
     """
-    planned, found = plan(config), grouped(inputs(config["input"]))
-    if not found:
-        raise UserError(f"input={config['input']!r} holds no file")
+    found = units(inputs(config["input"], config["read"]))
+    planned = plan(config, found)
     workers = config["processes"] or None
     spread = map or (lambda function, state, items: ordered(function, state, items, processes=workers, here=0))
-    begin, jobs = time.perf_counter(), passes(planned, workdir, found)
+    begin, jobs = time.perf_counter(), passes(planned, workdir)
     for job in jobs:
         _pass(job, found, spread)
         if job.gathers is not None:
-            job.gathers.stage.find([job.part(unit) for unit in found], job.gathers, workdir)
+            _compare(job, found)
     last = Job(workdir, tuple(planned))
     output = Output(last, digest([(stage.folder, [rule.told() for rule in stage.rules]) for stage in planned]))
     with progress("documents", len(found), unit=" units") as bar:
@@ -64,37 +60,9 @@ def run(config: Mapping[str, Any], workdir: Path, map: Map | None = None) -> dic
     return total
 
 
-def plan(config: Mapping[str, Any]) -> list[Planned]:
-    """Return the stages with their rules. Raises: UserError for an unknown stage, or a rule on a column that no stage measures."""
-    first = Planned("read", None, dict(config["read"]), digest((dict(config["read"]), code(READER))), ())
-    names = [name.strip() for name in config["stages"].split(",") if name.strip()]
-    with naming("rules"):
-        rules = parse(config["rules"])
-    planned = stages(names, config, rules, first)
-    return _with_rules(planned, rules)
-
-
-def _with_rules(planned: Sequence[Planned], rules: Sequence[Rule]) -> list[Planned]:
-    """Give each rule to the stage that measures its column, which a document of one word tells."""
-    batch = Batch({name: ["word"] for name in ORIGINS} | {"language": [None], "metadata": [None]})
-    known, found, measured = set(ORIGINS) - {"text"}, [], []
-    for stage in planned:
-        columns = (
-            set(known) if stage.stage is None else set(stage.stage.run(batch, stage.options | {"numbers": [0]})) - {"text"}
-        )
-        measured += sorted(columns)
-        found.append(stage._replace(rules=tuple(rule for rule in rules if rule.column in columns)))
-    for rule in rules:
-        if rule.column not in measured:
-            raise UserError(
-                f"rules.{rule.column}: no stage of the recipe measures it; columns: {', '.join(measured)}; set it to () to leave it out"
-            )
-    return found
-
-
-def passes(planned: Sequence[Planned], workdir: Path, found: Sequence[Unit]) -> list[Job]:
-    """Return the passes over the units: each ends before a stage that needs the whole corpus."""
-    ends = [k for k, stage in enumerate(planned) if getattr(stage.stage, "find", None)]
+def passes(planned: Sequence[Planned], workdir: Path) -> list[Job]:
+    """Return the passes over the units: each ends before a stage that compares the whole corpus."""
+    ends = [k for k, stage in enumerate(planned) if stage.compares]
     jobs = [Job(workdir, tuple(planned[:end]), planned[end]) for end in ends]
     return [*jobs, Job(workdir, tuple(planned))]
 
@@ -103,7 +71,7 @@ def _pass(job: Job, found: Sequence[Unit], spread: Map) -> None:
     what = " + ".join(stage.name for stage in job.stages[-3:])
     begin, counts = time.perf_counter(), {"documents": 0, "characters": 0}
     with progress(what if len(job.stages) < 4 else f"… + {what}", sum(u.bytes for u in found), unit="B", scaled=True) as bar:
-        for unit, done in zip(found, spread(units.run, job, found)):
+        for unit, done in zip(found, spread(work.run, job, found)):
             counts = {name: counts[name] + done[name] for name in counts}
             seconds = max(time.perf_counter() - begin, 1e-9)
             speed = (
@@ -113,8 +81,19 @@ def _pass(job: Job, found: Sequence[Unit], spread: Map) -> None:
             bar.update(unit.bytes)
 
 
-def inputs(text: str) -> list[tuple[str, str]]:
-    """Return (path, id) of all input files, in order. text: NAME=FILES parts with commas between; the id begins with the name."""
+def _compare(job: Job, found: Sequence[Unit]) -> None:
+    """Find the duplicates among the parts, if that is not done."""
+    stage, table = job.gathers, job.table(job.gathers)
+    done = table.with_name("counts.json")
+    if not done.exists():
+        with progress(stage.name, len(found), unit=" units") as bar:
+            counts = stage.stage.find([job.part(unit) for unit in found], table, stage.options)
+            bar.update(len(found))
+        saving.write_json(done, counts)
+
+
+def inputs(text: str, read: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (path, id) of all input files, in order. text: parts NAME=FILES with commas between; ids begin with the name."""
     from data.sources import archives
 
     found = []
@@ -122,7 +101,9 @@ def inputs(text: str) -> list[tuple[str, str]]:
         name, equals, where = part.partition("=")
         name, where = (name, where) if equals else ("input", part)
         with naming("input"):
-            found += [(path, f"{name}/{id}") for path, id in archives.find(where)]
+            found += [(path, f"{name}/{id}") for path, id in archives.units(where, archives.Options(**read))]
+    if not found:
+        raise UserError(f"input={text!r} names no file; set --config.input to files, folders or globs")
     return found
 
 

@@ -1,7 +1,7 @@
 """The stages that a recipe can name. Each maps a batch to new columns; a column `text` replaces the text.
 
-A stage's options are the section of its name in the config. What a stage's module and the modules of `data` that it imports say
-is part of the stage's identity (data/recipe/plan.py), so results are computed again after a change of the code.
+A stage's options are the section of its name in the config. The source of a stage's module, and of the modules of `data` that
+it imports, is part of the stage's identity (data/recipe/plan.py), so results are computed again after a change of the code.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ from data.recipe.batch import Batch, Columns
 
 
 class Stage(NamedTuple):
-    """run(batch, options) -> columns. module: whose source decides about results. rewrites: whether `text` is among the columns."""
+    """module: whose source decides about results. rewrites: whether `text` is among the columns."""
 
     run: Callable[[Batch, Mapping[str, Any]], Columns]
     module: str
@@ -64,7 +64,23 @@ def _code(batch: Batch, options: Mapping) -> Columns:
     return code(batch.texts, batch.columns["language"])
 
 
+def _language(batch: Batch, options: Mapping) -> Columns:
+    from data.filters.language import language
+
+    columns = language(batch.texts, options["sample"])
+    return columns | {"language": columns["language"].tolist()}
+
+
+def _pii(batch: Batch, options: Mapping) -> Columns:
+    from data.filters.pii.masking import mask_pii
+
+    texts, columns = mask_pii(batch.texts, options["style"], options["kinds"], options["public_ips_only"], options["regions"])
+    return {"text": texts} | columns
+
+
 STAGES: dict[str, Stage] = {
+    "language": Stage(_language, "data.filters.language"),
+    "pii": Stage(_pii, "data.filters.pii.masking", rewrites=True),
     "gopher_quality": Stage(_gopher_quality, "data.filters.gopher"),
     "gopher_repetition": Stage(_gopher_repetition, "data.filters.gopher"),
     "c4": Stage(_c4, "data.filters.c4", rewrites=True),

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 
 from data.recipe import tables
-from data.recipe.batch import Batch
+from data.recipe.batch import ORIGINS, Batch
+from data.recipe.corpus import TABLE, scores
 from data.recipe.plan import Planned, Unit
 from data.recipe.rules import Rule, reasons
 from data.sources.source import Document, Quarantined
 from lm import saving
 
 BATCH_CHARACTERS, BATCH_DOCUMENTS = 4 << 20, 4096  # a batch ends with the document that reaches one of these
-ORIGINS = ("id", "text", "source", "url", "language", "date", "licence", "metadata")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,10 @@ class Job:
     def path(self, stage: Planned, unit: Unit) -> Path:
         return self.workdir / "stages" / stage.folder / f"{unit.name}.parquet"
 
+    def table(self, stage: Planned) -> Path:
+        """Return the file of what a corpus-wide stage found."""
+        return self.workdir / "stages" / stage.folder / TABLE
+
     def part(self, unit: Unit) -> Path:
         """Return the folder of what the corpus-wide stage gathers from the unit."""
         return self.workdir / "stages" / self.gathers.folder / "parts" / unit.name
@@ -50,6 +54,7 @@ def run(job: Job, unit: Unit) -> dict[str, int]:
     """Make the missing results of a unit. Returns {documents, characters, quarantined}."""
     paths = [job.path(stage, unit) for stage in job.stages]
     missing = [not path.exists() for path in paths]
+    missing[0] |= not _quarantine(job, unit).exists()
     gathers = job.gathers is not None and not (job.part(unit) / "done.json").exists()
     counts = {"documents": 0, "characters": 0}
     with contextlib.ExitStack() as stack:
@@ -62,7 +67,7 @@ def run(job: Job, unit: Unit) -> dict[str, int]:
             if part is not None:
                 stays = np.flatnonzero(reasons(job.rules, batch.columns, len(batch)) < 0)
                 numbers = (unit.number << 32) + first + stays
-                part.add([batch.texts[n] for n in stays], numbers, job.gathers.stage.scores(batch, job.gathers.options, stays))
+                part.add([batch.texts[n] for n in stays], numbers, scores(batch, job.gathers.options, stays))
     if gathers:
         saving.write_json(job.part(unit) / "done.json", counts)
     return counts | {"quarantined": len(quarantined(job, unit))}
@@ -86,7 +91,8 @@ def batches(job: Job, unit: Unit, writers: list | None = None) -> Iterator[Batch
             row += len(batch)
             for stage, reader, writer in zip(job.stages[1:], readers[1:], writers[1:]):
                 if writer:
-                    columns = stage.stage.run(batch, stage.options | {"numbers": numbers})
+                    more = {"numbers": numbers, "table": job.table(stage)} if stage.compares else {}
+                    columns = stage.stage.run(batch, stage.options | more)
                     writer.write(columns)
                 else:
                     columns = reader.read(k)
@@ -96,16 +102,18 @@ def batches(job: Job, unit: Unit, writers: list | None = None) -> Iterator[Batch
 
 def _read(job: Job, unit: Unit) -> Iterator[dict[str, list]]:
     """Read the unit's files. Yields columns; what cannot be read goes into a list beside the stage's result."""
-    from data.sources.archives import read
+    from data.sources.archives import Options, read
 
+    options = Options(**job.stages[0].options)
     columns: dict[str, list] = {name: [] for name in ORIGINS}
     size, bad = 0, []
     for path, id in unit.files:
-        for found in read(path, id, **job.stages[0].options):
+        source, _, inside = id.partition("/")
+        for found in read(path, inside, options):
             if isinstance(found, Quarantined):
                 bad.append({"path": found.path, "where": found.where, "reason": found.reason})
                 continue
-            for name, value in zip(ORIGINS, _origins(found)):
+            for name, value in zip(ORIGINS, _origins(found, source)):
                 columns[name].append(value)
             size += len(found.text)
             if size >= BATCH_CHARACTERS or len(columns["id"]) >= BATCH_DOCUMENTS:
@@ -116,9 +124,8 @@ def _read(job: Job, unit: Unit) -> Iterator[dict[str, list]]:
     saving.write_lines(_quarantine(job, unit), bad, ensure_ascii=True)
 
 
-def _origins(document: Document) -> tuple[str | None, ...]:
+def _origins(document: Document, source: str) -> tuple[str | None, ...]:
     about = json.dumps(document.metadata, sort_keys=True, ensure_ascii=False) if document.metadata else None
-    source = document.id.partition("/")[0] if "/" in document.id else document.origin
     return document.id, document.text, source, document.url, document.language, document.date, document.licence, about
 
 

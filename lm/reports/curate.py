@@ -37,9 +37,8 @@ def write(workdir: str | os.PathLike, config: Mapping, found: Mapping[str, Any])
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report))
     total = totals(found["funnel"])
-    print(
-        f"{workdir}: kept {total['kept'][0]:,} of {total['all'][0]:,} documents, {_share(total['kept'][1], total['all'][1])} of the bytes"
-    )
+    share = _share(total["kept"][1], total["all"][1])
+    print(f"{workdir}: kept {total['kept'][0]:,} of {total['all'][0]:,} documents, {share} of the bytes")
 
 
 def machine_without_devices() -> dict:

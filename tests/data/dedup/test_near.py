@@ -131,7 +131,9 @@ def test_a_new_corpus_against_an_index_of_an_old_one(tmp_path):
     numbers = np.arange(1000, 1000 + len(new))
     counts, columns = deduplicated(tmp_path / "new", new, numbers=numbers, scores=[9] * len(new), old=[tmp_path / "index"])
     _, together = deduplicated(tmp_path / "both", old + new, numbers=np.concatenate([np.arange(len(old)), numbers]))
-    assert (columns["near_duplicate_of"] == together["near_duplicate_of"][len(old) :]).all()  # old documents stay, whatever scores
+    assert (
+        columns["near_duplicate_of"] == together["near_duplicate_of"][len(old) :]
+    ).all()  # old documents stay, whatever scores
     assert columns["near_duplicate_keep"][20:50].all() and not columns["near_duplicate_keep"][50:].any()
     assert columns["near_duplicate_keep"][:20].sum() <= 2
     table = rows.read(tmp_path / "new" / "clusters", 3)

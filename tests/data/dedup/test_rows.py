@@ -14,7 +14,9 @@ def joined(blocks, width: int) -> list:
     return np.concatenate([np.empty((0, width), np.uint64), *blocks]).tolist()
 
 
-@pytest.mark.parametrize("count, width, values", [(0, 2, 5), (1, 1, 3), (700, 1, 9), (900, 3, 4), (1000, 2, 1 << 63), (500, 3, 1)])
+@pytest.mark.parametrize(
+    "count, width, values", [(0, 2, 5), (1, 1, 3), (700, 1, 9), (900, 3, 4), (1000, 2, 1 << 63), (500, 3, 1)]
+)
 def test_a_sorter_sorts(tmp_path, monkeypatch, count, width, values):
     monkeypatch.setattr(rows, "BLOCK_ROWS", 5)
     monkeypatch.setattr(rows, "FAN_IN", 3)

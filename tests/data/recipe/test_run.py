@@ -1,0 +1,134 @@
+"""A recipe from files to documents, in this process and in workers."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from configs.curate import default, fineweb, gopher
+from data.recipe.run import run
+from lm.errors import UserError
+
+INF = float("inf")
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """Pages of prose (some twice, one nearly), lists, and a file that is no JSON."""
+    from pydoc_data.topics import topics
+
+    folder = tmp_path_factory.mktemp("corpus")
+    pages = [topics[name] for name in sorted(topics)]
+    rows = [{"id": f"p{k}", "text": page, "url": f"https://example.org/{k}"} for k, page in enumerate(pages)]
+    rows += [{"id": "again", "text": pages[3]}, {"id": "near", "text": pages[4].replace("the", "one", 1)}]
+    rows += [{"id": f"list{k}", "text": "- item\n" * 40} for k in range(3)]
+    for k in range(3):
+        lines = [json.dumps(row) for row in rows[k::3]]
+        (folder / f"part-{k}.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "broken.jsonl").write_text("no json\n")
+    return folder
+
+
+def config_of(corpus, **more) -> dict:
+    config = default.get_config()
+    config.input = str(corpus)
+    config.stages = "gopher_quality,exact_duplicates,near_duplicates,pii"
+    config.processes = 1
+    config.rules.gopher_words = (50, INF)
+    config.rules.gopher_bullet_lines = (0, 0.9)
+    config.rules.duplicate_keep = (1, 1)
+    config.rules.near_duplicate_keep = (1, 1)
+    config.update_from_flattened_dict(more)
+    return config.to_dict()
+
+
+def rows_of(workdir: Path, name: str) -> list[dict]:
+    return [row for path in sorted((workdir / name).iterdir()) for row in pq.read_table(path).to_pylist()]
+
+
+def files_of(workdir: Path) -> dict[str, bytes]:
+    names = [path for name in ("documents", "dropped") for path in (workdir / name).iterdir()]
+    return {str(path.relative_to(workdir)): path.read_bytes() for path in [*names, workdir / "manifest.json"]}
+
+
+def test_documents_stay_or_go_with_a_reason(corpus, tmp_path):
+    found = run(config_of(corpus), tmp_path)
+    kept, dropped = rows_of(tmp_path, "documents"), rows_of(tmp_path, "dropped")
+    reasons = {row["id"]: row["reason"] for row in dropped}
+    assert {reasons[f"list{k}"] for k in range(3)} == {"gopher_bullet_lines"}
+    twins = [{"p3", "again"}, {"p4", "near"}]
+    assert [len(twin & {row["id"] for row in kept}) for twin in twins] == [1, 1]
+    assert sorted(reasons[id] for twin in twins for id in twin & set(reasons)) == ["duplicate_keep", "near_duplicate_keep"]
+    counts = [rows for languages in found["funnel"].values() for rows in languages.values()]
+    assert (
+        sum(row.get("kept", [0])[0] for row in counts) == len(kept)
+        and kept[0]["url"] == f"https://example.org/{kept[0]['id'][1:]}"
+    )
+    assert {row["gopher_words"] >= 50 for row in kept} == {True}
+    assert [one["reason"] != "" for one in found["quarantined"]] == [True]
+
+
+def test_workers_change_nothing_and_a_rerun_does_nothing(corpus, tmp_path):
+    run(config_of(corpus), tmp_path / "one")
+    run(config_of(corpus, processes=2), tmp_path / "two")
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*.parquet")}
+    run(config_of(corpus), tmp_path / "one")
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_a_threshold_makes_only_what_depends_on_it_anew(corpus, tmp_path):
+    run(config_of(corpus), tmp_path)
+    before = {path.relative_to(tmp_path): path.stat().st_mtime_ns for path in (tmp_path / "stages").rglob("*.parquet")}
+    strict = config_of(corpus)
+    strict["rules"]["gopher_words"] = (200, INF)
+    run(strict, tmp_path)
+    after = {path.relative_to(tmp_path): path.stat().st_mtime_ns for path in (tmp_path / "stages").rglob("*.parquet")}
+    again = {path.parts[1].rsplit("-", 1)[0] for path in after if after[path] != before.get(path)}
+    assert again == {"exact_duplicates", "near_duplicates"}  # they compare what the rules before them leave
+    assert {row["gopher_words"] >= 200 for row in rows_of(tmp_path, "documents")} == {True}
+
+
+def test_a_run_that_stopped_anywhere_ends_the_same(corpus, tmp_path):
+    run(config_of(corpus), tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    files = [path for path in sorted((tmp_path / "cut").rglob("*.*")) if path.is_file() and path.suffix != ".u64"]
+    for path in [path for path in files if path.name != "settings.json"][::3]:
+        path.unlink()
+    run(config_of(corpus), tmp_path / "cut")
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+
+
+def test_another_input_leaves_nothing_of_the_old_one(corpus, tmp_path):
+    run(config_of(corpus), tmp_path)
+    run(config_of(corpus / "part-0.jsonl"), tmp_path)
+    assert len(list((tmp_path / "documents").iterdir())) == 1
+
+
+@pytest.mark.parametrize("recipe", [gopher, fineweb])
+def test_published_recipes(recipe, corpus, tmp_path):
+    config = recipe.get_config()
+    config.input, config.processes = f"python={corpus}", 1
+    found = run(config.to_dict(), tmp_path)
+    assert list(found["funnel"]) == ["python"]
+    assert rows_of(tmp_path, "documents") and rows_of(tmp_path, "dropped")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"stages": "gopher_qualty"}, "did you mean gopher_quality"),
+        ({"stages": "pii,pii"}, "twice"),
+        ({"stages": "gopher_quality"}, "rules.duplicate_keep: no stage"),
+        ({"input": "/no/such/corpus"}, "input="),
+        ({"input": ""}, "input"),
+        ({"near_duplicates.rows": 0}, "rows"),
+        ({"pii.style": "stars"}, "style"),
+    ],
+)
+def test_a_fault_of_the_config_is_one_line(corpus, tmp_path, change, message):
+    with pytest.raises(UserError, match=message):
+        run(config_of(corpus, **change), tmp_path)
+    assert not (tmp_path / "documents").exists()
