@@ -5,8 +5,8 @@
 
 Reads files, measures and rewrites their documents stage by stage, and applies the recipe's thresholds.
 configs/curate/default.py explains every key, docs/curate.md every stage. Run the same command again to resume after a crash, a
-kill or a Ctrl-C. After a change of a threshold only the last step is done anew. Writes to the workdir: documents/, dropped/ (with
-the reason), manifest.json, report.html, report.json, stages/.
+kill or a Ctrl-C. After a change of a threshold only the last step is done anew. Writes to the workdir: documents/, dropped/
+(with the reason), manifest.json, report.html, report.json, stages/.
 """
 
 from pathlib import Path

@@ -15,7 +15,9 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.input = ""  # files, folders and globs with commas between; NAME=FILES names a source: web=crawl/*.warc.gz,books=txt
     config.stages = ""  # with commas between, in order; see data/recipe/stages.py
-    config.processes = 0  # 0: one on each core
+    config.runner = "local"  # processes of this machine; or beam: Apache Beam
+    config.processes = 0  # of this machine; 0: one on each core
+    config.beam_options = ""  # such as "--runner=FlinkRunner --flink_master=HOST:8081"; default: Beam's runner on this machine
 
     config.read = ml_collections.ConfigDict()  # how files are read, see data/sources/archives
     config.read.text_key = "text"  # field or column of JSONL and Parquet that holds the text

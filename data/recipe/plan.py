@@ -89,8 +89,8 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
     with naming("rules"):
         rules = parse(config["rules"])
     read = dict(config["read"])
-    first = Planned("read", None, read, digest((read, code(READER))), _on(rules, ORIGINS))
-    planned, text, batch = [first], first.key, Batch({name: ["word"] for name in ORIGINS})
+    planned = [Planned("read", None, read, digest((read, code(READER))), ())]
+    text, batch = planned[0].key, Batch({name: ["word"] for name in ORIGINS})
     for name in filter(None, (name.strip() for name in config["stages"].split(","))):
         if (stage := STAGES.get(name) or CORPUS.get(name)) is None:
             near = difflib.get_close_matches(name, [*STAGES, *CORPUS], n=1)
@@ -109,13 +109,16 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
         text = planned[-1].key if stage.rewrites else text
     measured = {rule.column for one in planned for rule in one.rules}
     for rule in rules:
-        if rule.column not in measured:
+        if rule.column in ORIGINS and rule.column not in measured:  # such as the language that a source declares
+            planned[0] = planned[0]._replace(rules=(*planned[0].rules, rule))
+        elif rule.column not in measured:
             raise UserError(f"rules.{rule.column}: no stage of the recipe measures it; add its stage, or set the rule to ()")
     return planned
 
 
 def _on(rules: Sequence[Rule], columns: Sequence[str]) -> tuple[Rule, ...]:
-    return tuple(rule for rule in rules if rule.column in columns and (rule.column != "language" or columns is not ORIGINS))
+    by_column = {rule.column: rule for rule in rules}
+    return tuple(by_column[column] for column in columns if column in by_column)
 
 
 def digest(value: Any) -> str:

@@ -32,16 +32,14 @@ Map = Callable[
 ]  # (function, state, items) -> function(state, item) of each, in order
 
 
-def run(config: Mapping[str, Any], workdir: Path, map: Map | None = None) -> dict[str, Any]:
+def run(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
     """Carry out a recipe: config as in configs/curate/default.py. Returns the figures of the report.
 
-    map: how to spread the work; default: over the processes of this machine.
     Raises: UserError: no input, or a fault of the config.
     """
     found = units(inputs(config["input"], config["read"]))
     planned = plan(config, found)
-    workers = config["processes"] or None
-    spread = map or (lambda function, state, items: ordered(function, state, items, processes=workers, here=0))
+    spread = _spread(config, workdir)
     begin, jobs = time.perf_counter(), passes(planned, workdir)
     for job in jobs:
         _pass(job, found, spread)
@@ -58,6 +56,18 @@ def run(config: Mapping[str, Any], workdir: Path, map: Map | None = None) -> dic
     _tidy(workdir, output, found)
     _manifest(config, planned, output, found, workdir)
     return total
+
+
+def _spread(config: Mapping[str, Any], workdir: Path) -> Map:
+    """Return the function that spreads the work over units."""
+    if config["runner"] == "beam":
+        from data.recipe import beam
+
+        return beam.spread((workdir / "stages" / "beam").absolute(), config["beam_options"])
+    if config["runner"] != "local":
+        raise UserError(f"runner={config['runner']!r}; use local or beam")
+    processes = config["processes"] or None
+    return lambda function, state, items: ordered(function, state, items, processes=processes, here=0)
 
 
 def passes(planned: Sequence[Planned], workdir: Path) -> list[Job]:

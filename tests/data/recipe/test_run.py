@@ -23,7 +23,7 @@ def corpus(tmp_path_factory) -> Path:
     pages = [topics[name] for name in sorted(topics)]
     rows = [{"id": f"p{k}", "text": page, "url": f"https://example.org/{k}"} for k, page in enumerate(pages)]
     rows += [{"id": "again", "text": pages[3]}, {"id": "near", "text": pages[4].replace("the", "one", 1)}]
-    rows += [{"id": f"list{k}", "text": "- item\n" * 40} for k in range(3)]
+    rows += [{"id": f"list{k}", "text": "- item\n" * 60} for k in range(3)]
     for k in range(3):
         lines = [json.dumps(row) for row in rows[k::3]]
         (folder / f"part-{k}.jsonl").write_text("\n".join(lines) + "\n")
@@ -132,3 +132,11 @@ def test_a_fault_of_the_config_is_one_line(corpus, tmp_path, change, message):
     with pytest.raises(UserError, match=message):
         run(config_of(corpus, **change), tmp_path)
     assert not (tmp_path / "documents").exists()
+
+
+@pytest.mark.slow
+def test_beam_writes_the_same_bytes(corpus, tmp_path):
+    pytest.importorskip("apache_beam")
+    run(config_of(corpus), tmp_path / "local")
+    run(config_of(corpus, runner="beam"), tmp_path / "beam")
+    assert files_of(tmp_path / "beam") == files_of(tmp_path / "local")
