@@ -53,7 +53,7 @@ def open_files(input: str, text_key: str = "text") -> Source:
     """
     parts = _parts(input)
     paths = find(input)
-    roots = [_fixed_folder(part) for part in parts]
+    roots = [fixed_folder(part) for part in parts]
     base = os.path.commonpath([os.path.abspath(root) for root in roots])
     name = "_".join(_identifier(part) for part in parts)[:64]
 
@@ -133,7 +133,7 @@ def _none(part: str, extensions: tuple[str, ...]) -> UserError:
     return UserError(f"data.input={part!r} holds no file that can be read; accepted: {' '.join(extensions)}")
 
 
-def _fixed_folder(part: str) -> str:
+def fixed_folder(part: str) -> str:
     """Return the folder that document ids are relative to: the part before the first glob character."""
     if os.path.isdir(part):
         return part
@@ -143,7 +143,7 @@ def _fixed_folder(part: str) -> str:
 
 def _identifier(part: str) -> str:
     """Return a source name: `my corpus/part-1.jsonl.gz` gives `part_1`; a glob gives the name of its fixed folder."""
-    last = os.path.basename(os.path.abspath(part if os.path.exists(part) else _fixed_folder(part)))
+    last = os.path.basename(os.path.abspath(part if os.path.exists(part) else fixed_folder(part)))
     for extension in sorted(EXTENSIONS, key=len, reverse=True):
         last = last.removesuffix(extension)
     return re.sub(r"[^a-z0-9]+", "_", last.lower()).strip("_") or "text"

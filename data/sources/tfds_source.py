@@ -45,7 +45,7 @@ def open_tfds(name: str, text_key: str = "text") -> Source:
             dataset cannot be prepared here, has a format without random access, or is not UTF-8.
     """
     builder = _builder(name)
-    feature = _text_feature(builder, name, text_key)
+    feature = text_feature(builder.info.features, name, text_key)
     if builder.is_prepared():
         _check_train(builder, name)
 
@@ -106,8 +106,8 @@ def _holds_dataset(folder: str) -> bool:
     return False
 
 
-def _text_feature(builder: tfds.core.DatasetBuilder, name: str, text_key: str) -> str:
-    features = builder.info.features
+def text_feature(features, name: str, text_key: str) -> str:
+    """Return `text_key` if it is a Text feature, else the only Text feature. Raises: UserError if there is none or a choice."""
     texts = sorted(key for key, feature in features.items() if isinstance(feature, tfds.features.Text))
     if text_key in texts:
         return text_key

@@ -1,0 +1,244 @@
+"""Read raw archives of any kind for curation. Bad data never raises: it is quarantined with a reason.
+
+Formats, by the name of a file, or else by its first bytes: WARC and WET, HTML, JSON lines, Parquet, plain text and Markdown,
+mail (mbox, messages, maildir), StackExchange and MediaWiki dumps, source files, git repositories. Files may be compressed with
+gzip, zstd, bzip2 or xz. Names of TFDS datasets are read too.
+
+Memory is bounded for input of any size. Limits are constants in capitals in each reader. The largest needs are about 150 times
+`html.MAX_HTML_BYTES` for a hostile HTML page, and the window of a zstd file, up to 2 GiB if it was packed so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+
+from data.sources import streams, walk
+from data.sources.archives.code.languages import PROSE, language_of
+from data.sources.source import Document, Quarantined
+from data.sources.streams import Unreadable, open_stream
+from lm.errors import UserError
+
+TFDS = "tfds:"  # the beginning of a path that is the name of a TFDS dataset
+_SNIFFED_BYTES = 1 << 13
+
+# Endings of names after the ending of a compressor is removed; languages of source files are in code/languages.py.
+_ENDINGS = {
+    ".warc": "warc",
+    ".wet": "warc",
+    ".html": "html",
+    ".htm": "html",
+    ".xhtml": "html",
+    ".jsonl": "json lines",
+    ".ndjson": "json lines",
+    ".parquet": "parquet",
+    ".mbox": "mbox",
+    ".mbx": "mbox",
+    ".eml": "mail",
+}
+FORMATS = (*dict.fromkeys(_ENDINGS.values()), "stackexchange", "mediawiki", "plain", "code", "tfds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to read archives.
+
+    text_key: the field of JSON lines, the column of Parquet files or the feature of a TFDS dataset that holds the text.
+    main_content: leave out navigation, footers and the like of HTML pages.
+    format: one of `FORMATS` for all files, instead of looking at their names. "code" makes a folder one source tree.
+    """
+
+    text_key: str = "text"
+    main_content: bool = True
+    format: str | None = None
+
+    def __post_init__(self):
+        if self.format is not None and self.format not in FORMATS:
+            raise UserError(f"format={self.format!r} is not known; choose one of {', '.join(FORMATS)}")
+
+
+def units(input: str, options: Options = Options()) -> Iterator[tuple[str, str]]:  # noqa: B008 (it is frozen)
+    """Yield (path, id) of everything to read, in a fixed order: files, git repositories, one TFDS dataset.
+
+    Each can be read by itself with `read`. Memory grows with the largest folder, not with the number of files.
+
+    Args:
+        input: a file, a folder (searched recursively; hidden names and links to folders are skipped), a glob, the address
+            of an object or a folder in a bucket (gs://, s3://, … by fsspec), or a TFDS name; several separated by commas.
+
+    Raises: UserError if a part of the input does not exist.
+    """
+    whole = os.path.expanduser(input.strip())
+    parts = (
+        [whole] if os.path.lexists(whole) else [os.path.expanduser(part.strip()) for part in input.split(",") if part.strip()]
+    )
+    for part in parts:
+        if "://" in part:
+            yield from _in_bucket(part)
+        elif options.format == "tfds" or part.startswith(TFDS):
+            yield TFDS + part.removeprefix(TFDS), part.removeprefix(TFDS)
+        else:
+            yield from _on_disk(part, options)
+
+
+def read(path: str, id: str, options: Options = Options()) -> Iterator[Document | Quarantined]:  # noqa: B008
+    """Yield the documents of a file, a git repository, a source tree or a TFDS dataset, and what could not be read.
+
+    Args:
+        path: of `units`, or any other.
+        id: its name in the ids of documents, which begin with it unless the data bring their own.
+
+    Raises: UserError only if the installation or the options are at fault, such as a missing driver for a bucket.
+    """
+    shown = _encodable(path)
+    try:
+        for one in _read(path, id, options):
+            if shown != path:
+                here = {"path": shown} if isinstance(one, Quarantined) else {"origin": one.origin.replace(path, shown)}
+                one = dataclasses.replace(one, **here)
+            yield one
+    except Unreadable as error:
+        yield Quarantined(shown, "", error.reason)
+    except OSError as error:
+        yield Quarantined(shown, "", streams.reason(error))
+    except (UserError, ImportError, GeneratorExit, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        # Parsers meet hostile data here, and one file must not end the run. A panic of those in Rust is no Exception.
+        yield Quarantined(shown, "", f"reader failed: {type(error).__name__}")
+
+
+def _read(path: str, id: str, options: Options) -> Iterator[Document | Quarantined]:
+    if path.startswith(TFDS):
+        from data.sources.archives import rows
+
+        return rows.read_tfds(path.removeprefix(TFDS), options.text_key)
+    if "://" not in path and os.path.isdir(path):
+        from data.sources.archives.code import git, tree
+
+        reader = tree if options.format == "code" and not git.is_repository(path) else git
+        return reader.read(path, id)
+    kind = options.format or format_of(path)
+    if kind == "warc":
+        from data.sources.archives import warc
+
+        return warc.read(path, id, main_content=options.main_content)
+    if kind == "html":
+        from data.sources.archives import html
+
+        return html.read(path, id, main_content=options.main_content)
+    if kind in ("json lines", "parquet"):
+        from data.sources.archives import rows
+
+        return (rows.read_parquet if kind == "parquet" else rows.read_json_lines)(path, id, options.text_key)
+    if kind in ("mbox", "mail"):
+        from data.sources.archives import mail
+
+        return (mail.read_mbox if kind == "mbox" else mail.read_message)(path, id)
+    if kind in ("stackexchange", "mediawiki"):
+        from data.sources.archives.dumps import mediawiki, stackexchange
+
+        return (stackexchange if kind == "stackexchange" else mediawiki).read(path, id)
+    if kind == "code":
+        from data.sources.archives.code import tree
+
+        return tree.read_file(path, id)
+    if kind == "plain":
+        from data.sources.archives import plain
+
+        return plain.read(path, id)
+    raise Unreadable("unknown format")
+
+
+def format_of(path: str) -> str | None:
+    """Return the format of a file by its name, or else by its first bytes. Raises: Unreadable, OSError."""
+    name = os.path.basename(path).lower()
+    compressed = name.endswith(streams.COMPRESSED)
+    if compressed:
+        name = name.rpartition(".")[0]
+        if name.endswith(".json"):  # corpora such as C4 publish JSON lines so
+            return "json lines"
+    for ending, kind in _ENDINGS.items():
+        if name.endswith(ending):
+            return kind
+    if os.path.basename(os.path.dirname(path)) in ("cur", "new"):  # of a maildir
+        return "mail"
+    language = language_of(name)
+    if language and not compressed:
+        return "plain" if language in PROSE else "code"
+    with open_stream(path) as stream:
+        return _sniffed(stream.read(_SNIFFED_BYTES), name)
+
+
+def _sniffed(head: bytes, name: str) -> str | None:
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith(b"WARC/"):
+        return "warc"
+    if start.startswith(b"PAR1"):
+        return "parquet"
+    if start.startswith(b"From ") and b"\n" in start:
+        return "mbox"
+    if re.match(rb"(?i)<!doctype html|<html\b", start):
+        return "html"
+    if start.startswith(b"<") or name.endswith(".xml"):
+        from data.sources.archives.dumps import xml
+
+        return {"posts": "stackexchange", "mediawiki": "mediawiki"}.get(xml.root(head) or "")
+    if re.match(rb"(?i)(?:return-path|received|from|delivered-to|message-id|x-[\w-]+): ", start):
+        return "mail"
+    if re.match(rb"\{\s*\"", start) and name.endswith(".json"):
+        return "json lines"
+    return "plain"
+
+
+def _on_disk(part: str, options: Options) -> Iterator[tuple[str, str]]:
+    from data.sources import files
+    from data.sources.archives.code import git
+
+    if not os.path.lexists(part) and not any(mark in part for mark in "*?["):
+        from data.sources import tfds_source
+
+        if tfds_source.is_known(part):
+            yield TFDS + part, part
+            return
+    matches = [part] if os.path.lexists(part) else walk.matches(part)
+    if not matches:
+        raise files.missing(part)
+    base = files.fixed_folder(part)
+    for match in matches:
+        if not os.path.isdir(match) or git.is_repository(match) or options.format == "code":
+            yield match, _id(match, base)
+            continue
+        for path, is_folder in walk.entries(match, enter=lambda folder: not git.is_repository(folder)):
+            if not is_folder or git.is_repository(path):
+                yield path, _id(path, base)
+
+
+def _in_bucket(address: str) -> Iterator[tuple[str, str]]:
+    """Yield the objects below an address, or those that match a glob, in order of names."""
+    import fsspec
+
+    try:
+        system, root = fsspec.core.url_to_fs(address)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"data.input={address!r}: {error}") from error
+    found = sorted(system.glob(root)) if any(mark in root for mark in "*?[") else sorted(system.find(root))
+    if not found:
+        raise UserError(f"data.input={address!r}: nothing is there; name an object, a folder or a glob")
+    scheme = address.partition("://")[0]
+    base = os.path.dirname(root) if found == [root] else root.partition("*")[0].rpartition("/")[0] if "*" in root else root
+    for path in found:
+        if not any(part.startswith(".") for part in path.removeprefix(base).split("/")):
+            yield f"{scheme}://{path.lstrip('/') if scheme != 'file' else path}", path.removeprefix(base).lstrip("/")
+
+
+def _id(path: str, base: str) -> str:
+    inside = os.path.relpath(path, base).replace(os.sep, "/")
+    return _encodable(os.path.basename(os.path.abspath(path)) if inside == "." else inside)
+
+
+def _encodable(path: str) -> str:
+    """Return a path that UTF-8 can hold: names on disk may have any bytes."""
+    return path if path.isascii() else os.fsencode(path).decode("utf-8", "backslashreplace")

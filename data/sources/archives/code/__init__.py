@@ -1,0 +1,1 @@
+"""Source code: folders of files, and git repositories."""

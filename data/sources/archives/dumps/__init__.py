@@ -1,0 +1,1 @@
+"""Dumps of whole sites in XML: StackExchange and MediaWiki."""

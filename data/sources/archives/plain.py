@@ -1,0 +1,110 @@
+"""Documents of plain text and Markdown in any common encoding; a long text becomes several documents."""
+
+from __future__ import annotations
+
+import codecs
+import io
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from data.sources.archives.encodings import SAMPLE_BYTES, encoding_of
+from data.sources.source import Document, Quarantined
+from data.sources.streams import Unreadable, lines, open_stream
+
+PIECE_BYTES = 1 << 20  # of UTF-8; a longer text is cut at a blank line, or else at the end of a line
+MAX_LINE_BYTES = 16 << 20
+
+
+def read(path: str, id: str) -> Iterator[Document | Quarantined]:
+    """Yield the text of a file as documents of about `PIECE_BYTES`. Text that is not UTF-8 is converted."""
+    with open_stream(path) as file:
+        head = file.read(SAMPLE_BYTES)
+        encoding = encoding_of(head, whole=len(head) < SAMPLE_BYTES)
+        stream: BinaryIO = io.BufferedReader(_Joined(head, file))
+        if encoding != "utf-8":
+            stream = io.BufferedReader(_Transcoded(stream, encoding), 1 << 16)
+        number = 0
+        for where, piece in _pieces(stream):
+            if piece is None:
+                yield Quarantined(path, where, f"line over {MAX_LINE_BYTES >> 20} MiB")
+                continue
+            try:
+                text = piece.decode().removeprefix("\ufeff") if number == 0 else piece.decode()
+            except UnicodeDecodeError:
+                yield Quarantined(path, where, "invalid utf-8")
+                continue
+            if "\0" in text:
+                yield Quarantined(path, where, "binary")
+                continue
+            if text and not text.isspace():
+                yield Document(f"{id}#{number}" if number else id, text, path)
+                number += 1
+        if not number and not head.strip():
+            yield Quarantined(path, "", "no text")
+
+
+def _pieces(stream: BinaryIO) -> Iterator[tuple[str, bytes | None]]:
+    """Yield (where, bytes) of pieces that end with a line; None for a line that is too long."""
+    held: list[bytes] = []
+    size, first, blank = 0, 1, 0
+    for number, line in enumerate(lines(stream, MAX_LINE_BYTES), start=1):
+        if line is None:
+            if held:
+                yield f"line {first}", b"".join(held)
+            yield f"line {number}", None
+            held, size, first, blank = [], 0, number + 1, 0
+            continue
+        if size + len(line) > PIECE_BYTES and held:
+            cut = blank or len(held)  # a blank line in the second half, else here
+            yield f"line {first}", b"".join(held[:cut])
+            held, first = held[cut:], first + cut
+            size, blank = sum(map(len, held)), 0
+        held.append(line)
+        size += len(line)
+        if size > PIECE_BYTES // 2 and line.isspace():
+            blank = len(held)
+    if held:
+        yield f"line {first}", b"".join(held)
+
+
+class _Joined(io.RawIOBase):
+    """A stream of the bytes that were already read, then of the rest."""
+
+    def __init__(self, head: bytes, rest: BinaryIO):
+        self._head, self._rest = memoryview(head), rest
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        if not len(self._head):
+            data = self._rest.read(len(buffer))
+            buffer[: len(data)] = data
+            return len(data)
+        size = min(len(buffer), len(self._head))
+        buffer[:size], self._head = self._head[:size], self._head[size:]
+        return size
+
+
+class _Transcoded(io.RawIOBase):
+    """A stream of UTF-8 from one of another encoding. Reading raises Unreadable where the encoding does not fit."""
+
+    def __init__(self, stream: BinaryIO, encoding: str):
+        self._stream, self._encoding, self._left = stream, encoding, memoryview(b"")
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._ended = False
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        while not len(self._left) and not self._ended:
+            data = self._stream.read(1 << 16)
+            self._ended = not data
+            try:
+                self._left = memoryview(self._decoder.decode(data, self._ended).encode())
+            except UnicodeError as error:
+                raise Unreadable(f"invalid {self._encoding}") from error
+        size = min(len(buffer), len(self._left))
+        buffer[:size], self._left = self._left[:size], self._left[size:]
+        return size
