@@ -14,7 +14,7 @@ import xxhash
 
 from data.recipe import tables
 from data.recipe.batch import ORIGINS, Batch
-from data.recipe.plan import Unit
+from data.recipe.inputs import Unit
 from data.recipe.rules import Rule, reasons
 from data.recipe.units import Job, batches, quarantined
 from lm import saving

@@ -1,4 +1,4 @@
-"""What a run of a recipe has to do: the units of its input, its stages, and names of results that say what they depend on.
+"""What a run of a recipe has to do: its stages, and names of results that say what they depend on.
 
 A result is named by a hash of everything that it depends on: the unit's files, the options of the stages before it that rewrite
 the text, its own options, and the source code of its stage. So an existing result is right, and after a change of an option, a
@@ -8,55 +8,19 @@ rule or a file only the results that depend on it are made anew.
 import ast
 import difflib
 import functools
-import hashlib
 import importlib.util
-import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from data.recipe.batch import ORIGINS, Batch
 from data.recipe.corpus import CORPUS
+from data.recipe.inputs import Unit, digest
 from data.recipe.rules import Rule, parse
 from data.recipe.stages import STAGES
 from lm.errors import UserError, naming
 
 READER = "data.sources.archives"
-UNIT_BYTES, UNIT_FILES = 8 << 20, 4096  # a unit ends with the file that reaches one of these
-
-
-class Unit(NamedTuple):
-    """Files that one worker reads. files: (path, id in its source). name: NUMBER-HASH, of the files' ids, sizes and times."""
-
-    name: str
-    number: int
-    files: tuple[tuple[str, str], ...]
-    bytes: int
-
-
-def units(files: Iterable[tuple[str, str]]) -> list[Unit]:
-    """Group (path, id), in order, into units."""
-    found, some, size, state = [], [], 0, []
-
-    def end() -> None:
-        name = f"{len(found):05d}-{digest(state)}"
-        found.append(Unit(name, len(found), tuple(some), size))
-
-    for path, id in files:
-        try:
-            about = os.stat(path)
-            state.append((id, about.st_size, about.st_mtime_ns))
-            size += about.st_size
-        except OSError:  # the reader will say why
-            state.append((id, -1, -1))
-        some.append((path, id))
-        if size >= UNIT_BYTES or len(some) >= UNIT_FILES:
-            end()
-            some, size, state = [], 0, []
-    if some:
-        end()
-    return found
 
 
 class Planned(NamedTuple):
@@ -90,7 +54,7 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
         rules = parse(config["rules"])
     read = dict(config["read"])
     planned = [Planned("read", None, read, digest((read, code(READER))), ())]
-    text, batch = planned[0].key, Batch({name: ["word"] for name in ORIGINS})
+    text, batch = planned[0].key, Batch({name: ["word"] for name in ORIGINS} | {"metadata": [None]})
     for name in filter(None, (name.strip() for name in config["stages"].split(","))):
         if (stage := STAGES.get(name) or CORPUS.get(name)) is None:
             near = difflib.get_close_matches(name, [*STAGES, *CORPUS], n=1)
@@ -119,11 +83,6 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
 def _on(rules: Sequence[Rule], columns: Sequence[str]) -> tuple[Rule, ...]:
     by_column = {rule.column: rule for rule in rules}
     return tuple(by_column[column] for column in columns if column in by_column)
-
-
-def digest(value: Any) -> str:
-    """Return 12 hexadecimal digits of the SHA-256 of a value that JSON can hold."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @functools.cache

@@ -20,11 +20,12 @@ import xxhash
 from data.recipe import finish
 from data.recipe import units as work
 from data.recipe.finish import Output
-from data.recipe.plan import Planned, Unit, digest, plan, units
+from data.recipe.inputs import Unit, digest, inputs, units
+from data.recipe.plan import Planned, plan
 from data.recipe.units import Job
 from data.text.workers import ordered
 from lm import saving
-from lm.errors import UserError, naming
+from lm.errors import UserError
 from lm.progress import progress
 
 Map = Callable[
@@ -100,21 +101,6 @@ def _compare(job: Job, found: Sequence[Unit]) -> None:
             counts = stage.stage.find([job.part(unit) for unit in found], table, stage.options)
             bar.update(len(found))
         saving.write_json(done, counts)
-
-
-def inputs(text: str, read: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (path, id) of all input files, in order. text: parts NAME=FILES with commas between; ids begin with the name."""
-    from data.sources import archives
-
-    found = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, where = part.partition("=")
-        name, where = (name, where) if equals else ("input", part)
-        with naming("input"):
-            found += [(path, f"{name}/{id}") for path, id in archives.units(where, archives.Options(**read))]
-    if not found:
-        raise UserError(f"input={text!r} names no file; set --config.input to files, folders or globs")
-    return found
 
 
 def _tidy(workdir: Path, output: Output, found: Sequence[Unit]) -> None:

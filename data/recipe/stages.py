@@ -4,6 +4,7 @@ A stage's options are the section of its name in the config. The source of a sta
 it imports, is part of the stage's identity (data/recipe/plan.py), so results are computed again after a change of the code.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -61,7 +62,8 @@ def _dclm_lines(batch: Batch, options: Mapping) -> Columns:
 def _code(batch: Batch, options: Mapping) -> Columns:
     from data.filters.code import code
 
-    return code(batch.texts, batch.columns["language"])
+    about = [json.loads(metadata) if metadata else {} for metadata in batch.columns["metadata"]]
+    return code(batch.texts, [one.get("programming_language") for one in about])
 
 
 def _language(batch: Batch, options: Mapping) -> Columns:

@@ -15,7 +15,8 @@ import numpy as np
 from data.recipe import tables
 from data.recipe.batch import ORIGINS, Batch
 from data.recipe.corpus import TABLE, scores
-from data.recipe.plan import Planned, Unit
+from data.recipe.inputs import Unit
+from data.recipe.plan import Planned
 from data.recipe.rules import Rule, reasons
 from data.sources.source import Document, Quarantined
 from lm import saving

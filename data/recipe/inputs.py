@@ -1,0 +1,90 @@
+"""The files of a run, grouped into units of work."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from data.sources import archives, tfds_source
+from lm.errors import UserError, naming
+
+UNIT_BYTES, UNIT_FILES = 8 << 20, 4096  # a unit ends with the file that reaches one of these
+
+
+class Unit(NamedTuple):
+    """Files that one worker reads. files: (path, id in its source). name: NUMBER-HASH, of the files' ids, sizes and times."""
+
+    name: str
+    number: int
+    files: tuple[tuple[str, str], ...]
+    bytes: int
+
+
+def units(files: Iterable[tuple[str, str]]) -> list[Unit]:
+    """Group (path, id), in order, into units."""
+    found, some, size, states = [], [], 0, []
+
+    def end() -> None:
+        name = f"{len(found):05d}-{digest(states)}"
+        found.append(Unit(name, len(found), tuple(some), size))
+
+    for path, id in files:
+        bytes, state = _state(path)
+        some.append((path, id))
+        states.append((id, bytes, state))
+        size += bytes
+        if size >= UNIT_BYTES or len(some) >= UNIT_FILES:
+            end()
+            some, size, states = [], 0, []
+    if some:
+        end()
+    return found
+
+
+def _state(path: str) -> tuple[int, Any]:
+    """Return the size of a file, folder, object or dataset, and what changes when it does."""
+    if path.startswith(archives.TFDS):
+        files = [os.stat(file) for file in tfds_source.prepared_files(path.removeprefix(archives.TFDS))]
+        return sum(file.st_size for file in files), max((file.st_mtime_ns for file in files), default=0)
+    if "://" in path:
+        import fsspec
+
+        system, inside = fsspec.core.url_to_fs(path)
+        about = system.info(inside)
+        return about.get("size") or 0, str(system.ukey(inside))
+    try:
+        if not os.path.isdir(path):
+            about = os.stat(path)
+            return about.st_size, about.st_mtime_ns
+        size, seen = 0, []  # a source tree or a repository
+        for folder, folders, names in os.walk(path):
+            folders[:] = sorted(name for name in folders if name != "objects")  # of git, where content never changes
+            for name in sorted(names):
+                about = os.lstat(os.path.join(folder, name))
+                size += about.st_size
+                seen.append((folder, name, about.st_size, about.st_mtime_ns))
+        return size, digest(seen)
+    except OSError:  # the reader will say why
+        return 0, None
+
+
+def inputs(text: str, read: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (path, id) of all input files, in order. text: parts NAME=FILES with commas between; ids begin with the name.
+
+    Raises: UserError: nothing is there.
+    """
+    found = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, where = part.partition("=")
+        name, where = (name, where) if equals else ("input", part)
+        with naming("input"):
+            found += [(path, f"{name}/{id}") for path, id in archives.units(where, archives.Options(**read))]
+    if not found:
+        raise UserError(f"input={text!r} names no file; set --config.input to files, folders or globs")
+    return found
+
+
+def digest(value: Any) -> str:
+    """Return 12 hexadecimal digits of the SHA-256 of a value that JSON can hold."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:12]
