@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data.dedup.grams import shingles
-from data.dedup.words import mix, randoms, words
+from data.dedup.word_hashes import mix, randoms, words
 from lm import saving
 from lm.errors import UserError
 
@@ -168,8 +168,8 @@ def _remove(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return for each paragraph how many of its n-grams are known, and whether that is too many. Add the others to the filter.
 
-    A paragraph is compared with the filter and the earlier paragraphs that stay. What stays is found in rounds: a paragraph is decided
-    if it makes no difference whether the undecided ones before it stay. The first undecided one always is.
+    A paragraph is compared with the filter and the earlier paragraphs that stay. What stays is found in rounds: a paragraph is
+    decided if it makes no difference whether the undecided ones before it stay. The first undecided one always is.
     """
     counts = np.diff(offsets)
     owner = np.repeat(np.arange(len(counts)), counts)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data.dedup.grams import rolling
-from data.dedup.words import Words, spelling, words
+from data.dedup.word_hashes import Words, spelling, words
 from lm.errors import UserError
 
 NGRAM, LEAST_WORDS = 13, 8  # GPT-3's N is the 5th percentile of a benchmark's example lengths, but in 8 … 13
@@ -197,8 +197,8 @@ class Report:
         return self.gram_documents > most
 
     def rows(self) -> list[dict]:
-        """Return for each item {"id", "words", "grams": distinct ones looked for (0: too short), "documents": that hold one of them,
-        "examples": some of these, "share": of the grams, that were found, "covered": share of the words in found grams}.
+        """Return for each item {"id", "words", "grams": distinct ones looked for (0: too short), "documents": that hold
+        one of them, "examples": some of these, "share": of the grams that were found, "covered": of the words, in found grams}.
 
         share and covered are None for an item that is too short.
         """

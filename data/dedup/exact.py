@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.dedup import rows
+from data.dedup import tables
 from data.dedup.keep import OLD, check_numbers, ranks
 from data.dedup.pieces import Unit, pieces
 from lm import saving
@@ -40,7 +40,7 @@ class Part:
         (self.folder / _SETTINGS).unlink(missing_ok=True)
 
     def __enter__(self):
-        self._rows = rows.Sorter(self.folder, _WIDTH)
+        self._rows = tables.Sorter(self.folder, _WIDTH)
         return self
 
     def add(self, texts: Sequence[str], numbers: Sequence[int], scores: Sequence[float] | None = None) -> None:
@@ -60,7 +60,7 @@ class Part:
     def __exit__(self, kind, *_):
         with self._rows:
             if kind is None:
-                rows.write(self.folder / _PIECES, self._rows.sorted())
+                tables.write(self.folder / _PIECES, self._rows.sorted())
                 saving.write_json(self.folder / _SETTINGS, asdict(self.unit))
 
 
@@ -76,13 +76,13 @@ def find(parts: Sequence[Path], into: Path) -> dict[str, int]:
     Raises: UserError: a part is missing or incomplete, or parts have different units.
     """
     into, counts = Path(into), {"pieces": 0, "removed": 0}
-    with rows.Sorter(into.parent, 3) as removed:
+    with tables.Sorter(into.parent, 3) as removed:
         for block, begins, kept in _groups(parts, into.parent):
             again = ~begins & (block[:, 2] != OLD)
             removed.add(np.stack([block[:, 3], block[:, 4], kept], axis=1)[again])
             counts["pieces"] += len(block)
             counts["removed"] += int(again.sum())
-        rows.write(into, removed.sorted())
+        tables.write(into, removed.sorted())
     return counts
 
 
@@ -93,8 +93,8 @@ def cut(texts: Sequence[str], numbers: Sequence[int], removed: Path) -> tuple[li
 
     duplicate_pieces: int64, pieces removed. duplicate_characters: int64, characters of them, overlaps counted once.
     """
-    table, numbers = rows.read(removed, 3), check_numbers(numbers, len(texts))
-    begins, ends = (rows.lower_bound(table, numbers + np.uint64(i)) for i in (0, 1))
+    table, numbers = tables.read(removed, 3), check_numbers(numbers, len(texts))
+    begins, ends = (tables.lower_bound(table, numbers + np.uint64(i)) for i in (0, 1))
     left, characters = list(texts), np.zeros(len(texts), np.int64)
     for i in np.flatnonzero(begins < ends):
         spans = np.asarray(table[begins[i] : ends[i], 1])
@@ -113,8 +113,8 @@ def columns(numbers: Sequence[int], removed: Path) -> dict[str, np.ndarray]:
 
     duplicate_of: int64, the document that stays in its place, which may be itself. duplicate_keep: bool.
     """
-    table, numbers = rows.read(removed, 3), check_numbers(numbers, len(numbers))
-    row, found = rows.find(table, numbers)
+    table, numbers = tables.read(removed, 3), check_numbers(numbers, len(numbers))
+    row, found = tables.find(table, numbers)
     kept = np.where(found, table[row, 2] if len(table) else numbers, numbers).astype(np.int64)
     return {"duplicate_of": kept, "duplicate_keep": ~found}
 
@@ -128,7 +128,7 @@ def save_index(folder: Path, parts: Sequence[Path]) -> int:
         for block, begins, _ in _groups(parts, folder):
             yield np.where(np.arange(_WIDTH) == 2, OLD, block[begins])
 
-    count = rows.write(folder / _PIECES, kept())
+    count = tables.write(folder / _PIECES, kept())
     saving.write(folder / _SETTINGS, (Path(parts[0]) / _SETTINGS).read_bytes())
     return count
 
@@ -143,9 +143,9 @@ def _groups(parts: Sequence[Path], temporary: Path) -> Iterable[tuple[np.ndarray
     if len(settings) > 1:
         one, other = list(settings.values())[:2]
         raise UserError(f"{one} and {other} have different units of duplicates; make both with the same")
-    with rows.Sorter(temporary, _WIDTH) as nothing:
+    with tables.Sorter(temporary, _WIDTH) as nothing:
         carried = None
         for block in nothing.sorted([Path(part) / _PIECES for part in parts]):
-            begins, kept = rows.first_of_groups(block[:, :2], block[:, 3], carried)
+            begins, kept = tables.first_of_groups(block[:, :2], block[:, 3], carried)
             carried = block[-1, :2], kept[-1]
             yield block, begins, kept

@@ -175,7 +175,7 @@ def lower_bound(table: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 
 def find(table: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first row of each key in a table sorted by its first column, and whether there is one, else a row of another."""
+    """Return the first row of each key in a table sorted by its first column, and whether it has one, else any row."""
     if not len(table):
         return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
     row = np.minimum(lower_bound(table, keys), len(table) - 1)
