@@ -10,8 +10,9 @@ better": every run of at least `window` words that occurs again is covered by wi
 sorted windows mark the same words, and their disk is bounded by 40 bytes a word instead of a machine's memory.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -40,7 +41,10 @@ class Part:
         (self.folder / _SETTINGS).unlink(missing_ok=True)
 
     def __enter__(self):
-        self._rows = tables.Sorter(self.folder, _WIDTH)
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(tables.scratch(self.folder / "part"))
+            self._rows = stack.enter_context(tables.Sorter(temporary, _WIDTH))
+            self._open = stack.pop_all()
         return self
 
     def add(self, texts: Sequence[str], numbers: Sequence[int], scores: Sequence[float] | None = None) -> None:
@@ -58,7 +62,7 @@ class Part:
         self._rows.add(np.column_stack([found.digest, rank[found.document], numbers[found.document], span]))
 
     def __exit__(self, kind, *_):
-        with self._rows:
+        with self._open:
             if kind is None:
                 tables.write(self.folder / _PIECES, self._rows.sorted())
                 saving.write_json(self.folder / _SETTINGS, asdict(self.unit))
@@ -68,7 +72,7 @@ def find(parts: Sequence[Path], into: Path) -> dict[str, int]:
     """Write the pieces to remove: a table of uint64 [n, 3], sorted: (number, span, number of the document whose piece stays).
 
     The piece that stays is the one of an index of an older corpus, else of the best score, else of the lowest number, else the
-    first.
+    first one. Equal pieces of one document count too.
 
     Args:
       parts: folders that `Part` or `save_index` wrote, in any order. into: the table. Temporary files are made beside it.
@@ -76,8 +80,8 @@ def find(parts: Sequence[Path], into: Path) -> dict[str, int]:
     Raises: UserError: a part is missing or incomplete, or parts have different units.
     """
     into, counts = Path(into), {"pieces": 0, "removed": 0}
-    with tables.Sorter(into.parent, 3) as removed:
-        for block, begins, kept in _groups(parts, into.parent):
+    with tables.scratch(into) as temporary, tables.Sorter(temporary, 3) as removed:
+        for block, begins, kept in _groups(parts, temporary):
             again = ~begins & (block[:, 2] != OLD)
             removed.add(np.stack([block[:, 3], block[:, 4], kept], axis=1)[again])
             counts["pieces"] += len(block)
@@ -123,12 +127,11 @@ def save_index(folder: Path, parts: Sequence[Path]) -> int:
     """Write a part with the pieces that stay, for a later `find`, where they go before all others. Returns their number."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-
-    def kept() -> Iterator[np.ndarray]:
-        for block, begins, _ in _groups(parts, folder):
-            yield np.where(np.arange(_WIDTH) == 2, OLD, block[begins])
-
-    count = tables.write(folder / _PIECES, kept())
+    (folder / _SETTINGS).unlink(missing_ok=True)
+    with tables.scratch(folder / "part") as temporary:
+        groups = _groups(parts, temporary)
+        kept = (np.where(np.arange(_WIDTH) == 2, OLD, block[begins]) for block, begins, _ in groups)
+        count = tables.write(folder / _PIECES, kept)
     saving.write(folder / _SETTINGS, (Path(parts[0]) / _SETTINGS).read_bytes())
     return count
 

@@ -1,13 +1,13 @@
 """Find near duplicates in a corpus that is larger than memory: MinHash buckets, verified pairs, connected components.
 
 1. `Part.add` writes, for batches of documents, the bands of their signatures and their sets of shingles. Parts are independent.
-2. `find` sorts the bands, pairs the documents of a bucket, keeps the pairs whose sets of shingles have a Jaccard similarity of
-at
-   least `threshold`, and connects them. It writes one table of clusters.
+2. `find` sorts the bands and pairs the documents of a bucket. It keeps the pairs whose sets of shingles have a Jaccard
+   similarity of at least `threshold`, connects them, and writes one table of clusters.
 3. `columns` looks documents up in that table.
 4. `save_index` makes a part of the documents that stayed, against which a later corpus is deduplicated (`find(old=…)`).
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -45,9 +45,12 @@ class Part:
         (self.folder / _SETTINGS).unlink(missing_ok=True)
 
     def __enter__(self):
-        self._sets = (self.folder / _SETS).open("wb")
-        self._bands = tables.Sorter(self.folder, _WIDTH[_BANDS])
-        self._documents = tables.Sorter(self.folder, _WIDTH[_DOCUMENTS])
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(tables.scratch(self.folder / "part"))
+            self._sets = stack.enter_context((self.folder / _SETS).open("wb"))
+            widths = _WIDTH[_BANDS], _WIDTH[_DOCUMENTS]
+            self._bands, self._documents = stack.enter_context(tables.sorting(temporary, *widths))
+            self._open = stack.pop_all()
         return self
 
     def add(self, texts: Sequence[str], numbers: Sequence[int], scores: Sequence[float] | None = None) -> None:
@@ -74,7 +77,7 @@ class Part:
         self._shingles += len(shingles)
 
     def __exit__(self, kind, *_):
-        with self._sets, self._bands, self._documents:
+        with self._open:
             if kind is None:
                 tables.write(self.folder / _BANDS, self._bands.sorted())
                 tables.write(self.folder / _DOCUMENTS, self._documents.sorted())
@@ -87,7 +90,8 @@ def find(
 ) -> dict[str, int]:
     """Write the clusters of near duplicates: a table of uint64 [n, 3], sorted, for each document of `parts` with a duplicate.
 
-    The columns are the document's number, its cluster (the lowest number in it) and the number of the document that is kept.
+    The columns are the document's number, its cluster (the lowest number in it, or of its old documents if it has some) and the
+    number of the document that is kept. A cluster may hold pairs below the threshold, which others connect.
 
     Args:
       parts: folders that `Part` wrote, in any order. into: the table. Temporary files are made beside it.
@@ -96,53 +100,45 @@ def find(
       pairs: also write the verified pairs to this table, uint64 [n, 2]: (higher number, lower number), the old before the new.
     Returns:
       counts: documents, candidates (pairs), verified (pairs), clustered (documents), removed (documents).
-    Memory: that of a few Sorters and of _PAIR_SHINGLES shingles.
+    Memory: that of four Sorters and of _PAIR_SHINGLES shingles, about 0.3 GB, whatever the number of documents.
     Raises: UserError: a part is missing or incomplete, parts have different settings, a number occurs twice, or the threshold
-    is not in
-      (0, 1].
+      is not in (0, 1].
     """
     if not 0 < threshold <= 1:
         raise UserError(f"near-duplicate threshold={threshold} is not in (0, 1]; FineWeb's bands suit 0.7 to 0.8")
     folders, into = [*map(Path, old), *map(Path, parts)], Path(into)
     _check_settings(folders)
-    _check_numbers(folders, into.parent)
-    with tables.sorting(into.parent, 5, 2, 2) as (documents, candidates, verified):
+    with tables.scratch(into) as temporary, tables.sorting(temporary, 5, 2, 2) as (documents, candidates, verified):
+        _check_numbers(folders, temporary)
         for i, folder in enumerate(folders):
             for block in tables.blocks(tables.read(folder / _DOCUMENTS, _WIDTH[_DOCUMENTS])):
                 number, first, count, rank = block.T
                 number, rank = (number, np.full_like(rank, OLD)) if i < len(old) else (number | NEW_BIT, rank)
                 documents.add(np.stack([number, first, count, rank, np.full_like(rank, i)], axis=1))
-        table_path = into.with_name(into.name + ".documents")
-        counts = {"documents": tables.write(table_path, documents.sorted())}
-        try:
-            table = tables.read(table_path, 5)
-            for block in _bucket_pairs(_all_bands(folders, len(old), into.parent)):
-                candidates.add(block)
-            sets = [tables.read(folder / _SETS, 1)[:, 0] for folder in folders]
-            counts["candidates"] = counts["verified"] = 0
-            for block in tables.distinct(candidates.sorted()):
-                similar = block[jaccard(block, table, sets, threshold) >= threshold]
-                verified.add(similar)
-                counts["candidates"] += len(block)
-                counts["verified"] += len(similar)
-            edges = into.with_name(into.name + ".edges") if pairs is None else Path(pairs)
-            tables.write(edges, verified.sorted())
-            members = _members(components(tables.blocks(tables.read(edges, 2)), into.parent), table)
-            clusters = _count(best_of_clusters(members, into.parent), counts)
-            tables.write(into, clusters)
-            if pairs is None:
-                edges.unlink()
-            else:
-                tables.write(edges, (block & ~NEW_BIT for block in tables.blocks(tables.read(edges, 2))))
-        finally:
-            table_path.unlink(missing_ok=True)
+        counts = {"documents": tables.write(temporary / "documents", documents.sorted())}
+        table = tables.read(temporary / "documents", 5)
+        for block in _bucket_pairs(_all_bands(folders, len(old), temporary)):
+            candidates.add(block)
+        sets = [tables.read(folder / _SETS, 1)[:, 0] for folder in folders]
+        counts["candidates"] = counts["verified"] = 0
+        for block in tables.distinct(candidates.sorted()):
+            similar = block[jaccard(block, table, sets, threshold) >= threshold]
+            verified.add(similar)
+            counts["candidates"] += len(block)
+            counts["verified"] += len(similar)
+        tables.write(temporary / "edges", verified.sorted())
+        edges = tables.read(temporary / "edges", 2)
+        members = _members(components(tables.blocks(edges), temporary), table)
+        tables.write(into, _count(best_of_clusters(members, temporary), counts))
+        if pairs is not None:
+            tables.write(Path(pairs), (block & ~NEW_BIT for block in tables.blocks(edges)))
     return counts
 
 
 def columns(numbers: Sequence[int], clusters: Path) -> dict[str, np.ndarray]:
     """Return what `find` decided about documents: columns of one value a document.
 
-    near_duplicate_cluster: int64, the lowest number of the cluster; a document alone is its own cluster.
+    near_duplicate_cluster: int64, the cluster's number; a document alone is its own cluster.
     near_duplicate_of: int64, the document that is kept in its place, which may be itself.
     near_duplicate_keep: bool.
     """
@@ -215,9 +211,10 @@ def jaccard(pairs: np.ndarray, documents: np.ndarray, sets: Sequence[np.ndarray]
 def _bucket_pairs(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield pairs (higher number, lower number) of documents that share a bucket, repeated ones included; never two old ones.
 
-    bands: rows (band's hash, set's hash, number), sorted. A document with the same set as the one before it is paired with the
-      first
-    document of that set; other pairs are of these first documents.
+    A document with the same set as the one before it is paired with the first document of that set. All other pairs are of
+    such first documents.
+
+    bands: rows (band's hash, set's hash, number), sorted.
     """
     kept = np.empty((0, 3), np.uint64)  # first documents of the sets of the last bucket: its first, and its last NEIGHBOURS
     for block in bands:

@@ -67,7 +67,7 @@ def plainly(texts, n, overlap, learn, separator):
 
 @pytest.mark.parametrize("n, overlap, separator", [(13, 0.8, "\n"), (3, 0.5, "\n"), (13, 0.8, None), (5, 0.0, "\n\n")])
 def test_paragraphs_go_as_with_a_plain_set(monkeypatch, n, overlap, separator):
-    texts = ["", *sources(25), *prose()[:40]]
+    texts = ["", *sources(8), *prose()[:25]]
     texts += [edited(text, 0.02, i) for i, text in enumerate(texts)] + ["a b c\na b c\na b c d", "\n\n x"]
     expected = plainly(texts, n, overlap, True, separator)
     assert expected != texts

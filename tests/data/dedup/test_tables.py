@@ -34,6 +34,15 @@ def test_a_sorter_sorts(tmp_path, monkeypatch, count, width, values):
     assert [path.name for path in tmp_path.iterdir()] == ["other"]  # nothing temporary is left, and the other file is
 
 
+def test_what_a_killed_process_left_is_deleted(tmp_path):
+    left = tmp_path / ".table.sorting" / "run"
+    left.parent.mkdir()
+    left.touch()
+    with tables.scratch(tmp_path / "table") as folder:
+        assert folder.is_dir() and not left.exists()
+    assert not list(tmp_path.iterdir())
+
+
 def test_distinct_rows():
     given = tables.sort(table(300, 2, 6, 0))
     blocks = [given[:1], given[1:1], given[1:120], given[120:]]
