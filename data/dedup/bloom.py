@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from data.dedup.grams import shingles
-from data.dedup.words import mix, randoms, words
+from data.dedup.word_hashes import mix, randoms, words
 from lm import saving
 from lm.errors import UserError
 
@@ -124,7 +124,8 @@ def cut_seen(
     """Remove the paragraphs of which more than `overlap` of the word n-grams are in the filter; the others are added to it.
 
     Documents are a stream: the result depends on their order, but not on the size of batches. A paragraph of fewer than n
-    words is one n-gram. Blank paragraphs stay, unless they end up at the ends of a changed text.
+    words is one n-gram. Punctuation is no word, unlike in BFF. Blank paragraphs stay, unless they end up at the ends of a
+    changed text.
 
     Args:
       separator: between paragraphs; None: a document is one paragraph. learn: False: add nothing.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.dedup.rows import Sorter, distinct, first_of_groups
+from data.dedup.tables import Sorter, distinct, first_of_groups
 
 
 def components(edges: Iterable[np.ndarray], folder: Path) -> Iterator[np.ndarray]:

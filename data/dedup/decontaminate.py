@@ -3,8 +3,8 @@
 The default is GPT-3's (Brown et al. 2020, appendix C), as lm-evaluation-harness's Janitor has it: 13-grams of words, in lower
 case and without punctuation; 200 characters on each side of a match are cut; slices below 200 characters go; a document in
 more than 10 pieces goes. Two other measures come with the report of items: the share of an item's n-grams that were found
-(PaLM, Chowdhery et al. 2022, section 8: at least 70 % of the 8-grams) and the share of its words in n-grams that were found
-(Llama 2, Touvron et al. 2023, appendix A.6: spans of more than 10 tokens).
+(PaLM, Chowdhery et al. 2022, section 8: at least 70 %, at n = 8) and the share of its words in n-grams that were found
+(Llama 2, Touvron et al. 2023, appendix A.6: spans of more than 10 tokens, so n = 11).
 
 Matches are compared word for word, so a hash collision is no match.
 """
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data.dedup.grams import rolling
-from data.dedup.words import Words, spelling, words
+from data.dedup.word_hashes import Words, spelling, words
 from lm.errors import UserError
 
 NGRAM, LEAST_WORDS = 13, 8  # GPT-3's N is the 5th percentile of a benchmark's example lengths, but in 8 … 13
@@ -197,8 +197,8 @@ class Report:
         return self.gram_documents > most
 
     def rows(self) -> list[dict]:
-        """Return for each item {"id", "words", "grams": distinct ones looked for (0: too short), "documents": that hold one of
-        them, "examples": some of these, "share": of the grams, that were found, "covered": share of the words in found grams}.
+        """Return for each item {"id", "words", "grams": distinct ones looked for (0: too short), "documents": that hold
+        one of them, "examples": some of these, "share": of the grams that were found, "covered": of the words, in found grams}.
 
         share and covered are None for an item that is too short.
         """

@@ -10,14 +10,15 @@ better": every run of at least `window` words that occurs again is covered by wi
 sorted windows mark the same words, and their disk is bounded by 40 bytes a word instead of a machine's memory.
 """
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from data.dedup import rows
+from data.dedup import tables
 from data.dedup.keep import OLD, check_numbers, ranks
 from data.dedup.pieces import Unit, pieces
 from lm import saving
@@ -40,7 +41,10 @@ class Part:
         (self.folder / _SETTINGS).unlink(missing_ok=True)
 
     def __enter__(self):
-        self._rows = rows.Sorter(self.folder, _WIDTH)
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(tables.scratch(self.folder / "part"))
+            self._rows = stack.enter_context(tables.Sorter(temporary, _WIDTH))
+            self._open = stack.pop_all()
         return self
 
     def add(self, texts: Sequence[str], numbers: Sequence[int], scores: Sequence[float] | None = None) -> None:
@@ -58,9 +62,9 @@ class Part:
         self._rows.add(np.column_stack([found.digest, rank[found.document], numbers[found.document], span]))
 
     def __exit__(self, kind, *_):
-        with self._rows:
+        with self._open:
             if kind is None:
-                rows.write(self.folder / _PIECES, self._rows.sorted())
+                tables.write(self.folder / _PIECES, self._rows.sorted())
                 saving.write_json(self.folder / _SETTINGS, asdict(self.unit))
 
 
@@ -68,7 +72,7 @@ def find(parts: Sequence[Path], into: Path) -> dict[str, int]:
     """Write the pieces to remove: a table of uint64 [n, 3], sorted: (number, span, number of the document whose piece stays).
 
     The piece that stays is the one of an index of an older corpus, else of the best score, else of the lowest number, else the
-    first.
+    first one. Equal pieces of one document count too.
 
     Args:
       parts: folders that `Part` or `save_index` wrote, in any order. into: the table. Temporary files are made beside it.
@@ -76,13 +80,13 @@ def find(parts: Sequence[Path], into: Path) -> dict[str, int]:
     Raises: UserError: a part is missing or incomplete, or parts have different units.
     """
     into, counts = Path(into), {"pieces": 0, "removed": 0}
-    with rows.Sorter(into.parent, 3) as removed:
-        for block, begins, kept in _groups(parts, into.parent):
+    with tables.scratch(into) as temporary, tables.Sorter(temporary, 3) as removed:
+        for block, begins, kept in _groups(parts, temporary):
             again = ~begins & (block[:, 2] != OLD)
             removed.add(np.stack([block[:, 3], block[:, 4], kept], axis=1)[again])
             counts["pieces"] += len(block)
             counts["removed"] += int(again.sum())
-        rows.write(into, removed.sorted())
+        tables.write(into, removed.sorted())
     return counts
 
 
@@ -93,8 +97,8 @@ def cut(texts: Sequence[str], numbers: Sequence[int], removed: Path) -> tuple[li
 
     duplicate_pieces: int64, pieces removed. duplicate_characters: int64, characters of them, overlaps counted once.
     """
-    table, numbers = rows.read(removed, 3), check_numbers(numbers, len(texts))
-    begins, ends = (rows.lower_bound(table, numbers + np.uint64(i)) for i in (0, 1))
+    table, numbers = tables.read(removed, 3), check_numbers(numbers, len(texts))
+    begins, ends = (tables.lower_bound(table, numbers + np.uint64(i)) for i in (0, 1))
     left, characters = list(texts), np.zeros(len(texts), np.int64)
     for i in np.flatnonzero(begins < ends):
         spans = np.asarray(table[begins[i] : ends[i], 1])
@@ -113,8 +117,8 @@ def columns(numbers: Sequence[int], removed: Path) -> dict[str, np.ndarray]:
 
     duplicate_of: int64, the document that stays in its place, which may be itself. duplicate_keep: bool.
     """
-    table, numbers = rows.read(removed, 3), check_numbers(numbers, len(numbers))
-    row, found = rows.find(table, numbers)
+    table, numbers = tables.read(removed, 3), check_numbers(numbers, len(numbers))
+    row, found = tables.find(table, numbers)
     kept = np.where(found, table[row, 2] if len(table) else numbers, numbers).astype(np.int64)
     return {"duplicate_of": kept, "duplicate_keep": ~found}
 
@@ -123,12 +127,11 @@ def save_index(folder: Path, parts: Sequence[Path]) -> int:
     """Write a part with the pieces that stay, for a later `find`, where they go before all others. Returns their number."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-
-    def kept() -> Iterator[np.ndarray]:
-        for block, begins, _ in _groups(parts, folder):
-            yield np.where(np.arange(_WIDTH) == 2, OLD, block[begins])
-
-    count = rows.write(folder / _PIECES, kept())
+    (folder / _SETTINGS).unlink(missing_ok=True)
+    with tables.scratch(folder / "part") as temporary:
+        groups = _groups(parts, temporary)
+        kept = (np.where(np.arange(_WIDTH) == 2, OLD, block[begins]) for block, begins, _ in groups)
+        count = tables.write(folder / _PIECES, kept)
     saving.write(folder / _SETTINGS, (Path(parts[0]) / _SETTINGS).read_bytes())
     return count
 
@@ -143,9 +146,9 @@ def _groups(parts: Sequence[Path], temporary: Path) -> Iterable[tuple[np.ndarray
     if len(settings) > 1:
         one, other = list(settings.values())[:2]
         raise UserError(f"{one} and {other} have different units of duplicates; make both with the same")
-    with rows.Sorter(temporary, _WIDTH) as nothing:
+    with tables.Sorter(temporary, _WIDTH) as nothing:
         carried = None
         for block in nothing.sorted([Path(part) / _PIECES for part in parts]):
-            begins, kept = rows.first_of_groups(block[:, :2], block[:, 3], carried)
+            begins, kept = tables.first_of_groups(block[:, :2], block[:, 3], carried)
             carried = block[-1, :2], kept[-1]
             yield block, begins, kept

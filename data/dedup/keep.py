@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.dedup import rows
+from data.dedup import tables
 from lm.errors import UserError
 
 OLD = np.uint64(0)  # rank of a document of an earlier corpus, before all others
@@ -42,13 +42,13 @@ def best_of_clusters(members: Iterable[np.ndarray], folder: Path) -> Iterator[np
 
     members: blocks of uint64 [n, 3]: (cluster, rank, number); members may be repeated.
     """
-    with rows.sorting(folder, 3, 3) as (by_cluster, by_number):
+    with tables.sorting(folder, 3, 3) as (by_cluster, by_number):
         for block in members:
             by_cluster.add(block)
         carried = None
-        for block in rows.distinct(by_cluster.sorted()):
+        for block in tables.distinct(by_cluster.sorted()):
             cluster, _, number = block.T
-            _, kept = rows.first_of_groups(cluster, number, carried)
+            _, kept = tables.first_of_groups(cluster, number, carried)
             carried = cluster[-1], kept[-1]
             by_number.add(np.stack([number, cluster, kept], axis=1))
         yield from by_number.sorted()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.dedup.grams import shingles
-from data.dedup.words import Words, characters, mix, randoms, words
+from data.dedup.word_hashes import Words, characters, mix, randoms, words
 from lm.errors import UserError
 
 _BLOCK = 1 << 15  # shingles hashed at a time, so that they stay in the cache
@@ -43,7 +43,8 @@ class MinHash:
 
 
 FINEWEB = MinHash()
-# 5 % of words edited leave .95^5 = .77 of the 5-grams, which is J = .63. FINEWEB finds 30 % of such pairs, these bands 99.6 %.
+# For a threshold of 0.5. 5 % of words edited leave .95^5 = .77 of the 5-grams, which is J = .63.
+# FINEWEB finds 30 % of such pairs, these bands 99.6 %.
 EDITED = MinHash(bands=32, rows=4)
 
 
@@ -55,8 +56,7 @@ def split(texts: Sequence[str], settings: MinHash) -> Words:
 def signatures(hashes: np.ndarray, offsets: np.ndarray, settings: MinHash) -> np.ndarray:
     """Return uint32 [documents, hashes]: minima of the hash functions over a document's shingles; all ones without a shingle.
 
-    h_k(x) = (a_k·x + b_k mod 2^64) >> 32 with a_k odd, Dietzfelbinger's multiply-shift (1996). The shingles x are 64-bit
-    hashes.
+    h_k(x) = (a_k·x + b_k mod 2^64) >> 32 with a_k odd, Dietzfelbinger's multiply-shift (1996). Shingles x are 64-bit hashes.
 
     Args:
       hashes: uint64, shingles of all documents; repeated ones do not matter. offsets: int64 [documents + 1].

@@ -1,13 +1,13 @@
 """Find near duplicates in a corpus that is larger than memory: MinHash buckets, verified pairs, connected components.
 
 1. `Part.add` writes, for batches of documents, the bands of their signatures and their sets of shingles. Parts are independent.
-2. `find` sorts the bands, pairs the documents of a bucket, keeps the pairs whose sets of shingles have a Jaccard similarity of
-at
-   least `threshold`, and connects them. It writes one table of clusters.
+2. `find` sorts the bands and pairs the documents of a bucket. It keeps the pairs whose sets of shingles have a Jaccard
+   similarity of at least `threshold`, connects them, and writes one table of clusters.
 3. `columns` looks documents up in that table.
 4. `save_index` makes a part of the documents that stayed, against which a later corpus is deduplicated (`find(old=…)`).
 """
 
+import contextlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from data.dedup import grams, minhash, rows
+from data.dedup import grams, minhash, tables
 from data.dedup.components import components
 from data.dedup.keep import NEW_BIT, OLD, best_of_clusters, check_numbers, ranks
 from data.dedup.minhash import MinHash
@@ -45,9 +45,12 @@ class Part:
         (self.folder / _SETTINGS).unlink(missing_ok=True)
 
     def __enter__(self):
-        self._sets = (self.folder / _SETS).open("wb")
-        self._bands = rows.Sorter(self.folder, _WIDTH[_BANDS])
-        self._documents = rows.Sorter(self.folder, _WIDTH[_DOCUMENTS])
+        with contextlib.ExitStack() as stack:
+            temporary = stack.enter_context(tables.scratch(self.folder / "part"))
+            self._sets = stack.enter_context((self.folder / _SETS).open("wb"))
+            widths = _WIDTH[_BANDS], _WIDTH[_DOCUMENTS]
+            self._bands, self._documents = stack.enter_context(tables.sorting(temporary, *widths))
+            self._open = stack.pop_all()
         return self
 
     def add(self, texts: Sequence[str], numbers: Sequence[int], scores: Sequence[float] | None = None) -> None:
@@ -74,10 +77,10 @@ class Part:
         self._shingles += len(shingles)
 
     def __exit__(self, kind, *_):
-        with self._sets, self._bands, self._documents:
+        with self._open:
             if kind is None:
-                rows.write(self.folder / _BANDS, self._bands.sorted())
-                rows.write(self.folder / _DOCUMENTS, self._documents.sorted())
+                tables.write(self.folder / _BANDS, self._bands.sorted())
+                tables.write(self.folder / _DOCUMENTS, self._documents.sorted())
         if kind is None:
             saving.write_json(self.folder / _SETTINGS, asdict(self.settings))
 
@@ -87,7 +90,8 @@ def find(
 ) -> dict[str, int]:
     """Write the clusters of near duplicates: a table of uint64 [n, 3], sorted, for each document of `parts` with a duplicate.
 
-    The columns are the document's number, its cluster (the lowest number in it) and the number of the document that is kept.
+    The columns are the document's number, its cluster (the lowest number in it, or of its old documents if it has some) and the
+    number of the document that is kept. A cluster may hold pairs below the threshold, which others connect.
 
     Args:
       parts: folders that `Part` wrote, in any order. into: the table. Temporary files are made beside it.
@@ -96,59 +100,51 @@ def find(
       pairs: also write the verified pairs to this table, uint64 [n, 2]: (higher number, lower number), the old before the new.
     Returns:
       counts: documents, candidates (pairs), verified (pairs), clustered (documents), removed (documents).
-    Memory: that of a few Sorters and of _PAIR_SHINGLES shingles.
+    Memory: that of four Sorters and of _PAIR_SHINGLES shingles, about 0.3 GB, whatever the number of documents.
     Raises: UserError: a part is missing or incomplete, parts have different settings, a number occurs twice, or the threshold
-    is not in
-      (0, 1].
+      is not in (0, 1].
     """
     if not 0 < threshold <= 1:
         raise UserError(f"near-duplicate threshold={threshold} is not in (0, 1]; FineWeb's bands suit 0.7 to 0.8")
     folders, into = [*map(Path, old), *map(Path, parts)], Path(into)
     _check_settings(folders)
-    _check_numbers(folders, into.parent)
-    with rows.sorting(into.parent, 5, 2, 2) as (documents, candidates, verified):
+    with tables.scratch(into) as temporary, tables.sorting(temporary, 5, 2, 2) as (documents, candidates, verified):
+        _check_numbers(folders, temporary)
         for i, folder in enumerate(folders):
-            for block in rows.blocks(rows.read(folder / _DOCUMENTS, _WIDTH[_DOCUMENTS])):
+            for block in tables.blocks(tables.read(folder / _DOCUMENTS, _WIDTH[_DOCUMENTS])):
                 number, first, count, rank = block.T
                 number, rank = (number, np.full_like(rank, OLD)) if i < len(old) else (number | NEW_BIT, rank)
                 documents.add(np.stack([number, first, count, rank, np.full_like(rank, i)], axis=1))
-        table_path = into.with_name(into.name + ".documents")
-        counts = {"documents": rows.write(table_path, documents.sorted())}
-        try:
-            table = rows.read(table_path, 5)
-            for block in _bucket_pairs(_all_bands(folders, len(old), into.parent)):
-                candidates.add(block)
-            sets = [rows.read(folder / _SETS, 1)[:, 0] for folder in folders]
-            counts["candidates"] = counts["verified"] = 0
-            for block in rows.distinct(candidates.sorted()):
-                similar = block[jaccard(block, table, sets, threshold) >= threshold]
-                verified.add(similar)
-                counts["candidates"] += len(block)
-                counts["verified"] += len(similar)
-            edges = into.with_name(into.name + ".edges") if pairs is None else Path(pairs)
-            rows.write(edges, verified.sorted())
-            members = _members(components(rows.blocks(rows.read(edges, 2)), into.parent), table)
-            clusters = _count(best_of_clusters(members, into.parent), counts)
-            rows.write(into, clusters)
-            if pairs is None:
-                edges.unlink()
-            else:
-                rows.write(edges, (block & ~NEW_BIT for block in rows.blocks(rows.read(edges, 2))))
-        finally:
-            table_path.unlink(missing_ok=True)
+        counts = {"documents": tables.write(temporary / "documents", documents.sorted())}
+        table = tables.read(temporary / "documents", 5)
+        for block in _bucket_pairs(_all_bands(folders, len(old), temporary)):
+            candidates.add(block)
+        sets = [tables.read(folder / _SETS, 1)[:, 0] for folder in folders]
+        counts["candidates"] = counts["verified"] = 0
+        for block in tables.distinct(candidates.sorted()):
+            similar = block[jaccard(block, table, sets, threshold) >= threshold]
+            verified.add(similar)
+            counts["candidates"] += len(block)
+            counts["verified"] += len(similar)
+        tables.write(temporary / "edges", verified.sorted())
+        edges = tables.read(temporary / "edges", 2)
+        members = _members(components(tables.blocks(edges), temporary), table)
+        tables.write(into, _count(best_of_clusters(members, temporary), counts))
+        if pairs is not None:
+            tables.write(Path(pairs), (block & ~NEW_BIT for block in tables.blocks(edges)))
     return counts
 
 
 def columns(numbers: Sequence[int], clusters: Path) -> dict[str, np.ndarray]:
     """Return what `find` decided about documents: columns of one value a document.
 
-    near_duplicate_cluster: int64, the lowest number of the cluster; a document alone is its own cluster.
+    near_duplicate_cluster: int64, the cluster's number; a document alone is its own cluster.
     near_duplicate_of: int64, the document that is kept in its place, which may be itself.
     near_duplicate_keep: bool.
     """
-    table = rows.read(clusters, 3)
+    table = tables.read(clusters, 3)
     numbers = check_numbers(numbers, len(numbers))
-    row, found = rows.find(table, numbers)
+    row, found = tables.find(table, numbers)
     cluster, kept = (np.where(found, table[row, i] if len(table) else numbers, numbers).astype(np.int64) for i in (1, 2))
     return {
         "near_duplicate_cluster": cluster,
@@ -161,12 +157,12 @@ def save_index(folder: Path, parts: Sequence[Path], clusters: Path) -> int:
     """Write a part with only the documents that are kept, for `find(old=[folder])`. Returns their number."""
     _check_settings([Path(part) for part in parts])
     settings = MinHash(**json.loads((Path(parts[0]) / _SETTINGS).read_text()))
-    table, count = rows.read(clusters, 3), 0
+    table, count = tables.read(clusters, 3), 0
     with Part(folder, settings) as index:
         for part in map(Path, parts):
-            sets = rows.read(part / _SETS, 1)[:, 0]
-            for block in rows.blocks(rows.read(part / _DOCUMENTS, _WIDTH[_DOCUMENTS]), 1 << 8):
-                row, found = rows.find(table, block[:, 0])
+            sets = tables.read(part / _SETS, 1)[:, 0]
+            for block in tables.blocks(tables.read(part / _DOCUMENTS, _WIDTH[_DOCUMENTS]), 1 << 8):
+                row, found = tables.find(table, block[:, 0])
                 kept = block[~found | (table[row, 2] == block[:, 0])] if len(table) else block
                 if len(kept):
                     hashes = np.concatenate([sets[int(first) : int(first + size)] for first, size in kept[:, 1:3]])
@@ -185,7 +181,7 @@ def jaccard(pairs: np.ndarray, documents: np.ndarray, sets: Sequence[np.ndarray]
       pairs: uint64 [pairs, 2], numbers. documents: rows (number, first shingle, shingles, rank, index in `sets`), sorted.
       sets: for each part its shingles, uint64, in ascending order within a document.
     """
-    (left, right) = (documents[rows.find(documents, numbers)[0]] for numbers in pairs.T)
+    (left, right) = (documents[tables.find(documents, numbers)[0]] for numbers in pairs.T)
     sizes = np.stack([left[:, 2], right[:, 2]]).astype(np.int64)
     similar = np.zeros(len(pairs))
     todo = np.flatnonzero(sizes.min(axis=0) >= least * sizes.max(axis=0))
@@ -215,9 +211,10 @@ def jaccard(pairs: np.ndarray, documents: np.ndarray, sets: Sequence[np.ndarray]
 def _bucket_pairs(bands: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """Yield pairs (higher number, lower number) of documents that share a bucket, repeated ones included; never two old ones.
 
-    bands: rows (band's hash, set's hash, number), sorted. A document with the same set as the one before it is paired with the
-      first
-    document of that set; other pairs are of these first documents.
+    A document with the same set as the one before it is paired with the first document of that set. All other pairs are of
+    such first documents.
+
+    bands: rows (band's hash, set's hash, number), sorted.
     """
     kept = np.empty((0, 3), np.uint64)  # first documents of the sets of the last bucket: its first, and its last NEIGHBOURS
     for block in bands:
@@ -249,9 +246,9 @@ def _edges(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 def _all_bands(folders: Sequence[Path], old: int, temporary: Path) -> Iterator[np.ndarray]:
     """Yield the bands of all parts in order. New documents get their bit: the same in all rows, so that tables stay sorted."""
-    with rows.Sorter(temporary, _WIDTH[_BANDS]) as marked:
+    with tables.Sorter(temporary, _WIDTH[_BANDS]) as marked:
         for folder in folders[old:]:
-            for block in rows.blocks(rows.read(folder / _BANDS, _WIDTH[_BANDS])):
+            for block in tables.blocks(tables.read(folder / _BANDS, _WIDTH[_BANDS])):
                 marked.add(np.column_stack([block[:, :2], block[:, 2] | NEW_BIT]))
         yield from marked.sorted([folder / _BANDS for folder in folders[:old]])
 
@@ -260,13 +257,13 @@ def _members(stars: Iterable[np.ndarray], table: np.ndarray) -> Iterator[np.ndar
     """Yield (cluster, rank, number) of the nodes of stars (number, cluster), and of a star's centre with each of them."""
     for block in stars:
         for number in block.T:
-            yield np.stack([block[:, 1], table[rows.find(table, number)[0], 3], number], axis=1)
+            yield np.stack([block[:, 1], table[tables.find(table, number)[0], 3], number], axis=1)
 
 
 def _check_numbers(folders: Sequence[Path], temporary: Path) -> None:
-    with rows.Sorter(temporary, 1) as numbers:
+    with tables.Sorter(temporary, 1) as numbers:
         for folder in folders:
-            for block in rows.blocks(rows.read(folder / _DOCUMENTS, _WIDTH[_DOCUMENTS])):
+            for block in tables.blocks(tables.read(folder / _DOCUMENTS, _WIDTH[_DOCUMENTS])):
                 numbers.add(block[:, :1])
         last = None
         for block in numbers.sorted():

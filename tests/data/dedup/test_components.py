@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from data.dedup import rows
+from data.dedup import tables
 from data.dedup.components import components, plain_components
 
 DRAWS = random.Random(0)
@@ -23,10 +23,10 @@ GRAPHS = {
 @pytest.mark.parametrize("name", GRAPHS)
 def test_components_equal_union_find(tmp_path, monkeypatch, name):
     edges = GRAPHS[name]
-    monkeypatch.setattr(rows, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 7)
     expected = sorted([node, low] for node, low in plain_components(edges).items() if node != low)
     for most in (23, 1 << 20):
-        monkeypatch.setattr(rows, "BUFFER_ROWS", most)
+        monkeypatch.setattr(tables, "BUFFER_ROWS", most)
         blocks = [np.array(edges[at : at + 10], np.uint64) for at in range(0, len(edges), 10)]
         found = np.concatenate([np.empty((0, 2), np.uint64), *components(blocks, tmp_path)])
         assert found.tolist() == expected

@@ -15,7 +15,7 @@ def shingle_sets(texts, settings):
 
 
 @pytest.mark.parametrize(
-    "settings", [FINEWEB, MinHash(n=3, bands=3, rows=2, seed=7), MinHash(n=20, units="characters", bands=5)]
+    "settings", [FINEWEB, MinHash(n=3, bands=3, rows=2, seed=7), MinHash(n=9, units="characters", bands=5)]
 )
 def test_signatures_equal_their_twin_whatever_the_blocks(settings, monkeypatch):
     texts = ["", "one", "two words", "!?", *prose()[:4], *sources(3)]

@@ -6,7 +6,7 @@ import random
 import numpy as np
 import pytest
 
-from data.dedup import grams, minhash, near, rows
+from data.dedup import grams, minhash, near, tables
 from data.dedup.components import plain_components
 from data.dedup.minhash import EDITED, FINEWEB
 from lm.errors import UserError
@@ -39,12 +39,12 @@ def brute(texts, settings, threshold) -> set[tuple[int, int]]:
 
 
 def test_pairs_are_those_of_brute_force(tmp_path):
-    texts = [text[:3000] for text in sources(120)] + prose()[:120]
+    texts = [text[:3000] for text in sources(90)] + prose()[:70]
     texts += [edited(text, share, i) for i, text in enumerate(texts) for share in (0.01, 0.02)]
     true = brute(texts, FINEWEB, 0.8)
     counts, columns = deduplicated(tmp_path, texts, pairs=tmp_path / "pairs")
-    found = set(map(tuple, rows.read(tmp_path / "pairs", 2).tolist()))
-    assert found <= true and len(true) > 200  # precision 1
+    found = set(map(tuple, tables.read(tmp_path / "pairs", 2).tolist()))
+    assert found <= true and len(true) > 150  # precision 1
     assert len(found) / len(true) >= 0.95
     assert counts["verified"] == len(found) and counts["documents"] == len(texts)
     low = plain_components(found)
@@ -98,14 +98,14 @@ def test_batches_parts_and_memory_change_nothing(tmp_path, monkeypatch):
     for parts, batch, small in ((1, 200, False), (1, 7, True), (4, 3, True), (5, 50, False)):
         with monkeypatch.context() as patch:
             if small:
-                patch.setattr(rows, "BUFFER_ROWS", 200)
-                patch.setattr(rows, "BLOCK_ROWS", 16)
+                patch.setattr(tables, "BUFFER_ROWS", 200)
+                patch.setattr(tables, "BLOCK_ROWS", 16)
                 patch.setattr(near, "_PAIR_SHINGLES", 500)
             folder = tmp_path / f"{parts}-{batch}"
             order = draws.sample(range(len(texts)), len(texts)) if parts > 1 else list(range(len(texts)))
             given = [texts[i] for i in order], [scores[i] for i in order]
             counts, _ = deduplicated(folder, given[0], scores=given[1], numbers=np.array(order) * 3, parts=parts, batch=batch)
-            results.append((counts, rows.read(folder / "clusters", 3).tolist()))
+            results.append((counts, tables.read(folder / "clusters", 3).tolist()))
         assert not [path for path in folder.rglob("*") if path.name.startswith(".") or path.name.endswith(".new")]
     assert results[0][0]["removed"] > 20 and all(result == results[0] for result in results)
 
@@ -131,12 +131,10 @@ def test_a_new_corpus_against_an_index_of_an_old_one(tmp_path):
     numbers = np.arange(1000, 1000 + len(new))
     counts, columns = deduplicated(tmp_path / "new", new, numbers=numbers, scores=[9] * len(new), old=[tmp_path / "index"])
     _, together = deduplicated(tmp_path / "both", old + new, numbers=np.concatenate([np.arange(len(old)), numbers]))
-    assert (
-        columns["near_duplicate_of"] == together["near_duplicate_of"][len(old) :]
-    ).all()  # old documents stay, whatever scores
+    assert (columns["near_duplicate_of"] == together["near_duplicate_of"][len(old) :]).all()  # old ones stay
     assert columns["near_duplicate_keep"][20:50].all() and not columns["near_duplicate_keep"][50:].any()
     assert columns["near_duplicate_keep"][:20].sum() <= 2
-    table = rows.read(tmp_path / "new" / "clusters", 3)
+    table = tables.read(tmp_path / "new" / "clusters", 3)
     assert (table[:, 0] >= 1000).all()
     # The index of both is the index of the old corpus and one of the new corpus.
     more = near.save_index(tmp_path / "index2", [tmp_path / "new" / "part0"], tmp_path / "new" / "clusters")

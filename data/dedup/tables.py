@@ -1,11 +1,11 @@
 """Sort tables of 64-bit numbers that are larger than memory: sorted runs on disk, and a merge of them, in blocks of NumPy.
 
-A table is a file of uint64 rows of one width, without a header. Rows are ordered by the first column, then by the second, and
-so on.
+A table is a file of uint64 rows of one width, without a header. Rows are ordered by the first column, then by the second, etc.
 """
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -175,7 +175,7 @@ def lower_bound(table: np.ndarray, keys: np.ndarray) -> np.ndarray:
 
 
 def find(table: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first row of each key in a table sorted by its first column (else another row), and whether there is one."""
+    """Return the first row of each key in a table sorted by its first column, and whether it has one, else any row."""
     if not len(table):
         return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
     row = np.minimum(lower_bound(table, keys), len(table) - 1)
@@ -195,6 +195,18 @@ def first_of_groups(keys: np.ndarray, value: np.ndarray, carried: tuple | None) 
         first[(keys == carried[0]).all(axis=1)] = carried[1]
         begins[0] = False
     return begins, first
+
+
+@contextlib.contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path` for temporary files. It is deleted at the end, or by the next call after a kill."""
+    folder = path.with_name(f".{path.name}.sorting")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

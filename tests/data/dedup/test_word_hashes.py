@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data.dedup import grams, words
-from data.dedup.words import characters, plain_hash, plain_words
+from data.dedup import grams, word_hashes
+from data.dedup.word_hashes import characters, plain_hash, plain_words
 from tests.data.dedup.corpus import prose, sources
 
 ODD = [
@@ -26,7 +26,7 @@ ODD = [
 @pytest.mark.parametrize("keep_symbols", [False, True])
 def test_words_equal_their_twin(keep_symbols):
     texts = [*ODD, *prose()[:5], *ODD[::-1]]
-    found = words.words(texts, keep_symbols=keep_symbols)
+    found = word_hashes.words(texts, keep_symbols=keep_symbols)
     for i, text in enumerate(texts):
         part = slice(found.offsets[i], found.offsets[i + 1])
         plain = plain_words(text, keep_symbols=keep_symbols)
@@ -43,9 +43,9 @@ def test_which_words():
 
 def test_blocks_of_a_batch_do_not_matter(monkeypatch):
     texts = [*ODD, *sources(20)]
-    for split in (words.words, characters):
+    for split in (word_hashes.words, characters):
         whole = split(texts)
-        monkeypatch.setattr(words, "_BLOCK", 700)
+        monkeypatch.setattr(word_hashes, "_BLOCK", 700)
         small = split(texts)
         monkeypatch.undo()
         alone = [split([text]) for text in texts]
@@ -56,7 +56,7 @@ def test_blocks_of_a_batch_do_not_matter(monkeypatch):
 
 
 def test_no_words_at_all():
-    assert words.words([]).offsets.tolist() == [0] and characters(["", " "]).offsets.tolist() == [0, 0, 0]
+    assert word_hashes.words([]).offsets.tolist() == [0] and characters(["", " "]).offsets.tolist() == [0, 0, 0]
 
 
 def test_characters_have_one_space_between_words():
@@ -68,7 +68,7 @@ def test_characters_have_one_space_between_words():
 
 def test_shingles_are_the_runs_of_n_words():
     texts = [*ODD, *prose()[:3]]
-    found = words.words(texts)
+    found = word_hashes.words(texts)
     for n in (1, 2, 5, 13):
         hashes, offsets = grams.shingles(found, n)
         by_words: dict[int, tuple] = {}
