@@ -52,6 +52,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.near_duplicates.threshold = 0.7  # least Jaccard similarity of a verified pair
     config.near_duplicates.keep = "first"
 
+    config.decontaminate = ml_collections.ConfigDict()
+    config.decontaminate.benchmarks = ""  # files of benchmark items: JSONL, Parquet, CSV
+    config.decontaminate.fields = ()  # whose texts make an item; (): all that hold text
+    config.decontaminate.n = 13  # words of an n-gram
+    config.decontaminate.policy = "cut"  # matches and what is around them; or measure, with rules.contamination_matches=(0, 0)
+    config.decontaminate.around = 200  # characters on each side
+    config.decontaminate.least_slice = 200  # characters; shorter slices go
+    config.decontaminate.most_pieces = 10  # a document that is cut into more slices goes
+
     config.pii = ml_collections.ConfigDict()
     config.pii.style = (
         "placeholder"  # <EMAIL>; or same_length; or fineweb: reserved addresses in place of e-mail and IP addresses

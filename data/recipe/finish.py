@@ -76,13 +76,15 @@ class Figures:
       "kept_bytes": {source: {language: bytes of the texts as they are written}};
       "histograms": {column: {"edges": [...], "counts": [...]}} for each rule on numbers;
       "samples": {reason or "kept": [[hash, id, url, value, text]]}, the documents with the lowest hashes of their ids;
-      "sums": {column: sum} of all numeric columns }
+      "sums": {column: sum} of all numeric columns;
+      "contamination": {benchmark item: [documents, the lowest ids of some]} }
     """
 
     def __init__(self, rules: list[Rule]):
         self._rules = {rule.column: rule for rule in rules}
         self.found: dict[str, Any] = {
-            "funnel": {}, "kept_bytes": {}, "histograms": {}, "samples": defaultdict(list), "sums": defaultdict(float)
+            "funnel": {}, "kept_bytes": {}, "histograms": {}, "samples": defaultdict(list), "sums": defaultdict(float),
+            "contamination": {},
         }  # fmt: skip
 
     def add(self, batch: Batch, first: Batch, why: np.ndarray) -> None:
@@ -106,6 +108,10 @@ class Figures:
             shown = (batch if reason == KEPT else first).texts[n][:SAMPLE_CHARACTERS]
             self._sample(reason, [xxhash.xxh3_64_hexdigest(id.encode()), id, batch.columns["url"][n], value, shown])
 
+        for id, items in zip(batch.columns["id"], batch.columns.get("contamination_of", ())):
+            for item in json.loads(items) if items else ():
+                _count_item(self.found["contamination"], item, 1, [id])
+
     def _histogram(self, name: str, values: np.ndarray) -> None:
         rule = self._rules[name]
         edges = bins(all(bound <= 1 or math.isinf(bound) for bound in (rule.least, rule.most)) and values.dtype.kind == "f")
@@ -119,6 +125,11 @@ class Figures:
             self.found["samples"][reason] = heapq.nsmallest(SAMPLES, [*some, sample], key=lambda one: one[:2])
 
 
+def _count_item(table: dict[str, list], item: str, documents: int, ids: list[str]) -> None:
+    before, some = table.get(item, (0, []))
+    table[item] = [before + documents, sorted({*some, *ids})[:SAMPLES]]
+
+
 def bins(share: bool) -> np.ndarray:
     """Return the edges of a histogram: of shares from 0 to 1, or powers of 2^(1/2) with 0 in front, for counts and lengths."""
     return np.linspace(0, 1, BINS + 1) if share else np.append(0, 2.0 ** (np.arange(BINS + 1) / 2))
@@ -126,7 +137,15 @@ def bins(share: bool) -> np.ndarray:
 
 def merged(all_figures: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the sum of the units' figures."""
-    total: dict[str, Any] = {"funnel": {}, "kept_bytes": {}, "histograms": {}, "samples": {}, "sums": {}, "quarantined": []}
+    total: dict[str, Any] = {
+        "funnel": {},
+        "kept_bytes": {},
+        "histograms": {},
+        "samples": {},
+        "sums": {},
+        "contamination": {},
+        "quarantined": [],
+    }
     for figures in all_figures:
         for source, languages in figures["funnel"].items():
             for language, rows in languages.items():
@@ -146,6 +165,8 @@ def merged(all_figures: list[dict[str, Any]]) -> dict[str, Any]:
             total["samples"][reason] = heapq.nsmallest(SAMPLES, both, key=lambda one: one[:2])
         for name, value in figures["sums"].items():
             total["sums"][name] = total["sums"].get(name, 0.0) + value
+        for item, (documents, ids) in figures["contamination"].items():
+            _count_item(total["contamination"], item, documents, ids)
         total["quarantined"] += figures["quarantined"]
     return total
 

@@ -67,7 +67,9 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
         if name in CORPUS:  # it sees only the documents that the rules before it leave
             depends += [[(one.key, one.rules) for one in planned], [unit.name for unit in found]]
             columns = stage.columns
-        else:  # a document of one word tells which columns there will be
+        else:
+            depends.append(stage.depends(options))
+            # A document of one word tells which columns there will be.
             columns = tuple(column for column in stage.run(batch, options) if column != "text")
         planned.append(Planned(name, stage, options, digest(depends), _on(rules, columns)))
         text = planned[-1].key if stage.rewrites else text

@@ -8,15 +8,26 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from data.recipe.batch import Batch, Columns
+from lm.errors import UserError
+
+
+def _nothing(options: Mapping[str, Any]) -> None:
+    return None
 
 
 class Stage(NamedTuple):
-    """module: whose source decides about results. rewrites: whether `text` is among the columns."""
+    """module: whose source decides about results. rewrites: whether `text` is among the columns.
+
+    depends(options): what else the results depend on, such as a digest of a file that an option names.
+    """
 
     run: Callable[[Batch, Mapping[str, Any]], Columns]
     module: str
     rewrites: bool = False
+    depends: Callable[[Mapping[str, Any]], Any] = _nothing
 
 
 def _gopher_quality(batch: Batch, options: Mapping) -> Columns:
@@ -80,7 +91,37 @@ def _pii(batch: Batch, options: Mapping) -> Columns:
     return {"text": texts} | columns
 
 
+def _decontaminate(batch: Batch, options: Mapping) -> Columns:
+    from data.dedup import decontaminate
+    from data.recipe import benchmarks
+
+    held = benchmarks.load(options["benchmarks"], options["n"], tuple(options["fields"]))
+    matches = decontaminate.find(batch.texts, held)
+    columns = decontaminate.columns(matches, held)
+    found: list[set[str]] = [set() for _ in batch.texts]
+    for document, gram in zip(matches.document.tolist(), matches.gram.tolist()):
+        found[document].update(held.ids[item] for item in held.items_of(np.array([gram]))[1].tolist())
+    columns["contamination_of"] = [json.dumps(sorted(items), ensure_ascii=False) if items else None for items in found]
+    if options["policy"] == "measure":
+        return {"text": batch.texts} | columns
+    if options["policy"] != "cut":
+        raise UserError(
+            f"decontaminate.policy={options['policy']!r}; use cut, or measure with rules.contamination_matches=(0, 0)"
+        )
+    texts, more = decontaminate.cut(
+        batch.texts, matches, around=options["around"], least_slice=options["least_slice"], most_pieces=options["most_pieces"]
+    )
+    return {"text": texts} | columns | more
+
+
+def _benchmark_files(options: Mapping) -> str:
+    from data.recipe import benchmarks
+
+    return benchmarks.digest(options["benchmarks"])
+
+
 STAGES: dict[str, Stage] = {
+    "decontaminate": Stage(_decontaminate, "data.dedup.decontaminate", rewrites=True, depends=_benchmark_files),
     "language": Stage(_language, "data.filters.language"),
     "pii": Stage(_pii, "data.filters.pii.masking", rewrites=True),
     "gopher_quality": Stage(_gopher_quality, "data.filters.gopher"),

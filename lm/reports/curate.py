@@ -163,6 +163,7 @@ def html(report: Mapping) -> str:
         tables=tables(report),
         histograms=histograms(report),
         samples=samples(report),
+        items=sorted(report["figures"]["contamination"].items(), key=lambda one: (-one[1][0], one[0])),
         faults=Counter(one["reason"] for one in bad).most_common(),
         files=bad[:SHOWN_FILES],
     )
