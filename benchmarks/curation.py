@@ -35,6 +35,7 @@ from data.filters.words import Words
 from data.recipe.rules import parse, reasons
 from data.recipe.run import run
 from data.sources.archives import html
+from data.sources.streams import Unreadable
 
 BATCH = 4 << 20  # characters
 
@@ -60,10 +61,11 @@ def main() -> None:
 def texts_of(paths: Sequence[Path], megabytes: float) -> list[str]:
     texts, size = [], 0
     for path in paths:
-        text = html.page(path.read_bytes()).text
-        if text.strip():
-            texts.append(text)
-            size += len(text.encode())
+        try:
+            texts.append(html.page(path.read_bytes()).text)
+        except Unreadable:
+            continue
+        size += len(texts[-1].encode())
         if size >= megabytes * 1e6:
             break
     return texts
@@ -178,9 +180,16 @@ def extraction(paths: Sequence[Path], rounds: int) -> dict:
     pages = [path.read_bytes() for path in paths]
     mine, peers = [], []
     for _ in range(rounds):
-        mine.append(seconds(lambda: [html.page(page) for page in pages]))
+        mine.append(seconds(lambda: [extracted(page) for page in pages]))
         peers.append(seconds(lambda: [trafilatura.extract(page) for page in pages]))
     return speeds("extraction", [page.decode(errors="replace") for page in pages], mine, peers, "trafilatura")
+
+
+def extracted(page: bytes) -> str:
+    try:
+        return html.page(page).text
+    except Unreadable:
+        return ""
 
 
 def recipe(texts: Sequence[str]) -> dict:

@@ -2,12 +2,12 @@
 
 python -m benchmarks.harness [--model=large --items=200 --rounds=1]
 
-A random model in float32, `large` of 14 million parameters or `small` of 0.6; or the Hugging Face folder of a published one. Tasks are written on the spot. Timed is what
-answers `simple_evaluate`'s requests, from texts to log-likelihoods or texts, and, as `with_harness`, all of `simple_evaluate`:
-what the harness itself does takes as long for both. Ours runs twice, the first time with what must be compiled. The HF backend
-runs with batches of 16 and of 64, and the better one counts, load by load. Each competitor has a process of its own; lmcraft
-has a device of its mesh on every core. Log-likelihoods must agree. The last line is one JSON object; `all` is the time of all
-loads together.
+A random model in float32, `large` of 14 million parameters or `small` of 0.6; or the Hugging Face folder of a published one.
+Tasks are written on the spot. Timed is what answers `simple_evaluate`'s requests, from texts to log-likelihoods or texts,
+and, as `with_harness`, all of `simple_evaluate`: what the harness itself does takes as long for both. Ours runs twice, the
+first time with what must be compiled. The HF backend runs with batches of 16 and of 64, and the better one counts, load by
+load. Each competitor has a process of its own; lmcraft has a device of its mesh on every core. Log-likelihoods must agree.
+The last line is one JSON object; `all` is the time of all loads together.
 """
 
 import argparse
