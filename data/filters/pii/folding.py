@@ -1,0 +1,70 @@
+"""Fold a text to plain characters for searching: full-width digits, odd spaces and dashes, and nothing invisible."""
+
+import functools
+import unicodedata
+
+import numpy as np
+
+# Characters without width and without effect on the meaning, which break a pattern when they stand inside a number.
+INVISIBLE = (
+    "\u00ad\u034f\u061c\u180e\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2060\u2061\u2062\u2063\u2064\ufeff"
+)
+SPACES = "\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
+DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
+DOTS = "\u2024\u3002\uff0e\uff61"
+_MATHEMATICAL_DIGITS = 0x1D7CE, 0x1D7FF  # five styles of 0-9
+
+
+def fold(text: str) -> tuple[str, np.ndarray | None]:
+    """Return the folded text and the index in `text` of each of its characters, int64, or None if nothing changed.
+
+    Digits of every script in the Basic Multilingual Plane become ASCII, as do full-width characters, spaces, dashes and dots.
+    Invisible characters and NUL are left out.
+    """
+    if text.isascii() and "\0" not in text:
+        return text, None
+    codes = np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), np.uint32)
+    folded = _table()[np.minimum(codes, 0xFFFF)]
+    high = codes > 0xFFFF
+    if high.any():
+        first, last = _MATHEMATICAL_DIGITS
+        folded[high] = codes[high]
+        digits = (codes >= first) & (codes <= last)
+        folded[digits] = (codes[digits] - first) % 10 + ord("0")
+    if (folded == codes).all() and "\0" not in text:
+        return text, None
+    kept = np.flatnonzero(folded)
+    return folded[kept].tobytes().decode("utf-32-le", errors="surrogatepass"), kept
+
+
+def fold_slowly(text: str) -> tuple[str, list[int]]:
+    """Do what `fold` does, character by character: its plain twin."""
+    characters, at = [], []
+    for index, character in enumerate(text):
+        character = _folded(character)
+        if character:
+            characters.append(character)
+            at.append(index)
+    return "".join(characters), at
+
+
+def _folded(character: str) -> str:
+    if character == "\0" or character in INVISIBLE:
+        return ""
+    for group, plain in ((SPACES, " "), (DASHES, "-"), (DOTS, ".")):
+        if character in group:
+            return plain
+    if 0xFF01 <= ord(character) <= 0xFF5E:  # full-width forms of "!" … "~"
+        return chr(ord(character) - 0xFEE0)
+    low, high = _MATHEMATICAL_DIGITS
+    if ord(character) < 0x10000 or low <= ord(character) <= high:
+        digit = unicodedata.decimal(character, None)
+        if digit is not None:
+            return str(digit)
+    return character
+
+
+@functools.cache
+def _table() -> np.ndarray:
+    """Return uint32 [65536]: the folded code of each code of the Basic Multilingual Plane, 0 for those left out."""
+    return np.array([ord(_folded(chr(code)) or "\0") for code in range(0x10000)], np.uint32)

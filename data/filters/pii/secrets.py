@@ -1,0 +1,130 @@
+"""Find keys, tokens and passwords.
+
+Forms come from the issuers' documentation, and from gitleaks 8 for those who do not publish theirs. A value after a name such
+as `password` or `api_key` is a secret if it looks random and is no placeholder.
+"""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+
+from data.filters.pii.spans import Span
+
+# name: (a part that must be in the text, the whole form). All end where letters, digits and "_" end.
+FORMS = {
+    "aws": (("AKIA", "ASIA", "ABIA", "ACCA"), r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}"),
+    "github": (("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), r"gh[pousr]_[A-Za-z0-9]{36,255}"),
+    "github_fine": (("github_pat_",), r"github_pat_[A-Za-z0-9]{22}_[A-Za-z0-9]{59}"),
+    "gitlab": (("glpat-",), r"glpat-[\w-]{20,64}"),
+    "slack": (("xox",), r"xox[abeoprs]-(?:\d+-)?[A-Za-z0-9-]{10,250}"),
+    "slack_webhook": (("hooks.slack.com",), r"hooks\.slack\.com/(?:services|workflows)/[A-Za-z0-9+/]{43,56}"),
+    "google": (("AIza",), r"AIza[\w-]{35}"),
+    "google_oauth": (("ya29.",), r"ya29\.[\w-]{20,512}"),
+    "openai": (("sk-",), r"sk-(?<![\w-]sk-)(?:(?:proj|svcacct|admin|ant|or|live|test)-)?[\w-]{20,256}+"),
+    "stripe": (("k_live_", "k_test_"), r"[srp]k_(?:live|test)_[A-Za-z0-9]{10,99}"),
+    "huggingface": (("hf_", "api_org_"), r"(?:hf|api_org)_[A-Za-z]{34}"),
+    "npm": (("npm_",), r"npm_[A-Za-z0-9]{36}"),
+    "pypi": (("pypi-AgE",), r"pypi-AgE[\w-]{50,1000}"),
+    "sendgrid": (("SG.",), r"SG\.[\w-]{22}\.[\w-]{43}"),
+    "twilio": (("SK", "AC"), r"(?:SK|AC)[0-9a-f]{32}"),
+    "jwt": (("eyJ",), r"eyJ(?<![\w-]eyJ)[\w-]{8,4096}+\.eyJ[\w-]{8,65536}+\.[\w-]{10,4096}+"),
+    "azure": (("AccountKey=",), r"AccountKey=[A-Za-z0-9+/]{86}=="),
+}
+MIN_ENTROPY = (
+    3.0  # bits a character; words of a language have about 2.5 to 3, random letters and digits of this length over 3.3
+)
+MIN_PASSWORD = 6  # characters of a value after a name
+LONGEST_KEY = 16384  # characters of a PEM block
+
+_FORMS = tuple((part, re.compile(rf"(?:{form})(?![A-Za-z0-9_])")) for parts, form in FORMS.values() for part in parts)
+_PEM = re.compile(r"-----BEGIN (?:[A-Z0-9]{1,16} ){0,3}PRIVATE KEY(?: BLOCK)?-----")
+_PEM_END = re.compile(r"-----END (?:[A-Z0-9]{1,16} ){0,3}PRIVATE KEY(?: BLOCK)?-----")
+_URL = re.compile(r"://([^\s/:@?#\"'<>]{0,64}+:[^\s/@\"'<>]{3,128}+)@[\w.-]")
+_BEARER = re.compile(r"(?:bearer|basic)\s{1,3}([A-Za-z0-9+/._~-]{16,2048}=*+)", re.IGNORECASE)
+# Names of secrets begin with one of these, or are a "key" after one of _KEYS. `str.find` finds them faster than an expression.
+_NAMES = ("passw", "passphrase", "passcode", "pwd", "secret", "token", "credential", "key")
+_KEYS = re.compile(r"(?:api|access|private|auth|encryption|secret|account|signing|master|shared)[_ -]?\Z")
+_ASSIGNED = re.compile(
+    r"(?:or)?d?s?(?:[_-]?(?:key|id|value|string|access[_-]?key))?[\"'\]]{0,2}\s{0,3}(?::=|=>|={1,2}|:|\bis\b)\s{0,3}"
+    r"(?P<quote>[\"'`]?)(?P<value>[^\s\"'`<>]{6,512}+)",
+    re.IGNORECASE,
+)
+_PLACEHOLDER = re.compile(
+    r"your|example|change_?me|placeholder|xxx|\*\*\*|\.\.\.|dummy|sample|redacted|hidden|insert|replace|todo|null|none|true|false|"
+    r"environ|getenv|process\.env|config|settings|self\.|this\.|request|params|options|args|string|function|required|optional|"
+    r"secret|password|passwd|token|12345",
+    re.IGNORECASE,
+)
+_CODE = re.compile(r"[(){}\[\]]|^\$|->|::|^\w+\.\w+(?:\.\w+)*[,;]?$|^/|^https?:|^%|^&|^@")
+
+
+def entropy(text: str) -> float:
+    """Return the Shannon entropy of the characters, in bits a character: −Σ p log₂ p."""
+    counts = Counter(text).values()
+    return -sum(count / len(text) * math.log2(count / len(text)) for count in counts)
+
+
+def find_secrets(text: str) -> Iterator[Span]:
+    """Yield the spans of keys, tokens and passwords in a folded text. The name before a value is not part of it."""
+    for part, form in _FORMS:
+        if part in text:
+            for match in form.finditer(text):
+                before = text[max(0, match.start() - 1) : match.start()]
+                if not (before.isalnum() or before in ("_", "-")) and (part != "sk-" or _random(match[0][3:])):
+                    yield Span(match.start(), match.end(), "secret")
+    if "PRIVATE KEY" in text:
+        yield from _private_keys(text)
+    if "://" in text and "@" in text:
+        for match in _URL.finditer(text):
+            yield Span(match.start(1), match.end(1), "secret")
+    lower = text.lower()
+    if "bearer " in lower or "basic " in lower:
+        for match in _BEARER.finditer(text):
+            if _random(match[1]):
+                yield Span(match.start(1), match.end(1), "secret")
+    for name in _NAMES:
+        if name in lower:
+            yield from _named(text, name)
+
+
+def _private_keys(text: str) -> Iterator[Span]:
+    for begin in _PEM.finditer(text):
+        end = _PEM_END.search(text, begin.end(), min(len(text), begin.end() + LONGEST_KEY))
+        if end is not None and end.start() - begin.end() > 16:
+            yield Span(begin.start(), end.end(), "secret")
+
+
+def _named(text: str, name: str) -> Iterator[Span]:
+    lower = text.replace("İ", "i").lower()  # the only letter whose lower case is longer
+    at = lower.find(name)
+    while at >= 0:
+        end = at + len(name)
+        match = _ASSIGNED.match(text, end)
+        if match is not None and (name != "key" or _KEYS.search(lower[max(0, at - 12) : at])):
+            value = match["value"]
+            if not match["quote"]:
+                value = re.split(r"[,;&)}\]]", value, maxsplit=1)[0].rstrip(".")
+            if _is_secret(value, password=name in ("passw", "passphrase", "passcode", "pwd")):
+                yield Span(match.start("value"), match.start("value") + len(value), "secret")
+        at = lower.find(name, end)
+
+
+def _is_secret(value: str, password: bool) -> bool:
+    if len(value) < MIN_PASSWORD or _PLACEHOLDER.search(value) or _CODE.search(value):
+        return False
+    return _random(value) or (password and _mixed(value))
+
+
+def _random(value: str) -> bool:
+    """Return whether the value is long, has letters and digits, and has the entropy of random characters."""
+    return len(value) >= 16 and _mixed(value) and entropy(value) >= MIN_ENTROPY
+
+
+def _mixed(value: str) -> bool:
+    """Return whether the value has letters, and digits or signs, and is no number, date, version or word with a hyphen."""
+    value = value.rstrip("?!")
+    letters = any(character.isalpha() for character in value)
+    digits = any(character.isdigit() for character in value)
+    signs = any(character in "!@#$%^&*+=?~|" for character in value)
+    return letters and (digits or signs) and not re.fullmatch(r"v?\d[\d.]*[a-z]{0,3}\d?", value)
