@@ -15,7 +15,7 @@ ROBOTS = ("robots", "x-robots-tag")
 TDM = "tdm-reservation"
 
 _META = re.compile(r"<meta\s([^<>]{1,2000})>", re.IGNORECASE)
-_ATTRIBUTE = re.compile(r"""([\w-]+)\s{0,8}=\s{0,8}(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
+_ATTRIBUTE = re.compile(r"""(?<![\w-])([\w-]++)\s{0,8}=\s{0,8}(?:"([^"]*)"|'([^']*)'|([^\s"'>]+))""")
 _DIRECTIVE = re.compile(r"[a-z-]+")
 
 

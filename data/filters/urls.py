@@ -25,6 +25,7 @@ SOFT_WORDS = (
 )  # fmt: skip
 SUBSTRINGS = ("pornhub", "freeporn", "sexvideo", "livesex", "onlinecasino", "casinobonus", "buyviagra", "cheapviagra")
 LEAST_SOFT_WORDS = 2  # datatrove 0.10.1
+LONGEST = 4096  # characters of an address that are read
 
 REASONS = ("domain", "url", "strict_word", "soft_words", "substring")
 
@@ -73,7 +74,7 @@ def read_list(path: str | Path) -> list[str]:
 
 
 def url_columns(urls: Sequence[str | None], lists: BlockLists) -> dict[str, np.ndarray]:
-    """Return what the lists say of each address. A missing address is on none.
+    """Return what the lists say of the first 4,096 characters of each address. A missing address is on none.
 
     Returns:
         url_host: str [documents], in lower case, without port; "" if there is none.
@@ -81,20 +82,21 @@ def url_columns(urls: Sequence[str | None], lists: BlockLists) -> dict[str, np.n
         url_strict_words, url_soft_words, url_substrings: int32, the number of different entries in the address.
     """
     size = len(urls)
-    hosts = [host_of(url or "") for url in urls]
+    urls = [(url or "")[:LONGEST] for url in urls]
+    hosts = [host_of(url) for url in urls]
     columns = {
         "url_host": np.array(hosts, dtype=np.str_) if hosts else np.zeros(0, np.str_),
         "url_domain": np.array([_is_under(host, lists.domains) for host in hosts], bool),
-        "url_listed": np.array([_address(url or "") in lists.urls for url in urls], bool),
+        "url_listed": np.array([_address(url) in lists.urls for url in urls], bool),
         "url_strict_words": np.zeros(size, np.int32),
         "url_soft_words": np.zeros(size, np.int32),
         "url_substrings": np.zeros(size, np.int32),
     }
     for number, url in enumerate(urls):
-        words = set(_NOT_ALPHANUMERIC.split((url or "").lower()))
+        words = set(_NOT_ALPHANUMERIC.split(url.lower()))
         columns["url_strict_words"][number] = len(words & lists.strict_words)
         columns["url_soft_words"][number] = len(words & lists.soft_words)
-        columns["url_substrings"][number] = len(_substrings(_compact(url or ""), lists))
+        columns["url_substrings"][number] = len(_substrings(_compact(url), lists))
     return columns
 
 

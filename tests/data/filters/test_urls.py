@@ -77,3 +77,8 @@ def test_lists_are_read_from_files(tmp_path):
 def test_columns_of_no_address():
     assert all(len(column) == 0 for column in url_columns([], LISTS).values())
     assert host_of("   ") == ""
+
+
+def test_a_hostile_address_takes_little_time_and_memory():
+    columns = url_columns(["http://" + "a." * 500_000, "http://x.example/" + "buy" * 500_000, "http://[" * 100_000], LISTS)
+    assert columns["url_substrings"].tolist() == [0, 0, 0]
