@@ -26,7 +26,7 @@ _NORTH_AMERICAN = re.compile(
 )
 _WORDS = re.compile(
     r"(?:(?P<strong>\b(?:tele?ph?one?s?|telefono?|teléfono|téléphone|telefon(?:nummer)?|tel|tél|tlf|ph|phone|fax|mobile|mob|móvil|"
-    r"celular|cell(?:ulare|phone)?|portable|handy|whatsapp|rufnummer|hotline|puh|gsm|numéro)\b|тел|телефон|電話|电话|手机|手機|전화|연락처|휴대폰|هاتف|تلفن|جوال|טלפון|फ़ोन|फोन|मोबाइल|โทร|☎|📞|✆|"
+    r"celular|cell(?:ulare|phone)?|portable|handy|whatsapp|rufnummer|hotline|puh|gsm|numéro)\b|тел|телефон|電話|电话|热线|熱線|手机|手機|전화|연락처|휴대폰|هاتف|تلفن|جوال|טלפון|फ़ोन|फोन|मोबाइल|โทร|☎|📞|✆|"
     r"\u260f)|\b(?:call|text|dial|ring|sms|reach)\b)\W{0,4}(?:(?:number|no|nr|num|is|us|me|him|her|them|at|on|now|today|free|toll|"
     r"toll-free|vert|verde|service|client|office|home|work|direct|m|e|de|la|le|ist|est|es|é|or|please)\W{1,3}){0,4}[+(]?\Z",
     re.IGNORECASE,
@@ -38,6 +38,7 @@ _DATE = re.compile(
 _DECIMAL = re.compile(r"\+?(?:\d+\.\d{1,5}|\d{1,2}\.\d+|\d{4,}\.\d+)")
 _GROUPED = re.compile(r"\(?\+\d{1,3}\)?(?:[ -]\(?\d{1,5}\)?){2,}")
 _BEFORE = frozenset("#$€£¥.-_/=&@%~^*")
+_COUNTED = re.compile(r"[#№]\W{0,3}\Z")  # of an item, an order, a ticket
 _EXTENSION = re.compile(r"\s?(?:x|ext\.?)\s?\d", re.IGNORECASE)
 
 
@@ -88,6 +89,8 @@ def _number(text: str, start: int, end: int, regions: Sequence[str]) -> Span | N
     opened = before[-1:] == "(" and before[-2:-1].isalnum()  # a call in a program
     named = word is not None and word["strong"] is not None
     if not named and (opened or (before and before[-1] in _BEFORE and not said.startswith("+"))):
+        return None
+    if not word and _COUNTED.search(before):
         return None
     if not word and not said.startswith(("+", "(+")) and before[-2:-1].isdigit() and before[-1] in ",:;":
         return None
