@@ -52,6 +52,17 @@ def get_config() -> ml_collections.ConfigDict:
     config.near_duplicates.threshold = 0.7  # least Jaccard similarity of a verified pair
     config.near_duplicates.keep = "first"
 
+    config.urls = ml_collections.ConfigDict()  # files with one entry a line; "": the short lists of data/filters/urls.py
+    config.urls.domains = ""
+    config.urls.urls = ""
+    config.urls.strict_words = ""
+    config.urls.soft_words = ""
+    config.urls.substrings = ""
+
+    config.bad_words = ml_collections.ConfigDict()
+    config.bad_words.lists = ""  # a folder with a file of offensive words for each language, such as those of LDNOOBW
+    config.bad_words.keep_fraction = 0.0  # of the documents with such words, those that stay
+
     config.decontaminate = ml_collections.ConfigDict()
     config.decontaminate.benchmarks = ""  # files of benchmark items: JSONL, Parquet, CSV
     config.decontaminate.fields = ()  # whose texts make an item; (): all that hold text
@@ -71,8 +82,18 @@ def get_config() -> ml_collections.ConfigDict:
         "US GB FR DE IT ES NL BE CH AT SE IE PL AU IN JP KR CN BR MX TR ZA".split()
     )  # countries whose phone numbers are found without a country code
 
+    config.audit = True  # measure what is said near identity terms, and topics, before and after
     config.rules = ml_collections.ConfigDict()
     return config
+
+
+def urls(rules: ml_collections.ConfigDict) -> None:
+    """Add the bounds of datatrove 0.10.1's URLFilter."""
+    rules.url_domain = (0, 0)
+    rules.url_listed = (0, 0)
+    rules.url_strict_words = (0, 0)
+    rules.url_soft_words = (0, 1)
+    rules.url_substrings = (0, 0)
 
 
 def gopher_quality(rules: ml_collections.ConfigDict) -> None:

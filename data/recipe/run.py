@@ -47,7 +47,11 @@ def run(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         if job.gathers is not None:
             _compare(job, found)
     last = Job(workdir, tuple(planned))
-    output = Output(last, digest([(stage.folder, [rule.told() for rule in stage.rules]) for stage in planned]))
+    output = Output(
+        last,
+        digest([(stage.folder, [rule.told() for rule in stage.rules]) for stage in planned] + [config["audit"]]),
+        config["audit"],
+    )
     with progress("documents", len(found), unit=" units") as bar:
         figures = []
         for one in spread(finish.run, output, found):

@@ -73,15 +73,66 @@ def _dclm_lines(batch: Batch, options: Mapping) -> Columns:
 def _code(batch: Batch, options: Mapping) -> Columns:
     from data.filters.code import code
 
-    about = [json.loads(metadata) if metadata else {} for metadata in batch.columns["metadata"]]
-    return code(batch.texts, [one.get("programming_language") for one in about])
+    return code(batch.texts, [about.get("programming_language") for about in _metadata(batch)])
 
 
 def _language(batch: Batch, options: Mapping) -> Columns:
     from data.filters.language import language
 
-    columns = language(batch.texts, options["sample"])
-    return columns | {"language": columns["language"].tolist()}
+    return _listed(language(batch.texts, options["sample"]))
+
+
+def _urls(batch: Batch, options: Mapping) -> Columns:
+    from data.filters.urls import block_lists, read_list, url_columns
+
+    lists = block_lists(**{name: read_list(path) for name, path in sorted(options.items()) if path})
+    return _listed(url_columns(batch.columns["url"], lists))
+
+
+def _opt_outs(batch: Batch, options: Mapping) -> Columns:
+    from data.filters.opt_outs import opt_outs
+
+    return _listed(opt_outs(_metadata(batch)))
+
+
+def _unicode(batch: Batch, options: Mapping) -> Columns:
+    from data.filters.unicode import repair
+
+    texts, columns = repair(batch.texts)
+    return {"text": texts} | columns
+
+
+def _bad_words(batch: Batch, options: Mapping) -> Columns:
+    from data.filters.word_lists import bad_words, kept_fraction, read_word_lists
+
+    lists = read_word_lists(options["lists"])
+    columns = bad_words(batch.texts, [language or "" for language in batch.columns["language"]], lists)
+    stays = kept_fraction(batch.texts, options["keep_fraction"])
+    return columns | {"bad_words_drop": (columns["bad_words"] > 0) & ~stays}
+
+
+def _listed(columns: Columns) -> Columns:
+    """Return the columns with strings as lists."""
+    return {name: values.tolist() if values.dtype.kind == "U" else values for name, values in columns.items()}
+
+
+def _metadata(batch: Batch) -> list[dict[str, str]]:
+    return [json.loads(metadata) if metadata else {} for metadata in batch.columns["metadata"]]
+
+
+def _list_files(options: Mapping) -> list[str]:
+    from data.filters.urls import read_list
+
+    return [read_list(path) for _, path in sorted(options.items()) if path]
+
+
+def _word_list_files(options: Mapping) -> Any:
+    from data.filters.word_lists import read_word_lists
+
+    if not options["lists"]:
+        raise UserError("bad_words.lists names no folder; it holds a file of words for each language, such as en or de.txt")
+    lists = read_word_lists(options["lists"])
+    return [(language, sorted(one.words), [entry for _, entry, _ in one.phrases]) for language, one in sorted(lists.items())]
 
 
 def _pii(batch: Batch, options: Mapping) -> Columns:
@@ -122,6 +173,10 @@ def _benchmark_files(options: Mapping) -> str:
 
 STAGES: dict[str, Stage] = {
     "decontaminate": Stage(_decontaminate, "data.dedup.decontaminate", rewrites=True, depends=_benchmark_files),
+    "urls": Stage(_urls, "data.filters.urls", depends=_list_files),
+    "opt_outs": Stage(_opt_outs, "data.filters.opt_outs"),
+    "unicode": Stage(_unicode, "data.filters.unicode", rewrites=True),
+    "bad_words": Stage(_bad_words, "data.filters.word_lists", depends=_word_list_files),
     "language": Stage(_language, "data.filters.language"),
     "pii": Stage(_pii, "data.filters.pii.masking", rewrites=True),
     "gopher_quality": Stage(_gopher_quality, "data.filters.gopher"),

@@ -142,6 +142,25 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def groups(tables: Mapping) -> list[dict]:
+    """Return a row for each identity group that occurs, see data.filters.bias.bias_rates."""
+    if not tables:
+        return []
+    from data.filters.bias import bias_rates
+
+    before, after = ({name: np.array(values) for name, values in tables[when].items()} for when in ("before", "after"))
+    return bias_rates(before, after)
+
+
+def topic_rows(tables: Mapping) -> list[dict]:
+    """Return a row for each topic, see data.filters.bias.balance."""
+    if not tables:
+        return []
+    from data.filters.bias import balance
+
+    return balance(tables["before"], tables["after"])
+
+
 def samples(report: Mapping) -> list[dict]:
     """Return for each reason, and for the documents that stay, its samples."""
     some = report["figures"]["samples"]
@@ -163,6 +182,8 @@ def html(report: Mapping) -> str:
         tables=tables(report),
         histograms=histograms(report),
         samples=samples(report),
+        groups=groups(report["figures"]["bias"]),
+        topics=topic_rows(report["figures"]["topics"]),
         items=sorted(report["figures"]["contamination"].items(), key=lambda one: (-one[1][0], one[0])),
         faults=Counter(one["reason"] for one in bad).most_common(),
         files=bad[:SHOWN_FILES],
