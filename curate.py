@@ -12,15 +12,18 @@ kill or a Ctrl-C. After a change of a threshold only the last step is done anew.
 from pathlib import Path
 
 from lm import cli
-from lm.workdir import locked
+from lm.workdir import check_record, locked, save_record
 
 
 def main(config, workdir: Path) -> None:
-    with locked(workdir):
-        from data.recipe.run import run
-        from lm.reports.curate import write
+    from data.recipe.run import prepare, run
+    from lm.reports.curate import write
 
-        write(workdir, config, run(config.to_dict(), workdir))
+    check_record(config, workdir)
+    prepared = prepare(config.to_dict())
+    with locked(workdir):
+        save_record(config, workdir)
+        write(workdir, config, run(config.to_dict(), workdir, prepared))
 
 
 if __name__ == "__main__":

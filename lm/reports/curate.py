@@ -26,10 +26,10 @@ def write(workdir: str | os.PathLike, config: Mapping, found: Mapping[str, Any])
     report = saving.plain(
         {
             "title": f"lmcraft corpus {workdir.name}",
-            "config": json.loads(json.dumps(saving.plain(config.to_dict()))),
-            "machine": machine_without_devices(),
+            "config": config.to_dict(),
+            "machine": machine(devices=False),
             "recipe": stages,
-            "figures": {**found, "quarantined": found["quarantined"]},
+            "figures": found,
             "stages": {"curation": found["seconds"]},
             "finished": True,
         }
@@ -39,10 +39,6 @@ def write(workdir: str | os.PathLike, config: Mapping, found: Mapping[str, Any])
     total = totals(found["funnel"])
     share = _share(total["kept"][1], total["all"][1])
     print(f"{workdir}: kept {total['kept'][0]:,} of {total['all'][0]:,} documents, {share} of the bytes")
-
-
-def machine_without_devices() -> dict:
-    return {name: value for name, value in machine().items() if name != "devices"}
 
 
 def totals(funnel: Mapping) -> dict[str, list[int]]:

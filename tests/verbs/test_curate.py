@@ -67,6 +67,10 @@ def test_from_files_to_a_report(pages, tmp_path):
     runs.train(tmp_path / "run", data__input=f"{tmp_path / 'corpus' / 'documents'}/*.parquet", steps=2)
 
 
+def test_a_workdir_of_another_verb(pages, finished, tmp_path):
+    refused(command(finished, pages), "is that of a run of train.py, not of a corpus")
+
+
 @pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
 def test_kill_minus_9(pages, tmp_path, kills):
     keys = ["stages=gopher_quality,gopher_repetition,near_duplicates", "processes=2"]
@@ -103,4 +107,4 @@ def test_faults(pages, tmp_path, keys, words):
         [part for part in command(tmp_path / "run", pages, *keys) if not keys[0].startswith("input") or str(pages) not in part],
         *words,
     )
-    assert not (tmp_path / "run" / "documents").exists()
+    assert not (tmp_path / "run").exists()
