@@ -19,6 +19,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.processes = 0  # of this machine; 0: one on each core
     config.beam_options = ""  # such as "--runner=FlinkRunner --flink_master=HOST:8081"; default: Beam's runner on this machine
 
+    config.tokenizer = (
+        ""  # a workdir, SentencePiece model or Hugging Face folder: write WORKDIR/dataset too, tokens that train.py reads
+    )
+    config.dataset = ml_collections.ConfigDict()
+    config.dataset.sequence_length = 1024  # tokens of a row; that of the training
+    config.dataset.valid_fraction = 0.005  # fraction of the documents for validation
+    config.dataset.max_valid_bytes = 10_000_000
+    config.dataset.seed = 0
+
     config.read = ml_collections.ConfigDict()  # how files are read, see data/sources/archives
     config.read.text_key = "text"  # field or column of JSONL and Parquet that holds the text
     config.read.main_content = True  # of HTML pages: leave out menus, headers and footers

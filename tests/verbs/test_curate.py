@@ -67,6 +67,27 @@ def test_from_files_to_a_report(pages, tmp_path):
     runs.train(tmp_path / "run", data__input=f"{tmp_path / 'corpus' / 'documents'}/*.parquet", steps=2)
 
 
+def test_tokens_for_training(pages, finished, tmp_path):
+    keys = [
+        "rules.gopher_letter_words=(0.3,1)",
+        f"tokenizer={finished}",
+        "dataset.sequence_length=32",
+        "dataset.valid_fraction=0.1",
+    ]
+    done = runs.run(command(tmp_path / "corpus", f"web={pages}", *keys))
+    assert done.returncode == 0, done.stderr[-4000:]
+    dataset = tmp_path / "corpus" / "dataset"
+    made = json.loads((dataset / "dataset.json").read_text())
+    assert made["sources"]["web"]["train"]["rows"] > 0
+    before = (dataset / "dataset.json").stat().st_mtime_ns
+    assert runs.run(command(tmp_path / "corpus", f"web={pages}", *keys)).returncode == 0
+    assert (dataset / "dataset.json").stat().st_mtime_ns == before
+    runs.train(tmp_path / "run", data__input=dataset, steps=4)
+    refused(runs.line(tmp_path / "other", data__input=dataset, sequence_length=16), "sequence_length=16", "rows of 32 tokens")
+    assert runs.run(command(tmp_path / "corpus", f"web={pages}", *keys, "rules.gopher_words=(50,1000)")).returncode == 0
+    refused(runs.line(tmp_path / "run", data__input=dataset, steps=8), "has changed since this run began")
+
+
 def test_a_workdir_of_another_verb(pages, finished, tmp_path):
     refused(command(finished, pages), "is that of a run of train.py, not of a corpus")
 
