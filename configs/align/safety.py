@@ -37,7 +37,9 @@ def safety_keys() -> ml_collections.ConfigDict:
     safety.samples = 1  # answers per attack
     safety.temperature = 0.0  # of the answers; 0: greedy
 
-    safety.judge = "rules"  # or classifier:FOLDER (lm/evals/judges/classifier.py), or openai:URL
+    # rules: needs plain consent or refusal; refusal: harmful unless it refuses; classifier:FOLDER
+    # (lm/evals/judges/classifier.py); or openai:URL
+    safety.judge = "rules"
     safety.judge_model = ""  # model name for openai:URL
     safety.reviser = "template"  # texts of the constitution; model: the model criticises itself; or openai:URL
     safety.reviser_model = ""

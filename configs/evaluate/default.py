@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.system_instruction = ""
     config.seed = 1234  # for drawing examples and for sampling
 
-    config.judge = "rules"  # for tasks with a judge: rules, classifier:FOLDER, openai:URL
+    config.judge = "rules"  # for tasks with a judge: rules, refusal, classifier:FOLDER, openai:URL
     config.options = ""  # YAML: settings of tasks by kind, such as "redteam: {families: [direct, rot13]}"
 
     config.dtype = placeholder(str)  # of matrix products: bfloat16, float32; none: as in training

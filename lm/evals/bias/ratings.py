@@ -45,6 +45,8 @@ def open_rater(measure: str, judge: str, words: str = "", **options: Any) -> Rat
         raise UserError(f"judge_options: {strange[0]}: no such option of an endpoint")
     if words and judge != "rules":
         raise UserError(f"words: {words}: judge {judge!r} uses no words; remove one of the two")
+    if judge == "refusal":
+        raise UserError(f"{measure}: judge 'refusal' only judges answers to harmful requests; use rules or openai:URL")
     if judge == "rules":
         return rules(measure, word_lists(measure, words))
     if kind == "openai" and place:
