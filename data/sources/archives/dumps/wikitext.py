@@ -82,14 +82,14 @@ def plain(source: str, dropped: Set[str] = frozenset()) -> str:
 
 def _without_pairs(source: str) -> str:
     """Remove comments and references; make the content of <nowiki>, <pre> and the like safe from the other rules."""
-    kept, at, inside, begin = [], 0, None, 0
+    kept, at, inside, begin = [], 0, "", 0
     last = {"-->": source.rfind("-->")}
     for match in _PAIRED.finditer(source):
         if match.group(2) and match.group(1):
             last[match.group(2).lower()] = match.start()
     for match in _PAIRED.finditer(source):
         mark, name = match.group(), (match.group(2) or "").lower()
-        if inside is not None:
+        if inside:
             if mark == "-->" if inside == "-->" else (name == inside and match.group(1)):
                 if inside in _LITERAL_TAGS:
                     kept.append(
@@ -97,7 +97,7 @@ def _without_pairs(source: str) -> str:
                             lambda found: f"&#{ord(found.group())};", html.unescape(source[begin : match.start()].strip("\n"))
                         )
                     )
-                inside, at = None, match.end()
+                inside, at = "", match.end()
             continue
         if match.start() < at:
             continue

@@ -2,6 +2,8 @@
 
 import bz2
 import html
+import random
+import re
 
 import pytest
 
@@ -107,6 +109,49 @@ def test_a_truncated_dump_gives_what_came_before(tmp_path):
 )
 def test_wikitext(source, expected):
     assert wikitext.plain(source) == expected
+
+
+SHAPES = (
+    "{{nowrap|.%s.}}",
+    "{{cite|%s.}}",
+    "[[.%s.]]",
+    "[[a|.%s.]]",
+    "[[File:b|.%s]]",
+    "{{{c|.%s.}}}",
+    "x %s y",
+    "\n{|\n| %s\n|}\n",
+)
+
+
+def nested(random: random.Random, depth: int) -> str:
+    """Return wikitext whose marks are all closed."""
+    parts = [nested(random, depth - 1) for _ in range(random.randrange(3))] if depth else [random.choice(("", "word", "b c"))]
+    return random.choice(SHAPES) % " ".join(parts)
+
+
+def innermost_first(text: str) -> str:
+    """The plain twin of `_without_marks`: resolve a mark that holds no other, until there is none."""
+    inside = r"((?:(?!\{\{|\}\}|\[\[|\]\]|\{\||^\|\}).)*?)"
+    rules = [
+        (rf"\{{\{{\{{{inside}\}}\}}\}}", lambda m: m[1].partition("|")[2]),
+        (rf"\{{\{{{inside}\}}\}}", lambda m: m[1].partition("|")[2].strip() if m[1].startswith("nowrap|") else ""),
+        (rf"\[\[{inside}\]\]", lambda m: "" if m[1].startswith("File:") else m[1].partition("|")[2] or m[1].strip()),
+        (rf"^\{{\|{inside}^\|\}}", lambda m: ""),
+    ]
+    while True:
+        before = text
+        for pattern, resolve in rules:
+            text = re.sub(pattern, resolve, text, count=1, flags=re.MULTILINE | re.DOTALL)
+            if text != before:
+                break
+        if text == before:
+            return text
+
+
+def test_one_pass_gives_what_resolving_the_innermost_first_gives():
+    for seed in range(200):
+        source = nested(random.Random(seed), 3)
+        assert wikitext._without_marks(source, frozenset({"file"})) == innermost_first(source), source
 
 
 MARKS = ("{{", "}}", "[[", "[[a|", "{{nowrap|", "{|\n", "<ref>", "<ref ", "<!--", "<", "[http://", "''", "=a", "== ")

@@ -5,7 +5,7 @@ import gzip
 import pytest
 
 from data.sources.archives import plain
-from data.sources.archives.encodings import decode
+from data.sources.archives.encodings import decode, encoding_of
 from data.sources.streams import Unreadable
 from tests.data.sources.archives.common import read
 
@@ -23,7 +23,9 @@ JAPANESE = "吾輩は猫である。名前はまだ無い。どこで生れた�
     ],
 )
 def test_the_encoding_is_found(tmp_path, text, encoding):
-    assert decode(text.encode(encoding)) == text
+    data = text.encode(encoding)
+    assert decode(data) == text
+    assert data.decode(encoding_of(data)).removeprefix("\ufeff") == text  # without the fast path
     (tmp_path / "a.txt").write_bytes(text.encode(encoding) * (20 if encoding in ("latin-1", "koi8-r") else 1))
     documents, quarantined = read(tmp_path / "a.txt")
     assert documents[0].text.startswith(text) and not quarantined
