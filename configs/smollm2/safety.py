@@ -1,7 +1,7 @@
 """The safety loop on SmolLM2-135M-Instruct with LoRA on two cores; set --config.init_from and --config.safety.prompts.
 
-The model answers nearly every request, and seldom begins with "Sure", so the judge counts whatever is no refusal. It cannot read
-rot13 and the like, so the attacks are those that it understands.
+The model answers nearly every request and seldom begins with "Sure", so the judge counts whatever is no refusal. It cannot
+read rot13 and the like, so the attacks are those that it understands.
 """
 
 from configs.align import safety

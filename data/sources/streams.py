@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 BLOCK_BYTES = 1 << 20  # the most that one step of a decompressor may return
-ZSTD_STEP = 1 << 10  # zstd cannot limit its output. It gives at most 32 KiB for each byte, so 32 MiB for this step.
+ZSTD_STEP = 1 << 9  # zstd cannot limit its output. It gives at most 32 KiB for each byte, so 16 MiB for this step.
 ZSTD_WINDOW = 1 << 31  # large corpora are often packed with `zstd --long=31`
 XZ_MEMORY = 1 << 28  # xz -9 needs 65 MiB
 SKIPPED_BYTES = 1 << 36  # give up a file in which a line is longer than this
@@ -92,7 +92,8 @@ def skip_line(stream: BinaryIO, begun: bytes) -> None:
 
 def reason(error: OSError) -> str:
     """Return a short stable reason for an error of opening or reading a file."""
-    return _REASONS.get(error.errno, "input/output error")
+    code = error.errno or (errno.ENOENT if isinstance(error, FileNotFoundError) else None)  # drivers of buckets set none
+    return _REASONS.get(code, "input/output error")
 
 
 _REASONS = {

@@ -73,6 +73,11 @@ def open_rows(name: str):
     return _rows(builder, name), builder.info.features
 
 
+def licence(name: str) -> str | None:
+    """Return what a dataset says of its licence, or None. Raises: UserError as `open_tfds`."""
+    return _licence(_builder(name))
+
+
 def prepared_files(name: str) -> list[str]:
     """Return the files of a dataset that is prepared on disk, sorted; [] if it is not."""
     if not is_known(name):

@@ -4,7 +4,7 @@ Formats, by the name of a file, or else by its first bytes: WARC and WET, HTML, 
 mail (mbox, messages, maildir), StackExchange and MediaWiki dumps, source files, git repositories. Files may be compressed with
 gzip, zstd, bzip2 or xz. Names of TFDS datasets are read too.
 
-Memory is bounded for input of any size. Limits are constants in capitals in each reader. The largest needs are about 150 times
+Memory is bounded for input of any size. Limits are constants in capitals in each reader. The largest needs are about 200 times
 `html.MAX_HTML_BYTES` for a hostile HTML page, and the window of a zstd file, up to 2 GiB if it was packed so.
 """
 
@@ -118,8 +118,11 @@ def _read(path: str, id: str, options: Options) -> Iterator[Document | Quarantin
     if "://" not in path and os.path.isdir(path):
         from data.sources.archives.code import git, tree
 
-        reader = tree if options.format == "code" and not git.is_repository(path) else git
-        return reader.read(path, id)
+        if git.is_repository(path):
+            return git.read(path, id)
+        if options.format == "code":
+            return tree.read(path, id)
+        raise Unreadable("a folder")
     kind = options.format or format_of(path)
     if kind == "warc":
         from data.sources.archives import warc
@@ -188,8 +191,8 @@ def _sniffed(head: bytes, name: str) -> str | None:
         return {"posts": "stackexchange", "mediawiki": "mediawiki"}.get(xml.root(head) or "")
     if re.match(rb"(?i)(?:return-path|received|from|delivered-to|message-id|x-[\w-]+): ", start):
         return "mail"
-    if re.match(rb"\{\s*\"", start) and name.endswith(".json"):
-        return "json lines"
+    if name.endswith(".json"):
+        return "json lines" if start.startswith(b"{") else None
     return "plain"
 
 

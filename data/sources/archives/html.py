@@ -15,11 +15,12 @@ from data.sources.archives.encodings import decode
 from data.sources.source import Document, Quarantined
 from data.sources.streams import Unreadable, open_stream
 
-MAX_HTML_BYTES = 5 << 20  # where Common Crawl cuts a page. A page takes up to about 150 times its size.
+MAX_HTML_BYTES = 5 << 20  # where Common Crawl cuts a page. A hostile page takes up to 200 times its size.
 MAX_DEPTH = 512  # of nested elements, as in Blink (kMaximumHTMLParserDOMTreeDepth)
 FEW_TAGS = 2_000  # a page with fewer is cheap at any depth
 MAX_ATTRIBUTES = 2_000  # of one tag
-_LONG_TAG = re.compile(r"<[a-zA-Z][^<>]{8000,}")
+_TAG = re.compile(r"<[a-zA-Z](?:[^<>\"']++|\"[^\"<]*+\"|'[^'<]*+')*+")
+_LONG = 8_000  # characters; a shorter tag has few attributes
 _GAP = 4_000  # a stretch of 8,000 characters without "<" holds an aligned one of 4,000
 _QUOTED = re.compile(r"\"[^\"]*\"|'[^']*'")
 _DEEP = ">".join(["*"] * (MAX_DEPTH + 1))
@@ -53,8 +54,8 @@ def page_of_text(html: str, *, main_content: bool = True) -> Page:
     from resiliparse.extract.html2text import extract_plain_text
     from resiliparse.parse.html import HTMLTree
 
-    for tag in _LONG_TAG.finditer(html) if _has_gap(html) else ():
-        if len(_QUOTED.sub(" ", tag.group()).split()) > MAX_ATTRIBUTES:
+    for tag in _TAG.finditer(html) if _has_gap(html) else ():
+        if tag.end() - tag.start() > _LONG and len(_QUOTED.sub(" ", tag.group()).split()) > MAX_ATTRIBUTES:
             raise Unreadable("html tag too long")
     tree = HTMLTree.parse(html)
     if html.count("<") > FEW_TAGS and tree.document.query_selector(_DEEP) is not None:

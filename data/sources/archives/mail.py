@@ -30,7 +30,7 @@ def read_mbox(path: str, id: str) -> Iterator[Document | Quarantined]:
                 if number:
                     yield _message(held, size, path, id, number)
                 number, held, size = number + 1, [], 0
-            elif number == 0 and line is not None and line.strip():
+            elif number == 0 and (line is None or line.strip()):
                 raise Unreadable("not an mbox")
             else:
                 size += MAX_MESSAGE_BYTES + 1 if line is None else len(line)

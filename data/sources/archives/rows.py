@@ -81,7 +81,7 @@ def read_tfds(name: str, text_key: str) -> Iterator[Document | Quarantined]:
     from data.sources import tfds_source
 
     rows, features = tfds_source.open_rows(name)
-    key = tfds_source.text_feature(features, name, text_key)
+    key, licence = tfds_source.text_feature(features, name, text_key), tfds_source.licence(name)
     for number in range(len(rows)):
         text = rows[number][key]
         try:
@@ -90,7 +90,7 @@ def read_tfds(name: str, text_key: str) -> Iterator[Document | Quarantined]:
             yield Quarantined(name, f"train[{number}]", "invalid utf-8")
             continue
         if text and not text.isspace():
-            yield Document(f"train[{number}]", text, name)
+            yield Document(f"train[{number}]", text, name, licence)
 
 
 def document(row: Any, path: str, id: str, text_key: str) -> Document | None:

@@ -134,9 +134,11 @@ class _Forward:
 
     def __init__(self, stream: BinaryIO):
         self._stream, self._at = stream, 0
+        # `read1` gives what there is: `read` would lose it if damage comes before `size` bytes.
+        self._some = getattr(stream, "read1", stream.read)
 
     def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
+        data = self._some(size)
         self._at += len(data)
         return data
 

@@ -342,8 +342,8 @@ assert "tensorflow" not in sys.modules
 
 
 @pytest.fixture(scope="module")
-def read_tfds(tmp_path_factory):
-    """Reads each `name[=text_key]` in a process of its own: TFDS looks at $TFDS_DATA_DIR when it is imported."""
+def tfds_program(tmp_path_factory):
+    """Runs a program in a process of its own: TFDS looks at $TFDS_DATA_DIR when it is imported."""
     folder, elsewhere = tmp_path_factory.mktemp("tfds"), tmp_path_factory.mktemp("elsewhere")
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
     environment = {**os.environ, "TFDS_DATA_DIR": str(folder), "PYTHONPATH": root}
@@ -358,7 +358,13 @@ def read_tfds(tmp_path_factory):
         return done.stdout.splitlines()
 
     run(PREPARE, str(folder))
-    return lambda *calls: run(READ, *calls)
+    return run
+
+
+@pytest.fixture(scope="module")
+def read_tfds(tfds_program):
+    """Reads each `name[=text_key]`."""
+    return lambda *calls: tfds_program(READ, *calls)
 
 
 def test_a_tfds_name(read_tfds):
@@ -367,6 +373,23 @@ def test_a_tfds_name(read_tfds):
         assert [line.split("|")[1] for line in lines] == [f"train[{i}]" for i in range(5) if f"train[{i}]" in str(lines)]
         assert {line.split("|")[3] for line in lines} == {f"body {i} ü" for i in range(1, 5)}  # not the blank one
         assert {tuple(line.split("|")[::2]) for line in lines} == {("tiny_text", "tiny_text/1.0.0")}
+
+
+READ_ARCHIVES = """
+import sys
+from data.sources import archives
+
+options = archives.Options(text_key="body")
+for path, id in archives.units(sys.argv[1], options):
+    for document in archives.read(path, id, options):
+        print(path, document.id, document.text, sep="|")
+"""
+
+
+def test_a_tfds_name_among_archives(tfds_program):
+    lines = tfds_program(READ_ARCHIVES, "tiny_text")
+    assert {line.split("|")[2] for line in lines} == {f"body {i} ü" for i in range(1, 5)}
+    assert {line.split("|")[0] for line in lines} == {"tfds:tiny_text"}
 
 
 def test_mistakes_with_tfds_names(read_tfds):

@@ -7,6 +7,7 @@ from data.sources.spool import spooled
 
 DOCUMENTS = [
     Document(id="a", text="line\nline\r\n\u2028 \x85 ▁ \x00 𝔘", origin="o", licence="MIT", split_key="k"),
+    Document(id="c", text="c", origin="o", url="u", language="de", date="2024-05-06", metadata={"title": "ü"}),
     Document(id="b", text="", origin="p"),
 ]
 

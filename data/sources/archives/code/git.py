@@ -6,12 +6,13 @@ lacks are not fetched.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from data.sources import streams
 from data.sources.archives.code import files, tree
@@ -33,12 +34,6 @@ _ENVIRONMENT = {
 _MAX_NAME_BYTES = 1 << 16
 
 
-class _Blob(NamedTuple):
-    digest: str
-    size: int
-    path: str
-
-
 def is_repository(folder: str) -> bool:
     """Return whether a folder is a git repository: a worktree with `.git`, or a bare one."""
     return os.path.lexists(os.path.join(folder, ".git")) or _is_bare(folder)
@@ -58,61 +53,71 @@ def read(folder: str, id: str) -> Iterator[Document | Quarantined]:
     commit = _output(folder, "rev-parse", "--verify", "--quiet", "HEAD^{commit}").decode().strip()
     if not commit:
         raise Unreadable("no commit in git repository")
-    licences = dict(_licences(folder, commit))
     with _Objects(folder) as objects:
-        for blob in _blobs(folder, commit):
-            origin = os.path.join(folder, blob.path)
-            reason = files.refused_name(blob.path)
-            if not reason and blob.size > files.MAX_CODE_BYTES:
-                reason = f"code over {files.MAX_CODE_BYTES >> 20} MiB"
+        licences: dict[str, str] = {}
+        with contextlib.suppress(Unreadable):  # damage is told below, after the files before it
+            for inside, licence in _licences(folder, commit, objects):
+                licences.setdefault(inside, licence)
+        for digest, inside in _blobs(folder, commit):
+            origin = os.path.join(folder, inside)
+            reason = files.refused_name(inside)
             if reason:
                 yield Quarantined(origin, "", reason)
                 continue
-            data = objects.read(blob)
             try:
-                licence = nearest(blob.path, licences)
-                yield files.document(data, blob.path, f"{id}/{blob.path}", origin, licence, {"commit": commit})
+                data, licence = objects.read(digest), nearest(inside, licences)
+                yield files.document(data, inside, f"{id}/{inside}", origin, licence, {"commit": commit})
             except Unreadable as error:
                 yield Quarantined(origin, "", error.reason)
 
 
 class _Objects:
-    """A running `git cat-file --batch`, which gives the content of one object after the other."""
+    """Two running programs, `git cat-file --batch-check` and `--batch`, which answer for one object after the other."""
 
     def __init__(self, folder: str):
-        self._git = _start(folder, "cat-file", "--batch", stdin=subprocess.PIPE)
+        self._sizes = _start(folder, "cat-file", "--batch-check", stdin=subprocess.PIPE)
+        self._contents = _start(folder, "cat-file", "--batch", stdin=subprocess.PIPE)
 
     def __enter__(self) -> _Objects:
         return self
 
     def __exit__(self, *_) -> None:
-        _end(self._git)
+        _end(self._sizes)
+        _end(self._contents)
 
-    def read(self, blob: _Blob) -> bytes:
-        """Return the bytes of a blob. Raises: Unreadable if the repository is damaged."""
-        try:
-            self._git.stdin.write(blob.digest.encode() + b"\n")
-            self._git.stdin.flush()
-        except OSError as error:
-            raise Unreadable("damaged git repository") from error
-        header = self._git.stdout.readline(1 << 10).split()
-        if len(header) != 3 or header[1] != b"blob" or int(header[2]) != blob.size:
-            raise Unreadable("damaged git repository")
-        data = self._git.stdout.read(blob.size)
-        if len(data) != blob.size or self._git.stdout.read(1) != b"\n":
-            raise Unreadable("damaged git repository")
+    def read(self, digest: str) -> bytes:
+        """Return the bytes of a blob. Raises: Unreadable if it is too large, missing or damaged."""
+        size = self._ask(self._sizes, digest)
+        if size > files.MAX_CODE_BYTES:
+            raise Unreadable(f"code over {files.MAX_CODE_BYTES >> 20} MiB")
+        size = self._ask(self._contents, digest)
+        data = self._contents.stdout.read(size)
+        if len(data) != size or self._contents.stdout.read(1) != b"\n":
+            raise Unreadable("damaged git object")
         return data
 
+    def _ask(self, git: subprocess.Popen, digest: str) -> int:
+        """Return the size of a blob, which a program tells."""
+        try:
+            git.stdin.write(digest.encode() + b"\n")
+            git.stdin.flush()
+        except OSError as error:  # it ended: git stops at some kinds of damage
+            raise Unreadable("damaged git object") from error
+        answer = git.stdout.readline(1 << 10).split()
+        if len(answer) != 3 or answer[1] != b"blob":
+            raise Unreadable("missing git object" if answer[1:] == [b"missing"] else "damaged git object")
+        return int(answer[2])
 
-def _blobs(folder: str, commit: str) -> Iterator[_Blob]:
-    """Yield the files of a commit, in git's order: by the bytes of their paths."""
-    git = _start(folder, "ls-tree", "-r", "-z", "-l", "--full-tree", commit)
+
+def _blobs(folder: str, commit: str) -> Iterator[tuple[str, str]]:
+    """Yield (digest, path) of the files of a commit, in git's order: by the bytes of their paths."""
+    git = _start(folder, "ls-tree", "-r", "-z", "--full-tree", commit)
     try:
         for entry in _split(git.stdout):
             about, _, name = entry.partition(b"\t")
-            mode, kind, digest, size = about.split()
+            mode, kind, digest = about.split()
             if kind == b"blob" and mode != b"120000":
-                yield _Blob(digest.decode(), int(size), name.decode("utf-8", "replace"))
+                yield digest.decode(), name.decode("utf-8", "backslashreplace")
         if git.wait():
             raise Unreadable("damaged git repository")
     finally:
@@ -128,22 +133,13 @@ def _split(stream: BinaryIO) -> Iterator[bytes]:
         yield from whole
 
 
-def _licences(folder: str, commit: str) -> Iterator[tuple[str, str]]:
-    found: set[str] = set()
-    with _Objects(folder) as objects:
-        for blob in _blobs(folder, commit):
-            inside = os.path.dirname(blob.path)
-            if inside in found or not is_licence_file(blob.path) or blob.size > files.MAX_CODE_BYTES:
-                continue
-            try:
-                licence = licence_of(decode(objects.read(blob)))
-            except Unreadable as error:
-                if error.reason.startswith("damaged"):
-                    raise
-                continue
-            if licence:
-                found.add(inside)
-                yield inside, licence
+def _licences(folder: str, commit: str, objects: _Objects) -> Iterator[tuple[str, str]]:
+    """Yield (folder in the repository, SPDX identifier) of every licence file that is known."""
+    for digest, inside in _blobs(folder, commit):
+        if is_licence_file(inside):
+            with contextlib.suppress(Unreadable):
+                if licence := licence_of(decode(objects.read(digest))):
+                    yield os.path.dirname(inside), licence
 
 
 def _start(folder: str, *command: str, stdin: int = subprocess.DEVNULL) -> subprocess.Popen:
@@ -189,11 +185,15 @@ def _check_regular(folder: str) -> None:
         private = os.path.join(folder, target)
     elif not os.path.isdir(private):
         raise Unreadable("damaged git repository")
-    for parent, _, names in os.walk(private):
-        for name in names:
-            try:
-                mode = os.stat(os.path.join(parent, name)).st_mode
-            except OSError:
-                continue
-            if not stat.S_ISREG(mode) and not stat.S_ISSOCK(mode):
-                raise Unreadable("not a regular file in git repository")
+    shared = os.path.join(private, "commondir")  # of a linked worktree
+    roots = [private]
+    if os.path.isfile(shared):
+        with streams.open_regular(shared) as file:
+            roots.append(os.path.join(private, file.read(_MAX_NAME_BYTES).decode("utf-8", "replace").strip()))
+    for root in roots:
+        for parent, _, names in os.walk(root):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    mode = os.stat(os.path.join(parent, name)).st_mode
+                    if not stat.S_ISREG(mode) and not stat.S_ISSOCK(mode):
+                        raise Unreadable("not a regular file in git repository")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 
 MAX_CHARACTERS = 4 << 20  # MediaWiki's own limit of a page is 2 MiB
 MAX_NESTING = 64  # deeper braces stay as they are, then are removed as marks
@@ -29,7 +29,7 @@ _LITERAL_TAGS = ("nowiki", "pre", "syntaxhighlight", "source", "math", "chem")
 _PAIRED = re.compile(
     rf"<!--|-->|<(/?)({'|'.join(_DROPPED_TAGS + _LITERAL_TAGS)})\b((?:[^<>\"/]|/(?!>)|\"[^\"<>]*\")*)(/?)>", re.I
 )
-_MARKS = re.compile(r"\{\{\{?|\}\}\}?|^[ \t:]*\{\||^[ \t]*\|\}(?!\})|\[\[|\]\]", re.MULTILINE)
+_MARKS = re.compile(r"\{{2,}|\}{2,}|^[ \t:]*\{\||^[ \t]*\|\}(?!\})|\[\[|\]\]", re.MULTILINE)
 _EXTERNAL = re.compile(r"\[(?:https?:)?//[^\s\]<>\[]*+[ \t]*+([^\]\[\n]*+)\]")
 _TAG = re.compile(r"</?[a-zA-Z][^<>]{0,2000}>")
 _BREAK = re.compile(r"<(?:br|/p|/div|/li|/tr)\b[^<>]{0,100}>", re.IGNORECASE)
@@ -82,20 +82,22 @@ def plain(source: str, dropped: Set[str] = frozenset()) -> str:
 
 def _without_pairs(source: str) -> str:
     """Remove comments and references; make the content of <nowiki>, <pre> and the like safe from the other rules."""
-    kept, at, inside, begin = [], 0, None, 0
+    kept, at, inside, begin = [], 0, "", 0
     last = {"-->": source.rfind("-->")}
     for match in _PAIRED.finditer(source):
         if match.group(2) and match.group(1):
             last[match.group(2).lower()] = match.start()
     for match in _PAIRED.finditer(source):
         mark, name = match.group(), (match.group(2) or "").lower()
-        if inside is not None:
+        if inside:
             if mark == "-->" if inside == "-->" else (name == inside and match.group(1)):
                 if inside in _LITERAL_TAGS:
                     kept.append(
-                        _SPECIAL.sub(lambda found: f"&#{ord(found.group())};", html.unescape(source[begin : match.start()]))
+                        _SPECIAL.sub(
+                            lambda found: f"&#{ord(found.group())};", html.unescape(source[begin : match.start()].strip("\n"))
+                        )
                     )
-                inside, at = None, match.end()
+                inside, at = "", match.end()
             continue
         if match.start() < at:
             continue
@@ -112,27 +114,45 @@ def _without_marks(text: str, dropped: Set[str]) -> str:
     """Resolve templates, tables and links, which nest, in one pass with a stack of what is open."""
     out: list[str] = []
     stack: list[tuple[str, int]] = []  # the mark that closes, and where in `out` its content begins
+    deeper = 0  # marks that are open beyond MAX_NESTING
     at = 0
     for match in _MARKS.finditer(text):
-        mark = match.group().strip(" \t:")
         out.append(text[at : match.start()])
         at = match.end()
-        if mark in _CLOSES:
-            if len(stack) < MAX_NESTING:
-                stack.append((_CLOSES[mark], len(out)))
-            continue
-        # A mark closes the innermost of its kind; what was open inside of it stays as text.
-        if mark == "}}}" and (not stack or not any(closing == mark for closing, _ in stack)):
-            at, mark = at - 1, "}}"
-        depth = next((k for k in range(len(stack) - 1, -1, -1) if stack[k][0] == mark), None)
-        if depth is None:
-            continue
-        begin = stack[depth][1]
-        inner = "".join(out[begin:])
-        del out[begin:], stack[depth:]
-        out.append(_RESOLVES[mark](inner, dropped))
+        for mark in _marks(match.group().strip(" \t:"), stack):
+            if mark in _CLOSES:
+                if len(stack) < MAX_NESTING:
+                    stack.append((_CLOSES[mark], len(out)))
+                else:
+                    deeper += 1
+                continue
+            if deeper:
+                deeper -= 1
+                continue
+            # A mark closes the innermost of its kind; the marks that were open inside of it are dropped.
+            depth = next((k for k in range(len(stack) - 1, -1, -1) if stack[k][0] == mark), None)
+            if depth is not None:
+                begin = stack[depth][1]
+                inner = "".join(out[begin:])
+                del out[begin:], stack[depth:]
+                out.append(_RESOLVES[mark](inner, dropped))
     out.append(text[at:])
     return "".join(out)
+
+
+def _marks(run: str, stack: list[tuple[str, int]]) -> Iterator[str]:
+    """Yield the marks of a run of braces: `{{{{{` is `{{` and `{{{`, and `}}}}}` closes what is open."""
+    if run[0] not in "{}" or run == "{|":
+        yield run
+        return
+    left = len(run)
+    while left >= 2:
+        if run[0] == "{":
+            size = 3 if left == 3 else 2
+        else:
+            size = 3 if left >= 3 and stack and stack[-1][0] == "}}}" else 2
+        yield run[0] * size
+        left -= size
 
 
 def _template(inner: str, dropped: Set[str]) -> str:

@@ -8,7 +8,7 @@ from xml.parsers import expat
 
 from data.sources.streams import Unreadable
 
-MAX_TOKEN_BYTES = 32 << 20  # of one tag with its attributes, which expat keeps whole
+MAX_TOKEN_BYTES = 4 << 20  # of one tag with its attributes, which expat keeps whole
 MAX_TEXT_CHARACTERS = 16 << 20  # of one element
 MAX_DEPTH = 64
 _FEED_BYTES = 1 << 16
@@ -24,7 +24,7 @@ def elements(stream: BinaryIO, with_text: frozenset[str] = frozenset()) -> Itera
         with_text: names of the elements whose text is kept. Others have an empty text.
 
     Raises:
-        Unreadable: "not xml", "truncated xml", "xml entity", "xml too deep", "xml token over 32 MiB".
+        Unreadable: "not xml", "truncated xml", "xml entity", "xml too deep", "xml token over 4 MiB".
     """
     found: list[Element] = []
     stack: list[tuple[str, dict[str, str]]] = []
@@ -64,21 +64,39 @@ def elements(stream: BinaryIO, with_text: frozenset[str] = frozenset()) -> Itera
     parser.buffer_text = True
     parser.StartElementHandler, parser.EndElementHandler, parser.CharacterDataHandler = start, end, characters
     parser.EntityDeclHandler = entity
-    fed, ended = 0, False
+    fed, ended, pending = 0, False, 0
     while not ended:
-        data = stream.read(_FEED_BYTES)
+        # expat reads an unfinished token again with each call, so a call brings at least as much as it holds.
+        data, damage = _gathered(stream, max(_FEED_BYTES, pending))
         ended, fed = not data, fed + len(data)
         try:
-            parser.Parse(data, ended)
+            if data or not damage:
+                parser.Parse(data, ended)
         except expat.ExpatError as error:
             yield from found  # what was complete before the damage
             raise Unreadable("truncated xml" if ended and fed else "not xml", str(error)) from error
         except (ValueError, LookupError) as error:  # an unknown encoding
             raise Unreadable("not xml", str(error)) from error
-        if fed - parser.CurrentByteIndex > MAX_TOKEN_BYTES:
+        pending = fed - parser.CurrentByteIndex
+        if pending > MAX_TOKEN_BYTES:
             raise Unreadable(f"xml token over {MAX_TOKEN_BYTES >> 20} MiB")
         yield from found
         found.clear()
+        if damage:
+            raise damage
+
+
+def _gathered(stream: BinaryIO, size: int) -> tuple[bytes, Unreadable | None]:
+    """Return at least `size` bytes of a stream, or all up to its end or its damage, and the damage."""
+    some = getattr(stream, "read1", stream.read)  # `read` would lose what comes shortly before damage
+    pieces, left = [], size
+    try:
+        while left > 0 and (data := some(_FEED_BYTES)):
+            pieces.append(data)
+            left -= len(data)
+    except Unreadable as error:
+        return b"".join(pieces), error
+    return b"".join(pieces), None
 
 
 def root(head: bytes) -> str | None:
