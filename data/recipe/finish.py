@@ -25,31 +25,32 @@ BINS = 50
 
 
 class Output(NamedTuple):
-    """key: of the whole recipe, with its rules; it is in the metadata of the files, so that finished ones are recognised.
-
-    audit: whether to count what is said near identity terms.
-    """
+    """key: of the whole recipe, with its rules. audit: whether to count what is said near identity terms."""
 
     job: Job
     key: str
     audit: bool = True
 
-    def paths(self, unit: Unit) -> dict[str, Path]:
-        folder = self.job.workdir
-        return {
-            "documents": folder / "documents" / f"{unit.name}.parquet",
-            "dropped": folder / "dropped" / f"{unit.name}.parquet",
-            "figures": folder / "stages" / f"figures-{self.key}" / f"{unit.name}.json",
-        }
+    def tables(self, unit: Unit) -> dict[str, Path]:
+        """Return the paths of the unit's documents that stay and of those that go."""
+        return {name: self.job.workdir / name / f"{unit.number:05d}.parquet" for name in ("documents", "dropped")}
+
+    def figures(self, unit: Unit) -> Path:
+        return self.job.workdir / "stages" / f"figures-{self.key}" / f"{unit.name}.json"
 
 
 def run(output: Output, unit: Unit) -> dict[str, Any]:
-    """Write the unit's two tables and return its figures, see `Figures`; or return those of a finished unit."""
-    paths = output.paths(unit)
-    if all(path.exists() for path in paths.values()) and tables.metadata(paths["documents"]).get("recipe") == output.key:
-        return json.loads(paths["figures"].read_text(encoding="utf-8"))
-    figures, about = Figures(output.job.rules, output.audit), {"recipe": output.key}
-    with tables.writing(paths["dropped"], about) as dropped, tables.writing(paths["documents"], about) as documents:
+    """Write the unit's two tables and return its figures, see `Figures`; or return those of a finished unit.
+
+    "files" is added to them: {"documents", "dropped": {"rows", "xxh3_128"}}.
+    """
+    paths, done = output.tables(unit), output.figures(unit)
+    if done.exists() and all(path.exists() for path in paths.values()):
+        figures = json.loads(done.read_text(encoding="utf-8"))
+        if figures["files"] == _described(paths):
+            return figures
+    figures = Figures(output.job.rules, output.audit)
+    with tables.writing(paths["dropped"]) as dropped, tables.writing(paths["documents"]) as documents:
         original = batches(Job(output.job.workdir, output.job.stages[:1]), unit)
         for batch, first in zip(batches(output.job, unit), original, strict=True):
             why = reasons(output.job.rules, batch.columns, len(batch))
@@ -62,9 +63,21 @@ def run(output: Output, unit: Unit) -> dict[str, Any]:
             documents.write(_rows(batch.columns, stays))
             dropped.write(_rows(batch.columns | {"text": first.texts}, goes) | {"reason": why[goes].tolist()})
             figures.add(batch, first, why)
-    found = figures.found | {"quarantined": quarantined(output.job, unit)}
-    saving.write_json(paths["figures"], saving.plain(found))
-    return json.loads(json.dumps(saving.plain(found)))
+    found = saving.plain(figures.found | {"quarantined": quarantined(output.job, unit), "files": _described(paths)})
+    saving.write_json(done, found)
+    return found
+
+
+def _described(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+    """Return the rows and the hash of each file."""
+    found = {}
+    for name, path in paths.items():
+        state = xxhash.xxh3_128()
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                state.update(block)
+        found[name] = {"rows": pq.read_metadata(path).num_rows, "xxh3_128": state.hexdigest()}
+    return found
 
 
 def _rows(columns: Mapping[str, Any], at: np.ndarray) -> dict[str, Any]:
@@ -195,8 +208,3 @@ def merged(all_figures: list[dict[str, Any]]) -> dict[str, Any]:
             _count_item(total["contamination"], item, documents, ids)
         total["quarantined"] += figures["quarantined"]
     return total
-
-
-def rows(path: Path) -> int:
-    """Return the number of documents in a table."""
-    return pq.read_metadata(path).num_rows

@@ -9,6 +9,7 @@ import ast
 import difflib
 import functools
 import importlib.util
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from data.recipe.rules import Rule, parse
 from data.recipe.stages import STAGES
 from lm.errors import UserError, naming
 
-READER = "data.sources.archives"
+READER, FORMAT = "data.sources.archives", 1  # FORMAT: of the files of stages; a change makes all results anew
 
 
 class Planned(NamedTuple):
@@ -53,7 +54,7 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
     with naming("rules"):
         rules = parse(config["rules"])
     read = dict(config["read"])
-    planned = [Planned("read", None, read, digest((read, code(READER))), ())]
+    planned = [Planned("read", None, read, digest((read, FORMAT, code(READER))), ())]
     text, batch = planned[0].key, Batch({name: ["word"] for name in ORIGINS} | {"metadata": [None]})
     for name in filter(None, (name.strip() for name in config["stages"].split(","))):
         if (stage := STAGES.get(name) or CORPUS.get(name)) is None:
@@ -63,7 +64,7 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
         if any(name == other.name for other in planned):
             raise UserError(f"stages: {name!r} is there twice")
         options = dict(config.get(name, {}))
-        depends: list[Any] = [text, options, code(stage.module)]
+        depends: list[Any] = [text, options, code(stage.module), _own_code(stage)]
         if name in CORPUS:  # it sees only the documents that the rules before it leave
             depends += [[(one.key, one.rules) for one in planned], [unit.name for unit in found]]
             columns = stage.columns
@@ -85,6 +86,12 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
 def _on(rules: Sequence[Rule], columns: Sequence[str]) -> tuple[Rule, ...]:
     by_column = {rule.column: rule for rule in rules}
     return tuple(by_column[column] for column in columns if column in by_column)
+
+
+def _own_code(stage: Any) -> str:
+    """Return the source of a stage itself, without comments and layout."""
+    source = inspect.getsource(type(stage) if stage in CORPUS.values() else stage.run)
+    return ast.dump(ast.parse(source))
 
 
 @functools.cache

@@ -1,8 +1,8 @@
 """Run a recipe on this machine's processes, from files to documents, with everything that is finished reused.
 
     stages/NAME-KEY/UNIT.parquet   the columns of a stage, row by row those of the unit's documents
-    documents/UNIT.parquet         the documents that stay, with all columns
-    dropped/UNIT.parquet           the others, with their reason and the text as it was read
+    documents/NUMBER.parquet       the documents that stay, with all columns
+    dropped/NUMBER.parquet         the others, with their reason and the text as it was read
     manifest.json                  the recipe, its stages, the files read, and a hash of each file written
 
 The same command resumes a killed run. The output is a function of the input and the recipe alone.
@@ -15,8 +15,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from data.recipe import finish
 from data.recipe import units as work
 from data.recipe.finish import Output
@@ -28,9 +26,8 @@ from lm import saving
 from lm.errors import UserError
 from lm.progress import progress
 
-Map = Callable[
-    [Callable, Any, Iterable[Any]], Iterable[Any]
-]  # (function, state, items) -> function(state, item) of each, in order
+# (function, state, items) -> function(state, item) of each item, in order
+Map = Callable[[Callable, Any, Iterable[Any]], Iterable[Any]]
 
 
 def prepare(config: Mapping[str, Any]) -> tuple[list[Planned], list[Unit]]:
@@ -56,12 +53,8 @@ def run(config: Mapping[str, Any], workdir: Path, prepared: tuple[list[Planned],
         _pass(job, found, spread)
         if job.gathers is not None:
             _compare(job, found)
-    last = Job(workdir, tuple(planned))
-    output = Output(
-        last,
-        digest([(stage.folder, [rule.told() for rule in stage.rules]) for stage in planned] + [config["audit"]]),
-        config["audit"],
-    )
+    rules = [(stage.folder, [rule.told() for rule in stage.rules]) for stage in planned]
+    output = Output(Job(workdir, tuple(planned)), digest([rules, config["audit"]]), config["audit"])
     with progress("documents", len(found), unit=" units") as bar:
         figures = []
         for one in spread(finish.run, output, found):
@@ -69,7 +62,7 @@ def run(config: Mapping[str, Any], workdir: Path, prepared: tuple[list[Planned],
             bar.update(1)
     total = finish.merged(figures) | {"seconds": time.perf_counter() - begin}
     _tidy(workdir, output, found)
-    _manifest(config, planned, output, found, workdir)
+    _manifest(planned, output, found, figures, workdir)
     return total
 
 
@@ -119,31 +112,24 @@ def _compare(job: Job, found: Sequence[Unit]) -> None:
 
 def _tidy(workdir: Path, output: Output, found: Sequence[Unit]) -> None:
     """Remove documents of other recipes and inputs. Results of stages stay, since a recipe may come back to them."""
-    wanted = {path.name for unit in found for path in output.paths(unit).values()}
+    wanted = {path.name for unit in found for path in output.tables(unit).values()}
     for folder in ("documents", "dropped"):
         for path in sorted((workdir / folder).iterdir()):
             if path.name not in wanted:
                 path.unlink() if path.is_file() else shutil.rmtree(path)
 
 
-def _manifest(config: Mapping, planned: Sequence[Planned], output: Output, found: Sequence[Unit], workdir: Path) -> None:
-    written = {}
-    for unit in found:
-        for name in ("documents", "dropped"):
-            path = output.paths(unit)[name]
-            with path.open("rb") as file:
-                written[f"{name}/{path.name}"] = {"rows": finish.rows(path), "xxh3_128": _hash(file)}
+def _manifest(
+    planned: Sequence[Planned], output: Output, found: Sequence[Unit], figures: Sequence[Mapping], workdir: Path
+) -> None:
     about = {
         "recipe": output.key,
         "stages": [{"name": s.name, "key": s.key, "options": s.options, "rules": [r.told() for r in s.rules]} for s in planned],
-        "inputs": [{"unit": unit.name, "bytes": unit.bytes, "files": [id for _, id in unit.files]} for unit in found],
-        "files": written,
+        "inputs": [{"unit": unit.number, "bytes": unit.bytes, "files": [id for _, id in unit.files]} for unit in found],
+        "files": {
+            f"{name}/{path.name}": one["files"][name]
+            for unit, one in zip(found, figures, strict=True)
+            for name, path in output.tables(unit).items()
+        },
     }
     saving.write(workdir / "manifest.json", json.dumps(saving.plain(about), indent=1) + "\n")
-
-
-def _hash(file) -> str:
-    state = xxhash.xxh3_128()
-    while block := file.read(1 << 20):
-        state.update(block)
-    return state.hexdigest()

@@ -16,15 +16,14 @@ from lm import saving
 class Writer:
     """Writes batches of columns; lists hold strings or None. `write` must see the same columns each time."""
 
-    def __init__(self, file, metadata: dict[str, str] | None = None):
-        self._file, self._metadata, self._writer = file, metadata or {}, None
+    def __init__(self, file):
+        self._file, self._writer = file, None
 
     def write(self, columns: Columns) -> None:
         table = pa.table({name: _array(values) for name, values in columns.items()})
         if self._writer is None:
-            table = table.replace_schema_metadata(self._metadata)
             self._writer = pq.ParquetWriter(self._file, table.schema, compression="zstd", compression_level=3)
-        self._writer.write_table(table.replace_schema_metadata(self._metadata), row_group_size=max(1, table.num_rows))
+        self._writer.write_table(table, row_group_size=max(1, table.num_rows))
 
     def close(self) -> None:
         if self._writer is None:  # no batch at all
@@ -33,10 +32,10 @@ class Writer:
 
 
 @contextlib.contextmanager
-def writing(path: Path, metadata: dict[str, str] | None = None) -> Iterator[Writer]:
+def writing(path: Path) -> Iterator[Writer]:
     """Yield a Writer of a file that gets its name when the block ends without an error."""
     with saving.replacing(path, "wb") as file:
-        writer = Writer(file, metadata)
+        writer = Writer(file)
         yield writer
         writer.close()
 
@@ -63,9 +62,3 @@ class Reader:
 
 def _values(column: pa.ChunkedArray) -> list | np.ndarray:
     return column.to_pylist() if pa.types.is_string(column.type) else column.to_numpy()
-
-
-def metadata(path: Path) -> dict[str, str]:
-    """Return the metadata that the file was written with."""
-    found = pq.read_schema(path).metadata or {}
-    return {key.decode(): value.decode() for key, value in found.items() if key != b"ARROW:schema"}
