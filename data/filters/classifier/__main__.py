@@ -17,6 +17,7 @@ classifier has learnt where texts come from, and not how good they are.
 The same files and flags give the same classifier.
 """
 
+import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,7 +69,8 @@ def main() -> None:
         for side in ("good", "bad")
     )
     model = train(good, bad, settings, options, fractions=(FLAGS.valid_fraction, FLAGS.test_fraction))
-    linear.save(out, model)
+    files = {side: FLAGS[side].value for side in ("good", "bad")} | {"text_key": FLAGS.text_key, "format": FLAGS.format}
+    linear.save(out, dataclasses.replace(model, about={"files": files, **model.about}))
     print(told(model.about))
     print(f"{out}: written; use it with --config.classifier.model={out.name}={out}")
 
@@ -95,7 +97,7 @@ def told(about: Mapping) -> str:
         bounds = f"{row['from']:.1f} – {row['to']:.1f}"
         lines.append(f"{bounds}  {row['documents']:9d}  {row['predicted']:10.3f}  {row['good']:13.3f}")
     for side, some in about["telling"].items():
-        lines += ["", f"most telling of {side}: " + ", ".join(f"{one['ngram']!r} {one['weight']:+.1f}" for one in some)]
+        lines += ["", f"most telling of {side}: " + ", ".join(f"{one['ngram'][:40]!r} {one['weight']:+.1f}" for one in some)]
     return "\n".join(lines)
 
 

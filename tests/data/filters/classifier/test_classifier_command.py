@@ -58,7 +58,7 @@ def test_figures_are_printed_and_stored(trained):
 
 def test_the_same_flags_give_the_same_bytes(files, trained, tmp_path):
     out, _ = trained
-    flags = (f"--bad={files}/bad.jsonl", f"--good={files}/good.jsonl", "--steps=100", "--bits=16", "--seed=2")
+    flags = (f"--good={files}/good.jsonl", f"--bad={files}/bad.jsonl", "--steps=100", "--bits=16", "--seed=2")
     assert command(*flags, f"--out={tmp_path}").returncode == 0
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         path.name: path.read_bytes() for path in out.iterdir()

@@ -160,6 +160,8 @@ def test_fit_names_its_faults():
     _, train = examples(40, 0)
     with pytest.raises(UserError, match="validation part"):
         fit(train, train._replace(good_N=np.ones(40, bool)), Settings(bits=16), Options())
+    with pytest.raises(UserError, match="learning_rate"), np.errstate(all="ignore"):
+        fit(train, train, Settings(bits=16), Options(learning_rate=1e38, steps=20))
 
 
 def test_names_of_n_grams_are_the_most_frequent_ones_of_their_buckets():
