@@ -1,6 +1,7 @@
 """Fit the weights of a linear classifier with JAX.
 
-JAX is imported inside `fit`: whoever only scores documents does not load it.
+JAX is imported inside `fit`, and runs on the CPU there. So reading and scoring documents, the rest of `data`, works without JAX
+and knows no devices.
 """
 
 from collections.abc import Callable, Iterator
