@@ -2,6 +2,7 @@
 
     python curate.py --config=configs/curate/fineweb.py --workdir=corpus --config.input='crawl/*.warc.gz'
     python train.py --config=configs/train/small.py --workdir=runs/mine --config.data='corpus/documents/*.parquet'
+    python curate.py … --config.tokenizer=runs/mine     # also WORKDIR/dataset, which train.py takes as --config.data
 
 Reads files, measures and rewrites their documents stage by stage, and applies the recipe's thresholds.
 configs/curate/default.py explains every key, docs/curate.md every stage. Run the same command again to resume after a crash, a
@@ -12,15 +13,20 @@ kill or a Ctrl-C. After a change of a threshold only the last step is done anew.
 from pathlib import Path
 
 from lm import cli
-from lm.workdir import locked
+from lm.workdir import check_record, locked, save_record
 
 
 def main(config, workdir: Path) -> None:
-    with locked(workdir):
-        from data.recipe.run import run
-        from lm.reports.curate import write
+    from data.recipe import tokenized
+    from data.recipe.run import prepare, run
+    from lm.reports.curate import write
 
-        write(workdir, config, run(config.to_dict(), workdir))
+    check_record(config, workdir)
+    prepared = prepare(config.to_dict())
+    with locked(workdir):
+        save_record(config, workdir)
+        found = run(config.to_dict(), workdir, prepared)
+        write(workdir, config, found | {"dataset": tokenized.write(config.to_dict(), workdir)})
 
 
 if __name__ == "__main__":

@@ -2,12 +2,12 @@
 
 python -m benchmarks.harness [--model=large --items=200 --rounds=1]
 
-A random model in float32, `large` of 14 million parameters or `small` of 0.6. Tasks are written on the spot. Timed is what
-answers `simple_evaluate`'s requests, from texts to log-likelihoods or texts, and, as `with_harness`, all of `simple_evaluate`:
-what the harness itself does takes as long for both. Ours runs twice, the first time with what must be compiled. The HF backend
-runs with batches of 16 and of 64, and the better one counts, load by load. Each competitor has a process of its own; lmcraft
-has a device of its mesh on every core. Log-likelihoods must agree. The last line is one JSON object; `all` is the time of all
-loads together.
+A random model in float32, `large` of 14 million parameters or `small` of 0.6; or the Hugging Face folder of a published one.
+Tasks are written on the spot. Timed is what answers `simple_evaluate`'s requests, from texts to log-likelihoods or texts,
+and, as `with_harness`, all of `simple_evaluate`: what the harness itself does takes as long for both. Ours runs twice, the
+first time with what must be compiled. The HF backend runs with batches of 16 and of 64, and the better one counts, load by
+load. Each competitor has a process of its own; lmcraft has a device of its mesh on every core. Log-likelihoods must agree.
+The last line is one JSON object; `all` is the time of all loads together.
 """
 
 import argparse
@@ -83,7 +83,7 @@ TASKS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, default="large")
+    parser.add_argument("--model", default="large", help=f"{', '.join(MODELS)}, or a Hugging Face folder")
     parser.add_argument("--items", type=int, default=200, help="of each task without examples; a quarter with examples")
     parser.add_argument("--rounds", type=int, default=1, help="turns of each competitor")
     parser.add_argument("--worker", choices=WORKERS, help=argparse.SUPPRESS)
@@ -93,7 +93,8 @@ def main() -> None:
         print(json.dumps(measured(options.worker, options.folder, options.items)))
         return
     with tempfile.TemporaryDirectory() as folder:
-        prepare(Path(folder), options.items, MODELS[options.model])
+        write_model(Path(folder), options.model)
+        write_tasks(Path(folder), options.items)
         found: dict[str, list[dict]] = {name: [] for name in WORKERS}
         devices = f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}"
         for _, name in itertools.product(range(options.rounds), WORKERS):
@@ -111,7 +112,7 @@ def main() -> None:
             found[name].append(json.loads(done.stdout.splitlines()[-1]))
             for load, one in found[name][-1].items():
                 print(f"{name:8} {load:24} {one['requests'] / one['seconds']:8.1f} requests/s, at first {one['first']:.1f} s")
-    print(json.dumps({"model": MODELS[options.model]} | compared(found)))
+    print(json.dumps({"model": MODELS.get(options.model, options.model)} | compared(found)))
 
 
 def compared(found: dict[str, list[dict]]) -> dict:
@@ -151,8 +152,12 @@ def compared(found: dict[str, list[dict]]) -> dict:
     return {"loads": loads, "all": ratios, "largest_difference": most, "machine": machine()}
 
 
-def prepare(folder: Path, items: int, model: dict) -> None:
-    """The model, as a workdir and as a Hugging Face folder, and the tasks with their items."""
+def write_model(folder: Path, name: str) -> None:
+    """Write the model, as a workdir and as a Hugging Face folder; links to a published one will do for both."""
+    if name not in MODELS:
+        for link in ("workdir", "published"):
+            (folder / link).symlink_to(Path(name).resolve(strict=True))
+        return
     import jax
 
     from data.text.sentencepiece_tokenizer import train
@@ -161,15 +166,17 @@ def prepare(folder: Path, items: int, model: dict) -> None:
     from lm.convert.to_workdir import write_workdir
     from lm.model.transformer import build
 
-    text = library()
     (folder / "workdir").mkdir()
-    train(
-        [text], folder / "workdir" / "tokenizer.model", vocab_size=model["vocab_size"], sample_bytes=1 << 21, seed=0, threads=2
-    )
-    config = ModelConfig(**model, max_positions=2048, dtype="float32")
+    tokenizer, size = folder / "workdir" / "tokenizer.model", MODELS[name]["vocab_size"]
+    train([library()], tokenizer, vocab_size=size, sample_bytes=1 << 21, seed=0, threads=2)
+    config = ModelConfig(**MODELS[name], max_positions=2048, dtype="float32")
     write_workdir(folder / "workdir", config, jax.jit(lambda: build(config, 0))())
     to_published(folder / "workdir", folder / "published")
-    words = text.split()
+
+
+def write_tasks(folder: Path, items: int) -> None:
+    """Write the tasks and their items."""
+    words = library().split()
     for split, count in (("train", 40), ("test", items)):
         draw = random.Random(len(split))
 

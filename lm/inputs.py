@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data.chat.records import EXTENSIONS, is_builtin, read_builtin
 from data.sources import files, open_sources
+from data.text.fingerprints import ready_dataset
 from data.text.tokenizer import load_tokenizer
 from data.text.weights import parse_weights
 from lm.align import settings
@@ -23,7 +24,7 @@ def check_training(config, workdir: Path) -> None:
     if not config.init_from and not steps_saved(workdir):
         check_length(model_of(config), config.sequence_length)
     check_model("init_from", config.init_from, workdir)
-    if not _stands(workdir) and config.data.input is not None:
+    if not _stands(workdir) and config.data.input is not None and ready_dataset(config.data.input) is None:
         check_files("data.input", config.data.input, config.data.text_key)
     _check_tokenizer(config)
     parse_weights(config.data.weights)

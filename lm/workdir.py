@@ -59,7 +59,13 @@ UNTIL_TRAINED = ("model", "sequence_length")
 
 LOCK, RECORD, TOKENIZERS = ".lock", "config.json", ("tokenizer.model", "tokenizer.json")
 KEPT = "best_of/conversations.jsonl"  # the training data of best_of
-VERBS = {"train": "a run of train.py", "align": "a run of align.py", "evaluate": "an evaluation", "import": "an imported model"}
+VERBS = {
+    "curate": "a corpus",
+    "train": "a run of train.py",
+    "align": "a run of align.py",
+    "evaluate": "an evaluation",
+    "import": "an imported model",
+}
 
 
 # The lock.
@@ -216,6 +222,8 @@ def kind_of(config: Mapping[str, Any]) -> str:
         return "published"
     if "checkpoint" in config and "tasks" in config:
         return "evaluate"
+    if "stages" in config and "rules" in config:
+        return "curate"
     if not isinstance(config.get("model"), Mapping) or not isinstance(config.get("dtype"), str):
         return ""
     return "align" if "method" in config else "train" if "steps" in config else "import"

@@ -19,6 +19,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.processes = 0  # of this machine; 0: one on each core
     config.beam_options = ""  # such as "--runner=FlinkRunner --flink_master=HOST:8081"; default: Beam's runner on this machine
 
+    config.tokenizer = (
+        ""  # a workdir, SentencePiece model or Hugging Face folder: write WORKDIR/dataset too, tokens that train.py reads
+    )
+    config.dataset = ml_collections.ConfigDict()
+    config.dataset.sequence_length = 1024  # tokens of a row; that of the training
+    config.dataset.valid_fraction = 0.005  # fraction of the documents for validation
+    config.dataset.max_valid_bytes = 10_000_000
+    config.dataset.seed = 0
+
     config.read = ml_collections.ConfigDict()  # how files are read, see data/sources/archives
     config.read.text_key = "text"  # field or column of JSONL and Parquet that holds the text
     config.read.main_content = True  # of HTML pages: leave out menus, headers and footers
@@ -33,10 +42,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.language.sample = 4096  # characters of a document that are read, in slices
 
     config.classifier = ml_collections.ConfigDict()
-    config.classifier.model = (
-        ""  # folder of python -m data.filters.classifier; several: NAME=DIR,NAME=DIR; column classifier_NAME
-    )
-    config.classifier.name = "quality"  # of a model without NAME=
+    config.classifier.model = ""  # folder of python -m data.filters.classifier; several: NAME=DIR,NAME=DIR
+    config.classifier.name = "quality"  # of a model without NAME=; the column is classifier_NAME
 
     config.exact_duplicates = ml_collections.ConfigDict()
     config.exact_duplicates.normalise = "whitespace"  # what equal texts may differ in: none, whitespace, case, ccnet
@@ -58,6 +65,26 @@ def get_config() -> ml_collections.ConfigDict:
     config.near_duplicates.threshold = 0.7  # least Jaccard similarity of a verified pair
     config.near_duplicates.keep = "first"
 
+    config.urls = ml_collections.ConfigDict()  # files with one entry a line; "": the short lists of data/filters/urls.py
+    config.urls.domains = ""
+    config.urls.urls = ""
+    config.urls.strict_words = ""
+    config.urls.soft_words = ""
+    config.urls.substrings = ""
+
+    config.bad_words = ml_collections.ConfigDict()
+    config.bad_words.lists = ""  # a folder with a file of offensive words for each language, such as those of LDNOOBW
+    config.bad_words.keep_fraction = 0.0  # of the documents with such words, those that stay
+
+    config.decontaminate = ml_collections.ConfigDict()
+    config.decontaminate.benchmarks = ""  # files of benchmark items: JSONL, Parquet, CSV
+    config.decontaminate.fields = ()  # whose texts make an item; (): all that hold text
+    config.decontaminate.n = 13  # words of an n-gram
+    config.decontaminate.policy = "cut"  # matches and what is around them; or measure, with rules.contamination_matches=(0, 0)
+    config.decontaminate.around = 200  # characters on each side
+    config.decontaminate.least_slice = 200  # characters; shorter slices go
+    config.decontaminate.most_pieces = 10  # a document that is cut into more slices goes
+
     config.pii = ml_collections.ConfigDict()
     config.pii.style = (
         "placeholder"  # <EMAIL>; or same_length; or fineweb: reserved addresses in place of e-mail and IP addresses
@@ -68,8 +95,18 @@ def get_config() -> ml_collections.ConfigDict:
         "US GB FR DE IT ES NL BE CH AT SE IE PL AU IN JP KR CN BR MX TR ZA".split()
     )  # countries whose phone numbers are found without a country code
 
+    config.audit = True  # measure what is said near identity terms, and topics, before and after
     config.rules = ml_collections.ConfigDict()
     return config
+
+
+def urls(rules: ml_collections.ConfigDict) -> None:
+    """Add the bounds of datatrove 0.10.1's URLFilter."""
+    rules.url_domain = (0, 0)
+    rules.url_listed = (0, 0)
+    rules.url_strict_words = (0, 0)
+    rules.url_soft_words = (0, 1)
+    rules.url_substrings = (0, 0)
 
 
 def gopher_quality(rules: ml_collections.ConfigDict) -> None:

@@ -1,4 +1,4 @@
-"""FineWeb (Penedo et al. 2024): language, Gopher, C4 without its end marks, own rules, near duplicates, personal data.
+"""FineWeb (Penedo et al. 2024): addresses, language, Gopher, C4 without end marks, own rules, near duplicates, personal data.
 
 Language scores here are py3langid's, not fastText's, for which the threshold was chosen.
 """
@@ -8,10 +8,12 @@ from configs.curate import default
 
 def get_config():
     config = default.get_config()
-    config.stages = "language,gopher_repetition,gopher_quality,c4,fineweb_quality,near_duplicates,pii"
+    config.stages = "urls,opt_outs,unicode,language,gopher_repetition,gopher_quality,c4,fineweb_quality,near_duplicates,pii"
     config.c4.end_marks = ()
     config.pii.style = "fineweb"
     config.pii.kinds = ("email", "ip")
+    default.urls(config.rules)
+    config.rules.opt_out_noai = (0, 0)
     config.rules.language = ("en",)
     config.rules.language_score = (0.65, 1)
     default.gopher_repetition(config.rules)

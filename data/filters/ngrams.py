@@ -49,6 +49,8 @@ def repeated(words: Words, longest: int) -> list[Grams]:
 
 def _grams(n: int, at: np.ndarray, key: np.ndarray, document_W: np.ndarray) -> Grams:
     """Group ascending positions by their keys, and keep the groups of at least two."""
+    some = _may_repeat(key)  # a sort costs more
+    at, key = at[some], key[some]
     order = np.argsort(key)
     key = key[order]
     equal = np.append(False, key[1:] == key[:-1])[: len(key)]
@@ -58,6 +60,17 @@ def _grams(n: int, at: np.ndarray, key: np.ndarray, document_W: np.ndarray) -> G
     first = np.minimum.reduceat(position, np.flatnonzero(begins)) if len(position) else position
     order = np.argsort(position)
     return Grams(n, position[order], gram[order], document_W[first], np.bincount(gram, minlength=len(first)), first)
+
+
+def _may_repeat(key: np.ndarray) -> np.ndarray:
+    """Return the indices of all keys that occur twice, and of a few others, whose highest bits do."""
+    bits = max(1, int(4 * len(key)).bit_length())
+    place = (key >> np.uint64(64 - bits)).astype(np.int64)
+    last = np.zeros(1 << bits, np.int32)
+    last[place] = np.arange(len(key), dtype=np.int32)
+    shared = np.zeros(1 << bits, bool)
+    shared[place[last[place] != np.arange(len(key), dtype=np.int32)]] = True
+    return np.flatnonzero(shared[place])
 
 
 def top_characters(words: Words, grams: Grams) -> np.ndarray:

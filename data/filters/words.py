@@ -49,9 +49,11 @@ class _Chunks(dict):
 
     def __missing__(self, chunk: str) -> int:
         self[chunk] = number = len(self.counts)
-        self.starts.append(len(self.words))
-        self.words.extend(map(self.distinct.__getitem__, split(chunk)))
-        self.counts.append(len(self.words) - self.starts[-1])
+        words, first = split(chunk), len(self.words)
+        for word in words:
+            self.words.append(self.distinct[word])
+        self.starts.append(first)
+        self.counts.append(len(words))
         self.lengths.append(len(chunk))
         return number
 

@@ -25,10 +25,14 @@ BINS = 50
 
 
 class Output(NamedTuple):
-    """key: of the whole recipe, with its rules; it is in the metadata of the files, so that finished ones are recognised."""
+    """key: of the whole recipe, with its rules; it is in the metadata of the files, so that finished ones are recognised.
+
+    audit: whether to count what is said near identity terms.
+    """
 
     job: Job
     key: str
+    audit: bool = True
 
     def paths(self, unit: Unit) -> dict[str, Path]:
         folder = self.job.workdir
@@ -44,7 +48,7 @@ def run(output: Output, unit: Unit) -> dict[str, Any]:
     paths = output.paths(unit)
     if all(path.exists() for path in paths.values()) and tables.metadata(paths["documents"]).get("recipe") == output.key:
         return json.loads(paths["figures"].read_text(encoding="utf-8"))
-    figures, about = Figures(output.job.rules), {"recipe": output.key}
+    figures, about = Figures(output.job.rules, output.audit), {"recipe": output.key}
     with tables.writing(paths["dropped"], about) as dropped, tables.writing(paths["documents"], about) as documents:
         original = batches(Job(output.job.workdir, output.job.stages[:1]), unit)
         for batch, first in zip(batches(output.job, unit), original, strict=True):
@@ -76,13 +80,17 @@ class Figures:
       "kept_bytes": {source: {language: bytes of the texts as they are written}};
       "histograms": {column: {"edges": [...], "counts": [...]}} for each rule on numbers;
       "samples": {reason or "kept": [[hash, id, url, value, text]]}, the documents with the lowest hashes of their ids;
-      "sums": {column: sum} of all numeric columns }
+      "sums": {column: sum} of all numeric columns;
+      "contamination": {benchmark item: [documents, the lowest ids of some]};
+      "bias", "topics": {"before", "after": additive tables of data/filters/bias.py}, with `audit` }
     """
 
-    def __init__(self, rules: list[Rule]):
+    def __init__(self, rules: list[Rule], audit: bool = False):
+        self._audit = audit
         self._rules = {rule.column: rule for rule in rules}
         self.found: dict[str, Any] = {
-            "funnel": {}, "kept_bytes": {}, "histograms": {}, "samples": defaultdict(list), "sums": defaultdict(float)
+            "funnel": {}, "kept_bytes": {}, "histograms": {}, "samples": defaultdict(list), "sums": defaultdict(float),
+            "contamination": {}, "bias": {}, "topics": {},
         }  # fmt: skip
 
     def add(self, batch: Batch, first: Batch, why: np.ndarray) -> None:
@@ -106,6 +114,21 @@ class Figures:
             shown = (batch if reason == KEPT else first).texts[n][:SAMPLE_CHARACTERS]
             self._sample(reason, [xxhash.xxh3_64_hexdigest(id.encode()), id, batch.columns["url"][n], value, shown])
 
+        for id, items in zip(batch.columns["id"], batch.columns.get("contamination_of", ())):
+            for item in json.loads(items) if items else ():
+                _count_item(self.found["contamination"], item, 1, [id])
+
+        if self._audit:
+            self._count_bias(first, why == KEPT)
+
+    def _count_bias(self, first: Batch, stays: np.ndarray) -> None:
+        from data.filters import bias
+
+        for when, texts in (("before", first.texts), ("after", [first.texts[n] for n in np.flatnonzero(stays)])):
+            for name, table in (("bias", bias.bias_counts(texts)), ("topics", bias.label_counts(bias.topics(texts)["topic"]))):
+                before = self.found[name].get(when)
+                self.found[name][when] = bias.added([before, table]) if before else table
+
     def _histogram(self, name: str, values: np.ndarray) -> None:
         rule = self._rules[name]
         edges = bins(all(bound <= 1 or math.isinf(bound) for bound in (rule.least, rule.most)) and values.dtype.kind == "f")
@@ -119,6 +142,17 @@ class Figures:
             self.found["samples"][reason] = heapq.nsmallest(SAMPLES, [*some, sample], key=lambda one: one[:2])
 
 
+def _count_item(table: dict[str, list], item: str, documents: int, ids: list[str]) -> None:
+    before, some = table.get(item, (0, []))
+    table[item] = [before + documents, sorted({*some, *ids})[:SAMPLES]]
+
+
+def _added(tables: list[dict[str, Any]]) -> dict[str, Any]:
+    from data.filters.bias import added
+
+    return added([{k: np.array(v) if isinstance(v, list) else v for k, v in table.items()} for table in tables])
+
+
 def bins(share: bool) -> np.ndarray:
     """Return the edges of a histogram: of shares from 0 to 1, or powers of 2^(1/2) with 0 in front, for counts and lengths."""
     return np.linspace(0, 1, BINS + 1) if share else np.append(0, 2.0 ** (np.arange(BINS + 1) / 2))
@@ -126,7 +160,18 @@ def bins(share: bool) -> np.ndarray:
 
 def merged(all_figures: list[dict[str, Any]]) -> dict[str, Any]:
     """Return the sum of the units' figures."""
-    total: dict[str, Any] = {"funnel": {}, "kept_bytes": {}, "histograms": {}, "samples": {}, "sums": {}, "quarantined": []}
+    total: dict[str, Any] = {
+        "funnel": {},
+        "kept_bytes": {},
+        "histograms": {},
+        "samples": {},
+        "sums": {},
+        "contamination": {},
+        "quarantined": [],
+    }
+    for name in ("bias", "topics"):
+        some = [figures[name] for figures in all_figures if figures[name]]
+        total[name] = {when: _added([tables[when] for tables in some]) for when in ("before", "after")} if some else {}
     for figures in all_figures:
         for source, languages in figures["funnel"].items():
             for language, rows in languages.items():
@@ -146,6 +191,8 @@ def merged(all_figures: list[dict[str, Any]]) -> dict[str, Any]:
             total["samples"][reason] = heapq.nsmallest(SAMPLES, both, key=lambda one: one[:2])
         for name, value in figures["sums"].items():
             total["sums"][name] = total["sums"].get(name, 0.0) + value
+        for item, (documents, ids) in figures["contamination"].items():
+            _count_item(total["contamination"], item, documents, ids)
         total["quarantined"] += figures["quarantined"]
     return total
 

@@ -1,8 +1,8 @@
 """What a run of a recipe has to do: its stages, and names of results that say what they depend on.
 
 A result is named by a hash of everything that it depends on: the unit's files, the options of the stages before it that rewrite
-the text, its own options, the files that these name, and the source code of its stage. So an existing result is right, and
-after a change of an option, a rule or a file only the results that depend on it are made anew.
+the text, its own options, and the source code of its stage. So an existing result is right, and after a change of an option, a
+rule or a file only the results that depend on it are made anew.
 """
 
 import ast
@@ -64,12 +64,12 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
             raise UserError(f"stages: {name!r} is there twice")
         options = dict(config.get(name, {}))
         depends: list[Any] = [text, options, code(stage.module)]
-        if getattr(stage, "depends", None) is not None:
-            depends.append(stage.depends(options))
         if name in CORPUS:  # it sees only the documents that the rules before it leave
             depends += [[(one.key, one.rules) for one in planned], [unit.name for unit in found]]
             columns = stage.columns
-        else:  # a document of one word tells which columns there will be
+        else:
+            depends.append(stage.depends(options))
+            # A document of one word tells which columns there will be.
             columns = tuple(column for column in stage.run(batch, options) if column != "text")
         planned.append(Planned(name, stage, options, digest(depends), _on(rules, columns)))
         text = planned[-1].key if stage.rewrites else text

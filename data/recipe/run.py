@@ -33,13 +33,23 @@ Map = Callable[
 ]  # (function, state, items) -> function(state, item) of each, in order
 
 
-def run(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
-    """Carry out a recipe: config as in configs/curate/default.py. Returns the figures of the report.
+def prepare(config: Mapping[str, Any]) -> tuple[list[Planned], list[Unit]]:
+    """Return the stages and the units of a run, and write nothing. config: as in configs/curate/default.py.
 
     Raises: UserError: no input, or a fault of the config.
     """
+    _spread(config, Path())
     found = units(inputs(config["input"], config["read"]))
-    planned = plan(config, found)
+    return plan(config, found), found
+
+
+def run(config: Mapping[str, Any], workdir: Path, prepared: tuple[list[Planned], list[Unit]] | None = None) -> dict[str, Any]:
+    """Carry out a recipe. Returns the figures of the report.
+
+    prepared: what `prepare` returned for the config, if it was called before.
+    Raises: UserError, as `prepare`.
+    """
+    planned, found = prepared or prepare(config)
     spread = _spread(config, workdir)
     begin, jobs = time.perf_counter(), passes(planned, workdir)
     for job in jobs:
@@ -47,7 +57,11 @@ def run(config: Mapping[str, Any], workdir: Path) -> dict[str, Any]:
         if job.gathers is not None:
             _compare(job, found)
     last = Job(workdir, tuple(planned))
-    output = Output(last, digest([(stage.folder, [rule.told() for rule in stage.rules]) for stage in planned]))
+    output = Output(
+        last,
+        digest([(stage.folder, [rule.told() for rule in stage.rules]) for stage in planned] + [config["audit"]]),
+        config["audit"],
+    )
     with progress("documents", len(found), unit=" units") as bar:
         figures = []
         for one in spread(finish.run, output, found):

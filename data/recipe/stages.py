@@ -8,19 +8,26 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from data.recipe.batch import Batch, Columns
+from lm.errors import UserError
+
+
+def _nothing(options: Mapping[str, Any]) -> None:
+    return None
 
 
 class Stage(NamedTuple):
     """module: whose source decides about results. rewrites: whether `text` is among the columns.
 
-    depends: returns from the options what else results depend on, such as digests of files; None: nothing.
+    depends(options): what else the results depend on, such as a digest of a file that an option names.
     """
 
     run: Callable[[Batch, Mapping[str, Any]], Columns]
     module: str
     rewrites: bool = False
-    depends: Callable[[Mapping[str, Any]], Any] | None = None
+    depends: Callable[[Mapping[str, Any]], Any] = _nothing
 
 
 def _gopher_quality(batch: Batch, options: Mapping) -> Columns:
@@ -66,15 +73,66 @@ def _dclm_lines(batch: Batch, options: Mapping) -> Columns:
 def _code(batch: Batch, options: Mapping) -> Columns:
     from data.filters.code import code
 
-    about = [json.loads(metadata) if metadata else {} for metadata in batch.columns["metadata"]]
-    return code(batch.texts, [one.get("programming_language") for one in about])
+    return code(batch.texts, [about.get("programming_language") for about in _metadata(batch)])
 
 
 def _language(batch: Batch, options: Mapping) -> Columns:
     from data.filters.language import language
 
-    columns = language(batch.texts, options["sample"])
-    return columns | {"language": columns["language"].tolist()}
+    return _listed(language(batch.texts, options["sample"]))
+
+
+def _urls(batch: Batch, options: Mapping) -> Columns:
+    from data.filters.urls import block_lists, read_list, url_columns
+
+    lists = block_lists(**{name: read_list(path) for name, path in sorted(options.items()) if path})
+    return _listed(url_columns(batch.columns["url"], lists))
+
+
+def _opt_outs(batch: Batch, options: Mapping) -> Columns:
+    from data.filters.opt_outs import opt_outs
+
+    return _listed(opt_outs(_metadata(batch)))
+
+
+def _unicode(batch: Batch, options: Mapping) -> Columns:
+    from data.filters.unicode import repair
+
+    texts, columns = repair(batch.texts)
+    return {"text": texts} | columns
+
+
+def _bad_words(batch: Batch, options: Mapping) -> Columns:
+    from data.filters.word_lists import bad_words, kept_fraction, read_word_lists
+
+    lists = read_word_lists(options["lists"])
+    columns = bad_words(batch.texts, [language or "" for language in batch.columns["language"]], lists)
+    stays = kept_fraction(batch.texts, options["keep_fraction"])
+    return columns | {"bad_words_drop": (columns["bad_words"] > 0) & ~stays}
+
+
+def _listed(columns: Columns) -> Columns:
+    """Return the columns with strings as lists."""
+    return {name: values.tolist() if values.dtype.kind == "U" else values for name, values in columns.items()}
+
+
+def _metadata(batch: Batch) -> list[dict[str, str]]:
+    return [json.loads(metadata) if metadata else {} for metadata in batch.columns["metadata"]]
+
+
+def _list_files(options: Mapping) -> list[str]:
+    from data.filters.urls import read_list
+
+    return [read_list(path) for _, path in sorted(options.items()) if path]
+
+
+def _word_list_files(options: Mapping) -> Any:
+    from data.filters.word_lists import read_word_lists
+
+    if not options["lists"]:
+        raise UserError("bad_words.lists names no folder; it holds a file of words for each language, such as en or de.txt")
+    lists = read_word_lists(options["lists"])
+    return [(language, sorted(one.words), [entry for _, entry, _ in one.phrases]) for language, one in sorted(lists.items())]
 
 
 def _pii(batch: Batch, options: Mapping) -> Columns:
@@ -82,6 +140,35 @@ def _pii(batch: Batch, options: Mapping) -> Columns:
 
     texts, columns = mask_pii(batch.texts, options["style"], options["kinds"], options["public_ips_only"], options["regions"])
     return {"text": texts} | columns
+
+
+def _decontaminate(batch: Batch, options: Mapping) -> Columns:
+    from data.dedup import decontaminate
+    from data.recipe import benchmarks
+
+    held = benchmarks.load(options["benchmarks"], options["n"], tuple(options["fields"]))
+    matches = decontaminate.find(batch.texts, held)
+    columns = decontaminate.columns(matches, held)
+    found: list[set[str]] = [set() for _ in batch.texts]
+    for document, gram in zip(matches.document.tolist(), matches.gram.tolist()):
+        found[document].update(held.ids[item] for item in held.items_of(np.array([gram]))[1].tolist())
+    columns["contamination_of"] = [json.dumps(sorted(items), ensure_ascii=False) if items else None for items in found]
+    if options["policy"] == "measure":
+        return {"text": batch.texts} | columns
+    if options["policy"] != "cut":
+        raise UserError(
+            f"decontaminate.policy={options['policy']!r}; use cut, or measure with rules.contamination_matches=(0, 0)"
+        )
+    texts, more = decontaminate.cut(
+        batch.texts, matches, around=options["around"], least_slice=options["least_slice"], most_pieces=options["most_pieces"]
+    )
+    return {"text": texts} | columns | more
+
+
+def _benchmark_files(options: Mapping) -> str:
+    from data.recipe import benchmarks
+
+    return benchmarks.digest(options["benchmarks"])
 
 
 def _classifier(batch: Batch, options: Mapping) -> Columns:
@@ -97,6 +184,11 @@ def _classifier_depends(options: Mapping) -> list[tuple[str, str]]:
 
 
 STAGES: dict[str, Stage] = {
+    "decontaminate": Stage(_decontaminate, "data.dedup.decontaminate", rewrites=True, depends=_benchmark_files),
+    "urls": Stage(_urls, "data.filters.urls", depends=_list_files),
+    "opt_outs": Stage(_opt_outs, "data.filters.opt_outs"),
+    "unicode": Stage(_unicode, "data.filters.unicode", rewrites=True),
+    "bad_words": Stage(_bad_words, "data.filters.word_lists", depends=_word_list_files),
     "language": Stage(_language, "data.filters.language"),
     "pii": Stage(_pii, "data.filters.pii.masking", rewrites=True),
     "gopher_quality": Stage(_gopher_quality, "data.filters.gopher"),

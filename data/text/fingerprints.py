@@ -98,6 +98,12 @@ def _json(path: Path) -> dict:
 # The input.
 
 
+def ready_dataset(input: str | None) -> Path | None:
+    """Return the dataset that `data.input` names, if it is one of `curate.py --config.tokenizer=…`."""
+    folder = Path(input).expanduser() if input else None
+    return folder if folder is not None and (folder / "dataset.json").is_file() else None
+
+
 def input_files(input: str | None, extensions: tuple[str, ...] = files.EXTENSIONS) -> Files | None:
     """Return the current files of `data.input`; [] if it no longer exists.
 

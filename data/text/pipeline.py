@@ -18,7 +18,15 @@ from data.sources.source import Source
 from data.sources.spool import spooled
 from data.text import sentencepiece_tokenizer
 from data.text.dataset import prepare, prepared
-from data.text.fingerprints import check_tokenizer, input_files, is_prepared, record_tokenizer, undamaged, wait_for
+from data.text.fingerprints import (
+    check_tokenizer,
+    input_files,
+    is_prepared,
+    ready_dataset,
+    record_tokenizer,
+    undamaged,
+    wait_for,
+)
 from data.text.split import digest_of, survey
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.errors import UserError
@@ -40,6 +48,8 @@ def prepare_text(
         wait_for(lambda: undamaged(lambda: prepared(folder)))
         return tokenizer, folder, stages
 
+    if (ready := ready_dataset(config.data.input)) is not None:
+        return *_linked(config, workdir, ready), stages
     given = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
     tokenizer = _own_tokenizer(workdir) or given
     if tokenizer:
@@ -59,6 +69,35 @@ def prepare_text(
             sources = [spooled(source, Path(spool)) for source in sources]
         tokenizer, folder = _two_passes(config, workdir, sources, tokenizer, stages, Path(spool))
     return tokenizer, folder, stages
+
+
+def _linked(config, workdir: Path, ready: Path) -> tuple[Tokenizer, Path]:
+    """Use a dataset that is tokenized already: WORKDIR/data/HASH becomes a link to it. Returns its tokenizer and the link.
+
+    Raises: UserError: the run has another tokenizer or sequence length.
+    """
+    tokenizer, statistics = load_tokenizer(ready), prepared(ready)
+    if statistics["sequence_length"] != config.sequence_length:
+        raise UserError(
+            f"sequence_length={config.sequence_length}: the dataset {ready} has rows of {statistics['sequence_length']} tokens"
+            "; set that length, or make the dataset again with --config.dataset.sequence_length"
+        )
+    if config.tokenizer is not None and load_tokenizer(config.tokenizer).fingerprint != tokenizer.fingerprint:
+        raise UserError(f"tokenizer: {config.tokenizer} is not the tokenizer of the dataset {ready}; leave the key out")
+    check_tokenizer(workdir, tokenizer.fingerprint)
+    folder = _folder(config, tokenizer, workdir)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if any(path.is_symlink() and path != folder for path in folder.parent.iterdir()):
+        raise UserError(f"data.input: the dataset {ready} has changed since this run began; use another --workdir")
+    if not folder.is_symlink():
+        folder.symlink_to(ready.resolve())
+    if folder.resolve() != ready.resolve():  # the dataset has moved
+        folder.unlink()
+        folder.symlink_to(ready.resolve())
+    if not _own_tokenizer(workdir):
+        tokenizer.save(workdir)
+    record_tokenizer(workdir, tokenizer.fingerprint)
+    return tokenizer, folder
 
 
 def _sources(config) -> list[Source]:
@@ -146,6 +185,8 @@ def _folder(config, tokenizer: Tokenizer, workdir: Path) -> Path:
         )
     keys = ("input", "text_key", "max_bytes", "valid_fraction", "max_valid_bytes")
     made_from = [config.data[key] for key in keys] + [config.sequence_length, config.seed, tokenizer.fingerprint]
+    if (ready := ready_dataset(config.data.input)) is not None:
+        made_from = [(ready / "dataset.json").read_text(encoding="utf-8")]
     return workdir / "data" / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
 
 

@@ -26,10 +26,10 @@ def write(workdir: str | os.PathLike, config: Mapping, found: Mapping[str, Any])
     report = saving.plain(
         {
             "title": f"lmcraft corpus {workdir.name}",
-            "config": json.loads(json.dumps(saving.plain(config.to_dict()))),
-            "machine": machine_without_devices(),
+            "config": config.to_dict(),
+            "machine": machine(devices=False),
             "recipe": stages,
-            "figures": {**found, "quarantined": found["quarantined"]},
+            "figures": found,
             "stages": {"curation": found["seconds"]},
             "finished": True,
         }
@@ -39,10 +39,6 @@ def write(workdir: str | os.PathLike, config: Mapping, found: Mapping[str, Any])
     total = totals(found["funnel"])
     share = _share(total["kept"][1], total["all"][1])
     print(f"{workdir}: kept {total['kept'][0]:,} of {total['all'][0]:,} documents, {share} of the bytes")
-
-
-def machine_without_devices() -> dict:
-    return {name: value for name, value in machine().items() if name != "devices"}
 
 
 def totals(funnel: Mapping) -> dict[str, list[int]]:
@@ -142,6 +138,25 @@ def _number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def groups(tables: Mapping) -> list[dict]:
+    """Return a row for each identity group that occurs, see data.filters.bias.bias_rates."""
+    if not tables:
+        return []
+    from data.filters.bias import bias_rates
+
+    before, after = ({name: np.array(values) for name, values in tables[when].items()} for when in ("before", "after"))
+    return bias_rates(before, after)
+
+
+def topic_rows(tables: Mapping) -> list[dict]:
+    """Return a row for each topic, see data.filters.bias.balance."""
+    if not tables:
+        return []
+    from data.filters.bias import balance
+
+    return balance(tables["before"], tables["after"])
+
+
 def samples(report: Mapping) -> list[dict]:
     """Return for each reason, and for the documents that stay, its samples."""
     some = report["figures"]["samples"]
@@ -163,6 +178,9 @@ def html(report: Mapping) -> str:
         tables=tables(report),
         histograms=histograms(report),
         samples=samples(report),
+        groups=groups(report["figures"]["bias"]),
+        topics=topic_rows(report["figures"]["topics"]),
+        items=sorted(report["figures"]["contamination"].items(), key=lambda one: (-one[1][0], one[0])),
         faults=Counter(one["reason"] for one in bad).most_common(),
         files=bad[:SHOWN_FILES],
     )

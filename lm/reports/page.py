@@ -19,9 +19,11 @@ from lm import saving
 from lm.reports.charts import short
 
 
-def machine() -> dict:
+def machine(devices: bool = True) -> dict:
     """Return the machine's description: cpu, flags (its matmul extensions), cores (usable by this process), memory_gib, system,
     python, versions of the array libraries and, if JAX is installed, its devices {kind: count}.
+
+    devices: False leaves them out, and JAX is not started.
     """
     try:
         cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -42,6 +44,8 @@ def machine() -> dict:
             answer[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             pass
+    if not devices:
+        return answer
     try:
         import jax  # here, because reports can be redrawn without JAX, and importing it takes a second
     except ImportError:

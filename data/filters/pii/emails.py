@@ -37,7 +37,12 @@ _HIDDEN_DOMAIN = re.compile(rf"\s{{0,2}}({_LABEL}(?:{_DOT}{_LABEL}){{1,6}}+)", r
 _HIDDEN_LOCAL = re.compile(rf"(?<![\w.+-])[\w+-]++(?:{_DOT}[\w+-]++){{0,4}}\s{{0,2}}\Z", re.IGNORECASE)
 _SPLIT = re.compile(_DOT, re.IGNORECASE)
 _WORDED = re.compile(_DOT_WORD, re.IGNORECASE)
-_DOT_GATES = tuple((word, re.compile(word + r"[\s)\]}>]")) for word in ("dot", "punkt", "punto"))
+# What every worded dot has; where none of these is, the word "at" is not looked at.
+_DOT_GATES = (
+    *((word, re.compile(word + r"[\s)\]}>]")) for word in ("dot", "punkt", "punto")),
+    ("point", re.compile(r"point\s{0,2}[)\]}>]")),
+    (".", re.compile(r"[(\[{<]\s{0,2}\.\s{0,2}[)\]}>]")),
+)
 
 
 def find_emails(text: str) -> Iterator[Span]:

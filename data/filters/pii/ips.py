@@ -17,7 +17,7 @@ _NUMBERED = re.compile(
     r"(?:\b(?:v|ver|version|versions|release|build|firmware|revision|rev|section|sec|chapter|figure|fig|table|clause|article|"
     r"paragraph|rule|sdk|driver|kernel|ec|update|patch|specs?|mysql|ios|android|windows|"
     r"macos|linux|php|python|java|node|chrome|firefox|safari|opera|ruby|gcc|nginx|apache|openssl|postgres(?:ql)?|oracle|django|"
-    r"wordpress|office|reader|player|oid)s?[.: \"'(]{1,3}|§\s{0,2}|\bv|[=~<>!]=\s?)\Z",
+    r"wordpress|office|reader|player|oid)s?[.: \"'(]{1,4}|§\s{0,2}|\bv|[=~<>!]=\s?)\Z",
     re.IGNORECASE,
 )
 _RELEASED = re.compile(r"\s(?:released?|build|version|update|firmware)\b", re.IGNORECASE)

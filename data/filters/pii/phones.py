@@ -26,7 +26,7 @@ _NORTH_AMERICAN = re.compile(
 )
 _WORDS = re.compile(
     r"(?:(?P<strong>\b(?:tele?ph?one?s?|telefono?|teléfono|téléphone|telefon(?:nummer)?|tel|tél|tlf|ph|phone|fax|mobile|mob|móvil|"
-    r"celular|cell(?:ulare|phone)?|portable|handy|whatsapp|rufnummer|hotline|puh|gsm|numéro)\b|тел|телефон|電話|电话|手机|전화|☎|📞|✆|"
+    r"celular|cell(?:ulare|phone)?|portable|handy|whatsapp|rufnummer|hotline|puh|gsm|numéro)\b|тел|телефон|電話|电话|热线|熱線|手机|手機|전화|연락처|휴대폰|هاتف|تلفن|جوال|טלפון|फ़ोन|फोन|मोबाइल|โทร|☎|📞|✆|"
     r"\u260f)|\b(?:call|text|dial|ring|sms|reach)\b)\W{0,4}(?:(?:number|no|nr|num|is|us|me|him|her|them|at|on|now|today|free|toll|"
     r"toll-free|vert|verde|service|client|office|home|work|direct|m|e|de|la|le|ist|est|es|é|or|please)\W{1,3}){0,4}[+(]?\Z",
     re.IGNORECASE,
@@ -36,7 +36,9 @@ _DATE = re.compile(
     r"(?:19|20)\d\d\s?[-/]\s?(?:19|20)\d\d)(?!\d)"
 )
 _DECIMAL = re.compile(r"\+?(?:\d+\.\d{1,5}|\d{1,2}\.\d+|\d{4,}\.\d+)")
+_GROUPED = re.compile(r"\(?\+\d{1,3}\)?(?:[ -]\(?\d{1,5}\)?){2,}")
 _BEFORE = frozenset("#$€£¥.-_/=&@%~^*")
+_COUNTED = re.compile(r"[#№]\W{0,3}\Z")  # of an item, an order, a ticket
 _EXTENSION = re.compile(r"\s?(?:x|ext\.?)\s?\d", re.IGNORECASE)
 
 
@@ -85,9 +87,10 @@ def _number(text: str, start: int, end: int, regions: Sequence[str]) -> Span | N
         return None
     word = _WORDS.search(before)
     opened = before[-1:] == "(" and before[-2:-1].isalnum()  # a call in a program
-    if opened and not (word and word["strong"]):
+    named = word is not None and word["strong"] is not None
+    if not named and (opened or (before and before[-1] in _BEFORE and not said.startswith("+"))):
         return None
-    if not word and before and before[-1] in _BEFORE and not said.startswith("+"):
+    if not word and _COUNTED.search(before):
         return None
     if not word and not said.startswith(("+", "(+")) and before[-2:-1].isdigit() and before[-1] in ",:;":
         return None
@@ -96,7 +99,8 @@ def _number(text: str, start: int, end: int, regions: Sequence[str]) -> Span | N
 
 def _is_phone(said: str, digits: str, word: re.Match | None, regions: tuple[str, ...]) -> bool:
     if said.startswith(("+", "(+")):
-        return _exists("+" + _without_trunk_zero(said), None)
+        # Written in three groups, it may also be a number that is not assigned yet.
+        return _exists("+" + _without_trunk_zero(said), None, possible=_GROUPED.fullmatch(said) is not None)
     separated = len(re.findall(r"\d+", said)) > 1
     if digits.startswith(("00", "011")) and (word or separated):
         prefix = 2 if digits.startswith("00") else 3
@@ -128,11 +132,15 @@ def _without_trunk_zero(said: str) -> str:
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def _exists(number: str, region: str | None) -> bool:
-    """Return whether the number is in a country's numbering plan; in that of its country code, if `region` is None."""
+def _exists(number: str, region: str | None, possible: bool = False) -> bool:
+    """Return whether the number is in a country's numbering plan; in that of its country code, if `region` is None.
+
+    possible: its length is enough.
+    """
     import phonenumbers
 
     try:
-        return phonenumbers.is_valid_number(phonenumbers.parse(number, region))
+        parsed = phonenumbers.parse(number, region)
+        return phonenumbers.is_valid_number(parsed) or (possible and phonenumbers.is_possible_number(parsed))
     except phonenumbers.NumberParseException:
         return False

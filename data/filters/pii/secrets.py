@@ -53,7 +53,7 @@ _ASSIGNED = re.compile(
 _PLACEHOLDER = re.compile(
     r"your|example|change_?me|placeholder|xxx|\*\*\*|\.\.\.|dummy|sample|redacted|hidden|insert|replace|todo|null|none|true|false|"
     r"environ|getenv|process\.env|config|settings|self\.|this\.|request|params|options|args|string|function|required|optional|"
-    r"secret|password|passwd|token|12345",
+    r"secret|password|passwd|token|^1234",
     re.IGNORECASE,
 )
 _CODE = re.compile(r"[(){}\[\]]|^\$|->|::|^\w+\.\w+(?:\.\w+)*[,;]?$|^/|^https?:|^%|^&|^@")
@@ -77,7 +77,9 @@ def find_secrets(text: str) -> Iterator[Span]:
         yield from _private_keys(text)
     if "://" in text and "@" in text:
         for match in _URL.finditer(text):
-            yield Span(match.start(1), match.end(1), "secret")
+            password = match[1].partition(":")[2]
+            if not (_PLACEHOLDER.search(password) and re.fullmatch(r"[A-Za-z_-]+", password)):
+                yield Span(match.start(1), match.end(1), "secret")
     lower = text.lower()
     if "bearer " in lower or "basic " in lower:
         for match in _BEARER.finditer(text):

@@ -268,7 +268,7 @@ class Loop:
         return records
 
     def _chat(self, model: Path, temperature: float) -> Chat:
-        engine = Engine(self._open(model), self.tokenizer, name=model.name, template=self.template, progress=False)
+        engine = Engine(self._open(model), self.tokenizer, name=model.name, template=self.template)
         tokens, seed = self.config.rollout.max_new_tokens, self.config.seed
         return talk(engine, max_new_tokens=tokens, temperature=temperature, seed=seed, distinct=True)
 

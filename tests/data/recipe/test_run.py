@@ -134,6 +134,21 @@ def test_a_fault_of_the_config_is_one_line(corpus, tmp_path, change, message):
     assert not (tmp_path / "documents").exists()
 
 
+def test_benchmark_items_are_cut_or_dropped(corpus, tmp_path):
+    rows = [json.loads(line) for path in sorted(corpus.glob("part-*.jsonl")) for line in path.read_text().splitlines()]
+    long = max((row for row in rows if len(row["text"].split()) > 400), key=lambda row: len(row["text"]))
+    words = long["text"].split()
+    (tmp_path / "items.jsonl").write_text(json.dumps({"question": " ".join(words[200:230]), "n": 7}) + "\n")
+    config = config_of(corpus, stages="decontaminate", **{"decontaminate.benchmarks": str(tmp_path / "items.jsonl")})
+    found = run(config | {"rules": {}}, tmp_path / "cut")
+    (kept,) = [row for row in rows_of(tmp_path / "cut", "documents") if row["id"] == long["id"]]
+    assert " ".join(words[200:230]) not in " ".join(kept["text"].split()) and len(kept["text"]) > 400
+    assert found["contamination"]["items.jsonl:1"][0] >= 1 and long["id"] in found["contamination"]["items.jsonl:1"][1]
+    config["decontaminate"]["policy"] = "measure"
+    run(config | {"rules": {"contamination_matches": (0, 0)}}, tmp_path / "drop")
+    assert long["id"] in {row["id"] for row in rows_of(tmp_path / "drop", "dropped")}
+
+
 @pytest.mark.slow
 def test_beam_writes_the_same_bytes(corpus, tmp_path):
     pytest.importorskip("apache_beam")

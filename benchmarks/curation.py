@@ -1,0 +1,217 @@
+"""Curation beside its peers, on real pages: which documents stay, and megabytes of text a second of one core.
+
+python -m benchmarks.curation --pages=FOLDER [--megabytes=20] [--rounds=3] [--pages_for_extraction=300]
+
+FOLDER is searched for HTML files, such as those of Debian's python3.13-doc. Needs datatrove[processing], spacy and trafilatura.
+
+1. Rules: each filter of datatrove and ours with the same constants; the Jaccard similarity of the sets of kept documents.
+2. MinHash: datatrove's signatures (FineWeb's settings), and what our stage writes for the same texts.
+3. Extraction: trafilatura and resiliparse as curate.py uses it, on the same pages.
+4. A recipe: configs/curate/fineweb.py from JSON lines to documents, with one process and with two.
+
+Times are CPU seconds of one process, in turns, median of the rounds. Prints a table; the last line is one JSON object.
+"""
+
+import argparse
+import gc
+import json
+import os
+import random
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from configs.curate import default, fineweb
+from data.dedup import near
+from data.filters.c4 import c4
+from data.filters.fineweb import fineweb_quality
+from data.filters.gopher import gopher_quality, gopher_repetition
+from data.filters.words import Words
+from data.recipe.rules import parse, reasons
+from data.recipe.run import run
+from data.sources.archives import html
+from data.sources.streams import Unreadable
+
+BATCH = 4 << 20  # characters
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pages", type=Path, required=True)
+    parser.add_argument("--megabytes", type=float, default=20)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--pages_for_extraction", type=int, default=300)
+    options = parser.parse_args()
+    paths = sorted(options.pages.rglob("*.html"))
+    random.Random(0).shuffle(paths)
+    texts = texts_of(paths, options.megabytes)
+    found = {"rules": rules(texts, options.rounds), "minhash": minhash(texts, options.rounds)}
+    found["extraction"] = extraction(paths[: options.pages_for_extraction], options.rounds)
+    found["recipe"] = recipe(texts)
+    from lm.reports.page import machine
+
+    print(json.dumps(found | {"documents": len(texts), "machine": machine()}))
+
+
+def texts_of(paths: Sequence[Path], megabytes: float) -> list[str]:
+    texts, size = [], 0
+    for path in paths:
+        try:
+            texts.append(html.page(path.read_bytes()).text)
+        except Unreadable:
+            continue
+        size += len(texts[-1].encode())
+        if size >= megabytes * 1e6:
+            break
+    return texts
+
+
+def seconds(call: Callable[[], object]) -> float:
+    gc.collect()
+    begin = time.process_time()
+    call()
+    return time.process_time() - begin
+
+
+def size(texts: Sequence[str]) -> float:
+    return sum(len(text.encode()) for text in texts) / 1e6
+
+
+def batches(texts: Sequence[str]) -> list[list[str]]:
+    found, some, characters = [], [], 0
+    for text in texts:
+        some.append(text)
+        characters += len(text)
+        if characters >= BATCH:
+            found.append(some)
+            some, characters = [], 0
+    return [*found, some] if some else found
+
+
+def measured(texts: Sequence[str]) -> dict[str, np.ndarray]:
+    """Return all columns of the rules, from one splitting into words."""
+    parts = []
+    for batch in batches(texts):
+        words = Words(batch)
+        parts.append(gopher_quality(words) | gopher_repetition(words) | c4(words)[1] | fineweb_quality(words))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def rules(texts: Sequence[str], rounds: int) -> dict:
+    from datatrove.data import Document
+    from datatrove.pipeline import filters
+
+    config = default.get_config()
+    sets = {}
+    for name, add in (
+        ("GopherQualityFilter", default.gopher_quality),
+        ("GopherRepetitionFilter", default.gopher_repetition),
+        ("C4QualityFilter", lambda rules: default.c4(rules, sentences=5)),
+        ("FineWebQualityFilter", default.fineweb_quality),
+    ):
+        config = default.get_config()
+        add(config.rules)
+        sets[name] = parse(config.rules.to_dict())
+
+    def theirs(name: str) -> np.ndarray:
+        peer = getattr(filters, name)()
+        results = [peer.filter(Document(text=text, id="")) for text in texts]
+        return np.array([result[0] if isinstance(result, tuple) else bool(result) for result in results])
+
+    measured(texts[:50])
+    theirs("GopherQualityFilter")
+    ours, peers, kept = [], [], {}
+    for _ in range(rounds):
+        ours.append(seconds(lambda: measured(texts)))
+        peers.append(seconds(lambda: kept.update({name: theirs(name) for name in sets})))
+    columns, found = measured(texts), {}
+    print("| filter | kept by datatrove | kept by us | Jaccard |\n| --- | --- | --- | --- |")
+    for name, own in sets.items():
+        mine = reasons(own, columns, len(texts)) < 0
+        jaccard = (mine & kept[name]).sum() / max(1, (mine | kept[name]).sum())
+        found[name] = {"theirs": int(kept[name].sum()), "ours": int(mine.sum()), "jaccard": float(jaccard)}
+        print(f"| {name} | {kept[name].sum()} | {mine.sum()} | {jaccard:.4f} |")
+    return found | speeds("rules", texts, ours, peers)
+
+
+def speeds(what: str, texts: Sequence[str], ours: Sequence[float], peers: Sequence[float], peer: str = "datatrove") -> dict:
+    mb = size(texts)
+    one, other, ratio = mb / statistics.median(ours), mb / statistics.median(peers), statistics.median(np.divide(peers, ours))
+    print(f"\n{what}: {one:.2f} MB/s, {peer} {other:.2f} MB/s, {ratio:.1f} ×\n", flush=True)
+    return {"megabytes": mb, "ours_mb_s": one, "peer_mb_s": other, "ratio": ratio}
+
+
+def minhash(texts: Sequence[str], rounds: int) -> dict:
+    from datatrove.data import Document
+    from datatrove.pipeline.dedup.minhash import MinhashConfig, MinhashDedupSignature
+    from datatrove.utils.hashing import HashConfig
+
+    peer = MinhashDedupSignature(tempfile.gettempdir(), config=MinhashConfig(hash_config=HashConfig(hash_fc="sha1")))
+
+    def theirs() -> None:
+        for text in texts[: max(1, len(texts) // 4)]:
+            shingles = peer.get_shingles(Document(text=text, id="").text)
+            if shingles.size:
+                peer.get_signature(shingles)
+
+    def ours() -> None:
+        with tempfile.TemporaryDirectory() as folder, near.Part(Path(folder)) as part:
+            first = 0
+            for batch in batches(texts):
+                part.add(batch, range(first, first + len(batch)))
+                first += len(batch)
+
+    quarter = size(texts[: max(1, len(texts) // 4)]) / size(texts)
+    mine, peers = [], []
+    for _ in range(rounds):
+        mine.append(seconds(ours))
+        peers.append(seconds(theirs) / quarter)
+    return speeds("MinHash", texts, mine, peers)
+
+
+def extraction(paths: Sequence[Path], rounds: int) -> dict:
+    import trafilatura
+
+    pages = [path.read_bytes() for path in paths]
+    mine, peers = [], []
+    for _ in range(rounds):
+        mine.append(seconds(lambda: [extracted(page) for page in pages]))
+        peers.append(seconds(lambda: [trafilatura.extract(page) for page in pages]))
+    return speeds("extraction", [page.decode(errors="replace") for page in pages], mine, peers, "trafilatura")
+
+
+def extracted(page: bytes) -> str:
+    try:
+        return html.page(page).text
+    except Unreadable:
+        return ""
+
+
+def recipe(texts: Sequence[str]) -> dict:
+    """Return MB/s of the whole recipe, by the clock, with one and with two processes."""
+    found = {"megabytes": size(texts)}
+    with tempfile.TemporaryDirectory() as folder:
+        for k in range(4):
+            rows = [json.dumps({"id": str(n), "text": text}) for n, text in enumerate(texts) if n % 4 == k]
+            (Path(folder) / f"part-{k}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        for processes in (1, 2):
+            config = fineweb.get_config()
+            config.input, config.processes = f"{folder}/*.jsonl", processes
+            workdir = Path(folder) / "run"
+            begin = time.perf_counter()
+            run(config.to_dict(), workdir)
+            found[f"mb_s_{processes}"] = found["megabytes"] / (time.perf_counter() - begin)
+            shutil.rmtree(workdir)
+    found["scaling"] = found["mb_s_2"] / found["mb_s_1"]
+    one, two, scaling = found["mb_s_1"], found["mb_s_2"], found["scaling"]
+    print(f"recipe fineweb: {one:.2f} MB/s with one process, {two:.2f} with two ({scaling:.2f} ×), {os.cpu_count()} cores\n")
+    return found
+
+
+if __name__ == "__main__":
+    main()

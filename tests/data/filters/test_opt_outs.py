@@ -1,0 +1,39 @@
+"""Objections to training, from headers and from pages."""
+
+import pytest
+
+from data.filters.opt_outs import meta_tags, opt_outs
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({}, ""),
+        (None, ""),
+        ({"robots": "index, follow"}, ""),
+        ({"robots": "noindex, NoAI"}, "noai"),
+        ({"Robots": "noai, noimageai"}, "noai+noimageai"),
+        ({"X-Robots-Tag": "otherbot: noindex, noimageai"}, "noimageai"),
+        ({"googlebot": "noai"}, "noai"),
+        ({"description": "noai"}, ""),
+        ({"robots": "nothing about noaix"}, ""),
+        ({"TDM-Reservation": "1"}, "tdm"),
+        ({"tdm-reservation": "0"}, ""),
+        ({"robots": "noai", "tdm-reservation": " 1 "}, "noai+tdm"),
+    ],
+)
+def test_an_objection_is_found(metadata, expected):
+    columns = opt_outs([metadata])
+    assert columns["opt_out_reason"].tolist() == [expected]
+    assert [name for name in ("noai", "noimageai", "tdm") if columns[f"opt_out_{name}"][0]] == (
+        expected.split("+") if expected else []
+    )
+
+
+def test_meta_elements_of_a_page():
+    html = """<html><head><META NAME="robots" content='noai'><meta content="1" name=tdm-reservation />
+    <meta property="og:title" content="x"><meta name=robots content="no&#105;mageai"><meta charset="utf-8">"""
+    assert meta_tags(html) == {"robots": "noai, noimageai", "tdm-reservation": "1"}
+    assert opt_outs([meta_tags(html)])["opt_out_reason"].tolist() == ["noai+noimageai+tdm"]
+    assert meta_tags("<meta " * 50_000) == {} and meta_tags("") == {}
+    assert len(opt_outs([])["opt_out_reason"]) == 0

@@ -1,0 +1,131 @@
+"""curate.py as a user runs it: to its report, through hostile files and kills, and into train.py."""
+
+import gzip
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.verbs import runs
+from tests.verbs.test_bad_input import refused
+
+
+def command(workdir: Path, source: Path | str, *keys: str, recipe: str = "gopher") -> list[str]:
+    line = [
+        sys.executable,
+        "curate.py",
+        f"--config=configs/curate/{recipe}.py",
+        f"--workdir={workdir}",
+        f"--config.input={source}",
+    ]
+    return [*line, *(f"--config.{key}" for key in keys)]
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> Path:
+    """Prose in several formats, beside files that nobody can read."""
+    from pydoc_data.topics import topics
+
+    folder = tmp_path_factory.mktemp("pages")
+    texts = [topics[name] for name in sorted(topics)][:40]
+    (folder / "rows.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[:20]))
+    with gzip.open(folder / "more.jsonl.gz", "wt") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in texts[20:30])
+    for k, text in enumerate(texts[30:]):
+        paragraphs = "".join(f"<p>{paragraph}</p>" for paragraph in text.split("\n\n"))
+        (folder / f"page-{k}.html").write_text(f"<html><body><nav>Home</nav><main>{paragraphs}</main></body></html>")
+    (folder / "broken.jsonl.gz").write_bytes((folder / "more.jsonl.gz").read_bytes()[:500])
+    (folder / "binary.txt").write_bytes(bytes(range(256)) * 50)
+    os.mkfifo(folder / "fifo.txt")
+    (folder / "zero.txt").symlink_to("/dev/zero")
+    (folder / "loop").symlink_to(folder)
+    return folder
+
+
+def read(workdir: Path, name: str = "documents") -> list[dict]:
+    return [row for path in sorted((workdir / name).iterdir()) for row in pq.read_table(path).to_pylist()]
+
+
+def test_from_files_to_a_report(pages, tmp_path):
+    done = runs.run(command(tmp_path / "corpus", f"web={pages}", "rules.gopher_letter_words=(0.3,1)"))
+    assert done.returncode == 0, done.stderr[-4000:]
+    report = json.loads((tmp_path / "corpus" / "report.json").read_text())
+    page = (tmp_path / "corpus" / "report.html").read_text()
+    kept, dropped = read(tmp_path / "corpus"), read(tmp_path / "corpus", "dropped")
+    assert len(kept) > 3 and len(dropped) > 3 and {row["source"] for row in kept} == {"web"}
+    assert f"kept {len(kept)} of {len(kept) + len(dropped)} documents" in done.stdout
+    assert not any("Home" == row["text"].split("\n")[0] for row in kept)
+    faults = {Path(one["path"]).name: one["reason"] for one in report["figures"]["quarantined"]}
+    assert {"broken.jsonl.gz", "binary.txt", "fifo.txt", "zero.txt"} <= set(faults) and all(faults.values())
+    assert "gopher_stop_words" in page and "<svg" in page and "What could not be read" in page
+    # What stays is what train.py reads.
+    runs.train(tmp_path / "run", data__input=f"{tmp_path / 'corpus' / 'documents'}/*.parquet", steps=2)
+
+
+def test_tokens_for_training(pages, finished, tmp_path):
+    keys = [
+        "rules.gopher_letter_words=(0.3,1)",
+        f"tokenizer={finished}",
+        "dataset.sequence_length=32",
+        "dataset.valid_fraction=0.1",
+    ]
+    done = runs.run(command(tmp_path / "corpus", f"web={pages}", *keys))
+    assert done.returncode == 0, done.stderr[-4000:]
+    dataset = tmp_path / "corpus" / "dataset"
+    made = json.loads((dataset / "dataset.json").read_text())
+    assert made["sources"]["web"]["train"]["rows"] > 0
+    before = (dataset / "dataset.json").stat().st_mtime_ns
+    assert runs.run(command(tmp_path / "corpus", f"web={pages}", *keys)).returncode == 0
+    assert (dataset / "dataset.json").stat().st_mtime_ns == before
+    runs.train(tmp_path / "run", data__input=dataset, steps=4)
+    refused(runs.line(tmp_path / "other", data__input=dataset, sequence_length=16), "sequence_length=16", "rows of 32 tokens")
+    assert runs.run(command(tmp_path / "corpus", f"web={pages}", *keys, "rules.gopher_words=(50,1000)")).returncode == 0
+    refused(runs.line(tmp_path / "run", data__input=dataset, steps=8), "has changed since this run began")
+
+
+def test_a_workdir_of_another_verb(pages, finished, tmp_path):
+    refused(command(finished, pages), "is that of a run of train.py, not of a corpus")
+
+
+@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_kill_minus_9(pages, tmp_path, kills):
+    keys = ["stages=gopher_quality,gopher_repetition,near_duplicates", "processes=2"]
+    whole = time.monotonic()
+    assert runs.run(command(tmp_path / "whole", pages, *keys)).returncode == 0
+    whole, draw = time.monotonic() - whole, random.Random(kills)
+    for _ in range(kills):
+        process = runs.start(command(tmp_path / "killed", pages, *keys))
+        end = time.monotonic() + draw.uniform(0.2, 0.9) * whole
+        while process.poll() is None and time.monotonic() < end:
+            os.sched_yield()
+        process.kill()
+        process.wait()
+    assert runs.run(command(tmp_path / "killed", pages, *keys)).returncode == 0
+    for name in ("documents", "dropped"):
+        files = {path.name: path.read_bytes() for path in (tmp_path / "whole" / name).iterdir()}
+        assert {path.name: path.read_bytes() for path in (tmp_path / "killed" / name).iterdir()} == files
+
+
+@pytest.mark.parametrize(
+    "keys, words",
+    [
+        (["stages=gopher_qualty"], ["stages", "did you mean gopher_quality?"]),
+        (["rules.gopher_words=(5,1)"], ["rules.gopher_words", "above the most"]),
+        (["rules.gopher_wrds=(5,9)"], ["rules.gopher_wrds", "did you mean rules.gopher_words?"]),
+        (["stages=pii"], ["rules.gopher_", "no stage of the recipe measures it"]),
+        (["runner=spark"], ["runner='spark'", "local or beam"]),
+        (["input=/no/such/place"], ["input='/no/such/place'"]),
+        (["read.format=docx"], ["format='docx'", "warc"]),
+    ],
+)
+def test_faults(pages, tmp_path, keys, words):
+    refused(
+        [part for part in command(tmp_path / "run", pages, *keys) if not keys[0].startswith("input") or str(pages) not in part],
+        *words,
+    )
+    assert not (tmp_path / "run").exists()
