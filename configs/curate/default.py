@@ -41,6 +41,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.language = ml_collections.ConfigDict()
     config.language.sample = 4096  # characters of a document that are read, in slices
 
+    config.classifier = ml_collections.ConfigDict()
+    config.classifier.model = ""  # folder of python -m data.filters.classifier; several: NAME=DIR,NAME=DIR
+    config.classifier.name = "quality"  # of a model without NAME=; the column is classifier_NAME
+
     config.exact_duplicates = ml_collections.ConfigDict()
     config.exact_duplicates.normalise = "whitespace"  # what equal texts may differ in: none, whitespace, case, ccnet
     config.exact_duplicates.keep = "first"  # which of several equal documents stays: the first, or a column's highest

@@ -171,6 +171,18 @@ def _benchmark_files(options: Mapping) -> str:
     return benchmarks.digest(options["benchmarks"])
 
 
+def _classifier(batch: Batch, options: Mapping) -> Columns:
+    from data.filters.classifier.stage import classifier
+
+    return classifier(batch.words, options["model"], options["name"])
+
+
+def _classifier_depends(options: Mapping) -> list[tuple[str, str]]:
+    from data.filters.classifier.stage import fingerprints
+
+    return fingerprints(options["model"], options["name"])
+
+
 STAGES: dict[str, Stage] = {
     "decontaminate": Stage(_decontaminate, "data.dedup.decontaminate", rewrites=True, depends=_benchmark_files),
     "urls": Stage(_urls, "data.filters.urls", depends=_list_files),
@@ -186,4 +198,5 @@ STAGES: dict[str, Stage] = {
     "fineweb_quality": Stage(_fineweb_quality, "data.filters.fineweb"),
     "dclm_lines": Stage(_dclm_lines, "data.filters.dclm", rewrites=True),
     "code": Stage(_code, "data.filters.code"),
+    "classifier": Stage(_classifier, "data.filters.classifier.stage", depends=_classifier_depends),
 }
