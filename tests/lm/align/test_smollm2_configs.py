@@ -26,5 +26,6 @@ def test_the_rewards_of_grpo_judge_its_task():
     columns = {name: [row[name] for row in rows] for name in ("instruction_id_list", "kwargs")}
     columns["rollouts"] = [SimpleNamespace(mask=[True])] * 8
     for function in rewards.functions:
-        assert function([row["prompt"] for row in rows], [""] * 8, **columns) == [0.0] * 8
+        prompts = [[{"role": "user", "content": row["prompt"]}] for row in rows]
+        assert function(prompts, [""] * 8, **columns) == [0.0] * 8
     assert config.rollout.max_prompt_tokens + config.rollout.max_new_tokens <= config.sequence_length + 1
