@@ -36,6 +36,13 @@ def numbers(pattern: str, said: str) -> list[float]:
     return found
 
 
+def test_curate(folder, tmp_path):
+    said = example("0_curate.py", folder, tmp_path)
+    kept, gone, copies = (numbers(rf"{name}: (\d+)", said) for name in ("kept", "gopher_[a-z_]+", "near_duplicate_keep"))
+    assert kept == [41] and gone == [10] and copies == [10]
+    assert "masked: 1 left: 0" in said
+
+
 def test_pretrain(folder, tmp_path):
     said = example("1_pretrain.py", folder, tmp_path)
     assert numbers(r"bits per byte on held-out text: ([\d.]+)", said)[0] < 1
