@@ -37,7 +37,7 @@ from data.recipe.run import run
 from data.sources.archives import html
 from data.sources.streams import Unreadable
 
-BATCH = 4 << 20  # characters
+BATCH = 1 << 19  # characters, as in data/recipe/units.py
 
 
 def main() -> None:

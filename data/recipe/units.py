@@ -21,7 +21,7 @@ from data.recipe.rules import Rule, reasons
 from data.sources.source import Document, Quarantined
 from lm import saving
 
-BATCH_CHARACTERS, BATCH_DOCUMENTS = 4 << 20, 4096  # a batch ends with the document that reaches one of these
+BATCH_CHARACTERS, BATCH_DOCUMENTS = 1 << 19, 4096  # a batch ends with the document that reaches one; its arrays fit a cache
 
 
 @dataclasses.dataclass(frozen=True)
