@@ -208,20 +208,6 @@ def test_a_long_line_is_told_and_never_stored(tmp_path, monkeypatch):
         tracemalloc.stop()
 
 
-def test_two_stars_read_a_loop_of_links_once(tmp_path):
-    (tmp_path / "c/deep").mkdir(parents=True)
-    (tmp_path / "elsewhere").mkdir()
-    for name in ("c/a.txt", "c/deep/b.txt", "c/deep/c.md", "elsewhere/d.txt"):
-        (tmp_path / name).write_text(name)
-    for k in range(6):
-        os.symlink(".", tmp_path / f"c/loop{k}")
-    os.symlink("../elsewhere", tmp_path / "c/link")
-    assert texts("c/**/*.txt") == ["c/a.txt", "c/deep/b.txt", "elsewhere/d.txt"]
-    assert texts("c/**") == ["c/a.txt", "c/deep/b.txt", "c/deep/c.md", "elsewhere/d.txt"]
-    assert texts("**/deep/*.txt") == ["c/deep/b.txt"]
-    assert texts("c") == ["c/a.txt", "c/deep/b.txt", "c/deep/c.md"]
-
-
 def test_parquet_without_the_column(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"body": ["x"], "n": [1]}), tmp_path / "a.parquet")
     fails("a.parquet", "a.parquet: no column 'text'", "'body' 'n'", "data.text_key")

@@ -6,6 +6,7 @@ import os
 import pytest
 
 from data.sources import walk
+from data.sources.files import open_files
 
 
 @pytest.fixture
@@ -48,3 +49,22 @@ def test_a_folder_may_be_left_out(tree):
     assert sorted(os.path.relpath(path, tree) for path, is_folder in found if not is_folder) == [
         *("a.txt", "x/b.txt", "z/b.txt", "z/w/q.md")
     ]
+
+
+def test_two_stars_read_a_loop_of_links_once(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def texts(pattern: str) -> list[str]:
+        return [document.text for document in open_files(pattern).read()]
+
+    (tmp_path / "c/deep").mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("c/a.txt", "c/deep/b.txt", "c/deep/c.md", "elsewhere/d.txt"):
+        (tmp_path / name).write_text(name)
+    for k in range(6):
+        os.symlink(".", tmp_path / f"c/loop{k}")
+    os.symlink("../elsewhere", tmp_path / "c/link")
+    assert texts("c/**/*.txt") == ["c/a.txt", "c/deep/b.txt", "elsewhere/d.txt"]
+    assert texts("c/**") == ["c/a.txt", "c/deep/b.txt", "c/deep/c.md", "elsewhere/d.txt"]
+    assert texts("**/deep/*.txt") == ["c/deep/b.txt"]
+    assert texts("c") == ["c/a.txt", "c/deep/b.txt", "c/deep/c.md"]
