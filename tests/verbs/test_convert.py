@@ -197,10 +197,10 @@ def test_a_full_disk(exported, finished, tmp_path):
 def test_an_import_takes_little_more_memory_than_the_model(tmp_path):
     """Eight devices that all lie on this host: one copy of the model is the least. The checkpoint's save is in it.
 
-    1.1 to 1.35 copies were seen, depending on when the save frees its buffers; a second copy would be 2.
+    The model is large enough for the save's buffers, about 130 MiB whatever its size, to be a small part.
     """
-    size = import_memory.write_checkpoint(tmp_path / "published", import_memory.llama_8b(shrink=4, layers=12), shards=4)
+    size = import_memory.write_checkpoint(tmp_path / "published", import_memory.llama_8b(shrink=4, layers=24), shards=4)
     found = import_memory.measure(tmp_path / "published", tmp_path / "run", devices=8)
     shutil.rmtree(tmp_path / "published")
     shutil.rmtree(tmp_path / "run")
-    assert 0.9 < (found["peak"] - found["before"]) * import_memory.MIB / size < 1.6
+    assert 0.9 < (found["peak"] - found["before"]) * import_memory.MIB / size < 1.3
