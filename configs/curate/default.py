@@ -19,9 +19,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.processes = 0  # of this machine; 0: one on each core
     config.beam_options = ""  # such as "--runner=FlinkRunner --flink_master=HOST:8081"; default: Beam's runner on this machine
 
-    config.tokenizer = (
-        ""  # a workdir, SentencePiece model or Hugging Face folder: write WORKDIR/dataset too, tokens that train.py reads
-    )
+    config.tokenizer = ""  # a workdir, SentencePiece model or Hugging Face folder; writes WORKDIR/dataset, for train.py
     config.dataset = ml_collections.ConfigDict()
     config.dataset.sequence_length = 1024  # tokens of a row; that of the training
     config.dataset.valid_fraction = 0.005  # fraction of the documents for validation
@@ -86,14 +84,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.decontaminate.most_pieces = 10  # a document that is cut into more slices goes
 
     config.pii = ml_collections.ConfigDict()
-    config.pii.style = (
-        "placeholder"  # <EMAIL>; or same_length; or fineweb: reserved addresses in place of e-mail and IP addresses
-    )
+    config.pii.style = "placeholder"  # <EMAIL>; or same_length; or fineweb: reserved addresses for e-mail and IP addresses
     config.pii.kinds = ("secret", "email", "iban", "card", "ip", "ssn", "phone")
     config.pii.public_ips_only = True
-    config.pii.regions = tuple(
-        "US GB FR DE IT ES NL BE CH AT SE IE PL AU IN JP KR CN BR MX TR ZA".split()
-    )  # countries whose phone numbers are found without a country code
+    # Countries whose phone numbers are found without a country code.
+    config.pii.regions = tuple("US GB FR DE IT ES NL BE CH AT SE IE PL AU IN JP KR CN BR MX TR ZA".split())
 
     config.audit = True  # measure what is said near identity terms, and topics, before and after
     config.rules = ml_collections.ConfigDict()

@@ -100,9 +100,9 @@ class Words:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def count(self, flag: int, document: bool = True) -> np.ndarray:
-        """Return int64 [N] (or [L]): words with a property."""
-        return sums((self.flags_W & flag) != 0, self.words_N if document else self.words_L)
+    def count(self, flag: int) -> np.ndarray:
+        """Return int64 [N]: words with a property."""
+        return sums((self.flags_W & flag) != 0, self.words_N)
 
     @functools.cached_property
     def sentences_L(self) -> np.ndarray:
@@ -118,11 +118,6 @@ class Words:
         first = np.append(True, line[1:] != line[:-1])[: len(inside)]
         begins = ends_W[inside] > np.where(first, before_L[line], previous)
         return (self.words_L > 0) + np.bincount(line[begins], minlength=len(self.words_L))
-
-    def select(self, lines_L: np.ndarray) -> list[str]:
-        """Return N texts of the lines for which bool [L] is true, stripped and joined by newlines."""
-        keep = iter(lines_L.tolist())
-        return ["\n".join(line.strip() for line in lines if next(keep)).strip() for lines in self.lines]
 
 
 def _of(values: array, at: np.ndarray) -> np.ndarray:

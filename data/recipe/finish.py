@@ -29,7 +29,7 @@ class Output(NamedTuple):
 
     job: Job
     key: str
-    audit: bool = True
+    audit: bool
 
     def tables(self, unit: Unit) -> dict[str, Path]:
         """Return the paths of the unit's documents that stay and of those that go."""
@@ -55,7 +55,7 @@ def run(output: Output, unit: Unit) -> dict[str, Any]:
         for batch, first in zip(batches(output.job, unit), original, strict=True):
             why = reasons(output.job.rules, batch.columns, len(batch))
             names = np.array([rule.column for rule in output.job.rules] + [EMPTY, KEPT], object)
-            empty = np.array([not text or text.isspace() for text in batch.texts])
+            empty = np.array([not text or text.isspace() for text in batch.texts], bool)
             # Index −1 is KEPT. A document of which a stage left nothing goes too.
             why = names[np.where((why < 0) & empty, len(names) - 2, why)]
             stays = np.flatnonzero(why == KEPT)
@@ -98,7 +98,7 @@ class Figures:
       "bias", "topics": {"before", "after": additive tables of data/filters/bias.py}, with `audit` }
     """
 
-    def __init__(self, rules: list[Rule], audit: bool = False):
+    def __init__(self, rules: list[Rule], audit: bool):
         self._audit = audit
         self._rules = {rule.column: rule for rule in rules}
         self.found: dict[str, Any] = {
@@ -126,11 +126,9 @@ class Figures:
             value = value if isinstance(value, str) or value is None else float(value)
             shown = (batch if reason == KEPT else first).texts[n][:SAMPLE_CHARACTERS]
             self._sample(reason, [xxhash.xxh3_64_hexdigest(id.encode()), id, batch.columns["url"][n], value, shown])
-
         for id, items in zip(batch.columns["id"], batch.columns.get("contamination_of", ())):
             for item in json.loads(items) if items else ():
                 _count_item(self.found["contamination"], item, 1, [id])
-
         if self._audit:
             self._count_bias(first, why == KEPT)
 

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from data.sources import archives, tfds_source
 from lm.errors import UserError, naming
 
+_NAMED = re.compile(r"([a-z0-9_]+)=(.+)")  # sources become names of TFDS datasets
 UNIT_BYTES, UNIT_FILES = 8 << 20, 4096  # a unit ends with the file that reaches one of these
 
 
@@ -70,14 +72,15 @@ def _state(path: str) -> tuple[int, Any]:
 
 
 def inputs(text: str, read: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return (path, id) of all input files, in order. text: parts NAME=FILES with commas between; ids begin with the name.
+    """Return (path, id) of all input files, in order; an id begins with the name of its source.
 
+    text: FILES or NAME=FILES, several with commas between. A path that exists is no NAME=FILES.
     Raises: UserError: nothing is there.
     """
     found = []
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, equals, where = part.partition("=")
-        name, where = (name, where) if equals else ("input", part)
+    for part in [text] if os.path.exists(text) else filter(None, (part.strip() for part in text.split(","))):
+        named = None if os.path.exists(part) else _NAMED.fullmatch(part)
+        name, where = named.groups() if named else ("input", part)
         with naming("input"):
             found += [(path, f"{name}/{id}") for path, id in archives.units(where, archives.Options(**read))]
     if not found:

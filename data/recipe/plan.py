@@ -56,6 +56,7 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
     read = dict(config["read"])
     planned = [Planned("read", None, read, digest((read, FORMAT, code(READER))), ())]
     text, batch = planned[0].key, Batch({name: ["word"] for name in ORIGINS} | {"metadata": [None]})
+    known: set[str] = set()  # columns
     for name in filter(None, (name.strip() for name in config["stages"].split(","))):
         if (stage := STAGES.get(name) or CORPUS.get(name)) is None:
             near = difflib.get_close_matches(name, [*STAGES, *CORPUS], n=1)
@@ -66,6 +67,10 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
         options = dict(config.get(name, {}))
         depends: list[Any] = [text, options, code(stage.module), _own_code(stage)]
         if name in CORPUS:  # it sees only the documents that the rules before it leave
+            if options["keep"] != "first" and options["keep"] not in known:
+                raise UserError(
+                    f"{name}.keep={options['keep']!r}: no stage before it measures this column; use first, or a column"
+                )
             depends += [[(one.key, one.rules) for one in planned], [unit.name for unit in found]]
             columns = stage.columns
         else:
@@ -73,6 +78,7 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
             # A document of one word tells which columns there will be.
             columns = tuple(column for column in stage.run(batch, options) if column != "text")
         planned.append(Planned(name, stage, options, digest(depends), _on(rules, columns)))
+        known.update(columns)
         text = planned[-1].key if stage.rewrites else text
     measured = {rule.column for one in planned for rule in one.rules}
     for rule in rules:

@@ -32,6 +32,11 @@ class Rule(NamedTuple):
         low = f"{self.least:g} ≤ " if self.least > -math.inf else ""
         return f"{low}{self.column}" + (f" ≤ {self.most:g}" if self.most < math.inf else "")
 
+    def described(self) -> dict[str, object]:
+        """Return {"column", "told", "bounds": the finite ones} for manifest and report."""
+        bounds = [bound for bound in (self.least, self.most) if math.isfinite(bound)]
+        return {"column": self.column, "told": self.told(), "bounds": bounds}
+
 
 def parse(rules: Mapping[str, Sequence]) -> list[Rule]:
     """Return the rules of a config: column -> (least, most), or a tuple of allowed strings; an empty tuple is no rule.

@@ -124,7 +124,9 @@ def _manifest(
 ) -> None:
     about = {
         "recipe": output.key,
-        "stages": [{"name": s.name, "key": s.key, "options": s.options, "rules": [r.told() for r in s.rules]} for s in planned],
+        "stages": [
+            {"name": s.name, "key": s.key, "options": s.options, "rules": [r.described() for r in s.rules]} for s in planned
+        ],
         "inputs": [{"unit": unit.number, "bytes": unit.bytes, "files": [id for _, id in unit.files]} for unit in found],
         "files": {
             f"{name}/{path.name}": one["files"][name]

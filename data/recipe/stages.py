@@ -4,6 +4,7 @@ A stage's options are the section of its name in the config. The source of a sta
 it imports, is part of the stage's identity (data/recipe/plan.py), so results are computed again after a change of the code.
 """
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -83,10 +84,9 @@ def _language(batch: Batch, options: Mapping) -> Columns:
 
 
 def _urls(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.urls import block_lists, read_list, url_columns
+    from data.filters.urls import url_columns
 
-    lists = block_lists(**{name: read_list(path) for name, path in sorted(options.items()) if path})
-    return _listed(url_columns(batch.columns["url"], lists))
+    return _listed(url_columns(batch.columns["url"], _block_lists(tuple(sorted(options.items())))))
 
 
 def _opt_outs(batch: Batch, options: Mapping) -> Columns:
@@ -103,10 +103,10 @@ def _unicode(batch: Batch, options: Mapping) -> Columns:
 
 
 def _bad_words(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.word_lists import bad_words, kept_fraction, read_word_lists
+    from data.filters.word_lists import bad_words, kept_fraction
 
-    lists = read_word_lists(options["lists"])
-    columns = bad_words(batch.texts, [language or "" for language in batch.columns["language"]], lists)
+    languages = [language or "" for language in batch.columns["language"]]
+    columns = bad_words(batch.texts, languages, _word_lists(options["lists"]))
     stays = kept_fraction(batch.texts, options["keep_fraction"])
     return columns | {"bad_words_drop": (columns["bad_words"] > 0) & ~stays}
 
@@ -120,18 +120,30 @@ def _metadata(batch: Batch) -> list[dict[str, str]]:
     return [json.loads(metadata) if metadata else {} for metadata in batch.columns["metadata"]]
 
 
-def _list_files(options: Mapping) -> list[str]:
+@functools.cache
+def _block_lists(options: tuple[tuple[str, str], ...]):
+    from data.filters.urls import block_lists, read_list
+
+    return block_lists(**{name: read_list(path) for name, path in options if path})
+
+
+@functools.cache
+def _word_lists(folder: str):
+    from data.filters.word_lists import read_word_lists
+
+    return read_word_lists(folder)
+
+
+def _list_files(options: Mapping) -> list[list[str]]:
     from data.filters.urls import read_list
 
     return [read_list(path) for _, path in sorted(options.items()) if path]
 
 
 def _word_list_files(options: Mapping) -> Any:
-    from data.filters.word_lists import read_word_lists
-
     if not options["lists"]:
         raise UserError("bad_words.lists names no folder; it holds a file of words for each language, such as en or de.txt")
-    lists = read_word_lists(options["lists"])
+    lists = _word_lists(options["lists"])
     return [(language, sorted(one.words), [entry for _, entry, _ in one.phrases]) for language, one in sorted(lists.items())]
 
 

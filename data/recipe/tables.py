@@ -26,8 +26,6 @@ class Writer:
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
 
     def close(self) -> None:
-        if self._writer is None:  # no batch at all
-            self.write({"id": []})
         self._writer.close()
 
 
@@ -49,11 +47,10 @@ class Reader:
 
     def __init__(self, path: Path):
         self._file = pq.ParquetFile(path)
-        self.rows = self._file.metadata.num_rows
-        self.batches = self._file.num_row_groups if self.rows else 0
+        self.batches = max(1, self._file.num_row_groups)
 
-    def read(self, k: int, columns: Sequence[str] | None = None) -> dict[str, Any]:
-        table = self._file.read_row_group(k, columns=columns)
+    def read(self, k: int) -> dict[str, Any]:
+        table = self._file.read_row_group(k) if self._file.num_row_groups else self._file.schema_arrow.empty_table()
         return {name: _values(table.column(name)) for name in table.column_names}
 
     def close(self) -> None:

@@ -107,7 +107,7 @@ def _read(job: Job, unit: Unit) -> Iterator[dict[str, list]]:
 
     options = Options(**job.stages[0].options)
     columns: dict[str, list] = {name: [] for name in ORIGINS}
-    size, bad = 0, []
+    size, bad, empty = 0, [], True
     for path, id in unit.files:
         source, _, inside = id.partition("/")
         for found in read(path, inside, options):
@@ -119,8 +119,8 @@ def _read(job: Job, unit: Unit) -> Iterator[dict[str, list]]:
             size += len(found.text)
             if size >= BATCH_CHARACTERS or len(columns["id"]) >= BATCH_DOCUMENTS:
                 yield columns
-                columns, size = {name: [] for name in ORIGINS}, 0
-    if columns["id"]:
+                columns, size, empty = {name: [] for name in ORIGINS}, 0, False
+    if columns["id"] or empty:  # a unit without documents has one empty batch, so its files have all columns
         yield columns
     saving.write_lines(_quarantine(job, unit), bad, ensure_ascii=True)
 

@@ -1,7 +1,6 @@
 """The report of a curation run: funnel, histograms with thresholds, samples kept and dropped, what could not be read."""
 
 import json
-import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -63,21 +62,13 @@ def steps(report: Mapping) -> list[dict]:
     left, found = Counter({"documents": 0, "bytes": 0}), []
     for counts in dropped.values():
         left.update(counts)
-    rules = [(stage["name"], rule, column_of(rule)) for stage in report["recipe"] for rule in stage["rules"]]
+    rules = [(stage["name"], rule["told"], rule["column"]) for stage in report["recipe"] for rule in stage["rules"]]
     for stage, rule, column in [*rules, ("end", "some text is left", "empty")]:
         counts = dropped.get(column, Counter())
         before, left = left["documents"], Counter({k: left[k] - counts[k] for k in ("documents", "bytes")})
         share = counts["documents"] / before if before else 0.0
         found.append({"stage": stage, "rule": rule, "dropped": counts["documents"], "share": share, **left})
     return found
-
-
-def column_of(rule: str) -> str:
-    """Return the column of a rule as Rule.told writes it."""
-    for part in rule.split(" in ", 1)[0].split(" ≤ "):
-        if not part.replace(".", "").replace("-", "").replace("+", "").replace("e", "").isdigit():
-            return part
-    return rule
 
 
 def tables(report: Mapping) -> list[dict]:
@@ -96,13 +87,10 @@ def tables(report: Mapping) -> list[dict]:
 def histograms(report: Mapping) -> list[dict]:
     """Return {"title", "note", "svg"} of each rule's column, with the thresholds as lines."""
     found = []
-    for stage in report["recipe"]:
-        for rule in stage["rules"]:
-            column = column_of(rule)
-            if one := report["figures"]["histograms"].get(column):
-                bounds = [_number(part) for part in rule.split(" ≤ ") if _number(part) is not None]
-                drawn = charts.svg(f"h-{column}", _histogram(one, bounds), size=(5.4, 2.2), steps=False)
-                found.append({"title": column, "note": rule, "svg": drawn})
+    for rule in (rule for stage in report["recipe"] for rule in stage["rules"]):
+        if one := report["figures"]["histograms"].get(rule["column"]):
+            drawn = charts.svg(f"h-{rule['column']}", _histogram(one, rule["bounds"]), size=(5.4, 2.2), steps=False)
+            found.append({"title": rule["column"], "note": rule["told"], "svg": drawn})
     return found
 
 
@@ -130,12 +118,10 @@ def _histogram(one: Mapping, bounds: Sequence[float]):
     return draw
 
 
-def _number(text: str) -> float | None:
-    try:
-        value = float(text)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+def masked(report: Mapping) -> list[tuple[str, int]]:
+    """Return (kind, count) of what the stages pii and unicode found in all documents that were read."""
+    sums = report["figures"]["sums"]
+    return [(name, int(value)) for name, value in sorted(sums.items()) if name.startswith(("pii_", "unicode_"))]
 
 
 def groups(tables: Mapping) -> list[dict]:
@@ -178,6 +164,7 @@ def html(report: Mapping) -> str:
         tables=tables(report),
         histograms=histograms(report),
         samples=samples(report),
+        masked=masked(report),
         groups=groups(report["figures"]["bias"]),
         topics=topic_rows(report["figures"]["topics"]),
         items=sorted(report["figures"]["contamination"].items(), key=lambda one: (-one[1][0], one[0])),

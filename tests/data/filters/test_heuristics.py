@@ -1,6 +1,5 @@
 """The measures of Gopher, C4, FineWeb, DCLM and code: by hand, and beside datatrove's filters on real text."""
 
-import importlib.util
 import sysconfig
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -64,7 +63,7 @@ def test_dclm():
     page += "3 items in cart\nAnd more. Read more...\nSign-in"
     (text,), columns = dclm_lines(Words([page]))
     assert text == "A usual line stays here.\n\n3\nAnd more."
-    assert columns["dclm_removed_words"][0] == pytest.approx(1 - 8 / 24, abs=0.06)
+    assert columns["dclm_removed_words"][0] == pytest.approx(1 - 8 / 22)
     assert dclm_lines(Words([""]))[1]["dclm_removed_words"].tolist() == [1]
 
 
@@ -115,7 +114,6 @@ def kept(texts: list[str], name: str) -> np.ndarray:
     return lines & (c["fineweb_duplicate_characters"] <= 0.01) & (c["fineweb_newlines"] <= 0.3)
 
 
-@pytest.mark.skipif(not all(map(importlib.util.find_spec, ("datatrove", "spacy"))), reason="needs datatrove and spacy")
 @pytest.mark.parametrize("name", ["GopherQualityFilter", "GopherRepetitionFilter", "C4QualityFilter", "FineWebQualityFilter"])
 def test_the_kept_documents_are_those_of_datatrove(name):
     from datatrove.data import Document

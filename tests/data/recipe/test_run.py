@@ -12,6 +12,7 @@ from data.recipe.run import run
 from lm.errors import UserError
 
 INF = float("inf")
+ALL = "urls,opt_outs,unicode,language,gopher_quality,gopher_repetition,c4,c4_paragraphs,fineweb_quality,dclm_lines,code,pii"
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,38 @@ def test_a_run_that_stopped_anywhere_ends_the_same(corpus, tmp_path):
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
 
 
+def test_a_unit_without_documents_has_all_columns(corpus, tmp_path):
+    found = run(config_of(corpus / "broken.jsonl", stages=f"{ALL},exact_duplicates,near_duplicates"), tmp_path)
+    (path,) = (tmp_path / "documents").iterdir()
+    table = pq.read_table(path)
+    assert table.num_rows == 0 and {"id", "text", "gopher_words", "near_duplicate_keep", "pii_email"} <= set(table.column_names)
+    run(config_of(corpus / "broken.jsonl", stages=f"{ALL},exact_duplicates,near_duplicates"), tmp_path)
+    assert len(found["quarantined"]) == 1 and rows_of(tmp_path, "dropped") == []
+
+
+def test_names_of_sources(corpus, tmp_path):
+    folder = tmp_path / "date=2024"
+    shutil.copytree(corpus, folder)
+    assert set(run(config_of(folder), tmp_path / "one")["funnel"]) == {"input"}
+    two = run(config_of(f"web={folder}/part-0.jsonl,books={folder}/part-1.jsonl"), tmp_path / "two")
+    assert set(two["funnel"]) == {"web", "books"}
+
+
+def test_the_best_of_equal_documents_stays(corpus, tmp_path):
+    keep = {"stages": "gopher_quality,near_duplicates", "near_duplicates.keep": "gopher_stop_words"}
+    config = config_of(corpus, **keep)
+    run(config | {"rules": {"near_duplicate_keep": (1, 1)}}, tmp_path)
+    rows = {row["id"]: row for row in [*rows_of(tmp_path, "documents"), *rows_of(tmp_path, "dropped")]}
+    clusters: dict[int, list] = {}
+    for row in rows.values():
+        clusters.setdefault(row["near_duplicate_cluster"], []).append(row)
+    several = [rows for rows in clusters.values() if len(rows) > 1]
+    assert several
+    for members in several:
+        (stays,) = [row for row in members if row["near_duplicate_keep"]]
+        assert stays["gopher_stop_words"] == max(row["gopher_stop_words"] for row in members)
+
+
 def test_another_input_leaves_nothing_of_the_old_one(corpus, tmp_path):
     run(config_of(corpus), tmp_path)
     run(config_of(corpus / "part-0.jsonl"), tmp_path)
@@ -125,6 +158,7 @@ def test_published_recipes(recipe, corpus, tmp_path):
         ({"input": "/no/such/corpus"}, "input="),
         ({"input": ""}, "input"),
         ({"near_duplicates.rows": 0}, "rows"),
+        ({"near_duplicates.keep": "gopher_wrds"}, "near_duplicates.keep='gopher_wrds'"),
         ({"pii.style": "stars"}, "style"),
     ],
 )
