@@ -15,6 +15,7 @@ import pytest
 
 from tests.verbs import runs
 from tests.verbs.test_bad_input import refused
+from tests.verbs.test_hosts import ends, start_both
 
 
 def command(workdir: Path, source: Path | str, *keys: str, recipe: str = "gopher") -> list[str]:
@@ -88,6 +89,21 @@ def test_tokens_for_training(pages, finished, tmp_path):
     refused(runs.line(tmp_path / "other", data__input=dataset, sequence_length=16), "sequence_length=16", "rows of 32 tokens")
     assert runs.run(command(tmp_path / "corpus", f"web={pages}", *keys, "rules.gopher_words=(50,1000)")).returncode == 0
     refused(runs.line(tmp_path / "run", data__input=dataset, steps=8), "has changed since this run began")
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_its_tokens(pages, finished, tmp_path):
+    keys = [
+        "rules.gopher_letter_words=(0.3,1)",
+        f"tokenizer={finished}",
+        "dataset.sequence_length=32",
+        "dataset.valid_fraction=0.1",
+    ]
+    assert runs.run(command(tmp_path / "corpus", f"web={pages}", *keys)).returncode == 0
+    line = runs.line(tmp_path / "run", data__input=tmp_path / "corpus" / "dataset", steps=4)
+    codes, said = ends(start_both(line, tmp_path), tmp_path)
+    assert codes == [0, 0], said
+    assert json.loads((tmp_path / "run" / "report.json").read_text())["finished"]
 
 
 def test_a_workdir_of_another_verb(pages, finished, tmp_path):
