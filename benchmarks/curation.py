@@ -28,9 +28,9 @@ import numpy as np
 
 from configs.curate import default, fineweb
 from data.dedup import near
-from data.filters.c4 import c4
-from data.filters.fineweb import fineweb_quality
-from data.filters.gopher import gopher_quality, gopher_repetition
+from data.filters.heuristics.c4 import c4
+from data.filters.heuristics.fineweb import fineweb_quality
+from data.filters.heuristics.gopher import gopher_quality, gopher_repetition
 from data.filters.words import Words
 from data.recipe.rules import parse, reasons
 from data.recipe.run import run

@@ -32,19 +32,19 @@ class Stage(NamedTuple):
 
 
 def _gopher_quality(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.gopher import gopher_quality
+    from data.filters.heuristics.gopher import gopher_quality
 
     return gopher_quality(batch.words)
 
 
 def _gopher_repetition(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.gopher import gopher_repetition
+    from data.filters.heuristics.gopher import gopher_repetition
 
     return gopher_repetition(batch.words)
 
 
 def _c4(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.c4 import c4
+    from data.filters.heuristics.c4 import c4
 
     texts, columns = c4(
         batch.words, end_marks=tuple(options["end_marks"]), min_words=options["min_words"], longest_word=options["longest_word"]
@@ -53,26 +53,26 @@ def _c4(batch: Batch, options: Mapping) -> Columns:
 
 
 def _c4_paragraphs(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.c4 import c4_paragraphs
+    from data.filters.heuristics.c4 import c4_paragraphs
 
     return c4_paragraphs(batch.words)
 
 
 def _fineweb_quality(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.fineweb import fineweb_quality
+    from data.filters.heuristics.fineweb import fineweb_quality
 
     return fineweb_quality(batch.words)
 
 
 def _dclm_lines(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.dclm import dclm_lines
+    from data.filters.heuristics.dclm import dclm_lines
 
     texts, columns = dclm_lines(batch.words)
     return {"text": texts} | columns
 
 
 def _code(batch: Batch, options: Mapping) -> Columns:
-    from data.filters.code import code
+    from data.filters.heuristics.code import code
 
     return code(batch.texts, [about.get("programming_language") for about in _metadata(batch)])
 
@@ -203,12 +203,12 @@ STAGES: dict[str, Stage] = {
     "bad_words": Stage(_bad_words, "data.filters.word_lists", depends=_word_list_files),
     "language": Stage(_language, "data.filters.language"),
     "pii": Stage(_pii, "data.filters.pii.masking", rewrites=True),
-    "gopher_quality": Stage(_gopher_quality, "data.filters.gopher"),
-    "gopher_repetition": Stage(_gopher_repetition, "data.filters.gopher"),
-    "c4": Stage(_c4, "data.filters.c4", rewrites=True),
-    "c4_paragraphs": Stage(_c4_paragraphs, "data.filters.c4"),
-    "fineweb_quality": Stage(_fineweb_quality, "data.filters.fineweb"),
-    "dclm_lines": Stage(_dclm_lines, "data.filters.dclm", rewrites=True),
-    "code": Stage(_code, "data.filters.code"),
+    "gopher_quality": Stage(_gopher_quality, "data.filters.heuristics.gopher"),
+    "gopher_repetition": Stage(_gopher_repetition, "data.filters.heuristics.gopher"),
+    "c4": Stage(_c4, "data.filters.heuristics.c4", rewrites=True),
+    "c4_paragraphs": Stage(_c4_paragraphs, "data.filters.heuristics.c4"),
+    "fineweb_quality": Stage(_fineweb_quality, "data.filters.heuristics.fineweb"),
+    "dclm_lines": Stage(_dclm_lines, "data.filters.heuristics.dclm", rewrites=True),
+    "code": Stage(_code, "data.filters.heuristics.code"),
     "classifier": Stage(_classifier, "data.filters.classifier.stage", depends=_classifier_depends),
 }

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import xxhash
 
-from data.filters import ngrams
+from data.filters.heuristics import ngrams
 from data.filters.splitting import split
 from data.filters.words import LETTER, SYMBOL, Words, maxima, runs, sums
 

@@ -7,11 +7,11 @@ from pydoc_data.topics import topics
 import numpy as np
 import pytest
 
-from data.filters.c4 import c4, c4_paragraphs
-from data.filters.code import code
-from data.filters.dclm import dclm_lines
-from data.filters.fineweb import fineweb_quality
-from data.filters.gopher import gopher_quality, gopher_repetition
+from data.filters.heuristics.c4 import c4, c4_paragraphs
+from data.filters.heuristics.code import code
+from data.filters.heuristics.dclm import dclm_lines
+from data.filters.heuristics.fineweb import fineweb_quality
+from data.filters.heuristics.gopher import gopher_quality, gopher_repetition
 from data.filters.words import Words
 
 

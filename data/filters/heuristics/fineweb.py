@@ -3,7 +3,7 @@
 import numpy as np
 
 from data.filters.characters import SENTENCE_ENDS
-from data.filters.gopher import ratio
+from data.filters.heuristics.gopher import ratio
 from data.filters.words import Words
 
 SHORT_LINE = 30  # characters

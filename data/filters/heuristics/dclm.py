@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 
-from data.filters.gopher import ratio
+from data.filters.heuristics.gopher import ratio
 from data.filters.words import PUNCTUATION, Words
 
 MOST_UPPERCASE, MOST_DIGITS, LEAST_WORDS = 0.5, 0.999999, 2

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.filters import ngrams
+from data.filters.heuristics import ngrams
 from data.filters.words import LETTER, STOP_WORDS, SYMBOL, Words, sums
 
 TOP_GRAMS, DUPLICATE_GRAMS = (2, 3, 4), (5, 6, 7, 8, 9, 10)

@@ -1,0 +1,1 @@
+"""The published rules on words and lines: Gopher, C4, FineWeb, DCLM, and those on source files."""
