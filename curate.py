@@ -1,8 +1,8 @@
 """Curate text: from raw files to documents worth training on.
 
     python curate.py --config=configs/curate/fineweb.py --workdir=corpus --config.input='crawl/*.warc.gz'
-    python train.py --config=configs/train/small.py --workdir=runs/mine --config.data='corpus/documents/*.parquet'
-    python curate.py … --config.tokenizer=runs/mine     # also WORKDIR/dataset, which train.py takes as --config.data
+    python train.py --config=configs/train/small.py --workdir=runs/mine --config.data.input=corpus
+    python curate.py … --config.tokenizer=runs/mine     # also corpus/dataset: tokenized, which train.py takes as it is
 
 Reads files, measures and rewrites their documents stage by stage, and applies the recipe's thresholds.
 configs/curate/default.py explains every key, docs/curate.md every stage. Run the same command again to resume after a crash, a

@@ -14,6 +14,7 @@ INF = float("inf")
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.input = ""  # files, folders and globs with commas between; NAME=FILES names a source: web=crawl/*.warc.gz,books=txt
+    # builtin:python is the code, docstrings and docs of this Python installation.
     config.stages = ""  # with commas between, in order; see data/recipe/stages.py
     config.runner = "local"  # processes of this machine; or beam: Apache Beam
     config.processes = 0  # of this machine; 0: one on each core
@@ -29,6 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.read = ml_collections.ConfigDict()  # how files are read, see data/sources/archives
     config.read.text_key = "text"  # field or column of JSONL and Parquet that holds the text
     config.read.main_content = True  # of HTML pages: leave out menus, headers and footers
+    config.read.max_bytes = placeholder(int)  # of text from each TFDS dataset and each source of builtin:python; none: all
     config.read.format = placeholder(str)  # of all files, instead of looking at their names: warc, html, code, mediawiki, …
 
     config.c4 = ml_collections.ConfigDict()

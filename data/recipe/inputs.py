@@ -3,14 +3,12 @@
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from data.sources import archives, tfds_source
+from data.sources import archives, files, tfds_source
 from lm.errors import UserError, naming
 
-_NAMED = re.compile(r"([a-z0-9_]+)=(.+)")  # sources become names of TFDS datasets
 UNIT_BYTES, UNIT_FILES = 8 << 20, 4096  # a unit ends with the file that reaches one of these
 
 
@@ -23,8 +21,8 @@ class Unit(NamedTuple):
     bytes: int
 
 
-def units(files: Iterable[tuple[str, str]]) -> list[Unit]:
-    """Group (path, id), in order, into units."""
+def units(files: Iterable[tuple[str, str]], max_bytes: int | None = None) -> list[Unit]:
+    """Group (path, id), in order, into units. max_bytes: see `archives.Options`; it limits the sizes that are shown."""
     found, some, size, states = [], [], 0, []
 
     def end() -> None:
@@ -35,7 +33,8 @@ def units(files: Iterable[tuple[str, str]]) -> list[Unit]:
         bytes, state = _state(path)
         some.append((path, id))
         states.append((id, bytes, state))
-        size += bytes
+        limited = max_bytes is not None and path.startswith((archives.TFDS, archives.INSTALLATION))
+        size += min(bytes, max_bytes) if limited else bytes
         if size >= UNIT_BYTES or len(some) >= UNIT_FILES:
             end()
             some, size, states = [], 0, []
@@ -49,6 +48,11 @@ def _state(path: str) -> tuple[int, Any]:
     if path.startswith(archives.TFDS):
         files = [os.stat(file) for file in tfds_source.prepared_files(path.removeprefix(archives.TFDS))]
         return sum(file.st_size for file in files), max((file.st_mtime_ns for file in files), default=0)
+    if path.startswith(archives.INSTALLATION):
+        from data.sources import python_installation
+
+        files = [(id, os.stat(file)) for id, file in python_installation.files()]
+        return sum(file.st_size for _, file in files), digest([(id, file.st_size, file.st_mtime_ns) for id, file in files])
     if "://" in path:
         import fsspec
 
@@ -79,10 +83,13 @@ def inputs(text: str, read: Mapping[str, Any]) -> list[tuple[str, str]]:
     """
     found = []
     for part in [text] if os.path.exists(text) else filter(None, (part.strip() for part in text.split(","))):
-        named = None if os.path.exists(part) else _NAMED.fullmatch(part)
-        name, where = named.groups() if named else ("input", part)
+        name, where = files.named(part)
         with naming("input"):
-            found += [(path, f"{name}/{id}") for path, id in archives.units(where, archives.Options(**read))]
+            some = list(archives.units(where, archives.Options(**read)))
+        if where == archives.INSTALLATION and name is None:  # its sources have names
+            found += [(path, f"{id}/") for path, id in some]
+        else:
+            found += [(path, f"{name or 'input'}/{id}") for path, id in some]
     if not found:
         raise UserError(f"input={text!r} names no file; set --config.input to files, folders or globs")
     return found

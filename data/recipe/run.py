@@ -36,7 +36,7 @@ def prepare(config: Mapping[str, Any]) -> tuple[list[Planned], list[Unit]]:
     Raises: UserError: no input, or a fault of the config.
     """
     _spread(config, Path())
-    found = units(inputs(config["input"], config["read"]))
+    found = units(inputs(config["input"], config["read"]), config["read"]["max_bytes"])
     return plan(config, found), found
 
 

@@ -3,14 +3,12 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from data.recipe.inputs import digest
-from data.sources.source import Document, Source
+from data.sources.corpus import open_corpus
 from data.text.dataset import prepare, prepared
 from data.text.split import survey
 from data.text.tokenizer import load_tokenizer
@@ -38,7 +36,7 @@ def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
     settings, fresh = config["dataset"], workdir / "stages" / f"{FOLDER}-{made_from}"
     shutil.rmtree(fresh, ignore_errors=True)
     with naming("input"):
-        sources = [Source(name, lambda name=name: _documents(workdir, name)) for name in _names(workdir)]
+        sources = open_corpus(workdir)
         with progress("survey", unit="B", scaled=True) as bar:
             kept = survey(
                 sources,
@@ -62,23 +60,6 @@ def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
     shutil.rmtree(out, ignore_errors=True)
     os.rename(fresh, out)
     return statistics
-
-
-def _names(workdir: Path) -> list[str]:
-    found: set[str] = set()
-    for path in sorted((workdir / "documents").glob("*.parquet")):
-        found.update(pq.read_table(path, columns=["source"]).column("source").unique().to_pylist())
-    return sorted(found)
-
-
-def _documents(workdir: Path, source: str) -> Iterator[Document]:
-    for path in sorted((workdir / "documents").glob("*.parquet")):
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):
-                rows = file.read_row_group(group, columns=["id", "text", "source", "licence"]).to_pylist()
-                for number, row in enumerate(rows):
-                    if row["source"] == source:
-                        yield Document(f"{row['id']}#{group}.{number}", row["text"], path.name, row["licence"])
 
 
 def _advance(bar):

@@ -126,7 +126,8 @@ def _read(job: Job, unit: Unit) -> Iterator[dict[str, list]]:
 
 
 def _origins(document: Document, source: str) -> tuple[str | None, ...]:
-    about = json.dumps(document.metadata, sort_keys=True, ensure_ascii=False) if document.metadata else None
+    metadata = (document.metadata or {}) | ({"split_key": document.split_key} if document.split_key else {})
+    about = json.dumps(metadata, sort_keys=True, ensure_ascii=False) if metadata else None
     return document.id, document.text, source, document.url, document.language, document.date, document.licence, about
 
 

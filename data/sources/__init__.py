@@ -1,4 +1,4 @@
-"""Sources of documents: files, a TFDS dataset, or the Python installation that runs this program."""
+"""Sources of documents: files, a curated corpus, a TFDS dataset, or the Python installation that runs this program."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def open_sources(input: str | None, *, text_key: str = "text", max_bytes: int | 
     """Open the sources that `data.input` names, without reading them.
 
     Args:
-        input: None for the Python installation (sources `code`, `docstrings`, `docs`); a file, a folder or a
-            glob, several separated by commas (one source); or a TFDS name such as `lm1b` (one source).
-            A path that exists wins over a TFDS dataset of the same name.
+        input: None for the Python installation (sources `code`, `docstrings`, `docs`); a workdir of curate.py (its sources);
+            a file, a folder or a glob, several separated by commas (one source, and one for each name of NAME=FILES); or a
+            TFDS name such as `lm1b` (one source). A path that exists wins over a TFDS dataset of the same name.
         text_key: the JSONL field, Parquet column or TFDS feature that holds the text.
         max_bytes: a source ends with the document that reaches this many UTF-8 bytes.
 
@@ -29,22 +29,24 @@ def open_sources(input: str | None, *, text_key: str = "text", max_bytes: int | 
 
         sources = python_installation.open_installation()
     else:
-        sources = [_open_named(input.strip(), text_key)]
+        sources = _open_named(input.strip(), text_key)
     if max_bytes is not None:
-        sources = [Source(source.name, _until(source.read, max_bytes)) for source in sources]
+        sources = [Source(source.name, until(source.read, max_bytes)) for source in sources]
     return sources
 
 
-def _open_named(input: str, text_key: str) -> Source:
-    from data.sources import files
+def _open_named(input: str, text_key: str) -> list[Source]:
+    from data.sources import corpus, files
 
+    if corpus.is_corpus(input):
+        return corpus.open_corpus(input)
     if files.is_path(input):
         return files.open_files(input, text_key)
 
     from data.sources import tfds_source
 
     if tfds_source.is_known(input):
-        return tfds_source.open_tfds(input, text_key)
+        return [tfds_source.open_tfds(input, text_key)]
     # "corpus/en" may be a path or dataset/config. It is not a known dataset, so it is a missing path.
     if "/" in input:
         raise files.missing(input)
@@ -56,7 +58,9 @@ def _open_named(input: str, text_key: str) -> Source:
     )
 
 
-def _until(read: Callable[[], Iterator[Document]], max_bytes: int) -> Callable[[], Iterator[Document]]:
+def until(read: Callable[[], Iterator[Document]], max_bytes: int) -> Callable[[], Iterator[Document]]:
+    """Return a reader that ends with the document that reaches this many UTF-8 bytes."""
+
     def capped() -> Iterator[Document]:
         left = max_bytes
         for document in read():

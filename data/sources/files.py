@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from data.sources import streams, walk
+from data.sources import corpus, streams, walk
 from data.sources.source import Document, Source
 from data.sources.streams import Unreadable
 from lm.errors import UserError
@@ -27,35 +27,49 @@ EXTENSIONS = TEXT + JSON_LINES + PARQUET
 PIECE_BYTES = 1 << 16  # a longer text file becomes several documents of at most this size
 MAX_LINE_BYTES = 1 << 28  # of a JSON line. The longest book has some 20 MB; parsing takes about five times the line.
 _BOM = b"\xef\xbb\xbf"
+_NAMED = re.compile(r"([a-z0-9_]+)=(.+)")  # sources become names of TFDS datasets
 
 
 def is_path(input: str) -> bool:
-    """Return whether `input` must mean files: it exists, is a glob or a list, or looks like a path."""
+    """Return whether `input` must mean files: it exists, is a glob or a list, names a source, or looks like a path."""
     return (
         os.path.exists(os.path.expanduser(input))
         or input.startswith((".", "/", "~"))
         or input.endswith(("/", *EXTENSIONS))
         or any(c in input for c in "*?[,\\")
+        or named(input)[0] is not None
     )
 
 
-def open_files(input: str, text_key: str = "text") -> Source:
-    """Return one source of all readable files under `input`, ordered by path.
+def named(part: str) -> tuple[str | None, str]:
+    """Split NAME=FILES into (NAME, FILES). A part without a name, or that exists as it is written, gives (None, part)."""
+    match = None if os.path.exists(os.path.expanduser(part)) else _NAMED.fullmatch(part)
+    return (match[1], match[2]) if match else (None, part)
+
+
+def open_files(input: str, text_key: str = "text") -> list[Source]:
+    """Return a source of the readable files under `input`, ordered by path, and one for each name of NAME=FILES.
 
     Args:
         input: a file, a folder (searched recursively; hidden names are skipped) or a glob (`**` matches any number
-            of folders), or several of these separated by commas.
+            of folders), or several of these separated by commas. NAME=FILES puts files into the source NAME.
         text_key: the field or column that holds the text. String fields `id`, `url` or `source`, and
             `license` or `licence` give the document's id, origin and licence. The default id is file and line.
 
     Raises:
         UserError: nothing matches, or no match has one of `EXTENSIONS`.
     """
-    parts = _parts(input)
-    paths = find(input)
+    sources: dict[str | None, list[str]] = {}
+    for name, part in _named_parts(input):
+        sources.setdefault(name, []).append(part)
+    return [_source(name, parts, text_key) for name, parts in sources.items()]
+
+
+def _source(name: str | None, parts: list[str], text_key: str) -> Source:
+    paths = sorted({path for part in parts for path in _find(part, EXTENSIONS)})
     roots = [fixed_folder(part) for part in parts]
     base = os.path.commonpath([os.path.abspath(root) for root in roots])
-    name = "_".join(_identifier(part) for part in parts)[:64]
+    name = name or "_".join(_identifier(part) for part in parts)[:64]
 
     def read() -> Iterator[Document]:
         for path in paths:
@@ -104,11 +118,19 @@ def check(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> None:
 
 
 def _parts(input: str) -> list[str]:
+    return [part for _, part in _named_parts(input)]
+
+
+def _named_parts(input: str) -> list[tuple[str | None, str]]:
     whole = os.path.expanduser(input)
-    parts = [whole] if os.path.exists(whole) else [os.path.expanduser(p.strip()) for p in input.split(",") if p.strip()]
+    if os.path.exists(whole):
+        return [(None, whole)]
+    parts = [named(part.strip()) for part in input.split(",") if part.strip()]
     if not parts:
         raise missing(input)
-    return parts
+    found = [(name, os.path.expanduser(part)) for name, part in parts]
+    # The other folders of a corpus hold what its recipe dropped.
+    return [(name, os.path.join(part, corpus.DOCUMENTS) if corpus.is_corpus(part) else part) for name, part in found]
 
 
 def _find(part: str, extensions: tuple[str, ...]) -> list[str]:

@@ -68,6 +68,11 @@ def open_installation() -> list[Source]:
     ]
 
 
+def files() -> list[tuple[str, str]]:
+    """Return (id, path) of all files of the installation, in the order in which the sources read them."""
+    return [(file.id, file.path) for file in _files()]
+
+
 class _Skip(Exception):
     """Raised with the reason why a file gives no document."""
 
@@ -97,7 +102,8 @@ def _read(name: str, endings: tuple[str, ...], make: Callable[[_File, str], str]
         if text and not text.isspace():
             kept += 1
             key = None if make is _docs else xxhash.xxh3_128_hexdigest(content.encode())
-            yield Document(file.id, text, file.origin, file.licence, key)
+            about = {"programming_language": "Python"} if make is _code else None
+            yield Document(file.id, text, file.origin, file.licence, key, metadata=about)
     reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(skipped.items())) or "none"
     _LOG.info("source %s: %d files read; passed over: %s", name, kept, reasons)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import xxhash
 
-from data.sources import files, streams
+from data.sources import corpus, files, streams
 from lm import saving
 from lm.damage import set_aside
 from lm.errors import UserError
@@ -112,7 +112,9 @@ def input_files(input: str | None, extensions: tuple[str, ...] = files.EXTENSION
     if input is None:
         return None
     input = input.strip()
-    if files.is_path(input) or input.endswith(extensions):
+    if corpus.is_corpus(input):
+        paths = corpus.files(input)
+    elif files.is_path(input) or input.endswith(extensions):
         paths = files.present(input, extensions)
     else:
         from data.sources import tfds_source  # imports TFDS, which tokenizers do not need

@@ -67,7 +67,7 @@ def test_from_files_to_a_report(pages, tmp_path):
     assert {"broken.jsonl.gz", "binary.txt", "fifo.txt", "zero.txt"} <= set(faults) and all(faults.values())
     assert "gopher_stop_words" in page and "<svg" in page and "What could not be read" in page
     # What stays is what train.py reads.
-    runs.train(tmp_path / "run", data__input=f"{tmp_path / 'corpus' / 'documents'}/*.parquet", steps=2)
+    runs.train(tmp_path / "run", data__input=tmp_path / "corpus", steps=2, data__weights="web=1")
 
 
 def test_tokens_for_training(pages, finished, tmp_path):
@@ -89,6 +89,14 @@ def test_tokens_for_training(pages, finished, tmp_path):
     refused(runs.line(tmp_path / "other", data__input=dataset, sequence_length=16), "sequence_length=16", "rows of 32 tokens")
     assert runs.run(command(tmp_path / "corpus", f"web={pages}", *keys, "rules.gopher_words=(50,1000)")).returncode == 0
     refused(runs.line(tmp_path / "run", data__input=dataset, steps=8), "has changed since this run began")
+
+
+def test_the_installation_is_text_enough(tmp_path):
+    line = [sys.executable, "curate.py", "--config=configs/curate/demo.py", f"--workdir={tmp_path / 'corpus'}"]
+    done = runs.run([*line, "--config.read.max_bytes=100000"])
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert {row["source"] for row in read(tmp_path / "corpus")} == {"code", "docstrings", "docs"}
+    runs.train(tmp_path / "run", data__input=tmp_path / "corpus", steps=2, data__weights="code=2,docs=1,docstrings=1")
 
 
 @pytest.mark.slow

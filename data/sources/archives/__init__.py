@@ -2,7 +2,7 @@
 
 Formats, by the name of a file, or else by its first bytes: WARC and WET, HTML, JSON lines, Parquet, plain text and Markdown,
 mail (mbox, messages, maildir), StackExchange and MediaWiki dumps, source files, git repositories. Files may be compressed with
-gzip, zstd, bzip2 or xz. Names of TFDS datasets are read too.
+gzip, zstd, bzip2 or xz. TFDS datasets are read too, and builtin:python, the Python installation that runs this program.
 
 Memory is bounded for input of any size. Limits are constants in capitals in each reader. The largest needs are about 200 times
 `html.MAX_HTML_BYTES` for a hostile HTML page, and the window of a zstd file, up to 2 GiB if it was packed so.
@@ -13,15 +13,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from data.sources import streams, walk
+from data.sources import streams, until, walk
 from data.sources.archives.code.languages import PROSE, language_of
-from data.sources.source import Document, Quarantined
+from data.sources.source import Document, Quarantined, Source
 from data.sources.streams import Unreadable, open_stream
 from lm.errors import UserError
 
 TFDS = "tfds:"  # the beginning of a path that is the name of a TFDS dataset
+INSTALLATION = "builtin:python"  # the beginning of the path of a source of the Python installation
 _SNIFFED_BYTES = 1 << 13
 
 # Endings of names after the ending of a compressor is removed; languages of source files are in code/languages.py.
@@ -48,11 +49,13 @@ class Options:
     text_key: the field of JSON lines, the column of Parquet files or the feature of a TFDS dataset that holds the text.
     main_content: leave out navigation, footers and the like of HTML pages.
     format: one of `FORMATS` for all files, instead of looking at their names. "code" makes a folder one source tree.
+    max_bytes: UTF-8 bytes of text to read from each TFDS dataset, and from each source of builtin:python; None: all.
     """
 
     text_key: str = "text"
     main_content: bool = True
     format: str | None = None
+    max_bytes: int | None = None
 
     def __post_init__(self):
         if self.format is not None and self.format not in FORMATS:
@@ -60,13 +63,14 @@ class Options:
 
 
 def units(input: str, options: Options = Options()) -> Iterator[tuple[str, str]]:  # noqa: B008 (it is frozen)
-    """Yield (path, id) of everything to read, in a fixed order: files, git repositories, one TFDS dataset.
+    """Yield (path, id) of everything to read, in a fixed order: files, git repositories, TFDS datasets, built-in sources.
 
     Each can be read by itself with `read`. Memory grows with the largest folder, not with the number of files.
 
     Args:
         input: a file, a folder (searched recursively; hidden names and links to folders are skipped), a glob, the address
-            of an object or a folder in a bucket (gs://, s3://, … by fsspec), or a TFDS name; several separated by commas.
+            of an object or a folder in a bucket (gs://, s3://, … by fsspec), a TFDS name, or builtin:python; several separated
+            by commas.
 
     Raises: UserError if a part of the input does not exist.
     """
@@ -75,7 +79,9 @@ def units(input: str, options: Options = Options()) -> Iterator[tuple[str, str]]
         [whole] if os.path.lexists(whole) else [os.path.expanduser(part.strip()) for part in input.split(",") if part.strip()]
     )
     for part in parts:
-        if "://" in part:
+        if part == INSTALLATION:
+            yield from ((f"{INSTALLATION}/{name}", name) for name in _installation())
+        elif "://" in part:
             yield from _in_bucket(part)
         elif options.format == "tfds" or part.startswith(TFDS):
             yield TFDS + part.removeprefix(TFDS), part.removeprefix(TFDS)
@@ -114,7 +120,9 @@ def _read(path: str, id: str, options: Options) -> Iterator[Document | Quarantin
     if path.startswith(TFDS):
         from data.sources.archives import rows
 
-        return rows.read_tfds(path.removeprefix(TFDS), options.text_key)
+        return _capped(lambda: rows.read_tfds(path.removeprefix(TFDS), options.text_key), options.max_bytes)
+    if path.startswith(INSTALLATION):
+        return _capped(_installation()[path.rpartition("/")[2]].read, options.max_bytes)
     if "://" not in path and os.path.isdir(path):
         from data.sources.archives.code import git, tree
 
@@ -153,6 +161,16 @@ def _read(path: str, id: str, options: Options) -> Iterator[Document | Quarantin
 
         return plain.read(path, id)
     raise Unreadable("unknown format")
+
+
+def _installation() -> dict[str, Source]:
+    from data.sources import python_installation
+
+    return {source.name: source for source in python_installation.open_installation()}
+
+
+def _capped(read: Callable[[], Iterator], max_bytes: int | None) -> Iterator:
+    return (read if max_bytes is None else until(read, max_bytes))()
 
 
 def format_of(path: str) -> str | None:

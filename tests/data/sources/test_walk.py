@@ -55,7 +55,7 @@ def test_two_stars_read_a_loop_of_links_once(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def texts(pattern: str) -> list[str]:
-        return [document.text for document in open_files(pattern).read()]
+        return [document.text for source in open_files(pattern) for document in source.read()]
 
     (tmp_path / "c/deep").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
