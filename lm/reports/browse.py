@@ -78,15 +78,16 @@ def stratified(chosen: Mapping[str, Sequence], most: int) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def columns_of(job: Job, unit: Unit) -> list[dict[str, str]]:
-    """Return {"name", "stage": the last one that writes it, "kind": number, flag or text} of all columns but the text."""
-    found: dict[str, dict[str, str]] = {}
+def columns_of(job: Job, unit: Unit) -> list[dict[str, Any]]:
+    """Return {"name", "stage": the last one that writes it, "compares": whether that stage compares only the documents that the
+    rules before it leave, "kind": number, flag or text} of all columns but the text, stage by stage."""
+    found: dict[str, dict[str, Any]] = {}
     for stage in job.stages:
         for field in pq.read_schema(job.path(stage, unit)):
             kind = "text" if pa.types.is_string(field.type) else "flag" if pa.types.is_boolean(field.type) else "number"
             if field.name != "text":
                 found.pop(field.name, None)
-                found[field.name] = {"name": field.name, "stage": stage.name, "kind": kind}
+                found[field.name] = {"name": field.name, "stage": stage.name, "compares": stage.compares, "kind": kind}
     return list(found.values())
 
 

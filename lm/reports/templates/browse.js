@@ -159,11 +159,10 @@ function measures(one) {
   let stage = null;
   for (const column of columns) {
     if (column.stage !== stage) body.append(make("tr", {}, make("th", { scope: "rowgroup", colspan: "4" }, (stage = column.stage))));
-    const fails = one.fails.indexOf(column.name);
-    const verdict = fails < 0 ? (column.name in rules ? "holds" : "") : column.name === one.reason ? "broken: the reason" : "broken";
+    const fails = one.fails.includes(column.name);
     const row = make("tr", {}, make("td", {}, ...breakable(column.name)), cell(one, column));
-    row.append(make("td", {}, column.name in rules ? told(column.name) : ""), make("td", {}, verdict));
-    if (fails >= 0) row.className = "fails";
+    row.append(make("td", {}, column.name in rules ? told(column.name) : ""), make("td", {}, verdict(one, column)));
+    if (fails) row.className = "fails";
     body.append(row);
   }
   const head = make("tr", {}, ...["measure", "value", "stays if", ""].map((name) => make("th", { scope: "col" }, name)));
@@ -179,7 +178,16 @@ function told(name) {
   return (rules[name]?.told ?? "–").replaceAll(name, "value");
 }
 
-function verdict(one) {
+function verdict(one, column) {
+  const { name, stage, compares } = column;
+  if (one.fails.includes(name)) return name === one.reason ? "broken: the reason" : "broken";
+  // Columns are in the order of stages: one that compares documents has not seen what an earlier rule drops.
+  if (compares && columns.slice(0, columns.findIndex((other) => other.stage === stage)).some((other) => one.fails.includes(other.name)))
+    return "not compared";
+  return name in rules ? "holds" : "";
+}
+
+function sentences(one) {
   if (one.reason === "kept") return ["It stays."];
   if (one.reason === "empty") return ["It goes: no text is left."];
   const others = one.fails.filter((name) => name !== one.reason);
@@ -197,7 +205,7 @@ function show(one) {
   append(name, String(value(one, "id")));
   const box = make("div");
   const size = `${one.length.toLocaleString("en")} characters as read, document number ${one.number}`;
-  pane.append(make("h2", {}, name), make("p", {}, ...verdict(one)), make("p", { class: "note" }, size));
+  pane.append(make("h2", {}, name), make("p", {}, ...sentences(one)), make("p", { class: "note" }, size));
   pane.append(views(one, box), box, make("h3", {}, "Measures"), measures(one));
 }
 

@@ -177,9 +177,9 @@ def test_sample_and_size_are_bounded(source, corpus, tmp_path):
 def test_texts_are_cut_until_the_page_fits(corpus):
     keys = ("number", "reason", "values", "fails", "text", "length", "changes", "links")
     whole = [{key: one[key] for key in keys} for one in data_of(corpus)["documents"]]
-    size = sum(len(browse.encoded(one)) for one in whole)
+    size = sum(len(browse.encoded(one).encode()) for one in whole)
     found = browse.fitted(whole, 2500, size // 2)
-    assert size // 4 < sum(len(browse.encoded(one)) for one in found) <= size // 2
+    assert size // 4 < sum(len(browse.encoded(one).encode()) for one in found) <= size // 2
     for one, other in zip(found, whole, strict=True):
         assert other["text"].startswith(one["text"]) and one["length"] == other["length"]
         assert all(sum(kept + removed for kept, removed, _ in edits) <= len(one["text"]) for _, edits in one["changes"][:1])
@@ -264,6 +264,8 @@ def test_a_document_in_a_browser(browser, corpus):
     assert browser.run("document.querySelector('#pane pre').textContent") == written
     opened(browser, corpus, "short-7")
     assert browser.run("document.querySelectorAll('#measures tr.fails').length") == 3
+    verdicts = "[...document.querySelectorAll('#measures tr')].map(one => one.textContent)"
+    assert any(row.startswith("duplicate_keep") and row.endswith("not compared") for row in browser.run(verdicts))
     assert "gopher_words = " in browser.run("document.querySelector('#pane').textContent")
     opened(browser, corpus, "long")
     assert "Cut here: " in browser.run("document.querySelector('#pane pre').textContent")
