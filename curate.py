@@ -7,7 +7,7 @@
 Reads files, measures and rewrites their documents stage by stage, and applies the recipe's thresholds.
 configs/curate/default.py explains every key, docs/curate.md every stage. Run the same command again to resume after a crash, a
 kill or a Ctrl-C. After a change of a threshold only the last step is done anew. Writes to the workdir: documents/, dropped/
-(with the reason), manifest.json, report.html, report.json, stages/.
+(with the reason), manifest.json, report.html, report.json, browse.html, stages/.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ def main(config, workdir: Path) -> None:
     with locked(workdir):
         save_record(config, workdir)
         found = run(config.to_dict(), workdir, prepared)
-        write(workdir, config, found | {"dataset": tokenized.write(config.to_dict(), workdir)})
+        write(workdir, config, found | {"dataset": tokenized.write(config.to_dict(), workdir)}, prepared)
 
 
 if __name__ == "__main__":

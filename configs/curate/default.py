@@ -92,6 +92,11 @@ def get_config() -> ml_collections.ConfigDict:
     # Countries whose phone numbers are found without a country code.
     config.pii.regions = tuple("US GB FR DE IT ES NL BE CH AT SE IE PL AU IN JP KR CN BR MX TR ZA".split())
 
+    config.browse = ml_collections.ConfigDict()  # WORKDIR/browse.html, which shows documents with all their measures
+    config.browse.documents = 1000  # at most, of each reason and of those that stay about as many; 0: no page
+    config.browse.characters = 6000  # at most, of a document's text
+    config.browse.megabytes = 10  # of the page, about; texts are cut shorter until they fit
+
     config.audit = True  # measure what is said near identity terms, and topics, before and after
     config.rules = ml_collections.ConfigDict()
     return config

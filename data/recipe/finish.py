@@ -25,11 +25,15 @@ BINS = 50
 
 
 class Output(NamedTuple):
-    """key: of the whole recipe, with its rules. audit: whether to count what is said near identity terms."""
+    """key: of the whole recipe, with its rules. audit: whether to count what is said near identity terms.
+
+    choose: of each reason, how many documents a page to browse may show.
+    """
 
     job: Job
     key: str
     audit: bool
+    choose: int = 0
 
     def tables(self, unit: Unit) -> dict[str, Path]:
         """Return the paths of the unit's documents that stay and of those that go."""
@@ -49,7 +53,8 @@ def run(output: Output, unit: Unit) -> dict[str, Any]:
         figures = json.loads(done.read_text(encoding="utf-8"))
         if figures["files"] == _described(paths):
             return figures
-    figures = Figures(output.job.rules, output.audit)
+    figures = Figures(output.job.rules, output.audit, output.choose)
+    number = unit.number << 32
     with tables.writing(paths["dropped"]) as dropped, tables.writing(paths["documents"]) as documents:
         original = batches(Job(output.job.workdir, output.job.stages[:1]), unit)
         for batch, first in zip(batches(output.job, unit), original, strict=True):
@@ -62,7 +67,8 @@ def run(output: Output, unit: Unit) -> dict[str, Any]:
             goes = np.flatnonzero(why != KEPT)
             documents.write(_rows(batch.columns, stays))
             dropped.write(_rows(batch.columns | {"text": first.texts}, goes) | {"reason": why[goes].tolist()})
-            figures.add(batch, first, why)
+            figures.add(batch, first, why, number)
+            number += len(batch)
     found = saving.plain(figures.found | {"quarantined": quarantined(output.job, unit), "files": _described(paths)})
     saving.write_json(done, found)
     return found
@@ -93,20 +99,22 @@ class Figures:
       "kept_bytes": {source: {language: bytes of the texts as they are written}};
       "histograms": {column: {"edges": [...], "counts": [...]}} for each rule on numbers;
       "samples": {reason or "kept": [[hash, id, url, value, text]]}, the documents with the lowest hashes of their ids;
+      "chosen": {reason or "kept": [[hash, number]]}, the `choose` ones with the lowest hashes, see data/recipe/documents.py;
       "sums": {column: sum} of all numeric columns;
       "contamination": {benchmark item: [documents, the lowest ids of some]};
       "bias", "topics": {"before", "after": additive tables of data/filters/bias.py}, with `audit` }
     """
 
-    def __init__(self, rules: list[Rule], audit: bool):
-        self._audit = audit
+    def __init__(self, rules: list[Rule], audit: bool, choose: int = 0):
+        self._audit, self._choose = audit, choose
         self._rules = {rule.column: rule for rule in rules}
         self.found: dict[str, Any] = {
-            "funnel": {}, "kept_bytes": {}, "histograms": {}, "samples": defaultdict(list), "sums": defaultdict(float),
-            "contamination": {}, "bias": {}, "topics": {},
+            "funnel": {}, "kept_bytes": {}, "histograms": {}, "samples": defaultdict(list), "chosen": {},
+            "sums": defaultdict(float), "contamination": {}, "bias": {}, "topics": {},
         }  # fmt: skip
 
-    def add(self, batch: Batch, first: Batch, why: np.ndarray) -> None:
+    def add(self, batch: Batch, first: Batch, why: np.ndarray, number: int) -> None:
+        """Add a batch. first: as it was read. why: reason or "kept" of each document. number: of its first document."""
         funnel, kept = self.found["funnel"], self.found["kept_bytes"]
         languages = [language or "unknown" for language in batch.columns["language"]]
         for source, language, text, now, reason in zip(batch.columns["source"], languages, first.texts, batch.texts, why):
@@ -121,11 +129,15 @@ class Figures:
                 self.found["sums"][name] += float(np.nansum(values))
                 if name in self._rules:
                     self._histogram(name, values)
-        for n, (id, reason) in enumerate(zip(batch.columns["id"], why)):
+        hashes = [xxhash.xxh3_64_hexdigest(id.encode()) for id in batch.columns["id"]]
+        chosen: dict[str, list] = {}
+        for n, (hash, id, reason) in enumerate(zip(hashes, batch.columns["id"], why)):
+            chosen.setdefault(reason, []).append([hash, number + n])
             value = batch.columns[reason][n] if reason in self._rules else None
             value = value if isinstance(value, str) or value is None else float(value)
             shown = (batch if reason == KEPT else first).texts[n][:SAMPLE_CHARACTERS]
-            self._sample(reason, [xxhash.xxh3_64_hexdigest(id.encode()), id, batch.columns["url"][n], value, shown])
+            self._sample(reason, [hash, id, batch.columns["url"][n], value, shown])
+        choose(self.found["chosen"], chosen, self._choose)
         for id, items in zip(batch.columns["id"], batch.columns.get("contamination_of", ())):
             for item in json.loads(items) if items else ():
                 _count_item(self.found["contamination"], item, 1, [id])
@@ -151,6 +163,12 @@ class Figures:
         some = self.found["samples"][reason]
         if len(some) < SAMPLES or sample[0] < some[-1][0]:
             self.found["samples"][reason] = heapq.nsmallest(SAMPLES, [*some, sample], key=lambda one: one[:2])
+
+
+def choose(into: dict[str, list], more: Mapping[str, list], most: int) -> None:
+    """Merge two tables {reason: [[hash, number]]}; of each reason the `most` lowest rows stay."""
+    for reason, rows in more.items() if most else ():
+        into[reason] = sorted([*into.get(reason, []), *rows])[:most]
 
 
 def _count_item(table: dict[str, list], item: str, documents: int, ids: list[str]) -> None:

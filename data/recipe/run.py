@@ -36,6 +36,9 @@ def prepare(config: Mapping[str, Any]) -> tuple[list[Planned], list[Unit]]:
     Raises: UserError: no input, or a fault of the config.
     """
     _spread(config, Path())
+    for name, value in config["browse"].items():
+        if value < 0:
+            raise UserError(f"browse.{name}={value}; use 0 or more")
     found = units(inputs(config["input"], config["read"]), config["read"]["max_bytes"])
     return plan(config, found), found
 
@@ -54,13 +57,16 @@ def run(config: Mapping[str, Any], workdir: Path, prepared: tuple[list[Planned],
         if job.gathers is not None:
             _compare(job, found)
     rules = [(stage.folder, [rule.told() for rule in stage.rules]) for stage in planned]
-    output = Output(Job(workdir, tuple(planned)), digest([rules, config["audit"]]), config["audit"])
+    choose = config["browse"]["documents"]
+    key = digest([rules, config["audit"], choose])
+    output = Output(Job(workdir, tuple(planned)), key, config["audit"], choose)
     with progress("documents", len(found), unit=" units") as bar:
-        figures = []
+        figures, chosen = [], {}
         for one in spread(finish.run, output, found):
+            finish.choose(chosen, one.pop("chosen"), choose)  # here, so that memory does not grow with the units
             figures.append(one)
             bar.update(1)
-    total = finish.merged(figures) | {"seconds": time.perf_counter() - begin}
+    total = finish.merged(figures) | {"chosen": chosen, "seconds": time.perf_counter() - begin}
     _tidy(workdir, output, found)
     _manifest(planned, output, found, figures, workdir)
     return total

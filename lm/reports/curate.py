@@ -1,30 +1,44 @@
-"""The report of a curation run: funnel, histograms with thresholds, samples kept and dropped, what could not be read."""
+"""The report of a curation run: funnel, histograms with thresholds, duplicates, samples, a page of documents."""
 
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 
+from data.recipe.inputs import Unit
+from data.recipe.plan import Planned
+from data.recipe.units import Job
 from lm import saving
-from lm.reports import charts
+from lm.reports import browse, charts
+from lm.reports.duplicates import duplicates
 from lm.reports.page import machine, render, replace_json
 
 KEPT = "kept"
 SHOWN_FILES = 20  # of those that could not be read
 
 
-def write(workdir: str | os.PathLike, config: Mapping, found: Mapping[str, Any]) -> None:
-    """Write report.json and report.html. found: what data.recipe.run.run returns."""
-    workdir = Path(workdir)
+def write(
+    workdir: str | os.PathLike, config: Mapping, found: Mapping[str, Any], prepared: tuple[Sequence[Planned], Sequence[Unit]]
+) -> None:
+    """Write report.json, report.html and browse.html.
+
+    found, prepared: what `run` and `prepare` of data/recipe/run.py return.
+    """
+    workdir, (planned, units) = Path(workdir), prepared
+    job = Job(workdir, tuple(planned))
+    found = dict(found) | {"duplicates": duplicates(job, units)}
+    chosen = found.pop("chosen")
+    total = totals(found["funnel"])
+    name = f"lmcraft corpus {workdir.name}"
     stages = json.loads((workdir / "manifest.json").read_text(encoding="utf-8"))["stages"]
     report = saving.plain(
         {
-            "title": f"lmcraft corpus {workdir.name}",
+            "title": name,
             "config": config.to_dict(),
             "machine": machine(devices=False),
             "recipe": stages,
@@ -34,8 +48,8 @@ def write(workdir: str | os.PathLike, config: Mapping, found: Mapping[str, Any])
         }
     )
     replace_json(workdir / "report.json", report)
-    saving.write(workdir / "report.html", html(report))
-    total = totals(found["funnel"])
+    shown = browse.write(f"{name}: documents", job, units, chosen, config.browse.to_dict(), total["all"][0])
+    saving.write(workdir / "report.html", html(report, shown))
     share = _share(total["kept"][1], total["all"][1])
     print(f"{workdir}: kept {total['kept'][0]:,} of {total['all'][0]:,} documents, {share} of the bytes")
 
@@ -153,8 +167,8 @@ def samples(report: Mapping) -> list[dict]:
     ]
 
 
-def html(report: Mapping) -> str:
-    """Return the page."""
+def html(report: Mapping, shown: Set[tuple[str, str]] = frozenset()) -> str:
+    """Return the page. shown: (id, reason) of the documents that browse.html beside it shows."""
     total, bad = totals(report["figures"]["funnel"]), report["figures"]["quarantined"]
     return render(
         "curate.html.j2",
@@ -164,6 +178,11 @@ def html(report: Mapping) -> str:
         tables=tables(report),
         histograms=histograms(report),
         samples=samples(report),
+        duplicates=report["figures"]["duplicates"],
+        shown=shown,
+        reasons=dict(sorted(shown, reverse=True)),  # of equal ids, one
+        address=browse.address,
+        about=browse.PAGE,
         masked=masked(report),
         groups=groups(report["figures"]["bias"]),
         topics=topic_rows(report["figures"]["topics"]),

@@ -66,6 +66,8 @@ def test_from_files_to_a_report(pages, tmp_path):
     faults = {Path(one["path"]).name: one["reason"] for one in report["figures"]["quarantined"]}
     assert {"broken.jsonl.gz", "binary.txt", "fifo.txt", "zero.txt"} <= set(faults) and all(faults.values())
     assert "gopher_stop_words" in page and "<svg" in page and "What could not be read" in page
+    browsed = (tmp_path / "corpus" / "browse.html").read_text()
+    assert f"{len(kept) + len(dropped)} of {len(kept) + len(dropped)} documents" in browsed and "browse.html#id=" in page
     # What stays is what train.py reads.
     runs.train(tmp_path / "run", data__input=tmp_path / "corpus", steps=2, data__weights="web=1")
 
@@ -143,6 +145,7 @@ def test_kill_minus_9(pages, tmp_path, kills):
         (["rules.gopher_words=(5,1)"], ["rules.gopher_words", "above the most"]),
         (["rules.gopher_wrds=(5,9)"], ["rules.gopher_wrds", "did you mean rules.gopher_words?"]),
         (["stages=pii"], ["rules.gopher_", "no stage of the recipe measures it"]),
+        (["browse.documents=-5"], ["browse.documents=-5", "use 0 or more"]),
         (["runner=spark"], ["runner='spark'", "local or beam"]),
         (["input=/no/such/place"], ["input='/no/such/place'"]),
         (["read.format=docx"], ["format='docx'", "warc"]),

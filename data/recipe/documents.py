@@ -1,0 +1,100 @@
+"""Look up documents of a finished run by their numbers, with their text as it was read and as each stage left it.
+
+A document's number is unit · 2^32 + row: its row among all that was read of the unit. The columns `duplicate_of`,
+`near_duplicate_of` and `near_duplicate_cluster` hold such numbers.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data.recipe.inputs import Unit
+from data.recipe.units import Job
+
+
+class Text(NamedTuple):
+    """A document's text. stage: that left it so. start: its first characters. length: characters of all of it."""
+
+    stage: str
+    start: str
+    length: int
+
+
+class Found(NamedTuple):
+    """A document. columns: all but the text. texts: as it was read, then as each stage left it that changed it."""
+
+    number: int
+    columns: dict[str, Any]
+    texts: list[Text]
+
+
+def read(job: Job, units: Sequence[Unit], numbers: Iterable[int], characters: int) -> Iterator[Found]:
+    """Yield the documents in the order of their numbers. A number that no document has yields nothing.
+
+    Reads the results of all stages of `job`, so give fewer stages to get fewer columns.
+
+    Args: characters: of a text's start.
+    Memory: that of one row group of one stage's columns, whatever the size of the corpus.
+    """
+    for at, some in itertools.groupby(sorted(set(numbers)), key=lambda number: number >> 32):
+        if at < len(units):
+            rows = np.array([number & 0xFFFFFFFF for number in some], np.int64)
+            yield from _of_unit(job, units[at], rows, characters)
+
+
+def names(job: Job, units: Sequence[Unit], numbers: Iterable[int]) -> dict[int, str]:
+    """Return the ids of documents by their numbers."""
+    first = job.stages[:1]
+    found: dict[int, str] = {}
+    for at, some in itertools.groupby(sorted(set(numbers)), key=lambda number: number >> 32):
+        if at < len(units):
+            with pq.ParquetFile(job.path(first[0], units[at])) as file:
+                for group, rows, inside in _groups(file, np.array([number & 0xFFFFFFFF for number in some], np.int64)):
+                    ids = file.read_row_group(group, columns=["id"]).column("id").take(inside).to_pylist()
+                    found.update(zip(((at << 32) + rows).tolist(), ids))
+    return found
+
+
+def _of_unit(job: Job, unit: Unit, rows: np.ndarray, characters: int) -> Iterator[Found]:
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(pq.ParquetFile(job.path(stage, unit))) for stage in job.stages]
+        for group, some, inside in _groups(files[0], rows):
+            columns: list[dict[str, Any]] = [{} for _ in some]
+            texts: list[list[Text]] = [[] for _ in some]
+            before = None
+            for stage, file in zip(job.stages, files):
+                table = file.read_row_group(group).take(inside)
+                for name in table.column_names:
+                    if name != "text":
+                        for into, value in zip(columns, table.column(name).to_pylist()):
+                            into[name] = value
+                if "text" in table.column_names:
+                    now = table.column("text")
+                    changed = [True] * len(now) if before is None else pc.not_equal(now, before).to_pylist()
+                    _add(texts, stage.name, now, changed, characters)
+                    before = now
+            for number, about, versions in zip(((unit.number << 32) + some).tolist(), columns, texts):
+                yield Found(number, about, versions)
+
+
+def _add(texts: list[list[Text]], stage: str, now: pa.ChunkedArray, changed: Sequence[bool], characters: int) -> None:
+    starts = pc.utf8_slice_codeunits(now, 0, characters).to_pylist()
+    for into, start, length, new in zip(texts, starts, pc.utf8_length(now).to_pylist(), changed):
+        if new:
+            into.append(Text(stage, start, length))
+
+
+def _groups(file: pq.ParquetFile, rows: np.ndarray) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield (row group, those of the rows that it has, their places in it). The files of all stages have the same groups."""
+    sizes = [file.metadata.row_group(k).num_rows for k in range(file.metadata.num_row_groups)]
+    ends = np.cumsum(sizes, dtype=np.int64)
+    group = np.searchsorted(ends, rows, side="right")
+    for k in np.unique(group[group < len(sizes)]).tolist():
+        some = rows[group == k]
+        yield k, some, some - (ends[k] - sizes[k])

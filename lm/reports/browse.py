@@ -1,0 +1,178 @@
+"""The page to browse documents of a corpus: a sample of those that stay and of those that each rule drops.
+
+Of each it shows the text as it was read, what each stage changed in it, all measures with the bounds of the rules, and every
+rule that it breaks. The page is one file that needs no network: data as JSON, and templates/browse.js. Documents are hostile,
+so nothing of them becomes HTML.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from markupsafe import Markup
+
+from data.recipe import documents
+from data.recipe.documents import Found, Text
+from data.recipe.inputs import Unit
+from data.recipe.rules import Rule
+from data.recipe.units import Job
+from lm import saving
+from lm.progress import progress
+from lm.reports.edits import edits, limited
+from lm.reports.page import render
+
+PAGE = "browse.html"
+LEAST_BYTES = 2000  # that a document may take on the page; about 60 measures take half of it
+STRING = 1000  # most characters of an id, an address or another string
+EXACT = 1 << 53  # larger whole numbers are not exact in JavaScript, so they become strings
+NUMBERS = ("duplicate_of", "near_duplicate_of", "near_duplicate_cluster")  # columns that hold the number of a document
+ALL = "all stages"
+
+
+def write(
+    title: str, job: Job, units: Sequence[Unit], chosen: Mapping[str, Sequence], options: Mapping[str, Any], total: int
+) -> set[tuple[str, str]]:
+    """Write WORKDIR/browse.html. Returns (id, reason or "kept") of its documents. Without documents, an old page is removed.
+
+    Args:
+      chosen: reason or "kept" -> [hash, number] of documents, lowest hashes first.
+      options: config.browse: documents, characters, megabytes.
+      total: documents that were read.
+    Memory: that of the page, or of `documents` times `characters`, whatever the size of the corpus.
+    """
+    size = int(options["megabytes"] * 1e6)
+    reasons = stratified(chosen, min(options["documents"], size // LEAST_BYTES))
+    if not reasons:
+        (job.workdir / PAGE).unlink(missing_ok=True)
+        return set()
+    columns, shown = columns_of(job, units[0]), []
+    characters = min(options["characters"], 10 * size // len(reasons))
+    with progress("browse", len(reasons), unit=" documents", soon=False) as bar:
+        for found in documents.read(job, units, reasons, 2 * characters):
+            shown.append(entry(found, reasons[found.number], columns, job.rules, characters))
+            bar.update(1)
+    ids = documents.names(job, units, {number for one in shown for number in one["links"].values()})
+    shown = [one | {"links": {name: ids[n] for name, n in one["links"].items() if n in ids}} for one in shown]
+    shown = fitted(shown, characters, size)
+    saving.write(job.workdir / PAGE, html(title, columns, job.rules, shown, total))
+    id = [column["name"] for column in columns].index("id")
+    return {(one["values"][id], one["reason"]) for one in shown}
+
+
+def stratified(chosen: Mapping[str, Sequence], most: int) -> dict[int, str]:
+    """Return number -> reason of at most `most` documents, in the order of their numbers: of each reason as many.
+
+    What a reason with few documents leaves goes to the others.
+    """
+    found: dict[int, str] = {}
+    order = sorted(chosen, key=lambda reason: (len(chosen[reason]), reason))
+    for k, reason in enumerate(order):
+        share = -(-(most - len(found)) // (len(order) - k))
+        found.update((number, reason) for _, number in chosen[reason][:share])
+    return dict(sorted(found.items()))
+
+
+def columns_of(job: Job, unit: Unit) -> list[dict[str, Any]]:
+    """Return {"name", "stage": the last one that writes it, "compares": whether that stage compares only the documents that the
+    rules before it leave, "kind": number, flag or text} of all columns but the text, stage by stage."""
+    found: dict[str, dict[str, Any]] = {}
+    for stage in job.stages:
+        for field in pq.read_schema(job.path(stage, unit)):
+            kind = "text" if pa.types.is_string(field.type) else "flag" if pa.types.is_boolean(field.type) else "number"
+            if field.name != "text":
+                found.pop(field.name, None)
+                found[field.name] = {"name": field.name, "stage": stage.name, "compares": stage.compares, "kind": kind}
+    return list(found.values())
+
+
+def entry(found: Found, reason: str, columns: Sequence[Mapping], rules: Sequence[Rule], characters: int) -> dict[str, Any]:
+    """Return what the page says about a document: {"number", "reason" or "kept", "values": in the order of `columns`, "fails":
+    columns of all rules that it breaks, in order, "text": its beginning as it was read, "length": characters of all of it,
+    "changes": [[stage, edits of the text before it]], "links": column -> number of another document}.
+
+    With several stages that change the text, all changes at once come first.
+    """
+    first, last = found.texts[0], found.texts[-1]
+    changes = [[now.stage, edits(before.start, now.start, _whole(before))] for before, now in itertools.pairwise(found.texts)]
+    if len(changes) > 1:
+        changes.insert(0, [ALL, edits(first.start, last.start, _whole(first))])
+    one = {
+        "number": found.number,
+        "reason": reason,
+        "values": [_plain(found.columns[column["name"]]) for column in columns],
+        "fails": [rule.column for rule in rules if rule.drops([found.columns[rule.column]])[0]],
+        "text": first.start,
+        "length": first.length,
+        "changes": changes,
+        "links": {n: found.columns[n] for n in NUMBERS if found.columns.get(n) not in (None, found.number)},
+    }
+    return cut(one, characters)
+
+
+def cut(one: Mapping[str, Any], characters: int) -> dict[str, Any]:
+    """Return an entry with at most these characters of text, the changes in them, and shorter strings."""
+    text, changes = one["text"][:characters], []
+    length, whole = len(text), len(text) == one["length"]
+    for stage, some in one["changes"]:
+        some, made = limited(some, len(text) if stage == ALL else length, whole)
+        changes.append([stage, some])
+        length = length if stage == ALL else made
+    most = min(STRING, max(20, characters))
+    return {
+        **one,
+        "values": [_short(value, most) for value in one["values"]],
+        "text": text,
+        "changes": changes,
+        "links": {name: _short(value, most) for name, value in one["links"].items()},
+    }
+
+
+def fitted(shown: Sequence[Mapping[str, Any]], characters: int, size: int) -> list[dict[str, Any]]:
+    """Return the entries with their texts cut until all together take about `size` bytes, or next to nothing is left to cut."""
+    shown = list(shown)
+    while (total := sum(len(encoded(one).encode()) for one in shown)) > size and characters > 20:
+        characters = int(characters * max(0.5, min(0.9, size / total)))
+        shown = [cut(one, characters) for one in shown]
+    return shown
+
+
+def address(id: str, reason: str) -> str:
+    """Return the link to a document on the page."""
+    return f"{PAGE}#id={quote(id, safe='')}&reason={quote(reason, safe='')}"
+
+
+def html(title: str, columns: Sequence[Mapping], rules: Sequence[Rule], shown: Sequence[Mapping], total: int) -> str:
+    """Return the page. shown: entries. total: documents that were read."""
+    bounds = {
+        rule.column: {"told": rule.told(), "least": _plain(rule.least), "most": _plain(rule.most), "allowed": rule.allowed}
+        for rule in rules
+    }
+    data = encoded({"columns": columns, "rules": bounds, "documents": shown})
+    script = (Path(__file__).parent / "templates" / "browse.js").read_text(encoding="utf-8")
+    report = {"title": title, "finished": True}
+    return render("browse.html.j2", report, data=Markup(data), script=Markup(script), shown=len(shown), total=total)
+
+
+def encoded(value: Any) -> str:
+    """Return JSON without "<", so that no text in it ends or opens an HTML element."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
+
+
+def _whole(text: Text) -> bool:
+    return len(text.start) == text.length
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, int) and abs(value) > EXACT else value
+
+
+def _short(value: Any, most: int) -> Any:
+    return value[: most - 1] + "…" if isinstance(value, str) and len(value) > most else value

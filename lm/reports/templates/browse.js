@@ -1,0 +1,356 @@
+// The page to browse documents: filters and sorts the list, shows a document, and keeps both in the address (#id=…&reason=…).
+// Every text of a document becomes a text node, never HTML.
+const { columns, rules, documents } = JSON.parse(document.getElementById("data").textContent);
+const STEP = 200; // rows that the list shows at a time
+const FILTERS = ["reason", "source", "language", "search", "column", "least", "most", "order"];
+const form = document.getElementById("filters");
+const frame = document.getElementById("list");
+const list = frame.querySelector("ol");
+const more = document.getElementById("more");
+const pane = document.getElementById("pane");
+const at = Object.fromEntries(columns.map((column, k) => [column.name, k]));
+const value = (one, name) => one.values[at[name]];
+const found = { rows: [], shown: STEP, current: null };
+
+// Characters that cannot be seen or that reorder what is around them are shown as their code; where a change is shown, line ends
+// and joiners too.
+const UNSEEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u2028-\u202e\u2066-\u2069\ufeff]/u;
+const UNSEEN_CHANGED = /[\u0000-\u001f\u007f-\u009f\u00a0\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/u;
+
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, content] of Object.entries(attributes)) element.setAttribute(name, content);
+  element.append(...children);
+  return element;
+}
+
+function signs(parent, text, unseen) {
+  for (const piece of text.split(new RegExp(`(${unseen.source})`, "u"))) {
+    if (!piece) continue;
+    const seen = !unseen.test(piece);
+    const code = "U+" + piece.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+    parent.append(seen ? piece : make("span", { class: "sign" }, piece === "\n" ? "↵" : code));
+    if (piece === "\n" && !seen) parent.append("\n");
+  }
+}
+
+function append(parent, text, unseen = UNSEEN) {
+  const wanted = form.search.value.trim().toLowerCase();
+  const low = text.toLowerCase();
+  let place = 0;
+  // Lower case may be longer than the text (İ); then nothing is marked.
+  for (let next; wanted && low.length === text.length && (next = low.indexOf(wanted, place)) >= 0; place = next + wanted.length) {
+    signs(parent, text.slice(place, next), unseen);
+    const mark = make("mark");
+    signs(mark, text.slice(next, next + wanted.length), unseen);
+    parent.append(mark);
+  }
+  signs(parent, text.slice(place), unseen);
+}
+
+// Edits count code points, as Python does.
+function applied(points, edits) {
+  const made = [];
+  let place = 0;
+  for (const [kept, removed, added] of edits) {
+    for (const point of points.slice(place, place + kept)) made.push(point);
+    for (const point of added) made.push(point);
+    place += kept + removed;
+  }
+  return made.concat(points.slice(place));
+}
+
+function before(one, stage) {
+  let points = Array.from(one.text);
+  for (const [name, edits] of one.changes) {
+    if (name === stage) break;
+    if (name !== "all stages") points = applied(points, edits);
+  }
+  return points;
+}
+
+function text(one, view) {
+  const pre = make("pre", { tabindex: "0", "aria-label": "text" });
+  const change = one.changes.find(([stage]) => stage === view);
+  const points = change ? before(one, view) : view === "at the end" ? before(one) : Array.from(one.text);
+  let place = 0;
+  for (const [kept, removed, added] of change ? change[1] : []) {
+    append(pre, points.slice(place, place + kept).join(""));
+    place += kept;
+    if (removed) {
+      const gone = make("del");
+      append(gone, points.slice(place, place + removed).join(""), UNSEEN_CHANGED);
+      pre.append(gone);
+    }
+    if (added) {
+      const came = make("ins");
+      append(came, added, UNSEEN_CHANGED);
+      pre.append(came);
+    }
+    place += removed;
+  }
+  append(pre, points.slice(place).join(""));
+  const cut = one.length - Array.from(one.text).length;
+  if (cut > 0) pre.append(make("span", { class: "cut" }, `Cut here: ${cut.toLocaleString("en")} more characters, and what changed in them.`));
+  return pre;
+}
+
+function views(one, box) {
+  const bar = make("div", { id: "views" });
+  const names = one.changes.length ? [...one.changes.map(([stage]) => stage), "as read", "at the end"] : ["as read"];
+  const show = (view) => {
+    for (const button of bar.querySelectorAll("button[aria-pressed]")) button.setAttribute("aria-pressed", button.dataset.view === view);
+    box.replaceChildren(text(one, view));
+  };
+  for (const name of names) {
+    const change = one.changes.find(([stage]) => stage === name);
+    const label = change ? `${name}: ${change[1].length} change${change[1].length === 1 ? "" : "s"}` : name;
+    const button = make("button", { type: "button", "aria-pressed": "false", "data-view": name }, label);
+    button.addEventListener("click", () => show(name));
+    bar.append(button);
+  }
+  if (one.changes.length) {
+    const next = make("button", { type: "button", id: "next" }, "next change");
+    next.addEventListener("click", nextChange);
+    bar.append(next);
+  }
+  show(names[0]);
+  return bar;
+}
+
+function nextChange() {
+  const changes = [...pane.querySelectorAll("pre del, pre ins")];
+  const after = changes.findIndex((change) => change.classList.contains("here")) + 1;
+  for (const change of changes) change.classList.remove("here");
+  const next = changes[after] ?? changes[0];
+  next?.classList.add("here");
+  next?.scrollIntoView({ block: "center" });
+}
+
+function written(content) {
+  if (typeof content !== "number") return content === null ? "–" : String(content);
+  return Number.isInteger(content) ? content.toLocaleString("en") : String(Number(content.toPrecision(6)));
+}
+
+function cell(one, column) {
+  const content = value(one, column.name);
+  const box = make("td", typeof content === "number" ? { title: content } : {});
+  if (column.name === "url" && /^https?:\/\//i.test(content ?? "")) {
+    const link = make("a", { href: content, rel: "noreferrer noopener nofollow", dir: "auto" });
+    append(link, content);
+    box.append(link);
+  } else {
+    const isolated = make("bdi");
+    append(isolated, written(content));
+    box.append(isolated);
+  }
+  if (column.name in one.links) {
+    const id = one.links[column.name];
+    const label = make("bdi");
+    append(label, id);
+    const there = documents.some((other) => value(other, "id") === id);
+    box.append(" = ", there ? make("a", { href: "#" + new URLSearchParams({ id }) }, label) : label);
+  }
+  return box;
+}
+
+function measures(one) {
+  const body = make("tbody");
+  let stage = null;
+  for (const column of columns) {
+    if (column.stage !== stage) body.append(make("tr", {}, make("th", { scope: "rowgroup", colspan: "4" }, (stage = column.stage))));
+    const fails = one.fails.includes(column.name);
+    const row = make("tr", {}, make("td", {}, ...breakable(column.name)), cell(one, column));
+    row.append(make("td", {}, column.name in rules ? told(column.name) : ""), make("td", {}, verdict(one, column)));
+    if (fails) row.className = "fails";
+    body.append(row);
+  }
+  const head = make("tr", {}, ...["measure", "value", "stays if", ""].map((name) => make("th", { scope: "col" }, name)));
+  return make("div", { class: "scroll" }, make("table", { id: "measures" }, make("thead", {}, head), body));
+}
+
+// A name that may break behind its underscores.
+function breakable(name) {
+  return name.split("_").flatMap((part, k) => (k ? ["_", make("wbr"), part] : [part]));
+}
+
+function told(name) {
+  return (rules[name]?.told ?? "–").replaceAll(name, "value");
+}
+
+function verdict(one, column) {
+  const { name, stage, compares } = column;
+  if (one.fails.includes(name)) return name === one.reason ? "broken: the reason" : "broken";
+  // Columns are in the order of stages: one that compares documents has not seen what an earlier rule drops.
+  if (compares && columns.slice(0, columns.findIndex((other) => other.stage === stage)).some((other) => one.fails.includes(other.name)))
+    return "not compared";
+  return name in rules ? "holds" : "";
+}
+
+function sentences(one) {
+  if (one.reason === "kept") return ["It stays."];
+  if (one.reason === "empty") return ["It goes: no text is left."];
+  const others = one.fails.filter((name) => name !== one.reason);
+  const broken = (name) => `${name} = ${written(value(one, name))} (stays if ${told(name)})`;
+  const line = ["It goes: ", make("b", { class: "bad" }, broken(one.reason)), "."];
+  if (others.length) line.push(` It also breaks ${others.map(broken).join("; ")}.`);
+  return line;
+}
+
+function show(one) {
+  found.current = one;
+  pane.replaceChildren();
+  if (!one) return;
+  const name = make("bdi");
+  append(name, String(value(one, "id")));
+  const box = make("div");
+  const size = `${one.length.toLocaleString("en")} characters as read, document number ${one.number}`;
+  pane.append(make("h2", {}, name), make("p", {}, ...sentences(one)), make("p", { class: "note" }, size));
+  pane.append(views(one, box), box, make("h3", {}, "Measures"), measures(one));
+}
+
+function address(one) {
+  return "#" + new URLSearchParams({ ...Object.fromEntries(state()), id: value(one, "id"), number: one.number });
+}
+
+function row(one) {
+  const link = make("a", { href: address(one) });
+  const name = make("bdi");
+  append(name, String(value(one, "id")));
+  const facts = [one.reason, value(one, "source"), value(one, "language") ?? "unknown"];
+  if (form.column.value) facts.push(`${form.column.value} ${written(measure(one))}`);
+  const small = make("small");
+  append(small, facts.join(" · "));
+  link.append(name, small);
+  if (one === found.current) link.setAttribute("aria-current", "true");
+  return make("li", {}, link);
+}
+
+function fill() {
+  list.replaceChildren(...found.rows.slice(0, found.shown).map(row));
+  more.hidden = found.shown >= found.rows.length;
+}
+
+function measure(one) {
+  const name = form.column.value;
+  return name === "characters" ? one.length : value(one, name);
+}
+
+function haystack(one) {
+  one.low ??= [value(one, "id"), value(one, "url"), one.text].join("\n").toLowerCase();
+  return one.low;
+}
+
+function filter() {
+  const wanted = form.search.value.trim().toLowerCase();
+  const bound = (input, none) => (input.value.trim() === "" || Number.isNaN(Number(input.value)) ? none : Number(input.value));
+  const [least, most] = [bound(form.least, -Infinity), bound(form.most, Infinity)];
+  const ranged = form.column.value && (least > -Infinity || most < Infinity);
+  const is = (select, content) => !select.value || select.value === "=" + content;
+  found.rows = documents.filter(
+    (one) =>
+      is(form.reason, one.reason) &&
+      is(form.source, value(one, "source")) &&
+      is(form.language, value(one, "language") ?? "unknown") &&
+      (!wanted || haystack(one).includes(wanted)) &&
+      (!ranged || (typeof measure(one) === "number" && measure(one) >= least && measure(one) <= most)),
+  );
+  if (form.column.value) {
+    const sign = form.order.value === "down" ? -1 : 1;
+    const key = (one) => (typeof measure(one) === "number" ? measure(one) * sign : Infinity); // without a number: at the end
+    found.rows.sort((one, other) => (key(one) === key(other) ? 0 : key(one) < key(other) ? -1 : 1));
+  }
+  found.shown = STEP;
+  form.least.disabled = form.most.disabled = form.order.disabled = !form.column.value;
+  document.getElementById("count").textContent = `${found.rows.length.toLocaleString("en")} of ${documents.length.toLocaleString("en")} documents`;
+}
+
+// The values of selects have "=" in front, so that "" is free for "all".
+function state() {
+  const some = FILTERS.map((name) => [name, form[name].value.replace(/^=/, "")]).filter(([, content]) => content);
+  return new URLSearchParams(some);
+}
+
+function choices() {
+  const counted = (select, of) => {
+    const counts = new Map();
+    for (const one of documents) counts.set(of(one), (counts.get(of(one)) ?? 0) + 1);
+    const order = [...counts].sort(([one], [other]) => (one === "kept" ? -1 : other === "kept" ? 1 : one < other ? -1 : 1));
+    select.append(make("option", { value: "" }, "all"));
+    for (const [name, count] of order) select.append(make("option", { value: "=" + name }, `${name} (${count.toLocaleString("en")})`));
+  };
+  counted(form.reason, (one) => one.reason);
+  counted(form.source, (one) => value(one, "source"));
+  counted(form.language, (one) => value(one, "language") ?? "unknown");
+  form.column.append(make("option", { value: "" }, "number"), make("option", {}, "characters"));
+  for (const column of columns) if (column.kind === "number") form.column.append(make("option", {}, column.name));
+}
+
+// Scrolls the list, but not the page, to the document that is shown.
+function scroll() {
+  const box = frame.getBoundingClientRect();
+  const place = list.querySelector("[aria-current]")?.getBoundingClientRect();
+  if (place && place.top < box.top) frame.scrollTop += place.top - box.top;
+  if (place && place.bottom > box.bottom) frame.scrollTop += place.bottom - box.bottom;
+}
+
+// Takes filters and document from the address.
+function read() {
+  const hash = new URLSearchParams(location.hash.slice(1));
+  for (const name of FILTERS) {
+    const content = hash.get(name) ?? "";
+    const input = form[name];
+    const wanted = content && ["reason", "source", "language"].includes(name) ? "=" + content : content;
+    input.value = wanted;
+    if (input.tagName === "SELECT" && input.selectedIndex < 0) input.value = ""; // no such choice
+  }
+  filter();
+  const id = hash.get("id");
+  const same = documents.filter((one) => value(one, "id") === id);
+  const pick = same.find((one) => String(one.number) === hash.get("number")) ?? same.find((one) => one.reason === hash.get("reason"));
+  show(id === null ? (found.rows[0] ?? null) : (pick ?? same[0] ?? null));
+  if (id !== null && !found.current) pane.append(make("p", { class: "notice" }, "This document is not in the sample of this page."));
+  const place = found.rows.indexOf(found.current);
+  if (place >= found.shown) found.shown = place + STEP;
+  const inList = list.contains(document.activeElement);
+  fill();
+  if (inList) list.querySelector("[aria-current]")?.focus({ preventScroll: true });
+  scroll();
+  if (id !== null && matchMedia("(max-width: 760px)").matches) pane.scrollIntoView();
+}
+
+function step(by) {
+  const place = found.rows.indexOf(found.current);
+  const next = found.rows[place < 0 ? 0 : place + by];
+  if (!next) return;
+  history.replaceState(null, "", address(next));
+  read();
+}
+
+form.addEventListener("submit", (event) => event.preventDefault());
+form.addEventListener("input", () => {
+  filter();
+  history.replaceState(null, "", "#" + state());
+  show(found.rows[0] ?? null);
+  fill();
+});
+more.addEventListener("click", () => {
+  found.shown += STEP;
+  fill();
+});
+addEventListener("hashchange", read);
+addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.closest("input, select")) {
+    if (event.key === "Escape") event.target.blur();
+    return;
+  }
+  const inList = list.contains(event.target);
+  const keys = { j: () => step(1), k: () => step(-1), n: nextChange, "/": () => form.search.focus() };
+  const action = keys[event.key] ?? (inList ? { ArrowDown: () => step(1), ArrowUp: () => step(-1) }[event.key] : undefined);
+  if (!action) return;
+  event.preventDefault();
+  action();
+});
+choices();
+read();
