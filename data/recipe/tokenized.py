@@ -1,5 +1,6 @@
 """Tokenize and pack the documents of a finished recipe into the dataset that train.py reads."""
 
+import functools
 import json
 import os
 import shutil
@@ -7,8 +8,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data.recipe import buckets
 from data.recipe.inputs import digest
 from data.sources.source import Document, Source
 from data.text.dataset import prepare, prepared
@@ -16,12 +20,16 @@ from data.text.split import survey
 from data.text.tokenizer import load_tokenizer
 from lm.errors import naming
 from lm.progress import progress
+from lm.saving import plain, write_json
 
-FOLDER, MADE_FROM = "dataset", "made_from.json"
+FOLDER, MADE_FROM, BUCKETS = "dataset", "made_from.json", "buckets.json"
 
 
 def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
     """Write WORKDIR/dataset, one part a source, with its tokenizer, and return what dataset.json says.
+
+    With `dataset.bucket_by` a source becomes the parts SOURCE_q1 (lowest values of this column) … SOURCE_qN; buckets.json holds
+    the highest value of each part but the last.
 
     Returns None if the config names no tokenizer. A dataset of the same documents and settings is kept. A few documents are for
     validation; exact duplicates and near copies of these are left out of training, as train.py does itself.
@@ -37,8 +45,11 @@ def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
         return done
     settings, fresh = config["dataset"], workdir / "stages" / f"{FOLDER}-{made_from}"
     shutil.rmtree(fresh, ignore_errors=True)
+    column, bounds = settings["bucket_by"], {}
+    if column:
+        bounds = buckets.bounds(_files(workdir), column, settings["buckets"])
     with naming("input"):
-        sources = [Source(name, lambda name=name: _documents(workdir, name)) for name in _names(workdir)]
+        sources = _sources(workdir, column, bounds)
         with progress("survey", unit="B", scaled=True) as bar:
             kept = survey(
                 sources,
@@ -58,27 +69,54 @@ def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
                 progress=_advance(bar),
             )
     tokenizer.save(fresh)
+    if column:
+        values = {source: buckets.values_of(upper).tolist() for source, upper in bounds.items()}
+        write_json(fresh / BUCKETS, plain({"column": column, "highest": values}))
     (fresh / MADE_FROM).write_text(json.dumps(made_from) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     os.rename(fresh, out)
     return statistics
 
 
+def _sources(workdir: Path, column: str, bounds: Mapping[str, np.ndarray]) -> list[Source]:
+    """Return the parts of the dataset: the sources, or the buckets of each."""
+    found = []
+    for name in _names(workdir):
+        if name not in bounds:
+            found.append(Source(name, functools.partial(_documents, workdir, name)))
+            continue
+        for number in range(len(bounds[name]) + 1):
+            read = functools.partial(_documents, workdir, name, column, bounds[name], number)
+            found.append(Source(f"{name}_q{number + 1}", read))
+    return found
+
+
+def _files(workdir: Path) -> list[Path]:
+    return sorted((workdir / "documents").glob("*.parquet"))
+
+
 def _names(workdir: Path) -> list[str]:
     found: set[str] = set()
-    for path in sorted((workdir / "documents").glob("*.parquet")):
+    for path in _files(workdir):
         found.update(pq.read_table(path, columns=["source"]).column("source").unique().to_pylist())
     return sorted(found)
 
 
-def _documents(workdir: Path, source: str) -> Iterator[Document]:
-    for path in sorted((workdir / "documents").glob("*.parquet")):
+def _documents(
+    workdir: Path, source: str, column: str = "", bounds: np.ndarray | None = None, number: int = 0
+) -> Iterator[Document]:
+    """Yield the documents of a source, or with bounds of a column those of bucket `number`."""
+    for path in _files(workdir):
         with pq.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
-                rows = file.read_row_group(group, columns=["id", "text", "source", "licence"]).to_pylist()
-                for number, row in enumerate(rows):
-                    if row["source"] == source:
-                        yield Document(f"{row['id']}#{group}.{number}", row["text"], path.name, row["licence"])
+                wanted = ["id", "text", "source", "licence", *([column] if column else [])]
+                table = file.read_row_group(group, columns=list(dict.fromkeys(wanted)))
+                mine = table.column("source").to_numpy() == source
+                if bounds is not None:
+                    mine &= buckets.bucket(buckets.numbers(table, column), bounds) == number
+                at = np.flatnonzero(mine)
+                for row, one in zip(at.tolist(), table.take(pa.array(at)).to_pylist()):
+                    yield Document(f"{one['id']}#{group}.{row}", one["text"], path.name, one["licence"])
 
 
 def _advance(bar):
