@@ -45,12 +45,12 @@ def train(config, workdir: Path) -> None:
 
     from data.text.batches import TextBatches
     from data.text.pipeline import prepare_text
-    from data.text.weights import parse_weights
+    from data.text.weights import parse_weights, resolved, warnings_of
     from lm.evals import in_loop
     from lm.model.transformer import skeleton
     from lm.parallel import hosts
     from lm.parallel.mesh import check_fit, make_mesh
-    from lm.reports.train import drawn, write_report
+    from lm.reports.train import drawn, mixture, write_report
     from lm.train import loop
     from lm.train.feed import Feed
     from lm.train.fit import check_memory
@@ -65,13 +65,17 @@ def train(config, workdir: Path) -> None:
     if hosts.from_first(lambda: finished(config, workdir)):
         return
     check_memory(config, mesh)
+    config.data.weights = resolved(config.data.weights)
     weights = parse_weights(config.data.weights)
     evals = in_loop.open_evals(config)
 
     tokenizer, dataset, stages = prepare_text(config, workdir, first=hosts.is_first())
     if hosts.is_first():
         save_record(config, workdir)
-    batches = TextBatches(dataset, "train", batch_size=config.batch_size, seed=config.seed, weights=weights)
+    batches = TextBatches(dataset, "train", batch_size=config.batch_size, seed=config.seed, weights=weights, steps=config.steps)
+    warnings = warnings_of(weights, batches.sizes, batches.epochs(config.steps), config.steps, config.batch_size)
+    for line in warnings if hosts.is_first() else ():
+        print(f"warning: {line}", flush=True)
     valid = None
     if config.data.valid_fraction > 0:
         valid = TextBatches(dataset, "valid", batch_size=config.batch_size, shuffle=False)
@@ -94,7 +98,8 @@ def train(config, workdir: Path) -> None:
     with jax.set_mesh(mesh):
         samples = drawn(config, result["params"], tokenizer)
     if hosts.is_first():
-        write_report(config, workdir, dataset, tokenizer, result, stages, samples)
+        read = mixture(batches, config.steps, warnings)
+        write_report(config, workdir, dataset, tokenizer, result, stages, samples, read)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.dataset.valid_fraction = 0.005  # fraction of the documents for validation
     config.dataset.max_valid_bytes = 10_000_000
     config.dataset.seed = 0
+    config.dataset.bucket_by = ""  # a column of numbers, such as classifier_quality: SOURCE becomes SOURCE_q1 (lowest) … _qN
+    config.dataset.buckets = 4  # of about equal bytes of text; train.py orders or weighs them by data.weights
 
     config.read = ml_collections.ConfigDict()  # how files are read, see data/sources/archives
     config.read.text_key = "text"  # field or column of JSONL and Parquet that holds the text

@@ -21,7 +21,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.input = placeholder(str)  # folder, file, glob or TFDS name; none: this Python installation
     config.data.text_key = "text"  # field of JSONL, column of Parquet, feature of TFDS
     config.data.max_bytes = placeholder(int)  # bytes of text used from each source
-    config.data.weights = placeholder(str)  # shares of rows, such as "code=2,docs=1"; none: by size
+    # Shares of the sources: "code=2,docs=1", "temperature=2", "epochs: code=2,docs=0.5", a .json file, or stages of these that
+    # begin at a fraction of the steps: "0: code=2,docs=1; 0.8: docs=1". None: by size. See data/text/weights.py.
+    config.data.weights = placeholder(str)
     config.data.valid_fraction = 0.01  # fraction of documents for validation; 0: no validation
     config.data.max_valid_bytes = 1_000_000
     config.data.tokenizer_sample_bytes = 16_000_000

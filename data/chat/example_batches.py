@@ -40,7 +40,7 @@ class ExampleBatches(Batches):
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}, not {kind!r}")
         num_rows = len(columns["ends"])
-        order = shuffled({kind: range(num_rows)}, None, seed) if shuffle else np.arange(num_rows)
+        order = shuffled(num_rows, seed) if shuffle else np.arange(num_rows)
         super().__init__(order, num_rows, batch_size, shuffle)
         self.kind, self.sequence_length = kind, sequence_length
         self._columns, self._ends = columns, np.asarray(columns["ends"])

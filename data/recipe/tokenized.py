@@ -1,5 +1,6 @@
 """Tokenize and pack the documents of a finished recipe into the dataset that train.py reads."""
 
+import functools
 import json
 import os
 import shutil
@@ -7,19 +8,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
+from data.recipe import buckets
 from data.recipe.inputs import digest
-from data.sources.corpus import open_corpus
+from data.sources import corpus
+from data.sources.source import Source
 from data.text.dataset import prepare, prepared
 from data.text.split import survey
 from data.text.tokenizer import load_tokenizer
 from lm.errors import naming
 from lm.progress import progress
+from lm.saving import plain, write_json
 
-FOLDER, MADE_FROM = "dataset", "made_from.json"
+FOLDER, MADE_FROM, BUCKETS = "dataset", "made_from.json", "buckets.json"
 
 
 def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
     """Write WORKDIR/dataset, one part a source, with its tokenizer, and return what dataset.json says.
+
+    With `dataset.bucket_by` a source becomes the parts SOURCE_q1 (lowest values of this column) … SOURCE_qN; buckets.json holds
+    the highest value of each part but the last.
 
     Returns None if the config names no tokenizer. A dataset of the same documents and settings is kept. A few documents are for
     validation; exact duplicates and near copies of these are left out of training, as train.py does itself.
@@ -35,8 +45,11 @@ def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
         return done
     settings, fresh = config["dataset"], workdir / "stages" / f"{FOLDER}-{made_from}"
     shutil.rmtree(fresh, ignore_errors=True)
+    column, bounds = settings["bucket_by"], {}
+    if column:
+        bounds = buckets.bounds(list(map(Path, corpus.files(workdir))), column, settings["buckets"])
     with naming("input"):
-        sources = open_corpus(workdir)
+        sources = _sources(workdir, column, bounds)
         with progress("survey", unit="B", scaled=True) as bar:
             kept = survey(
                 sources,
@@ -56,10 +69,27 @@ def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
                 progress=_advance(bar),
             )
     tokenizer.save(fresh)
+    if column:
+        values = {source: buckets.values_of(upper).tolist() for source, upper in bounds.items()}
+        write_json(fresh / BUCKETS, plain({"column": column, "highest": values}))
     (fresh / MADE_FROM).write_text(json.dumps(made_from) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     os.rename(fresh, out)
     return statistics
+
+
+def _sources(workdir: Path, column: str, bounds: Mapping[str, np.ndarray]) -> list[Source]:
+    """Return the parts of the dataset: the sources, or the buckets of each."""
+
+    def part(name: str, number: int) -> Source:
+        def wanted(table: pa.Table) -> np.ndarray:
+            return buckets.bucket(buckets.numbers(table, column), bounds[name]) == number
+
+        return Source(f"{name}_q{number + 1}", functools.partial(corpus.read, workdir, name, wanted, column))
+
+    if not bounds:
+        return corpus.open_corpus(workdir)
+    return [part(name, number) for name, upper in bounds.items() for number in range(len(upper) + 1)]
 
 
 def _advance(bar):

@@ -5,14 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data.sources.source import Document, Source
 from lm.errors import UserError
 
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
 DOCUMENTS, MANIFEST = "documents", "manifest.json"
-_READ = ["id", "text", "source", "url", "language", "date", "licence", "metadata"]
+_READ = ("id", "text", "source", "url", "language", "date", "licence", "metadata")  # those that are there
 
 
 def is_corpus(path: str | os.PathLike) -> bool:
@@ -32,33 +37,50 @@ def files(path: str | os.PathLike) -> list[str]:
 
 def open_corpus(path: str | os.PathLike) -> list[Source]:
     """Return a source for each value of the column `source`, in order of names. Raises: UserError: no document is left."""
+    names = source_names(path)
+    if not names:
+        raise UserError(f"{path}: no document is left in this corpus; see its report.html for the rules that drop them")
+    return [Source(name, functools.partial(read, path, name)) for name in names]
+
+
+def source_names(path: str | os.PathLike) -> list[str]:
+    """Return the values of the column `source`, sorted."""
     import pyarrow.parquet as pq
 
     found: set[str] = set()
     for file in files(path):
         found.update(pq.read_table(file, columns=["source"]).column("source").unique().to_pylist())
-    if not found:
-        raise UserError(f"{path}: no document is left in this corpus; see its report.html for the rules that drop them")
-    return [Source(name, functools.partial(_read, path, name)) for name in sorted(found)]
+    return sorted(found)
 
 
-def _read(path: str | os.PathLike, source: str) -> Iterator[Document]:
+def read(
+    path: str | os.PathLike, source: str, wanted: Callable[[pa.Table], np.ndarray] | None = None, column: str | None = None
+) -> Iterator[Document]:
+    """Yield the documents of a source.
+
+    wanted: says which rows of a table are read, bool [N]; the table has the column `column` too. None: all.
+    """
+    import numpy as np
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     for name in files(path):
         with pq.ParquetFile(name) as file:
+            columns = [one for one in file.schema_arrow.names if one in _READ or one == column]
             for group in range(file.num_row_groups):
-                for number, row in enumerate(file.read_row_group(group, columns=_READ).to_pylist()):
-                    if row["source"] == source:
-                        metadata = json.loads(row["metadata"]) if row["metadata"] else {}
-                        yield Document(
-                            f"{row['id']}#{group}.{number}",
-                            row["text"],
-                            row["url"] or os.path.basename(name),
-                            row["licence"],
-                            metadata.pop("split_key", None),
-                            row["url"],
-                            row["language"],
-                            row["date"],
-                            metadata or None,
-                        )
+                table = file.read_row_group(group, columns=columns)
+                mine = table.column("source").to_numpy() == source
+                at = np.flatnonzero(mine if wanted is None else mine & wanted(table))
+                for number, row in zip(at.tolist(), table.take(pa.array(at)).to_pylist()):
+                    metadata = json.loads(row.get("metadata") or "{}")
+                    yield Document(
+                        f"{row['id']}#{group}.{number}",
+                        row["text"],
+                        row.get("url") or os.path.basename(name),
+                        row.get("licence"),
+                        metadata.pop("split_key", None),
+                        row.get("url"),
+                        row.get("language"),
+                        row.get("date"),
+                        metadata or None,
+                    )

@@ -7,17 +7,18 @@ each host reads the rows of its own devices.
 Letters: B rows in a global batch, T tokens in a row.
 """
 
-import difflib
 import math
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import grain
 import grain.experimental
 import numpy as np
 
 from data.text.dataset import SPLITS, open_split, prepared
+from data.text.mixture import Mixture, Stage
+from data.text.weights import Rule, Size, stages_of
 from lm.errors import UserError
 
 NO_ROW = -1  # the id of a padding row in the last batch
@@ -61,7 +62,8 @@ class TextBatches(Batches):
     """The batches of one split of a dataset made by `data.text.dataset.prepare`. Immutable; threads may share it.
 
     With `shuffle` the stream is endless. Without weights, every row is read once per epoch. With weights, the sources
-    are interleaved evenly in these proportions (within half a percent of each), and each source has its own epochs.
+    are interleaved evenly in the shares of each stage (within half a percent of each), and each source has its own epochs: no
+    row is read again before all rows of its source were, also if the shares change in between.
 
     Without `shuffle` there are `num_batches` batches, rows keep their order on disk, and the last batch is padded with
     rows of weight 0 and id -1.
@@ -71,19 +73,23 @@ class TextBatches(Batches):
         split: `train` or `valid`.
         batch_size: B, over all hosts.
         seed: of the shuffle, at least 0.
-        weights: source name -> relative share of the rows; a missing source, or one of weight 0, is not read.
-            Default: all sources, in proportion to their rows. Without `shuffle` weights only select sources.
+        weights: of the sources, see data/text/weights.py. A source without weight is not read. Default: all sources, in
+            proportion to their rows. Without `shuffle` weights only select sources.
+        steps: number of batches in the run, of which the stages of `weights` take their fractions.
         shuffle: see above.
+        with_sources: whether batches hold the index of each row's source.
 
     Attributes:
         sequence_length: T.
         batch_size: B.
         ranges: source name -> the ids of its rows, for all sources of the split.
+        sizes: source name -> its rows and tokens, for the same sources.
+        stages: the shares of the rows in each part of the run.
         num_rows: rows of the sources that are read.
         num_batches: ⌈num_rows / batch_size⌉.
 
     Raises:
-        UserError: no finished dataset, no rows, or invalid weights.
+        UserError: no finished dataset, no rows, or weights of unknown sources.
     """
 
     def __init__(
@@ -93,29 +99,57 @@ class TextBatches(Batches):
         *,
         batch_size: int,
         seed: int = 0,
-        weights: Mapping[str, float] | None = None,
+        weights: Sequence[Rule] | None = None,
+        steps: int = 0,
         shuffle: bool = True,
+        with_sources: bool = False,
     ):
         if split not in SPLITS:
             raise ValueError(f"split must be one of {SPLITS}, not {split!r}")
         statistics = prepared(dataset_dir)
         if statistics is None:
             raise UserError(f"{dataset_dir} holds no finished dataset; prepare one there first")
-        self.sequence_length = statistics["sequence_length"]
+        self.sequence_length, self._with_sources = statistics["sequence_length"], with_sources
         self.ranges: dict[str, range] = {}
+        self.sizes: dict[str, Size] = {}
         end = 0
         for name, counts in statistics["sources"].items():
             if rows := counts[split]["rows"]:
                 self.ranges[name] = range(end, end + rows)
+                self.sizes[name] = Size(rows, counts[split]["tokens_packed"])
                 end += rows
         if not self.ranges:
             raise UserError(f"{dataset_dir} has no rows in split {split!r}; raise data.valid_fraction and prepare it again")
-        chosen = _checked(weights, self.ranges, split) if weights is not None else None
+        self.stages = [Stage(0, {name: size.rows / end for name, size in self.sizes.items()})]
+        if weights is not None:
+            self.stages = stages_of(weights, self.sizes, steps)
+        chosen = [name for name in self.ranges if any(name in stage.shares for stage in self.stages)]
 
-        order = shuffled(self.ranges, chosen, seed) if shuffle else _in_order(self.ranges, chosen)
-        super().__init__(order, sum(len(self.ranges[name]) for name in chosen or self.ranges), batch_size, shuffle)
+        self._mixture: Mixture | None = None
+        if not shuffle:
+            order: Sequence[int] = np.concatenate([np.asarray(self.ranges[name]) for name in chosen])
+        elif weights is None:
+            order = shuffled(end, seed)
+        else:
+            streams = {name: _permuted(ids, seed, i) for i, (name, ids) in enumerate(self.ranges.items(), start=1)}
+            order = self._mixture = Mixture(streams, self.stages, batch_size)
+        super().__init__(order, sum(len(self.ranges[name]) for name in chosen), batch_size, shuffle)
         self._starts = np.asarray([ids.start for ids in self.ranges.values()])
         self._readers = [open_split(dataset_dir, name, split) for name in self.ranges]
+
+    def rows_read(self, batches: int) -> dict[str, float]:
+        """Return the number of rows that each source gives to batches 0 … batches − 1 of the shuffled stream.
+
+        Without weights the part of an epoch that is not whole counts in proportion to the rows.
+        """
+        rows = batches * self.batch_size
+        if self._mixture is not None:
+            return {name: 0.0 for name in self.ranges} | self._mixture.rows(rows)
+        return {name: rows * size.rows / self.num_rows for name, size in self.sizes.items()}
+
+    def epochs(self, batches: int) -> dict[str, float]:
+        """Return how often each source is read in batches 0 … batches − 1 of the shuffled stream."""
+        return {name: rows / self.sizes[name].rows for name, rows in self.rows_read(batches).items()}
 
     def batch(self, n: int, rows: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """Read batch n, or its rows [b] selected by `rows`.
@@ -124,7 +158,9 @@ class TextBatches(Batches):
             `tokens`, `targets`: int32 [b, T], row[:-1] and row[1:];
             `segment_ids`: int32 [b, T], from 1, 0 is padding; `positions`: int32 [b, T], from 0 in each segment;
             `weights`: float32 [b, T], 1 if the target is in the same segment as its token, else 0;
-            `ids`: int64 [b], see `global_row_ids`.
+            `ids`: int64 [b], see `global_row_ids`;
+            `sources`, if the object was made `with_sources`: int32 [b], the index of the row's source in `ranges`; -1 is
+            padding.
         """
         ids = self.global_row_ids(n, rows)
         whole = {
@@ -146,6 +182,7 @@ class TextBatches(Batches):
             "positions": whole["positions"][:, :-1],
             "weights": same.astype(np.float32),
             "ids": ids,
+            **({"sources": owners.astype(np.int32)} if self._with_sources else {}),
         }
 
 
@@ -164,40 +201,15 @@ def read_ahead(
     return iterator
 
 
-def shuffled(ranges: Mapping[str, range], weights: Mapping[str, float] | None, seed: int) -> grain.MapDataset:
-    """Return endless row ids: one permutation of all rows, or with weights a mixture of one permutation per source.
+def shuffled(num_rows: int, seed: int) -> grain.MapDataset:
+    """Return endless row ids 0 … num_rows − 1: a permutation in each epoch.
 
-    Without weights there is one permutation, because `MapDataset.mix` rounds proportions and could repeat rows of one
-    source before all rows of another were read. The mixture scales the smallest weight to 100.
+    Sources without weights share it. A mixture would round shares and could repeat rows of one source before all rows of
+    another were read.
     """
-
-    def permuted(ids: range, stream: int) -> grain.MapDataset:
-        mixed = int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
-        return grain.MapDataset.range(ids.start, ids.stop).seed(mixed).shuffle().repeat()
-
-    if weights is None:
-        total = sum(map(len, ranges.values()))
-        return permuted(range(total), 0)
-    streams = [permuted(ids, i) for i, (name, ids) in enumerate(ranges.items(), start=1) if name in weights]
-    least = min(weights.values())
-    # Grain would truncate: 0.3 / 0.1 * 100 is 299.99...
-    parts = [round(100 * weights[name] / least) for name in ranges if name in weights]
-    return grain.MapDataset.mix(streams, weights=parts)
+    return _permuted(range(num_rows), seed, 0)
 
 
-def _in_order(ranges: Mapping[str, range], chosen: Mapping[str, float] | None) -> np.ndarray:
-    return np.concatenate([np.asarray(ids) for name, ids in ranges.items() if chosen is None or name in chosen])
-
-
-def _checked(weights: Mapping[str, float], ranges: Mapping[str, range], split: str) -> dict[str, float]:
-    """Return the positive weights. Raises: UserError for an unknown source of the split, or an invalid number."""
-    for name, weight in weights.items():
-        if name not in ranges:
-            near = difflib.get_close_matches(name, ranges, n=1, cutoff=0.0)[0]
-            raise UserError(f"data.weights.{name}: no such source in split {split!r}; the nearest is {near!r}")
-        if not (weight >= 0 and math.isfinite(weight)):
-            raise UserError(f"data.weights.{name}={weight} must be a finite number, 0 or more")
-    chosen = {name: float(weight) for name, weight in weights.items() if weight > 0}
-    if not chosen:
-        raise UserError("data.weights: every weight is 0; give at least one source a positive weight")
-    return chosen
+def _permuted(ids: range, seed: int, stream: int) -> grain.MapDataset:
+    mixed = int(np.random.SeedSequence([seed, stream]).generate_state(1)[0])
+    return grain.MapDataset.range(ids.start, ids.stop).seed(mixed).shuffle().repeat()

@@ -1,14 +1,185 @@
-"""Parse the mixture weights of a config."""
+"""What `data.weights` says: which share of training each source has, and how shares change during a run.
 
+    web=8,books=1                                       shares of rows, relative to each other; other sources are not read
+    temperature=2                                       shares in proportion to tokens^(1/2), of all sources
+    epochs: code=2,docs=0.5                             how often each source is read; shares follow from its rows
+    DIR/weights.json                                    shares in a file: {"web": 8, "books": 1}
+    0: web=8,books=1; 0.8: web=3,books=2,math=5         stages: from which fraction of the steps on
+
+Each stage may have any of these forms.
+"""
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from data.text.mixture import Stage
 from lm.errors import UserError
 
+MANY_EPOCHS = 4  # repeated as often, tokens are worth nearly as much as new ones (Muennighoff et al. 2023)
+CLOSE = 0.02  # relative difference of epochs that is not worth a warning
+FORMS = "'code=2,docs=1', 'temperature=2', 'epochs: code=2,docs=0.5', a .json file, or '0: code=2,docs=1; 0.8: docs=1'"
 
-def parse_weights(text: str | None) -> dict[str, float] | None:
-    """Parse "code=2,docs=1" to {"code": 2.0, "docs": 1.0}."""
-    if not text:
+
+class Rule(NamedTuple):
+    """What a stage says. kind: shares or epochs, with a number for each source; temperature, with one number of that name."""
+
+    begin: float  # fraction of the steps, in [0, 1)
+    kind: str
+    numbers: Mapping[str, float]
+
+
+class Size(NamedTuple):
+    """The training text of a source: packed rows, and the tokens that are targets in them."""
+
+    rows: int
+    tokens: int
+
+
+def parse_weights(text: str | None) -> list[Rule] | None:
+    """Return the stages that `data.weights` describes; None for no text: all sources in proportion to their rows.
+
+    Raises: UserError, which names the part that cannot be read and how to write it.
+    """
+    if not text or not text.strip():
         return None
+    rules: list[Rule] = []
+    stages = [stage.strip() for stage in text.split(";") if stage.strip()]
+    for stage in stages:
+        begin, mixture = re.fullmatch(r"(?:([-+.\deE]+)\s*:)?\s*(.*)", stage, re.DOTALL).groups()
+        if begin is None and len(stages) > 1:
+            raise UserError(f"data.weights: stage {stage!r} does not say where it begins; write it as '0.8: {stage}'")
+        fraction = _number(begin, stage) if begin is not None else 0.0
+        if not rules and fraction != 0:
+            raise UserError(f"data.weights: the first stage begins at {begin}, not at 0; begin the text with '0: …'")
+        if not 0 <= fraction < 1 or rules and fraction <= rules[-1].begin:
+            raise UserError(
+                f"data.weights: stage {stage!r} begins at {begin}; stages begin at ascending fractions of the steps, below 1"
+            )
+        rules.append(_rule(fraction, mixture))
+    return rules
+
+
+def resolved(text: str | None) -> str | None:
+    """Return `data.weights` with the content of its files in place of their names, so that a run's record holds the numbers."""
+    if not text or ".json" not in text:
+        return text
+    rules = parse_weights(text)
+    several = len(rules) > 1
+    return "; ".join((f"{rule.begin!r}: " if several else "") + _written(rule) for rule in rules)
+
+
+def stages_of(rules: Sequence[Rule], sizes: Mapping[str, Size], steps: int) -> list[Stage]:
+    """Return the shares of each stage, of sum 1, for a run of `steps` batches.
+
+    shares: s_i / Σ s. epochs: s_i = e_i · rows_i. temperature: s_i = tokens_i^(1/T): T = 1 is in proportion to the tokens, and
+    a higher T is flatter (Arivazhagan et al. 2019, who use T = 5; mT5, Xue et al. 2021, writes α = 1/T and uses 0.3).
+
+    Args: sizes: of every source. A stage begins at the batch nearest to its fraction of the steps; one without batches is left
+    out.
+    Raises: UserError for an unknown source.
+    """
+    found: list[Stage] = []
+    for rule in rules:
+        begin = round(rule.begin * steps)
+        if found and found[-1].begin == begin:
+            found.pop()
+        found.append(Stage(begin, _shares(rule, sizes)))
+    return found
+
+
+def warnings_of(
+    rules: Sequence[Rule] | None, sizes: Mapping[str, Size], epochs: Mapping[str, float], steps: int, batch_size: int
+) -> list[str]:
+    """Return lines on what a run of `steps` reads too often, or not as often as `epochs: …` says.
+
+    epochs: how often each source is read in the run. Weights with stages are not compared with it.
+    """
+    lines = []
+    if rules and len(rules) == 1 and rules[0].kind == "epochs" and steps:
+        needed = sum(times * sizes[name].rows for name, times in rules[0].numbers.items())
+        if abs(steps * batch_size / needed - 1) >= CLOSE:
+            lines.append(
+                f"data.weights: {steps:,} steps read the sources {steps * batch_size / needed:.3g} times as often as it says; "
+                f"set steps={round(needed / batch_size)} to read them so"
+            )
+    for name, times in epochs.items():
+        if times > MANY_EPOCHS:
+            lines.append(
+                f"source {name} is read {times:.1f} times: beyond {MANY_EPOCHS} epochs, repeated text is worth less and less "
+                "(Muennighoff et al. 2023); give it a lower share in data.weights, train fewer steps, or add text"
+            )
+    return lines
+
+
+def _shares(rule: Rule, sizes: Mapping[str, Size]) -> dict[str, float]:
+    numbers = rule.numbers
+    if rule.kind == "temperature":
+        most = max(size.tokens for size in sizes.values())
+        numbers = {name: (size.tokens / most) ** (1 / rule.numbers["temperature"]) for name, size in sizes.items()}
+    for name in numbers:
+        if name not in sizes:
+            near = difflib.get_close_matches(name, sizes, n=1, cutoff=0.0)[0]
+            raise UserError(f"data.weights.{name}: no such source with training text; the nearest is {near!r}")
+    if rule.kind == "epochs":
+        numbers = {name: times * sizes[name].rows for name, times in numbers.items()}
+    total = sum(numbers.values())
+    return {name: numbers[name] / total for name in sizes if numbers.get(name)}
+
+
+def _rule(begin: float, text: str) -> Rule:
+    if text.endswith(".json"):
+        return Rule(begin, "shares", _valid(_read(Path(text))))
+    head, colon, rest = text.partition(":")
+    if colon and head.strip() != "epochs":
+        raise UserError(f"data.weights={text!r}: {head.strip()!r} is neither 'epochs' nor a fraction; forms are {FORMS}")
+    kind = "epochs" if colon else "shares"
+    pairs = [part.split("=") for part in (rest if colon else text).split(",") if part.strip()]
+    if not pairs or any(len(pair) != 2 or not pair[0].strip() for pair in pairs):
+        raise UserError(f"data.weights={text!r} must read like {FORMS}")
+    numbers = {name.strip(): _number(value, text) for name, value in pairs}
+    if len(numbers) < len(pairs):
+        raise UserError(f"data.weights={text!r} names a source twice; leave one of the two out")
+    if list(numbers) == ["temperature"] and kind == "shares":
+        if not numbers["temperature"] > 0:
+            raise UserError(f"data.weights={text!r}: a temperature is above 0; 1 is in proportion to the tokens, inf uniform")
+        return Rule(begin, "temperature", numbers)
+    return Rule(begin, kind, _valid(numbers))
+
+
+def _valid(numbers: dict[str, float]) -> dict[str, float]:
+    for name, number in numbers.items():
+        if not (number >= 0 and math.isfinite(number)):
+            raise UserError(f"data.weights.{name}={number} must be a finite number, 0 or more")
+    if not any(numbers.values()):
+        raise UserError("data.weights: every weight is 0; give at least one source a positive weight")
+    return numbers
+
+
+def _number(text: str, where: str) -> float:
     try:
-        pairs = (part.split("=") for part in text.split(","))
-        return {name.strip(): float(value) for name, value in pairs}
+        return float(text)
     except ValueError:
-        raise UserError(f"data.weights={text!r} must read like 'code=2,docs=1'") from None
+        raise UserError(f"data.weights={where!r}: {text.strip()!r} is no number; forms are {FORMS}") from None
+
+
+def _read(path: Path) -> dict[str, float]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"data.weights={path}: {error.strerror}; name a JSON file of shares") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f'data.weights={path} is no JSON ({error}); it must read like {{"code": 2, "docs": 1}}') from None
+    numbers = isinstance(found, dict) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in found.values())
+    if not numbers or not found:
+        raise UserError(f'data.weights={path} must hold a number for each source, such as {{"code": 2, "docs": 1}}')
+    return {name: float(number) for name, number in found.items()}
+
+
+def _written(rule: Rule) -> str:
+    pairs = ",".join(f"{name}={number!r}" for name, number in rule.numbers.items())
+    return f"epochs: {pairs}" if rule.kind == "epochs" else pairs

@@ -14,6 +14,7 @@ from flax import nnx
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
+from data.text.batches import TextBatches
 from data.text.dataset import prepared, texts
 from data.text.tokenizer import Tokenizer
 from lm import saving
@@ -58,11 +59,12 @@ def write_report(
     result: dict,
     stages: dict[str, float],
     samples: list[dict[str, str]],
+    mixture: dict,
 ) -> None:
     """Write report.json and report.html. With several processes, only the first one calls this; nothing in it is collective.
 
     Args: result: of lm.train.loop.train. stages: seconds of each stage of this process, added to those of earlier processes of
-    the same run. samples: of `drawn`.
+    the same run. samples: of `drawn`. mixture: of `mixture`.
     """
     counts = prepared(dataset)
     train_lines, _ = load_metrics(workdir / "metrics.jsonl")
@@ -83,6 +85,7 @@ def write_report(
             "parameters": result["num_params"],
             "parameter_table": parameter_table(result["params"]),
             "data": {"sources": {name: _flat(source) for name, source in counts["sources"].items()}},
+            "mixture": mixture,
             "tokenizer": {
                 "vocab_size": tokenizer.vocab_size,
                 "bytes_per_token": sum(s["train"]["bytes"] for s in counts["sources"].values()) / max(1, packed),
@@ -98,6 +101,23 @@ def write_report(
             "training": {"steps": result["step"], "tokens": result["tokens"], "skipped": result["skipped"]},
         },
     )
+
+
+def mixture(batches: TextBatches, steps: int, warnings: Sequence[str]) -> dict:
+    """Return what a run of `steps` reads of each source: {"stages", "sources", "warnings"}.
+
+    stages: [{"step" (that the stage begins after), "shares": {source: share of the rows}}]. sources: {source: {"tokens",
+    "epochs"}}, tokens in proportion to the rows that are read.
+    """
+    rows, epochs = batches.rows_read(steps), batches.epochs(steps)
+    return {
+        "stages": [{"step": stage.begin, "shares": dict(stage.shares)} for stage in batches.stages],
+        "sources": {
+            name: {"tokens": round(rows[name] * size.tokens / size.rows), "epochs": epochs[name]}
+            for name, size in batches.sizes.items()
+        },
+        "warnings": list(warnings),
+    }
 
 
 def drawn(config, params: nnx.State, tokenizer: Tokenizer) -> list[dict[str, str]]:
@@ -168,6 +188,7 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
             title, finished (bool), config (nested), machine (see `machine`), parameters (count),
             parameter_table {part: count}, tokenizer {vocab_size, bytes_per_token},
             data {sources: {name: {a key of COUNTS: count}}, notes (how they were counted: list of str)},
+            mixture (see `mixture`),
             validation {loss, bits_per_byte, tokens, bytes, unigram, 3-gram, 5-gram (bits per byte)},
             samples [{prompt, text}], throughput {tokens_per_second, mfu, mfu_formula},
             stages {name: seconds}, training {steps, tokens, skipped}.

@@ -70,8 +70,8 @@ def train(
       watch: watch(step, params) -> lines to print, called every config.samples_every steps.
       measure: measure(step, params) -> {name: number}, called every config.evals.every steps and at the end; logged like
         validation.
-    Returns: {"params", "step", "tokens", "skipped", "valid" (the final validation or None), "tokens_per_second" (median),
-    "mfu", "num_params", "seconds"}.
+    Returns: {"params", "sources" (of the state), "step", "tokens", "skipped", "valid" (the final validation or None),
+    "tokens_per_second" (median), "mfu", "num_params", "seconds"}.
     Raises: Stopped on SIGTERM or SIGINT; Diverged; UserError for a checkpoint that does not fit, or if all are damaged.
     """
     checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_every=config.keep_every)
@@ -206,6 +206,7 @@ def train(
     rate = float(np.median(rates[1:])) if len(rates) > 1 else None
     return {
         "params": state.params,
+        "sources": state.sources,
         "step": step,
         "tokens": tokens,
         "skipped": skipped,

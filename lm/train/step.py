@@ -24,13 +24,17 @@ from lm.train.schedule import schedule
 
 
 class TrainState(NamedTuple):
-    """Everything that a step changes. `step` counts batches, `skipped` the batches whose update was not applied."""
+    """Everything that a step changes. `step` counts batches, `skipped` the batches whose update was not applied.
+
+    sources: weights of the sources that a run learns (lm/train/doremi.py); () in other runs.
+    """
 
     step: jax.Array  # int32
     params: nnx.State
     optimizer: Any
     skipped: jax.Array  # int32
     skipped_in_row: jax.Array  # int32
+    sources: Any = ()
 
 
 class Sums(NamedTuple):

@@ -27,6 +27,11 @@ FULL = {
         },
         "notes": ["Split by the hash of the path."],
     },
+    "mixture": {
+        "stages": [{"step": 0, "shares": {"stdlib": 1.0}}, {"step": 900, "shares": {"stdlib": 0.25, "docs": 0.75}}],
+        "sources": {"stdlib": {"tokens": 7_123, "epochs": 4.561}, "docs": {"tokens": 0, "epochs": 0.0}},
+        "warnings": ["source stdlib is read 4.6 times"],
+    },
     "tokenizer": {"vocab_size": 8192, "bytes_per_token": 3.125},
     "validation": {
         "loss": 1.7,
@@ -100,6 +105,7 @@ def test_a_full_report_has_every_section_and_stands_alone(tmp_path):
         "Curves",
         "Samples",
         "Data",
+        "Mixture",
         "Tokenizer",
         "Parameters",
         "Wall time",
@@ -117,7 +123,19 @@ def test_a_full_report_has_every_section_and_stands_alone(tmp_path):
     references = re.findall(r'(?:url\(#|href="#)([^")]+)', text)
     assert references and set(references) <= set(ids)
     assert "1.200 bits per byte on held-out text: 33% fewer than the 5-gram baseline (1.800)." in text
-    for cell in ("5,001,000", "1,234", "14.01M", "3.277B", "41.3 %", "2 h 01 min", "model.rotary.base", "8 × cpu cpu"):
+    for cell in (
+        "5,001,000",
+        "1,234",
+        "14.01M",
+        "3.277B",
+        "41.3 %",
+        "2 h 01 min",
+        "model.rotary.base",
+        "8 × cpu cpu",
+        "75.0 %",
+        "step 900",
+        "4.56",
+    ):
         assert cell in text, cell
     assert "Split by the hash of the path." in text
     saved = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
@@ -139,10 +157,10 @@ def test_text_of_the_model_and_of_the_user_is_escaped(tmp_path):
 def test_a_missing_part_leaves_its_section_out(missing):
     partial = {} if missing == "all" else {key: value for key, value in FULL.items() if key != missing}
     drawn = Page(report.html(plain(partial)))
-    assert len(drawn.headings) < 9
+    assert len(drawn.headings) < 10
 
 
-@pytest.mark.parametrize("part", ["data", "validation", "throughput", "training", "tokenizer", "stages", "config"])
+@pytest.mark.parametrize("part", ["data", "mixture", "validation", "throughput", "training", "tokenizer", "stages", "config"])
 def test_an_empty_or_null_part_is_a_missing_one(part):
     for value in ({}, None):
         Page(report.html(plain(FULL | {part: value})))

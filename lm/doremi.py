@@ -1,0 +1,99 @@
+"""Find the shares of a mixture's sources with small models: DoReMi (Xie et al. 2023).
+
+    python -m lm.doremi --config=configs/train/small.py --workdir=DIR --config.data.input=CORPUS/dataset [--config.KEY=VALUE …]
+    python train.py … --config.data.weights=DIR/weights.json
+
+The config is one of train.py, with a model much smaller than the one to be trained. A reference model is trained with the
+config's own data.weights (default: by size) in DIR/reference. A proxy model of the same size is trained in DIR/proxy; it gives
+more weight to sources where its loss is above the reference's. The mean weights are the result. Both runs take `steps` steps.
+Run the same command again to resume after a crash, a kill or a Ctrl-C.
+Writes to the workdir: weights.json, report.html, report.json, reference/ and proxy/ (each as train.py does, without a report).
+"""
+
+import functools
+import sys
+import time
+from pathlib import Path
+
+from lm import cli
+from lm.errors import UserError
+from lm.inputs import check_training
+from lm.parallel.join import join
+from lm.saving import write_json
+from lm.workdir import locked, save_record
+
+
+def main(config, workdir: Path) -> None:
+    join(lambda: check_training(config, workdir / "reference"))  # then JAX loads
+    with locked(workdir):
+        search(config, workdir)
+
+
+def search(config, workdir: Path) -> None:
+    import jax
+
+    from data.text.batches import TextBatches
+    from data.text.pipeline import prepare_text
+    from data.text.weights import Rule, parse_weights, resolved
+    from lm.parallel import hosts
+    from lm.parallel.mesh import check_fit, make_mesh
+    from lm.reports.doremi import write
+    from lm.train import loop
+    from lm.train.doremi import average, proxy_trainer
+    from lm.train.feed import Feed
+    from lm.train.fit import check_memory
+    from lm.train.start import adopt, initial_params
+    from lm.train.step import make_trainer, model_config_of
+
+    begin = time.perf_counter()
+    runs = reference, proxy = workdir / "reference", workdir / "proxy"
+    adopt(config, reference)
+    mesh = make_mesh(config.mesh)
+    check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
+    for run in runs:
+        loop.check_config(config, run)
+    check_memory(config, mesh)
+    config.data.weights = resolved(config.data.weights)
+
+    tokenizer, dataset, stages = prepare_text(config, reference, first=hosts.is_first())
+    read = functools.partial(TextBatches, dataset, batch_size=config.batch_size, seed=config.seed, steps=config.steps)
+    given = read(weights=parse_weights(config.data.weights))
+    names = [name for name in given.ranges if any(name in stage.shares for stage in given.stages)]
+    if len(names) < 2:
+        raise UserError(
+            f"data.input: all rows are of the source {names[0]!r}, and DoReMi weighs several; name a dataset of curate.py "
+            "whose --config.input has several sources (web=FILES,books=FILES)"
+        )
+    uniform = {name: 1 / len(names) if name in names else 0.0 for name in given.ranges}
+    even = read(weights=[Rule(0.0, "shares", uniform)], with_sources=True)
+    valid = None
+    if config.data.valid_fraction > 0:
+        valid = TextBatches(dataset, "valid", batch_size=config.batch_size, shuffle=False)
+    if hosts.is_first():
+        for run in runs:
+            save_record(config, run)
+
+    with jax.set_mesh(mesh):
+        trainer, start = make_trainer(config), functools.partial(initial_params, config, mesh)
+        validate = valid and loop.Evaluator(trainer, Feed(valid, mesh), tokenizer, config.model.vocab_size)
+        try:
+            stream = Feed(given, mesh, config.data.log_ids)
+            known = loop.train(config, trainer, mesh, stream, validate, reference, start)
+            trainer, stream = proxy_trainer(config, uniform), Feed(even, mesh, config.data.log_ids)
+            found = loop.train(config, trainer, mesh, stream, None, proxy, start, frozen=known["params"])
+        except loop.Stopped as stopped:
+            hosts.leave()
+            cli.fail(str(stopped), 128 + stopped.signum)
+        except loop.Diverged as diverged:
+            cli.fail(str(diverged), 1)
+        weights = dict(zip(uniform, jax.device_get(average(found["sources"])).tolist()))
+    if hosts.is_first():
+        weights = {name: weights[name] for name in names}
+        write_json(workdir / "weights.json", weights)
+        stages |= {"reference": known["seconds"], "proxy": found["seconds"]}
+        stages["start and other"] = time.perf_counter() - begin - sum(stages.values())
+        write(workdir, config, given.stages[0].shares, weights, known, found, stages)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, __doc__))

@@ -1,0 +1,92 @@
+"""The report of lm.doremi: the shares that it found, and how weights and excess losses changed during the proxy's run."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+
+from lm import saving
+from lm.reports.charts import INK, SERIES, clean, dots, from_zero, svg, thin, trend
+from lm.reports.page import machine, render, replace_json
+from lm.saving import plain
+from lm.train.history import column, load_metrics
+
+LAST = 0.1  # the part of the steps whose mean excess is in the table
+
+
+def write(
+    workdir: Path,
+    config,
+    given: Mapping[str, float],
+    weights: Mapping[str, float],
+    reference: Mapping,
+    proxy: Mapping,
+    stages: Mapping[str, float],
+) -> None:
+    """Write report.json and report.html into the workdir.
+
+    Args: given: source -> its share in the reference's run, at its start. weights: source -> the share found. reference, proxy:
+    of lm.train.loop.train. stages: seconds of each stage.
+    """
+    lines, _ = load_metrics(workdir / "proxy" / "metrics.jsonl")
+    report = plain(
+        {
+            "title": f"lmcraft DoReMi {workdir.name}",
+            "finished": True,
+            "config": config.to_dict(),
+            "machine": machine(),
+            "parameters": proxy["num_params"],
+            "sources": {
+                name: {
+                    "given": given.get(name, 0.0),
+                    "found": share,
+                    "loss": _last(lines, f"loss/{name}"),
+                    "excess": _last(lines, f"excess/{name}"),
+                }
+                for name, share in weights.items()
+            },
+            "validation": reference["valid"],
+            "training": {"steps": proxy["step"], "tokens": proxy["tokens"], "skipped": proxy["skipped"]},
+            "stages": stages,
+        }
+    )
+    replace_json(workdir / "report.json", report)
+    saving.write(workdir / "report.html", html(report, lines))
+    shares = ", ".join(f"{name} {share:.3f}" for name, share in weights.items())
+    print(f"{workdir / 'weights.json'}: {shares}", flush=True)
+
+
+def html(report: dict, lines: Sequence[dict]) -> str:
+    """Return the page. lines: of the proxy's metrics.jsonl."""
+    last_step = max((line["step"] for line in lines), default=None)
+    return render("doremi.html.j2", report, curves=curves(list(report["sources"]), lines), last_step=last_step)
+
+
+def curves(names: Sequence[str], lines: Sequence[dict]) -> list[dict]:
+    """Return charts of the weights and of the excess losses: [{title, note, svg}], with at most six sources in each."""
+    charts = []
+    for key, title, note in (
+        ("weight", "Weights", "α of each step; their mean is the result"),
+        ("excess", "Excess loss", "nats per token over the reference, smoothed"),
+    ):
+        for begin in range(0, len(names), len(SERIES)):
+            some = names[begin : begin + len(SERIES)]
+
+            def draw(ax: Axes, some=some, key=key) -> None:
+                for name, colour in zip(some, SERIES):
+                    curve = column(lines, f"{key}/{name}")
+                    if len(curve[0]):
+                        curve = trend(*curve) if key == "excess" else thin(*curve)
+                        ax.plot(*curve, color=colour, linewidth=1.6, label=clean(name), **dots(curve))
+                from_zero(ax)
+                ax.legend(frameon=False, labelcolor=INK, loc="best")
+
+            if lines:
+                charts.append({"title": title, "note": note, "svg": svg(f"{key}{begin}", draw)})
+    return charts
+
+
+def _last(lines: Sequence[dict], key: str) -> float | None:
+    """Return the mean of a metric over the last tenth of the lines."""
+    _, values = column(lines, key)
+    return float(values[-max(1, int(LAST * len(values))) :].mean()) if len(values) else None
