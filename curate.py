@@ -22,7 +22,7 @@ def main(config, workdir: Path) -> None:
     from lm.reports.curate import write
 
     check_record(config, workdir)
-    prepared = prepare(config.to_dict())
+    prepared = prepare(config.to_dict(), workdir)
     with locked(workdir):
         save_record(config, workdir)
         found = run(config.to_dict(), workdir, prepared)

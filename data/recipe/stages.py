@@ -23,12 +23,14 @@ class Stage(NamedTuple):
     """module: whose source decides about results. rewrites: whether `text` is among the columns.
 
     depends(options): what else the results depend on, such as a digest of a file that an option names.
+    columns: their names, without `text`; (): `run` is cheap enough to find out.
     """
 
     run: Callable[[Batch, Mapping[str, Any]], Columns]
     module: str
     rewrites: bool = False
     depends: Callable[[Mapping[str, Any]], Any] = _nothing
+    columns: tuple[str, ...] = ()
 
 
 def _gopher_quality(batch: Batch, options: Mapping) -> Columns:
