@@ -78,6 +78,8 @@ def plan(
         if any(name == other.name for other in planned):
             raise UserError(f"stages: {name!r} is there twice")
         options = dict(config.get(name, {}))
+        if name not in CORPUS:
+            options = dict(stage.resolve(options))
         depends: list[Any] = [text, options, code(stage.module), _own_code(stage)]
         if name in CORPUS:  # it sees only the documents that the rules before it leave
             if options["keep"] != "first" and options["keep"] not in known:
@@ -120,13 +122,16 @@ def _own_code(stage: Any) -> str:
 
 @functools.cache
 def code(module: str) -> str:
-    """Return a digest of the source of a module and of all modules of `data` that it imports, directly or not."""
+    """Return a digest of the source of a module and of the modules that it imports, directly or not.
+
+    These are the modules of `data`, and for a module of `lm` those of `lm` too.
+    """
     seen: dict[str, str] = {}
-    _collect(module, seen)
+    _collect(module, seen, ("data.", "lm.") if module.startswith("lm.") else ("data.",))
     return digest(sorted(seen.items()))
 
 
-def _collect(module: str, seen: dict[str, str]) -> None:
+def _collect(module: str, seen: dict[str, str], followed: tuple[str, ...]) -> None:
     spec = importlib.util.find_spec(module)
     if module in seen or spec is None or spec.origin is None:
         return
@@ -138,8 +143,8 @@ def _collect(module: str, seen: dict[str, str]) -> None:
         if isinstance(node, ast.ImportFrom):
             names = [str(node.module), *(f"{node.module}.{name}" for name in names)]
         for name in names:
-            if name.startswith("data.") and _is_module(name):
-                _collect(name, seen)
+            if name.startswith(followed) and _is_module(name):
+                _collect(name, seen, followed)
 
 
 def _is_module(name: str) -> bool:
