@@ -41,8 +41,8 @@ class Scorer:
     max_tokens: the first tokens of a document that are read. batch: documents in one run of the compiled program.
 
     A document fills one row, behind the begin symbol (else the end symbol), and rows have a few fixed widths, so few programs
-    are compiled. With batch=1 the score of a document depends on nothing else. With more, rows of one program are equal to the
-    bit on a CPU, and to rounding on devices whose kernels treat rows differently.
+    are compiled. With batch=1 the score of a document depends on nothing else. With more, rows share a program, and a score may
+    depend by rounding on the row that the document gets; small models on a CPU show no difference.
 
     Raises: UserError: the model cannot read as many tokens.
     """
