@@ -19,10 +19,11 @@ from lm.workdir import check_record, locked, save_record
 def main(config, workdir: Path) -> None:
     from data.recipe import tokenized
     from data.recipe.run import prepare, run
+    from lm.evals.curation import STAGES
     from lm.reports.curate import write
 
     check_record(config, workdir)
-    prepared = prepare(config.to_dict())
+    prepared = prepare(config.to_dict(), workdir, STAGES)
     with locked(workdir):
         save_record(config, workdir)
         found = run(config.to_dict(), workdir, prepared)

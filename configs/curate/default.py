@@ -16,6 +16,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.input = ""  # files, folders and globs with commas between; NAME=FILES names a source: web=crawl/*.warc.gz,books=txt
     # builtin:python is the code, docstrings and docs of this Python installation.
     config.stages = ""  # with commas between, in order; see data/recipe/stages.py
+    config.against = ""  # workdirs of finished runs with commas between; their documents' duplicates are dropped, see docs
+    config.index = True  # write WORKDIR/index, so that later runs can name this one; disk: docs/curate.md, "Later crawls"
     config.runner = "local"  # processes of this machine; or beam: Apache Beam
     config.processes = 0  # of this machine; 0: one on each core
     config.beam_options = ""  # such as "--runner=FlinkRunner --flink_master=HOST:8081"; default: Beam's runner on this machine
@@ -46,6 +48,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.classifier = ml_collections.ConfigDict()
     config.classifier.model = ""  # folder of python -m data.filters.classifier; several: NAME=DIR,NAME=DIR
     config.classifier.name = "quality"  # of a model without NAME=; the column is classifier_NAME
+
+    config.perplexity = ml_collections.ConfigDict()
+    config.perplexity.checkpoint = ""  # a workdir, Hugging Face folder or GGUF file, with its tokenizer
+    config.perplexity.max_tokens = 1024  # first tokens of a document that are read
+    config.perplexity.batch = 1  # documents at a time; more is faster on an accelerator
 
     config.exact_duplicates = ml_collections.ConfigDict()
     config.exact_duplicates.normalise = "whitespace"  # what equal texts may differ in: none, whitespace, case, ccnet

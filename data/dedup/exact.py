@@ -3,7 +3,7 @@
 1. `Part.add` writes digests of the pieces of documents (data/dedup/pieces.py). Parts are independent.
 2. `find` sorts them and writes a table of the pieces to remove.
 3. `cut` removes them from texts. For whole documents, `columns` says which to keep.
-4. `save_index` keeps one row a distinct piece, against which a later corpus is deduplicated.
+4. `save_index` makes a part of the pieces that stayed, against which later corpora are deduplicated (`find(old=…)`).
 
 With Unit("window") these are the repeated spans of Lee et al. (2021), "Deduplicating training data makes language models
 better": every run of at least `window` words that occurs again is covered by windows that occur again. They use suffix arrays;
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from data.dedup import tables
-from data.dedup.keep import OLD, check_numbers, ranks
+from data.dedup.keep import OLD, check_numbers, old_bits, ranks
 from data.dedup.pieces import Unit, pieces
 from lm import saving
 from lm.errors import UserError
@@ -51,7 +51,7 @@ class Part:
         """Add documents.
 
         Args:
-          numbers: unique in the whole corpus; in [0, 2^62).
+          numbers: unique in the whole corpus; in [0, 2^61).
           scores: of several equal pieces, the one in the document with the highest score stays; None: the one with the lowest
             number.
         """
@@ -68,20 +68,21 @@ class Part:
                 saving.write_json(self.folder / _SETTINGS, asdict(self.unit))
 
 
-def find(parts: Sequence[Path], into: Path) -> dict[str, int]:
+def find(parts: Sequence[Path], into: Path, *, old: Sequence[Path] = ()) -> dict[str, int]:
     """Write the pieces to remove: a table of uint64 [n, 3], sorted: (number, span, number of the document whose piece stays).
 
-    The piece that stays is the one of an index of an older corpus, else of the best score, else of the lowest number, else the
-    first one. Equal pieces of one document count too.
+    The piece that stays is that of the first old corpus that has it, else of the best score, else of the lowest number, else
+    the first one. Equal pieces of one document count too. Numbers of old documents are as in `keep.old_bits`.
 
     Args:
-      parts: folders that `Part` or `save_index` wrote, in any order. into: the table. Temporary files are made beside it.
-    Returns: counts: pieces, removed (pieces).
+      parts: folders that `Part` wrote, in any order. into: the table. Temporary files are made beside it.
+      old: indexes of earlier corpora (`save_index`), whose order numbers them.
+    Returns: counts: pieces (old ones too), removed (pieces).
     Raises: UserError: a part is missing or incomplete, or parts have different units.
     """
     into, counts = Path(into), {"pieces": 0, "removed": 0}
     with tables.scratch(into) as temporary, tables.Sorter(temporary, 3) as removed:
-        for block, begins, kept in _groups(parts, temporary):
+        for block, begins, kept in _groups(parts, old, temporary):
             again = ~begins & (block[:, 2] != OLD)
             removed.add(np.stack([block[:, 3], block[:, 4], kept], axis=1)[again])
             counts["pieces"] += len(block)
@@ -123,32 +124,47 @@ def columns(numbers: Sequence[int], removed: Path) -> dict[str, np.ndarray]:
     return {"duplicate_of": kept, "duplicate_keep": ~found}
 
 
-def save_index(folder: Path, parts: Sequence[Path]) -> int:
-    """Write a part with the pieces that stay, for a later `find`, where they go before all others. Returns their number."""
-    folder = Path(folder)
+def save_index(folder: Path, parts: Sequence[Path], stayed: Path, *, old: Sequence[Path] = ()) -> int:
+    """Write a part with the pieces that stayed, for `find(old=[folder])`. Returns their number.
+
+    A piece stayed if its document did and `cut` left it there. A whole document stayed even if `columns` would drop it.
+
+    Args:
+      stayed: a table of the documents' numbers, uint64 [n, 1]. In the index a document's number is its row there.
+      old: as in `find`; what these hold is not repeated.
+    Disk: 40 bytes a piece.
+    """
+    folder, table = Path(folder), tables.read(stayed, 1)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / _SETTINGS).unlink(missing_ok=True)
-    with tables.scratch(folder / "part") as temporary:
-        groups = _groups(parts, temporary)
-        kept = (np.where(np.arange(_WIDTH) == 2, OLD, block[begins]) for block, begins, _ in groups)
-        count = tables.write(folder / _PIECES, kept)
-    saving.write(folder / _SETTINGS, (Path(parts[0]) / _SETTINGS).read_bytes())
+    settings = (Path(parts[0]) / _SETTINGS).read_bytes()
+    whole = json.loads(settings)["kind"] == "document"
+    with tables.scratch(folder / "part") as temporary, tables.Sorter(temporary, _WIDTH) as kept:
+        for block, begins, _ in _groups(parts, old, temporary):
+            own = block[(block[:, 2] != OLD) & (begins | whole)]
+            row, found = tables.find(table, own[:, 3])
+            nothing = np.zeros(found.sum(), np.uint64)
+            kept.add(np.column_stack([own[found, :2], nothing + OLD, row[found].astype(np.uint64), nothing]))
+        count = tables.write(folder / _PIECES, kept.sorted())
+    saving.write(folder / _SETTINGS, settings)
     return count
 
 
-def _groups(parts: Sequence[Path], temporary: Path) -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _groups(parts: Sequence[Path], old: Sequence[Path], temporary: Path) -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Yield blocks of sorted rows, whether each is the first with its digest, and the number of the first one's document."""
     settings = {}
-    for part in map(Path, parts):
+    for part in map(Path, [*parts, *old]):
         if not (part / _SETTINGS).exists():
             raise UserError(f"{part}: no complete part of exact duplicates; make it again with data.dedup.exact.Part")
         settings.setdefault(json.dumps(json.loads((part / _SETTINGS).read_text())), part)
     if len(settings) > 1:
         one, other = list(settings.values())[:2]
         raise UserError(f"{one} and {other} have different units of duplicates; make both with the same")
+    files = [Path(part) / _PIECES for part in parts]
+    files += [tables.Marked(Path(part) / _PIECES, 3, old_bits(i)) for i, part in enumerate(old)]
     with tables.Sorter(temporary, _WIDTH) as nothing:
         carried = None
-        for block in nothing.sorted([Path(part) / _PIECES for part in parts]):
+        for block in nothing.sorted(files):
             begins, kept = tables.first_of_groups(block[:, :2], block[:, 3], carried)
             carried = block[-1, :2], kept[-1]
             yield block, begins, kept

@@ -1,4 +1,4 @@
-"""Decide which document of a cluster stays."""
+"""Decide which document of a cluster stays, and number the documents of earlier corpora."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -9,7 +9,25 @@ from data.dedup import tables
 from lm.errors import UserError
 
 OLD = np.uint64(0)  # rank of a document of an earlier corpus, before all others
-NEW_BIT = np.uint64(1 << 62)  # set in the number of a document of the new corpus, so that old ones sort first
+NEW_BIT = np.uint64(1 << 62)  # set in the number of a document of the new corpus while it is compared: old ones sort first
+OLD_BIT = np.uint64(1 << 61)  # set in the number of a document of an earlier corpus, which the new corpus has not
+_CORPUS = np.uint64(40)  # bits of a document's place in its corpus; those between it and OLD_BIT number the corpus
+
+
+def old_bits(corpus: int) -> np.uint64:
+    """Return the bits that turn a document's place in the index of earlier corpus number 0, 1, … into its number."""
+    return OLD_BIT | np.uint64(corpus) << _CORPUS
+
+
+def old_places(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return bool [n], whether numbers are of earlier corpora, and int64 [n] twice: which corpus, and which place in its index.
+
+    Of other numbers, the last two mean nothing.
+    """
+    numbers = np.asarray(numbers).astype(np.uint64)
+    bits = numbers & ~OLD_BIT
+    place = bits & ((np.uint64(1) << _CORPUS) - np.uint64(1))
+    return (numbers & OLD_BIT) > 0, (bits >> _CORPUS).astype(np.int64), place.astype(np.int64)
 
 
 def ranks(scores: Sequence[float] | None, count: int) -> np.ndarray:
@@ -26,12 +44,12 @@ def ranks(scores: Sequence[float] | None, count: int) -> np.ndarray:
 
 
 def check_numbers(numbers: Sequence[int], count: int) -> np.ndarray:
-    """Return numbers as uint64 [count]. Raises: UserError if there are not as many, or one is not in [0, 2^62)."""
+    """Return numbers as uint64 [count]. Raises: UserError if there are not as many, or one is not in [0, 2^61)."""
     numbers = np.asarray(numbers)
     if numbers.shape != (count,) or (
-        count and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= NEW_BIT)
+        count and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() >= OLD_BIT)
     ):
-        raise UserError(f"{count} documents need one number each, in [0, 2^62); got {numbers.dtype} {numbers.shape}")
+        raise UserError(f"{count} documents need one number each, in [0, 2^61); got {numbers.dtype} {numbers.shape}")
     return numbers.astype(np.uint64)
 
 

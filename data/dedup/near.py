@@ -4,11 +4,10 @@
 2. `find` sorts the bands and pairs the documents of a bucket. It keeps the pairs whose sets of shingles have a Jaccard
    similarity of at least `threshold`, connects them, and writes one table of clusters.
 3. `columns` looks documents up in that table.
-4. `save_index` makes a part of the documents that stayed, against which a later corpus is deduplicated (`find(old=…)`).
+4. `save_index` makes a part of the documents that stayed, against which later corpora are deduplicated (`find(old=…)`).
 """
 
 import contextlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,7 +17,7 @@ import xxhash
 
 from data.dedup import grams, minhash, tables
 from data.dedup.components import components
-from data.dedup.keep import NEW_BIT, OLD, best_of_clusters, check_numbers, ranks
+from data.dedup.keep import NEW_BIT, OLD, best_of_clusters, check_numbers, old_bits, ranks
 from data.dedup.minhash import MinHash
 from lm import saving
 from lm.errors import UserError
@@ -57,7 +56,7 @@ class Part:
         """Add documents. A document without a word has no duplicates.
 
         Args:
-          numbers: unique in the whole corpus, and in the old ones it is compared with; in [0, 2^62).
+          numbers: unique in the whole corpus; in [0, 2^61).
           scores: the highest stays of a cluster; None: the lowest number stays.
         """
         numbers, rank = check_numbers(numbers, len(texts)), ranks(scores, len(texts))
@@ -91,12 +90,14 @@ def find(
     """Write the clusters of near duplicates: a table of uint64 [n, 3], sorted, for each document of `parts` with a duplicate.
 
     The columns are the document's number, its cluster (the lowest number in it, or of its old documents if it has some) and the
-    number of the document that is kept. A cluster may hold pairs below the threshold, which others connect.
+    number of the document that is kept. A cluster may hold pairs below the threshold, which others connect. Numbers of old
+    documents are as in `keep.old_bits`.
 
     Args:
       parts: folders that `Part` wrote, in any order. into: the table. Temporary files are made beside it.
       threshold: least Jaccard similarity of the sets of shingles of a pair, in (0, 1].
-      old: parts of an earlier corpus. Its documents stay, so new ones with a duplicate among them go.
+      old: indexes of earlier corpora (`save_index`), whose order numbers them. Their documents stay, so new ones with a
+        duplicate among them go.
       pairs: also write the verified pairs to this table, uint64 [n, 2]: (higher number, lower number), the old before the new.
     Returns:
       counts: documents, candidates (pairs), verified (pairs), clustered (documents), removed (documents).
@@ -109,15 +110,15 @@ def find(
     folders, into = [*map(Path, old), *map(Path, parts)], Path(into)
     _check_settings(folders)
     with tables.scratch(into) as temporary, tables.sorting(temporary, 5, 2, 2) as (documents, candidates, verified):
-        _check_numbers(folders, temporary)
+        _check_numbers(folders[len(old) :], temporary)
+        bits = [old_bits(i) if i < len(old) else NEW_BIT for i in range(len(folders))]
         for i, folder in enumerate(folders):
             for block in tables.blocks(tables.read(folder / _DOCUMENTS, _WIDTH[_DOCUMENTS])):
                 number, first, count, rank = block.T
-                number, rank = (number, np.full_like(rank, OLD)) if i < len(old) else (number | NEW_BIT, rank)
-                documents.add(np.stack([number, first, count, rank, np.full_like(rank, i)], axis=1))
+                documents.add(np.stack([number | bits[i], first, count, rank, np.full_like(rank, i)], axis=1))
         counts = {"documents": tables.write(temporary / "documents", documents.sorted())}
         table = tables.read(temporary / "documents", 5)
-        for block in _bucket_pairs(_all_bands(folders, len(old), temporary)):
+        for block in _bucket_pairs(_all_bands(folders, bits, temporary)):
             candidates.add(block)
         sets = [tables.read(folder / _SETS, 1)[:, 0] for folder in folders]
         counts["candidates"] = counts["verified"] = 0
@@ -153,23 +154,40 @@ def columns(numbers: Sequence[int], clusters: Path) -> dict[str, np.ndarray]:
     }
 
 
-def save_index(folder: Path, parts: Sequence[Path], clusters: Path) -> int:
-    """Write a part with only the documents that are kept, for `find(old=[folder])`. Returns their number."""
-    _check_settings([Path(part) for part in parts])
-    settings = MinHash(**json.loads((Path(parts[0]) / _SETTINGS).read_text()))
-    table, count = tables.read(clusters, 3), 0
-    with Part(folder, settings) as index:
-        for part in map(Path, parts):
-            sets = tables.read(part / _SETS, 1)[:, 0]
-            for block in tables.blocks(tables.read(part / _DOCUMENTS, _WIDTH[_DOCUMENTS]), 1 << 8):
-                row, found = tables.find(table, block[:, 0])
-                kept = block[~found | (table[row, 2] == block[:, 0])] if len(table) else block
-                if len(kept):
-                    hashes = np.concatenate([sets[int(first) : int(first + size)] for first, size in kept[:, 1:3]])
-                    offsets = np.concatenate([[0], np.cumsum(kept[:, 2])]).astype(np.int64)
-                    index._add(hashes, offsets, kept[:, 0], kept[:, 3])
-                    count += len(kept)
+def save_index(folder: Path, parts: Sequence[Path], stayed: Path) -> int:
+    """Write a part with only the documents that stayed, for `find(old=[folder])`. Returns how many have a word.
+
+    stayed: a table of their numbers, uint64 [n, 1]. In the index a document's number is its row there.
+    Disk: as of a part. Memory: that of a merge.
+    """
+    folder, parts, table, count = Path(folder), [Path(part) for part in parts], tables.read(stayed, 1), 0
+    _check_settings(parts)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _SETTINGS).unlink(missing_ok=True)
+    with tables.scratch(folder / "part") as temporary, tables.Sorter(temporary, _WIDTH[_BANDS]) as nothing:
+        bands = nothing.sorted([part / _BANDS for part in parts])
+        tables.write(folder / _BANDS, (_stayed(block, 2, table) for block in bands))
+        with saving.replacing(folder / _SETS, "wb") as out, tables.Sorter(temporary, _WIDTH[_DOCUMENTS]) as documents:
+            shingles = 0
+            for part in parts:
+                sets = tables.read(part / _SETS, 1)[:, 0]
+                for block in tables.blocks(tables.read(part / _DOCUMENTS, _WIDTH[_DOCUMENTS]), 1 << 8):
+                    for row in (kept := _stayed(block, 0, table)):
+                        out.write(np.ascontiguousarray(sets[int(row[1]) : int(row[1] + row[2])]))
+                    first = shingles + np.cumsum(kept[:, 2]) - kept[:, 2]
+                    documents.add(np.column_stack([kept[:, 0], first.astype(np.uint64), kept[:, 2], np.full(len(kept), OLD)]))
+                    shingles, count = shingles + int(kept[:, 2].sum()), count + len(kept)
+            tables.write(folder / _DOCUMENTS, documents.sorted())
+    saving.write(folder / _SETTINGS, (parts[0] / _SETTINGS).read_bytes())
     return count
+
+
+def _stayed(rows: np.ndarray, column: int, table: np.ndarray) -> np.ndarray:
+    """Return the rows whose number, in this column, is in a sorted table, with its row there instead."""
+    row, found = tables.find(table, rows[:, column])
+    rows = np.array(rows[found])
+    rows[:, column] = row[found]
+    return rows
 
 
 def jaccard(pairs: np.ndarray, documents: np.ndarray, sets: Sequence[np.ndarray], least: float = 0.0) -> np.ndarray:
@@ -244,13 +262,10 @@ def _edges(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return pairs[(pairs[:, 0] & NEW_BIT) > 0]  # of two old documents none is new
 
 
-def _all_bands(folders: Sequence[Path], old: int, temporary: Path) -> Iterator[np.ndarray]:
-    """Yield the bands of all parts in order. New documents get their bit: the same in all rows, so that tables stay sorted."""
-    with tables.Sorter(temporary, _WIDTH[_BANDS]) as marked:
-        for folder in folders[old:]:
-            for block in tables.blocks(tables.read(folder / _BANDS, _WIDTH[_BANDS])):
-                marked.add(np.column_stack([block[:, :2], block[:, 2] | NEW_BIT]))
-        yield from marked.sorted([folder / _BANDS for folder in folders[:old]])
+def _all_bands(folders: Sequence[Path], bits: Sequence[np.uint64], temporary: Path) -> Iterator[np.ndarray]:
+    """Yield the bands of all parts in order, with the bits of each part in its numbers."""
+    with tables.Sorter(temporary, _WIDTH[_BANDS]) as nothing:
+        yield from nothing.sorted([tables.Marked(folder / _BANDS, 2, bit) for folder, bit in zip(folders, bits)])
 
 
 def _members(stars: Iterable[np.ndarray], table: np.ndarray) -> Iterator[np.ndarray]:
@@ -270,9 +285,7 @@ def _check_numbers(folders: Sequence[Path], temporary: Path) -> None:
             number = block[:, 0] if last is None else np.concatenate([[last], block[:, 0]])
             same = np.flatnonzero(number[1:] == number[:-1])
             if len(same):
-                raise UserError(
-                    f"two documents have the number {number[same[0]]}; numbers must be unique over all parts, old ones too"
-                )
+                raise UserError(f"two documents have the number {number[same[0]]}; numbers must be unique over all parts")
             last = number[-1]
 
 

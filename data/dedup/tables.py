@@ -9,6 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,6 +18,14 @@ from lm import saving
 BUFFER_ROWS = 1 << 20  # sorted in memory at a time; a run on disk has as many
 FAN_IN = 64  # runs merged at a time
 BLOCK_ROWS = 1 << 14  # read of each run at a time
+
+
+class Marked(NamedTuple):
+    """A sorted file that is read with `bits` set in a column. No row has one of them itself, so rows stay in order."""
+
+    path: Path
+    column: int
+    bits: np.uint64
 
 
 class Sorter:
@@ -50,7 +59,7 @@ class Sorter:
             if self._count == self._most:
                 self._write([self._buffered()])
 
-    def sorted(self, others: Sequence[Path] = ()) -> Iterator[np.ndarray]:
+    def sorted(self, others: Sequence[Path | Marked] = ()) -> Iterator[np.ndarray]:
         """Yield all rows in order, in blocks. Nothing may be added afterwards.
 
         others: sorted files that are merged with the rows and stay as they are.
@@ -96,24 +105,35 @@ def sort(rows: np.ndarray) -> np.ndarray:
     return rows
 
 
-def merge(paths: Sequence[Path], width: int) -> Iterator[np.ndarray]:
+def merge(files: Sequence[Path | Marked], width: int) -> Iterator[np.ndarray]:
     """Yield the rows of sorted files in order, in blocks.
 
     Of every file one block is looked at. Rows up to the smallest last row of these blocks are safe to give out, because no
     later row can be smaller.
     """
-    runs = [run for run in (read(path, width) for path in paths) if len(run)]
+    marks = [file if isinstance(file, Marked) else Marked(file, 0, np.uint64(0)) for file in files]
+    runs = [read(mark.path, width) for mark in marks]
     places = [0] * len(runs)
-    while runs:
-        blocks = [np.asarray(run[at : at + BLOCK_ROWS]) for run, at in zip(runs, places)]
+    while True:
+        left = [i for i, run in enumerate(runs) if places[i] < len(run)]
+        runs, places, marks = [runs[i] for i in left], [places[i] for i in left], [marks[i] for i in left]
+        if not runs:
+            return
+        blocks = [_marked(run[at : at + BLOCK_ROWS], mark) for run, at, mark in zip(runs, places, marks)]
         open_ended = [block[-1] for block, run, at in zip(blocks, runs, places) if at + BLOCK_ROWS < len(run)]
         if open_ended:
             limit = min(open_ended, key=tuple)
             blocks = [block[: _up_to(block, limit)] for block in blocks]
         places = [at + len(block) for block, at in zip(blocks, places)]
         yield sort(np.concatenate(blocks)) if len(blocks) > 1 else blocks[0]
-        left = [i for i, run in enumerate(runs) if places[i] < len(run)]
-        runs, places = [runs[i] for i in left], [places[i] for i in left]
+
+
+def _marked(rows: np.ndarray, mark: Marked) -> np.ndarray:
+    if not mark.bits:
+        return np.asarray(rows)
+    rows = np.array(rows)
+    rows[:, mark.column] |= mark.bits
+    return rows
 
 
 def _up_to(block: np.ndarray, limit: np.ndarray) -> int:

@@ -1,16 +1,19 @@
 """Stages that compare all documents of a corpus: exact duplicates, repeated pieces, near duplicates.
 
 In each unit, such a stage gathers something from the documents that no earlier rule drops (`part`). It finds duplicates among
-all parts on disk (`find`). Then, as any other stage, it turns them into columns (`run`).
+all parts on disk, and in the indexes of earlier corpora (`find`). Then, as any other stage, it turns them into columns (`run`).
+At the end of a run `save_index` makes the index of what stayed.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.recipe.batch import Batch, Columns
+from data.recipe.index import names
 
 TABLE = "found.u64"
 
@@ -25,20 +28,34 @@ class Exact:
     def part(self, folder: Path, options: Mapping[str, Any]):
         """Return a context manager with add(texts, numbers, scores)."""
         from data.dedup.exact import Part
+
+        return Part(folder, self._unit(options))
+
+    def settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that parts must share to be compared."""
+        return asdict(self._unit(options))
+
+    def _unit(self, options: Mapping[str, Any]):
         from data.dedup.pieces import Unit
 
-        return Part(folder, Unit(**{"kind": self.kind} if self.kind else {}, **_without(options, "keep")))
+        return Unit(**{"kind": self.kind} if self.kind else {}, **_without(options, "keep"))
 
-    def find(self, parts: Sequence[Path], table: Path, options: Mapping[str, Any]) -> dict[str, int]:
+    def find(self, parts: Sequence[Path], table: Path, options: Mapping[str, Any], old: Sequence[Path]) -> dict[str, int]:
         """Write the table of duplicates; return counts."""
         from data.dedup import exact
 
-        return exact.find(parts, table)
+        return exact.find(parts, table, old=old)
+
+    def save_index(self, folder: Path, parts: Sequence[Path], stayed: Path, old: Sequence[Path]) -> None:
+        """Write the part of the documents that stayed. stayed: the table of their numbers."""
+        from data.dedup import exact
+
+        exact.save_index(folder, parts, stayed, old=old)
 
     def run(self, batch: Batch, options: Mapping[str, Any]) -> Columns:
         from data.dedup import exact
 
-        return exact.columns(options["numbers"], options["table"])
+        return _named(exact.columns(options["numbers"], options["table"]), "duplicate_of", options)
 
 
 class Pieces(Exact):
@@ -65,21 +82,35 @@ class Near:
 
     def part(self, folder: Path, options: Mapping[str, Any]):
         """Return a context manager with add(texts, numbers, scores)."""
-        from data.dedup.minhash import MinHash
         from data.dedup.near import Part
 
-        return Part(folder, MinHash(**_without(options, "keep", "threshold")))
+        return Part(folder, self._minhash(options))
 
-    def find(self, parts: Sequence[Path], table: Path, options: Mapping[str, Any]) -> dict[str, int]:
+    def settings(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the settings that parts must share to be compared."""
+        return asdict(self._minhash(options))
+
+    def _minhash(self, options: Mapping[str, Any]):
+        from data.dedup.minhash import MinHash
+
+        return MinHash(**_without(options, "keep", "threshold"))
+
+    def find(self, parts: Sequence[Path], table: Path, options: Mapping[str, Any], old: Sequence[Path]) -> dict[str, int]:
         """Write the table of clusters; return counts."""
         from data.dedup import near
 
-        return near.find(parts, table, threshold=options["threshold"])
+        return near.find(parts, table, threshold=options["threshold"], old=old)
+
+    def save_index(self, folder: Path, parts: Sequence[Path], stayed: Path, old: Sequence[Path]) -> None:
+        """Write the part of the documents that stayed. stayed: the table of their numbers."""
+        from data.dedup import near
+
+        near.save_index(folder, parts, stayed)
 
     def run(self, batch: Batch, options: Mapping[str, Any]) -> Columns:
         from data.dedup import near
 
-        return near.columns(options["numbers"], options["table"])
+        return _named(near.columns(options["numbers"], options["table"]), "near_duplicate_of", options)
 
 
 CORPUS = {"exact_duplicates": Exact(), "repeated_pieces": Pieces(), "near_duplicates": Near()}
@@ -88,6 +119,13 @@ CORPUS = {"exact_duplicates": Exact(), "repeated_pieces": Pieces(), "near_duplic
 def scores(batch: Batch, options: Mapping[str, Any], at: np.ndarray) -> np.ndarray | None:
     """Return the scores of some documents, whose highest stays among duplicates; None: the first stays."""
     return None if options["keep"] == "first" else np.asarray(batch.columns[options["keep"]], np.float64)[at]
+
+
+def _named(columns: Columns, of: str, options: Mapping[str, Any]) -> Columns:
+    """Return the columns and, in a run against earlier corpora, OF_old: the name of the document there that stays, or None."""
+    if not options["against"]:
+        return columns
+    return {**columns, f"{of}_old": names(columns[of], options["against"])}
 
 
 def _without(options: Mapping[str, Any], *names: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import xxhash
 
 from data.recipe import tables
 from data.recipe.batch import ORIGINS, Batch
+from data.recipe.index import saved_hash
 from data.recipe.inputs import Unit
 from data.recipe.rules import Rule, reasons
 from data.recipe.units import Job, batches, quarantined
@@ -39,6 +40,10 @@ class Output(NamedTuple):
         """Return the paths of the unit's documents that stay and of those that go."""
         return {name: self.job.workdir / name / f"{unit.number:05d}.parquet" for name in ("documents", "dropped")}
 
+    def stayed(self, unit: Unit) -> Path:
+        """Return the path of the numbers of the documents that stay, a table of data/dedup/tables.py with one column."""
+        return self.figures(unit).with_suffix(".stayed.u64")
+
     def figures(self, unit: Unit) -> Path:
         return self.job.workdir / "stages" / f"figures-{self.key}" / f"{unit.name}.json"
 
@@ -49,12 +54,12 @@ def run(output: Output, unit: Unit) -> dict[str, Any]:
     "files" is added to them: {"documents", "dropped": {"rows", "xxh3_128"}}.
     """
     paths, done = output.tables(unit), output.figures(unit)
-    if done.exists() and all(path.exists() for path in paths.values()):
+    if all(path.exists() for path in (done, output.stayed(unit), *paths.values())):
         figures = json.loads(done.read_text(encoding="utf-8"))
         if figures["files"] == _described(paths):
             return figures
     figures = Figures(output.job.rules, output.audit, output.choose)
-    number = unit.number << 32
+    numbers, row = [], unit.number << 32
     with tables.writing(paths["dropped"]) as dropped, tables.writing(paths["documents"]) as documents:
         original = batches(Job(output.job.workdir, output.job.stages[:1]), unit)
         for batch, first in zip(batches(output.job, unit), original, strict=True):
@@ -65,10 +70,13 @@ def run(output: Output, unit: Unit) -> dict[str, Any]:
             why = names[np.where((why < 0) & empty, len(names) - 2, why)]
             stays = np.flatnonzero(why == KEPT)
             goes = np.flatnonzero(why != KEPT)
+            numbers.append((row + stays).astype(np.uint64))
             documents.write(_rows(batch.columns, stays))
             dropped.write(_rows(batch.columns | {"text": first.texts}, goes) | {"reason": why[goes].tolist()})
-            figures.add(batch, first, why, number)
-            number += len(batch)
+            figures.add(batch, first, why, row)
+            row += len(batch)
+    with saving.replacing(output.stayed(unit), "wb") as file:
+        np.concatenate(numbers).tofile(file)
     found = saving.plain(figures.found | {"quarantined": quarantined(output.job, unit), "files": _described(paths)})
     saving.write_json(done, found)
     return found
@@ -76,14 +84,7 @@ def run(output: Output, unit: Unit) -> dict[str, Any]:
 
 def _described(paths: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
     """Return the rows and the hash of each file."""
-    found = {}
-    for name, path in paths.items():
-        state = xxhash.xxh3_128()
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                state.update(block)
-        found[name] = {"rows": pq.read_metadata(path).num_rows, "xxh3_128": state.hexdigest()}
-    return found
+    return {name: {"rows": pq.read_metadata(path).num_rows, "xxh3_128": saved_hash(path)} for name, path in paths.items()}
 
 
 def _rows(columns: Mapping[str, Any], at: np.ndarray) -> dict[str, Any]:

@@ -12,22 +12,25 @@ import importlib.util
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from data.recipe.batch import ORIGINS, Batch
 from data.recipe.corpus import CORPUS
+from data.recipe.index import Index, check
 from data.recipe.inputs import Unit, digest
 from data.recipe.rules import Rule, parse
-from data.recipe.stages import STAGES
+from data.recipe.stages import STAGES, Stage
 from lm.errors import UserError, naming
 
+_NONE: Mapping[str, Stage] = MappingProxyType({})
 READER, FORMAT = "data.sources.archives", 1  # FORMAT: of the files of stages; a change makes all results anew
 
 
 class Planned(NamedTuple):
     """A stage of a recipe. key: names its results. rules: those on its columns.
 
-    stage: None for the one that reads the files; a Stage, or one of CORPUS.
+    stage: None for the one that reads the files; a Stage, or one of CORPUS. against: earlier corpora, of a stage that compares.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Planned(NamedTuple):
     options: dict[str, Any]
     key: str
     rules: tuple[Rule, ...]
+    against: tuple[Index, ...] = ()
 
     @property
     def folder(self) -> str:
@@ -45,12 +49,21 @@ class Planned(NamedTuple):
         """Whether the stage compares all documents of the corpus."""
         return self.name in CORPUS
 
+    @property
+    def old(self) -> list[Path]:
+        """Return the folders of what the stage compares with, in the indexes of earlier corpora."""
+        return [index.folder / self.name for index in self.against]
 
-def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
+
+def plan(
+    config: Mapping[str, Any], found: Sequence[Unit], against: Sequence[Index] = (), more: Mapping[str, Stage] = _NONE
+) -> list[Planned]:
     """Return the stages of a recipe, first the one that reads. Each rule goes to the stage that measures its column.
 
-    Raises: UserError for an unknown or doubled stage, or a rule on a column that no stage measures.
+    against: indexes of earlier corpora. more: stages beside those of data/recipe/stages.py, by name.
+    Raises: UserError for an unknown or doubled stage, a rule on a column that no stage measures, or an index of other settings.
     """
+    stages = {**STAGES, **more, **CORPUS}
     with naming("rules"):
         rules = parse(config["rules"])
     read = dict(config["read"])
@@ -58,26 +71,31 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
     text, batch = planned[0].key, Batch({name: ["word"] for name in ORIGINS} | {"metadata": [None]})
     known: set[str] = set()  # columns
     for name in filter(None, (name.strip() for name in config["stages"].split(","))):
-        if (stage := STAGES.get(name) or CORPUS.get(name)) is None:
-            near = difflib.get_close_matches(name, [*STAGES, *CORPUS], n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join([*STAGES, *CORPUS])}"
+        if (stage := stages.get(name)) is None:
+            near = difflib.get_close_matches(name, stages, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(stages)}"
             raise UserError(f"stages: no stage {name!r}; {hint}")
         if any(name == other.name for other in planned):
             raise UserError(f"stages: {name!r} is there twice")
         options = dict(config.get(name, {}))
+        if name not in CORPUS:
+            options = dict(stage.resolve(options))
         depends: list[Any] = [text, options, code(stage.module), _own_code(stage)]
         if name in CORPUS:  # it sees only the documents that the rules before it leave
             if options["keep"] != "first" and options["keep"] not in known:
                 raise UserError(
                     f"{name}.keep={options['keep']!r}: no stage before it measures this column; use first, or a column"
                 )
+            check(against, name, stage.settings(options))
             depends += [[(one.key, one.rules) for one in planned], [unit.name for unit in found]]
+            depends.append([index.key for index in against])
             columns = stage.columns
         else:
             depends.append(stage.depends(options))
             # A document of one word tells which columns there will be.
-            columns = tuple(column for column in stage.run(batch, options) if column != "text")
-        planned.append(Planned(name, stage, options, digest(depends), _on(rules, columns)))
+            columns = stage.columns or tuple(column for column in stage.run(batch, options) if column != "text")
+        compared = tuple(against) if name in CORPUS else ()
+        planned.append(Planned(name, stage, options, digest(depends), _on(rules, columns), compared))
         known.update(columns)
         text = planned[-1].key if stage.rewrites else text
     measured = {rule.column for one in planned for rule in one.rules}
@@ -86,6 +104,8 @@ def plan(config: Mapping[str, Any], found: Sequence[Unit]) -> list[Planned]:
             planned[0] = planned[0]._replace(rules=(*planned[0].rules, rule))
         elif rule.column not in measured:
             raise UserError(f"rules.{rule.column}: no stage of the recipe measures it; add its stage, or set the rule to ()")
+    if against and not any(one.compares for one in planned):
+        raise UserError(f"against: no stage of the recipe compares documents; add one of {', '.join(CORPUS)} to stages")
     return planned
 
 
@@ -102,13 +122,16 @@ def _own_code(stage: Any) -> str:
 
 @functools.cache
 def code(module: str) -> str:
-    """Return a digest of the source of a module and of all modules of `data` that it imports, directly or not."""
+    """Return a digest of the source of a module and of the modules that it imports, directly or not.
+
+    These are the modules of `data`, and for a module of `lm` those of `lm` too.
+    """
     seen: dict[str, str] = {}
-    _collect(module, seen)
+    _collect(module, seen, ("data.", "lm.") if module.startswith("lm.") else ("data.",))
     return digest(sorted(seen.items()))
 
 
-def _collect(module: str, seen: dict[str, str]) -> None:
+def _collect(module: str, seen: dict[str, str], followed: tuple[str, ...]) -> None:
     spec = importlib.util.find_spec(module)
     if module in seen or spec is None or spec.origin is None:
         return
@@ -120,8 +143,8 @@ def _collect(module: str, seen: dict[str, str]) -> None:
         if isinstance(node, ast.ImportFrom):
             names = [str(node.module), *(f"{node.module}.{name}" for name in names)]
         for name in names:
-            if name.startswith("data.") and _is_module(name):
-                _collect(name, seen)
+            if name.startswith(followed) and _is_module(name):
+                _collect(name, seen, followed)
 
 
 def _is_module(name: str) -> bool:

@@ -3,7 +3,8 @@
     stages/NAME-KEY/UNIT.parquet   the columns of a stage, row by row those of the unit's documents
     documents/NUMBER.parquet       the documents that stay, with all columns
     dropped/NUMBER.parquet         the others, with their reason and the text as it was read
-    manifest.json                  the recipe, its stages, the files read, and a hash of each file written
+    index/KEY/                     what later runs compare their documents with, see data/recipe/index.py
+    manifest.json                  the recipe, its stages, files read, a hash of each file written; only finished runs have it
 
 The same command resumes a killed run. The output is a function of the input and the recipe alone.
 """
@@ -15,32 +16,38 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.recipe import finish
+from data.recipe import finish, index
 from data.recipe import units as work
 from data.recipe.finish import Output
 from data.recipe.inputs import Unit, digest, inputs, units
 from data.recipe.plan import Planned, plan
+from data.recipe.stages import Stage
 from data.recipe.units import Job
 from data.text.workers import ordered
 from lm import saving
 from lm.errors import UserError
 from lm.progress import progress
 
+MANIFEST = "manifest.json"
 # (function, state, items) -> function(state, item) of each item, in order
 Map = Callable[[Callable, Any, Iterable[Any]], Iterable[Any]]
 
 
-def prepare(config: Mapping[str, Any]) -> tuple[list[Planned], list[Unit]]:
-    """Return the stages and the units of a run, and write nothing. config: as in configs/curate/default.py.
+def prepare(
+    config: Mapping[str, Any], workdir: Path | None = None, more: Mapping[str, Stage] | None = None
+) -> tuple[list[Planned], list[Unit]]:
+    """Return the stages and the units of a run, and write nothing.
 
-    Raises: UserError: no input, or a fault of the config.
+    config: as in configs/curate/default.py. workdir: of the run. more: stages beside those of data/recipe/stages.py, by name.
+    Raises: UserError: no input, an earlier corpus that cannot be compared with, or a fault of the config.
     """
     _spread(config, Path())
     for name, value in config["browse"].items():
         if value < 0:
             raise UserError(f"browse.{name}={value}; use 0 or more")
+    against = index.find(config["against"], workdir)
     found = units(inputs(config["input"], config["read"]), config["read"]["max_bytes"])
-    return plan(config, found), found
+    return plan(config, found, against, more or {}), found
 
 
 def run(config: Mapping[str, Any], workdir: Path, prepared: tuple[list[Planned], list[Unit]] | None = None) -> dict[str, Any]:
@@ -49,7 +56,7 @@ def run(config: Mapping[str, Any], workdir: Path, prepared: tuple[list[Planned],
     prepared: what `prepare` returned for the config, if it was called before.
     Raises: UserError, as `prepare`.
     """
-    planned, found = prepared or prepare(config)
+    planned, found = prepared or prepare(config, workdir)
     spread = _spread(config, workdir)
     begin, jobs = time.perf_counter(), passes(planned, workdir)
     for job in jobs:
@@ -60,6 +67,7 @@ def run(config: Mapping[str, Any], workdir: Path, prepared: tuple[list[Planned],
     choose = config["browse"]["documents"]
     key = digest([rules, config["audit"], choose])
     output = Output(Job(workdir, tuple(planned)), key, config["audit"], choose)
+    (workdir / MANIFEST).unlink(missing_ok=True)  # until the documents are those of this recipe
     with progress("documents", len(found), unit=" units") as bar:
         figures, chosen = [], {}
         for one in spread(finish.run, output, found):
@@ -67,8 +75,10 @@ def run(config: Mapping[str, Any], workdir: Path, prepared: tuple[list[Planned],
             figures.append(one)
             bar.update(1)
     total = finish.merged(figures) | {"chosen": chosen, "seconds": time.perf_counter() - begin}
+    key = _index(jobs, output, found) if config["index"] else None
     _tidy(workdir, output, found)
-    _manifest(planned, output, found, figures, workdir)
+    _manifest(planned, output, found, figures, key)
+    index.tidy(workdir, key)
     return total
 
 
@@ -111,9 +121,18 @@ def _compare(job: Job, found: Sequence[Unit]) -> None:
     done = table.with_name("counts.json")
     if not done.exists():
         with progress(stage.name, len(found), unit=" units") as bar:
-            counts = stage.stage.find([job.part(unit) for unit in found], table, stage.options)
+            counts = stage.stage.find([job.part(unit) for unit in found], table, stage.options, stage.old)
             bar.update(len(found))
         saving.write_json(done, counts)
+
+
+def _index(jobs: Sequence[Job], output: Output, found: Sequence[Unit]) -> str | None:
+    """Write the index of the run and return its key; None if no stage compares documents."""
+    compared = [(job.gathers, [job.part(unit) for unit in found]) for job in jobs if job.gathers is not None]
+    if not compared:
+        return None
+    stayed = [(output.stayed(unit), output.tables(unit)["documents"]) for unit in found]
+    return index.write(output.job.workdir, compared, stayed, [output.key, [unit.name for unit in found]])
 
 
 def _tidy(workdir: Path, output: Output, found: Sequence[Unit]) -> None:
@@ -126,13 +145,15 @@ def _tidy(workdir: Path, output: Output, found: Sequence[Unit]) -> None:
 
 
 def _manifest(
-    planned: Sequence[Planned], output: Output, found: Sequence[Unit], figures: Sequence[Mapping], workdir: Path
+    planned: Sequence[Planned], output: Output, found: Sequence[Unit], figures: Sequence[Mapping], key: str | None
 ) -> None:
     about = {
         "recipe": output.key,
         "stages": [
             {"name": s.name, "key": s.key, "options": s.options, "rules": [r.described() for r in s.rules]} for s in planned
         ],
+        "against": next(([one.key for one in stage.against] for stage in planned if stage.against), []),
+        "index": key,
         "inputs": [{"unit": unit.number, "bytes": unit.bytes, "files": [id for _, id in unit.files]} for unit in found],
         "files": {
             f"{name}/{path.name}": one["files"][name]
@@ -140,4 +161,4 @@ def _manifest(
             for name, path in output.tables(unit).items()
         },
     }
-    saving.write(workdir / "manifest.json", json.dumps(saving.plain(about), indent=1) + "\n")
+    saving.write(output.job.workdir / MANIFEST, json.dumps(saving.plain(about), indent=1) + "\n")

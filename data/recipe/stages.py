@@ -19,16 +19,24 @@ def _nothing(options: Mapping[str, Any]) -> None:
     return None
 
 
+def _as_given(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    return options
+
+
 class Stage(NamedTuple):
     """module: whose source decides about results. rewrites: whether `text` is among the columns.
 
     depends(options): what else the results depend on, such as a digest of a file that an option names.
+    columns: their names, without `text`; (): `run` is cheap enough to find out.
+    resolve(options): the options that `run` gets, with what must be the same during a whole run.
     """
 
     run: Callable[[Batch, Mapping[str, Any]], Columns]
     module: str
     rewrites: bool = False
     depends: Callable[[Mapping[str, Any]], Any] = _nothing
+    columns: tuple[str, ...] = ()
+    resolve: Callable[[Mapping[str, Any]], Mapping[str, Any]] = _as_given
 
 
 def _gopher_quality(batch: Batch, options: Mapping) -> Columns:

@@ -26,16 +26,16 @@ class Writer:
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
 
     def close(self) -> None:
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
 
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Writer]:
     """Yield a Writer of a file that gets its name when the block ends without an error."""
     with saving.replacing(path, "wb") as file:
-        writer = Writer(file)
-        yield writer
-        writer.close()
+        with contextlib.closing(Writer(file)) as writer:
+            yield writer
 
 
 def _array(values: Sequence | np.ndarray) -> pa.Array:

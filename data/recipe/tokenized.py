@@ -89,7 +89,7 @@ def _sources(workdir: Path, column: str, bounds: Mapping[str, np.ndarray]) -> li
 
     if not bounds:
         return corpus.open_corpus(workdir)
-    return [part(name, number) for name, upper in bounds.items() for number in range(len(upper) + 1)]
+    return [part(name, number) for name in sorted(bounds) for number in range(len(bounds[name]) + 1)]
 
 
 def _advance(bar):

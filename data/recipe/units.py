@@ -92,7 +92,7 @@ def batches(job: Job, unit: Unit, writers: list | None = None) -> Iterator[Batch
             row += len(batch)
             for stage, reader, writer in zip(job.stages[1:], readers[1:], writers[1:]):
                 if writer:
-                    more = {"numbers": numbers, "table": job.table(stage)} if stage.compares else {}
+                    more = {"numbers": numbers, "table": job.table(stage), "against": stage.against} if stage.compares else {}
                     columns = stage.stage.run(batch, stage.options | more)
                     writer.write(columns)
                 else:

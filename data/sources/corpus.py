@@ -21,11 +21,16 @@ _READ = ("id", "text", "source", "url", "language", "date", "licence", "metadata
 
 
 def is_corpus(path: str | os.PathLike) -> bool:
-    """Return whether a path is the workdir of a finished run of curate.py."""
+    """Return whether a path is the workdir of a run of curate.py.
+
+    Raises: UserError: the run is not finished. Its folders, read as any others, would give what is dropped too.
+    """
     folder = Path(path).expanduser()
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
+        if all((folder / name).is_dir() for name in (DOCUMENTS, "dropped", "stages")):
+            raise UserError(f"{path}: this corpus is not finished; run its curate.py command again") from None
         return False
     return isinstance(manifest, dict) and "recipe" in manifest and (folder / DOCUMENTS).is_dir()
 

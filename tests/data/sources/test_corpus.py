@@ -1,6 +1,7 @@
 """A curated corpus is read as its sources, without what its recipe dropped."""
 
 import json
+import shutil
 
 import pytest
 
@@ -40,6 +41,14 @@ def test_beside_other_files_it_is_one_source_of_what_stays(corpus, tmp_path):
     found = texts(f"old={corpus},new={tmp_path}/more.txt")
     assert sorted(found["old"]) == sorted(f"{name} {k} has some words" for name in ("web", "books") for k in range(5))
     assert found["new"] == ["more"]
+
+
+def test_one_that_is_not_finished(corpus, tmp_path):
+    shutil.copytree(corpus, tmp_path / "cut")
+    (tmp_path / "cut/manifest.json").unlink()
+    for input in (tmp_path / "cut", f"old={tmp_path}/cut"):
+        with pytest.raises(UserError, match="this corpus is not finished; run its curate.py command again"):
+            open_sources(str(input))
 
 
 def test_one_without_documents(corpus, tmp_path):
