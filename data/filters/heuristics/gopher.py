@@ -66,11 +66,9 @@ def gopher_repetition(words: Words) -> dict[str, np.ndarray]:
     columns = {}
     for name, shares in counted.items():
         columns |= {f"gopher_duplicate_{name}s": shares[:, 0], f"gopher_duplicate_{name}_characters": shares[:, 1]}
-    for grams in ngrams.repeated(words, DUPLICATE_GRAMS[-1]):
-        if grams.n in TOP_GRAMS:
-            columns[f"gopher_top_{grams.n}_gram"] = ratio(ngrams.top_characters(words, grams), words.characters_N)
-        if grams.n in DUPLICATE_GRAMS:
-            columns[f"gopher_duplicate_{grams.n}_grams"] = ratio(ngrams.duplicate_characters(words, grams), words.characters_N)
+    top, duplicate = ngrams.characters(words, DUPLICATE_GRAMS[-1])
+    columns |= {f"gopher_top_{n}_gram": ratio(top[n - 2], words.characters_N) for n in TOP_GRAMS}
+    columns |= {f"gopher_duplicate_{n}_grams": ratio(duplicate[n - 2], words.characters_N) for n in DUPLICATE_GRAMS}
     return columns
 
 
