@@ -11,7 +11,9 @@ from data.sources import archives, tfds_source
 from lm.errors import UserError, naming
 
 _NAMED = re.compile(r"([a-z0-9_]+)=(.+)")  # sources become names of TFDS datasets
-UNIT_BYTES, UNIT_FILES = 8 << 20, 4096  # a unit ends with the file that reaches one of these
+# A unit ends with the file that reaches its bytes or files. In an input below 256 MB units are smaller, about UNITS of them, so
+# that all workers have some. Those of a larger input stay the same if files are added behind.
+UNIT_BYTES, LEAST_UNIT_BYTES, UNITS, UNIT_FILES = 8 << 20, 1 << 20, 32, 4096
 
 
 class Unit(NamedTuple):
@@ -25,18 +27,19 @@ class Unit(NamedTuple):
 
 def units(files: Iterable[tuple[str, str]]) -> list[Unit]:
     """Group (path, id), in order, into units."""
+    files = [(path, id, *_state(path)) for path, id in files]
+    most = min(UNIT_BYTES, max(LEAST_UNIT_BYTES, sum(bytes for _, _, bytes, _ in files) // UNITS))
     found, some, size, states = [], [], 0, []
 
     def end() -> None:
         name = f"{len(found):05d}-{digest(states)}"
         found.append(Unit(name, len(found), tuple(some), size))
 
-    for path, id in files:
-        bytes, state = _state(path)
+    for path, id, bytes, state in files:
         some.append((path, id))
         states.append((id, bytes, state))
         size += bytes
-        if size >= UNIT_BYTES or len(some) >= UNIT_FILES:
+        if size >= most or len(some) >= UNIT_FILES:
             end()
             some, size, states = [], 0, []
     if some:
