@@ -30,6 +30,7 @@ class Words:
 
     characters_N, lines_N, words_N: int64, the counts of each document
     chunks_L, words_L, longest_L: int64, of each line: chunks, words, and characters of the longest chunk
+    flags_L: uint8, of each line: BULLET, ELLIPSIS
     hash_W: uint64, XXH3 of the word's UTF-8;  size_W: int64, its characters;  flags_W: uint16, its properties
     number_W: int32, equal for equal words of a batch, and for these only
     """
@@ -39,13 +40,11 @@ class Words:
         self.characters_N = np.fromiter(map(len, texts), np.int64, len(texts))
         joined = bytearray("\n".join([*texts, ""]).encode("utf-32-le", "surrogatepass"))  # compiled loops want it writable
         codes, begin_N = np.frombuffer(joined, np.uint32), np.append(0, np.cumsum(self.characters_N + 1))
-        self.lines_N, C = np.zeros(len(texts), np.int64), len(codes) // 2 + 1
-        begin_L, end_L, self.chunks_L, self.longest_L = np.empty((4, len(codes) + 1), np.int64)
-        begin_C, end_C = np.empty((2, C), np.int64)
-        L, C = chunks.scan(
-            codes, begin_N, _kinds(), self.lines_N, begin_L, end_L, self.chunks_L, self.longest_L, begin_C, end_C
-        )
-        self.chunks_L, self.longest_L = self.chunks_L[:L].copy(), self.longest_L[:L].copy()
+        self.lines_N = np.zeros(len(texts), np.int64)
+        lines = np.empty(len(codes) + 1, np.int64), np.empty(len(codes) + 1, np.int64), np.empty(len(codes) + 1, np.uint8)
+        begin_C, end_C = np.empty((2, len(codes) // 2 + 1), np.int64)
+        L, C = chunks.scan(codes, begin_N, _kinds(), self.lines_N, *lines, begin_C, end_C)
+        self.chunks_L, self.longest_L, self.flags_L = (values[:L].copy() for values in lines)
         seen, number_C = _known(codes, begin_C[:C], end_C[:C])
         self.words_L = np.empty(L, np.int64)
         W = chunks.count_words(number_C, self.chunks_L, seen, self.words_L)
@@ -104,11 +103,10 @@ def _known(codes: np.ndarray, begin_C: np.ndarray, end_C: np.ndarray) -> tuple[c
         _seen = chunks.Seen(_seen.counts, table, _seen.distinct, _seen.words, *more)
     new = slice(old[0], _seen.counts[0])
     if new.start < new.stop:
-        _, entries, count, _ = old.tolist()
-        most = int(_seen.counts[3] - old[3])  # a chunk has no more words than characters
-        table, entries = _longer_table(_seen.distinct, count, count + most), _longer(_seen.words, entries + most)
-        _seen = _seen._replace(distinct=table, words=entries)
         splitting.cut(_seen.codes, _seen.chunks.at[new], _seen.chunks.size[new], splitting.tables(), LONGEST, _seen.is_cut)
+        most = int(new.stop - new.start + np.count_nonzero(_seen.is_cut[old[3] : _seen.counts[3] + 1]))  # new words
+        table, entries = _longer_table(_seen.distinct, old[2], old[2] + most), _longer(_seen.words, old[1] + most)
+        _seen = _seen._replace(distinct=table, words=entries)
         chunks.add_words(old[0], _kinds(), _seen)
         _describe_words(_seen, old)
     return _seen, number_C

@@ -14,7 +14,9 @@ from data.filters.compiled import compiled
 SYMBOL, LETTER, ENDS_SENTENCE, PUNCTUATION, SPACE, LINE_END = 1, 2, 4, 8, 16, 32
 CODES = 0x40000
 
-_NEWLINE, _RETURN = ord("\n"), ord("\r")
+BULLET, ELLIPSIS = 1, 2  # properties of lines: beginning with a bullet or hyphen, ending with an ellipsis
+
+_NEWLINE, _RETURN, _DOT, _DOTS, _HYPHEN, _BULLET = map(ord, "\n\r.…-•")
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2^64 over the golden ratio, odd
 _PRIME, _OFFSET = np.uint64(0x100000001B3), np.uint64(0xCBF29CE484222325)  # of FNV-1a (Fowler, Noll and Vo) with 64 bits
 
@@ -63,18 +65,18 @@ class Seen(NamedTuple):
 
 
 @compiled
-def scan(codes, begin_N, kinds, lines_N, begin_L, end_L, chunks_L, longest_L, begin_C, end_C):
+def scan(codes, begin_N, kinds, lines_N, chunks_L, longest_L, flags_L, begin_C, end_C):
     """Find lines and chunks, as str.splitlines and str.split do. Returns (lines, chunks), how many there are.
 
     codes: uint32, code points; document n is codes[begin_N[n] : begin_N[n + 1] − 1].  kinds: uint8 [CODES]
-    The other arrays are written: of each document its lines; of each line its begin and end, its chunks, and the code points of
-    the longest one; of each chunk its begin and end. As many entries [L] as code points + 1 are enough, half of it [C].
+    The other arrays are written: of each document its lines; of each line its chunks, the code points of the longest one, and
+    its properties; of each chunk its begin and end. As many entries [L] as code points + 1 are enough, half of it [C].
     """
     line, chunk = 0, 0
     for n in range(len(begin_N) - 1):
         i, stop, first = begin_N[n], begin_N[n + 1] - 1, line
         while i < stop:
-            begin_L[line], before, longest = i, chunk, 0
+            before, longest = chunk, 0
             while i < stop:
                 kind = _kind(codes, i, kinds)
                 if kind & LINE_END:
@@ -88,7 +90,14 @@ def scan(codes, begin_N, kinds, lines_N, begin_L, end_L, chunks_L, longest_L, be
                 end_C[chunk] = i
                 longest = max(longest, i - begin_C[chunk])
                 chunk += 1
-            end_L[line], chunks_L[line], longest_L[line] = i, chunk - before, longest
+            chunks_L[line], longest_L[line], flags_L[line] = chunk - before, longest, 0
+            if chunk > before:
+                last = end_C[chunk - 1] - 1
+                if codes[begin_C[before]] == _BULLET or codes[begin_C[before]] == _HYPHEN:
+                    flags_L[line] |= BULLET
+                dots = last - begin_C[chunk - 1] >= 2 and codes[last] == _DOT and codes[last - 1] == _DOT
+                if codes[last] == _DOTS or (dots and codes[last - 2] == _DOT):
+                    flags_L[line] |= ELLIPSIS
             line += 1
             if i + 1 < stop and codes[i] == _RETURN and codes[i + 1] == _NEWLINE:
                 i += 1
