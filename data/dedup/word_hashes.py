@@ -1,4 +1,4 @@
-"""Split a batch of texts into words and hash them, vectorised over Unicode code points.
+"""Split a batch of texts into words and hash them, by a compiled loop over Unicode code points.
 
 A word is a run of letters, digits and combining marks (Unicode categories L, N, M). Its case is ignored. Scripts that put no
 spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) give one word a character. Letters are lower-cased one by
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lm.errors import UserError
+from data.dedup import compiled
 
 SEPARATOR, LETTER, ALONE, DELETED = 0, 1, 2, 3  # what a character does to words: end one, continue it, be one, nothing
 CODES = 0x40000  # no assigned letter lies above; such code points are separators
@@ -29,8 +29,7 @@ NO_SPACES = (
 )  # fmt: skip
 
 GOLDEN = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio, odd: the step of SplitMix64
-P = 0xD1342543DE82EF95  # odd, so it has an inverse mod 2^64 (Steele and Vigna 2021, table of multipliers)
-_INVERSE = pow(P, -1, 1 << 64)
+P = 0xD1342543DE82EF95  # odd (Steele and Vigna 2021, table of multipliers)
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _BLOCK = 1 << 16  # characters hashed at a time, so that their 64-bit values stay in the cache
 
@@ -64,7 +63,14 @@ def words(texts: Sequence[str], *, keep_symbols: bool = False) -> Words:
     a lone dash is no word). This is the normalisation of lm-evaluation-harness's compiled Janitor and of GPT-3's 13-grams,
     with the lower case of all scripts instead of ASCII's.
     """
-    return _blocks(texts, functools.partial(_words, kinds=_kinds(keep_symbols)))
+    codes, begins = _codes(texts)
+    hash, start, end = np.empty(len(codes), np.uint64), np.empty(len(codes), np.int64), np.empty(len(codes), np.int64)
+    offsets = np.zeros(len(begins), np.int64)
+    compiled.words(
+        codes, begins, _kinds(keep_symbols), _values(), np.uint64(P), SEPARATOR, LETTER, DELETED, hash, start, end, offsets
+    )  # fmt: skip
+    count = offsets[-1]
+    return Words(mix(hash[:count]), start[:count].copy(), end[:count].copy(), offsets)
 
 
 def characters(texts: Sequence[str]) -> Words:
@@ -102,30 +108,6 @@ def _lower(word: str) -> str:
     return word.lower() if word.isascii() else "".join(c.lower() if len(c.lower()) == 1 else c for c in word)
 
 
-def _words(texts: Sequence[str], kinds: np.ndarray) -> Words:
-    codes, begins = _codes(texts)
-    kind = kinds.take(codes, mode="clip")
-    places = None
-    if kinds[ord("!")] == DELETED:
-        places = np.flatnonzero(kind != DELETED)
-        codes, kind = codes[places], kind[places]
-    start = end = kind != SEPARATOR
-    start, end = start.copy(), end.copy()
-    start[1:] &= (kind[1:] == ALONE) | (kind[:-1] != LETTER)
-    end[:-1] &= (kind[:-1] == ALONE) | (kind[1:] != LETTER)
-    start, last = np.flatnonzero(start), np.flatnonzero(end)
-    power, inverse = _powers(max(len(codes), 1 << 10).bit_length())
-    sums = _values().take(codes, mode="clip")
-    sums *= power[: len(codes)]
-    sums = np.concatenate([np.zeros(1, np.uint64), np.cumsum(sums, out=sums)])
-    hash = mix((sums[last + 1] - sums[start]) * inverse[start])
-    if places is not None:
-        start, last = places[start], places[last]
-    offsets = np.searchsorted(start, begins)
-    shift = np.repeat(begins[:-1], np.diff(offsets))
-    return Words(hash, start - shift, last + 1 - shift, offsets)
-
-
 def _characters(texts: Sequence[str]) -> Words:
     codes, begins = _codes(texts)
     between = _kinds(False).take(codes, mode="clip") == SEPARATOR
@@ -144,7 +126,7 @@ def _codes(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     joined = "\n".join([*texts, ""]).encode("utf-32-le", "surrogatepass")
     begins = np.zeros(len(texts) + 1, np.int64)
     np.cumsum([len(text) + 1 for text in texts], out=begins[1:])
-    return np.frombuffer(joined, "<u4").astype(np.intp), begins
+    return np.frombuffer(bytearray(joined), np.uint32), begins  # compiled loops want it writable
 
 
 def _blocks(texts: Sequence[str], split) -> Words:
@@ -189,13 +171,3 @@ def _values() -> np.ndarray:
         if len(small) == 1:
             lower[code] = ord(small)
     return randoms(0, CODES + 1)[np.minimum(lower, CODES)]
-
-
-@functools.lru_cache(maxsize=4)
-def _powers(bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return P^i and P^−i mod 2^64 for i < 2^bits."""
-    if bits > 32:
-        raise UserError("a document has over 2^32 characters; split it")
-    base = np.ones((2, 1 << bits), np.uint64)
-    base[0, 1:], base[1, 1:] = P, _INVERSE
-    return tuple(np.cumprod(base, axis=1))

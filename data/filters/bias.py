@@ -15,12 +15,14 @@ import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.filters.compiled import terms
 from lm.errors import UserError
 
 WINDOW = 10  # words on each side
@@ -40,6 +42,7 @@ class Lexicon(NamedTuple):
     terms: dict[str, tuple[tuple[tuple[str, ...], int], ...]]  # first word: the words after it and the group, longest first
     sentiment: dict[str, int]  # 1 or −1
     topics: dict[str, frozenset[str]]
+    table: terms.Table  # the same for compiled loops
 
 
 @functools.cache
@@ -61,37 +64,61 @@ def load_lexicon(path: str | Path = _OWN) -> Lexicon:
         cure = "give a YAML file with identity (axis: group: terms), sentiment (positive, negative) and topics (name: words)"
         raise UserError(f"{path}: cannot read this lexicon ({error!r}); {cure}") from error
     ordered = {first: tuple(sorted(own, key=lambda one: (-len(one[0]), one))) for first, own in terms.items()}
-    return Lexicon(tuple(name for name, _ in identity), ordered, sentiment, topics)
+    return Lexicon(tuple(name for name, _ in identity), ordered, sentiment, topics, _table(ordered, sentiment, topics))
+
+
+class Audited(NamedTuple):
+    """Counts of a batch of documents.
+
+    counts: int32 [documents, groups, 3]: mentions of the group's terms, positive and negative words near one. The longest term
+        counts, so "asian american" is no mention of "american". A word that is near two mentions counts twice.
+    hits: int32 [documents, topics], how many words of the topic occur, repetitions included; topics in the order of their names
+    """
+
+    counts: np.ndarray
+    hits: np.ndarray
+
+
+def audited(texts: Sequence[str], lexicon: Lexicon | None = None, window: int = WINDOW) -> Audited:
+    """Return the counts of all that the audit looks at, in one pass over the texts. `plain_audited` is the plain twin."""
+    lexicon = lexicon or load_lexicon()
+    lower = [text.lower() for text in texts]
+    codes = np.frombuffer(bytearray("\n".join([*lower, ""]).encode("utf-32-le", "surrogatepass")), np.uint32)
+    begin_N = np.append(0, np.cumsum([len(text) + 1 for text in lower], dtype=np.int64))
+    words_N, word_W = np.zeros(len(texts), np.int64), np.empty(len(codes) // 2 + 1, np.int32)
+    terms.find(codes, begin_N, lexicon.table, words_N, word_W)
+    counts = np.zeros((len(texts), len(lexicon.groups), 3), np.int32)
+    hits = np.zeros((len(texts), len(lexicon.topics)), np.int32)
+    terms.count(word_W, words_N, lexicon.table, window, counts, hits)
+    return Audited(counts, hits)
+
+
+def plain_audited(text: str, lexicon: Lexicon, window: int = WINDOW) -> Audited:
+    """Return the counts of one document, int32 [1, groups, 3] and [1, topics]: the twin of `audited`."""
+    words = _WORD.findall(text.lower())
+    counts = np.zeros((1, len(lexicon.groups), 3), np.int32)
+    for place, group in _mentions(words, lexicon):
+        near = [lexicon.sentiment.get(word) for word in words[max(place - window, 0) : place + window + 1]]
+        counts[0, group] += (1, near.count(1), near.count(-1))
+    hits = [sum(word in lexicon.topics[name] for word in words) for name in sorted(lexicon.topics)]
+    return Audited(counts, np.array([hits], np.int32))
 
 
 def bias_counts(texts: Sequence[str], lexicon: Lexicon | None = None, window: int = WINDOW) -> dict[str, np.ndarray]:
-    """Return the additive table of a batch: int64 [groups] for each name, in the order of `lexicon.groups`.
+    """Return the additive table of a batch, see `table`."""
+    return table(audited(texts, lexicon, window).counts)
 
+
+def table(counts: np.ndarray) -> dict[str, np.ndarray]:
+    """Return the additive table of documents: int64 [groups] for each name, in the order of `Lexicon.groups`.
+
+    counts: of `Audited`.
     Returns:
-        mentions: of the group's terms; the longest term counts, so "asian american" is no mention of "american".
-        positive_words, negative_words: words near a mention. One that is near two mentions counts twice.
+        mentions, positive_words, negative_words: sums of the counts.
         documents, documents_positive, documents_negative: with a mention; with such a word near one.
     """
-    lexicon = lexicon or load_lexicon()
-    table = {name: np.zeros(len(lexicon.groups), np.int64) for name in _COUNTS}
-    for text in texts:
-        words = _WORD.findall(text.lower())
-        at, group = _mentions(words, lexicon)
-        if not len(at):
-            continue
-        sentiment = np.array([lexicon.sentiment.get(word, 0) for word in words])
-        begin, end = np.maximum(at - window, 0), np.minimum(at + window + 1, len(words))
-        here = {"mentions": np.ones(len(at), np.int64)}
-        for name, sign in (("positive", 1), ("negative", -1)):
-            until = np.concatenate(([0], np.cumsum(sentiment == sign)))
-            here[f"{name}_words"] = until[end] - until[begin]
-        sums = {name: np.bincount(group, values, len(lexicon.groups)).astype(np.int64) for name, values in here.items()}
-        for name, values in sums.items():
-            table[name] += values
-        table["documents"] += sums["mentions"] > 0
-        table["documents_positive"] += sums["positive_words"] > 0
-        table["documents_negative"] += sums["negative_words"] > 0
-    return table
+    sums, documents = counts.sum(axis=0, dtype=np.int64), (counts > 0).sum(axis=0, dtype=np.int64)
+    return dict(zip(_COUNTS, np.concatenate([sums.T, documents.T])))
 
 
 def added(tables: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -128,26 +155,20 @@ def bias_rates(
 
 
 def topics(texts: Sequence[str], lexicon: Lexicon | None = None) -> dict[str, np.ndarray]:
-    """Return the columns topic, str [documents], and topic_words, int32: how many of its words occur, repetitions included.
+    """Return the columns topic, str [documents], and topic_words, int32: how many of its words occur, repetitions included."""
+    lexicon = lexicon or load_lexicon()
+    return topics_of(audited(texts, lexicon).hits, lexicon)
+
+
+def topics_of(hits: np.ndarray, lexicon: Lexicon | None = None) -> dict[str, np.ndarray]:
+    """Return the same as `topics` for the hits of `Audited`.
 
     A document's topic is the one with most occurrences of its words, the first by name of several, "other" below three.
     """
-    lexicon = lexicon or load_lexicon()
-    names = sorted(lexicon.topics)
-    of_word: dict[str, list[int]] = {}
-    for number, name in enumerate(names):
-        for word in lexicon.topics[name]:
-            of_word.setdefault(word, []).append(number)
-    found, counts = [], np.zeros(len(texts), np.int32)
-    for number, text in enumerate(texts):
-        words = Counter(_WORD.findall(text.lower()))
-        hits = np.zeros(len(names), np.int64)
-        for word in words.keys() & of_word.keys():
-            hits[of_word[word]] += words[word]
-        best = int(hits.argmax())
-        counts[number] = hits[best]
-        found.append(names[best] if hits[best] >= LEAST_TOPIC_WORDS else OTHER)
-    return {"topic": np.array(found, dtype=np.str_) if found else np.zeros(0, np.str_), "topic_words": counts}
+    names = np.array([*sorted((lexicon or load_lexicon()).topics), OTHER])
+    best = hits.argmax(axis=1)
+    most = np.take_along_axis(hits, best[:, None], axis=1)[:, 0]
+    return {"topic": names[np.where(most >= LEAST_TOPIC_WORDS, best, len(names) - 1)], "topic_words": most}
 
 
 def label_counts(labels: Sequence[str]) -> dict[str, int]:
@@ -189,16 +210,40 @@ def _share(name: str, hits: int, n: int) -> dict[str, float | None]:
     return {name: hits / n, f"{name}_low": low, f"{name}_high": high}
 
 
-def _mentions(words: Sequence[str], lexicon: Lexicon) -> tuple[np.ndarray, np.ndarray]:
-    """Return where terms begin, int64 [mentions], and their groups. A word belongs to one term, the longest and first one."""
-    at, group, reached = [], [], 0
-    for place in [place for place, word in enumerate(words) if word in lexicon.terms]:
-        if place < reached:
-            continue
-        for rest, number in lexicon.terms[words[place]]:
+def _mentions(words: Sequence[str], lexicon: Lexicon) -> Iterator[tuple[int, int]]:
+    """Yield where a term begins, and its group. A word belongs to one term, the longest and first one."""
+    reached = 0
+    for place, word in enumerate(words):
+        for rest, group in lexicon.terms.get(word, ()) if place >= reached else ():
             if tuple(words[place + 1 : place + 1 + len(rest)]) == rest:
-                at.append(place)
-                group.append(number)
+                yield place, group
                 reached = place + 1 + len(rest)
                 break
-    return np.array(at, np.int64), np.array(group, np.int64)
+
+
+def _table(ordered: Mapping[str, tuple], sentiment: Mapping[str, int], topics: Mapping[str, frozenset[str]]) -> terms.Table:
+    """Return a lexicon for the compiled loops."""
+    rests = {word for own in ordered.values() for rest, _ in own for word in rest}
+    words = sorted({*ordered, *rests, *sentiment, *chain.from_iterable(topics.values())})
+    number = {word: k for k, word in enumerate(words)}
+    codes, codes_at = _flat([list(map(ord, word)) for word in words], np.uint32)
+    slots = np.full(1 << (4 * len(words)).bit_length(), -1, np.int32)
+    terms.fill(codes, codes_at, slots)
+    own = [ordered.get(word, ()) for word in words]
+    return terms.Table(
+        np.fromiter((chr(code).isalnum() or code == ord("_") for code in range(terms.CODES)), bool, terms.CODES),
+        codes,
+        codes_at,
+        slots,
+        np.array([sentiment.get(word, 0) for word in words], np.int8),
+        *_flat([[k for k, name in enumerate(sorted(topics)) if word in topics[name]] for word in words]),
+        _flat([[0] * len(some) for some in own])[1],
+        np.array([group for some in own for _, group in some], np.int32),
+        *_flat([[number[word] for word in rest] for some in own for rest, _ in some]),
+    )
+
+
+def _flat(lists: Sequence[Sequence[int]], dtype: type = np.int32) -> tuple[np.ndarray, np.ndarray]:
+    """Return the concatenation of lists, and int32 [lists + 1], where each begins."""
+    at = np.cumsum([0, *map(len, lists)], dtype=np.int32)
+    return np.fromiter(chain.from_iterable(lists), dtype, int(at[-1])), at

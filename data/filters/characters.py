@@ -28,17 +28,13 @@ QUOTES = frozenset(
     "'\"`\xb4\u2018\u2019\u201a\u201c\u201d\u201e\xab\xbb\u300c\u300d\u300e\u300f\u3008\u3009\u300a\u300b\u3010\u3011"
 )
 
+LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # of str.splitlines
+
 
 @functools.cache
 def is_icon(character: str) -> bool:
     """Return whether a character is a pictogram or another symbol of Unicode's category So, except the degree sign."""
     return unicodedata.category(character) == "So" and character != "°"
-
-
-@functools.cache
-def is_punctuation(character: str) -> bool:
-    """Return whether a character is of one of Unicode's categories of punctuation."""
-    return unicodedata.category(character).startswith("P")
 
 
 def ranges(belongs) -> str:

@@ -1,13 +1,11 @@
-"""Identify the language of documents and of their lines: py3langid's model, evaluated with NumPy over a batch.
+"""Identify the language of documents and of their lines: py3langid's model, evaluated by a compiled loop.
 
 The model (Lui and Baldwin, "langid.py: An Off-the-shelf Language Identification Tool", 2012; retrained in py3langid 0.4) is
 naive Bayes over byte n-grams. An automaton reads the UTF-8 text and emits at most one n-gram per byte. With counts c_f:
 
     score_l = log P(l) + Σ_f log(1 + c_f) · log P(f | l);    P(l | text) = softmax(score / √bytes)
 
-The state of the automaton depends on the last few bytes only. So a batch is cut into lanes of equal length that are read in
-parallel, each after a run-up of as many bytes as the longest n-gram has. `LanguageIdentifier.classify` of py3langid is the
-plain twin that reads byte by byte.
+data/filters/compiled/language.py reads the bytes. `LanguageIdentifier.classify` of py3langid is the plain twin.
 """
 
 import functools
@@ -17,6 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.filters.compiled import language as compiled
+
 SAMPLE = 4096  # characters of a document that are read: enough, since accuracy is flat above about 1,000
 SLICES = 8  # evenly spaced pieces of a longer document, so that a menu at its top does not decide
 LINE_BYTES = 30  # shorter lines are names, dates and buttons, for which the model guesses
@@ -24,7 +24,6 @@ LINES = 16  # evenly spaced lines of a document that are read
 LINE_SAMPLE = 256  # characters of a line that are read
 UNKNOWN = "und"  # ISO 639-2 for undetermined
 
-_LANE = 64  # bytes read by a lane, without its run-up
 _BATCH_BYTES = 1 << 20
 _BATCH_TEXTS = 1 << 12
 
@@ -38,7 +37,6 @@ class Model(NamedTuple):
     next_state: np.ndarray  # uint32 [rows · 256]
     row: np.ndarray  # int64 [states]: 256 times the row of next_state
     feature: np.ndarray  # int32 [states]: the feature that the state emits, or -1
-    depth: int  # bytes of the longest n-gram
     aliases: list[tuple[int, int]]  # classes of the same language: its first one, another one
 
 
@@ -49,16 +47,14 @@ def load_model() -> Model:
 
     own = LanguageIdentifier.from_model_file(MODEL_FILE)
     next_state = np.frombuffer(own.tk_nextmove, np.dtype(f"u{own.tk_nextmove.itemsize}"))
-    row = np.asarray(own.tk_row, np.int64)
     languages = list(own.nb_classes)
     return Model(
         np.array(languages),
         np.asarray(own.nb_pc, np.float32),
         np.asarray(own.nb_ptc).astype(np.float32),
-        next_state,
-        row << 8,
+        next_state.astype(np.uint32),
+        np.asarray(own.tk_row, np.int64) << 8,
         np.asarray(own.tk_output, np.int32),
-        _depth(next_state.reshape(-1, 256), row),
         [(languages.index(name), i) for i, name in enumerate(languages) if languages.index(name) < i],
     )
 
@@ -113,59 +109,20 @@ def identify(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def _classify(encoded: Sequence[bytes], model: Model) -> tuple[np.ndarray, np.ndarray]:
     """Return the best class of each text, int64 [texts], −1 without features, and its probability, float32 [texts]."""
-    from scipy.sparse import csr_array
-
     lengths = np.array([len(data) for data in encoded], np.int64)
-    feature = model.feature[_states(b"".join(encoded), np.cumsum(lengths) - lengths, model)]
-    at = np.flatnonzero(feature >= 0)
-    document = np.repeat(np.arange(len(encoded)), lengths)[at]
-    starts = np.searchsorted(document, np.arange(len(encoded) + 1))
-    counts = csr_array((np.ones(len(at), np.float32), feature[at], starts), shape=(len(encoded), len(model.likelihood)))
-    counts.sum_duplicates()
-    counts.data = np.log1p(counts.data)
-    scores = (counts @ model.likelihood + model.prior) / np.sqrt(np.maximum(lengths, 1))[:, None].astype(np.float32)
+    end_N, data = np.cumsum(lengths), np.frombuffer(bytearray(b"".join(encoded)), np.uint8)
+    feature_B, log_counts = np.empty(len(data), np.int32), np.log1p(np.arange(lengths.max() + 1, dtype=np.float32))
+    compiled.read(data, end_N - lengths, end_N, model.next_state, model.row, model.feature, feature_B)
+    scores, found = np.zeros((len(encoded), len(model.languages)), np.float32), np.zeros(len(encoded), np.int64)
+    compiled.score(feature_B, end_N - lengths, end_N, model.likelihood, log_counts, scores, found)
+    scores = (scores + model.prior) / np.sqrt(np.maximum(lengths, 1))[:, None].astype(np.float32)
     scores = np.exp(scores - scores.max(axis=1, keepdims=True))
     scores /= scores.sum(axis=1, keepdims=True)
     for first, other in model.aliases:
         scores[:, first] += scores[:, other]
         scores[:, other] = 0
-    best, some = scores.argmax(axis=1), np.diff(starts) > 0
+    best, some = scores.argmax(axis=1), found > 0
     return np.where(some, best, -1), np.where(some, scores[np.arange(len(best)), best], 0).astype(np.float32)
-
-
-def _states(data: bytes, starts: np.ndarray, model: Model) -> np.ndarray:
-    """Return the automaton's state after each byte, int64 [len(data)]. It begins anew at each of `starts`."""
-    lead = model.depth - 1
-    lanes = max(1, -(-len(data) // _LANE))
-    padded = np.zeros(lead + lanes * _LANE, np.uint8)
-    padded[lead : lead + len(data)] = np.frombuffer(data, np.uint8)
-    begins = np.zeros(len(padded), bool)
-    begins[lead + starts[starts < len(data)]] = True
-    # Column l holds lane l and, above it, the last bytes of the lane before it.
-    columns = np.lib.stride_tricks.sliding_window_view(padded, lead + _LANE)[::_LANE].T
-    begins = np.lib.stride_tricks.sliding_window_view(begins, lead + _LANE)[::_LANE].T
-    columns, begins = np.ascontiguousarray(columns), np.ascontiguousarray(begins)
-    states = np.empty((lanes, _LANE), np.int64)
-    state = np.zeros(lanes, np.int64)
-    for step in range(lead + _LANE):
-        state[begins[step]] = 0
-        state = model.next_state[model.row[state] + columns[step]].astype(np.int64)
-        if step >= lead:
-            states[:, step - lead] = state
-    return states.reshape(-1)[: len(data)]
-
-
-def _depth(next_state: np.ndarray, row: np.ndarray) -> int:
-    """Return the number of bytes after which every state has been reached, the length of the longest n-gram."""
-    seen = np.zeros(len(row), bool)
-    seen[0], frontier, depth = True, np.array([0]), -1
-    while len(frontier):
-        reached = np.zeros(len(row), bool)
-        reached[next_state[np.unique(row[frontier])].reshape(-1)] = True
-        frontier = np.flatnonzero(reached & ~seen)
-        seen |= reached
-        depth += 1
-    return depth
 
 
 def _encoded(text: str) -> bytes:
@@ -183,7 +140,11 @@ def _sampled(text: str, sample: int) -> str:
 
 
 def _some_lines(text: str) -> list[str]:
-    lines = [line for line in text.split("\n") if len(line) >= LINE_BYTES or len(line.encode(errors="replace")) >= LINE_BYTES]
+    lines = text.split("\n")
+    if text.isascii():
+        lines = [line for line in lines if len(line) >= LINE_BYTES]
+    else:
+        lines = [line for line in lines if len(line) >= LINE_BYTES or len(line.encode(errors="replace")) >= LINE_BYTES]
     if len(lines) <= LINES:
         return lines
     return [lines[i * len(lines) // LINES] for i in range(LINES)]

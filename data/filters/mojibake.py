@@ -76,9 +76,14 @@ def _tables() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     from ftfy.badness import MOJIBAKE_CATEGORIES
 
     every = "".join(map(chr, range(0x10000)))
+
+    @functools.cache
+    def codes(characters: str) -> np.ndarray:
+        found = re.sub(f"[^{characters}]+", "", every)
+        return np.frombuffer(found.encode("utf-32-le", "surrogatepass"), np.uint32)
+
     tables = np.zeros((3, 0x10000), np.uint32)
     for number, rule in enumerate(RULES):
         for table, characters in zip(tables, rule):
-            found = re.findall(f"[{characters.format(**MOJIBAKE_CATEGORIES)}]", every)
-            table[[ord(character) for character in found]] |= np.uint32(1 << number)
+            table[codes(characters.format(**MOJIBAKE_CATEGORIES))] |= np.uint32(1 << number)
     return tables[0], tables[1], tables[2]

@@ -14,20 +14,20 @@ from data.filters.characters import QUOTES, is_icon, ranges
 LONGEST = 1000  # characters; a longer text without white space is no prose and stays whole
 
 _MARKS = frozenset("…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪") | QUOTES
-_CURRENCY = frozenset("$£€¥฿₽﷼₴₠₡₢₣₤₥₦₧₨₩₪₫₭₮₯₰₱₲₳₵₶₷₸₹₺₻₼₾₿")
-_BEFORE = _MARKS | _CURRENCY | frozenset("§%=—–")
-_AFTER = _MARKS | frozenset("—–")
-_UNITS = (
+CURRENCY = frozenset("$£€¥฿₽﷼₴₠₡₢₣₤₥₦₧₨₩₪₫₭₮₯₰₱₲₳₵₶₷₸₹₺₻₼₾₿")
+BEFORE = _MARKS | CURRENCY | frozenset("§%=—–")
+AFTER = _MARKS | frozenset("—–")
+UNITS = (
     "km km² km³ m m² m³ dm dm² dm³ cm cm² cm³ mm mm² mm³ ha µm nm yd in ft kg g mg µg t lb oz m/s km/h kmh mph hPa Pa mbar "
     "mb MB kb KB gb GB tb TB T G M K % км км² км³ м м² м³ см мм кг г мг"
-)
-_WHOLE = frozenset(
+).split()
+WHOLE = frozenset(
     "a.m. p.m. e.g. E.g. i.e. I.e. vs. v.s. and/or w/o o'clock O'clock ma'am Ma'am Adm. Bros. co. Co. Corp. D.C. Dr. Gen. "
     "Gov. Inc. Jr. Ltd. Md. Messrs. Mo. Mont. Mr. Mrs. Ms. Mt. Ph.D. Prof. Rep. Rev. Sen. St. Ala. Apr. Ariz. Ark. Aug. "
     "Calif. Colo. Conn. Dec. Del. Feb. Fla. Ga. Ia. Id. Ill. Ind. Jan. Jul. Jun. Kan. Ky. La. Mar. Mass. Mich. Minn. Miss. "
     "Neb. Nev. Nov. Oct. Okla. Ore. Pa. Sep. Sept. Tenn. Va. Wash. Wis. N.C. N.D. N.H. N.J. N.M. N.Y. S.C.".split()
 )
-_JOINED = {
+JOINED = {
     "cannot": ("can", "not"),
     "Cannot": ("Can", "not"),
     "gonna": ("gon", "na"),
@@ -36,14 +36,16 @@ _JOINED = {
     "Gotta": ("Got", "ta"),
 }
 _CLITIC = re.compile(r"(.+?)(n['’]t|['’](?:ll|LL|re|RE|ve|VE|d|D|m|M))\Z", re.DOTALL)
-_UNIT = re.compile("(?<=[0-9])(?:{})\\Z".format("|".join(sorted(map(re.escape, _UNITS.split()), key=len, reverse=True))))
+_UNIT = re.compile("(?<=[0-9])(?:{})\\Z".format("|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))))
 _DOTS = re.compile(r"\.\.+\Z")
 _LABEL = "[A-Za-z0-9\u00a1-\uffff](?:[A-Za-z0-9\u00a1-\uffff_-]{0,62}[A-Za-z0-9\u00a1-\uffff])?"
 _ADDRESS = re.compile(
     rf"(?:[\w+.-]{{2,}}://)?(?:[^\s@/]+@)?(?:(?:{_LABEL}\.)+[a-z\u00df-\u00ff]{{2,63}}|\d{{1,3}}(?:\.\d{{1,3}}){{3}})"
     r"(?::\d{2,5})?(?:[/?#]\S*)?\Z"
 )
-_SINGLE = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f"
+# Kana and ideographs: characters that are words.
+SINGLE = (("\u3040", "\u30ff"), ("\u3400", "\u4dbf"), ("\u4e00", "\u9fff"), ("\uf900", "\ufaff"), ("\U00020000", "\U0002fa1f"))
+_SINGLE = "".join(f"{first}-{last}" for first, last in SINGLE)
 _SINGLES = re.compile(f"([{_SINGLE}])")
 
 
@@ -52,13 +54,13 @@ def split(chunk: str) -> list[str]:
     if len(chunk) > LONGEST:
         return [chunk]
     begin, end = 0, len(chunk)
-    while begin < end and chunk[begin] in _BEFORE:
+    while begin < end and chunk[begin] in BEFORE:
         begin += 1
-    while end > begin and chunk[end - 1] in _AFTER:
+    while end > begin and chunk[end - 1] in AFTER:
         end -= 1
     middle = chunk[begin:end]
     if middle.isascii() and (middle.isalpha() or middle.isdigit()):
-        return [*chunk[:begin], *_JOINED.get(middle, (middle,)), *chunk[end:]]
+        return [*chunk[:begin], *JOINED.get(middle, (middle,)), *chunk[end:]]
     return [*chunk[:begin], *_core(middle), *chunk[end:]]
 
 
@@ -66,8 +68,8 @@ def _core(chunk: str) -> list[str]:
     """Split a text that does not begin or end with a single mark."""
     before, after = [], []
     while chunk:
-        if chunk in _WHOLE or chunk in _JOINED:
-            before += _JOINED.get(chunk, (chunk,))
+        if chunk in WHOLE or chunk in JOINED:
+            before += JOINED.get(chunk, (chunk,))
             break
         if "." in chunk and _ADDRESS.match(chunk):
             before.append(chunk)
@@ -87,7 +89,7 @@ def _core(chunk: str) -> list[str]:
 def _prefix(chunk: str) -> int:
     """Return the length of the mark that comes off the beginning, or 0."""
     first = chunk[0]
-    if first in _BEFORE or (not first.isascii() and is_icon(first)):
+    if first in BEFORE or (not first.isascii() and is_icon(first)):
         return 1
     if first == ".":
         size = len(chunk) - len(chunk.lstrip("."))
@@ -98,14 +100,14 @@ def _prefix(chunk: str) -> int:
 def _suffix(chunk: str) -> int:
     """Return the length of the mark, clitic or unit that comes off the end, or 0."""
     last, previous = chunk[-1], chunk[-2:-1]
-    if last in _AFTER or (not last.isascii() and is_icon(last)):
+    if last in AFTER or (not last.isascii() and is_icon(last)):
         return 1
     if last == ".":
         if previous == ".":
             return len(_DOTS.search(chunk)[0])
         if len(chunk) == 2 and previous.isalpha():  # an initial, or a mark of a list
             return 0
-        if previous.isdigit() or previous.islower() or previous in _AFTER or previous in "%²-+":
+        if previous.isdigit() or previous.islower() or previous in AFTER or previous in "%²-+":
             return len(previous)
         return int(len(chunk) > 2 and previous.isupper() and chunk[-3].isupper())
     if last in "sS" and previous in ("'", "’") and len(chunk) > 2:
@@ -113,7 +115,7 @@ def _suffix(chunk: str) -> int:
     if not previous.isdigit() and last.isalpha():
         if match := _CLITIC.match(chunk):
             return len(match[2])
-    if last == "+" or last in _CURRENCY:
+    if last == "+" or last in CURRENCY:
         return int(previous.isdigit())
     match = _UNIT.search(chunk)
     return len(match[0]) if match else 0

@@ -115,4 +115,6 @@ def _config():
 @functools.cache
 def _faulty_codes() -> np.ndarray:
     """Return bool [65536]: the codes that always need a repair."""
-    return np.array([_FAULTY.match(chr(code)) is not None for code in range(0x10000)])
+    faulty = np.zeros(0x10000, bool)
+    faulty[[ord(match[0]) for match in _FAULTY.finditer("".join(map(chr, range(0x10000))))]] = True
+    return faulty

@@ -2,103 +2,64 @@
 
 Axes: N documents, L lines, C chunks (maximal runs without white space), W words.
 A document consists of lines, a line of chunks, a chunk of words.
-Each distinct chunk is split once (data/filters/splitting.py); everything else is NumPy on the numbers of the chunks.
+Compiled loops find the chunks (data/filters/compiled/chunks.py). Each distinct chunk is split once, by the rules of
+data/filters/splitting.py; everything else is a look-up by the numbers of the chunks.
 """
 
 import functools
-from array import array
+import unicodedata
 from collections.abc import Sequence
-from itertools import chain
+from itertools import repeat
 
 import numpy as np
 import xxhash
 
-from data.filters.characters import SENTENCE_ENDS, SYMBOLS, is_punctuation
-from data.filters.splitting import split
+from data.filters.characters import LINE_ENDS, SENTENCE_ENDS, SYMBOLS
+from data.filters.compiled import chunks, splitting
+from data.filters.compiled.chunks import ENDS_SENTENCE, LETTER, PUNCTUATION, SYMBOL
+from data.filters.splitting import LONGEST
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")  # Gopher's (Rae et al. 2021, A.1.1)
-# Properties of a word, as bits. Bit 8 + k: the word is STOP_WORDS[k].
-SYMBOL, LETTER, ENDS_SENTENCE, PUNCTUATION = 1, 2, 4, 8
+# Properties of a word, as bits: those of data/filters/compiled/chunks.py, and bit 8 + k: the word is STOP_WORDS[k].
 _STOP = {word: 1 << (8 + k) for k, word in enumerate(STOP_WORDS)}
-MOST_CHUNKS = 400_000  # distinct chunks kept between batches: about 150 MB
-
-
-class _Distinct(dict):
-    """Numbers of the distinct words that were seen, and their properties."""
-
-    def __init__(self):
-        super().__init__()
-        self.hashes, self.sizes, self.flags = array("Q"), array("i"), array("H")
-
-    def __missing__(self, word: str) -> int:
-        self[word] = number = len(self.sizes)
-        self.hashes.append(xxhash.xxh3_64_intdigest(word.encode()))
-        self.sizes.append(len(word))
-        self.flags.append(_flags(word))
-        return number
-
-
-class _Chunks(dict):
-    """Numbers of the distinct chunks that were seen, and the words of each; an unknown chunk is split when it is looked up."""
-
-    def __init__(self):
-        super().__init__()
-        self.distinct = _Distinct()
-        self.counts, self.starts, self.lengths = array("i"), array("i"), array("i")  # of a chunk: words, first one, characters
-        self.words = array("i")  # the numbers of all words, one chunk after another
-
-    def __missing__(self, chunk: str) -> int:
-        self[chunk] = number = len(self.counts)
-        words, first = split(chunk), len(self.words)
-        for word in words:
-            self.words.append(self.distinct[word])
-        self.starts.append(first)
-        self.counts.append(len(words))
-        self.lengths.append(len(chunk))
-        return number
-
-
-def _flags(word: str) -> int:
-    if word.isascii() and word.isalnum():
-        return LETTER * (not word.isdigit()) | _STOP.get(word, 0)
-    flags = SYMBOL * all(c in SYMBOLS for c in word) | LETTER * any(map(str.isalpha, word))
-    return flags | ENDS_SENTENCE * (word in SENTENCE_ENDS) | PUNCTUATION * all(map(is_punctuation, word))
-
-
-_chunks = _Chunks()
+MOST_CHUNKS, MOST_CODES = 400_000, 16_000_000  # of distinct chunks, kept between batches: about 150 MB
 
 
 class Words:
     """The words of `texts`, a sequence of N strings.
 
-    lines: for each text, its lines as str.splitlines gives them
     characters_N, lines_N, words_N: int64, the counts of each document
     chunks_L, words_L, longest_L: int64, of each line: chunks, words, and characters of the longest chunk
+    flags_L: uint8, of each line: BULLET, ELLIPSIS
     hash_W: uint64, XXH3 of the word's UTF-8;  size_W: int64, its characters;  flags_W: uint16, its properties
+    number_W: int32, equal for equal words of a batch, and for these only
     """
 
     def __init__(self, texts: Sequence[str]):
-        global _chunks
-        if len(_chunks) > MOST_CHUNKS:
-            _chunks = _Chunks()
-        self.texts, table = texts, _chunks
-        self.lines = [text.splitlines() for text in texts]
-        rows = [line.split() for line in chain.from_iterable(self.lines)]
+        self.texts = texts
         self.characters_N = np.fromiter(map(len, texts), np.int64, len(texts))
-        self.lines_N = np.fromiter(map(len, self.lines), np.int64, len(texts))
-        self.chunks_L = np.fromiter(map(len, rows), np.int64, len(rows))
-        chunk_C = np.fromiter(map(table.__getitem__, chain.from_iterable(rows)), np.int64, int(self.chunks_L.sum()))
-        counts_C = _of(table.counts, chunk_C).astype(np.int64)
-        word_W = _of(table.words, runs(_of(table.starts, chunk_C), counts_C))
-        self.words_L = sums(counts_C, self.chunks_L)
+        joined = bytearray("\n".join([*texts, ""]).encode("utf-32-le", "surrogatepass"))  # compiled loops want it writable
+        codes, begin_N = np.frombuffer(joined, np.uint32), np.append(0, np.cumsum(self.characters_N + 1))
+        self.lines_N = np.zeros(len(texts), np.int64)
+        lines = np.empty(len(codes) + 1, np.int64), np.empty(len(codes) + 1, np.int64), np.empty(len(codes) + 1, np.uint8)
+        begin_C, end_C = np.empty((2, len(codes) // 2 + 1), np.int64)
+        L, C = chunks.scan(codes, begin_N, _kinds(), self.lines_N, *lines, begin_C, end_C)
+        self.chunks_L, self.longest_L, self.flags_L = (values[:L].copy() for values in lines)
+        seen, number_C = _known(codes, begin_C[:C], end_C[:C])
+        self.words_L = np.empty(L, np.int64)
+        W = chunks.count_words(number_C, self.chunks_L, seen, self.words_L)
+        self.hash_W, self.flags_W = np.empty(W, np.uint64), np.empty(W, np.uint16)
+        self.size_W, self.number_W = np.empty(W, np.int64), np.empty(W, np.int32)
+        chunks.spread(number_C, seen, self.hash_W, self.flags_W, self.size_W, self.number_W)
         self.words_N = sums(self.words_L, self.lines_N)
-        self.longest_L = maxima(_of(table.lengths, chunk_C), self.chunks_L)
-        distinct = table.distinct
-        self.hash_W, self.flags_W = _of(distinct.hashes, word_W), _of(distinct.flags, word_W)
-        self.size_W = _of(distinct.sizes, word_W).astype(np.int64)
 
     def __len__(self) -> int:
         return len(self.texts)
+
+    @functools.cached_property
+    def lines(self) -> list[list[str]]:
+        """For each text, its lines as str.splitlines gives them."""
+        return [text.splitlines() for text in self.texts]
 
     def count(self, flag: int) -> np.ndarray:
         """Return int64 [N]: words with a property."""
@@ -120,8 +81,80 @@ class Words:
         return (self.words_L > 0) + np.bincount(line[begins], minlength=len(self.words_L))
 
 
-def _of(values: array, at: np.ndarray) -> np.ndarray:
-    return np.frombuffer(values, values.typecode)[at] if len(values) else np.empty(0, values.typecode)
+_TYPES = {
+    chunks.Chunks: (np.uint64, np.int64, np.int32, np.int64, np.int32),
+    chunks.Distinct: (np.uint64, np.int64, np.int32, np.uint16, np.uint64),
+}
+_seen: chunks.Seen | None = None  # it grows with each batch, up to MOST_CHUNKS
+
+
+def _known(codes: np.ndarray, begin_C: np.ndarray, end_C: np.ndarray) -> tuple[chunks.Seen, np.ndarray]:
+    """Return what is known of chunks and of their words, and the numbers of these chunks, int32 [C]."""
+    global _seen
+    if _seen is None or _seen.counts[0] > MOST_CHUNKS or _seen.counts[3] > MOST_CODES:
+        tables = (kind(*(np.zeros(0, type) for type in (np.int32, *types))) for kind, types in _TYPES.items())
+        tables = (_longer_table(table, 0, 1) for table in tables)
+        _seen = chunks.Seen(np.zeros(4, np.int64), *tables, np.zeros(0, np.int32), np.zeros(0, np.uint32), np.zeros(0, bool))
+    old, number_C, done = _seen.counts.copy(), np.empty(len(begin_C), np.int32), 0
+    while (done := chunks.number_chunks(codes, begin_C, end_C, done, _seen, number_C)) < len(begin_C):
+        count, _, _, used = _seen.counts.tolist()
+        used += int(end_C[done] - begin_C[done]) + 1
+        table, more = _longer_table(_seen.chunks, count, count + 1), (_longer(a, used) for a in (_seen.codes, _seen.is_cut))
+        _seen = chunks.Seen(_seen.counts, table, _seen.distinct, _seen.words, *more)
+    new = slice(old[0], _seen.counts[0])
+    if new.start < new.stop:
+        splitting.cut(_seen.codes, _seen.chunks.at[new], _seen.chunks.size[new], splitting.tables(), LONGEST, _seen.is_cut)
+        most = int(new.stop - new.start + np.count_nonzero(_seen.is_cut[old[3] : _seen.counts[3] + 1]))  # new words
+        table, entries = _longer_table(_seen.distinct, old[2], old[2] + most), _longer(_seen.words, old[1] + most)
+        _seen = _seen._replace(distinct=table, words=entries)
+        chunks.add_words(old[0], _kinds(), _seen)
+        _describe_words(_seen, old)
+    return _seen, number_C
+
+
+def _describe_words(seen: chunks.Seen, old: np.ndarray) -> None:
+    """Fill in what Python knows of the words that are new since `seen.counts` was `old`."""
+    text = seen.codes[old[3] : seen.counts[3]].tobytes().decode("utf-32-le", "surrogatepass")
+    new = slice(old[2], seen.counts[2])
+    starts = seen.distinct.at[new] - old[3]
+    ends = starts + seen.distinct.size[new]
+    words = [text[start:end] for start, end in zip(starts.tolist(), ends.tolist())]
+    data = map(str.encode, words, repeat("utf-8"), repeat("surrogatepass"))
+    seen.distinct.xxh3[new] = np.fromiter(map(xxhash.xxh3_64_intdigest, data), np.uint64, len(words))
+    for word in _STOP.keys() & set(words):
+        seen.distinct.flags[old[2] + words.index(word)] |= _STOP[word]
+
+
+def _longer(array: np.ndarray, least: int) -> np.ndarray:
+    """Return the array, or a copy with room for at least `least` entries; the new ones are 0."""
+    if least <= len(array):
+        return array
+    copy = np.zeros(max(least, 2 * len(array), 1 << 12), array.dtype)
+    copy[: len(array)] = array
+    return copy
+
+
+def _longer_table(table, count: int, least: int):
+    """Return a hash table of `count` entries, or a copy with room for at least `least`."""
+    if least <= len(table.hash):
+        return table
+    arrays = [_longer(array, least) for array in table[1:]]
+    slots = np.full(1 << (2 * len(arrays[0])).bit_length(), -1, np.int32)
+    chunks.place(arrays[0], count, slots)
+    return type(table)(slots, *arrays)
+
+
+@functools.cache
+def _kinds() -> np.ndarray:
+    """Return uint8 [CODES]: the properties of characters."""
+    kinds = np.zeros(chunks.CODES, np.uint8)
+    characters = [chr(code) for code in range(chunks.CODES)]
+    for belongs, bit in ((str.isspace, chunks.SPACE), (str.isalpha, LETTER)):
+        kinds |= np.fromiter(map(belongs, characters), bool, len(kinds)) * np.uint8(bit)
+    kinds[[code for code, c in enumerate(map(unicodedata.category, characters)) if c[0] == "P"]] |= PUNCTUATION
+    for some, bit in ((SYMBOLS, SYMBOL), (SENTENCE_ENDS, ENDS_SENTENCE), (LINE_ENDS, chunks.LINE_END)):
+        kinds[[ord(character) for character in some]] |= bit
+    return kinds
 
 
 def runs(start: np.ndarray, count: np.ndarray) -> np.ndarray:

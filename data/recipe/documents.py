@@ -75,7 +75,8 @@ def _of_unit(job: Job, unit: Unit, rows: np.ndarray, characters: int) -> Iterato
                         for into, value in zip(columns, table.column(name).to_pylist()):
                             into[name] = value
                 if "text" in table.column_names:
-                    now = table.column("text")
+                    now = table.column("text")  # null where the stage left it as it was
+                    now = now if before is None else pc.coalesce(now, before)
                     changed = [True] * len(now) if before is None else pc.not_equal(now, before).to_pylist()
                     _add(texts, stage.name, now, changed, characters)
                     before = now

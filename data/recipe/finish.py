@@ -148,8 +148,10 @@ class Figures:
     def _count_bias(self, first: Batch, stays: np.ndarray) -> None:
         from data.filters import bias
 
-        for when, texts in (("before", first.texts), ("after", [first.texts[n] for n in np.flatnonzero(stays)])):
-            for name, table in (("bias", bias.bias_counts(texts)), ("topics", bias.label_counts(bias.topics(texts)["topic"]))):
+        found, every = bias.audited(first.texts), np.ones(len(first), bool)
+        labels = bias.topics_of(found.hits)["topic"]
+        for when, some in (("before", every), ("after", stays)):
+            for name, table in (("bias", bias.table(found.counts[some])), ("topics", bias.label_counts(labels[some]))):
                 before = self.found[name].get(when)
                 self.found[name][when] = bias.added([before, table]) if before else table
 

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 from data.sources import archives, files, tfds_source
 from lm.errors import UserError, naming
 
-UNIT_BYTES, UNIT_FILES = 8 << 20, 4096  # a unit ends with the file that reaches one of these
+# A unit ends with the file that reaches its bytes or files. In an input below 256 MB units are smaller, about UNITS of them, so
+# that all workers have some. Those of a larger input stay the same if files are added behind.
+UNIT_BYTES, LEAST_UNIT_BYTES, UNITS, UNIT_FILES = 8 << 20, 1 << 20, 32, 4096
 
 
 class Unit(NamedTuple):
@@ -22,20 +24,25 @@ class Unit(NamedTuple):
 
 
 def units(files: Iterable[tuple[str, str]], max_bytes: int | None = None) -> list[Unit]:
-    """Group (path, id), in order, into units. max_bytes: see `archives.Options`; it limits the sizes that are shown."""
+    """Group (path, id), in order, into units. max_bytes: see `archives.Options`; it limits the sizes that are counted."""
+
+    def limited(path: str, bytes: int) -> int:
+        capped = max_bytes is not None and path.startswith((archives.TFDS, archives.INSTALLATION))
+        return min(bytes, max_bytes) if capped else bytes
+
+    files = [(path, id, *_state(path)) for path, id in files]
+    most = min(UNIT_BYTES, max(LEAST_UNIT_BYTES, sum(limited(path, bytes) for path, _, bytes, _ in files) // UNITS))
     found, some, size, states = [], [], 0, []
 
     def end() -> None:
         name = f"{len(found):05d}-{digest(states)}"
         found.append(Unit(name, len(found), tuple(some), size))
 
-    for path, id in files:
-        bytes, state = _state(path)
+    for path, id, bytes, state in files:
         some.append((path, id))
         states.append((id, bytes, state))
-        limited = max_bytes is not None and path.startswith((archives.TFDS, archives.INSTALLATION))
-        size += min(bytes, max_bytes) if limited else bytes
-        if size >= UNIT_BYTES or len(some) >= UNIT_FILES:
+        size += limited(path, bytes)
+        if size >= most or len(some) >= UNIT_FILES:
             end()
             some, size, states = [], 0, []
     if some:

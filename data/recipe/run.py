@@ -91,7 +91,7 @@ def _spread(config: Mapping[str, Any], workdir: Path) -> Map:
     if config["runner"] != "local":
         raise UserError(f"runner={config['runner']!r}; use local or beam")
     processes = config["processes"] or None
-    return lambda function, state, items: ordered(function, state, items, processes=processes, here=0)
+    return lambda function, state, items: ordered(function, state, items, processes=processes, here=0, warm=True)
 
 
 def passes(planned: Sequence[Planned], workdir: Path) -> list[Job]:

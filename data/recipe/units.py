@@ -1,19 +1,20 @@
 """The work on one unit: read its files, run the stages whose results are missing, write what a corpus-wide stage needs.
 
-Results lie in WORKDIR/stages/NAME-KEY/UNIT.parquet, see data/recipe/plan.py for KEY.
+Results lie in WORKDIR/stages/NAME-KEY/UNIT.parquet, see data/recipe/plan.py for KEY. A text there is null if its stage did not
+change it.
 """
 
 import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.recipe import tables
-from data.recipe.batch import ORIGINS, Batch
+from data.recipe.batch import ORIGINS, Batch, Columns
 from data.recipe.corpus import TABLE, scores
 from data.recipe.inputs import Unit
 from data.recipe.plan import Planned
@@ -93,12 +94,23 @@ def batches(job: Job, unit: Unit, writers: list | None = None) -> Iterator[Batch
             for stage, reader, writer in zip(job.stages[1:], readers[1:], writers[1:]):
                 if writer:
                     more = {"numbers": numbers, "table": job.table(stage), "against": stage.against} if stage.compares else {}
-                    columns = stage.stage.run(batch, stage.options | more)
-                    writer.write(columns)
+                    columns = dict(stage.stage.run(batch, stage.options | more))
+                    writer.write(columns | _changed(columns, batch.texts))
                 else:
                     columns = reader.read(k)
+                    columns |= _filled(columns, batch.texts)
                 batch = batch.replaced(columns)
             yield batch
+
+
+def _changed(columns: Columns, texts: Sequence[str]) -> dict[str, list[str | None]]:
+    """Return the column of texts, if there is one, with None in place of those that the stage left as they were."""
+    return {"text": [None if new == old else new for new, old in zip(columns["text"], texts)]} if "text" in columns else {}
+
+
+def _filled(columns: Columns, texts: Sequence[str]) -> dict[str, list[str]]:
+    """Undo `_changed`."""
+    return {"text": [old if new is None else new for new, old in zip(columns["text"], texts)]} if "text" in columns else {}
 
 
 def _read(job: Job, unit: Unit) -> Iterator[dict[str, list]]:

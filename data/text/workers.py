@@ -8,16 +8,21 @@ import os
 import pickle
 import queue
 import signal
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any
+
+from tqdm import TMonitor
 
 from lm.errors import UserError
 
 HERE = 4  # usual number of items processed in this process first, so that a small input starts no worker
-AHEAD = 2  # queued or finished items per worker; more takes more memory
+AHEAD = 2  # queued items per worker
+HELD = 8  # queued or finished items per worker; more takes more memory
+_END = object()
 
 
 def cores() -> int:
@@ -26,11 +31,17 @@ def cores() -> int:
 
 
 def ordered(
-    function: Callable[[Any, Any], Any], state: Any, items: Iterable[Any], *, processes: int | None = None, here: int = HERE
+    function: Callable[[Any, Any], Any],
+    state: Any,
+    items: Iterable[Any],
+    *,
+    processes: int | None = None,
+    here: int = HERE,
+    warm: bool = False,
 ) -> Iterator[Any]:
-    """Yield function(state, item) for each item, in order.
+    """Yield function(state, item) for each item, in order. An item goes to the worker that has least to do.
 
-    Workers are spawned, because a fork would copy locks held by JAX's threads. They always end with this process.
+    Workers always end with this process.
 
     Args:
         function: a module-level function that depends only on its arguments.
@@ -38,6 +49,7 @@ def ordered(
         items: pickled; read lazily, a few ahead of the results.
         processes: default: one per core. With 1, all work is done in this process.
         here: items processed in this process first.
+        warm: fork workers, which then share what this process has loaded, if `may_fork`. Otherwise they are spawned.
 
     Raises:
         UserError: a worker was killed, or `function` raised it. RuntimeError: any other error of `function` in a worker, with
@@ -49,29 +61,53 @@ def ordered(
     for item in items if alone else itertools.islice(items, here):
         yield function(state, item)
     first = [] if alone else list(itertools.islice(items, processes))
-    workers = _started(len(first), function, state)
-    waiting: collections.deque[Connection] = collections.deque()  # the workers of queued items, in order
+    workers = _started(len(first), function, state, warm and may_fork())
+    queued: dict[Connection, collections.deque[int]] = {worker: collections.deque() for worker in workers}
+    waiting, more = enumerate(itertools.chain(first, items)), True
+    finished: dict[int, tuple[bool, Any]] = {}
+    given = wanted = 0  # the numbers of the next item to send and of the next result to yield
     try:
-        for item, worker in zip(itertools.chain(first, items), itertools.cycle(workers)):
-            with _alive():
-                worker.send(item)
-            waiting.append(worker)
-            if len(waiting) == AHEAD * len(workers):
-                yield _result(waiting.popleft())
-        while waiting:
-            yield _result(waiting.popleft())
+        while workers and (more or given > wanted):
+            worker = min(workers, key=lambda one: len(queued[one]))
+            if more and len(queued[worker]) < AHEAD and given - wanted < HELD * len(workers):
+                given, item = next(waiting, (given, _END))
+                if more := item is not _END:
+                    with _alive():
+                        worker.send(item)
+                    queued[worker].append(given)
+                    given += 1
+                continue
+            for worker in wait([one for one in workers if queued[one]]):
+                with _alive():
+                    finished[queued[worker].popleft()] = worker.recv()
+            while wanted in finished:
+                done, value = finished.pop(wanted)
+                if not done:
+                    raise value
+                yield value
+                wanted += 1
     finally:
         for worker in workers:
             worker.close()  # the worker ends when its pipe closes
 
 
-def _started(processes: int, function: Callable[[Any, Any], Any], state: Any) -> list[Connection]:
+def may_fork() -> bool:
+    """Return whether a fork is safe: on Linux, if no other thread of Python and no package with threads could hold a lock.
+
+    The threads of NumPy and Arrow take care of themselves in a fork; those of JAX, PyTorch and TensorFlow do not.
+    """
+    others = [one for one in threading.enumerate() if one is not threading.main_thread() and not isinstance(one, TMonitor)]
+    threaded = {"jax", "torch", "tensorflow", "grpc"} & sys.modules.keys()
+    return sys.platform == "linux" and not others and not threaded
+
+
+def _started(processes: int, function: Callable[[Any, Any], Any], state: Any, fork: bool) -> list[Connection]:
     """Start workers and return their connections. Pipes need no cleanup after a kill or os._exit, unlike queues."""
-    spawning, shared, workers = multiprocessing.get_context("spawn"), pickle.dumps((function, state)), []
+    context, shared, workers = multiprocessing.get_context("fork" if fork else "spawn"), pickle.dumps((function, state)), []
     with _unheard():
         for _ in range(processes):
-            ours, theirs = spawning.Pipe()
-            spawning.Process(target=_work, args=(theirs,), daemon=True).start()
+            ours, theirs = context.Pipe()
+            context.Process(target=_forked if fork else _work, args=(theirs,), daemon=True).start()
             theirs.close()
             workers.append(ours)
     for worker in workers:
@@ -92,14 +128,6 @@ def _alive() -> Iterator[None]:
         ) from None
 
 
-def _result(worker: Connection) -> Any:
-    with _alive():
-        done, value = worker.recv()
-    if not done:
-        raise value
-    return value
-
-
 @contextlib.contextmanager
 def _unheard() -> Iterator[None]:
     """Ignore Ctrl-C in processes that are started meanwhile; this process reports it, and they end with it."""
@@ -110,6 +138,15 @@ def _unheard() -> Iterator[None]:
     finally:
         if before is not None:
             signal.signal(signal.SIGINT, before)
+
+
+def _forked(parent: Connection) -> None:
+    """Close what a fork inherits, such as the ends of other workers' pipes and the lock of a folder, then work."""
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) != parent.fileno():
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+    _work(parent)
 
 
 def _work(parent: Connection) -> None:

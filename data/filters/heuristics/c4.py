@@ -27,21 +27,23 @@ def c4(
     c4_dropped_lines: share of lines that were dropped
     """
     sentences_L, state_L = words.sentences_L.copy(), np.zeros(len(words.words_L), np.uint8)
-    fits_L = (words.chunks_L >= min_words) & (words.longest_L <= longest_word)
+    long_L = words.longest_L > longest_word
+    fits_L = (words.chunks_L >= min_words) & ~long_L
     texts, cited, end = [], [], 0
     for text, lines in zip(words.texts, words.lines):
         begin, end = end, end + len(lines)
-        if _has_marks(text):
+        kept, lines = fits_L[begin:end].tolist(), list(map(str.strip, lines))
+        phrases = _has_phrases(text)
+        if phrases or "{" in text or "[" in text:
             found = [
-                _line(line.strip(), bool(fits), bool(long), end_marks)
-                for line, fits, long in zip(lines, fits_L[begin:end], words.longest_L[begin:end] > longest_word)
+                _line(line, fits, is_long, end_marks)
+                if phrases or "[" in line or "{" in line
+                else (_KEPT if fits and _ends(line, end_marks) else _DROPPED, line, False)
+                for line, fits, is_long in zip(lines, kept, long_L[begin:end].tolist())
             ]
             cited += [(at, line) for at, (state, line, cites) in enumerate(found, begin) if cites and state == _KEPT]
         else:
-            found = [
-                (_KEPT if fits and _ends(line, end_marks) else _DROPPED, line, False)
-                for fits, line in zip(fits_L[begin:end].tolist(), map(str.strip, lines))
-            ]
+            found = [(_KEPT if fits and _ends(line, end_marks) else _DROPPED, line, False) for fits, line in zip(kept, lines)]
         state_L[begin:end] = [state for state, _, _ in found]
         texts.append("\n".join(line for state, line, _ in found if state == _KEPT).strip())
     if cited:  # citations held words
@@ -62,10 +64,8 @@ def c4_paragraphs(words: Words) -> dict[str, np.ndarray]:
 _KEPT, _DROPPED, _LOREM, _CURLY = range(4)
 
 
-def _has_marks(text: str) -> bool:
-    """Return whether a rule other than those on ends and lengths may concern a line of the text."""
-    if "{" in text or "[" in text:
-        return True
+def _has_phrases(text: str) -> bool:
+    """Return whether a rule on phrases may concern a line of the text."""
     low = text.lower()
     return "lorem ipsum" in low or "javascript" in low or any(phrase in low for phrase in POLICY)
 

@@ -1,16 +1,14 @@
 """Gopher's measures of quality and repetition (Rae et al. 2021, A.1.1), defined as in datatrove 0.10.1."""
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
 
+from data.filters.compiled.chunks import BULLET, ELLIPSIS
 from data.filters.heuristics import ngrams
 from data.filters.words import LETTER, STOP_WORDS, SYMBOL, Words, sums
 
 TOP_GRAMS, DUPLICATE_GRAMS = (2, 3, 4), (5, 6, 7, 8, 9, 10)
-_ELLIPSES = ("...", "…")
-_EMPTY_LINES = re.compile(r"\n{2,}")
 
 
 def gopher_quality(words: Words) -> dict[str, np.ndarray]:
@@ -22,14 +20,11 @@ def gopher_quality(words: Words) -> dict[str, np.ndarray]:
     gopher_letter_words: share of words with a letter
     gopher_stop_words: how many of STOP_WORDS occur, in lower case
     """
-    N, texts = len(words), words.texts
+    texts = words.texts
     plain_W = (words.flags_W & SYMBOL) == 0
     plain_N = sums(plain_W, words.words_N)
     characters_N = sums(np.where(plain_W, words.size_W, 0), words.words_N)
-    bullets, ends = np.zeros(N, np.int64), np.zeros(N, np.int64)
-    for n, lines in enumerate(words.lines):
-        bullets[n] = sum(line.lstrip().startswith(("•", "-")) for line in lines) if _may_begin(texts[n]) else 0
-        ends[n] = sum(line.rstrip().endswith(_ELLIPSES) for line in lines) if any(e in texts[n] for e in _ELLIPSES) else 0
+    bullets, ends = (sums((words.flags_L & flag) != 0, words.lines_N) for flag in (BULLET, ELLIPSIS))
     stops = sum((words.count(256 << k) > 0).astype(np.int64) for k in range(len(STOP_WORDS)))
     return {
         "gopher_words": plain_N,
@@ -41,10 +36,6 @@ def gopher_quality(words: Words) -> dict[str, np.ndarray]:
         "gopher_letter_words": ratio(words.count(LETTER), words.words_N),
         "gopher_stop_words": stops,
     }
-
-
-def _may_begin(text: str) -> bool:
-    return "-" in text or "•" in text
 
 
 def gopher_repetition(words: Words) -> dict[str, np.ndarray]:
@@ -62,15 +53,15 @@ def gopher_repetition(words: Words) -> dict[str, np.ndarray]:
         lines = [*filter(None, text.split("\n")), *[""] * (text.startswith("\n") + text.endswith("\n"))]
         counted["line"][n] = _duplicates(lines, len(text))
         if "\n\n" in text:
-            counted["paragraph"][n] = _duplicates(_EMPTY_LINES.split(text.strip()), len(text))
+            # As re.split("\n{2,}", text.strip()).
+            parts = [part.lstrip("\n") for part in text.strip().split("\n\n")]
+            counted["paragraph"][n] = _duplicates([*filter(None, parts)] or parts, len(text))
     columns = {}
     for name, shares in counted.items():
         columns |= {f"gopher_duplicate_{name}s": shares[:, 0], f"gopher_duplicate_{name}_characters": shares[:, 1]}
-    for grams in ngrams.repeated(words, DUPLICATE_GRAMS[-1]):
-        if grams.n in TOP_GRAMS:
-            columns[f"gopher_top_{grams.n}_gram"] = ratio(ngrams.top_characters(words, grams), words.characters_N)
-        if grams.n in DUPLICATE_GRAMS:
-            columns[f"gopher_duplicate_{grams.n}_grams"] = ratio(ngrams.duplicate_characters(words, grams), words.characters_N)
+    top, duplicate = ngrams.characters(words, DUPLICATE_GRAMS[-1])
+    columns |= {f"gopher_top_{n}_gram": ratio(top[n - 2], words.characters_N) for n in TOP_GRAMS}
+    columns |= {f"gopher_duplicate_{n}_grams": ratio(duplicate[n - 2], words.characters_N) for n in DUPLICATE_GRAMS}
     return columns
 
 

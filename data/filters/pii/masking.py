@@ -15,6 +15,7 @@ from lm.errors import UserError
 
 # In this order of precedence: where two spans overlap, that of the earlier kind stays, and of one kind the first, longest one.
 KINDS = ("secret", "email", "iban", "card", "ip", "ssn", "phone")
+_NUMBERS = frozenset(("card", "ssn", "phone"))  # they have seven digits or more
 STYLES = ("placeholder", "same_length", "fineweb")
 
 # The replacements of FineWeb, used in turn (datatrove 0.10.1, PIIFormatter): reserved names, and addresses that did not answer.
@@ -48,10 +49,10 @@ def find_pii(
         "ssn": find_ssns,
         "phone": lambda folded: find_phones(folded, regions),
     }
-    numbers = has_long_number(folded)
+    numbers = not _NUMBERS.isdisjoint(kinds) and has_long_number(folded)
     taken: list[Span] = []
     for kind in KINDS:
-        if kind in kinds and (numbers or kind not in ("card", "ssn", "phone")):
+        if kind in kinds and (numbers or kind not in _NUMBERS):
             found = sorted(finders[kind](folded), key=lambda span: (span.start, -span.end))
             if found:
                 taken = _merged(taken, found)

@@ -17,6 +17,8 @@ TEXTS = [
     "x",
     *list(topics.values())[:25],
     "a b a b a b a b\nc c c c c c c",
+    "a b b a x b a a b y a b b a x b a a b " * 3,
+    "x\x85y z\u2028w\r\nq\r\n\n\x1c\x1d a\x1fb\u3000c\u00a0d\v",
 ]
 
 
@@ -31,6 +33,8 @@ def test_counts_hashes_and_sizes():
     assert words.characters_N.tolist() == [len(text) for text in TEXTS]
     flat = [word for some in plain for word in some]
     assert words.size_W.tolist() == [len(word) for word in flat]
+    numbers = {word: number for word, number in zip(flat, words.number_W.tolist())}
+    assert len(set(numbers.values())) == len(numbers) and [numbers[word] for word in flat] == words.number_W.tolist()
     assert words.hash_W.tolist() == [xxhash.xxh3_64_intdigest(word.encode()) for word in flat]
     assert words.count(LETTER).tolist() == [sum(any(map(str.isalpha, word)) for word in some) for some in plain]
     lines = [line for text in TEXTS for line in text.splitlines()]
@@ -43,6 +47,7 @@ def test_a_batch_does_not_change_its_documents():
     together = Words(TEXTS)
     for n, text in enumerate(TEXTS):
         alone = Words([text])
+        assert alone.lines[0] == text.splitlines() and alone.lines_N[0] == together.lines_N[n]
         assert alone.words_N[0] == together.words_N[n] and alone.count(SYMBOL)[0] == together.count(SYMBOL)[n]
 
 
@@ -64,13 +69,10 @@ def test_sentences(line, sentences):
 
 @pytest.mark.parametrize("n", [2, 3, 4, 5, 10])
 def test_repeated_n_grams_are_those_of_the_plain_twins(n):
-    words = Words(TEXTS)
-    grams = ngrams.repeated(words, n)[-1]
+    top, duplicate = ngrams.characters(Words(TEXTS), n)
     plain = [words_of(text) for text in TEXTS]
-    assert ngrams.top_characters(words, grams).tolist() == [ngrams.top_characters_reference(some, n) for some in plain]
-    assert ngrams.duplicate_characters(words, grams).tolist() == [
-        ngrams.duplicate_characters_reference(some, n) for some in plain
-    ]
+    assert top[-1].tolist() == [ngrams.top_characters_reference(some, n) for some in plain]
+    assert duplicate[-1].tolist() == [ngrams.duplicate_characters_reference(some, n) for some in plain]
 
 
 def test_groups():

@@ -1,11 +1,24 @@
 """The bias audit: right counts, sums over batches, shares with intervals."""
 
 import math
+import random
+from itertools import chain
 
 import numpy as np
 import pytest
 
-from data.filters.bias import added, balance, bias_counts, bias_rates, label_counts, load_lexicon, topics, wilson
+from data.filters.bias import (
+    added,
+    audited,
+    balance,
+    bias_counts,
+    bias_rates,
+    label_counts,
+    load_lexicon,
+    plain_audited,
+    topics,
+    wilson,
+)
 from lm.errors import UserError
 
 TEXTS = [
@@ -56,6 +69,35 @@ def test_windows_agree_with_a_plain_count():
                     near = only[max(0, place - window) : place + window + 1]
                     expected[lexicon.terms[word][-1][1]] += sum(lexicon.sentiment.get(other) == sign for other in near)
             assert table[f"{name}_words"].tolist() == expected.tolist()
+
+
+def test_compiled_counts_are_the_plain_ones():
+    from pydoc_data.topics import topics as pages
+
+    lexicon = load_lexicon()
+    words = sorted(
+        {
+            *lexicon.sentiment,
+            *lexicon.terms,
+            *chain(*lexicon.topics.values()),
+            "american",
+            "people",
+            "the",
+            "İs",
+            "ΟΔΟΣ",
+            "x-y",
+            "lgbtq+",
+            "don’t",
+        }
+    )
+    some = random.Random(0)
+    texts = ["".join(some.choice(words) + some.choice([" ", "-", "'", "\n", ", ", "+"]) for _ in range(200)) for _ in range(40)]
+    texts += [*TEXTS, *pages.values(), " ".join(f"{word} people" for word in words).upper()]
+    found = audited(texts, window=3)
+    for n, text in enumerate(texts):
+        plain = plain_audited(text, lexicon, window=3)
+        assert (found.counts[n] == plain.counts[0]).all() and (found.hits[n] == plain.hits[0]).all()
+    assert (found.counts.sum(axis=0) > 0).any(axis=1).sum() > 20 and (found.hits.sum(axis=0) > 0).all()
 
 
 def test_tables_add_up_over_batches():

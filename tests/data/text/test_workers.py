@@ -63,14 +63,56 @@ def test_the_death_of_a_worker_is_said_in_a_line():
     assert "\n" not in str(error.value)
 
 
+def meeting(pipe, item):
+    """Item 0 waits for item 7."""
+    if item in (0, 7):
+        os.close(os.open(pipe, os.O_WRONLY if item else os.O_RDONLY))
+    return item
+
+
+def test_a_slow_item_does_not_hold_up_the_other_worker(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert list(ordered(meeting, tmp_path / "pipe", range(12), processes=2, here=0)) == list(range(12))
+
+
+WARM = """
+import multiprocessing, os
+from data.text import workers
+
+loaded = []
+
+def copied(state, item):
+    return len(loaded), os.getpid(), len(os.listdir("/proc/self/fd"))
+
+if __name__ == "__main__":
+    loaded.append("a table")
+    files = [open(os.devnull) for _ in range(40)]
+    found = list(workers.ordered(copied, None, range(9), processes=2, here=0, warm=True))
+    assert workers.may_fork() and {size for size, _, _ in found} == {1}
+    assert len({pid for _, pid, _ in found}) == 2 and os.getpid() not in {pid for _, pid, _ in found}
+    assert max(count for _, _, count in found) < 10  # a copy does not hold files open, such as a lock or another's pipe
+    assert {size for size, _, _ in workers.ordered(copied, None, range(9), processes=2, here=0)} == {0}
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_warm_workers_have_what_their_process_has_loaded(tmp_path):
+    (tmp_path / "warm.py").write_text(WARM)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, str(tmp_path / "warm.py")], cwd=ROOT, env=environment, check=True)
+
+
 ENDLESS = """
 import itertools
-from tests.data.text.test_workers import power
+import os
 from data.text.workers import ordered
 from lm import cli
 
+def power(base, item):
+    return os.getpid(), base**item
+
 def endless():
-    for pid, _ in ordered(power, 1, itertools.count(), processes=2):
+    for pid, _ in ordered(power, 1, itertools.count(), processes=2, warm=WARM):
         print(pid, flush=True)
 
 if __name__ == "__main__":
@@ -78,10 +120,11 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.parametrize("warm", [False, True])
 @pytest.mark.parametrize("signum, said", [(signal.SIGKILL, []), (signal.SIGINT, ["interrupted"])])
-def test_workers_end_in_silence_with_their_process(tmp_path, signum, said):
+def test_workers_end_in_silence_with_their_process(tmp_path, signum, said, warm):
     """Killed alone, and by Ctrl-C, which the whole group hears."""
-    (tmp_path / "endless.py").write_text(ENDLESS)
+    (tmp_path / "endless.py").write_text(ENDLESS.replace("WARM", str(warm)))
     process = subprocess.Popen(
         [sys.executable, str(tmp_path / "endless.py")],
         stdout=subprocess.PIPE,
