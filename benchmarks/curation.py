@@ -7,20 +7,26 @@ FOLDER is searched for HTML files, such as those of Debian's python3.13-doc. Nee
 1. Rules: each filter of datatrove and ours with the same constants; the Jaccard similarity of the sets of kept documents.
 2. MinHash: datatrove's signatures (FineWeb's settings), and what our stage writes for the same texts.
 3. Extraction: trafilatura and resiliparse as curate.py uses it, on the same pages.
-4. A recipe: configs/curate/fineweb.py from JSON lines to documents, with one process and with two.
+4. A recipe: configs/curate/fineweb.py from WET files to packed tokens, with its thresholds and without any; with one process
+   and with two.
 
 Times are CPU seconds of one process, in turns, median of the rounds. Prints a table; the last line is one JSON object.
 """
 
 import argparse
 import gc
+import gzip
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,21 +38,26 @@ from data.filters.heuristics.c4 import c4
 from data.filters.heuristics.fineweb import fineweb_quality
 from data.filters.heuristics.gopher import gopher_quality, gopher_repetition
 from data.filters.words import Words
+from data.recipe import tokenized
 from data.recipe.rules import parse, reasons
 from data.recipe.run import run
 from data.sources.archives import html
 from data.sources.streams import Unreadable
+from data.text.sentencepiece_tokenizer import train
 
 BATCH = 1 << 19  # characters, as in data/recipe/units.py
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pages", type=Path, required=True)
+    parser.add_argument("--pages", type=Path, default=Path())
     parser.add_argument("--megabytes", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pages_for_extraction", type=int, default=300)
+    parser.add_argument("--recipe", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.recipe:
+        return one_recipe()
     paths = sorted(options.pages.rglob("*.html"))
     random.Random(0).shuffle(paths)
     texts = texts_of(paths, options.megabytes)
@@ -193,24 +204,74 @@ def extracted(page: bytes) -> str:
 
 
 def recipe(texts: Sequence[str]) -> dict:
-    """Return MB/s of the whole recipe, by the clock, with one and with two processes."""
+    """Return the speed of curate.py from WET files to packed tokens, with the thresholds of FineWeb and without any.
+
+    mb_s: megabytes of text for a CPU second of one process.  scaling: by the clock, of two processes.
+    serial: share of all CPU seconds that the main process of two workers takes.  kept: megabytes of text that are packed
+    """
     found = {"megabytes": size(texts)}
     with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
         for k in range(4):
-            rows = [json.dumps({"id": str(n), "text": text}) for n, text in enumerate(texts) if n % 4 == k]
-            (Path(folder) / f"part-{k}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
-        for processes in (1, 2):
+            (root / f"part-{k}.warc.wet.gz").write_bytes(wet(texts[k::4], k))
+        train(
+            texts[:: max(1, len(texts) // 500)], root / "m.model", vocab_size=8000, sample_bytes=1 << 20, seed=0, threads=1
+        ).save(root / "tokenizer")
+        for name in ("fineweb", "everything"):
             config = fineweb.get_config()
-            config.input, config.processes = f"{folder}/*.jsonl", processes
-            workdir = Path(folder) / "run"
-            begin = time.perf_counter()
-            run(config.to_dict(), workdir)
-            found[f"mb_s_{processes}"] = found["megabytes"] / (time.perf_counter() - begin)
-            shutil.rmtree(workdir)
-    found["scaling"] = found["mb_s_2"] / found["mb_s_1"]
-    one, two, scaling = found["mb_s_1"], found["mb_s_2"], found["scaling"]
-    print(f"recipe fineweb: {one:.2f} MB/s with one process, {two:.2f} with two ({scaling:.2f} ×), {os.cpu_count()} cores\n")
+            config.input, config.tokenizer = f"{root}/*.wet.gz", f"{root}/tokenizer"
+            if name == "everything":
+                config.rules = {}
+            one, two = (spent(config, root / "run", processes) for processes in (1, 2))
+            found[name] = {
+                "mb_s": found["megabytes"] / (one["main"] + one["workers"]),
+                "scaling": one["clock"] / two["clock"],
+                "serial": two["main"] / (two["main"] + two["workers"]),
+                "kept": one["kept"],
+            }
+            print(f"recipe {name}, WET to tokens: " + ", ".join(f"{key} {value:.2f}" for key, value in found[name].items()))
+    print(f"{os.cpu_count()} cores\n", flush=True)
     return found
+
+
+def wet(texts: Sequence[str], first: int) -> bytes:
+    """Return a WET file as Common Crawl has it: a gzip member for each record."""
+    members = []
+    for number, text in enumerate(texts):
+        body = text.encode()
+        head = (
+            f"WARC/1.0\r\nWARC-Type: conversion\r\nWARC-Target-URI: https://example.org/{first}/{number}\r\n"
+            f"WARC-Record-ID: <urn:uuid:{uuid.UUID(int=first << 64 | number)}>\r\nWARC-Date: 2024-01-01T00:00:00Z\r\n"
+            f"Content-Type: text/plain\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        members.append(gzip.compress(head.encode() + body + b"\r\n\r\n", mtime=0))
+    return b"".join(members)
+
+
+def spent(config, workdir: Path, processes: int) -> dict[str, float]:
+    """Run a recipe in its own process. Returns seconds by the clock, CPU seconds (main, workers), and megabytes kept."""
+    config.processes = processes
+    settings = json.dumps([config.to_dict(), str(workdir)])
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.curation", "--recipe"], input=settings, stdout=subprocess.PIPE, text=True, check=True
+    )
+    shutil.rmtree(workdir)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def one_recipe() -> None:
+    """Run the recipe that stands on stdin, and print what it took."""
+    config, workdir = json.load(sys.stdin)
+    clock, before = time.perf_counter(), os.times()
+    run(config, Path(workdir))
+    tokens = tokenized.write(config, Path(workdir))
+    for child in multiprocessing.active_children():
+        child.join()
+    now = os.times()
+    kept = sum(source[split]["bytes"] for source in tokens["sources"].values() for split in ("train", "valid"))
+    spent = {"clock": time.perf_counter() - clock, "main": now.user + now.system - before.user - before.system}
+    workers = now.children_user + now.children_system - before.children_user - before.children_system
+    print(json.dumps(spent | {"workers": workers, "kept": kept / 1e6}))
 
 
 if __name__ == "__main__":
