@@ -1,4 +1,4 @@
-"""A curated corpus is read as its sources, without what its recipe dropped."""
+"""Several sources: those of a curated corpus, without what its recipe dropped, and files with names."""
 
 import json
 import shutil
@@ -73,3 +73,18 @@ def test_files_of_one_installation_keep_their_split(tmp_path):
         one.text: one.split_key for some in here.values() for one in some
     }
     assert all(one.metadata == {"programming_language": "Python"} for one in read["code"])
+
+
+def test_names_make_sources(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in ("a.txt", "b/c.txt", "b/d.txt", "x=y.txt"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_text(path)
+    sources = open_sources("web=a.txt,books=b/c.txt,web=b/d.txt,x=y.txt")
+    assert {source.name: [document.text for document in source.read()] for source in sources} == {
+        "web": ["a.txt", "b/d.txt"],
+        "books": ["b/c.txt"],
+        "x_y": ["x=y.txt"],
+    }
+    with pytest.raises(UserError, match="b/e.txt"):
+        open_sources("web=a.txt,books=b/e.txt")

@@ -62,20 +62,6 @@ def test_a_folder_is_one_source_of_all_its_readable_files(tmp_path):
     assert len(texts("My Corpus/b.txt, My Corpus/*/er/*,My Corpus/b.txt")) == 2
 
 
-def test_names_make_sources(tmp_path):
-    for path in ("a.txt", "b/c.txt", "b/d.txt", "x=y.txt"):
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_text(path)
-    sources = open_sources("web=a.txt,books=b/c.txt,web=b/d.txt,x=y.txt")
-    assert {source.name: [document.text for document in source.read()] for source in sources} == {
-        "web": ["a.txt", "b/d.txt"],
-        "books": ["b/c.txt"],
-        "x_y": ["x=y.txt"],
-    }
-    with pytest.raises(UserError, match="b/e.txt"):
-        open_sources("web=a.txt,books=b/e.txt")
-
-
 def test_plain_text_keeps_its_bytes_but_for_the_mark_at_its_head(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
     assert texts("a.txt") == ["one\r\ntwo\r\n"]
