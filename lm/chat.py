@@ -19,6 +19,7 @@ Commands:
 import contextlib
 import difflib
 import os
+import signal
 import sys
 import threading
 import time
@@ -64,6 +65,7 @@ def main() -> None:
     conversation = _conversation()
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if is_terminal:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start programs with Ctrl-C ignored
         print(f"{FLAGS.checkpoint}: /help lists the commands; {LEAVE}")
     talk(conversation, typed(conversation) if is_terminal else piped(), is_terminal)
 
