@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data.recipe import finish, index
+from data.recipe import finish, index, tables
 from data.recipe import units as work
 from data.recipe.finish import Output
 from data.recipe.inputs import Unit, digest, inputs, units
@@ -91,6 +91,7 @@ def _spread(config: Mapping[str, Any], workdir: Path) -> Map:
     if config["runner"] != "local":
         raise UserError(f"runner={config['runner']!r}; use local or beam")
     processes = config["processes"] or None
+    tables.load()
     return lambda function, state, items: ordered(function, state, items, processes=processes, here=0, warm=True)
 
 

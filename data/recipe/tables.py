@@ -38,6 +38,11 @@ def writing(path: Path) -> Iterator[Writer]:
             yield writer
 
 
+def load() -> None:
+    """Load what writing needs, so that forked workers share it: Arrow imports pandas, if that is installed."""
+    pa.array([], pa.string())
+
+
 def _array(values: Sequence | np.ndarray) -> pa.Array:
     return pa.array(values) if isinstance(values, np.ndarray) else pa.array(values, pa.string())
 
