@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from data.recipe.inputs import Unit
 from data.recipe.plan import Planned
@@ -126,6 +127,9 @@ def _histogram(one: Mapping, bounds: Sequence[float]):
             ticks = np.unique(np.linspace(0, last, 6).round().astype(int))
             ax.set_xticks(ticks, [charts.short(round(edges[tick])) for tick in ticks])
         ax.set_yscale("symlog")
+        # Plain labels: Matplotlib takes longer to set its powers of ten than to draw the rest.
+        ax.yaxis.set_major_formatter(lambda value, _: charts.short(round(value)))
+        ax.yaxis.set_minor_formatter(NullFormatter())
         ax.set_ylim(bottom=0)
         ax.set_ylabel("documents")
 
