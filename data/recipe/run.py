@@ -11,10 +11,13 @@ The same command resumes a killed run. The output is a function of the input and
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from data.recipe import finish, index, tables
 from data.recipe import units as work
@@ -102,7 +105,15 @@ def passes(planned: Sequence[Planned], workdir: Path) -> list[Job]:
     return [*jobs, Job(workdir, tuple(planned))]
 
 
+def _load(stage: Planned) -> None:
+    """Load what a stage that compares documents needs, so that forked workers share it."""
+    with tempfile.TemporaryDirectory() as folder, stage.stage.part(Path(folder) / "part", stage.options) as part:
+        part.add(["a word"], np.arange(1), None)
+
+
 def _pass(job: Job, found: Sequence[Unit], spread: Map) -> None:
+    if job.gathers is not None:
+        _load(job.gathers)
     what = " + ".join(stage.name for stage in job.stages[-3:])
     begin, counts = time.perf_counter(), {"documents": 0, "characters": 0}
     with progress(what if len(job.stages) < 4 else f"… + {what}", sum(u.bytes for u in found), unit="B", scaled=True) as bar:
