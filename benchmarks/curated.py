@@ -59,7 +59,7 @@ def main() -> None:
         for name in found:
             workdir = out / f"{name}-{seed}"
             given = [f"--config.data.input={out / name}", f"--config.seed={seed}", f"--config.steps={options.steps}"]
-            given += ["--config.optimizer.warmup=50", "--config.valid_every=0"]
+            given += ["--config.optimizer.warmup=50", "--config.data.valid_fraction=0"]
             given += [] if (name, seed) == ("raw", 0) else [f"--config.tokenizer={out / 'raw-0'}"]
             verb("train", f"train/ladder.py:{options.size}", workdir, *given)
             found[name][seed] = evaluated(workdir, task, out / f"{name}-{seed}-held_out")
