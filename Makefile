@@ -15,7 +15,8 @@ export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 .PHONY: demo chat test test-slow bench lint setup
 
 demo: $(BIN)/.core
-	$(BIN)/python curate.py --config=configs/curate/demo.py --workdir=$(WORKDIR)/corpus
+	@# A finished corpus stays, since packages that were installed meanwhile would change it under a run.
+	test -f $(WORKDIR)/corpus/manifest.json || $(BIN)/python curate.py --config=configs/curate/demo.py --workdir=$(WORKDIR)/corpus
 	$(BIN)/python train.py --config=configs/train/demo.py --workdir=$(WORKDIR) --config.data.input=$(WORKDIR)/corpus
 	@echo; echo "The model writes:"; echo
 	$(BIN)/python -m lm.generate --checkpoint=$(WORKDIR) --prompt='def ' --prompt='import ' --prompt='Return ' --max_new_tokens=64
