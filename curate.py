@@ -23,6 +23,7 @@ def main(config, workdir: Path) -> None:
     from lm.reports.curate import write
 
     check_record(config, workdir)
+    tokenized.check(config.to_dict())
     prepared = prepare(config.to_dict(), workdir, STAGES)
     with locked(workdir):
         save_record(config, workdir)

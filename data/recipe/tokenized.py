@@ -25,6 +25,13 @@ from lm.saving import plain, write_json
 FOLDER, MADE_FROM, BUCKETS = "dataset", "made_from.json", "buckets.json"
 
 
+def check(config: Mapping[str, Any]) -> None:
+    """Raise UserError if the config names a tokenizer that cannot be loaded, before hours of work."""
+    if config["tokenizer"]:
+        with naming("tokenizer"):
+            load_tokenizer(config["tokenizer"])
+
+
 def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
     """Write WORKDIR/dataset, one part a source, with its tokenizer, and return what dataset.json says.
 

@@ -155,6 +155,7 @@ def written(workdir: Path) -> dict[str, bytes]:
         (["runner=spark"], ["runner='spark'", "local or beam"]),
         (["input=/no/such/place"], ["input='/no/such/place'"]),
         (["read.format=docx"], ["format='docx'", "warc"]),
+        (["tokenizer=/no/such/place"], ["tokenizer", "/no/such/place"]),
     ],
 )
 def test_faults(pages, tmp_path, keys, words):
