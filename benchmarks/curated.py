@@ -1,14 +1,15 @@
 """Does curation matter? Equal models on raw and on curated text, the same number of tokens, compared on clean held-out prose.
 
-python -m benchmarks.curated --pages=FOLDER[,FOLDER…] [--megabytes=100] [--seeds=0,1,2] [--size=1m] [--steps=600]
-    [--out=runs/curated] [--config.KEY=VALUE …]
+python -m benchmarks.curated --pages=FOLDER[,FOLDER…] --clean=REGEX [--megabytes=100] [--seeds=0,1,2] [--size=1m]
+    [--steps=600] [--out=runs/curated] [--config.KEY=VALUE …]
 
 The folders are searched for HTML files, such as those of Debian's rust-doc, linux-doc and python3.13-doc; each gives as many
-pages while it has some. Some pages are held out.
+pages while it has some. REGEX finds the pages, by their paths, that are known to be good prose, such as tutorials and books
+('/(book|tutorial|howto)/'). Half of these are held out.
 
 - raw: all text of the other pages, as a recipe without stages leaves it.
-- curated: configs/curate/fineweb.py on the same pages. Options --config.… are keys of this recipe.
-- held out: paragraphs (HTML's <p>) of at least 200 characters, none of which is in a page of the training text.
+- curated: configs/curate/fineweb.py on the same pages. Options --config.… are keys of this recipe. It does not see REGEX.
+- held out: paragraphs (HTML's <p>) of at least 200 characters of the held-out pages, none of which is in any other page.
 
 All models are those of configs/train/ladder.py:SIZE, with the tokenizer of the first raw one, so tokens are the same. train.py
 drops exact duplicates of documents from both texts. Prints bits per byte of each seed, and differences with 95 % intervals over
@@ -19,6 +20,7 @@ import argparse
 import json
 import os
 import random
+import re
 import shutil
 import statistics
 import subprocess
@@ -35,12 +37,13 @@ from lm import saving
 from lm.evals.stats.significance import paired
 
 REPO = Path(__file__).parent.parent
-HELD_OUT_SHARE, MOST_HELD_OUT = 0.05, 600_000  # of the pages; characters of prose
+MOST_HELD_OUT = 600_000  # characters of prose
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pages", required=True, help="folders, with commas between")
+    parser.add_argument("--clean", type=re.compile, required=True, help="finds the pages of good prose by their paths")
     parser.add_argument("--megabytes", type=float, default=100, help="of HTML")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--size", default="1m")
@@ -50,7 +53,7 @@ def main() -> None:
     if wrong := [key for key in keys if not key.startswith("--config.")]:
         parser.error(f"unknown options: {' '.join(wrong)}")
     out = options.out.resolve()
-    choose(list(map(Path, options.pages.split(","))), options.megabytes, out / "pages")
+    choose(list(map(Path, options.pages.split(","))), options.clean, options.megabytes, out / "pages")
     task = held_out(out)
     verb("curate", "curate/default", out / "raw", f"--config.input={out / 'pages/train'}", "--config.read.main_content=False")
     verb("curate", "curate/fineweb", out / "curated", f"--config.input={out / 'pages/train'}", *keys)
@@ -70,7 +73,7 @@ def main() -> None:
     print(json.dumps({"seeds": rows, "steps": options.steps, "size": options.size, "machine": machine()}))
 
 
-def choose(folders: Sequence[Path], megabytes: float, into: Path) -> None:
+def choose(folders: Sequence[Path], clean: re.Pattern, megabytes: float, into: Path) -> None:
     """Copy a random sample of pages, fixed by their paths, to INTO/train and INTO/held_out."""
     if into.exists():
         return
@@ -81,7 +84,8 @@ def choose(folders: Sequence[Path], megabytes: float, into: Path) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     for path, folder in filter(None, chain.from_iterable(zip_longest(*pages))):
         id = xxhash.xxh3_64_hexdigest(os.fsencode(path.relative_to(folder)))
-        to = fresh / ("held_out" if int(id, 16) < HELD_OUT_SHARE * 2**64 else "train") / f"{id}.html"
+        is_held_out = clean.search(str(path.relative_to(folder.parent))) and int(id, 16) % 2
+        to = fresh / ("held_out" if is_held_out else "train") / f"{id}.html"
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, to)
         size += to.stat().st_size
