@@ -9,7 +9,8 @@ pages while it has some. REGEX finds the pages, by their paths, that are known t
 
 - raw: all text of the other pages, as a recipe without stages leaves it.
 - curated: configs/curate/fineweb.py on the same pages. Options --config.… are keys of this recipe. It does not see REGEX.
-- held out: paragraphs (HTML's <p>) of at least 200 characters of the held-out pages, none of which is in any other page.
+- held out: English paragraphs (HTML's <p>) of the held-out pages, of at least 200 characters and with a sentence's end, none of
+  which is in any other page. The recipe keeps English only.
 
 All models are those of configs/train/ladder.py:SIZE, with the tokenizer of the first raw one, so tokens are the same. train.py
 drops exact duplicates of documents from both texts. Prints bits per byte of each seed, and differences with 95 % intervals over
@@ -98,6 +99,8 @@ def held_out(out: Path) -> Path:
     """Write the prose of the held-out pages, and return the file of the task that scores it."""
     from resiliparse.parse.html import HTMLTree
 
+    from data.filters.language import language
+
     def paragraphs(path: Path) -> list[str]:
         body = HTMLTree.parse(path.read_text(encoding="utf-8", errors="replace")).body
         # Not get_elements_by_tag_name: each step through its result begins anew.
@@ -109,9 +112,9 @@ def held_out(out: Path) -> Path:
         seen = {one for path in sorted((out / "pages/train").iterdir()) for one in paragraphs(path)}
         rows, size = [], 0
         for path in sorted((out / "pages/held_out").iterdir()):
-            fresh = [one for one in paragraphs(path) if len(one) >= 200 and one not in seen]
+            fresh = [one for one in paragraphs(path) if len(one) >= 200 and one[-1] in ".?!" and one not in seen]
             seen.update(fresh)
-            if fresh and size < MOST_HELD_OUT:
+            if fresh and language(["\n\n".join(fresh)])["language"][0] == "en" and size < MOST_HELD_OUT:
                 rows.append({"text": "\n\n".join(fresh)})
                 size += len(rows[-1]["text"])
         saving.write_lines(task.parent / "prose" / "pages.jsonl", rows)
