@@ -24,8 +24,6 @@ import random
 import re
 import shutil
 import statistics
-import subprocess
-import sys
 from collections.abc import Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -33,11 +31,10 @@ from pathlib import Path
 import xxhash
 import yaml
 
-from benchmarks.smollm2_grpo import bits_per_byte
+from benchmarks.smollm2_grpo import bits_per_byte, verb
 from lm import saving
 from lm.evals.stats.significance import paired
 
-REPO = Path(__file__).parent.parent
 MOST_HELD_OUT = 600_000  # characters of prose
 
 
@@ -56,8 +53,10 @@ def main() -> None:
     out = options.out.resolve()
     choose(list(map(Path, options.pages.split(","))), options.clean, options.megabytes, out / "pages")
     task = held_out(out)
-    verb("curate", "curate/default", out / "raw", f"--config.input={out / 'pages/train'}", "--config.read.main_content=False")
-    verb("curate", "curate/fineweb", out / "curated", f"--config.input={out / 'pages/train'}", *keys)
+    verb(
+        "curate", "curate/default.py", out / "raw", f"--config.input={out / 'pages/train'}", "--config.read.main_content=False"
+    )
+    verb("curate", "curate/fineweb.py", out / "curated", f"--config.input={out / 'pages/train'}", *keys)
     found: dict[str, dict[int, list[dict]]] = {"raw": {}, "curated": {}}
     for seed in map(int, options.seeds.split(",")):
         for name in found:
@@ -126,7 +125,7 @@ def evaluated(checkpoint: Path, task: Path, workdir: Path) -> list[dict]:
     """Return the samples, in order, of an evaluation of the checkpoint, which is made if there is none."""
     verb(
         "evaluate",
-        "evaluate/default",
+        "evaluate/default.py",
         workdir,
         f"--config.checkpoint={checkpoint}",
         f"--config.tasks={task}",
@@ -134,16 +133,6 @@ def evaluated(checkpoint: Path, task: Path, workdir: Path) -> list[dict]:
     )
     with (workdir / "samples.jsonl").open(encoding="utf-8") as lines:
         return sorted(map(json.loads, lines), key=lambda sample: str(sample["doc_id"]))
-
-
-def verb(name: str, config: str, workdir: Path, *keys: str) -> None:
-    devices = f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}"
-    environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}"}
-    config = config if ".py:" in config else f"{config}.py"
-    command = [sys.executable, f"{name}.py", f"--config=configs/{config}", f"--workdir={workdir}", *keys]
-    print("+", *command, file=sys.stderr, flush=True)
-    if code := subprocess.run(command, cwd=REPO, env=environment, stdout=sys.stderr).returncode:
-        sys.exit(code)
 
 
 def compared(raw: Sequence[dict], curated: Sequence[dict]) -> dict[str, float]:

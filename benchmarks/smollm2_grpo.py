@@ -51,7 +51,7 @@ def main() -> None:
     runs = {}
     for seed in map(int, options.seeds.split(",")):
         workdir = options.out / f"seed-{seed}"
-        verb("align", "grpo", workdir, f"--config.init_from={options.checkpoint}", f"--config.seed={seed}", *keys)
+        verb("align", "smollm2/grpo.py", workdir, f"--config.init_from={options.checkpoint}", f"--config.seed={seed}", *keys)
         runs[seed] = compared(before, evaluated(workdir, tasks, options.out / f"after-{seed}"))
         print(f"seed {seed}\n{table(runs[seed])}\n", flush=True)
     everything = {"runs": runs, "kinds": by_kind(options.out, list(runs))}
@@ -84,7 +84,7 @@ def evaluated(checkpoint: Path, tasks: Sequence[Path], workdir: Path) -> dict[st
     """Return {task: its samples in order} of an evaluation of the checkpoint, which is made if there is none."""
     verb(
         "evaluate",
-        "evaluate",
+        "smollm2/evaluate.py",
         workdir,
         f"--config.checkpoint={checkpoint}",
         f"--config.tasks={','.join(map(str, tasks))}",
@@ -98,10 +98,10 @@ def evaluated(checkpoint: Path, tasks: Sequence[Path], workdir: Path) -> dict[st
 
 
 def verb(name: str, config: str, workdir: Path, *keys: str) -> None:
-    """Run a verb with configs/smollm2/CONFIG.py, with a device of its mesh on every core."""
+    """Run a verb with configs/CONFIG, with a device of its mesh on every core."""
     devices = f"--xla_force_host_platform_device_count={len(os.sched_getaffinity(0))}"
     environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {devices}"}
-    command = [sys.executable, f"{name}.py", f"--config=configs/smollm2/{config}.py", f"--workdir={workdir}", *keys]
+    command = [sys.executable, f"{name}.py", f"--config=configs/{config}", f"--workdir={workdir}", *keys]
     print("+", *command, file=sys.stderr, flush=True)
     if code := subprocess.run(command, cwd=REPO, env=environment, stdout=sys.stderr).returncode:
         sys.exit(code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterator
 
-from data.sources.source import Document, Source
+from data.sources.source import Document, Quarantined, Source
 from lm.errors import UserError
 
 
@@ -58,15 +58,18 @@ def _open_named(input: str, text_key: str) -> list[Source]:
     )
 
 
-def until(read: Callable[[], Iterator[Document]], max_bytes: int) -> Callable[[], Iterator[Document]]:
+def until(
+    read: Callable[[], Iterator[Document | Quarantined]], max_bytes: int
+) -> Callable[[], Iterator[Document | Quarantined]]:
     """Return a reader that ends with the document that reaches this many UTF-8 bytes."""
 
-    def capped() -> Iterator[Document]:
+    def capped() -> Iterator[Document | Quarantined]:
         left = max_bytes
         for document in read():
             if left <= 0:
                 return
-            left -= len(document.text.encode())
+            if isinstance(document, Document):  # what could not be read has no text
+                left -= len(document.text.encode())
             yield document
 
     return capped

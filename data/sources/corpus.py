@@ -29,7 +29,7 @@ def is_corpus(path: str | os.PathLike) -> bool:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        if all((folder / name).is_dir() for name in (DOCUMENTS, "dropped", "stages")):
+        if all(os.path.isdir(folder / name) for name in (DOCUMENTS, "dropped", "stages")):  # False for what can be no path
             raise UserError(f"{path}: this corpus is not finished; run its curate.py command again") from None
         return False
     return isinstance(manifest, dict) and "recipe" in manifest and (folder / DOCUMENTS).is_dir()

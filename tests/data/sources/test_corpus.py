@@ -7,7 +7,8 @@ import pytest
 
 from configs.curate import default
 from data.recipe.run import run
-from data.sources import open_sources
+from data.sources import open_sources, until
+from data.sources.source import Document, Quarantined
 from data.text.fingerprints import input_files
 from lm.errors import UserError
 
@@ -73,6 +74,19 @@ def test_files_of_one_installation_keep_their_split(tmp_path):
         one.text: one.split_key for some in here.values() for one in some
     }
     assert all(one.metadata == {"programming_language": "Python"} for one in read["code"])
+
+
+def test_a_long_list_of_files_is_no_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = [f"{k:030d}.txt" for k in range(20)]
+    for name in names:
+        (tmp_path / name).write_text(name)
+    assert [text for some in texts(",".join(names)).values() for text in some] == names
+
+
+def test_what_cannot_be_read_has_no_bytes():
+    bad, good = Quarantined("x", "row 1", "no text"), Document("d", "text", "x")
+    assert list(until(lambda: iter([bad, good, bad, good]), 4)()) == [bad, good]
 
 
 def test_names_make_sources(tmp_path, monkeypatch):
