@@ -1,0 +1,112 @@
+"""What the engine is asked and what it answers: requests of token ids, events of sampled tokens."""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+FINISHES = ("stop", "length", "cancelled", "timeout", "error")
+
+
+class Grammar(Protocol):
+    """Which tokens may come next. The engine calls it from one thread, in the order of the tokens."""
+
+    def allowed(self) -> np.ndarray:
+        """Return bool [V]: the tokens that may come next."""
+
+    def accept(self, token: int) -> None:
+        """Advance by a sampled token."""
+
+    def copy(self) -> "Grammar":
+        """Return an independent grammar in the same state."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One continuation of a prompt of token ids. Its tokens depend on this request alone, not on its neighbours in a batch.
+
+    Settings apply in this order: logit_bias, penalties, grammar, temperature, top_k, top_p, min_p.
+
+    prompt: ids, not empty. max_new_tokens: at least 1. temperature: 0 is greedy. top_p: in (0, 1]. top_k: 0 is off. min_p: tokens
+      less likely than this share of the likeliest one are out; 0 is off. seed: of the sample; token n depends on (seed, n).
+    presence_penalty, frequency_penalty: subtracted from the logits of sampled tokens (OpenAI's formula). repetition_penalty:
+      divides positive logits, and multiplies negative ones, of tokens of the prompt and the sample (Keskar et al. 2019); 1: off.
+    logit_bias: added to the logits of these ids. stop_ids: each ends the continuation. min_new_tokens: before these, none does.
+    logprobs: how many of the likeliest tokens are reported at each place, beside the sampled one; -1: none at all. They are
+      natural logarithms of the model's own distribution, before any setting.
+    prompt_logprobs: the same for the prompt's tokens; the first has none.
+    adapter: name of a loaded adapter; "": none. user: shares of the queue are fair among users. deadline: seconds from submission.
+    """
+
+    prompt: tuple[int, ...]
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = dataclasses.field(default_factory=dict)
+    stop_ids: tuple[int, ...] = ()
+    min_new_tokens: int = 0
+    logprobs: int = -1
+    prompt_logprobs: int = -1
+    adapter: str = ""
+    grammar: Grammar | None = None
+    user: str = ""
+    deadline: float | None = None
+
+
+class Likely(NamedTuple):
+    """Log-probabilities at one place. chosen: of the token there, in nats. top: (id, log-probability), the likeliest first."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]
+
+
+class Event(NamedTuple):
+    """New tokens of a request, in order. Those of all events of a request add up to its continuation.
+
+    tokens: ids, with the stop id that ended it. likely: one a token if the request asked for it, else empty.
+    prompt: in the first event, one a token of the prompt but the first (None), if the request asked for it.
+    finish: in the last event, one of FINISHES, else "". error: why, if finish is "error".
+    """
+
+    tokens: tuple[int, ...] = ()
+    likely: tuple[Likely, ...] = ()
+    prompt: tuple[Likely | None, ...] = ()
+    finish: str = ""
+    error: str = ""
+
+
+class Times(NamedTuple):
+    """Seconds of `time.monotonic` of a request; 0 for what has not happened. cached: prompt tokens found in the prefix cache."""
+
+    submitted: float = 0.0
+    started: float = 0.0  # its first prompt token was read
+    first: float = 0.0  # its first token was sampled
+    finished: float = 0.0
+    cached: int = 0
+    preempted: int = 0  # times
+
+
+class Handle:
+    """A request in the engine. `tell` is called on the engine's thread with each Event; it must return at once."""
+
+    def __init__(self, request: Request, tell: Callable[[Event], None]):
+        self.request, self.tell = request, tell
+        self.times = Times(submitted=time.monotonic())
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """End the request. Its last event, with finish "cancelled", follows unless it is already over; its blocks are freed."""
+        self._cancelled.set()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._cancelled.is_set()
