@@ -35,7 +35,9 @@ def paged_attention(
         """Return the pages of each query's sequence, [B, S, G, …]."""
         where = spec("batch", None, None, None, None) if spec_of(pages) is None else spec(None, None, None, "kv_heads", None)
         found = pages.at[tables_RN[row_B]].get(out_sharding=where if spec_of(pages) is not None else None)
-        return lax.reshape(found, (B, S, G, pages.shape[-1]), out_sharding=spec_of(found) and spec(None, None, "kv_heads", None))
+        return lax.reshape(
+            found, (B, S, G, pages.shape[-1]), out_sharding=spec_of(found) and spec(None, None, "kv_heads", None)
+        )
 
     q_BGRK = lax.reshape(q_BHK, (B, G, H // G, K), out_sharding=spec_of(q_BHK) and spec(None, "kv_heads", None, None))
     scores = softcapped(scale * product("bgrk,bsgk->bgrs", q_BGRK, of_queries(k_pages).astype(q_BHK.dtype)), softcap)

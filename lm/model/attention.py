@@ -90,7 +90,10 @@ class Attention(nnx.Module):
             self.sinks = parameter(jnp.zeros((H,), jnp.float32), ("heads",), "vector")
 
     def __call__(self, x_BTD, step: Step, cache: Cache | Pages | None = None) -> tuple[jax.Array, Cache | Pages | None]:
-        """Return the mixed values [B, T, D] and the cache with the new keys and values, at `step.slot` or as `step.table` says."""
+        """Return the mixed values [B, T, D] and the cache with the new keys and values.
+
+        They are written at `step.slot`, or to the pages that `step.table` names.
+        """
         q_BTHK, k_BSGK = self.query(x_BTD), self.key(x_BTD)
         if hasattr(self, "query_norm"):
             q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)

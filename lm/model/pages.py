@@ -31,9 +31,9 @@ class Pages(NamedTuple):
 class PageTable(NamedTuple):
     """Where the B tokens of a call belong. All int32.
 
-    tables_RN: page ids of each sequence. row_B: sequence of each token. place_B: its place there. slot_B: where its key and value
-    go, page id · page + place in the page; −1: nowhere (padding). length_B: length of the sequence that sets the angles of the
-    token's rotation, if they depend on it (dynamic NTK, LongRoPE).
+    tables_RN: page ids of each sequence. row_B: sequence of each token. place_B: its place there. slot_B: where its key and
+    value go, page id · page + place in the page; −1: nowhere (padding). length_B: length of the sequence that sets the angles
+    of the token's rotation, if they depend on it (dynamic NTK, LongRoPE).
     """
 
     tables_RN: jax.Array
@@ -58,7 +58,10 @@ def page_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
 
 
 def empty_pages(config: ModelConfig, count: int, page: int, dtype: str = "") -> tuple[tuple, ...]:
-    """Return `layers` of a PagedState with `count` pages of `page` tokens. dtype: "" for the cache's dtype, "int8", "bfloat16"."""
+    """Return `layers` of a PagedState with `count` pages of `page` tokens.
+
+    dtype: "int8", "bfloat16" or "float32"; "": the dtype of other caches.
+    """
     kept = dtype or cache_dtype(config)
 
     def pages(repeats: tuple[int, ...]) -> Pages:

@@ -89,8 +89,8 @@ class Blocks:
 def chain(tokens: Sequence[int], size: int, salt: bytes, before: Sequence[bytes] = ()) -> Iterator[bytes]:
     """Yield the hash of each full block of the tokens, which covers everything before it.
 
-    Hashes are of 16 bytes by BLAKE2b: nobody can make a prompt that collides with another's. salt: of whatever else the keys and
-    values depend on, such as an adapter. before: hashes of the first blocks, which are not computed again.
+    Hashes are of 16 bytes by BLAKE2b: nobody can make a prompt that collides with another's. salt: of whatever else the keys
+    and values depend on, such as an adapter. before: hashes of the first blocks, which are not computed again.
     """
     last = before[-1] if before else salt
     for n in range(len(before), len(tokens) // size):

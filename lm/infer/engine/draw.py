@@ -31,7 +31,10 @@ class Settings(NamedTuple):
 
 
 class Adjust(NamedTuple):
-    """Changes of the logits of each row. bias: added last, −inf for what is not allowed. seen: tokens that `repeat` concerns."""
+    """Changes of the logits of each row.
+
+    bias: added last, −inf for what is not allowed. seen: the tokens that the penalty `repeat` concerns.
+    """
 
     bias_SV: np.ndarray  # float32
     seen_SV: np.ndarray  # bool
@@ -76,7 +79,10 @@ def draw(how: str, top: int, logits_SV, size, settings: Settings, adjust: Adjust
 
 
 def adjusted(logits_SV, adjust: Adjust) -> jax.Array:
-    """Return the logits after the repetition penalty (Keskar et al. 2019, CTRL, §4.1, in its form for negative logits) and bias."""
+    """Return the logits after the repetition penalty and the bias.
+
+    The penalty is that of CTRL (Keskar et al. 2019, §4.1), in its later form that also lowers negative logits.
+    """
     repeat_S1 = adjust.repeat_S[:, None]
     penalised_SV = jnp.where(logits_SV > 0, logits_SV / repeat_S1, logits_SV * repeat_S1)
     return jnp.where(adjust.seen_SV, penalised_SV, logits_SV) + adjust.bias_SV

@@ -35,7 +35,10 @@ class Closed(Exception):
 
 
 class Stats(NamedTuple):
-    """A snapshot. running, waiting: sequences. blocks_used, blocks: pages. The others only grow; prefix_* count prompt tokens."""
+    """A snapshot.
+
+    running, waiting: sequences. blocks_used, blocks: pages. The others only grow; prefix_* count tokens of prompts.
+    """
 
     running: int
     waiting: int
@@ -55,9 +58,9 @@ class Stats(NamedTuple):
 class Engine:
     """Decode requests together.
 
-    model: as `lm.load` or `lm.infer.load.load_onto` returns it. rows: most sequences that run at a time. budget: most tokens of a
-    step. pages: their number; 0: from the free memory. page: tokens of a page. cache_dtype: "" or "int8". drafts: most tokens that
-    are guessed ahead for a sequence (they change no result). queue: most waiting requests. mesh: the one the model is on.
+    model: as `lm.load` or `lm.infer.load.load_onto` returns it. rows: most sequences that run at a time. budget: most tokens of
+    a step. pages: their number; 0: from the free memory. page: tokens of a page. cache_dtype: "" or "int8". drafts: most tokens
+    that are guessed ahead for a sequence (they change no result). queue: most waiting requests. mesh: the one the model is on.
     """
 
     def __init__(
@@ -185,8 +188,8 @@ class Engine:
             raise UserError(f"max_new_tokens={r.max_new_tokens} must be at least 1")
         if len(r.prompt) + r.max_new_tokens > self.max_positions:
             raise UserError(
-                f"prompt ({len(r.prompt)} tokens) and max_new_tokens ({r.max_new_tokens}) exceed the {self.max_positions} tokens "
-                "that a sequence may have here"
+                f"prompt ({len(r.prompt)} tokens) and max_new_tokens ({r.max_new_tokens}) exceed the "
+                f"{self.max_positions} tokens that a sequence may have here"
             )
         number = (float, int, np.floating, np.integer)
         limits = {
@@ -217,7 +220,9 @@ class Engine:
         with self._on_mesh():
             while True:
                 with self._wake:
-                    while not (self._arrived or self._schedule.running or len(self._schedule.waiting) or self._next or self._broken):
+                    while not (
+                        self._arrived or self._schedule.running or len(self._schedule.waiting) or self._next or self._broken
+                    ):
                         if self._closing:
                             self._idle.set()
                         self._wake.wait()

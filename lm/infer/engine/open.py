@@ -15,8 +15,8 @@ from lm.infer.load import load_model, load_onto
 def open_engine(path: str | os.PathLike, *, dtype: str = "", mesh=None, **options) -> Engine:
     """Return an engine for the model at `path`: a workdir, a Hugging Face folder or a GGUF file.
 
-    dtype: compute type; "": float32 on a CPU, else the one of the model's training. mesh: split the model over its devices; None:
-    the first device. options: of Engine.
+    dtype: compute type; "": float32 on a CPU, else the one of the model's training. mesh: split the model over its devices;
+    None: the first device. options: of Engine.
     Raises: UserError if the model or its tokenizer cannot be read, or an option does not fit it.
     """
     dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "")

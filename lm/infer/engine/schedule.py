@@ -73,7 +73,8 @@ class Queue:
 class Schedule:
     """Running and waiting sequences, and their blocks.
 
-    rows: most sequences that run at a time. budget: most tokens of a step, at least `rows`. drafts: most guesses for a sequence.
+    rows: most sequences that run at a time. budget: most tokens of a step, at least `rows`. drafts: most guesses for a
+    sequence.
     """
 
     def __init__(self, blocks: Blocks, rows: int, budget: int, drafts: int):
@@ -111,7 +112,10 @@ class Schedule:
                 left -= self._prompt(sequence, left, parts)
         while admits and left > 0 and self._rows and (sequence := self.waiting.first()) is not None:
             # A block for each that runs, so that it need not be preempted at once.
-            if sequence.needs(len(sequence.tokens), self.blocks.size) + len(self.running) > self.blocks.available and self.running:
+            if (
+                sequence.needs(len(sequence.tokens), self.blocks.size) + len(self.running) > self.blocks.available
+                and self.running
+            ):
                 break
             self.waiting.pop()
             sequence.row = self._rows.pop()

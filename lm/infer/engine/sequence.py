@@ -12,7 +12,8 @@ NGRAM = 3  # tokens that a draft is looked up by; the last NGRAM, and fewer if t
 class Sequence:
     """The state of one request. tokens: of the prompt and the sample. computed: how many of them have keys and values in pages.
 
-    blocks: of the pages, in order; hashes: of the full blocks whose content is known. row: of the page table, −1 while it waits.
+    blocks: of the pages, in order; hashes: of the full blocks whose content is known. row: of the page table, −1 while it
+    waits.
     """
 
     def __init__(self, handle: Handle, config: ModelConfig, version: int):
@@ -150,7 +151,10 @@ class Sequence:
     # Drafts.
 
     def draft(self, most: int) -> list[int]:
-        """Return up to `most` tokens that followed the last tokens where they occurred before ("prompt lookup", Saxena 2023)."""
+        """Return up to `most` tokens that followed the last few tokens where these occurred before.
+
+        Source: "prompt lookup decoding", Saxena 2023.
+        """
         tokens, end = self.tokens, len(self.tokens)
         for at in range(self._noted, end - 1):  # an n-gram is noted with the place of the token after it
             for n in range(1, NGRAM + 1):

@@ -1,6 +1,7 @@
 """The compiled step: tokens of many sequences through the model, and the next token of each that needs one.
 
-Shapes are fixed: a step of any number of tokens runs in the smallest of a few sizes, so nothing compiles while requests are served.
+Shapes are fixed: a step of any number of tokens runs in the smallest of a few sizes, so nothing compiles while requests are
+served.
 
 Axes: B tokens of a step, S logits, R sequences, N pages of a sequence, V vocabulary.
 """

@@ -12,7 +12,8 @@ from lm.model.transformer import Transformer, skeleton
 
 
 class Weights(NamedTuple):
-    """What the compiled step needs of a model. config: without scanned layers, if they are few. layers: of `decoding_weights`."""
+    """What the compiled step needs of a model. config: without scanned layers, if they are few. layers: of
+    `decoding_weights`."""
 
     config: ModelConfig
     graph: nnx.GraphDef
