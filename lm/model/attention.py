@@ -11,16 +11,18 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.kernels.attention import Visible, attention, attention_to_cache
+from lm.kernels.cpu.pages import Pages
 from lm.kernels.matmul import matmul, spec_of
 from lm.kernels.saved import saved
 from lm.model.cache import Cache, read, write
 from lm.model.initializers import parameter
 from lm.model.linear import Linear, residual_std
 from lm.model.norms import RMSNorm
-from lm.model.pages import Pages, PageTable, attend, squeezed
+from lm.model.pages import PageTable, attend
 from lm.model.pages import write as write_paged
 from lm.model.positions import rotate, yarn_mscale
 
+Kept = Cache | dict[str, Pages] | None  # what a layer keeps of earlier tokens
 HEADS = ("batch", "length", "heads", None)
 
 
@@ -89,7 +91,7 @@ class Attention(nnx.Module):
         if config.attention_sinks:
             self.sinks = parameter(jnp.zeros((H,), jnp.float32), ("heads",), "vector")
 
-    def __call__(self, x_BTD, step: Step, cache: Cache | Pages | None = None) -> tuple[jax.Array, Cache | Pages | None]:
+    def __call__(self, x_BTD, step: Step, cache: Kept = None) -> tuple[jax.Array, Kept]:
         """Return the mixed values [B, T, D] and the cache with the new keys and values.
 
         They are written at `step.slot`, or to the pages that `step.table` names.
@@ -103,9 +105,8 @@ class Attention(nnx.Module):
         sinks = self.sinks[...] if hasattr(self, "sinks") else None
         options = dict(scale=self.scale, window=self.window, softcap=self.softcap, sinks_H=sinks)
         if step.table is not None:
-            cache = write_paged(cache, {"k": squeezed(k_BSGK), "v": squeezed(v_BSGK)}, step.table)
-            mixed_BHK = attend(squeezed(q_BTHK), cache, step.table, **options)
-            return self.output(mixed_BHK[:, None]), cache
+            cache = write_paged(cache, {"k": k_BSGK, "v": v_BSGK}, step.table)
+            return self.output(attend(q_BTHK, cache, step.table, **options)), cache
         if cache is not None:
             cache = write(cache, {"k": k_BSGK, "v": v_BSGK}, step.slot)
         if step.from_cache:
@@ -147,7 +148,7 @@ class LatentAttention(nnx.Module):
         self.value_up = linear("value_up", "btr,rhk->bthk", (R, H, V), heads)
         self.output = linear("output", "bthk,hkd->btd", (H, V, D), ("heads", "head", "embed"), std=residual_std(config))
 
-    def __call__(self, x_BTD, step: Step, cache: Cache | Pages | None = None) -> tuple[jax.Array, Cache | Pages | None]:
+    def __call__(self, x_BTD, step: Step, cache: Kept = None) -> tuple[jax.Array, Kept]:
         if hasattr(self, "query"):
             q_BTHK = self.query(x_BTD)
         else:
@@ -159,11 +160,10 @@ class LatentAttention(nnx.Module):
         key_BS1K = rotated(both_BTR[:, :, None, self.rank :], step, self.interleaved)
         if step.table is not None:
             both_BT1K = jnp.concatenate((latent_BTR[:, :, None], key_BS1K), axis=-1)
-            cache = write_paged(cache, {"k": squeezed(both_BT1K)}, step.table)
-            q_BHK = squeezed(self._absorbing(nope_BTHK, rope_BTHK))
-            options = dict(scale=self.scale, window=self.window, softcap=self.softcap)
-            mixed = self._values(attend(q_BHK, cache, step.table, self.rank, **options)[:, None])
-            return self.output(mixed), cache
+            cache = write_paged(cache, {"k": both_BT1K}, step.table)
+            q_BTHK = self._absorbing(nope_BTHK, rope_BTHK)
+            options = dict(scale=self.scale, window=self.window, softcap=self.softcap, value_size=self.rank)
+            return self.output(self._values(attend(q_BTHK, cache, step.table, **options))), cache
         if cache is not None:
             cache = write(cache, {"latent": latent_BTR[:, :, None], "key": key_BS1K}, step.slot)
         if step.from_cache:

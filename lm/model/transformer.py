@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_policies
 
 from lm.config import LayerKind, ModelConfig
 from lm.kernels.attention import Branches, Visible
+from lm.kernels.cpu.packed import packed_matmul, rows
 from lm.kernels.head import softcapped
 from lm.kernels.matmul import matmul
 from lm.kernels.saved import NAME, bits, from_bits
@@ -21,7 +22,7 @@ from lm.model.attention import Step, attention_sublayer
 from lm.model.cache import Cache, DecodeState, layers_of
 from lm.model.feed_forward import FeedForward
 from lm.model.initializers import STD, normal, parameter
-from lm.model.linear import Linear, Score, scaled_output
+from lm.model.linear import Linear, Score, packed_of, scaled_output
 from lm.model.moe import MoE, RouterStats
 from lm.model.norms import layer_norm
 from lm.model.pages import PagedState
@@ -200,7 +201,10 @@ class Transformer(nnx.Module):
         """Return float32 logits [B, T, V] of hidden states after the last norm."""
         config = self.config
         x_BTD, axes = self.to_head(x_BTD), ("batch", "length", "vocab")
-        y = matmul("btd,vd->btv", x_BTD, self.head_VD, dtype=config.compute_dtype, out=axes)
+        if (packed := packed_of(self.embedding if config.tie_embeddings else self.head)) is not None:
+            y = packed_matmul(x_BTD.reshape(-1, config.embed_dim), packed).reshape(*x_BTD.shape[:2], config.vocab_size)
+        else:
+            y = matmul("btd,vd->btv", x_BTD, self.head_VD, dtype=config.compute_dtype, out=axes)
         return softcapped(y.astype(jnp.float32), config.logit_softcap)
 
     def scores(self, x_BTD) -> jax.Array:
@@ -218,8 +222,11 @@ class Transformer(nnx.Module):
 
     def _embedded(self, tokens_BT):
         config = self.config
-        table = reshard(self.embedding[...].astype(config.compute_dtype), "vocab", None)
-        x_BTD = table.at[tokens_BT].get(out_sharding=spec("batch", "length", None))
+        if (packed := packed_of(self.embedding)) is not None:
+            x_BTD = rows(packed, tokens_BT.reshape(-1), config.compute_dtype).reshape(*tokens_BT.shape, config.embed_dim)
+        else:
+            table = reshard(self.embedding[...].astype(config.compute_dtype), "vocab", None)
+            x_BTD = table.at[tokens_BT].get(out_sharding=spec("batch", "length", None))
         return x_BTD if config.embed_scale == 1 else x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
 
     def _layers(

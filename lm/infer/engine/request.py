@@ -113,3 +113,32 @@ class Handle:
     @property
     def cancelled(self) -> bool:
         return self._cancelled.is_set()
+
+
+class Full(Exception):
+    """The queue is full."""
+
+
+class Closed(Exception):
+    """The engine takes no more requests."""
+
+
+class Stats(NamedTuple):
+    """A snapshot.
+
+    running, waiting: sequences. blocks_used, blocks: pages. The others only grow; prefix_* count tokens of prompts.
+    """
+
+    running: int
+    waiting: int
+    blocks_used: int
+    blocks: int
+    steps: int
+    prompt_tokens: int
+    generation_tokens: int
+    prefix_queries: int
+    prefix_hits: int
+    preemptions: int
+    drafted: int
+    accepted: int
+    finished: dict[str, int]

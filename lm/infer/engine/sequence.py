@@ -13,10 +13,10 @@ class Sequence:
     """The state of one request. tokens: of the prompt and the sample. computed: how many of them have keys and values in pages.
 
     blocks: of the pages, in order; hashes: of the full blocks whose content is known. row: of the page table, −1 while it
-    waits.
+    waits. key: what keys and values depend on beside the tokens, such as the weights. slot: of its adapter, or −1.
     """
 
-    def __init__(self, handle: Handle, config: ModelConfig, version: int):
+    def __init__(self, handle: Handle, config: ModelConfig, key: str, slot: int = -1):
         self.handle, self.request = handle, handle.request
         self.tokens = list(self.request.prompt)
         self.prompt = len(self.tokens)
@@ -24,7 +24,7 @@ class Sequence:
         self.blocks: list[int] = []
         self.hashes: list[bytes] = []
         self.read: list[Likely | None] = []  # of the prompt's tokens, as far as they are read and reported
-        self.rope, self.version = config.rope, version
+        self.rope, self.key, self.slot = config.rope, key, slot
         self.is_long = self._beyond()
         self.bias_V: np.ndarray | None = None
         self.seen_V: np.ndarray | None = None
@@ -67,7 +67,7 @@ class Sequence:
 
     def salt(self) -> bytes:
         """Return what keys and values depend on beside the tokens."""
-        return f"{self.version}\0{self.request.adapter}\0{self.is_long}".encode()
+        return f"{self.key} {self.is_long}".encode()
 
     # Blocks.
 

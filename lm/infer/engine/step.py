@@ -6,6 +6,7 @@ served.
 Axes: B tokens of a step, S logits, R sequences, N pages of a sequence, V vocabulary.
 """
 
+import contextlib
 import functools
 from collections.abc import Sequence as List
 from typing import NamedTuple
@@ -17,15 +18,20 @@ from flax import nnx
 
 from lm.infer.engine.draw import GREEDY, PLAIN, TRUNCATED, Adjust, Drawn, Settings, draw
 from lm.infer.engine.schedule import Part
+from lm.model.linear import adapters_of_rows
 from lm.model.pages import PagedState, PageTable
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def forward(graph, params, layers, pages, tokens_B, table: PageTable, at_S) -> tuple[tuple, jax.Array]:
-    """Return (the pages with the new keys and values, float32 logits [S, V] of the tokens at_S)."""
+def forward(graph, params, layers, pages, tokens_B, table: PageTable, at_S, mask_BR=None) -> tuple[tuple, jax.Array]:
+    """Return (the pages with the new keys and values, float32 logits [S, V] of the tokens at_S).
+
+    mask_BR: of adapters (lm/infer/engine/adapters.py), or None if there is no room for any.
+    """
     model = nnx.merge(graph, params)
     valid_B1 = (table.slot_B >= 0).astype(jnp.int32)[:, None]
-    out = model.hidden(tokens_B[:, None], valid_B1, table.place_B[:, None], paged=PagedState(pages, table), layers=layers)
+    with contextlib.nullcontext() if mask_BR is None else adapters_of_rows(mask_BR):
+        out = model.hidden(tokens_B[:, None], valid_B1, table.place_B[:, None], paged=PagedState(pages, table), layers=layers)
     return out.state.layers, model.logits(out.x_BTD[at_S])[:, 0]
 
 
@@ -42,11 +48,15 @@ def fitting(n: int, sizes: List[int]) -> int:
 
 
 class Laid(NamedTuple):
-    """A step's arguments. draws: for each of the S logits its part and the index of its token in the part."""
+    """A step's arguments.
+
+    slots_B: of the tokens' adapters. draws: for each of the S logits its part and the index of its token in the part.
+    """
 
     tokens_B: np.ndarray
     table: PageTable
     at_S: np.ndarray
+    slots_B: np.ndarray
     draws: list[tuple[Part, int]]
 
 
@@ -55,6 +65,7 @@ def lay_out(parts: List[Part], size: int, tables_RN: np.ndarray, sizes: List[int
     B = fitting(sum(len(part.tokens) for part in parts), sizes)
     tokens_B, row_B, place_B = np.zeros(B, np.int32), np.full(B, -1, np.int32), np.zeros(B, np.int32)
     slot_B, length_B = np.full(B, -1, np.int32), np.ones(B, np.int32)
+    slots_B = np.full(B, -1, np.int32)
     at, draws, n = [], [], 0
     for part in parts:
         sequence, count = part.sequence, len(part.tokens)
@@ -62,6 +73,7 @@ def lay_out(parts: List[Part], size: int, tables_RN: np.ndarray, sizes: List[int
         blocks = np.asarray(sequence.blocks, np.int32)
         tables_RN[sequence.row, : len(blocks)] = blocks
         tokens_B[some], row_B[some], place_B[some] = part.tokens, sequence.row, places
+        slots_B[some] = sequence.slot
         slot_B[some] = blocks[places // size] * size + places % size
         if sequence.rope.depends_on_length:
             length_B[some] = [sequence.length_at(place) for place in places]
@@ -70,7 +82,7 @@ def lay_out(parts: List[Part], size: int, tables_RN: np.ndarray, sizes: List[int
         n += count
     at_S = np.zeros(fitting(max(1, len(at)), sizes), np.int32)
     at_S[: len(at)] = at
-    return Laid(tokens_B, PageTable(tables_RN.copy(), row_B, place_B, slot_B, length_B), at_S, draws)
+    return Laid(tokens_B, PageTable(tables_RN.copy(), row_B, place_B, slot_B, length_B), at_S, slots_B, draws)
 
 
 def drawn(laid: Laid, logits_SV, vocab_size: int) -> Drawn:
@@ -97,5 +109,15 @@ def drawn(laid: Laid, logits_SV, vocab_size: int) -> Drawn:
                 adjust = Adjust(np.zeros((S, V), np.float32), np.zeros((S, V), bool), np.ones(S, np.float32))
             adjust.bias_SV[s], adjust.seen_SV[s] = sequence.bias(), sequence.seen_V
             adjust.repeat_S[s] = r.repetition_penalty
+    # Few numbers of alternatives, so that few programs compile.
     found = draw(how, 0 if top <= 0 else 1 if top == 1 else 20, logits_SV, np.int32(vocab_size), settings, adjust, forced_S)
     return jax.tree.map(np.asarray, found)
+
+
+def warm_draws(logits_SV, vocab_size: int) -> None:
+    """Compile what draws from logits of this shape, for requests without adjustments and alternatives."""
+    S = logits_SV.shape[0]
+    zeros = np.zeros(S, np.float32)
+    settings = Settings(zeros, zeros + 1, zeros.astype(np.int32), zeros, zeros.astype(np.uint32), zeros.astype(np.int32))
+    for how in (GREEDY, PLAIN, TRUNCATED):
+        jax.block_until_ready(draw(how, 0, logits_SV, np.int32(vocab_size), settings, None, np.full(S, -1, np.int32)))
