@@ -1,0 +1,205 @@
+"""Vector code that LLVM's optimiser does not find in plain loops, written as LLVM's own operations for numba to inline.
+
+All functions take addresses and steps in bytes as int64. LLVM lowers its vector types for every processor: a vector of 16
+floats is one register with AVX-512, two with AVX2 and four with NEON.
+"""
+
+import functools
+
+from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba import config, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 16  # floats in a vector
+SIZE = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes
+ROWS = 6  # of a tile: with four vectors each they take 24 of 32 registers of AVX-512, with one vector 12 of 16 of AVX2
+i8, i16, i32, i64, f32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+FLOATS, WORDS = ir.VectorType(f32, LANES), ir.VectorType(i32, LANES)
+
+
+def wide() -> bool:
+    """Return whether the processor that numba compiles for has registers of 16 floats."""
+    return "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features().flatten()).split(",")
+
+
+VECTORS = 4 if wide() else 1  # of a tile of several rows
+
+
+def _pointer(kind, llvm_kind):
+    @intrinsic
+    def cast(typingctx, address):
+        def codegen(context, builder, signature, args):
+            return builder.inttoptr(args[0], llvm_kind.as_pointer())
+
+        return types.CPointer(kind)(types.int64), codegen
+
+    return cast
+
+
+int8s, int16s, int32s = _pointer(types.int8, i8), _pointer(types.int16, i16), _pointer(types.int32, i32)
+uint16s, int64s, float32s = _pointer(types.uint16, i16), _pointer(types.int64, i64), _pointer(types.float32, f32)
+
+
+def _bits(to, llvm_to, of):
+    @intrinsic
+    def cast(typingctx, x):
+        return to(of), lambda context, builder, signature, args: builder.bitcast(args[0], llvm_to)
+
+    return cast
+
+
+float_of_bits, bits_of_float = _bits(types.float32, f32, types.int32), _bits(types.int32, i32, types.float32)
+
+
+def at(builder, address, offset, kind):
+    """Return the pointer to `kind` at a byte offset."""
+    return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
+
+
+def load(builder, address, offset, kind, align=4):
+    return builder.load(at(builder, address, offset, kind), align=align)
+
+
+def splat(builder, x, kind):
+    """Return a vector that holds x in every lane."""
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), x, i32(0))
+    return builder.shuffle_vector(
+        one, ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(i32, kind.count), [0] * kind.count)
+    )
+
+
+def multiply_add(builder, a, b, c):
+    """Return a·b + c, rounded once where the processor can."""
+    kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.v16f32"), [a, b, c])
+
+
+def load_floats(builder, address, offset, stored):
+    """Load 16 values of `stored`, "float32", "bfloat16" or "int8", as floats."""
+    if stored == "float32":
+        return load(builder, address, offset, FLOATS)
+    if stored == "int8":
+        return builder.sitofp(load(builder, address, offset, ir.VectorType(i8, LANES), align=1), FLOATS)
+    bits = builder.zext(load(builder, address, offset, ir.VectorType(i16, LANES), align=2), WORDS)
+    return builder.bitcast(builder.shl(bits, splat(builder, i32(16), WORDS)), FLOATS)
+
+
+@functools.cache
+def tile(most: int, vectors: int, stored: str, adds: bool):
+    """Return the compiled tile product y[rows, 16·vectors] = x[rows, K] · w[K, 16·vectors], or with `adds` y += x · w.
+
+    Every output is a sum over k in ascending order, so its bits do not depend on the shape of the tile.
+    most: rows is 1 … most. stored: dtype of w; x and y are float32. The steps are those from one row to the next.
+    """
+
+    @intrinsic
+    def product(typingctx, rows, x, x_step, w, w_step, K, y, y_step):
+        def codegen(context, builder, signature, args):
+            for count in _cases(builder, args[0], most):
+                _tile(builder, count, vectors, stored, adds, *args[1:])
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), codegen
+
+    return product
+
+
+def _cases(builder, number, most):
+    """Yield 1 … most. What the caller writes for each runs if `number` is that; any other number does nothing."""
+    end = builder.function.append_basic_block("end")
+    switch = builder.switch(number, end)
+    for case in range(1, most + 1):
+        block = builder.function.append_basic_block(f"rows{case}")
+        switch.add_case(i64(case), block)
+        builder.position_at_end(block)
+        yield case
+        builder.branch(end)
+    builder.position_at_end(end)
+
+
+def _tile(builder, rows, vectors, stored, adds, x, x_step, w, w_step, K, y, y_step):
+    places = [(m, v, builder.add(builder.mul(y_step, i64(m)), i64(4 * LANES * v))) for m in range(rows) for v in range(vectors)]
+    sums = {(m, v): cgutils.alloca_once(builder, FLOATS) for m, v, _ in places}
+    for m, v, offset in places:
+        start = load(builder, y, offset, FLOATS) if adds else ir.Constant(FLOATS, [0.0] * LANES)
+        builder.store(start, sums[m, v])
+    with cgutils.for_range(builder, K) as loop:
+        here = builder.mul(loop.index, w_step)
+        ws = [load_floats(builder, w, builder.add(here, i64(SIZE[stored] * LANES * v)), stored) for v in range(vectors)]
+        for m in range(rows):
+            offset = builder.add(builder.mul(x_step, i64(m)), builder.mul(loop.index, i64(4)))
+            x_m = splat(builder, load(builder, x, offset, f32), FLOATS)
+            for v in range(vectors):
+                builder.store(multiply_add(builder, x_m, ws[v], builder.load(sums[m, v])), sums[m, v])
+    for m, v, offset in places:
+        builder.store(builder.load(sums[m, v]), at(builder, y, offset, FLOATS), align=4)
+
+
+@functools.cache
+def transposed(stored: str):
+    """Return the compiled transpose of 16 rows of 16 values: out[c, r] = row r [c], as floats.
+
+    rows: address of the 16 rows' addresses. offset: bytes to the first value in each. stored: their dtype.
+    """
+
+    @intrinsic
+    def transpose(typingctx, rows, offset, out, out_step):
+        def codegen(context, builder, signature, args):
+            rows, offset, out, out_step = args
+            a = []
+            for r in range(LANES):
+                row = load(builder, rows, i64(8 * r), i64, align=8)
+                a.append(load_floats(builder, row, offset, stored))
+            distance = LANES // 2
+            while distance:  # exchange the off-diagonal quarters of every square of 2 × 2 blocks
+                for r in range(LANES):
+                    if r & distance == 0:
+                        upper = [c if c & distance == 0 else LANES + c - distance for c in range(LANES)]
+                        lower = [c + distance if c & distance == 0 else LANES + c for c in range(LANES)]
+                        pair = a[r], a[r + distance]
+                        a[r] = builder.shuffle_vector(*pair, ir.Constant(WORDS, upper))
+                        a[r + distance] = builder.shuffle_vector(*pair, ir.Constant(WORDS, lower))
+                distance //= 2
+            for c in range(LANES):
+                builder.store(a[c], at(builder, out, builder.mul(out_step, i64(c)), FLOATS), align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 4), codegen
+
+    return transpose
+
+
+@functools.cache
+def converted(stored: str):
+    """Return the compiled copy of 16 values of `stored` to floats."""
+
+    @intrinsic
+    def convert(typingctx, address, out):
+        def codegen(context, builder, signature, args):
+            builder.store(load_floats(builder, args[0], i64(0), stored), at(builder, args[1], i64(0), FLOATS), align=4)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), codegen
+
+    return convert
+
+
+@functools.cache
+def scalar(stored: str):
+    """Return the compiled load of one value of `stored` as a float."""
+
+    @intrinsic
+    def one(typingctx, address):
+        def codegen(context, builder, signature, args):
+            if stored == "float32":
+                return load(builder, args[0], i64(0), f32)
+            if stored == "int8":
+                return builder.sitofp(load(builder, args[0], i64(0), i8, align=1), f32)
+            bits = builder.zext(load(builder, args[0], i64(0), i16, align=2), i32)
+            return builder.bitcast(builder.shl(bits, i32(16)), f32)
+
+        return types.float32(types.int64), codegen
+
+    return one
