@@ -16,7 +16,7 @@ LANES = 16  # floats in a vector
 SIZE = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes
 ROWS = 6  # of a tile: with four vectors each they take 24 of 32 registers of AVX-512, with one vector 12 of 16 of AVX2
 i8, i16, i32, i64, f32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
-FLOATS, WORDS = ir.VectorType(f32, LANES), ir.VectorType(i32, LANES)
+FLOATS, WORDS, PAIRS = ir.VectorType(f32, LANES), ir.VectorType(i32, LANES), ir.VectorType(i16, 2 * LANES)
 
 
 def wide() -> bool:
@@ -135,6 +135,85 @@ def _tile(builder, rows, vectors, stored, adds, x, x_step, w, w_step, K, y, y_st
                 builder.store(multiply_add(builder, x_m, ws[v], builder.load(sums[m, v])), sums[m, v])
     for m, v, offset in places:
         builder.store(builder.load(sums[m, v]), at(builder, y, offset, FLOATS), align=4)
+
+
+@functools.cache
+def integer_tile(most: int, vectors: int, bits: int):
+    """Return the compiled tile product of int16 activations with int8 or int4 weights, in chunks of the K inputs.
+
+    y[m, n] = Σ over chunks c of x_scale[m, c] · w_scale[c // share, n] · Σ over k in c of x[m, k] · w[k, n]. The inner sums
+    are exact in int32; the outer ones are in ascending order. x: int16 [rows, K]; w: a block of packed.py;
+    x_scale: float32 [rows, chunks]; w_scale: bfloat16 [groups, 64]. K and chunk are multiples of 4.
+    """
+    per = 2 if bits == 8 else 4  # inputs in one step
+
+    @intrinsic
+    def product(typingctx, rows, x, x_step, w, K, chunk, x_scale, x_scale_step, w_scale, share, y, y_step):
+        def codegen(context, builder, signature, args):
+            for count in _cases(builder, args[0], most):
+                _integer_tile(builder, count, vectors, per, *args[1:])
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 12), codegen
+
+    return product
+
+
+def _integer_tile(builder, rows, vectors, per, x, x_step, w, K, chunk, x_scale, x_scale_step, w_scale, share, y, y_step):
+    cells = [(m, v) for m in range(rows) for v in range(vectors)]
+    totals, sums = ({cell: cgutils.alloca_once(builder, kind) for cell in cells} for kind in (FLOATS, WORDS))
+    for cell in cells:
+        builder.store(ir.Constant(FLOATS, [0.0] * LANES), totals[cell])
+    chunks = builder.sdiv(builder.add(K, builder.sub(chunk, i64(1))), chunk)
+    with cgutils.for_range(builder, chunks) as outer:
+        first = builder.mul(outer.index, chunk)
+        left = builder.sub(K, first)
+        size = builder.select(builder.icmp_signed("<", left, chunk), left, chunk)
+        for cell in cells:
+            builder.store(ir.Constant(WORDS, [0] * LANES), sums[cell])
+        with cgutils.for_range(builder, builder.sdiv(size, i64(per))) as loop:
+            k = builder.add(first, builder.mul(loop.index, i64(per)))
+            here = builder.mul(builder.sdiv(k, i64(per)), i64(128))
+            ws = [_integers(builder, w, builder.add(here, i64(2 * LANES * v)), per) for v in range(vectors)]
+            for pair in range(per // 2):
+                for m in range(rows):
+                    offset = builder.add(builder.mul(x_step, i64(m)), builder.mul(builder.add(k, i64(2 * pair)), i64(2)))
+                    x_m = builder.bitcast(splat(builder, load(builder, x, offset, i32), WORDS), PAIRS)
+                    for v in range(vectors):
+                        term = _pairwise(builder, x_m, ws[v][pair])
+                        builder.store(builder.add(builder.load(sums[m, v]), term), sums[m, v])
+        scales = builder.mul(builder.sdiv(outer.index, share), i64(128))
+        ws = [load_floats(builder, w_scale, builder.add(scales, i64(2 * LANES * v)), "bfloat16") for v in range(vectors)]
+        for m in range(rows):
+            offset = builder.add(builder.mul(x_scale_step, i64(m)), builder.mul(outer.index, i64(4)))
+            x_m = splat(builder, load(builder, x_scale, offset, f32), FLOATS)
+            for v in range(vectors):
+                exact = builder.sitofp(builder.load(sums[m, v]), FLOATS)
+                total = multiply_add(builder, exact, builder.fmul(x_m, ws[v]), builder.load(totals[m, v]))
+                builder.store(total, totals[m, v])
+    for m, v in cells:
+        offset = builder.add(builder.mul(y_step, i64(m)), i64(4 * LANES * v))
+        builder.store(builder.load(totals[m, v]), at(builder, y, offset, FLOATS), align=4)
+
+
+def _integers(builder, w, offset, per):
+    """Load weights of 16 outputs as int16 pairs: one vector for int8, two for int4 (the low halves of bytes, then the high)."""
+    wide = builder.sext(load(builder, w, offset, ir.VectorType(i8, 2 * LANES), align=1), PAIRS)
+    if per == 2:
+        return [wide]
+    low = builder.ashr(builder.shl(wide, ir.Constant(PAIRS, [12] * 2 * LANES)), ir.Constant(PAIRS, [12] * 2 * LANES))
+    return [low, builder.ashr(wide, ir.Constant(PAIRS, [4] * 2 * LANES))]
+
+
+def _pairwise(builder, a, b):
+    """Return the sums of products of neighbours as int32: pmaddwd, in the form that LLVM recognises."""
+    doubled = ir.VectorType(i32, 2 * LANES)
+    product = builder.mul(builder.sext(a, doubled), builder.sext(b, doubled))
+    nothing = ir.Constant(doubled, ir.Undefined)
+    even, odd = (
+        builder.shuffle_vector(product, nothing, ir.Constant(WORDS, list(range(start, 2 * LANES, 2)))) for start in (0, 1)
+    )
+    return builder.add(even, odd)
 
 
 @functools.cache
