@@ -12,7 +12,7 @@ from lm.config import ModelConfig
 from lm.kernels.cpu.pages import Pages, paged_attention, write_pages
 from lm.kernels.matmul import spec_of
 from lm.model.cache import cache_dtype
-from lm.parallel.mesh import reshard, spec
+from lm.parallel.mesh import spec
 
 
 class PageTable(NamedTuple):
@@ -83,14 +83,42 @@ def page_bytes(config: ModelConfig, page: int, dtype: str = "") -> int:
 
 def write(pools: dict[str, Pages], new: dict[str, jax.Array], table: PageTable) -> dict[str, Pages]:
     """Return the pools with the arrays [B, 1, G, K] of the call's tokens."""
-    return {name: write_pages(pools[name], _squeezed(x), table.slot_B) for name, x in new.items()}
+
+    def local(pools, new, slot_B):
+        return {name: write_pages(pools[name], x, slot_B) for name, x in new.items()}
+
+    new = {name: _squeezed(x) for name, x in new.items()}
+    if spec() is None:
+        return local(pools, new, table.slot_B)
+    of_pools, of_new = _specs(pools), {name: spec("batch", _heads_axis(pools), None) for name in new}
+    return jax.shard_map(local, in_specs=(of_pools, of_new, spec(None)), out_specs=of_pools)(pools, new, table.slot_B)
 
 
-def attend(q_B1HK, pools: dict[str, Pages], table: PageTable, **options) -> jax.Array:
-    """Return `paged_attention` to the pages, [B, 1, H, V] in the dtype of the queries."""
-    tables = table.tables_RN, table.row_B, table.place_B
-    out_BHV = paged_attention(_squeezed(q_B1HK), pools["k"], pools.get("v"), *tables, **options)
-    return reshard(out_BHV.astype(q_B1HK.dtype)[:, None], "batch", None, "heads", None)
+def attend(q_B1HK, pools: dict[str, Pages], table: PageTable, sinks_H=None, **options) -> jax.Array:
+    """Return `paged_attention` to the pages, [B, 1, H, V] in the dtype of the queries. Each device has some of the heads."""
+
+    def local(q_BHK, pools, tables, sinks_H):
+        return paged_attention(q_BHK, pools["k"], pools.get("v"), *tables, sinks_H=sinks_H, **options)
+
+    q_BHK, tables = _squeezed(q_B1HK), (table.tables_RN, table.row_B, table.place_B)
+    if spec() is None:
+        out_BHV = local(q_BHK, pools, tables, sinks_H)
+    else:
+        heads = spec("batch", "heads", None)
+        given = (heads, _specs(pools), (spec(None, None), spec(None), spec(None)), None if sinks_H is None else spec("heads"))
+        out_BHV = jax.shard_map(local, in_specs=given, out_specs=heads, check_vma=False)(q_BHK, pools, tables, sinks_H)
+    return out_BHV.astype(q_B1HK.dtype)[:, None]
+
+
+def _heads_axis(pools: dict[str, Pages]) -> str | None:
+    """Return the logical axis of the heads. All query heads share the one head of latent attention, so it is on every device."""
+    return "kv_heads" if "v" in pools else None
+
+
+def _specs(pools: dict[str, Pages]) -> dict[str, Pages]:
+    axis = _heads_axis(pools)
+    values, scales = spec(None, None, axis, None), spec(None, None, axis)
+    return {name: Pages(values, None if pool.scales is None else scales) for name, pool in pools.items()}
 
 
 def _squeezed(x_B1GK: jax.Array) -> jax.Array:

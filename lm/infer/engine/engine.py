@@ -55,6 +55,10 @@ class Engine:
         queue: int = 1024,
         mesh=None,
     ):
+        if mesh is not None and any(size > 1 for axis, size in mesh.shape.items() if axis != "tensor"):
+            raise UserError("an engine splits a model over the tensor axis of a mesh only: start one for each copy of it")
+        if mesh is not None and mesh.size > 1 and packed:
+            raise UserError(f"weights={packed} is for one device: leave it empty on a mesh")
         self.config, self.tokenizer = model.config, tokenizer
         self._mesh, self._queue, self._packing, self._slots = mesh, queue, packed, slots
         self._weights, self._version = weights_of(model, packed, slots), 0

@@ -20,6 +20,7 @@ from lm.infer.engine.draw import GREEDY, PLAIN, TRUNCATED, Adjust, Drawn, Settin
 from lm.infer.engine.schedule import Part
 from lm.model.linear import adapters_of_rows
 from lm.model.pages import PagedState, PageTable
+from lm.parallel.mesh import spec
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -32,7 +33,8 @@ def forward(graph, params, layers, pages, tokens_B, table: PageTable, at_S, mask
     valid_B1 = (table.slot_B >= 0).astype(jnp.int32)[:, None]
     with contextlib.nullcontext() if mask_BR is None else adapters_of_rows(mask_BR):
         out = model.hidden(tokens_B[:, None], valid_B1, table.place_B[:, None], paged=PagedState(pages, table), layers=layers)
-    return out.state.layers, model.logits(out.x_BTD[at_S])[:, 0]
+    x_S1D = out.x_BTD.at[at_S].get(out_sharding=spec("batch", "length", None))
+    return out.state.layers, model.logits(x_S1D)[:, 0]
 
 
 def sizes(budget: int) -> tuple[int, ...]:

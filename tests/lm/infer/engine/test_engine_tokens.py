@@ -62,20 +62,22 @@ def greedy(engine) -> list[list[int]]:
         engine.close()
 
 
-def test_requests_together_get_what_each_gets_alone(model, alone):
+def test_requests_together_get_what_each_gets_alone(kind, model, alone):
     engine = Engine(model, None, rows=8, budget=16, pages=100, page=4)
     assert greedy(engine) == alone
     stats = engine.stats()
-    assert stats.prefix_hits >= 20 and stats.blocks_used == stats.running == stats.waiting == 0
+    # Of prompts beyond the original context, dynamic NTK's keys depend on their length.
+    assert stats.prefix_hits >= (0 if kind == "ntk" else 20)
+    assert stats.blocks_used == stats.running == stats.waiting == 0
     assert stats.steps < sum(map(len, alone))
     assert stats.finished == {"length": len(alone)}
 
 
-def test_guesses_and_preemption_change_nothing(model, alone):
+def test_guesses_and_preemption_change_nothing(kind, model, alone):
     engine = Engine(model, None, rows=4, budget=16, pages=16, page=4, drafts=3)
     assert greedy(engine) == alone
     stats = engine.stats()
-    assert stats.preemptions > 0 and stats.drafted > stats.accepted > 0
+    assert stats.preemptions > 0 and stats.drafted > stats.accepted >= (kind == "plain")
 
 
 def test_packed_weights_give_the_same_tokens(model, alone):
