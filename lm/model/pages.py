@@ -111,7 +111,7 @@ def attend(q_B1HK, pools: dict[str, Pages], table: PageTable, sinks_H=None, **op
 
 
 def _heads_axis(pools: dict[str, Pages]) -> str | None:
-    """Return the logical axis of the heads. All query heads share the one head of latent attention, so it is on every device."""
+    """Return the logical axis of the heads. Latent attention has one for all query heads, so every device holds it."""
     return "kv_heads" if "v" in pools else None
 
 

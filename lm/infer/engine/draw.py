@@ -121,18 +121,20 @@ def least_of_few(few_SC, total_S, settings: Settings) -> tuple[jax.Array, jax.Ar
     C = few_SC.shape[1]
     p_SC = jnp.exp(few_SC - few_SC[:, :1])
     sums_SC = jnp.cumsum(p_SC, axis=-1)
-    has_k_S = (settings.top_k_S > 0) & (settings.top_k_S <= C)
-    k_S = jnp.where(has_k_S, settings.top_k_S, C)
-    left_S = jnp.where(has_k_S, jnp.take_along_axis(sums_SC, k_S[:, None] - 1, axis=1)[:, 0], total_S)
+    kth_S1 = jnp.take_along_axis(few_SC, jnp.clip(settings.top_k_S, 1, C)[:, None] - 1, axis=1)
+    # Tokens as likely as the k-th stay with it; there may be more of them if the last of the few is one.
+    has_k_S = (settings.top_k_S > 0) & (settings.top_k_S <= C) & (few_SC[:, -1] < kth_S1[:, 0])
+    by_k_S = jnp.where(has_k_S, kth_S1[:, 0], -jnp.inf)
+    left_S = jnp.where(has_k_S, jnp.sum(jnp.where(few_SC >= kth_S1, p_SC, 0.0), axis=-1), total_S)
     # Before the last token that stays, the sum does not reach top_p.
-    count_S = jnp.minimum(1 + jnp.sum(sums_SC < (settings.top_p_S * left_S)[:, None], axis=-1), k_S)
-    count_S = jnp.where(settings.top_p_S < 1, count_S, k_S)
-    reached_S = (settings.top_p_S < 1) & (sums_SC[:, -1] >= settings.top_p_S * left_S)
+    before_SC = sums_SC < (settings.top_p_S * left_S)[:, None]
+    reached_S = (settings.top_p_S < 1) & ~before_SC[:, -1]
+    last_S1 = jnp.minimum(jnp.sum(before_SC, axis=-1), C - 1)[:, None]
+    by_p_S = jnp.where(reached_S, jnp.take_along_axis(few_SC, last_S1, axis=1)[:, 0], -jnp.inf)
+    found_S = (has_k_S | (settings.top_k_S == 0)) & (reached_S | (settings.top_p_S >= 1))
     unlikely_S = p_SC[:, -1] < settings.min_p_S  # min-p removes whatever is not among the few
-    least_S = jnp.take_along_axis(few_SC, count_S[:, None] - 1, axis=1)[:, 0]
-    no_limit_S = (settings.top_k_S == 0) & (settings.top_p_S >= 1)
-    least_S = jnp.where(no_limit_S | (unlikely_S & ~has_k_S & ~reached_S), -jnp.inf, least_S)
-    return least_S, has_k_S | reached_S | unlikely_S | no_limit_S
+    # Without top_k, what is left out by min-p counts for top_p, so all tokens are needed unless the few reach it.
+    return jnp.maximum(by_k_S, by_p_S), found_S | (unlikely_S & (settings.top_p_S >= 1) & (settings.top_k_S > C))
 
 
 def least_of_all(scaled_SV, p_SV, settings: Settings) -> jax.Array:

@@ -24,6 +24,7 @@ from lm.infer.engine.schedule import Part, Schedule
 from lm.infer.engine.sequence import Sequence
 from lm.infer.engine.step import Laid, drawn, forward, lay_out, sizes, warm_draws
 from lm.infer.engine.weights import weights_of, with_adapters
+from lm.infer.load import load_model
 from lm.model.pages import empty_layers
 from lm.model.transformer import Transformer
 
@@ -72,6 +73,7 @@ class Engine:
         self.max_positions = most
         self._tables_RN = np.zeros((rows, -(-most // page)), np.int32)
         self.observers: list[Callable[[str, dict], None]] = []
+        self.reopen: Callable[[str | os.PathLike], Transformer] = load_model
         self._arrived: list[Sequence] = []
         self._wake = threading.Condition()
         self._closing = self._ending = False
@@ -145,11 +147,13 @@ class Engine:
             dict(self._finished),
         )
 
-    def swap(self, model: Transformer) -> None:
-        """Use newer weights of the same config. Running requests finish with the old ones, and the others wait for them.
+    def swap(self, newer: Transformer | str | os.PathLike) -> None:
+        """Use newer weights of the same config: a model, or the path of one, opened as the first was.
 
-        Adapters stay as they are. Raises: UserError if the config differs.
+        Running requests finish with the old ones, and the others wait for them. Adapters stay as they are.
+        Raises: UserError if the config differs.
         """
+        model = newer if isinstance(newer, Transformer) else self.reopen(newer)
         if model.config != self.config:
             raise UserError("the newer model has another config, so it cannot take the place of this one")
         fresh = weights_of(model, self._packing, self._slots)
