@@ -12,10 +12,9 @@ from numba import njit
 from lm.kernels.cpu import calls
 from lm.kernels.cpu.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size, width_of
 from lm.kernels.cpu.vectors import (
+    BLOCK,
     LANES,
-    ROWS,
     SIZE,
-    VECTORS,
     bits_of_float,
     converted,
     float32s,
@@ -23,15 +22,14 @@ from lm.kernels.cpu.vectors import (
     int8s,
     int32s,
     int64s,
+    rows_of,
     scalar,
     tile,
     transposed,
 )
 
-KEYS = 64  # positions of a block
+KEYS = BLOCK  # positions of a block
 TOKENS, QUERIES = 32, 48  # of a unit of work, at most; a query is one head of a token
-BLOCK = 64  # values of a token that are summed at once
-PART = VECTORS * LANES
 FEW = 16  # units; if there are fewer, each head of keys becomes a unit
 Q, K_PAGES, V_PAGES, K_SCALES, V_SCALES, TABLES, SEQUENCES, PLACES, SINKS, OUT, TILES, SPLIT = (GIVEN + i for i in range(12))
 HEADS, GROUPS, KEY, VALUE, STORED_VALUE, PAGE, TABLE, SCALE, SOFTCAP, WINDOW, WIDTH = (GIVEN + 12 + i for i in range(11))
@@ -123,7 +121,7 @@ keys_float32, values_float32 = _layout("float32")
 keys_bfloat16, values_bfloat16 = _layout("bfloat16")
 keys_int8, values_int8 = _layout("int8")
 half = scalar("bfloat16")
-score, mix = tile(ROWS, VECTORS, "float32", False), tile(ROWS, VECTORS, "float32", True)
+multiply = tile("float32", True)
 
 
 @njit(error_model="numpy")
@@ -149,15 +147,21 @@ def values_into(width, rows, offset, V, out, step):
 
 
 @njit(error_model="numpy")
-def product(count, x, K, w, w_step, y, y_step, columns, adds):
-    """y[count, columns] = or += x[count, K] · w[K, columns]; steps in floats, columns a multiple of 64."""
-    for m in range(0, count, ROWS):
-        rows = min(ROWS, count - m)
-        for part in range(0, columns, PART):
-            if adds:
-                mix(rows, x + m * K * 4, K * 4, w + part * 4, w_step * 4, K, y + (m * y_step + part) * 4, y_step * 4)
-            else:
-                score(rows, x + m * K * 4, K * 4, w + part * 4, w_step * 4, K, y + (m * y_step + part) * 4, y_step * 4)
+def add_product(count, x, K, w, w_step, y, y_step, columns):
+    """y[count, columns] += x[count, K] · w[K, columns]; steps in floats, columns a multiple of 64."""
+    for column in range(0, columns, BLOCK):
+        m = 0
+        while m < count:
+            rows = rows_of(count - m)
+            multiply(rows, x + m * K * 4, K * 4, w + column * 4, w_step * 4, K, y + (m * y_step + column) * 4, y_step * 4)
+            m += rows
+
+
+@njit(error_model="numpy")
+def fill(address, count, value):
+    x = float32s(address)
+    for i in range(count):
+        x[i] = value
 
 
 @njit(error_model="numpy")
@@ -190,13 +194,10 @@ def unit_of(words, first, tokens, g_first, groups):
             to = float32s(q + (g * count + t * R) * K * 4)
             for i in range(R * K):
                 to[i] = source[i] * scale
-    for i in range(groups * count):
-        float32s(tops)[i] = LOW
-        float32s(totals)[i] = np.float32(0.0)
-    for i in range(groups * count * step):
-        float32s(sums)[i] = np.float32(0.0)
-    for i in range(KEYS * step):
-        float32s(v_block)[i] = np.float32(0.0)
+    fill(tops, groups * count, LOW)
+    fill(totals, groups * count, np.float32(0.0))
+    fill(sums, groups * count * step, np.float32(0.0))
+    fill(v_block, KEYS * step, np.float32(0.0))
 
     for base in range(earliest // KEYS * KEYS, last + 1, KEYS):
         for j in range(KEYS):  # positions that nobody sees may have no page: read a neighbour instead
@@ -207,7 +208,8 @@ def unit_of(words, first, tokens, g_first, groups):
             for j in range(KEYS):
                 int64s(rows)[j] = words[K_PAGES] + int64s(slots)[j] * G * K * width
             keys_into(width, rows, head * K * width, K, k_block)
-            product(count, q + g * count * K * 4, K, k_block, KEYS, scores, KEYS, KEYS, False)
+            fill(scores, count * KEYS, np.float32(0.0))
+            add_product(count, q + g * count * K * 4, K, k_block, KEYS, scores, KEYS, KEYS)
             for j in range(KEYS):
                 int64s(rows)[j] = words[V_PAGES] + int64s(slots)[j] * G * words[STORED_VALUE] * width
             values_into(width, rows, head * words[STORED_VALUE] * width, V, v_block, step)
@@ -233,7 +235,7 @@ def unit_of(words, first, tokens, g_first, groups):
                 if words[V_SCALES]:
                     for j in range(KEYS):
                         s[j] *= half(words[V_SCALES] + (int64s(slots)[j] * G + head) * 2)
-            product(count, scores, KEYS, v_block, step, sums + g * count * step * 4, step, step, True)
+            add_product(count, scores, KEYS, v_block, step, sums + g * count * step * 4, step, step)
 
     for g in range(groups):
         for i in range(count):

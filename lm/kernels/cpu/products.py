@@ -6,10 +6,8 @@ from numba import njit
 from lm.kernels.cpu import calls
 from lm.kernels.cpu.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size
 from lm.kernels.cpu.vectors import (
-    LANES,
-    ROWS,
+    BLOCK,
     SIZE,
-    VECTORS,
     bits_of_float,
     float32s,
     float_of_bits,
@@ -17,36 +15,31 @@ from lm.kernels.cpu.vectors import (
     int32s,
     int64s,
     integer_tile,
+    rows_of,
     tile,
 )
 
-BLOCK = 64  # outputs of a block
 SOME = 96  # rows of x in a unit of work: enough to use a block while it is in the nearest cache
-PART = VECTORS * LANES
 X, W, Y, M, K, N, BITS, CHUNK, X_SCALE, W_SCALE, GROUPS = (GIVEN + i for i in range(11))
 
 
 def _floats(stored):
-    one, several, width = tile(1, BLOCK // LANES, stored, False), tile(ROWS, VECTORS, stored, False), SIZE[stored]
+    product, width = tile(stored, False), SIZE[stored]
 
     @njit(error_model="numpy")
     def unit(words, m, end, block):
         x_step, w_step, y_step = words[K] * 4, BLOCK * width, words[N] * 4
         x, w, y = words[X] + m * x_step, words[W] + block * words[K] * w_step, words[Y] + m * y_step + block * BLOCK * 4
-        if m + 1 == end:
-            one(1, x, x_step, w, w_step, words[K], y, y_step)
-            return
         while m < end:
-            rows = min(ROWS, end - m)
-            for part in range(0, BLOCK, PART):
-                several(rows, x, x_step, w + part * width, w_step, words[K], y + part * 4, y_step)
+            rows = rows_of(end - m)
+            product(rows, x, x_step, w, w_step, words[K], y, y_step)
             m, x, y = m + rows, x + rows * x_step, y + rows * y_step
 
     return unit
 
 
 def _integers(bits):
-    one, several = integer_tile(1, BLOCK // LANES, bits), integer_tile(ROWS, VECTORS, bits)
+    product = integer_tile(bits)
 
     @njit(error_model="numpy")
     def unit(words, m, end, block):
@@ -55,14 +48,9 @@ def _integers(bits):
         share, x_step, s_step, y_step = chunks // groups, inputs * 2, chunks * 4, words[N] * 4
         x, s, y = words[X] + m * x_step, words[X_SCALE] + m * s_step, words[Y] + m * y_step + block * BLOCK * 4
         w, w_scale = words[W] + block * inputs * BLOCK * bits // 8, words[W_SCALE] + block * groups * BLOCK * 2
-        if m + 1 == end:
-            one(1, x, x_step, w, inputs, chunk, s, s_step, w_scale, share, y, y_step)
-            return
         while m < end:
-            rows = min(ROWS, end - m)
-            for part in range(0, BLOCK, PART):
-                at, scale = w + part * 2, w_scale + part * 2
-                several(rows, x, x_step, at, inputs, chunk, s, s_step, scale, share, y + part * 4, y_step)
+            rows = rows_of(end - m)
+            product(rows, x, x_step, w, inputs, chunk, s, s_step, w_scale, share, y, y_step)
             m, x, s, y = m + rows, x + rows * x_step, s + rows * s_step, y + rows * y_step
 
     return unit

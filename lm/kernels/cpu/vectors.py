@@ -8,13 +8,14 @@ import functools
 
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
-from numba import config, types
+from numba import config, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 LANES = 16  # floats in a vector
 SIZE = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes
-ROWS = 6  # of a tile: with four vectors each they take 24 of 32 registers of AVX-512, with one vector 12 of 16 of AVX2
+BLOCK = 64  # outputs of a tile: four vectors
+CASES = (4, 2, 1)  # rows of a tile: with four vectors each, four take 16 of the 32 registers of AVX-512
 i8, i16, i32, i64, f32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 FLOATS, WORDS, PAIRS = ir.VectorType(f32, LANES), ir.VectorType(i32, LANES), ir.VectorType(i16, 2 * LANES)
 
@@ -24,7 +25,7 @@ def wide() -> bool:
     return "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features().flatten()).split(",")
 
 
-VECTORS = 4 if wide() else 1  # of a tile of several rows
+VECTORS = 4 if wide() else 1  # of a tile of several rows that are summed at once
 
 
 def _pointer(kind, llvm_kind):
@@ -87,18 +88,21 @@ def load_floats(builder, address, offset, stored):
 
 
 @functools.cache
-def tile(most: int, vectors: int, stored: str, adds: bool):
-    """Return the compiled tile product y[rows, 16·vectors] = x[rows, K] · w[K, 16·vectors], or with `adds` y += x · w.
+def tile(stored: str, adds: bool):
+    """Return the compiled product of a tile, y[rows, 64] = x[rows, K] · w[K, 64], or with `adds` y += x · w.
 
-    Every output is a sum over k in ascending order, so its bits do not depend on the shape of the tile.
-    most: rows is 1 … most. stored: dtype of w; x and y are float32. The steps are those from one row to the next.
+    Every output is a sum over k in ascending order, so its bits do not depend on the rows beside it.
+    stored: dtype of w; x and y are float32. rows is one of CASES. The steps are those from one row to the next.
     """
 
     @intrinsic
     def product(typingctx, rows, x, x_step, w, w_step, K, y, y_step):
         def codegen(context, builder, signature, args):
-            for count in _cases(builder, args[0], most):
-                _tile(builder, count, vectors, stored, adds, *args[1:])
+            for count, vectors, start in _cases(builder, args[0]):
+                x, x_step, w, w_step, K, y, y_step = args[1:]
+                w = builder.add(w, builder.mul(start, i64(SIZE[stored])))
+                y = builder.add(y, builder.mul(start, i64(4)))
+                _tile(builder, count, vectors, stored, adds, x, x_step, w, w_step, K, y, y_step)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 8), codegen
@@ -106,15 +110,17 @@ def tile(most: int, vectors: int, stored: str, adds: bool):
     return product
 
 
-def _cases(builder, number, most):
-    """Yield 1 … most. What the caller writes for each runs if `number` is that; any other number does nothing."""
+def _cases(builder, rows):
+    """Yield (rows, vectors, first output). What the caller writes for a case runs if `rows` is that, for every first output."""
     end = builder.function.append_basic_block("end")
-    switch = builder.switch(number, end)
-    for case in range(1, most + 1):
+    switch = builder.switch(rows, end)
+    for case in CASES:
         block = builder.function.append_basic_block(f"rows{case}")
         switch.add_case(i64(case), block)
         builder.position_at_end(block)
-        yield case
+        vectors = BLOCK // LANES if case == 1 else VECTORS
+        with cgutils.for_range(builder, i64(BLOCK // LANES // vectors)) as loop:
+            yield case, vectors, builder.mul(loop.index, i64(vectors * LANES))
         builder.branch(end)
     builder.position_at_end(end)
 
@@ -138,8 +144,8 @@ def _tile(builder, rows, vectors, stored, adds, x, x_step, w, w_step, K, y, y_st
 
 
 @functools.cache
-def integer_tile(most: int, vectors: int, bits: int):
-    """Return the compiled tile product of int16 activations with int8 or int4 weights, in chunks of the K inputs.
+def integer_tile(bits: int):
+    """Return the compiled product of a tile of int16 activations with int8 or int4 weights, in chunks of the K inputs.
 
     y[m, n] = Σ over chunks c of x_scale[m, c] · w_scale[c // share, n] · Σ over k in c of x[m, k] · w[k, n]. The inner sums
     are exact in int32; the outer ones are in ascending order. x: int16 [rows, K]; w: a block of packed.py;
@@ -150,8 +156,12 @@ def integer_tile(most: int, vectors: int, bits: int):
     @intrinsic
     def product(typingctx, rows, x, x_step, w, K, chunk, x_scale, x_scale_step, w_scale, share, y, y_step):
         def codegen(context, builder, signature, args):
-            for count in _cases(builder, args[0], most):
-                _integer_tile(builder, count, vectors, per, *args[1:])
+            for count, vectors, start in _cases(builder, args[0]):
+                x, x_step, w, K, chunk, x_scale, x_scale_step, w_scale, share, y, y_step = args[1:]
+                w, w_scale = (builder.add(address, builder.mul(start, i64(2))) for address in (w, w_scale))
+                y = builder.add(y, builder.mul(start, i64(4)))
+                scales = x_scale, x_scale_step, w_scale, share
+                _integer_tile(builder, count, vectors, per, x, x_step, w, K, chunk, *scales, y, y_step)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 12), codegen
@@ -282,3 +292,9 @@ def scalar(stored: str):
         return types.float32(types.int64), codegen
 
     return one
+
+
+@njit(error_model="numpy")
+def rows_of(left):
+    """Return the rows of the next tile when so many are left, at least 1."""
+    return 4 if left >= 4 else 2 if left >= 2 else 1
