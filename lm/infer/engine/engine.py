@@ -22,8 +22,8 @@ from lm.infer.engine.results import advance
 from lm.infer.engine.room import affordable
 from lm.infer.engine.schedule import Part, Schedule
 from lm.infer.engine.sequence import Sequence
-from lm.infer.engine.step import Laid, drawn, forward, lay_out, sizes, warm_draws
-from lm.infer.engine.weights import weights_of, with_adapters
+from lm.infer.engine.step import Laid, drawn, forward, lay_out, program, sizes, warm_draws
+from lm.infer.engine.weights import Weights, weights_of, with_adapters
 from lm.infer.load import load_model
 from lm.model.pages import empty_layers
 from lm.model.transformer import Transformer
@@ -62,7 +62,8 @@ class Engine:
             raise UserError(f"weights={packed} is for one device: leave it empty on a mesh")
         self.config, self.tokenizer = model.config, tokenizer
         self._mesh, self._queue, self._packing, self._slots = mesh, queue, packed, slots
-        self._weights, self._version = weights_of(model, packed, slots), 0
+        self._version = 0
+        self._use(weights_of(model, packed, slots))
         self._sizes = sizes(max(budget, rows * (1 + drafts)))
         count = pages or affordable(model.config, page, cache_dtype, rows)
         self._blocks, self._cache_dtype = Blocks(count, page), cache_dtype
@@ -159,7 +160,7 @@ class Engine:
         fresh = weights_of(model, self._packing, self._slots)
 
         def change() -> None:
-            self._weights = with_adapters(fresh, self._weights.adapters) if self._slots else fresh
+            self._use(with_adapters(fresh, self._weights.adapters) if self._slots else fresh)
             self._version += 1
             self._blocks.forget()
             for sequence in self._schedule.waiting:
@@ -182,7 +183,7 @@ class Engine:
             arrays = placed(self._slots, slot, found, self._weights.adapters)
 
             def change() -> None:
-                self._weights = with_adapters(self._weights, arrays)
+                self._use(with_adapters(self._weights, arrays))
                 self._loads[name] += 1
 
             self._do(change)
@@ -298,12 +299,13 @@ class Engine:
         self._notice("step", tokens=sum(len(part.tokens) for part in parts), seconds=time.monotonic() - begin)
 
     def _forward(self, laid: Laid, slots_B: np.ndarray) -> jax.Array:
-        w = self._weights
         mask_BR = self._slots.mask(slots_B) if self._slots else None
-        self._pages, logits_SV = forward(
-            w.graph, w.params, w.layers, self._pages, laid.tokens_B, laid.table, laid.at_S, mask_BR
-        )
+        self._pages, logits_SV = forward(*self._model, self._pages, laid.tokens_B, laid.table, laid.at_S, mask_BR)
         return logits_SV
+
+    def _use(self, weights: Weights) -> None:
+        arrays, tree = jax.tree.flatten((weights.params, weights.layers))
+        self._weights, self._model = weights, (program(weights.graph, tree), tuple(arrays))
 
     def _known(self) -> int:
         return self.tokenizer.vocab_size if self.tokenizer else self.config.vocab_size

@@ -23,13 +23,28 @@ from lm.model.pages import PagedState, PageTable
 from lm.parallel.mesh import spec
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def forward(graph, params, layers, pages, tokens_B, table: PageTable, at_S, mask_BR=None) -> tuple[tuple, jax.Array]:
+class Program:
+    """A model without its arrays. Equal ones are the same object, so that a step need not compare them."""
+
+    def __init__(self, graph: nnx.GraphDef, tree):
+        self.graph, self.tree = graph, tree
+
+
+@functools.lru_cache(maxsize=16)
+def program(graph: nnx.GraphDef, tree) -> Program:
+    """Return the program of a graph, and of the tree of (params, layers) of `Weights`."""
+    return Program(graph, tree)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def forward(program: Program, arrays, pages, tokens_B, table: PageTable, at_S, mask_BR=None) -> tuple[tuple, jax.Array]:
     """Return (the pages with the new keys and values, float32 logits [S, V] of the tokens at_S).
 
+    arrays: the leaves of the program's tree, as a tuple: to find them in nnx's states takes milliseconds at each call.
     mask_BR: of adapters (lm/infer/engine/adapters.py), or None if there is no room for any.
     """
-    model = nnx.merge(graph, params)
+    params, layers = jax.tree.unflatten(program.tree, arrays)
+    model = nnx.merge(program.graph, params)
     valid_B1 = (table.slot_B >= 0).astype(jnp.int32)[:, None]
     with contextlib.nullcontext() if mask_BR is None else adapters_of_rows(mask_BR):
         out = model.hidden(tokens_B[:, None], valid_B1, table.place_B[:, None], paged=PagedState(pages, table), layers=layers)
