@@ -95,7 +95,7 @@ def weight(value: Any, most: float) -> float:
 
 
 class LimitedEnvironment(ImmutableSandboxedEnvironment):
-    """A sandboxed environment for `rendered`. Its templates are made by `compiled`, its own filters are added by `add_filter`."""
+    """A sandboxed environment for `rendered`. `compiled` makes its templates, `add_filter` adds filters."""
 
     intercepted_binops = frozenset(("+", "-", "*", "//", "**", "%"))
 

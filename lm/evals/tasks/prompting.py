@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jinja2
 
 from data.chat.limited_jinja import LimitedEnvironment, rendered
-
 from lm.errors import UserError
 from lm.evals.outcome import TaskSettings
 from lm.evals.stats.joining import Malformed

@@ -84,11 +84,11 @@ ORDINARY = [
     "{% for m in messages recursive %}{{ m.role }}{{ loop(m.inner) if m.inner }}{% endfor %}",
     "{% for m in messages if m.role == 'user' %}{{ m.content | trim }}{% else %}none{% endfor %}",
     "{% set ns = namespace(n=0, text='') %}{% for m in messages %}{% set ns.n = ns.n + 1 %}{% endfor %}{{ ns.n }}",
-    "{{ messages | map(attribute='role') | join(', ') }} {{ messages | selectattr('role', 'equalto', 'user') | list | length }}",
+    "{{ messages | map(attribute='role') | join(', ') }} {{ messages | selectattr('role', 'eq', 'user') | list | length }}",
     "{{ '%s is %03d' | format('a', 7) }} {{ '%.2f' % 1.5 }} {{ '{0:>5}|{name}'.format('a', name='b') }}",
     "{{ 'a-b'.split('-')[::-1] }} {{ 'x'.join(['a', 'b']) }} {{ 'aXa'.replace('X', '\n') | indent(2) }}",
     "{% macro f(x, y=2) %}{{ x * y }}{{ caller() if caller }}{% endmacro %}{{ f('a') }}{% call f(3) %}c{% endcall %}",
-    "{{ 7 // 2 }} {{ 7 % 2 }} {{ 2 ** 8 }} {{ 1.26 | round(1) }} {{ [1, 2] | sum }} {{ [1] + [2] }} {{ (1, 2) }} {{ {'a': 1} }}",
+    "{{ 7 // 2 }} {{ 7 % 2 }} {{ 2 ** 8 }} {{ 1.26 | round(1) }} {{ [1, 2] | sum }} {{ [1] + [2] }} {{ (1, 2) }}{{ {} }}",
     "{% set a %}x{{ 1 }}{% endset %}{{ a ~ a }} {% filter upper %}b{% endfilter %} {{ dict(a=1).items() | list }}",
     "{{ missing }}{% for x in missing %}{% endfor %}{{ missing is defined }}{{ 'a' in 'ab' }}{{ range(3) | list }}",
 ]
