@@ -63,7 +63,7 @@ def plan(service: Service, body: CompletionRequest, user: str) -> Plan:
         for choice in range(best_of):
             seed, own = seed_of(body.seed, choice), form and form.copy()
             requests.append(service.prepared(dataclasses.replace(base, prompt=prompt, seed=seed, grammar=own)))
-    texts = [prompt if isinstance(prompt, str) else _text(service, prompt) for prompt in prompts]
+    texts = [text if isinstance(text, str) else TextStream(tokenizer).feed(text, over=True).text for text in prompts]
     refusal = service.guard.admit("completions", texts, user) if service.guard else None
     stream = {"stops": body.stops, "keep_stop": body.include_stop_str_in_output, "least": body.min_tokens}
     return Plan(requests, stream, texts, sum(map(len, ids)), refusal)
@@ -120,13 +120,6 @@ async def chunks(service: Service, body: CompletionRequest, plan: Plan, user: st
 def _usage(body: CompletionRequest, plan: Plan, choices: Sequence[Choice]) -> dict[str, Any]:
     counts = usage(plan, choices)
     return counts if body.max_tokens else counts | {"completion_tokens": 0, "total_tokens": plan.prompt_tokens}
-
-
-def _text(service: Service, ids: Sequence[int]) -> str:
-    """Return the text of a prompt of ids. Raises: ApiError for ids that the tokenizer does not know."""
-    if max(ids, default=0) >= service.tokenizer.vocab_size:
-        raise ApiError(400, f"token ids must be below {service.tokenizer.vocab_size}", param="prompt")
-    return service.tokenizer.decode(ids)
 
 
 def _echoed(service: Service, body: CompletionRequest, choice: Choice) -> tuple[str, list[Token]]:

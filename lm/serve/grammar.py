@@ -16,8 +16,8 @@ from data.text.tokenizer import Tokenizer
 from lm.serve.errors import ApiError
 
 SIZE = 1 << 16  # characters of a grammar
-# Steps of llguidance's work: about 0.3 s before the first token, and 0.1 s at each other one, of a core of 2023.
-LIMITS = {"initial_lexer_fuel": 200_000, "step_lexer_fuel": 100_000, "max_grammar_size": 60_000}
+# Units of llguidance's work: at most about 0.5 s before the first token, and 0.2 s at each other one.
+LIMITS = {"initial_lexer_fuel": 50_000, "step_lexer_fuel": 20_000, "max_grammar_size": 60_000}
 # JSON may be laid out in lines, but not be filled with white space without end, as small models do.
 LAYOUT = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x09]{0,20}"}
 OBJECT = {"type": "object"}
@@ -65,9 +65,9 @@ class Grammars:
     @functools.cached_property
     def _vocabulary(self) -> llguidance.LLTokenizer:
         """The tokens' bytes, which takes a second for 50,000."""
-        names = {i: symbol.encode() for symbol, i in self._tokenizer.controls.items()}
-        known = self._tokenizer.vocab_size
-        tokens = [names.get(i) or self._tokenizer.decode_bytes([i]) for i in range(known)]
+        names = {i: f"<row {i}>".encode() for i in range(self._tokenizer.vocab_size, self._V)}  # rows without a token
+        names |= {i: symbol.encode() for symbol, i in self._tokenizer.controls.items()}
+        tokens = [names.get(i) or self._tokenizer.decode_bytes([i]) for i in range(self._V)]
         wrapper = llguidance.TokenizerWrapper(_Spelled(self._tokenizer, tokens, sorted(names), self._ends[0]))
         return llguidance.LLTokenizer(wrapper, n_vocab=self._V, eos_token=self._ends)
 

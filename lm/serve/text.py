@@ -74,7 +74,7 @@ class TextStream:
                 break
             self.count += 1
             self._tokens.append(Token(i, likely[n] if likely else None, self._passed + len(self._pending)))
-            spelling = b"" if i in hidden else self._spelled.get(i) or self._tokenizer.decode_bytes([i])
+            spelling = b"" if i in hidden else self._spelled.get(i) or bytes_of(self._tokenizer, i)
             self._add(self._decoder.decode(spelling))
             if self.count <= self._least:
                 self._from = self._passed + len(self._pending)
@@ -116,11 +116,16 @@ class TextStream:
         return 0
 
 
+def bytes_of(tokenizer: Tokenizer, i: int) -> bytes:
+    """Return the bytes of a token within a text; none for rows of the model that the tokenizer does not have."""
+    return tokenizer.decode_bytes([i]) if i < tokenizer.vocab_size else b""
+
+
 def spelling(tokenizer: Tokenizer, names: Mapping[int, str], i: int) -> tuple[str, bytes]:
     """Return (text, bytes) of one token. names: control symbols by id. Bytes that are no text are written "bytes:\\x…"."""
-    raw = tokenizer.decode_bytes([i])
-    if not raw and i in names:
-        raw = names[i].encode()
+    raw = bytes_of(tokenizer, i)
+    if not raw:
+        raw = names.get(i, f"<{i}>").encode()
     try:
         return raw.decode(), raw
     except UnicodeDecodeError:

@@ -18,7 +18,7 @@ from tests.lm.serve.plain_engine import PlainEngine
 TEXT = ["def add(a, b):\n    return a + b\n", "Größe → 7 µm, 深い学習\n", "the cat and the hat sat on that mat\n", '{"a": [1, 2]}\n']
 # A few more rows than the tokenizer has pieces: those must never be drawn.
 CONFIG = ModelConfig(
-    vocab_size=400, num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=2, mlp_dim=48, max_positions=512, dtype="float32"
+    vocab_size=400, num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=2, mlp_dim=48, max_positions=1024, dtype="float32"
 )
 
 
@@ -34,11 +34,9 @@ def engine(tokenizer):
     engine.close()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def service(engine):
-    yield Service(engine, "tiny", limits=Limits(seconds=60.0))
-    for name in engine.adapters:
-        engine.unload_adapter(name)
+    return Service(engine, "tiny", limits=Limits(seconds=60.0))
 
 
 @contextlib.contextmanager
@@ -56,13 +54,13 @@ def serving(service, settings=Settings(), routers=()):  # noqa: B008 (it is immu
         thread.join()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def url(service):
     with serving(service) as url:
         yield url
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def client(url):
     return client_of(url)
 

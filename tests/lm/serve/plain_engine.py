@@ -137,7 +137,7 @@ class PlainEngine:
                 return finish
 
     def _logits(self, params, ids, adapter: str) -> np.ndarray:
-        padded = np.zeros((1, max(64, 1 << (len(ids) - 1).bit_length())), np.int32)  # what comes later has no effect
+        padded = np.zeros((1, 128 if len(ids) <= 128 else self.max_positions), np.int32)  # what comes later has no effect
         padded[0, : len(ids)] = ids
         logits_TV = np.asarray(self._forward(params, jnp.asarray(padded)))[: len(ids)]
         return np.roll(logits_TV, self._rolls[adapter], axis=-1) if adapter else logits_TV
