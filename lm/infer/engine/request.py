@@ -119,10 +119,6 @@ class Handle:
         return self._cancelled.is_set()
 
 
-class Full(Exception):
-    """The queue is full."""
-
-
 class Closed(Exception):
     """The engine takes no more requests."""
 
