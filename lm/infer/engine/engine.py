@@ -66,7 +66,7 @@ class Engine:
         self._mesh, self._queue, self._packing, self._slots = mesh, queue, packed, slots
         self._version = 0
         self._use(weights_of(model, packed, slots))
-        self._sizes = sizes(max(budget, rows * (1 + drafts)))
+        self._sizes = sizes(rows * (1 + drafts), budget)
         count = pages or affordable(model.config, page, cache_dtype, rows)
         self._blocks, self._cache_dtype = Blocks(count, page), cache_dtype
         with self._on_mesh():
