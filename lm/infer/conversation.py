@@ -3,7 +3,6 @@
 import codecs
 import queue
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,13 +12,7 @@ from lm.infer.decode import Sampling
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.request import Event, Request
 from lm.infer.prompts import Prompt, read
-
-
-class Piece(NamedTuple):
-    """Part of an answer. tokens: the new ones, with the end token. text: of all characters that they complete."""
-
-    tokens: list[int]
-    text: str
+from lm.infer.sampler import Piece
 
 
 def count(messages: Messages) -> int:
