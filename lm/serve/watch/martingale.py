@@ -6,14 +6,15 @@ live value z into a conformal p-value, its rank among all values before it (ties
     p = (#{z_i > z} + θ · (#{z_i = z} + 1)) / (n + 1)
 
 Under the null, these p-values are independent and uniform, exactly and for every n (Vovk, Gammerman and Shafer, "Algorithmic
-Learning in a Random World", 2005, theorem 8.2). So a bet f with ∫₀¹ f = 1 that begins at time t, E_t = f(p_t) · f(p_t+1) · …, is
-a martingale: a test martingale for exchangeability (Vovk, Nouretdinov and Gammerman, "Testing Exchangeability On-Line", 2003).
+Learning in a Random World", 2005, theorem 8.2). So a bet f with ∫₀¹ f = 1 that begins at time t, E_t = f(p_t) · f(p_t+1) ·
+…, is a martingale: a test martingale for exchangeability (Vovk, Nouretdinov and Gammerman, "Testing Exchangeability
+On-Line", 2003).
 Nobody knows when a change begins, nor what it looks like. So the detector holds, from the start, the share w_t of its capital
 back for a bet that begins at t, and spreads each over several f:
 
     capital = (1 − Σ_{s ≤ t} w_s) + mean over f of Σ_{s ≤ t} w_s · E_s,     Σ w ≤ 1
 
-It is a martingale that begins at 1. Ville's inequality ("Étude critique de la notion de collectif", 1939) bounds its whole path:
+It is a martingale that begins at 1. Ville's inequality ("Étude critique de la notion de collectif", 1939) bounds its path:
 P(capital ever reaches 1/α) ≤ α. With weights that do not sum to 1 the same recursion is Shiryaev and Roberts' statistic, which
 bounds the mean time between false alarms only (Shin, Ramdas and Rinaldo, "E-detectors", 2024).
 

@@ -66,7 +66,9 @@ def measure(exchanges: Sequence[Exchange], judge: Judge | None = None) -> list[M
     found = []
     for n, (one, verdict) in enumerate(zip(exchanges, verdicts, strict=True)):
         refused = is_refusal(answers[n])
-        harmful = verdict.label == "harmful" if verdict else one.in_flagged and not refused and bool(GOES_ALONG.match(answers[n]))
+        harmful = (
+            verdict.label == "harmful" if verdict else one.in_flagged and not refused and bool(GOES_ALONG.match(answers[n]))
+        )
         words = split(answers[n])
         found.append(
             Measures(

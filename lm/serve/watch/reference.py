@@ -49,7 +49,9 @@ class Reference(NamedTuple):
 
     def values(self, measures: Measures) -> dict[str, float]:
         """Return the number in [0, 1] of each stream to which the measures belong."""
-        found = {name: min(1.0, scale(value)) for name, scale in SCALES.items() if (value := getattr(measures, name)) is not None}
+        found = {
+            name: min(1.0, scale(value)) for name, scale in SCALES.items() if (value := getattr(measures, name)) is not None
+        }
         if measures.language is not None:
             found["language"] = self._surprise(self.languages[measures.language])
         if measures.prompt_language is not None:
