@@ -66,6 +66,7 @@ class Behaviour:
         self.detectors: dict[str, Detector] = {}
         self.alerts: dict[str, Alert] = {}
         self.ratings: list[float] = []
+        self.shown_languages: set[str] = set()
         self.recent: deque[tuple[Measures, dict[str, float]]] = deque(maxlen=options.recent)
         self.recent_ratings: deque[float] = deque(maxlen=options.recent)
         if given is not None:
