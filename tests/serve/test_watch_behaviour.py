@@ -16,14 +16,14 @@ from lm.serve.watch.reference import psi
 NULL = {"refusal": 0.03, "unsafe": 0.01, "tokens": 4.5, "german": 0.03, "topic": 0.0, "nats": 1.5, "repeats": 20.0}
 # What changes, the stream that must alert, and within how many exchanges of a reference of 600: docs/monitoring.md states these.
 CHANGES = {
-    "topic: a third of the traffic": ({"topic": 1 / 3}, "topic", 100),
-    "language: 3 % to 30 % German": ({"german": 0.3}, "language", 100),
-    "toxicity: 1 % to 12 % unsafe": ({"unsafe": 0.12}, "unsafe", 300),
-    "refusals: 3 % to 20 %": ({"refusal": 0.2}, "refusal", 300),
+    "topic: a third of the traffic": ({"topic": 1 / 3}, "topic", 50),
+    "language: 3 % to 30 % German": ({"german": 0.3}, "language", 200),
+    "toxicity: 1 % to 12 % unsafe": ({"unsafe": 0.12}, "unsafe", 400),
+    "refusals: 3 % to 20 %": ({"refusal": 0.2}, "refusal", 400),
     "length: twice as long": ({"tokens": 4.5 + math.log(2)}, "length", 150),
     "length: half as long": ({"tokens": 4.5 - math.log(2)}, "length", 150),
     "entropy: up by one standard deviation": ({"nats": 1.8}, "entropy", 150),
-    "repetition: 5 % to 15 % of the 4-grams": ({"repeats": 17 / 3}, "repetition", 150),
+    "repetition: 5 % to 15 % of the 4-grams": ({"repeats": 17 / 3}, "repetition", 100),
 }
 
 
@@ -46,7 +46,7 @@ def exchange(draw, **changed) -> Measures:
 
 
 def begun(seed, reference=600):
-    draw, behaviour = np.random.default_rng(seed), Behaviour("step 9", "", Options(reference, 300, 0.01))
+    draw, behaviour = np.random.default_rng(seed), Behaviour("step 9", "", Options(reference))
     for _ in range(reference):
         assert not behaviour.add(exchange(draw))
     return draw, behaviour
@@ -55,7 +55,7 @@ def begun(seed, reference=600):
 @pytest.mark.parametrize("live", [300, pytest.param(3000, marks=pytest.mark.slow)])
 def test_twenty_runs_without_a_change_raise_no_alert(live):
     for seed in range(20):
-        draw, behaviour = begun(seed, live)
+        draw, behaviour = begun(seed, min(live, 600))
         alerts = [alert.text for _ in range(live) for alert in behaviour.add(exchange(draw))]
         assert not alerts
         assert all(one["evidence"] < 1 and one["psi"] < 0.25 for one in behaviour.figures().values())
@@ -65,7 +65,7 @@ def test_twenty_runs_without_a_change_raise_no_alert(live):
 @pytest.mark.parametrize("name", CHANGES)
 def test_each_change_alerts_within_the_stated_number_of_exchanges(name, before):
     changed, stream, most = CHANGES[name]
-    for seed in range(2):
+    for seed in range(3):
         draw, behaviour = begun(seed)
         for _ in range(before):
             assert not behaviour.add(exchange(draw))
@@ -77,8 +77,8 @@ def test_an_alert_says_what_changed_once_and_ends_when_it_is_accepted():
     draw, behaviour = begun(0, 200)
     alerts = [alert for _ in range(200) for alert in behaviour.add(exchange(draw, german=0.9))]
     [alert] = [one for one in alerts if one.stream == "language"]
-    assert alert.checkpoint == "step 9" and alert.detail["capital"] >= alert.detail["threshold"] == 1000
-    assert "language of step 9 changed" in alert.text and "probability at most 0.01" in alert.text and "\n" not in alert.text
+    assert alert.checkpoint == "step 9" and alert.detail["capital"] >= alert.detail["threshold"] == 10_000
+    assert "language of step 9 changed" in alert.text and "probability at most 0.001" in alert.text and "\n" not in alert.text
     assert behaviour.languages() == pytest.approx({"de": 0.9, "en": 0.1}, abs=0.08)
     behaviour.accept()
     assert not behaviour.alerts
@@ -97,19 +97,19 @@ def test_feedback_is_a_stream_with_a_reference_of_its_own():
 def test_a_restart_changes_nothing(tmp_path):
     draw, whole = begun(3, 100)
     rows = [exchange(draw, german=0.5) for _ in range(60)]
-    half = Behaviour("step 9", "", Options(100, 300, 0.01))
+    half = Behaviour("step 9", "", Options(100))
     draw = np.random.default_rng(3)
     for n in range(100):
         half.add(exchange(draw))
         if n in (50, 99):
             half.save(tmp_path)
-            half = behaviours.load(tmp_path, "step 9", "", Options(100, 300, 0.01))
+            half = behaviours.load(tmp_path, "step 9", "", Options(100))
     for n, row in enumerate(rows):
         whole.add(row)
         half.add(row)
         if n == 30:
             half.save(tmp_path)
-            half = behaviours.load(tmp_path, "step 9", "", Options(100, 300, 0.01))
+            half = behaviours.load(tmp_path, "step 9", "", Options(100))
     assert half.figures() == whole.figures() and list(half.alerts) == list(whole.alerts)
     assert half.exchanges == 160
 

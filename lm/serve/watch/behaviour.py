@@ -26,7 +26,7 @@ from lm.serve.watch import martingale
 from lm.serve.watch import reference as windows
 from lm.serve.watch.martingale import Detector
 from lm.serve.watch.measures import REPETITIVE, Measures
-from lm.serve.watch.reference import RATES, SCALES, STREAMS, Reference
+from lm.serve.watch.reference import FITTED, RATES, SCALES, STREAMS, Reference
 
 VERSION = 1  # of the state on disk
 FEEDBACK = 100  # first ratings, which are the reference of that stream
@@ -50,7 +50,7 @@ class Options(NamedTuple):
 
     reference: int = 600
     recent: int = 300
-    alpha: float = 0.01
+    alpha: float = 0.001
 
 
 class Behaviour:
@@ -183,7 +183,7 @@ class Behaviour:
             return None
         figures = self.figures()[name]
         before, now = ("unknown" if figures[key] is None else f"{figures[key]:.3g}" for key in ("before", "now"))
-        unit = {"feedback": "thumbs down"}.get(name, "share" if name in RATES else "mean")
+        unit = "mean surprise in nats" if name in FITTED else "share" if name in RATES else "mean"
         window = f"{len(self.recent_ratings)} ratings" if name == "feedback" else f"{len(self.recent)} exchanges"
         text = (
             f"{name.replace('_', ' ')} of {self.checkpoint or 'the model'}{f' with {self.adapter}' if self.adapter else ''} "

@@ -22,6 +22,7 @@ The price of ignorance is small: a change after t values with K bets costs log(1
 log t + 2 log log t + log K.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -39,7 +40,7 @@ BETS = 4 * len(_CUT)  # larger values, smaller ones, values at both ends, values
 
 def weight(t: int) -> float:
     """Return w_t of t = 1, 2, …: 1/log₂(t+1) − 1/log₂(t+2), about 1/(t log² t). They sum to 1."""
-    return float(1 / np.log2(t + 1) - 1 / np.log2(t + 2))
+    return 1 / math.log2(t + 1) - 1 / math.log2(t + 2)
 
 
 def factors(p: float) -> np.ndarray:
@@ -71,12 +72,13 @@ class Detector:
         share = weight(self.seen)
         self.cash -= share
         self.accounts = (self.accounts + share) * factors(p)
-        self.peak = max(self.peak, self.capital)
-        return self.capital
+        capital = self.capital
+        self.peak = max(self.peak, capital)
+        return capital
 
     @property
     def capital(self) -> float:
-        return max(self.cash, 0.0) + float(self.accounts.mean())
+        return max(self.cash, 0.0) + float(self.accounts.sum()) / BETS
 
     def state(self) -> dict[str, Any]:
         """Return what `restored` needs, as JSON."""

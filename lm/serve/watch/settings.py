@@ -23,7 +23,7 @@ class Settings:
     reference: int = 600
     reference_file: str = ""
     recent: int = 300
-    alpha: float = 0.01
+    alpha: float = 0.001
     judge: str = ""
     canaries: str = ""
     canary_minutes: float = 10.0
