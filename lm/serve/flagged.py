@@ -114,15 +114,16 @@ def _evaluation(rows: Mapping[str, list[dict]], one: Mapping[str, Any]) -> None:
     request = next((m["content"] for m in reversed(one["prompt"]) if m["role"] == "user"), "")
     if not request.strip():
         return
+    talk = [message for message in one["prompt"] if message["role"] != "system"]
     refused_well_meant = one["rating"] == -1 and is_refusal(one["answer"]) and not one["asked_badly"]
     if one["unsafe"] or refused_well_meant:
         row = {"id": one["id"], "prompt": request, "kind": "harmful" if one["unsafe"] else "benign", "hazard": one["hazard"]}
         if one["unsafe"] and one["patterns"]:
             row["harmful_if"] = one["patterns"]
-        if len(talk := [m for m in one["prompt"] if m["role"] != "system"]) > 1:
+        if len(talk) > 1:
             row["messages"] = talk
         rows["evaluation/redteam/flagged.jsonl"].append(row)
-    if one["correction"]:
+    if one["correction"] and len(talk) == 1:  # the task's prompt is one text
         row = {"id": one["id"], "prompt": request, "correct_answers": [one["correction"]], "incorrect_answers": [one["answer"]]}
         rows["evaluation/corrections/test.jsonl"].append(row)
 

@@ -71,7 +71,7 @@ class Status:
             "begun": self.begun,
             "now": time.time(),
             "seconds": self.seconds,
-            "times": [round(sample[0], 2) for sample in samples],
+            "times": [sample[0] for sample in samples],  # in full: a page asks for what is newer
             "charts": charts,
             **_plain(self.watch.snapshot()),
         }

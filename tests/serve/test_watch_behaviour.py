@@ -14,7 +14,7 @@ from lm.serve.watch.measures import Measures
 from lm.serve.watch.reference import psi
 
 NULL = {"refusal": 0.03, "unsafe": 0.01, "tokens": 4.5, "german": 0.03, "topic": 0.0, "nats": 1.5, "repeats": 20.0}
-# What changes, the stream that must alert, and within how many exchanges of a reference of 600: docs/monitoring.md states these.
+# What changes, the stream that must alert, and within how many exchanges; the reference has 600. docs/monitoring.md says so.
 CHANGES = {
     "topic: a third of the traffic": ({"topic": 1 / 3}, "topic", 50),
     "language: 3 % to 30 % German": ({"german": 0.3}, "language", 200),

@@ -27,7 +27,7 @@ POLICIES = [
 ]
 TOPICS = {
     "garden": "The roses need water in the morning and some shade at noon because the soil dries quickly in summer".split(),
-    "engines": "A turbine compresses air before combustion and the nozzle converts pressure into thrust for the aircraft".split(),
+    "engines": "A turbine compresses air before combustion and the nozzle converts pressure into thrust for aircraft".split(),
 }
 GERMAN = "Die Rosen brauchen am Morgen Wasser und mittags etwas Schatten, weil der Boden im Sommer schnell austrocknet".split()
 
@@ -207,7 +207,11 @@ def test_a_failure_inside_the_monitor_does_not_end_it(watched, monkeypatch, capl
 
 
 def test_settings_are_checked():
-    for wrong, named in (({"alpha": 0.0}, "monitor.alpha"), ({"store_days": -1}, "store.days"), ({"share": 2}, "monitor.share")):
+    for wrong, named in (
+        ({"alpha": 0.0}, "monitor.alpha"),
+        ({"store_days": -1}, "store.days"),
+        ({"share": 2}, "monitor.share"),
+    ):
         with pytest.raises(UserError, match=named):
             Settings(**wrong)
 

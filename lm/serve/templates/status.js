@@ -2,7 +2,7 @@
 const SVG = "http://www.w3.org/2000/svg";
 const COLOURS = ["--train", "--valid", "--third", "--fourth", "--fifth", "--sixth", "--muted", "--ink"];
 const WIDTH = 480, HEIGHT = 150, LEFT = 44, BOTTOM = 18, TOP = 8;
-const state = { times: [], charts: [], keep: 720, timer: 0 };
+const state = { times: [], charts: [], keep: 720, timer: 0, asked: 0 };
 const at = (id) => document.getElementById(id);
 
 function make(tag, attributes = {}, ...children) {
@@ -81,7 +81,8 @@ function figure(chart) {
     const colour = `var(${COLOURS[n % COLOURS.length]})`;
     let path = "", pen = false;
     line.forEach((value, k) => {
-      if (value !== null) path += `${pen ? "L" : "M"}${x(state.times[k]).toFixed(1)} ${y(value).toFixed(1)}`;
+      // h0 makes a single sample between gaps a dot
+      if (value !== null) path += `${pen ? "L" : "M"}${x(state.times[k]).toFixed(1)} ${y(value).toFixed(1)}${pen ? "" : "h0"}`;
       pen = value !== null;
     });
     const dash = n >= COLOURS.length ? { "stroke-dasharray": "4 3" } : {};
@@ -128,7 +129,6 @@ async function accept({ checkpoint, adapter }) {
   if (!confirm("Forget the reference of this checkpoint and adapter, and collect a new one from now on?")) return;
   const body = JSON.stringify({ checkpoint, adapter });
   await fetch("status/accept", { method: "POST", headers: { "content-type": "application/json" }, body });
-  clearTimeout(state.timer);
   load();
 }
 
@@ -167,18 +167,21 @@ function show(found) {
 }
 
 async function load() {
+  clearTimeout(state.timer);
+  const number = ++state.asked; // an answer that another request overtook would bring its samples twice
   let wait = 5;
   try {
     const answer = await fetch(`status.json?since=${state.times.at(-1) ?? 0}`);
     if (!answer.ok) throw new Error(`HTTP ${answer.status}`);
     const found = await answer.json();
+    if (number !== state.asked) return;
     wait = found.seconds || 5;
     merge(found);
     show(found);
   } catch (error) {
     at("state").textContent = `The server does not answer (${error.message}).`;
   }
-  state.timer = setTimeout(load, 1000 * wait);
+  if (number === state.asked) state.timer = setTimeout(load, 1000 * wait);
 }
 
 load();
