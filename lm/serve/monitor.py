@@ -37,14 +37,13 @@ from fastapi import APIRouter
 
 from lm.evals.judges.judges import guarded, open_judge
 from lm.evals.judges.verdict import Judge
-from lm.serve import feedback as feedbacks
-from lm.serve import status, tracing
 from lm.serve.guardrails import Decision, Guardrails, open_guardrails
 from lm.serve.metrics import Metrics
 from lm.serve.seen import Seen, text_of
 from lm.serve.store import Exchange, Feedback, Store
 from lm.serve.watch import behaviour as behaviours
-from lm.serve.watch import gauges, measures, reference
+from lm.serve.watch import feedback as feedbacks
+from lm.serve.watch import gauges, measures, reference, status, tracing
 from lm.serve.watch.behaviour import Alert, Behaviour
 from lm.serve.watch.canaries import Canary, Rounds, asker, read_canaries
 from lm.serve.watch.settings import Settings

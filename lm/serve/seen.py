@@ -45,6 +45,11 @@ class Seen:
 
         text: may be "", while a character is not complete. likely: of the event. tokens: in the event.
         """
+        self.on_tokens(choice, likely, tokens)
+        return self.on_piece(text, choice)
+
+    def on_tokens(self, choice: int = 0, likely: Sequence[Likely] = (), tokens: int = 1) -> None:
+        """Take the tokens of an Event; the first half of on_text, where text comes by another way."""
         now = time.monotonic()
         if tokens and self._last[choice]:
             self._metrics.token_gap(self.about["adapter"], now - self._last[choice])
@@ -53,10 +58,17 @@ class Seen:
         self.tokens[choice] += tokens
         if choice == 0 and self.measured:
             self._likely.extend(likely)
+
+    def on_piece(self, text: str, choice: int = 0, over: bool = False) -> str:
+        """Take text of a choice and return what may be sent now; the other half. over: no more follows."""
         if text and self._kept[choice] < LONGEST:
             self._texts[choice].append(text)
             self._kept[choice] += len(text)
-        return self._streams[choice].feed(text)
+        return self._streams[choice].feed(text, over)
+
+    def outlet(self, choice: int = 0) -> "Outlet":
+        """Return the guardrails of a choice, for code that knows nothing else of a request."""
+        return Outlet(self, choice)
 
     def stopped(self, choice: int = 0) -> Decision | None:
         """Return the decision that ended a choice, or None."""
@@ -108,6 +120,18 @@ class Seen:
             "input" in places,
             "output" in places,
         )
+
+
+class Outlet:
+    """What an answer's text passes before a client sees it."""
+
+    def __init__(self, seen: Seen, choice: int):
+        self._seen, self._choice = seen, choice
+
+    def feed(self, text: str, over: bool) -> tuple[str, bool]:
+        """Take the next text. Return (text that may be sent now, whether the answer ends there). over: no more text follows."""
+        sent = self._seen.on_piece(text, self._choice, over)
+        return sent, self._seen.stopped(self._choice) is not None
 
 
 def text_of(content: Any) -> str:

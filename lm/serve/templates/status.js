@@ -128,7 +128,10 @@ function alerts(found) {
 async function accept({ checkpoint, adapter }) {
   if (!confirm("Forget the reference of this checkpoint and adapter, and collect a new one from now on?")) return;
   const body = JSON.stringify({ checkpoint, adapter });
-  await fetch("status/accept", { method: "POST", headers: { "content-type": "application/json" }, body });
+  const post = (more) => fetch("v1/monitor/accept", { method: "POST", headers: { "content-type": "application/json", ...more }, body });
+  let answer = await post({});
+  if (answer.status === 401) answer = await post({ authorization: `Bearer ${prompt("API key") ?? ""}` });
+  if (!answer.ok) alert(`Not accepted: HTTP ${answer.status}`);
   load();
 }
 

@@ -7,8 +7,8 @@ import pytest
 
 from lm.errors import UserError
 from lm.infer.engine.request import Times
-from lm.serve import tracing
-from tests.serve.played_engine import PlayedEngine, handle
+from lm.serve.watch import tracing
+from tests.lm.serve.played_engine import PlayedEngine, handle
 
 
 def test_a_missing_package_is_named_with_its_cure(monkeypatch):

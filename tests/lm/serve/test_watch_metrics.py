@@ -14,7 +14,7 @@ from lm.infer.engine.request import Times
 from lm.serve import metrics as serve_metrics
 from lm.serve.metrics import CountRequests, Metrics, one_two_five
 from lm.serve.watch import charts
-from tests.serve.played_engine import PlayedEngine, handle
+from tests.lm.serve.played_engine import PlayedEngine, handle
 
 DASHBOARDS = Path(serve_metrics.__file__).parent / "dashboards"
 PROMTOOL = shutil.which("promtool")

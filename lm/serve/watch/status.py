@@ -1,8 +1,9 @@
 """The status page: what the Grafana dashboard shows, without Grafana, from samples in memory.
 
-    GET /status           a page; no other host is asked for anything
-    GET /status.json      {"times", "charts", "behaviours", "alerts", …}; ?since=TIME leaves out older samples
-    POST /status/accept   {"checkpoint", "adapter"}: the behaviour as it is now is the new reference
+    GET /status               a page; no other host is asked for anything
+    GET /status.json          {"times", "charts", "behaviours", "alerts", …}; ?since=TIME leaves out older samples
+    POST /v1/monitor/accept   {"checkpoint", "adapter"}: the behaviour as it is now is the new reference; it needs an API key
+                              where there are some, as everything under /v1/
 
 A thread reads all metrics every few seconds and computes the lines of lm/serve/watch/charts.py.
 """
@@ -21,7 +22,7 @@ from markupsafe import Markup
 
 from lm.serve.watch.charts import CHARTS, reading, values
 
-HERE = Path(__file__).parent / "templates"
+HERE = Path(__file__).parents[1] / "templates"
 DIGITS = 4  # significant ones of the numbers that are sent
 
 
@@ -100,7 +101,7 @@ class Status:
         def status_json(since: float = 0.0) -> JSONResponse:
             return JSONResponse(self.json(since), headers={"cache-control": "no-store"})
 
-        @router.post("/status/accept")
+        @router.post("/v1/monitor/accept")
         async def accept(request: Request) -> JSONResponse:
             # Another site's page can send a form, but no JSON without a preflight that this server does not answer.
             if request.headers.get("content-type", "").partition(";")[0] != "application/json":

@@ -18,8 +18,9 @@ def router(watch) -> APIRouter:
     """Return the route.
 
     The body: {"id": id of the answer, "rating": "up" or "down", "choice": 0, "comment": "", "correction": "a better answer",
-    "user": ""}; the first two are needed. 200: it is stored. 400: the body is invalid. 404: no such answer is known; answers
-    are known for a while, and as long as the store keeps them. 503: the store cannot be written.
+    "user": ""}; the first two are needed. The user of the API key, if there is one (request.state.user), counts instead of the
+    body's. 200: it is stored. 400, 415: the body is invalid. 404: no such answer is known; answers are known for a while, and
+    as long as the store keeps them. 503: the store cannot be written.
     """
     routes = APIRouter()
 
@@ -27,8 +28,11 @@ def router(watch) -> APIRouter:
     async def give_feedback(request: Request) -> JSONResponse:
         if int(request.headers.get("content-length") or 0) > MOST_BYTES:
             return _error(413, f"a body has at most {MOST_BYTES} bytes")
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            return _error(415, "send the header Content-Type: application/json")
         try:
             feedback = parsed(await request.json())
+            feedback = feedback._replace(user=getattr(request.state, "user", "") or feedback.user)
         except (ValueError, RecursionError) as error:
             return _error(400, str(error) or "the body is not JSON")
         try:
@@ -50,8 +54,8 @@ def parsed(body: Any) -> Feedback:
     if unknown := sorted(set(body) - known):
         raise ValueError(f"unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}")
     rating = body.get("rating")
-    if isinstance(rating, bool) or not isinstance(rating, str | int) or rating not in RATINGS:
-        raise ValueError('rating must be "up" or "down"')
+    if isinstance(rating, bool) or not isinstance(rating, str | int | float) or rating not in RATINGS:
+        raise ValueError('rating must be "up" or "down", or 1 or -1')
     texts = {key: body.get(key, "") for key in ("id", "comment", "correction", "user")}
     for key, text in texts.items():
         if not isinstance(text, str) or len(text) > LONGEST:

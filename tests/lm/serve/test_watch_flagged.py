@@ -17,7 +17,7 @@ from lm.evals.tasks import catalogue
 from lm.serve import flagged, store
 from lm.serve.store import Exchange, Feedback, Store
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 UNSAFE = {
     "rule": "stab",
     "hazard": "vcr",

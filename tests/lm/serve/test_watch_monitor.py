@@ -16,8 +16,8 @@ from lm.serve.guardrails import MASKED
 from lm.serve.monitor import open_watch
 from lm.serve.seen import text_of
 from lm.serve.watch.settings import Settings
-from tests.serve.played_engine import PlayedEngine
-from tests.serve.test_watch_metrics import values
+from tests.lm.serve.played_engine import PlayedEngine
+from tests.lm.serve.test_watch_metrics import values
 
 POLICIES = [
     {"id": "poison", "hazard": "vcr", "action": "block", "where": "input", "patterns": [r"\bpoison him\b"]},
@@ -187,7 +187,9 @@ def test_feedback_over_http_is_stored_before_the_answer(watched, tmp_path):
     wrong += [{"id": "x", "rating": "up", "comment": 7}, {"id": "x", "rating": "up", "chioce": 1}, {"id": "x", "rating": []}]
     for bad in wrong:
         assert client.post("/v1/feedback", json=bad).status_code == 400, bad
-    assert client.post("/v1/feedback", content=b"\xff{").status_code == 400
+    json_type = {"content-type": "application/json"}
+    assert client.post("/v1/feedback", content=b"\xff{", headers=json_type).status_code == 400
+    assert client.post("/v1/feedback", data={"id": "x", "rating": "up"}).status_code == 415
     assert client.post("/v1/feedback", json={"id": "nobody's", "rating": "up"}).status_code == 404
     assert client.post("/v1/feedback", content=b" " * 300_000).status_code == 413
     assert watch.forget("ann") == 2 and list(stores.read(watch.store.path)) == []
@@ -219,3 +221,16 @@ def test_settings_are_checked():
 def test_contents_of_messages():
     assert text_of("a") == "a" and text_of(None) == "" and text_of(3) == ""
     assert text_of([{"type": "text", "text": "a"}, {"type": "image_url"}, {"text": "b"}]) == "a\n\nb"
+
+
+def test_an_outlet_is_the_same_as_the_hooks(watched):
+    watch = watched()
+    seen = watch.on_request([{"role": "user", "content": "How?"}], id="x")
+    outlet = seen.outlet()
+    seen.on_tokens(tokens=4)
+    assert outlet.feed("Well, build ", False) == ("", False)
+    assert outlet.feed("a bomb. Then", False) == ("Well, ", True)
+    assert outlet.feed(" run.", True) == ("", True)
+    assert seen.on_finished("cancelled") == ""
+    watch.flush()
+    assert next(stores.read(watch.store.path))["finish"] == "content_filter"

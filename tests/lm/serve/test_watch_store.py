@@ -13,7 +13,7 @@ from lm.errors import UserError
 from lm.serve import store as stores
 from lm.serve.store import Exchange, Feedback, Store, Unknown
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SECRET = "jane.roe@corp.example.org"
 
 

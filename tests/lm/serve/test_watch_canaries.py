@@ -11,8 +11,8 @@ from lm.serve.monitor import Watch
 from lm.serve.watch.canaries import Canary, Rounds, asker, problems, read_canaries
 from lm.serve.watch.settings import Settings
 from tests.lm.evals import tiny_models
-from tests.serve.played_engine import PlayedEngine
-from tests.serve.test_watch_metrics import values
+from tests.lm.serve.played_engine import PlayedEngine
+from tests.lm.serve.test_watch_metrics import values
 
 ANSWER = "The capital of France is Paris."
 

@@ -13,8 +13,8 @@ from lm.serve.watch.behaviour import Alert
 from lm.serve.watch.charts import CHARTS
 from lm.serve.watch.settings import Settings
 from tests.lm.reports.browser import CHROMIUM, Browser
-from tests.serve.played_engine import PlayedEngine, handle
-from tests.serve.test_watch_prometheus import served, until
+from tests.lm.serve.played_engine import PlayedEngine, handle
+from tests.lm.serve.test_watch_prometheus import served, until
 
 
 @pytest.fixture
@@ -77,10 +77,10 @@ def test_behaviour_and_its_acceptance(watched):
     assert one["checkpoint"] == "step 9" and one["collected"] is None and one["exchanges"] == 50
     assert one["streams"]["repetition"]["alert"] == 1 and found["alerts"]
     key = {"checkpoint": "step 9", "adapter": ""}
-    assert client.post("/status/accept", data=key).status_code == 415
-    assert client.post("/status/accept", json={"checkpoint": "step 9"}).status_code == 400
-    assert client.post("/status/accept", json=key | {"adapter": "law"}).status_code == 404
-    assert client.post("/status/accept", json=key).json() == {"accepted": True}
+    assert client.post("/v1/monitor/accept", data=key).status_code == 415
+    assert client.post("/v1/monitor/accept", json={"checkpoint": "step 9"}).status_code == 400
+    assert client.post("/v1/monitor/accept", json=key | {"adapter": "law"}).status_code == 404
+    assert client.post("/v1/monitor/accept", json=key).json() == {"accepted": True}
     found = client.get("/status.json").json()
     assert found["alerts"] == [] and found["behaviours"][0]["collected"] == 0
 
