@@ -132,7 +132,7 @@ class Watch:
         with self._recent_lock:
             about = self._recent.get(feedback.exchange)
         future = self.store.feedback(feedback, about)
-        future.add_done_callback(lambda done: self._rated(done, feedback, about))
+        future.add_done_callback(lambda done: self._rated(done, feedback))
         return future
 
     def forget(self, user: str) -> int:
@@ -293,11 +293,11 @@ class Watch:
         self._unsaved += 1
         self._alert(alerts)
 
-    def _rated(self, done: concurrent.futures.Future, feedback: Feedback, about: Exchange | None) -> None:
+    def _rated(self, done: concurrent.futures.Future, feedback: Feedback) -> None:
         """Called on the store's thread."""
         if done.cancelled() or done.exception() is not None:
             return
-        checkpoint, adapter = (about.checkpoint, about.adapter) if about else (self.checkpoint(), "")
+        _, checkpoint, adapter = done.result()
         rating = "up" if feedback.rating > 0 else "down"
         self.metrics.of("feedback", checkpoint=checkpoint, adapter=adapter, rating=rating).inc()
 

@@ -78,6 +78,14 @@ class Feedback(NamedTuple):
     correction: str = ""
 
 
+class Rated(NamedTuple):
+    """Feedback on disk: its number, and the checkpoint and adapter whose answer it is about."""
+
+    number: int
+    checkpoint: str
+    adapter: str
+
+
 class Unknown(LookupError):
     """Feedback names an exchange that is not in the store."""
 
@@ -113,21 +121,23 @@ class Store:
     def feedback(self, feedback: Feedback, about: Exchange | None = None) -> concurrent.futures.Future:
         """Store feedback, and the exchange that it is about if that is given and not stored yet.
 
-        Returns: a future that is done, with the feedback's number, when it is on disk. It raises Unknown without such an
-        exchange, and sqlite3.Error if the file cannot be written.
+        Returns: a future that is done, with Rated, when it is on disk. It raises Unknown without such an exchange, and
+        sqlite3.Error if the file cannot be written.
         """
 
-        def insert(file: sqlite3.Connection) -> int:
+        def insert(file: sqlite3.Connection) -> Rated:
             if about is not None:
                 self._insert(file, about)
-            if file.execute("SELECT 1 FROM exchanges WHERE id = ?", (feedback.exchange,)).fetchone() is None:
+            known = file.execute("SELECT checkpoint, adapter FROM exchanges WHERE id = ?", (feedback.exchange,)).fetchone()
+            if known is None:
                 raise Unknown(feedback.exchange)
             comment, correction = masked([feedback.comment, feedback.correction])
             row = (feedback.exchange, feedback.choice, time.time(), hashed(self._salt, feedback.user), feedback.rating)
-            return file.execute(
+            done = file.execute(
                 "INSERT INTO feedback (exchange, choice, time, user, rating, comment, correction) VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (*row, comment, correction),
-            ).lastrowid
+            )
+            return Rated(done.lastrowid, *known)
 
         return self._ask(insert)
 

@@ -36,12 +36,12 @@ def router(watch) -> APIRouter:
         except (ValueError, RecursionError) as error:
             return _error(400, str(error) or "the body is not JSON")
         try:
-            number = await asyncio.wrap_future(watch.on_feedback(feedback))
+            rated = await asyncio.wrap_future(watch.on_feedback(feedback))
         except LookupError:
             return _error(404, f"no answer {feedback.exchange!r} is known, or it was deleted")
         except sqlite3.Error as error:
             return _error(503, f"the store cannot be written: {error}")
-        return JSONResponse({"object": "feedback", "id": feedback.exchange, "number": number, "stored": True})
+        return JSONResponse({"object": "feedback", "id": feedback.exchange, "number": rated.number, "stored": True})
 
     return routes
 

@@ -3,6 +3,7 @@
 import logging
 import random
 
+import ml_collections
 import pytest
 import yaml
 from fastapi import FastAPI
@@ -15,7 +16,7 @@ from lm.serve import store as stores
 from lm.serve.guardrails import MASKED
 from lm.serve.monitor import open_watch
 from lm.serve.seen import text_of
-from lm.serve.watch.settings import Settings
+from lm.serve.watch.settings import Settings, settings_of
 from tests.lm.serve.played_engine import PlayedEngine
 from tests.lm.serve.test_watch_metrics import values
 
@@ -216,6 +217,24 @@ def test_settings_are_checked():
     ):
         with pytest.raises(UserError, match=named):
             Settings(**wrong)
+
+
+def test_settings_of_a_config():
+    config = ml_collections.ConfigDict(
+        {
+            "guardrails": {"constitution": "c.yaml"},
+            "monitor": {"share": 0.5, "reference": 100, "reference_file": "", "recent": 50, "alpha": 0.01, "judge": ""}
+            | {"canaries": "", "canary_minutes": 3.0},
+            "store": {"share": 0.1, "days": 2.0, "megabytes": 5.0},
+            "status": {"seconds": 1.0, "samples": 10},
+            "tracing": "",
+        }
+    )
+    made = settings_of(config)
+    assert (made.constitution, made.reference, made.store_days, made.status_seconds) == ("c.yaml", 100, 2.0, 1.0)
+    config.store.share = 3.0
+    with pytest.raises(UserError, match="store.share=3.0 is not in 0 … 1"):
+        settings_of(config)
 
 
 def test_contents_of_messages():

@@ -35,7 +35,7 @@ def bytes_of(folder):
 
 def test_an_exchange_comes_back_with_its_feedback(store):
     store.exchange(exchange("a", measures={"length": 3}, decisions=[{"rule": "x"}], flagged=True, finish="stop"))
-    number = store.feedback(Feedback("a", -1, comment="wrong", correction="Right.", user="bob")).result(30)
+    number, *about = store.feedback(Feedback("a", -1, comment="wrong", correction="Right.", user="bob")).result(30)
     [found] = stores.read(store.path)
     assert (found["id"], found["checkpoint"], found["adapter"], found["flagged"], found["finish"]) == (
         "a",
@@ -46,6 +46,7 @@ def test_an_exchange_comes_back_with_its_feedback(store):
     )
     assert found["messages"] == [{"role": "user", "content": "Hello."}] and found["answers"] == ["You said: Hello."]
     assert found["measures"] == {"length": 3} and found["decisions"] == [{"rule": "x"}]
+    assert about == ["step-7", "law"]
     [rating] = found["feedback"]
     assert (rating["number"], rating["rating"], rating["comment"], rating["correction"]) == (number, -1, "wrong", "Right.")
 
@@ -59,7 +60,7 @@ def test_no_personal_data_and_no_name_reaches_the_disk(store, tmp_path):
 
 
 def test_feedback_brings_its_exchange_or_is_refused(store):
-    assert store.feedback(Feedback("a", 1), about=exchange("a")).result(30) == 1
+    assert store.feedback(Feedback("a", 1), about=exchange("a")).result(30) == (1, "step-7", "law")
     with pytest.raises(Unknown):
         store.feedback(Feedback("nobody's", 1)).result(30)
     assert [found["id"] for found in stores.read(store.path)] == ["a"]
