@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator
 
 from data.filters.pii.domains import is_top_level
+from data.filters.pii.folding import adjoins
 from data.filters.pii.spans import Span
 
 LOCAL_CHARACTERS = frozenset("._%+-'~&")  # beside letters and digits; the rest of RFC 5322's are never used by people
 LOCAL_LENGTH = 64
-LAST_LETTER = 0x52F  # the end of Latin, Greek and Cyrillic: "邮箱li@example.cn" begins at "li"
 # A page that is named after a verb is no address: "find us at example dot com".
 PLACES = frozenset(
     """us me more online out visit shop look store available information info details is are was be it them him her find
@@ -97,7 +97,7 @@ def local_start(text: str, end: int) -> int:
     start = end
     while start > max(0, end - LOCAL_LENGTH):
         character = text[start - 1]
-        if not (character in LOCAL_CHARACTERS or (character.isalnum() and ord(character) <= LAST_LETTER)):
+        if not (character in LOCAL_CHARACTERS or adjoins(character)):
             break
         start -= 1
     while start < end and text[start] in "._%-'~&+":

@@ -19,6 +19,7 @@ REGIONS = tuple("US GB FR DE IT ES NL BE CH AT SE IE PL AU IN JP KR CN BR MX TR 
 MIN_DIGITS, MAX_DIGITS = 7, 15  # ITU-T E.164 allows at most 15
 
 _RUN = re.compile(r"[+(\d](?:[ .\-/()+\n\t]{0,3}+\d){6,}+")
+_LONG = re.compile(r"\d(?:[ .\-/()+\n\t_]{0,3}+\d){6}")
 _BROKEN = re.compile(r"\n+(?=[+(\d])|[ \t/]+(?=\+)|\s{2,}|(?<=\d)[ /]+(?=\(\d)")
 _NORTH_AMERICAN = re.compile(
     r"(?:\+?1[ .-]{1,2})?(?:\([2-9]\d\d\)[ .\-/]{0,3}|[2-9]\d\d(?P<separator>[ .-]|\s?-\s?))"
@@ -44,7 +45,7 @@ _EXTENSION = re.compile(r"\s?(?:x|ext\.?)\s?\d", re.IGNORECASE)
 
 def has_long_number(text: str) -> bool:
     """Return whether a folded text has at least seven digits with little between them, as cards, SSNs and phone numbers do."""
-    return _RUN.search(text) is not None
+    return _LONG.search(text) is not None
 
 
 def find_phones(text: str, regions: Sequence[str] = REGIONS) -> Iterator[Span]:

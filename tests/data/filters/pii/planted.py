@@ -25,14 +25,72 @@ IBANS = """AD 8n12c AE 19n AL 8n16c AT 16n AZ 4a20c BA 16n BE 12n BG 4a6n8c BH 4
     LV 4a13c MC 10n11c2n MD 2c18c ME 18n MK 3n10c2n MR 23n MT 4a5n18c MU 4a19n3a NL 4a10n NO 11n PK 4a16c PL 24n PS 4a21c PT 21n QA 4a21c
     RO 4a16c RS 18n SA 2n18c SC 4a20n3a SE 20n SI 15n SK 20n SM 1a10n12c TN 20n TR 6n16c UA 6n19c VA 18n VG 4a16n XK 16n""".split()
 CARDS = (
-    *(("4", 16), ("51", 16), ("55", 16), ("2221", 16), ("2720", 16), ("34", 15), ("37", 15), ("6011", 16), ("644", 16), ("65", 16)),
-    *(("3528", 16), ("3589", 16), ("36", 14), ("3001", 14), ("38", 14), ("62", 16), ("6221", 19), ("2200", 16), ("6759", 16), ("50", 16)),
+    *(
+        ("4", 16),
+        ("51", 16),
+        ("55", 16),
+        ("2221", 16),
+        ("2720", 16),
+        ("34", 15),
+        ("37", 15),
+        ("6011", 16),
+        ("644", 16),
+        ("65", 16),
+    ),
+    *(
+        ("3528", 16),
+        ("3589", 16),
+        ("36", 14),
+        ("3001", 14),
+        ("38", 14),
+        ("62", 16),
+        ("6221", 19),
+        ("2200", 16),
+        ("6759", 16),
+        ("50", 16),
+    ),
 )
-PHONE_WORDS = ("Tel.", "Tel:", "phone", "Phone:", "Telefon", "Tél. :", "Fax", "mobile", "тел.", "電話", "call me at", "Mob.:", "Cell")
+PHONE_WORDS = (
+    "Tel.",
+    "Tel:",
+    "phone",
+    "Phone:",
+    "Telefon",
+    "Tél. :",
+    "Fax",
+    "mobile",
+    "тел.",
+    "電話",
+    "call me at",
+    "Mob.:",
+    "Cell",
+)
 LEADS = ("", "", "", "see ", "(", "from ", "- ", "* ", "“", "is: ", "=", ">")
 HOSTS = (
-    *("gmail.com", "yahoo.co.uk", "mail.ru", "gmx.de", "uni-bonn.de", "cs.mit.edu", "corp.co.jp", "a1.b2.io", "orange.fr", "libero.it"),
-    *("tele2.se", "wp.pl", "example.museum", "shop.online", "team.dev", "x-ray.ai", "seznam.cz", "bücher.ch", "uol.com.br", "nic.in"),
+    *(
+        "gmail.com",
+        "yahoo.co.uk",
+        "mail.ru",
+        "gmx.de",
+        "uni-bonn.de",
+        "cs.mit.edu",
+        "corp.co.jp",
+        "a1.b2.io",
+        "orange.fr",
+        "libero.it",
+    ),
+    *(
+        "tele2.se",
+        "wp.pl",
+        "example.museum",
+        "shop.online",
+        "team.dev",
+        "x-ray.ai",
+        "seznam.cz",
+        "bücher.ch",
+        "uol.com.br",
+        "nic.in",
+    ),
 )
 ATS = ("@",) * 8 + (" (at) ", " [at] ", "(at)", "[at]", " at ", " AT ", " @ ", "\u200b@", "&#64;", "{at}", " <at> ", "＠")
 DOTS = (" (dot) ", " [dot] ", "(dot)", "[dot]", " dot ", " DOT ", "{dot}")
@@ -88,7 +146,16 @@ def phone(draw: random.Random) -> tuple[str, str]:
 def email(draw: random.Random) -> str:
     """Return an e-mail address, plain or spelled against harvesters."""
     first, last = ("".join(draw.choices(LETTERS, k=draw.randint(2, 8))) for _ in range(2))
-    local = draw.choice((first, f"{first}.{last}", f"{first[0]}.{last}", f"{first}_{last}", f"{first}{draw.randint(1, 2010)}", f"{first}-{last}"))
+    local = draw.choice(
+        (
+            first,
+            f"{first}.{last}",
+            f"{first[0]}.{last}",
+            f"{first}_{last}",
+            f"{first}{draw.randint(1, 2010)}",
+            f"{first}-{last}",
+        )
+    )
     local, host, at = local + draw.choice(("", "", "", "+news")), draw.choice(HOSTS), draw.choice(ATS)
     if at.strip().strip("([{<").lower().startswith("at") and draw.random() < 0.6:
         dot = draw.choice(DOTS)
@@ -100,7 +167,11 @@ def email(draw: random.Random) -> str:
 def ip(draw: random.Random) -> str:
     """Return a public IP address, version 4 or 6, plain or defanged."""
     if draw.random() < 0.6:
-        while not (address := ipaddress.IPv4Address(draw.getrandbits(32))).is_global or address.is_multicast or address.is_reserved:
+        while (
+            not (address := ipaddress.IPv4Address(draw.getrandbits(32))).is_global
+            or address.is_multicast
+            or address.is_reserved
+        ):
             pass
         return str(address).replace(".", draw.choice((".",) * 6 + ("[.]", "(.)", "[dot]")))
     number = 0x2A << 120 | draw.getrandbits(24) << 96 | (draw.getrandbits(64) if draw.random() < 0.7 else draw.getrandbits(16))
@@ -139,7 +210,9 @@ def secret(draw: random.Random) -> str:
             lambda: "hf_" + some(string.ascii_letters, 34),
             lambda: "SG." + some(WORD, 22) + "." + some(WORD, 43),
             lambda: "eyJhbGciOiJIUzI1NiJ9.eyJ" + some(WORD, 30) + "." + some(WORD + "_-", 42) + some(WORD, 1),
-            lambda: f"-----BEGIN {draw.choice(('RSA ', 'EC ', '', 'OPENSSH '))}PRIVATE KEY-----\n{some(WORD, 64)}\n{some(WORD, 30)}==\n-----END PRIVATE KEY-----",
+            lambda: (
+                f"-----BEGIN {draw.choice(('RSA ', 'EC ', '', 'OPENSSH '))}PRIVATE KEY-----\n{some(WORD, 64)}\n{some(WORD, 30)}==\n-----END PRIVATE KEY-----"
+            ),
         )
     )()
 
