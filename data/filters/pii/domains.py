@@ -22,7 +22,7 @@ GENERIC = frozenset(
     tax taxi team tech technology tennis theater tips tires today tools top tours town toys trade trading training
     tube university vacations ventures vet video villas vin vip vision vote voyage watch website wedding wiki win wine
     work works world wtf xyz yoga zone berlin hamburg koeln wien bayern amsterdam tokyo africa eus gal scot swiss
-    quebec рф рус укр бел бг мкд ею онлайн сайт орг ελ""".split()
+    quebec québec versicherung vermögensberater рф рус укр бел бг мкд ею онлайн сайт орг москва дети католик қаз срб мон ком ευ ελ""".split()
 )
 COUNTRIES = frozenset(
     """ac ad ae af ag ai al am ao aq ar as at au aw ax az ba bb bd be bf bg bh bi bj bm bn bo br bs bt bw by bz ca cc cd cf

@@ -57,6 +57,12 @@ def adjoins(character: str) -> bool:
     return character.isalnum() and ord(character) <= LAST_LETTER
 
 
+@functools.lru_cache(maxsize=1)
+def lowered(text: str) -> str:
+    """Return the text in lower case, with the same length: several finders search it for words."""
+    return text.replace("İ", "i").lower()  # the only letter whose lower case is longer
+
+
 def _folded(character: str) -> str:
     if character == "\0" or character in INVISIBLE:
         return ""

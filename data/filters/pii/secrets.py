@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
+from data.filters.pii.folding import adjoins, lowered
 from data.filters.pii.spans import Span
 
 # name: (a part that must be in the text, the whole form). All end where letters, digits and "_" end.
@@ -16,18 +17,33 @@ FORMS = {
     "aws": (("AKIA", "ASIA", "ABIA", "ACCA"), r"(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}"),
     "github": (("ghp_", "gho_", "ghu_", "ghs_", "ghr_"), r"gh[pousr]_[A-Za-z0-9]{36,255}"),
     "github_fine": (("github_pat_",), r"github_pat_[A-Za-z0-9]{22}_[A-Za-z0-9]{59}"),
-    "gitlab": (("glpat-",), r"glpat-[\w-]{20,64}"),
+    "gitlab": (("glpat-", "gldt-", "glrt-", "glptt-", "glcbt-", "glsoat-"), r"gl(?:pat|dt|rt|ptt|cbt|soat)-[\w-]{20,64}"),
     "slack": (("xox",), r"xox[abeoprs]-(?:\d+-)?[A-Za-z0-9-]{10,250}"),
     "slack_webhook": (("hooks.slack.com",), r"hooks\.slack\.com/(?:services|workflows)/[A-Za-z0-9+/]{43,56}"),
+    "slack_app": (("xapp-",), r"xapp-\d-[A-Z0-9]{8,16}-\d{8,16}-[a-z0-9]{32,80}"),
     "google": (("AIza",), r"AIza[\w-]{35}"),
     "google_oauth": (("ya29.",), r"ya29\.[\w-]{20,512}"),
+    "google_client": (("GOCSPX-",), r"GOCSPX-[\w-]{28}"),
     "openai": (("sk-",), r"sk-(?<![\w-]sk-)(?:(?:proj|svcacct|admin|ant|or|live|test)-)?[\w-]{20,256}+"),
     "stripe": (("k_live_", "k_test_"), r"[srp]k_(?:live|test)_[A-Za-z0-9]{10,99}"),
+    "webhook": (("whsec_",), r"whsec_[A-Za-z0-9+/]{24,64}=*"),
     "huggingface": (("hf_", "api_org_"), r"(?:hf|api_org)_[A-Za-z]{34}"),
     "npm": (("npm_",), r"npm_[A-Za-z0-9]{36}"),
     "pypi": (("pypi-AgE",), r"pypi-AgE[\w-]{50,1000}"),
     "sendgrid": (("SG.",), r"SG\.[\w-]{22}\.[\w-]{43}"),
     "twilio": (("SK", "AC"), r"(?:SK|AC)[0-9a-f]{32}"),
+    "mailgun": (("key-",), r"key-[0-9a-f]{32}"),
+    "digitalocean": (("_v1_",), r"do[opr]_v1_[0-9a-f]{64}"),
+    "telegram": ((":AA",), r"\d{8,10}:AA[\w-]{33}"),
+    "discord": (("iscord", "oken", "OKEN"), r"[MNO][A-Za-z\d_-]{23,25}\.[\w-]{6}\.[\w-]{27,40}"),
+    "shopify": (("shp",), r"shp(?:at|ca|pa|ss)_[0-9a-fA-F]{32}"),
+    "databricks": (("dapi",), r"dapi[0-9a-f]{32}(?:-\d)?"),
+    "linear": (("lin_api_",), r"lin_api_[A-Za-z0-9]{40}"),
+    "groq": (("gsk_",), r"gsk_[A-Za-z0-9]{52}"),
+    "replicate": (("r8_",), r"r8_[A-Za-z0-9]{37}"),
+    "docker": (("dckr_pat_",), r"dckr_pat_[\w-]{27}"),
+    "vault": (("hvs.", "hvb."), r"hv[sb]\.[\w-]{24,300}"),
+    "age": (("AGE-SECRET-KEY-1",), r"AGE-SECRET-KEY-1[QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L]{58}"),
     "jwt": (("eyJ",), r"eyJ(?<![\w-]eyJ)[\w-]{8,4096}+\.eyJ[\w-]{8,65536}+\.[\w-]{10,4096}+"),
     "azure": (("AccountKey=",), r"AccountKey=[A-Za-z0-9+/]{86}=="),
 }
@@ -40,13 +56,35 @@ LONGEST_KEY = 16384  # characters of a PEM block
 _FORMS = tuple((part, re.compile(rf"(?:{form})(?![A-Za-z0-9_])")) for parts, form in FORMS.values() for part in parts)
 _PEM = re.compile(r"-----BEGIN (?:[A-Z0-9]{1,16} ){0,3}PRIVATE KEY(?: BLOCK)?-----")
 _PEM_END = re.compile(r"-----END (?:[A-Z0-9]{1,16} ){0,3}PRIVATE KEY(?: BLOCK)?-----")
+_KEY_LINE = re.compile(r"[A-Za-z0-9+/=]{16}")  # not "… the key in base64 …"
 _URL = re.compile(r"://([^\s/:@?#\"'<>]{0,64}+:[^\s/@\"'<>]{3,128}+)@[\w.-]")
-_BEARER = re.compile(r"(?:bearer|basic)\s{1,3}([A-Za-z0-9+/._~-]{16,2048}=*+)", re.IGNORECASE)
+_BEARER = re.compile(
+    r"(?:bearer|basic|(?<=authorization: )(?:token|apikey|api-key))\s{1,3}([A-Za-z0-9+/._~-]{16,2048}=*+)", re.IGNORECASE
+)
+# A password on a command line: curl -u name:password, sshpass -p password, mysql -ppassword.
+_OPTION = re.compile(
+    r"\b(?:curl\b[^\n]{0,200}?\s(?:-u|--user)[ =]|sshpass\s-p\s?|mysql\w{0,6}\b[^\n]{0,80}?\s-p)[\"']?(?P<value>[^\s\"']{6,64})"
+)
 # Names of secrets begin with one of these, or are a "key" after one of _KEYS. `str.find` finds them faster than an expression.
 _NAMES = ("passw", "passphrase", "passcode", "pwd", "secret", "token", "credential", "key")
+_PASSWORDS = ("passw", "passphrase", "passcode", "pwd")
+# "Password" in other languages: French, Spanish, Portuguese, Dutch, Italian and Turkish; those with letters beyond ASCII apart.
+_FOREIGN = ("mot de passe", "contrasena", "senha", "wachtwoord", "parola")
+_FOREIGN_LETTERS = (
+    "contraseña",
+    "hasło",
+    "lösenord",
+    "şifre",
+    "пароль",
+    "密码",
+    "密碼",
+    "パスワード",
+    "비밀번호",
+    "كلمة المرور",
+)
 _KEYS = re.compile(r"(?:api|access|private|auth|encryption|secret|account|signing|master|shared)[_ -]?\Z")
 _ASSIGNED = re.compile(
-    r"(?:or)?d?s?(?:[_-]?(?:key|id|value|string|access[_-]?key))?[\"'\]]{0,2}\s{0,3}(?::=|=>|={1,2}|:|\bis\b)\s{0,3}"
+    r"(?:or)?[dt]?s?(?:[_-]?(?:key|id|value|string|access[_-]?key))?[\"'\]]{0,2}\s{0,3}(?::=|=>|={1,2}|:|\bis\b)\s{0,3}"
     r"(?P<quote>[\"'`]?)(?P<value>[^\s\"'`<>]{6,512}+)",
     re.IGNORECASE,
 )
@@ -56,7 +94,7 @@ _PLACEHOLDER = re.compile(
     r"secret|password|passwd|token|^1234",
     re.IGNORECASE,
 )
-_CODE = re.compile(r"[(){}\[\]]|^\$|->|::|^\w+\.\w+(?:\.\w+)*[,;]?$|^/|^https?:|^%|^&|^@")
+_CODE = re.compile(r"[(){}\[\]]|^\$|->|::|^\w+\.\w+(?:\.\w+)*[,;]?$|^/|^https?:|^%|^&|^@|:$")
 
 
 def entropy(text: str) -> float:
@@ -71,7 +109,7 @@ def find_secrets(text: str) -> Iterator[Span]:
         if part in text:
             for match in form.finditer(text):
                 before = text[max(0, match.start() - 1) : match.start()]
-                if not (before.isalnum() or before in ("_", "-")) and (part != "sk-" or _random(match[0][3:])):
+                if not (adjoins(before) or before in ("_", "-")) and (part != "sk-" or _random(match[0][3:])):
                     yield Span(match.start(), match.end(), "secret")
     if "PRIVATE KEY" in text:
         yield from _private_keys(text)
@@ -80,25 +118,29 @@ def find_secrets(text: str) -> Iterator[Span]:
             password = match[1].partition(":")[2]
             if not (_PLACEHOLDER.search(password) and re.fullmatch(r"[A-Za-z_-]+", password)):
                 yield Span(match.start(1), match.end(1), "secret")
-    lower = text.lower()
-    if "bearer " in lower or "basic " in lower:
+    lower = lowered(text)
+    if "bearer " in lower or "basic " in lower or "authorization: " in lower:
         for match in _BEARER.finditer(text):
             if _random(match[1]):
                 yield Span(match.start(1), match.end(1), "secret")
-    for name in _NAMES:
+    for name in (*_NAMES, *_FOREIGN) if text.isascii() else (*_NAMES, *_FOREIGN, *_FOREIGN_LETTERS):
         if name in lower:
             yield from _named(text, name)
+    if "curl" in text or "mysql" in text or "sshpass" in text:
+        for match in _OPTION.finditer(text):
+            if _is_secret(match["value"].rpartition(":")[2], password=True):
+                yield Span(*match.span("value"), "secret")
 
 
 def _private_keys(text: str) -> Iterator[Span]:
     for begin in _PEM.finditer(text):
         end = _PEM_END.search(text, begin.end(), min(len(text), begin.end() + LONGEST_KEY))
-        if end is not None and end.start() - begin.end() > 16:
+        if end is not None and _KEY_LINE.search(text, begin.end(), end.start()):
             yield Span(begin.start(), end.end(), "secret")
 
 
 def _named(text: str, name: str) -> Iterator[Span]:
-    lower = text.replace("İ", "i").lower()  # the only letter whose lower case is longer
+    lower = lowered(text)
     at = lower.find(name)
     while at >= 0:
         end = at + len(name)
@@ -106,8 +148,8 @@ def _named(text: str, name: str) -> Iterator[Span]:
         if match is not None and (name != "key" or _KEYS.search(lower[max(0, at - 12) : at])):
             value = match["value"]
             if not match["quote"]:
-                value = re.split(r"[,;&)}\]]", value, maxsplit=1)[0].rstrip(".")
-            if _is_secret(value, password=name in ("passw", "passphrase", "passcode", "pwd")):
+                value = re.split(r"[,;)}\]]|&(?=[\w.-]+=)", value, maxsplit=1)[0].rstrip(".")
+            if _is_secret(value, password=name in _PASSWORDS or name not in _NAMES):
                 yield Span(match.start("value"), match.start("value") + len(value), "secret")
         at = lower.find(name, end)
 
