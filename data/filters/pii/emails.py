@@ -36,7 +36,7 @@ _BRACKETED_AT = re.compile(
 )
 _WORD_AT = re.compile(r"\s(?:at|AT|At|ät|arroba|arobase|chiocciola|małpa|собака)(?=\s)")
 # Both words between the same signs: jo -at- example -dot- org, jo_at_example_dot_org.
-_SIGNED_AT = re.compile(r"\s?([-_*|/]{1,2})at\1", re.IGNORECASE)
+_SIGNED_AT = re.compile(r"([-_*|/]{1,2})at\1", re.IGNORECASE)
 _MAIL_WORD = re.compile(
     r"\b(?:e-?mail|mail|(?:write|mail|reply|send) to|contact|author|from|to|cc)(?:\s(?:address|is|me|us))?\s?[:=]?[\s<(\"']{0,3}\Z",
     re.IGNORECASE,
@@ -59,9 +59,9 @@ _SPLIT = re.compile(_DOT, re.IGNORECASE)
 _WORDED = re.compile(_DOT_WORD, re.IGNORECASE)
 # What every worded dot has; where none of these is, the word "at" is not looked at.
 _DOT_GATES = (
-    *((word, re.compile(word + r"[\s)\]}>]")) for word in ("dot", "punkt", "punto")),
-    *((word, re.compile(word + r"\s{0,2}[)\]}>]")) for word in ("point", "ponto", "kropka", "точка")),
-    (".", re.compile(r"[(\[{<]\s{0,2}\.\s{0,2}[)\]}>]")),
+    *((word, re.compile(word + r"[\s)\]}>]")) for word in ("dot", "punkt", "punto", "ponto", "kropka")),
+    ("point", re.compile(r"point\s{0,2}[)\]}>]")),
+    (".", re.compile(r"\.(?:(?<=[(\[{<]\.)|(?<=[(\[{<]\s\.))\s{0,2}[)\]}>]")),
 )
 
 
@@ -74,10 +74,16 @@ def find_emails(text: str) -> Iterator[Span]:
     for match in _BRACKETED_AT.finditer(text):
         yield from _hidden(text, match.start(), match.end())
     lower = lowered(text)
-    worded = any([word in lower and gate.search(lower) for word, gate in _DOT_GATES])
-    for match in _WORD_AT.finditer(text):
-        if worded or text.find(".", match.end(), match.end() + 64) >= 0:
+    worded = any([word in lower and gate.search(lower) for word, gate in _DOT_GATES]) or "точка" in lower
+    if worded:
+        for match in _WORD_AT.finditer(text):
             yield from _hidden(text, match.start(), match.end(), said=match[0].strip())
+    else:
+        at = lower.find(" at ")
+        while at >= 0:
+            if text.find(".", at + 4, at + 68) >= 0:
+                yield from _hidden(text, at, at + 3, said=text[at + 1 : at + 3])
+            at = lower.find(" at ", at + 3)
     if "dot" in lower:
         for match in _SIGNED_AT.finditer(text):
             yield from _signed(text, match)
@@ -125,7 +131,7 @@ def _signed(text: str, match: re.Match) -> Iterator[Span]:
     sign = re.escape(match[1])
     after = re.compile(rf"\s?([A-Za-z0-9]+(?:\s?{sign}dot{sign}\s?[A-Za-z0-9]+)+)", re.IGNORECASE).match(text, match.end())
     before = text[max(0, match.start() - LOCAL_LENGTH) : match.start()]
-    local = re.search(rf"[A-Za-z0-9](?:[A-Za-z0-9.+]|\s?{sign}dot{sign}\s?)*\Z", before, re.IGNORECASE)
+    local = re.search(rf"[A-Za-z0-9](?:[A-Za-z0-9.+]|\s?{sign}dot{sign}\s?)*\s?\Z", before, re.IGNORECASE)
     if after is None or local is None or (local.start() and before[local.start() - 1].isalnum()):
         return
     if is_top_level(re.split(rf"{sign}\s?", after[1])[-1]):

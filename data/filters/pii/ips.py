@@ -13,6 +13,9 @@ from data.filters.pii.spans import Span
 
 _DOT = r"(?:\.|[\[({]\.[\])}]|\s{0,2}[\[({]dot[\])}]\s{0,2}|\s{1,2}\.\s{1,2})"  # some are "defanged", so that no program opens them
 _IPV4 = re.compile(rf"\d\d{{0,2}}+(?:{_DOT}\d{{1,3}}+){{3}}+")
+# One of these is in every text with an address. They are searched faster.
+_PLAIN = re.compile(r"\.\d{1,3}\.\d")
+_DEFANGED = ("[.]", "(.)", "{.}", "dot]", "dot)", "dot}", " . ")
 _SEPARATOR = re.compile(_DOT)
 _NUMBERED = re.compile(
     r"(?:\b(?:v|ver|version|versions|release|build|firmware|revision|rev|section|sec|chapter|figure|fig|table|clause|article|"
@@ -45,7 +48,7 @@ _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")  # all that IANA assigns; `ab
 
 def find_ips(text: str, public_only: bool = True) -> Iterator[Span]:
     """Yield the spans of IP addresses in a folded text. public_only: not those of private networks and documentation."""
-    if text.count(".") >= 3 or "dot]" in text or "dot)" in text:
+    if _PLAIN.search(text) or any([part in text for part in _DEFANGED]):
         yield from _ipv4(text, public_only)
     if text.count(":") >= 2:
         yield from _ipv6(text, public_only)

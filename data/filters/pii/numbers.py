@@ -128,12 +128,11 @@ def _card_among(text: str, groups: list[tuple[int, int]], first: int) -> Iterato
         digits += text[start:end]
         if len(digits) > 19:
             break
-        if (tuple(sizes) in GROUPS or len(sizes) == 1 and len(digits) >= 14) and is_card(digits):
-            chosen = groups[first : last + 1]
-            if len(chosen) > 1 and (
-                _counts(text, chosen) or (len(groups) > _TABLE and not _is_apart(text, groups, first, last))
-            ):
-                continue
+        if tuple(sizes) not in GROUPS and not (len(sizes) == 1 and len(digits) >= 14):
+            continue
+        if last > first and len(groups) > _TABLE and not _is_apart(text, groups, first, last):
+            continue
+        if is_card(digits) and not _counts(text, groups[first : last + 1]):
             yield Span(groups[first][0], end, "card")
             return last + 1
     return first + 1

@@ -40,7 +40,7 @@ _NOUNS = r"""tele?ph?one?s?|telefono?s?|teléfonos?|téléphones?|telefon(?:n?um
     farsími|landline|whats\s?app|viber|rufnummer|hotline|helpline|switchboard|freephone|numéro|wa\.me|sđt|đt|di\sđộng|điện\sthoại"""
 _NOUNS_ANYWHERE = r"""тел|телефон|моб|мобильный|мобільний|сот|факс|τηλ|τηλέφωνο|κιν|κινητό|電話|電話番号|电话|热线|熱線|手机|手機|携帯|전화|
     연락처|휴대폰|핸드폰|هاتف|تلفن|جوال|موبايل|טלפון|נייד|फ़ोन|फोन|मोबाइल|โทร|โทรศัพท์|มือถือ|☎|📞|📱|✆|\u260f"""
-_VERBS = r"""call|text|dial|ring|sms|reach|hp|wa|appelez|joignable|ll[áa]m[ae]\w*|ligue|ligar|chiama\w*|bel|anruf\w*|rufen|ruf|
+_VERBS = r"""call|text|dial|ring|sms|reach|hp(?=:)|wa(?=:)|appelez|joignable|ll[áa]m[ae]\w*|ligue|ligar|chiama\w*|bel|anruf\w*|rufen|ruf|
     zadzwoń|zadzwon|dzwoń|звони\w*|позвони\w*|тлф|hívj\w*|volejte|zavolejte|hubungi"""
 _BETWEEN = r"""number|no|nr|num|nummer|numara|is|us|me|him|her|them|at|on|now|today|free|toll|toll-free|vert|verde|service|client|
     office|home|work|direct|m|e|de|la|le|ist|est|es|é|or|please|para|al|el|o|op|på|an|uns|sie|nous|au|на|по|pod"""
