@@ -24,12 +24,12 @@ REPOSITORIES = frozenset(("git", "hg", "svn"))  # git@github.com:owner/name name
 _LABEL = r"[0-9A-Za-z_\u00c0-\u052f-]{1,63}+"  # of a domain, in Latin, Greek or Cyrillic; others end it
 _DOMAIN = re.compile(rf"@({_LABEL}(?:\.{_LABEL}){{1,8}}+)")
 _LITERAL = re.compile(r"@\[\d{1,3}(?:\.\d{1,3}){3}\]")
-_SPACED = re.compile(rf"@\s{{0,2}}({_LABEL}(?:(?:\.|\s{{1,2}}\.\s{{1,2}}){_LABEL}){{1,5}}+)")
+_SPACED = re.compile(rf"@\s{{0,2}}({_LABEL}(?:(?:\.|\s{{1,2}}\.\s{{1,2}}|\n\.){_LABEL}){{1,5}}+)")
 _DOT_WORD = (
     r"\s{0,2}[(\[{<]\s{0,2}(?:dot|punkt|point|punto|ponto|kropka|точка|\.)\s{0,2}[)\]}>]\s{0,2}"
     r"|\s{1,2}(?:dot|punkt|punto|ponto|kropka|точка)\s{1,2}"
 )
-_DOT = rf"(?:{_DOT_WORD}|\s{{1,2}}\.\s{{1,2}}|\.)"
+_DOT = rf"(?:{_DOT_WORD}|\s{{1,2}}\.\s{{1,2}}|\n?\.)"  # an address may be broken before a dot
 # Its first character is a plain set, which `re` searches fastest.
 _BRACKETED_AT = re.compile(
     r"[(\[{<%](?:(?<=[(\[{<])\s{0,2}(?:at|a|@|ät|arroba|arobase|chiocciola|małpa|собака)\s{0,2}[)\]}>]|(?<=%)40)", re.IGNORECASE

@@ -104,7 +104,9 @@ def _is_alone(text: str, groups: list[tuple[int, int]], digits: str) -> bool:
     """Return whether the digits of a whole run are a card number. As printed, it may be of a brand that is not listed."""
     gaps = {text[end : groups[n + 1][0]] for n, (_, end) in enumerate(groups[:-1])}
     sizes = tuple(end - start for start, end in groups)
-    if ("." in gaps and (len(gaps) > 1 or len(sizes) < 4)) or (min(sizes) == 1 and max(sizes) >= 4 and sizes not in GROUPS):
+    if ("." in gaps and (len(gaps) > 1 or len(sizes) < 4)) or (
+        len(sizes) > 2 and min(sizes) == 1 and max(sizes) >= 4 and sizes not in GROUPS
+    ):
         return False  # decimal numbers, or a list
     unlisted = sizes == (4, 4, 4, 4) and len(gaps) == 1 and "\n" not in gaps and digits[0] in BANKS and luhn(digits)
     return (unlisted or is_card(digits)) and not _counts(text, groups)

@@ -34,19 +34,31 @@ _NORTH_AMERICAN = re.compile(
 _RUSSIAN = re.compile(r"8[ -]?(?:\(\d{3,5}\)[ -]?|\d{3}[ -])\d{1,3}(?:[ -]?\d\d){2}")
 _SLASHED = re.compile(r"0\d{1,4}/ ?\d{2}")  # an area code
 # Words before a number, in the languages of most pages. After a noun it is believed in any form, after a verb if it exists.
-_NOUNS = r"""tele?ph?one?s?|telefono?s?|teléfonos?|téléphones?|telefon(?:n?ummer|u|y|szám|as)?|telefones?|telefoon(?:nummer)?|tel|tél|tlf|
-    tfn|tfno|telp|telefax|telef|ph|phone|fax|faks|fon|fone|mobile|mobil|mobiel|mobilnr|mobiltelefon|mob|m[óo]vil|celular|cel|
-    cell(?:ulare|phone)?|portable|fixe|handy(?:nummer)?|festnetz|natel|gsm|cep|kom|komórka|komórkowy|telem[óo]vel|puh|puhelin|sími|
-    farsími|landline|whats\s?app|viber|rufnummer|hotline|helpline|switchboard|freephone|numéro|wa\.me|sđt|đt|di\sđộng|điện\sthoại"""
-_NOUNS_ANYWHERE = r"""тел|телефон|моб|мобильный|мобільний|сот|факс|τηλ|τηλέφωνο|κιν|κινητό|電話|電話番号|电话|热线|熱線|手机|手機|携帯|전화|
-    연락처|휴대폰|핸드폰|هاتف|تلفن|جوال|موبايل|טלפון|נייד|फ़ोन|फोन|मोबाइल|โทร|โทรศัพท์|มือถือ|☎|📞|📱|✆|\u260f"""
-_VERBS = r"""call|text|dial|ring|sms|reach|hp(?=:)|wa(?=:)|appelez|joignable|ll[áa]m[ae]\w*|ligue|ligar|chiama\w*|bel|anruf\w*|rufen|ruf|
-    zadzwoń|zadzwon|dzwoń|звони\w*|позвони\w*|тлф|hívj\w*|volejte|zavolejte|hubungi"""
-_BETWEEN = r"""number|no|nr|num|nummer|numara|is|us|me|him|her|them|at|on|now|today|free|toll|toll-free|vert|verde|service|client|
-    office|home|work|direct|m|e|de|la|le|ist|est|es|é|or|please|para|al|el|o|op|på|an|uns|sie|nous|au|на|по|pod"""
+_NOUNS = "|".join(
+    r"""tele?ph?one?s? telefono?s? teléfonos? téléphones? telefon(?:n?ummer u y szám as)? telefones? telefoon(?:nummer)? tel
+    tél tlf tfn tfno telp telefax telef ph phone fax faks fon fone mobile mobil mobiel mobilnr mobiltelefon mob m[óo]vil
+    celular cel cell(?:ulare phone)? portable fixe handy(?:nummer)? festnetz natel gsm cep kom komórka komórkowy
+    telem[óo]vel puh puhelin sími farsími landline whats\s?app viber rufnummer hotline helpline switchboard freephone
+    numéro wa\.me sđt đt di\sđộng điện\sthoại""".split()
+)
+_NOUNS_ANYWHERE = "|".join(
+    r"""тел телефон моб мобильный мобільний сот факс τηλ τηλέφωνο κιν κινητό 電話 電話番号 电话 热线 熱線 手机 手機 携帯 전화 연락처 휴대폰 핸드폰 هاتف
+    تلفن جوال موبايل טלפון נייד फ़ोन फोन मोबाइल โทร โทรศัพท์ มือถือ ☎ 📞 📱 ✆ \u260f""".split()
+)
+_VERBS = "|".join(
+    r"""call text dial ring sms reach hp(?=:) wa(?=:) appelez joignable ll[áa]m[ae]\w* ligue ligar chiama\w* bel anruf\w*
+    rufen ruf zadzwoń zadzwon dzwoń звони\w* позвони\w* тлф hívj\w* volejte zavolejte hubungi""".split()
+)
+_BETWEEN = "|".join(
+    r"""number no nr num nummer numara is us me him her them at on now mig meg mij mir today free toll toll-free vert verde
+    service client office home work direct m e de la le ist est es é or please para al el o op på an uns sie nous au на
+    по pod""".split()
+)
 _WORDS = re.compile(
     rf"(?:(?P<strong>\b(?:{_NOUNS})\b|{_NOUNS_ANYWHERE})(?:号码|號碼|号|番号|번호|は|는)?|\b(?:{_VERBS})\b|拨打|致电|連絡先は?)"
-    rf"\W{{0,4}}(?:(?:{_BETWEEN})\W{{1,3}}){{0,4}}[+(]?\Z".replace("\n    ", ""),
+    rf"\W{{0,4}}(?:(?:(?:{_BETWEEN})\W{{1,3}}){{0,4}}"
+    r"|(?P<far>(?:[^\W\d]{1,16}[ ).]{1,2}){0,2}[^\W\d]{1,16}[ )]{0,2}:\W{0,3}))"
+    r"[+(]?\Z",
     re.IGNORECASE,
 )
 _DATE = re.compile(
@@ -140,7 +152,7 @@ def _number(text: str, start: int, end: int, regions: Sequence[str]) -> Span | N
         return None
     word = _WORDS.search(before)
     opened = before[-1:] == "(" and before[-2:-1].isalnum()  # a call in a program
-    named = word is not None and word["strong"] is not None
+    named = word is not None and _is_strong(word)
     if _DECIMAL.fullmatch(said) and not (named and said.startswith("0")):
         return None
     if not named and (opened or (before and before[-1] in _BEFORE and not said.startswith("+"))):
@@ -162,7 +174,7 @@ def _is_phone(said: str, digits: str, word: re.Match | None, regions: tuple[str,
         if _exists("+" + digits[prefix:], None):
             return True
     if word and len(digits) <= MAX_DIGITS:
-        if word["strong"] and _LOOSE.search(said) is None:
+        if _is_strong(word) and _LOOSE.search(said) is None:
             return True
         return any(_exists(digits, region) for region in regions)
     if _NORTH_AMERICAN.fullmatch(said):
@@ -178,6 +190,11 @@ def _is_phone(said: str, digits: str, word: re.Match | None, regions: tuple[str,
     if re.match(r"\((?!(?:19|20)\d\d\))\d{2,5}\)[ .-]{0,2}\d", said) and len(digits) >= 9:
         return any(_exists(digits, region) for region in regions)
     return False
+
+
+def _is_strong(word: re.Match) -> bool:
+    """Return whether the words before a number are a noun for it, without another in between: "Telephone (home): 020 …"."""
+    return word["strong"] is not None and word["far"] is None
 
 
 def _without_trunk_zero(said: str) -> str:

@@ -44,6 +44,18 @@ FORMS = {
     "docker": (("dckr_pat",), r"dckr_pat_[\w-]{27}"),
     "vault": (("hvs.", "hvb."), r"hv[sb]\.[\w-]{24,300}"),
     "age": (("AGE-SECRET-KEY-1",), r"AGE-SECRET-KEY-1[QPZRY9X8GF2TVDW0S3JN54KHCE6MUA7L]{58}"),
+    "newrelic": (("NRAK-",), r"NRAK-[A-Z0-9]{27}"),
+    "postman": (("PMAK-",), r"PMAK-[0-9a-f]{24}-[0-9a-f]{34}"),
+    "atlassian": (("ATATT3",), r"ATATT3[\w=-]{100,300}"),
+    "brevo": (("xkeysib-",), r"xkeysib-[0-9a-f]{64}-[A-Za-z0-9]{16}"),
+    "grafana": (("glsa_",), r"glsa_[A-Za-z0-9]{32}_[0-9a-f]{8}"),
+    "sentry": (("sntrys_", "sntryu_"), r"sntry[su]_[A-Za-z0-9+/=_]{60,400}"),
+    "notion": (("ntn_",), r"ntn_[A-Za-z0-9]{40,50}"),
+    "rubygems": (("rubygems_",), r"rubygems_[0-9a-f]{48}"),
+    "pulumi": (("pul-",), r"pul-[0-9a-f]{40}"),
+    "perplexity": (("pplx-",), r"pplx-[A-Za-z0-9]{40,60}"),
+    "xai": (("xai-",), r"xai-[A-Za-z0-9]{70,90}"),
+    "square": (("sq0atp-", "sq0csp-"), r"sq0(?:atp-[\w-]{22}|csp-[\w-]{43})"),
     "jwt": (("eyJ",), r"eyJ(?<![\w-]eyJ)[\w-]{8,4096}+\.eyJ[\w-]{8,65536}+\.[\w-]{10,4096}+"),
     "azure": (("AccountKey=",), r"AccountKey=[A-Za-z0-9+/]{86}=="),
 }
@@ -94,7 +106,7 @@ _FOREIGN_LETTERS = (
 _KEYS = re.compile(r"(?:api|access|private|auth|encryption|secret|account|signing|master|shared)[_ -]?\Z")
 _ASSIGNED = re.compile(
     r"(?:(?<!pass)|(?<=_pass)|w(?:or)?[dt]?|phrase|code|(?<=mot de pass)e)s?(?:[_-]?(?:key|id|value|string|access[_-]?key))?"
-    r"[\"'\]]{0,2}\s{0,3}(?::=|=>|={1,2}|:|\bis\b)\s{0,3}(?P<quote>[\"'`]?)(?P<value>[^\s\"'`<>]{6,512}+)",
+    r"[\"'\]]{0,2}\s{0,3}(?:(?:lautet|ist|est|es)\b\s?)?(?::=|=>|={1,2}|:|\bis\b|(?<=ist )|(?<=est ))\s{0,3}(?P<quote>[\"'`]?)(?P<value>[^\s\"'`<>]{6,512}+)",
     re.IGNORECASE,
 )
 _PLACEHOLDER = re.compile(
@@ -170,7 +182,8 @@ def _named(text: str, name: str) -> Iterator[Span]:
     while at >= 0:
         end = at + len(name)
         match = _ASSIGNED.match(text, end)
-        if match is not None and (name != "key" or _KEYS.search(lower[max(0, at - 12) : at])):
+        variable = name == "key" and text[max(0, at - 2) : end + 1].endswith("_KEY=") and text[max(0, at - 2)].isupper()
+        if match is not None and (name != "key" or variable or _KEYS.search(lower[max(0, at - 12) : at])):
             value = match["value"]
             if not match["quote"]:
                 value = re.split(r"[,;)}\]]|&(?=[\w.-]+=)", value, maxsplit=1)[0].rstrip(".")
