@@ -1,4 +1,4 @@
-"""Decode HTML entities in a text: pages hide "@" and digits from harvesters as &#64;, and numbers are kept on one line by &nbsp;."""
+"""Decode HTML entities in a text: &#64; hides an address from harvesters, and &nbsp; keeps a number on one line."""
 
 import html
 import re

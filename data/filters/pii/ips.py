@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from data.filters.pii.folding import adjoins
 from data.filters.pii.spans import Span
 
-_DOT = r"(?:\.|[\[({]\.[\])}]|\s{0,2}[\[({]dot[\])}]\s{0,2}|\s{1,2}\.\s{1,2})"  # some are "defanged", so that no program opens them
+# Some are "defanged", so that no program opens them.
+_DOT = r"(?:\.|[\[({]\.[\])}]|\s{0,2}[\[({]dot[\])}]\s{0,2}|\s{1,2}\.\s{1,2})"
 _IPV4 = re.compile(rf"\d\d{{0,2}}+(?:{_DOT}\d{{1,3}}+){{3}}+")
 # One of these is in every text with an address. They are searched faster.
 _PLAIN = re.compile(r"\.\d{1,3}\.\d")

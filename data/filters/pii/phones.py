@@ -17,8 +17,8 @@ from data.filters.pii.spans import Span
 
 # The plan of each region is tried on a number without a country code.
 REGIONS = tuple(
-    """US GB FR DE IT ES NL BE CH AT SE IE PL AU IN JP KR CN BR MX TR ZA PT DK NO FI CZ SK HU RO GR UA RU IL AE SA EG NG KE PK BD
-    TH VN ID MY PH SG HK TW NZ AR CL CO PE""".split()
+    """US GB FR DE IT ES NL BE CH AT SE IE PL AU IN JP KR CN BR MX TR ZA PT DK NO FI CZ SK HU RO GR UA RU IL AE SA EG NG KE
+    PK BD TH VN ID MY PH SG HK TW NZ AR CL CO PE""".split()
 )
 MIN_DIGITS, MAX_DIGITS = 7, 15  # ITU-T E.164 allows at most 15
 
@@ -42,8 +42,9 @@ _NOUNS = "|".join(
     numéro wa\.me sđt đt di\sđộng điện\sthoại""".split()
 )
 _NOUNS_ANYWHERE = "|".join(
-    r"""тел телефон моб мобильный мобільний сот факс τηλ τηλέφωνο κιν κινητό 電話 電話番号 电话 热线 熱線 手机 手機 携帯 전화 연락처 휴대폰 핸드폰 هاتف
-    تلفن جوال موبايل טלפון נייד फ़ोन फोन मोबाइल โทร โทรศัพท์ มือถือ ☎ 📞 📱 ✆ \u260f""".split()
+    r"""тел телефон моб мобильный мобільний сот факс τηλ τηλέφωνο κιν κινητό 電話 電話番号 电话
+    热线 熱線 手机 手機 携帯 전화 연락처 휴대폰 핸드폰 هاتف تلفن جوال موبايل טלפון נייד फ़ोन फोन मोबाइल
+    โทร โทรศัพท์ มือถือ ☎ 📞 📱 ✆ \u260f""".split()
 )
 _VERBS = "|".join(
     r"""call text dial ring sms reach hp(?=:) wa(?=:) appelez joignable ll[áa]m[ae]\w* ligue ligar chiama\w* bel anruf\w*
@@ -51,14 +52,14 @@ _VERBS = "|".join(
 )
 _BETWEEN = "|".join(
     r"""number no nr num nummer numara is us me him her them at on now mig meg mij mir today free toll toll-free vert verde
-    service client office home work direct m e de la le ist est es é or please para al el o op på an uns sie nous au на
-    по pod""".split()
+    service client office home work direct m e de la le ist est es é or please para al el o op på an uns sie nous au на по
+    pod""".split()
 )
 _WORDS = re.compile(
-    rf"(?:(?P<strong>\b(?:{_NOUNS})\b|{_NOUNS_ANYWHERE})(?:号码|號碼|号|番号|번호|は|는)?|\b(?:{_VERBS})\b|拨打|致电|連絡先は?)"
-    rf"\W{{0,4}}(?:(?:(?:{_BETWEEN})\W{{1,3}}){{0,4}}"
-    r"|(?P<far>(?:[^\W\d]{1,16}[ ).]{1,2}){0,2}[^\W\d]{1,16}[ )]{0,2}:\W{0,3}))"
-    r"[+(]?\Z",
+    rf"(?:(?P<strong>\b(?:{_NOUNS})\b|{_NOUNS_ANYWHERE})(?:号码|號碼|号|番号|번호|は|는)?\W{{0,4}}"
+    rf"|(?:\b(?:{_VERBS})\b|拨打|致电|連絡先は?)[^\w\n.!?]{{0,4}})"
+    rf"(?:(?:(?:{_BETWEEN})\W{{1,3}}){{0,4}}"
+    r"|(?P<far>(?:[^\W\d]{1,16}+[ ).]{1,2}+){0,2}[^\W\d]{1,16}+[ )]{0,2}:\W{0,3}))[+(]?\Z",
     re.IGNORECASE,
 )
 _DATE = re.compile(
@@ -113,6 +114,12 @@ def _in_run(text: str, start: int, end: int, regions: Sequence[str]) -> Iterator
             yield span
             continue
         for match in _NORTH_AMERICAN.finditer(text, begin, stop):
+            if (
+                match.start() - 2 >= begin
+                and text[match.start() - 1] == " " == text[match.end() - 5]
+                and text[match.start() - 2].isdigit()
+            ):
+                continue  # three of a list of numbers
             span = _number(text, match.start(), match.end(), regions)
             if span is not None:
                 yield span

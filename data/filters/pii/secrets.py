@@ -106,7 +106,8 @@ _FOREIGN_LETTERS = (
 _KEYS = re.compile(r"(?:api|access|private|auth|encryption|secret|account|signing|master|shared)[_ -]?\Z")
 _ASSIGNED = re.compile(
     r"(?:(?<!pass)|(?<=_pass)|w(?:or)?[dt]?|phrase|code|(?<=mot de pass)e)s?(?:[_-]?(?:key|id|value|string|access[_-]?key))?"
-    r"[\"'\]]{0,2}\s{0,3}(?:(?:lautet|ist|est|es)\b\s?)?(?::=|=>|={1,2}|:|\bis\b|(?<=ist )|(?<=est ))\s{0,3}(?P<quote>[\"'`]?)(?P<value>[^\s\"'`<>]{6,512}+)",
+    r"[\"'\]]{0,2}\s{0,3}(?:(?:lautet|ist|est|es)\b\s?)?(?::=|=>|={1,2}|:|\bis\b|(?<=ist )|(?<=est ))\s{0,3}"
+    r"(?P<quote>[\"'`]?)(?P<value>[^\s\"'`<>]{6,512}+)",
     re.IGNORECASE,
 )
 _PLACEHOLDER = re.compile(

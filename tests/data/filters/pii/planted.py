@@ -1,7 +1,6 @@
 """Personal data of every kind, drawn at random, spaced with noise, and planted into real text.
 
-Card numbers and IBANs have right check digits, phone numbers are those of libphonenumber's example with other last digits. They belong to
-nobody, but by chance.
+Card numbers and IBANs have right check digits. Phone numbers are libphonenumber's examples with other last digits.
 """
 
 import ipaddress
@@ -19,11 +18,12 @@ HEX = "0123456789abcdef"
 GAPS = (" ", "-", ".", " - ", "  ", "\u00a0", "\u202f", "\u2009", "\u2010", "\u2011", "\u2013", "\u200b", "\n")
 
 # Of the IBAN registry (SWIFT, release 99): n digits, a capital letters, c both.
-IBANS = """AD 8n12c AE 19n AL 8n16c AT 16n AZ 4a20c BA 16n BE 12n BG 4a6n8c BH 4a14c BR 23n1a1c BY 4c4n16c CH 5n12c CR 18n CY 8n16c
-    CZ 20n DE 18n DK 14n DO 4c20n EE 16n EG 25n ES 20n FI 14n FO 14n FR 10n11c2n GB 4a14n GE 2a16n GI 4a15c GL 14n GR 7n16c GT 4c20c
-    HR 17n HU 24n IE 4a14n IL 19n IQ 4a15n IS 22n IT 1a10n12c JO 4a4n18c KW 4a22c KZ 3n13c LB 4n20c LC 4a24c LI 5n12c LT 16n LU 3n13c
-    LV 4a13c MC 10n11c2n MD 2c18c ME 18n MK 3n10c2n MR 23n MT 4a5n18c MU 4a19n3a NL 4a10n NO 11n PK 4a16c PL 24n PS 4a21c PT 21n QA 4a21c
-    RO 4a16c RS 18n SA 2n18c SC 4a20n3a SE 20n SI 15n SK 20n SM 1a10n12c TN 20n TR 6n16c UA 6n19c VA 18n VG 4a16n XK 16n""".split()
+IBANS = """AD 8n12c AE 19n AL 8n16c AT 16n AZ 4a20c BA 16n BE 12n BG 4a6n8c BH 4a14c BR 23n1a1c BY 4c4n16c CH 5n12c CR 18n CY
+    8n16c CZ 20n DE 18n DK 14n DO 4c20n EE 16n EG 25n ES 20n FI 14n FO 14n FR 10n11c2n GB 4a14n GE 2a16n GI 4a15c GL 14n
+    GR 7n16c GT 4c20c HR 17n HU 24n IE 4a14n IL 19n IQ 4a15n IS 22n IT 1a10n12c JO 4a4n18c KW 4a22c KZ 3n13c LB 4n20c LC
+    4a24c LI 5n12c LT 16n LU 3n13c LV 4a13c MC 10n11c2n MD 2c18c ME 18n MK 3n10c2n MR 23n MT 4a5n18c MU 4a19n3a NL 4a10n
+    NO 11n PK 4a16c PL 24n PS 4a21c PT 21n QA 4a21c RO 4a16c RS 18n SA 2n18c SC 4a20n3a SE 20n SI 15n SK 20n SM 1a10n12c
+    TN 20n TR 6n16c UA 6n19c VA 18n VG 4a16n XK 16n""".split()
 CARDS = (
     *(
         ("4", 16),
@@ -211,14 +211,15 @@ def secret(draw: random.Random) -> str:
             lambda: "SG." + some(WORD, 22) + "." + some(WORD, 43),
             lambda: "eyJhbGciOiJIUzI1NiJ9.eyJ" + some(WORD, 30) + "." + some(WORD + "_-", 42) + some(WORD, 1),
             lambda: (
-                f"-----BEGIN {draw.choice(('RSA ', 'EC ', '', 'OPENSSH '))}PRIVATE KEY-----\n{some(WORD, 64)}\n{some(WORD, 30)}==\n-----END PRIVATE KEY-----"
+                f"-----BEGIN {draw.choice(('RSA ', 'EC ', '', 'OPENSSH '))}PRIVATE KEY-----\n"
+                f"{some(WORD, 64)}\n{some(WORD, 30)}==\n-----END PRIVATE KEY-----"
             ),
         )
     )()
 
 
 def planted(texts: list[str], many: int, seed: int) -> list[str]:
-    """Return `many` marked texts: pieces of `texts` of 200 to 400 characters, each with one item of personal data at a space."""
+    """Return `many` marked texts: pieces of `texts` of 200 to 400 characters, each with one item at a space."""
     draw = random.Random(seed)
     plain = {"card": card, "iban": iban, "email": email, "ip": ip, "secret": secret}
     kinds = (*plain, "phone", "phone", "phone", "ssn")
