@@ -49,7 +49,7 @@ def quantize(w: jax.Array, axes: Sequence[int], *, bits: int, group: int = 0) ->
 
 def dequantize(integers: jax.Array, scale: jax.Array, axis: int, dtype=jnp.float32) -> jax.Array:
     """Return q · s, multiplied in float32. axis: the last contracted axis, along which int4 is packed."""
-    integers = _unpacked(integers, axis)
+    integers = unpacked(integers, axis)
     return (integers.astype(jnp.float32) * _spread(scale.astype(jnp.float32), integers.shape)).astype(dtype)
 
 
@@ -109,7 +109,7 @@ def _operands(equation, dtype, integers, scale):
     if math.prod(scale.shape[:inputs]) > 1:
         return dequantize(integers, scale, inputs - 1, dtype), None
     assert y_axes.endswith(w_axes[inputs:])
-    return _unpacked(integers, inputs - 1).astype(dtype), jnp.squeeze(scale, range(inputs)).astype(jnp.float32)
+    return unpacked(integers, inputs - 1).astype(dtype), jnp.squeeze(scale, range(inputs)).astype(jnp.float32)
 
 
 def _terms(equation):
@@ -156,7 +156,7 @@ def _spread(scale, shape):
     return scale
 
 
-def _unpacked(integers, axis):
+def unpacked(integers, axis):
     """Return int8 values of int8 or packed int4."""
     if integers.dtype == jnp.int8:
         return integers

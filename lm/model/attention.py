@@ -11,14 +11,18 @@ from flax import nnx
 
 from lm.config import ModelConfig
 from lm.kernels.attention import Visible, attention, attention_to_cache
+from lm.kernels.cpu.pages import Pages
 from lm.kernels.matmul import matmul, spec_of
 from lm.kernels.saved import saved
 from lm.model.cache import Cache, read, write
 from lm.model.initializers import parameter
 from lm.model.linear import Linear, residual_std
 from lm.model.norms import RMSNorm
+from lm.model.pages import PageTable, attend
+from lm.model.pages import write as write_paged
 from lm.model.positions import rotate, yarn_mscale
 
+Kept = Cache | dict[str, Pages] | None  # what a layer keeps of earlier tokens
 HEADS = ("batch", "length", "heads", None)
 
 
@@ -26,10 +30,11 @@ class Step(NamedTuple):
     """What a layer needs to know about the T tokens of this call."""
 
     rotary: tuple[jax.Array, jax.Array] | None  # cos and sin of the T tokens
-    visible: Visible
+    visible: Visible | None  # None with a table
     from_cache: bool  # whether keys and values are read from the cache; otherwise the T tokens only attend to one another
     slot: jax.Array | int  # of the first token
     valid_BT: jax.Array  # bool, False for padding
+    table: PageTable | None = None  # for a paged cache; then T = 1, and every row is a token of some sequence
 
 
 def attention_sublayer(config: ModelConfig, rngs: nnx.Rngs, window: int):
@@ -86,18 +91,24 @@ class Attention(nnx.Module):
         if config.attention_sinks:
             self.sinks = parameter(jnp.zeros((H,), jnp.float32), ("heads",), "vector")
 
-    def __call__(self, x_BTD, step: Step, cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
-        """Return the mixed values [B, T, D] and the cache, into which the T new keys and values are written at `step.slot`."""
+    def __call__(self, x_BTD, step: Step, cache: Kept = None) -> tuple[jax.Array, Kept]:
+        """Return the mixed values [B, T, D] and the cache with the new keys and values.
+
+        They are written at `step.slot`, or to the pages that `step.table` names.
+        """
         q_BTHK, k_BSGK = self.query(x_BTD), self.key(x_BTD)
         if hasattr(self, "query_norm"):
             q_BTHK, k_BSGK = self.query_norm(q_BTHK), self.key_norm(k_BSGK)
         q_BTHK = saved(rotated(q_BTHK, step, self.interleaved))
         k_BSGK = saved(rotated(k_BSGK, step, self.interleaved))
         v_BSGK = saved(self.value(x_BTD))
-        if cache is not None:
-            cache = write(cache, {"k": k_BSGK, "v": v_BSGK}, step.slot)
         sinks = self.sinks[...] if hasattr(self, "sinks") else None
         options = dict(scale=self.scale, window=self.window, softcap=self.softcap, sinks_H=sinks)
+        if step.table is not None:
+            cache = write_paged(cache, {"k": k_BSGK, "v": v_BSGK}, step.table)
+            return self.output(attend(q_BTHK, cache, step.table, **options)), cache
+        if cache is not None:
+            cache = write(cache, {"k": k_BSGK, "v": v_BSGK}, step.slot)
         if step.from_cache:
             mixed_BTHK = attention_to_cache(q_BTHK, read(cache, ("k", "v"), x_BTD.dtype), step.visible, **options)
         else:
@@ -137,7 +148,7 @@ class LatentAttention(nnx.Module):
         self.value_up = linear("value_up", "btr,rhk->bthk", (R, H, V), heads)
         self.output = linear("output", "bthk,hkd->btd", (H, V, D), ("heads", "head", "embed"), std=residual_std(config))
 
-    def __call__(self, x_BTD, step: Step, cache: Cache | None = None) -> tuple[jax.Array, Cache | None]:
+    def __call__(self, x_BTD, step: Step, cache: Kept = None) -> tuple[jax.Array, Kept]:
         if hasattr(self, "query"):
             q_BTHK = self.query(x_BTD)
         else:
@@ -147,6 +158,12 @@ class LatentAttention(nnx.Module):
         both_BTR = saved(self.latent(x_BTD))
         latent_BTR = self.latent_norm(both_BTR[..., : self.rank])
         key_BS1K = rotated(both_BTR[:, :, None, self.rank :], step, self.interleaved)
+        if step.table is not None:
+            both_BT1K = jnp.concatenate((latent_BTR[:, :, None], key_BS1K), axis=-1)
+            cache = write_paged(cache, {"k": both_BT1K}, step.table)
+            q_BTHK = self._absorbing(nope_BTHK, rope_BTHK)
+            options = dict(scale=self.scale, window=self.window, softcap=self.softcap, value_size=self.rank)
+            return self.output(self._values(attend(q_BTHK, cache, step.table, **options))), cache
         if cache is not None:
             cache = write(cache, {"latent": latent_BTR[:, :, None], "key": key_BS1K}, step.slot)
         if step.from_cache:
@@ -164,10 +181,14 @@ class LatentAttention(nnx.Module):
         return attention(q_BTHK, k_BTHK, v_BTHV, step.visible, scale=self.scale, window=self.window, softcap=self.softcap)
 
     def _absorbed(self, nope_BTHK, rope_BTHK, kept, step):
-        dtype = nope_BTHK.dtype
-        q_BTHR = matmul("bthk,rhk->bthr", nope_BTHK, self.key_up.full(), dtype=dtype, out=HEADS)
-        q_BTHK = jnp.concatenate((q_BTHR, rope_BTHK), axis=-1)
         kept = [(jnp.concatenate((latent_B1SR, key_B1SK), axis=-1), latent_B1SR) for latent_B1SR, key_B1SK in kept]
         options = dict(scale=self.scale, window=self.window, softcap=self.softcap)
-        mixed_BTHR = attention_to_cache(q_BTHK, kept, step.visible, **options)
-        return matmul("bthr,rhk->bthk", mixed_BTHR, self.value_up.full(), dtype=dtype, out=HEADS)
+        return self._values(attention_to_cache(self._absorbing(nope_BTHK, rope_BTHK), kept, step.visible, **options))
+
+    def _absorbing(self, nope_BTHK, rope_BTHK):
+        """Return the queries with W_key_up in them, to compare with [latent, rotated key]."""
+        q_BTHR = matmul("bthk,rhk->bthr", nope_BTHK, self.key_up.full(), dtype=nope_BTHK.dtype, out=HEADS)
+        return jnp.concatenate((q_BTHR, rope_BTHK), axis=-1)
+
+    def _values(self, mixed_BTHR):
+        return matmul("bthr,rhk->bthk", mixed_BTHR, self.value_up.full(), dtype=mixed_BTHR.dtype, out=HEADS)

@@ -3,8 +3,11 @@
 The config (lm/config.py) may store its weight as integers and add a low-rank adapter.
 """
 
+import contextlib
+import contextvars
 import math
 import re
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ from flax import nnx
 from jax import lax
 
 from lm.config import ModelConfig
+from lm.kernels.cpu.packed import Packed, packed_matmul
 from lm.kernels.matmul import matmul, product
 from lm.kernels.quantize import dequantize, quantize, quantized_matmul
 from lm.model.initializers import STD, parameter
@@ -47,6 +51,7 @@ class Linear(nnx.Module):
         self.inputs = sum(letter in x_letters for letter in w_letters)  # how many leading axes are contracted
         into, out_of = w_letters[: self.inputs], w_letters[self.inputs :]
         self.letters = (x_letters.removesuffix(into), into, out_of)  # of rows, inputs and outputs
+        self.outputs = tuple(shape[self.inputs :])
         assert x_letters == self.letters[0] + into and y_letters == self.letters[0] + out_of
         # An activation's model dimension is whole on every device; a weight's is split over fsdp.
         activation = {"b": "batch", "t": "length", **{letter: None if a == "embed" else a for letter, a in by_letter.items()}}
@@ -75,7 +80,9 @@ class Linear(nnx.Module):
             self.magnitude = parameter(jnp.zeros(shape[self.inputs :], jnp.float32), self.vector_axes, "vector", nnx.LoRAParam)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        if isinstance(self.weight, QuantizedWeight):
+        if (packed := packed_of(self.weight)) is not None:
+            y = self._packed(x, packed)
+        elif isinstance(self.weight, QuantizedWeight):
             integers, scale = self.weight.integers[...], self.weight.scale[...]
             y = quantized_matmul(self.equation, x, integers, scale, dtype=self.dtype, out=self.out)
         else:
@@ -84,10 +91,17 @@ class Linear(nnx.Module):
             y = self._adapted(x, y)
         return y + self.bias[...].astype(y.dtype) if hasattr(self, "bias") else y
 
+    def _packed(self, x, packed: Packed):
+        rows = x.shape[: len(self.letters[0])]
+        y = packed_matmul(x.reshape(math.prod(rows), packed.inputs), packed, self.dtype)
+        return y.reshape(*rows, *self.outputs)
+
     def _adapted(self, x, y):
         rows, inputs, outputs = self.letters
         few_out = (*self.out[: len(rows)], None)
         few = matmul(f"{rows}{inputs},{inputs}z->{rows}z", x, self.lora_a[...], dtype=self.dtype, out=few_out)
+        if (mask_BR := _MASK.get()) is not None:
+            few = few * mask_BR[:, None].astype(few.dtype)
         low = matmul(f"{rows}z,z{outputs}->{rows}{outputs}", few, self.lora_b[...], dtype=self.dtype, out=self.out)
         y32 = y.astype(jnp.float32) + self.adapter_scale * low.astype(jnp.float32)
         return (y32 + self.rescaling() * y32 if hasattr(self, "magnitude") else y32).astype(y.dtype)
@@ -128,6 +142,22 @@ class Linear(nnx.Module):
         return jnp.maximum(jnp.sqrt(jnp.sum(w * w, axis=range(self.inputs))), 1e-18)
 
 
+_MASK: contextvars.ContextVar[jax.Array | None] = contextvars.ContextVar("mask", default=None)
+
+
+@contextlib.contextmanager
+def adapters_of_rows(mask_BR: jax.Array) -> Iterator[None]:
+    """While a model is traced in this context, row b uses only the numbers of its adapter's R that mask_BR[b] keeps.
+
+    So the rows of a batch can have adapters of their own, which lie side by side in A and B (lm/infer/engine/adapters.py).
+    """
+    token = _MASK.set(mask_BR)
+    try:
+        yield
+    finally:
+        _MASK.reset(token)
+
+
 class Quantized(nnx.Variable):
     """Integers that stand for a weight, or their scales. Never trained."""
 
@@ -154,8 +184,15 @@ def declared(
     return parameter(value, axes, "hidden")
 
 
+def packed_of(weight: nnx.Variable | nnx.Module) -> Packed | None:
+    """Return the value of a weight that is packed for a CPU's compiled products, or None for any other."""
+    value = weight.get_value() if isinstance(weight, nnx.Variable) else None
+    return value if isinstance(value, Packed) else None
+
+
 def whole(weight: nnx.Param | QuantizedWeight, dtype=jnp.float32) -> jax.Array:
     """Return a weight of `declared` as an array of floats: `dtype` if it is quantized, else its own."""
+    assert packed_of(weight) is None, "a packed weight is for products only"
     if isinstance(weight, QuantizedWeight):
         return dequantize(weight.integers[...], weight.scale[...], weight.inputs[-1], dtype)
     return weight[...]

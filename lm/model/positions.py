@@ -18,7 +18,7 @@ def rotary_angles(positions_BT: jax.Array, dim: int, rope: Rope, length: jax.Arr
 
     Args:
       dim: even, the rotated dimensions of a head.
-      length: int32 scalar, the largest position of the batch + 1; only ntk and longrope read it.
+      length: int32, the largest position of the batch + 1, or [B, 1, 1, 1] for each row; only ntk and longrope read it.
     """
     frequencies = rotary_frequencies(dim, rope, length)
     angles = positions_BT[:, :, None, None].astype(jnp.float32) * frequencies

@@ -14,6 +14,7 @@ from jax.ad_checkpoint import checkpoint_policies
 
 from lm.config import LayerKind, ModelConfig
 from lm.kernels.attention import Branches, Visible
+from lm.kernels.cpu.packed import packed_matmul, rows
 from lm.kernels.head import softcapped
 from lm.kernels.matmul import matmul
 from lm.kernels.saved import NAME, bits, from_bits
@@ -21,9 +22,10 @@ from lm.model.attention import Step, attention_sublayer
 from lm.model.cache import Cache, DecodeState, layers_of
 from lm.model.feed_forward import FeedForward
 from lm.model.initializers import STD, normal, parameter
-from lm.model.linear import Linear, Score, scaled_output
+from lm.model.linear import Linear, Score, packed_of, scaled_output
 from lm.model.moe import MoE, RouterStats
 from lm.model.norms import layer_norm
+from lm.model.pages import PagedState
 from lm.model.positions import rotary_angles
 from lm.parallel.mesh import reshard, spec
 
@@ -45,11 +47,12 @@ class Routing(NamedTuple):
 class Hidden(NamedTuple):
     """Hidden states of a forward pass.
 
-    x_BTD: after the last norm, in the compute dtype. state: the next decode state, or None. router: None without experts.
+    x_BTD: after the last norm, in the compute dtype. state: the next state of the kind that was given, or None. router: None
+    without experts.
     """
 
     x_BTD: jax.Array
-    state: DecodeState | None
+    state: DecodeState | PagedState | None
     router: Routing | None
 
 
@@ -145,6 +148,7 @@ class Transformer(nnx.Module):
         noise_BTD=None,
         layers=None,
         branches: Branches | None = None,
+        paged: PagedState | None = None,
     ) -> Hidden:
         """Return hidden states after the last norm.
 
@@ -154,9 +158,11 @@ class Transformer(nnx.Module):
           prefill: the state is empty, so the tokens only attend to one another, a block of queries at a time.
           noise_BTD: added to the embeddings. layers: from `unstacked`, so that a loop need not split the stacks each time.
           branches: for rows that hold several continuations.
+          paged: pages that the tokens are added to, in place of a state. Every row is one token (T = 1) of some sequence, and
+            attends to its own; the segment of padding is 0.
         """
         x_BTD, state, router = self._layers(
-            tokens_BT, segment_ids_BT, positions_BT, state, prefill, noise_BTD, layers, branches
+            tokens_BT, segment_ids_BT, positions_BT, state, prefill, noise_BTD, layers, branches, paged
         )
         return Hidden(self.norm(x_BTD), state, router)
 
@@ -195,7 +201,10 @@ class Transformer(nnx.Module):
         """Return float32 logits [B, T, V] of hidden states after the last norm."""
         config = self.config
         x_BTD, axes = self.to_head(x_BTD), ("batch", "length", "vocab")
-        y = matmul("btd,vd->btv", x_BTD, self.head_VD, dtype=config.compute_dtype, out=axes)
+        if (packed := packed_of(self.embedding if config.tie_embeddings else self.head)) is not None:
+            y = packed_matmul(x_BTD.reshape(-1, config.embed_dim), packed).reshape(*x_BTD.shape[:2], config.vocab_size)
+        else:
+            y = matmul("btd,vd->btv", x_BTD, self.head_VD, dtype=config.compute_dtype, out=axes)
         return softcapped(y.astype(jnp.float32), config.logit_softcap)
 
     def scores(self, x_BTD) -> jax.Array:
@@ -213,8 +222,11 @@ class Transformer(nnx.Module):
 
     def _embedded(self, tokens_BT):
         config = self.config
-        table = reshard(self.embedding[...].astype(config.compute_dtype), "vocab", None)
-        x_BTD = table.at[tokens_BT].get(out_sharding=spec("batch", "length", None))
+        if (packed := packed_of(self.embedding)) is not None:
+            x_BTD = rows(packed, tokens_BT.reshape(-1), config.compute_dtype).reshape(*tokens_BT.shape, config.embed_dim)
+        else:
+            table = reshard(self.embedding[...].astype(config.compute_dtype), "vocab", None)
+            x_BTD = table.at[tokens_BT].get(out_sharding=spec("batch", "length", None))
         return x_BTD if config.embed_scale == 1 else x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
 
     def _layers(
@@ -227,14 +239,16 @@ class Transformer(nnx.Module):
         noise_BTD=None,
         layers=None,
         branches=None,
+        paged=None,
     ):
-        """Return (x before the last norm, the next decode state, Routing or None)."""
+        """Return (x before the last norm, the next state, Routing or None)."""
         tokens_BT = jnp.asarray(tokens_BT)
         segment_ids_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else jnp.asarray(segment_ids_BT)
         if positions_BT is None:
             positions_BT = jnp.zeros_like(tokens_BT) + jnp.arange(tokens_BT.shape[1], dtype=tokens_BT.dtype)
         positions_BT = jnp.asarray(positions_BT)
-        steps, state = self._steps(segment_ids_BT, positions_BT, state, prefill, branches)
+        steps, state = self._steps(segment_ids_BT, positions_BT, state, prefill, branches, paged)
+        kept = paged if state is None else state
         x_BTD = self._embedded(tokens_BT)
         if self.config.positions == "learned":
             table = reshard(self.position_embedding[...].astype(x_BTD.dtype), None, None)
@@ -244,16 +258,18 @@ class Transformer(nnx.Module):
         caches, stats = [], {}
         for s, (block, repeats) in enumerate(self.config.stacks):
             x_BTD, new, routers = self._stack(
-                self.stacks[s], block, repeats, x_BTD, steps, state and state.layers[s], layers and layers[s]
+                self.stacks[s], block, repeats, x_BTD, steps, kept and kept.layers[s], layers and layers[s]
             )
             caches.append(new)
             stats |= {("stacks", s, p): router for p, router in enumerate(routers)}
+        if kept is not None:
+            kept = kept._replace(layers=tuple(caches))
         if state is not None:
-            state = state._replace(layers=tuple(caches), slot=jnp.int32(state.slot + tokens_BT.shape[1]))
-        return x_BTD, state, routing(stats)
+            kept = kept._replace(slot=jnp.int32(state.slot + tokens_BT.shape[1]))
+        return x_BTD, kept, routing(stats)
 
-    def _steps(self, segments_BT, positions_BT, state, prefill, branches):
-        """Return ({is the layer local: its Step}, the state with the tokens' slots marked as filled)."""
+    def _steps(self, segments_BT, positions_BT, state, prefill, branches, paged=None):
+        """Return ({is the layer local: its Step}, the decode state with the tokens' slots marked as filled)."""
         config = self.config
         from_cache = state is not None and not prefill
         slot = state.slot if from_cache else 0
@@ -261,8 +277,10 @@ class Transformer(nnx.Module):
             filled_BS = lax.dynamic_update_slice_in_dim(state.segments_BS, segments_BT, slot, axis=1)
             state = state._replace(segments_BS=filled_BS)
         keys_BS = state.segments_BS if from_cache else segments_BT
-        visible = Visible(segments_BT, keys_BS, slot + jnp.arange(positions_BT.shape[1]), branches)
-        length = jnp.max(positions_BT) + 1 if config.rope.depends_on_length else None
+        visible = Visible(segments_BT, keys_BS, slot + jnp.arange(positions_BT.shape[1]), branches) if paged is None else None
+        length = None
+        if config.rope.depends_on_length:
+            length = jnp.max(positions_BT) + 1 if paged is None else paged.table.length_B[:, None, None, None]
 
         def angles(positions, local):
             rope = config.local_rope if local else config.rope
@@ -277,7 +295,8 @@ class Transformer(nnx.Module):
             own = kinds if different else kinds[:1]
             rotary = once(lambda positions_BT: {local: angles(positions_BT, local) for local in own}, positions_BT)
         shared = next(iter(rotary.values()), None)
-        steps = {local: Step(rotary.get(local, shared), visible, from_cache, slot, segments_BT > 0) for local in kinds}
+        table = paged and paged.table
+        steps = {local: Step(rotary.get(local, shared), visible, from_cache, slot, segments_BT > 0, table) for local in kinds}
         return steps, state
 
     def _stack(self, modules, block, repeats, x_BTD, steps, caches, layers=None):

@@ -34,15 +34,18 @@ class Request:
 
     Settings apply in this order: logit_bias, penalties, grammar, temperature, top_k, top_p, min_p.
 
-    prompt: ids, not empty. max_new_tokens: at least 1. temperature: 0 is greedy. top_p: in (0, 1]. top_k: 0 is off. min_p: tokens
-      less likely than this share of the likeliest one are out; 0 is off. seed: of the sample; token n depends on (seed, n).
+    prompt: ids, not empty. max_new_tokens: at least 1. temperature: 0 is greedy. top_p: in (0, 1]. top_k: 0 is off. min_p:
+      tokens less likely than this share of the likeliest one are out; 0 is off. seed: of the sample; token n depends on (seed,
+      n).
     presence_penalty, frequency_penalty: subtracted from the logits of sampled tokens (OpenAI's formula). repetition_penalty:
-      divides positive logits, and multiplies negative ones, of tokens of the prompt and the sample (Keskar et al. 2019); 1: off.
+      divides positive logits, and multiplies negative ones, of tokens of the prompt and the sample (Keskar et al. 2019); 1:
+      off.
     logit_bias: added to the logits of these ids. stop_ids: each ends the continuation. min_new_tokens: before these, none does.
     logprobs: how many of the likeliest tokens are reported at each place, beside the sampled one; -1: none at all. They are
       natural logarithms of the model's own distribution, before any setting.
     prompt_logprobs: the same for the prompt's tokens; the first has none.
-    adapter: name of a loaded adapter; "": none. user: shares of the queue are fair among users. deadline: seconds from submission.
+    adapter: name of a loaded adapter; "": none. user: shares of the queue are fair among users. deadline: seconds from
+    submission.
     """
 
     prompt: tuple[int, ...]
@@ -89,13 +92,13 @@ class Event(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Seconds of `time.monotonic` of a request; 0 for what has not happened. cached: prompt tokens found in the prefix cache."""
+    """Seconds of `time.monotonic` of a request; 0 for what has not happened."""
 
     submitted: float = 0.0
     started: float = 0.0  # its first prompt token was read
     first: float = 0.0  # its first token was sampled
     finished: float = 0.0
-    cached: int = 0
+    cached: int = 0  # prompt tokens that were found in the prefix cache
     preempted: int = 0  # times
 
 
@@ -114,3 +117,32 @@ class Handle:
     @property
     def cancelled(self) -> bool:
         return self._cancelled.is_set()
+
+
+class Full(Exception):
+    """The queue is full."""
+
+
+class Closed(Exception):
+    """The engine takes no more requests."""
+
+
+class Stats(NamedTuple):
+    """A snapshot.
+
+    running, waiting: sequences. blocks_used, blocks: pages. The others only grow; prefix_* count tokens of prompts.
+    """
+
+    running: int
+    waiting: int
+    blocks_used: int
+    blocks: int
+    steps: int
+    prompt_tokens: int
+    generation_tokens: int
+    prefix_queries: int
+    prefix_hits: int
+    preemptions: int
+    drafted: int
+    accepted: int
+    finished: dict[str, int]

@@ -1,0 +1,47 @@
+"""What a request may ask for."""
+
+import numbers
+from collections.abc import Collection
+
+import numpy as np
+
+from lm.config import ModelConfig
+from lm.errors import UserError
+from lm.infer.engine.draw import TOP
+from lm.infer.engine.request import Request
+
+
+def check(r: Request, config: ModelConfig, positions: int, adapters: Collection[str]) -> None:
+    """Raise UserError if the request cannot be met. positions: most tokens of a sequence."""
+    vocab = config.vocab_size
+    if not r.prompt or min(r.prompt) < 0 or max(r.prompt) >= vocab:
+        raise UserError(f"a prompt must not be empty, and its ids must be in 0…{vocab - 1}")
+    if r.max_new_tokens < 1:
+        raise UserError(f"max_new_tokens={r.max_new_tokens} must be at least 1")
+    if len(r.prompt) + r.max_new_tokens > positions:
+        raise UserError(
+            f"prompt ({len(r.prompt)} tokens) and max_new_tokens ({r.max_new_tokens}) exceed the {positions} tokens "
+            "that a sequence may have here"
+        )
+    if r.adapter and r.adapter not in adapters:
+        raise UserError(f"no adapter {r.adapter!r} is loaded")
+    limits = {
+        "temperature": 0 <= r.temperature < np.inf,
+        "top_p": 0 < r.top_p <= 1,
+        "top_k": 0 <= r.top_k < 2**31,
+        "min_p": 0 <= r.min_p <= 1,
+        "presence_penalty": abs(r.presence_penalty) < np.inf,
+        "frequency_penalty": abs(r.frequency_penalty) < np.inf,
+        "repetition_penalty": 0 < r.repetition_penalty < np.inf,
+        "logprobs": -1 <= r.logprobs <= TOP,
+        "prompt_logprobs": -1 <= r.prompt_logprobs <= TOP,
+        "logit_bias": all(0 <= id < vocab and _is_finite(bias) for id, bias in r.logit_bias.items()),
+        "stop_ids": all(0 <= id < vocab for id in r.stop_ids),
+    }
+    for name, holds in limits.items():
+        if not holds:
+            raise UserError(f"{name}={getattr(r, name)} is out of range")
+
+
+def _is_finite(x) -> bool:
+    return isinstance(x, numbers.Real) and abs(x) < np.inf

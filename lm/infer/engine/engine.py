@@ -1,0 +1,386 @@
+"""The engine's loop: one thread that takes requests, runs compiled steps, and tells each request its tokens."""
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from data.text.tokenizer import Tokenizer
+from lm.errors import UserError
+from lm.infer.engine.adapters import Slots, placed, read_adapter
+from lm.infer.engine.blocks import Blocks
+from lm.infer.engine.checks import check
+from lm.infer.engine.draw import Drawn
+from lm.infer.engine.request import Closed, Event, Full, Handle, Request, Stats
+from lm.infer.engine.results import advance
+from lm.infer.engine.room import affordable
+from lm.infer.engine.schedule import Part, Schedule
+from lm.infer.engine.sequence import Sequence
+from lm.infer.engine.step import Laid, drawn, forward, lay_out, program, sizes, warm_draws
+from lm.infer.engine.weights import Weights, weights_of, with_adapters
+from lm.infer.load import load_model
+from lm.model.pages import empty_layers
+from lm.model.transformer import Transformer
+
+LOG = logging.getLogger(__name__)
+
+
+class Engine:
+    """Decode requests together.
+
+    model: as `lm.load` or `lm.infer.load.load_onto` returns it. rows: most sequences that run at a time. budget: most tokens of
+    a step. pages: their number; 0: from the free memory. page: tokens of a page. cache_dtype: "" or "int8". drafts: most tokens
+    that are guessed ahead for a sequence (no result changes). packed, slots: see `weights_of`. queue: most waiting requests.
+    mesh: the one the model is on.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        tokenizer: Tokenizer | None,
+        *,
+        rows: int = 32,
+        budget: int = 64,
+        pages: int = 0,
+        page: int = 16,
+        cache_dtype: str = "",
+        drafts: int = 0,
+        packed: str = "",
+        slots: Slots | None = None,
+        queue: int = 1024,
+        mesh=None,
+    ):
+        if mesh is not None and any(size > 1 for axis, size in mesh.shape.items() if axis != "tensor"):
+            raise UserError("an engine splits a model over the tensor axis of a mesh only: start one for each copy of it")
+        if mesh is not None and mesh.size > 1 and packed:
+            raise UserError(f"weights={packed} is for one device: leave it empty on a mesh")
+        self.config, self.tokenizer = model.config, tokenizer
+        self._mesh, self._queue, self._packing, self._slots = mesh, queue, packed, slots
+        self._version = 0
+        self._use(weights_of(model, packed, slots))
+        self._sizes = sizes(max(budget, rows * (1 + drafts)))
+        count = pages or affordable(model.config, page, cache_dtype, rows)
+        self._blocks, self._cache_dtype = Blocks(count, page), cache_dtype
+        with self._on_mesh():
+            self._pages = self._empty_pages()
+        self._schedule = Schedule(self._blocks, rows, self._sizes[-1], drafts)
+        most = min(model.config.max_positions, count * page)
+        self.max_positions = most
+        self._tables_RN = np.zeros((rows, -(-most // page)), np.int32)
+        self.observers: list[Callable[[str, dict], None]] = []
+        self.reopen: Callable[[str | os.PathLike], Transformer] = load_model
+        self._arrived: list[Sequence] = []
+        self._wake = threading.Condition()
+        self._closing = self._ending = False
+        self._changing = threading.Lock()
+        self._changes: deque[tuple[Callable[[], None], bool]] = deque()
+        self._loads: Counter[str] = Counter()  # how often an adapter of this name was loaded
+        self._finished: Counter[str] = Counter()
+        self._steps = self._prompt_tokens = self._generated = self._drafted = self._accepted = 0
+        self._idle = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    def submit(self, request: Request, tell: Callable[[Event], None]) -> Handle:
+        """Queue a request; `tell` gets its events. Raises: UserError for a request that cannot be met; Full; Closed."""
+        check(request, self.config, self.max_positions, self.adapters)
+        handle = Handle(request, tell)
+        with self._wake:
+            if self._closing:
+                raise Closed("the engine is closing")
+            if len(self._schedule.waiting) + len(self._arrived) >= self._queue:
+                raise Full(f"{self._queue} requests are waiting")
+            slot = self._slots.slot[request.adapter] if request.adapter else -1
+            self._arrived.append(Sequence(handle, self.config, self._key(request.adapter), slot))
+            self._wake.notify()
+        return handle
+
+    def generate(self, request: Request) -> list[int]:
+        """Return the tokens of one request, when it is finished. Raises: UserError if it ends by an error."""
+        return self.generate_all([request])[0]
+
+    def generate_all(self, requests) -> list[list[int]]:
+        """Return the tokens of each request."""
+        found: list[list[int]] = [[] for _ in requests]
+        over, left, errors = threading.Event(), [len(found)], []
+
+        def teller(n: int):
+            def tell(event: Event) -> None:
+                found[n] += event.tokens
+                if event.finish:
+                    left[0] -= 1
+                    if event.finish == "error":
+                        errors.append(event.error)
+                    if not left[0]:
+                        over.set()
+
+            return tell
+
+        for n, request in enumerate(requests):
+            self.submit(request, teller(n))
+        if found:
+            over.wait()
+        if errors:
+            raise UserError(errors[0])
+        return found
+
+    def stats(self) -> Stats:
+        s = self._schedule
+        return Stats(
+            len(s.running),
+            len(s.waiting) + len(self._arrived),
+            self._blocks.used,
+            self._blocks.count,
+            self._steps,
+            self._prompt_tokens,
+            self._generated,
+            s.prefix_queries,
+            s.prefix_hits,
+            s.preemptions,
+            self._drafted,
+            self._accepted,
+            dict(self._finished),
+        )
+
+    def swap(self, newer: Transformer | str | os.PathLike) -> None:
+        """Use newer weights of the same config: a model, or the path of one, opened as the first was.
+
+        Running requests finish with the old ones, and the others wait for them. Adapters stay as they are.
+        Raises: UserError if the config differs.
+        """
+        model = newer if isinstance(newer, Transformer) else self.reopen(newer)
+        if model.config != self.config:
+            raise UserError("the newer model has another config, so it cannot take the place of this one")
+        fresh = weights_of(model, self._packing, self._slots)
+
+        def change() -> None:
+            self._use(with_adapters(fresh, self._weights.adapters) if self._slots else fresh)
+            self._version += 1
+            self._blocks.forget()
+            for sequence in self._schedule.waiting:
+                sequence.key = self._key(sequence.request.adapter)
+
+        self._do(change, idle=True)
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Return the names of the adapters that requests can choose."""
+        return tuple(self._slots.slot) if self._slots else ()
+
+    def load_adapter(self, name: str, path: str | os.PathLike) -> None:
+        """Load an adapter beside the others: a folder of PEFT, or a workdir. Raises: UserError if it does not fit."""
+        if self._slots is None:
+            raise UserError("there is no room for adapters: start with adapters.count")
+        found = read_adapter(path, self.config)
+        with self._changing:
+            slot = self._slots.free(name)
+            arrays = placed(self._slots, slot, found, self._weights.adapters)
+
+            def change() -> None:
+                self._use(with_adapters(self._weights, arrays))
+                self._loads[name] += 1
+
+            self._do(change)
+            self._slots.slot[name] = slot
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter. Requests that use it are ended. Raises: UserError if there is none of this name."""
+        with self._changing:
+            if name not in self.adapters:
+                raise UserError(f"no adapter {name!r} is loaded")
+            slot = self._slots.slot[name]
+            self._do(lambda: self._end(lambda one: one.slot == slot, Event(finish="error", error=f"{name} was unloaded")))
+            del self._slots.slot[name]
+
+    def warm(self) -> None:
+        """Compile all steps, or load them from the compile cache. Without it each is compiled when it is first needed."""
+
+        def change() -> None:
+            for size in self._sizes:
+                logits_SV = self._forward(
+                    lay_out([], self._blocks.size, self._tables_RN, (size,)), np.zeros(size, np.int32) - 1
+                )
+                warm_draws(logits_SV, self._known())
+
+        self._do(change)
+
+    def close(self, drain: float = 0.0) -> None:
+        """Take no more requests, wait up to `drain` seconds for those that are here, and cancel the rest."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        if drain:
+            self._idle.wait(drain)
+        with self._wake:
+            self._ending = True
+            self._wake.notify()
+        self._thread.join()
+
+    # The thread.
+
+    def _on_mesh(self):
+        return jax.set_mesh(self._mesh) if self._mesh is not None else contextlib.nullcontext()
+
+    def _key(self, adapter: str) -> str:
+        """Return what the keys and values of a request depend on beside its tokens."""
+        return f"{self._version} {adapter} {self._loads[adapter]}"
+
+    def _do(self, change: Callable[[], None], idle: bool = False) -> None:
+        """Call `change` on the engine's thread between two steps, and wait for it. idle: when no sequence runs."""
+        over, errors = threading.Event(), []
+
+        def call() -> None:
+            try:
+                change()
+            except Exception as error:
+                errors.append(error)
+            over.set()
+
+        with self._wake:
+            if self._ending:
+                raise Closed("the engine is closed")
+            self._changes.append((call, idle))
+            self._wake.notify()
+        over.wait()
+        if errors:
+            raise errors[0]
+
+    def _run(self) -> None:
+        with self._on_mesh():
+            while True:
+                with self._wake:
+                    while not self._has_work():
+                        if self._closing:
+                            self._idle.set()
+                        self._wake.wait()
+                    for sequence in self._arrived:
+                        self._schedule.waiting.add(sequence)
+                    self._arrived.clear()
+                    ending = self._ending
+                try:
+                    self._make_changes(ending)
+                    if ending:
+                        return self._end(lambda sequence: True, Event(finish="cancelled"))
+                    self._once()
+                except Exception as error:  # a bug, or no memory: nothing of this step can be trusted
+                    LOG.exception("a step failed; its requests are ended")
+                    self._end(lambda sequence: True, Event(finish="error", error=f"{type(error).__name__}: {error}"))
+                    self._recover()
+
+    def _has_work(self) -> bool:
+        s = self._schedule
+        return bool(self._arrived or s.running or len(s.waiting) or self._changes or self._ending)
+
+    def _make_changes(self, ending: bool) -> None:
+        while self._changes and (ending or not self._changes[0][1] or not self._schedule.running):
+            self._changes.popleft()[0]()
+
+    def _once(self) -> None:
+        self._drop_gone()
+        parts = self._schedule.step(admits=not self._changes)
+        if not parts:
+            return
+        begin = time.monotonic()
+        for part in parts:
+            times = part.sequence.handle.times
+            if not times.started:
+                part.sequence.handle.times = times._replace(started=begin, cached=part.begin)
+        laid = lay_out(parts, self._blocks.size, self._tables_RN, self._sizes)
+        logits_SV = self._forward(laid, laid.slots_B)
+        found = drawn(laid, logits_SV, self._known()) if laid.draws else None
+        self._steps += 1
+        self._give(parts, laid, found)
+        self._notice("step", tokens=sum(len(part.tokens) for part in parts), seconds=time.monotonic() - begin)
+
+    def _forward(self, laid: Laid, slots_B: np.ndarray) -> jax.Array:
+        mask_BR = self._slots.mask(slots_B) if self._slots else None
+        self._pages, logits_SV = forward(*self._model, self._pages, laid.tokens_B, laid.table, laid.at_S, mask_BR)
+        return logits_SV
+
+    def _use(self, weights: Weights) -> None:
+        arrays, tree = jax.tree.flatten((weights.params, weights.layers))
+        self._weights, self._model = weights, (program(weights.graph, tree), tuple(arrays))
+
+    def _known(self) -> int:
+        return self.tokenizer.vocab_size if self.tokenizer else self.config.vocab_size
+
+    def _give(self, parts: list[Part], laid: Laid, found: Drawn | None) -> None:
+        """Hand each sequence what was drawn for it."""
+        first = 0
+        for part in parts:
+            sequence = part.sequence
+            here = slice(first, first + len(part.tokens) - part.first_drawn)
+            first = here.stop
+            self._prompt_tokens += max(0, min(sequence.prompt, part.begin + len(part.tokens)) - part.begin)
+            event = advance(part, found, here)
+            sequence.seal(self._blocks)
+            if event is None:
+                continue
+            self._generated += len(event.tokens)
+            self._drafted += part.drafts
+            self._accepted += max(0, len(event.tokens) - 1)
+            if not sequence.handle.times.first:
+                sequence.handle.times = sequence.handle.times._replace(first=time.monotonic())
+            if event.finish:
+                self._finish(sequence, event)
+            else:
+                self._tell(sequence, event)
+
+    def _drop_gone(self) -> None:
+        """End the requests that were cancelled or are out of time."""
+        now = time.monotonic()
+
+        def reason(sequence: Sequence) -> str:
+            handle = sequence.handle
+            if handle.cancelled:
+                return "cancelled"
+            deadline = handle.request.deadline
+            return "timeout" if deadline is not None and now > handle.times.submitted + deadline else ""
+
+        for why in ("cancelled", "timeout"):
+            self._end(lambda sequence, why=why: reason(sequence) == why, Event(finish=why))
+
+    def _finish(self, sequence: Sequence, event: Event) -> None:
+        self._schedule.finish(sequence)
+        self._over(sequence, event)
+
+    def _over(self, sequence: Sequence, event: Event) -> None:
+        sequence.handle.times = sequence.handle.times._replace(finished=time.monotonic())
+        self._finished[event.finish] += 1
+        self._tell(sequence, event)
+        self._notice("finished", handle=sequence.handle, finish=event.finish, generated=sequence.sampled)
+
+    def _tell(self, sequence: Sequence, event: Event) -> None:
+        try:
+            sequence.handle.tell(event)
+        except Exception:  # the listener's own fault, as when its event loop is closed
+            sequence.handle.cancel()
+
+    def _notice(self, what: str, **values) -> None:
+        for observer in self.observers:
+            observer(what, values)
+
+    def _end(self, chosen: Callable[[Sequence], bool], event: Event) -> None:
+        """End the chosen sequences, running and waiting."""
+        for sequence in [one for one in self._schedule.running if chosen(one)]:
+            self._finish(sequence, event)
+        gone = [one for one in self._schedule.waiting if chosen(one)]
+        self._schedule.waiting.remove({id(one) for one in gone})
+        for sequence in gone:
+            self._over(sequence, event)
+
+    def _recover(self) -> None:
+        """Make the pages anew if a failed step has taken them."""
+        self._blocks.forget()
+        if any(x.is_deleted() for x in jax.tree.leaves(self._pages)):
+            self._pages = self._empty_pages()
+
+    def _empty_pages(self) -> tuple:
+        make = jax.jit(empty_layers, static_argnums=(0, 1, 2, 3))
+        return make(self._weights.config, self._blocks.count, self._blocks.size, self._cache_dtype)

@@ -1,0 +1,182 @@
+"""Choose what the next step computes: one token of every sequence that is decoded, then pieces of prompts.
+
+Prompts are read in pieces beside the decoding ("chunked prefill", Agrawal et al. 2024, Sarathi-Serve), so a long one does not
+hold up the others.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from lm.infer.engine.blocks import Blocks
+from lm.infer.engine.sequence import Sequence
+
+
+class Part(NamedTuple):
+    """Tokens of one sequence in a step. begin: place of the first. drafts: how many of the last tokens are guesses.
+
+    first_drawn: index in `tokens` of the first token whose logits are needed, len(tokens) if none is.
+    """
+
+    sequence: Sequence
+    begin: int
+    tokens: list[int]
+    drafts: int
+    first_drawn: int
+
+
+class Queue:
+    """Waiting sequences: those of users in turn, and first of all those that had been preempted."""
+
+    def __init__(self):
+        self._again: deque[Sequence] = deque()
+        self._by_user: OrderedDict[str, deque[Sequence]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._again) + sum(map(len, self._by_user.values()))
+
+    def __iter__(self) -> Iterator[Sequence]:
+        yield from self._again
+        for some in self._by_user.values():
+            yield from some
+
+    def add(self, sequence: Sequence) -> None:
+        self._by_user.setdefault(sequence.request.user, deque()).append(sequence)
+
+    def put_back(self, sequence: Sequence) -> None:
+        self._again.appendleft(sequence)
+
+    def first(self) -> Sequence | None:
+        return self._again[0] if self._again else next((some[0] for some in self._by_user.values()), None)
+
+    def pop(self) -> Sequence:
+        """Remove and return `first`. The next one is of another user, if there is one."""
+        if self._again:
+            return self._again.popleft()
+        user, some = next(iter(self._by_user.items()))
+        sequence = some.popleft()
+        if some:
+            self._by_user.move_to_end(user)
+        else:
+            del self._by_user[user]
+        return sequence
+
+    def remove(self, gone: set[int]) -> None:
+        """Remove the sequences with these id()."""
+        self._again = deque(one for one in self._again if id(one) not in gone)
+        for user in list(self._by_user):
+            self._by_user[user] = deque(one for one in self._by_user[user] if id(one) not in gone)
+            if not self._by_user[user]:
+                del self._by_user[user]
+
+
+class Schedule:
+    """Running and waiting sequences, and their blocks.
+
+    rows: most sequences that run at a time. budget: most tokens of a step, at least `rows`. drafts: most guesses for a
+    sequence.
+    """
+
+    def __init__(self, blocks: Blocks, rows: int, budget: int, drafts: int):
+        self.blocks, self.budget, self.drafts = blocks, budget, drafts
+        self.running: list[Sequence] = []  # in the order in which they started
+        self.waiting = Queue()
+        self._rows = list(range(rows - 1, -1, -1))
+        self.preemptions = self.prefix_queries = self.prefix_hits = 0
+
+    def step(self, admits: bool = True) -> list[Part]:
+        """Return the parts of the next step; their blocks are taken. Sequences are started, and preempted if blocks run out."""
+        parts: list[Part] = []
+        left = self.budget
+        for sequence in [one for one in self.running if one.must_read_again()]:
+            sequence.leave(self.blocks)
+        decoding = [one for one in self.running if one.computed == len(one.tokens) - 1]
+        for n, sequence in enumerate(decoding):
+            if sequence.row < 0:  # preempted for an earlier one
+                continue
+            most = min(self.drafts, sequence.left - 1, left - (len(decoding) - n)) if not sequence.adjusts else 0
+            most = min(most, self._before_switch(sequence))
+            drafts = sequence.draft(most) if most > 0 else []
+            if not self._make_room(sequence, len(sequence.tokens), parts):
+                continue
+            spare = sequence.needs(len(sequence.tokens) + len(drafts), self.blocks.size)
+            if spare > self.blocks.available:  # nobody is preempted for a guess
+                drafts = []
+            self._take(sequence, len(sequence.tokens) + len(drafts))
+            parts.append(Part(sequence, sequence.computed, [sequence.tokens[-1], *drafts], len(drafts), 0))
+            left -= 1 + len(drafts)
+        for sequence in list(self.running):
+            if left <= 0:
+                break
+            if sequence.row >= 0 and sequence.computed < len(sequence.tokens) - 1:
+                left -= self._prompt(sequence, left, parts)
+        while admits and left > 0 and self._rows and (sequence := self.waiting.first()) is not None:
+            # A block for each that runs, so that it need not be preempted at once.
+            if (
+                sequence.needs(len(sequence.tokens), self.blocks.size) + len(self.running) > self.blocks.available
+                and self.running
+            ):
+                break
+            self.waiting.pop()
+            sequence.row = self._rows.pop()
+            self.running.append(sequence)
+            sequence.is_long = sequence._beyond()
+            self.prefix_hits += sequence.find(self.blocks)
+            self.prefix_queries += len(sequence.tokens)
+            left -= self._prompt(sequence, left, parts)
+        return parts
+
+    def finish(self, sequence: Sequence) -> None:
+        """Remove a running sequence and give its blocks back."""
+        self.running.remove(sequence)
+        self._leave(sequence)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Stop a running sequence; it starts again later, with the tokens that it has."""
+        self.finish(sequence)
+        self.waiting.put_back(sequence)
+        self.preemptions += 1
+        sequence.handle.times = sequence.handle.times._replace(preempted=sequence.handle.times.preempted + 1)
+
+    def _leave(self, sequence: Sequence) -> None:
+        sequence.leave(self.blocks)
+        self._rows.append(sequence.row)
+        sequence.row = -1
+
+    def _before_switch(self, sequence: Sequence) -> int:
+        """Return how many drafts fit before the length at which angles change for all tokens."""
+        rope = sequence.rope
+        if not rope.depends_on_length:
+            return self.drafts
+        return self.drafts if sequence.is_long else max(0, rope.original_positions - len(sequence.tokens))
+
+    def _prompt(self, sequence: Sequence, left: int, parts: list[Part]) -> int:
+        """Add the next piece of a prompt. Return its number of tokens."""
+        begin = sequence.computed
+        end = min(len(sequence.tokens), begin + left)
+        if not self._make_room(sequence, end, parts):
+            return 0
+        self._take(sequence, end)
+        tokens = sequence.tokens[begin:end]
+        first = len(tokens) - (end == len(sequence.tokens))
+        if sequence.request.prompt_logprobs >= 0 and sequence.sampled == 0:
+            first = 0
+        parts.append(Part(sequence, begin, tokens, 0, first))
+        return len(tokens)
+
+    def _make_room(self, sequence: Sequence, upto: int, parts: list[Part]) -> bool:
+        """Preempt the sequences that started last until the blocks suffice. Return False if this one itself had to go.
+
+        A sequence that is already part of the step stays.
+        """
+        planned = {id(part.sequence) for part in parts}
+        while sequence.needs(upto, self.blocks.size) > self.blocks.available:
+            last = next(one for one in reversed(self.running) if id(one) not in planned)
+            self.preempt(last)
+            if last is sequence:
+                return False
+        return True
+
+    def _take(self, sequence: Sequence, upto: int) -> None:
+        for _ in range(sequence.needs(upto, self.blocks.size)):
+            sequence.blocks.append(self.blocks.take())

@@ -1,0 +1,140 @@
+"""The compiled step: tokens of many sequences through the model, and the next token of each that needs one.
+
+Shapes are fixed: a step of any number of tokens runs in the smallest of a few sizes, so nothing compiles while requests are
+served.
+
+Axes: B tokens of a step, S logits, R sequences, N pages of a sequence, V vocabulary.
+"""
+
+import contextlib
+import functools
+from collections.abc import Sequence as List
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from lm.infer.engine.draw import GREEDY, PLAIN, TRUNCATED, Adjust, Drawn, Settings, draw
+from lm.infer.engine.schedule import Part
+from lm.model.linear import adapters_of_rows
+from lm.model.pages import PagedState, PageTable
+from lm.parallel.mesh import spec
+
+
+class Program:
+    """A model without its arrays. Equal ones are the same object, so that a step need not compare them."""
+
+    def __init__(self, graph: nnx.GraphDef, tree):
+        self.graph, self.tree = graph, tree
+
+
+@functools.lru_cache(maxsize=16)
+def program(graph: nnx.GraphDef, tree) -> Program:
+    """Return the program of a graph, and of the tree of (params, layers) of `Weights`."""
+    return Program(graph, tree)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def forward(program: Program, arrays, pages, tokens_B, table: PageTable, at_S, mask_BR=None) -> tuple[tuple, jax.Array]:
+    """Return (the pages with the new keys and values, float32 logits [S, V] of the tokens at_S).
+
+    arrays: the leaves of the program's tree, as a tuple: to find them in nnx's states takes milliseconds at each call.
+    mask_BR: of adapters (lm/infer/engine/adapters.py), or None if there is no room for any.
+    """
+    params, layers = jax.tree.unflatten(program.tree, arrays)
+    model = nnx.merge(program.graph, params)
+    valid_B1 = (table.slot_B >= 0).astype(jnp.int32)[:, None]
+    with contextlib.nullcontext() if mask_BR is None else adapters_of_rows(mask_BR):
+        out = model.hidden(tokens_B[:, None], valid_B1, table.place_B[:, None], paged=PagedState(pages, table), layers=layers)
+    x_S1D = out.x_BTD.at[at_S].get(out_sharding=spec("batch", "length", None))
+    return out.state.layers, model.logits(x_S1D)[:, 0]
+
+
+def sizes(budget: int) -> tuple[int, ...]:
+    """Return the sizes of steps: powers of 4 and the budget itself."""
+    powers = [1]
+    while powers[-1] * 4 < budget:
+        powers.append(powers[-1] * 4)
+    return (*powers, budget)
+
+
+def fitting(n: int, sizes: List[int]) -> int:
+    return next(size for size in sizes if size >= n)
+
+
+class Laid(NamedTuple):
+    """A step's arguments.
+
+    slots_B: of the tokens' adapters. draws: for each of the S logits its part and the index of its token in the part.
+    """
+
+    tokens_B: np.ndarray
+    table: PageTable
+    at_S: np.ndarray
+    slots_B: np.ndarray
+    draws: list[tuple[Part, int]]
+
+
+def lay_out(parts: List[Part], size: int, tables_RN: np.ndarray, sizes: List[int]) -> Laid:
+    """Return the arrays of a step. size: tokens of a page. The rows of the parts' sequences in tables_RN are written."""
+    B = fitting(sum(len(part.tokens) for part in parts), sizes)
+    tokens_B, row_B, place_B = np.zeros(B, np.int32), np.full(B, -1, np.int32), np.zeros(B, np.int32)
+    slot_B, length_B = np.full(B, -1, np.int32), np.ones(B, np.int32)
+    slots_B = np.full(B, -1, np.int32)
+    at, draws, n = [], [], 0
+    for part in parts:
+        sequence, count = part.sequence, len(part.tokens)
+        some, places = slice(n, n + count), np.arange(part.begin, part.begin + count)
+        blocks = np.asarray(sequence.blocks, np.int32)
+        tables_RN[sequence.row, : len(blocks)] = blocks
+        tokens_B[some], row_B[some], place_B[some] = part.tokens, sequence.row, places
+        slots_B[some] = sequence.slot
+        slot_B[some] = blocks[places // size] * size + places % size
+        if sequence.rope.depends_on_length:
+            length_B[some] = [sequence.length_at(place) for place in places]
+        at += range(n + part.first_drawn, n + count)
+        draws += [(part, index) for index in range(part.first_drawn, count)]
+        n += count
+    at_S = np.zeros(fitting(max(1, len(at)), sizes), np.int32)
+    at_S[: len(at)] = at
+    return Laid(tokens_B, PageTable(tables_RN.copy(), row_B, place_B, slot_B, length_B), at_S, slots_B, draws)
+
+
+def drawn(laid: Laid, logits_SV, vocab_size: int) -> Drawn:
+    """Return what is drawn from the logits, as numpy arrays. vocab_size: only ids below it are drawn."""
+    S, V = logits_SV.shape
+    zeros = np.zeros(S, np.float32)
+    settings = Settings(zeros, zeros + 1, zeros.astype(np.int32), zeros.copy(), zeros.astype(np.uint32), zeros.astype(np.int32))
+    forced_S, top, how, adjust = np.full(S, -1, np.int32), 0, GREEDY, None
+    for s, (part, index) in enumerate(laid.draws):
+        r, sequence = part.sequence.request, part.sequence
+        place = part.begin + index + 1  # of the token that is drawn
+        if place < len(sequence.tokens):
+            forced_S[s] = sequence.tokens[place]
+            top = max(top, r.prompt_logprobs)
+            continue
+        top = max(top, r.logprobs)
+        if r.temperature > 0:
+            is_whole = r.top_p >= 1 and not r.top_k and not r.min_p
+            how = (PLAIN if how == GREEDY else how) if is_whole else TRUNCATED
+        settings.temperature_S[s], settings.top_p_S[s], settings.top_k_S[s] = r.temperature, r.top_p, r.top_k
+        settings.min_p_S[s], settings.seed_S[s], settings.n_S[s] = r.min_p, r.seed % 2**32, place - sequence.prompt
+        if sequence.adjusts:
+            if adjust is None:
+                adjust = Adjust(np.zeros((S, V), np.float32), np.zeros((S, V), bool), np.ones(S, np.float32))
+            adjust.bias_SV[s], adjust.seen_SV[s] = sequence.bias(), sequence.seen_V
+            adjust.repeat_S[s] = r.repetition_penalty
+    # Few numbers of alternatives, so that few programs compile.
+    found = draw(how, 0 if top <= 0 else 1 if top == 1 else 20, logits_SV, np.int32(vocab_size), settings, adjust, forced_S)
+    return jax.tree.map(np.asarray, found)
+
+
+def warm_draws(logits_SV, vocab_size: int) -> None:
+    """Compile what draws from logits of this shape, for requests without adjustments and alternatives."""
+    S = logits_SV.shape[0]
+    zeros = np.zeros(S, np.float32)
+    settings = Settings(zeros, zeros + 1, zeros.astype(np.int32), zeros, zeros.astype(np.uint32), zeros.astype(np.int32))
+    for how in (GREEDY, PLAIN, TRUNCATED):
+        jax.block_until_ready(draw(how, 0, logits_SV, np.int32(vocab_size), settings, None, np.full(S, -1, np.int32)))

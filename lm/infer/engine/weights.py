@@ -1,0 +1,129 @@
+"""The weights of a model, laid out for the compiled step."""
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lm.adapt.rebuild import arrays_of, combined
+from lm.config import ModelConfig
+from lm.errors import UserError
+from lm.infer.engine.adapters import Slots, empty
+from lm.infer.sampler import UNROLLED
+from lm.kernels.cpu.packed import pack
+from lm.model.linear import Linear, Quantized, whole
+from lm.model.transformer import Transformer, cast_matrices, skeleton
+
+BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
+APART = ("attention.key_up", "attention.value_up")  # of latent attention: not only activations are multiplied with them
+
+
+class Weights(NamedTuple):
+    """What the compiled step needs of a model.
+
+    config: without scanned layers, if they are few. layers: the parameters of each layer of each stack, as
+    `Transformer.unstacked` returns them, or None for scanned layers. Then `params` holds empty arrays in their place.
+    adapters: arrays of all adapters by dotted name, stacked over layers.
+    """
+
+    config: ModelConfig
+    graph: nnx.GraphDef
+    params: nnx.State
+    layers: list | None
+    adapters: dict[str, jax.Array]
+
+
+def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None) -> Weights:
+    """Return the weights for steps.
+
+    packed: a key of BITS: matrices are packed for a CPU's compiled products. "": they are in the compute dtype, because a step
+    reads each of them once. slots: room for adapters.
+    """
+    config, params = model.config, nnx.split(model)[1]
+    if packed not in ("", *BITS):
+        raise UserError(f"weights={packed} is none of {', '.join(BITS)}")
+    if config.adapter.rank and (packed or slots):
+        raise UserError("the model has an adapter of its own: merge it first (python -m lm.convert export), or serve its base")
+    arrays = {}
+    if slots is not None:
+        config, arrays = empty(config, slots)
+        params = combined(config, arrays_of(params) | arrays)
+    if not packed:
+        params = jax.jit(cast_matrices, static_argnums=0)(config, params)
+    if config.scan_layers and max(repeats for _, repeats in config.stacks) > UNROLLED:
+        if packed or slots:
+            raise UserError(f"packed weights and adapters are for models of at most {UNROLLED} layers of a kind")
+        return Weights(config, skeleton(config)[0], params, None, {})
+    config = dataclasses.replace(config, scan_layers=False)
+    graph = skeleton(config)[0]
+    layers = _unstacked(graph, params)
+    params = _without_layers(config, params)
+    if packed:
+        graph, params, layers = _packed(graph, params, layers, BITS[packed])
+    return Weights(config, graph, params, layers, arrays)
+
+
+def with_adapters(weights: Weights, arrays: dict[str, jax.Array]) -> Weights:
+    """Return the weights with these arrays of adapters; only those that differ are split into layers again."""
+    layers = [list(stack) for stack in weights.layers]
+    for name, x in arrays.items():
+        if weights.adapters.get(name) is x:
+            continue
+        _, s, p, *path = name.split(".")
+        for n, of_layer in enumerate(layers[int(s)]):
+            flat = dict(of_layer[int(p)].flat_state())
+            flat[tuple(path)] = flat[tuple(path)].replace(x[n])
+            states = list(of_layer)
+            states[int(p)] = nnx.State.from_flat_path(flat)
+            layers[int(s)][n] = tuple(states)
+    return weights._replace(layers=layers, adapters=arrays)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _unstacked(graph, params) -> list:
+    return nnx.merge(graph, params).unstacked()
+
+
+def _without_layers(config: ModelConfig, params: nnx.State) -> nnx.State:
+    """Return the parameters with empty arrays for those of layers."""
+    nothing = jnp.zeros((0,), jnp.float32)
+    return combined(config, {name: nothing if name.startswith("stacks.") else x for name, x in arrays_of(params).items()})
+
+
+def _packed(graph, params, layers: list, bits: int) -> tuple[nnx.GraphDef, nnx.State, list]:
+    """Return the same with packed matrices, of all linear layers and of the head."""
+    model = nnx.merge(graph, params)
+    graphs = [[nnx.split(module)[0] for module in stack] for stack in model.stacks]
+    for s, stack in enumerate(layers):
+        for n, of_layer in enumerate(stack):
+            stack[n] = tuple(_packed_layer(g, state, bits) for g, state in zip(graphs[s], of_layer, strict=True))
+    for stack in model.stacks:
+        for module in stack:
+            for linear in _linears(module):
+                linear.weight = Quantized(jnp.zeros((0,), jnp.float32))  # one each: nnx keeps track of what is shared
+    name = "embedding" if model.config.tie_embeddings else "head"
+    setattr(model, name, Quantized(_pack(getattr(model, name)[...].T, bits)))
+    return *nnx.split(model), layers
+
+
+def _packed_layer(graph, state, bits: int) -> nnx.State:
+    module = nnx.merge(graph, state)
+    for linear in _linears(module):
+        w = whole(linear.weight)
+        inputs = math.prod(w.shape[: linear.inputs])
+        linear.weight = Quantized(_pack(w.reshape(inputs, -1), bits))
+    return nnx.split(module)[1]
+
+
+def _linears(module: nnx.Module) -> list[Linear]:
+    found = [one for _, one in nnx.iter_modules(module) if isinstance(one, Linear)]
+    return [linear for linear in found if linear.name not in APART]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _pack(w_KN, bits: int):
+    return pack(w_KN, bits)

@@ -1,0 +1,218 @@
+"""Compiled functions as targets of XLA's foreign function interface, and their work shared among XLA's threads.
+
+The structures are those of XLA's stable binary interface (jaxlib/include/xla/ffi/api/c_api.h), read as arrays of 64-bit words.
+"""
+
+import ctypes
+import hashlib
+import sys
+from pathlib import Path
+
+import jax
+from llvmlite import ir
+from numba import cfunc, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from lm.kernels.cpu.vectors import i32, i64, int32s, int64s
+
+API, CONTEXT, ARGUMENTS, RESULTS, ATTRIBUTES = 2, 3, 9, 14, 20  # words of XLA_FFI_CallFrame; the last three are lists
+DTYPE, DATA, SIZES = 2, 3, 5  # words of XLA_FFI_Buffer
+DESTROY, SCHEDULE, THREADS = 8, 17, 18  # words of XLA_FFI_Api
+VERSION = (0, 3)  # of the interface, major and minor; a runtime takes this and older ones of the same major version
+ANSWER = types.int64(types.CPointer(types.int64))  # of a handler: 0 is success
+
+# Words of a job. A thread that starts late finds no unit left and touches nothing but the job, so nobody waits for it.
+NEXT, DONE, USERS, UNITS, CALL, GIVEN = 0, 1, 2, 3, 4, 10
+WORDS = 48
+
+
+@njit(error_model="numpy")
+def is_call(frame):
+    """Return whether XLA wants the function to compute. Otherwise it asks for the version, and this answers."""
+    if frame[1] == 0:
+        return True
+    metadata = int32s(int64s(frame[1])[3])
+    metadata[6], metadata[7] = VERSION
+    return False
+
+
+@njit(error_model="numpy")
+def data(frame, which, index):
+    """Return the address of an array. which: ARGUMENTS or RESULTS."""
+    return int64s(int64s(frame[which])[index])[DATA]
+
+
+@njit(error_model="numpy")
+def size(frame, which, index, axis):
+    return int64s(int64s(int64s(frame[which])[index])[SIZES])[axis]
+
+
+@njit(error_model="numpy")
+def width_of(frame, which, index):
+    """Return the bytes of a number of an array: float32, bfloat16, or one byte."""
+    kind = int32s(int64s(frame[which])[index])[2 * DTYPE]
+    return 4 if kind == 11 else 2 if kind == 16 else 1
+
+
+@njit(error_model="numpy")
+def attribute(frame, index):
+    """Return the address of a scalar attribute; attributes are sorted by name."""
+    return int64s(int64s(frame[ATTRIBUTES])[index])[1]
+
+
+@intrinsic
+def add(typingctx, address, x):
+    """Add to a word that threads share. Return what it was."""
+
+    def codegen(context, builder, signature, args):
+        return builder.atomic_rmw("add", builder.inttoptr(args[0], i64.as_pointer()), args[1], "seq_cst")
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def malloc(typingctx, size):
+    def codegen(context, builder, signature, args):
+        return builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(i64, [i64]), "malloc"), args)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def free(typingctx, address):
+    def codegen(context, builder, signature, args):
+        kind = ir.FunctionType(ir.VoidType(), [i64])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "free"), args)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
+def give_way(typingctx):
+    """Let another thread have the processor."""
+
+    def codegen(context, builder, signature, args):
+        if sys.platform != "win32":
+            builder.call(cgutils.get_or_insert_function(builder.module, ir.FunctionType(i32, []), "sched_yield"), [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def call_word(typingctx, function, argument):
+    """Call a C function by its address with one word. Return its word."""
+
+    def codegen(context, builder, signature, args):
+        return builder.call(builder.inttoptr(args[0], ir.FunctionType(i64, [i64]).as_pointer()), [args[1]])
+
+    return types.int64(types.int64, types.int64), codegen
+
+
+@intrinsic
+def address_of(typingctx, function):
+    """Return the address of a C function of one word that calls this compiled function."""
+    kind = function.get_call_type(typingctx, (types.int64,), {})
+
+    def codegen(context, builder, signature, args):
+        name = f"task.{function.dispatcher.py_func.__module__}.{function.dispatcher.py_func.__name__}"
+        task = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), [i64]), name)
+        if task.is_declaration:
+            task.linkage = "internal"
+            inside = ir.IRBuilder(task.append_basic_block())
+            compiled = function.dispatcher.get_compile_result(kind)
+            context.active_code_library.add_linking_library(compiled.library)
+            target = context.declare_function(builder.module, compiled.fndesc)
+            context.call_conv.call_function(inside, target, types.none, kind.args, task.args)
+            inside.ret_void()
+        return builder.ptrtoint(task, i64)
+
+    return types.int64(function), codegen
+
+
+@njit(error_model="numpy")
+def new_job(units):
+    """Return the address of a job. Its words from GIVEN on are the kernel's own."""
+    job = malloc(8 * WORDS)
+    words = int64s(job)
+    words[NEXT], words[DONE], words[USERS], words[UNITS] = 0, 0, 1, units
+    return job
+
+
+@njit(error_model="numpy")
+def next_unit(job):
+    """Return the next unit that no thread has taken, or -1."""
+    unit = add(job + 8 * NEXT, 1)
+    return unit if unit < int64s(job)[UNITS] else -1
+
+
+@njit(error_model="numpy")
+def finished(job):
+    add(job + 8 * DONE, 1)
+
+
+@njit(error_model="numpy")
+def leave(job):
+    if add(job + 8 * USERS, -1) == 1:
+        free(job)
+
+
+@njit(error_model="numpy")
+def run(frame, job, task):
+    """Do a job on this thread and on those of XLA that are free. task: C function that takes units until none is left."""
+    words, api = int64s(job), int64s(frame[API])
+    count, threads = words[UNITS], 1
+    if count > 1:
+        arguments = int64s(job + 8 * CALL)
+        arguments[0], arguments[1], arguments[2], arguments[3] = 32, 0, frame[CONTEXT], job + 8 * (CALL + 4)
+        arguments[4] = 1
+        error = call_word(api[THREADS], job + 8 * CALL)
+        threads = 1 if failed(api, error, job) else arguments[4]
+    for _ in range(min(threads, count) - 1):
+        arguments = int64s(job + 8 * CALL)
+        arguments[0], arguments[1], arguments[2], arguments[3], arguments[4] = 40, 0, frame[CONTEXT], task, job
+        add(job + 8 * USERS, 1)
+        if failed(api, call_word(api[SCHEDULE], job + 8 * CALL), job):
+            add(job + 8 * USERS, -1)
+            break
+    add(job + 8 * USERS, 1)
+    call_word(task, job)
+    turns = 0
+    while add(job + 8 * DONE, 0) < count:
+        turns += 1
+        if turns > 64:
+            give_way()
+    leave(job)
+
+
+@njit(error_model="numpy")
+def failed(api, error, job):
+    """Return whether a call of XLA failed; destroys its error."""
+    if error == 0:
+        return False
+    arguments = int64s(job + 8 * CALL)
+    arguments[0], arguments[1], arguments[2] = 24, 0, error
+    call_word(api[DESTROY], job + 8 * CALL)
+    return True
+
+
+def sources() -> str:
+    """Return a digest of this folder's code. Handlers hold it in their closure: numba compiles anew when a closure changes.
+
+    By itself it would look at a handler's own file only, and run old code after a change of what the handler calls.
+    """
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def handler(function):
+    """Compile a function of a call frame, or load it from numba's cache on disk, and register it with XLA under its name."""
+    try:
+        compiled = cfunc(ANSWER, cache=True, error_model="numpy")(function)
+    except RuntimeError:  # no folder for a cache can be written
+        compiled = cfunc(ANSWER, error_model="numpy")(function)
+    new = ctypes.pythonapi.PyCapsule_New
+    new.restype, new.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+    jax.ffi.register_ffi_target(function.__name__, new(compiled.address, None, None), platform="cpu", api_version=1)

@@ -1,0 +1,130 @@
+"""Weights packed for a CPU, and their product with activations.
+
+A block holds 64 outputs, adjacent for each input, so that vectors run over outputs and memory is read in one stream. An output
+is a sum over the inputs in ascending order, however many rows there are: a row of a product does not depend on the other rows,
+to the bit. The compiled products (lm/kernels/cpu/products.py) are called through XLA's foreign function interface.
+Everywhere else, and without numba, the plain twin runs: the weight is unpacked, and XLA multiplies.
+
+Integer weights are those of lm/kernels/quantize.py. The compiled products round activations to 16 bits for them: each chunk of
+a row, at most 512 inputs, has a scale of max|x| / 32767, so the sum of a chunk is exact in int32.
+
+Axes: M rows, K inputs, N outputs, V vocabulary, D model, T tokens.
+"""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lm.errors import UserError
+from lm.kernels.cpu.registered import compiled
+from lm.kernels.matmul import product
+from lm.kernels.quantize import quantize, unpacked
+
+BLOCK = 64  # outputs of a block
+LARGEST_CHUNK = 512  # 512 · 127 · 32767 < 2³¹
+FLOATS = {32: jnp.float32, 16: jnp.bfloat16}
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=("blocks", "scales"), meta_fields=("inputs", "outputs"))
+@dataclass(frozen=True)
+class Packed:
+    """A weight of K inputs and N outputs. It is a pytree, so jit, donation and device_put take it.
+
+    blocks: float32 or bfloat16 [⌈N/64⌉, K, 64]; int8 [⌈N/64⌉, K'/2, 64, 2], two inputs adjacent; int4 uint8
+      [⌈N/64⌉, K'/4, 64, 2], inputs k and k + 1 in the low halves of two bytes, k + 2 and k + 3 in the high ones.
+      Outputs are filled up with zeros to a multiple of 64, inputs of integers to K', a multiple of 4.
+    scales: for integers bfloat16 [⌈N/64⌉, groups, 64], else None.
+    """
+
+    blocks: jax.Array
+    scales: jax.Array | None
+    inputs: int
+    outputs: int
+
+    @property
+    def bits(self) -> int:
+        return {"float32": 32, "bfloat16": 16, "int8": 8, "uint8": 4}[str(self.blocks.dtype)]
+
+
+def pack(w_KN: jax.Array, bits: int = 16, group: int = 0) -> Packed:
+    """Return the weight packed.
+
+    bits: 32 (float32), 16 (bfloat16), 8 or 4. group: how many inputs share a scale of integers; 0: all.
+    Products of one input (query, key and value; gate and up) are faster as one: concatenate their weights along N.
+    """
+    K, N = w_KN.shape
+    if bits in FLOATS:
+        w = jnp.pad(w_KN.astype(FLOATS[bits]), ((0, 0), (0, -N % BLOCK)))
+        return Packed(jnp.swapaxes(w.reshape(K, -1, BLOCK), 0, 1), None, K, N)
+    w = jnp.pad(w_KN, ((0, -K % math.lcm(4, group or 1)), (0, 0)))
+    return pack_integers(*quantize(w, (0,), bits=bits, group=group), inputs=K)
+
+
+def pack_integers(integers: jax.Array, scale: jax.Array, inputs: int = 0) -> Packed:
+    """Return a weight of lm/kernels/quantize.py packed. integers: int8 [K, N], or int4 as uint8 [K/2, N]; scale: [groups, N].
+
+    inputs: K, if the weight was filled up with zeros; 0: all. Raises UserError if there are several groups and their size is
+    not a multiple of 4.
+    """
+    bits = 8 if integers.dtype == jnp.int8 else 4
+    w_KN = unpacked(integers, 0)
+    K, N = w_KN.shape
+    groups = scale.shape[0]
+    if groups > 1 and (K % groups or K // groups % 4):
+        raise UserError(f"quantization.group={-(-K // groups)}: a CPU multiplies groups whose size is a multiple of 4")
+    w = jnp.pad(w_KN, ((0, -K % 4), (0, -N % BLOCK)))
+    scales = jnp.swapaxes(jnp.pad(scale, ((0, 0), (0, -N % BLOCK))).reshape(groups, -1, BLOCK), 0, 1)
+    if bits == 8:
+        return Packed(w.reshape(-1, 2, w.shape[1] // BLOCK, BLOCK).transpose(2, 0, 3, 1), scales, inputs or K, N)
+    pairs = w.reshape(-1, 2, 2, w.shape[1] // BLOCK, BLOCK).astype(jnp.uint8)
+    return Packed((pairs[:, 0] & 15 | pairs[:, 1] << 4).transpose(2, 0, 3, 1), scales, inputs or K, N)
+
+
+def unpack(packed: Packed, dtype=jnp.float32) -> jax.Array:
+    """Return the weight [K, N]; the inverse of `pack`. Integers are multiplied by their scales in float32."""
+    return rows(packed, jnp.arange(packed.outputs), dtype).T
+
+
+def rows(packed: Packed, ids_T: jax.Array, dtype=jnp.float32) -> jax.Array:
+    """Return the weights [T, K] of some outputs. For a tied head, packed from its transpose [D, V], these are embeddings."""
+    T, block, lane = ids_T.shape[0], ids_T // BLOCK, ids_T % BLOCK
+    w = packed.blocks[block, :, lane]
+    if packed.scales is not None:
+        if packed.bits == 4:
+            signed = lax.bitcast_convert_type(w, jnp.int8)
+            w = jnp.stack((signed << 4 >> 4, signed >> 4), axis=2)  # a shift to the right keeps the sign
+        scale = packed.scales[block, :, lane].astype(jnp.float32)
+        w = (w.reshape(T, scale.shape[1], -1).astype(jnp.float32) * scale[..., None]).reshape(T, -1)[:, : packed.inputs]
+    return w.astype(dtype)
+
+
+def packed_matmul(x_MK: jax.Array, packed: Packed, dtype=jnp.float32) -> jax.Array:
+    """Return x · w [M, N], accumulated in float32. x: any float dtype; dtype: of the result."""
+    if not compiled("products"):
+        return packed_matmul_reference(x_MK, packed, dtype)
+    y = jax.ShapeDtypeStruct((x_MK.shape[0], packed.blocks.shape[0] * BLOCK), jnp.float32)
+    scales = jnp.zeros((0, 0), jnp.bfloat16) if packed.scales is None else packed.scales
+    call = jax.ffi.ffi_call("lm_matmul", y)
+    y_MN = call(x_MK.astype(jnp.float32), packed.blocks, scales, bits=np.int32(packed.bits), chunk=np.int32(_chunk(packed)))
+    return y_MN[:, : packed.outputs].astype(dtype)
+
+
+def _chunk(packed: Packed) -> int:
+    """Return how many inputs of a row share a scale of activations: a divisor of the weight's groups."""
+    if packed.scales is None:
+        return 0
+    groups = packed.scales.shape[1]
+    if groups == 1:
+        return LARGEST_CHUNK // 2
+    size = packed.blocks.shape[1] * (16 // packed.bits) // groups
+    return max(chunk for chunk in range(4, LARGEST_CHUNK + 1, 4) if size % chunk == 0)
+
+
+def packed_matmul_reference(x_MK: jax.Array, packed: Packed, dtype=jnp.float32) -> jax.Array:
+    """Plain twin of `packed_matmul`: XLA's product with the unpacked weight. Its bits may depend on M."""
+    return product("mk,kn->mn", x_MK.astype(jnp.float32), unpack(packed)).astype(dtype)

@@ -1,0 +1,144 @@
+"""Compiled products of activations with packed weights; lm/kernels/cpu/packed.py defines the layout and has the plain twin."""
+
+import numpy as np
+from numba import njit
+
+from lm.kernels.cpu import calls
+from lm.kernels.cpu.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size
+from lm.kernels.cpu.vectors import (
+    BLOCK,
+    SIZE,
+    bits_of_float,
+    float32s,
+    float_of_bits,
+    int16s,
+    int32s,
+    int64s,
+    integer_tile,
+    rows_of,
+    tile,
+)
+
+SOME = 96  # rows of x in a unit of work: enough to use a block while it is in the nearest cache
+X, W, Y, M, K, N, BITS, CHUNK, X_SCALE, W_SCALE, GROUPS = (GIVEN + i for i in range(11))
+
+
+def _floats(stored):
+    product, width = tile(stored, False), SIZE[stored]
+
+    @njit(error_model="numpy")
+    def unit(words, m, end, block):
+        x_step, w_step, y_step = words[K] * 4, BLOCK * width, words[N] * 4
+        x, w, y = words[X] + m * x_step, words[W] + block * words[K] * w_step, words[Y] + m * y_step + block * BLOCK * 4
+        while m < end:
+            rows = rows_of(end - m)
+            product(rows, x, x_step, w, w_step, words[K], y, y_step)
+            m, x, y = m + rows, x + rows * x_step, y + rows * y_step
+
+    return unit
+
+
+def _integers(bits):
+    product = integer_tile(bits)
+
+    @njit(error_model="numpy")
+    def unit(words, m, end, block):
+        inputs, chunk, groups = words[K], words[CHUNK], words[GROUPS]
+        chunks = (inputs + chunk - 1) // chunk
+        share, x_step, s_step, y_step = chunks // groups, inputs * 2, chunks * 4, words[N] * 4
+        x, s, y = words[X] + m * x_step, words[X_SCALE] + m * s_step, words[Y] + m * y_step + block * BLOCK * 4
+        w, w_scale = words[W] + block * inputs * BLOCK * bits // 8, words[W_SCALE] + block * groups * BLOCK * 2
+        while m < end:
+            rows = rows_of(end - m)
+            product(rows, x, x_step, w, inputs, chunk, s, s_step, w_scale, share, y, y_step)
+            m, x, s, y = m + rows, x + rows * x_step, s + rows * s_step, y + rows * y_step
+
+    return unit
+
+
+float32_unit, bfloat16_unit, int8_unit, int4_unit = _floats("float32"), _floats("bfloat16"), _integers(8), _integers(4)
+
+
+@njit(error_model="numpy")
+def task(job):
+    words = int64s(job)
+    unit, blocks = next_unit(job), words[N] // BLOCK
+    while unit >= 0:
+        m, block = unit // blocks * SOME, unit % blocks
+        end = min(m + SOME, words[M])
+        if words[BITS] == 32:
+            float32_unit(words, m, end, block)
+        elif words[BITS] == 16:
+            bfloat16_unit(words, m, end, block)
+        elif words[BITS] == 8:
+            int8_unit(words, m, end, block)
+        else:
+            int4_unit(words, m, end, block)
+        calls.finished(job)
+        unit = next_unit(job)
+    calls.leave(job)
+
+
+@njit(error_model="numpy")
+def quantized(x, rows, inputs, padded, chunk, out, scales):
+    """Write x [rows, inputs] as int16 [rows, padded] and a float32 scale for each chunk of a row: x ≈ scale · integer.
+
+    The largest number of a chunk becomes ±32767. A chunk with one that is not finite has the scale NaN.
+    """
+    step = (padded + chunk - 1) // chunk
+    magic = np.float32(12582912.0)  # 1.5·2²³: adding it rounds to an integer, which then stands in the low bits
+    for m in range(rows):
+        for c in range(step):
+            first = c * chunk
+            end = min(first + chunk, inputs)
+            values, integers = float32s(x + m * inputs * 4), int16s(out + m * padded * 2)
+            top = np.int32(0)  # bits of positive floats are ordered like the floats, and NaN is the largest
+            for k in range(first, end):
+                top = max(top, np.int32(bits_of_float(values[k]) & 0x7FFFFFFF))
+            largest = float_of_bits(top)
+            factor = np.float32(32767.0) / largest if largest > np.float32(1e-30) else np.float32(0.0)
+            for k in range(first, end):
+                integers[k] = np.int16(bits_of_float(values[k] * factor + magic))
+            for k in range(max(first, end), min(first + chunk, padded)):
+                integers[k] = 0
+            float32s(scales)[m * step + c] = largest / np.float32(32767.0) if top < 0x7F800000 else np.float32(np.nan)
+
+
+@njit(error_model="numpy")
+def multiply(frame):
+    """Do a product. Arguments: x [M, K], blocks and scales of w; result: y [M, N]."""
+    rows, inputs, blocks = size(frame, ARGUMENTS, 0, 0), size(frame, ARGUMENTS, 0, 1), size(frame, ARGUMENTS, 1, 0)
+    bits = np.int64(int32s(attribute(frame, 0))[0])
+    job = new_job(blocks * ((rows + SOME - 1) // SOME))
+    words = int64s(job)
+    words[X], words[W], words[Y] = data(frame, ARGUMENTS, 0), data(frame, ARGUMENTS, 1), data(frame, RESULTS, 0)
+    words[M], words[K], words[N], words[BITS] = rows, inputs, blocks * BLOCK, bits
+    if bits > 8:
+        run(frame, job, address_of(task))
+        return
+    padded = size(frame, ARGUMENTS, 1, 1) * (16 // bits)
+    chunk = np.int64(int32s(attribute(frame, 1))[0])
+    chunks = (padded + chunk - 1) // chunk
+    memory = calls.malloc(rows * (padded * 2 + chunks * 4) + 64)
+    words[X], words[X_SCALE] = memory + rows * chunks * 4, memory
+    words[K], words[CHUNK], words[GROUPS], words[W_SCALE] = (
+        padded,
+        chunk,
+        size(frame, ARGUMENTS, 2, 1),
+        data(frame, ARGUMENTS, 2),
+    )
+    quantized(data(frame, ARGUMENTS, 0), rows, inputs, padded, chunk, words[X], words[X_SCALE])
+    run(frame, job, address_of(task))
+    calls.free(memory)
+
+
+def register() -> None:
+    digest = calls.sources()
+
+    def lm_matmul(frame):
+        digest  # noqa: B018
+        if calls.is_call(frame):
+            multiply(frame)
+        return 0
+
+    calls.handler(lm_matmul)

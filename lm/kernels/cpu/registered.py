@@ -1,0 +1,25 @@
+"""The compiled functions, made known to XLA once in a process."""
+
+import functools
+import importlib
+
+import jax
+
+
+def compiled(module: str) -> bool:
+    """Return whether a module's compiled functions run here: on a CPU, with numba. module: "products" or "attention".
+
+    The first call compiles them, or loads them from numba's cache, and registers them with XLA. Whoever runs a stored
+    program without tracing it must call this before.
+    """
+    return jax.default_backend() == "cpu" and _registered(module)
+
+
+@functools.cache
+def _registered(module: str) -> bool:
+    try:
+        kernels = importlib.import_module(f"lm.kernels.cpu.{module}")
+    except ImportError:  # numba has no wheel for this platform
+        return False
+    kernels.register()
+    return True

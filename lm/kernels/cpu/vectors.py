@@ -1,0 +1,300 @@
+"""Vector code that LLVM's optimiser does not find in plain loops, written as LLVM's own operations for numba to inline.
+
+All functions take addresses and steps in bytes as int64. LLVM lowers its vector types for every processor: a vector of 16
+floats is one register with AVX-512, two with AVX2 and four with NEON.
+"""
+
+import functools
+
+from llvmlite import ir
+from llvmlite.binding import get_host_cpu_features
+from numba import config, njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+LANES = 16  # floats in a vector
+SIZE = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes
+BLOCK = 64  # outputs of a tile: four vectors
+CASES = (4, 2, 1)  # rows of a tile: with four vectors each, four take 16 of the 32 registers of AVX-512
+i8, i16, i32, i64, f32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+FLOATS, WORDS, PAIRS = ir.VectorType(f32, LANES), ir.VectorType(i32, LANES), ir.VectorType(i16, 2 * LANES)
+
+
+def wide() -> bool:
+    """Return whether the processor that numba compiles for has registers of 16 floats."""
+    return "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features().flatten()).split(",")
+
+
+VECTORS = 4 if wide() else 1  # of a tile of several rows that are summed at once
+
+
+def _pointer(kind, llvm_kind):
+    @intrinsic
+    def cast(typingctx, address):
+        def codegen(context, builder, signature, args):
+            return builder.inttoptr(args[0], llvm_kind.as_pointer())
+
+        return types.CPointer(kind)(types.int64), codegen
+
+    return cast
+
+
+int8s, int16s, int32s = _pointer(types.int8, i8), _pointer(types.int16, i16), _pointer(types.int32, i32)
+uint16s, int64s, float32s = _pointer(types.uint16, i16), _pointer(types.int64, i64), _pointer(types.float32, f32)
+
+
+def _bits(to, llvm_to, of):
+    @intrinsic
+    def cast(typingctx, x):
+        return to(of), lambda context, builder, signature, args: builder.bitcast(args[0], llvm_to)
+
+    return cast
+
+
+float_of_bits, bits_of_float = _bits(types.float32, f32, types.int32), _bits(types.int32, i32, types.float32)
+
+
+def at(builder, address, offset, kind):
+    """Return the pointer to `kind` at a byte offset."""
+    return builder.inttoptr(builder.add(address, offset), kind.as_pointer())
+
+
+def load(builder, address, offset, kind, align=4):
+    return builder.load(at(builder, address, offset, kind), align=align)
+
+
+def splat(builder, x, kind):
+    """Return a vector that holds x in every lane."""
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), x, i32(0))
+    return builder.shuffle_vector(
+        one, ir.Constant(kind, ir.Undefined), ir.Constant(ir.VectorType(i32, kind.count), [0] * kind.count)
+    )
+
+
+def multiply_add(builder, a, b, c):
+    """Return a·b + c, rounded once where the processor can."""
+    kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.v16f32"), [a, b, c])
+
+
+def load_floats(builder, address, offset, stored):
+    """Load 16 values of `stored`, "float32", "bfloat16" or "int8", as floats."""
+    if stored == "float32":
+        return load(builder, address, offset, FLOATS)
+    if stored == "int8":
+        return builder.sitofp(load(builder, address, offset, ir.VectorType(i8, LANES), align=1), FLOATS)
+    bits = builder.zext(load(builder, address, offset, ir.VectorType(i16, LANES), align=2), WORDS)
+    return builder.bitcast(builder.shl(bits, splat(builder, i32(16), WORDS)), FLOATS)
+
+
+@functools.cache
+def tile(stored: str, adds: bool):
+    """Return the compiled product of a tile, y[rows, 64] = x[rows, K] · w[K, 64], or with `adds` y += x · w.
+
+    Every output is a sum over k in ascending order, so its bits do not depend on the rows beside it.
+    stored: dtype of w; x and y are float32. rows is one of CASES. The steps are those from one row to the next.
+    """
+
+    @intrinsic
+    def product(typingctx, rows, x, x_step, w, w_step, K, y, y_step):
+        def codegen(context, builder, signature, args):
+            for count, vectors, start in _cases(builder, args[0]):
+                x, x_step, w, w_step, K, y, y_step = args[1:]
+                w = builder.add(w, builder.mul(start, i64(SIZE[stored])))
+                y = builder.add(y, builder.mul(start, i64(4)))
+                _tile(builder, count, vectors, stored, adds, x, x_step, w, w_step, K, y, y_step)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), codegen
+
+    return product
+
+
+def _cases(builder, rows):
+    """Yield (rows, vectors, first output). What the caller writes for a case runs if `rows` is that, for every first output."""
+    end = builder.function.append_basic_block("end")
+    switch = builder.switch(rows, end)
+    for case in CASES:
+        block = builder.function.append_basic_block(f"rows{case}")
+        switch.add_case(i64(case), block)
+        builder.position_at_end(block)
+        vectors = BLOCK // LANES if case == 1 else VECTORS
+        with cgutils.for_range(builder, i64(BLOCK // LANES // vectors)) as loop:
+            yield case, vectors, builder.mul(loop.index, i64(vectors * LANES))
+        builder.branch(end)
+    builder.position_at_end(end)
+
+
+def _tile(builder, rows, vectors, stored, adds, x, x_step, w, w_step, K, y, y_step):
+    places = [(m, v, builder.add(builder.mul(y_step, i64(m)), i64(4 * LANES * v))) for m in range(rows) for v in range(vectors)]
+    sums = {(m, v): cgutils.alloca_once(builder, FLOATS) for m, v, _ in places}
+    for m, v, offset in places:
+        start = load(builder, y, offset, FLOATS) if adds else ir.Constant(FLOATS, [0.0] * LANES)
+        builder.store(start, sums[m, v])
+    with cgutils.for_range(builder, K) as loop:
+        here = builder.mul(loop.index, w_step)
+        ws = [load_floats(builder, w, builder.add(here, i64(SIZE[stored] * LANES * v)), stored) for v in range(vectors)]
+        for m in range(rows):
+            offset = builder.add(builder.mul(x_step, i64(m)), builder.mul(loop.index, i64(4)))
+            x_m = splat(builder, load(builder, x, offset, f32), FLOATS)
+            for v in range(vectors):
+                builder.store(multiply_add(builder, x_m, ws[v], builder.load(sums[m, v])), sums[m, v])
+    for m, v, offset in places:
+        builder.store(builder.load(sums[m, v]), at(builder, y, offset, FLOATS), align=4)
+
+
+@functools.cache
+def integer_tile(bits: int):
+    """Return the compiled product of a tile of int16 activations with int8 or int4 weights, in chunks of the K inputs.
+
+    y[m, n] = Σ over chunks c of x_scale[m, c] · w_scale[c // share, n] · Σ over k in c of x[m, k] · w[k, n]. The inner sums
+    are exact in int32; the outer ones are in ascending order. x: int16 [rows, K]; w: a block of packed.py;
+    x_scale: float32 [rows, chunks]; w_scale: bfloat16 [groups, 64]. K and chunk are multiples of 4.
+    """
+    per = 2 if bits == 8 else 4  # inputs in one step
+
+    @intrinsic
+    def product(typingctx, rows, x, x_step, w, K, chunk, x_scale, x_scale_step, w_scale, share, y, y_step):
+        def codegen(context, builder, signature, args):
+            for count, vectors, start in _cases(builder, args[0]):
+                x, x_step, w, K, chunk, x_scale, x_scale_step, w_scale, share, y, y_step = args[1:]
+                w, w_scale = (builder.add(address, builder.mul(start, i64(2))) for address in (w, w_scale))
+                y = builder.add(y, builder.mul(start, i64(4)))
+                scales = x_scale, x_scale_step, w_scale, share
+                _integer_tile(builder, count, vectors, per, x, x_step, w, K, chunk, *scales, y, y_step)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 12), codegen
+
+    return product
+
+
+def _integer_tile(builder, rows, vectors, per, x, x_step, w, K, chunk, x_scale, x_scale_step, w_scale, share, y, y_step):
+    cells = [(m, v) for m in range(rows) for v in range(vectors)]
+    totals, sums = ({cell: cgutils.alloca_once(builder, kind) for cell in cells} for kind in (FLOATS, WORDS))
+    for cell in cells:
+        builder.store(ir.Constant(FLOATS, [0.0] * LANES), totals[cell])
+    chunks = builder.sdiv(builder.add(K, builder.sub(chunk, i64(1))), chunk)
+    with cgutils.for_range(builder, chunks) as outer:
+        first = builder.mul(outer.index, chunk)
+        left = builder.sub(K, first)
+        size = builder.select(builder.icmp_signed("<", left, chunk), left, chunk)
+        for cell in cells:
+            builder.store(ir.Constant(WORDS, [0] * LANES), sums[cell])
+        with cgutils.for_range(builder, builder.sdiv(size, i64(per))) as loop:
+            k = builder.add(first, builder.mul(loop.index, i64(per)))
+            here = builder.mul(builder.sdiv(k, i64(per)), i64(128))
+            ws = [_integers(builder, w, builder.add(here, i64(2 * LANES * v)), per) for v in range(vectors)]
+            for pair in range(per // 2):
+                for m in range(rows):
+                    offset = builder.add(builder.mul(x_step, i64(m)), builder.mul(builder.add(k, i64(2 * pair)), i64(2)))
+                    x_m = builder.bitcast(splat(builder, load(builder, x, offset, i32), WORDS), PAIRS)
+                    for v in range(vectors):
+                        term = _pairwise(builder, x_m, ws[v][pair])
+                        builder.store(builder.add(builder.load(sums[m, v]), term), sums[m, v])
+        scales = builder.mul(builder.sdiv(outer.index, share), i64(128))
+        ws = [load_floats(builder, w_scale, builder.add(scales, i64(2 * LANES * v)), "bfloat16") for v in range(vectors)]
+        for m in range(rows):
+            offset = builder.add(builder.mul(x_scale_step, i64(m)), builder.mul(outer.index, i64(4)))
+            x_m = splat(builder, load(builder, x_scale, offset, f32), FLOATS)
+            for v in range(vectors):
+                exact = builder.sitofp(builder.load(sums[m, v]), FLOATS)
+                total = multiply_add(builder, exact, builder.fmul(x_m, ws[v]), builder.load(totals[m, v]))
+                builder.store(total, totals[m, v])
+    for m, v in cells:
+        offset = builder.add(builder.mul(y_step, i64(m)), i64(4 * LANES * v))
+        builder.store(builder.load(totals[m, v]), at(builder, y, offset, FLOATS), align=4)
+
+
+def _integers(builder, w, offset, per):
+    """Load weights of 16 outputs as int16 pairs: one vector for int8, two for int4 (the low halves of bytes, then the high)."""
+    wide = builder.sext(load(builder, w, offset, ir.VectorType(i8, 2 * LANES), align=1), PAIRS)
+    if per == 2:
+        return [wide]
+    low = builder.ashr(builder.shl(wide, ir.Constant(PAIRS, [12] * 2 * LANES)), ir.Constant(PAIRS, [12] * 2 * LANES))
+    return [low, builder.ashr(wide, ir.Constant(PAIRS, [4] * 2 * LANES))]
+
+
+def _pairwise(builder, a, b):
+    """Return the sums of products of neighbours as int32: pmaddwd, in the form that LLVM recognises."""
+    doubled = ir.VectorType(i32, 2 * LANES)
+    product = builder.mul(builder.sext(a, doubled), builder.sext(b, doubled))
+    nothing = ir.Constant(doubled, ir.Undefined)
+    even, odd = (
+        builder.shuffle_vector(product, nothing, ir.Constant(WORDS, list(range(start, 2 * LANES, 2)))) for start in (0, 1)
+    )
+    return builder.add(even, odd)
+
+
+@functools.cache
+def transposed(stored: str):
+    """Return the compiled transpose of 16 rows of 16 values: out[c, r] = row r [c], as floats.
+
+    rows: address of the 16 rows' addresses. offset: bytes to the first value in each. stored: their dtype.
+    """
+
+    @intrinsic
+    def transpose(typingctx, rows, offset, out, out_step):
+        def codegen(context, builder, signature, args):
+            rows, offset, out, out_step = args
+            a = []
+            for r in range(LANES):
+                row = load(builder, rows, i64(8 * r), i64, align=8)
+                a.append(load_floats(builder, row, offset, stored))
+            distance = LANES // 2
+            while distance:  # exchange the off-diagonal quarters of every square of 2 × 2 blocks
+                for r in range(LANES):
+                    if r & distance == 0:
+                        upper = [c if c & distance == 0 else LANES + c - distance for c in range(LANES)]
+                        lower = [c + distance if c & distance == 0 else LANES + c for c in range(LANES)]
+                        pair = a[r], a[r + distance]
+                        a[r] = builder.shuffle_vector(*pair, ir.Constant(WORDS, upper))
+                        a[r + distance] = builder.shuffle_vector(*pair, ir.Constant(WORDS, lower))
+                distance //= 2
+            for c in range(LANES):
+                builder.store(a[c], at(builder, out, builder.mul(out_step, i64(c)), FLOATS), align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 4), codegen
+
+    return transpose
+
+
+@functools.cache
+def converted(stored: str):
+    """Return the compiled copy of 16 values of `stored` to floats."""
+
+    @intrinsic
+    def convert(typingctx, address, out):
+        def codegen(context, builder, signature, args):
+            builder.store(load_floats(builder, args[0], i64(0), stored), at(builder, args[1], i64(0), FLOATS), align=4)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, types.int64), codegen
+
+    return convert
+
+
+@functools.cache
+def scalar(stored: str):
+    """Return the compiled load of one value of `stored` as a float."""
+
+    @intrinsic
+    def one(typingctx, address):
+        def codegen(context, builder, signature, args):
+            if stored == "float32":
+                return load(builder, args[0], i64(0), f32)
+            if stored == "int8":
+                return builder.sitofp(load(builder, args[0], i64(0), i8, align=1), f32)
+            bits = builder.zext(load(builder, args[0], i64(0), i16, align=2), i32)
+            return builder.bitcast(builder.shl(bits, i32(16)), f32)
+
+        return types.float32(types.int64), codegen
+
+    return one
+
+
+@njit(error_model="numpy")
+def rows_of(left):
+    """Return the rows of the next tile when so many are left, at least 1."""
+    return 4 if left >= 4 else 2 if left >= 2 else 1

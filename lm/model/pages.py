@@ -1,0 +1,128 @@
+"""The paged cache of an engine: keys and values of all its sequences in pages (Kwon et al. 2023, "PagedAttention").
+
+Axes: B tokens of any sequences, R sequences, N pages of a sequence, P pages, G key/value heads, K head size.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lm.config import ModelConfig
+from lm.kernels.cpu.pages import Pages, paged_attention, write_pages
+from lm.kernels.matmul import spec_of
+from lm.model.cache import cache_dtype
+from lm.parallel.mesh import spec
+
+
+class PageTable(NamedTuple):
+    """Where the B tokens of a call belong. All int32.
+
+    tables_RN: page ids of each sequence. row_B: sequence of each token, −1 for padding. place_B: its place there. slot_B: where
+    its key and value go, page id · page + place in the page; −1: nowhere. length_B: length of the sequence that sets the angles
+    of the token's rotation, if they depend on it (dynamic NTK, LongRoPE).
+    """
+
+    tables_RN: jax.Array
+    row_B: jax.Array
+    place_B: jax.Array
+    slot_B: jax.Array
+    length_B: jax.Array
+
+
+class PagedState(NamedTuple):
+    """The pages of all layers, as lm.model.cache.DecodeState has its caches, and the table of this call.
+
+    A layer has a dict of pools of pages. Grouped-query attention: k of G heads of size K, v. Latent attention: k of one head,
+    which holds the latent of R numbers and the rotated key; the latent is also the value. The arrays of a stack of layers have
+    its repeats as their first axis; without scanned layers there is a tuple of dicts.
+    """
+
+    layers: tuple[tuple[dict[str, Pages] | tuple[dict[str, Pages], ...], ...], ...]
+    table: PageTable
+
+
+def page_shapes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Return (heads, size) of each array that a layer keeps of a token, by name."""
+    if config.mla.kv_rank:
+        return {"k": (1, config.mla.kv_rank + config.mla.rope_head_dim)}
+    return dict.fromkeys(("k", "v"), (config.num_kv_heads, config.head_dim))
+
+
+def empty_layers(config: ModelConfig, count: int, page: int, dtype: str = "") -> tuple[tuple, ...]:
+    """Return `layers` of a PagedState with `count` pages of `page` tokens.
+
+    dtype: "int8", "bfloat16" or "float32"; "": the dtype of other caches.
+    """
+    kept = jnp.dtype(dtype or cache_dtype(config))
+    heads_axis = None if config.mla.kv_rank else "kv_heads"
+
+    def pool(repeats: tuple[int, ...], heads: int, size: int) -> Pages:
+        before = [None] * len(repeats)
+        values = jnp.zeros((*repeats, count, page, heads, size), kept, out_sharding=spec(*before, None, None, heads_axis, None))
+        if kept != jnp.int8:
+            return Pages(values)
+        where = spec(*before, None, None, heads_axis)
+        return Pages(values, jnp.zeros((*repeats, count, page, heads), jnp.bfloat16, out_sharding=where))
+
+    def of_layer(repeats: tuple[int, ...]) -> dict[str, Pages]:
+        return {name: pool(repeats, *shape) for name, shape in page_shapes(config).items()}
+
+    def of_stack(repeats: int):
+        return of_layer((repeats,)) if config.scan_layers else tuple(of_layer(()) for _ in range(repeats))
+
+    return tuple(tuple(of_stack(repeats) for _ in block) for block, repeats in config.stacks)
+
+
+def page_bytes(config: ModelConfig, page: int, dtype: str = "") -> int:
+    """Return the bytes of one page in all layers and on all devices."""
+    each = jnp.dtype(dtype or cache_dtype(config)).itemsize
+    scale = 2 if dtype == "int8" else 0
+    return config.num_layers * page * sum(heads * (size * each + scale) for heads, size in page_shapes(config).values())
+
+
+def write(pools: dict[str, Pages], new: dict[str, jax.Array], table: PageTable) -> dict[str, Pages]:
+    """Return the pools with the arrays [B, 1, G, K] of the call's tokens."""
+
+    def local(pools, new, slot_B):
+        return {name: write_pages(pools[name], x, slot_B) for name, x in new.items()}
+
+    new = {name: _squeezed(x) for name, x in new.items()}
+    if spec() is None:
+        return local(pools, new, table.slot_B)
+    of_pools, of_new = _specs(pools), {name: spec("batch", _heads_axis(pools), None) for name in new}
+    return jax.shard_map(local, in_specs=(of_pools, of_new, spec(None)), out_specs=of_pools)(pools, new, table.slot_B)
+
+
+def attend(q_B1HK, pools: dict[str, Pages], table: PageTable, sinks_H=None, **options) -> jax.Array:
+    """Return `paged_attention` to the pages, [B, 1, H, V] in the dtype of the queries. Each device has some of the heads."""
+
+    def local(q_BHK, pools, tables, sinks_H):
+        return paged_attention(q_BHK, pools["k"], pools.get("v"), *tables, sinks_H=sinks_H, **options)
+
+    q_BHK, tables = _squeezed(q_B1HK), (table.tables_RN, table.row_B, table.place_B)
+    if spec() is None:
+        out_BHV = local(q_BHK, pools, tables, sinks_H)
+    else:
+        heads = spec("batch", "heads", None)
+        given = (heads, _specs(pools), (spec(None, None), spec(None), spec(None)), None if sinks_H is None else spec("heads"))
+        out_BHV = jax.shard_map(local, in_specs=given, out_specs=heads, check_vma=False)(q_BHK, pools, tables, sinks_H)
+    return out_BHV.astype(q_B1HK.dtype)[:, None]
+
+
+def _heads_axis(pools: dict[str, Pages]) -> str | None:
+    """Return the logical axis of the heads. Latent attention has one for all query heads, so every device holds it."""
+    return "kv_heads" if "v" in pools else None
+
+
+def _specs(pools: dict[str, Pages]) -> dict[str, Pages]:
+    axis = _heads_axis(pools)
+    values, scales = spec(None, None, axis, None), spec(None, None, axis)
+    return {name: Pages(values, None if pool.scales is None else scales) for name, pool in pools.items()}
+
+
+def _squeezed(x_B1GK: jax.Array) -> jax.Array:
+    """Return [B, G, K]: in a call with pages every token is a row of its own."""
+    B, _, G, K = x_B1GK.shape
+    where = spec_of(x_B1GK)
+    return jax.lax.reshape(x_B1GK, (B, G, K), out_sharding=where and jax.sharding.PartitionSpec(where[0], *where[2:]))

@@ -1,0 +1,202 @@
+"""What a request can ask of an engine, and how requests come and go."""
+
+import threading
+
+import numpy as np
+import pytest
+from flax import nnx
+
+import lm
+from lm.adapt import lora
+from lm.config import Adapter, ModelConfig
+from lm.convert.peft import export_peft
+from lm.errors import UserError
+from lm.infer.engine.adapters import Slots
+from lm.infer.engine.engine import Engine
+from lm.infer.engine.request import Closed, Full, Request
+from lm.model.transformer import skeleton
+from tests.lm.examples import parameters
+
+CONFIG = ModelConfig(
+    vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, max_positions=128, dtype="float32"
+)
+PROMPT = tuple(range(20, 40))
+
+
+def model_of(seed: int = 0):
+    return nnx.merge(skeleton(CONFIG)[0], parameters(CONFIG, scale=4.0, seed=seed))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return model_of()
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    engine = Engine(model, None, rows=4, budget=16, pages=64, page=4)
+    yield engine
+    engine.close()
+
+
+def events_of(engine, request: Request):
+    """Return all events of a request."""
+    found, over = [], threading.Event()
+
+    def tell(event):
+        found.append(event)
+        if event.finish:
+            over.set()
+
+    engine.submit(request, tell)
+    assert over.wait(60)
+    return found
+
+
+class Even:
+    """A grammar of even tokens."""
+
+    def allowed(self):
+        return np.arange(CONFIG.vocab_size) % 2 == 0
+
+    def accept(self, token):
+        assert token % 2 == 0
+
+    def copy(self):
+        return self
+
+
+def test_log_probabilities_are_the_models(engine, model):
+    events = events_of(engine, Request(PROMPT, 5, temperature=0, logprobs=3, prompt_logprobs=2))
+    tokens = [token for event in events for token in event.tokens]
+    logits = np.asarray(model(np.asarray([[*PROMPT, *tokens]], np.int32))[0], np.float64)
+    logps = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+    likely = [one for event in events for one in event.likely]
+    for n, one in enumerate(likely):
+        at = logps[len(PROMPT) - 1 + n]
+        np.testing.assert_allclose(one.chosen, at[tokens[n]], atol=1e-4)
+        assert [id for id, _ in one.top] == np.argsort(-at)[:3].tolist()
+        np.testing.assert_allclose([p for _, p in one.top], np.sort(at)[::-1][:3], atol=1e-4)
+    (prompt,) = [event.prompt for event in events if event.prompt]
+    assert prompt[0] is None and len(prompt) == len(PROMPT) and len(likely) == len(tokens) == 5
+    np.testing.assert_allclose([one.chosen for one in prompt[1:]], [logps[n, t] for n, t in enumerate(PROMPT[1:])], atol=1e-4)
+    assert all(len(one.top) == 2 for one in prompt[1:])
+
+
+def test_stops_bias_penalties_and_grammars(engine):
+    plain = engine.generate(Request(PROMPT, 12, temperature=0))
+    stop = plain[4]
+    ended = engine.generate(Request(PROMPT, 12, temperature=0, stop_ids=(stop,)))
+    assert ended == plain[: plain.index(stop) + 1]
+    longer = engine.generate(Request(PROMPT, 12, temperature=0, stop_ids=(stop,), min_new_tokens=8))
+    assert stop not in longer[:8] and longer[: len(ended) - 1] == ended[:-1]
+    assert engine.generate(Request(PROMPT, 3, temperature=0, logit_bias={7: 1e4})) == [7, 7, 7]
+    assert plain[0] not in engine.generate(Request(PROMPT, 6, temperature=0, logit_bias={plain[0]: -1e4}))
+    assert len(set(engine.generate(Request(PROMPT, 12, temperature=0, presence_penalty=1e4)))) == 12
+    assert len(set(engine.generate(Request(PROMPT, 12, temperature=0, frequency_penalty=1e4)))) == 12
+    repeated = engine.generate(Request(PROMPT, 12, temperature=0, repetition_penalty=1e6))
+    assert not set(repeated) & set(PROMPT) and len(set(repeated)) == 12
+    even = engine.generate(Request(PROMPT, 12, temperature=1.0, grammar=Even()))
+    assert all(token % 2 == 0 for token in even)
+
+
+def test_wrong_requests_are_refused_with_the_name_of_the_setting(engine):
+    for wrong in (
+        dict(temperature=-1.0),
+        dict(temperature=float("nan")),
+        dict(top_p=0.0),
+        dict(top_k=-1),
+        dict(min_p=2.0),
+        dict(repetition_penalty=0.0),
+        dict(logprobs=21),
+        dict(logit_bias={96: 1.0}),
+        dict(stop_ids=(-1,)),
+        dict(adapter="none"),
+        dict(max_new_tokens=0),
+        dict(max_new_tokens=200),
+        dict(prompt=()),
+        dict(prompt=(96,)),
+    ):
+        with pytest.raises(UserError, match=next(iter(wrong)).split("_")[0]):
+            engine.submit(Request(**dict(prompt=PROMPT, max_new_tokens=4) | wrong), lambda event: None)
+
+
+def test_cancelled_late_and_refused_requests_leave_no_blocks(model):
+    engine = Engine(model, None, rows=1, budget=16, pages=64, page=4, queue=2)
+    begun, ended = threading.Event(), {name: threading.Event() for name in ("long", "late", "other")}
+    finishes = {}
+
+    def teller(name):
+        def tell(event):
+            begun.set()
+            if event.finish:
+                finishes[name] = event.finish
+                ended[name].set()
+
+        return tell
+
+    long = engine.submit(Request(PROMPT, 100), teller("long"))
+    assert begun.wait(60)
+    engine.submit(Request(PROMPT, 100, deadline=0.0), teller("late"))
+    assert ended["late"].wait(60)
+    other = engine.submit(Request(PROMPT, 100), teller("other"))
+    engine.submit(Request(PROMPT, 100), lambda event: None)
+    with pytest.raises(Full):
+        engine.submit(Request(PROMPT, 100), lambda event: None)
+    other.cancel()
+    long.cancel()
+    assert ended["long"].wait(60) and ended["other"].wait(60)
+    assert finishes == {"long": "cancelled", "late": "timeout", "other": "cancelled"}
+    engine.close(drain=60)
+    stats = engine.stats()
+    assert stats.blocks_used == 0 and stats.finished == {"cancelled": 2, "timeout": 1, "length": 1}
+    with pytest.raises(Closed):
+        engine.submit(Request(PROMPT, 1), lambda event: None)
+
+
+def test_newer_weights_take_over_between_requests(model):
+    engine, newer = Engine(model, None, rows=4, budget=16, pages=64, page=4), model_of(seed=1)
+    request = Request(PROMPT, 30, temperature=0)
+    found, begun, over = [], threading.Event(), threading.Event()
+
+    def tell(event):
+        found.extend(event.tokens)
+        begun.set()
+        if event.finish:
+            over.set()
+
+    engine.submit(request, tell)
+    assert begun.wait(60)
+    engine.swap(newer)
+    assert over.is_set() and found == lm.generate(model, None, [PROMPT], max_new_tokens=30, temperature=0)[0]
+    assert engine.generate(request) == lm.generate(newer, None, [PROMPT], max_new_tokens=30, temperature=0)[0]
+    engine.close()
+
+
+def test_each_request_has_its_own_adapter(model, tmp_path):
+    params = nnx.split(model)[1]
+    merged = {}
+    for n, name in enumerate(("first", "second")):
+        config, adapted = lora.with_adapter(CONFIG, params, Adapter(rank=2 + n, alpha=8.0, targets=r"attention\..*"), seed=n)
+        adapted = nnx.map_state(lambda path, x: x.replace(x[...] + 0.3) if path[-1] == "lora_b" else x, adapted)
+        export_peft(tmp_path / name, config, adapted)
+        plain, weights = lora.merge(config, adapted)
+        merged[name] = nnx.merge(skeleton(plain)[0], weights)
+    engine = Engine(model, None, rows=4, budget=16, pages=64, page=4, slots=Slots(2, 4, ".*"))
+    for name in merged:
+        engine.load_adapter(name, tmp_path / name)
+    with pytest.raises(UserError, match="loaded already"):
+        engine.load_adapter("first", tmp_path / "first")
+    with pytest.raises(UserError, match="places"):
+        engine.load_adapter("third", tmp_path / "first")
+    models = {"": model} | merged
+    wanted = {name: lm.generate(one, None, [PROMPT], max_new_tokens=12, temperature=0)[0] for name, one in models.items()}
+    requests = [Request(PROMPT, 12, temperature=0, adapter=name) for name in (*models, "first")]
+    assert engine.generate_all(requests) == [*wanted.values(), wanted["first"]]
+    assert len({tuple(row) for row in wanted.values()}) == 3
+    engine.unload_adapter("first")
+    with pytest.raises(UserError, match="no adapter 'first'"):
+        engine.generate(requests[1])
+    engine.load_adapter("first", tmp_path / "second")
+    assert engine.generate(requests[1]) == wanted["second"]
+    engine.close()

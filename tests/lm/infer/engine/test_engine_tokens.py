@@ -1,0 +1,116 @@
+"""Requests that share steps, pages and prefixes get the tokens that each would get alone."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+import lm
+from lm.config import LatentAttention, MixtureOfExperts, ModelConfig, Rope
+from lm.infer.engine.engine import Engine
+from lm.infer.engine.request import Request
+from lm.model.transformer import skeleton
+from tests.lm.examples import parameters
+
+BASE = dict(vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, max_positions=256)
+KINDS = {
+    "plain": dict(tie_embeddings=True),
+    "local": dict(attention_pattern=("local", "global"), window=7, attention_sinks=True, attention_softcap=5.0),
+    "latent": dict(num_kv_heads=4, mla=LatentAttention(kv_rank=16, rope_head_dim=8, value_head_dim=8)),
+    "experts": dict(mlp_pattern=("moe",), moe=MixtureOfExperts(num_experts=4), positions="learned"),
+    "ntk": dict(rope=Rope(scaling="ntk", factor=4.0, original_positions=24)),
+    "longrope": dict(
+        rope=Rope(
+            scaling="longrope", factor=4.0, original_positions=24, short_factor=(1.0,) * 4, long_factor=(1.0, 2.0, 3.0, 4.0)
+        )
+    ),
+}
+COUNT = 12
+
+
+def model_of(kind: str):
+    config = ModelConfig(**BASE | KINDS[kind], dtype="float32")
+    return nnx.merge(skeleton(config)[0], parameters(config, scale=4.0))
+
+
+def prompts() -> list[list[int]]:
+    """Some shorter and some longer than the original context, some with the same beginning."""
+    rng = np.random.default_rng(0)
+    some = [rng.integers(0, 96, n).tolist() for n in (3, 30, 1, 17, 22)]
+    return [*some, some[1][:21] + [5, 6], some[1]]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(kind):
+    return model_of(kind)
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    return [lm.generate(model, None, [prompt], max_new_tokens=COUNT, temperature=0)[0] for prompt in prompts()]
+
+
+def greedy(engine) -> list[list[int]]:
+    try:
+        return engine.generate_all([Request(tuple(prompt), COUNT, temperature=0) for prompt in prompts()])
+    finally:
+        engine.close()
+
+
+def test_requests_together_get_what_each_gets_alone(kind, model, alone):
+    engine = Engine(model, None, rows=8, budget=16, pages=100, page=4)
+    assert greedy(engine) == alone
+    stats = engine.stats()
+    # Of prompts beyond the original context, dynamic NTK's keys depend on their length.
+    assert stats.prefix_hits >= (0 if kind == "ntk" else 20)
+    assert stats.blocks_used == stats.running == stats.waiting == 0
+    assert stats.steps < sum(map(len, alone))
+    assert stats.finished == {"length": len(alone)}
+
+
+def test_guesses_and_preemption_change_nothing(kind, model, alone):
+    engine = Engine(model, None, rows=4, budget=16, pages=16, page=4, drafts=3)
+    assert greedy(engine) == alone
+    stats = engine.stats()
+    assert stats.preemptions > 0 and stats.drafted > stats.accepted >= (kind == "plain")
+
+
+def test_packed_weights_give_the_same_tokens(model, alone):
+    engine = Engine(model, None, rows=8, budget=16, pages=100, page=4, packed="float32")
+    assert greedy(engine) == alone
+
+
+def test_samples_depend_on_the_request_alone():
+    model = model_of("plain")
+    requests = [
+        Request((5, 6, 7), COUNT, temperature=1.0, seed=3),
+        Request((5, 6, 7), COUNT, temperature=1.0, seed=4),
+        Request((8, 9), COUNT, temperature=0.7, top_p=0.9, seed=3),
+        Request((8, 9), COUNT, temperature=1.3, top_k=5, seed=2**40),
+        Request((1,), COUNT, temperature=1.0, min_p=0.1, frequency_penalty=0.5),
+    ]
+    engine = Engine(model, None, rows=8, budget=16, pages=100, page=4)
+    together = engine.generate_all(requests)
+    assert [engine.generate(request) for request in requests] == together
+    engine.close()
+    assert len({tuple(row) for row in together}) == len(requests)
+    guessing = Engine(model, None, rows=8, budget=16, pages=100, page=4, drafts=2)
+    assert guessing.generate_all(requests) == together
+    guessing.close()
+
+
+def test_models_on_several_devices_give_the_same_tokens(alone, kind, model):
+    if kind not in ("plain", "latent"):
+        pytest.skip("two kinds show it")
+    from lm.parallel.mesh import make_mesh, shardings
+
+    mesh = make_mesh({"tensor": 2}, jax.devices()[:2])
+    graph, params = nnx.split(model)
+    params = jax.tree.map(jax.device_put, params, shardings(skeleton(model.config)[1], mesh))
+    engine = Engine(nnx.merge(graph, params), None, rows=8, budget=16, pages=100, page=4, mesh=mesh)
+    assert greedy(engine) == alone

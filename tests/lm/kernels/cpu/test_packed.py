@@ -1,0 +1,74 @@
+"""Products with packed weights against the plain product, and independence of the rows."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.errors import UserError
+from lm.kernels.cpu.packed import pack, pack_integers, packed_matmul, packed_matmul_reference, rows, unpack
+from lm.kernels.quantize import dequantize, quantize
+
+KINDS = ((32, 0), (16, 0), (8, 0), (8, 16), (4, 0), (4, 32), (4, 640))  # bits, group
+SHAPES = ((64, 64), (1283, 70), (1, 3))  # K, N
+
+
+def arrays(K, N, M=97):
+    rng = np.random.default_rng(K + N)
+    return jnp.asarray(rng.standard_normal((M, K)), jnp.float32), jnp.asarray(rng.standard_normal((K, N)), jnp.float32)
+
+
+@pytest.mark.parametrize(("bits", "group"), KINDS)
+@pytest.mark.parametrize(("K", "N"), SHAPES)
+def test_product_is_that_of_the_unpacked_weight_and_rows_are_independent(K, N, bits, group):
+    x_MK, w_KN = arrays(K, N)
+    packed = pack(w_KN, bits, group)
+    multiply = jax.jit(packed_matmul)
+    y_MN = multiply(x_MK, packed)
+    # Rounding an activation to 16 bits changes it by at most max|x| / 65534.
+    rounding = np.abs(x_MK).max(1, keepdims=True) / 65534 * np.abs(unpack(packed)).sum(0) if bits < 16 else 0
+    assert np.all(np.abs(y_MN - packed_matmul_reference(x_MK, packed)) <= 1e-3 + rounding)
+    for M in (0, 1, 2, 33):
+        np.testing.assert_array_equal(multiply(x_MK[:M], packed), y_MN[:M])
+
+
+@pytest.mark.parametrize(("bits", "group"), KINDS)
+@pytest.mark.parametrize(("K", "N"), SHAPES)
+def test_unpacked_weight_is_the_packed_one(K, N, bits, group):
+    w_KN = arrays(K, N)[1]
+    packed = pack(w_KN, bits, group)
+    if bits < 16:
+        filled = jnp.pad(w_KN, ((0, -K % max(group, 4)), (0, 0)))
+        expected = dequantize(*quantize(filled, (0,), bits=bits, group=group), 0)[:K]
+    else:
+        expected = w_KN if bits == 32 else w_KN.astype(jnp.bfloat16)
+    np.testing.assert_array_equal(unpack(packed), expected)
+    ids = jnp.asarray([N - 1, 0, N // 2])
+    np.testing.assert_array_equal(rows(packed, ids), expected[:, ids].T)
+
+
+def test_many_rows_and_several_tasks():
+    x_MK, w_KN = arrays(64, 640, 1000)
+    for bits in (16, 8):
+        packed = pack(w_KN, bits)
+        np.testing.assert_allclose(packed_matmul(x_MK, packed), x_MK @ unpack(packed), atol=0.05)
+
+
+@pytest.mark.parametrize("bits", (16, 8))
+def test_a_number_that_is_not_finite_reaches_every_output_of_its_row_only(bits):
+    x_MK, w_KN = arrays(576, 64, 5)
+    for bad in (np.nan, np.inf, -np.inf):
+        y_MN = packed_matmul(x_MK.at[3, 500].set(bad), pack(w_KN, bits))
+        assert not np.isfinite(y_MN[3]).any() and np.isfinite(np.delete(y_MN, 3, 0)).all()
+
+
+def test_groups_that_no_step_fits_are_refused():
+    with pytest.raises(UserError, match="multiple of 4"):
+        pack_integers(*quantize(jnp.ones((12, 8)), (0,), bits=8, group=6))
+
+
+def test_packed_weights_pass_through_jit_and_devices():
+    x_MK, w_KN = arrays(64, 70, 3)
+    packed = jax.device_put(jax.jit(pack, static_argnums=(1, 2))(w_KN, 4, 32), jax.devices()[0])
+    assert (packed.inputs, packed.outputs, packed.bits) == (64, 70, 4)
+    np.testing.assert_array_equal(packed_matmul(x_MK, packed), packed_matmul(x_MK, pack(w_KN, 4, 32)))
