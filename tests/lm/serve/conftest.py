@@ -15,7 +15,12 @@ from lm.serve.app import Settings, make_app
 from lm.serve.service import Limits, Service
 from tests.lm.serve.plain_engine import PlainEngine
 
-TEXT = ["def add(a, b):\n    return a + b\n", "Größe → 7 µm, 深い学習\n", "the cat and the hat sat on that mat\n", '{"a": [1, 2]}\n']
+TEXT = [
+    "def add(a, b):\n    return a + b\n",
+    "Größe → 7 µm, 深い学習\n",
+    "the cat and the hat sat on that mat\n",
+    '{"a": [1, 2]}\n',
+]
 # A few more rows than the tokenizer has pieces: those must never be drawn.
 CONFIG = ModelConfig(
     vocab_size=400, num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=2, mlp_dim=48, max_positions=1024, dtype="float32"

@@ -97,7 +97,9 @@ def test_a_client_that_leaves_cancels_its_request(own, stream):
     with serving(Service(own, "tiny")) as url:
         port = int(url.rpartition(":")[2])
         body = json.dumps({"prompt": "the cat", "max_tokens": 900, "stream": stream, "ignore_eos": True}).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         with socket.create_connection(("127.0.0.1", port)) as sock:
             sock.sendall(head.encode() + body)
             until(lambda: own.stats().generation_tokens > 2)
@@ -117,9 +119,19 @@ def test_a_slow_reader_is_cancelled(tokenizer):
     own = PlainEngine(CONFIG, tokenizer)
     with serving(Service(own, "tiny", limits=Limits(unread=5)), Settings(read_seconds=1.0)) as url:
         port = int(url.rpartition(":")[2])
-        fields = {"prompt": [5] * 900, "max_tokens": 9, "n": 64, "stream": True, "ignore_eos": True, "logprobs": 20, "echo": True}
+        fields = {
+            "prompt": [5] * 900,
+            "max_tokens": 9,
+            "n": 64,
+            "stream": True,
+            "ignore_eos": True,
+            "logprobs": 20,
+            "echo": True,
+        }
         body = json.dumps(fields).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         with socket.socket() as sock:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
             sock.connect(("127.0.0.1", port))
@@ -229,7 +241,9 @@ def test_listeners_and_guardrails(own):
         assert post(url, "/v1/feedback", {"id": whole.id, "rating": 7}).status_code == 400
         assert [exchange.id for exchange in heard][0] == whole.id and len(heard) == 2
         assert heard[0].answers == heard[1].answers == [whole.choices[0].message.content]
-        assert heard[0].prompt == [{"role": "user", "content": "the"}] and heard[0].answer_tokens == whole.usage.completion_tokens
+        assert (
+            heard[0].prompt == [{"role": "user", "content": "the"}] and heard[0].answer_tokens == whole.usage.completion_tokens
+        )
 
         service.guard = Strict()
         cut = client.chat.completions.create(**ask | {"max_tokens": 30}).choices[0]

@@ -87,7 +87,7 @@ def test_adapters_are_confined_to_their_folder(tmp_path):
     for trick in TRICKS:
         with pytest.raises(ApiError) as error:
             confined(root, "good", trick)
-        assert (error.value.status, error.value.message) == (404, "lora_path: no such folder in adapter_dir")
+        assert (error.value.status, error.value.message) == (404, "lora_path: no such folder in adapters.dir")
     for name in ("../good", "", ".hidden", "a b", "a/b", "x" * 65, "é"):
         with pytest.raises(ApiError) as error:
             confined(root, name, "good")
