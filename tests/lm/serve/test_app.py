@@ -7,18 +7,27 @@ import threading
 import httpx
 import openai
 import pytest
+import yaml
 from fastapi import APIRouter
+from flax import nnx
 
+from lm.adapt import lora
+from lm.align.safety.constitution import SHIPPED
+from lm.config import Adapter
+from lm.convert.peft import export_peft
+from lm.infer.engine.adapters import Slots
 from lm.serve.app import Settings
+from lm.serve.monitor import open_watch
 from lm.serve.service import Limits, Service
-from tests.lm.serve.conftest import CONFIG, client_of, serving, until
-from tests.lm.serve.plain_engine import PlainEngine
+from lm.serve.store import connect
+from lm.serve.watch.settings import Settings as WatchSettings
+from tests.lm.serve.conftest import CONFIG, client_of, engine_of, held, model_of, serving, until
 
 
 @pytest.fixture
 def own(tokenizer):
-    """An engine that a test may hold, and the arguments of a service."""
-    engine = PlainEngine(CONFIG, tokenizer, queue=2)
+    """An engine that a test may hold."""
+    engine = engine_of(tokenizer, queue=2)
     yield engine
     engine.close()
 
@@ -108,15 +117,16 @@ def test_a_client_that_leaves_cancels_its_request(own, stream):
 
 
 def test_a_client_that_leaves_the_queue_is_forgotten(own):
-    with serving(Service(own, "tiny")) as url, own.hold():
-        with pytest.raises(httpx.ReadTimeout):
-            httpx.post(f"{url}/v1/completions", json={"prompt": "a"}, timeout=0.5)
-        until(lambda: own.stats().finished.get("cancelled") == 1)
+    with serving(Service(own, "tiny")) as url:
+        with held(own):
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(f"{url}/v1/completions", json={"prompt": "a", "max_tokens": 900, "ignore_eos": True}, timeout=0.5)
+    until(lambda: own.stats().finished.get("cancelled") == 1)
 
 
 def test_a_slow_reader_is_cancelled(tokenizer):
     """The client reads nothing of some megabytes: neither the engine nor the memory of the server waits for it."""
-    own = PlainEngine(CONFIG, tokenizer)
+    own = engine_of(tokenizer)
     with serving(Service(own, "tiny", limits=Limits(unread=5)), Settings(read_seconds=1.0)) as url:
         port = int(url.rpartition(":")[2])
         fields = {
@@ -141,7 +151,7 @@ def test_a_slow_reader_is_cancelled(tokenizer):
 
 
 def test_a_full_queue_is_429_and_a_late_answer_408(own):
-    with serving(Service(own, "tiny", limits=Limits(seconds=0.5))) as url, own.hold():
+    with serving(Service(own, "tiny", limits=Limits(seconds=0.5))) as url, held(own):
         answers = []
         threads = [
             threading.Thread(target=lambda: answers.append(post(url, "/v1/completions", {"prompt": "a", "max_tokens": 5})))
@@ -158,7 +168,7 @@ def test_a_full_queue_is_429_and_a_late_answer_408(own):
 
 
 def test_an_error_of_the_engine_is_one_of_the_server(own, monkeypatch):
-    monkeypatch.setattr(own, "_logits", lambda *_: 1 / 0)
+    monkeypatch.setattr(own, "_forward", lambda *_: 1 / 0)
     with serving(Service(own, "tiny")) as url:
         response = post(url, "/v1/completions", {"prompt": "a"})
         assert response.status_code == 500 and error_of(response)["type"] == "server_error"
@@ -169,7 +179,7 @@ def test_an_error_of_the_engine_is_one_of_the_server(own, monkeypatch):
 def test_a_stopping_server_takes_nothing_new_and_finishes_the_rest(own):
     service = Service(own, "tiny")
     with serving(service) as url:
-        with own.hold():
+        with held(own):
             answers = []
             thread = threading.Thread(target=lambda: answers.append(post(url, "/v1/completions", {"prompt": "a"})))
             thread.start()
@@ -182,10 +192,13 @@ def test_a_stopping_server_takes_nothing_new_and_finishes_the_rest(own):
         assert answers[0].status_code == 200
 
 
-def test_adapters_come_and_go(own, tmp_path):
-    (tmp_path / "shift").mkdir()
-    (tmp_path / "shift" / "adapter_config.json").write_text('{"roll": 1}')
+def test_adapters_come_and_go(tokenizer, tmp_path):
+    adapter = Adapter(rank=2, alpha=8.0, targets=r"attention\..*")
+    config, adapted = lora.with_adapter(CONFIG, nnx.split(model_of(0))[1], adapter, seed=1)
+    adapted = nnx.map_state(lambda path, x: x.replace(x[...] + 0.3) if path[-1] == "lora_b" else x, adapted)
+    export_peft(tmp_path / "shift", config, adapted)
     (tmp_path / "broken").mkdir()
+    own = engine_of(tokenizer, slots=Slots(2, 4, ".*"))
     with serving(Service(own, "tiny", adapter_dir=tmp_path)) as url:
         client = client_of(url)
         load = {"lora_name": "shift"}
@@ -204,50 +217,61 @@ def test_adapters_come_and_go(own, tmp_path):
         assert post(url, "/v1/unload_lora_adapter", load).status_code == 404
         with pytest.raises(openai.NotFoundError):
             client.completions.create(model="shift", prompt="a")
+    own.close()
 
 
-class Strict:
-    """Refuses one word in prompts, and ends answers after three characters."""
+@pytest.fixture
+def watched(own, tmp_path):
+    """A service with the monitor, whose guardrails refuse one word in prompts, and end answers at another."""
+    policies = [
+        {"id": "poison", "hazard": "vcr", "action": "block", "where": "input", "patterns": ["poison"]},
+        {"id": "mail", "hazard": "prv", "action": "mask", "where": "input", "pii": ["email"]},
+        {"id": "equal", "hazard": "iwp", "action": "block", "where": "output", "patterns": ["===="]},
+    ]
+    content = yaml.safe_load(SHIPPED.read_text(encoding="utf-8")) | {"policies": policies}
+    (tmp_path / "constitution.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    settings = WatchSettings(constitution=str(tmp_path / "constitution.yaml"), store_share=1.0, status_seconds=0)
+    service = Service(own, "tiny")
+    service.watch = open_watch(settings, tmp_path / "run", own, model_name="tiny", checkpoint=lambda: service.checkpoint)
+    yield service
+    service.watch.close()
 
-    def admit(self, route, prompt, user):
-        return "I cannot say." if "bomb" in str(prompt) else None
 
-    def outlet(self, route, prompt, user):
-        class Short:
-            left = 3
-
-            def feed(self, text, over):
-                text, self.left = text[: self.left], self.left - len(text[: self.left])
-                return text, not self.left
-
-        return Short()
-
-
-def test_listeners_and_guardrails(own):
-    service, heard, rated = Service(own, "tiny"), [], []
-    service.on_exchange.append(heard.append)
+def test_the_monitor_sees_what_is_asked_and_answered(watched, tokenizer):
     router = APIRouter()
     router.add_api_route("/extra", lambda: "more")
-    with serving(service, routers=[router]) as url:
+    with serving(watched, routers=[router]) as url:
         client = client_of(url)
         assert httpx.get(f"{url}/extra").json() == "more"
-        assert post(url, "/v1/feedback", {"id": "x", "rating": 1}).status_code == 404
-        service.on_feedback.append(lambda feedback, user: rated.append((feedback.id, feedback.rating, feedback.comment, user)))
         ask = {"model": "tiny", "messages": [{"role": "user", "content": "the"}], "temperature": 0, "max_tokens": 5}
         whole = client.chat.completions.create(**ask)
         list(client.chat.completions.create(stream=True, **ask))
-        assert post(url, "/v1/feedback", {"id": whole.id, "rating": -1, "comment": "no"}).status_code == 200
-        assert rated == [(whole.id, -1.0, "no", "127.0.0.1")]
-        assert post(url, "/v1/feedback", {"id": whole.id, "rating": 7}).status_code == 400
-        assert [exchange.id for exchange in heard][0] == whole.id and len(heard) == 2
-        assert heard[0].answers == heard[1].answers == [whole.choices[0].message.content]
+        assert post(url, "/v1/feedback", {"id": whole.id, "rating": "down", "comment": "no"}).status_code == 200
+        assert error_of(post(url, "/v1/feedback", {"id": "other", "rating": "up"}))["type"] == "invalid_request_error"
+
+        refused = client.chat.completions.create(**ask | {"messages": [{"role": "user", "content": "poison"}]}).choices[0]
+        assert refused.finish_reason == "content_filter" and refused.message.content
+        events = list(client.completions.create(model="tiny", prompt="poison", stream=True))
+        assert [event.choices[0].finish_reason for event in events] == ["content_filter"]
+
+        equal = {"logit_bias": {str(tokenizer.encode("=")[-1]): 100}}
+        cut = client.completions.create(model="tiny", prompt="a", max_tokens=30, logprobs=0, **equal).choices[0]
+        assert cut.finish_reason == "content_filter" and "====" not in cut.text and len(cut.logprobs.tokens) == len(cut.text)
         assert (
-            heard[0].prompt == [{"role": "user", "content": "the"}] and heard[0].answer_tokens == whole.usage.completion_tokens
+            client.completions.create(model="tiny", prompt="a@example.com", max_tokens=1, echo=True).choices[0].text[0] != "a"
         )
 
-        service.guard = Strict()
-        cut = client.chat.completions.create(**ask | {"max_tokens": 30}).choices[0]
-        assert cut.finish_reason == "content_filter" and len(cut.message.content) == 3
-        refused = client.completions.create(model="tiny", prompt="a bomb", stream=True)
-        texts = [(chunk.choices[0].text, chunk.choices[0].finish_reason) for chunk in refused]
-        assert texts == [("I cannot say.", "content_filter")]
+        metrics = httpx.get(f"{url}/metrics").text
+        assert 'lmcraft:http_requests_total{method="POST",route="/v1/chat/completions",status="200"} 3.0' in metrics
+    watched.watch.flush()
+    rows = connect(watched.watch.folder / "exchanges.sqlite").execute("select * from exchanges").fetchall()
+    assert len(rows) == 6 and any(whole.id in map(str, row) for row in rows)
+
+
+def test_a_client_that_leaves_ends_its_exchange(watched):
+    with serving(watched) as url, held(watched.engine):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/completions", json={"prompt": "a", "max_tokens": 900, "ignore_eos": True}, timeout=0.5)
+    watched.watch.flush()
+    rows = connect(watched.watch.folder / "exchanges.sqlite").execute("select * from exchanges").fetchall()
+    assert len(rows) == 1 and "cancelled" in rows[0]
