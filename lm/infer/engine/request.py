@@ -115,6 +115,10 @@ class Handle:
         return self._cancelled.is_set()
 
 
+class Full(Exception):
+    """The queue of the engine is full: ask again later."""
+
+
 class Closed(Exception):
     """The engine takes no more requests."""
 
