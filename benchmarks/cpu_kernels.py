@@ -1,6 +1,7 @@
 """Speed of the CPU kernels for serving, beside what XLA does by itself.
 
-python -m benchmarks.cpu_kernels [--rounds=15]          (one core: taskset -c 0 python -m …)
+python -m benchmarks.cpu_kernels [--rounds=15]
+taskset -c 0 python -m benchmarks.cpu_kernels --clock=processor          one core, whatever else runs on it
 
 Products: all matrices of SmolLM2-135M (30 layers and the tied head, 134.5 million weights) in one program, as a step of
 decoding multiplies them, for M rows. Attention: 32 sequences with 500 tokens each, one layer of the same model. A time is the
@@ -29,14 +30,17 @@ KINDS = {
     "int4, groups of 32": (4, 32),
     "int4": (4, 0),
 }  # bits, group
+CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 WEIGHTS = LAYERS * sum(K * N for K, N in MATRICES) + D * VOCABULARY
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="seconds of the wall or of the processor")
     options = parser.parse_args()
-    products, attention = product_times(options.rounds), attention_times(options.rounds)
+    clock = CLOCKS[options.clock]
+    products, attention = product_times(options.rounds, clock), attention_times(options.rounds, clock)
     for name, times in products.items():
         for M, seconds in times.items():
             speed = f"{bytes_of(name) / seconds / 1e9:6.1f} GB/s {2e-9 * WEIGHTS * M / seconds:7.1f} GFLOP/s"
@@ -51,27 +55,27 @@ def bytes_of(name: str) -> float:
     return WEIGHTS * (bits / 8 + (2 / group if group else 0))
 
 
-def best(calls: dict, rounds: int) -> dict:
+def best(calls: dict, rounds: int, clock) -> dict:
     """Return the least seconds of each call."""
     times: dict = {name: [] for name in calls}
     for call in calls.values():
         jax.block_until_ready(call())
     for _ in range(rounds):
         for name, call in calls.items():
-            start = time.perf_counter()
+            start = clock()
             jax.block_until_ready(call())
-            times[name].append(time.perf_counter() - start)
+            times[name].append(clock() - start)
     return {name: min(values) for name, values in times.items()}
 
 
-def product_times(rounds: int) -> dict[str, dict[int, float]]:
+def product_times(rounds: int, clock) -> dict[str, dict[int, float]]:
     weights = {name: matrices(*how) if name != "XLA float32" else matrices(0, 0) for name, how in KINDS.items()}
     steps = {name: jax.jit(plain_step if name == "XLA float32" else packed_step) for name in KINDS}
     found: dict[str, dict[int, float]] = {name: {} for name in KINDS}
     for M in ROWS:
         x_MD = jax.random.normal(jax.random.key(M), (M, D))
         calls = {name: lambda name=name, x_MD=x_MD: steps[name](x_MD, weights[name]) for name in KINDS}
-        for name, seconds in best(calls, rounds).items():
+        for name, seconds in best(calls, rounds, clock).items():
             found[name][M] = seconds
     return found
 
@@ -101,7 +105,7 @@ def _step(x_MD, weights, multiply):
     return multiply(x_MD, head)
 
 
-def attention_times(rounds: int, sequences: int = 32, length: int = 500) -> dict[str, float]:
+def attention_times(rounds: int, clock, sequences: int = 32, length: int = 500) -> dict[str, float]:
     pages = -(-length // PAGE)
     tables_RP = jnp.asarray(np.random.default_rng(0).permutation(sequences * pages).reshape(sequences, pages), jnp.int32)
     slots_T = (tables_RP[:, :, None] * PAGE + jnp.arange(PAGE)).reshape(-1)
@@ -115,7 +119,7 @@ def attention_times(rounds: int, sequences: int = 32, length: int = 500) -> dict
         calls[f"pages of {jnp.dtype(dtype)}"] = lambda f=attend, p=pool: f(q_THK, p, p, tables_RP, rows_T, places_T)
         if dtype == jnp.float32:
             calls["XLA, gathered pages"] = lambda p=pool.values: gathered(q_THK, p, p, tables_RP, places_T)
-    return best(calls, rounds)
+    return best(calls, rounds, clock)
 
 
 @jax.jit
