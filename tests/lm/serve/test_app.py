@@ -192,6 +192,16 @@ def test_a_stopping_server_takes_nothing_new_and_finishes_the_rest(own):
         assert answers[0].status_code == 200
 
 
+ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+
+
+def test_a_model_whose_template_never_ends_still_completes(engine):
+    with serving(Service(engine, "tiny", template=ENDLESS)) as url:
+        refused = post(url, "/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]})
+        assert refused.status_code == 400 and "more steps" in error_of(refused)["message"]
+        assert post(url, "/v1/completions", {"prompt": "a", "max_tokens": 1}).status_code == 200
+
+
 def test_adapters_come_and_go(tokenizer, tmp_path):
     adapter = Adapter(rank=2, alpha=8.0, targets=r"attention\..*")
     config, adapted = lora.with_adapter(CONFIG, nnx.split(model_of(0))[1], adapter, seed=1)
