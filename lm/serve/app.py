@@ -145,7 +145,7 @@ def _tokenized(service: Service, body: TokenizeRequest) -> dict[str, Any]:
         raise ApiError(400, "give a prompt or messages", param="prompt")
     if body.messages is not None:
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools]
-        ids = chat.prompt_of(service, chat.messages_of(body.messages), tools, body.chat_template_kwargs).ids
+        ids = chat.prompt_of(service, chat.messages_of(service, body.messages), tools, body.chat_template_kwargs).ids
     else:
         ids = tokenizer.prompt_ids(body.prompt) if body.add_special_tokens else tokenizer.encode(body.prompt)
     texts = [spelling(tokenizer, service.symbols, i)[0] for i in ids] if body.return_token_strs else None

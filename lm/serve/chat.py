@@ -32,8 +32,10 @@ from lm.serve.tools import MOST_CALLS, Call, Calls, declared, forced
 RESERVED = ("messages", "tools", "template", "add_generation_prompt", "tokenizer", "documents")
 
 
-def messages_of(given: Sequence[dict[str, Any]]) -> Messages:
+def messages_of(service: Service, given: Sequence[dict[str, Any]]) -> Messages:
     """Return messages in the form of the templates. Raises: ApiError."""
+    if service.no_chat:
+        raise ApiError(400, f"this model takes no messages: {service.no_chat}", param="messages")
     try:
         messages = checked_messages(given, "messages")
     except UserError as error:
@@ -66,7 +68,7 @@ def plan(service: Service, body: ChatRequest, user: str) -> Plan:
     if body.tool_choice not in (None, "none") and not body.tools:
         raise ApiError(400, "tool_choice needs tools", param="tool_choice")
     (id, created), adapter = new_id("chatcmpl"), service.adapter_of(body.model)
-    messages = messages_of(body.messages)
+    messages = messages_of(service, body.messages)
     with seen_by(service, messages, id, user, adapter, body.n) as seen:
         requests, stream = _asked(service, body, user, seen.messages if seen else messages)
         requests[0] = measured(requests[0], seen)

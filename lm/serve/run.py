@@ -63,6 +63,8 @@ def serve(config, workdir: Path, routers: Iterable[APIRouter] = ()) -> int:
         if config.batch:
             return answer_file(service, Path(config.batch), workdir / "results.jsonl", config.rows)
         sock = bound(config.host, config.port)
+        if service.no_chat:
+            print(f"{service.name}: no chats: {service.no_chat}", flush=True)
         service.engine.warm()  # compiles, so that no request waits for it
         service.watch = open_watch(
             settings_of(config),

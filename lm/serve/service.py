@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.chat.messages import make_message
 from data.chat.template import end_of_turn
 from lm.errors import UserError
 from lm.infer.engine.request import Closed, Event, Full, Handle, Request
+from lm.infer.prompts import read_chat
 from lm.serve.adapters import confined
 from lm.serve.errors import ApiError
 from lm.serve.grammar import Grammars
@@ -74,6 +76,15 @@ class Service:
             return tuple(dict.fromkeys((*self.tokenizer.stop_ids, end_of_turn(self.tokenizer, self.template))))
         except UserError:
             return tuple(self.tokenizer.stop_ids)
+
+    @functools.cached_property
+    def no_chat(self) -> str:
+        """Return why the model cannot read messages, such as a template without end; "": it can."""
+        try:
+            read_chat(self.tokenizer, [make_message("user", "a")], self.template)
+            return ""
+        except UserError as error:
+            return str(error)
 
     @functools.cached_property
     def grammars(self) -> Grammars:
