@@ -1,4 +1,4 @@
-"""Code shared by the five verbs: flags, one-line errors, exit codes.
+"""Code shared by the verbs: flags, one-line errors, exit codes.
 
 Exit codes: 0 done; 2 an error that the user can fix, printed as one line; 1 the run itself failed; 128 + n stopped by signal n.
 """

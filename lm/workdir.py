@@ -64,6 +64,7 @@ VERBS = {
     "train": "a run of train.py",
     "align": "a run of align.py",
     "evaluate": "an evaluation",
+    "serve": "a server",
     "import": "an imported model",
 }
 
@@ -220,6 +221,8 @@ def kind_of(config: Mapping[str, Any]) -> str:
     """Return the origin of a config: a verb, "import", "published" (Hugging Face), or "" for none of them."""
     if "model_type" in config or "architectures" in config:
         return "published"
+    if "checkpoint" in config and "port" in config:
+        return "serve"
     if "checkpoint" in config and "tasks" in config:
         return "evaluate"
     if "stages" in config and "rules" in config:
@@ -256,11 +259,25 @@ def check_record(config, workdir: Path, *, adopted: bool = True) -> None:
     adopted: whether the config already has the model keys of `init_from` (lm.train.start.adopt). If not, they are not compared.
     """
     new = recorded(config, workdir).to_dict()
+    saved, where = check_kind(new, workdir)
+    if saved is None:
+        return
+    if config.get("method") == "best_of" and str(saved["data"].get("input")).endswith(KEPT):  # the workdir may have moved
+        saved["data"]["input"] = new["data"]["input"]
+    if _same_tokenizer(workdir, new.get("tokenizer")):
+        saved["tokenizer"] = new["tokenizer"]
+    if new.get("init_from") and not adopted:
+        saved = {key: value for key, value in saved.items() if key != "model"}
+    check_resumable(saved, new, where, trained=bool(steps_saved(workdir)))
+
+
+def check_kind(new: dict[str, Any], workdir: Path) -> tuple[dict[str, Any] | None, Path]:
+    """Return `record`. Raises UserError if the workdir is that of another verb, or holds the model that the config reads."""
     for key in ("init_from", "checkpoint", "distill.teacher"):
         _check_apart(key, _flat(new).get(key), workdir)
     saved, where = record(workdir)
     if saved is None:
-        return
+        return None, where
     ours, theirs = kind_of(new), kind_of(saved)
     if theirs == "published":
         raise UserError(f"--workdir={workdir} is a Hugging Face checkpoint: name a new folder for the run")
@@ -269,13 +286,7 @@ def check_record(config, workdir: Path, *, adopted: bool = True) -> None:
     if ours != theirs:
         what = VERBS.get(theirs, "no run")
         raise UserError(f"--workdir={workdir}: its {RECORD} is that of {what}, not of {VERBS[ours]}: use another --workdir")
-    if config.get("method") == "best_of" and str(saved["data"].get("input")).endswith(KEPT):  # the workdir may have moved
-        saved["data"]["input"] = new["data"]["input"]
-    if _same_tokenizer(workdir, new.get("tokenizer")):
-        saved["tokenizer"] = new["tokenizer"]
-    if new.get("init_from") and not adopted:
-        saved = {key: value for key, value in saved.items() if key != "model"}
-    check_resumable(saved, new, where, trained=bool(steps_saved(workdir)))
+    return saved, where
 
 
 def check_resumable(old: dict, new: dict, where: Path, *, trained: bool = True) -> None:

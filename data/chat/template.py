@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from data.chat.limited_jinja import LimitedEnvironment, TooMuch, rendered
 from data.text.hf_tokenizer import HFTokenizer
 from data.text.sentencepiece_tokenizer import CHAT_TEMPLATE
 from data.text.tokenizer import Tokenizer
@@ -29,6 +29,7 @@ from lm.errors import UserError
 
 Message = Mapping[str, Any]  # role and content, as in chat APIs, and other keys that a template reads
 _PRIVATE = range(0x10FFFD, 0x100000, -1)  # the last private-use plane
+MOST = 500  # characters of what a template says in an error
 _MARKS = "generation marks"  # has a space, so a template cannot use this name
 
 
@@ -163,11 +164,13 @@ def _without_marks(marked: str, begin: str, end: str) -> tuple[str, list[bool]]:
 def _render(template: str, messages, extra: Mapping, add_generation_prompt: bool, marks: tuple[str, str]) -> str:
     context = {"tools": None, "documents": None, **extra, "messages": messages, _MARKS: marks}
     try:
-        return _compiled(template).render(context, add_generation_prompt=add_generation_prompt)
+        return rendered(_compiled(template), context | {"add_generation_prompt": add_generation_prompt})
+    except TooMuch as error:
+        raise UserError(f"chat: the template is stopped: {error}; use another template") from error
     except jinja2.TemplateError as error:
-        raise UserError(f"chat: the template says: {error}") from error
+        raise UserError(f"chat: the template says: {str(error)[:MOST]}") from error
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:  # of the template's own code
-        raise UserError(f"chat: the template fails on these messages: {type(error).__name__}: {error}") from error
+        raise UserError(f"chat: the template fails on these messages: {type(error).__name__}: {str(error)[:MOST]}") from error
 
 
 def _checked(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -194,11 +197,11 @@ class _Generation(Extension):
 
 @functools.lru_cache(16)
 def _compiled(template: str) -> jinja2.Template:
-    """Compile with the settings and names that published templates expect; sandboxed, because templates are untrusted."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
-    environment.filters["tojson"] = _to_json
+    """Compile with the settings and names that published templates expect; under limits, because templates are untrusted."""
+    environment = LimitedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
+    environment.add_filter("tojson", _to_json)
     environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.now().strftime(form)}
-    return environment.from_string(template)
+    return environment.compiled(template)
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent=None, separators=None, sort_keys: bool = False) -> str:

@@ -44,16 +44,21 @@ def read(tokenizer: Tokenizer | None, prompts: Sequence[Any], template: str | No
         if isinstance(prompt, str):
             found.append(Prompt(tokenizer.prompt_ids(prompt), True, tuple(tokenizer.stop_ids)))
         elif is_list(prompt) and any(isinstance(part, Mapping) for part in prompt):
-            messages = _messages(prompt, f"prompt {n} (counted from 0)")
-            ids = encode_chat(tokenizer, messages, template=template, add_generation_prompt=True).ids
-            found.append(Prompt(ids, True, _stops(tokenizer, template)))
+            found.append(read_chat(tokenizer, checked_messages(prompt, f"prompt {n} (counted from 0)"), template))
         else:
             found.append(Prompt(_token_ids(prompt, n), False, tuple(tokenizer.stop_ids)))
     _warn_of_symbols(tokenizer, [prompt for prompt in prompts if isinstance(prompt, str)])
     return found
 
 
-def _messages(prompt: Sequence[Any], where: str) -> Messages:
+def read_chat(tokenizer: Tokenizer, messages: Messages, template: str | None = None, **extra: Any) -> Prompt:
+    """Return the prompt of a conversation up to the assistant's answer. extra: more variables of the template, such as tools."""
+    ids = encode_chat(tokenizer, messages, template=template, add_generation_prompt=True, **extra).ids
+    return Prompt(ids, True, _stops(tokenizer, template))
+
+
+def checked_messages(prompt: Sequence[Any], where: str) -> Messages:
+    """Return messages in the form of the templates. Raises: UserError for an invalid one, or one that says nothing."""
     for n, message in enumerate(prompt, start=1):
         given = message if isinstance(message, Mapping) else {"content": ""}  # messages_of refuses that one
         if all(given.get(key) is None for key in ("content", "value", "tool_calls", "function_call")):

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jinja2
-from jinja2.sandbox import SandboxedEnvironment
 
+from data.chat.limited_jinja import LimitedEnvironment, rendered
 from lm.errors import UserError
 from lm.evals.outcome import TaskSettings
 from lm.evals.stats.joining import Malformed
@@ -35,9 +35,9 @@ KEYS = {
 FEWSHOT_KEYS = {"sampler": str, "samples": list} | {k: KEYS[k] for k in ("doc_to_text", "doc_to_choice", "doc_to_target")}
 SAMPLERS = ("default", "first_n")
 
-_ENVIRONMENT = SandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-_ENVIRONMENT.filters["regex_replace"] = lambda text, pattern, repl, count=0: re.sub(pattern, repl, text, count=count)
-_template = functools.lru_cache(maxsize=1024)(_ENVIRONMENT.from_string)
+_ENVIRONMENT = LimitedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+_ENVIRONMENT.add_filter("regex_replace", lambda text, pattern, repl, count=0: re.sub(pattern, repl, text, count=count))
+_template = functools.lru_cache(maxsize=1024)(_ENVIRONMENT.compiled)
 
 
 class Context(NamedTuple):
@@ -87,7 +87,7 @@ class Form(NamedTuple):
 
     def render(self, template: str, doc: Mapping[str, Any]) -> Any:
         if not self.names(template):
-            return _template(template).render(**doc)
+            return rendered(_template(template), doc)
         if doc.get(template) is None:
             raise Malformed(f"no {template!r}")
         return doc[template]
@@ -153,7 +153,7 @@ class Prompts(NamedTuple):
         """Render a description or prefix. Here a single word is a name only if a document has that key."""
         if not template:
             return ""
-        return str(doc[template]) if template in self.form.columns else _template(template).render(**doc)
+        return str(doc[template]) if template in self.form.columns else rendered(_template(template), doc)
 
     def _context(self, turns: list["Turn"], subject: Subject) -> Context:
         if not self.chat:

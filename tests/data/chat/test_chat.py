@@ -160,6 +160,8 @@ def test_a_template_that_refuses_says_why(peer):
         ("{{ messages[0].content.nothing.at_all }}", "nothing"),
         ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
         ("{{ messages.append(1) }}", "unsafe"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "stopped: .* steps"),
+        ("{{ 'a' * 999999999 }}", "stopped: .* writes"),
     ],
 )
 def test_a_broken_or_hostile_template_is_a_user_error(template, words):

@@ -1,0 +1,170 @@
+"""The HTTP application: routes of OpenAI's API and vLLM's, health, adapters and feedback."""
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import PlainTextResponse, Response
+
+from lm.errors import UserError
+from lm.serve import chat, completions
+from lm.serve.answers import Plan
+from lm.serve.errors import ApiError, json_response
+from lm.serve.limits import Gate, Rates
+from lm.serve.protocol import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    Feedback,
+    LoadAdapter,
+    Sampled,
+    TokenizeRequest,
+    UnloadAdapter,
+    reading,
+)
+from lm.serve.service import Service, describe
+from lm.serve.stream import EventStream, Gone, answer
+from lm.serve.text import spelling
+
+log = logging.getLogger("lm.serve")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """keys: of `read_keys`; none: no key is asked for. per_minute: requests of a user; 0: no limit. body_bytes: of a request.
+
+    read_seconds: in which a body must have come, and in which a client must take a part of a stream.
+    """
+
+    keys: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    per_minute: int = 0
+    body_bytes: int = 4 << 20
+    read_seconds: float = 60.0
+
+
+def make_app(service: Service, settings: Settings = Settings(), routers: Iterable[APIRouter] = ()) -> FastAPI:  # noqa: B008
+    """Return the application. routers: more routes, such as /metrics and a page; those under /v1/ need a key as all there."""
+    app = FastAPI(openapi_url=None)
+    app.include_router(routes(service, settings))
+    for router in routers:
+        app.include_router(router)
+    app.add_exception_handler(ApiError, lambda request, error: error.response())
+    app.add_exception_handler(UserError, lambda request, error: ApiError(400, str(error)).response())
+    app.add_exception_handler(Gone, lambda request, error: Response(status_code=499))
+    app.add_exception_handler(HTTPException, _plain)
+    app.add_exception_handler(Exception, _failed)
+    app.add_middleware(
+        Gate,
+        keys=settings.keys,
+        rates=Rates(settings.per_minute),
+        body_bytes=settings.body_bytes,
+        seconds=settings.read_seconds,
+    )
+    return app
+
+
+def routes(service: Service, settings: Settings) -> APIRouter:
+    router = APIRouter()
+
+    async def sampled(
+        request: Request,
+        body: Sampled,
+        plan: Callable[[Service, Any, str], Plan],
+        whole: Callable[..., Any],
+        chunks: Callable[..., AsyncIterator[Any]],
+    ) -> Response:
+        user = request.state.user
+        planned = await asyncio.to_thread(plan, service, body, user)
+        if body.stream:
+            return await EventStream(chunks(service, body, planned, user), settings.read_seconds).start(request)
+        found = await answer(request, whole(service, body, planned, user))
+        return found if isinstance(found, Response) else json_response(found)
+
+    @router.post("/v1/completions")
+    async def complete(request: Request, body: Annotated[CompletionRequest, Depends(reading(CompletionRequest))]) -> Response:
+        return await sampled(request, body, completions.plan, completions.whole, completions.chunks)
+
+    @router.post("/v1/chat/completions")
+    async def talk(request: Request, body: Annotated[ChatRequest, Depends(reading(ChatRequest))]) -> Response:
+        return await sampled(request, body, chat.plan, chat.whole, chat.chunks)
+
+    @router.get("/v1/models")
+    async def models() -> Response:
+        return json_response({"object": "list", "data": describe(service)})
+
+    @router.get("/v1/models/{name:path}")
+    async def model(name: str) -> Response:
+        service.adapter_of(name)
+        return json_response(next(entry for entry in describe(service) if entry["id"] == name))
+
+    @router.post("/v1/load_lora_adapter")
+    async def load(body: Annotated[LoadAdapter, Depends(reading(LoadAdapter))]) -> Response:
+        await asyncio.to_thread(service.load_adapter, body.lora_name, body.lora_path)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' added successfully.")
+
+    @router.post("/v1/unload_lora_adapter")
+    async def unload(body: Annotated[UnloadAdapter, Depends(reading(UnloadAdapter))]) -> Response:
+        await asyncio.to_thread(service.unload_adapter, body.lora_name)
+        return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
+
+    @router.post("/v1/feedback")
+    async def feedback(request: Request, body: Annotated[Feedback, Depends(reading(Feedback))]) -> Response:
+        if not service.on_feedback:
+            raise ApiError(404, "this server keeps no feedback")
+        for listener in service.on_feedback:
+            listener(body, request.state.user)
+        return json_response({"id": body.id, "object": "feedback"})
+
+    @router.post("/tokenize")
+    async def tokenize(body: Annotated[TokenizeRequest, Depends(reading(TokenizeRequest))]) -> Response:
+        return json_response(await asyncio.to_thread(_tokenized, service, body))
+
+    @router.post("/detokenize")
+    async def detokenize(body: Annotated[DetokenizeRequest, Depends(reading(DetokenizeRequest))]) -> Response:
+        service.adapter_of(body.model)
+        if max(body.tokens, default=0) >= service.tokenizer.vocab_size:
+            raise ApiError(400, f"tokens: ids must be below {service.tokenizer.vocab_size}", param="tokens")
+        return json_response({"prompt": await asyncio.to_thread(service.tokenizer.decode, body.tokens)})
+
+    @router.get("/health")
+    async def health() -> Response:
+        service.engine.stats()
+        return json_response({"status": "ok"})
+
+    @router.get("/ready")
+    async def ready() -> Response:
+        if service.draining:
+            raise ApiError(503, "the server is shutting down", retry=1.0)
+        return json_response({"status": "ready", "model": service.name})
+
+    return router
+
+
+def _tokenized(service: Service, body: TokenizeRequest) -> dict[str, Any]:
+    service.adapter_of(body.model)
+    tokenizer = service.tokenizer
+    if (body.prompt is None) == (body.messages is None):
+        raise ApiError(400, "give a prompt or messages", param="prompt")
+    if body.messages is not None:
+        tools = [tool.model_dump(exclude_none=True) for tool in body.tools]
+        ids = chat.prompt_of(service, body.messages, tools, body.chat_template_kwargs)[1].ids
+    else:
+        ids = tokenizer.prompt_ids(body.prompt) if body.add_special_tokens else tokenizer.encode(body.prompt)
+    texts = [spelling(tokenizer, service.symbols, i)[0] for i in ids] if body.return_token_strs else None
+    return {"count": len(ids), "max_model_len": service.engine.max_positions, "tokens": list(ids), "token_strs": texts}
+
+
+async def _plain(request: Request, error: HTTPException) -> Response:
+    """Answer an unknown path or method in OpenAI's form."""
+    method, path = request.method, request.url.path[:200]
+    return ApiError(error.status_code, f"{error.detail}: {method} {path}", code="unknown_url").response()
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """Answer our own errors without their details, which go to the log."""
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return ApiError(500, "the server failed at this request; its log says why").response()

@@ -1,0 +1,213 @@
+"""/v1/chat/completions: answer messages with the model's chat template, with tools and answers in a given form."""
+
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from data.chat.messages import Messages
+from lm.errors import UserError
+from lm.infer.engine.request import Request
+from lm.infer.prompts import Prompt, checked_messages, read_chat
+from lm.serve import grammar
+from lm.serve.answers import (
+    Choice,
+    Plan,
+    choices_of,
+    exchange_of,
+    grammar_of,
+    nats,
+    new_id,
+    pieces,
+    seed_of,
+    settings_of,
+    usage,
+)
+from lm.serve.errors import ApiError
+from lm.serve.protocol import ChatRequest, ToolChoice
+from lm.serve.service import Service
+from lm.serve.text import Token, spelling
+from lm.serve.tools import MOST_CALLS, Call, Calls, declared, forced
+
+RESERVED = ("messages", "tools", "template", "add_generation_prompt", "tokenizer", "documents")
+
+
+def prompt_of(
+    service: Service, given: Sequence[dict[str, Any]], tools: list[dict[str, Any]], extra: dict[str, Any]
+) -> tuple[Messages, Prompt]:
+    """Return the messages in the form of the templates, and their prompt. Raises: ApiError."""
+    if taken := [key for key in extra if key in RESERVED or key.startswith("_")]:
+        raise ApiError(400, f"chat_template_kwargs: {taken[0][:50]!r} is set by the server", param="chat_template_kwargs")
+    try:
+        messages = checked_messages(given, "messages")
+        for message, original in zip(messages, given):
+            for call, named in zip(message.get("tool_calls") or (), original.get("tool_calls") or ()):
+                if isinstance(named.get("id"), str):
+                    call["id"] = named["id"]
+        shown = declared(service.calls, messages, tools) if tools or not service.calls.declared else messages
+        if tools and service.calls.declared:
+            extra = extra | {"tools": tools}
+        return messages, read_chat(service.tokenizer, shown, service.template, **extra)
+    except UserError as error:
+        raise ApiError(400, str(error), param="messages") from None
+
+
+def plan(service: Service, body: ChatRequest, user: str) -> Plan:
+    """Return what the engine is asked: n requests. Raises: ApiError."""
+    if body.n > service.limits.choices:
+        raise ApiError(400, f"n: this server answers with at most {service.limits.choices} choices", param="n")
+    if body.top_logprobs and not body.logprobs:
+        raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
+    if body.tool_choice not in (None, "none") and not body.tools:
+        raise ApiError(400, "tool_choice needs tools", param="tool_choice")
+    tools = tools_of(body)
+    messages, prompt = prompt_of(service, body.messages, tools, body.chat_template_kwargs)
+    room = service.room(len(prompt.ids))
+    limit = body.max_completion_tokens or body.max_tokens or room
+    if service.limits.new_tokens and limit > service.limits.new_tokens:
+        field = "max_completion_tokens" if body.max_completion_tokens else "max_tokens"
+        raise ApiError(400, f"{field}: this server answers with at most {service.limits.new_tokens}", param=field)
+    if body.min_tokens > limit:
+        raise ApiError(400, "min_tokens must not exceed max_tokens", param="min_tokens")
+    settings = settings_of(service, body, prompt.stops, user)
+    base = Request(tuple(prompt.ids), limit, **settings, logprobs=body.top_logprobs if body.logprobs else -1)
+    service.prepared(base)
+    asked = form_of(service, body, tools)
+    form = service.grammars.make(asked[0], base.stop_ids, asked[1]) if asked else None
+    requests = []
+    for choice in range(body.n):
+        seeded = dataclasses.replace(base, seed=seed_of(body.seed, choice), grammar=form and form.copy())
+        requests.append(service.prepared(seeded))
+    refusal = service.guard.admit("chat", messages, user) if service.guard else None
+    stream: dict[str, Any] = {
+        "stops": body.stops,
+        "keep_stop": body.include_stop_str_in_output,
+        "least": body.min_tokens,
+        "spelled": _spelled(service) if tools else None,
+    }
+    return Plan(requests, stream, messages, len(prompt.ids), refusal)
+
+
+def tools_of(body: ChatRequest) -> list[dict[str, Any]]:
+    """Return the tools that the model is told of; a named choice leaves only that one. Raises: ApiError."""
+    tools = [] if body.tool_choice == "none" else [tool.model_dump(exclude_none=True) for tool in body.tools]
+    if not isinstance(body.tool_choice, ToolChoice):
+        return tools
+    name = body.tool_choice.function.name
+    named = [tool for tool in tools if tool["function"]["name"] == name]
+    if not named:
+        raise ApiError(400, f"tool_choice: no tool {name[:64]!r} among tools", param="tool_choice")
+    return named[:1]
+
+
+def form_of(service: Service, body: ChatRequest, tools: list[dict[str, Any]]) -> tuple[str, str] | None:
+    """Return (grammar of the answer, the field that asks for it), or None. Raises: ApiError for several of them."""
+    found = [asked] if (asked := grammar_of(body)) else []
+    form = body.response_format
+    if form is not None and form.type == "json_schema":
+        if form.json_schema is None:
+            raise ApiError(400, "response_format: json_schema is missing", param="response_format")
+        found.append((grammar.json_grammar(form.json_schema.schema_, "response_format"), "response_format"))
+    elif form is not None and form.type == "json_object":
+        found.append((grammar.json_grammar(grammar.OBJECT, "response_format"), "response_format"))
+    if tools and body.tool_choice not in (None, "auto"):
+        parallel = body.parallel_tool_calls and body.tool_choice == "required"
+        calls = forced(service.calls, tools, service.tokenizer, parallel=parallel, layout=grammar.LAYOUT)
+        found.append((calls, "tool_choice"))
+    if len(found) > 1:
+        raise ApiError(400, f"{found[0][1]} and {found[1][1]}: ask for one form of the answer", param=found[1][1])
+    return found[0] if found else None
+
+
+def _spelled(service: Service) -> dict[int, bytes]:
+    """Return the control symbols that calls are written with: they are text for the reader of calls."""
+    around = service.calls.begin + service.calls.between + service.calls.end
+    return {i: symbol.encode() for i, symbol in service.symbols.items() if symbol.strip() and symbol in around}
+
+
+async def _said(
+    service: Service, body: ChatRequest, plan: Plan, choices: Sequence[Choice]
+) -> AsyncIterator[tuple[int, str, list[Call], Sequence[Token]]]:
+    """Yield (number of a choice, content, calls, tokens); number −1: when all are in the queue."""
+    most = MOST_CALLS if body.parallel_tool_calls else 1
+    readers = [Calls(service.calls, most) if tools_of(body) else None for _ in choices]
+    ended: set[int] = set()
+    async for n, piece in pieces(service, plan, choices):
+        text, calls, tokens = piece.text, [], piece.tokens
+        if n >= 0:
+            choice, reader = choices[n], readers[n]
+            if reader is not None:
+                text, calls = reader.feed(text, over=bool(choice.finish))
+                choice.calls += calls
+                choice.said += text
+            else:
+                choice.said += text
+            if choice.finish and n not in ended:
+                ended.add(n)
+                if choice.finish == "stop" and choice.calls and not isinstance(body.tool_choice, ToolChoice):
+                    choice.finish = "tool_calls"
+        yield n, text, calls, tokens
+
+
+async def whole(service: Service, body: ChatRequest, plan: Plan, user: str) -> dict[str, Any]:
+    """Return the answer. Raises: ApiError."""
+    id, created = new_id("chatcmpl")
+    begun, choices = time.monotonic(), choices_of(service, plan, "chat", user)
+    async for _ in _said(service, body, plan, choices):
+        pass
+    answers = []
+    for n, choice in enumerate(choices):
+        message: dict[str, Any] = {"role": "assistant", "content": choice.said, "refusal": None}
+        if choice.calls:
+            message |= {"content": choice.said or None, "tool_calls": [call.body() for call in choice.calls]}
+        logprobs = _logprobs(service, body, choice, choice.tokens)
+        answers.append({"index": n, "message": message, "logprobs": logprobs, "finish_reason": choice.finish})
+    service.finished(exchange_of(service, plan, choices, id=id, route="chat", user=user, begun=begun))
+    head = {"id": id, "object": "chat.completion", "created": created, "model": body.model or service.name}
+    return head | {"choices": answers, "usage": usage(plan, choices)}
+
+
+async def chunks(service: Service, body: ChatRequest, plan: Plan, user: str) -> AsyncIterator[dict[str, Any] | None]:
+    """Yield the chunks of the answer, the first one when the requests are in the queue. Raises: ApiError."""
+    id, created = new_id("chatcmpl")
+    begun, choices = time.monotonic(), choices_of(service, plan, "chat", user)
+    head = {"id": id, "object": "chat.completion.chunk", "created": created, "model": body.model or service.name}
+    options = body.stream_options
+
+    def chunk(n: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
+        counts = {"usage": usage(plan, choices)} if options and options.continuous_usage_stats else {}
+        return head | {"choices": [{"index": n, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]} | counts
+
+    async for n, text, calls, tokens in _said(service, body, plan, choices):
+        if n < 0:
+            for number in range(len(choices)):
+                yield chunk(number, {"role": "assistant", "content": ""})
+            continue
+        choice = choices[n]
+        delta: dict[str, Any] = {"content": text} if text else {}
+        if calls:
+            first = len(choice.calls) - len(calls)
+            delta["tool_calls"] = [{"index": first + k, **call.body()} for k, call in enumerate(calls)]
+        if delta or (tokens and body.logprobs):
+            yield chunk(n, delta, _logprobs(service, body, choice, tokens))
+        if choice.finish:
+            yield chunk(n, {}, None, choice.finish)
+    if options and options.include_usage:
+        yield head | {"choices": [], "usage": usage(plan, choices)}
+    service.finished(exchange_of(service, plan, choices, id=id, route="chat", user=user, begun=begun))
+
+
+def _logprobs(service: Service, body: ChatRequest, choice: Choice, tokens: Sequence[Token]) -> dict[str, Any] | None:
+    """Return OpenAI's list of tokens with their bytes; not the one that ended the answer, which is no part of it."""
+    if not body.logprobs:
+        return None
+
+    def entry(i: int, value: float) -> dict[str, Any]:
+        text, raw = spelling(service.tokenizer, service.symbols, i)
+        return {"token": text, "logprob": nats(value), "bytes": list(raw)}
+
+    shown = [token for token in tokens if token.likely and token.id not in choice.request.stop_ids]
+    content = [
+        entry(token.id, token.likely.chosen) | {"top_logprobs": [entry(*one) for one in token.likely.top]} for token in shown
+    ]
+    return {"content": content, "refusal": None}

@@ -1,0 +1,161 @@
+"""/v1/completions: continue texts or token ids, with OpenAI's scoring of prompts (echo, logprobs)."""
+
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from lm.infer.engine.request import Likely, Request
+from lm.serve.answers import (
+    Choice,
+    Plan,
+    choices_of,
+    exchange_of,
+    grammar_of,
+    nats,
+    new_id,
+    pieces,
+    seed_of,
+    settings_of,
+    usage,
+)
+from lm.serve.errors import ApiError
+from lm.serve.protocol import CompletionRequest
+from lm.serve.service import Service
+from lm.serve.text import TextStream, Token, spelling
+
+
+def plan(service: Service, body: CompletionRequest, user: str) -> Plan:
+    """Return what the engine is asked: `best_of` requests for each prompt in turn. Raises: ApiError."""
+    best_of, prompts = body.best_of or body.n, body.prompts
+    if body.suffix:
+        raise ApiError(400, "suffix: this server continues a prompt, it does not fill in text before a suffix", param="suffix")
+    if best_of < body.n or (body.stream and best_of > body.n):
+        raise ApiError(400, "best_of must be at least n, and with stream equal to it", param="best_of")
+    if not prompts or len(prompts) * best_of > service.limits.choices:
+        most = service.limits.choices
+        raise ApiError(
+            400, f"{len(prompts)} prompts × {best_of} continuations: ask for 1…{most} in one request", param="prompt"
+        )
+    if not body.max_tokens and not body.echo:
+        raise ApiError(400, "max_tokens: 0 only scores the prompt: set echo too, or ask for a token", param="max_tokens")
+    most = service.limits.new_tokens
+    if most and body.max_tokens > most:
+        raise ApiError(400, f"max_tokens: this server answers with at most {most}", param="max_tokens")
+    if body.min_tokens > max(1, body.max_tokens):
+        raise ApiError(400, "min_tokens must not exceed max_tokens", param="min_tokens")
+    tokenizer = service.tokenizer
+    settings = settings_of(service, body, tokenizer.stop_ids, user)
+    wanted, ids = -1 if body.logprobs is None else body.logprobs, []
+    for prompt in prompts:
+        ids.append(tuple(tokenizer.prompt_ids(prompt) if isinstance(prompt, str) else prompt))
+    base = Request(
+        ids[0],
+        max(1, body.max_tokens),
+        **settings,
+        logprobs=max(0, wanted) if best_of > body.n else wanted,
+        prompt_logprobs=wanted if body.echo else -1,
+    )
+    asked = grammar_of(body)
+    form = service.grammars.make(asked[0], base.stop_ids, asked[1]) if asked else None
+    requests = []
+    for prompt in ids:
+        for choice in range(best_of):
+            seed, own = seed_of(body.seed, choice), form and form.copy()
+            requests.append(service.prepared(dataclasses.replace(base, prompt=prompt, seed=seed, grammar=own)))
+    texts = [text if isinstance(text, str) else TextStream(tokenizer).feed(text, over=True).text for text in prompts]
+    refusal = service.guard.admit("completions", texts, user) if service.guard else None
+    stream = {"stops": body.stops, "keep_stop": body.include_stop_str_in_output, "least": body.min_tokens}
+    return Plan(requests, stream, texts, sum(map(len, ids)), refusal)
+
+
+async def whole(service: Service, body: CompletionRequest, plan: Plan, user: str) -> dict[str, Any]:
+    """Return the answer. Raises: ApiError."""
+    id, created = new_id("cmpl")
+    begun, choices = time.monotonic(), choices_of(service, plan, "completions", user)
+    async for _ in pieces(service, plan, choices):
+        pass
+    answers, kept, best_of = [], [], body.best_of or body.n
+    for first in range(0, len(choices), best_of):
+        some = choices[first : first + best_of]
+        kept += sorted(some, key=Choice.logprob, reverse=True)[: body.n] if best_of > body.n else some
+    for n, choice in enumerate(kept):
+        before, likely = _echoed(service, body, choice)
+        text, tokens = (choice.text, choice.tokens) if body.max_tokens else ("", [])
+        likely += [token._replace(begin=token.begin + len(before)) for token in tokens]
+        finish = choice.finish if body.max_tokens or choice.finish == "content_filter" else "length"
+        answers.append(_choice(service, body, n, before + text, likely, finish))
+    service.finished(exchange_of(service, plan, kept, id=id, route="completions", user=user, begun=begun))
+    head = {"id": id, "object": "text_completion", "created": created, "model": body.model or service.name}
+    return head | {"choices": answers, "usage": _usage(body, plan, choices)}
+
+
+async def chunks(service: Service, body: CompletionRequest, plan: Plan, user: str) -> AsyncIterator[dict[str, Any] | None]:
+    """Yield None when the requests are in the queue, then the chunks of the answer. Raises: ApiError."""
+    id, created = new_id("cmpl")
+    begun, choices = time.monotonic(), choices_of(service, plan, "completions", user)
+    head = {"id": id, "object": "text_completion", "created": created, "model": body.model or service.name}
+    options = body.stream_options
+    lengths: dict[int, int] = {}  # of the prompts that were echoed
+    async for n, piece in pieces(service, plan, choices):
+        if n < 0:
+            yield None
+            continue
+        choice, (text, tokens) = choices[n], piece if body.max_tokens else ("", ())
+        before: list[Token] = []
+        if n not in lengths:
+            prompt, before = _echoed(service, body, choice)
+            lengths[n], text = len(prompt), prompt + text
+        if not (text or tokens or before or choice.finish):
+            continue
+        shown = before + [token._replace(begin=token.begin + lengths[n]) for token in tokens]
+        finish = (choice.finish if body.max_tokens or choice.finish in ("", "content_filter") else "length") or None
+        counts = {"usage": _usage(body, plan, choices)} if options and options.continuous_usage_stats else {}
+        yield head | {"choices": [_choice(service, body, n, text, shown, finish)]} | counts
+    if options and options.include_usage:
+        yield head | {"choices": [], "usage": _usage(body, plan, choices)}
+    service.finished(exchange_of(service, plan, choices, id=id, route="completions", user=user, begun=begun))
+
+
+def _usage(body: CompletionRequest, plan: Plan, choices: Sequence[Choice]) -> dict[str, Any]:
+    counts = usage(plan, choices)
+    return counts if body.max_tokens else counts | {"completion_tokens": 0, "total_tokens": plan.prompt_tokens}
+
+
+def _echoed(service: Service, body: CompletionRequest, choice: Choice) -> tuple[str, list[Token]]:
+    """Return the text and the tokens of the prompt, if the answer repeats it."""
+    if not body.echo:
+        return "", []
+    likely: Sequence[Likely | None] = choice.prompt or [None] * len(choice.request.prompt)
+    text, tokens = TextStream(service.tokenizer).feed(choice.request.prompt, likely, over=True)
+    return text, list(tokens)
+
+
+def _choice(
+    service: Service, body: CompletionRequest, n: int, text: str, tokens: Sequence[Token], finish: str | None
+) -> dict[str, Any]:
+    logprobs = None if body.logprobs is None else _logprobs(service, tokens)
+    return {"index": n, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+
+def _logprobs(service: Service, tokens: Sequence[Token]) -> dict[str, list]:
+    """Return OpenAI's lists: tokens, their log-probabilities, the likeliest tokens by text, and where each begins in the text.
+
+    The sampled token is always among `top_logprobs`. Of tokens with the same text, it has the likelier one.
+    """
+    found: dict[str, list] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for token in tokens:
+        name = spelling(service.tokenizer, service.symbols, token.id)[0]
+        found["tokens"].append(name)
+        found["text_offset"].append(token.begin)
+        if token.likely is None:
+            found["token_logprobs"].append(None)
+            found["top_logprobs"].append(None)
+            continue
+        top: dict[str, float] = {}
+        for i, value in (*token.likely.top, (token.id, token.likely.chosen)):
+            other = spelling(service.tokenizer, service.symbols, i)[0]
+            top[other] = max(nats(value), top.get(other, nats(value)))
+        found["token_logprobs"].append(nats(token.likely.chosen))
+        found["top_logprobs"].append(top)
+    return found

@@ -1,0 +1,129 @@
+"""Constrain answers to a JSON schema, a regular expression or a grammar: llguidance tells which tokens may come next.
+
+The limits make a grammar that is too costly an error of its request; it cannot hold up the engine for long.
+"""
+
+import functools
+import json
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import llguidance
+import numpy as np
+
+from data.text.tokenizer import Tokenizer
+from lm.serve.errors import ApiError
+
+SIZE = 1 << 16  # characters of a grammar
+# Units of llguidance's work: at most about 0.5 s before the first token, and 0.2 s at each other one.
+LIMITS = {"initial_lexer_fuel": 50_000, "step_lexer_fuel": 20_000, "max_grammar_size": 60_000}
+# JSON may be laid out in lines, but not be filled with white space without end, as small models do.
+LAYOUT = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x09]{0,20}"}
+OBJECT = {"type": "object"}
+_building = threading.Lock()
+
+
+class TokenGrammar:
+    """A grammar for lm.infer.engine: the tokens that may come next, over the V ids of a model.
+
+    stop_ids: where the grammar may end, these may come. error: why the grammar gave up, if it did; then only these may come.
+    """
+
+    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int, ends: Sequence[int], stop_ids: Sequence[int]):
+        self._matcher, self._V, self._ends, self._stops = matcher, vocab_size, list(ends), list(stop_ids)
+
+    def allowed(self) -> np.ndarray:
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        found = np.unpackbits(bits, bitorder="little")[: self._V].astype(bool)
+        over = self._matcher.is_error() or bool(found[self._ends].any()) or not found.any()
+        found[self._ends] = False
+        if self._matcher.is_error():
+            found[:] = False
+        if over:
+            found[self._stops] = True
+        return found
+
+    def accept(self, token: int) -> None:
+        if token not in self._stops:
+            self._matcher.consume_token(int(token))
+
+    def copy(self) -> "TokenGrammar":
+        return TokenGrammar(self._matcher.deep_copy(), self._V, self._ends, self._stops)
+
+    @property
+    def error(self) -> str:
+        return self._matcher.get_error().splitlines()[0] if self._matcher.is_error() else ""
+
+
+class Grammars:
+    """Makes grammars for one tokenizer and a model of V ids. ends: all ids that can end a text."""
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, ends: Collection[int]):
+        self._tokenizer, self._V, self._ends = tokenizer, vocab_size, sorted(ends)
+
+    @functools.cached_property
+    def _vocabulary(self) -> llguidance.LLTokenizer:
+        """The tokens' bytes, which takes a second for 50,000."""
+        names = {i: f"<row {i}>".encode() for i in range(self._tokenizer.vocab_size, self._V)}  # rows without a token
+        names |= {i: symbol.encode() for symbol, i in self._tokenizer.controls.items()}
+        tokens = [names.get(i) or self._tokenizer.decode_bytes([i]) for i in range(self._V)]
+        wrapper = llguidance.TokenizerWrapper(_Spelled(self._tokenizer, tokens, sorted(names), self._ends[0]))
+        return llguidance.LLTokenizer(wrapper, n_vocab=self._V, eos_token=self._ends)
+
+    def make(self, grammar: str, stop_ids: Sequence[int], param: str) -> TokenGrammar:
+        """Return a grammar in llguidance's form. Raises: ApiError if it is invalid or too costly."""
+        if not stop_ids:
+            raise ApiError(400, "an answer in a given form needs an end token: leave out ignore_eos", param="ignore_eos")
+        if len(grammar) > SIZE:
+            raise ApiError(400, f"{param}: a grammar of {len(grammar)} characters is longer than {SIZE}", param=param)
+        with _building:
+            vocabulary = self._vocabulary
+        limits = llguidance.LLParserLimits(**LIMITS, verbose_errors=False)
+        matcher = llguidance.LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # the costly part, here and not on the engine's thread
+        if matcher.is_error():
+            reason = " ".join(matcher.get_error().replace("<non-verbose/>", "").split())
+            raise ApiError(400, f"{param}: {reason[:300]}", param=param, code="invalid_grammar")
+        return TokenGrammar(matcher, self._V, self._ends, stop_ids)
+
+
+def json_grammar(schema: Mapping[str, Any] | str, param: str) -> str:
+    """Return the grammar of a JSON schema. Raises: ApiError if the schema is no JSON object."""
+    try:
+        schema = json.loads(schema) if isinstance(schema, str) else schema
+        if not isinstance(schema, Mapping):
+            raise ValueError("a schema must be a JSON object")
+        return llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), overrides=LAYOUT)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"{param}: {error}", param=param) from None
+
+
+def regex_grammar(regex: str) -> str:
+    return llguidance.LLMatcher.grammar_from_regex(regex)
+
+
+def choice_grammar(choices: Sequence[str], param: str) -> str:
+    if not choices or not all(choices):
+        raise ApiError(400, f"{param}: give one or more texts, none of them empty", param=param)
+    return llguidance.grammar_from("choice", json.dumps(list(choices)))
+
+
+def lark_grammar(text: str, param: str) -> str:
+    """Return the grammar of Lark's or GBNF's text."""
+    try:
+        return llguidance.grammar_from("grammar", text)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"{param}: {str(error)[:300]}", param=param) from None
+
+
+class _Spelled:
+    """What llguidance asks of a tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, tokens: list[bytes], special_token_ids: list[int], end: int):
+        self.tokens, self.special_token_ids, self.eos_token_id, self.bos_token_id = tokens, special_token_ids, end, None
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: bytes) -> list[int]:
+        return self._tokenizer.encode(text.decode("utf-8", "replace"))

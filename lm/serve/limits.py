@@ -1,0 +1,132 @@
+"""Who may ask, and how much: API keys, requests a minute, and the size of a body, checked before any route."""
+
+import asyncio
+import hashlib
+import hmac
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lm.errors import UserError
+from lm.serve.errors import ApiError
+
+GUARDED = ("/v1/", "/tokenize", "/detokenize")
+MOST_USERS = 10_000  # whose rates are remembered
+WASTE = 16  # times the limit that a client with too large a body may still send, to get its answer
+
+
+def read_keys(path: Path) -> dict[str, bytes]:
+    """Return {name: SHA-256 of the key} of a file with a line "NAME DIGEST" for each key; # begins a comment.
+
+    Raises: UserError for another line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"auth.keys={path}: {getattr(error, 'strerror', None) or 'not text'}; name a file of keys") from None
+    keys = {}
+    for number, line in enumerate(lines, start=1):
+        parts = line.partition("#")[0].split()
+        if not parts:
+            continue
+        if len(parts) != 2 or not re.fullmatch(r"[0-9a-fA-F]{64}", parts[1]) or parts[0] in keys:
+            cure = "write lines NAME DIGEST, each name once, with DIGEST of: printf %s KEY | sha256sum"
+            raise UserError(f"auth.keys={path}: line {number} is no key; {cure}")
+        keys[parts[0]] = bytes.fromhex(parts[1])
+    if not keys:
+        raise UserError(f"auth.keys={path} has no key; without auth.keys the server asks for none")
+    return keys
+
+
+def named(keys: Mapping[str, bytes], header: str) -> str:
+    """Return whose key the header Authorization holds. Raises: ApiError. Takes the same time for every wrong key."""
+    scheme, _, key = header.partition(" ")
+    digest = hashlib.sha256(key.strip().encode("utf-8", "surrogateescape")).digest()
+    found = [name for name, known in keys.items() if hmac.compare_digest(digest, known)]
+    if not found or scheme.lower() != "bearer":
+        what = "wrong API key" if key else "no API key"
+        raise ApiError(401, f"{what}: send the header Authorization: Bearer KEY", code="invalid_api_key")
+    return found[0]
+
+
+class Rates:
+    """A token bucket a user: `per_minute` requests, at most as many at once. 0: no limit."""
+
+    def __init__(self, per_minute: int, clock: Callable[[], float] = time.monotonic):
+        self._most, self._clock = per_minute, clock
+        self._left: dict[str, tuple[float, float]] = {}  # of each user: requests left, and when that was so
+
+    def take(self, user: str) -> None:
+        """Count a request. Raises: ApiError if the user has none left."""
+        if not self._most:
+            return
+        now = self._clock()
+        left, since = self._left.pop(user, (float(self._most), now))
+        left = min(self._most, left + (now - since) * self._most / 60)
+        if len(self._left) >= MOST_USERS:
+            del self._left[next(iter(self._left))]  # the one that has been away longest
+        self._left[user] = (left - 1 if left >= 1 else left, now)
+        if left < 1:
+            message = f"rate limit: {self._most} requests a minute"
+            raise ApiError(429, message, code="rate_limit_exceeded", retry=(1 - left) * 60 / self._most)
+
+
+class Gate:
+    """ASGI middleware: checks the key, the rate and the body of each request. Sets state["user"]: the name of the key, or the
+    client's address if the server has no keys.
+
+    seconds: in which a body must have come.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Mapping[str, bytes], rates: Rates, body_bytes: int, seconds: float):
+        self._app, self._keys, self._rates, self._most, self._seconds = app, keys, rates, body_bytes, seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        request = Request(scope)
+        try:
+            user = (scope.get("client") or ("",))[0]
+            if scope["path"].startswith(GUARDED):
+                if self._keys:
+                    user = named(self._keys, request.headers.get("authorization", ""))
+                self._rates.take(user)
+            scope.setdefault("state", {})["user"] = user
+            receive = await self._whole(request, receive)
+        except ApiError as error:
+            return await error.response()(scope, receive, send)
+        await self._app(scope, receive, send)
+
+    async def _whole(self, request: Request, receive: Receive) -> Receive:
+        """Return a `receive` that gives the whole body at once. Raises: ApiError if it is too large or comes too slowly."""
+        if request.method in ("GET", "HEAD"):
+            return receive
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(self._seconds):
+                more = True
+                while more and size <= WASTE * self._most:
+                    message = await receive()
+                    if message["type"] != "http.request":
+                        return _again(message, receive)
+                    size += len(message.get("body", b""))
+                    parts += [message.get("body", b"")] if size <= self._most else []
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            raise ApiError(408, "the body of the request came too slowly", code="timeout") from None
+        if size > self._most:
+            raise ApiError(413, f"the body of the request is larger than {self._most} bytes", code="request_too_large")
+        return _again({"type": "http.request", "body": b"".join(parts), "more_body": False}, receive)
+
+
+def _again(first: Message, receive: Receive) -> Receive:
+    messages = [first]
+
+    async def give() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return give

