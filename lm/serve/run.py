@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from lm.errors import UserError
+from lm.serve import page
 from lm.serve.app import make_app
 from lm.serve.batch import answer_file
 from lm.serve.service import Service
@@ -57,7 +58,7 @@ def serve(config, workdir: Path, routers: Iterable[APIRouter] = ()) -> int:
     with opened(config) as service:
         if config.batch:
             return answer_file(service, Path(config.batch), workdir / "results.jsonl", config.rows)
-        listen(config, service, make_app(service, app_settings(config), routers))
+        listen(config, service, make_app(service, app_settings(config), (page.router(service), *routers)))
     return 0
 
 
