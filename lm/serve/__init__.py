@@ -1,1 +1,1 @@
-"""Serve a model over HTTP, as OpenAI's API: routes, text of sampled tokens, limits, batch files. lm/infer/engine decodes."""
+"""Serve a model over HTTP: OpenAI's API over lm/infer/engine, text of sampled tokens, limits, batch files, metrics, the monitor."""

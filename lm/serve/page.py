@@ -36,18 +36,15 @@ HEADERS = {
 }
 
 
-def router(service: Service, feedback: Callable[[], bool] | None = None) -> APIRouter:
-    """Return the routes / and /chat*.css, /chat*.js.
-
-    feedback: whether the server keeps ratings, so that the page offers them; None: if the service has a listener for them.
-    """
-    keeps = feedback or (lambda: bool(service.on_feedback))
+def router(service: Service) -> APIRouter:
+    """Return the routes / and /chat*.css, /chat*.js. The page offers ratings if the service stores them."""
     template = jinja2.Environment(autoescape=True).from_string((HERE / "chat.html").read_text(encoding="utf-8"))
     routes = APIRouter(include_in_schema=False)
 
     @routes.get("/")
     async def page() -> Response:
-        return Response(template.render(name=service.name, feedback=keeps()), headers=HEADERS, media_type="text/html")
+        feedback = service.watch is not None and service.watch.store is not None
+        return Response(template.render(name=service.name, feedback=feedback), headers=HEADERS, media_type="text/html")
 
     for path in sorted(HERE.glob("chat*")):
         if path.suffix in TYPES:
