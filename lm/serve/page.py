@@ -43,8 +43,9 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/")
     async def page() -> Response:
-        feedback = service.watch is not None and service.watch.store is not None
-        return Response(template.render(name=service.name, feedback=feedback), headers=HEADERS, media_type="text/html")
+        watch = service.watch
+        html = template.render(name=service.name, watched=watch is not None, rated=watch is not None and watch.store is not None)
+        return Response(html, headers=HEADERS, media_type="text/html")
 
     for path in sorted(HERE.glob("chat*")):
         if path.suffix in TYPES:

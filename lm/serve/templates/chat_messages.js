@@ -114,7 +114,7 @@ function answer(message, page) {
     facts.replaceChildren(...told(message, busy));
     acts.hidden = busy;
     again.disabled = page.busy();
-    const known = message.id && message.finish && message.finish !== "stopped" && !message.unknown;
+    const known = message.id && message.finish && !message.unknown;
     rates.forEach((button, n) => {
       button.hidden = !known || document.documentElement.dataset.feedback !== "yes";
       button.setAttribute("aria-pressed", message.rating === [1, -1][n]);

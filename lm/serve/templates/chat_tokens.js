@@ -18,9 +18,11 @@ export function reader() {
     });
 }
 
-// Draws the tokens into a box as far as the text goes, which a stop string may have cut. Those that are there stay.
+// Draws the tokens into a box as far as the text goes, which a stop string may have cut, and then the text that has no tokens: what
+// a policy of the server has changed. Those that are there stay.
 export function render(box, tokens, text) {
   box.spans ??= [];
+  box.rest ??= box.appendChild(document.createTextNode(""));
   let length = box.spans.reduce((sum, span) => sum + span.textContent.length, 0);
   let group = [];
   for (const token of tokens.slice(box.spans.reduce((sum, span) => sum + span.tokens.length, 0))) {
@@ -33,8 +35,9 @@ export function render(box, tokens, text) {
     span.style.setProperty("--doubt", ((1 - probability(group)) * DOUBT * 100).toFixed(1) + "%");
     group = [];
     box.spans.push(span);
-    box.append(span);
+    box.rest.before(span);
   }
+  box.rest.data = text.slice(length);
 }
 
 // Shows the tip for tokens under the pointer, for the one that is tapped, and for the one that the arrow keys reach.
