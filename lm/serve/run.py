@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import APIRouter, FastAPI
 
 from lm.errors import UserError
+from lm.serve import page
 from lm.serve.app import make_app
 from lm.serve.batch import answer_file
 from lm.serve.monitor import open_watch
@@ -75,7 +76,7 @@ def serve(config, workdir: Path, routers: Iterable[APIRouter] = ()) -> int:
             template=service.template,
         )
         try:
-            listen(config, service, make_app(service, app_settings(config), routers), sock)
+            listen(config, service, make_app(service, app_settings(config), (page.router(service), *routers)), sock)
         finally:
             service.watch.close()
     return 0

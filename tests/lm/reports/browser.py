@@ -85,7 +85,21 @@ class Browser:
         return self.run(MEASURES)
 
     def run(self, script: str):
-        return self._ask("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
+        return self._ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)["result"].get("value")
+
+    def press(self, key: str) -> None:
+        """Press and release a key, such as Enter."""
+        text = {"text": "\r", "windowsVirtualKeyCode": 13} if key == "Enter" else {}
+        for kind, more in (("keyDown", text), ("keyUp", {})):
+            self._ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, **more)
+
+    def hover(self, x: float, y: float) -> None:
+        """Move the pointer to a place of the window, in CSS pixels."""
+        self._ask("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+
+    def download_to(self, folder: Path) -> None:
+        """Save what the page offers for download in a folder."""
+        self._ask("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
 
     def picture(self, path: Path) -> None:
         """Of the whole page, as PNG."""
