@@ -113,7 +113,12 @@ def test_a_conversation_streams(opened, served, own):
         assert opened.run("document.querySelector('article.user .said').textContent") == "the cat"
     answer(opened)
     first = kept(opened)
-    asked = {"messages": [{"role": "system", "content": "Be brief."}, first[0]], "temperature": 0, "max_tokens": 30, "top_p": 0.95}
+    asked = {
+        "messages": [{"role": "system", "content": "Be brief."}, first[0]],
+        "temperature": 0,
+        "max_tokens": 30,
+        "top_p": 0.95,
+    }
     said = httpx.post(f"{served[0]}/v1/chat/completions", json=asked, timeout=60).json()
     assert first[1]["content"] == said["choices"][0]["message"]["content"]
     assert first[1]["finish"] == said["choices"][0]["finish_reason"]
