@@ -1,0 +1,69 @@
+"""serve.py as a user runs it."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from tests.verbs import runs
+
+
+def command(workdir, **settings) -> list[str]:
+    values = [f"--config.{key.replace('__', '.')}={value}" for key, value in settings.items()]
+    return [sys.executable, "serve.py", "--config=configs/serve/default.py", f"--workdir={workdir}", *values]
+
+
+def test_a_trained_model_is_served(finished, tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path / "serving", checkpoint=finished, port=0, name="mine"),
+        cwd=runs.REPOSITORY,
+        env=runs.environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        url = re.search(r"mine answers at (http://\S+)/v1", process.stdout.readline())[1]
+        answer = httpx.post(f"{url}/v1/completions", json={"prompt": "a", "max_tokens": 4}, timeout=120)
+        assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] > 0
+        assert 'lmcraft:generation_tokens_total{model_name="mine"}' in httpx.get(f"{url}/metrics").text
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+    assert json.loads((tmp_path / "serving" / "config.json").read_text())["name"] == "mine"
+    assert not (tmp_path / "serving" / ".lock").exists()
+
+
+def test_a_batch_is_answered_and_resumed(finished, tmp_path):
+    lines = [{"custom_id": str(n), "url": "/v1/completions", "body": {"prompt": "ab", "max_tokens": 3}} for n in range(4)]
+    requests, results = tmp_path / "requests.jsonl", tmp_path / "answers" / "results.jsonl"
+    requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    run = command(tmp_path / "answers", checkpoint=finished, batch=requests)
+    done = runs.run(run)
+    assert done.returncode == 0, done.stderr[-2000:]
+    first = results.read_text().splitlines()
+    assert len(first) == 4
+    results.write_text("\n".join(first[:2]) + "\n" + first[2][:40])  # as a kill leaves it
+    done = runs.run(run)
+    assert done.returncode == 0 and results.read_text().splitlines()[:2] == first[:2]
+    assert sorted(json.loads(line)["custom_id"] for line in results.read_text().splitlines()) == list("0123")
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"port": 99999}, "port=99999"),
+        ({"host": "0.0.0.0"}, "auth.key_file"),
+        ({"checkpoint": "missing"}, "missing: no such folder"),
+        ({"prot": 1}, "did you mean|nearest|port"),
+    ],
+)
+def test_a_mistake_is_one_line(tmp_path, settings, words, finished):
+    done = runs.run(command(tmp_path / "serving", **{"checkpoint": finished} | settings))
+    assert done.returncode == 2 and not (tmp_path / "serving").exists()
+    (line,) = runs.complaint(done.stderr)
+    assert line.startswith("serve.py: ") and re.search(words, line)
