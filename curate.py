@@ -28,7 +28,7 @@ def main(config, workdir: Path) -> None:
     with locked(workdir):
         save_record(config, workdir)
         found = run(config.to_dict(), workdir, prepared)
-        write(workdir, config, found | {"dataset": tokenized.write(config.to_dict(), workdir)}, prepared)
+        write(workdir, config, found, prepared, lambda: {"dataset": tokenized.write(config.to_dict(), workdir)})
 
 
 if __name__ == "__main__":

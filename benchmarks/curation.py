@@ -1,23 +1,24 @@
 """Curation beside its peers, on real pages: which documents stay, and megabytes of text a second of one core.
 
-python -m benchmarks.curation --pages=FOLDER [--megabytes=20] [--rounds=3] [--pages_for_extraction=300]
+python -m benchmarks.curation --pages=FOLDER [--megabytes=20] [--rounds=3] [--pages_for_extraction=300] [--scaling=20,150]
 
 FOLDER is searched for HTML files, such as those of Debian's python3.13-doc. Needs datatrove[processing], spacy and trafilatura.
 
 1. Rules: each filter of datatrove and ours with the same constants; the Jaccard similarity of the sets of kept documents.
 2. MinHash: datatrove's signatures (FineWeb's settings), and what our stage writes for the same texts.
 3. Extraction: trafilatura and resiliparse as curate.py uses it, on the same pages.
-4. A recipe: configs/curate/fineweb.py from WET files to packed tokens, with its thresholds and without any; with one process
-   and with two.
+4. A recipe: configs/curate/fineweb.py from WET files to packed tokens, with its thresholds and without any.
+5. Two processes: the command curate.py with this recipe, from its start to its report, by the clock with one process and with
+   two. The larger corpora are the same pages with words replaced, see benchmarks/curation_memory.py.
 
-Times are CPU seconds of one process, in turns, median of the rounds. Prints a table; the last line is one JSON object.
+Times but those of 5 are CPU seconds of one process. All are taken in turns; medians of the rounds, but 4 has one. Prints
+tables; the last line is one JSON object.
 """
 
 import argparse
 import gc
 import gzip
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -32,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.curation_memory import REPO, varied
 from configs.curate import default, fineweb
 from data.dedup import near
 from data.filters.heuristics.c4 import c4
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--megabytes", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pages_for_extraction", type=int, default=300)
+    parser.add_argument("--scaling", default="20,150", help="megabytes of text")
     parser.add_argument("--recipe", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.recipe:
@@ -63,7 +66,14 @@ def main() -> None:
     texts = texts_of(paths, options.megabytes)
     found = {"rules": rules(texts, options.rounds), "minhash": minhash(texts, options.rounds)}
     found["extraction"] = extraction(paths[: options.pages_for_extraction], options.rounds)
-    found["recipe"] = recipe(texts)
+    with tempfile.TemporaryDirectory() as folder:
+        trained = train(
+            texts[:: max(1, len(texts) // 500)], Path(folder, "m"), vocab_size=8000, sample_bytes=1 << 20, seed=0, threads=1
+        )
+        trained.save(Path(folder, "tokenizer"))
+        found["recipe"] = recipe(texts, Path(folder))
+        sizes = [float(some) for some in options.scaling.split(",") if some]
+        found["scaling"] = {f"{some:g} MB": scaling(texts, some, options.rounds, Path(folder)) for some in sizes}
     from lm.reports.page import machine
 
     print(json.dumps(found | {"documents": len(texts), "machine": machine()}))
@@ -203,35 +213,62 @@ def extracted(page: bytes) -> str:
         return ""
 
 
-def recipe(texts: Sequence[str]) -> dict:
-    """Return the speed of curate.py from WET files to packed tokens, with the thresholds of FineWeb and without any.
+def recipe(texts: Sequence[str], root: Path) -> dict:
+    """Return the speed of a recipe from WET files to packed tokens, with the thresholds of FineWeb and without any.
 
-    mb_s: megabytes of text for a CPU second of one process.  scaling: by the clock, of two processes.
-    serial: share of all CPU seconds that the main process of two workers takes.  kept: megabytes of text that are packed
+    mb_s: megabytes of text for a CPU second of one process.  kept: megabytes of text that are packed
     """
     found = {"megabytes": size(texts)}
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        for k in range(4):
-            (root / f"part-{k}.warc.wet.gz").write_bytes(wet(texts[k::4], k))
-        train(
-            texts[:: max(1, len(texts) // 500)], root / "m.model", vocab_size=8000, sample_bytes=1 << 20, seed=0, threads=1
-        ).save(root / "tokenizer")
-        for name in ("fineweb", "everything"):
-            config = fineweb.get_config()
-            config.input, config.tokenizer = f"{root}/*.wet.gz", f"{root}/tokenizer"
-            if name == "everything":
-                config.rules = {}
-            one, two = (spent(config, root / "run", processes) for processes in (1, 2))
-            found[name] = {
-                "mb_s": found["megabytes"] / (one["main"] + one["workers"]),
-                "scaling": one["clock"] / two["clock"],
-                "serial": two["main"] / (two["main"] + two["workers"]),
-                "kept": one["kept"],
-            }
-            print(f"recipe {name}, WET to tokens: " + ", ".join(f"{key} {value:.2f}" for key, value in found[name].items()))
-    print(f"{os.cpu_count()} cores\n", flush=True)
+    write_wet(texts, root / "text", 4)
+    for name in ("fineweb", "everything"):
+        config = fineweb.get_config()
+        config.input, config.tokenizer, config.processes = f"{root}/text/*.wet.gz", f"{root}/tokenizer", 1
+        if name == "everything":
+            config.rules = {}
+        one = spent(config, root / "run")
+        found[name] = {"mb_s": found["megabytes"] / one["cpu"], "kept": one["kept"]}
+        print(f"recipe {name}, WET to tokens: " + ", ".join(f"{key} {value:.2f}" for key, value in found[name].items()))
     return found
+
+
+def scaling(texts: Sequence[str], megabytes: float, rounds: int, root: Path) -> dict:
+    """Return seconds of curate.py with [one process, two], by the clock and of all cores, and the ratio by the clock."""
+    some, total = [], 0
+    for text in varied(texts):
+        some.append(text)
+        total += len(text.encode())
+        if total >= megabytes * 1e6:
+            break
+    write_wet(some, root / "text", max(4, round(megabytes / 10)))
+    clock, cpu = ([], []), ([], [])
+    for _ in range(rounds):
+        for k in (0, 1):
+            before, begin = os.times(), time.perf_counter()
+            command = [
+                *(sys.executable, "curate.py", "--config=configs/curate/fineweb.py", f"--workdir={root / 'run'}"),
+                *(f"--config.input={root}/text/*.wet.gz", f"--config.tokenizer={root}/tokenizer"),
+                f"--config.processes={k + 1}",
+            ]
+            subprocess.run(command, cwd=REPO, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+            now = os.times()
+            clock[k].append(time.perf_counter() - begin)
+            cpu[k].append(now.children_user + now.children_system - before.children_user - before.children_system)
+            shutil.rmtree(root / "run")
+    seconds, spent = ([statistics.median(some) for some in both] for both in (clock, cpu))
+    found = {"seconds": seconds, "cpu_seconds": spent, "ratio": seconds[0] / seconds[1]}
+    print(
+        f"curate.py on {megabytes:g} MB: one process {seconds[0]:.1f} s ({spent[0]:.1f} CPU), two {seconds[1]:.1f} s "
+        f"({spent[1]:.1f} CPU), {found['ratio']:.2f} × as fast; {os.cpu_count()} cores\n",
+        flush=True,
+    )
+    return found
+
+
+def write_wet(texts: Sequence[str], folder: Path, files: int) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for k in range(files):
+        (folder / f"part-{k:03d}.warc.wet.gz").write_bytes(wet(texts[k::files], k))
 
 
 def wet(texts: Sequence[str], first: int) -> bytes:
@@ -248,9 +285,8 @@ def wet(texts: Sequence[str], first: int) -> bytes:
     return b"".join(members)
 
 
-def spent(config, workdir: Path, processes: int) -> dict[str, float]:
-    """Run a recipe in its own process. Returns seconds by the clock, CPU seconds (main, workers), and megabytes kept."""
-    config.processes = processes
+def spent(config, workdir: Path) -> dict[str, float]:
+    """Run a recipe in its own process. Returns its CPU seconds, without the start of Python, and the megabytes kept."""
     settings = json.dumps([config.to_dict(), str(workdir)])
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.curation", "--recipe"], input=settings, stdout=subprocess.PIPE, text=True, check=True
@@ -262,16 +298,11 @@ def spent(config, workdir: Path, processes: int) -> dict[str, float]:
 def one_recipe() -> None:
     """Run the recipe that stands on stdin, and print what it took."""
     config, workdir = json.load(sys.stdin)
-    clock, before = time.perf_counter(), os.times()
+    begin = time.process_time()
     run(config, Path(workdir))
     tokens = tokenized.write(config, Path(workdir))
-    for child in multiprocessing.active_children():
-        child.join()
-    now = os.times()
     kept = sum(source[split]["bytes"] for source in tokens["sources"].values() for split in ("train", "valid"))
-    spent = {"clock": time.perf_counter() - clock, "main": now.user + now.system - before.user - before.system}
-    workers = now.children_user + now.children_system - before.children_user - before.children_system
-    print(json.dumps(spent | {"workers": workers, "kept": kept / 1e6}))
+    print(json.dumps({"cpu": time.process_time() - begin, "kept": kept / 1e6}))
 
 
 if __name__ == "__main__":

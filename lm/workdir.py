@@ -79,7 +79,7 @@ def locked(workdir: Path) -> Iterator[None]:
     All processes call this; process 0 takes the lock. Folders created here that are still empty at the end are removed.
     Raises: UserError, on all processes, if another job has locked the workdir or it is not writable.
     """
-    from lm.parallel import hosts
+    from lm.parallel import cluster
 
     locks = []
 
@@ -92,7 +92,12 @@ def locked(workdir: Path) -> Iterator[None]:
             raise UserError(f"{fault}; fix this and run the same command again") from None
 
     try:
-        hosts.from_first(take)
+        if cluster.several():
+            from lm.parallel import hosts
+
+            hosts.from_first(take)
+        else:  # without JAX, after which worker processes could not be forked
+            take()
         yield
     finally:
         for lock in locks:

@@ -8,20 +8,25 @@ naive Bayes over byte n-grams. An automaton reads the UTF-8 text and emits at mo
 data/filters/compiled/language.py reads the bytes. `LanguageIdentifier.classify` of py3langid is the plain twin.
 """
 
+import contextlib
 import functools
 import unicodedata
+import zipfile
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import xxhash
 
 from data.filters.compiled import language as compiled
+from lm import compile_cache, saving
 
 SAMPLE = 4096  # characters of a document that are read: enough, since accuracy is flat above about 1,000
 SLICES = 8  # evenly spaced pieces of a longer document, so that a menu at its top does not decide
 LINE_BYTES = 30  # shorter lines are names, dates and buttons, for which the model guesses
 LINES = 16  # evenly spaced lines of a document that are read
 LINE_SAMPLE = 256  # characters of a line that are read
+FORMAT = 1  # of the tables in the user's cache
 UNKNOWN = "und"  # ISO 639-2 for undetermined
 
 _BATCH_BYTES = 1 << 20
@@ -37,17 +42,40 @@ class Model(NamedTuple):
     next_state: np.ndarray  # uint32 [rows · 256]
     row: np.ndarray  # int64 [states]: 256 times the row of next_state
     feature: np.ndarray  # int32 [states]: the feature that the state emits, or -1
-    aliases: list[tuple[int, int]]  # classes of the same language: its first one, another one
+    aliases: np.ndarray  # int64 [pairs, 2]: classes of the same language, its first one and another one
 
 
 @functools.cache
 def load_model() -> Model:
-    """Load the model of the installed py3langid. It takes about three seconds and 150 MB, once a process."""
+    """Load the model of the installed py3langid, once a process. It takes 150 MB.
+
+    Decompressing it takes half a second, so the tables are kept in the user's cache, under a hash of the package's file.
+    """
+    from py3langid.langid import MODEL_DIR, MODEL_FILE
+
+    packed = xxhash.xxh3_128_hexdigest((MODEL_DIR / MODEL_FILE).read_bytes())
+    try:
+        path = compile_cache.home() / f"language-{FORMAT}-{packed}.npz"
+    except RuntimeError:  # no home
+        return decompressed()
+    try:
+        with np.load(path) as tables:  # with checksums
+            return Model(**tables)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
+        model = decompressed()
+    with contextlib.suppress(OSError), saving.replacing(path, "wb", shared=True) as file:
+        np.savez(file, **model._asdict())
+    return model
+
+
+def decompressed() -> Model:
+    """Return the model as py3langid's own loader reads it."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     own = LanguageIdentifier.from_model_file(MODEL_FILE)
     next_state = np.frombuffer(own.tk_nextmove, np.dtype(f"u{own.tk_nextmove.itemsize}"))
     languages = list(own.nb_classes)
+    aliases = [(languages.index(name), i) for i, name in enumerate(languages) if languages.index(name) < i]
     return Model(
         np.array(languages),
         np.asarray(own.nb_pc, np.float32),
@@ -55,7 +83,7 @@ def load_model() -> Model:
         next_state.astype(np.uint32),
         np.asarray(own.tk_row, np.int64) << 8,
         np.asarray(own.tk_output, np.int32),
-        [(languages.index(name), i) for i, name in enumerate(languages) if languages.index(name) < i],
+        np.array(aliases, np.int64).reshape(-1, 2),
     )
 
 
@@ -118,7 +146,7 @@ def _classify(encoded: Sequence[bytes], model: Model) -> tuple[np.ndarray, np.nd
     scores = (scores + model.prior) / np.sqrt(np.maximum(lengths, 1))[:, None].astype(np.float32)
     scores = np.exp(scores - scores.max(axis=1, keepdims=True))
     scores /= scores.sum(axis=1, keepdims=True)
-    for first, other in model.aliases:
+    for first, other in model.aliases.tolist():
         scores[:, first] += scores[:, other]
         scores[:, other] = 0
     best, some = scores.argmax(axis=1), found > 0

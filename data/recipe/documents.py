@@ -69,7 +69,7 @@ def _of_unit(job: Job, unit: Unit, rows: np.ndarray, characters: int) -> Iterato
             texts: list[list[Text]] = [[] for _ in some]
             before = None
             for stage, file in zip(job.stages, files):
-                table = file.read_row_group(group).take(inside)
+                table = file.read_row_group(group, use_threads=False).take(inside)
                 for name in table.column_names:
                     if name != "text":
                         for into, value in zip(columns, table.column(name).to_pylist()):

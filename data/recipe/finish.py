@@ -17,12 +17,13 @@ from data.recipe.batch import ORIGINS, Batch
 from data.recipe.index import saved_hash
 from data.recipe.inputs import Unit
 from data.recipe.rules import Rule, reasons
-from data.recipe.units import Job, batches, quarantined
+from data.recipe.units import Job, batches, is_done, quarantined
 from lm import saving
 
 KEPT, EMPTY = "kept", "empty"
 SAMPLES, SAMPLE_CHARACTERS = 5, 600  # of each reason, and of the documents that stay
 BINS = 50
+FORMAT = 1  # of the files of figures; a change makes all anew
 
 
 class Output(NamedTuple):
@@ -51,18 +52,18 @@ class Output(NamedTuple):
 def run(output: Output, unit: Unit) -> dict[str, Any]:
     """Write the unit's two tables and return its figures, see `Figures`; or return those of a finished unit.
 
+    Missing results of the last pass' stages are made on the way, so that documents are read once for both.
     "files" is added to them: {"documents", "dropped": {"rows", "xxh3_128"}}.
     """
     paths, done = output.tables(unit), output.figures(unit)
-    if all(path.exists() for path in (done, output.stayed(unit), *paths.values())):
+    if is_done(output.job, unit) and all(path.exists() for path in (done, output.stayed(unit), *paths.values())):
         figures = json.loads(done.read_text(encoding="utf-8"))
         if figures["files"] == _described(paths):
             return figures
     figures = Figures(output.job.rules, output.audit, output.choose)
     numbers, row = [], unit.number << 32
     with tables.writing(paths["dropped"]) as dropped, tables.writing(paths["documents"]) as documents:
-        original = batches(Job(output.job.workdir, output.job.stages[:1]), unit)
-        for batch, first in zip(batches(output.job, unit), original, strict=True):
+        for batch, first in batches(output.job, unit):
             why = reasons(output.job.rules, batch.columns, len(batch))
             names = np.array([rule.column for rule in output.job.rules] + [EMPTY, KEPT], object)
             empty = np.array([not text or text.isspace() for text in batch.texts], bool)
@@ -96,6 +97,7 @@ class Figures:
     """Additive figures of documents.
 
     found: {
+      "documents", "characters": counts, the latter of the texts as the stages left them;
       "funnel": {source: {language: {reason or "kept": [documents, bytes]}}}, bytes of the text as it was read;
       "kept_bytes": {source: {language: bytes of the texts as they are written}};
       "histograms": {column: {"edges": [...], "counts": [...]}} for each rule on numbers;
@@ -110,12 +112,14 @@ class Figures:
         self._audit, self._choose = audit, choose
         self._rules = {rule.column: rule for rule in rules}
         self.found: dict[str, Any] = {
-            "funnel": {}, "kept_bytes": {}, "histograms": {}, "samples": defaultdict(list), "chosen": {},
-            "sums": defaultdict(float), "contamination": {}, "bias": {}, "topics": {},
+            "documents": 0, "characters": 0, "funnel": {}, "kept_bytes": {}, "histograms": {}, "samples": defaultdict(list),
+            "chosen": {}, "sums": defaultdict(float), "contamination": {}, "bias": {}, "topics": {},
         }  # fmt: skip
 
     def add(self, batch: Batch, first: Batch, why: np.ndarray, number: int) -> None:
         """Add a batch. first: as it was read. why: reason or "kept" of each document. number: of its first document."""
+        self.found["documents"] += len(batch)
+        self.found["characters"] += sum(map(len, batch.texts))
         funnel, kept = self.found["funnel"], self.found["kept_bytes"]
         languages = [language or "unknown" for language in batch.columns["language"]]
         for source, language, text, now, reason in zip(batch.columns["source"], languages, first.texts, batch.texts, why):

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-from data.sources import archives, files, tfds_source
+from data.sources import archives, files
 from lm.errors import UserError, naming
 
 # A unit ends with the file that reaches its bytes or files. In an input below 256 MB units are smaller, about UNITS of them, so
@@ -53,6 +53,8 @@ def units(files: Iterable[tuple[str, str]], max_bytes: int | None = None) -> lis
 def _state(path: str) -> tuple[int, Any]:
     """Return the size of a file, folder, object or dataset, and what changes when it does."""
     if path.startswith(archives.TFDS):
+        from data.sources import tfds_source
+
         files = [os.stat(file) for file in tfds_source.prepared_files(path.removeprefix(archives.TFDS))]
         return sum(file.st_size for file in files), max((file.st_mtime_ns for file in files), default=0)
     if path.startswith(archives.INSTALLATION):

@@ -132,21 +132,31 @@ def code(module: str) -> str:
 
 
 def _collect(module: str, seen: dict[str, str], followed: tuple[str, ...]) -> None:
-    spec = importlib.util.find_spec(module)
-    if module in seen or spec is None or spec.origin is None:
+    if module in seen or (found := _parsed(module)) is None:
         return
-    source = Path(spec.origin).read_text(encoding="utf-8")
-    tree = ast.parse(source)
-    seen[module] = ast.dump(tree)  # comments and layout decide nothing
+    seen[module], names = found
+    for name in names:
+        if name.startswith(followed) and _is_module(name):
+            _collect(name, seen, followed)
+
+
+@functools.cache
+def _parsed(module: str) -> tuple[str, list[str]] | None:
+    """Return the source of a module without comments and layout, and what it imports; None if it has no source."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    names = []
     for node in ast.walk(tree):
-        names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-        if isinstance(node, ast.ImportFrom):
-            names = [str(node.module), *(f"{node.module}.{name}" for name in names)]
-        for name in names:
-            if name.startswith(followed) and _is_module(name):
-                _collect(name, seen, followed)
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names += [str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return ast.dump(tree), names
 
 
+@functools.cache
 def _is_module(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None

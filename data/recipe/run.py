@@ -13,7 +13,7 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,22 +61,21 @@ def run(config: Mapping[str, Any], workdir: Path, prepared: tuple[list[Planned],
     """
     planned, found = prepared or prepare(config, workdir)
     spread = _spread(config, workdir)
-    begin, jobs = time.perf_counter(), passes(planned, workdir)
+    begin, (*jobs, last) = time.perf_counter(), passes(planned, workdir)
     for job in jobs:
-        _pass(job, found, spread)
-        if job.gathers is not None:
-            _compare(job, found)
+        _load(job.gathers)
+        for _ in _shown(job, spread(work.run, job, found), found):
+            pass
+        _compare(job, found)
     rules = [(stage.folder, [rule.told() for rule in stage.rules]) for stage in planned]
     choose = config["browse"]["documents"]
-    key = digest([rules, config["audit"], choose])
-    output = Output(Job(workdir, tuple(planned)), key, config["audit"], choose)
+    key = digest([finish.FORMAT, rules, config["audit"], choose])
+    output = Output(last, key, config["audit"], choose)
     (workdir / MANIFEST).unlink(missing_ok=True)  # until the documents are those of this recipe
-    with progress("documents", len(found), unit=" units") as bar:
-        figures, chosen = [], {}
-        for one in spread(finish.run, output, found):
-            finish.choose(chosen, one.pop("chosen"), choose)  # here, so that memory does not grow with the units
-            figures.append(one)
-            bar.update(1)
+    figures, chosen = [], {}
+    for one in _shown(last, spread(finish.run, output, found), found):
+        finish.choose(chosen, one.pop("chosen"), choose)  # here, so that memory does not grow with the units
+        figures.append(one)
     total = finish.merged(figures) | {"chosen": chosen, "seconds": time.perf_counter() - begin}
     key = _index(jobs, output, found) if config["index"] else None
     _tidy(workdir, output, found)
@@ -99,7 +98,7 @@ def _spread(config: Mapping[str, Any], workdir: Path) -> Map:
 
 
 def passes(planned: Sequence[Planned], workdir: Path) -> list[Job]:
-    """Return the passes over the units: each ends before a stage that compares the whole corpus."""
+    """Return the passes over the units: each but the last ends before a stage that compares the whole corpus."""
     ends = [k for k, stage in enumerate(planned) if stage.compares]
     jobs = [Job(workdir, tuple(planned[:end]), planned[end]) for end in ends]
     return [*jobs, Job(workdir, tuple(planned))]
@@ -111,20 +110,17 @@ def _load(stage: Planned) -> None:
         part.add(["a word"], np.arange(1), None)
 
 
-def _pass(job: Job, found: Sequence[Unit], spread: Map) -> None:
-    if job.gathers is not None:
-        _load(job.gathers)
+def _shown(job: Job, results: Iterable[dict], found: Sequence[Unit]) -> Iterator[dict]:
+    """Yield the results of a pass over the units, and show its progress."""
     what = " + ".join(stage.name for stage in job.stages[-3:])
-    begin, counts = time.perf_counter(), {"documents": 0, "characters": 0}
+    begin, documents, characters = time.perf_counter(), 0, 0
     with progress(what if len(job.stages) < 4 else f"… + {what}", sum(u.bytes for u in found), unit="B", scaled=True) as bar:
-        for unit, done in zip(found, spread(work.run, job, found)):
-            counts = {name: counts[name] + done[name] for name in counts}
+        for unit, one in zip(found, results, strict=True):
+            documents, characters = documents + one["documents"], characters + one["characters"]
             seconds = max(time.perf_counter() - begin, 1e-9)
-            speed = (
-                f"{counts['documents'] / seconds:.0f} documents/s, {counts['characters'] / 1e6 / seconds:.1f} M characters/s"
-            )
-            bar.set_postfix_str(speed)
+            bar.set_postfix_str(f"{documents / seconds:.0f} documents/s, {characters / 1e6 / seconds:.1f} M characters/s")
             bar.update(unit.bytes)
+            yield one
 
 
 def _compare(job: Job, found: Sequence[Unit]) -> None:
@@ -140,7 +136,7 @@ def _compare(job: Job, found: Sequence[Unit]) -> None:
 
 def _index(jobs: Sequence[Job], output: Output, found: Sequence[Unit]) -> str | None:
     """Write the index of the run and return its key; None if no stage compares documents."""
-    compared = [(job.gathers, [job.part(unit) for unit in found]) for job in jobs if job.gathers is not None]
+    compared = [(job.gathers, [job.part(unit) for unit in found]) for job in jobs]
     if not compared:
         return None
     stayed = [(output.stayed(unit), output.tables(unit)["documents"]) for unit in found]

@@ -55,7 +55,11 @@ class Reader:
         self.batches = max(1, self._file.num_row_groups)
 
     def read(self, k: int) -> dict[str, Any]:
-        table = self._file.read_row_group(k) if self._file.num_row_groups else self._file.schema_arrow.empty_table()
+        table = (
+            self._file.read_row_group(k, use_threads=False)
+            if self._file.num_row_groups
+            else self._file.schema_arrow.empty_table()
+        )
         return {name: _values(table.column(name)) for name in table.column_names}
 
     def close(self) -> None:

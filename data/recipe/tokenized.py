@@ -15,8 +15,6 @@ from data.recipe import buckets
 from data.recipe.inputs import digest
 from data.sources import corpus
 from data.sources.source import Source
-from data.text.dataset import prepare, prepared
-from data.text.split import survey
 from data.text.tokenizer import load_tokenizer
 from lm.errors import naming
 from lm.progress import progress
@@ -43,6 +41,9 @@ def write(config: Mapping[str, Any], workdir: Path) -> dict[str, Any] | None:
     """
     if not config["tokenizer"]:
         return None
+    from data.text.dataset import prepare, prepared  # here, because importing TFDS takes long
+    from data.text.split import survey
+
     with naming("tokenizer"):
         tokenizer = load_tokenizer(config["tokenizer"])
     files = json.loads((workdir / "manifest.json").read_text(encoding="utf-8"))["files"]

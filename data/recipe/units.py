@@ -54,15 +54,11 @@ class Job:
 
 def run(job: Job, unit: Unit) -> dict[str, int]:
     """Make the missing results of a unit. Returns {documents, characters, quarantined}."""
-    paths = [job.path(stage, unit) for stage in job.stages]
-    missing = [not path.exists() for path in paths]
-    missing[0] |= not _quarantine(job, unit).exists()
     gathers = job.gathers is not None and not (job.part(unit) / "done.json").exists()
     counts = {"documents": 0, "characters": 0}
     with contextlib.ExitStack() as stack:
-        writers = [stack.enter_context(tables.writing(path)) if new else None for path, new in zip(paths, missing)]
         part = stack.enter_context(job.gathers.stage.part(job.part(unit), job.gathers.options)) if gathers else None
-        for batch in batches(job, unit, writers):
+        for batch, _ in batches(job, unit):
             first = counts["documents"]
             counts["documents"] += len(batch)
             counts["characters"] += sum(map(len, batch.texts))
@@ -75,18 +71,19 @@ def run(job: Job, unit: Unit) -> dict[str, int]:
     return counts | {"quarantined": len(quarantined(job, unit))}
 
 
-def batches(job: Job, unit: Unit, writers: list | None = None) -> Iterator[Batch]:
-    """Yield the unit's batches with the columns of all stages. A stage with a writer runs; others are read."""
-    writers = writers or [None] * len(job.stages)
+def batches(job: Job, unit: Unit) -> Iterator[tuple[Batch, Batch]]:
+    """Yield the unit's batches with the columns of all stages, and as they were read.
+
+    Results that are missing are computed, and written when all batches have been taken; others are read.
+    """
+    paths, missing = [job.path(stage, unit) for stage in job.stages], _missing(job, unit)
     with contextlib.ExitStack() as stack:
-        readers = []
-        for stage, writer in zip(job.stages, writers):
-            reader = None if writer else stack.enter_context(contextlib.closing(tables.Reader(job.path(stage, unit))))
-            readers.append(reader)
-        first = _read(job, unit) if writers[0] else (readers[0].read(k) for k in range(readers[0].batches))
+        writers = [stack.enter_context(tables.writing(path)) if new else None for path, new in zip(paths, missing)]
+        readers = [None if new else stack.enter_context(contextlib.closing(tables.Reader(p))) for p, new in zip(paths, missing)]
+        read = _read(job, unit) if missing[0] else (readers[0].read(k) for k in range(readers[0].batches))
         row = 0
-        for k, columns in enumerate(first):
-            batch = Batch(columns)
+        for k, columns in enumerate(read):
+            batch = first = Batch(columns)
             if writers[0]:
                 writers[0].write(columns)
             numbers = (unit.number << 32) + np.arange(row, row + len(batch))
@@ -100,7 +97,18 @@ def batches(job: Job, unit: Unit, writers: list | None = None) -> Iterator[Batch
                     columns = reader.read(k)
                     columns |= _filled(columns, batch.texts)
                 batch = batch.replaced(columns)
-            yield batch
+            yield batch, first
+
+
+def _missing(job: Job, unit: Unit) -> list[bool]:
+    """Return for each stage whether its result is missing."""
+    missing = [not job.path(stage, unit).exists() for stage in job.stages]
+    return [missing[0] or not _quarantine(job, unit).exists(), *missing[1:]]
+
+
+def is_done(job: Job, unit: Unit) -> bool:
+    """Return whether the unit has the results of all stages."""
+    return not any(_missing(job, unit))
 
 
 def _changed(columns: Columns, texts: Sequence[str]) -> dict[str, list[str | None]]:

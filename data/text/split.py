@@ -186,7 +186,7 @@ class Survey:
                 waiting.append(([data for data, _, _ in batch], training))
                 yield waiting[-1]
 
-        for kept, ids, ends, sizes in ordered(_encode, (self._copies, tokenizer), items(), processes=processes):
+        for kept, ids, ends, sizes in ordered(_encode, (self._copies, tokenizer), items(), processes=processes, warm=True):
             datas, training = waiting.popleft()
             self._count(source, datas, training, kept)
             begin = 0

@@ -8,9 +8,9 @@ so nothing of them becomes HTML.
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import pyarrow as pa
@@ -25,7 +25,6 @@ from data.recipe.units import Job
 from lm import saving
 from lm.progress import progress
 from lm.reports.edits import edits, limited
-from lm.reports.page import render
 
 PAGE = "browse.html"
 LEAST_BYTES = 2000  # that a document may take on the page; about 60 measures take half of it
@@ -33,35 +32,65 @@ STRING = 1000  # most characters of an id, an address or another string
 EXACT = 1 << 53  # larger whole numbers are not exact in JavaScript, so they become strings
 NUMBERS = ("duplicate_of", "near_duplicate_of", "near_duplicate_cluster")  # columns that hold the number of a document
 ALL = "all stages"
+PART = 64  # documents that a process looks up at a time
 
 
-def write(
-    title: str, job: Job, units: Sequence[Unit], chosen: Mapping[str, Sequence], options: Mapping[str, Any], total: int
-) -> set[tuple[str, str]]:
-    """Write WORKDIR/browse.html. Returns (id, reason or "kept") of its documents. Without documents, an old page is removed.
+class Page(NamedTuple):
+    """What a page shows. reasons: number -> reason or "kept" of its documents. columns: see `columns_of`. characters: most of a
+    document's text. size: bytes of the page, about."""
 
-    Args:
-      chosen: reason or "kept" -> [hash, number] of documents, lowest hashes first.
-      options: config.browse: documents, characters, megabytes.
-      total: documents that were read.
-    Memory: that of the page, or of `documents` times `characters`, whatever the size of the corpus.
+    job: Job
+    units: Sequence[Unit]
+    reasons: dict[int, str]
+    columns: list[dict[str, Any]]
+    characters: int
+    size: int
+
+    def parts(self) -> list[list[int]]:
+        """Return the numbers of the documents, in order and in parts that one process looks up."""
+        order = list(self.reasons)
+        return [order[k : k + PART] for k in range(0, len(order), PART)]
+
+
+def page(job: Job, units: Sequence[Unit], chosen: Mapping[str, Sequence], options: Mapping[str, Any]) -> Page | None:
+    """Return what the page of a corpus shows; None if there is nothing to show.
+
+    chosen: reason or "kept" -> [hash, number] of documents, lowest hashes first.
+    options: config.browse: documents, characters, megabytes.
     """
     size = int(options["megabytes"] * 1e6)
     reasons = stratified(chosen, min(options["documents"], size // LEAST_BYTES))
     if not reasons:
-        (job.workdir / PAGE).unlink(missing_ok=True)
-        return set()
-    columns, shown = columns_of(job, units[0]), []
+        return None
     characters = min(options["characters"], 10 * size // len(reasons))
-    with progress("browse", len(reasons), unit=" documents", soon=False) as bar:
-        for found in documents.read(job, units, reasons, 2 * characters):
-            shown.append(entry(found, reasons[found.number], columns, job.rules, characters))
-            bar.update(1)
-    ids = documents.names(job, units, {number for one in shown for number in one["links"].values()})
+    return Page(job, units, reasons, columns_of(job, units[0]), characters, size)
+
+
+def entries(page: Page, numbers: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the entries of documents, see `entry`."""
+    found = documents.read(page.job, page.units, numbers, 2 * page.characters)
+    return [entry(one, page.reasons[one.number], page.columns, page.job.rules, page.characters) for one in found]
+
+
+def write(title: str, workdir: Path, page: Page | None, parts: Iterable[Sequence[dict]], total: int) -> set[tuple[str, str]]:
+    """Write WORKDIR/browse.html. Returns (id, reason or "kept") of its documents. Without a page, an old one is removed.
+
+    parts: the entries of the page's parts, in order. total: documents that were read.
+    Memory: that of the page, or of `documents` times `characters`, whatever the size of the corpus.
+    """
+    if page is None:
+        (workdir / PAGE).unlink(missing_ok=True)
+        return set()
+    shown: list[dict] = []
+    with progress("browse", len(page.reasons), unit=" documents", soon=False) as bar:
+        for some in parts:
+            shown += some
+            bar.update(len(some))
+    ids = documents.names(page.job, page.units, {number for one in shown for number in one["links"].values()})
     shown = [one | {"links": {name: ids[n] for name, n in one["links"].items() if n in ids}} for one in shown]
-    shown = fitted(shown, characters, size)
-    saving.write(job.workdir / PAGE, html(title, columns, job.rules, shown, total))
-    id = [column["name"] for column in columns].index("id")
+    shown = fitted(shown, page.characters, page.size)
+    saving.write(workdir / PAGE, html(title, page.columns, page.job.rules, shown, total))
+    id = [column["name"] for column in page.columns].index("id")
     return {(one["values"][id], one["reason"]) for one in shown}
 
 
@@ -153,6 +182,8 @@ def html(title: str, columns: Sequence[Mapping], rules: Sequence[Rule], shown: S
         rule.column: {"told": rule.told(), "least": _plain(rule.least), "most": _plain(rule.most), "allowed": rule.allowed}
         for rule in rules
     }
+    from lm.reports.page import render
+
     data = encoded({"columns": columns, "rules": bounds, "documents": shown})
     script = (Path(__file__).parent / "templates" / "browse.js").read_text(encoding="utf-8")
     report = {"title": title, "finished": True}

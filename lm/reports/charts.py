@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from lm.reports.page import short
 from lm.train.history import Curve
 
 POINTS = 600  # maximum number of points per curve
@@ -49,12 +50,15 @@ def svg(
     *,
     size: tuple[float, float] = (5.4, 3.4),
     steps: bool = True,
+    margins: tuple[float, float, float, float] | None = None,
 ) -> Markup:
     """Draw one chart over steps as SVG with the page's font and theme. `tokens`: token counts by step, for the top axis.
 
     Text stays text, and ids are prefixed by `name`, because all charts of a page share its id space.
 
-    Args: size: width and height, in units of 72. steps: False for a chart over something else; `draw` then sets its ticks.
+    Args:
+      size: width and height, in units of 72. steps: False for a chart over something else; `draw` then sets its ticks.
+      margins: left, bottom, right and top end of the axes, as shares of the chart. None: as labels need, which takes longer.
     """
     style = {
         "svg.fonttype": "none",
@@ -69,8 +73,10 @@ def svg(
         "axes.spines.right": False,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=size, layout="constrained")
+        figure = Figure(figsize=size, layout=None if margins else "constrained")
         ax = figure.add_subplot()
+        if margins:
+            figure.subplots_adjust(*margins)
         draw(ax)
         ax.grid(True, linewidth=0.6)
         ax.set_axisbelow(True)
@@ -143,14 +149,6 @@ def from_zero(ax: Axes) -> None:
 def dots(curve: Curve) -> dict:
     """Return the style of markers for a curve with few points, whose line alone could be invisible."""
     return {"marker": "o", "markersize": 4} if len(curve[0]) <= 30 else {}
-
-
-def short(value: float) -> str:
-    """Return a number with four digits and a unit of count: 3.277B, 1.5M, 20k, 0.003, 1e-05."""
-    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{suffix}"
-    return f"{value:.4g}"
 
 
 # Charts of evaluations: each draws one run or several, in the order of SERIES, and returns {"title", "note", "svg"}.

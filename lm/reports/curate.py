@@ -1,58 +1,82 @@
 """The report of a curation run: funnel, histograms with thresholds, duplicates, samples, a page of documents."""
 
+import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
 
 from data.recipe.inputs import Unit
 from data.recipe.plan import Planned
 from data.recipe.units import Job
+from data.text.workers import ordered
 from lm import saving
-from lm.reports import browse, charts
+from lm.reports import browse
 from lm.reports.duplicates import duplicates
-from lm.reports.page import machine, render, replace_json
 
 KEPT = "kept"
 SHOWN_FILES = 20  # of those that could not be read
+HISTOGRAMS = "histograms"
+_FIRST = [], HISTOGRAMS  # the first part is empty, so that its result says that the workers have begun
 
 
 def write(
-    workdir: str | os.PathLike, config: Mapping, found: Mapping[str, Any], prepared: tuple[Sequence[Planned], Sequence[Unit]]
+    workdir: str | os.PathLike,
+    config: Mapping,
+    found: Mapping[str, Any],
+    prepared: tuple[Sequence[Planned], Sequence[Unit]],
+    meanwhile: Callable[[], Mapping[str, Any]] = dict,
 ) -> None:
     """Write report.json, report.html and browse.html.
 
-    found, prepared: what `run` and `prepare` of data/recipe/run.py return.
+    found, prepared: what `run` and `prepare` of data/recipe/run.py return. meanwhile: called while worker processes draw; what
+    it returns is added to the figures.
     """
     workdir, (planned, units) = Path(workdir), prepared
-    job = Job(workdir, tuple(planned))
-    found = dict(found) | {"duplicates": duplicates(job, units)}
-    chosen = found.pop("chosen")
-    total = totals(found["funnel"])
-    name = f"lmcraft corpus {workdir.name}"
+    job, found = Job(workdir, tuple(planned)), dict(found)
+    page = browse.page(job, units, found.pop("chosen"), config.browse.to_dict())
     stages = json.loads((workdir / "manifest.json").read_text(encoding="utf-8"))["stages"]
-    report = saving.plain(
-        {
-            "title": name,
-            "config": config.to_dict(),
-            "machine": machine(devices=False),
-            "recipe": stages,
-            "figures": found,
-            "stages": {"curation": found["seconds"]},
-            "finished": True,
-        }
-    )
-    replace_json(workdir / "report.json", report)
-    shown = browse.write(f"{name}: documents", job, units, chosen, config.browse.to_dict(), total["all"][0])
-    saving.write(workdir / "report.html", html(report, shown))
+    rules = [rule for stage in stages for rule in stage["rules"]]
+    parts = [*_FIRST, *(page.parts() if page else ())]
+    state = page, rules, found["histograms"]
+    with contextlib.closing(ordered(_drawn, state, parts, processes=config.processes or None, here=0, warm=True)) as drawn:
+        next(drawn)  # the workers have begun
+        from lm.reports.page import machine, replace_json
+
+        found |= {**meanwhile(), "duplicates": duplicates(job, units)}
+        total = totals(found["funnel"])
+        name = f"lmcraft corpus {workdir.name}"
+        report = saving.plain(
+            {
+                "title": name,
+                "config": config.to_dict(),
+                "machine": machine(devices=False),
+                "recipe": stages,
+                "figures": found,
+                "stages": {"curation": found["seconds"]},
+                "finished": True,
+            }
+        )
+        replace_json(workdir / "report.json", report)
+        histograms = next(drawn)
+        shown = browse.write(f"{name}: documents", workdir, page, drawn, total["all"][0])
+    saving.write(workdir / "report.html", html(report, histograms, shown))
     share = _share(total["kept"][1], total["all"][1])
     print(f"{workdir}: kept {total['kept'][0]:,} of {total['all'][0]:,} documents, {share} of the bytes")
+
+
+def _drawn(state: tuple[browse.Page | None, Sequence[Mapping], Mapping], part: Sequence[int] | str) -> list[dict]:
+    """Return a part of the report that takes long: the histograms, or the entries of the documents with these numbers."""
+    page, rules, counts = state
+    if part == HISTOGRAMS:
+        from lm.reports.histograms import histograms  # Matplotlib takes long to import, and only this part needs it
+
+        return histograms(rules, counts)
+    return browse.entries(page, part) if part else []
 
 
 def totals(funnel: Mapping) -> dict[str, list[int]]:
@@ -99,43 +123,6 @@ def tables(report: Mapping) -> list[dict]:
     return found
 
 
-def histograms(report: Mapping) -> list[dict]:
-    """Return {"title", "note", "svg"} of each rule's column, with the thresholds as lines."""
-    found = []
-    for rule in (rule for stage in report["recipe"] for rule in stage["rules"]):
-        if one := report["figures"]["histograms"].get(rule["column"]):
-            drawn = charts.svg(f"h-{rule['column']}", _histogram(one, rule["bounds"]), size=(5.4, 2.2), steps=False)
-            found.append({"title": rule["column"], "note": rule["told"], "svg": drawn})
-    return found
-
-
-def _histogram(one: Mapping, bounds: Sequence[float]):
-    edges, counts = np.array(one["edges"], float), np.array(one["counts"], float)
-    used = np.flatnonzero(counts)
-    share = edges[-1] <= 1
-    last = len(counts) if share or not len(used) else min(len(counts), used[-1] + 2)
-
-    def draw(ax: Axes) -> None:
-        # Bins of counts grow by powers, so they are drawn equally wide.
-        places = edges if share else np.arange(len(edges))
-        ax.bar(places[:last], counts[:last], np.diff(places)[:last], align="edge", color=charts.TRAIN, alpha=0.6, linewidth=0)
-        for bound in bounds:
-            at = bound if share else float(np.interp(bound, edges, places))
-            if at <= places[last]:
-                ax.axvline(at, color=charts.VALID, linewidth=1.5)
-        if not share:
-            ticks = np.unique(np.linspace(0, last, 6).round().astype(int))
-            ax.set_xticks(ticks, [charts.short(round(edges[tick])) for tick in ticks])
-        ax.set_yscale("symlog")
-        # Plain labels: Matplotlib takes longer to set its powers of ten than to draw the rest.
-        ax.yaxis.set_major_formatter(lambda value, _: charts.short(round(value)))
-        ax.yaxis.set_minor_formatter(NullFormatter())
-        ax.set_ylim(bottom=0)
-        ax.set_ylabel("documents")
-
-    return draw
-
-
 def masked(report: Mapping) -> list[tuple[str, int]]:
     """Return (kind, count) of what the stages pii and unicode found in all documents that were read."""
     sums = report["figures"]["sums"]
@@ -171,8 +158,13 @@ def samples(report: Mapping) -> list[dict]:
     ]
 
 
-def html(report: Mapping, shown: Set[tuple[str, str]] = frozenset()) -> str:
-    """Return the page. shown: (id, reason) of the documents that browse.html beside it shows."""
+def html(report: Mapping, histograms: Sequence[Mapping], shown: Set[tuple[str, str]] = frozenset()) -> str:
+    """Return the page.
+
+    histograms: see lm/reports/histograms.py. shown: (id, reason) of the documents that browse.html beside it shows.
+    """
+    from lm.reports.page import render
+
     total, bad = totals(report["figures"]["funnel"]), report["figures"]["quarantined"]
     return render(
         "curate.html.j2",
@@ -180,7 +172,7 @@ def html(report: Mapping, shown: Set[tuple[str, str]] = frozenset()) -> str:
         total=total,
         steps=steps(report),
         tables=tables(report),
-        histograms=histograms(report),
+        histograms=histograms,
         samples=samples(report),
         duplicates=report["figures"]["duplicates"],
         shown=shown,

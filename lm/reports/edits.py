@@ -65,8 +65,40 @@ def applied(some: Iterable[Edit], before: str) -> str:
 def _by_lines(before: str, after: str) -> Iterator[tuple[int, int, str]]:
     """Yield (begin, end, what comes instead) of pieces of `before`, in order."""
     old, new = _LINES.findall(before), _LINES.findall(after)
+    if (found := _left_out(old, new)) is not None:
+        yield from found
+        return
     for at, end, some, other in _changed(old, new):
         yield from _by_words(at, before[at:end], "".join(new[some:other]))
+
+
+def _left_out(old: Sequence[str], new: Sequence[str]) -> list[tuple[int, int, str]] | None:
+    """Return the edits if only lines are left out and white space around lines changes; None otherwise.
+
+    Most stages that rewrite do no more, and this looks at a line once, where difflib does many times.
+    """
+    found, at, place = [], 0, 0  # at: lines of `new` that were met
+    for line in old:
+        if at < len(new) and line.strip() == new[at].strip():
+            found += [(place + begin, place + end, added) for begin, end, added in _trimmed(line, new[at])]
+            at += 1
+        else:
+            found.append((place, place + len(line), ""))
+        place += len(line)
+    return found if at == len(new) else None
+
+
+def _trimmed(old: str, new: str) -> Iterator[tuple[int, int, str]]:
+    """Yield the edits before and behind what two lines have in common; they are equal but for white space there."""
+    if old == new:
+        return
+    core = new.strip()
+    begin, first = (line.index(core) for line in (old, new))
+    same = _common(old[:begin], new[:first])
+    yield same, begin, new[same:first]
+    end, last = begin + len(core), first + len(core)
+    same = _common(old[end:][::-1], new[last:][::-1])
+    yield end, len(old) - same, new[last : len(new) - same]
 
 
 def _by_words(at: int, before: str, after: str) -> Iterator[tuple[int, int, str]]:

@@ -16,7 +16,6 @@ import jinja2
 import psutil
 
 from lm import saving
-from lm.reports.charts import short
 
 
 def machine(devices: bool = True) -> dict:
@@ -84,6 +83,14 @@ def number(value: float, digits: int = 3) -> str:
     if isinstance(value, float) and abs(value) >= 10**digits:
         return f"{value:,.0f}"
     return f"{value:.{digits}g}" if isinstance(value, float) else str(value)
+
+
+def short(value: float) -> str:
+    """Return a number with four digits and a unit of count: 3.277B, 1.5M, 20k, 0.003, 1e-05."""
+    for size, suffix in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.4g}{suffix}"
+    return f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:

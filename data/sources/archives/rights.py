@@ -20,6 +20,9 @@ ROBOTS = (
 TDM = ("tdm-reservation", "tdm-policy")
 LICENCE_NAMES = ("dc.rights", "dcterms.rights", "dcterms.license", "dc.rights.license", "copyright", "license", "licence")
 _WANTED = frozenset((*ROBOTS, *TDM, *LICENCE_NAMES))
+# Selects the nodes that may have one of these names: to ask each <meta> for its name takes longer.
+_PARTS = ("bot", "-extended", "anthropic-ai", "tdm-", "rights", "licens", "licenc", "copyright")
+_MAY_SPEAK = "meta:is(" + ",".join(f'[name*="{part}" i]' for part in _PARTS) + ")"
 MAX_VALUE = 500  # characters of a value that is kept
 
 _REL_LICENCE = re.compile(r"rel=[\"']?[^\"'<>]{0,60}?license")
@@ -62,7 +65,7 @@ def of_page(tree, html: str) -> tuple[str | None, dict[str, str]]:
     found: dict[str, str] = {}
     links = []
     head = tree.head
-    for node in head.query_selector_all("meta[name]") if head is not None else ():
+    for node in head.query_selector_all(_MAY_SPEAK) if head is not None else ():
         name = (node.getattr("name") or "").strip().lower()
         if name not in _WANTED or not (content := node.getattr("content")):
             continue
@@ -71,7 +74,7 @@ def of_page(tree, html: str) -> tuple[str | None, dict[str, str]]:
             found["robots"] = _short(f"{found['robots']}, {rule}" if "robots" in found else rule)
         else:
             found.setdefault(name if name in TDM else "rights", _short(content))
-    if _REL_LICENCE.search(html):  # cheaper than the search in the tree
+    if "license" in html and _REL_LICENCE.search(html):  # cheaper than the search in the tree
         links = [node.getattr("href") or "" for node in tree.document.query_selector_all("a[rel~=license],link[rel~=license]")]
     links = [link for link in links if link.strip()]
     if links:

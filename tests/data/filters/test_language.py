@@ -5,7 +5,7 @@ import pytest
 
 pytest.importorskip("py3langid")
 
-from data.filters.language import UNKNOWN, identify, language, load_model
+from data.filters.language import UNKNOWN, decompressed, identify, language, load_model
 
 SENTENCES = {
     "en": "The old bridge was closed last winter, so the children now walk to school along the river every morning.",
@@ -55,6 +55,24 @@ def test_agrees_with_py3langid_reading_byte_by_byte():
             assert other == pytest.approx(1 / len(load_model().languages), abs=0.02)  # nothing was counted
         else:
             assert (label, float(probability)) == (expected, pytest.approx(other, abs=1e-4))
+
+
+def test_tables_in_the_cache_are_those_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    model = decompressed()
+
+    def same() -> bool:
+        loaded = load_model.__wrapped__()
+        return all(a.dtype == b.dtype and np.array_equal(a, b) for a, b in zip(loaded, model, strict=True))
+
+    assert same() and same()
+    (kept,) = (tmp_path / "lmcraft").glob("language-*.npz")
+    content = kept.read_bytes()
+    for damaged in (content[:-1000], b"", content[: len(content) // 2] + b"?" + content[len(content) // 2 + 1 :]):
+        kept.write_bytes(damaged)
+        assert same() and kept.read_bytes() == content
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    assert same()
 
 
 def test_a_text_has_the_same_columns_in_every_batch():

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from configs.curate import default, fineweb, gopher
+from data.recipe import inputs
 from data.recipe.run import run
 from lm.errors import UserError
 
@@ -71,7 +72,10 @@ def test_documents_stay_or_go_with_a_reason(corpus, tmp_path):
     assert [one["reason"] != "" for one in found["quarantined"]] == [True]
 
 
-def test_workers_change_nothing_and_a_rerun_does_nothing(corpus, tmp_path):
+@pytest.mark.parametrize("unit_bytes", [inputs.LEAST_UNIT_BYTES, 1])  # one unit, and one for each file
+def test_workers_change_nothing_and_a_rerun_does_nothing(corpus, tmp_path, monkeypatch, unit_bytes):
+    monkeypatch.setattr(inputs, "LEAST_UNIT_BYTES", unit_bytes)
+    monkeypatch.setattr(inputs, "UNITS", 1000)
     run(config_of(corpus), tmp_path / "one")
     run(config_of(corpus, processes=2), tmp_path / "two")
     assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
@@ -100,6 +104,16 @@ def test_a_run_that_stopped_anywhere_ends_the_same(corpus, tmp_path):
         path.unlink()
     run(config_of(corpus), tmp_path / "cut")
     assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+
+
+def test_a_lost_result_is_made_again(corpus, tmp_path):
+    run(config_of(corpus), tmp_path)
+    files = {path: path.read_bytes() for path in (tmp_path / "stages").glob("*/*.*") if path.is_file()}
+    lost = [path for path in files if path.parent.name.startswith(("pii-", "near_duplicates-")) or ".quarantined" in path.name]
+    for path in lost:
+        path.unlink()
+    run(config_of(corpus), tmp_path)
+    assert len(lost) > 3 and {path: path.read_bytes() for path in lost} == {path: files[path] for path in lost}
 
 
 def test_a_unit_without_documents_has_all_columns(corpus, tmp_path):

@@ -42,6 +42,15 @@ def test_what_stages_do_is_seen():
     assert edits("wholly other words\n", "nothing alike 12345") == [Edit(0, 19, "nothing alike 12345")]
 
 
+def test_lines_that_are_left_out_and_stripped():
+    before = "Menu\n  a line\n\n  Menu\n\tanother line\nMenu\n"
+    assert edits(before, "a line\nanother line") == [Edit(0, 7, ""), Edit(7, 9, ""), Edit(12, 6, "")]
+    for _ in range(300):
+        lines = [DRAW.choice(["", " ", "\t", "  "]) + DRAW.choice("aab\u2003") + DRAW.choice(["\n", " \n"]) for _ in range(30)]
+        after = "\n".join(line.strip() for line in lines if DRAW.random() < 0.7)
+        assert applied(edits("".join(lines), after), "".join(lines)) == after
+
+
 def test_a_cut_end_is_no_edit():
     lines = [f"line {n}\n" for n in range(100)]
     before, after = "".join(lines), "".join(lines[:5] + lines[7:])

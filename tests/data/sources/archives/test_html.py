@@ -2,7 +2,7 @@
 
 import pytest
 
-from data.sources.archives import html
+from data.sources.archives import html, rights
 from data.sources.streams import Unreadable
 from tests.data.sources.archives.common import read
 
@@ -49,6 +49,15 @@ def test_rights_are_carried_along(head, licence, expected):
     page = html.page(PAGE.replace("HEAD", head).encode())
     del page.metadata["title"]
     assert (page.licence, page.metadata) == (licence, expected)
+
+
+@pytest.mark.parametrize("name", [*rights.ROBOTS, *rights.TDM, *rights.LICENCE_NAMES])
+def test_all_names_of_rights_are_found(name):
+    page = html.page(
+        PAGE.replace("HEAD", f'<meta content="no" name=" {name.title()} "><meta name=viewport content=x>').encode()
+    )
+    key = "robots" if name in rights.ROBOTS else name if name in rights.TDM else "rights"
+    assert page.metadata[key] == ("no" if name == "robots" or key != "robots" else f"{name}: no")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "windows-1251", "koi8-r", "utf-16"])
