@@ -42,9 +42,7 @@ flags.DEFINE_float("temperature", 0.7, "Sampling temperature; 0: greedy.", lower
 flags.DEFINE_float("top_p", 0.95, "Nucleus sampling: the smallest set of tokens with this probability.", upper_bound=1.0)
 flags.DEFINE_integer("top_k", 0, "Only the k likeliest tokens; 0: all.", lower_bound=0)
 flags.DEFINE_integer("seed", 0, "Seed of the conversation; every answer has its own.", lower_bound=0, upper_bound=SEEDS)
-flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16"], "Compute type; default: float32 on a CPU, else the one of the model's training."
-)
+flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Type of the matrices; default: the one of the model's training.")
 
 COMMANDS = __doc__.partition("Commands:\n")[2]
 NAMES = [line.split()[0] for line in COMMANDS.splitlines()]
@@ -72,21 +70,17 @@ def main() -> None:
 
 def _conversation():
     """Return the conversation that the flags describe."""
-    import jax
-
-    import lm
     from lm.align.reward_model import chat_template_of
     from lm.infer.conversation import Conversation
     from lm.infer.decode import Sampling
+    from lm.infer.engine.open import open_engine
 
-    # A CPU computes bfloat16 products in float32 and would convert all weights for each piece of a streamed answer.
-    dtype = FLAGS.dtype or ("float32" if jax.default_backend() == "cpu" else None)
-    model, tokenizer = lm.load(FLAGS.checkpoint, dtype)
-    if tokenizer is None:
+    engine = open_engine(FLAGS.checkpoint, rows=1, dtype=FLAGS.dtype or "")
+    if engine.tokenizer is None:
         raise UserError(f"--checkpoint={FLAGS.checkpoint} has no tokenizer, so it cannot read messages")
     template = chat_template_of(FLAGS.checkpoint)
     sampling = Sampling(FLAGS.max_new_tokens, FLAGS.temperature, FLAGS.top_p, FLAGS.top_k, seed=FLAGS.seed)
-    return Conversation(model, tokenizer, sampling, template, FLAGS.system)
+    return Conversation(engine, sampling, template, FLAGS.system)
 
 
 def piped() -> Iterator[str]:
@@ -96,16 +90,14 @@ def piped() -> Iterator[str]:
 
 
 def typed(conversation) -> Iterator[str]:
-    """Yield what the user types. Meanwhile the programs of the next answer are compiled."""
+    """Yield what the user types. Meanwhile the programs of an answer are compiled."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.formatted_text import ANSI
 
     session = PromptSession(ANSI("\x1b[1m> \x1b[0m" if _has_colours() else "> "), history=_history())
-    compiling = threading.Thread()
+    compiling = threading.Thread(target=conversation.engine.warm, daemon=True)
+    compiling.start()
     while True:
-        if not compiling.is_alive():
-            compiling = threading.Thread(target=conversation.warm, daemon=True)
-            compiling.start()
         try:
             text = session.prompt()
         except KeyboardInterrupt:

@@ -99,7 +99,10 @@ def get_config() -> ml_collections.ConfigDict:
     config.pii.kinds = ("secret", "email", "iban", "card", "ip", "ssn", "phone")
     config.pii.public_ips_only = True
     # Countries whose phone numbers are found without a country code.
-    config.pii.regions = tuple("US GB FR DE IT ES NL BE CH AT SE IE PL AU IN JP KR CN BR MX TR ZA".split())
+    config.pii.regions = tuple(
+        """US GB FR DE IT ES NL BE CH AT SE IE PL AU IN JP KR CN BR MX TR ZA PT DK NO FI CZ SK HU RO GR UA RU IL AE SA EG NG KE PK
+        BD TH VN ID MY PH SG HK TW NZ AR CL CO PE""".split()
+    )
 
     config.browse = ml_collections.ConfigDict()  # WORKDIR/browse.html, which shows documents with all their measures
     config.browse.documents = 1000  # at most, of each reason and of those that stay about as many; 0: no page

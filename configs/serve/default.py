@@ -18,15 +18,20 @@ def get_config() -> ml_collections.ConfigDict:
 
     # The engine.
     config.rows = 32  # requests that are decoded together
+    config.queue = 1024  # requests that wait; more are refused with 429
     config.blocks = 0  # of the key/value cache; 0: by the memory
     config.dtype = ""  # of matrix products: bfloat16, float32; "": as in training
     config.cache_dtype = ""  # int8: keys and values in 8 bits; "": the compute type
     config.quantize = ""  # int8, int4: of the weights; "": as stored
-    config.speculate = ""  # ngram, or the path of a draft model; "": no speculation
+    config.speculate = ""  # ngram: guess tokens that followed the same few tokens before; no answer changes; "": no guesses
 
     # Adapters (LoRA) are models of their own names.
-    config.adapters = ""  # comma-separated NAME=FOLDER: loaded at the start
-    config.adapter_dir = placeholder(str)  # folder of those that clients may load while it runs; none: they may load none
+    config.adapters = ml_collections.ConfigDict()
+    config.adapters.load = ""  # comma-separated NAME=FOLDER: loaded at the start
+    config.adapters.dir = placeholder(str)  # folder of those that clients may load while it runs; none: they may load none
+    config.adapters.count = 0  # room for so many at a time; 0: for those of `load`, and 4 more if there is a `dir`
+    config.adapters.rank = 16  # their largest rank
+    config.adapters.targets = ".*"  # regular expression of the matrices that they may change, as in model.adapter
 
     # Limits; 0: none, except where another meaning is given.
     config.max_prompt_tokens = 0  # of a prompt
@@ -41,4 +46,24 @@ def get_config() -> ml_collections.ConfigDict:
     config.auth.keys = placeholder(str)  # file with lines NAME DIGEST; DIGEST is printf %s KEY | sha256sum; none: no keys
     config.auth.open = False  # serve without keys at an address that other machines reach
     config.auth.per_minute = placeholder(int)  # requests a minute of each key or address; none: no limit on loopback, else 600
+
+    # Guardrails and the monitor of behaviour (docs/monitoring.md).
+    config.guardrails = ml_collections.ConfigDict(dict(constitution=""))  # YAML file whose policies are enforced; "": none
+    config.monitor = ml_collections.ConfigDict()
+    config.monitor.share = 1.0  # of requests that are measured
+    config.monitor.reference = 600  # exchanges that a checkpoint's behaviour is compared with, its first ones
+    config.monitor.reference_file = ""  # a window of an earlier run instead
+    config.monitor.recent = 300  # exchanges that the page describes
+    config.monitor.alpha = 0.001  # probability that a checkpoint and adapter whose behaviour never changes ever alerts
+    config.monitor.judge = ""  # what calls answers unsafe, beside the guardrails: classifier:FOLDER, openai:URL
+    config.monitor.canaries = ""  # file of prompts with expected properties, which are asked again and again
+    config.monitor.canary_minutes = 10.0
+    config.store = ml_collections.ConfigDict()
+    config.store.share = 0.05  # of exchanges that are kept; those that are flagged or rated always are
+    config.store.days = 30.0  # that an exchange is kept; 0: no limit
+    config.store.megabytes = 1000.0  # of the store; then the oldest go; 0: no limit
+    config.status = ml_collections.ConfigDict()
+    config.status.seconds = 5.0  # between two points of the page's plots
+    config.status.samples = 720  # points that are kept
+    config.tracing = ""  # endpoint of OpenTelemetry (OTLP over HTTP) for a span of each request
     return config

@@ -6,8 +6,9 @@ number of documents.
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,20 @@ BINS = 1 << 16
 MOST_BUCKETS = 100
 
 
+def check(settings: Mapping[str, Any], columns: Collection[str]) -> None:
+    """Raise UserError if the documents will not have the column `bucket_by`, or cannot have so many `buckets`.
+
+    settings: the section `dataset` of a config. columns: those that the stages of its recipe measure.
+    """
+    column, buckets = settings["bucket_by"], settings["buckets"]
+    if column and not 2 <= buckets <= MOST_BUCKETS:
+        raise UserError(f"dataset.buckets={buckets} must be in 2…{MOST_BUCKETS}; set dataset.bucket_by='' for no buckets")
+    if column and column not in columns:
+        near = difflib.get_close_matches(column, sorted(columns), n=1, cutoff=0.0)
+        hint = f"the nearest is {near[0]!r}" if near else "add a stage that measures one"
+        raise UserError(f"dataset.bucket_by={column!r}: no stage of the recipe measures this column; {hint}")
+
+
 def bounds(files: Sequence[Path], column: str, buckets: int) -> dict[str, np.ndarray]:
     """Return for each source the keys (see `keys`) of its buckets' highest values, uint32 [buckets − 1], ascending.
 
@@ -29,8 +44,7 @@ def bounds(files: Sequence[Path], column: str, buckets: int) -> dict[str, np.nda
     Args: files: the documents of a recipe. column: numbers.
     Raises: UserError: no such column, or no numbers in it, or fewer than 2 buckets.
     """
-    if not 2 <= buckets <= MOST_BUCKETS:
-        raise UserError(f"dataset.buckets={buckets} must be in 2…{MOST_BUCKETS}; set dataset.bucket_by='' for no buckets")
+    check({"bucket_by": column, "buckets": buckets}, (column,))
     upper: dict[str, np.ndarray] = {}
     for source, key, size in _read(files, column):
         _add(upper, source, key >> 16, size)

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from data.recipe import buckets
 from data.recipe.batch import ORIGINS, Batch
 from data.recipe.corpus import CORPUS
 from data.recipe.index import Index, check
@@ -61,7 +62,8 @@ def plan(
     """Return the stages of a recipe, first the one that reads. Each rule goes to the stage that measures its column.
 
     against: indexes of earlier corpora. more: stages beside those of data/recipe/stages.py, by name.
-    Raises: UserError for an unknown or doubled stage, a rule on a column that no stage measures, or an index of other settings.
+    Raises: UserError for an unknown or doubled stage, a rule or `dataset.bucket_by` on a column that no stage measures, or an
+    index of other settings.
     """
     stages = {**STAGES, **more, **CORPUS}
     with naming("rules"):
@@ -104,6 +106,8 @@ def plan(
             planned[0] = planned[0]._replace(rules=(*planned[0].rules, rule))
         elif rule.column not in measured:
             raise UserError(f"rules.{rule.column}: no stage of the recipe measures it; add its stage, or set the rule to ()")
+    if config["tokenizer"]:
+        buckets.check(config["dataset"], known)
     if against and not any(one.compares for one in planned):
         raise UserError(f"against: no stage of the recipe compares documents; add one of {', '.join(CORPUS)} to stages")
     return planned

@@ -1,21 +1,18 @@
 """A conversation with a model, answer by answer."""
 
-import contextlib
-import dataclasses
-import itertools
+import codecs
+import queue
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from data.chat.messages import Messages, make_message
-from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.infer.decode import Sampling
+from lm.infer.engine.engine import Engine
+from lm.infer.engine.request import Event, Request
 from lm.infer.prompts import Prompt, read
-from lm.infer.sampler import Piece, padded_width, streamed
-from lm.model.transformer import Transformer
-
-NEXT = 64  # tokens of the next message and its frame that `warm` expects
+from lm.infer.sampler import Piece
 
 
 def count(messages: Messages) -> int:
@@ -24,20 +21,17 @@ def count(messages: Messages) -> int:
 
 
 class Conversation:
-    """Messages, and the model that answers them.
+    """Messages, and the engine that answers them.
 
     messages: as lm.generate takes them; the first one may be the system message. sampling: `seed` is of the whole conversation:
-    every answer has its own, and the same calls give the same answers.
+    every answer has its own, and the same calls give the same answers. The engine has a tokenizer; its prefix cache keeps what
+    it has read, so it reads only what is new.
     """
 
-    def __init__(
-        self, model: Transformer, tokenizer: Tokenizer, sampling: Sampling, template: str | None = None, system: str = ""
-    ):
-        self.model, self.tokenizer, self.template = model, tokenizer, template
-        self.sampling = dataclasses.replace(sampling, vocab_size=tokenizer.vocab_size)
+    def __init__(self, engine: Engine, sampling: Sampling, template: str | None = None, system: str = ""):
+        self.engine, self.sampling, self.template = engine, sampling, template
         self.messages: Messages = []
         self._asked = 0  # answers so far, also those that were undone
-        self._widths: set[int] = set()  # of prompts whose programs are compiled
         self.begin(system)
 
     def begin(self, system: str) -> None:
@@ -67,17 +61,15 @@ class Conversation:
         """
         messages, prompt, dropped = self._fitted([*self.messages, make_message("user", text)])
         if dropped:
-            most, kept = self.model.config.max_positions, ", but not the system message" if self.system else ""
+            most, kept = self.engine.max_positions, ", but not the system message" if self.system else ""
             tell(f"the model has {most} positions: dropped the oldest {dropped} of {dropped + count(messages)} exchanges{kept}")
         self._asked += 1
         seed = int(np.random.SeedSequence((self.sampling.seed, self._asked)).generate_state(1)[0])
-        limit = min(self.sampling.max_new_tokens, self.model.config.max_positions - len(prompt.ids))
+        limit = min(self.sampling.max_new_tokens, self.engine.max_positions - len(prompt.ids))
         answer = make_message("assistant", "")
         self.messages = [*messages, answer]
         try:
-            for piece in streamed(
-                self.model, self.tokenizer, prompt, dataclasses.replace(self.sampling, seed=seed, max_new_tokens=limit)
-            ):
+            for piece in self._pieces(prompt, seed, limit):
                 answer["content"] += piece.text
                 yield piece
         except Exception:
@@ -87,25 +79,31 @@ class Conversation:
             if not answer["content"]:
                 self.undo()
             raise
-        self._widths.add(padded_width(len(prompt.ids)))
 
-    def warm(self) -> None:
-        """Compile the programs of the next answer, if it is likely to need new ones. Errors are left to `ask`."""
-        with contextlib.suppress(Exception):
-            prompt = self._read([*self.messages, make_message("user", "a")])
-            ids = prompt.ids[:1] * NEXT + prompt.ids
-            width = padded_width(len(ids))
-            if width in self._widths or len(ids) + self.sampling.max_new_tokens > self.model.config.max_positions:
-                return
-            for _ in itertools.islice(streamed(self.model, self.tokenizer, prompt._replace(ids=ids), self.sampling), 2):
-                self._widths.add(width)
+    def _pieces(self, prompt: Prompt, seed: int, limit: int) -> Iterator[Piece]:
+        """Yield an answer as it is sampled. A character waits until all its bytes are sampled."""
+        o, tokenizer = self.sampling, self.engine.tokenizer
+        request = Request(tuple(prompt.ids), limit, o.temperature, o.top_p, o.top_k, seed=seed, stop_ids=prompt.stops)
+        characters, events = codecs.getincrementaldecoder("utf-8")("replace"), queue.SimpleQueue()
+        handle = self.engine.submit(request, events.put)
+        try:
+            finish = ""
+            while not finish:
+                event: Event = events.get()
+                finish = event.finish
+                if finish == "error":
+                    raise UserError(event.error)
+                shown = [token for token in event.tokens if token not in prompt.stops]
+                yield Piece(list(event.tokens), characters.decode(tokenizer.decode_bytes(shown), final=bool(finish)))
+        finally:
+            handle.cancel()
 
     def _read(self, messages: Messages) -> Prompt:
-        return read(self.tokenizer, [messages], self.template)[0]
+        return read(self.engine.tokenizer, [messages], self.template)[0]
 
     def _fitted(self, messages: Messages) -> tuple[Messages, Prompt, int]:
         """Return (messages, as ids, dropped exchanges) with room for an answer: the oldest exchanges make way."""
-        most = self.model.config.max_positions
+        most = self.engine.max_positions
         room = max(1, min(self.sampling.max_new_tokens, most // 4))
         first, dropped = int(bool(self.system)), 0
         while True:

@@ -1,1 +1,1 @@
-"""Serve a model over HTTP, as OpenAI's API: routes, text of sampled tokens, limits, batch files. lm/infer/engine decodes."""
+"""Serve a model over HTTP: OpenAI's API over lm/infer/engine, its pages, metrics, and the monitor of behaviour."""

@@ -14,7 +14,7 @@ def confined(root: Path | None, name: str, path: str | None) -> Path:
     Raises: ApiError if there is no root, the name is none, or the folder is not inside root, also by way of a link.
     """
     if root is None:
-        raise ApiError(403, "this server loads no adapters: it was started without adapter_dir")
+        raise ApiError(403, "this server loads no adapters: it was started without adapters.dir")
     if not NAME.fullmatch(name):
         raise ApiError(400, "lora_name: up to 64 letters, digits, '.', '_' and '-', the first one a letter or a digit",
                        param="lora_name")  # fmt: skip
@@ -24,5 +24,5 @@ def confined(root: Path | None, name: str, path: str | None) -> Path:
     except (OSError, ValueError, RuntimeError):  # too long, a zero byte, links in a circle
         inside = False
     if not inside:  # the same words whether such a file exists elsewhere or not
-        raise ApiError(404, "lora_path: no such folder in adapter_dir", param="lora_path")
+        raise ApiError(404, "lora_path: no such folder in adapters.dir", param="lora_path")
     return folder

@@ -1,32 +1,51 @@
 """From an API request to requests of the engine, and from its events to the choices of an answer."""
 
+import contextlib
+import dataclasses
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.chat.messages import Messages
 from lm.infer.engine.request import Event, Likely, Request
 from lm.serve import grammar
 from lm.serve.errors import ApiError
 from lm.serve.protocol import Sampled
-from lm.serve.service import Exchange, Run, Service, timed_out
-from lm.serve.text import Outlet, Piece, TextStream
+from lm.serve.seen import Seen
+from lm.serve.service import Run, Service, timed_out
+from lm.serve.text import Piece, TextStream
 from lm.serve.tools import Call
 
 LEAST = -9999.0  # nats, instead of −∞, which is not JSON
 
 
 class Plan(NamedTuple):
-    """What an API request comes to. requests: one a continuation. stream: arguments of their TextStreams. prompt: as in
-    Exchange. refusal: what is answered instead, if the guardrails refuse the prompt."""
+    """What an API request comes to. id, created: of the answer. requests: one a continuation. stream: arguments of their
+    TextStreams. seen: the request as lm.serve.monitor sees it; None: it does not."""
 
+    id: str
+    created: int
     requests: list[Request]
     stream: dict[str, Any]
-    prompt: Sequence[Any]
     prompt_tokens: int
-    refusal: str | None = None
+    seen: Seen | None
+
+
+@contextlib.contextmanager
+def seen_by(service: Service, messages: Messages, id: str, user: str, adapter: str, choices: int) -> Iterator[Seen | None]:
+    """Yield the request as the monitor sees it, and end it there if the block fails."""
+    seen = None
+    if service.watch:
+        seen = service.watch.on_request(messages, id=id, user=user, adapter=adapter, choices=choices)
+    try:
+        yield seen
+    except BaseException:
+        for n in range(choices if seen else 0):
+            seen.on_finished("error", n)
+        raise
 
 
 def seed_of(seed: int | None, choice: int) -> int:
@@ -61,6 +80,11 @@ def settings_of(service: Service, body: Sampled, stop_ids: Sequence[int], user: 
     }
 
 
+def measured(request: Request, seen: Seen | None) -> Request:
+    """Return the request with the log-probabilities that the monitor measures of a first choice."""
+    return dataclasses.replace(request, logprobs=max(request.logprobs, seen.logprobs)) if seen else request
+
+
 def grammar_of(body: Sampled) -> tuple[str, str] | None:
     """Return (grammar, the field that asks for it), or None. Raises: ApiError for several of them."""
     structured = body.structured_outputs
@@ -89,19 +113,26 @@ def grammar_of(body: Sampled) -> tuple[str, str] | None:
 class Choice:
     """One continuation: its text so far, tokens, and why it ended (OpenAI's finish reasons, "" before)."""
 
-    def __init__(self, service: Service, request: Request, stream: dict[str, Any], outlet: Outlet | None):
-        self.request, self.finish = request, ""
+    def __init__(self, service: Service, plan: Plan, n: int):
+        self.request, self.finish = plan.requests[n], ""
+        self._plan, self._n = plan, n
         self.calls: list[Call] = []
         self.cached = 0  # prompt tokens that were in the prefix cache
         self.prompt: tuple[Likely | None, ...] = ()
         self.text, self.tokens = "", []
         self.said = ""  # the text without tool calls
-        self._stream = TextStream(service.tokenizer, **stream, outlet=outlet)
+        outlet = plan.seen.outlet(n) if plan.seen else None
+        self._stream = TextStream(service.tokenizer, **plan.stream, outlet=outlet)
 
     def refuse(self, text: str) -> Piece:
         """End with these words of the guardrails."""
         self.text, self.finish = text, "content_filter"
         return Piece(text)
+
+    def close(self, finish: str) -> None:
+        """Tell the monitor how the continuation ended. Only the first call counts."""
+        if self._plan.seen:
+            self._plan.seen.on_finished(finish, self._n, self.count, self._plan.prompt_tokens)
 
     @property
     def count(self) -> int:
@@ -115,7 +146,10 @@ class Choice:
         self.prompt = self.prompt or event.prompt
         ended = event.finish == "stop" and event.tokens and event.tokens[-1] in self.request.stop_ids
         hidden = self.request.stop_ids if ended else ()
+        before = self.count
         piece = self._stream.feed(event.tokens, event.likely, over=bool(event.finish), hidden=hidden)
+        if self._plan.seen:
+            self._plan.seen.on_tokens(self._n, event.likely, self.count - before)
         if self._stream.blocked:
             self.finish = "content_filter"
         elif self._stream.stopped or event.finish == "stop":
@@ -127,6 +161,8 @@ class Choice:
         elif event.finish:
             raise ApiError(500, event.error or "the request was cancelled", code=event.finish)
         self._check_grammar()
+        if self.finish:
+            self.close(self.finish)
         self.text += piece.text
         self.tokens += piece.tokens
         return piece
@@ -143,12 +179,8 @@ class Choice:
             )
 
 
-def choices_of(service: Service, plan: Plan, route: str, user: str) -> list[Choice]:
-    guard = service.guard
-    return [
-        Choice(service, request, plan.stream, guard.outlet(route, plan.prompt, user) if guard else None)
-        for request in plan.requests
-    ]
+def choices_of(service: Service, plan: Plan) -> list[Choice]:
+    return [Choice(service, plan, n) for n in range(len(plan.requests))]
 
 
 async def pieces(service: Service, plan: Plan, choices: Sequence[Choice]) -> AsyncIterator[tuple[int, Piece]]:
@@ -156,15 +188,23 @@ async def pieces(service: Service, plan: Plan, choices: Sequence[Choice]) -> Asy
 
     Ends when all choices have ended. Raises: ApiError.
     """
-    if plan.refusal is not None:
+    if plan.seen and plan.seen.blocked:
         yield -1, Piece()
         for n, choice in enumerate(choices):
-            yield n, choice.refuse(plan.refusal)
+            yield n, choice.refuse(plan.seen.refusal)
         return
-    async with service.run(plan.requests) as run:
-        yield -1, Piece()
-        async for n, piece in _sampled(run, choices):
-            yield n, piece
+    finish = "cancelled"
+    try:
+        async with service.run(plan.requests) as run:
+            yield -1, Piece()
+            async for n, piece in _sampled(run, choices):
+                yield n, piece
+    except ApiError as error:
+        finish = "timeout" if error.status == 408 else "error"
+        raise
+    finally:
+        for choice in choices:
+            choice.close(finish)
 
 
 async def _sampled(run: Run, choices: Sequence[Choice]) -> AsyncIterator[tuple[int, Piece]]:
@@ -189,28 +229,6 @@ def usage(plan: Plan, choices: Sequence[Choice]) -> dict[str, Any]:
         "total_tokens": plan.prompt_tokens + count,
         "prompt_tokens_details": {"cached_tokens": sum(choice.cached for choice in choices)},
     }
-
-
-def exchange_of(
-    service: Service, plan: Plan, choices: Sequence[Choice], *, id: str, route: str, user: str, begun: float
-) -> Exchange:
-    """Return a finished API request for the listeners."""
-    return Exchange(
-        id=id,
-        route=route,
-        model=service.name,
-        adapter=plan.requests[0].adapter,
-        user=user,
-        prompt=plan.prompt,
-        answers=[choice.said if route == "chat" else choice.text for choice in choices],
-        calls=[[call.body() for call in choice.calls] for choice in choices],
-        finishes=[choice.finish for choice in choices],
-        prompt_tokens=plan.prompt_tokens,
-        answer_tokens=sum(choice.count for choice in choices),
-        likely=[[nats(token.likely.chosen) for token in choice.tokens if token.likely] for choice in choices],
-        begun=begun,
-        ended=time.monotonic(),
-    )
 
 
 def new_id(kind: str) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""The HTTP application: routes of OpenAI's API and vLLM's, health, adapters and feedback."""
+"""The HTTP application: routes of OpenAI's API and vLLM's, health and adapters."""
 
 import asyncio
 import dataclasses
@@ -15,11 +15,11 @@ from lm.serve import chat, completions
 from lm.serve.answers import Plan
 from lm.serve.errors import ApiError, json_response
 from lm.serve.limits import Gate, Rates
+from lm.serve.metrics import CountRequests
 from lm.serve.protocol import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
-    Feedback,
     LoadAdapter,
     Sampled,
     TokenizeRequest,
@@ -47,10 +47,10 @@ class Settings:
 
 
 def make_app(service: Service, settings: Settings = Settings(), routers: Iterable[APIRouter] = ()) -> FastAPI:  # noqa: B008
-    """Return the application. routers: more routes, such as /metrics and a page; those under /v1/ need a key as all there."""
+    """Return the application. routers: more routes, such as a page; those under /v1/ need a key as all there."""
     app = FastAPI(openapi_url=None)
     app.include_router(routes(service, settings))
-    for router in routers:
+    for router in (*routers, *([service.watch.router()] if service.watch else [])):
         app.include_router(router)
     app.add_exception_handler(ApiError, lambda request, error: error.response())
     app.add_exception_handler(UserError, lambda request, error: ApiError(400, str(error)).response())
@@ -64,6 +64,8 @@ def make_app(service: Service, settings: Settings = Settings(), routers: Iterabl
         body_bytes=settings.body_bytes,
         seconds=settings.read_seconds,
     )
+    if service.watch:
+        app.add_middleware(CountRequests, metrics=service.watch.metrics)
     return app
 
 
@@ -80,8 +82,8 @@ def routes(service: Service, settings: Settings) -> APIRouter:
         user = request.state.user
         planned = await asyncio.to_thread(plan, service, body, user)
         if body.stream:
-            return await EventStream(chunks(service, body, planned, user), settings.read_seconds).start(request)
-        found = await answer(request, whole(service, body, planned, user))
+            return await EventStream(chunks(service, body, planned), settings.read_seconds).start(request)
+        found = await answer(request, whole(service, body, planned))
         return found if isinstance(found, Response) else json_response(found)
 
     @router.post("/v1/completions")
@@ -110,14 +112,6 @@ def routes(service: Service, settings: Settings) -> APIRouter:
     async def unload(body: Annotated[UnloadAdapter, Depends(reading(UnloadAdapter))]) -> Response:
         await asyncio.to_thread(service.unload_adapter, body.lora_name)
         return PlainTextResponse(f"Success: LoRA adapter '{body.lora_name}' removed successfully.")
-
-    @router.post("/v1/feedback")
-    async def feedback(request: Request, body: Annotated[Feedback, Depends(reading(Feedback))]) -> Response:
-        if not service.on_feedback:
-            raise ApiError(404, "this server keeps no feedback")
-        for listener in service.on_feedback:
-            listener(body, request.state.user)
-        return json_response({"id": body.id, "object": "feedback"})
 
     @router.post("/tokenize")
     async def tokenize(body: Annotated[TokenizeRequest, Depends(reading(TokenizeRequest))]) -> Response:
@@ -151,7 +145,7 @@ def _tokenized(service: Service, body: TokenizeRequest) -> dict[str, Any]:
         raise ApiError(400, "give a prompt or messages", param="prompt")
     if body.messages is not None:
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools]
-        ids = chat.prompt_of(service, body.messages, tools, body.chat_template_kwargs)[1].ids
+        ids = chat.prompt_of(service, chat.messages_of(body.messages), tools, body.chat_template_kwargs).ids
     else:
         ids = tokenizer.prompt_ids(body.prompt) if body.add_special_tokens else tokenizer.encode(body.prompt)
     texts = [spelling(tokenizer, service.symbols, i)[0] for i in ids] if body.return_token_strs else None

@@ -1,7 +1,6 @@
 """/v1/chat/completions: answer messages with the model's chat template, with tools and answers in a given form."""
 
 import dataclasses
-import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
@@ -14,12 +13,13 @@ from lm.serve.answers import (
     Choice,
     Plan,
     choices_of,
-    exchange_of,
     grammar_of,
+    measured,
     nats,
     new_id,
     pieces,
     seed_of,
+    seen_by,
     settings_of,
     usage,
 )
@@ -32,22 +32,27 @@ from lm.serve.tools import MOST_CALLS, Call, Calls, declared, forced
 RESERVED = ("messages", "tools", "template", "add_generation_prompt", "tokenizer", "documents")
 
 
-def prompt_of(
-    service: Service, given: Sequence[dict[str, Any]], tools: list[dict[str, Any]], extra: dict[str, Any]
-) -> tuple[Messages, Prompt]:
-    """Return the messages in the form of the templates, and their prompt. Raises: ApiError."""
-    if taken := [key for key in extra if key in RESERVED or key.startswith("_")]:
-        raise ApiError(400, f"chat_template_kwargs: {taken[0][:50]!r} is set by the server", param="chat_template_kwargs")
+def messages_of(given: Sequence[dict[str, Any]]) -> Messages:
+    """Return messages in the form of the templates. Raises: ApiError."""
     try:
         messages = checked_messages(given, "messages")
-        for message, original in zip(messages, given):
-            for call, named in zip(message.get("tool_calls") or (), original.get("tool_calls") or ()):
-                if isinstance(named.get("id"), str):
-                    call["id"] = named["id"]
-        shown = declared(service.calls, messages, tools) if tools or not service.calls.declared else messages
-        if tools and service.calls.declared:
-            extra = extra | {"tools": tools}
-        return messages, read_chat(service.tokenizer, shown, service.template, **extra)
+    except UserError as error:
+        raise ApiError(400, str(error), param="messages") from None
+    for message, original in zip(messages, given):
+        for call, named in zip(message.get("tool_calls") or (), original.get("tool_calls") or ()):
+            if isinstance(named.get("id"), str):  # some templates write it
+                call["id"] = named["id"]
+    return messages
+
+
+def prompt_of(service: Service, messages: Messages, tools: list[dict[str, Any]], extra: dict[str, Any]) -> Prompt:
+    """Return the prompt of messages of `messages_of`. Raises: ApiError."""
+    if taken := [key for key in extra if key in RESERVED or key.startswith("_")]:
+        raise ApiError(400, f"chat_template_kwargs: {taken[0][:50]!r} is set by the server", param="chat_template_kwargs")
+    if tools and service.calls.declared:
+        extra = extra | {"tools": tools}
+    try:
+        return read_chat(service.tokenizer, declared(service.calls, messages, tools), service.template, **extra)
     except UserError as error:
         raise ApiError(400, str(error), param="messages") from None
 
@@ -60,8 +65,18 @@ def plan(service: Service, body: ChatRequest, user: str) -> Plan:
         raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
     if body.tool_choice not in (None, "none") and not body.tools:
         raise ApiError(400, "tool_choice needs tools", param="tool_choice")
+    (id, created), adapter = new_id("chatcmpl"), service.adapter_of(body.model)
+    messages = messages_of(body.messages)
+    with seen_by(service, messages, id, user, adapter, body.n) as seen:
+        requests, stream = _asked(service, body, user, seen.messages if seen else messages)
+        requests[0] = measured(requests[0], seen)
+    return Plan(id, created, requests, stream, len(requests[0].prompt), seen)
+
+
+def _asked(service: Service, body: ChatRequest, user: str, messages: Messages) -> tuple[list[Request], dict[str, Any]]:
+    """Return the requests of the engine and the arguments of their TextStreams."""
     tools = tools_of(body)
-    messages, prompt = prompt_of(service, body.messages, tools, body.chat_template_kwargs)
+    prompt = prompt_of(service, messages, tools, body.chat_template_kwargs)
     room = service.room(len(prompt.ids))
     limit = body.max_completion_tokens or body.max_tokens or room
     if service.limits.new_tokens and limit > service.limits.new_tokens:
@@ -78,14 +93,13 @@ def plan(service: Service, body: ChatRequest, user: str) -> Plan:
     for choice in range(body.n):
         seeded = dataclasses.replace(base, seed=seed_of(body.seed, choice), grammar=form and form.copy())
         requests.append(service.prepared(seeded))
-    refusal = service.guard.admit("chat", messages, user) if service.guard else None
     stream: dict[str, Any] = {
         "stops": body.stops,
         "keep_stop": body.include_stop_str_in_output,
         "least": body.min_tokens,
         "spelled": _spelled(service) if tools else None,
     }
-    return Plan(requests, stream, messages, len(prompt.ids), refusal)
+    return requests, stream
 
 
 def tools_of(body: ChatRequest) -> list[dict[str, Any]]:
@@ -149,10 +163,9 @@ async def _said(
         yield n, text, calls, tokens
 
 
-async def whole(service: Service, body: ChatRequest, plan: Plan, user: str) -> dict[str, Any]:
+async def whole(service: Service, body: ChatRequest, plan: Plan) -> dict[str, Any]:
     """Return the answer. Raises: ApiError."""
-    id, created = new_id("chatcmpl")
-    begun, choices = time.monotonic(), choices_of(service, plan, "chat", user)
+    choices = choices_of(service, plan)
     async for _ in _said(service, body, plan, choices):
         pass
     answers = []
@@ -162,16 +175,14 @@ async def whole(service: Service, body: ChatRequest, plan: Plan, user: str) -> d
             message |= {"content": choice.said or None, "tool_calls": [call.body() for call in choice.calls]}
         logprobs = _logprobs(service, body, choice, choice.tokens)
         answers.append({"index": n, "message": message, "logprobs": logprobs, "finish_reason": choice.finish})
-    service.finished(exchange_of(service, plan, choices, id=id, route="chat", user=user, begun=begun))
-    head = {"id": id, "object": "chat.completion", "created": created, "model": body.model or service.name}
+    head = {"id": plan.id, "object": "chat.completion", "created": plan.created, "model": body.model or service.name}
     return head | {"choices": answers, "usage": usage(plan, choices)}
 
 
-async def chunks(service: Service, body: ChatRequest, plan: Plan, user: str) -> AsyncIterator[dict[str, Any] | None]:
+async def chunks(service: Service, body: ChatRequest, plan: Plan) -> AsyncIterator[dict[str, Any] | None]:
     """Yield the chunks of the answer, the first one when the requests are in the queue. Raises: ApiError."""
-    id, created = new_id("chatcmpl")
-    begun, choices = time.monotonic(), choices_of(service, plan, "chat", user)
-    head = {"id": id, "object": "chat.completion.chunk", "created": created, "model": body.model or service.name}
+    choices = choices_of(service, plan)
+    head = {"id": plan.id, "object": "chat.completion.chunk", "created": plan.created, "model": body.model or service.name}
     options = body.stream_options
 
     def chunk(n: int, delta: dict[str, Any], logprobs: Any = None, finish: str | None = None) -> dict[str, Any]:
@@ -194,7 +205,6 @@ async def chunks(service: Service, body: ChatRequest, plan: Plan, user: str) -> 
             yield chunk(n, {}, None, choice.finish)
     if options and options.include_usage:
         yield head | {"choices": [], "usage": usage(plan, choices)}
-    service.finished(exchange_of(service, plan, choices, id=id, route="chat", user=user, begun=begun))
 
 
 def _logprobs(service: Service, body: ChatRequest, choice: Choice, tokens: Sequence[Token]) -> dict[str, Any] | None:
@@ -208,6 +218,7 @@ def _logprobs(service: Service, body: ChatRequest, choice: Choice, tokens: Seque
 
     shown = [token for token in tokens if token.likely and token.id not in choice.request.stop_ids]
     content = [
-        entry(token.id, token.likely.chosen) | {"top_logprobs": [entry(*one) for one in token.likely.top]} for token in shown
+        entry(token.id, token.likely.chosen) | {"top_logprobs": [entry(*one) for one in token.likely.top[: body.top_logprobs]]}
+        for token in shown
     ]
     return {"content": content, "refusal": None}

@@ -1,21 +1,22 @@
 """/v1/completions: continue texts or token ids, with OpenAI's scoring of prompts (echo, logprobs)."""
 
 import dataclasses
-import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
+from data.chat.messages import make_message
 from lm.infer.engine.request import Likely, Request
 from lm.serve.answers import (
     Choice,
     Plan,
     choices_of,
-    exchange_of,
     grammar_of,
+    measured,
     nats,
     new_id,
     pieces,
     seed_of,
+    seen_by,
     settings_of,
     usage,
 )
@@ -44,35 +45,36 @@ def plan(service: Service, body: CompletionRequest, user: str) -> Plan:
         raise ApiError(400, f"max_tokens: this server answers with at most {most}", param="max_tokens")
     if body.min_tokens > max(1, body.max_tokens):
         raise ApiError(400, "min_tokens must not exceed max_tokens", param="min_tokens")
-    tokenizer = service.tokenizer
-    settings = settings_of(service, body, tokenizer.stop_ids, user)
-    wanted, ids = -1 if body.logprobs is None else body.logprobs, []
-    for prompt in prompts:
-        ids.append(tuple(tokenizer.prompt_ids(prompt) if isinstance(prompt, str) else prompt))
-    base = Request(
-        ids[0],
-        max(1, body.max_tokens),
-        **settings,
-        logprobs=max(0, wanted) if best_of > body.n else wanted,
-        prompt_logprobs=wanted if body.echo else -1,
-    )
-    asked = grammar_of(body)
-    form = service.grammars.make(asked[0], base.stop_ids, asked[1]) if asked else None
-    requests = []
-    for prompt in ids:
-        for choice in range(best_of):
-            seed, own = seed_of(body.seed, choice), form and form.copy()
-            requests.append(service.prepared(dataclasses.replace(base, prompt=prompt, seed=seed, grammar=own)))
+    tokenizer, wanted = service.tokenizer, -1 if body.logprobs is None else body.logprobs
     texts = [text if isinstance(text, str) else TextStream(tokenizer).feed(text, over=True).text for text in prompts]
-    refusal = service.guard.admit("completions", texts, user) if service.guard else None
+    messages, (id, created) = [make_message("user", text) for text in texts], new_id("cmpl")
+    settings = settings_of(service, body, tokenizer.stop_ids, user)
+    with seen_by(service, messages, id, user, settings["adapter"], len(prompts) * best_of) as seen:
+        if seen:  # spans of a prompt may be masked
+            prompts = [m["content"] if m["content"] != text else p for m, text, p in zip(seen.messages, texts, prompts)]
+        ids = [tuple(tokenizer.prompt_ids(prompt) if isinstance(prompt, str) else prompt) for prompt in prompts]
+        base = Request(
+            ids[0],
+            max(1, body.max_tokens),
+            **settings,
+            logprobs=max(0, wanted) if best_of > body.n else wanted,
+            prompt_logprobs=wanted if body.echo else -1,
+        )
+        asked = grammar_of(body)
+        form = service.grammars.make(asked[0], base.stop_ids, asked[1]) if asked else None
+        requests = []
+        for prompt in ids:
+            for choice in range(best_of):
+                seed, own = seed_of(body.seed, choice), form and form.copy()
+                requests.append(service.prepared(dataclasses.replace(base, prompt=prompt, seed=seed, grammar=own)))
+        requests[0] = measured(requests[0], seen)
     stream = {"stops": body.stops, "keep_stop": body.include_stop_str_in_output, "least": body.min_tokens}
-    return Plan(requests, stream, texts, sum(map(len, ids)), refusal)
+    return Plan(id, created, requests, stream, sum(map(len, ids)), seen)
 
 
-async def whole(service: Service, body: CompletionRequest, plan: Plan, user: str) -> dict[str, Any]:
+async def whole(service: Service, body: CompletionRequest, plan: Plan) -> dict[str, Any]:
     """Return the answer. Raises: ApiError."""
-    id, created = new_id("cmpl")
-    begun, choices = time.monotonic(), choices_of(service, plan, "completions", user)
+    choices = choices_of(service, plan)
     async for _ in pieces(service, plan, choices):
         pass
     answers, kept, best_of = [], [], body.best_of or body.n
@@ -85,16 +87,14 @@ async def whole(service: Service, body: CompletionRequest, plan: Plan, user: str
         likely += [token._replace(begin=token.begin + len(before)) for token in tokens]
         finish = choice.finish if body.max_tokens or choice.finish == "content_filter" else "length"
         answers.append(_choice(service, body, n, before + text, likely, finish))
-    service.finished(exchange_of(service, plan, kept, id=id, route="completions", user=user, begun=begun))
-    head = {"id": id, "object": "text_completion", "created": created, "model": body.model or service.name}
+    head = {"id": plan.id, "object": "text_completion", "created": plan.created, "model": body.model or service.name}
     return head | {"choices": answers, "usage": _usage(body, plan, choices)}
 
 
-async def chunks(service: Service, body: CompletionRequest, plan: Plan, user: str) -> AsyncIterator[dict[str, Any] | None]:
+async def chunks(service: Service, body: CompletionRequest, plan: Plan) -> AsyncIterator[dict[str, Any] | None]:
     """Yield None when the requests are in the queue, then the chunks of the answer. Raises: ApiError."""
-    id, created = new_id("cmpl")
-    begun, choices = time.monotonic(), choices_of(service, plan, "completions", user)
-    head = {"id": id, "object": "text_completion", "created": created, "model": body.model or service.name}
+    choices = choices_of(service, plan)
+    head = {"id": plan.id, "object": "text_completion", "created": plan.created, "model": body.model or service.name}
     options = body.stream_options
     lengths: dict[int, int] = {}  # of the prompts that were echoed
     async for n, piece in pieces(service, plan, choices):
@@ -114,7 +114,6 @@ async def chunks(service: Service, body: CompletionRequest, plan: Plan, user: st
         yield head | {"choices": [_choice(service, body, n, text, shown, finish)]} | counts
     if options and options.include_usage:
         yield head | {"choices": [], "usage": _usage(body, plan, choices)}
-    service.finished(exchange_of(service, plan, choices, id=id, route="completions", user=user, begun=begun))
 
 
 def _usage(body: CompletionRequest, plan: Plan, choices: Sequence[Choice]) -> dict[str, Any]:
@@ -134,11 +133,11 @@ def _echoed(service: Service, body: CompletionRequest, choice: Choice) -> tuple[
 def _choice(
     service: Service, body: CompletionRequest, n: int, text: str, tokens: Sequence[Token], finish: str | None
 ) -> dict[str, Any]:
-    logprobs = None if body.logprobs is None else _logprobs(service, tokens)
+    logprobs = None if body.logprobs is None else _logprobs(service, tokens, body.logprobs)
     return {"index": n, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
 
-def _logprobs(service: Service, tokens: Sequence[Token]) -> dict[str, list]:
+def _logprobs(service: Service, tokens: Sequence[Token], count: int) -> dict[str, list]:
     """Return OpenAI's lists: tokens, their log-probabilities, the likeliest tokens by text, and where each begins in the text.
 
     The sampled token is always among `top_logprobs`. Of tokens with the same text, it has the likelier one.
@@ -153,7 +152,7 @@ def _logprobs(service: Service, tokens: Sequence[Token]) -> dict[str, list]:
             found["top_logprobs"].append(None)
             continue
         top: dict[str, float] = {}
-        for i, value in (*token.likely.top, (token.id, token.likely.chosen)):
+        for i, value in (*token.likely.top[:count], (token.id, token.likely.chosen)):
             other = spelling(service.tokenizer, service.symbols, i)[0]
             top[other] = max(nats(value), top.get(other, nats(value)))
         found["token_logprobs"].append(nats(token.likely.chosen))

@@ -157,7 +157,7 @@ class DetokenizeRequest(BaseModel):
 
 
 class LoadAdapter(BaseModel):
-    """lora_path: a folder in `adapter_dir`; default: the one with the adapter's name."""
+    """lora_path: a folder in `adapters.dir`; default: the one with the adapter's name."""
 
     model_config = ConfigDict(strict=True)
     lora_name: str
@@ -167,15 +167,6 @@ class LoadAdapter(BaseModel):
 class UnloadAdapter(BaseModel):
     model_config = ConfigDict(strict=True)
     lora_name: str
-
-
-class Feedback(BaseModel):
-    """id: of a completion. rating: 1 (good) to −1 (bad)."""
-
-    model_config = ConfigDict(strict=True, allow_inf_nan=False)
-    id: str = Field(min_length=1, max_length=128)
-    rating: float = Field(ge=-1, le=1)
-    comment: str = Field("", max_length=10_000)
 
 
 Model = TypeVar("Model", bound=BaseModel)

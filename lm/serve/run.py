@@ -13,9 +13,10 @@ from fastapi import APIRouter, FastAPI
 from lm.errors import UserError
 from lm.serve.app import make_app
 from lm.serve.batch import answer_file
-from lm.serve.service import Service
-from lm.serve.settings import adapters_of, app_settings, limits_of, name_of
-from lm.workdir import steps_saved
+from lm.serve.monitor import open_watch
+from lm.serve.service import Service, newest_step
+from lm.serve.settings import adapter_count, adapters_of, app_settings, limits_of, name_of
+from lm.serve.watch.settings import settings_of
 
 CONNECTIONS = 1024  # at once; more are answered with 503
 
@@ -24,7 +25,7 @@ CONNECTIONS = 1024  # at once; more are answered with 503
 def opened(config) -> Iterator[Service]:
     """Yield the model of a config as a service. Its engine is closed at the end. Raises: UserError."""
     from lm.align.reward_model import chat_template_of
-    from lm.infer.engine.engine import open_engine
+    from lm.infer.engine.open import open_engine
 
     engine = open_engine(
         config.checkpoint,
@@ -35,6 +36,10 @@ def opened(config) -> Iterator[Service]:
         quantize=config.quantize,
         speculate=config.speculate,
         adapters=adapters_of(config),
+        adapter_count=adapter_count(config),
+        adapter_rank=config.adapters.rank,
+        adapter_targets=config.adapters.targets,
+        queue=config.queue,
     )
     try:
         if engine.tokenizer is None:
@@ -45,7 +50,7 @@ def opened(config) -> Iterator[Service]:
             name_of(config),
             template=Path(file).read_text(encoding="utf-8") if file else chat_template_of(config.checkpoint),
             limits=limits_of(config),
-            adapter_dir=Path(config.adapter_dir) if config.adapter_dir else None,
+            adapter_dir=Path(config.adapters.dir) if config.adapters.dir else None,
             origin=config.checkpoint,
         )
     finally:
@@ -57,16 +62,25 @@ def serve(config, workdir: Path, routers: Iterable[APIRouter] = ()) -> int:
     with opened(config) as service:
         if config.batch:
             return answer_file(service, Path(config.batch), workdir / "results.jsonl", config.rows)
-        listen(config, service, make_app(service, app_settings(config), routers))
+        sock = bound(config.host, config.port)
+        service.engine.warm()  # compiles, so that no request waits for it
+        service.watch = open_watch(
+            settings_of(config),
+            workdir,
+            service.engine,
+            model_name=service.name,
+            checkpoint=lambda: service.checkpoint,
+            template=service.template,
+        )
+        try:
+            listen(config, service, make_app(service, app_settings(config), routers), sock)
+        finally:
+            service.watch.close()
     return 0
 
 
-def listen(config, service: Service, app: FastAPI) -> None:
-    """Answer requests until SIGTERM or Ctrl-C; then no new ones are taken, and running ones have `drain` seconds to end.
-
-    Raises: UserError if the address is taken.
-    """
-    sock = bound(config.host, config.port)
+def listen(config, service: Service, app: FastAPI, sock: socket.socket) -> None:
+    """Answer requests until SIGTERM or Ctrl-C; then no new ones are taken, and running ones have `drain` seconds to end."""
     host, port = sock.getsockname()[:2]
     print(f"{service.name} answers at http://{f'[{host}]' if ':' in host else host}:{port}/v1; Ctrl-C ends it", flush=True)
     end = threading.Event()
@@ -122,9 +136,9 @@ def watch(service: Service, path: str, seconds: float, end: threading.Event) -> 
 
     A checkpoint that cannot be loaded is reported and left alone.
     """
-    newest = max(steps_saved(Path(path)), default=-1)
+    newest = newest_step(path)
     while not end.wait(seconds):
-        step = max(steps_saved(Path(path)), default=-1)
+        step = newest_step(path)
         if step <= newest:
             continue
         newest = step

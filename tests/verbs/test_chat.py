@@ -189,9 +189,9 @@ def piped(text: str, *flags: str) -> subprocess.CompletedProcess:
 
 def test_a_pipe(chatty, tmp_path):
     file = tmp_path / "saved.jsonl"
-    flags = (f"--checkpoint={chatty}", f"--max_new_tokens={LIMIT}", "--temperature=1", "--system=be brief")
+    flags = (f"--checkpoint={chatty}", f"--max_new_tokens={LIMIT}", "--temperature=1", "--system=be brief", "--seed=2")
     text = f"abc\n\n/undo\nabc\n/save {file}\n/sytem\n/exit\nnever\n"
-    done, other = piped(text, *flags), piped("abc", *flags, "--seed=1")
+    done, other = piped(text, *flags), piped("abc", *flags[:-1], "--seed=1")
     assert done.returncode == other.returncode == 0 and "\x1b" not in done.stdout + done.stderr
     first, second = done.stdout.splitlines()
     assert first != second  # each answer has a seed of its own

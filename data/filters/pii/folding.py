@@ -12,6 +12,7 @@ INVISIBLE = (
 SPACES = "\u00a0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u202f\u205f\u3000"
 DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
 DOTS = "\u2024\u3002\uff0e\uff61"
+LAST_LETTER = 0x52F  # the end of Latin, Greek and Cyrillic: "邮箱li@example.cn" begins at "li"
 _MATHEMATICAL_DIGITS = 0x1D7CE, 0x1D7FF  # five styles of 0-9
 
 
@@ -46,6 +47,20 @@ def fold_slowly(text: str) -> tuple[str, list[int]]:
             characters.append(character)
             at.append(index)
     return "".join(characters), at
+
+
+def adjoins(character: str) -> bool:
+    """Return whether the character, or "", is a letter or digit that makes one word with a number beside it.
+
+    Scripts without spaces put their words directly beside numbers.
+    """
+    return character.isalnum() and ord(character) <= LAST_LETTER
+
+
+@functools.lru_cache(maxsize=1)
+def lowered(text: str) -> str:
+    """Return the text in lower case, with the same length: several finders search it for words."""
+    return text.replace("İ", "i").lower()  # the only letter whose lower case is longer
 
 
 def _folded(character: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from data.filters.pii.emails import find_emails
+from data.filters.pii.entities import decode_entities
 from data.filters.pii.folding import fold
 from data.filters.pii.ips import find_ips
 from data.filters.pii.numbers import find_cards, find_ibans, find_ssns
@@ -39,7 +40,8 @@ def find_pii(
         UserError: there is no such kind.
     """
     _check(kinds, KINDS, "kinds")
-    folded, at = fold(text)
+    decoded, places = decode_entities(text)
+    folded, at = fold(decoded)
     finders: dict[str, Callable] = {
         "secret": find_secrets,
         "email": find_emails,
@@ -56,9 +58,11 @@ def find_pii(
             found = sorted(finders[kind](folded), key=lambda span: (span.start, -span.end))
             if found:
                 taken = _merged(taken, found)
-    if at is None:
-        return taken
-    return [Span(int(at[span.start]), int(at[span.end - 1]) + 1, span.kind) for span in taken]
+    if at is not None:
+        taken = [Span(int(at[span.start]), int(at[span.end - 1]) + 1, span.kind) for span in taken]
+    if places is not None:
+        taken = [Span(int(places[span.start]), int(places[span.end]), span.kind) for span in taken]
+    return taken
 
 
 def mask_pii(

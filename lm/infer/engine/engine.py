@@ -16,6 +16,7 @@ from lm.errors import UserError
 from lm.infer.engine.adapters import Slots, placed, read_adapter
 from lm.infer.engine.blocks import Blocks
 from lm.infer.engine.checks import check
+from lm.infer.engine.drafts import ByModel, by_ngrams
 from lm.infer.engine.draw import Drawn
 from lm.infer.engine.request import Closed, Event, Full, Handle, Request, Stats
 from lm.infer.engine.results import advance
@@ -36,8 +37,8 @@ class Engine:
 
     model: as `lm.load` or `lm.infer.load.load_onto` returns it. rows: most sequences that run at a time. budget: most tokens of
     a step. pages: their number; 0: from the free memory. page: tokens of a page. cache_dtype: "" or "int8". drafts: most tokens
-    that are guessed ahead for a sequence (no result changes). packed, slots: see `weights_of`. queue: most waiting requests.
-    mesh: the one the model is on.
+    that are guessed ahead for a sequence (no result changes), by draft_model if there is one, else by n-grams.
+    packed, slots: see `weights_of`. queue: most waiting requests. mesh: the one the model is on.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class Engine:
         page: int = 16,
         cache_dtype: str = "",
         drafts: int = 0,
+        draft_model: Transformer | None = None,
         packed: str = "",
         slots: Slots | None = None,
         queue: int = 1024,
@@ -64,12 +66,17 @@ class Engine:
         self._mesh, self._queue, self._packing, self._slots = mesh, queue, packed, slots
         self._version = 0
         self._use(weights_of(model, packed, slots))
-        self._sizes = sizes(max(budget, rows * (1 + drafts)))
+        self._sizes = sizes(rows * (1 + drafts), budget)
         count = pages or affordable(model.config, page, cache_dtype, rows)
         self._blocks, self._cache_dtype = Blocks(count, page), cache_dtype
         with self._on_mesh():
             self._pages = self._empty_pages()
         self._schedule = Schedule(self._blocks, rows, self._sizes[-1], drafts)
+        self._schedule.drafter = by_ngrams
+        if draft_model is not None:
+            with self._on_mesh():
+                weights = weights_of(draft_model, packed)
+                self._schedule.drafter = ByModel(weights, self.config, self._blocks, rows, self._sizes[-1], self._sizes)
         most = min(model.config.max_positions, count * page)
         self.max_positions = most
         self._tables_RN = np.zeros((rows, -(-most // page)), np.int32)

@@ -43,7 +43,8 @@ def open_engine(
         tokens of a step. queue: most waiting requests.
       dtype: of matrices; "": as in training. A CPU keeps them so, and computes in float32. cache_dtype: "int8", "bfloat16",
         "float32"; "": the compute type. quantize: "int8" or "int4"; "": not.
-      speculate: "ngram": guess tokens that followed the same few tokens before. No token changes.
+      speculate: "ngram": guess tokens that followed the same few tokens before; or the path of a smaller model that guesses. No
+        token changes.
       adapters: name -> folder. adapter_count: room for so many, at least for those. adapter_rank, adapter_targets: their
         largest rank, and the matrices that they may change.
       mesh: split the model over its tensor axis; None: the first device.
@@ -53,8 +54,6 @@ def open_engine(
         raise UserError(f"dtype={dtype} is none of {', '.join(DTYPES)}")
     if quantize not in ("", *INTEGERS):
         raise UserError(f"quantize={quantize} is none of {', '.join(INTEGERS)}")
-    if speculate not in ("", "ngram"):
-        raise UserError(f"speculate={speculate} must be ngram, or empty")
     if cache_dtype not in ("", *DTYPES, "int8"):
         raise UserError(f"cache_dtype={cache_dtype} is none of {', '.join(DTYPES)}, int8")
     packed = ""
@@ -74,6 +73,7 @@ def open_engine(
         pages=blocks,
         cache_dtype=cache_dtype,
         drafts=GUESSES if speculate else 0,
+        draft_model=reopen(speculate) if speculate not in ("", "ngram") else None,
         packed=packed,
         slots=Slots(count, adapter_rank, adapter_targets) if count else None,
         queue=queue,

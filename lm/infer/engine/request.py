@@ -11,10 +11,6 @@ import numpy as np
 FINISHES = ("stop", "length", "cancelled", "timeout", "error")
 
 
-class Full(Exception):
-    """The queue of the engine is full: ask again later."""
-
-
 class Grammar(Protocol):
     """Which tokens may come next. The engine calls it from one thread, in the order of the tokens."""
 
@@ -120,7 +116,7 @@ class Handle:
 
 
 class Full(Exception):
-    """The queue is full."""
+    """The queue of the engine is full: ask again later."""
 
 
 class Closed(Exception):

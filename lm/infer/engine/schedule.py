@@ -5,7 +5,7 @@ hold up the others.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from lm.infer.engine.blocks import Blocks
@@ -79,6 +79,7 @@ class Schedule:
 
     def __init__(self, blocks: Blocks, rows: int, budget: int, drafts: int):
         self.blocks, self.budget, self.drafts = blocks, budget, drafts
+        self.drafter: Callable[[list[tuple[Sequence, int]]], list[list[int]]] | None = None  # of lm/infer/engine/drafts.py
         self.running: list[Sequence] = []  # in the order in which they started
         self.waiting = Queue()
         self._rows = list(range(rows - 1, -1, -1))
@@ -91,20 +92,19 @@ class Schedule:
         for sequence in [one for one in self.running if one.must_read_again()]:
             sequence.leave(self.blocks)
         decoding = [one for one in self.running if one.computed == len(one.tokens) - 1]
+        wanted: list[tuple[Sequence, int]] = []
         for n, sequence in enumerate(decoding):
-            if sequence.row < 0:  # preempted for an earlier one
+            if sequence.row < 0 or not self._make_room(sequence, len(sequence.tokens), wanted):  # preempted
                 continue
-            most = min(self.drafts, sequence.left - 1, left - (len(decoding) - n)) if not sequence.adjusts else 0
-            most = min(most, self._before_switch(sequence))
-            drafts = sequence.draft(most) if most > 0 else []
-            if not self._make_room(sequence, len(sequence.tokens), parts):
-                continue
-            spare = sequence.needs(len(sequence.tokens) + len(drafts), self.blocks.size)
-            if spare > self.blocks.available:  # nobody is preempted for a guess
-                drafts = []
-            self._take(sequence, len(sequence.tokens) + len(drafts))
-            parts.append(Part(sequence, sequence.computed, [sequence.tokens[-1], *drafts], len(drafts), 0))
-            left -= 1 + len(drafts)
+            self._take(sequence, len(sequence.tokens))
+            most = self._guesses(sequence, left - (len(decoding) - n))
+            self._take(sequence, len(sequence.tokens) + most)
+            wanted.append((sequence, most))
+            left -= 1 + most
+        guesses = self.drafter(wanted) if self.drafts and wanted else [[]] * len(wanted)
+        for (sequence, most), guess in zip(wanted, guesses, strict=True):
+            guess = guess[:most]
+            parts.append(Part(sequence, sequence.computed, [sequence.tokens[-1], *guess], len(guess), 0))
         for sequence in list(self.running):
             if left <= 0:
                 break
@@ -143,18 +143,23 @@ class Schedule:
         self._rows.append(sequence.row)
         sequence.row = -1
 
-    def _before_switch(self, sequence: Sequence) -> int:
-        """Return how many drafts fit before the length at which angles change for all tokens."""
+    def _guesses(self, sequence: Sequence, left: int) -> int:
+        """Return how many tokens may be guessed for a sequence: nobody is preempted for guesses."""
+        if sequence.adjusts or not self.drafts:
+            return 0
+        most = min(self.drafts, sequence.left - 1, left)
         rope = sequence.rope
-        if not rope.depends_on_length:
-            return self.drafts
-        return self.drafts if sequence.is_long else max(0, rope.original_positions - len(sequence.tokens))
+        if rope.depends_on_length and not sequence.is_long:  # not beyond the length at which angles change for all tokens
+            most = min(most, rope.original_positions - len(sequence.tokens))
+        while most > 0 and sequence.needs(len(sequence.tokens) + most, self.blocks.size) > self.blocks.available:
+            most -= 1
+        return max(0, most)
 
     def _prompt(self, sequence: Sequence, left: int, parts: list[Part]) -> int:
         """Add the next piece of a prompt. Return its number of tokens."""
         begin = sequence.computed
         end = min(len(sequence.tokens), begin + left)
-        if not self._make_room(sequence, end, parts):
+        if not self._make_room(sequence, end, [(part.sequence, 0) for part in parts]):
             return 0
         self._take(sequence, end)
         tokens = sequence.tokens[begin:end]
@@ -164,14 +169,14 @@ class Schedule:
         parts.append(Part(sequence, begin, tokens, 0, first))
         return len(tokens)
 
-    def _make_room(self, sequence: Sequence, upto: int, parts: list[Part]) -> bool:
+    def _make_room(self, sequence: Sequence, upto: int, planned: list[tuple[Sequence, int]]) -> bool:
         """Preempt the sequences that started last until the blocks suffice. Return False if this one itself had to go.
 
         A sequence that is already part of the step stays.
         """
-        planned = {id(part.sequence) for part in parts}
+        ids = {id(one) for one, _ in planned}
         while sequence.needs(upto, self.blocks.size) > self.blocks.available:
-            last = next(one for one in reversed(self.running) if id(one) not in planned)
+            last = next(one for one in reversed(self.running) if id(one) not in ids)
             self.preempt(last)
             if last is sequence:
                 return False

@@ -6,8 +6,6 @@ from lm.config import ModelConfig
 from lm.infer.engine.blocks import Blocks, chain
 from lm.infer.engine.request import Handle, Likely
 
-NGRAM = 3  # tokens that a draft is looked up by; the last NGRAM, and fewer if they are new
-
 
 class Sequence:
     """The state of one request. tokens: of the prompt and the sample. computed: how many of them have keys and values in pages.
@@ -31,8 +29,10 @@ class Sequence:
         self.grammar = self.request.grammar
         if self.adjusts:
             self._start_adjusting(config.vocab_size)
-        self._places: dict[tuple[int, ...], int] = {}
-        self._noted = 0
+        self.places: dict[tuple[int, ...], int] = {}  # for drafts: the token after each n-gram
+        self.noted = 0
+        self.guessed: list[int] = []  # by a draft model, after the first `guessed_from` tokens
+        self.guessed_from = 0
 
     @property
     def sampled(self) -> int:
@@ -79,7 +79,7 @@ class Sequence:
         hashes = list(chain(known, blocks.size, self.salt()))
         self.blocks = blocks.find(hashes)
         self.hashes = hashes[: len(self.blocks)]
-        self.computed = len(self.blocks) * blocks.size
+        self.computed = self.guessed_from = len(self.blocks) * blocks.size
         return self.computed
 
     def needs(self, upto: int, size: int) -> int:
@@ -98,6 +98,7 @@ class Sequence:
         """Give all blocks back. What is computed is lost, except what the known blocks keep."""
         blocks.release(self.blocks)
         self.blocks, self.hashes, self.computed, self.read = [], [], 0, []
+        self.guessed, self.guessed_from = [], 0
         self.is_long = self._beyond()
 
     # Logits.
@@ -147,21 +148,3 @@ class Sequence:
         if self.grammar is not None:
             self.grammar.accept(token)
         return "length" if self.left <= 0 else ""
-
-    # Drafts.
-
-    def draft(self, most: int) -> list[int]:
-        """Return up to `most` tokens that followed the last few tokens where these occurred before.
-
-        Source: "prompt lookup decoding", Saxena 2023.
-        """
-        tokens, end = self.tokens, len(self.tokens)
-        for at in range(self._noted, end - 1):  # an n-gram is noted with the place of the token after it
-            for n in range(1, NGRAM + 1):
-                if at + 1 >= n:
-                    self._places[tuple(tokens[at + 1 - n : at + 1])] = at + 1
-        self._noted = max(self._noted, end - 1)
-        for n in range(min(NGRAM, end), 0, -1):
-            if (at := self._places.get(tuple(tokens[end - n :]))) is not None:
-                return tokens[at : at + most]
-        return []

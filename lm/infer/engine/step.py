@@ -18,6 +18,7 @@ from flax import nnx
 
 from lm.infer.engine.draw import GREEDY, PLAIN, TRUNCATED, Adjust, Drawn, Settings, draw
 from lm.infer.engine.schedule import Part
+from lm.kernels.cpu.registered import compiled
 from lm.model.linear import adapters_of_rows
 from lm.model.pages import PagedState, PageTable
 from lm.parallel.mesh import spec
@@ -52,12 +53,16 @@ def forward(program: Program, arrays, pages, tokens_B, table: PageTable, at_S, m
     return out.state.layers, model.logits(x_S1D)[:, 0]
 
 
-def sizes(budget: int) -> tuple[int, ...]:
-    """Return the sizes of steps: powers of 4 and the budget itself."""
+def sizes(rows: int, budget: int) -> tuple[int, ...]:
+    """Return the sizes of steps: powers of 4 below `rows`, the most tokens that are decoded; `rows`; the budget."""
     powers = [1]
-    while powers[-1] * 4 < budget:
+    while powers[-1] * 4 < rows:
         powers.append(powers[-1] * 4)
-    return (*powers, budget)
+    return tuple(dict.fromkeys((*powers, rows, max(rows, budget))))
+
+
+def padded_to_power(n: int) -> int:
+    return 1 << (n - 1).bit_length()
 
 
 def fitting(n: int, sizes: List[int]) -> int:
@@ -97,9 +102,15 @@ def lay_out(parts: List[Part], size: int, tables_RN: np.ndarray, sizes: List[int
         at += range(n + part.first_drawn, n + count)
         draws += [(part, index) for index in range(part.first_drawn, count)]
         n += count
+    # Compiled attention reads only the pages that are there; its plain twin reads all columns of the table.
+    columns = (
+        tables_RN.shape[1]
+        if compiled("attention")
+        else padded_to_power(max((len(p.sequence.blocks) for p in parts), default=1))
+    )
     at_S = np.zeros(fitting(max(1, len(at)), sizes), np.int32)
     at_S[: len(at)] = at
-    return Laid(tokens_B, PageTable(tables_RN.copy(), row_B, place_B, slot_B, length_B), at_S, slots_B, draws)
+    return Laid(tokens_B, PageTable(tables_RN[:, :columns].copy(), row_B, place_B, slot_B, length_B), at_S, slots_B, draws)
 
 
 def drawn(laid: Laid, logits_SV, vocab_size: int) -> Drawn:

@@ -22,6 +22,7 @@ from lm.kernels.cpu.vectors import (
     int8s,
     int32s,
     int64s,
+    prefetch,
     rows_of,
     scalar,
     tile,
@@ -33,6 +34,7 @@ TOKENS, QUERIES = 32, 48  # of a unit of work, at most; a query is one head of a
 FEW = 16  # units; if there are fewer, each head of keys becomes a unit
 Q, K_PAGES, V_PAGES, K_SCALES, V_SCALES, TABLES, SEQUENCES, PLACES, SINKS, OUT, TILES, SPLIT = (GIVEN + i for i in range(12))
 HEADS, GROUPS, KEY, VALUE, STORED_VALUE, PAGE, TABLE, SCALE, SOFTCAP, WINDOW, WIDTH = (GIVEN + 12 + i for i in range(11))
+half = scalar("bfloat16")
 LOW = np.float32(-1e30)  # below any score
 
 
@@ -61,15 +63,34 @@ def softcapped(s, cap):
     return capped if s >= 0 else -capped
 
 
-@njit(error_model="numpy", fastmath={"nnan", "nsz"})
-def largest(s, visible_from, visible_to):
-    """Mask the scores outside the visible ones. Return the largest."""
+@njit(error_model="numpy")
+def mask(s, visible_from, visible_to):
+    """Set the scores outside the visible positions of the block to LOW."""
+    for j in range(min(visible_from, KEYS)):
+        s[j] = LOW
+    for j in range(max(visible_to + 1, 0), KEYS):
+        s[j] = LOW
+
+
+@njit(error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})
+def largest(s):
     top = LOW
     for j in range(KEYS):
-        if j < visible_from or j > visible_to:
-            s[j] = LOW
-        top = max(top, s[j])
+        top = s[j] if s[j] > top else top
     return top
+
+
+@njit(error_model="numpy")
+def multiply_scores(s, factors):
+    for j in range(KEYS):
+        s[j] *= factors[j]
+
+
+@njit(error_model="numpy")
+def scales_into(out, scales, slots, heads, head):
+    """Write the scales of a block's positions, stored as bfloat16 [slots, heads]."""
+    for j in range(KEYS):
+        float32s(out)[j] = half(scales + (int64s(slots)[j] * heads + head) * 2)
 
 
 @njit(error_model="numpy", fastmath={"contract", "reassoc"})
@@ -120,7 +141,6 @@ def _layout(stored):
 keys_float32, values_float32 = _layout("float32")
 keys_bfloat16, values_bfloat16 = _layout("bfloat16")
 keys_int8, values_int8 = _layout("int8")
-half = scalar("bfloat16")
 multiply = tile("float32", True)
 
 
@@ -158,6 +178,31 @@ def add_product(count, x, K, w, w_step, y, y_step, columns):
 
 
 @njit(error_model="numpy")
+def slots_into(out, table, page, base, earliest, last):
+    """Write the slots of a block's positions. Those outside earliest … last may have no page: they get a neighbour's."""
+    slots, pages = int64s(out), int32s(table)
+    first, end = max(base, earliest), min(base + KEYS, last + 1)
+    entry, token = first // page, first % page
+    for j in range(first - base, end - base):
+        slots[j] = pages[entry] * page + token
+        token += 1
+        if token == page:
+            entry, token = entry + 1, 0
+    for j in range(first - base):
+        slots[j] = slots[first - base]
+    for j in range(end - base, KEYS):
+        slots[j] = slots[end - 1 - base]
+
+
+@njit(error_model="numpy")
+def fetch(address, slots, step, size):
+    """Ask for the lines of a block's keys or values. step: bytes of a token; size: bytes of it that will be read."""
+    for j in range(KEYS):
+        for line in range(0, size, 64):
+            prefetch(address + int64s(slots)[j] * step + line)
+
+
+@njit(error_model="numpy")
 def fill(address, count, value):
     x = float32s(address)
     for i in range(count):
@@ -167,7 +212,7 @@ def fill(address, count, value):
 @njit(error_model="numpy")
 def unit_of(words, first, tokens, g_first, groups):
     K, V, H, G, page, width = words[KEY], words[VALUE], words[HEADS], words[GROUPS], words[PAGE], words[WIDTH]
-    R = H // G
+    R, stored = H // G, words[STORED_VALUE]
     count, step = tokens * R, (V + BLOCK - 1) // BLOCK * BLOCK
     scale, cap, window = float32s(words[SCALE])[0], float32s(words[SOFTCAP])[0], int32s(words[WINDOW])[0]
     places, table = int32s(words[PLACES]), words[TABLES] + int32s(words[SEQUENCES])[first] * words[TABLE] * 4
@@ -177,15 +222,18 @@ def unit_of(words, first, tokens, g_first, groups):
         earliest = min(earliest, max(0, places[t] - window + 1) if window else 0)
 
     # Scratch: queries, transposed keys, scores, values, and the state of the softmax for each query.
-    memory = calls.malloc(64 + 4 * (groups * count * (K + step + 2) + KEYS * (K + count + step)) + 16 * KEYS)
+    memory = calls.malloc(64 + 4 * (groups * count * (K + step + 2) + KEYS * (K + count + step)) + 32 * KEYS)
     rows = (memory + 63) // 64 * 64
     slots = rows + 8 * KEYS
-    q = slots + 8 * KEYS
+    later = slots + 8 * KEYS
+    q = later + 8 * KEYS
     sums = q + groups * count * K * 4
     tops = sums + groups * count * step * 4
     totals = tops + groups * count * 4
     k_block = totals + groups * count * 4
-    scores = k_block + KEYS * K * 4
+    k_scales = k_block + KEYS * K * 4
+    v_scales = k_scales + KEYS * 4
+    scores = v_scales + KEYS * 4
     v_block = scores + KEYS * count * 4
 
     for g in range(groups):
@@ -199,10 +247,12 @@ def unit_of(words, first, tokens, g_first, groups):
     fill(sums, groups * count * step, np.float32(0.0))
     fill(v_block, KEYS * step, np.float32(0.0))
 
+    slots_into(slots, table, page, earliest // KEYS * KEYS, earliest, last)
     for base in range(earliest // KEYS * KEYS, last + 1, KEYS):
-        for j in range(KEYS):  # positions that nobody sees may have no page: read a neighbour instead
-            position = min(max(base + j, earliest), last)
-            int64s(slots)[j] = int32s(table)[position // page] * page + position % page
+        if base + KEYS <= last:
+            slots_into(later, table, page, base + KEYS, earliest, last)
+            fetch(words[K_PAGES] + g_first * K * width, later, G * K * width, groups * K * width)
+            fetch(words[V_PAGES] + g_first * stored * width, later, G * stored * width, groups * stored * width)
         for g in range(groups):
             head = g_first + g
             for j in range(KEYS):
@@ -211,20 +261,23 @@ def unit_of(words, first, tokens, g_first, groups):
             fill(scores, count * KEYS, np.float32(0.0))
             add_product(count, q + g * count * K * 4, K, k_block, KEYS, scores, KEYS, KEYS)
             for j in range(KEYS):
-                int64s(rows)[j] = words[V_PAGES] + int64s(slots)[j] * G * words[STORED_VALUE] * width
-            values_into(width, rows, head * words[STORED_VALUE] * width, V, v_block, step)
+                int64s(rows)[j] = words[V_PAGES] + int64s(slots)[j] * G * stored * width
+            values_into(width, rows, head * stored * width, V, v_block, step)
+            if words[K_SCALES]:
+                scales_into(k_scales, words[K_SCALES], slots, G, head)
+            if words[V_SCALES]:
+                scales_into(v_scales, words[V_SCALES], slots, G, head)
             for i in range(count):
                 s = float32s(scores + i * KEYS * 4)
                 if words[K_SCALES]:
-                    for j in range(KEYS):
-                        s[j] *= half(words[K_SCALES] + (int64s(slots)[j] * G + head) * 2)
+                    multiply_scores(s, float32s(k_scales))
                 if cap > 0:
                     for j in range(KEYS):
                         s[j] = softcapped(s[j], cap)
                 place = places[first + i // R]
                 top = float32s(tops)[g * count + i]
-                low = place - window + 1 - base if window else -1
-                new = max(top, largest(s, low, place - base))
+                mask(s, place - window + 1 - base if window else 0, place - base)
+                new = max(top, largest(s))
                 total = exponentials(s, new)
                 if new > top:
                     shrink = exp(top - new)
@@ -233,9 +286,9 @@ def unit_of(words, first, tokens, g_first, groups):
                     scale_by(sums + (g * count + i) * step * 4, step, shrink)
                 float32s(totals)[g * count + i] += total
                 if words[V_SCALES]:
-                    for j in range(KEYS):
-                        s[j] *= half(words[V_SCALES] + (int64s(slots)[j] * G + head) * 2)
+                    multiply_scores(s, float32s(v_scales))
             add_product(count, scores, KEYS, v_block, step, sums + g * count * step * 4, step, step)
+        slots, later = later, slots
 
     for g in range(groups):
         for i in range(count):

@@ -24,6 +24,7 @@ from lm.errors import UserError
 from lm.kernels.cpu.registered import compiled
 from lm.kernels.matmul import product
 from lm.kernels.quantize import quantize, unpacked
+from lm.parallel.mesh import reshard
 
 BLOCK = 64  # outputs of a block
 LARGEST_CHUNK = 512  # 512 · 127 · 32767 < 2³¹
@@ -58,6 +59,7 @@ def pack(w_KN: jax.Array, bits: int = 16, group: int = 0) -> Packed:
     Products of one input (query, key and value; gate and up) are faster as one: concatenate their weights along N.
     """
     K, N = w_KN.shape
+    w_KN = reshard(w_KN, None, None)
     if bits in FLOATS:
         w = jnp.pad(w_KN.astype(FLOATS[bits]), ((0, 0), (0, -N % BLOCK)))
         return Packed(jnp.swapaxes(w.reshape(K, -1, BLOCK), 0, 1), None, K, N)
@@ -72,7 +74,7 @@ def pack_integers(integers: jax.Array, scale: jax.Array, inputs: int = 0) -> Pac
     not a multiple of 4.
     """
     bits = 8 if integers.dtype == jnp.int8 else 4
-    w_KN = unpacked(integers, 0)
+    w_KN, scale = reshard(unpacked(integers, 0), None, None), reshard(scale, None, None)
     K, N = w_KN.shape
     groups = scale.shape[0]
     if groups > 1 and (K % groups or K // groups % 4):

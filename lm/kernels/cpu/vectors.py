@@ -298,3 +298,17 @@ def scalar(stored: str):
 def rows_of(left):
     """Return the rows of the next tile when so many are left, at least 1."""
     return 4 if left >= 4 else 2 if left >= 2 else 1
+
+
+@intrinsic
+def prefetch(typingctx, address):
+    """Ask for the cache line at an address."""
+
+    def codegen(context, builder, signature, args):
+        pointer = builder.inttoptr(args[0], i8.as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, i32, i32, i32])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [pointer, i32(0), i32(2), i32(1)])  # to read, into the second cache, data
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen

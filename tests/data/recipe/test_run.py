@@ -174,6 +174,8 @@ def test_published_recipes(recipe, corpus, tmp_path):
         ({"near_duplicates.rows": 0}, "rows"),
         ({"near_duplicates.keep": "gopher_wrds"}, "near_duplicates.keep='gopher_wrds'"),
         ({"pii.style": "stars"}, "style"),
+        ({"tokenizer": "t", "dataset.bucket_by": "gopher_wrds"}, "dataset.bucket_by='gopher_wrds'.*nearest is 'gopher_words'"),
+        ({"tokenizer": "t", "dataset.bucket_by": "gopher_words", "dataset.buckets": 1}, "dataset.buckets=1"),
     ],
 )
 def test_a_fault_of_the_config_is_one_line(corpus, tmp_path, change, message):

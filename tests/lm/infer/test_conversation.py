@@ -9,6 +9,7 @@ from data.chat.messages import make_message
 from lm.errors import UserError
 from lm.infer.conversation import Conversation
 from lm.infer.decode import Sampling
+from lm.infer.engine.engine import Engine
 from tests.lm.evals import tiny_models
 
 LIMIT = 12
@@ -19,9 +20,16 @@ def tokenizer(tmp_path_factory):
     return tiny_models.tokenizer(tmp_path_factory.mktemp("tokenizer"))
 
 
-def conversation(tokenizer, system="be brief", positions=128, **sampling) -> Conversation:
+def engine(tokenizer, positions=128, change=lambda params: params) -> Engine:
     model = tiny_models.model(vocab_size=tokenizer.vocab_size, max_positions=positions)
-    return Conversation(model, tokenizer, Sampling(**{"max_new_tokens": LIMIT, "temperature": 0.0} | sampling), system=system)
+    graph, params = nnx.split(model)
+    return Engine(nnx.merge(graph, change(params)), tokenizer, rows=1, budget=32)
+
+
+def conversation(tokenizer, system="be brief", positions=128, **sampling) -> Conversation:
+    return Conversation(
+        engine(tokenizer, positions), Sampling(**{"max_new_tokens": LIMIT, "temperature": 0.0} | sampling), system=system
+    )
 
 
 def said(talk: Conversation, text: str, **options) -> str:
@@ -65,8 +73,8 @@ def test_an_error_leaves_the_conversation_as_it_was(tokenizer):
     talk = conversation(tokenizer)
     said(talk, "abc")
     before = list(talk.messages)
-    graph, params = nnx.split(talk.model)
-    talk.model = nnx.merge(graph, jax.tree.map(lambda p: p * jnp.nan, params))
+    talk.engine.close()
+    talk.engine = engine(tokenizer, change=lambda params: jax.tree.map(lambda p: p * jnp.nan, params))
     with pytest.raises(UserError, match="NaN"):
         said(talk, "def")
     assert talk.messages == before
@@ -83,10 +91,18 @@ def test_every_answer_has_a_seed_and_the_conversation_repeats(tokenizer):
     assert first != second and twice(0) == (first, second) and twice(1)[0] != first
 
 
+def test_only_what_is_new_is_read(tokenizer):
+    talk = conversation(tokenizer, positions=512)
+    said(talk, "abc " * 20)
+    before = talk.engine.stats()
+    said(talk, "def")
+    after = talk.engine.stats()
+    assert after.prefix_hits - before.prefix_hits > 0.7 * (after.prefix_queries - before.prefix_queries)
+
+
 def test_warming_changes_nothing(tokenizer):
     talk, other = conversation(tokenizer, temperature=1.0), conversation(tokenizer, temperature=1.0)
-    talk.warm()
-    assert talk.messages == other.messages
+    talk.engine.warm()
     assert said(talk, "abc") == said(other, "abc")
 
 
@@ -94,8 +110,7 @@ def test_a_template_that_takes_no_system_message_says_so(tokenizer):
     template = (
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}{{ messages[0].content }}"
     )
-    model = tiny_models.model(vocab_size=tokenizer.vocab_size)
-    talk = Conversation(model, tokenizer, Sampling(4), template)
+    talk = Conversation(engine(tokenizer), Sampling(4), template)
     with pytest.raises(UserError, match="no system here"):
         talk.begin("be brief")
     assert talk.messages == []

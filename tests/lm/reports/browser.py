@@ -72,10 +72,14 @@ class Browser:
 
     def open(self, path: Path, width: int, height: int = 900, scheme: str = "light") -> dict:
         """Opens a file at that width. Returns: what MEASURES says of it."""
+        return self.visit(path.resolve().as_uri(), width, height, scheme)
+
+    def visit(self, address: str, width: int, height: int = 900, scheme: str = "light") -> dict:
+        """Does the same for an address."""
         self._loaded = False
         self._ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         self._ask("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-        self._ask("Page.navigate", url=path.resolve().as_uri())
+        self._ask("Page.navigate", url=address)
         while not self._loaded:
             self._read()
         return self.run(MEASURES)

@@ -1,4 +1,4 @@
-"""A tiny model behind a real server on a free port, and the official client for it."""
+"""A tiny model in an engine behind a real server on a free port, and the official client for it."""
 
 import contextlib
 import threading
@@ -8,14 +8,22 @@ import openai
 import portpicker
 import pytest
 import uvicorn
+from flax import nnx
 
 from data.text.sentencepiece_tokenizer import train
 from lm.config import ModelConfig
+from lm.infer.engine.engine import Engine
+from lm.model.transformer import skeleton
 from lm.serve.app import Settings, make_app
 from lm.serve.service import Limits, Service
-from tests.lm.serve.plain_engine import PlainEngine
+from tests.lm.examples import parameters
 
-TEXT = ["def add(a, b):\n    return a + b\n", "Größe → 7 µm, 深い学習\n", "the cat and the hat sat on that mat\n", '{"a": [1, 2]}\n']
+TEXT = [
+    "def add(a, b):\n    return a + b\n",
+    "Größe → 7 µm, 深い学習\n",
+    "the cat and the hat sat on that mat\n",
+    '{"a": [1, 2]}\n',
+]
 # A few more rows than the tokenizer has pieces: those must never be drawn.
 CONFIG = ModelConfig(
     vocab_size=400, num_layers=1, embed_dim=32, num_heads=2, num_kv_heads=2, mlp_dim=48, max_positions=1024, dtype="float32"
@@ -29,9 +37,35 @@ def tokenizer(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def engine(tokenizer):
-    engine = PlainEngine(CONFIG, tokenizer)
+    engine = engine_of(tokenizer)
+    engine.warm()
     yield engine
     engine.close()
+
+
+def engine_of(tokenizer, **options) -> Engine:
+    return Engine(model_of(0), tokenizer, **{"rows": 4, "budget": 16, "pages": 600, "page": 16} | options)
+
+
+def model_of(seed: int):
+    """Random, but with opinions: its matrices are four times as large as those of a fresh model."""
+    return nnx.merge(skeleton(CONFIG)[0], parameters(CONFIG, seed, scale=4.0))
+
+
+@contextlib.contextmanager
+def held(engine):
+    """Let the engine take no step within the block, but the one that it may be at."""
+    go = threading.Event()
+
+    def wait(kind, facts) -> None:
+        go.wait()
+
+    engine.observers.append(wait)
+    try:
+        yield
+    finally:
+        go.set()
+        engine.observers.remove(wait)
 
 
 @pytest.fixture(scope="session")

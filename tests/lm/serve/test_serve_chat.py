@@ -123,11 +123,7 @@ def test_a_conversation_with_calls_is_rendered(client, tokenizer):
         {"role": "tool", "tool_call_id": "call_1", "content": "rain"},
     ]
     called = {"function": {"name": "weather", "arguments": {"city": "Oslo", "days": 1}}}
-    rendered = [
-        *ASKED,
-        {"role": "assistant", "content": "", "tool_calls": [called]},
-        {"role": "tool", "content": "rain"},
-    ]
+    rendered = [*ASKED, {"role": "assistant", "content": "", "tool_calls": [called]}, {"role": "tool", "content": "rain"}]
     ids = encode_chat(tokenizer, rendered, add_generation_prompt=True, tools=[WEATHER]).ids
     assert ask(client, messages=told, tools=[WEATHER]).usage.prompt_tokens == len(ids)
     assert ask(client, messages=told, tools=[WEATHER], tool_choice="none").usage.prompt_tokens < len(ids)

@@ -1,4 +1,7 @@
-"""Hand-written (personal.txt) and generated texts with personal data, marked as ⟦kind:…⟧, and texts that only look like it.
+"""Hand-written and generated texts with personal data, marked as ⟦kind:…⟧, and texts that only look like it.
+
+Hand-written sets are pairs of files: personal.txt and clean.txt; forms.txt and lookalikes.txt, with the forms of many
+countries, brands and providers; letters.txt and figures.txt, as letters, notices and logs have them.
 
 Generated card numbers, IBANs and phone numbers have right check digits and real numbering plans, but belong to nobody: they are
 drawn at random or are the example numbers of libphonenumber.
@@ -11,8 +14,7 @@ from pathlib import Path
 
 MARK = re.compile(r"⟦(\w+):(.*?)⟧", re.DOTALL)
 # Escapes such as \u200b stand for that character. They also keep invented keys from looking real to a scanner of repositories.
-PERSONAL = Path(__file__).parent / "personal.txt"
-CLEAN = Path(__file__).parent / "clean.txt"
+HERE = Path(__file__).parent
 
 
 def unmarked(text: str) -> tuple[str, list[tuple[int, int, str]]]:
@@ -98,16 +100,21 @@ def generated(seed: int) -> list[str]:
 
 
 def positives(seed: int = 0) -> list[str]:
-    """Return all marked texts."""
-    written, whole = [], ""
-    for line in PERSONAL.read_text(encoding="utf-8").splitlines():
+    """Return the marked texts of personal.txt, and generated ones."""
+    return written("personal.txt") + generated(seed)
+
+
+def written(name: str) -> list[str]:
+    """Return the marked texts of a file, one a line; a marked piece may go over lines."""
+    texts, whole = [], ""
+    for line in (HERE / name).read_text(encoding="utf-8").splitlines():
         whole += ("\n" if whole else "") + line
-        if whole.count("⟦") == whole.count("⟧"):  # a marked piece may go over lines
-            written.append(re.sub(r"\\u([0-9a-f]{4})", lambda match: chr(int(match[1], 16)), whole))
+        if whole.count("⟦") == whole.count("⟧"):
+            texts.append(re.sub(r"\\u([0-9a-f]{4})", lambda match: chr(int(match[1], 16)), whole))
             whole = ""
-    return written + generated(seed)
+    return texts
 
 
-def negatives() -> list[str]:
-    """Return the texts without personal data, one a line of clean.txt."""
-    return CLEAN.read_text(encoding="utf-8").splitlines()
+def negatives(name: str = "clean.txt") -> list[str]:
+    """Return the texts without personal data of a file, one a line."""
+    return (HERE / name).read_text(encoding="utf-8").splitlines()

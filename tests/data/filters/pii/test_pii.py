@@ -1,5 +1,7 @@
 """Personal data: found in hard cases, not in others, masked without another change."""
 
+import html
+import pydoc_data.topics
 import random
 import re
 from collections import Counter
@@ -10,12 +12,14 @@ import pytest
 pytest.importorskip("phonenumbers")
 
 from data.filters.pii.emails import find_emails
+from data.filters.pii.entities import decode_entities
 from data.filters.pii.folding import fold, fold_slowly
 from data.filters.pii.masking import FINEWEB, KINDS, Span, find_pii, mask_pii, replace_spans
 from data.filters.pii.numbers import find_cards, find_ibans, find_ssns, is_card, luhn
 from data.filters.pii.phones import find_phones, has_long_number
 from lm.errors import UserError
-from tests.data.filters.pii.cases import negatives, positives, unmarked
+from tests.data.filters.pii.cases import negatives, positives, unmarked, written
+from tests.data.filters.pii.planted import planted
 
 POSITIVES = positives()
 NEGATIVES = negatives()
@@ -33,6 +37,65 @@ def test_recall_and_precision():
     assert sum(right.values()) >= 0.98 * sum(expected.values()), expected - right
     assert sum(right.values()) >= 0.95 * sum(found.values()), found - right
     assert all(right[kind] >= 0.9 * expected[kind] for kind in KINDS), expected - right
+
+
+def _score(marked: list[str]) -> tuple[float, float, list]:
+    """Return recall and precision of spans that agree to the character, and the differences."""
+    expected, got = set(), set()
+    for number, text in enumerate(marked):
+        plain, spans = unmarked(text)
+        expected |= {(number, plain[start:end], *span) for span in spans for start, end, _ in [span]}
+        got |= {(number, plain[span.start : span.end], *span) for span in find_pii(plain)}
+    return len(expected & got) / len(expected), len(expected & got) / len(got), sorted(expected ^ got)
+
+
+@pytest.mark.parametrize("personal, clean", [("forms.txt", "lookalikes.txt"), ("letters.txt", "figures.txt")])
+def test_recall_and_precision_on_other_texts(personal, clean):
+    recall, precision, differences = _score(written(personal) + negatives(clean))
+    assert recall >= 0.98 and precision >= 0.95, differences
+
+
+def test_recall_and_precision_in_real_text():
+    texts = [text for _, text in sorted(pydoc_data.topics.topics.items()) if len(text) > 500]
+    recall, precision, differences = _score(planted(texts, 900, seed=3))
+    assert recall >= 0.98 and precision >= 0.95, differences
+
+
+def test_documentation_has_no_cards_and_no_addresses():
+    texts = [
+        *pydoc_data.topics.topics.values(),
+        "\n".join(map(str, range(1000, 7000))),  # line numbers
+        "\n\n".join(
+            f"{a}.{b}.{c}.{d}. Title of a section\n\nIts text."
+            for a in (2, 9, 36)
+            for b in (1, 9)
+            for c in (7, 31)
+            for d in (2, 60)
+        ),
+        "zlib 1.2.2.2 and later, see 36.3.1.1, upgraded from 5.15.0.91",
+    ]
+    columns = mask_pii(texts)[1]
+    assert all(columns[f"pii_{kind}"].sum() == 0 for kind in ("card", "iban", "ip", "ssn", "phone"))
+
+
+def test_masks_replace_html_entities_whole():
+    text = "Mail &#106;o&#64;posteo&period;d&#101;, call +49&nbsp;30&nbsp;90182&#48; &amp; wait."
+    assert mask_pii([text])[0] == ["Mail <EMAIL>, call <PHONE> &amp; wait."]
+
+
+def test_decoded_entities_keep_their_places():
+    draw = random.Random(2)
+    pieces = ["a", " ", "&", ";", "&amp;", "&#64;", "&#x40;", "&nosuch;", "&NotEqualTilde;", "&#0;", "é", "&lt", "12"]
+    for _ in range(300):
+        text = "".join(draw.choices(pieces, k=12))
+        decoded, places = decode_entities(text)
+        if places is None:
+            assert decoded == text
+            continue
+        assert len(places) == len(decoded) + 1 and places[0] == 0 and places[-1] == len(text)
+        for n, character in enumerate(decoded):
+            said = text[places[n] : places[n + 1]]
+            assert character == said or (character == html.unescape(said) and said.startswith("&") and said.endswith(";"))
 
 
 @pytest.mark.parametrize("marked", POSITIVES[::7])
@@ -167,6 +230,12 @@ HOSTILE = [
     "DE89",
     "+1 ",
     "[at]",
+    " at x.",
+    "&#64;",
+    "_aaaaaaaaaaaaaaaa",
+    "-a",
+    "Tel a b c: 20 20 ",
+    "curl ",
     "x(a)b.",
     "://a:b",
     "123-45-",

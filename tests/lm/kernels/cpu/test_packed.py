@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 from lm.errors import UserError
 from lm.kernels.cpu.packed import pack, pack_integers, packed_matmul, packed_matmul_reference, rows, unpack
@@ -72,3 +74,13 @@ def test_packed_weights_pass_through_jit_and_devices():
     packed = jax.device_put(jax.jit(pack, static_argnums=(1, 2))(w_KN, 4, 32), jax.devices()[0])
     assert (packed.inputs, packed.outputs, packed.bits) == (64, 70, 4)
     np.testing.assert_array_equal(packed_matmul(x_MK, packed), packed_matmul(x_MK, pack(w_KN, 4, 32)))
+
+
+@pytest.mark.parametrize("bits", (16, 8, 4))
+def test_weights_of_a_mesh_are_packed_and_multiplied(bits):
+    x_MK, w_KN = arrays(64, 70, 3)
+    mesh = jax.make_mesh((1, 1), ("data", "fsdp"), axis_types=(AxisType.Explicit,) * 2, devices=jax.devices()[:1])
+    with jax.set_mesh(mesh):
+        x, w = jax.device_put(x_MK, P("data", None)), jax.device_put(w_KN, P("fsdp", None))
+        y_MN = jax.jit(lambda x, w: packed_matmul(x, pack(w, bits)))(x, w)
+    np.testing.assert_array_equal(y_MN, packed_matmul(x_MK, pack(w_KN, bits)))

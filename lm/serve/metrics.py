@@ -1,0 +1,225 @@
+"""Metrics for Prometheus, with the names that vLLM's dashboards know, behind the prefix `lmcraft:`.
+
+    metrics = Metrics("smollm2")
+    metrics.watch(engine)                       # engine metrics, from Engine.observers and Engine.stats
+    app.add_middleware(CountRequests, metrics=metrics)
+    app.include_router(metrics.router())        # GET /metrics
+
+Series about one request have the labels model_name and adapter ("": none). Series about the whole engine, such as its queue and
+its counters of tokens, have model_name alone; tokens by adapter are the sums of request_prompt_tokens and
+request_generation_tokens. The registry is this object's own, not the global one.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+PREFIX = "lmcraft:"
+# OpenMetrics knows no ":" in names, so the text format is always used, whatever a client accepts.
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+# The buckets of vLLM (v1/metrics/loggers.py), so that its panels fit.
+FIRST = (
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0),
+    *(640.0, 2560.0),
+)
+BETWEEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
+LATENCY = (
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0),
+    7680.0,
+)
+ITERATION = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+MODEL, REQUEST = ("model_name",), ("model_name", "adapter")
+BEHAVIOUR = ("model_name", "checkpoint", "adapter")
+
+HISTOGRAMS = {  # name: (help, labels, buckets); None: one, two, five and so on, up to the longest text
+    "time_to_first_token_seconds": ("From submission to the first token.", REQUEST, FIRST),
+    "inter_token_latency_seconds": ("Between tokens of a request, as they leave the engine.", REQUEST, BETWEEN),
+    "e2e_request_latency_seconds": ("From submission to the last token.", REQUEST, LATENCY),
+    "request_queue_time_seconds": ("From submission to the first token of the prompt that is read.", REQUEST, LATENCY),
+    "request_prefill_time_seconds": ("From there to the first token of the answer.", REQUEST, LATENCY),
+    "request_decode_time_seconds": ("From there to the last token.", REQUEST, LATENCY),
+    "request_prompt_tokens": ("Tokens of a prompt.", REQUEST, None),
+    "request_generation_tokens": ("Tokens of an answer.", REQUEST, None),
+    "iteration_tokens_total": ("Tokens of an engine step.", MODEL, ITERATION),
+    "http_request_duration_seconds": ("From a request's head to the end of its answer.", ("model_name", "route"), LATENCY),
+}
+COUNTERS = {
+    "request_success": ("Finished requests, by the reason of their end.", (*REQUEST, "finished_reason")),
+    "http_requests": ("HTTP requests.", ("model_name", "route", "method", "status")),
+    "guardrail_decisions": ("Decisions of guardrails.", (*REQUEST, "rule", "hazard", "where", "action")),
+    "feedback": ("Ratings of answers.", (*BEHAVIOUR, "rating")),
+    "behaviour_exchanges": ("Exchanges that the monitor measured.", BEHAVIOUR),
+    "behaviour_alerts": ("Alerts of the monitor since the start.", (*BEHAVIOUR, "stream")),
+    "monitor_dropped": ("Exchanges that the monitor left out, because it was busy.", MODEL),
+    "canary_runs": ("Runs of canary prompts, by result: passed, failed, unknown.", (*BEHAVIOUR, "canary", "result")),
+    "store_exchanges": ("Exchanges written to the store.", MODEL),
+    "store_dropped": ("Exchanges that the store left out, because it was busy.", MODEL),
+}
+GAUGES = {
+    "behaviour_rate": (
+        "Share of recent exchanges: refusal, unsafe, repetitive; feedback: thumbs down.",
+        (*BEHAVIOUR, "measure"),
+    ),
+    "behaviour_language_share": ("Share of recent answers in a language.", (*BEHAVIOUR, "language")),
+    "behaviour_reference": ("Mean of a stream in its reference window.", (*BEHAVIOUR, "stream")),
+    "behaviour_recent": ("Mean of a stream in recent exchanges.", (*BEHAVIOUR, "stream")),
+    "behaviour_psi": ("Population stability index of recent exchanges against the reference.", (*BEHAVIOUR, "stream")),
+    "behaviour_evidence": ("Log evidence of a change over that of an alert: it alerts at 1.", (*BEHAVIOUR, "stream")),
+    "behaviour_alert": ("1 from an alert until the behaviour is accepted.", (*BEHAVIOUR, "stream")),
+    "canary_passed": ("1 if the last run of a canary had the expected properties.", (*BEHAVIOUR, "canary")),
+    "store_bytes": ("Size of the store.", MODEL),
+}
+# What Engine.stats says, under the names of the metrics: (name of the counter, attribute, help).
+STATS = (
+    ("prompt_tokens", "prompt_tokens", "Tokens of prompts that were read."),
+    ("generation_tokens", "generation_tokens", "Tokens that were sampled."),
+    ("prefix_cache_queries", "prefix_queries", "Tokens of prompts that were looked up in the prefix cache."),
+    ("prefix_cache_hits", "prefix_hits", "Tokens of prompts that were found there."),
+    ("num_preemptions", "preemptions", "Requests that gave their blocks up and begin again."),
+)
+
+
+class Metrics:
+    """All metrics of a server. Threads may share it.
+
+    Attributes name the metrics: `metrics.http_requests.labels(…).inc()`; `labels` needs no model_name.
+    """
+
+    def __init__(self, model_name: str, max_positions: int = 131_072):
+        """max_positions: tokens of the longest request, for the buckets of its lengths."""
+        self.model_name, self.registry = model_name, CollectorRegistry(auto_describe=True)
+        lengths = one_two_five(max_positions)
+        self._metrics: dict[str, Any] = {}
+        for name, (told, labels, buckets) in HISTOGRAMS.items():
+            given = lengths if buckets is None else buckets
+            self._metrics[name] = Histogram(PREFIX + name, told, labels, buckets=given, registry=self.registry)
+        for kind, some in ((Counter, COUNTERS), (Gauge, GAUGES)):
+            for name, (told, labels) in some.items():
+                self._metrics[name] = kind(PREFIX + name, told, labels, registry=self.registry)
+
+    def of(self, name: str, **labels: str) -> Any:
+        """Return the series of a metric, such as `of("feedback", checkpoint="7", adapter="", rating="up").inc()`."""
+        return self._metrics[name].labels(model_name=self.model_name, **labels)
+
+    def clear(self, name: str) -> None:
+        """Remove all series of a metric, whose labels may be gone."""
+        self._metrics[name].clear()
+
+    def watch(self, engine) -> None:
+        """Take what the engine tells its observers, and read its statistics whenever metrics are read."""
+        engine.observers.append(self._observe)
+        self.registry.register(_OfEngine(engine, self.model_name))
+
+    def token_gap(self, adapter: str, seconds: float) -> None:
+        """Count the time between two deliveries of tokens of a request."""
+        self.of("inter_token_latency_seconds", adapter=adapter).observe(seconds)
+
+    def text(self) -> bytes:
+        """Return all metrics in Prometheus' text format 0.0.4."""
+        return generate_latest(self.registry)
+
+    def router(self) -> APIRouter:
+        """Return the route GET /metrics."""
+        router = APIRouter()
+
+        @router.get("/metrics", include_in_schema=False)
+        def metrics() -> Response:
+            return Response(self.text(), headers={"content-type": CONTENT_TYPE})
+
+        return router
+
+    def _observe(self, kind: str, facts: Mapping[str, Any]) -> None:
+        """Called on the engine's thread, so it only counts."""
+        if kind == "step":
+            self.of("iteration_tokens_total").observe(facts["tokens"])
+        elif kind == "finished":
+            self._finished(facts["handle"], facts["finish"], facts["generated"])
+
+    def _finished(self, handle, finish: str, generated: int) -> None:
+        """Times of what did not happen, such as the first token of a request that was cancelled in the queue, are left out."""
+        times, adapter = handle.times, handle.request.adapter
+        end = times.finished or time.monotonic()
+        self.of("request_success", adapter=adapter, finished_reason=finish).inc()
+        seen = {
+            "e2e_request_latency_seconds": end - times.submitted,
+            "request_prompt_tokens": len(handle.request.prompt),
+            "request_generation_tokens": generated,
+        }
+        if times.started:
+            seen["request_queue_time_seconds"] = times.started - times.submitted
+        if times.started and times.first:
+            seen["request_prefill_time_seconds"] = times.first - times.started
+            seen["time_to_first_token_seconds"] = times.first - times.submitted
+            seen["request_decode_time_seconds"] = end - times.first
+        for name, value in seen.items():
+            self.of(name, adapter=adapter).observe(max(0.0, value))
+
+
+class _OfEngine:
+    """A collector of prometheus_client: the engine's own counters, which grow whether or not anybody reads them."""
+
+    def __init__(self, engine, model_name: str):
+        self.engine, self.model_name = engine, model_name
+
+    def describe(self) -> list[Metric]:
+        return []  # or registering would ask the engine
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self.engine.stats()
+        gauges = (
+            ("num_requests_running", stats.running, "Requests that are decoded or whose prompt is read."),
+            ("num_requests_waiting", stats.waiting, "Requests in the queue."),
+            ("kv_cache_usage_perc", stats.blocks_used / max(1, stats.blocks), "Share of the cache's blocks in use, 0 to 1."),
+        )
+        for name, value, told in gauges:
+            family = GaugeMetricFamily(PREFIX + name, told, labels=MODEL)
+            family.add_metric([self.model_name], value)
+            yield family
+        for name, attribute, told in STATS:
+            family = CounterMetricFamily(PREFIX + name, told, labels=MODEL)
+            family.add_metric([self.model_name], getattr(stats, attribute))
+            yield family
+
+
+class CountRequests:
+    """ASGI middleware: counts requests by route, method and status, and their durations. A client's choice of path makes no
+    series: what no route serves is "unmatched". An answer that broke off before its head has the status 499."""
+
+    def __init__(self, app: Callable, metrics: Metrics):
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun, status = time.monotonic(), 499
+
+        async def sent(message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sent)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            route = getattr(scope.get("route"), "path", None) or "unmatched"
+            method = scope["method"] if scope["method"] in ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS") else "other"
+            self.metrics.of("http_requests", route=route, method=method, status=str(status)).inc()
+            self.metrics.of("http_request_duration_seconds", route=route).observe(time.monotonic() - begun)
+
+
+def one_two_five(most: int) -> list[int]:
+    """Return 1, 2, 5, 10, 20, 50 … up to `most`: vLLM's buckets for lengths."""
+    found = [digit * 10**power for power in range(1 + int(math.log10(max(1, most)))) for digit in (1, 2, 5)]
+    return [value for value in found if value <= most]

@@ -1,0 +1,143 @@
+"""One request on its way through the monitor: what is asked, what is sent, and what is kept of it."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lm.infer.engine.request import Likely
+from lm.serve.guardrails import Decision, Guardrails
+from lm.serve.metrics import Metrics
+from lm.serve.store import Exchange
+from lm.serve.watch import measures
+
+LONGEST = 32_768  # characters of an answer that are kept
+
+
+class Seen:
+    """A request that is being answered. blocked: why it must not be; refusal: what to say then. messages: for the model.
+    logprobs: how many alternatives the monitor needs of the engine, −1: none."""
+
+    def __init__(
+        self,
+        finished: Callable[["Seen"], None],
+        metrics: Metrics,
+        guardrails: Guardrails,
+        about: Mapping[str, Any],
+        choices: int,
+        measured: bool,
+    ):
+        """finished: called once, when all choices are. about: the first fields of lm.serve.store.Exchange."""
+        self._finished, self._metrics, self.measured, self.about = finished, metrics, measured, about
+        self.messages: list[dict] = []
+        self.blocked: Decision | None = None
+        self.refusal = ""
+        self.decisions: list[Decision] = []
+        self.logprobs = measures.TOP if measured else -1
+        self._streams = [guardrails.output() for _ in range(choices)]
+        self._texts: list[list[str]] = [[] for _ in range(choices)]
+        self._kept, self._last = [0] * choices, [0.0] * choices
+        self._likely: list[Likely] = []  # of choice 0
+        self._finishes = [""] * choices
+        self.tokens, self.prompt_tokens = [0] * choices, 0
+
+    def on_text(self, text: str, choice: int = 0, likely: Sequence[Likely] = (), tokens: int = 1) -> str:
+        """Take what an Event of the engine adds to a choice, and return what may be sent now.
+
+        text: may be "", while a character is not complete. likely: of the event. tokens: in the event.
+        """
+        self.on_tokens(choice, likely, tokens)
+        return self.on_piece(text, choice)
+
+    def on_tokens(self, choice: int = 0, likely: Sequence[Likely] = (), tokens: int = 1) -> None:
+        """Take the tokens of an Event; the first half of on_text, where text comes by another way."""
+        now = time.monotonic()
+        if tokens and self._last[choice]:
+            self._metrics.token_gap(self.about["adapter"], now - self._last[choice])
+        if tokens:
+            self._last[choice] = now
+        self.tokens[choice] += tokens
+        if choice == 0 and self.measured:
+            self._likely.extend(likely)
+
+    def on_piece(self, text: str, choice: int = 0, over: bool = False) -> str:
+        """Take text of a choice and return what may be sent now; the other half. over: no more follows."""
+        if text and self._kept[choice] < LONGEST:
+            self._texts[choice].append(text)
+            self._kept[choice] += len(text)
+        return self._streams[choice].feed(text, over)
+
+    def outlet(self, choice: int = 0) -> "Outlet":
+        """Return the guardrails of a choice, for code that knows nothing else of a request."""
+        return Outlet(self, choice)
+
+    def stopped(self, choice: int = 0) -> Decision | None:
+        """Return the decision that ended a choice, or None."""
+        return self._streams[choice].blocked
+
+    def on_finished(self, finish: str, choice: int = 0, tokens: int | None = None, prompt_tokens: int = 0) -> str:
+        """End a choice and return the rest that may be sent. Call it once for each, also if it was cancelled.
+
+        finish: the engine's. tokens: of the answer, if on_text was not told.
+        """
+        if self._finishes[choice]:
+            return ""
+        rest = self._streams[choice].end()
+        self._finishes[choice] = "content_filter" if self._streams[choice].blocked else finish
+        self.tokens[choice] = self.tokens[choice] if tokens is None else tokens
+        self.prompt_tokens = prompt_tokens or self.prompt_tokens
+        if all(self._finishes):
+            for stream in self._streams:
+                self.decisions += stream.decisions
+            self._finished(self)
+        return rest
+
+    def refuse(self) -> None:
+        """End the request, which a rule blocked, with its refusal as the only answer."""
+        self._finishes = ["content_filter"] * len(self._finishes)
+        self._texts[0] = [self.refusal]
+        self._finished(self)
+
+    def answers(self) -> list[str]:
+        """Return what the model wrote, by choice, whether or not it was sent."""
+        return ["".join(texts)[:LONGEST] for texts in self._texts]
+
+    def exchange(self, measured: Mapping[str, Any] | None = None, flagged: bool = False) -> Exchange:
+        """Return what the store keeps."""
+        rest = {"measures": measured or {}, "decisions": [one._asdict() for one in self.decisions], "flagged": flagged}
+        return Exchange(**self.about, answers=self.answers(), finish=self._finishes[0], **rest)
+
+    def summary(self) -> measures.Exchange:
+        """Return what is measured: choice 0, and the user's last message."""
+        messages = self.about["messages"]
+        asked = next((m["content"] for m in reversed(messages) if m["role"] == "user"), "")
+        places = {one.where for one in self.decisions}
+        return measures.Exchange(
+            asked,
+            self.answers()[0],
+            self.prompt_tokens,
+            self.tokens[0],
+            measures.entropy(self._likely),
+            "input" in places,
+            "output" in places,
+        )
+
+
+class Outlet:
+    """What an answer's text passes before a client sees it."""
+
+    def __init__(self, seen: Seen, choice: int):
+        self._seen, self._choice = seen, choice
+
+    def feed(self, text: str, over: bool) -> tuple[str, bool]:
+        """Take the next text. Return (text that may be sent now, whether the answer ends there). over: no more text follows."""
+        sent = self._seen.on_piece(text, self._choice, over)
+        return sent, self._seen.stopped(self._choice) is not None
+
+
+def text_of(content: Any) -> str:
+    """Return the text of a message's content: a string, or OpenAI's list of parts."""
+    if isinstance(content, str):
+        return content
+    if isinstance(content, Sequence):
+        return "\n".join(str(part.get("text") or "") for part in content if isinstance(part, Mapping))
+    return ""

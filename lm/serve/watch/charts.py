@@ -1,0 +1,273 @@
+"""The charts of a server: what the status page draws, and the Grafana dashboard of the same.
+
+    python -m lm.serve.watch.charts > lm/serve/dashboards/grafana.json
+
+A line of a chart is computed in two ways from the same definition: by Prometheus (`promql`), and here, from two readings of the
+metrics (`values`).
+"""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+PREFIX = "lmcraft:"
+Reading = Mapping[tuple[str, frozenset], float]  # (name of a sample, its labels) -> value
+
+
+class Line(NamedTuple):
+    """kind: gauge (the largest of all series), total (their sum), rate (growth a second), quantile (of a histogram's growth),
+    ratio (growth over that of `over`). by: labels that make a line each. label: its name; with `by`, the labels' values."""
+
+    kind: str
+    metric: str
+    label: str = ""
+    by: tuple[str, ...] = ()
+    q: float = 0.0
+    over: str = ""
+
+
+class Chart(NamedTuple):
+    """unit: a unit of Grafana: short, s, percentunit, reqps."""
+
+    title: str
+    note: str
+    unit: str
+    lines: tuple[Line, ...]
+
+
+def _quantiles(metric: str) -> tuple[Line, ...]:
+    return tuple(Line("quantile", metric, f"p{100 * q:g}", q=q) for q in (0.5, 0.95, 0.99))
+
+
+WHO = ("checkpoint", "adapter")
+CHARTS = (
+    Chart(
+        "Requests in the engine",
+        "Running, and waiting in the queue.",
+        "short",
+        (Line("total", "num_requests_running", "running"), Line("total", "num_requests_waiting", "waiting")),
+    ),
+    Chart(
+        "Tokens",
+        "A second.",
+        "short",
+        (Line("rate", "prompt_tokens_total", "prompt"), Line("rate", "generation_tokens_total", "generation")),
+    ),
+    Chart(
+        "Cache",
+        "Share of the blocks in use; share of prompt tokens found in the prefix cache.",
+        "percentunit",
+        (
+            Line("gauge", "kv_cache_usage_perc", "blocks used"),
+            Line("ratio", "prefix_cache_hits_total", "prefix hits", over="prefix_cache_queries_total"),
+        ),
+    ),
+    Chart("Time to first token", "From submission.", "s", _quantiles("time_to_first_token_seconds")),
+    Chart("Time between tokens", "Of one request.", "s", _quantiles("inter_token_latency_seconds")),
+    Chart("Latency of a request", "From submission to the last token.", "s", _quantiles("e2e_request_latency_seconds")),
+    Chart("Time in the queue", "Before the prompt is read.", "s", _quantiles("request_queue_time_seconds")),
+    Chart(
+        "Time of prefill and decoding",
+        "Median.",
+        "s",
+        (
+            Line("quantile", "request_prefill_time_seconds", "prefill", q=0.5),
+            Line("quantile", "request_decode_time_seconds", "decoding", q=0.5),
+        ),
+    ),
+    Chart(
+        "Lengths",
+        "Tokens of prompts and answers, median.",
+        "short",
+        (
+            Line("quantile", "request_prompt_tokens", "prompt", q=0.5),
+            Line("quantile", "request_generation_tokens", "answer", q=0.5),
+        ),
+    ),
+    Chart("Tokens of a step", "Of the engine.", "short", _quantiles("iteration_tokens_total")),
+    Chart(
+        "Finished requests",
+        "A second, by reason.",
+        "reqps",
+        (Line("rate", "request_success_total", by=("finished_reason",)), Line("rate", "num_preemptions_total", "pre-empted")),
+    ),
+    Chart("HTTP answers", "A second, by status.", "reqps", (Line("rate", "http_requests_total", by=("status",)),)),
+    Chart("HTTP latency", "All routes.", "s", _quantiles("http_request_duration_seconds")),
+    Chart("Guardrails", "Decisions a second.", "reqps", (Line("rate", "guardrail_decisions_total", by=("action",)),)),
+    Chart("Behaviour", "Shares of recent exchanges.", "percentunit", (Line("gauge", "behaviour_rate", by=(*WHO, "measure")),)),
+    Chart(
+        "Languages",
+        "Shares of recent answers.",
+        "percentunit",
+        (Line("gauge", "behaviour_language_share", by=(*WHO, "language")),),
+    ),
+    Chart(
+        "Evidence of a change",
+        "1 is an alert. It moves with luck far below that.",
+        "short",
+        (Line("gauge", "behaviour_evidence", by=(*WHO, "stream")),),
+    ),
+    Chart(
+        "Drift",
+        "Population stability index against the reference; over 0.25 is a large change.",
+        "short",
+        (Line("gauge", "behaviour_psi", by=(*WHO, "stream")),),
+    ),
+    Chart("Alerts", "1 until the behaviour is accepted.", "short", (Line("gauge", "behaviour_alert", by=(*WHO, "stream")),)),
+    Chart("Canaries", "1 passed, 0 failed.", "short", (Line("gauge", "canary_passed", by=(*WHO, "canary")),)),
+    Chart("Feedback", "Ratings a second.", "reqps", (Line("rate", "feedback_total", by=("rating",)),)),
+    Chart(
+        "Monitor and store",
+        "A second: exchanges that were measured, stored, and left out by a busy server.",
+        "reqps",
+        (
+            Line("rate", "behaviour_exchanges_total", "measured"),
+            Line("rate", "store_exchanges_total", "stored"),
+            Line("rate", "monitor_dropped_total", "not measured"),
+            Line("rate", "store_dropped_total", "not stored"),
+        ),
+    ),
+)
+
+
+def promql(line: Line) -> str:
+    """Return the query of a line. $model_name and $__rate_interval are Grafana's variables."""
+
+    def series(metric: str) -> str:
+        return f'{PREFIX}{metric}{{model_name=~"$model_name"}}'
+
+    def grown(metric: str, by: Iterable[str]) -> str:
+        by = ", ".join(by)
+        return f"sum{f' by ({by})' if by else ''} (rate({series(metric)}[$__rate_interval]))"
+
+    if line.kind == "quantile":
+        return f"histogram_quantile({line.q:g}, {grown(f'{line.metric}_bucket', ('le', *line.by))})"
+    if line.kind == "rate":
+        return grown(line.metric, line.by)
+    if line.kind == "ratio":
+        return f"{grown(line.metric, line.by)} / {grown(line.over, line.by)}"
+    by = f" by ({', '.join(line.by)})" if line.by else ""
+    return f"{'sum' if line.kind == 'total' else 'max'}{by} ({series(line.metric)})"
+
+
+def values(line: Line, before: Reading, now: Reading, seconds: float) -> dict[str, float]:
+    """Return {label: value} of a line, from readings of the metrics `seconds` apart. What cannot be known is left out."""
+    if line.kind == "quantile":
+        found = {}
+        for key, buckets in _buckets(line, before, now).items():
+            if (value := quantile(buckets, line.q)) is not None:
+                found[_label(line, key)] = value
+        return found
+    if line.kind in ("rate", "ratio"):
+        grown = _grown(line.metric, line.by, before, now)
+        if line.kind == "rate":
+            return {_label(line, key): value / seconds for key, value in grown.items()}
+        over = _grown(line.over, line.by, before, now)
+        return {_label(line, key): value / over[key] for key, value in grown.items() if over.get(key)}
+    merged: dict[tuple, float] = {}
+    for (name, labels), value in now.items():
+        if name == PREFIX + line.metric:
+            key = _key(line.by, labels)
+            old = merged.get(key)
+            merged[key] = value if old is None else old + value if line.kind == "total" else max(old, value)
+    return {_label(line, key): value for key, value in merged.items()}
+
+
+def quantile(buckets: Mapping[float, float], q: float) -> float | None:
+    """Return the q-quantile of cumulative counts {upper bound: count} as Prometheus does: linear within a bucket."""
+    bounds = sorted(buckets)
+    if not bounds or buckets[bounds[-1]] <= 0:
+        return None
+    rank, low, below = q * buckets[bounds[-1]], 0.0, 0.0
+    for bound in bounds:
+        if buckets[bound] >= rank:
+            if math.isinf(bound):
+                return low
+            inside = buckets[bound] - below
+            return low + (bound - low) * ((rank - below) / inside if inside else 0.0)
+        low, below = bound, buckets[bound]
+    return low
+
+
+def reading(registry) -> dict[tuple[str, frozenset], float]:
+    """Return all samples of a registry of prometheus_client."""
+    return {(s.name, frozenset(s.labels.items())): s.value for family in registry.collect() for s in family.samples}
+
+
+def _grown(metric: str, by: tuple[str, ...], before: Reading, now: Reading) -> dict[tuple, float]:
+    grown: dict[tuple, float] = defaultdict(float)
+    for series, value in now.items():
+        if series[0] == PREFIX + metric:
+            grown[_key(by, series[1])] += max(0.0, value - before.get(series, 0.0))
+    return grown
+
+
+def _buckets(line: Line, before: Reading, now: Reading) -> dict[tuple, dict[float, float]]:
+    found: dict[tuple, dict[float, float]] = defaultdict(dict)
+    for key, value in _grown(f"{line.metric}_bucket", ("le", *line.by), before, now).items():
+        found[key[1:]][float(key[0])] = value
+    return found
+
+
+def _key(by: tuple[str, ...], labels: frozenset) -> tuple:
+    known = dict(labels)
+    return tuple(known.get(name, "") for name in by)
+
+
+def _label(line: Line, key: tuple) -> str:
+    return " ".join(filter(None, key)) or line.label or line.metric
+
+
+def grafana() -> dict[str, Any]:
+    """Return a dashboard of all charts, two in a row, as Grafana imports it."""
+    panels = []
+    for n, chart in enumerate(CHARTS):
+        targets = []
+        for at, line in enumerate(chart.lines):
+            legend = " ".join(f"{{{{{name}}}}}" for name in line.by) or line.label
+            targets.append({"refId": chr(ord("A") + at), "expr": promql(line), "legendFormat": legend, "datasource": SOURCE})
+        panels.append(
+            {
+                "id": n + 1,
+                "type": "timeseries",
+                "title": chart.title,
+                "description": chart.note,
+                "datasource": SOURCE,
+                "gridPos": {"h": 8, "w": 12, "x": 12 * (n % 2), "y": 8 * (n // 2)},
+                "fieldConfig": {"defaults": {"unit": chart.unit, "min": 0, "custom": {"fillOpacity": 8}}, "overrides": []},
+                "options": {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}},
+                "targets": targets,
+            }
+        )
+    variables = [
+        {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Data source"},
+        {
+            "name": "model_name",
+            "type": "query",
+            "label": "Model",
+            "datasource": SOURCE,
+            "query": f"label_values({PREFIX}num_requests_running, model_name)",
+            "includeAll": True,
+            "allValue": ".*",
+            "multi": True,
+            "refresh": 2,
+        },
+    ]
+    return {
+        "title": "lmcraft",
+        "uid": "lmcraft",
+        "schemaVersion": 39,
+        "tags": ["lmcraft"],
+        "time": {"from": "now-1h", "to": "now"},
+        "refresh": "10s",
+        "templating": {"list": variables},
+        "panels": panels,
+    }
+
+
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
+
+if __name__ == "__main__":
+    print(json.dumps(grafana(), indent=1))

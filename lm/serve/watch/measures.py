@@ -1,0 +1,111 @@
+"""Measure exchanges: the numbers, languages and words of a prompt and its answer that the monitor follows."""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import xxhash
+
+from data.filters.language import identify
+from lm.evals.coherence.repetition import split
+from lm.evals.judges.judges import GOES_ALONG
+from lm.evals.judges.refusals import is_refusal
+from lm.evals.judges.verdict import Judge
+from lm.infer.engine.request import Likely
+
+TOP = 5  # likeliest tokens of which the entropy is computed
+READ = 8192  # characters of a prompt and of an answer that are measured
+BUCKETS = 1 << 13  # of hashed words
+# Share of 4-grams that occurred before, from which an answer counts as repetitive: Gopher's limit for duplicate 5-grams of a
+# page (Rae et al. 2021, table A1).
+REPETITIVE = 0.15
+
+
+class Exchange(NamedTuple):
+    """A finished answer. tokens: of the answer. entropy: mean over its tokens in nats, None if unknown.
+
+    in_flagged, out_flagged: whether a rule of the guardrails found something in the prompt, and in the answer.
+    """
+
+    prompt: str
+    answer: str
+    prompt_tokens: int
+    tokens: int
+    entropy: float | None = None
+    in_flagged: bool = False
+    out_flagged: bool = False
+
+
+class Measures(NamedTuple):
+    """Measures of an exchange. None: does not apply, such as the language of an empty text.
+
+    refusal, unsafe: 0 or 1. repetition: share of the answer's 4-grams that occurred before. length, prompt_length: tokens.
+    entropy: nats a token. language, prompt_language: ISO 639 codes. words: distinct buckets of the words of both texts.
+    """
+
+    refusal: float | None = None
+    unsafe: float | None = None
+    repetition: float | None = None
+    length: float | None = None
+    prompt_length: float | None = None
+    entropy: float | None = None
+    language: str | None = None
+    prompt_language: str | None = None
+    words: tuple[int, ...] | None = None
+
+
+def measure(exchanges: Sequence[Exchange], judge: Judge | None = None) -> list[Measures]:
+    """Return the measures of exchanges.
+
+    An answer is unsafe if a rule flags it; or if `judge` calls it harmful; or, without a judge, if a rule flags the prompt and
+    the answer neither refuses nor is empty but begins as one that complies. A verdict "unknown" is no flag.
+    """
+    prompts, answers = [one.prompt[:READ] for one in exchanges], [one.answer[:READ] for one in exchanges]
+    languages, _ = identify([*prompts, *answers])
+    verdicts = judge(prompts, answers, [""] * len(exchanges)) if judge else [None] * len(exchanges)
+    found = []
+    for n, (one, verdict) in enumerate(zip(exchanges, verdicts, strict=True)):
+        refused = is_refusal(answers[n])
+        harmful = (
+            verdict.label == "harmful" if verdict else one.in_flagged and not refused and bool(GOES_ALONG.match(answers[n]))
+        )
+        words = split(answers[n])
+        found.append(
+            Measures(
+                refusal=float(refused),
+                unsafe=float(one.out_flagged or harmful),
+                repetition=repetition(words),
+                length=one.tokens,
+                prompt_length=one.prompt_tokens,
+                entropy=one.entropy,
+                language=str(languages[len(exchanges) + n]) if answers[n].strip() else None,
+                prompt_language=str(languages[n]) if prompts[n].strip() else None,
+                words=buckets([*split(prompts[n]), *words]),
+            )
+        )
+    return found
+
+
+def repetition(words: Sequence[str]) -> float | None:
+    """Return the share of 4-grams that occurred before: seq_repetition_4 of lm/evals/coherence/repetition.py."""
+    grams = list(zip(words, words[1:], words[2:], words[3:], strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else None
+
+
+def buckets(words: Sequence[str]) -> tuple[int, ...] | None:
+    """Return the distinct buckets of words, ascending."""
+    return tuple(sorted({xxhash.xxh3_64_intdigest(word.encode("utf-8", "replace")) % BUCKETS for word in set(words)})) or None
+
+
+def entropy(likely: Sequence[Likely]) -> float | None:
+    """Return the mean entropy over tokens in nats, −Σ p log p, over the TOP likeliest tokens and "any other token" as one.
+
+    It is a lower bound of the whole vocabulary's. None: no token reports TOP alternatives.
+    """
+    found = []
+    for one in likely:
+        if len(one.top) >= TOP:
+            logs = [value for _, value in one.top[:TOP]]
+            rest = max(0.0, 1 - sum(map(math.exp, logs)))
+            found.append(-sum(math.exp(log) * log for log in logs if log > -700) - (rest * math.log(rest) if rest else 0))
+    return sum(found) / len(found) if found else None
