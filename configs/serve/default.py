@@ -11,7 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.chat_template = placeholder(str)  # a Jinja file; none: the model's own
     config.batch = placeholder(str)  # OpenAI's batch file (JSON lines): answer it, write WORKDIR/results.jsonl, and end
 
-    config.host = "127.0.0.1"  # address to listen at; one that other machines reach needs auth.keys or auth.open
+    config.host = "127.0.0.1"  # address to listen at; one that other machines reach needs auth.key_file or auth.open
     config.port = 8000  # 0: any free port
     config.watch = 0.0  # seconds between two looks for a newer checkpoint in a training run's workdir; 0: none
     config.drain = 30.0  # seconds that running requests have to end after SIGTERM
@@ -43,7 +43,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.unread_tokens = 4096  # of a stream that its client does not read, before it is cancelled; at least 1
 
     config.auth = ml_collections.ConfigDict()
-    config.auth.keys = placeholder(str)  # file with lines NAME DIGEST; DIGEST is printf %s KEY | sha256sum; none: no keys
+    config.auth.key_file = placeholder(str)  # file with lines NAME DIGEST; DIGEST is printf %s KEY | sha256sum; none: no keys
     config.auth.open = False  # serve without keys at an address that other machines reach
     config.auth.per_minute = placeholder(int)  # requests a minute of each key or address; none: no limit on loopback, else 600
 

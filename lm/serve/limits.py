@@ -27,7 +27,9 @@ def read_keys(path: Path) -> dict[str, bytes]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"auth.keys={path}: {getattr(error, 'strerror', None) or 'not text'}; name a file of keys") from None
+        raise UserError(
+            f"auth.key_file={path}: {getattr(error, 'strerror', None) or 'not text'}; name a file of keys"
+        ) from None
     keys = {}
     for number, line in enumerate(lines, start=1):
         parts = line.partition("#")[0].split()
@@ -35,10 +37,10 @@ def read_keys(path: Path) -> dict[str, bytes]:
             continue
         if len(parts) != 2 or not re.fullmatch(r"[0-9a-fA-F]{64}", parts[1]) or parts[0] in keys:
             cure = "write lines NAME DIGEST, each name once, with DIGEST of: printf %s KEY | sha256sum"
-            raise UserError(f"auth.keys={path}: line {number} is no key; {cure}")
+            raise UserError(f"auth.key_file={path}: line {number} is no key; {cure}")
         keys[parts[0]] = bytes.fromhex(parts[1])
     if not keys:
-        raise UserError(f"auth.keys={path} has no key; without auth.keys the server asks for none")
+        raise UserError(f"auth.key_file={path} has no key; without auth.key_file the server asks for none")
     return keys
 
 

