@@ -52,7 +52,10 @@ def read(tokenizer: Tokenizer | None, prompts: Sequence[Any], template: str | No
 
 
 def read_chat(tokenizer: Tokenizer, messages: Messages, template: str | None = None, **extra: Any) -> Prompt:
-    """Return the prompt of a conversation up to the assistant's answer. extra: further variables, such as tools."""
+    """Return the prompt of a conversation up to the assistant's answer.
+
+    extra: more variables of the template, such as tools.
+    """
     ids = encode_chat(tokenizer, messages, template=template, add_generation_prompt=True, **extra).ids
     return Prompt(ids, True, _stops(tokenizer, template))
 

@@ -1,1 +1,1 @@
-"""Serve a model over HTTP: OpenAI's API over lm/infer/engine, text of tokens, limits, batch files, metrics, the monitor."""
+"""Serve a model over HTTP: OpenAI's API over lm/infer/engine, its pages, metrics, and the monitor of behaviour."""

@@ -1,0 +1,1 @@
+"""What the load generator asks, how it sends it, and the truth it keeps."""
