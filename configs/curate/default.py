@@ -100,8 +100,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.pii.public_ips_only = True
     # Countries whose phone numbers are found without a country code.
     config.pii.regions = tuple(
-        """US GB FR DE IT ES NL BE CH AT SE IE PL AU IN JP KR CN BR MX TR ZA PT DK NO FI CZ SK HU RO GR UA RU IL AE SA EG NG KE PK
-        BD TH VN ID MY PH SG HK TW NZ AR CL CO PE""".split()
+        """US GB FR DE IT ES NL BE CH AT SE IE PL AU IN JP KR CN BR MX TR ZA PT DK NO FI CZ SK HU RO GR UA RU IL AE SA EG NG KE
+        PK BD TH VN ID MY PH SG HK TW NZ AR CL CO PE""".split()
     )
 
     config.browse = ml_collections.ConfigDict()  # WORKDIR/browse.html, which shows documents with all their measures
