@@ -14,10 +14,10 @@ from typing import Any
 from lm.errors import UserError
 from lm.progress import progress
 from lm.saving import replacing
-from lm.serve import chat, completions
-from lm.serve.errors import ApiError, encoded
-from lm.serve.protocol import ChatRequest, CompletionRequest, decoded, parsed
-from lm.serve.service import Service
+from lm.serve.api import chat, completions
+from lm.serve.api.errors import ApiError, encoded
+from lm.serve.api.protocol import ChatRequest, CompletionRequest, decoded, parsed
+from lm.serve.api.service import Service
 
 ROUTES = {
     "/v1/completions": (CompletionRequest, completions.plan, completions.whole),

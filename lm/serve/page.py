@@ -11,7 +11,7 @@ import jinja2
 from fastapi import APIRouter
 from starlette.responses import Response
 
-from lm.serve.service import Service
+from lm.serve.api.service import Service
 
 HERE = Path(__file__).parent / "templates"
 TYPES = {".css": "text/css", ".js": "text/javascript"}

@@ -12,10 +12,10 @@ from fastapi import APIRouter, FastAPI
 
 from lm.errors import UserError
 from lm.serve import page
-from lm.serve.app import make_app
+from lm.serve.api.app import make_app
+from lm.serve.api.service import Service, newest_step
 from lm.serve.batch import answer_file
 from lm.serve.monitor import open_watch
-from lm.serve.service import Service, newest_step
 from lm.serve.settings import adapter_count, adapters_of, app_settings, limits_of, name_of
 from lm.serve.watch.settings import settings_of
 

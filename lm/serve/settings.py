@@ -9,10 +9,10 @@ from pathlib import Path
 
 from lm.errors import UserError
 from lm.inputs import check_model
-from lm.serve.adapters import NAME
-from lm.serve.app import Settings
-from lm.serve.limits import read_keys
-from lm.serve.service import Limits
+from lm.serve.api.adapters import NAME
+from lm.serve.api.app import Settings
+from lm.serve.api.limits import read_keys
+from lm.serve.api.service import Limits
 from lm.serve.watch.settings import settings_of
 from lm.train.values import MOST
 from lm.workdir import check_kind, check_record

@@ -14,8 +14,8 @@ from data.text.sentencepiece_tokenizer import train
 from lm.config import ModelConfig
 from lm.infer.engine.engine import Engine
 from lm.model.transformer import skeleton
-from lm.serve.app import Settings, make_app
-from lm.serve.service import Limits, Service
+from lm.serve.api.app import Settings, make_app
+from lm.serve.api.service import Limits, Service
 from tests.lm.examples import parameters
 
 TEXT = [

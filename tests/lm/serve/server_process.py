@@ -8,9 +8,9 @@ from pathlib import Path
 
 from configs.serve import default
 from data.text.tokenizer import load_tokenizer
-from lm.serve.app import make_app
+from lm.serve.api.app import make_app
+from lm.serve.api.service import Service, newest_step
 from lm.serve.run import bound, listen
-from lm.serve.service import Service, newest_step
 from tests.lm.serve.conftest import engine_of, model_of
 
 

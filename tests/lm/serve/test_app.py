@@ -16,9 +16,9 @@ from lm.align.safety.constitution import SHIPPED
 from lm.config import Adapter
 from lm.convert.peft import export_peft
 from lm.infer.engine.adapters import Slots
-from lm.serve.app import Settings
+from lm.serve.api.app import Settings
+from lm.serve.api.service import Limits, Service
 from lm.serve.monitor import open_watch
-from lm.serve.service import Limits, Service
 from lm.serve.store import connect
 from lm.serve.watch.settings import Settings as WatchSettings
 from tests.lm.serve.conftest import CONFIG, client_of, engine_of, held, model_of, serving, until

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from lm.errors import UserError
+from lm.serve.api.service import Service
 from lm.serve.batch import answer_file, read_requests, read_results
-from lm.serve.service import Service
 from tests.lm.serve.conftest import engine_of
 
 

@@ -8,9 +8,9 @@ import pytest
 
 from data.chat.conversations import Conversation, read_examples
 from lm.serve import page
-from lm.serve.app import Settings
+from lm.serve.api.app import Settings
+from lm.serve.api.service import Limits, Service
 from lm.serve.monitor import open_watch
-from lm.serve.service import Limits, Service
 from lm.serve.store import connect
 from lm.serve.watch.settings import Settings as WatchSettings
 from tests.lm.reports.browser import CHROMIUM, Browser

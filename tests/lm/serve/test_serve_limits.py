@@ -7,10 +7,10 @@ import openai
 import pytest
 
 from lm.errors import UserError
-from lm.serve.adapters import confined
-from lm.serve.app import Settings
-from lm.serve.errors import ApiError
-from lm.serve.limits import Rates, named, read_keys
+from lm.serve.api.adapters import confined
+from lm.serve.api.app import Settings
+from lm.serve.api.errors import ApiError
+from lm.serve.api.limits import Rates, named, read_keys
 from tests.lm.serve.conftest import client_of, serving
 
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from lm.infer.engine.request import Likely
-from lm.serve.text import TextStream, spelling
+from lm.serve.api.text import TextStream, spelling
 
 
 def stream(tokenizer, ids, sizes=(1,), over=True, **options):

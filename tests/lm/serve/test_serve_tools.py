@@ -5,7 +5,7 @@ import json
 import pytest
 
 from data.chat.template import render
-from lm.serve.tools import PLAIN, CallFormat, Calls, declared, format_of
+from lm.serve.api.tools import PLAIN, CallFormat, Calls, declared, format_of
 
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 HERMES = """{%- if tools %}<|system|>{% for tool in tools %}{{ tool | tojson }}{% endfor %}<|end|>{% endif %}

@@ -13,7 +13,7 @@ import llguidance
 import numpy as np
 
 from data.text.tokenizer import Tokenizer
-from lm.serve.errors import ApiError
+from lm.serve.api.errors import ApiError
 
 SIZE = 1 << 16  # characters of a grammar
 # Units of llguidance's work: at most about 0.5 s before the first token, and 0.2 s at each other one.

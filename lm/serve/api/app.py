@@ -11,12 +11,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import PlainTextResponse, Response
 
 from lm.errors import UserError
-from lm.serve import chat, completions
-from lm.serve.answers import Plan
-from lm.serve.errors import ApiError, json_response
-from lm.serve.limits import Gate, Rates
-from lm.serve.metrics import CountRequests
-from lm.serve.protocol import (
+from lm.serve.api import chat, completions
+from lm.serve.api.answers import Plan
+from lm.serve.api.errors import ApiError, json_response
+from lm.serve.api.limits import Gate, Rates
+from lm.serve.api.protocol import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
@@ -26,9 +25,10 @@ from lm.serve.protocol import (
     UnloadAdapter,
     reading,
 )
-from lm.serve.service import Service, describe
-from lm.serve.stream import EventStream, Gone, answer
-from lm.serve.text import spelling
+from lm.serve.api.service import Service, describe
+from lm.serve.api.stream import EventStream, Gone, answer
+from lm.serve.api.text import spelling
+from lm.serve.metrics import CountRequests
 
 log = logging.getLogger("lm.serve")
 

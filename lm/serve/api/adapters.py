@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from lm.serve.errors import ApiError
+from lm.serve.api.errors import ApiError
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

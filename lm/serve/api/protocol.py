@@ -11,7 +11,7 @@ import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 
-from lm.serve.errors import ApiError
+from lm.serve.api.errors import ApiError
 
 MOST_CHOICES, MOST_STOPS, STOP_LENGTH, MOST_LIKELY = 128, 16, 512, 20
 DEPTH = 64  # of nested lists and objects in a request

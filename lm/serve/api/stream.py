@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from lm.serve.errors import ApiError, encoded
+from lm.serve.api.errors import ApiError, encoded
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # proxies must not hold events back
 Result = TypeVar("Result")

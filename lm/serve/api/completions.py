@@ -6,7 +6,7 @@ from typing import Any
 
 from data.chat.messages import make_message
 from lm.infer.engine.request import Likely, Request
-from lm.serve.answers import (
+from lm.serve.api.answers import (
     Choice,
     Plan,
     choices_of,
@@ -20,10 +20,10 @@ from lm.serve.answers import (
     settings_of,
     usage,
 )
-from lm.serve.errors import ApiError
-from lm.serve.protocol import CompletionRequest
-from lm.serve.service import Service
-from lm.serve.text import TextStream, Token, spelling
+from lm.serve.api.errors import ApiError
+from lm.serve.api.protocol import CompletionRequest
+from lm.serve.api.service import Service
+from lm.serve.api.text import TextStream, Token, spelling
 
 
 def plan(service: Service, body: CompletionRequest, user: str) -> Plan:

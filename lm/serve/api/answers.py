@@ -11,13 +11,13 @@ import numpy as np
 
 from data.chat.messages import Messages
 from lm.infer.engine.request import Event, Likely, Request
-from lm.serve import grammar
-from lm.serve.errors import ApiError
-from lm.serve.protocol import Sampled
+from lm.serve.api import grammar
+from lm.serve.api.errors import ApiError
+from lm.serve.api.protocol import Sampled
+from lm.serve.api.service import Run, Service, timed_out
+from lm.serve.api.text import Piece, TextStream
+from lm.serve.api.tools import Call
 from lm.serve.seen import Seen
-from lm.serve.service import Run, Service, timed_out
-from lm.serve.text import Piece, TextStream
-from lm.serve.tools import Call
 
 LEAST = -9999.0  # nats, instead of −∞, which is not JSON
 

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lm.errors import UserError
-from lm.serve.errors import ApiError
+from lm.serve.api.errors import ApiError
 
 GUARDED = ("/v1/", "/tokenize", "/detokenize")
 MOST_USERS = 10_000  # whose rates are remembered

@@ -8,8 +8,8 @@ from data.chat.messages import Messages
 from lm.errors import UserError
 from lm.infer.engine.request import Request
 from lm.infer.prompts import Prompt, checked_messages, read_chat
-from lm.serve import grammar
-from lm.serve.answers import (
+from lm.serve.api import grammar
+from lm.serve.api.answers import (
     Choice,
     Plan,
     choices_of,
@@ -23,11 +23,11 @@ from lm.serve.answers import (
     settings_of,
     usage,
 )
-from lm.serve.errors import ApiError
-from lm.serve.protocol import ChatRequest, ToolChoice
-from lm.serve.service import Service
-from lm.serve.text import Token, spelling
-from lm.serve.tools import MOST_CALLS, Call, Calls, declared, forced
+from lm.serve.api.errors import ApiError
+from lm.serve.api.protocol import ChatRequest, ToolChoice
+from lm.serve.api.service import Service
+from lm.serve.api.text import Token, spelling
+from lm.serve.api.tools import MOST_CALLS, Call, Calls, declared, forced
 
 RESERVED = ("messages", "tools", "template", "add_generation_prompt", "tokenizer", "documents")
 

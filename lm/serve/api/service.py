@@ -15,11 +15,11 @@ from data.chat.template import end_of_turn
 from lm.errors import UserError
 from lm.infer.engine.request import Closed, Event, Full, Handle, Request
 from lm.infer.prompts import read_chat
-from lm.serve.adapters import confined
-from lm.serve.errors import ApiError
-from lm.serve.grammar import Grammars
+from lm.serve.api.adapters import confined
+from lm.serve.api.errors import ApiError
+from lm.serve.api.grammar import Grammars
+from lm.serve.api.tools import CallFormat, format_of
 from lm.serve.monitor import Watch
-from lm.serve.tools import CallFormat, format_of
 from lm.workdir import steps_saved
 
 BUSY = 1.0  # seconds after which a client may ask a full queue again

@@ -1,0 +1,1 @@
+"""OpenAI's API: requests, routes, the text of sampled tokens, tools, grammars and limits."""
