@@ -27,8 +27,18 @@ def replacing(path: Path, mode: str = "w", shared: bool = False) -> Iterator[IO]
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Add the file name to the error of a full disk, which has none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(file)
+        raise
+
+
 def write(path: Path, content: str | bytes) -> None:
-    with replacing(path, "wb", shared=True) as file:
+    with naming(path), replacing(path, "wb", shared=True) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 

@@ -1,9 +1,10 @@
-"""Import and export Hugging Face checkpoints and GGUF files, and quantize models.
+"""Import and export Hugging Face checkpoints and GGUF files, quantize models, and export their programs as StableHLO.
 
     python -m lm.convert import --from=HF_DIR --workdir=DIR [--mesh=fsdp=8]
     python -m lm.convert export --workdir=DIR --to=HF_DIR [--dtype=bfloat16 --max_shard_gb=5 --family=llama --merge]
     python -m lm.convert import --from=MODEL.gguf --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=MODEL.gguf [--dtype=q8_0 --merge]
+    python -m lm.convert export --from=MODEL --to=NAME.stablehlo [--batch=1 --length=1024 --prompt=512 --dtype=bfloat16 --merge]
     python -m lm.convert quantize --from=MODEL --workdir=DIR [--bits=8 --group=64 --targets=REGEX]
     python -m lm.convert import --from=PEFT_DIR --base=MODEL --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=PEFT_DIR --adapter [--base=HF_DIR]
@@ -23,6 +24,9 @@ model is imported from, and exported as, a sequence classifier with one label; a
 A PEFT adapter (adapter_config.json and adapter_model.safetensors) is imported together with its base. The workdir then works
 with lm.load, lm.generate and --config.init_from, and export --merge merges the adapter. export --adapter writes the adapter
 alone, for PeftModel.from_pretrained(base, PEFT_DIR) or vLLM.
+
+export --to=NAME.stablehlo reads any model. It writes a folder with two programs, prefill and decode, as StableHLO for cpu, tpu
+and cuda, their weights, and a manifest: for runtimes that do not have this code (docs/convert.md).
 
 "quantize" reads any model and writes a workdir whose weights are integers of 8 or 4 bits with scales (docs/adapt.md). It works
 like any other model here. To give it to llama.cpp, export the model itself with --dtype=q8_0 instead.
@@ -48,13 +52,17 @@ flags.DEFINE_string("workdir", None, "A workdir: a new one for import and quanti
 flags.DEFINE_string(
     "from",
     None,
-    "import: a Hugging Face folder (config.json and safetensors), a GGUF file, or a PEFT adapter. quantize: any model.",
+    "import: a Hugging Face folder (config.json and safetensors), a GGUF file, or a PEFT adapter. quantize, and export to "
+    "StableHLO: any model.",
 )
 flags.DEFINE_string(
     "mesh", "fsdp=-1", "import, quantize: mesh axes to shard over, such as fsdp=4,tensor=2; -1: the remaining devices."
 )
 flags.DEFINE_string(
-    "to", None, "export: a new folder for the Hugging Face checkpoint or the PEFT adapter, or a new file NAME.gguf."
+    "to",
+    None,
+    "export: a new folder for the Hugging Face checkpoint or the PEFT adapter, a new file NAME.gguf, or a new folder "
+    "NAME.stablehlo.",
 )
 flags.DEFINE_bool("adapter", False, "export: only the adapter, in PEFT's format.")
 flags.DEFINE_string(
@@ -69,19 +77,39 @@ flags.DEFINE_enum(
     "dtype",
     "as-is",
     list(dict.fromkeys([*HF_DTYPES, *GGUF_DTYPES])),
-    f"export: the tensors' dtype, {', '.join(HF_DTYPES)}; of a GGUF file {', '.join(GGUF_DTYPES)}. as-is: the stored dtype.",
+    f"export: the tensors' dtype, {', '.join(HF_DTYPES)}; of a GGUF file {', '.join(GGUF_DTYPES)}. as-is: the stored dtype. "
+    "To StableHLO: of products, matrices and cache; as-is: the model's.",
 )
 flags.DEFINE_float("max_shard_gb", 5.0, "export: maximum size of a file in 10⁹ bytes.", lower_bound=1e-6)
 flags.DEFINE_string("family", None, "export: the model_type; none: that of the import or the base, or the first that fits.")
 flags.DEFINE_bool("merge", False, "export: merge an adapter into its weights, and dequantize quantised weights.")
+flags.DEFINE_integer("batch", 1, "export to StableHLO: rows.", lower_bound=1, upper_bound=1 << 16)
+flags.DEFINE_integer("length", 1024, "export to StableHLO: cache slots of a row.", lower_bound=2, upper_bound=1 << 24)
+flags.DEFINE_integer(
+    "prompt", 0, "export to StableHLO: slots that prefill fills; 0: half of --length.", lower_bound=0, upper_bound=1 << 24
+)
 flags.DEFINE_enum("bits", "8", ["8", "4"], "quantize: bits of a weight.")
 flags.DEFINE_integer("group", 0, "quantize: inputs that share a scale; 0: all of an output's.", lower_bound=0)
 flags.DEFINE_string("targets", ".*", "quantize: the matrices, a regular expression of their names (docs/adapt.md).")
-COMMANDS = {
-    "import": ("from", "base", "mesh"),
-    "quantize": ("from", "mesh", "bits", "group", "targets"),
-    "export": ("to", "dtype", "max_shard_gb", "family", "merge", "adapter", "base"),
+COMMANDS = ("import", "quantize", "export")
+# What each takes. The first two are required: what is read, and what is written. `_case` tells the exports apart.
+TAKES = {
+    "import": ("from", "workdir", "base", "mesh"),
+    "quantize": ("from", "workdir", "mesh", "bits", "group", "targets"),
+    "export without --adapter": ("workdir", "to", "dtype", "max_shard_gb", "family", "merge", "adapter"),
+    "export --adapter": ("workdir", "to", "family", "adapter", "base"),
+    "export to StableHLO": ("from", "to", "batch", "length", "prompt", "dtype", "max_shard_gb", "merge"),
 }
+ALL = tuple(dict.fromkeys(name for names in TAKES.values() for name in names))
+STABLEHLO = ".stablehlo"  # the ending of --to
+
+
+def _case(command: str) -> str:
+    if command != "export":
+        return command
+    if Path(FLAGS.to or "").suffix == STABLEHLO:
+        return "export to StableHLO"
+    return "export --adapter" if FLAGS.adapter else "export without --adapter"
 
 
 def main() -> None:
@@ -89,59 +117,59 @@ def main() -> None:
     if command not in COMMANDS:
         raise UserError(f"{command or 'nothing'} is none of {', '.join(COMMANDS)}; --help lists the commands")
     cli.parse_flags([sys.argv[0], *sys.argv[2:]])
-    useless, case = {name for names in COMMANDS.values() for name in names} - {*COMMANDS[command]}, command
-    if command == "export":
-        useless |= {"dtype", "max_shard_gb", "merge"} if FLAGS.adapter else {"base"}
-        case = "export --adapter" if FLAGS.adapter else "export without --adapter"
-    for name in sorted(useless):
-        if FLAGS[name].present:
-            raise UserError(f"--{name} means nothing to {case}; --help lists the flags")
-    other = COMMANDS[command][0]
-    for name in (other, "workdir"):
+    case = _case(command)
+    named = TAKES[case]
+    for name in ALL:
+        if name not in named and FLAGS[name].present:
+            raise UserError(f"--{name} means nothing to {case}, which takes {', '.join(f'--{one}' for one in named)}")
+    for name in named[:2]:
         if not FLAGS[name].value:
             raise UserError(f"--{name} is missing; --help lists the flags")
     compile_cache.switch_on()
-    workdir, folder = (Path(FLAGS[name].value).absolute() for name in ("workdir", other))
-    read = workdir if command == "export" else folder
+    read, to = (Path(FLAGS[name].value).absolute() for name in named[:2])
     if command == "export":
-        _check_dtype(folder)
-    if not read.is_dir() and not (command != "export" and read.suffix == SUFFIX and read.is_file()):
-        raise UserError(no_model(FLAGS[other if read is folder else "workdir"].value))
+        _check_dtype(to)
+    if not read.is_dir() and not (named[0] == "from" and read.suffix == SUFFIX and read.is_file()):
+        raise UserError(no_model(FLAGS[named[0]].value))
     if command == "import":
         from lm.convert.peft import is_adapter  # imports JAX, so only after the flags are checked
         from lm.convert.to_workdir import adapter_to_workdir, to_workdir
         from lm.parallel.mesh import make_mesh
 
         mesh = make_mesh(mesh_sizes(FLAGS.mesh))
-        if FLAGS.base or is_adapter(folder):
-            adapter_to_workdir(folder, FLAGS.base, workdir, mesh)
+        if FLAGS.base or is_adapter(read):
+            adapter_to_workdir(read, FLAGS.base, to, mesh)
         else:
-            to_workdir(folder, workdir, mesh)
-        if not has_tokenizer(workdir):
-            print(f"{folder} has no tokenizer: copy one into {workdir} before you generate text")
+            to_workdir(read, to, mesh)
+        if not has_tokenizer(to):
+            print(f"{read} has no tokenizer: copy one into {to} before you generate text")
     elif command == "quantize":
         from lm.config import Quantization
         from lm.convert.to_workdir import quantized_to_workdir
         from lm.parallel.mesh import make_mesh
 
         quantization = Quantization(bits=int(FLAGS.bits), group=FLAGS.group, targets=FLAGS.targets)
-        before, after = quantized_to_workdir(folder, workdir, quantization, make_mesh(mesh_sizes(FLAGS.mesh)))
-        print(f"{before / 1e6:,.1f} MB became {after / 1e6:,.1f} MB in {workdir}")
-    elif folder.suffix == SUFFIX:
+        before, after = quantized_to_workdir(read, to, quantization, make_mesh(mesh_sizes(FLAGS.mesh)))
+        print(f"{before / 1e6:,.1f} MB became {after / 1e6:,.1f} MB in {to}")
+    elif to.suffix == STABLEHLO:
+        from lm.convert.to_stablehlo import PLATFORMS, to_stablehlo
+
+        sizes = {"batch": FLAGS.batch, "length": FLAGS.length, "prompt": FLAGS.prompt}
+        to_stablehlo(read, to, **sizes, dtype=FLAGS.dtype, max_shard_gb=FLAGS.max_shard_gb, merge=FLAGS.merge)
+        print(f"{to} is written: prefill and decode for {', '.join(PLATFORMS)}; docs/convert.md shows a reader")
+    elif to.suffix == SUFFIX:
         from lm.convert.to_gguf import to_gguf
 
-        beside = to_gguf(workdir, folder, dtype=FLAGS.dtype, family=FLAGS.family, merge=FLAGS.merge)
-        print(f"{folder} is written. In Ollama: ollama create NAME -f {beside}; in llama.cpp: llama-cli -m {folder}")
+        beside = to_gguf(read, to, dtype=FLAGS.dtype, family=FLAGS.family, merge=FLAGS.merge)
+        print(f"{to} is written. In Ollama: ollama create NAME -f {beside}; in llama.cpp: llama-cli -m {to}")
     elif FLAGS.adapter:
         from lm.convert.to_published import to_adapter
 
-        to_adapter(workdir, folder, base=FLAGS.base, family=FLAGS.family)
+        to_adapter(read, to, base=FLAGS.base, family=FLAGS.family)
     else:
         from lm.convert.to_published import to_published
 
-        to_published(
-            workdir, folder, dtype=FLAGS.dtype, max_shard_gb=FLAGS.max_shard_gb, family=FLAGS.family, merge=FLAGS.merge
-        )
+        to_published(read, to, dtype=FLAGS.dtype, max_shard_gb=FLAGS.max_shard_gb, family=FLAGS.family, merge=FLAGS.merge)
 
 
 def _check_dtype(to: Path) -> None:
@@ -173,8 +201,7 @@ if __name__ == "__main__":
     if cli.wants_help(sys.argv):
         from lm.convert.families import FAMILIES
 
-        names = dict.fromkeys(("workdir", *(name for command in COMMANDS.values() for name in command)))
-        shown = (f"--{name}: {FLAGS[name].help}" + f" ({FLAGS[name].default})" * bool(FLAGS[name].default) for name in names)
+        shown = (f"--{name}: {FLAGS[name].help}" + f" ({FLAGS[name].default})" * bool(FLAGS[name].default) for name in ALL)
         print("\n".join([__doc__.replace("FAMILIES", ", ".join(FAMILIES)), *shown]))
     else:
         cli.guard(main)

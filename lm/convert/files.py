@@ -6,12 +6,11 @@ library (0.8) gives NumPy no float8, copies at a tenth of the speed or maps file
 resident, and writes only what it is given whole. Here a tensor is read into memory of its own and written to its place.
 """
 
-import contextlib
 import json
 import math
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from lm.errors import UserError
+from lm.saving import naming
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {
@@ -134,7 +134,7 @@ def lay_out(folder: Path, tensors: Iterable[Planned], shard_bytes: int) -> dict[
 def write(place: Tensor, values: np.ndarray) -> None:
     """Write a tensor to its place from `lay_out`."""
     assert values.shape == place.shape and values.dtype == place.dtype
-    with _named(place.file), open(place.file, "r+b", buffering=0) as file:
+    with naming(place.file), open(place.file, "r+b", buffering=0) as file:
         file.seek(place.begin)
         left = memoryview(np.ascontiguousarray(values).reshape(-1).view(np.uint8))
         while left:  # one call writes 2 GiB at most
@@ -151,16 +151,6 @@ def read_json(file: Path) -> dict:
     return value
 
 
-@contextlib.contextmanager
-def _named(file: Path) -> Iterator[None]:
-    """Add the file name to the error of a full disk, which has none."""
-    try:
-        yield
-    except OSError as error:
-        error.filename = error.filename or str(file)
-        raise
-
-
 def make_file(file: Path, tensors: list[Planned]) -> dict[str, Tensor]:
     # Widest dtype first, so that each tensor is aligned to its item size.
     ordered = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)
@@ -172,7 +162,7 @@ def make_file(file: Path, tensors: list[Planned]) -> dict[str, Tensor]:
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     start = 8 + len(text)
-    with _named(file), open(file, "wb") as out:
+    with naming(file), open(file, "wb") as out:
         out.write(struct.pack("<Q", len(text)) + text)
         out.flush()
         if hasattr(os, "posix_fallocate"):  # a full disk fails here, before the work begins

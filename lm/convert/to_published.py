@@ -179,13 +179,17 @@ def unmerged(workdir: Path, config: ModelConfig, checkpoints: Checkpoints, step:
 def merged(workdir: Path, before: bool) -> Arrays:
     """Return the arrays with adapters merged and weights dequantized, computed in float32. before: with the base's dtypes."""
     source = open_source(workdir)
-    params = on_first_device(source)
-    params = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
-    config, params = lora.merge(source.config, params, dequantize=bool(source.config.quantization.bits))
+    config, params = merged_params(source.config, on_first_device(source))
     leaves = named(plain(params))
     started = stored_before(workdir, source) if before else {}
     dtypes = {name: np.dtype(started.get(name, x).dtype) for name, x in leaves.items()}
     return Arrays(config, dtypes, lambda names: {name: np.asarray(leaves[name]).astype(dtypes[name]) for name in names})
+
+
+def merged_params(config: ModelConfig, params: nnx.State) -> tuple[ModelConfig, nnx.State]:
+    """Return the model in float32, with adapters merged and weights dequantized."""
+    params = jax.tree.map(lambda x: x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x, params)
+    return lora.merge(config, params, dequantize=bool(config.quantization.bits))
 
 
 def stored_before(workdir: Path, source: Source) -> dict[str, jax.ShapeDtypeStruct]:

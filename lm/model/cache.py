@@ -73,7 +73,10 @@ def _kept_dtype(dtype) -> jnp.dtype:
 
 
 def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: str = "", repeats: tuple[int, ...] = ()) -> Cache:
-    """Return a cache of zeros for one layer, or for n layers with repeats=(n,). dtype: "" or "int8"."""
+    """Return a cache of zeros for one layer, or for n layers with repeats=(n,).
+
+    dtype: "" for that of `cache_dtype`, "int8", or the name of a float type.
+    """
     shapes = {name: (*repeats, batch, heads, slots, size) for name, (heads, size) in cache_shapes(config).items()}
     where = cache_spec(config, "batch", len(repeats))
 
@@ -86,7 +89,7 @@ def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: str = "", re
 
 
 def empty_state(config: ModelConfig, batch: int, slots: int, cache_dtype: str = "") -> DecodeState:
-    """Return a decode state with `slots` free slots for `batch` rows. cache_dtype: "" for the compute dtype, or "int8"."""
+    """Return a decode state with `slots` free slots for `batch` rows. cache_dtype: as the dtype of `empty_cache`."""
 
     def caches(repeats: int):
         if config.scan_layers:

@@ -79,8 +79,8 @@ def start(command: list[str], **variables: str) -> subprocess.Popen:
 
 
 def said_by(command: list[str]) -> Path:
-    workdir = next(arg.removeprefix("--workdir=") for arg in command if arg.startswith("--workdir="))
-    return Path(workdir + ".stderr")
+    named = dict(arg.removeprefix("--").partition("=")[::2] for arg in command)
+    return Path((named.get("workdir") or named["to"]) + ".stderr")
 
 
 def wait(process: subprocess.Popen, condition) -> bool:
