@@ -170,7 +170,8 @@ def test_probabilities_of_tokens(opened):
     spans = opened.run("[...document.querySelectorAll('.tokens span')].map(span => span.textContent)")
     assert "".join(spans) == content and 1 < len(spans) <= 12
     place = opened.run(
-        "(() => { const box = document.querySelector('.tokens span').getClientRects()[0]; return [box.left + 1, box.top + 9]; })()"
+        "(() => { const box = document.querySelector('.tokens span').getClientRects()[0];"
+        " return [box.left + 1, box.top + 9]; })()"
     )
     opened.hover(*place)
     rows = see(opened, "[...document.querySelectorAll('#tip tbody tr')].map(row => [row.className, row.lastChild.textContent])")
