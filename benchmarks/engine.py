@@ -3,11 +3,12 @@
 python -m benchmarks.engine --checkpoint=FOLDER [--folder=engine-benchmark --rounds=3 --cores=1,2 --only=lmcraft/int8,...]
 
 FOLDER is a Hugging Face folder, such as SmolLM2-135M-Instruct. It is exported to GGUF files for llama.cpp, in --folder.
-Two loads:
+Three loads:
 
     one   a request of 32 tokens alone. Seconds of a token are the difference between 72 and 8 new tokens, over 64
     many  32 requests at once, prompts of 16-128 tokens, answers of 32-96. Tokens a second count only the tokens asked for, over
           all the time, prompts included. llama.cpp has a slot for each; transformers has one batch, padded on the left
+    turns six of these requests, one after another
 
 Each competitor runs in a process of its own that is pinned to so many cores, in turns. Figures are medians over all rounds.
 Memory is the largest resident set of the process. The floor is the time to read each weight once (4, 2, 1 or half a byte,
@@ -34,8 +35,15 @@ KINDS = {  # bytes of a weight, without scales
     "hf": {"float32": 4, "bfloat16": 2},
 }
 PEER = {"bfloat16": "bf16", "int8": "q8_0", "int4": "q4_0"}  # of ours in llama.cpp
-SHORT, LONG, PROMPT, MANY = 8, 72, 32, 32
-TARGETS = {"one over llama.cpp": 0.8, "many over llama.cpp": 1.0, "one over hf": 3.0, "many over hf": 4.0, "many over one": 6.0}
+SHORT, LONG, PROMPT, MANY, TURNS = 8, 72, 32, 32, 6
+LOADS = ("one", "turns", "many")
+TARGETS = {
+    "one over llama.cpp": 0.8,
+    "many over llama.cpp": 1.0,
+    "one over hf": 3.0,
+    "many over hf": 4.0,
+    "many over turns": 6.0,
+}
 
 
 def main() -> None:
@@ -44,7 +52,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("engine-benchmark"))
     parser.add_argument("--rounds", type=int, default=3, help="turns of each competitor")
     parser.add_argument("--cores", default="1", help="numbers of cores, such as 1,2")
-    parser.add_argument("--loads", default="one,many")
+    parser.add_argument("--loads", default="one,turns,many")
     parser.add_argument("--only", default="", help="competitors, such as lmcraft/int8,llama.cpp/q8_0")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no turn that would end later than this")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -136,10 +144,15 @@ def worked(peer: str, dtype: str, options) -> list[float]:
     if options.loads == "one":
         answer(requests("one", 99)[:1])
         return [alone(answer, seed) for seed in range(3)]
-    few = [(prompt, 2) for prompt, _ in requests("many", 99)]
-    answer(few)
     asked = requests("many", 0)
-    return [sum(count for _, count in asked) / timed(answer, asked)]
+    if options.loads == "turns":
+        answer(requests("one", 99))
+        asked = asked[:TURNS]
+        seconds = sum(timed(answer, [one]) for one in asked)
+    else:
+        answer([(prompt, 2 + n // 2) for n, (prompt, _) in enumerate(requests("many", 99))])  # batches of all sizes
+        seconds = timed(answer, asked)
+    return [sum(count for _, count in asked) / seconds]
 
 
 def alone(answer, seed: int) -> float:
@@ -270,7 +283,7 @@ def weights(checkpoint: Path) -> int:
 
 
 def summary(turns: list[dict], count: int) -> dict:
-    """Return {cores: {"bandwidth": GB/s, "peers": {kind: {"one", "many": tokens/s, "floor": share, "gib"}}, "ratios"}}."""
+    """Return {cores: {"bandwidth": GB/s, "peers": {kind: {load: tokens/s, "floor": share, "gib"}}, "ratios"}}."""
     found = {}
     for cores in sorted({turn["cores"] for turn in turns}):
         here = [turn for turn in turns if turn["cores"] == cores]
@@ -286,10 +299,9 @@ def summary(turns: list[dict], count: int) -> dict:
                 memory = {turn["load"]: turn["memory"] for turn in here if turn["kind"] == kind}
                 if not memory:
                     continue
-                one, many = rate(kind, "one"), rate(kind, "many")
+                one = rate(kind, "one")
                 peers[kind] = {
-                    "one": one and round(one, 1),
-                    "many": many and round(many, 1),
+                    **{load: round(rate(kind, load) or 0, 1) for load in LOADS},
                     "floor": one and speed and round(one * size * count / speed, 3),
                     "gib": {load: round(value / 2**30, 2) for load, value in memory.items()},
                 }
@@ -312,8 +324,8 @@ def ratios(peers: dict[str, dict]) -> dict[str, dict[str, float]]:
             for name, rates in others.items():
                 if mine[load] and any(rates):
                     values[f"{load} over {name}"] = round(mine[load] / max(filter(None, rates)), 2)
-        if mine["one"] and mine["many"]:
-            values["many over one"] = round(mine["many"] / mine["one"], 2)
+        if mine["turns"] and mine["many"]:
+            values["many over turns"] = round(mine["many"] / mine["turns"], 2)
         found[dtype] = values
     return found
 
@@ -321,12 +333,10 @@ def ratios(peers: dict[str, dict]) -> dict[str, dict[str, float]]:
 def table(found: dict) -> str:
     lines = []
     for cores, here in found.items():
-        lines += [
-            f"{cores} core(s), {here['bandwidth']} GB/s",
-            f"{'':20}{'one':>8}{'many':>8}{'floor':>8}{'GiB one':>9}{'many':>7}",
-        ]
+        lines.append(f"{cores} core(s), {here['bandwidth']} GB/s; tokens/s of each load, share of the floor, GiB in each load")
+        lines.append(" " * 20 + "".join(f"{name:>8}" for name in (*LOADS, "floor", *LOADS)))
         for kind, entry in here["peers"].items():
-            shown = [entry["one"], entry["many"], entry["floor"], *(entry["gib"].get(load) for load in ("one", "many"))]
+            shown = [*(entry[load] for load in LOADS), entry["floor"], *(entry["gib"].get(load) for load in LOADS)]
             lines.append(f"{kind:20}" + "".join(f"{value or '-':>8}" for value in shown))
         for dtype, values in here["ratios"].items():
             marks = (f"{name} {value}{'' if value >= TARGETS[name] else ' (below)'}" for name, value in values.items())

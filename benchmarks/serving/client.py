@@ -73,7 +73,7 @@ class Client:
                 if ask.leave_chunks and found.events >= ask.leave_chunks:
                     found.left = True
                     return
-                if ask.pause:
+                if ask.pause and found.events == 1:
                     await asyncio.sleep(ask.pause)
             found.error = found.error or "the stream ended without [DONE]"
 

@@ -19,7 +19,7 @@ class Ask:
 
     kind: for the counts. content: the body's bytes. expected: statuses that are right; 0: no answer. stream: read events.
     leave_chunks: close the connection after so many events; 0: never. leave_seconds: the same after so long; 0: never.
-    pause: seconds between two reads of a slow reader. half: send half of the body, and close.
+    pause: seconds in which a slow reader does not read, after its first event. half: send half of the body, and close.
     prompt, most: as in the body, for checks.
     """
 

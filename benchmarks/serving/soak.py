@@ -29,6 +29,7 @@ SHARE, LEAST = 0.05, 64 << 20  # memory may grow by this share, or by so many by
 QUIET = 90.0  # seconds in which the server must have forgotten all requests
 # Of our own server in a soak: a short queue and impatience, so that it comes to 429, and to the end of slow readers.
 FLAGS = ("--config.queue=64", "--config.unread_tokens=64", "--config.read_seconds=20", "--config.body_bytes=262144")
+PAUSE = 45.0  # seconds in which a slow reader reads nothing
 TOO_LARGE = 300_000  # bytes; vLLM and llama.cpp have no limit near it
 BUSY = frozenset({200, 429, 503})
 GOOD_KINDS = {"greedy": 8, "greedy whole": 3, "sampled": 2, "chat": 3, "choices": 1, "likely": 1, "regex": 1}  # shares
@@ -95,7 +96,7 @@ def rude(draw: random.Random, target: Target, text: list[str], markers: set[str]
         (8, lambda: one("leaves", {"model": model, "prompt": prompt(), **long}, usual, stream=True, leave_chunks=3)),
         (4, lambda: one("leaves early", {"model": model, "prompt": prompt(), **long}, usual, stream=True, leave_seconds=0.3)),
         (2, lambda: one("half a request", short(), (), half=True)),
-        (2, lambda: one("slow", {"model": model, "prompt": prompt(), **long, "logprobs": 5}, usual, stream=True, pause=0.5)),
+        (2, lambda: one("slow", {"model": model, "prompt": prompt(), **long, "logprobs": 20}, usual, stream=True, pause=PAUSE)),
         (2, lambda: one("not JSON", b'{"prompt": ', (400,))),
         (1, lambda: one("not UTF-8", b'{"prompt": "\xff\xfe"}', (400,))),
         (2, lambda: one("wrong type", short() | {"max_tokens": "many"}, (400, 422))),
@@ -157,6 +158,8 @@ async def soak(url: str, pid: int, target: Target, minutes: float, seed: int) ->
                 last = time.monotonic()
                 tell(f"{len(outcomes)} of {len(times)} requests, {dict(known.statuses)}, {len(known.wrong)} wrong")
         after = await settled(client)
+        if target.ours:
+            checks.append(("mixed load", [truth.Check("requests refused with 429", known.statuses[429], 1, len(outcomes))]))
         checks.append(("mixed load", known.against(before, after) + truth.idle(after)))
         if watch and (samples := watch.stop()):
             checks.append(("memory", [truth.memory(*growth(samples), SHARE, LEAST)]))
