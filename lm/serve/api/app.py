@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import PlainTextResponse, Response
 
 from lm.errors import UserError
@@ -54,7 +55,8 @@ def make_app(service: Service, settings: Settings = Settings(), routers: Iterabl
         app.include_router(router)
     app.add_exception_handler(ApiError, lambda request, error: error.response())
     app.add_exception_handler(UserError, lambda request, error: ApiError(400, str(error)).response())
-    app.add_exception_handler(Gone, lambda request, error: Response(status_code=499))
+    for gone in (Gone, ClientDisconnect):  # the second while the body was read
+        app.add_exception_handler(gone, lambda request, error: Response(status_code=499))
     app.add_exception_handler(HTTPException, _plain)
     app.add_exception_handler(Exception, _failed)
     app.add_middleware(

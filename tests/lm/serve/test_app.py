@@ -1,5 +1,6 @@
 """The other routes, errors, and what happens when clients leave, read slowly, or the server stops."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -16,7 +17,7 @@ from lm.align.safety.constitution import SHIPPED
 from lm.config import Adapter
 from lm.convert.peft import export_peft
 from lm.infer.engine.adapters import Slots
-from lm.serve.api.app import Settings
+from lm.serve.api.app import Settings, make_app
 from lm.serve.api.service import Limits, Service
 from lm.serve.monitor import open_watch
 from lm.serve.store import connect
@@ -114,6 +115,22 @@ def test_a_client_that_leaves_cancels_its_request(own, stream):
             until(lambda: own.stats().generation_tokens > 2)
         until(lambda: own.stats().finished.get("cancelled") == 1)
         assert own.stats().running == 0
+
+
+def test_half_a_request_is_no_fault_of_the_server(own):
+    head = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [(b"content-type", b"application/json")]}
+    came = iter([{"type": "http.request", "body": b'{"pro', "more_body": True}, {"type": "http.disconnect"}])
+    sent = []
+
+    async def receive():
+        return next(came, {"type": "http.disconnect"})
+
+    async def send(message):
+        sent.append(message)
+
+    app = make_app(Service(own, "tiny"))
+    asyncio.run(app(head | {"query_string": b"", "client": ("127.0.0.1", 1)}, receive, send))
+    assert sent[0]["status"] == 499
 
 
 def test_a_client_that_leaves_the_queue_is_forgotten(own):
