@@ -23,7 +23,7 @@ from lm.infer.engine.results import advance
 from lm.infer.engine.room import affordable
 from lm.infer.engine.schedule import Part, Schedule
 from lm.infer.engine.sequence import Sequence
-from lm.infer.engine.step import Laid, drawn, forward, lay_out, program, sizes, warm_draws
+from lm.infer.engine.step import Laid, drawn, forward, lay_out, logits_of, program, sizes, warm_draws
 from lm.infer.engine.weights import Weights, weights_of, with_adapters
 from lm.infer.load import load_model
 from lm.model.pages import empty_layers
@@ -209,11 +209,10 @@ class Engine:
         """Compile all steps, or load them from the compile cache. Without it each is compiled when it is first needed."""
 
         def change() -> None:
-            for size in self._sizes:
-                logits_SV = self._forward(
-                    lay_out([], self._blocks.size, self._tables_RN, (size,)), np.zeros(size, np.int32) - 1
-                )
-                warm_draws(logits_SV, self._known())
+            for B in self._sizes:
+                for S in logits_of(B, self._sizes):
+                    laid = lay_out([], self._blocks.size, self._tables_RN, (B,))._replace(at_S=np.zeros(S, np.int32))
+                    warm_draws(self._forward(laid, laid.slots_B), self._known())
 
         self._do(change)
 

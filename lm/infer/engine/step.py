@@ -69,6 +69,11 @@ def fitting(n: int, sizes: List[int]) -> int:
     return next(size for size in sizes if size >= n)
 
 
+def logits_of(B: int, sizes: List[int]) -> tuple[int, ...]:
+    """Return how many logits a step of B tokens can have: as many, and for the largest step also as the next smaller one."""
+    return (sizes[-2], B) if B == sizes[-1] and len(sizes) > 1 else (B,)
+
+
 class Laid(NamedTuple):
     """A step's arguments.
 
@@ -108,7 +113,7 @@ def lay_out(parts: List[Part], size: int, tables_RN: np.ndarray, sizes: List[int
         if compiled("attention")
         else padded_to_power(max((len(p.sequence.blocks) for p in parts), default=1))
     )
-    at_S = np.zeros(fitting(max(1, len(at)), sizes), np.int32)
+    at_S = np.zeros(next(S for S in logits_of(B, sizes) if S >= len(at)), np.int32)
     at_S[: len(at)] = at
     return Laid(tokens_B, PageTable(tables_RN[:, :columns].copy(), row_B, place_B, slot_B, length_B), at_S, slots_B, draws)
 

@@ -14,6 +14,7 @@ from lm.errors import UserError
 from lm.infer.engine.adapters import Slots
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.request import Closed, Full, Request
+from lm.infer.engine.step import forward
 from lm.model.transformer import skeleton
 from tests.lm.examples import parameters
 
@@ -199,4 +200,13 @@ def test_each_request_has_its_own_adapter(model, tmp_path):
         engine.generate(requests[1])
     engine.load_adapter("first", tmp_path / "second")
     assert engine.generate(requests[1]) == wanted["second"]
+    engine.close()
+
+
+def test_after_warming_no_step_compiles(model):
+    engine = Engine(model, None, rows=8, budget=32, pages=64, page=4)
+    engine.warm()
+    known = forward._cache_size()
+    engine.generate_all([Request(tuple(range(1, 1 + n)), 9, temperature=t) for n in (1, 5, 30, 17, 40) for t in (0.0, 1.0)])
+    assert forward._cache_size() == known
     engine.close()
