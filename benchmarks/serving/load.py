@@ -20,7 +20,7 @@ class Ask:
     kind: for the counts. content: the body's bytes. expected: statuses that are right; 0: no answer. stream: read events.
     leave_chunks: close the connection after so many events; 0: never. leave_seconds: the same after so long; 0: never.
     pause: seconds in which a slow reader does not read, after its first event. half: send half of the body, and close.
-    prompt, most: as in the body, for checks.
+    prompt, most, choices: the text, tokens and number of answers that the body asks for.
     """
 
     kind: str
@@ -36,6 +36,7 @@ class Ask:
     half: bool = False
     prompt: str = ""
     most: int = 0
+    choices: int = 1
 
 
 @dataclasses.dataclass

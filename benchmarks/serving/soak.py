@@ -67,7 +67,18 @@ def good(draw: random.Random, target: Target, text: list[str], markers: set[str]
         if body["stream"]:
             body["stream_options"] = {"include_usage": True}
         path = "/v1/chat/completions" if kind == "chat" else "/v1/completions"
-        yield asked(draw, target, kind, body, path=path, expected=BUSY, stream=body["stream"], prompt=prompt, most=most)
+        yield asked(
+            draw,
+            target,
+            kind,
+            body,
+            path=path,
+            expected=BUSY,
+            stream=body["stream"],
+            prompt=prompt,
+            most=most,
+            choices=body.get("n", 1),
+        )
 
 
 def asked(draw: random.Random, target: Target, kind: str, body, **more) -> Ask:

@@ -44,6 +44,7 @@ class Truth:
         self.finishes: Counter[str] = Counter()  # of choices that were received to their end
         self.left = self.left_early = 0  # clients that left, after and before they had a status
         self.slow = 0  # slow readers that the server has left; whether it had sampled all tokens is not known
+        self.refused = 0  # choices but one of refused requests: a full queue may have had room for some of them
         self.prompt_tokens = self.answer_tokens = 0  # of requests that were received to their end
         self.part_tokens = 0  # received in answers that have no end
         self.wrong: list[str] = []
@@ -65,6 +66,8 @@ class Truth:
             self.answer_tokens += one.answer_tokens
             if one.answer_tokens > ask.most * len(one.finishes) and ask.most:
                 self.wrong.append(f"{ask.kind}: {one.answer_tokens} tokens instead of at most {ask.most}")
+        elif one.status in (429, 503):
+            self.refused += ask.choices - 1
         elif one.status == 200:
             self.part_tokens += one.answer_tokens
             if ask.pause:
@@ -101,7 +104,8 @@ class Truth:
                 found, known = grown("request_success_total", finished_reason=finish), self.finishes[finish]
                 checks.append(Check(f"answers finished by {finish}", found, known, known + self.slow))
             found = sum(grown("request_success_total", finished_reason=finish) for finish in ("cancelled", "timeout", "abort"))
-            checks.append(Check("answers cancelled", found, self.left, self.left + self.left_early + self.slow))
+            most = self.left + self.left_early + self.slow + self.refused
+            checks.append(Check("answers cancelled", found, self.left, most))
         if "generation_tokens_total" in names:
             known, open_ends = self.answer_tokens + self.part_tokens, self.left + self.left_early + self.slow
             checks.append(Check("sampled tokens", grown("generation_tokens_total"), known, known + UNREAD * open_ends))

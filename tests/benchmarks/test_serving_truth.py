@@ -76,6 +76,13 @@ def test_clients_that_left_make_bounds():
         assert (not bad(found)) == fine, (cancelled, tokens)
 
 
+def test_some_choices_of_a_refused_request_may_have_been_taken():
+    known = Truth()
+    known.add(Outcome(Ask("choices", b"", expected=frozenset({200, 429}), choices=2), status=429))
+    for cancelled, fine in ((0, True), (1, True), (2, False)):
+        assert (not bad(known.against(metrics(), metrics(cancelled=cancelled, statuses=[(429, 1)])))) == fine
+
+
 def test_what_was_not_expected_is_wrong():
     known = Truth()
     known.add(Outcome(Ask("too large", b"", expected=frozenset({413})), status=200))
