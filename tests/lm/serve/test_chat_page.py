@@ -133,13 +133,20 @@ def test_a_conversation_streams(opened, served, own):
 
 
 @pytest.mark.parametrize("by", ["button", "Escape"])
-def test_stop_ends_the_request_in_the_engine(opened, own, by):
-    cancelled = own.stats().finished.get("cancelled", 0)
+def test_stop_ends_the_request_in_the_engine(opened, own, by, monkeypatch):
+    cancelled, handles, submit = own.stats().finished.get("cancelled", 0), [], own.submit
+
+    def noted(request, tell):
+        handles.append(submit(request, tell))
+        return handles[-1]
+
+    monkeypatch.setattr(own, "submit", noted)
     with held(own):
         write(opened, "the cat")
         until(lambda: own.stats().running + own.stats().waiting == 1)
         click(opened, "Stop") if by == "button" else opened.press("Escape")
         see(opened, ANSWERED)
+        until(lambda: handles[0].cancelled)  # the server has seen that the page has gone
     until(lambda: own.stats().running == own.stats().waiting == 0)
     assert own.stats().finished.get("cancelled", 0) == cancelled + 1
     assert kept(opened)[1]["finish"] == "stopped"
