@@ -43,10 +43,8 @@ def router(service: Service) -> APIRouter:
 
     @routes.get("/")
     async def page() -> Response:
-        watch = service.watch
-        html = template.render(
-            name=service.name, watched=watch is not None, rated=watch is not None and watch.store is not None
-        )
+        watched = service.watch is not None
+        html = template.render(name=service.name, watched=watched, rated=watched and service.watch.store is not None)
         return Response(html, headers=HEADERS, media_type="text/html")
 
     for path in sorted(HERE.glob("chat*")):

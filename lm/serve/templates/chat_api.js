@@ -3,9 +3,14 @@ const KEY = "lmcraft.key";
 
 export class ApiError extends Error {
   constructor(status, message, advice) {
-    super(message);
+    super(sentence(message));
     Object.assign(this, { status, advice });
   }
+}
+
+function sentence(text) {
+  const begun = /^[a-z]+ /.test(text) ? text[0].toUpperCase() + text.slice(1) : text; // not the name of a field
+  return /[.!?]$/.test(begun) ? begun : begun + ".";
 }
 
 export function useKey(key) {

@@ -51,14 +51,16 @@ function parse(lines) {
     } else if (QUOTE.test(line)) {
       blocks.push({ kind: "quote", lines: run((next) => QUOTE.test(next)).map((one) => one.replace(QUOTE, "")) });
     } else {
-      const other = [FENCE, HEADING, ITEM, QUOTE, RULE];
-      blocks.push({ kind: "text", text: run((next) => next.trim() && !other.some((one) => one.test(next))).join("\n") });
+      blocks.push({ kind: "text", text: run(isText).join("\n") });
     }
   }
   return blocks;
 }
 
-// A list takes the items of one indentation and kind, and the lines below them that are indented further.
+const isText = (line) => line.trim() && ![FENCE, HEADING, ITEM, QUOTE, RULE].some((one) => one.test(line));
+
+// A list takes the items of one indentation and kind, the lines below them that are indented further, and text that follows without
+// an empty line.
 function list(lines, n, ended) {
   const [, indent, mark] = ITEM.exec(lines[n]);
   const numbered = /\d/.test(mark);
@@ -77,6 +79,8 @@ function list(lines, n, ended) {
       items.at(-1).push("");
     } else if (depth > indent.length) {
       items.at(-1).push(line.slice(Math.min(depth, indent.length + (numbered ? 3 : 2))));
+    } else if (lines[n - 1].trim() && isText(line)) {
+      items.at(-1).push(line);
     } else break;
   }
   ended(n);

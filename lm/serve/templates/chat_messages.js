@@ -86,7 +86,7 @@ function answer(message, page) {
         toast("Thank you for the rating.");
       } catch (error) {
         if (error.status === 404) message.unknown = true; // the server keeps no ratings, or does not know this answer any more
-        toast(error.status === 404 ? `The rating is not kept: ${error.message}.` : `${error.message} ${error.advice}`);
+        toast(error.status === 404 ? `The rating is not kept. ${error.message}` : `${error.message} ${error.advice}`);
       }
       close();
       element.paint();
@@ -112,7 +112,7 @@ function answer(message, page) {
     else markdown.render(body, message.content);
     element.setAttribute("aria-busy", busy);
     facts.replaceChildren(...told(message, busy));
-    acts.hidden = busy;
+    acts.hidden = busy || !message.content;
     again.disabled = page.busy();
     const known = message.id && message.finish && !message.unknown;
     rates.forEach((button, n) => {
@@ -135,7 +135,7 @@ function fault(message, page) {
 function told(message, busy) {
   const { count, first, seconds, finish, model, prompt, cached } = message;
   const found = [];
-  if (busy && !count) found.push("reading");
+  if (busy && !count) found.push("reading the prompt");
   if (count) found.push(`${count} token${count === 1 ? "" : "s"}`);
   if (count > 1 && seconds > first) found.push(`${((count - 1) / (seconds - first)).toFixed(1)} tokens/s`);
   if (first !== undefined) found.push(`first after ${first < 10 ? first.toFixed(2) : first.toFixed(0)} s`);

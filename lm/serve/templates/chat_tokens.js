@@ -2,7 +2,7 @@
 //
 // A token: [text, name, log-probability, [[name, log-probability], …]] the likeliest first. The text of a character of
 // several tokens is that of its last token; the others have "".
-import { at, make } from "./chat_dom.js";
+import { at, make, say } from "./chat_dom.js";
 
 export const ALTERNATIVES = 6;
 const DOUBT = 0.7; // opacity of the colour of an impossible token
@@ -55,6 +55,7 @@ export function listen(box) {
     const next = (place(box.here) + by + box.spans.length) % box.spans.length;
     show(box, box.spans[place(box.here) < 0 ? 0 : next]);
     box.here.scrollIntoView({ block: "nearest" });
+    say(box.here.tokens.map(([, name, logprob]) => `${seen(name)} ${percent(Math.exp(logprob))}`).join(", "));
   });
 }
 

@@ -1,6 +1,7 @@
 """The chat page in a headless Chromium, before a server with a tiny model in this process."""
 
 import contextlib
+import hashlib
 import json
 
 import httpx
@@ -16,7 +17,7 @@ from lm.serve.watch.settings import Settings as WatchSettings
 from tests.lm.reports.browser import CHROMIUM, Browser
 from tests.lm.serve.conftest import engine_of, held, serving, until
 
-ANSWERED = "document.querySelector('article.assistant[aria-busy=false]')"
+ANSWERED = "!!document.querySelector('article.assistant[aria-busy=false]')"
 NOISE = "Failed to load resource"  # Chromium's own line about a status of 400 and more
 
 
@@ -109,16 +110,12 @@ def test_a_conversation_streams(opened, served, own):
     settings(opened, temperature=0, max_tokens=30, system="Be brief.")
     with held(own):
         write(opened, "the cat")
-        see(opened, "document.querySelector('article.assistant[aria-busy=true]')")
+        see(opened, "!!document.querySelector('article.assistant[aria-busy=true]')")
         assert opened.run("document.querySelector('article.user .said').textContent") == "the cat"
     answer(opened)
     first = kept(opened)
-    asked = {
-        "messages": [{"role": "system", "content": "Be brief."}, first[0]],
-        "temperature": 0,
-        "max_tokens": 30,
-        "top_p": 0.95,
-    }
+    told = [{"role": "system", "content": "Be brief."}, first[0]]
+    asked = {"messages": told, "temperature": 0, "max_tokens": 30, "top_p": 0.95}
     said = httpx.post(f"{served[0]}/v1/chat/completions", json=asked, timeout=60).json()
     assert first[1]["content"] == said["choices"][0]["message"]["content"]
     assert first[1]["finish"] == said["choices"][0]["finish_reason"]
@@ -176,11 +173,8 @@ def test_probabilities_of_tokens(opened):
     content = answer(opened)
     spans = opened.run("[...document.querySelectorAll('.tokens span')].map(span => span.textContent)")
     assert "".join(spans) == content and 1 < len(spans) <= 12
-    place = opened.run(
-        "(() => { const box = document.querySelector('.tokens span').getClientRects()[0];"
-        " return [box.left + 1, box.top + 9]; })()"
-    )
-    opened.hover(*place)
+    box = opened.run("document.querySelector('.tokens span').getClientRects()[0].toJSON()")
+    opened.hover(box["left"] + 1, box["top"] + 9)
     rows = see(opened, "[...document.querySelectorAll('#tip tbody tr')].map(row => [row.className, row.lastChild.textContent])")
     (token,) = kept(opened)[1]["tokens"][:1]
     assert len(rows) == 7 and rows[0][0] == "chosen" and rows[-1][0] == "others"
@@ -234,6 +228,7 @@ A **bold** and *soft* `code <b>` word, 2 * 3 * 4, snake_case_name, <img src=x on
 1. one
    - deep **er**
 2. two
+more
 
 > said
 
@@ -261,7 +256,7 @@ def test_markdown_becomes_elements_and_html_stays_text(opened):
       return {{ ...safe, same: whole.isEqualNode(grown), text: grown.textContent }};
     }})()""")
     assert said["h3"] == ["Head"] and said["strong"] == ["bold", "er"] and said["em"] == ["soft"]
-    assert said["code"] == ["code <b>", "if a < b:\n\n    **not bold**"] and said["ol > li"] == ["onedeep er", "two"]
+    assert said["code"] == ["code <b>", "if a < b:\n\n    **not bold**"] and said["ol > li"] == ["onedeep er", "two\nmore"]
     assert said["li li"] == ["deep er"] and said["blockquote p"] == ["said"] and len(said["pre"]) == 1
     assert said["img"] == said["a"] == said["b"] == [] and said["same"]
     assert "2 * 3 * 4, snake_case_name, <img src=x onerror=alert(1)> [a](javascript:alert(1))" in said["text"]
@@ -273,16 +268,14 @@ def test_a_refusal_says_what_to_do(opened):
     settings(opened, max_tokens=5000)
     write(opened, "the cat")
     text = see(opened, "document.querySelector('.fault')?.textContent")
-    assert "more than the 1024 of the model" in text and "Start a new conversation" in text
+    assert "together more than the 1024 of the model." in text and "Start a new conversation" in text
     settings(opened, max_tokens=5)
     opened.run("document.querySelector('.fault button').click()")
     assert answer(opened) and not opened.run("document.querySelector('.fault')")
     opened.said[:] = [line for line in opened.said if NOISE not in line]
 
 
-def test_a_server_with_keys_and_without_a_store(browser, own):
-    import hashlib
-
+def test_a_server_with_keys_without_a_store_and_when_it_is_gone(browser, own):
     service = Service(own, "tiny", limits=Limits(seconds=60.0))
     keys = {"one": hashlib.sha256(b"secret").digest()}
     with serving(service, Settings(keys=keys), [page.router(service)]) as url:
@@ -295,6 +288,9 @@ def test_a_server_with_keys_and_without_a_store(browser, own):
         answer(browser)
         assert browser.run("[...document.querySelectorAll('article [aria-label$=answer]')].every(button => button.hidden)")
         assert "secret" not in browser.run("JSON.stringify(localStorage)")
+    write(browser, "the hat")
+    fault = see(browser, "document.querySelector('.fault')?.textContent")
+    assert "The server does not answer. See that serve.py still runs" in fault
     assert all(NOISE in line for line in browser.said)
 
 
