@@ -4,11 +4,11 @@ import contextlib
 import signal
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import uvicorn
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 
 from lm.errors import UserError
 from lm.serve import page
@@ -58,7 +58,7 @@ def opened(config) -> Iterator[Service]:
         engine.close()
 
 
-def serve(config, workdir: Path, routers: Iterable[APIRouter] = ()) -> int:
+def serve(config, workdir: Path) -> int:
     """Serve, or answer a batch file. Return the exit code. Raises: UserError."""
     with opened(config) as service:
         if config.batch:
@@ -76,7 +76,7 @@ def serve(config, workdir: Path, routers: Iterable[APIRouter] = ()) -> int:
             template=service.template,
         )
         try:
-            listen(config, service, make_app(service, app_settings(config), (page.router(service), *routers)), sock)
+            listen(config, service, make_app(service, app_settings(config), (page.router(service),)), sock)
         finally:
             service.watch.close()
     return 0
@@ -85,6 +85,7 @@ def serve(config, workdir: Path, routers: Iterable[APIRouter] = ()) -> int:
 def listen(config, service: Service, app: FastAPI, sock: socket.socket) -> None:
     """Answer requests until SIGTERM or Ctrl-C; then no new ones are taken, and running ones have `drain` seconds to end."""
     host, port = sock.getsockname()[:2]
+    sock.listen()  # who reads the address may connect at once
     print(f"{service.name} answers at http://{f'[{host}]' if ':' in host else host}:{port}/v1; Ctrl-C ends it", flush=True)
     end = threading.Event()
     if config.watch:
@@ -128,7 +129,6 @@ def bound(host: str, port: int) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind(address)
-        sock.listen()  # who reads the address may connect at once, and waits
     except OSError as error:
         sock.close()
         raise UserError(f"host={host}, port={port}: {error.strerror}; use another --config.port, or 0 for a free one") from None

@@ -18,7 +18,7 @@ from lm.adapt.rebuild import arrays_of
 from lm.checkpoint import Checkpoints, newest
 from lm.config import Adapter, ModelConfig
 from lm.convert.base import found as base_of
-from lm.convert.peft import import_peft, is_adapter
+from lm.convert.peft import find_peft, import_peft, is_adapter
 from lm.convert.source import config_of
 from lm.errors import UserError
 from lm.model.transformer import skeleton
@@ -52,11 +52,13 @@ class Slots:
 def read_adapter(path: str, config: ModelConfig) -> tuple[Adapter, dict[str, np.ndarray]]:
     """Return an adapter's section of the config, and its arrays by dotted name. The base model is not loaded.
 
-    path: a folder of PEFT, or the workdir of a run with an adapter. config: of the model without adapters.
-    Raises: UserError if there is none, or it is of another model.
+    path: a folder of PEFT, or the workdir of a run with an adapter. config: of the model.
+    Raises: UserError if there is none, or it is of another model, or DoRA.
     """
     folder = Path(path)
+    config = dataclasses.replace(config, adapter=Adapter())
     if is_adapter(folder):
+        _check_kind(find_peft(folder, config).adapter)
         zeros = jax.tree.map(lambda x: jnp.zeros((1,) * x.ndim, x.dtype), skeleton(config)[1])
         new, params = import_peft(folder, config, zeros)
         return new.adapter, {name: np.asarray(x) for name, x in arrays_of(adapter_only(params)).items()}
@@ -66,6 +68,7 @@ def read_adapter(path: str, config: ModelConfig) -> tuple[Adapter, dict[str, np.
     theirs = config_of(meta["config"])
     if not theirs.adapter.rank:
         raise UserError(f"{folder} has no adapter: name the workdir of a run with model.adapter.rank, or a folder of PEFT")
+    _check_kind(theirs.adapter)
     sizes = ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "mlp_dim", "vocab_size")
     if any(getattr(theirs, size) != getattr(config, size) for size in sizes):
         raise UserError(f"{folder} holds an adapter of another model")
@@ -82,14 +85,17 @@ def read_adapter(path: str, config: ModelConfig) -> tuple[Adapter, dict[str, np.
     return theirs.adapter, {name: np.asarray(x) for name, x in arrays_of(params).items()}
 
 
+def _check_kind(adapter: Adapter) -> None:
+    if adapter.dora:
+        raise UserError("an adapter of DoRA changes the norm of each output: merge it into a model of its own")
+
+
 def placed(slots: Slots, slot: int, found: tuple[Adapter, dict[str, np.ndarray]], arrays: dict) -> dict:
     """Return `arrays`, those of all slots by dotted name, with an adapter in one slot. Changes nothing in place.
 
-    Raises: UserError if the adapter is DoRA, or has a rank or a matrix for which there is no room.
+    Raises: UserError if the adapter has a rank or a matrix for which there is no room.
     """
     adapter, theirs = found
-    if adapter.dora:
-        raise UserError("an adapter of DoRA changes the norm of each output: merge it into a model of its own")
     if adapter.rank > slots.rank:
         raise UserError(f"the adapter has rank {adapter.rank}, there is room for {slots.rank}: raise adapters.rank")
     missing = sorted(name.rpartition(".")[0] for name in theirs if name not in arrays and np.any(theirs[name]))

@@ -7,7 +7,6 @@ more often than two independent samples would.
 """
 
 from collections.abc import Sequence as List
-from typing import Protocol
 
 import jax
 import numpy as np
@@ -22,13 +21,6 @@ from lm.infer.engine.weights import Weights
 from lm.model.pages import empty_layers
 
 NGRAM = 3  # tokens that are looked up; fewer if these did not occur before
-
-
-class Drafter(Protocol):
-    """Guesses for sequences that are about to be decoded."""
-
-    def __call__(self, wanted: List[tuple[Sequence, int]]) -> list[list[int]]:
-        """Return for each sequence up to so many tokens that may follow its own."""
 
 
 def by_ngrams(wanted: List[tuple[Sequence, int]]) -> list[list[int]]:
@@ -52,11 +44,11 @@ class ByModel:
     """Guesses of a smaller model with the same vocabulary.
 
     Its keys and values are in pages of its own, in the same blocks as the model's. It reads what it has not read of a sequence
-    when it first guesses, up to `budget` tokens in a call. What a prefix's blocks hold for it may be missing; then it guesses
-    worse.
+    when it first guesses, as many tokens in a call as the largest step has. What a prefix's blocks hold for it may be missing;
+    then it guesses worse.
     """
 
-    def __init__(self, weights: Weights, config: ModelConfig, blocks: Blocks, rows: int, budget: int, sizes: List[int]):
+    def __init__(self, weights: Weights, config: ModelConfig, blocks: Blocks, rows: int, sizes: List[int]):
         if weights.config.vocab_size != config.vocab_size:
             raise UserError(f"speculate: the draft model has {weights.config.vocab_size} tokens, the model {config.vocab_size}")
         if weights.config.rope.depends_on_length:
@@ -65,7 +57,7 @@ class ByModel:
             most, needed = weights.config.max_positions, config.max_positions
             raise UserError(f"speculate: the draft model has {most} positions, the model {needed}")
         arrays, tree = jax.tree.flatten((weights.params, weights.layers))
-        self._model, self._sizes, self._budget = (program(weights.graph, tree), tuple(arrays)), sizes, budget
+        self._model, self._sizes = (program(weights.graph, tree), tuple(arrays)), sizes
         self._blocks, self._tables_RN = blocks, np.zeros((rows, -(-config.max_positions // blocks.size)), np.int32)
         self._vocab = config.vocab_size
         self._pages = jax.jit(empty_layers, static_argnums=(0, 1, 2))(weights.config, blocks.count, blocks.size)
@@ -75,7 +67,7 @@ class ByModel:
             self._forget_wrong(sequence)
         guesses: dict[int, list[int]] = {id(sequence): [] for sequence, _ in wanted}
         # Sequences that it still has to read wait for their turn; a later call goes on.
-        parts, left = [], self._budget
+        parts, left = [], self._sizes[-1]
         for sequence, most in wanted:
             begin = sequence.guessed_from
             tokens = sequence.tokens[begin : begin + left]

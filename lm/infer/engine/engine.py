@@ -61,7 +61,7 @@ class Engine:
         if mesh is not None and any(size > 1 for axis, size in mesh.shape.items() if axis != "tensor"):
             raise UserError("an engine splits a model over the tensor axis of a mesh only: start one for each copy of it")
         if mesh is not None and mesh.size > 1 and packed:
-            raise UserError(f"weights={packed} is for one device: leave it empty on a mesh")
+            raise UserError(f"packed={packed} is for one device: leave it empty on a mesh")
         self.config, self.tokenizer = model.config, tokenizer
         self._mesh, self._queue, self._packing, self._slots = mesh, queue, packed, slots
         self._version = 0
@@ -71,12 +71,10 @@ class Engine:
         self._blocks, self._cache_dtype = Blocks(count, page), cache_dtype
         with self._on_mesh():
             self._pages = self._empty_pages()
-        self._schedule = Schedule(self._blocks, rows, self._sizes[-1], drafts)
-        self._schedule.drafter = by_ngrams
-        if draft_model is not None:
-            with self._on_mesh():
-                weights = weights_of(draft_model, packed)
-                self._schedule.drafter = ByModel(weights, self.config, self._blocks, rows, self._sizes[-1], self._sizes)
+            drafter = by_ngrams
+            if draft_model is not None:
+                drafter = ByModel(weights_of(draft_model, packed), self.config, self._blocks, rows, self._sizes)
+        self._schedule = Schedule(self._blocks, rows, self._sizes[-1], drafts, drafter)
         most = min(model.config.max_positions, count * page)
         self.max_positions = most
         self._tables_RN = np.zeros((rows, -(-most // page)), np.int32)
@@ -103,7 +101,9 @@ class Engine:
                 raise Closed("the engine is closing")
             if len(self._schedule.waiting) + len(self._arrived) >= self._queue:
                 raise Full(f"{self._queue} requests are waiting")
-            slot = self._slots.slot[request.adapter] if request.adapter else -1
+            slot = -1
+            if request.adapter and (slot := self._slots.slot.get(request.adapter, -1)) < 0:  # unloaded a moment ago
+                raise UserError(f"no adapter {request.adapter!r} is loaded")
             self._arrived.append(Sequence(handle, self.config, self._key(request.adapter), slot))
             self._wake.notify()
         return handle
@@ -201,9 +201,9 @@ class Engine:
         with self._changing:
             if name not in self.adapters:
                 raise UserError(f"no adapter {name!r} is loaded")
-            slot = self._slots.slot[name]
+            with self._wake:
+                slot = self._slots.slot.pop(name)  # from now on no request gets it; the next adapter waits for _changing
             self._do(lambda: self._end(lambda one: one.slot == slot, Event(finish="error", error=f"{name} was unloaded")))
-            del self._slots.slot[name]
 
     def warm(self) -> None:
         """Compile all steps, or load them from the compile cache. Without it each is compiled when it is first needed."""
@@ -212,7 +212,7 @@ class Engine:
             for B in self._sizes:
                 for S in logits_of(B, self._sizes):
                     laid = lay_out([], self._blocks.size, self._tables_RN, (B,))._replace(at_S=np.zeros(S, np.int32))
-                    warm_draws(self._forward(laid, laid.slots_B), self._known())
+                    warm_draws(self._forward(laid), self._known())
 
         self._do(change)
 
@@ -265,9 +265,7 @@ class Engine:
                         if self._closing:
                             self._idle.set()
                         self._wake.wait()
-                    for sequence in self._arrived:
-                        self._schedule.waiting.add(sequence)
-                    self._arrived.clear()
+                    self._take_arrived()
                     ending = self._ending
                 try:
                     self._make_changes(ending)
@@ -282,6 +280,11 @@ class Engine:
     def _has_work(self) -> bool:
         s = self._schedule
         return bool(self._arrived or s.running or len(s.waiting) or self._changes or self._ending)
+
+    def _take_arrived(self) -> None:
+        for sequence in self._arrived:
+            self._schedule.waiting.add(sequence)
+        self._arrived.clear()
 
     def _make_changes(self, ending: bool) -> None:
         while self._changes and (ending or not self._changes[0][1] or not self._schedule.running):
@@ -298,14 +301,14 @@ class Engine:
             if not times.started:
                 part.sequence.handle.times = times._replace(started=begin, cached=part.begin)
         laid = lay_out(parts, self._blocks.size, self._tables_RN, self._sizes)
-        logits_SV = self._forward(laid, laid.slots_B)
+        logits_SV = self._forward(laid)
         found = drawn(laid, logits_SV, self._known()) if laid.draws else None
         self._steps += 1
         self._give(parts, laid, found)
         self._notice("step", tokens=sum(len(part.tokens) for part in parts), seconds=time.monotonic() - begin)
 
-    def _forward(self, laid: Laid, slots_B: np.ndarray) -> jax.Array:
-        mask_BR = self._slots.mask(slots_B) if self._slots else None
+    def _forward(self, laid: Laid) -> jax.Array:
+        mask_BR = self._slots.mask(laid.slots_B) if self._slots else None
         self._pages, logits_SV = forward(*self._model, self._pages, laid.tokens_B, laid.table, laid.at_S, mask_BR)
         return logits_SV
 
@@ -374,6 +377,8 @@ class Engine:
 
     def _end(self, chosen: Callable[[Sequence], bool], event: Event) -> None:
         """End the chosen sequences, running and waiting."""
+        with self._wake:
+            self._take_arrived()
         for sequence in [one for one in self._schedule.running if chosen(one)]:
             self._finish(sequence, event)
         gone = [one for one in self._schedule.waiting if chosen(one)]

@@ -11,6 +11,8 @@ from typing import NamedTuple
 from lm.infer.engine.blocks import Blocks
 from lm.infer.engine.sequence import Sequence
 
+Drafter = Callable[[list[tuple[Sequence, int]]], list[list[int]]]
+
 
 class Part(NamedTuple):
     """Tokens of one sequence in a step. begin: place of the first. drafts: how many of the last tokens are guesses.
@@ -74,12 +76,11 @@ class Schedule:
     """Running and waiting sequences, and their blocks.
 
     rows: most sequences that run at a time. budget: most tokens of a step, at least `rows`. drafts: most guesses for a
-    sequence.
+    sequence. drafter: returns for each sequence up to so many tokens that may follow (lm/infer/engine/drafts.py).
     """
 
-    def __init__(self, blocks: Blocks, rows: int, budget: int, drafts: int):
-        self.blocks, self.budget, self.drafts = blocks, budget, drafts
-        self.drafter: Callable[[list[tuple[Sequence, int]]], list[list[int]]] | None = None  # of lm/infer/engine/drafts.py
+    def __init__(self, blocks: Blocks, rows: int, budget: int, drafts: int, drafter: Drafter):
+        self.blocks, self.budget, self.drafts, self.drafter = blocks, budget, drafts, drafter
         self.running: list[Sequence] = []  # in the order in which they started
         self.waiting = Queue()
         self._rows = list(range(rows - 1, -1, -1))

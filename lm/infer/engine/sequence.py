@@ -26,9 +26,7 @@ class Sequence:
         self.is_long = self._beyond()
         self.bias_V: np.ndarray | None = None
         self.seen_V: np.ndarray | None = None
-        self.grammar = self.request.grammar
-        if self.adjusts:
-            self._start_adjusting(config.vocab_size)
+        self.grammar, self._vocab = self.request.grammar, config.vocab_size
         self.places: dict[tuple[int, ...], int] = {}  # for drafts: the token after each n-gram
         self.noted = 0
         self.guessed: list[int] = []  # by a draft model, after the first `guessed_from` tokens
@@ -116,23 +114,28 @@ class Sequence:
             or (r.min_new_tokens and r.stop_ids)
         )
 
-    def _start_adjusting(self, vocab: int) -> None:
-        self.bias_V, self.seen_V = np.zeros(vocab, np.float32), np.zeros(vocab, bool)
+    def _start_adjusting(self) -> None:
+        """Make the arrays, which a request that waits does not need yet."""
+        self.bias_V, self.seen_V = np.zeros(self._vocab, np.float32), np.zeros(self._vocab, bool)
         for id, bias in self.request.logit_bias.items():
             self.bias_V[id] += bias
         self.seen_V[self.tokens] = True
         self._counted: set[int] = set()
 
     def bias(self) -> np.ndarray:
-        """Return the float32 [V] that is added to the logits of the next token."""
+        """Return the float32 [V] that is added to the logits of the next token.
+
+        Where a grammar allows only an end, it comes, even before min_new_tokens.
+        """
+        if self.bias_V is None:
+            self._start_adjusting()
         bias_V, r = self.bias_V, self.request
-        early = self.sampled < r.min_new_tokens
-        if early or self.grammar is not None:
-            bias_V = bias_V.copy()
         if self.grammar is not None:
-            bias_V[~self.grammar.allowed()] = -np.inf
-        if early:
-            bias_V[list(r.stop_ids)] = -np.inf
+            bias_V = np.where(self.grammar.allowed(), bias_V, -np.inf).astype(np.float32)
+        if self.sampled < r.min_new_tokens:
+            longer_V = bias_V.copy()
+            longer_V[list(r.stop_ids)] = -np.inf
+            bias_V = longer_V if longer_V.max() > -np.inf else bias_V
         return bias_V
 
     def append(self, token: int) -> str:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from lm.adapt.lora import merge
 from lm.adapt.rebuild import arrays_of, combined
 from lm.config import ModelConfig
 from lm.errors import UserError
@@ -41,30 +42,28 @@ def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None)
     """Return the weights for steps.
 
     packed: a key of BITS: matrices are packed for a CPU's compiled products. "": they are in the compute dtype, because a step
-    reads each of them once. slots: room for adapters.
+    reads each of them once. slots: room for adapters. With either, an adapter of the model's own is merged into its weights.
     """
     config, params = model.config, nnx.split(model)[1]
     if packed not in ("", *BITS):
-        raise UserError(f"weights={packed} is none of {', '.join(BITS)}")
+        raise UserError(f"packed={packed} is none of {', '.join(BITS)}")
     if config.adapter.rank and (packed or slots):
-        raise UserError("the model has an adapter of its own: merge it first (python -m lm.convert export), or serve its base")
+        config, params = merge(config, params, dequantize=bool(config.quantization.bits))
     arrays = {}
     if slots is not None:
         config, arrays = empty(config, slots)
         params = combined(config, arrays_of(params) | arrays)
     if not packed:
         params = jax.jit(cast_matrices, static_argnums=0)(config, params)
-    if config.scan_layers and max(repeats for _, repeats in config.stacks) > UNROLLED:
-        if packed or slots:
-            raise UserError(f"packed weights and adapters are for models of at most {UNROLLED} layers of a kind")
-        return Weights(config, skeleton(config)[0], params, None, {})
+        if config.scan_layers and not slots and max(repeats for _, repeats in config.stacks) > UNROLLED:
+            return Weights(config, skeleton(config)[0], params, None, {})
     config = dataclasses.replace(config, scan_layers=False)
     graph = skeleton(config)[0]
-    layers = _unstacked(graph, params)
-    params = _without_layers(config, params)
     if packed:
-        graph, params, layers = _packed(graph, params, layers, BITS[packed])
-    return Weights(config, graph, params, layers, arrays)
+        graph, params, layers = _packed(config, graph, params, BITS[packed])
+    else:
+        layers = _unstacked(graph, params)
+    return Weights(config, graph, _without_layers(params), layers, arrays)
 
 
 def with_adapters(weights: Weights, arrays: dict[str, jax.Array]) -> Weights:
@@ -88,26 +87,32 @@ def _unstacked(graph, params) -> list:
     return nnx.merge(graph, params).unstacked()
 
 
-def _without_layers(config: ModelConfig, params: nnx.State) -> nnx.State:
+def _without_layers(params: nnx.State) -> nnx.State:
     """Return the parameters with empty arrays for those of layers."""
     nothing = jnp.zeros((0,), jnp.float32)
-    return combined(config, {name: nothing if name.startswith("stacks.") else x for name, x in arrays_of(params).items()})
+    flat = {path: x.replace(nothing) if path[0] == "stacks" else x for path, x in params.flat_state()}
+    return nnx.State.from_flat_path(flat)
 
 
-def _packed(graph, params, layers: list, bits: int) -> tuple[nnx.GraphDef, nnx.State, list]:
-    """Return the same with packed matrices, of all linear layers and of the head."""
-    model = nnx.merge(graph, params)
-    graphs = [[nnx.split(module)[0] for module in stack] for stack in model.stacks]
-    for s, stack in enumerate(layers):
-        for n, of_layer in enumerate(stack):
-            stack[n] = tuple(_packed_layer(g, state, bits) for g, state in zip(graphs[s], of_layer, strict=True))
-    for stack in model.stacks:
+def _packed(config: ModelConfig, graph, params, bits: int) -> tuple[nnx.GraphDef, nnx.State, list]:
+    """Return (graph, parameters, layers) with packed matrices, of all linear layers and of the head.
+
+    One layer at a time is taken from the stacks, so that the weights are never there twice in floats.
+    """
+    model, layers = nnx.merge(graph, params), []
+    for stack, (_, repeats) in zip(model.stacks, config.stacks, strict=True):
+        kinds = [nnx.split(module) for module in stack]
+        layers.append([tuple(_packed_layer(g, _layer(state, n), bits) for g, state in kinds) for n in range(repeats)])
         for module in stack:
             for linear in _linears(module):
                 linear.weight = Quantized(jnp.zeros((0,), jnp.float32))  # one each: nnx keeps track of what is shared
-    name = "embedding" if model.config.tie_embeddings else "head"
+    name = "embedding" if config.tie_embeddings else "head"
     setattr(model, name, Quantized(_pack(getattr(model, name)[...].T, bits)))
     return *nnx.split(model), layers
+
+
+def _layer(state: nnx.State, n: int) -> nnx.State:
+    return jax.tree.map(lambda x: x[n], state)
 
 
 def _packed_layer(graph, state, bits: int) -> nnx.State:

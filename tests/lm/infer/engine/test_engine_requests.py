@@ -8,7 +8,8 @@ from flax import nnx
 
 import lm
 from lm.adapt import lora
-from lm.config import Adapter, ModelConfig
+from lm.adapt.quantize import quantize
+from lm.config import Adapter, ModelConfig, Quantization
 from lm.convert.peft import export_peft
 from lm.errors import UserError
 from lm.infer.engine.adapters import Slots
@@ -67,6 +68,16 @@ class Even:
         return self
 
 
+class Only(Even):
+    """A grammar of one token."""
+
+    def __init__(self, token):
+        self.token = token
+
+    def allowed(self):
+        return np.arange(CONFIG.vocab_size) == self.token
+
+
 def test_log_probabilities_are_the_models(engine, model):
     events = events_of(engine, Request(PROMPT, 5, temperature=0, logprobs=3, prompt_logprobs=2))
     tokens = [token for event in events for token in event.tokens]
@@ -99,6 +110,8 @@ def test_stops_bias_penalties_and_grammars(engine):
     assert not set(repeated) & set(PROMPT) and len(set(repeated)) == 12
     even = engine.generate(Request(PROMPT, 12, temperature=1.0, grammar=Even()))
     assert all(token % 2 == 0 for token in even)
+    only_end = Only(stop)  # a grammar that is over is stronger than min_new_tokens
+    assert engine.generate(Request(PROMPT, 12, temperature=0, stop_ids=(stop,), min_new_tokens=8, grammar=only_end)) == [stop]
 
 
 def test_wrong_requests_are_refused_with_the_name_of_the_setting(engine):
@@ -195,7 +208,11 @@ def test_each_request_has_its_own_adapter(model, tmp_path):
     requests = [Request(PROMPT, 12, temperature=0, adapter=name) for name in (*models, "first")]
     assert engine.generate_all(requests) == [*wanted.values(), wanted["first"]]
     assert len({tuple(row) for row in wanted.values()}) == 3
+    norms, adapted = lora.with_adapter(CONFIG, params, Adapter(rank=2, targets=r"attention\..*", dora=True))
+    export_peft(tmp_path / "norms", norms, adapted)
     engine.unload_adapter("first")
+    with pytest.raises(UserError, match="DoRA"):
+        engine.load_adapter("norms", tmp_path / "norms")
     with pytest.raises(UserError, match="no adapter 'first'"):
         engine.generate(requests[1])
     engine.load_adapter("first", tmp_path / "second")
@@ -210,3 +227,18 @@ def test_after_warming_no_step_compiles(model):
     engine.generate_all([Request(tuple(range(1, 1 + n)), 9, temperature=t) for n in (1, 5, 30, 17, 40) for t in (0.0, 1.0)])
     assert forward._cache_size() == known
     engine.close()
+
+
+@pytest.mark.parametrize("bits", [0, 8])
+def test_a_models_own_adapter_is_merged_into_packed_weights(model, bits):
+    config, params = CONFIG, nnx.split(model)[1]
+    if bits:
+        config, params = quantize(config, params, Quantization(bits=bits))
+    config, params = lora.with_adapter(config, params, Adapter(rank=2, alpha=8.0, targets=r"attention\..*"))
+    params = nnx.map_state(lambda path, x: x.replace(x[...] + 0.3) if path[-1] == "lora_b" else x, params)
+    own = nnx.merge(skeleton(config)[0], params)
+    wanted = lm.generate(own, None, [PROMPT], max_new_tokens=12, temperature=0)[0]
+    for options in (dict(packed="float32"), {}):
+        engine = Engine(own, None, rows=2, budget=32, pages=64, page=4, **options)
+        assert engine.generate(Request(PROMPT, 12, temperature=0)) == wanted
+        engine.close()

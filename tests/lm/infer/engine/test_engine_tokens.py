@@ -106,9 +106,8 @@ def test_samples_depend_on_the_request_alone():
     guessing.close()
 
 
+@pytest.mark.parametrize("kind", ["plain", "longrope"], indirect=True)
 def test_guesses_of_a_draft_model_change_nothing(alone, kind, model):
-    if kind not in ("plain", "longrope"):
-        pytest.skip("two kinds show it")
     same = dataclasses.replace(model.config, rope=Rope())  # without LongRoPE, it guesses the same as the model at first
     draft = nnx.merge(skeleton(same)[0], nnx.split(model)[1])
     engine = Engine(model, None, rows=4, budget=16, pages=24, page=4, drafts=3, draft_model=draft)
@@ -126,9 +125,8 @@ def test_guesses_of_a_draft_model_change_nothing(alone, kind, model):
     assert stats.accepted > (0.8 if kind == "plain" else 0.1) * stats.drafted > 0
 
 
+@pytest.mark.parametrize("kind", ["plain", "latent"], indirect=True)
 def test_models_on_several_devices_give_the_same_tokens(alone, kind, model):
-    if kind not in ("plain", "latent"):
-        pytest.skip("two kinds show it")
     from lm.parallel.mesh import make_mesh, shardings
 
     mesh = make_mesh({"tensor": 2}, jax.devices()[:2])
