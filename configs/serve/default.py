@@ -20,10 +20,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.rows = 32  # requests that are decoded together
     config.queue = 1024  # requests that wait; more are refused with 429
     config.blocks = 0  # of the key/value cache; 0: by the memory
-    config.dtype = ""  # of matrix products: bfloat16, float32; "": as in training
+    config.dtype = ""  # of the matrices: bfloat16, float32; "": as in training
     config.cache_dtype = ""  # int8: keys and values in 8 bits; "": the compute type
     config.quantize = ""  # int8, int4: of the weights; "": as stored
-    config.speculate = ""  # ngram: guess tokens that followed the same few tokens before; no answer changes; "": no guesses
+    # Guess tokens ahead, which changes no answer. ngram: those that followed the same few tokens before; or the path of a smaller
+    # model with the same vocabulary; "": no guesses.
+    config.speculate = ""
 
     # Adapters (LoRA) are models of their own names.
     config.adapters = ml_collections.ConfigDict()
