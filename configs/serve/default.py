@@ -23,8 +23,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.dtype = ""  # of the matrices: bfloat16, float32; "": as in training
     config.cache_dtype = ""  # int8: keys and values in 8 bits; "": the compute type
     config.quantize = ""  # int8, int4: of the weights; "": as stored
-    # Guess tokens ahead, which changes no answer. ngram: those that followed the same few tokens before; or the path of a smaller
-    # model with the same vocabulary; "": no guesses.
+    # Guess tokens ahead, which changes no answer. ngram: those that followed the same few tokens before; or the path of a
+    # smaller model with the same vocabulary; "": no guesses.
     config.speculate = ""
 
     # Adapters (LoRA) are models of their own names.

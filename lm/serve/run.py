@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import uvicorn
 from fastapi import FastAPI
 
@@ -60,6 +61,8 @@ def opened(config) -> Iterator[Service]:
 
 def serve(config, workdir: Path) -> int:
     """Serve, or answer a batch file. Return the exit code. Raises: UserError."""
+    if jax.process_count() > 1:
+        raise UserError("serve.py is one process: start it once for each copy of the model, not as a job of several processes")
     with opened(config) as service:
         if config.batch:
             return answer_file(service, Path(config.batch), workdir / "results.jsonl", config.rows)
