@@ -33,7 +33,8 @@ def naming(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        error.filename = error.filename or str(file)
+        if error.errno is not None:  # without a number, str(error) would lose its message
+            error.filename = error.filename or str(file)
         raise
 
 
