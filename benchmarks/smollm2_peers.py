@@ -5,11 +5,11 @@ python -m benchmarks.smollm2_peers --checkpoint=FOLDER [--loads=sft,dpo,grpo --s
 FOLDER is a Hugging Face folder with a chat template, such as SmolLM2-135M-Instruct. Conversations, pairs and prompts are made
 on the spot from the standard library. lmcraft runs its own verb, align.py, with data, log and checkpoint. TRL then gets the
 same tokens in the same order, with the same adapters, optimizer and learning rate, and without gradient checkpointing, which
-makes it slower. TRL pads rows to the longest of a batch, lmcraft to sequence_length. Each competitor runs in each of its
-types, each time in a process of its own, in turns; the type in which it is faster counts. Times are medians of all steps but
-the first two. Other work on the machine changes CPU seconds less than times, so both are given. PyTorch's threads sleep while
-they wait (OMP_WAIT_POLICY=PASSIVE): beside other work, spinning makes them several times slower. Memory is the largest
-resident set of the process. The last line is one JSON object.
+makes it slower. TRL pads rows to the longest of a batch; lmcraft packs conversations, and joins the rows of a pair. Each
+competitor runs in each of its types, each time in a process of its own, in turns; the type in which it is faster counts. Times
+are medians of all steps but the first two. Other work on the machine changes CPU seconds less than times, so both are given.
+PyTorch's threads sleep while they wait (OMP_WAIT_POLICY=PASSIVE): beside other work, spinning makes them several times slower.
+Memory is the largest resident set of the process. The last line is one JSON object.
 """
 
 import argparse

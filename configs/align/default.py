@@ -38,6 +38,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.preference.label_smoothing = 0.0  # assumed share of wrong labels: dpo (cDPO) and robust
     config.preference.gamma = 0.5  # simpo: target margin
     config.preference.nll_weight = 0.0  # weight of the chosen answer's nll (RPO)
+    config.preference.share_prompts = True  # computes a pair's prompt once, if that is less work
     config.preference.desirable_weight = 1.0  # kto
     config.preference.undesirable_weight = 1.0
 

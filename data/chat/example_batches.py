@@ -3,10 +3,11 @@
 Letters: B examples in a batch, T tokens in a sequence, S tokens in a column (see data/chat/example_files.py).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from data.chat import joined_pairs
 from data.text.batches import NO_ROW, Batches, shuffled
 
 KINDS = ("conversation", "pair", "labelled", "steps")
@@ -25,6 +26,9 @@ class ExampleBatches(Batches):
         sequence_length: T of the prepared examples.
         batch_size: B, over all hosts.
         seed: of the shuffle, at least 0.
+        lengths: other lengths, less than sequence_length, that the rows of a whole batch may have. Each batch gets the shortest
+            one that holds its longest example, so less of it is padding. Every length is one more program to compile.
+        joined: store a pair as one row with the prompt once, of at most 2·T tokens (data/chat/joined_pairs.py).
     """
 
     def __init__(
@@ -36,6 +40,8 @@ class ExampleBatches(Batches):
         batch_size: int,
         seed: int = 0,
         shuffle: bool = True,
+        lengths: Sequence[int] = (),
+        joined: bool = False,
     ):
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}, not {kind!r}")
@@ -43,6 +49,8 @@ class ExampleBatches(Batches):
         order = shuffled(num_rows, seed) if shuffle else np.arange(num_rows)
         super().__init__(order, num_rows, batch_size, shuffle)
         self.kind, self.sequence_length = kind, sequence_length
+        self._joined = joined and kind == "pair"
+        self._lengths = (*sorted(lengths), sequence_length * (1 + self._joined))
         self._columns, self._ends = columns, np.asarray(columns["ends"])
         self._begins = np.concatenate([[0], self._ends.reshape(-1)[:-1]]).reshape(self._ends.shape)
 
@@ -51,28 +59,52 @@ class ExampleBatches(Batches):
 
         Returns `tokens`, `targets`, `segment_ids` (from 1; 0 is padding), `positions` (from 0 in each segment), int32, and
         `weights`, float32, each [b, T], or [b, 2, T] for the kinds pair and labelled; and `ids`, int64 [b], see
-        `global_row_ids`.
+        `global_row_ids`. T is one of the `lengths`, the same one for every choice of `rows`.
             conversation: weight 1 if an assistant wrote the target.
             pair: row 0 is prompt and chosen answer, row 1 prompt and rejected answer; weight 1 at the targets of the answers;
-                `margin` float32 [b].
+                `margin` float32 [b]. With `joined` see `data.chat.joined_pairs.filled`.
             labelled: row 0 is prompt and own answer, row 1 the same prompt and the answer of the previous example in the
                 batch. So rows 1 hold the same answers as rows 0, with other prompts; `desirable` float32 [b].
             steps: weight 1 at the last token of each step; `labels` float32 [b, T], 1 if that step is right.
         """
-        ids = self.global_row_ids(n, rows)
-        if self.kind == "pair":
-            parts = [[(i, half)] for i in ids for half in (0, 1)]
-        elif self.kind == "labelled":
-            others = self._others(self.global_row_ids(n))[slice(None) if rows is None else rows]
-            parts = [[(i, 0), (answer, 1)] for i, other in zip(ids, others) for answer in (i, other)]
-        else:
-            parts = [[(i,)] for i in ids]
-        batch = self._filled(parts)
-        if self._ends.ndim == 2:
-            batch = {name: array.reshape(len(ids), 2, -1) for name, array in batch.items()}
+        every = self.global_row_ids(n)
+        chosen = range(len(every)) if rows is None else rows
+        batch = (self._pairs if self._joined else self._rows)(every, chosen)
+        ids = every[chosen]
         for name in SCALARS & self._columns.keys():
             batch[name] = np.where(ids == NO_ROW, 0, self._columns[name][ids]).astype(np.float32)
         return batch | {"ids": ids}
+
+    def pair(self, id: int) -> joined_pairs.Sides | None:
+        """Return an example of kind pair; None for NO_ROW."""
+        if id == NO_ROW:
+            return None
+        places = [slice(*ends) for ends in zip(self._begins[id], self._ends[id])]
+        return joined_pairs.Sides(*(self._columns[name][here] for name in ("tokens", "trained") for here in places))
+
+    def _pairs(self, every: np.ndarray, chosen: Sequence[int]) -> dict[str, np.ndarray]:
+        pairs = [self.pair(id) for id in every]
+        return joined_pairs.filled([pairs[place] for place in chosen], self._length(pair.length() for pair in pairs if pair))
+
+    def _length(self, lengths: Iterable[int]) -> int:
+        longest = max(lengths, default=0)
+        return next((length for length in self._lengths if length >= longest), self._lengths[-1])
+
+    def _rows(self, every: np.ndarray, chosen: Sequence[int]) -> dict[str, np.ndarray]:
+        if self.kind == "pair":
+            parts = [[[(i, half)] for half in (0, 1)] for i in every]
+        elif self.kind == "labelled":
+            parts = [[[(i, 0), (answer, 1)] for answer in (i, other)] for i, other in zip(every, self._others(every))]
+        else:
+            parts = [[[(i,)]] for i in every]
+        T = self._length(sum(map(self._tokens, row)) for example in parts for row in example)
+        batch = self._filled([row for place in chosen for row in parts[place]], T)
+        if self._ends.ndim == 2:
+            return {name: array.reshape(len(chosen), 2, -1) for name, array in batch.items()}
+        return batch
+
+    def _tokens(self, place: tuple[int, ...]) -> int:
+        return 0 if place[0] == NO_ROW else int(self._ends[place] - self._begins[place])
 
     def _others(self, ids: np.ndarray) -> np.ndarray:
         """Return for each example the previous one in the batch (cyclic). A single example gets any other example."""
@@ -80,10 +112,9 @@ class ExampleBatches(Batches):
         others = np.roll(real, 1) if len(real) > 1 else (real + 1) % self.num_rows
         return np.concatenate([others, ids[len(real) :]])
 
-    def _filled(self, parts: Sequence[Sequence[tuple[int, ...]]]) -> dict[str, np.ndarray]:
+    def _filled(self, parts: Sequence[Sequence[tuple[int, ...]]], T: int) -> dict[str, np.ndarray]:
         """Build rows: each concatenates the parts at the given indices of `ends`; NO_ROW gives an empty row."""
-        T, packed = self.sequence_length, self.kind == "conversation"
-        width = T + 1
+        packed, width = self.kind == "conversation", T + 1
         tokens, segments = np.zeros((len(parts), width), np.int32), np.zeros((len(parts), width), np.int32)
         trained, labels = np.zeros((len(parts), width), np.float32), np.zeros((len(parts), width), np.float32)
         for row, places in enumerate(parts):

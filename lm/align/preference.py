@@ -1,18 +1,24 @@
 """Preference optimisation: the losses of lm/align/losses.py on batches of kind "pair", and KTO on kind "labelled".
 
-Arrays are [B, 2, T]. In a pair, row 0 is the prompt with the chosen answer and row 1 the prompt with the rejected one. In a
-labelled example, row 0 is the prompt with its answer and row 1 the same prompt with another example's answer. Examples whose
-weights are all 0 only pad the batch. The reference is the policy before training (`frozen`); lm/align/reference.py runs it.
+Arrays are [B, 2, T]. In a pair, row 0 is the prompt with the chosen answer and row 1 the prompt with the rejected one; or the
+pair is one row [B, T] with the prompt once (data/chat/joined_pairs.py). In a labelled example, row 0 is the prompt with its
+answer and row 1 the same prompt with another example's answer. Examples whose weights are all 0 only pad the batch. The
+reference is the policy before training (`frozen`); lm/align/reference.py runs it.
 """
+
+from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from data.chat.joined_pairs import Sides
 from lm.align.logprobs import examples, logprobs_of, rows, sequence_logprobs
 from lm.align.losses import LOSSES, WITHOUT_REFERENCE, Pairs, kto
 from lm.align.reference import compare_with_reference
 from lm.align.settings import PREFERENCES, one_of
+from lm.config import ModelConfig
+from lm.kernels.attention import Branches
 from lm.model.transformer import Hidden, Transformer
 from lm.train.step import Objective, Sums, router_loss
 
@@ -119,11 +125,30 @@ def unpaired_loss(settings, model: Transformer, batch: dict, frozen, key) -> tup
     return compare_with_reference(measure, compare, model, frozen)
 
 
+def pays(model: ModelConfig, pairs: Iterable[Sides]) -> bool:
+    """Return whether one row with the prompt once is less work than two rows, summed over these pairs.
+
+    With P shared tokens and answers of C and R tokens, it saves P tokens at about 24·D² FLOPs in each layer. Attention computes
+    (P + C + R)²/2 scores instead of (P + C)²/2 + (P + R)²/2, at 4·D FLOPs each, as it masks what one answer would see of the
+    other. Models with experts (balanced over the tokens they see) or windows (whose blocks skip keys) take two rows.
+    """
+    if any(kind.moe or kind.local for kind in model.layer_kinds):
+        return False
+    saved = more = 0.0
+    for pair in pairs:
+        P = pair.shared()
+        saved += 6 * model.embed_dim * P
+        more += (len(pair.chosen) - P) * (len(pair.rejected) - P) - P**2 / 2
+    return saved > more
+
+
 def answers_under(model: Transformer, batch: dict):
     """Return logp_BN and lengths_BN as `sequence_logprobs`, (Σ entropy, tokens) of the answers, and the Hidden of the layers.
 
     N is the number of sequences per example.
     """
+    if "ends" in batch:
+        return _joined_answers_under(model, batch)
     flat = rows(batch)
     hidden = model.hidden(flat["tokens"], flat["segment_ids"], flat["positions"])
     logp_RT, entropy_RT = logprobs_of(model, hidden.x_BTD, flat["targets"], used_BT=flat["weights"] > 0)
@@ -131,6 +156,22 @@ def answers_under(model: Transformer, batch: dict):
     N, lengths = trained.shape[1], jnp.sum(trained, axis=-1)
     entropy = jnp.sum(examples(entropy_RT, N) * trained), jnp.sum(trained)
     return jnp.sum(examples(logp_RT, N) * trained, axis=-1), lengths, entropy, hidden
+
+
+def _joined_answers_under(model: Transformer, batch: dict):
+    """Do the same for pairs of one row each."""
+    positions_BT = batch["positions"]
+    branches = Branches(batch["ends"], positions_BT, positions_BT)
+    hidden = model.hidden(batch["tokens"], batch["segment_ids"], positions_BT, branches=branches)
+    trained_BT = batch["weights"] > 0
+    logp_BT, entropy_BT = logprobs_of(model, hidden.x_BTD, batch["targets"], used_BT=trained_BT)
+    sides = [trained_BT & (batch["rejected"] == side) for side in (0, 1)]
+    logp_B2, lengths_B2 = (
+        jnp.stack([jnp.sum(jnp.where(side_BT, x, 0.0), axis=1) for side_BT in sides], axis=1)
+        for x in (logp_BT, jnp.float32(1.0))
+    )
+    entropy = jnp.sum(jnp.where(trained_BT, entropy_BT, 0.0)), jnp.sum(lengths_B2)
+    return logp_B2, lengths_B2, entropy, hidden
 
 
 def counted(batch: dict) -> jax.Array:

@@ -41,6 +41,7 @@ from lm.train.start import adopt, initial_params
 from lm.train.step import Objective, Trainer, make_trainer, model_config_of
 from lm.workdir import finished, save_record
 
+PAIRS = 1000  # the first ones of a split tell how long prompts and answers are
 USES = {"train": "train on", "valid": "validate on"}
 
 
@@ -220,14 +221,32 @@ def starting_point(config, mesh) -> nnx.State:
 
 
 def batches(config, kind: str, columns, shuffle: bool = True) -> ExampleBatches:
-    return ExampleBatches(
-        columns,
-        kind=kind,
-        sequence_length=config.sequence_length,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        shuffle=shuffle,
-    )
+    """Return the batches of a split. Where no rows are packed, whole batches of short examples have shorter rows."""
+
+    def made(**options) -> ExampleBatches:
+        return ExampleBatches(
+            columns,
+            kind=kind,
+            sequence_length=config.sequence_length,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            shuffle=shuffle,
+            **options,
+        )
+
+    if kind == "conversation":
+        return made()
+    two_rows = made(lengths=row_lengths(config.sequence_length))
+    if config.method == "preference" and kind == "pair" and config.preference.share_prompts:
+        some = (two_rows.pair(id) for id in range(min(two_rows.num_rows, PAIRS)))
+        if preference.pays(model_config_of(config), some):
+            return made(lengths=row_lengths(2 * config.sequence_length), joined=True)
+    return two_rows
+
+
+def row_lengths(longest: int) -> list[int]:
+    """Return what else the rows of a batch may have as their length: quarters of the longest one, if multiples of 64."""
+    return [longest * n // 4 for n in (1, 2, 3) if longest * n % 256 == 0]
 
 
 class Validation:

@@ -178,3 +178,68 @@ def test_positions_begin_anew_in_each_segment():
 def test_an_unknown_kind():
     with pytest.raises(ValueError, match="kind must be one of"):
         ExampleBatches(columns("pair"), kind="pairs", sequence_length=T, batch_size=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_of_short_examples_has_shorter_rows(kind):
+    whole, short = batches(kind, batch_size=2, seed=1), batches(kind, batch_size=2, seed=1, lengths=(8, 10, 6))
+    seen = set()
+    for n in range(2 * COUNT):
+        batch, expected = short.batch(n), whole.batch(n)
+        width = batch["tokens"].shape[-1]
+        longest = int(np.max(np.nonzero(expected["segment_ids"])[-1])) + 1
+        assert width == min(length for length in (6, 8, 10, T) if length >= longest)
+        assert short.batch(n, [1])["tokens"].shape[-1] == width  # of whichever rows a host reads
+        same(batch, {name: x[..., :width] if x.ndim > 1 else x for name, x in expected.items()})
+        seen.add(width)
+    assert len(seen) > 1
+
+
+def pairs_of_one_prompt():
+    """Pairs whose sides share 0 to 4 tokens and then, in some of them, the beginning of the answers."""
+    draw, made = np.random.default_rng(5), {"tokens": [], "trained": [], "ends": [], "margin": np.ones(COUNT, np.float32)}
+    for row in range(COUNT):
+        prompt, same = draw.integers(300, 400, row % 5), draw.integers(300, 400, row % 2)
+        for _ in range(2):
+            answer = np.concatenate([same, draw.integers(400, 500, int(draw.integers(2, 6)))])
+            made["tokens"] += [*prompt, *answer]
+            trained = np.r_[np.zeros(len(prompt), bool), draw.random(len(answer)) < 0.7]
+            trained[-1], trained[0] = True, False  # nothing stands before the first token
+            made["trained"] += trained.tolist()
+            made["ends"].append(len(made["tokens"]))
+    return {name: np.asarray(x).reshape(-1, 2) if name == "ends" else np.asarray(x) for name, x in made.items()}
+
+
+def test_a_joined_pair_holds_both_sequences_and_their_prompt_once():
+    made = pairs_of_one_prompt()
+    plain, joined = (
+        ExampleBatches(made, kind="pair", sequence_length=T, batch_size=5, shuffle=False, joined=joined)
+        for joined in (False, True)
+    )
+    saved = 0
+    for n in range(joined.num_batches):
+        batch, expected = joined.batch(n), plain.batch(n)
+        same({name: batch[name] for name in ("ids", "margin")}, {name: expected[name] for name in ("ids", "margin")})
+        assert batch["tokens"].shape == (5, 2 * T)
+        same(joined.batch(n, [3, 1]), {name: x[[3, 1]] for name, x in batch.items()})
+        for b in range(5):
+            filled, rejected = batch["segment_ids"][b] == 1, batch["rejected"][b] == 1
+            assert not batch["weights"][b, ~filled].any() and (batch["ids"][b] != NO_ROW) == filled.any()
+            for side in (0, 1):
+                whole = {
+                    name: x[b, side, : np.sum(expected["segment_ids"][b, side])] for name, x in expected.items() if x.ndim == 3
+                }
+                own = np.flatnonzero(filled & (rejected == bool(side)))
+                if not side:
+                    own = own[batch["ends"][b, own] < 2 * T]
+                if not len(own):
+                    continue
+                sees = np.flatnonzero((np.arange(2 * T) <= own[-1]) & (batch["ends"][b] > own[-1]))
+                shared = len(sees) - len(own)
+                for name in ("tokens", "positions"):
+                    assert batch[name][b, sees].tolist() == whole[name].tolist(), name
+                for name in ("targets", "weights"):
+                    assert batch[name][b, own].tolist() == whole[name][shared:].tolist(), name
+                assert not whole["weights"][:shared].any()
+                saved += shared * side
+    assert saved > COUNT

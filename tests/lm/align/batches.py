@@ -8,6 +8,7 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+from data.chat.joined_pairs import Sides, filled
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from tests.lm.examples import parameters, tiny_config
@@ -47,6 +48,16 @@ def pair_batch(B: int = 4, seed: int = 0, filler: int = 0) -> dict[str, np.ndarr
             batch["weights"][b, i, len(prompt) - 1 : n - 1] = 1
     batch["margin"] = np.pad(rng.uniform(0, 1, B), (0, filler)).astype(np.float32)
     return batch
+
+
+def joined(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The same pairs with the prompt once."""
+    sides = []
+    for tokens, segments, weights in zip(*(batch[name] for name in ("tokens", "segment_ids", "weights")), strict=True):
+        ids = [tokens[i, : segments[i].sum()] for i in (0, 1)]
+        trained = [np.r_[False, weights[i, : len(ids[i]) - 1] > 0] for i in (0, 1)]
+        sides.append(Sides(*ids, *trained) if len(ids[0]) else None)
+    return filled(sides, 2 * T) | {"margin": batch["margin"]}
 
 
 def labelled_batch(B: int = 4, seed: int = 0, filler: int = 0) -> dict[str, np.ndarray]:

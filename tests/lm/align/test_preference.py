@@ -15,7 +15,7 @@ from lm.errors import UserError
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.train.step import model_config_of
-from tests.lm.align.batches import T, align_config, labelled_batch, measured, pair_batch, reference
+from tests.lm.align.batches import T, align_config, joined, labelled_batch, measured, pair_batch, reference
 from tests.lm.examples import parameters
 from tests.slow import all_but
 
@@ -115,6 +115,19 @@ def test_as_a_plain_twin(loss, with_gradient):
     for name, found in wanted_metrics.items():
         assert metrics[name] == pytest.approx(float(found), rel=1e-4, abs=1e-6), name
     for ours, theirs in zip(jax.tree.leaves(gradient), jax.tree.leaves(wanted_gradient), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4 * float(jnp.max(jnp.abs(theirs))) + 1e-9)
+
+
+@pytest.mark.parametrize("loss", ["dpo", "orpo"])
+def test_a_prompt_computed_once_gives_the_same(loss):
+    """Joined pairs as pairs of two rows: value, metrics and gradient."""
+    objective, config, params = prepared(loss)
+    plain, once = (
+        measured(objective, config, params, batch, reference(config), KEY) for batch in (BATCHES["dpo"], joined(BATCHES["dpo"]))
+    )
+    assert once[0] == pytest.approx(plain[0], rel=1e-5)
+    assert once[1] == pytest.approx(plain[1], rel=1e-4, abs=1e-6)
+    for ours, theirs in zip(jax.tree.leaves(once[2]), jax.tree.leaves(plain[2]), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4 * float(jnp.max(jnp.abs(theirs))) + 1e-9)
 
 
