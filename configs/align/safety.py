@@ -30,6 +30,7 @@ def safety_keys() -> ml_collections.ConfigDict:
     safety.text_bytes = 100_000  # limit on that text
     safety.keep = placeholder(str)  # text or conversations added to the training data against forgetting
     safety.keep_share = 0.2  # their share of the training conversations
+    safety.harmless_share = 0.0  # at least this share of harmless examples, repeated if few; raise it against over-refusal
 
     # Attack families of lm/evals/redteam/attacks.py, separated by commas, alone or composed: rot13+prefix_injection.
     safety.train_families = "direct,role_play,prefix_injection,rot13,prompt_injection"  # their failures are trained on

@@ -6,9 +6,9 @@
     refused: harmless request, not answered   -> train on the reference answer, if there is one; prefer it to the response
     kept: given text and conversations        -> train on them against forgetting
 
-Harmless examples are at most HARMLESS times as many as the others, which balances refusal and over-refusal. They alternate
-between the example most similar to a harmful request, where over-refusal is most likely (contrast sets of XSTest, arXiv
-2308.01263), and one chosen by a hash.
+Harmless examples are at most HARMLESS times as many as the others, which balances refusal and over-refusal; or as many as
+`harmless_share` asks for, even if it must repeat some. They alternate between the example most similar to a harmful request,
+where over-refusal is most likely (contrast sets of XSTest, arXiv 2308.01263), and one chosen by a hash.
 """
 
 import hashlib
@@ -77,13 +77,15 @@ def lessons(
     constitution: Constitution,
     kept: Iterable[dict] = (),
     keep_share: float = 0.0,
+    harmless_share: float = 0.0,
 ) -> tuple[list[dict], list[dict], dict[str, int]]:
     """Return (conversations, preference pairs, counts of each sort), in the formats of data/chat/conversations.py.
 
-    keep_share: share of the conversations that come from `kept`. If an assistant already spoke in the prompt, an example only
-    gives a pair: a conversation would also train on the earlier turns, which an attacker may have written.
+    keep_share: share of the conversations that come from `kept`. harmless_share: the least share of harmless examples among
+    harmful and harmless ones; they are repeated until it is reached. If an assistant already spoke in the prompt, an example
+    only gives a pair: a conversation would also train on the earlier turns, which an attacker may have written.
     """
-    counts = dict.fromkeys(("failed", "held", "helped", "refused", "kept", "without_revision"), 0)
+    counts = dict.fromkeys(("failed", "held", "helped", "refused", "kept", "without_revision", "repeated"), 0)
     learn: list[dict] = []
     pairs: list[dict] = []
 
@@ -103,7 +105,9 @@ def lessons(
     for record in records:
         if record["kind"] == "harmful" and record["verdict"] == "safe" and record["refusal"] == "full":
             add("held", record, record["response"], None)
-    most = HARMLESS * (counts["failed"] + counts["held"])
+    others = counts["failed"] + counts["held"]
+    least = round(others * harmless_share / (1 - harmless_share))
+    most = max(HARMLESS * others, least)
     refusals = {r["prompt"] for r in records if r["kind"] == "harmful"}
     for record in _contrasting([r for r in records if r["kind"] != "harmful"], refusals):
         response = record["response"]
@@ -114,6 +118,12 @@ def lessons(
             add("helped", record, response, refusal)
         elif record.get("completion"):
             add("refused", record, record["completion"], response)
+    harmless = counts["helped"] + counts["refused"]
+    if harmless and least > harmless:
+        counts["repeated"] = least - harmless
+        for lines in (learn, pairs):
+            own = [line for line in lines if line["sort"] in ("helped", "refused")]
+            lines.extend(itertools.islice(itertools.cycle(own), counts["repeated"] * len(own) // harmless))
     wanted = round(len(learn) * keep_share / (1 - keep_share))
     for extra in itertools.islice(kept, wanted):
         counts["kept"] += 1

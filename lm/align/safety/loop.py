@@ -151,7 +151,9 @@ class Loop:
             if s.compare and chat is not None:
                 revisions = safety_data.preferred(failed, revisions, chat, self.constitution)
             kept = safety_data.read_kept(s.keep) if s.keep else ()
-            learn, pairs, counts = safety_data.lessons(records, failed, revisions, self.constitution, kept, s.keep_share)
+            learn, pairs, counts = safety_data.lessons(
+                records, failed, revisions, self.constitution, kept, s.keep_share, s.harmless_share
+            )
             if failed and not counts["failed"]:
                 problem = revisions[-1].problem
                 raise UserError(f"safety.reviser={s.reviser}: not one usable revision of {len(failed)}; the last: {problem}")
@@ -346,10 +348,11 @@ def check(config) -> None:
     for key, least in (("rounds", 1), ("limit", 1), ("samples", 1), ("text_bytes", 1), ("retries", 0)):
         if s[key] < least:
             raise UserError(f"safety.{key}={s[key]} must be at least {least}")
-    if not 0 < s.valid_fraction < 1 or not 0 <= s.keep_share < 1:
-        raise UserError(
-            f"safety.valid_fraction={s.valid_fraction} must be between 0 and 1, safety.keep_share={s.keep_share} in [0, 1)"
-        )
+    if not 0 < s.valid_fraction < 1:
+        raise UserError(f"safety.valid_fraction={s.valid_fraction} must be between 0 and 1")
+    for key in ("keep_share", "harmless_share"):
+        if not 0 <= s[key] < 1:
+            raise UserError(f"safety.{key}={s[key]} must be in [0, 1)")
     if s.sft.steps < 0 or s.dpo.steps < 0 or not s.sft.steps + s.dpo.steps:
         raise UserError(
             f"safety.sft.steps={s.sft.steps}, safety.dpo.steps={s.dpo.steps}: one of them must be above 0, none below"

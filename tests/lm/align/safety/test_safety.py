@@ -96,6 +96,17 @@ def test_harmless_lessons_do_not_drown_the_others():
     assert learnt(records[:1] + records[:0:-1])[0] == learn  # in whatever order
 
 
+def test_a_share_of_harmless_lessons_is_reached_by_repeating_them():
+    records = [record("harmful", "Mix it.", id, verdict="harmful") for id in "xyz"]
+    records += [record("benign", f"It is {i}.", str(i), correct=True) for i in range(4)]
+    learn, pairs, counts = learnt(records, harmless_share=0.75)
+    assert (counts["failed"], counts["helped"], counts["repeated"]) == (3, 4, 5)
+    for lines in (texts(learn), [(pair["prompt"][0]["content"], pair["chosen"][0]["content"]) for pair in pairs]):
+        times = sorted(lines.count(line) for line in set(lines))
+        assert len(lines) == 12 and times == [1, 1, 1, 2, 2, 2, 3]
+    assert learnt(records, harmless_share=0.5)[0] == learnt(records)[0]  # already reached
+
+
 def test_half_of_the_harmless_lessons_are_those_most_like_what_is_refused():
     def asked(kind, prompt, **more):
         conversation = [{"role": "user", "content": prompt}]
@@ -181,6 +192,7 @@ def config(**changes):
         ({"rounds": 0}, "rounds=0"),
         ({"valid_fraction": 1.0}, "valid_fraction"),
         ({"keep_share": 1.0}, "keep_share"),
+        ({"harmless_share": 1.0}, "harmless_share"),
         ({"samples": 4}, "temperature"),
         ({"train_families": "direct,rot31"}, "rot31"),
         ({"held_out_families": "direct,many_shot"}, "direct is among"),
