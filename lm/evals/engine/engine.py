@@ -1,7 +1,9 @@
 """Our model as the Subject of tasks: requests are batched by length on the current mesh, and answers are cached."""
 
+import functools
 import json
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from lm.evals.engine.answers_cache import Answers, fingerprint, key
 from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.generate import Answer, Ask, Writer
 from lm.evals.engine.likelihood import Request, Scored
+from lm.evals.engine.served import Served, pays
 from lm.evals.subject import Continuation, Generated, Likelihood, Prompt, Rolled
 from lm.model.transformer import Transformer
 from lm.parallel.hosts import from_first, is_first
@@ -32,6 +35,7 @@ class Engine:
       batch_tokens: slots of a batch; None: by the kind of device. cache: a file of answers (answers_cache.py), or None. With
         several processes, only the first one opens it.
       template, system, add_bos: see Encoding. progress: whether to show progress on stderr; None: only on the first host.
+      served: whether to generate with the serving engine (served.py); None: where it is faster.
     Attributes:
       stats: totals so far: {"requests", "cached", "tokens" read without padding, "slots" with padding, "generated" tokens,
         "cut": prompts that were too long, "seconds"}.
@@ -50,6 +54,7 @@ class Engine:
         system: str = "",
         add_bos: bool | None = None,
         progress: bool | None = None,
+        served: bool | None = None,
     ):
         self.model, self.tokenizer, self.name = likelihood.dropless(model), tokenizer, name
         self.max_length, self.batch_tokens = max_length or model.config.max_positions, batch_tokens
@@ -60,6 +65,8 @@ class Engine:
         self._identity = fingerprint(model) if self._remembers else ""
         self._progress = is_first() if progress is None else progress
         self._compiled: set[tuple] = set()  # shapes of batches that were run
+        self._served: Served | None = None
+        self._serves = served
 
     def likelihoods(self, requests: Sequence[Continuation]) -> list[Likelihood]:
         """Return likelihoods. The likelihood is NaN if a request is empty or its continuation is longer than max_length."""
@@ -145,10 +152,8 @@ class Engine:
         )
 
     def _drawn(self, asks: list[Ask]) -> list[Answer]:
-        writer = Writer(self.model, self.tokenizer.decode, self.tokenizer.vocab_size, self.encoding.stop_ids)
-
         def batches() -> Iterator[tuple[list[int], tuple, Run]]:
-            for part in drawing.work(writer, asks):
+            for part in self._writing(asks):
 
                 def run(wanted, keep, part=part):
                     def counted(answers: dict[int, Answer]) -> None:
@@ -169,6 +174,21 @@ class Engine:
             lambda answer: json.dumps(answer).encode(),
             lambda value, _: Answer(*json.loads(value)),
         )
+
+    def _writing(self, asks: list[Ask]) -> Iterator[drawing.Work]:
+        """Yield the batches that answer all asks: one of the serving engine, or those of generate.py."""
+        if self._serves is None:
+            self._serves = pays(self.model)
+        fits = all(len(ask.tokens) + ask.max_new_tokens <= self.model.config.max_positions for ask in asks)
+        if not (self._serves and fits and asks):
+            yield from drawing.work(
+                Writer(self.model, self.tokenizer.decode, self.tokenizer.vocab_size, self.encoding.stop_ids), asks
+            )
+            return
+        if self._served is None:
+            self._served = Served(self.model, self.tokenizer, self.encoding.stop_ids)
+            weakref.finalize(self, self._served.close)
+        yield drawing.Work(list(range(len(asks))), (), functools.partial(self._served.answers, asks))
 
     def _answered(
         self,

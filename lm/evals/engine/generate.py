@@ -113,7 +113,7 @@ def _answer(
 
     def answer(ask: Ask, tokens: list[int], ended: bool) -> Answer:
         tokens = tokens[:-1] if ended else tokens
-        end = _stopped(tokens, ask, writer.decode)
+        end = stopped(tokens, ask, writer.decode)
         return Answer(tokens, ended) if end is None else Answer(tokens[:end], True)
 
     def tell(done: dict[int, tuple[list[int], bool]]) -> None:
@@ -127,13 +127,13 @@ def _answer(
             first.max_new_tokens, first.temperature, first.top_p, stop_ids=tuple(writer.stop_ids), vocab_size=writer.vocab_size
         ),
         width=width,
-        rows=[_row(ask) for ask in filled],
+        rows=[row_seed(ask) for ask in filled],
         prefix=first.tokens[:shared],
-        watch=Watch(CHUNK, lambda n, tokens: n in known or _stopped(tokens, filled[n], writer.decode) is not None, tell),
+        watch=Watch(CHUNK, lambda n, tokens: n in known or stopped(tokens, filled[n], writer.decode) is not None, tell),
     )
 
 
-def _stopped(tokens: list[int], ask: Ask, decode: Callable[[Sequence[int]], str]) -> int | None:
+def stopped(tokens: list[int], ask: Ask, decode: Callable[[Sequence[int]], str]) -> int | None:
     """Return how many tokens complete a stop string, or None."""
 
     def complete(n: int) -> bool:
@@ -149,7 +149,7 @@ def _stopped(tokens: list[int], ask: Ask, decode: Callable[[Sequence[int]], str]
     return high
 
 
-def _row(ask: Ask) -> int:
+def row_seed(ask: Ask) -> int:
     """Return a number of 31 bits that seeds the ask's samples."""
     identity = json.dumps([ask.tokens, ask.temperature, ask.top_p, ask.seed])
     return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4]) >> 1
