@@ -129,7 +129,15 @@ def app_settings(config) -> Settings:
         per_minute=(0 if loopback else PER_MINUTE) if rate is None else rate,
         body_bytes=config.body_bytes,
         read_seconds=config.read_seconds or float(MOST),
+        hosts=hosts_of(config) if loopback else (),
     )
+
+
+def hosts_of(config) -> tuple[str, ...]:
+    """Return the names by which a server on loopback may be called; none: any."""
+    names = [name.strip().lower() for name in config.auth.hosts.split(",") if name.strip()]
+    host = config.host.lower()
+    return () if "*" in names else tuple(dict.fromkeys((*names, f"[{host}]" if ":" in host else host)))
 
 
 def is_loopback(host: str) -> bool:

@@ -38,13 +38,14 @@ log = logging.getLogger("lm.serve")
 class Settings:
     """keys: of `read_keys`; none: no key is asked for. per_minute: requests of a user; 0: no limit. body_bytes: of a request.
 
-    read_seconds: in which a body must have come, and in which a client must take a part of a stream.
+    read_seconds: in which a body must have come, and in which a client must take a part of a stream. hosts: see Gate.
     """
 
     keys: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     per_minute: int = 0
     body_bytes: int = 4 << 20
     read_seconds: float = 60.0
+    hosts: tuple[str, ...] = ()
 
 
 def make_app(service: Service, settings: Settings = Settings(), routers: Iterable[APIRouter] = ()) -> FastAPI:  # noqa: B008
@@ -65,6 +66,7 @@ def make_app(service: Service, settings: Settings = Settings(), routers: Iterabl
         rates=Rates(settings.per_minute),
         body_bytes=settings.body_bytes,
         seconds=settings.read_seconds,
+        hosts=settings.hosts,
     )
     if service.watch:
         app.add_middleware(CountRequests, metrics=service.watch.metrics)

@@ -1,11 +1,11 @@
-"""Who may ask, and how much: API keys, requests a minute, and the size of a body, checked before any route."""
+"""Who may ask, and how much: API keys, names of the host, requests a minute, and the size of a body, before any route."""
 
 import asyncio
 import hashlib
 import hmac
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from starlette.requests import Request
@@ -55,6 +55,11 @@ def named(keys: Mapping[str, bytes], header: str) -> str:
     return found[0]
 
 
+def host_of(header: str) -> str:
+    """Return the name in the header Host, in lower case and without a port: [::1]:8000 is [::1]."""
+    return re.sub(r":\d*$", "", header.strip().lower())
+
+
 class Rates:
     """A token bucket a user: `per_minute` requests, at most as many at once. 0: no limit."""
 
@@ -81,11 +86,22 @@ class Gate:
     """ASGI middleware: checks the key, the rate and the body of each request. Sets state["user"]: the name of the key, or the
     client's address if the server has no keys.
 
+    hosts: names by which a server without keys may be called; none: any. A browser sends the name of the page's own address, so
+      a page of the web whose name is made to point to this machine (DNS rebinding) is refused.
     seconds: in which a body must have come.
     """
 
-    def __init__(self, app: ASGIApp, keys: Mapping[str, bytes], rates: Rates, body_bytes: int, seconds: float):
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Mapping[str, bytes],
+        rates: Rates,
+        body_bytes: int,
+        seconds: float,
+        hosts: Collection[str] = (),
+    ):
         self._app, self._keys, self._rates, self._most, self._seconds = app, keys, rates, body_bytes, seconds
+        self._hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -93,6 +109,9 @@ class Gate:
         request = Request(scope)
         try:
             user = (scope.get("client") or ("",))[0]
+            host = host_of(request.headers.get("host", ""))
+            if self._hosts and not self._keys and host not in self._hosts:
+                raise ApiError(403, f"host {host!r} is none of auth.hosts={','.join(self._hosts)}", code="wrong_host")
             if scope["path"].startswith(GUARDED):
                 if self._keys:
                     user = named(self._keys, request.headers.get("authorization", ""))

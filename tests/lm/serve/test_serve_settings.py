@@ -25,7 +25,8 @@ def config(tmp_path):
 def test_the_defaults_hold(config, tmp_path):
     settings.check_serving(config, tmp_path / "serving")
     assert settings.name_of(config) == "run" and settings.adapter_count(config) == 0
-    assert settings.app_settings(config) == settings.Settings(per_minute=0)
+    hosts = ("localhost", "127.0.0.1", "[::1]")
+    assert settings.app_settings(config) == settings.Settings(per_minute=0, hosts=hosts)
 
 
 @pytest.mark.parametrize(

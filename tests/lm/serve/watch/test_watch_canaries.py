@@ -12,7 +12,7 @@ from lm.serve.watch.canaries import Canary, Rounds, asker, problems, read_canari
 from lm.serve.watch.settings import Settings
 from tests.lm.evals import tiny_models
 from tests.lm.serve.played_engine import PlayedEngine
-from tests.lm.serve.test_watch_metrics import values
+from tests.lm.serve.test_serve_metrics import values
 
 ANSWER = "The capital of France is Paris."
 

@@ -14,7 +14,7 @@ from lm.serve.watch.charts import CHARTS
 from lm.serve.watch.settings import Settings
 from tests.lm.reports.browser import CHROMIUM, Browser
 from tests.lm.serve.played_engine import PlayedEngine, handle
-from tests.lm.serve.test_watch_prometheus import served, until
+from tests.lm.serve.test_serve_prometheus import served, until
 
 
 @pytest.fixture

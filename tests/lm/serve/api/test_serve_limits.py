@@ -6,11 +6,13 @@ import httpx
 import openai
 import pytest
 
+from configs.serve.default import get_config
 from lm.errors import UserError
 from lm.serve.api.adapters import confined
 from lm.serve.api.app import Settings
 from lm.serve.api.errors import ApiError
 from lm.serve.api.limits import Rates, named, read_keys
+from lm.serve.settings import hosts_of
 from tests.lm.serve.conftest import client_of, serving
 
 
@@ -71,6 +73,28 @@ def test_a_server_with_keys_rates_and_sizes(service):
         with pytest.raises(openai.RateLimitError) as often:
             client.models.list()
         assert int(often.value.response.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize(
+    "host, status",
+    [("localhost:8000", 200), ("127.0.0.1", 200), ("[::1]:80", 200), ("LOCALHOST", 200), ("evil.example", 403), ("", 403)],
+)
+def test_a_server_on_loopback_is_called_by_its_own_names(service, host, status):
+    hosts = hosts_of(get_config())
+    with serving(service, Settings(hosts=hosts)) as url:
+        assert httpx.get(f"{url}/v1/models", headers={"host": host}).status_code == status
+    with serving(service, Settings({"ann": b"0" * 32}, hosts=hosts)) as url:  # keys are enough
+        assert httpx.get(f"{url}/health", headers={"host": host}).status_code == 200
+
+
+def test_names_of_the_host():
+    config = get_config()
+    config.host = "::1"
+    assert hosts_of(config) == ("localhost", "127.0.0.1", "[::1]")
+    config.host, config.auth.hosts = "127.0.0.2", "Box.local"
+    assert hosts_of(config) == ("box.local", "127.0.0.2")
+    config.auth.hosts = "*"
+    assert hosts_of(config) == ()
 
 
 TRICKS = ["..", "../other", "/etc", "a/../../other", ".", "", "\0", "link", "x" * 9000, "missing", "a/b/c", "loop"]

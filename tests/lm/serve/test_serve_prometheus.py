@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from lm.serve.metrics import CountRequests, Metrics
 from tests.lm.serve.played_engine import PlayedEngine, handle
-from tests.lm.serve.test_watch_metrics import DASHBOARDS, queries
+from tests.lm.serve.test_serve_metrics import DASHBOARDS, queries
 
 PROMETHEUS = shutil.which("prometheus")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(PROMETHEUS is None, reason="prometheus is not installed")]

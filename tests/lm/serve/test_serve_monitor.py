@@ -18,7 +18,7 @@ from lm.serve.monitor import open_watch
 from lm.serve.seen import text_of
 from lm.serve.watch.settings import Settings, settings_of
 from tests.lm.serve.played_engine import PlayedEngine
-from tests.lm.serve.test_watch_metrics import values
+from tests.lm.serve.test_serve_metrics import values
 
 POLICIES = [
     {"id": "poison", "hazard": "vcr", "action": "block", "where": "input", "patterns": [r"\bpoison him\b"]},
