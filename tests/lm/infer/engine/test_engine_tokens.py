@@ -75,6 +75,19 @@ def test_requests_together_get_what_each_gets_alone(kind, model, alone):
     assert stats.finished == {"length": len(alone)}
 
 
+@pytest.mark.parametrize("kind", ["plain", "longrope"], indirect=True)
+def test_64_ragged_requests_at_a_time(model):
+    rng, lengths = np.random.default_rng(1), (1, 4, 9, 18, 23, 31, 50)
+    asked = [rng.integers(0, 96, lengths[n % len(lengths)]).tolist() for n in range(64)]
+    counts = [1 + n % 10 for n in range(64)]
+    engine = Engine(model, None, rows=64, budget=64, pages=1200, page=4)
+    found = engine.generate_all([Request(tuple(ids), n, temperature=0) for ids, n in zip(asked, counts, strict=True)])
+    engine.close()
+    alone = [lm.generate(model, None, [ids], max_new_tokens=max(counts), temperature=0)[0] for ids in asked]
+    assert found == [tokens[:n] for tokens, n in zip(alone, counts, strict=True)]
+    assert engine.stats().preemptions == 0
+
+
 def test_guesses_and_preemption_change_nothing(kind, model, alone):
     engine = Engine(model, None, rows=4, budget=16, pages=16, page=4, drafts=3)
     assert greedy(engine) == alone
