@@ -95,8 +95,10 @@ def rude(draw: random.Random, target: Target, text: list[str], markers: set[str]
     def one(kind: str, body, statuses: tuple[int, ...], **more) -> Ask:
         return asked(draw, target, kind, body, expected=frozenset(statuses), **more)
 
-    def prompt() -> str:
-        return next(fine).prompt
+    def lasting(kind: str, more: dict = {}, **options) -> Ask:  # noqa: B006
+        """A long answer, whose prompt has a marker of its own."""
+        prompt = next(fine).prompt
+        return one(kind, {"model": model, "prompt": prompt, **long, **more}, usual, stream=True, prompt=prompt, **options)
 
     def short() -> dict:
         return {"model": model, "prompt": "x", "max_tokens": 2}
@@ -104,10 +106,10 @@ def rude(draw: random.Random, target: Target, text: list[str], markers: set[str]
     deep = b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}"
     usual = (200, 429, 503)
     kinds: list[tuple[int, Callable[[], Ask]]] = [
-        (8, lambda: one("leaves", {"model": model, "prompt": prompt(), **long}, usual, stream=True, leave_chunks=3)),
-        (4, lambda: one("leaves early", {"model": model, "prompt": prompt(), **long}, usual, stream=True, leave_seconds=0.3)),
+        (8, lambda: lasting("leaves", leave_chunks=3)),
+        (4, lambda: lasting("leaves early", leave_seconds=0.3)),
         (2, lambda: one("half a request", short(), (), half=True)),
-        (2, lambda: one("slow", {"model": model, "prompt": prompt(), **long, "logprobs": 20}, usual, stream=True, pause=PAUSE)),
+        (2, lambda: lasting("slow", {"logprobs": 20}, pause=PAUSE)),
         (2, lambda: one("not JSON", b'{"prompt": ', (400,))),
         (1, lambda: one("not UTF-8", b'{"prompt": "\xff\xfe"}', (400,))),
         (2, lambda: one("wrong type", short() | {"max_tokens": "many"}, (400, 422))),
@@ -168,6 +170,8 @@ async def soak(url: str, pid: int, target: Target, minutes: float, seed: int) ->
             if time.monotonic() - last > 60:
                 last = time.monotonic()
                 tell(f"{len(outcomes)} of {len(times)} requests, {dict(known.statuses)}, {len(known.wrong)} wrong")
+                for text in known.wrong[-3:]:
+                    tell(f"  such as {text}")
         after = await settled(client)
         if target.ours:
             checks.append(("mixed load", [truth.Check("requests refused with 429", known.statuses[429], 1, len(outcomes))]))
