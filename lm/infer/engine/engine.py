@@ -226,7 +226,8 @@ class Engine:
         with self._wake:
             self._ending = True
             self._wake.notify()
-        self._thread.join()
+        if threading.current_thread() is not self._thread:  # where the garbage collector may run a finalizer
+            self._thread.join()
 
     # The thread.
 
