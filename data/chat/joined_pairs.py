@@ -51,8 +51,6 @@ def filled(pairs: Sequence[Sides | None], length: int) -> dict[str, np.ndarray]:
             targets = slice(here.start, here.stop - 1)
             batch["tokens"][b, here], batch["positions"][b, here] = tokens[shared:], np.arange(shared, len(tokens))
             batch["targets"][b, targets], batch["weights"][b, targets] = tokens[shared + 1 :], trained[shared + 1 :]
-        # The head of the prompt ends within `shared`; its targets are not trained, and are there to be complete.
-        batch["targets"][b, :shared] = pair.chosen[1 : shared + 1]
         batch["segment_ids"][b, :end] = 1
         batch["rejected"][b, middle:end] = 1
         batch["ends"][b] = length

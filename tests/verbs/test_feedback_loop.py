@@ -117,6 +117,8 @@ def said(client: httpx.Client, model: str, question: str) -> str:
 def passed(client: httpx.Client, adapter: str) -> float:
     """The gauge of the canary, when it has been asked of this adapter for the first time."""
     gauge = re.compile(rf'lmcraft:canary_passed{{[^}}]*adapter="{adapter}"[^}}]*}} (\S+)')
-    while not (found := gauge.search(client.get("/metrics").text)):
-        asked(client, "smol", "Hello.")  # time passes with something useful to do
-    return float(found[1])
+    for _ in range(300):
+        if found := gauge.search(client.get("/metrics").text):
+            return float(found[1])
+        asked(client, "smol", "Hello.")  # a canary waits its turn among requests
+    raise AssertionError(f"no canary was asked of {adapter or 'the model'}")

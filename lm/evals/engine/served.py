@@ -69,7 +69,7 @@ class Served:
             self._engine = None
 
     def _drawn(self, engine: Engine, asks: list[Ask]) -> Iterator[tuple[Ask, Answer]]:
-        """Yield (ask, answer) as they end. All are submitted at once, in an order that makes the most of common prefixes."""
+        """Yield (ask, answer) as they end. Asks with a common prefix start one after the other, so it is read once."""
         events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
         tokens: list[list[int]] = [[] for _ in asks]
         handles: list[Handle | None] = [None] * len(asks)
@@ -127,7 +127,7 @@ class Served:
                     self._tokenizer,
                     rows=rows,
                     budget=ROWS,
-                    pages=max(pages, 1 << (affordable(model.config, PAGE, "", rows).bit_length() - 1)),
+                    pages=max(pages, min(rows * pages, _power(affordable(model.config, PAGE, "", rows)) // 2)),
                     page=PAGE,
                     packed=self._model.config.dtype,
                     queue=4 * ROWS,
