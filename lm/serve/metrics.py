@@ -117,6 +117,10 @@ class Metrics:
         engine.observers.append(self._observe)
         self.registry.register(_OfEngine(engine, self.model_name))
 
+    def ended(self, adapter: str, finish: str) -> None:
+        """Count a request that ended. finish: one of lm.infer.engine.request.FINISHES, or "content_filter"."""
+        self.of("request_success", adapter=adapter, finished_reason=finish).inc()
+
     def token_gap(self, adapter: str, seconds: float) -> None:
         """Count the time between two deliveries of tokens of a request."""
         self.of("inter_token_latency_seconds", adapter=adapter).observe(seconds)
@@ -146,7 +150,8 @@ class Metrics:
         """Times of what did not happen, such as the first token of a request that was cancelled in the queue, are left out."""
         times, adapter = handle.times, handle.request.adapter
         end = times.finished or time.monotonic()
-        self.of("request_success", adapter=adapter, finished_reason=finish).inc()
+        if not handle.request.told_by_reader:
+            self.ended(adapter, finish)
         seen = {
             "e2e_request_latency_seconds": end - times.submitted,
             "request_prompt_tokens": len(handle.request.prompt),

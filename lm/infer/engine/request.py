@@ -41,7 +41,7 @@ class Request:
       natural logarithms of the model's own distribution, before any setting.
     prompt_logprobs: the same for the prompt's tokens; the first has none.
     adapter: name of a loaded adapter; "": none. user: shares of the queue are fair among users. deadline: seconds from
-    submission.
+    submission. told_by_reader: the reader tells observers how it ended, as by a stop string, which only its text shows.
     """
 
     prompt: tuple[int, ...]
@@ -63,6 +63,7 @@ class Request:
     grammar: Grammar | None = None
     user: str = ""
     deadline: float | None = None
+    told_by_reader: bool = False
 
 
 class Likely(NamedTuple):

@@ -217,7 +217,7 @@ async def _sampled(run: Run, choices: Sequence[Choice]) -> AsyncIterator[tuple[i
         choices[n].cached = run.handles[n].times.cached
         if choices[n].finish:
             left.discard(n)
-            run.cancel(n)
+            run.end(n, choices[n].finish)
         yield n, piece
 
 

@@ -144,7 +144,7 @@ class Service:
             raise ApiError(400, f"token ids must be below {self.engine.config.vocab_size}", param="prompt")
         if not request.prompt:
             raise ApiError(400, "a prompt has no tokens", param="prompt")
-        return dataclasses.replace(request, deadline=self.limits.seconds or None)
+        return dataclasses.replace(request, deadline=self.limits.seconds or None, told_by_reader=True)
 
     def room(self, prompt: int) -> int:
         """Return how many tokens an answer may have after a prompt of so many, at least 1."""
@@ -173,16 +173,23 @@ class Service:
             raise ApiError(400, str(error)) from None
         finally:
             run.cancel()
+            if self.watch:
+                for n, handle in enumerate(run.handles):
+                    self.watch.metrics.ended(handle.request.adapter, run.finishes.get(n, "cancelled"))
 
 
 class Run:
-    """Requests in the engine, and their events in the order in which they came. Belongs to one event loop."""
+    """Requests in the engine, and their events in the order in which they came. Belongs to one event loop.
+
+    finishes: how those that are over have ended, for the engine or for who reads their text.
+    """
 
     def __init__(self, limits: Limits):
         self.handles: list[Handle] = []
         self._limits, self._loop, self._begun = limits, asyncio.get_running_loop(), time.monotonic()
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        self._unread, self._slow, self._over = 0, False, set()
+        self._unread, self._slow = 0, False
+        self.finishes: dict[int, str] = {}
 
     def tell(self, n: int, event: Event) -> None:
         """Take an event of request n, on the engine's thread."""
@@ -191,7 +198,7 @@ class Run:
 
     def _put(self, n: int, event: Event) -> None:
         if event.finish:
-            self._over.add(n)
+            self.finishes.setdefault(n, event.finish)
         self._unread += len(event.tokens)
         if self._unread > self._limits.unread and not self._slow:
             self._slow = True
@@ -213,10 +220,15 @@ class Run:
         self._unread -= len(event.tokens)
         return n, event
 
-    def cancel(self, n: int | None = None) -> None:
-        """Cancel one request, or all that are not over."""
-        for number, handle in enumerate(self.handles):
-            if number not in self._over and n in (None, number):
+    def end(self, n: int, finish: str) -> None:
+        """End a request whose reader has found its end."""
+        self.finishes[n] = finish
+        self.handles[n].cancel()
+
+    def cancel(self) -> None:
+        """Cancel all requests that are not over."""
+        for n, handle in enumerate(self.handles):
+            if n not in self.finishes:
                 handle.cancel()
 
 

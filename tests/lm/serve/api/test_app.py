@@ -1,6 +1,8 @@
 """The other routes, errors, and what happens when clients leave, read slowly, or the server stops."""
 
 import asyncio
+import collections
+import functools
 import json
 import socket
 import threading
@@ -293,6 +295,28 @@ def test_the_monitor_sees_what_is_asked_and_answered(watched, tokenizer):
     watched.watch.flush()
     rows = connect(watched.watch.folder / "exchanges.sqlite").execute("select * from exchanges").fetchall()
     assert len(rows) == 6 and any(whole.id in map(str, row) for row in rows)
+
+
+def test_counters_say_how_clients_saw_answers_end(watched):
+    """A stop string ends an answer for its reader, also where the engine goes on, or ends at its limit with that very token."""
+
+    def counted(url):
+        lines = httpx.get(f"{url}/metrics").text.splitlines()
+        found = dict(line.rsplit(" ", 1) for line in lines if line.startswith("lmcraft:request_success_total{"))
+        return {finish: sum(float(n) for name, n in found.items() if f'"{finish}"' in name) for finish in ("stop", "length")}
+
+    with serving(watched) as url:
+        client = client_of(url)
+        ask = functools.partial(client.completions.create, model="tiny", prompt="the cat", seed=7)
+        last = ask(max_tokens=8, extra_body={"ignore_eos": True}).choices[0].text[-2:]
+        before, seen = counted(url), collections.Counter()
+        for max_tokens in range(1, 13):
+            for stream in (False, True):
+                answer = ask(max_tokens=max_tokens, stop=last, stream=stream, extra_body={"ignore_eos": True})
+                choices = [chunk.choices[0] for chunk in answer] if stream else answer.choices
+                seen[choices[-1].finish_reason] += 1
+        until(lambda: sum(counted(url).values()) - sum(before.values()) == 24)
+        assert {finish: n - before[finish] for finish, n in counted(url).items()} == seen and len(seen) == 2
 
 
 def test_a_client_that_leaves_ends_its_exchange(watched):
