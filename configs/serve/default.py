@@ -21,8 +21,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.queue = 1024  # requests that wait; more are refused with 429
     config.blocks = 0  # of the key/value cache; 0: by the memory
     config.dtype = ""  # of the matrices: bfloat16, float32; "": as in training
-    config.cache_dtype = ""  # int8: keys and values in 8 bits; "": the compute type
-    config.quantize = ""  # int8, int4: of the weights; "": as stored
+    config.cache_dtype = ""  # of keys and values: float32, bfloat16, int8; "": as the matrices, bfloat16 for integer ones
+    # int8, int4: round weights. w8a8: also the activations to 8 bits, the fastest for many requests; "": as stored
+    config.quantize = ""
     # Guess tokens ahead, which changes no answer. ngram: those that followed the same few tokens before; or the path of a
     # smaller model with the same vocabulary; "": no guesses.
     config.speculate = ""

@@ -15,7 +15,7 @@ from lm.infer.engine.adapters import Slots
 from lm.infer.engine.engine import Engine
 from lm.infer.load import load_model, load_onto
 
-DTYPES, INTEGERS = ("float32", "bfloat16"), ("int8", "int4")
+DTYPES, INTEGERS = ("float32", "bfloat16"), ("int8", "int4", "w8a8")
 GUESSES = 3  # tokens ahead
 
 
@@ -41,8 +41,9 @@ def open_engine(
     Args:
       rows: most requests that are decoded together. blocks: of 16 tokens of the cache; 0: from the free memory. budget: most
         tokens of a step. queue: most waiting requests.
-      dtype: of matrices; "": as in training. A CPU keeps them so, and computes in float32. cache_dtype: "int8", "bfloat16",
-        "float32"; "": the compute type. quantize: "int8" or "int4"; "": not.
+      dtype: of matrices; "": as in training. A CPU keeps them so, and computes in float32. quantize: "int8" or "int4": their
+        weights; "w8a8": weights and activations in 8 bits; "": as stored.
+      cache_dtype: "int8", "bfloat16", "float32"; "": that of `dtype`, bfloat16 for integer weights.
       speculate: "ngram": guess tokens that followed the same few tokens before; or the path of a smaller model that guesses. No
         token changes.
       adapters: name -> folder. adapter_count: room for so many, at least for those. adapter_rank, adapter_targets: their
@@ -58,7 +59,10 @@ def open_engine(
         raise UserError(f"cache_dtype={cache_dtype} is none of {', '.join(DTYPES)}, int8")
     packed = ""
     if mesh is None and jax.default_backend() == "cpu":
-        packed, dtype = quantize or dtype or open_source(path).config.dtype, "float32"
+        config = open_source(path).config
+        packed = quantize or dtype or config.dtype
+        is_float = packed == "float32" and not config.quantization.bits
+        cache_dtype, dtype = cache_dtype or ("float32" if is_float else "bfloat16"), "float32"
     elif quantize:
         raise UserError(
             f"quantize={quantize} packs matrices for one CPU: save an int8 model first (python -m lm.convert quantize)"

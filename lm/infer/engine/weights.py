@@ -15,11 +15,19 @@ from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer.engine.adapters import Slots, empty
 from lm.infer.sampler import UNROLLED
-from lm.kernels.cpu.packed import pack
-from lm.model.linear import Linear, Quantized, whole
+from lm.kernels.cpu.packed import Packed, can_pack, pack, pack_integers
+from lm.model.linear import Linear, Quantized, QuantizedWeight, whole
 from lm.model.transformer import Transformer, cast_matrices, skeleton
 
-BITS = {"float32": 32, "bfloat16": 16, "int8": 8, "int4": 4}
+
+class Kind(NamedTuple):
+    """How matrices are packed: bits of a weight, and bits to which activations are rounded for integer weights."""
+
+    bits: int
+    activations: int = 16
+
+
+KINDS = {"float32": Kind(32), "bfloat16": Kind(16), "int8": Kind(8), "int4": Kind(4), "w8a8": Kind(8, 8)}
 APART = ("attention.key_up", "attention.value_up")  # of latent attention: not only activations are multiplied with them
 
 
@@ -41,12 +49,13 @@ class Weights(NamedTuple):
 def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None) -> Weights:
     """Return the weights for steps.
 
-    packed: a key of BITS: matrices are packed for a CPU's compiled products. "": they are in the compute dtype, because a step
-    reads each of them once. slots: room for adapters. With either, an adapter of the model's own is merged into its weights.
+    packed: a key of KINDS: matrices are packed for a CPU's compiled products. Those of integers stay the same integers, unless
+      others are asked for. "": matrices are in the compute dtype, because a step reads each of them once.
+    slots: room for adapters. With either, an adapter of the model's own is merged into its weights.
     """
     config, params = model.config, nnx.split(model)[1]
-    if packed not in ("", *BITS):
-        raise UserError(f"packed={packed} is none of {', '.join(BITS)}")
+    if packed not in ("", *KINDS):
+        raise UserError(f"packed={packed} is none of {', '.join(KINDS)}")
     if config.adapter.rank and (packed or slots):
         config, params = merge(config, params, dequantize=bool(config.quantization.bits))
     arrays = {}
@@ -60,7 +69,7 @@ def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None)
     config = dataclasses.replace(config, scan_layers=False)
     graph = skeleton(config)[0]
     if packed:
-        graph, params, layers = _packed(config, graph, params, BITS[packed])
+        graph, params, layers = _packed(config, graph, params, KINDS[packed])
     else:
         layers = _unstacked(graph, params)
     return Weights(config, graph, _without_layers(params), layers, arrays)
@@ -94,20 +103,20 @@ def _without_layers(params: nnx.State) -> nnx.State:
     return nnx.State.from_flat_path(flat)
 
 
-def _packed(config: ModelConfig, graph, params, bits: int) -> tuple[nnx.GraphDef, nnx.State, list]:
+def _packed(config: ModelConfig, graph, params, kind: Kind) -> tuple[nnx.GraphDef, nnx.State, list]:
     """Return (graph, parameters, layers) with packed matrices, of all linear layers and of the head.
 
     One layer at a time is taken from the stacks, so that the weights are never there twice in floats.
     """
     model, layers = nnx.merge(graph, params), []
     for stack, (_, repeats) in zip(model.stacks, config.stacks, strict=True):
-        kinds = [nnx.split(module) for module in stack]
-        layers.append([tuple(_packed_layer(g, _layer(state, n), bits) for g, state in kinds) for n in range(repeats)])
+        split = [nnx.split(module) for module in stack]
+        layers.append([tuple(_packed_layer(g, _layer(state, n), kind) for g, state in split) for n in range(repeats)])
         for module in stack:
             for linear in _linears(module):
                 linear.weight = Quantized(jnp.zeros((0,), jnp.float32))  # one each: nnx keeps track of what is shared
     name = "embedding" if config.tie_embeddings else "head"
-    setattr(model, name, Quantized(_pack(getattr(model, name)[...].T, bits)))
+    setattr(model, name, Quantized(_pack(getattr(model, name)[...].T, kind)))
     return *nnx.split(model), layers
 
 
@@ -115,13 +124,22 @@ def _layer(state: nnx.State, n: int) -> nnx.State:
     return jax.tree.map(lambda x: x[n], state)
 
 
-def _packed_layer(graph, state, bits: int) -> nnx.State:
+def _packed_layer(graph, state, kind: Kind) -> nnx.State:
     module = nnx.merge(graph, state)
     for linear in _linears(module):
-        w = whole(linear.weight)
-        inputs = math.prod(w.shape[: linear.inputs])
-        linear.weight = Quantized(_pack(w.reshape(inputs, -1), bits))
+        linear.weight = Quantized(_packed_weight(linear.weight, linear.inputs, kind))
     return nnx.split(module)[1]
+
+
+def _packed_weight(weight: nnx.Param | QuantizedWeight, inputs: int, kind: Kind) -> Packed:
+    if isinstance(weight, QuantizedWeight) and kind.bits in (weight.bits, 16, 32):
+        integers, scale = weight.integers[...], weight.scale[...]
+        integers = integers.reshape(math.prod(integers.shape[:inputs]), -1)
+        scale = scale.reshape(math.prod(scale.shape[:inputs]), -1)
+        if can_pack(integers, scale):
+            return _pack_integers(integers, scale, kind.activations)
+    w = whole(weight)
+    return _pack(w.reshape(math.prod(w.shape[:inputs]), -1), kind)
 
 
 def _linears(module: nnx.Module) -> list[Linear]:
@@ -130,5 +148,10 @@ def _linears(module: nnx.Module) -> list[Linear]:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _pack(w_KN, bits: int):
-    return pack(w_KN, bits)
+def _pack(w_KN, kind: Kind) -> Packed:
+    return pack(w_KN, kind.bits, activations=kind.activations)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _pack_integers(integers, scale, activations: int) -> Packed:
+    return pack_integers(integers, scale, activations=activations)

@@ -10,80 +10,16 @@ import numpy as np
 from numba import njit
 
 from lm.kernels.cpu import calls
+from lm.kernels.cpu.blocks import fetch, keys_into, rows_into, slots_into, values_into
 from lm.kernels.cpu.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size, width_of
-from lm.kernels.cpu.vectors import (
-    BLOCK,
-    LANES,
-    SIZE,
-    bits_of_float,
-    converted,
-    float32s,
-    float_of_bits,
-    int8s,
-    int32s,
-    int64s,
-    prefetch,
-    rows_of,
-    scalar,
-    tile,
-    transposed,
-)
+from lm.kernels.cpu.scores import KEYS, LOW, exp, exponentials, mask, multiply_scores, softcapped
+from lm.kernels.cpu.vectors import BLOCK, float32s, int8s, int32s, int64s, largest, rows_of, scalar, tile
 
-KEYS = BLOCK  # positions of a block
 TOKENS, QUERIES = 32, 48  # of a unit of work, at most; a query is one head of a token
 FEW = 16  # units; if there are fewer, each head of keys becomes a unit
 Q, K_PAGES, V_PAGES, K_SCALES, V_SCALES, TABLES, SEQUENCES, PLACES, SINKS, OUT, TILES, SPLIT = (GIVEN + i for i in range(12))
 HEADS, GROUPS, KEY, VALUE, STORED_VALUE, PAGE, TABLE, SCALE, SOFTCAP, WINDOW, WIDTH = (GIVEN + 12 + i for i in range(11))
 half = scalar("bfloat16")
-LOW = np.float32(-1e30)  # below any score
-
-
-@njit(error_model="numpy", fastmath={"contract"})
-def exp(x):
-    """Return eˣ of a float32 x ≤ 88 to about 2 ulp; e⁰ is exactly 1. eˣ = 2ⁿ·eʳ with |r| ≤ ln 2 / 2 (Cephes, expf.c)."""
-    x = max(x, np.float32(-87.0))
-    magic = np.float32(12582912.0)  # 1.5·2²³: adding it rounds to an integer, which then stands in the low bits
-    shifted = x * np.float32(1.44269504) + magic
-    n = shifted - magic
-    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-    p = np.float32(1.9875691500e-4)
-    p = p * r + np.float32(1.3981999507e-3)
-    p = p * r + np.float32(8.3334519073e-3)
-    p = p * r + np.float32(4.1665795894e-2)
-    p = p * r + np.float32(1.6666665459e-1)
-    p = p * r + np.float32(5.0000001201e-1)
-    p = p * (r * r) + r + np.float32(1.0)
-    return p * float_of_bits(np.int32((bits_of_float(shifted) << 23) + 0x3F800000))
-
-
-@njit(error_model="numpy", fastmath={"contract"})
-def softcapped(s, cap):
-    e = exp(np.float32(-2.0) * abs(s) / cap)
-    capped = cap * (np.float32(1.0) - e) / (np.float32(1.0) + e)
-    return capped if s >= 0 else -capped
-
-
-@njit(error_model="numpy")
-def mask(s, visible_from, visible_to):
-    """Set the scores outside the visible positions of the block to LOW."""
-    for j in range(min(visible_from, KEYS)):
-        s[j] = LOW
-    for j in range(max(visible_to + 1, 0), KEYS):
-        s[j] = LOW
-
-
-@njit(error_model="numpy", fastmath={"nnan", "nsz", "reassoc"})
-def largest(s):
-    top = LOW
-    for j in range(KEYS):
-        top = s[j] if s[j] > top else top
-    return top
-
-
-@njit(error_model="numpy")
-def multiply_scores(s, factors):
-    for j in range(KEYS):
-        s[j] *= factors[j]
 
 
 @njit(error_model="numpy")
@@ -93,18 +29,6 @@ def scales_into(out, scales, slots, heads, head):
         float32s(out)[j] = half(scales + (int64s(slots)[j] * heads + head) * 2)
 
 
-@njit(error_model="numpy", fastmath={"contract", "reassoc"})
-def exponentials(s, top):
-    """Replace scores by exp(s − top); masked ones by 0. Return their sum."""
-    total = np.float32(0.0)
-    for j in range(KEYS):
-        p = exp(s[j] - top)
-        p = p if s[j] > LOW else np.float32(0.0) * s[j]
-        s[j] = p
-        total += p
-    return total
-
-
 @njit(error_model="numpy")
 def scale_by(address, count, factor):
     x = float32s(address)
@@ -112,94 +36,39 @@ def scale_by(address, count, factor):
         x[i] *= factor
 
 
-def _layout(stored):
-    width, flip, convert, one = SIZE[stored], transposed(stored), converted(stored), scalar(stored)
-
-    @njit(error_model="numpy")
-    def keys(rows, offset, K, out):
-        whole = K // LANES * LANES
-        for first in range(0, KEYS, LANES):
-            for k in range(0, whole, LANES):
-                flip(rows + 8 * first, offset + k * width, out + (k * KEYS + first) * 4, KEYS * 4)
-            for k in range(whole, K):
-                for j in range(first, first + LANES):
-                    float32s(out)[k * KEYS + j] = one(int64s(rows)[j] + offset + k * width)
-
-    @njit(error_model="numpy")
-    def values(rows, offset, V, out, step):
-        whole = V // LANES * LANES
-        for j in range(KEYS):
-            row, to = int64s(rows)[j] + offset, out + j * step * 4
-            for v in range(0, whole, LANES):
-                convert(row + v * width, to + v * 4)
-            for v in range(whole, V):
-                float32s(to)[v] = one(row + v * width)
-
-    return keys, values
-
-
-keys_float32, values_float32 = _layout("float32")
-keys_bfloat16, values_bfloat16 = _layout("bfloat16")
-keys_int8, values_int8 = _layout("int8")
-multiply = tile("float32", True)
+scores_of, add_copied = tile("float32", False), tile("float32", True)
+add_float32, add_bfloat16, add_int8 = add_copied, tile("bfloat16", True), tile("int8", True)
+top_of = largest(KEYS)
 
 
 @njit(error_model="numpy")
-def keys_into(width, rows, offset, K, out):
-    """Write the transposed keys of a block, float32 [K, KEYS]. width: bytes of a stored number."""
-    if width == 4:
-        keys_float32(rows, offset, K, out)
-    elif width == 2:
-        keys_bfloat16(rows, offset, K, out)
-    else:
-        keys_int8(rows, offset, K, out)
+def score(count, q, K, keys, scores):
+    """scores[count, KEYS] = q[count, K] · keys[K, KEYS]."""
+    m = 0
+    while m < count:
+        rows = rows_of(count - m)
+        scores_of(rows, q + m * K * 4, K * 4, keys, KEYS * 4, K, scores + m * KEYS * 4, KEYS * 4)
+        m += rows
 
 
 @njit(error_model="numpy")
-def values_into(width, rows, offset, V, out, step):
-    """Write the values of a block, float32 [KEYS, step]."""
-    if width == 4:
-        values_float32(rows, offset, V, out, step)
-    elif width == 2:
-        values_bfloat16(rows, offset, V, out, step)
-    else:
-        values_int8(rows, offset, V, out, step)
+def add_values(width, count, p, some, values, step, sums, columns):
+    """sums[count, columns] += p[count, :some] · values[some, columns], as they are stored.
 
-
-@njit(error_model="numpy")
-def add_product(count, x, K, w, w_step, y, y_step, columns):
-    """y[count, columns] += x[count, K] · w[K, columns]; steps in floats, columns a multiple of 64."""
+    Rows of p are KEYS apart, rows of values `step` bytes, rows of sums `columns` floats. columns: a multiple of 64.
+    """
     for column in range(0, columns, BLOCK):
         m = 0
         while m < count:
             rows = rows_of(count - m)
-            multiply(rows, x + m * K * 4, K * 4, w + column * 4, w_step * 4, K, y + (m * y_step + column) * 4, y_step * 4)
+            x, w, y = p + m * KEYS * 4, values + column * width, sums + (m * columns + column) * 4
+            if width == 4:
+                add_float32(rows, x, KEYS * 4, w, step, some, y, columns * 4)
+            elif width == 2:
+                add_bfloat16(rows, x, KEYS * 4, w, step, some, y, columns * 4)
+            else:
+                add_int8(rows, x, KEYS * 4, w, step, some, y, columns * 4)
             m += rows
-
-
-@njit(error_model="numpy")
-def slots_into(out, table, page, base, earliest, last):
-    """Write the slots of a block's positions. Those outside earliest … last may have no page: they get a neighbour's."""
-    slots, pages = int64s(out), int32s(table)
-    first, end = max(base, earliest), min(base + KEYS, last + 1)
-    entry, token = first // page, first % page
-    for j in range(first - base, end - base):
-        slots[j] = pages[entry] * page + token
-        token += 1
-        if token == page:
-            entry, token = entry + 1, 0
-    for j in range(first - base):
-        slots[j] = slots[first - base]
-    for j in range(end - base, KEYS):
-        slots[j] = slots[end - 1 - base]
-
-
-@njit(error_model="numpy")
-def fetch(address, slots, step, size):
-    """Ask for the lines of a block's keys or values. step: bytes of a token; size: bytes of it that will be read."""
-    for j in range(KEYS):
-        for line in range(0, size, 64):
-            prefetch(address + int64s(slots)[j] * step + line)
 
 
 @njit(error_model="numpy")
@@ -210,23 +79,53 @@ def fill(address, count, value):
 
 
 @njit(error_model="numpy")
-def unit_of(words, first, tokens, g_first, groups):
+def part_of(words, unit):
+    """Return (first token, number of tokens, first head of keys, number of these) of a unit."""
+    split = words[SPLIT]
+    tile, groups = int64s(words[TILES] + unit // split * 16), words[GROUPS] // split
+    return tile[0], tile[1], unit % split * groups, groups
+
+
+@njit(error_model="numpy")
+def span(words, first, tokens):
+    """Return the first and the last place that some tokens see."""
+    places, window = int32s(words[PLACES]), int32s(words[WINDOW])[0]
+    earliest, last = np.int64(1) << 40, np.int64(0)
+    for t in range(first, first + tokens):
+        earliest = min(earliest, max(0, places[t] - window + 1) if window else 0)
+        last = max(last, places[t])
+    return earliest, last
+
+
+@njit(error_model="numpy")
+def rows_of_block(words, table, base, earliest, last, slots, k_rows, v_rows, head):
+    """Write the slots of a block's positions, and the addresses of a head's keys and values there."""
+    G, width = words[GROUPS], words[WIDTH]
+    slots_into(slots, table, words[PAGE], base, earliest, last)
+    rows_into(k_rows, words[K_PAGES] + head * words[KEY] * width, slots, G * words[KEY] * width)
+    rows_into(v_rows, words[V_PAGES] + head * words[STORED_VALUE] * width, slots, G * words[STORED_VALUE] * width)
+
+
+@njit(error_model="numpy")
+def do_unit(job, unit):
+    """Do a unit. Return the next one of this thread, or -1."""
+    words = int64s(job)
+    first, tokens, g_first, groups = part_of(words, unit)
     K, V, H, G, page, width = words[KEY], words[VALUE], words[HEADS], words[GROUPS], words[PAGE], words[WIDTH]
     R, stored = H // G, words[STORED_VALUE]
     count, step = tokens * R, (V + BLOCK - 1) // BLOCK * BLOCK
     scale, cap, window = float32s(words[SCALE])[0], float32s(words[SOFTCAP])[0], int32s(words[WINDOW])[0]
     places, table = int32s(words[PLACES]), words[TABLES] + int32s(words[SEQUENCES])[first] * words[TABLE] * 4
-    last, earliest = np.int64(0), np.int64(1) << 40
-    for t in range(first, first + tokens):
-        last = max(last, places[t])
-        earliest = min(earliest, max(0, places[t] - window + 1) if window else 0)
+    earliest, last = span(words, first, tokens)
 
-    # Scratch: queries, transposed keys, scores, values, and the state of the softmax for each query.
-    memory = calls.malloc(64 + 4 * (groups * count * (K + step + 2) + KEYS * (K + count + step)) + 32 * KEYS)
-    rows = (memory + 63) // 64 * 64
-    slots = rows + 8 * KEYS
-    later = slots + 8 * KEYS
-    q = later + 8 * KEYS
+    # Scratch: the tokens of this block and of the next, queries, transposed keys, scores, values, the state of the softmax.
+    memory = calls.malloc(64 + 4 * (groups * count * (K + step + 2) + KEYS * (K + count + step)) + 56 * KEYS)
+    slots = (memory + 63) // 64 * 64
+    k_rows = slots + 8 * KEYS
+    v_rows = k_rows + 8 * KEYS
+    k_later = v_rows + 8 * KEYS
+    v_later = k_later + 8 * KEYS
+    q = v_later + 8 * KEYS
     sums = q + groups * count * K * 4
     tops = sums + groups * count * step * 4
     totals = tops + groups * count * 4
@@ -245,24 +144,30 @@ def unit_of(words, first, tokens, g_first, groups):
     fill(tops, groups * count, LOW)
     fill(totals, groups * count, np.float32(0.0))
     fill(sums, groups * count * step, np.float32(0.0))
-    fill(v_block, KEYS * step, np.float32(0.0))
+    direct = V == step
+    if not direct:
+        fill(v_block, KEYS * step, np.float32(0.0))
 
-    slots_into(slots, table, page, earliest // KEYS * KEYS, earliest, last)
+    upcoming = np.int64(-1)
     for base in range(earliest // KEYS * KEYS, last + 1, KEYS):
-        if base + KEYS <= last:
-            slots_into(later, table, page, base + KEYS, earliest, last)
-            fetch(words[K_PAGES] + g_first * K * width, later, G * K * width, groups * K * width)
-            fetch(words[V_PAGES] + g_first * stored * width, later, G * stored * width, groups * stored * width)
+        # While a block is in work, the next one is fetched: of this unit, or the first of the unit that comes after it.
+        has_later = base + KEYS <= last
+        if has_later:
+            rows_of_block(words, table, base + KEYS, earliest, last, slots, k_later, v_later, g_first)
+        else:
+            upcoming = next_unit(job)
+            if upcoming >= 0:
+                has_later = True
+                its_first, its_tokens, its_g, _ = part_of(words, upcoming)
+                its_earliest, its_last = span(words, its_first, its_tokens)
+                its_table = words[TABLES] + int32s(words[SEQUENCES])[its_first] * words[TABLE] * 4
+                its_base = its_earliest // KEYS * KEYS
+                rows_of_block(words, its_table, its_base, its_earliest, its_last, slots, k_later, v_later, its_g)
+        rows_of_block(words, table, base, earliest, last, slots, k_rows, v_rows, g_first)
         for g in range(groups):
             head = g_first + g
-            for j in range(KEYS):
-                int64s(rows)[j] = words[K_PAGES] + int64s(slots)[j] * G * K * width
-            keys_into(width, rows, head * K * width, K, k_block)
-            fill(scores, count * KEYS, np.float32(0.0))
-            add_product(count, q + g * count * K * 4, K, k_block, KEYS, scores, KEYS, KEYS)
-            for j in range(KEYS):
-                int64s(rows)[j] = words[V_PAGES] + int64s(slots)[j] * G * stored * width
-            values_into(width, rows, head * stored * width, V, v_block, step)
+            keys_into(width, k_rows, g * K * width, K, k_block, k_later if has_later else 0)
+            score(count, q + g * count * K * 4, K, k_block, scores)
             if words[K_SCALES]:
                 scales_into(k_scales, words[K_SCALES], slots, G, head)
             if words[V_SCALES]:
@@ -277,7 +182,7 @@ def unit_of(words, first, tokens, g_first, groups):
                 place = places[first + i // R]
                 top = float32s(tops)[g * count + i]
                 mask(s, place - window + 1 - base if window else 0, place - base)
-                new = max(top, largest(s))
+                new = max(top, top_of(scores + i * KEYS * 4))
                 total = exponentials(s, new)
                 if new > top:
                     shrink = exp(top - new)
@@ -287,8 +192,18 @@ def unit_of(words, first, tokens, g_first, groups):
                 float32s(totals)[g * count + i] += total
                 if words[V_SCALES]:
                     multiply_scores(s, float32s(v_scales))
-            add_product(count, scores, KEYS, v_block, step, sums + g * count * step * 4, step, step)
-        slots, later = later, slots
+            if direct:
+                j, end = max(earliest - base, 0), min(KEYS, last + 1 - base)
+                while j < end:
+                    some = min(page - (base + j) % page, end - j)
+                    if has_later:
+                        fetch(v_later, j, j + some, g * stored * width, V * width)
+                    here, v_step = int64s(v_rows)[j] + g * stored * width, G * stored * width
+                    add_values(width, count, scores + j * 4, some, here, v_step, sums + g * count * step * 4, step)
+                    j += some
+            else:
+                values_into(width, v_rows, g * stored * width, V, v_block, step)
+                add_values(4, count, scores, KEYS, v_block, step * 4, sums + g * count * step * 4, step)
 
     for g in range(groups):
         for i in range(count):
@@ -304,19 +219,15 @@ def unit_of(words, first, tokens, g_first, groups):
             for v in range(V):
                 out[v] = values[v] * (factor / total)
     calls.free(memory)
+    calls.finished(job)
+    return upcoming
 
 
 @njit(error_model="numpy")
 def task(job):
-    words = int64s(job)
     unit = next_unit(job)
     while unit >= 0:
-        split = words[SPLIT]
-        tile = int64s(words[TILES] + unit // split * 16)
-        groups = words[GROUPS] // split
-        unit_of(words, tile[0], tile[1], unit % split * groups, groups)
-        calls.finished(job)
-        unit = next_unit(job)
+        unit = do_unit(job, unit)
     calls.leave(job)
 
 

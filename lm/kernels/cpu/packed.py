@@ -6,7 +6,9 @@ to the bit. The compiled products (lm/kernels/cpu/products.py) are called throug
 Everywhere else, and without numba, the plain twin runs: the weight is unpacked, and XLA multiplies.
 
 Integer weights are those of lm/kernels/quantize.py. The compiled products round activations to 16 bits for them: each chunk of
-a row, at most 512 inputs, has a scale of max|x| / 32767, so the sum of a chunk is exact in int32.
+a row, at most 512 inputs, has a scale of max|x| / 32767, so the sum of a chunk is exact in int32. With `activations=8` they are
+rounded to 8 bits, with a scale of max|x| / 127 for each 64 inputs (llama.cpp's Q8_0 does so for 32, DeepSeek-V3, §3.3.2, for
+128): twice the products a cycle where the processor multiplies bytes (AVX-512 VNNI).
 
 Axes: M rows, K inputs, N outputs, V vocabulary, D model, T tokens.
 """
@@ -28,6 +30,7 @@ from lm.parallel.mesh import reshard
 
 BLOCK = 64  # outputs of a block
 LARGEST_CHUNK = 512  # 512 · 127 · 32767 < 2³¹
+BYTES_CHUNK = 64  # of 8-bit activations
 FLOATS = {32: jnp.float32, 16: jnp.bfloat16}
 
 
@@ -37,7 +40,8 @@ class Packed:
     """A weight of K inputs and N outputs. It is a pytree, so jit, donation and device_put take it.
 
     blocks: float32 or bfloat16 [⌈N/64⌉, K, 64]; int8 [⌈N/64⌉, K'/2, 64, 2], two inputs adjacent; int4 uint8
-      [⌈N/64⌉, K'/4, 64, 2], inputs k and k + 1 in the low halves of two bytes, k + 2 and k + 3 in the high ones.
+      [⌈N/64⌉, K'/4, 64, 2], inputs k and k + 1 in the low halves of two bytes, k + 2 and k + 3 in the high ones; int8 for 8-bit
+      activations uint8 [⌈N/64⌉, K'/4, 64, 4], w + 128 of four inputs adjacent.
       Outputs are filled up with zeros to a multiple of 64, inputs of integers to K', a multiple of 4.
     scales: for integers bfloat16 [⌈N/64⌉, groups, 64], else None.
     """
@@ -49,13 +53,21 @@ class Packed:
 
     @property
     def bits(self) -> int:
+        if self.has_bytes:
+            return 8
         return {"float32": 32, "bfloat16": 16, "int8": 8, "uint8": 4}[str(self.blocks.dtype)]
 
+    @property
+    def has_bytes(self) -> bool:
+        """Return whether activations are rounded to 8 bits."""
+        return self.blocks.ndim == 4 and self.blocks.shape[3] == 4
 
-def pack(w_KN: jax.Array, bits: int = 16, group: int = 0) -> Packed:
+
+def pack(w_KN: jax.Array, bits: int = 16, group: int = 0, activations: int = 16) -> Packed:
     """Return the weight packed.
 
-    bits: 32 (float32), 16 (bfloat16), 8 or 4. group: how many inputs share a scale of integers; 0: all.
+    bits: 32 (float32), 16 (bfloat16), 8 or 4. group: how many inputs share a scale of integers; 0: all. activations: 16, or 8
+    if `bits` is: what they are rounded to.
     Products of one input (query, key and value; gate and up) are faster as one: concatenate their weights along N.
     """
     K, N = w_KN.shape
@@ -64,27 +76,37 @@ def pack(w_KN: jax.Array, bits: int = 16, group: int = 0) -> Packed:
         w = jnp.pad(w_KN.astype(FLOATS[bits]), ((0, 0), (0, -N % BLOCK)))
         return Packed(jnp.swapaxes(w.reshape(K, -1, BLOCK), 0, 1), None, K, N)
     w = jnp.pad(w_KN, ((0, -K % math.lcm(4, group or 1)), (0, 0)))
-    return pack_integers(*quantize(w, (0,), bits=bits, group=group), inputs=K)
+    return pack_integers(*quantize(w, (0,), bits=bits, group=group), inputs=K, activations=activations)
 
 
-def pack_integers(integers: jax.Array, scale: jax.Array, inputs: int = 0) -> Packed:
+def pack_integers(integers: jax.Array, scale: jax.Array, inputs: int = 0, activations: int = 16) -> Packed:
     """Return a weight of lm/kernels/quantize.py packed. integers: int8 [K, N], or int4 as uint8 [K/2, N]; scale: [groups, N].
 
-    inputs: K, if the weight was filled up with zeros; 0: all. Raises UserError if there are several groups and their size is
-    not a multiple of 4.
+    inputs: K, if the weight was filled up with zeros; 0: all. activations: as in `pack`. Raises UserError if there are several
+    groups and their size is not a multiple of 4.
     """
+    if not can_pack(integers, scale):
+        group = -(-integers.shape[0] * (1 if integers.dtype == jnp.int8 else 2) // scale.shape[0])
+        raise UserError(f"quantization.group={group}: a CPU multiplies groups whose size is a multiple of 4")
     bits = 8 if integers.dtype == jnp.int8 else 4
     w_KN, scale = reshard(unpacked(integers, 0), None, None), reshard(scale, None, None)
     K, N = w_KN.shape
     groups = scale.shape[0]
-    if groups > 1 and (K % groups or K // groups % 4):
-        raise UserError(f"quantization.group={-(-K // groups)}: a CPU multiplies groups whose size is a multiple of 4")
     w = jnp.pad(w_KN, ((0, -K % 4), (0, -N % BLOCK)))
     scales = jnp.swapaxes(jnp.pad(scale, ((0, 0), (0, -N % BLOCK))).reshape(groups, -1, BLOCK), 0, 1)
+    if bits == 8 and activations == 8:
+        fours = (w.astype(jnp.int16) + 128).astype(jnp.uint8).reshape(-1, 4, w.shape[1] // BLOCK, BLOCK)
+        return Packed(fours.transpose(2, 0, 3, 1), scales, inputs or K, N)
     if bits == 8:
         return Packed(w.reshape(-1, 2, w.shape[1] // BLOCK, BLOCK).transpose(2, 0, 3, 1), scales, inputs or K, N)
     pairs = w.reshape(-1, 2, 2, w.shape[1] // BLOCK, BLOCK).astype(jnp.uint8)
     return Packed((pairs[:, 0] & 15 | pairs[:, 1] << 4).transpose(2, 0, 3, 1), scales, inputs or K, N)
+
+
+def can_pack(integers: jax.Array, scale: jax.Array) -> bool:
+    """Return whether `pack_integers` takes a weight: it has one group, or groups of equal sizes that are multiples of 4."""
+    K, groups = integers.shape[0] * (1 if integers.dtype == jnp.int8 else 2), scale.shape[0]
+    return groups == 1 or (K % groups == 0 and K // groups % 4 == 0)
 
 
 def unpack(packed: Packed, dtype=jnp.float32) -> jax.Array:
@@ -97,7 +119,9 @@ def rows(packed: Packed, ids_T: jax.Array, dtype=jnp.float32) -> jax.Array:
     T, block, lane = ids_T.shape[0], ids_T // BLOCK, ids_T % BLOCK
     w = packed.blocks[block, :, lane]
     if packed.scales is not None:
-        if packed.bits == 4:
+        if packed.has_bytes:
+            w = w.astype(jnp.int16) - 128
+        elif packed.bits == 4:
             signed = lax.bitcast_convert_type(w, jnp.int8)
             w = jnp.stack((signed << 4 >> 4, signed >> 4), axis=2)  # a shift to the right keeps the sign
         scale = packed.scales[block, :, lane].astype(jnp.float32)
@@ -112,7 +136,8 @@ def packed_matmul(x_MK: jax.Array, packed: Packed, dtype=jnp.float32) -> jax.Arr
     y = jax.ShapeDtypeStruct((x_MK.shape[0], packed.blocks.shape[0] * BLOCK), jnp.float32)
     scales = jnp.zeros((0, 0), jnp.bfloat16) if packed.scales is None else packed.scales
     call = jax.ffi.ffi_call("lm_matmul", y)
-    y_MN = call(x_MK.astype(jnp.float32), packed.blocks, scales, bits=np.int32(packed.bits), chunk=np.int32(_chunk(packed)))
+    kind = np.int32(88 if packed.has_bytes else packed.bits)
+    y_MN = call(x_MK.astype(jnp.float32), packed.blocks, scales, chunk=np.int32(_chunk(packed)), kind=kind)
     return y_MN[:, : packed.outputs].astype(dtype)
 
 
@@ -120,11 +145,11 @@ def _chunk(packed: Packed) -> int:
     """Return how many inputs of a row share a scale of activations: a divisor of the weight's groups."""
     if packed.scales is None:
         return 0
-    groups = packed.scales.shape[1]
+    groups, most = packed.scales.shape[1], BYTES_CHUNK if packed.has_bytes else LARGEST_CHUNK
     if groups == 1:
-        return LARGEST_CHUNK // 2
-    size = packed.blocks.shape[1] * (16 // packed.bits) // groups
-    return max(chunk for chunk in range(4, LARGEST_CHUNK + 1, 4) if size % chunk == 0)
+        return min(most, LARGEST_CHUNK // 2)
+    size = packed.blocks.shape[1] * (2 if packed.blocks.dtype == jnp.int8 else 4) // groups
+    return max(chunk for chunk in range(4, most + 1, 4) if size % chunk == 0)
 
 
 def packed_matmul_reference(x_MK: jax.Array, packed: Packed, dtype=jnp.float32) -> jax.Array:

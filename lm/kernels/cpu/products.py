@@ -7,10 +7,12 @@ from lm.kernels.cpu import calls
 from lm.kernels.cpu.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size
 from lm.kernels.cpu.vectors import (
     BLOCK,
+    KINDS,
     SIZE,
     bits_of_float,
     float32s,
     float_of_bits,
+    int8s,
     int16s,
     int32s,
     int64s,
@@ -19,8 +21,9 @@ from lm.kernels.cpu.vectors import (
     tile,
 )
 
+W8A8 = 88  # `kind` of 8-bit weights and activations; of others the bits of a weight
 SOME = 96  # rows of x in a unit of work: enough to use a block while it is in the nearest cache
-X, W, Y, M, K, N, BITS, CHUNK, X_SCALE, W_SCALE, GROUPS = (GIVEN + i for i in range(11))
+X, W, Y, M, K, N, KIND, CHUNK, X_SCALE, W_SCALE, GROUPS, START = (GIVEN + i for i in range(12))
 
 
 def _floats(stored):
@@ -38,25 +41,27 @@ def _floats(stored):
     return unit
 
 
-def _integers(bits):
-    product = integer_tile(bits)
+def _integers(name):
+    product, kind = integer_tile(name), KINDS[name]
+    width, block_bytes, per = kind.activation, kind.stride, kind.per
 
     @njit(error_model="numpy")
     def unit(words, m, end, block):
         inputs, chunk, groups = words[K], words[CHUNK], words[GROUPS]
         chunks = (inputs + chunk - 1) // chunk
-        share, x_step, s_step, y_step = chunks // groups, inputs * 2, chunks * 4, words[N] * 4
+        share, x_step, s_step, y_step = chunks // groups, inputs * width, chunks * 4, words[N] * 4
         x, s, y = words[X] + m * x_step, words[X_SCALE] + m * s_step, words[Y] + m * y_step + block * BLOCK * 4
-        w, w_scale = words[W] + block * inputs * BLOCK * bits // 8, words[W_SCALE] + block * groups * BLOCK * 2
+        w, w_scale = words[W] + block * inputs // per * block_bytes, words[W_SCALE] + block * groups * BLOCK * 2
         while m < end:
             rows = rows_of(end - m)
-            product(rows, x, x_step, w, inputs, chunk, s, s_step, w_scale, share, y, y_step)
+            product(rows, x, x_step, w, inputs, chunk, s, s_step, words[START], w_scale, share, y, y_step)
             m, x, s, y = m + rows, x + rows * x_step, s + rows * s_step, y + rows * y_step
 
     return unit
 
 
-float32_unit, bfloat16_unit, int8_unit, int4_unit = _floats("float32"), _floats("bfloat16"), _integers(8), _integers(4)
+float32_unit, bfloat16_unit = _floats("float32"), _floats("bfloat16")
+int8_unit, int4_unit, w8a8_unit = _integers("int8"), _integers("int4"), _integers("w8a8")
 
 
 @njit(error_model="numpy")
@@ -66,12 +71,14 @@ def task(job):
     while unit >= 0:
         m, block = unit // blocks * SOME, unit % blocks
         end = min(m + SOME, words[M])
-        if words[BITS] == 32:
+        if words[KIND] == 32:
             float32_unit(words, m, end, block)
-        elif words[BITS] == 16:
+        elif words[KIND] == 16:
             bfloat16_unit(words, m, end, block)
-        elif words[BITS] == 8:
+        elif words[KIND] == 8:
             int8_unit(words, m, end, block)
+        elif words[KIND] == W8A8:
+            w8a8_unit(words, m, end, block)
         else:
             int4_unit(words, m, end, block)
         calls.finished(job)
@@ -105,29 +112,61 @@ def quantized(x, rows, inputs, padded, chunk, out, scales):
 
 
 @njit(error_model="numpy")
+def quantized_bytes(x, rows, inputs, padded, chunk, out, scales, starts):
+    """Write x [rows, inputs] as int8 [rows, padded], and for each chunk of a row a float32 scale and where its sums start.
+
+    The largest number of a chunk becomes ±127. Weights are stored as w + 128 (packed.py), so sums start at −128 · Σ x.
+    """
+    step = (padded + chunk - 1) // chunk
+    magic = np.float32(12582912.0)  # as in `quantized`
+    for m in range(rows):
+        for c in range(step):
+            first = c * chunk
+            end = min(first + chunk, inputs)
+            values, integers = float32s(x + m * inputs * 4), int8s(out + m * padded)
+            top, total = np.int32(0), np.int32(0)
+            for k in range(first, end):
+                top = max(top, np.int32(bits_of_float(values[k]) & 0x7FFFFFFF))
+            largest = float_of_bits(top)
+            factor = np.float32(127.0) / largest if largest > np.float32(1e-30) else np.float32(0.0)
+            for k in range(first, end):
+                n = np.int8(bits_of_float(values[k] * factor + magic))
+                integers[k] = n
+                total += np.int32(n)
+            for k in range(max(first, end), min(first + chunk, padded)):
+                integers[k] = 0
+            float32s(scales)[m * step + c] = largest / np.float32(127.0) if top < 0x7F800000 else np.float32(np.nan)
+            int32s(starts)[m * step + c] = -128 * total
+
+
+@njit(error_model="numpy")
 def multiply(frame):
     """Do a product. Arguments: x [M, K], blocks and scales of w; result: y [M, N]."""
     rows, inputs, blocks = size(frame, ARGUMENTS, 0, 0), size(frame, ARGUMENTS, 0, 1), size(frame, ARGUMENTS, 1, 0)
-    bits = np.int64(int32s(attribute(frame, 0))[0])
+    kind = np.int64(int32s(attribute(frame, 1))[0])
     job = new_job(blocks * ((rows + SOME - 1) // SOME))
     words = int64s(job)
     words[X], words[W], words[Y] = data(frame, ARGUMENTS, 0), data(frame, ARGUMENTS, 1), data(frame, RESULTS, 0)
-    words[M], words[K], words[N], words[BITS] = rows, inputs, blocks * BLOCK, bits
-    if bits > 8:
+    words[M], words[K], words[N], words[KIND] = rows, inputs, blocks * BLOCK, kind
+    if kind == 32 or kind == 16:
         run(frame, job, address_of(task))
         return
-    padded = size(frame, ARGUMENTS, 1, 1) * (16 // bits)
-    chunk = np.int64(int32s(attribute(frame, 1))[0])
+    padded = size(frame, ARGUMENTS, 1, 1) * (2 if kind == 8 else 4)
+    chunk = np.int64(int32s(attribute(frame, 0))[0])
     chunks = (padded + chunk - 1) // chunk
-    memory = calls.malloc(rows * (padded * 2 + chunks * 4) + 64)
-    words[X], words[X_SCALE] = memory + rows * chunks * 4, memory
+    memory = calls.malloc(rows * (padded * 2 + chunks * 8) + 64)
+    words[X], words[X_SCALE], words[START] = memory + rows * chunks * 8, memory, rows * chunks * 4
     words[K], words[CHUNK], words[GROUPS], words[W_SCALE] = (
         padded,
         chunk,
         size(frame, ARGUMENTS, 2, 1),
         data(frame, ARGUMENTS, 2),
     )
-    quantized(data(frame, ARGUMENTS, 0), rows, inputs, padded, chunk, words[X], words[X_SCALE])
+    x = data(frame, ARGUMENTS, 0)
+    if kind == W8A8:
+        quantized_bytes(x, rows, inputs, padded, chunk, words[X], words[X_SCALE], words[X_SCALE] + words[START])
+    else:
+        quantized(x, rows, inputs, padded, chunk, words[X], words[X_SCALE])
     run(frame, job, address_of(task))
     calls.free(memory)
 

@@ -5,6 +5,7 @@ floats is one register with AVX-512, two with AVX2 and four with NEON.
 """
 
 import functools
+from typing import NamedTuple
 
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
@@ -15,17 +16,17 @@ from numba.extending import intrinsic
 LANES = 16  # floats in a vector
 SIZE = {"float32": 4, "bfloat16": 2, "int8": 1}  # bytes
 BLOCK = 64  # outputs of a tile: four vectors
-CASES = (4, 2, 1)  # rows of a tile: with four vectors each, four take 16 of the 32 registers of AVX-512
+CASES = (4, 3, 2, 1)  # rows of a tile: with four vectors each, four take 16 of the 32 registers of AVX-512
 i8, i16, i32, i64, f32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 FLOATS, WORDS, PAIRS = ir.VectorType(f32, LANES), ir.VectorType(i32, LANES), ir.VectorType(i16, 2 * LANES)
 
 
-def wide() -> bool:
-    """Return whether the processor that numba compiles for has registers of 16 floats."""
-    return "+avx512f" in (config.CPU_FEATURES or get_host_cpu_features().flatten()).split(",")
+def has(feature: str) -> bool:
+    """Return whether the processor that numba compiles for has a feature, in LLVM's words."""
+    return f"+{feature}" in (config.CPU_FEATURES or get_host_cpu_features().flatten()).split(",")
 
 
-VECTORS = 4 if wide() else 1  # of a tile of several rows that are summed at once
+VECTORS = 4 if has("avx512f") else 1  # of a tile of several rows that are summed at once
 
 
 def _pointer(kind, llvm_kind):
@@ -143,33 +144,54 @@ def _tile(builder, rows, vectors, stored, adds, x, x_step, w, w_step, K, y, y_st
         builder.store(builder.load(sums[m, v]), at(builder, y, offset, FLOATS), align=4)
 
 
-@functools.cache
-def integer_tile(bits: int):
-    """Return the compiled product of a tile of int16 activations with int8 or int4 weights, in chunks of the K inputs.
+class Integers(NamedTuple):
+    """How activations are multiplied with integer weights.
 
-    y[m, n] = Σ over chunks c of x_scale[m, c] · w_scale[c // share, n] · Σ over k in c of x[m, k] · w[k, n]. The inner sums
-    are exact in int32; the outer ones are in ascending order. x: int16 [rows, K]; w: a block of packed.py;
-    x_scale: float32 [rows, chunks]; w_scale: bfloat16 [groups, 64]. K and chunk are multiples of 4.
+    activation: bytes of one. per: inputs in one step. stride: bytes of their weights for 64 outputs. total: whether sums start
+    at a number that is given with the scales, instead of 0.
     """
-    per = 2 if bits == 8 else 4  # inputs in one step
+
+    activation: int
+    per: int
+    stride: int
+    total: bool
+
+
+KINDS = {"int8": Integers(2, 2, 128, False), "int4": Integers(2, 4, 128, False), "w8a8": Integers(1, 4, 256, True)}
+
+
+@functools.cache
+def integer_tile(kind: str):
+    """Return the compiled product of a tile of integer activations and weights, in chunks of the K inputs.
+
+    y[m, n] = Σ over chunks c of x_scale[m, c] · w_scale[c // share, n] · (start[m, c] + Σ over k in c of x[m, k] · w[k, n]).
+    The inner sums are exact in int32; the outer ones are in ascending order.
+    kind: one of KINDS. x: int16, with "w8a8" int8, [rows, K]; w: a block of packed.py; x_scale: float32 [rows, chunks];
+    start: distance in bytes from x_scale to int32 [rows, chunks], only of "w8a8"; w_scale: bfloat16 [groups, 64]. K and chunk
+    are multiples of 4.
+    """
 
     @intrinsic
-    def product(typingctx, rows, x, x_step, w, K, chunk, x_scale, x_scale_step, w_scale, share, y, y_step):
+    def product(typingctx, rows, x, x_step, w, K, chunk, x_scale, x_scale_step, start, w_scale, share, y, y_step):
         def codegen(context, builder, signature, args):
-            for count, vectors, start in _cases(builder, args[0]):
-                x, x_step, w, K, chunk, x_scale, x_scale_step, w_scale, share, y, y_step = args[1:]
-                w, w_scale = (builder.add(address, builder.mul(start, i64(2))) for address in (w, w_scale))
-                y = builder.add(y, builder.mul(start, i64(4)))
-                scales = x_scale, x_scale_step, w_scale, share
-                _integer_tile(builder, count, vectors, per, x, x_step, w, K, chunk, *scales, y, y_step)
+            for count, vectors, first in _cases(builder, args[0]):
+                x, x_step, w, K, chunk, x_scale, x_scale_step, start, w_scale, share, y, y_step = args[1:]
+                w = builder.add(w, builder.mul(first, i64(KINDS[kind].stride // BLOCK)))
+                w_scale = builder.add(w_scale, builder.mul(first, i64(2)))
+                y = builder.add(y, builder.mul(first, i64(4)))
+                scales = x_scale, x_scale_step, start, w_scale, share
+                _integer_tile(builder, count, vectors, KINDS[kind], x, x_step, w, K, chunk, *scales, y, y_step)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 12), codegen
+        return types.void(*[types.int64] * 13), codegen
 
     return product
 
 
-def _integer_tile(builder, rows, vectors, per, x, x_step, w, K, chunk, x_scale, x_scale_step, w_scale, share, y, y_step):
+def _integer_tile(
+    builder, rows, vectors, kind, x, x_step, w, K, chunk, x_scale, x_scale_step, start, w_scale, share, y, y_step
+):
+    per = kind.per
     cells = [(m, v) for m in range(rows) for v in range(vectors)]
     totals, sums = ({cell: cgutils.alloca_once(builder, kind) for cell in cells} for kind in (FLOATS, WORDS))
     for cell in cells:
@@ -179,19 +201,25 @@ def _integer_tile(builder, rows, vectors, per, x, x_step, w, K, chunk, x_scale, 
         first = builder.mul(outer.index, chunk)
         left = builder.sub(K, first)
         size = builder.select(builder.icmp_signed("<", left, chunk), left, chunk)
-        for cell in cells:
-            builder.store(ir.Constant(WORDS, [0] * LANES), sums[cell])
+        for m in range(rows):
+            begin = ir.Constant(WORDS, [0] * LANES)
+            if kind.total:
+                offset = builder.add(start, builder.add(builder.mul(x_scale_step, i64(m)), builder.mul(outer.index, i64(4))))
+                begin = splat(builder, load(builder, x_scale, offset, i32), WORDS)
+            for v in range(vectors):
+                builder.store(begin, sums[m, v])
         with cgutils.for_range(builder, builder.sdiv(size, i64(per))) as loop:
             k = builder.add(first, builder.mul(loop.index, i64(per)))
-            here = builder.mul(builder.sdiv(k, i64(per)), i64(128))
-            ws = [_integers(builder, w, builder.add(here, i64(2 * LANES * v)), per) for v in range(vectors)]
-            for pair in range(per // 2):
+            here = builder.mul(builder.sdiv(k, i64(per)), i64(kind.stride))
+            ws = [_integers(builder, w, builder.add(here, i64(kind.stride // 4 * v)), kind) for v in range(vectors)]
+            for word in range(len(ws[0])):
                 for m in range(rows):
-                    offset = builder.add(builder.mul(x_step, i64(m)), builder.mul(builder.add(k, i64(2 * pair)), i64(2)))
-                    x_m = builder.bitcast(splat(builder, load(builder, x, offset, i32), WORDS), PAIRS)
+                    offset = builder.mul(builder.add(k, i64(word * per // len(ws[0]))), i64(kind.activation))
+                    offset = builder.add(builder.mul(x_step, i64(m)), offset)
+                    x_m = splat(builder, load(builder, x, offset, i32), WORDS)
                     for v in range(vectors):
-                        term = _pairwise(builder, x_m, ws[v][pair])
-                        builder.store(builder.add(builder.load(sums[m, v]), term), sums[m, v])
+                        add = _add_bytes if kind.activation == 1 else _add_pairs
+                        builder.store(add(builder, builder.load(sums[m, v]), ws[v][word], x_m), sums[m, v])
         scales = builder.mul(builder.sdiv(outer.index, share), i64(128))
         ws = [load_floats(builder, w_scale, builder.add(scales, i64(2 * LANES * v)), "bfloat16") for v in range(vectors)]
         for m in range(rows):
@@ -206,13 +234,35 @@ def _integer_tile(builder, rows, vectors, per, x, x_step, w, K, chunk, x_scale, 
         builder.store(builder.load(totals[m, v]), at(builder, y, offset, FLOATS), align=4)
 
 
-def _integers(builder, w, offset, per):
-    """Load weights of 16 outputs as int16 pairs: one vector for int8, two for int4 (the low halves of bytes, then the high)."""
+def _integers(builder, w, offset, kind):
+    """Load weights of 16 outputs.
+
+    For "w8a8" as they are; else as int16 pairs, one vector for int8, two for int4 (the low halves of bytes, then the high).
+    """
+    if kind.activation == 1:
+        return [load(builder, w, offset, WORDS, align=1)]
     wide = builder.sext(load(builder, w, offset, ir.VectorType(i8, 2 * LANES), align=1), PAIRS)
-    if per == 2:
+    if kind.per == 2:
         return [wide]
     low = builder.ashr(builder.shl(wide, ir.Constant(PAIRS, [12] * 2 * LANES)), ir.Constant(PAIRS, [12] * 2 * LANES))
     return [low, builder.ashr(wide, ir.Constant(PAIRS, [4] * 2 * LANES))]
+
+
+def _add_bytes(builder, total, w, x):
+    """Return total + the sums of products of four unsigned bytes of w and four signed bytes of x, all as int32."""
+    if has("avx512vnni"):
+        dot = ir.FunctionType(WORDS, [WORDS] * 3)
+        return builder.call(cgutils.get_or_insert_function(builder.module, dot, "llvm.x86.avx512.vpdpbusd.512"), [total, w, x])
+    low, eight = ir.Constant(WORDS, [0x00FF00FF] * LANES), ir.Constant(PAIRS, [8] * 2 * LANES)
+    x = builder.bitcast(x, PAIRS)
+    total = _add_pairs(builder, total, builder.bitcast(builder.and_(w, low), PAIRS), builder.ashr(builder.shl(x, eight), eight))
+    w = builder.and_(builder.lshr(w, ir.Constant(WORDS, [8] * LANES)), low)
+    return _add_pairs(builder, total, builder.bitcast(w, PAIRS), builder.ashr(x, eight))
+
+
+def _add_pairs(builder, total, w, x):
+    """Return total + the sums of products of two int16 of w and x, as int32."""
+    return builder.add(total, _pairwise(builder, builder.bitcast(x, PAIRS), w))
 
 
 def _pairwise(builder, a, b):
@@ -228,10 +278,12 @@ def _pairwise(builder, a, b):
 
 @functools.cache
 def transposed(stored: str):
-    """Return the compiled transpose of 16 rows of 16 values: out[c, r] = row r [c], as floats.
+    """Return the compiled transpose of 16 rows of 16 values, of bfloat16 32: out[c, r] = row r [c], as floats.
 
     rows: address of the 16 rows' addresses. offset: bytes to the first value in each. stored: their dtype.
     """
+
+    halves = stored == "bfloat16"
 
     @intrinsic
     def transpose(typingctx, rows, offset, out, out_step):
@@ -240,7 +292,7 @@ def transposed(stored: str):
             a = []
             for r in range(LANES):
                 row = load(builder, rows, i64(8 * r), i64, align=8)
-                a.append(load_floats(builder, row, offset, stored))
+                a.append(load(builder, row, offset, WORDS, align=2) if halves else load_floats(builder, row, offset, stored))
             distance = LANES // 2
             while distance:  # exchange the off-diagonal quarters of every square of 2 × 2 blocks
                 for r in range(LANES):
@@ -251,8 +303,13 @@ def transposed(stored: str):
                         a[r] = builder.shuffle_vector(*pair, ir.Constant(WORDS, upper))
                         a[r + distance] = builder.shuffle_vector(*pair, ir.Constant(WORDS, lower))
                 distance //= 2
+            high = ir.Constant(WORDS, [0xFFFF0000 - (1 << 32)] * LANES)
             for c in range(LANES):
-                builder.store(a[c], at(builder, out, builder.mul(out_step, i64(c)), FLOATS), align=4)
+                # A word holds two neighbours: the first in its low half.
+                columns = [builder.shl(a[c], splat(builder, i32(16), WORDS)), builder.and_(a[c], high)] if halves else [a[c]]
+                for n, column in enumerate(columns):
+                    place = at(builder, out, builder.mul(out_step, i64(len(columns) * c + n)), FLOATS)
+                    builder.store(builder.bitcast(column, FLOATS), place, align=4)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 4), codegen
@@ -294,10 +351,35 @@ def scalar(stored: str):
     return one
 
 
+@functools.cache
+def largest(count: int):
+    """Return the compiled maximum of `count` floats, a multiple of 16. NaN is ignored."""
+
+    @intrinsic
+    def maximum(typingctx, address):
+        def codegen(context, builder, signature, args):
+            def greater(a, b):
+                return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+            top = ir.Constant(FLOATS, [float("-inf")] * LANES)
+            for first in range(0, count, LANES):
+                top = greater(load(builder, args[0], i64(4 * first), FLOATS), top)
+            distance = LANES // 2
+            while distance:
+                turned = ir.Constant(WORDS, [(lane + distance) % LANES for lane in range(LANES)])
+                top = greater(builder.shuffle_vector(top, top, turned), top)
+                distance //= 2
+            return builder.extract_element(top, i32(0))
+
+        return types.float32(types.int64), codegen
+
+    return maximum
+
+
 @njit(error_model="numpy")
 def rows_of(left):
     """Return the rows of the next tile when so many are left, at least 1."""
-    return 4 if left >= 4 else 2 if left >= 2 else 1
+    return min(left, 4)
 
 
 @intrinsic

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from lm.errors import UserError
 from lm.kernels.cpu.packed import pack, pack_integers, packed_matmul, packed_matmul_reference, rows, unpack
+from lm.kernels.cpu.registered import compiled
 from lm.kernels.quantize import dequantize, quantize
 
 KINDS = ((32, 0), (16, 0), (8, 0), (8, 16), (4, 0), (4, 32), (4, 640))  # bits, group
@@ -47,6 +48,27 @@ def test_unpacked_weight_is_the_packed_one(K, N, bits, group):
     np.testing.assert_array_equal(unpack(packed), expected)
     ids = jnp.asarray([N - 1, 0, N // 2])
     np.testing.assert_array_equal(rows(packed, ids), expected[:, ids].T)
+
+
+@pytest.mark.parametrize("group", (0, 16, 640))
+@pytest.mark.parametrize(("K", "N"), (*SHAPES, (576, 70)))
+def test_product_with_8_bit_activations_is_that_of_the_rounded_activations(K, N, group):
+    x_MK, w_KN = arrays(K, N)
+    x_MK = x_MK * jnp.exp(jnp.arange(97.0) - 50)[:, None]  # a row's scale is its own
+    packed = pack(w_KN, 8, group, activations=8)
+    assert packed.bits == 8
+    np.testing.assert_array_equal(unpack(packed), unpack(pack(w_KN, 8, group)))
+    multiply = jax.jit(packed_matmul)
+    y_MN = multiply(x_MK, packed)
+    if compiled("products"):
+        chunk = next(size for size in (64, 16) if not group or group % size == 0)
+        x_MCK = np.pad(x_MK, ((0, 0), (0, -K % chunk))).reshape(len(x_MK), -1, chunk)
+        scale = np.abs(x_MCK).max(-1, keepdims=True) / np.float32(127)
+        x_MK = (np.rint(x_MCK / np.maximum(scale, 1e-30)) * scale).reshape(len(x_MK), -1)[:, :K]
+    expected = packed_matmul_reference(x_MK, packed)
+    assert np.all(np.abs(y_MN - expected) <= 1e-6 * np.abs(x_MK) @ np.abs(unpack(packed)))
+    for M in (0, 1, 2, 3, 33):
+        np.testing.assert_array_equal(multiply(x_MK[:M], packed), y_MN[:M])
 
 
 def test_many_rows_and_several_tasks():

@@ -1,0 +1,97 @@
+"""Read blocks of tokens from pages: where they are, and their keys and values as floats."""
+
+from numba import njit
+
+from lm.kernels.cpu.scores import KEYS
+from lm.kernels.cpu.vectors import LANES, SIZE, converted, float32s, int32s, int64s, prefetch, scalar, transposed
+
+LINE = 64  # bytes that are fetched together
+
+
+@njit(error_model="numpy")
+def slots_into(out, table, page, base, earliest, last):
+    """Write the slots of a block's positions. Those outside earliest … last may have no page: they get a neighbour's."""
+    slots, pages = int64s(out), int32s(table)
+    first, end = max(base, earliest), min(base + KEYS, last + 1)
+    entry, token = first // page, first % page
+    for j in range(first - base, end - base):
+        slots[j] = pages[entry] * page + token
+        token += 1
+        if token == page:
+            entry, token = entry + 1, 0
+    for j in range(first - base):
+        slots[j] = slots[first - base]
+    for j in range(end - base, KEYS):
+        slots[j] = slots[end - 1 - base]
+
+
+@njit(error_model="numpy")
+def fetch(rows, first, end, offset, size):
+    """Ask for the lines of some tokens' keys or values: `size` bytes at an offset in their rows."""
+    for j in range(first, end):
+        for line in range(0, size, LINE):
+            prefetch(int64s(rows)[j] + offset + line)
+
+
+@njit(error_model="numpy")
+def rows_into(out, pages, slots, step):
+    """Write the addresses of a block's tokens. step: bytes of one."""
+    for j in range(KEYS):
+        int64s(out)[j] = pages + int64s(slots)[j] * step
+
+
+def _layout(stored):
+    width, flip, convert, one = SIZE[stored], transposed(stored), converted(stored), scalar(stored)
+
+    @njit(error_model="numpy")
+    def keys(rows, offset, K, out, later):
+        some = 2 * LANES if width == 2 else LANES
+        whole = K // some * some
+        for first in range(0, KEYS, LANES):
+            for k in range(0, whole, some):
+                if later and k * width % LINE == 0:
+                    for j in range(first, first + LANES):
+                        prefetch(int64s(later)[j] + offset + k * width)
+                flip(rows + 8 * first, offset + k * width, out + (k * KEYS + first) * 4, KEYS * 4)
+            for k in range(whole, K):
+                for j in range(first, first + LANES):
+                    float32s(out)[k * KEYS + j] = one(int64s(rows)[j] + offset + k * width)
+
+    @njit(error_model="numpy")
+    def values(rows, offset, V, out, step):
+        whole = V // LANES * LANES
+        for j in range(KEYS):
+            row, to = int64s(rows)[j] + offset, out + j * step * 4
+            for v in range(0, whole, LANES):
+                convert(row + v * width, to + v * 4)
+            for v in range(whole, V):
+                float32s(to)[v] = one(row + v * width)
+
+    return keys, values
+
+
+keys_float32, values_float32 = _layout("float32")
+keys_bfloat16, values_bfloat16 = _layout("bfloat16")
+keys_int8, values_int8 = _layout("int8")
+
+
+@njit(error_model="numpy")
+def keys_into(width, rows, offset, K, out, later):
+    """Write the transposed keys of a block, float32 [K, KEYS]. width: bytes of a stored number. later: rows to fetch, or 0."""
+    if width == 4:
+        keys_float32(rows, offset, K, out, later)
+    elif width == 2:
+        keys_bfloat16(rows, offset, K, out, later)
+    else:
+        keys_int8(rows, offset, K, out, later)
+
+
+@njit(error_model="numpy")
+def values_into(width, rows, offset, V, out, step):
+    """Write the values of a block, float32 [KEYS, step]."""
+    if width == 4:
+        values_float32(rows, offset, V, out, step)
+    elif width == 2:
+        values_bfloat16(rows, offset, V, out, step)
+    else:
+        values_int8(rows, offset, V, out, step)
