@@ -30,11 +30,11 @@ from pathlib import Path
 
 REPO = Path(__file__).parent.parent
 KINDS = {  # bytes of a weight, without scales
-    "lmcraft": {"float32": 4, "bfloat16": 2, "int8": 1, "int4": 0.5},
+    "lmcraft": {"float32": 4, "bfloat16": 2, "int8": 1, "w8a8": 1, "int4": 0.5},
     "llama.cpp": {"bf16": 2, "q8_0": 1, "q4_0": 0.5},
     "hf": {"float32": 4, "bfloat16": 2},
 }
-PEER = {"bfloat16": "bf16", "int8": "q8_0", "int4": "q4_0"}  # of ours in llama.cpp
+PEER = {"bfloat16": "bf16", "int8": "q8_0", "w8a8": "q8_0", "int4": "q4_0"}  # of ours in llama.cpp
 SHORT, LONG, PROMPT, MANY, TURNS = 8, 72, 32, 32, 6
 LOADS = ("one", "turns", "many")
 TARGETS = {
@@ -178,7 +178,7 @@ def ours(options, dtype: str, cores: int):
     from lm.infer.engine.open import open_engine
     from lm.infer.engine.request import Request
 
-    kind = {"quantize": dtype} if dtype.startswith("int") else {"dtype": dtype}
+    kind = {"dtype": dtype} if dtype in ("float32", "bfloat16") else {"quantize": dtype}
     engine = open_engine(options.checkpoint, rows=MANY, blocks=600, **kind)
     engine.warm()
 

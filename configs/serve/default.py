@@ -22,7 +22,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.blocks = 0  # of the key/value cache; 0: by the memory
     config.dtype = ""  # of the matrices: bfloat16, float32; "": as in training
     config.cache_dtype = ""  # of keys and values: float32, bfloat16, int8; "": as the matrices, bfloat16 for integer ones
-    # int8, int4: round weights. w8a8: also the activations to 8 bits, the fastest for many requests; "": as stored
+    # int8, int4 (a scale for 32 inputs): round weights. w8a8: also the activations to 8 bits, the fastest for many requests;
+    # "": as stored
     config.quantize = ""
     # Guess tokens ahead, which changes no answer. ngram: those that followed the same few tokens before; or the path of a
     # smaller model with the same vocabulary; "": no guesses.

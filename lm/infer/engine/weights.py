@@ -21,13 +21,15 @@ from lm.model.transformer import Transformer, cast_matrices, skeleton
 
 
 class Kind(NamedTuple):
-    """How matrices are packed: bits of a weight, and bits to which activations are rounded for integer weights."""
+    """How matrices are packed: bits of a weight; for integers also how many inputs share a scale (0: all), and the bits to which
+    activations are rounded."""
 
     bits: int
+    group: int = 0
     activations: int = 16
 
 
-KINDS = {"float32": Kind(32), "bfloat16": Kind(16), "int8": Kind(8), "int4": Kind(4), "w8a8": Kind(8, 8)}
+KINDS = {"float32": Kind(32), "bfloat16": Kind(16), "int8": Kind(8), "int4": Kind(4, 32), "w8a8": Kind(8, 0, 8)}
 APART = ("attention.key_up", "attention.value_up")  # of latent attention: not only activations are multiplied with them
 
 
@@ -149,7 +151,7 @@ def _linears(module: nnx.Module) -> list[Linear]:
 
 @functools.partial(jax.jit, static_argnums=1)
 def _pack(w_KN, kind: Kind) -> Packed:
-    return pack(w_KN, kind.bits, activations=kind.activations)
+    return pack(w_KN, kind.bits, kind.group, kind.activations)
 
 
 @functools.partial(jax.jit, static_argnums=2)
