@@ -278,13 +278,16 @@ class Transformer(nnx.Module):
             state = state._replace(segments_BS=filled_BS)
         keys_BS = state.segments_BS if from_cache else segments_BT
         visible = Visible(segments_BT, keys_BS, slot + jnp.arange(positions_BT.shape[1]), branches) if paged is None else None
+        tokens = [positions_BT] if paged is None else [positions_BT.T]  # of a paged call [1, B], for `once`
         length = None
-        if config.rope.depends_on_length:
-            length = jnp.max(positions_BT) + 1 if paged is None else paged.table.length_B[:, None, None, None]
+        if config.rope.depends_on_length and paged is None:
+            length = jnp.max(positions_BT) + 1
+        elif config.rope.depends_on_length:
+            tokens.append(paged.table.length_B[None])
 
-        def angles(positions, local):
+        def angles(positions, local, lengths=None):
             rope = config.local_rope if local else config.rope
-            return rotary_angles(positions, config.rope_head_dim, rope, length)
+            return rotary_angles(positions, config.rope_head_dim, rope, length if lengths is None else lengths[..., None, None])
 
         has_local = any(kind.local for kind in config.layer_kinds)
         has_global = not all(kind.local for kind in config.layer_kinds)
@@ -293,7 +296,8 @@ class Transformer(nnx.Module):
         if config.positions == "rotary":
             different = has_local and has_global and config.local_rope != config.rope
             own = kinds if different else kinds[:1]
-            rotary = once(lambda positions_BT: {local: angles(positions_BT, local) for local in own}, positions_BT)
+            rotary = once(lambda positions, *rest: {local: angles(positions, local, *rest) for local in own}, *tokens)
+            rotary = rotary if paged is None else jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rotary)
         shared = next(iter(rotary.values()), None)
         table = paged and paged.table
         steps = {local: Step(rotary.get(local, shared), visible, from_cache, slot, segments_BT > 0, table) for local in kinds}
@@ -363,18 +367,21 @@ def stacked_layers(config: ModelConfig, kind: LayerKind, repeats: int, rngs: nnx
     return stack(rngs)
 
 
-def once(f, x_BT):
-    """Return f(x_BT), with results [B, T, …], computed in a loop over two halves of T.
+def once(f, *xs_BT):
+    """Return f(*xs_BT), with results [B, T, …], computed in a loop over two halves of T.
 
     The compiler would otherwise fuse f into every layer that reads its result and compute it again there; it does not fuse
     the results of a loop. On a CPU this saves a quarter of a training step.
     """
-    B, T = x_BT.shape
+    B, T = xs_BT[0].shape
     if T == 1:
-        return f(x_BT)
+        return f(*xs_BT)
     half = -(-T // 2)
-    halves = jnp.pad(x_BT, ((0, 0), (0, 2 * half - T))).reshape(B, 2, half)
-    parts = lax.map(f, jnp.moveaxis(halves, 1, 0))
+
+    def halves(x_BT):
+        return jnp.moveaxis(jnp.pad(x_BT, ((0, 0), (0, 2 * half - T))).reshape(B, 2, half), 1, 0)
+
+    parts = lax.map(lambda xs: f(*xs), tuple(map(halves, xs_BT)))
     return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1).reshape(y.shape[1], 2 * half, *y.shape[3:])[:, :T], parts)
 
 

@@ -21,8 +21,9 @@ from lm.model.transformer import Transformer, cast_matrices, skeleton
 
 
 class Kind(NamedTuple):
-    """How matrices are packed: bits of a weight; for integers also how many inputs share a scale (0: all), and the bits to which
-    activations are rounded."""
+    """How matrices are packed: bits of a weight, and for integers how many inputs share a scale (0: all), and the bits to which
+    activations are rounded.
+    """
 
     bits: int
     group: int = 0

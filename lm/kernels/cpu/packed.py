@@ -7,8 +7,8 @@ Everywhere else, and without numba, the plain twin runs: the weight is unpacked,
 
 Integer weights are those of lm/kernels/quantize.py. The compiled products round activations to 16 bits for them: each chunk of
 a row, at most 512 inputs, has a scale of max|x| / 32767, so the sum of a chunk is exact in int32. With `activations=8` they are
-rounded to 8 bits, with a scale of max|x| / 127 for each 64 inputs (llama.cpp's Q8_0 does so for 32, DeepSeek-V3, §3.3.2, for
-128): twice the products a cycle where the processor multiplies bytes (AVX-512 VNNI).
+rounded to 8 bits, with a scale of max|x| / 127 for each 128 inputs (the tiles of DeepSeek-V3, §3.3.2): twice the products a
+cycle where the processor multiplies bytes (AVX-512 VNNI).
 
 Axes: M rows, K inputs, N outputs, V vocabulary, D model, T tokens.
 """
@@ -30,7 +30,7 @@ from lm.parallel.mesh import reshard
 
 BLOCK = 64  # outputs of a block
 LARGEST_CHUNK = 512  # 512 · 127 · 32767 < 2³¹
-BYTES_CHUNK = 64  # of 8-bit activations
+BYTES_CHUNK = 128  # of 8-bit activations
 FLOATS = {32: jnp.float32, 16: jnp.bfloat16}
 
 

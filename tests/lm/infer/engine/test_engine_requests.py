@@ -8,7 +8,7 @@ from flax import nnx
 
 import lm
 from lm.adapt import lora
-from lm.adapt.quantize import quantize
+from lm.adapt.quantize import dequantize, quantize
 from lm.config import Adapter, ModelConfig, Quantization
 from lm.convert.peft import export_peft
 from lm.errors import UserError
@@ -16,6 +16,8 @@ from lm.infer.engine.adapters import Slots
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.request import Closed, Full, Request
 from lm.infer.engine.step import forward
+from lm.infer.engine.weights import KINDS, weights_of
+from lm.kernels.cpu.packed import unpack
 from lm.model.transformer import skeleton
 from tests.lm.examples import parameters
 
@@ -226,6 +228,37 @@ def test_after_warming_no_step_compiles(model):
     known = forward._cache_size()
     engine.generate_all([Request(tuple(range(1, 1 + n)), 9, temperature=t) for n in (1, 5, 30, 17, 40) for t in (0.0, 1.0)])
     assert forward._cache_size() == known
+    engine.close()
+
+
+@pytest.mark.parametrize("packed", KINDS)
+@pytest.mark.parametrize("bits", [0, 8, 4])
+def test_integers_of_a_model_stay_the_same_unless_others_are_asked_for(model, bits, packed):
+    config, params = CONFIG, nnx.split(model)[1]
+    if bits:
+        config, params = quantize(config, params, Quantization(bits=bits, group=8, targets=".*"))
+    weights = weights_of(nnx.merge(skeleton(config)[0], params), packed)
+    floats = nnx.merge(skeleton(CONFIG)[0], dequantize(config, params)[1] if bits else params).unstacked()
+    kept = bits in (KINDS[packed].bits, 0) or KINDS[packed].bits > 8
+    for layer, own in zip(weights.layers[0], floats[0], strict=True):
+        found, wanted = (dict(state[0].flat_state()) for state in (layer, own))
+        for name in (("attention", "query", "weight"), ("attention", "output", "weight"), ("feed_forward", "down", "weight")):
+            matrix = found[name].get_value()
+            w_KN = np.asarray(wanted[name].get_value()).reshape(matrix.inputs, -1)
+            assert matrix.bits == (bits if bits and kept else KINDS[packed].bits)
+            if bits and kept:
+                np.testing.assert_array_equal(unpack(matrix), w_KN)
+            else:
+                limit = {32: 0, 16: 2**-8, 8: 1 / 250, 4: 1 / 13}[matrix.bits]
+                assert np.all(np.abs(unpack(matrix) - w_KN) <= limit * np.abs(w_KN).max(0))
+
+
+@pytest.mark.parametrize("packed", KINDS)
+def test_packed_weights_give_each_request_its_tokens_alone(model, packed):
+    engine = Engine(model, None, rows=4, budget=16, pages=100, page=4, packed=packed)
+    requests = [Request(PROMPT[n:], 10, temperature=0.0) for n in range(6)]
+    together = engine.generate_all(requests)
+    assert [engine.generate(request) for request in requests] == together and len(set(map(tuple, together))) > 1
     engine.close()
 
 

@@ -61,7 +61,7 @@ def test_product_with_8_bit_activations_is_that_of_the_rounded_activations(K, N,
     multiply = jax.jit(packed_matmul)
     y_MN = multiply(x_MK, packed)
     if compiled("products"):
-        chunk = next(size for size in (64, 16) if not group or group % size == 0)
+        chunk = next(size for size in (128, 16) if not group or group % size == 0)
         x_MCK = np.pad(x_MK, ((0, 0), (0, -K % chunk))).reshape(len(x_MK), -1, chunk)
         scale = np.abs(x_MCK).max(-1, keepdims=True) / np.float32(127)
         x_MK = (np.rint(x_MCK / np.maximum(scale, 1e-30)) * scale).reshape(len(x_MK), -1)[:, :K]
