@@ -3,15 +3,17 @@
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lm.adapt.lora import merge
 from lm.adapt.rebuild import arrays_of, combined
-from lm.config import ModelConfig
+from lm.config import Adapter, ModelConfig
 from lm.errors import UserError
 from lm.infer.engine.adapters import Slots, empty
 from lm.infer.sampler import UNROLLED
@@ -59,7 +61,7 @@ def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None)
     config, params = model.config, nnx.split(model)[1]
     if packed not in ("", *KINDS):
         raise UserError(f"packed={packed} is none of {', '.join(KINDS)}")
-    if config.adapter.rank and (packed or slots):
+    if config.adapter.rank and slots:
         config, params = merge(config, params, dequantize=bool(config.quantization.bits))
     arrays = {}
     if slots is not None:
@@ -72,7 +74,8 @@ def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None)
     config = dataclasses.replace(config, scan_layers=False)
     graph = skeleton(config)[0]
     if packed:
-        graph, params, layers = _packed(config, graph, params, KINDS[packed])
+        graph, params, layers = _packed(config, graph, params, KINDS[packed], merges=slots is None)
+        config = config if slots else dataclasses.replace(config, adapter=Adapter())
     else:
         layers = _unstacked(graph, params)
     return Weights(config, graph, _without_layers(params), layers, arrays)
@@ -106,55 +109,60 @@ def _without_layers(params: nnx.State) -> nnx.State:
     return nnx.State.from_flat_path(flat)
 
 
-def _packed(config: ModelConfig, graph, params, kind: Kind) -> tuple[nnx.GraphDef, nnx.State, list]:
+def _packed(config: ModelConfig, graph, params, kind: Kind, merges: bool) -> tuple[nnx.GraphDef, nnx.State, list]:
     """Return (graph, parameters, layers) with packed matrices, of all linear layers and of the head.
 
-    One layer at a time is taken from the stacks, so that the weights are never there twice in floats.
+    One layer at a time is taken from the stacks, so that the weights are never there twice in floats. merges: adapters are
+    merged into the matrices.
     """
     model, layers = nnx.merge(graph, params), []
     for stack, (_, repeats) in zip(model.stacks, config.stacks, strict=True):
         split = [nnx.split(module) for module in stack]
-        layers.append([tuple(_packed_layer(g, _layer(state, n), kind) for g, state in split) for n in range(repeats)])
+        layers.append([tuple(_packed_layer(g, merges, kind, state, np.int32(n)) for g, state in split) for n in range(repeats)])
         for module in stack:
-            for linear in _linears(module):
-                linear.weight = Quantized(jnp.zeros((0,), jnp.float32))  # one each: nnx keeps track of what is shared
+            # One array each, because nnx keeps track of what is shared.
+            _replace_weights(module, merges, lambda linear, apart: jnp.zeros((0,), jnp.float32))
     name = "embedding" if config.tie_embeddings else "head"
     setattr(model, name, Quantized(_pack(getattr(model, name)[...].T, kind)))
     return *nnx.split(model), layers
 
 
-def _layer(state: nnx.State, n: int) -> nnx.State:
-    return jax.tree.map(lambda x: x[n], state)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _packed_layer(graph, merges: bool, kind: Kind, stacked: nnx.State, n) -> nnx.State:
+    """Return the parameters of layer n of a stack."""
+    module = nnx.merge(graph, jax.tree.map(lambda x: x[n], stacked))
 
+    def weight(linear: Linear, apart: bool):
+        return linear.full() if apart else _packed_weight(linear, kind, merges)
 
-def _packed_layer(graph, state, kind: Kind) -> nnx.State:
-    module = nnx.merge(graph, state)
-    for linear in _linears(module):
-        linear.weight = Quantized(_packed_weight(linear.weight, linear.inputs, kind))
+    _replace_weights(module, merges, weight)
     return nnx.split(module)[1]
 
 
-def _packed_weight(weight: nnx.Param | QuantizedWeight, inputs: int, kind: Kind) -> Packed:
-    if isinstance(weight, QuantizedWeight) and kind.bits in (weight.bits, 16, 32):
+def _packed_weight(linear: Linear, kind: Kind, merges: bool) -> Packed:
+    weight = linear.weight
+    adapted = merges and hasattr(linear, "lora_a")
+    if isinstance(weight, QuantizedWeight) and not adapted and kind.bits in (weight.bits, 16, 32):
         integers, scale = weight.integers[...], weight.scale[...]
-        integers = integers.reshape(math.prod(integers.shape[:inputs]), -1)
-        scale = scale.reshape(math.prod(scale.shape[:inputs]), -1)
+        integers = integers.reshape(math.prod(integers.shape[: linear.inputs]), -1)
+        scale = scale.reshape(math.prod(scale.shape[: linear.inputs]), -1)
         if can_pack(integers, scale):
-            return _pack_integers(integers, scale, kind.activations)
-    w = whole(weight)
-    return _pack(w.reshape(math.prod(w.shape[:inputs]), -1), kind)
+            return pack_integers(integers, scale, activations=kind.activations)
+    w = linear.full() if adapted else whole(weight)
+    return pack(w.reshape(math.prod(w.shape[: linear.inputs]), -1), kind.bits, kind.group, kind.activations)
 
 
-def _linears(module: nnx.Module) -> list[Linear]:
-    found = [one for _, one in nnx.iter_modules(module) if isinstance(one, Linear)]
-    return [linear for linear in found if linear.name not in APART]
+def _replace_weights(module: nnx.Module, merges: bool, weight: Callable[[Linear, bool], Any]) -> None:
+    """Replace what is packed by weight(linear, False), and with `merges` any other adapted weight by weight(linear, True)."""
+    for linear in [one for _, one in nnx.iter_modules(module) if isinstance(one, Linear)]:
+        apart, adapted = linear.name in APART, merges and hasattr(linear, "lora_a")
+        if not apart or adapted:
+            linear.weight = (nnx.Param if apart else Quantized)(weight(linear, apart))
+        for name in ("lora_a", "lora_b", "magnitude") if adapted else ():
+            if hasattr(linear, name):
+                delattr(linear, name)
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _pack(w_KN, kind: Kind) -> Packed:
     return pack(w_KN, kind.bits, kind.group, kind.activations)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _pack_integers(integers, scale, activations: int) -> Packed:
-    return pack_integers(integers, scale, activations=activations)
