@@ -8,6 +8,7 @@ Answers are sampled and written in chunks. A chunk is a pure function of (parame
 atomically, so a killed run resumes with the first missing chunk and produces the same bytes.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
@@ -74,7 +75,7 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None]) -> dict:
     template = chat_template(acting, tokenizer)
     sampler = sampler_of(acting, skeleton(model_config)[0], tokenizer, tasks[0], tools, template)
     job = Job(acting, sampler, tasks[0], parse_rewards(config.rewards))
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), contextlib.closing(sampler):
         best = answered(job, lambda: initial_params(acting, mesh), workdir, declared)
     return train(learning, workdir, report, tasks) | {"best_of": best.statistics}
 

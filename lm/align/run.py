@@ -4,6 +4,7 @@ sft, preference, reward and offline distill read batches that were prepared befo
 each batch as rollouts of the current parameters.
 """
 
+import contextlib
 import json
 import time
 from collections import Counter
@@ -106,11 +107,13 @@ def run(
         save_record(config, workdir)
     prepared = time.perf_counter()
 
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
         method = method_of(config, tokenizer, mesh)
         trainer = make_trainer(config, method.objective, method.updates)
         graph, _ = skeleton(model_config)
         sampler = sampler_of(config, graph, tokenizer, tasks or held_out, tools, template) if tasks or held_out else None
+        if sampler is not None:
+            stack.callback(sampler.close)
         if acts:
             scores = rewards if config.method == "rl" else None
             stream: Stream = RolloutStream(config, mesh, sampler, tasks, scores, method.frozen)

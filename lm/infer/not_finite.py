@@ -32,6 +32,13 @@ def error(model: Transformer, what: str, cause: str = "") -> UserError:
     return UserError(f"{what} are NaN or infinite; {why}")
 
 
+def of_prompt(model: Transformer, number: int, before: int, temperature: float) -> UserError:
+    """Return the error for the logits after prompt `number` and `before` sampled tokens."""
+    after = f" after {before} new token{'s' if before > 1 else ''}" if before else ""
+    cause = f"or temperature={temperature} is too small: 0 is greedy" if 0 < temperature < 1e-3 else ""
+    return error(model, f"generate: the logits of prompt {number} (counted from 0){after}", cause)
+
+
 def parameters(params: nnx.State) -> dict[str, tuple[int, int]]:
     """Return {dotted name: (values that are not finite, all values)} of the parameters that hold such values."""
     arrays = {name: x for name, x in named(plain(params)).items() if jnp.issubdtype(x.dtype, jnp.inexact)}

@@ -200,11 +200,7 @@ def _check_finite(model: Transformer, state: SamplingState, prompts: Sequence[in
     """Raise UserError if the last step found logits that are not finite. prompts: the index of each row's prompt."""
     rows = np.flatnonzero(gathered(state.lost_B))
     if rows.size:
-        before = int(state.n) - 1
-        after = f" after {before} new token{'s' if before > 1 else ''}" if before else ""
-        temperature = sampling.temperature
-        cause = f"or temperature={temperature} is too small: 0 is greedy" if 0 < temperature < 1e-3 else ""
-        raise not_finite.error(model, f"generate: the logits of prompt {prompts[rows[0]]} (counted from 0){after}", cause)
+        raise not_finite.of_prompt(model, prompts[rows[0]], int(state.n) - 1, sampling.temperature)
 
 
 def _drawn(state: SamplingState, stop_ids: Sequence[int]) -> tuple[list[list[int]], list[list[float]], list[bool]]:

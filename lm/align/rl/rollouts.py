@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from flax import nnx
 
@@ -16,8 +17,13 @@ from data.text.tokenizer import Tokenizer
 from lm.align.rl.tools import Answer, Tool, answer_ids, parse_turn, run_calls
 from lm.errors import UserError
 from lm.infer.decode import Sampling
+from lm.infer.engine.local import LocalEngine, pays
 from lm.infer.sampler import draw
 from lm.model.transformer import Transformer
+from lm.train.fit import memory_of_device
+from lm.train.step import model_config_of
+
+SHARE = 1 / 6  # of the memory, for a packed copy of the weights beside the training state
 
 
 class Rollout(NamedTuple):
@@ -65,20 +71,37 @@ class RolloutSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-    """A function of (parameters, tasks) that samples `each` rollouts of each task. temperature: overrides that of settings."""
+    """A function of (parameters, tasks) that samples `each` rollouts of each task. temperature: overrides that of settings.
+
+    engine: as in `roll_out`. close: stop it; another call starts it again.
+    """
 
     graph: nnx.GraphDef
     tokenizer: Tokenizer
     settings: RolloutSettings
+    engine: LocalEngine | None = None
 
     def __call__(self, params, tasks: Sequence[dict], *, seed: int, each: int = 1, temperature=None) -> list[Rollout]:
         settings = self.settings if temperature is None else dataclasses.replace(self.settings, temperature=temperature)
-        return roll_out(nnx.merge(self.graph, params), self.tokenizer, tasks, settings, seed=seed, each=each)
+        model = nnx.merge(self.graph, params)
+        return roll_out(model, self.tokenizer, tasks, settings, seed=seed, each=each, engine=self.engine)
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
 
 
-def sampler_of(config, graph, tokenizer, tasks: Sequence[dict], tools: Sequence[Tool] = (), template=None) -> Sampler:
-    """Return the sampler of a run: config.rollout, and rows of config.sequence_length + 1 tokens. Raises as `check_room`."""
-    o = config.rollout
+def sampler_of(
+    config, graph, tokenizer, tasks: Sequence[dict], tools: Sequence[Tool] = (), template=None, *, served: bool | None = None
+) -> Sampler:
+    """Return the sampler of a run: config.rollout, and rows of config.sequence_length + 1 tokens. Raises as `check_room`.
+
+    served: whether to sample with a serving engine; None: where it is faster. A resumed run on the same machine decides alike.
+    """
+    o, model = config.rollout, model_config_of(config)
+    if served is None:
+        fits = config.sequence_length + 1 <= model.max_positions
+        served = fits and jax.device_count() == 1 and pays(model, SHARE * memory_of_device())
     settings = RolloutSettings(
         max_new_tokens=o.max_new_tokens,
         temperature=o.temperature,
@@ -90,7 +113,8 @@ def sampler_of(config, graph, tokenizer, tasks: Sequence[dict], tools: Sequence[
         width=check_room(config, tasks),
         template=template,
     )
-    return Sampler(graph, tokenizer, settings)
+    rows = config.best_of.rows if config.get("method") == "best_of" else config.batch_size
+    return Sampler(graph, tokenizer, settings, LocalEngine(tokenizer, rows, settings.most_tokens) if served else None)
 
 
 def seed_of(seed: int, number: int) -> int:
@@ -111,29 +135,36 @@ def check_room(config, tasks: Sequence[dict]) -> int:
 
 
 def roll_out(
-    model: Transformer, tokenizer, tasks: Sequence[dict], settings: RolloutSettings, *, seed: int = 0, each: int = 1
+    model: Transformer,
+    tokenizer,
+    tasks: Sequence[dict],
+    settings: RolloutSettings,
+    *,
+    seed: int = 0,
+    each: int = 1,
+    engine: LocalEngine | None = None,
 ) -> list[Rollout]:
     """Sample `each` rollouts of each task; rollouts of one task are adjacent in the result.
 
     tasks: {"prompt": messages, "prompt_ids": ids up to the start of the policy's turn, …}. seed: as in lm.infer.sampler.draw.
+    engine: samples in place of lm.infer.sampler.draw. Then tokens of a rollout depend on (seed, its index) and its task alone.
     """
     o, tools = settings, settings.tools
     stops = stop_ids(tokenizer, o.template)
     rows = [_Row(list(task["prompt_ids"]), list(task["prompt"])) for task in tasks for _ in range(each)]
     going = list(range(len(rows)))
     for turn in range(o.max_turns):
-        # Pad to the first number of rows, which avoids recompilation; padding rows have one token.
-        prompts = [rows[i].tokens for i in going] + [[stops[0]]] * (len(rows) - len(going))
+        prompts = [rows[i].tokens for i in going]
         alike = each if turn == 0 else 1
-        drawn = draw(
-            model,
-            prompts[::alike],
-            Sampling(
-                o.max_new_tokens, o.temperature, o.top_p, o.top_k, tuple(stops), tokenizer.vocab_size, seed=seed + 7919 * turn
-            ),
-            copies=alike,
-            width=o.width,
+        sampling = Sampling(
+            o.max_new_tokens, o.temperature, o.top_p, o.top_k, tuple(stops), tokenizer.vocab_size, seed=seed + 7919 * turn
         )
+        if engine is not None:
+            drawn = engine.draw(model, prompts[::alike], sampling, copies=alike, rows=going)
+        else:
+            # Pad to the first number of rows, which avoids recompilation; padding rows have one token.
+            prompts += [[stops[0]]] * (len(rows) - len(going))
+            drawn = draw(model, prompts[::alike], sampling, copies=alike, width=o.width)
         calls = []
         for i, tokens, logps, ended in zip(going, drawn.tokens, drawn.logps, drawn.ended):
             calls.append(rows[i].add_turn(tokenizer, tokens, logps, ended, bool(tools)))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from data.text.tokenizer import Tokenizer
 from lm.evals.engine import generate as drawing
@@ -17,11 +18,14 @@ from lm.evals.engine.answers_cache import Answers, fingerprint, key
 from lm.evals.engine.encoding import Encoding
 from lm.evals.engine.generate import Answer, Ask, Writer
 from lm.evals.engine.likelihood import Request, Scored
-from lm.evals.engine.served import Served, pays
+from lm.evals.engine.served import Served
 from lm.evals.subject import Continuation, Generated, Likelihood, Prompt, Rolled
+from lm.infer.engine.local import pays
 from lm.model.transformer import Transformer
 from lm.parallel.hosts import from_first, is_first
 from lm.progress import progress
+
+SHARE = 0.5  # of the free memory, for a serving engine's copy of the weights
 
 # run(wanted, keep): answer at least the wanted requests of a batch; call keep({number: answer}) as answers come.
 Run = Callable[[set[int], Callable[[dict[int, Any]], None]], None]
@@ -178,7 +182,7 @@ class Engine:
     def _writing(self, asks: list[Ask]) -> Iterator[drawing.Work]:
         """Yield the batches that answer all asks: one of the serving engine, or those of generate.py."""
         if self._serves is None:
-            self._serves = pays(self.model)
+            self._serves = pays(self.model.config, SHARE * psutil.virtual_memory().available)
         fits = all(len(ask.tokens) + ask.max_new_tokens <= self.model.config.max_positions for ask in asks)
         if not (self._serves and fits and asks):
             yield from drawing.work(

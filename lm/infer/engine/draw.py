@@ -20,7 +20,10 @@ GREEDY, PLAIN, TRUNCATED = "greedy", "plain", "truncated"
 
 
 class Settings(NamedTuple):
-    """Settings of each row; see lm.infer.engine.request.Request. n: number of tokens that its request has sampled before."""
+    """Settings of each row; see lm.infer.engine.request.Request.
+
+    n: number of tokens that its request has sampled before. divisor: of the logits that log-probabilities are reported of.
+    """
 
     temperature_S: np.ndarray  # float32
     top_p_S: np.ndarray  # float32
@@ -28,6 +31,7 @@ class Settings(NamedTuple):
     min_p_S: np.ndarray  # float32
     seed_S: np.ndarray  # uint32
     n_S: np.ndarray  # int32
+    divisor_S: np.ndarray  # float32
 
 
 class Adjust(NamedTuple):
@@ -42,9 +46,9 @@ class Adjust(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """token_S: int32. logp_S: float32, of the token by the unchanged logits. top: (log-probabilities, ids) [S, K], or None.
+    """token_S: int32. logp_S: float32, of the token by the logits / divisor. top: (log-probabilities, ids) [S, K], or None.
 
-    lost_S: bool, logits were not finite, so the token is invalid.
+    lost_S: bool, these logits were not finite, so the token is invalid.
     """
 
     token_S: jax.Array
@@ -62,7 +66,8 @@ def draw(how: str, top: int, logits_SV, size, settings: Settings, adjust: Adjust
     """
     logits_SV = reshard(logits_SV, None, None)
     S, V = logits_SV.shape
-    logz_S = jax.nn.logsumexp(logits_SV, axis=-1)
+    reported_SV = logits_SV / settings.divisor_S[:, None]
+    logz_S = jax.nn.logsumexp(reported_SV, axis=-1)
     changed_SV = logits_SV if adjust is None else adjusted(logits_SV, adjust)
     changed_SV = jnp.where(jnp.arange(V) < size, changed_SV, -jnp.inf)
     token_S = first_of_most(changed_SV)
@@ -70,11 +75,11 @@ def draw(how: str, top: int, logits_SV, size, settings: Settings, adjust: Adjust
         sampled_S = _sampled(changed_SV, settings, how == TRUNCATED)
         token_S = jnp.where(settings.temperature_S > 0, sampled_S, token_S)
     token_S = jnp.where(forced_S >= 0, forced_S, token_S).astype(jnp.int32)
-    logp_S = jnp.take_along_axis(logits_SV, token_S[:, None], axis=1)[:, 0] - logz_S
+    logp_S = jnp.take_along_axis(logits_SV, token_S[:, None], axis=1)[:, 0] / settings.divisor_S - logz_S
     found = None
     if top:
         values, ids = lax.top_k(logits_SV, top)
-        found = values - logz_S[:, None], ids
+        found = values / settings.divisor_S[:, None] - logz_S[:, None], ids
     return Drawn(token_S, logp_S, ~jnp.isfinite(logz_S), found)
 
 

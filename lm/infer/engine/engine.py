@@ -1,6 +1,7 @@
 """The engine's loop: one thread that takes requests, runs compiled steps, and tells each request its tokens."""
 
 import contextlib
+import functools
 import logging
 import os
 import threading
@@ -18,7 +19,7 @@ from lm.infer.engine.blocks import Blocks
 from lm.infer.engine.checks import check
 from lm.infer.engine.drafts import ByModel, by_ngrams
 from lm.infer.engine.draw import Drawn
-from lm.infer.engine.request import Closed, Event, Full, Handle, Request, Stats
+from lm.infer.engine.request import Closed, Event, Full, Handle, Request, Stats, joined
 from lm.infer.engine.results import advance
 from lm.infer.engine.room import affordable
 from lm.infer.engine.schedule import Part, Schedule
@@ -113,29 +114,34 @@ class Engine:
         return self.generate_all([request])[0]
 
     def generate_all(self, requests) -> list[list[int]]:
-        """Return the tokens of each request."""
-        found: list[list[int]] = [[] for _ in requests]
-        over, left, errors = threading.Event(), [len(found)], []
+        """Return the tokens of each request. Raises: UserError if one ends by an error."""
+        found = self.answers(requests)
+        for event in found:
+            if event.finish == "error":
+                raise UserError(event.error)
+        return [list(event.tokens) for event in found]
 
-        def teller(n: int):
-            def tell(event: Event) -> None:
-                found[n] += event.tokens
-                if event.finish:
-                    left[0] -= 1
-                    if event.finish == "error":
-                        errors.append(event.error)
-                    if not left[0]:
-                        over.set()
+    def answers(self, requests) -> list[Event]:
+        """Return the events of each request joined to one, when all requests are finished.
 
-            return tell
+        They arrive at once, so an idle engine that knows no prefixes computes the same steps for the same requests.
+        """
+        requests = list(requests)
+        found: list[list[Event]] = [[] for _ in requests]
+        over, left = threading.Event(), [len(found)]
 
-        for n, request in enumerate(requests):
-            self.submit(request, teller(n))
+        def tell(events: list[Event], event: Event) -> None:
+            events.append(event)
+            left[0] -= bool(event.finish)
+            if not left[0]:
+                over.set()
+
+        with self._wake:
+            for events, request in zip(found, requests, strict=True):
+                self.submit(request, functools.partial(tell, events))
         if found:
             over.wait()
-        if errors:
-            raise UserError(errors[0])
-        return found
+        return [joined(events) for events in found]
 
     def stats(self) -> Stats:
         s = self._schedule
@@ -155,25 +161,35 @@ class Engine:
             dict(self._finished),
         )
 
-    def swap(self, newer: Transformer | str | os.PathLike) -> None:
+    def swap(self, newer: Transformer | str | os.PathLike, *, free_first: bool = False) -> None:
         """Use newer weights of the same config: a model, or the path of one, opened as the first was.
 
         Running requests finish with the old ones, and the others wait for them. Adapters stay as they are.
+        free_first: free the old weights before the newer ones are laid out, so that no room is needed for both; if that fails,
+        close the engine.
         Raises: UserError if the config differs.
         """
         model = newer if isinstance(newer, Transformer) else self.reopen(newer)
         if model.config != self.config:
             raise UserError("the newer model has another config, so it cannot take the place of this one")
-        fresh = weights_of(model, self._packing, self._slots)
+        fresh = None if free_first else weights_of(model, self._packing, self._slots)
 
         def change() -> None:
-            self._use(with_adapters(fresh, self._weights.adapters) if self._slots else fresh)
+            adapters = self._weights.adapters
+            if free_first:
+                self._weights = self._model = None
+            weights = fresh or weights_of(model, self._packing, self._slots)
+            self._use(with_adapters(weights, adapters) if self._slots else weights)
             self._version += 1
             self._blocks.forget()
             for sequence in self._schedule.waiting:
                 sequence.key = self._key(sequence.request.adapter)
 
         self._do(change, idle=True)
+
+    def forget(self) -> None:
+        """Forget all known prefixes."""
+        self._do(self._blocks.forget)
 
     @property
     def adapters(self) -> tuple[str, ...]:

@@ -3,12 +3,13 @@
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 FINISHES = ("stop", "length", "cancelled", "timeout", "error")
+NOT_FINITE = "the logits are NaN or infinite: check the weights, or try dtype float32"
 
 
 class Grammar(Protocol):
@@ -39,7 +40,8 @@ class Request:
     logit_bias: added to the logits of these ids. stop_ids: each ends the continuation. min_new_tokens: before these, none does.
     logprobs: how many of the likeliest tokens are reported at each place, beside the sampled one; -1: none at all. They are
       natural logarithms of the model's own distribution, before any setting.
-    prompt_logprobs: the same for the prompt's tokens; the first has none.
+    prompt_logprobs: the same for the prompt's tokens; the first has none. tempered: both are at the temperature (1 if that is
+      0), still before all other settings.
     adapter: name of a loaded adapter; "": none. user: shares of the queue are fair among users. deadline: seconds from
     submission.
     """
@@ -59,6 +61,7 @@ class Request:
     min_new_tokens: int = 0
     logprobs: int = -1
     prompt_logprobs: int = -1
+    tempered: bool = False
     adapter: str = ""
     grammar: Grammar | None = None
     user: str = ""
@@ -85,6 +88,12 @@ class Event(NamedTuple):
     prompt: tuple[Likely | None, ...] = ()
     finish: str = ""
     error: str = ""
+
+
+def joined(events: Sequence[Event]) -> Event:
+    """Return the events of a request as one."""
+    tokens, likely = (tuple(x for event in events for x in getattr(event, name)) for name in ("tokens", "likely"))
+    return Event(tokens, likely, events[0].prompt, events[-1].finish, events[-1].error)
 
 
 class Times(NamedTuple):

@@ -1,7 +1,7 @@
 """What a step's logits mean for a sequence: log-probabilities of its prompt, or its next tokens."""
 
 from lm.infer.engine.draw import Drawn
-from lm.infer.engine.request import Event, Likely
+from lm.infer.engine.request import NOT_FINITE, Event, Likely
 from lm.infer.engine.schedule import Part
 from lm.infer.engine.sequence import Sequence
 
@@ -15,7 +15,7 @@ def advance(part: Part, found: Drawn | None, here: slice) -> Event | None:
     """
     sequence, r = part.sequence, part.sequence.request
     if found is not None and found.lost_S[here].any():
-        return Event(finish="error", error="the logits are NaN or infinite: check the weights, or try dtype float32")
+        return Event(finish="error", error=NOT_FINITE)
     if part.begin + len(part.tokens) - part.drafts < len(sequence.tokens):
         sequence.computed = part.begin + len(part.tokens)
         _read(sequence, found, here)

@@ -3,15 +3,17 @@
 import dataclasses
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from lm.adapt.lora import merge
 from lm.adapt.rebuild import arrays_of, combined
-from lm.config import ModelConfig
+from lm.config import Adapter, ModelConfig
 from lm.errors import UserError
 from lm.infer.engine.adapters import Slots, empty
 from lm.infer.sampler import UNROLLED
@@ -47,7 +49,7 @@ def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None)
     config, params = model.config, nnx.split(model)[1]
     if packed not in ("", *BITS):
         raise UserError(f"packed={packed} is none of {', '.join(BITS)}")
-    if config.adapter.rank and (packed or slots):
+    if config.adapter.rank and slots:
         config, params = merge(config, params, dequantize=bool(config.quantization.bits))
     arrays = {}
     if slots is not None:
@@ -60,7 +62,8 @@ def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None)
     config = dataclasses.replace(config, scan_layers=False)
     graph = skeleton(config)[0]
     if packed:
-        graph, params, layers = _packed(config, graph, params, BITS[packed])
+        graph, params, layers = _packed(config, graph, params, BITS[packed], merges=slots is None)
+        config = config if slots else dataclasses.replace(config, adapter=Adapter())
     else:
         layers = _unstacked(graph, params)
     return Weights(config, graph, _without_layers(params), layers, arrays)
@@ -94,39 +97,46 @@ def _without_layers(params: nnx.State) -> nnx.State:
     return nnx.State.from_flat_path(flat)
 
 
-def _packed(config: ModelConfig, graph, params, bits: int) -> tuple[nnx.GraphDef, nnx.State, list]:
+def _packed(config: ModelConfig, graph, params, bits: int, merges: bool) -> tuple[nnx.GraphDef, nnx.State, list]:
     """Return (graph, parameters, layers) with packed matrices, of all linear layers and of the head.
 
-    One layer at a time is taken from the stacks, so that the weights are never there twice in floats.
+    One layer at a time is taken from the stacks, so that the weights are never there twice in floats. merges: adapters are
+    merged into the matrices.
     """
     model, layers = nnx.merge(graph, params), []
     for stack, (_, repeats) in zip(model.stacks, config.stacks, strict=True):
         kinds = [nnx.split(module) for module in stack]
-        layers.append([tuple(_packed_layer(g, _layer(state, n), bits) for g, state in kinds) for n in range(repeats)])
+        layers.append([tuple(_packed_layer(g, merges, bits, state, np.int32(n)) for g, state in kinds) for n in range(repeats)])
         for module in stack:
-            for linear in _linears(module):
-                linear.weight = Quantized(jnp.zeros((0,), jnp.float32))  # one each: nnx keeps track of what is shared
+            # One array each, because nnx keeps track of what is shared.
+            _replace_weights(module, merges, lambda linear, apart: jnp.zeros((0,), jnp.float32))
     name = "embedding" if config.tie_embeddings else "head"
     setattr(model, name, Quantized(_pack(getattr(model, name)[...].T, bits)))
     return *nnx.split(model), layers
 
 
-def _layer(state: nnx.State, n: int) -> nnx.State:
-    return jax.tree.map(lambda x: x[n], state)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _packed_layer(graph, merges: bool, bits: int, stacked: nnx.State, n) -> nnx.State:
+    """Return the parameters of layer n of a stack."""
+    module = nnx.merge(graph, jax.tree.map(lambda x: x[n], stacked))
 
+    def weight(linear: Linear, apart: bool):
+        w = linear.full() if merges else whole(linear.weight)
+        return w if apart else pack(w.reshape(math.prod(w.shape[: linear.inputs]), -1), bits)
 
-def _packed_layer(graph, state, bits: int) -> nnx.State:
-    module = nnx.merge(graph, state)
-    for linear in _linears(module):
-        w = whole(linear.weight)
-        inputs = math.prod(w.shape[: linear.inputs])
-        linear.weight = Quantized(_pack(w.reshape(inputs, -1), bits))
+    _replace_weights(module, merges, weight)
     return nnx.split(module)[1]
 
 
-def _linears(module: nnx.Module) -> list[Linear]:
-    found = [one for _, one in nnx.iter_modules(module) if isinstance(one, Linear)]
-    return [linear for linear in found if linear.name not in APART]
+def _replace_weights(module: nnx.Module, merges: bool, weight: Callable[[Linear, bool], Any]) -> None:
+    """Replace what is packed by weight(linear, False), and with `merges` any other adapted weight by weight(linear, True)."""
+    for linear in [one for _, one in nnx.iter_modules(module) if isinstance(one, Linear)]:
+        apart, adapted = linear.name in APART, merges and hasattr(linear, "lora_a")
+        if not apart or adapted:
+            linear.weight = (nnx.Param if apart else Quantized)(weight(linear, apart))
+        for name in ("lora_a", "lora_b", "magnitude") if adapted else ():
+            if hasattr(linear, name):
+                delattr(linear, name)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -1,6 +1,10 @@
 """Rollouts of several turns: what a tool answers goes on in the conversation and is not learnt from; a batch is pure."""
 
+import contextlib
+import dataclasses
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -8,12 +12,14 @@ from flax import nnx
 from configs.align import grpo
 from data.chat.template import encode_chat
 from data.text.sentencepiece_tokenizer import train
+from lm.adapt import lora
 from lm.align.logprobs import token_logprobs
 from lm.align.rl import rollouts
 from lm.align.rl.rewards import Rewards
 from lm.align.rl.rollouts import RolloutSettings, arrays, roll_out, sampler_of
 from lm.align.rl.stream import RolloutStream
 from lm.align.rl.tools import answer_ids, open_tools
+from lm.config import Adapter
 from lm.infer.sampler import Drawn
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
@@ -21,6 +27,7 @@ from lm.train.step import model_config_of
 from tests.lm.examples import parameters
 
 TOOLS = open_tools(["calculator"])
+NONE = Adapter()
 
 
 @pytest.fixture(scope="module")
@@ -161,10 +168,11 @@ def drawn(tokenizer):
     with jax.set_mesh(mesh):
         params = scaled(params, 1.0)  # on the mesh, as those of a run
 
-    def stream(seed=0):
+    def stream(seed=0, served=False, adapter=NONE):
         config.seed = seed
-        own, graph = config.copy_and_resolve_references(), skeleton(model_config_of(config))[0]
-        made = RolloutStream(own, mesh, sampler_of(own, graph, tokenizer, tasks, TOOLS), tasks, rewards)
+        own, model = config.copy_and_resolve_references(), dataclasses.replace(model_config_of(config), adapter=adapter)
+        sampler = sampler_of(own, skeleton(model)[0], tokenizer, tasks, TOOLS, served=served)
+        made = RolloutStream(own, mesh, sampler, tasks, rewards)
         made.start(0)
         return made
 
@@ -209,3 +217,60 @@ def test_the_sampler_and_the_model_agree_on_every_turn(drawn):
     two = [row for row, count in enumerate(parts) if count == 2]
     assert set(parts) <= {1, 2} and len(two) >= 4 and np.ptp(batch["sampler_logps"][two]) > 1
     np.testing.assert_allclose(np.asarray(logps) * batch["weights"], batch["sampler_logps"], atol=1e-4)
+
+
+# The same with a serving engine.
+
+
+@pytest.fixture(scope="module", params=["full", "lora"])
+def served(request, drawn):
+    """(a stream whose rollouts the engine samples, one whose rollouts the sampler samples, parameters, the mesh)."""
+    stream, params, mesh = drawn
+    adapter = NONE
+    with jax.set_mesh(mesh):
+        if request.param == "lora":
+            adapter = Adapter(rank=2, alpha=4.0, targets=".*")
+            config = nnx.merge(stream().sampler.graph, params).config
+            _, params = lora.with_adapter(config, params, adapter)
+            params = nnx.map_state(lambda path, x: x.replace(x + 0.1) if path[-1] == "lora_b" else x, params)
+        ours = stream(served=True, adapter=adapter)
+        with contextlib.closing(ours.sampler):
+            yield ours, stream(adapter=adapter), params, mesh
+
+
+def test_greedy_rollouts_of_the_engine_are_those_of_the_sampler(served):
+    ours, theirs, params, _ = served
+    found, expected = (one.sampler(params, one.tasks, seed=0, each=2, temperature=0.0) for one in (ours, theirs))
+    assert [one._replace(logps=[]) for one in found] == [one._replace(logps=[]) for one in expected]
+    assert any(one.tool_calls and len(one.messages) == 4 for one in found), "a turn follows the answer of a tool"
+    np.testing.assert_allclose(sum((one.logps for one in found), []), sum((one.logps for one in expected), []), atol=1e-4)
+
+
+def test_the_engine_and_the_model_agree_on_every_turn(served):
+    ours, _, params, _ = served
+    rolled = ours.sampler(params, ours.tasks, seed=1, each=4, temperature=0.7)
+    batch = arrays(rolled, 112, 0)
+    logps = token_logprobs(nnx.merge(ours.sampler.graph, params), batch, 0.7)[0]
+    np.testing.assert_allclose(np.asarray(logps) * batch["weights"], batch["sampler_logps"], atol=1e-4)
+    assert len({tuple(one.tokens) for one in rolled}) > 10
+
+
+def test_a_batch_of_the_engine_is_a_function_of_parameters_seed_and_step(served):
+    ours, _, params, _ = served
+    batches = {step: batch_of(ours, step, params) for step in (1, 2)}
+    moved = jax.tree.map(jnp.copy, params)
+    assert same(batch_of(ours, 2, moved), batches[2]), "equal parameters in other arrays"
+    assert not same(batch_of(ours, 2, scaled(params, 1.01)), batches[2])
+    assert same(batch_of(ours, 1, params), batches[1]) and not same(batches[1], batches[2])
+    ours.sampler.close()  # as where a run is resumed
+    assert same(batch_of(ours, 2, params), batches[2])
+
+
+def test_a_rollout_of_the_engine_depends_on_its_row_alone(served):
+    ours, _, params, _ = served
+    rolled = ours.sampler(params, ours.tasks[:3], seed=2, each=4)
+    for each in (4, 1):
+        fewer = ours.sampler(params, ours.tasks[:1], seed=2, each=each)
+        assert [one._replace(logps=[]) for one in fewer] == [one._replace(logps=[]) for one in rolled[:each]]
+        for one, other in zip(fewer, rolled):
+            np.testing.assert_allclose(one.logps, other.logps, atol=1e-5)

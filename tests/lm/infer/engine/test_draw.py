@@ -9,7 +9,7 @@ from lm.infer.engine.draw import GREEDY, PLAIN, TRUNCATED, Adjust, Settings, dra
 S, V = 6000, 300
 
 
-def settings(rows: int = S, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0) -> Settings:
+def settings(rows: int = S, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0, divisor=1.0) -> Settings:
     def full(x, dtype):
         return np.full(rows, x, dtype)
 
@@ -21,6 +21,7 @@ def settings(rows: int = S, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0) -> S
         full(min_p, np.float32),
         places.astype(np.uint32),
         (places % 7).astype(np.int32),
+        full(divisor, np.float32),
     )
 
 

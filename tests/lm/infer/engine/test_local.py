@@ -1,0 +1,154 @@
+"""A serving engine in place of the sampler: the same greedy tokens and log-probabilities, and samples of the row alone."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from lm.adapt import lora
+from lm.config import Adapter, LatentAttention, ModelConfig, Quantization
+from lm.errors import UserError
+from lm.infer import sampler
+from lm.infer.decode import Sampling
+from lm.infer.engine.local import LEAST, LocalEngine, pays
+from lm.model.transformer import skeleton
+from lm.parallel.mesh import make_mesh, shardings
+from tests.lm.examples import parameters
+
+CONFIG = ModelConfig(
+    vocab_size=96, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, max_positions=256, dtype="float32"
+)
+LATENT = dataclasses.replace(CONFIG, num_kv_heads=4, mla=LatentAttention(kv_rank=16, rope_head_dim=8, value_head_dim=8))
+HEADS = dataclasses.replace(CONFIG, tie_embeddings=True, score_head="value")
+ADAPTERS = {"lora": Adapter(rank=3, alpha=8.0, targets=".*"), "dora": Adapter(rank=2, targets=".*", dora=True)}
+PROMPTS = [list(range(5, 5 + n)) for n in (1, 20, 37, 21)]
+STOPS = (11, 12, 13, 14)
+
+
+def model_of(config=CONFIG, adapter: Adapter | None = None, bits: int = 0):
+    params = parameters(config, scale=4.0)
+    if adapter is None:
+        return nnx.merge(skeleton(config)[0], params)
+    if bits:
+        from lm.adapt.quantize import quantize
+
+        config, params = quantize(config, params, Quantization(bits=bits))
+    config, params = lora.with_adapter(config, params, adapter, seed=1)
+    learnt = nnx.map_state(  # B and the magnitudes start at 0
+        lambda path, x: (
+            x.replace(x.get_value() + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape))
+            if path[-1] in ("lora_b", "magnitude")
+            else x
+        ),
+        params,
+    )
+    return nnx.merge(skeleton(config)[0], learnt)
+
+
+MODELS = {
+    "plain": lambda: model_of(),
+    "score head": lambda: model_of(HEADS),
+    "lora": lambda: model_of(adapter=ADAPTERS["lora"]),
+    "dora": lambda: model_of(adapter=ADAPTERS["dora"]),
+    "latent lora": lambda: model_of(LATENT, ADAPTERS["lora"]),
+    "lora on integers": lambda: model_of(adapter=ADAPTERS["lora"], bits=8),
+}
+
+
+@pytest.fixture
+def engine():
+    one = LocalEngine(None, rows=16)
+    yield one
+    one.close()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_tokens_and_log_probabilities_are_those_of_the_sampler(engine, name):
+    model, sampling = MODELS[name](), Sampling(12, temperature=0.0, stop_ids=STOPS)
+    ours, theirs = engine.draw(model, PROMPTS, sampling, copies=2), sampler.draw(model, PROMPTS, sampling, copies=2)
+    assert (ours.tokens, ours.ended) == (theirs.tokens, theirs.ended)
+    assert len({tuple(tokens) for tokens in ours.tokens}) > 1
+    np.testing.assert_allclose(sum(ours.logps, []), sum(theirs.logps, []), atol=1e-4)
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_p": 0.8}, {"top_k": 5}])
+def test_log_probabilities_are_at_the_temperature_and_of_all_tokens(engine, settings):
+    model = model_of()
+    drawn = engine.draw(model, PROMPTS, Sampling(12, temperature=0.7, stop_ids=STOPS, seed=3, **settings), copies=3)
+    for number, (tokens, logps) in enumerate(zip(drawn.tokens, drawn.logps, strict=True)):
+        prompt = PROMPTS[number // 3]
+        logits = model(jnp.asarray([prompt + tokens]))[0, len(prompt) - 1 : -1]
+        expected = jax.nn.log_softmax(logits / 0.7)[np.arange(len(tokens)), np.asarray(tokens)]
+        np.testing.assert_allclose(logps, expected, atol=1e-4)
+    assert len({tuple(tokens) for tokens in drawn.tokens}) > len(PROMPTS)
+
+
+def test_a_sample_depends_on_its_prompt_and_row_alone(engine):
+    model, sampling = model_of(), Sampling(12, temperature=1.0, seed=5)
+    drawn = engine.draw(model, PROMPTS, sampling, copies=3)
+    assert engine.draw(model, PROMPTS, sampling, copies=3) == drawn
+    for number in (11, 0, 4):
+        [tokens], [logps], _ = engine.draw(model, [PROMPTS[number // 3]], sampling, rows=[number])
+        assert tokens == drawn.tokens[number]
+        np.testing.assert_allclose(logps, drawn.logps[number], atol=1e-5)
+    assert engine.draw(model, PROMPTS, dataclasses.replace(sampling, seed=6), copies=3).tokens != drawn.tokens
+
+
+def test_new_weights_take_the_place_of_the_old_ones(engine):
+    first, second = model_of(), model_of()
+    graph, params = nnx.split(second)
+    second = nnx.merge(graph, jax.tree.map(lambda x: 1.1 * x, params))
+    sampling = Sampling(12, temperature=1.0)
+    before = engine.draw(first, PROMPTS, sampling, copies=2)
+    other = engine.draw(second, PROMPTS, sampling, copies=2)
+    assert other.tokens != before.tokens and engine.draw(first, PROMPTS, sampling, copies=2) == before
+    alone = LocalEngine(None, rows=16)
+    assert alone.draw(second, PROMPTS, sampling, copies=2) == other
+    alone.close()
+    engine.close()  # it starts again
+    assert engine.draw(first, PROMPTS, sampling, copies=2) == before
+
+
+def test_copies_share_the_pages_of_their_prompt(engine):
+    prompts = [[n, *range(1, 65)] for n in range(3)]
+    model, sampling = model_of(), Sampling(4, temperature=1.0)
+    engine.draw(model, prompts, sampling, copies=8)
+    stats = engine.using(model, 16, 69).stats()
+    # The first copy may start in the step that reads the end of the last prompt.
+    assert stats.prefix_hits >= (3 * 7 - 1) * 64 and stats.prompt_tokens <= 3 * (65 + 7) + 64
+
+
+@pytest.mark.parametrize("sizes", [{"data": 1}, {"data": 2, "fsdp": 2, "tensor": 2}])
+def test_a_model_on_a_mesh(engine, sizes):
+    model, sampling = model_of(adapter=ADAPTERS["lora"]), Sampling(8, temperature=1.0)
+    expected = engine.draw(model, PROMPTS, sampling)
+    graph, params = nnx.split(model)
+    params = jax.tree.map(jnp.copy, params)  # other tests share them
+    mesh = make_mesh(sizes, jax.devices()[: int(np.prod(list(sizes.values())))])
+    with jax.set_mesh(mesh):
+        split = jax.device_put(params, shardings(params, mesh))
+        for _ in range(2):
+            found = engine.draw(nnx.merge(graph, split), PROMPTS, sampling)
+            assert found.tokens == expected.tokens
+            split = jax.jit(lambda params: jax.tree.map(lambda x: x + 0, params), donate_argnums=0)(split)  # as a step does
+
+
+def test_logits_that_are_not_finite_are_named_as_by_the_sampler(engine):
+    graph, params = nnx.split(model_of())
+    faulty = nnx.merge(graph, jax.tree.map(lambda x: x * np.nan, params))
+    cold = Sampling(4, temperature=1e-38)
+    for model, sampling in ((faulty, Sampling(4)), (model_of(), cold)):
+        said = []
+        for draw in (sampler.draw, engine.draw):
+            with pytest.raises(UserError) as error:
+                draw(model, PROMPTS, sampling)
+            said.append(str(error.value))
+        assert said[0] == said[1] and "the logits of prompt 0" in said[0]
+
+
+def test_large_models_with_room_pay():
+    large = dataclasses.replace(CONFIG, vocab_size=LEAST // 32)
+    assert pays(large, 10 * LEAST) and not pays(large, 4 * LEAST) and not pays(CONFIG, 10 * LEAST)
