@@ -179,7 +179,8 @@ def ours(options, dtype: str, cores: int):
     from lm.infer.engine.request import Request
 
     kind = {"dtype": dtype} if dtype in ("float32", "bfloat16") else {"quantize": dtype}
-    engine = open_engine(options.checkpoint, rows=MANY, blocks=600, **kind)
+    rows = MANY if options.loads == "many" else 1
+    engine = open_engine(options.checkpoint, rows=rows, blocks=20 * rows, **kind)
     engine.warm()
 
     def answer(asked):

@@ -19,9 +19,9 @@ from lm.infer.engine.blocks import Blocks
 from lm.infer.engine.checks import check
 from lm.infer.engine.drafts import ByModel, by_ngrams
 from lm.infer.engine.draw import Drawn
-from lm.infer.engine.request import Closed, Event, Full, Handle, Request, Stats, joined
+from lm.infer.engine.request import Closed, Event, Full, Gathered, Handle, Request, Stats
 from lm.infer.engine.results import advance
-from lm.infer.engine.room import affordable
+from lm.infer.engine.room import affordable, give_back
 from lm.infer.engine.schedule import Part, Schedule
 from lm.infer.engine.sequence import Sequence
 from lm.infer.engine.step import Laid, drawn, forward, lay_out, logits_of, program, sizes, warm_draws
@@ -39,7 +39,7 @@ class Engine:
     model: as `lm.load` or `lm.infer.load.load_onto` returns it. rows: most sequences that run at a time. budget: most tokens of
     a step. pages: their number; 0: from the free memory. page: tokens of a page. cache_dtype: "" or "int8". drafts: most tokens
     that are guessed ahead for a sequence (no result changes), by draft_model if there is one, else by n-grams.
-    packed, slots: see `weights_of`. queue: most waiting requests. mesh: the one the model is on.
+    packed, slots, owned: see `weights_of`. queue: most waiting requests. mesh: the one the model is on.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Engine:
         draft_model: Transformer | None = None,
         packed: str = "",
         slots: Slots | None = None,
+        owned: bool = False,
         queue: int = 1024,
         mesh=None,
     ):
@@ -66,7 +67,7 @@ class Engine:
         self.config, self.tokenizer = model.config, tokenizer
         self._mesh, self._queue, self._packing, self._slots = mesh, queue, packed, slots
         self._version = 0
-        self._use(weights_of(model, packed, slots))
+        self._use(weights_of(model, packed, slots, owned))
         self._sizes = sizes(rows * (1 + drafts), budget)
         count = pages or affordable(model.config, page, cache_dtype, rows)
         self._blocks, self._cache_dtype = Blocks(count, page), cache_dtype
@@ -74,22 +75,19 @@ class Engine:
             self._pages = self._empty_pages()
             drafter = by_ngrams
             if draft_model is not None:
-                drafter = ByModel(weights_of(draft_model, packed), self.config, self._blocks, rows, self._sizes)
+                drafter = ByModel(weights_of(draft_model, packed, owned=owned), self.config, self._blocks, rows, self._sizes)
         self._schedule = Schedule(self._blocks, rows, self._sizes[-1], drafts, drafter)
-        most = min(model.config.max_positions, count * page)
-        self.max_positions = most
+        self.max_positions = most = min(model.config.max_positions, count * page)
         self._tables_RN = np.zeros((rows, -(-most // page)), np.int32)
         self.observers: list[Callable[[str, dict], None]] = []
         self.reopen: Callable[[str | os.PathLike], Transformer] = load_model
         self._arrived: list[Sequence] = []
-        self._wake = threading.Condition()
+        self._wake, self._idle, self._changing = threading.Condition(), threading.Event(), threading.Lock()
         self._closing = self._ending = False
-        self._changing = threading.Lock()
         self._changes: deque[tuple[Callable[[], None], bool]] = deque()
         self._loads: Counter[str] = Counter()  # how often an adapter of this name was loaded
         self._finished: Counter[str] = Counter()
-        self._steps = self._prompt_tokens = self._generated = self._drafted = self._accepted = 0
-        self._idle = threading.Event()
+        self._counts = dict.fromkeys(("steps", "prompt_tokens", "generation_tokens", "drafted", "accepted"), 0)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -122,43 +120,26 @@ class Engine:
         return [list(event.tokens) for event in found]
 
     def answers(self, requests) -> list[Event]:
-        """Return the events of each request joined to one, when all requests are finished.
-
-        They arrive at once, so an idle engine that knows no prefixes computes the same steps for the same requests.
-        """
+        """Return the events of each request as one, when all are finished. They arrive at once, so their steps repeat."""
         requests = list(requests)
-        found: list[list[Event]] = [[] for _ in requests]
-        over, left = threading.Event(), [len(found)]
-
-        def tell(events: list[Event], event: Event) -> None:
-            events.append(event)
-            left[0] -= bool(event.finish)
-            if not left[0]:
-                over.set()
-
+        gathered = Gathered(len(requests))
         with self._wake:
-            for events, request in zip(found, requests, strict=True):
-                self.submit(request, functools.partial(tell, events))
-        if found:
-            over.wait()
-        return [joined(events) for events in found]
+            for n, request in enumerate(requests):
+                self.submit(request, functools.partial(gathered.take, n))
+        return gathered.answers()
 
     def stats(self) -> Stats:
         s = self._schedule
         return Stats(
-            len(s.running),
-            len(s.waiting) + len(self._arrived),
-            self._blocks.used,
-            self._blocks.count,
-            self._steps,
-            self._prompt_tokens,
-            self._generated,
-            s.prefix_queries,
-            s.prefix_hits,
-            s.preemptions,
-            self._drafted,
-            self._accepted,
-            dict(self._finished),
+            running=len(s.running),
+            waiting=len(s.waiting) + len(self._arrived),
+            blocks_used=self._blocks.used,
+            blocks=self._blocks.count,
+            prefix_queries=s.prefix_queries,
+            prefix_hits=s.prefix_hits,
+            preemptions=s.preemptions,
+            finished=dict(self._finished),
+            **self._counts,
         )
 
     def swap(self, newer: Transformer | str | os.PathLike, *, free_first: bool = False) -> None:
@@ -169,16 +150,18 @@ class Engine:
         close the engine.
         Raises: UserError if the config differs.
         """
-        model = newer if isinstance(newer, Transformer) else self.reopen(newer)
+        owned = not isinstance(newer, Transformer)
+        model = self.reopen(newer) if owned else newer
         if model.config != self.config:
             raise UserError("the newer model has another config, so it cannot take the place of this one")
-        fresh = None if free_first else weights_of(model, self._packing, self._slots)
+        laid_out = functools.partial(weights_of, model, self._packing, self._slots, owned)
+        fresh = None if free_first else laid_out()
 
         def change() -> None:
             adapters = self._weights.adapters
             if free_first:
                 self._weights = self._model = None
-            weights = fresh or weights_of(model, self._packing, self._slots)
+            weights = fresh or laid_out()
             self._use(with_adapters(weights, adapters) if self._slots else weights)
             self._version += 1
             self._blocks.forget()
@@ -229,6 +212,7 @@ class Engine:
                 for S in logits_of(B, self._sizes):
                     laid = lay_out([], self._blocks.size, self._tables_RN, (B,))._replace(at_S=np.zeros(S, np.int32))
                     warm_draws(self._forward(laid), self._known())
+                    give_back()
 
         self._do(change)
 
@@ -320,7 +304,7 @@ class Engine:
         laid = lay_out(parts, self._blocks.size, self._tables_RN, self._sizes)
         logits_SV = self._forward(laid)
         found = drawn(laid, logits_SV, self._known()) if laid.draws else None
-        self._steps += 1
+        self._counts["steps"] += 1
         self._give(parts, laid, found)
         self._notice("step", tokens=sum(len(part.tokens) for part in parts), seconds=time.monotonic() - begin)
 
@@ -338,19 +322,19 @@ class Engine:
 
     def _give(self, parts: list[Part], laid: Laid, found: Drawn | None) -> None:
         """Hand each sequence what was drawn for it."""
-        first = 0
+        first, counts = 0, self._counts
         for part in parts:
             sequence = part.sequence
             here = slice(first, first + len(part.tokens) - part.first_drawn)
             first = here.stop
-            self._prompt_tokens += max(0, min(sequence.prompt, part.begin + len(part.tokens)) - part.begin)
+            counts["prompt_tokens"] += max(0, min(sequence.prompt, part.begin + len(part.tokens)) - part.begin)
             event = advance(part, found, here)
             sequence.seal(self._blocks)
             if event is None:
                 continue
-            self._generated += len(event.tokens)
-            self._drafted += part.drafts
-            self._accepted += max(0, len(event.tokens) - 1)
+            counts["generation_tokens"] += len(event.tokens)
+            counts["drafted"] += part.drafts
+            counts["accepted"] += max(0, len(event.tokens) - 1)
             if not sequence.handle.times.first:
                 sequence.handle.times = sequence.handle.times._replace(first=time.monotonic())
             if event.finish:

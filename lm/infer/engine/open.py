@@ -80,6 +80,7 @@ def open_engine(
         draft_model=reopen(speculate) if speculate not in ("", "ngram") else None,
         packed=packed,
         slots=Slots(count, adapter_rank, adapter_targets) if count else None,
+        owned=True,
         queue=queue,
         mesh=mesh,
     )

@@ -91,8 +91,26 @@ class Event(NamedTuple):
     error: str = ""
 
 
-def joined(events: Sequence[Event]) -> Event:
-    """Return the events of a request as one."""
+class Gathered:
+    """The events of several requests. take(n, event): of request n. answers: wait for all, and return those of each as one."""
+
+    def __init__(self, count: int):
+        self._found: list[list[Event]] = [[] for _ in range(count)]
+        self._left, self._over = count, threading.Event()
+
+    def take(self, n: int, event: Event) -> None:
+        self._found[n].append(event)
+        self._left -= bool(event.finish)
+        if not self._left:
+            self._over.set()
+
+    def answers(self) -> list[Event]:
+        if self._found:
+            self._over.wait()
+        return [_joined(events) for events in self._found]
+
+
+def _joined(events: Sequence[Event]) -> Event:
     tokens, likely = (tuple(x for event in events for x in getattr(event, name)) for name in ("tokens", "likely"))
     return Event(tokens, likely, events[0].prompt, events[-1].finish, events[-1].error)
 

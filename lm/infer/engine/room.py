@@ -1,4 +1,7 @@
-"""How many pages fit into the memory."""
+"""The memory of an engine: how many pages fit into it, and what it does not need."""
+
+import contextlib
+import ctypes
 
 import jax
 import psutil
@@ -18,3 +21,9 @@ def affordable(config, page: int, dtype: str, rows: int) -> int:
         share, free = ACCELERATOR, max(0, stats.get("bytes_limit", free) - stats.get("bytes_in_use", 0))
     most = rows * -(-config.max_positions // page)
     return int(max(LEAST, min(most, share * free // page_bytes(config, page, dtype))))
+
+
+def give_back() -> None:
+    """Return freed memory to the system. glibc would keep what compiling needed."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)

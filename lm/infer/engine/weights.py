@@ -51,12 +51,13 @@ class Weights(NamedTuple):
     adapters: dict[str, jax.Array]
 
 
-def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None) -> Weights:
+def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None, owned: bool = False) -> Weights:
     """Return the weights for steps.
 
     packed: a key of KINDS: matrices are packed for a CPU's compiled products. Those of integers stay the same integers, unless
       others are asked for. "": matrices are in the compute dtype, because a step reads each of them once.
     slots: room for adapters. With either, an adapter of the model's own is merged into its weights.
+    owned: nobody else needs the model: its arrays are freed once they are packed.
     """
     config, params = model.config, nnx.split(model)[1]
     if packed not in ("", *KINDS):
@@ -78,7 +79,10 @@ def weights_of(model: Transformer, packed: str = "", slots: Slots | None = None)
         config = config if slots else dataclasses.replace(config, adapter=Adapter())
     else:
         layers = _unstacked(graph, params)
-    return Weights(config, graph, _without_layers(params), layers, arrays)
+    weights = Weights(config, graph, _without_layers(params), layers, arrays)
+    if owned and packed:
+        _delete(model, weights)
+    return weights
 
 
 def with_adapters(weights: Weights, arrays: dict[str, jax.Array]) -> Weights:
@@ -102,6 +106,14 @@ def _unstacked(graph, params) -> list:
     return nnx.merge(graph, params).unstacked()
 
 
+def _delete(model: Transformer, weights: Weights) -> None:
+    """Free the arrays of a model, but for those that are among its weights for steps."""
+    kept = {id(x) for x in jax.tree.leaves((weights.params, weights.layers, weights.adapters))}
+    for x in jax.tree.leaves(nnx.split(model)[1]):
+        if id(x) not in kept:
+            x.delete()
+
+
 def _without_layers(params: nnx.State) -> nnx.State:
     """Return the parameters with empty arrays for those of layers."""
     nothing = jnp.zeros((0,), jnp.float32)
@@ -116,14 +128,14 @@ def _packed(config: ModelConfig, graph, params, kind: Kind, merges: bool) -> tup
     merged into the matrices.
     """
     model, layers = nnx.merge(graph, params), []
+    name = "embedding" if config.tie_embeddings else "head"
+    setattr(model, name, Quantized(_packed_head(getattr(model, name)[...], kind)))
     for stack, (_, repeats) in zip(model.stacks, config.stacks, strict=True):
         split = [nnx.split(module) for module in stack]
         layers.append([tuple(_packed_layer(g, merges, kind, state, np.int32(n)) for g, state in split) for n in range(repeats)])
         for module in stack:
             # One array each, because nnx keeps track of what is shared.
             _replace_weights(module, merges, lambda linear, apart: jnp.zeros((0,), jnp.float32))
-    name = "embedding" if config.tie_embeddings else "head"
-    setattr(model, name, Quantized(_pack(getattr(model, name)[...].T, kind)))
     return *nnx.split(model), layers
 
 
@@ -164,5 +176,5 @@ def _replace_weights(module: nnx.Module, merges: bool, weight: Callable[[Linear,
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _pack(w_KN, kind: Kind) -> Packed:
-    return pack(w_KN, kind.bits, kind.group, kind.activations)
+def _packed_head(head_VD, kind: Kind) -> Packed:
+    return pack(head_VD.T, kind.bits, kind.group, kind.activations)
