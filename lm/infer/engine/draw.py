@@ -46,7 +46,8 @@ class Adjust(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """token_S: int32. logp_S: float32, of the token by the logits / divisor. top: (log-probabilities, ids) [S, K], or None.
+    """token_S: int32. logp_S: float32, of the token by the logits / divisor; 0 if nobody asked. top: (log-probabilities, ids)
+    [S, K], or None.
 
     lost_S: bool, these logits were not finite, so the token is invalid.
     """
@@ -61,13 +62,12 @@ class Drawn(NamedTuple):
 def draw(how: str, top: int, logits_SV, size, settings: Settings, adjust: Adjust | None, forced_S) -> Drawn:
     """Return the next token of each row.
 
-    how: GREEDY if all rows are; PLAIN if none limits the tokens by top_k, top_p or min_p; else TRUNCATED. top: K.
+    how: GREEDY if all rows are; PLAIN if none limits the tokens by top_k, top_p or min_p; else TRUNCATED. top: K;
+    −1: no log-probability at all.
     size: only ids below it are drawn. forced_S: int32, tokens whose log-probability is wanted in place of a drawn one, or −1.
     """
     logits_SV = reshard(logits_SV, None, None)
     S, V = logits_SV.shape
-    reported_SV = logits_SV / settings.divisor_S[:, None]
-    logz_S = jax.nn.logsumexp(reported_SV, axis=-1)
     changed_SV = logits_SV if adjust is None else adjusted(logits_SV, adjust)
     changed_SV = jnp.where(jnp.arange(V) < size, changed_SV, -jnp.inf)
     token_S = first_of_most(changed_SV)
@@ -75,6 +75,9 @@ def draw(how: str, top: int, logits_SV, size, settings: Settings, adjust: Adjust
         sampled_S = _sampled(changed_SV, settings, how == TRUNCATED)
         token_S = jnp.where(settings.temperature_S > 0, sampled_S, token_S)
     token_S = jnp.where(forced_S >= 0, forced_S, token_S).astype(jnp.int32)
+    if top < 0:
+        return Drawn(token_S, jnp.zeros(S), ~jnp.isfinite(jnp.max(logits_SV, axis=-1)), None)
+    logz_S = jax.nn.logsumexp(logits_SV / settings.divisor_S[:, None], axis=-1)
     logp_S = jnp.take_along_axis(logits_SV, token_S[:, None], axis=1)[:, 0] / settings.divisor_S - logz_S
     found = None
     if top:

@@ -8,6 +8,7 @@ Axes: B tokens of a step, S logits, R sequences, N pages of a sequence, V vocabu
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Sequence as List
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from lm.infer.engine.draw import GREEDY, PLAIN, TRUNCATED, Adjust, Drawn, Settings, draw
+from lm.infer.engine.draw import GREEDY, PLAIN, TOP, TRUNCATED, Adjust, Drawn, Settings, draw
 from lm.infer.engine.schedule import Part
 from lm.kernels.cpu.registered import compiled
 from lm.model.linear import adapters_of_rows
@@ -54,13 +55,13 @@ def forward(program: Program, arrays, pages, tokens_B, table: PageTable, at_S, m
 
 
 def sizes(rows: int, budget: int) -> tuple[int, ...]:
-    """Return the sizes of steps: powers of 4 to 16, then multiples of 16 (of a quarter of `rows`, if that is more); all below
-    `rows`, the most tokens that are decoded; `rows`; the budget.
+    """Return the sizes of steps: 1, 4, 8, 16 and the quarters of `rows`, as far as they are below `rows`, the most tokens that
+    are decoded; `rows`; the budget.
 
-    From 16 tokens on, the time of a step on a CPU is about proportional to its tokens.
+    From 8 tokens on, the time of a step on a CPU is about proportional to its tokens.
     """
-    unit = max(16, -(-rows // 4))
-    some = [n for n in (1, 4, 16, *range(unit, rows, unit)) if n < rows]
+    unit = max(8, -(-rows // 4))
+    some = sorted(n for n in {1, 4, 8, 16, *range(unit, rows, unit)} if n < rows)
     return tuple(dict.fromkeys((*some, rows, max(rows, budget))))
 
 
@@ -125,16 +126,16 @@ def drawn(laid: Laid, logits_SV, vocab_size: int) -> Drawn:
     """Return what is drawn from the logits, as numpy arrays. vocab_size: only ids below it are drawn."""
     S, V = logits_SV.shape
     settings = _greedy(S)
-    forced_S, top, how, adjust = np.full(S, -1, np.int32), 0, GREEDY, None
+    forced_S, top, how, adjust = np.full(S, -1, np.int32), -1, GREEDY, None
     for s, (part, index) in enumerate(laid.draws):
         r, sequence = part.sequence.request, part.sequence
         place = part.begin + index + 1  # of the token that is drawn
         settings.divisor_S[s] = (r.temperature or 1.0) if r.tempered else 1.0
         if place < len(sequence.tokens):
             forced_S[s] = sequence.tokens[place]
-            top = max(top, r.prompt_logprobs)
+            top = max(top, _alternatives(r.prompt_logprobs, r.tempered))
             continue
-        top = max(top, r.logprobs)
+        top = max(top, _alternatives(r.logprobs, r.tempered))
         if r.temperature > 0:
             is_whole = r.top_p >= 1 and not r.top_k and not r.min_p
             how = (PLAIN if how == GREEDY else how) if is_whole else TRUNCATED
@@ -145,17 +146,21 @@ def drawn(laid: Laid, logits_SV, vocab_size: int) -> Drawn:
                 adjust = Adjust(np.zeros((S, V), np.float32), np.zeros((S, V), bool), np.ones(S, np.float32))
             adjust.bias_SV[s], adjust.seen_SV[s] = sequence.bias(), sequence.seen_V
             adjust.repeat_S[s] = r.repetition_penalty
-    # Few numbers of alternatives, so that few programs compile.
-    found = draw(how, 0 if top <= 0 else 1 if top == 1 else 20, logits_SV, np.int32(vocab_size), settings, adjust, forced_S)
+    found = draw(how, top, logits_SV, np.int32(vocab_size), settings, adjust, forced_S)
     return jax.tree.map(np.asarray, found)
 
 
+def _alternatives(wanted: int, tempered: bool) -> int:
+    """Return how many alternatives are computed: none or TOP, so that few programs compile; 0 only for rollouts."""
+    return wanted if wanted < 0 or (tempered and not wanted) else TOP
+
+
 def warm_draws(logits_SV, vocab_size: int) -> None:
-    """Compile what draws from logits of this shape, for requests without adjustments and alternatives."""
+    """Compile what draws from logits of this shape, for requests without adjustments of these."""
     S = logits_SV.shape[0]
     settings = _greedy(S)
-    for how in (GREEDY, PLAIN, TRUNCATED):
-        jax.block_until_ready(draw(how, 0, logits_SV, np.int32(vocab_size), settings, None, np.full(S, -1, np.int32)))
+    for how, top in itertools.product((GREEDY, PLAIN, TRUNCATED), (-1, TOP)):
+        jax.block_until_ready(draw(how, top, logits_SV, np.int32(vocab_size), settings, None, np.full(S, -1, np.int32)))
 
 
 def _greedy(S: int) -> Settings:
