@@ -2,6 +2,8 @@
 
 import threading
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -251,6 +253,19 @@ def test_integers_of_a_model_stay_the_same_unless_others_are_asked_for(model, bi
             else:
                 limit = {32: 0, 16: 2**-8, 8: 1 / 250, 4: 1 / 13}[matrix.bits]
                 assert np.all(np.abs(unpack(matrix) - w_KN) <= limit * np.abs(w_KN).max(0))
+
+
+@pytest.mark.parametrize("slots", [None, Slots(1, 2, ".*")])
+def test_an_owned_model_is_freed_when_its_weights_are_packed(slots):
+    request, found = Request(PROMPT, 10, temperature=0.0), []
+    for owned in (False, True):
+        model = jax.tree.map(jnp.copy, model_of(3))
+        engine = Engine(model, None, rows=2, budget=16, pages=64, page=4, packed="int8", slots=slots, owned=owned)
+        found.append(engine.generate(request))
+        freed = [x.is_deleted() for x in jax.tree.leaves(nnx.split(model)[1])]
+        assert freed.count(True) >= len(freed) - 2 if owned else not any(freed)  # the scale of the last norm may stay
+        engine.close()
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("packed", KINDS)
