@@ -10,9 +10,10 @@ import numpy as np
 from numba import njit
 
 from lm.kernels.cpu import calls
-from lm.kernels.cpu.blocks import fetch, keys_into, rows_into, slots_into, values_into
+from lm.kernels.cpu.blocks import fetch, few_scores_into, keys_into, rows_into, slots_into, values_into
 from lm.kernels.cpu.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size, width_of
 from lm.kernels.cpu.scores import KEYS, LOW, exp, exponentials, mask, multiply_scores, softcapped
+from lm.kernels.cpu.transposes import MOST
 from lm.kernels.cpu.vectors import BLOCK, float32s, int8s, int32s, int64s, largest, rows_of, scalar, tile
 
 TOKENS, QUERIES = 32, 48  # of a unit of work, at most; a query is one head of a token
@@ -119,9 +120,10 @@ def do_unit(job, unit):
     earliest, last = span(words, first, tokens)
 
     # Scratch: the tokens of this block and of the next, queries, transposed keys, scores, values, the state of the softmax.
-    memory = calls.malloc(64 + 4 * (groups * count * (K + step + 2) + KEYS * (K + count + step)) + 56 * KEYS)
+    memory = calls.malloc(64 + 4 * (groups * count * (K + step + 2) + KEYS * (K + count + step)) + 64 * KEYS)
     slots = (memory + 63) // 64 * 64
-    k_rows = slots + 8 * KEYS
+    slots_later = slots + 8 * KEYS
+    k_rows = slots_later + 8 * KEYS
     v_rows = k_rows + 8 * KEYS
     k_later = v_rows + 8 * KEYS
     v_later = k_later + 8 * KEYS
@@ -144,16 +146,17 @@ def do_unit(job, unit):
     fill(tops, groups * count, LOW)
     fill(totals, groups * count, np.float32(0.0))
     fill(sums, groups * count * step, np.float32(0.0))
-    direct = V == step
+    few, direct = count <= MOST and K % 32 == 0, V == step
     if not direct:
         fill(v_block, KEYS * step, np.float32(0.0))
 
     upcoming = np.int64(-1)
+    rows_of_block(words, table, earliest // KEYS * KEYS, earliest, last, slots, k_rows, v_rows, g_first)
     for base in range(earliest // KEYS * KEYS, last + 1, KEYS):
         # While a block is in work, the next one is fetched: of this unit, or the first of the unit that comes after it.
         has_later = base + KEYS <= last
         if has_later:
-            rows_of_block(words, table, base + KEYS, earliest, last, slots, k_later, v_later, g_first)
+            rows_of_block(words, table, base + KEYS, earliest, last, slots_later, k_later, v_later, g_first)
         else:
             upcoming = next_unit(job)
             if upcoming >= 0:
@@ -162,12 +165,16 @@ def do_unit(job, unit):
                 its_earliest, its_last = span(words, its_first, its_tokens)
                 its_table = words[TABLES] + int32s(words[SEQUENCES])[its_first] * words[TABLE] * 4
                 its_base = its_earliest // KEYS * KEYS
-                rows_of_block(words, its_table, its_base, its_earliest, its_last, slots, k_later, v_later, its_g)
-        rows_of_block(words, table, base, earliest, last, slots, k_rows, v_rows, g_first)
+                rows_of_block(words, its_table, its_base, its_earliest, its_last, slots_later, k_later, v_later, its_g)
+        begin, end = max(earliest - base, 0), min(KEYS, last + 1 - base)  # of the positions that are seen
         for g in range(groups):
             head = g_first + g
-            keys_into(width, k_rows, g * K * width, K, k_block, k_later if has_later else 0)
-            score(count, q + g * count * K * 4, K, k_block, scores)
+            some_q, later = q + g * count * K * 4, k_later if has_later else 0
+            if few:
+                few_scores_into(width, count, k_rows, begin, end, g * K * width, K, some_q, scores, later)
+            else:
+                keys_into(width, k_rows, g * K * width, K, k_block, later)
+                score(count, some_q, K, k_block, scores)
             if words[K_SCALES]:
                 scales_into(k_scales, words[K_SCALES], slots, G, head)
             if words[V_SCALES]:
@@ -193,7 +200,7 @@ def do_unit(job, unit):
                 if words[V_SCALES]:
                     multiply_scores(s, float32s(v_scales))
             if direct:
-                j, end = max(earliest - base, 0), min(KEYS, last + 1 - base)
+                j = begin
                 while j < end:
                     some = min(page - (base + j) % page, end - j)
                     if has_later:
@@ -204,6 +211,7 @@ def do_unit(job, unit):
             else:
                 values_into(width, v_rows, g * stored * width, V, v_block, step)
                 add_values(4, count, scores, KEYS, v_block, step * 4, sums + g * count * step * 4, step)
+        slots, slots_later, k_rows, k_later, v_rows, v_later = slots_later, slots, k_later, k_rows, v_later, v_rows
 
     for g in range(groups):
         for i in range(count):

@@ -3,7 +3,8 @@
 from numba import njit
 
 from lm.kernels.cpu.scores import KEYS
-from lm.kernels.cpu.vectors import LANES, SIZE, converted, float32s, int32s, int64s, prefetch, scalar, transposed
+from lm.kernels.cpu.transposes import STEP, products, transposed
+from lm.kernels.cpu.vectors import LANES, SIZE, converted, float32s, int32s, int64s, prefetch, scalar
 
 LINE = 64  # bytes that are fetched together
 
@@ -41,11 +42,11 @@ def rows_into(out, pages, slots, step):
 
 
 def _layout(stored):
-    width, flip, convert, one = SIZE[stored], transposed(stored), converted(stored), scalar(stored)
+    width, some, flip, multiply = SIZE[stored], STEP[stored], transposed(stored), products(stored)
+    convert, one = converted(stored), scalar(stored)
 
     @njit(error_model="numpy")
     def keys(rows, offset, K, out, later):
-        some = 2 * LANES if width == 2 else LANES
         whole = K // some * some
         for first in range(0, KEYS, LANES):
             for k in range(0, whole, some):
@@ -58,6 +59,14 @@ def _layout(stored):
                     float32s(out)[k * KEYS + j] = one(int64s(rows)[j] + offset + k * width)
 
     @njit(error_model="numpy")
+    def few_scores(count, rows, begin, end, offset, K, q, out, later):
+        for first in range(0, KEYS, LANES):
+            if later:
+                fetch(later, first, first + LANES, offset, K * width)
+            if begin < first + LANES and first < end:
+                multiply(count, rows + 8 * first, offset, K, q, K * 4, out + first * 4, KEYS * 4)
+
+    @njit(error_model="numpy")
     def values(rows, offset, V, out, step):
         whole = V // LANES * LANES
         for j in range(KEYS):
@@ -67,12 +76,12 @@ def _layout(stored):
             for v in range(whole, V):
                 float32s(to)[v] = one(row + v * width)
 
-    return keys, values
+    return keys, few_scores, values
 
 
-keys_float32, values_float32 = _layout("float32")
-keys_bfloat16, values_bfloat16 = _layout("bfloat16")
-keys_int8, values_int8 = _layout("int8")
+keys_float32, scores_float32, values_float32 = _layout("float32")
+keys_bfloat16, scores_bfloat16, values_bfloat16 = _layout("bfloat16")
+keys_int8, scores_int8, values_int8 = _layout("int8")
 
 
 @njit(error_model="numpy")
@@ -84,6 +93,20 @@ def keys_into(width, rows, offset, K, out, later):
         keys_bfloat16(rows, offset, K, out, later)
     else:
         keys_int8(rows, offset, K, out, later)
+
+
+@njit(error_model="numpy")
+def few_scores_into(width, count, rows, begin, end, offset, K, q, out, later):
+    """Write the scores of a few queries, q [count, K], and the keys of positions begin … end of a block: out [count, KEYS].
+
+    Keys are not stored as floats. count: at most MOST. K: a multiple of 32. width, later: as in `keys_into`.
+    """
+    if width == 4:
+        scores_float32(count, rows, begin, end, offset, K, q, out, later)
+    elif width == 2:
+        scores_bfloat16(count, rows, begin, end, offset, K, q, out, later)
+    else:
+        scores_int8(count, rows, begin, end, offset, K, q, out, later)
 
 
 @njit(error_model="numpy")

@@ -99,7 +99,7 @@ def tile(stored: str, adds: bool):
     @intrinsic
     def product(typingctx, rows, x, x_step, w, w_step, K, y, y_step):
         def codegen(context, builder, signature, args):
-            for count, vectors, start in _cases(builder, args[0]):
+            for count, vectors, start in cases(builder, args[0]):
                 x, x_step, w, w_step, K, y, y_step = args[1:]
                 w = builder.add(w, builder.mul(start, i64(SIZE[stored])))
                 y = builder.add(y, builder.mul(start, i64(4)))
@@ -111,7 +111,7 @@ def tile(stored: str, adds: bool):
     return product
 
 
-def _cases(builder, rows):
+def cases(builder, rows):
     """Yield (rows, vectors, first output). What the caller writes for a case runs if `rows` is that, for every first output."""
     end = builder.function.append_basic_block("end")
     switch = builder.switch(rows, end)
@@ -174,7 +174,7 @@ def integer_tile(kind: str):
     @intrinsic
     def product(typingctx, rows, x, x_step, w, K, chunk, x_scale, x_scale_step, start, w_scale, share, y, y_step):
         def codegen(context, builder, signature, args):
-            for count, vectors, first in _cases(builder, args[0]):
+            for count, vectors, first in cases(builder, args[0]):
                 x, x_step, w, K, chunk, x_scale, x_scale_step, start, w_scale, share, y, y_step = args[1:]
                 w = builder.add(w, builder.mul(first, i64(KINDS[kind].stride // BLOCK)))
                 w_scale = builder.add(w_scale, builder.mul(first, i64(2)))
@@ -274,47 +274,6 @@ def _pairwise(builder, a, b):
         builder.shuffle_vector(product, nothing, ir.Constant(WORDS, list(range(start, 2 * LANES, 2)))) for start in (0, 1)
     )
     return builder.add(even, odd)
-
-
-@functools.cache
-def transposed(stored: str):
-    """Return the compiled transpose of 16 rows of 16 values, of bfloat16 32: out[c, r] = row r [c], as floats.
-
-    rows: address of the 16 rows' addresses. offset: bytes to the first value in each. stored: their dtype.
-    """
-
-    halves = stored == "bfloat16"
-
-    @intrinsic
-    def transpose(typingctx, rows, offset, out, out_step):
-        def codegen(context, builder, signature, args):
-            rows, offset, out, out_step = args
-            a = []
-            for r in range(LANES):
-                row = load(builder, rows, i64(8 * r), i64, align=8)
-                a.append(load(builder, row, offset, WORDS, align=2) if halves else load_floats(builder, row, offset, stored))
-            distance = LANES // 2
-            while distance:  # exchange the off-diagonal quarters of every square of 2 × 2 blocks
-                for r in range(LANES):
-                    if r & distance == 0:
-                        upper = [c if c & distance == 0 else LANES + c - distance for c in range(LANES)]
-                        lower = [c + distance if c & distance == 0 else LANES + c for c in range(LANES)]
-                        pair = a[r], a[r + distance]
-                        a[r] = builder.shuffle_vector(*pair, ir.Constant(WORDS, upper))
-                        a[r + distance] = builder.shuffle_vector(*pair, ir.Constant(WORDS, lower))
-                distance //= 2
-            high = ir.Constant(WORDS, [0xFFFF0000 - (1 << 32)] * LANES)
-            for c in range(LANES):
-                # A word holds two neighbours: the first in its low half.
-                columns = [builder.shl(a[c], splat(builder, i32(16), WORDS)), builder.and_(a[c], high)] if halves else [a[c]]
-                for n, column in enumerate(columns):
-                    place = at(builder, out, builder.mul(out_step, i64(len(columns) * c + n)), FLOATS)
-                    builder.store(builder.bitcast(column, FLOATS), place, align=4)
-            return context.get_dummy_value()
-
-        return types.void(*[types.int64] * 4), codegen
-
-    return transpose
 
 
 @functools.cache

@@ -1,0 +1,98 @@
+"""Rows that lie apart in memory, turned into vectors over the rows: compiled functions for keys in pages.
+
+A vector holds one value of each of 16 rows. A step reads as many values of a row as fill a register: 16, of bfloat16 32.
+"""
+
+import functools
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from lm.kernels.cpu.vectors import FLOATS, LANES, SIZE, WORDS, at, f32, i32, i64, load, load_floats, multiply_add, splat
+
+MOST = 4  # vectors that are multiplied at once
+STEP = {"float32": LANES, "bfloat16": 2 * LANES, "int8": LANES}  # values of a row
+
+
+@functools.cache
+def transposed(stored: str):
+    """Return the compiled transpose of a step of 16 rows: out[c, r] = row r [c], as floats.
+
+    rows: address of the rows' addresses. offset: bytes to the first value in each. stored: their dtype.
+    """
+
+    @intrinsic
+    def transpose(typingctx, rows, offset, out, out_step):
+        def codegen(context, builder, signature, args):
+            rows, offset, out, out_step = args
+            for c, column in enumerate(_columns(builder, rows, offset, stored)):
+                builder.store(column, at(builder, out, builder.mul(out_step, i64(c)), FLOATS), align=4)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 4), codegen
+
+    return transpose
+
+
+@functools.cache
+def products(stored: str):
+    """Return the compiled products of a few vectors and 16 rows: y[m, r] = Σ over k of x[m, k] · row r [k], in ascending order.
+
+    count: vectors, 1 to MOST. x, y: float32, with steps in bytes. K: a multiple of STEP[stored].
+    """
+
+    @intrinsic
+    def product(typingctx, count, rows, offset, K, x, x_step, y, y_step):
+        def codegen(context, builder, signature, args):
+            _products(builder, stored, *args)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), codegen
+
+    return product
+
+
+def _products(builder, stored, count, rows, offset, K, x, x_step, y, y_step):
+    """Multiply MOST vectors: if there are fewer, the last one several times, so that there is one case to compile."""
+    sums = [cgutils.alloca_once(builder, FLOATS) for _ in range(MOST)]
+    last = builder.sub(count, i64(1))
+    vectors = [builder.select(builder.icmp_signed("<", i64(m), last), i64(m), last) for m in range(MOST)]
+    for total in sums:
+        builder.store(ir.Constant(FLOATS, [0.0] * LANES), total)
+    with cgutils.for_range(builder, builder.sdiv(K, i64(STEP[stored]))) as loop:
+        first = builder.mul(loop.index, i64(STEP[stored]))
+        here = builder.add(offset, builder.mul(first, i64(SIZE[stored])))
+        for c, column in enumerate(_columns(builder, rows, here, stored)):
+            for m, total in enumerate(sums):
+                place = builder.add(builder.mul(x_step, vectors[m]), builder.mul(builder.add(first, i64(c)), i64(4)))
+                x_m = splat(builder, load(builder, x, place, f32), FLOATS)
+                builder.store(multiply_add(builder, x_m, column, builder.load(total)), total)
+    for m, total in enumerate(sums):
+        builder.store(builder.load(total), at(builder, y, builder.mul(y_step, vectors[m]), FLOATS), align=4)
+
+
+def _columns(builder, rows, offset, stored):
+    """Return the vectors over 16 rows of a step's values, as floats."""
+    halves = stored == "bfloat16"
+    a = []
+    for r in range(LANES):
+        row = load(builder, rows, i64(8 * r), i64, align=8)
+        a.append(load(builder, row, offset, WORDS, align=2) if halves else load_floats(builder, row, offset, stored))
+    distance = LANES // 2
+    while distance:  # exchange the off-diagonal quarters of every square of 2 × 2 blocks
+        for r in range(LANES):
+            if r & distance == 0:
+                upper = [c if c & distance == 0 else LANES + c - distance for c in range(LANES)]
+                lower = [c + distance if c & distance == 0 else LANES + c for c in range(LANES)]
+                pair = a[r], a[r + distance]
+                a[r] = builder.shuffle_vector(*pair, ir.Constant(WORDS, upper))
+                a[r + distance] = builder.shuffle_vector(*pair, ir.Constant(WORDS, lower))
+        distance //= 2
+    if not halves:
+        return a
+    # A word holds two neighbours: the first in its low half.
+    sixteen, high = splat(builder, i32(16), WORDS), ir.Constant(WORDS, [0xFFFF0000 - (1 << 32)] * LANES)
+    pairs = ((builder.shl(words, sixteen), builder.and_(words, high)) for words in a)
+    return [builder.bitcast(column, FLOATS) for pair in pairs for column in pair]
