@@ -1,11 +1,36 @@
 """Normalisation."""
 
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
+from lm.kernels.cpu.row_sums import row_sums
 from lm.model.initializers import parameter
+
+_ALONE: contextvars.ContextVar[bool] = contextvars.ContextVar("alone", default=False)
+
+
+@contextlib.contextmanager
+def rows_alone() -> Iterator[None]:
+    """While a model is traced in this context, the bits of a norm's row do not depend on the number of rows, on one device."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
+
+
+def mean(x: jax.Array, axes: int = 1) -> jax.Array:
+    """Return the mean of float32 x over its last axes, which stay with length 1."""
+    if _ALONE.get() and jax.sharding.get_abstract_mesh().size <= 1:
+        return row_sums(x, axes) / math.prod(x.shape[x.ndim - axes :])
+    return jnp.mean(x, axis=tuple(range(-axes, 0)), keepdims=True)
 
 
 class RMSNorm(nnx.Module):
@@ -16,13 +41,13 @@ class RMSNorm(nnx.Module):
 
     def __init__(self, shape: int | tuple[int, ...], eps: float, *, plus_one: bool = False, axes: tuple[str, ...] = ("norm",)):
         shape = (shape,) if isinstance(shape, int) else shape
-        self.eps, self.plus_one, self.over = eps, plus_one, tuple(range(-len(shape), 0))
+        self.eps, self.plus_one, self.axes = eps, plus_one, len(shape)
         start = jnp.zeros if plus_one else jnp.ones
         self.scale = parameter(start(shape, jnp.float32), axes, "vector")
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
-        inverse = jax.lax.rsqrt(jnp.mean(x32 * x32, axis=self.over, keepdims=True) + self.eps)
+        inverse = jax.lax.rsqrt(mean(x32 * x32, self.axes) + self.eps)
         scale = self.scale[...].astype(jnp.float32)
         return (x32 * inverse * (1 + scale if self.plus_one else scale)).astype(x.dtype)
 
@@ -37,8 +62,8 @@ class LayerNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x32 = x.astype(jnp.float32)
-        centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
-        inverse = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1, keepdims=True) + self.eps)
+        centred = x32 - mean(x32)
+        inverse = jax.lax.rsqrt(mean(centred * centred) + self.eps)
         return (centred * inverse * self.scale[...] + self.bias[...]).astype(x.dtype)
 
 

@@ -21,6 +21,7 @@ from lm.infer.engine.draw import GREEDY, PLAIN, TOP, TRUNCATED, Adjust, Drawn, S
 from lm.infer.engine.schedule import Part
 from lm.kernels.cpu.registered import compiled
 from lm.model.linear import adapters_of_rows
+from lm.model.norms import rows_alone
 from lm.model.pages import PagedState, PageTable
 from lm.parallel.mesh import spec
 
@@ -48,7 +49,7 @@ def forward(program: Program, arrays, pages, tokens_B, table: PageTable, at_S, m
     params, layers = jax.tree.unflatten(program.tree, arrays)
     model = nnx.merge(program.graph, params)
     valid_B1 = (table.slot_B >= 0).astype(jnp.int32)[:, None]
-    with contextlib.nullcontext() if mask_BR is None else adapters_of_rows(mask_BR):
+    with rows_alone(), contextlib.nullcontext() if mask_BR is None else adapters_of_rows(mask_BR):
         out = model.hidden(tokens_B[:, None], valid_B1, table.place_B[:, None], paged=PagedState(pages, table), layers=layers)
     x_S1D = out.x_BTD.at[at_S].get(out_sharding=spec("batch", "length", None))
     return out.state.layers, model.logits(x_S1D)[:, 0]

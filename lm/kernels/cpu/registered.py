@@ -7,7 +7,7 @@ import jax
 
 
 def compiled(module: str) -> bool:
-    """Return whether a module's compiled functions run here: on a CPU, with numba. module: "products" or "attention".
+    """Return whether a module's compiled functions run here: on a CPU, with numba. module: "products", "attention" or "sums".
 
     The first call compiles them, or loads them from numba's cache, and registers them with XLA. Whoever runs a stored
     program without tracing it must call this before.
