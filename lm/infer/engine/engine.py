@@ -37,8 +37,8 @@ class Engine:
     """Decode requests together.
 
     model: as `lm.load` or `lm.infer.load.load_onto` returns it. rows: most sequences that run at a time. budget: most tokens of
-    a step. pages: their number; 0: from the free memory. page: tokens of a page. cache_dtype: "" or "int8". drafts: most tokens
-    that are guessed ahead for a sequence (no result changes), by draft_model if there is one, else by n-grams.
+    a step. pages: their number; 0: from the free memory. page: tokens of a page. cache_dtype: as in `empty_layers`. drafts:
+    most tokens that are guessed ahead for a sequence (no result changes), by draft_model if there is one, else by n-grams.
     packed, slots, owned: see `weights_of`. queue: most waiting requests. mesh: the one the model is on.
     """
 

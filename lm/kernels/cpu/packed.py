@@ -31,6 +31,7 @@ from lm.parallel.mesh import reshard
 BLOCK = 64  # outputs of a block
 LARGEST_CHUNK = 512  # 512 · 127 · 32767 < 2³¹
 BYTES_CHUNK = 128  # of 8-bit activations
+W8A8 = 88  # `kind` of a product with 8-bit activations; of others the bits of a weight
 FLOATS = {32: jnp.float32, 16: jnp.bfloat16}
 
 
@@ -136,7 +137,7 @@ def packed_matmul(x_MK: jax.Array, packed: Packed, dtype=jnp.float32) -> jax.Arr
     y = jax.ShapeDtypeStruct((x_MK.shape[0], packed.blocks.shape[0] * BLOCK), jnp.float32)
     scales = jnp.zeros((0, 0), jnp.bfloat16) if packed.scales is None else packed.scales
     call = jax.ffi.ffi_call("lm_matmul", y)
-    kind = np.int32(88 if packed.has_bytes else packed.bits)
+    kind = np.int32(W8A8 if packed.has_bytes else packed.bits)
     y_MN = call(x_MK.astype(jnp.float32), packed.blocks, scales, chunk=np.int32(_chunk(packed)), kind=kind)
     return y_MN[:, : packed.outputs].astype(dtype)
 

@@ -5,6 +5,7 @@ from numba import njit
 
 from lm.kernels.cpu import calls
 from lm.kernels.cpu.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size
+from lm.kernels.cpu.packed import W8A8
 from lm.kernels.cpu.vectors import (
     BLOCK,
     KINDS,
@@ -21,7 +22,6 @@ from lm.kernels.cpu.vectors import (
     tile,
 )
 
-W8A8 = 88  # `kind` of 8-bit weights and activations; of others the bits of a weight
 SOME = 96  # rows of x in a unit of work: enough to use a block while it is in the nearest cache
 X, W, Y, M, K, N, KIND, CHUNK, X_SCALE, W_SCALE, GROUPS, START = (GIVEN + i for i in range(12))
 

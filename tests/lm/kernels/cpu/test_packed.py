@@ -78,11 +78,11 @@ def test_many_rows_and_several_tasks():
         np.testing.assert_allclose(packed_matmul(x_MK, packed), x_MK @ unpack(packed), atol=0.05)
 
 
-@pytest.mark.parametrize("bits", (16, 8))
-def test_a_number_that_is_not_finite_reaches_every_output_of_its_row_only(bits):
+@pytest.mark.parametrize(("bits", "activations"), ((16, 16), (8, 16), (8, 8)))
+def test_a_number_that_is_not_finite_reaches_every_output_of_its_row_only(bits, activations):
     x_MK, w_KN = arrays(576, 64, 5)
     for bad in (np.nan, np.inf, -np.inf):
-        y_MN = packed_matmul(x_MK.at[3, 500].set(bad), pack(w_KN, bits))
+        y_MN = packed_matmul(x_MK.at[3, 500].set(bad), pack(w_KN, bits, activations=activations))
         assert not np.isfinite(y_MN[3]).any() and np.isfinite(np.delete(y_MN, 3, 0)).all()
 
 
