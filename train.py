@@ -20,9 +20,10 @@ from absl import flags
 
 from lm import cli
 from lm.inputs import check_training
+from lm.lock import locked
 from lm.parallel.join import join
 from lm.train.values import check_values
-from lm.workdir import finished, locked, save_record
+from lm.workdir import finished, save_record
 
 
 def main(config, workdir: Path | None) -> None:
@@ -44,7 +45,7 @@ def train(config, workdir: Path) -> None:
     import jax
 
     from data.text.batches import TextBatches
-    from data.text.pipeline import prepare_text
+    from data.text.pipeline import prepare_text, summary
     from data.text.weights import parse_weights, resolved, warnings_of
     from lm.evals import in_loop
     from lm.model.transformer import skeleton
@@ -52,8 +53,10 @@ def train(config, workdir: Path) -> None:
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.reports.train import drawn, mixture, write_report
     from lm.train import loop
+    from lm.train.epochs import choose_steps
     from lm.train.feed import Feed
     from lm.train.fit import check_memory
+    from lm.train.rates import choose_rate
     from lm.train.start import adopt, initial_params
     from lm.train.step import make_trainer, model_config_of
 
@@ -65,14 +68,19 @@ def train(config, workdir: Path) -> None:
     if hosts.from_first(lambda: finished(config, workdir)):
         return
     check_memory(config, mesh)
+    choose_rate(config)
     config.data.weights = resolved(config.data.weights)
     weights = parse_weights(config.data.weights)
     evals = in_loop.open_evals(config)
 
     tokenizer, dataset, stages = prepare_text(config, workdir, first=hosts.is_first())
+    for line in summary(config, dataset) if hosts.is_first() else ():
+        print(line, flush=True)
+    read = functools.partial(TextBatches, dataset, "train", batch_size=config.batch_size, seed=config.seed, weights=weights)
+    choose_steps(config, read().num_rows)
+    batches = read(steps=config.steps)
     if hosts.is_first():
         save_record(config, workdir)
-    batches = TextBatches(dataset, "train", batch_size=config.batch_size, seed=config.seed, weights=weights, steps=config.steps)
     warnings = warnings_of(weights, batches.sizes, batches.epochs(config.steps), config.steps, config.batch_size)
     for line in warnings if hosts.is_first() else ():
         print(f"warning: {line}", flush=True)
@@ -98,8 +106,8 @@ def train(config, workdir: Path) -> None:
     with jax.set_mesh(mesh):
         samples = drawn(config, result["params"], tokenizer)
     if hosts.is_first():
-        read = mixture(batches, config.steps, warnings)
-        write_report(config, workdir, dataset, tokenizer, result, stages, samples, read)
+        sources = mixture(batches, config.steps, warnings)
+        write_report(config, workdir, dataset, tokenizer, result, stages, samples, sources)
 
 
 if __name__ == "__main__":

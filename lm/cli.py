@@ -77,6 +77,7 @@ def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tupl
         raise UserError(f"--config.{key}: no such key in {path}" + _nearest(key, sorted(known)))
     for key in sorted(known - given):
         raise UserError(f"--config.{key} is left out of its section: set single keys instead, such as --config.{key}=…")
+    _choose_length(argv)
     if not needs_workdir or (unless and flags.FLAGS[unless].value):
         return flags.FLAGS.config, None
     if not flags.FLAGS.workdir:
@@ -206,6 +207,15 @@ def _spelt_out(arg: str, known: set[str]) -> str:
     key = f"{name.removeprefix('--config.')}.input"
     short = name.startswith("--config.") and key in known and value and not value.startswith("{")
     return f"--config.{key}={value}" if short else arg
+
+
+def _choose_length(argv: list[str]) -> None:
+    """Let --config.steps replace the epochs of a config file. Raises UserError if both are given."""
+    given = {arg.partition("=")[0] for arg in argv} & {"--config.steps", "--config.epochs"}
+    if len(given) == 2:
+        raise UserError("--config.steps and --config.epochs both say how long to train: give one of them")
+    if "--config.steps" in given and "epochs" in flags.FLAGS.config:
+        flags.FLAGS.config.epochs = None
 
 
 def _check_config_file(path: str) -> None:

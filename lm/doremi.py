@@ -18,9 +18,10 @@ from pathlib import Path
 from lm import cli
 from lm.errors import UserError
 from lm.inputs import check_training
+from lm.lock import locked
 from lm.parallel.join import join
 from lm.saving import write_json
-from lm.workdir import locked, save_record
+from lm.workdir import save_record
 
 
 def main(config, workdir: Path) -> None:
@@ -40,8 +41,10 @@ def search(config, workdir: Path) -> None:
     from lm.reports.doremi import write
     from lm.train import loop
     from lm.train.doremi import average, proxy_trainer
+    from lm.train.epochs import choose_steps
     from lm.train.feed import Feed
     from lm.train.fit import check_memory
+    from lm.train.rates import choose_rate
     from lm.train.start import adopt, initial_params
     from lm.train.step import make_trainer, model_config_of
 
@@ -53,11 +56,15 @@ def search(config, workdir: Path) -> None:
     for run in runs:
         loop.check_config(config, run)
     check_memory(config, mesh)
+    choose_rate(config)
     config.data.weights = resolved(config.data.weights)
 
     tokenizer, dataset, stages = prepare_text(config, reference, first=hosts.is_first())
-    read = functools.partial(TextBatches, dataset, batch_size=config.batch_size, seed=config.seed, steps=config.steps)
-    given = read(weights=parse_weights(config.data.weights))
+    weights = parse_weights(config.data.weights)
+    read = functools.partial(TextBatches, dataset, batch_size=config.batch_size, seed=config.seed)
+    choose_steps(config, read(weights=weights).num_rows)
+    read = functools.partial(read, steps=config.steps)
+    given = read(weights=weights)
     names = [name for name in given.ranges if any(name in stage.shares for stage in given.stages)]
     if len(names) < 2:
         raise UserError(

@@ -1,20 +1,13 @@
-"""The folder of a run: its lock, held by the job that writes there, and its recorded config.
-
-    config.json   the resolved config; a run resumes only with the same values of the IDENTITY keys
-    .lock         locked while the process that writes the workdir lives; names that process
+"""The folder of a run and its recorded config: a run resumes only with the same values of the IDENTITY keys.
 
 Nothing here loads JAX, so errors show at once.
 """
 
 import contextlib
 import copy
-import errno
-import fcntl
 import json
 import os
-import socket
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +50,7 @@ RESUMABLE_KEYS = (
 # Only trained weights depend on these, so they may change until the first checkpoint.
 UNTIL_TRAINED = ("model", "sequence_length")
 
-LOCK, RECORD, TOKENIZERS = ".lock", "config.json", ("tokenizer.model", "tokenizer.json")
+RECORD, TOKENIZERS = "config.json", ("tokenizer.model", "tokenizer.json")
 KEPT = "best_of/conversations.jsonl"  # the training data of best_of
 VERBS = {
     "curate": "a corpus",
@@ -67,81 +60,6 @@ VERBS = {
     "serve": "a server",
     "import": "an imported model",
 }
-
-
-# The lock.
-
-
-@contextlib.contextmanager
-def locked(workdir: Path) -> Iterator[None]:
-    """Lock the workdir for this job until the block or the process ends. A damaged config.json is repaired first (`repair`).
-
-    All processes call this; process 0 takes the lock. Folders created here that are still empty at the end are removed.
-    Raises: UserError, on all processes, if another job has locked the workdir or it is not writable.
-    """
-    from lm.parallel import cluster
-
-    locks = []
-
-    def take() -> None:
-        try:
-            locks.append(_Lock(workdir))
-            repair(workdir)
-        except OSError as error:
-            fault = f"{error.filename or workdir}: {error.strerror}"
-            raise UserError(f"{fault}; fix this and run the same command again") from None
-
-    try:
-        if cluster.several():
-            from lm.parallel import hosts
-
-            hosts.from_first(take)
-        else:  # without JAX, after which worker processes could not be forked
-            take()
-        yield
-    finally:
-        for lock in locks:
-            lock.release()
-
-
-class _Lock:
-    """A POSIX record lock on WORKDIR/.lock. The kernel releases it when the process ends; child processes do not inherit it."""
-
-    def __init__(self, workdir: Path):
-        self._path = workdir / LOCK
-        self._made = [folder for folder in (workdir, *workdir.parents) if not folder.exists()]
-        while True:
-            workdir.mkdir(parents=True, exist_ok=True)
-            try:
-                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-            except FileNotFoundError:  # a job that failed has just removed the folder
-                continue
-            try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EAGAIN, errno.EACCES):
-                    holder = os.pread(self._file, 200, 0).decode(errors="replace").strip() or "a process that starts just now"
-                    raise UserError(
-                        f"{workdir} is in use by another run, {holder}: wait for it, end it, or use another --workdir"
-                    ) from None
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-                    raise
-                print(f"{workdir}: this file system has no locks; start no second run in it", file=sys.stderr, flush=True)
-            with contextlib.suppress(FileNotFoundError):  # another job ended just now, and removed the file that we locked
-                if os.path.samestat(os.fstat(self._file), os.stat(self._path)):
-                    break
-            os.close(self._file)
-        with contextlib.suppress(OSError):  # a full disk: the lock holds without a name in it
-            os.ftruncate(self._file, 0)
-            os.write(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-
-    def release(self) -> None:
-        """Remove the file, and the folders that this lock created if they are empty. The file is removed before unlocking."""
-        with contextlib.suppress(OSError):
-            self._path.unlink()
-            for folder in self._made:
-                folder.rmdir()
-        os.close(self._file)
 
 
 # The record.
@@ -356,14 +274,17 @@ def save_record(config, workdir: Path) -> None:
 def finished(config, workdir: Path) -> dict[str, Any] | None:
     """Return the report.json of a finished run, and print that it is finished; None if it is not.
 
-    A run without a report, or with a damaged last checkpoint, is not finished.
+    A run without a report, or with a damaged last checkpoint, is not finished. The steps of a run in epochs are recorded.
     """
+    steps = config.steps
     try:
         report = json.loads((workdir / "report.json").read_text(encoding="utf-8"))
         step, done = report["training"]["steps"], report["finished"]
+        if config.epochs is not None:
+            steps = step if report["config"].get("epochs") == config.epochs else step + 1
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    if not done or step < config.steps or step not in steps_saved(workdir) or not (workdir / "report.html").is_file():
+    if not done or step < steps or step not in steps_saved(workdir) or not (workdir / "report.html").is_file():
         return None
     from lm.checkpoint import damage
     from lm.parallel import hosts
@@ -371,7 +292,7 @@ def finished(config, workdir: Path) -> dict[str, Any] | None:
     if damage(workdir / "checkpoints" / str(step)):
         return None
     if hosts.is_first():
-        print(f"{workdir} is finished at step {step}: raise steps to train on, or use another --workdir", flush=True)
+        print(f"{workdir} is finished at step {step}: raise steps or epochs to train on, or use another --workdir", flush=True)
     return report
 
 

@@ -23,7 +23,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.max_valid_examples = 1000
     config.data.log_ids = False  # write ids.jsonl: the row ids of each step's batch
 
-    config.optimizer.learning_rate = 2e-5
     config.optimizer.warmup = 10
     config.optimizer.weight_decay = 0.0
     config.optimizer.z_loss = 0.0
@@ -90,7 +89,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.best_of.keep = "best"  # the best answer to each prompt; all: all different answers
     config.best_of.threshold = 1.0  # least reward of a kept answer and of a pass; -inf: no threshold
 
-    config.valid_first = True  # validate before the first step too
+    config.valid_first = True
     config.valid_batches = 4
     config.valid_every = 50
     config.checkpoint_every = 50

@@ -10,5 +10,4 @@ from configs.align import default
 def get_config():
     config = default.get_config()
     config.method = "distill"
-    config.optimizer.learning_rate = 5e-5
     return config

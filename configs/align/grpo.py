@@ -8,6 +8,5 @@ def get_config():
     config.method = "rl"
     config.rewards = "answer=1"
     config.batch_size = 64
-    config.optimizer.learning_rate = 1e-6
     config.optimizer.schedule = "constant"
     return config

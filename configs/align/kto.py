@@ -8,5 +8,4 @@ def get_config():
     config.method = "preference"
     config.preference.loss = "kto"
     config.batch_size = 16
-    config.optimizer.learning_rate = 1e-6
     return config

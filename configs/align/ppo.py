@@ -12,6 +12,5 @@ def get_config():
     config.rl.group_size = 1
     config.rl.beta = 0.05
     config.rl.epochs = 4
-    config.optimizer.learning_rate = 3e-6
     config.optimizer.schedule = "constant"
     return config

@@ -7,5 +7,4 @@ def get_config():
     config = default.get_config()
     config.method = "reward"
     config.batch_size = 16
-    config.optimizer.learning_rate = 1e-4
     return config

@@ -50,6 +50,6 @@ def safety_keys() -> ml_collections.ConfigDict:
     safety.retries = 3
 
     # Keys of the two training stages that replace those above.
-    safety.sft = ml_collections.ConfigDict({"steps": 100, "batch_size": 16, "learning_rate": 2e-5})
-    safety.dpo = ml_collections.ConfigDict({"steps": 50, "batch_size": 8, "learning_rate": 1e-6})  # steps=0 skips a stage
+    safety.sft = ml_collections.ConfigDict({"steps": 100, "batch_size": 16, "learning_rate": placeholder(float)})
+    safety.dpo = ml_collections.ConfigDict({"steps": 50, "batch_size": 8, "learning_rate": placeholder(float)})  # steps=0: skip
     return safety

@@ -10,6 +10,7 @@ def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.seed = 0
     config.steps = 1000  # updates in the whole run
+    config.epochs = placeholder(float)  # passes over the training data; if set, steps follow from it
     config.batch_size = 32  # sequences per step, over all devices
     config.sequence_length = 256  # tokens per sequence, at most model.max_positions
     config.accumulate = 1  # slices of a batch, processed one after another: less memory, same result
@@ -46,7 +47,8 @@ def get_config() -> ml_collections.ConfigDict:
     ).lock()
 
     config.optimizer = ml_collections.ConfigDict()
-    config.optimizer.learning_rate = 2e-3  # peak
+    # Peak. None: chosen for the objective, the model's size and the weights it starts from (lm/train/rates.py).
+    config.optimizer.learning_rate = placeholder(float)
     config.optimizer.schedule = "cosine"  # cosine, wsd or constant
     config.optimizer.warmup = 100  # steps
     config.optimizer.final = 0.1  # last learning rate as a fraction of the peak
@@ -76,6 +78,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.expert = 1  # experts and batch split
 
     config.valid_every = 100  # steps; 0: only at the end
+    config.valid_first = placeholder(bool)  # validate before the first step too; None: if init_from is set
     config.valid_batches = 8  # batches per validation, spread over the split; at the end all
     config.checkpoint_every = 200  # steps; the last step is always saved
     config.keep_last = 2

@@ -13,8 +13,6 @@ SIZES = {
     "30m": dict(num_layers=9, embed_dim=512, num_heads=16, num_kv_heads=8, mlp_dim=1536),
 }
 STEPS = {"1m": 2600, "3m": 7000, "10m": 23_500, "30m": 73_000}
-# Starting points; they fall with the width.
-LEARNING_RATE = {"1m": 4e-3, "3m": 3e-3, "10m": 2e-3, "30m": 1.5e-3}
 
 
 def get_config(size: str = ""):
@@ -26,6 +24,5 @@ def get_config(size: str = ""):
     config.sequence_length = 256
     config.accumulate = 4
     config.model.update(vocab_size=4096, head_dim=32, tie_embeddings=True, scan_layers=False, **SIZES[size])
-    config.optimizer.learning_rate = LEARNING_RATE[size]
     config.optimizer.warmup = config.steps // 20
     return config

@@ -5,6 +5,7 @@ The ids are those of `tokenizers`, with one exception: the text of a special tok
 tokenizers. The JSON files in the same folder name the begin, end and padding tokens.
 """
 
+import copy
 import functools
 import hashlib
 import json
@@ -21,7 +22,9 @@ from lm import saving
 from lm.errors import UserError
 from lm.gguf_file import find_gguf, open_gguf
 
-SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "generation_config.json")
+TEMPLATE = "chat_template.jinja"
+BASE_TEMPLATE = (Path(__file__).parent / "base_chat_template.jinja").read_text(encoding="utf-8")  # for base models
+SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", TEMPLATE, "generation_config.json")
 FILES = (*SETTINGS, "tokenizer.json", "tokenizer.model")
 READ_AS_JSON = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
@@ -80,6 +83,7 @@ class HFTokenizer:
         tokens = {name: i if i is None else self._tokenizer.id_to_token(i) for name, i in named.items()}
         self.special_tokens = {f"{name}_token": token for name, token in tokens.items() if token is not None}
         self.chat_template = _template(files)
+        self._given_template = False
         made_from = json.dumps([self.json, self.bos_id, self.eos_id, self.pad_id])
         self.fingerprint = hashlib.sha256(made_from.encode()).hexdigest()[:16]
 
@@ -123,8 +127,16 @@ class HFTokenizer:
         """Return the text of `ids`. Invalid UTF-8, as after a cut inside a character, becomes U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
+    def with_chat_template(self, template: str) -> "HFTokenizer":
+        """Return this tokenizer with another chat template, which is saved with it."""
+        other = copy.copy(self)
+        other.chat_template, other._given_template = template, True
+        return other
+
     def save(self, folder: Path) -> None:
         """Copy the files to `folder`, each atomically; `tokenizer.json` after the files that belong to it."""
+        if self._given_template:
+            saving.write(folder / TEMPLATE, self.chat_template)
         copy_files(self._path, folder)
 
     def chat_symbols(self, template: str) -> dict[str, int]:
@@ -225,8 +237,8 @@ def has_tokenizer(path: Path) -> bool:
 
 
 def _template(files: Mapping[str, bytes]) -> str | None:
-    if "chat_template.jinja" in files:
-        return files["chat_template.jinja"].decode()
+    if TEMPLATE in files:
+        return files[TEMPLATE].decode()
     template = _parsed(files, "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):
         template = next((item["template"] for item in template if item["name"] == "default"), None)

@@ -71,6 +71,22 @@ def prepare_text(
     return tokenizer, folder, stages
 
 
+def summary(config, dataset: Path) -> list[str]:
+    """Return a line for each source: what was read, what was dropped, and what data.max_bytes left out."""
+    lines = []
+    for name, counts in prepared(dataset)["sources"].items():
+        seen = counts["survey"]
+        parts = [f"{seen['documents']:,} documents with {seen['bytes']:,} bytes"]
+        for key, what in (("exact_duplicates", "exact duplicates"), ("near_copies", "near copies of validation text")):
+            if seen[key]:
+                parts.append(f"{seen[key]:,} {what} dropped")
+        parts.append(f"{seen['train_documents']:,} to train on, {seen['valid_documents']:,} to validate on")
+        if config.data.max_bytes is not None and seen["bytes"] >= config.data.max_bytes:
+            parts.append(f"the rest of the source is left out by data.max_bytes={config.data.max_bytes}")
+        lines.append(f"data: {name}: " + ", ".join(parts))
+    return lines
+
+
 def _linked(config, workdir: Path, ready: Path) -> tuple[Tokenizer, Path]:
     """Use a dataset that is tokenized already: WORKDIR/data/HASH becomes a link to it. Returns its tokenizer and the link.
 

@@ -18,7 +18,7 @@ from flax import nnx
 from data.chat.example_batches import ExampleBatches
 from data.chat.examples import prepare_examples, prepare_tasks, record_tasks
 from data.text.fingerprints import check_tokenizer, record_tokenizer
-from data.text.hf_tokenizer import has_tokenizer
+from data.text.hf_tokenizer import BASE_TEMPLATE, has_tokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm import sizing
 from lm.align import distill, preference, reward, settings, sft
@@ -36,8 +36,10 @@ from lm.model.transformer import skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import check_fit, make_mesh
 from lm.train import loop
+from lm.train.epochs import choose_steps
 from lm.train.feed import Feed, Stream, summed
 from lm.train.fit import check_memory
+from lm.train.rates import choose_rate
 from lm.train.start import adopt, initial_params
 from lm.train.step import Objective, Trainer, make_trainer, model_config_of
 from lm.workdir import finished, save_record
@@ -79,6 +81,7 @@ def run(
     if done := hosts.from_first(lambda: finished(config, workdir)):
         return {"before": done.get("before"), "after": done.get("after"), "step": done["training"]["steps"]}
     check_memory(config, mesh, whole_rows=example_kind(config) != "task")
+    choose_rate(config)
     evals = in_loop.open_evals(config)
     tokenizer = own_tokenizer(config, workdir)
     template = chat_template(config, tokenizer)
@@ -96,6 +99,11 @@ def run(
         tasks, held_out, task_counts = given or prepare_tasks(config, tokenizer, declared, workdir)
         counts = counts | {"tasks": task_counts}
         check_room(config, [*tasks, *held_out])
+    learn = None if acts else batches(config, kind, examples.train)
+    if acts:
+        choose_steps(config, len(tasks), config.batch_size // (config.rl.group_size if config.method == "rl" else 1))
+    else:
+        choose_steps(config, learn.num_rows)
     if hosts.is_first():
         print(data_summary(counts), flush=True)
         workdir.mkdir(parents=True, exist_ok=True)
@@ -118,7 +126,7 @@ def run(
             scores = rewards if config.method == "rl" else None
             stream: Stream = RolloutStream(config, mesh, sampler, tasks, scores, method.frozen)
         else:
-            stream = Feed(batches(config, kind, examples.train), mesh, config.data.log_ids)
+            stream = Feed(learn, mesh, config.data.log_ids)
         valid = batches(config, kind, examples.valid, shuffle=False) if examples and examples.valid else None
         feed = Feed(valid, mesh) if valid else None
         validate = Validation(config, trainer, feed, sampler, held_out, rewards, method.frozen)
@@ -290,6 +298,7 @@ def own_tokenizer(config, workdir: Path) -> Tokenizer:
     """
     tokenizer = load_tokenizer(workdir if hosts.from_first(lambda: has_tokenizer(workdir)) else config.tokenizer)
     check_tokenizer(workdir, tokenizer.fingerprint)
+    tokenizer = templated(config, tokenizer)
     if tokenizer.vocab_size > config.model.vocab_size:
         raise UserError(
             f"tokenizer: the tokenizer of {config.tokenizer} has {tokenizer.vocab_size} ids, more than "
@@ -298,17 +307,26 @@ def own_tokenizer(config, workdir: Path) -> Tokenizer:
     return tokenizer
 
 
+def templated(config, tokenizer: Tokenizer) -> Tokenizer:
+    """Return the tokenizer, with the chat template for base models if it has none and the config names none."""
+    if config.chat_template or tokenizer.chat_template is not None:
+        return tokenizer
+    if hosts.is_first():
+        print(
+            f'the tokenizer of {config.tokenizer} has no chat template: messages are written as "User:" and "Assistant:" '
+            "(data/text/base_chat_template.jinja); set chat_template to a Jinja file for another one",
+            flush=True,
+        )
+    return tokenizer.with_chat_template(BASE_TEMPLATE)
+
+
 def chat_template(config, tokenizer: Tokenizer) -> str | None:
-    """Return the text of config.chat_template, or None for the tokenizer's own. Raises UserError if neither exists."""
+    """Return the text of config.chat_template, or None for the tokenizer's own."""
     if config.chat_template:
         path = Path(config.chat_template)
         if not path.is_file():
             raise UserError(f"chat_template={config.chat_template}: no such file")
         return path.read_text(encoding="utf-8")
-    if tokenizer.chat_template is None:
-        raise UserError(
-            f"chat_template: the tokenizer of {config.tokenizer} has no chat template; set this key to a Jinja file"
-        )
     return None
 
 

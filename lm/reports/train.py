@@ -27,7 +27,7 @@ from lm.reports.page import machine, render, replace_json
 from lm.saving import plain, write_json
 from lm.train import ngram
 from lm.train.history import column, load_metrics
-from lm.train.speed import FORMULA, peak_flops
+from lm.train.speed import mfu_formula
 from lm.train.step import model_config_of
 from lm.workdir import kept_json
 
@@ -73,7 +73,7 @@ def write_report(
         validation = {**result["valid"], **_baselines(dataset, tokenizer, counts)}
     rates = [line["tokens_per_second"] for line in train_lines[1:] if line.get("tokens_per_second")]
     used = [line["mfu"] for line in train_lines[1:] if line.get("mfu")]
-    peak, source = peak_flops(config.dtype)
+    speeds = [line["tflops"] for line in train_lines[1:] if line.get("tflops")]
     packed = sum(source["train"]["tokens_packed"] for source in counts["sources"].values())
     write(
         workdir,
@@ -94,8 +94,9 @@ def write_report(
             "samples": samples,
             "throughput": {
                 "tokens_per_second": statistics.median(rates) if rates else None,
+                "tflops": statistics.median(speeds) if speeds else None,
                 "mfu": statistics.median(used) if used else None,
-                "mfu_formula": f"{FORMULA} = {peak / 1e12:.3g} TFLOP/s ({source})",
+                "mfu_formula": mfu_formula(),
             },
             "stages": _all_stages(workdir, stages),
             "training": {"steps": result["step"], "tokens": result["tokens"], "skipped": result["skipped"]},

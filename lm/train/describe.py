@@ -33,6 +33,7 @@ def describe(config) -> dict:
     tokens = config.batch_size * config.sequence_length
     with jax.sharding.use_abstract_mesh(mesh):
         multiplied, memory = step_flops(config, mesh), memory_per_device(config, mesh)
+    steps = config.steps if config.epochs is None else 0  # these follow from the data
     main = {kind: sum(n for part, n in counts[kind].items() if part != "mtp") for kind in ("total", "active")}
     return {
         "parameters": {
@@ -61,10 +62,11 @@ def describe(config) -> dict:
             name: sizing.cache_bytes_per_token(model, dtype) for name, dtype in ((model.dtype, ""), ("int8", "int8"))
         },
         "run": {
-            "steps": config.steps,
-            "tokens": config.steps * tokens,
-            "tokens_per_active_parameter": config.steps * tokens / main["active"],
-            "model_flops": config.steps * tokens * (forward + backward),
+            "epochs": config.epochs,
+            "steps": steps,
+            "tokens": steps * tokens,
+            "tokens_per_active_parameter": steps * tokens / main["active"],
+            "model_flops": steps * tokens * (forward + backward),
             "chinchilla_tokens": CHINCHILLA * main["active"],
         },
     }
@@ -211,7 +213,9 @@ def table(d: dict) -> str:
             f"a step               {step['tokens']:,} tokens: {_short(step['model_flops'], 'FLOP')}; as it is computed "
             f"{_short(step['hardware_flops'], 'FLOP')} ({100 * extra:+.1f} %, remat={step['remat']})",
             f"the run              {run['steps']:,} steps: {_short(run['tokens'])} tokens, "
-            f"{_short(run['tokens_per_active_parameter'])} an active parameter; {_short(run['model_flops'], 'FLOP')}",
+            f"{_short(run['tokens_per_active_parameter'])} an active parameter; {_short(run['model_flops'], 'FLOP')}"
+            if run["epochs"] is None
+            else f"the run              {run['epochs']:g} epochs of the data",
             f"Chinchilla-optimal   {_short(run['chinchilla_tokens'])} tokens, {CHINCHILLA} an active parameter",
             f"memory a device      {_memory(sum(memory[kind] for kind in kinds))}: "
             + ", ".join(f"{kind} {_memory(memory[kind])}" for kind in kinds)

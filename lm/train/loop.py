@@ -27,7 +27,7 @@ from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
 from lm.train.feed import Feed, Stream, summed
 from lm.train.metrics import Log
-from lm.train.speed import FORMULA, peak_flops
+from lm.train.speed import mfu_formula, peak_flops
 from lm.train.step import Trainer, TrainState, abstract_state, model_config_of, sound, state_shardings
 from lm.train.values import check_length, check_values
 from lm.workdir import check_record, steps_saved
@@ -65,13 +65,13 @@ def train(
     Args:
       stream: returns the batch of each step (lm/train/feed.py).
       validate: validate(params, batches or None for all) -> {name: number}, called every valid_every steps and at the end; also
-        before the first step if config.valid_first is true.
+        before the first step if config.valid_first says so, or is None and the run has an init_from.
       frozen: the third argument of the trainer's step.
       watch: watch(step, params) -> lines to print, called every config.samples_every steps.
       measure: measure(step, params) -> {name: number}, called every config.evals.every steps and at the end; logged like
         validation.
     Returns: {"params", "sources" (of the state), "step", "tokens", "skipped", "valid" (the final validation or None),
-    "tokens_per_second" (median), "mfu", "num_params", "seconds"}.
+    "tokens_per_second" (median), "num_params", "seconds"}.
     Raises: Stopped on SIGTERM or SIGINT; Diverged; UserError for a checkpoint that does not fit, or if all are damaged.
     """
     checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_every=config.keep_every)
@@ -99,10 +99,11 @@ def train(
     step_fn, sound_fn = jax.jit(trainer.step, donate_argnums=0), jax.jit(sound)
     num_params = sum(sizing.parameters(model_config_of(config))["total"].values())
     flops = sizing.flops_per_token(model_config_of(config), config.sequence_length)
-    peak, peak_source = peak_flops(config.dtype)
+    known_peak = peak_flops()
     log = Log(workdir, enabled=is_first(), step=begin, steps=config.steps, log_ids=config.data.get("log_ids", False))
     log.say(f"{num_params:,} parameters, {config.batch_size * config.sequence_length:,} tokens a step, {dict(mesh.shape)}")
-    log.say(f"{FORMULA} = {peak / 1e12:.3g} TFLOP/s ({peak_source})")
+    if known_peak:
+        log.say(mfu_formula())
     rates: list[float] = []
     skipped = int(state.skipped)
     last_read = done = time.perf_counter()
@@ -124,7 +125,9 @@ def train(
         rate = trained / (now - last_read)
         tokens, last_read = tokens + trained, now
         rates.append(rate)
-        counted = {"skipped": skipped, "tokens": tokens, "tokens_per_second": rate, "mfu": rate * flops / peak}
+        counted = {"skipped": skipped, "tokens": tokens, "tokens_per_second": rate, "tflops": rate * flops / 1e12}
+        if known_peak:
+            counted["mfu"] = rate * flops / known_peak[0]
         log.train({"step": step, **metrics, **counted}, ids)
         again = f"then run the same command: it resumes from step {checkpoints.latest() or 0}"
         if in_row and np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
@@ -163,10 +166,11 @@ def train(
             log.compiling()
         for step in range(begin + 1, config.steps + 1):
             # Validate before the next step, not after the last one, so that a run stopped in between validates when it resumes.
-            first = step == 1 and config.get("valid_first", False)
+            first = step == 1 and (bool(config.init_from) if config.valid_first is None else config.valid_first)
             if validate and (first or (config.valid_every and step > 1 and (step - 1) % config.valid_every == 0)):
                 read()
-                log.valid(step - 1, validate(state.params, config.valid_batches))
+                # All of it before the first step, as at the end: the two are compared.
+                log.valid(step - 1, validate(state.params, None if first else config.valid_batches))
                 last_read = time.perf_counter()
             if measure and config.evals.every and step > 1 and (step - 1) % config.evals.every == 0:
                 read()
@@ -213,7 +217,6 @@ def train(
         "valid": final,
         "num_params": num_params,
         "tokens_per_second": rate,
-        "mfu": rate and rate * flops / peak,
         "seconds": seconds,
     }
 

@@ -1,8 +1,9 @@
 """Log the metrics of a run to a progress bar, metrics.jsonl and TensorBoard.
 
 metrics.jsonl holds one JSON object per line. A training line has step, loss (nats per token), tokens (trained since step 0),
-tokens_per_second, grad_norm (before clipping), learning_rate, mfu, skipped, and the metrics of the objective. A validation line
-has step and names that begin with valid_, such as valid_loss. A number that is not finite is written as null.
+tokens_per_second, tflops (model FLOPs, 1e12 a second), mfu (on devices of known peak), grad_norm (before clipping),
+learning_rate, skipped, and the metrics of the objective. A validation line has step and names that begin with valid_, such as
+valid_loss. A number that is not finite is written as null.
 """
 
 import json
@@ -72,7 +73,7 @@ class Log:
         if self._ids is not None:
             self._ids.write(json.dumps({"step": line["step"], "ids": ids}) + "\n")
             self._ids.flush()
-        rate = f"{line['tokens_per_second']:,.0f} tokens/s, MFU {line['mfu']:.1%}"
+        rate = f"{line['tokens_per_second']:,.0f} tokens/s" + (f", MFU {line['mfu']:.1%}" if "mfu" in line else "")
         self._bar.set_postfix_str(f"loss {line['loss']:.4f}, {rate}", refresh=False)
         self._bar.update(line["step"] - self._bar.n)
 

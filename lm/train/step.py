@@ -19,6 +19,7 @@ from lm.model.linear import trainable
 from lm.model.moe import balanced
 from lm.model.transformer import Hidden, Transformer, build, skeleton
 from lm.parallel.mesh import shardings, spec
+from lm.train import rates
 from lm.train.optimizer import adamw
 from lm.train.schedule import schedule
 
@@ -78,13 +79,14 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
     model_config = model_config_of(config)
     graph, abstract = skeleton(model_config)
     o = config.optimizer
+    peak = rates.learning_rate(config)[0] if o.learning_rate is None else o.learning_rate
     objective = objective or pretraining(z_loss=o.z_loss, mtp_loss=o.mtp_loss)
     learns = trainable(model_config)
     transform = adamw(
         nnx.filter_state(abstract, learns), model_config, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay
     )
     learning_rate = schedule(
-        o.schedule, peak=o.learning_rate, steps=config.steps * updates, warmup=o.warmup * updates, final=o.final, decay=o.decay
+        o.schedule, peak=peak, steps=config.steps * updates, warmup=o.warmup * updates, final=o.final, decay=o.decay
     )
 
     def init(params: nnx.State | None = None) -> TrainState:

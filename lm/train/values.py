@@ -45,11 +45,13 @@ def check_values(config) -> None:
             continue
         if value < least or (most is not None and value > most):
             raise UserError(f"{key}={value} must be at least {least}" + (f" and at most {most}" if most is not None else ""))
+    if config.epochs is not None and not 0 < config.epochs < math.inf:
+        raise UserError(f"epochs={config.epochs} must be above 0")
     if not 0 <= config.data.valid_fraction < 1:
         raise UserError(f"data.valid_fraction={config.data.valid_fraction} must be at least 0 and below 1")
     o = config.optimizer
     check_schedule(o.schedule, o.warmup)
-    if not (math.isfinite(o.learning_rate) and o.learning_rate >= 0):
+    if o.learning_rate is not None and not (math.isfinite(o.learning_rate) and o.learning_rate >= 0):
         raise UserError(f"optimizer.learning_rate={o.learning_rate} must be a number that is not negative")
     if not all(isinstance(prompt, str) for prompt in config.samples):
         raise UserError(f"samples={config.samples} must be texts, such as ('def ', 'The ')")

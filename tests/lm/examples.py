@@ -18,7 +18,7 @@ def tiny_config(**model):
     config.steps, config.batch_size, config.sequence_length, config.dtype = 20, 8, 32, "float32"
     config.model.update(vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
     config.model.update(model)
-    config.optimizer.update(warmup=5)
+    config.optimizer.update(learning_rate=2e-3, warmup=5)
     return config
 
 

@@ -25,6 +25,7 @@ SETTINGS = {
     "valid_every": 30,
     "valid_batches": 2,
     "samples": "()",
+    "optimizer.learning_rate": 2e-3,
     "data.valid_fraction": 0.1,
     "data.log_ids": True,
     "model.vocab_size": 384,

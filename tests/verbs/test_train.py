@@ -179,4 +179,4 @@ def test_help_teaches():
     for word in ("text -> tokenizer", "configs/train/tiny.py", "--workdir", "resumes", "metrics.jsonl"):
         assert word in done.stdout
     with_keys = runs.run([sys.executable, "train.py", "--config=configs/train/tiny.py", "--help"])
-    assert "--config.optimizer.learning_rate=0.002" in with_keys.stdout
+    assert "--config.optimizer.warmup=20" in with_keys.stdout

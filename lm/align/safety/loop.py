@@ -25,7 +25,7 @@ from data.chat.template import end_of_turn
 from data.sources import open_sources
 from data.text.fingerprints import check_tokenizer, record_tokenizer
 from data.text.tokenizer import load_tokenizer
-from lm.align.run import chat_template
+from lm.align.run import chat_template, templated
 from lm.align.run import run as train
 from lm.align.safety import critique
 from lm.align.safety import data as safety_data
@@ -41,12 +41,13 @@ from lm.evals.judges.judges import open_judge
 from lm.evals.redteam.safety_eval import answered, attempts, bits_per_byte, judged, summary
 from lm.evals.redteam.safety_prompts import Prompt, read_failures, read_prompts
 from lm.evals.redteam.talk import talk
+from lm.lock import locked
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel import hosts
 from lm.parallel.mesh import make_mesh, shardings
 from lm.saving import write_json, write_lines
 from lm.train.start import adopt
-from lm.workdir import check_record, locked, save_record, steps_saved
+from lm.workdir import check_record, save_record, steps_saved
 from lm.workdir import kept_json as read_kept_json
 
 RESUMABLE_KEYS = ("rounds", "timeout", "retries", "key_variable")  # may change when a run resumes
@@ -93,7 +94,7 @@ class Loop:
         s = config.safety
         self.mesh = make_mesh(config.mesh)
         self.constitution = load_constitution(s.constitution)
-        self.tokenizer = load_tokenizer(config.tokenizer)
+        self.tokenizer = templated(config, load_tokenizer(config.tokenizer))
         check_tokenizer(workdir, self.tokenizer.fingerprint)
         self.template = chat_template(config, self.tokenizer)
         end_of_turn(self.tokenizer, self.template)  # raises UserError if an answer would never end

@@ -1,0 +1,73 @@
+"""The learning rate of a run that names none. It follows the objective, the model's size and the weights it starts from.
+
+With N active parameters:
+  random weights  0.128 · N^−1/4. The exponent is that of DeepSeek LLM (Bi et al. 2024, figure 3): the rate falls with
+                  compute^−1/8, and compute grows with N². The factor is fitted to models of 1 to 30 M parameters; smaller
+                  ones use the rate of 1 M.
+  continued       0.3 times that. The full rate would first undo what was learnt (Ibrahim et al. 2024).
+  fine-tuned      rate · (7e9 / N)^power of FINE_TUNING, at most the rate of continued training. The rates at 7 B are usual
+                  ones (Alpaca, Tülu 3, TRL); the powers are fitted to benchmarks/alignment.py with 0.5 M parameters.
+  adapters        ten times the rate of all weights of a 7 B model (Schulman et al. 2025), or that of all weights if higher.
+μP (model.mup_base_dim) scales rates by width already, so N is that of a model as narrow as its base.
+"""
+
+from lm import sizing
+from lm.config import ModelConfig
+from lm.parallel.hosts import is_first
+from lm.train.values import model_of
+
+SEVEN = 7e9
+FINE_TUNING = {  # objective: (rate of all weights of a model of 7 B parameters, power)
+    "sft": (2e-5, 0.5),
+    "distill": (2e-5, 0.5),
+    "reward": (1e-5, 0.5),
+    "orpo": (8e-6, 0.5),  # its loss contains that of sft
+    "preference": (1e-6, 0.6),
+    "rl": (1e-6, 0.6),
+}
+CONTINUED, ADAPTERS = 0.3, 10
+
+
+def choose_rate(config) -> None:
+    """Set config.optimizer.learning_rate if it is None, and print the choice. The config has the model keys of init_from."""
+    if config.optimizer.learning_rate is not None:
+        return
+    config.optimizer.learning_rate, why = learning_rate(config)
+    if is_first():
+        print(f"optimizer.learning_rate={config.optimizer.learning_rate:g}, chosen for {why}", flush=True)
+
+
+def learning_rate(config) -> tuple[float, str]:
+    """Return the learning rate (two digits) for the objective, size and starting point of a config, and these in words."""
+    model = model_of(config)
+    size = _size(model)
+    random = 0.128 * max(size, 1e6) ** -0.25
+    millions = f"{size / 1e6:,.3g} M active parameters"
+    if not config.init_from:
+        return _rounded(random), f"random weights, {millions}"
+    objective = _objective(config)
+    rate = random * CONTINUED
+    if objective is not None:
+        at_seven, power = FINE_TUNING[objective]
+        rate = min(rate, at_seven * (SEVEN / size) ** power)
+    if model.adapter.rank:
+        rate = max(rate, ADAPTERS * FINE_TUNING[objective or "sft"][0])
+    weights = "adapters of trained weights" if model.adapter.rank else "trained weights"
+    return _rounded(rate), f"{objective or 'continued training'}, {weights}, {millions}"
+
+
+def _objective(config) -> str | None:
+    """Return the key of FINE_TUNING; None for the objective of pretraining."""
+    method = config.get("method")
+    if method == "preference" and config.preference.loss == "orpo":
+        return "orpo"
+    return "sft" if method == "best_of" else method
+
+
+def _size(model: ModelConfig) -> float:
+    active = sum(sizing.parameters(model)["active"].values())
+    return active * (model.mup_base_dim / model.embed_dim) ** 2 if model.mup_base_dim else active
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.2g}")
