@@ -26,7 +26,11 @@ demo: $(BIN)/.core
 	$(BIN)/python align.py --config=configs/align/demo.py:sft --workdir=$(WORKDIR)/sft --config.init_from=$(WORKDIR)
 	@echo; echo "and, by reinforcement learning, to do it politely:"; echo
 	$(BIN)/python align.py --config=configs/align/demo.py:grpo --workdir=$(WORKDIR)/grpo --config.init_from=$(WORKDIR)/sft
-	@echo; $(BIN)/python -m lm.reports.align $(WORKDIR) $(WORKDIR)/sft $(WORKDIR)/grpo
+	@echo; echo "Asked to say something, it now answers:"; echo
+	$(BIN)/python -m lm.generate --checkpoint=$(WORKDIR)/grpo --chat --temperature=0 --max_new_tokens=32 \
+		--prompt='Tell me that the fox is red.' --prompt='Say that the river is quiet.' --prompt='Please write that the boat is old.'
+	@echo; echo "All stages on one page, and each run on its own:"; $(BIN)/python -m lm.reports.align $(WORKDIR) $(WORKDIR)/sft $(WORKDIR)/grpo
+	$(BIN)/python -m lm.reports $(WORKDIR)
 
 chat: $(BIN)/.core $(if $(filter $(SMOLLM2)/%,$(CHECKPOINT)),$(SMOLLM2))
 	@$(BIN)/python -m lm.chat --checkpoint='$(CHECKPOINT)'

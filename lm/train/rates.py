@@ -22,7 +22,7 @@ FINE_TUNING = {  # objective: (rate of all weights of a model of 7 B parameters,
     "distill": (2e-5, 0.5),
     "reward": (1e-5, 0.5),
     "orpo": (8e-6, 0.5),  # its loss contains that of sft
-    "preference": (1e-6, 0.6),
+    "preference": (1e-6, 0.5),
     "rl": (1e-6, 0.6),
 }
 CONTINUED, ADAPTERS = 0.3, 10
