@@ -8,5 +8,4 @@ def get_config():
     config = with_lora(sft.get_config())
     config.steps = 100
     config.batch_size = 8
-    config.optimizer.learning_rate = 2e-4
     return config
