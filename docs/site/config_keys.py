@@ -65,11 +65,11 @@ def section(name: str) -> str:
 
 
 def section_comments(verb: str) -> dict[str, str]:
-    """Return the comments of a verb's sections."""
-    files = [verb, PARENT[verb]] if verb in PARENT else [verb]
+    """Return the comments of a verb's sections: those above and beside their first lines."""
     found: dict[str, str] = {}
-    for file in reversed(files):
-        found |= {name: text for name, text in comments(ROOT / f"configs/{file}/default.py").explanations.items() if text}
+    for file in [PARENT[verb], verb] if verb in PARENT else [verb]:
+        own = comments(ROOT / f"configs/{file}/default.py")
+        found |= {name: f"{own.notes.get(name, '')} {text}".strip() for name, text in own.explanations.items() if text}
     return found
 
 

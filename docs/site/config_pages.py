@@ -7,13 +7,13 @@ from pathlib import Path
 
 import config_keys
 from config_keys import VERBS
-from docstrings import inline
+from docstrings import Address, inline, to_html
 from links import ROOT
 
 
-def pages() -> dict[str, str]:
-    """Return Markdown by path on the site."""
-    return {f"reference/{verb}.md": _verb(verb) for verb in VERBS} | {"reference/configs.md": _files()}
+def pages(address: Address) -> dict[str, str]:
+    """Return Markdown by path on the site. address: gives that of a name of the code, or None."""
+    return {f"reference/{verb}.md": _verb(verb, address) for verb in VERBS} | {"reference/configs.md": _files(address)}
 
 
 def files() -> list[str]:
@@ -22,14 +22,12 @@ def files() -> list[str]:
     return [str(path.relative_to(ROOT)) for path in found if path.name != "__init__.py"]
 
 
-def _verb(verb: str) -> str:
+def _verb(verb: str, address: Address) -> str:
     keys, about = config_keys.keys(verb), config_keys.section_comments(verb) | config_keys.model_sections()
     usage = ast.get_docstring(ast.parse((ROOT / f"{verb}.py").read_text())) or ""
-    first, _, rest = usage.partition("\n")
     lines = [
         f"# Keys of {verb}.py",
-        first,
-        f'<pre class="usage">{html.escape(rest.strip(chr(10)))}</pre>',
+        f'<div class="docstring">{to_html(usage)}</div>',
         f"Every key of [configs/{verb}/default.py](../source/configs/{verb}/default.py.md) with its type, default and meaning. "
         "Set one on the command line as `--config.KEY=VALUE`.",
     ]
@@ -39,19 +37,19 @@ def _verb(verb: str) -> str:
         if section != shown:
             shown = section
             title = f"## {section} {{#{verb}.{section}}}" if section else "## Top-level keys"
-            lines += [title, _paragraph(about.get(section, ""))]
-        lines += [_paragraph(key.note, "note"), f"### `{key.name}` {{#{verb}.{key.name} .key}}"]
+            lines += [title, _paragraph(about.get(section, ""), address)]
+        lines += [_paragraph(key.note, address, "note"), f"### `{key.name}` {{#{verb}.{key.name} .key}}"]
         default = "none" if key.default == "None" else key.default
         values = f'<code>{key.type}</code> <span class="default">default <code>{html.escape(default)}</code></span>'
-        lines.append(f'<p class="values">{values}</p><p class="key">{inline(key.explanation)}</p>')
+        lines.append(f'<p class="values">{values}</p><p class="key">{inline(key.explanation, address)}</p>')
     return "\n\n".join(filter(None, lines)) + "\n"
 
 
-def _paragraph(text: str, kind: str = "") -> str:
-    return f'<p class="{kind}">{inline(text)}</p>' if text else ""
+def _paragraph(text: str, address: Address, kind: str = "") -> str:
+    return f'<p class="{kind}">{inline(text, address)}</p>' if text else ""
 
 
-def _files() -> str:
+def _files(address: Address) -> str:
     defaults = {verb: config_keys.flat(config_keys.load(f"configs/{verb}/default.py").to_dict()) for verb in VERBS}
     lines = ["# Config files", "What each file is for, and the keys in which it differs from the defaults of its verb."]
     folder = None
@@ -62,7 +60,7 @@ def _files() -> str:
             folder = Path(path).parent
             lines.append(f"## {folder}")
         lines.append(f"### [{path.removeprefix('configs/')}](../source/{path}.md) {{#{path}}}")
-        lines.append(f"<p>{inline(_about(path))}</p>")
+        lines.append(_paragraph(_about(path), address))
         for variant in variants(path):
             config = config_keys.flat(config_keys.load(path, variant).to_dict())
             # The verb of a file, also of those in configs/smollm2, is the one whose keys it has.

@@ -12,7 +12,8 @@ import docstrings
 from links import ROOT
 
 PACKAGES = ("lm", "data")
-WIDTH = 88  # of a signature on one line
+WIDTH = 76  # of a signature on one line
+MARKS = ("property", "functools.cached_property", "classmethod", "staticmethod", "contextlib.contextmanager")  # shown
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -64,12 +65,11 @@ def names(module: Module) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def pages() -> dict[str, str]:
-    """Return Markdown by path on the site."""
+def pages(modules: list[Module], addresses: dict[str, str]) -> dict[str, str]:
+    """Return Markdown by path on the site. addresses: from `addresses`."""
     found: dict[str, list[Module]] = {}
-    for module in modules():
+    for module in modules:
         found.setdefault(module.package, []).append(module)
-    addresses = _addresses(module for group in found.values() for module in group)
     return {_page(package): _package(package, group, addresses) for package, group in found.items()}
 
 
@@ -87,8 +87,8 @@ def _page(package: str) -> str:
     return f"reference/{package}.md"
 
 
-def _addresses(modules) -> dict[str, str]:
-    """Return the address of each name and path, from any page of the reference."""
+def addresses(modules: list[Module]) -> dict[str, str]:
+    """Return the address of each dotted name and each path, from any page of the reference."""
     found = {}
     for module in modules:
         page = _page(module.package).removeprefix("reference/").removesuffix(".md") + ".html"
@@ -144,9 +144,6 @@ def _signature(module: Module, node: Function) -> str:
     if len(line) > WIDTH and arguments:
         line = begin + "".join(f"\n    {argument}," for argument in arguments) + "\n" + end
     return "".join(marks) + line
-
-
-MARKS = ("property", "functools.cached_property", "classmethod", "staticmethod", "contextlib.contextmanager")
 
 
 def _arguments(module: Module, args: ast.arguments) -> list[str]:

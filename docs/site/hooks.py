@@ -1,5 +1,6 @@
 """Hooks of MkDocs: README.md as the start page, the generated reference, pages of linked sources, and the navigation."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -9,7 +10,7 @@ sys.path.insert(0, str(links.ROOT))  # of configs and lm
 import config_pages
 import function_pages
 import source_pages
-from mkdocs.structure.files import File
+from mkdocs.structure.files import File, InclusionLevel
 
 ROOT = links.ROOT
 GUIDES = ("curate", "train", "align", "evaluate", "serve", "monitoring", "adapt", "convert")
@@ -34,13 +35,18 @@ def on_files(files, config):
     """Add the pages that are made, and let links to files of the repository lead to pages of the site."""
     targets = set(config_pages.files()) | {f"{verb}.py" for verb in config_pages.VERBS}
     pages = _rewritten(Path(config.docs_dir), targets)
-    pages |= config_pages.pages() | function_pages.pages()
+    modules = function_pages.modules()
+    addresses = function_pages.addresses(modules)
+    pages |= config_pages.pages(addresses.get) | function_pages.pages(modules, addresses)
     pages |= source_pages.pages(targets)
     pages["reference/site.css"] = (Path(__file__).parent / "site.css").read_text()
     for path, content in pages.items():
-        if path in files.src_uris:
-            files.remove(files.src_uris[path])
-        files.append(File.generated(config, path, content=content))
+        written = files.src_uris.get(path)
+        if written:
+            files.remove(written)
+        in_nav = written or path == "index.md" or path.startswith("reference/")
+        inclusion = InclusionLevel.UNDEFINED if in_nav else InclusionLevel.NOT_IN_NAV
+        files.append(File.generated(config, path, content=content, inclusion=inclusion))
     return files
 
 
@@ -52,8 +58,8 @@ def _rewritten(docs: Path, targets: set[str]) -> dict[str, str]:
         pages[links.on_site(name)] = links.for_site(name, path.read_text(), targets.add)
     for folder in sorted({path.parent for path in docs.rglob("*.md")} - {docs}):
         index = links.on_site(str(folder.relative_to(ROOT)))
-        if index not in pages and f"{folder.name}/README.md" not in pages:
-            listed = [f"- [{_title(path)}]({path.name})" for path in sorted(folder.glob("*.md"))]
+        if index not in pages:
+            listed = [f"- [{_title(path)}]({path.name})" for path in sorted(folder.glob("*.md"), key=_number)]
             pages[index] = f"# {folder.name.capitalize()}\n\n" + "\n".join(listed) + "\n"
     return pages
 
@@ -63,7 +69,7 @@ def navigation(docs: Path) -> list:
     there = {path.stem for path in docs.glob("*.md")}
     guides = [name for name in GUIDES if name in there] + sorted(there - {*GUIDES, *ALONE, "index"})
     entry = {name: [{TITLES.get(name, name.capitalize()): f"{name}.md"}] for name in there}
-    tutorials = [{_title(path): f"tutorials/{path.name}"} for path in sorted((docs / "tutorials").glob("*.md"))]
+    tutorials = [{_title(path): f"tutorials/{path.name}"} for path in sorted((docs / "tutorials").glob("*.md"), key=_number)]
     reference = [
         {"Config keys": [{f"{verb}.py": f"reference/{verb}.md"} for verb in config_pages.VERBS]},
         {"Config files": "reference/configs.md"},
@@ -81,6 +87,11 @@ def navigation(docs: Path) -> list:
         *entry.get("architecture", []),
         *entry.get("decisions", []),
     ]
+
+
+def _number(path: Path) -> tuple[int, str]:
+    """Return the key by which 9-x.md comes before 10-y.md."""
+    return int(re.match(r"\d*", path.name)[0] or 0), path.name
 
 
 def _title(path: Path) -> str:

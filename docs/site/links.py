@@ -63,7 +63,8 @@ def on_site(path: str) -> str:
         return "index.md"
     page = path.removeprefix("docs/") if path.startswith("docs/") else f"source/{path}"
     if (ROOT / path).is_dir():
-        return posixpath.normpath(f"{page}/index.md")
+        readme = path.startswith("docs/") and (ROOT / path / "README.md").is_file()
+        return posixpath.normpath(f"{page}/{'README' if readme else 'index'}.md")
     return page if path.startswith("docs/") else f"{page}.md"
 
 

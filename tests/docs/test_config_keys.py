@@ -55,6 +55,6 @@ def test_keys_have_types_and_defaults():
 def test_config_files_show_what_they_change():
     assert config_pages.variants("configs/align/demo.py") == ["sft", "grpo"]
     assert config_pages.variants("configs/train/tiny.py") == [None]
-    page = config_pages.pages()["reference/configs.md"]
+    page = config_pages.pages({}.get)["reference/configs.md"]
     of_grpo = page.partition("{#configs/align/grpo.py}")[2].partition("###")[0]
     assert 'method = "rl"\n' in of_grpo and "[align.py](align.md)" in of_grpo and "sequence_length" not in of_grpo

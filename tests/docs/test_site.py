@@ -97,10 +97,10 @@ def test_missing_and_new_pages_change_the_navigation_only(tmp_path):
     import hooks
 
     (tmp_path / "tutorials").mkdir()
-    for name in ("train.md", "new.md", "decisions.md", "tutorials/02_b.md", "tutorials/01_a.md"):
+    for name in ("train.md", "new.md", "decisions.md", "tutorials/10-b.md", "tutorials/9-a.md"):
         (tmp_path / name).write_text(f"# The title of {name}\n")
     entries = {title: pages for entry in hooks.navigation(tmp_path) for title, pages in entry.items()}
     assert list(entries) == ["Start", "Tutorials", "Guides", "Reference", "Decisions"]
     assert entries["Guides"] == [{"Train": "train.md"}, {"New": "new.md"}]
     titles = [title for each in entries["Tutorials"] for title in each]
-    assert titles == ["The title of tutorials/01_a.md", "The title of tutorials/02_b.md"]
+    assert titles == ["The title of tutorials/9-a.md", "The title of tutorials/10-b.md"]
