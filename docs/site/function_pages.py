@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import docstrings
-from links import ROOT
+from links import ROOT, on_site
 
 PACKAGES = ("lm", "data")
 WIDTH = 76  # of a signature on one line
@@ -116,7 +116,10 @@ def _package(package: str, modules: list[Module], addresses: dict[str, str]) -> 
 def _described(module: Module, node, name: str, level: str, addresses) -> list[str]:
     short = ".".join(name.split(".")[-2:]) if level == "####" else node.name
     signature = _class(module, node) if isinstance(node, ast.ClassDef) else _signature(module, node)
-    return [f"{level} `{short}` {{#{name}}}", f"```{{.python .no-copy}}\n{signature}\n```", _docstring(node, addresses)]
+    line = f"../{on_site(module.path).removesuffix('.md')}.html#__codelineno-0-{node.lineno}"
+    source = f'<p class="source" data-search-exclude><a href="{line}">source</a></p>'
+    heading = f"{level} `{short}` {{#{name}}}"
+    return [heading, source, f"```{{.python .no-copy}}\n{signature}\n```", _docstring(node, addresses)]
 
 
 def _docstring(node, addresses) -> str:

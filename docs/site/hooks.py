@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: README.md as the start page, the generated reference, pages of linked sources, and the navigation."""
+"""Hooks of MkDocs: README.md as the start page, the generated reference, pages of sources, and the navigation."""
 
 import re
 import sys
@@ -33,9 +33,9 @@ def on_config(config):
 
 def on_files(files, config):
     """Add the pages that are made, and let links to files of the repository lead to pages of the site."""
-    targets = set(config_pages.files()) | {f"{verb}.py" for verb in config_pages.VERBS}
-    pages = _rewritten(Path(config.docs_dir), targets)
     modules = function_pages.modules()
+    targets = {*config_pages.files(), *(f"{verb}.py" for verb in config_pages.VERBS), *(module.path for module in modules)}
+    pages = _rewritten(Path(config.docs_dir), targets)
     addresses = function_pages.addresses(modules)
     pages |= config_pages.pages(addresses.get) | function_pages.pages(modules, addresses)
     pages |= source_pages.pages(targets)

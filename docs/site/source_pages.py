@@ -1,4 +1,4 @@
-"""Pages that show the files and folders of the repository to which the documentation links."""
+"""Pages that show the files and folders of the repository to which the site links."""
 
 import ast
 import re
