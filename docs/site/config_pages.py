@@ -40,7 +40,7 @@ def _verb(verb: str, address: Address) -> str:
             lines += [title, _paragraph(about.get(section, ""), address)]
         lines += [_paragraph(key.note, address, "note"), f"### `{key.name}` {{#{verb}.{key.name} .key}}"]
         default = "none" if key.default == "None" else key.default
-        values = f'<code>{key.type}</code> <span class="default">default <code>{html.escape(default)}</code></span>'
+        values = f"<code>{key.type}</code> default <code>{html.escape(default)}</code>"
         lines.append(f'<p class="values">{values}</p><p class="key">{inline(key.explanation, address)}</p>')
     return "\n\n".join(filter(None, lines)) + "\n"
 
