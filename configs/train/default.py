@@ -8,7 +8,7 @@ from lm.config import model_keys
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
-    config.seed = 0
+    config.seed = 0  # of the initial weights and of the order of the data
     config.steps = 1000  # updates in the whole run
     config.epochs = placeholder(float)  # passes over the training data; if set, steps follow from it
     config.batch_size = 32  # sequences per step, over all devices
@@ -26,8 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
     # begin at a fraction of the steps: "0: code=2,docs=1; 0.8: docs=1". None: by size. See data/text/weights.py.
     config.data.weights = placeholder(str)
     config.data.valid_fraction = 0.01  # fraction of documents for validation; 0: no validation
-    config.data.max_valid_bytes = 1_000_000
-    config.data.tokenizer_sample_bytes = 16_000_000
+    config.data.max_valid_bytes = 1_000_000  # of validation text, over all sources
+    config.data.tokenizer_sample_bytes = 16_000_000  # of text that a new tokenizer is trained on
     config.data.log_ids = False  # write ids.jsonl: the row ids of each step's batch
 
     # All keys of lm/config.py, which explains them, with sections rope, mla, moe, adapter and quantization. Set here are those
@@ -53,23 +53,23 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.warmup = 100  # steps
     config.optimizer.final = 0.1  # last learning rate as a fraction of the peak
     config.optimizer.decay = 0.2  # wsd: fraction of the steps that decay
-    config.optimizer.b1 = 0.9
-    config.optimizer.b2 = 0.95
-    config.optimizer.eps = 1e-8
-    config.optimizer.weight_decay = 0.1
+    config.optimizer.b1 = 0.9  # AdamW: decay of the mean of gradients
+    config.optimizer.b2 = 0.95  # AdamW: decay of the mean of squared gradients
+    config.optimizer.eps = 1e-8  # AdamW: added to the root of the mean of squared gradients
+    config.optimizer.weight_decay = 0.1  # per step, times the learning rate; norm scales and biases do not decay
     config.optimizer.clip_norm = 1.0  # limit of the global gradient norm; inf: no clipping
     config.optimizer.z_loss = 1e-4  # weight of (log Z)²
     config.optimizer.mtp_loss = 0.3  # weight of the multi-token prediction loss, if model.mtp_depth is not 0
 
     config.evals = ml_collections.ConfigDict()  # tasks of evaluate.py during training; keys as in configs/evaluate/default.py
-    config.evals.tasks = ""
+    config.evals.tasks = ""  # comma-separated names of tasks; "": none
     config.evals.every = 0  # steps; 0: only at the end
-    config.evals.data_dir = placeholder(str)
-    config.evals.num_fewshot = placeholder(int)
-    config.evals.limit = placeholder(float)
-    config.evals.chat_template = ""
-    config.evals.judge = "rules"
-    config.evals.options = ""
+    config.evals.data_dir = placeholder(str)  # items are DIR/<task>/*.{csv,jsonl,parquet}
+    config.evals.num_fewshot = placeholder(int)  # examples before each item; none: the task's own number
+    config.evals.limit = placeholder(float)  # maximum items of each task; below 1: a share of them
+    config.evals.chat_template = ""  # "": plain prompts; own: the model's template; plain: "User: …"; or a Jinja file
+    config.evals.judge = "rules"  # for tasks with a judge: rules, refusal, classifier:FOLDER, openai:URL
+    config.evals.options = ""  # YAML: settings of tasks by kind
 
     config.mesh = ml_collections.ConfigDict()  # devices along each axis; -1: the remaining devices
     config.mesh.data = -1  # batch split, parameters whole
@@ -81,7 +81,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.valid_first = placeholder(bool)  # validate before the first step too; None: if init_from is set
     config.valid_batches = 8  # batches per validation, spread over the split; at the end all
     config.checkpoint_every = 200  # steps; the last step is always saved
-    config.keep_last = 2
+    config.keep_last = 2  # newest checkpoints that are kept
     config.keep_every = 0  # also keep every checkpoint at a multiple of this
     config.max_skipped_in_row = 10  # steps without a finite loss and gradient before the run stops
     config.samples = ("def ", "import ", "The ")  # prompts that the report completes
