@@ -105,7 +105,7 @@ def run(
     else:
         choose_steps(config, learn.num_rows)
     if hosts.is_first():
-        print(data_summary(counts), flush=True)
+        print(data_summary(counts, config), flush=True)
         workdir.mkdir(parents=True, exist_ok=True)
         if not has_tokenizer(workdir):
             tokenizer.save(workdir)
@@ -168,13 +168,20 @@ def run(
     return found
 
 
-def data_summary(counts: dict) -> str:
-    """Return one line that says how many examples are used, and how many are dropped for which reason."""
+def data_summary(counts: dict, config) -> str:
+    """Return one line that says how many examples are used, and how many are cut, left out or dropped, for which reason."""
     parts, dropped = [], Counter((counts.get("read") or {}).get("dropped", {}))
+    limits = {"train": config.data.max_examples, "valid": config.data.max_valid_examples}
     for name, values in ({"": counts} | ({"tasks ": counts["tasks"]} if "tasks" in counts else {})).items():
         for split in ("train", "valid"):
             if split in values:
-                parts.append(f"{values[split]['examples']:,} {name or values['kind'] + ' '}examples to {USES[split]}")
+                used = values[split]["examples"]
+                parts.append(f"{used:,} {name or values['kind'] + ' '}examples to {USES[split]}")
+                if used == limits[split]:
+                    key = "max_examples" if split == "train" else "max_valid_examples"
+                    parts[-1] += f" (the rest is left out by data.{key})"
+                if cut := values[split].get("truncated"):
+                    parts.append(f"{cut:,} of them cut at sequence_length={config.sequence_length}")
                 dropped.update(values[split]["dropped"])
     for reason, count in dropped.most_common():
         parts.append(f"{count:,} dropped ({reason})")
