@@ -18,8 +18,9 @@ from typing import Any
 
 from lm.errors import UserError
 from lm.reports.run_metrics import Metrics, is_number, read_metrics
-from lm.workdir import LOCK, RECORD, kind_of, read_config, steps_saved
+from lm.workdir import RECORD, kind_of, read_config, steps_saved
 
+LOCK = ".lock"  # of a workdir, locked while the process that writes there lives
 # Folders of a run that hold no runs, but many files.
 INTERNAL = {"checkpoints", "data", "tensorboard", "documents", "dropped", "stages", "dataset", "tasks"}
 KINDS = {"evaluate": "evaluation", "curate": "curation", "serve": "serving", "import": "imported", "train": "train"}
@@ -71,9 +72,9 @@ class Run:
 
     @property
     def written(self) -> float:
-        """Seconds since 1970 of its provenance's date, else of its newest file."""
+        """Seconds since 1970 when its report was written, by its provenance or its file; else when its log or record was."""
         try:
-            return datetime.fromisoformat(at(self.report, "provenance.date")).timestamp()
+            return datetime.fromisoformat(at(self.report, "provenance.written")).timestamp()
         except (TypeError, ValueError, OverflowError, OSError):
             paths = [self.folder / name for name in ("report.json", "metrics.jsonl", "results.json", RECORD)]
         return next((time for time in map(_time, paths) if time), _time(self.folder))
@@ -227,21 +228,24 @@ def start(run: Run) -> Any:
     return run.config.get("checkpoint" if run.origin in ("evaluate", "serve") else "init_from")
 
 
-def tree(starts: Mapping[int, int]) -> list[tuple[int, int]]:
-    """Return (run, depth) of all runs that start from another or that another starts from, each below its start."""
-    below: dict[int, list[int]] = {}
-    for i, origin in starts.items():
+def tree(starts: Mapping[int, int], outside: Mapping[int, str]) -> list[tuple[int | str, int]]:
+    """Return (run or path, depth) of all runs that start from another one, or that another one starts from, below their start.
+
+    starts: of `related`. outside: {run: the path that it starts from} of the other runs that have one.
+    """
+    below: dict[int | str, list[int]] = {}
+    for i, origin in (*starts.items(), *outside.items()):
         below.setdefault(origin, []).append(i)
     order, seen = [], set()
     # Runs whose starts form a circle, as damaged records may say, come last.
-    for root in itertools.chain((i for i in below if i not in starts), starts):
-        waiting = [(root, 0)]
+    for root in itertools.chain((node for node in below if node not in starts and node not in outside), starts):
+        waiting: list[tuple[int | str, int]] = [(root, 0)]
         while waiting:
-            i, depth = waiting.pop()
-            if i not in seen:
-                seen.add(i)
-                order.append((i, depth))
-                waiting += [(child, depth + 1) for child in below.get(i, ())]
+            node, depth = waiting.pop()
+            if node not in seen:
+                seen.add(node)
+                order.append((node, depth))
+                waiting += [(child, depth + 1) for child in below.get(node, ())]
     return order
 
 

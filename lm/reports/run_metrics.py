@@ -21,7 +21,7 @@ LEAST_POINTS = 60
 MOST_CHARTS = 14  # of one kind of run
 WIDTH = 1.8
 # On and off, in line widths. No two of the first eight curves have the same line.
-DASHES = ((), (5, 2), (1.2, 1.6), (7, 2, 1.2, 2), (3, 1.2), (9, 3), (5, 1.6, 1.2, 1.6, 1.2, 1.6), (1.2, 3.5))
+DASHES = ((), (5, 2), (1.2, 1.6), (7, 2, 1.2, 2), (3, 1.2), (9, 3), (5, 1.6, 1.2, 1.6, 1.2, 1.6), (2.5, 1.2, 2.5, 4))
 
 
 class Chart(NamedTuple):

@@ -10,12 +10,13 @@ import collections
 import datetime
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import numpy as np
 from markupsafe import Markup
 
 from lm import saving
@@ -77,6 +78,7 @@ def html(runs: Sequence[Run], where: str, base: Path) -> str:
     """Return the page. runs: the newest first. where: the searched folders. base: the folder that links start from."""
     starts, inputs = related(runs)
     results = [list(figures(run)) for run in runs]
+    outside = {i: str(start(run)) for i, run in enumerate(runs) if start(run) and i not in starts}
     kinds = sorted({run.kind for run in runs}, key=lambda kind: (ORDER.index(kind) if kind in ORDER else len(ORDER), kind))
     groups = []
     for kind in kinds:
@@ -91,7 +93,7 @@ def html(runs: Sequence[Run], where: str, base: Path) -> str:
         rows=[row(i, runs, starts, inputs, results[i], base) for i in range(len(runs))],
         states=sorted({run.state for run in runs}),
         kinds=kinds,
-        tree=tree(starts),
+        tree=tree(starts, outside),
         groups=groups,
         arrow=arrow,
         data=Markup(encoded({"styles": styles(24), "groups": {g["name"]: g.pop("data") for g in groups}})),
@@ -115,7 +117,8 @@ def row(
     main = [figure for figure in found if figure.main]
     read = sources(run)
     size = run.report.get("parameters") or (at(runs[starts[i]].report, "parameters") if i in starts else None)
-    commit = at(run.report, "provenance.commit")
+    written = datetime.datetime.fromtimestamp(run.written)
+    code = at(run.report, "provenance.code")
     return {
         "id": i,
         "name": run.name,
@@ -124,21 +127,28 @@ def row(
         "state": run.state,
         "place": run.place,
         "faults": run.faults,
-        "date": datetime.datetime.fromtimestamp(run.written).strftime("%Y-%m-%d %H:%M"),
+        "date": written.strftime("%Y-%m-%d"),
+        "time": written.strftime("%H:%M"),
         "written": run.written,
         "size": size if is_number(size) else None,
         "start": {"text": runs[starts[i]].name, "run": starts[i]} if i in starts else {"text": cut(str(origin or ""))},
         "fresh": run.kind == "train" and not origin and bool(run.config),
-        "data": {"text": runs[inputs[i]].name, "run": inputs[i]} if i in inputs else {"text": cut(read), "all": read},
+        "data": inside(runs[inputs[i]], read) | {"run": inputs[i]} if i in inputs else {"text": cut(read)},
+        "read": read,
         "steps": run.steps,
         "of": of if is_number(of) and run.steps is not None and run.steps < of else None,
         "tokens": run.tokens,
         "seconds": run.seconds,
-        "commit": str(commit)[:10] if commit else None,
+        "code": cut(str(code)) if code else None,
         "main": [{"name": figure.name, "text": told(figure)} for figure in main[:3]],
         "more": len(main) - 3,
         "value": main[0].value if main else None,
     }
+
+
+def inside(run: Run, name: str) -> dict[str, str]:
+    """Return the text for a run's output that another run reads: the run, and the file in it."""
+    return {"text": run.name if name in (run.folder.name, "dataset") else f"{run.name}: {cut(name)}"}
 
 
 def sources(run: Run) -> str:
@@ -187,8 +197,7 @@ def of_training(run: Run) -> Iterator[Figure]:
             yield Figure(name, value, badness=value, main=main)
             main = False
     if "loss" in logged:
-        loss = logged["loss"][1]
-        last = float(loss[-max(1, len(loss) // 20) :].mean())
+        last = last_mean(logged["loss"][1])
         yield Figure("training loss, mean of the last twentieth", last, badness=last, main=main)
     for name, path in (
         ("skipped steps", "training.skipped"),
@@ -199,6 +208,10 @@ def of_training(run: Run) -> Iterator[Figure]:
             yield Figure(name, value)
 
 
+def last_mean(values: np.ndarray) -> float:
+    return float(values[-max(1, len(values) // 20) :].mean())
+
+
 def of_alignment(run: Run) -> Iterator[Figure]:
     """Yield the measures of the report, before and after; without a report the last validation."""
     before, after = (part if isinstance(part, dict) else {} for part in (run.report.get("before"), run.report.get("after")))
@@ -206,6 +219,8 @@ def of_alignment(run: Run) -> Iterator[Figure]:
         last = {key: float(y[-1]) for key, (_, y) in run.metrics.curves.items() if key.startswith("valid_")}
         after = {key.removeprefix("valid_"): value for key, value in last.items()}
     known = {name: value for name, value in after.items() if is_number(value)}
+    if not known and (key := own_measure({key: 0.0 for key in run.metrics.curves if not key.startswith("valid_")})):
+        known = {f"{key} in training, mean of the last twentieth": last_mean(run.metrics.curves[key][1])}
     own = own_measure(known)
     mains = {own, "over-refusal of harmless requests"} if run.kind == "safety" else {own}
     for name in dict.fromkeys((*filter(None, [own]), *known)):
@@ -262,40 +277,36 @@ def group(name: str, kind: str, members: Sequence[int], runs: Sequence[Run], res
     }
 
 
-def result_rows(found: Iterator[Sequence[Figure]]) -> list[dict]:
-    """Return {"name", "main", "cells": a figure or None for each run, "best": indices, "n"} of each figure.
+def result_rows(found: Iterable[Sequence[Figure]]) -> list[dict]:
+    """Return {"name", "main", "cells": a figure or None for each run, "best": indices, "n"} by figure, the main ones first.
 
-    best: of the runs with the best value, if the figure has a direction and two runs have it. n: the items, if they are as many
-    in all runs.
+    best: of the runs with the best value, if the figure has a direction and two runs differ in it. n: the items, if all runs
+    have as many; otherwise no value is the best.
     """
     by_run = [{figure.name: figure for figure in some} for some in found]
     rows = []
     for name in dict.fromkeys(name for some in by_run for name in some):
         cells = [some.get(name) for some in by_run]
-        known = [cell for cell in cells if cell]
-        ranked = [cell.badness for cell in known if cell.badness is not None]
-        best = [i for i, cell in enumerate(cells) if cell and cell.badness == min(ranked)] if len(ranked) > 1 else []
-        best = best if len(best) < len(ranked) else []
-        counts = {cell.n for cell in known}
-        rows.append(
-            {
-                "name": name,
-                "main": any(c.main for c in known),
-                "cells": cells,
-                "best": best,
-                "n": counts.pop() if len(counts) == 1 else None,
-            }
-        )
+        counts = {cell.n for cell in cells if cell}
+        ranked = {i: cell.badness for i, cell in enumerate(cells) if cell and cell.badness is not None}
+        best = [i for i, badness in ranked.items() if badness == min(ranked.values())]
+        best = best if len(best) < len(ranked) and len(counts) == 1 else []
+        main, n = any(cell.main for cell in cells if cell), counts.pop() if len(counts) == 1 else None
+        rows.append({"name": name, "main": main, "cells": cells, "best": best, "n": n})
     return sorted(rows, key=lambda row: not row["main"])
 
 
 def differences(configs: Sequence[Mapping]) -> dict[str, list[str | None]]:
-    """Return the values of each key whose values differ, as --config.KEY takes it; None where a config lacks the key."""
+    """Return the values of each key whose values differ, by the name that --config.KEY takes; None where a config lacks it."""
     flat = [flatten(config) for config in configs]
-    keys = dict.fromkeys(key for config in flat for key in config)
-    rows = {key: [config.get(key) for config in flat] for key in sorted(keys)}
-    known = [i for i, config in enumerate(flat) if config]  # a damaged config differs in everything, which says nothing
-    return {key: values for key, values in rows.items() if len({values[i] for i in known}) > 1}
+    known = [config for config in flat if config]  # a damaged config lacks every key, which says nothing
+    rows = {key: [config.get(key) for config in known] for key in sorted({key for config in known for key in config})}
+    return {key: [setting(config.get(key)) for config in flat] for key, values in rows.items() if len(set(values)) > 1}
+
+
+def setting(value: str | None) -> str | None:
+    """Return a value of `flatten` as one types it: a text without quotes, unless it is empty."""
+    return json.loads(value) if value is not None and value.startswith('"') and value != '""' else value
 
 
 def encoded(value: Any) -> str:

@@ -197,10 +197,11 @@ function columns(section, chosen) {
     const cells = [...row.querySelectorAll("td[data-run]")].filter((cell) => !cell.hidden);
     const ranked = cells.filter((cell) => cell.dataset.badness !== undefined);
     const best = Math.min(...ranked.map((cell) => Number(cell.dataset.badness)));
+    const alike = new Set(ranked.map((cell) => cell.dataset.n)).size === 1; // the numbers of items
     const first = ranked.filter((cell) => Number(cell.dataset.badness) === best);
-    for (const cell of ranked) cell.classList.toggle("best", first.length < ranked.length && first.includes(cell));
+    for (const cell of ranked) cell.classList.toggle("best", alike && first.length < ranked.length && first.includes(cell));
     const texts = new Set(cells.map((cell) => cell.textContent));
-    row.hidden = row.closest(".keys") !== null && chosen.size > 1 && texts.size < 2;
+    row.hidden = texts.size < 2 && (texts.has("–") || (row.closest(".keys") !== null && chosen.size > 1));
   }
 }
 
@@ -220,7 +221,7 @@ for (const section of document.querySelectorAll(".group")) {
         slots.set(run, slot);
       }
       const line = slots.has(run) ? swatch(slots.get(run)) : make("svg", { class: "swatch", "aria-hidden": "true" });
-      labels[run].querySelector(".swatch").replaceWith(line);
+      labels[run].querySelector(".swatch")?.replaceWith(line);
     }
     for (const [i, figure] of [...section.querySelectorAll("figure")].entries())
       draw(figure, `${section.id}-${i}`, charts[i], runs, slots, form.querySelector("select")?.value ?? "");
