@@ -14,7 +14,7 @@ from matplotlib.ticker import NullFormatter
 from lm.reports.charts import SERIES, VARIABLES, dots, svg, thin, trend
 from lm.train.history import Curve
 
-LIMIT = 1e300  # a number beyond it is none
+LIMIT = 1e30  # larger numbers are taken as not finite, so that their squares are
 POINTS = 300  # most points of a curve on the page
 ALL_POINTS = 16_000  # most points of a chart, if its runs are many
 LEAST_POINTS = 60

@@ -77,7 +77,7 @@ def counted(runs: Sequence[Run]) -> str:
 def html(runs: Sequence[Run], where: str, base: Path) -> str:
     """Return the page. runs: the newest first. where: the searched folders. base: the folder that links start from."""
     starts, inputs = related(runs)
-    results = [list(figures(run)) for run in runs]
+    results = [sound_figures(run) for run in runs]
     outside = {i: str(start(run)) for i, run in enumerate(runs) if start(run) and i not in starts}
     kinds = sorted({run.kind for run in runs}, key=lambda kind: (ORDER.index(kind) if kind in ORDER else len(ORDER), kind))
     groups = []
@@ -174,6 +174,15 @@ def cut(text: str, most: int = LONG) -> str:
 # Results.
 
 
+def sound_figures(run: Run) -> list[Figure]:
+    """Return `figures`; none, and a fault of the run, if values of its report or results are not of the expected kind."""
+    try:
+        return list(figures(run))
+    except (TypeError, ValueError, AttributeError, LookupError, ArithmeticError) as error:
+        run.faults.append(f"its figures cannot be read: {type(error).__name__}: {error}")
+        return []
+
+
 def figures(run: Run) -> Iterator[Figure]:
     """Yield the results of a run, the main ones first."""
     find_them = {"evaluation": of_evaluation, "curation": of_curation, "serving": nothing}
@@ -244,13 +253,10 @@ def of_curation(run: Run) -> Iterator[Figure]:
     """Yield the documents and bytes that the recipe keeps."""
     from lm.reports.curate import totals  # which loads the readers of corpora
 
-    try:
-        total = totals(run.report["figures"]["funnel"])
-        (documents, size), (kept, kept_size) = total["all"], total["kept"]
-    except (KeyError, TypeError, AttributeError, ValueError):
-        return
-    yield Figure("documents kept", kept, documents, main=True)
-    yield Figure("bytes kept", kept_size, size)
+    if funnel := at(run.report, "figures.funnel"):
+        (documents, size), (kept, kept_size) = totals(funnel)["all"], totals(funnel)["kept"]
+        yield Figure("documents kept", kept, documents, main=True)
+        yield Figure("bytes kept", kept_size, size)
 
 
 # One kind of run.

@@ -75,3 +75,9 @@ def evaluated(folder: Path, checkpoint: str | Path, right: int, n: int = 100, ta
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "report.json").write_text(json.dumps({"title": "an evaluation", "finished": True, "stages": {"start": 3.0}}))
     return folder
+
+
+def curated(folder: Path, kept: int = 30, read: int = 40) -> Path:
+    """Write a finished run of curate.py."""
+    funnel = {"web": {"en": {"kept": [kept, 100 * kept], "gopher_words": [read - kept, 100 * (read - kept)]}}}
+    return a_run(folder, {"figures": {"funnel": funnel}}, stages="", rules={}, input="web=crawl/*.warc.gz")

@@ -1,11 +1,11 @@
 """The page over many runs: what it finds, what it says of damage, what it compares, and what it does in a browser."""
 
-import html.parser
 import json
 import os
 import subprocess
 import sys
 import urllib.parse
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +14,15 @@ import pytest
 from lm.errors import UserError
 from lm.reports import run_metrics
 from lm.reports.run_folders import read_runs, related, tree
-from lm.reports.runs import Figure, differences, result_rows, write
+from lm.reports.runs import Figure, differences, html, result_rows, write
 from tests.lm.reports.browser import CHROMIUM, Browser
-from tests.lm.reports.made_runs import CONFIG, a_run, aligned, evaluated, lines, log, trained
+from tests.lm.reports.made_runs import CONFIG, a_run, aligned, curated, evaluated, lines, log, trained
 
 EVIL = "<img src=x onerror=alert(1)>&amp;'\" #%?"
 SCRIPT = "</script><script>document.title='owned'</script>"
 
 
-class Page(html.parser.HTMLParser):
+class Page(HTMLParser):
     """Tags, links and texts of a page."""
 
     def __init__(self, path: Path):
@@ -109,6 +109,7 @@ def test_damage_is_named_and_stops_nothing(tmp_path):
         file.write('{"step": "six", "loss": 1}\n[]\n{"step": 6, "loss"')
     (broken["folder"] / "metrics.jsonl").unlink()
     (broken["folder"] / "metrics.jsonl").mkdir()
+    (evaluated(tmp_path / "odd", "good", 30) / "results.json").write_text('{"mmlu": {"n": 1, "acc": 0.5, "acc_interval": 3.5}}')
     log(broken["numbers"], [{"step": 1, "loss": 10**400}, {"step": 2, "loss": "x"}, {"step": 3, "loss": 1.5, "tokens": [1]}])
     (tmp_path / "record lost").mkdir()
     log(tmp_path / "record lost", lines(2))
@@ -118,7 +119,9 @@ def test_damage_is_named_and_stops_nothing(tmp_path):
     (tmp_path / "again").symlink_to("good")
     (tmp_path / "locked").mkdir(mode=0)
     write([tmp_path], tmp_path / "runs.html")
-    faults = {run.name: " | ".join(run.faults) for run in read_runs([tmp_path])}
+    runs = read_runs([tmp_path])
+    html(runs, "here", tmp_path)
+    faults = {run.name: " | ".join(run.faults) for run in runs}
     wanted = {
         "good": "",
         "cut": "config.json cannot be read as JSON: Expecting",
@@ -128,6 +131,7 @@ def test_damage_is_named_and_stops_nothing(tmp_path):
         "log": "metrics.jsonl: 3 lines cannot be read",
         "folder": "metrics.jsonl cannot be read: Is a directory",
         "numbers": "",
+        "odd": "its figures cannot be read: TypeError",
         "record lost": "config.json is missing",
         "self": "the link cannot be followed: Too many levels of symbolic links",
     }
@@ -141,31 +145,32 @@ def test_damage_is_named_and_stops_nothing(tmp_path):
 
 
 def test_no_text_of_a_run_becomes_html(tmp_path):
-    hostile = tmp_path / EVIL
-    for name in (hostile, tmp_path / "other"):
+    root = tmp_path / EVIL
+    hostile = root / EVIL
+    for name in (hostile, root / "other"):
         trained(name / "run", data={"input": SCRIPT + name.name})
         evaluated(name / "evaluation", name / "run", 30, task=SCRIPT)
         aligned(name / "aligned", SCRIPT, method=SCRIPT)
-    undecodable = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    undecodable = os.fsdecode(os.fsencode(root) + b"/\xff")
     trained(Path(undecodable), optimizer={"learning_rate": "\ud800"})
     (hostile / "run" / "report.json").write_text(
         json.dumps({"title": SCRIPT, "finished": True, "provenance": {"code": SCRIPT}})
     )
     (hostile / "run" / "config.json").write_text('{"model": ' + SCRIPT)
-    seen = page(tmp_path)
+    seen = page(root)
     assert "img" not in seen.tags and seen.tags.count("script") == 2
     escaped = "&lt;script&gt;document.title", "\\u003cscript>document.title"
     assert seen.source.count("document.title") == sum(map(seen.source.count, escaped))
     reports = [link for link in seen.links if link.endswith("report.html")]
     assert len(reports) == 5
-    assert all(os.path.isfile(os.fsencode(tmp_path) + b"/" + urllib.parse.unquote_to_bytes(link)) for link in reports)
+    assert all(os.path.isfile(os.fsencode(root) + b"/" + urllib.parse.unquote_to_bytes(link)) for link in reports)
     rest = {link for link in seen.links if link not in reports}
     assert all(link.startswith("#") or link == "data:," for link in rest)
 
 
 def test_runs_are_joined_to_what_they_start_from(tmp_path):
     base = trained(tmp_path / "base")
-    a_run(tmp_path / "corpus", {}, stages="", rules={}, input="web")
+    curated(tmp_path / "corpus")
     (tmp_path / "corpus" / "dataset").mkdir()
     aligned(tmp_path / "base" / "sft", base, method="sft")
     aligned(tmp_path / "grpo", f"{tmp_path.name}/base/sft")  # as it was typed in the folder above
@@ -195,8 +200,21 @@ def test_the_table_tells_what_a_run_needed_and_reached(tmp_path):
     aligned(tmp_path / "grpo", tmp_path / "run")
     evaluated(tmp_path / "evaluation", tmp_path / "run", 30)
     a_run(tmp_path / "on", rows=lines(10))
+    curated(tmp_path / "corpus")
     seen = page(tmp_path)
-    for text in ("1.25", "bits per byte", "0.1 → 0.4", "reward", "0.3", "mmlu, acc", "1.5M", "1 min 15 s", "0683023 + changes"):
+    for text in (
+        "40 → 30",
+        "documents kept",
+        "1.25",
+        "bits per byte",
+        "0.1 → 0.4",
+        "reward",
+        "0.3",
+        "mmlu, acc",
+        "1.5M",
+        "1 min 15 s",
+        "0683023 + changes",
+    ):
         assert text in seen.texts, text
     assert "step 10 of 20" in seen.texts and "random weights" in seen.source
     assert "1.203" in seen.texts  # the last validation of a run without a report
