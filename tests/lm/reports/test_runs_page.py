@@ -297,6 +297,8 @@ def test_it_is_whole_without_a_script(many):
     for k in range(10):
         assert seen.texts.count(f"run-{k}") >= 4  # the table, the legend, results and settings
     assert "optimizer.<wbr>learning_<wbr>rate" in seen.source
+    results = seen.source.partition("<h3>Results</h3>")[2].partition("</table>")[0]
+    assert results.count('<th scope="row">bits per byte</th>') == 1 and results.count(' class="best"') == 1
 
 
 def test_a_reader_sorts_filters_and_chooses(many):
