@@ -31,6 +31,7 @@ from lm.reports.run_metrics import charts, is_number, styles, tokens_by_step
 
 CHOSEN = 8  # runs whose curves are drawn at first, the newest
 ORDER = ("train", "doremi", "sft", "best_of", "distill", "reward", "dpo", "orpo", "kto", "grpo", "ppo", "safety", "evaluation")
+GOALS = ("reward", "rewards/accuracies", "accuracy", "loss")  # logged metrics that tell how far a run without validation came
 LONG = 60  # characters of a cell
 
 
@@ -222,14 +223,15 @@ def last_mean(values: np.ndarray) -> float:
 
 
 def of_alignment(run: Run) -> Iterator[Figure]:
-    """Yield the measures of the report, before and after; without a report the last validation."""
+    """Yield the measures of the report, before and after; without a report the last validation, else one of GOALS."""
     before, after = (part if isinstance(part, dict) else {} for part in (run.report.get("before"), run.report.get("after")))
     if not after:
         last = {key: float(y[-1]) for key, (_, y) in run.metrics.curves.items() if key.startswith("valid_")}
         after = {key.removeprefix("valid_"): value for key, value in last.items()}
     known = {name: value for name, value in after.items() if is_number(value)}
-    if not known and (key := own_measure({key: 0.0 for key in run.metrics.curves if not key.startswith("valid_")})):
-        known = {f"{key} in training, mean of the last twentieth": last_mean(run.metrics.curves[key][1])}
+    logged = next((key for key in GOALS if key in run.metrics.curves), None)
+    if not known and logged:
+        known = {f"{logged} in training, mean of the last twentieth": last_mean(run.metrics.curves[logged][1])}
     own = own_measure(known)
     mains = {own, "over-refusal of harmless requests"} if run.kind == "safety" else {own}
     for name in dict.fromkeys((*filter(None, [own]), *known)):
