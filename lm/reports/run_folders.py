@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.errors import UserError
-from lm.reports.run_metrics import Metrics, is_number, read_metrics
+from lm.reports.run_metrics import Metrics, check_regular, is_number, read_metrics
 from lm.workdir import RECORD, kind_of, read_config, steps_saved
 
 LOCK = ".lock"  # of a workdir, locked while the process that writes there lives
@@ -138,7 +138,7 @@ def read_run(folder: Path, names: Sequence[str]) -> Run | None:
     """Return the run in a folder with these files; None if they are not those of a run."""
     run = Run(folder, folder.name)
     run.config, run.report = _object(folder / RECORD, run.faults), _object(folder / "report.json", run.faults)
-    if run.faults and RECORD in names and not run.config:
+    if run.faults and not run.config and (folder / RECORD).is_file():
         try:
             run.config = read_config(folder)  # of the newest checkpoint
         except (UserError, OSError):
@@ -200,6 +200,7 @@ def holder(folder: Path) -> str:
     pack = "qqihh" if sys.platform == "darwin" else "hhqqi"  # struct flock
     ask = (0, 0, 0, fcntl.F_WRLCK, 0) if sys.platform == "darwin" else (fcntl.F_WRLCK, 0, 0, 0, 0)
     try:
+        check_regular(folder / LOCK)
         with (folder / LOCK).open("rb") as file:
             told = struct.unpack(pack, fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(pack, *ask)))
             if told[3 if sys.platform == "darwin" else 0] != fcntl.F_UNLCK:
@@ -218,7 +219,9 @@ def related(runs: Sequence[Run]) -> tuple[dict[int, int], dict[int, int]]:
     starts, inputs = {}, {}
     for i, run in enumerate(runs):
         for found, path in ((starts, start(run)), (inputs, run.config.get("input") or at(run.config, "data.input"))):
-            if isinstance(path, str) and path and (other := _place(path, run.folder, places)) not in (None, i):
+            other = _place(path, run.folder, places) if isinstance(path, str) and path else None
+            # A run of train.py makes no data: a path that fits one is the name of something else, such as a dataset.
+            if other not in (None, i) and (found is starts or runs[other].origin != "train"):
                 found[i] = other
     return starts, inputs
 
@@ -266,7 +269,7 @@ def _place(path: str, folder: Path, places: Mapping[str, int]) -> int | None:
     parts = Path(path).parts
     alike = {i: len(os.path.commonprefix([Path(place).parts[::-1], parts[::-1]])) for place, i in places.items()}
     best = max(alike.values(), default=0)
-    if best < min(2, len(parts)) or list(alike.values()).count(best) > 1:
+    if best < 2 or list(alike.values()).count(best) > 1:
         return None
     return next(i for i, common in alike.items() if common == best)
 
@@ -274,6 +277,7 @@ def _place(path: str, folder: Path, places: Mapping[str, int]) -> int | None:
 def _object(path: Path, faults: list[str]) -> dict[str, Any]:
     """Return the JSON object in a file; {} if it is missing, and if it is damaged, which is added to `faults`."""
     try:
+        check_regular(path)
         value = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(value, dict):
             return value

@@ -1,7 +1,9 @@
 """The curves of many runs in one chart: what metrics.jsonl holds of them, thinned, as SVG and as data for templates/runs.js."""
 
+import errno
 import fnmatch
 import json
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -79,6 +81,12 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -LIMIT < value < LIMIT
 
 
+def check_regular(path: Path) -> None:
+    """Raise OSError if the path is no regular file: a pipe or a device could be read forever."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise OSError(errno.EINVAL, "no regular file")
+
+
 def chart_of(metric: str) -> int | None:
     """Return the index of the first of CHARTS that shows a metric."""
     return next((i for i, chart in enumerate(CHARTS) if fnmatch.fnmatchcase(metric, chart.pattern)), None)
@@ -91,6 +99,7 @@ def read_metrics(path: Path, partial: bool = False) -> Metrics:
     """
     train, valid, damaged, line = {}, {}, 0, ""
     try:
+        check_regular(path)
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in file:
                 try:
@@ -163,11 +172,9 @@ def charts(name: str, kind: str, runs: Sequence[Metrics], sound: Sequence[bool],
 
     sound: False for a run that diverged, whose values do not set the height of a chart.
     """
-    keys = {key for metrics in runs for key in metrics.curves}
-    order = sorted(keys, key=lambda key: (chart_of(key), key))[:MOST_CHARTS]
-    return [
-        _chart(f"{name}{i}", key, kind, [run.curves.get(key) for run in runs], sound, chosen) for i, key in enumerate(order)
-    ]
+    keys = sorted({key for metrics in runs for key in metrics.curves}, key=lambda key: (chart_of(key), key))[:MOST_CHARTS]
+    curves = [[metrics.curves.get(key) for metrics in runs] for key in keys]
+    return [_chart(f"{name}{i}", keys[i], kind, curves[i], sound, chosen) for i in range(len(keys))]
 
 
 def _chart(
@@ -199,13 +206,8 @@ def _chart(
             ax.set_ylim(bottom - margin, top + margin)
 
     title = chart.title or key.removeprefix("valid_").replace("_", " ") + (", held out" if key.startswith("valid_") else "")
-    drawn = svg(name, draw, margins=(0.13, 0.15, 0.97, 0.96))
-    return {
-        "title": title,
-        "unit": unit,
-        "svg": drawn,
-        "data": {"title": title, "unit": unit, "log": key == "grad_norm", "curves": data},
-    }
+    drawn, about = svg(name, draw, margins=(0.13, 0.15, 0.97, 0.96)), {"title": title, "unit": unit}
+    return {**about, "svg": drawn, "data": {**about, "log": key == "grad_norm", "curves": data}}
 
 
 def _data(curve: Curve, noisy: bool, points: int, steady: bool) -> dict[str, Any]:

@@ -55,9 +55,8 @@ def write(folders: Sequence[Path], out: Path, patterns: Sequence[str] = ()) -> s
     """
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(
-                f"{folder}: {'a file, not a folder' if folder.exists() else 'no such folder'}; name folders of runs"
-            )
+            what = "a file, not a folder" if folder.exists() else "no such folder"
+            raise UserError(f"{folder}: {what}; name folders of runs")
     where = ", ".join(map(str, folders))
     runs = read_runs(folders)
     if not runs:
@@ -96,8 +95,9 @@ def html(runs: Sequence[Run], where: str, base: Path) -> str:
         kinds=kinds,
         tree=tree(starts, outside),
         groups=groups,
+        newest=CHOSEN,
         arrow=arrow,
-        data=Markup(encoded({"styles": styles(24), "groups": {g["name"]: g.pop("data") for g in groups}})),
+        data=Markup(encoded({"newest": CHOSEN, "styles": styles(24), "groups": {g["name"]: g.pop("data") for g in groups}})),
         script=Markup((Path(__file__).parent / "templates" / "runs.js").read_text(encoding="utf-8")),
         written=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
     )
@@ -186,12 +186,8 @@ def sound_figures(run: Run) -> list[Figure]:
 
 def figures(run: Run) -> Iterator[Figure]:
     """Yield the results of a run, the main ones first."""
-    find_them = {"evaluation": of_evaluation, "curation": of_curation, "serving": nothing}
-    yield from find_them.get(run.kind, of_training if run.origin == "train" else of_alignment)(run)
-
-
-def nothing(run: Run) -> Iterator[Figure]:
-    yield from ()
+    of_kind = {"evaluation": of_evaluation, "curation": of_curation, "doremi": of_doremi, "train": of_training}
+    yield from of_kind.get(run.kind, of_alignment)(run)
 
 
 def of_training(run: Run) -> Iterator[Figure]:
@@ -261,6 +257,12 @@ def of_curation(run: Run) -> Iterator[Figure]:
         yield Figure("bytes kept", kept_size, size)
 
 
+def of_doremi(run: Run) -> Iterator[Figure]:
+    """Yield the share of each source, given and found."""
+    for name, source in run.report["sources"].items():
+        yield Figure(f"share of {name}", source["found"], source["given"], main=True)
+
+
 # One kind of run.
 
 
@@ -270,7 +272,6 @@ def group(name: str, kind: str, members: Sequence[int], runs: Sequence[Run], res
     sound = [run.state != "diverged" for run in some]
     drawn = charts(f"{name}-", kind, [run.metrics for run in some], sound, CHOSEN)
     lines = [*styles(min(CHOSEN, len(some))), *[None] * (len(some) - CHOSEN)]
-
     return {
         "name": name,
         "kind": kind,

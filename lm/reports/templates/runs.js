@@ -1,5 +1,5 @@
 // Sorts and filters the table of runs, and draws the curves of the runs that the reader chooses. See lm/reports/runs.py.
-const { styles, groups } = JSON.parse(document.getElementById("data").textContent);
+const { newest, styles, groups } = JSON.parse(document.getElementById("data").textContent);
 const NAMESPACE = "http://www.w3.org/2000/svg";
 const FRAME = { width: 389, height: 245, left: 51, right: 377, top: 10, bottom: 208 };
 document.documentElement.classList.add("js");
@@ -232,7 +232,7 @@ for (const section of document.querySelectorAll(".group")) {
   form.addEventListener("click", ({ target }) => {
     if (target.tagName !== "BUTTON") return;
     for (const [run, box] of boxes.entries()) {
-      if (target.value === "newest") box.checked = run < 8;
+      if (target.value === "newest") box.checked = run < newest;
       if (target.value === "none") box.checked = false;
       if (target.value === "listed" && !labels[run].hidden) box.checked = true;
     }
