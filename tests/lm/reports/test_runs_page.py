@@ -147,9 +147,10 @@ def test_damage_is_named_and_stops_nothing(tmp_path):
 
 def test_no_text_of_a_run_becomes_html(tmp_path):
     root = tmp_path / EVIL
-    hostile = root / EVIL
+    hostile = root / "<" / f"script>{EVIL}"  # its name is "</script><img …"
     for name in (hostile, root / "other"):
         trained(name / "run", data={"input": SCRIPT + name.name})
+        trained(name / "another")
         evaluated(name / "evaluation", name / "run", 30, task=SCRIPT)
         aligned(name / "aligned", SCRIPT, method=SCRIPT)
     undecodable = os.fsdecode(os.fsencode(root) + b"/\xff")
@@ -163,7 +164,7 @@ def test_no_text_of_a_run_becomes_html(tmp_path):
     escaped = "&lt;script&gt;document.title", "\\u003cscript>document.title"
     assert seen.source.count("document.title") == sum(map(seen.source.count, escaped))
     reports = [link for link in seen.links if link.endswith("report.html")]
-    assert len(reports) == 5
+    assert len(reports) == 7
     assert all(os.path.isfile(os.fsencode(root) + b"/" + urllib.parse.unquote_to_bytes(link)) for link in reports)
     rest = {link for link in seen.links if link not in reports}
     assert all(link.startswith("#") or link == "data:," for link in rest)
