@@ -20,6 +20,7 @@ LIMIT = 1e30  # larger numbers are taken as not finite, so that their squares ar
 POINTS = 300  # most points of a curve on the page
 ALL_POINTS = 16_000  # most points of a chart, if its runs are many
 LEAST_POINTS = 60
+LOGARITHMIC = "grad_norm"  # its axis is, if a chart spans more than a factor of 10
 MOST_CHARTS = 14  # of one kind of run
 WIDTH = 1.8
 # On and off, in line widths. No two of the first eight curves have the same line.
@@ -184,30 +185,31 @@ def _chart(
     unit = "of the method" if key.endswith("loss") and kind not in PER_TOKEN else chart.unit
     points = max(LEAST_POINTS, min(POINTS, ALL_POINTS // len(curves)))
     data = [curve and _data(curve, chart.noisy, points, steady) for curve, steady in zip(curves, sound, strict=True)]
-    low = min((curve[1].min() for curve in curves[:chosen] if curve), default=1.0)
-    high = max((curve[1].max() for curve in curves[:chosen] if curve), default=1.0)
-    log = key == "grad_norm" and low > 0 and high > 10 * low
+    drawn = [(i, one) for i, one in enumerate(data[:chosen]) if one]
+    ranges = [one["range"] for _, one in drawn if one["range"]]
 
     def draw(ax: Axes) -> None:
-        for i, one in enumerate(data[:chosen]):
-            if one:
-                dash = DASHES[i % len(DASHES)]
-                style = {"color": SERIES[i % len(SERIES)], "linestyle": (0, dash) if dash else "solid"}
-                if "raw" in one:
-                    ax.plot(*one["raw"], color=style["color"], alpha=0.25, linewidth=0.7)
-                ax.plot(one["x"], one["y"], linewidth=WIDTH, **style, **dots((one["x"], one["y"])))
-        ranges = [one["range"] for one in data[:chosen] if one and one["range"]]
-        if log:
-            ax.set_yscale("log")
-            ax.yaxis.set_minor_formatter(NullFormatter())
-        elif ranges:
-            bottom, top = min(low for low, _ in ranges), max(high for _, high in ranges)
-            margin = 0.06 * (top - bottom) or 0.06 * abs(top) or 1.0
-            ax.set_ylim(bottom - margin, top + margin)
+        for i, one in drawn:
+            dash, colour = DASHES[i % len(DASHES)], SERIES[i % len(SERIES)]
+            if "raw" in one:
+                ax.plot(*one["raw"], color=colour, alpha=0.25, linewidth=0.7)
+            style = {"color": colour, "linestyle": (0, dash) if dash else "solid", "linewidth": WIDTH}
+            ax.plot(one["x"], one["y"], **style, **dots((one["x"], one["y"])))
+        if ranges:
+            least, bottom = min(min(one["y"]) for _, one in drawn), min(low for low, _ in ranges)
+            top = max(high for _, high in ranges)
+            if key == LOGARITHMIC and least > 0 and top > 10 * bottom:
+                ax.set_yscale("log")
+                ax.yaxis.set_minor_formatter(NullFormatter())
+                ax.set_ylim(bottom / 1.2, top * 1.2)
+            else:
+                margin = 0.06 * (top - bottom) or 0.06 * abs(top) or 1.0
+                ax.set_ylim(bottom - margin, top + margin)
 
     title = chart.title or key.removeprefix("valid_").replace("_", " ") + (", held out" if key.startswith("valid_") else "")
-    drawn, about = svg(name, draw, margins=(0.13, 0.15, 0.97, 0.96)), {"title": title, "unit": unit}
-    return {**about, "svg": drawn, "data": {**about, "log": key == "grad_norm", "curves": data}}
+    about = {"title": title, "unit": unit}
+    picture = svg(name, draw, margins=(0.13, 0.15, 0.97, 0.96))
+    return {**about, "svg": picture, "data": {**about, "log": key == LOGARITHMIC, "curves": data}}
 
 
 def _data(curve: Curve, noisy: bool, points: int, steady: bool) -> dict[str, Any]:

@@ -159,7 +159,7 @@ def sources(run: Run) -> str:
     if not given:
         return "this Python's code and docs" if run.kind == "train" and run.config else ""
     parts = given if isinstance(given, list | tuple) else str(given).split(",")
-    return ", ".join(os.path.basename(part.rstrip("/")) or part for part in map(str, parts))
+    return ", ".join(os.path.basename(part.rstrip("/")).removesuffix(".yaml") or part for part in map(str, parts))
 
 
 def told(figure: Figure) -> str:
@@ -289,8 +289,8 @@ def group(name: str, kind: str, members: Sequence[int], runs: Sequence[Run], res
 def result_rows(found: Iterable[Sequence[Figure]]) -> list[dict]:
     """Return {"name", "main", "cells": a figure or None for each run, "best": indices, "n"} by figure, the main ones first.
 
-    best: of the runs with the best value, if the figure has a direction and two runs differ in it. n: the items, if all runs
-    have as many; otherwise no value is the best.
+    main: how many runs have it among their main results. best: the runs with the best value, if the figure has a direction and
+    two runs differ in it. n: the items, if all runs have as many; otherwise no value is the best.
     """
     by_run = [{figure.name: figure for figure in some} for some in found]
     rows = []
@@ -300,9 +300,9 @@ def result_rows(found: Iterable[Sequence[Figure]]) -> list[dict]:
         ranked = {i: cell.badness for i, cell in enumerate(cells) if cell and cell.badness is not None}
         best = [i for i, badness in ranked.items() if badness == min(ranked.values())]
         best = best if len(best) < len(ranked) and len(counts) == 1 else []
-        main, n = any(cell.main for cell in cells if cell), counts.pop() if len(counts) == 1 else None
+        main, n = sum(cell.main for cell in cells if cell), counts.pop() if len(counts) == 1 else None
         rows.append({"name": name, "main": main, "cells": cells, "best": best, "n": n})
-    return sorted(rows, key=lambda row: not row["main"])
+    return sorted(rows, key=lambda row: -row["main"])
 
 
 def differences(configs: Sequence[Mapping]) -> dict[str, list[str | None]]:
