@@ -159,7 +159,17 @@ def sources(run: Run) -> str:
     if not given:
         return "this Python's code and docs" if run.kind == "train" and run.config else ""
     parts = given if isinstance(given, list | tuple) else str(given).split(",")
-    return ", ".join(os.path.basename(part.rstrip("/")).removesuffix(".yaml") or part for part in map(str, parts))
+    return ", ".join(source(str(part)) for part in parts)
+
+
+def source(path: str) -> str:
+    """Return the name of a file or task; of a pattern also the folder.
+
+    >>> source("/data/books/*.txt"), source("/data/pairs.jsonl"), source("tasks/mmlu.yaml")
+    ('books/*.txt', 'pairs.jsonl', 'mmlu')
+    """
+    parts = path.rstrip("/").split("/")
+    return "/".join(parts[-2:] if "*" in parts[-1] else parts[-1:]).removesuffix(".yaml") or path
 
 
 def told(figure: Figure) -> str:

@@ -207,6 +207,7 @@ def test_the_table_tells_what_a_run_needed_and_reached(tmp_path):
     seen = page(tmp_path)
     for text in (
         "40 → 30",
+        "books/*.txt",
         "documents kept",
         "1.25",
         "bits per byte",
