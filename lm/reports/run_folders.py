@@ -1,0 +1,305 @@
+"""Find the runs below some folders, and read what each of them left: its record, report, results and metrics.
+
+Damage never stops the search. A `Run` says what is wrong with it.
+"""
+
+import fcntl
+import itertools
+import json
+import os
+import struct
+import sys
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from lm.errors import UserError
+from lm.reports.run_metrics import Metrics, check_regular, is_number, read_metrics
+from lm.workdir import RECORD, kind_of, read_config, steps_saved
+
+LOCK = ".lock"  # of a workdir, locked while the process that writes there lives
+# Folders of a run that hold no runs, but many files.
+INTERNAL = {"checkpoints", "data", "tensorboard", "documents", "dropped", "stages", "dataset", "tasks"}
+KINDS = {"evaluate": "evaluation", "curate": "curation", "serve": "serving", "import": "imported", "train": "train"}
+TRAINED = ("train", "align")  # origins of a config (lm.workdir.kind_of) whose runs count steps
+
+
+@dataclass
+class Run:
+    """What one folder holds. Missing or damaged files are empty here.
+
+    name: its path on the page. kind: a method of align.py, a value of KINDS, "doremi" or "unknown". faults: what is wrong.
+    state: finished, running, interrupted, diverged, no report, stopped (a server), imported, damaged. place: how far it came.
+    """
+
+    folder: Path
+    name: str
+    kind: str = "unknown"
+    state: str = "damaged"
+    place: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    report: dict[str, Any] = field(default_factory=dict)
+    results: dict[str, Any] = field(default_factory=dict)
+    metrics: Metrics = field(default_factory=Metrics)
+    faults: list[str] = field(default_factory=list)
+
+    @property
+    def origin(self) -> str:
+        return kind_of(self.config)
+
+    @property
+    def steps(self) -> int | None:
+        """The last step that it logged or reported."""
+        known = [self.metrics.last.get("step"), at(self.report, "training.steps")]
+        return int(max(step for step in known if is_number(step))) if any(map(is_number, known)) else None
+
+    @property
+    def tokens(self) -> float | None:
+        known = at(self.report, "training.tokens"), self.metrics.last.get("tokens")
+        return next((tokens for tokens in known if is_number(tokens)), None)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds that it took: of its provenance, else the sum of its stages."""
+        if is_number(given := at(self.report, "provenance.seconds")):
+            return given
+        stages = self.report.get("stages")
+        parts = [value for value in stages.values() if is_number(value)] if isinstance(stages, Mapping) else []
+        return sum(parts) if parts else None
+
+    @property
+    def written(self) -> float:
+        """Seconds since 1970 when its report was written, by its provenance or its file; else when its log or record was."""
+        try:
+            return datetime.fromisoformat(at(self.report, "provenance.written")).timestamp()
+        except (TypeError, ValueError, OverflowError, OSError):
+            paths = [self.folder / name for name in ("report.json", "metrics.jsonl", "results.json", RECORD)]
+        return next((time for time in map(_time, paths) if time), _time(self.folder))
+
+
+def at(tree: Any, path: str) -> Any:
+    """Return the value at a dotted path of nested mappings, or None."""
+    for key in path.split("."):
+        tree = tree.get(key) if isinstance(tree, Mapping) else None
+    return tree
+
+
+def find(folders: Sequence[Path]) -> Iterator[tuple[Path, list[str], str]]:
+    """Yield (folder, its files, fault) of each folder and of those below it, each once; fault "" if it can be read.
+
+    Links are followed after all real folders, so a run keeps its own path, and a loop ends.
+    """
+    waiting, links, seen = deque(folders), deque(), set()
+    while waiting or links:
+        folder = (waiting or links).popleft()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(folder) as listed:
+                entries = sorted(listed, key=lambda entry: entry.name)
+        except OSError as error:
+            yield folder, [], f"the folder cannot be read: {error.strerror}"
+            continue
+        names = [entry.name for entry in entries]
+        yield folder, names, ""
+        inner = INTERNAL if RECORD in names else ()
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name in inner:
+                continue
+            try:
+                if entry.is_dir():
+                    (links if entry.is_symlink() else waiting).append(folder / entry.name)
+            except OSError as error:
+                yield folder / entry.name, [], f"the link cannot be followed: {error.strerror}"
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Return the runs in and below some folders, the newest first. Their names are paths from the folder around all of them."""
+    runs = []
+    for folder, names, fault in find(folders):
+        if fault:
+            runs.append(Run(folder, "", faults=[fault]))
+        elif {RECORD, "report.json", "metrics.jsonl"} & set(names) and (run := read_run(folder, names)):
+            runs.append(run)
+    root = Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    if any(run.folder.absolute() == root for run in runs):
+        root = root.parent
+    for run in runs:
+        run.name = shown(os.path.relpath(run.folder.absolute(), root))
+    return sorted(runs, key=lambda run: (-run.written, run.name))
+
+
+def read_run(folder: Path, names: Sequence[str]) -> Run | None:
+    """Return the run in a folder with these files; None if they are not those of a run."""
+    run = Run(folder, folder.name)
+    run.config, run.report = _object(folder / RECORD, run.faults), _object(folder / "report.json", run.faults)
+    if run.faults and not run.config and (folder / RECORD).is_file():
+        try:
+            run.config = read_config(folder)  # of the newest checkpoint
+        except (UserError, OSError):
+            pass
+    if not run.config and isinstance(run.report.get("config"), dict):
+        run.config = run.report["config"]
+    ours = run.origin not in ("", "published") or {"title", "finished"} <= run.report.keys()
+    if not ours and not run.faults and "metrics.jsonl" not in names:
+        return None
+    run.results = _object(folder / "results.json", run.faults) if run.origin == "evaluate" else {}
+    running = "" if LOCK not in names else holder(folder)
+    if "metrics.jsonl" in names:
+        run.metrics = read_metrics(folder / "metrics.jsonl", partial=bool(running))
+        run.faults += run.metrics.faults
+    run.kind = kind(run, names)
+    if RECORD not in names and run.kind != "doremi":  # which has its record in reference/
+        run.faults.append(f"{RECORD} is missing")
+    run.state, run.place = state(run, running)
+    return run
+
+
+def kind(run: Run, names: Sequence[str]) -> str:
+    """Return what made a run: a method of align.py, or what its verb makes."""
+    if run.origin == "align":
+        if "best_of" in names:
+            return "best_of"
+        method = run.config.get("method")
+        own = {"preference": "preference.loss", "rl": "rl.algorithm"}.get(str(method))
+        return str((own and at(run.config, own)) or method)
+    if run.origin == "train" and "sources" in run.report:
+        return "doremi"
+    return KINDS.get(run.origin, "unknown")
+
+
+def state(run: Run, running: str) -> tuple[str, str]:
+    """Return (state, how far it came). running: the process that holds its lock, or ""."""
+    steps, of = run.steps, run.config.get("steps") if run.origin in TRAINED and run.kind != "safety" else None
+    place = f"step {steps or 0:,} of {of:,}" if is_number(of) else ""
+    if running:
+        return "running", ", ".join(filter(None, [place, running]))
+    if run.origin in ("import", "serve"):
+        return {"import": "imported", "serve": "stopped"}[run.origin], ""
+    if run.kind == "unknown":
+        return "damaged", place
+    if run.report.get("finished") is True and (not is_number(of) or (steps or 0) >= of):
+        return "finished", ""
+    if run.metrics.diverged(run.config.get("max_skipped_in_row")):
+        return "diverged", place
+    if is_number(of) and (steps or 0) < of:
+        saved = steps_saved(run.folder)
+        return "interrupted", f"{place}; saved at step {saved[-1]:,}" if saved else place
+    if run.results or is_number(of):
+        return "no report", place
+    return "interrupted", ""
+
+
+def holder(folder: Path) -> str:
+    """Return the process that holds the lock of a workdir, as it says itself; "" if none does. Takes no lock itself."""
+    pack = "qqihh" if sys.platform == "darwin" else "hhqqi"  # struct flock
+    ask = (0, 0, 0, fcntl.F_WRLCK, 0) if sys.platform == "darwin" else (fcntl.F_WRLCK, 0, 0, 0, 0)
+    try:
+        check_regular(folder / LOCK)
+        with (folder / LOCK).open("rb") as file:
+            told = struct.unpack(pack, fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(pack, *ask)))
+            if told[3 if sys.platform == "darwin" else 0] != fcntl.F_UNLCK:
+                return file.read(200).decode(errors="replace").strip() or "a process"
+    except OSError:
+        pass
+    return ""
+
+
+def related(runs: Sequence[Run]) -> tuple[dict[int, int], dict[int, int]]:
+    """Return ({run: the run whose model it starts from or measures}, {run: the run whose output it reads}), as indices.
+
+    A path that does not exist here, because a folder was moved or copied, is found by its last parts, if one run alone fits.
+    """
+    places = {os.path.realpath(run.folder): i for i, run in enumerate(runs)}
+    starts, inputs = {}, {}
+    for i, run in enumerate(runs):
+        for found, path in ((starts, start(run)), (inputs, run.config.get("input") or at(run.config, "data.input"))):
+            other = _place(path, run.folder, places) if isinstance(path, str) and path else None
+            # A run of train.py makes no data: a path that fits one is the name of something else, such as a dataset.
+            if other not in (None, i) and (found is starts or runs[other].origin != "train"):
+                found[i] = other
+    return starts, inputs
+
+
+def start(run: Run) -> Any:
+    """Return the path of the model that a run starts from, measures or serves."""
+    return run.config.get("checkpoint" if run.origin in ("evaluate", "serve") else "init_from")
+
+
+def tree(starts: Mapping[int, int], outside: Mapping[int, str]) -> list[tuple[int | str, int]]:
+    """Return (run or path, depth) of all runs that start from another one, or that another one starts from, below their start.
+
+    starts: of `related`. outside: {run: the path that it starts from} of the other runs that have one.
+    """
+    below: dict[int | str, list[int]] = {}
+    for i, origin in (*starts.items(), *outside.items()):
+        below.setdefault(origin, []).append(i)
+    order, seen = [], set()
+    # Runs whose starts form a circle, as damaged records may say, come last.
+    for root in itertools.chain((node for node in below if node not in starts and node not in outside), starts):
+        waiting: list[tuple[int | str, int]] = [(root, 0)]
+        while waiting:
+            node, depth = waiting.pop()
+            if node not in seen:
+                seen.add(node)
+                order.append((node, depth))
+                waiting += [(child, depth + 1) for child in below.get(node, ())]
+    return order
+
+
+def shown(text: str | os.PathLike) -> str:
+    """Return a path or a text without what UTF-8 cannot encode."""
+    return os.fspath(text).encode("utf-8", "replace").decode()
+
+
+def _place(path: str, folder: Path, places: Mapping[str, int]) -> int | None:
+    """Return the run that a path of a config names or lies in. The path may be relative to any folder around the run."""
+    for base in (*folder.absolute().parents, Path.cwd()):
+        try:
+            if (base / path).exists():
+                real = Path(os.path.realpath(base / path))
+                return next((places[str(p)] for p in (real, *real.parents) if str(p) in places), None)
+        except (OSError, ValueError):
+            return None
+    parts = Path(path).parts
+    alike = {i: len(os.path.commonprefix([Path(place).parts[::-1], parts[::-1]])) for place, i in places.items()}
+    best = max(alike.values(), default=0)
+    if best < 2 or list(alike.values()).count(best) > 1:
+        return None
+    return next(i for i, common in alike.items() if common == best)
+
+
+def _object(path: Path, faults: list[str]) -> dict[str, Any]:
+    """Return the JSON object in a file; {} if it is missing, and if it is damaged, which is added to `faults`."""
+    try:
+        check_regular(path)
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(value, dict):
+            return value
+        faults.append(f"{path.name} is no JSON object")
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        faults.append(f"{path.name} cannot be read: {error.strerror}")
+    except (ValueError, RecursionError) as error:
+        faults.append(f"{path.name} cannot be read as JSON: {error if _size(path) else 'it is empty'}")
+    return {}
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _time(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
