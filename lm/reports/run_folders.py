@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from lm.errors import UserError
+from lm.lock import LOCK
 from lm.reports.run_metrics import Metrics, check_regular, is_number, read_metrics
 from lm.workdir import RECORD, kind_of, read_config, steps_saved
 
-LOCK = ".lock"  # of a workdir, locked while the process that writes there lives
 # Folders of a run that hold no runs, but many files.
 INTERNAL = {"checkpoints", "data", "tensorboard", "documents", "dropped", "stages", "dataset", "tasks"}
 KINDS = {"evaluate": "evaluation", "curate": "curation", "serve": "serving", "import": "imported", "train": "train"}

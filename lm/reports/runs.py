@@ -218,6 +218,7 @@ def of_training(run: Run) -> Iterator[Figure]:
     for name, path in (
         ("skipped steps", "training.skipped"),
         ("tokens per second", "throughput.tokens_per_second"),
+        ("model TFLOP/s", "throughput.tflops"),
         ("model FLOPs utilisation", "throughput.mfu"),
     ):
         if is_number(value := at(run.report, path)):
