@@ -1,4 +1,4 @@
-"""The README is short, begins with what the project is and is not, and shows a report. Its figures are those of the benchmarks."""
+"""The README is short, says what the project is and is not, and shows a report. Its figures are those of the benchmarks."""
 
 import re
 from pathlib import Path
