@@ -21,6 +21,7 @@ import yaml
 
 from lm.errors import UserError
 from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.stats.chance import mean_guess
 from lm.evals.stats.joining import Problems
 from lm.evals.stats.measures import mean
 from lm.evals.subject import Continuation, Prompt, Subject
@@ -136,6 +137,8 @@ class HarnessTask(NamedTuple):
             samples += some
         top = found["results"].get(self.title) or {}
         results = parts[self.title] if self.title in parts else _results(top, samples, Problems())
+        shots = {found["n-shot"].get(task) for task in parts}
+        results["num_fewshot"] = shots.pop() if len(shots) == 1 else None
         if len(parts) > 1 or self.title not in parts:
             results["subtasks"] = parts
         return Outcome(results | {"problems": problems.kinds}, samples)
@@ -254,7 +257,7 @@ def _results(found: Mapping[str, Any], samples: Sequence[Mapping], problems: Pro
             problems.add("loglikelihoods_not_finite", f"{sample.get('subtask', sample['task'])} {sample['doc_id']}: {logps}")
             bad.add(id(sample))
     filters = {key.split(",", 1)[1] for key in found if "," in key}
-    results: dict[str, Any] = {"n": len(samples) - len(bad)}
+    results: dict[str, Any] = {"n": len(samples) - len(bad), "chance": mean_guess(samples)}
     for key, value in found.items():
         metric, _, filter_ = key.partition(",")
         if not filter_ or metric.endswith("_stderr"):
