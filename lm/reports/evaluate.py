@@ -7,6 +7,7 @@ See lm/reports/page.py for how pages are made. All metrics come from results.jso
 here (lm/evals/compare.py).
 """
 
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,7 +25,7 @@ from lm.reports.evaluation_items import gather
 from lm.reports.evaluation_verdict import settings, verdict
 from lm.reports.groups import GROUPS, groups
 from lm.reports.items import Items, address
-from lm.reports.page import flatten, machine, render, replace_json
+from lm.reports.page import flatten, machine, render
 from lm.saving import plain
 from lm.workdir import kept_json
 
@@ -65,8 +66,9 @@ def write(
     judged = plain(against_chance(results, items))
     report = about | {"verdict": verdict(plain(runs), judged, compared), "tasks": judged, "comparison": plain(compared)}
     browser.write(workdir, f"{report.get('title') or 'Evaluation'}: items")
-    replace_json(workdir / "report.json", report)
-    saving.write(workdir / "report.html", html(report, plain(runs), items, browsable=len(browser) > 0))
+    page = html(report, plain(runs), items, browsable=len(browser) > 0)
+    for name, text in (("report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n"), ("report.html", page)):
+        saving.write(workdir / name, text.encode(errors="backslashreplace"))  # answers may hold halves of surrogate pairs
     return report
 
 
@@ -111,7 +113,7 @@ def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[
     return render(
         "evaluate.html.j2",
         {**report, "title": report.get("title") or "Evaluation"},
-        verdict=report["verdict"],
+        verdict="\n".join(report["verdict"]),
         last_step=None,
         names=list(runs),
         settings=settings(results),

@@ -13,8 +13,8 @@ NAMED = 4  # most tasks that a sentence names
 TEMPLATES = {"none": "none: plain prompts", "own": "the model's own", "plain": "plain: “User: …”, “Assistant: …”"}
 
 
-def verdict(runs: Mapping[str, Mapping], judged: Mapping[str, Mapping], comparison: Mapping[str, Mapping]) -> str:
-    """Return what was evaluated, how it compares with chance and with each other run, and whether a limit makes intervals wide.
+def verdict(runs: Mapping[str, Mapping], judged: Mapping[str, Mapping], comparison: Mapping[str, Mapping]) -> list[str]:
+    """Return sentences: what was evaluated, how it compares with chance and with the other runs, what a limit costs.
 
     Args: runs: results by name, this run first. judged: "tasks" of report.json. comparison: result of compare_runs by name.
     """
@@ -26,7 +26,7 @@ def verdict(runs: Mapping[str, Mapping], judged: Mapping[str, Mapping], comparis
     said += against_chance(results, judged)
     for other, theirs in others:
         said += [against(other, comparison[other]), *differing(settings(theirs), settings(results), other)]
-    return " ".join(said + wide(results))
+    return said + wide(results)
 
 
 def _count(n: int, what: str) -> str:
@@ -53,9 +53,11 @@ def against_chance(results: Mapping, judged: Mapping[str, Mapping]) -> list[str]
     above = sum(one[1] for one in known)
     if len(known) > 1:
         share = "None" if not above else "All" if above == len(known) else str(above)
-        said.append(f"{share} of the {len(known)} tasks with a chance level {'is' if above < 2 else 'are'} above it.")
         (*_, best, figure), (*_, worst, lowest) = known[0], known[-1]
-        said.append(f"Relative to chance, {best} is best: {figure}; {worst} is worst: {lowest}.")
+        said.append(
+            f"{share} of the {len(known)} tasks with a chance level {'is' if above < 2 else 'are'} above it. "
+            f"Relative to chance, {best} is best: {figure}; {worst} is worst: {lowest}."
+        )
     elif known:
         said.append(f"{known[0][2]}: {known[0][3]}.")
     if 0 < len(others) <= NAMED:
@@ -69,7 +71,9 @@ def against(other: str, comparison: Mapping) -> str:
     better = [row["task"] for row in sure if row["better"]]
     worse = [row["task"] for row in sure if row["better"] is False]
     said = [f"better at {', '.join(better)}"] * bool(better) + [f"worse at {', '.join(worse)}"] * bool(worse)
-    return f"Against {other}: {'; '.join(said) or 'no significant difference'}."
+    left = sum(part["differing"]["n"] for part in comparison["tasks"].values())
+    note = f" ({_count(left, 'item')} asked differently are left out)" if left else ""
+    return f"Against {other}: {'; '.join(said) or 'no significant difference'}{note}."
 
 
 def differing(before: Mapping[str, str], after: Mapping[str, str], other: str) -> list[str]:

@@ -110,8 +110,9 @@ def address(task: str, item: str | None = None, **filters: str) -> str:
     >>> address("mmlu", "law 3"), address("mmlu", state="wrong")
     ('items.html#mmlu/law%203', 'items.html#mmlu?state=wrong')
     """
+    path = "/".join(quote(encodable(part), safe="") for part in (task, item) if part is not None)
     query = "&".join(f"{key}={quote(value, safe='')}" for key, value in filters.items())
-    return f"{PAGE}#{quote(task, safe='')}{'' if item is None else '/' + quote(item, safe='')}{'?' + query if query else ''}"
+    return f"{PAGE}#{path}{'?' if query else ''}{query}"
 
 
 def task_name(sample: Mapping) -> str:
@@ -133,14 +134,15 @@ def state(sample: Mapping) -> int:
 
 
 def beginning(sample: Mapping) -> str:
-    """Return the beginning of an item's own question, without few-shot examples: of the last paragraph, or the last message."""
+    """Return the beginning of an item's own question, without few-shot examples: of the last long paragraph or message."""
     asked, messages = sample.get("request") or sample.get("prompt") or "", sample.get("messages")
     if isinstance(messages, list) and not sample.get("request"):
         users = [m for m in messages if isinstance(m, Mapping) and m.get("role") == "user"]
         asked = users[-1].get("content") if users else asked
     if isinstance(asked, list):
         asked = asked[0] if asked and isinstance(asked[0], str) else ""
-    own = str(asked).strip().rpartition("\n\n")[2] or str(next(iter(sample.get("choices") or ()), ""))
+    *_, before, own = ("", "", *str(asked).strip().split("\n\n")[-2:])
+    own = (own if len(own) >= BEGINNING else f"{before} {own}").strip() or str(next(iter(sample.get("choices") or ()), ""))
     return " ".join(own[: 4 * BEGINNING].split())[:BEGINNING]
 
 

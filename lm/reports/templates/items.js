@@ -196,7 +196,7 @@ function breakable(name) {
   return name.split("_").flatMap((part, k) => (k ? ["_", make("wbr"), part] : [part]));
 }
 
-const number = (value) => (typeof value !== "number" ? "–" : String(Number(value.toPrecision(4))));
+const number = (value, digits = 4) => (typeof value !== "number" ? "–" : String(Number(value.toPrecision(digits))));
 const quoted = (text) => `“${text.trim().length > 80 ? text.trim().slice(0, 79) + "…" : text.trim()}”`;
 
 function sentence(item, entry) {
@@ -228,7 +228,7 @@ function choices(entry) {
     if (tokens) line.append(make("td", { class: "figure" }, n ? number(score / n) : "–"));
     const bar = make("i");
     bar.style.width = `${100 * (share ?? 0)}%`;
-    if (known) line.append(make("td", { class: "figure" }, `${number(100 * share)} %`), make("td", {}, make("span", { class: "share" }, bar)));
+    if (known) line.append(make("td", { class: "figure" }, `${number(100 * share, 3)} %`), make("td", {}, make("span", { class: "share" }, bar)));
     line.append(make("td", { class: entry.right.includes(k) ? "good" : "" }, marks.join(", ")));
     body.append(line);
   }
@@ -373,5 +373,5 @@ addEventListener("keydown", (event) => {
 options(form.task, (item) => [item.task]);
 options(form.state, (item) => [item.state]);
 options(form.flag, (item) => item.flags, "all");
-if (!form.flag.disabled) form.flag.options[0].after(make("option", { value: "any" }, "any flag"));
+if (!form.flag.disabled) form.flag.options[0].after(make("option", { value: "any" }, "any problem"));
 await read();
