@@ -236,12 +236,16 @@ def _sample(record: Mapping, tokens: Mapping) -> dict[str, Any]:
     if isinstance(first[1], Mapping):
         sample |= {"generation": record["resps"][0][0], "reference": str(target)}
         return sample | ({"generations": record["resps"][0]} if len(record["resps"][0]) > 1 else {})
+    logps = [response[0][0] for response in record["resps"]]
+    if "acc_mutual_info" in record["metrics"]:  # each choice is asked for twice: after its prompt, then after nothing
+        n = len(arguments) // 2
+        arguments, logps, sample["loglikelihoods_alone"] = arguments[:n], logps[:n], logps[n:]
     choices = [one[1] for one in arguments]
     if len({one[0] for one in arguments}) > 1:
         sample["prompts"] = [one[0] for one in arguments]
     sample |= {
         "choices": choices,
-        "loglikelihoods": [response[0][0] for response in record["resps"]],
+        "loglikelihoods": logps,
         "tokens": [[list(ids) for ids in tokens[one]] if one in tokens else None for one in arguments],
     }
     right = isinstance(target, int) and 0 <= target < len(choices)

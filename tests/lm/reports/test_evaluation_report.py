@@ -303,7 +303,8 @@ def test_the_verdict_compares_with_chance_and_names_what_a_limit_costs():
     assert verdict(a_result(100, 0.3)) == [
         "own was evaluated on 300 items of 3 tasks (mmlu, arc_easy, gsm8k).",
         "1 of the 2 tasks with a chance level is above it. "
-        "Relative to chance, arc_easy is best: acc 60 %, above chance (25 %); mmlu is worst: acc 30 %, no better than chance (25 %).",
+        "Relative to chance, arc_easy is best: acc 60 %, above chance (25 %); "
+        "mmlu is worst: acc 30 %, no better than chance (25 %).",
         "Without a chance level: gsm8k: exact_match 10 %.",
         "The limit of 100 items a task makes intervals wide, up to ±9 points (mmlu): four times the items would halve them.",
     ]
