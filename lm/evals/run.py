@@ -3,7 +3,7 @@
     tasks/NAME.json, NAME.jsonl   results and samples of a finished task, with a digest of everything they depend on
     answers.sqlite                the model's answers so far, so that an interrupted task resumes
     results.json, samples.jsonl   of all tasks, joined from the files above
-    report.html, report.json      the report, with comparisons
+    report.html, report.json      the report, with comparisons; items.html: all items
 
 results.json and samples.jsonl contain no times and no machine names: the same evaluation gives the same bytes.
 """

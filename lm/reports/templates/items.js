@@ -202,7 +202,9 @@ const quoted = (text) => `“${text.trim().length > 80 ? text.trim().slice(0, 79
 function sentence(item, entry) {
   const box = make("p", { class: "state" });
   const [sign, colour] = MARKS[item.state];
-  box.append(make("b", { class: colour }, `${sign} ${item.state[0].toUpperCase()}${item.state.slice(1)}. `));
+  const known = entry.gold || entry.right.length; // without a right answer, an item passes or fails by the rule of its task
+  const word = (known ? null : { right: "passed", wrong: "failed" }[item.state]) ?? item.state;
+  box.append(make("b", { class: colour }, `${sign} ${word[0].toUpperCase()}${word.slice(1)}. `));
   if (entry.choices.length && entry.chosen !== null) {
     const right = entry.right.map((k) => quoted(entry.choices[k][0])).join(", ");
     const said = make("bdi");
@@ -224,16 +226,17 @@ function choices(entry) {
     append(content, text);
     const share = known ? Math.exp(score - best) / sum : null;
     const marks = [k === entry.chosen ? "likeliest" : "", entry.right.includes(k) ? "right" : ""].filter(Boolean);
-    const line = make("tr", k === entry.chosen ? { class: "chosen" } : {}, content, make("td", { class: "figure" }, number(score)));
+    const mark = make("td", { class: entry.right.includes(k) ? "mark good" : "mark" }, marks.join(", "));
+    const line = make("tr", k === entry.chosen ? { class: "chosen" } : {}, content, mark, make("td", { class: "figure" }, number(score)));
     if (tokens) line.append(make("td", { class: "figure" }, n ? number(score / n) : "–"));
     const bar = make("i");
     bar.style.width = `${100 * (share ?? 0)}%`;
-    if (known) line.append(make("td", { class: "figure" }, `${number(100 * share, 3)} %`), make("td", {}, make("span", { class: "share" }, bar)));
-    line.append(make("td", { class: entry.right.includes(k) ? "good" : "" }, marks.join(", ")));
+    if (known) line.append(make("td", { class: "figure" }, `${number(100 * share, 3)} %`), make("td", { class: "bar" }, make("span", { class: "share" }, bar)));
     body.append(line);
   }
-  const heads = ["choice", "log-likelihood", ...(tokens ? ["per token"] : []), ...(known ? ["share", ""] : []), ""];
-  const head = make("tr", {}, ...heads.map((name, k) => make("th", { scope: "col", class: k && name ? "figure" : "" }, name)));
+  const figures = ["log-likelihood", ...(tokens ? ["per token"] : []), ...(known ? ["share"] : [])];
+  const head = make("tr", {}, make("th", { scope: "col" }, "choice"), make("td"));
+  head.append(...figures.map((name) => make("th", { scope: "col", class: "figure" }, name)), ...(known ? [make("td", { class: "bar" })] : []));
   return make("div", { class: "scroll" }, make("table", { id: "choices" }, make("thead", {}, head), body));
 }
 
