@@ -87,16 +87,15 @@ def differing(before: Mapping[str, str], after: Mapping[str, str], other: str) -
 
 
 def wide(results: Mapping) -> list[str]:
-    """Return a sentence about wide intervals of the main metrics and their cure, if the items were limited."""
-    limit = results.get("limit")
-    halves = {}
-    for task, result in tasks(results).items():
+    """Return a sentence about wide intervals of the main metrics and their cure, if a limit left items out."""
+    limit, halves = results.get("limit"), {}
+    for task, result in tasks(results).items() if limit is not None else ():
         metric = main_metric(result)
         pair = None if metric is None else interval(result, metric)
-        if pair is not None and scale(metric, result[metric]) == "share":
+        if pair is not None and scale(metric, result[metric]) == "share" and (limit < 1 or result["n"] >= limit):
             halves[task] = (pair[1] - pair[0]) / 2
     widest = max(halves, key=halves.__getitem__, default=None)
-    if limit is None or widest is None or halves[widest] <= WIDE:
+    if widest is None or halves[widest] <= WIDE:
         return []
     points = f"up to ±{100 * halves[widest]:.0f} points ({widest})"
     return [f"The limit of {limited(limit)} makes intervals wide, {points}: four times the items would halve them."]
@@ -106,11 +105,11 @@ def limited(limit: float | None) -> str:
     """Return a limit in words.
 
     >>> limited(40), limited(0.1)
-    ('40 items a task', '10 % of each task')
+    ('40 items of each task or group', '10 % of each task or group')
     """
     if limit is None:
         return "none: all items"
-    return f"{100 * limit:g} % of each task" if limit < 1 else f"{limit:g} item{'s' * (limit != 1)} a task"
+    return f"{f'{100 * limit:g} %' if limit < 1 else _count(int(limit), 'item')} of each task or group"
 
 
 def settings(results: Mapping[str, Any]) -> dict[str, str]:

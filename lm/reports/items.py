@@ -92,7 +92,7 @@ class Items:
         }
         report = {"title": title, "finished": True}
         page = render("items.html.j2", report, index=packed(json.dumps(index, separators=(",", ":"))), blocks=self.blocks)
-        saving.write(workdir / PAGE, page)
+        saving.write(workdir / PAGE, page.encode(errors="backslashreplace"))
 
     def _close(self) -> None:
         self.blocks.append(packed(f"[{','.join(self._open)}]"))

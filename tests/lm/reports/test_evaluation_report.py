@@ -306,10 +306,11 @@ def test_the_verdict_compares_with_chance_and_names_what_a_limit_costs():
         "Relative to chance, arc_easy is best: acc 60 %, above chance (25 %); "
         "mmlu is worst: acc 30 %, no better than chance (25 %).",
         "Without a chance level: gsm8k: exact_match 10 %.",
-        "The limit of 100 items a task makes intervals wide, up to ±9 points (mmlu): four times the items would halve them.",
+        "The limit of 100 items of each task or group makes intervals wide, up to ±9 points (mmlu): four times the items would halve them.",
     ]
     narrow = verdict(a_result(10_000, 0.3, gsm8k={"exact_match": 0.1, "exact_match_stderr": 0.003, "n": 10_000}))
-    assert not any("limit" in sentence for sentence in verdict(a_result(100, 0.3, limit=None)) + narrow)
+    for said in (narrow, verdict(a_result(100, 0.3, limit=None)), verdict(a_result(100, 0.3, limit=1000))):
+        assert not any("limit" in sentence for sentence in said)
     centred = {"core": {"core": 0.02, "core_stderr": 0.02, "n": 22, "centred": {}}}
     assert "core: core 2 %, no better than chance (0 %)." in verdict(a_result(100, 0.3) | centred)
 
@@ -320,7 +321,7 @@ def test_the_verdict_names_the_settings_in_which_runs_differ():
     assert verdict(a_result(100, 0.3), {"b": other}, {"b": nothing})[3:5] == [
         "Against b: no significant difference.",
         "Its settings differ from those of b: dtype of matrix products (float32 there, bfloat16 here); "
-        "limit (50 items a task there, 100 items a task here).",
+        "limit (50 items of each task or group there, 100 items of each task or group here).",
     ]
 
 
@@ -334,7 +335,7 @@ def test_what_results_depend_on_stands_near_the_top(tmp_path):
         ("dtype of matrix products", "bfloat16"),
         ("chat template", "chatml.jinja"),
         ("examples in the prompt (num_fewshot)", "0: mmlu; 5: gsm8k"),
-        ("limit", "10 % of each task"),
+        ("limit", "10 % of each task or group"),
     ):
         assert f"<tr><td>{key}</td><td>{fact}</td></tr>" in part
     old = alone(tmp_path, [], {"mmlu": {"acc": 0.3, "acc_stderr": 0.1, "n": 9}, "model": "old"})
