@@ -25,7 +25,7 @@ def verdict(runs: Mapping[str, Mapping], judged: Mapping[str, Mapping], comparis
     said = [f"{name} was evaluated on {_count(items, 'item')} of {_count(len(found), 'task')}{named}."]
     said += against_chance(results, judged)
     for other, theirs in others:
-        said += [against(other, comparison[other]), *differing(settings(theirs), settings(results), other)]
+        said += [against(other, comparison[other]), *differing(theirs, results, other)]
     return said + wide(results)
 
 
@@ -76,8 +76,10 @@ def against(other: str, comparison: Mapping) -> str:
     return f"Against {other}: {'; '.join(said) or 'no significant difference'}{note}."
 
 
-def differing(before: Mapping[str, str], after: Mapping[str, str], other: str) -> list[str]:
-    """Return a sentence about the settings, known of both runs, in which another run differs."""
+def differing(theirs: Mapping, results: Mapping, other: str) -> list[str]:
+    """Return a sentence about the settings, known of both runs and for their common tasks, in which another run differs."""
+    alone = tasks(theirs).keys() ^ tasks(results).keys()
+    before, after = (settings({key: run[key] for key in run if key not in alone}) for run in (theirs, results))
     found = [
         f"{key} ({before[key]} there, {value} here)"
         for key, value in after.items()
