@@ -8,8 +8,8 @@ Takes a workdir of train.py or align.py, a Hugging Face folder or a GGUF file. I
 DIR/<task>/*.{csv,jsonl,parquet}.
 configs/evaluate/default.py explains every key, docs/evaluate.md every task. Run the same command again to resume after a crash,
 a kill or a Ctrl-C; the results are the same to the byte. Writes to the workdir: config.json, results.json, samples.jsonl (each
-item with its exact prompt), report.html, report.json, tasks/, answers.sqlite. With --config.compare=OTHER_WORKDIR the exit code
-is 1 if a task became worse.
+item with its exact prompt), report.html, report.json, items.html, tasks/, answers.sqlite. With --config.compare=OTHER_WORKDIR
+the exit code is 1 if a task became worse.
 """
 
 from pathlib import Path

@@ -7,13 +7,14 @@ from typing import Any, NamedTuple, Protocol
 
 from lm.evals.stats.joining import Problems
 from lm.evals.stats.measures import mean
-from lm.evals.subject import Subject
+from lm.evals.subject import Generated, Subject
 
 
 class Outcome(NamedTuple):
     """results: {metric: value, metric_stderr: …, "n": items scored, "problems": {kind: {"n", "examples"}}, …}. A value is None
     if it is unknown. Parts are optional: {"subjects": {name: {…}}}. samples: one dict per item, in the order of the items, with
-    at least task, doc_id, prompt, target, metrics {metric: value of this item} and failed (bool).
+    at least task, doc_id, prompt, target, metrics {metric: value of this item} and failed (bool); and, where the item has
+    problems, flags: their kinds.
     """
 
     results: dict[str, Any]
@@ -46,6 +47,23 @@ class TaskSettings(NamedTuple):
     seed: int = 1234
     judge: str = "rules"
     options: dict[str, Any] = {}
+
+
+def flag(sample: dict[str, Any], problems: Problems, kind: str, why: object) -> None:
+    """Count a problem of a sample, and add its kind to the sample's `flags`."""
+    problems.add(kind, f"{sample['doc_id']}: {why}")
+    sample.setdefault("flags", []).append(kind)
+
+
+def cuts(answers: Sequence[Generated]) -> list[str]:
+    """Return the flags of answers to prompts that were too long for the model, and of those that end at the maximum length."""
+    found = ["prompts_cut"] if any(answer.cut for answer in answers) else []
+    return found if all(answer.ended for answer in answers) else [*found, "generations_cut_by_length"]
+
+
+def flag_cuts(sample: dict[str, Any], problems: Problems, answers: Sequence[Generated]) -> None:
+    for kind in cuts(answers):
+        flag(sample, problems, kind, f"…{answers[0].text[-40:]}")
 
 
 def summed_up(samples: Sequence[dict], metrics: Sequence[str], problems: Problems, **more: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
     tasks/NAME.json, NAME.jsonl   results and samples of a finished task, with a digest of everything they depend on
     answers.sqlite                the model's answers so far, so that an interrupted task resumes
     results.json, samples.jsonl   of all tasks, joined from the files above
-    report.html, report.json      the report, with comparisons
+    report.html, report.json      the report, with comparisons; items.html: all items
 
 results.json and samples.jsonl contain no times and no machine names: the same evaluation gives the same bytes.
 """
@@ -27,6 +27,7 @@ from lm.evals.asked import open_tasks, others_of, settings_of, template_of
 from lm.evals.engine.answers_cache import fingerprint
 from lm.evals.engine.engine import Engine
 from lm.evals.outcome import Outcome, Task
+from lm.evals.stats.chance import above_chance, chance, words
 from lm.evals.stats.measures import main_metric
 from lm.evals.tasks.core_metric import core
 from lm.infer.load import load_onto
@@ -83,8 +84,8 @@ def run(config, workdir: Path, report: Callable[..., dict]) -> list[str]:
             template=template,
             system=config.system_instruction,
         )
-        asked = {"model": who, "dtype": str(model.config.dtype), "tokenizer": tokenizer.fingerprint}
-        asked |= {name: value for name, value in config.to_dict().items() if name not in RESUMABLE_KEYS}
+        asked = {name: value for name, value in config.to_dict().items() if name not in RESUMABLE_KEYS}
+        asked |= {"model": who, "dtype": str(model.config.dtype), "tokenizer": tokenizer.fingerprint}
         asked |= {"chat_template": template, "libraries": libraries()}
         results, stages = {}, {"start": time.perf_counter() - begin}
         for task in tasks:
@@ -112,7 +113,8 @@ def finished(
     results |= {
         "model": {"name": engine.name, "fingerprint": asked["model"], "dtype": asked["dtype"]},
         "versions": asked["libraries"] | {"tasks": {task.name: task.versions for task in tasks}},
-        "chat_template": {"applied": bool(config.chat_template), "sha256": digest(engine.encoding.template or "")},
+        "chat_template": template_record(config.chat_template, engine.encoding.template),
+        "limit": config.limit,
         "seed": config.seed,
     }
     saving.write_json(workdir / "results.json", plain(results))
@@ -170,8 +172,20 @@ def result_line(name: str, results: Mapping[str, Any]) -> str:
     metric = main_metric(results)
     value, error = results.get(metric), results.get(f"{metric}_stderr")
     figure = "nothing known" if value is None else f"{metric} {value:.4g}" + (f" ± {error:.2g}" if error else "")
+    level = chance(metric, results)
+    said = words(metric, level, above_chance(metric, results, level))
     troubles = sum(kind["n"] for kind in (results.get("problems") or {}).values())
-    return f"{name}: {figure}, n {results['n']}" + (f", {troubles} problems" if troubles else "")
+    parts = [figure, *[said] * bool(said), f"n {results['n']}", *[f"{troubles} problems"] * bool(troubles)]
+    return f"{name}: {', '.join(parts)}"
+
+
+def template_record(name: str, template: str | None) -> dict[str, Any]:
+    """Return {"applied": whether prompts use it, "kind": none, own, plain or a file's name, "sha256"} of a chat template.
+
+    name: config.chat_template. template: the one that renders conversations; None: "User: … Assistant:".
+    """
+    kind = "plain" if template is None else "own" if name == "own" else Path(name).name
+    return {"applied": bool(name), "kind": kind if name else "none", "sha256": digest(template or "")}
 
 
 def counts(manifest: Mapping[str, Any]) -> str:

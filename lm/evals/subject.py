@@ -17,12 +17,14 @@ class Continuation(NamedTuple):
 
 class Likelihood(NamedTuple):
     """logp: Σ log p of the continuation's tokens, nats. greedy: whether each token was the most likely one. tokens: the
-    continuation's ids. context_tokens: the context's ids as the model read them."""
+    continuation's ids. context_tokens: the context's ids as the model read them. cut: whether the context was too long, so that
+    the model did not read its beginning."""
 
     logp: float
     greedy: bool
     tokens: tuple[int, ...] = ()
     context_tokens: tuple[int, ...] = ()
+    cut: bool = False
 
 
 class Rolled(NamedTuple):
@@ -47,13 +49,15 @@ class Prompt(NamedTuple):
 
 
 class Generated(NamedTuple):
-    """text: without the stop string. ended: by a stop or an end symbol, not by the length. problem: why there is no text."""
+    """text: without the stop string. ended: by a stop or an end symbol, not by the length. problem: why there is no text. cut:
+    whether the prompt was too long, so that the model did not read its beginning."""
 
     text: str
     ended: bool = True
     tokens: tuple[int, ...] = ()
     prompt_tokens: tuple[int, ...] = ()
     problem: str = ""
+    cut: bool = False
 
 
 class Subject(Protocol):

@@ -185,9 +185,8 @@ def html(title: str, columns: Sequence[Mapping], rules: Sequence[Rule], shown: S
     from lm.reports.page import render
 
     data = encoded({"columns": columns, "rules": bounds, "documents": shown})
-    script = (Path(__file__).parent / "templates" / "browse.js").read_text(encoding="utf-8")
     report = {"title": title, "finished": True}
-    return render("browse.html.j2", report, data=Markup(data), script=Markup(script), shown=len(shown), total=total)
+    return render("browse.html.j2", report, data=Markup(data), shown=len(shown), total=total)
 
 
 def encoded(value: Any) -> str:

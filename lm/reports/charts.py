@@ -24,7 +24,7 @@ POINTS = 600  # maximum number of points per curve
 
 # Matplotlib cannot write CSS variables, so it draws in these placeholder colours, which are replaced in its SVG.
 INK, MUTED, LINE, TRAIN, VALID = "#010201", "#010202", "#010203", "#010204", "#010205"
-THIRD, FOURTH, FIFTH, SIXTH = "#010206", "#010207", "#010208", "#010209"
+THIRD, FOURTH, FIFTH, SIXTH, PAPER = "#010206", "#010207", "#010208", "#010209", "#01020a"
 VARIABLES = {
     INK: "ink",
     MUTED: "muted",
@@ -35,6 +35,7 @@ VARIABLES = {
     FOURTH: "fourth",
     FIFTH: "fifth",
     SIXTH: "sixth",
+    PAPER: "paper",
 }
 SERIES = (TRAIN, VALID, THIRD, FOURTH, FIFTH, SIXTH)  # colours of curves in one chart
 LABEL = 30  # maximum characters of a label
@@ -155,12 +156,14 @@ def dots(curve: Curve) -> dict:
 
 
 class Row(NamedTuple):
-    """A row of a chart. points: one for each run, or None. mark: chance level. colour: None: the run's."""
+    """A row of a chart. points: one for each run, or None. mark: chance level. colour: None: the run's. rings: whether to draw
+    each point as a ring."""
 
     label: str
     points: Sequence[Point | None]
     mark: float | None = None
     colour: str | None = None
+    rings: Sequence[bool] = ()
 
 
 def forest(
@@ -189,9 +192,11 @@ def forest(
                 y, colour = at - 0.4 + step * (i + 0.5), row.colour or SERIES[i]
                 if bars:
                     ax.barh(y, value - (centre or 0), step * 0.8, centre or 0, color=colour, alpha=0.35, linewidth=0)
-                ax.plot([value], [y], "o", color=colour, markersize=3 if bars else 5)
                 if low is not None and high is not None:
                     ax.plot([low, high], [y, y], color=colour, linewidth=1.8, solid_capstyle="butt")
+                ring = any(row.rings[i : i + 1])
+                style = {"markersize": 7, "markerfacecolor": PAPER} if ring else {"markersize": 3 if bars else 5}
+                ax.plot([value], [y], "o", color=colour, **style)
             ax.plot([], [], "o-", color=SERIES[i], label=clean(run))
         for at, row in enumerate(rows):
             if row.mark is not None:

@@ -34,7 +34,7 @@ def changes(comparison: Mapping, name: str) -> list[dict]:
         colour = change_colour(row["better"], row["p_holm"] is not None and row["p_holm"] < ALPHA)
         point = (row["difference"], row["low"], row["high"])
         parts.setdefault(group, []).append(Row(f"{row['task']}, {row['metric']}{arrow(row['metric'])}", [point], colour=colour))
-    note = "this run − the other, with 95 % intervals; green: better, orange: worse, beyond chance"
+    note = "this run − the other, with 95 % intervals; green: better, orange: worse, where that is significant"
     return [
         forest(f"{name}{i}-", f"Differences{f', {metric}' if metric else ''}", note, found, [""], centre=0.0)
         for i, ((_, metric), found) in enumerate(parts.items())

@@ -1,5 +1,5 @@
 """The report of an evaluation: one self-contained HTML page with all tasks, intervals, parts and worst items, and comparisons
-with other runs.
+with other runs. All items are on a second page (lm/reports/items.py).
 
     python -m lm.reports.evaluate WORKDIR [OTHER …]     # redraw the page from the workdir
 
@@ -7,87 +7,28 @@ See lm/reports/page.py for how pages are made. All metrics come from results.jso
 here (lm/evals/compare.py).
 """
 
+import json
 import os
-import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from lm import saving
 from lm.errors import UserError
 from lm.evals.compare import compare_runs, read_results, read_samples
-from lm.evals.stats.measures import badness, ideal, interval, is_number, level, main_metric, metrics, scale, tasks
+from lm.evals.stats.chance import above_chance, chance, words
+from lm.evals.stats.measures import badness, ideal, interval, is_number, main_metric, metrics, scale, tasks
 from lm.reports.charts import SERIES, Row, calibration, forest, radar, risk_coverage
-from lm.reports.differences import ALPHA, arrow, changes, main_rows, p_value, rows
+from lm.reports.differences import arrow, changes, p_value, rows
 from lm.reports.evaluation_items import gather
-from lm.reports.page import flatten, machine, number, render, replace_json
+from lm.reports.evaluation_verdict import settings, verdict
+from lm.reports.groups import GROUPS, groups
+from lm.reports.items import Items, address
+from lm.reports.page import flatten, machine, render
 from lm.saving import plain
 from lm.workdir import kept_json
 
-GROUPS = {  # axes of the radar; a task belongs to the first with a matching pattern (without "core_")
-    "bias": (
-        "bbq*",
-        "crows*",
-        "stereoset*",
-        "winobias*",
-        "wino_bias*",
-        "winogender*",
-        "*regard*",
-        "*counterfactual*",
-        "toxi*",
-        "*bias*",
-    ),
-    "safety": ("redteam*", "harmbench*", "advbench*", "xstest*", "jailbreak*", "strongreject*", "*safety*", "*refusal*"),
-    "factuality": (
-        "truthfulqa*",
-        "*closed_book*",
-        "triviaqa*",
-        "nq*",
-        "popqa*",
-        "simpleqa*",
-        "*cloze*",
-        "support*",
-        "*selfcheck*",
-        "*factscore*",
-        "*fact*",
-        "*hallucinat*",
-    ),
-    "coherence": ("*coherence*", "lambada*", "wikitext*", "*perplexity*", "*rolling*", "storycloze*"),
-    "following": ("ifeval*", "*instruction*", "mt_bench*", "*following*"),
-    "knowledge": (
-        "mmlu*",
-        "arc*",
-        "openbook*",
-        "sciq*",
-        "gpqa*",
-        "commonsense*",
-        "jeopardy*",
-        "*wikidata*",
-        "*language_identification*",
-    ),
-    "reasoning": (
-        "gsm8k*",
-        "math*",
-        "bbh*",
-        "bigbench*",
-        "humaneval*",
-        "mbpp*",
-        "hellaswag*",
-        "winogra*",
-        "piqa*",
-        "boolq*",
-        "copa*",
-        "squad*",
-        "coqa*",
-        "drop*",
-        "agi*",
-        "*code*",
-        "*arithmetic*",
-    ),
-}
-OF_CHOICES = ("acc", "acc_norm", "acc_bytes", "acc_per_token", "acc_mutual_info", "mc1")
 MOST_ROWS = 60  # maximum rows of a chart
 ALSO_DRAWN = ("over_refusal",)  # drawn for parts, beside the main metric and those with an ideal
 NOT_PARTS = ("problems", "calibration", "risk_coverage", "versions", "searches")
@@ -101,7 +42,7 @@ def write(
     *,
     about: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write report.html, and report.json with the page's content beyond results.json, into `workdir`, each atomically.
+    """Write report.html, items.html, and report.json with their content beyond results.json, into `workdir`, each atomically.
 
     Args:
         results: of results.json. Entries with an `n` are tasks; others are facts about the run (model, versions, seeds …).
@@ -109,7 +50,8 @@ def write(
         others: (name, results, samples.jsonl) of runs to compare with; at most 5 are drawn.
         about: information that is not a result, any of: title, model, finished (bool), machine (lm.reports.page.machine),
             config (nested), throughput {name: number}, stages {name: seconds}.
-    Returns: the content of report.json: `about`, and "comparison" {name: result of compare_runs(other run, this run)}.
+    Returns: the content of report.json: `about`, "verdict", "tasks" (see `against_chance`), and "comparison" {name: result of
+    compare_runs(other run, this run)}.
     """
     workdir, about = Path(workdir), plain(about or {})
     model = results.get("model") or "this run"
@@ -119,9 +61,14 @@ def write(
     for name, (_, theirs, path) in zip(names, others, strict=True):
         runs[name] = theirs
         compared[name] = compare_runs(theirs, read_samples(path), results, read_samples(samples))
-    report = about | {"comparison": plain(compared)}
-    replace_json(workdir / "report.json", report)
-    saving.write(workdir / "report.html", html(report, plain(runs), gather(read_samples(samples))))
+    browser = Items()
+    items = gather(browser.through(read_samples(samples)))
+    judged = plain(against_chance(results, items))
+    report = about | {"verdict": verdict(plain(runs), judged, compared), "tasks": judged, "comparison": plain(compared)}
+    browser.write(workdir, f"{report.get('title') or 'Evaluation'}: items")
+    page = html(report, plain(runs), items, browsable=len(browser) > 0)
+    for name, text in (("report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n"), ("report.html", page)):
+        saving.write(workdir / name, text.encode(errors="backslashreplace"))  # answers may hold halves of surrogate pairs
     return report
 
 
@@ -141,45 +88,50 @@ def distinct(names: Sequence[str]) -> list[str]:
     return [f"{name} {names[: i + 1].count(name)}" if name in names[:i] else name for i, name in enumerate(names)]
 
 
-def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[str, Mapping]) -> str:
+def against_chance(results: Mapping, items: Mapping[str, Mapping]) -> dict[str, dict[str, Any]]:
+    """Return {task: {"n", "metrics": {metric: {"value", "interval", "chance", "above_chance"}}}}: the level of guessing, and
+    whether the whole interval is above it (lm/evals/stats/chance.py); both are None if a metric has no such level."""
+    judged = {}
+    for task, result in tasks(results).items():
+        found = {}
+        for name in metrics(result):
+            level = chance(name, result, items.get(task, {}).get("chance"))
+            found[name] = {"value": result.get(name), "interval": interval(result, name)}
+            found[name] |= {"chance": level, "above_chance": above_chance(name, result, level)}
+        judged[task] = {"n": result["n"], "metrics": found}
+    return judged
+
+
+def html(report: Mapping[str, Any], runs: Mapping[str, Mapping], items: Mapping[str, Mapping], browsable: bool) -> str:
     """Return the page.
 
     Args: report: of report.json. runs: results by name, this run first. items: the result of `gather` on its samples.
+      browsable: whether there is a page of the items.
     """
     results = next(iter(runs.values()))
-    comparison, found = report.get("comparison") or {}, results.get("contamination") or {}
+    comparison, judged, found = report["comparison"], report["tasks"], results.get("contamination") or {}
     return render(
         "evaluate.html.j2",
         {**report, "title": report.get("title") or "Evaluation"},
-        verdict=verdict(results, comparison),
+        verdict="\n".join(report["verdict"]),
         last_step=None,
         names=list(runs),
+        settings=settings(results),
         facts=facts(results),
-        table=[table_row(task, result, items.get(task, {})) for task, result in tasks(results).items()],
-        charts_of_tasks=charts_of_tasks(runs, items),
+        table=[
+            table_row(task, result, items.get(task, {}), judged[task]["metrics"]) for task, result in tasks(results).items()
+        ],
+        charts_of_tasks=charts_of_tasks(runs, items, judged),
         curves=curves(runs),
         sections=list(sections(results)),
         compared=[(name, rows(part), changes(part, f"change{i}-"), part) for i, (name, part) in enumerate(comparison.items())],
         worst=[(task, part["worst"]) for task, part in items.items() if part["worst"]],
         problems=[(task, result["problems"]) for task, result in tasks(results).items() if result.get("problems")],
         contamination=found.get("tasks", found),
+        address=address if browsable else None,
         p_value=p_value,
         arrow=arrow,
     )
-
-
-def verdict(results: Mapping, comparison: Mapping) -> str:
-    """Return a summary of the tasks, and of significant differences of the main metrics against each other run."""
-    found = {name: result for name, result in tasks(results).items() if "centred" not in result}  # CORE combines others
-    items = sum(result["n"] for result in found.values() if is_number(result["n"]))
-    sentence = f"{len(found)} task{'s' * (len(found) != 1)}, {number(items)} items"
-    for name, part in comparison.items():
-        sure = [row for row in main_rows(part) if row["p_holm"] is not None and row["p_holm"] < ALPHA]
-        better = [row["task"] for row in sure if row["better"]]
-        worse = [row["task"] for row in sure if row["better"] is False]
-        said = [f"better at {', '.join(better)}"] * bool(better) + [f"worse at {', '.join(worse)}"] * bool(worse)
-        sentence += f". Against {name}: {'; '.join(said) or 'no difference beyond chance'}"
-    return sentence + "."
 
 
 def facts(results: Mapping) -> dict[str, str]:
@@ -189,9 +141,9 @@ def facts(results: Mapping) -> dict[str, str]:
     return {key: value.strip('"') for key, value in flatten(about).items() if value != "null"}
 
 
-def table_row(task: str, result: Mapping, items: Mapping) -> dict[str, Any]:
-    """Return {"task", "n", "failed", "problems": count, "figures": [{"metric", "value", "stderr", "interval", "chance"}]}, with
-    the main metric first."""
+def table_row(task: str, result: Mapping, items: Mapping, judged: Mapping[str, Mapping]) -> dict[str, Any]:
+    """Return {"task", "n", "failed", "problems": count, "figures": [{"metric", "stderr", "words" about chance, and what
+    `judged` has}]}, with the main metric first."""
     main = main_metric(result)
     names = sorted(metrics(result), key=lambda name: name != main)
     return {
@@ -202,24 +154,16 @@ def table_row(task: str, result: Mapping, items: Mapping) -> dict[str, Any]:
         "figures": [
             {
                 "metric": name,
-                "value": result.get(name),
                 "stderr": result.get(f"{name}_stderr"),
-                "interval": interval(result, name),
-                "chance": chance(name, result, items),
+                "words": words(name, judged[name]["chance"], judged[name]["above_chance"]),
+                **judged[name],
             }
             for name in names
         ],
     }
 
 
-def chance(metric: str, result: Mapping, items: Mapping) -> float | None:
-    """Return the chance level: the one in the results or, for accuracies of choices, the one from the samples."""
-    if is_number(result.get("chance")):
-        return result["chance"] if metric == main_metric(result) else None
-    return items.get("chance") if metric in OF_CHOICES else None
-
-
-def charts_of_tasks(runs: Mapping[str, Mapping], items: Mapping) -> list[dict]:
+def charts_of_tasks(runs: Mapping[str, Mapping], items: Mapping, judged: Mapping[str, Mapping]) -> list[dict]:
     """Return interval plots of the main metrics, one for each scale, and the radar."""
     runs = dict(list(runs.items())[: len(SERIES)])
     parts: dict[tuple, list[Row]] = {}
@@ -228,11 +172,13 @@ def charts_of_tasks(runs: Mapping[str, Mapping], items: Mapping) -> list[dict]:
         metric = main_metric(result)
         if metric is None or not is_number(result.get(metric)):
             continue
-        points = [_point(tasks(run).get(task, {}), metric) for run in runs.values()]
+        found = [tasks(run).get(task, {}) for run in runs.values()]
+        level = judged[task]["metrics"][metric]["chance"]
+        rings = [above_chance(metric, one, level) is False for one in found]
         kind = scale(metric, result[metric])
         label = task if kind == "open" else f"{task}, {metric}{arrow(metric)}"
         parts.setdefault((kind, metric if kind == "open" else ""), []).append(
-            Row(label, points, chance(metric, result, items.get(task, {})))
+            Row(label, [_point(one, metric) for one in found], level, rings=rings)
         )
     charts = []
     for (kind, metric), found in parts.items():
@@ -241,6 +187,7 @@ def charts_of_tasks(runs: Mapping[str, Mapping], items: Mapping) -> list[dict]:
         for begin in range(0, len(found), MOST_ROWS):
             part = found[begin : begin + MOST_ROWS]
             note = "with 95 % intervals" + ("; dashes: chance" if any(row.mark is not None for row in part) else "")
+            note += "; rings: no better than chance" if any(any(row.rings) for row in part) else ""
             charts.append(forest(f"tasks{len(charts)}-", title, note, part, list(runs), kind))
     chances = {task: found.get("chance") for task, found in items.items()}
     levels = {run: groups(results, chances) for run, results in runs.items()}
@@ -250,24 +197,6 @@ def charts_of_tasks(runs: Mapping[str, Mapping], items: Mapping) -> list[dict]:
         note = "mean over tasks; 0: chance or the worst; 1: the best or no bias"
         charts.insert(1, radar("radar-", "By group", note, axes, series))
     return charts
-
-
-def groups(results: Mapping, chances: Mapping[str, float | None] | None = None) -> dict[str, float | None]:
-    """Return for each group the mean level (stats/measures.py) of its tasks: of the task's metrics with an ideal in the middle,
-    if it has any, else of its main metric. chances: {task: chance level from its samples}."""
-    found: dict[str, list[float]] = {name: [] for name in GROUPS}
-    for task, result in tasks(results).items():
-        group = result.get("group")
-        if group not in GROUPS:
-            name = task.removeprefix("core_")
-            group = next((group for group, patterns in GROUPS.items() if any(fnmatchcase(name, p) for p in patterns)), None)
-        known = [name for name in metrics(result) if is_number(result.get(name))]
-        names = [name for name in known if ideal(name) is not None] or [name for name in known if name == main_metric(result)]
-        levels = [level(name, result[name], chance(name, result, {"chance": (chances or {}).get(task)})) for name in names]
-        levels = [one for one in levels if one is not None]
-        if group and levels:
-            found[group].append(statistics.fmean(levels))
-    return {name: statistics.fmean(values) if values else None for name, values in found.items()}
 
 
 def curves(runs: Mapping[str, Mapping]) -> list[dict]:

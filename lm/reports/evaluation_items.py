@@ -4,7 +4,9 @@ import heapq
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from lm.evals.compare import TRIED
 from lm.evals.failures import wrong_answer
+from lm.evals.stats.chance import guess
 from lm.evals.stats.measures import is_number
 
 WORST = 3  # items listed per task
@@ -14,8 +16,7 @@ TOLD = ("verdict", "reason", "refusal", "family", "hazard", "category", "subject
 
 
 def gather(samples: Iterable[Mapping]) -> dict[str, dict]:
-    """Return for each task {"n", "failed", "chance": mean of 1 / choices, None unless every item has choices with one right,
-    "worst": [item summaries]}.
+    """Return for each task {"n", "failed", "chance": mean of `guess`, None if an item has none, "worst": [item summaries]}.
 
     The worst items are the failed ones with the greatest margin (log-likelihood of the likeliest wrong choice − that of the
     right one, nats) or confidence; without these, the first failed ones.
@@ -24,10 +25,8 @@ def gather(samples: Iterable[Mapping]) -> dict[str, dict]:
     for number, sample in enumerate(samples):
         task = found.setdefault(str(sample.get("task")), {"n": 0, "failed": 0, "chances": [], "heap": []})
         task["n"] += 1
-        choices = sample.get("options") or sample.get("choices")
-        target = sample.get("target")
-        if choices and len(choices) > 1 and isinstance(target, int):
-            task["chances"].append(1 / len(choices))
+        if (share := guess(sample)) is not None:
+            task["chances"].append(share)
         if sample.get("failed"):
             task["failed"] += 1
             sureness = _sureness(sample)
@@ -60,17 +59,17 @@ def _sureness(sample: Mapping) -> float | None:
 
 
 def item_summary(sample: Mapping) -> dict[str, Any]:
-    """Return {"task", "doc_id", "prompt": [{"role", "content"}], "target", "said", "margin", "confidence", "told": [(key,
-    value)]}; texts are cut to a maximum length."""
+    """Return {"task", "item": its name, "prompt": [{"role", "content"}], "target", "said", "margin", "confidence", "told":
+    [(key, value)]}; texts are cut to a maximum length."""
     prompt = sample.get("prompt") or sample.get("messages") or ""
     if isinstance(prompt, str):
         prompt = [{"role": "", "content": prompt}]
     # If each choice has its own prompt, show them all.
     turns = [turn if isinstance(turn, Mapping) else {"role": f"{n}", "content": turn} for n, turn in enumerate(prompt)]
-    right = _right(sample)
+    right = right_answer(sample)
     return {
         "task": str(sample.get("task")),
-        "doc_id": str(sample.get("doc_id")),
+        "item": item_name(sample),
         "prompt": [
             {"role": str(m.get("role", "")), "content": _cut(str(m["content"]), SHOWN)} for m in turns if m.get("content")
         ],
@@ -82,7 +81,18 @@ def item_summary(sample: Mapping) -> dict[str, Any]:
     }
 
 
-def _right(sample: Mapping) -> str:
+def item_name(sample: Mapping) -> str:
+    """Return an item's name within its task: doc_id and, where there are several samples of an item, what tells them apart."""
+    parts = [sample.get("subtask"), sample.get("doc_id"), *(sample.get(key) for key in TRIED)]
+    return encodable(" ".join(str(part) for part in parts if part is not None))
+
+
+def encodable(text: str) -> str:
+    """Return a text that UTF-8 and addresses can hold: halves of surrogate pairs become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def right_answer(sample: Mapping) -> str:
     target, choices = sample.get("target"), sample.get("choices")
     if isinstance(sample.get("reference"), str):
         return sample["reference"].strip()

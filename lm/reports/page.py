@@ -1,7 +1,7 @@
 """Shared parts of all report pages: frame, number formats, machine info, and atomic file writes.
 
 A page needs no network. Curves are inline SVG (lm/reports/charts.py), bars are CSS, and both follow the reader's light or dark
-theme. No script runs, except in browse.html. Templates extend templates/page.html.j2.
+theme. No script runs, except in browse.html and items.html. Templates extend templates/page.html.j2.
 """
 
 import importlib.metadata

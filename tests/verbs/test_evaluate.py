@@ -92,6 +92,7 @@ def test_an_evaluation_leaves_results_samples_and_a_report(whole):
     assert {"acc", "acc_norm", "acc_stderr", "n", "problems"} <= results["mmlu"].keys() and results["mmlu"]["n"] == 24
     assert results["gsm8k"]["n"] == 8 and results["xstest"]["n"] == 6 and results["perplexity"]["bits_per_byte"] > 0
     assert {"model", "versions", "seed", "chat_template"} <= results.keys()
+    assert results["model"]["dtype"] == "float32" and results["limit"] is None and results["chat_template"]["kind"] == "none"
     samples = runs.lines(whole / "samples.jsonl")
     choice = next(sample for sample in samples if sample["task"] == "mmlu")
     assert {"task", "doc_id", "prompt", "choices", "loglikelihoods", "target", "tokens"} <= choice.keys()
@@ -99,6 +100,9 @@ def test_an_evaluation_leaves_results_samples_and_a_report(whole):
     assert {"prompt", "generation", "target"} <= next(s for s in samples if s["task"] == "gsm8k").keys()
     page = (whole / "report.html").read_text()
     assert "mmlu" in page and "http" not in page.replace("http://www.w3.org", "")
+    assert 'href="items.html#mmlu"' in page and "://" not in (whole / "items.html").read_text()
+    judged = json.loads((whole / "report.json").read_text())["tasks"]["mmlu"]["metrics"]["acc"]
+    assert judged["chance"] == 0.25 and judged["above_chance"] is (judged["interval"][0] > 0.25)
 
 
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(whole, finished, data, tmp_path):

@@ -19,6 +19,7 @@ from lm.evals.bias.bbq_scores import OPTIONS, BBQRow, choice, names, parsed, sco
 from lm.evals.bias.given import Data, Measure, all_finite, answered, asked, keys, limited, rows, tokens
 from lm.evals.outcome import Outcome, TaskSettings
 from lm.evals.stats import intervals
+from lm.evals.stats.chance import mean_guess
 from lm.evals.stats.joining import Malformed, Problems, checked, text
 from lm.evals.subject import Continuation, Prompt, Subject
 
@@ -106,7 +107,7 @@ def _run(name: str, data: Data, given: dict, settings: TaskSettings, subject: Su
             "failed": not sample["correct"],
         }
         samples.append(sample | record | told_too)
-    results |= figures(samples)
+    results |= figures(samples) | {"chance": mean_guess(samples)}
     for category, of_category in results["categories"].items():
         of_category |= figures([sample for sample in samples if sample["category"] == category])
     results["problems"] |= problems.kinds

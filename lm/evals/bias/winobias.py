@@ -17,6 +17,7 @@ from lm.errors import UserError
 from lm.evals.bias.given import Data, Measure, all_finite, answered, asked, keys, limited, parts, read_items, rows, tokens
 from lm.evals.outcome import Outcome, TaskSettings
 from lm.evals.stats import intervals
+from lm.evals.stats.chance import mean_guess
 from lm.evals.stats.joining import Malformed, key, text, whole
 from lm.evals.stats.measures import mean
 from lm.evals.stats.significance import mcnemar
@@ -147,7 +148,7 @@ def _run(name: str, data: Data, prompt: str, settings: TaskSettings, subject: Su
     for sample in _paired(samples)[1]:
         problems.add("items_without_twin", f"row {sample['doc_id']}: {sample['twin']}")
     more = {"types": parts(samples, "type", figures), "genders": parts(samples, "gender", accuracies)}
-    return Outcome(figures(samples) | more | {"problems": problems.kinds}, samples)
+    return Outcome(figures(samples) | {"chance": mean_guess(samples)} | more | {"problems": problems.kinds}, samples)
 
 
 def figures(samples: Sequence[dict]) -> dict[str, Any]:

@@ -87,7 +87,8 @@ class Engine:
             where = id(request.context), len(put.context)  # choices share the tuple of their context
             context = contexts.setdefault(where, tuple(put.context))
             total = float(np.sum(scored.logps, dtype=np.float64))
-            found.append(Likelihood(total, bool(scored.greedy.all()), tuple(put.continuation), context))
+            cut = len(put.context) < len(request.context)
+            found.append(Likelihood(total, bool(scored.greedy.all()), tuple(put.continuation), context, cut))
         self._done(len(requests), begin)
         return found
 
@@ -109,7 +110,7 @@ class Engine:
     def generate(self, prompts: Sequence[Prompt]) -> list[Generated]:
         """Generate. A prompt is cut at its start to leave room for `max_new_tokens`; without any room it is a problem."""
         begin = time.perf_counter()
-        asks, numbers = [], []
+        asks, numbers, cuts = [], [], []
         found: list[Generated | None] = [None] * len(prompts)
         for number, (prompt, ids) in enumerate(zip(prompts, self.encoding.many([p.text for p in prompts]))):
             room = self.max_length - prompt.max_new_tokens
@@ -117,14 +118,15 @@ class Engine:
                 problem = f"max_new_tokens={prompt.max_new_tokens} of {self.max_length} leaves no room for a prompt"
                 found[number] = Generated("", False, problem=problem)
                 continue
-            self.stats["cut"] += len(ids) > room
+            cuts.append(len(ids) > room)
             seed = prompt.seed if prompt.temperature else 0
             tokens = tuple(ids[-room:]) or (self.encoding.prefix,)
             asks.append(Ask(tokens, prompt.stops, prompt.max_new_tokens, prompt.temperature, prompt.top_p, seed))
             numbers.append(number)
-        for number, ask, answer in zip(numbers, asks, self._drawn(asks)):
+        self.stats["cut"] += sum(cuts)
+        for number, ask, cut, answer in zip(numbers, asks, cuts, self._drawn(asks)):
             text = drawing.text_of(answer, ask, self.tokenizer.decode)
-            found[number] = Generated(text, answer.ended, tuple(answer.tokens), ask.tokens)
+            found[number] = Generated(text, answer.ended, tuple(answer.tokens), ask.tokens, cut=cut)
         self._done(len(prompts), begin)
         return found
 

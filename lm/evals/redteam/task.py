@@ -14,7 +14,7 @@ from lm.errors import UserError
 from lm.evals.judges.endpoint import Chat
 from lm.evals.judges.judges import guarded, open_judge
 from lm.evals.judges.verdict import Judge
-from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.outcome import Outcome, TaskSettings, cuts
 from lm.evals.redteam import searched
 from lm.evals.redteam.agreement import agreement
 from lm.evals.redteam.attacks import ATTACKS, compose
@@ -325,6 +325,9 @@ def _samples(
             sample |= {"put": text, "attack": record["messages"]}
         sample |= {key: record[key] for key in TOLD if key in record}
         sample |= {key: record[key] for key in ("answer", "completion", "harmful_if") if record[key]}
+        flags = ["unknown_verdicts"] if record.get("verdict") == "unknown" else []
+        if flags := flags + (cuts([said]) if said is not None else []):
+            sample["flags"] = flags
         if said is not None and (said.tokens or said.prompt_tokens):
             sample["tokens"] = [list(said.prompt_tokens), list(said.tokens)]
         made.append(((int(record["id"]), order.get(record["family"], -1), record["sample"]), sample))

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
-from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.outcome import Outcome, TaskSettings, flag
 from lm.evals.stats.joining import Malformed, Problems, whole
 from lm.evals.stats.measures import mean
 from lm.evals.subject import Continuation, Likelihood, Subject
@@ -131,18 +131,22 @@ class Choice(NamedTuple):
             sample["reference"] = question.choices[question.right[0]]
         if question.contexts[0].messages is not None:
             sample["messages"] = list(question.contexts[0].messages)
+        if len(known) > n:
+            sample["loglikelihoods_alone"] = known[n:]
+        if any(answer.cut for answer in answers):
+            flag(sample, problems, "prompts_cut", "the model did not read the beginning of its prompt")
         if None in known:
-            problems.add("loglikelihoods_not_finite", f"{item.id}: {logps}")
+            flag(sample, problems, "loglikelihoods_not_finite", logps)
             return sample
         if self.prompts.form.choice is None:
             sample |= {"target": question.choices[0], "metrics": {"acc": float(answers[0].greedy), "logp": logps[0]}}
             return sample | {"failed": not answers[0].greedy}
         tokens = [len(answer.tokens) for answer in answers[:n]]
         if "acc_per_token" in self.metrics and not all(tokens):
-            problems.add("choices_without_tokens", f"{item.id}: the model returns no tokens")
+            flag(sample, problems, "choices_without_tokens", "the model returns no tokens")
             return sample
         if len(set(logps[:n])) < n and logps[:n].count(max(logps[:n])) > 1:
-            problems.add("tied_choices", f"{item.id}: {logps[:n]}")
+            flag(sample, problems, "tied_choices", logps[:n])
         scores = Scores(logps[:n], logps[n:], question.right, question.choices, tokens)
         prediction = best(scores.logps)
         metrics = {name: METRICS[name](scores) for name in self.metrics}

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.errors import UserError
-from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.outcome import Outcome, TaskSettings, flag, flag_cuts
 from lm.evals.stats.joining import Malformed, text
 from lm.evals.stats.measures import pass_at_k
 from lm.evals.subject import Generated, Subject
@@ -62,10 +62,10 @@ class Code(NamedTuple):
             sample = self.sample(item, context, some, ends)
             lost = [one.problem for one in some if one.problem] + [e.stderr for e in ends if e.stderr.startswith("[not run")]
             if lost:
-                problems.add("no_generation" if some[0].problem else "not_run", f"{item.id}: {lost[0]}")
+                flag(sample, problems, "no_generation" if some[0].problem else "not_run", lost[0])
                 sample |= {"metrics": dict.fromkeys(sample["metrics"]), "failed": False}
-            elif not all(one.ended for one in some):
-                problems.add("generations_cut_by_length", f"{item.id}: …{some[0].text[-40:]}")
+            else:
+                flag_cuts(sample, problems, some)
             samples.append(sample)
         scored = [sample for sample in samples if None not in sample["metrics"].values()]
         results = {"n": len(scored), "num_fewshot": self.documents.num_fewshot, "repeats": self.repeats}

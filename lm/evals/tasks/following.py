@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.outcome import Outcome, TaskSettings, flag_cuts
 from lm.evals.stats.joining import Malformed
 from lm.evals.subject import Subject
 from lm.evals.tasks import documents, generation, prompting
@@ -42,12 +42,10 @@ class Following(NamedTuple):
             if answer.problem:
                 problems.add("no_generation", f"{item.id}: {answer.problem}")
                 continue
-            if not answer.ended:
-                problems.add("generations_cut_by_length", f"{item.id}: …{answer.text[-40:]}")
             # The scorer names an item by its key. A unique key per row lets its samples be matched to items again.
-            said.append((item, context, answer.text))
+            said.append((item, context, answer))
             given.append(item.doc | {"key": len(said) - 1})
-        responses = [{"prompt": item.doc.get("prompt"), "response": text} for item, _, text in said]
+        responses = [{"prompt": item.doc.get("prompt"), "response": answer.text} for item, _, answer in said]
         results, verified = ifeval.score(given, responses)
         for kind, problem in results.pop("problems").items():
             counted = problems.kinds.setdefault(kind, {"n": 0, "examples": []})
@@ -56,14 +54,14 @@ class Following(NamedTuple):
         del results["missing"]
         samples = []
         for one in verified:
-            item, context, text = said[int(one["id"])]
+            item, context, answer = said[int(one["id"])]
             marks = {kind: [instruction[kind] for instruction in one["instructions"]] for kind in ("strict", "loose")}
             samples.append(
                 {
                     **about(self.name, {}, item, self.documents),
                     "prompt": context.text,
                     "target": None,
-                    "generation": text,
+                    "generation": answer.text,
                     "instructions": one["instructions"],
                     "instruction_id_list": item.doc["instruction_id_list"],
                     "kwargs": item.doc["kwargs"],
@@ -73,6 +71,7 @@ class Following(NamedTuple):
                 }
                 | ({"messages": list(context.messages)} if context.messages is not None else {})
             )
+            flag_cuts(samples[-1], problems, [answer])
         return Outcome(results | {"problems": problems.kinds}, samples)
 
 

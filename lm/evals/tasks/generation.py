@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from lm.errors import UserError
 from lm.evals.judges import grading
 from lm.evals.judges.endpoint import Chat, endpoint
-from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.outcome import Outcome, TaskSettings, flag, flag_cuts
 from lm.evals.stats.joining import Malformed, Problems
 from lm.evals.subject import Generated, Prompt, Subject
 from lm.evals.tasks import documents, filters, math_answers, overlap, prompting
@@ -123,14 +123,13 @@ class Generation(NamedTuple):
         if len(answers) > 1:
             sample["generations"] = [answer.text for answer in answers]
         if lost := next((answer.problem for answer in answers if answer.problem), ""):
-            problems.add("no_generation", f"{item.id}: {lost}")
+            flag(sample, problems, "no_generation", lost)
             return sample
-        if not all(answer.ended for answer in answers):
-            problems.add("generations_cut_by_length", f"{item.id}: …{answers[0].text[-40:]}")
+        flag_cuts(sample, problems, answers)
         texts = [answer.text for answer in answers]
         found = {name: run(texts) for name, run in self.pipelines.items()}
         if all(answer == filters.INVALID for answer in found.values()):
-            problems.add("generations_without_answer", f"{item.id}: {answers[0].text!r}")
+            flag(sample, problems, "generations_without_answer", repr(answers[0].text))
         metrics = dict(sample["metrics"])
         for metric, options in self.metrics.items():
             for pipeline, answer in found.items():
@@ -157,9 +156,9 @@ class Generation(NamedTuple):
             wrong = (wrong if isinstance(wrong, list) else [wrong]) if wrong else []
             question = question if isinstance(question, str) and question else asked.context.text
             cases.append(grading.Case(question, right, wrong, sample["answer"]))
-        for (asked, sample), grade in zip(pairs, grading.graded(cases, self.judge), strict=True):
+        for (_, sample), grade in zip(pairs, grading.graded(cases, self.judge), strict=True):
             if grade.label == "unknown":
-                problems.add("judge_unknown", f"{asked.item.id}: {grade.reason}")
+                flag(sample, problems, "judge_unknown", grade.reason)
             sample["metrics"]["judge"] = None if grade.label == "unknown" else float(grade.label == "right")
             sample |= {"grade": grade.label, "reason": grade.reason}
             sample["failed"] = grade.label == "wrong" if grade.label != "unknown" else sample["failed"]

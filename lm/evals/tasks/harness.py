@@ -21,6 +21,7 @@ import yaml
 
 from lm.errors import UserError
 from lm.evals.outcome import Outcome, TaskSettings
+from lm.evals.stats.chance import mean_guess
 from lm.evals.stats.joining import Problems
 from lm.evals.stats.measures import mean
 from lm.evals.subject import Continuation, Prompt, Subject
@@ -136,6 +137,8 @@ class HarnessTask(NamedTuple):
             samples += some
         top = found["results"].get(self.title) or {}
         results = parts[self.title] if self.title in parts else _results(top, samples, Problems())
+        shots = {found["n-shot"].get(task) for task in parts}
+        results["num_fewshot"] = shots.pop() if len(shots) == 1 else None
         if len(parts) > 1 or self.title not in parts:
             results["subtasks"] = parts
         return Outcome(results | {"problems": problems.kinds}, samples)
@@ -233,12 +236,16 @@ def _sample(record: Mapping, tokens: Mapping) -> dict[str, Any]:
     if isinstance(first[1], Mapping):
         sample |= {"generation": record["resps"][0][0], "reference": str(target)}
         return sample | ({"generations": record["resps"][0]} if len(record["resps"][0]) > 1 else {})
+    logps = [response[0][0] for response in record["resps"]]
+    if "acc_mutual_info" in record["metrics"]:  # each choice is asked for twice: after its prompt, then after nothing
+        n = len(arguments) // 2
+        arguments, logps, sample["loglikelihoods_alone"] = arguments[:n], logps[:n], logps[n:]
     choices = [one[1] for one in arguments]
     if len({one[0] for one in arguments}) > 1:
         sample["prompts"] = [one[0] for one in arguments]
     sample |= {
         "choices": choices,
-        "loglikelihoods": [response[0][0] for response in record["resps"]],
+        "loglikelihoods": logps,
         "tokens": [[list(ids) for ids in tokens[one]] if one in tokens else None for one in arguments],
     }
     right = isinstance(target, int) and 0 <= target < len(choices)
@@ -254,7 +261,7 @@ def _results(found: Mapping[str, Any], samples: Sequence[Mapping], problems: Pro
             problems.add("loglikelihoods_not_finite", f"{sample.get('subtask', sample['task'])} {sample['doc_id']}: {logps}")
             bad.add(id(sample))
     filters = {key.split(",", 1)[1] for key in found if "," in key}
-    results: dict[str, Any] = {"n": len(samples) - len(bad)}
+    results: dict[str, Any] = {"n": len(samples) - len(bad), "chance": mean_guess(samples)}
     for key, value in found.items():
         metric, _, filter_ = key.partition(",")
         if not filter_ or metric.endswith("_stderr"):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lm.errors import UserError
-from lm.evals.outcome import TaskSettings
+from lm.evals.outcome import TaskSettings, cuts
 from lm.evals.stats.joining import Malformed, Problems
 from lm.evals.subject import Generated, Prompt, Subject
 from lm.evals.tasks import documents, prompting
@@ -116,7 +116,7 @@ def sample(task: str, split: str, item: TaskItem, context: Context, answer: Gene
         fields["messages"] = [dict(message) for message in context.messages]
     if answer.tokens or answer.prompt_tokens:
         fields["tokens"] = [list(answer.prompt_tokens), list(answer.tokens)]
-    return fields | {"generation": answer.text}
+    return fields | {"generation": answer.text} | ({"flags": flags} if (flags := cuts([answer])) else {})
 
 
 def versions(documents: Documents, values: Mapping[str, Any], settings: TaskSettings) -> dict[str, Any]:

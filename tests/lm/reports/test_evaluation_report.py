@@ -82,7 +82,8 @@ def test_a_whole_run(page):
 def test_the_table_has_every_task_with_its_error(page, runs):
     results, _ = read(runs["good"])
     rows = table(page, "Tasks")
-    assert rows[0] == ["task", "metric", "value", "± stderr", "95 % interval", "chance", "n", "failed", "problems"]
+    heads = ["task", "metric", "value", "against chance", "95 % interval", "± stderr", "n", "failed", "problems"]
+    assert rows[0] == heads
     assert [row[:2] for row in rows[1:]] == [
         ["mmlu", "acc"],
         ["arc_easy", "acc_norm"],
@@ -94,10 +95,11 @@ def test_the_table_has_every_task_with_its_error(page, runs):
     ]
     mmlu = rows[1]
     assert float(mmlu[2]) == pytest.approx(results["mmlu"]["acc"], abs=1e-3)
-    assert float(mmlu[3]) == pytest.approx(results["mmlu"]["acc_stderr"], abs=1e-3)
+    assert float(mmlu[5]) == pytest.approx(results["mmlu"]["acc_stderr"], abs=1e-3)
     low, high = map(float, mmlu[4].split(" to "))
     assert (low + high) / 2 == pytest.approx(results["mmlu"]["acc"], abs=1e-3)
-    assert mmlu[5:7] == ["0.25", "60"] and mmlu[8] == "1" and rows[3][5] == ""  # chance of choices alone
+    assert mmlu[3] == "above chance (25 %)" and rows[3][3] == ""  # chance of choices alone
+    assert mmlu[6] == "60" and mmlu[8] == "1"
     assert table(page, "Problems")[1][:3] == ["mmlu", "malformed items", "1"]
 
 
@@ -136,8 +138,12 @@ def test_a_worse_run_says_so_and_names_what_does_not_join(tmp_path, runs):
 
 def test_a_run_against_itself_differs_beyond_chance_in_nothing(runs):
     results, _ = read(runs["good"])
-    found = evaluation_report.verdict(results, {"itself": compare(runs["good"], runs["good"])})
-    assert found == "7 tasks, 480 items. Against itself: no difference beyond chance."
+    comparison = {"itself": compare(runs["good"], runs["good"])}
+    judged = evaluation_report.against_chance(results, {})
+    found = evaluation_report.verdict({"run-2": results, "itself": results}, judged, comparison)
+    assert (
+        found[0] == "run-2 was evaluated on 480 items of 7 tasks." and found[-1] == "Against itself: no significant difference."
+    )
 
 
 def test_a_run_of_the_same_name_is_not_lost(tmp_path, runs):
@@ -162,8 +168,8 @@ def test_of_what_is_unknown_nothing_is_drawn(tmp_path):
     nothing = summed_up([], ("acc",), Problems())
     text = alone(tmp_path, [], {"mmlu": nothing, "gsm8k": {"n": 0, "problems": {}}})
     assert charts(text) == [] and "Nothing was wrong" in text
-    assert table(text, "Tasks")[1] == ["mmlu", "acc", "–", "–", "", "", "0", "–", "0"]
-    assert "0 tasks, 0 items" in alone(tmp_path, [], {"versions": {}})
+    assert table(text, "Tasks")[1] == ["mmlu", "acc", "–", "", "", "–", "0", "–", "0"]
+    assert "on 0 items of 0 tasks" in alone(tmp_path, [], {"versions": {}})
 
 
 def test_a_task_name_with_a_formula_is_no_formula(tmp_path):
@@ -238,13 +244,13 @@ def test_the_worst_items_are_those_it_was_surest_of():
         for i, m in enumerate([1.0, 3.0, -2.0, 0.5, 2.0, float("nan")])
     ]
     found = gather(samples)["t"]
-    assert [(item["doc_id"], item["margin"]) for item in found["worst"]] == [("1", 3.0), ("4", 2.0), ("0", 1.0)]
+    assert [(item["item"], item["margin"]) for item in found["worst"]] == [("1", 3.0), ("4", 2.0), ("0", 1.0)]
     assert found["worst"][0]["said"] == "b" and found["worst"][0]["target"] == "a"
     assert found["failed"] == 4 and found["n"] == 6 and found["chance"] == pytest.approx(1 / 3)
     assert margin(samples[2]) == -2.0 and margin(samples[5]) is None
     assert margin({"loglikelihoods": [-1.0, -2.0, -4.0], "target": [1, 2]}) == 1.0
     sure = [{"task": "q", "doc_id": i, "prompt": "?", "confidence": c, "failed": True} for i, c in enumerate([0.2, 0.9, None])]
-    assert [item["doc_id"] for item in gather(sure)["q"]["worst"]] == ["1", "0", "2"]
+    assert [item["item"] for item in gather(sure)["q"]["worst"]] == ["1", "0", "2"]
     several = {"task": "w", "doc_id": 0, "prompt": ["It was A", "It was B"], "target": 1, "failed": True}
     assert [turn["content"] for turn in gather([several])["w"]["worst"][0]["prompt"]] == ["It was A", "It was B"]
 
@@ -255,3 +261,84 @@ def test_a_long_run_makes_a_small_page(tmp_path):
         sample["prompt"] = "word " * 20_000
     text = alone(tmp_path, samples[:50], {"mmlu": summed_up(samples, ("acc",), Problems())})
     assert "more characters, in samples.jsonl)" in text and len(text) < 300_000
+
+
+GUESSED = {"n": 100, "chance": 0.25, "problems": {}, "num_fewshot": 0}
+
+
+def test_a_result_that_is_no_better_than_chance_is_marked(tmp_path):
+    figures = {"acc": 0.3, "acc_stderr": 0.046, "acc_norm": 0.6, "acc_norm_stderr": 0.049} | GUESSED
+    results = {"mmlu": figures, "gsm8k": {"exact_match": 0.1, "exact_match_stderr": 0.03, "n": 100, "problems": {}}}
+    text = alone(tmp_path, [], results)
+    assert table(text, "Tasks")[1][3] == "no better than chance (25 %)" and table(text, "Tasks")[2][3] == ""
+    assert "dashes: chance; rings: no better than chance" in text
+    told = json.loads((tmp_path / "report.json").read_text())["tasks"]
+    assert told["mmlu"]["metrics"]["acc"]["chance"] == 0.25 and told["mmlu"]["metrics"]["acc"]["above_chance"] is False
+    assert told["mmlu"]["metrics"]["acc_norm"]["above_chance"] is True
+    unknown = told["gsm8k"]["metrics"]["exact_match"]
+    assert unknown["chance"] is None and unknown["above_chance"] is None
+    assert unknown["value"] == 0.1 and unknown["interval"] == pytest.approx([0.0412, 0.1588], abs=1e-4)
+    better = alone(tmp_path, [], {"mmlu": figures | {"acc": 0.9}})
+    assert "dashes: chance" in better and "rings" not in better
+
+
+def a_result(n, acc, **more):
+    figures = {"acc": acc, "acc_stderr": (acc * (1 - acc) / n) ** 0.5} | GUESSED | {"n": n}
+    return {
+        "mmlu": figures,
+        "arc_easy": figures | {"acc": acc + 0.3},
+        "gsm8k": {"exact_match": 0.1, "exact_match_stderr": 0.03, "n": n, "num_fewshot": 5},
+        "model": {"name": "own", "fingerprint": "ab", "dtype": "bfloat16"},
+        "chat_template": {"applied": False, "kind": "none"},
+        "limit": n,
+    } | more
+
+
+def verdict(results, others=None, comparison=None):
+    judged = evaluation_report.against_chance(results, {})
+    return evaluation_report.verdict({"own": results} | (others or {}), judged, comparison or {})
+
+
+def test_the_verdict_compares_with_chance_and_names_what_a_limit_costs():
+    assert verdict(a_result(100, 0.3)) == [
+        "own was evaluated on 300 items of 3 tasks (mmlu, arc_easy, gsm8k).",
+        "1 of the 2 tasks with a chance level is above it. "
+        "Relative to chance, arc_easy is best: acc 60 %, above chance (25 %); "
+        "mmlu is worst: acc 30 %, no better than chance (25 %).",
+        "Without a chance level: gsm8k: exact_match 10 %.",
+        "The limit of 100 items of each task or group makes intervals wide, up to ±9 points (mmlu): "
+        "four times the items would halve them.",
+    ]
+    narrow = verdict(a_result(10_000, 0.3, gsm8k={"exact_match": 0.1, "exact_match_stderr": 0.003, "n": 10_000}))
+    for said in (narrow, verdict(a_result(100, 0.3, limit=None)), verdict(a_result(100, 0.3, limit=1000))):
+        assert not any("limit" in sentence for sentence in said)
+    centred = {"core": {"core": 0.02, "core_stderr": 0.02, "n": 22, "centred": {}}}
+    assert "core: core 2 %, no better than chance (0 %)." in verdict(a_result(100, 0.3) | centred)
+
+
+def test_the_verdict_names_the_settings_in_which_runs_differ():
+    other = a_result(100, 0.3, limit=50) | {"model": {"name": "b", "dtype": "float32"}}
+    del other["gsm8k"]  # whose number of examples is then no difference
+    nothing = {"tasks": {}, "only_before": [], "only_after": []}
+    assert verdict(a_result(100, 0.3), {"b": other}, {"b": nothing})[3:5] == [
+        "Against b: no significant difference.",
+        "Its settings differ from those of b: dtype of matrix products (float32 there, bfloat16 here); "
+        "limit (50 items of each task or group there, 100 items of each task or group here).",
+    ]
+
+
+def test_what_results_depend_on_stands_near_the_top(tmp_path):
+    results = {"mmlu": {"acc": 0.3, "acc_stderr": 0.1} | GUESSED, "gsm8k": {"exact_match": 0.1, "n": 9, "num_fewshot": 5}}
+    results |= {"model": {"name": "own", "fingerprint": "ab", "dtype": "bfloat16"}, "limit": 0.1, "seed": 3}
+    results |= {"chat_template": {"applied": True, "kind": "chatml.jinja"}}
+    text = alone(tmp_path, [], results)
+    part = text[text.index("<h2>What was run</h2>") : text.index("<h2>Tasks</h2>")]
+    for key, fact in (
+        ("dtype of matrix products", "bfloat16"),
+        ("chat template", "chatml.jinja"),
+        ("examples in the prompt (num_fewshot)", "0: mmlu; 5: gsm8k"),
+        ("limit", "10 % of each task or group"),
+    ):
+        assert f"<tr><td>{key}</td><td>{fact}</td></tr>" in part
+    old = alone(tmp_path, [], {"mmlu": {"acc": 0.3, "acc_stderr": 0.1, "n": 9}, "model": "old"})
+    assert "dtype of matrix products" not in old  # what was not recorded is not told

@@ -52,6 +52,7 @@ def test_values_equal_those_worked_by_hand(tmp_path, worked):
     assert results["acc_ambig"] == pytest.approx(2 / 5) and results["s_amb"] == pytest.approx(1 / 5)
     assert results["acc_disambig"] == pytest.approx(1 / 2) and results["s_dis"] == pytest.approx(-1 / 3)
     assert results["n"] == 9 and results["missing"] == 0 and results["problems"] == {}
+    assert results["chance"] == pytest.approx(1 / 3)
     low, high = wilson(1, 3)
     assert (results["s_dis_low"], results["s_dis_high"]) == pytest.approx((2 * low - 1, 2 * high - 1))
     # Signs +1 +1 −1 0 0, one more +1 and −1: mean 1/7, variance 5/7 − 1/49.

@@ -70,6 +70,7 @@ def test_values_equal_those_worked_by_hand(tmp_path):
     results = run(tmp_path, Planted(lambda r: 9.0 * (wanted[r.context] == r.continuation))).results
     # Pro: 3 of 5 right, anti: 2 of 5; of five twins two only pro, one only anti: mean gap 1/5.
     assert (results["acc_pro"], results["acc_anti"], results["acc"]) == (0.6, 0.4, 0.5) and results["gap"] == pytest.approx(0.2)
+    assert results["chance"] == 0.5
     assert (results["acc_pro_low"], results["acc_pro_high"]) == pytest.approx(wilson(3, 5))
     half = 1.959964 * math.sqrt((5 / 7 - 1 / 49) / 7)  # as of five signs +1 +1 −1 0 0
     assert (results["gap_low"], results["gap_high"]) == pytest.approx((1 / 7 - half, 1 / 7 + half))

@@ -61,6 +61,7 @@ def test_each_metric_on_a_hand_worked_item(run):
     sample = outcome.samples[1]
     assert sample["prompt"] == "Q" and sample["choices"] == [" no", " of course", " éééé éé"]
     assert sample["loglikelihoods"] == [-2.0, -4.5, -4.2] and sample["tokens"][1] == [[0], [0, 1]]
+    assert sample["loglikelihoods_alone"] == [-3.0, -4.0, -4.0] and "flags" not in sample
     assert sample["target"] == 1 and sample["reference"] == "of course" and sample["failed"]
     assert not outcome.samples[0]["failed"]
 
@@ -111,6 +112,7 @@ def test_the_first_of_equally_likely_choices_counts_and_ties_are_named(run):
     outcome, _ = run([item("Q", ["a", "b"], 0), item("Q", ["a", "b"], 1), item("Q", ["a", "bb", "cc"], 0)])
     assert [s["metrics"]["acc"] for s in outcome.samples] == [1, 0, 1]
     assert outcome.results["problems"]["tied_choices"]["n"] == 2
+    assert [sample.get("flags") for sample in outcome.samples] == [["tied_choices"], ["tied_choices"], None]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, None])

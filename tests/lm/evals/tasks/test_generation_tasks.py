@@ -122,7 +122,7 @@ def test_what_the_model_does_not_answer_is_named_and_not_scored(run):
             told = {
                 "x": Generated("x"),
                 "y": Generated("", problem="no answer within 60 s"),
-                "z": Generated("z z z", ended=False),
+                "z": Generated("z z z", ended=False, cut=True),
             }
             return [told[prompt.text] for prompt in prompts]
 
@@ -134,7 +134,13 @@ def test_what_the_model_does_not_answer_is_named_and_not_scored(run):
         "malformed_items": 1,
         "no_generation": 1,
         "generations_cut_by_length": 1,
+        "prompts_cut": 1,
     }
+    assert [sample.get("flags") for sample in outcome.samples] == [
+        None,
+        ["no_generation"],
+        ["prompts_cut", "generations_cut_by_length"],
+    ]
 
 
 def test_without_a_usable_item_figures_are_unknown(run):

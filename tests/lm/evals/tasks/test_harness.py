@@ -138,12 +138,15 @@ def test_choices(folder, theirs, ours, name, shots, chat):
     for metric in [m for m in ("acc", "acc_norm", "acc_mutual_info") if m in results]:
         assert results[metric] == expected["results"][f"made_{name}"][f"{metric},none"]
         assert results[f"{metric}_stderr"] == expected["results"][f"made_{name}"][f"{metric}_stderr,none"]
-    assert results["n"] == len(samples) == 12 and results["problems"] == {}
+    assert results["n"] == len(samples) == 12 and results["problems"] == {} and results["num_fewshot"] == shots
+    assert results["chance"] == pytest.approx(sum(1 / len(sample["choices"]) for sample in samples) / 12)
     for sample, their in zip(samples, expected["samples"][f"made_{name}"], strict=True):
         assert [tuple(arguments) for arguments in their["arguments"]][0] == (sample["prompt"], sample["choices"][0])
-        assert sample["choices"] == [arguments[1] for arguments in their["arguments"]]
-        np.testing.assert_allclose(sample["loglikelihoods"], [r[0][0] for r in their["resps"]], atol=1e-4)
-        for (context, continuation), ids in zip(their["arguments"], sample["tokens"], strict=True):
+        n = 4 if name == "letters" else len(their["doc"]["choices"])
+        assert sample["choices"] == [arguments[1] for arguments in their["arguments"]][:n]
+        logps = [*sample["loglikelihoods"], *sample.get("loglikelihoods_alone", ())]
+        np.testing.assert_allclose(logps, [r[0][0] for r in their["resps"]], atol=1e-4)
+        for (context, continuation), ids in zip(their["arguments"][:n], sample["tokens"], strict=True):
             if context:
                 before, behind = theirs._encode_pair(context, continuation)
                 assert (ids[0], ids[1]) == (before[-(LENGTH + 1 - len(behind)) :], behind)

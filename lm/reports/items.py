@@ -1,0 +1,211 @@
+"""The page to browse all items of an evaluation: items.html, one file that needs no network and no server.
+
+The page holds an index with one row for each item, and the items themselves in blocks. Both are JSON, compressed (zlib) and in
+base64. The page reads the index when it opens, and a block when it shows or searches one of its items. Texts of items and
+answers are hostile: in the file they are base64, and templates/items.js makes only text nodes of them.
+"""
+
+import base64
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from lm import saving
+from lm.evals.stats.measures import is_number, scale
+from lm.reports.evaluation_items import encodable, item_name, margin, right_answer
+from lm.reports.page import render
+
+PAGE = "items.html"
+BLOCK = 1 << 18  # characters of JSON in a block
+PROMPT, TEXT, FIELD, BEGINNING = 24_000, 8_000, 1_000, 90  # most characters of a prompt, an answer, another field, a list row
+GROUPS = ("subtask", "group", "subject", "category", "family", "bias_type", "relation", "axis", "type")  # the first present
+STATES = ("wrong", "right", "measured", "not scored")
+SAID = ("generation", "response", "completion", "answer")  # keys of the model's answer
+# Keys of a sample that the page shows elsewhere, or not at all.
+SHOWN = {"task", "doc_id", "prompt", "prompts", "messages", "tokens", "choices", "options", "loglikelihoods", "prediction"}
+SHOWN |= {"target", "reference", "metrics", "failed", "flags", "group", "generations", "context_tokens", *SAID}
+
+
+class Items:
+    """The items of an evaluation, added one by one. Memory: a row of the index for each item, and the compressed blocks."""
+
+    def __init__(self):
+        self.blocks: list[str] = []
+        self._starts: list[int] = []  # number of the first item of each block
+        self._open: list[str] = []
+        self._size = 0
+        self._rows: list[list] = []
+        self._tasks: dict[str, int] = {}
+        self._groups: dict[str, int] = {}
+        self._flags: dict[str, int] = {}
+        self._names: dict[tuple[str, str], int] = {}
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def through(self, samples: Iterable[Mapping]) -> Iterator[Mapping]:
+        """Add the samples, and yield each."""
+        for sample in samples:
+            self.add(sample)
+            yield sample
+
+    def add(self, sample: Mapping[str, Any]) -> None:
+        if not self._open:
+            self._starts.append(len(self._rows))
+        task, name, group = task_name(sample), item_name(sample), group_of(sample)
+        times = self._names[task, name] = self._names.get((task, name), 0) + 1
+        sure = margin(sample)
+        self._rows.append(
+            [
+                self._tasks.setdefault(task, len(self._tasks)),
+                name if times == 1 else f"{name} ({times})",
+                state(sample),
+                self._groups.setdefault(group, len(self._groups)),
+                [self._flags.setdefault(str(flag), len(self._flags)) for flag in sample.get("flags") or ()],
+                None if sure is None else round(sure, 3),
+                beginning(sample),
+            ]
+        )
+        text = json.dumps(saving.plain(entry(sample)), separators=(",", ":"), allow_nan=False)
+        self._open.append(text)
+        self._size += len(text)
+        if self._size >= BLOCK:
+            self._close()
+
+    def write(self, workdir: Path, title: str) -> None:
+        """Write WORKDIR/items.html; without items, remove an old one."""
+        if not self._rows:
+            (workdir / PAGE).unlink(missing_ok=True)
+            return
+        if self._open:
+            self._close()
+        index = {
+            "tasks": list(self._tasks),
+            "groups": list(self._groups),
+            "flags": list(self._flags),
+            "states": STATES,
+            "starts": self._starts,
+            "rows": self._rows,
+        }
+        report = {"title": title, "finished": True}
+        page = render("items.html.j2", report, index=packed(json.dumps(index, separators=(",", ":"))), blocks=self.blocks)
+        saving.write(workdir / PAGE, page.encode(errors="backslashreplace"))
+
+    def _close(self) -> None:
+        self.blocks.append(packed(f"[{','.join(self._open)}]"))
+        self._open, self._size = [], 0
+
+
+def packed(text: str) -> str:
+    """Return an ASCII text compressed, in base64."""
+    return base64.b64encode(zlib.compress(text.encode("ascii"), 6)).decode("ascii")
+
+
+def address(task: str, item: str | None = None, **filters: str) -> str:
+    """Return the link to a task or to an item on the page.
+
+    >>> address("mmlu", "law 3"), address("mmlu", state="wrong")
+    ('items.html#mmlu/law%203', 'items.html#mmlu?state=wrong')
+    """
+    path = "/".join(quote(encodable(part), safe="") for part in (task, item) if part is not None)
+    query = "&".join(f"{key}={quote(value, safe='')}" for key, value in filters.items())
+    return f"{PAGE}#{path}{'?' if query else ''}{query}"
+
+
+def task_name(sample: Mapping) -> str:
+    return encodable(str(sample.get("task")))
+
+
+def group_of(sample: Mapping) -> str:
+    return next((encodable(str(sample[key])) for key in GROUPS if sample.get(key) not in (None, "")), "")
+
+
+def state(sample: Mapping) -> int:
+    """Return an index into STATES. An item whose metrics are no shares, such as bits per byte, is only measured."""
+    if sample.get("failed"):
+        return 0
+    known = {name: value for name, value in (sample.get("metrics") or {}).items() if is_number(value)}
+    if not known:
+        return 3
+    return 1 if any(scale(name, value) != "open" for name, value in known.items()) else 2
+
+
+def beginning(sample: Mapping) -> str:
+    """Return the beginning of an item's own question, without few-shot examples: of the last long paragraph or message."""
+    asked, messages = sample.get("request") or sample.get("prompt") or "", sample.get("messages")
+    if isinstance(messages, list) and not sample.get("request"):
+        users = [m for m in messages if isinstance(m, Mapping) and m.get("role") == "user"]
+        asked = users[-1].get("content") if users else asked
+    if isinstance(asked, list):
+        asked = asked[0] if asked and isinstance(asked[0], str) else ""
+    *_, before, own = ("", "", *str(asked).strip().split("\n\n")[-2:])
+    own = (own if len(own) >= BEGINNING else f"{before} {own}").strip() or str(next(iter(sample.get("choices") or ()), ""))
+    return " ".join(own[: 4 * BEGINNING].split())[:BEGINNING]
+
+
+def entry(sample: Mapping) -> dict[str, Any]:
+    """Return what the page shows of an item beside its row in the index.
+
+    Returns: {"prompt": [[role, text]], "choices": [[text, log-likelihood or None, tokens or None]], "right": indices, "chosen":
+    index or None, "gold": the right answer, "said": [[kind, text]] of the model, "metrics": {name: value}, "more": [[key,
+    text]]}.
+    """
+    choices = sample.get("choices") or sample.get("options") or []
+    scores, tokens = sample.get("loglikelihoods") or [], sample.get("tokens") or []
+    rows = [[shortened(str(choice), TEXT), _at(scores, i), _length(_at(tokens, i))] for i, choice in enumerate(choices)]
+    scored = [row[1] for row in rows]
+    chosen = sample.get("prediction")
+    if chosen is None and scored and all(map(is_number, scored)):
+        chosen = scored.index(max(scored))
+    target = sample.get("target")
+    right = [i for i in (target if isinstance(target, list) else [target]) if isinstance(i, int) and 0 <= i < len(rows)]
+    said = [[key, shortened(_text(sample[key]), TEXT)] for key in SAID if sample.get(key) not in (None, "")]
+    several = sample.get("generations")
+    said += [[f"generation {n}", shortened(_text(one), TEXT)] for n, one in enumerate(several or (), 1) if n > 1]
+    rest = {key: value for key, value in sample.items() if key not in SHOWN and value not in (None, "")}
+    return {
+        "prompt": [[role, shortened(text, PROMPT)] for role, text in turns(sample)],
+        "choices": [[text, round(score, 5) if is_number(score) else None, length] for text, score, length in rows],
+        "right": right,
+        "chosen": chosen if isinstance(chosen, int) else None,
+        "gold": shortened(right_answer(sample), TEXT),
+        "said": said,
+        "metrics": sample.get("metrics") or {},
+        "more": [[key, shortened(_text(value), FIELD)] for key, value in rest.items()],
+    }
+
+
+def turns(sample: Mapping) -> list[tuple[str, str]]:
+    """Return (role or number, text) of a prompt as the model saw it: one, or one for each choice, or messages."""
+    asked = sample.get("prompts") or sample.get("prompt") or sample.get("messages") or ""
+    if not isinstance(asked, list):
+        return [("", str(asked))] if asked else []
+    found = [
+        (str(m.get("role", "")), _text(m.get("content"))) if isinstance(m, Mapping) else (str(n), _text(m))
+        for n, m in enumerate(asked)
+    ]
+    return [(role, text) for role, text in found if text]
+
+
+def shortened(text: str, most: int) -> str:
+    """Return a text of at most about `most` characters: if it is longer, its first quarter and its end."""
+    more, first = len(text) - most, most // 4
+    if more <= 0:
+        return text
+    return f"{text[:first]}\n… {more:,} characters are left out here; samples.jsonl has them …\n{text[first + more :]}"
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _at(values: Any, i: int) -> Any:
+    return values[i] if isinstance(values, list) and i < len(values) else None
+
+
+def _length(tokens: Any) -> int | None:
+    """Return the tokens of a choice from [context ids, its own ids]."""
+    return len(tokens[1]) if isinstance(tokens, list) and len(tokens) == 2 and isinstance(tokens[1], list) else None
