@@ -17,6 +17,8 @@ from data.text.workers import ordered
 from lm import saving
 from lm.reports import browse
 from lm.reports.duplicates import duplicates
+from lm.reports.next_steps import next_steps
+from lm.reports.provenance import signed
 
 KEPT = "kept"
 SHOWN_FILES = 20  # of those that could not be read
@@ -45,22 +47,23 @@ def write(
     state = page, rules, found["histograms"]
     with contextlib.closing(ordered(_drawn, state, parts, processes=config.processes or None, here=0, warm=True)) as drawn:
         next(drawn)  # the workers have begun
-        from lm.reports.page import machine, replace_json
+        from lm.reports.page import replace_json
 
         found |= {**meanwhile(), "duplicates": duplicates(job, units)}
         total = totals(found["funnel"])
-        name = f"lmcraft corpus {workdir.name}"
+        name = f"Curated corpus: {workdir.name}"
         report = saving.plain(
             {
                 "title": name,
                 "config": config.to_dict(),
-                "machine": machine(devices=False),
+                **signed(config.to_dict(), {"curation": found["seconds"]}, devices=False),
                 "recipe": stages,
                 "figures": found,
                 "stages": {"curation": found["seconds"]},
                 "finished": True,
             }
         )
+        report["next"] = next_steps(report, workdir)
         replace_json(workdir / "report.json", report)
         histograms = next(drawn)
         shown = browse.write(f"{name}: documents", workdir, page, drawn, total["all"][0])

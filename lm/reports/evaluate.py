@@ -22,7 +22,9 @@ from lm.evals.stats.measures import badness, ideal, interval, is_number, level, 
 from lm.reports.charts import SERIES, Row, calibration, forest, radar, risk_coverage
 from lm.reports.differences import ALPHA, arrow, changes, main_rows, p_value, rows
 from lm.reports.evaluation_items import gather
-from lm.reports.page import flatten, machine, number, render, replace_json
+from lm.reports.next_steps import next_steps
+from lm.reports.page import flatten, number, render, replace_json
+from lm.reports.provenance import signed
 from lm.saving import plain
 from lm.workdir import kept_json
 
@@ -119,7 +121,7 @@ def write(
     for name, (_, theirs, path) in zip(names, others, strict=True):
         runs[name] = theirs
         compared[name] = compare_runs(theirs, read_samples(path), results, read_samples(samples))
-    report = about | {"comparison": plain(compared)}
+    report = about | {"comparison": plain(compared), "next": next_steps(about, workdir)}
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report, plain(runs), gather(read_samples(samples))))
     return report
@@ -129,7 +131,7 @@ def write_run(
     workdir: Path, results: Mapping[str, Any], samples: Path, others: Sequence[tuple], about: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write the report of an evaluation that ended on this machine (see `write`)."""
-    return write(workdir, results, samples, others, about={**about, "machine": machine()})
+    return write(workdir, results, samples, others, about={**about, **signed(about["config"], about["stages"])})
 
 
 def distinct(names: Sequence[str]) -> list[str]:

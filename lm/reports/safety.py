@@ -6,7 +6,9 @@ from pathlib import Path
 
 from lm import saving
 from lm.align.safety.figures import HEADLINES, headlines
-from lm.reports.page import machine, render, replace_json
+from lm.reports.next_steps import next_steps
+from lm.reports.page import render, replace_json
+from lm.reports.provenance import signed
 from lm.saving import plain
 
 SHOWN = 12  # maximum number of examples
@@ -64,10 +66,10 @@ def write(
     """
     report = plain(
         {
-            "title": f"lmcraft safety {Path(workdir).name}",
+            "title": f"Safety training: {Path(workdir).name}",
             "method": "safety",
             "config": config,
-            "machine": machine(),
+            **signed(config, stages),
             "before": headlines(found["before"]),
             "after": headlines(found["after"]),
             "stages": stages,
@@ -76,6 +78,7 @@ def write(
             "samples": samples(first, last),
         }
     )
+    report["next"] = next_steps(report, workdir)
     replace_json(Path(workdir) / "report.json", report)
     saving.write(Path(workdir) / "report.html", html(report))
 

@@ -46,6 +46,7 @@ FULL = {
     "throughput": {"tokens_per_second": 4702.4, "mfu": 0.413, "mfu_formula": "6·N·tokens"},
     "stages": {"tokenize": 33.1, "train": 7300.0},
     "training": {"steps": 1000, "tokens": 3_276_800_000, "skipped": 1},
+    "next": [],
 }
 
 
@@ -101,10 +102,10 @@ def test_a_full_report_has_every_section_and_stands_alone(tmp_path):
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     seen = Page(text)
     assert seen.headings == [
+        "Data",
         "Against n-grams",
         "Curves",
         "Samples",
-        "Data",
         "Mixture",
         "Tokenizer",
         "Parameters",
@@ -122,7 +123,7 @@ def test_a_full_report_has_every_section_and_stands_alone(tmp_path):
     assert len(ids) == len(set(ids))
     references = re.findall(r'(?:url\(#|href="#)([^")]+)', text)
     assert references and set(references) <= set(ids)
-    assert "1.200 bits per byte on held-out text: 33% fewer than the 5-gram baseline (1.800)." in text
+    assert "The model needs 1.200 bits per byte of held-out text: 33% fewer than the 5-gram baseline (1.800)." in text
     for cell in (
         "5,001,000",
         "1,234",
@@ -224,10 +225,10 @@ def test_a_failed_write_leaves_the_old_report_and_no_litter(tmp_path, monkeypatc
     [
         ({}, None),
         ({"5-gram": 1.8}, None),
-        ({"bits_per_byte": 1.2}, "1.200 bits per byte on held-out text."),
+        ({"bits_per_byte": 1.2}, "The model needs 1.200 bits per byte of held-out text."),
         (
             {"bits_per_byte": 2.0, "unigram": 4.8, "5-gram": 1.8},
-            "2.000 bits per byte on held-out text: it does not beat the 5-gram baseline (1.800).",
+            "The model needs 2.000 bits per byte of held-out text: 11% more than the 5-gram baseline (1.800).",
         ),
     ],
 )
