@@ -15,10 +15,10 @@ from lm import saving
 from lm.align.alarms import Alarm, alarms, is_better, is_validation, words
 from lm.errors import UserError
 from lm.reports.align_curves import curves
-from lm.reports.data_used import alignment_epochs, example_notes, text_notes
+from lm.reports.data_used import alignment_epochs, example_notes, text_summary
 from lm.reports.next_steps import next_steps
 from lm.reports.page import number, render, replace_json
-from lm.reports.provenance import provenance, signed
+from lm.reports.provenance import provenance, signed, with_stopped
 from lm.reports.samples import same_prompt, shown_samples
 from lm.saving import plain
 from lm.train.history import json_lines
@@ -95,8 +95,9 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
 def write_run(workdir: Path, report: dict) -> None:
     """Write the report of a run that ended on this machine (see `write`)."""
     method = report.get("method")
-    about = {"title": f"{METHODS.get(method, method)}: {workdir.name}", **signed(report["config"], report["stages"])}
-    write(workdir, report | about)
+    stages = with_stopped(report["stages"], load_lines(workdir / "metrics.jsonl"))
+    about = {"title": f"{METHODS.get(method, method)}: {workdir.name}", "stages": stages}
+    write(workdir, report | about | signed(report["config"], stages))
 
 
 def load_lines(path: str | os.PathLike) -> list[dict]:
@@ -231,7 +232,7 @@ def write_stages(workdirs: Sequence[str | os.PathLike], to: str | os.PathLike | 
     return to / "pipeline.html"
 
 
-def _stage(workdir: Path, name: str) -> dict:
+def _stage(workdir: Path, prefix: str) -> dict:
     path = workdir / "report.json"
     if not path.exists():
         raise UserError(f"{workdir} has no report.json: let the run finish first")
@@ -245,9 +246,9 @@ def _stage(workdir: Path, name: str) -> dict:
     meanings = (report.get("measures") or {}) | {"bits per byte": "of held-out text; lower is better"}
     pair = before.get(measure), after.get(measure)
     prompts = shown_samples(load_samples(workdir / "samples.jsonl"))
-    wanted = ("Loss", "Reward", "Preference accuracy", "bits per byte")
+    wanted, name = ("Loss", "Reward", "Preference accuracy", "Bits per byte"), report.get("method") or "pretraining"
     return {
-        "name": report.get("method") or "pretraining",
+        "name": name,
         "workdir": str(workdir),
         "measure": measure,
         "meaning": meaning(measure, meanings, report.get("method")) if measure else "",
@@ -259,9 +260,9 @@ def _stage(workdir: Path, name: str) -> dict:
         "alarms": report.get("alarms") or [],
         "prompts": prompts[:2],
         "samples": [] if prompts else (report.get("samples") or [])[:2],
-        "data": example_notes(report) or text_notes(report),
+        "data": example_notes(report) or text_summary(report),
         "next": next_steps(report, workdir),
-        "curves": [chart for chart in curves(lines, name, report.get("method")) if chart["title"] in wanted][:2],
+        "curves": [chart for chart in curves(lines, prefix, name) if chart["title"] in wanted][:2],
     }
 
 

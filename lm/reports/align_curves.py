@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter
 
 from lm.align.alarms import is_validation
-from lm.reports.charts import INK, LINES, SERIES, VALID, dots, from_zero, held_out, legend, svg, thin, trend
+from lm.reports.charts import INK, LINES, MARKERS, SERIES, VALID, dots, from_zero, held_out, legend, svg, thin, trend
 from lm.train.history import column
 
 
@@ -25,6 +25,7 @@ class Group(NamedTuple):
 
 GROUPS = (
     Group("Loss", "of the method", "loss", ("loss",)),
+    Group("Bits per byte", "of held-out text; lower is better", "bits per byte", ("bits_per_byte",)),
     Group("Reward", "mean over completions; the band is one standard deviation of them", "reward", ("reward",)),
     Group("Each reward", "mean of each function before its weight", "reward", ("rewards/*/mean",)),
     Group("Rewards of pairs", "chosen and rejected answers", "reward", ("rewards/chosen", "rewards/rejected")),
@@ -60,6 +61,7 @@ GROUPS = (
     Group("Throughput", "trained tokens", "tokens per second", ("tokens_per_second",)),
 )
 LOSSES = {  # method: (note, unit) of its loss
+    "pretraining": ("lower is better", "nats per token"),
     "sft": ("of the answers' tokens", "nats per token"),
     "reward": ("of the order of two answers, or of labelled steps", "nats"),
     "grpo": ("of the policy; it may stay near 0 while the reward rises", "loss"),
@@ -94,7 +96,7 @@ def curves(lines: Sequence[dict], name: str = "chart", method: str | None = None
             note, unit = LOSSES.get(method, group[1:3]) if part == ["loss"] else group[1:3]
             title = group.title or (part[0].replace("_", " ") if len(part) == 1 else part[0].rpartition("/")[0])
             trained = any(len(column(train, key)[0]) for key in part)
-            note = note or "as logged" if trained else "of held-out examples"
+            note = (note or "as logged") if trained or part == ["bits_per_byte"] else "of held-out examples"
             unit = unit or (title if len(part) == 1 else "value")
             picture = svg(f"{name}{len(charts)}", lambda ax, part=part: _draw(ax, part, train, valid), unit=unit)
             charts.append({"title": title, "note": note, "svg": picture})
@@ -111,7 +113,7 @@ def _twin(key: str, trained: Iterable[str]) -> str:
 
 
 def _draw(ax: Axes, keys: Sequence[str], train: Sequence[dict], valid: Sequence[dict]) -> None:
-    for key, colour, line in zip(keys, SERIES, LINES):
+    for key, colour, line, marker in zip(keys, SERIES, LINES, MARKERS):
         name = key.partition("/")[2] or key
         label = "train" if len(keys) == 1 else name.removesuffix("/mean") if key.startswith("rewards/") else name
         steps, values = column(train, key)
@@ -120,7 +122,7 @@ def _draw(ax: Axes, keys: Sequence[str], train: Sequence[dict], valid: Sequence[
             ax.plot(*thin(steps, values), color=colour, alpha=0.3, linewidth=0.8)
         if len(steps):
             shown = trend(steps, values) if noisy else thin(steps, values)
-            ax.plot(*shown, color=colour, linestyle=line, linewidth=1.8, label=label, **dots((steps, values)))
+            ax.plot(*shown, color=colour, linestyle=line, linewidth=1.8, label=label, **dots((steps, values), marker))
         if key == "reward":
             both = [row for row in train if len(column([row], key)[0]) and len(column([row], "reward_std")[0])]
             (steps, values), (_, spread) = column(both, key), column(both, "reward_std")
@@ -136,7 +138,7 @@ def _draw(ax: Axes, keys: Sequence[str], train: Sequence[dict], valid: Sequence[
     if keys == ["grad_norm"] and low > 0 and high > 10 * low:
         ax.set_yscale("log")
         ax.yaxis.set_minor_formatter(NullFormatter())
-    elif keys != ["loss"]:
+    elif keys not in (["loss"], ["bits_per_byte"]):
         from_zero(ax)
     legend(ax)
 

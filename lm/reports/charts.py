@@ -39,7 +39,7 @@ VARIABLES = {
 SERIES = (TRAIN, VALID, THIRD, FOURTH, FIFTH, SIXTH)  # colours of curves in one chart
 # Without colours, curves of one chart are told apart by their lines or markers, in the order of SERIES.
 LINES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (10, 3)), (0, (3, 1.5, 1.5, 1.5, 1.5, 1.5)))
-MARKERS = "os^DvP"
+MARKERS = "o^DvPX"
 LABEL = 30  # maximum characters of a label
 WIDTH = 5.4
 Point = tuple[float, float | None, float | None]  # a value and its interval
@@ -150,13 +150,16 @@ def trend(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> Curve:
 
 def from_zero(ax: Axes) -> None:
     """Start the y axis at 0, unless data lie below. Call it when everything is drawn."""
-    if ax.dataLim.ymin >= 0:
+    low, high = ax.dataLim.intervaly
+    if 0 <= low and 0 < high < math.inf:
+        ax.set_ylim(0, 1.05 * high)
+    elif low >= 0:
         ax.set_ylim(bottom=0)
 
 
-def dots(curve: Curve) -> dict:
+def dots(curve: Curve, marker: str = MARKERS[0]) -> dict:
     """Return the style of markers for a curve with few points, whose line alone could be invisible."""
-    return {"marker": "o", "markersize": 4} if len(curve[0]) <= 30 else {}
+    return {"marker": marker, "markersize": 4} if len(curve[0]) <= 30 else {}
 
 
 def held_out(curve: Curve) -> dict:
@@ -166,9 +169,11 @@ def held_out(curve: Curve) -> dict:
 
 
 def legend(ax: Axes, loc: str = "best") -> None:
-    """Name the curves if there are several."""
-    if len(ax.get_legend_handles_labels()[1]) > 1:
-        ax.legend(frameon=False, labelcolor=INK, loc=loc, fontsize=10, handlelength=2.6)
+    """Name the curves if there are several; more than three below the chart, where they hide nothing."""
+    names = len(ax.get_legend_handles_labels()[1])
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2} if names > 3 else {"loc": loc}
+    if names > 1:
+        ax.legend(frameon=False, labelcolor=INK, fontsize=10, handlelength=2.6, **below)
 
 
 # Charts of evaluations: each draws one run or several, in the order of SERIES, and returns {"title", "note", "svg"}.

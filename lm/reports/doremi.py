@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from lm import saving
-from lm.reports.charts import LINES, SERIES, clean, dots, from_zero, legend, svg, thin, trend
+from lm.reports.charts import LINES, MARKERS, SERIES, clean, dots, from_zero, legend, svg, thin, trend
 from lm.reports.next_steps import next_steps
 from lm.reports.page import render, replace_json
 from lm.reports.provenance import signed
@@ -62,7 +62,10 @@ def write(
 def html(report: dict, lines: Sequence[dict]) -> str:
     """Return the page. lines: of the proxy's metrics.jsonl."""
     last_step = max((line["step"] for line in lines), default=None)
-    return render("doremi.html.j2", report, curves=curves(list(report["sources"]), lines), last_step=last_step)
+    shares = sorted(report["sources"].items(), key=lambda source: -source[1]["found"])
+    found = ", ".join(f"{name} {row['found']:.1%}" for name, row in shares[:6]) + (", …" if len(shares) > 6 else "")
+    verdict = f"Shares of the sources that were found: {found}."
+    return render("doremi.html.j2", report, verdict=verdict, curves=curves(list(report["sources"]), lines), last_step=last_step)
 
 
 def curves(names: Sequence[str], lines: Sequence[dict]) -> list[dict]:
@@ -76,12 +79,12 @@ def curves(names: Sequence[str], lines: Sequence[dict]) -> list[dict]:
             some = names[begin : begin + len(SERIES)]
 
             def draw(ax: Axes, some=some, key=key) -> None:
-                for name, colour, line in zip(some, SERIES, LINES):
+                for name, colour, line, marker in zip(some, SERIES, LINES, MARKERS):
                     curve = column(lines, f"{key}/{name}")
                     if len(curve[0]):
                         curve = trend(*curve) if key == "excess" else thin(*curve)
                         style = {"color": colour, "linestyle": line, "linewidth": 1.6, "label": clean(name)}
-                        ax.plot(*curve, **style, **dots(curve))
+                        ax.plot(*curve, **style, **dots(curve, marker))
                 from_zero(ax)
                 legend(ax)
 

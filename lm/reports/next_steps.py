@@ -38,6 +38,8 @@ def next_steps(report: Mapping[str, Any], workdir: str | os.PathLike) -> Steps:
         return []
     if method == "reward":
         return _after_reward_model(config, run)
+    if method == "safety":
+        return _after_safety(config, run)
     return _after_best_of(run) if report.get("best_of") else _after_alignment(run)
 
 
@@ -70,6 +72,14 @@ def _after_alignment(run: str) -> Steps:
         ("Measure it", _evaluation(run)),
         ("Serve it at http://127.0.0.1:8000/v1", _verb("serve", "serve/default", f"{run}-serve", {"checkpoint": run})),
     )
+
+
+def _after_safety(config: Mapping[str, Any], run: str) -> Steps:
+    failures = {"init_from": run, "safety.failures": os.path.join(run, "failing.jsonl")}
+    if prompts := (config.get("safety") or {}).get("prompts"):
+        failures["safety.prompts"] = prompts
+    again = _verb("align", "align/safety", f"{run}-again", failures)
+    return _steps(("Talk to it", _chat(run)), ("Measure it", _evaluation(run)), ("Train on what still fails", again))
 
 
 def _after_reward_model(config: Mapping[str, Any], run: str) -> Steps:

@@ -20,10 +20,11 @@ from lm.workdir import kind_of
 
 ROOT = Path(__file__).resolve().parents[2]
 GIT_SECONDS = 5
+STOPPED = "steps before the last start"
 MASK = "***"
-SECRETS = {"key", "keys", "apikey", "token", "password", "passwd", "secret", "credential", "credentials"}
+SECRETS = ("keys", "key", "apikey", "token", "password", "passwd", "secret", "credentials", "credential")
 NO_SECRETS = {"text_key"}  # flags that end like a secret
-VALUE = re.compile(r"([\w.-]+)=([^=&,;|\s\"'{}()]+)")  # NAME=VALUE inside an argument
+OPTION = re.compile(rf"([\w.-]*(?:{'|'.join(SECRETS)}))(=|: +)([^=&,;|\s\"'{{}}()]+)")  # inside an argument
 ACCOUNT = re.compile(r"(://[^/\s:@]*:)[^/\s@]+@")  # USER:PASSWORD@ of an address
 
 
@@ -32,6 +33,20 @@ def signed(config: Mapping[str, Any], stages: Mapping[str, float], *, devices: b
     from lm.reports.page import machine
 
     return {"machine": machine(devices), "provenance": provenance(config, stages)}
+
+
+def with_stopped(stages: Mapping[str, float], lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the stages, with the seconds of steps of earlier processes of the run, which stopped before they could report.
+
+    The seconds of all steps come from the tokens and tokens_per_second of metrics.jsonl's training lines, ascending by step.
+    """
+    seconds, before = 0.0, 0
+    for line in lines:
+        tokens, rate = line.get("tokens"), line.get("tokens_per_second")
+        if isinstance(tokens, int | float) and isinstance(rate, int | float) and rate > 0:
+            seconds, before = seconds + max(0, tokens - before) / rate, tokens
+    stopped = seconds - stages.get("training", 0.0)
+    return dict(stages) | ({STOPPED: stopped} if stopped > 1 else {})
 
 
 def provenance(
@@ -108,7 +123,7 @@ def _masked(arguments: Sequence[str]) -> list[str]:
 
 
 def _inside(value: str) -> str:
-    hidden = VALUE.sub(lambda match: f"{match[1]}={MASK}" if _is_secret(match[1]) else match[0], value)
+    hidden = OPTION.sub(lambda match: match[1] + match[2] + MASK if _is_secret(match[1]) else match[0], value)
     return ACCOUNT.sub(rf"\g<1>{MASK}@", hidden)
 
 

@@ -22,11 +22,11 @@ from lm.checkpoint import plain as by_name
 from lm.infer.sampler import generate
 from lm.model.transformer import skeleton
 from lm.progress import progress
-from lm.reports.charts import LINES, MUTED, SERIES, TRAIN, VALID, dots, from_zero, held_out, legend, svg, thin, trend
+from lm.reports.charts import LINES, MARKERS, MUTED, SERIES, TRAIN, VALID, dots, from_zero, held_out, legend, svg, thin, trend
 from lm.reports.data_used import epochs_text, text_notes, text_sources
 from lm.reports.next_steps import next_steps
 from lm.reports.page import render, replace_json
-from lm.reports.provenance import signed
+from lm.reports.provenance import signed, with_stopped
 from lm.saving import plain, write_json
 from lm.train import ngram
 from lm.train.history import column, load_metrics
@@ -79,7 +79,7 @@ def write_report(
     used = [line["mfu"] for line in train_lines[1:] if line.get("mfu")]
     peak, source = peak_flops(config.dtype)
     packed = sum(source["train"]["tokens_packed"] for source in counts["sources"].values())
-    stages = _all_stages(workdir, stages)
+    stages = with_stopped(_all_stages(workdir, stages), train_lines)
     write(
         workdir,
         {
@@ -323,10 +323,10 @@ def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[
         found = [name for name in names if name.startswith(f"valid_{task}/")][: len(SERIES)]
 
         def draw_task(ax: Axes, found=found) -> None:
-            for name, colour, line in zip(found, SERIES, LINES):
+            for name, colour, line, marker in zip(found, SERIES, LINES, MARKERS):
                 curve = column(valid, name)
                 style = {"color": colour, "linestyle": line, "linewidth": 1.8, "label": name.partition("/")[2]}
-                ax.plot(*thin(*curve), **style, **dots(curve))
+                ax.plot(*thin(*curve), **style, **dots(curve, marker))
             legend(ax)
 
         unit = found[0].partition("/")[2] if len(found) == 1 else "metric"
