@@ -70,7 +70,7 @@ def _after_alignment(run: str) -> Steps:
     return _steps(
         ("Talk to it", _chat(run)),
         ("Measure it", _evaluation(run)),
-        ("Serve it at http://127.0.0.1:8000/v1", _verb("serve", "serve/default", f"{run}-serve", {"checkpoint": run})),
+        ("Serve it behind OpenAI's API", _verb("serve", "serve/default", f"{run}-serve", {"checkpoint": run})),
     )
 
 

@@ -64,7 +64,7 @@ def render(template: str, report: dict, **context) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "short": short, "duration": duration, "date": date, "arguments": arguments}
+    environment.filters |= FILTERS
     config, changed = flatten(report.get("config") or {}), (report.get("provenance") or {}).get("changed")
     parts = {"changed": config} if changed is None else {"changed": {key: config[key] for key in changed if key in config}}
     parts["usual"] = {key: value for key, value in config.items() if key not in parts["changed"]}
@@ -139,3 +139,6 @@ def _cores() -> int:
 
 def replace_json(path: Path, value) -> None:
     saving.write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+FILTERS = {"number": number, "short": short, "duration": duration, "date": date, "arguments": arguments}  # of all templates
