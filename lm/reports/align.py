@@ -122,7 +122,7 @@ def html(report: dict, lines: Sequence[dict] = (), samples: Sequence[dict] = ())
     return render(
         "align.html.j2",
         report,
-        verdict=verdict(before, after, report.get("measures") or {}, method) or unmeasured(report),
+        verdict=verdict(before, after, report.get("measures") or {}, method) or _unmeasured(report),
         measures=[(name, before.get(name), after.get(name)) for name in names],
         meanings={name: meaning(name, report.get("measures") or {}, method) for name in names},
         data_notes=example_notes(report),
@@ -150,9 +150,9 @@ def verdict(before: dict, after: dict, measures: dict, method: str | None = None
     return f"{what} {moved} from {number(before[measure])} to {number(after[measure])}: {better}."
 
 
-def unmeasured(report: dict) -> str | None:
-    """Return what to say of a run that ended without a measure of its model; None if it has not ended."""
-    if not report.get("finished"):
+def _unmeasured(report: dict) -> str | None:
+    """Return what to say of a run that ended without any measure of its model, else None."""
+    if not report.get("finished") or report.get("after"):
         return None
     return "Nothing was measured: the run held out no examples."
 

@@ -5,6 +5,7 @@ This module loads nothing slow, because curate.py and its worker processes impor
 
 import importlib.metadata
 import multiprocessing
+import os
 import re
 import runpy
 import shlex
@@ -81,8 +82,10 @@ def code_version(root: Path = ROOT) -> str | None:
     """
     if (root / ".git").exists():  # otherwise git would find the repository of a project that holds this package
         command = ["git", "-C", str(root), "describe", "--always", "--dirty= + changes", "--exclude=*"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook's repository
+        environment["GIT_OPTIONAL_LOCKS"] = "0"
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS, stdin=subprocess.DEVNULL)
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=GIT_SECONDS)
         except (OSError, subprocess.SubprocessError):
             done = None
         if done is not None and done.returncode == 0:
@@ -163,7 +166,7 @@ def changed_keys(config: Mapping[str, Any]) -> list[str] | None:
         return None
     try:
         usual = runpy.run_path(str(file))["get_config"]()
-    except ImportError:  # configs of another folder come first on the path
+    except Exception:  # whoever edits the file while a run lasts must not break its report
         return None
     usual, own = _flat(usual.to_dict()), _flat(config)
     return [key for key, value in own.items() if key not in usual or usual[key] != value]

@@ -254,8 +254,10 @@ def verdict(validation: Mapping, before: Mapping = {}) -> str | None:
 
 
 def _unmeasured(report: Mapping) -> str | None:
-    """Return what to say of a run that ended without a validation; None if it has not ended."""
-    return "Nothing was measured: the run held out no text." if report.get("finished") else None
+    """Return what to say of a run that ended without a validation, else None."""
+    if not report.get("finished") or report.get("validation"):
+        return None
+    return "Nothing was measured: the run held out no text."
 
 
 def _bars(validation: Mapping, before: Mapping) -> list[tuple[str, float]]:
@@ -312,7 +314,7 @@ def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[
                     color=MUTED,
                 )
             curve = thin(*bits)
-            ax.plot(*curve, color=VALID, linewidth=1.6, linestyle=LINES[1], **held_out(curve))
+            ax.plot(*curve, color=VALID, linewidth=1.6, **held_out(curve))
             ax.margins(y=0.1)
 
         note = "of held-out text; lower is better" + ("; dashed lines: n-gram baselines" if baselines else "")

@@ -319,6 +319,13 @@ def test_a_pipeline_shows_each_stage_by_its_own_measure(tmp_path):
         ("grpo", "accuracy", True),
     ]
 
+    with (first / "metrics.jsonl").open("a") as file:  # the start of continued pretraining
+        file.write('{"step": 0, "valid_loss": 2.0, "valid_bits_per_byte": 1.25}\n')
+    report.write(first, PRETRAINED)
+    align_report.write_stages([first, sft], tmp_path)
+    (stage, _) = json.loads((tmp_path / "pipeline.json").read_text())["pipeline"]
+    assert (stage["before"], stage["after"]) == (1.25, 1.2)
+
     a_run(sft, {**FULL, "method": "grpo", "after": {"accuracy": 0.1}})
     text = align_report.write_stages([sft, grpo], tmp_path).read_text(encoding="utf-8")
     assert "Not better by its own measure: grpo 1." in text and 'href="sft/report.html"' in text

@@ -1,5 +1,6 @@
 """Where a report comes from: its command without secrets, its commit, its changed keys."""
 
+import os
 import runpy
 import shlex
 import subprocess
@@ -37,6 +38,9 @@ def test_a_report_says_where_it_comes_from():
 def test_without_a_default_no_keys_are_known_to_be_changed(monkeypatch, tmp_path):
     assert provenance.changed_keys({"anything": 1}) is None
     monkeypatch.setattr(provenance, "ROOT", tmp_path)  # as in an installed package
+    assert provenance.changed_keys(tiny().to_dict()) is None
+    (tmp_path / "configs" / "train").mkdir(parents=True)
+    (tmp_path / "configs" / "train" / "default.py").write_text("def get_config(")
     assert provenance.changed_keys(tiny().to_dict()) is None
 
 
@@ -82,8 +86,10 @@ def test_a_module_is_named_as_python_takes_it():
 
 
 def git(folder, *arguments):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     author = ["-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
-    return subprocess.run(["git", "-C", folder, *author, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+    command = ["git", "-C", folder, *author, *arguments]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def test_the_code_is_a_commit_and_says_if_files_were_changed(tmp_path):
