@@ -6,64 +6,63 @@
 It works for every method: it draws all metrics in metrics.jsonl. See lm/reports/page.py for how pages are made.
 """
 
-import fnmatch
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
-from markupsafe import Markup
-from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter
 
 from lm import saving
 from lm.align.alarms import Alarm, alarms, is_better, is_validation, words
 from lm.errors import UserError
-from lm.reports.charts import INK, SERIES, VALID, dots, from_zero, svg, thin, trend
-from lm.reports.page import machine, number, render, replace_json
+from lm.reports.align_curves import curves
+from lm.reports.data_used import alignment_epochs, example_notes, text_summary
+from lm.reports.next_steps import next_steps
+from lm.reports.page import number, render, replace_json
+from lm.reports.provenance import provenance, signed, with_stopped
 from lm.reports.samples import same_prompt, shown_samples
 from lm.saving import plain
-from lm.train.history import column, json_lines
+from lm.train.history import json_lines
 from lm.workdir import read_object
 
-__all__ = ["Alarm", "alarms", "load_lines", "load_samples", "write", "write_stages", "html"]
+__all__ = ["Alarm", "alarms", "curves", "load_lines", "load_samples", "write", "write_stages", "html"]
 
-
-class Group(NamedTuple):
-    """A chart with all metrics that match one of its patterns."""
-
-    title: str
-    note: str
-    patterns: tuple[str, ...]
-
-
-GROUPS = (
-    Group("Loss", "of the method", ("loss",)),
-    Group("Reward", "mean over completions; the band is one standard deviation of them", ("reward",)),
-    Group("Each reward", "mean of each function before its weight", ("rewards/*/mean",)),
-    Group("Rewards of pairs", "chosen and rejected answers", ("rewards/chosen", "rewards/rejected")),
-    Group("Margin", "reward of the chosen answer − that of the rejected one", ("rewards/margins",)),
-    Group("Preference accuracy", "pairs whose chosen answer has the greater reward", ("rewards/accuracies",)),
-    Group("Distance from the reference", "Kullback-Leibler divergence, nats", ("kl", "objective/kl", "policy/approxkl_avg")),
-    Group("Entropy", "of the policy, nats a token", ("entropy", "objective/entropy")),
-    Group("Clipped ratios", "share of tokens with a clipped ratio", ("clip_ratio/*_mean", "policy/clipfrac_avg")),
-    Group("Completion length", "tokens", ("completions/*length",)),
-    Group("Cut and idle", "completions that the limit cut, groups of equal rewards", ("*/clipped_ratio", "frac_reward_*")),
-    Group("Log-probabilities", "of the answers under the policy, nats", ("logps/*",)),
-    Group("Tools", "calls and failures a completion", ("tools/*",)),
-    Group("Sampler and trainer", "difference of their log-probabilities, and the weights that correct it", ("sampling/*",)),
-    Group("Learning rate", "as applied", ("learning_rate",)),
-    Group("Gradient norm", "global, before clipping", ("grad_norm",)),
-    Group("Throughput", "trained tokens per second", ("tokens_per_second",)),
-)
 OWN = ("reward", "rewards/accuracies", "accuracy", "rewards/margins", "agreement")
 NEUTRAL = {"kl", "length", "entropy", "logps", "chosen", "rejected", "min", "max", "ratio"}
-# Metrics without a curve here: shown on the axis or in a tile, or with their own chart.
-LEFT_OUT = ("step", "tokens", "skipped", "mfu", "reward_std", "seconds/*", "rewards/*/std", "clip_ratio/*_m[ai][xn]")
 MAKE = "run the command of the run again to recreate it"
-SCHEDULE = "*learning_rate*"  # curves given by a formula are not smoothed
+METHODS = {  # the short name of a method: its title
+    "sft": "Supervised fine-tuning",
+    "dpo": "Preference tuning (DPO)",
+    "orpo": "Preference tuning (ORPO)",
+    "simpo": "Preference tuning (SimPO)",
+    "ipo": "Preference tuning (IPO)",
+    "kto": "Preference tuning (KTO)",
+    "reward": "Reward model",
+    "grpo": "Reinforcement learning (GRPO)",
+    "rloo": "Reinforcement learning (RLOO)",
+    "ppo": "Reinforcement learning (PPO)",
+    "distill": "Distillation",
+}
+MEANINGS = {  # of measures of the model before and after, all on held-out examples
+    "reward": "mean reward of the model's answers to held-out prompts",
+    "mean_length": "mean length of these answers, in tokens",
+    "loss": "loss of the method on held-out examples",
+    "entropy": "mean entropy of the model's next token, in nats",
+    "mean_token_accuracy": "share of the tokens of held-out answers that the model finds likeliest",
+    "rewards/accuracies": "share of held-out pairs whose chosen answer has the greater reward",
+    "rewards/margins": "mean reward of the chosen answer − that of the rejected one",
+    "rewards/chosen": "mean reward of chosen answers: β · log(policy / reference)",
+    "rewards/rejected": "mean reward of rejected answers",
+    "logps/chosen": "mean log-probability of chosen answers, in nats",
+    "logps/rejected": "mean log-probability of rejected answers, in nats",
+    "kl": "divergence from the reference or the teacher, in nats per token",
+    "nll": "negative log-likelihood of held-out answers, in nats per token",
+}
+OF_METHOD = {
+    ("reward", "accuracy"): "share of held-out pairs whose chosen answer has the greater score",
+    ("reward", "margin"): "mean score of the chosen answer − that of the rejected one",
+    ("sft", "loss"): "loss on the tokens of held-out answers, in nats per token",
+    ("distill", "agreement"): "share of held-out tokens where student and teacher find the same token likeliest",
+}
 
 
 def write(workdir: str | os.PathLike, report: dict) -> None:
@@ -72,12 +71,13 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     Args:
         workdir: an existing directory.
         report: any of these keys. title, method, finished (bool), config (nested), machine (lm.reports.page.machine),
-            parameters (count), trained (count), before and after ({measure: value}, see `own_measure`),
+            provenance (lm/reports/provenance.py), parameters (count), trained (count), before and after ({measure: value},
+            see `own_measure`),
             measures {measure: its description}, data ({split: {label: count or {reason: count}}}, and the same for `tasks`),
             notes (list of str), training {steps, tokens, skipped}, stages {name: seconds}.
 
-    The JSON also gets alarms (list of {step, kind, text}), rollout_share, and best_of, the statistics of a run that answered
-    each prompt several times.
+    The JSON also gets alarms (list of {step, kind, text}), rollout_share, training.epochs, next (see `next_steps`) and best_of,
+    the statistics of a run that answered each prompt several times.
     """
     workdir, report = Path(workdir), plain(report)
     lines, samples = load_lines(workdir / "metrics.jsonl"), load_samples(workdir / "samples.jsonl")
@@ -85,13 +85,19 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     report["rollout_share"] = rollout_share(lines)
     if (statistics := workdir / "best_of" / "statistics.json").is_file():
         report["best_of"] = read_object(statistics, MAKE)
+    if (epochs := alignment_epochs(report)) is not None:
+        report["training"]["epochs"] = epochs
+    report["next"] = next_steps(report, workdir)
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report, lines, samples))
 
 
 def write_run(workdir: Path, report: dict) -> None:
     """Write the report of a run that ended on this machine (see `write`)."""
-    write(workdir, report | {"machine": machine()})
+    method = report.get("method")
+    stages = with_stopped(report["stages"], load_lines(workdir / "metrics.jsonl"))
+    about = {"title": f"{METHODS.get(method, method)}: {workdir.name}", "stages": stages}
+    write(workdir, report | about | signed(report["config"], stages))
 
 
 def load_lines(path: str | os.PathLike) -> list[dict]:
@@ -111,32 +117,50 @@ def load_samples(path: str | os.PathLike) -> list[dict]:
 def html(report: dict, lines: Sequence[dict] = (), samples: Sequence[dict] = ()) -> str:
     """Return the page, from plain values (`plain` of lm/saving.py) and the results of `load_lines` and `load_samples`."""
     before, after = report.get("before") or {}, report.get("after") or {}
-    own = own_measure(after)
+    own, method = own_measure(after), str(report.get("method") or "")
+    names = dict.fromkeys((*filter(None, [own]), *after, *before))
     return render(
         "align.html.j2",
         report,
-        verdict=verdict(before, after, report.get("measures") or {}),
-        measures=[(name, before.get(name), after.get(name)) for name in dict.fromkeys((*filter(None, [own]), *after, *before))],
+        verdict=verdict(before, after, report.get("measures") or {}, method) or _unmeasured(report),
+        measures=[(name, before.get(name), after.get(name)) for name in names],
+        meanings={name: meaning(name, report.get("measures") or {}, method) for name in names},
+        data_notes=example_notes(report),
         columns=_columns(report.get("data") or {}),
-        curves=curves(lines),
+        curves=curves(lines, method=method),
         prompts=shown_samples(samples),
         last_step=max((line["step"] for line in lines), default=None),
         judged=judged,
     )
 
 
-def verdict(before: dict, after: dict, measures: dict) -> str | None:
+def verdict(before: dict, after: dict, measures: dict, method: str | None = None) -> str | None:
     """Return one sentence about the method's own measure, or None."""
     measure = own_measure(after)
     if measure is None:
         return None
-    what = f"{measure}{f', {measures[measure]},' if measures.get(measure) else ''}"
+    told = meaning(measure, measures, method)
+    what = f"{told[0].upper()}{told[1:]} ({measure})" if told else measure
     if before.get(measure) is None:
         return f"{what} is {number(after[measure])}."
     if after[measure] == before[measure]:
         return f"{what} stayed at {number(after[measure])}."
     better = "better" if is_better(measure, before[measure], after[measure]) else "worse"
-    return f"{what} went from {number(before[measure])} to {number(after[measure])}: {better}."
+    moved = "rose" if after[measure] > before[measure] else "fell"
+    return f"{what} {moved} from {number(before[measure])} to {number(after[measure])}: {better}."
+
+
+def _unmeasured(report: dict) -> str | None:
+    """Return what to say of a run that ended without any measure of its model, else None."""
+    if not report.get("finished") or report.get("after"):
+        return None
+    return "Nothing was measured: the run held out no examples."
+
+
+def meaning(measure: str, measures: dict, method: str | None) -> str:
+    """Return what a measure says, from `measures` of the report or of known names, or ""."""
+    own = "mean of this reward function, before its weight" if measure.startswith("rewards/") else ""
+    return measures.get(measure) or OF_METHOD.get((method, measure)) or MEANINGS.get(measure, own)
 
 
 def own_measure(after: dict) -> str | None:
@@ -175,92 +199,6 @@ def _columns(data: dict) -> dict[str, dict]:
     return {split: counts for split, counts in found.items() if any(counts.values())}
 
 
-def curves(lines: Sequence[dict], name: str = "chart") -> list[dict]:
-    """Return charts of all metrics in the lines: [{title, note, svg}]. Held-out and training curves share a chart."""
-    train = [line for line in lines if not is_validation(line)]
-    keys = dict.fromkeys(key for line in train for key in line)
-    valid = [{_twin(key, keys): x for key, x in line.items()} for line in lines if is_validation(line)]
-    keys |= dict.fromkeys(key.removeprefix("valid_") for line in valid for key in line)
-    drawn = {key for key in keys if len(column(train, key)[0]) or len(column(valid, f"valid_{key}")[0])}
-    groups = list(GROUPS)
-    for key in (key for key in keys if not any(fnmatch.fnmatch(key, p) for group in GROUPS for p in group.patterns)):
-        if key in drawn and not any(fnmatch.fnmatch(key, pattern) for pattern in LEFT_OUT):
-            prefix = key.rpartition("/")[0]
-            group = Group("", "", (f"{prefix}/*" if prefix else key,))
-            groups += [group] if group not in groups else []
-    charts, taken = [], set()
-    for group in groups:
-        found = [key for key in keys if key in drawn - taken and any(fnmatch.fnmatch(key, p) for p in group.patterns)]
-        found = [key for key in found if not any(fnmatch.fnmatch(key, pattern) for pattern in LEFT_OUT)]
-        taken |= set(found)
-        for begin in range(0, len(found), len(SERIES)):  # one chart has only that many colours
-            part = found[begin : begin + len(SERIES)]
-            picture = svg(f"{name}{len(charts)}", lambda ax, part=part: _draw(ax, part, train, valid))
-            title = group.title or (part[0].replace("_", " ") if len(part) == 1 else part[0].rpartition("/")[0])
-            note = group.note or ("as logged" if any(len(column(train, key)[0]) for key in part) else "held out")
-            charts.append({"title": title, "note": note, "svg": picture})
-    if picture := _seconds(train, f"{name}{len(charts)}"):
-        charts.append({"title": "Where the time goes", "note": "share of a step's seconds", "svg": picture})
-    return charts
-
-
-def _twin(key: str, trained: Iterable[str]) -> str:
-    """Return a validation key with the name of its training metric: valid_rewards/answer matches rewards/answer/mean."""
-    name = key.removeprefix("valid_")
-    other = next((twin for twin in (f"{name}/mean", f"completions/{name}") if twin in trained), name)
-    return key if key == name else f"valid_{name if name in trained else other}"
-
-
-def _draw(ax: Axes, keys: Sequence[str], train: Sequence[dict], valid: Sequence[dict]) -> None:
-    for key, colour in zip(keys, SERIES):
-        name = key.partition("/")[2] or key
-        label = "train" if len(keys) == 1 else name.removesuffix("/mean") if key.startswith("rewards/") else name
-        steps, values = column(train, key)
-        noisy = len(steps) > 50 and not fnmatch.fnmatch(key, SCHEDULE)
-        if noisy:
-            ax.plot(*thin(steps, values), color=colour, alpha=0.3, linewidth=0.8)
-        if len(steps):
-            shown = trend(steps, values) if noisy else thin(steps, values)
-            ax.plot(*shown, color=colour, linewidth=1.8, label=label, **dots((steps, values)))
-        if key == "reward":
-            both = [row for row in train if len(column([row], key)[0]) and len(column([row], "reward_std")[0])]
-            (steps, values), (_, spread) = column(both, key), column(both, "reward_std")
-            ax.fill_between(steps, values - spread, values + spread, color=colour, alpha=0.12, linewidth=0)
-        held_out = column(valid, f"valid_{key}")
-        if len(held_out[0]):
-            style = {"color": VALID, "label": "held out"} if len(keys) == 1 else {"color": colour, "linestyle": (0, (4, 2))}
-            ax.plot(*thin(*held_out), linewidth=1.8, **style, **dots(held_out))
-    low, high = ax.dataLim.intervaly
-    if keys == ["grad_norm"] and low > 0 and high > 10 * low:
-        ax.set_yscale("log")
-        ax.yaxis.set_minor_formatter(NullFormatter())
-    elif keys != ["loss"]:
-        from_zero(ax)
-    if len(ax.get_legend_handles_labels()[0]) > 1:
-        ax.legend(frameon=False, labelcolor=INK, loc="best", fontsize=10)
-
-
-def _seconds(train: Sequence[dict], name: str) -> Markup | None:
-    """Return a stacked chart of the shares of each step's parts in its seconds; None without times."""
-    keys = sorted({key for line in train for key in line if key.startswith("seconds/")})
-    rows = [line for line in train if all(isinstance(line.get(key), (int, float)) for key in keys)]
-    values = np.array([[row[key] for row in rows] for key in keys], np.float64).reshape(len(keys), len(rows))
-    if not values.sum():
-        return None
-    every = np.array([row["step"] for row in rows], np.float64)
-    trends = [trend(every, row, 300) for row in values]
-    steps, values = trends[0][0], np.maximum([seconds for _, seconds in trends], 0.0)
-    shares = values / np.maximum(values.sum(0), 1e-12)
-
-    def draw(ax: Axes) -> None:
-        labels = [key.removeprefix("seconds/") for key in keys]
-        ax.stackplot(steps, shares, colors=SERIES, labels=labels, alpha=0.7, linewidth=0)
-        ax.set_ylim(0, 1)
-        ax.legend(loc="lower left", fontsize=10, labelcolor=INK, frameon=False)
-
-    return svg(name, draw)
-
-
 def write_stages(workdirs: Sequence[str | os.PathLike], to: str | os.PathLike | None = None) -> Path:
     """Write one page for runs that each start from the previous one; return its path.
 
@@ -282,7 +220,8 @@ def write_stages(workdirs: Sequence[str | os.PathLike], to: str | os.PathLike | 
             stage["name"] = f"{stage['name']} {names[: i + 1].count(names[i])}"
     seconds = {stage["name"]: stage["seconds"] for stage in stages}
     report = {"title": "From text to " + stages[-1]["name"], "stages": seconds, "machine": stages[-1]["machine"]}
-    columns = ("name", "workdir", "measure", "before", "after", "better", "seconds", "alarms")
+    report |= {"provenance": provenance({}, seconds), "next": stages[-1]["next"]}
+    columns = ("name", "workdir", "measure", "meaning", "before", "after", "better", "seconds", "alarms")
     saved = {**report, "pipeline": [{key: stage[key] for key in columns} for stage in stages]}
     worse = [stage["name"] for stage in stages if not stage["better"]]
     sentence = f"Not better by its own measure: {', '.join(worse)}." if worse else "Each stage is better by its own measure."
@@ -293,25 +232,26 @@ def write_stages(workdirs: Sequence[str | os.PathLike], to: str | os.PathLike | 
     return to / "pipeline.html"
 
 
-def _stage(workdir: Path, name: str) -> dict:
+def _stage(workdir: Path, prefix: str) -> dict:
     path = workdir / "report.json"
     if not path.exists():
         raise UserError(f"{workdir} has no report.json: let the run finish first")
     report, lines = read_object(path, MAKE), load_lines(workdir / "metrics.jsonl")
     before, after = report.get("before") or {}, report.get("after") or {}
     if not after and (validation := report.get("validation")):
-        ours = validation.get("bits_per_byte")
-        grams = {key: value for key, value in validation.items() if key.endswith("gram") and value is not None}
-        after = {"bits per byte": ours}
-        before = {"bits per byte": min(grams.values())} if grams else {}
+        grams = [value for key, value in validation.items() if key.endswith("gram") and value is not None]
+        first = before.get("bits_per_byte", min(grams, default=None))
+        before, after = {"bits per byte": first}, {"bits per byte": validation.get("bits_per_byte")}
     measure = own_measure(after)
+    meanings = (report.get("measures") or {}) | {"bits per byte": "of held-out text; lower is better"}
     pair = before.get(measure), after.get(measure)
     prompts = shown_samples(load_samples(workdir / "samples.jsonl"))
-    wanted = ("Loss", "Reward", "Preference accuracy", "bits per byte")
+    wanted, name = ("Loss", "Reward", "Preference accuracy", "Bits per byte"), report.get("method") or "pretraining"
     return {
-        "name": report.get("method") or "pretraining",
+        "name": name,
         "workdir": str(workdir),
         "measure": measure,
+        "meaning": meaning(measure, meanings, report.get("method")) if measure else "",
         "before": pair[0],
         "after": pair[1],
         "better": None not in pair and is_better(measure, *pair),
@@ -320,7 +260,9 @@ def _stage(workdir: Path, name: str) -> dict:
         "alarms": report.get("alarms") or [],
         "prompts": prompts[:2],
         "samples": [] if prompts else (report.get("samples") or [])[:2],
-        "curves": [chart for chart in curves(lines, name) if chart["title"] in wanted][:2],
+        "data": example_notes(report) or text_summary(report),
+        "next": next_steps(report, workdir),
+        "curves": [chart for chart in curves(lines, prefix, name) if chart["title"] in wanted][:2],
     }
 
 
@@ -331,7 +273,13 @@ def main(workdirs: list[str]) -> None:
     path = Path(workdirs[0] if workdirs else ".") / "report.json"
     if not path.exists():
         raise UserError(f"{path} does not exist: name a workdir with a report, or several runs for a pipeline page")
-    write(path.parent, read_object(path, MAKE))
+    report = read_object(path, MAKE)
+    if "method" in report:
+        write(path.parent, report)
+    else:
+        from lm.reports import train
+
+        train.write(path.parent, report)
     print(path.with_suffix(".html"))
 
 

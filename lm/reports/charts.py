@@ -38,9 +38,13 @@ VARIABLES = {
     PAPER: "paper",
 }
 SERIES = (TRAIN, VALID, THIRD, FOURTH, FIFTH, SIXTH)  # colours of curves in one chart
+# Without colours, curves of one chart are told apart by their lines or markers, in the order of SERIES.
+LINES = ("-", (0, (6, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)), (0, (10, 3)), (0, (3, 1.5, 1.5, 1.5, 1.5, 1.5)))
+MARKERS = "o^DvPX"
 LABEL = 30  # maximum characters of a label
 WIDTH = 5.4
 Point = tuple[float, float | None, float | None]  # a value and its interval
+UNITS = {"share": "share, 0 to 1", "signed": "score, −1 to 1", "percent": "%"}
 ENDS = {"share": (0.0, 1.0), "signed": (-1.0, 1.0), "percent": (0.0, 100.0)}
 
 
@@ -51,6 +55,7 @@ def svg(
     *,
     size: tuple[float, float] = (5.4, 3.4),
     steps: bool = True,
+    unit: str = "",
     margins: tuple[float, float, float, float] | None = None,
 ) -> Markup:
     """Draw one chart over steps as SVG with the page's font and theme. `tokens`: token counts by step, for the top axis.
@@ -59,6 +64,7 @@ def svg(
 
     Args:
       size: width and height, in units of 72. steps: False for a chart over something else; `draw` then sets its ticks.
+      unit: of the y axis.
       margins: left, bottom, right and top end of the axes, as shares of the chart. None: as labels need, which takes longer.
     """
     style = {
@@ -87,6 +93,8 @@ def svg(
             ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: short(x)))
             ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: short(y)))
+        if unit:
+            ax.set_ylabel(unit)
         if tokens is not None and len(tokens[0]) > 1:
             _token_axis(ax, *tokens)
         buffer = io.StringIO()
@@ -143,13 +151,30 @@ def trend(x: np.ndarray, y: np.ndarray, points: int = POINTS) -> Curve:
 
 def from_zero(ax: Axes) -> None:
     """Start the y axis at 0, unless data lie below. Call it when everything is drawn."""
-    if ax.dataLim.ymin >= 0:
+    low, high = ax.dataLim.intervaly
+    if 0 <= low and 0 < high < math.inf:
+        ax.set_ylim(0, 1.05 * high)
+    elif low >= 0:
         ax.set_ylim(bottom=0)
 
 
-def dots(curve: Curve) -> dict:
+def dots(curve: Curve, marker: str = MARKERS[0]) -> dict:
     """Return the style of markers for a curve with few points, whose line alone could be invisible."""
-    return {"marker": "o", "markersize": 4} if len(curve[0]) <= 30 else {}
+    return {"marker": marker, "markersize": 4} if len(curve[0]) <= 30 else {}
+
+
+def held_out(curve: Curve) -> dict:
+    """Return the style of a held-out curve: hollow squares, at most 16 of them, on a line that the caller may choose."""
+    every = max(1, -(-len(curve[0]) // 16))
+    return {"marker": "s", "markersize": 5, "markerfacecolor": "none", "markevery": every}
+
+
+def legend(ax: Axes, loc: str = "best") -> None:
+    """Name the curves if there are several; more than three below the chart, where they hide nothing."""
+    names = len(ax.get_legend_handles_labels()[1])
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2} if names > 3 else {"loc": loc}
+    if names > 1:
+        ax.legend(frameon=False, labelcolor=INK, fontsize=10, handlelength=2.6, **below)
 
 
 # Charts of evaluations: each draws one run or several, in the order of SERIES, and returns {"title", "note", "svg"}.
@@ -196,8 +221,8 @@ def forest(
                     ax.plot([low, high], [y, y], color=colour, linewidth=1.8, solid_capstyle="butt")
                 ring = any(row.rings[i : i + 1])
                 style = {"markersize": 7, "markerfacecolor": PAPER} if ring else {"markersize": 3 if bars else 5}
-                ax.plot([value], [y], "o", color=colour, **style)
-            ax.plot([], [], "o-", color=SERIES[i], label=clean(run))
+                ax.plot([value], [y], MARKERS[i], color=colour, **style)
+            ax.plot([], [], f"{MARKERS[i]}-", color=SERIES[i], label=clean(run))
         for at, row in enumerate(rows):
             if row.mark is not None:
                 ax.plot([row.mark] * 2, [at - 0.42, at + 0.42], color=MUTED, linewidth=1.4, linestyle=(0, (2, 1.5)))
@@ -211,11 +236,12 @@ def forest(
             ax.set_xlim(low - 0.02 * (high - low), high + 0.02 * (high - low))
         else:
             ax.margins(x=0.08)
+        ax.set_xlabel(UNITS.get(kind, "value"))
         _numbers(ax, y=False)
         _legend(ax, runs)
 
     lines = len(rows) * (1 + 0.45 * (len(runs) - 1))
-    size = (WIDTH, 0.75 + 0.27 * lines + (0.3 if len(runs) > 1 else 0))
+    size = (WIDTH, 0.95 + 0.27 * lines + (0.3 if len(runs) > 1 else 0))
     return {"title": title, "note": note, "svg": svg(name, draw, size=size, steps=False)}
 
 
@@ -235,12 +261,13 @@ def radar(name: str, title: str, note: str, axes: Sequence[str], series: Mapping
         between = (around[0] + around[1]) / 2
         for ring in (0.5, 1.0):
             ax.text(*(between * ring), f"{ring:g}", color=MUTED, fontsize=9, ha="center", va="center")
-        for (run, values), colour in zip(series.items(), SERIES):
+        for (run, values), colour, line, marker in zip(series.items(), SERIES, LINES, MARKERS):
             points = np.array([around[i] * value for i, value in enumerate(values) if value is not None]).reshape(-1, 2)
             if colour == SERIES[0]:
                 ax.fill(points[:, 0], points[:, 1], color=colour, alpha=0.15, linewidth=0)
             closed = np.concatenate([points, points[:1]])
-            ax.plot(closed[:, 0], closed[:, 1], "o-", color=colour, linewidth=1.8, markersize=4, label=clean(run))
+            style = {"linestyle": line, "marker": marker, "markersize": 4, "linewidth": 1.8}
+            ax.plot(closed[:, 0], closed[:, 1], color=colour, label=clean(run), **style)
         ax.set_xlim(-1.75, 1.75)
         ax.set_ylim(-1.2, 1.25)
         ax.set_aspect("equal")
@@ -256,9 +283,9 @@ def calibration(name: str, title: str, note: str, curves: Mapping[str, Sequence[
 
     def draw(ax: Axes) -> None:
         ax.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        for (label, bins), colour in zip(curves.items(), SERIES):
+        for (label, bins), colour, line in zip(curves.items(), SERIES, LINES):
             x, y, n = ([float(b[key]) for b in bins] for key in ("confidence", "accuracy", "n"))
-            ax.plot(x, y, color=colour, linewidth=1.6, label=clean(label))
+            ax.plot(x, y, color=colour, linestyle=line, linewidth=1.6, label=clean(label))
             ax.scatter(x, y, [12 + 90 * size / max(n) for size in n], color=colour, alpha=0.6, linewidths=0)
         ax.set_xlim(-0.02, 1.02)
         ax.set_ylim(-0.02, 1.02)
@@ -274,11 +301,11 @@ def risk_coverage(name: str, title: str, note: str, curves: Mapping[str, Sequenc
     """Draw the share of wrong answers among the most confident ones over the share answered: [{"coverage", "risk"}]."""
 
     def draw(ax: Axes) -> None:
-        for (label, points), colour in zip(curves.items(), SERIES):
+        for (label, points), colour, line in zip(curves.items(), SERIES, LINES):
             known = sorted((float(p["coverage"]), float(p["risk"])) for p in points)
             kept = known if len(known) <= 300 else [known[i] for i in np.linspace(0, len(known) - 1, 300).astype(int)]
             style = {"marker": "o", "markersize": 4} if len(kept) <= 30 else {}
-            ax.plot(*zip(*kept), color=colour, linewidth=1.8, label=clean(label), **style)
+            ax.plot(*zip(*kept), color=colour, linestyle=line, linewidth=1.8, label=clean(label), **style)
         ax.set_xlim(-0.02, 1.02)
         ax.set_ylim(bottom=-0.02)
         ax.set_xlabel("share answered")

@@ -17,6 +17,8 @@ from data.text.workers import ordered
 from lm import saving
 from lm.reports import browse
 from lm.reports.duplicates import duplicates
+from lm.reports.next_steps import next_steps
+from lm.reports.provenance import signed
 
 KEPT = "kept"
 SHOWN_FILES = 20  # of those that could not be read
@@ -45,22 +47,23 @@ def write(
     state = page, rules, found["histograms"]
     with contextlib.closing(ordered(_drawn, state, parts, processes=config.processes or None, here=0, warm=True)) as drawn:
         next(drawn)  # the workers have begun
-        from lm.reports.page import machine, replace_json
+        from lm.reports.page import replace_json
 
         found |= {**meanwhile(), "duplicates": duplicates(job, units)}
         total = totals(found["funnel"])
-        name = f"lmcraft corpus {workdir.name}"
+        name = f"Curated corpus: {workdir.name}"
         report = saving.plain(
             {
                 "title": name,
                 "config": config.to_dict(),
-                "machine": machine(devices=False),
+                **signed(config.to_dict(), {"curation": found["seconds"]}, devices=False),
                 "recipe": stages,
                 "figures": found,
                 "stages": {"curation": found["seconds"]},
                 "finished": True,
             }
         )
+        report["next"] = next_steps(report, workdir)
         replace_json(workdir / "report.json", report)
         histograms = next(drawn)
         shown = browse.write(f"{name}: documents", workdir, page, drawn, total["all"][0])
@@ -123,6 +126,22 @@ def tables(report: Mapping) -> list[dict]:
     return found
 
 
+def sources(report: Mapping) -> list[dict]:
+    """Return a row for each source: its files, and documents and bytes read and kept."""
+    from lm.reports.data_used import files_of
+
+    funnel = report["figures"]["funnel"]
+    files = files_of({"input": (report.get("config") or {}).get("input")}, sorted(funnel))
+    sums = {name: totals({name: languages}) for name, languages in sorted(funnel.items())}
+    return [{"source": name, "files": files[name], "read": both["all"], "kept": both["kept"]} for name, both in sums.items()]
+
+
+def tokens(dataset: Mapping | None) -> int | None:
+    """Return the tokens in the rows of a dataset.json, or None."""
+    splits = [split for source in (dataset or {}).get("sources", {}).values() for split in (source["train"], source["valid"])]
+    return sum(split["tokens_packed"] for split in splits) if splits else None
+
+
 def masked(report: Mapping) -> list[tuple[str, int]]:
     """Return (kind, count) of what the stages pii and unicode found in all documents that were read."""
     sums = report["figures"]["sums"]
@@ -165,12 +184,15 @@ def html(report: Mapping, histograms: Sequence[Mapping], shown: Set[tuple[str, s
     """
     from lm.reports.page import render
 
-    total, bad = totals(report["figures"]["funnel"]), report["figures"]["quarantined"]
+    total, bad, funnel = totals(report["figures"]["funnel"]), report["figures"]["quarantined"], steps(report)
     return render(
         "curate.html.j2",
         report,
+        verdict=verdict(total, funnel),
+        sources=sources(report),
+        tokens=tokens(report["figures"].get("dataset")),
         total=total,
-        steps=steps(report),
+        steps=funnel,
         tables=tables(report),
         histograms=histograms,
         samples=samples(report),
@@ -184,8 +206,18 @@ def html(report: Mapping, histograms: Sequence[Mapping], shown: Set[tuple[str, s
         topics=topic_rows(report["figures"]["topics"]),
         items=sorted(report["figures"]["contamination"].items(), key=lambda one: (-one[1][0], one[0])),
         faults=Counter(one["reason"] for one in bad).most_common(),
-        files=bad[:SHOWN_FILES],
+        unread=bad[:SHOWN_FILES],
     )
+
+
+def verdict(total: Mapping[str, Sequence[int]], funnel: Sequence[Mapping]) -> str:
+    """Return one sentence on what was kept, and on the rule that dropped most."""
+    (read, size), (kept, left) = total["all"], total["kept"]
+    sentence = f"{kept:,} of {read:,} documents were kept ({_share(kept, read)}), with {_share(left, size)} of the bytes"
+    most = max(funnel, key=lambda row: row["dropped"], default=None)
+    if most is None or not most["dropped"]:
+        return f"{sentence}."
+    return f"{sentence}. The stage {most['stage']} dropped most, {most['dropped']:,}: a document stays if {most['rule']}."
 
 
 def _share(part: float, whole: float) -> str:

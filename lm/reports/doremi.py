@@ -6,8 +6,10 @@ from pathlib import Path
 from matplotlib.axes import Axes
 
 from lm import saving
-from lm.reports.charts import INK, SERIES, clean, dots, from_zero, svg, thin, trend
-from lm.reports.page import machine, render, replace_json
+from lm.reports.charts import LINES, MARKERS, SERIES, clean, dots, from_zero, legend, svg, thin, trend
+from lm.reports.next_steps import next_steps
+from lm.reports.page import render, replace_json
+from lm.reports.provenance import signed
 from lm.saving import plain
 from lm.train.history import column, load_metrics
 
@@ -31,10 +33,10 @@ def write(
     lines, _ = load_metrics(workdir / "proxy" / "metrics.jsonl")
     report = plain(
         {
-            "title": f"lmcraft DoReMi {workdir.name}",
+            "title": f"Weights of a mixture (DoReMi): {workdir.name}",
             "finished": True,
             "config": config.to_dict(),
-            "machine": machine(),
+            **signed(config.to_dict(), stages),
             "parameters": proxy["num_params"],
             "sources": {
                 name: {
@@ -50,6 +52,7 @@ def write(
             "stages": stages,
         }
     )
+    report["next"] = next_steps(report, workdir)
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report, lines))
     shares = ", ".join(f"{name} {share:.3f}" for name, share in weights.items())
@@ -59,30 +62,34 @@ def write(
 def html(report: dict, lines: Sequence[dict]) -> str:
     """Return the page. lines: of the proxy's metrics.jsonl."""
     last_step = max((line["step"] for line in lines), default=None)
-    return render("doremi.html.j2", report, curves=curves(list(report["sources"]), lines), last_step=last_step)
+    shares = sorted(report["sources"].items(), key=lambda source: -source[1]["found"])
+    found = ", ".join(f"{name} {row['found']:.1%}" for name, row in shares[:6]) + (", …" if len(shares) > 6 else "")
+    verdict = f"Shares of the sources that were found: {found}."
+    return render("doremi.html.j2", report, verdict=verdict, curves=curves(list(report["sources"]), lines), last_step=last_step)
 
 
 def curves(names: Sequence[str], lines: Sequence[dict]) -> list[dict]:
     """Return charts of the weights and of the excess losses: [{title, note, svg}], with at most six sources in each."""
     charts = []
-    for key, title, note in (
-        ("weight", "Weights", "α of each step; their mean is the result"),
-        ("excess", "Excess loss", "nats per token over the reference, smoothed"),
+    for key, title, note, unit in (
+        ("weight", "Weights", "α of each step; their mean is the result", "share"),
+        ("excess", "Excess loss", "of the proxy over the reference, smoothed", "nats per token"),
     ):
         for begin in range(0, len(names), len(SERIES)):
             some = names[begin : begin + len(SERIES)]
 
             def draw(ax: Axes, some=some, key=key) -> None:
-                for name, colour in zip(some, SERIES):
+                for name, colour, line, marker in zip(some, SERIES, LINES, MARKERS):
                     curve = column(lines, f"{key}/{name}")
                     if len(curve[0]):
                         curve = trend(*curve) if key == "excess" else thin(*curve)
-                        ax.plot(*curve, color=colour, linewidth=1.6, label=clean(name), **dots(curve))
+                        style = {"color": colour, "linestyle": line, "linewidth": 1.6, "label": clean(name)}
+                        ax.plot(*curve, **style, **dots(curve, marker))
                 from_zero(ax)
-                ax.legend(frameon=False, labelcolor=INK, loc="best")
+                legend(ax)
 
             if lines:
-                charts.append({"title": title, "note": note, "svg": svg(f"{key}{begin}", draw)})
+                charts.append({"title": title, "note": note, "svg": svg(f"{key}{begin}", draw, unit=unit)})
     return charts
 
 

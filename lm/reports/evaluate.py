@@ -25,7 +25,9 @@ from lm.reports.evaluation_items import gather
 from lm.reports.evaluation_verdict import settings, verdict
 from lm.reports.groups import GROUPS, groups
 from lm.reports.items import Items, address
-from lm.reports.page import flatten, machine, render
+from lm.reports.next_steps import next_steps
+from lm.reports.page import flatten, render
+from lm.reports.provenance import signed
 from lm.saving import plain
 from lm.workdir import kept_json
 
@@ -65,6 +67,7 @@ def write(
     items = gather(browser.through(read_samples(samples)))
     judged = plain(against_chance(results, items))
     report = about | {"verdict": verdict(plain(runs), judged, compared), "tasks": judged, "comparison": plain(compared)}
+    report |= {"next": next_steps(about, workdir)}
     browser.write(workdir, f"{report.get('title') or 'Evaluation'}: items")
     page = html(report, plain(runs), items, browsable=len(browser) > 0)
     for name, text in (("report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n"), ("report.html", page)):
@@ -76,7 +79,7 @@ def write_run(
     workdir: Path, results: Mapping[str, Any], samples: Path, others: Sequence[tuple], about: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write the report of an evaluation that ended on this machine (see `write`)."""
-    return write(workdir, results, samples, others, about={**about, "machine": machine()})
+    return write(workdir, results, samples, others, about={**about, **signed(about["config"], about["stages"])})
 
 
 def distinct(names: Sequence[str]) -> list[str]:

@@ -8,7 +8,7 @@ from matplotlib.ticker import NullFormatter
 
 from lm.reports import charts
 
-SIZE, MARGINS = (5.4, 2.2), (0.15, 0.13, 0.98, 0.97)
+SIZE, MARGINS = (5.4, 2.4), (0.15, 0.22, 0.98, 0.97)
 
 
 def histograms(rules: Sequence[Mapping], figures: Mapping[str, Mapping]) -> list[dict]:
@@ -47,5 +47,6 @@ def _histogram(one: Mapping, bounds: Sequence[float]):
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.set_ylim(bottom=0)
         ax.set_ylabel("documents")
+        ax.set_xlabel("value of the measure")
 
     return draw

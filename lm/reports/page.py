@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ import jinja2
 import psutil
 
 from lm import saving
+
+BLANK = re.compile(r"(?<![\w/.-])[A-Z]{3,}")  # a word in a command that stands for what only the user can name
 
 
 def machine(devices: bool = True) -> dict:
@@ -61,8 +64,12 @@ def render(template: str, report: dict, **context) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "short": short, "duration": duration}
-    return environment.get_template(template).render(report=report, config=flatten(report.get("config") or {}), **context)
+    environment.filters |= FILTERS
+    config, changed = flatten(report.get("config") or {}), (report.get("provenance") or {}).get("changed")
+    parts = {"changed": config} if changed is None else {"changed": {key: config[key] for key in changed if key in config}}
+    parts["usual"] = {key: value for key, value in config.items() if key not in parts["changed"]}
+    parts["blanks"] = any(BLANK.search(step["command"]) for step in report.get("next") or ())
+    return environment.get_template(template).render(report=report, **parts, **context)
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
@@ -93,6 +100,27 @@ def short(value: float) -> str:
     return f"{value:.4g}"
 
 
+def arguments(command: str) -> list[str]:
+    """Return the arguments of a shell command, each quoted as a shell needs it.
+
+    >>> arguments("python -m lm.chat --system='Be brief.'")
+    ['python', '-m', 'lm.chat', "'--system=Be brief.'"]
+    """
+    try:
+        return [shlex.quote(argument) for argument in shlex.split(command)]
+    except ValueError:  # of a report that was edited
+        return [command]
+
+
+def date(time: str) -> str:
+    """Return an ISO time for readers.
+
+    >>> date("2026-11-28T03:40:12Z")
+    '2026-11-28 03:40 UTC'
+    """
+    return re.sub(r"^(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(?:\.\d+)?Z$", r"\1 \2 UTC", time)
+
+
 def duration(seconds: float) -> str:
     """Return a duration as text: 12.3 s, 4 min 05 s, 2 h 03 min."""
     if seconds < 60:
@@ -111,3 +139,6 @@ def _cores() -> int:
 
 def replace_json(path: Path, value) -> None:
     saving.write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+FILTERS = {"number": number, "short": short, "duration": duration, "date": date, "arguments": arguments}  # of all templates

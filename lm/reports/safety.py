@@ -6,7 +6,9 @@ from pathlib import Path
 
 from lm import saving
 from lm.align.safety.figures import HEADLINES, headlines
-from lm.reports.page import machine, render, replace_json
+from lm.reports.next_steps import next_steps
+from lm.reports.page import number, render, replace_json
+from lm.reports.provenance import signed
 from lm.saving import plain
 
 SHOWN = 12  # maximum number of examples
@@ -64,10 +66,10 @@ def write(
     """
     report = plain(
         {
-            "title": f"lmcraft safety {Path(workdir).name}",
+            "title": f"Safety training: {Path(workdir).name}",
             "method": "safety",
             "config": config,
-            "machine": machine(),
+            **signed(config, stages),
             "before": headlines(found["before"]),
             "after": headlines(found["after"]),
             "stages": stages,
@@ -76,6 +78,7 @@ def write(
             "samples": samples(first, last),
         }
     )
+    report["next"] = next_steps(report, workdir)
     replace_json(Path(workdir) / "report.json", report)
     saving.write(Path(workdir) / "report.html", html(report))
 
@@ -88,10 +91,23 @@ def html(report: Mapping) -> str:
         report,
         verdict=verdict(found["change"]),
         last_step=None,
+        data_notes=data_notes(report),
         change=found["change"],
         tables=_tables(found["before"], found["after"], found["held_out_families"]),
         rounds=found["rounds"],
     )
+
+
+def data_notes(report: Mapping) -> list[str]:
+    """Return sentences on the requests of the loop, and on what it trained on."""
+    found, prompts = report["safety"], ((report.get("config") or {}).get("safety") or {}).get("prompts")
+    notes = [f"Requests from {prompts}."] if prompts else []
+    trained = {name: sum(counts.get(name, 0) for counts in found["rounds"]) for name in ("learn", "pairs")}
+    rounds = f"{len(found['rounds'])} round{'s' * (len(found['rounds']) != 1)}"
+    notes.append(f"{number(trained['learn'])} answers and {number(trained['pairs'])} pairs to train on, in {rounds}.")
+    if isinstance(found.get("failing"), int):
+        notes.append(f"Of the attacks on these requests, {number(found['failing'])} still succeed (failing.jsonl).")
+    return notes
 
 
 def verdict(changed: Mapping) -> str | None:

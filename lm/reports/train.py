@@ -22,8 +22,11 @@ from lm.checkpoint import plain as by_name
 from lm.infer.sampler import generate
 from lm.model.transformer import skeleton
 from lm.progress import progress
-from lm.reports.charts import INK, MUTED, SERIES, TRAIN, VALID, dots, from_zero, svg, thin, trend
-from lm.reports.page import machine, render, replace_json
+from lm.reports.charts import LINES, MARKERS, MUTED, SERIES, TRAIN, VALID, dots, from_zero, held_out, legend, svg, thin, trend
+from lm.reports.data_used import epochs_text, text_notes, text_sources
+from lm.reports.next_steps import next_steps
+from lm.reports.page import render, replace_json
+from lm.reports.provenance import signed, with_stopped
 from lm.saving import plain, write_json
 from lm.train import ngram
 from lm.train.history import column, load_metrics
@@ -72,16 +75,17 @@ def write_report(
     if result["valid"]:
         validation = {**result["valid"], **_baselines(dataset, tokenizer, counts)}
     rates = [line["tokens_per_second"] for line in train_lines[1:] if line.get("tokens_per_second")]
+    flops = [line["tflops"] for line in train_lines[1:] if line.get("tflops")]
     used = [line["mfu"] for line in train_lines[1:] if line.get("mfu")]
-    speeds = [line["tflops"] for line in train_lines[1:] if line.get("tflops")]
     packed = sum(source["train"]["tokens_packed"] for source in counts["sources"].values())
+    stages = with_stopped(_all_stages(workdir, stages), train_lines)
     write(
         workdir,
         {
-            "title": f"lmcraft run {workdir.name}",
+            "title": f"{'Continued pretraining' if config.init_from else 'Pretraining'}: {workdir.name}",
             "finished": result["step"] >= config.steps,
             "config": config.to_dict(),
-            "machine": machine(),
+            **signed(config.to_dict(), stages),
             "parameters": result["num_params"],
             "parameter_table": parameter_table(result["params"]),
             "data": {"sources": {name: _flat(source) for name, source in counts["sources"].items()}},
@@ -94,11 +98,11 @@ def write_report(
             "samples": samples,
             "throughput": {
                 "tokens_per_second": statistics.median(rates) if rates else None,
-                "tflops": statistics.median(speeds) if speeds else None,
+                "tflops": statistics.median(flops) if flops else None,
                 "mfu": statistics.median(used) if used else None,
                 "mfu_formula": mfu_formula(),
             },
-            "stages": _all_stages(workdir, stages),
+            "stages": stages,
             "training": {"steps": result["step"], "tokens": result["tokens"], "skipped": result["skipped"]},
         },
     )
@@ -143,7 +147,7 @@ def parameter_table(params) -> dict[str, int]:
             if isinstance(child, dict):
                 walk(child, [*names, name])
             else:
-                part = " ".join(n for n in names if n != "layers") or name
+                part = " ".join(n for n in names if n not in ("layers", "stacks") and not n.isdigit()) or name
                 table[part] = table.get(part, 0) + child.size
 
     walk(by_name(params), [])
@@ -185,20 +189,25 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
 
     Args:
         workdir: an existing directory.
-        report: any of these keys. Loss is in nats per token; `mfu` is a fraction of the peak.
-            title, finished (bool), config (nested), machine (see `machine`), parameters (count),
+        report: any of these keys. Loss is in nats per token; `mfu` is a fraction of the peak, `tflops` 1e12 FLOP per second.
+            title, finished (bool), config (nested), machine (lm.reports.page.machine), provenance (lm/reports/provenance.py),
+            before {loss, bits_per_byte} (of the model that the run starts from), parameters (count),
             parameter_table {part: count}, tokenizer {vocab_size, bytes_per_token},
             data {sources: {name: {a key of COUNTS: count}}, notes (how they were counted: list of str)},
             mixture (see `mixture`),
             validation {loss, bits_per_byte, tokens, bytes, unigram, 3-gram, 5-gram (bits per byte)},
-            samples [{prompt, text}], throughput {tokens_per_second, mfu, mfu_formula},
+            samples [{prompt, text}], throughput {tokens_per_second, tflops, mfu, mfu_formula},
             stages {name: seconds}, training {steps, tokens, skipped}.
 
-    Numbers that are not finite become null in the JSON and are left out of the page.
+    Numbers that are not finite become null in the JSON and are left out of the page. The JSON also gets `next` (see
+    `next_steps`), and `before` if metrics.jsonl has a validation at step 0.
     """
     workdir, report = Path(workdir), plain(report)
     metrics = workdir / "metrics.jsonl"
     train, valid = load_metrics(metrics) if metrics.exists() else ([], [])
+    if valid and valid[0]["step"] == 0:
+        report["before"] = {key: valid[0].get(f"valid_{key}") for key in ("loss", "bits_per_byte")}
+    report["next"] = next_steps(report, workdir)
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report, train, valid))
 
@@ -207,37 +216,53 @@ def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -
     """Return the page, from a `report` of plain values (see `plain`) and the lines of `load_metrics`."""
     sources = (report.get("data") or {}).get("sources") or {}
     counted = [key for key in COUNTS if any(row.get(key) is not None for row in sources.values())]
+    validation, before = report.get("validation") or {}, report.get("before") or {}
+    rows = text_sources(report)
     return render(
         "train.html.j2",
         report,
-        verdict=verdict(report.get("validation") or {}),
-        bars=_bars(report.get("validation") or {}),
+        verdict=verdict(validation, before) or _unmeasured(report),
+        bars=_bars(validation, before),
         curves=_curves(report, train, valid),
+        rows=rows,
+        epochs=epochs_text(rows),
+        data_notes=text_notes(report),
         counts={key: COUNTS[key] for key in counted},
         totals={key: sum(row.get(key) or 0 for row in sources.values()) for key in counted},
         last_step=max((row["step"] for row in (*train, *valid)), default=None),
     )
 
 
-def verdict(validation: Mapping) -> str | None:
-    """Return one sentence on whether the model beats the best n-gram, and by how much; None without a bits_per_byte."""
-    ours = validation.get("bits_per_byte")
+def verdict(validation: Mapping, before: Mapping = {}) -> str | None:
+    """Return whether the model is better than before the run, and than the best n-gram; None without a bits_per_byte."""
+    ours, first = validation.get("bits_per_byte"), before.get("bits_per_byte")
     if ours is None:
         return None
     baselines = {name: validation[name] for name in BASELINES if validation.get(name) is not None}
-    sentence = f"{ours:.3f} bits per byte on held-out text"
+    sentence = f"The model needs {ours:.3f} bits per byte of held-out text"
+    if first:
+        change = ours / first - 1
+        better = "better" if ours < first else "worse" if ours > first else "no change"
+        sentence = f"Bits per byte of held-out text went from {first:.3f} to {ours:.3f} ({change:+.1%}): {better}"
     if not baselines:
         return f"{sentence}."
     best = min(baselines, key=baselines.get)
-    share = 1 - ours / baselines[best]
-    if share > 0:
-        return f"{sentence}: {share:.0%} fewer than the {best} baseline ({baselines[best]:.3f})."
-    return f"{sentence}: it does not beat the {best} baseline ({baselines[best]:.3f})."
+    share = ours / baselines[best] - 1
+    compared = f"{abs(share):.0%} {'more' if share > 0 else 'fewer'} than the {best} baseline ({baselines[best]:.3f})"
+    return f"{sentence}. That is {compared}." if first else f"{sentence}: {compared}."
 
 
-def _bars(validation: Mapping) -> list[tuple[str, float]]:
-    """Return the bars of the headline: the baselines, then the model."""
-    bars = [(name, validation.get(name)) for name in BASELINES] + [("this model", validation.get("bits_per_byte"))]
+def _unmeasured(report: Mapping) -> str | None:
+    """Return what to say of a run that ended without a validation, else None."""
+    if not report.get("finished") or report.get("validation"):
+        return None
+    return "Nothing was measured: the run held out no text."
+
+
+def _bars(validation: Mapping, before: Mapping) -> list[tuple[str, float]]:
+    """Return the bars of the headline: the baselines, the model before the run, and the model."""
+    bars = [(name, validation.get(name)) for name in BASELINES]
+    bars += [("before this run", before.get("bits_per_byte")), ("this model", validation.get("bits_per_byte"))]
     return [(name, value) for name, value in bars if value is not None]
 
 
@@ -247,8 +272,8 @@ def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[
     loss, valid_loss = column(train, "loss"), column(valid, "valid_loss")
     charts = []
 
-    def chart(title: str, note: str, draw: Callable[[Axes], None]) -> None:
-        charts.append({"title": title, "note": note, "svg": svg(f"chart{len(charts)}", draw, tokens)})
+    def chart(title: str, note: str, unit: str, draw: Callable[[Axes], None]) -> None:
+        charts.append({"title": title, "note": note, "svg": svg(f"chart{len(charts)}", draw, tokens, unit=unit)})
 
     if len(loss[0]) or len(valid_loss[0]):
         smoothed = trend(*loss) if len(loss[0]) else loss
@@ -261,12 +286,14 @@ def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[
                 ax.plot(*thin(*loss), color=TRAIN, alpha=0.3, linewidth=0.8, label="train, each line")
                 ax.plot(*smoothed, color=TRAIN, linewidth=1.8, label="train, smoothed")
             if len(valid_loss[0]):
-                ax.plot(*thin(*valid_loss), color=VALID, linewidth=1.8, label="validation", **dots(valid_loss))
+                curve = thin(*valid_loss)
+                ax.plot(*curve, color=VALID, linewidth=1.6, linestyle=LINES[1], label="validation", **held_out(curve))
             if clipped:
                 ax.set_ylim(top=top)
-            ax.legend(frameon=False, labelcolor=INK, loc="upper right")
+            legend(ax, "upper right")
 
-        chart("Loss", f"nats per token{f'; the frame cuts off a peak of {peak:.3g}' if clipped else ''}", draw_loss)
+        note = "lower is better" + (f"; the frame cuts off a peak of {peak:.3g}" if clipped else "")
+        chart("Loss", note, "nats per token", draw_loss)
 
     bits = column(valid, "valid_bits_per_byte")
     if len(bits[0]):
@@ -285,31 +312,36 @@ def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[
                     ha="right",
                     color=MUTED,
                 )
-            ax.plot(*thin(*bits), color=VALID, linewidth=1.8, **dots(bits))
+            curve = thin(*bits)
+            ax.plot(*curve, color=VALID, linewidth=1.6, **held_out(curve))
             ax.margins(y=0.1)
 
-        chart("Bits per byte", "on validation text" + (", with n-gram baselines" if baselines else ""), draw_bits)
+        note = "of held-out text; lower is better" + ("; dashed lines: n-gram baselines" if baselines else "")
+        chart("Bits per byte", note, "bits per byte", draw_bits)
 
     names = sorted({key for row in valid for key in row if key.startswith("valid_") and "/" in key})
     for task in dict.fromkeys(name.removeprefix("valid_").partition("/")[0] for name in names):
         found = [name for name in names if name.startswith(f"valid_{task}/")][: len(SERIES)]
 
         def draw_task(ax: Axes, found=found) -> None:
-            for name, colour in zip(found, SERIES):
+            for name, colour, line, marker in zip(found, SERIES, LINES, MARKERS):
                 curve = column(valid, name)
-                ax.plot(*thin(*curve), color=colour, linewidth=1.8, label=name.partition("/")[2], **dots(curve))
-            ax.legend(frameon=False, labelcolor=INK, loc="best")
+                style = {"color": colour, "linestyle": line, "linewidth": 1.8, "label": name.partition("/")[2]}
+                ax.plot(*thin(*curve), **style, **dots(curve, marker))
+            legend(ax)
 
-        chart(task, "evaluated during training", draw_task)
+        unit = found[0].partition("/")[2] if len(found) == 1 else "metric"
+        chart(task, "evaluated during training", unit, draw_task)
 
-    for key, title, note in (
-        ("learning_rate", "Learning rate", "as applied"),
-        ("grad_norm", "Gradient norm", "global, before clipping"),
-        ("tokens_per_second", "Throughput", "tokens per second"),
-        ("mfu", "Model FLOPs utilisation", "fraction of the peak"),
+    for key, title, note, unit in (
+        ("learning_rate", "Learning rate", "as applied", "learning rate"),
+        ("grad_norm", "Gradient norm", "global, before clipping", "norm"),
+        ("tokens_per_second", "Throughput", "training tokens", "tokens per second"),
+        ("tflops", "Model FLOP/s", "floating-point operations that the model's formula asks for", "TFLOP/s (1e12 a second)"),
+        ("mfu", "Model FLOPs utilisation", "share of the device's peak", "share of the peak"),
     ):
         curve = column(train, key)
-        if not len(curve[0]):
+        if not len(curve[0]) or (key == "tflops" and len(column(train, "mfu")[0])):  # both have the same shape
             continue
 
         def draw(ax: Axes, curve=curve, key=key) -> None:
@@ -320,5 +352,5 @@ def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[
             else:
                 from_zero(ax)
 
-        chart(title, note, draw)
+        chart(title, note, unit, draw)
     return charts

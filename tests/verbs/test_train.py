@@ -23,7 +23,9 @@ def test_a_run_leaves_its_files(finished):
     assert not [path for path in finished.rglob("*") if path.name.endswith((".new", ".tmp"))]
     config = json.loads((finished / "config.json").read_text())
     assert config["steps"] == runs.STEPS and config["model"]["embed_dim"] == 32
-    assert json.loads((finished / "report.json").read_text())["finished"] is True
+    report = json.loads((finished / "report.json").read_text())
+    assert report["finished"] is True and {"steps", "data.input"} <= set(report["provenance"]["changed"])
+    assert report["provenance"]["command"].startswith("python train.py --config=configs/train/tiny.py --workdir=")
     assert runs.steps_saved(finished) == [runs.STEPS - 20, runs.STEPS]  # keep_last=2
 
 

@@ -84,7 +84,7 @@ class Status:
         environment = jinja2.Environment(
             loader=jinja2.FileSystemLoader([HERE, Path(page.__file__).parent / "templates"]), autoescape=True, trim_blocks=True
         )
-        environment.filters |= {"number": page.number, "duration": page.duration}
+        environment.filters |= page.FILTERS
         script = Markup((HERE / "status.js").read_text(encoding="utf-8"))
         report = {"title": f"{self.title}: status"}
         return environment.get_template("status.html.j2").render(report=report, charts=CHARTS, script=script)

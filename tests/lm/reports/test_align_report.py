@@ -28,9 +28,10 @@ FULL = {
     "data": {"train": {"examples": 5000, "dropped_too_long": 12}, "valid": {"examples": 200}},
     "notes": ["A dropped example would have kept no trained token."],
     "training": {"steps": 60, "tokens": 60_000, "skipped": 2},
+    "next": [],
     "stages": {"data": 1.5, "training": 300.0},
 }
-HEADINGS = ["Before and after", "Curves", "Samples", "Data", "Wall time", "Machine", "Config"]
+HEADINGS = ["Data", "Before and after", "Curves", "Samples", "Wall time", "Machine", "Config"]
 
 
 def rl_lines(steps=60):
@@ -146,7 +147,8 @@ def test_a_run_of_reinforcement_learning(tmp_path):
         "Where the time goes",
     ]
     assert text.count("held out</text>") == 2  # beside the reward and the length; accuracy has no twin
-    assert "accuracy, right answers, went from 0.125 to 0.875: better." in text
+    assert "Right answers (accuracy) rose from 0.125 to 0.875: better." in text
+    assert "5,000 examples to train on and 200 held out." in text
     for cell in ("0.125 → 0.875", "+0.75", "14.01M", "(120k trained)", "75 %", "5,000", "dropped too long", "rl.beta"):
         assert cell in text, cell
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "report.html", "report.json", "samples.jsonl"]
@@ -241,7 +243,7 @@ def test_alarms_are_on_the_page_and_in_the_json(tmp_path):
             yield {**line, "completions/clipped_ratio": 0.9} if "loss" in line else line
 
     text = (a_run(tmp_path, FULL, broken) / "report.html").read_text(encoding="utf-8")
-    assert Page(text).headings == ["Alarms", *HEADINGS]
+    assert Page(text).headings == ["Data", "Alarms", *HEADINGS[1:]]
     (alarm,) = json.loads((tmp_path / "report.json").read_text())["alarms"]
     assert alarm["kind"] == "clipped" and alarm["step"] == 5
     assert alarm["text"] in text
@@ -283,9 +285,13 @@ def test_lines_of_a_resumed_run_count_once(tmp_path):
         ({"a": 1}, {"a": None}, None),
         ({}, {"accuracy": 0.5}, "accuracy is 0.5."),
         ({"accuracy": 0.5}, {"accuracy": 0.5}, "accuracy stayed at 0.5."),
-        ({"accuracy": 0.5}, {"accuracy": 0.25, "loss": 1}, "accuracy went from 0.5 to 0.25: worse."),
-        ({"loss": 2, "reward": 0}, {"loss": 1, "reward": 0.5}, "reward went from 0 to 0.5: better."),
-        ({"attack_success": 0.5}, {"attack_success": 0.1}, "attack_success went from 0.5 to 0.1: better."),
+        ({"accuracy": 0.5}, {"accuracy": 0.25, "loss": 1}, "accuracy fell from 0.5 to 0.25: worse."),
+        (
+            {"loss": 2, "reward": 0},
+            {"loss": 1, "reward": 0.5},
+            "Mean reward of the model's answers to held-out prompts (reward) rose from 0 to 0.5: better.",
+        ),
+        ({"attack_success": 0.5}, {"attack_success": 0.1}, "attack_success fell from 0.5 to 0.1: better."),
     ],
 )
 def test_the_verdict_is_honest(before, after, sentence):
@@ -312,6 +318,13 @@ def test_a_pipeline_shows_each_stage_by_its_own_measure(tmp_path):
         ("sft", "format", True),
         ("grpo", "accuracy", True),
     ]
+
+    with (first / "metrics.jsonl").open("a") as file:  # the start of continued pretraining
+        file.write('{"step": 0, "valid_loss": 2.0, "valid_bits_per_byte": 1.25}\n')
+    report.write(first, PRETRAINED)
+    align_report.write_stages([first, sft], tmp_path)
+    (stage, _) = json.loads((tmp_path / "pipeline.json").read_text())["pipeline"]
+    assert (stage["before"], stage["after"]) == (1.25, 1.2)
 
     a_run(sft, {**FULL, "method": "grpo", "after": {"accuracy": 0.1}})
     text = align_report.write_stages([sft, grpo], tmp_path).read_text(encoding="utf-8")

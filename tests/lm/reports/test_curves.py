@@ -111,6 +111,24 @@ def test_a_smoothed_step_stays_where_it_was():
         assert abs(where[1] - where[0]) < 0.1 * a_step
 
 
+def test_curves_are_told_apart_without_colours():
+    names = [f"reward_{n}" for n in range(6)]
+    lines = [{"step": i} | {f"rewards/{name}/mean": n + i / N for n, name in enumerate(names)} for i in STEPS]
+    lines += [{"step": N, "valid_rewards/reward_0": 1.0}]
+    chart = aligned(lines, "Each reward")
+    solid = [style for style, points in drawn(chart)[1] if "stroke-opacity" not in style and len(points) > 1]
+    assert len({tuple(re.findall("stroke-dasharray: ([^;]+)", style)) for style in solid}) == len(solid) == 6
+    for name in (*names, "reward_0, held out", "reward"):  # the last is the axis
+        assert f">{name}</text>" in chart
+
+
+def test_few_points_have_markers_of_their_curve():
+    lines = [{"step": i, "logps/chosen": -i, "logps/rejected": -2 * i} for i in range(1, 9)]
+    chart = aligned(lines, "Log-probabilities")
+    markers = re.findall(r'<defs>\s*<path id="[^"]+" d="([^"]+)" style="stroke: var\(--(?:train|valid)\)', chart)
+    assert len(set(markers)) == 2
+
+
 def test_a_spike_is_forgotten_where_it_is_over():
     values = np.full(N, 2.0)
     values[100] = 1e30

@@ -1,5 +1,6 @@
 """The training report: complete, partial and hostile inputs, and a page that stands alone."""
 
+import html
 import html.parser
 import json
 import math
@@ -46,6 +47,7 @@ FULL = {
     "throughput": {"tokens_per_second": 4702.4, "mfu": 0.413, "mfu_formula": "6·N·tokens"},
     "stages": {"tokenize": 33.1, "train": 7300.0},
     "training": {"steps": 1000, "tokens": 3_276_800_000, "skipped": 1},
+    "next": [],
 }
 
 
@@ -101,10 +103,10 @@ def test_a_full_report_has_every_section_and_stands_alone(tmp_path):
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     seen = Page(text)
     assert seen.headings == [
+        "Data",
         "Against n-grams",
         "Curves",
         "Samples",
-        "Data",
         "Mixture",
         "Tokenizer",
         "Parameters",
@@ -122,7 +124,7 @@ def test_a_full_report_has_every_section_and_stands_alone(tmp_path):
     assert len(ids) == len(set(ids))
     references = re.findall(r'(?:url\(#|href="#)([^")]+)', text)
     assert references and set(references) <= set(ids)
-    assert "1.200 bits per byte on held-out text: 33% fewer than the 5-gram baseline (1.800)." in text
+    assert "The model needs 1.200 bits per byte of held-out text: 33% fewer than the 5-gram baseline (1.800)." in text
     for cell in (
         "5,001,000",
         "1,234",
@@ -224,15 +226,76 @@ def test_a_failed_write_leaves_the_old_report_and_no_litter(tmp_path, monkeypatc
     [
         ({}, None),
         ({"5-gram": 1.8}, None),
-        ({"bits_per_byte": 1.2}, "1.200 bits per byte on held-out text."),
+        ({"bits_per_byte": 1.2}, "The model needs 1.200 bits per byte of held-out text."),
         (
             {"bits_per_byte": 2.0, "unigram": 4.8, "5-gram": 1.8},
-            "2.000 bits per byte on held-out text: it does not beat the 5-gram baseline (1.800).",
+            "The model needs 2.000 bits per byte of held-out text: 11% more than the 5-gram baseline (1.800).",
         ),
     ],
 )
 def test_the_verdict_is_honest(validation, sentence):
     assert report.verdict(validation) == sentence
+
+
+def test_continued_pretraining_shows_where_it_began(tmp_path):
+    write_metrics(tmp_path / "metrics.jsonl", steps=5)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 0, "valid_loss": 2.5, "valid_bits_per_byte": 1.5}\n')
+    report.write(tmp_path, FULL)
+    text = (tmp_path / "report.html").read_text()
+    assert "Bits per byte of held-out text went from 1.500 to 1.200 (-20.0%): better." in text
+    assert "That is 33% fewer than the 5-gram baseline (1.800)." in text
+    assert "<b>1.500 → 1.200</b>" in text and "before this run" in text
+    assert json.loads((tmp_path / "report.json").read_text())["before"] == {"loss": 2.5, "bits_per_byte": 1.5}
+    assert "went from 1.500 to 1.600 (+6.7%): worse." in report.verdict({"bits_per_byte": 1.6}, {"bits_per_byte": 1.5})
+
+
+@pytest.mark.parametrize("known", ["tflops", "mfu", "both", "neither"])
+def test_the_speed_is_shown_as_far_as_it_is_known(known):
+    throughput = {
+        "tokens_per_second": 4702.4,
+        "tflops": 0.25 if known in ("tflops", "both") else None,
+        "mfu": 0.413 if known in ("mfu", "both") else None,
+        "mfu_formula": "6·N·tokens" if known in ("mfu", "both") else None,
+    }
+    line = {"step": 1, "loss": 1.0, "tokens_per_second": 9.0} | {key: throughput[key] for key in ("tflops", "mfu")}
+    text = report.html({"throughput": throughput}, [line])
+    assert ("model TFLOP/s" in text) == (known in ("tflops", "both"))
+    assert ("6·N·tokens" in text and "41.3 %" in text) == (known in ("mfu", "both"))
+    shown = {"tflops": ["Model FLOP/s"], "neither": []}.get(known, ["Model FLOPs utilisation"])  # the shapes are equal
+    assert re.findall(r"<h3>(Model .*?)</h3>", text) == shown
+    assert "None" not in text
+
+
+PROVENANCE = {
+    "written": "2026-11-28T03:40:12Z",
+    "code": "abc1234 + changes",
+    "command": "python train.py --config=configs/train/tiny.py '--config.data.input=a b'",
+    "config_file": "configs/train/tiny.py",
+    "changed": ["model.layers", "gone"],
+    "seconds": 75.0,
+}
+
+
+def test_a_page_says_where_it_comes_from_and_what_to_do_next():
+    steps = [{"what": "Let it write", "command": "python -m lm.generate --checkpoint=run"}]
+    told = {"provenance": PROVENANCE, "next": [*steps, {"what": "Measure it", "command": "python evaluate.py --data=DIR"}]}
+    text = report.html(plain(FULL | told | {"config": FULL["config"] | {"init_from": "base"}}))
+    Page(text)
+    words = re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", "", text)))
+    assert "Written 2026-11-28 03:40 UTC after a run of 1 min 15 s, with configs/train/tiny.py, from the model base" in words
+    assert "code: abc1234 + uncommitted changes." in words
+    assert "python train.py --config=configs/train/tiny.py '--config.data.input=a b'" in words
+    assert "Let it write python -m lm.generate --checkpoint=run" in words and "Replace the words in capitals." in words
+    assert text.index("How it was made") < text.index("<h2>Data") < text.index("<h2>Against")
+    opened, _, folded = text[text.index("<h2>Config") :].partition("<details>")
+    assert "model.layers" in opened and "model.rotary.base" in folded and "gone" not in text
+
+
+def test_without_a_default_all_keys_are_open():
+    for told in ({}, {"provenance": PROVENANCE | {"changed": None}}):
+        text = report.html(plain(FULL | told))
+        assert "model.rotary.base" in text[text.index("<details open>") :]
 
 
 def test_numbers_are_written_for_people():

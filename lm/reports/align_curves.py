@@ -1,0 +1,167 @@
+"""The curves of an alignment run: all metrics of its metrics.jsonl in groups, with held-out curves beside those of training."""
+
+import fnmatch
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
+
+from lm.align.alarms import is_validation
+from lm.reports.charts import INK, LINES, MARKERS, SERIES, VALID, dots, from_zero, held_out, legend, svg, thin, trend
+from lm.train.history import column
+
+
+class Group(NamedTuple):
+    """A chart with all metrics that match one of its patterns. unit: of its y axis."""
+
+    title: str
+    note: str
+    unit: str
+    patterns: tuple[str, ...]
+
+
+GROUPS = (
+    Group("Loss", "of the method", "loss", ("loss",)),
+    Group("Bits per byte", "of held-out text; lower is better", "bits per byte", ("bits_per_byte",)),
+    Group("Reward", "mean over completions; the band is one standard deviation of them", "reward", ("reward",)),
+    Group("Each reward", "mean of each function before its weight", "reward", ("rewards/*/mean",)),
+    Group("Rewards of pairs", "chosen and rejected answers", "reward", ("rewards/chosen", "rewards/rejected")),
+    Group("Margin", "reward of the chosen answer − that of the rejected one", "reward", ("rewards/margins",)),
+    Group(
+        "Preference accuracy", "pairs whose chosen answer has the greater reward", "share of the pairs", ("rewards/accuracies",)
+    ),
+    Group(
+        "Distance from the reference",
+        "Kullback-Leibler divergence from the model before training",
+        "nats per token",
+        ("kl", "objective/kl", "policy/approxkl_avg"),
+    ),
+    Group("Entropy", "of the policy; at 0 it always writes the same", "nats per token", ("entropy", "objective/entropy")),
+    Group("Clipped ratios", "tokens with a clipped ratio", "share of the tokens", ("clip_ratio/*_mean", "policy/clipfrac_avg")),
+    Group("Completion length", "of the answers that the model wrote", "tokens", ("completions/*length",)),
+    Group(
+        "Cut and idle",
+        "completions that the limit cut, and groups of equal rewards, which teach nothing",
+        "share",
+        ("*/clipped_ratio", "frac_reward_*"),
+    ),
+    Group("Log-probabilities", "of the answers under the policy", "nats per answer", ("logps/*",)),
+    Group("Tools", "calls of tools, and the share that failed", "per completion", ("tools/*",)),
+    Group(
+        "Sampler and trainer",
+        "difference of their log-probabilities, and the weights that correct it",
+        "nats, or weight",
+        ("sampling/*",),
+    ),
+    Group("Learning rate", "as applied", "learning rate", ("learning_rate",)),
+    Group("Gradient norm", "global, before clipping", "norm", ("grad_norm",)),
+    Group("Throughput", "trained tokens", "tokens per second", ("tokens_per_second",)),
+)
+LOSSES = {  # method: (note, unit) of its loss
+    "pretraining": ("lower is better", "nats per token"),
+    "sft": ("of the answers' tokens", "nats per token"),
+    "reward": ("of the order of two answers, or of labelled steps", "nats"),
+    "grpo": ("of the policy; it may stay near 0 while the reward rises", "loss"),
+    "rloo": ("of the policy; it may stay near 0 while the reward rises", "loss"),
+    "ppo": ("of policy and values; it may stay near 0 while the reward rises", "loss"),
+}
+# Metrics without a curve here: shown on the axis or in a tile, or with their own chart.
+LEFT_OUT = ("step", "tokens", "skipped", "mfu", "tflops", "reward_std", "seconds/*", "rewards/*/std", "clip_ratio/*_m[ai][xn]")
+SCHEDULE = "*learning_rate*"  # curves given by a formula are not smoothed
+
+
+def curves(lines: Sequence[dict], name: str = "chart", method: str | None = None) -> list[dict]:
+    """Return charts of all metrics in the lines: [{title, note, svg}]. Held-out and training curves share a chart."""
+    train = [line for line in lines if not is_validation(line)]
+    keys = dict.fromkeys(key for line in train for key in line)
+    valid = [{_twin(key, keys): x for key, x in line.items()} for line in lines if is_validation(line)]
+    keys |= dict.fromkeys(key.removeprefix("valid_") for line in valid for key in line)
+    drawn = {key for key in keys if len(column(train, key)[0]) or len(column(valid, f"valid_{key}")[0])}
+    groups = list(GROUPS)
+    for key in (key for key in keys if not any(fnmatch.fnmatch(key, p) for group in GROUPS for p in group.patterns)):
+        if key in drawn and not any(fnmatch.fnmatch(key, pattern) for pattern in LEFT_OUT):
+            prefix = key.rpartition("/")[0]
+            group = Group("", "", "", (f"{prefix}/*" if prefix else key,))
+            groups += [group] if group not in groups else []
+    charts, taken = [], set()
+    for group in groups:
+        found = [key for key in keys if key in drawn - taken and any(fnmatch.fnmatch(key, p) for p in group.patterns)]
+        found = [key for key in found if not any(fnmatch.fnmatch(key, pattern) for pattern in LEFT_OUT)]
+        taken |= set(found)
+        for begin in range(0, len(found), len(SERIES)):  # one chart has only that many colours
+            part = found[begin : begin + len(SERIES)]
+            note, unit = LOSSES.get(method, group[1:3]) if part == ["loss"] else group[1:3]
+            title = group.title or (part[0].replace("_", " ") if len(part) == 1 else part[0].rpartition("/")[0])
+            trained = any(len(column(train, key)[0]) for key in part)
+            note = (note or "as logged") if trained or part == ["bits_per_byte"] else "of held-out examples"
+            unit = unit or (title if len(part) == 1 else "value")
+            picture = svg(f"{name}{len(charts)}", lambda ax, part=part: _draw(ax, part, train, valid), unit=unit)
+            charts.append({"title": title, "note": note, "svg": picture})
+    if picture := _seconds(train, f"{name}{len(charts)}"):
+        charts.append({"title": "Where the time goes", "note": "parts of a step, in the order of the legend", "svg": picture})
+    return charts
+
+
+def _twin(key: str, trained: Iterable[str]) -> str:
+    """Return a validation key with the name of its training metric: valid_rewards/answer matches rewards/answer/mean."""
+    name = key.removeprefix("valid_")
+    other = next((twin for twin in (f"{name}/mean", f"completions/{name}") if twin in trained), name)
+    return key if key == name else f"valid_{name if name in trained else other}"
+
+
+def _draw(ax: Axes, keys: Sequence[str], train: Sequence[dict], valid: Sequence[dict]) -> None:
+    for key, colour, line, marker in zip(keys, SERIES, LINES, MARKERS):
+        name = key.partition("/")[2] or key
+        label = "train" if len(keys) == 1 else name.removesuffix("/mean") if key.startswith("rewards/") else name
+        steps, values = column(train, key)
+        noisy = len(steps) > 50 and not fnmatch.fnmatch(key, SCHEDULE)
+        if noisy:
+            ax.plot(*thin(steps, values), color=colour, alpha=0.3, linewidth=0.8)
+        if len(steps):
+            shown = trend(steps, values) if noisy else thin(steps, values)
+            ax.plot(*shown, color=colour, linestyle=line, linewidth=1.8, label=label, **dots((steps, values), marker))
+        if key == "reward":
+            both = [row for row in train if len(column([row], key)[0]) and len(column([row], "reward_std")[0])]
+            (steps, values), (_, spread) = column(both, key), column(both, "reward_std")
+            ax.fill_between(steps, values - spread, values + spread, color=colour, alpha=0.12, linewidth=0)
+        other = column(valid, f"valid_{key}")
+        if len(other[0]):
+            style = {"color": VALID, "linestyle": LINES[1], "label": "held out"}
+            if len(keys) > 1:
+                style = {"color": colour, "linestyle": line, "label": f"{label}, held out"}
+            curve = thin(*other)
+            ax.plot(*curve, linewidth=1.4, **style, **held_out(curve))
+    low, high = ax.dataLim.intervaly
+    if keys == ["grad_norm"] and low > 0 and high > 10 * low:
+        ax.set_yscale("log")
+        ax.yaxis.set_minor_formatter(NullFormatter())
+    elif keys not in (["loss"], ["bits_per_byte"]):
+        from_zero(ax)
+    legend(ax)
+
+
+def _seconds(train: Sequence[dict], name: str) -> Markup | None:
+    """Return a stacked chart of the shares of each step's parts in its seconds; None without times."""
+    keys = sorted({key for line in train for key in line if key.startswith("seconds/")})
+    rows = [line for line in train if all(isinstance(line.get(key), (int, float)) for key in keys)]
+    values = np.array([[row[key] for row in rows] for key in keys], np.float64).reshape(len(keys), len(rows))
+    if not values.sum():
+        return None
+    every = np.array([row["step"] for row in rows], np.float64)
+    trends = [trend(every, row, 300) for row in values]
+    steps, values = trends[0][0], np.maximum([seconds for _, seconds in trends], 0.0)
+    shares = values / np.maximum(values.sum(0), 1e-12)
+
+    def draw(ax: Axes) -> None:
+        labels = [key.removeprefix("seconds/") for key in keys]
+        areas = ax.stackplot(steps, shares, colors=SERIES, labels=labels, alpha=0.7)
+        for area in areas:
+            area.set(edgecolor=INK, linewidth=0.8)
+        ax.set_ylim(0, 1)
+        # The order of the legend is that of the areas, so it needs no colours.
+        ax.legend(areas[::-1], labels[::-1], loc="lower left", fontsize=10, labelcolor=INK, frameon=False)
+
+    return svg(name, draw, unit="share of the seconds")
