@@ -28,6 +28,7 @@ def align(config, workdir: Path) -> None:
     from lm.parallel import hosts
     from lm.reports import align as report
     from lm.reports import safety as safety_report
+    from lm.reports.ending import show
     from lm.train import loop
 
     try:
@@ -48,6 +49,8 @@ def align(config, workdir: Path) -> None:
         cli.fail(str(stopped), 128 + stopped.signum)
     except loop.Diverged as diverged:
         cli.fail(str(diverged), 1)
+    if hosts.is_first():
+        show(workdir)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ def main(config, workdir: Path) -> None:
     from data.recipe.run import prepare, run
     from lm.evals.curation import STAGES
     from lm.reports.curate import write
+    from lm.reports.ending import show
 
     check_record(config, workdir)
     tokenized.check(config.to_dict())
@@ -30,6 +31,7 @@ def main(config, workdir: Path) -> None:
         save_record(config, workdir)
         found = run(config.to_dict(), workdir, prepared)
         write(workdir, config, found, prepared, lambda: {"dataset": tokenized.write(config.to_dict(), workdir)})
+    show(workdir)
 
 
 if __name__ == "__main__":

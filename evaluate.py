@@ -24,9 +24,13 @@ def main(config, workdir: Path) -> None:
     join(lambda: check_evaluation(config, workdir), trains=False)  # then JAX loads
     with locked(workdir):
         from lm.evals.run import run
+        from lm.parallel import hosts
+        from lm.reports.ending import show
         from lm.reports.evaluate import write_run
 
         worse = run(config, workdir, write_run)
+        if hosts.is_first():
+            show(workdir)
     if worse:
         cli.fail("worse than before: " + "; ".join(worse), 1)
 

@@ -51,6 +51,7 @@ def train(config, workdir: Path) -> None:
     from lm.model.transformer import skeleton
     from lm.parallel import hosts
     from lm.parallel.mesh import check_fit, make_mesh
+    from lm.reports.ending import show
     from lm.reports.train import drawn, mixture, write_report
     from lm.train import loop
     from lm.train.epochs import choose_steps
@@ -66,6 +67,8 @@ def train(config, workdir: Path) -> None:
     check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
     loop.check_config(config, workdir)
     if hosts.from_first(lambda: finished(config, workdir)):
+        if hosts.is_first():
+            show(workdir)
         return
     check_memory(config, mesh)
     choose_rate(config)
@@ -108,6 +111,7 @@ def train(config, workdir: Path) -> None:
     if hosts.is_first():
         sources = mixture(batches, config.steps, warnings)
         write_report(config, workdir, dataset, tokenizer, result, stages, samples, sources)
+        show(workdir)
 
 
 if __name__ == "__main__":

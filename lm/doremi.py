@@ -39,6 +39,7 @@ def search(config, workdir: Path) -> None:
     from lm.parallel import hosts
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.reports.doremi import write
+    from lm.reports.ending import show
     from lm.train import loop
     from lm.train.doremi import average, proxy_trainer
     from lm.train.epochs import choose_steps
@@ -100,6 +101,7 @@ def search(config, workdir: Path) -> None:
         stages |= {"reference": known["seconds"], "proxy": found["seconds"]}
         stages["start and other"] = time.perf_counter() - begin - sum(stages.values())
         write(workdir, config, given.stages[0].shares, weights, known, found, stages)
+        show(workdir)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,7 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
         report["best_of"] = read_object(statistics, MAKE)
     if (epochs := alignment_epochs(report)) is not None:
         report["training"]["epochs"] = epochs
+    report["verdict"] = _verdict(report)
     report["next"] = next_steps(report, workdir)
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report, lines, samples))
@@ -122,7 +123,7 @@ def html(report: dict, lines: Sequence[dict] = (), samples: Sequence[dict] = ())
     return render(
         "align.html.j2",
         report,
-        verdict=verdict(before, after, report.get("measures") or {}, method) or _unmeasured(report),
+        verdict=_verdict(report),
         measures=[(name, before.get(name), after.get(name)) for name in names],
         meanings={name: meaning(name, report.get("measures") or {}, method) for name in names},
         data_notes=example_notes(report),
@@ -132,6 +133,11 @@ def html(report: dict, lines: Sequence[dict] = (), samples: Sequence[dict] = ())
         last_step=max((line["step"] for line in lines), default=None),
         judged=judged,
     )
+
+
+def _verdict(report: dict) -> str | None:
+    before, after = report.get("before") or {}, report.get("after") or {}
+    return verdict(before, after, report.get("measures") or {}, str(report.get("method") or "")) or _unmeasured(report)
 
 
 def verdict(before: dict, after: dict, measures: dict, method: str | None = None) -> str | None:

@@ -63,13 +63,11 @@ def write(
                 "finished": True,
             }
         )
-        report["next"] = next_steps(report, workdir)
+        report |= {"verdict": verdict(total, steps(report)), "next": next_steps(report, workdir)}
         replace_json(workdir / "report.json", report)
         histograms = next(drawn)
         shown = browse.write(f"{name}: documents", workdir, page, drawn, total["all"][0])
     saving.write(workdir / "report.html", html(report, histograms, shown))
-    share = _share(total["kept"][1], total["all"][1])
-    print(f"{workdir}: kept {total['kept'][0]:,} of {total['all'][0]:,} documents, {share} of the bytes")
 
 
 def _drawn(state: tuple[browse.Page | None, Sequence[Mapping], Mapping], part: Sequence[int] | str) -> list[dict]:

@@ -52,7 +52,7 @@ def write(
             "stages": stages,
         }
     )
-    report["next"] = next_steps(report, workdir)
+    report |= {"verdict": verdict(report), "next": next_steps(report, workdir)}
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report, lines))
     shares = ", ".join(f"{name} {share:.3f}" for name, share in weights.items())
@@ -62,10 +62,15 @@ def write(
 def html(report: dict, lines: Sequence[dict]) -> str:
     """Return the page. lines: of the proxy's metrics.jsonl."""
     last_step = max((line["step"] for line in lines), default=None)
+    curves_drawn = curves(list(report["sources"]), lines)
+    return render("doremi.html.j2", report, verdict=verdict(report), curves=curves_drawn, last_step=last_step)
+
+
+def verdict(report: dict) -> str:
+    """Return one sentence with the largest shares."""
     shares = sorted(report["sources"].items(), key=lambda source: -source[1]["found"])
     found = ", ".join(f"{name} {row['found']:.1%}" for name, row in shares[:6]) + (", …" if len(shares) > 6 else "")
-    verdict = f"Shares of the sources that were found: {found}."
-    return render("doremi.html.j2", report, verdict=verdict, curves=curves(list(report["sources"]), lines), last_step=last_step)
+    return f"Shares of the sources that were found: {found}."
 
 
 def curves(names: Sequence[str], lines: Sequence[dict]) -> list[dict]:

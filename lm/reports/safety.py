@@ -78,7 +78,7 @@ def write(
             "samples": samples(first, last),
         }
     )
-    report["next"] = next_steps(report, workdir)
+    report |= {"verdict": verdict(found["change"]), "next": next_steps(report, workdir)}
     replace_json(Path(workdir) / "report.json", report)
     saving.write(Path(workdir) / "report.html", html(report))
 

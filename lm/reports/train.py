@@ -199,14 +199,15 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
             samples [{prompt, text}], throughput {tokens_per_second, tflops, mfu, mfu_formula},
             stages {name: seconds}, training {steps, tokens, skipped}.
 
-    Numbers that are not finite become null in the JSON and are left out of the page. The JSON also gets `next` (see
-    `next_steps`), and `before` if metrics.jsonl has a validation at step 0.
+    Numbers that are not finite become null in the JSON and are left out of the page. The JSON also gets `verdict`, `next`
+    (see `next_steps`), and `before` if metrics.jsonl has a validation at step 0.
     """
     workdir, report = Path(workdir), plain(report)
     metrics = workdir / "metrics.jsonl"
     train, valid = load_metrics(metrics) if metrics.exists() else ([], [])
     if valid and valid[0]["step"] == 0:
         report["before"] = {key: valid[0].get(f"valid_{key}") for key in ("loss", "bits_per_byte")}
+    report["verdict"] = verdict(report.get("validation") or {}, report.get("before") or {}) or _unmeasured(report)
     report["next"] = next_steps(report, workdir)
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report, train, valid))

@@ -61,7 +61,7 @@ def test_from_files_to_a_report(pages, tmp_path):
     page = (tmp_path / "corpus" / "report.html").read_text()
     kept, dropped = read(tmp_path / "corpus"), read(tmp_path / "corpus", "dropped")
     assert len(kept) > 3 and len(dropped) > 3 and {row["source"] for row in kept} == {"web"}
-    assert f"kept {len(kept)} of {len(kept) + len(dropped)} documents" in done.stdout
+    assert f"{len(kept)} of {len(kept) + len(dropped)} documents were kept" in done.stdout
     assert not any("Home" == row["text"].split("\n")[0] for row in kept)
     faults = {Path(one["path"]).name: one["reason"] for one in report["figures"]["quarantined"]}
     assert {"broken.jsonl.gz", "binary.txt", "fifo.txt", "zero.txt"} <= set(faults) and all(faults.values())

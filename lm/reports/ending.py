@@ -1,0 +1,20 @@
+"""The last lines of a run: what came out, where its report is, and what to do next."""
+
+import json
+from pathlib import Path
+
+
+def show(workdir: Path) -> None:
+    """Print the result, the report's path and the next commands of a run that has a report.json; nothing without one."""
+    try:
+        report = json.loads((workdir / "report.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return
+    verdict = report.get("verdict") or []
+    sentences = [verdict] if isinstance(verdict, str) else verdict
+    rows = [("result", sentence) for sentence in sentences]
+    rows += [("report", str(workdir / "report.html"))]
+    rows += [(f"next: {step['what'][0].lower()}{step['what'][1:]}", step["command"]) for step in report.get("next") or ()]
+    print(flush=True)
+    for name, text in rows:
+        print(f"{name}\n    {text}" if name.startswith("next") else f"{name}  {text}", flush=True)
