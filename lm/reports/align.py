@@ -246,7 +246,7 @@ def _stage(workdir: Path, prefix: str) -> dict:
     before, after = report.get("before") or {}, report.get("after") or {}
     if not after and (validation := report.get("validation")):
         grams = [value for key, value in validation.items() if key.endswith("gram") and value is not None]
-        first = before.get("bits_per_byte", min(grams, default=None))
+        first = before.get("bits_per_byte") or min(grams, default=None)
         before, after = {"bits per byte": first}, {"bits per byte": validation.get("bits_per_byte")}
     measure = own_measure(after)
     meanings = (report.get("measures") or {}) | {"bits per byte": "of held-out text; lower is better"}

@@ -63,6 +63,7 @@ GROUPS = (
 LOSSES = {  # method: (note, unit) of its loss
     "pretraining": ("lower is better", "nats per token"),
     "sft": ("of the answers' tokens", "nats per token"),
+    "dpo": ("of the order of two answers; ln 2 = 0.693 before training", "nats per pair"),
     "reward": ("of the order of two answers, or of labelled steps", "nats"),
     "grpo": ("of the policy; it may stay near 0 while the reward rises", "loss"),
     "rloo": ("of the policy; it may stay near 0 while the reward rises", "loss"),

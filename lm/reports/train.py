@@ -205,8 +205,8 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     workdir, report = Path(workdir), plain(report)
     metrics = workdir / "metrics.jsonl"
     train, valid = load_metrics(metrics) if metrics.exists() else ([], [])
-    if valid and valid[0]["step"] == 0:
-        report["before"] = {key: valid[0].get(f"valid_{key}") for key in ("loss", "bits_per_byte")}
+    if valid and valid[0]["step"] == 0 and "valid_bits_per_byte" in valid[0]:
+        report["before"] = plain({key: valid[0].get(f"valid_{key}") for key in ("loss", "bits_per_byte")})
     report["verdict"] = verdict(report.get("validation") or {}, report.get("before") or {}) or _unmeasured(report)
     report["next"] = next_steps(report, workdir)
     replace_json(workdir / "report.json", report)
