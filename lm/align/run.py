@@ -153,7 +153,6 @@ def run(
         report(
             workdir,
             {
-                "title": f"lmcraft {title(config)} {workdir.name}",
                 "method": title(config),
                 "config": config.to_dict(),
                 "parameters": sum(sizing.parameters(model_config)["total"].values()),
