@@ -30,3 +30,12 @@ def no_model(path: str | os.PathLike) -> str:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
         cure += f"; a model of the Hugging Face hub is downloaded first: hf download {path} --local-dir=DIR, then name DIR"
     return f"{path}: no such folder; {cure}"
+
+
+def windows_hint(path: str | os.PathLike) -> str:
+    """Return "; …" for a path of Windows, which no program here can open, else ""."""
+    match = re.match(r"([A-Za-z]):[\\/]", str(path))
+    if match is None:
+        return ""
+    inside = str(path)[3:].replace("\\", "/")
+    return f"; it is a path of Windows: in WSL name /mnt/{match[1].lower()}/{inside}"
