@@ -54,7 +54,7 @@ HARMLESS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd"
 def main() -> None:
     cli.parse_flags(sys.argv)
     if FLAGS.checkpoint is None:
-        raise UserError("--checkpoint is missing; --help lists the flags")
+        raise UserError("--checkpoint is missing: python -m lm.chat --checkpoint=runs/sft; --help lists the flags")
     if FLAGS.top_p <= 0:
         raise UserError(f"--top_p={FLAGS.top_p} must be above 0 and at most 1")
     compile_cache.switch_on()

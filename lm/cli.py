@@ -3,6 +3,7 @@
 Exit codes: 0 done; 2 an error that the user can fix, printed as one line; 1 the run itself failed; 128 + n stopped by signal n.
 """
 
+import argparse
 import difflib
 import errno
 import gc
@@ -12,6 +13,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NoReturn
 
 import ml_collections
 from absl import flags
@@ -26,6 +28,13 @@ REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, 
 REFUSED = (*map(os.strerror, REFUSALS), "Not enough disk space")
 TEXTS = ("--prompt", "--system")  # flags whose value is no path
 MANY = 20  # keys that an error lists at most
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser, whose errors are UserErrors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the arguments")
 
 
 def define_flags() -> None:
@@ -162,11 +171,18 @@ def guard(call: Callable[[], None]) -> None:
 def fail(message: str, code: int, details: str = "") -> None:
     """Print `details` and one line, and end all processes of the job. Does not wait for threads, because they may hang."""
     sys.stdout.flush()
-    line = f"{Path(sys.argv[0]).name}: {_one_line(message)}"
+    line = f"{_program()}: {_one_line(message)}"
     if (hosts := _hosts()) is not None:
         hosts.end(line, code, details)
     print(details + line, file=sys.stderr, flush=True)
     os._exit(code)
+
+
+def _program() -> str:
+    """Return the name of this command: train.py, or of python -m data.tasks, whose file is __main__.py, data.tasks."""
+    name = Path(sys.argv[0]).name
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    return module.name.removesuffix(".__main__") if name == "__main__.py" and module else name
 
 
 def _hosts():

@@ -32,7 +32,7 @@ def main() -> None:
     cli.parse_flags(sys.argv)
     for name in ("checkpoint", "prompt"):
         if FLAGS[name].value is None:
-            raise UserError(f"--{name} is missing; --help lists the flags")
+            raise UserError(f"--{name} is missing: python -m lm.generate --checkpoint=runs/mine --prompt='Once upon a time'")
     if FLAGS.system and not FLAGS.chat:
         raise UserError("--system is the system message of a chat: add --chat")
     compile_cache.switch_on()

@@ -6,7 +6,6 @@ batch. A FIFO, a device or a damaged file is an error; nothing blocks.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -14,11 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from data.sources import corpus, streams, walk
+from data.sources.not_found import TEXT, missing, other_format
 from data.sources.source import Document, Source
 from data.sources.streams import Unreadable
 from lm.errors import UserError
 
-TEXT = (".txt", ".md", ".rst", ".py")
 # C4 and similar corpora publish JSON lines as .json.gz; in practice a compressed file is never one big array.
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
 PARQUET = (".parquet",)
@@ -117,6 +116,20 @@ def check(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> None:
             raise _none(part, extensions)
 
 
+def first_files(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
+    """Return the first file of each part of an input. Raises: UserError for a part without one."""
+    found = [(part, next(_readable(part, extensions), None)) for part in _parts(input)]
+    for part, path in found:
+        if path is None:
+            raise _none(part, extensions)
+    return [path for _, path in found]
+
+
+def folders(input: str) -> list[str]:
+    """Return the parts of an input that are folders; those of a corpus are its documents."""
+    return [part for part in _parts(input) if os.path.isdir(part)]
+
+
 def _parts(input: str) -> list[str]:
     return [part for _, part in _named_parts(input)]
 
@@ -152,7 +165,9 @@ def _readable(part: str, extensions: tuple[str, ...]) -> Iterator[str]:
 def _none(part: str, extensions: tuple[str, ...]) -> UserError:
     if not os.path.exists(part) and not walk.matches(part):
         return missing(part)
-    return UserError(f"data.input={part!r} holds no file that can be read; accepted: {' '.join(extensions)}")
+    return UserError(
+        f"data.input={part!r} holds no file that can be read; accepted: {' '.join(extensions)}{other_format(part, extensions)}"
+    )
 
 
 def fixed_folder(part: str) -> str:
@@ -169,25 +184,6 @@ def _identifier(part: str) -> str:
     for extension in sorted(EXTENSIONS, key=len, reverse=True):
         last = last.removesuffix(extension)
     return re.sub(r"[^a-z0-9]+", "_", last.lower()).strip("_") or "text"
-
-
-def siblings(part: str) -> list[str]:
-    """Return the names in the deepest existing folder of the path `part`."""
-    folder = os.path.dirname(os.path.expanduser(part).rstrip("/"))
-    while folder and not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    return sorted(os.listdir(folder or "."))
-
-
-def missing(part: str) -> UserError:
-    """Return the error for a missing path, with the nearest existing name."""
-    folder = os.path.dirname(os.path.expanduser(part).rstrip("/"))
-    wrong = os.path.expanduser(part).rstrip("/")
-    while folder and not os.path.isdir(folder):
-        folder, wrong = os.path.dirname(folder), folder
-    near = difflib.get_close_matches(os.path.basename(wrong), siblings(part), n=1, cutoff=0.5)
-    hint = f"nearest: {os.path.join(folder, near[0])!r}" if near else f"nothing like it in {folder or os.getcwd()!r}"
-    return UserError(f"no file matches data.input={part!r}; {hint}")
 
 
 # Plain text.
@@ -242,7 +238,7 @@ def _read_json_lines(path: str, id: str, text_key: str) -> Iterator[Document]:
         where = f"{path}:{number}"
         if not isinstance(row.get(text_key), str):
             what = f"{text_key!r} is {type(row[text_key]).__name__}" if text_key in row else f"no {text_key!r}"
-            raise UserError(f"{where}: {what}, keys are {listed(row)}; set data.text_key to one that holds a string")
+            raise UserError(f"{where}: {what}, keys are {listed(row)}; {_text_key(row)}")
         document = _from_row(row, text_key, f"{id}:{number}", where, path)
         if document:
             yield document
@@ -311,7 +307,8 @@ def _read_parquet(path: str, id: str, text_key: str) -> Iterator[Document]:
         kinds = {field.name: field.type for field in schema}
         if text_key not in kinds or not is_string(kinds[text_key]):
             what = f"column {text_key!r} is {kinds[text_key]}" if text_key in kinds else f"no column {text_key!r}"
-            raise UserError(f"{path}: {what}, columns are {listed(kinds)}; set data.text_key to one that holds strings")
+            texts = {name: name for name, kind in kinds.items() if is_string(kind)}
+            raise UserError(f"{path}: {what}, columns are {listed(kinds)}; {_text_key(texts)}")
         columns = [c for c in (text_key, *_ABOUT) if c in kinds and is_string(kinds[c])]
         return list(dict.fromkeys(columns))
 
@@ -367,6 +364,13 @@ def _from_row(row: dict, text_key: str, id: str, where: str, path: str) -> Docum
         origin=_encodable(given.get("url") or given.get("source") or path),
         licence=given.get("license") or given.get("licence"),
     )
+
+
+def _text_key(row: dict) -> str:
+    """Return what to set data.text_key to: the key of the longest string."""
+    texts = {key: value for key, value in row.items() if isinstance(value, str)}
+    longest = max(texts, key=lambda key: len(texts[key]), default=None)
+    return "set data.text_key to one that holds a string" + (f", such as --config.data.text_key={longest}" if longest else "")
 
 
 def _encodable(string: str) -> str:

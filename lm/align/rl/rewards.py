@@ -9,6 +9,7 @@ With several processes the first one calls a reward, and all use its result or e
 process differently. All processes call a reward whose attribute `collective` is true, such as a reward model on the mesh.
 """
 
+import ast
 import difflib
 import functools
 import importlib.util
@@ -149,6 +150,13 @@ REWARDS: dict[str, Reward] = {
     "harmless": harmless,
     "instructions": instructions,
 }
+# What others call them.
+OTHER_NAMES = {name: "answer" for name in ("accuracy", "accuracy_reward", "correctness", "correct", "exact_match", "math")} | {
+    "format_reward": "format",
+    "think_format_reward": "format",
+    "length_reward": "length",
+    "soft_overlong_punishment": "overlong",
+}
 
 
 def parse_rewards(text: str) -> Rewards:
@@ -195,7 +203,9 @@ def _reward(spec: str) -> tuple[str, Reward]:
         label, function = name, REWARDS[name]
     else:
         known = (*REWARDS, "reward_model:PATH")
-        raise UserError(f"rewards: no reward {name!r}{_nearest(name, known)}; or write path/file.py:function")
+        near = OTHER_NAMES.get(name)
+        hint = f"; the nearest is {near!r}" if near else _nearest(name, known)
+        raise UserError(f"rewards: no reward {name!r}{hint}; or write path/file.py:function")
     try:
         options = dict(parse_qsl(query, strict_parsing=True)) if question else {}
     except ValueError:
@@ -221,6 +231,28 @@ def _with_options(name: str, function: Reward, given: Mapping[str, str]) -> Rewa
         return function(prompts, completions, **{**columns, **options})
 
     return reward
+
+
+def check_file_reward(spec: str) -> None:
+    """Raise UserError if the file of a reward FILE.py:FUNCTION is missing, is no Python, or has no such function.
+
+    The file is read, not run.
+    """
+    path, colon, name = spec.partition("?")[0].rpartition(":")
+    path, name = (path, name) if colon else (name, "")
+    if not Path(path).is_file():
+        raise UserError(f"rewards: no file {path}; give the path of a Python file, as path/file.py:function")
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError) as error:
+        raise UserError(f"rewards: {path} is no Python ({error}); correct the file") from None
+    functions = [node.name for node in body if isinstance(node, ast.FunctionDef)]
+    if not name:
+        known = ", ".join(f"{path}:{function}" for function in functions or ("FUNCTION",))
+        raise UserError(f"rewards: {path} needs the name of a function: write {known}")
+    if not re.search(rf"\b{re.escape(name)}\b", text):
+        raise UserError(f"rewards: {path} has no function {name!r}{_nearest(name, functions)}")
 
 
 def _from_file(path: Path, name: str) -> Reward:

@@ -52,6 +52,12 @@ def open_task(name: str, settings: TaskSettings) -> Task:
     return importlib.import_module(KINDS[spec["kind"]]).build(path.stem, spec, settings)
 
 
+def spelt(name: str) -> str:
+    """Return the name of a task of ours as its file spells it, MMLU as mmlu; another name as it is."""
+    ours = name.lower().replace("-", "_")
+    return ours if (FOLDER / f"{ours}.yaml").is_file() else name
+
+
 def path_of(name: str) -> Path:
     name = name.removeprefix("harness:")
     return Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
@@ -66,7 +72,7 @@ def text_of(name: str) -> str:
 def read_spec(path: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         known = sorted(p.stem for p in FOLDER.glob("*.yaml"))
-        near = difflib.get_close_matches(name, known, n=1)
+        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
         raise UserError(
             f"task {name!r}: no such task" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}")
         )
