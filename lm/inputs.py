@@ -16,7 +16,7 @@ from data.text.tokenizer import load_tokenizer
 from data.text.weights import parse_weights
 from lm.align import settings
 from lm.convert.files import check_weights, is_adapter
-from lm.errors import UserError, after, naming, no_base, no_model
+from lm.errors import UserError, after, hub_hint, naming, no_base, no_model
 from lm.evals.judges.judges import check_answers, check_name
 from lm.gguf_file import find_gguf, open_gguf
 from lm.train.values import MOST, SEEDS, check_length, check_values, model_of
@@ -52,7 +52,7 @@ def check_alignment(config, workdir: Path) -> None:
         check_apart("data.input", config.data.input, workdir)
     _check_template(config.chat_template)
     _check_tokenizer(config)
-    _check_rewards(config.rewards)
+    _check_rewards(config)
     _check_evals(config.evals)
     check_record(config, workdir, adopted=False)
 
@@ -71,7 +71,7 @@ def check_evaluation(config, workdir: Path) -> None:
     settings = settings_of(config)
     others_of(config, workdir)
     template_of(config.chat_template)
-    check_model("checkpoint", config.checkpoint, None)
+    check_writer("checkpoint", config.checkpoint)
     check_name(config.judge)
     check_answers(config.judge)
     check_tasks(config.tasks, settings)
@@ -101,6 +101,29 @@ def check_model(key: str, path: str | None, workdir: Path | None) -> None:
         raise UserError(f"{key}={path} is {VERBS[kind]}, not a model; name a workdir of train.py or align.py")
     elif not steps_saved(folder):
         raise UserError(f"{key}={path} has no checkpoint yet; train it first: the same command again resumes it")
+
+
+def check_writer(key: str, path: str) -> None:
+    """Raise UserError if a path holds no model, or a reward model, which has no text to give."""
+    check_model(key, path, None)
+    config = read_config(Path(path))
+    classifies = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+    if classifies or (config.get("model") or {}).get("score_head") == "reward":
+        start = f", such as {config['init_from']}" if config.get("init_from") else ""
+        raise UserError(
+            f"{key}={path} is a reward model, which scores answers and writes none; name a model that writes{start}"
+        )
+
+
+def check_speaker(key: str, path: str) -> None:
+    """Raise UserError if a path holds no model that answers; a model of train.py alone only continues text."""
+    check_writer(key, path)
+    config = read_config(Path(path))
+    if kind_of(config) == "train" and not config.get("init_from"):
+        raise UserError(
+            f"{key}={path} is a base model, which has not learnt to answer: continue a text with python -m lm.generate "
+            f"--checkpoint={path} --prompt=TEXT, or tune it first with align.py --config=configs/align/sft.py"
+        )
 
 
 def _model_near(folder: Path) -> str:
@@ -179,10 +202,13 @@ def _stands(workdir: Path) -> bool:
 
 
 def _check_tokenizer(config) -> None:
-    if config.tokenizer and not config.init_from:
+    if not config.tokenizer:
+        return
+    if not Path(config.tokenizer).exists():
+        cure = "name a tokenizer.model, a tokenizer.json or a folder with one of them"
+        raise UserError(f"tokenizer={config.tokenizer}: no such file or folder; {cure}{hub_hint(config.tokenizer)}")
+    if not config.init_from:
         load_tokenizer(config.tokenizer)
-    elif config.tokenizer and not Path(config.tokenizer).exists():
-        raise UserError(f"tokenizer={config.tokenizer}: no such file or folder")
 
 
 def _check_template(path: str | None) -> None:
@@ -214,12 +240,16 @@ def _check_evals(evals) -> None:
         raise UserError(f"evals: {error}") from None
 
 
-def _check_rewards(text: str) -> None:
-    """Check names, options and weights of rewards. The user's own files and reward models are opened later."""
-    from lm.align.rl.rewards import check_file_reward, parse_rewards
+def _check_rewards(config) -> None:
+    """Check names, options and weights of rewards, and the columns that they read from the first record.
+
+    The user's own files are read, not run, and reward models are opened later.
+    """
+    from data.chat.conversations import examples_of
+    from lm.align.rl.rewards import check_columns, check_file_reward, parse_rewards
 
     own = []
-    for part in filter(None, map(str.strip, text.split(","))):
+    for part in filter(None, map(str.strip, config.rewards.split(","))):
         spec = part.rpartition("=")[0] or part
         if spec.startswith("reward_model:"):
             check_model("rewards", spec.removeprefix("reward_model:").partition("?")[0], None)
@@ -227,8 +257,12 @@ def _check_rewards(text: str) -> None:
             check_file_reward(spec)
         else:
             own.append(part)
-    if own:
-        parse_rewards(",".join(own))
+    if not own:
+        return
+    rewards = parse_rewards(",".join(own))
+    if config.method in ("rl", "best_of"):
+        for task in examples_of(records.first_records(config.data.input), "task", Counter()):
+            check_columns(rewards, task.prompt, task.columns)
 
 
 def _check_safety(s) -> None:

@@ -69,6 +69,7 @@ NAMES = {
     "rollout.max_new_tokens": "max_completion_length response_length max_tokens",
     "rollout.max_prompt_tokens": "max_prompt_length",
     "max_new_tokens": "max_tokens n_predict num_predict max_length max_completion_length",
+    "temperature": "temp",
     "distill.teacher": "teacher teacher_model teacher_model_name_or_path",
     "mesh.fsdp": "num_gpus n_gpus gpus world_size nproc_per_node ici_fsdp_parallelism devices num_devices",
     "mesh.tensor": "tensor_parallel_size tp tp_size ici_tensor_parallelism",

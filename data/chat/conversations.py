@@ -376,7 +376,7 @@ def use_of(values: Mapping) -> str:
         kind = "steps"
     elif _list_key(values) or _turn(values, answered=True):
         kind = "conversation"
-    elif _turn(values):
+    elif _turn(values) and there <= {*itertools.chain(*TURNS), *SYSTEM, "id"}:
         kind = "task"
     elif isinstance(values.get("text"), str):
         kind = "text"

@@ -24,6 +24,7 @@ PARQUET = (".parquet",)
 EXTENSIONS = TEXT + JSON_LINES + PARQUET
 
 PIECE_BYTES = 1 << 16  # a longer text file becomes several documents of at most this size
+TO_UTF8 = "convert the file to UTF-8, such as with iconv -f latin1 -t utf-8, or leave it out"
 MAX_LINE_BYTES = 1 << 28  # of a JSON line. The longest book has some 20 MB; parsing takes about five times the line.
 _BOM = b"\xef\xbb\xbf"
 _NAMED = re.compile(r"([a-z0-9_]+)=(.+)")  # sources become names of TFDS datasets
@@ -195,9 +196,7 @@ def _read_text(path: str, id: str) -> Iterator[Document]:
             try:
                 text = data.decode()
             except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path}: byte {offset + error.start} is not valid UTF-8; convert the file to UTF-8 or leave it out"
-                ) from error
+                raise UserError(f"{path}: byte {offset + error.start} is not valid UTF-8; {TO_UTF8}") from error
             if text and not text.isspace():
                 yield Document(id if only else f"{id}#{k}", text, path)
 
@@ -258,9 +257,7 @@ def json_lines(path: str) -> Iterator[tuple[int, dict]]:
         try:
             row = json.loads(line.decode())
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{where}: byte {start + error.start} is not valid UTF-8; convert the file to UTF-8 or leave it out"
-            ) from error
+            raise UserError(f"{where}: byte {start + error.start} is not valid UTF-8; {TO_UTF8}") from error
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not JSON ({error}); write one JSON object a line") from error
         if not isinstance(row, dict):
@@ -287,7 +284,7 @@ def unreadable(path: str, error: Unreadable) -> UserError:
     """Return the error for a file that `data.sources.streams` refuses to read."""
     what, _, kind = error.reason.partition(" ")
     if what == "damaged":
-        return UserError(f"{path}: damaged {kind} file ({error.detail}); fetch it again")
+        return UserError(f"{path}: damaged {kind} file ({error.detail}); fetch it again, or rename it if it is not compressed")
     if what == "truncated":
         return UserError(f"{path}: {kind} file ends too early; fetch it again")
     return UserError(f"{path}: {error.reason}; name regular files only, or leave it out of data.input")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from lm.errors import UserError
+from lm.errors import UserError, after
 from lm.evals import compare
 from lm.evals.outcome import Task, TaskSettings
 from lm.evals.tasks.catalogue import open_task, path_of, read_spec, spelt, text_of
@@ -90,5 +90,6 @@ def others_of(config, workdir: Path) -> list[tuple[str, dict, Path]]:
         folder = Path(name.strip())
         if folder.resolve() == workdir.resolve():
             raise UserError(f"compare={name}: this is the workdir itself; name another evaluation")
-        found.append((folder.name, compare.read_results(folder), folder / "samples.jsonl"))
+        with after("compare: "):
+            found.append((folder.name, compare.read_results(folder), folder / "samples.jsonl"))
     return found

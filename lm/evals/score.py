@@ -60,7 +60,7 @@ def main(argv: list[str]) -> None:
             raise UserError(f"--{name} is missing: {given[name].help} --help shows an example")
     for name in ("data", "responses"):
         if not Path(given[name].value).is_file():
-            raise UserError(f"--{name}={given[name].value}: no such file; name {given[name].help}")
+            raise UserError(f"--{name}={given[name].value}: no such file; --help says what it holds")
     paths = {name: Path(given[name].value) for name in ("data", "responses", "out", "samples") if given[name].value}
     written = [paths[name] for name in ("out", "samples") if name in paths]
     for name, path in paths.items():

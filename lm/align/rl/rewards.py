@@ -233,6 +233,13 @@ def _with_options(name: str, function: Reward, given: Mapping[str, str]) -> Rewa
     return reward
 
 
+def check_columns(rewards: Rewards, prompt: Sequence[Mapping], columns: Mapping[str, object]) -> None:
+    """Raise UserError if a reward that compares with a task's columns cannot use those of this task."""
+    for name, function in zip(rewards.names, rewards.functions):
+        if name in ("answer", "contains", "format", "length", "style"):
+            function([prompt], [""], **{key: [value] for key, value in columns.items()})
+
+
 def check_file_reward(spec: str) -> None:
     """Raise UserError if the file of a reward FILE.py:FUNCTION is missing, is no Python, or has no such function.
 
@@ -246,7 +253,8 @@ def check_file_reward(spec: str) -> None:
     try:
         body = ast.parse(text).body
     except (SyntaxError, ValueError) as error:
-        raise UserError(f"rewards: {path} is no Python ({error}); correct the file") from None
+        why = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else error
+        raise UserError(f"rewards: {path} is no Python: {why}; correct the file") from None
     functions = [node.name for node in body if isinstance(node, ast.FunctionDef)]
     if not name:
         known = ", ".join(f"{path}:{function}" for function in functions or ("FUNCTION",))
@@ -330,7 +338,10 @@ def _called(name: str, function: Reward, prompts: list, completions: list[str], 
 
 def _column(reward: str, name: str, columns: Mapping[str, Sequence]) -> Sequence:
     if name not in columns:
-        raise UserError(f"reward {reward} reads column {name!r}, which the task's records lack{_nearest(name, columns)}")
+        raise UserError(
+            f"reward {reward} reads column {name!r}, which the task's records lack{_nearest(name, columns)}; rename it, "
+            "or write a reward of your own, path/file.py:function"
+        )
     return columns[name]
 
 
