@@ -30,8 +30,8 @@ def check_training(config, workdir: Path) -> None:
         check_length(model_of(config), config.sequence_length)
     check_model("init_from", config.init_from, workdir)
     if not _stands(workdir) and config.data.input is not None and ready_dataset(config.data.input) is None:
-        check_files("data.input", config.data.input, config.data.text_key)
         check_apart("data.input", config.data.input, workdir)
+        check_files("data.input", config.data.input, config.data.text_key)
     _check_tokenizer(config)
     parse_weights(config.data.weights)
     _check_evals(config.evals)
@@ -52,7 +52,7 @@ def check_alignment(config, workdir: Path) -> None:
         check_apart("data.input", config.data.input, workdir)
     _check_template(config.chat_template)
     _check_tokenizer(config)
-    _check_rewards(config)
+    _check_rewards(config, workdir)
     _check_evals(config.evals)
     check_record(config, workdir, adopted=False)
 
@@ -240,7 +240,7 @@ def _check_evals(evals) -> None:
         raise UserError(f"evals: {error}") from None
 
 
-def _check_rewards(config) -> None:
+def _check_rewards(config, workdir: Path) -> None:
     """Check names, options and weights of rewards, and the columns that they read from the first record.
 
     The user's own files are read, not run, and reward models are opened later.
@@ -260,7 +260,7 @@ def _check_rewards(config) -> None:
     if not own:
         return
     rewards = parse_rewards(",".join(own))
-    if config.method in ("rl", "best_of"):
+    if config.method in ("rl", "best_of") and not _stands(workdir):
         for task in examples_of(records.first_records(config.data.input), "task", Counter()):
             check_columns(rewards, task.prompt, task.columns)
 
