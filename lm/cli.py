@@ -274,6 +274,8 @@ def _unknown_key(argv: list[str], path: str, config: ml_collections.ConfigDict, 
 def _unknown_flag(name: str, config: ml_collections.ConfigDict | None = None) -> str:
     """Return the error message for a --NAME that there is not; it may be the name of a key."""
     known = list(_flag_names())
+    if note := other_names.needless(name):
+        return f"--{name}: no such flag; {note}"
     meant = other_names.ours(name, known)
     if config is not None:
         hint = _nearest_key(name, config)
@@ -304,10 +306,12 @@ def _wrong_value(config: ml_collections.ConfigDict, error: Exception) -> str:
         if meant:
             return f"{match[1]}: a section, not a key; did you mean --config.{meant}={match[3]}?"
         keys = list(_keys(usual, match[2] + "."))
+        if f"{match[2]}.{match[3].partition('=')[0]}" in keys:
+            return f"{match[1]}: a section, not a key; did you mean --config.{match[2]}.{match[3]}?"
         more = f" and {len(keys) - MANY} more, which --help lists" if len(keys) > MANY else ""
         return f"{match[1]}: a section, not a key; its keys are {', '.join(keys[:MANY])}{more}"
     if usual is None:
-        return _one_line(error)
+        return _one_line(error) + (f"; it must be of type {_type(config, match[2])}" if match else "")
     if isinstance(usual, int) and re.fullmatch(r"\d+(\.\d*)?([eE]\+?\d)?", match[3]) and float(match[3]).is_integer():
         return f"{match[1]}: must be of type {type(usual).__name__}: write {int(float(match[3]))}"
     return f"{match[1]}: must be of type {type(usual).__name__}, such as {usual}"
@@ -326,7 +330,7 @@ def _stray(extra: list[str], config: ml_collections.ConfigDict | None = None) ->
         )
     free = [f for f in ("checkpoint", "prompt") if f in flags.FLAGS and flags.FLAGS[f].value is None]
     hint = f"; did you mean --{free[0]}={first}?" if config is None and free and "=" not in first else ""
-    return f"{begin}: options are written --name=value{hint}"
+    return f"{begin}: options are written --name=value, with quotes around a value that has spaces{hint}"
 
 
 def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterable[str]:
@@ -342,6 +346,11 @@ def _value(config: ml_collections.ConfigDict, key: str) -> object:
     for part in key.split("."):
         config = config[part]
     return config
+
+
+def _type(config: ml_collections.ConfigDict, key: str) -> str:
+    section, _, last = key.rpartition(".")
+    return (_value(config, section) if section else config).get_ref(last).get_type().__name__
 
 
 def _nearest_key(name: str, config: ml_collections.ConfigDict) -> str:

@@ -52,7 +52,7 @@ def no_base(path: str | os.PathLike) -> str:
 def hub_hint(path: str | os.PathLike, kind: str = "model") -> str:
     """Return "; …" for a path that may be a name of the Hugging Face hub, else "". kind: model or dataset."""
     name = re.sub(r"^(https://huggingface\.co/|hf://)(datasets/)?", "", str(path))
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith("."):
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or re.search(r"^\.|\.[a-z]{2,}$", name):  # a path, or a file's name
         return ""
     flag = "" if kind == "model" else f" --repo-type={kind}"
     download = f"hf download {name}{flag} --local-dir=DIR"

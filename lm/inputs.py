@@ -237,7 +237,7 @@ def _check_evals(evals) -> None:
         template_of(evals.chat_template)
         check_tasks(evals.tasks, settings)
     except UserError as error:
-        raise UserError(f"evals: {error}") from None
+        raise UserError(f"evals: {error}".replace("data_dir", "evals.data_dir")) from None
 
 
 def _check_rewards(config, workdir: Path) -> None:

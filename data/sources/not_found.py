@@ -51,7 +51,7 @@ def missing(part: str) -> UserError:
     near = difflib.get_close_matches(os.path.basename(wrong), siblings(part), n=1, cutoff=0.5)
     hint = f"nearest: {os.path.join(folder, near[0])!r}" if near else f"nothing like it in {folder or os.getcwd()!r}"
     if not near:
-        hint += windows_hint(part) or hub_hint(part, "dataset")
+        hint += windows_hint(part) or ("/" in part and hub_hint(part, "dataset") or "")
     if "://" in part and "huggingface.co" not in part:
         hint = "nothing is downloaded here: fetch it first, then name the file or folder"
     return UserError(f"no file matches data.input={part!r}; {hint}")

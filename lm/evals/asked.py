@@ -55,7 +55,8 @@ def open_tasks(names: str, settings: TaskSettings) -> tuple[list[Task], dict[str
 
 def names_of(names: str) -> list[str]:
     """Return the unique names of a comma-separated list. Raises UserError if there is none."""
-    wanted = list(dict.fromkeys(spelt(name.strip()) for name in names.split(",") if name.strip()))
+    parts = names.split(",") if ".y" in names else names.replace(",", " ").split()  # the path of a task may have spaces
+    wanted = list(dict.fromkeys(spelt(name.strip()) for name in parts if name.strip()))
     if not wanted:
         raise UserError("--config.tasks is missing: name tasks, such as mmlu,bbq; lm/evals/tasks/specs has them all")
     return wanted

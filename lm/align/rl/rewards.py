@@ -173,7 +173,7 @@ def parse_rewards(text: str) -> Rewards:
         try:
             weights.append(float(weight))
         except ValueError:
-            raise UserError(f"rewards: {part!r} must end in a weight, as in {part}=1") from None
+            raise UserError(f"rewards: {part!r} must end in a number, its weight, as in {spec}=1") from None
         if not math.isfinite(weights[-1]):
             raise UserError(f"rewards: the weight of {spec!r} is {weight}, which is no finite number")
         name, function = _reward(spec)
