@@ -66,7 +66,17 @@ def write(
         shown = browse.write(f"{name}: documents", workdir, page, drawn, total["all"][0])
     saving.write(workdir / "report.html", html(report, histograms, shown))
     share = _share(total["kept"][1], total["all"][1])
-    print(f"{workdir}: kept {total['kept'][0]:,} of {total['all'][0]:,} documents, {share} of the bytes")
+    print(f"{workdir}: kept {total['kept'][0]:,} of {total['all'][0]:,} documents, {share} of the bytes{_nothing_read(report)}")
+
+
+def _nothing_read(report: Mapping) -> str:
+    """Return "; …" with the reasons if no document could be read, else ""."""
+    figures = report["figures"]
+    if totals(figures["funnel"])["all"][0]:
+        return ""
+    reasons = Counter(one["reason"] for one in figures["quarantined"]).most_common(3)
+    why = ", ".join(f"{reason} ({count:,} times)" for reason, count in reasons)
+    return f"; nothing could be read: {why or 'the files are empty'}; docs/curate.md lists formats, and --config.read.text_key names the field"
 
 
 def _drawn(state: tuple[browse.Page | None, Sequence[Mapping], Mapping], part: Sequence[int] | str) -> list[dict]:
