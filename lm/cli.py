@@ -73,7 +73,10 @@ def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tupl
         stray = next((arg for arg in argv[1:] if arg.endswith(".py") and Path(arg).is_file()), None)
         raise UserError(f"--config is missing: did you mean --config={stray}?" if stray else config_files.missing(verb))
     found = config_files.find(path, verb)
-    argv[:] = [_with_path(arg, path, found) for arg in argv]
+    argv[:] = [
+        f"--config={found}" if arg == f"--config={path}" else found if before == "--config" else arg
+        for before, arg in zip(["", *argv], argv)
+    ]
     config, path = config_files.load(found), found
     config_files.check_verb(config, path, verb)
     known = set(_keys(config))
@@ -107,11 +110,13 @@ def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tupl
 
 def check_folder(folder: Path, flag: str) -> None:
     """Raise UserError if a folder cannot be written or made: it is a file, or its place is not writable."""
+    if hint := windows_hint(folder):
+        raise UserError(f"--{flag}={folder}{hint}")
     there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not there.is_dir():
         raise UserError(f"--{flag}={folder}: {there} is a file; name a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise UserError(f"--{flag}={folder}{windows_hint(folder)}: you may not write in {there}: name a folder elsewhere")
+        raise UserError(f"--{flag}={folder}: you may not write in {there}: name a folder elsewhere")
 
 
 def parse_flags(argv: list[str]) -> None:
@@ -239,10 +244,6 @@ def _config_path(argv: list[str]) -> str | None:
     if path is None and "--config" in argv[:-1]:
         path = argv[argv.index("--config") + 1]
     return None if path and path.startswith("-") else path or None
-
-
-def _with_path(arg: str, given: str, found: str) -> str:
-    return {given: found, f"--config={given}": f"--config={found}"}.get(arg, arg)
 
 
 def _tidied(arg: str) -> str:

@@ -76,7 +76,8 @@ def _nothing_read(report: Mapping) -> str:
         return ""
     reasons = Counter(one["reason"] for one in figures["quarantined"]).most_common(3)
     why = ", ".join(f"{reason} ({count:,} times)" for reason, count in reasons)
-    return f"; nothing could be read: {why or 'the files are empty'}; docs/curate.md lists formats, and --config.read.text_key names the field"
+    cure = "docs/curate.md lists the formats, and --config.read.text_key names the field of the text"
+    return f"; nothing could be read: {why or 'the files are empty'}; {cure}"
 
 
 def _drawn(state: tuple[browse.Page | None, Sequence[Mapping], Mapping], part: Sequence[int] | str) -> list[dict]:
