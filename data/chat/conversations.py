@@ -350,8 +350,9 @@ def _tools(values: Mapping, where: str) -> list[dict] | None:
 
 
 def _shapeless(record: Record, wanted: str, known: str) -> UserError:
+    use = use_of(record.values)
     keys = f"{record.where}: no {wanted} in a record with the keys {listed(record.values)}"
-    return UserError(f"{keys}; {use_of(record.values) or f'known are {known}'}")
+    return UserError(f"{keys}; known are {known}" + (f"; {use}" if use else ""))
 
 
 # What the keys of a record tell, and the command for it.
