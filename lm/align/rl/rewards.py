@@ -327,7 +327,9 @@ def _called(name: str, function: Reward, prompts: list, completions: list[str], 
         values = np.asarray([math.nan if value is None else float(value) for value in given], np.float64)
         none = np.asarray([value is None for value in given], bool)
     except (TypeError, ValueError) as error:
-        raise UserError(f"reward {name} must return a list of numbers and None: {_error_line(error)}") from error
+        raise UserError(
+            f"reward {name} must return a list of numbers and None, one for each completion, not {repr(given)[:60]}"
+        ) from error
     if len(values) != len(completions):
         raise UserError(f"reward {name} returned {len(values)} rewards for {len(completions)} completions")
     if (bad := np.flatnonzero(~none & ~np.isfinite(values))).size:
