@@ -149,12 +149,14 @@ def check_files(key: str, input: str, text_key: str = "text") -> None:
             raise UserError(f"data.input={input} is a model, not text; to start from it set --config.init_from={input}")
         for path in files.first_files(input.strip()):
             _check_text(path, text_key)
+            if os.path.getsize(path) == 0 and os.path.isfile(os.path.expanduser(input.strip())):
+                raise UserError(f"data.input={input}: the file is empty; name files with text")
 
 
 def _check_text(path: str, text_key: str) -> None:
     """Raise UserError if a file does not begin with a document. Records of align.py are named as such."""
     try:
-        document = next(files.read_file(path, path, text_key), None)
+        next(files.read_file(path, path, text_key), None)
     except UserError:
         from data.chat.conversations import use_of
 
@@ -167,8 +169,6 @@ def _check_text(path: str, text_key: str) -> None:
             f"{record.where}: no {text_key!r}, keys are {files.listed(record.values)}; {use} --config.init_from=MODEL "
             f"--config.data.input={path}, or set --config.data.text_key"
         ) from None
-    if document is None and os.path.getsize(path) == 0:
-        raise UserError(f"data.input: {path} is empty; name files with text")
 
 
 def is_run(folder: Path) -> bool:
