@@ -59,7 +59,7 @@ def main(argv: list[str]) -> None:
         if not given[name].value:
             raise UserError(f"--{name} is missing: {given[name].help} --help shows an example")
     for name in ("data", "responses"):
-        if not Path(given[name].value).is_file():
+        if not Path(given[name].value).exists():
             raise UserError(f"--{name}={given[name].value}: no such file; --help says what it holds")
     paths = {name: Path(given[name].value) for name in ("data", "responses", "out", "samples") if given[name].value}
     written = [paths[name] for name in ("out", "samples") if name in paths]
