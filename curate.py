@@ -21,10 +21,12 @@ def main(config, workdir: Path) -> None:
     from data.recipe import tokenized
     from data.recipe.run import prepare, run
     from lm.evals.curation import STAGES
+    from lm.inputs import check_apart
     from lm.reports.curate import write
     from lm.reports.ending import show
 
     check_record(config, workdir)
+    check_apart("input", config.input, workdir)
     tokenized.check(config.to_dict())
     prepared = prepare(config.to_dict(), workdir, STAGES)
     with locked(workdir):

@@ -31,7 +31,7 @@ from absl import flags
 
 from lm import cli, compile_cache, saving
 from lm.errors import UserError
-from lm.inputs import check_model
+from lm.inputs import check_speaker
 from lm.train.values import SEEDS
 
 FLAGS = flags.FLAGS
@@ -54,12 +54,12 @@ HARMLESS = dict.fromkeys([*range(9), *range(11, 32), *range(127, 160)], "\ufffd"
 def main() -> None:
     cli.parse_flags(sys.argv)
     if FLAGS.checkpoint is None:
-        raise UserError("--checkpoint is missing; --help lists the flags")
+        raise UserError("--checkpoint is missing: python -m lm.chat --checkpoint=runs/sft; --help lists the flags")
     if FLAGS.top_p <= 0:
         raise UserError(f"--top_p={FLAGS.top_p} must be above 0 and at most 1")
     compile_cache.switch_on()
     warnings.formatwarning = lambda message, *_: f"chat.py: {message}\n"
-    check_model("--checkpoint", FLAGS.checkpoint, None)
+    check_speaker("--checkpoint", FLAGS.checkpoint)
     conversation = _conversation()
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
     if is_terminal:

@@ -3,28 +3,38 @@
 Exit codes: 0 done; 2 an error that the user can fix, printed as one line; 1 the run itself failed; 128 + n stopped by signal n.
 """
 
+import argparse
 import difflib
 import errno
 import gc
-import inspect
 import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NoReturn
 
 import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from lm import compile_cache
-from lm.errors import UserError
+from lm import compile_cache, config_files, other_names
+from lm.errors import UserError, windows_hint
 
 # Errors of the file system that the user can fix, whichever library raises them.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 # Libraries keep the number (OSError) or only its text; TFDS has its own text.
 REFUSED = (*map(os.strerror, REFUSALS), "Not enough disk space")
+TEXTS = ("--prompt", "--system")  # flags whose value is no path
+MANY = 20  # keys that an error lists at most
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's parser, whose errors are UserErrors of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help lists the arguments")
 
 
 def define_flags() -> None:
@@ -56,47 +66,70 @@ def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tupl
 
     unless: a flag that makes the workdir unnecessary.
     """
+    verb = _verb(argv)
+    argv[:] = [argv[0], *map(_tidied, argv[1:])]  # in place, because ml_collections reads sys.argv itself
     path = _config_path(argv)
     if path is None:
-        raise UserError("--config is missing: name a file such as configs/train/tiny.py")
-    known = set(_keys(_load(path)))
-    argv[:] = [_spelt_out(arg, known) for arg in argv]  # in place, because ml_collections reads sys.argv itself
+        stray = next((arg for arg in argv[1:] if arg.endswith(".py") and Path(arg).is_file()), None)
+        raise UserError(f"--config is missing: did you mean --config={stray}?" if stray else config_files.missing(verb))
+    found = config_files.find(path, verb)
+    argv[:] = [
+        f"--config={found}" if arg == f"--config={path}" else found if before == "--config" else arg
+        for before, arg in zip(["", *argv], argv)
+    ]
+    config, path = config_files.load(found), found
+    config_files.check_verb(config, path, verb)
+    known = set(_keys(config))
+    argv[:] = [_spelt_out(arg, known) for arg in argv]
     try:
         rest = flags.FLAGS(argv)
     except flags.IllegalFlagValueError as error:
-        raise UserError(_wrong_value(path, error)) from None
+        raise UserError(_wrong_value(config, error)) from None
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_unknown_flag(error.flagname, config)) from None
     except flags.Error as error:
-        raise UserError(_one_line(error)) from None
+        raise UserError(_missing_value(error)) from None
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # ml_collections names only the last part of the key, so search the whole config for it.
-        raise UserError(_unknown_key(argv, path, error)) from None
+        raise UserError(_unknown_key(argv, path, config, error)) from None
     if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
+        raise UserError(_stray(rest[1:], config))
     given = set(_keys(flags.FLAGS.config))  # differs from known if a whole section was set, such as --config.model.moe="{…}"
     for key in sorted(given - known):
-        raise UserError(f"--config.{key}: no such key in {path}" + _nearest(key, sorted(known)))
+        raise UserError(f"--config.{key}: no such key in {path}" + _nearest_key(key, config))
     for key in sorted(known - given):
         raise UserError(f"--config.{key} is left out of its section: set single keys instead, such as --config.{key}=…")
     _choose_length(argv)
     if not needs_workdir or (unless and flags.FLAGS[unless].value):
         return flags.FLAGS.config, None
     if not flags.FLAGS.workdir:
-        raise UserError("--workdir is missing: name the folder of the run")
+        raise UserError("--workdir is missing: name the folder of the run, such as --workdir=runs/mine")
     workdir = Path(flags.FLAGS.workdir)
-    for folder in (workdir, *workdir.parents):
-        if folder.exists() and not folder.is_dir():
-            raise UserError(f"--workdir={workdir}: {folder} is a file; name a folder")
+    check_folder(workdir, "workdir")
     return flags.FLAGS.config, workdir
+
+
+def check_folder(folder: Path, flag: str) -> None:
+    """Raise UserError if a folder cannot be written or made: it is a file, or its place is not writable."""
+    if hint := windows_hint(folder):
+        raise UserError(f"--{flag}={folder}{hint}")
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise UserError(f"--{flag}={folder}: {there} is a file; name a folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise UserError(f"--{flag}={folder}: you may not write in {there}: name a folder elsewhere")
 
 
 def parse_flags(argv: list[str]) -> None:
     """Parse the flags of a command without a config. Raises UserError for an unknown flag, wrong value or extra argument."""
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS([arg if arg.startswith(TEXTS) else _tidied(arg) for arg in argv])
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_unknown_flag(error.flagname)) from None
     except flags.Error as error:
-        raise UserError(str(error)) from None
+        raise UserError(_missing_value(error)) from None
     if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
+        raise UserError(_stray(rest[1:]))
 
 
 def run(
@@ -105,7 +138,7 @@ def run(
     """Parse the flags and call main(config, workdir); print errors as one line and exit. --help prints `usage`."""
     define_flags()
     if wants_help(sys.argv):
-        print(help_text(usage, sys.argv))
+        guard(lambda: print(help_text(usage, sys.argv)))
         return
 
     def parsed() -> None:
@@ -144,11 +177,18 @@ def guard(call: Callable[[], None]) -> None:
 def fail(message: str, code: int, details: str = "") -> None:
     """Print `details` and one line, and end all processes of the job. Does not wait for threads, because they may hang."""
     sys.stdout.flush()
-    line = f"{Path(sys.argv[0]).name}: {_one_line(message)}"
+    line = f"{_program()}: {_one_line(message)}"
     if (hosts := _hosts()) is not None:
         hosts.end(line, code, details)
     print(details + line, file=sys.stderr, flush=True)
     os._exit(code)
+
+
+def _program() -> str:
+    """Return the name of this command: train.py, or of python -m data.tasks, whose file is __main__.py, data.tasks."""
+    name = Path(sys.argv[0]).name
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    return module.name.removesuffix(".__main__") if name == "__main__.py" and module else name
 
 
 def _hosts():
@@ -163,10 +203,11 @@ def wants_help(argv: list[str]) -> bool:
 def help_text(usage: str, argv: list[str]) -> str:
     """Return the verb's docstring and flags, and with --config every key and its value."""
     lines = [usage.strip(), "", *(f"--{name}: {flags.FLAGS[name].help}" for name in ("config", "workdir"))]
-    path = _config_path(argv)
+    path = _config_path(list(map(_tidied, argv)))
     if path is None:
         return "\n".join([*lines, "", "With --config=FILE --help: the keys of that config and their values."])
-    config = _load(path)
+    path = config_files.find(path, _verb(argv))
+    config = config_files.load(path)
     lines += ["", f"Keys of {path}:"]
     lines += [f"  --config.{key}={_value(config, key)}" for key in _keys(config)]
     return "\n".join(lines)
@@ -194,11 +235,24 @@ def _workdir() -> str:
     return flags.FLAGS["workdir"].value if "workdir" in flags.FLAGS else "a file"
 
 
+def _verb(argv: list[str]) -> str:
+    name = Path(argv[0]).stem
+    return "train" if name == "doremi" else name
+
+
 def _config_path(argv: list[str]) -> str | None:
     path = next((arg.split("=", 1)[1] for arg in argv if arg.startswith("--config=")), None)
     if path is None and "--config" in argv[:-1]:
         path = argv[argv.index("--config") + 1]
-    return path
+    return None if path and path.startswith("-") else path or None
+
+
+def _tidied(arg: str) -> str:
+    """Write -config=… with two dashes, and expand ~/, which a shell leaves alone after "="."""
+    if re.match(r"-(config|workdir|describe)\b", arg):
+        arg = f"-{arg}"
+    name, equals, value = arg.partition("=")
+    return f"{name}={os.path.expanduser(value)}" if equals and name.startswith("-") and value.startswith("~/") else arg
 
 
 def _spelt_out(arg: str, known: set[str]) -> str:
@@ -218,54 +272,76 @@ def _choose_length(argv: list[str]) -> None:
         flags.FLAGS.config.epochs = None
 
 
-def _check_config_file(path: str) -> None:
-    if Path(path).is_file():
-        return
-    folder = Path(path).parent if Path(path).parent.is_dir() else Path("configs/train")
-    known = [str(p) for p in sorted(folder.glob("*.py")) if p.name != "__init__.py"]
-    raise UserError(f"--config={path}: no such file" + _nearest(path, known))
-
-
-def _unknown_key(argv: list[str], path: str, error: Exception) -> str:
+def _unknown_key(argv: list[str], path: str, config: ml_collections.ConfigDict, error: Exception) -> str:
     """Return the error message for a --config.KEY that is not in the file's config, with the nearest key."""
-    config = _load(path)
-    known = sorted(_keys(config))
+    known = set(_keys(config))
     for arg in argv:
-        match = re.match(r"--(?:no)?config\.([^=]+)", arg)
+        match = re.match(r"--?(?:no)?config\.([^=]+)", arg)
         if match and match[1] not in known:
-            return f"--config.{match[1]}: no such key in {path}" + _nearest(match[1], known)
+            return f"--config.{match[1]}: no such key in {path}" + _nearest_key(match[1], config)
     return f"--config={path}: {_one_line(error)}"
 
 
-def _wrong_value(path: str, error: Exception) -> str:
+def _unknown_flag(name: str, config: ml_collections.ConfigDict | None = None) -> str:
+    """Return the error message for a --NAME that there is not; it may be the name of a key."""
+    known = list(_flag_names())
+    if note := other_names.needless(name):
+        return f"--{name}: no such flag; {note}"
+    meant = other_names.ours(name, known)
+    if config is not None:
+        hint = _nearest_key(name, config)
+        if meant is None and (name in _keys(config) or not difflib.get_close_matches(name, known, n=1, cutoff=0.7)):
+            return f"--{name}: no such flag" + re.sub(r"did you mean (?!--)", "did you mean --config.", hint)
+    near = [meant] if meant else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return f"--{name}: no such flag; " + (f"did you mean --{near[0]}?" if near else f"there are --{', --'.join(sorted(known))}")
+
+
+def _flag_names() -> Iterable[str]:
+    """Yield the flags of this command, without those of absl."""
+    own = {module for module in flags.FLAGS.flags_by_module_dict() if not module.startswith(("absl", "tensorflow"))}
+    for module in own:
+        yield from (flag.name for flag in flags.FLAGS.flags_by_module_dict()[module])
+
+
+def _missing_value(error: Exception) -> str:
+    match = re.match(r"Missing value for flag (\S+)", str(error))
+    return f"{match[1]} has no value: write {match[1]}=VALUE" if match else _one_line(error)
+
+
+def _wrong_value(config: ml_collections.ConfigDict, error: Exception) -> str:
     """Return the error message for a value of a wrong type, with the type and default from the config."""
-    match = re.match(r"flag (--config\.([^=]+)=.*?): ", str(error))
-    usual = _value(_load(path), match[2]) if match else None
+    match = re.match(r"flag (--config\.([^=]+)=(.*?)): ", str(error))
+    usual = _value(config, match[2]) if match else None
     if isinstance(usual, ml_collections.ConfigDict):
-        return f"{match[1]}: a section, not a key; its keys are {', '.join(_keys(usual, match[2] + '.'))}"
+        meant = other_names.ours(match[2], set(_keys(config)) - set(_keys(usual, match[2] + ".")))
+        if meant:
+            return f"{match[1]}: a section, not a key; did you mean --config.{meant}={match[3]}?"
+        keys = list(_keys(usual, match[2] + "."))
+        if f"{match[2]}.{match[3].partition('=')[0]}" in keys:
+            return f"{match[1]}: a section, not a key; did you mean --config.{match[2]}.{match[3]}?"
+        more = f" and {len(keys) - MANY} more, which --help lists" if len(keys) > MANY else ""
+        return f"{match[1]}: a section, not a key; its keys are {', '.join(keys[:MANY])}{more}"
     if usual is None:
-        return _one_line(error)
+        return _one_line(error) + (f"; it must be of type {_type(config, match[2])}" if match else "")
+    if isinstance(usual, int) and re.fullmatch(r"\d+(\.\d*)?([eE]\+?\d)?", match[3]) and float(match[3]).is_integer():
+        return f"{match[1]}: must be of type {type(usual).__name__}: write {int(float(match[3]))}"
     return f"{match[1]}: must be of type {type(usual).__name__}, such as {usual}"
 
 
-def _load(path: str) -> ml_collections.ConfigDict:
-    """Return the config of FILE, or of FILE:ARGUMENT; the argument is passed to get_config."""
-    file, *argument = path.split(":", 1)
-    _check_config_file(file)
-    scope: dict = {"__name__": "config", "__file__": file}
-    exec(compile(Path(file).read_text(), file, "exec"), scope)
-    if argument and not inspect.signature(scope["get_config"]).parameters:
-        raise UserError(f"--config={path}: {file} takes no argument after a colon")
-    try:
-        return scope["get_config"](*argument)
-    except KeyError as error:
-        # From a locked section; ml_collections' message lists all its keys and values.
-        unknown = re.match(r'Key "(.*?)" does not exist and cannot be added', str(error.args[0]))
-        if unknown is None:
-            raise
-        near = re.search(r'Did you mean "(.*?)"', error.args[0])
-        hint = f"; did you mean {near[1]}?" if near else ""
-        raise UserError(f"--config={path}: the file sets {unknown[1]!r}, which is no key of its section{hint}") from None
+def _stray(extra: list[str], config: ml_collections.ConfigDict | None = None) -> str:
+    """Return the error message for arguments that belong to no flag."""
+    first, begin = extra[0], f"unexpected argument {extra[0]!r}"
+    name = first.partition("=")[0].lstrip("-").removeprefix("config.")
+    if config is not None and "=" in first and name in _keys(config):
+        return f"{begin}: write --config.{name}={first.partition('=')[2]}"
+    if config is not None and all(map(os.path.exists, extra)):
+        return (
+            f"{begin}: options are written --name=value. If the shell expanded a glob, quote it: "
+            "--config.data.input='FOLDER/*.txt'; commas separate several files"
+        )
+    free = [f for f in ("checkpoint", "prompt") if f in flags.FLAGS and flags.FLAGS[f].value is None]
+    hint = f"; did you mean --{free[0]}={first}?" if config is None and free and "=" not in first else ""
+    return f"{begin}: options are written --name=value, with quotes around a value that has spaces{hint}"
 
 
 def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterable[str]:
@@ -283,11 +359,26 @@ def _value(config: ml_collections.ConfigDict, key: str) -> object:
     return config
 
 
-def _nearest(name: str, known: list[str]) -> str:
-    by_end = difflib.get_close_matches(name.split(".")[-1], [key.split(".")[-1] for key in known], n=1, cutoff=0.6)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    near = near or [key for key in known if by_end and key.split(".")[-1] == by_end[0]]
-    return f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+def _type(config: ml_collections.ConfigDict, key: str) -> str:
+    section, _, last = key.rpartition(".")
+    return (_value(config, section) if section else config).get_ref(last).get_type().__name__
+
+
+def _nearest_key(name: str, config: ml_collections.ConfigDict) -> str:
+    """Return "; did you mean KEY?" for a key that there is not, or what there is instead."""
+    known, last = list(_keys(config)), name.rpartition(".")[2]
+    same = [key for key in known if key.rpartition(".")[2] == last]
+    own = [key for key in same if key.startswith(f"{config.get('method')}.")]  # of the method, such as preference
+    if note := other_names.needless(name):
+        return f"; {note}"
+    near = own[:1] or [other_names.ours(name, {*known, "workdir"})]
+    near = [key for key in near if key] or same or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    if not near:
+        by_end = difflib.get_close_matches(last, [key.rpartition(".")[2] for key in known], n=1, cutoff=0.6)
+        near = [key for key in known if by_end and key.rpartition(".")[2] == by_end[0]]
+    if near:
+        return f"; did you mean {'--' * (near[0] == 'workdir')}{near[0]}?"
+    return f"; there are {', '.join(sorted(known))}" if len(known) <= MANY else "; --help lists the keys"
 
 
 def _one_line(message: object) -> str:

@@ -22,11 +22,47 @@ def naming(key: str):
         raise UserError(str(error).replace("data.input", key)) from error
 
 
+@contextlib.contextmanager
+def after(beginning: str):
+    """Put `beginning` before the message of a UserError of the block."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{beginning}{error}") from error
+
+
 def no_model(path: str | os.PathLike) -> str:
     """Return why a path is no model, and what to name instead: "…: no such folder; name …"."""
     cure = "name a workdir with a checkpoint, a Hugging Face folder or a GGUF file"
-    if Path(path).exists():
+    if Path(path).is_file():
+        folder = Path(path).parent
+        cure = f"name its folder, {folder}" if (folder / "config.json").is_file() else cure
         return f"{path}: a file, not a folder; {cure}"
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", str(path)):
-        cure += f"; a model of the Hugging Face hub is downloaded first: hf download {path} --local-dir=DIR, then name DIR"
-    return f"{path}: no such folder; {cure}"
+    return f"{path}: no such folder; {cure}{windows_hint(path)}{hub_hint(path)}"
+
+
+def no_base(path: str | os.PathLike) -> str:
+    """Return why the folder of an adapter is no model, and what to do."""
+    return (
+        f"{path} is an adapter without its model: python -m lm.convert import --from={path} --base=MODEL --workdir=DIR, "
+        "then use DIR"
+    )
+
+
+def hub_hint(path: str | os.PathLike, kind: str = "model") -> str:
+    """Return "; …" for a path that may be a name of the Hugging Face hub, else "". kind: model or dataset."""
+    name = re.sub(r"^(https://huggingface\.co/|hf://)(datasets/)?", "", str(path))
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or re.search(r"^\.|\.[a-z]{2,}$", name):  # a path, or a file's name
+        return ""
+    flag = "" if kind == "model" else f" --repo-type={kind}"
+    download = f"hf download {name}{flag} --local-dir=DIR"
+    return f"; nothing is downloaded here: a {kind} of the Hugging Face hub is fetched first by {download}, then name DIR"
+
+
+def windows_hint(path: str | os.PathLike) -> str:
+    """Return "; …" for a path of Windows, which no program here can open, else ""."""
+    match = re.match(r"([A-Za-z]):[\\/]", str(path))
+    if match is None:
+        return ""
+    inside = str(path)[3:].replace("\\", "/")
+    return f"; it is a path of Windows: in WSL name /mnt/{match[1].lower()}/{inside}"

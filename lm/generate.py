@@ -13,7 +13,7 @@ import lm
 from data.chat.messages import make_message
 from lm import cli, compile_cache
 from lm.errors import UserError
-from lm.inputs import check_model
+from lm.inputs import check_writer
 from lm.train.values import SEEDS
 
 FLAGS = flags.FLAGS
@@ -23,7 +23,7 @@ flags.DEFINE_bool("chat", False, "Treat each prompt as a user message and answer
 flags.DEFINE_string("system", "", "With --chat: the system message.")
 flags.DEFINE_integer("max_new_tokens", 64, "Maximum number of new tokens.", lower_bound=1)
 flags.DEFINE_float("temperature", 0.8, "Sampling temperature; 0: greedy.", lower_bound=0.0)
-flags.DEFINE_float("top_p", 0.95, "Nucleus sampling: the smallest set of tokens with this probability.")
+flags.DEFINE_float("top_p", 0.95, "Nucleus sampling: the smallest set of tokens with this probability.", upper_bound=1.0)
 flags.DEFINE_integer("top_k", 0, "Only the k likeliest tokens; 0: all.", lower_bound=0)
 flags.DEFINE_integer("seed", 0, "Seed of the sampling.", lower_bound=0, upper_bound=SEEDS)
 
@@ -32,12 +32,14 @@ def main() -> None:
     cli.parse_flags(sys.argv)
     for name in ("checkpoint", "prompt"):
         if FLAGS[name].value is None:
-            raise UserError(f"--{name} is missing; --help lists the flags")
+            raise UserError(f"--{name} is missing: python -m lm.generate --checkpoint=runs/mine --prompt='Once upon a time'")
+    if FLAGS.top_p <= 0:
+        raise UserError(f"--top_p={FLAGS.top_p} must be above 0 and at most 1")
     if FLAGS.system and not FLAGS.chat:
         raise UserError("--system is the system message of a chat: add --chat")
     compile_cache.switch_on()
     warnings.formatwarning = lambda message, *_: f"generate.py: {message}\n"
-    check_model("--checkpoint", FLAGS.checkpoint, None)
+    check_writer("--checkpoint", FLAGS.checkpoint)
     model, tokenizer = lm.load(FLAGS.checkpoint)
     if tokenizer is None:
         raise UserError(f"--checkpoint={FLAGS.checkpoint} has no tokenizer; in Python, lm.generate continues token ids")

@@ -3,19 +3,24 @@
 The verbs call this first. Checks that need devices, a model or the data come later.
 """
 
+import contextlib
+import os
+from collections import Counter
 from pathlib import Path
 
-from data.chat.records import EXTENSIONS, is_builtin, read_builtin
+from data.chat import records
+from data.chat.records import is_builtin
 from data.sources import files, open_sources
 from data.text.fingerprints import ready_dataset
 from data.text.tokenizer import load_tokenizer
 from data.text.weights import parse_weights
 from lm.align import settings
-from lm.errors import UserError, naming, no_model
-from lm.evals.judges.judges import check_name
+from lm.convert.files import check_weights, is_adapter
+from lm.errors import UserError, after, hub_hint, naming, no_base, no_model
+from lm.evals.judges.judges import check_answers, check_name
 from lm.gguf_file import find_gguf, open_gguf
 from lm.train.values import MOST, SEEDS, check_length, check_values, model_of
-from lm.workdir import check_record, kind_of, read_config, steps_saved
+from lm.workdir import VERBS, check_record, kind_of, read_config, steps_saved
 
 
 def check_training(config, workdir: Path) -> None:
@@ -25,6 +30,7 @@ def check_training(config, workdir: Path) -> None:
         check_length(model_of(config), config.sequence_length)
     check_model("init_from", config.init_from, workdir)
     if not _stands(workdir) and config.data.input is not None and ready_dataset(config.data.input) is None:
+        check_apart("data.input", config.data.input, workdir)
         check_files("data.input", config.data.input, config.data.text_key)
     _check_tokenizer(config)
     parse_weights(config.data.weights)
@@ -42,10 +48,11 @@ def check_alignment(config, workdir: Path) -> None:
     if config.method == "safety":
         _check_safety(config.safety)
     elif not _stands(workdir):
-        check_records("data.input", config.data.input, config.seed)
-    _check_file("chat_template", config.chat_template)
+        check_records("data.input", config.data.input, config.seed, settings.example_kind(config))
+        check_apart("data.input", config.data.input, workdir)
+    _check_template(config.chat_template)
     _check_tokenizer(config)
-    _check_rewards(config.rewards)
+    _check_rewards(config, workdir)
     _check_evals(config.evals)
     check_record(config, workdir, adopted=False)
 
@@ -64,8 +71,9 @@ def check_evaluation(config, workdir: Path) -> None:
     settings = settings_of(config)
     others_of(config, workdir)
     template_of(config.chat_template)
-    check_model("checkpoint", config.checkpoint, None)
+    check_writer("checkpoint", config.checkpoint)
     check_name(config.judge)
+    check_answers(config.judge)
     check_tasks(config.tasks, settings)
     check_record(config, workdir)
 
@@ -81,35 +89,111 @@ def check_model(key: str, path: str | None, workdir: Path | None) -> None:
         return
     if not folder.is_dir():
         raise UserError(f"{key}={no_model(path)}")
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").exists():
-        return  # opening it gives a better message
+    if is_adapter(folder):
+        raise UserError(f"{key}={no_base(path)}")
     if not (folder / "config.json").exists():
-        raise UserError(f"{key}={path} is no training run: it has no config.json")
-    if not steps_saved(folder) and kind_of(read_config(folder)) != "published":
-        raise UserError(f"{key}={path} has no checkpoint yet; train it first")
+        raise UserError(f"{key}={path} is no training run: it has no config.json; {_model_near(folder)}")
+    kind = kind_of(read_config(folder))
+    if kind == "published":
+        with after(f"{key}="):
+            check_weights(folder)
+    elif kind in ("curate", "evaluate", "serve"):
+        raise UserError(f"{key}={path} is {VERBS[kind]}, not a model; name a workdir of train.py or align.py")
+    elif not steps_saved(folder):
+        raise UserError(f"{key}={path} has no checkpoint yet; train it first: the same command again resumes it")
+
+
+def check_writer(key: str, path: str) -> None:
+    """Raise UserError if a path holds no model, or a reward model, which has no text to give."""
+    check_model(key, path, None)
+    config = read_config(Path(path))
+    classifies = any(str(name).endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+    if classifies or (config.get("model") or {}).get("score_head") == "reward":
+        start = f", such as {config['init_from']}" if config.get("init_from") else ""
+        raise UserError(
+            f"{key}={path} is a reward model, which scores answers and writes none; name a model that writes{start}"
+        )
+
+
+def check_speaker(key: str, path: str) -> None:
+    """Raise UserError if a path holds no model that answers; a model of train.py alone only continues text."""
+    check_writer(key, path)
+    config = read_config(Path(path))
+    if kind_of(config) == "train" and not config.get("init_from"):
+        raise UserError(
+            f"{key}={path} is a base model, which has not learnt to answer: continue a text with python -m lm.generate "
+            f"--checkpoint={path} --prompt=TEXT, or tune it first with align.py --config=configs/align/sft.py"
+        )
+
+
+def _model_near(folder: Path) -> str:
+    """Return which folder to name instead: the run around a checkpoint, or a model below."""
+    if run := next((place for place in folder.parents if (place / "checkpoints").is_dir() and steps_saved(place)), None):
+        return f"it lies in the run {run}: name that"
+    below = [path.parent for pattern in ("*", "snapshots/*", "*/snapshots/*") for path in folder.glob(f"{pattern}/config.json")]
+    if len(below) == 1:
+        return f"did you mean {below[0]}?"
+    return "name a workdir with a checkpoint, a Hugging Face folder or a GGUF file"
 
 
 def check_files(key: str, input: str, text_key: str = "text") -> None:
-    """Raise UserError if a text input is no file, no folder with files and no TFDS dataset. Reads no content."""
+    """Raise UserError if a text input is no file, no folder with files and no TFDS dataset, or begins with no text.
+
+    Reads the first document of the first file of each part.
+    """
     with naming(key):
-        if files.is_path(input.strip()):
-            files.check(input.strip())
-        else:
+        if not files.is_path(input.strip()):
             open_sources(input, text_key=text_key)
+            return
+        if is_run(Path(input.strip()).expanduser()):
+            raise UserError(f"data.input={input} is a model, not text; to start from it set --config.init_from={input}")
+        for path in files.first_files(input.strip()):
+            _check_text(path, text_key)
+            if os.path.getsize(path) == 0 and os.path.isfile(os.path.expanduser(input.strip())):
+                raise UserError(f"data.input={input}: the file is empty; name files with text")
 
 
-def check_records(key: str, input: str, seed: int) -> None:
-    """Raise the same for an input of records, which may also be a built-in task."""
+def _check_text(path: str, text_key: str) -> None:
+    """Raise UserError if a file does not begin with a document. Records of align.py are named as such."""
+    try:
+        next(files.read_file(path, path, text_key), None)
+    except UserError:
+        from data.chat.conversations import use_of
+
+        record = None
+        with contextlib.suppress(UserError):
+            record = next(records.first_records(path), None)
+        if record is None or text_key in record.values or not (use := use_of(record.values)):
+            raise
+        raise UserError(
+            f"{record.where}: no {text_key!r}, keys are {files.listed(record.values)}; {use} --config.init_from=MODEL "
+            f"--config.data.input={path}, or set --config.data.text_key"
+        ) from None
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is the workdir of a model or a Hugging Face folder."""
+    return (folder / "config.json").is_file() and kind_of(read_config(folder)) in ("train", "align", "import", "published")
+
+
+def check_records(key: str, input: str, seed: int, kind: str) -> None:
+    """Raise the same for an input of records, which may also be a built-in task. kind: see settings.example_kind."""
     with naming(key):
-        if is_builtin(input):
-            next(read_builtin(input, "train", seed))
-        elif files.is_path(input) or input.endswith(EXTENSIONS):
-            files.check(input, EXTENSIONS)
-        elif "/" in input:
-            from data.sources import tfds_source
+        records.check(input, seed)
+        for record in records.first_records(input):
+            from data.chat.conversations import examples_of
 
-            if not tfds_source.is_known(input):
-                raise files.missing(input)
+            next(examples_of([record], kind, Counter()), None)
+
+
+def check_apart(key: str, input: str, workdir: Path) -> None:
+    """Raise UserError if the workdir is or lies in a folder of the input, which would then read what the run writes."""
+    for folder in files.folders(input) if files.is_path(input) else ():
+        place = Path(folder).resolve()
+        if place == workdir.resolve() or place in workdir.resolve().parents:
+            raise UserError(
+                f"--workdir={workdir} lies in {key}={input}, whose files the run reads: name a --workdir outside of it"
+            )
 
 
 def _stands(workdir: Path) -> bool:
@@ -118,10 +202,24 @@ def _stands(workdir: Path) -> bool:
 
 
 def _check_tokenizer(config) -> None:
-    if config.tokenizer and not config.init_from:
+    if not config.tokenizer:
+        return
+    if not Path(config.tokenizer).exists():
+        cure = "name a tokenizer.model, a tokenizer.json or a folder with one of them"
+        raise UserError(f"tokenizer={config.tokenizer}: no such file or folder; {cure}{hub_hint(config.tokenizer)}")
+    if not config.init_from:
         load_tokenizer(config.tokenizer)
-    elif config.tokenizer and not Path(config.tokenizer).exists():
-        raise UserError(f"tokenizer={config.tokenizer}: no such file or folder")
+
+
+def _check_template(path: str | None) -> None:
+    if not path:
+        return
+    if not Path(path).is_file():
+        raise UserError(f"chat_template={path}: no such file; name a Jinja file, or leave it out for the model's own template")
+    from data.chat.template import check_syntax
+
+    with after(f"chat_template={path}: "):
+        check_syntax(Path(path).read_text(encoding="utf-8"))
 
 
 def _check_file(key: str, path: str | None) -> None:
@@ -139,24 +237,32 @@ def _check_evals(evals) -> None:
         template_of(evals.chat_template)
         check_tasks(evals.tasks, settings)
     except UserError as error:
-        raise UserError(f"evals: {error}") from None
+        raise UserError(f"evals: {error}".replace("data_dir", "evals.data_dir")) from None
 
 
-def _check_rewards(text: str) -> None:
-    """Check names, options and weights of rewards. The user's own files and reward models are opened later."""
-    from lm.align.rl.rewards import parse_rewards
+def _check_rewards(config, workdir: Path) -> None:
+    """Check names, options and weights of rewards, and the columns that they read from the first record.
+
+    The user's own files are read, not run, and reward models are opened later.
+    """
+    from data.chat.conversations import examples_of
+    from lm.align.rl.rewards import check_columns, check_file_reward, parse_rewards
 
     own = []
-    for part in filter(None, map(str.strip, text.split(","))):
+    for part in filter(None, map(str.strip, config.rewards.split(","))):
         spec = part.rpartition("=")[0] or part
         if spec.startswith("reward_model:"):
             check_model("rewards", spec.removeprefix("reward_model:").partition("?")[0], None)
-        elif ".py:" in spec:
-            _check_file("rewards", spec.partition("?")[0].rpartition(":")[0])
+        elif ".py" in spec:
+            check_file_reward(spec)
         else:
             own.append(part)
-    if own:
-        parse_rewards(",".join(own))
+    if not own:
+        return
+    rewards = parse_rewards(",".join(own))
+    if config.method in ("rl", "best_of") and not _stands(workdir):
+        for task in examples_of(records.first_records(config.data.input), "task", Counter()):
+            check_columns(rewards, task.prompt, task.columns)
 
 
 def _check_safety(s) -> None:
@@ -166,3 +272,4 @@ def _check_safety(s) -> None:
             with naming(f"safety.{key}"):
                 files.check(s[key], (*files.EXTENSIONS, ".json", ".csv", ".tsv", ".csv.gz", ".tsv.gz"))
     check_name(s.judge)
+    check_answers(s.judge)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lm.config import model_keys
+from lm.config_files import verb_of
 from lm.damage import set_aside
 from lm.errors import UserError
 from lm.saving import write_json
@@ -144,15 +145,8 @@ def kind_of(config: Mapping[str, Any]) -> str:
     """Return the origin of a config: a verb, "import", "published" (Hugging Face), or "" for none of them."""
     if "model_type" in config or "architectures" in config:
         return "published"
-    if "checkpoint" in config and "port" in config:
-        return "serve"
-    if "checkpoint" in config and "tasks" in config:
-        return "evaluate"
-    if "stages" in config and "rules" in config:
-        return "curate"
-    if not isinstance(config.get("model"), Mapping) or not isinstance(config.get("dtype"), str):
-        return ""
-    return "align" if "method" in config else "train" if "steps" in config else "import"
+    is_run = isinstance(config.get("model"), Mapping) and isinstance(config.get("dtype"), str)
+    return verb_of(config) or ("import" if is_run else "")
 
 
 def recorded(config, workdir: Path):

@@ -350,4 +350,38 @@ def _tools(values: Mapping, where: str) -> list[dict] | None:
 
 
 def _shapeless(record: Record, wanted: str, known: str) -> UserError:
-    return UserError(f"{record.where}: no {wanted} in a record with the keys {listed(record.values)}; known are {known}")
+    use = use_of(record.values)
+    keys = f"{record.where}: no {wanted} in a record with the keys {listed(record.values)}"
+    return UserError(f"{keys}; known are {known}" + (f"; {use}" if use else ""))
+
+
+# What the keys of a record tell, and the command for it.
+_USES = {
+    "pair": ("it is a preference pair", "python align.py --config=configs/align/dpo.py"),
+    "labelled": ("it is a labelled answer", "python align.py --config=configs/align/kto.py"),
+    "steps": ("it is an answer in steps", "python align.py --config=configs/align/reward.py --config.reward.kind=process"),
+    "conversation": ("it is a conversation", "python align.py --config=configs/align/sft.py"),
+    "task": ("it is a prompt without an answer", "python align.py --config=configs/align/grpo.py"),
+    "text": ("it is plain text", "python train.py --config=configs/train/tiny.py"),
+}
+
+
+def use_of(values: Mapping) -> str:
+    """Return what a record is, by its keys, and the command that trains on such records; "" if its keys tell nothing."""
+    there = {key for key, value in values.items() if value is not None}
+    if {"chosen", "rejected"} <= there or _has_scored(values):
+        kind = "pair"
+    elif {"prompt", "completion", "label"} <= there:
+        kind = "labelled"
+    elif is_list(values.get("completions")) and is_list(values.get("labels")):
+        kind = "steps"
+    elif _list_key(values) or _turn(values, answered=True):
+        kind = "conversation"
+    elif _turn(values) and there <= {*itertools.chain(*TURNS), *SYSTEM, "id"}:
+        kind = "task"
+    elif isinstance(values.get("text"), str):
+        kind = "text"
+    else:
+        return ""
+    what, command = _USES[kind]
+    return f"{what}: use {command}"

@@ -152,6 +152,12 @@ def _splits(config, kind: str, dropped: Counter) -> dict[str, Iterable[Example]]
     return {split: read(split) for split in (SPLITS if data.valid_fraction else SPLITS[:1])}
 
 
+def _cure(kind: str) -> str:
+    if kind == "conversation":
+        return 'name files whose conversations have an answer: a message with "role": "assistant" and a content'
+    return "name files that do"
+
+
 def _survey(data, kind: str, seed: int, dropped: Counter) -> tuple[dict[str, int], float]:
     """Read all examples once. Returns the size of each split, and the fraction of openings to hold out.
 
@@ -161,7 +167,7 @@ def _survey(data, kind: str, seed: int, dropped: Counter) -> tuple[dict[str, int
     found = examples_of(shown(read_records(data.input), "records"), kind, dropped)
     numbers = np.sort(np.fromiter((split_number(example, seed) for example in found), np.float64))
     if not len(numbers):
-        raise UserError(f"data.input={data.input!r} holds no example of kind {kind}{_reasons(dropped)}; name files that do")
+        raise UserError(f"data.input={data.input!r} holds no example of kind {kind}{_reasons(dropped)}; {_cure(kind)}")
     fraction, limit = data.valid_fraction, data.max_valid_examples
     if fraction:
         if numbers[0] == numbers[-1]:

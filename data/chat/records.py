@@ -3,7 +3,9 @@
 An input is files (JSON lines, JSON, Parquet; plain, gzip or zstd), a TFDS name, or a built-in task.
 """
 
+import difflib
 import io
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -11,8 +13,8 @@ from urllib.parse import parse_qsl
 
 import numpy as np
 
-from data.sources import files, streams
-from lm.errors import UserError
+from data.sources import files, not_found, streams
+from lm.errors import UserError, hub_hint
 
 BUILTIN = "builtin:"
 WRAPPERS = ("data", "rows", "examples", "records")  # keys of the list of records, if a file is one object
@@ -51,7 +53,7 @@ def read_records(input: str) -> Iterator[Record]:
     Args: input: a file, folder or glob, several separated by commas, or a TFDS name (its split `train`).
     Raises: UserError if nothing has that name, or with the location of unreadable data.
     """
-    if files.is_path(input) or input.endswith(EXTENSIONS):
+    if _is_path(input):
         for path in files.find(input, EXTENSIONS):
             yield from _read_file(path)
         return
@@ -64,9 +66,44 @@ def read_records(input: str) -> Iterator[Record]:
             values = {key: _plain(value, features[key]) for key, value in rows[n].items()}
             yield Record(values, f"{input} train[{n}]")
         return
+    raise unknown(input)
+
+
+def check(input: str, seed: int) -> None:
+    """Raise UserError if `input` is no file of records, no built-in task and no TFDS dataset. Reads no file."""
+    if is_builtin(input):
+        next(read_builtin(input, "train", seed))
+    elif _is_path(input):
+        files.check(input, EXTENSIONS)
+    else:
+        from data.sources import tfds_source
+
+        if not tfds_source.is_known(input):
+            raise unknown(input)
+
+
+def first_records(input: str) -> Iterator[Record]:
+    """Yield the first record of the first file of each part of an input of files. Raises: UserError."""
+    if not is_builtin(input) and _is_path(input):
+        for path in files.first_files(input, EXTENSIONS):
+            yield from itertools.islice(_read_file(path), 1)
+
+
+def _is_path(input: str) -> bool:
+    return files.is_path(input) or input.endswith(EXTENSIONS)
+
+
+def unknown(input: str) -> UserError:
+    """Return the error for a name of nothing, with the built-in task of this name if there is one."""
+    from data.tasks import TASKS
+
     if "/" in input:
-        raise files.missing(input)
-    raise UserError(f"data.input={input!r} is neither a path nor a TFDS dataset; name files, a dataset, or {BUILTIN}TASK")
+        return not_found.missing(input)
+    near = difflib.get_close_matches(input.lower(), TASKS, n=1)
+    hint = (
+        f"did you mean {BUILTIN}{near[0]}?" if near else f"name files, a dataset, or {BUILTIN}TASK{hub_hint(input, 'dataset')}"
+    )
+    return UserError(f"data.input={input!r} is neither a path nor a TFDS dataset; {hint}")
 
 
 def _read_file(path: str) -> Iterator[Record]:

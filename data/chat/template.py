@@ -161,6 +161,14 @@ def _without_marks(marked: str, begin: str, end: str) -> tuple[str, list[bool]]:
     return "".join(text), written
 
 
+def check_syntax(template: str) -> None:
+    """Raise UserError with the line if a text is no Jinja template."""
+    try:
+        _compiled(template)
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"line {error.lineno}: {error.message}; correct the template") from error
+
+
 def _render(template: str, messages, extra: Mapping, add_generation_prompt: bool, marks: tuple[str, str]) -> str:
     context = {"tools": None, "documents": None, **extra, "messages": messages, _MARKS: marks}
     try:

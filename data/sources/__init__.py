@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterator
 
 from data.sources.source import Document, Quarantined, Source
-from lm.errors import UserError
+from lm.errors import UserError, hub_hint
 
 
 def open_sources(input: str | None, *, text_key: str = "text", max_bytes: int | None = None) -> list[Source]:
@@ -36,7 +36,7 @@ def open_sources(input: str | None, *, text_key: str = "text", max_bytes: int | 
 
 
 def _open_named(input: str, text_key: str) -> list[Source]:
-    from data.sources import corpus, files
+    from data.sources import corpus, files, not_found
 
     if corpus.is_corpus(input):
         return corpus.open_corpus(input)
@@ -49,12 +49,13 @@ def _open_named(input: str, text_key: str) -> list[Source]:
         return [tfds_source.open_tfds(input, text_key)]
     # "corpus/en" may be a path or dataset/config. It is not a known dataset, so it is a missing path.
     if "/" in input:
-        raise files.missing(input)
-    names = files.siblings(input) + tfds_source.names()
+        raise not_found.missing(input)
+    names = not_found.siblings(input) + tfds_source.names()
     near = difflib.get_close_matches(input, names, n=1)
     raise UserError(
         f"data.input={input!r} is neither a path nor a TFDS dataset; "
         + (f"nearest: {near[0]!r}" if near else "name a file, a folder, a glob or a dataset, or leave it out")
+        + hub_hint(input, "dataset")
     )
 
 

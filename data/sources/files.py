@@ -6,7 +6,6 @@ batch. A FIFO, a device or a damaged file is an error; nothing blocks.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -14,17 +13,18 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
 from data.sources import corpus, streams, walk
+from data.sources.not_found import TEXT, missing, other_format
 from data.sources.source import Document, Source
 from data.sources.streams import Unreadable
 from lm.errors import UserError
 
-TEXT = (".txt", ".md", ".rst", ".py")
 # C4 and similar corpora publish JSON lines as .json.gz; in practice a compressed file is never one big array.
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst")
 PARQUET = (".parquet",)
 EXTENSIONS = TEXT + JSON_LINES + PARQUET
 
 PIECE_BYTES = 1 << 16  # a longer text file becomes several documents of at most this size
+TO_UTF8 = "convert the file to UTF-8, such as with iconv -f latin1 -t utf-8, or leave it out"
 MAX_LINE_BYTES = 1 << 28  # of a JSON line. The longest book has some 20 MB; parsing takes about five times the line.
 _BOM = b"\xef\xbb\xbf"
 _NAMED = re.compile(r"([a-z0-9_]+)=(.+)")  # sources become names of TFDS datasets
@@ -117,6 +117,20 @@ def check(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> None:
             raise _none(part, extensions)
 
 
+def first_files(input: str, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
+    """Return the first file of each part of an input. Raises: UserError for a part without one."""
+    found = [(part, next(_readable(part, extensions), None)) for part in _parts(input)]
+    for part, path in found:
+        if path is None:
+            raise _none(part, extensions)
+    return [path for _, path in found]
+
+
+def folders(input: str) -> list[str]:
+    """Return the parts of an input that are folders; those of a corpus are its documents."""
+    return [part for part in _parts(input) if os.path.isdir(part)]
+
+
 def _parts(input: str) -> list[str]:
     return [part for _, part in _named_parts(input)]
 
@@ -152,7 +166,9 @@ def _readable(part: str, extensions: tuple[str, ...]) -> Iterator[str]:
 def _none(part: str, extensions: tuple[str, ...]) -> UserError:
     if not os.path.exists(part) and not walk.matches(part):
         return missing(part)
-    return UserError(f"data.input={part!r} holds no file that can be read; accepted: {' '.join(extensions)}")
+    return UserError(
+        f"data.input={part!r} holds no file that can be read; accepted: {' '.join(extensions)}{other_format(part, extensions)}"
+    )
 
 
 def fixed_folder(part: str) -> str:
@@ -171,25 +187,6 @@ def _identifier(part: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", last.lower()).strip("_") or "text"
 
 
-def siblings(part: str) -> list[str]:
-    """Return the names in the deepest existing folder of the path `part`."""
-    folder = os.path.dirname(os.path.expanduser(part).rstrip("/"))
-    while folder and not os.path.isdir(folder):
-        folder = os.path.dirname(folder)
-    return sorted(os.listdir(folder or "."))
-
-
-def missing(part: str) -> UserError:
-    """Return the error for a missing path, with the nearest existing name."""
-    folder = os.path.dirname(os.path.expanduser(part).rstrip("/"))
-    wrong = os.path.expanduser(part).rstrip("/")
-    while folder and not os.path.isdir(folder):
-        folder, wrong = os.path.dirname(folder), folder
-    near = difflib.get_close_matches(os.path.basename(wrong), siblings(part), n=1, cutoff=0.5)
-    hint = f"nearest: {os.path.join(folder, near[0])!r}" if near else f"nothing like it in {folder or os.getcwd()!r}"
-    return UserError(f"no file matches data.input={part!r}; {hint}")
-
-
 # Plain text.
 
 
@@ -199,9 +196,7 @@ def _read_text(path: str, id: str) -> Iterator[Document]:
             try:
                 text = data.decode()
             except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path}: byte {offset + error.start} is not valid UTF-8; convert the file to UTF-8 or leave it out"
-                ) from error
+                raise UserError(f"{path}: byte {offset + error.start} is not valid UTF-8; {TO_UTF8}") from error
             if text and not text.isspace():
                 yield Document(id if only else f"{id}#{k}", text, path)
 
@@ -242,7 +237,7 @@ def _read_json_lines(path: str, id: str, text_key: str) -> Iterator[Document]:
         where = f"{path}:{number}"
         if not isinstance(row.get(text_key), str):
             what = f"{text_key!r} is {type(row[text_key]).__name__}" if text_key in row else f"no {text_key!r}"
-            raise UserError(f"{where}: {what}, keys are {listed(row)}; set data.text_key to one that holds a string")
+            raise UserError(f"{where}: {what}, keys are {listed(row)}; {_text_key(row)}")
         document = _from_row(row, text_key, f"{id}:{number}", where, path)
         if document:
             yield document
@@ -262,9 +257,7 @@ def json_lines(path: str) -> Iterator[tuple[int, dict]]:
         try:
             row = json.loads(line.decode())
         except UnicodeDecodeError as error:
-            raise UserError(
-                f"{where}: byte {start + error.start} is not valid UTF-8; convert the file to UTF-8 or leave it out"
-            ) from error
+            raise UserError(f"{where}: byte {start + error.start} is not valid UTF-8; {TO_UTF8}") from error
         except (ValueError, RecursionError) as error:
             raise UserError(f"{where}: not JSON ({error}); write one JSON object a line") from error
         if not isinstance(row, dict):
@@ -291,7 +284,7 @@ def unreadable(path: str, error: Unreadable) -> UserError:
     """Return the error for a file that `data.sources.streams` refuses to read."""
     what, _, kind = error.reason.partition(" ")
     if what == "damaged":
-        return UserError(f"{path}: damaged {kind} file ({error.detail}); fetch it again")
+        return UserError(f"{path}: damaged {kind} file ({error.detail}); fetch it again, or rename it if it is not compressed")
     if what == "truncated":
         return UserError(f"{path}: {kind} file ends too early; fetch it again")
     return UserError(f"{path}: {error.reason}; name regular files only, or leave it out of data.input")
@@ -311,7 +304,8 @@ def _read_parquet(path: str, id: str, text_key: str) -> Iterator[Document]:
         kinds = {field.name: field.type for field in schema}
         if text_key not in kinds or not is_string(kinds[text_key]):
             what = f"column {text_key!r} is {kinds[text_key]}" if text_key in kinds else f"no column {text_key!r}"
-            raise UserError(f"{path}: {what}, columns are {listed(kinds)}; set data.text_key to one that holds strings")
+            texts = {name: name for name, kind in kinds.items() if is_string(kind)}
+            raise UserError(f"{path}: {what}, columns are {listed(kinds)}; {_text_key(texts)}")
         columns = [c for c in (text_key, *_ABOUT) if c in kinds and is_string(kinds[c])]
         return list(dict.fromkeys(columns))
 
@@ -367,6 +361,13 @@ def _from_row(row: dict, text_key: str, id: str, where: str, path: str) -> Docum
         origin=_encodable(given.get("url") or given.get("source") or path),
         licence=given.get("license") or given.get("licence"),
     )
+
+
+def _text_key(row: dict) -> str:
+    """Return what to set data.text_key to: the key of the longest string."""
+    texts = {key: value for key, value in row.items() if isinstance(value, str)}
+    longest = max(texts, key=lambda key: len(texts[key]), default=None)
+    return "set data.text_key to one that holds a string" + (f", such as --config.data.text_key={longest}" if longest else "")
 
 
 def _encodable(string: str) -> str:

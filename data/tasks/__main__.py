@@ -13,7 +13,7 @@ from lm.errors import UserError
 
 def main() -> None:
     known = tasks.TASKS | tasks.CORPORA
-    parser = argparse.ArgumentParser(
+    parser = cli.ArgumentParser(
         prog="python -m data.tasks", description=tasks.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", help=", ".join(known))

@@ -80,13 +80,13 @@ def run(
     loop.check_config(config, workdir)
     if done := hosts.from_first(lambda: finished(config, workdir)):
         return {"before": done.get("before"), "after": done.get("after"), "step": done["training"]["steps"]}
-    check_memory(config, mesh, whole_rows=example_kind(config) != "task")
+    check_memory(config, mesh, whole_rows=settings.example_kind(config) != "task")
     choose_rate(config)
     evals = in_loop.open_evals(config)
     tokenizer = own_tokenizer(config, workdir)
     template = chat_template(config, tokenizer)
 
-    kind = example_kind(config)
+    kind = settings.example_kind(config)
     rewards = parse_rewards(config.rewards) if config.rewards else None
     tools = open_tools(config.rollout.tools)
     acts, generates = kind == "task", config.method != "reward"
@@ -201,19 +201,6 @@ def score_head(config) -> str:
     if config.method == "reward":
         return "reward"
     return "value" if config.method == "rl" and config.rl.algorithm == "ppo" else "none"
-
-
-def example_kind(config) -> str:
-    """Return the kind of example that the method reads (data/chat/conversations.py)."""
-    if config.method == "sft":
-        return "conversation"
-    if config.method == "preference":
-        return "labelled" if config.preference.loss == "kto" else "pair"
-    if config.method == "reward":
-        return "steps" if config.reward.kind == "process" else "pair"
-    if config.method == "distill":
-        return "task" if config.distill.kind == "on_policy" else "conversation"
-    return "task"
 
 
 def method_of(config, tokenizer: Tokenizer, mesh) -> Method:

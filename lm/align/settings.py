@@ -6,6 +6,7 @@ from lm.errors import UserError
 
 METHODS = ("sft", "preference", "reward", "rl", "distill")  # run by lm/align/run.py
 LOOPS = ("best_of", "safety")  # methods that call lm/align/run.py once or several times
+CONFIGS = ("dpo", "kto", "orpo", "grpo", "ppo")  # names of methods that are configs, each a loss of a method
 SFT_LOSSES = ("nll", "dft")
 PREFERENCES = ("dpo", "robust", "hinge", "ipo", "apo_zero", "apo_down", "orpo", "simpo", "kto")
 REWARD_KINDS = ("outcome", "process")
@@ -22,7 +23,8 @@ KEEP = ("best", "all")
 def check(config) -> None:
     """Raise UserError for settings that are wrong whatever the data and the model."""
     if config.method not in (*METHODS, *LOOPS):
-        raise UserError(f"method={config.method!r} is none of {', '.join((*METHODS, *LOOPS))}")
+        named = f"; for {config.method} use --config=configs/align/{config.method}.py" if config.method in CONFIGS else ""
+        raise UserError(f"method={config.method!r} is none of {', '.join((*METHODS, *LOOPS))}{named}")
     if not config.init_from:
         raise UserError("init_from is missing: name the model to start from, a workdir, a Hugging Face folder or a GGUF file")
     if not config.data.input and config.method != "safety":
@@ -41,6 +43,19 @@ def check(config) -> None:
         check_distill(config.distill)
     if config.method == "best_of":
         check_best_of(config.best_of)
+
+
+def example_kind(config) -> str:
+    """Return the kind of example that the method reads (data/chat/conversations.py)."""
+    if config.method == "sft":
+        return "conversation"
+    if config.method == "preference":
+        return "labelled" if config.preference.loss == "kto" else "pair"
+    if config.method == "reward":
+        return "steps" if config.reward.kind == "process" else "pair"
+    if config.method == "distill":
+        return "task" if config.distill.kind == "on_policy" else "conversation"
+    return "task"
 
 
 def one_of(key: str, value: object, known: tuple[str, ...]) -> None:

@@ -35,6 +35,7 @@ A tensor that is missing, unknown or of another shape stops a command with one l
 completely or not at all. A folder that is not empty is never overwritten.
 """
 
+import difflib
 import sys
 from pathlib import Path
 
@@ -42,8 +43,11 @@ from absl import flags
 
 from data.text.hf_tokenizer import has_tokenizer
 from lm import cli, compile_cache
+from lm.cli import check_folder
+from lm.convert.folders import check_free
 from lm.errors import UserError, no_model
 from lm.gguf_file import SUFFIX
+from lm.workdir import kind_of, read_config, steps_saved
 
 FLAGS = flags.FLAGS
 
@@ -102,6 +106,7 @@ TAKES = {
 }
 ALL = tuple(dict.fromkeys(name for names in TAKES.values() for name in names))
 STABLEHLO = ".stablehlo"  # the ending of --to
+OTHER_FORMATS = (".onnx", ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".ggml", ".tflite")
 
 
 def _case(command: str) -> str:
@@ -115,8 +120,12 @@ def _case(command: str) -> str:
 def main() -> None:
     command = next(iter(sys.argv[1:]), None)
     if command not in COMMANDS:
-        raise UserError(f"{command or 'nothing'} is none of {', '.join(COMMANDS)}; --help lists the commands")
+        near = difflib.get_close_matches(command or "", COMMANDS, n=1)
+        what = "the command is missing" if (command or "-").startswith("-") else f"{command} is no command"
+        hint = f"did you mean {near[0]}?" if near else f"begin with one of {', '.join(COMMANDS)}"
+        raise UserError(f"{what}: {hint}; --help shows examples")
     cli.parse_flags([sys.argv[0], *sys.argv[2:]])
+    _swap(command)
     case = _case(command)
     named = TAKES[case]
     for name in ALL:
@@ -129,10 +138,25 @@ def main() -> None:
     read, to = (Path(FLAGS[name].value).absolute() for name in named[:2])
     if command == "export":
         _check_dtype(to)
+    flag = named[1]
+    if command == "export":
+        _check_ending(to)
+    check_folder(to, flag)
+    if to.suffix != SUFFIX:
+        check_free(to, flag)
     if not read.is_dir() and not (named[0] == "from" and read.suffix == SUFFIX and read.is_file()):
         raise UserError(no_model(FLAGS[named[0]].value))
+    if command == "import" and read.is_dir() and kind_of(read_config(read)) not in ("published", ""):
+        raise UserError(
+            f"--from={FLAGS['from'].value} is a workdir already: use it as it is, as --checkpoint or --config.init_from"
+        )
+    if named[0] == "workdir" and kind_of(read_config(read)) == "published" and not steps_saved(read):
+        raise UserError(
+            f"--workdir={FLAGS.workdir} is a Hugging Face folder: python -m lm.convert import --from={FLAGS.workdir} "
+            "--workdir=DIR first, then export DIR"
+        )
     if command == "import":
-        from lm.convert.peft import is_adapter  # imports JAX, so only after the flags are checked
+        from lm.convert.files import is_adapter
         from lm.convert.to_workdir import adapter_to_workdir, to_workdir
         from lm.parallel.mesh import make_mesh
 
@@ -170,6 +194,20 @@ def main() -> None:
         from lm.convert.to_published import to_published
 
         to_published(read, to, dtype=FLAGS.dtype, max_shard_gb=FLAGS.max_shard_gb, family=FLAGS.family, merge=FLAGS.merge)
+
+
+def _swap(command: str) -> None:
+    """Take --from of an export for its --workdir, and the other way round for StableHLO, whose model need be no workdir."""
+    wanted, other = ("from", "workdir") if _case(command) == "export to StableHLO" else ("workdir", "from")
+    if command == "export" and FLAGS[other].present and not FLAGS[wanted].present:
+        FLAGS[wanted].value, FLAGS[wanted].present = FLAGS[other].value, 1
+        FLAGS[other].value, FLAGS[other].present = None, 0
+
+
+def _check_ending(to: Path) -> None:
+    """Raise UserError if --to has the ending of a format that is not written."""
+    if to.suffix in OTHER_FORMATS:
+        raise UserError(f"--to={FLAGS.to}: {to.suffix} is not written; name a new folder, NAME{SUFFIX} or NAME{STABLEHLO}")
 
 
 def _check_dtype(to: Path) -> None:

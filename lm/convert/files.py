@@ -21,6 +21,7 @@ from lm.errors import UserError
 from lm.saving import naming
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTER_SETTINGS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's
 DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -88,12 +89,29 @@ def tensors_of(folder: Path) -> dict[str, Tensor]:
         return found
     if (folder / SINGLE).is_file():
         return tensors_of_file(folder / SINGLE)
+    raise _no_weights(folder)
+
+
+def check_weights(folder: Path) -> None:
+    """Raise UserError if a model's folder has no safetensors. Reads nothing."""
+    if not any((folder / name).is_file() for name in (SINGLE, INDEX)):
+        raise _no_weights(folder)
+
+
+def _no_weights(folder: Path) -> UserError:
     if any(folder.glob("pytorch_model*.bin")):
-        raise UserError(
-            f"{folder} holds pickled PyTorch weights: load them with transformers and call save_pretrained, which writes "
-            "safetensors"
+        load = f"AutoModelForCausalLM.from_pretrained('{folder}').save_pretrained('NEW')"
+        return UserError(
+            f"{folder} holds pickled PyTorch weights and no safetensors; write them with "
+            f'python -c "from transformers import AutoModelForCausalLM; {load}", and copy the tokenizer\'s files to NEW'
         )
-    raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}")
+    return UserError(f"{folder} has neither {SINGLE} nor {INDEX}: its weights are missing; download the whole folder again")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Return whether a folder holds a PEFT adapter without its model."""
+    whole = any((folder / name).is_file() for name in (SINGLE, INDEX))
+    return not whole and any((folder / name).is_file() for name in (ADAPTER_SETTINGS, ADAPTER_WEIGHTS))
 
 
 def same_bytes(one: Tensor, other: Tensor) -> bool:

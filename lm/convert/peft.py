@@ -26,14 +26,15 @@ from lm.adapt.rebuild import arrays_of, combined, each_layer, modules
 from lm.adapt.score import with_score_head
 from lm.config import Adapter, ModelConfig
 from lm.convert.families import ALL, canonical, family_for, family_of
-from lm.convert.files import INDEX, SINGLE, Planned, make_file, read_json, tensors_of_file, write
+from lm.convert.files import ADAPTER_SETTINGS as SETTINGS
+from lm.convert.files import ADAPTER_WEIGHTS as WEIGHTS
+from lm.convert.files import Planned, make_file, read_json, tensors_of_file, write
 from lm.convert.folders import check_free, written_whole
 from lm.convert.published import is_published
 from lm.convert.rows import Place, Row, places
 from lm.errors import UserError
 from lm.model.linear import Linear
 
-WEIGHTS, SETTINGS = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 SCORE = f"{PREFIX}score.weight"
 A, B, MAGNITUDE = KINDS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
@@ -75,12 +76,6 @@ class Found(NamedTuple):
     scales: dict[str, float]
     matched: list[tuple[Place, str]]
     score: np.ndarray | None  # [D], of a reward model's adapter
-
-
-def is_adapter(folder: Path) -> bool:
-    """Return whether a folder holds an adapter without its model."""
-    whole = any((folder / name).is_file() for name in (SINGLE, INDEX))
-    return not whole and any((folder / name).is_file() for name in (SETTINGS, WEIGHTS))
 
 
 def import_peft(folder: str | os.PathLike, config: ModelConfig, params: nnx.State) -> tuple[ModelConfig, nnx.State]:

@@ -15,12 +15,12 @@ from lm.adapt.rebuild import arrays_of
 from lm.checkpoint import Checkpoints, check_shapes, named, nested, newest, plain, unplain
 from lm.config import ModelConfig
 from lm.convert import base, stream
+from lm.convert.files import is_adapter
 from lm.convert.gguf.read import open_model
 from lm.convert.gguf.settings import config_json_of
 from lm.convert.hf_folder import open_folder
-from lm.convert.peft import is_adapter
 from lm.convert.published import Published, is_published
-from lm.errors import UserError, no_model
+from lm.errors import UserError, no_base, no_model
 from lm.gguf_file import find_gguf, open_gguf
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
@@ -71,10 +71,7 @@ def open_source(path: str | os.PathLike, step: int | None = None) -> Source:
     """
     path = Path(path)
     if is_adapter(path):
-        raise UserError(
-            f"{path} is an adapter without its model: python -m lm.convert import --from={path} --base=MODEL --workdir=DIR, "
-            "then use DIR"
-        )
+        raise UserError(no_base(path))
     if is_published(path):
         return Source.of(open_published(path))
     if not path.is_dir():

@@ -14,9 +14,9 @@ from data.text.tokenizer import load_tokenizer
 from lm.adapt.quantize import check_targets, memory, quantize
 from lm.checkpoint import Checkpoints
 from lm.config import ModelConfig, Quantization
-from lm.convert.files import read_json
+from lm.convert.files import ADAPTER_SETTINGS, read_json
 from lm.convert.folders import check_free, written_whole
-from lm.convert.peft import SETTINGS, find_peft, import_peft
+from lm.convert.peft import find_peft, import_peft
 from lm.convert.published import Published, is_published
 from lm.convert.source import Source, as_stored, model_type_of, open_published, open_source
 from lm.convert.tokenizer_files import import_tokenizer
@@ -96,7 +96,7 @@ def quantized_to_workdir(path: Path, workdir: Path, quantization: Quantization, 
 
 
 def _named_base(folder: Path) -> str:
-    named = read_json(folder / SETTINGS).get("base_model_name_or_path")
+    named = read_json(folder / ADAPTER_SETTINGS).get("base_model_name_or_path")
     if named and Path(named).exists():
         return named
     what = f"{named}, which is not here" if named else "no model that it tells"

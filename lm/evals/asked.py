@@ -5,10 +5,10 @@ from pathlib import Path
 
 import yaml
 
-from lm.errors import UserError
+from lm.errors import UserError, after
 from lm.evals import compare
 from lm.evals.outcome import Task, TaskSettings
-from lm.evals.tasks.catalogue import open_task, path_of, read_spec, text_of
+from lm.evals.tasks.catalogue import open_task, path_of, read_spec, spelt, text_of
 from lm.evals.tasks.documents import check_folder
 
 
@@ -25,7 +25,7 @@ def settings_of(config) -> TaskSettings:
     if config.num_fewshot is not None and config.num_fewshot < 0:
         raise UserError(f"num_fewshot={config.num_fewshot} must be at least 0")
     if config.data_dir and not Path(config.data_dir).is_dir():
-        raise UserError(f"data_dir={config.data_dir}: no such folder")
+        raise UserError(f"data_dir={config.data_dir}: no such folder; name the one whose folders are named after the tasks")
     if config.get("dtype") not in (None, "bfloat16", "float32"):
         raise UserError(f"dtype={config.dtype!r} is neither bfloat16 nor float32")
     return TaskSettings(
@@ -55,7 +55,8 @@ def open_tasks(names: str, settings: TaskSettings) -> tuple[list[Task], dict[str
 
 def names_of(names: str) -> list[str]:
     """Return the unique names of a comma-separated list. Raises UserError if there is none."""
-    wanted = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    parts = names.split(",") if ".y" in names else names.replace(",", " ").split()  # the path of a task may have spaces
+    wanted = list(dict.fromkeys(spelt(name.strip()) for name in parts if name.strip()))
     if not wanted:
         raise UserError("--config.tasks is missing: name tasks, such as mmlu,bbq; lm/evals/tasks/specs has them all")
     return wanted
@@ -90,5 +91,6 @@ def others_of(config, workdir: Path) -> list[tuple[str, dict, Path]]:
         folder = Path(name.strip())
         if folder.resolve() == workdir.resolve():
             raise UserError(f"compare={name}: this is the workdir itself; name another evaluation")
-        found.append((folder.name, compare.read_results(folder), folder / "samples.jsonl"))
+        with after("compare: "):
+            found.append((folder.name, compare.read_results(folder), folder / "samples.jsonl"))
     return found

@@ -6,7 +6,6 @@ Items are joined by task and doc_id. Items whose prompt, choices or target diffe
 because their scores are not comparable.
 """
 
-import argparse
 import json
 import os
 import sys
@@ -16,6 +15,7 @@ from typing import Any
 
 import xxhash
 
+from lm import cli
 from lm.errors import UserError
 from lm.evals.stats.measures import IDEAL, LOWER_IS_BETTER, badness, is_number, main_metric, metrics, tasks
 from lm.evals.stats.significance import holm, paired, unpaired
@@ -200,7 +200,7 @@ def read_samples(path: str | os.PathLike) -> Iterator[dict]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lm.evals.compare", allow_abbrev=False)
+    parser = cli.ArgumentParser(prog="python -m lm.evals.compare", allow_abbrev=False)
     parser.add_argument("before")
     parser.add_argument("after")
     parser.add_argument("--alpha", type=float, default=0.05)
@@ -222,6 +222,4 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    from lm import cli
-
     cli.guard(lambda: sys.exit(main(sys.argv[1:])))

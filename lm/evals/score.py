@@ -36,7 +36,7 @@ COLUMNS = {"mmlu": ("question", "A", "B", "C", "D", "answer")}
 
 def options() -> flags.FlagValues:
     values = flags.FlagValues()
-    flags.DEFINE_enum("task", None, list(SCORERS), "The benchmark.", flag_values=values)
+    flags.DEFINE_enum("task", None, list(SCORERS), "The benchmark.", flag_values=values, case_sensitive=False)
     for name, meaning in (
         ("data", "The benchmark's file: JSON lines, or .csv."),
         ("responses", "The answers: JSON lines."),
@@ -57,7 +57,10 @@ def main(argv: list[str]) -> None:
         raise UserError(f"unexpected argument {rest[1]!r}: options are written --name=value")
     for name in ("task", "data", "responses", "out"):
         if not given[name].value:
-            raise UserError(f"--{name} is missing; --help tells what there is")
+            raise UserError(f"--{name} is missing: {given[name].help} --help shows an example")
+    for name in ("data", "responses"):
+        if not Path(given[name].value).exists():
+            raise UserError(f"--{name}={given[name].value}: no such file; --help says what it holds")
     paths = {name: Path(given[name].value) for name in ("data", "responses", "out", "samples") if given[name].value}
     written = [paths[name] for name in ("out", "samples") if name in paths]
     for name, path in paths.items():

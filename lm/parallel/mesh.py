@@ -135,7 +135,8 @@ def check_fit(mesh: Mesh, model: ModelConfig, batch_size: int, accumulate: int) 
             raise UserError(f"mesh.{axis}={shape[axis]} does not divide model.{key}={size}")
     ways = shape["data"] * shape["fsdp"] * shape["expert"] * accumulate
     if accumulate < 1 or batch_size < 1 or batch_size % ways:
+        most = max(1, batch_size // max(1, ways)) * max(1, ways)
         raise UserError(
             f"batch_size={batch_size} is not a positive multiple of mesh.data × mesh.fsdp × mesh.expert × accumulate = "
-            f"{shape['data']} × {shape['fsdp']} × {shape['expert']} × {accumulate}"
+            f"{shape['data']} × {shape['fsdp']} × {shape['expert']} × {accumulate}: set --config.batch_size={most}"
         )

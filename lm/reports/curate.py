@@ -63,11 +63,22 @@ def write(
                 "finished": True,
             }
         )
-        report |= {"verdict": verdict(total, steps(report)), "next": next_steps(report, workdir)}
+        report |= {"verdict": verdict(total, steps(report)) + _nothing_read(report), "next": next_steps(report, workdir)}
         replace_json(workdir / "report.json", report)
         histograms = next(drawn)
         shown = browse.write(f"{name}: documents", workdir, page, drawn, total["all"][0])
     saving.write(workdir / "report.html", html(report, histograms, shown))
+
+
+def _nothing_read(report: Mapping) -> str:
+    """Return " …" with the reasons if no document could be read, else ""."""
+    figures = report["figures"]
+    if totals(figures["funnel"])["all"][0]:
+        return ""
+    reasons = Counter(one["reason"] for one in figures["quarantined"]).most_common(3)
+    why = ", ".join(f"{reason} ({count:,} times)" for reason, count in reasons)
+    cure = "docs/curate.md lists the formats, and --config.read.text_key names the field of the text"
+    return f" Nothing could be read: {why or 'the files are empty'}. {cure}."
 
 
 def _drawn(state: tuple[browse.Page | None, Sequence[Mapping], Mapping], part: Sequence[int] | str) -> list[dict]:

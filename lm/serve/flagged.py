@@ -184,7 +184,7 @@ def _distinct(rows: Sequence[dict]) -> list[dict]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = cli.ArgumentParser(
         prog="python -m lm.serve.flagged", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--store", required=True, help="exchanges.sqlite of a server")

@@ -17,7 +17,7 @@ from lm.serve.api.app import make_app
 from lm.serve.api.service import Service, newest_step
 from lm.serve.batch import answer_file
 from lm.serve.monitor import open_watch
-from lm.serve.settings import adapter_count, adapters_of, app_settings, limits_of, name_of
+from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, limits_of, name_of
 from lm.serve.watch.settings import settings_of
 
 CONNECTIONS = 1024  # at once; more are answered with 503
@@ -123,19 +123,6 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame) -> None:
         self._service.draining = True
         super().handle_exit(sig, frame)
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to an address. Raises: UserError if it is taken."""
-    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-    sock = socket.socket(family)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise UserError(f"host={host}, port={port}: {error.strerror}; use another --config.port, or 0 for a free one") from None
-    return sock
 
 
 def watch(service: Service, path: str, seconds: float, end: threading.Event) -> None:

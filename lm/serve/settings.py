@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lm.errors import UserError
-from lm.inputs import check_model
+from lm.inputs import check_model, check_writer
 from lm.serve.api.adapters import NAME
 from lm.serve.api.app import Settings
 from lm.serve.api.limits import read_keys
@@ -50,13 +50,16 @@ def check_serving(config, workdir: Path) -> None:
         if not least <= config.adapters[key] <= MOST:
             raise UserError(f"adapters.{key}={config.adapters[key]} must be in {least}…{MOST}")
     settings_of(config)
-    check_model("checkpoint", config.checkpoint, None)
+    check_writer("checkpoint", config.checkpoint)
+    if config.speculate not in ("", "ngram"):
+        check_model("speculate", config.speculate, None)
     if config.batch:
         if not Path(config.batch).is_file():
             raise UserError(f"batch={config.batch}: no such file; name a file of JSON lines")
         check_record(config, workdir)  # its answers are those of one model
         return
     app_settings(config)
+    bound(config.host, config.port).close()
     check_kind(config.to_dict(), workdir)
 
 
@@ -147,3 +150,16 @@ def is_loopback(host: str) -> bool:
     except (OSError, UnicodeError):
         raise UserError(f"host={host}: no such address; name one of this machine, such as 127.0.0.1 or 0.0.0.0") from None
     return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to an address. Raises: UserError if it is taken."""
+    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind(address)
+    except OSError as error:
+        sock.close()
+        raise UserError(f"host={host}, port={port}: {error.strerror}; use another --config.port, or 0 for a free one") from None
+    return sock

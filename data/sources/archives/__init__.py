@@ -215,7 +215,7 @@ def _sniffed(head: bytes, name: str) -> str | None:
 
 
 def _on_disk(part: str, options: Options) -> Iterator[tuple[str, str]]:
-    from data.sources import files
+    from data.sources import files, not_found
     from data.sources.archives.code import git
 
     if not os.path.lexists(part) and not any(mark in part for mark in "*?["):
@@ -226,7 +226,7 @@ def _on_disk(part: str, options: Options) -> Iterator[tuple[str, str]]:
             return
     matches = [part] if os.path.lexists(part) else walk.matches(part)
     if not matches:
-        raise files.missing(part)
+        raise not_found.missing(part)
     base = files.fixed_folder(part)
     for match in matches:
         if not os.path.isdir(match) or git.is_repository(match) or options.format == "code":

@@ -9,6 +9,7 @@ With several processes the first one calls a reward, and all use its result or e
 process differently. All processes call a reward whose attribute `collective` is true, such as a reward model on the mesh.
 """
 
+import ast
 import difflib
 import functools
 import importlib.util
@@ -149,6 +150,13 @@ REWARDS: dict[str, Reward] = {
     "harmless": harmless,
     "instructions": instructions,
 }
+# What others call them.
+OTHER_NAMES = {name: "answer" for name in ("accuracy", "accuracy_reward", "correctness", "correct", "exact_match", "math")} | {
+    "format_reward": "format",
+    "think_format_reward": "format",
+    "length_reward": "length",
+    "soft_overlong_punishment": "overlong",
+}
 
 
 def parse_rewards(text: str) -> Rewards:
@@ -165,7 +173,7 @@ def parse_rewards(text: str) -> Rewards:
         try:
             weights.append(float(weight))
         except ValueError:
-            raise UserError(f"rewards: {part!r} must end in a weight, as in {part}=1") from None
+            raise UserError(f"rewards: {part!r} must end in a number, its weight, as in {spec}=1") from None
         if not math.isfinite(weights[-1]):
             raise UserError(f"rewards: the weight of {spec!r} is {weight}, which is no finite number")
         name, function = _reward(spec)
@@ -195,7 +203,9 @@ def _reward(spec: str) -> tuple[str, Reward]:
         label, function = name, REWARDS[name]
     else:
         known = (*REWARDS, "reward_model:PATH")
-        raise UserError(f"rewards: no reward {name!r}{_nearest(name, known)}; or write path/file.py:function")
+        near = OTHER_NAMES.get(name)
+        hint = f"; the nearest is {near!r}" if near else _nearest(name, known)
+        raise UserError(f"rewards: no reward {name!r}{hint}; or write path/file.py:function")
     try:
         options = dict(parse_qsl(query, strict_parsing=True)) if question else {}
     except ValueError:
@@ -221,6 +231,36 @@ def _with_options(name: str, function: Reward, given: Mapping[str, str]) -> Rewa
         return function(prompts, completions, **{**columns, **options})
 
     return reward
+
+
+def check_columns(rewards: Rewards, prompt: Sequence[Mapping], columns: Mapping[str, object]) -> None:
+    """Raise UserError if a reward that compares with a task's columns cannot use those of this task."""
+    for name, function in zip(rewards.names, rewards.functions):
+        if name in ("answer", "contains", "format", "length", "style"):
+            function([prompt], [""], **{key: [value] for key, value in columns.items()})
+
+
+def check_file_reward(spec: str) -> None:
+    """Raise UserError if the file of a reward FILE.py:FUNCTION is missing, is no Python, or has no such function.
+
+    The file is read, not run.
+    """
+    path, colon, name = spec.partition("?")[0].rpartition(":")
+    path, name = (path, name) if colon else (name, "")
+    if not Path(path).is_file():
+        raise UserError(f"rewards: no file {path}; give the path of a Python file, as path/file.py:function")
+    text = Path(path).read_text(encoding="utf-8", errors="replace")
+    try:
+        body = ast.parse(text).body
+    except (SyntaxError, ValueError) as error:
+        why = f"line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else error
+        raise UserError(f"rewards: {path} is no Python: {why}; correct the file") from None
+    functions = [node.name for node in body if isinstance(node, ast.FunctionDef)]
+    if not name:
+        known = ", ".join(f"{path}:{function}" for function in functions or ("FUNCTION",))
+        raise UserError(f"rewards: {path} needs the name of a function: write {known}")
+    if not re.search(rf"\b{re.escape(name)}\b", text):
+        raise UserError(f"rewards: {path} has no function {name!r}{_nearest(name, functions)}")
 
 
 def _from_file(path: Path, name: str) -> Reward:
@@ -287,7 +327,9 @@ def _called(name: str, function: Reward, prompts: list, completions: list[str], 
         values = np.asarray([math.nan if value is None else float(value) for value in given], np.float64)
         none = np.asarray([value is None for value in given], bool)
     except (TypeError, ValueError) as error:
-        raise UserError(f"reward {name} must return a list of numbers and None: {_error_line(error)}") from error
+        raise UserError(
+            f"reward {name} must return a list of numbers and None, one for each completion, not {repr(given)[:60]}"
+        ) from error
     if len(values) != len(completions):
         raise UserError(f"reward {name} returned {len(values)} rewards for {len(completions)} completions")
     if (bad := np.flatnonzero(~none & ~np.isfinite(values))).size:
@@ -298,7 +340,10 @@ def _called(name: str, function: Reward, prompts: list, completions: list[str], 
 
 def _column(reward: str, name: str, columns: Mapping[str, Sequence]) -> Sequence:
     if name not in columns:
-        raise UserError(f"reward {reward} reads column {name!r}, which the task's records lack{_nearest(name, columns)}")
+        raise UserError(
+            f"reward {reward} reads column {name!r}, which the task's records lack{_nearest(name, columns)}; rename it, "
+            "or write a reward of your own, path/file.py:function"
+        )
     return columns[name]
 
 

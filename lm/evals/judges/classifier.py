@@ -168,7 +168,7 @@ def verdict(probability: float) -> Verdict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
+    parser = cli.ArgumentParser(
         prog="python -m lm.evals.judges.classifier", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--checkpoint", required=True, help="workdir or Hugging Face folder of a reward model, or of any model")

@@ -6,8 +6,10 @@ trained classifier is in classifier.py.
 
 import functools
 import re
+import socket
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Chat, Reply, answers_or_unknown, endpoint, mark_of, objects
@@ -152,6 +154,24 @@ def check_name(spec: str) -> None:
     """Raise UserError if the judge does not exist."""
     kind, _, place = spec.partition(":")
     if spec not in ("rules", "refusal") and not (kind in ("classifier", "openai") and place):
-        raise UserError(f"judge {spec!r} is none of rules, refusal, classifier:FOLDER, openai:URL")
+        raise UserError(
+            f"judge {spec!r} is none of rules, refusal, classifier:FOLDER, openai:URL; a model behind an API is named by its "
+            "URL, such as openai:http://localhost:8000/v1"
+        )
     if kind == "classifier" and not Path(place).is_dir():
-        raise UserError(f"judge {spec!r}: no such folder")
+        raise UserError(f"judge {spec!r}: no such folder; name one of python -m lm.evals.judges.classifier")
+
+
+def check_answers(spec: str) -> None:
+    """Raise UserError if the server of a judge openai:URL on this machine does not answer."""
+    kind, _, place = spec.partition(":")
+    url = urlsplit(place)
+    if kind != "openai" or url.hostname not in ("localhost", "127.0.0.1", "::1"):
+        return
+    try:
+        socket.create_connection((url.hostname, url.port or (443 if url.scheme == "https" else 80)), timeout=5).close()
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"judge {spec!r}: no server answers there ({error}): start it first, such as python serve.py "
+            "--config=configs/serve/default.py --workdir=judge --config.checkpoint=MODEL, or correct the URL"
+        ) from None

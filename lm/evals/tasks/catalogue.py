@@ -52,6 +52,12 @@ def open_task(name: str, settings: TaskSettings) -> Task:
     return importlib.import_module(KINDS[spec["kind"]]).build(path.stem, spec, settings)
 
 
+def spelt(name: str) -> str:
+    """Return the name of a task of ours as its file spells it, MMLU as mmlu; another name as it is."""
+    ours = name.lower().replace("-", "_")
+    return ours if (FOLDER / f"{ours}.yaml").is_file() else name
+
+
 def path_of(name: str) -> Path:
     name = name.removeprefix("harness:")
     return Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
@@ -65,11 +71,13 @@ def text_of(name: str) -> str:
 
 def read_spec(path: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
+        if path.parent != FOLDER:
+            raise UserError(f"task {name!r}: no such file")
         known = sorted(p.stem for p in FOLDER.glob("*.yaml"))
-        near = difflib.get_close_matches(name, known, n=1)
-        raise UserError(
-            f"task {name!r}: no such task" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}")
-        )
+        near = [task for task in known if task.startswith(f"{name.lower()}_")]
+        near = near or difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
+        raise UserError(f"task {name!r}: no such task; {hint}")
     try:
         spec = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

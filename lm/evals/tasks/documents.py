@@ -199,7 +199,18 @@ def check_folder(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> 
         return
     folder = folder_of(name, spec, settings)
     if not any(path.is_file() for path in folder.rglob("*")):
+        names = {name, str(spec.get("folder", name))}
+        if (right := _right_folder(Path(settings.data_dir), names)) is not None:
+            raise UserError(f"task {name}: data_dir={settings.data_dir} holds no {name}/: set --config.data_dir={right}")
         files.found(folder, spec.get("files", "**/*"))  # raises an error that says which files it looks for
+
+
+def _right_folder(given: Path, names: set[str]) -> Path | None:
+    """Return the data_dir to name instead of `given`: the one above or below it that holds a task's folder."""
+    if given.absolute().name in names:
+        return given.parent if given.name else given.absolute().parent
+    below = [path.parent for name in sorted(names) for path in given.glob(f"*/{name}") if path.is_dir()]
+    return below[0] if len(set(below)) == 1 else None
 
 
 def _splits(

@@ -18,7 +18,8 @@ from lm.adapt.rebuild import arrays_of
 from lm.checkpoint import Checkpoints, newest
 from lm.config import Adapter, ModelConfig
 from lm.convert.base import found as base_of
-from lm.convert.peft import find_peft, import_peft, is_adapter
+from lm.convert.files import is_adapter
+from lm.convert.peft import find_peft, import_peft
 from lm.convert.source import config_of
 from lm.errors import UserError
 from lm.model.transformer import skeleton

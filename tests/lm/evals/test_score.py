@@ -60,7 +60,7 @@ def test_the_command_writes_results_and_samples(files, tmp_path):
     [
         ({"task": "hellaswag"}, "hellaswag"),
         ({"data": ""}, "--data is missing"),
-        ({"data": "nowhere.jsonl"}, "nowhere.jsonl: No such file"),
+        ({"data": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
         ({"responses": "."}, ".: Is a directory"),
         ({"out": "responses.jsonl"}, "names the same file"),
         ({"sample": "x"}, "sample"),
@@ -78,7 +78,11 @@ def test_a_mistake_is_one_line_and_leaves_everything_as_it_was(files, tmp_path, 
 
 def test_the_command_ends_with_2_on_a_mistake():
     done = command("--task=gsm8k", "--data=nowhere", "--responses=nowhere", "--out=results.json")
-    assert done.returncode == 2 and done.stdout == "" and done.stderr == "score.py: nowhere: No such file or directory\n"
+    assert (
+        done.returncode == 2
+        and done.stdout == ""
+        and done.stderr == "score.py: --data=nowhere: no such file; --help says what it holds\n"
+    )
 
 
 def test_rows_that_cannot_be_read_keep_the_numbers_of_the_others(files):
