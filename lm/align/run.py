@@ -171,11 +171,12 @@ def data_summary(counts: dict, config) -> str:
     """Return one line that says how many examples are used, and how many are cut, left out or dropped, for which reason."""
     parts, dropped = [], Counter((counts.get("read") or {}).get("dropped", {}))
     limits = {"train": config.data.max_examples, "valid": config.data.max_valid_examples}
-    for name, values in ({"": counts} | ({"tasks ": counts["tasks"]} if "tasks" in counts else {})).items():
+    for name, values in ({"": counts} | ({"tasks": counts["tasks"]} if "tasks" in counts else {})).items():
         for split in ("train", "valid"):
             if split in values:
                 used = values[split]["examples"]
-                parts.append(f"{used:,} {name or values['kind'] + ' '}examples to {USES[split]}")
+                what = name or f"{values['kind']} examples"
+                parts.append(f"{used:,} {what} to {USES[split]}")
                 if used == limits[split]:
                     key = "max_examples" if split == "train" else "max_valid_examples"
                     parts[-1] += f" (the rest is left out by data.{key})"

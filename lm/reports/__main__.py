@@ -41,7 +41,8 @@ def main(argv: list[str]) -> None:
         raise UserError(str(error)) from None
     if not folders:
         raise UserError("name a folder of runs, such as runs; --help tells what there is")
-    out = Path(given.out or Path(os.path.commonpath([folder.absolute() for folder in folders])) / PAGE)
+    around = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    out = Path(given.out or around / PAGE)
     if out.is_dir():
         raise UserError(f"--out={out}: a folder; name a file")
     from lm.reports.runs import write  # which takes a second to import
