@@ -25,11 +25,14 @@ from tests.verbs import runs
 
 REPOSITORY = runs.REPOSITORY
 PROGRAMS = frozenset(
-    "cat cp curl docker echo git head hf llama-cli lm_eval make mkdir ollama pip printf python source tail vllm".split()
+    "cat cp curl cut docker echo git grep head hf llama-cli lm_eval ls make mkdir ollama openssl pip printf python "
+    "sha256sum sleep source vllm".split()
 )
 COPIED = ("benchmarks", "configs", "data", "docs", "examples", "lm", "tests")
+ASSIGNMENTS = re.compile(r"(?:[A-Z][A-Z0-9_]*=\S* )*")
 ASSIGNMENT = re.compile(r"[A-Z][A-Z0-9_]*=")
 HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1")
+OPTIONAL = re.compile(r"\[(--[^]]*)\]")
 SEPARATORS = (";", "&", "&&", "|", "||", "(", ")")
 
 
@@ -117,7 +120,7 @@ def _is_open(line: str) -> bool:
 
 def simple(command: str) -> list[list[str]]:
     """The words of each simple command of a line: of `A=1 python x.py | tail -n 1` ["python", "x.py"] and ["tail", …]."""
-    lexer = shlex.shlex(re.sub(r"[][]", "", HEREDOC.split(command)[0]), posix=True, punctuation_chars=True)
+    lexer = shlex.shlex(OPTIONAL.sub(r"\1", HEREDOC.split(command)[0]), posix=True, punctuation_chars=True)
     lexer.whitespace_split = True
     parts: list[list[str]] = [[]]
     for word in lexer:
@@ -145,16 +148,14 @@ class Sandbox:
             "GIT_CEILING_DIRECTORIES": str(folder.parent),
         }
 
-    def run(self, command: str, *extra: str, deadline: float = runs.DEADLINE) -> str:
-        """Run a command with bash, and return what it prints. `extra` arguments follow those of the page.
+    def run(self, command: str, deadline: float = runs.DEADLINE) -> str:
+        """Run a command with bash, and return what it prints.
 
         A server is started and stays until the next one, or the end; clients find it at the port of this sandbox.
         """
         command = self._with_port(command)
         if is_server(command):
-            return self._serve(shlex.split(command, comments=True) + [f"--config.port={self.port}", *extra])
-        if extra:
-            command = shlex.join([*shlex.split(command, comments=True), *extra])
+            return self._serve([*shlex.split(command, comments=True), f"--config.port={self.port}"])
         done = subprocess.run(
             ["bash", "-e", "-o", "pipefail", "-c", command],
             cwd=self.folder,
