@@ -25,7 +25,7 @@ from tests.verbs import runs
 
 REPOSITORY = runs.REPOSITORY
 PROGRAMS = frozenset(
-    "cat cp curl cut docker echo git grep head hf llama-cli lm_eval ls make mkdir ollama openssl pip printf python "
+    "cat cmp cp curl cut docker echo git grep head hf llama-cli lm_eval ls make mkdir ollama openssl pip printf python "
     "sha256sum sleep source vllm".split()
 )
 COPIED = ("benchmarks", "configs", "data", "docs", "examples", "lm", "tests")
@@ -136,6 +136,7 @@ class Sandbox:
 
     def __init__(self, folder: Path, port: int, **variables: str):
         self.folder, self.port, self.server, self.said = folder, port, None, ""
+        folder.mkdir(exist_ok=True)
         for path in REPOSITORY.iterdir():
             if path.name in COPIED:
                 shutil.copytree(path, folder / path.name)

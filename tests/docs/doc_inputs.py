@@ -8,15 +8,21 @@ from pydoc_data.topics import topics
 
 import xxhash
 
-TEXTS = [text for text in topics.values() if len(text) > 2000]
+PROSE = [
+    " ".join(part.split())
+    for text in topics.values()
+    for part in text.split("\n\n")
+    if len(part) > 250 and part.rstrip().endswith(".") and not set(part) & set("{}=<>*|[")
+]
+PAGES = ["\n\n".join(PROSE[n : n + 4]) for n in range(0, len(PROSE), 4)]
 
 
 def write_inputs(folder: Path) -> None:
     """Write all of them into the folder in which the commands run."""
-    for n, text in enumerate(TEXTS[:40]):
+    for n, text in enumerate(PAGES):
         _write(folder / "books" / f"shelf{n % 2}" / f"{n}.txt", text)
     (folder / "crawl").mkdir()
-    (folder / "crawl" / "pages.warc.gz").write_bytes(b"".join(map(_record, TEXTS)))
+    (folder / "crawl" / "pages.warc.gz").write_bytes(b"".join(map(_record, PAGES)))
     animals = ("cat", "dog", "cow", "hen", "fox", "owl")
     asked = [f"What is a {animal}, and where is number {n}?" for n in range(6) for animal in animals]
     chats = [[_said("user", text), _said("assistant", f"{text[10:13]} is an animal.")] for text in asked]
@@ -80,12 +86,12 @@ def _said(role: str, content: str) -> dict:
 
 def _record(text: str) -> bytes:
     """A page as a crawl stores it."""
-    paragraphs = "".join(f"<p>{' '.join(part.split())}</p>\n" for part in text.replace("<", "").split("\n\n"))
+    paragraphs = "".join(f"<p>{part}</p>\n" for part in text.split("\n\n"))
     html = f"<html><body><article>{paragraphs}</article></body></html>"
     page = f"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n{html}".encode()
     about = {
         "WARC-Type": "response",
-        "WARC-Target-URI": f"http://example.org/{xxhash.xxh64_hexdigest(text)}",
+        "WARC-Target-URI": f"http://example.org/{xxhash.xxh64_hexdigest(text.encode())}",
         "WARC-Date": "2026-01-01T00:00:00Z",
         "Content-Type": "application/http; msgtype=response",
         "Content-Length": str(len(page)),

@@ -8,59 +8,17 @@ modules, files, targets of make, extras of pip. A program that is unknown there 
 import ast
 import json
 import re
-import shlex
 
 import portpicker
 import pytest
 
 from tests.docs import command_checks, doc_commands
 from tests.docs.doc_inputs import write_inputs
+from tests.docs.shorter_commands import shorter
 from tests.verbs.conftest import compiled_once, shared  # noqa: F401 (fixtures)
 
 PAGES = doc_commands.pages()
 TUTORIALS = [page for page in PAGES if page.startswith("docs/tutorials/") and re.match(r"\d", page.split("/")[-1])]
-TINY = {
-    "batch_size": 8,
-    "sequence_length": 64,
-    "dtype": "float32",
-    "valid_batches": 1,
-    "model.vocab_size": 512,
-    "model.num_layers": 1,
-    "model.embed_dim": 32,
-    "model.num_heads": 2,
-    "model.num_kv_heads": 2,
-    "model.head_dim": 16,
-    "model.mlp_dim": 64,
-    "samples": "()",
-}
-ALIGNED = {
-    "steps": 2,
-    "batch_size": 8,
-    "sequence_length": 256,
-    "valid_batches": 1,
-    "num_samples": 1,
-    "data.max_examples": 40,
-    "rollout.max_new_tokens": 4,
-    "rollout.max_prompt_tokens": 200,
-}
-SAFETY = {"safety.limit": 2, "safety.train_families": "direct", "safety.held_out_families": "rot13", "sequence_length": 512}
-SAFETY |= {"safety.sft.steps": 1, "safety.dpo.steps": 1, "safety.sft.batch_size": 4, "safety.dpo.batch_size": 4}
-
-
-def shortened(words: list[str]) -> list[str]:
-    """Further arguments that make a command of a verb short: none of a key that the page sets itself."""
-    verb = next((word for word in words if word in command_checks.VERBS), "")
-    keys: dict = {}
-    if verb == "train.py" and not any(word.startswith("--describe") for word in words):
-        keys = {"steps": 3, **TINY}
-    elif verb == "align.py":
-        keys = ALIGNED | (SAFETY if any("safety" in word for word in words) else {})
-    elif verb == "evaluate.py":
-        keys = {"limit": 2, "num_fewshot": 0, "max_length": 256}
-    elif verb == "serve.py":
-        keys = {"blocks": 64, "rows": 4}
-    given = {word.removeprefix("--config.").split("=")[0] for word in words}
-    return [f"--config.{key}={value}" for key, value in keys.items() if key not in given]
 
 
 def parts_of(page: str) -> list[list[str]]:
@@ -110,31 +68,23 @@ def test_readme(sandbox):
     box = sandbox()
     write_inputs(box.folder)
     blocks = doc_commands.blocks("README.md")
-    before: dict[str, list[str]] = {}  # verb: the words of its last whole command, which … stands for
+    before: dict[str, str] = {}  # verb: its last whole command, which … stands for
     for command in (line for block in blocks if block.kind == "commands" for line in doc_commands.commands(block)):
         if doc_commands.not_run(command):
             continue
-        parts = doc_commands.simple(command)
-        if len(parts) > 1:
-            box.run(command)
-            continue
-        words, prefix = parts[0], doc_commands.ASSIGNMENTS.match(command)[0]
-        if "…" in words:
-            at = words.index("…")
-            words = [*before[words[1]], *words[at + 1 :]]
-        elif len(words) > 1:
-            before[words[1]] = words
+        verb, _, more = command.partition(" … ")
+        if more:
+            command = f"{before[verb]} {more}"
+        elif command.startswith("python"):
+            before[" ".join(command.split()[:2])] = command.split("  #")[0]
         for known in re.findall(r"--config\.compare=(\S+)", command):
-            box.run(f"mkdir -p {known} && cp -r {option(words, 'workdir')}/. {known}")
-        box.run(prefix + shlex.join([*words, *shortened(words)]))
+            same = re.search(r"--workdir=(\S+)", command)[1]
+            box.run(f"mkdir -p {known} && cp -r {same}/. {known}")
+        box.run(shorter(command))
     for block in blocks:
         if block.kind == "python":
             given = "import numpy as np\ntokens_BT = np.ones((1, 8), int)\n" if "tokens_BT" in block.text else ""
             box.python(given + block.text)
-
-
-def option(words: list[str], name: str) -> str:
-    return next(word.split("=", 1)[1] for word in words if word.startswith(f"--{name}="))
 
 
 def test_scripts_of_the_tutorials(sandbox):
