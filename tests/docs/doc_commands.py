@@ -25,7 +25,7 @@ from tests.verbs import runs
 
 REPOSITORY = runs.REPOSITORY
 PROGRAMS = frozenset(
-    "cat cmp cp curl cut docker echo git grep head hf llama-cli lm_eval ls make mkdir ollama openssl pip printf python "
+    "cat cp curl cut docker echo git grep head hf llama-cli lm_eval ls make mkdir ollama openssl pip printf python "
     "sha256sum sleep source vllm".split()
 )
 COPIED = ("benchmarks", "configs", "data", "docs", "examples", "lm", "tests")
@@ -196,8 +196,9 @@ class Sandbox:
         if block.kind == "python":
             return self.python(block.text)
         if block.kind == "diff":
-            (self.folder / "change.diff").write_text(block.text)
-            return self.run("git apply --recount change.diff")
+            for change in re.split(r"^(?=--- )", block.text, flags=re.MULTILINE)[1:]:
+                (self.folder / "change.diff").write_text(change)
+                self.run("git apply --recount change.diff")
         if block.kind == "file":
             path = self.folder / block.title
             path.parent.mkdir(parents=True, exist_ok=True)
