@@ -6,6 +6,7 @@ from tests.docs.command_checks import VERBS
 from tests.docs.doc_commands import ASSIGNMENTS, simple
 
 TINY = {
+    "data.max_bytes": 300_000,
     "batch_size": 8,
     "sequence_length": 64,
     "dtype": "float32",
