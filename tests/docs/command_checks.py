@@ -37,6 +37,8 @@ def problems(parts: Sequence[Sequence[str]]) -> list[str]:
             continue
         if words[0] in VERBS:
             to_parse.append(_arguments(words[0], VERBS[words[0]], words[1:]))
+        elif words == ["-m"]:  # of a module with … in its name
+            continue
         elif words[0] == "-m":
             found += [f"python {' '.join(words)}: {why}" for why in _of_module(words[1], words[2:])]
             if words[1] in MODULES:
