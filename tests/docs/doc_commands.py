@@ -10,15 +10,18 @@ How an author marks a block, by the word after the fence:
 Words in capitals (DIR, FILES), [options], KEY=VALUE and … are places for the reader's own.
 """
 
+import contextlib
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import portpicker
 from markdown_it import MarkdownIt
 
 from tests.verbs import runs
@@ -135,7 +138,7 @@ class Sandbox:
     """A copy of the repository in which commands of a page run one after another; the repository itself is not written."""
 
     def __init__(self, folder: Path, port: int, **variables: str):
-        self.folder, self.port, self.server, self.said = folder, port, None, ""
+        self.folder, self.port, self.server = folder, port, None
         folder.mkdir(exist_ok=True)
         for path in REPOSITORY.iterdir():
             if path.name in COPIED:
@@ -212,6 +215,18 @@ class Sandbox:
             self.server.stdout.read()
             assert self.server.wait(runs.DEADLINE) == 0
             self.server = None
+
+
+@contextlib.contextmanager
+def opened(folder: Path, **variables: str) -> Iterator[Sandbox]:
+    """A sandbox in a new folder, whose server is stopped at the end."""
+    box = Sandbox(folder, portpicker.pick_unused_port(), **variables)
+    try:
+        yield box
+        box.close()
+    finally:
+        if box.server is not None:
+            box.server.kill()
 
 
 def is_server(command: str) -> bool:

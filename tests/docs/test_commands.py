@@ -1,15 +1,14 @@
-"""The commands of README.md, of the tutorials and of all other pages do what the pages say.
+"""The commands of README.md work, and those of all other pages have flags that exist.
 
-README.md runs as it stands, on small files and for a few steps. The tutorials run in full, as slow tests. What no test runs is
-listed in doc_commands.py with its reason, and checked like all commands of all pages: the flags and keys of the verbs and of
-modules, files, targets of make, extras of pip. A program that is unknown there fails.
+README.md runs as it stands, on small files and for a few steps; the tutorials run in test_tutorials.py, docs/extend.md in
+test_extend.py. What no test runs is listed in doc_commands.py (NOT_RUN) with its reason. All commands of all pages are checked:
+flags and keys of verbs and modules, files, targets of make, extras of pip. An unknown program fails.
 """
 
 import ast
 import json
 import re
 
-import portpicker
 import pytest
 
 from tests.docs import command_checks, doc_commands
@@ -18,7 +17,7 @@ from tests.docs.shorter_commands import shorter
 from tests.verbs.conftest import compiled_once, shared  # noqa: F401 (fixtures)
 
 PAGES = doc_commands.pages()
-TUTORIALS = [page for page in PAGES if page.startswith("docs/tutorials/") and re.match(r"\d", page.split("/")[-1])]
+TUTORIALS = [page for page in PAGES if re.match(r"docs/tutorials/\d", page)]
 
 
 def parts_of(page: str) -> list[list[str]]:
@@ -52,48 +51,28 @@ def test_python_blocks_are_python():
 
 @pytest.fixture
 def sandbox(tmp_path):
-    boxes = []
-
-    def opened(**variables) -> doc_commands.Sandbox:
-        boxes.append(doc_commands.Sandbox(tmp_path, portpicker.pick_unused_port(), **variables))
-        return boxes[0]
-
-    yield opened
-    for box in boxes:
-        box.close()
+    with doc_commands.opened(tmp_path / "clone") as box:
+        yield box
 
 
 def test_readme(sandbox):
     """All its commands in their order, then its programs, which use what the commands made."""
-    box = sandbox()
-    write_inputs(box.folder)
-    blocks = doc_commands.blocks("README.md")
-    before: dict[str, str] = {}  # verb: its last whole command, which … stands for
-    for command in (line for block in blocks if block.kind == "commands" for line in doc_commands.commands(block)):
-        if doc_commands.not_run(command):
-            continue
-        verb, _, more = command.partition(" … ")
-        if more:
-            command = f"{before[verb]} {more}"
-        elif command.startswith("python"):
-            before[" ".join(command.split()[:2])] = command.split("  #")[0]
-        for known in re.findall(r"--config\.compare=(\S+)", command):
-            same = re.search(r"--workdir=(\S+)", command)[1]
-            box.run(f"mkdir -p {known} && cp -r {same}/. {known}")
-        box.run(shorter(command))
-    for block in blocks:
+    write_inputs(sandbox.folder)
+    found = doc_commands.blocks("README.md")
+    for command in (line for block in found if block.kind == "commands" for line in doc_commands.commands(block)):
+        if doc_commands.not_run(command) is None:
+            sandbox.run(shorter(command))
+    for block in found:
         if block.kind == "python":
-            given = "import numpy as np\ntokens_BT = np.ones((1, 8), int)\n" if "tokens_BT" in block.text else ""
-            box.python(given + block.text)
+            sandbox.block(block)
 
 
 def test_scripts_of_the_tutorials(sandbox):
     """The files that their here-documents write, and the scripts that need no model."""
-    box = sandbox()
     for page in TUTORIALS:
         for block in doc_commands.blocks(page):
             for command in doc_commands.commands(block) if block.kind == "commands" else ():
                 if command.startswith(("cat >", "mkdir")) or re.match(r"python (runs/tutorial/(?!ask|users)|-c)", command):
-                    box.run(command)
-    rows = [json.loads(line) for line in (box.folder / "runs/tutorial/chats.jsonl").read_text().splitlines()]
+                    sandbox.run(command)
+    rows = [json.loads(line) for line in (sandbox.folder / "runs/tutorial/chats.jsonl").read_text().splitlines()]
     assert len(rows) == 1000 and [message["role"] for message in rows[0]["messages"]] == ["user", "assistant"]

@@ -2,8 +2,6 @@
 
 import shutil
 
-import portpicker
-
 from tests.docs import doc_commands
 from tests.docs.shorter_commands import shorter
 from tests.lm.evals import tiny_models
@@ -11,15 +9,15 @@ from tests.verbs.conftest import compiled_once, shared  # noqa: F401 (fixtures)
 
 
 def test_examples(tmp_path):
-    box = doc_commands.Sandbox(tmp_path / "clone", portpicker.pick_unused_port())
     (tmp_path / "model").mkdir()
-    shutil.copytree(tiny_models.published(tmp_path / "model")[0], box.folder / "RUN")
-    for block in doc_commands.blocks("docs/extend.md"):
-        try:
-            if block.kind == "commands":
-                for command in doc_commands.commands(block):
-                    box.run(shorter(command))
-            else:
-                box.block(block)
-        except AssertionError as error:
-            raise AssertionError(f"{block}: {error}") from error
+    with doc_commands.opened(tmp_path / "clone") as box:
+        shutil.copytree(tiny_models.published(tmp_path / "model")[0], box.folder / "RUN")
+        for block in doc_commands.blocks("docs/extend.md"):
+            try:
+                if block.kind == "commands":
+                    for command in doc_commands.commands(block):
+                        box.run(shorter(command))
+                else:
+                    box.block(block)
+            except AssertionError as error:
+                raise AssertionError(f"{block}: {error}") from error
