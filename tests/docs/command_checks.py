@@ -46,7 +46,7 @@ def problems(parts: Sequence[Sequence[str]]) -> list[str]:
                 to_parse.append(_arguments("train.py", MODULES[words[1]], own))
         elif words[0] == "-c":
             ast.parse(words[1])
-        elif not words[0].startswith("runs/") and not (REPOSITORY / words[0]).is_file():
+        elif not words[0].startswith(("runs/", "my_")) and not (REPOSITORY / words[0]).is_file():
             found.append(f"python {' '.join(words)}: no file {words[0]}")
     return found + [message for message in _parsed(to_parse) if message]
 
