@@ -2,7 +2,7 @@
 
 How an author marks a block, by the word after the fence:
 
-    ```bash        commands, run in their order; an indented block whose first word is a program is the same
+    ```bash        commands, run in their order; an indented block whose first word could be a program is the same
     ```python      a program; with title="FILE.py" it is the content of that file instead
     ```diff        a change of files of the repository, for `git apply`
     ```yaml, ```json, ```text …   something to read; with title="FILE" the content of that file
@@ -31,7 +31,8 @@ PROGRAMS = frozenset(
     "cat cp curl cut docker echo git grep head hf llama-cli lm_eval ls make mkdir ollama openssl pip printf python "
     "sha256sum sleep source vllm".split()
 )
-COPIED = ("benchmarks", "configs", "data", "docs", "examples", "lm", "tests")
+PROGRAM = re.compile(r"[a-z][\w./-]*")
+COPIED = ("configs", "data", "examples", "lm")
 ASSIGNMENTS = re.compile(r"(?:[A-Z][A-Z0-9_]*=\S* )*")
 ASSIGNMENT = re.compile(r"[A-Z][A-Z0-9_]*=")
 HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1")
@@ -63,7 +64,7 @@ def blocks(page: str) -> list[Block]:
         if token.type not in ("fence", "code_block"):
             continue
         language, title = token.info.split(" ")[0], re.search(r'title="([^"]+)"', token.info)
-        if language in ("bash", "sh") or (token.type == "code_block" and _program(token.content) in PROGRAMS):
+        if language in ("bash", "sh") or (token.type == "code_block" and PROGRAM.fullmatch(_program(token.content))):
             kind = "commands"
         elif title:
             kind = "file"

@@ -6,6 +6,8 @@ flags and keys of verbs and modules, files, targets of make, extras of pip. An u
 """
 
 import ast
+import importlib
+import importlib.util
 import json
 import re
 
@@ -42,11 +44,15 @@ def test_a_wrong_command_is_found():
     assert len(command_checks.problems(wrong)) == len(wrong)
 
 
-def test_python_blocks_are_python():
-    for page in PAGES:
-        for block in doc_commands.blocks(page):
-            if block.kind == "python" or block.title.endswith(".py"):
-                ast.parse(block.text, str(block))
+def test_python_blocks_import_what_is_there():
+    for block in (block for page in PAGES for block in doc_commands.blocks(page)):
+        if block.kind != "python" and not block.title.endswith(".py"):
+            continue
+        for node in ast.walk(ast.parse(block.text, str(block))):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("lm", "data", "configs"):
+                for name in node.names if block.page != "docs/extend.md" else ():  # which adds some, and runs
+                    found = importlib.import_module(node.module)
+                    assert hasattr(found, name.name) or importlib.util.find_spec(f"{node.module}.{name.name}"), str(block)
 
 
 @pytest.fixture
