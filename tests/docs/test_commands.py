@@ -73,6 +73,16 @@ def test_readme(sandbox):
             sandbox.block(block)
 
 
+def test_commands_shown_with_their_output_print_it(sandbox):
+    """Blocks that begin with `$ `."""
+    for page in PAGES:
+        for block in doc_commands.blocks(page):
+            if block.text.startswith("$ "):
+                said = [line.split() for command in doc_commands.commands(block) for line in sandbox.run(command).splitlines()]
+                for line in block.text.splitlines():
+                    assert line.startswith("$ ") or not line.strip() or line.split() in said, f"{block}: {line}"
+
+
 def test_scripts_of_the_tutorials(sandbox):
     """The files that their here-documents write, and the scripts that need no model."""
     for page in TUTORIALS:
