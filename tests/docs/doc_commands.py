@@ -3,9 +3,10 @@
 How an author marks a block, by the word after the fence:
 
     ```bash        commands, run in their order; an indented block whose first word could be a program is the same
-    ```python      a program; with title="FILE.py" it is the content of that file instead
+    ```python      a program
     ```diff        a change of files of the repository, for `git apply`
-    ```yaml, ```json, ```text …   something to read; with title="FILE" the content of that file
+    ```text, ```yaml, …   something to read
+    any of them after a line that is only `FILE`:   the content of that file
 
 Words in capitals (DIR, FILES), [options], KEY=VALUE and … are places for the reader's own.
 """
@@ -31,6 +32,7 @@ PROGRAMS = frozenset(
     "cat cp curl cut docker echo git grep head hf llama-cli lm_eval ls make mkdir ollama openssl pip printf python "
     "sha256sum sleep source vllm".split()
 )
+FILE = re.compile(r"`([\w./-]+)`:")
 PROGRAM = re.compile(r"[a-z][\w./-]*")
 COPIED = ("configs", "data", "examples", "lm")
 ASSIGNMENTS = re.compile(r"(?:[A-Z][A-Z0-9_]*=\S* )*")
@@ -59,18 +61,18 @@ def pages() -> list[str]:
 
 
 def blocks(page: str) -> list[Block]:
-    found = []
+    found, before = [], ""
     for token in MarkdownIt("commonmark").parse((REPOSITORY / page).read_text()):
-        if token.type not in ("fence", "code_block"):
-            continue
-        language, title = token.info.split(" ")[0], re.search(r'title="([^"]+)"', token.info)
-        if language in ("bash", "sh") or (token.type == "code_block" and PROGRAM.fullmatch(_program(token.content))):
-            kind = "commands"
-        elif title:
-            kind = "file"
-        else:
-            kind = language
-        found.append(Block(page, token.map[0] + 1, kind, title[1] if title else "", token.content))
+        if token.type == "inline":
+            before = token.content
+        elif token.type in ("fence", "code_block"):
+            language, title = token.info.split(" ")[0], FILE.fullmatch(before)
+            if language in ("bash", "sh") or (token.type == "code_block" and PROGRAM.fullmatch(_program(token.content))):
+                kind = "commands"
+            else:
+                kind = "file" if title else language
+            found.append(Block(page, token.map[0] + 1, kind, title[1] if title else "", token.content))
+            before = ""
     return found
 
 
