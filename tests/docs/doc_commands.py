@@ -83,10 +83,9 @@ def _program(text: str) -> str:
 
 def inline(page: str) -> list[str]:
     """The commands that stand in the middle of a sentence or of a table, such as `python -m lm.doremi`."""
-    spans, ends = [], MarkdownIt("commonmark").enable("table").parse((REPOSITORY / page).read_text())
-    for token in ends:
-        spans += [child.content for child in token.children or () if child.type == "code_inline"]
-    return [span for span in spans if span.split()[0] in ("python", "make", "pip", "hf") and " " in span]
+    tokens = MarkdownIt("commonmark").enable("table").parse((REPOSITORY / page).read_text())
+    spans = [child.content for token in tokens for child in token.children or () if child.type == "code_inline"]
+    return [span for span in spans if re.match(r"(python|make|pip|hf) |(curate|train|align|evaluate|serve)\.py --", span)]
 
 
 def commands(block: Block) -> list[str]:
@@ -155,7 +154,7 @@ class Sandbox:
             "GIT_CEILING_DIRECTORIES": str(folder.parent),
         }
 
-    def run(self, command: str, deadline: float = runs.DEADLINE) -> str:
+    def run(self, command: str) -> str:
         """Run a command with bash, and return what it prints.
 
         A server is started and stays until the next one, or the end; clients find it at the port of this sandbox.
@@ -170,7 +169,7 @@ class Sandbox:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            timeout=deadline,
+            timeout=runs.DEADLINE,
         )
         said = done.stdout.decode(errors="replace")
         assert done.returncode == 0, f"{command}\n{said[-4000:]}"
