@@ -86,4 +86,5 @@ def read_spec(path: Path, name: str) -> dict[str, Any]:
         raise UserError(
             f"{path}: needs `kind`, one of {', '.join(KINDS)}; lm-evaluation-harness's files are named harness:{path}"
         )
-    return spec
+    beside = path.parent / str(spec.get("data", ""))
+    return spec | {"data": str(beside)} if beside.is_file() else spec

@@ -70,7 +70,7 @@ class Documents(NamedTuple):
 
 
 def load(name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Sequence[str] = files.ENDINGS) -> Documents:
-    """Load a task's documents from settings.data_dir/<task name or its `folder`>/ or from TFDS.
+    """Load a task's documents from its `data`, a file or tfds:NAME, or settings.data_dir/<task name or its `folder`>/.
 
     Unreadable rows and rows that share an id are listed in `problems` and left out. Raises: UserError for missing data, or if
     there are fewer examples than num_fewshot.
@@ -217,12 +217,12 @@ def _splits(
     name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Sequence[str], problems: Problems
 ) -> tuple[dict[str, Callable[[], list[dict]]], str]:
     """Return a reader of rows for each split, and a checksum of the files."""
-    if spec.get("data"):
-        if not spec["data"].startswith("tfds:"):
-            raise UserError(f"task {name}: data: {spec['data']!r} is no tfds:NAME; for files, name their folder as `folder`")
-        return files.tfds_splits(spec["data"].removeprefix("tfds:"), name), spec["data"]
-    folder = folder_of(name, spec, settings)
-    paths = files.found(folder, spec.get("files", "**/*"), endings)
+    if (data := spec.get("data") or "").startswith("tfds:"):
+        return files.tfds_splits(data.removeprefix("tfds:"), name), data
+    if data and not Path(data).is_file():
+        raise UserError(f"task {name}: data: {data!r} is neither tfds:NAME nor a file beside the task's")
+    folder = Path(data).parent if data else folder_of(name, spec, settings)
+    paths = files.found(folder, Path(data).name if data else spec.get("files", "**/*"), endings)
     columns, column = tuple(spec.get("columns") or ()) or None, spec.get("file_column")
 
     def reader(of_split: Sequence[Path]) -> list[dict]:

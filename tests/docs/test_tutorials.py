@@ -1,0 +1,117 @@
+"""The tutorials, run as a reader runs them: one after another, in full, in one folder. Each shows what it promises."""
+
+import json
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.docs import doc_commands
+from tests.docs.test_commands import TUTORIALS
+from tests.verbs import runs
+from tests.verbs.conftest import compiled_once, shared  # noqa: F401 (fixtures)
+
+pytestmark = pytest.mark.slow
+CHANCE = 1 / 8  # of the quiz
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory):
+    variables = {"XLA_FLAGS": "", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+    with doc_commands.opened(tmp_path_factory.mktemp("tutorials") / "clone", **variables) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def folder(box) -> Path:
+    return box.folder / "runs" / "tutorial"
+
+
+def said_by(box, number: int) -> str:
+    """Run a tutorial and return all that it prints. Its server runs on."""
+    return "".join(map(box.block, doc_commands.blocks(TUTORIALS[number - 1])))
+
+
+def report(workdir: Path) -> dict:
+    return json.loads((workdir / "report.json").read_text())
+
+
+def validations(workdir: Path, name: str) -> list[float]:
+    return [values[name] for values in runs.validation(workdir)]
+
+
+def quiz(folder: Path, run: str) -> float:
+    return json.loads((folder / "evals" / run / "results.json").read_text())["quiz"]["exact_match"]
+
+
+def test_curate(box, folder):
+    said_by(box, 1)
+    counts = report(folder / "corpus")["figures"]["funnel"]["zoo"]["unknown"]
+    assert {reason: documents for reason, (documents, _) in counts.items()} == {
+        "kept": 401,
+        "gopher_bullet_lines": 15,
+        "near_duplicate_keep": 20,
+    }
+    kept = [row["text"] for path in (folder / "corpus" / "documents").iterdir() for row in pq.read_table(path).to_pylist()]
+    assert sum("Write to <EMAIL> before you come." in text for text in kept) == 1
+
+
+def test_pretrain(box, folder):
+    said = said_by(box, 2)
+    measured = report(folder / "base")["validation"]
+    assert measured["bits_per_byte"] < 0.6 * measured["5-gram"]
+    assert "The otter eats eggs." in said and "go to the grey house and bring eggs." in said
+
+
+def test_instruct(box, folder):
+    said = said_by(box, 3)
+    before, *_, after = validations(folder / "sft", "valid_mean_token_accuracy")
+    assert before < 0.5 and after > 0.9
+    assert "the otter eats eggs." in said and "the panda lives in the grey house." in said
+
+
+def test_preferences(box, folder):
+    said = said_by(box, 4)
+    assert validations(folder / "dpo", "valid_rewards/accuracies")[-1] > 0.9
+    assert validations(folder / "dpo", "valid_rewards/chosen")[-1] > -1
+    assert said.count("With pleasure: the ") >= 3 + 3  # the first pairs, and the answers
+
+
+def test_reinforce(box, folder):
+    said_by(box, 5)
+    found = report(folder / "grpo")
+    assert found["after"]["reward"] > found["before"]["reward"] + 0.15
+    rewards = [values["reward"] for values in runs.training(folder / "grpo")]
+    assert sum(rewards[-5:]) / 5 > sum(rewards[:5]) / 5 + 0.15
+
+
+def test_evaluate(box, folder):
+    said = said_by(box, 6)
+    assert quiz(folder, "base") <= CHANCE
+    assert quiz(folder, "sft") > 4 * CHANCE and quiz(folder, "grpo") > 4 * CHANCE
+    assert re.search(r"mmlu: acc 0\.\d+", said)
+
+
+def test_serve(box):
+    said = said_by(box, 7)
+    model, adapter = (int(re.search(rf"{name}: (\d+) of 16 answers are polite", said)[1]) for name in ("zoo", "polite"))
+    assert adapter >= 13 and model <= 11
+    assert 'lmcraft:request_success_total{adapter="polite"' in said
+
+
+def test_export(box):
+    box.close()
+    assert said_by(box, 8).count("With pleasure: the otter eats eggs.") == 2
+
+
+def test_feedback(box, folder):
+    said = said_by(box, 9)
+    assert "Success: LoRA adapter" in said and said.count("red house.") > 6
+    passed = re.compile(r'canary_passed\{adapter="moved".* 1\.0')
+    for _ in range(60):  # a canary waits its turn
+        if passed.search(said):
+            break
+        said = box.run("sleep 1; curl -s http://127.0.0.1:8000/metrics | grep canary_passed")
+    assert passed.search(said) and re.search(r'canary_passed\{adapter="",.* 0\.0', said)
+    assert quiz(folder, "moved") > 4 * CHANCE
