@@ -5,8 +5,12 @@ Each program stays one module for LLVM: the workers keep all cores busy anyway.
 The flags must be set before jax is imported. The verbs that tests start compile in the same way (tests/verbs/runs.py).
 """
 
+import gc
 import os
 from importlib.metadata import version
+from pathlib import Path
+
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of verbs that a test starts: nothing is written into the user's home
@@ -16,6 +20,21 @@ FAST_TO_COMPILE = (
 if tuple(map(int, version("jaxlib").split(".")[:3])) < (0, 11, 2):  # XLA ends the process at a flag that it no longer knows
     FAST_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {FAST_TO_COMPILE}"
+
+
+MAPS = 40_000  # memory maps of a process; the kernel allows 65,530, and each compiled program has several
+
+
+@pytest.fixture(autouse=True, scope="module")
+def room_for_programs():
+    """Forget the compiled programs of earlier modules before the kernel refuses this process the memory of new ones."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MAPS:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
 
 
 def pytest_collection_modifyitems(items):

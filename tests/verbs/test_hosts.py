@@ -116,8 +116,10 @@ def test_two_processes_go_on_with_an_adapter(finished, text, tmp_path):
 
 def test_a_mistake_ends_both(tmp_path):
     """Process 0 finds that the text is wrong; the other must not wait for it for ever."""
-    (tmp_path / "a.txt").write_bytes(b"\xff" * 100)
-    processes = start_both(runs.line(tmp_path / "run", data__input=tmp_path / "a.txt"), tmp_path)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.txt").write_text("This file is right.")  # the first one is read by all before they join
+    (tmp_path / "text" / "b.txt").write_bytes(b"\xff" * 100)
+    processes = start_both(runs.line(tmp_path / "run", data__input=tmp_path / "text"), tmp_path)
     codes, said = ends(processes, tmp_path)
     assert codes == [2, 2], said
     assert len(said[0]) == 1 and "UTF-8" in said[0][0]

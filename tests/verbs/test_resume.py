@@ -106,7 +106,7 @@ def test_a_damaged_checkpoint_is_set_aside(finished, text, tmp_path):
 
     done = runs.run(runs.line(workdir, data__input=text))
     assert done.returncode == 0, done.stderr
-    (told,) = (line for line in done.stdout.splitlines() if "damaged" in line)
+    (told,) = (line for line in done.stdout.splitlines() if "is damaged" in line)
     assert f"{newest} is damaged" in told and f"{newest.name}.damaged" in told and f"going on from step {before.name}" in told
     runs.assert_same_run(workdir, finished)
     assert (newest.parent / f"{newest.name}.damaged").is_dir()
