@@ -1,6 +1,7 @@
 """Does every method of align.py do what it is for? On tasks with held-out answers, with a model of half a million parameters.
 
 python -m benchmarks.alignment [--only=sft,dpo,reward,grpo,rloo,ppo,shuffled] [--seeds=0,1,2] [--out=runs/alignment]
+    [--chosen_rates]     # the learning rates that configs without one get (lm/train/rates.py)
 
 A tiny model is pretrained on sentences about letters, things and people (data/tasks/text.py), and from it:
 
@@ -30,6 +31,8 @@ import numpy as np
 from lm import saving
 from lm.align.rl.rewards import style
 
+RATE = "optimizer.learning_rate"
+CHOSEN_RATES = False  # set by --chosen_rates
 MODEL = dict(vocab_size=512, num_layers=2, embed_dim=128, num_heads=4, num_kv_heads=4, head_dim=32, mlp_dim=384)
 STYLES = "builtin:preferred_style?part=answers"
 VERIFIER = "style?least=1.85"
@@ -50,7 +53,10 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(AIMS), help="methods, with commas between them")
     parser.add_argument("--seeds", default="0,1,2", help="of each method; what it starts from is the same for all")
     parser.add_argument("--out", type=Path, default=Path("runs/alignment"))
+    parser.add_argument("--chosen_rates", action="store_true", help="leave learning rates to lm/train/rates.py")
     options = parser.parse_args()
+    global CHOSEN_RATES
+    CHOSEN_RATES = options.chosen_rates
     methods, seeds = options.only.split(","), [int(seed) for seed in options.seeds.split(",")]
     if unknown := set(methods) - set(AIMS):
         parser.error(f"--only: there is no {', '.join(sorted(unknown))} among {', '.join(AIMS)}")
@@ -227,7 +233,7 @@ def align(name: str, workdir: Path, settings: dict) -> dict:
     config = importlib.import_module(f"configs.align.{name}").get_config()
     config.dtype, config.data.max_valid_examples = "float32", 256
     config.valid_every, config.checkpoint_every, config.samples_every = 0, 0, 0
-    config.update_from_flattened_dict(settings)
+    config.update_from_flattened_dict({key: value for key, value in settings.items() if key != RATE or not CHOSEN_RATES})
     return run(config, workdir, write_run)
 
 
