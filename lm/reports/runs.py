@@ -20,7 +20,7 @@ import numpy as np
 from markupsafe import Markup
 
 from lm import saving
-from lm.align.alarms import LOWER_IS_BETTER, words
+from lm.align.alarms import GOALS, LOWER_IS_BETTER, words
 from lm.errors import UserError
 from lm.evals.stats.measures import badness, interval, main_metric, metrics, tasks
 from lm.reports.align import NEUTRAL, own_measure
@@ -31,7 +31,7 @@ from lm.reports.run_metrics import charts, is_number, styles, tokens_by_step
 
 CHOSEN = 8  # runs whose curves are drawn at first, the newest
 ORDER = ("train", "doremi", "sft", "best_of", "distill", "reward", "dpo", "orpo", "kto", "grpo", "ppo", "safety", "evaluation")
-GOALS = ("reward", "rewards/accuracies", "accuracy", "loss")  # logged metrics that tell how far a run without validation came
+MEASURES = (*GOALS, "loss")  # logged metrics that tell how far a run without validation came
 LONG = 60  # characters of a cell
 
 
@@ -230,13 +230,13 @@ def last_mean(values: np.ndarray) -> float:
 
 
 def of_alignment(run: Run) -> Iterator[Figure]:
-    """Yield the measures of the report, before and after; without a report the last validation, else one of GOALS."""
+    """Yield the measures of the report, before and after; without a report the last validation, else one of MEASURES."""
     before, after = (part if isinstance(part, dict) else {} for part in (run.report.get("before"), run.report.get("after")))
     if not after:
         last = {key: float(y[-1]) for key, (_, y) in run.metrics.curves.items() if key.startswith("valid_")}
         after = {key.removeprefix("valid_"): value for key, value in last.items()}
     known = {name: value for name, value in after.items() if is_number(value)}
-    logged = next((key for key in GOALS if key in run.metrics.curves), None)
+    logged = next((key for key in MEASURES if key in run.metrics.curves), None)
     if not known and logged:
         known = {f"{logged} in training, mean of the last twentieth": last_mean(run.metrics.curves[logged][1])}
     own = own_measure(known)

@@ -4,20 +4,15 @@ import shlex
 
 from tests.docs.command_checks import VERBS
 from tests.docs.doc_commands import ASSIGNMENTS, simple
+from tests.verbs.runs import SETTINGS
 
-TINY = {
+TINY = {key: value for key, value in SETTINGS.items() if key.startswith("model.")} | {
     "data.max_bytes": 300_000,
     "batch_size": 8,
     "sequence_length": 64,
     "dtype": "float32",
     "valid_batches": 1,
     "model.vocab_size": 512,
-    "model.num_layers": 1,
-    "model.embed_dim": 32,
-    "model.num_heads": 2,
-    "model.num_kv_heads": 2,
-    "model.head_dim": 16,
-    "model.mlp_dim": 64,
     "samples": "()",
 }
 ALIGNED = {

@@ -295,18 +295,6 @@ more.addEventListener("click", () => {
   fill();
 });
 addEventListener("hashchange", read);
-addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target.closest("input, select")) {
-    if (event.key === "Escape") event.target.blur();
-    return;
-  }
-  const inList = list.contains(event.target);
-  const keys = { j: () => step(1), k: () => step(-1), n: nextChange, "/": () => form.search.focus() };
-  const action = keys[event.key] ?? (inList ? { ArrowDown: () => step(1), ArrowUp: () => step(-1) }[event.key] : undefined);
-  if (!action) return;
-  event.preventDefault();
-  action();
-});
+listen({ n: nextChange });
 choices();
 read();

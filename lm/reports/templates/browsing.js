@@ -1,4 +1,5 @@
-// Of the pages to browse documents and items. It stands before the page's own script, which names its `form`, `frame` and `list`.
+// Of the pages to browse documents and items. It stands before the page's own script, which names its `form`,
+// `frame` and `list`, and moves by `step`.
 // Every text becomes a text node, never HTML.
 
 // Characters that cannot be seen or that reorder what is around them, and halves of surrogate pairs, are shown as their code; where
@@ -45,3 +46,19 @@ function scroll() {
   if (place && place.bottom > box.bottom) frame.scrollTop += place.bottom - box.bottom;
 }
 
+// Listens to the keys of both pages, and to `more` of one of them.
+function listen(more = {}) {
+  addEventListener("keydown", (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.target.closest("input, select")) {
+      if (event.key === "Escape") event.target.blur();
+      return;
+    }
+    const inList = list.contains(event.target);
+    const keys = { j: () => step(1), k: () => step(-1), "/": () => form.search.focus(), ...more };
+    const action = keys[event.key] ?? (inList ? { ArrowDown: () => step(1), ArrowUp: () => step(-1) }[event.key] : undefined);
+    if (!action) return;
+    event.preventDefault();
+    action();
+  });
+}

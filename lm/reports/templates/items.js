@@ -360,19 +360,7 @@ form.addEventListener("input", (event) => {
 document.getElementById("back").addEventListener("click", () => turn(-1));
 document.getElementById("next").addEventListener("click", () => turn(1));
 addEventListener("hashchange", read);
-addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey) return;
-  if (event.target.closest("input, select")) {
-    if (event.key === "Escape") event.target.blur();
-    return;
-  }
-  const inList = list.contains(event.target);
-  const keys = { j: () => step(1), k: () => step(-1), "/": () => form.search.focus() };
-  const action = keys[event.key] ?? (inList ? { ArrowDown: () => step(1), ArrowUp: () => step(-1) }[event.key] : undefined);
-  if (!action) return;
-  event.preventDefault();
-  action();
-});
+listen();
 options(form.task, (item) => [item.task]);
 options(form.state, (item) => [item.state]);
 options(form.flag, (item) => item.flags, "all");

@@ -87,6 +87,11 @@ class Browser:
     def run(self, script: str):
         return self._ask("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)["result"].get("value")
 
+    def until(self, script: str):
+        """Return what the script says as soon as it is true; the page itself asks again."""
+        ask = f"const ask = () => {{ const said = {script}; said ? done(said) : setTimeout(ask, 10); }}; ask();"
+        return self.run(f"new Promise(done => {{ {ask} }})")
+
     def press(self, key: str) -> None:
         """Press and release a key, such as Enter."""
         text = {"text": "\r", "windowsVirtualKeyCode": 13} if key == "Enter" else {}

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 import urllib.parse
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from data.recipe.run import prepare, run
 from lm.errors import UserError
 from lm.reports import browse
 from lm.reports.curate import write
-from tests.lm.reports.browser import CHROMIUM, Browser
 
 INF = float("inf")
 EVIL = "evil</script><script>document.title='owned'</script>&amp;\u202e+ #%"
@@ -211,27 +209,10 @@ def test_nothing_of_a_document_becomes_html(corpus):
     assert "<script" not in report and "<img" not in report
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here")
-    with Browser() as browser:
-        yield browser
-
-
-def until(browser, script: str):
-    """Return what the script says as soon as it is true."""
-    for _ in range(200):
-        if said := browser.run(script):
-            return said
-        time.sleep(0.02)
-    raise AssertionError(f"never true: {script}")
-
-
 def opened(browser, corpus, id: str) -> None:
     browser.run(f"location.hash = new URLSearchParams({{id: {json.dumps(id)}}})")
-    until(
-        browser, f"document.querySelector('#list [aria-current]')?.hash.includes(new URLSearchParams({{id: {json.dumps(id)}}}))"
+    browser.until(
+        f"document.querySelector('#list [aria-current]')?.hash.includes(new URLSearchParams({{id: {json.dumps(id)}}}))"
     )
 
 
@@ -301,5 +282,5 @@ def test_filters_search_sorting_and_keys(browser, corpus):
     assert browser.run("document.activeElement.name") == "search"
     # An address opens the same filters and the same document.
     browser.run("location.hash = 'reason=duplicate_keep&id=nobody'")
-    assert until(browser, "document.querySelector('#pane .notice')?.textContent").startswith("This document is not")
+    assert browser.until("document.querySelector('#pane .notice')?.textContent").startswith("This document is not")
     assert browser.run(rows) == listed

@@ -3,11 +3,8 @@
 import pytest
 
 from lm.reports import evaluate as evaluation_report
-from tests.lm.reports.browser import CHROMIUM, Browser
 from tests.lm.reports.evaluation_runs import a_run, read
 from tests.lm.reports.test_evaluation_report import ABOUT
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 
 
 @pytest.fixture(scope="module")
@@ -21,12 +18,6 @@ def folder(tmp_path_factory):
     results["versions"]["data"] = "sha256:" + "0123456789abcdef" * 8
     evaluation_report.write(run, results, samples, [("the other", *read(other)), ("third", *read(other))], about=ABOUT)
     return run
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with Browser() as browser:
-        yield browser
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -4,7 +4,6 @@ import base64
 import html
 import json
 import re
-import time
 import urllib.parse
 import zlib
 
@@ -13,7 +12,6 @@ import pytest
 from lm.reports import evaluate as evaluation_report
 from lm.reports.evaluation_items import item_name
 from lm.reports.items import Items, address, beginning, entry, group_of, shortened, state
-from tests.lm.reports.browser import CHROMIUM, Browser
 from tests.lm.reports.evaluation_runs import HOSTILE, a_run, read
 
 EVIL = f"{HOSTILE} </script><!-- <script>document.title='owned'</script> \u2028 \ud800 \x00 ]]> &lt;"
@@ -146,29 +144,12 @@ def test_blocks_are_small_and_equal_runs_give_equal_pages(tmp_path):
     assert pages[0] == pages[1] and len(entries) == 400 and len(index["starts"]) == 4 and b"of &lt;many&gt;" in pages[0]
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here")
-    with Browser() as browser:
-        yield browser
-
-
-def until(browser, script: str):
-    """Return what the script says as soon as it is true."""
-    for _ in range(500):
-        if said := browser.run(script):
-            return said
-        time.sleep(0.02)
-    raise AssertionError(f"never true: {script}")
-
-
 def opened(browser, folder, fragment: str, heading: str, width: int = 1280, scheme: str = "light") -> None:
     browser.visit("about:blank", width)
     browser.said.clear()
     browser.asked.clear()
     browser.visit((folder / "items.html").resolve().as_uri() + fragment, width, scheme=scheme)
-    until(browser, f"document.querySelector('#pane h2')?.textContent === {json.dumps(heading)}")
+    browser.until(f"document.querySelector('#pane h2')?.textContent === {json.dumps(heading)}")
 
 
 def put(browser, told: str, **values) -> list[str]:
@@ -176,7 +157,7 @@ def put(browser, told: str, **values) -> list[str]:
     for name, value in values.items():
         browser.run(f"document.getElementById('filters')['{name}'].value = {json.dumps(value)}")
     browser.run("document.getElementById('filters').dispatchEvent(new Event('input'))")
-    until(browser, f"document.getElementById('count').textContent.startsWith({json.dumps(told)})")
+    browser.until(f"document.getElementById('count').textContent.startsWith({json.dumps(told)})")
     return browser.run("[...document.querySelectorAll('#list a bdi')].map(one => one.textContent)")
 
 
@@ -187,9 +168,8 @@ def test_a_browser_shows_hostile_items_as_text(browser, folder, width, scheme):
     link = address(index["tasks"][evil[0]], evil[1]).removeprefix("items.html")
     opened(browser, folder, "#mmlu", "mmlu / 0", width, scheme)
     browser.run(f"location.hash = {json.dumps(link)}")
-    text = until(
-        browser,
-        "document.querySelector('#pane h2')?.textContent.includes('owned') && document.querySelector('#pane').textContent",
+    text = browser.until(
+        "document.querySelector('#pane h2')?.textContent.includes('owned') && document.querySelector('#pane').textContent"
     )
     assert "<script>document.title='owned'</script>" in text and "U+2028" in text and "U+D800" in text and "U+0000" in text
     assert browser.run("document.title") != "owned"
@@ -218,7 +198,7 @@ def test_an_address_opens_an_item(browser, folder):
     opened(browser, folder, "#mmlu/55?task=", "mmlu / 55")  # in the list of all tasks
     assert "51–100" in browser.run("document.getElementById('range').textContent")
     browser.run("location.hash = '#mmlu/nobody'")
-    until(browser, "document.querySelector('#pane .notice')?.textContent.startsWith('The evaluation has no such item')")
+    browser.until("document.querySelector('#pane .notice')?.textContent.startsWith('The evaluation has no such item')")
 
 
 def test_filters_search_and_keys(browser, folder):
@@ -246,7 +226,7 @@ def test_filters_search_and_keys(browser, folder):
     assert put(browser, "3 of", task="", search="", flag="any")[1:] == ["twins / law 3", "twins / law 3 (2)"]
     press = "document.body.dispatchEvent(new KeyboardEvent('keydown', {key: '%s', bubbles: true}))"
     browser.run(press % "j")
-    until(browser, "document.querySelector('#pane h2').textContent === 'twins / law 3'")
+    browser.until("document.querySelector('#pane h2').textContent === 'twins / law 3'")
     assert "did not read its beginning" in browser.run("document.querySelector('#pane .notice').textContent")
     browser.run(press % "/")
     assert browser.run("document.activeElement.name") == "search"

@@ -6,12 +6,10 @@ import pytest
 
 from lm.reports import align as align_report
 from lm.reports import train as report
-from tests.lm.reports.browser import CHROMIUM, Browser
 from tests.lm.reports.test_align_report import FULL as ALIGNED
 from tests.lm.reports.test_align_report import a_run
 from tests.lm.reports.test_report import FULL, PROVENANCE, write_metrics
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 LONG = "an_uncommonly_long_name_" * 8
 
 
@@ -32,12 +30,6 @@ def pages(tmp_path_factory):
     return {name: folder / name / "report.html" for name in ("train", "align")} | {
         "pipeline": folder / "align" / "pipeline.html"
     }
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with Browser() as browser:
-        yield browser
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -14,19 +14,10 @@ from lm.serve.api.service import Limits, Service
 from lm.serve.monitor import open_watch
 from lm.serve.store import connect
 from lm.serve.watch.settings import Settings as WatchSettings
-from tests.lm.reports.browser import CHROMIUM, Browser
 from tests.lm.serve.conftest import engine_of, held, serving, until
 
 ANSWERED = "!!document.querySelector('article.assistant[aria-busy=false]')"
 NOISE = "Failed to load resource"  # Chromium's own line about a status of 400 and more
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no Chromium here")
-    with Browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
