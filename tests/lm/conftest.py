@@ -1,0 +1,14 @@
+"""Fixtures of the tests of several folders here."""
+
+import pytest
+
+from tests.lm.reports.browser import CHROMIUM, Browser
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A browser for the tests of a module. They are skipped where there is no Chromium."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here")
+    with Browser() as browser:
+        yield browser
