@@ -4,8 +4,6 @@ import math
 
 from lm.parallel.hosts import is_first
 
-MANY = 50  # epochs: so many repeat the data for long after it is learnt
-
 
 def choose_steps(config, rows: int, rows_per_step: int | None = None) -> None:
     """Set config.steps from config.epochs if that is given, and print how often the run reads the training data.
@@ -17,7 +15,4 @@ def choose_steps(config, rows: int, rows_per_step: int | None = None) -> None:
         config.steps = math.ceil(config.epochs * rows / rows_per_step)
     if is_first():
         epochs = config.steps * rows_per_step / rows
-        line = f"{config.steps:,} steps of {rows_per_step:,} rows are {epochs:.3g} epochs of {rows:,} rows"
-        if epochs > MANY and config.epochs is None:
-            line += f"; --config.epochs=10 would take {math.ceil(10 * rows / rows_per_step):,} steps"
-        print(line, flush=True)
+        print(f"{config.steps:,} steps of {rows_per_step:,} rows are {epochs:.3g} epochs of {rows:,} rows", flush=True)
