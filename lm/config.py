@@ -12,7 +12,7 @@ from typing import NamedTuple
 from lm.errors import UserError
 
 MOST, MOST_LAYERS = 2**31 - 1, 10_000  # of sizes, since ids are int32
-REMAT = ("none", "matmuls", "full")
+REMAT = ("none", "matmuls", "attention", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,7 +150,9 @@ class ModelConfig:
     quantization: Quantization = Quantization()
 
     scan_layers: bool = True  # False unrolls the stack: slower to compile, faster on a CPU
-    remat: str = "matmuls"  # none: recompute nothing; matmuls: keep matmul outputs; full: recompute each layer
+    # What the backward pass computes again. none: nothing; matmuls: all but matmul outputs; attention: these, and all of the
+    # feed-forward sublayer; full: each whole layer.
+    remat: str = "matmuls"
     dtype: str = "bfloat16"  # dtype of matrix products; norms, softmax and losses are float32
 
     def __post_init__(self):

@@ -42,7 +42,7 @@ def get_config() -> ml_collections.ConfigDict:
             head_dim=64,  # 0: embed_dim / num_heads
             mlp_dim=1024,
             scan_layers=True,  # False unrolls the stack: slower to compile, faster on a CPU
-            remat="matmuls",  # none: recompute nothing; matmuls: keep matmul outputs; full: recompute each layer
+            remat="matmuls",  # the more is recomputed, the less is kept: none, matmuls (kept), attention (kept), full
         )
     ).lock()
 

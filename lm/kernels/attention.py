@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 from lm.kernels.head import softcap_slope, softcapped
 from lm.kernels.matmul import product, product_over_rows, spec_of
 from lm.kernels.saved import saved
-from lm.parallel.mesh import reshard, spec
+from lm.parallel.mesh import platform, reshard, spec
 
 # Finite, so that a row without visible keys (padding) gives a uniform average instead of NaN.
 MASKED = -1e30
@@ -75,6 +75,11 @@ def attention(
     Returns: [B, T, H, V] in q's dtype. Scores and softmax are float32.
     """
     sinks_H = None if sinks_H is None else reshard(sinks_H, "heads")
+    if platform() == "tpu" and visible.branches is None:
+        from lm.kernels.tpu.attention import splash_attention  # here, because Pallas takes a while to import
+
+        options = dict(scale=scale, window=window, softcap=softcap, sinks_H=sinks_H)
+        return splash_attention(q_BTHK, k_BSGK, v_BSGV, visible.segments_BT, **options)
     return _blocked(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H)
 
 

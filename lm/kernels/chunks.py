@@ -6,9 +6,8 @@ gradient stays a partial sum on each device (`partial_spec`) until the loop ends
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from lm.parallel.mesh import RULES, reshard, row_ways
+from lm.parallel.mesh import platform, reshard, row_ways
 
 CHUNK_TOKENS = 2048  # positions per device whose logits exist at once
 CPU_CHUNK_TOKENS = 512  # on a CPU, where more are no faster
@@ -16,7 +15,7 @@ CPU_CHUNK_TOKENS = 512  # on a CPU, where more are no faster
 
 def chunk_of(B: int, T: int) -> int:
     """Return the time steps per chunk: at most CHUNK_TOKENS positions per device, on a CPU CPU_CHUNK_TOKENS."""
-    most = min(CHUNK_TOKENS, CPU_CHUNK_TOKENS) if jax.default_backend() == "cpu" else CHUNK_TOKENS
+    most = min(CHUNK_TOKENS, CPU_CHUNK_TOKENS) if platform() == "cpu" else CHUNK_TOKENS
     return even(T, most // max(1, B // row_ways()))
 
 
@@ -42,22 +41,3 @@ def joined(x: jax.Array, T: int) -> jax.Array:
     """Reshape [n, B, chunk, …] to [B, T, …]; the inverse of `split`."""
     x = jnp.moveaxis(x, 0, 1)
     return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :T]
-
-
-def partial_spec(where: PartitionSpec | None) -> PartitionSpec | None:
-    """Return the partition of a weight's gradient before it is summed over devices; the weight's own partition is `where`.
-
-    The gradient is whole over fsdp, split over tensor like the weight, and unreduced over the axes that split rows.
-    """
-    if where is None or row_ways() == 1:
-        return where
-    return PartitionSpec(*(None if axis in RULES["batch"] else axis for axis in where), unreduced=frozenset(RULES["batch"]))
-
-
-def reduced(partial: jax.Array, where: PartitionSpec | None) -> jax.Array:
-    """Return the sum over devices of an array with partition `partial_spec(where)`, with the partition `where`."""
-    if where is None or row_ways() == 1:
-        return partial
-    # Scatter over fsdp first: then the sums over the other axes are smaller by the size of fsdp.
-    rest = frozenset(RULES["batch"]) - {axis for axis in where if axis}
-    return jax.sharding.reshard(jax.sharding.reshard(partial, PartitionSpec(*where, unreduced=rest)), where)

@@ -1,12 +1,14 @@
 """Cross-entropy of a linear head in chunks, so that the logits of a whole batch never exist."""
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from lm.kernels.chunks import chunk_of
-from lm.kernels.head import exponentials, head_loss, softcapped, target_mask
+from lm.kernels.head import exponentials, head_loss, scaled, softcapped, target_mask
+from lm.kernels.vocabulary import block_rows, gradients, statistics
 
 
 def cross_entropy(
@@ -37,6 +39,9 @@ def cross_entropy(
     Returns: (objective, nll) or (objective, nll, entropy, correct), float32 scalars. Only the objective has a gradient, with
       respect to x and head.
     """
+    if (rows := block_rows(head_VD, dtype)) is not None:
+        options = Options(z_loss, softcap, dft, measured, jnp.dtype(dtype), rows)
+        return _by_blocks(options, x_BTD, head_VD, targets_BT, weights_BT)
     chunk = chunk or chunk_of(*targets_BT.shape)
     loss = functools.partial(_chunk, z_loss=z_loss, dft=dft, measured=measured)
     arrays, used_BT = (targets_BT, weights_BT), weights_BT != 0 if sparse else None
@@ -59,6 +64,57 @@ def _chunk(logits, targets, weights, *, z_loss, dft, measured):
     # d/dlogits of s·(logZ − label) + w·ζ·logZ² is (s + 2ζ·w·logZ)·p − s·onehot
     of_logz = (scale + 2 * z_loss * weights * logz) / z
     return sums, of_logz[..., None] * e - jnp.where(is_target, scale[..., None], 0.0)
+
+
+class Options(NamedTuple):
+    """Constants of `_by_blocks`; rows: of a block of the vocabulary."""
+
+    z_loss: float
+    softcap: float
+    dft: bool
+    measured: bool
+    dtype: jnp.dtype
+    rows: int
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _by_blocks(options, x_BTD, head_VD, targets_BT, weights_BT):
+    """Compute `cross_entropy` in blocks of the vocabulary (lm/kernels/vocabulary.py); the gradients in the forward pass."""
+    return _sums(options, _statistics(options, x_BTD, head_VD, targets_BT), weights_BT)
+
+
+def _statistics(options, x_BTD, head_VD, targets_BT):
+    return statistics(x_BTD, head_VD, targets_BT, dtype=options.dtype, rows=options.rows, softcap=options.softcap)
+
+
+def _sums(options, found, weights_BT):
+    nll_BT = found.logz - found.label
+    nll = jnp.sum(weights_BT * nll_BT)
+    objective = jnp.sum(_scale(options, found, weights_BT) * nll_BT) if options.dft else nll
+    sums = (objective + jnp.sum(weights_BT * options.z_loss * found.logz**2), nll)
+    if options.measured:
+        sums += (jnp.sum(weights_BT * found.entropy), jnp.sum(weights_BT * (found.label >= found.top)))
+    return sums
+
+
+def _scale(options, found, weights_BT):
+    return weights_BT * jnp.exp(found.label - found.logz) if options.dft else weights_BT
+
+
+def _by_blocks_forward(options, *arguments):
+    x_BTD, head_VD, targets_BT, weights_BT = (argument.value for argument in arguments)
+    found = _statistics(options, x_BTD, head_VD, targets_BT)
+    scale_BT = _scale(options, found, weights_BT)
+    of_p_BT = scale_BT + 2 * options.z_loss * weights_BT * found.logz  # as in `_chunk`
+    how = dict(dtype=options.dtype, rows=options.rows, softcap=options.softcap, learns=arguments[1].perturbed)
+    return _sums(options, found, weights_BT), gradients(x_BTD, head_VD, targets_BT, found.logz, of_p_BT, -scale_BT, **how)
+
+
+def _by_blocks_backward(options, residuals, cotangents):
+    return (*scaled(residuals, cotangents[0]), None, None)
+
+
+_by_blocks.defvjp(_by_blocks_forward, _by_blocks_backward, symbolic_zeros=True)
 
 
 def cross_entropy_reference(x_BTD, head_VD, targets_BT, weights_BT, *, z_loss: float = 0.0, softcap: float = 0.0):

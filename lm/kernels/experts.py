@@ -81,9 +81,9 @@ def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacit
         return grouped_matmul(x, weights[name], sizes_E, dtype=dtype, over=over)
 
     def through(x, weight, sizes_E=None):
-        up = saved(product(x, "up", sizes_E))
+        up = saved(product(x, "up", sizes_E), wide=True)
         if "gate" in weights:
-            h = activation(saved(product(x, "gate", sizes_E))) * up
+            h = activation(saved(product(x, "gate", sizes_E), wide=True)) * up
         else:
             h = activation(up)
         # Multiply by the weight before `down`: the result is the same, and the gradient does not need the output of `down`.

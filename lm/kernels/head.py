@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from lm.kernels.chunks import joined, partial_spec, reduced, split
-from lm.kernels.matmul import gathered, product, spec_of
+from lm.kernels.chunks import joined, split
+from lm.kernels.matmul import gathered, partial_spec, product, reduced, spec_of
 from lm.parallel.mesh import reshard, spec
 
 
@@ -125,11 +125,15 @@ def _forward(loss, softcap, dtype, chunk, *arguments):
 
 
 def _backward(loss, softcap, dtype, chunk, gradients, cotangents):
-    (dx_BTD, dhead_VD), cotangent = gradients, cotangents[0]
+    return (*scaled(gradients, cotangents[0]), None, None, None)
+
+
+def scaled(gradients, cotangent) -> tuple[jax.Array | None, jax.Array | None]:
+    """Return the gradients (dx, dhead or None), times the cotangent of their sum; None for both if that is a symbolic zero."""
+    dx_BTD, dhead_VD = gradients
     if isinstance(cotangent, SymbolicZero):
-        return None, None, None, None, None
-    dhead_VD = None if dhead_VD is None else dhead_VD * cotangent
-    return (dx_BTD * cotangent).astype(dx_BTD.dtype), dhead_VD, None, None, None
+        return None, None
+    return (dx_BTD * cotangent).astype(dx_BTD.dtype), None if dhead_VD is None else dhead_VD * cotangent
 
 
 head_loss.defvjp(_forward, _backward, symbolic_zeros=True)

@@ -13,6 +13,7 @@ from jax.custom_derivatives import SymbolicZero
 from lm.kernels.chunks import chunk_of, joined, split
 from lm.kernels.head import exponentials, head_gradients, head_logits, skipping, target_mask
 from lm.kernels.matmul import gathered
+from lm.kernels.vocabulary import block_rows, gradients, statistics
 
 
 def target_logprobs(
@@ -39,6 +40,11 @@ def _chunked(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT, use
 
 def _values(softcap, temperature, dtype, chunk, x_BTD, head_VD, targets_BT, used_BT):
     """Return log p(target), the entropy and log Z, each [B, T]."""
+    if (rows := block_rows(head_VD, dtype)) is not None:
+        how = dict(dtype=dtype, rows=rows, softcap=softcap, temperature=temperature, rounded=dtype)
+        found = statistics(x_BTD, head_VD, targets_BT, **how)
+        used = 1.0 if used_BT is None else used_BT
+        return (found.label - found.logz) * used, found.entropy * used, found.logz
     head = gathered(head_VD.astype(dtype))
 
     def some(_, inputs):
@@ -66,6 +72,12 @@ def _backward(softcap, temperature, dtype, chunk, residuals, cotangents):
     x_BTD, head_VD, targets_BT, used_BT, logz_BT, learns = residuals
     if isinstance(cotangents[0], SymbolicZero):
         return None, None, None, None
+
+    if (rows := block_rows(head_VD, dtype)) is not None:
+        dlogp_BT = cotangents[0] if used_BT is None else cotangents[0] * used_BT
+        how = dict(dtype=dtype, rows=rows, softcap=softcap, temperature=temperature, rounded=dtype, learns=learns is not None)
+        dx_BTD, dhead_VD = gradients(x_BTD, head_VD, targets_BT, logz_BT, -dlogp_BT, dlogp_BT, **how)
+        return dx_BTD, dhead_VD, None, None
 
     def loss(logits, targets, logz, dlogp):
         p = jnp.exp(logits / temperature - logz[..., None])

@@ -6,13 +6,16 @@ Their gradient is reduced onto the weight's own shards in float32.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import RULES, platform, row_ways, spec
+from lm.parallel.torus import rings
 
 
 def matmul(equation: str, x: jax.Array, w: jax.Array, *, dtype, out: tuple[str | None, ...]) -> jax.Array:
@@ -44,7 +47,7 @@ def _backward(equation, dtype, out_spec, residuals, dy):
     (x_axes, w_axes), y_axes = _terms(equation)
     dy = dy.astype(dtype)
     dx = product(f"{y_axes},{w_axes}->{x_axes}", dy, gathered(w.astype(dtype)), spec_of(x))
-    dw = product_over_rows(f"{x_axes},{y_axes}->{w_axes}", x.astype(dtype), dy, spec_of(w))
+    dw = product_reduced(f"{x_axes},{y_axes}->{w_axes}", x.astype(dtype), dy, spec_of(w))
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
@@ -63,7 +66,7 @@ def product_over_rows(equation: str, a: jax.Array, b: jax.Array, out_spec: Parti
     smaller still, is transposed instead. Without the barrier XLA would turn both around again.
     """
     (a_axes, b_axes), y_axes = _terms(equation)
-    if jax.default_backend() != "cpu" or a.size <= b.size:
+    if platform() != "cpu" or a.size <= b.size:
         return product(equation, a, b, out_spec)
     both = [axis for axis in y_axes if axis in a_axes and axis in b_axes]
     turned = "".join(both + [axis for term in (b_axes, a_axes) for axis in term if axis in y_axes and axis not in both])
@@ -87,3 +90,56 @@ def gathered(w):
     if current is None:
         return w
     return jax.sharding.reshard(w, PartitionSpec(*(None if axis == "fsdp" else axis for axis in current)))
+
+
+def partial_spec(where: PartitionSpec | None) -> PartitionSpec | None:
+    """Return the partition of a weight's gradient before it is summed over devices; the weight's own partition is `where`.
+
+    The gradient is whole over fsdp, split over tensor like the weight, and unreduced over the axes that split rows.
+    """
+    if where is None or row_ways() == 1:
+        return where
+    return PartitionSpec(*(None if axis in RULES["batch"] else axis for axis in where), unreduced=frozenset(RULES["batch"]))
+
+
+def product_reduced(equation: str, a: jax.Array, b: jax.Array, where: PartitionSpec | None) -> jax.Array:
+    """Return `product_over_rows` with the partition `where`: each device multiplies its own rows, then sums are scattered."""
+    if where is None or row_ways() == 1:
+        return product_over_rows(equation, a, b, where)
+
+    def on_device(a, b):
+        return scattered(product_over_rows(equation, a, b), where)
+
+    return jax.shard_map(on_device, in_specs=(spec_of(a), spec_of(b)), out_specs=where, check_vma=False)(a, b)
+
+
+def scattered(x: jax.Array, where: PartitionSpec) -> jax.Array:
+    """Within a shard_map, return this device's part of the sum of x over the axes that split rows; `where`: of the sum.
+
+    It is scattered over fsdp first: then the sums over the other axes are smaller by the size of fsdp. An axis that winds
+    through several rings of a torus is scattered ring by ring, because a TPU's compiler would sum everything on every device.
+    """
+    left = list(RULES["batch"])
+    for dimension, axis in enumerate(where):
+        if axis in left:
+            left.remove(axis)
+            sizes = rings(axis)
+            for n in range(len(sizes)):
+                groups = None if len(sizes) == 1 else _groups(sizes, n)
+                x = lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True, axis_index_groups=groups)
+    return lax.psum(x, tuple(left))
+
+
+def _groups(sizes: tuple[int, ...], n: int) -> list[list[int]]:
+    """Return the positions along an axis of rings `sizes` that share all coordinates but the n-th."""
+    places = np.moveaxis(np.arange(math.prod(sizes)).reshape(sizes), n, -1)
+    return places.reshape(-1, sizes[n]).tolist()
+
+
+def reduced(partial: jax.Array, where: PartitionSpec | None) -> jax.Array:
+    """Return the sum over devices of an array with partition `partial_spec(where)`, with the partition `where`."""
+    if where is None or row_ways() == 1:
+        return partial
+    # Scatter over fsdp first: then the sums over the other axes are smaller by the size of fsdp.
+    rest = frozenset(RULES["batch"]) - {axis for axis in where if axis}
+    return jax.sharding.reshard(jax.sharding.reshard(partial, PartitionSpec(*where, unreduced=rest)), where)

@@ -10,14 +10,18 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-NAME = "saved"  # remat="matmuls" keeps values of this name
+from lm.parallel.mesh import platform
+
+NAME = "saved"  # remat="matmuls" and "attention" keep values of this name
+WIDE = "saved wide"  # "matmuls" keeps these too: the feed-forward's, which are most of a layer's memory
 
 
-def saved(x: jax.Array) -> jax.Array:
+def saved(x: jax.Array, *, wide: bool = False) -> jax.Array:
     """Return x, named for the remat policies."""
+    name = WIDE if wide else NAME
     if not _as_bits(x):
-        return checkpoint_name(x, NAME)
-    return from_bits(checkpoint_name(bits(x), NAME), x)
+        return checkpoint_name(x, name)
+    return from_bits(checkpoint_name(bits(x), name), x)
 
 
 def bits(x: jax.Array) -> jax.Array | None:
@@ -31,7 +35,7 @@ def from_bits(bits: jax.Array | None, x: jax.Array) -> jax.Array:
 
 
 def _as_bits(x) -> bool:
-    return x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
+    return x.dtype == jnp.bfloat16 and platform() == "cpu"
 
 
 @jax.custom_jvp

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from lm.config import ModelConfig
 from lm.kernels.matmul import spec_of
 from lm.kernels.quantize import dequantize_rows, quantize_rows
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import platform, spec
 
 
 class Cache(NamedTuple):
@@ -69,7 +69,7 @@ def _kept_dtype(dtype) -> jnp.dtype:
     A CPU would convert all slots for each token, and XLA (jaxlib 0.10) compiles bfloat16 products over shared prefixes that it
     cannot run.
     """
-    return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" and dtype == jnp.bfloat16 else jnp.dtype(dtype)
+    return jnp.dtype(jnp.float32) if platform() == "cpu" and dtype == jnp.bfloat16 else jnp.dtype(dtype)
 
 
 def empty_cache(config: ModelConfig, batch: int, slots: int, dtype: str = "", repeats: tuple[int, ...] = ()) -> Cache:

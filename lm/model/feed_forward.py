@@ -32,7 +32,7 @@ class FeedForward(nnx.Module):
         )
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        up_BTF = saved(self.up(x_BTD))
+        up_BTF = saved(self.up(x_BTD), wide=True)
         if not hasattr(self, "gate"):
             return self.down(self.activation(up_BTF))
-        return self.down(self.activation(saved(self.gate(x_BTD))) * up_BTF)
+        return self.down(self.activation(saved(self.gate(x_BTD), wide=True)) * up_BTF)

@@ -15,9 +15,10 @@ from jax.ad_checkpoint import checkpoint_policies
 from lm.config import LayerKind, ModelConfig
 from lm.kernels.attention import Branches, Visible
 from lm.kernels.cpu.packed import packed_matmul, rows
+from lm.kernels.embedding import embedding
 from lm.kernels.head import softcapped
 from lm.kernels.matmul import matmul
-from lm.kernels.saved import NAME, bits, from_bits
+from lm.kernels.saved import NAME, WIDE, bits, from_bits
 from lm.model.attention import Step, attention_sublayer
 from lm.model.cache import Cache, DecodeState, layers_of
 from lm.model.feed_forward import FeedForward
@@ -31,7 +32,8 @@ from lm.parallel.mesh import reshard, spec
 
 REMAT_POLICIES = {
     "none": checkpoint_policies.everything_saveable,
-    "matmuls": checkpoint_policies.save_only_these_names(NAME),
+    "matmuls": checkpoint_policies.save_only_these_names(NAME, WIDE),
+    "attention": checkpoint_policies.save_only_these_names(NAME),
     "full": checkpoint_policies.nothing_saveable,
 }
 
@@ -225,8 +227,7 @@ class Transformer(nnx.Module):
         if (packed := packed_of(self.embedding)) is not None:
             x_BTD = rows(packed, tokens_BT.reshape(-1), config.compute_dtype).reshape(*tokens_BT.shape, config.embed_dim)
         else:
-            table = reshard(self.embedding[...].astype(config.compute_dtype), "vocab", None)
-            x_BTD = table.at[tokens_BT].get(out_sharding=spec("batch", "length", None))
+            x_BTD = embedding(self.embedding[...], tokens_BT, config.compute_dtype)
         return x_BTD if config.embed_scale == 1 else x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
 
     def _layers(

@@ -11,6 +11,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm.config import ModelConfig
 from lm.errors import UserError
+from lm.parallel import torus
 
 AXES = ("data", "fsdp", "tensor", "expert")
 
@@ -52,9 +53,12 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
             f"{shown} needs {fixed} devices and this job has {len(devices)}: the product of the sizes must match (-1 fills one)"
         )
     try:
-        return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES), devices=devices)
-    except NotImplementedError as error:  # a torus does not allow every shape
+        laid_out = torus.lay_out(tuple(sizes.values()), devices)
+    except (AssertionError, NotImplementedError, ValueError) as error:  # a torus does not allow every shape
         raise UserError(f"{shown}: these devices cannot be laid out like this ({str(error).splitlines()[0]})") from None
+    mesh = Mesh(laid_out, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+    torus.remember(mesh)
+    return mesh
 
 
 def axis_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
@@ -63,6 +67,12 @@ def axis_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
         if axis not in AXES and int(size) != 1:  # an unknown axis of size 1 is harmless
             raise UserError(f"mesh.{axis}={size}: no such axis; axes are {', '.join(AXES)}")
     return {axis: int(sizes.get(axis, 1)) for axis in AXES}
+
+
+def platform() -> str:
+    """Return "cpu", "gpu" or "tpu": what the devices of the current mesh are, which need not be attached; else the default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def spec(*logical: str | None) -> PartitionSpec | None:

@@ -3,7 +3,7 @@
 import functools
 import importlib
 
-import jax
+from lm.parallel.mesh import platform
 
 
 def compiled(module: str) -> bool:
@@ -12,7 +12,7 @@ def compiled(module: str) -> bool:
     The first call compiles them, or loads them from numba's cache, and registers them with XLA. Whoever runs a stored
     program without tracing it must call this before.
     """
-    return jax.default_backend() == "cpu" and _registered(module)
+    return platform() == "cpu" and _registered(module)
 
 
 @functools.cache

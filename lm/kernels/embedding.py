@@ -1,0 +1,39 @@
+"""Rows of an embedding table by token id, on any mesh.
+
+A device holds some columns of the table (fsdp) and some rows (tensor). Gathering the table would cost V·D numbers in every
+slice of a batch. Here the ids are gathered instead: each device reads its own columns for all tokens, and sends each device
+the columns of its tokens (all-to-all). The gradient goes the same way back, so it is added up once, where the table lies.
+
+Axes: B batch, T time, V vocabulary, D model.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lm.kernels.matmul import spec_of
+from lm.parallel.mesh import spec
+
+
+def embedding(table_VD: jax.Array, tokens_BT: jax.Array, dtype) -> jax.Array:
+    """Return the table's rows, [B, T, D] in `dtype`; the gradient of the float32 table is added up in float32."""
+    where = spec_of(table_VD)
+    if where is None:
+        return table_VD[tokens_BT].astype(dtype)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.shape["fsdp"] == mesh.shape["tensor"] == 1:
+        return table_VD.at[tokens_BT].get(out_sharding=spec("batch", "length", None)).astype(dtype)
+    inner = functools.partial(_on_device, dtype=dtype)
+    return jax.shard_map(inner, in_specs=(where, spec("batch", "length")), out_specs=spec("batch", "length", None))(
+        table_VD, tokens_BT
+    )
+
+
+def _on_device(table_VD, tokens_BT, *, dtype):
+    tokens_BT = lax.all_gather(tokens_BT, "fsdp", tiled=True)
+    places_BT = tokens_BT - lax.axis_index("tensor") * table_VD.shape[0]
+    mine_BT1 = ((places_BT >= 0) & (places_BT < table_VD.shape[0]))[..., None]
+    x_BTD = jnp.where(mine_BT1, table_VD[jnp.clip(places_BT, 0, table_VD.shape[0] - 1)], 0).astype(dtype)
+    return lax.psum(lax.all_to_all(x_BTD, "fsdp", 0, 2, tiled=True), "tensor")

@@ -1,0 +1,76 @@
+"""Attention on a TPU: JAX's Splash kernels, which never write scores to memory and skip blocks that the mask hides.
+
+Axes: B batch, T time, H query heads, G key/value heads, K head size of queries and keys, V head size of values.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+from lm.kernels.saved import NAME
+from lm.parallel.mesh import spec
+
+LANES = 128  # a block is a multiple of this
+BLOCK = 512  # queries and keys of a block, as in MaxText; smaller blocks skip more and start more often
+WIDE = 2048  # keys of a block in the backward pass
+
+
+def splash_attention(
+    q_BTHK, k_BTGK, v_BTGV, segments_BT, *, scale: float, window: int, softcap: float, sinks_H=None, interpret: bool = False
+) -> jax.Array:
+    """Return causal attention within segments, [B, T, H, V] in q's dtype; arguments as those of lm.kernels.attention.attention.
+
+    Rows may be split over the mesh, and heads over its tensor axis; each device runs the kernels on its own. The output and
+    the logarithm of the softmax's denominator have the name that remat policies keep. interpret: run without a TPU, slowly.
+    """
+    inner = functools.partial(_on_device, scale=scale, window=window, softcap=softcap, interpret=interpret)
+    heads, rows = spec("batch", None, "heads", None), spec("batch", None)
+    if heads is None:
+        return inner(q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H)
+    of_keys = spec("batch", None, "kv_heads", None)
+    mapped = jax.shard_map(inner, in_specs=(heads, of_keys, of_keys, rows, spec("heads")), out_specs=heads, check_vma=False)
+    return mapped(q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H)
+
+
+def _on_device(q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H, *, scale, window, softcap, interpret):
+    T, H = q_BTHK.shape[1:3]
+    length = -(-T // LANES) * LANES
+    q, k, v = (jnp.swapaxes(_padded(x, length), 1, 2) for x in (q_BTHK * jnp.asarray(scale, q_BTHK.dtype), k_BTGK, v_BTGV))
+    segments_BT = _padded(segments_BT, length)
+    kernel = _kernel(length, H, q_BTHK.shape[-1], window, softcap, interpret)
+    out_BHTV = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, splash.SegmentIds(ids, ids), sinks_H))(q, k, v, segments_BT)
+    return jnp.swapaxes(out_BHTV, 1, 2)[:, :T]
+
+
+def _padded(x, length: int):
+    return jnp.pad(x, [(0, length - x.shape[1] if axis == 1 else 0) for axis in range(x.ndim)])
+
+
+def _kernel(length: int, heads: int, head_size: int, window: int, softcap: float, interpret: bool):
+    """Return the kernel for rows of this length, a multiple of LANES."""
+    block, wide = (max(size for size in range(LANES, most + 1, LANES) if length % size == 0) for most in (BLOCK, WIDE))
+    mask = masks.LocalMask((length, length), (window - 1, 0), 0) if window else masks.CausalMask((length, length))
+    # A head that is smaller than the lanes would be stored with as much padding, so its tokens lie along the lanes instead.
+    layout = splash.QKVLayout.SEQ_MINOR if head_size % LANES else splash.QKVLayout.HEAD_DIM_MINOR
+    layouts = dict.fromkeys(("q_layout", "k_layout", "v_layout"), layout)
+    sizes = splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_q_dkv=block,
+        block_kv_dkv=wide,
+        block_kv_dkv_compute=block,
+        use_fused_bwd_kernel=True,  # five products in place of seven; each wide block of keys adds its own gradient of queries
+        **layouts,
+    )
+    return splash.make_splash_mha(
+        masks.MultiHeadMask([mask] * heads),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        attn_logits_soft_cap=softcap or None,
+        residual_checkpoint_name=NAME,
+        interpret=interpret,
+    )

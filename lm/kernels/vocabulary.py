@@ -1,0 +1,134 @@
+"""A linear head in blocks of its vocabulary, for heads that are split over fsdp and too large to gather whole.
+
+Each block is gathered, used for all tokens of the device, and forgotten; its gradient is scattered back at once. So the largest
+gather is one block, and neither a whole head nor its whole gradient exists on any device. The price is a second product for the
+logits: a block's gradient needs the softmax's denominator, which is known only after the last block (the online softmax of
+Milakov and Gimelshein 2018, and the recomputation of FlashAttention, Dao et al. 2022).
+
+Axes: B batch, T time, D model, V vocabulary, N tokens of this device, C rows of a block.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import PartitionSpec
+
+from lm.kernels.head import softcap_slope, softcapped
+from lm.kernels.matmul import product, scattered, spec_of
+from lm.parallel.mesh import spec
+
+BLOCK_BYTES = 64 << 20  # of a gathered block in the compute dtype, about one matrix of a layer
+LANES = 128  # a block is a multiple of this
+LEAST = -1e30  # a logit of no token; finite, so that its product with 0 is 0
+
+
+class Statistics(NamedTuple):
+    """What a loss needs to know about the softmax over the vocabulary, each float32 [B, T]: the target's logit, log Σ exp
+    of all, the entropy in nats and the largest logit."""
+
+    label: jax.Array
+    logz: jax.Array
+    entropy: jax.Array
+    top: jax.Array
+
+
+def block_rows(head_VD: jax.Array, dtype) -> int | None:
+    """Return the rows of a block for this head on the current mesh; None if the head should be gathered whole."""
+    where = spec_of(head_VD)
+    mesh = jax.sharding.get_abstract_mesh()
+    if where is None or mesh.shape["fsdp"] == 1:
+        return None
+    rows = head_VD.shape[0] // mesh.shape["tensor"]
+    size = rows * head_VD.shape[1] * jnp.dtype(dtype).itemsize
+    blocks = -(-size // BLOCK_BYTES)
+    return None if blocks == 1 else -(-rows // (blocks * LANES)) * LANES
+
+
+def statistics(x_BTD, head_VD, targets_BT, *, dtype, rows: int, softcap=0.0, temperature=1.0, rounded=jnp.float32):
+    """Return Statistics of the logits x·headᵀ, softcapped and divided by the temperature.
+
+    dtype: of the operands. rows: of a block. rounded: dtype that logits are rounded to before the cap.
+    """
+
+    def on_device(x_BTD, head_VD, targets_BT):
+        x_ND, targets_N1 = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(dtype), targets_BT.reshape(-1, 1)
+
+        def body(carry, block):
+            top, z, s, label = carry
+            _, logits_NC, is_target = _logits(x_ND, targets_N1, block, head_VD.shape[0], softcap, rounded)
+            logits_NC = logits_NC / temperature
+            new = jnp.maximum(top, jnp.max(logits_NC, axis=-1))
+            below = logits_NC - new[:, None]
+            e, shrunk = jnp.exp(below), jnp.exp(top - new)
+            s = shrunk * (s + z * (top - new)) + jnp.sum(e * below, axis=-1)
+            z = shrunk * z + jnp.sum(e, axis=-1)
+            return (new, z, s, label + jnp.sum(jnp.where(is_target, logits_NC, 0.0), axis=-1)), None
+
+        zeros = jnp.zeros(x_ND.shape[:1], jnp.float32)
+        (top, z, s, label), _ = lax.scan(body, (zeros + LEAST, zeros, zeros, zeros), _blocks(head_VD.astype(dtype), rows))
+        new = lax.pmax(top, "tensor")
+        shrunk = jnp.exp(top - new)
+        s, z = lax.psum((shrunk * (s + z * (top - new)), shrunk * z), "tensor")
+        found = Statistics(lax.psum(label, "tensor"), new + jnp.log(z), jnp.log(z) - s / z, new)
+        return jax.tree.map(lambda x_N: x_N.reshape(targets_BT.shape), found)
+
+    tokens = spec("batch", "length")
+    specs = (spec("batch", "length", None), spec_of(head_VD), tokens)
+    return jax.shard_map(on_device, in_specs=specs, out_specs=tokens, check_vma=False)(x_BTD, head_VD, targets_BT)
+
+
+def gradients(
+    x_BTD, head_VD, targets_BT, logz_BT, of_p_BT, of_target_BT, *, dtype, rows, softcap=0.0, temperature=1.0,
+    rounded=jnp.float32, learns=True,
+):  # fmt: skip
+    """Return dx [B, T, D] in x's dtype and dhead float32 [V, D], if d loss / d logits is of_p·p + of_target·onehot(target).
+
+    p: the softmax; logits are those after cap and temperature. Other arguments as for `statistics`. learns: whether the head
+    has a gradient; if not, dhead is None.
+    """
+
+    def on_device(x_BTD, head_VD, targets_BT, *arrays):
+        x_ND, targets_N1 = x_BTD.reshape(-1, x_BTD.shape[-1]).astype(dtype), targets_BT.reshape(-1, 1)
+        logz_N1, of_p_N1, of_target_N1 = (array.reshape(-1, 1) for array in arrays)
+
+        def body(dx_ND, block):
+            w_CD, logits_NC, is_target = _logits(x_ND, targets_N1, block, head_VD.shape[0], softcap, rounded)
+            d_NC = of_p_N1 * jnp.exp(logits_NC / temperature - logz_N1) + jnp.where(is_target, of_target_N1, 0.0)
+            if softcap:
+                d_NC = d_NC * softcap_slope(logits_NC, softcap)
+            d_NC = (d_NC / temperature).astype(dtype)
+            dw_CD = product("nc,nd->cd", d_NC, x_ND) if learns else None
+            dx_ND = dx_ND + product("nc,cd->nd", d_NC, w_CD)
+            return dx_ND, scattered(dw_CD, PartitionSpec(None, "fsdp")) if learns else None
+
+        blocks = _blocks(head_VD.astype(dtype), rows)
+        dx_ND, dw = lax.scan(body, jnp.zeros(x_ND.shape, jnp.float32), blocks)
+        dx_BTD = lax.psum(dx_ND, "tensor").reshape(x_BTD.shape).astype(x_BTD.dtype)
+        return dx_BTD, dw.reshape(-1, head_VD.shape[1])[: head_VD.shape[0]] if learns else None
+
+    tokens, states, where = spec("batch", "length"), spec("batch", "length", None), spec_of(head_VD)
+    specs = (states, where, tokens, tokens, tokens, tokens)
+    mapped = jax.shard_map(on_device, in_specs=specs, out_specs=(states, where if learns else None), check_vma=False)
+    return mapped(x_BTD, head_VD, targets_BT, logz_BT, of_p_BT, of_target_BT)
+
+
+def _blocks(head_VD, rows: int):
+    """Return (index [n], blocks [n, C, D]) of this device's part of the head, with rows of zeros at the end."""
+    blocks = -(-head_VD.shape[0] // rows)
+    head_VD = jnp.pad(head_VD, ((0, blocks * rows - head_VD.shape[0]), (0, 0)))
+    return jnp.arange(blocks), head_VD.reshape(blocks, rows, head_VD.shape[1])
+
+
+def _logits(x_ND, targets_N1, block, V: int, softcap, rounded):
+    """Return a gathered block, its float32 logits [N, C] after the cap, and where the vocabulary id is the target."""
+    n, part_CD = block
+    w_CD = lax.all_gather(part_CD, "fsdp", axis=1, tiled=True)
+    logits_NC = softcapped(product("nd,cd->nc", x_ND, w_CD).astype(rounded).astype(jnp.float32), softcap)
+    places_C = n * w_CD.shape[0] + jnp.arange(w_CD.shape[0])
+    is_target = lax.axis_index("tensor") * V + places_C == targets_N1
+    if V % w_CD.shape[0]:  # the last block has rows of no token
+        known_C = places_C < V
+        logits_NC, is_target = jnp.where(known_C, logits_NC, LEAST), is_target & known_C
+    return w_CD, logits_NC, is_target
