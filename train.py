@@ -2,6 +2,8 @@
 
     python train.py --config=configs/train/tiny.py --workdir=runs/tiny [--config.KEY=VALUE ...]
     python train.py --config=configs/train/tiny.py --describe    # parameters, FLOPs, memory; or --describe=json
+    python train.py --config=configs/train/1b.py --plan=v5e:4x4   # compile for TPUs that are not here: memory, time, MFU
+    python train.py --config=configs/train/1b.py --plan=auto:v5e:4x4   # find the best mesh, remat policy and slices
 
 Reads --config.data.input (a folder, file, glob of .txt .md .jsonl .parquet, or a TFDS name; none: the code and docs of this
 Python installation). Trains a SentencePiece tokenizer on it unless --config.tokenizer names one. Trains a decoder on the mesh
@@ -35,6 +37,12 @@ def main(config, workdir: Path | None) -> None:
         adopt(config, None)
         sizes = describe(config)
         print(json.dumps(sizes, indent=1) if flags.FLAGS.describe == "json" else table(sizes))
+        return
+    if flags.FLAGS.plan:
+        check_values(config)
+        from lm.train.plan.command import run
+
+        run(config, flags.FLAGS.plan, flags.FLAGS.plan_tries, workdir)
         return
     join(lambda: check_training(config, workdir))  # then JAX loads
     with locked(workdir):
@@ -116,4 +124,8 @@ def train(config, workdir: Path) -> None:
 
 if __name__ == "__main__":
     cli.define_choice("describe", ("table", "json"), "Print parameters, FLOPs and memory of the run instead of making it.")
-    cli.run(main, __doc__, unless="describe")
+    flags.DEFINE_string(
+        "plan", None, "Compile the step for a TPU topology that is not attached, and say if it fits and how fast."
+    )
+    flags.DEFINE_integer("plan_tries", 3, "How many combinations --plan=auto:TOPOLOGY compiles.")
+    cli.run(main, __doc__, unless=("describe", "plan"))

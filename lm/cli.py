@@ -61,10 +61,12 @@ def define_choice(name: str, choices: tuple[str, ...], help: str) -> None:
     flags.DEFINE_flag(flags.Flag(_Choice(choices), None, name, None, help, boolean=True))
 
 
-def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tuple[ml_collections.ConfigDict, Path | None]:
+def parse(
+    argv: list[str], needs_workdir: bool = True, unless: tuple[str, ...] = ()
+) -> tuple[ml_collections.ConfigDict, Path | None]:
     """Return the resolved config and the workdir. Raises UserError for an unknown or missing key or a wrong type.
 
-    unless: a flag that makes the workdir unnecessary.
+    unless: flags that make the workdir unnecessary.
     """
     verb = _verb(argv)
     argv[:] = [argv[0], *map(_tidied, argv[1:])]  # in place, because ml_collections reads sys.argv itself
@@ -100,7 +102,7 @@ def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tupl
     for key in sorted(known - given):
         raise UserError(f"--config.{key} is left out of its section: set single keys instead, such as --config.{key}=…")
     _choose_length(argv)
-    if not needs_workdir or (unless and flags.FLAGS[unless].value):
+    if not needs_workdir or (any(flags.FLAGS[flag].value for flag in unless) and not flags.FLAGS.workdir):
         return flags.FLAGS.config, None
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing: name the folder of the run, such as --workdir=runs/mine")
@@ -133,7 +135,10 @@ def parse_flags(argv: list[str]) -> None:
 
 
 def run(
-    main: Callable[[ml_collections.ConfigDict, Path | None], None], usage: str, needs_workdir: bool = True, unless: str = ""
+    main: Callable[[ml_collections.ConfigDict, Path | None], None],
+    usage: str,
+    needs_workdir: bool = True,
+    unless: tuple[str, ...] = (),
 ) -> None:
     """Parse the flags and call main(config, workdir); print errors as one line and exit. --help prints `usage`."""
     define_flags()

@@ -116,24 +116,44 @@ def product_reduced(equation: str, a: jax.Array, b: jax.Array, where: PartitionS
 def scattered(x: jax.Array, where: PartitionSpec) -> jax.Array:
     """Within a shard_map, return this device's part of the sum of x over the axes that split rows; `where`: of the sum.
 
-    It is scattered over fsdp first: then the sums over the other axes are smaller by the size of fsdp. An axis that winds
-    through several rings of a torus is scattered ring by ring, because a TPU's compiler would sum everything on every device.
+    It is scattered over fsdp first: then the sums over the other axes are smaller by the size of fsdp.
     """
     left = list(RULES["batch"])
     for dimension, axis in enumerate(where):
         if axis in left:
             left.remove(axis)
-            sizes = rings(axis)
-            for n in range(len(sizes)):
-                groups = None if len(sizes) == 1 else _groups(sizes, n)
-                x = lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True, axis_index_groups=groups)
+            if platform() == "tpu":
+                x = scattered_by_rings(x, axis, dimension, rings(axis))
+            else:
+                x = lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True)
     return lax.psum(x, tuple(left))
 
 
-def _groups(sizes: tuple[int, ...], n: int) -> list[list[int]]:
-    """Return the positions along an axis of rings `sizes` that share all coordinates but the n-th."""
-    places = np.moveaxis(np.arange(math.prod(sizes)).reshape(sizes), n, -1)
-    return places.reshape(-1, sizes[n]).tolist()
+def scattered_by_rings(x: jax.Array, axis: str, dimension: int, sizes: tuple[int, ...]) -> jax.Array:
+    """Within a shard_map, return the same as psum_scatter(x, axis, dimension, tiled), by sending parts of sums from device to
+    device around each ring of the torus, half of them one way and half the other.
+
+    A TPU sends in the background while it computes, but its compiler does not put a reduce-scatter in the background, and for
+    an axis of several rings it makes it a sum of everything on every device. sizes: of the rings, outermost first.
+    """
+    places = np.arange(math.prod(sizes)).reshape(sizes)
+    here = lax.axis_index(axis)
+    for n, size in enumerate(sizes):
+        if size == 1:
+            continue
+        mine = here // math.prod(sizes[n + 1 :]) % size
+        x = jnp.moveaxis(x, dimension, 0)
+        halves = jnp.split(x.reshape(size, x.shape[0] // size, *x.shape[1:]), 2 if x.shape[0] // size % 2 == 0 else 1, axis=1)
+        sums = []
+        for way, chunks in zip((1, -1), halves):
+            pairs = list(zip(places.ravel().tolist(), np.roll(places, -way, axis=n).ravel().tolist()))
+            part = lax.dynamic_index_in_dim(chunks, (mine - way) % size, keepdims=False)
+            for step in range(2, size + 1):
+                own = lax.dynamic_index_in_dim(chunks, (mine - way * step) % size, keepdims=False)
+                part = lax.ppermute(part, axis, pairs) + own
+            sums.append(part)
+        x = jnp.moveaxis(jnp.concatenate(sums, axis=0), 0, dimension)
+    return x
 
 
 def reduced(partial: jax.Array, where: PartitionSpec | None) -> jax.Array:

@@ -97,7 +97,7 @@ def gradients(
             w_CD, logits_NC, is_target = _logits(x_ND, targets_N1, block, head_VD.shape[0], softcap, rounded)
             d_NC = of_p_N1 * jnp.exp(logits_NC / temperature - logz_N1) + jnp.where(is_target, of_target_N1, 0.0)
             if softcap:
-                d_NC = d_NC * softcap_slope(logits_NC, softcap)
+                d_NC = d_NC * softcap_slope(jnp.maximum(logits_NC, -softcap), softcap)  # LEAST has no slope
             d_NC = (d_NC / temperature).astype(dtype)
             dw_CD = product("nc,nd->cd", d_NC, x_ND) if learns else None
             dx_ND = dx_ND + product("nc,cd->nd", d_NC, w_CD)

@@ -25,6 +25,7 @@ from lm.convert.source import open_source
 from lm.model.linear import trainable
 from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
+from lm.train import compiler
 from lm.train.feed import Feed, Stream, summed
 from lm.train.metrics import Log
 from lm.train.speed import mfu_formula, peak_flops
@@ -96,7 +97,8 @@ def train(
             state = state._replace(params=open_source(workdir, begin).load(abstract.params))
 
     stream.start(begin)
-    step_fn, sound_fn = jax.jit(trainer.step, donate_argnums=0), jax.jit(sound)
+    how = compiler.options(mesh.devices.flat[0])
+    step_fn, sound_fn = jax.jit(trainer.step, donate_argnums=0, compiler_options=how), jax.jit(sound)
     num_params = sum(sizing.parameters(model_config_of(config))["total"].values())
     flops = sizing.flops_per_token(model_config_of(config), config.sequence_length)
     known_peak = peak_flops()

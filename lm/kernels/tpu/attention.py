@@ -4,9 +4,11 @@ Axes: B batch, T time, H query heads, G key/value heads, K head size of queries 
 """
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -15,7 +17,7 @@ from lm.parallel.mesh import spec
 
 LANES = 128  # a block is a multiple of this
 BLOCK = 512  # queries and keys of a block, as in MaxText; smaller blocks skip more and start more often
-WIDE = 2048  # keys of a block in the backward pass
+WIDE = 1024  # keys of a block in the backward pass
 
 
 def splash_attention(
@@ -41,7 +43,9 @@ def _on_device(q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H, *, scale, window, s
     q, k, v = (jnp.swapaxes(_padded(x, length), 1, 2) for x in (q_BTHK * jnp.asarray(scale, q_BTHK.dtype), k_BTGK, v_BTGV))
     segments_BT = _padded(segments_BT, length)
     kernel = _kernel(length, H, q_BTHK.shape[-1], window, softcap, interpret)
-    out_BHTV = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, splash.SegmentIds(ids, ids), sinks_H))(q, k, v, segments_BT)
+    scope = f"splash_B{len(q)}_H{H}_T{length}_K{q.shape[-1]}_V{v.shape[-1]}_W{window}"  # for kernel_flops
+    with jax.named_scope(scope):
+        out_BHTV = jax.vmap(lambda q, k, v, ids: kernel(q, k, v, splash.SegmentIds(ids, ids), sinks_H))(q, k, v, segments_BT)
     return jnp.swapaxes(out_BHTV, 1, 2)[:, :T]
 
 
@@ -49,9 +53,29 @@ def _padded(x, length: int):
     return jnp.pad(x, [(0, length - x.shape[1] if axis == 1 else 0) for axis in range(x.ndim)])
 
 
+def kernel_flops(name: str, text: str) -> int:
+    """Return the FLOPs of a kernel of `splash_attention` in a compiled program: those of whole blocks. 0 for any other kernel.
+
+    name, text: of the instruction, as XLA prints them.
+    """
+    found = re.search(r"splash_B(\d+)_H(\d+)_T(\d+)_K(\d+)_V(\d+)_W(\d+)", text)
+    if not name.startswith("%splash_mha_") or not found:
+        return 0
+    B, H, T, K, V, window = map(int, found.groups())
+    block, wide = _blocks(T)
+    backward = name.startswith("%splash_mha_dkv")
+    of_keys = wide if backward else block
+    queries, keys = np.arange(0, T, block)[:, None], np.arange(0, T, of_keys)[None]
+    seen = keys < queries + block
+    if window:
+        seen &= keys + of_keys > queries - window + 1
+    products = 3 * K + 2 * V if backward else K + V  # scores, dV, dP, dK, dQ; scores, output
+    return B * H * int(seen.sum()) * block * of_keys * 2 * products
+
+
 def _kernel(length: int, heads: int, head_size: int, window: int, softcap: float, interpret: bool):
     """Return the kernel for rows of this length, a multiple of LANES."""
-    block, wide = (max(size for size in range(LANES, most + 1, LANES) if length % size == 0) for most in (BLOCK, WIDE))
+    block, wide = _blocks(length)
     mask = masks.LocalMask((length, length), (window - 1, 0), 0) if window else masks.CausalMask((length, length))
     # A head that is smaller than the lanes would be stored with as much padding, so its tokens lie along the lanes instead.
     layout = splash.QKVLayout.SEQ_MINOR if head_size % LANES else splash.QKVLayout.HEAD_DIM_MINOR
@@ -74,3 +98,8 @@ def _kernel(length: int, heads: int, head_size: int, window: int, softcap: float
         residual_checkpoint_name=NAME,
         interpret=interpret,
     )
+
+
+def _blocks(length: int) -> tuple[int, int]:
+    """Return the sizes of blocks for rows of this length: the largest that divide it."""
+    return tuple(max(size for size in range(LANES, most + 1, LANES) if length % size == 0) for most in (BLOCK, WIDE))

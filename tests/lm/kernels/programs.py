@@ -28,6 +28,11 @@ def collectives_in_loops(compiled: jax.stages.Compiled) -> list[str]:
     return [line for line in lines if re.search(rf" ({COLLECTIVES})(-start)?\(", line)]
 
 
+def collectives(compiled: jax.stages.Compiled) -> list[str]:
+    """All collectives of a compiled program, a line of it each."""
+    return [line for line in compiled.as_text().splitlines() if re.search(rf" ({COLLECTIVES})(-start)?\(", line)]
+
+
 def bodies(lines: list[str]) -> Iterator[str]:
     for line in lines:
         yield from re.findall(r" while\(.*body=(%[\w.\-]+)", line)

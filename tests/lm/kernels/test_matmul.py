@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
-from lm.kernels.matmul import matmul
+from lm.kernels.matmul import matmul, scattered_by_rings
+from lm.parallel.mesh import make_mesh, reshard
 
 CASES = {
     "up": ("btd,df->btf", (2, 6, 8), (8, 12), ("batch", "length", "mlp")),
@@ -61,3 +63,14 @@ def test_long_sums_keep_what_bfloat16_would_lose():
     # 4096 ones: a bfloat16 accumulator sticks at 256.
     x, w = jnp.ones((1, 1, 4096)), jnp.ones((4096, 1))
     assert matmul("btd,df->btf", x, w, dtype="bfloat16", out=("batch", "length", "mlp")).item() == 4096
+
+
+@pytest.mark.parametrize("sizes", [(8,), (2, 4), (4, 2), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize("shape, dimension", [((16, 3), 0), ((3, 32), 1), ((8, 5), 0)], ids=str)
+def test_a_sum_that_is_scattered_ring_by_ring(shape, dimension, sizes):
+    x = jax.random.normal(jax.random.key(0), (8, *shape))
+    where = PartitionSpec(*("fsdp" if axis == dimension else None for axis in range(len(shape))))
+    with jax.set_mesh(make_mesh(dict(fsdp=8))):
+        scatter = jax.shard_map(lambda x: scattered_by_rings(x[0], "fsdp", dimension, sizes), out_specs=where, check_vma=False)
+        found = jax.jit(scatter)(reshard(x, "embed", *[None] * len(shape)))
+    np.testing.assert_allclose(found, np.asarray(x).sum(axis=0), rtol=1e-5, atol=1e-5)

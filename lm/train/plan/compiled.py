@@ -1,0 +1,87 @@
+"""The training step of a config, compiled for devices that need not be attached."""
+
+import re
+from typing import NamedTuple
+
+import jax
+from jax.experimental import topologies
+
+from lm.errors import UserError
+from lm.parallel.mesh import check_fit, make_mesh
+from lm.train import compiler
+from lm.train.describe import abstract_batch
+from lm.train.step import abstract_state, make_trainer, model_config_of
+
+
+class DoesNotFit(Exception):
+    """The program needs more memory than a device has. needed: bytes, as the compiler says."""
+
+    def __init__(self, needed: int):
+        super().__init__(f"needs {needed} bytes")
+        self.needed = needed
+
+
+class Step(NamedTuple):
+    """compiled: None if it does not fit. state: bytes per device of parameters and of the optimizer's state."""
+
+    compiled: jax.stages.Compiled
+    mesh: jax.sharding.Mesh
+    state: dict[str, int]
+
+
+def devices_of(topology: str) -> list[jax.Device]:
+    """Return the devices of KIND:SHAPE or KIND:SHAPE*SLICES, such as v5e:16x16 or v5p:4x4x4*2. Raises UserError."""
+    name, _, slices = topology.partition("*")
+    if not re.fullmatch(r"v\d+[a-z]*:\d+(x\d+)*", name) or not re.fullmatch(r"\d*", slices):
+        raise UserError(f"--plan={topology}: write KIND:SHAPE, such as v5e:16x16 or v5p:4x4x8, with *2 for two slices")
+    options = {"num_slices": int(slices)} if slices else {}
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
+    except Exception as error:  # JAX raises RuntimeError without libtpu, others for shapes that no slice has
+        if "TPU support not installed" in str(error) or "libtpu" in str(error):
+            cure = "--plan needs the TPU compiler, which runs on any CPU: pip install libtpu (or pip install -e '.[tpu]')"
+            raise UserError(cure) from None
+        lines = str(error).strip().splitlines()
+        raise UserError(f"--plan={topology}: no such topology ({lines[0] if lines else type(error).__name__})") from None
+
+
+def compile_step(config, devices) -> Step:
+    """Compile the train step of a resolved config for these devices (real, or of a topology).
+
+    It is the program of train.py: same step, same sharding, same donation, same compiler options.
+    Raises: DoesNotFit; UserError for a config that does not fit the mesh.
+    """
+    mesh = make_mesh(config.mesh, devices)
+    check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
+    with jax.set_mesh(mesh):
+        trainer = make_trainer(config)
+        state = abstract_state(trainer, mesh)
+        batch = abstract_batch(config, mesh, config.batch_size)
+        lowered = jax.jit(trainer.step, donate_argnums=0).lower(state, batch)
+        sizes = {"parameters": _bytes_per_device(state.params), "optimizer": _bytes_per_device(state.optimizer)}
+        try:
+            compiled = lowered.compile(compiler_options=compiler.options(devices[0]))
+        except jax.errors.JaxRuntimeError as error:
+            needed = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", str(error)) or re.search(
+                r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error)
+            )
+            if needed is None:
+                raise
+            raise DoesNotFit(round(float(needed.group(1)) * 1024 ** ("KMGT".index(needed.group(2)) + 1))) from None
+    return Step(compiled, mesh, sizes)
+
+
+def _bytes_per_device(tree) -> int:
+    return sum(
+        leaf.sharding.shard_shape(leaf.shape) and _product(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        if leaf.shape
+        else leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _product(sizes) -> int:
+    total = 1
+    for size in sizes:
+        total *= size
+    return total

@@ -1,0 +1,104 @@
+"""Estimate the time of a compiled step from its schedule.
+
+Compute: the cycles that the compiler estimates, over the chip's clock. Pallas kernels: their FLOPs at KERNEL_SHARE of the peak,
+since the compiler estimates nothing for them. Collectives: lm/train/plan/network.py. One that runs in the background costs what
+the work between its start and its end does not hide; the network does one at a time.
+This is no measurement. The compiler knows neither contention nor stalls, and its cycles are those of its own cost model.
+"""
+
+from collections import defaultdict
+from typing import NamedTuple
+
+from lm.kernels.tpu.attention import kernel_flops
+from lm.train.plan.chips import Chip
+from lm.train.plan.network import Network, of_program
+from lm.train.plan.program import Instruction, Program
+
+KERNEL_SHARE = 0.4  # of the peak; what flash attention reaches on these chips by public reports, as a round number
+
+
+class Sent(NamedTuple):
+    """Collectives of one kind in a step, on one device. exposed: seconds that nothing hides."""
+
+    count: int
+    bytes: int
+    seconds: float
+    exposed: float
+    largest: int
+    in_background: int
+
+
+class Estimate(NamedTuple):
+    """Seconds of a step on one device, and what they consist of."""
+
+    compute: float
+    kernels: float
+    exposed: float
+    sent: dict[str, Sent]
+    cycles: int
+    kernel_flops: int
+
+    @property
+    def seconds(self) -> float:
+        return self.compute + self.kernels + self.exposed
+
+
+def estimate(program: Program, network: Network, chip: Chip) -> Estimate:
+    """Return the estimate for a program on a chip."""
+    sent = defaultdict(lambda: [0, 0, 0.0, 0.0, 0, 0])
+    totals = {"cycles": 0, "kernel": 0, "exposed": 0.0}
+    for times, _, instructions in program.schedule():
+        clock = free = 0.0  # now, and when the network has time, both since the begin of the computation
+        running: dict[str, tuple[float, str]] = {}
+        for one in instructions:
+            clock += one.cycles / chip.hertz
+            totals["cycles"] += times * one.cycles
+            if flops := kernel_flops(one.name, one.text) if one.kind == "custom-call" else 0:
+                clock += flops / (KERNEL_SHARE * chip.flops)
+                totals["kernel"] += times * flops
+            if one.kind == "while":  # its body is counted on its own; nothing runs in the background across it
+                clock, running = max([clock, *(end for end, _ in running.values())]), {}
+            if found := of_program(program.computations, one):
+                inner, kind = found
+                collective = network.collective(inner, kind)
+                end = max(clock, free) + collective.seconds
+                row = sent[collective.kind]
+                row[0] += times
+                row[1] += times * collective.bytes
+                row[2] += times * collective.seconds
+                row[4] = max(row[4], collective.bytes)
+                free = end
+                if _starts(one):
+                    row[5] += times
+                    running[_pair(one.name)] = (end, collective.kind)
+                else:
+                    row[3] += times * (end - clock)
+                    totals["exposed"] += times * (end - clock)
+                    clock = end
+            elif _ends(one) and _pair(one.name) in running:
+                end, kind = running.pop(_pair(one.name))
+                if end > clock:
+                    sent[kind][3] += times * (end - clock)
+                    totals["exposed"] += times * (end - clock)
+                    clock = end
+    return Estimate(
+        totals["cycles"] / chip.hertz,
+        totals["kernel"] / (KERNEL_SHARE * chip.flops),
+        totals["exposed"],
+        {kind: Sent(*row) for kind, row in sorted(sent.items())},
+        totals["cycles"],
+        totals["kernel"],
+    )
+
+
+def _starts(one: Instruction) -> bool:
+    return one.kind.endswith("-start") or "collective-start" in one.name
+
+
+def _ends(one: Instruction) -> bool:
+    return one.kind.endswith("-done") or "collective-done" in one.name
+
+
+def _pair(name: str) -> str:
+    """Return what the names of a start and its end have in common."""
+    return name.replace("-start", "").replace("-done", "")

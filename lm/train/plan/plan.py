@@ -1,0 +1,81 @@
+"""The plan of one config for one topology: `plan` returns plain numbers, as plan.json holds them."""
+
+import time
+
+import jax
+
+from lm import sizing
+from lm.train.describe import memory_per_device
+from lm.train.plan.chips import chip_of
+from lm.train.plan.compiled import DoesNotFit, compile_step, devices_of
+from lm.train.plan.estimate import KERNEL_SHARE, estimate
+from lm.train.plan.network import Network
+from lm.train.plan.program import Program
+from lm.train.step import model_config_of
+
+EXPLAINED = (
+    "An estimate, not a measurement: the cycles that XLA's TPU compiler expects for each fused operation, times the trips of "
+    f"its loop, over the clock; attention kernels, for which it expects nothing, at {KERNEL_SHARE:.0%} of the peak; and "
+    "collectives that no work hides, bytes over the links' bandwidth. Contention, stalls and the input pipeline are left out."
+)
+
+
+def plan(config, topology: str) -> dict:
+    """Compile the step of a resolved config for a topology. Return sizes in bytes per device, FLOPs per step and seconds.
+
+    Raises: UserError for a topology that does not exist, or a config that its devices cannot be laid out for.
+    """
+    devices = devices_of(topology)
+    chip, model = chip_of(devices[0]), model_config_of(config)
+    tokens = config.batch_size * config.sequence_length
+    begin = time.perf_counter()
+    found = {
+        "topology": topology,
+        "devices": len(devices),
+        "device_kind": devices[0].device_kind,
+        "batch_size": config.batch_size,
+        "sequence_length": config.sequence_length,
+        "accumulate": config.accumulate,
+        "remat": model.remat,
+        "parameters": sum(sizing.parameters(model)["total"].values()),
+        "tokens_per_step": tokens,
+        "model_flops_per_step": tokens * sizing.flops_per_token(model, config.sequence_length),
+    }
+    try:
+        step = compile_step(config, devices)
+    except DoesNotFit as error:
+        return found | {"fits": False, "memory": {"peak": error.needed, "limit": chip.memory}, "explained": EXPLAINED}
+    analysis = step.compiled.memory_analysis()
+    resident = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    peak = getattr(analysis, "peak_memory_in_bytes", 0) or resident + analysis.temp_size_in_bytes
+    with jax.set_mesh(step.mesh):
+        activations = memory_per_device(config, step.mesh.abstract_mesh)["activations"]
+    program = Program(step.compiled.as_text())
+    timed = estimate(program, Network(step.mesh, chip), chip)
+    peak_flops = chip.flops * len(devices)
+    flops = found["model_flops_per_step"]
+    return found | {
+        "mesh": {axis: size for axis, size in step.mesh.shape.items() if size > 1},
+        "fits": peak <= chip.memory,
+        "memory": {
+            **step.state,
+            "activations": activations,
+            "temporaries": max(0, peak - resident - activations),
+            "peak": peak,
+            "limit": chip.memory,
+        },
+        "seconds": {
+            "step": timed.seconds,
+            "compute": timed.compute,
+            "attention_kernels": timed.kernels,
+            "exposed_collectives": timed.exposed,
+        },
+        "cycles": timed.cycles,
+        "kernel_flops": timed.kernel_flops,
+        "collectives": {kind: sent._asdict() for kind, sent in timed.sent.items()},
+        "mfu": flops / peak_flops / timed.seconds,
+        "mfu_without_collectives": flops / peak_flops / (timed.compute + timed.kernels),
+        "tokens_per_second": tokens / timed.seconds,
+        "compile_seconds": time.perf_counter() - begin,
+        "explained": EXPLAINED,
+    }

@@ -1,0 +1,72 @@
+"""Splash attention, run by Pallas' interpreter on this CPU, against the reference twin."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.kernels.attention import Visible, attention_reference
+from lm.kernels.tpu.attention import kernel_flops, splash_attention
+from lm.parallel.mesh import make_mesh, reshard
+
+CASES = {
+    "grouped heads": dict(),
+    "window and soft-cap": dict(window=40, softcap=5.0),
+    "sinks": dict(sinks=True),
+    "a length that is no multiple of a block": dict(T=150),
+    "other sizes of keys and values": dict(K=192, V=128, G=4),
+}
+
+
+def example(T=128, H=4, G=2, K=64, V=64, rows=2):
+    keys = jax.random.split(jax.random.key(0), 5)
+    q, k, v = (jax.random.normal(key, (rows, T, heads, size)) for key, heads, size in zip(keys, (H, G, G), (K, K, V)))
+    segments = jnp.asarray(np.repeat([[1, 2, 0]], rows, axis=0).repeat([T // 3, T // 2, T - T // 3 - T // 2], axis=1))
+    return q, k, v, segments, jax.random.normal(keys[3], (H,)), jax.random.normal(keys[4], (rows, T, H, V))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_are_those_of_the_reference(name):
+    case = dict(CASES[name])
+    options = {key: case.pop(key) for key in ("window", "softcap") if key in case}
+    with_sinks = case.pop("sinks", False)
+    q, k, v, segments, sinks, weights = example(**case)
+    sinks = sinks if with_sinks else None
+    weights = weights * (segments > 0)[..., None, None]  # padding has no defined result
+
+    def ours(q, k, v, sinks):
+        out = splash_attention(
+            q, k, v, segments, scale=0.1, **{"window": 0, "softcap": 0.0} | options, sinks_H=sinks, interpret=True
+        )
+        return jnp.sum(out * weights), out
+
+    def theirs(q, k, v, sinks):
+        mask = Visible(segments, segments, jnp.arange(q.shape[1])).mask(options.get("window", 0))
+        out = attention_reference(q, k, v, mask, scale=0.1, softcap=options.get("softcap", 0.0), sinks_H=sinks)
+        return jnp.sum(out * weights), out
+
+    which = (0, 1, 2, 3) if with_sinks else (0, 1, 2)
+    gradients, out = jax.jit(jax.grad(ours, which, has_aux=True))(q, k, v, sinks)
+    wanted, expected = jax.jit(jax.grad(theirs, which, has_aux=True))(q, k, v, sinks)
+    seen = np.asarray(segments) > 0
+    np.testing.assert_allclose(np.asarray(out)[seen], np.asarray(expected)[seen], atol=2e-5)
+    for one, other in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(one, other, atol=2e-4)
+
+
+def test_rows_and_heads_on_eight_devices_as_on_one():
+    q, k, v, segments, _, _ = example(rows=4)
+    options = dict(scale=0.1, window=0, softcap=0.0, interpret=True)
+    alone = splash_attention(q, k, v, segments, **options)
+    with jax.set_mesh(make_mesh(dict(data=2, fsdp=2, tensor=2))):
+        placed = (reshard(x, "batch", None, axis, None) for x, axis in ((q, "heads"), (k, "kv_heads"), (v, "kv_heads")))
+        out = jax.jit(lambda *x: splash_attention(*x, **options))(*placed, reshard(segments, "batch", None))
+    np.testing.assert_allclose(out, alone, atol=1e-6)
+
+
+def test_flops_of_a_kernel_are_those_of_the_blocks_that_it_computes():
+    text = 'op_name="jit(step)/splash_B2_H3_T1024_K64_V64_W0/pallas_call"'
+    # Blocks of 512: three of four are seen. Backward, the keys of one block of 1,024 are seen by both.
+    assert kernel_flops("%splash_mha_fwd_segmented.1", text) == 2 * 3 * 3 * 512 * 512 * 2 * (64 + 64)
+    assert kernel_flops("%splash_mha_dkv_segmented.1", text) == 2 * 3 * 2 * 512 * 1024 * 2 * (3 * 64 + 2 * 64)
+    assert kernel_flops("%other", text) == kernel_flops("%splash_mha_fwd", "") == 0
