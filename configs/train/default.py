@@ -76,6 +76,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.fsdp = 1  # batch and parameters split
     config.mesh.tensor = 1  # heads and hidden units split
     config.mesh.expert = 1  # experts and batch split
+    # Groups of devices with a fast network inside; only `data` crosses the one between. None: as TPUs and GPUs report.
+    config.mesh.slices = placeholder(int)
 
     config.valid_every = 100  # steps; 0: only at the end
     config.valid_first = placeholder(bool)  # validate before the first step too; None: if init_from is set

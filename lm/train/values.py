@@ -22,6 +22,7 @@ RANGES = {
     "keep_last": (1, None),
     "keep_every": (0, None),
     "evals.every": (0, None),
+    "mesh.slices": (1, None),
     "data.max_bytes": (1, None),
     "data.max_valid_bytes": (0, None),
     "data.tokenizer_sample_bytes": (1, None),
