@@ -9,6 +9,7 @@ from lm.kernels.chunks import chunk_of
 from lm.kernels.head import exponentials, head_loss, softcapped, target_mask
 
 
+@jax.named_scope("head_loss")
 def cross_entropy(
     x_BTD,
     head_VD,

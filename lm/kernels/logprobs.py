@@ -15,6 +15,7 @@ from lm.kernels.head import exponentials, head_gradients, head_logits, skipping,
 from lm.kernels.matmul import gathered
 
 
+@jax.named_scope("head_loss")
 def target_logprobs(
     x_BTD, head_VD, targets_BT, *, dtype, softcap: float = 0.0, temperature: float = 1.0, chunk: int | None = None, used_BT=None
 ) -> tuple[jax.Array, jax.Array]:

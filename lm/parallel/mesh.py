@@ -101,8 +101,8 @@ def _between(sizes: Mapping[str, int], slices: int, devices, shown: str) -> list
         named = " × ".join(f"mesh.{axis}" for axis in BETWEEN_SLICES)
         cure = "" if devices[0].platform == "tpu" else ", or --config.mesh.slices=1 to let every axis cross it"
         raise UserError(
-            f"{shown}: only {named} may cross the network between the {slices} slices of {len(devices) // slices} devices, so it "
-            f"must be a multiple of {slices}: set --config.mesh.data={slices}, and other axes that fill a slice{cure}"
+            f"{shown}: only {named} may cross the network between the {slices} slices of {len(devices) // slices} devices, so "
+            f"it must be a multiple of {slices}: set --config.mesh.data={slices}, and other axes that fill a slice{cure}"
         )
     return list(parts.values())
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.lm.train.test_profile import steps_of
 from tests.verbs import runs
 from tests.verbs.test_resume import stop
 
@@ -47,13 +48,17 @@ def ends(processes: list[subprocess.Popen], folder: Path) -> tuple[list[int], li
 def test_two_processes_are_as_one(finished, text, tmp_path):
     """From raw text to the report, with the samples that the default config draws; each process is a slice."""
     workdir = tmp_path / "run"
-    command = runs.line(workdir, data__input=text, samples=None, mesh__slices=2, mesh__data=2, mesh__fsdp=2)
+    command = runs.line(workdir, data__input=text, samples=None, mesh__slices=2, mesh__data=2, mesh__fsdp=2, profile="100-102")
     codes, said = ends(start_all([command] * 2, tmp_path, devices=2), tmp_path)
     assert codes == [0, 0], said
     runs.assert_same_run(workdir, finished, tolerance=1e-5)
     assert (workdir / "report.html").exists()
-    samples = json.loads((workdir / "report.json").read_text())["samples"]
+    report = json.loads((workdir / "report.json").read_text())
+    samples = report["samples"]
     assert [sample["prompt"] for sample in samples] == ["def ", "import ", "The "] and all(s["text"] for s in samples)
+    found = sorted((workdir / "profile").rglob("*.xplane.pb"))
+    assert [path.name[:2] for path in found] == ["0-", "1-"] and report["profile"]["steps"] == ["100-102"]
+    assert [steps_of(path) for path in found] == [[100, 101, 102]] * 2
 
 
 @pytest.mark.slow
