@@ -47,7 +47,7 @@ def make_mesh(sizes: Mapping[str, int | None], devices=None) -> Mesh:
     """
     devices = jax.devices() if devices is None else devices
     asked = sizes.get("slices")
-    sizes = axis_sizes({axis: size for axis, size in sizes.items() if axis != "slices"})
+    sizes = axis_sizes(sizes)
     shown = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items() if size != 1) or "mesh of 1"
     free = [axis for axis, size in sizes.items() if size == -1]
     fixed = math.prod(size for size in sizes.values() if size != -1)
@@ -107,10 +107,10 @@ def _between(sizes: Mapping[str, int], slices: int, devices, shown: str) -> list
     return list(parts.values())
 
 
-def axis_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
+def axis_sizes(sizes: Mapping[str, int | None]) -> dict[str, int]:
     """Return the size of every axis of AXES, 1 where `sizes` leaves it out. Raises UserError for an unknown axis."""
     for axis, size in sizes.items():
-        if axis not in AXES and int(size) != 1:  # an unknown axis of size 1 is harmless
+        if axis not in (*AXES, "slices") and int(size) != 1:  # an unknown axis of size 1 is harmless
             raise UserError(f"mesh.{axis}={size}: no such axis; axes are {', '.join(AXES)}")
     return {axis: int(sizes.get(axis, 1)) for axis in AXES}
 

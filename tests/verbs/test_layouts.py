@@ -44,7 +44,8 @@ def test_each_layout_continues_the_checkpoints_of_the_others(fresh, finished, te
     assert len(set(zip(VISITS, VISITS[1:]))) == 4 * 3
     for n, layout in enumerate(VISITS, start=1):
         # A schedule that does not depend on the number of steps.
-        settings = dict(steps=4 * n, optimizer__schedule="constant", checkpoint_every=0, data__input=text, valid_every=0)
+        schedule = dict(optimizer__schedule="constant", optimizer__warmup=0)
+        settings = dict(steps=4 * n, checkpoint_every=0, data__input=text, valid_every=0, **schedule)
         run(layout, runs.line(fresh, **settings), tmp_path / "said")
     whole = tmp_path / "whole"
     runs.train(whole, **settings)
