@@ -2,7 +2,8 @@
 
 The verbs enable it through JAX's own variables, which JAX reads when it is imported. JAX locks the folder, evicts the least
 recently used entries and recompiles those that it cannot read. At the start of a run this module removes entries that a killed
-process left incomplete, and entries whose bytes have changed, because JAX would run them.
+process left incomplete, and entries whose bytes have changed, because JAX would run them. In a job of several processes only
+process 0 writes entries (JAX) and removes them; lm/parallel/hosts.py has the rest.
 
   JAX_ENABLE_COMPILATION_CACHE=false   no cache
   JAX_COMPILATION_CACHE_DIR=FOLDER     this folder with JAX's own settings; this module does nothing
@@ -29,6 +30,8 @@ MOST = 512 << 20  # bytes of all entries
 FREE = 1 << 30  # bytes that must be free on the disk
 SECONDS = 0.2  # programs that compile faster are not cached
 SUMS = "checksums.json"  # {entry: [bytes, XXH3 digest]}
+# Variables that number the processes of a job. Many processes that share a home would wait for one another.
+NUMBERS = ("JAX_PROCESS_ID", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK", "TPU_WORKER_ID", "MEGASCALE_SLICE_ID")
 WAIT = 5.0  # seconds for another process that has the lock
 
 
@@ -51,8 +54,9 @@ def switch_on() -> Path | None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # who can write here can run code as this user
         if shutil.disk_usage(folder).free < FREE:
             return None
-        with filelock.FileLock(folder / ".lockfile", timeout=WAIT):  # JAX's own lock
-            _sweep(folder)
+        if all(os.environ.get(name, "0") == "0" for name in NUMBERS):
+            with filelock.FileLock(folder / ".lockfile", timeout=WAIT):  # JAX's own lock
+                _sweep(folder)
     except (OSError, RuntimeError):  # no home, read-only, or the lock timed out
         return None
     settings = {

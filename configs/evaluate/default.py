@@ -30,6 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.fsdp = 1  # batch and parameters split
     config.mesh.tensor = 1  # heads and hidden units split
     config.mesh.expert = 1  # experts and batch split
+    config.mesh.slices = placeholder(int)  # groups of devices with a fast network inside; None: as TPUs and GPUs report
 
     config.compare = placeholder(str)  # folders of other evaluations, comma-separated; exit code 1 if this one is worse
     config.compare_alpha = 0.05  # worse: p-value below this, after Holm's correction,

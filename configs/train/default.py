@@ -76,6 +76,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.fsdp = 1  # batch and parameters split
     config.mesh.tensor = 1  # heads and hidden units split
     config.mesh.expert = 1  # experts and batch split
+    # Groups of devices with a fast network inside; only `data` crosses the one between. None: as TPUs and GPUs report.
+    config.mesh.slices = placeholder(int)
 
     config.valid_every = 100  # steps; 0: only at the end
     config.valid_first = placeholder(bool)  # validate before the first step too; None: if init_from is set
@@ -84,5 +86,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.keep_last = 2  # newest checkpoints that are kept
     config.keep_every = 0  # also keep every checkpoint at a multiple of this
     config.max_skipped_in_row = 10  # steps without a finite loss and gradient before the run stops
+    config.profile = ""  # steps whose trace goes to WORKDIR/profile for XProf: "10-12", both included; "": none
     config.samples = ("def ", "import ", "The ")  # prompts that the report completes
     return config

@@ -6,8 +6,9 @@ gradient stays a partial sum on each device (`partial_spec`) until the loop ends
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from lm.parallel.mesh import platform, reshard, row_ways
+from lm.parallel.mesh import platform, reshard, row_ways, spec
 
 CHUNK_TOKENS = 2048  # positions per device whose logits exist at once
 CPU_CHUNK_TOKENS = 512  # on a CPU, where more are no faster
@@ -32,7 +33,7 @@ def split(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
         x = reshard(x, "batch", *[None] * (x.ndim - 1))
         if x.shape[1] % chunk:
             x = jnp.pad(x, [(0, -x.shape[1] % chunk if axis == 1 else 0) for axis in range(x.ndim)])
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(_reshaped(x, x.shape[0], x.shape[1] // chunk, chunk, *x.shape[2:]), 1, 0)
 
     return tuple(map(one, arrays))
 
@@ -40,4 +41,9 @@ def split(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
 def joined(x: jax.Array, T: int) -> jax.Array:
     """Reshape [n, B, chunk, …] to [B, T, …]; the inverse of `split`."""
     x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :T]
+    return _reshaped(x, x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, :T]
+
+
+def _reshaped(x: jax.Array, *shape: int) -> jax.Array:
+    # With a partition, because JAX does not know where that of a single row goes.
+    return lax.reshape(x, shape, out_sharding=spec("batch", *[None] * (len(shape) - 1)))

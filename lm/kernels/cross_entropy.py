@@ -11,6 +11,7 @@ from lm.kernels.head import exponentials, head_loss, scaled, softcapped, target_
 from lm.kernels.vocabulary import block_rows, gradients, statistics
 
 
+@jax.named_scope("head_loss")
 def cross_entropy(
     x_BTD,
     head_VD,

@@ -57,6 +57,7 @@ class Divergence(NamedTuple):
     agreement: jax.Array
 
 
+@jax.named_scope("head_loss")
 def divergence(
     x_BTD, head_VD, teacher_BTE, teacher_head_VE, targets_BT, weights_BT, d: Distillation, *, dtype, chunk: int | None = None
 ) -> Divergence:

@@ -16,6 +16,7 @@ from lm.kernels.matmul import gathered
 from lm.kernels.vocabulary import block_rows, gradients, statistics
 
 
+@jax.named_scope("head_loss")
 def target_logprobs(
     x_BTD, head_VD, targets_BT, *, dtype, softcap: float = 0.0, temperature: float = 1.0, chunk: int | None = None, used_BT=None
 ) -> tuple[jax.Array, jax.Array]:

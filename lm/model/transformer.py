@@ -72,14 +72,16 @@ class Layer(nnx.Module):
 
     def __call__(self, x_BTD, step: Step, cache: Cache | None = None):
         """Return (x, the layer's next cache or None, RouterStats or None)."""
-        mixed_BTD, cache = self.attention(_normed(self.attention_norm, x_BTD), step, cache)
-        x_BTD = x_BTD + _normed(self.post_attention_norm, mixed_BTD)
-        y_BTD, router = _normed(self.feed_forward_norm, x_BTD), None
-        if isinstance(self.feed_forward, MoE):
-            y_BTD, router = self.feed_forward(y_BTD, step.valid_BT)
-        else:
-            y_BTD = self.feed_forward(y_BTD)
-        return x_BTD + _normed(self.post_feed_forward_norm, y_BTD), cache, router
+        with jax.named_scope("attention"):  # scopes name the operations of a trace
+            mixed_BTD, cache = self.attention(_normed(self.attention_norm, x_BTD), step, cache)
+            x_BTD = x_BTD + _normed(self.post_attention_norm, mixed_BTD)
+        with jax.named_scope("feed_forward"):
+            y_BTD, router = _normed(self.feed_forward_norm, x_BTD), None
+            if isinstance(self.feed_forward, MoE):
+                y_BTD, router = self.feed_forward(y_BTD, step.valid_BT)
+            else:
+                y_BTD = self.feed_forward(y_BTD)
+            return x_BTD + _normed(self.post_feed_forward_norm, y_BTD), cache, router
 
 
 def _normed(norm, x_BTD):
@@ -199,6 +201,7 @@ class Transformer(nnx.Module):
             found.append(Hidden(x_BTD, None, routing({("mtp", k, "layer"): stats})))
         return found
 
+    @jax.named_scope("head")
     def logits(self, x_BTD):
         """Return float32 logits [B, T, V] of hidden states after the last norm."""
         config = self.config
@@ -222,6 +225,7 @@ class Transformer(nnx.Module):
         """Return hidden states after the last norm, scaled for the head (μP)."""
         return scaled_output(self.config, x_BTD)
 
+    @jax.named_scope("embedding")
     def _embedded(self, tokens_BT):
         config = self.config
         if (packed := packed_of(self.embedding)) is not None:

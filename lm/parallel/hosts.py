@@ -14,6 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -30,7 +31,7 @@ GRACE = 10  # seconds that process 0, which runs the service, waits until the ot
 TIDY = 1  # seconds that a process has to fail and clean up by itself after another has failed
 TEXT_BYTES = 1024  # size of a text that processes exchange
 # Keys of the service, and the name of a barrier.
-FAILED, HEARD, MADE, LEAVE = "lmcraft/failed", "lmcraft/heard", "lmcraft/made", "lmcraft/leave"
+FAILED, HEARD, MADE, SEEN, LEAVE = (f"lmcraft/{name}" for name in ("failed", "heard", "made", "seen", "leave"))
 
 T = TypeVar("T")
 _listener: threading.Thread
@@ -44,7 +45,7 @@ def start(trains: bool = True) -> None:
     """Join the other processes of this job, if there are any. Call it before the first use of a device.
 
     trains: the training loop handles SIGTERM and saves. If False, SIGTERM ends the process and with it the job.
-    JAX detects Slurm, Open MPI and TPU pods. Elsewhere set JAX_COORDINATOR_ADDRESS (host:port of process 0),
+    JAX detects Slurm, Open MPI and Cloud TPUs. Elsewhere set JAX_COORDINATOR_ADDRESS (host:port of process 0),
     JAX_NUM_PROCESSES and JAX_PROCESS_ID for each process.
     """
     if not cluster.several():
@@ -63,6 +64,33 @@ def start(trains: bool = True) -> None:
     global _listener
     _listener = threading.Thread(target=_listen, args=(_service(),), daemon=True)
     _listener.start()
+    folder = jax.config.jax_compilation_cache_dir
+    if distributed.global_state.process_id:
+        jax.config.update("jax_compilation_cache_max_size", -1)  # read without a lock; only process 0 writes
+    if jax.default_backend() == "gpu" and not all_see(folder):
+        jax.config.update("jax_enable_compilation_cache", False)
+
+
+def all_see(folder: str | None) -> bool:
+    """Return whether `folder` exists and is the same one on all processes. Collective.
+
+    XLA tunes a program for GPUs on all processes together. With a compilation cache in a folder that only some of them see,
+    those that find the program there would let the others wait for ever.
+    """
+    service, state = _service(), distributed.global_state
+    name = from_first(lambda: f"job-{os.getpid()}-{time.time_ns()}")
+    if not state.process_id and folder:
+        with contextlib.suppress(OSError):
+            (Path(folder) / name).touch()
+    from_first(lambda: None)  # it is there now
+    service.key_value_set(f"{SEEN}/{name}/{state.process_id}", str(bool(folder) and (Path(folder) / name).exists()))
+    try:
+        return from_first(
+            lambda: all(_get(service, f"{SEEN}/{name}/{i}", LONGEST) == "True" for i in range(state.num_processes))
+        )
+    finally:
+        if not state.process_id and folder:
+            (Path(folder) / name).unlink(missing_ok=True)
 
 
 def leave() -> None:

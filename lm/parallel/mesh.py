@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Mapping
 
 import jax
@@ -14,6 +15,8 @@ from lm.errors import UserError
 from lm.parallel import torus
 
 AXES = ("data", "fsdp", "tensor", "expert")
+# Axes that may cross the slow network between slices. Along `data` only gradients are sent.
+BETWEEN_SLICES = ("data",)
 
 # Logical axis -> mesh axes. Weights are split over fsdp (gathered before use) and over tensor and expert (used split).
 # Activations are split by batch over data, fsdp and expert, and by head or hidden unit over tensor. The devices of an expert
@@ -34,12 +37,16 @@ RULES = {
 }
 
 
-def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
+def make_mesh(sizes: Mapping[str, int | None], devices=None) -> Mesh:
     """Build a mesh with explicit axes from sizes by axis name; one size may be -1 and takes the remaining devices.
 
-    Raises UserError if the product of the sizes is not the number of devices, or if an axis is unknown.
+    sizes["slices"]: equal groups of devices with a fast network inside, such as TPU slices. Only the axes of BETWEEN_SLICES
+    cross the slow network between them. None: the groups that TPUs and GPUs report, 1 elsewhere.
+    Raises UserError if the product of the sizes is not the number of devices, if an axis is unknown, or if the axes within a
+    slice do not fill it.
     """
     devices = jax.devices() if devices is None else devices
+    asked = sizes.get("slices")
     sizes = axis_sizes(sizes)
     shown = ", ".join(f"mesh.{axis}={size}" for axis, size in sizes.items() if size != 1) or "mesh of 1"
     free = [axis for axis, size in sizes.items() if size == -1]
@@ -52,19 +59,63 @@ def make_mesh(sizes: Mapping[str, int], devices=None) -> Mesh:
         raise UserError(
             f"{shown} needs {fixed} devices and this job has {len(devices)}: the product of the sizes must match (-1 fills one)"
         )
+    slices = _slices(devices, asked)
+    outer = _between(sizes, len(slices), devices, shown)
+    inner = [size // n for size, n in zip(sizes.values(), outer)]
     try:
-        laid_out = torus.lay_out(tuple(sizes.values()), devices)
-    except (AssertionError, NotImplementedError, ValueError) as error:  # a torus does not allow every shape
+        parts = [torus.lay_out(inner, one) for one in slices]
+    except (
+        AssertionError,
+        NotImplementedError,
+        ValueError,
+    ) as error:  # a torus does not allow every shape, nor every set of devices
         raise UserError(f"{shown}: these devices cannot be laid out like this ({str(error).splitlines()[0]})") from None
-    mesh = Mesh(laid_out, AXES, axis_types=(AxisType.Explicit,) * len(AXES))
+    laid_out = np.empty((*outer, *inner), object)
+    for place, part in zip(np.ndindex(*outer), parts, strict=True):
+        laid_out[place] = part
+    # Axes (a, b, …, A, B, …) become (a, A, b, B, …): along each axis, devices of a slice are neighbours.
+    axes = len(AXES)
+    laid_out = laid_out.transpose([i + axes * j for i in range(axes) for j in (0, 1)]).reshape(tuple(sizes.values()))
+    mesh = Mesh(laid_out, AXES, axis_types=(AxisType.Explicit,) * axes)
     torus.remember(mesh)
     return mesh
 
 
-def axis_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
+def _slices(devices, asked: int | None) -> list[list]:
+    """Return the devices by slice: by what they report if `asked` is None, else in `asked` equal parts of neighbours."""
+    found = Counter(getattr(device, "slice_index", 0) for device in devices)
+    count = len(found) if asked is None else asked
+    if count > 1 and len(set(found.values())) > 1:
+        raise UserError(f"this job has slices of {list(found.values())} devices: all must have the same number")
+    if count < 1 or len(devices) % count:
+        raise UserError(f"mesh.slices={count} must divide the {len(devices)} devices of this job")
+    if count != len(found) and (devices[0].platform == "tpu" or (len(found) > 1 and len(found) % count)):
+        raise UserError(f"mesh.slices={count}: this job has slices of {list(found.values())} devices; leave mesh.slices out")
+    ordered = sorted(devices, key=lambda device: (getattr(device, "slice_index", 0), device.process_index, device.id))
+    size = len(devices) // count
+    return [ordered[begin : begin + size] for begin in range(0, len(devices), size)]
+
+
+def _between(sizes: Mapping[str, int], slices: int, devices, shown: str) -> list[int]:
+    """Return how many parts of each axis lie in different slices; their product is `slices`."""
+    left, parts = slices, dict.fromkeys(sizes, 1)
+    for axis in BETWEEN_SLICES:
+        parts[axis] = math.gcd(sizes[axis], left)
+        left //= parts[axis]
+    if left > 1:
+        named = " × ".join(f"mesh.{axis}" for axis in BETWEEN_SLICES)
+        cure = "" if devices[0].platform == "tpu" else ", or --config.mesh.slices=1 to let every axis cross it"
+        raise UserError(
+            f"{shown}: only {named} may cross the network between the {slices} slices of {len(devices) // slices} devices, so "
+            f"it must be a multiple of {slices}: set --config.mesh.data={slices}, and other axes that fill a slice{cure}"
+        )
+    return list(parts.values())
+
+
+def axis_sizes(sizes: Mapping[str, int | None]) -> dict[str, int]:
     """Return the size of every axis of AXES, 1 where `sizes` leaves it out. Raises UserError for an unknown axis."""
     for axis, size in sizes.items():
-        if axis not in AXES and int(size) != 1:  # an unknown axis of size 1 is harmless
+        if axis not in (*AXES, "slices") and int(size) != 1:  # an unknown axis of size 1 is harmless
             raise UserError(f"mesh.{axis}={size}: no such axis; axes are {', '.join(AXES)}")
     return {axis: int(sizes.get(axis, 1)) for axis in AXES}
 

@@ -23,6 +23,7 @@ def lay_out(sizes, devices) -> np.ndarray:
     """
     if devices[0].platform == "tpu" and max(sizes) == len(devices):  # all in one axis: row by row, and no winding line
         return np.array(sorted(devices, key=lambda device: tuple(device.coords)), object).reshape(sizes)
+    # Where no group of whole axes of the torus has a size, an axis of it is split.
     return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
 
 

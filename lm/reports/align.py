@@ -18,7 +18,7 @@ from lm.reports.align_curves import curves
 from lm.reports.data_used import alignment_epochs, example_notes, text_summary
 from lm.reports.next_steps import next_steps
 from lm.reports.page import number, render, replace_json
-from lm.reports.provenance import provenance, signed, with_stopped
+from lm.reports.provenance import provenance, signed, traced, with_stopped
 from lm.reports.samples import same_prompt, shown_samples
 from lm.saving import plain
 from lm.train.history import json_lines
@@ -76,8 +76,8 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
             measures {measure: its description}, data ({split: {label: count or {reason: count}}}, and the same for `tasks`),
             notes (list of str), training {steps, tokens, skipped}, stages {name: seconds}.
 
-    The JSON also gets alarms (list of {step, kind, text}), rollout_share, training.epochs, next (see `next_steps`) and best_of,
-    the statistics of a run that answered each prompt several times.
+    The JSON also gets alarms (list of {step, kind, text}), rollout_share, training.epochs, next (see `next_steps`), profile
+    (see `traced`) and best_of, the statistics of a run that answered each prompt several times.
     """
     workdir, report = Path(workdir), plain(report)
     lines, samples = load_lines(workdir / "metrics.jsonl"), load_samples(workdir / "samples.jsonl")
@@ -89,6 +89,7 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
         report["training"]["epochs"] = epochs
     report["verdict"] = _verdict(report)
     report["next"] = next_steps(report, workdir)
+    report["profile"] = traced(workdir)
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report, lines, samples))
 

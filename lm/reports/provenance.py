@@ -36,6 +36,12 @@ def signed(config: Mapping[str, Any], stages: Mapping[str, float], *, devices: b
     return {"machine": machine(devices), "provenance": provenance(config, stages)}
 
 
+def traced(workdir: Path) -> dict[str, Any] | None:
+    """Return {"steps": the traces of a run by their steps, "command": that opens them}, or None if it has none."""
+    steps = sorted(path.name.removeprefix("steps-") for path in workdir.glob("profile/plugins/profile/steps-*"))
+    return {"steps": steps, "command": shlex.join(["xprof", f"--logdir={workdir / 'profile'}"])} if steps else None
+
+
 def with_stopped(stages: Mapping[str, float], lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the stages, with the seconds of steps of earlier processes of the run, which stopped before they could report.
 

@@ -26,7 +26,7 @@ from lm.reports.charts import LINES, MARKERS, MUTED, SERIES, TRAIN, VALID, dots,
 from lm.reports.data_used import epochs_text, text_notes, text_sources
 from lm.reports.next_steps import next_steps
 from lm.reports.page import render, replace_json
-from lm.reports.provenance import signed, with_stopped
+from lm.reports.provenance import signed, traced, with_stopped
 from lm.saving import plain, write_json
 from lm.train import ngram
 from lm.train.history import column, load_metrics
@@ -200,7 +200,7 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
             stages {name: seconds}, training {steps, tokens, skipped}.
 
     Numbers that are not finite become null in the JSON and are left out of the page. The JSON also gets `verdict`, `next`
-    (see `next_steps`), and `before` if metrics.jsonl has a validation at step 0.
+    (see `next_steps`), `profile` (see `traced`), and `before` if metrics.jsonl has a validation at step 0.
     """
     workdir, report = Path(workdir), plain(report)
     metrics = workdir / "metrics.jsonl"
@@ -209,6 +209,7 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
         report["before"] = plain({key: valid[0].get(f"valid_{key}") for key in ("loss", "bits_per_byte")})
     report["verdict"] = verdict(report.get("validation") or {}, report.get("before") or {}) or _unmeasured(report)
     report["next"] = next_steps(report, workdir)
+    report["profile"] = traced(workdir)
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report, train, valid))
 

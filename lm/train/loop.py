@@ -28,6 +28,7 @@ from lm.parallel.mesh import spec
 from lm.train import compiler
 from lm.train.feed import Feed, Stream, summed
 from lm.train.metrics import Log
+from lm.train.profile import Profile
 from lm.train.speed import mfu_formula, peak_flops
 from lm.train.step import Trainer, TrainState, abstract_state, model_config_of, sound, state_shardings
 from lm.train.values import check_length, check_values
@@ -96,6 +97,7 @@ def train(
         if base:
             state = state._replace(params=open_source(workdir, begin).load(abstract.params))
 
+    profile = Profile(config.profile, workdir, begin, config.steps)
     stream.start(begin)
     how = compiler.options(mesh.devices.flat[0])
     step_fn, sound_fn = jax.jit(trainer.step, donate_argnums=0, compiler_options=how), jax.jit(sound)
@@ -183,10 +185,19 @@ def train(
                 for text in watch(step - 1, state.params):
                     log.say(text)
                 last_read = time.perf_counter()
-            batch, stream_metrics = stream.next(step, state.params, read)
-            state, metrics = step_fn(state, batch, frozen)
+            if step == profile.first:
+                read()
+                profile.start()
+                last_read = time.perf_counter()
+            with profile.step(step):
+                batch, stream_metrics = stream.next(step, state.params, read)
+                state, metrics = step_fn(state, batch, frozen)
             read()
             pending = (step, metrics | stream_metrics, stream.ids(step))
+            if step == profile.last:
+                read()
+                profile.stop()
+                last_read = time.perf_counter()
             due = config.checkpoint_every and step % config.checkpoint_every == 0
             signum = stop.requested(step)
             if due or signum or step == config.steps:
@@ -209,6 +220,7 @@ def train(
         log.close()
         stop.restore()
         checkpoints.close()
+        profile.stop()
     rate = float(np.median(rates[1:])) if len(rates) > 1 else None
     return {
         "params": state.params,

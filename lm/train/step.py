@@ -103,20 +103,21 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
             return objective.loss(nnx.merge(graph, nnx.merge_state(params, rest)), batch, frozen, key)
 
         (total, sums), grads = accumulated_gradient(loss, params, batch, weight, config.accumulate)
-        norm = optax.global_norm(grads)
-        grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, o.clip_norm / (norm + 1e-9)), grads)
-        rate = learning_rate(state.step)
-        direction, optimizer = transform.update(grads, state.optimizer, params)
-        params = nnx.merge_state(jax.tree.map(lambda p, u: p - rate * u, params, direction), rest)
-        if not model_config.adapter.rank:  # an adapter leaves the base unchanged
-            params = with_balance(params, sums.loads, model_config.moe.bias_rate)
-        # A learning rate that is too large lets the update overflow. The moments cannot overflow: they average gradients and
-        # their squares, and these are finite if the norm is.
-        ok = jnp.isfinite(total) & jnp.isfinite(norm) & ~overflowed(state.params, params)
-        # A bad step leaves parameters and moments bitwise unchanged, without a host sync.
-        params, optimizer = jax.tree.map(
-            lambda new, old: jnp.where(ok, new, old), (params, optimizer), (state.params, state.optimizer)
-        )
+        with jax.named_scope("optimizer"):
+            norm = optax.global_norm(grads)
+            grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, o.clip_norm / (norm + 1e-9)), grads)
+            rate = learning_rate(state.step)
+            direction, optimizer = transform.update(grads, state.optimizer, params)
+            params = nnx.merge_state(jax.tree.map(lambda p, u: p - rate * u, params, direction), rest)
+            if not model_config.adapter.rank:  # an adapter leaves the base unchanged
+                params = with_balance(params, sums.loads, model_config.moe.bias_rate)
+            # A learning rate that is too large lets the update overflow. The moments cannot overflow: they average gradients
+            # and their squares, and these are finite if the norm is.
+            ok = jnp.isfinite(total) & jnp.isfinite(norm) & ~overflowed(state.params, params)
+            # A bad step leaves parameters and moments bitwise unchanged, without a host sync.
+            params, optimizer = jax.tree.map(
+                lambda new, old: jnp.where(ok, new, old), (params, optimizer), (state.params, state.optimizer)
+            )
         bad = jnp.int32(1) - ok.astype(jnp.int32)
         in_row = (state.skipped_in_row + bad) * bad
         state = TrainState(state.step + 1, params, optimizer, state.skipped + bad, in_row)

@@ -22,6 +22,7 @@ RANGES = {
     "keep_last": (1, None),
     "keep_every": (0, None),
     "evals.every": (0, None),
+    "mesh.slices": (1, None),
     "data.max_bytes": (1, None),
     "data.max_valid_bytes": (0, None),
     "data.tokenizer_sample_bytes": (1, None),
@@ -49,6 +50,9 @@ def check_values(config) -> None:
         raise UserError(f"epochs={config.epochs} must be above 0")
     if not 0 <= config.data.valid_fraction < 1:
         raise UserError(f"data.valid_fraction={config.data.valid_fraction} must be at least 0 and below 1")
+    steps = profiled_steps(config.profile)
+    if steps and config.epochs is None and steps[0] > config.steps:
+        raise UserError(f"profile={config.profile}: the run has only {config.steps} steps")
     o = config.optimizer
     check_schedule(o.schedule, o.warmup)
     if o.learning_rate is not None and not (math.isfinite(o.learning_rate) and o.learning_rate >= 0):
@@ -56,6 +60,19 @@ def check_values(config) -> None:
     if not all(isinstance(prompt, str) for prompt in config.samples):
         raise UserError(f"samples={config.samples} must be texts, such as ('def ', 'The ')")
     model_of(config)  # raises UserError if the model cannot be built
+
+
+def profiled_steps(text: str) -> range:
+    """Return the steps that `config.profile` names: "" none, "10" one, "10-12" three. Raises UserError for other texts."""
+    first, dash, last = text.partition("-")
+    if not text:
+        return range(0)
+    if not first.isdecimal() or not (last or first).isdecimal() or (dash and not last):
+        raise UserError(f"profile={text!r} is no range of steps, such as 10-12")
+    steps = range(int(first), int(last or first) + 1)
+    if not steps or steps[0] < 1:
+        raise UserError(f"profile={text!r} is an empty range; steps count from 1, such as 10-12")
+    return steps
 
 
 def model_of(config) -> ModelConfig:

@@ -11,44 +11,54 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.lm.train.test_profile import steps_of
 from tests.verbs import runs
 from tests.verbs.test_resume import stop
 
 
 def start_both(command: list[str], folder: Path, second: list[str] | None = None) -> list[subprocess.Popen]:
-    """Both write to files in `folder`: process i its stderr to i, its stdout to i.out. second: process 1's command."""
+    """Two processes of one device each. second: process 1's command."""
+    return start_all([command, second or command], folder)
+
+
+def start_all(commands: list[list[str]], folder: Path, devices: int = 1) -> list[subprocess.Popen]:
+    """Start one job. All write to files in `folder`: process i its stderr to i, its stdout to i.out. devices: of each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     processes = []
-    for i, line in enumerate((command, second or command)):
-        job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(i)}
+    for i, line in enumerate(commands):
+        job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(commands)), "JAX_PROCESS_ID": str(i)}
         with open(folder / str(i), "w") as said, open(folder / f"{i}.out", "w") as printed:
-            processes.append(
-                subprocess.Popen(line, cwd=runs.REPOSITORY, env=runs.environment(**job), stdout=printed, stderr=said)
-            )
+            env = runs.environment(**runs.fake_devices(devices), **job)
+            processes.append(subprocess.Popen(line, cwd=runs.REPOSITORY, env=env, stdout=printed, stderr=said))
     return processes
 
 
 def ends(processes: list[subprocess.Popen], folder: Path) -> tuple[list[int], list[list[str]]]:
-    """Exit codes and complaints of both."""
+    """Exit codes and complaints of all."""
     try:
         codes = [process.wait(runs.DEADLINE) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return codes, [runs.complaint((folder / str(i)).read_text()) for i in range(2)]
+    return codes, [runs.complaint((folder / str(i)).read_text()) for i in range(len(processes))]
 
 
 def test_two_processes_are_as_one(finished, text, tmp_path):
-    """From raw text to the report, with the samples that the default config draws."""
+    """From raw text to the report, with the samples that the default config draws; each process is a slice."""
     workdir = tmp_path / "run"
-    codes, said = ends(start_both(runs.line(workdir, data__input=text, samples=None), tmp_path), tmp_path)
+    command = runs.line(workdir, data__input=text, samples=None, mesh__slices=2, mesh__data=2, mesh__fsdp=2, profile="100-102")
+    codes, said = ends(start_all([command] * 2, tmp_path, devices=2), tmp_path)
     assert codes == [0, 0], said
     runs.assert_same_run(workdir, finished, tolerance=1e-5)
     assert (workdir / "report.html").exists()
-    samples = json.loads((workdir / "report.json").read_text())["samples"]
+    report = json.loads((workdir / "report.json").read_text())
+    samples = report["samples"]
     assert [sample["prompt"] for sample in samples] == ["def ", "import ", "The "] and all(s["text"] for s in samples)
+    found = sorted((workdir / "profile").rglob("*.xplane.pb"))
+    assert [path.name[:2] for path in found] == ["0-", "1-"] and report["profile"]["steps"] == ["100-102"]
+    assert [steps_of(path) for path in found] == [[100, 101, 102]] * 2
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lm.kernels.cross_entropy import cross_entropy, cross_entropy_reference
+from lm.parallel.mesh import make_mesh, reshard
 
 B, T, D, V = 3, 12, 8, 50
 
@@ -77,6 +78,21 @@ def test_bfloat16_stays_near_the_twin_and_gives_float32_sums():
     np.testing.assert_allclose(ours[0], twin[0], rtol=1e-4)
     for a, b in zip(ours[2:], twin[2:], strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("chunk", [3, 8])
+def test_one_row_on_a_mesh_of_one_device(chunk):
+    """As in a slice of a batch whose `accumulate` is its size."""
+    x, head, targets, weights = (jnp.ones((1, 8, 4)), jnp.ones((6, 4)), jnp.zeros((1, 8), jnp.int32), jnp.ones((1, 8)))
+
+    def loss(x, head):
+        return cross_entropy(x, head, targets, weights, dtype=jnp.float32, chunk=chunk)[0]
+
+    expected = jax.grad(loss, argnums=(0, 1))(x, head)
+    with jax.set_mesh(make_mesh({}, jax.devices()[:1])):
+        found = jax.jit(jax.grad(loss, argnums=(0, 1)))(reshard(x, "batch", None, None), head)
+    for ours, theirs in zip(found, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_extreme_logits_stay_finite():

@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -29,6 +30,9 @@ def agrees() -> None:
         hosts.from_first(lambda: hosts.gathered(rows))
     except RuntimeError as raised:
         print(raised)
+    here = Path(sys.argv[2])
+    (own := here / f"own-{jax.process_index()}").mkdir()
+    print(hosts.all_see(str(here)), hosts.all_see(str(own)), hosts.all_see(None), list(here.glob("job-*")))
     print(hosts.gathered((rows, np.ones(1)))[0].tolist(), hosts.gathered(jax.numpy.arange(2)).tolist())
 
 

@@ -7,7 +7,7 @@ from tests.verbs.test_hosts import ends, start_both
 
 def job(name: str, folder) -> tuple[list[int], list[list[str]], list[list[str]]]:
     """Exit codes, stderr and stdout of both, line by line."""
-    processes = start_both([sys.executable, "-m", "tests.lm.parallel.job", name], folder)
+    processes = start_both([sys.executable, "-m", "tests.lm.parallel.job", name, str(folder)], folder)
     codes, said = ends(processes, folder)
     printed = [(folder / f"{i}.out").read_text().splitlines() for i in range(2)]
     return codes, said, [[line for line in lines if not line.startswith("[Gloo]")] for lines in printed]
@@ -17,7 +17,8 @@ def test_both_get_what_the_first_one_does(tmp_path):
     codes, said, printed = job("agrees", tmp_path)
     assert codes == [0, 0], said
     assert printed[0] == printed[1]
-    first, *errors, alone, whole = printed[0]
+    first, *errors, alone, seen, whole = printed[0]
+    assert seen == "True False False []"
     assert first.endswith("[0, 1, 2]")
     assert errors == ["UserError: ask another", "ZeroDivisionError: none", "RuntimeError: Unreadable: 1 and 2"]
     assert "must not compute on the mesh" in alone and whole == "[0.0, 1.0] [0, 1]"

@@ -1,6 +1,9 @@
 """Meshes that fit are built; those that do not are refused by name."""
 
+from dataclasses import dataclass
+
 import jax
+import numpy as np
 import pytest
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
@@ -71,6 +74,81 @@ def test_a_mesh_of_some_devices():
 def test_sizes_that_do_not_fit(sizes, named):
     with pytest.raises(UserError, match=named):
         make_mesh(sizes)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a mesh reads of a device."""
+
+    id: int
+    process_index: int
+    slice_index: int
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100"
+
+
+@dataclass(frozen=True)
+class Tpu:
+    id: int
+    process_index: int
+    slice_index: int
+    coords: tuple[int, int, int]
+    core_on_chip: int = 0
+    platform: str = "tpu"
+    device_kind: str = "TPU v5p"
+
+
+GPUS = [Gpu(8 * node + i, node, node) for i in range(8) for node in range(4)]  # four nodes, in no useful order
+TPUS = [Tpu(8 * n + i, 2 * n + i // 4, n, (i % 2, i // 2 % 2, i // 4)) for n in range(2) for i in range(8)]  # two of 2x2x2
+
+
+def slices_along(mesh, axis) -> list[set[int]]:
+    """The slices of the devices at each place of an axis."""
+    rows = np.moveaxis(mesh.devices, AXES.index(axis), 0)
+    return [{device.slice_index for device in row.flat} for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("devices", "sizes", "slice_of_data"),
+    [
+        (GPUS, {"data": 4, "fsdp": 8}, [{0}, {1}, {2}, {3}]),
+        (GPUS, {"data": -1, "tensor": 4}, [{0}, {0}, {1}, {1}, {2}, {2}, {3}, {3}]),
+        (GPUS, {"data": 2, "fsdp": 16, "slices": 2}, [{0, 1}, {2, 3}]),
+        (GPUS, {"data": 1, "fsdp": 32, "slices": 1}, [{0, 1, 2, 3}]),
+        (TPUS, {"data": 2, "fsdp": 4, "tensor": 2}, [{0}, {1}]),
+        (TPUS, {"data": -1, "tensor": 4, "slices": 2}, [{0}, {0}, {1}, {1}]),
+    ],
+)
+def test_only_data_crosses_slices(devices, sizes, slice_of_data):
+    mesh = make_mesh(sizes, devices)
+    assert slices_along(mesh, "data") == slice_of_data
+    assert sorted(device.id for device in mesh.devices.flat) == list(range(len(devices)))
+
+
+def test_devices_that_report_no_slices_are_split_when_asked():
+    mesh = make_mesh({"data": 4, "tensor": 2, "slices": 2})
+    assert [device.id for device in mesh.devices.flat] == list(range(8))
+    assert make_mesh({"data": 4, "tensor": 2, "slices": None}) == mesh
+
+
+@pytest.mark.parametrize(
+    ("devices", "sizes", "named"),
+    [
+        (GPUS, {"fsdp": -1}, "4 slices of 8 devices.*--config.mesh.data=4.*--config.mesh.slices=1"),
+        (GPUS, {"data": 2, "fsdp": 16}, "must be a multiple of 4"),
+        (GPUS, {"data": 3, "fsdp": 8, "slices": 3}, "mesh.data=3, mesh.fsdp=8 needs 24 devices"),
+        (GPUS, {"data": -1, "slices": 3}, "mesh.slices=3 must divide the 32 devices"),
+        (GPUS, {"data": -1, "slices": 8}, r"mesh.slices=8: .*\[8, 8, 8, 8\]"),
+        (GPUS, {"data": -1, "slices": 0}, "mesh.slices=0"),
+        (GPUS[:30], {"data": -1}, "all must have the same number"),
+        (TPUS, {"fsdp": -1}, "2 slices of 8 devices.*--config.mesh.data=2, and other axes that fill a slice$"),
+        (TPUS, {"fsdp": -1, "slices": 1}, "mesh.slices=1"),
+        (TPUS[:8], {"data": -1, "slices": 2}, "mesh.slices=2"),
+    ],
+)
+def test_slices_that_do_not_fit(devices, sizes, named):
+    with pytest.raises(UserError, match=named):
+        make_mesh(sizes, devices)
 
 
 @pytest.mark.parametrize(

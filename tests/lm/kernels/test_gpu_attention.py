@@ -1,0 +1,79 @@
+"""Which kernel computes a case on a GPU, and the Triton kernel, interpreted on the CPU, against the plain reference."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.kernels.attention import Visible, attention_reference
+from lm.kernels.gpu.attention import gpu_attention, gpu_kernel
+from lm.parallel.mesh import make_mesh, reshard
+from tests.slow import all_but
+
+CASE = dict(dtype="bfloat16", length=2048, key_size=64, value_size=64)
+
+
+@pytest.mark.parametrize(
+    ("change", "kernel"),
+    [
+        ({}, "cudnn"),
+        ({"window": 512}, "cudnn"),
+        ({"length": 100}, "cudnn"),
+        ({"dtype": "float16", "key_size": 128, "value_size": 128}, "cudnn"),
+        ({"packed": True}, "triton"),
+        ({"packed": True, "window": 512}, None),
+        ({"packed": True, "length": 100}, None),
+        ({"packed": True, "key_size": 256, "value_size": 256}, None),
+        ({"dtype": "float32"}, None),
+        ({"key_size": 192, "value_size": 128}, None),
+        ({"key_size": 60, "value_size": 60}, None),
+        ({"softcap": 50.0}, None),
+        ({"sinks": True}, None),
+        ({"branches": True}, None),
+    ],
+)
+def test_which_kernel(change, kernel):
+    assert gpu_kernel(**CASE | {"packed": False} | change) == kernel
+
+
+def example(B, T, H, G, K):
+    rng = np.random.default_rng(0)
+    q, k, v, w = (jnp.asarray(rng.normal(size=(B, T, n, K)), jnp.float32) for n in (H, G, G, H))
+    # Two documents of different lengths and padding in each row.
+    ends = rng.integers(1, T // 2, size=(B, 1))
+    slots = np.arange(T)[None]
+    segments = jnp.asarray(np.where(slots < ends, 1, np.where(slots < T - 9, 2, 0)), jnp.int32)
+    return q, k, v, w, segments
+
+
+CASES = [(2, 2, None), (4, 2, None), (4, 2, {"data": 2, "fsdp": 2, "tensor": 2})]
+
+
+@pytest.mark.parametrize(("H", "G", "mesh"), all_but([CASES[2]], CASES))
+def test_triton_is_as_the_reference(H, G, mesh):
+    q, k, v, w, segments = example(4, 128, H, G, 32)
+    mask = Visible(segments, segments, jnp.arange(128)).mask()
+
+    def kernel(q, k, v):
+        q, k, v = reshard(q, "batch", None, "heads", None), *(reshard(x, "batch", None, "kv_heads", None) for x in (k, v))
+        out = gpu_attention("triton", q, k, v, reshard(segments, "batch", None), scale=0.2, interpret=True)
+        return jnp.sum(reshard(out, None, None, None, None) * w), out
+
+    def reference(q, k, v):
+        out = attention_reference(q, k, v, mask, scale=0.2)
+        return jnp.sum(out * w), out
+
+    expected, expected_grads = out_and_grads(reference, q, k, v)
+    if mesh is None:
+        found, grads = out_and_grads(kernel, q, k, v)
+    else:
+        with jax.set_mesh(make_mesh(mesh)):
+            found, grads = out_and_grads(kernel, q, k, v)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for ours, theirs in zip(grads, expected_grads, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def out_and_grads(f, *arguments):
+    (_, out), grads = jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True))(*arguments)
+    return out, grads
