@@ -108,52 +108,66 @@ def product_reduced(equation: str, a: jax.Array, b: jax.Array, where: PartitionS
         return product_over_rows(equation, a, b, where)
 
     def on_device(a, b):
+        if platform() == "tpu" and "fsdp" in where:
+            sizes = rings("fsdp")
+            return scattered(product_around_ring(equation, a, b, "fsdp", where.index("fsdp"), sizes), where, sizes[1:])
         return scattered(product_over_rows(equation, a, b), where)
 
     return jax.shard_map(on_device, in_specs=(spec_of(a), spec_of(b)), out_specs=where, check_vma=False)(a, b)
 
 
-def scattered(x: jax.Array, where: PartitionSpec) -> jax.Array:
+def scattered(x: jax.Array, where: PartitionSpec, left: tuple[int, ...] | None = None) -> jax.Array:
     """Within a shard_map, return this device's part of the sum of x over the axes that split rows; `where`: of the sum.
 
-    It is scattered over fsdp first: then the sums over the other axes are smaller by the size of fsdp.
+    It is scattered over fsdp first: then the sums over the other axes are smaller by the size of fsdp. An axis that winds
+    through several rings of a torus is scattered ring by ring, because a TPU's compiler would sum everything on every device.
+    left: sizes of the innermost rings of fsdp that x is not yet summed over; default all.
     """
-    left = list(RULES["batch"])
+    axes = list(RULES["batch"])
     for dimension, axis in enumerate(where):
-        if axis in left:
-            left.remove(axis)
-            if platform() == "tpu":
-                x = scattered_by_rings(x, axis, dimension, rings(axis))
-            else:
-                x = lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True)
-    return lax.psum(x, tuple(left))
+        if axis in axes:
+            axes.remove(axis)
+            sizes = rings(axis)
+            for n in range(0 if left is None else len(sizes) - len(left), len(sizes)):
+                groups = None if len(sizes) == 1 else _along(sizes, n)
+                x = lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True, axis_index_groups=groups)
+    return lax.psum(x, tuple(axes))
 
 
-def scattered_by_rings(x: jax.Array, axis: str, dimension: int, sizes: tuple[int, ...]) -> jax.Array:
-    """Within a shard_map, return the same as psum_scatter(x, axis, dimension, tiled), by sending parts of sums from device to
-    device around each ring of the torus, half of them one way and half the other.
+def product_around_ring(equation: str, a: jax.Array, b: jax.Array, axis: str, dimension: int, sizes: tuple[int, ...]):
+    """Within a shard_map, return the product, scattered along `dimension` over the outermost ring of an axis.
 
-    A TPU sends in the background while it computes, but its compiler does not put a reduce-scatter in the background, and for
-    an axis of several rings it makes it a sum of everything on every device. sizes: of the rings, outermost first.
+    sizes: of its rings. The part of the result for each device of the ring travels around it, and every device adds its own
+    product just before it sends it on (a collective matmul, Wang et al. 2023). Half of each part goes one way and half the
+    other. A TPU sends in the background while it multiplies; it would not put a reduce-scatter there.
     """
+    (a_axes, b_axes), y_axes = _terms(equation)
+    letter, size = y_axes[dimension], sizes[0]
+    if letter in b_axes:
+        a, b, a_axes, b_axes = b, a, b_axes, a_axes
     places = np.arange(math.prod(sizes)).reshape(sizes)
-    here = lax.axis_index(axis)
-    for n, size in enumerate(sizes):
-        if size == 1:
-            continue
-        mine = here // math.prod(sizes[n + 1 :]) % size
-        x = jnp.moveaxis(x, dimension, 0)
-        halves = jnp.split(x.reshape(size, x.shape[0] // size, *x.shape[1:]), 2 if x.shape[0] // size % 2 == 0 else 1, axis=1)
-        sums = []
-        for way, chunks in zip((1, -1), halves):
-            pairs = list(zip(places.ravel().tolist(), np.roll(places, -way, axis=n).ravel().tolist()))
-            part = lax.dynamic_index_in_dim(chunks, (mine - way) % size, keepdims=False)
-            for step in range(2, size + 1):
-                own = lax.dynamic_index_in_dim(chunks, (mine - way * step) % size, keepdims=False)
-                part = lax.ppermute(part, axis, pairs) + own
-            sums.append(part)
-        x = jnp.moveaxis(jnp.concatenate(sums, axis=0), 0, dimension)
-    return x
+    mine = lax.axis_index(axis) // math.prod(sizes[1:])
+    at = a_axes.index(letter)
+    a = jnp.moveaxis(a.reshape(*a.shape[:at], size, a.shape[at] // size, *a.shape[at + 1 :]), at, 0)
+    # What is halved is an axis of the other operand, so that each product stays as wide as it can.
+    halved = next(other for other in b_axes if other in y_axes)
+    ways = 2 if b.shape[b_axes.index(halved)] % 2 == 0 else 1
+    sums = []
+    for way, half in zip((1, -1), jnp.split(b, ways, axis=b_axes.index(halved))):
+        pairs = list(zip(places.ravel().tolist(), np.roll(places, -way, axis=0).ravel().tolist()))
+        total = None
+        for step in range(1, size + 1):
+            part = lax.dynamic_index_in_dim(a, (mine - way * step) % size, keepdims=False)
+            own = product(f"{a_axes},{b_axes}->{y_axes}", part, half)
+            total = own if total is None else lax.ppermute(total, axis, pairs) + own
+        sums.append(total)
+    return jnp.concatenate(sums, axis=y_axes.index(halved))
+
+
+def _along(sizes: tuple[int, ...], n: int) -> list[list[int]]:
+    """Return the positions along an axis of rings `sizes` that share all coordinates but the n-th."""
+    places = np.moveaxis(np.arange(math.prod(sizes)).reshape(sizes), n, -1)
+    return places.reshape(-1, sizes[n]).tolist()
 
 
 def reduced(partial: jax.Array, where: PartitionSpec | None) -> jax.Array:

@@ -113,7 +113,7 @@ class Attention(nnx.Module):
             mixed_BTHK = attention_to_cache(q_BTHK, read(cache, ("k", "v"), x_BTD.dtype), step.visible, **options)
         else:
             mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, step.visible, **options)
-        return saved(self.output(mixed_BTHK)), cache
+        return self.output(mixed_BTHK), cache
 
 
 class LatentAttention(nnx.Module):

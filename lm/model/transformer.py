@@ -18,7 +18,7 @@ from lm.kernels.cpu.packed import packed_matmul, rows
 from lm.kernels.embedding import embedding
 from lm.kernels.head import softcapped
 from lm.kernels.matmul import matmul
-from lm.kernels.saved import NAME, WIDE, bits, from_bits
+from lm.kernels.saved import NAME, WIDE, bits, from_bits, saved
 from lm.model.attention import Step, attention_sublayer
 from lm.model.cache import Cache, DecodeState, layers_of
 from lm.model.feed_forward import FeedForward
@@ -74,7 +74,7 @@ class Layer(nnx.Module):
         """Return (x, the layer's next cache or None, RouterStats or None)."""
         with jax.named_scope("attention"):  # scopes name the operations of a trace
             mixed_BTD, cache = self.attention(_normed(self.attention_norm, x_BTD), step, cache)
-            x_BTD = x_BTD + _normed(self.post_attention_norm, mixed_BTD)
+            x_BTD = saved(x_BTD + _normed(self.post_attention_norm, mixed_BTD))
         with jax.named_scope("feed_forward"):
             y_BTD, router = _normed(self.feed_forward_norm, x_BTD), None
             if isinstance(self.feed_forward, MoE):

@@ -48,7 +48,8 @@ def estimate(program: Program, network: Network, chip: Chip) -> Estimate:
     sent = defaultdict(lambda: [0, 0, 0.0, 0.0, 0, 0])
     totals = {"cycles": 0, "kernel": 0, "exposed": 0.0}
     for times, _, instructions in program.schedule():
-        clock = free = 0.0  # now, and when the network has time, both since the begin of the computation
+        clock = 0.0  # since the begin of the computation
+        free: dict[str, float] = {}  # when links have time again
         running: dict[str, tuple[float, str]] = {}
         for one in instructions:
             clock += one.cycles / chip.hertz
@@ -61,13 +62,14 @@ def estimate(program: Program, network: Network, chip: Chip) -> Estimate:
             if found := of_program(program.computations, one):
                 inner, kind = found
                 collective = network.collective(inner, kind)
-                end = max(clock, free) + collective.seconds
+                waits = free.values() if not collective.links else [free.get(collective.links, 0), free.get("", 0)]
+                end = max(clock, *waits, 0) + collective.seconds
                 row = sent[collective.kind]
                 row[0] += times
                 row[1] += times * collective.bytes
                 row[2] += times * collective.seconds
                 row[4] = max(row[4], collective.bytes)
-                free = end
+                free[collective.links] = end
                 if _starts(one):
                     row[5] += times
                     running[_pair(one.name)] = (end, collective.kind)

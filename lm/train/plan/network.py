@@ -16,12 +16,13 @@ from lm.train.plan.program import COLLECTIVES, Instruction, bytes_of
 
 class Collective(NamedTuple):
     """One collective of a program. bytes: of the whole array for gathers and scatters, else of one device. group: devices that
-    take part. seconds: on an idle network."""
+    take part. seconds: on an idle network. links: those that it uses, "" for all; permutes use those of one direction."""
 
     kind: str
     bytes: int
     group: int
     seconds: float
+    links: str = ""
 
 
 class Network:
@@ -44,7 +45,7 @@ class Network:
             size = max(bytes_of(part) for part in re.findall(r"[a-z]+\d*\[[\d,]*\]", one.shape))
         if kind == "reduce-scatter" and one.kind != "all-reduce":  # its shape is that of the result
             size *= n
-        return Collective(kind, size, n, self._seconds(kind, size, groups))
+        return Collective(kind, size, n, self._seconds(kind, size, groups), self._links(kind, groups))
 
     def _seconds(self, kind: str, size: int, group: list[int]) -> float:
         n = len(group)
@@ -62,6 +63,11 @@ class Network:
             return max(size * length / (4 * links[axis] * self._chip.link) for axis, length in axes.items())
         passes = 2 if kind == "all-reduce" else 1
         return passes * size * (n - 1) / n / (sum(links.values()) * self._chip.link)
+
+    def _links(self, kind: str, pair: list[int]) -> str:
+        if kind != "collective-permute" or len(pair) != 2:
+            return ""
+        return str(np.sign(self._coords[pair[1]] - self._coords[pair[0]]).tolist())
 
     def _closed(self, axis: int, length: int) -> bool:
         return length == self._sizes[axis] and length % self._chip.wraps == 0

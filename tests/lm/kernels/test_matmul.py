@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lm.kernels.matmul import matmul, scattered_by_rings
+from lm.kernels.matmul import matmul, product_around_ring, scattered
+from lm.parallel import torus
 from lm.parallel.mesh import make_mesh, reshard
 
 CASES = {
@@ -66,11 +67,24 @@ def test_long_sums_keep_what_bfloat16_would_lose():
 
 
 @pytest.mark.parametrize("sizes", [(8,), (2, 4), (4, 2), (2, 2, 2)], ids=str)
-@pytest.mark.parametrize("shape, dimension", [((16, 3), 0), ((3, 32), 1), ((8, 5), 0)], ids=str)
-def test_a_sum_that_is_scattered_ring_by_ring(shape, dimension, sizes):
-    x = jax.random.normal(jax.random.key(0), (8, *shape))
-    where = PartitionSpec(*("fsdp" if axis == dimension else None for axis in range(len(shape))))
+@pytest.mark.parametrize("equation", ["btd,btf->df", "btf,btd->fd", "btd,bthk->dhk"])
+def test_a_product_that_is_scattered_ring_by_ring(equation, sizes):
+    """As on a TPU's torus: the product and the first ring together, then the other rings."""
+    letters = dict(b=8, t=3, d=16, f=6, h=3, k=2)
+    inputs, output = equation.split("->")
+    a, b = (
+        jax.random.normal(jax.random.key(n), [letters[letter] for letter in term]) for n, term in enumerate(inputs.split(","))
+    )
+    dimension = output.index("d")
+    where = PartitionSpec(*("fsdp" if letter == "d" else None for letter in output))
+
+    def on_device(a, b):
+        x = product_around_ring(equation, a, b, "fsdp", dimension, sizes)
+        return scattered(x, where, sizes[1:])
+
     with jax.set_mesh(make_mesh(dict(fsdp=8))):
-        scatter = jax.shard_map(lambda x: scattered_by_rings(x[0], "fsdp", dimension, sizes), out_specs=where, check_vma=False)
-        found = jax.jit(scatter)(reshard(x, "embed", *[None] * len(shape)))
-    np.testing.assert_allclose(found, np.asarray(x).sum(axis=0), rtol=1e-5, atol=1e-5)
+        torus._RINGS[jax.sharding.get_abstract_mesh().shape_tuple]["fsdp"] = sizes
+        placed = (reshard(x, "batch", *[None] * (x.ndim - 1)) for x in (a, b))
+        found = jax.jit(jax.shard_map(on_device, out_specs=where, check_vma=False))(*placed)
+        torus.remember(jax.sharding.get_mesh())
+    np.testing.assert_allclose(found, jnp.einsum(equation, a, b), rtol=1e-5, atol=1e-5)

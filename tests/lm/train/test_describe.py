@@ -10,7 +10,7 @@ from configs.train import deepseek_tiny
 from lm import sizing
 from lm.errors import UserError
 from lm.train import describe
-from lm.train.plan import compile_step
+from lm.train.plan.compiled import compile_step
 from lm.train.step import model_config_of
 from tests.lm.examples import tiny_config
 from tests.slow import all_but
@@ -62,7 +62,7 @@ def step_flops(config) -> int:
 def test_flops_and_state_are_what_xla_counts_in_the_compiled_step(model, remat):
     config = training(**MODELS[model], remat=remat)
     config.batch_size = 2  # one chunk of the vocabulary: XLA counts the body of a loop once
-    compiled = compile_step(config, jax.devices()[:1])
+    compiled = compile_step(config, jax.devices()[:1]).compiled
     assert step_flops(config) == pytest.approx(compiled.cost_analysis()["flops"], rel=0.05)
     memory = under(config, describe.memory_per_device)
     arguments = compiled.memory_analysis().argument_size_in_bytes - 5 * 4 * 2 * 256  # without the batch
@@ -113,7 +113,8 @@ def activations(config) -> int:
 
 
 def test_activations_a_layer_by_hand():
-    """Full: a layer's input. Matmuls: also queries, keys, values, attention's result and log Z, gate and up."""
+    """Full: a layer's input. Attention: also queries, keys, values, attention's result and log Z, and the sum after it.
+    Matmuls: also gate and up."""
 
     def a_layer(remat, **mesh):
         by_depth = []
@@ -125,9 +126,10 @@ def test_activations_a_layer_by_hand():
 
     tokens, x, heads, hidden = 8 * 256, 512 * 2, (8 + 4 + 4 + 8) * 64 * 2 + 8 * 4, 2 * 1024 * 2
     assert a_layer("full") == tokens * x
-    assert a_layer("matmuls") == tokens * (x + heads + hidden)
-    assert a_layer("matmuls", fsdp=4) == tokens / 4 * (x + heads + hidden)
-    assert a_layer("matmuls", fsdp=4, tensor=2) == tokens / 4 * (x + (heads + hidden) / 2)
+    assert a_layer("attention") == tokens * (2 * x + heads)
+    assert a_layer("matmuls") == tokens * (2 * x + heads + hidden)
+    assert a_layer("matmuls", fsdp=4) == tokens / 4 * (2 * x + heads + hidden)
+    assert a_layer("matmuls", fsdp=4, tensor=2) == tokens / 4 * (2 * x + (heads + hidden) / 2)
     assert a_layer("none") > a_layer("matmuls")
 
 

@@ -1,4 +1,4 @@
-"""The training step as a TPU program, compiled on this CPU."""
+"""`train.py --plan`: the training step as a TPU program, compiled on this CPU, and what is read from it."""
 
 import json
 import os
@@ -7,19 +7,119 @@ import sys
 
 import pytest
 
+from lm.train.plan.chips import CHIPS
+from lm.train.plan.estimate import KERNEL_SHARE, estimate
+from lm.train.plan.network import Collective, of_program
+from lm.train.plan.program import Program, bytes_of
+
+# As XLA prints it: a loop of four trips (its counter goes by two), a gather that 3,000 cycles hide in part, and a plain sum.
+TEXT = """
+%body (p: (u32[], f32[8])) -> (u32[], f32[8]) {
+  %p = (u32[], f32[8]) parameter(0)
+  %i = u32[] get-tuple-element(%p), index=0
+  %x = f32[8] get-tuple-element(%p), index=1
+  %one = u32[] constant(1)
+  %i1 = u32[] add(%i, %one)
+  %i2 = u32[] add(%i1, %one)
+  %work = f32[8] fusion(%x), kind=kLoop, calls=%f, backend_config={"estimated_cycles":"500"}
+  ROOT %out = (u32[], f32[8]) tuple(%i2, %work)
+}
+
+%condition (p: (u32[], f32[8])) -> pred[] {
+  %p = (u32[], f32[8]) parameter(0)
+  %i = u32[] get-tuple-element(%p), index=0
+  %end = u32[] constant(8)
+  ROOT %less = pred[] compare(%i, %end), direction=LT
+}
+
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8] parameter(0)
+  %all-gather-start.1 = (bf16[4,128], bf16[16,128]) all-gather-start(%a), replica_groups=[1,4]<=[4], dimensions={0}
+  %first = f32[8] fusion(%a), kind=kLoop, calls=%f, backend_config={"estimated_cycles":"3000"}
+  %all-gather-done.1 = bf16[16,128] all-gather-done(%all-gather-start.1)
+  %splash_mha_fwd.1 = bf16[1,1,1024,128] custom-call(%first), kernel_metadata={
+"x": 1
+}}, metadata={op_name="jit(step)/splash_B1_H1_T1024_K128_V128_W0/pallas_call"}
+  %start = (u32[], f32[8]) tuple(%a, %first)
+  %loop = (u32[], f32[8]) while(%start), condition=%condition, body=%body
+  ROOT %sum = f32[8] all-reduce(%a), replica_groups={{0,1,2,3}}, to_apply=%add
+}
+"""
+
+
+class OneSecondEach:
+    """A network on which every collective takes a fixed time."""
+
+    def __init__(self, seconds):
+        self._seconds = seconds
+
+    def collective(self, one, kind):
+        return Collective(kind, bytes_of(one.shape), 4, self._seconds)
+
+
+def test_loops_count_by_their_trips():
+    program = Program(TEXT)
+    assert [(times, name) for times, name, _ in program.schedule()] == [(1, "%main"), (4, "%body")]
+    assert program.cycles() == 3000 + 4 * 500
+
+
+def test_what_work_hides_costs_nothing_and_the_rest_does():
+    chip = CHIPS["TPU v5 lite"]
+    hidden = 3000 / chip.hertz
+    found = estimate(Program(TEXT), OneSecondEach(hidden * 1.5), chip)
+    assert found.compute == pytest.approx(5000 / chip.hertz)
+    flops = 3 * 512 * 512 * 2 * (128 + 128)  # three of four blocks of 512 are seen
+    assert found.kernels == pytest.approx(flops / (KERNEL_SHARE * chip.flops))
+    assert found.sent["all-gather"].exposed == pytest.approx(0.5 * hidden) and found.sent["all-gather"].in_background == 1
+    assert found.sent["all-reduce"].exposed == pytest.approx(1.5 * hidden)
+    assert found.seconds == pytest.approx(found.compute + found.kernels + 2 * hidden)
+
+
+def test_the_end_of_a_collective_is_not_another_one():
+    program = Program(TEXT)
+    kinds = [of_program(program.computations, one) for one in program.computations["%main"]]
+    assert [kind for found in kinds if found for kind in found[1:]] == ["all-gather", "all-reduce"]
+
+
+def plan(*flags, folder):
+    environment = {**os.environ, "XLA_FLAGS": "", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    command = [sys.executable, "train.py", f"--workdir={folder}", *flags]
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_a_topology_that_is_no_topology_is_one_line(tmp_path):
+    done = plan("--config=configs/train/1b.py", "--plan=v5e", folder=tmp_path)
+    assert done.returncode == 2 and "KIND:SHAPE" in done.stderr and not list(tmp_path.iterdir())
+
+
+needs_libtpu = pytest.mark.skipif(
+    subprocess.run([sys.executable, "-c", "import libtpu"], capture_output=True).returncode != 0,
+    reason="libtpu is not installed: make test-slow installs it",
+)
+
 
 @pytest.mark.slow
-def test_1b_step_compiles_for_a_pod_slice_and_fits_its_memory():
-    if subprocess.run([sys.executable, "-c", "import libtpu"], capture_output=True).returncode:
-        pytest.skip("libtpu is not installed: make test-slow installs it")
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TPU_SKIP_MDS_QUERY": "1"}
-    command = [sys.executable, "-m", "lm.train.plan", "--config=configs/train/1b.py", "--topology=v5e:4x4"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+@needs_libtpu
+def test_1b_on_a_pod_slice(tmp_path):
+    done = plan("--config=configs/train/1b.py", "--plan=v5e:4x4", folder=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    plan = json.loads(done.stdout[done.stdout.index("{") :])
-    assert plan["devices"] == 16
-    assert 1.0e9 < plan["parameters"] < 1.3e9
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["devices"] == 16 and found["fits"] and "fits: " in done.stdout
     # Parameters and two moments in float32, split over all chips.
-    assert plan["state_gib"] == pytest.approx(12 * plan["parameters"] / 16 / 2**30, rel=0.02)
-    assert plan["state_gib"] + plan["temporary_gib"] < 16, "more than a v5e chip has"
-    assert plan["collectives"]["all-gather"] > 0
+    memory = found["memory"]
+    assert memory["parameters"] + memory["optimizer"] == pytest.approx(12 * found["parameters"] / 16, rel=0.02)
+    assert memory["peak"] < memory["limit"] == CHIPS["TPU v5 lite"].memory
+    assert found["mfu_without_collectives"] >= 0.55
+    layer = 4 * 2048 * 64 * (32 + 8) + 3 * 2048 * 8192 * 2  # bytes of a layer's matrices in bfloat16
+    assert found["collectives"]["all-gather"]["largest"] <= layer
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_search_finds_slices_that_fit(tmp_path):
+    flags = ["--config.batch_size=64", "--config.model.num_layers=4", "--plan_tries=1"]
+    done = plan("--config=configs/train/1b.py", "--plan=auto:v5e:2x2", *flags, folder=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert found["fits"] and found["tried"][0]["keys"] == found["keys"]
+    assert f"--config.accumulate={found['accumulate']}" in done.stdout

@@ -10,11 +10,11 @@ import pytest
 COMPILE = """
 import importlib, json, re
 from jax.experimental import topologies
-from lm.train.plan import compile_step
+from lm.train.plan.compiled import compile_step
 config = importlib.import_module("configs.train.1b").get_config()
 config.mesh.update(data=2, fsdp=16)
 devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4", num_slices=2).devices
-text = compile_step(config, devices).as_text()
+text = compile_step(config, devices).compiled.as_text()
 groups = set(re.findall(r"replica_groups=([{}0-9,]+}})", text))
 between = re.findall(r' send\\(.*_xla_megascale_transfer_type="(\\w+)"', text)
 print(json.dumps({"groups": sorted(groups), "between": sorted(set(between))}))
