@@ -89,7 +89,8 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
         report["training"]["epochs"] = epochs
     report["verdict"] = _verdict(report)
     report["next"] = next_steps(report, workdir)
-    report["profile"] = traced(workdir)
+    if profile := traced(workdir):
+        report["profile"] = profile
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report, lines, samples))
 

@@ -209,7 +209,8 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
         report["before"] = plain({key: valid[0].get(f"valid_{key}") for key in ("loss", "bits_per_byte")})
     report["verdict"] = verdict(report.get("validation") or {}, report.get("before") or {}) or _unmeasured(report)
     report["next"] = next_steps(report, workdir)
-    report["profile"] = traced(workdir)
+    if profile := traced(workdir):
+        report["profile"] = profile
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report, train, valid))
 

@@ -52,7 +52,7 @@ def test_two_processes_are_as_one(finished, text, tmp_path):
     codes, said = ends(start_all([command] * 2, tmp_path, devices=2), tmp_path)
     assert codes == [0, 0], said
     runs.assert_same_run(workdir, finished, tolerance=1e-5)
-    assert (workdir / "report.html").exists()
+    assert "xprof" in (workdir / "report.html").read_text()
     report = json.loads((workdir / "report.json").read_text())
     samples = report["samples"]
     assert [sample["prompt"] for sample in samples] == ["def ", "import ", "The "] and all(s["text"] for s in samples)

@@ -60,10 +60,11 @@ def test_each_layout_continues_the_checkpoints_of_the_others(fresh, finished, te
 def test_alignment(method, layout, finished, tmp_path):
     (tmp_path / "rewards.py").write_text(REWARD)
     for name, workdir in (("one", tmp_path / "one"), (layout, tmp_path / "run")):
-        run(name, command(method, workdir, finished, tmp_path, steps=4), tmp_path / "said")
+        run(name, command(method, workdir, finished, tmp_path, steps=4, optimizer__learning_rate=1e-3), tmp_path / "said")
     for ours, theirs in zip(measured(tmp_path / "run"), measured(tmp_path / "one"), strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in ours.items():
-            assert value == pytest.approx(theirs[name], rel=1e-4 if "grad" in name else 1e-5, abs=1e-6), name
+            near = {"rel": 1e-5} if name == "loss" else {"rel": 1e-3 if name == "grad_norm" else 1e-4, "abs": 1e-5}
+            assert value == pytest.approx(theirs[name], **near), name
     ours, theirs = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("run", "one"))
     assert ours["verdict"] == theirs["verdict"]
