@@ -27,7 +27,8 @@ from lm.model.moe import MoE, RouterStats
 from lm.model.norms import layer_norm
 from lm.model.pages import PagedState
 from lm.model.positions import rotary_angles
-from lm.parallel.mesh import reshard, spec
+from lm.parallel.mesh import over_stages, reshard, spec
+from lm.parallel.pipeline import layer_of, pipelined, schedule
 
 REMAT_POLICIES = {
     "none": checkpoint_policies.everything_saveable,
@@ -169,7 +170,7 @@ class Transformer(nnx.Module):
     def unstacked(self) -> list:
         """Return the parameters of each layer of each stack, one tree a layer."""
         params = [tuple(nnx.split(module)[1] for module in stack) for stack in self.stacks]
-        return [layers_of(one, repeats) for one, (_, repeats) in zip(params, self.config.stacks, strict=True)]
+        return [unstacked(one, repeats) for one, (_, repeats) in zip(params, self.config.stacks, strict=True)]
 
     def residual(self, tokens_BT, segment_ids_BT=None, positions_BT=None) -> jax.Array:
         """Return the residual stream before the last norm, whose size μP keeps constant as the model gets wider."""
@@ -304,12 +305,19 @@ class Transformer(nnx.Module):
         return steps, state
 
     def _stack(self, modules, block, repeats, x_BTD, steps, caches, layers=None):
-        """Return x, and for each position of the block its caches and its RouterStats or None, stacked over the repeats."""
+        """Return x, and for each position of the block its caches and its RouterStats or None, stacked over the repeats.
+
+        The layers of a stack that is split over the stages of the mesh are a pipeline. With a cache they are not: then each
+        layer's parameters are sent to all devices before they are used.
+        """
         config = self.config
         graphs, params = zip(*(nnx.split(module) for module in modules))
 
-        def apply(x, x_bits, layer):
-            x, (all_params, caches) = from_bits(x_bits, x), layer
+        sent = over_stages(repeats) and layers is None  # before they are used
+
+        def layer_of_steps(steps, x, x_bits, layer):
+            x, (all_params, n, caches) = from_bits(x_bits, x), layer
+            all_params = layer_of(params, n) if all_params is None else all_params
             new, stats = [], []
             for graph, kind, one, cache in zip(graphs, block, all_params, caches or [None] * len(block)):
                 x, cache, router = nnx.merge(graph, one)(x, steps[kind.local], cache)
@@ -317,19 +325,33 @@ class Transformer(nnx.Module):
                 stats.append(router)
             return x, (tuple(new), tuple(stats))
 
-        if config.remat != "none":
-            apply = jax.checkpoint(apply, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
-        if config.scan_layers:
-            x_BTD, (caches, stats) = lax.scan(
-                lambda x, layer: apply(x, bits(x), layer), x_BTD, (params, caches), length=repeats
-            )
-            return x_BTD, caches, stats
-        new, stats = [], []
-        for n, one in enumerate(layers or layers_of(params, repeats)):
-            x_BTD, (cache, router) = apply(x_BTD, None, (one, caches and tuple(cache[n] for cache in caches)))
-            new.append(cache)
-            stats.append(router)
-        return x_BTD, tuple(zip(*new, strict=True)), jax.tree.map(lambda *x: jnp.stack(x), *stats)
+        def through(params, x, steps, repeats):
+            apply = functools.partial(layer_of_steps, steps)
+            if config.remat != "none":
+                apply = jax.checkpoint(apply, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
+            if config.scan_layers:
+                numbers = jnp.arange(repeats) if params is None else None
+                x, (new, stats) = lax.scan(
+                    lambda x, layer: apply(x, bits(x), layer), x, (params, numbers, caches), length=repeats
+                )
+                return x, new, stats
+            new, stats = [], []
+            for n, one in enumerate(layers or ([None] * repeats if params is None else layers_of(params, repeats))):
+                x, (cache, router) = apply(x, None, (one, n, caches and tuple(cache[n] for cache in caches)))
+                new.append(cache)
+                stats.append(router)
+            return x, tuple(zip(*new, strict=True)), jax.tree.map(lambda *x: jnp.stack(x), *stats)
+
+        plan = schedule(config.pipeline, len(x_BTD)) if sent and caches is None else None
+        if plan is None or repeats % (plan.stages * plan.repeats):
+            return through(None if sent else params, x_BTD, steps, repeats)
+
+        def stage(params, x, rows):
+            x, _, stats = through(params, x, of_rows(rows), repeats // (plan.stages * plan.repeats))
+            return x, stats
+
+        x_BTD, stats = pipelined(stage, params, x_BTD, rows_of(steps), plan)
+        return x_BTD, (None,) * len(block), stats
 
 
 def cast_matrices(config: ModelConfig, params: nnx.State) -> nnx.State:
@@ -365,6 +387,26 @@ def stacked_layers(config: ModelConfig, kind: LayerKind, repeats: int, rngs: nnx
         return Layer(config, kind, rngs)
 
     return stack(rngs)
+
+
+def unstacked(params, repeats: int) -> list:
+    """Return the parameters of each layer of a stack, on all stages of the mesh."""
+    if over_stages(repeats):
+        return [layer_of(params, n) for n in range(repeats)]
+    return layers_of(params, repeats)
+
+
+def rows_of(steps: dict[bool, Step]):
+    """Return the arrays [B, …] of the Steps of a call without a cache."""
+    visible = next(iter(steps.values())).visible
+    return {local: step.rotary for local, step in steps.items()}, visible.segments_BT, visible.branches
+
+
+def of_rows(rows) -> dict[bool, Step]:
+    """Return the Steps of some rows; the inverse of `rows_of`."""
+    rotary, segments_BT, branches = rows
+    visible = Visible(segments_BT, segments_BT, jnp.arange(segments_BT.shape[1]), branches)
+    return {local: Step(angles, visible, False, 0, segments_BT > 0) for local, angles in rotary.items()}
 
 
 def once(f, *xs_BT):

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from lm.config import ModelConfig
 from lm.model.cache import empty_state, fork, repeat
 from lm.model.transformer import Hidden, Transformer
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import row_ways, spec
 from lm.train.step import model_config_of
 
 PROMPT = ("prompt_tokens", "prompt_segments")
@@ -31,7 +31,7 @@ def answer_length(config, mesh: Mesh, group_size: int, width: int, shortest: int
 
     width, shortest: tokens of the longest and of the shortest prompt.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"] * config.accumulate * config.rl.minibatches
+    ways = row_ways(mesh) * config.accumulate * config.rl.minibatches
     if not config.rl.share_prompts or config.batch_size // group_size % ways:
         return 0
     after = config.rollout.max_new_tokens if config.rollout.max_turns == 1 else config.sequence_length + 1 - shortest
