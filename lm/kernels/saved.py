@@ -11,6 +11,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 NAME = "saved"  # remat="matmuls" keeps values of this name
+INPUT = "layer input"  # the name of what a layer begins with
 
 
 def saved(x: jax.Array) -> jax.Array:
@@ -18,6 +19,12 @@ def saved(x: jax.Array) -> jax.Array:
     if not _as_bits(x):
         return checkpoint_name(x, NAME)
     return from_bits(checkpoint_name(bits(x), NAME), x)
+
+
+def layer_input(x: jax.Array, as_bits: bool = True) -> tuple[jax.Array, jax.Array | None]:
+    """Return (x, its `bits`, or None without `as_bits`), of which the one that is kept has the name INPUT."""
+    x_bits = bits(x) if as_bits else None
+    return (checkpoint_name(x, INPUT), None) if x_bits is None else (x, checkpoint_name(x_bits, INPUT))
 
 
 def bits(x: jax.Array) -> jax.Array | None:

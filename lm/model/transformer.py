@@ -17,7 +17,7 @@ from lm.kernels.attention import Branches, Visible
 from lm.kernels.cpu.packed import packed_matmul, rows
 from lm.kernels.head import softcapped
 from lm.kernels.matmul import matmul
-from lm.kernels.saved import NAME, bits, from_bits
+from lm.kernels.saved import INPUT, NAME, from_bits, layer_input
 from lm.model.attention import Step, attention_sublayer
 from lm.model.cache import Cache, DecodeState, layers_of
 from lm.model.feed_forward import FeedForward
@@ -34,6 +34,12 @@ REMAT_POLICIES = {
     "none": checkpoint_policies.everything_saveable,
     "matmuls": checkpoint_policies.save_only_these_names(NAME),
     "full": checkpoint_policies.nothing_saveable,
+}
+# Of one tick of a pipeline with repeats: of its layers, as above, but never their parameters.
+TICK_POLICIES = {
+    "none": checkpoint_policies.save_only_these_names(NAME, INPUT),
+    "matmuls": checkpoint_policies.save_only_these_names(NAME, INPUT),
+    "full": checkpoint_policies.save_only_these_names(INPUT),
 }
 
 
@@ -332,12 +338,14 @@ class Transformer(nnx.Module):
             if config.scan_layers:
                 numbers = jnp.arange(repeats) if params is None else None
                 x, (new, stats) = lax.scan(
-                    lambda x, layer: apply(x, bits(x), layer), x, (params, numbers, caches), length=repeats
+                    lambda x, layer: apply(*layer_input(x), layer), x, (params, numbers, caches), length=repeats
                 )
                 return x, new, stats
             new, stats = [], []
             for n, one in enumerate(layers or ([None] * repeats if params is None else layers_of(params, repeats))):
-                x, (cache, router) = apply(x, None, (one, n, caches and tuple(cache[n] for cache in caches)))
+                x, (cache, router) = apply(
+                    *layer_input(x, as_bits=False), (one, n, caches and tuple(cache[n] for cache in caches))
+                )
                 new.append(cache)
                 stats.append(router)
             return x, tuple(zip(*new, strict=True)), jax.tree.map(lambda *x: jnp.stack(x), *stats)
@@ -350,7 +358,7 @@ class Transformer(nnx.Module):
             x, _, stats = through(params, x, of_rows(rows), repeats // (plan.stages * plan.repeats))
             return x, stats
 
-        x_BTD, stats = pipelined(stage, params, x_BTD, rows_of(steps), plan)
+        x_BTD, stats = pipelined(stage, params, x_BTD, rows_of(steps), plan, TICK_POLICIES[config.remat])
         return x_BTD, (None,) * len(block), stats
 
 

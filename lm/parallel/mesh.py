@@ -156,10 +156,25 @@ def check_fit(mesh: Mesh, model: ModelConfig, batch_size: int, accumulate: int) 
         size = functools.reduce(getattr, key.split("."), model)
         if size % shape[axis]:
             raise UserError(f"mesh.{axis}={shape[axis]} does not divide model.{key}={size}")
-    ways = shape["data"] * shape["fsdp"] * shape["expert"] * accumulate
+    if shape["stage"] > 1:
+        _check_stages(shape["stage"], model)
+    ways = row_ways(mesh) * accumulate
     if accumulate < 1 or batch_size < 1 or batch_size % ways:
         most = max(1, batch_size // max(1, ways)) * max(1, ways)
+        # The stage axis is named only where there is one.
+        axes = [axis for axis in RULES["batch"] if axis != "stage" or shape[axis] > 1]
         raise UserError(
-            f"batch_size={batch_size} is not a positive multiple of mesh.data × mesh.fsdp × mesh.expert × accumulate = "
-            f"{shape['data']} × {shape['fsdp']} × {shape['expert']} × {accumulate}: set --config.batch_size={most}"
+            f"batch_size={batch_size} is not a positive multiple of {' × '.join(f'mesh.{axis}' for axis in axes)} × accumulate = "
+            f"{' × '.join(str(shape[axis]) for axis in axes)} × {accumulate}: set --config.batch_size={most}"
         )
+
+
+def _check_stages(stages: int, model: ModelConfig) -> None:
+    """Raise UserError if the largest stack of layers cannot be split over the stages. Smaller ones may stay whole."""
+    block, repeats = max(model.stacks, key=lambda stack: len(stack[0]) * stack[1])
+    rounds = model.pipeline.repeats
+    if repeats % (stages * rounds):
+        layers = f"{repeats} blocks of {len(block)} layers (model.attention_pattern, model.mlp_pattern)"
+        what = f"the {repeats} like layers" if len(block) == 1 else f"the {layers}"
+        times = f" × model.pipeline.repeats={rounds}" if rounds > 1 else ""
+        raise UserError(f"mesh.stage={stages}{times} does not divide {what} of model.num_layers={model.num_layers}")

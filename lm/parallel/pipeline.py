@@ -64,6 +64,10 @@ class Schedule(NamedTuple):
         """Return the fraction of the ticks in which a stage computes nothing that is used."""
         return 1 - self.microbatches * self.repeats / self.ticks
 
+    def __str__(self) -> str:
+        rounds = f", each {self.repeats} times around" if self.repeats > 1 else ""
+        return f"{self.stages} stages, {self.microbatches} microbatches{rounds}: bubble {100 * self.bubble:.1f} % of {self.ticks} ticks"
+
 
 def schedule(settings: Pipeline, rows: int, mesh=None) -> Schedule:
     """Return the schedule of a call with this many rows. mesh: default the one that is set.
@@ -76,12 +80,13 @@ def schedule(settings: Pipeline, rows: int, mesh=None) -> Schedule:
     return Schedule(S, S * max(n for n in range(1, most + 1) if each % n == 0), settings.repeats, 1 + settings.overlap)
 
 
-def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule) -> tuple[jax.Array, Any]:
+def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule, keep: Callable) -> tuple[jax.Array, Any]:
     """Return x after all layers of a stack, and the sums of each layer over the batch, stacked over the n layers.
 
     Args:
       stage: stage(params, x, rows) -> (x, sums) computes successive layers, whose parameters [layers, …] it gets, for one
         microbatch. sums: a tree of arrays [layers, …].
+      keep: the remat policy of a tick with repeats. Without one, the tick's choice of parameters would be kept, for each tick.
       params: arrays [n, …]; S·R divides n. rows: a tree of arrays [B, …] without gradients that a layer needs beside x.
     """
     S, M, R, delay = plan
@@ -97,6 +102,9 @@ def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule) -
         def compute(parts, rows_M, x, microbatch, repeat):
             some = parts if R == 1 else jax.tree.map(lambda p: _at(p, repeat), parts)
             return stage(some, x, jax.tree.map(lambda r: _at(r, microbatch), rows_M))
+
+        if R > 1:
+            compute = jax.checkpoint(compute, policy=keep, prevent_cse=False)
 
         def tick(carry, t):
             travelling, waiting_K, done_K, sums_R = carry
@@ -126,9 +134,10 @@ def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule) -
         (_, _, done_K, sums_R), _ = lax.scan(tick, carry, jnp.arange(plan.ticks))
         return _together(done_K), jax.tree.map(lambda a: a[:, None], sums_R)
 
-    params = jax.tree.map(lambda p: jax.sharding.reshard(p, P(STAGE, *jax.typeof(p).sharding.spec[1:])), params)
     x_BTD, rows = jax.tree.map(lambda r: reshard(r, "batch", *[None] * (r.ndim - 1)), (x_BTD, rows))
-    split = jax.shard_map(on_stage, in_specs=P(STAGE), out_specs=(P(STAGE), P(None, STAGE)), axis_names={STAGE})
+    split = jax.shard_map(
+        on_stage, in_specs=P(STAGE), out_specs=(P(STAGE), P(None, STAGE)), axis_names={STAGE}, check_vma=False
+    )
     y_BTD, sums = split(params, x_BTD, rows)
     whole = jax.tree.map(lambda a: jax.sharding.reshard(a, P()), sums)  # [R, S, layers of a part, …]
     return y_BTD, jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), whole)
