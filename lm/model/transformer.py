@@ -17,7 +17,7 @@ from lm.kernels.attention import Branches, Visible
 from lm.kernels.cpu.packed import packed_matmul, rows
 from lm.kernels.head import softcapped
 from lm.kernels.matmul import matmul
-from lm.kernels.saved import INPUT, NAME, from_bits, layer_input
+from lm.kernels.saved import NAME, from_bits, layer_input
 from lm.model.attention import Step, attention_sublayer
 from lm.model.cache import Cache, DecodeState, layers_of
 from lm.model.feed_forward import FeedForward
@@ -26,7 +26,8 @@ from lm.model.linear import Linear, Score, packed_of, scaled_output
 from lm.model.moe import MoE, RouterStats
 from lm.model.norms import layer_norm
 from lm.model.pages import PagedState
-from lm.model.positions import rotary_angles
+from lm.model.positions import once, rotary_angles
+from lm.model.stages import TICK_POLICIES, of_rows, rows_of, unstacked
 from lm.parallel.mesh import over_stages, reshard, spec
 from lm.parallel.pipeline import layer_of, pipelined, schedule
 
@@ -34,12 +35,6 @@ REMAT_POLICIES = {
     "none": checkpoint_policies.everything_saveable,
     "matmuls": checkpoint_policies.save_only_these_names(NAME),
     "full": checkpoint_policies.nothing_saveable,
-}
-# Of one tick of a pipeline with repeats: of its layers, as above, but never their parameters.
-TICK_POLICIES = {
-    "none": checkpoint_policies.save_only_these_names(NAME, INPUT),
-    "matmuls": checkpoint_policies.save_only_these_names(NAME, INPUT),
-    "full": checkpoint_policies.save_only_these_names(INPUT),
 }
 
 
@@ -318,8 +313,7 @@ class Transformer(nnx.Module):
         """
         config = self.config
         graphs, params = zip(*(nnx.split(module) for module in modules))
-
-        sent = over_stages(repeats) and layers is None  # before they are used
+        on_stages = over_stages(repeats) and layers is None
 
         def layer_of_steps(steps, x, x_bits, layer):
             x, (all_params, n, caches) = from_bits(x_bits, x), layer
@@ -332,6 +326,7 @@ class Transformer(nnx.Module):
             return x, (tuple(new), tuple(stats))
 
         def through(params, x, steps, repeats):
+            """Return x after the layers, their caches and reports. params: None: each layer's are sent when it comes."""
             apply = functools.partial(layer_of_steps, steps)
             if config.remat != "none":
                 apply = jax.checkpoint(apply, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
@@ -350,9 +345,9 @@ class Transformer(nnx.Module):
                 stats.append(router)
             return x, tuple(zip(*new, strict=True)), jax.tree.map(lambda *x: jnp.stack(x), *stats)
 
-        plan = schedule(config.pipeline, len(x_BTD)) if sent and caches is None else None
+        plan = schedule(config.pipeline, len(x_BTD)) if on_stages and caches is None else None
         if plan is None or repeats % (plan.stages * plan.repeats):
-            return through(None if sent else params, x_BTD, steps, repeats)
+            return through(None if on_stages else params, x_BTD, steps, repeats)
 
         def stage(params, x, rows):
             x, _, stats = through(params, x, of_rows(rows), repeats // (plan.stages * plan.repeats))
@@ -395,44 +390,6 @@ def stacked_layers(config: ModelConfig, kind: LayerKind, repeats: int, rngs: nnx
         return Layer(config, kind, rngs)
 
     return stack(rngs)
-
-
-def unstacked(params, repeats: int) -> list:
-    """Return the parameters of each layer of a stack, on all stages of the mesh."""
-    if over_stages(repeats):
-        return [layer_of(params, n) for n in range(repeats)]
-    return layers_of(params, repeats)
-
-
-def rows_of(steps: dict[bool, Step]):
-    """Return the arrays [B, …] of the Steps of a call without a cache."""
-    visible = next(iter(steps.values())).visible
-    return {local: step.rotary for local, step in steps.items()}, visible.segments_BT, visible.branches
-
-
-def of_rows(rows) -> dict[bool, Step]:
-    """Return the Steps of some rows; the inverse of `rows_of`."""
-    rotary, segments_BT, branches = rows
-    visible = Visible(segments_BT, segments_BT, jnp.arange(segments_BT.shape[1]), branches)
-    return {local: Step(angles, visible, False, 0, segments_BT > 0) for local, angles in rotary.items()}
-
-
-def once(f, *xs_BT):
-    """Return f(*xs_BT), with results [B, T, …], computed in a loop over two halves of T.
-
-    The compiler would otherwise fuse f into every layer that reads its result and compute it again there; it does not fuse
-    the results of a loop. On a CPU this saves a quarter of a training step.
-    """
-    B, T = xs_BT[0].shape
-    if T == 1:
-        return f(*xs_BT)
-    half = -(-T // 2)
-
-    def halves(x_BT):
-        return jnp.moveaxis(jnp.pad(x_BT, ((0, 0), (0, 2 * half - T))).reshape(B, 2, half), 1, 0)
-
-    parts = lax.map(lambda xs: f(*xs), tuple(map(halves, xs_BT)))
-    return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1).reshape(y.shape[1], 2 * half, *y.shape[3:])[:, :T], parts)
 
 
 def build(config: ModelConfig, seed: int) -> nnx.State:

@@ -163,9 +163,12 @@ def check_fit(mesh: Mesh, model: ModelConfig, batch_size: int, accumulate: int) 
         most = max(1, batch_size // max(1, ways)) * max(1, ways)
         # The stage axis is named only where there is one.
         axes = [axis for axis in RULES["batch"] if axis != "stage" or shape[axis] > 1]
+        names, sizes = (
+            " × ".join(map(str, all)) for all in ([f"mesh.{axis}" for axis in axes], [shape[axis] for axis in axes])
+        )
         raise UserError(
-            f"batch_size={batch_size} is not a positive multiple of {' × '.join(f'mesh.{axis}' for axis in axes)} × accumulate = "
-            f"{' × '.join(str(shape[axis]) for axis in axes)} × {accumulate}: set --config.batch_size={most}"
+            f"batch_size={batch_size} is not a positive multiple of {names} × accumulate = {sizes} × {accumulate}: "
+            f"set --config.batch_size={most}"
         )
 
 

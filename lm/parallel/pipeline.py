@@ -1,21 +1,20 @@
-"""Pipeline parallelism: the devices of the mesh axis `stage` hold different layers of a stack, and rows pass from one to the next.
+"""Pipeline parallelism: devices along the mesh axis `stage` hold different layers of a stack, and rows go from one to the next.
 
-A stack of n layers is split into S stages. The rows of a call are split into M microbatches; a stage computes one of them in each
-tick and sends its result on (GPipe, Huang et al. 2019, §2). The backward pass is the same loop in reverse. With R repeats a
-microbatch goes around the stages R times, and stage s holds the parts s, S + s, … of S·R parts of the layers (circular pipeline,
-Narayanan et al. 2021, §2.2). A stage has nothing to do while the first microbatch is on its way to it, and after the last one left:
+A stack of n layers is split into S stages, and the rows of a call into M microbatches. In each tick a stage computes one
+microbatch and sends the result on (GPipe, Huang et al. 2019, §2). The backward pass is the same loop in reverse. With R repeats
+a microbatch goes around the stages R times: stage s holds the parts s, S + s, … of S·R parts of the layers (circular pipeline,
+Narayanan et al. 2021, §2.2). A stage is idle while the first microbatch is on its way to it, and after the last one has left:
 
     bubble = d·(S − 1) / (M·R + d·(S − 1)), the fraction of the ticks in which a stage computes nothing that is used
 
-d is 1; or 2 if results travel for one tick while the stages compute other microbatches, so that nothing waits for the network.
+d is 1. It is 2 if a result travels for one tick, in which the stages compute other microbatches and do not wait for it.
 
-Every device of a stage computes in every tick, on values that are not used where there is a bubble. The residuals of all ticks are
-kept for the backward pass (under the remat policy of the layers), so `accumulate` bounds the memory: the M microbatches are those
-of one slice.
+An idle stage computes too, on values that are not used. The residuals of all ticks are kept for the backward pass (under the
+remat policy of the layers). `accumulate` bounds their memory: the M microbatches are those of one slice of the batch.
 
-Outside of the stack the rows are split over the stages too, so embedding, head and loss are computed once. Stage s begins with the
-microbatches s·M/S … (s + 1)·M/S − 1 and ends with their results. Those that wait move towards stage 0, and results towards their
-owners, one stage at each turn of their place.
+Outside of the stack, rows are split over the stages too, so embedding, head and loss are computed once. Stage s begins with
+the microbatches s·M/S … (s + 1)·M/S − 1 and ends with their results. Microbatches that wait move towards stage 0, and results
+towards their owners: each by one stage when its place is used.
 
 Axes: B batch, S stages, M microbatches, R repeats, n layers of a stack.
 """
@@ -66,7 +65,8 @@ class Schedule(NamedTuple):
 
     def __str__(self) -> str:
         rounds = f", each {self.repeats} times around" if self.repeats > 1 else ""
-        return f"{self.stages} stages, {self.microbatches} microbatches{rounds}: bubble {100 * self.bubble:.1f} % of {self.ticks} ticks"
+        shape = f"{self.stages} stages, {self.microbatches} microbatches{rounds}"
+        return f"{shape}: bubble {100 * self.bubble:.1f} % of {self.ticks} ticks"
 
 
 def schedule(settings: Pipeline, rows: int, mesh=None) -> Schedule:
@@ -135,9 +135,9 @@ def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule, k
         return _together(done_K), jax.tree.map(lambda a: a[:, None], sums_R)
 
     x_BTD, rows = jax.tree.map(lambda r: reshard(r, "batch", *[None] * (r.ndim - 1)), (x_BTD, rows))
-    split = jax.shard_map(
-        on_stage, in_specs=P(STAGE), out_specs=(P(STAGE), P(None, STAGE)), axis_names={STAGE}, check_vma=False
-    )
+    # Without check_vma: with it JAX 0.10 and 0.11 cannot lower the gradient of a shard_map within this one, as experts have.
+    specs = dict(in_specs=P(STAGE), out_specs=(P(STAGE), P(None, STAGE)))
+    split = jax.shard_map(on_stage, **specs, axis_names={STAGE}, check_vma=False)
     y_BTD, sums = split(params, x_BTD, rows)
     whole = jax.tree.map(lambda a: jax.sharding.reshard(a, P()), sums)  # [R, S, layers of a part, …]
     return y_BTD, jax.tree.map(lambda a: a.reshape(-1, *a.shape[3:]), whole)

@@ -1,6 +1,11 @@
 """Stages: the same training as on one device, with the layers of a stack on different devices."""
 
 import itertools
+import json
+import os
+import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +21,7 @@ from lm.parallel.mesh import make_mesh, shardings
 from lm.parallel.pipeline import Schedule, schedule
 from lm.train.step import abstract_state, make_trainer, model_config_of
 from tests.lm.examples import packed_batch, tiny_config
-from tests.lm.train.test_meshes import DEEPSEEK, STEPS, run
+from tests.lm.train.test_meshes import DEEPSEEK, run
 from tests.slow import all_but
 
 DENSE = dict(num_layers=8)
@@ -91,18 +96,18 @@ def assert_split(tree, mesh):
 @pytest.mark.parametrize(
     "S, M, R, delay", [(2, 8, 1, 1), (4, 4, 1, 1), (4, 12, 2, 1), (2, 8, 3, 2), (4, 4, 2, 2), (3, 6, 1, 2)]
 )
-def test_each_stage_computes_each_microbatch_after_the_stage_before(S, M, R, delay):
-    plan = Schedule(S, M, R, delay)
+def test_each_stage_computes_each_microbatch_after_the_stage_before(S, M, R, d):
+    plan = Schedule(S, M, R, d)
     done = {}
     for tick, stage in itertools.product(range(plan.ticks), range(S)):
-        microbatch, repeat, there = map(int, plan.at(jnp.int32(tick - delay * stage)))
+        microbatch, repeat, there = map(int, plan.at(jnp.int32(tick - d * stage)))
         if there:
             assert done.setdefault((microbatch, repeat * S + stage), tick) == tick
     assert sorted(done) == list(itertools.product(range(M), range(S * R)))
     assert max(done.values()) == plan.ticks - 1
-    assert all(done[m, part] == done[m, part - 1] + delay for m, part in done if part)
-    if M % (S * delay) == 0 or R == 1:
-        assert plan.bubble == pytest.approx(delay * (S - 1) / (M * R + delay * (S - 1)))
+    assert all(done[m, part] == done[m, part - 1] + d for m, part in done if part)
+    if M % (S * d) == 0 or R == 1:
+        assert plan.bubble == pytest.approx(d * (S - 1) / (M * R + d * (S - 1)))
 
 
 def test_as_many_microbatches_as_the_config_wants_and_the_rows_allow():
@@ -172,3 +177,41 @@ def test_rows_that_do_not_fill_the_microbatches_are_computed_too():
             params = jax.jit(lambda: build(model_config_of(config), 0), out_shardings=where)()
             logits[devices] = jax.jit(trainer.evaluate)(params, batch)["objective"]
     np.testing.assert_allclose(logits[4], logits[1], rtol=1e-6)
+
+
+PROGRAM = """
+import json
+from jax.experimental import topologies
+from configs.train import default
+from lm.train.plan import compile_step
+devices = topologies.get_topology_desc(platform="tpu", topology_name="v5e:4x4").devices
+for mesh in (dict(data=2, fsdp=8), dict(data=1, stage=2, fsdp=8)):
+    config = default.get_config()
+    config.batch_size, config.sequence_length, config.model.remat = 64, 512, "full"
+    config.model.update(num_layers=8, embed_dim=1024, num_heads=8, num_kv_heads=8, head_dim=128, mlp_dim=4096)
+    config.model.pipeline.overlap = True
+    config.mesh.update(mesh)
+    compiled = compile_step(config, devices)
+    memory = compiled.memory_analysis()
+    print(json.dumps([memory.argument_size_in_bytes, memory.temp_size_in_bytes]))
+print(compiled.as_text())
+"""
+
+
+@pytest.mark.slow
+def test_a_tpu_computes_layers_while_rows_travel_between_stages():
+    """Each permutation of the loop over ticks begins before the loop over layers and ends after it, in both passes."""
+    if subprocess.run([sys.executable, "-c", "import libtpu"], capture_output=True).returncode:
+        pytest.skip("libtpu is not installed: make test-slow installs it")
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "TPU_SKIP_MDS_QUERY": "1"}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    flat, staged, program = done.stdout.split("\n", 2)
+    assert sum(json.loads(staged)) < sum(json.loads(flat)), "bytes of a chip"
+    begun, around = {}, []
+    for number, line in enumerate(program.split("\n")):
+        if started := re.match(r"\s*%?(collective-permute-start[\w.]*) = ", line):
+            begun[started[1]] = number
+        elif ended := re.search(r" collective-permute-done\(.*%(collective-permute-start[\w.]*)\)", line):
+            around.append(any(" while(" in between for between in program.split("\n")[begun[ended[1]] : number]))
+    assert len(around) >= 6 and all(around)
