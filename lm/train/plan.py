@@ -19,7 +19,7 @@ from lm.parallel.mesh import check_fit, make_mesh
 from lm.train.describe import abstract_batch
 from lm.train.step import abstract_state, make_trainer, model_config_of
 
-COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")
+COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 
 def compile_step(config, devices) -> jax.stages.Compiled:

@@ -8,7 +8,13 @@ import pytest
 from tests.verbs import runs
 
 pytestmark = pytest.mark.slow
-SETTINGS = {"model__num_layers": 4, "valid_every": 10, "checkpoint_every": 10, "samples": "('The ',)"}
+SETTINGS = {
+    "model__num_layers": 4,
+    "valid_every": 10,
+    "checkpoint_every": 10,
+    "samples": "('The ',)",
+    "optimizer__schedule": "constant",
+}
 
 
 def losses(workdir):

@@ -26,13 +26,15 @@ from tests.slow import all_but
 
 DENSE = dict(num_layers=8)
 LOCAL = dict(num_layers=9, attention_pattern=("local", "global"), window=8, local_rope_theta=1000.0)  # the last layer is alone
+# With two repeats on two stages the four global layers are a pipeline, and the two local ones are sent.
+MIXED = dict(num_layers=6, attention_pattern=("local",) * 2 + ("global",) * 4, window=8)
 MIXTURE = DEEPSEEK | dict(num_layers=5, mlp_pattern=("dense", "moe", "moe", "moe", "moe"))  # the first layer is alone
 RUNS = {
     "stage 2, data 2, tensor 2": ({"stage": 2, "data": 2, "tensor": 2}, 1, DENSE, {}),
     "stage 2, fsdp 2, tensor 2, accumulate 2": ({"stage": 2, "fsdp": 2, "tensor": 2}, 2, DENSE, {}),
     "stage 4, fsdp 2": ({"stage": 4, "fsdp": 2}, 1, DENSE, {"overlap": True}),
     "stage 8": ({"stage": 8}, 1, DENSE, {"microbatches": 16}),
-    "stage 2, twice around": ({"stage": 2, "data": 2, "fsdp": 2}, 1, DENSE, {"repeats": 2}),
+    "stage 2, twice around": ({"stage": 2, "data": 2, "fsdp": 2}, 1, MIXED, {"repeats": 2}),
     "stage 4, twice around": ({"stage": 4, "data": 2}, 1, DENSE, {"repeats": 2, "overlap": True}),
     "stage 2, four times around, unrolled": ({"stage": 2, "fsdp": 4}, 1, DENSE | {"scan_layers": False}, {"repeats": 4}),
     "stage 2, unrolled": ({"stage": 2, "data": 4}, 1, DENSE | {"scan_layers": False, "remat": "none"}, {}),
@@ -93,9 +95,7 @@ def assert_split(tree, mesh):
     assert stacked > 3
 
 
-@pytest.mark.parametrize(
-    "S, M, R, delay", [(2, 8, 1, 1), (4, 4, 1, 1), (4, 12, 2, 1), (2, 8, 3, 2), (4, 4, 2, 2), (3, 6, 1, 2)]
-)
+@pytest.mark.parametrize("S, M, R, d", [(2, 8, 1, 1), (4, 4, 1, 1), (4, 12, 2, 1), (2, 8, 3, 2), (4, 4, 2, 2), (3, 6, 1, 2)])
 def test_each_stage_computes_each_microbatch_after_the_stage_before(S, M, R, d):
     plan = Schedule(S, M, R, d)
     done = {}
