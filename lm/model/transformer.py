@@ -308,14 +308,14 @@ class Transformer(nnx.Module):
     def _stack(self, modules, block, repeats, x_BTD, steps, caches, layers=None):
         """Return x, and for each position of the block its caches and its RouterStats or None, stacked over the repeats.
 
-        The layers of a stack that is split over the stages of the mesh are a pipeline. With a cache they are not: then each
-        layer's parameters are sent to all devices before they are used.
+        A stack that is split over the stages of the mesh is a pipeline. With a cache, or if the pipeline's repeats do not
+        divide it, it is not: then each layer's parameters are sent to all devices before they are used.
         """
         config = self.config
         graphs, params = zip(*(nnx.split(module) for module in modules))
         on_stages = over_stages(repeats) and layers is None
 
-        def layer_of_steps(steps, x, x_bits, layer):
+        def compute_block(steps, x, x_bits, layer):
             x, (all_params, n, caches) = from_bits(x_bits, x), layer
             all_params = layer_of(params, n) if all_params is None else all_params
             new, stats = [], []
@@ -327,7 +327,7 @@ class Transformer(nnx.Module):
 
         def through(params, x, steps, repeats):
             """Return x after the layers, their caches and reports. params: None: each layer's are sent when it comes."""
-            apply = functools.partial(layer_of_steps, steps)
+            apply = functools.partial(compute_block, steps)
             if config.remat != "none":
                 apply = jax.checkpoint(apply, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
             if config.scan_layers:

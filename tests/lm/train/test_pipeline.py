@@ -110,6 +110,11 @@ def test_each_stage_computes_each_microbatch_after_the_stage_before(S, M, R, d):
         assert plan.bubble == pytest.approx(d * (S - 1) / (M * R + d * (S - 1)))
 
 
+def test_a_schedule_says_how_long_stages_are_idle():
+    assert str(Schedule(2, 8, 1, 1)) == "2 stages, 8 microbatches: bubble 11.1 % of 9 ticks"
+    assert str(Schedule(4, 16, 2, 1)) == "4 stages, 16 microbatches, each 2 times around: bubble 8.6 % of 35 ticks"
+
+
 def test_as_many_microbatches_as_the_config_wants_and_the_rows_allow():
     mesh = make_mesh({"stage": 2, "data": 4}).abstract_mesh
 
