@@ -94,6 +94,15 @@ class Quantization:
     targets: str = r".*"  # regular expression on names such as attention.query, feed_forward.gate
 
 
+@dataclasses.dataclass(frozen=True)
+class Pipeline:
+    """How the stages of mesh.stage share a batch (lm/parallel/pipeline.py); without effect if mesh.stage is 1."""
+
+    microbatches: int = 0  # of a slice of the batch: at most this many, as its rows allow; 0: 4 × mesh.stage
+    repeats: int = 1  # how often a microbatch goes around the stages: more shorten the bubble and send more
+    overlap: bool = False  # send while the stages compute other microbatches: for slow networks; twice the bubble
+
+
 class LayerKind(NamedTuple):
     """The settings that may differ between layers."""
 
@@ -149,6 +158,7 @@ class ModelConfig:
     adapter: Adapter = Adapter()
     quantization: Quantization = Quantization()
 
+    pipeline: Pipeline = Pipeline()
     scan_layers: bool = True  # False unrolls the stack: slower to compile, faster on a CPU
     # What the backward pass computes again. none: nothing; matmuls: all but matmul outputs; attention: these, and all of the
     # feed-forward sublayer; full: each whole layer.
@@ -226,7 +236,14 @@ class ModelConfig:
         return dataclasses.asdict(self)
 
 
-SECTIONS = {"mla": LatentAttention, "rope": Rope, "moe": MixtureOfExperts, "adapter": Adapter, "quantization": Quantization}
+SECTIONS = {
+    "mla": LatentAttention,
+    "rope": Rope,
+    "moe": MixtureOfExperts,
+    "adapter": Adapter,
+    "quantization": Quantization,
+    "pipeline": Pipeline,
+}
 
 
 def model_keys(**values) -> dict:
@@ -332,5 +349,9 @@ def _check(config: ModelConfig) -> None:
         refuse("adapter.rank", "must not be negative")
     if config.quantization.bits not in (0, 4, 8):
         refuse("quantization.bits", "is none of 0 (off), 4, 8")
+    if config.pipeline.microbatches < 0:
+        refuse("pipeline.microbatches", "must be at least 1, or 0 for 4 × mesh.stage")
+    if config.pipeline.repeats < 1:
+        refuse("pipeline.repeats", "must be at least 1")
     if config.mtp_depth < 0:
         refuse("mtp_depth", "must not be negative")

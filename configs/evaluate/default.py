@@ -26,6 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.batch_tokens = placeholder(int)  # token slots of a batch; none: chosen for the device
     config.cache = True  # keep answers in WORKDIR/answers.sqlite and reuse them
     config.mesh = ml_collections.ConfigDict()  # devices along each axis; -1: the remaining devices
+    config.mesh.stage = 1  # layers and batch split: a pipeline (model.pipeline)
     config.mesh.data = -1  # batch split, parameters whole
     config.mesh.fsdp = 1  # batch and parameters split
     config.mesh.tensor = 1  # heads and hidden units split

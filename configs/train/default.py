@@ -30,8 +30,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.tokenizer_sample_bytes = 16_000_000  # of text that a new tokenizer is trained on
     config.data.log_ids = False  # write ids.jsonl: the row ids of each step's batch
 
-    # All keys of lm/config.py, which explains them, with sections rope, mla, moe, adapter and quantization. Set here are those
-    # of a Llama-like model. Locked: an unknown key is an error.
+    # All keys of lm/config.py, which explains them, with sections rope, mla, moe, adapter, quantization and pipeline. Set here
+    # are those of a Llama-like model. Locked: an unknown key is an error.
     config.model = ml_collections.ConfigDict(
         model_keys(
             vocab_size=8192,  # rows of the embedding; the tokenizer may have fewer pieces
@@ -43,6 +43,11 @@ def get_config() -> ml_collections.ConfigDict:
             mlp_dim=1024,
             scan_layers=True,  # False unrolls the stack: slower to compile, faster on a CPU
             remat="matmuls",  # the more is recomputed, the less is kept: none, matmuls (kept), attention (kept), full
+            pipeline=dict(
+                microbatches=0,  # of a slice of the batch, with mesh.stage: at most this many; 0: 4 × mesh.stage
+                repeats=1,  # how often a microbatch goes around the stages: more shorten the bubble and send more
+                overlap=False,  # send while the stages compute other microbatches: for slow networks; twice the bubble
+            ),
         )
     ).lock()
 
@@ -72,6 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.evals.options = ""  # YAML: settings of tasks by kind
 
     config.mesh = ml_collections.ConfigDict()  # devices along each axis; -1: the remaining devices
+    config.mesh.stage = 1  # layers and batch split: a pipeline (model.pipeline)
     config.mesh.data = -1  # batch split, parameters whole
     config.mesh.fsdp = 1  # batch and parameters split
     config.mesh.tensor = 1  # heads and hidden units split

@@ -50,12 +50,14 @@ def experts(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capaci
     local = functools.partial(_local, activation=activation, dtype=jnp.dtype(dtype), capacity_factor=capacity_factor)
     tokens = spec("batch", "length", None)
     if tokens is None:
-        return local(x_BTD, choice_BTK, weight_BTK, weights, split=False)
+        return local(x_BTD, choice_BTK, weight_BTK, weights)
     arrays = [reshard(a, "batch", "length", None) for a in (x_BTD, choice_BTK, weight_BTK)]
     weights = {name: reshard(w, *WEIGHT_AXES[name]) for name, w in weights.items()}
     layout = {name: spec(*WEIGHT_AXES[name]) for name in weights}
-    local = jax.shard_map(functools.partial(local, split=True), in_specs=(tokens, tokens, tokens, layout), out_specs=tokens)
-    return local(*arrays, weights)
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = frozenset(mesh.axis_names) - frozenset(mesh.manual_axes)
+    local = functools.partial(local, split=axes)
+    return jax.shard_map(local, in_specs=(tokens, tokens, tokens, layout), out_specs=tokens, axis_names=axes)(*arrays, weights)
 
 
 def experts_reference(x_BTD, choice_BTK, weight_BTK, weights, *, activation) -> jax.Array:
@@ -68,11 +70,12 @@ def experts_reference(x_BTD, choice_BTK, weight_BTK, weights, *, activation) -> 
     return y_BTD
 
 
-def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor, split):
-    """Compute `experts` on one device. split: within a shard_map."""
+def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor, split=frozenset()):
+    """Compute `experts` on one device. split: the mesh axes of the shard_map that this is called in, if there is one."""
     x_ND, choice_NK, weight_NK = (a.reshape(-1, a.shape[-1]) for a in (x_BTD, choice_BTK, weight_BTK))
-    if split:  # makes a weight's gradient a sum over the data axis
-        weights = {name: lax.pcast(w, "data", to="varying") for name, w in weights.items()}
+    if split:  # makes a weight's gradient a sum over the axes of rows that do not split it
+        repeated = tuple(axis for axis in ("stage", "data") if axis in split)
+        weights = {name: lax.pcast(w, repeated, to="varying") for name, w in weights.items()}
     ways, K = lax.axis_size("expert") if split else 1, choice_NK.shape[1]
     E = weights["up"].shape[0]
 

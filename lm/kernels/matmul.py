@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lm.parallel.mesh import RULES, platform, row_ways, spec
+from lm.parallel.mesh import RULES, free_axes, platform, row_ways, spec, token_axes
 from lm.parallel.torus import rings
 
 
@@ -110,28 +110,29 @@ def product_reduced(equation: str, a: jax.Array, b: jax.Array, where: PartitionS
     def on_device(a, b):
         if platform() == "tpu" and "fsdp" in where:
             sizes = rings("fsdp")
-            return scattered(product_around_ring(equation, a, b, "fsdp", where.index("fsdp"), sizes), where, sizes[1:])
-        return scattered(product_over_rows(equation, a, b), where)
+            part = product_around_ring(equation, a, b, "fsdp", where.index("fsdp"), sizes)
+            return scattered(part, where, over, sizes[1:])
+        return scattered(product_over_rows(equation, a, b), where, over)
 
-    return jax.shard_map(on_device, in_specs=(spec_of(a), spec_of(b)), out_specs=where, check_vma=False)(a, b)
+    over, how = token_axes(), dict(check_vma=False, axis_names=free_axes())
+    return jax.shard_map(on_device, in_specs=(spec_of(a), spec_of(b)), out_specs=where, **how)(a, b)
 
 
-def scattered(x: jax.Array, where: PartitionSpec, left: tuple[int, ...] | None = None) -> jax.Array:
-    """Within a shard_map, return this device's part of the sum of x over the axes that split rows; `where`: of the sum.
+def scattered(x: jax.Array, where: PartitionSpec, over: tuple[str, ...], left: tuple[int, ...] | None = None) -> jax.Array:
+    """Within a shard_map, return this device's part of the sum of x over the axes `over`; `where`: partition of the sum.
 
     It is scattered over fsdp first: then the sums over the other axes are smaller by the size of fsdp. An axis that winds
     through several rings of a torus is scattered ring by ring, because a TPU's compiler would sum everything on every device.
     left: sizes of the innermost rings of fsdp that x is not yet summed over; default all.
     """
-    axes = list(RULES["batch"])
+    rest = [axis for axis in over if axis not in where]
     for dimension, axis in enumerate(where):
-        if axis in axes:
-            axes.remove(axis)
+        if axis in over:
             sizes = rings(axis)
             for n in range(0 if left is None else len(sizes) - len(left), len(sizes)):
                 groups = None if len(sizes) == 1 else _along(sizes, n)
                 x = lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True, axis_index_groups=groups)
-    return lax.psum(x, tuple(axes))
+    return lax.psum(x, tuple(rest))
 
 
 def product_around_ring(equation: str, a: jax.Array, b: jax.Array, axis: str, dimension: int, sizes: tuple[int, ...]):

@@ -14,6 +14,7 @@ from lm.parallel.mesh import platform
 
 NAME = "saved"  # remat="matmuls" and "attention" keep values of this name
 WIDE = "saved wide"  # "matmuls" keeps these too: the feed-forward's, which are most of a layer's memory
+INPUT = "layer input"  # the name of what a layer begins with
 
 
 def saved(x: jax.Array, *, wide: bool = False) -> jax.Array:
@@ -22,6 +23,12 @@ def saved(x: jax.Array, *, wide: bool = False) -> jax.Array:
     if not _as_bits(x):
         return checkpoint_name(x, name)
     return from_bits(checkpoint_name(bits(x), name), x)
+
+
+def layer_input(x: jax.Array, as_bits: bool = True) -> tuple[jax.Array, jax.Array | None]:
+    """Return (x, its `bits`, or None without `as_bits`), of which the one that is kept has the name INPUT."""
+    x_bits = bits(x) if as_bits else None
+    return (checkpoint_name(x, INPUT), None) if x_bits is None else (x, checkpoint_name(x_bits, INPUT))
 
 
 def bits(x: jax.Array) -> jax.Array | None:

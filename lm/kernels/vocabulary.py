@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from lm.kernels.head import softcap_slope, softcapped
 from lm.kernels.matmul import product, scattered, spec_of
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import spec, token_axes
 
 BLOCK_BYTES = 64 << 20  # of a gathered block in the compute dtype, about one matrix of a layer
 LANES = 128  # a block is a multiple of this
@@ -101,13 +101,14 @@ def gradients(
             d_NC = (d_NC / temperature).astype(dtype)
             dw_CD = product("nc,nd->cd", d_NC, x_ND) if learns else None
             dx_ND = dx_ND + product("nc,cd->nd", d_NC, w_CD)
-            return dx_ND, scattered(dw_CD, PartitionSpec(None, "fsdp")) if learns else None
+            return dx_ND, scattered(dw_CD, PartitionSpec(None, "fsdp"), over) if learns else None
 
         blocks = _blocks(head_VD.astype(dtype), rows)
         dx_ND, dw = lax.scan(body, jnp.zeros(x_ND.shape, jnp.float32), blocks)
         dx_BTD = lax.psum(dx_ND, "tensor").reshape(x_BTD.shape).astype(x_BTD.dtype)
         return dx_BTD, dw.reshape(-1, head_VD.shape[1])[: head_VD.shape[0]] if learns else None
 
+    over = token_axes()
     tokens, states, where = spec("batch", "length"), spec("batch", "length", None), spec_of(head_VD)
     specs = (states, where, tokens, tokens, tokens, tokens)
     mapped = jax.shard_map(on_device, in_specs=specs, out_specs=(states, where if learns else None), check_vma=False)

@@ -18,7 +18,7 @@ from lm.kernels.cpu.packed import packed_matmul, rows
 from lm.kernels.embedding import embedding
 from lm.kernels.head import softcapped
 from lm.kernels.matmul import matmul
-from lm.kernels.saved import NAME, WIDE, bits, from_bits, saved
+from lm.kernels.saved import NAME, WIDE, from_bits, layer_input, saved
 from lm.model.attention import Step, attention_sublayer
 from lm.model.cache import Cache, DecodeState, layers_of
 from lm.model.feed_forward import FeedForward
@@ -27,8 +27,10 @@ from lm.model.linear import Linear, Score, packed_of, scaled_output
 from lm.model.moe import MoE, RouterStats
 from lm.model.norms import layer_norm
 from lm.model.pages import PagedState
-from lm.model.positions import rotary_angles
-from lm.parallel.mesh import reshard, spec
+from lm.model.positions import once, rotary_angles
+from lm.model.stages import TICK_POLICIES, of_rows, rows_of, unstacked
+from lm.parallel.mesh import over_stages, reshard, spec
+from lm.parallel.pipeline import layer_of, pipelined, schedule
 
 REMAT_POLICIES = {
     "none": checkpoint_policies.everything_saveable,
@@ -173,7 +175,7 @@ class Transformer(nnx.Module):
     def unstacked(self) -> list:
         """Return the parameters of each layer of each stack, one tree a layer."""
         params = [tuple(nnx.split(module)[1] for module in stack) for stack in self.stacks]
-        return [layers_of(one, repeats) for one, (_, repeats) in zip(params, self.config.stacks, strict=True)]
+        return [unstacked(one, repeats) for one, (_, repeats) in zip(params, self.config.stacks, strict=True)]
 
     def residual(self, tokens_BT, segment_ids_BT=None, positions_BT=None) -> jax.Array:
         """Return the residual stream before the last norm, whose size μP keeps constant as the model gets wider."""
@@ -309,12 +311,18 @@ class Transformer(nnx.Module):
         return steps, state
 
     def _stack(self, modules, block, repeats, x_BTD, steps, caches, layers=None):
-        """Return x, and for each position of the block its caches and its RouterStats or None, stacked over the repeats."""
+        """Return x, and for each position of the block its caches and its RouterStats or None, stacked over the repeats.
+
+        A stack that is split over the stages of the mesh is a pipeline. With a cache, or if the pipeline's repeats do not
+        divide it, it is not: then each layer's parameters are sent to all devices before they are used.
+        """
         config = self.config
         graphs, params = zip(*(nnx.split(module) for module in modules))
+        on_stages = over_stages(repeats) and layers is None
 
-        def apply(x, x_bits, layer):
-            x, (all_params, caches) = from_bits(x_bits, x), layer
+        def compute_block(steps, x, x_bits, layer):
+            x, (all_params, n, caches) = from_bits(x_bits, x), layer
+            all_params = layer_of(params, n) if all_params is None else all_params
             new, stats = [], []
             for graph, kind, one, cache in zip(graphs, block, all_params, caches or [None] * len(block)):
                 x, cache, router = nnx.merge(graph, one)(x, steps[kind.local], cache)
@@ -322,19 +330,36 @@ class Transformer(nnx.Module):
                 stats.append(router)
             return x, (tuple(new), tuple(stats))
 
-        if config.remat != "none":
-            apply = jax.checkpoint(apply, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
-        if config.scan_layers:
-            x_BTD, (caches, stats) = lax.scan(
-                lambda x, layer: apply(x, bits(x), layer), x_BTD, (params, caches), length=repeats
-            )
-            return x_BTD, caches, stats
-        new, stats = [], []
-        for n, one in enumerate(layers or layers_of(params, repeats)):
-            x_BTD, (cache, router) = apply(x_BTD, None, (one, caches and tuple(cache[n] for cache in caches)))
-            new.append(cache)
-            stats.append(router)
-        return x_BTD, tuple(zip(*new, strict=True)), jax.tree.map(lambda *x: jnp.stack(x), *stats)
+        def through(params, x, steps, repeats):
+            """Return x after the layers, their caches and reports. params: None: each layer's are sent when it comes."""
+            apply = functools.partial(compute_block, steps)
+            if config.remat != "none":
+                apply = jax.checkpoint(apply, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
+            if config.scan_layers:
+                numbers = jnp.arange(repeats) if params is None else None
+                x, (new, stats) = lax.scan(
+                    lambda x, layer: apply(*layer_input(x), layer), x, (params, numbers, caches), length=repeats
+                )
+                return x, new, stats
+            new, stats = [], []
+            for n, one in enumerate(layers or ([None] * repeats if params is None else layers_of(params, repeats))):
+                x, (cache, router) = apply(
+                    *layer_input(x, as_bits=False), (one, n, caches and tuple(cache[n] for cache in caches))
+                )
+                new.append(cache)
+                stats.append(router)
+            return x, tuple(zip(*new, strict=True)), jax.tree.map(lambda *x: jnp.stack(x), *stats)
+
+        plan = schedule(config.pipeline, len(x_BTD)) if on_stages and caches is None else None
+        if plan is None or repeats % (plan.stages * plan.repeats):
+            return through(None if on_stages else params, x_BTD, steps, repeats)
+
+        def stage(params, x, rows):
+            x, _, stats = through(params, x, of_rows(rows), repeats // (plan.stages * plan.repeats))
+            return x, stats
+
+        x_BTD, stats = pipelined(stage, params, x_BTD, rows_of(steps), plan, TICK_POLICIES[config.remat])
+        return x_BTD, (None,) * len(block), stats
 
 
 def cast_matrices(config: ModelConfig, params: nnx.State) -> nnx.State:
@@ -370,24 +395,6 @@ def stacked_layers(config: ModelConfig, kind: LayerKind, repeats: int, rngs: nnx
         return Layer(config, kind, rngs)
 
     return stack(rngs)
-
-
-def once(f, *xs_BT):
-    """Return f(*xs_BT), with results [B, T, …], computed in a loop over two halves of T.
-
-    The compiler would otherwise fuse f into every layer that reads its result and compute it again there; it does not fuse
-    the results of a loop. On a CPU this saves a quarter of a training step.
-    """
-    B, T = xs_BT[0].shape
-    if T == 1:
-        return f(*xs_BT)
-    half = -(-T // 2)
-
-    def halves(x_BT):
-        return jnp.moveaxis(jnp.pad(x_BT, ((0, 0), (0, 2 * half - T))).reshape(B, 2, half), 1, 0)
-
-    parts = lax.map(lambda xs: f(*xs), tuple(map(halves, xs_BT)))
-    return jax.tree.map(lambda y: jnp.moveaxis(y, 0, 1).reshape(y.shape[1], 2 * half, *y.shape[3:])[:, :T], parts)
 
 
 def build(config: ModelConfig, seed: int) -> nnx.State:

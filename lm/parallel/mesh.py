@@ -8,23 +8,24 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.parallel import torus
 
-AXES = ("data", "fsdp", "tensor", "expert")
-# Axes that may cross the slow network between slices. Along `data` only gradients are sent.
-BETWEEN_SLICES = ("data",)
+AXES = ("stage", "data", "fsdp", "expert", "tensor")
+# Axes that may cross the slow network between slices. Along `data` only gradients are sent, along `stage` hidden states.
+BETWEEN_SLICES = ("data", "stage")
 
 # Logical axis -> mesh axes. Weights are split over fsdp (gathered before use) and over tensor and expert (used split).
 # Activations are split by batch over data, fsdp and expert, and by head or hidden unit over tensor. The devices of an expert
-# axis hold different experts and different rows, and send tokens to one another.
+# axis hold different experts and different rows, and send tokens to one another. Stages hold different layers; outside of the
+# layers they are one more axis of the batch (lm/parallel/pipeline.py).
 RULES = {
-    "batch": ("data", "fsdp", "expert"),
+    "batch": ("stage", "data", "fsdp", "expert"),
     "length": None,
-    "layers": None,
+    "layers": "stage",  # unless the stages do not divide the stack; then all hold it whole
     "embed": "fsdp",
     "norm": None,
     "replicated": None,
@@ -123,16 +124,37 @@ def platform() -> str:
 
 
 def spec(*logical: str | None) -> PartitionSpec | None:
-    """Return the partition of an array with these logical axes, or None if no mesh is set."""
-    if jax.sharding.get_abstract_mesh().empty:
-        return None
-    return PartitionSpec(*(RULES[axis] if axis else None for axis in logical))
+    """Return the partition of an array with these logical axes, or None if no mesh is set.
 
-
-def row_ways() -> int:
-    """Return how many parts the current mesh splits rows into, 1 without a mesh."""
+    Within a shard_map over some axes of the mesh it names the other ones only.
+    """
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+    if mesh.empty:
+        return None
+
+    def free(axes):
+        if isinstance(axes, tuple):
+            return tuple(axis for axis in axes if axis not in mesh.manual_axes)
+        return None if axes in mesh.manual_axes else axes
+
+    return PartitionSpec(*(free(RULES[axis]) if axis else None for axis in logical))
+
+
+def token_axes() -> tuple[str, ...]:
+    """Return the axes of the current mesh that split tokens, without those of an outer shard_map."""
+    return spec("batch")[0]
+
+
+def free_axes() -> frozenset[str]:
+    """Return the axes of the current mesh that no outer shard_map is over."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return frozenset(mesh.axis_names) - frozenset(mesh.manual_axes)
+
+
+def row_ways(mesh: Mesh | AbstractMesh | None = None) -> int:
+    """Return how many parts the mesh splits rows into, 1 without a mesh. mesh: default the one that is set."""
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
 def reshard(x: jax.Array, *logical: str | None) -> jax.Array:
@@ -159,14 +181,26 @@ def place_rows(*arrays: np.ndarray, mesh: Mesh | None = None) -> tuple:
 def shardings(tree, mesh: Mesh):
     """Return a tree of NamedShardings for a tree of nnx variables (parameters or moments, abstract or not) and plain arrays.
 
-    A variable is sharded by its logical axes; a plain array is replicated.
+    A variable is sharded by its logical axes; a plain array is replicated. A stack of layers that the stages do not divide is
+    whole on all of them.
     """
 
     def sharding(leaf):
         axes = logical_axes(leaf) if isinstance(leaf, nnx.Variable) else ()
-        return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in axes))), leaf)
+
+        def one(x):
+            whole = {"layers"} if "layers" in axes and not over_stages(x.shape[0], mesh) else set()
+            return NamedSharding(mesh, PartitionSpec(*(None if axis in whole else RULES[axis] for axis in axes)))
+
+        return jax.tree.map(one, leaf)
 
     return jax.tree.map(sharding, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
+
+
+def over_stages(layers: int, mesh: Mesh | AbstractMesh | None = None) -> bool:
+    """Return whether a stack of this many layers is split over stages. mesh: default the one that is set."""
+    mesh = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    return not mesh.empty and mesh.shape["stage"] > 1 and layers % mesh.shape["stage"] == 0
 
 
 def logical_axes(variable: nnx.Variable) -> tuple[str, ...]:
@@ -190,10 +224,28 @@ def check_fit(mesh: Mesh, model: ModelConfig, batch_size: int, accumulate: int) 
         size = functools.reduce(getattr, key.split("."), model)
         if size % shape[axis]:
             raise UserError(f"mesh.{axis}={shape[axis]} does not divide model.{key}={size}")
-    ways = shape["data"] * shape["fsdp"] * shape["expert"] * accumulate
+    if shape["stage"] > 1:
+        _check_stages(shape["stage"], model)
+    ways = row_ways(mesh) * accumulate
     if accumulate < 1 or batch_size < 1 or batch_size % ways:
         most = max(1, batch_size // max(1, ways)) * max(1, ways)
-        raise UserError(
-            f"batch_size={batch_size} is not a positive multiple of mesh.data × mesh.fsdp × mesh.expert × accumulate = "
-            f"{shape['data']} × {shape['fsdp']} × {shape['expert']} × {accumulate}: set --config.batch_size={most}"
+        # The stage axis is named only where there is one.
+        axes = [axis for axis in RULES["batch"] if axis != "stage" or shape[axis] > 1]
+        names, sizes = (
+            " × ".join(map(str, all)) for all in ([f"mesh.{axis}" for axis in axes], [shape[axis] for axis in axes])
         )
+        raise UserError(
+            f"batch_size={batch_size} is not a positive multiple of {names} × accumulate = {sizes} × {accumulate}: "
+            f"set --config.batch_size={most}"
+        )
+
+
+def _check_stages(stages: int, model: ModelConfig) -> None:
+    """Raise UserError if the largest stack of layers cannot be split over the stages. Smaller ones may stay whole."""
+    block, repeats = max(model.stacks, key=lambda stack: len(stack[0]) * stack[1])
+    rounds = model.pipeline.repeats
+    if repeats % (stages * rounds):
+        layers = f"{repeats} blocks of {len(block)} layers (model.attention_pattern, model.mlp_pattern)"
+        what = f"the {repeats} like layers" if len(block) == 1 else f"the {layers}"
+        times = f" × model.pipeline.repeats={rounds}" if rounds > 1 else ""
+        raise UserError(f"mesh.stage={stages}{times} does not divide {what} of model.num_layers={model.num_layers}")

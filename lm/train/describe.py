@@ -17,6 +17,7 @@ from lm.errors import UserError
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import AXES, axis_sizes, check_fit, spec
+from lm.parallel.pipeline import schedule
 from lm.train.step import abstract_state, make_trainer, model_config_of, training_loss
 
 CHINCHILLA = 20  # tokens per parameter (Hoffmann et al. 2022, table 3)
@@ -57,6 +58,7 @@ def describe(config) -> dict:
             "remat": model.remat,
             "accumulate": config.accumulate,
         },
+        "pipeline": pipeline(config, mesh),
         "memory": {"mesh": dict(mesh.shape), "devices": mesh.size, **memory},
         "cache_per_token": {
             name: sizing.cache_bytes_per_token(model, dtype) for name, dtype in ((model.dtype, ""), ("int8", "int8"))
@@ -70,6 +72,14 @@ def describe(config) -> dict:
             "chinchilla_tokens": CHINCHILLA * main["active"],
         },
     }
+
+
+def pipeline(config, mesh) -> dict | None:
+    """Return the schedule of the stages for one slice of the batch, with the fraction of time that they are idle."""
+    if mesh.shape["stage"] == 1:
+        return None
+    plan = schedule(model_config_of(config).pipeline, config.batch_size // config.accumulate, mesh)
+    return plan._asdict() | {"ticks": plan.ticks, "bubble": plan.bubble, "shown": str(plan)}
 
 
 def abstract_mesh(sizes) -> AbstractMesh:
@@ -119,7 +129,9 @@ def product_flops(program, filled: float = 1) -> float:
         elif name.startswith("ragged_dot"):
             total += filled * _ragged_flops(equation)
         else:
-            turns = params["length"] if name == "scan" else params["mesh"].size if name == "shard_map" else 1
+            turns = params["length"] if name == "scan" else 1
+            if name == "shard_map":
+                turns = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
             inner = [product_flops(sub, filled) for sub in _programs(params)]
             total += turns * (max(inner, default=0) if name == "cond" else sum(inner))
     return total
@@ -220,6 +232,7 @@ def table(d: dict) -> str:
             f"memory a device      {_memory(sum(memory[kind] for kind in kinds))}: "
             + ", ".join(f"{kind} {_memory(memory[kind])}" for kind in kinds)
             + f" ({mesh})",
+            *([] if d["pipeline"] is None else [f"pipeline             {d['pipeline']['shown']}"]),
             "cache a token        " + "; ".join(f"{name} {_cache(kinds)}" for name, kinds in d["cache_per_token"].items()),
         ]
     )

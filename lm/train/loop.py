@@ -25,6 +25,7 @@ from lm.convert.source import open_source
 from lm.model.linear import trainable
 from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
+from lm.parallel.pipeline import schedule
 from lm.train import compiler
 from lm.train.feed import Feed, Stream, summed
 from lm.train.metrics import Log
@@ -106,6 +107,9 @@ def train(
     known_peak = peak_flops()
     log = Log(workdir, enabled=is_first(), step=begin, steps=config.steps, log_ids=config.data.get("log_ids", False))
     log.say(f"{num_params:,} parameters, {config.batch_size * config.sequence_length:,} tokens a step, {dict(mesh.shape)}")
+    if mesh.shape["stage"] > 1:
+        plan = schedule(model_config_of(config).pipeline, config.batch_size // config.accumulate, mesh)
+        log.say(f"pipeline: {plan}")
     if known_peak:
         log.say(mfu_formula())
     rates: list[float] = []

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from lm.config import ModelConfig
 from lm.model.cache import empty_state, fork, repeat
 from lm.model.transformer import Hidden, Transformer
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import row_ways, spec
 from lm.train.step import model_config_of
 
 PROMPT = ("prompt_tokens", "prompt_segments")
@@ -29,10 +29,10 @@ SCORE = 6  # 4 to 8 in the measurements of docs/benchmarks.md
 def answer_length(config, mesh: Mesh, group_size: int, width: int, shortest: int) -> int:
     """Return T of a run whose update shares prompts, or 0 if it computes whole rows.
 
-    width, shortest: tokens of the longest and of the shortest prompt.
+    width, shortest: tokens of the longest and of the shortest prompt. Stages compute whole rows: prompts would be in a cache.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"] * config.accumulate * config.rl.minibatches
-    if not config.rl.share_prompts or config.batch_size // group_size % ways:
+    ways = row_ways(mesh) * config.accumulate * config.rl.minibatches
+    if not config.rl.share_prompts or mesh.shape["stage"] > 1 or config.batch_size // group_size % ways:
         return 0
     after = config.rollout.max_new_tokens if config.rollout.max_turns == 1 else config.sequence_length + 1 - shortest
     return after * pays(model_config_of(config), group_size, width, after)

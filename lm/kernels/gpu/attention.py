@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from lm.kernels.saved import saved
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import free_axes, spec
 
 BLOCK = 128  # of queries and of keys; the Triton kernel takes whole blocks
 
@@ -61,7 +61,9 @@ def _by_device(compute, q_BTHK, k_BSGK, v_BSGV, segments_BT):
     if spec() is None:
         return compute(q_BTHK, k_BSGK, v_BSGV, segments_BT)
     q, kv, rows = spec("batch", None, "heads", None), spec("batch", None, "kv_heads", None), spec("batch", None)
-    return jax.shard_map(compute, in_specs=(q, kv, kv, rows), out_specs=q, check_vma=False)(q_BTHK, k_BSGK, v_BSGV, segments_BT)
+    return jax.shard_map(compute, in_specs=(q, kv, kv, rows), out_specs=q, check_vma=False, axis_names=free_axes())(
+        q_BTHK, k_BSGK, v_BSGV, segments_BT
+    )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

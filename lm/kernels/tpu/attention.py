@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
 from lm.kernels.saved import NAME
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import free_axes, spec
 
 LANES = 128  # a block is a multiple of this
 BLOCK = 512  # queries and keys of a block, as in MaxText; smaller blocks skip more and start more often
@@ -33,7 +33,9 @@ def splash_attention(
     if heads is None:
         return inner(q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H)
     of_keys = spec("batch", None, "kv_heads", None)
-    mapped = jax.shard_map(inner, in_specs=(heads, of_keys, of_keys, rows, spec("heads")), out_specs=heads, check_vma=False)
+    mapped = jax.shard_map(
+        inner, in_specs=(heads, of_keys, of_keys, rows, spec("heads")), out_specs=heads, check_vma=False, axis_names=free_axes()
+    )
     return mapped(q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H)
 
 

@@ -41,11 +41,12 @@ def updated(name: str, sizes: dict, accumulate: int):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("first", ["data", "stage"])
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_as_on_one_device(name):
+def test_as_on_one_device(name, first):
     metrics, moments = updated(name, {}, 1)
     # The zero point of KTO is that of a slice.
-    spread, others = updated(name, {"data": 2, "fsdp": 2, "tensor": 2}, 1 if name == "kto" else 2)
+    spread, others = updated(name, {first: 2, "fsdp": 2, "tensor": 2}, 1 if name == "kto" else 2)
     extremes = {"min_reward", "max_reward"}  # of a slice
     for key in metrics.keys() - extremes:
         assert spread[key] == pytest.approx(metrics[key], rel=1e-4, abs=1e-6), key

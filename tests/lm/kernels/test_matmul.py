@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from lm.kernels.matmul import matmul, product_around_ring, scattered
 from lm.parallel import torus
-from lm.parallel.mesh import make_mesh, reshard
+from lm.parallel.mesh import RULES, make_mesh, reshard
 
 CASES = {
     "up": ("btd,df->btf", (2, 6, 8), (8, 12), ("batch", "length", "mlp")),
@@ -80,7 +80,7 @@ def test_a_product_that_is_scattered_ring_by_ring(equation, sizes):
 
     def on_device(a, b):
         x = product_around_ring(equation, a, b, "fsdp", dimension, sizes)
-        return scattered(x, where, sizes[1:])
+        return scattered(x, where, RULES["batch"], sizes[1:])
 
     with jax.set_mesh(make_mesh(dict(fsdp=8))):
         torus._RINGS[jax.sharding.get_abstract_mesh().shape_tuple]["fsdp"] = sizes

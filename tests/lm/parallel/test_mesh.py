@@ -47,7 +47,7 @@ def test_sizes(asked, given):
 
 def test_an_axis_that_is_not_there_may_have_one_device():
     """As in configs written while there was a context axis."""
-    assert make_mesh({"data": 8, "context": 1}).axis_names == ("data", "fsdp", "tensor", "expert")
+    assert make_mesh({"data": 8, "context": 1}).axis_names == AXES
 
 
 def test_a_mesh_of_some_devices():
@@ -167,6 +167,10 @@ def test_slices_that_do_not_fit(devices, sizes, named):
         ({"tensor": 8}, LATENT, 8, 1, "mesh.tensor=8 .*model.num_heads=4"),
         ({"data": 4, "expert": 2}, {}, 8, 1, "mesh.expert=2 .*model.mlp_pattern"),
         ({"data": 4, "expert": 2}, MOE, 12, 1, "batch_size=12 .*mesh.expert"),
+        ({"data": 4, "stage": 2}, {}, 12, 1, "batch_size=12 .*mesh.stage × mesh.data"),
+        ({"data": 2, "stage": 4}, {"num_layers": 6}, 8, 1, "mesh.stage=4 does not divide .*6 .*model.num_layers=6"),
+        ({"data": 2, "stage": 4}, {**MOE, "num_layers": 6}, 8, 1, "mesh.stage=4 .* 3 blocks of 2 layers .*model.num_layers=6"),
+        ({"data": 4, "stage": 2}, {"pipeline": {"repeats": 2}}, 8, 1, "mesh.stage=2 × model.pipeline.repeats=2 "),
         ({"expert": 8}, {**MOE, "moe": {"num_experts": 12}}, 8, 1, "mesh.expert=8 .*model.moe.num_experts=12"),
         ({"data": 4, "tensor": 2}, {**MOE, "moe": {"num_experts": 8, "expert_dim": 15}}, 8, 1, "model.moe.expert_dim=15"),
         ({"data": 4, "tensor": 2}, {**MOE, "moe": {"num_experts": 8, "shared_dim": 15}}, 8, 1, "model.moe.shared_dim=15"),
@@ -184,6 +188,7 @@ def test_what_splits_is_accepted():
     check_fit(make_mesh({"data": 8}), model_of(vocab_size=63), 8, 1)
     check_fit(make_mesh({"data": 2, "tensor": 4}), model_of(**LATENT), 8, 1)
     check_fit(make_mesh({"data": 2, "expert": 2, "tensor": 2}), model_of(**MOE), 8, 2)
+    check_fit(make_mesh({"data": 4, "stage": 2}), model_of(num_layers=9, attention_pattern=("local", "global"), window=4), 8, 1)
     # No layer has mlp_dim hidden units.
     check_fit(make_mesh({"data": 4, "tensor": 2}), model_of(**{**MOE, "mlp_pattern": ("moe",), "mlp_dim": 63}), 8, 1)
 
@@ -212,4 +217,4 @@ def test_parameters_lie_as_their_declaration_says():
 def test_activations_have_a_partition_only_under_a_mesh():
     assert spec("batch", "length", "vocab") is None
     with jax.set_mesh(make_mesh({"data": 8})):
-        assert spec("batch", "length", "vocab") == PartitionSpec(("data", "fsdp", "expert"), None, "tensor")
+        assert spec("batch", "length", "vocab") == PartitionSpec(("stage", "data", "fsdp", "expert"), None, "tensor")

@@ -93,6 +93,16 @@ def test_flops_do_not_depend_on_how_the_step_is_laid_out():
     assert plain == flops(scan_layers=True, accumulate=2) == flops(mesh=dict(fsdp=2, tensor=2))
 
 
+def test_stages_compute_in_the_bubble_too():
+    def flops(layers, **mesh):
+        config = training(num_layers=layers, scan_layers=True)
+        config.mesh.update(mesh)
+        return step_flops(config)
+
+    plain, deeper = flops(4), flops(8)
+    assert flops(4, stage=2) - plain == (deeper - plain) / 8  # one tick beside those of the 8 microbatches
+
+
 def test_experts_without_capacity_multiply_what_tokens_choose():
     def flops(capacity_factor, **mesh):
         moe = MODELS["mixture"]["moe"] | dict(capacity_factor=capacity_factor)
@@ -118,11 +128,11 @@ def test_activations_a_layer_by_hand():
 
     def a_layer(remat, **mesh):
         by_depth = []
-        for layers in (2, 5):
+        for layers in (2, 6):
             config = training(num_layers=layers, remat=remat, scan_layers=True)
             config.mesh.update(mesh)
             by_depth.append(activations(config))
-        return (by_depth[1] - by_depth[0]) / 3
+        return (by_depth[1] - by_depth[0]) / 4
 
     tokens, x, heads, hidden = 8 * 256, 512 * 2, (8 + 4 + 4 + 8) * 64 * 2 + 8 * 4, 2 * 1024 * 2
     assert a_layer("full") == tokens * x
@@ -130,6 +140,7 @@ def test_activations_a_layer_by_hand():
     assert a_layer("matmuls") == tokens * (2 * x + heads + hidden)
     assert a_layer("matmuls", fsdp=4) == tokens / 4 * (2 * x + heads + hidden)
     assert a_layer("matmuls", fsdp=4, tensor=2) == tokens / 4 * (2 * x + (heads + hidden) / 2)
+    assert a_layer("full", stage=2) == 9 / 8 * tokens * x / 2  # of 9 ticks, in one half of the layers
     assert a_layer("none") > a_layer("matmuls")
 
 

@@ -1,0 +1,39 @@
+"""What the model gives to the pipeline of lm/parallel/pipeline.py: rows, remat policies, and layers that are sent."""
+
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_policies
+
+from lm.kernels.attention import Visible
+from lm.kernels.saved import INPUT, NAME, WIDE
+from lm.model.attention import Step
+from lm.model.cache import layers_of
+from lm.parallel.mesh import over_stages
+from lm.parallel.pipeline import layer_of
+
+# What a tick of a pipeline with repeats keeps for the backward pass, by model.remat. Its parameters are chosen again instead.
+TICK_POLICIES = {
+    "none": checkpoint_policies.save_only_these_names(NAME, WIDE, INPUT),
+    "matmuls": checkpoint_policies.save_only_these_names(NAME, WIDE, INPUT),
+    "attention": checkpoint_policies.save_only_these_names(NAME, INPUT),
+    "full": checkpoint_policies.save_only_these_names(INPUT),
+}
+
+
+def unstacked(params, repeats: int) -> list:
+    """Return the parameters of each layer of a stack, on all stages of the mesh."""
+    if over_stages(repeats):
+        return [layer_of(params, n) for n in range(repeats)]
+    return layers_of(params, repeats)
+
+
+def rows_of(steps: dict[bool, Step]):
+    """Return the arrays [B, …] of the Steps of a call without a cache."""
+    visible = next(iter(steps.values())).visible
+    return {local: step.rotary for local, step in steps.items()}, visible.segments_BT, visible.branches
+
+
+def of_rows(rows) -> dict[bool, Step]:
+    """Return the Steps of some rows; the inverse of `rows_of`."""
+    rotary, segments_BT, branches = rows
+    visible = Visible(segments_BT, segments_BT, jnp.arange(segments_BT.shape[1]), branches)
+    return {local: Step(angles, visible, False, 0, segments_BT > 0) for local, angles in rotary.items()}
