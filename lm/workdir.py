@@ -42,6 +42,7 @@ RESUMABLE_KEYS = (
     "data.weights",
     "model.scan_layers",
     "model.remat",
+    "model.context_attention",
     "model.moe.balance_loss",
     "model.moe.router_z_loss",
     "model.moe.bias_rate",

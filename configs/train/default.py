@@ -76,6 +76,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.fsdp = 1  # batch and parameters split
     config.mesh.tensor = 1  # heads and hidden units split
     config.mesh.expert = 1  # experts and batch split
+    config.mesh.context = 1  # sequences split, for lengths whose activations one device cannot hold
 
     config.valid_every = 100  # steps; 0: only at the end
     config.valid_first = placeholder(bool)  # validate before the first step too; None: if init_from is set

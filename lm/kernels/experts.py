@@ -20,7 +20,7 @@ from jax import lax
 
 from lm.kernels.grouped_matmul import grouped_matmul
 from lm.kernels.saved import saved
-from lm.parallel.mesh import reshard, spec
+from lm.parallel.mesh import context_ways, reshard, spec
 
 WEIGHT_AXES = {"gate": ("expert", "embed", "mlp"), "up": ("expert", "embed", "mlp"), "down": ("expert", "mlp", "embed")}
 
@@ -71,8 +71,9 @@ def experts_reference(x_BTD, choice_BTK, weight_BTK, weights, *, activation) -> 
 def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor, split):
     """Compute `experts` on one device. split: within a shard_map."""
     x_ND, choice_NK, weight_NK = (a.reshape(-1, a.shape[-1]) for a in (x_BTD, choice_BTK, weight_BTK))
-    if split:  # makes a weight's gradient a sum over the data axis
-        weights = {name: lax.pcast(w, "data", to="varying") for name, w in weights.items()}
+    if split:  # makes a weight's gradient a sum over the axes that split tokens and not the weight
+        over = ("data", "context") if context_ways() > 1 else ("data",)
+        weights = {name: lax.pcast(w, over, to="varying") for name, w in weights.items()}
     ways, K = lax.axis_size("expert") if split else 1, choice_NK.shape[1]
     E = weights["up"].shape[0]
 

@@ -1,10 +1,12 @@
 """The device mesh and the one table that maps logical array axes to mesh axes."""
 
+import contextlib
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -12,14 +14,15 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from lm.config import ModelConfig
 from lm.errors import UserError
 
-AXES = ("data", "fsdp", "tensor", "expert")
+AXES = ("data", "fsdp", "expert", "context", "tensor")
 
 # Logical axis -> mesh axes. Weights are split over fsdp (gathered before use) and over tensor and expert (used split).
 # Activations are split by batch over data, fsdp and expert, and by head or hidden unit over tensor. The devices of an expert
-# axis hold different experts and different rows, and send tokens to one another.
+# axis hold different experts and different rows, and send tokens to one another. A context axis splits sequences (`slots`).
 RULES = {
     "batch": ("data", "fsdp", "expert"),
-    "length": None,
+    "length": "context",
+    "rows": ("data", "fsdp", "expert", "context"),  # rows of which each device has its own part of the tokens
     "layers": None,
     "embed": "fsdp",
     "norm": None,
@@ -66,16 +69,76 @@ def axis_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
 
 
 def spec(*logical: str | None) -> PartitionSpec | None:
-    """Return the partition of an array with these logical axes, or None if no mesh is set."""
+    """Return the partition of an array with these logical axes, or None if no mesh is set.
+
+    A context axis of one device is left out, so that only meshes that split sequences treat them as split.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return None
-    return PartitionSpec(*(RULES[axis] if axis else None for axis in logical))
+    whole = {} if context_ways() > 1 else {"length": None, "rows": RULES["batch"]}
+    return PartitionSpec(*((RULES | whole)[axis] if axis else None for axis in logical))
 
 
 def row_ways() -> int:
     """Return how many parts the current mesh splits rows into, 1 without a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+
+
+def context_ways() -> int:
+    """Return how many parts the current mesh splits sequences into, 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["context"]
+
+
+def slots(T: int, ways: int | None = None) -> np.ndarray:
+    """Return int32 [T]: the place in the sequence of each token of an axis that is split into `ways` parts.
+
+    A sequence is cut into 2·ways chunks. Device i holds chunks i and 2·ways − 1 − i, in this order, so that all devices have
+    equally many pairs of a query and an earlier key (the zig-zag order of Llama 3's training, Dubey et al. 2024, §3.3.2).
+    Whoever puts rows onto the mesh puts them into this order, and the loss needs no other. ways: default `context_ways()`;
+    1 keeps the order. T must be a multiple of 2·ways.
+    """
+    ways = context_ways() if ways is None else ways
+    if ways == 1:
+        return np.arange(T, dtype=np.int32)
+    chunks = np.arange(T, dtype=np.int32).reshape(2 * ways, -1)
+    return np.concatenate((chunks[:ways, None], chunks[: ways - 1 : -1, None]), axis=1).reshape(T)
+
+
+def later(x_BT: jax.Array, k: int) -> jax.Array:
+    """Return what x holds k places later in the sequence, 0 after its end; both are in the order of `slots`."""
+    T = x_BT.shape[1]
+    if context_ways() == 1:
+        return jnp.pad(x_BT[:, k:], ((0, 0), (0, k)))
+    order_T = slots(T)
+    inverse_T = np.argsort(order_T)
+    x_BT = reshard(x_BT, "batch", None).at[:, inverse_T].get(out_sharding=spec("batch", None))
+    x_BT = jnp.pad(x_BT, ((0, 0), (0, k)))
+    return x_BT.at[:, order_T + k].get(out_sharding=spec("batch", "length"))
+
+
+@contextlib.contextmanager
+def sequences_whole(params) -> Iterator:
+    """Within this context the devices of the context axis split rows: sampling and tasks have no long sequences to split.
+
+    Yields the parameters on that mesh. No parameter moves: the same devices hold the same parts.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty or mesh.shape["context"] == 1:
+        yield params
+        return
+    sizes = dict(mesh.shape) | {"data": mesh.shape["data"] * mesh.shape["context"], "context": 1}
+    context = AXES.index("context")
+    devices = np.moveaxis(mesh.devices, context, 1).reshape(tuple(sizes.values()))
+    whole = Mesh(devices, AXES, axis_types=mesh.axis_types)
+
+    def moved(x: jax.Array) -> jax.Array:
+        parts = [shard.data for shard in x.addressable_shards]
+        return jax.make_array_from_single_device_arrays(x.shape, NamedSharding(whole, x.sharding.spec), parts)
+
+    with jax.set_mesh(whole):
+        yield jax.tree.map(moved, params)
 
 
 def reshard(x: jax.Array, *logical: str | None) -> jax.Array:
@@ -117,8 +180,11 @@ def logical_axes(variable: nnx.Variable) -> tuple[str, ...]:
     return variable.get_metadata()["out_sharding"]
 
 
-def check_fit(mesh: Mesh, model: ModelConfig, batch_size: int, accumulate: int) -> None:
-    """Raise UserError if a size of the model or of the batch cannot be split evenly over the mesh."""
+def check_fit(mesh: Mesh, model: ModelConfig, batch_size: int, accumulate: int, sequence_length: int | None = None) -> None:
+    """Raise UserError if a size of the model or of the batch cannot be split evenly over the mesh.
+
+    sequence_length: None: no sequences are split, and the mesh must not do so.
+    """
     shape, moe = dict(mesh.shape), model.moe
     has_moe = any(kind.moe for kind in model.layer_kinds)
     split = [("embed_dim", "fsdp"), ("num_heads", "tensor"), ("num_kv_heads", "tensor"), ("vocab_size", "tensor")]
@@ -139,4 +205,12 @@ def check_fit(mesh: Mesh, model: ModelConfig, batch_size: int, accumulate: int) 
         raise UserError(
             f"batch_size={batch_size} is not a positive multiple of mesh.data × mesh.fsdp × mesh.expert × accumulate = "
             f"{shape['data']} × {shape['fsdp']} × {shape['expert']} × {accumulate}: set --config.batch_size={most}"
+        )
+    parts = 2 * shape["context"]
+    if parts > 2 and sequence_length is None:
+        raise UserError(f"mesh.context={shape['context']} splits sequences, which only training does: set mesh.context=1")
+    if parts > 2 and sequence_length % parts:
+        raise UserError(
+            f"sequence_length={sequence_length} is no multiple of 2 × mesh.context = {parts}: "
+            f"set --config.sequence_length={max(1, sequence_length // parts) * parts}"
         )

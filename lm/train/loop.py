@@ -24,7 +24,7 @@ from lm.convert.base import reference
 from lm.convert.source import open_source
 from lm.model.linear import trainable
 from lm.parallel.hosts import is_first
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import sequences_whole, spec
 from lm.train.feed import Feed, Stream, summed
 from lm.train.metrics import Log
 from lm.train.speed import mfu_formula, peak_flops
@@ -174,12 +174,14 @@ def train(
                 last_read = time.perf_counter()
             if measure and config.evals.every and step > 1 and (step - 1) % config.evals.every == 0:
                 read()
-                log.valid(step - 1, measure(step - 1, state.params))
+                with sequences_whole(state.params) as params:
+                    log.valid(step - 1, measure(step - 1, params))
                 last_read = time.perf_counter()
             if watch and config.samples_every and (step - 1) % config.samples_every == 0:
                 read()
-                for text in watch(step - 1, state.params):
-                    log.say(text)
+                with sequences_whole(state.params) as params:
+                    for text in watch(step - 1, params):
+                        log.say(text)
                 last_read = time.perf_counter()
             batch, stream_metrics = stream.next(step, state.params, read)
             state, metrics = step_fn(state, batch, frozen)
@@ -197,10 +199,11 @@ def train(
         if validate:
             final = validate(state.params, None)
             log.valid(step, final)
-        if measure:
-            log.valid(step, measure(step, state.params))
-        for text in watch(step, state.params) if watch and step else ():
-            log.say(text)
+        with sequences_whole(state.params) as params:
+            if measure:
+                log.valid(step, measure(step, params))
+            for text in watch(step, params) if watch and step else ():
+                log.say(text)
         checkpoints.wait()
     finally:
         stream.close()
@@ -232,7 +235,7 @@ class Evaluator:
 
         def sums(params, batch):
             objective = trainer.evaluate(params, batch)
-            target_bytes = bytes_V.at[batch["targets"]].get(out_sharding=spec("batch", None))
+            target_bytes = bytes_V.at[batch["targets"]].get(out_sharding=spec("batch", "length"))
             counted = jnp.sum(batch["weights"] * target_bytes)
             return {"nll": objective["metrics"]["loss"][0], "weight": objective["weight"], "bytes": counted}
 

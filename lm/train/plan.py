@@ -25,7 +25,7 @@ COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all")
 def compile_step(config, devices) -> jax.stages.Compiled:
     """Return the compiled train step of a resolved config for these devices (real, or of a topology)."""
     mesh = make_mesh(config.mesh, devices)
-    check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
+    check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate, config.sequence_length)
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)
         state = abstract_state(trainer, mesh)

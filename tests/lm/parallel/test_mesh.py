@@ -43,8 +43,7 @@ def test_sizes(asked, given):
 
 
 def test_an_axis_that_is_not_there_may_have_one_device():
-    """As in configs written while there was a context axis."""
-    assert make_mesh({"data": 8, "context": 1}).axis_names == ("data", "fsdp", "tensor", "expert")
+    assert make_mesh({"data": 8, "sequence": 1}).axis_names == AXES
 
 
 def test_a_mesh_of_some_devices():
@@ -63,8 +62,8 @@ def test_a_mesh_of_some_devices():
         ({"data": 0}, "mesh.data=0"),
         ({"data": -2}, "mesh.data=-2"),
         ({"data": 4, "expert": 3}, "mesh.expert=3 .*8"),
-        ({"data": 4, "context": 2}, "mesh.context=2: no such axis"),
-        ({"data": 1, "context": -1}, "mesh.context=-1: no such axis"),
+        ({"data": 4, "sequence": 2}, "mesh.sequence=2: no such axis"),
+        ({"data": 1, "sequence": -1}, "mesh.sequence=-1: no such axis"),
         ({}, "mesh of 1 .*8"),
     ],
 )

@@ -29,7 +29,7 @@ def run(sizes, accumulate, steps=STEPS, **model):
     config = tiny_config(**model)
     config.batch_size, config.steps, config.accumulate = 16, STEPS, accumulate
     mesh = make_mesh(sizes, jax.devices() if sizes else jax.devices()[:1])
-    check_fit(mesh, model_config_of(config), config.batch_size, accumulate)
+    check_fit(mesh, model_config_of(config), config.batch_size, accumulate, config.sequence_length)
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)
         state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
