@@ -69,8 +69,8 @@ def partial_spec(where: PartitionSpec | None) -> PartitionSpec | None:
     """
     if where is None or row_ways() * context_ways() == 1:
         return where
-    over = spec("rows")[0]
-    return PartitionSpec(*(None if axis in over else axis for axis in where), unreduced=frozenset(over))
+    embed = spec("embed")[0]
+    return PartitionSpec(*(None if axis == embed else axis for axis in where), unreduced=frozenset(spec("rows")[0]))
 
 
 def reduced(partial: jax.Array, where: PartitionSpec | None) -> jax.Array:
@@ -78,5 +78,7 @@ def reduced(partial: jax.Array, where: PartitionSpec | None) -> jax.Array:
     if where is None or row_ways() * context_ways() == 1:
         return partial
     # Scatter over fsdp first: then the sums over the other axes are smaller by the size of fsdp.
-    rest = frozenset(spec("rows")[0]) - {axis for axis in where if axis}
+    rest = frozenset(spec("rows")[0]) - {
+        name for axis in where if axis for name in ((axis,) if isinstance(axis, str) else axis)
+    }
     return jax.sharding.reshard(jax.sharding.reshard(partial, PartitionSpec(*where, unreduced=rest)), where)

@@ -20,7 +20,7 @@ from jax import lax
 
 from lm.kernels.grouped_matmul import grouped_matmul
 from lm.kernels.saved import saved
-from lm.parallel.mesh import context_ways, reshard, spec
+from lm.parallel.mesh import reshard, spec
 
 WEIGHT_AXES = {"gate": ("expert", "embed", "mlp"), "up": ("expert", "embed", "mlp"), "down": ("expert", "mlp", "embed")}
 
@@ -71,14 +71,13 @@ def experts_reference(x_BTD, choice_BTK, weight_BTK, weights, *, activation) -> 
 def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor, split):
     """Compute `experts` on one device. split: within a shard_map."""
     x_ND, choice_NK, weight_NK = (a.reshape(-1, a.shape[-1]) for a in (x_BTD, choice_BTK, weight_BTK))
-    if split:  # makes a weight's gradient a sum over the axes that split tokens and not the weight
-        over = ("data", "context") if context_ways() > 1 else ("data",)
-        weights = {name: lax.pcast(w, over, to="varying") for name, w in weights.items()}
+    if split:  # makes a weight's gradient a sum over the data axis
+        weights = {name: lax.pcast(w, "data", to="varying") for name, w in weights.items()}
     ways, K = lax.axis_size("expert") if split else 1, choice_NK.shape[1]
     E = weights["up"].shape[0]
 
     def product(x, name, sizes_E=None):
-        over = ("fsdp", WEIGHT_AXES[name].index("embed")) if split else None
+        over = (spec("embed")[0], WEIGHT_AXES[name].index("embed")) if split else None
         return grouped_matmul(x, weights[name], sizes_E, dtype=dtype, over=over)
 
     def through(x, weight, sizes_E=None):

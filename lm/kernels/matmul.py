@@ -82,8 +82,9 @@ def spec_of(x):
 
 
 def gathered(w):
-    """Gather the weight over fsdp; it stays split over tensor."""
+    """Gather the weight over the devices that split its model dimension; it stays split over tensor."""
     current = spec_of(w)
     if current is None:
         return w
-    return jax.sharding.reshard(w, PartitionSpec(*(None if axis == "fsdp" else axis for axis in current)))
+    embed = spec("embed")[0]
+    return jax.sharding.reshard(w, PartitionSpec(*(None if axis == embed else axis for axis in current)))

@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from lm.config import ModelConfig
 from lm.errors import UserError
 
 AXES = ("data", "fsdp", "expert", "context", "tensor")
 
-# Logical axis -> mesh axes. Weights are split over fsdp (gathered before use) and over tensor and expert (used split).
+# Logical axis -> mesh axes. Weights are split over fsdp and context (gathered before use), tensor and expert (used split).
 # Activations are split by batch over data, fsdp and expert, and by head or hidden unit over tensor. The devices of an expert
 # axis hold different experts and different rows, and send tokens to one another. A context axis splits sequences (`slots`).
 RULES = {
@@ -24,7 +24,7 @@ RULES = {
     "length": "context",
     "rows": ("data", "fsdp", "expert", "context"),  # rows of which each device has its own part of the tokens
     "layers": None,
-    "embed": "fsdp",
+    "embed": ("fsdp", "context"),
     "norm": None,
     "replicated": None,
     "heads": "tensor",
@@ -73,10 +73,17 @@ def spec(*logical: str | None) -> PartitionSpec | None:
 
     A context axis of one device is left out, so that only meshes that split sequences treat them as split.
     """
-    if jax.sharding.get_abstract_mesh().empty:
-        return None
-    whole = {} if context_ways() > 1 else {"length": None, "rows": RULES["batch"]}
-    return PartitionSpec(*((RULES | whole)[axis] if axis else None for axis in logical))
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else PartitionSpec(*(mesh_axes(axis, mesh) for axis in logical))
+
+
+def mesh_axes(logical: str | None, mesh: Mesh | AbstractMesh) -> str | tuple[str, ...] | None:
+    """Return the axes of the mesh that split a logical axis: one, several, or None."""
+    axes = RULES[logical] if logical else None
+    if mesh.shape["context"] > 1 or axes is None or "context" not in axes:
+        return axes
+    axes = () if isinstance(axes, str) else tuple(axis for axis in axes if axis != "context")
+    return axes if len(axes) > 1 else axes[0] if axes else None
 
 
 def row_ways() -> int:
@@ -120,7 +127,7 @@ def later(x_BT: jax.Array, k: int) -> jax.Array:
 
 @contextlib.contextmanager
 def sequences_whole(params) -> Iterator:
-    """Within this context the devices of the context axis split rows: sampling and tasks have no long sequences to split.
+    """Within this context the devices of the context axis belong to fsdp: sampling and tasks have no long sequences to split.
 
     Yields the parameters on that mesh. No parameter moves: the same devices hold the same parts.
     """
@@ -128,14 +135,14 @@ def sequences_whole(params) -> Iterator:
     if mesh.empty or mesh.shape["context"] == 1:
         yield params
         return
-    sizes = dict(mesh.shape) | {"data": mesh.shape["data"] * mesh.shape["context"], "context": 1}
-    context = AXES.index("context")
-    devices = np.moveaxis(mesh.devices, context, 1).reshape(tuple(sizes.values()))
+    sizes = dict(mesh.shape) | {"fsdp": mesh.shape["fsdp"] * mesh.shape["context"], "context": 1}
+    devices = np.moveaxis(mesh.devices, AXES.index("context"), AXES.index("fsdp") + 1).reshape(tuple(sizes.values()))
     whole = Mesh(devices, AXES, axis_types=mesh.axis_types)
 
     def moved(x: jax.Array) -> jax.Array:
         parts = [shard.data for shard in x.addressable_shards]
-        return jax.make_array_from_single_device_arrays(x.shape, NamedSharding(whole, x.sharding.spec), parts)
+        where = PartitionSpec(*("fsdp" if axis == RULES["embed"] else axis for axis in x.sharding.spec))
+        return jax.make_array_from_single_device_arrays(x.shape, NamedSharding(whole, where), parts)
 
     with jax.set_mesh(whole):
         yield jax.tree.map(moved, params)
@@ -170,7 +177,7 @@ def shardings(tree, mesh: Mesh):
 
     def sharding(leaf):
         axes = logical_axes(leaf) if isinstance(leaf, nnx.Variable) else ()
-        return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec(*(RULES[axis] for axis in axes))), leaf)
+        return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec(*(mesh_axes(axis, mesh) for axis in axes))), leaf)
 
     return jax.tree.map(sharding, tree, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
@@ -196,9 +203,12 @@ def check_fit(mesh: Mesh, model: ModelConfig, batch_size: int, accumulate: int, 
     elif shape["expert"] > 1:
         raise UserError(f"mesh.expert={shape['expert']} must be 1: model.mlp_pattern has no moe layer to split")
     for key, axis in split:
-        size = functools.reduce(getattr, key.split("."), model)
-        if size % shape[axis]:
-            raise UserError(f"mesh.{axis}={shape[axis]} does not divide model.{key}={size}")
+        size, ways = functools.reduce(getattr, key.split("."), model), shape[axis]
+        named = f"mesh.{axis}={ways}"
+        if axis == "fsdp" and shape["context"] > 1:
+            ways, named = ways * shape["context"], f"mesh.fsdp × mesh.context = {ways} × {shape['context']}"
+        if size % ways:
+            raise UserError(f"{named} does not divide model.{key}={size}")
     ways = shape["data"] * shape["fsdp"] * shape["expert"] * accumulate
     if accumulate < 1 or batch_size < 1 or batch_size % ways:
         most = max(1, batch_size // max(1, ways)) * max(1, ways)

@@ -29,6 +29,7 @@ def test_head_dim_defaults_to_an_equal_share():
         ({"head_dim": 7}, "model.head_dim=7"),
         ({"num_heads": 0}, "model.num_heads=0"),
         ({"remat": "some"}, "model.remat='some'"),
+        ({"context_attention": "some"}, "model.context_attention='some'"),
         ({"dtype": "float16"}, "dtype='float16'"),
         ({"attention_pattern": ("local",)}, "model.window=0"),
         ({"attention_pattern": ("global", "near")}, "model.attention_pattern=.* is none of global, local"),
