@@ -58,6 +58,7 @@ def train(config, workdir: Path) -> None:
     from lm.evals import in_loop
     from lm.model.transformer import skeleton
     from lm.parallel import hosts
+    from lm.parallel.context import sequences_whole
     from lm.parallel.mesh import check_fit, make_mesh
     from lm.reports.ending import show
     from lm.reports.train import drawn, mixture, write_report
@@ -72,7 +73,7 @@ def train(config, workdir: Path) -> None:
     begin = time.perf_counter()
     adopt(config, workdir)
     mesh = make_mesh(config.mesh)
-    check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
+    check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate, config.sequence_length)
     loop.check_config(config, workdir)
     if hosts.from_first(lambda: finished(config, workdir)):
         if hosts.is_first():
@@ -114,8 +115,8 @@ def train(config, workdir: Path) -> None:
             cli.fail(str(diverged), 1)
     stages["training"] = result["seconds"]
     stages["start and other"] = time.perf_counter() - begin - sum(stages.values())
-    with jax.set_mesh(mesh):
-        samples = drawn(config, result["params"], tokenizer)
+    with jax.set_mesh(mesh), sequences_whole(result["params"]) as params:
+        samples = drawn(config, params, tokenizer)
     if hosts.is_first():
         sources = mixture(batches, config.steps, warnings)
         write_report(config, workdir, dataset, tokenizer, result, stages, samples, sources)

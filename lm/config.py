@@ -13,6 +13,7 @@ from lm.errors import UserError
 
 MOST, MOST_LAYERS = 2**31 - 1, 10_000  # of sizes, since ids are int32
 REMAT = ("none", "matmuls", "attention", "full")
+ACROSS = ("ring", "all_gather")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +164,7 @@ class ModelConfig:
     # What the backward pass computes again. none: nothing; matmuls: all but matmul outputs; attention: these, and all of the
     # feed-forward sublayer; full: each whole layer.
     remat: str = "matmuls"
+    context_attention: str = "ring"  # how keys reach queries on a mesh with a context axis: ring, all_gather
     dtype: str = "bfloat16"  # dtype of matrix products; norms, softmax and losses are float32
 
     def __post_init__(self):
@@ -300,6 +302,7 @@ def _check(config: ModelConfig) -> None:
     one_of("activation", "silu", "gelu", "gelu_tanh", "relu2")
     one_of("score_head", "none", "reward", "value")
     one_of("remat", *REMAT)
+    one_of("context_attention", *ACROSS)
     if config.dtype not in ("bfloat16", "float32"):
         raise UserError(f"dtype={config.dtype!r} is neither bfloat16 nor float32")
 

@@ -53,7 +53,7 @@ def search(config, workdir: Path) -> None:
     runs = reference, proxy = workdir / "reference", workdir / "proxy"
     adopt(config, reference)
     mesh = make_mesh(config.mesh)
-    check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
+    check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate, config.sequence_length)
     for run in runs:
         loop.check_config(config, run)
     check_memory(config, mesh)

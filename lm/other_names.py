@@ -75,6 +75,7 @@ NAMES = {
     "temperature": "temp",
     "distill.teacher": "teacher teacher_model teacher_model_name_or_path",
     "mesh.fsdp": "num_gpus n_gpus gpus world_size nproc_per_node ici_fsdp_parallelism devices num_devices",
+    "mesh.context": "context_parallel_size cp cp_size ici_context_parallelism sequence_parallel_size",
     "mesh.tensor": "tensor_parallel_size tp tp_size ici_tensor_parallelism",
     "tasks": "task benchmark benchmarks",
     "num_fewshot": "shots n_shot num_shots fewshot n_shots",

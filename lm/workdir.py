@@ -45,6 +45,7 @@ RESUMABLE_KEYS = (
     "model.pipeline.microbatches",
     "model.pipeline.repeats",
     "model.pipeline.overlap",
+    "model.context_attention",
     "model.moe.balance_loss",
     "model.moe.router_z_loss",
     "model.moe.bias_rate",

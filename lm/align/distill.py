@@ -98,7 +98,7 @@ def open_teacher(config, tokenizer: Tokenizer, mesh) -> tuple[nnx.GraphDef, nnx.
             f"distill.teacher={path}"
         )
     try:
-        check_fit(mesh, teacher, config.batch_size, config.accumulate)
+        check_fit(mesh, teacher, config.batch_size, config.accumulate, config.sequence_length)
     except UserError as error:
         raise UserError(f"distill.teacher={path}: {error}") from None
     graph, abstract = skeleton(teacher)

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from lm.kernels.logprobs import target_logprobs
+from lm.kernels.matmul import spec_of
 from lm.model.linear import trainable
 from lm.model.transformer import Transformer
 from lm.parallel.mesh import spec
@@ -57,7 +59,7 @@ def sequence_logprobs(model: Transformer, batch: dict) -> tuple[jax.Array, jax.A
 def rows(batch: dict) -> dict:
     """Reshape arrays [B, 2, T] to rows [2·B, T]; drop arrays of other ranks."""
     return {
-        name: lax.reshape(x, (x.shape[0] * x.shape[1], x.shape[2]), out_sharding=spec("batch", None))
+        name: lax.reshape(x, (x.shape[0] * x.shape[1], x.shape[2]), out_sharding=spec("batch", "length"))
         for name, x in batch.items()
         if x.ndim == 3
     }
@@ -65,8 +67,8 @@ def rows(batch: dict) -> dict:
 
 def examples(x: jax.Array, sequences: int) -> jax.Array:
     """Reshape rows [B·N, …] to [B, N, …], where N = `sequences` per example; the batch axis stays sharded."""
-    shape = (x.shape[0] // sequences, sequences, *x.shape[1:])
-    return lax.reshape(x, shape, out_sharding=spec("batch", *[None] * x.ndim))
+    shape, where = (x.shape[0] // sequences, sequences, *x.shape[1:]), spec_of(x)
+    return lax.reshape(x, shape, out_sharding=where and PartitionSpec(where[0], None, *where[1:]))
 
 
 def reference_model(model: Transformer, frozen: nnx.State) -> Transformer:

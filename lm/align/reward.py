@@ -9,6 +9,7 @@ from lm.align.losses import bradley_terry
 from lm.align.preference import counted, number_of_examples, routers
 from lm.align.settings import REWARD_KINDS, one_of
 from lm.model.transformer import Transformer
+from lm.parallel.context import slots
 from lm.train.step import Objective, Sums
 
 
@@ -41,7 +42,7 @@ def reward_scores(model: Transformer, tokens_BT, segment_ids_BT, positions_BT) -
 
 def at_last_token(x_BT, segment_ids_BT) -> jax.Array:
     """Return x [B] at the last token of each row whose segment is not 0."""
-    place_T = jnp.arange(x_BT.shape[1])
+    place_T = slots(x_BT.shape[1])
     last_B1 = jnp.max(jnp.where(segment_ids_BT > 0, place_T, 0), axis=1, keepdims=True)
     return jnp.sum(jnp.where(place_T == last_B1, x_BT, 0.0), axis=1)
 

@@ -34,6 +34,7 @@ from lm.evals import in_loop
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.parallel import hosts
+from lm.parallel.context import sequences_whole
 from lm.parallel.mesh import check_fit, make_mesh
 from lm.train import loop
 from lm.train.epochs import choose_steps
@@ -76,7 +77,7 @@ def run(
     mesh = make_mesh(config.mesh)
     model_config = model_config_of(config)
     ways = config.accumulate * (config.rl.minibatches if config.method == "rl" else 1)
-    check_fit(mesh, model_config, config.batch_size, ways)
+    check_fit(mesh, model_config, config.batch_size, ways, config.sequence_length)
     loop.check_config(config, workdir)
     if done := hosts.from_first(lambda: finished(config, workdir)):
         return {"before": done.get("before"), "after": done.get("after"), "step": done["training"]["steps"]}
@@ -226,7 +227,10 @@ def starting_point(config, mesh) -> nnx.State:
 
 
 def batches(config, kind: str, columns, shuffle: bool = True) -> ExampleBatches:
-    """Return the batches of a split. Where no rows are packed, whole batches of short examples have shorter rows."""
+    """Return the batches of a split. Where no rows are packed, whole batches of short examples have shorter rows.
+
+    On a mesh with a context axis all rows have the full length, and each answer of a pair has a row of its own.
+    """
 
     def made(**options) -> ExampleBatches:
         return ExampleBatches(
@@ -241,8 +245,9 @@ def batches(config, kind: str, columns, shuffle: bool = True) -> ExampleBatches:
 
     if kind == "conversation":
         return made()
-    two_rows = made(lengths=row_lengths(config.sequence_length))
-    if config.method == "preference" and kind == "pair" and config.preference.share_prompts:
+    split = config.mesh.get("context", 1) != 1
+    two_rows = made(lengths=() if split else row_lengths(config.sequence_length))
+    if config.method == "preference" and kind == "pair" and config.preference.share_prompts and not split:
         some = (two_rows.pair(id) for id in range(min(two_rows.num_rows, PAIRS)))
         if preference.pays(model_config_of(config), some):
             return made(lengths=row_lengths(2 * config.sequence_length), joined=True)
@@ -277,7 +282,8 @@ class Validation:
         if self.samples:
             rows = self.config.batch_size
             tasks = self.tasks if at_most is None else self.tasks[: at_most * rows]
-            metrics |= evaluate(self.sampler, params, tasks, self.rewards, rows)
+            with sequences_whole(params) as whole:
+                metrics |= evaluate(self.sampler, whole, tasks, self.rewards, rows)
         if self.feed is not None:
             sums = summed(lambda batch: self.step(params, batch, self.frozen), self.feed.spread(at_most))
             metrics["loss"] = sums["objective"] / max(1e-9, sums["weight"])

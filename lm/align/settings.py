@@ -31,6 +31,8 @@ def check(config) -> None:
         raise UserError("data.input is missing: name a file of examples, or a built-in task such as builtin:instructions")
     if config.method in ("rl", "best_of") and not config.rewards:
         raise UserError("rewards is empty: name reward functions, such as --config.rewards=answer=1")
+    if config.mesh.get("context", 1) != 1:
+        check_split(config)
     if config.method == "sft":
         one_of("sft.loss", config.sft.loss, SFT_LOSSES)
     if config.method == "preference":
@@ -43,6 +45,21 @@ def check(config) -> None:
         check_distill(config.distill)
     if config.method == "best_of":
         check_best_of(config.best_of)
+
+
+def check_split(config) -> None:
+    """Raise UserError if the method cannot train on sequences that are split over a mesh's context axis."""
+    key = f"mesh.context={config.mesh.context}"
+    if config.method in LOOPS or example_kind(config) == "task":
+        raise UserError(
+            f"{key} splits sequences, and method={config.method} writes answers, which it cannot split: set mesh.context=1 "
+            "and spread the model with mesh.fsdp or mesh.tensor"
+        )
+    if config.method == "sft" and config.sft.neftune_alpha:
+        raise UserError(
+            f"{key} splits sequences, and the noise of sft.neftune_alpha={config.sft.neftune_alpha} needs whole ones: "
+            "set mesh.context=1 or sft.neftune_alpha=0"
+        )
 
 
 def example_kind(config) -> str:

@@ -114,7 +114,18 @@ def essence(config: ModelConfig) -> dict:
     kinds, rope, mla, moe = config.layer_kinds, config.rope, config.mla, config.moe
     local, sparse = any(kind.local for kind in kinds), any(kind.moe for kind in kinds)
     found = dataclasses.asdict(config)
-    for key in ("scan_layers", "remat", "dtype", "adapter", "quantization", "pipeline", "mup_base_dim", "score_head"):
+    own = (
+        "scan_layers",
+        "remat",
+        "context_attention",
+        "pipeline",
+        "dtype",
+        "adapter",
+        "quantization",
+        "mup_base_dim",
+        "score_head",
+    )
+    for key in own:
         del found[key]
     found["attention_pattern"] = tuple("local" if kind.local else "global" for kind in kinds)
     found["mlp_pattern"] = tuple("moe" if kind.moe else "dense" for kind in kinds)

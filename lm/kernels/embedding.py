@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lm.kernels.matmul import spec_of
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import several, spec
 
 
 def embedding(table_VD: jax.Array, tokens_BT: jax.Array, dtype) -> jax.Array:
@@ -22,18 +22,18 @@ def embedding(table_VD: jax.Array, tokens_BT: jax.Array, dtype) -> jax.Array:
     where = spec_of(table_VD)
     if where is None:
         return table_VD[tokens_BT].astype(dtype)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.shape["fsdp"] == mesh.shape["tensor"] == 1:
+    mesh, columns = jax.sharding.get_abstract_mesh(), spec("embed")[0]
+    if mesh.shape["tensor"] == 1 and all(mesh.shape[axis] == 1 for axis in several(columns)):
         return table_VD.at[tokens_BT].get(out_sharding=spec("batch", "length", None)).astype(dtype)
-    inner = functools.partial(_on_device, dtype=dtype)
+    inner = functools.partial(_on_device, dtype=dtype, columns=columns)
     return jax.shard_map(inner, in_specs=(where, spec("batch", "length")), out_specs=spec("batch", "length", None))(
         table_VD, tokens_BT
     )
 
 
-def _on_device(table_VD, tokens_BT, *, dtype):
-    tokens_BT = lax.all_gather(tokens_BT, "fsdp", tiled=True)
+def _on_device(table_VD, tokens_BT, *, dtype, columns):
+    tokens_BT = lax.all_gather(tokens_BT, columns, tiled=True)
     places_BT = tokens_BT - lax.axis_index("tensor") * table_VD.shape[0]
     mine_BT1 = ((places_BT >= 0) & (places_BT < table_VD.shape[0]))[..., None]
     x_BTD = jnp.where(mine_BT1, table_VD[jnp.clip(places_BT, 0, table_VD.shape[0] - 1)], 0).astype(dtype)
-    return lax.psum(lax.all_to_all(x_BTD, "fsdp", 0, 2, tiled=True), "tensor")
+    return lax.psum(lax.all_to_all(x_BTD, columns, 0, 2, tiled=True), "tensor")

@@ -80,7 +80,7 @@ def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacit
     E = weights["up"].shape[0]
 
     def product(x, name, sizes_E=None):
-        over = ("fsdp", WEIGHT_AXES[name].index("embed")) if split else None
+        over = (spec("embed")[0], WEIGHT_AXES[name].index("embed")) if split else None
         return grouped_matmul(x, weights[name], sizes_E, dtype=dtype, over=over)
 
     def through(x, weight, sizes_E=None):

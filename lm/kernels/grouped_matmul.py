@@ -22,8 +22,8 @@ def grouped_matmul(x: jax.Array, w_EDF: jax.Array, sizes_E: jax.Array | None = N
         give unspecified results and no gradient to w. Without sizes: [E, C, D], C rows per group.
       w_EDF: float32. sizes_E: int32, sum at most N.
       dtype: of the operands and of the result.
-      over: (mesh axis, axis of w) if w is split within a shard_map. w is gathered after the cast to `dtype`; its gradient is
-        reduce-scattered in float32.
+      over: (mesh axis or axes, axis of w) if w is split within a shard_map. w is gathered after the cast to `dtype`; its
+        gradient is reduce-scattered in float32.
     Returns: [N, F] or [E, C, F] in `dtype`; gradients are `x.dtype` for x and `w.dtype` for w.
     """
     return _grouped(jnp.dtype(dtype), over, x, w_EDF, sizes_E)

@@ -29,13 +29,13 @@ def softcap_slope(capped: jax.Array, cap: float) -> jax.Array:
 
 def head_logits(x_BTD, head_VD, softcap: float, dtype=jnp.float32) -> jax.Array:
     """Return float32 logits [B, T, V] of hidden states and a gathered head of one dtype, rounded to `dtype` before the cap."""
-    logits = product("btd,vd->btv", x_BTD, head_VD, spec("batch", None, "vocab"))
+    logits = product("btd,vd->btv", x_BTD, head_VD, spec("rows", None, "vocab"))
     return softcapped(logits.astype(dtype).astype(jnp.float32), softcap)
 
 
 def target_mask(logits_BTV, targets_BT) -> jax.Array:
     """Return bool [B, T, V]: where the vocabulary id is the target. It may be split over the vocabulary, unlike a gather."""
-    ids = lax.broadcasted_iota(jnp.int32, logits_BTV.shape, 2, out_sharding=spec("batch", None, "vocab"))
+    ids = lax.broadcasted_iota(jnp.int32, logits_BTV.shape, 2, out_sharding=spec("rows", None, "vocab"))
     return ids == targets_BT[..., None]
 
 
@@ -66,7 +66,7 @@ def head_gradients(
         if softcap:
             dlogits = dlogits * softcap_slope(logits, softcap)
         dlogits = dlogits.astype(dtype)
-        dx = product("btv,vd->btd", dlogits, head, spec("batch", None, None)).astype(dtype)
+        dx = product("btv,vd->btd", dlogits, head, spec("rows", None, None)).astype(dtype)
         return dhead + product("btv,btd->vd", dlogits, x, partial_spec(where)) if learns else None, (results, dx)
 
     nothing = jnp.zeros(head_VD.shape, jnp.float32, out_sharding=partial_spec(where)) if learns else None

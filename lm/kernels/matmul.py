@@ -14,7 +14,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lm.parallel.mesh import RULES, free_axes, platform, row_ways, spec, token_axes
+from lm.parallel.mesh import free_axes, platform, several, spec, token_axes, token_ways
 from lm.parallel.torus import rings
 
 
@@ -85,54 +85,58 @@ def spec_of(x):
 
 
 def gathered(w):
-    """Gather the weight over fsdp; it stays split over tensor."""
+    """Gather the weight over the devices that split its model dimension; it stays split over tensor."""
     current = spec_of(w)
     if current is None:
         return w
-    return jax.sharding.reshard(w, PartitionSpec(*(None if axis == "fsdp" else axis for axis in current)))
+    embed = spec("embed")[0]
+    return jax.sharding.reshard(w, PartitionSpec(*(None if axis == embed else axis for axis in current)))
 
 
 def partial_spec(where: PartitionSpec | None) -> PartitionSpec | None:
     """Return the partition of a weight's gradient before it is summed over devices; the weight's own partition is `where`.
 
-    The gradient is whole over fsdp, split over tensor like the weight, and unreduced over the axes that split rows.
+    The gradient is whole over fsdp, split over tensor like the weight, and unreduced over the axes that split tokens.
     """
-    if where is None or row_ways() == 1:
+    if where is None or token_ways() == 1:
         return where
-    return PartitionSpec(*(None if axis in RULES["batch"] else axis for axis in where), unreduced=frozenset(RULES["batch"]))
+    embed = spec("embed")[0]
+    return PartitionSpec(*(None if axis == embed else axis for axis in where), unreduced=frozenset(token_axes()))
 
 
 def product_reduced(equation: str, a: jax.Array, b: jax.Array, where: PartitionSpec | None) -> jax.Array:
     """Return `product_over_rows` with the partition `where`: each device multiplies its own rows, then sums are scattered."""
-    if where is None or row_ways() == 1:
+    if where is None or token_ways() == 1:
         return product_over_rows(equation, a, b, where)
 
     def on_device(a, b):
         if platform() == "tpu" and "fsdp" in where:
             sizes = rings("fsdp")
             part = product_around_ring(equation, a, b, "fsdp", where.index("fsdp"), sizes)
-            return scattered(part, where, over, sizes[1:])
+            part = sum_around_rings(part, "fsdp", where.index("fsdp"), sizes, first=1)
+            return lax.psum(part, tuple(axis for axis in over if axis != "fsdp"))
         return scattered(product_over_rows(equation, a, b), where, over)
 
     over, how = token_axes(), dict(check_vma=False, axis_names=free_axes())
     return jax.shard_map(on_device, in_specs=(spec_of(a), spec_of(b)), out_specs=where, **how)(a, b)
 
 
-def scattered(x: jax.Array, where: PartitionSpec, over: tuple[str, ...], left: tuple[int, ...] | None = None) -> jax.Array:
+def scattered(x: jax.Array, where: PartitionSpec, over: tuple[str, ...]) -> jax.Array:
     """Within a shard_map, return this device's part of the sum of x over the axes `over`; `where`: partition of the sum.
 
     It is scattered over fsdp first: then the sums over the other axes are smaller by the size of fsdp. An axis that winds
     through several rings of a torus is scattered ring by ring, because a TPU's compiler would sum everything on every device.
-    left: sizes of the innermost rings of fsdp that x is not yet summed over; default all.
     """
-    rest = [axis for axis in over if axis not in where]
+    rest = set(over)
     for dimension, axis in enumerate(where):
-        if axis in over:
-            sizes = rings(axis)
-            for n in range(0 if left is None else len(sizes) - len(left), len(sizes)):
-                groups = None if len(sizes) == 1 else _along(sizes, n)
-                x = lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True, axis_index_groups=groups)
-    return lax.psum(x, tuple(rest))
+        if axis is None or not rest.issuperset(several(axis)):
+            continue
+        rest -= set(several(axis))
+        sizes = rings(axis)
+        for n in range(len(sizes)):
+            groups = None if len(sizes) == 1 else _along(sizes, n)
+            x = lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True, axis_index_groups=groups)
+    return lax.psum(x, tuple(axis for axis in over if axis in rest))
 
 
 def product_around_ring(equation: str, a: jax.Array, b: jax.Array, axis: str, dimension: int, sizes: tuple[int, ...]):
@@ -165,6 +169,29 @@ def product_around_ring(equation: str, a: jax.Array, b: jax.Array, axis: str, di
     return jnp.concatenate(sums, axis=y_axes.index(halved))
 
 
+def sum_around_rings(x: jax.Array, axis: str, dimension: int, sizes: tuple[int, ...], first: int = 0) -> jax.Array:
+    """Within a shard_map, return the sum of x scattered along `dimension` over the rings of an axis from the `first` on.
+
+    Parts of the sum travel around each ring, half of them one way and half the other, and every device adds its own.
+    """
+    places = np.arange(math.prod(sizes)).reshape(sizes)
+    here = lax.axis_index(axis)
+    for n, size in list(enumerate(sizes))[first:]:
+        mine = here // math.prod(sizes[n + 1 :]) % size
+        x = jnp.moveaxis(x, dimension, 0)
+        parts = x.reshape(size, x.shape[0] // size, *x.shape[1:])
+        sums = []
+        for way, half in zip((1, -1), jnp.split(parts, 2 if parts.shape[1] % 2 == 0 else 1, axis=1)):
+            pairs = list(zip(places.ravel().tolist(), np.roll(places, -way, axis=n).ravel().tolist()))
+            total = lax.dynamic_index_in_dim(half, (mine - way) % size, keepdims=False)
+            for step in range(2, size + 1):
+                own = lax.dynamic_index_in_dim(half, (mine - way * step) % size, keepdims=False)
+                total = lax.ppermute(total, axis, pairs) + own
+            sums.append(total)
+        x = jnp.moveaxis(jnp.concatenate(sums, axis=0), 0, dimension)
+    return x
+
+
 def _along(sizes: tuple[int, ...], n: int) -> list[list[int]]:
     """Return the positions along an axis of rings `sizes` that share all coordinates but the n-th."""
     places = np.moveaxis(np.arange(math.prod(sizes)).reshape(sizes), n, -1)
@@ -173,8 +200,8 @@ def _along(sizes: tuple[int, ...], n: int) -> list[list[int]]:
 
 def reduced(partial: jax.Array, where: PartitionSpec | None) -> jax.Array:
     """Return the sum over devices of an array with partition `partial_spec(where)`, with the partition `where`."""
-    if where is None or row_ways() == 1:
+    if where is None or token_ways() == 1:
         return partial
     # Scatter over fsdp first: then the sums over the other axes are smaller by the size of fsdp.
-    rest = frozenset(RULES["batch"]) - {axis for axis in where if axis}
+    rest = frozenset(token_axes()) - {name for axis in where if axis for name in several(axis)}
     return jax.sharding.reshard(jax.sharding.reshard(partial, PartitionSpec(*where, unreduced=rest)), where)

@@ -17,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from lm.kernels.head import softcap_slope, softcapped
 from lm.kernels.matmul import product, scattered, spec_of
-from lm.parallel.mesh import spec, token_axes
+from lm.parallel.mesh import several, spec, token_axes
 
 BLOCK_BYTES = 64 << 20  # of a gathered block in the compute dtype, about one matrix of a layer
 LANES = 128  # a block is a multiple of this
@@ -38,7 +38,7 @@ def block_rows(head_VD: jax.Array, dtype) -> int | None:
     """Return the rows of a block for this head on the current mesh; None if the head should be gathered whole."""
     where = spec_of(head_VD)
     mesh = jax.sharding.get_abstract_mesh()
-    if where is None or mesh.shape["fsdp"] == 1:
+    if where is None or all(mesh.shape[axis] == 1 for axis in several(spec("embed")[0])):
         return None
     rows = head_VD.shape[0] // mesh.shape["tensor"]
     size = rows * head_VD.shape[1] * jnp.dtype(dtype).itemsize
@@ -57,7 +57,7 @@ def statistics(x_BTD, head_VD, targets_BT, *, dtype, rows: int, softcap=0.0, tem
 
         def body(carry, block):
             top, z, s, label = carry
-            _, logits_NC, is_target = _logits(x_ND, targets_N1, block, head_VD.shape[0], softcap, rounded)
+            _, logits_NC, is_target = _logits(x_ND, targets_N1, block, head_VD.shape[0], columns, softcap, rounded)
             logits_NC = logits_NC / temperature
             new = jnp.maximum(top, jnp.max(logits_NC, axis=-1))
             below = logits_NC - new[:, None]
@@ -74,7 +74,7 @@ def statistics(x_BTD, head_VD, targets_BT, *, dtype, rows: int, softcap=0.0, tem
         found = Statistics(lax.psum(label, "tensor"), new + jnp.log(z), jnp.log(z) - s / z, new)
         return jax.tree.map(lambda x_N: x_N.reshape(targets_BT.shape), found)
 
-    tokens = spec("batch", "length")
+    tokens, columns = spec("batch", "length"), spec("embed")[0]
     specs = (spec("batch", "length", None), spec_of(head_VD), tokens)
     return jax.shard_map(on_device, in_specs=specs, out_specs=tokens, check_vma=False)(x_BTD, head_VD, targets_BT)
 
@@ -94,21 +94,21 @@ def gradients(
         logz_N1, of_p_N1, of_target_N1 = (array.reshape(-1, 1) for array in arrays)
 
         def body(dx_ND, block):
-            w_CD, logits_NC, is_target = _logits(x_ND, targets_N1, block, head_VD.shape[0], softcap, rounded)
+            w_CD, logits_NC, is_target = _logits(x_ND, targets_N1, block, head_VD.shape[0], columns, softcap, rounded)
             d_NC = of_p_N1 * jnp.exp(logits_NC / temperature - logz_N1) + jnp.where(is_target, of_target_N1, 0.0)
             if softcap:
                 d_NC = d_NC * softcap_slope(jnp.maximum(logits_NC, -softcap), softcap)  # LEAST has no slope
             d_NC = (d_NC / temperature).astype(dtype)
             dw_CD = product("nc,nd->cd", d_NC, x_ND) if learns else None
             dx_ND = dx_ND + product("nc,cd->nd", d_NC, w_CD)
-            return dx_ND, scattered(dw_CD, PartitionSpec(None, "fsdp"), over) if learns else None
+            return dx_ND, scattered(dw_CD, PartitionSpec(None, columns), over) if learns else None
 
         blocks = _blocks(head_VD.astype(dtype), rows)
         dx_ND, dw = lax.scan(body, jnp.zeros(x_ND.shape, jnp.float32), blocks)
         dx_BTD = lax.psum(dx_ND, "tensor").reshape(x_BTD.shape).astype(x_BTD.dtype)
         return dx_BTD, dw.reshape(-1, head_VD.shape[1])[: head_VD.shape[0]] if learns else None
 
-    over = token_axes()
+    over, columns = token_axes(), spec("embed")[0]
     tokens, states, where = spec("batch", "length"), spec("batch", "length", None), spec_of(head_VD)
     specs = (states, where, tokens, tokens, tokens, tokens)
     mapped = jax.shard_map(on_device, in_specs=specs, out_specs=(states, where if learns else None), check_vma=False)
@@ -122,10 +122,10 @@ def _blocks(head_VD, rows: int):
     return jnp.arange(blocks), head_VD.reshape(blocks, rows, head_VD.shape[1])
 
 
-def _logits(x_ND, targets_N1, block, V: int, softcap, rounded):
+def _logits(x_ND, targets_N1, block, V: int, columns, softcap, rounded):
     """Return a gathered block, its float32 logits [N, C] after the cap, and where the vocabulary id is the target."""
     n, part_CD = block
-    w_CD = lax.all_gather(part_CD, "fsdp", axis=1, tiled=True)
+    w_CD = lax.all_gather(part_CD, columns, axis=1, tiled=True)
     logits_NC = softcapped(product("nd,cd->nc", x_ND, w_CD).astype(rounded).astype(jnp.float32), softcap)
     places_C = n * w_CD.shape[0] + jnp.arange(w_CD.shape[0])
     is_target = lax.axis_index("tensor") * V + places_C == targets_N1

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.kernels.attention import Visible, attention, attention_to_cache
+from lm.kernels.attention import Visible, attention_to_cache
 from lm.kernels.cpu.pages import Pages
 from lm.kernels.matmul import matmul, spec_of
+from lm.kernels.ring import context_attention
 from lm.kernels.saved import saved
 from lm.model.cache import Cache, read, write
 from lm.model.initializers import parameter
@@ -62,7 +63,7 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs, window: int):
         D, H, G, K = config.embed_dim, config.num_heads, config.num_kv_heads, config.head_dim
         self.scale, self.window, self.softcap = softmax_scale(config), window, config.attention_softcap
-        self.interleaved = config.rope.interleaved
+        self.interleaved, self.across = config.rope.interleaved, config.context_attention
         bias = config.qkv_bias
 
         def project(name, heads, axis):
@@ -112,7 +113,7 @@ class Attention(nnx.Module):
         if step.from_cache:
             mixed_BTHK = attention_to_cache(q_BTHK, read(cache, ("k", "v"), x_BTD.dtype), step.visible, **options)
         else:
-            mixed_BTHK = attention(q_BTHK, k_BSGK, v_BSGK, step.visible, **options)
+            mixed_BTHK = context_attention(q_BTHK, k_BSGK, v_BSGK, step.visible, across=self.across, **options)
         return self.output(mixed_BTHK), cache
 
 
@@ -130,7 +131,7 @@ class LatentAttention(nnx.Module):
         R, Q, rope, V = mla.kv_rank, mla.query_rank, mla.rope_head_dim, mla.value_head_dim
         self.nope_dim, self.rank = K, R
         self.scale, self.window, self.softcap = softmax_scale(config), window, config.attention_softcap
-        self.interleaved = config.rope.interleaved
+        self.interleaved, self.across = config.rope.interleaved, config.context_attention
 
         def linear(name, equation, shape, axes, **options):
             return Linear(config, rngs, f"attention.{name}", equation, shape, axes, **options)
@@ -178,7 +179,8 @@ class LatentAttention(nnx.Module):
         q_BTHK = saved(jnp.concatenate((nope_BTHK, rope_BTHK), axis=-1))
         k_BTHK = saved(jnp.concatenate((k_BTHK, shared), axis=-1))
         v_BTHV = saved(self.value_up(latent_BTR))
-        return attention(q_BTHK, k_BTHK, v_BTHV, step.visible, scale=self.scale, window=self.window, softcap=self.softcap)
+        options = dict(scale=self.scale, window=self.window, softcap=self.softcap, across=self.across)
+        return context_attention(q_BTHK, k_BTHK, v_BTHV, step.visible, **options)
 
     def _absorbed(self, nope_BTHK, rope_BTHK, kept, step):
         kept = [(jnp.concatenate((latent_B1SR, key_B1SK), axis=-1), latent_B1SR) for latent_B1SR, key_B1SK in kept]

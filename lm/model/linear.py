@@ -53,7 +53,7 @@ class Linear(nnx.Module):
         self.letters = (x_letters.removesuffix(into), into, out_of)  # of rows, inputs and outputs
         self.outputs = tuple(shape[self.inputs :])
         assert x_letters == self.letters[0] + into and y_letters == self.letters[0] + out_of
-        # An activation's model dimension is whole on every device; a weight's is split over fsdp.
+        # An activation's model dimension is whole on every device; a weight's is split over devices.
         activation = {"b": "batch", "t": "length", **{letter: None if a == "embed" else a for letter, a in by_letter.items()}}
         self.out = tuple(activation.get(letter) for letter in y_letters)
         key = rngs.params()

@@ -29,6 +29,7 @@ from lm.model.norms import layer_norm
 from lm.model.pages import PagedState
 from lm.model.positions import once, rotary_angles
 from lm.model.stages import TICK_POLICIES, of_rows, rows_of, unstacked
+from lm.parallel.context import later, slots
 from lm.parallel.mesh import over_stages, reshard, spec
 from lm.parallel.pipeline import layer_of, pipelined, schedule
 
@@ -191,7 +192,7 @@ class Transformer(nnx.Module):
         steps, _ = self._steps(segment_ids_BT, positions_BT, None, False, None)
         step = steps[self.config.layer_kinds[-1].local]
         for k, module in enumerate(self.mtp if self.config.mtp_depth else ()):
-            next_BT = targets_BT if k == 0 else jnp.pad(targets_BT[:, k:], ((0, 0), (0, k)))
+            next_BT = later(targets_BT, k)
             graph, params = nnx.split(module)
 
             def apply(params, *inputs, graph=graph):
@@ -252,7 +253,7 @@ class Transformer(nnx.Module):
         tokens_BT = jnp.asarray(tokens_BT)
         segment_ids_BT = jnp.ones_like(tokens_BT) if segment_ids_BT is None else jnp.asarray(segment_ids_BT)
         if positions_BT is None:
-            positions_BT = jnp.zeros_like(tokens_BT) + jnp.arange(tokens_BT.shape[1], dtype=tokens_BT.dtype)
+            positions_BT = jnp.zeros_like(tokens_BT) + slots(tokens_BT.shape[1]).astype(tokens_BT.dtype)
         positions_BT = jnp.asarray(positions_BT)
         steps, state = self._steps(segment_ids_BT, positions_BT, state, prefill, branches, paged)
         kept = paged if state is None else state
@@ -284,7 +285,7 @@ class Transformer(nnx.Module):
             filled_BS = lax.dynamic_update_slice_in_dim(state.segments_BS, segments_BT, slot, axis=1)
             state = state._replace(segments_BS=filled_BS)
         keys_BS = state.segments_BS if from_cache else segments_BT
-        visible = Visible(segments_BT, keys_BS, slot + jnp.arange(positions_BT.shape[1]), branches) if paged is None else None
+        visible = Visible(segments_BT, keys_BS, slot + slots(positions_BT.shape[1]), branches) if paged is None else None
         tokens = [positions_BT] if paged is None else [positions_BT.T]  # of a paged call [1, B], for `once`
         length = None
         if config.rope.depends_on_length and paged is None:

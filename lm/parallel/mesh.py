@@ -14,19 +14,21 @@ from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.parallel import torus
 
-AXES = ("stage", "data", "fsdp", "expert", "tensor")
+AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
 # Axes that may cross the slow network between slices. Along `data` only gradients are sent, along `stage` hidden states.
 BETWEEN_SLICES = ("data", "stage")
 
-# Logical axis -> mesh axes. Weights are split over fsdp (gathered before use) and over tensor and expert (used split).
+# Logical axis -> mesh axes. Weights are split over fsdp and context (gathered before use), tensor and expert (used split).
 # Activations are split by batch over data, fsdp and expert, and by head or hidden unit over tensor. The devices of an expert
-# axis hold different experts and different rows, and send tokens to one another. Stages hold different layers; outside of the
-# layers they are one more axis of the batch (lm/parallel/pipeline.py).
+# axis hold different experts and different rows, and send tokens to one another. A context axis splits sequences
+# (lm/parallel/context.py). Stages hold different layers; outside of the layers they are one more axis of the batch
+# (lm/parallel/pipeline.py).
 RULES = {
     "batch": ("stage", "data", "fsdp", "expert"),
-    "length": None,
+    "length": "context",
+    "rows": ("stage", "data", "fsdp", "expert", "context"),  # rows of which each device has its own part of the tokens
     "layers": "stage",  # unless the stages do not divide the stack; then all hold it whole
-    "embed": "fsdp",
+    "embed": ("fsdp", "context"),
     "norm": None,
     "replicated": None,
     "heads": "tensor",
@@ -126,23 +128,42 @@ def platform() -> str:
 def spec(*logical: str | None) -> PartitionSpec | None:
     """Return the partition of an array with these logical axes, or None if no mesh is set.
 
-    Within a shard_map over some axes of the mesh it names the other ones only.
+    Within a shard_map over some axes of the mesh it names the other ones only. A context axis of one device is left out, so
+    that only meshes that split sequences treat them as split.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
+    return None if mesh.empty else PartitionSpec(*(mesh_axes(axis, mesh) for axis in logical))
+
+
+def mesh_axes(logical: str | None, mesh: Mesh | AbstractMesh) -> str | tuple[str, ...] | None:
+    """Return the axes of the mesh that split a logical axis: one, several, or None."""
+    axes = RULES[logical] if logical else None
+    if axes is None:
         return None
-
-    def free(axes):
-        if isinstance(axes, tuple):
-            return tuple(axis for axis in axes if axis not in mesh.manual_axes)
-        return None if axes in mesh.manual_axes else axes
-
-    return PartitionSpec(*(free(RULES[axis]) if axis else None for axis in logical))
+    manual = getattr(mesh, "manual_axes", ())
+    several = isinstance(axes, tuple)
+    left = tuple(
+        axis
+        for axis in (axes if several else (axes,))
+        if axis not in manual and (axis != "context" or mesh.shape["context"] > 1)
+    )
+    return left if len(left) > 1 or (several and logical in ("batch", "rows")) else left[0] if left else None
 
 
 def token_axes() -> tuple[str, ...]:
     """Return the axes of the current mesh that split tokens, without those of an outer shard_map."""
-    return spec("batch")[0]
+    return spec("rows")[0]
+
+
+def token_ways() -> int:
+    """Return how many parts the current mesh splits tokens into, 1 without a mesh."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in token_axes())
+
+
+def several(axes: str | tuple[str, ...]) -> tuple[str, ...]:
+    """Return the axes of an entry of a partition as a tuple."""
+    return (axes,) if isinstance(axes, str) else axes
 
 
 def free_axes() -> frozenset[str]:
@@ -190,7 +211,7 @@ def shardings(tree, mesh: Mesh):
 
         def one(x):
             whole = {"layers"} if "layers" in axes and not over_stages(x.shape[0], mesh) else set()
-            return NamedSharding(mesh, PartitionSpec(*(None if axis in whole else RULES[axis] for axis in axes)))
+            return NamedSharding(mesh, PartitionSpec(*(None if axis in whole else mesh_axes(axis, mesh) for axis in axes)))
 
         return jax.tree.map(one, leaf)
 
@@ -208,8 +229,11 @@ def logical_axes(variable: nnx.Variable) -> tuple[str, ...]:
     return variable.get_metadata()["out_sharding"]
 
 
-def check_fit(mesh: Mesh, model: ModelConfig, batch_size: int, accumulate: int) -> None:
-    """Raise UserError if a size of the model or of the batch cannot be split evenly over the mesh."""
+def check_fit(mesh: Mesh, model: ModelConfig, batch_size: int, accumulate: int, sequence_length: int | None = None) -> None:
+    """Raise UserError if a size of the model or of the batch cannot be split evenly over the mesh.
+
+    sequence_length: None: no sequences are split, and the mesh must not do so.
+    """
     shape, moe = dict(mesh.shape), model.moe
     has_moe = any(kind.moe for kind in model.layer_kinds)
     split = [("embed_dim", "fsdp"), ("num_heads", "tensor"), ("num_kv_heads", "tensor"), ("vocab_size", "tensor")]
@@ -221,9 +245,12 @@ def check_fit(mesh: Mesh, model: ModelConfig, batch_size: int, accumulate: int) 
     elif shape["expert"] > 1:
         raise UserError(f"mesh.expert={shape['expert']} must be 1: model.mlp_pattern has no moe layer to split")
     for key, axis in split:
-        size = functools.reduce(getattr, key.split("."), model)
-        if size % shape[axis]:
-            raise UserError(f"mesh.{axis}={shape[axis]} does not divide model.{key}={size}")
+        size, ways = functools.reduce(getattr, key.split("."), model), shape[axis]
+        named = f"mesh.{axis}={ways}"
+        if axis == "fsdp" and shape["context"] > 1:
+            ways, named = ways * shape["context"], f"mesh.fsdp × mesh.context = {ways} × {shape['context']}"
+        if size % ways:
+            raise UserError(f"{named} does not divide model.{key}={size}")
     if shape["stage"] > 1:
         _check_stages(shape["stage"], model)
     ways = row_ways(mesh) * accumulate
@@ -237,6 +264,14 @@ def check_fit(mesh: Mesh, model: ModelConfig, batch_size: int, accumulate: int) 
         raise UserError(
             f"batch_size={batch_size} is not a positive multiple of {names} × accumulate = {sizes} × {accumulate}: "
             f"set --config.batch_size={most}"
+        )
+    parts = 2 * shape["context"]
+    if parts > 2 and sequence_length is None:
+        raise UserError(f"mesh.context={shape['context']} splits sequences, which only training does: set mesh.context=1")
+    if parts > 2 and sequence_length % parts:
+        raise UserError(
+            f"sequence_length={sequence_length} is no multiple of 2 × mesh.context = {parts}: "
+            f"set --config.sequence_length={max(1, sequence_length // parts) * parts}"
         )
 
 

@@ -32,9 +32,14 @@ def remember(mesh: Mesh) -> None:
     _RINGS[mesh.abstract_mesh.shape_tuple] = {axis: _rings(mesh, axis) for axis in mesh.axis_names}
 
 
-def rings(axis: str) -> tuple[int, ...]:
-    """Return the sizes of the rings that an axis of the current mesh winds through, outermost first; one ring if unknown."""
+def rings(axis: str | tuple[str, ...]) -> tuple[int, ...]:
+    """Return the sizes of the rings that an axis of the current mesh winds through, outermost first; one ring if unknown.
+
+    Several axes count as one ring.
+    """
     mesh = jax.sharding.get_abstract_mesh()
+    if not isinstance(axis, str):
+        return (math.prod(mesh.shape[one] for one in axis),)
     return _RINGS.get(mesh.shape_tuple, {}).get(axis, (mesh.shape[axis],))
 
 

@@ -27,7 +27,7 @@ def describe(config) -> dict:
     """Return the estimate as plain numbers: FLOPs, bytes, counts. "memory" holds bytes per device."""
     model = model_config_of(config)
     mesh = abstract_mesh(config.mesh)
-    check_fit(mesh, model, config.batch_size, config.accumulate)
+    check_fit(mesh, model, config.batch_size, config.accumulate, config.sequence_length)
     counts, costs = sizing.parameters(model), sizing.flops(model, config.sequence_length)
     total, active = sum(counts["total"].values()), sum(counts["active"].values())
     forward, backward = (sum(getattr(cost, way) for cost in costs.values()) for way in ("forward", "backward"))

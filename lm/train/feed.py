@@ -1,4 +1,7 @@
-"""Read batches ahead and make them global arrays. Each process reads only the rows that its own devices hold."""
+"""Read batches ahead and make them global arrays. Each process reads only the rows of which its own devices hold tokens.
+
+The last axis of arrays [B, T] and [B, 2, T] is split over the mesh's context axis, in the order of `lm.parallel.mesh.slots`.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -9,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from data.text.batches import Batches, read_ahead
+from lm.parallel.context import slots
 from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
 from lm.progress import shown
@@ -38,13 +42,14 @@ class Stream(Protocol):
 class Feed:
     """The batches of a split on a mesh, read ahead: the stream of a training run, or the batches of a validation.
 
-    Batch n holds the same rows in the same order on any mesh. Each process reads only the rows that its own devices hold.
+    Batch n holds the same rows in the same order on any mesh. Each process reads only the rows that its own devices hold, or
+    hold a part of.
     """
 
     def __init__(self, batches: Batches, mesh: Mesh, log_ids: bool = False):
         self._batches, self._log_ids = batches, log_ids
-        self._sharding = NamedSharding(mesh, spec("batch"))
-        held = self._sharding.addressable_devices_indices_map((batches.batch_size,)).values()
+        self._mesh = mesh
+        held = NamedSharding(mesh, spec("batch")).addressable_devices_indices_map((batches.batch_size,)).values()
         self._rows = sorted({row for (rows,) in held for row in range(batches.batch_size)[rows]})
 
     def start(self, step: int) -> None:
@@ -69,12 +74,16 @@ class Feed:
 
     def to_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
         """Return global arrays [B, …] from this process's rows, without `ids`."""
-        rows_B = np.arange(self._batches.batch_size)
+        rows_B, ways = np.arange(self._batches.batch_size), self._mesh.shape["context"]
 
         def place(local: np.ndarray) -> jax.Array:
-            shape = (len(rows_B), *local.shape[1:])
+            axes = ("batch", *[None] * (local.ndim - 2), "length")[: local.ndim]
+            if ways > 1 and local.ndim > 1:
+                local = local[..., slots(local.shape[-1], ways)]
             return jax.make_array_from_callback(
-                shape, self._sharding, lambda index: local[np.searchsorted(self._rows, rows_B[index[0]])]
+                (len(rows_B), *local.shape[1:]),
+                NamedSharding(self._mesh, spec(*axes)),
+                lambda index: local[(np.searchsorted(self._rows, rows_B[index[0]]), *index[1:])],
             )
 
         return {name: place(array) for name, array in batch.items() if name != "ids"}

@@ -23,6 +23,7 @@ from lm.checkpoint import Checkpoints
 from lm.convert.base import reference
 from lm.convert.source import open_source
 from lm.model.linear import trainable
+from lm.parallel.context import sequences_whole
 from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
 from lm.parallel.pipeline import schedule
@@ -182,12 +183,14 @@ def train(
                 last_read = time.perf_counter()
             if measure and config.evals.every and step > 1 and (step - 1) % config.evals.every == 0:
                 read()
-                log.valid(step - 1, measure(step - 1, state.params))
+                with sequences_whole(state.params) as params:
+                    log.valid(step - 1, measure(step - 1, params))
                 last_read = time.perf_counter()
             if watch and config.samples_every and (step - 1) % config.samples_every == 0:
                 read()
-                for text in watch(step - 1, state.params):
-                    log.say(text)
+                with sequences_whole(state.params) as params:
+                    for text in watch(step - 1, params):
+                        log.say(text)
                 last_read = time.perf_counter()
             if step == profile.first:
                 read()
@@ -214,10 +217,11 @@ def train(
         if validate:
             final = validate(state.params, None)
             log.valid(step, final)
-        if measure:
-            log.valid(step, measure(step, state.params))
-        for text in watch(step, state.params) if watch and step else ():
-            log.say(text)
+        with sequences_whole(state.params) as params:
+            if measure:
+                log.valid(step, measure(step, params))
+            for text in watch(step, params) if watch and step else ():
+                log.say(text)
         checkpoints.wait()
     finally:
         stream.close()
@@ -250,7 +254,7 @@ class Evaluator:
 
         def sums(params, batch):
             objective = trainer.evaluate(params, batch)
-            target_bytes = bytes_V.at[batch["targets"]].get(out_sharding=spec("batch", None))
+            target_bytes = bytes_V.at[batch["targets"]].get(out_sharding=spec("batch", "length"))
             counted = jnp.sum(batch["weights"] * target_bytes)
             return {"nll": objective["metrics"]["loss"][0], "weight": objective["weight"], "bytes": counted}
 

@@ -12,13 +12,16 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from lm.config import ModelConfig
 from lm.kernels.cross_entropy import cross_entropy
+from lm.kernels.matmul import spec_of
 from lm.model.linear import trainable
 from lm.model.moe import balanced
 from lm.model.transformer import Hidden, Transformer, build, skeleton
-from lm.parallel.mesh import shardings, spec
+from lm.parallel.context import later
+from lm.parallel.mesh import shardings
 from lm.train import rates
 from lm.train.optimizer import adamw
 from lm.train.schedule import schedule
@@ -203,13 +206,9 @@ def training_loss(
     metrics = {name: (x, jnp.sum(batch["weights"])) for name, x in zip(("loss", "entropy", "mean_token_accuracy"), sums)}
     nll_ahead, weight_ahead = jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
     for k, hidden in enumerate(ahead, start=1):
-
-        def later(x_BT, k=k):
-            return jnp.pad(x_BT[:, k:], ((0, 0), (0, k)))
-
         # Targets beyond the end of the document have weight 0.
-        weights = later(batch["weights"]) * (later(batch["segment_ids"]) == batch["segment_ids"])
-        one, nll_k = head_loss(model, hidden.x_BTD, later(batch["targets"]), weights, z_loss)
+        weights = later(batch["weights"], k) * (later(batch["segment_ids"], k) == batch["segment_ids"])
+        one, nll_k = head_loss(model, hidden.x_BTD, later(batch["targets"], k), weights, z_loss)
         objective = objective + mtp_loss / len(ahead) * one
         nll_ahead, weight_ahead = nll_ahead + nll_k, weight_ahead + jnp.sum(weights)
     if ahead:
@@ -292,7 +291,8 @@ def slices(batch: dict, parts: int) -> dict:
     """
 
     def split(x):
-        where = spec("batch", *[None] * x.ndim)
+        where = spec_of(x)
+        where = where and PartitionSpec(where[0], None, *where[1:])
         x = lax.reshape(x, (x.shape[0] // parts, parts, *x.shape[1:]), out_sharding=where)
         return jnp.moveaxis(x, 1, 0)
 

@@ -31,6 +31,7 @@ def test_head_dim_defaults_to_an_equal_share():
         ({"remat": "some"}, "model.remat='some'"),
         ({"pipeline": {"microbatches": -1}}, "model.pipeline.microbatches=-1 must be at least 1, or 0"),
         ({"pipeline": {"repeats": 0}}, "model.pipeline.repeats=0 must be at least 1"),
+        ({"context_attention": "some"}, "model.context_attention='some'"),
         ({"dtype": "float16"}, "dtype='float16'"),
         ({"attention_pattern": ("local",)}, "model.window=0"),
         ({"attention_pattern": ("global", "near")}, "model.attention_pattern=.* is none of global, local"),

@@ -23,9 +23,13 @@ OBJECTIVES = {
 }
 
 
-def updated(name: str, sizes: dict, accumulate: int):
+MESHES = [{"data": 2, "fsdp": 2, "tensor": 2}, {"data": 2, "fsdp": 2, "context": 2}]
+
+
+def updated(name: str, sizes: dict, accumulate: int, **more):
     """({metric: value}, the moments) after one step."""
     method, keys, make_batch = OBJECTIVES[name]
+    keys = keys | more
     config = align_config(batch_size=16, **keys)
     config.accumulate = accumulate
     mesh = make_mesh(sizes, jax.devices() if sizes else jax.devices()[:1])
@@ -41,12 +45,13 @@ def updated(name: str, sizes: dict, accumulate: int):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("first", ["data", "stage"])
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_as_on_one_device(name, first):
-    metrics, moments = updated(name, {}, 1)
+def test_as_on_one_device(name, sizes):
+    more = {"sft": {}} if "context" in sizes and name == "sft" else {}  # noise needs whole sequences
+    metrics, moments = updated(name, {}, 1, **more)
     # The zero point of KTO is that of a slice.
-    spread, others = updated(name, {first: 2, "fsdp": 2, "tensor": 2}, 1 if name == "kto" else 2)
+    spread, others = updated(name, sizes, 1 if name == "kto" else 2, **more)
     extremes = {"min_reward", "max_reward"}  # of a slice
     for key in metrics.keys() - extremes:
         assert spread[key] == pytest.approx(metrics[key], rel=1e-4, abs=1e-6), key

@@ -3,14 +3,16 @@
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.model.transformer import skeleton
+from lm.parallel.context import context_ways, later, sequences_whole, slots
 from lm.parallel.mesh import AXES, check_fit, make_mesh, shardings, spec
 
 MODEL = ModelConfig(vocab_size=64, num_layers=2, embed_dim=32, num_heads=4, num_kv_heads=2, mlp_dim=64)
@@ -46,8 +48,7 @@ def test_sizes(asked, given):
 
 
 def test_an_axis_that_is_not_there_may_have_one_device():
-    """As in configs written while there was a context axis."""
-    assert make_mesh({"data": 8, "context": 1}).axis_names == AXES
+    assert make_mesh({"data": 8, "sequence": 1}).axis_names == AXES
 
 
 def test_a_mesh_of_some_devices():
@@ -66,8 +67,8 @@ def test_a_mesh_of_some_devices():
         ({"data": 0}, "mesh.data=0"),
         ({"data": -2}, "mesh.data=-2"),
         ({"data": 4, "expert": 3}, "mesh.expert=3 .*8"),
-        ({"data": 4, "context": 2}, "mesh.context=2: no such axis"),
-        ({"data": 1, "context": -1}, "mesh.context=-1: no such axis"),
+        ({"data": 4, "sequence": 2}, "mesh.sequence=2: no such axis"),
+        ({"data": 1, "sequence": -1}, "mesh.sequence=-1: no such axis"),
         ({}, "mesh of 1 .*8"),
     ],
 )
@@ -175,6 +176,14 @@ def test_slices_that_do_not_fit(devices, sizes, named):
         ({"data": 4, "tensor": 2}, {**MOE, "moe": {"num_experts": 8, "expert_dim": 15}}, 8, 1, "model.moe.expert_dim=15"),
         ({"data": 4, "tensor": 2}, {**MOE, "moe": {"num_experts": 8, "shared_dim": 15}}, 8, 1, "model.moe.shared_dim=15"),
         ({"data": 4, "tensor": 2}, {**MOE, "mlp_dim": 63}, 8, 1, "model.mlp_dim=63"),
+        (
+            {"fsdp": 2, "context": 4},
+            {"embed_dim": 36, "head_dim": 8},
+            8,
+            1,
+            "mesh.fsdp × mesh.context = 2 × 4 .*model.embed_dim=36",
+        ),
+        ({"data": 4, "context": 2}, {}, 4, 1, "mesh.context=2 .*only training"),
     ],
 )
 def test_models_and_batches_that_do_not_split(sizes, change, batch_size, accumulate, named):
@@ -183,7 +192,43 @@ def test_models_and_batches_that_do_not_split(sizes, change, batch_size, accumul
         check_fit(make_mesh(sizes), model, batch_size, accumulate)
 
 
+def test_a_length_that_does_not_split_is_refused_with_the_nearest_that_does():
+    with pytest.raises(UserError, match="sequence_length=60 .*2 × mesh.context = 16: set --config.sequence_length=48"):
+        check_fit(make_mesh({"context": 8}), MODEL, 8, 1, 60)
+
+
+def test_each_part_of_a_sequence_has_an_early_and_a_late_chunk():
+    assert slots(16, 2).reshape(2, -1).tolist() == [[0, 1, 2, 3, 12, 13, 14, 15], [4, 5, 6, 7, 8, 9, 10, 11]]
+    assert slots(7, 1).tolist() == list(range(7))
+
+
+@pytest.mark.parametrize("k", [0, 1, 5])
+def test_later_tokens_of_a_split_sequence_are_those_of_a_whole_one(k):
+    x_BT = np.arange(2 * 32, dtype=np.int32).reshape(2, 32)
+    whole = np.pad(x_BT[:, k:], ((0, 0), (0, k)))
+    np.testing.assert_array_equal(later(jnp.asarray(x_BT), k), whole)
+    with jax.set_mesh(make_mesh({"data": 2, "context": 4})):
+        x = jax.device_put(x_BT[:, slots(32)], NamedSharding(jax.sharding.get_mesh(), spec("batch", "length")))
+        found = jax.jit(lambda x: later(x, k))(x)
+        np.testing.assert_array_equal(found, whole[:, slots(32)])
+        assert jax.typeof(found).sharding.spec == spec("batch", "length")
+
+
+def test_sampling_takes_the_parameters_where_they_are():
+    mesh = make_mesh({"fsdp": 2, "expert": 2, "context": 2})
+    with jax.set_mesh(mesh):
+        x = jax.device_put(np.arange(8.0), NamedSharding(mesh, spec("embed")))
+        with sequences_whole({"x": x}) as params:
+            y = params["x"]
+            assert sizes_of(jax.sharding.get_mesh()) == {"fsdp": 4, "expert": 2}
+            np.testing.assert_array_equal(jax.jit(lambda y: y + 1)(y), np.arange(8.0) + 1)
+        ours, theirs = ({s.device: s.data.unsafe_buffer_pointer() for s in z.addressable_shards} for z in (x, y))
+        assert ours == theirs
+        assert context_ways() == 2
+
+
 def test_what_splits_is_accepted():
+    check_fit(make_mesh({"data": 2, "context": 4}), MODEL, 8, 2, 48)
     check_fit(make_mesh({"data": 2, "fsdp": 2, "tensor": 2}), MODEL, 8, 2)
     check_fit(make_mesh({"data": 8}), model_of(vocab_size=63), 8, 1)
     check_fit(make_mesh({"data": 2, "tensor": 4}), model_of(**LATENT), 8, 1)

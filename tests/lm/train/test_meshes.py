@@ -1,5 +1,6 @@
 """The same training on any mesh: initial parameters bit for bit, losses and gradient norms for 20 steps."""
 
+import math
 import types
 
 import jax
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.parallel.mesh import RULES, check_fit, logical_axes, make_mesh
+from lm.parallel.mesh import check_fit, logical_axes, make_mesh, mesh_axes
 from lm.train.feed import Feed
 from lm.train.step import make_trainer, model_config_of, state_shardings
 from tests.lm.examples import packed_batch, tiny_config
@@ -21,7 +22,12 @@ RUNS = {
     "data 2, fsdp 2, tensor 2": ({"data": 2, "fsdp": 2, "tensor": 2}, 1),
     "data 2, fsdp 2, tensor 2, accumulate 4": ({"data": 2, "fsdp": 2, "tensor": 2}, 4),
     "accumulate 4": ({}, 4),
+    "context 8": ({"context": 8}, 1),
+    "data 2, context 4": ({"data": 2, "context": 4}, 1),
+    "context 2, fsdp 2, tensor 2": ({"context": 2, "fsdp": 2, "tensor": 2}, 1),
+    "data 2, context 2, tensor 2, accumulate 4": ({"data": 2, "context": 2, "tensor": 2}, 4),
 }
+QUICK = ["fsdp 8", "data 2, fsdp 2, tensor 2, accumulate 4", "context 2, fsdp 2, tensor 2"]
 
 
 def run(sizes, accumulate, steps=STEPS, **model):
@@ -29,7 +35,7 @@ def run(sizes, accumulate, steps=STEPS, **model):
     config = tiny_config(**model)
     config.batch_size, config.steps, config.accumulate = 16, STEPS, accumulate
     mesh = make_mesh(sizes, jax.devices() if sizes else jax.devices()[:1])
-    check_fit(mesh, model_config_of(config), config.batch_size, accumulate)
+    check_fit(mesh, model_config_of(config), config.batch_size, accumulate, config.sequence_length)
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)
         state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
@@ -48,7 +54,7 @@ def one_device():
     return run({}, 1)
 
 
-@pytest.mark.parametrize("name", all_but(["fsdp 8", "data 2, fsdp 2, tensor 2, accumulate 4"], RUNS))
+@pytest.mark.parametrize("name", all_but(QUICK, RUNS))
 def test_as_on_one_device(one_device, name):
     first, curve, state, mesh = run(*RUNS[name])
     for ours, theirs in zip(jax.tree.leaves(first), jax.tree.leaves(one_device[0]), strict=True):
@@ -91,9 +97,20 @@ DEEPSEEK = dict(
 )
 
 
+LOCAL = dict(attention_pattern=("local", "global"), window=6, attention_softcap=5.0, attention_sinks=True)
+
+
 @pytest.mark.slow
-def test_experts_latents_and_looking_ahead_as_on_one_device():
-    first, curve, state, mesh = run({"expert": 2, "fsdp": 2, "tensor": 2}, 2, steps=4, **DEEPSEEK)
+@pytest.mark.parametrize("across", ["ring", "all_gather"])
+def test_windows_of_split_sequences_as_on_one_device(across):
+    curves = [run(sizes, 1, steps=4, context_attention=across, **LOCAL)[1] for sizes in ({}, {"context": 4, "tensor": 2})]
+    np.testing.assert_allclose(*curves, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axis", ["tensor", "context"])
+def test_experts_latents_and_looking_ahead_as_on_one_device(axis):
+    first, curve, state, mesh = run({"expert": 2, "fsdp": 2, axis: 2}, 2, steps=4, **DEEPSEEK)
     alone, expected, before, _ = run({}, 1, steps=4, **DEEPSEEK)
     for ours, theirs in zip(jax.tree.leaves(first), jax.tree.leaves(alone), strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -108,7 +125,8 @@ def assert_split(tree, mesh):
     """Every device holds its own part of each array and no more."""
     for variable in jax.tree.leaves(tree, is_leaf=lambda x: isinstance(x, nnx.Variable)):
         array = variable.get_value()
-        ways = [mesh.shape[RULES[axis]] if RULES[axis] else 1 for axis in logical_axes(variable)]
+        names = [mesh_axes(axis, mesh) or () for axis in logical_axes(variable)]
+        ways = [math.prod(mesh.shape[name] for name in ((axes,) if isinstance(axes, str) else axes)) for axes in names]
         part = tuple(size // n for size, n in zip(array.shape, ways, strict=True))
         assert {shard.data.shape for shard in array.addressable_shards} == {part}
         assert len({str(shard.index) for shard in array.addressable_shards}) == np.prod(ways)

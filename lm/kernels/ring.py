@@ -1,0 +1,363 @@
+"""Causal attention of sequences that are split over the mesh's context axis, in the order of `lm.parallel.mesh.slots`.
+
+A sequence is cut into 2·n chunks of C tokens; device i of n holds chunk i, its low half, and chunk 2n − 1 − i, its high half.
+Each device computes the attention of its own queries. Keys and values come to it in one of two ways:
+
+- ring (Liu et al. 2023, "Ring Attention with Blockwise Transformers"): in n − 1 rounds each device passes the keys and values
+  that it holds on to the next, while it computes with them. A device holds those of two devices at a time.
+- all_gather (Llama 3, Dubey et al. 2024, §3.3.2): each device gets the keys and values of all before it computes.
+
+In round s, device i has the keys of device j = i − s mod n. If j < i, all its queries see all of j's low half and nothing of
+its high half; if j > i, its high half sees all of j's keys and its low half none. So each round is the same work everywhere
+(the zig-zag variant of striped attention, Brandon et al. 2023). With a window, round r instead brings each chunk c the keys of
+chunk c − r from a neighbour, and there are only as many rounds as the window reaches.
+
+A round's result is merged by its log-sum-exp. The backward pass brings the keys and values again, and their gradients, in
+float32, travel along with them until they are back.
+
+Axes here: B batch, T queries and S keys of a device, G key/value heads, R query heads per key/value head, K head size of
+queries and keys, V head size of values; H = G·R.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from lm.kernels import tiles
+from lm.kernels.attention import MASKED, Visible, attention
+from lm.kernels.saved import saved
+from lm.parallel.context import context_ways
+from lm.parallel.mesh import reshard, spec
+
+AXIS = "context"
+
+
+class Kernel(NamedTuple):
+    """Attention of some queries to some keys on one device.
+
+    forward(q_BGRTK, k_BGSK, v_BGSV, segments_BT, key_segments_BS, how) -> (out_BGRTV, the log of the softmax's denominator
+    [B, G, R, T]), float32. backward(the same arrays, dout_BGRTV, logz_BGRT, delta_BGRT, how) -> (dq, dk, dv), float32, with
+    logz of all keys and delta = rowsum(dO·O). how: lm.kernels.tiles.How.
+    """
+
+    forward: Callable
+    backward: Callable
+
+
+TILES = Kernel(tiles.forward, tiles.backward)
+
+
+class Plan(NamedTuple):
+    """The static arguments: `how` (its offset is set for each round), the number of devices, and how keys reach them."""
+
+    how: tiles.How
+    ways: int
+    gather: bool
+    kernel: Kernel
+
+
+def context_attention(
+    q_BTHK,
+    k_BSGK,
+    v_BSGV,
+    visible: Visible,
+    *,
+    across: str = "ring",
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+    sinks_H=None,
+    kernel: Kernel = TILES,
+) -> jax.Array:
+    """Return `lm.kernels.attention.attention`, whose arguments these are; T may be split over the mesh's context axis.
+
+    across: "ring" or "all_gather". Layers with a window exchange keys with their neighbours in both cases.
+    kernel: computes the attention of a device's queries to the keys that it has at the time.
+    """
+    sinks_H = None if sinks_H is None else reshard(sinks_H, "heads")
+    if context_ways() == 1:
+        return attention(q_BTHK, k_BSGK, v_BSGV, visible, scale=scale, window=window, softcap=softcap, sinks_H=sinks_H)
+    assert visible.branches is None, "branches of a row are not split over devices"
+    plan = Plan(tiles.How(scale, window, softcap, 0), context_ways(), across == "all_gather", kernel)
+    return _split(plan, q_BTHK, k_BSGK, v_BSGV, visible.segments_BT, sinks_H)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _split(plan, q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H):
+    return _forward(plan, q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H)[0]
+
+
+def _specs(sinks_H):
+    of_queries, of_keys = spec("batch", "length", "heads", None), spec("batch", "length", "kv_heads", None)
+    return of_queries, of_keys, spec("batch", "length"), None if sinks_H is None else spec("heads")
+
+
+def _forward(plan, q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H):
+    of_queries, of_keys, of_segments, of_sinks = _specs(sinks_H)
+    logz = spec("batch", "length", "heads")
+
+    @functools.partial(
+        jax.shard_map, in_specs=(of_queries, of_keys, of_keys, of_segments, of_sinks), out_specs=(of_queries, logz)
+    )
+    def on_device(q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H):
+        q_BGRTK, keys = _by_group(q_BTHK, k_BTGK.shape[2]), Keys(_by_head(k_BTGK), _by_head(v_BTGV), segments_BT)
+        out, logz = (_near if plan.how.window else _far)(plan, q_BGRTK, keys)
+        if sinks_H is not None:
+            sinks_GR1 = sinks_H.astype(jnp.float32).reshape(*q_BGRTK.shape[1:3], 1)
+            out, logz = out * jax.nn.sigmoid(logz - sinks_GR1)[..., None], jnp.logaddexp(logz, sinks_GR1)
+        B, T, H, _ = q_BTHK.shape
+        return _by_time(out.astype(q_BTHK.dtype)), jnp.moveaxis(logz, 3, 1).reshape(B, T, H)
+
+    out_BTHV, logz_BTH = on_device(q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H)
+    # Named inside, so that a remat policy can keep both and the backward pass need not run this again.
+    out_BTHV, logz_BTH = saved(out_BTHV), saved(logz_BTH)
+    return out_BTHV, (q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H, out_BTHV, logz_BTH)
+
+
+def _backward(plan, residuals, dout_BTHV):
+    q_BTHK, k_BTGK, v_BTGV, segments_BT, sinks_H, out_BTHV, logz_BTH = residuals
+    of_queries, of_keys, of_segments, _ = _specs(None)
+    rows = spec("batch", "length", "heads")
+    delta_BTH = jnp.sum(dout_BTHV.astype(jnp.float32) * out_BTHV.astype(jnp.float32), axis=-1)
+
+    @functools.partial(
+        jax.shard_map,
+        in_specs=(of_queries, of_keys, of_keys, of_segments, of_queries, rows, rows),
+        out_specs=(of_queries, of_keys, of_keys),
+    )
+    def on_device(q_BTHK, k_BTGK, v_BTGV, segments_BT, dout_BTHV, logz_BTH, delta_BTH):
+        G = k_BTGK.shape[2]
+        keys = Keys(_by_head(k_BTGK), _by_head(v_BTGV), segments_BT)
+        mine = (_by_group(x, G) for x in (q_BTHK, dout_BTHV, logz_BTH[..., None], delta_BTH[..., None]))
+        q, dout, logz, delta = mine
+        gradient = _near_gradient if plan.how.window else _far_gradient
+        dq, dk, dv = gradient(plan, q, keys, dout, logz[..., 0], delta[..., 0])
+        return _by_time(dq.astype(q.dtype)), *(jnp.moveaxis(x.astype(q.dtype), 2, 1) for x in (dk, dv))
+
+    dq, dk, dv = on_device(q_BTHK, k_BTGK, v_BTGV, segments_BT, dout_BTHV.astype(q_BTHK.dtype), logz_BTH, delta_BTH)
+    dsinks_H = None
+    if sinks_H is not None:
+        dsinks_H = -jnp.sum(jnp.exp(sinks_H.astype(jnp.float32) - logz_BTH) * delta_BTH, axis=(0, 1)).astype(sinks_H.dtype)
+    return dq, dk, dv, None, dsinks_H
+
+
+_split.defvjp(_forward, _backward)
+
+
+class Keys(NamedTuple):
+    """Keys [B, G, S, K], values [B, G, S, V] and segments [B, S] of a device's two chunks, or of one."""
+
+    k: jax.Array
+    v: jax.Array
+    segments: jax.Array
+
+    def half(self, which: int) -> "Keys":
+        return Keys(_half(self.k, 2, which), _half(self.v, 2, which), _half(self.segments, 1, which))
+
+
+# Without a window: rounds around the ring, with the whole of another device's keys.
+
+
+def _far(plan: Plan, q, keys: Keys):
+    """Return (out, logz) of one device, float32."""
+    how, n, kernel = plan.how, plan.ways, plan.kernel
+    me, segments = lax.axis_index(AXIS), keys.segments
+    first, step = _rounds(plan, keys)
+    found = kernel.forward(q, keys.k, keys.v, segments, segments, how)  # its own two chunks are in order
+    everything = how._replace(offset=q.shape[3])  # later than all keys
+
+    def one(carry, s):
+        moving, found = carry
+        now, moving = step(moving, s)
+
+        def earlier():
+            low = now.half(0)
+            return kernel.forward(q, low.k, low.v, segments, low.segments, everything)
+
+        def later():
+            out, logz = kernel.forward(_half(q, 3, 1), now.k, now.v, _half(segments, 1, 1), now.segments, everything)
+            return _after(out, 3, 0.0), _after(logz, 3, MASKED)
+
+        return (moving, _merged(found, lax.cond(s <= me, earlier, later))), None
+
+    return lax.scan(one, (first, found), jnp.arange(1, n))[0][1]
+
+
+def _far_gradient(plan: Plan, q, keys: Keys, dout, logz, delta):
+    """Return (dq, dk, dv) of one device, float32."""
+    how, n, kernel = plan.how, plan.ways, plan.kernel
+    me, segments = lax.axis_index(AXIS), keys.segments
+    first, step = _rounds(plan, keys)
+    dq, *dkeys = kernel.backward(q, keys.k, keys.v, segments, segments, dout, logz, delta, how)
+    everything = how._replace(offset=q.shape[3])
+    if plan.gather:  # of all devices, added up at the end
+        dkeys = [jnp.zeros_like(x, shape=(n, *x.shape)).at[me].set(x) for x in dkeys]
+
+    def one(carry, s):
+        moving, dq, dkeys = carry
+        now, moving = step(moving, s)
+        if not plan.gather:  # to where the keys are; on its way while this round is computed
+            dkeys = _passed(dkeys, n)
+
+        def earlier():
+            low = now.half(0)
+            dq, *some = kernel.backward(q, low.k, low.v, segments, low.segments, dout, logz, delta, everything)
+            return dq, [_before(x, 2) for x in some]
+
+        def later():
+            rows = (_half(x, 3, 1) for x in (dout, logz, delta))
+            mine, of_mine = _half(q, 3, 1), _half(segments, 1, 1)
+            dq, *some = kernel.backward(mine, now.k, now.v, of_mine, now.segments, *rows, everything)
+            return _after(dq, 3, 0.0), some
+
+        more, some = lax.cond(s <= me, earlier, later)
+        if plan.gather:
+            dkeys = [lax.dynamic_update_index_in_dim(x, y, (me - s) % n, 0) for x, y in zip(dkeys, some)]
+        else:
+            dkeys = [x + y for x, y in zip(dkeys, some)]
+        return (moving, dq + more, dkeys), None
+
+    (_, dq, dkeys), _ = lax.scan(one, (first, dq, dkeys), jnp.arange(1, n))
+    if plan.gather:
+        return dq, *(lax.psum_scatter(x, AXIS) for x in dkeys)
+    return dq, *_passed(dkeys, n)
+
+
+def _rounds(plan: Plan, keys: Keys):
+    """Return what the first round starts with, and step(moving, s) -> (the keys of device i − s, what the next one gets)."""
+    n = plan.ways
+    if plan.gather:
+        everyone = jax.tree.map(lambda x: lax.all_gather(x, AXIS), keys)
+
+        def pick(everyone, s):
+            j = (lax.axis_index(AXIS) - s) % n
+            return jax.tree.map(lambda x: lax.dynamic_index_in_dim(x, j, keepdims=False), everyone), everyone
+
+        return everyone, pick
+    # Passed on before the round computes, so that both happen at once.
+    return _passed(keys, n), lambda now, s: (now, _passed(now, n))
+
+
+def _passed(tree: Any, n: int):
+    return jax.tree.map(lambda x: lax.ppermute(x, AXIS, [(i, (i + 1) % n) for i in range(n)]), tree)
+
+
+# With a window: rounds along the line of chunks. The two chunks of a device become rows of a batch.
+
+
+def _near(plan: Plan, q, keys: Keys):
+    """Return (out, logz) of one device, float32."""
+    q, keys = _as_batch(q, 3), Keys(_as_batch(keys.k, 2), _as_batch(keys.v, 2), _as_batch(keys.segments, 1))
+    C, found = q.shape[3], plan.kernel.forward(q, *keys[:2], keys.segments, keys.segments, plan.how)
+    segments = keys.segments
+    for r in range(1, _reach(plan, C) + 1):
+        keys = _moved(keys, 1, plan.ways)
+        seen = _seen(keys.segments, r, plan.ways)
+        found = _merged(found, plan.kernel.forward(q, *keys[:2], segments, seen, plan.how._replace(offset=r * C)))
+    return tuple(_from_batch(x, 3) for x in found)
+
+
+def _near_gradient(plan: Plan, q, keys: Keys, dout, logz, delta):
+    """Return (dq, dk, dv) of one device, float32."""
+    q, dout, logz, delta = (_as_batch(x, 3) for x in (q, dout, logz, delta))
+    keys = Keys(_as_batch(keys.k, 2), _as_batch(keys.v, 2), _as_batch(keys.segments, 1))
+    C, n, segments = q.shape[3], plan.ways, keys.segments
+    dq, *dkeys = plan.kernel.backward(q, *keys[:2], segments, segments, dout, logz, delta, plan.how)
+    reach = _reach(plan, C)
+    for r in range(1, reach + 1):
+        keys, dkeys = _moved(keys, 1, n), _moved(dkeys, 1, n)
+        seen = _seen(keys.segments, r, n)
+        how = plan.how._replace(offset=r * C)
+        more, *some = plan.kernel.backward(q, *keys[:2], segments, seen, dout, logz, delta, how)
+        dq, dkeys = dq + more, [x + y for x, y in zip(dkeys, some)]
+    dkeys = _moved(dkeys, -reach, n)
+    return _from_batch(dq, 3), *(_from_batch(x, 2) for x in dkeys)
+
+
+def _reach(plan: Plan, C: int) -> int:
+    """Return how many chunks back a window reaches."""
+    return min(2 * plan.ways - 1, -(-(plan.how.window - 1) // C))
+
+
+def _seen(segments, r: int, n: int):
+    """Return the segments of the keys of chunk c − r, and −1, which no query has, where there is no such chunk."""
+    i = lax.axis_index(AXIS)
+    chunk = jnp.stack((i, 2 * n - 1 - i))
+    rows = jnp.repeat(chunk >= r, segments.shape[0] // 2, total_repeat_length=segments.shape[0])
+    return jnp.where(rows[:, None], segments, -1)
+
+
+def _moved(tree: Any, r: int, n: int):
+    """Return arrays [2·B, …] that hold at chunk c what they held at chunk c − r, modulo the number of chunks."""
+
+    def device(chunk):
+        return min(chunk, 2 * n - 1 - chunk)
+
+    def one(x):
+        halves = x.reshape(2, -1, *x.shape[1:])
+        arrived = []
+        for half in (0, 1):
+            total = None
+            for source in (0, 1):
+                ways = [((t - r) % (2 * n), t) for t in range(n * half, n * half + n)]
+                ways = [(device(a), device(b)) for a, b in ways if a // n == source]
+                if ways:
+                    part = lax.ppermute(halves[source], AXIS, ways)
+                    total = part if total is None else total + part  # a device that gets nothing has 0
+            arrived.append(total)
+        return jnp.concatenate(arrived)
+
+    return jax.tree.map(one, tree)
+
+
+# Layout.
+
+
+def _merged(one, other):
+    """Return (out, logz) of the keys of both."""
+    (out, logz), (more, of_more) = one, other
+    both = jnp.logaddexp(logz, of_more)
+    return out * jnp.exp(logz - both)[..., None] + more * jnp.exp(of_more - both)[..., None], both
+
+
+def _by_group(x_BTHK, G: int):
+    """Return [B, G, R, T, K]."""
+    B, T, H, K = x_BTHK.shape
+    return jnp.moveaxis(x_BTHK.reshape(B, T, G, H // G, K), 1, 3)
+
+
+def _by_head(x_BTGK):
+    return jnp.swapaxes(x_BTGK, 1, 2)
+
+
+def _by_time(x_BGRTV):
+    B, G, R, T, V = x_BGRTV.shape
+    return jnp.moveaxis(x_BGRTV, 3, 1).reshape(B, T, G * R, V)
+
+
+def _half(x, axis: int, which: int):
+    C = x.shape[axis] // 2
+    return lax.slice_in_dim(x, which * C, which * C + C, axis=axis)
+
+
+def _before(x, axis: int):
+    """Return the low half x with a high half of 0 after it."""
+    return jnp.concatenate((x, jnp.zeros_like(x)), axis=axis)
+
+
+def _after(x, axis: int, filling: float):
+    """Return the high half x with a low half before it."""
+    return jnp.concatenate((jnp.full_like(x, filling), x), axis=axis)
+
+
+def _as_batch(x, axis: int):
+    """Reshape [B, …, T, …] to [2·B, …, C, …]: rows of low halves, then of high halves."""
+    return jnp.concatenate((_half(x, axis, 0), _half(x, axis, 1)))
+
+
+def _from_batch(x, axis: int):
+    return jnp.concatenate(jnp.split(x, 2), axis=axis)

@@ -1,0 +1,120 @@
+"""Attention of some queries to some keys in tiles, so that their scores never exist at once. Without sharding: for one device.
+
+The axes are those of lm/kernels/ring.py. Tiles that no query sees are left out of the loop; their list is static.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from lm.kernels.attention import MASKED
+from lm.kernels.head import softcap_slope, softcapped
+from lm.kernels.matmul import product
+
+TILE = 512  # queries, and keys, of a tile; about
+
+
+class How(NamedTuple):
+    """scale, window, softcap: as in lm.kernels.attention.attention. offset: slot of the first query − that of the first key."""
+
+    scale: float
+    window: int
+    softcap: float
+    offset: int
+
+
+def forward(q_BGRTK, k_BGSK, v_BGSV, segments_BT, key_segments_BS, how: How) -> tuple[jax.Array, jax.Array]:
+    """Return out [B, G, R, T, V] and log Z [B, G, R, T], float32. A query that sees no key gets a log Z near MASKED.
+
+    The softmax is computed online (Milakov and Gimelshein 2018): with every tile of keys, sums are rescaled to the largest
+    score so far.
+    """
+    T, S = q_BGRTK.shape[3], k_BGSK.shape[2]
+    t, s = size(T), size(S)
+
+    def tile(carry, at):
+        queries, keys = at[0] * t, at[1] * s
+        q, mine = _of(q_BGRTK, 3, queries, t), _of(segments_BT, 1, queries, t)
+        k, v, theirs = (_of(x, axis, keys, s) for x, axis in ((k_BGSK, 2), (v_BGSV, 2), (key_segments_BS, 1)))
+        scores = jnp.where(_mask(mine, theirs, queries, keys, how), _scores(q, k, how), MASKED)
+        out, top, z = (_of(x, 3, queries, t) for x in carry)
+        new = jnp.maximum(top, jnp.max(scores, axis=-1))
+        p, kept = jnp.exp(scores - new[..., None]), jnp.exp(top - new)
+        out = out * kept[..., None] + product("bgrts,bgsv->bgrtv", p.astype(v.dtype), v)
+        z = z * kept + jnp.sum(p, axis=-1)
+        return tuple(_put(x, 3, queries, y) for x, y in zip(carry, (out, new, z))), None
+
+    nothing = jnp.zeros_like(q_BGRTK, shape=(*q_BGRTK.shape[:4], v_BGSV.shape[-1]), dtype=jnp.float32)
+    begin = nothing, jnp.full_like(nothing[..., 0], 2 * MASKED), jnp.zeros_like(nothing[..., 0])
+    (out, top, z), _ = lax.scan(tile, begin, pairs(T, S, how))
+    z = jnp.where(z == 0, 1.0, z)  # queries of no tile
+    return out / z[..., None], jnp.maximum(top, MASKED) + jnp.log(z)
+
+
+def backward(q_BGRTK, k_BGSK, v_BGSV, segments_BT, key_segments_BS, dout_BGRTV, logz_BGRT, delta_BGRT, how: How):
+    """Return dq, dk, dv, float32, from log Z over all keys and delta = rowsum(dO·O); see lm.kernels.attention._blocked."""
+    T, S, dtype = q_BGRTK.shape[3], k_BGSK.shape[2], q_BGRTK.dtype
+    t, s = size(T), size(S)
+
+    def tile(carry, at):
+        queries, keys = at[0] * t, at[1] * s
+        q, dout, logz, delta = (_of(x, 3, queries, t) for x in (q_BGRTK, dout_BGRTV, logz_BGRT, delta_BGRT))
+        k, v, theirs = (_of(x, axis, keys, s) for x, axis in ((k_BGSK, 2), (v_BGSV, 2), (key_segments_BS, 1)))
+        scores = _scores(q, k, how)
+        seen = _mask(_of(segments_BT, 1, queries, t), theirs, queries, keys, how)
+        p = jnp.exp(jnp.where(seen, scores, MASKED) - logz[..., None])
+        ds = p * (product("bgrtv,bgsv->bgrts", dout, v) - delta[..., None]) * how.scale
+        if how.softcap:
+            ds *= softcap_slope(scores, how.softcap)
+        p, ds = p.astype(dtype), ds.astype(dtype)
+        dq, dk, dv = carry
+        return (
+            _put(dq, 3, queries, _of(dq, 3, queries, t) + product("bgrts,bgsk->bgrtk", ds, k)),
+            _put(dk, 2, keys, _of(dk, 2, keys, s) + product("bgrts,bgrtk->bgsk", ds, q)),
+            _put(dv, 2, keys, _of(dv, 2, keys, s) + product("bgrts,bgrtv->bgsv", p, dout)),
+        ), None
+
+    nothing = tuple(jnp.zeros_like(x, dtype=jnp.float32) for x in (q_BGRTK, k_BGSK, v_BGSV))
+    return lax.scan(tile, nothing, pairs(T, S, how))[0]
+
+
+def size(T: int) -> int:
+    """Return the divisor of T that is nearest to TILE, by ratio."""
+    return min((d for d in range(1, T + 1) if T % d == 0), key=lambda d: abs(math.log(d / TILE)))
+
+
+def pairs(T: int, S: int, how: How) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of query tiles and of key tiles, int32, of all pairs of tiles in which some query may see a key."""
+    t, s = size(T), size(S)
+    nearest = how.offset + (np.arange(T // t) * t)[:, None] - (np.arange(S // s) * s + s - 1)  # of the first query
+    farthest = nearest + t - 1 + s - 1
+    some = farthest >= 0
+    if how.window:
+        some &= nearest < how.window
+    return tuple(x.astype(np.int32) for x in np.nonzero(some))
+
+
+def _scores(q, k, how: How):
+    return softcapped(how.scale * product("bgrtk,bgsk->bgrts", q, k), how.softcap)
+
+
+def _mask(segments_Bt, key_segments_Bs, queries, keys, how: How):
+    """Return bool [B, 1, 1, t, s]: where a query of a tile sees a key; their first ones are `queries` and `keys`."""
+    (_, t), (_, s) = segments_Bt.shape, key_segments_Bs.shape
+    distance = how.offset + queries - keys + jnp.arange(t)[:, None] - jnp.arange(s)
+    seen = distance >= 0
+    if how.window:
+        seen &= distance < how.window
+    return (seen & (segments_Bt[:, :, None] == key_segments_Bs[:, None, :]))[:, None, None]
+
+
+def _of(x, axis, begin, length):
+    return lax.dynamic_slice_in_dim(x, begin, length, axis)
+
+
+def _put(x, axis, begin, part):
+    return lax.dynamic_update_slice_in_dim(x, part, begin, axis)
