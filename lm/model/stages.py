@@ -1,12 +1,12 @@
 """What the model gives to the pipeline of lm/parallel/pipeline.py: rows, remat policies, and layers that are sent."""
 
-import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_policies
 
 from lm.kernels.attention import Visible
 from lm.kernels.saved import INPUT, NAME, WIDE
 from lm.model.attention import Step
 from lm.model.cache import layers_of
+from lm.parallel.context import slots
 from lm.parallel.mesh import over_stages
 from lm.parallel.pipeline import layer_of
 
@@ -35,5 +35,5 @@ def rows_of(steps: dict[bool, Step]):
 def of_rows(rows) -> dict[bool, Step]:
     """Return the Steps of some rows; the inverse of `rows_of`."""
     rotary, segments_BT, branches = rows
-    visible = Visible(segments_BT, segments_BT, jnp.arange(segments_BT.shape[1]), branches)
+    visible = Visible(segments_BT, segments_BT, slots(segments_BT.shape[1]), branches)
     return {local: Step(angles, visible, False, 0, segments_BT > 0) for local, angles in rotary.items()}

@@ -87,7 +87,7 @@ def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule, k
       stage: stage(params, x, rows) -> (x, sums) computes successive layers, whose parameters [layers, …] it gets, for one
         microbatch. sums: a tree of arrays [layers, …].
       keep: the remat policy of a tick with repeats. Without one, the tick's choice of parameters would be kept, for each tick.
-      params: arrays [n, …]; S·R divides n. rows: a tree of arrays [B, …] without gradients that a layer needs beside x.
+      params: arrays [n, …]; S·R divides n. rows: a tree of arrays [B, T, …] without gradients that a layer needs beside x.
     """
     S, M, R, delay = plan
     K = M // S
@@ -134,7 +134,7 @@ def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule, k
         (_, _, done_K, sums_R), _ = lax.scan(tick, carry, jnp.arange(plan.ticks))
         return _together(done_K), jax.tree.map(lambda a: a[:, None], sums_R)
 
-    x_BTD, rows = jax.tree.map(lambda r: reshard(r, "batch", *[None] * (r.ndim - 1)), (x_BTD, rows))
+    x_BTD, rows = jax.tree.map(lambda r: reshard(r, "batch", "length", *[None] * (r.ndim - 2)), (x_BTD, rows))
     # Without check_vma: with it JAX 0.10 and 0.11 cannot lower the gradient of a shard_map within this one, as experts have.
     specs = dict(in_specs=P(STAGE), out_specs=(P(STAGE), P(None, STAGE)))
     split = jax.shard_map(on_stage, **specs, axis_names={STAGE}, check_vma=False)
@@ -183,15 +183,15 @@ def layer_of(params, n):
 
 
 def _apart(x, K: int):
-    """Reshape rows [B, …] to [K, B / K, …]. Microbatch k has the rows k, k + K, …, so that no row moves."""
-    x = lax.reshape(x, (len(x) // K, K, *x.shape[1:]), out_sharding=spec("batch", *[None] * x.ndim))
+    """Reshape rows [B, T, …] to [K, B / K, T, …]. Microbatch k has the rows k, k + K, …, so that no row moves."""
+    x = lax.reshape(x, (len(x) // K, K, *x.shape[1:]), out_sharding=spec("batch", None, "length", *[None] * (x.ndim - 2)))
     return jnp.moveaxis(x, 1, 0)
 
 
 def _together(x_K):
-    """Reshape [K, B / K, …] to [B, …]; the inverse of `_apart`."""
+    """Reshape [K, B / K, T, …] to [B, T, …]; the inverse of `_apart`."""
     x = jnp.moveaxis(x_K, 0, 1)
-    return lax.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=spec("batch", *[None] * (x.ndim - 2)))
+    return lax.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=spec("batch", "length", *[None] * (x.ndim - 3)))
 
 
 def _at(x, index):

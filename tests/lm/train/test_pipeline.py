@@ -39,6 +39,8 @@ RUNS = {
     "stage 2, four times around, unrolled": ({"stage": 2, "fsdp": 4}, 1, DENSE | {"scan_layers": False}, {"repeats": 4}),
     "stage 2, unrolled": ({"stage": 2, "data": 4}, 1, DENSE | {"scan_layers": False, "remat": "none"}, {}),
     "stage 4, local and global layers": ({"stage": 4, "data": 2}, 1, LOCAL | {"remat": "full"}, {}),
+    "stage 2, context 2, fsdp 2": ({"stage": 2, "context": 2, "fsdp": 2}, 1, DENSE, {}),
+    "stage 2, context 2, tensor 2, local and global": ({"stage": 2, "context": 2, "tensor": 2}, 2, LOCAL, {}),
     "stage 2, experts": ({"stage": 2, "expert": 2, "fsdp": 2}, 2, MIXTURE, {}),
     "stage 2, tensor 2, experts twice around": ({"stage": 2, "expert": 2, "tensor": 2}, 1, MIXTURE, {"repeats": 2}),
 }
