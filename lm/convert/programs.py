@@ -17,7 +17,8 @@ from flax import nnx
 from lm.checkpoint import named, nested, plain, unplain
 from lm.config import ModelConfig
 from lm.model.cache import Cache, DecodeState, cache_shapes, empty_state
-from lm.model.transformer import Transformer, cast_matrices, skeleton
+from lm.model.linear import cast_matrices
+from lm.model.transformer import Transformer, skeleton
 
 Arrays = dict[str, jax.Array]
 

@@ -14,7 +14,8 @@ from flax import nnx
 from jax import lax
 
 from lm.model.cache import DecodeState, empty_state, fork, repeat, resize, take, unstack
-from lm.model.transformer import Transformer, cast_matrices
+from lm.model.linear import cast_matrices
+from lm.model.transformer import Transformer
 from lm.parallel.mesh import reshard, spec
 
 APART = 1 << 31  # largest size in bytes of weights that `decoding_weights` copies

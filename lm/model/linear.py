@@ -225,3 +225,18 @@ class Score(nnx.Param):
 def trainable(config: ModelConfig) -> tuple[type[nnx.Variable], ...]:
     """Return the trained kinds of variables: with adapters only these and a score head, else every parameter."""
     return (nnx.LoRAParam, Score) if config.adapter.rank else (nnx.Param,)
+
+
+def cast_matrices(config: ModelConfig, params: nnx.State) -> nnx.State:
+    """Return the parameters with those matrices in the compute dtype that every use casts: of layers, embeddings and head.
+
+    Routers, norms and quantized weights keep their dtypes. With adapters all do, because they compute with float32 weights.
+    """
+
+    def cast(path, variable):
+        used = variable.get_metadata().get("role") in ("hidden", "embedding") or path == ("head",)
+        if type(variable) is not nnx.Param or not used:
+            return variable
+        return variable.replace(variable.get_value().astype(config.compute_dtype))
+
+    return params if config.adapter.rank else nnx.map_state(cast, params)

@@ -363,21 +363,6 @@ class Transformer(nnx.Module):
         return x_BTD, (None,) * len(block), stats
 
 
-def cast_matrices(config: ModelConfig, params: nnx.State) -> nnx.State:
-    """Return the parameters with those matrices in the compute dtype that every use casts: of layers, embeddings and head.
-
-    Routers, norms and quantized weights keep their dtypes. With adapters all do, because they compute with float32 weights.
-    """
-
-    def cast(path, variable):
-        used = variable.get_metadata().get("role") in ("hidden", "embedding") or path == ("head",)
-        if type(variable) is not nnx.Param or not used:
-            return variable
-        return variable.replace(variable.get_value().astype(config.compute_dtype))
-
-    return params if config.adapter.rank else nnx.map_state(cast, params)
-
-
 def routing(stats: dict[tuple, RouterStats | None]) -> Routing | None:
     """Sum the reports of layers, or stacks of layers, given by path; None if no layer has experts."""
     stats = {path: one for path, one in stats.items() if one is not None}

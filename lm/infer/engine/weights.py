@@ -18,8 +18,8 @@ from lm.errors import UserError
 from lm.infer.engine.adapters import Slots, empty
 from lm.infer.sampler import UNROLLED
 from lm.kernels.cpu.packed import Packed, can_pack, pack, pack_integers
-from lm.model.linear import Linear, Quantized, QuantizedWeight, whole
-from lm.model.transformer import Transformer, cast_matrices, skeleton
+from lm.model.linear import Linear, Quantized, QuantizedWeight, cast_matrices, whole
+from lm.model.transformer import Transformer, skeleton
 
 
 class Kind(NamedTuple):
