@@ -45,7 +45,8 @@ def gpu_attention(
 ) -> jax.Array:
     """Return what `attention` returns, by the kernel that `gpu_kernel` named. T = S, and query t is in slot t.
 
-    Every device computes its own rows and heads. interpret: run the Triton kernel on a CPU, to test it.
+    Every device computes its own rows and heads. With remat="matmuls" the backward pass runs cuDNN's forward kernel again, as
+    its residuals have no name; the Triton kernel's are kept. interpret: run the Triton kernel on a CPU, to test it.
     """
     if kernel == "cudnn":
         behind = (window - 1, 0) if window else None
