@@ -86,8 +86,8 @@ def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule, k
     Args:
       stage: stage(params, x, rows) -> (x, sums) computes successive layers, whose parameters [layers, …] it gets, for one
         microbatch. sums: a tree of arrays [layers, …].
-      keep: the remat policy of a tick with repeats. Without one, the tick's choice of parameters would be kept, for each tick.
       params: arrays [n, …]; S·R divides n. rows: a tree of arrays [B, T, …] without gradients that a layer needs beside x.
+      keep: the remat policy of a tick, used with repeats. Without it each tick would keep a copy of the parameters it chose.
     """
     S, M, R, delay = plan
     K = M // S
@@ -108,11 +108,13 @@ def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule, k
 
         def tick(carry, t):
             travelling, waiting_K, done_K, sums_R = carry
+            # What stage 0 takes from those that wait, and who takes its place.
             microbatch, repeat, there = plan.at(t)
             enters = there & (repeat == 0)
             first = _at(waiting_K, microbatch % K)
             waiting_K = _put(waiting_K, jnp.where(enters, lax.ppermute(first, STAGE, back), first), microbatch % K)
 
+            # What this stage computes.
             *travelling, leaving = travelling
             arriving, *travelling = *travelling, lax.ppermute(leaving, STAGE, forward)
             microbatch, repeat, there = plan.at(t - delay * s)
@@ -120,6 +122,7 @@ def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule, k
             y, sums = compute(parts, rows_M, x, microbatch, repeat)
             sums_R = jax.tree.map(lambda a, b: _put(a, _at(a, repeat) + jnp.where(there, b, 0), repeat), sums_R, sums)
 
+            # What the last stage has finished.
             microbatch, repeat, there = plan.at(t - delay * (S - 1))
             leaves = there & (repeat == R - 1)
             before = _at(done_K, microbatch % K)
@@ -129,7 +132,7 @@ def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule, k
 
         nothing = jnp.zeros_like(waiting_K[0])
         _, sums = jax.eval_shape(compute, parts, rows_M, nothing, jnp.int32(0), jnp.int32(0))
-        sums_R = jax.tree.map(lambda a: lax.pcast(jnp.zeros((R, *a.shape), a.dtype), STAGE, to="varying"), sums)
+        sums_R = jax.tree.map(lambda a: jnp.zeros((R, *a.shape), a.dtype), sums)
         carry = (nothing,) * delay, waiting_K, jnp.zeros_like(waiting_K), sums_R
         (_, _, done_K, sums_R), _ = lax.scan(tick, carry, jnp.arange(plan.ticks))
         return _together(done_K), jax.tree.map(lambda a: a[:, None], sums_R)

@@ -14,6 +14,7 @@ SETTINGS = {
     "checkpoint_every": 10,
     "samples": "('The ',)",
     "optimizer__schedule": "constant",
+    "optimizer__warmup": 5,
 }
 
 
