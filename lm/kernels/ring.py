@@ -132,10 +132,9 @@ def _backward(plan, residuals, dout_BTHV):
     def on_device(q_BTHK, k_BTGK, v_BTGV, segments_BT, dout_BTHV, logz_BTH, delta_BTH):
         G = k_BTGK.shape[2]
         keys = Keys(_by_head(k_BTGK), _by_head(v_BTGV), segments_BT)
-        mine = (_by_group(x, G) for x in (q_BTHK, dout_BTHV, logz_BTH[..., None], delta_BTH[..., None]))
-        q, dout, logz, delta = mine
+        q, dout, logz, delta = (_by_group(x, G) for x in (q_BTHK, dout_BTHV, logz_BTH, delta_BTH))
         gradient = _near_gradient if plan.how.window else _far_gradient
-        dq, dk, dv = gradient(plan, q, keys, dout, logz[..., 0], delta[..., 0])
+        dq, dk, dv = gradient(plan, q, keys, dout, logz, delta)
         return _by_time(dq.astype(q.dtype)), *(jnp.moveaxis(x.astype(q.dtype), 2, 1) for x in (dk, dv))
 
     dq, dk, dv = on_device(q_BTHK, k_BTGK, v_BTGV, segments_BT, dout_BTHV.astype(q_BTHK.dtype), logz_BTH, delta_BTH)
@@ -324,10 +323,10 @@ def _merged(one, other):
     return out * jnp.exp(logz - both)[..., None] + more * jnp.exp(of_more - both)[..., None], both
 
 
-def _by_group(x_BTHK, G: int):
-    """Return [B, G, R, T, K]."""
-    B, T, H, K = x_BTHK.shape
-    return jnp.moveaxis(x_BTHK.reshape(B, T, G, H // G, K), 1, 3)
+def _by_group(x_BTH, G: int):
+    """Reshape [B, T, H, …] to [B, G, R, T, …]."""
+    B, T, H, *rest = x_BTH.shape
+    return jnp.moveaxis(x_BTH.reshape(B, T, G, H // G, *rest), 1, 3)
 
 
 def _by_head(x_BTGK):

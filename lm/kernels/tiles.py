@@ -35,6 +35,8 @@ def forward(q_BGRTK, k_BGSK, v_BGSV, segments_BT, key_segments_BS, how: How) -> 
     """
     T, S = q_BGRTK.shape[3], k_BGSK.shape[2]
     t, s = size(T), size(S)
+    q_BGRTK, *of_masks = _together(q_BGRTK, segments_BT, key_segments_BS, pairs(T, S, how))
+    segments_BT, key_segments_BS, both = of_masks
 
     def tile(carry, at):
         queries, keys = at[0] * t, at[1] * s
@@ -50,7 +52,7 @@ def forward(q_BGRTK, k_BGSK, v_BGSV, segments_BT, key_segments_BS, how: How) -> 
 
     nothing = jnp.zeros_like(q_BGRTK, shape=(*q_BGRTK.shape[:4], v_BGSV.shape[-1]), dtype=jnp.float32)
     begin = nothing, jnp.full_like(nothing[..., 0], 2 * MASKED), jnp.zeros_like(nothing[..., 0])
-    (out, top, z), _ = lax.scan(tile, begin, pairs(T, S, how))
+    (out, top, z), _ = lax.scan(tile, begin, both)
     z = jnp.where(z == 0, 1.0, z)  # queries of no tile
     return out / z[..., None], jnp.maximum(top, MASKED) + jnp.log(z)
 
@@ -59,6 +61,8 @@ def backward(q_BGRTK, k_BGSK, v_BGSV, segments_BT, key_segments_BS, dout_BGRTV, 
     """Return dq, dk, dv, float32, from log Z over all keys and delta = rowsum(dO·O); see lm.kernels.attention._blocked."""
     T, S, dtype = q_BGRTK.shape[3], k_BGSK.shape[2], q_BGRTK.dtype
     t, s = size(T), size(S)
+    q_BGRTK, *of_masks = _together(q_BGRTK, segments_BT, key_segments_BS, pairs(T, S, how))
+    segments_BT, key_segments_BS, both = of_masks
 
     def tile(carry, at):
         queries, keys = at[0] * t, at[1] * s
@@ -79,7 +83,7 @@ def backward(q_BGRTK, k_BGSK, v_BGSV, segments_BT, key_segments_BS, dout_BGRTV, 
         ), None
 
     nothing = tuple(jnp.zeros_like(x, dtype=jnp.float32) for x in (q_BGRTK, k_BGSK, v_BGSV))
-    return lax.scan(tile, nothing, pairs(T, S, how))[0]
+    return lax.scan(tile, nothing, both)[0]
 
 
 def size(T: int) -> int:
@@ -96,6 +100,14 @@ def pairs(T: int, S: int, how: How) -> tuple[np.ndarray, np.ndarray]:
     if how.window:
         some &= nearest < how.window
     return tuple(x.astype(np.int32) for x in np.nonzero(some))
+
+
+def _together(q, *of_masks):
+    """Return all of it, such that masks depend on the queries.
+
+    They depend on segments and places alone. Otherwise those of all tiles would be computed before the loop over the layers.
+    """
+    return lax.optimization_barrier((q, *of_masks))
 
 
 def _scores(q, k, how: How):

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lm.align import preference, reward, sft
+from configs.align import default
+from lm.align import preference, reward, settings, sft
+from lm.errors import UserError
 from lm.model.linear import trainable
 from lm.parallel.mesh import make_mesh
 from lm.train.feed import Feed
@@ -42,6 +44,25 @@ def updated(name: str, sizes: dict, accumulate: int, **more):
         step = jax.jit(trainer.step)
         state, metrics = step(state, feed.to_devices(make_batch(config)), frozen)
     return {name: float(x) for name, x in metrics.items()}, [np.asarray(x) for x in jax.tree.leaves(state.optimizer[0].mu)]
+
+
+@pytest.mark.parametrize(
+    ("method", "keys", "named"),
+    [
+        ("rl", {"rewards": "length=1"}, "method=rl writes answers"),
+        ("distill", {"distill": {"kind": "on_policy", "teacher": "other"}}, "method=distill writes answers"),
+        ("best_of", {"rewards": "length=1"}, "method=best_of writes answers"),
+        ("sft", {"sft": {"neftune_alpha": 5.0}}, "sft.neftune_alpha=5.0"),
+    ],
+)
+def test_methods_that_need_whole_sequences_refuse_to_split_them(method, keys, named):
+    config = default.get_config()
+    config.update(method=method, init_from="model", **keys)
+    config.data.input, config.mesh.context = "examples.jsonl", 2
+    with pytest.raises(UserError, match=f"mesh.context=2 .*{named}.*set mesh.context=1"):
+        settings.check(config)
+    config.mesh.context = 1
+    settings.check(config)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from flax import nnx
 
 from lm.parallel.mesh import check_fit, logical_axes, make_mesh, mesh_axes
 from lm.train.feed import Feed
+from lm.train.plan import compile_step
 from lm.train.step import make_trainer, model_config_of, state_shardings
 from tests.lm.examples import packed_batch, tiny_config
 from tests.slow import all_but
@@ -119,6 +120,34 @@ def test_experts_latents_and_looking_ahead_as_on_one_device(axis):
     biases = [params["stacks"][1][0]["feed_forward"]["balance_bias"].get_value() for params in (state.params, before.params)]
     np.testing.assert_allclose(*map(np.asarray, biases), atol=1e-7)
     assert np.abs(biases[0]).max() >= 0.009
+
+
+@pytest.mark.slow
+def test_more_devices_along_a_sequence_take_less_memory_of_each():
+    """With masks or keys of whole sequences it would not fall."""
+
+    def temporary(ways):
+        config = tiny_config(remat="full")
+        config.batch_size, config.sequence_length = 1, 2**17
+        config.mesh.update(data=1, context=ways)
+        return compile_step(config, jax.devices()[:ways]).memory_analysis().temp_size_in_bytes
+
+    sizes = [temporary(ways) for ways in (2, 4, 8)]
+    assert sizes[1] < 0.6 * sizes[0] and sizes[2] < 0.6 * sizes[1]
+
+
+def test_a_feed_gives_each_device_its_part_of_a_sequence():
+    mesh = make_mesh({"data": 2, "context": 4})
+    tokens = np.arange(4 * 16, dtype=np.int32).reshape(4, 16)
+    with jax.set_mesh(mesh):
+        feed = Feed(types.SimpleNamespace(batch_size=4), mesh)
+        batch = feed.to_devices({"tokens": tokens, "pairs": np.stack((tokens, tokens), 1), "margin": tokens[:, 0]})
+    for shard in batch["tokens"].addressable_shards:
+        row, part = divmod(shard.device.id, 4)
+        slots = [2 * part, 2 * part + 1, 14 - 2 * part, 15 - 2 * part]
+        np.testing.assert_array_equal(shard.data, tokens[2 * row : 2 * row + 2, slots])
+    np.testing.assert_array_equal(batch["pairs"][:, 1], batch["tokens"])
+    np.testing.assert_array_equal(batch["margin"], tokens[:, 0])
 
 
 def assert_split(tree, mesh):
