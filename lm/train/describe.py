@@ -149,7 +149,8 @@ def memory_per_device(config, mesh) -> dict[str, int]:
     """Return bytes per device by kind. An array of n bytes whose axes are split over m devices takes n / m.
 
     Activations: the residuals of the traced loss for one slice of the batch under the remat policy, without parameters and
-    batch. Gradients count twice if slices are accumulated. Not counted: a layer's temporary arrays and gathered weights.
+    batch. Gradients count twice if slices are accumulated. Optimizer: moments, and the average of config.ema. Not counted: a
+    layer's temporary arrays and gathered weights.
     """
     state = abstract_state(make_trainer(config), mesh)
     learned, frozen = nnx.split_state(state.params, trainable(model_config_of(config)), ...)
@@ -157,7 +158,7 @@ def memory_per_device(config, mesh) -> dict[str, int]:
     return {
         "parameters": _bytes(state.params),
         "gradients": _bytes(learned) * (2 if config.accumulate > 1 else 1),
-        "optimizer": _bytes(state.optimizer),
+        "optimizer": _bytes((state.optimizer, state.average)),
         "activations": _bytes(residuals(config, learned, frozen, batch)),
     }
 

@@ -8,6 +8,7 @@ from lm.train.schedule import check_schedule
 
 MOST = 2**31 - 1  # positions and ids of rows are int32
 SEEDS = 2**63 - 1  # JAX's limit
+OPTIMIZERS, STATE_DTYPES = ("adamw", "muon", "lion", "adafactor"), ("float32", "bfloat16", "int8")
 # Minimum and maximum of each number.
 RANGES = {
     "steps": (0, None),
@@ -51,8 +52,16 @@ def check_values(config) -> None:
         raise UserError(f"data.valid_fraction={config.data.valid_fraction} must be at least 0 and below 1")
     o = config.optimizer
     check_schedule(o.schedule, o.warmup)
+    for key, values in (("name", OPTIMIZERS), ("state_dtype", STATE_DTYPES)):
+        if o[key] not in values:
+            raise UserError(f"optimizer.{key}={o[key]!r} is none of {', '.join(values)}")
+    for key in ("b1", "b2", "momentum"):
+        if not 0 <= o[key] < 1:
+            raise UserError(f"optimizer.{key}={o[key]} must be at least 0 and below 1")
     if o.learning_rate is not None and not (math.isfinite(o.learning_rate) and o.learning_rate >= 0):
         raise UserError(f"optimizer.learning_rate={o.learning_rate} must be a number that is not negative")
+    if not 0 <= config.ema < 1:
+        raise UserError(f"ema={config.ema} must be at least 0 (no average) and below 1")
     if not all(isinstance(prompt, str) for prompt in config.samples):
         raise UserError(f"samples={config.samples} must be texts, such as ('def ', 'The ')")
     model_of(config)  # raises UserError if the model cannot be built
