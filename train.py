@@ -22,17 +22,20 @@ from lm import cli
 from lm.inputs import check_training
 from lm.lock import locked
 from lm.parallel.join import join
+from lm.train import dial
 from lm.train.values import check_values
 from lm.workdir import finished, save_record
 
 
 def main(config, workdir: Path | None) -> None:
+    dial.shape(config, cli.given_keys())
     if flags.FLAGS.describe:
         check_values(config)
         from lm.train.describe import describe, table
         from lm.train.start import adopt
 
         adopt(config, None)
+        dial.horizon(config, cli.given_keys())
         sizes = describe(config)
         print(json.dumps(sizes, indent=1) if flags.FLAGS.describe == "json" else table(sizes))
         return
@@ -63,6 +66,7 @@ def train(config, workdir: Path) -> None:
 
     begin = time.perf_counter()
     adopt(config, workdir)
+    dial.horizon(config, cli.given_keys())
     mesh = make_mesh(config.mesh)
     check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
     loop.check_config(config, workdir)

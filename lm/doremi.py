@@ -21,10 +21,12 @@ from lm.inputs import check_training
 from lm.lock import locked
 from lm.parallel.join import join
 from lm.saving import write_json
+from lm.train import dial
 from lm.workdir import save_record
 
 
 def main(config, workdir: Path) -> None:
+    dial.shape(config, cli.given_keys())
     join(lambda: check_training(config, workdir / "reference"))  # then JAX loads
     with locked(workdir):
         search(config, workdir)
@@ -52,6 +54,7 @@ def search(config, workdir: Path) -> None:
     begin = time.perf_counter()
     runs = reference, proxy = workdir / "reference", workdir / "proxy"
     adopt(config, reference)
+    dial.horizon(config, cli.given_keys())
     mesh = make_mesh(config.mesh)
     check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
     for run in runs:

@@ -46,6 +46,11 @@ def get_config() -> ml_collections.ConfigDict:
         )
     ).lock()
 
+    config.dial = ml_collections.ConfigDict()  # one knob for model, batch, rates and length (lm/train/dial.py)
+    config.dial.depth = 0  # layers, from which all else follows that the command line does not give; 0: off
+    config.dial.aspect = 64  # width per layer
+    config.dial.tokens_per_parameter = 20.0  # training tokens for each active parameter
+
     config.optimizer = ml_collections.ConfigDict()
     config.optimizer.name = "adamw"  # adamw, muon, lion or adafactor (lm/train/optimizers/chain.py)
     # Peak. None: chosen for the objective, the model's size and the weights it starts from (lm/train/rates.py).

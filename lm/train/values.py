@@ -11,6 +11,8 @@ SEEDS = 2**63 - 1  # JAX's limit
 OPTIMIZERS, STATE_DTYPES = ("adamw", "muon", "lion", "adafactor"), ("float32", "bfloat16", "int8")
 # Minimum and maximum of each number.
 RANGES = {
+    "dial.depth": (0, 10_000),
+    "dial.aspect": (1, MOST),
     "steps": (0, None),
     "sequence_length": (2, MOST),
     "batch_size": (1, MOST),
@@ -60,6 +62,8 @@ def check_values(config) -> None:
             raise UserError(f"optimizer.{key}={o[key]} must be at least 0 and below 1")
     if o.learning_rate is not None and not (math.isfinite(o.learning_rate) and o.learning_rate >= 0):
         raise UserError(f"optimizer.learning_rate={o.learning_rate} must be a number that is not negative")
+    if "dial" in config and not 0 < config.dial.tokens_per_parameter < math.inf:
+        raise UserError(f"dial.tokens_per_parameter={config.dial.tokens_per_parameter} must be above 0")
     if not 0 <= config.ema < 1:
         raise UserError(f"ema={config.ema} must be at least 0 (no average) and below 1")
     if not all(isinstance(prompt, str) for prompt in config.samples):

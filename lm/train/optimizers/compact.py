@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.kernels.matmul import spec_of
-from lm.parallel.mesh import logical_axes
+from lm.parallel.mesh import RULES, logical_axes
 
 BLOCK, LEAST = 64, 16  # numbers that share a scale: a divisor of the last axis in this range, else the whole axis
 STEPS = 6  # codes of an octave of v
@@ -71,9 +71,11 @@ def _encoded(leaf, dtype: str, count, squares: bool, salt: int):
     u_Bk = (bits_like(x_Bk, seed) >> 8).astype(jnp.float32) * 2.0**-24
     unit_Bk = x_Bk / jnp.where(scale_B1 > 0, scale_B1, 1.0)
     code_Bk = square_codes(unit_Bk, u_Bk) if squares else signed_codes(unit_Bk, u_Bk)
-    axes, spec, scale = logical_axes(leaf), spec_of(x_Bk), scale_B1[..., 0]
-    last = axes[-1] if spec is None or spec[-2] else "replicated"
-    return leaf.replace(whole(code_Bk, x)), leaf.replace(scale, out_sharding=(*axes[:-1], last))
+    scale, axes = scale_B1[..., 0], logical_axes(leaf)
+    mesh, split = jax.sharding.get_abstract_mesh(), RULES[axes[-1]]
+    fits = mesh.empty or split is None or scale.shape[-1] % mesh.shape[split] == 0
+    axes = axes if fits else (*axes[:-1], "replicated")
+    return leaf.replace(whole(code_Bk, x)), leaf.replace(scale, out_sharding=axes)
 
 
 def _decoded(leaf, scale, squares: bool):
