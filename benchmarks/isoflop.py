@@ -4,9 +4,9 @@ python -m benchmarks.isoflop [--out=runs/isoflop] [--input=FILES] [--plot=docs/i
 
 For each budget of FLOPs, models of several depths train until it is spent (Hoffmann et al. 2022, approach 2): the deeper the
 model, the fewer tokens. Width, batch, learning rate and weight decay are those of the dial for that length. What is in
-OUT/losses.jsonl is not run again, so the same line resumes. The plot shows the validation loss by parameters, a parabola through
-each budget's losses, its minimum, and the size for which 20 tokens a parameter spend the budget. The last line printed is
-one JSON object: for each budget both sizes, and the loss at the dial's size above the minimum, in nats.
+OUT/losses.jsonl is not run again, so the same line resumes. The plot shows the validation loss by parameters, a parabola
+through each budget's losses, its minimum, and the size for which 20 tokens a parameter spend the budget. The last line printed
+is one JSON object: for each budget both sizes, and the loss at the dial's size above the minimum, in nats.
 """
 
 import argparse
@@ -22,10 +22,10 @@ from lm import sizing
 from lm.train import dial
 from lm.train.values import model_of
 
-BUDGETS = (2e11, 5e11, 1.25e12)  # FLOPs of a run
-DEPTHS = (1, 2, 3, 4, 6)
-ASPECT, HEAD, VOCABULARY, LENGTH = 24, 24, 512, 64
-SPAN = (2.0, 200.0)  # tokens a parameter; sizes beyond are far from the minimum
+BUDGETS = (2.5e11, 6e11, 1.5e12)  # FLOPs of a run
+DEPTHS = (2, 3, 4, 5, 6)
+ASPECT, HEAD, VOCABULARY, LENGTH = 12, 12, 512, 64  # so narrow that a CPU trains all of them in minutes
+SPAN = (0.8, 200.0)  # tokens a parameter; sizes beyond are far from the minimum
 BATCHES = 24  # of validation
 
 
@@ -50,9 +50,8 @@ def main() -> None:
             print(f"{key[0]:.3g} FLOPs, depth {key[1]}: loss {losses[key]:.4f}", flush=True)
     found = {flops: fitted([(size(configs[key]), losses[key]) for key in configs if key[0] == flops]) for flops in BUDGETS}
     chosen = {flops: size_of_dial(flops, [configs[key] for key in configs if key[0] == flops]) for flops in BUDGETS}
-    plot(
-        {key: (size(configs[key]), losses[key]) for key in configs}, found, chosen, options.plot or options.out / "isoflop.svg"
-    )
+    runs = {key: (size(config), losses[key]) for key, config in configs.items()}
+    plot(runs, found, chosen, options.plot or options.out / "isoflop.svg")
     print(json.dumps({f"{flops:g}": summary(*found[flops], chosen[flops]) for flops in BUDGETS}))
 
 
