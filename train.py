@@ -49,6 +49,7 @@ def train(config, workdir: Path) -> None:
 
     from data.text.batches import TextBatches
     from data.text.pipeline import prepare_text, summary
+    from data.text.sizes import parse_sizes
     from data.text.weights import parse_weights, resolved, warnings_of
     from lm.evals import in_loop
     from lm.model.transformer import skeleton
@@ -68,7 +69,9 @@ def train(config, workdir: Path) -> None:
     adopt(config, workdir)
     dial.horizon(config, cli.given_keys())
     mesh = make_mesh(config.mesh)
-    check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
+    growth = parse_sizes(config.batch_warmup, config.batch_size)
+    for rows in growth.rows:
+        check_fit(mesh, model_config_of(config), rows, config.accumulate)
     loop.check_config(config, workdir)
     if hosts.from_first(lambda: finished(config, workdir)):
         if hosts.is_first():
@@ -84,11 +87,12 @@ def train(config, workdir: Path) -> None:
     for line in summary(config, dataset) if hosts.is_first() else ():
         print(line, flush=True)
     read = functools.partial(TextBatches, dataset, "train", batch_size=config.batch_size, seed=config.seed, weights=weights)
-    choose_steps(config, read().num_rows)
-    batches = read(steps=config.steps)
+    choose_steps(config, read().num_rows, growth)
+    batches = read(steps=config.steps, growth=growth)
     if hosts.is_first():
         save_record(config, workdir)
-    warnings = warnings_of(weights, batches.sizes, batches.epochs(config.steps), config.steps, config.batch_size)
+    rows = growth.start(config.steps) / max(1, config.steps)
+    warnings = warnings_of(weights, batches.sizes, batches.epochs(config.steps), config.steps, rows)
     for line in warnings if hosts.is_first() else ():
         print(f"warning: {line}", flush=True)
     valid = None

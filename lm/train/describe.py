@@ -12,6 +12,7 @@ from flax import nnx
 from jax.interpreters import partial_eval
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
+from data.text.sizes import parse_sizes
 from lm import sizing
 from lm.errors import UserError
 from lm.model.linear import trainable
@@ -34,6 +35,7 @@ def describe(config) -> dict:
     with jax.sharding.use_abstract_mesh(mesh):
         multiplied, memory = step_flops(config, mesh), memory_per_device(config, mesh)
     steps = config.steps if config.epochs is None else 0  # these follow from the data
+    read = parse_sizes(config.batch_warmup, config.batch_size).start(steps) * config.sequence_length
     main = {kind: sum(n for part, n in counts[kind].items() if part != "mtp") for kind in ("total", "active")}
     return {
         "parameters": {
@@ -64,9 +66,9 @@ def describe(config) -> dict:
         "run": {
             "epochs": config.epochs,
             "steps": steps,
-            "tokens": steps * tokens,
-            "tokens_per_active_parameter": steps * tokens / main["active"],
-            "model_flops": steps * tokens * (forward + backward),
+            "tokens": read,
+            "tokens_per_active_parameter": read / main["active"],
+            "model_flops": read * (forward + backward),
             "chinchilla_tokens": CHINCHILLA * main["active"],
         },
     }

@@ -15,6 +15,7 @@ Keys that the command line gives keep their values, and the others follow from t
 import math
 from collections.abc import Collection
 
+from data.text.sizes import parse_sizes
 from lm.errors import UserError
 from lm.train.values import model_of
 
@@ -55,13 +56,15 @@ def horizon(config, given: Collection[str]) -> None:
     if "batch_size" not in given:
         config.batch_size = max(rows, config.accumulate)
     tokens = config.batch_size * config.sequence_length
+    growth = parse_sizes(config.batch_warmup, config.batch_size)
     if "steps" not in given:
-        config.steps = max(1, round(config.dial.tokens_per_parameter * N / tokens))
+        config.steps = max(1, growth.batches(round(config.dial.tokens_per_parameter * N / config.sequence_length)))
     if "optimizer.warmup" not in given:
         o.warmup = config.steps // 20
     if "optimizer.learning_rate" not in given:
         o.learning_rate, _ = learning_rate(config)
-    ratio = config.steps * tokens / N
+    read = growth.start(config.steps) * config.sequence_length
+    ratio = read / N
     if "optimizer.weight_decay" not in given:
         o.weight_decay = weight_decay(o.learning_rate, ratio, config.steps)
     if is_first():
@@ -70,7 +73,7 @@ def horizon(config, given: Collection[str]) -> None:
             f"dial.depth={config.dial.depth} chose the following, except for keys of the command line\n"
             f"  model          {m.num_layers} layers of width {m.embed_dim}, {m.num_heads} heads of {m.head_dim}, "
             f"{m.mlp_dim} hidden units: {N:,} active parameters\n"
-            f"  length         {config.steps * tokens:,} tokens, {ratio:.3g} per parameter (Hoffmann et al. 2022: 20)\n"
+            f"  length         {read:,} tokens, {ratio:.3g} per parameter (Hoffmann et al. 2022: 20)\n"
             f"  batch_size     {config.batch_size}: {tokens:,} tokens, {config.steps:,} steps; {why}\n"
             f"  learning_rate  {o.learning_rate:g} (lm/train/rates.py), warm-up over {o.warmup} steps\n"
             f"  weight_decay   {o.weight_decay:g}: averages over {timescale(ratio):.2g} of the run (Bergsma et al. 2025)",

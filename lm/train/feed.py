@@ -1,6 +1,7 @@
 """Read batches ahead and make them global arrays. Each process reads only the rows that its own devices hold."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -44,14 +45,13 @@ class Feed:
     def __init__(self, batches: Batches, mesh: Mesh, log_ids: bool = False):
         self._batches, self._log_ids = batches, log_ids
         self._sharding = NamedSharding(mesh, spec("batch"))
-        held = self._sharding.addressable_devices_indices_map((batches.batch_size,)).values()
-        self._rows = sorted({row for (rows,) in held for row in range(batches.batch_size)[rows]})
+        self._held = functools.cache(self._held_of)
 
     def start(self, step: int) -> None:
         self._iterator = read_ahead(self._read, step)
 
     def next(self, step: int, params: Any, wait: Callable[[], float]) -> tuple[dict[str, jax.Array], dict]:
-        return self.to_devices(next(self._iterator)), {}
+        return self.to_devices(next(self._iterator), self._batches.growth.of(step - 1)), {}
 
     def ids(self, step: int) -> list[int] | None:
         return self._batches.global_row_ids(step - 1).tolist() if self._log_ids else None
@@ -67,20 +67,26 @@ class Feed:
             quiet = {"soon": False, "enabled": is_first(), "leave": False}
             yield from shown(map(self.to_devices, iterator), "validation", count, **quiet)
 
-    def to_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Return global arrays [B, …] from this process's rows, without `ids`."""
-        rows_B = np.arange(self._batches.batch_size)
+    def to_devices(self, batch: dict[str, np.ndarray], rows: int | None = None) -> dict[str, jax.Array]:
+        """Return global arrays [B, …] from this process's rows, without `ids`. rows: B, default batch_size."""
+        rows_B = np.arange(rows or self._batches.batch_size)
+        held = self._held(len(rows_B))
 
         def place(local: np.ndarray) -> jax.Array:
             shape = (len(rows_B), *local.shape[1:])
             return jax.make_array_from_callback(
-                shape, self._sharding, lambda index: local[np.searchsorted(self._rows, rows_B[index[0]])]
+                shape, self._sharding, lambda index: local[np.searchsorted(held, rows_B[index[0]])]
             )
 
         return {name: place(array) for name, array in batch.items() if name != "ids"}
 
     def _read(self, n: int) -> dict[str, np.ndarray]:
-        return self._batches.batch(n, self._rows)
+        return self._batches.batch(n, self._held(self._batches.growth.of(n)))
+
+    def _held_of(self, rows: int) -> list[int]:
+        """Return the rows of a batch with so many that this process's devices hold."""
+        held = self._sharding.addressable_devices_indices_map((rows,)).values()
+        return sorted({row for (part,) in held for row in range(rows)[part]})
 
 
 def summed(sums: Callable[[Any], Any], batches: Iterable) -> Any:

@@ -2,6 +2,7 @@
 
 import math
 
+from data.text.sizes import parse_sizes
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.train.schedule import check_schedule
@@ -62,6 +63,7 @@ def check_values(config) -> None:
             raise UserError(f"optimizer.{key}={o[key]} must be at least 0 and below 1")
     if o.learning_rate is not None and not (math.isfinite(o.learning_rate) and o.learning_rate >= 0):
         raise UserError(f"optimizer.learning_rate={o.learning_rate} must be a number that is not negative")
+    parse_sizes(config.get("batch_warmup"), config.batch_size)  # raises UserError
     if "dial" in config and not 0 < config.dial.tokens_per_parameter < math.inf:
         raise UserError(f"dial.tokens_per_parameter={config.dial.tokens_per_parameter} must be above 0")
     if not 0 <= config.ema < 1:
