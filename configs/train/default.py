@@ -12,9 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps = 1000  # updates in the whole run
     config.epochs = placeholder(float)  # passes over the training data; if set, steps follow from it
     config.batch_size = 32  # sequences per step, over all devices
-    config.batch_warmup = (
-        ""  # rows of the first batches: "500: 8; 2000: 16" are 8 until step 500, 16 until 2000, then batch_size
-    )
+    config.batch_warmup = ""  # fewer rows at first: "500: 8; 2000: 16" are 8 until step 500, 16 until 2000, then batch_size
     config.sequence_length = 256  # tokens per sequence, at most model.max_positions
     config.accumulate = 1  # slices of a batch, processed one after another: less memory, same result
     config.dtype = "bfloat16"  # of matrix products: bfloat16 or float32; parameters are float32

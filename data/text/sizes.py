@@ -1,7 +1,7 @@
-"""Rows of the batches of a run: the same in each, or fewer at first (batch-size warm-up, Keskar et al. 2017; Brown et al. 2020).
+"""Rows of the batches of a run: the same in each, or fewer at first (batch-size warm-up, Brown et al. 2020, appendix B).
 
-`batch_warmup="500: 8; 2000: 16"` with batch_size=32: batches 0 … 499 have 8 rows, 500 … 1,999 have 16, later ones 32. The numbers
-are steps and not fractions of the run, so a run that is made longer has read the same rows.
+`batch_warmup="500: 8; 2000: 16"` with batch_size=32: batches 0 … 499 have 8 rows, 500 … 1,999 have 16, later ones 32. Steps
+are counted, not fractions of the run, so a run that is made longer has read the same rows.
 """
 
 import bisect

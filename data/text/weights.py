@@ -97,7 +97,8 @@ def warnings_of(
 ) -> list[str]:
     """Return lines on what a run of `steps` reads too often, or not as often as `epochs: …` says.
 
-    epochs: how often each source is read in the run. batch_size: mean rows of a step. Weights with stages are not compared with it.
+    epochs: how often each source is read in the run. Weights with stages are not compared with it. batch_size: mean rows of a
+    step.
     """
     lines = []
     if rules and len(rules) == 1 and rules[0].kind == "epochs" and steps:
