@@ -24,17 +24,20 @@ from lm import cli
 from lm.inputs import check_training
 from lm.lock import locked
 from lm.parallel.join import join
+from lm.train import dial
 from lm.train.values import check_values
 from lm.workdir import finished, save_record
 
 
 def main(config, workdir: Path | None) -> None:
+    dial.shape(config, cli.given_keys())
     if flags.FLAGS.describe:
         check_values(config)
         from lm.train.describe import describe, table
         from lm.train.start import adopt
 
         adopt(config, None)
+        dial.horizon(config, cli.given_keys())
         sizes = describe(config)
         print(json.dumps(sizes, indent=1) if flags.FLAGS.describe == "json" else table(sizes))
         return
@@ -54,6 +57,7 @@ def train(config, workdir: Path) -> None:
 
     from data.text.batches import TextBatches
     from data.text.pipeline import prepare_text, summary
+    from data.text.sizes import parse_sizes
     from data.text.weights import parse_weights, resolved, warnings_of
     from lm.evals import in_loop
     from lm.model.transformer import skeleton
@@ -72,8 +76,11 @@ def train(config, workdir: Path) -> None:
 
     begin = time.perf_counter()
     adopt(config, workdir)
+    dial.horizon(config, cli.given_keys())
     mesh = make_mesh(config.mesh)
-    check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate, config.sequence_length)
+    growth = parse_sizes(config.batch_warmup, config.batch_size)
+    for rows in growth.rows:
+        check_fit(mesh, model_config_of(config), rows, config.accumulate, config.sequence_length)
     loop.check_config(config, workdir)
     if hosts.from_first(lambda: finished(config, workdir)):
         if hosts.is_first():
@@ -89,11 +96,12 @@ def train(config, workdir: Path) -> None:
     for line in summary(config, dataset) if hosts.is_first() else ():
         print(line, flush=True)
     read = functools.partial(TextBatches, dataset, "train", batch_size=config.batch_size, seed=config.seed, weights=weights)
-    choose_steps(config, read().num_rows)
-    batches = read(steps=config.steps)
+    choose_steps(config, read().num_rows, growth)
+    batches = read(steps=config.steps, growth=growth)
     if hosts.is_first():
         save_record(config, workdir)
-    warnings = warnings_of(weights, batches.sizes, batches.epochs(config.steps), config.steps, config.batch_size)
+    rows = growth.start(config.steps) / max(1, config.steps)
+    warnings = warnings_of(weights, batches.sizes, batches.epochs(config.steps), config.steps, rows)
     for line in warnings if hosts.is_first() else ():
         print(f"warning: {line}", flush=True)
     valid = None

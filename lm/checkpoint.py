@@ -156,6 +156,10 @@ class Checkpoints:
         check_shapes(wanted, self._manager.item_metadata(step)["state"].tree, self.folder / str(step))
         return unplain(abstract, self._read(step, wanted))
 
+    def has(self, step: int, field: str) -> bool:
+        """Return whether the state of a checkpoint has a field of this name."""
+        return field in self._manager.item_metadata(step)["state"].tree
+
     def stored_params(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the stored shape and dtype of every parameter of a checkpoint, by dotted name."""
         tree = self._manager.item_metadata(step)["state"].tree
@@ -257,7 +261,7 @@ def _unreadable(folder: Path, part: int, parts: int) -> str | None:
 def plain(tree: Any) -> Any:
     """Return the tree as nested dicts of arrays, named by field, module and parameter: the form that is stored."""
     flat = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_variable)[0]
-    return nested({".".join(_names(path)): leaf.get_value() if _is_variable(leaf) else leaf for path, leaf in flat})
+    return nested({".".join(_names(path)): value for path, leaf in flat for value in jax.tree.leaves(leaf)})
 
 
 def named(tree: Any) -> dict[str, Any]:
@@ -281,6 +285,8 @@ def unplain(like: Any, tree: Any) -> Any:
     """Return a tree like `like` with the leaves of nested dicts; the inverse of `plain`."""
 
     def pick(path, leaf):
+        if not jax.tree.leaves(leaf):
+            return leaf
         node = tree
         for name in _names(path):
             node = node[name]

@@ -21,10 +21,12 @@ from lm.inputs import check_training
 from lm.lock import locked
 from lm.parallel.join import join
 from lm.saving import write_json
+from lm.train import dial
 from lm.workdir import save_record
 
 
 def main(config, workdir: Path) -> None:
+    dial.shape(config, cli.given_keys())
     join(lambda: check_training(config, workdir / "reference"))  # then JAX loads
     with locked(workdir):
         search(config, workdir)
@@ -35,6 +37,7 @@ def search(config, workdir: Path) -> None:
 
     from data.text.batches import TextBatches
     from data.text.pipeline import prepare_text
+    from data.text.sizes import parse_sizes
     from data.text.weights import Rule, parse_weights, resolved
     from lm.parallel import hosts
     from lm.parallel.mesh import check_fit, make_mesh
@@ -52,8 +55,11 @@ def search(config, workdir: Path) -> None:
     begin = time.perf_counter()
     runs = reference, proxy = workdir / "reference", workdir / "proxy"
     adopt(config, reference)
+    dial.horizon(config, cli.given_keys())
     mesh = make_mesh(config.mesh)
-    check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate, config.sequence_length)
+    growth = parse_sizes(config.batch_warmup, config.batch_size)
+    for rows in growth.rows:
+        check_fit(mesh, model_config_of(config), rows, config.accumulate, config.sequence_length)
     for run in runs:
         loop.check_config(config, run)
     check_memory(config, mesh)
@@ -63,8 +69,8 @@ def search(config, workdir: Path) -> None:
     tokenizer, dataset, stages = prepare_text(config, reference, first=hosts.is_first())
     weights = parse_weights(config.data.weights)
     read = functools.partial(TextBatches, dataset, batch_size=config.batch_size, seed=config.seed)
-    choose_steps(config, read(weights=weights).num_rows)
-    read = functools.partial(read, steps=config.steps)
+    choose_steps(config, read(weights=weights).num_rows, growth)
+    read = functools.partial(read, steps=config.steps, growth=growth)
     given = read(weights=weights)
     names = [name for name in given.ranges if any(name in stage.shares for stage in given.stages)]
     if len(names) < 2:

@@ -28,6 +28,8 @@ IDENTITY = (
     "sequence_length",
     "data",
     "model",
+    "optimizer.name",
+    "optimizer.state_dtype",
     "preference.loss",
     "reward.kind",
     "rl.algorithm",
@@ -53,7 +55,7 @@ RESUMABLE_KEYS = (
     "model.max_positions",
 )
 # Only trained weights depend on these, so they may change until the first checkpoint.
-UNTIL_TRAINED = ("model", "sequence_length")
+UNTIL_TRAINED = ("model", "sequence_length", "optimizer.name", "optimizer.state_dtype")
 
 RECORD, TOKENIZERS = "config.json", ("tokenizer.model", "tokenizer.json")
 KEPT = "best_of/conversations.jsonl"  # the training data of best_of

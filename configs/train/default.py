@@ -12,6 +12,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.steps = 1000  # updates in the whole run
     config.epochs = placeholder(float)  # passes over the training data; if set, steps follow from it
     config.batch_size = 32  # sequences per step, over all devices
+    config.batch_warmup = ""  # fewer rows at first: "500: 8; 2000: 16" are 8 until step 500, 16 until 2000, then batch_size
     config.sequence_length = 256  # tokens per sequence, at most model.max_positions
     config.accumulate = 1  # slices of a batch, processed one after another: less memory, same result
     config.dtype = "bfloat16"  # of matrix products: bfloat16 or float32; parameters are float32
@@ -51,20 +52,30 @@ def get_config() -> ml_collections.ConfigDict:
         )
     ).lock()
 
+    config.dial = ml_collections.ConfigDict()  # one knob for model, batch, rates and length (lm/train/dial.py)
+    config.dial.depth = 0  # layers, from which all else follows that the command line does not give; 0: off
+    config.dial.aspect = 64  # width per layer
+    config.dial.tokens_per_parameter = 20.0  # training tokens for each active parameter
+
     config.optimizer = ml_collections.ConfigDict()
+    config.optimizer.name = "adamw"  # adamw, muon, lion or adafactor (lm/train/optimizers/chain.py)
     # Peak. None: chosen for the objective, the model's size and the weights it starts from (lm/train/rates.py).
     config.optimizer.learning_rate = placeholder(float)
     config.optimizer.schedule = "cosine"  # cosine, wsd or constant
     config.optimizer.warmup = 100  # steps
     config.optimizer.final = 0.1  # last learning rate as a fraction of the peak
     config.optimizer.decay = 0.2  # wsd: fraction of the steps that decay
-    config.optimizer.b1 = 0.9  # AdamW: decay of the mean of gradients
-    config.optimizer.b2 = 0.95  # AdamW: decay of the mean of squared gradients
-    config.optimizer.eps = 1e-8  # AdamW: added to the root of the mean of squared gradients
+    config.optimizer.b1 = 0.9  # decay of the mean of gradients; adafactor: of directions, 0 keeps none
+    config.optimizer.b2 = 0.95  # decay of the mean of squared gradients; lion: of the mean of gradients
+    config.optimizer.eps = 1e-8  # adamw: added to the root of the mean of squared gradients
+    config.optimizer.momentum = 0.95  # muon: decay of the mean of gradients of hidden matrices
+    config.optimizer.state_dtype = "float32"  # of the moments of matrices: float32, bfloat16 or int8 (a quarter of the memory)
     config.optimizer.weight_decay = 0.1  # per step, times the learning rate; norm scales and biases do not decay
     config.optimizer.clip_norm = 1.0  # limit of the global gradient norm; inf: no clipping
     config.optimizer.z_loss = 1e-4  # weight of (log Z)²
     config.optimizer.mtp_loss = 0.3  # weight of the multi-token prediction loss, if model.mtp_depth is not 0
+
+    config.ema = 0.0  # decay of a moving average of the parameters, which is validated, saved and exported; 0: none
 
     config.evals = ml_collections.ConfigDict()  # tasks of evaluate.py during training; keys as in configs/evaluate/default.py
     config.evals.tasks = ""  # comma-separated names of tasks; "": none

@@ -1,8 +1,8 @@
 """Batches as a pure function of (seed, step), and their reading ahead in background threads.
 
 Position k of the training stream is one row, given by an index permutation that changes every epoch. Batch n holds
-positions n·B … n·B+B-1. So resuming at batch n needs no replay, and any number of hosts reads the same global batches:
-each host reads the rows of its own devices.
+positions n·B … n·B+B-1, or fewer while batches grow (data/text/sizes.py). So resuming at batch n needs no replay, and any
+number of hosts reads the same global batches: each host reads the rows of its own devices.
 
 Letters: B rows in a global batch, T tokens in a row.
 """
@@ -18,6 +18,7 @@ import numpy as np
 
 from data.text.dataset import SPLITS, open_split, prepared
 from data.text.mixture import Mixture, Stage
+from data.text.sizes import Sizes, constant
 from data.text.weights import Rule, Size, stages_of
 from lm.errors import UserError
 
@@ -31,14 +32,16 @@ class Batches:
         order: row ids; endless if `shuffle`, else `num_rows` of them, and the last batch is padded with id -1.
         num_rows: number of distinct rows.
         batch_size: B, over all hosts.
+        growth: rows of the batches if the first ones have fewer; default: B in all.
 
-    Attributes: batch_size, num_rows, and num_batches = ⌈num_rows / batch_size⌉.
+    Attributes: batch_size, growth, num_rows, and num_batches = ⌈num_rows / batch_size⌉.
     """
 
-    def __init__(self, order: Sequence[int], num_rows: int, batch_size: int, shuffle: bool):
+    def __init__(self, order: Sequence[int], num_rows: int, batch_size: int, shuffle: bool, growth: Sizes | None = None):
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         self.batch_size, self.num_rows, self.num_batches = batch_size, num_rows, math.ceil(num_rows / batch_size)
+        self.growth = growth or constant(batch_size)
         self._order, self._shuffle = order, shuffle
         self._order[0]  # the first access initialises Grain's statistics, which is not thread-safe
 
@@ -53,7 +56,8 @@ class Batches:
         """
         if n < 0 or not (self._shuffle or n < self.num_batches):
             raise IndexError(f"no batch {n}" + ("" if self._shuffle else f" among {self.num_batches}"))
-        places = [n * self.batch_size + row for row in (range(self.batch_size) if rows is None else rows)]
+        first = self.growth.start(n)
+        places = [first + row for row in (range(self.growth.of(n)) if rows is None else rows)]
         last = sys.maxsize if self._shuffle else self.num_rows
         return np.asarray([self._order[k] if k < last else NO_ROW for k in places], np.int64)
 
@@ -77,6 +81,7 @@ class TextBatches(Batches):
             proportion to their rows. Without `shuffle` weights only select sources.
         steps: number of batches in the run, of which the stages of `weights` take their fractions.
         shuffle: see above.
+        growth: rows of the batches if the first ones have fewer; default: B in all.
         with_sources: whether batches hold the index of each row's source.
 
     Attributes:
@@ -102,6 +107,7 @@ class TextBatches(Batches):
         weights: Sequence[Rule] | None = None,
         steps: int = 0,
         shuffle: bool = True,
+        growth: Sizes | None = None,
         with_sources: bool = False,
     ):
         if split not in SPLITS:
@@ -132,8 +138,8 @@ class TextBatches(Batches):
             order = shuffled(end, seed)
         else:
             streams = {name: _permuted(ids, seed, i) for i, (name, ids) in enumerate(self.ranges.items(), start=1)}
-            order = self._mixture = Mixture(streams, self.stages, batch_size)
-        super().__init__(order, sum(len(self.ranges[name]) for name in chosen), batch_size, shuffle)
+            order = self._mixture = Mixture(streams, self.stages, growth or constant(batch_size))
+        super().__init__(order, sum(len(self.ranges[name]) for name in chosen), batch_size, shuffle, growth)
         self._starts = np.asarray([ids.start for ids in self.ranges.values()])
         self._readers = [open_split(dataset_dir, name, split) for name in self.ranges]
 
@@ -142,7 +148,7 @@ class TextBatches(Batches):
 
         Without weights the part of an epoch that is not whole counts in proportion to the rows.
         """
-        rows = batches * self.batch_size
+        rows = self.growth.start(batches)
         if self._mixture is not None:
             return {name: 0.0 for name in self.ranges} | self._mixture.rows(rows)
         return {name: rows * size.rows / self.num_rows for name, size in self.sizes.items()}

@@ -93,11 +93,12 @@ def stages_of(rules: Sequence[Rule], sizes: Mapping[str, Size], steps: int) -> l
 
 
 def warnings_of(
-    rules: Sequence[Rule] | None, sizes: Mapping[str, Size], epochs: Mapping[str, float], steps: int, batch_size: int
+    rules: Sequence[Rule] | None, sizes: Mapping[str, Size], epochs: Mapping[str, float], steps: int, batch_size: float
 ) -> list[str]:
     """Return lines on what a run of `steps` reads too often, or not as often as `epochs: …` says.
 
-    epochs: how often each source is read in the run. Weights with stages are not compared with it.
+    epochs: how often each source is read in the run. Weights with stages are not compared with it. batch_size: mean rows of a
+    step.
     """
     lines = []
     if rules and len(rules) == 1 and rules[0].kind == "epochs" and steps:

@@ -7,14 +7,21 @@ from flax import nnx
 STD = 0.02  # of every matrix, as in GPT-2 and Llama
 
 # The role of a parameter decides how it is updated: weight decay is for matrices, and μP scales the learning rate of
-# hidden ones (lm/train/optimizer.py).
+# hidden ones (lm/train/optimizers).
 ROLES = ("hidden", "embedding", "head", "vector")
 
 
-def parameter(value: jax.Array, axes: tuple[str, ...], role: str, kind: type[nnx.Variable] = nnx.Param) -> nnx.Variable:
-    """Return a parameter. axes: logical axis names (lm/parallel/mesh.py). role: one of ROLES."""
+def parameter(
+    value: jax.Array, axes: tuple[str, ...], role: str, kind: type[nnx.Variable] = nnx.Param, inputs: tuple[int, ...] = ()
+) -> nnx.Variable:
+    """Return a parameter.
+
+    Args:
+      axes: logical axis names (lm/parallel/mesh.py). role: one of ROLES.
+      inputs: the contracted axes of a matrix of a layer; axes before them count matrices (experts), those after are outputs.
+    """
     assert role in ROLES and value.ndim == len(axes)
-    return kind(value, out_sharding=axes, role=role)
+    return kind(value, out_sharding=axes, role=role, inputs=inputs)
 
 
 def normal(rngs: nnx.Rngs, shape: tuple[int, ...], std: float = STD) -> jax.Array:

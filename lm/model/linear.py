@@ -74,8 +74,9 @@ class Linear(nnx.Module):
         a = jax.random.uniform(jax.random.fold_in(key, 1), (*inputs, adapter.rank), jnp.float32, -bound, bound)
         b = jnp.zeros((adapter.rank, *shape[self.inputs :]), jnp.float32)
         # In μP, A maps the width to few and B few to the width: their rates scale as a hidden matrix's and an embedding's.
-        self.lora_a = parameter(a, (*self.axes[: self.inputs], "replicated"), "hidden", nnx.LoRAParam)
-        self.lora_b = parameter(b, ("replicated", *self.axes[self.inputs :]), "embedding", nnx.LoRAParam)
+        into = tuple(range(self.inputs))
+        self.lora_a = parameter(a, (*self.axes[: self.inputs], "replicated"), "hidden", nnx.LoRAParam, into)
+        self.lora_b = parameter(b, ("replicated", *self.axes[self.inputs :]), "embedding", nnx.LoRAParam, (0,))
         if adapter.dora:
             self.magnitude = parameter(jnp.zeros(shape[self.inputs :], jnp.float32), self.vector_axes, "vector", nnx.LoRAParam)
 
@@ -181,7 +182,7 @@ def declared(
     how = config.quantization
     if how.bits and re.fullmatch(how.targets, name):
         return QuantizedWeight(value, axes, inputs, how.bits, how.group)
-    return parameter(value, axes, "hidden")
+    return parameter(value, axes, "hidden", inputs=inputs)
 
 
 def packed_of(weight: nnx.Variable | nnx.Module) -> Packed | None:

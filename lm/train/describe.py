@@ -12,6 +12,7 @@ from flax import nnx
 from jax.interpreters import partial_eval
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
+from data.text.sizes import parse_sizes
 from lm import sizing
 from lm.errors import UserError
 from lm.model.linear import trainable
@@ -35,6 +36,7 @@ def describe(config) -> dict:
     with jax.sharding.use_abstract_mesh(mesh):
         multiplied, memory = step_flops(config, mesh), memory_per_device(config, mesh)
     steps = config.steps if config.epochs is None else 0  # these follow from the data
+    read = parse_sizes(config.batch_warmup, config.batch_size).start(steps) * config.sequence_length
     main = {kind: sum(n for part, n in counts[kind].items() if part != "mtp") for kind in ("total", "active")}
     return {
         "parameters": {
@@ -66,9 +68,9 @@ def describe(config) -> dict:
         "run": {
             "epochs": config.epochs,
             "steps": steps,
-            "tokens": steps * tokens,
-            "tokens_per_active_parameter": steps * tokens / main["active"],
-            "model_flops": steps * tokens * (forward + backward),
+            "tokens": read,
+            "tokens_per_active_parameter": read / main["active"],
+            "model_flops": read * (forward + backward),
             "chinchilla_tokens": CHINCHILLA * main["active"],
         },
     }
@@ -161,7 +163,8 @@ def memory_per_device(config, mesh) -> dict[str, int]:
     """Return bytes per device by kind. An array of n bytes whose axes are split over m devices takes n / m.
 
     Activations: the residuals of the traced loss for one slice of the batch under the remat policy, without parameters and
-    batch. Gradients count twice if slices are accumulated. Not counted: a layer's temporary arrays and gathered weights.
+    batch. Gradients count twice if slices are accumulated. Optimizer: moments, and the average of config.ema. Not counted: a
+    layer's temporary arrays and gathered weights.
     """
     state = abstract_state(make_trainer(config), mesh)
     learned, frozen = nnx.split_state(state.params, trainable(model_config_of(config)), ...)
@@ -169,7 +172,7 @@ def memory_per_device(config, mesh) -> dict[str, int]:
     return {
         "parameters": _bytes(state.params),
         "gradients": _bytes(learned) * (2 if config.accumulate > 1 else 1),
-        "optimizer": _bytes(state.optimizer),
+        "optimizer": _bytes((state.optimizer, state.average)),
         "activations": _bytes(residuals(config, learned, frozen, batch)),
     }
 

@@ -2,17 +2,19 @@
 
 import math
 
+from data.text.sizes import Sizes, constant
 from lm.parallel.hosts import is_first
 
 
-def choose_steps(config, rows: int, rows_per_step: int | None = None) -> None:
+def choose_steps(config, rows: int, rows_per_step: int | Sizes | None = None) -> None:
     """Set config.steps from config.epochs if that is given, and print how often the run reads the training data.
 
     Args: rows: sequences, pairs or tasks of an epoch. rows_per_step: of them in a step; None: config.batch_size.
     """
     rows_per_step = rows_per_step or config.batch_size
+    sizes = constant(rows_per_step) if isinstance(rows_per_step, int) else rows_per_step
     if config.epochs is not None:
-        config.steps = math.ceil(config.epochs * rows / rows_per_step)
+        config.steps = sizes.batches(math.ceil(config.epochs * rows))
     if is_first():
-        epochs = config.steps * rows_per_step / rows
-        print(f"{config.steps:,} steps of {rows_per_step:,} rows are {epochs:.3g} epochs of {rows:,} rows", flush=True)
+        epochs, most = sizes.start(config.steps) / rows, f"{sizes.rows[-1]:,} rows" + (" at most" if sizes.ends else "")
+        print(f"{config.steps:,} steps of {most} are {epochs:.3g} epochs of {rows:,} rows", flush=True)

@@ -4,6 +4,7 @@ The last axis of arrays [B, T] and [B, 2, T] is split over the mesh's context ax
 """
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
@@ -47,16 +48,14 @@ class Feed:
     """
 
     def __init__(self, batches: Batches, mesh: Mesh, log_ids: bool = False):
-        self._batches, self._log_ids = batches, log_ids
-        self._mesh = mesh
-        held = NamedSharding(mesh, spec("batch")).addressable_devices_indices_map((batches.batch_size,)).values()
-        self._rows = sorted({row for (rows,) in held for row in range(batches.batch_size)[rows]})
+        self._batches, self._mesh, self._log_ids = batches, mesh, log_ids
+        self._held = functools.cache(self._held_of)
 
     def start(self, step: int) -> None:
         self._iterator = read_ahead(self._read, step)
 
     def next(self, step: int, params: Any, wait: Callable[[], float]) -> tuple[dict[str, jax.Array], dict]:
-        return self.to_devices(next(self._iterator)), {}
+        return self.to_devices(next(self._iterator), self._batches.growth.of(step - 1)), {}
 
     def ids(self, step: int) -> list[int] | None:
         return self._batches.global_row_ids(step - 1).tolist() if self._log_ids else None
@@ -72,9 +71,11 @@ class Feed:
             quiet = {"soon": False, "enabled": is_first(), "leave": False}
             yield from shown(map(self.to_devices, iterator), "validation", count, **quiet)
 
-    def to_devices(self, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        """Return global arrays [B, …] from this process's rows, without `ids`."""
-        rows_B, ways = np.arange(self._batches.batch_size), self._mesh.shape["context"]
+    def to_devices(self, batch: dict[str, np.ndarray], rows: int | None = None) -> dict[str, jax.Array]:
+        """Return global arrays [B, …] from this process's rows, without `ids`. rows: B, default batch_size."""
+        rows_B = np.arange(rows or self._batches.batch_size)
+        held = self._held(len(rows_B))
+        ways = self._mesh.shape["context"]
 
         def place(local: np.ndarray) -> jax.Array:
             axes = ("batch", *[None] * (local.ndim - 2), "length")[: local.ndim]
@@ -83,13 +84,18 @@ class Feed:
             return jax.make_array_from_callback(
                 (len(rows_B), *local.shape[1:]),
                 NamedSharding(self._mesh, spec(*axes)),
-                lambda index: local[(np.searchsorted(self._rows, rows_B[index[0]]), *index[1:])],
+                lambda index: local[(np.searchsorted(held, rows_B[index[0]]), *index[1:])],
             )
 
         return {name: place(array) for name, array in batch.items() if name != "ids"}
 
     def _read(self, n: int) -> dict[str, np.ndarray]:
-        return self._batches.batch(n, self._rows)
+        return self._batches.batch(n, self._held(self._batches.growth.of(n)))
+
+    def _held_of(self, rows: int) -> list[int]:
+        """Return the rows of a batch with so many that this process's devices hold."""
+        held = NamedSharding(self._mesh, spec("batch")).addressable_devices_indices_map((rows,)).values()
+        return sorted({row for (part,) in held for row in range(rows)[part]})
 
 
 def summed(sums: Callable[[Any], Any], batches: Iterable) -> Any:

@@ -32,7 +32,17 @@ from lm.train.feed import Feed, Stream, summed
 from lm.train.metrics import Log
 from lm.train.profile import Profile
 from lm.train.speed import mfu_formula, peak_flops
-from lm.train.step import Trainer, TrainState, abstract_state, model_config_of, sound, state_shardings
+from lm.train.step import (
+    Trainer,
+    TrainState,
+    abstract_state,
+    averaged,
+    model_config_of,
+    sound,
+    state_shardings,
+    stored,
+    unstored,
+)
 from lm.train.values import check_length, check_values
 from lm.workdir import check_record, steps_saved
 
@@ -74,18 +84,20 @@ def train(
       watch: watch(step, params) -> lines to print, called every config.samples_every steps.
       measure: measure(step, params) -> {name: number}, called every config.evals.every steps and at the end; logged like
         validation.
-    Returns: {"params", "sources" (of the state), "step", "tokens", "skipped", "valid" (the final validation or None),
-    "tokens_per_second" (median), "num_params", "seconds"}.
+    Returns: {"params" (the averages with config.ema), "sources" (of the state), "step", "tokens", "skipped", "valid" (the final
+    validation or None), "tokens_per_second" (median), "num_params", "seconds"}.
     Raises: Stopped on SIGTERM or SIGINT; Diverged; UserError for a checkpoint that does not fit, or if all are damaged.
     """
     checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_every=config.keep_every)
     begin = checkpoints.whole(print)
     base = None  # a reference to the base weights of adapters, if checkpoints do not hold them
 
-    def kept(state: TrainState) -> TrainState:
+    learns = trainable(model_config_of(config))
+
+    def kept(state: TrainState) -> dict:
         """Return the part of the state that checkpoints hold."""
-        learns = trainable(model_config_of(config))
-        return state if base is None else state._replace(params=nnx.filter_state(state.params, learns))
+        fields = stored(state, learns)
+        return fields if base is None else fields | {"params": nnx.filter_state(fields["params"], learns)}
 
     if begin is None:
         if config.init_from and config.model.adapter.rank:
@@ -95,9 +107,11 @@ def train(
     else:
         meta, abstract = checkpoints.meta(begin), abstract_state(trainer, mesh)
         base, tokens = meta.get("base"), meta["tokens"]
-        state = checkpoints.restore(begin, kept(abstract))
+        average = nnx.filter_state(abstract.params, learns) if checkpoints.has(begin, "raw") else ()
+        fields = checkpoints.restore(begin, kept(abstract._replace(average=average)))
         if base:
-            state = state._replace(params=open_source(workdir, begin).load(abstract.params))
+            fields["params"] = open_source(workdir, begin).load(abstract.params)
+        state = unstored(fields, learns, bool(config.ema))
 
     profile = Profile(config.profile, workdir, begin, config.steps)
     stream.start(begin)
@@ -179,16 +193,16 @@ def train(
             if validate and (first or (config.valid_every and step > 1 and (step - 1) % config.valid_every == 0)):
                 read()
                 # All of it before the first step, as at the end: the two are compared.
-                log.valid(step - 1, validate(state.params, None if first else config.valid_batches))
+                log.valid(step - 1, validate(averaged(state), None if first else config.valid_batches))
                 last_read = time.perf_counter()
             if measure and config.evals.every and step > 1 and (step - 1) % config.evals.every == 0:
                 read()
-                with sequences_whole(state.params) as params:
+                with sequences_whole(averaged(state)) as params:
                     log.valid(step - 1, measure(step - 1, params))
                 last_read = time.perf_counter()
             if watch and config.samples_every and (step - 1) % config.samples_every == 0:
                 read()
-                with sequences_whole(state.params) as params:
+                with sequences_whole(averaged(state)) as params:
                     for text in watch(step - 1, params):
                         log.say(text)
                 last_read = time.perf_counter()
@@ -215,9 +229,9 @@ def train(
         seconds = time.perf_counter() - started
         final = None
         if validate:
-            final = validate(state.params, None)
+            final = validate(averaged(state), None)
             log.valid(step, final)
-        with sequences_whole(state.params) as params:
+        with sequences_whole(averaged(state)) as params:
             if measure:
                 log.valid(step, measure(step, params))
             for text in watch(step, params) if watch and step else ():
@@ -231,7 +245,7 @@ def train(
         profile.stop()
     rate = float(np.median(rates[1:])) if len(rates) > 1 else None
     return {
-        "params": state.params,
+        "params": averaged(state),
         "sources": state.sources,
         "step": step,
         "tokens": tokens,

@@ -23,14 +23,15 @@ from lm.model.transformer import Hidden, Transformer, build, skeleton
 from lm.parallel.context import later
 from lm.parallel.mesh import shardings
 from lm.train import rates
-from lm.train.optimizer import adamw
+from lm.train.optimizers.chain import optimizer as chain
 from lm.train.schedule import schedule
 
 
 class TrainState(NamedTuple):
     """Everything that a step changes. `step` counts batches, `skipped` the batches whose update was not applied.
 
-    sources: weights of the sources that a run learns (lm/train/doremi.py); () in other runs.
+    sources: weights of the sources that a run learns (lm/train/doremi.py); () in other runs. average: moving average of the
+    trained parameters (config.ema); () without.
     """
 
     step: jax.Array  # int32
@@ -39,6 +40,7 @@ class TrainState(NamedTuple):
     skipped: jax.Array  # int32
     skipped_in_row: jax.Array  # int32
     sources: Any = ()
+    average: Any = ()
 
 
 class Sums(NamedTuple):
@@ -85,17 +87,16 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
     peak = rates.learning_rate(config)[0] if o.learning_rate is None else o.learning_rate
     objective = objective or pretraining(z_loss=o.z_loss, mtp_loss=o.mtp_loss)
     learns = trainable(model_config)
-    transform = adamw(
-        nnx.filter_state(abstract, learns), model_config, b1=o.b1, b2=o.b2, eps=o.eps, weight_decay=o.weight_decay
-    )
+    transform = chain(nnx.filter_state(abstract, learns), model_config, o)
     learning_rate = schedule(
         o.schedule, peak=peak, steps=config.steps * updates, warmup=o.warmup * updates, final=o.final, decay=o.decay
     )
 
     def init(params: nnx.State | None = None) -> TrainState:
         params = build(model_config, config.seed) if params is None else params
-        zero = jnp.zeros((), jnp.int32)
-        return TrainState(zero, params, transform.init(nnx.filter_state(params, learns)), zero, zero)
+        zero, trained = jnp.zeros((), jnp.int32), nnx.filter_state(params, learns)
+        average = jax.tree.map(jnp.copy, trained) if config.ema else ()  # donated beside the parameters: not the same buffers
+        return TrainState(zero, params, transform.init(trained), zero, zero, average=average)
 
     def step(state: TrainState, batch: dict, frozen=None) -> tuple[TrainState, dict]:
         weight = objective.weight(batch)
@@ -111,19 +112,23 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
             grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, o.clip_norm / (norm + 1e-9)), grads)
             rate = learning_rate(state.step)
             direction, optimizer = transform.update(grads, state.optimizer, params)
-            params = nnx.merge_state(jax.tree.map(lambda p, u: p - rate * u, params, direction), rest)
+            trained = jax.tree.map(lambda p, u: p - rate * u, params, direction)
+            average = moving_average(state.average, trained, state.step, config.ema) if config.ema else ()
+            params = nnx.merge_state(trained, rest)
             if not model_config.adapter.rank:  # an adapter leaves the base unchanged
                 params = with_balance(params, sums.loads, model_config.moe.bias_rate)
             # A learning rate that is too large lets the update overflow. The moments cannot overflow: they average gradients
             # and their squares, and these are finite if the norm is.
             ok = jnp.isfinite(total) & jnp.isfinite(norm) & ~overflowed(state.params, params)
             # A bad step leaves parameters and moments bitwise unchanged, without a host sync.
-            params, optimizer = jax.tree.map(
-                lambda new, old: jnp.where(ok, new, old), (params, optimizer), (state.params, state.optimizer)
+            params, optimizer, average = jax.tree.map(
+                lambda new, old: jnp.where(ok, new, old),
+                (params, optimizer, average),
+                (state.params, state.optimizer, state.average),
             )
         bad = jnp.int32(1) - ok.astype(jnp.int32)
         in_row = (state.skipped_in_row + bad) * bad
-        state = TrainState(state.step + 1, params, optimizer, state.skipped + bad, in_row)
+        state = TrainState(state.step + 1, params, optimizer, state.skipped + bad, in_row, average=average)
         metrics = {"loss": total} | {name: ratio(*pair) for name, pair in sums.metrics.items()}
         metrics |= {
             "grad_norm": norm,
@@ -143,6 +148,34 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
         return {"objective": total, "weight": objective.weight(batch), "metrics": sums.metrics}
 
     return Trainer(init, step, evaluate, abstract)
+
+
+def moving_average(average: nnx.State, params: nnx.State, updates: jax.Array, decay: float) -> nnx.State:
+    """Return d·average + (1−d)·params with d = min(decay, (1+n)/(10+n)) after n updates: early averages forget the start."""
+    n = updates.astype(jnp.float32)
+    d = jnp.minimum(decay, (1 + n) / (10 + n))
+    return jax.tree.map(lambda a, p: d * a + (1 - d) * p, average, params)
+
+
+def averaged(state: TrainState) -> nnx.State:
+    """Return the parameters to evaluate and to keep: the averages with all that is not trained, or else the parameters."""
+    return nnx.merge_state(state.params, state.average) if state.average else state.params
+
+
+def stored(state: TrainState, learns: tuple[type[nnx.Variable], ...]) -> dict:
+    """Return the state by the names of a checkpoint: `params` are those of `averaged`, and `raw` the trained ones without
+    averaging. So every reader of a checkpoint gets the averages. Without an average it has no `raw`."""
+    fields = {name: value for name, value in state._asdict().items() if name != "average"}
+    raw = {"raw": nnx.filter_state(state.params, learns)} if state.average else {}
+    return fields | {"params": averaged(state)} | raw
+
+
+def unstored(fields: dict, learns: tuple[type[nnx.Variable], ...], average: bool) -> TrainState:
+    """Return the state of a checkpoint. average: whether the run keeps one; without `raw` it starts from the parameters."""
+    raw, params = fields.get("raw"), fields["params"]
+    kept = jax.tree.map(jnp.copy, nnx.filter_state(params, learns)) if average else ()
+    others = {name: value for name, value in fields.items() if name not in ("params", "raw")}
+    return TrainState(**others, params=nnx.merge_state(params, raw) if raw else params, average=kept)
 
 
 def overflowed(old: Any, new: Any) -> jax.Array:

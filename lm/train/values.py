@@ -2,14 +2,18 @@
 
 import math
 
+from data.text.sizes import parse_sizes
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.train.schedule import check_schedule
 
 MOST = 2**31 - 1  # positions and ids of rows are int32
 SEEDS = 2**63 - 1  # JAX's limit
+OPTIMIZERS, STATE_DTYPES = ("adamw", "muon", "lion", "adafactor"), ("float32", "bfloat16", "int8")
 # Minimum and maximum of each number.
 RANGES = {
+    "dial.depth": (0, 10_000),
+    "dial.aspect": (1, MOST),
     "steps": (0, None),
     "sequence_length": (2, MOST),
     "batch_size": (1, MOST),
@@ -55,8 +59,19 @@ def check_values(config) -> None:
         raise UserError(f"profile={config.profile}: the run has only {config.steps} steps")
     o = config.optimizer
     check_schedule(o.schedule, o.warmup)
+    for key, values in (("name", OPTIMIZERS), ("state_dtype", STATE_DTYPES)):
+        if o[key] not in values:
+            raise UserError(f"optimizer.{key}={o[key]!r} is none of {', '.join(values)}")
+    for key in ("b1", "b2", "momentum"):
+        if not 0 <= o[key] < 1:
+            raise UserError(f"optimizer.{key}={o[key]} must be at least 0 and below 1")
     if o.learning_rate is not None and not (math.isfinite(o.learning_rate) and o.learning_rate >= 0):
         raise UserError(f"optimizer.learning_rate={o.learning_rate} must be a number that is not negative")
+    parse_sizes(config.get("batch_warmup"), config.batch_size)  # raises UserError
+    if "dial" in config and not 0 < config.dial.tokens_per_parameter < math.inf:
+        raise UserError(f"dial.tokens_per_parameter={config.dial.tokens_per_parameter} must be above 0")
+    if not 0 <= config.ema < 1:
+        raise UserError(f"ema={config.ema} must be at least 0 (no average) and below 1")
     if not all(isinstance(prompt, str) for prompt in config.samples):
         raise UserError(f"samples={config.samples} must be texts, such as ('def ', 'The ')")
     model_of(config)  # raises UserError if the model cannot be built

@@ -9,7 +9,7 @@ from flax import nnx
 
 from lm.align.logprobs import token_logprobs
 from lm.model.transformer import skeleton
-from lm.train.optimizer import role
+from lm.train.optimizers.chain import role
 from lm.train.step import make_trainer, model_config_of, token_loss
 from tests.lm.examples import parameters, plain_batch, tiny_config
 
