@@ -3,7 +3,7 @@
     JAX_PLATFORMS=cpu python -m benchmarks.long_context [--cases=131072:v5e:2x2,1048576:v5e:4x4] [--across=ring]
 
 The model is that of configs/train/1b.py with one sequence a step. Prints one line of JSON a case. Needs libtpu, as
-lm/train/plan.py does; a case takes some minutes of one core.
+train.py --plan does; a case takes some minutes of one core.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import importlib
 import json
 
 from lm.config import ACROSS
-from lm.train.plan import plan
+from lm.train.plan.plan import plan
 
 CASES = "131072:v5e:2x2,131072:v5e:2x4,131072:v5e:4x4,1048576:v5e:4x4"
 
@@ -24,8 +24,8 @@ def main() -> None:
     for case in options.cases.split(","):
         length, topology = case.split(":", 1)
         found = plan(config_of(int(length), options.across), topology)
-        keys = ("topology", "devices", "state_gib", "temporary_gib", "compile_seconds")
-        print(json.dumps({"length": int(length)} | {key: found[key] for key in keys}), flush=True)
+        keys = ("topology", "devices", "fits", "memory", "compile_seconds")
+        print(json.dumps({"length": int(length)} | {key: found.get(key) for key in keys}), flush=True)
 
 
 def config_of(length: int, across: str):

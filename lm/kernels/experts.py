@@ -56,7 +56,7 @@ def experts(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capaci
     layout = {name: spec(*WEIGHT_AXES[name]) for name in weights}
     mesh = jax.sharding.get_abstract_mesh()
     axes = frozenset(mesh.axis_names) - frozenset(mesh.manual_axes)
-    local = functools.partial(local, split=axes)
+    local = functools.partial(local, split=axes, columns=spec("embed")[0])
     return jax.shard_map(local, in_specs=(tokens, tokens, tokens, layout), out_specs=tokens, axis_names=axes)(*arrays, weights)
 
 
@@ -70,8 +70,9 @@ def experts_reference(x_BTD, choice_BTK, weight_BTK, weights, *, activation) -> 
     return y_BTD
 
 
-def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor, split=frozenset()):
-    """Compute `experts` on one device. split: the mesh axes of the shard_map that this is called in, if there is one."""
+def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor, split=frozenset(), columns=None):
+    """Compute `experts` on one device. split: the mesh axes of the shard_map that this is called in, if there is one. columns:
+    those that split the model dimension of weights."""
     x_ND, choice_NK, weight_NK = (a.reshape(-1, a.shape[-1]) for a in (x_BTD, choice_BTK, weight_BTK))
     if split:  # makes a weight's gradient a sum over the axes of rows that do not split it
         repeated = tuple(axis for axis in ("stage", "data") if axis in split)
@@ -80,7 +81,7 @@ def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacit
     E = weights["up"].shape[0]
 
     def product(x, name, sizes_E=None):
-        over = (spec("embed")[0], WEIGHT_AXES[name].index("embed")) if split else None
+        over = (columns, WEIGHT_AXES[name].index("embed")) if split else None
         return grouped_matmul(x, weights[name], sizes_E, dtype=dtype, over=over)
 
     def through(x, weight, sizes_E=None):

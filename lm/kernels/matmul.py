@@ -113,19 +113,19 @@ def product_reduced(equation: str, a: jax.Array, b: jax.Array, where: PartitionS
         if platform() == "tpu" and "fsdp" in where:
             sizes = rings("fsdp")
             part = product_around_ring(equation, a, b, "fsdp", where.index("fsdp"), sizes)
-            part = sum_around_rings(part, "fsdp", where.index("fsdp"), sizes, first=1)
-            return lax.psum(part, tuple(axis for axis in over if axis != "fsdp"))
+            return scattered(part, where, over, first=1)
         return scattered(product_over_rows(equation, a, b), where, over)
 
     over, how = token_axes(), dict(check_vma=False, axis_names=free_axes())
     return jax.shard_map(on_device, in_specs=(spec_of(a), spec_of(b)), out_specs=where, **how)(a, b)
 
 
-def scattered(x: jax.Array, where: PartitionSpec, over: tuple[str, ...]) -> jax.Array:
+def scattered(x: jax.Array, where: PartitionSpec, over: tuple[str, ...], first: int = 0) -> jax.Array:
     """Within a shard_map, return this device's part of the sum of x over the axes `over`; `where`: partition of the sum.
 
     It is scattered over fsdp first: then the sums over the other axes are smaller by the size of fsdp. An axis that winds
     through several rings of a torus is scattered ring by ring, because a TPU's compiler would sum everything on every device.
+    first: the ring to begin with, if x is summed over outer ones.
     """
     rest = set(over)
     for dimension, axis in enumerate(where):
@@ -133,7 +133,7 @@ def scattered(x: jax.Array, where: PartitionSpec, over: tuple[str, ...]) -> jax.
             continue
         rest -= set(several(axis))
         sizes = rings(axis)
-        for n in range(len(sizes)):
+        for n in range(first, len(sizes)):
             groups = None if len(sizes) == 1 else _along(sizes, n)
             x = lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True, axis_index_groups=groups)
     return lax.psum(x, tuple(axis for axis in over if axis in rest))
@@ -167,29 +167,6 @@ def product_around_ring(equation: str, a: jax.Array, b: jax.Array, axis: str, di
             total = own if total is None else lax.ppermute(total, axis, pairs) + own
         sums.append(total)
     return jnp.concatenate(sums, axis=y_axes.index(halved))
-
-
-def sum_around_rings(x: jax.Array, axis: str, dimension: int, sizes: tuple[int, ...], first: int = 0) -> jax.Array:
-    """Within a shard_map, return the sum of x scattered along `dimension` over the rings of an axis from the `first` on.
-
-    Parts of the sum travel around each ring, half of them one way and half the other, and every device adds its own.
-    """
-    places = np.arange(math.prod(sizes)).reshape(sizes)
-    here = lax.axis_index(axis)
-    for n, size in list(enumerate(sizes))[first:]:
-        mine = here // math.prod(sizes[n + 1 :]) % size
-        x = jnp.moveaxis(x, dimension, 0)
-        parts = x.reshape(size, x.shape[0] // size, *x.shape[1:])
-        sums = []
-        for way, half in zip((1, -1), jnp.split(parts, 2 if parts.shape[1] % 2 == 0 else 1, axis=1)):
-            pairs = list(zip(places.ravel().tolist(), np.roll(places, -way, axis=n).ravel().tolist()))
-            total = lax.dynamic_index_in_dim(half, (mine - way) % size, keepdims=False)
-            for step in range(2, size + 1):
-                own = lax.dynamic_index_in_dim(half, (mine - way * step) % size, keepdims=False)
-                total = lax.ppermute(total, axis, pairs) + own
-            sums.append(total)
-        x = jnp.moveaxis(jnp.concatenate(sums, axis=0), 0, dimension)
-    return x
 
 
 def _along(sizes: tuple[int, ...], n: int) -> list[list[int]]:

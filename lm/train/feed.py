@@ -49,6 +49,7 @@ class Feed:
 
     def __init__(self, batches: Batches, mesh: Mesh, log_ids: bool = False):
         self._batches, self._mesh, self._log_ids = batches, mesh, log_ids
+        self._by_rows = NamedSharding(mesh, spec("batch"))
         self._held = functools.cache(self._held_of)
 
     def start(self, step: int) -> None:
@@ -94,7 +95,7 @@ class Feed:
 
     def _held_of(self, rows: int) -> list[int]:
         """Return the rows of a batch with so many that this process's devices hold."""
-        held = NamedSharding(self._mesh, spec("batch")).addressable_devices_indices_map((rows,)).values()
+        held = self._by_rows.addressable_devices_indices_map((rows,)).values()
         return sorted({row for (part,) in held for row in range(rows)[part]})
 
 

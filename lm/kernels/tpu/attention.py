@@ -17,7 +17,7 @@ from lm.parallel.mesh import free_axes, spec
 
 LANES = 128  # a block is a multiple of this
 BLOCK = 512  # queries and keys of a block, as in MaxText; smaller blocks skip more and start more often
-WIDE = 1024  # keys of a block in the backward pass
+WIDE = 2048  # keys of a block in the backward pass of long rows
 
 
 def splash_attention(
@@ -65,13 +65,14 @@ def kernel_flops(name: str, text: str) -> int:
         return 0
     B, H, T, K, V, window = map(int, found.groups())
     block, wide = _blocks(T)
-    backward = name.startswith("%splash_mha_dkv")
-    of_keys = wide if backward else block
+    phase = name.removeprefix("%splash_mha_")[:3]  # fwd, dkv, or dq_
+    of_keys = wide if phase == "dkv" and _fused(T) else block
     queries, keys = np.arange(0, T, block)[:, None], np.arange(0, T, of_keys)[None]
     seen = keys < queries + block
     if window:
         seen &= keys + of_keys > queries - window + 1
-    products = 3 * K + 2 * V if backward else K + V  # scores, dV, dP, dK, dQ; scores, output
+    # Scores and output; scores, dV, dP, dK and, if they are fused, dQ; scores, dP, dQ.
+    products = {"fwd": K + V, "dkv": 2 * K + 2 * V + (K if _fused(T) else 0), "dq_": 2 * K + V}[phase]
     return B * H * int(seen.sum()) * block * of_keys * 2 * products
 
 
@@ -82,15 +83,12 @@ def _kernel(length: int, heads: int, head_size: int, window: int, softcap: float
     # A head that is smaller than the lanes would be stored with as much padding, so its tokens lie along the lanes instead.
     layout = splash.QKVLayout.SEQ_MINOR if head_size % LANES else splash.QKVLayout.HEAD_DIM_MINOR
     layouts = dict.fromkeys(("q_layout", "k_layout", "v_layout"), layout)
-    sizes = splash.BlockSizes(
-        block_q=block,
-        block_kv=block,
-        block_q_dkv=block,
-        block_kv_dkv=wide,
-        block_kv_dkv_compute=block,
-        use_fused_bwd_kernel=True,  # five products in place of seven; each wide block of keys adds its own gradient of queries
-        **layouts,
-    )
+    if _fused(length):
+        backward = dict(block_q_dkv=block, block_kv_dkv=wide, block_kv_dkv_compute=block, use_fused_bwd_kernel=True)
+    else:
+        names = ("block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute", "block_q_dq", "block_kv_dq")
+        backward = dict.fromkeys(names, block)
+    sizes = splash.BlockSizes(block_q=block, block_kv=block, **backward, **layouts)
     return splash.make_splash_mha(
         masks.MultiHeadMask([mask] * heads),
         block_sizes=sizes,
@@ -100,6 +98,15 @@ def _kernel(length: int, heads: int, head_size: int, window: int, softcap: float
         residual_checkpoint_name=NAME,
         interpret=interpret,
     )
+
+
+def _fused(length: int) -> bool:
+    """Return whether one kernel computes all three gradients, with five products in place of seven.
+
+    Then each wide block of keys gives a whole array of gradients of queries, and wide blocks skip less of what the mask hides.
+    In rows of few wide blocks both cost more than two products.
+    """
+    return length >= 4 * WIDE
 
 
 def _blocks(length: int) -> tuple[int, int]:

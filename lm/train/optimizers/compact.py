@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.kernels.matmul import spec_of
-from lm.parallel.mesh import RULES, logical_axes
+from lm.parallel.mesh import logical_axes, mesh_axes, several
 
 BLOCK, LEAST = 64, 16  # numbers that share a scale: a divisor of the last axis in this range, else the whole axis
 STEPS = 6  # codes of an octave of v
@@ -72,8 +72,9 @@ def _encoded(leaf, dtype: str, count, squares: bool, salt: int):
     unit_Bk = x_Bk / jnp.where(scale_B1 > 0, scale_B1, 1.0)
     code_Bk = square_codes(unit_Bk, u_Bk) if squares else signed_codes(unit_Bk, u_Bk)
     scale, axes = scale_B1[..., 0], logical_axes(leaf)
-    mesh, split = jax.sharding.get_abstract_mesh(), RULES[axes[-1]]
-    fits = mesh.empty or split is None or scale.shape[-1] % mesh.shape[split] == 0
+    mesh = jax.sharding.get_abstract_mesh()
+    split = None if mesh.empty else mesh_axes(axes[-1], mesh)
+    fits = split is None or scale.shape[-1] % math.prod(mesh.shape[axis] for axis in several(split)) == 0
     axes = axes if fits else (*axes[:-1], "replicated")
     return leaf.replace(whole(code_Bk, x)), leaf.replace(scale, out_sharding=axes)
 

@@ -52,7 +52,7 @@ def compile_step(config, devices) -> Step:
     Raises: DoesNotFit; UserError for a config that does not fit the mesh.
     """
     mesh = make_mesh(config.mesh, devices)
-    check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate)
+    check_fit(mesh, model_config_of(config), config.batch_size, config.accumulate, config.sequence_length)
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)
         state = abstract_state(trainer, mesh)

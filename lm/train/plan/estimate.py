@@ -62,14 +62,13 @@ def estimate(program: Program, network: Network, chip: Chip) -> Estimate:
             if found := of_program(program.computations, one):
                 inner, kind = found
                 collective = network.collective(inner, kind)
-                waits = free.values() if not collective.links else [free.get(collective.links, 0), free.get("", 0)]
-                end = max(clock, *waits, 0) + collective.seconds
+                end = max([clock, *(free.get(link, 0.0) for link in collective.links)]) + collective.seconds
                 row = sent[collective.kind]
                 row[0] += times
                 row[1] += times * collective.bytes
                 row[2] += times * collective.seconds
                 row[4] = max(row[4], collective.bytes)
-                free[collective.links] = end
+                free |= dict.fromkeys(collective.links, end)
                 if _starts(one):
                     row[5] += times
                     running[_pair(one.name)] = (end, collective.kind)

@@ -16,13 +16,13 @@ from lm.train.plan.program import COLLECTIVES, Instruction, bytes_of
 
 class Collective(NamedTuple):
     """One collective of a program. bytes: of the whole array for gathers and scatters, else of one device. group: devices that
-    take part. seconds: on an idle network. links: those that it uses, "" for all; permutes use those of one direction."""
+    take part. seconds: on an idle network. links: those that it uses: axes of the torus, with a direction for permutes."""
 
     kind: str
     bytes: int
     group: int
     seconds: float
-    links: str = ""
+    links: frozenset[str] = frozenset()
 
 
 class Network:
@@ -64,10 +64,13 @@ class Network:
         passes = 2 if kind == "all-reduce" else 1
         return passes * size * (n - 1) / n / (sum(links.values()) * self._chip.link)
 
-    def _links(self, kind: str, pair: list[int]) -> str:
-        if kind != "collective-permute" or len(pair) != 2:
-            return ""
-        return str(np.sign(self._coords[pair[1]] - self._coords[pair[0]]).tolist())
+    def _links(self, kind: str, group: list[int]) -> frozenset[str]:
+        coords = self._coords[group]
+        axes = [axis for axis in range(coords.shape[1]) if len(set(coords[:, axis])) > 1]
+        if kind == "collective-permute" and len(group) == 2:
+            steps = coords[1] - coords[0]
+            return frozenset(f"{axis}{'+' if steps[axis] > 0 else '-'}" for axis in axes)
+        return frozenset(f"{axis}{way}" for axis in axes for way in "+-")
 
     def _closed(self, axis: int, length: int) -> bool:
         return length == self._sizes[axis] and length % self._chip.wraps == 0

@@ -77,9 +77,10 @@ def combinations(config, devices: int) -> Iterator[dict]:
             if config.batch_size % (ways * rows):
                 continue
             accumulate = config.batch_size // (ways * rows)
-            mesh = {"mesh.data": 1, "mesh.fsdp": fsdp, "mesh.tensor": tensor, "mesh.expert": expert}
+            mesh = {"mesh.data": 1, "mesh.fsdp": fsdp, "mesh.tensor": tensor, "mesh.expert": expert, "mesh.context": 1}
             try:
-                check_fit(abstract_mesh({key[5:]: size for key, size in mesh.items()}), model, config.batch_size, accumulate)
+                sizes = {key.removeprefix("mesh."): size for key, size in mesh.items()}
+                check_fit(abstract_mesh(sizes), model, config.batch_size, accumulate, config.sequence_length)
             except UserError:
                 continue
             for remat in policies:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from lm.kernels.matmul import matmul, product_around_ring, sum_around_rings
+from lm.kernels.matmul import matmul, product_around_ring, scattered
+from lm.parallel import torus
 from lm.parallel.mesh import make_mesh, reshard
 
 CASES = {
@@ -67,7 +68,7 @@ def test_long_sums_keep_what_bfloat16_would_lose():
 
 @pytest.mark.parametrize("sizes", [(8,), (2, 4), (4, 2), (2, 2, 2)], ids=str)
 @pytest.mark.parametrize("equation", ["btd,btf->df", "btf,btd->fd", "btd,bthk->dhk"])
-def test_a_product_that_is_scattered_ring_by_ring(equation, sizes):
+def test_a_product_that_is_scattered_ring_by_ring(equation, sizes, monkeypatch):
     """As on a TPU's torus: the product and the first ring together, then the other rings."""
     letters = dict(b=8, t=3, d=16, f=6, h=3, k=2)
     inputs, output = equation.split("->")
@@ -79,9 +80,10 @@ def test_a_product_that_is_scattered_ring_by_ring(equation, sizes):
 
     def on_device(a, b):
         x = product_around_ring(equation, a, b, "fsdp", dimension, sizes)
-        return sum_around_rings(x, "fsdp", dimension, sizes, first=1)
+        return scattered(x, where, ("data", "fsdp"), first=1)
 
     with jax.set_mesh(make_mesh(dict(fsdp=8))):
+        monkeypatch.setitem(torus._RINGS, jax.sharding.get_abstract_mesh().shape_tuple, {"fsdp": sizes})
         placed = (reshard(x, "batch", *[None] * (x.ndim - 1)) for x in (a, b))
         found = jax.jit(jax.shard_map(on_device, out_specs=where, check_vma=False))(*placed)
     np.testing.assert_allclose(found, jnp.einsum(equation, a, b), rtol=1e-5, atol=1e-5)

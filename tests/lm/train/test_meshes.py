@@ -10,7 +10,7 @@ from flax import nnx
 
 from lm.parallel.mesh import check_fit, logical_axes, make_mesh, mesh_axes
 from lm.train.feed import Feed
-from lm.train.plan import compile_step
+from lm.train.plan.compiled import compile_step
 from lm.train.step import make_trainer, model_config_of, state_shardings
 from tests.lm.examples import packed_batch, tiny_config
 from tests.slow import all_but
@@ -130,7 +130,7 @@ def test_more_devices_along_a_sequence_take_less_memory_of_each():
         config = tiny_config(remat="full")
         config.batch_size, config.sequence_length = 1, 2**17
         config.mesh.update(data=1, context=ways)
-        return compile_step(config, jax.devices()[:ways]).memory_analysis().temp_size_in_bytes
+        return compile_step(config, jax.devices()[:ways]).compiled.memory_analysis().temp_size_in_bytes
 
     sizes = [temporary(ways) for ways in (2, 4, 8)]
     assert sizes[1] < 0.6 * sizes[0] and sizes[2] < 0.6 * sizes[1]

@@ -54,7 +54,7 @@ class OneSecondEach:
         self._seconds = seconds
 
     def collective(self, one, kind):
-        return Collective(kind, bytes_of(one.shape), 4, self._seconds)
+        return Collective(kind, bytes_of(one.shape), 4, self._seconds, frozenset({"0+"}))
 
 
 def test_loops_count_by_their_trips():

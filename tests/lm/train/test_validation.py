@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs.train import default
+from data.text.sizes import parse_sizes
 from lm.align.run import Validation
 from lm.parallel.mesh import make_mesh
 from lm.train.feed import Feed
@@ -20,7 +21,7 @@ B, T, N = 8, 4, 12
 class Counted:
     """N batches of token n + 1, the weight of the last one's rows 0 but for one; remembers which were read."""
 
-    batch_size, num_batches = B, N
+    batch_size, num_batches, growth = B, N, parse_sizes("", B)
 
     def __init__(self):
         self.read, self.third = [], threading.Event()

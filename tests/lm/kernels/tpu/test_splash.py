@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from lm.kernels.attention import Visible, attention_reference
+from lm.kernels.tpu import attention
 from lm.kernels.tpu.attention import kernel_flops, splash_attention
 from lm.parallel.mesh import make_mesh, reshard
 
 CASES = {
+    "one kernel for all gradients": dict(fused=True),
     "grouped heads": dict(),
     "window and soft-cap": dict(window=40, softcap=5.0),
     "sinks": dict(sinks=True),
@@ -26,8 +28,12 @@ def example(T=128, H=4, G=2, K=64, V=64, rows=2):
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_values_and_gradients_are_those_of_the_reference(name):
+def test_values_and_gradients_are_those_of_the_reference(name, monkeypatch):
     case = dict(CASES[name])
+    if case.pop("fused", False):
+        monkeypatch.setattr(attention, "WIDE", 32)
+        monkeypatch.setattr(attention, "_blocks", lambda length: (128, 128))
+        case["T"] = 256
     options = {key: case.pop(key) for key in ("window", "softcap") if key in case}
     with_sinks = case.pop("sinks", False)
     q, k, v, segments, sinks, weights = example(**case)
@@ -65,8 +71,14 @@ def test_rows_and_heads_on_eight_devices_as_on_one():
 
 
 def test_flops_of_a_kernel_are_those_of_the_blocks_that_it_computes():
-    text = 'op_name="jit(step)/splash_B2_H3_T1024_K64_V64_W0/pallas_call"'
-    # Blocks of 512: three of four are seen. Backward, the keys of one block of 1,024 are seen by both.
-    assert kernel_flops("%splash_mha_fwd_segmented.1", text) == 2 * 3 * 3 * 512 * 512 * 2 * (64 + 64)
-    assert kernel_flops("%splash_mha_dkv_segmented.1", text) == 2 * 3 * 2 * 512 * 1024 * 2 * (3 * 64 + 2 * 64)
+    text = 'op_name="jit(step)/splash_B2_H3_T1024_K64_V32_W0/pallas_call"'
+    pairs = 2 * 3 * 3 * 512 * 512  # three of four blocks of 512 are seen
+    assert kernel_flops("%splash_mha_fwd_segmented.1", text) == 2 * pairs * (64 + 32)
+    assert kernel_flops("%splash_mha_dq_segmented.1", text) == 2 * pairs * (2 * 64 + 32)
+    assert kernel_flops("%splash_mha_dkv_segmented.1", text) == 2 * pairs * (2 * 64 + 2 * 32)
     assert kernel_flops("%other", text) == kernel_flops("%splash_mha_fwd", "") == 0
+    # In long rows one kernel computes all gradients, and 2,048 keys are a block: 4 + 8 + 12 + 16 of 16 × 4 blocks are seen.
+    long = text.replace("T1024", "T8192")
+    assert kernel_flops("%splash_mha_dkv_segmented.1", long) == 2 * 2 * 3 * 40 * 512 * 2048 * (3 * 64 + 2 * 32)
+    near = long.replace("W0", "W600")  # a query sees its own block of 512 and those of the 599 places before it
+    assert kernel_flops("%splash_mha_fwd_segmented.1", near) == 2 * 2 * 3 * (1 + 2 + 3 * 14) * 512 * 512 * (64 + 32)
