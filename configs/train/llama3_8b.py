@@ -19,6 +19,7 @@ def get_config():
         mlp_dim=14_336,
         max_positions=8192,
         rope=dict(theta=500_000.0),
+        remat="attention",
     )
     config.mesh.update(data=1, fsdp=-1)
     config.optimizer.update(learning_rate=3e-4, warmup=2000)
