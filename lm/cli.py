@@ -20,6 +20,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from lm import compile_cache, config_files, other_names
+from lm.bucket import copies, mirror
+from lm.bucket.places import KEYS, as_urls
+from lm.bucket.store import is_url
 from lm.errors import UserError, windows_hint
 
 # Errors of the file system that the user can fix, whichever library raises them.
@@ -27,6 +30,8 @@ REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, 
 # Libraries keep the number (OSError) or only its text; TFDS has its own text.
 REFUSED = (*map(os.strerror, REFUSALS), "Not enough disk space")
 TEXTS = ("--prompt", "--system")  # flags whose value is no path
+MODELS = ("checkpoint", "from")  # flags of a command without a config that name a model
+BUCKETS = ("train", "align", "evaluate")  # verbs whose workdir may be in a bucket
 MANY = 20  # keys that an error lists at most
 
 
@@ -101,12 +106,34 @@ def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tupl
         raise UserError(f"--config.{key} is left out of its section: set single keys instead, such as --config.{key}=…")
     _choose_length(argv)
     if not needs_workdir or (unless and flags.FLAGS[unless].value):
+        _fetch(flags.FLAGS.config, "")
         return flags.FLAGS.config, None
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing: name the folder of the run, such as --workdir=runs/mine")
-    workdir = Path(flags.FLAGS.workdir)
+    _fetch(flags.FLAGS.config, flags.FLAGS.workdir)
+    workdir = _in_bucket(flags.FLAGS.config, verb) if is_url(flags.FLAGS.workdir) else Path(flags.FLAGS.workdir)
     check_folder(workdir, "workdir")
     return flags.FLAGS.config, workdir
+
+
+def _fetch(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Fetch models and tokenizers that a config names by URLs of a bucket, and put the paths of their copies in their place."""
+    known = set(_keys(config))
+    for key in known.intersection(KEYS):
+        url = _value(config, key)
+        if url is not None and is_url(url):
+            if is_url(workdir):
+                copies.check_apart(key, url, workdir)
+            section, _, last = key.rpartition(".")
+            (_value(config, section) if section else config)[last] = copies.local(url)
+
+
+def _in_bucket(config: ml_collections.ConfigDict, verb: str) -> Path:
+    """Plan to open the workdir, which is a URL of a bucket. Return its folder on this machine."""
+    if verb not in BUCKETS:
+        raise UserError(f"--workdir={flags.FLAGS.workdir}: only {', '.join(BUCKETS)} write into a bucket; name a local folder")
+    keep = {name: config[name] for name in ("keep_last", "keep_every") if name in config}
+    return mirror.plan(flags.FLAGS.workdir, lambda line: fail(line, 2), **keep)
 
 
 def check_folder(folder: Path, flag: str) -> None:
@@ -130,6 +157,9 @@ def parse_flags(argv: list[str]) -> None:
         raise UserError(_missing_value(error)) from None
     if len(rest) > 1:
         raise UserError(_stray(rest[1:]))
+    for name in MODELS:
+        if name in flags.FLAGS and is_url(flags.FLAGS[name].value):
+            flags.FLAGS[name].value = copies.local(flags.FLAGS[name].value)
 
 
 def run(
@@ -159,6 +189,8 @@ def guard(call: Callable[[], None]) -> None:
     gc.set_threshold(50_000, *gc.get_threshold()[1:])
     try:
         call()
+        if problem := mirror.finish():
+            raise UserError(problem)
         if (hosts := _hosts()) is not None:
             hosts.leave()
     except UserError as error:
@@ -169,6 +201,7 @@ def guard(call: Callable[[], None]) -> None:
         refusal = _refusal(error)
         if refusal is None:
             if (hosts := _hosts()) is None or not hosts.several():
+                mirror.finish()
                 raise
             fail(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
         fail(f"{refusal}; finished work is kept, fix this and run the same command again", 2)
@@ -177,7 +210,8 @@ def guard(call: Callable[[], None]) -> None:
 def fail(message: str, code: int, details: str = "") -> None:
     """Print `details` and one line, and end all processes of the job. Does not wait for threads, because they may hang."""
     sys.stdout.flush()
-    line = f"{_program()}: {_one_line(message)}"
+    message = "; ".join(filter(None, (_one_line(message), mirror.finish())))
+    line = f"{_program()}: {as_urls(message)}"
     if (hosts := _hosts()) is not None:
         hosts.end(line, code, details)
     print(details + line, file=sys.stderr, flush=True)

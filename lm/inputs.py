@@ -149,7 +149,7 @@ def check_files(key: str, input: str, text_key: str = "text") -> None:
             raise UserError(f"data.input={input} is a model, not text; to start from it set --config.init_from={input}")
         for path in files.first_files(input.strip()):
             _check_text(path, text_key)
-            if os.path.getsize(path) == 0 and os.path.isfile(os.path.expanduser(input.strip())):
+            if os.path.isfile(os.path.expanduser(input.strip())) and os.path.getsize(path) == 0:
                 raise UserError(f"data.input={input}: the file is empty; name files with text")
 
 

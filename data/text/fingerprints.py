@@ -17,7 +17,7 @@ from typing import Any
 
 import xxhash
 
-from data.sources import corpus, files, streams
+from data.sources import corpus, files, objects, streams
 from lm import saving
 from lm.damage import set_aside
 from lm.errors import UserError
@@ -26,7 +26,7 @@ TOKENIZER, INPUT = "tokenizer.fingerprint", "input.json"
 NAMED = 3  # files that an error names
 BLOCK = 1 << 20  # bytes hashed at a time
 
-Files = list[list]  # [path, bytes, modified, changed], in the order of the paths
+Files = list[list]  # [path, bytes, modified, changed], in the order of the paths; of objects [URL, bytes, tag, 0]
 
 
 class Damaged(UserError):
@@ -122,6 +122,9 @@ def input_files(input: str | None, extensions: tuple[str, ...] = files.EXTENSION
         paths = tfds_source.prepared_files(input)
     found = []
     for path in paths:
+        if objects.is_url(path):
+            found.append([path, *objects.entry(path), 0])
+            continue
         try:
             stat = os.stat(path)
         except OSError as error:
