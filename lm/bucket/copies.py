@@ -10,7 +10,7 @@ import filelock
 
 from lm import saving
 from lm.bucket.places import copy_of
-from lm.bucket.steps import newest_whole, step_of
+from lm.bucket.steps import newest_whole, place_of
 from lm.bucket.store import Refused, Store, is_url
 from lm.errors import UserError
 
@@ -68,9 +68,9 @@ def _fetched(url: str, everything: bool) -> Path:
     return path
 
 
-def _is_read(name: str, newest: dict[str, int]) -> bool:
-    if step := step_of(name):
-        return newest.get(step[0]) == step[1] and step[0] == "checkpoints"
+def _is_read(name: str, newest: dict[str, str]) -> bool:
+    if place := place_of(name):
+        return place == newest.get("checkpoints")
     return "/" not in name and not name.startswith(".") and not _UNREAD.fullmatch(name)
 
 

@@ -1,9 +1,9 @@
 """The workdir of a run in a bucket: a folder of this machine, filled when the run starts, whose files are uploaded meanwhile.
 
 The run works in the folder as in any other workdir, with all that a file system can do and a bucket cannot: append, rename,
-lock. A thread uploads what is complete: first logs, datasets and other files, then the files of each checkpoint, its checksums
-last. So the bucket never holds a checkpoint that looks whole and is not, nor one that is ahead of its log. What the run deletes
-is deleted in the bucket after that.
+lock. A thread uploads what is complete: first logs, datasets and other files, then checkpoints (lm/bucket/steps.py). So the
+bucket never holds a checkpoint that looks whole and is not, nor one that is ahead of its log. What the run deletes is deleted
+in the bucket after that.
 
 Another machine that runs the same command fetches the newest whole checkpoint of each folder, and all other files except
 tensorboard/. The machine that wrote last keeps its folder, which may be ahead of the bucket.
@@ -13,6 +13,7 @@ it wrote, process 0 everything else.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -29,7 +30,7 @@ import filelock
 from lm import saving
 from lm.bucket.owner import LOCK, Owner
 from lm.bucket.places import mirror_of
-from lm.bucket.steps import is_last, is_whole, newest_whole, step_of, steps_in, there_are
+from lm.bucket.steps import ITEMS, LAST, makes_whole, newest_whole, number, place_of, places, there_are
 from lm.bucket.store import Entry, Refused, Store
 from lm.checksums import NAME as SUMS
 from lm.errors import UserError
@@ -63,27 +64,27 @@ class Mirror:
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
         self._owner: Owner | None = None
+        self._local = filelock.FileLock(self.folder.with_name(f"{self.folder.name}.lock"), timeout=0)
         self._is_lost = False
 
     def open(self) -> str:
         """Lock the workdir, fill the folder, and start to upload. Return the id of the folder, for `join`."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
-        self._local = filelock.FileLock(self.folder.with_name(f"{self.folder.name}.lock"), timeout=0)
         try:
             self._local.acquire()
         except filelock.Timeout:
-            raise UserError(
-                f"{self.url} is in use by another run on this machine: wait for it, or use another --workdir"
-            ) from None
-        record = self._read_record()
-        self._id = record.get("id") or uuid.uuid4().hex
-        self._owner = Owner(self._store, self._id, self._lost)
+            raise UserError(f"{self.url} is in use by another run on this machine: end it, or use another --workdir") from None
         try:
+            record = self._read_record()
+            self._id = record.get("id") or uuid.uuid4().hex
+            self._owner = Owner(self._store, self._id, self._lost)
             self._fill(record)
             self._store.write(WRITER, self._id.encode())
         except BaseException:
             with contextlib.suppress(UserError):
-                self._owner.release()
+                if self._owner:
+                    self._owner.release()
+            self._local.release()
             raise
         self._start()
         return self._id
@@ -124,7 +125,7 @@ class Mirror:
             except Refused as error:
                 problem = str(error)
                 break
-            except UserError as error:
+            except (UserError, OSError) as error:
                 problem = str(error)
             if time.monotonic() + pause > end:
                 break
@@ -133,10 +134,11 @@ class Mirror:
         with contextlib.suppress(UserError):
             if self._owner:
                 self._owner.release()
+        self._local.release()
         if problem:
             return (
-                f"{self.url} does not hold all of the run: {problem}; the files are in {str(self.folder)!r}, and the same command "
-                "on this machine uploads them"
+                f"{self.url} does not hold all of the run: {problem}; its files are in the cache of this machine, and the same "
+                "command uploads them"
             )
         return None
 
@@ -148,36 +150,27 @@ class Mirror:
     # Filling.
 
     def _fill(self, record: dict) -> None:
-        listing = self._listing()
-        known = record.get("objects") or []
-        if self.folder.is_dir() and self._store.read(WRITER) == self._id.encode() and set(known) <= listing.keys():
-            self._sent = record.get("sent") or {}
-            self._elsewhere = set(record.get("elsewhere") or ()) & listing.keys()
+        listing, writer = self._listing(), self._store.read(WRITER)
+        if listing and not writer and "config.json" not in listing:
+            raise UserError(f"--workdir={self.url} is not empty, and holds no run: name a new folder in the bucket")
+        half = [name for name in listing if (place := place_of(name)) and f"{place}/{LAST}" not in listing] if writer else []
+        self._store.remove(half)
+        listing = {name: entry for name, entry in listing.items() if name not in half}
+        if self.folder.is_dir() and writer == self._id.encode() and set(record.get("objects") or ()) <= listing.keys():
+            self._sent = {name: then for name, then in (record.get("sent") or {}).items() if name in listing}
+            self._elsewhere = listing.keys() & (record.get("elsewhere") or ())
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
-        newest = newest_whole(self._store, listing)
-        half = [
-            name
-            for name in listing
-            if (step := step_of(name)) and step[1] != newest.get(step[0]) and not self._whole(listing, step)
-        ]
-        half += [name for name in listing if (data := DATA.fullmatch(name)) and not _is_dataset(listing, data[1])]
-        self._store.remove(sorted(half, key=is_last, reverse=True))
-        kept = [name for name in listing if name not in half]
-        wanted = [name for name in kept if not name.startswith("tensorboard/") and _wants(name, newest)]
-        self._elsewhere = set(kept) - set(wanted)
+        newest = set(newest_whole(self._store, listing).values())
+        wanted = [name for name in listing if _is_wanted(name, listing, newest)]
+        self._elsewhere = {name for name in listing if place_of(name) and name not in wanted}
         if wanted:
             size = sum(listing[name].size for name in wanted)
             print(f"{self.url}: fetching {len(wanted)} files, {size / 1e6:,.1f} MB, to {str(self.folder)!r}", flush=True)
         self._store.fetch(wanted, self.folder)
         self._sent = {name: now for name, now in self._files(True).items() if name in wanted}
-        self._write_record({name: listing[name] for name in kept})
-
-    def _whole(self, listing: dict[str, Entry], step: tuple[str, int]) -> bool:
-        if step not in self._checked:
-            self._checked[step] = is_whole(self._store, listing, f"{step[0]}/{step[1]}")
-        return self._checked[step]
+        self._write_record(listing)
 
     # Uploading.
 
@@ -190,14 +183,14 @@ class Mirror:
         while not self._ending.wait(pause):
             try:
                 files = self._files(False)
-                new_step = any(is_last(name) and self._sent.get(name) != now for name, now in files.items())
+                new_step = any(makes_whole(name) and self._sent.get(name) != now for name, now in files.items())
                 if new_step or time.monotonic() - since > LOGS:
                     self._upload(files)
                     since = time.monotonic()
                 pause = EVERY
                 if self._told:
                     self._told = print(f"{self.url}: uploads go on", file=sys.stderr, flush=True) or ""
-            except UserError as error:  # the run goes on, and `finish` tells if it stays so
+            except (UserError, OSError) as error:  # the run goes on, and `finish` tells if it stays so
                 pause = min(2 * pause, 300.0)
                 if not self._told:
                     self._told = f"{error}; the run goes on, and uploads are tried again"
@@ -209,48 +202,50 @@ class Mirror:
         files: the current result of `_files`.
         """
         changed = [name for name, now in files.items() if self._sent.get(name) != now and self._is_mine(name)]
-        gone = [name for name in self._sent if name not in files and not name.endswith(AT_END)]
-        if not changed and not gone and not at_end:
+        last = [name for name in changed if makes_whole(name)]
+        for _, group in itertools.groupby(sorted(set(changed).difference(last), key=_order), _order):
+            names = list(group)
+            self._store.put(names, self.folder)
+            self._sent |= {name: files[name] for name in names}
+        if self._process or not (changed or at_end or self._sent.keys() - files.keys()):
             return []
-        last = [name for name in changed if is_last(name)]
-        first = sorted((name for name in changed if name not in last), key=_order)
-        for group in _grouped(first):
-            self._store.put(group, self.folder)
-            self._sent |= {name: files[name] for name in group}
-        if self._process:
-            return []
-        listing = self._listing() if last or gone or changed or at_end else {}
-        for name in sorted(last, key=_order):  # a step becomes whole, once all processes have uploaded their files
-            folder = name.rpartition("/")[0]
-            with contextlib.suppress(FileNotFoundError):
-                if there_are(listing, folder, (self.folder / name).read_bytes()):
-                    self._store.put([name], self.folder)
-                    self._sent[name] = files[name]
-                    listing[name] = Entry(files[name][0], "")
+        listing = self._listing()
+        for place in sorted(set(map(place_of, last)), key=number, reverse=True):
+            self._make_whole(place, listing, files)
         left = [name for name, now in files.items() if not _same_size(listing.get(name), now)]
-        if not left or not any(map(step_of, left)):
+        if not any(map(place_of, left)):  # old checkpoints stay until the new ones are whole
             self._remove(listing, files)
         self._write_record(listing)
         return left
 
+    def _make_whole(self, place: str, listing: dict[str, Entry], files: dict[str, list[int]]) -> None:
+        """Upload the last objects of a step if all others are there, of all processes; otherwise another time."""
+        sums = [f"{place}/{item}/{SUMS}" for item in ITEMS]
+        with contextlib.suppress(FileNotFoundError):  # the run has deleted it
+            if all(there_are(listing, name, (self.folder / name).read_bytes()) for name in sums):
+                for names in (sums, [f"{place}/{LAST}"]):
+                    self._store.put(names, self.folder)
+                    self._sent |= {name: files[name] for name in names if name in files}
+                    listing |= {name: Entry(files[name][0], "") for name in names if name in files}
+
     def _remove(self, listing: dict[str, Entry], files: dict[str, list[int]]) -> None:
-        """Remove from the bucket what the run has deleted, and old checkpoints that are only there."""
+        """Remove from the bucket what the run has deleted here, and old checkpoints that are only there."""
         if not (self.folder / "config.json").is_file():  # someone has emptied the folder
             return
+        deleted = {name for name in self._sent if name not in files and not name.endswith(AT_END)}
+        old = set(map(place_of, deleted)) - set(map(place_of, files)) - {None}
         keep_last, keep_every = self._keep
-        stay = {
-            (folder, step)
-            for folder, steps in steps_in(listing).items()
-            for n, step in enumerate(reversed(steps))
-            if n < keep_last or (keep_every and step % keep_every == 0)
-        }
-        self._elsewhere -= {name for name in self._elsewhere if (step := step_of(name)) and step not in stay}
-        gone = [name for name in listing if name not in files and name not in self._elsewhere and not name.endswith(AT_END)]
+        for steps in places(listing).values():
+            for place in steps[keep_last:]:
+                if not (keep_every and number(place) % keep_every == 0) and f"{place}/state/{SUMS}" in self._elsewhere:
+                    old.add(place)
+        gone = [name for name in listing if name in deleted or place_of(name) in old]
+        self._sent = {name: then for name, then in self._sent.items() if name not in deleted}
+        self._elsewhere.difference_update(gone)
         for name in gone:
-            self._sent.pop(name, None)
-            listing.pop(name)
+            del listing[name]
         self._write_record(listing)
-        self._store.remove(sorted(gone, key=is_last, reverse=True))
+        self._store.remove(sorted(gone, key=lambda name: (not name.endswith(LAST), name)))
 
     def _files(self, at_end: bool) -> dict[str, list[int]]:
         """Return {name: [bytes, modified]} of the files that are complete."""
@@ -273,7 +268,6 @@ class Mirror:
         return writer == self._process
 
     def _listing(self) -> dict[str, Entry]:
-        self._checked: dict[tuple[str, int], bool] = {}
         return {name: entry for name, entry in self._store.list().items() if name not in (LOCK, WRITER)}
 
     def _read_record(self) -> dict:
@@ -287,13 +281,13 @@ class Mirror:
         saving.write(self._record, json.dumps(about))
 
 
-def _wants(name: str, newest: dict[str, int]) -> bool:
-    step = step_of(name)
-    return step is None or newest.get(step[0]) == step[1]
-
-
-def _is_dataset(listing: dict[str, Entry], folder: str) -> bool:
-    return any(f"{folder}/{marker}" in listing for marker in MARKERS)
+def _is_wanted(name: str, listing: dict[str, Entry], newest: set[str]) -> bool:
+    """Return whether an object is fetched: not old checkpoints, TensorBoard's events and datasets that are not whole."""
+    if place := place_of(name):
+        return place in newest
+    if data := DATA.fullmatch(name):
+        return any(f"{data[1]}/{marker}" in listing for marker in MARKERS)
+    return not name.startswith("tensorboard/")
 
 
 def _same_size(entry: Entry | None, now: list[int]) -> bool:
@@ -302,19 +296,8 @@ def _same_size(entry: Entry | None, now: list[int]) -> bool:
 
 def _order(name: str) -> tuple:
     """Sort logs and other files first, then checkpoints, the newest first, because the run deletes old ones."""
-    step = step_of(name)
-    return (1, step[0], -step[1]) if step else (0, name.rpartition("/")[2] in MARKERS, "")
-
-
-def _grouped(names: list[str]) -> list[list[str]]:
-    """Return runs of names of one `_order`, in which it does not matter what is uploaded first."""
-    groups: list[list[str]] = []
-    for name in names:
-        if groups and _order(groups[-1][0]) == _order(name):
-            groups[-1].append(name)
-        else:
-            groups.append([name])
-    return groups
+    place = place_of(name)
+    return (1, -number(place), place) if place else (0, name.rpartition("/")[2] in MARKERS, "")
 
 
 # The one workdir of this process.

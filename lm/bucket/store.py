@@ -1,7 +1,7 @@
 """The objects below one URL of a bucket: list, fetch, put and remove them. Every error is one line that names the object.
 
-fsspec opens gs:// with gcsfs and s3:// with s3fs. They find credentials, regions and endpoints as the tools of Google and Amazon do:
-`gcloud auth application-default login`, ~/.aws, AWS_PROFILE, AWS_ENDPOINT_URL, the machine's own role.
+fsspec opens gs:// with gcsfs and s3:// with s3fs. They find credentials, regions and endpoints as the tools of Google and
+Amazon do: `gcloud auth application-default login`, ~/.aws, AWS_PROFILE, AWS_ENDPOINT_URL, the machine's own role.
 """
 
 import contextlib
@@ -99,7 +99,7 @@ class Store:
                 listed = self._system.find(self._root, detail=True)
             entries = {}
             for path, about in sorted(listed.items()):
-                if about.get("type", "file") == "file" and not path.endswith("/"):
+                if about.get("type", "file") == "file" and not path.endswith("/") and "/../" not in f"/{path}/":
                     tag = next((about[key] for key in ("generation", "ETag", "etag", "mtime") if about.get(key)), "")
                     entries[path[len(self._root) :].lstrip("/")] = Entry(int(about.get("size") or 0), str(tag))
             return entries
