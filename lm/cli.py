@@ -21,8 +21,8 @@ from ml_collections import config_flags
 
 from lm import compile_cache, config_files, other_names
 from lm.bucket import copies, mirror
-from lm.bucket.places import KEYS, as_urls
-from lm.bucket.store import is_url
+from lm.bucket import flags as bucket_flags
+from lm.bucket.places import as_urls
 from lm.errors import UserError, windows_hint
 
 # Errors of the file system that the user can fix, whichever library raises them.
@@ -31,7 +31,6 @@ REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, 
 REFUSED = (*map(os.strerror, REFUSALS), "Not enough disk space")
 TEXTS = ("--prompt", "--system")  # flags whose value is no path
 MODELS = ("checkpoint", "from")  # flags of a command without a config that name a model
-BUCKETS = ("train", "align", "evaluate")  # verbs whose workdir may be in a bucket
 MANY = 20  # keys that an error lists at most
 
 
@@ -46,7 +45,7 @@ def define_flags() -> None:
     """Define --config and --workdir."""
     flags.FLAGS.set_gnu_getopt(True)
     config_flags.DEFINE_config_file("config", None, "File with get_config(); set its keys with --config.KEY=VALUE.")
-    flags.DEFINE_string("workdir", None, "Folder of the run; the same command again resumes it.")
+    flags.DEFINE_string("workdir", None, "Folder of the run, or gs://… or s3://…; the same command again resumes it.")
 
 
 class _Choice(flags.ArgumentParser):
@@ -106,34 +105,14 @@ def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tupl
         raise UserError(f"--config.{key} is left out of its section: set single keys instead, such as --config.{key}=…")
     _choose_length(argv)
     if not needs_workdir or (unless and flags.FLAGS[unless].value):
-        _fetch(flags.FLAGS.config, "")
+        bucket_flags.fetch(flags.FLAGS.config, None)
         return flags.FLAGS.config, None
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing: name the folder of the run, such as --workdir=runs/mine")
-    _fetch(flags.FLAGS.config, flags.FLAGS.workdir)
-    workdir = _in_bucket(flags.FLAGS.config, verb) if is_url(flags.FLAGS.workdir) else Path(flags.FLAGS.workdir)
+    bucket_flags.fetch(flags.FLAGS.config, flags.FLAGS.workdir)
+    workdir = bucket_flags.workdir_of(flags.FLAGS.workdir, flags.FLAGS.config, verb, lambda line: fail(line, 2))
     check_folder(workdir, "workdir")
     return flags.FLAGS.config, workdir
-
-
-def _fetch(config: ml_collections.ConfigDict, workdir: str) -> None:
-    """Fetch models and tokenizers that a config names by URLs of a bucket, and put the paths of their copies in their place."""
-    known = set(_keys(config))
-    for key in known.intersection(KEYS):
-        url = _value(config, key)
-        if url is not None and is_url(url):
-            if is_url(workdir):
-                copies.check_apart(key, url, workdir)
-            section, _, last = key.rpartition(".")
-            (_value(config, section) if section else config)[last] = copies.local(url)
-
-
-def _in_bucket(config: ml_collections.ConfigDict, verb: str) -> Path:
-    """Plan to open the workdir, which is a URL of a bucket. Return its folder on this machine."""
-    if verb not in BUCKETS:
-        raise UserError(f"--workdir={flags.FLAGS.workdir}: only {', '.join(BUCKETS)} write into a bucket; name a local folder")
-    keep = {name: config[name] for name in ("keep_last", "keep_every") if name in config}
-    return mirror.plan(flags.FLAGS.workdir, lambda line: fail(line, 2), **keep)
 
 
 def check_folder(folder: Path, flag: str) -> None:
@@ -158,7 +137,7 @@ def parse_flags(argv: list[str]) -> None:
     if len(rest) > 1:
         raise UserError(_stray(rest[1:]))
     for name in MODELS:
-        if name in flags.FLAGS and is_url(flags.FLAGS[name].value):
+        if name in flags.FLAGS and flags.FLAGS[name].value:
             flags.FLAGS[name].value = copies.local(flags.FLAGS[name].value)
 
 

@@ -14,7 +14,7 @@ _seen: dict[str, Entry] = {}
 
 
 def is_url(path: str) -> bool:
-    return "://" in path
+    return re.match(r"[a-z][a-z0-9]*://", path) is not None
 
 
 def listed(url: str) -> list[str]:
@@ -38,6 +38,15 @@ def listed(url: str) -> list[str]:
 def entry(url: str) -> Entry:
     """Return the size and the tag of an object that `listed` has found."""
     return _seen[url]
+
+
+def content(url: str) -> bytes:
+    """Return what an object holds. Raises: FileNotFoundError; UserError: the bucket cannot be read."""
+    folder, _, name = url.rpartition("/")
+    found = Store(folder).read(name)
+    if found is None:
+        raise FileNotFoundError(url)
+    return found
 
 
 def has_glob(url: str) -> bool:

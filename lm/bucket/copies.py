@@ -12,7 +12,6 @@ from lm import saving
 from lm.bucket.places import copy_of
 from lm.bucket.steps import newest_whole, place_of
 from lm.bucket.store import Refused, Store, is_url
-from lm.errors import UserError
 
 # Of a run's folder, what no reader of its model needs; and weights in formats that are not read.
 _UNREAD = re.compile(r"(metrics|ids|samples)\.jsonl|.*\.(html|sqlite|bin|pt|pth|h5|msgpack|onnx|ot)|report\.json")
@@ -79,9 +78,3 @@ def _remove_empty(folder: Path) -> None:
     for place, _, _ in os.walk(folder, topdown=False):
         if place != str(folder) and not os.listdir(place):
             os.rmdir(place)
-
-
-def check_apart(config_key: str, url: str, workdir: str) -> None:
-    """Raise UserError if a run in the workdir, a URL, would overwrite what it reads."""
-    if url.rstrip("/") == workdir.rstrip("/") or url.startswith(workdir.rstrip("/") + "/"):
-        raise UserError(f"{config_key}={url} lies in --workdir={workdir}, which the run writes: use another --workdir")

@@ -1,8 +1,8 @@
 """Runs whose workdir, data and models lie in buckets: killed machines, several jobs, and every verb that reads a model."""
 
 import json
-import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,9 +10,11 @@ import pytest
 
 from tests import emulators
 from tests.verbs import runs
-from tests.verbs.test_resume import stop
 
-CHAT = {"messages": [{"role": "user", "content": "Where is the key?"}, {"role": "assistant", "content": "Under the mat."}]}
+CHATS = [
+    {"messages": [{"role": "user", "content": f"Where is key {n}?"}, {"role": "assistant", "content": "Under the mat."}]}
+    for n in range(40)
+]
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +52,19 @@ def whole_steps(bucket, name: str) -> list[int]:
     return sorted(int(one.split("/")[1]) for one in names if one.endswith("/_CHECKPOINT_METADATA"))
 
 
+def started(command: list[str], folder: Path, *buckets) -> subprocess.Popen:
+    """A run on a machine of its own, whose cache and words are in a folder."""
+    folder.mkdir()
+    with open(folder / "said", "w") as said:
+        variables = runs.environment(**machine(folder, *buckets))
+        return subprocess.Popen(command, cwd=runs.REPOSITORY, env=variables, stdout=subprocess.DEVNULL, stderr=said)
+
+
 def test_a_machine_is_lost_and_another_one_goes_on(s3, finished, tmp_path):
     """The end is bit for bit that of a run on one machine with files of its own."""
     command = runs.line("s3://bucket/lost", data__input="s3://bucket/text")
-    with open(tmp_path / "said", "w") as said:
-        process = runs.subprocess.Popen(
-            command, cwd=runs.REPOSITORY, env=runs.environment(**machine(tmp_path / "one", s3)), stdout=said, stderr=said
-        )
-    assert runs.wait(process, lambda: whole_steps(s3, "lost")), (tmp_path / "said").read_text()
+    process = started(command, tmp_path / "one", s3)
+    assert runs.wait(process, lambda: whole_steps(s3, "lost")), (tmp_path / "one" / "said").read_text()
     process.kill()
     process.wait()
     assert runs.STEPS not in whole_steps(s3, "lost") and ".lock" in s3.names("lost")
@@ -71,3 +78,66 @@ def test_a_machine_is_lost_and_another_one_goes_on(s3, finished, tmp_path):
     assert runs.steps_saved(workdir) == runs.steps_saved(finished) and ".lock" not in s3.names("lost")
     report = (workdir / "report.json").read_text()
     assert json.loads(report)["config"]["data"]["input"] == "s3://bucket/text" and str(tmp_path) not in report
+
+
+def test_one_job_at_a_time_and_a_signal_uploads_before_the_end(s3, tmp_path):
+    command = runs.line("s3://bucket/busy", data__input="s3://bucket/text/0*.txt", steps=1_000_000, checkpoint_every=0)
+    process = started(command, tmp_path / "one", s3)
+    assert runs.wait(process, lambda: list(tmp_path.glob("one/lmcraft/buckets/runs/*/metrics.jsonl")))
+    other = runs.run(command, **machine(tmp_path / "two", s3))
+    assert other.returncode == 2 and f"in use by another run, process {process.pid} on" in other.stderr
+    (line,) = runs.complaint(other.stderr)
+    assert line.startswith("train.py: s3://bucket/busy is in use")
+    assert not whole_steps(s3, "busy")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(runs.DEADLINE) == 143
+    assert len(whole_steps(s3, "busy")) == 1 and ".lock" not in s3.names("busy")
+
+
+def test_models_of_a_bucket_are_tuned_evaluated_and_asked(s3, gs, finished, tmp_path):
+    """Another tool has copied the base model into S3; the adapter goes to Google, and is read where its base has not been."""
+    for path in filter(Path.is_file, finished.rglob("*")):
+        s3.put(f"base/{path.relative_to(finished)}", path.read_bytes())
+    s3.put("chats.jsonl", "".join(json.dumps(chat) + "\n" for chat in CHATS).encode())
+    tuned = ["--config.init_from=s3://bucket/base", "--config.data.input=s3://bucket/chats.jsonl", "--config.steps=3"]
+    tuned += ["--config.batch_size=4", "--config.sequence_length=64", "--config.model.adapter.rank=2", "--config.dtype=float32"]
+    align = [sys.executable, "align.py", "--config=configs/align/sft.py", "--workdir=gs://bucket/chat", *tuned]
+    done = runs.run(align, **machine(tmp_path / "one", s3, gs))
+    assert done.returncode == 0, done.stderr
+    assert whole_steps(gs, "chat") == [3]
+    saved = json.loads(gs.read("chat/config.json"))
+    assert saved["init_from"] == saved["tokenizer"] == "s3://bucket/base"
+
+    said = {"config.checkpoint": "gs://bucket/chat", "config.tasks": "perplexity", "config.data_dir": tmp_path / "items"}
+    (tmp_path / "items" / "perplexity").mkdir(parents=True)
+    (tmp_path / "items" / "perplexity" / "texts.txt").write_text("A text that nobody has read before. " * 40)
+    evaluate = [sys.executable, "evaluate.py", "--config=configs/evaluate/default.py", "--workdir=gs://bucket/eval"]
+    two = machine(tmp_path / "two", s3, gs)
+    done = runs.run([*evaluate, *(f"--{key}={value}" for key, value in said.items())], **two)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(gs.read("eval/results.json"))["perplexity"]["bits_per_byte"] > 0
+    assert json.loads(gs.read("eval/report.json"))["config"]["checkpoint"] == "gs://bucket/chat"
+
+    ask = [sys.executable, "-m", "lm.generate", "--checkpoint=gs://bucket/chat", "--prompt=a", "--max_new_tokens=2"]
+    done = runs.run(ask, **two)
+    assert done.returncode == 0 and "fetching" not in done.stdout, done.stdout + done.stderr  # they are in the cache
+
+
+def test_what_is_wrong_with_a_bucket_is_one_line(s3, gs, tmp_path):
+    (tmp_path / "s3fs.py").write_text("raise ImportError('a machine without this package')\n")
+    here = machine(tmp_path / "one", s3)
+    for settings, variables, words in (
+        ({"data__input": "s3://nobucket/text"}, here, "s3://nobucket/text/documents: there is no such bucket"),
+        ({"data__input": "s3://bucket/none/"}, here, "data.input='s3://bucket/none/': no object there can be read"),
+        ({"init_from": "s3://bucket/none"}, here, "s3://bucket/none: nothing is there"),
+        ({"init_from": "s3://bucket/none"}, here | {"PYTHONPATH": str(tmp_path)}, "needs s3fs: pip install"),
+    ):
+        done = runs.run(runs.line(tmp_path / "run", **settings), **variables)
+        assert done.returncode == 2, done.stderr
+        (line,) = runs.complaint(done.stderr)
+        assert words in line
+        assert not (tmp_path / "run").exists()
+    done = runs.run(runs.line("s3://nobucket/run", data__input="s3://bucket/text"), **here)
+    assert done.returncode == 2 and len(runs.complaint(done.stderr)) == 1, done.stderr
+    done = runs.run([sys.executable, "serve.py", "--config=configs/serve/default.py", "--workdir=s3://bucket/s"], **here)
+    assert done.returncode == 2 and "only train, align, evaluate write into a bucket" in done.stderr

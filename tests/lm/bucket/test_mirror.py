@@ -53,7 +53,9 @@ def write(folder: Path, files: dict[str, str]) -> None:
 def checkpoint(workdir: Path, step: int) -> None:
     """A folder such as lm.checkpoint writes."""
     place = workdir / "checkpoints" / str(step)
-    write(place, {"_CHECKPOINT_METADATA": "{}", "meta/metadata": f"{step}", "state/d/1": f"arrays {step}", "state/manifest": ""})
+    write(
+        place, {"_CHECKPOINT_METADATA": "{}", "meta/metadata": f"{step}", "state/d/1": f"arrays {step}", "state/manifest": ""}
+    )
     for item in ("meta", "state"):
         checksums.write(place / item)
 
@@ -189,7 +191,11 @@ def test_a_copy_holds_what_a_reader_needs_and_follows_the_bucket(bucket, capsys)
         bucket.put(f"model/{name}", name.encode())
     url = f"{bucket.url}/model"
     folder = Path(copies.local(url))
-    assert {path.name for path in folder.iterdir()} - {".objects.json"} == {"config.json", "model.safetensors", "tokenizer.json"}
+    assert {path.name for path in folder.iterdir()} - {".objects.json"} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
     bucket.put("model/tokenizer.json", b"another one")
     bucket.system.rm_file(f"{url}/model.safetensors")
     copies._fetched.cache_clear()
