@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -47,6 +48,8 @@ def s3() -> Iterator[Bucket]:
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+    # All servers of a process hold the same buckets.
+    urllib.request.urlopen(urllib.request.Request(f"{variables['AWS_ENDPOINT_URL']}/moto-api/reset", method="POST"))
     how = {"endpoint_url": variables["AWS_ENDPOINT_URL"], "key": "test", "secret": "test", "use_listings_cache": False}
     system = fsspec.filesystem("s3", **how)
     system.mkdir("bucket")

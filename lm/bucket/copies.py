@@ -30,41 +30,42 @@ def dataset(url: str) -> Path:
 
 @functools.cache
 def _fetched(url: str, everything: bool) -> Path:
-    store, folder = Store(url), copy_of(url)
+    store = Store(url)
     listing = store.list()
     if "" in listing:  # an object, and the other parts of a model in several files
         above, _, name = url.rpartition("/")
-        part = _PART.fullmatch(name)
-        store, listing = Store(above), Store(above).list() if part else {name: listing[""]}
-        listing = {
-            other: entry
-            for other, entry in listing.items()
-            if other == name or (part and (match := _PART.fullmatch(other)) and match.groups() == part.groups())
-        }
-        wanted, path = set(listing), folder / name
+        part, store = _PART.fullmatch(name), Store(above)
+        listing = store.list() if part else {name: listing[""]}
+        places = {one: copy_of(f"{above}/{one}") for one in listing if one == name or (part and _is_part(one, part))}
     else:
         newest = {} if everything else newest_whole(store, listing)
-        wanted, path = {name for name in listing if everything or _is_read(name, newest)}, folder
-    if not wanted:
+        places = {name: copy_of(url) / name for name in listing if everything or _is_read(name, newest)}
+    if not places:
         raise Refused(f"{url}: nothing is there")
-    folder.mkdir(parents=True, exist_ok=True)
-    record = folder / ".objects.json"
-    with filelock.FileLock(folder.with_name(f"{folder.name}.lock")):
+    copy = copy_of(url)
+    record = copy.with_name(f"{copy.name}@objects")  # {name: its entry when it was fetched}
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(copy.with_name(f"{copy.name}@lock")):
         try:
             known = json.loads(record.read_text())
         except (OSError, ValueError):
             known = {}
-        wants = [name for name in wanted if known.get(name) != list(listing[name]) or not (folder / name).is_file()]
+        wants = [name for name in places if known.get(name) != list(listing[name]) or not places[name].is_file()]
         if wants:
             size = sum(listing[name].size for name in wants)
             print(f"{url}: fetching {len(wants)} files, {size / 1e6:,.1f} MB", flush=True)
-        store.fetch(wants, folder)
+        store.fetch({name: places[name] for name in wants})
         for name in known.keys() - listing.keys():  # so that nothing is read that the bucket no longer holds
-            (folder / name).unlink(missing_ok=True)
-        _remove_empty(folder)
-        known = {name: list(listing[name]) if name in wanted else known[name] for name in listing if name in {*wanted, *known}}
-        saving.write(record, json.dumps(known))
-    return path
+            (copy / name).unlink(missing_ok=True)
+        _remove_empty(copy)
+        kept = {name: entry for name, entry in known.items() if name in listing}
+        saving.write(record, json.dumps(kept | {name: list(listing[name]) for name in places}))
+    return copy
+
+
+def _is_part(name: str, part: re.Match) -> bool:
+    other = _PART.fullmatch(name)
+    return other is not None and other.groups() == part.groups()
 
 
 def _is_read(name: str, newest: dict[str, str]) -> bool:

@@ -56,7 +56,7 @@ class Mirror:
     def __init__(self, url: str, lost: Callable[[str], None], *, keep_last: int = 2, keep_every: int = 0):
         self.url, self.folder = url.rstrip("/"), mirror_of(url)
         self._store, self._end, self._keep = Store(self.url), lost, (keep_last, keep_every)
-        self._record = self.folder.with_name(f"{self.folder.name}.json")
+        self._record = self.folder.with_name(f"{self.folder.name}@record")
         self._process, self._processes = 0, 1
         self._sent: dict[str, list[int]] = {}  # size and time of each file when it was uploaded or fetched
         self._elsewhere: set[str] = set()  # objects of the bucket that were not fetched, and stay there
@@ -64,7 +64,7 @@ class Mirror:
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
         self._owner: Owner | None = None
-        self._local = filelock.FileLock(self.folder.with_name(f"{self.folder.name}.lock"), timeout=0)
+        self._local = filelock.FileLock(self.folder.with_name(f"{self.folder.name}@lock"), timeout=0)
         self._is_lost = False
 
     def open(self) -> str:
@@ -168,7 +168,7 @@ class Mirror:
         if wanted:
             size = sum(listing[name].size for name in wanted)
             print(f"{self.url}: fetching {len(wanted)} files, {size / 1e6:,.1f} MB, to {str(self.folder)!r}", flush=True)
-        self._store.fetch(wanted, self.folder)
+        self._store.fetch({name: self.folder / name for name in wanted})
         self._sent = {name: now for name, now in self._files(True).items() if name in wanted}
         self._write_record(listing)
 

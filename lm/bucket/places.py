@@ -2,6 +2,7 @@
 
     runs/URL      the mirror of a workdir, which its run writes (lm/bucket/mirror.py)
     copies/URL    a copy for reading: a model, a tokenizer or a dataset (lm/bucket/copies.py)
+    URL@lock, URL@record, URL@objects    beside them; no quoted URL holds an @
 
 In memory a config holds local paths; in files, messages and reports it holds URLs, so that another machine can go on.
 """

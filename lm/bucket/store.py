@@ -6,7 +6,7 @@ Amazon do: `gcloud auth application-default login`, ~/.aws, AWS_PROFILE, AWS_END
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -106,11 +106,11 @@ class Store:
 
         return patiently(found)
 
-    def fetch(self, names: Iterable[str], folder: Path) -> None:
-        """Write objects into a folder, several at a time. A file appears under its name when it is whole."""
+    def fetch(self, places: Mapping[str, Path]) -> None:
+        """Write objects to files, several at a time. A file appears under its name when it is whole."""
 
         def one(name: str) -> None:
-            path = folder / (name or self.url.rpartition("/")[2])
+            path = places[name]
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_name(f"{path.name}.new")
 
@@ -124,7 +124,7 @@ class Store:
             finally:
                 part.unlink(missing_ok=True)
 
-        self._each(one, names)
+        self._each(one, places)
 
     def put(self, names: Iterable[str], folder: Path) -> None:
         """Upload files of a folder, several at a time. An object is replaced as a whole. A file that is gone is left out."""

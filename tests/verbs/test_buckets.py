@@ -10,6 +10,7 @@ import pytest
 
 from tests import emulators
 from tests.verbs import runs
+from tests.verbs.test_hosts import ends, start_both
 
 CHATS = [
     {"messages": [{"role": "user", "content": f"Where is key {n}?"}, {"role": "assistant", "content": "Under the mat."}]}
@@ -141,3 +142,19 @@ def test_what_is_wrong_with_a_bucket_is_one_line(s3, gs, tmp_path):
     assert done.returncode == 2 and len(runs.complaint(done.stderr)) == 1, done.stderr
     done = runs.run([sys.executable, "serve.py", "--config=configs/serve/default.py", "--workdir=s3://bucket/s"], **here)
     assert done.returncode == 2 and "only train, align, evaluate write into a bucket" in done.stderr
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_mirror(s3, finished, tmp_path, monkeypatch):
+    """Each uploads its part of a checkpoint. If one does not see the mirror of the other, all end with one line."""
+    for name, value in machine(tmp_path / "cache", s3).items():
+        monkeypatch.setenv(name, value)
+    command = runs.line("s3://bucket/both", data__input="s3://bucket/text")
+    codes, said = ends(start_both(command, tmp_path), tmp_path)
+    assert codes == [0, 0], said
+    assert any("/ocdbt.process_1/" in name for name in s3.names("both"))
+    runs.assert_same_run(fetched(s3, "both", tmp_path / "run"), finished, tolerance=1e-5)
+
+    elsewhere = ["env", f"XDG_CACHE_HOME={tmp_path / 'other'}", *command]
+    codes, said = ends(start_both(command, tmp_path, elsewhere), tmp_path)
+    assert codes == [2, 2] and all("process 1 does not see the folder" in lines[-1] for lines in said), said

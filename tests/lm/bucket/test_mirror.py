@@ -203,7 +203,13 @@ def test_a_copy_holds_what_a_reader_needs_and_follows_the_bucket(bucket, capsys)
     assert copies.local(url) == str(folder)
     assert (folder / "tokenizer.json").read_text() == "another one" and not (folder / "model.safetensors").exists()
     assert "fetching 1 files" in capsys.readouterr().out
-    assert copies.local(f"{url}/tokenizer.json").endswith("/tokenizer.json")
+    single = copies.local(f"{url}/tokenizer.json")
+    assert Path(single).read_text() == "another one" and places.as_urls(single) == f"{url}/tokenizer.json"
+    parts = {f"gguf/m-0000{n}-of-00002.gguf" for n in (1, 2)}
+    for name in parts:
+        bucket.put(name, b"part")
+    first = Path(copies.local(f"{bucket.url}/gguf/m-00001-of-00002.gguf"))
+    assert first.suffix == ".gguf" and first.with_name(first.name.replace("-00001-", "-00002-")).is_file()
     assert copies.local("runs/mine") == "runs/mine"
 
 
