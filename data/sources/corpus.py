@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from data.sources import objects, streams
 from data.sources.source import Document, Source
+from lm.bucket.store import is_url
 from lm.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def is_corpus(path: str | os.PathLike) -> bool:
     """
     folder = Path(path).expanduser()
     try:
-        if objects.is_url(str(path)):
+        if is_url(path):
             if objects.has_glob(str(path)) or "," in str(path):
                 return False
             manifest = json.loads(objects.content(f"{str(path).rstrip('/')}/{MANIFEST}"))
@@ -42,14 +43,14 @@ def is_corpus(path: str | os.PathLike) -> bool:
 
 
 def _is_folder(path: str | os.PathLike, name: str) -> bool:
-    if objects.is_url(str(path)):
+    if is_url(path):
         return bool(objects.listed(f"{str(path).rstrip('/')}/{name}"))
     return os.path.isdir(Path(path).expanduser() / name)  # False for what can be no path
 
 
 def files(path: str | os.PathLike) -> list[str]:
     """Return the paths of a corpus' documents, in order."""
-    if objects.is_url(str(path)):
+    if is_url(path):
         return objects.listed(f"{str(path).rstrip('/')}/{DOCUMENTS}/*.parquet")
     return sorted(map(str, (Path(path).expanduser() / DOCUMENTS).glob("*.parquet")))
 

@@ -16,6 +16,7 @@ from data.sources import corpus, objects, streams, walk
 from data.sources.not_found import TEXT, missing, other_format
 from data.sources.source import Document, Source
 from data.sources.streams import Unreadable
+from lm.bucket.store import is_url
 from lm.errors import UserError
 
 # C4 and similar corpora publish JSON lines as .json.gz; in practice a compressed file is never one big array.
@@ -37,7 +38,7 @@ def is_path(input: str) -> bool:
         or input.startswith((".", "/", "~"))
         or input.endswith(("/", *EXTENSIONS))
         or any(c in input for c in "*?[,\\")
-        or objects.is_url(input)
+        or is_url(input)
         or named(input)[0] is not None
     )
 
@@ -134,7 +135,7 @@ def folders(input: str) -> list[str]:
 
 def urls(input: str) -> list[str]:
     """Return the parts of an input that are in buckets, each up to its first glob character."""
-    return [objects.fixed(part) for part in _parts(input) if objects.is_url(part)]
+    return [objects.fixed(part) for part in _parts(input) if is_url(part)]
 
 
 def _parts(input: str) -> list[str]:
@@ -162,7 +163,7 @@ def _find(part: str, extensions: tuple[str, ...]) -> list[str]:
 
 def _readable(part: str, extensions: tuple[str, ...]) -> Iterator[str]:
     """Yield the files with these extensions of one part of an input."""
-    if objects.is_url(part):
+    if is_url(part):
         yield from (url for url in objects.listed(part) if url.endswith(extensions))
         return
     matches = [part] if os.path.exists(part) else walk.matches(part)
@@ -173,7 +174,7 @@ def _readable(part: str, extensions: tuple[str, ...]) -> Iterator[str]:
 
 
 def _none(part: str, extensions: tuple[str, ...]) -> UserError:
-    if objects.is_url(part):
+    if is_url(part):
         return UserError(f"data.input={part!r}: no object there can be read; accepted: {' '.join(extensions)}")
     if not os.path.exists(part) and not walk.matches(part):
         return missing(part)
@@ -184,7 +185,7 @@ def _none(part: str, extensions: tuple[str, ...]) -> UserError:
 
 def fixed_folder(part: str) -> str:
     """Return the folder that document ids are relative to: the part before the first glob character."""
-    if objects.is_url(part):
+    if is_url(part):
         is_object = part.endswith(EXTENSIONS) and not objects.has_glob(part)
         return part.rpartition("/")[0] if is_object else objects.fixed(part)
     if os.path.isdir(part):
@@ -195,7 +196,7 @@ def fixed_folder(part: str) -> str:
 
 def _identifier(part: str) -> str:
     """Return a source name: `my corpus/part-1.jsonl.gz` gives `part_1`; a glob gives the name of its fixed folder."""
-    is_whole = os.path.exists(part) or (objects.is_url(part) and not objects.has_glob(part))
+    is_whole = os.path.exists(part) or (is_url(part) and not objects.has_glob(part))
     last = os.path.basename(os.path.abspath(part if is_whole else fixed_folder(part)))
     for extension in sorted(EXTENSIONS, key=len, reverse=True):
         last = last.removesuffix(extension)

@@ -1,4 +1,4 @@
-"""Find the objects of buckets (gs://, s3://, and whatever else fsspec opens) that an input names, and open them."""
+"""Find the objects of buckets (gs://, s3://) that an input names, and open those of any URL that fsspec knows."""
 
 from __future__ import annotations
 
@@ -11,10 +11,6 @@ from data.sources import walk
 from lm.bucket.store import Entry, Store, open_system
 
 _seen: dict[str, Entry] = {}
-
-
-def is_url(path: str) -> bool:
-    return re.match(r"[a-z][a-z0-9]*://", path) is not None
 
 
 def listed(url: str) -> list[str]:

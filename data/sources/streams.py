@@ -42,7 +42,7 @@ def open_regular(path: str) -> BinaryIO:
         Unreadable: the path is a FIFO, a device, a socket or a folder.
         OSError: it is missing or may not be read.
     """
-    if objects.is_url(path):
+    if "://" in path:
         return objects.open_object(path)
     # Opening some devices has an effect, so look before. O_NONBLOCK: the path may become a FIFO in between.
     _check_regular(os.stat(path))

@@ -132,7 +132,7 @@ def input_files(input: str | None, extensions: tuple[str, ...] = files.EXTENSION
         paths = tfds_source.prepared_files(input)
     found = []
     for path in paths:
-        if objects.is_url(path):
+        if is_url(path):
             found.append([path, *objects.entry(path), 0])
             continue
         try:

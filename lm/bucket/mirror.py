@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import filelock
@@ -60,7 +60,6 @@ class Mirror:
         self._process, self._processes = 0, 1
         self._sent: dict[str, list[int]] = {}  # size and time of each file when it was uploaded or fetched
         self._elsewhere: set[str] = set()  # objects of the bucket that were not fetched, and stay there
-        self._told = ""
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
         self._owner: Owner | None = None
@@ -130,7 +129,7 @@ class Mirror:
             if time.monotonic() + pause > end:
                 break
             time.sleep(pause)
-            pause = min(2 * pause, 60.0)
+            pause = min(2 * pause, 10.0)
         with contextlib.suppress(UserError):
             if self._owner:
                 self._owner.release()
@@ -156,9 +155,9 @@ class Mirror:
         half = [name for name in listing if (place := place_of(name)) and f"{place}/{LAST}" not in listing] if writer else []
         self._store.remove(half)
         listing = {name: entry for name, entry in listing.items() if name not in half}
-        if self.folder.is_dir() and writer == self._id.encode() and set(record.get("objects") or ()) <= listing.keys():
-            self._sent = {name: then for name, then in (record.get("sent") or {}).items() if name in listing}
-            self._elsewhere = listing.keys() & (record.get("elsewhere") or ())
+        if writer == self._id.encode() and set(record["objects"]) <= listing.keys() and self._is_complete(record["sent"]):
+            self._sent = {name: then for name, then in record["sent"].items() if name in listing}
+            self._elsewhere = listing.keys() & record["elsewhere"]
             return
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
@@ -172,6 +171,12 @@ class Mirror:
         self._sent = {name: now for name, now in self._files(True).items() if name in wanted}
         self._write_record(listing)
 
+    def _is_complete(self, sent: Iterable[str]) -> bool:
+        """Return whether the folder has all files that were sent, but for checkpoints that the run has deleted as a whole."""
+        files = self._files(True)
+        gone = [name for name in sent if name not in files]
+        return self.folder.is_dir() and all((place := place_of(name)) and not (self.folder / place).exists() for name in gone)
+
     # Uploading.
 
     def _start(self) -> None:
@@ -179,7 +184,7 @@ class Mirror:
         self._thread.start()
 
     def _watch(self) -> None:
-        pause, since = EVERY, time.monotonic() - LOGS
+        pause, since, told = EVERY, time.monotonic() - LOGS, False
         while not self._ending.wait(pause):
             try:
                 files = self._files(False)
@@ -188,13 +193,14 @@ class Mirror:
                     self._upload(files)
                     since = time.monotonic()
                 pause = EVERY
-                if self._told:
-                    self._told = print(f"{self.url}: uploads go on", file=sys.stderr, flush=True) or ""
+                if told:
+                    print(f"{self.url}: uploads go on", file=sys.stderr, flush=True)
+                    told = False
             except (UserError, OSError) as error:  # the run goes on, and `finish` tells if it stays so
                 pause = min(2 * pause, 300.0)
-                if not self._told:
-                    self._told = f"{error}; the run goes on, and uploads are tried again"
-                    print(self._told, file=sys.stderr, flush=True)
+                if not told:
+                    print(f"{error}; the run goes on, and uploads are tried again", file=sys.stderr, flush=True)
+                    told = True
 
     def _upload(self, files: dict[str, list[int]], *, at_end: bool = False) -> list[str]:
         """Upload what has changed, then remove what is gone. Return the files that are not in the bucket yet.

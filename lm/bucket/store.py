@@ -157,12 +157,16 @@ class Store:
 
     def write(self, name: str, content: bytes, *, new: bool = False) -> bool:
         """Write an object. new: only if there is none yet; return whether it was written."""
-        with plainly(self._url(name)):
-            try:
-                self._system.pipe_file(self._path(name), content, **({"mode": "create"} if new else {}))
-            except FileExistsError:
-                return False
-        return True
+
+        def written() -> bool:
+            with plainly(self._url(name)):
+                try:
+                    self._system.pipe_file(self._path(name), content, **({"mode": "create"} if new else {}))
+                except FileExistsError:
+                    return False
+            return True
+
+        return patiently(written)
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove objects one after another; those that are gone are left out."""
