@@ -111,21 +111,26 @@ def test_what_a_run_deletes_is_deleted_in_the_bucket(bucket):
     assert {name.split("/")[1] for name in names if name.startswith("checkpoints/")} == {"40"}
 
 
-@pytest.mark.parametrize("missing", ["state/d/1", "state/checksums.json", "_CHECKPOINT_METADATA"])
-def test_a_half_uploaded_checkpoint_is_not_taken(bucket, monkeypatch, tmp_path, missing):
+def test_a_half_uploaded_checkpoint_is_not_taken(bucket, monkeypatch, tmp_path):
     mirror = opened(bucket)
     write(mirror.folder, {"config.json": "{}"})
     for step in (20, 40):
         checkpoint(mirror.folder, step)
     assert mirror.finish() is None
-    bucket.system.rm_file(f"{bucket.url}/run/checkpoints/40/{missing}")
     store = Store(f"{bucket.url}/run")
-    assert newest_whole(store, store.list()) == {"checkpoints": "checkpoints/20"}
+    listing = store.list()
+    assert newest_whole(store, listing) == {"checkpoints": "checkpoints/40"}
+    for name in ("state/d/1", "state/checksums.json", "meta/metadata", "_CHECKPOINT_METADATA"):
+        rest = {other: entry for other, entry in listing.items() if other != f"checkpoints/40/{name}"}
+        assert newest_whole(store, rest) == {"checkpoints": "checkpoints/20"}, name
+    bucket.put("run/checkpoints/40/state/d/1", b"ar")  # of another size
+    bucket.put("run/checkpoints/60/state/d/1", b"what a lost machine had uploaded")
 
     machine(monkeypatch, tmp_path / "two")
     other = opened(bucket)
     assert [path.name for path in (other.folder / "checkpoints").iterdir()] == ["20"]
     assert other.finish() is None
+    assert not any(name.startswith("checkpoints/60/") for name in bucket.names("run"))
     assert Path(copies.local(f"{bucket.url}/run"), "checkpoints/20/state/d/1").read_text() == "arrays 20"
 
 
