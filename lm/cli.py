@@ -105,11 +105,9 @@ def parse(argv: list[str], needs_workdir: bool = True, unless: str = "") -> tupl
         raise UserError(f"--config.{key} is left out of its section: set single keys instead, such as --config.{key}=…")
     _choose_length(argv)
     if not needs_workdir or (unless and flags.FLAGS[unless].value):
-        bucket_flags.fetch(flags.FLAGS.config, None)
         return flags.FLAGS.config, None
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing: name the folder of the run, such as --workdir=runs/mine")
-    bucket_flags.fetch(flags.FLAGS.config, flags.FLAGS.workdir)
     workdir = bucket_flags.workdir_of(flags.FLAGS.workdir, flags.FLAGS.config, verb, lambda line: fail(line, 2))
     check_folder(workdir, "workdir")
     return flags.FLAGS.config, workdir
@@ -152,6 +150,7 @@ def run(
 
     def parsed() -> None:
         config, workdir = parse(sys.argv, needs_workdir, unless)
+        bucket_flags.fetch(config, flags.FLAGS.workdir)
         compile_cache.switch_on()
         main(config, workdir)
 
