@@ -132,6 +132,8 @@ class Mirror:
             pause = min(2 * pause, 10.0)
         with contextlib.suppress(UserError):
             if self._owner:
+                if not self._files(True):  # the run was refused before it wrote anything
+                    self._store.remove([WRITER])
                 self._owner.release()
         self._local.release()
         if problem:

@@ -184,6 +184,11 @@ def test_a_run_does_not_end_well_while_files_are_missing_in_the_bucket(bucket):
     assert "gone/run" in (problem := mirror.finish()) and "does not hold all of the run" in problem
 
 
+def test_a_run_that_is_refused_leaves_nothing_in_the_bucket(bucket):
+    assert opened(bucket).finish() is None
+    assert bucket.names() == set()
+
+
 def test_a_folder_with_other_objects_is_no_workdir(bucket):
     bucket.put("run/holiday.jpg", b"1")
     with pytest.raises(UserError, match="holds no run"):
