@@ -1,6 +1,7 @@
 """A mirror and its bucket, for both kinds of buckets: what is uploaded, in which order, and what another machine finds."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,23 @@ def test_a_run_does_not_end_well_while_files_are_missing_in_the_bucket(bucket):
     write(mirror.folder, {"config.json": "{}"})
     mirror._store = Store(f"{bucket.url[:-6]}gone/run")  # the bucket has been deleted
     assert "gone/run" in (problem := mirror.finish()) and "does not hold all of the run" in problem
+
+
+def test_a_failed_upload_is_tried_again_while_the_run_goes_on(bucket, monkeypatch, capfd):
+    monkeypatch.setattr("lm.bucket.mirror.EVERY", 0.01)
+    monkeypatch.setattr("lm.bucket.mirror.LOGS", 0.0)
+    mirror, said = opened(bucket), ""
+    there, mirror._store = mirror._store, Store(f"{bucket.url[:-6]}gone/run")
+    write(mirror.folder, {"config.json": "{}"})
+    end = time.monotonic() + 60
+    while "uploads are tried again" not in said and time.monotonic() < end:
+        said += capfd.readouterr().err
+    mirror._store = there
+    while "uploads go on" not in said and time.monotonic() < end:
+        said += capfd.readouterr().err
+    assert "config.json" in bucket.names("run") and len(said.splitlines()) == 2
+    assert "gone/run" in said and said.endswith("run: uploads go on\n")
+    assert mirror.finish() is None
 
 
 def test_a_run_that_is_refused_leaves_nothing_in_the_bucket(bucket):
