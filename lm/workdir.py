@@ -124,7 +124,8 @@ def repair(workdir: Path) -> None:
         return
     found = read_config(workdir)
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        if with_paths(json.loads(path.read_text(encoding="utf-8"))) == found:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(value, dict) and with_paths(value) == found:
             return
     aside = set_aside(path)
     write_json(path, with_urls(found))
