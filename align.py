@@ -6,6 +6,7 @@
 Starts from a workdir, a Hugging Face folder or a GGUF file and writes a workdir. configs/align/ has one config per method (sft,
 dpo, kto, orpo, reward, ppo, grpo, distill, best_of, safety); configs/align/default.py explains every key, and docs/align.md
 every method, its data and its metrics. data.input names files of examples or a built-in task: builtin:arithmetic?digits=2.
+Workdir, init_from and data may be in a bucket: gs://… or s3://… (docs/buckets.md).
 Run the same command again to resume after a crash, a kill or a Ctrl-C; the result is the same to the bit. Writes to workdir:
 config.json, the tokenizer, checkpoints/, data/, metrics.jsonl, samples.jsonl, tensorboard/, report.html, report.json.
 """

@@ -5,7 +5,7 @@
     python evaluate.py --config=configs/evaluate/core.py --workdir=evals/core --config.checkpoint=FOLDER --config.data_dir=DIR
 
 Takes a workdir of train.py or align.py, a Hugging Face folder or a GGUF file. Items of a task are
-DIR/<task>/*.{csv,jsonl,parquet}.
+DIR/<task>/*.{csv,jsonl,parquet}. Workdir and checkpoint may be in a bucket: gs://… or s3://… (docs/buckets.md).
 configs/evaluate/default.py explains every key, docs/evaluate.md every task. Run the same command again to resume after a crash,
 a kill or a Ctrl-C; the results are the same to the byte. Writes to the workdir: config.json, results.json, samples.jsonl (each
 item with its exact prompt), report.html, report.json, items.html, tasks/, answers.sqlite. With --config.compare=OTHER_WORKDIR

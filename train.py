@@ -8,6 +8,7 @@
 Reads --config.data.input (a folder, file, glob of .txt .md .jsonl .parquet, or a TFDS name; none: the code and docs of this
 Python installation). Trains a SentencePiece tokenizer on it unless --config.tokenizer names one. Trains a decoder on the mesh
 of --config.mesh, from random weights or from --config.init_from (a workdir, a Hugging Face folder or a GGUF file).
+Workdir, input, tokenizer and init_from may be in a bucket: gs://… or s3://… (docs/buckets.md).
 Run the same command again to resume after a crash, a kill or a Ctrl-C. configs/train/default.py explains every key,
 lm/config.py those of the model.
 Writes to the workdir: config.json, tokenizer.model, data/, checkpoints/, metrics.jsonl, tensorboard/, report.html, report.json.

@@ -12,10 +12,11 @@ from pathlib import Path
 
 
 def load(path, dtype: str | None = None):
-    """Return (model, tokenizer) of a training run; see lm.infer.load.load."""
+    """Return (model, tokenizer) of a training run, which may be in a bucket; see lm.infer.load.load."""
+    from lm.bucket.copies import local
     from lm.infer.load import load  # here, so that `import lm` does not import JAX
 
-    return load(path, dtype)
+    return load(local(path), dtype)
 
 
 def generate(model, tokenizer, prompts, **options):

@@ -35,7 +35,7 @@ from lm.inputs import check_speaker
 from lm.train.values import SEEDS
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", None, "A training run's workdir, a Hugging Face folder or a GGUF file.")
+flags.DEFINE_string("checkpoint", None, "A training run's workdir, a Hugging Face folder or a GGUF file; also gs://… or s3://…")
 flags.DEFINE_string("system", "", "The system message.")
 flags.DEFINE_integer("max_new_tokens", 512, "Maximum number of tokens of an answer.", lower_bound=1)
 flags.DEFINE_float("temperature", 0.7, "Sampling temperature; 0: greedy.", lower_bound=0.0)

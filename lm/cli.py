@@ -20,6 +20,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from lm import compile_cache, config_files, other_names
+from lm.bucket import copies, mirror
+from lm.bucket import flags as bucket_flags
+from lm.bucket.places import as_urls
 from lm.errors import UserError, windows_hint
 
 # Errors of the file system that the user can fix, whichever library raises them.
@@ -27,6 +30,7 @@ REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, 
 # Libraries keep the number (OSError) or only its text; TFDS has its own text.
 REFUSED = (*map(os.strerror, REFUSALS), "Not enough disk space")
 TEXTS = ("--prompt", "--system")  # flags whose value is no path
+MODELS = ("checkpoint", "from")  # flags of a command without a config that name a model
 MANY = 20  # keys that an error lists at most
 
 
@@ -41,7 +45,7 @@ def define_flags() -> None:
     """Define --config and --workdir."""
     flags.FLAGS.set_gnu_getopt(True)
     config_flags.DEFINE_config_file("config", None, "File with get_config(); set its keys with --config.KEY=VALUE.")
-    flags.DEFINE_string("workdir", None, "Folder of the run; the same command again resumes it.")
+    flags.DEFINE_string("workdir", None, "Folder of the run, or gs://… or s3://…; the same command again resumes it.")
 
 
 class _Choice(flags.ArgumentParser):
@@ -106,7 +110,7 @@ def parse(
         return flags.FLAGS.config, None
     if not flags.FLAGS.workdir:
         raise UserError("--workdir is missing: name the folder of the run, such as --workdir=runs/mine")
-    workdir = Path(flags.FLAGS.workdir)
+    workdir = bucket_flags.workdir_of(flags.FLAGS.workdir, flags.FLAGS.config, verb, lambda line: fail(line, 2))
     check_folder(workdir, "workdir")
     return flags.FLAGS.config, workdir
 
@@ -132,6 +136,9 @@ def parse_flags(argv: list[str]) -> None:
         raise UserError(_missing_value(error)) from None
     if len(rest) > 1:
         raise UserError(_stray(rest[1:]))
+    for name in MODELS:
+        if name in flags.FLAGS and flags.FLAGS[name].value:
+            flags.FLAGS[name].value = copies.local(flags.FLAGS[name].value)
 
 
 def run(
@@ -148,6 +155,7 @@ def run(
 
     def parsed() -> None:
         config, workdir = parse(sys.argv, needs_workdir, unless)
+        bucket_flags.fetch(config, flags.FLAGS.workdir)
         compile_cache.switch_on()
         main(config, workdir)
 
@@ -164,6 +172,8 @@ def guard(call: Callable[[], None]) -> None:
     gc.set_threshold(50_000, *gc.get_threshold()[1:])
     try:
         call()
+        if problem := mirror.finish():
+            raise UserError(problem)
         if (hosts := _hosts()) is not None:
             hosts.leave()
     except UserError as error:
@@ -174,6 +184,7 @@ def guard(call: Callable[[], None]) -> None:
         refusal = _refusal(error)
         if refusal is None:
             if (hosts := _hosts()) is None or not hosts.several():
+                mirror.finish()
                 raise
             fail(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
         fail(f"{refusal}; finished work is kept, fix this and run the same command again", 2)
@@ -182,7 +193,8 @@ def guard(call: Callable[[], None]) -> None:
 def fail(message: str, code: int, details: str = "") -> None:
     """Print `details` and one line, and end all processes of the job. Does not wait for threads, because they may hang."""
     sys.stdout.flush()
-    line = f"{_program()}: {_one_line(message)}"
+    message = "; ".join(filter(None, (_one_line(message), mirror.finish())))
+    line = f"{_program()}: {as_urls(message)}"
     if (hosts := _hosts()) is not None:
         hosts.end(line, code, details)
     print(details + line, file=sys.stderr, flush=True)

@@ -17,7 +17,7 @@ from lm.inputs import check_writer
 from lm.train.values import SEEDS
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("checkpoint", None, "A training run's workdir, a Hugging Face folder or a GGUF file.")
+flags.DEFINE_string("checkpoint", None, "A training run's workdir, a Hugging Face folder or a GGUF file; also gs://… or s3://…")
 flags.DEFINE_multi_string("prompt", None, "Text to complete; may be given several times.")
 flags.DEFINE_bool("chat", False, "Treat each prompt as a user message and answer it with the chat template.")
 flags.DEFINE_string("system", "", "With --chat: the system message.")

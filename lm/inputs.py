@@ -15,6 +15,7 @@ from data.text.fingerprints import ready_dataset
 from data.text.tokenizer import load_tokenizer
 from data.text.weights import parse_weights
 from lm.align import settings
+from lm.bucket.places import as_urls
 from lm.convert.files import check_weights, is_adapter
 from lm.errors import UserError, after, hub_hint, naming, no_base, no_model
 from lm.evals.judges.judges import check_answers, check_name
@@ -149,7 +150,7 @@ def check_files(key: str, input: str, text_key: str = "text") -> None:
             raise UserError(f"data.input={input} is a model, not text; to start from it set --config.init_from={input}")
         for path in files.first_files(input.strip()):
             _check_text(path, text_key)
-            if os.path.getsize(path) == 0 and os.path.isfile(os.path.expanduser(input.strip())):
+            if os.path.isfile(os.path.expanduser(input.strip())) and os.path.getsize(path) == 0:
                 raise UserError(f"data.input={input}: the file is empty; name files with text")
 
 
@@ -188,6 +189,12 @@ def check_records(key: str, input: str, seed: int, kind: str) -> None:
 
 def check_apart(key: str, input: str, workdir: Path) -> None:
     """Raise UserError if the workdir is or lies in a folder of the input, which would then read what the run writes."""
+    there = as_urls(str(workdir))
+    for url in files.urls(input) if files.is_path(input) else ():
+        if f"{there}/".startswith(f"{url}/"):
+            raise UserError(
+                f"--workdir={there} lies in {key}={input}, whose files the run reads: name a --workdir outside of it"
+            )
     for folder in files.folders(input) if files.is_path(input) else ():
         place = Path(folder).resolve()
         if place == workdir.resolve() or place in workdir.resolve().parents:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lm.bucket.places import as_urls, with_paths, with_urls
 from lm.config import model_keys
 from lm.config_files import verb_of
 from lm.damage import set_aside
@@ -80,7 +81,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         value = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         if isinstance(value, dict) and (kind_of(value) or not (folder / "checkpoints").is_dir()):
-            return value
+            return with_paths(value)
         problem = "is not the config of a run" if isinstance(value, dict) else "is no JSON object"
     except (FileNotFoundError, NotADirectoryError):  # a GGUF file has settings, but no config
         return {}
@@ -111,7 +112,7 @@ def _of_checkpoint(workdir: Path) -> tuple[dict[str, Any] | None, Path]:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             saved = json.loads((folder / "meta" / "metadata").read_text())["config"]
             if isinstance(saved, dict) and kind_of(saved):
-                return saved, folder
+                return with_paths(saved), folder
     return None, workdir
 
 
@@ -129,10 +130,11 @@ def repair(workdir: Path) -> None:
         return
     found = read_config(workdir)
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        if json.loads(path.read_text(encoding="utf-8")) == found:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(value, dict) and with_paths(value) == found:
             return
     aside = set_aside(path)
-    write_json(path, found)
+    write_json(path, with_urls(found))
     print(f"{path} is damaged: it is now {aside.name}, and the config of the newest checkpoint is in its place", flush=True)
 
 
@@ -267,8 +269,8 @@ def save_record(config, workdir: Path) -> None:
     """Write config.json, and print the keys that have changed."""
     saved = read_config(workdir)
     for line in changes(saved, config.to_dict()):
-        print(f"changed: {line}", flush=True)
-    write_json(workdir / RECORD, config.to_dict())
+        print(f"changed: {as_urls(line)}", flush=True)
+    write_json(workdir / RECORD, with_urls(config.to_dict()))
 
 
 def finished(config, workdir: Path) -> dict[str, Any] | None:
@@ -292,7 +294,8 @@ def finished(config, workdir: Path) -> dict[str, Any] | None:
     if damage(workdir / "checkpoints" / str(step)):
         return None
     if hosts.is_first():
-        print(f"{workdir} is finished at step {step}: raise steps or epochs to train on, or use another --workdir", flush=True)
+        where = as_urls(str(workdir))
+        print(f"{where} is finished at step {step}: raise steps or epochs to train on, or use another --workdir", flush=True)
     return report
 
 

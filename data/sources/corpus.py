@@ -9,7 +9,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data.sources import objects, streams
 from data.sources.source import Document, Source
+from lm.bucket.store import is_url
 from lm.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,16 +29,29 @@ def is_corpus(path: str | os.PathLike) -> bool:
     """
     folder = Path(path).expanduser()
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        if is_url(path):
+            if objects.has_glob(str(path)) or "," in str(path):
+                return False
+            manifest = json.loads(objects.content(f"{str(path).rstrip('/')}/{MANIFEST}"))
+        else:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        if all(os.path.isdir(folder / name) for name in (DOCUMENTS, "dropped", "stages")):  # False for what can be no path
+        if all(_is_folder(path, name) for name in (DOCUMENTS, "dropped", "stages")):
             raise UserError(f"{path}: this corpus is not finished; run its curate.py command again") from None
         return False
-    return isinstance(manifest, dict) and "recipe" in manifest and (folder / DOCUMENTS).is_dir()
+    return isinstance(manifest, dict) and "recipe" in manifest and _is_folder(path, DOCUMENTS)
+
+
+def _is_folder(path: str | os.PathLike, name: str) -> bool:
+    if is_url(path):
+        return bool(objects.listed(f"{str(path).rstrip('/')}/{name}"))
+    return os.path.isdir(Path(path).expanduser() / name)  # False for what can be no path
 
 
 def files(path: str | os.PathLike) -> list[str]:
     """Return the paths of a corpus' documents, in order."""
+    if is_url(path):
+        return objects.listed(f"{str(path).rstrip('/')}/{DOCUMENTS}/*.parquet")
     return sorted(map(str, (Path(path).expanduser() / DOCUMENTS).glob("*.parquet")))
 
 
@@ -54,7 +69,8 @@ def source_names(path: str | os.PathLike) -> list[str]:
 
     found: set[str] = set()
     for file in files(path):
-        found.update(pq.read_table(file, columns=["source"]).column("source").unique().to_pylist())
+        with streams.open_regular(file) as opened:
+            found.update(pq.read_table(opened, columns=["source"]).column("source").unique().to_pylist())
     return sorted(found)
 
 
@@ -70,7 +86,7 @@ def read(
     import pyarrow.parquet as pq
 
     for name in files(path):
-        with pq.ParquetFile(name) as file:
+        with streams.open_regular(name) as opened, pq.ParquetFile(opened) as file:
             columns = [one for one in file.schema_arrow.names if one in _READ or one == column]
             for group in range(file.num_row_groups):
                 table = file.read_row_group(group, columns=columns)

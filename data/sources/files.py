@@ -12,10 +12,11 @@ import re
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
-from data.sources import corpus, streams, walk
+from data.sources import corpus, objects, streams, walk
 from data.sources.not_found import TEXT, missing, other_format
 from data.sources.source import Document, Source
 from data.sources.streams import Unreadable
+from lm.bucket.store import is_url
 from lm.errors import UserError
 
 # C4 and similar corpora publish JSON lines as .json.gz; in practice a compressed file is never one big array.
@@ -37,6 +38,7 @@ def is_path(input: str) -> bool:
         or input.startswith((".", "/", "~"))
         or input.endswith(("/", *EXTENSIONS))
         or any(c in input for c in "*?[,\\")
+        or is_url(input)
         or named(input)[0] is not None
     )
 
@@ -131,6 +133,11 @@ def folders(input: str) -> list[str]:
     return [part for part in _parts(input) if os.path.isdir(part)]
 
 
+def urls(input: str) -> list[str]:
+    """Return the parts of an input that are in buckets, each up to its first glob character."""
+    return [objects.fixed(part) for part in _parts(input) if is_url(part)]
+
+
 def _parts(input: str) -> list[str]:
     return [part for _, part in _named_parts(input)]
 
@@ -156,6 +163,9 @@ def _find(part: str, extensions: tuple[str, ...]) -> list[str]:
 
 def _readable(part: str, extensions: tuple[str, ...]) -> Iterator[str]:
     """Yield the files with these extensions of one part of an input."""
+    if is_url(part):
+        yield from (url for url in objects.listed(part) if url.endswith(extensions))
+        return
     matches = [part] if os.path.exists(part) else walk.matches(part)
     for match in matches:
         # A FIFO or a device is found too: leaving it out in silence would hide a mistake. Opening it is an error.
@@ -164,6 +174,8 @@ def _readable(part: str, extensions: tuple[str, ...]) -> Iterator[str]:
 
 
 def _none(part: str, extensions: tuple[str, ...]) -> UserError:
+    if is_url(part):
+        return UserError(f"data.input={part!r}: no object there can be read; accepted: {' '.join(extensions)}")
     if not os.path.exists(part) and not walk.matches(part):
         return missing(part)
     return UserError(
@@ -173,6 +185,9 @@ def _none(part: str, extensions: tuple[str, ...]) -> UserError:
 
 def fixed_folder(part: str) -> str:
     """Return the folder that document ids are relative to: the part before the first glob character."""
+    if is_url(part):
+        is_object = part.endswith(EXTENSIONS) and not objects.has_glob(part)
+        return part.rpartition("/")[0] if is_object else objects.fixed(part)
     if os.path.isdir(part):
         return part
     fixed = part if os.path.exists(part) else re.split(r"[*?\[]", part, maxsplit=1)[0]
@@ -181,7 +196,8 @@ def fixed_folder(part: str) -> str:
 
 def _identifier(part: str) -> str:
     """Return a source name: `my corpus/part-1.jsonl.gz` gives `part_1`; a glob gives the name of its fixed folder."""
-    last = os.path.basename(os.path.abspath(part if os.path.exists(part) else fixed_folder(part)))
+    is_whole = os.path.exists(part) or (is_url(part) and not objects.has_glob(part))
+    last = os.path.basename(os.path.abspath(part if is_whole else fixed_folder(part)))
     for extension in sorted(EXTENSIONS, key=len, reverse=True):
         last = last.removesuffix(extension)
     return re.sub(r"[^a-z0-9]+", "_", last.lower()).strip("_") or "text"

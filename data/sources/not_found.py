@@ -53,5 +53,5 @@ def missing(part: str) -> UserError:
     if not near:
         hint += windows_hint(part) or ("/" in part and hub_hint(part, "dataset") or "")
     if "://" in part and "huggingface.co" not in part:
-        hint = "nothing is downloaded here: fetch it first, then name the file or folder"
+        hint = "nothing is downloaded here, except from gs:// and s3://: fetch it first, then name the file or folder"
     return UserError(f"no file matches data.input={part!r}; {hint}")

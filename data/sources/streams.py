@@ -16,6 +16,8 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from data.sources import objects
+
 BLOCK_BYTES = 1 << 20  # the most that one step of a decompressor may return
 ZSTD_STEP = 1 << 9  # zstd cannot limit its output. It gives at most 32 KiB for each byte, so 16 MiB for this step.
 ZSTD_WINDOW = 1 << 31  # large corpora are often packed with `zstd --long=31`
@@ -41,9 +43,7 @@ def open_regular(path: str) -> BinaryIO:
         OSError: it is missing or may not be read.
     """
     if "://" in path:
-        import fsspec
-
-        return fsspec.open(path, "rb").open()
+        return objects.open_object(path)
     # Opening some devices has an effect, so look before. O_NONBLOCK: the path may become a FIFO in between.
     _check_regular(os.stat(path))
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

@@ -61,18 +61,18 @@ def matches(pattern: str) -> list[str]:
     for root in filter(os.path.isdir, roots):
         for path, _ in entries(root, follow=True):
             relative = os.path.relpath(path, root)
-            if _match(relative.split(os.sep), rest):
+            if matches_parts(relative.split(os.sep), rest):
                 found.add(path if head else relative)
     return sorted(found)
 
 
-def _match(names: list[str], parts: list[str]) -> bool:
+def matches_parts(names: list[str], parts: list[str]) -> bool:
     """Return whether the names of a path match the parts of a pattern, of which `**` is any number of names."""
     if not parts:
         return not names
     if parts[0] == "**":
-        return any(_match(names[k:], parts[1:]) for k in range(len(names) + 1))
-    return bool(names) and fnmatch.fnmatchcase(names[0], parts[0]) and _match(names[1:], parts[1:])
+        return any(matches_parts(names[k:], parts[1:]) for k in range(len(names) + 1))
+    return bool(names) and fnmatch.fnmatchcase(names[0], parts[0]) and matches_parts(names[1:], parts[1:])
 
 
 def _listed(folder: str) -> Iterator[os.DirEntry]:

@@ -7,6 +7,7 @@ Input files are compared by path, size and times. If only times differ, the dige
 only if it keeps the size and both times, which no ordinary tool does. Runs without a record are not compared.
 """
 
+import functools
 import json
 import os
 import sys
@@ -17,8 +18,10 @@ from typing import Any
 
 import xxhash
 
-from data.sources import corpus, files, streams
+from data.sources import corpus, files, objects, streams
 from lm import saving
+from lm.bucket import copies
+from lm.bucket.store import Store, is_url
 from lm.damage import set_aside
 from lm.errors import UserError
 
@@ -26,7 +29,7 @@ TOKENIZER, INPUT = "tokenizer.fingerprint", "input.json"
 NAMED = 3  # files that an error names
 BLOCK = 1 << 20  # bytes hashed at a time
 
-Files = list[list]  # [path, bytes, modified, changed], in the order of the paths
+Files = list[list]  # [path, bytes, modified, changed], in the order of the paths; of objects [URL, bytes, tag, 0]
 
 
 class Damaged(UserError):
@@ -99,9 +102,16 @@ def _json(path: Path) -> dict:
 
 
 def ready_dataset(input: str | None) -> Path | None:
-    """Return the dataset that `data.input` names, if it is one of `curate.py --config.tokenizer=…`."""
+    """Return the dataset that `data.input` names, if it is one of `curate.py --config.tokenizer=…`; from a bucket, a copy."""
+    if is_url(input):
+        return _fetched(input)
     folder = Path(input).expanduser() if input else None
     return folder if folder is not None and (folder / "dataset.json").is_file() else None
+
+
+@functools.cache
+def _fetched(url: str) -> Path | None:
+    return copies.dataset(url) if Store(url).read("dataset.json") is not None else None
 
 
 def input_files(input: str | None, extensions: tuple[str, ...] = files.EXTENSIONS) -> Files | None:
@@ -122,6 +132,9 @@ def input_files(input: str | None, extensions: tuple[str, ...] = files.EXTENSION
         paths = tfds_source.prepared_files(input)
     found = []
     for path in paths:
+        if is_url(path):
+            found.append([path, *objects.entry(path), 0])
+            continue
         try:
             stat = os.stat(path)
         except OSError as error:

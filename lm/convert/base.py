@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lm import checksums
+from lm.bucket.copies import local
 from lm.checkpoint import newest
 from lm.convert.published import is_published
 from lm.errors import UserError
@@ -81,7 +82,7 @@ def _fingerprint(folder: Path, files: tuple) -> str | None:
 
 def _places(base: dict, workdir: Path) -> Iterator[Path]:
     """Yield candidate paths: the recorded ones, then init_from in the config of the run, of that workdir, and so on."""
-    yield Path(base["path"])
+    yield Path(local(base["path"]))
     yield Path(os.path.normpath(workdir.absolute() / base["relative"]))
     seen: set[Path] = set()
     while workdir not in seen and (start := read_config(workdir).get("init_from")):

@@ -21,6 +21,7 @@ import jax
 
 from data.text.tokenizer import load_tokenizer
 from lm import saving
+from lm.bucket.places import as_urls
 from lm.errors import UserError
 from lm.evals import compare, contamination, failures
 from lm.evals.asked import open_tasks, others_of, settings_of, template_of
@@ -77,7 +78,7 @@ def run(config, workdir: Path, report: Callable[..., dict]) -> list[str]:
         engine = Engine(
             model,
             tokenizer,
-            name=Path(config.checkpoint).name,
+            name=Path(as_urls(config.checkpoint)).name,
             max_length=config.max_length,
             batch_tokens=config.batch_tokens,
             cache=workdir / "answers.sqlite" if config.cache else None,

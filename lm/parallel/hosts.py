@@ -109,6 +109,11 @@ def several() -> bool:
     return _service() is not None
 
 
+def number() -> tuple[int, int]:
+    """Return this process's number and how many processes the job has."""
+    return jax.process_index(), jax.process_count()
+
+
 def end(line: str, code: int, details: str = "") -> None:
     """End this process and all others of the job with one line on stderr and an exit code. Never returns.
 

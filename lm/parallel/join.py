@@ -1,20 +1,29 @@
-"""The start of a verb: check the config, load JAX, join the other processes."""
+"""The start of a verb: open a workdir in a bucket, check the config, load JAX, join the other processes."""
 
 from collections.abc import Callable
 
+from lm.bucket import mirror
 from lm.parallel.cluster import several
 
 
 def join(check: Callable[[], None], trains: bool = True) -> None:
     """Call `check`, and join the other processes of this job if there are any (lm.parallel.hosts.start).
 
-    A single process checks before JAX loads, so that an error shows at once. In a job of several, process 0 checks after all
-    have joined: all end with its line, and only process 0 needs the input.
+    Before the check, the workdir's mirror is filled if it is in a bucket (lm/bucket/mirror.py). A single process checks before
+    JAX loads, so that an error shows at once. In a job of several, process 0 checks after all have joined: all end with its
+    line, and only process 0 needs the input.
     """
-    if not several():
+
+    def start() -> str | None:
+        id = mirror.open_planned()
         check()
+        return id
+
+    if not several():
+        start()
     from lm.parallel import hosts
 
     hosts.start(trains)
     if several():
-        hosts.from_first(check)
+        id = hosts.from_first(start)
+        mirror.share(id, *hosts.number())

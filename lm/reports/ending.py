@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from lm.bucket.places import as_urls
+
 
 def show(workdir: Path) -> None:
     """Print the result, the report's path and the next commands of a run that has a report.json; nothing without one."""
@@ -16,5 +18,5 @@ def show(workdir: Path) -> None:
     rows += [("report", str(workdir / "report.html"))]
     rows += [(f"next: {step['what'][0].lower()}{step['what'][1:]}", step["command"]) for step in report.get("next") or ()]
     print(flush=True)
-    for name, text in rows:
+    for name, text in ((name, as_urls(text)) for name, text in rows):
         print(f"{name}\n    {text}" if name.startswith("next") else f"{name}  {text}", flush=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lm import saving
+from lm.bucket.places import as_urls
 from lm.errors import UserError
 from lm.evals.compare import compare_runs, read_results, read_samples
 from lm.evals.stats.chance import above_chance, chance, words
@@ -71,7 +72,9 @@ def write(
     browser.write(workdir, f"{report.get('title') or 'Evaluation'}: items")
     page = html(report, plain(runs), items, browsable=len(browser) > 0)
     for name, text in (("report.json", json.dumps(report, indent=2, ensure_ascii=False) + "\n"), ("report.html", page)):
-        saving.write(workdir / name, text.encode(errors="backslashreplace"))  # answers may hold halves of surrogate pairs
+        saving.write(
+            workdir / name, as_urls(text).encode(errors="backslashreplace")
+        )  # answers may hold halves of surrogate pairs
     return report
 
 

@@ -17,6 +17,7 @@ import jinja2
 import psutil
 
 from lm import saving
+from lm.bucket.places import as_urls
 
 BLANK = re.compile(r"(?<![\w/.-])[A-Z]{3,}")  # a word in a command that stands for what only the user can name
 
@@ -69,7 +70,7 @@ def render(template: str, report: dict, **context) -> str:
     parts = {"changed": config} if changed is None else {"changed": {key: config[key] for key in changed if key in config}}
     parts["usual"] = {key: value for key, value in config.items() if key not in parts["changed"]}
     parts["blanks"] = any(BLANK.search(step["command"]) for step in report.get("next") or ())
-    return environment.get_template(template).render(report=report, **parts, **context)
+    return as_urls(environment.get_template(template).render(report=report, **parts, **context))
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:
@@ -138,7 +139,7 @@ def _cores() -> int:
 
 
 def replace_json(path: Path, value) -> None:
-    saving.write(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    saving.write(path, as_urls(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)) + "\n")
 
 
 FILTERS = {"number": number, "short": short, "duration": duration, "date": date, "arguments": arguments}  # of all templates

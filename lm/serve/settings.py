@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from lm.bucket.places import as_urls
 from lm.errors import UserError
 from lm.inputs import check_model, check_writer
 from lm.serve.api.adapters import NAME
@@ -84,7 +85,7 @@ def _places() -> Iterator[Path]:
 
 def name_of(config) -> str:
     """Return the model's name in requests."""
-    path = Path(config.checkpoint)
+    path = Path(as_urls(config.checkpoint))
     return config.name or (path.stem if path.suffix == ".gguf" else path.resolve().name)
 
 

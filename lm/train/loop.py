@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from data.text.tokenizer import Tokenizer
 from lm import sizing
 from lm.adapt import lora, quantize
+from lm.bucket.places import with_urls
 from lm.checkpoint import Checkpoints
 from lm.convert.base import reference
 from lm.convert.source import open_source
@@ -178,7 +179,7 @@ def train(
                 f"were not saved. Lower optimizer.learning_rate, then run the same command: it resumes from step "
                 f"{checkpoints.latest() or 0}"
             )
-        meta = {"config": config.to_dict(), "tokens": tokens} | ({"base": base} if base else {})
+        meta = with_urls({"config": config.to_dict(), "tokens": tokens} | ({"base": base} if base else {}))
         checkpoints.save(step, kept(state), meta)
 
     stop = _Stop()

@@ -1,0 +1,1 @@
+"""Buckets (gs://, s3://): a workdir in a bucket, and models, tokenizers and datasets that lie there."""

@@ -1,0 +1,81 @@
+"""Fetch what a run reads from a bucket: a model, a tokenizer, a dataset. Only objects that have changed are fetched again."""
+
+import functools
+import json
+import os
+import re
+from pathlib import Path
+
+import filelock
+
+from lm import saving
+from lm.bucket.places import copy_of
+from lm.bucket.steps import newest_whole, place_of
+from lm.bucket.store import Refused, Store, is_url
+
+# Of a run's folder, what no reader of its model needs; and weights in formats that are not read.
+_UNREAD = re.compile(r"(metrics|ids|samples)\.jsonl|.*\.(html|sqlite|bin|pt|pth|h5|msgpack|onnx|ot)|report\.json")
+_PART = re.compile(r"(.+-)\d{5}(-of-\d{5}\.gguf)")
+
+
+def local(path: str | os.PathLike) -> str | os.PathLike:
+    """Return the path of a copy of what a URL names, which is fetched or brought up to date; other paths as they are."""
+    return str(_fetched(str(path).rstrip("/"), False)) if is_url(path) else path
+
+
+def dataset(url: str) -> Path:
+    """Return the same for a folder of which every object is needed."""
+    return _fetched(url.rstrip("/"), True)
+
+
+@functools.cache
+def _fetched(url: str, everything: bool) -> Path:
+    store = Store(url)
+    listing = store.list()
+    if "" in listing:  # an object, and the other parts of a model in several files
+        above, _, name = url.rpartition("/")
+        part, store = _PART.fullmatch(name), Store(above)
+        listing = store.list() if part else {name: listing[""]}
+        places = {one: copy_of(f"{above}/{one}") for one in listing if one == name or (part and _is_part(one, part))}
+    else:
+        newest = {} if everything else newest_whole(store, listing)
+        places = {name: copy_of(url) / name for name in listing if everything or _is_read(name, newest)}
+    if not places:
+        raise Refused(f"{url}: nothing is there")
+    copy = copy_of(url)
+    record = copy.with_name(f"{copy.name}@objects")  # {name: its entry when it was fetched}
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(copy.with_name(f"{copy.name}@lock")):
+        try:
+            known = json.loads(record.read_text())
+        except (OSError, ValueError):
+            known = {}
+        wants = [name for name in places if known.get(name) != list(listing[name]) or not places[name].is_file()]
+        if wants:
+            size = sum(listing[name].size for name in wants)
+            print(f"{url}: fetching {len(wants)} files, {size / 1e6:,.1f} MB", flush=True)
+        store.fetch({name: places[name] for name in wants})
+        for name in known.keys() - listing.keys():  # so that nothing is read that the bucket no longer holds
+            (copy / name).unlink(missing_ok=True)
+        _remove_empty(copy)
+        kept = {name: entry for name, entry in known.items() if name in listing}
+        saving.write(record, json.dumps(kept | {name: list(listing[name]) for name in places}))
+    return copy
+
+
+def _is_part(name: str, part: re.Match) -> bool:
+    other = _PART.fullmatch(name)
+    return other is not None and other.groups() == part.groups()
+
+
+def _is_read(name: str, newest: dict[str, str]) -> bool:
+    if place := place_of(name):
+        return place == newest.get("checkpoints")
+    return "/" not in name and not name.startswith(".") and not _UNREAD.fullmatch(name)
+
+
+def _remove_empty(folder: Path) -> None:
+    """Remove empty folders, such as those of a checkpoint that is gone."""
+    for place, _, _ in os.walk(folder, topdown=False):
+        if place != str(folder) and not os.listdir(place):
+            os.rmdir(place)
