@@ -72,8 +72,7 @@ def _encoded(leaf, dtype: str, count, squares: bool, salt: int):
     unit_Bk = x_Bk / jnp.where(scale_B1 > 0, scale_B1, 1.0)
     code_Bk = square_codes(unit_Bk, u_Bk) if squares else signed_codes(unit_Bk, u_Bk)
     scale, axes = scale_B1[..., 0], logical_axes(leaf)
-    mesh, split = jax.sharding.get_abstract_mesh(), RULES[axes[-1]]
-    fits = mesh.empty or split is None or scale.shape[-1] % mesh.shape[split] == 0
+    fits = jax.sharding.get_abstract_mesh().empty or scale.shape[-1] % _ways(RULES[axes[-1]]) == 0
     axes = axes if fits else (*axes[:-1], "replicated")
     return leaf.replace(whole(code_Bk, x)), leaf.replace(scale, out_sharding=axes)
 
