@@ -95,7 +95,7 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
     def init(params: nnx.State | None = None) -> TrainState:
         params = build(model_config, config.seed) if params is None else params
         zero, trained = jnp.zeros((), jnp.int32), nnx.filter_state(params, learns)
-        average = jax.tree.map(jnp.copy, trained) if config.ema else ()  # donated beside the parameters: not the same buffers
+        average = jax.tree.map(jnp.copy, trained) if config.ema else ()
         return TrainState(zero, params, transform.init(trained), zero, zero, average=average)
 
     def step(state: TrainState, batch: dict, frozen=None) -> tuple[TrainState, dict]:
@@ -173,9 +173,12 @@ def stored(state: TrainState, learns: tuple[type[nnx.Variable], ...]) -> dict:
 def unstored(fields: dict, learns: tuple[type[nnx.Variable], ...], average: bool) -> TrainState:
     """Return the state of a checkpoint. average: whether the run keeps one; without `raw` it starts from the parameters."""
     raw, params = fields.get("raw"), fields["params"]
-    kept = jax.tree.map(jnp.copy, nnx.filter_state(params, learns)) if average else ()
-    others = {name: value for name, value in fields.items() if name not in ("params", "raw")}
-    return TrainState(**others, params=nnx.merge_state(params, raw) if raw else params, average=kept)
+    kept = nnx.filter_state(params, learns) if average else ()
+    if raw:
+        params = nnx.merge_state(params, raw)
+    else:
+        kept = jax.tree.map(jnp.copy, kept)  # both are donated: not the same buffers
+    return TrainState(**{name: fields[name] for name in fields if name not in ("params", "raw")}, params=params, average=kept)
 
 
 def overflowed(old: Any, new: Any) -> jax.Array:

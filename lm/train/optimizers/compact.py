@@ -20,7 +20,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.kernels.matmul import spec_of
-from lm.parallel.mesh import logical_axes, mesh_axes, several
+from lm.parallel.mesh import logical_axes, mesh_axes
 
 BLOCK, LEAST = 64, 16  # numbers that share a scale: a divisor of the last axis in this range, else the whole axis
 STEPS = 6  # codes of an octave of v
@@ -73,8 +73,7 @@ def _encoded(leaf, dtype: str, count, squares: bool, salt: int):
     code_Bk = square_codes(unit_Bk, u_Bk) if squares else signed_codes(unit_Bk, u_Bk)
     scale, axes = scale_B1[..., 0], logical_axes(leaf)
     mesh = jax.sharding.get_abstract_mesh()
-    split = None if mesh.empty else mesh_axes(axes[-1], mesh)
-    fits = split is None or scale.shape[-1] % math.prod(mesh.shape[axis] for axis in several(split)) == 0
+    fits = mesh.empty or scale.shape[-1] % _ways(mesh_axes(axes[-1], mesh)) == 0
     axes = axes if fits else (*axes[:-1], "replicated")
     return leaf.replace(whole(code_Bk, x)), leaf.replace(scale, out_sharding=axes)
 

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec as P
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh, shardings
-from lm.train.optimizers.chain import optimizer, orthogonalised
+from lm.train.optimizers.chain import mup_scale, optimizer, orthogonalised
 from lm.train.optimizers.muon import shared_out
 from lm.train.step import make_trainer, model_config_of
 from tests.lm.examples import packed_batch, parameters, tiny_config
@@ -81,6 +81,16 @@ def test_embeddings_heads_routers_and_vectors_are_adamws():
     muon, adamw = (directions("one", "latent attention and experts", name)[0] for name in ("muon", "adamw"))
     same = {name for name in muon if np.array_equal(muon[name], adamw[name])}
     assert same == {name for name in muon if re.search(r"norm|embedding|head|router", name)} and len(same) >= 5
+
+
+def test_scales_of_mup():
+    """At twice the base width: 1/2 of a hidden matrix with AdamW and 1/√2 with Muon; an adapter's A and B as with AdamW."""
+    config = model_config_of(tiny_config(mup_base_dim=16, adapter=dict(rank=2)))
+    params = skeleton(config)[1]
+    query = params["stacks"][0][0]["attention"]["query"]
+    variables = [query["weight"], query["lora_a"], query["lora_b"], params["embedding"], params["head"]]
+    assert [mup_scale(variable, config, "adamw") for variable in variables] == [0.5, 0.5, 1, 1, 1]
+    assert [mup_scale(variable, config, "muon") for variable in variables] == [0.5**0.5, 0.5, 1, 1, 1]
 
 
 def test_adapters_are_orthogonalised():
