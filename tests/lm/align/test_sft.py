@@ -13,7 +13,7 @@ from lm.align import settings, sft
 from lm.errors import UserError
 from lm.kernels.cross_entropy import cross_entropy
 from lm.model.transformer import skeleton
-from lm.parallel.mesh import make_mesh, spec
+from lm.parallel.mesh import RULES, make_mesh, spec
 from lm.train.step import model_config_of
 from tests.lm.align.batches import align_config, measured
 from tests.lm.examples import packed_batch, parameters
@@ -146,7 +146,7 @@ def test_the_size_of_noise():
     with jax.set_mesh(mesh):
         spread = {name: jax.device_put(x, NamedSharding(mesh, spec("batch", None))) for name, x in batch.items()}
         shared = make(spread)
-        assert shared.sharding.spec[0] == ("data", "fsdp", "expert")
+        assert shared.sharding.spec[0] == RULES["batch"]
     np.testing.assert_array_equal(shared, noise)
 
 

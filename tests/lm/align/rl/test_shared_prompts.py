@@ -13,7 +13,7 @@ from lm.align.rl import shared_prompts
 from lm.align.rl.rollouts import Rollout, arrays
 from lm.config import MixtureOfExperts, ModelConfig
 from lm.model.transformer import skeleton
-from lm.parallel.mesh import make_mesh
+from lm.parallel.mesh import RULES, make_mesh
 from lm.train.step import make_trainer, model_config_of, state_shardings
 from tests.lm.examples import parameters
 from tests.slow import all_but
@@ -140,7 +140,7 @@ def test_eight_devices_in_slices_equal_one():
         with jax.set_mesh(mesh):
             trainer = make_trainer(config, rl.objective(config))
             state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
-            where = jax.NamedSharding(mesh, jax.sharding.PartitionSpec(("data", "fsdp", "expert")))
+            where = jax.NamedSharding(mesh, jax.sharding.PartitionSpec(RULES["batch"]))
             batch = {name: jax.device_put(x, where) for name, x in batches()[1].items()}
             state, metrics = jax.jit(trainer.step)(state, batch)
         return {name: float(x) for name, x in metrics.items()}, [np.asarray(x) for x in jax.tree.leaves(state.optimizer[0].mu)]
