@@ -1,6 +1,6 @@
 """Memory of a chip in a training step of long sequences, split over the context axis: compiled for TPUs that are not attached.
 
-    JAX_PLATFORMS=cpu python -m benchmarks.long_context [--cases=131072:v5e:2x2,1048576:v5e:4x4] [--across=ring]
+    JAX_PLATFORMS=cpu python -m benchmarks.long_context [--cases=131072:v5e:4x4,1048576:v5p:2x2x4] [--across=ring]
 
 The model is that of configs/train/1b.py with one sequence a step. Prints one line of JSON a case. Needs libtpu, as
 train.py --plan does; a case takes some minutes of one core.
@@ -13,7 +13,7 @@ import json
 from lm.config import ACROSS
 from lm.train.plan.plan import plan
 
-CASES = "131072:v5e:2x2,131072:v5e:2x4,131072:v5e:4x4,1048576:v5e:4x4"
+CASES = "131072:v5e:4x4,262144:v5e:4x4,1048576:v5p:2x2x4"
 
 
 def main() -> None:

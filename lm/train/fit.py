@@ -25,7 +25,7 @@ def check_memory(config, mesh, *, whole_rows: bool = True) -> None:
         return
     cure = "lower model sizes or spread the model over more devices (mesh.fsdp)"
     if fixed <= room:
-        cure = "lower sequence_length or batch_size, raise accumulate, or set model.remat=full"
+        cure = "lower sequence_length or batch_size, raise accumulate, set model.remat=full, or split sequences (mesh.context)"
     raise UserError(
         f"batch_size={config.batch_size}, sequence_length={config.sequence_length}, accumulate={config.accumulate}: a step "
         f"needs {_gib(fixed)} for parameters, gradients and optimizer and {_gib(kept)} for activations, and a device has "

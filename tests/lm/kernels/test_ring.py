@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding
 
+from lm.kernels import tiles
 from lm.kernels.attention import Visible, attention
 from lm.kernels.ring import context_attention
 from lm.parallel.context import slots
@@ -61,10 +62,10 @@ def split(q, k, v, segments, sinks, *, across, window=0, softcap=0.0, with_sinks
     return context_attention(q, k, v, visible, scale=SCALE, **options)
 
 
-def compared(sizes, case, across, dtype=np.float32):
+def compared(sizes, case, across):
     case = dict(case)
     case["with_sinks"] = case.pop("sinks", False)
-    inputs = [x if x.dtype == np.int32 else x.astype(dtype) for x in example()]
+    inputs = example()
     expected = jax.jit(functools.partial(results, functools.partial(alone, **case)))(*inputs)
     mesh = make_mesh(sizes)
     order = slots(T, sizes["context"])
@@ -89,3 +90,21 @@ QUICK += [("data 2, context 2, tensor 2", "softcap and sinks", "all_gather")]
 def test_as_on_one_device(mesh, case, across):
     for ours, theirs in compared(MESHES[mesh], CASES[case], across):
         np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", all_but(["window, softcap, sinks"], ["plain", "window 20", "window, softcap, sinks"]))
+@pytest.mark.parametrize("across", all_but(["ring"], ["ring", "all_gather"]))
+def test_many_tiles_give_what_one_gives(case, across, monkeypatch):
+    """Tiles of 4 tokens, of chunks of 16."""
+    monkeypatch.setattr(tiles, "TILE", 4)
+    for ours, theirs in compared(dict(context=2, data=4), CASES[case], across):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5, rtol=1e-5)
+
+
+def test_tiles_that_no_query_sees_are_left_out(monkeypatch):
+    monkeypatch.setattr(tiles, "TILE", 4)
+    assert len(tiles.pairs(16, 16, tiles.How(1.0, 0, 0.0, 0))[0]) == 10  # causal: on the diagonal and below
+    assert len(tiles.pairs(16, 8, tiles.How(1.0, 0, 0.0, 16))[0]) == 8  # later than all keys
+    assert len(tiles.pairs(16, 16, tiles.How(1.0, 5, 0.0, 0))[0]) == 7  # a window of its own tile and the last
+    assert len(tiles.pairs(16, 16, tiles.How(1.0, 5, 0.0, 16))[0]) == 1  # of the chunk before only the last tile
+    assert (tiles.size(16), tiles.size(21), tiles.size(13)) == (4, 3, 13)
