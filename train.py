@@ -21,7 +21,7 @@ from pathlib import Path
 
 from absl import flags
 
-from lm import cli
+from lm import cli, config_files
 from lm.inputs import check_training
 from lm.lock import locked
 from lm.parallel.join import join
@@ -31,14 +31,14 @@ from lm.workdir import finished, save_record
 
 
 def main(config, workdir: Path | None) -> None:
-    dial.shape(config, cli.given_keys())
+    dial.shape(config, config_files.given_keys())
     if flags.FLAGS.describe:
         check_values(config)
         from lm.train.describe import describe, table
         from lm.train.start import adopt
 
         adopt(config, None)
-        dial.horizon(config, cli.given_keys())
+        dial.horizon(config, config_files.given_keys())
         sizes = describe(config)
         print(json.dumps(sizes, indent=1) if flags.FLAGS.describe == "json" else table(sizes))
         return
@@ -77,7 +77,7 @@ def train(config, workdir: Path) -> None:
 
     begin = time.perf_counter()
     adopt(config, workdir)
-    dial.horizon(config, cli.given_keys())
+    dial.horizon(config, config_files.given_keys())
     mesh = make_mesh(config.mesh)
     growth = parse_sizes(config.batch_warmup, config.batch_size)
     for rows in growth.rows:

@@ -280,12 +280,6 @@ def _spelt_out(arg: str, known: set[str]) -> str:
     return f"--config.{key}={value}" if short else arg
 
 
-def given_keys() -> set[str]:
-    """Return the config keys that this command line gives, such as model.embed_dim."""
-    names = (arg.partition("=")[0].lstrip("-") for arg in sys.argv[1:])
-    return {name.removeprefix("no").removeprefix("config.") for name in names if name.startswith(("config.", "noconfig."))}
-
-
 def _choose_length(argv: list[str]) -> None:
     """Let --config.steps replace the epochs of a config file. Raises UserError if both are given."""
     given = {arg.partition("=")[0] for arg in argv} & {"--config.steps", "--config.epochs"}

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import re
+import sys
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
@@ -131,3 +132,9 @@ def check_verb(config: ml_collections.ConfigDict, path: str, verb: str) -> None:
             f"--config={path} is for {other}.py: run python {other}.py --config={path}, or name a config of {verb}.py such as "
             f"{_usual(verb)}"
         )
+
+
+def given_keys() -> set[str]:
+    """Return the config keys that this command line gives, such as model.embed_dim."""
+    names = (arg.partition("=")[0].lstrip("-") for arg in sys.argv[1:])
+    return {name.removeprefix("no").removeprefix("config.") for name in names if name.startswith(("config.", "noconfig."))}

@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from lm import cli
+from lm import cli, config_files
 from lm.errors import UserError
 from lm.inputs import check_training
 from lm.lock import locked
@@ -26,7 +26,7 @@ from lm.workdir import save_record
 
 
 def main(config, workdir: Path) -> None:
-    dial.shape(config, cli.given_keys())
+    dial.shape(config, config_files.given_keys())
     join(lambda: check_training(config, workdir / "reference"))  # then JAX loads
     with locked(workdir):
         search(config, workdir)
@@ -55,7 +55,7 @@ def search(config, workdir: Path) -> None:
     begin = time.perf_counter()
     runs = reference, proxy = workdir / "reference", workdir / "proxy"
     adopt(config, reference)
-    dial.horizon(config, cli.given_keys())
+    dial.horizon(config, config_files.given_keys())
     mesh = make_mesh(config.mesh)
     growth = parse_sizes(config.batch_warmup, config.batch_size)
     for rows in growth.rows:

@@ -50,11 +50,8 @@ class Routing(NamedTuple):
 
 
 class Hidden(NamedTuple):
-    """Hidden states of a forward pass.
-
-    x_BTD: after the last norm, in the compute dtype. state: the next state of the kind that was given, or None. router: None
-    without experts.
-    """
+    """x_BTD: after the last norm, in the compute dtype. state: the next state of the kind that was given, or None. router: None
+    without experts."""
 
     x_BTD: jax.Array
     state: DecodeState | PagedState | None
@@ -75,7 +72,7 @@ class Layer(nnx.Module):
 
     def __call__(self, x_BTD, step: Step, cache: Cache | None = None):
         """Return (x, the layer's next cache or None, RouterStats or None)."""
-        with jax.named_scope("attention"):  # scopes name the operations of a trace
+        with jax.named_scope("attention"):  # names in a trace
             mixed_BTD, cache = self.attention(_normed(self.attention_norm, x_BTD), step, cache)
             x_BTD = saved(x_BTD + _normed(self.post_attention_norm, mixed_BTD))
         with jax.named_scope("feed_forward"):

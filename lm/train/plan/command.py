@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from lm import saving
+from lm import config_files, saving
 from lm.errors import UserError
 
 FILE = "plan.json"
@@ -26,6 +26,7 @@ def run(config, topology: str, tries: int, workdir: Path | None) -> None:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    from lm.train import dial
     from lm.train.plan.plan import plan
     from lm.train.plan.search import search
     from lm.train.plan.table import table
@@ -34,6 +35,7 @@ def run(config, topology: str, tries: int, workdir: Path | None) -> None:
     if tries < 1:
         raise UserError(f"--plan_tries={tries} must be at least 1")
     adopt(config, None)
+    dial.horizon(config, config_files.given_keys())
     if topology.startswith("auto:"):
         found, tried = search(config, topology.removeprefix("auto:"), tries, lambda line: print(line, flush=True))
         found["tried"] = tried
