@@ -132,8 +132,7 @@ def test_more_devices_along_a_sequence_take_less_memory_of_each():
         config.mesh.update(data=1, context=ways)
         return compile_step(config, jax.devices()[:ways]).compiled.memory_analysis().temp_size_in_bytes
 
-    sizes = [temporary(ways) for ways in (2, 4, 8)]
-    assert sizes[1] < 0.6 * sizes[0] and sizes[2] < 0.6 * sizes[1]
+    assert temporary(4) < 0.6 * temporary(2)
 
 
 def test_a_feed_gives_each_device_its_part_of_a_sequence():
