@@ -108,6 +108,8 @@ def _parsed(lines: Sequence[Sequence[str]]) -> list[str | None]:
 
 
 def _parse(arguments: list[str]) -> str | None:
+    from absl import flags
+
     from lm import cli
     from lm.errors import UserError
 
@@ -115,6 +117,8 @@ def _parse(arguments: list[str]) -> str | None:
     cli.define_flags()
     if arguments[0] == "train.py":
         cli.define_choice("describe", ("table", "json"), "")
+        flags.DEFINE_string("plan", None, "")
+        flags.DEFINE_integer("plan_tries", 3, "")
     try:
         cli.parse(sys.argv, needs_workdir=False)
     except UserError as error:
