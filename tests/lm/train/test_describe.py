@@ -153,7 +153,7 @@ def test_a_mesh_that_is_not_here():
     assert dict(describe.abstract_mesh(dict(data=1, fsdp=128, tensor=4, expert=1)).shape)["fsdp"] == 128
     filled = describe.abstract_mesh(dict(data=1, fsdp=-1, tensor=2, expert=1))
     assert filled.size == jax.device_count()  # as train.py would fill it
-    for sizes in (dict(data=-1, fsdp=-1), dict(fsdp=0), dict(context=2)):
+    for sizes in (dict(data=-1, fsdp=-1), dict(fsdp=0), dict(sequence=2)):
         with pytest.raises(UserError, match="mesh"):
             describe.abstract_mesh(dict(data=1, fsdp=1, tensor=1, expert=1) | sizes)
 
