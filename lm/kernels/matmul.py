@@ -18,6 +18,9 @@ from lm.parallel.mesh import free_axes, platform, several, spec, token_axes, tok
 from lm.parallel.torus import rings
 
 
+LONGEST = 8  # devices of a ring around which products are summed; around longer ones the parts are too thin
+
+
 def matmul(equation: str, x: jax.Array, w: jax.Array, *, dtype, out: tuple[str | None, ...]) -> jax.Array:
     """Return einsum(equation, x, w) with operands cast to `dtype` and float32 accumulation.
 
@@ -110,8 +113,8 @@ def product_reduced(equation: str, a: jax.Array, b: jax.Array, where: PartitionS
         return product_over_rows(equation, a, b, where)
 
     def on_device(a, b):
-        if platform() == "tpu" and "fsdp" in where:
-            sizes = rings("fsdp")
+        sizes = rings("fsdp")
+        if platform() == "tpu" and "fsdp" in where and 1 < sizes[0] <= LONGEST:
             part = product_around_ring(equation, a, b, "fsdp", where.index("fsdp"), sizes)
             return scattered(part, where, over, first=1)
         return scattered(product_over_rows(equation, a, b), where, over)

@@ -46,7 +46,7 @@ def refused(command: list[str], *words: str, **variables: str) -> str:
         ("--config.samples=3", ["samples", "texts"]),
         ("--config.data.weights=code", ["data.weights='code'", "code=2,docs=1"]),
         ("--config.mesh.fsdp=3", ["mesh.fsdp=3", "has 8"]),
-        ("--config.mesh.context=1", ["--config.mesh.context: no such key in configs/train/tiny.py"]),
+        ("--config.mesh.sequence=1", ["--config.mesh.sequence: no such key in configs/train/tiny.py"]),
         ("--config.mesh.tensor=8", ["mesh.tensor=8 does not divide model.num_heads=2"]),
         ("--config.batch_size=12", ["batch_size=12 is not a positive multiple", "8 × 1 × 1"]),
         ("--config.tokenizer=nowhere/tokenizer.model", ["tokenizer", "nowhere/tokenizer.model"]),
