@@ -13,7 +13,7 @@ def get_config():
     config.steps = 235_000
     config.batch_size = 15_360  # × 4096 tokens
     config.sequence_length = 4096
-    config.accumulate = 15
+    config.accumulate = 30
     config.model.update(
         vocab_size=129_280,
         num_layers=61,

@@ -17,7 +17,6 @@ from jax.sharding import PartitionSpec
 from lm.parallel.mesh import free_axes, platform, several, spec, token_axes, token_ways
 from lm.parallel.torus import rings
 
-
 LONGEST = 8  # devices of a ring around which products are summed; around longer ones the parts are too thin
 
 

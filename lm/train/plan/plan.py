@@ -50,11 +50,7 @@ def plan(config, topology: str) -> dict:
     peak = getattr(analysis, "peak_memory_in_bytes", 0) or resident + analysis.temp_size_in_bytes
     with jax.set_mesh(step.mesh):
         activations = memory_per_device(config, step.mesh.abstract_mesh)["activations"]
-    program = Program(step.compiled.as_text())
-    timed = estimate(program, Network(step.mesh, chip), chip)
-    peak_flops = chip.flops * len(devices)
-    flops = found["model_flops_per_step"]
-    return found | {
+    found |= {
         "mesh": {axis: size for axis, size in step.mesh.shape.items() if size > 1},
         "fits": peak <= chip.memory,
         "memory": {
@@ -64,6 +60,16 @@ def plan(config, topology: str) -> dict:
             "peak": peak,
             "limit": chip.memory,
         },
+        "compile_seconds": time.perf_counter() - begin,
+        "explained": EXPLAINED,
+    }
+    try:
+        program = Program(step.compiled.as_text())
+    except jax.errors.JaxRuntimeError as error:  # of some programs that send expert by expert
+        return found | {"not_timed": f"XLA cannot print this program: {str(error).splitlines()[0]}"}
+    timed = estimate(program, Network(step.mesh, chip), chip)
+    peak_flops, flops = chip.flops * len(devices), found["model_flops_per_step"]
+    return found | {
         "seconds": {
             "step": timed.seconds,
             "compute": timed.compute,
@@ -76,6 +82,4 @@ def plan(config, topology: str) -> dict:
         "mfu": flops / peak_flops / timed.seconds,
         "mfu_without_collectives": flops / peak_flops / (timed.compute + timed.kernels),
         "tokens_per_second": tokens / timed.seconds,
-        "compile_seconds": time.perf_counter() - begin,
-        "explained": EXPLAINED,
     }

@@ -54,9 +54,9 @@ def search(config, topology: str, tries: int, say: Callable[[str], None]) -> tup
     for one in fitting[:tries]:
         found = plan(with_keys(config, one.keys), topology) | {"keys": one.keys}
         plans.append(found)
-        fits = f"estimated MFU {found['mfu']:.1%}" if found["fits"] else "does not fit"
+        fits = f"estimated MFU {found['mfu']:.1%}" if "mfu" in found else "not timed" if found["fits"] else "does not fit"
         say(f"{' '.join(f'--config.{key}={value}' for key, value in one.keys.items())}: {fits}")
-    best = max((one for one in plans if one["fits"]), key=lambda one: one["mfu"], default=None)
+    best = max((one for one in plans if one["fits"]), key=lambda one: one.get("mfu", 0), default=None)
     if best is None:
         raise UserError(f"--plan=auto:{topology}: none of the {len(plans)} compiled combinations fits; raise --plan_tries")
     tried = [{"keys": one["keys"], "fits": one["fits"], "mfu": one.get("mfu"), "memory": one["memory"]} for one in plans]

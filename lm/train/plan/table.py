@@ -29,6 +29,8 @@ def table(plan: dict) -> str:
     rows += [("", f"{name} {memory[name] / GIB:.2f} GiB") for name in names if name in memory]
     if "seconds" in plan:
         rows += _times(plan)
+    if "not_timed" in plan:
+        rows.append(("time", f"not estimated: {plan['not_timed']}"))
     lines = [f"{name:<14}{text}" for name, text in rows]
     return "\n".join([*lines, "", *textwrap.wrap(plan["explained"], 110)])
 
