@@ -25,9 +25,8 @@ from lm.bucket import flags as bucket_flags
 from lm.bucket.places import as_urls
 from lm.errors import UserError, windows_hint
 
-# Errors of the file system that the user can fix, whichever library raises them.
+# Errors of the file system that the user can fix. Libraries keep the number (OSError) or only its text; TFDS has its own text.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
-# Libraries keep the number (OSError) or only its text; TFDS has its own text.
 REFUSED = (*map(os.strerror, REFUSALS), "Not enough disk space")
 TEXTS = ("--prompt", "--system")  # flags whose value is no path
 MODELS = ("checkpoint", "from")  # flags of a command without a config that name a model
