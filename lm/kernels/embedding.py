@@ -14,20 +14,19 @@ import jax.numpy as jnp
 from jax import lax
 
 from lm.kernels.matmul import spec_of
-from lm.parallel.mesh import several, spec
+from lm.parallel.mesh import reshard, several, spec
 
 
 def embedding(table_VD: jax.Array, tokens_BT: jax.Array, dtype) -> jax.Array:
     """Return the table's rows, [B, T, D] in `dtype`; the gradient of the float32 table is added up in float32."""
-    where = spec_of(table_VD)
-    if where is None:
+    if spec_of(table_VD) is None:
         return table_VD[tokens_BT].astype(dtype)
     mesh, columns = jax.sharding.get_abstract_mesh(), spec("embed")[0]
     if mesh.shape["tensor"] == 1 and all(mesh.shape[axis] == 1 for axis in several(columns)):
         return table_VD.at[tokens_BT].get(out_sharding=spec("batch", "length", None)).astype(dtype)
-    inner = functools.partial(_on_device, dtype=dtype, columns=columns)
+    inner, where = functools.partial(_on_device, dtype=dtype, columns=columns), spec("vocab", "embed")
     return jax.shard_map(inner, in_specs=(where, spec("batch", "length")), out_specs=spec("batch", "length", None))(
-        table_VD, tokens_BT
+        reshard(table_VD, "vocab", "embed"), reshard(tokens_BT, "batch", "length")
     )
 
 

@@ -38,7 +38,7 @@ def block_rows(head_VD: jax.Array, dtype) -> int | None:
     """Return the rows of a block for this head on the current mesh; None if the head should be gathered whole."""
     where = spec_of(head_VD)
     mesh = jax.sharding.get_abstract_mesh()
-    if where is None or all(mesh.shape[axis] == 1 for axis in several(spec("embed")[0])):
+    if where is None or where != spec("vocab", "embed") or all(mesh.shape[axis] == 1 for axis in several(where[1])):
         return None
     rows = head_VD.shape[0] // mesh.shape["tensor"]
     size = rows * head_VD.shape[1] * jnp.dtype(dtype).itemsize
