@@ -80,12 +80,12 @@ def attention(
 
         options = dict(scale=scale, window=window, softcap=softcap, sinks_H=sinks_H)
         return splash_attention(q_BTHK, k_BSGK, v_BSGV, visible.segments_BT, **options)
-    if platform() == "gpu":
-        from lm.kernels.gpu.attention import gpu_attention, gpu_kernel
+    if platform() == "gpu" and visible.branches is None and sinks_H is None:
+        from lm.kernels.gpu.attention import computes, gpu_attention
 
-        case = dict(packed=True, window=window, softcap=softcap, sinks=sinks_H is not None, branches=bool(visible.branches))
-        if kernel := gpu_kernel(q_BTHK.dtype, q_BTHK.shape[1], q_BTHK.shape[-1], v_BSGV.shape[-1], **case):
-            return gpu_attention(kernel, q_BTHK, k_BSGK, v_BSGV, visible.segments_BT, scale=scale, window=window)
+        sizes = q_BTHK.shape[1], q_BTHK.shape[-1], v_BSGV.shape[-1]
+        if computes(q_BTHK.dtype, *sizes, window=window, softcap=softcap):
+            return gpu_attention(q_BTHK, k_BSGK, v_BSGV, visible.segments_BT, scale=scale)
     return _blocked(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H)
 
 

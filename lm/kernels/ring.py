@@ -20,7 +20,6 @@ queries and keys, V head size of values; H = G·R.
 """
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,28 +35,12 @@ from lm.parallel.mesh import reshard, spec
 AXIS = "context"
 
 
-class Kernel(NamedTuple):
-    """Attention of some queries to some keys on one device.
-
-    forward(q_BGRTK, k_BGSK, v_BGSV, segments_BT, key_segments_BS, how) -> (out_BGRTV, the log of the softmax's denominator
-    [B, G, R, T]), float32. backward(the same arrays, dout_BGRTV, logz_BGRT, delta_BGRT, how) -> (dq, dk, dv), float32, with
-    logz of all keys and delta = rowsum(dO·O). how: lm.kernels.tiles.How.
-    """
-
-    forward: Callable
-    backward: Callable
-
-
-TILES = Kernel(tiles.forward, tiles.backward)
-
-
 class Plan(NamedTuple):
     """The static arguments: `how` (its offset is set for each round), the number of devices, and how keys reach them."""
 
     how: tiles.How
     ways: int
     gather: bool
-    kernel: Kernel
 
 
 def context_attention(
@@ -71,18 +54,16 @@ def context_attention(
     window: int = 0,
     softcap: float = 0.0,
     sinks_H=None,
-    kernel: Kernel = TILES,
 ) -> jax.Array:
     """Return `lm.kernels.attention.attention`, whose arguments these are; T may be split over the mesh's context axis.
 
     across: "ring" or "all_gather". Layers with a window exchange keys with their neighbours in both cases.
-    kernel: computes the attention of a device's queries to the keys that it has at the time.
     """
     sinks_H = None if sinks_H is None else reshard(sinks_H, "heads")
     if context_ways() == 1:
         return attention(q_BTHK, k_BSGK, v_BSGV, visible, scale=scale, window=window, softcap=softcap, sinks_H=sinks_H)
     assert visible.branches is None, "branches of a row are not split over devices"
-    plan = Plan(tiles.How(scale, window, softcap, 0), context_ways(), across == "all_gather", kernel)
+    plan = Plan(tiles.How(scale, window, softcap, 0), context_ways(), across == "all_gather")
     return _split(plan, q_BTHK, k_BSGK, v_BSGV, visible.segments_BT, sinks_H)
 
 
@@ -163,10 +144,10 @@ class Keys(NamedTuple):
 
 def _far(plan: Plan, q, keys: Keys):
     """Return (out, logz) of one device, float32."""
-    how, n, kernel = plan.how, plan.ways, plan.kernel
+    how, n = plan.how, plan.ways
     me, segments = lax.axis_index(AXIS), keys.segments
     first, step = _rounds(plan, keys)
-    found = kernel.forward(q, keys.k, keys.v, segments, segments, how)  # its own two chunks are in order
+    found = tiles.forward(q, keys.k, keys.v, segments, segments, how)  # its own two chunks are in order
     everything = how._replace(offset=q.shape[3])  # later than all keys
 
     def one(carry, s):
@@ -175,10 +156,10 @@ def _far(plan: Plan, q, keys: Keys):
 
         def earlier():
             low = now.half(0)
-            return kernel.forward(q, low.k, low.v, segments, low.segments, everything)
+            return tiles.forward(q, low.k, low.v, segments, low.segments, everything)
 
         def later():
-            out, logz = kernel.forward(_half(q, 3, 1), now.k, now.v, _half(segments, 1, 1), now.segments, everything)
+            out, logz = tiles.forward(_half(q, 3, 1), now.k, now.v, _half(segments, 1, 1), now.segments, everything)
             return _after(out, 3, 0.0), _after(logz, 3, MASKED)
 
         return (moving, _merged(found, lax.cond(s <= me, earlier, later))), None
@@ -188,10 +169,10 @@ def _far(plan: Plan, q, keys: Keys):
 
 def _far_gradient(plan: Plan, q, keys: Keys, dout, logz, delta):
     """Return (dq, dk, dv) of one device, float32."""
-    how, n, kernel = plan.how, plan.ways, plan.kernel
+    how, n = plan.how, plan.ways
     me, segments = lax.axis_index(AXIS), keys.segments
     first, step = _rounds(plan, keys)
-    dq, *dkeys = kernel.backward(q, keys.k, keys.v, segments, segments, dout, logz, delta, how)
+    dq, *dkeys = tiles.backward(q, keys.k, keys.v, segments, segments, dout, logz, delta, how)
     everything = how._replace(offset=q.shape[3])
     if plan.gather:  # of all devices, added up at the end
         dkeys = [jnp.zeros_like(x, shape=(n, *x.shape)).at[me].set(x) for x in dkeys]
@@ -204,13 +185,13 @@ def _far_gradient(plan: Plan, q, keys: Keys, dout, logz, delta):
 
         def earlier():
             low = now.half(0)
-            dq, *some = kernel.backward(q, low.k, low.v, segments, low.segments, dout, logz, delta, everything)
+            dq, *some = tiles.backward(q, low.k, low.v, segments, low.segments, dout, logz, delta, everything)
             return dq, [_before(x, 2) for x in some]
 
         def later():
             rows = (_half(x, 3, 1) for x in (dout, logz, delta))
             mine, of_mine = _half(q, 3, 1), _half(segments, 1, 1)
-            dq, *some = kernel.backward(mine, now.k, now.v, of_mine, now.segments, *rows, everything)
+            dq, *some = tiles.backward(mine, now.k, now.v, of_mine, now.segments, *rows, everything)
             return _after(dq, 3, 0.0), some
 
         more, some = lax.cond(s <= me, earlier, later)
@@ -251,12 +232,12 @@ def _passed(tree: Any, n: int):
 def _near(plan: Plan, q, keys: Keys):
     """Return (out, logz) of one device, float32."""
     q, keys = _as_batch(q, 3), Keys(_as_batch(keys.k, 2), _as_batch(keys.v, 2), _as_batch(keys.segments, 1))
-    C, found = q.shape[3], plan.kernel.forward(q, *keys[:2], keys.segments, keys.segments, plan.how)
+    C, found = q.shape[3], tiles.forward(q, *keys[:2], keys.segments, keys.segments, plan.how)
     segments = keys.segments
     for r in range(1, _reach(plan, C) + 1):
         keys = _moved(keys, 1, plan.ways)
         seen = _seen(keys.segments, r, plan.ways)
-        found = _merged(found, plan.kernel.forward(q, *keys[:2], segments, seen, plan.how._replace(offset=r * C)))
+        found = _merged(found, tiles.forward(q, *keys[:2], segments, seen, plan.how._replace(offset=r * C)))
     return tuple(_from_batch(x, 3) for x in found)
 
 
@@ -265,13 +246,13 @@ def _near_gradient(plan: Plan, q, keys: Keys, dout, logz, delta):
     q, dout, logz, delta = (_as_batch(x, 3) for x in (q, dout, logz, delta))
     keys = Keys(_as_batch(keys.k, 2), _as_batch(keys.v, 2), _as_batch(keys.segments, 1))
     C, n, segments = q.shape[3], plan.ways, keys.segments
-    dq, *dkeys = plan.kernel.backward(q, *keys[:2], segments, segments, dout, logz, delta, plan.how)
+    dq, *dkeys = tiles.backward(q, *keys[:2], segments, segments, dout, logz, delta, plan.how)
     reach = _reach(plan, C)
     for r in range(1, reach + 1):
         keys, dkeys = _moved(keys, 1, n), _moved(dkeys, 1, n)
         seen = _seen(keys.segments, r, n)
         how = plan.how._replace(offset=r * C)
-        more, *some = plan.kernel.backward(q, *keys[:2], segments, seen, dout, logz, delta, how)
+        more, *some = tiles.backward(q, *keys[:2], segments, seen, dout, logz, delta, how)
         dq, dkeys = dq + more, [x + y for x, y in zip(dkeys, some)]
     dkeys = _moved(dkeys, -reach, n)
     return _from_batch(dq, 3), *(_from_batch(x, 2) for x in dkeys)

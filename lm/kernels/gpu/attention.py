@@ -1,7 +1,7 @@
-"""Attention on NVIDIA GPUs: cuDNN's kernel, or a Triton kernel where rows hold several segments. Axes as in attention.py.
+"""Attention on NVIDIA GPUs by JAX's Triton kernel, which knows segments. Axes as in attention.py.
 
-Both are FlashAttention (Dao et al. 2022): no score matrix is stored, forward or backward. cuDNN is the faster one, and knows
-one segment a row. `gpu_kernel` says which one computes a case; attention.py computes the others.
+It is FlashAttention (Dao et al. 2022): no score matrix is stored, forward or backward. `computes` says whether it computes a
+case; attention.py computes the others.
 """
 
 import functools
@@ -14,51 +14,22 @@ import jax.numpy as jnp
 from lm.kernels.saved import saved
 from lm.parallel.mesh import free_axes, spec
 
-BLOCK = 128  # of queries and of keys; the Triton kernel takes whole blocks
+BLOCK = 128  # of queries and of keys; the kernel takes whole blocks
 
 
-def gpu_kernel(
-    dtype,
-    length: int,
-    key_size: int,
-    value_size: int,
-    *,
-    packed: bool,
-    window: int = 0,
-    softcap: float = 0.0,
-    sinks: bool = False,
-    branches: bool = False,
-) -> str | None:
-    """Return "cudnn", "triton", or None if neither kernel computes this case.
+def computes(dtype, length: int, key_size: int, value_size: int, *, window: int = 0, softcap: float = 0.0) -> bool:
+    """Whether the kernel computes attention of these sizes. Sinks and branches of a row it never does."""
+    if window or softcap or key_size != value_size or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
+        return False
+    return length % BLOCK == 0 and key_size <= 128
 
-    packed: rows may hold several segments; otherwise each is one segment from its first slot, with padding only behind it.
+
+def gpu_attention(q_BTHK, k_BSGK, v_BSGV, segments_BT, *, scale: float, interpret: bool = False) -> jax.Array:
+    """Return what `attention` returns, in a case that `computes` allows. T = S, and query t is in slot t.
+
+    Every device computes its own rows and heads. interpret: run the kernel on a CPU, to test it.
     """
-    if softcap or sinks or branches or key_size != value_size or jnp.dtype(dtype) not in (jnp.bfloat16, jnp.float16):
-        return None
-    if not packed:
-        return "cudnn" if key_size % 8 == 0 and key_size <= 128 else None
-    return "triton" if not window and length % BLOCK == 0 and key_size <= 128 else None
-
-
-def gpu_attention(
-    kernel: str, q_BTHK, k_BSGK, v_BSGV, segments_BT, *, scale: float, window: int = 0, interpret: bool = False
-) -> jax.Array:
-    """Return what `attention` returns, by the kernel that `gpu_kernel` named. T = S, and query t is in slot t.
-
-    Every device computes its own rows and heads. With remat="matmuls" the backward pass runs cuDNN's forward kernel again, as
-    its residuals have no name; the Triton kernel's are kept. interpret: run the Triton kernel on a CPU, to test it.
-    """
-    if kernel == "cudnn":
-        behind = (window - 1, 0) if window else None
-        compute = functools.partial(
-            jax.nn.dot_product_attention, scale=scale, is_causal=True, local_window_size=behind, implementation="cudnn"
-        )
-        return _by_device(lambda q, k, v, _: saved(compute(q, k, v)), q_BTHK, k_BSGK, v_BSGV, segments_BT)
-    triton = functools.partial(_triton, scale, interpret)
-    return _by_device(triton, q_BTHK, k_BSGK, v_BSGV, segments_BT)
-
-
-def _by_device(compute, q_BTHK, k_BSGK, v_BSGV, segments_BT):
+    compute = functools.partial(_triton, scale, interpret)
     if spec() is None:
         return compute(q_BTHK, k_BSGK, v_BSGV, segments_BT)
     q, kv, rows = spec("batch", None, "heads", None), spec("batch", None, "kv_heads", None), spec("batch", None)
