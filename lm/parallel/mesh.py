@@ -67,7 +67,7 @@ def make_mesh(sizes: Mapping[str, int | None], devices=None) -> Mesh:
     inner = [size // n for size, n in zip(sizes.values(), outer)]
     try:
         parts = [torus.lay_out(inner, one) for one in slices]
-    except (AssertionError, NotImplementedError, ValueError) as error:  # a torus does not allow everything
+    except (AssertionError, NotImplementedError, ValueError) as error:  # a torus has room for some shapes only
         raise UserError(f"{shown}: these devices cannot be laid out like this ({str(error).splitlines()[0]})") from None
     laid_out = np.empty((*outer, *inner), object)
     for place, part in zip(np.ndindex(*outer), parts, strict=True):
@@ -141,13 +141,8 @@ def mesh_axes(logical: str | None, mesh: Mesh | AbstractMesh) -> str | tuple[str
     if axes is None:
         return None
     manual = getattr(mesh, "manual_axes", ())
-    several = isinstance(axes, tuple)
-    left = tuple(
-        axis
-        for axis in (axes if several else (axes,))
-        if axis not in manual and (axis != "context" or mesh.shape["context"] > 1)
-    )
-    return left if len(left) > 1 or (several and logical in ("batch", "rows")) else left[0] if left else None
+    left = tuple(axis for axis in several(axes) if axis not in manual and (axis != "context" or mesh.shape["context"] > 1))
+    return left if len(left) > 1 or logical in ("batch", "rows") else left[0] if left else None
 
 
 def token_axes() -> tuple[str, ...]:

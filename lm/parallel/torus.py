@@ -7,6 +7,7 @@ scattered ring by ring (lm/kernels/matmul.py). Results do not depend on the ring
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ def lay_out(sizes, devices) -> np.ndarray:
 
 def remember(mesh: Mesh) -> None:
     """Keep the rings of each axis of a mesh for `rings`."""
-    _RINGS[mesh.abstract_mesh.shape_tuple] = {axis: _rings(mesh, axis) for axis in mesh.axis_names}
+    _RINGS[mesh.abstract_mesh.shape_tuple] = {axis: rings_along(_line(mesh, axis)) for axis in mesh.axis_names}
 
 
 def rings(axis: str | tuple[str, ...]) -> tuple[int, ...]:
@@ -43,14 +44,22 @@ def rings(axis: str | tuple[str, ...]) -> tuple[int, ...]:
     return _RINGS.get(mesh.shape_tuple, {}).get(axis, (mesh.shape[axis],))
 
 
-def _rings(mesh: Mesh, axis: str) -> tuple[int, ...]:
+def _line(mesh: Mesh, axis: str) -> list[tuple[int, ...]]:
+    """Return the coordinates of the first devices of a mesh along an axis; other devices than TPUs have none."""
     along = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0).reshape(mesh.shape[axis], -1)[:, 0]
-    coordinates = np.array([getattr(device, "coords", (0,)) for device in along])
-    ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in coordinates.T], axis=1)
+    return [tuple(getattr(device, "coords", (0,))) for device in along]
+
+
+def rings_along(coordinates: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
+    """Return the sizes of the rings that a line of devices winds through, outermost first.
+
+    It is one ring unless the line runs row by row through a block of the torus, whatever the order of its dimensions.
+    """
+    ranks = np.stack([np.unique(column, return_inverse=True)[1] for column in np.array(coordinates).T], axis=1)
     sizes = ranks.max(axis=0) + 1
     for order in itertools.permutations(range(len(sizes))):
         ordered = tuple(int(sizes[i]) for i in order)
         rows = np.stack(np.unravel_index(np.arange(math.prod(ordered)), ordered), axis=1)
-        if len(rows) == len(along) and (ranks[:, order] == rows).all():
+        if len(rows) == len(coordinates) and (ranks[:, order] == rows).all():
             return tuple(size for size in ordered if size > 1) or (1,)
-    return (len(along),)
+    return (len(coordinates),)
