@@ -170,10 +170,10 @@ def memory_per_device(config, mesh) -> dict[str, int]:
     learned, frozen = nnx.split_state(state.params, trainable(model_config_of(config)), ...)
     batch = abstract_batch(config, mesh, config.batch_size // config.accumulate)
     return {
-        "parameters": _bytes(state.params),
-        "gradients": _bytes(learned) * (2 if config.accumulate > 1 else 1),
-        "optimizer": _bytes((state.optimizer, state.average)),
-        "activations": _bytes(residuals(config, learned, frozen, batch)),
+        "parameters": bytes_per_device(state.params),
+        "gradients": bytes_per_device(learned) * (2 if config.accumulate > 1 else 1),
+        "optimizer": bytes_per_device((state.optimizer, state.average)),
+        "activations": bytes_per_device(residuals(config, learned, frozen, batch)),
     }
 
 
@@ -194,8 +194,8 @@ def residuals(config, learned, frozen, batch) -> list:
     return list({id(x): x.aval for x in traced.outvars if id(x) not in arguments}.values())
 
 
-def _bytes(tree) -> int:
-    """Return the bytes of a tree on one device."""
+def bytes_per_device(tree) -> int:
+    """Return the bytes that a tree of arrays, which may be abstract, takes on one device."""
     total = 0
     for x in jax.tree.leaves(tree):
         bits = jnp.iinfo(x.dtype).bits if jnp.issubdtype(x.dtype, jnp.integer) else 8 * x.dtype.itemsize

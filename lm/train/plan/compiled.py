@@ -9,7 +9,7 @@ from jax.experimental import topologies
 from lm.errors import UserError
 from lm.parallel.mesh import check_fit, make_mesh
 from lm.train import compiler
-from lm.train.describe import abstract_batch
+from lm.train.describe import abstract_batch, bytes_per_device
 from lm.train.step import abstract_state, make_trainer, model_config_of
 
 
@@ -22,7 +22,7 @@ class DoesNotFit(Exception):
 
 
 class Step(NamedTuple):
-    """compiled: None if it does not fit. state: bytes per device of parameters and of the optimizer's state."""
+    """state: bytes per device of "parameters" and of the "optimizer"'s moments."""
 
     compiled: jax.stages.Compiled
     mesh: jax.sharding.Mesh
@@ -58,7 +58,7 @@ def compile_step(config, devices) -> Step:
         state = abstract_state(trainer, mesh)
         batch = abstract_batch(config, mesh, config.batch_size)
         lowered = jax.jit(trainer.step, donate_argnums=0).lower(state, batch)
-        sizes = {"parameters": _bytes_per_device(state.params), "optimizer": _bytes_per_device(state.optimizer)}
+        sizes = {"parameters": bytes_per_device(state.params), "optimizer": bytes_per_device(state.optimizer)}
         try:
             compiled = lowered.compile(compiler_options=compiler.options(devices[0]))
         except jax.errors.JaxRuntimeError as error:
@@ -69,19 +69,3 @@ def compile_step(config, devices) -> Step:
                 raise
             raise DoesNotFit(round(float(needed.group(1)) * 1024 ** ("KMGT".index(needed.group(2)) + 1))) from None
     return Step(compiled, mesh, sizes)
-
-
-def _bytes_per_device(tree) -> int:
-    return sum(
-        leaf.sharding.shard_shape(leaf.shape) and _product(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        if leaf.shape
-        else leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
-    )
-
-
-def _product(sizes) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total
