@@ -22,6 +22,7 @@ import time
 from pathlib import Path
 
 from benchmarks.peers import Shape, build_torch
+from benchmarks.train import model_keys, random_batch
 
 REPO = Path(__file__).parent.parent
 KNOBS = {"remat": ("none", "matmuls", "full"), "accumulate": (1, 2, 4)}
@@ -148,7 +149,6 @@ def timed(step, steps: int) -> tuple[list[float], float]:
 
 def ours(shape: Shape, steps: int, remat: str, accumulate: int) -> dict:
     import jax
-    import numpy as np
 
     from configs.train import default
     from lm import sizing
@@ -159,31 +159,13 @@ def ours(shape: Shape, steps: int, remat: str, accumulate: int) -> dict:
     config = default.get_config()
     config.accumulate, config.batch_size, config.sequence_length = accumulate, shape.batch, shape.length
     config.optimizer.learning_rate = 1e-4
-    config.model.update(
-        vocab_size=shape.vocab,
-        num_layers=shape.layers,
-        embed_dim=shape.width,
-        num_heads=shape.heads,
-        num_kv_heads=shape.kv_heads,
-        head_dim=shape.head_size,
-        mlp_dim=shape.feed_forward,
-        tie_embeddings=shape.tied,
-        max_positions=max(shape.length, config.model.max_positions),
-        remat=remat,
-    )
+    longest = max(shape.length, config.model.max_positions)
+    config.model.update(model_keys(shape), max_positions=longest, remat=remat)
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)
         state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
-        tokens = np.random.default_rng(0).integers(0, shape.vocab, (shape.batch, shape.length)).astype(np.int32)
-        ones = np.ones_like(tokens)
-        batch = {
-            "tokens": tokens,
-            "targets": np.roll(tokens, -1, axis=1),
-            "segment_ids": ones,
-            "positions": np.cumsum(ones, axis=1, dtype=np.int32) - 1,
-            "weights": ones.astype(np.float32),
-        }
+        batch = random_batch(shape)
         batch = dict(zip(batch, place_rows(*batch.values())))
         compiled = jax.jit(trainer.step, donate_argnums=0)
 

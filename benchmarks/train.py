@@ -79,7 +79,6 @@ def in_process(steps: int) -> dict:
 def ours(shape: Shape, steps: int) -> dict:
     """The real training step (lm.train.step) on random tokens, with the slices and compute type that are fastest here."""
     import jax
-    import numpy as np
 
     from configs.train import default
     from lm.parallel.mesh import make_mesh
@@ -90,30 +89,12 @@ def ours(shape: Shape, steps: int) -> dict:
         config = default.get_config()
         config.accumulate, config.dtype = accumulate, dtype
         config.batch_size, config.sequence_length = shape.batch, shape.length
-        config.model.update(
-            vocab_size=shape.vocab,
-            num_layers=shape.layers,
-            embed_dim=shape.width,
-            num_heads=shape.heads,
-            num_kv_heads=shape.kv_heads,
-            head_dim=shape.head_size,
-            mlp_dim=shape.feed_forward,
-            tie_embeddings=shape.tied,
-            scan_layers=False,
-        )
+        config.model.update(model_keys(shape), scan_layers=False)
         mesh = make_mesh(config.mesh)
         with jax.set_mesh(mesh):
             trainer = make_trainer(config)
             state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
-            tokens = np.random.default_rng(0).integers(0, shape.vocab, (shape.batch, shape.length)).astype(np.int32)
-            ones = np.ones_like(tokens)
-            batch = {
-                "tokens": tokens,
-                "targets": np.roll(tokens, -1, axis=1),
-                "segment_ids": ones,
-                "positions": np.cumsum(ones, axis=1, dtype=np.int32) - 1,
-                "weights": ones.astype(np.float32),
-            }
+            batch = random_batch(shape)
             step = jax.jit(trainer.step, donate_argnums=0)
             times = []
             for _ in range(steps + 2):
@@ -126,6 +107,35 @@ def ours(shape: Shape, steps: int) -> dict:
     dtypes = ("bfloat16",) if BFLOAT16 & set(machine()["flags"]) else ("bfloat16", "float32")
     accumulate, dtype = min(itertools.product(ACCUMULATE, dtypes), key=lambda choice: min(run(*choice, 3)))
     return {"accumulate": accumulate, "dtype": dtype, "step_seconds": run(accumulate, dtype, steps)}
+
+
+def model_keys(shape: Shape) -> dict:
+    """Return the keys of our model's config at this shape."""
+    return dict(
+        vocab_size=shape.vocab,
+        num_layers=shape.layers,
+        embed_dim=shape.width,
+        num_heads=shape.heads,
+        num_kv_heads=shape.kv_heads,
+        head_dim=shape.head_size,
+        mlp_dim=shape.feed_forward,
+        tie_embeddings=shape.tied,
+    )
+
+
+def random_batch(shape: Shape) -> dict:
+    """Return a batch of random tokens, one document a row, as the training step takes it."""
+    import numpy as np
+
+    tokens = np.random.default_rng(0).integers(0, shape.vocab, (shape.batch, shape.length)).astype(np.int32)
+    ones = np.ones_like(tokens)
+    return {
+        "tokens": tokens,
+        "targets": np.roll(tokens, -1, axis=1),
+        "segment_ids": ones,
+        "positions": np.cumsum(ones, axis=1, dtype=np.int32) - 1,
+        "weights": ones.astype(np.float32),
+    }
 
 
 def input_rate(shape: Shape, seconds: float = 5.0) -> float:
