@@ -20,8 +20,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from lm import compile_cache, config_files, other_names
-from lm.bucket import copies, mirror
 from lm.bucket import flags as bucket_flags
+from lm.bucket import mirror
 from lm.bucket.places import as_urls
 from lm.errors import UserError, windows_hint
 
@@ -29,7 +29,6 @@ from lm.errors import UserError, windows_hint
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 REFUSED = (*map(os.strerror, REFUSALS), "Not enough disk space")
 TEXTS = ("--prompt", "--system")  # flags whose value is no path
-MODELS = ("checkpoint", "from")  # flags of a command without a config that name a model
 MANY = 20  # keys that an error lists at most
 
 
@@ -135,9 +134,7 @@ def parse_flags(argv: list[str]) -> None:
         raise UserError(_missing_value(error)) from None
     if len(rest) > 1:
         raise UserError(_stray(rest[1:]))
-    for name in MODELS:
-        if name in flags.FLAGS and flags.FLAGS[name].value:
-            flags.FLAGS[name].value = copies.local(flags.FLAGS[name].value)
+    bucket_flags.fetch_models(flags.FLAGS)
 
 
 def run(

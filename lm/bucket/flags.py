@@ -9,6 +9,7 @@ from lm.bucket.places import KEYS
 from lm.bucket.store import is_url
 from lm.errors import UserError
 
+MODELS = ("checkpoint", "from")  # flags of a command without a config that name a model
 WRITERS = ("train", "align", "evaluate")  # verbs whose workdir may be in a bucket
 
 
@@ -26,6 +27,13 @@ def fetch(config: Any, workdir: str | None) -> None:
         if is_url(workdir) and f"{url}/".startswith(f"{str(workdir).rstrip('/')}/"):
             raise UserError(f"{key}={url} lies in --workdir={workdir}, which the run writes: use another --workdir")
         values[last] = copies.local(url)
+
+
+def fetch_models(flags: Any) -> None:
+    """Do the same for the flags of a command without a config; flags: absl's FLAGS, parsed. Raises: UserError as `fetch`."""
+    for name in MODELS:
+        if name in flags and flags[name].value:
+            flags[name].value = copies.local(flags[name].value)
 
 
 def workdir_of(path: str, config: Any, verb: str, end: Callable[[str], None]) -> Path:
