@@ -11,6 +11,7 @@ from lm.train.plan.chips import CHIPS
 from lm.train.plan.estimate import KERNEL_SHARE, estimate
 from lm.train.plan.network import Collective, of_program
 from lm.train.plan.program import Program, bytes_of
+from tests.tpu import needs_libtpu
 
 # As XLA prints it: a loop of four trips (its counter goes by two), a gather that 3,000 cycles hide in part, and a plain sum.
 TEXT = """
@@ -90,12 +91,6 @@ def plan(*flags, folder):
 def test_a_topology_that_is_no_topology_is_one_line(tmp_path):
     done = plan("--config=configs/train/1b.py", "--plan=v5e", folder=tmp_path)
     assert done.returncode == 2 and "KIND:SHAPE" in done.stderr and not list(tmp_path.iterdir())
-
-
-needs_libtpu = pytest.mark.skipif(
-    subprocess.run([sys.executable, "-c", "import libtpu"], capture_output=True).returncode != 0,
-    reason="libtpu is not installed: make test-slow installs it",
-)
 
 
 @pytest.mark.slow
