@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 REPO = Path(__file__).parent.parent
-RATES = {"adamw": (5e-4, 1e-3, 2e-3, 4e-3), "muon": (2e-3, 4e-3, 8e-3, 1.6e-2)}
+RATES = {"adamw": (1e-3, 2e-3, 3e-3, 4e-3), "muon": (2e-3, 4e-3, 8e-3, 1.6e-2)}
 SEEDS = (0, 1, 2)
 EVERY, BATCHES = 10, 8  # steps between validations, and batches of one
 

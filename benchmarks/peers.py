@@ -1,13 +1,14 @@
-"""How fast do others train this shape? PyTorch peers, each measured in a process of its own.
+"""How fast do others train this shape, and in how much memory? Each peer is measured in a process of its own.
 
     hf      transformers' LlamaForCausalLM, SDPA attention, loss by model(input_ids, labels=...)
     torch   a plain PyTorch model of the same shape, written the way nanoGPT is
+    flax    a plain Flax model (benchmarks/flax_peer.py)
 
-Both keep float32 master parameters, compute under autocast to bfloat16, clip the gradient to norm 1 and
-step with fused AdamW, on every core the process may use. Neither is compiled: this is how people run
+The first two keep float32 master parameters, compute under autocast to bfloat16, clip the gradient to norm 1 and
+step with fused AdamW, on every core the process may use. They are not compiled: this is how people run
 them on a CPU. Warm-up steps and the making of batches are not timed.
 
-    python -m benchmarks.peers --peer=hf --shape='{"layers": 6}' --steps=10 --seconds=60 --tunables
+    python -m benchmarks.peers --peer=hf --shape='{"layers": 6}' --steps=10 --seconds=60
 
 The last line printed is the result as JSON. This module imports torch only inside the measured process,
 so that a JAX program can call `measure` without loading a second thread pool.
@@ -20,6 +21,7 @@ import math
 import os
 import pathlib
 import platform
+import resource
 import statistics
 import subprocess
 import sys
@@ -59,6 +61,21 @@ class Shape:
                 raise ValueError(f"shape.{key} must be {types[key].__name__}, not {value!r}")
         return cls(**values)
 
+    @property
+    def flops(self) -> int:
+        """FLOPs of a training step: 6 for each weight of a product and token, and causal attention's (PaLM, appendix B)."""
+        layer = self.width * self.head_size * 2 * (self.heads + self.kv_heads) + 3 * self.width * self.feed_forward
+        weights = self.layers * layer + self.vocab * self.width
+        return 6 * self.batch * self.length * (weights + self.layers * self.heads * self.head_size * self.length)
+
+
+# GPT-2 124M's sizes in a Llama: gated units are two thirds as many, so that weights are equal; V is nanoGPT's.
+SHAPES = {
+    "14m": Shape(),
+    "gpt2": Shape(12, 768, 12, 12, 64, 2048, 50304, 1024, 4, True),
+    "smollm2": Shape(30, 576, 9, 3, 64, 1536, 49152, 512, 8, True),
+}
+
 
 def measure(
     peer: str, shape: Shape, *, steps: int = 10, seconds: float = 60.0, tunables: bool = True, python: str = sys.executable
@@ -72,10 +89,11 @@ def measure(
       python: the interpreter, if the peers are installed in another environment than this one.
 
     Returns:
-      peer, tokens_per_second (from the median step), step_seconds (list), loss_first and loss_last (nats a
-      token, first and last timed step), cores_elsewhere (mean number of cores that other processes kept busy
-      meanwhile: above 0.1 or so the figures are not the peer's, since its threads wait for one another),
-      parameters, threads, tunables (as the process saw them), shape, versions.
+      peer, tokens_per_second (from the median step), step_seconds (list), peak_bytes (the process's largest
+      resident size), loss_first and loss_last (nats a token, first and last timed step), parameters, threads,
+      tunables (as the process saw them), shape, versions. The PyTorch peers also cores_elsewhere (mean number
+      of cores that other processes kept busy meanwhile: above 0.1 or so the figures are not the peer's, since
+      its threads wait for one another).
 
     Raises:
       RuntimeError: the subprocess failed; the message carries the end of its stderr.
@@ -83,8 +101,9 @@ def measure(
     environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"}
     if tunables:
         environment["GLIBC_TUNABLES"] = HUGE_PAGES
-    command = [python, "-m", "benchmarks.peers", f"--peer={peer}", f"--steps={steps}", f"--seconds={seconds}"]
-    command.append(f"--shape={json.dumps(dataclasses.asdict(shape))}")
+    module = ["benchmarks.flax_peer"] if peer == "flax" else ["benchmarks.peers", f"--peer={peer}", f"--seconds={seconds}"]
+    command = [python, "-m", *module, f"--steps={steps}", f"--shape={json.dumps(dataclasses.asdict(shape))}"]
+    environment["JAX_PLATFORMS"] = "cpu"
     root = pathlib.Path(__file__).resolve().parents[1]
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
     if done.returncode:
@@ -200,6 +219,23 @@ def build_torch(shape: Shape):
 BUILDERS = {"hf": build_hf, "torch": build_torch}
 
 
+def result(peer: str, shape: Shape, timed: list[tuple[float, float]], peak_bytes: int) -> dict:
+    """Return what every peer reports. timed: (seconds, loss) of each step."""
+    step_seconds, losses = zip(*timed)
+    if not all(map(math.isfinite, losses)):
+        raise RuntimeError(f"the loss of peer {peer!r} is not finite: {losses}")
+    return {
+        "peer": peer,
+        "tokens_per_second": shape.batch * shape.length / statistics.median(step_seconds),
+        "step_seconds": step_seconds,
+        "peak_bytes": peak_bytes,
+        "loss_first": losses[0],
+        "loss_last": losses[-1],
+        "tunables": os.environ.get("GLIBC_TUNABLES", ""),
+        "shape": dataclasses.asdict(shape),
+    }
+
+
 def cpu_seconds_elsewhere() -> float:
     """CPU seconds that this machine has given to other processes than this one, since it started."""
     import psutil
@@ -240,24 +276,13 @@ def train(peer: str, shape: Shape, steps: int, seconds: float) -> dict:
     while len(timed) < min(steps, FEWEST_STEPS) or (len(timed) < steps and time.perf_counter() < end):
         timed.append(step())
     cores_elsewhere = (cpu_seconds_elsewhere() - elsewhere) / (time.perf_counter() - start)
-    step_seconds, losses = zip(*timed)
-    if not all(map(math.isfinite, losses)):
-        raise RuntimeError(f"the loss of peer {peer!r} is not finite: {losses}")
-
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     if "transformers" in sys.modules:
         versions["transformers"] = sys.modules["transformers"].__version__
-    return {
-        "peer": peer,
-        "tokens_per_second": shape.batch * shape.length / statistics.median(step_seconds),
-        "step_seconds": step_seconds,
-        "loss_first": losses[0],
-        "loss_last": losses[-1],
+    return result(peer, shape, timed, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) | {
         "cores_elsewhere": round(cores_elsewhere, 2),
         "parameters": sum(weight.numel() for weight in model.parameters()),
         "threads": threads,
-        "tunables": os.environ.get("GLIBC_TUNABLES", ""),
-        "shape": dataclasses.asdict(shape),
         "versions": versions,
     }
 
@@ -268,7 +293,6 @@ def main() -> None:
     parser.add_argument("--shape", default="{}", help="JSON object; absent keys keep the defaults of Shape")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--seconds", type=float, default=60.0, help=f"stop sooner, after {FEWEST_STEPS} steps at least")
-    parser.add_argument("--tunables", action="store_true", help=f"run in a subprocess with GLIBC_TUNABLES={HUGE_PAGES}")
     flags = parser.parse_args()
     if flags.steps < 1:
         parser.error(f"--steps must be at least 1, not {flags.steps}")
@@ -276,11 +300,7 @@ def main() -> None:
         shape = Shape.from_json(flags.shape)
     except ValueError as error:
         parser.error(f"--shape: {error}")
-    if flags.tunables:
-        result = measure(flags.peer, shape, steps=flags.steps, seconds=flags.seconds, tunables=True)
-    else:
-        result = train(flags.peer, shape, flags.steps, flags.seconds)
-    print(json.dumps(result))
+    print(json.dumps(train(flags.peer, shape, flags.steps, flags.seconds)))
 
 
 if __name__ == "__main__":

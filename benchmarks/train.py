@@ -1,9 +1,10 @@
-"""Training speed beside its peers, in one run on this machine, and the input pipeline beside what training eats.
+"""Training speed and memory beside its peers, in one run on this machine, and the input pipeline beside what training eats.
 
-python -m benchmarks.train [--steps=10]
+python -m benchmarks.train [--shape=14m] [--steps=6] [--rounds=2]
 
-Each competitor runs in a process of its own, in turns (ours, HF, PyTorch, ours, HF, PyTorch, …), so that a slow minute of
-the machine hits all alike; figures are medians over all steps. The last line is one JSON object.
+Each competitor runs in a process of its own, in turns (ours, HF, PyTorch, Flax, ours, …), so that a slow minute of the machine
+hits all alike; figures are medians over all steps. The last line is one JSON object. `of_products` is the share of the
+machine's own fastest product of 2048 × 2048 matrices, in bfloat16 or float32, by XLA or PyTorch: the floor of a step.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import dataclasses
 import itertools
 import json
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -18,43 +20,59 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.peers import Shape, measure
+from benchmarks.peers import HUGE_PAGES, SHAPES, Shape, measure
 
 REPO = Path(__file__).parent.parent
-ACCUMULATE = (8, 4, 1)  # slices of the batch tried in our own warm-up; the result is the same, the cache use is not
+PEERS = ("hf", "torch", "flax")
+ACCUMULATE = (8, 4, 2, 1)  # slices of the batch tried in our own warm-up; the result is the same, the cache use is not
 BFLOAT16 = {"amx_bf16", "avx512_bf16"}  # CPU flags; without any, float32 products are tried beside bfloat16 ones
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="14m", choices=SHAPES, help="14 M parameters, GPT-2 124M's or SmolLM2-135M's sizes")
     parser.add_argument("--steps", type=int, default=6, help="timed steps of each competitor in each round")
     parser.add_argument("--rounds", type=int, default=2, help="turns of each competitor")
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--peers", default=",".join(PEERS), help="which of hf, torch, flax")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    shape = SHAPES[options.shape]
     if options.worker:
-        print(json.dumps(ours(Shape(), options.steps)))
+        print(json.dumps(WORKERS[options.worker.split(":")[0]](shape, options.steps, *options.worker.split(":")[1:])))
         return
 
-    steps: dict[str, list[float]] = {"lmcraft": [], "hf": [], "torch": []}
-    mine: dict = {}
+    peers = list(filter(None, options.peers.split(",")))
+    floor = max(in_process(worker, options.shape, 1) for worker in ("xla_products", "torch_products"))
+    accumulate, dtype = in_process("choose", options.shape, 1)
+    seconds: dict[str, list[float]] = {name: [] for name in ("lmcraft", *peers)}
+    peak = dict.fromkeys(seconds, 0)
     for round_ in range(options.rounds):
-        mine = in_process(options.steps)
-        steps["lmcraft"] += mine["step_seconds"]
-        for peer in ("hf", "torch"):
-            steps[peer] += measure(peer, Shape(), steps=options.steps)["step_seconds"]
-        shown = ", ".join(f"{name} {rate(times):,.0f} tokens/s" for name, times in steps.items())
+        for name in seconds:
+            mine = name == "lmcraft"
+            found = (
+                in_process(f"ours:{accumulate}:{dtype}", options.shape, options.steps)
+                if mine
+                else measure(name, shape, steps=options.steps)
+            )
+            seconds[name] += found["step_seconds"]
+            peak[name] = max(peak[name], found["peak_bytes"])
+        shown = ", ".join(f"{name} {rate(shape, times):,.0f} tokens/s" for name, times in seconds.items())
         print(f"round {round_ + 1}: {shown}", flush=True)
-    pipeline = input_rate(Shape())
-    rates = {name: rate(times) for name, times in steps.items()}
+    rates = {name: rate(shape, times) for name, times in seconds.items()}
+    pipeline = input_rate(shape)
     from lm.reports.page import machine
 
+    flops = shape.flops / (shape.batch * shape.length)
     print(
         json.dumps(
             {
-                "shape": dataclasses.asdict(Shape()),
+                "shape": dataclasses.asdict(shape),
                 "tokens_per_second": {name: round(value) for name, value in rates.items()},
-                "ratio": {peer: round(rates["lmcraft"] / rates[peer], 3) for peer in ("hf", "torch")},
-                "chosen": {key: mine[key] for key in ("accumulate", "dtype")},
+                "ratio": {peer: round(rates["lmcraft"] / rates[peer], 3) for peer in peers},
+                "peak_gib": {name: round(value / 2**30, 2) for name, value in peak.items()},
+                "gflops_of_products": round(floor / 1e9),
+                "of_products": {name: round(value * flops / floor, 3) for name, value in rates.items()},
+                "chosen": {"accumulate": int(accumulate), "dtype": dtype},
                 "input_tokens_per_second": round(pipeline),
                 "input_over_training": round(pipeline / rates["lmcraft"], 1),
                 "machine": machine(),
@@ -63,50 +81,89 @@ def main() -> None:
     )
 
 
-def rate(times: list[float]) -> float:
-    return Shape().batch * Shape().length / statistics.median(times)
+def rate(shape: Shape, times: list[float]) -> float:
+    return shape.batch * shape.length / statistics.median(times)
 
 
-def in_process(steps: int) -> dict:
-    command = [sys.executable, "-m", "benchmarks.train", "--worker", f"--steps={steps}"]
-    environment = {**os.environ, "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "JAX_PLATFORMS": "cpu"}
+def in_process(worker: str, shape: str, steps: int):
+    """Return what a worker of WORKERS returns, from a process of its own. worker: its name and arguments, between colons."""
+    command = [sys.executable, "-m", "benchmarks.train", f"--worker={worker}", f"--shape={shape}", f"--steps={steps}"]
+    environment = {**os.environ, "GLIBC_TUNABLES": HUGE_PAGES, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError("our own worker failed:\n" + "\n".join(done.stderr.splitlines()[-15:]))
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def ours(shape: Shape, steps: int) -> dict:
-    """The real training step (lm.train.step) on random tokens, with the slices and compute type that are fastest here."""
+def choose(shape: Shape, steps: int) -> tuple[int, str]:
+    """Return the slices and the compute type that are fastest here."""
+    from lm.reports.page import machine
+
+    dtypes = ("bfloat16",) if BFLOAT16 & set(machine()["flags"]) else ("bfloat16", "float32")
+    slices = [n for n in ACCUMULATE if shape.batch % n == 0]
+    return min(itertools.product(slices, dtypes), key=lambda choice: min(train(shape, *choice, steps)))
+
+
+def ours(shape: Shape, steps: int, accumulate: str, dtype: str) -> dict:
+    times = train(shape, int(accumulate), dtype, steps)
+    return {"step_seconds": times, "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+
+
+def train(shape: Shape, accumulate: int, dtype: str, steps: int) -> list[float]:
+    """Return the seconds of the real training step (lm.train.step) on random tokens, after two steps of warm-up."""
     import jax
 
     from configs.train import default
     from lm.parallel.mesh import make_mesh
-    from lm.reports.page import machine
     from lm.train.step import make_trainer, state_shardings
 
-    def run(accumulate: int, dtype: str, steps: int) -> list[float]:
-        config = default.get_config()
-        config.accumulate, config.dtype = accumulate, dtype
-        config.batch_size, config.sequence_length = shape.batch, shape.length
-        config.model.update(model_keys(shape), scan_layers=False)
-        mesh = make_mesh(config.mesh)
-        with jax.set_mesh(mesh):
-            trainer = make_trainer(config)
-            state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
-            batch = random_batch(shape)
-            step = jax.jit(trainer.step, donate_argnums=0)
-            times = []
-            for _ in range(steps + 2):
-                begin = time.perf_counter()
-                state, metrics = step(state, batch)
-                float(metrics["loss"])
-                times.append(time.perf_counter() - begin)
-        return times[2:]
+    config = default.get_config()
+    config.accumulate, config.dtype = accumulate, dtype
+    config.batch_size, config.sequence_length = shape.batch, shape.length
+    config.model.update(model_keys(shape), scan_layers=False)
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        trainer = make_trainer(config)
+        state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
+        batch = random_batch(shape)
+        step = jax.jit(trainer.step, donate_argnums=0)
+        times = []
+        for _ in range(steps + 2):
+            begin = time.perf_counter()
+            state, metrics = step(state, batch)
+            float(metrics["loss"])
+            times.append(time.perf_counter() - begin)
+    return times[2:]
 
-    dtypes = ("bfloat16",) if BFLOAT16 & set(machine()["flags"]) else ("bfloat16", "float32")
-    accumulate, dtype = min(itertools.product(ACCUMULATE, dtypes), key=lambda choice: min(run(*choice, 3)))
-    return {"accumulate": accumulate, "dtype": dtype, "step_seconds": run(accumulate, dtype, steps)}
+
+def xla_products(*_) -> float:
+    """Return the FLOP/s of XLA's fastest product of 2048 × 2048 matrices."""
+    import jax
+    import jax.numpy as jnp
+
+    product = jax.jit(jnp.matmul)
+    matrices = [jnp.ones((2048, 2048), dtype) for dtype in (jnp.bfloat16, jnp.float32)]
+    return max(fastest(lambda x: product(x, x).block_until_ready(), x) for x in matrices)
+
+
+def torch_products(*_) -> float:
+    """Return the FLOP/s of PyTorch's fastest product of 2048 × 2048 matrices."""
+    import torch
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    return max(fastest(lambda x: x @ x, torch.ones((2048, 2048), dtype=dtype)) for dtype in (torch.bfloat16, torch.float32))
+
+
+def fastest(square, x) -> float:
+    times = []
+    for _ in range(10):
+        begin = time.perf_counter()
+        square(x)
+        times.append(time.perf_counter() - begin)
+    return 2 * 2048**3 / min(times)
+
+
+WORKERS = {"choose": choose, "ours": ours, "xla_products": xla_products, "torch_products": torch_products}
 
 
 def model_keys(shape: Shape) -> dict:
