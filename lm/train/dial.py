@@ -7,7 +7,8 @@
                  least: small models lie below the range of that fit, and a schedule needs updates. Rows are a power of two.
   learning rate  lm/train/rates.py
   weight decay   λ = 1/(η·τ·steps) with τ = 1.084 · (D/N)^−0.527: weights average their updates over the fraction τ of the run
-                 (Wang and Aitchison 2024; Bergsma et al. 2025, τ_opt)
+                 (Wang and Aitchison 2024; Bergsma et al. 2025, τ_opt). Models far below the 111 M parameters of that fit take
+                 0.1 at most: the law gives them about 1, which costs 0.1 nats and more (docs/benchmarks.md)
   warm-up        a twentieth of the steps
 Keys that the command line gives keep their values, and the others follow from them.
 """
@@ -20,6 +21,7 @@ from lm.errors import UserError
 from lm.train.values import model_of
 
 ROWS_OF, FEWEST_STEPS = 2048, 1000
+SMALL, MOST_DECAY = 50_000_000, 0.1  # parameters, and their largest weight decay
 
 
 def shape(config, given: Collection[str]) -> None:
@@ -66,7 +68,7 @@ def horizon(config, given: Collection[str]) -> None:
     read = growth.start(config.steps) * config.sequence_length
     ratio = read / N
     if "optimizer.weight_decay" not in given:
-        o.weight_decay = weight_decay(o.learning_rate, ratio, config.steps)
+        o.weight_decay = weight_decay(o.learning_rate, N, ratio, config.steps)
     if is_first():
         m = config.model
         print(
@@ -76,7 +78,8 @@ def horizon(config, given: Collection[str]) -> None:
             f"  length         {read:,} tokens, {ratio:.3g} per parameter (Hoffmann et al. 2022: 20)\n"
             f"  batch_size     {config.batch_size}: {tokens:,} tokens, {config.steps:,} steps; {why}\n"
             f"  learning_rate  {o.learning_rate:g} (lm/train/rates.py), warm-up over {o.warmup} steps\n"
-            f"  weight_decay   {o.weight_decay:g}: averages over {timescale(ratio):.2g} of the run (Bergsma et al. 2025)",
+            f"  weight_decay   {o.weight_decay:g}; by the law, weights average over {timescale(ratio):.2g} of the run "
+            f"(Bergsma et al. 2025); models of less than {SMALL // 10**6} M parameters take {MOST_DECAY} at most",
             flush=True,
         )
 
@@ -94,6 +97,7 @@ def timescale(tokens_per_parameter: float) -> float:
     return 1.084 * tokens_per_parameter**-0.527
 
 
-def weight_decay(rate: float, tokens_per_parameter: float, steps: int) -> float:
-    """Return λ = 1/(η·τ·steps) with two digits; 0 if nothing is learnt."""
-    return float(f"{1 / (rate * timescale(tokens_per_parameter) * steps):.2g}") if rate and steps else 0.0
+def weight_decay(rate: float, parameters: int, tokens_per_parameter: float, steps: int) -> float:
+    """Return λ = 1/(η·τ·steps) with two digits, for small models MOST_DECAY at most; 0 if nothing is learnt."""
+    law = float(f"{1 / (rate * timescale(tokens_per_parameter) * steps):.2g}") if rate and steps else 0.0
+    return law if parameters >= SMALL else min(law, MOST_DECAY)

@@ -38,7 +38,7 @@ def test_a_depth_gives_all_else(capsys):
 
 def test_small_models_take_a_thousand_steps_at_least():
     config = turned("1", model__vocab_size=1024)
-    assert 700 < config.steps < 1450
+    assert 700 < config.steps < 1450 and config.optimizer.weight_decay == 0.1
 
 
 def test_keys_of_the_command_line_win_and_the_others_follow():
