@@ -358,8 +358,8 @@ def _check(config: ModelConfig) -> None:
     if config.quantization.bits not in (0, 4, 8):
         refuse("quantization.bits", "is none of 0 (off), 4, 8")
     if config.quantization.bits and config.quantized_training != "none":
-        why = f"needs float weights, but model.quantization.bits={config.quantization.bits} stores integers: set it to none"
-        refuse("quantized_training", why)
+        bits = config.quantization.bits
+        refuse("quantized_training", f"needs float weights: set it to none, or model.quantization.bits={bits} to 0")
     if config.pipeline.microbatches < 0:
         refuse("pipeline.microbatches", "must be at least 1, or 0 for 4 × mesh.stage")
     if config.pipeline.repeats < 1:
