@@ -5,6 +5,8 @@ import functools
 import numpy as np
 import pytest
 
+from lm.convert.source import config_of
+from tests.lm.examples import tiny_config
 from tests.lm.train.test_meshes import run
 from tests.slow import all_but
 
@@ -41,3 +43,7 @@ def test_as_on_one_device(name, kind):
     sizes, accumulate, model = RUNS[name]
     found = run(sizes, accumulate, steps=STEPS, quantized_training=kind, **model)[1]
     np.testing.assert_allclose(found[:, 0], losses(kind), rtol=0, atol=NEAR[kind])
+
+
+def test_what_reads_a_run_computes_in_its_dtype():
+    assert config_of(tiny_config(quantized_training="int8").to_dict()).quantized_training == "none"
