@@ -14,6 +14,7 @@ from lm.errors import UserError
 MOST, MOST_LAYERS = 2**31 - 1, 10_000  # of sizes, since ids are int32
 REMAT = ("none", "matmuls", "attention", "full")
 ACROSS = ("ring", "all_gather")
+LOW_PRECISION = ("none", "int8", "float8")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,6 +166,9 @@ class ModelConfig:
     # feed-forward sublayer; full: each whole layer.
     remat: str = "matmuls"
     context_attention: str = "ring"  # how keys reach queries on a mesh with a context axis: ring, all_gather
+    # Products of attention projections and dense feed-forwards, forward and backward: none (dtype), int8 or float8. Weights
+    # stay float32. Whatever reads the model from disk computes in dtype.
+    quantized_training: str = "none"
     dtype: str = "bfloat16"  # dtype of matrix products; norms, softmax and losses are float32
 
     def __post_init__(self):
@@ -303,6 +307,7 @@ def _check(config: ModelConfig) -> None:
     one_of("score_head", "none", "reward", "value")
     one_of("remat", *REMAT)
     one_of("context_attention", *ACROSS)
+    one_of("quantized_training", *LOW_PRECISION)
     if config.dtype not in ("bfloat16", "float32"):
         raise UserError(f"dtype={config.dtype!r} is neither bfloat16 nor float32")
 
@@ -352,6 +357,9 @@ def _check(config: ModelConfig) -> None:
         refuse("adapter.rank", "must not be negative")
     if config.quantization.bits not in (0, 4, 8):
         refuse("quantization.bits", "is none of 0 (off), 4, 8")
+    if config.quantization.bits and config.quantized_training != "none":
+        bits = config.quantization.bits
+        refuse("quantized_training", f"needs float weights: set it to none, or model.quantization.bits={bits} to 0")
     if config.pipeline.microbatches < 0:
         refuse("pipeline.microbatches", "must be at least 1, or 0 for 4 × mesh.stage")
     if config.pipeline.repeats < 1:

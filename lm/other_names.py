@@ -61,6 +61,7 @@ NAMES = {
     "model.adapter.alpha": "lora_alpha",
     "model.adapter.targets": "lora_target_modules target_modules lora_targets",
     "model.quantization.bits": "load_in_8bit load_in_4bit",
+    "model.quantized_training": "fp8 use_fp8 float8 enable_fp8 int8_training quantize_training",
     "checkpoint_every": "save_steps save_interval save_freq save_every checkpoint_period",
     "keep_last": "save_total_limit max_to_keep",
     "valid_every": "eval_steps eval_interval eval_every eval_freq val_interval",

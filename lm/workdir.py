@@ -38,8 +38,8 @@ IDENTITY = (
     "distill.teacher",
     "checkpoint",
 )
-# Keys of these sections that may change when a run resumes: logging, data mixture, compilation, weights of auxiliary losses,
-# and the maximum context (the checkpoint itself checks the table of learned positions).
+# Keys of these sections that may change when a run resumes: logging, data mixture, compilation, precision of products, weights
+# of auxiliary losses, and the maximum context (the checkpoint itself checks the table of learned positions).
 RESUMABLE_KEYS = (
     "data.log_ids",
     "data.weights",
@@ -49,6 +49,7 @@ RESUMABLE_KEYS = (
     "model.pipeline.repeats",
     "model.pipeline.overlap",
     "model.context_attention",
+    "model.quantized_training",
     "model.moe.balance_loss",
     "model.moe.router_z_loss",
     "model.moe.bias_rate",

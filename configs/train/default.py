@@ -43,6 +43,9 @@ def get_config() -> ml_collections.ConfigDict:
             head_dim=64,  # 0: embed_dim / num_heads
             mlp_dim=1024,
             scan_layers=True,  # False unrolls the stack: slower to compile, faster on a CPU
+            # Products of the layers, forward and backward: none (dtype), int8 or float8, which some chips compute twice as fast
+            # as bfloat16. Experts, embedding, head, router and attention scores keep dtype.
+            quantized_training="none",
             remat="matmuls",  # the more is recomputed, the less is kept: none, matmuls (kept), attention (kept), full
             pipeline=dict(
                 microbatches=0,  # of a slice of the batch, with mesh.stage: at most this many; 0: 4 × mesh.stage

@@ -119,6 +119,7 @@ def essence(config: ModelConfig) -> dict:
         "remat",
         "context_attention",
         "pipeline",
+        "quantized_training",
         "dtype",
         "adapter",
         "quantization",

@@ -150,8 +150,8 @@ def on_first_device(source: Source) -> nnx.State:
 
 
 def config_of(saved: dict) -> ModelConfig:
-    """Return the ModelConfig in a run's config; the compute dtype is a top-level key."""
+    """Return the ModelConfig in a run's config; the compute dtype is a top-level key, and quantized training is left out."""
     try:
-        return ModelConfig(**saved["model"], dtype=saved["dtype"])
+        return ModelConfig(**{**saved["model"], "quantized_training": "none"}, dtype=saved["dtype"])
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f"the run's config has an unknown model key or value: {error}") from None

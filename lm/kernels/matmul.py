@@ -7,6 +7,7 @@ Their gradient is reduced onto the weight's own shards in float32.
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -106,20 +107,27 @@ def partial_spec(where: PartitionSpec | None) -> PartitionSpec | None:
     return PartitionSpec(*(None if axis == embed else axis for axis in where), unreduced=frozenset(token_axes()))
 
 
-def product_reduced(equation: str, a: jax.Array, b: jax.Array, where: PartitionSpec | None) -> jax.Array:
-    """Return `product_over_rows` with the partition `where`: each device multiplies its own rows, then sums are scattered."""
+def product_reduced(
+    equation: str, a, b, where: PartitionSpec | None, *, prepare: Callable | None = None, multiply: Callable = product_over_rows
+) -> jax.Array:
+    """Return `product_over_rows` with the partition `where`: each device multiplies its own rows, then sums are scattered.
+
+    prepare, multiply: for operands in low precision, which are tuples of arrays (lm/kernels/low_precision.py). A device calls
+    prepare(a, b) for its rows, then multiply(equation, a, b) for these operands or slices of them.
+    """
+    prepare = prepare or (lambda a, b: (a, b))
     if where is None or token_ways() == 1:
-        return product_over_rows(equation, a, b, where)
+        return multiply(equation, *prepare(a, b), where)
 
     def on_device(a, b):
-        sizes = rings("fsdp")
+        sizes, (a, b) = rings("fsdp"), prepare(a, b)
         if platform() == "tpu" and "fsdp" in where and 1 < sizes[0] <= LONGEST:
-            part = product_around_ring(equation, a, b, "fsdp", where.index("fsdp"), sizes)
+            part = product_around_ring(equation, a, b, "fsdp", where.index("fsdp"), sizes, multiply)
             return scattered(part, where, over, first=1)
-        return scattered(product_over_rows(equation, a, b), where, over)
+        return scattered(multiply(equation, a, b), where, over)
 
     over, how = token_axes(), dict(check_vma=False, axis_names=free_axes())
-    return jax.shard_map(on_device, in_specs=(spec_of(a), spec_of(b)), out_specs=where, **how)(a, b)
+    return jax.shard_map(on_device, in_specs=jax.tree.map(spec_of, (a, b)), out_specs=where, **how)(a, b)
 
 
 def scattered(x: jax.Array, where: PartitionSpec, over: tuple[str, ...], first: int = 0) -> jax.Array:
@@ -141,12 +149,13 @@ def scattered(x: jax.Array, where: PartitionSpec, over: tuple[str, ...], first: 
     return lax.psum(x, tuple(axis for axis in over if axis in rest))
 
 
-def product_around_ring(equation: str, a: jax.Array, b: jax.Array, axis: str, dimension: int, sizes: tuple[int, ...]):
+def product_around_ring(equation: str, a, b, axis: str, dimension: int, sizes: tuple[int, ...], multiply: Callable = product):
     """Within a shard_map, return the product, scattered along `dimension` over the outermost ring of an axis.
 
-    sizes: of its rings. The part of the result for each device of the ring travels around it, and every device adds its own
-    product just before it sends it on (a collective matmul, Wang et al. 2023). Half of each part goes one way and half the
-    other. A TPU sends in the background while it multiplies; it would not put a reduce-scatter there.
+    sizes: of its rings. a, b, multiply: as in `product_reduced`; all arrays of an operand have the same axes. The part of the
+    result for each device of the ring travels around it, and every device adds its own product just before it sends it on (a
+    collective matmul, Wang et al. 2023). Half of each part goes one way and half the other. A TPU sends in the background while
+    it multiplies; it would not put a reduce-scatter there.
     """
     (a_axes, b_axes), y_axes = _terms(equation)
     letter, size = y_axes[dimension], sizes[0]
@@ -155,17 +164,20 @@ def product_around_ring(equation: str, a: jax.Array, b: jax.Array, axis: str, di
     places = np.arange(math.prod(sizes)).reshape(sizes)
     mine = lax.axis_index(axis) // math.prod(sizes[1:])
     at = a_axes.index(letter)
-    a = jnp.moveaxis(a.reshape(*a.shape[:at], size, a.shape[at] // size, *a.shape[at + 1 :]), at, 0)
+    a = jax.tree.map(lambda a: jnp.moveaxis(a.reshape(*a.shape[:at], size, -1, *a.shape[at + 1 :]), at, 0), a)
     # What is halved is an axis of the other operand, so that each product stays as wide as it can.
     halved = next(other for other in b_axes if other in y_axes)
-    ways = 2 if b.shape[b_axes.index(halved)] % 2 == 0 else 1
+    along = b_axes.index(halved)
+    ways = 2 if jax.tree.leaves(b)[0].shape[along] % 2 == 0 else 1
     sums = []
-    for way, half in zip((1, -1), jnp.split(b, ways, axis=b_axes.index(halved))):
+    halves = [jax.tree.map(lambda b, n=n: jnp.split(b, ways, axis=along)[n], b) for n in range(ways)]
+    for way, half in zip((1, -1), halves):
         pairs = list(zip(places.ravel().tolist(), np.roll(places, -way, axis=0).ravel().tolist()))
         total = None
         for step in range(1, size + 1):
-            part = lax.dynamic_index_in_dim(a, (mine - way * step) % size, keepdims=False)
-            own = product(f"{a_axes},{b_axes}->{y_axes}", part, half)
+            index = functools.partial(lax.dynamic_index_in_dim, index=(mine - way * step) % size, keepdims=False)
+            part = jax.tree.map(index, a)
+            own = multiply(f"{a_axes},{b_axes}->{y_axes}", part, half)
             total = own if total is None else lax.ppermute(total, axis, pairs) + own
         sums.append(total)
     return jnp.concatenate(sums, axis=y_axes.index(halved))

@@ -16,6 +16,7 @@ from jax import lax
 
 from lm.config import ModelConfig
 from lm.kernels.cpu.packed import Packed, packed_matmul
+from lm.kernels.low_precision import low_precision_matmul
 from lm.kernels.matmul import matmul, product
 from lm.kernels.quantize import dequantize, quantize, quantized_matmul
 from lm.model.initializers import STD, parameter
@@ -46,6 +47,7 @@ class Linear(nnx.Module):
         bias: bool = False,
     ):
         self.dtype, self.name, self.equation, self.axes = config.compute_dtype, name, equation, axes
+        self.low_precision = config.quantized_training
         x_letters, w_letters, y_letters = equation.replace("->", ",").split(",")
         by_letter = dict(zip(w_letters, axes, strict=True))
         self.inputs = sum(letter in x_letters for letter in w_letters)  # how many leading axes are contracted
@@ -86,6 +88,9 @@ class Linear(nnx.Module):
         elif isinstance(self.weight, QuantizedWeight):
             integers, scale = self.weight.integers[...], self.weight.scale[...]
             y = quantized_matmul(self.equation, x, integers, scale, dtype=self.dtype, out=self.out)
+        elif self.low_precision != "none":
+            kind, weight = self.low_precision, self.weight[...]
+            y = low_precision_matmul(self.equation, x, weight, kind=kind, dtype=self.dtype, out=self.out)
         else:
             y = matmul(self.equation, x, self.weight[...], dtype=self.dtype, out=self.out)
         if hasattr(self, "lora_a"):
