@@ -164,6 +164,7 @@ class ModelConfig:
     # What the backward pass computes again. none: nothing; matmuls: all but matmul outputs; attention: these, and all of the
     # feed-forward sublayer; full: each whole layer.
     remat: str = "matmuls"
+    offload: bool = False  # what remat keeps goes to host memory until the backward pass, also the layers' inputs
     context_attention: str = "ring"  # how keys reach queries on a mesh with a context axis: ring, all_gather
     dtype: str = "bfloat16"  # dtype of matrix products; norms, softmax and losses are float32
 
@@ -302,6 +303,8 @@ def _check(config: ModelConfig) -> None:
     one_of("activation", "silu", "gelu", "gelu_tanh", "relu2")
     one_of("score_head", "none", "reward", "value")
     one_of("remat", *REMAT)
+    if config.offload and config.remat == "none":
+        refuse("offload", "moves what model.remat keeps, and model.remat='none' keeps all: set model.remat=matmuls")
     one_of("context_attention", *ACROSS)
     if config.dtype not in ("bfloat16", "float32"):
         raise UserError(f"dtype={config.dtype!r} is neither bfloat16 nor float32")

@@ -21,7 +21,7 @@ from lm.train.step import model_config_of
 from lm.workdir import record
 
 # Model keys that the run's own config decides.
-OWN = ("scan_layers", "remat", "context_attention", "pipeline", "adapter", "quantization", "score_head")
+OWN = ("scan_layers", "remat", "offload", "context_attention", "pipeline", "adapter", "quantization", "score_head")
 
 
 def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
@@ -64,7 +64,7 @@ def initial_params(config: ml_collections.ConfigDict, mesh) -> nnx.State | None:
     if not config.init_from:
         return None
     source, wanted = open_source(config.init_from), model_config_of(config)
-    same = ["dtype", "scan_layers", "remat", "context_attention", "pipeline"]
+    same = ["dtype", "scan_layers", "remat", "offload", "context_attention", "pipeline"]
     same += [] if wanted.positions == "learned" else ["max_positions"]
     base = dataclasses.replace(source.config, **{name: getattr(wanted, name) for name in same})
     abstract = skeleton(base)[1]
