@@ -54,6 +54,8 @@ NAMES = {
     "model.tie_embeddings": "tie_word_embeddings tie_weights",
     "model.norm_eps": "rms_norm_eps layer_norm_eps",
     "model.remat": "gradient_checkpointing activation_checkpointing remat_policy",
+    "model.offload": "cpu_offload activation_offloading offload_activations",
+    "optimizer.offload": "offload_optimizer optimizer_memory_host_offload cpu_offload_optimizer",
     "model.pipeline.microbatches": "num_pipeline_microbatches num_microbatches pipeline_microbatches",
     "model.pipeline.repeats": "num_pipeline_repeats virtual_pipeline_model_parallel_size",
     "mesh.stage": "pipeline_parallel_size pipeline_model_parallel_size ici_pipeline_parallelism pp_size",

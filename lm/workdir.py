@@ -45,6 +45,7 @@ RESUMABLE_KEYS = (
     "data.weights",
     "model.scan_layers",
     "model.remat",
+    "model.offload",
     "model.pipeline.microbatches",
     "model.pipeline.repeats",
     "model.pipeline.overlap",

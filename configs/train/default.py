@@ -47,6 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
             # as bfloat16. Experts, embedding, head, router and attention scores keep dtype.
             quantized_training="none",
             remat="matmuls",  # the more is recomputed, the less is kept: none, matmuls (kept), attention (kept), full
+            offload=False,  # keep that, and the layers' inputs, in host memory until the backward pass (docs/train.md, Memory)
             pipeline=dict(
                 microbatches=0,  # of a slice of the batch, with mesh.stage: at most this many; 0: 4 × mesh.stage
                 repeats=1,  # how often a microbatch goes around the stages: more shorten the bubble and send more
@@ -73,6 +74,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.optimizer.eps = 1e-8  # adamw: added to the root of the mean of squared gradients
     config.optimizer.momentum = 0.95  # muon: decay of the mean of gradients of hidden matrices
     config.optimizer.state_dtype = "float32"  # of the moments of matrices: float32, bfloat16 or int8 (a quarter of the memory)
+    config.optimizer.offload = False  # keep the moments of matrices in host memory between updates (docs/train.md, Memory)
     config.optimizer.weight_decay = 0.1  # per step, times the learning rate; norm scales and biases do not decay
     config.optimizer.clip_norm = 1.0  # limit of the global gradient norm; inf: no clipping
     config.optimizer.z_loss = 1e-4  # weight of (log Z)²

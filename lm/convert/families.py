@@ -117,6 +117,7 @@ def essence(config: ModelConfig) -> dict:
     own = (
         "scan_layers",
         "remat",
+        "offload",
         "context_attention",
         "pipeline",
         "quantized_training",

@@ -84,7 +84,7 @@ def programs(config: ModelConfig, params: nnx.State, batch: int, prompt: int, le
 
 def for_decoding(config: ModelConfig) -> ModelConfig:
     """Return the config of the same decoder, unrolled, without what only training or scoring needs."""
-    return dataclasses.replace(config, scan_layers=False, remat="none", mtp_depth=0, score_head="none")
+    return dataclasses.replace(config, scan_layers=False, remat="none", offload=False, mtp_depth=0, score_head="none")
 
 
 def _places(config: ModelConfig) -> Iterator[tuple[int, int, int]]:

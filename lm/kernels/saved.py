@@ -27,7 +27,11 @@ def saved(x: jax.Array, *, wide: bool = False) -> jax.Array:
 
 def layer_input(x: jax.Array, as_bits: bool = True) -> tuple[jax.Array, jax.Array | None]:
     """Return (x, its `bits`, or None without `as_bits`), of which the one that is kept has the name INPUT."""
-    x_bits = bits(x) if as_bits else None
+    return kept_input(x, bits(x) if as_bits else None)
+
+
+def kept_input(x: jax.Array, x_bits: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    """Return both, of which x_bits, or x if that is None, has the name INPUT."""
     return (checkpoint_name(x, INPUT), None) if x_bits is None else (x, checkpoint_name(x_bits, INPUT))
 
 

@@ -1,22 +1,11 @@
-"""What the model gives to the pipeline of lm/parallel/pipeline.py: rows, remat policies, and layers that are sent."""
-
-from jax.ad_checkpoint import checkpoint_policies
+"""What the model gives to the pipeline of lm/parallel/pipeline.py: rows, and layers that are sent."""
 
 from lm.kernels.attention import Visible
-from lm.kernels.saved import INPUT, NAME, WIDE
 from lm.model.attention import Step
 from lm.model.cache import layers_of
 from lm.parallel.context import slots
 from lm.parallel.mesh import over_stages
 from lm.parallel.pipeline import layer_of
-
-# What a tick of a pipeline with repeats keeps for the backward pass, by model.remat. Its parameters are chosen again instead.
-TICK_POLICIES = {
-    "none": checkpoint_policies.save_only_these_names(NAME, WIDE, INPUT),
-    "matmuls": checkpoint_policies.save_only_these_names(NAME, WIDE, INPUT),
-    "attention": checkpoint_policies.save_only_these_names(NAME, INPUT),
-    "full": checkpoint_policies.save_only_these_names(INPUT),
-}
 
 
 def unstacked(params, repeats: int) -> list:

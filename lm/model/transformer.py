@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
-from jax.ad_checkpoint import checkpoint_policies
 
 from lm.config import LayerKind, ModelConfig
 from lm.kernels.attention import Branches, Visible
@@ -18,7 +17,7 @@ from lm.kernels.cpu.packed import packed_matmul, rows
 from lm.kernels.embedding import embedding
 from lm.kernels.head import softcapped
 from lm.kernels.matmul import matmul
-from lm.kernels.saved import NAME, WIDE, from_bits, layer_input, saved
+from lm.kernels.saved import from_bits, kept_input, layer_input, saved
 from lm.model.attention import Step, attention_sublayer
 from lm.model.cache import Cache, DecodeState, layers_of
 from lm.model.feed_forward import FeedForward
@@ -28,17 +27,11 @@ from lm.model.moe import MoE, RouterStats
 from lm.model.norms import layer_norm
 from lm.model.pages import PagedState
 from lm.model.positions import once, rotary_angles
-from lm.model.stages import TICK_POLICIES, of_rows, rows_of, unstacked
+from lm.model.remat import layer_policy, offloads, tick_policy
+from lm.model.stages import of_rows, rows_of, unstacked
 from lm.parallel.context import later, slots
 from lm.parallel.mesh import over_stages, reshard, spec
 from lm.parallel.pipeline import layer_of, pipelined, schedule
-
-REMAT_POLICIES = {
-    "none": checkpoint_policies.everything_saveable,
-    "matmuls": checkpoint_policies.save_only_these_names(NAME, WIDE),
-    "attention": checkpoint_policies.save_only_these_names(NAME),
-    "full": checkpoint_policies.nothing_saveable,
-}
 
 
 class Routing(NamedTuple):
@@ -195,7 +188,7 @@ class Transformer(nnx.Module):
             def apply(params, *inputs, graph=graph):
                 return nnx.merge(graph, params)(*inputs, step)
 
-            policy = REMAT_POLICIES[self.config.remat]
+            policy = layer_policy(self.config)
             x_BTD, _, stats = jax.checkpoint(apply, policy=policy)(params, x_BTD, self._embedded(next_BT))
             x_BTD = module.norm(x_BTD)
             found.append(Hidden(x_BTD, None, routing({("mtp", k, "layer"): stats})))
@@ -316,9 +309,11 @@ class Transformer(nnx.Module):
         """
         config = self.config
         graphs, params = zip(*(nnx.split(module) for module in modules))
-        on_stages = over_stages(repeats) and layers is None
+        on_stages, offloaded = over_stages(repeats) and layers is None, offloads(config)
 
         def compute_block(steps, x, x_bits, layer):
+            if offloaded:
+                x, x_bits = kept_input(x, x_bits)
             x, (all_params, n, caches) = from_bits(x_bits, x), layer
             all_params = layer_of(params, n) if all_params is None else all_params
             new, stats = [], []
@@ -332,7 +327,7 @@ class Transformer(nnx.Module):
             """Return x after the layers, their caches and reports. params: None: each layer's are sent when it comes."""
             apply = functools.partial(compute_block, steps)
             if config.remat != "none":
-                apply = jax.checkpoint(apply, policy=REMAT_POLICIES[config.remat], prevent_cse=not config.scan_layers)
+                apply = jax.checkpoint(apply, policy=layer_policy(config), prevent_cse=not config.scan_layers)
             if config.scan_layers:
                 numbers = jnp.arange(repeats) if params is None else None
                 x, (new, stats) = lax.scan(
@@ -356,7 +351,7 @@ class Transformer(nnx.Module):
             x, _, stats = through(params, x, of_rows(rows), repeats // (plan.stages * plan.repeats))
             return x, stats
 
-        x_BTD, stats = pipelined(stage, params, x_BTD, rows_of(steps), plan, TICK_POLICIES[config.remat])
+        x_BTD, stats = pipelined(stage, params, x_BTD, rows_of(steps), plan, tick_policy(config))
         return x_BTD, (None,) * len(block), stats
 
 

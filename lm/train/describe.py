@@ -17,6 +17,7 @@ from lm import sizing
 from lm.errors import UserError
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
+from lm.parallel.memory import is_on_host
 from lm.parallel.mesh import AXES, axis_sizes, check_fit, spec
 from lm.parallel.pipeline import schedule
 from lm.train.step import abstract_state, make_trainer, model_config_of, training_loss
@@ -34,7 +35,7 @@ def describe(config) -> dict:
     forward, backward = (sum(getattr(cost, way) for cost in costs.values()) for way in ("forward", "backward"))
     tokens = config.batch_size * config.sequence_length
     with jax.sharding.use_abstract_mesh(mesh):
-        multiplied, memory = step_flops(config, mesh), memory_per_device(config, mesh)
+        multiplied, (memory, host) = step_flops(config, mesh), memories(config, mesh)
     steps = config.steps if config.epochs is None else 0  # these follow from the data
     read = parse_sizes(config.batch_warmup, config.batch_size).start(steps) * config.sequence_length
     main = {kind: sum(n for part, n in counts[kind].items() if part != "mtp") for kind in ("total", "active")}
@@ -61,7 +62,7 @@ def describe(config) -> dict:
             "accumulate": config.accumulate,
         },
         "pipeline": pipeline(config, mesh),
-        "memory": {"mesh": dict(mesh.shape), "devices": mesh.size, **memory},
+        "memory": {"mesh": dict(mesh.shape), "devices": mesh.size, **memory, "host": host},
         "cache_per_token": {
             name: sizing.cache_bytes_per_token(model, dtype) for name, dtype in ((model.dtype, ""), ("int8", "int8"))
         },
@@ -160,21 +161,28 @@ def _programs(params: dict):
 
 
 def memory_per_device(config, mesh) -> dict[str, int]:
-    """Return bytes per device by kind. An array of n bytes whose axes are split over m devices takes n / m.
+    """Return the first part of `memories`: the bytes in the memory of a device."""
+    return memories(config, mesh)[0]
 
-    Activations: the residuals of the traced loss for one slice of the batch under the remat policy, without parameters and
-    batch. Gradients count twice if slices are accumulated. Optimizer: moments, and the average of config.ema. Not counted: a
-    layer's temporary arrays and gathered weights.
+
+def memories(config, mesh) -> tuple[dict[str, int], dict[str, int]]:
+    """Return bytes per device by kind, in its own memory and in that of its host (config.optimizer.offload, model.offload).
+
+    An array of n bytes whose axes are split over m devices takes n / m. Activations: the residuals of the traced loss for one
+    slice of the batch under the remat policy, without parameters and batch. Gradients count twice if slices are accumulated.
+    Optimizer: moments, and the average of config.ema. Not counted: a layer's temporary arrays and gathered weights.
     """
     state = abstract_state(make_trainer(config), mesh)
     learned, frozen = nnx.split_state(state.params, trainable(model_config_of(config)), ...)
     batch = abstract_batch(config, mesh, config.batch_size // config.accumulate)
-    return {
+    kept = residuals(config, learned, frozen, batch)
+    device = {
         "parameters": bytes_per_device(state.params),
         "gradients": bytes_per_device(learned) * (2 if config.accumulate > 1 else 1),
         "optimizer": bytes_per_device((state.optimizer, state.average)),
-        "activations": bytes_per_device(residuals(config, learned, frozen, batch)),
+        "activations": bytes_per_device(kept),
     }
+    return device, {"optimizer": bytes_per_device(state.optimizer, host=True), "activations": bytes_per_device(kept, host=True)}
 
 
 def residuals(config, learned, frozen, batch) -> list:
@@ -194,10 +202,10 @@ def residuals(config, learned, frozen, batch) -> list:
     return list({id(x): x.aval for x in traced.outvars if id(x) not in arguments}.values())
 
 
-def bytes_per_device(tree) -> int:
-    """Return the bytes that a tree of arrays, which may be abstract, takes on one device."""
+def bytes_per_device(tree, host: bool = False) -> int:
+    """Return the bytes that a tree of abstract arrays takes in the memory of one device, or of its host for it."""
     total = 0
-    for x in jax.tree.leaves(tree):
+    for x in (x for x in jax.tree.leaves(tree) if is_on_host(x) == host):
         bits = jnp.iinfo(x.dtype).bits if jnp.issubdtype(x.dtype, jnp.integer) else 8 * x.dtype.itemsize
         total += math.prod(x.sharding.shard_shape(x.shape)) * bits // 8
     return total
@@ -235,6 +243,11 @@ def table(d: dict) -> str:
             f"memory a device      {_memory(sum(memory[kind] for kind in kinds))}: "
             + ", ".join(f"{kind} {_memory(memory[kind])}" for kind in kinds)
             + f" ({mesh})",
+            *(
+                ["host memory a device " + ", ".join(f"{kind} {_memory(size)}" for kind, size in memory["host"].items())]
+                if any(memory["host"].values())
+                else []
+            ),
             *([] if d["pipeline"] is None else [f"pipeline             {d['pipeline']['shown']}"]),
             "cache a token        " + "; ".join(f"{name} {_cache(kinds)}" for name, kinds in d["cache_per_token"].items()),
         ]

@@ -4,7 +4,7 @@ import jax
 import psutil
 
 from lm.errors import UserError
-from lm.train.describe import memory_per_device
+from lm.train.describe import memories
 
 # The compiler may need less than the estimate, because it can recompute. So refuse a run only if it exceeds this factor.
 CLEARLY = 1.5
@@ -18,14 +18,19 @@ def check_memory(config, mesh, *, whole_rows: bool = True) -> None:
     """
     room = memory_of_device()
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-        needs = memory_per_device(config, mesh.abstract_mesh)
+        needs, on_host = memories(config, mesh.abstract_mesh)
+    if mesh.devices.flat[0].platform == "cpu":  # where it is the same memory
+        needs |= {kind: needs[kind] + size for kind, size in on_host.items()}
     fixed = sum(needs.values()) - needs["activations"]
     kept = needs["activations"] if whole_rows else 0
     if fixed <= room and fixed + kept <= CLEARLY * room:
         return
-    cure = "lower model sizes or spread the model over more devices (mesh.fsdp)"
+    cure = "lower model sizes, spread the model over more devices (mesh.fsdp), or set optimizer.offload=True"
     if fixed <= room:
-        cure = "lower sequence_length or batch_size, raise accumulate, set model.remat=full, or split sequences (mesh.context)"
+        cure = (
+            "lower sequence_length or batch_size, raise accumulate, set model.remat=full or model.offload=True, or split "
+            "sequences (mesh.context)"
+        )
     raise UserError(
         f"batch_size={config.batch_size}, sequence_length={config.sequence_length}, accumulate={config.accumulate}: a step "
         f"needs {_gib(fixed)} for parameters, gradients and optimizer and {_gib(kept)} for activations, and a device has "

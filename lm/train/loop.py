@@ -4,6 +4,7 @@ Steps are counted from 1: line n of the log is the n-th update, computed from ba
 """
 
 import functools
+import operator
 import signal
 import time
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from lm.checkpoint import Checkpoints
 from lm.convert.base import reference
 from lm.convert.source import open_source
 from lm.model.linear import trainable
+from lm.parallel import memory
 from lm.parallel.context import sequences_whole
 from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
@@ -123,6 +125,8 @@ def train(
     known_peak = peak_flops()
     log = Log(workdir, enabled=is_first(), step=begin, steps=config.steps, log_ids=config.data.get("log_ids", False))
     log.say(f"{num_params:,} parameters, {config.batch_size * config.sequence_length:,} tokens a step, {dict(mesh.shape)}")
+    if offloaded := [key for key in ("model.offload", "optimizer.offload") if operator.attrgetter(key)(config)]:
+        log.say(f"{' and '.join(offloaded)}: {memory.explained()}")
     if mesh.shape["stage"] > 1:
         plan = schedule(model_config_of(config).pipeline, config.batch_size // config.accumulate, mesh)
         log.say(f"pipeline: {plan}")

@@ -21,6 +21,7 @@ from lm.model.linear import trainable
 from lm.model.moe import balanced
 from lm.model.transformer import Hidden, Transformer, build, skeleton
 from lm.parallel.context import later
+from lm.parallel.memory import has_host_memory, on_host, to_device, to_host
 from lm.parallel.mesh import shardings
 from lm.train import rates
 from lm.train.optimizers.chain import optimizer as chain
@@ -67,13 +68,15 @@ class Trainer(NamedTuple):
     """The pure functions of one run.
 
     init(params=None) -> TrainState, with random parameters if none are given. step(state, batch, frozen=None) -> (TrainState,
-    metrics). evaluate(params, batch, frozen=None) -> {"objective", "weight", "metrics"}, sums over the batch.
+    metrics). evaluate(params, batch, frozen=None) -> {"objective", "weight", "metrics"}, sums over the batch. offload: the
+    optimizer's moments are in host memory between steps (config.optimizer.offload).
     """
 
     init: Any
     step: Any
     evaluate: Any
     abstract_params: nnx.State
+    offload: bool = False
 
 
 def make_trainer(config, objective: Objective | None = None, updates: int = 1) -> Trainer:
@@ -92,11 +95,14 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
         o.schedule, peak=peak, steps=config.steps * updates, warmup=o.warmup * updates, final=o.final, decay=o.decay
     )
 
+    offload = o.offload and has_host_memory()
+
     def init(params: nnx.State | None = None) -> TrainState:
         params = build(model_config, config.seed) if params is None else params
         zero, trained = jnp.zeros((), jnp.int32), nnx.filter_state(params, learns)
         average = jax.tree.map(jnp.copy, trained) if config.ema else ()
-        return TrainState(zero, params, transform.init(trained), zero, zero, average=average)
+        optimizer = transform.init(trained)
+        return TrainState(zero, params, to_host(optimizer) if offload else optimizer, zero, zero, average=average)
 
     def step(state: TrainState, batch: dict, frozen=None) -> tuple[TrainState, dict]:
         weight = objective.weight(batch)
@@ -111,7 +117,8 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
             norm = optax.global_norm(grads)
             grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, o.clip_norm / (norm + 1e-9)), grads)
             rate = learning_rate(state.step)
-            direction, optimizer = transform.update(grads, state.optimizer, params)
+            moments = to_device(state.optimizer) if offload else state.optimizer
+            direction, optimizer = transform.update(grads, moments, params)
             trained = jax.tree.map(lambda p, u: p - rate * u, params, direction)
             average = moving_average(state.average, trained, state.step, config.ema) if config.ema else ()
             params = nnx.merge_state(trained, rest)
@@ -122,10 +129,10 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
             ok = jnp.isfinite(total) & jnp.isfinite(norm) & ~overflowed(state.params, params)
             # A bad step leaves parameters and moments bitwise unchanged, without a host sync.
             params, optimizer, average = jax.tree.map(
-                lambda new, old: jnp.where(ok, new, old),
-                (params, optimizer, average),
-                (state.params, state.optimizer, state.average),
+                lambda new, old: jnp.where(ok, new, old), (params, optimizer, average), (state.params, moments, state.average)
             )
+            if offload:
+                optimizer = to_host(optimizer)
         bad = jnp.int32(1) - ok.astype(jnp.int32)
         in_row = (state.skipped_in_row + bad) * bad
         state = TrainState(state.step + 1, params, optimizer, state.skipped + bad, in_row, average=average)
@@ -147,7 +154,7 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
         total, sums = objective.loss(nnx.merge(graph, params), batch, frozen, None)
         return {"objective": total, "weight": objective.weight(batch), "metrics": sums.metrics}
 
-    return Trainer(init, step, evaluate, abstract)
+    return Trainer(init, step, evaluate, abstract, offload)
 
 
 def moving_average(average: nnx.State, params: nnx.State, updates: jax.Array, decay: float) -> nnx.State:
@@ -193,9 +200,10 @@ def sound(state: TrainState) -> jax.Array:
 
     Normalisation layers square activations: with parameters of 1e20 they return 0, and the loss stays finite.
     """
-    moments = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(state.optimizer) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    moments = jax.tree.leaves(to_device(state.optimizer))
+    finite = [jnp.all(jnp.isfinite(x)) for x in moments if jnp.issubdtype(x.dtype, jnp.inexact)]
     floats = [x for x in jax.tree.leaves(state.params) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.all(jnp.stack([jnp.isfinite(optax.global_norm(floats)), *moments]))
+    return jnp.all(jnp.stack([jnp.isfinite(optax.global_norm(floats)), *finite]))
 
 
 def ratio(total: jax.Array, weight: jax.Array) -> jax.Array:
@@ -346,4 +354,8 @@ def abstract_state(trainer: Trainer, mesh) -> TrainState:
 
 def state_shardings(trainer: Trainer, mesh) -> TrainState:
     """Return the NamedSharding of every array of the state: moments are sharded like parameters, counters replicated."""
-    return shardings(jax.eval_shape(trainer.init), mesh)
+    abstract = jax.eval_shape(trainer.init)
+    found = shardings(abstract, mesh)
+    if not trainer.offload:
+        return found
+    return found._replace(optimizer=jax.tree.map(on_host, found.optimizer, abstract.optimizer))

@@ -29,6 +29,7 @@ def test_head_dim_defaults_to_an_equal_share():
         ({"head_dim": 7}, "model.head_dim=7"),
         ({"num_heads": 0}, "model.num_heads=0"),
         ({"remat": "some"}, "model.remat='some'"),
+        ({"remat": "none", "offload": True}, "model.offload=True .* set model.remat=matmuls"),
         ({"pipeline": {"microbatches": -1}}, "model.pipeline.microbatches=-1 must be at least 1, or 0"),
         ({"pipeline": {"repeats": 0}}, "model.pipeline.repeats=0 must be at least 1"),
         ({"context_attention": "some"}, "model.context_attention='some'"),

@@ -1,8 +1,9 @@
 """Estimate the time of a compiled step from its schedule.
 
 Compute: the cycles that the compiler estimates, over the chip's clock. Pallas kernels: their FLOPs at KERNEL_SHARE of the peak,
-since the compiler estimates nothing for them. Collectives: lm/train/plan/network.py. One that runs in the background costs what
-the work between its start and its end does not hide; the network does one at a time.
+since the compiler estimates nothing for them. Collectives: lm/train/plan/network.py. Transfers between a chip and its host:
+lm/train/plan/offload.py. One that runs in the background costs what the work between its start and its end does not hide; each
+link does one at a time.
 This is no measurement. The compiler knows neither contention nor stalls, and its cycles are those of its own cost model.
 """
 
@@ -12,13 +13,14 @@ from typing import NamedTuple
 from lm.kernels.tpu.attention import kernel_flops
 from lm.train.plan.chips import Chip
 from lm.train.plan.network import Network, of_program
+from lm.train.plan.offload import transfer
 from lm.train.plan.program import Instruction, Program
 
 KERNEL_SHARE = 0.4  # of the peak; what flash attention reaches on these chips by public reports, as a round number
 
 
 class Sent(NamedTuple):
-    """Collectives of one kind in a step, on one device. exposed: seconds that nothing hides."""
+    """Collectives or transfers of one kind in a step, on one device. exposed: seconds that nothing hides."""
 
     count: int
     bytes: int
@@ -59,9 +61,8 @@ def estimate(program: Program, network: Network, chip: Chip) -> Estimate:
                 totals["kernel"] += times * flops
             if one.kind == "while":  # its body is counted on its own; nothing runs in the background across it
                 clock, running = max([clock, *(end for end, _ in running.values())]), {}
-            if found := of_program(program.computations, one):
-                inner, kind = found
-                collective = network.collective(inner, kind)
+            found = of_program(program.computations, one)
+            if collective := network.collective(*found) if found else transfer(one, chip):
                 end = max([clock, *(free.get(link, 0.0) for link in collective.links)]) + collective.seconds
                 row = sent[collective.kind]
                 row[0] += times

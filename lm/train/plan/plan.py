@@ -5,18 +5,20 @@ import time
 import jax
 
 from lm import sizing
-from lm.train.describe import memory_per_device
+from lm.train.describe import memories
 from lm.train.plan.chips import chip_of
 from lm.train.plan.compiled import DoesNotFit, compile_step, devices_of
 from lm.train.plan.estimate import KERNEL_SHARE, estimate
 from lm.train.plan.network import Network
+from lm.train.plan.offload import WAYS
 from lm.train.plan.program import Program
 from lm.train.step import model_config_of
 
 EXPLAINED = (
     "An estimate, not a measurement: the cycles that XLA's TPU compiler expects for each fused operation, times the trips of "
     f"its loop, over the clock; attention kernels, for which it expects nothing, at {KERNEL_SHARE:.0%} of the peak; and "
-    "collectives that no work hides, bytes over the links' bandwidth. Contention, stalls and the input pipeline are left out."
+    "collectives and transfers to the host that no work hides, bytes over the links' bandwidth. Contention, stalls and the "
+    "input pipeline are left out."
 )
 
 
@@ -49,7 +51,8 @@ def plan(config, topology: str) -> dict:
     resident = analysis.argument_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
     peak = getattr(analysis, "peak_memory_in_bytes", 0) or resident + analysis.temp_size_in_bytes
     with jax.set_mesh(step.mesh):
-        activations = memory_per_device(config, step.mesh.abstract_mesh)["activations"]
+        device, host = memories(config, step.mesh.abstract_mesh)
+    activations = device["activations"]
     found |= {
         "mesh": {axis: size for axis, size in step.mesh.shape.items() if size > 1},
         "fits": peak <= chip.memory,
@@ -59,6 +62,7 @@ def plan(config, topology: str) -> dict:
             "temporaries": max(0, peak - resident - activations),
             "peak": peak,
             "limit": chip.memory,
+            "host": {"all": _on_host(analysis), **host},
         },
         "compile_seconds": time.perf_counter() - begin,
         "explained": EXPLAINED,
@@ -68,18 +72,27 @@ def plan(config, topology: str) -> dict:
     except jax.errors.JaxRuntimeError as error:  # of some programs that send expert by expert
         return found | {"not_timed": f"XLA cannot print this program: {str(error).splitlines()[0]}"}
     timed = estimate(program, Network(step.mesh, chip), chip)
+    waits = sum(timed.sent[kind].exposed for kind in WAYS if kind in timed.sent)
     peak_flops, flops = chip.flops * len(devices), found["model_flops_per_step"]
     return found | {
         "seconds": {
             "step": timed.seconds,
             "compute": timed.compute,
             "attention_kernels": timed.kernels,
-            "exposed_collectives": timed.exposed,
+            "exposed_collectives": timed.exposed - waits,
+            "exposed_transfers": waits,
         },
         "cycles": timed.cycles,
         "kernel_flops": timed.kernel_flops,
-        "collectives": {kind: sent._asdict() for kind, sent in timed.sent.items()},
+        "collectives": {kind: sent._asdict() for kind, sent in timed.sent.items() if kind not in WAYS},
+        "transfers": {kind: sent._asdict() for kind, sent in timed.sent.items() if kind in WAYS},
         "mfu": flops / peak_flops / timed.seconds,
         "mfu_without_collectives": flops / peak_flops / (timed.compute + timed.kernels),
         "tokens_per_second": tokens / timed.seconds,
     }
+
+
+def _on_host(analysis) -> int:
+    """Return the bytes of host memory that a compiled program needs for a device."""
+    sizes = {kind: getattr(analysis, f"host_{kind}_size_in_bytes", 0) for kind in ("argument", "output", "alias", "temp")}
+    return sizes["argument"] + sizes["output"] - sizes["alias"] + sizes["temp"]

@@ -27,6 +27,9 @@ def table(plan: dict) -> str:
         rows.append(("memory", f"does not fit: {memory['peak'] / GIB:.2f} GiB a device, {-free / GIB:.2f} more than it has"))
     names = ("parameters", "optimizer", "activations", "temporaries")
     rows += [("", f"{name} {memory[name] / GIB:.2f} GiB") for name in names if name in memory]
+    if (host := memory.get("host", {})).get("all"):
+        parts = ", ".join(f"{name} {host[name] / GIB:.2f}" for name in ("optimizer", "activations"))
+        rows.append(("host memory", f"{host['all'] / GIB:.2f} GiB a device: {parts}"))
     if "seconds" in plan:
         rows += _times(plan)
     if "not_timed" in plan:
@@ -37,18 +40,18 @@ def table(plan: dict) -> str:
 
 def _times(plan: dict) -> list[tuple[str, str]]:
     seconds = plan["seconds"]
-    parts = ("compute", "attention_kernels", "exposed_collectives")
+    parts = ["compute", "attention_kernels", "exposed_collectives", *(["exposed_transfers"] if plan["transfers"] else [])]
     shown = ", ".join(f"{part.replace('_', ' ')} {seconds[part]:.3f}" for part in parts)
     rows = [
         ("time", f"{seconds['step']:.3f} s a step: {shown}"),
-        ("MFU", f"estimated {plan['mfu']:.1%}; {plan['mfu_without_collectives']:.1%} if all collectives were hidden"),
+        ("MFU", f"estimated {plan['mfu']:.1%}; {plan['mfu_without_collectives']:.1%} if all that is sent were hidden"),
         ("tokens", f"{plan['tokens_per_second']:,.0f} a second, {plan['tokens_per_second'] / plan['devices']:,.0f} a device"),
         (
             "collectives",
             f"{'kind':<20}{'count':>7}{'in background':>15}{'GiB':>10}{'largest MiB':>13}{'s':>9}{'exposed s':>11}",
         ),
     ]
-    for kind, sent in plan["collectives"].items():
+    for kind, sent in (plan["collectives"] | plan["transfers"]).items():
         rows.append(
             (
                 "",

@@ -48,6 +48,22 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 """
 
 
+# A slice that goes to the host, one that comes from it at the same time, and a copy within the chip.
+TRANSFERS = """
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %a = f32[8] parameter(0)
+  %near-start = (f32[1024,1024]{1,0:T(8,128)S(1)}, f32[1024,1024]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%a)
+  %near-done = f32[1024,1024]{1,0:T(8,128)S(1)} copy-done(%near-start)
+  %dynamic-update-slice-start.1 = ((f32[4,1024,1024]{2,1,0:T(8,128)S(5)}, f32[1,1024,1024]{2,1,0:T(8,128)}, s32[]{:T(128)}), f32[4,1024,1024]{2,1,0:T(8,128)S(5)}, u32[]{:S(2)}) dynamic-update-slice-start(%b, %a, %i)
+  %copy-start.1 = (f32[1024,1024]{1,0:T(8,128)}, f32[1024,1024]{1,0:T(8,128)S(5)}, u32[]{:S(2)}) copy-start(%c)
+  %work = f32[8] fusion(%a), kind=kLoop, calls=%f, backend_config={"estimated_cycles":"15000"}
+  %copy-done.1 = f32[1024,1024]{1,0:T(8,128)} copy-done(%copy-start.1)
+  %dynamic-update-slice-done.1 = f32[4,1024,1024]{2,1,0:T(8,128)S(5)} dynamic-update-slice-done(%dynamic-update-slice-start.1)
+  ROOT %copy-start.2 = (f32[1024,1024]{1,0:T(8,128)S(5)}, f32[1024,1024]{1,0:T(8,128)}, u32[]{:S(2)}) copy-start(%c)
+}
+"""  # noqa: E501
+
+
 class OneSecondEach:
     """A network on which every collective takes a fixed time."""
 
@@ -74,6 +90,18 @@ def test_what_work_hides_costs_nothing_and_the_rest_does():
     assert found.sent["all-gather"].exposed == pytest.approx(0.5 * hidden) and found.sent["all-gather"].in_background == 1
     assert found.sent["all-reduce"].exposed == pytest.approx(1.5 * hidden)
     assert found.seconds == pytest.approx(found.compute + found.kernels + 2 * hidden)
+
+
+def test_transfers_to_and_from_the_host_run_at_the_same_time():
+    chip = CHIPS["TPU v5 lite"]
+    found = estimate(Program(TRANSFERS), OneSecondEach(1.0), chip)
+    size, hidden = 4 * 1024 * 1024, 15_000 / chip.hertz
+    out, back = found.sent["to host"], found.sent["from host"]
+    assert (out.count, out.bytes, back.count, back.bytes) == (2, 2 * size, 1, size)
+    assert back.seconds == pytest.approx(size / chip.pcie) and out.seconds == pytest.approx(2 * size / chip.pcie)
+    # Both wait for what the work does not hide, but only once; the last one runs on.
+    assert back.exposed == pytest.approx(size / chip.pcie - hidden) and out.exposed == 0
+    assert found.seconds == pytest.approx(size / chip.pcie)
 
 
 def test_the_end_of_a_collective_is_not_another_one():

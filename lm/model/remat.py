@@ -1,0 +1,39 @@
+"""What a layer keeps from its forward to its backward pass, and in which memory: `model.remat` and `model.offload`."""
+
+from collections.abc import Callable
+
+from jax.ad_checkpoint import checkpoint_policies
+
+from lm.config import ModelConfig
+from lm.kernels.saved import INPUT, NAME, WIDE
+from lm.parallel.memory import HOST, has_host_memory
+
+KEPT = {"matmuls": (NAME, WIDE), "attention": (NAME,), "full": ()}  # by model.remat
+
+
+def layer_policy(config: ModelConfig) -> Callable:
+    """Return the policy of jax.checkpoint for a layer. Its arguments are kept too, by jax.checkpoint itself.
+
+    With `model.offload` all that has a name is kept in host memory, also the layer's input: give it its name inside.
+    """
+    if config.remat == "none":
+        return checkpoint_policies.everything_saveable
+    return _keeping((*KEPT[config.remat], INPUT) if offloads(config) else KEPT[config.remat], config)
+
+
+def tick_policy(config: ModelConfig) -> Callable:
+    """Return the policy of a tick of a pipeline with repeats. Its parameters are chosen again instead of being kept."""
+    return _keeping((*KEPT["matmuls" if config.remat == "none" else config.remat], INPUT), config)
+
+
+def offloads(config: ModelConfig) -> bool:
+    """Return whether layers keep their values in host memory: `model.offload` asks for it, and the devices have it."""
+    return config.offload and has_host_memory()
+
+
+def _keeping(names: tuple[str, ...], config: ModelConfig) -> Callable:
+    if not offloads(config):
+        return checkpoint_policies.save_only_these_names(*names)
+    return checkpoint_policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[], names_which_can_be_offloaded=names, offload_src="device", offload_dst=HOST
+    )

@@ -1,0 +1,62 @@
+"""Host memory as the second, larger memory of each device: arrays move there that a program does not need for a while.
+
+A sharding names the memory of its arrays (`memory_kind`), and a traced array has a memory space. Both TPUs and GPUs reach the
+pinned memory of their host. A CPU device has it too: there it is the same memory, so that arrays are only copied.
+"""
+
+from typing import Any
+
+import jax
+from jax.sharding import NamedSharding
+
+from lm.parallel.mesh import platform
+
+HOST = "pinned_host"
+
+
+def has_host_memory() -> bool:
+    """Return whether the devices of the current mesh, which need not be attached, can keep arrays in their host's memory."""
+    kind = platform()
+    if kind != jax.default_backend():
+        return kind in ("tpu", "gpu")
+    return any(memory.kind == HOST for memory in jax.local_devices()[0].addressable_memories())
+
+
+def explained() -> str:
+    """Return what offloading does on the devices of the current mesh, for the console."""
+    if not has_host_memory():
+        return "without effect, since these devices have no host memory beside their own"
+    if platform() == "cpu":
+        return "arrays are copied, but a CPU's memory is its host's: nothing is saved"
+    return "arrays are in host memory while they are not needed"
+
+
+def movable(x) -> bool:
+    """Return whether an array is worth a transfer: those with one axis or none are small."""
+    return x.ndim > 1
+
+
+def to_host(tree: Any) -> Any:
+    """Return the tree with its `movable` arrays in host memory. Call it in a compiled function."""
+    return _moved(tree, jax.memory.Space.Host)
+
+
+def to_device(tree: Any) -> Any:
+    """Return the tree with its `movable` arrays in device memory; the inverse of `to_host`."""
+    return _moved(tree, jax.memory.Space.Device)
+
+
+def _moved(tree: Any, space) -> Any:
+    return jax.tree.map(lambda x: jax.device_put(x, space) if movable(x) else x, tree)
+
+
+def on_host(sharding: NamedSharding, x) -> NamedSharding:
+    """Return the sharding of x [...] after `to_host`."""
+    return sharding.with_memory_kind(HOST) if movable(x) else sharding
+
+
+def is_on_host(x) -> bool:
+    """Return whether a ShapeDtypeStruct with a sharding, or the abstract value of a traced array, is in host memory."""
+    if (space := getattr(x, "memory_space", None)) is not None:
+        return space == jax.memory.Space.Host
+    return x.sharding.memory_kind == HOST
