@@ -3,38 +3,32 @@
 Dropless (MegaBlocks, Gale et al. 2022): assignments are sorted by expert and multiplied group by group; a group may have any
 size. With a capacity (GShard, Lepikhin et al. 2020) every expert has C places per device; assignments beyond them are dropped.
 
-The devices of an expert axis hold different rows and different experts. Dropless gathers the rows of all devices, computes this
-device's experts and reduce-scatters the results. With a capacity each row travels to its expert and back (all-to-all).
+The devices of an expert axis hold different tokens and different experts. A row travels to the device of its expert and its
+result back (all-to-all). Dropless does so in rounds. In a round a device has C places for the rows of each other device, SLACK
+times an even share. So memory does not grow with the imbalance: balanced routing takes one round, and the fullest pair of a
+sender and a receiver decides how many more there are. The first round is differentiated as usual. A loop of unknown length
+has no gradient in JAX, so the gradient of further rounds is a loop too, which computes each round again.
 
 Axes: B batch, T time, D model, E experts (of this device), K experts per token, N tokens, F hidden units, R rows that the
-experts compute, C places of an expert. An assignment is a token's k-th expert, number n·K + k.
+experts compute, C places (of an expert with a capacity, else for a pair of devices), W devices of the expert axis. An
+assignment is a token's k-th expert, number n·K + k.
 """
 
 import functools
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from lm.kernels.dispatch import collect, dropless, exchanged, in_round, permuted, sent, spread, weights_of_rows, with_capacity
 from lm.kernels.grouped_matmul import grouped_matmul
 from lm.kernels.saved import saved
-from lm.parallel.mesh import reshard, spec
+from lm.parallel.mesh import reshard, spec, token_axes
 
 WEIGHT_AXES = {"gate": ("expert", "embed", "mlp"), "up": ("expert", "embed", "mlp"), "down": ("expert", "mlp", "embed")}
-
-
-class Dispatch(NamedTuple):
-    """The map between assignments and rows.
-
-    source_R: int32, the assignment in each row; undefined where filled_R (bool) is False.
-    place_NK: int32, the row of each assignment; R if it has none.
-    """
-
-    source_R: jax.Array
-    filled_R: jax.Array
-    place_NK: jax.Array
+SLACK = 1.25  # places for the rows that a device sends to another one in a round, relative to an even share
+TILE = 16  # the number of places is a multiple of it: rows of bfloat16 in a TPU's tile
 
 
 def experts(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor: float = 0.0) -> jax.Array:
@@ -56,7 +50,7 @@ def experts(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capaci
     layout = {name: spec(*WEIGHT_AXES[name]) for name in weights}
     mesh = jax.sharding.get_abstract_mesh()
     axes = frozenset(mesh.axis_names) - frozenset(mesh.manual_axes)
-    local = functools.partial(local, split=axes, columns=spec("embed")[0])
+    local = functools.partial(local, split=axes, columns=spec("embed")[0], rows=token_axes())
     return jax.shard_map(local, in_specs=(tokens, tokens, tokens, layout), out_specs=tokens, axis_names=axes)(*arrays, weights)
 
 
@@ -70,119 +64,100 @@ def experts_reference(x_BTD, choice_BTK, weight_BTK, weights, *, activation) -> 
     return y_BTD
 
 
-def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor, split=frozenset(), columns=None):
+def _local(
+    x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor, split=frozenset(), columns=None, rows=()
+):
     """Compute `experts` on one device. split: the mesh axes of the shard_map that this is called in, if there is one. columns:
-    those that split the model dimension of weights."""
+    those that split the model dimension of weights. rows: those that split tokens."""
     x_ND, choice_NK, weight_NK = (a.reshape(-1, a.shape[-1]) for a in (x_BTD, choice_BTK, weight_BTK))
+    x_ND = x_ND.astype(dtype)
     if split:  # makes a weight's gradient a sum over the axes of rows that do not split it
         repeated = tuple(axis for axis in ("stage", "data") if axis in split)
         weights = {name: lax.pcast(w, repeated, to="varying") for name, w in weights.items()}
     ways, K = lax.axis_size("expert") if split else 1, choice_NK.shape[1]
-    E = weights["up"].shape[0]
-
-    def product(x, name, sizes_E=None):
-        over = (columns, WEIGHT_AXES[name].index("embed")) if split else None
-        return grouped_matmul(x, weights[name], sizes_E, dtype=dtype, over=over)
-
-    def through(x, weight, sizes_E=None):
-        up = saved(product(x, "up", sizes_E), wide=True)
-        if "gate" in weights:
-            h = activation(saved(product(x, "gate", sizes_E), wide=True)) * up
-        else:
-            h = activation(up)
-        # Multiply by the weight before `down`: the result is the same, and the gradient does not need the output of `down`.
-        return product((h * weight[..., None]).astype(dtype), "down", sizes_E)
+    axes, E = ("tensor",) if split else (), weights["up"].shape[0]
+    through = functools.partial(_through, activation, dtype, columns, bool(split))
 
     if capacity_factor > 0:
         C = min(len(x_ND), math.ceil(capacity_factor * len(x_ND) * K / (E * ways)))
         dispatch = with_capacity(choice_NK, E * ways, C)
-        axes = ("tensor",) if split else ()
-        x_ECD = spread(axes, x_ND.astype(dtype), dispatch).reshape(E * ways, C, -1)
-        weight_EC = _of_rows(weight_NK, dispatch).reshape(E * ways, C)
+        x_ECD = spread(axes, x_ND, dispatch).reshape(E * ways, C, -1)
+        weight_EC = weights_of_rows(weight_NK, dispatch).reshape(E * ways, C)
         if split:
             x_ECD, weight_EC = (lax.all_to_all(a, "expert", 0, 1, tiled=True) for a in (x_ECD, weight_EC))
-        y_ECD = through(x_ECD, weight_EC)
+        y_ECD = through(weights, x_ECD, weight_EC)
         if split:
             y_ECD = lax.all_to_all(y_ECD, "expert", 1, 0, tiled=True)
         y_ND = collect(axes, y_ECD.reshape(E * ways * C, -1), dispatch)
-    else:
-        axes = ("expert", "tensor") if split else ()
-        if split:
-            choice_NK, weight_NK = (lax.all_gather(a, "expert", tiled=True) for a in (choice_NK, weight_NK))
-            choice_NK = choice_NK - E * lax.axis_index("expert")
+    elif ways == 1:
         dispatch, sizes_E = dropless(choice_NK, E)
-        y_RD = through(spread(axes, x_ND.astype(dtype), dispatch), _of_rows(weight_NK, dispatch), sizes_E)
-        y_ND = collect(axes, y_RD, dispatch)
+        x_RD, weight_R = spread(axes, x_ND, dispatch), weights_of_rows(weight_NK, dispatch)
+        y_ND = collect(axes, through(weights, x_RD, weight_R, sizes_E), dispatch)
+    else:
+        exchange, C = exchanged(choice_NK, E, ways), places(len(x_ND), K, E, ways)
+        compute = functools.partial(_round, through, axes, C)
+        learned = x_ND, weight_NK, weights
+        y_ND = compute(exchange, 0, *learned)
+        if C < len(x_ND) * min(K, E):  # else no pair can need more
+            rounds = saved(lax.pmax(-(-jnp.max(exchange.sent_W) // C), rows))
+            y_ND = _further_rounds(compute, rounds, exchange, y_ND, learned)
     return y_ND.astype(dtype).reshape(x_BTD.shape)
 
 
-def dropless(choice_NK: jax.Array, E: int) -> tuple[Dispatch, jax.Array]:
-    """Sort assignments to experts 0…E−1 by expert. Return (dispatch, sizes_E); R = N · min(K, E) rows, filled ones first."""
-    N, K = choice_NK.shape
-    R = N * min(K, E)
-    order_A, rank_NK, sizes_E = _sorted(choice_NK, E)
-    total = jnp.sum(sizes_E)
-    return Dispatch(order_A[:R], jnp.arange(R) < total, jnp.where(rank_NK < total, rank_NK, R)), sizes_E
+def _through(activation, dtype, columns, split, weights, x, weight, sizes_E=None):
+    """Return the weighted results of the experts for rows in the order of `grouped_matmul`, in `dtype`."""
+
+    def product(x, name):
+        over = (columns, WEIGHT_AXES[name].index("embed")) if split else None
+        return grouped_matmul(x, weights[name], sizes_E, dtype=dtype, over=over)
+
+    up = saved(product(x, "up"), wide=True)
+    h = activation(saved(product(x, "gate"), wide=True)) * up if "gate" in weights else activation(up)
+    # Multiply by the weight before `down`: the result is the same, and the gradient does not need the output of `down`.
+    return product((h * weight[..., None]).astype(dtype), "down")
 
 
-def with_capacity(choice_NK: jax.Array, E: int, C: int) -> Dispatch:
-    """Return the dispatch whose rows e·C … e·C + C − 1 hold the first C assignments of expert e, in token order."""
-    order_A, rank_NK, sizes_E = _sorted(choice_NK, E)
-    starts_E = jnp.cumsum(sizes_E) - sizes_E
-    source_EC = starts_E[:, None] + jnp.arange(C)
-    filled_EC = jnp.arange(C) < sizes_E[:, None]
-    mine_NKE = choice_NK[..., None] == jnp.arange(E)
-    rank_NK = rank_NK - jnp.sum(jnp.where(mine_NKE, starts_E, 0), axis=-1)
-    kept_NK = jnp.any(mine_NKE, axis=-1) & (rank_NK < C)
-    source_R = order_A[jnp.minimum(source_EC, order_A.size - 1).reshape(-1)]
-    return Dispatch(source_R, filled_EC.reshape(-1), jnp.where(kept_NK, choice_NK * C + rank_NK, E * C))
+def places(N: int, K: int, E: int, W: int) -> int:
+    """Return C, how many of its N·K assignments a device can send to each of W devices with E experts in a round."""
+    return min(N * min(K, E), -(-math.ceil(SLACK * N * K / W) // TILE) * TILE)
 
 
-def _sorted(choice_NK, E):
-    """Return (assignments sorted by expert, rank of each assignment, count per expert). Out-of-range experts sort last."""
-    choice_A = choice_NK.reshape(-1)
-    known_AE = choice_A[:, None] == jnp.arange(E)
-    order_A = jnp.argsort(jnp.where(jnp.any(known_AE, axis=-1), choice_A, E), stable=True).astype(jnp.int32)
-    order_A = saved(order_A)  # smaller than any product, and slow to make
-    rank_A = jnp.zeros_like(order_A).at[order_A].set(jnp.arange(order_A.size, dtype=jnp.int32), unique_indices=True)
-    return order_A, rank_A.reshape(choice_NK.shape), jnp.sum(known_AE, axis=0, dtype=jnp.int32)
-
-
-# `spread` and `collect` are each other's gradient; autodiff would use a slow scatter instead. Sums are float32.
-# axes: the mesh axes over which tokens are gathered (expert) or repeated (tensor), and results summed.
+def _round(through, axes, C, exchange, n, x_ND, weight_NK, weights):
+    """Return what round n adds to the result of `experts`, float32 [N, D]."""
+    dispatch, (order_R, rank_R, sizes_E) = in_round(exchange, n, C)
+    x_RD, weight_R = sent(spread(axes, x_ND, dispatch)), sent(weights_of_rows(weight_NK, dispatch))
+    y_RD = through(weights, permuted(x_RD, order_R, rank_R), permuted(weight_R, order_R, rank_R), sizes_E)
+    return collect(axes, sent(permuted(y_RD, rank_R, order_R)), dispatch)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def spread(axes: tuple[str, ...], x_ND: jax.Array, dispatch: Dispatch) -> jax.Array:
-    """Return the token of each row, [R, D]."""
-    if "expert" in axes:
-        x_ND = lax.all_gather(x_ND, "expert", tiled=True)
-    if "tensor" in axes:
-        x_ND = lax.pcast(x_ND, "tensor", to="varying")
-    return x_ND[dispatch.source_R // dispatch.place_NK.shape[1]]
+def _further_rounds(compute, rounds, exchange, y_ND, learned):
+    """Return y + the results of the rounds from 1 on. compute: (exchange, round, *learned) -> float32 [N, D]."""
+
+    def body(carry):
+        n, y_ND = carry
+        return n + 1, y_ND + compute(exchange, n, *learned)
+
+    return lax.while_loop(lambda carry: carry[0] < rounds, body, (jnp.int32(1), y_ND))[1]
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def collect(axes: tuple[str, ...], y_RD: jax.Array, dispatch: Dispatch) -> jax.Array:
-    """Return the sum of each token's K rows, float32 [N, D]."""
-    R, y_ND = y_RD.shape[0], 0.0
-    for place_N in dispatch.place_NK.T:
-        y_ND = y_ND + jnp.where((place_N < R)[:, None], y_RD[jnp.minimum(place_N, R - 1)].astype(jnp.float32), 0.0)
-    if "expert" in axes:
-        y_ND = lax.psum_scatter(y_ND, "expert", scatter_dimension=0, tiled=True)
-    return lax.psum(y_ND, "tensor") if "tensor" in axes else y_ND
+def _further_backward(compute, kept, dy_ND):
+    rounds, exchange, learned = kept
+
+    def body(carry):
+        n, sums = carry
+        gradients = jax.vjp(functools.partial(compute, exchange, n), *learned)[1](dy_ND)
+        return n + 1, jax.tree.map(lambda total, one: total + one.astype(total.dtype), sums, gradients)
+
+    zeros = jax.tree.map(lambda x: jnp.zeros_like(x, dtype=jnp.float32), learned)
+    sums = lax.while_loop(lambda carry: carry[0] < rounds, body, (jnp.int32(1), zeros))[1]
+    return None, None, dy_ND, jax.tree.map(lambda total, x: total.astype(x.dtype), sums, learned)
 
 
-spread.defvjp(
-    lambda axes, x_ND, dispatch: (spread(axes, x_ND, dispatch), (dispatch, jnp.zeros_like(x_ND, shape=()))),
-    lambda axes, kept, dy_RD: (collect(axes, dy_RD, kept[0]).astype(kept[1].dtype), None),
+_further_rounds.defvjp(
+    lambda compute, rounds, exchange, y_ND, learned: (
+        _further_rounds(compute, rounds, exchange, y_ND, learned),
+        (rounds, exchange, learned),
+    ),
+    _further_backward,
 )
-collect.defvjp(
-    lambda axes, y_RD, dispatch: (collect(axes, y_RD, dispatch), (dispatch, jnp.zeros_like(y_RD, shape=()))),
-    lambda axes, kept, dy_ND: (spread(axes, dy_ND.astype(kept[1].dtype), kept[0]), None),
-)
-
-
-def _of_rows(weight_NK, dispatch):
-    """Return the weight of each row, 0 for empty rows."""
-    return jnp.where(dispatch.filled_R, weight_NK.reshape(-1)[dispatch.source_R], 0.0)

@@ -130,7 +130,8 @@ def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule, k
             done_K = _put(done_K, jnp.where(leaves, after, before), microbatch % K)
             return ((*travelling, y), waiting_K, done_K, sums_R), None
 
-        nothing = jnp.zeros_like(waiting_K[0])
+        # Like rows that are used, or all tokens of an idle stage would be the same and take the same experts.
+        nothing = lax.stop_gradient(waiting_K[0])
         _, sums = jax.eval_shape(compute, parts, rows_M, nothing, jnp.int32(0), jnp.int32(0))
         sums_R = jax.tree.map(lambda a: jnp.zeros((R, *a.shape), a.dtype), sums)
         carry = (nothing,) * delay, waiting_K, jnp.zeros_like(waiting_K), sums_R

@@ -15,10 +15,11 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from data.text.sizes import parse_sizes
 from lm import sizing
 from lm.errors import UserError
+from lm.kernels.experts import places
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
 from lm.parallel.memory import is_on_host
-from lm.parallel.mesh import AXES, axis_sizes, check_fit, spec
+from lm.parallel.mesh import AXES, axis_sizes, check_fit, spec, token_ways
 from lm.parallel.pipeline import schedule
 from lm.train.step import abstract_state, make_trainer, model_config_of, training_loss
 
@@ -113,15 +114,18 @@ def step_flops(config, mesh) -> int:
     # Remove gradients of frozen weights, and products that only they need, as the compiler does.
     needed, _ = partial_eval.dce_jaxpr(traced, [True] * len(traced.outvars))
     moe, ways = model_config_of(config).moe, mesh.shape["expert"]
-    # lm/kernels/experts.py: for N tokens a device has room for N·min(K, its experts) assignments, and gets N·K / devices.
-    filled = moe.top_k / (ways * min(moe.top_k, moe.num_experts // ways)) if moe.num_experts else 1
+    filled = 1
+    if moe.num_experts and ways > 1:  # places of the first round, by lm/kernels/experts.py
+        tokens = config.batch_size // config.accumulate * config.sequence_length // token_ways()
+        filled = tokens * moe.top_k / (ways * places(tokens, moe.top_k, moe.num_experts // ways, ways))
     return round(product_flops(needed, filled))
 
 
 def product_flops(program, filled: float = 1) -> float:
     """Return the FLOPs of a traced program's matrix products: 2·(output size)·(contracted size), times the trips of their loop.
 
-    filled: the fraction of a ragged product's rows that belong to a group. A loop of unknown length counts once.
+    filled: the fraction of a ragged product's rows that belong to a group. A loop of unknown length counts as none: the further
+    rounds of experts, which an even routing does not need.
     """
     total = 0
     for equation in program.eqns:
@@ -131,7 +135,7 @@ def product_flops(program, filled: float = 1) -> float:
             total += 2 * equation.outvars[0].aval.size * math.prod(lhs.shape[axis] for axis in contracted)
         elif name.startswith("ragged_dot"):
             total += filled * _ragged_flops(equation)
-        else:
+        elif name != "while":
             turns = params["length"] if name == "scan" else 1
             if name == "shard_map":
                 turns = math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])

@@ -89,9 +89,15 @@ class Program:
         return sum(times * sum(one.cycles for one in instructions) for times, _, instructions in self.schedule(name))
 
     def trips(self, loop: Instruction) -> int:
-        """Return how often a `while` runs: from 0 to a constant of its condition, by the step of its body. 1 if unknown."""
+        """Return how often a `while` runs: from 0 to a constant of its condition, by the step of its body. 1 if unknown.
+
+        0 if the end is computed: then it is the loop over further rounds of experts, which an even routing does not have.
+        """
         condition = {one.name: one for one in self.computations[loop.called("condition")]}
         compare = next((one for one in condition.values() if one.root), None)
+        state = {name for name, one in condition.items() if one.kind == "get-tuple-element"}
+        if compare is not None and len(compare.operands) > 1 and state.issuperset(compare.operands):
+            return 0
         if compare is not None and compare.kind == "fusion":
             bound = [int(n) for one in condition.values() if one.kind == "constant" for n in re.findall(r"^(\d+)\)", one.text)]
             return max(bound, default=1)

@@ -78,6 +78,8 @@ def test_loops_count_by_their_trips():
     program = Program(TEXT)
     assert [(times, name) for times, name, _ in program.schedule()] == [(1, "%main"), (4, "%body")]
     assert program.cycles() == 3000 + 4 * 500
+    computed = Program(TEXT.replace("constant(8)", "get-tuple-element(%p), index=2"))  # further rounds of experts
+    assert computed.cycles() == 3000
 
 
 def test_what_work_hides_costs_nothing_and_the_rest_does():
