@@ -21,6 +21,7 @@ from jax import lax
 from lm.kernels.grouped_matmul import grouped_matmul
 from lm.kernels.saved import saved
 from lm.parallel.mesh import reshard, spec
+from lm.parallel.sequence import length_axis, scattered_rows
 
 WEIGHT_AXES = {"gate": ("expert", "embed", "mlp"), "up": ("expert", "embed", "mlp"), "down": ("expert", "mlp", "embed")}
 
@@ -48,16 +49,17 @@ def experts(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capaci
       capacity_factor: if above 0, an expert takes at most ⌈factor · N · K / E⌉ of a device's N tokens, earliest first.
     """
     local = functools.partial(_local, activation=activation, dtype=jnp.dtype(dtype), capacity_factor=capacity_factor)
-    tokens = spec("batch", "length", None)
+    axis = length_axis(x_BTD)
+    rows, tokens = spec("batch", axis, None), spec("batch", "length", None)
     if tokens is None:
         return local(x_BTD, choice_BTK, weight_BTK, weights)
-    arrays = [reshard(a, "batch", "length", None) for a in (x_BTD, choice_BTK, weight_BTK)]
+    arrays = [reshard(x_BTD, "batch", axis, None), *(reshard(a, "batch", "length", None) for a in (choice_BTK, weight_BTK))]
     weights = {name: reshard(w, *WEIGHT_AXES[name]) for name, w in weights.items()}
     layout = {name: spec(*WEIGHT_AXES[name]) for name in weights}
     mesh = jax.sharding.get_abstract_mesh()
     axes = frozenset(mesh.axis_names) - frozenset(mesh.manual_axes)
-    local = functools.partial(local, split=axes, columns=spec("embed")[0])
-    return jax.shard_map(local, in_specs=(tokens, tokens, tokens, layout), out_specs=tokens, axis_names=axes)(*arrays, weights)
+    local = functools.partial(local, split=axes, columns=spec("embed")[0], scatter=axis == "sequence")
+    return jax.shard_map(local, in_specs=(rows, tokens, tokens, layout), out_specs=rows, axis_names=axes)(*arrays, weights)
 
 
 def experts_reference(x_BTD, choice_BTK, weight_BTK, weights, *, activation) -> jax.Array:
@@ -70,14 +72,21 @@ def experts_reference(x_BTD, choice_BTK, weight_BTK, weights, *, activation) -> 
     return y_BTD
 
 
-def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor, split=frozenset(), columns=None):
-    """Compute `experts` on one device. split: the mesh axes of the shard_map that this is called in, if there is one. columns:
-    those that split the model dimension of weights."""
+def _local(
+    x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor, split=frozenset(), columns=None,
+    scatter=False,
+):  # fmt: skip
+    """Compute `experts` on one device.
+
+    split: the mesh axes of the shard_map that this is called in, if there is one. columns: those that split the model
+    dimension of weights. scatter: whether T of x and of the result is split over tensor, unlike that of the other arrays.
+    """
     x_ND, choice_NK, weight_NK = (a.reshape(-1, a.shape[-1]) for a in (x_BTD, choice_BTK, weight_BTK))
     if split:  # makes a weight's gradient a sum over the axes of rows that do not split it
         repeated = tuple(axis for axis in ("stage", "data") if axis in split)
         weights = {name: lax.pcast(w, repeated, to="varying") for name, w in weights.items()}
     ways, K = lax.axis_size("expert") if split else 1, choice_NK.shape[1]
+    rows = len(x_BTD) if scatter else 0
     E = weights["up"].shape[0]
 
     def product(x, name, sizes_E=None):
@@ -94,25 +103,25 @@ def _local(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacit
         return product((h * weight[..., None]).astype(dtype), "down", sizes_E)
 
     if capacity_factor > 0:
-        C = min(len(x_ND), math.ceil(capacity_factor * len(x_ND) * K / (E * ways)))
+        C = min(len(choice_NK), math.ceil(capacity_factor * len(choice_NK) * K / (E * ways)))
         dispatch = with_capacity(choice_NK, E * ways, C)
-        axes = ("tensor",) if split else ()
-        x_ECD = spread(axes, x_ND.astype(dtype), dispatch).reshape(E * ways, C, -1)
+        across = Across(("tensor",) if split else (), rows)
+        x_ECD = spread(across, x_ND.astype(dtype), dispatch).reshape(E * ways, C, -1)
         weight_EC = _of_rows(weight_NK, dispatch).reshape(E * ways, C)
         if split:
             x_ECD, weight_EC = (lax.all_to_all(a, "expert", 0, 1, tiled=True) for a in (x_ECD, weight_EC))
         y_ECD = through(x_ECD, weight_EC)
         if split:
             y_ECD = lax.all_to_all(y_ECD, "expert", 1, 0, tiled=True)
-        y_ND = collect(axes, y_ECD.reshape(E * ways * C, -1), dispatch)
+        y_ND = collect(across, y_ECD.reshape(E * ways * C, -1), dispatch)
     else:
-        axes = ("expert", "tensor") if split else ()
+        across = Across(("expert", "tensor") if split else (), rows)
         if split:
             choice_NK, weight_NK = (lax.all_gather(a, "expert", tiled=True) for a in (choice_NK, weight_NK))
             choice_NK = choice_NK - E * lax.axis_index("expert")
         dispatch, sizes_E = dropless(choice_NK, E)
-        y_RD = through(spread(axes, x_ND.astype(dtype), dispatch), _of_rows(weight_NK, dispatch), sizes_E)
-        y_ND = collect(axes, y_RD, dispatch)
+        y_RD = through(spread(across, x_ND.astype(dtype), dispatch), _of_rows(weight_NK, dispatch), sizes_E)
+        y_ND = collect(across, y_RD, dispatch)
     return y_ND.astype(dtype).reshape(x_BTD.shape)
 
 
@@ -149,37 +158,52 @@ def _sorted(choice_NK, E):
 
 
 # `spread` and `collect` are each other's gradient; autodiff would use a slow scatter instead. Sums are float32.
-# axes: the mesh axes over which tokens are gathered (expert) or repeated (tensor), and results summed.
+
+
+class Across(NamedTuple):
+    """The mesh axes over which tokens are gathered (expert) or repeated (tensor), and results summed.
+
+    rows: B, if the tokens [B, T] of a device are split by T over tensor; 0 if they are whole.
+    """
+
+    axes: tuple[str, ...]
+    rows: int
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def spread(axes: tuple[str, ...], x_ND: jax.Array, dispatch: Dispatch) -> jax.Array:
+def spread(across: Across, x_ND: jax.Array, dispatch: Dispatch) -> jax.Array:
     """Return the token of each row, [R, D]."""
+    axes, B = across
+    if B:
+        x_BTD = lax.all_gather(x_ND.reshape(B, -1, x_ND.shape[1]), "tensor", axis=1, tiled=True)
+        x_ND = x_BTD.reshape(-1, x_ND.shape[1])
     if "expert" in axes:
         x_ND = lax.all_gather(x_ND, "expert", tiled=True)
-    if "tensor" in axes:
+    if "tensor" in axes and not B:
         x_ND = lax.pcast(x_ND, "tensor", to="varying")
     return x_ND[dispatch.source_R // dispatch.place_NK.shape[1]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def collect(axes: tuple[str, ...], y_RD: jax.Array, dispatch: Dispatch) -> jax.Array:
+def collect(across: Across, y_RD: jax.Array, dispatch: Dispatch) -> jax.Array:
     """Return the sum of each token's K rows, float32 [N, D]."""
-    R, y_ND = y_RD.shape[0], 0.0
+    (axes, B), (R, D), y_ND = across, y_RD.shape, 0.0
     for place_N in dispatch.place_NK.T:
         y_ND = y_ND + jnp.where((place_N < R)[:, None], y_RD[jnp.minimum(place_N, R - 1)].astype(jnp.float32), 0.0)
     if "expert" in axes:
         y_ND = lax.psum_scatter(y_ND, "expert", scatter_dimension=0, tiled=True)
+    if B:
+        return scattered_rows(y_ND.reshape(B, -1, D)).reshape(-1, D)
     return lax.psum(y_ND, "tensor") if "tensor" in axes else y_ND
 
 
 spread.defvjp(
-    lambda axes, x_ND, dispatch: (spread(axes, x_ND, dispatch), (dispatch, jnp.zeros_like(x_ND, shape=()))),
-    lambda axes, kept, dy_RD: (collect(axes, dy_RD, kept[0]).astype(kept[1].dtype), None),
+    lambda across, x_ND, dispatch: (spread(across, x_ND, dispatch), (dispatch, jnp.zeros_like(x_ND, shape=()))),
+    lambda across, kept, dy_RD: (collect(across, dy_RD, kept[0]).astype(kept[1].dtype), None),
 )
 collect.defvjp(
-    lambda axes, y_RD, dispatch: (collect(axes, y_RD, dispatch), (dispatch, jnp.zeros_like(y_RD, shape=()))),
-    lambda axes, kept, dy_ND: (spread(axes, dy_ND.astype(kept[1].dtype), kept[0]), None),
+    lambda across, y_RD, dispatch: (collect(across, y_RD, dispatch), (dispatch, jnp.zeros_like(y_RD, shape=()))),
+    lambda across, kept, dy_ND: (spread(across, dy_ND.astype(kept[1].dtype), kept[0]), None),
 )
 
 
