@@ -68,7 +68,8 @@ def product_of_rows(equation: str, x: jax.Array, w: jax.Array, out_spec: Partiti
     """Return the `product` of an activation [B, T, …] and a gathered weight, with the partition `out_spec`.
 
     Where only x splits T over tensor, T is gathered first. Where only the result does and the product sums over tensor, the
-    sum is scattered along T (lm/parallel/sequence.py).
+    sum is scattered along T (lm/parallel/sequence.py). Then the devices' products are rounded to x's dtype before they are
+    sent, which halves the bytes, and so is the result.
     """
     if not split_by(out_spec):
         return product(equation, whole_rows(x), w, out_spec)
@@ -76,7 +77,7 @@ def product_of_rows(equation: str, x: jax.Array, w: jax.Array, out_spec: Partiti
         return product(equation, x, w, out_spec)
 
     def on_device(x, w):
-        return scattered_rows(product(equation, x, w))
+        return scattered_rows(product(equation, x, w).astype(x.dtype))
 
     how = dict(check_vma=False, axis_names=free_axes())
     return jax.shard_map(on_device, in_specs=(spec_of(x), spec_of(w)), out_specs=out_spec, **how)(x, w)
