@@ -96,7 +96,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.mesh.stage = 1  # layers and batch split: a pipeline (model.pipeline)
     config.mesh.data = -1  # batch split, parameters whole
     config.mesh.fsdp = 1  # batch and parameters split
-    config.mesh.tensor = 1  # heads and hidden units split
+    config.mesh.tensor = 1  # heads and hidden units split, and between blocks sequences
     config.mesh.expert = 1  # experts and batch split
     config.mesh.context = 1  # sequences split, for lengths whose activations one device cannot hold
     # Groups of devices with a fast network inside; only `data` crosses the one between. None: as TPUs and GPUs report.

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from lm.kernels.saved import saved
+from lm.parallel.sequence import scattered_rows
 
 
 class Dispatch(NamedTuple):
@@ -117,33 +118,47 @@ def _sorted(choice_NK, E):
 
 
 # `spread` and `collect` are each other's gradient; autodiff would use a slow scatter instead. Sums are float32.
-# axes: the mesh axes over which tokens are repeated, and results summed: tensor, or none.
+
+
+class Across(NamedTuple):
+    """The mesh axes over which tokens are repeated, and results summed: tensor, or none.
+
+    rows: B, if the tokens [B, T] of a device are split by T over tensor (lm/parallel/sequence.py); 0 if they are whole.
+    """
+
+    axes: tuple[str, ...]
+    rows: int
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def spread(axes: tuple[str, ...], x_ND: jax.Array, dispatch: Dispatch) -> jax.Array:
+def spread(across: Across, x_ND: jax.Array, dispatch: Dispatch) -> jax.Array:
     """Return the token of each row, [R, D]."""
-    if axes:
-        x_ND = lax.pcast(x_ND, axes, to="varying")
+    if across.rows:
+        x_BTD = lax.all_gather(x_ND.reshape(across.rows, -1, x_ND.shape[1]), "tensor", axis=1, tiled=True)
+        x_ND = x_BTD.reshape(-1, x_ND.shape[1])
+    elif across.axes:
+        x_ND = lax.pcast(x_ND, across.axes, to="varying")
     return x_ND[dispatch.source_R // dispatch.place_NK.shape[1]]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def collect(axes: tuple[str, ...], y_RD: jax.Array, dispatch: Dispatch) -> jax.Array:
+def collect(across: Across, y_RD: jax.Array, dispatch: Dispatch) -> jax.Array:
     """Return the sum of each token's K rows, float32 [N, D]."""
-    R, y_ND = y_RD.shape[0], 0.0
+    (R, D), y_ND = y_RD.shape, 0.0
     for place_N in dispatch.place_NK.T:
         y_ND = y_ND + jnp.where((place_N < R)[:, None], y_RD[jnp.minimum(place_N, R - 1)].astype(jnp.float32), 0.0)
-    return lax.psum(y_ND, axes) if axes else y_ND
+    if across.rows:
+        return scattered_rows(y_ND.reshape(across.rows, -1, D)).reshape(-1, D)
+    return lax.psum(y_ND, across.axes) if across.axes else y_ND
 
 
 spread.defvjp(
-    lambda axes, x_ND, dispatch: (spread(axes, x_ND, dispatch), (dispatch, jnp.zeros_like(x_ND, shape=()))),
-    lambda axes, kept, dy_RD: (collect(axes, dy_RD, kept[0]).astype(kept[1].dtype), None),
+    lambda across, x_ND, dispatch: (spread(across, x_ND, dispatch), (dispatch, jnp.zeros_like(x_ND, shape=()))),
+    lambda across, kept, dy_RD: (collect(across, dy_RD, kept[0]).astype(kept[1].dtype), None),
 )
 collect.defvjp(
-    lambda axes, y_RD, dispatch: (collect(axes, y_RD, dispatch), (dispatch, jnp.zeros_like(y_RD, shape=()))),
-    lambda axes, kept, dy_ND: (spread(axes, dy_ND.astype(kept[1].dtype), kept[0]), None),
+    lambda across, y_RD, dispatch: (collect(across, y_RD, dispatch), (dispatch, jnp.zeros_like(y_RD, shape=()))),
+    lambda across, kept, dy_ND: (spread(across, dy_ND.astype(kept[1].dtype), kept[0]), None),
 )
 
 

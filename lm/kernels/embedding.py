@@ -15,24 +15,30 @@ from jax import lax
 
 from lm.kernels.matmul import spec_of
 from lm.parallel.mesh import reshard, several, spec
+from lm.parallel.sequence import scattered_rows
 
 
-def embedding(table_VD: jax.Array, tokens_BT: jax.Array, dtype) -> jax.Array:
-    """Return the table's rows, [B, T, D] in `dtype`; the gradient of the float32 table is added up in float32."""
+def embedding(table_VD: jax.Array, tokens_BT: jax.Array, dtype, axis: str = "length") -> jax.Array:
+    """Return the table's rows, [B, T, D] in `dtype`; the gradient of the float32 table is added up in float32.
+
+    axis: the logical axis of T in the result, "length" or "sequence" (lm/parallel/sequence.py).
+    """
     if spec_of(table_VD) is None:
         return table_VD[tokens_BT].astype(dtype)
     mesh, columns = jax.sharding.get_abstract_mesh(), spec("embed")[0]
     if mesh.shape["tensor"] == 1 and all(mesh.shape[axis] == 1 for axis in several(columns)):
         return table_VD.at[tokens_BT].get(out_sharding=spec("batch", "length", None)).astype(dtype)
-    inner, where = functools.partial(_on_device, dtype=dtype, columns=columns), spec("vocab", "embed")
-    return jax.shard_map(inner, in_specs=(where, spec("batch", "length")), out_specs=spec("batch", "length", None))(
+    inner = functools.partial(_on_device, dtype=dtype, columns=columns, scatter=axis == "sequence")
+    where = spec("vocab", "embed")
+    return jax.shard_map(inner, in_specs=(where, spec("batch", "length")), out_specs=spec("batch", axis, None))(
         reshard(table_VD, "vocab", "embed"), reshard(tokens_BT, "batch", "length")
     )
 
 
-def _on_device(table_VD, tokens_BT, *, dtype, columns):
+def _on_device(table_VD, tokens_BT, *, dtype, columns, scatter):
     tokens_BT = lax.all_gather(tokens_BT, columns, tiled=True)
     places_BT = tokens_BT - lax.axis_index("tensor") * table_VD.shape[0]
     mine_BT1 = ((places_BT >= 0) & (places_BT < table_VD.shape[0]))[..., None]
     x_BTD = jnp.where(mine_BT1, table_VD[jnp.clip(places_BT, 0, table_VD.shape[0] - 1)], 0).astype(dtype)
-    return lax.psum(lax.all_to_all(x_BTD, columns, 0, 2, tiled=True), "tensor")
+    x_BTD = lax.all_to_all(x_BTD, columns, 0, 2, tiled=True)
+    return scattered_rows(x_BTD) if scatter else lax.psum(x_BTD, "tensor")

@@ -21,10 +21,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from lm.kernels.dispatch import collect, dropless, exchanged, in_round, permuted, sent, spread, weights_of_rows, with_capacity
+from lm.kernels.dispatch import (
+    Across,
+    collect,
+    dropless,
+    exchanged,
+    in_round,
+    permuted,
+    sent,
+    spread,
+    weights_of_rows,
+    with_capacity,
+)  # fmt: skip
 from lm.kernels.grouped_matmul import grouped_matmul
 from lm.kernels.saved import saved
 from lm.parallel.mesh import reshard, spec, token_axes
+from lm.parallel.sequence import length_axis
 
 WEIGHT_AXES = {"gate": ("expert", "embed", "mlp"), "up": ("expert", "embed", "mlp"), "down": ("expert", "mlp", "embed")}
 SLACK = 1.25  # places for the rows that a device sends to another one in a round, relative to an even share
@@ -42,16 +54,18 @@ def experts(x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capaci
       capacity_factor: if above 0, an expert takes at most ⌈factor · N · K / E⌉ of a device's N tokens, earliest first.
     """
     local = functools.partial(_local, activation=activation, dtype=jnp.dtype(dtype), capacity_factor=capacity_factor)
-    tokens = spec("batch", "length", None)
+    axis = length_axis(x_BTD)
+    rows, tokens = spec("batch", axis, None), spec("batch", "length", None)
     if tokens is None:
         return local(x_BTD, choice_BTK, weight_BTK, weights)
-    arrays = [reshard(a, "batch", "length", None) for a in (x_BTD, choice_BTK, weight_BTK)]
+    arrays = [reshard(x_BTD, "batch", axis, None), *(reshard(a, "batch", "length", None) for a in (choice_BTK, weight_BTK))]
     weights = {name: reshard(w, *WEIGHT_AXES[name]) for name, w in weights.items()}
     layout = {name: spec(*WEIGHT_AXES[name]) for name in weights}
     mesh = jax.sharding.get_abstract_mesh()
     axes = frozenset(mesh.axis_names) - frozenset(mesh.manual_axes)
-    local = functools.partial(local, split=axes, columns=spec("embed")[0], rows=token_axes())
-    return jax.shard_map(local, in_specs=(tokens, tokens, tokens, layout), out_specs=tokens, axis_names=axes)(*arrays, weights)
+    how = dict(split=axes, columns=spec("embed")[0], over=token_axes(), scatter=axis == "sequence")
+    local = functools.partial(local, **how)
+    return jax.shard_map(local, in_specs=(rows, tokens, tokens, layout), out_specs=rows, axis_names=axes)(*arrays, weights)
 
 
 def experts_reference(x_BTD, choice_BTK, weight_BTK, weights, *, activation) -> jax.Array:
@@ -65,41 +79,46 @@ def experts_reference(x_BTD, choice_BTK, weight_BTK, weights, *, activation) -> 
 
 
 def _local(
-    x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor, split=frozenset(), columns=None, rows=()
-):
-    """Compute `experts` on one device. split: the mesh axes of the shard_map that this is called in, if there is one. columns:
-    those that split the model dimension of weights. rows: those that split tokens."""
+    x_BTD, choice_BTK, weight_BTK, weights, *, activation, dtype, capacity_factor, split=frozenset(), columns=None, over=(),
+    scatter=False,
+):  # fmt: skip
+    """Compute `experts` on one device.
+
+    split: the mesh axes of the shard_map that this is called in, if there is one. columns: those that split the model
+    dimension of weights. over: those that split tokens. scatter: whether T of x and of the result is split over tensor, unlike
+    that of the other arrays.
+    """
     x_ND, choice_NK, weight_NK = (a.reshape(-1, a.shape[-1]) for a in (x_BTD, choice_BTK, weight_BTK))
     x_ND = x_ND.astype(dtype)
     if split:  # makes a weight's gradient a sum over the axes of rows that do not split it
         repeated = tuple(axis for axis in ("stage", "data") if axis in split)
         weights = {name: lax.pcast(w, repeated, to="varying") for name, w in weights.items()}
     ways, K = lax.axis_size("expert") if split else 1, choice_NK.shape[1]
-    axes, E = ("tensor",) if split else (), weights["up"].shape[0]
+    across, E = Across(("tensor",) if split else (), len(x_BTD) if scatter else 0), weights["up"].shape[0]
     through = functools.partial(_through, activation, dtype, columns, bool(split))
 
     if capacity_factor > 0:
-        C = min(len(x_ND), math.ceil(capacity_factor * len(x_ND) * K / (E * ways)))
+        C = min(len(choice_NK), math.ceil(capacity_factor * len(choice_NK) * K / (E * ways)))
         dispatch = with_capacity(choice_NK, E * ways, C)
-        x_ECD = spread(axes, x_ND, dispatch).reshape(E * ways, C, -1)
+        x_ECD = spread(across, x_ND, dispatch).reshape(E * ways, C, -1)
         weight_EC = weights_of_rows(weight_NK, dispatch).reshape(E * ways, C)
         if split:
             x_ECD, weight_EC = (lax.all_to_all(a, "expert", 0, 1, tiled=True) for a in (x_ECD, weight_EC))
         y_ECD = through(weights, x_ECD, weight_EC)
         if split:
             y_ECD = lax.all_to_all(y_ECD, "expert", 1, 0, tiled=True)
-        y_ND = collect(axes, y_ECD.reshape(E * ways * C, -1), dispatch)
+        y_ND = collect(across, y_ECD.reshape(E * ways * C, -1), dispatch)
     elif ways == 1:
         dispatch, sizes_E = dropless(choice_NK, E)
-        x_RD, weight_R = spread(axes, x_ND, dispatch), weights_of_rows(weight_NK, dispatch)
-        y_ND = collect(axes, through(weights, x_RD, weight_R, sizes_E), dispatch)
+        x_RD, weight_R = spread(across, x_ND, dispatch), weights_of_rows(weight_NK, dispatch)
+        y_ND = collect(across, through(weights, x_RD, weight_R, sizes_E), dispatch)
     else:
-        exchange, C = exchanged(choice_NK, E, ways), places(len(x_ND), K, E, ways)
-        compute = functools.partial(_round, through, axes, C)
+        exchange, C = exchanged(choice_NK, E, ways), places(len(choice_NK), K, E, ways)
+        compute = functools.partial(_round, through, across, C)
         learned = x_ND, weight_NK, weights
         y_ND = compute(exchange, 0, *learned)
-        if C < len(x_ND) * min(K, E):  # else no pair can need more
-            rounds = saved(lax.pmax(-(-jnp.max(exchange.sent_W) // C), rows))
+        if C < len(choice_NK) * min(K, E):  # else no pair can need more
+            rounds = saved(lax.pmax(-(-jnp.max(exchange.sent_W) // C), over))
             y_ND = _further_rounds(compute, rounds, exchange, y_ND, learned)
     return y_ND.astype(dtype).reshape(x_BTD.shape)
 
@@ -122,12 +141,12 @@ def places(N: int, K: int, E: int, W: int) -> int:
     return min(N * min(K, E), -(-math.ceil(SLACK * N * K / W) // TILE) * TILE)
 
 
-def _round(through, axes, C, exchange, n, x_ND, weight_NK, weights):
+def _round(through, across, C, exchange, n, x_ND, weight_NK, weights):
     """Return what round n adds to the result of `experts`, float32 [N, D]."""
     dispatch, (order_R, rank_R, sizes_E) = in_round(exchange, n, C)
-    x_RD, weight_R = sent(spread(axes, x_ND, dispatch)), sent(weights_of_rows(weight_NK, dispatch))
+    x_RD, weight_R = sent(spread(across, x_ND, dispatch)), sent(weights_of_rows(weight_NK, dispatch))
     y_RD = through(weights, permuted(x_RD, order_R, rank_R), permuted(weight_R, order_R, rank_R), sizes_E)
-    return collect(axes, sent(permuted(y_RD, rank_R, order_R)), dispatch)
+    return collect(across, sent(permuted(y_RD, rank_R, order_R)), dispatch)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

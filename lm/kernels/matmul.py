@@ -16,7 +16,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.parallel.mesh import free_axes, platform, several, spec, token_axes, token_ways
-from lm.parallel.torus import rings
+from lm.parallel.sequence import scattered_rows, split_by, whole_rows
+from lm.parallel.torus import groups_along, rings
 
 LONGEST = 8  # devices of a ring around which products are summed; around longer ones the parts are too thin
 
@@ -41,16 +42,18 @@ def _matmul(equation, dtype, out_spec, x, w):
 
 
 def _forward(equation, dtype, out_spec, x, w):
-    y = product(equation, x.astype(dtype), gathered(w.astype(dtype)), out_spec).astype(dtype)
+    y = product_of_rows(equation, x.astype(dtype), gathered(w.astype(dtype)), out_spec).astype(dtype)
     return y, (x, w)
 
 
 def _backward(equation, dtype, out_spec, residuals, dy):
     x, w = residuals
     (x_axes, w_axes), y_axes = _terms(equation)
-    dy = dy.astype(dtype)
-    dx = product(f"{y_axes},{w_axes}->{x_axes}", dy, gathered(w.astype(dtype)), spec_of(x))
-    dw = product_reduced(f"{x_axes},{y_axes}->{w_axes}", x.astype(dtype), dy, spec_of(w))
+    x_low, dy, where = x.astype(dtype), dy.astype(dtype), spec_of(x)
+    if split_by(where) != split_by(spec_of(dy)):
+        x_low, dy = whole_rows(x_low), whole_rows(dy)
+    dx = product_of_rows(f"{y_axes},{w_axes}->{x_axes}", dy, gathered(w.astype(dtype)), where)
+    dw = product_reduced(f"{x_axes},{y_axes}->{w_axes}", x_low, dy, spec_of(w))
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
@@ -60,6 +63,25 @@ _matmul.defvjp(_forward, _backward)
 def product(equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None) -> jax.Array:
     """Return the einsum with float32 accumulation and float32 result; with `out_spec` None JAX infers the partition."""
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, out_sharding=out_spec)
+
+
+def product_of_rows(equation: str, x: jax.Array, w: jax.Array, out_spec: PartitionSpec | None) -> jax.Array:
+    """Return the `product` of an activation [B, T, …] and a gathered weight, with the partition `out_spec`.
+
+    Where only x splits T over tensor, T is gathered first. Where only the result does and the product sums over tensor, the
+    sum is scattered along T (lm/parallel/sequence.py). Then the devices' products are rounded to x's dtype before they are
+    sent, which halves the bytes, and so is the result.
+    """
+    if not split_by(out_spec):
+        return product(equation, whole_rows(x), w, out_spec)
+    if split_by(spec_of(x)) or "tensor" not in spec_of(w):
+        return product(equation, x, w, out_spec)
+
+    def on_device(x, w):
+        return scattered_rows(product(equation, x, w).astype(x.dtype))
+
+    how = dict(check_vma=False, axis_names=free_axes())
+    return jax.shard_map(on_device, in_specs=(spec_of(x), spec_of(w)), out_specs=out_spec, **how)(x, w)
 
 
 def product_over_rows(equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None) -> jax.Array:
@@ -127,6 +149,8 @@ def product_reduced(
         return scattered(multiply(equation, a, b), where, over)
 
     over, how = token_axes(), dict(check_vma=False, axis_names=free_axes())
+    if split_by(spec_of(jax.tree.leaves(a)[0])):
+        over += ("tensor",)
     return jax.shard_map(on_device, in_specs=jax.tree.map(spec_of, (a, b)), out_specs=where, **how)(a, b)
 
 
@@ -144,7 +168,7 @@ def scattered(x: jax.Array, where: PartitionSpec, over: tuple[str, ...], first: 
         rest -= set(several(axis))
         sizes = rings(axis)
         for n in range(first, len(sizes)):
-            groups = None if len(sizes) == 1 else _along(sizes, n)
+            groups = None if len(sizes) == 1 else groups_along(sizes, n)
             x = lax.psum_scatter(x, axis, scatter_dimension=dimension, tiled=True, axis_index_groups=groups)
     return lax.psum(x, tuple(axis for axis in over if axis in rest))
 
@@ -181,12 +205,6 @@ def product_around_ring(equation: str, a, b, axis: str, dimension: int, sizes: t
             total = own if total is None else lax.ppermute(total, axis, pairs) + own
         sums.append(total)
     return jnp.concatenate(sums, axis=y_axes.index(halved))
-
-
-def _along(sizes: tuple[int, ...], n: int) -> list[list[int]]:
-    """Return the positions along an axis of rings `sizes` that share all coordinates but the n-th."""
-    places = np.moveaxis(np.arange(math.prod(sizes)).reshape(sizes), n, -1)
-    return places.reshape(-1, sizes[n]).tolist()
 
 
 def reduced(partial: jax.Array, where: PartitionSpec | None) -> jax.Array:

@@ -15,7 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.errors import UserError
-from lm.kernels.matmul import gathered, product, spec_of
+from lm.kernels.matmul import gathered, product_of_rows, spec_of
 from lm.parallel.mesh import spec
 
 LARGEST = {8: 127, 4: 7}
@@ -83,7 +83,7 @@ def _quantized_matmul(equation, dtype, out_spec, x, integers, scale):
 
 def _forward(equation, dtype, out_spec, x, integers, scale):
     weight, scale_after = _operands(equation, dtype, integers, scale)
-    y = product(equation, x.astype(dtype), weight, out_spec)
+    y = product_of_rows(equation, x.astype(dtype), weight, out_spec)
     y = y if scale_after is None else y * scale_after
     # The gradient needs only x's dtype and sharding; an empty array has both.
     return y.astype(dtype), (x[..., :0], integers, scale)
@@ -94,7 +94,7 @@ def _backward(equation, dtype, out_spec, residuals, dy):
     weight, scale_after = _operands(equation, dtype, integers, scale)
     dy = dy if scale_after is None else dy * scale_after
     x_axes, w_axes, y_axes = _terms(equation)
-    dx = product(f"{y_axes},{w_axes}->{x_axes}", dy.astype(dtype), weight, spec_of(like_x))
+    dx = product_of_rows(f"{y_axes},{w_axes}->{x_axes}", dy.astype(dtype), weight, spec_of(like_x))
     return dx.astype(like_x.dtype), None, None
 
 

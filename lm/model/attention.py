@@ -22,6 +22,7 @@ from lm.model.norms import RMSNorm
 from lm.model.pages import PageTable, attend
 from lm.model.pages import write as write_paged
 from lm.model.positions import rotate, yarn_mscale
+from lm.parallel.sequence import length_axis, whole_rows
 
 Kept = Cache | dict[str, Pages] | None  # what a layer keeps of earlier tokens
 HEADS = ("batch", "length", "heads", None)
@@ -114,7 +115,7 @@ class Attention(nnx.Module):
             mixed_BTHK = attention_to_cache(q_BTHK, read(cache, ("k", "v"), x_BTD.dtype), step.visible, **options)
         else:
             mixed_BTHK = context_attention(q_BTHK, k_BSGK, v_BSGK, step.visible, across=self.across, **options)
-        return self.output(mixed_BTHK), cache
+        return self.output(mixed_BTHK, length_axis(x_BTD)), cache
 
 
 class LatentAttention(nnx.Module):
@@ -150,15 +151,16 @@ class LatentAttention(nnx.Module):
         self.output = linear("output", "bthk,hkd->btd", (H, V, D), ("heads", "head", "embed"), std=residual_std(config))
 
     def __call__(self, x_BTD, step: Step, cache: Kept = None) -> tuple[jax.Array, Kept]:
+        axis = length_axis(x_BTD)
         if hasattr(self, "query"):
             q_BTHK = self.query(x_BTD)
         else:
-            q_BTHK = self.query_up(self.query_latent_norm(self.query_down(x_BTD)))
+            q_BTHK = self.query_up(self.query_latent_norm(self.query_down(x_BTD, axis)))
         nope_BTHK = q_BTHK[..., : self.nope_dim]
         rope_BTHK = rotated(q_BTHK[..., self.nope_dim :], step, self.interleaved)
-        both_BTR = saved(self.latent(x_BTD))
+        both_BTR = saved(self.latent(x_BTD, axis))
         latent_BTR = self.latent_norm(both_BTR[..., : self.rank])
-        key_BS1K = rotated(both_BTR[:, :, None, self.rank :], step, self.interleaved)
+        key_BS1K = rotated(whole_rows(both_BTR[..., self.rank :])[:, :, None], step, self.interleaved)
         if step.table is not None:
             both_BT1K = jnp.concatenate((latent_BTR[:, :, None], key_BS1K), axis=-1)
             cache = write_paged(cache, {"k": both_BT1K}, step.table)
@@ -171,7 +173,7 @@ class LatentAttention(nnx.Module):
             mixed = self._absorbed(nope_BTHK, rope_BTHK, read(cache, ("latent", "key"), x_BTD.dtype), step)
         else:
             mixed = self._expanded(nope_BTHK, rope_BTHK, latent_BTR, key_BS1K, step)
-        return self.output(mixed), cache
+        return self.output(mixed, axis), cache
 
     def _expanded(self, nope_BTHK, rope_BTHK, latent_BTR, key_BT1K, step):
         k_BTHK = self.key_up(latent_BTR)

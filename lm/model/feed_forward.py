@@ -9,6 +9,7 @@ from flax import nnx
 from lm.config import ModelConfig
 from lm.kernels.saved import saved
 from lm.model.linear import Linear, residual_std
+from lm.parallel.sequence import length_axis
 
 ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -34,5 +35,5 @@ class FeedForward(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         up_BTF = saved(self.up(x_BTD), wide=True)
         if not hasattr(self, "gate"):
-            return self.down(self.activation(up_BTF))
-        return self.down(self.activation(saved(self.gate(x_BTD), wide=True)) * up_BTF)
+            return self.down(self.activation(up_BTF), length_axis(x_BTD))
+        return self.down(self.activation(saved(self.gate(x_BTD), wide=True)) * up_BTF, length_axis(x_BTD))

@@ -21,6 +21,7 @@ from lm.kernels.matmul import matmul, product
 from lm.kernels.quantize import dequantize, quantize, quantized_matmul
 from lm.model.initializers import STD, parameter
 from lm.parallel.mesh import reshard, spec
+from lm.parallel.sequence import length_axis, whole_rows
 
 
 class Linear(nnx.Module):
@@ -82,19 +83,22 @@ class Linear(nnx.Module):
         if adapter.dora:
             self.magnitude = parameter(jnp.zeros(shape[self.inputs :], jnp.float32), self.vector_axes, "vector", nnx.LoRAParam)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, axis: str = "length") -> jax.Array:
+        """Return y. axis: the logical axis of T in y [B, T, …], "length" or "sequence" (lm/parallel/sequence.py)."""
+        out = tuple(axis if name == "length" else name for name in self.out)
         if (packed := packed_of(self.weight)) is not None:
             y = self._packed(x, packed)
         elif isinstance(self.weight, QuantizedWeight):
             integers, scale = self.weight.integers[...], self.weight.scale[...]
-            y = quantized_matmul(self.equation, x, integers, scale, dtype=self.dtype, out=self.out)
+            y = quantized_matmul(self.equation, x, integers, scale, dtype=self.dtype, out=out)
         elif self.low_precision != "none":
             kind, weight = self.low_precision, self.weight[...]
-            y = low_precision_matmul(self.equation, x, weight, kind=kind, dtype=self.dtype, out=self.out)
+            y = low_precision_matmul(self.equation, whole_rows(x), weight, kind=kind, dtype=self.dtype, out=self.out)
+            y = y if out == self.out else reshard(y, *out)
         else:
-            y = matmul(self.equation, x, self.weight[...], dtype=self.dtype, out=self.out)
+            y = matmul(self.equation, x, self.weight[...], dtype=self.dtype, out=out)
         if hasattr(self, "lora_a"):
-            y = self._adapted(x, y)
+            y = self._adapted(x, y, out)
         return y + self.bias[...].astype(y.dtype) if hasattr(self, "bias") else y
 
     def _packed(self, x, packed: Packed):
@@ -102,13 +106,13 @@ class Linear(nnx.Module):
         y = packed_matmul(x.reshape(math.prod(rows), packed.inputs), packed, self.dtype)
         return y.reshape(*rows, *self.outputs)
 
-    def _adapted(self, x, y):
+    def _adapted(self, x, y, out):
         rows, inputs, outputs = self.letters
-        few_out = (*self.out[: len(rows)], None)
+        few_out = (out[0], "sequence" if "sequence" in (length_axis(x), out[1]) else out[1], None)
         few = matmul(f"{rows}{inputs},{inputs}z->{rows}z", x, self.lora_a[...], dtype=self.dtype, out=few_out)
         if (mask_BR := _MASK.get()) is not None:
             few = few * mask_BR[:, None].astype(few.dtype)
-        low = matmul(f"{rows}z,z{outputs}->{rows}{outputs}", few, self.lora_b[...], dtype=self.dtype, out=self.out)
+        low = matmul(f"{rows}z,z{outputs}->{rows}{outputs}", few, self.lora_b[...], dtype=self.dtype, out=out)
         y32 = y.astype(jnp.float32) + self.adapter_scale * low.astype(jnp.float32)
         return (y32 + self.rescaling() * y32 if hasattr(self, "magnitude") else y32).astype(y.dtype)
 

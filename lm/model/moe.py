@@ -17,7 +17,8 @@ from lm.kernels.saved import saved
 from lm.model.feed_forward import ACTIVATIONS, FeedForward
 from lm.model.initializers import STD, normal, parameter
 from lm.model.linear import declared, hidden_std, residual_std, scaled_output, whole
-from lm.parallel.mesh import spec
+from lm.parallel.mesh import reshard, spec
+from lm.parallel.sequence import length_axis
 
 
 class RouterStats(NamedTuple):
@@ -62,6 +63,7 @@ class MoE(nnx.Module):
     def __call__(self, x_BTD: jax.Array, valid_BT: jax.Array) -> tuple[jax.Array, RouterStats]:
         """Return y_BTD in the compute dtype, and statistics. Padding (`valid_BT` False) uses no expert and is not counted."""
         config, moe = self.config, self.config.moe
+        valid_BT = reshard(valid_BT, "batch", length_axis(x_BTD))
         logits_BTE = saved(router_logits(x_BTD, self.router[...], config))
         bias_E = self.balance_bias[...] if moe.balance_bias else None
         scores_BTE, choice_BTK, weight_BTK = route(logits_BTE, bias_E, moe)
@@ -91,7 +93,7 @@ def router_logits(x_BTD: jax.Array, router_DE: jax.Array, config: ModelConfig) -
         scaled_output(config, x_BTD.astype(jnp.float32)),
         gathered(router_DE),
         precision=lax.Precision.HIGHEST,
-        out_sharding=spec("batch", "length", None),
+        out_sharding=spec("batch", length_axis(x_BTD), None),
     )
 
 

@@ -32,6 +32,7 @@ from lm.model.stages import of_rows, rows_of, unstacked
 from lm.parallel.context import later, slots
 from lm.parallel.mesh import over_stages, reshard, spec
 from lm.parallel.pipeline import layer_of, pipelined, schedule
+from lm.parallel.sequence import axis_between_blocks, length_axis, whole_rows
 
 
 class Routing(NamedTuple):
@@ -97,7 +98,7 @@ class AheadModule(nnx.Module):
 
     def __call__(self, hidden_BTD, next_BTD, step: Step):
         both = jnp.concatenate((self.embedding_norm(next_BTD), self.hidden_norm(hidden_BTD)), axis=-1)
-        return self.layer(self.projection(both), step)
+        return self.layer(self.projection(both, length_axis(both)), step)
 
 
 class Transformer(nnx.Module):
@@ -161,7 +162,7 @@ class Transformer(nnx.Module):
         x_BTD, state, router = self._layers(
             tokens_BT, segment_ids_BT, positions_BT, state, prefill, noise_BTD, layers, branches, paged
         )
-        return Hidden(self.norm(x_BTD), state, router)
+        return Hidden(whole_rows(self.norm(x_BTD)), state, router)
 
     def unstacked(self) -> list:
         """Return the parameters of each layer of each stack, one tree a layer."""
@@ -170,7 +171,7 @@ class Transformer(nnx.Module):
 
     def residual(self, tokens_BT, segment_ids_BT=None, positions_BT=None) -> jax.Array:
         """Return the residual stream before the last norm, whose size μP keeps constant as the model gets wider."""
-        return self._layers(tokens_BT, segment_ids_BT, positions_BT)[0]
+        return whole_rows(self._layers(tokens_BT, segment_ids_BT, positions_BT)[0])
 
     def ahead(self, x_BTD, targets_BT, segment_ids_BT, positions_BT) -> list[Hidden]:
         """Return hidden states of the modules that look ahead (multi-token prediction), from those of `hidden`, for training.
@@ -180,6 +181,8 @@ class Transformer(nnx.Module):
         """
         found = []
         steps, _ = self._steps(segment_ids_BT, positions_BT, None, False, None)
+        axis = axis_between_blocks(targets_BT.shape[1])
+        x_BTD = reshard(x_BTD, "batch", axis, None)
         step = steps[self.config.layer_kinds[-1].local]
         for k, module in enumerate(self.mtp if self.config.mtp_depth else ()):
             next_BT = later(targets_BT, k)
@@ -189,9 +192,9 @@ class Transformer(nnx.Module):
                 return nnx.merge(graph, params)(*inputs, step)
 
             policy = layer_policy(self.config)
-            x_BTD, _, stats = jax.checkpoint(apply, policy=policy)(params, x_BTD, self._embedded(next_BT))
+            x_BTD, _, stats = jax.checkpoint(apply, policy=policy)(params, x_BTD, self._embedded(next_BT, axis))
             x_BTD = module.norm(x_BTD)
-            found.append(Hidden(x_BTD, None, routing({("mtp", k, "layer"): stats})))
+            found.append(Hidden(whole_rows(x_BTD), None, routing({("mtp", k, "layer"): stats})))
         return found
 
     @jax.named_scope("head")
@@ -219,12 +222,12 @@ class Transformer(nnx.Module):
         return scaled_output(self.config, x_BTD)
 
     @jax.named_scope("embedding")
-    def _embedded(self, tokens_BT):
+    def _embedded(self, tokens_BT, axis: str = "length"):
         config = self.config
         if (packed := packed_of(self.embedding)) is not None:
             x_BTD = rows(packed, tokens_BT.reshape(-1), config.compute_dtype).reshape(*tokens_BT.shape, config.embed_dim)
         else:
-            x_BTD = embedding(self.embedding[...], tokens_BT, config.compute_dtype)
+            x_BTD = embedding(self.embedding[...], tokens_BT, config.compute_dtype, axis)
         return x_BTD if config.embed_scale == 1 else x_BTD * jnp.asarray(config.embed_scale, x_BTD.dtype)
 
     def _layers(
@@ -247,12 +250,13 @@ class Transformer(nnx.Module):
         positions_BT = jnp.asarray(positions_BT)
         steps, state = self._steps(segment_ids_BT, positions_BT, state, prefill, branches, paged)
         kept = paged if state is None else state
-        x_BTD = self._embedded(tokens_BT)
+        axis = axis_between_blocks(tokens_BT.shape[1]) if kept is None else "length"
+        x_BTD = self._embedded(tokens_BT, axis)
         if self.config.positions == "learned":
             table = reshard(self.position_embedding[...].astype(x_BTD.dtype), None, None)
-            x_BTD = x_BTD + table.at[positions_BT].get(out_sharding=spec("batch", "length", None))
+            x_BTD = x_BTD + table.at[reshard(positions_BT, "batch", axis)].get(out_sharding=spec("batch", axis, None))
         if noise_BTD is not None:
-            x_BTD = x_BTD + noise_BTD.astype(x_BTD.dtype)
+            x_BTD = x_BTD + reshard(noise_BTD.astype(x_BTD.dtype), "batch", axis, None)
         caches, stats = [], {}
         for s, (block, repeats) in enumerate(self.config.stacks):
             x_BTD, new, routers = self._stack(
@@ -287,12 +291,10 @@ class Transformer(nnx.Module):
             rope = config.local_rope if local else config.rope
             return rotary_angles(positions, config.rope_head_dim, rope, length if lengths is None else lengths[..., None, None])
 
-        has_local = any(kind.local for kind in config.layer_kinds)
-        has_global = not all(kind.local for kind in config.layer_kinds)
-        kinds = ([False] if has_global else []) + ([True] if has_local else [])
+        kinds = sorted({kind.local for kind in config.layer_kinds})
         rotary = {}
         if config.positions == "rotary":
-            different = has_local and has_global and config.local_rope != config.rope
+            different = len(kinds) == 2 and config.local_rope != config.rope
             own = kinds if different else kinds[:1]
             rotary = once(lambda positions, *rest: {local: angles(positions, local, *rest) for local in own}, *tokens)
             rotary = rotary if paged is None else jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), rotary)

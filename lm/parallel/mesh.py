@@ -19,13 +19,14 @@ AXES = ("stage", "data", "fsdp", "expert", "context", "tensor")
 BETWEEN_SLICES = ("data", "stage")
 
 # Logical axis -> mesh axes. Weights are split over fsdp and context (gathered before use), tensor and expert (used split).
-# Activations are split by batch over data, fsdp and expert, and by head or hidden unit over tensor. The devices of an expert
-# axis hold different experts and different rows, and send tokens to one another. A context axis splits sequences
-# (lm/parallel/context.py). Stages hold different layers; outside of the layers they are one more axis of the batch
-# (lm/parallel/pipeline.py).
+# Activations are split by batch over data, fsdp and expert, and by head or hidden unit over tensor; between blocks by length
+# over tensor instead (lm/parallel/sequence.py). The devices of an expert axis hold different experts and different rows, and
+# send tokens to one another. A context axis splits sequences (lm/parallel/context.py). Stages hold different layers; outside of
+# the layers they are one more axis of the batch (lm/parallel/pipeline.py).
 RULES = {
     "batch": ("stage", "data", "fsdp", "expert"),
     "length": "context",
+    "sequence": ("context", "tensor"),  # the length between blocks
     "rows": ("stage", "data", "fsdp", "expert", "context"),  # rows of which each device has its own part of the tokens
     "layers": "stage",  # unless the stages do not divide the stack; then all hold it whole
     "embed": ("fsdp", "context"),

@@ -30,6 +30,7 @@ from jax.sharding import PartitionSpec as P
 
 from lm.config import Pipeline
 from lm.parallel.mesh import reshard, row_ways, spec
+from lm.parallel.sequence import length_axis
 
 STAGE = "stage"
 MICROBATCHES = 4  # of a stage, unless the config says otherwise
@@ -138,7 +139,7 @@ def pipelined(stage: Callable, params, x_BTD: jax.Array, rows, plan: Schedule, k
         (_, _, done_K, sums_R), _ = lax.scan(tick, carry, jnp.arange(plan.ticks))
         return _together(done_K), jax.tree.map(lambda a: a[:, None], sums_R)
 
-    x_BTD, rows = jax.tree.map(lambda r: reshard(r, "batch", "length", *[None] * (r.ndim - 2)), (x_BTD, rows))
+    x_BTD, rows = jax.tree.map(lambda r: reshard(r, "batch", length_axis(r), *[None] * (r.ndim - 2)), (x_BTD, rows))
     # Without check_vma: with it JAX 0.10 and 0.11 cannot lower the gradient of a shard_map within this one, as experts have.
     specs = dict(in_specs=P(STAGE), out_specs=(P(STAGE), P(None, STAGE)))
     split = jax.shard_map(on_stage, **specs, axis_names={STAGE}, check_vma=False)
@@ -188,14 +189,15 @@ def layer_of(params, n):
 
 def _apart(x, K: int):
     """Reshape rows [B, T, …] to [K, B / K, T, …]. Microbatch k has the rows k, k + K, …, so that no row moves."""
-    x = lax.reshape(x, (len(x) // K, K, *x.shape[1:]), out_sharding=spec("batch", None, "length", *[None] * (x.ndim - 2)))
+    where = spec("batch", None, length_axis(x), *[None] * (x.ndim - 2))
+    x = lax.reshape(x, (len(x) // K, K, *x.shape[1:]), out_sharding=where)
     return jnp.moveaxis(x, 1, 0)
 
 
 def _together(x_K):
     """Reshape [K, B / K, T, …] to [B, T, …]; the inverse of `_apart`."""
-    x = jnp.moveaxis(x_K, 0, 1)
-    return lax.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=spec("batch", "length", *[None] * (x.ndim - 3)))
+    x, where = jnp.moveaxis(x_K, 0, 1), spec("batch", length_axis(x_K[0]), *[None] * (x_K.ndim - 3))
+    return lax.reshape(x, (x.shape[0] * x.shape[1], *x.shape[2:]), out_sharding=where)
 
 
 def _at(x, index):

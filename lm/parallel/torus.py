@@ -44,6 +44,12 @@ def rings(axis: str | tuple[str, ...]) -> tuple[int, ...]:
     return _RINGS.get(mesh.shape_tuple, {}).get(axis, (mesh.shape[axis],))
 
 
+def groups_along(sizes: tuple[int, ...], n: int) -> list[list[int]]:
+    """Return the positions along an axis of rings `sizes` that share all coordinates but the n-th."""
+    places = np.moveaxis(np.arange(math.prod(sizes)).reshape(sizes), n, -1)
+    return places.reshape(-1, sizes[n]).tolist()
+
+
 def _line(mesh: Mesh, axis: str) -> list[tuple[int, ...]]:
     """Return the coordinates of the first devices of a mesh along an axis; other devices than TPUs have none."""
     along = np.moveaxis(mesh.devices, mesh.axis_names.index(axis), 0).reshape(mesh.shape[axis], -1)[:, 0]

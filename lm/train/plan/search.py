@@ -91,9 +91,9 @@ def guess(config, keys: dict, chip: Chip) -> Guess:
     """Return a combination with its memory and time by the rough model.
 
     Products at 90 % of the peak. Each slice gathers the weights twice in bfloat16 and scatters their gradients in float32; 80 %
-    of the products hide it. Along tensor, each layer sums its activations four times, and nothing hides that. Of what layers
-    keep on the host, the forward pass hides what it sends in 0.3 of the products' time, and so does the backward pass. Nothing
-    hides the moments, which travel both ways at the same time.
+    of the products hide it. Along tensor, each layer gathers its activations six times and scatters them four times; products
+    hide two of the ten. Of what layers keep on the host, the forward pass hides what it sends in 0.3 of the products' time, and
+    so does the backward pass. Nothing hides the moments, which travel both ways at the same time.
     """
     config = with_keys(config, keys)
     mesh, model = abstract_mesh(config.mesh), model_config_of(config)

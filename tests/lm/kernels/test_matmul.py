@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 from lm.kernels.matmul import matmul, product_around_ring, scattered
 from lm.parallel import torus
 from lm.parallel.mesh import make_mesh, reshard
+from lm.parallel.sequence import length_axis
 
 CASES = {
     "up": ("btd,df->btf", (2, 6, 8), (8, 12), ("batch", "length", "mlp")),
@@ -87,3 +88,28 @@ def test_a_product_that_is_scattered_ring_by_ring(equation, sizes, monkeypatch):
         placed = (reshard(x, "batch", *[None] * (x.ndim - 1)) for x in (a, b))
         found = jax.jit(jax.shard_map(on_device, out_specs=where, check_vma=False))(*placed)
     np.testing.assert_allclose(found, jnp.einsum(equation, a, b), rtol=1e-5, atol=1e-5)
+
+
+BLOCKS = [(dict(tensor=8), (8,)), (dict(tensor=8), (2, 4)), (dict(context=2, tensor=4), (4,)), (dict(fsdp=4, tensor=2), (2,))]
+
+
+@pytest.mark.parametrize(("mesh", "sizes"), BLOCKS, ids=str)
+def test_a_block_of_rows_that_are_split_over_tensor(mesh, sizes, monkeypatch):
+    """It gathers its rows, and its end scatters them, ring by ring if tensor winds through several."""
+    x, up, down, dy = (
+        jax.random.normal(jax.random.key(n), shape) for n, shape in enumerate([(4, 16, 8), (8, 24), (24, 8), (4, 16, 8)])
+    )
+
+    def block(x, weights):
+        up, down = weights
+        h_BTF = matmul("btd,df->btf", x, up, dtype="float32", out=("batch", "length", "mlp"))
+        return matmul("btf,fd->btd", h_BTF, down, dtype="float32", out=("batch", "sequence", None))
+
+    expected = value_and_gradients(block, x, (up, down), dy)
+    with jax.set_mesh(make_mesh(mesh)):
+        monkeypatch.setitem(torus._RINGS, jax.sharding.get_abstract_mesh().shape_tuple, {"tensor": sizes})
+        rows = [reshard(array, "batch", "sequence", None) for array in (x, dy)]
+        weights = reshard(up, "embed", "mlp"), reshard(down, "mlp", "embed")
+        found = value_and_gradients(block, rows[0], weights, rows[1])
+        assert length_axis(found[0]) == length_axis(found[1]) == "sequence"
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found, expected)

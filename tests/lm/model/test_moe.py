@@ -13,6 +13,7 @@ from lm.config import ModelConfig
 from lm.kernels.experts import experts, experts_reference
 from lm.model.moe import Balance, MoE, RouterStats, balanced, route, router_logits, router_stats
 from lm.parallel.mesh import make_mesh, shardings, spec
+from lm.parallel.sequence import axis_between_blocks
 from tests.slow import all_but
 
 B, T, D, E, F = 4, 12, 16, 8, 12
@@ -275,8 +276,8 @@ def outputs_and_gradients(config, sizes, batch=8):
         return quick(both, state, x, r, valid_BT)
     mesh = make_mesh(sizes)
     with jax.set_mesh(mesh):
-        rows = NamedSharding(mesh, spec("batch", "length"))
-        placed = [jax.device_put(a, rows) for a in (x, r, valid_BT)]
+        axes = axis_between_blocks(T), axis_between_blocks(T), "length"
+        placed = [jax.device_put(a, NamedSharding(mesh, spec("batch", axis))) for a, axis in zip((x, r, valid_BT), axes)]
         return quick(both, jax.device_put(state, shardings(state, mesh)), *placed)
 
 

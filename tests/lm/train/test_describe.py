@@ -139,7 +139,7 @@ def test_activations_a_layer_by_hand():
     assert a_layer("attention") == tokens * (2 * x + heads)
     assert a_layer("matmuls") == tokens * (2 * x + heads + hidden)
     assert a_layer("matmuls", fsdp=4) == tokens / 4 * (2 * x + heads + hidden)
-    assert a_layer("matmuls", fsdp=4, tensor=2) == tokens / 4 * (2 * x + (heads + hidden) / 2)
+    assert a_layer("matmuls", fsdp=4, tensor=2) == tokens / 8 * (2 * x + heads + hidden)
     assert a_layer("full", stage=2) == 9 / 8 * tokens * x / 2  # of 9 ticks, in one half of the layers
     assert a_layer("none") > a_layer("matmuls")
 
