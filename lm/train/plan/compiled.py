@@ -1,6 +1,8 @@
 """The training step of a config, compiled for devices that need not be attached."""
 
 import re
+import tempfile
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -22,11 +24,12 @@ class DoesNotFit(Exception):
 
 
 class Step(NamedTuple):
-    """state: bytes per device of "parameters" and of the "optimizer"'s moments."""
+    """state: bytes per device of "parameters" and of the "optimizer"'s moments. text: as the compiler printed the program."""
 
     compiled: jax.stages.Compiled
     mesh: jax.sharding.Mesh
     state: dict[str, int]
+    text: str
 
 
 def devices_of(topology: str) -> list[jax.Device]:
@@ -59,8 +62,13 @@ def compile_step(config, devices) -> Step:
         batch = abstract_batch(config, mesh, config.batch_size)
         lowered = jax.jit(trainer.step, donate_argnums=0).lower(state, batch)
         sizes = {"parameters": bytes_per_device(state.params), "optimizer": bytes_per_device(state.optimizer)}
+        options, folder = compiler.options(devices[0]), tempfile.TemporaryDirectory()
+        dump = devices[0].platform == "tpu" and config.model.moe.num_experts > 0
+        if dump:  # JAX cannot print such a program: XLA does not read its asynchronous products back
+            options = {**(options or {}), "xla_dump_to": folder.name, "xla_dump_hlo_as_text": True}
         try:
-            compiled = lowered.compile(compiler_options=compiler.options(devices[0]))
+            compiled = lowered.compile(compiler_options=options)
+            text = _dumped(Path(folder.name)) if dump else compiled.as_text()
         except jax.errors.JaxRuntimeError as error:
             needed = re.search(r"\(([\d.]+)([KMGT])\) exceeds available HBM", str(error)) or re.search(
                 r"Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm", str(error)
@@ -68,4 +76,11 @@ def compile_step(config, devices) -> Step:
             if needed is None:
                 raise
             raise DoesNotFit(round(float(needed.group(1)) * 1024 ** ("KMGT".index(needed.group(2)) + 1))) from None
-    return Step(compiled, mesh, sizes)
+        finally:
+            folder.cleanup()
+    return Step(compiled, mesh, sizes, text)
+
+
+def _dumped(folder: Path) -> str:
+    """Return the program of the step as libtpu has written it after its last pass, which adds the estimates."""
+    return max(folder.glob("*jit_step*.after_codegen.txt"), key=lambda path: path.stat().st_size).read_text()

@@ -1,12 +1,13 @@
 """Estimate the time of a compiled step from its schedule.
 
-Compute: the cycles that the compiler estimates, over the chip's clock. Pallas kernels: their FLOPs at KERNEL_SHARE of the peak,
-since the compiler estimates nothing for them. Collectives: lm/train/plan/network.py. Transfers between a chip and its host:
-lm/train/plan/offload.py. One that runs in the background costs what the work between its start and its end does not hide; each
-link does one at a time.
+Compute: the cycles that the compiler estimates, over the chip's clock. Kernels of attention and of products by expert: their
+FLOPs at KERNEL_SHARE of the peak, since the compiler estimates nothing for them. Collectives: lm/train/plan/network.py.
+Transfers between a chip and its host: lm/train/plan/offload.py. One that runs in the background costs what the work between its
+start and its end does not hide; each link does one at a time.
 This is no measurement. The compiler knows neither contention nor stalls, and its cycles are those of its own cost model.
 """
 
+import re
 from collections import defaultdict
 from typing import NamedTuple
 
@@ -50,13 +51,14 @@ def estimate(program: Program, network: Network, chip: Chip) -> Estimate:
     sent = defaultdict(lambda: [0, 0, 0.0, 0.0, 0, 0])
     totals = {"cycles": 0, "kernel": 0, "exposed": 0.0}
     for times, _, instructions in program.schedule():
+        shapes = {one.name: one.shape for one in instructions}
         clock = 0.0  # since the begin of the computation
         free: dict[str, float] = {}  # when links have time again
         running: dict[str, tuple[float, str]] = {}
         for one in instructions:
             clock += one.cycles / chip.hertz
             totals["cycles"] += times * one.cycles
-            if flops := kernel_flops(one.name, one.text) if one.kind == "custom-call" else 0:
+            if flops := (kernel_flops(one.name, one.text) or grouped_flops(one, shapes)) if one.kind == "custom-call" else 0:
                 clock += flops / (KERNEL_SHARE * chip.flops)
                 totals["kernel"] += times * flops
             if one.kind == "while":  # its body is counted on its own; nothing runs in the background across it
@@ -91,6 +93,17 @@ def estimate(program: Program, network: Network, chip: Chip) -> Estimate:
         totals["cycles"],
         totals["kernel"],
     )
+
+
+def grouped_flops(one: Instruction, shapes: dict[str, str]) -> int:
+    """Return the FLOPs of XLA's kernel for a product by group, those of all rows, filled or not. 0 for any other kernel.
+
+    shapes: of the instructions around it. Its last two operands are rows [R, K], and weights [G, K, N] or other rows [R, N].
+    """
+    if not re.match(r"%ragged-dot(?!-metadata)", one.name):
+        return 0
+    rows, other = ([int(n) for n in re.search(r"\[([\d,]*)\]", shapes[name]).group(1).split(",")] for name in one.operands[-2:])
+    return 2 * rows[0] * rows[1] * other[-1]
 
 
 def _starts(one: Instruction) -> bool:

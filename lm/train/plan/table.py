@@ -32,15 +32,13 @@ def table(plan: dict) -> str:
         rows.append(("host memory", f"{host['all'] / GIB:.2f} GiB a device: {parts}"))
     if "seconds" in plan:
         rows += _times(plan)
-    if "not_timed" in plan:
-        rows.append(("time", f"not estimated: {plan['not_timed']}"))
     lines = [f"{name:<14}{text}" for name, text in rows]
     return "\n".join([*lines, "", *textwrap.wrap(plan["explained"], 110)])
 
 
 def _times(plan: dict) -> list[tuple[str, str]]:
     seconds = plan["seconds"]
-    parts = ["compute", "attention_kernels", "exposed_collectives", *(["exposed_transfers"] if plan["transfers"] else [])]
+    parts = ["compute", "kernels", "exposed_collectives", *(["exposed_transfers"] if plan["transfers"] else [])]
     shown = ", ".join(f"{part.replace('_', ' ')} {seconds[part]:.3f}" for part in parts)
     rows = [
         ("time", f"{seconds['step']:.3f} s a step: {shown}"),

@@ -64,6 +64,18 @@ ENTRY %main (a: f32[8]) -> f32[8] {
 """  # noqa: E501
 
 
+GROUPED = """
+ENTRY %main (a: f32[8]) -> f32[8] {
+  %rows = bf16[512,256]{1,0:T(8,128)(2,1)} parameter(0)
+  %weights = bf16[4,256,128]{2,1,0:T(8,128)(2,1)} parameter(1)
+  %more = bf16[512,128]{1,0:T(8,128)(2,1)} parameter(2)
+  %ragged-dot-metadata.1 = (s32[5]{0:T(128)}, s32[163]{0:T(256)}) custom-call(%sizes), custom_call_target="tpu_custom_call"
+  %ragged-dot-none.1 = f32[512,128]{1,0:T(8,128)} custom-call(%m, %rows, %weights), custom_call_target="tpu_custom_call"
+  ROOT %ragged-dot-none.2 = f32[4,256,128]{2,1,0} custom-call(%m, %rows, %more), custom_call_target="tpu_custom_call"
+}
+"""
+
+
 class OneSecondEach:
     """A network on which every collective takes a fixed time."""
 
@@ -80,6 +92,11 @@ def test_loops_count_by_their_trips():
     assert program.cycles() == 3000 + 4 * 500
     computed = Program(TEXT.replace("constant(8)", "get-tuple-element(%p), index=2"))  # further rounds of experts
     assert computed.cycles() == 3000
+
+
+def test_products_by_expert_count_by_their_rows():
+    found = estimate(Program(GROUPED), OneSecondEach(0), CHIPS["TPU v5"])
+    assert found.kernel_flops == 2 * 2 * 512 * 256 * 128
 
 
 def test_what_work_hides_costs_nothing_and_the_rest_does():
