@@ -34,6 +34,6 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         up_BTF = saved(self.up(x_BTD), wide=True)
-        if not hasattr(self, "gate"):
-            return self.down(self.activation(up_BTF), length_axis(x_BTD))
-        return self.down(self.activation(saved(self.gate(x_BTD), wide=True)) * up_BTF, length_axis(x_BTD))
+        gated = hasattr(self, "gate")
+        hidden_BTF = self.activation(saved(self.gate(x_BTD), wide=True)) * up_BTF if gated else self.activation(up_BTF)
+        return self.down(hidden_BTF, length_axis(x_BTD))
