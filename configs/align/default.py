@@ -11,7 +11,8 @@ def get_config() -> ml_collections.ConfigDict:
     del config.dial, config.batch_warmup  # for pretraining
     config.method = "sft"  # sft, preference, reward, rl, distill, best_of, safety
     # init_from, a workdir, Hugging Face folder or GGUF file, gives the architecture, the weights and the tokenizer. Only these
-    # model keys are read from this config: adapter (LoRA), quantization, scan_layers, remat, offload, pipeline.
+    # model keys are read from this config: adapter (LoRA), quantization, quantized_training, scan_layers, remat, offload,
+    # context_attention, pipeline.
     config.steps = 200  # updates in the whole run
     config.batch_size = 32  # sequences, pairs or rollouts per step, over all devices
     config.sequence_length = 512  # tokens; longer examples are cut, or dropped if no trained token is left

@@ -68,7 +68,7 @@ def make_mesh(sizes: Mapping[str, int | None], devices=None) -> Mesh:
     inner = [size // n for size, n in zip(sizes.values(), outer)]
     try:
         parts = [torus.lay_out(inner, one) for one in slices]
-    except (AssertionError, NotImplementedError, ValueError) as error:  # a torus has room for some shapes only
+    except (AssertionError, NotImplementedError, ValueError) as error:  # not every shape fits a torus
         raise UserError(f"{shown}: these devices cannot be laid out like this ({str(error).splitlines()[0]})") from None
     laid_out = np.empty((*outer, *inner), object)
     for place, part in zip(np.ndindex(*outer), parts, strict=True):

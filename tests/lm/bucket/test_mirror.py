@@ -1,8 +1,8 @@
 """A mirror and its bucket, for both kinds of buckets: what is uploaded, in which order, and what another machine finds."""
 
-import io
 import json
-import time
+import queue
+import types
 from pathlib import Path
 
 import pytest
@@ -189,18 +189,16 @@ def test_a_run_does_not_end_well_while_files_are_missing_in_the_bucket(bucket):
 def test_a_failed_upload_is_tried_again_while_the_run_goes_on(bucket, monkeypatch):
     monkeypatch.setattr("lm.bucket.mirror.EVERY", 0.01)
     monkeypatch.setattr("lm.bucket.mirror.LOGS", 0.0)
-    monkeypatch.setattr("sys.stderr", said := io.StringIO())  # pytest's own may lose what a thread writes while it is read
-    mirror, end = opened(bucket), time.monotonic() + 60
+    said = queue.SimpleQueue()  # pytest's own stderr may lose what a thread writes while it is read
+    monkeypatch.setattr("sys.stderr", types.SimpleNamespace(write=said.put, flush=lambda: None))
+    mirror = opened(bucket)
     there, mirror._store = mirror._store, Store(f"{bucket.url[:-6]}gone/run")
     write(mirror.folder, {"config.json": "{}"})
-    while not said.getvalue().endswith("uploads are tried again\n") and time.monotonic() < end:
-        time.sleep(0.001)
+    failed = said.get(timeout=60) + said.get(timeout=60)  # print writes a line and its end
+    assert "gone/run" in failed and failed.endswith("uploads are tried again\n")
     mirror._store = there
-    while not said.getvalue().endswith("run: uploads go on\n") and time.monotonic() < end:
-        time.sleep(0.001)
-    failed, _ = said.getvalue().splitlines()
-    assert "gone/run" in failed and said.getvalue().endswith("run: uploads go on\n") and "config.json" in bucket.names("run")
-    assert mirror.finish() is None
+    assert (said.get(timeout=60) + said.get(timeout=60)).endswith("run: uploads go on\n")
+    assert "config.json" in bucket.names("run") and mirror.finish() is None and said.empty()
 
 
 def test_a_run_that_is_refused_leaves_nothing_in_the_bucket(bucket):
