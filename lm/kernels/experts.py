@@ -130,8 +130,9 @@ def _through(activation, dtype, columns, split, weights, x, weight, sizes_E=None
         over = (columns, WEIGHT_AXES[name].index("embed")) if split else None
         return grouped_matmul(x, weights[name], sizes_E, dtype=dtype, over=over)
 
-    up = saved(product(x, "up"), wide=True)
-    h = activation(saved(product(x, "gate"), wide=True)) * up if "gate" in weights else activation(up)
+    # Float32 inside, as in lm/model/feed_forward.py.
+    h = saved(product(x, "up"), wide=True).astype(jnp.float32)
+    h = activation(saved(product(x, "gate"), wide=True).astype(jnp.float32)) * h if "gate" in weights else activation(h)
     # Multiply by the weight before `down`: the result is the same, and the gradient does not need the output of `down`.
     return product((h * weight[..., None]).astype(dtype), "down")
 

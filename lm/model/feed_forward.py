@@ -33,7 +33,10 @@ class FeedForward(nnx.Module):
         )
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        up_BTF = saved(self.up(x_BTD), wide=True)
-        gated = hasattr(self, "gate")
-        hidden_BTF = self.activation(saved(self.gate(x_BTD), wide=True)) * up_BTF if gated else self.activation(up_BTF)
-        return self.down(hidden_BTF, length_axis(x_BTD))
+        # Float32 inside: a CPU would round every operation of the activation to bfloat16.
+        hidden_BTF = saved(self.up(x_BTD), wide=True).astype(jnp.float32)
+        if hasattr(self, "gate"):
+            hidden_BTF *= self.activation(saved(self.gate(x_BTD), wide=True).astype(jnp.float32))
+        else:
+            hidden_BTF = self.activation(hidden_BTF)
+        return self.down(hidden_BTF.astype(x_BTD.dtype), length_axis(x_BTD))
