@@ -165,6 +165,7 @@ class ModelConfig:
     # What the backward pass computes again. none: nothing; matmuls: all but matmul outputs; attention: these, and all of the
     # feed-forward sublayer; full: each whole layer.
     remat: str = "matmuls"
+    remat_matmuls_last: int = 0  # so many last layers of a stack have remat=matmuls instead: faster, where memory is left over
     offload: bool = False  # what remat keeps goes to host memory until the backward pass, also the layers' inputs
     context_attention: str = "ring"  # how keys reach queries on a mesh with a context axis: ring, all_gather
     # Products of attention projections and dense feed-forwards, forward and backward: none (dtype), int8 or float8. Weights
@@ -307,6 +308,8 @@ def _check(config: ModelConfig) -> None:
     one_of("activation", "silu", "gelu", "gelu_tanh", "relu2")
     one_of("score_head", "none", "reward", "value")
     one_of("remat", *REMAT)
+    if config.remat_matmuls_last < 0:
+        refuse("remat_matmuls_last", "must be at least 0")
     if config.offload and config.remat == "none":
         refuse("offload", "moves what model.remat keeps, and model.remat='none' keeps all: set model.remat=matmuls")
     one_of("context_attention", *ACROSS)

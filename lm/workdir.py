@@ -45,6 +45,7 @@ RESUMABLE_KEYS = (
     "data.weights",
     "model.scan_layers",
     "model.remat",
+    "model.remat_matmuls_last",
     "model.offload",
     "model.pipeline.microbatches",
     "model.pipeline.repeats",

@@ -47,6 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
             # as bfloat16. Experts, embedding, head, router and attention scores keep dtype.
             quantized_training="none",
             remat="matmuls",  # the more is recomputed, the less is kept: none, matmuls (kept), attention (kept), full
+            remat_matmuls_last=0,  # so many last layers have remat=matmuls instead: faster, where memory is left over
             offload=False,  # keep that, and the layers' inputs, in host memory until the backward pass (docs/train.md, Memory)
             pipeline=dict(
                 microbatches=0,  # of a slice of the batch, with mesh.stage: at most this many; 0: 4 × mesh.stage

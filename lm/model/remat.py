@@ -1,5 +1,6 @@
 """What a layer keeps from its forward to its backward pass, and in which memory: `model.remat` and `model.offload`."""
 
+import dataclasses
 from collections.abc import Callable
 
 from jax.ad_checkpoint import checkpoint_policies
@@ -19,6 +20,19 @@ def layer_policy(config: ModelConfig) -> Callable:
     if config.remat == "none":
         return checkpoint_policies.everything_saveable
     return _keeping((*KEPT[config.remat], INPUT) if offloads(config) else KEPT[config.remat], config)
+
+
+def layer_runs(config: ModelConfig, repeats: int) -> list[tuple[slice, Callable | None]]:
+    """Return the runs of a stack's layers, in order, and the policy of each; None: jax.checkpoint is not used.
+
+    The last `model.remat_matmuls_last` layers have the policy "matmuls". The backward pass begins with them.
+    """
+    if config.remat == "none":
+        return [(slice(0, repeats), None)]
+    first = repeats - min(config.remat_matmuls_last, repeats)
+    last = dataclasses.replace(config, remat="matmuls")
+    runs = [(slice(0, first), layer_policy(config)), (slice(first, repeats), layer_policy(last))]
+    return [(layers, policy) for layers, policy in runs if layers.start < layers.stop]
 
 
 def tick_policy(config: ModelConfig) -> Callable:

@@ -17,9 +17,9 @@ from lm.kernels.cpu.packed import packed_matmul, rows
 from lm.kernels.embedding import embedding
 from lm.kernels.head import softcapped
 from lm.kernels.matmul import matmul
-from lm.kernels.saved import from_bits, kept_input, layer_input, saved
+from lm.kernels.saved import from_bits, kept_input, saved
 from lm.model.attention import Step, attention_sublayer
-from lm.model.cache import Cache, DecodeState, layers_of
+from lm.model.cache import Cache, DecodeState
 from lm.model.feed_forward import FeedForward
 from lm.model.initializers import STD, normal, parameter
 from lm.model.linear import Linear, Score, packed_of, scaled_output
@@ -28,6 +28,7 @@ from lm.model.norms import layer_norm
 from lm.model.pages import PagedState
 from lm.model.positions import once, rotary_angles
 from lm.model.remat import layer_policy, offloads, tick_policy
+from lm.model.repeated import repeated
 from lm.model.stages import of_rows, rows_of, unstacked
 from lm.parallel.context import later, slots
 from lm.parallel.mesh import over_stages, reshard, spec
@@ -327,23 +328,8 @@ class Transformer(nnx.Module):
 
         def through(params, x, steps, repeats):
             """Return x after the layers, their caches and reports. params: None: each layer's are sent when it comes."""
-            apply = functools.partial(compute_block, steps)
-            if config.remat != "none":
-                apply = jax.checkpoint(apply, policy=layer_policy(config), prevent_cse=not config.scan_layers)
-            if config.scan_layers:
-                numbers = jnp.arange(repeats) if params is None else None
-                x, (new, stats) = lax.scan(
-                    lambda x, layer: apply(*layer_input(x), layer), x, (params, numbers, caches), length=repeats
-                )
-                return x, new, stats
-            new, stats = [], []
-            for n, one in enumerate(layers or ([None] * repeats if params is None else layers_of(params, repeats))):
-                x, (cache, router) = apply(
-                    *layer_input(x, as_bits=False), (one, n, caches and tuple(cache[n] for cache in caches))
-                )
-                new.append(cache)
-                stats.append(router)
-            return x, tuple(zip(*new, strict=True)), jax.tree.map(lambda *x: jnp.stack(x), *stats)
+            compute = functools.partial(compute_block, steps)
+            return repeated(config, compute, x, params, caches, repeats, layers)
 
         plan = schedule(config.pipeline, len(x_BTD)) if on_stages and caches is None else None
         if plan is None or repeats % (plan.stages * plan.repeats):

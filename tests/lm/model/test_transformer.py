@@ -210,6 +210,30 @@ def test_how_it_is_compiled_changes_nothing(compiled_plainly, scan, remat):
         np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6)
 
 
+@pytest.mark.parametrize("scan", [True, False])
+def test_the_last_layers_may_keep_more(compiled_plainly, scan):
+    model, plainly = compiled_plainly
+    for a, b in zip(loss_and_gradient(model, scan_layers=scan, remat="full", remat_matmuls_last=1), plainly, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6)
+
+
+def test_layers_that_keep_more_are_computed_once():
+    def flops(**how):
+        config = ModelConfig(**SIZES | dict(num_layers=4, scan_layers=False) | how)
+        graph, params = skeleton(config)[0], parameters(config)
+        gradient = jax.grad(lambda params: nnx.merge(graph, params)(tokens_of(0, 2, 24)).sum())
+        return jax.jit(gradient).lower(params).cost_analysis()["flops"]
+
+    full, none_more = flops(remat="full"), flops(remat="full", remat_matmuls_last=0)
+    one, all_, matmuls = (
+        flops(remat="full", remat_matmuls_last=1),
+        flops(remat="full", remat_matmuls_last=9),
+        flops(remat="matmuls"),
+    )
+    assert full == none_more > one > all_ == matmuls
+    np.testing.assert_allclose(full - one, (full - matmuls) / 4, rtol=1e-6)
+
+
 @pytest.mark.parametrize("remat", ["matmuls", "full"])
 def test_a_loop_over_layers_keeps_bits_where_slices_of_bfloat16_are_converted(remat):
     """On a CPU: no array [layers, …] of activations is bfloat16, and the gradient is that of unrolled layers."""
