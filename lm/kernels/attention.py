@@ -5,6 +5,7 @@ V head size of values; H = G·R.
 """
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.kernels.head import softcap_slope, softcapped
-from lm.kernels.matmul import product, product_over_rows, spec_of
+from lm.kernels.matmul import product, spec_of
 from lm.kernels.saved import saved
 from lm.parallel.mesh import platform, reshard, spec
 
@@ -278,11 +279,11 @@ def _backward(scale, window, softcap, residuals, dout_BTHV):
         ds = ds.astype(dtype)
         p = p.astype(dtype)
         dqs.append(product("bgrts,bgsk->bgrtk", ds, k[seen]).astype(dtype))
-        dks.append(product_over_rows("bgrts,bgrtk->bgsk", ds, q[some], spec_of(k)))
-        dvs.append(product_over_rows("bgrts,bgrtv->bgsv", p, dout[some], spec_of(v)))
+        dks.append(product("bgrtk,bgrts->bgks", q[some], ds, spec_of(k)))
+        dvs.append(product("bgrtv,bgrts->bgvs", dout[some], p, spec_of(v)))
         firsts.append(first)
     dq = _ungrouped(jnp.moveaxis(jnp.concatenate(dqs, axis=3), 3, 1))
-    dk, dv = (jnp.swapaxes(_overlaid(firsts, parts).astype(dtype), 1, 2) for parts in (dks, dvs))
+    dk, dv = (jnp.moveaxis(_overlaid(firsts, parts).astype(dtype), 3, 1) for parts in (dks, dvs))
     if sinks_H is None:
         dsinks = None
     else:
@@ -295,11 +296,17 @@ _blocked.defvjp(_forward, _backward)
 
 
 def _overlaid(firsts, parts):
-    """Return the sum of parts [B, G, n, K], each placed at its first key. Both first and last keys never decrease."""
-    done, total = [], parts[0]
-    for gap, part in zip(np.diff(firsts), parts[1:], strict=True):
-        if gap:
-            done.append(total[:, :, :gap])
-            total = total[:, :, gap:]
-        total = part.at[:, :, : total.shape[2]].add(total)
-    return jnp.concatenate((*done, total), axis=2) if done else total
+    """Return the sum [B, G, K, S] of parts [B, G, K, n], each placed at its first key.
+
+    It is joined from stretches of keys that the same parts cover. Parts that are added to one another in turn become one loop
+    on a CPU, which then goes through all of them for every number.
+    """
+    ends = [first + part.shape[-1] for first, part in zip(firsts, parts, strict=True)]
+    edges = sorted({*firsts, *ends})
+    return jnp.concatenate(
+        [
+            sum(part[..., a - first : b - first] for first, end, part in zip(firsts, ends, parts) if first <= a and b <= end)
+            for a, b in itertools.pairwise(edges)
+        ],
+        axis=-1,
+    )
