@@ -25,6 +25,7 @@ from lm import checksums
 from lm.damage import place_aside, set_aside
 from lm.errors import UserError
 from lm.parallel.hosts import first_text, is_first
+from lm.parallel.memory import check_room
 from lm.strangers import read_json
 
 
@@ -178,6 +179,7 @@ class Checkpoints:
         """
         wanted = plain(abstract_params)
         check_shapes(wanted, nested(self.stored_params(step)), self.folder / str(step))
+        check_room(wanted, self.folder / str(step))
         return unplain(abstract_params, self._read(step, {"params": wanted})["params"])
 
     def read_params(self, step: int, names: Iterable[str]) -> dict[str, np.ndarray]:

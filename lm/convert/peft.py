@@ -208,7 +208,7 @@ def _tensors(folder: Path, settings: dict) -> tuple[dict[str, dict[str, np.ndarr
         # PEFT names both for every classifier, and saves only the one that exists.
         heads = settings[key] if key == "modules_to_save" and isinstance(settings[key], list) else [None]
         if settings[key] and not all(head in ("score", "classifier") for head in heads):
-            raise UserError(f"{folder / SETTINGS}: {short(key)}={short(settings[key])} cannot be expressed by adapters of ours")
+            raise UserError(f"{folder / SETTINGS}: {key[:80]}={short(settings[key])} cannot be expressed by adapters of ours")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no {WEIGHTS}: save the adapter as safetensors")
     check_inside(folder, folder / WEIGHTS)
