@@ -32,6 +32,7 @@ from absl import flags
 from lm import cli, compile_cache, saving
 from lm.errors import UserError
 from lm.inputs import check_speaker
+from lm.strangers import shown
 from lm.train.values import SEEDS
 
 FLAGS = flags.FLAGS
@@ -58,7 +59,7 @@ def main() -> None:
     if FLAGS.top_p <= 0:
         raise UserError(f"--top_p={FLAGS.top_p} must be above 0 and at most 1")
     compile_cache.switch_on()
-    warnings.formatwarning = lambda message, *_: f"chat.py: {message}\n"
+    warnings.formatwarning = lambda message, *_: f"chat.py: {shown(message)}\n"
     check_speaker("--checkpoint", FLAGS.checkpoint)
     conversation = _conversation()
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
@@ -204,11 +205,11 @@ def save(messages: list[dict], name: str) -> str:
 
 
 def _tell_user(line: str) -> None:
-    print(f"\x1b[2m{line}\x1b[0m" if _has_colours() else line, flush=True)
+    print(f"\x1b[2m{shown(line)}\x1b[0m" if _has_colours() else shown(line), flush=True)
 
 
 def _tell_pipe(line: str) -> None:
-    print(f"chat.py: {line}", file=sys.stderr, flush=True)
+    print(f"chat.py: {shown(line)}", file=sys.stderr, flush=True)
 
 
 def _has_colours() -> bool:

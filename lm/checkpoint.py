@@ -8,11 +8,11 @@ Arrays are stored by name, independent of the mesh. Both folders hold checksums 
 compared before anything is read. Checkpoints of older versions have no checksums.
 """
 
+import contextlib
 import functools
-import json
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from lm import checksums
 from lm.damage import place_aside, set_aside
 from lm.errors import UserError
 from lm.parallel.hosts import first_text, is_first
+from lm.parallel.memory import check_room
+from lm.strangers import read_json
 
 
 class Arrays(ocp.PyTreeCheckpointHandler):
@@ -145,7 +147,11 @@ class Checkpoints:
         self._manager.check_for_errors()
 
     def meta(self, step: int) -> dict:
-        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+        """Return the metadata. Raises UserError if they cannot be read."""
+        with readable(self.folder / str(step)):
+            read_json(self.folder / str(step) / "meta" / "metadata")  # Orbax reads a file of any size
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+            return dict(meta)
 
     def restore(self, step: int, abstract: Any) -> Any:
         """Restore the state onto the shardings of `abstract`, a tree of ShapeDtypeStructs like the saved state.
@@ -162,8 +168,9 @@ class Checkpoints:
 
     def stored_params(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
         """Return the stored shape and dtype of every parameter of a checkpoint, by dotted name."""
-        tree = self._manager.item_metadata(step)["state"].tree
-        return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in named(tree["params"]).items()}
+        with readable(self.folder / str(step)):
+            tree = self._manager.item_metadata(step)["state"].tree
+            return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in named(tree["params"]).items()}
 
     def restore_params(self, step: int, abstract_params: nnx.State) -> nnx.State:
         """Restore only the parameters of a state, in the dtypes and onto the shardings of `abstract_params`.
@@ -172,6 +179,7 @@ class Checkpoints:
         """
         wanted = plain(abstract_params)
         check_shapes(wanted, nested(self.stored_params(step)), self.folder / str(step))
+        check_room(wanted, self.folder / str(step))
         return unplain(abstract_params, self._read(step, {"params": wanted})["params"])
 
     def read_params(self, step: int, names: Iterable[str]) -> dict[str, np.ndarray]:
@@ -186,10 +194,23 @@ class Checkpoints:
     def _read(self, step: int, wanted: dict) -> dict:
         each = jax.tree.map(lambda x: ocp.ArrayRestoreArgs(sharding=x.sharding, global_shape=x.shape, dtype=x.dtype), wanted)
         args = ocp.args.PyTreeRestore(wanted, restore_args=each, partial_restore=True)
-        return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
+        with readable(self.folder / str(step)):
+            return self._manager.restore(step, args=ocp.args.Composite(state=args))["state"]
 
     def close(self) -> None:
         self._manager.close()
+
+
+@contextlib.contextmanager
+def readable(folder: Path) -> Iterator[None]:
+    """Raise UserError for what Orbax and TensorStore raise about the files of a checkpoint, which is of many types."""
+    try:
+        yield
+    except (UserError, MemoryError, PermissionError):
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder} cannot be read ({type(error).__name__}: {why}): put a copy in its place") from error
 
 
 def newest(workdir: Path, step: int | None = None) -> tuple[Checkpoints, int]:
@@ -245,7 +266,7 @@ def _unreadable(folder: Path, part: int, parts: int) -> str | None:
     """Return the same for a checkpoint without checksums: the first item that cannot be read, or None."""
     item = "meta"
     try:
-        json.loads((folder / item / "metadata").read_text())
+        read_json(folder / item / "metadata")
         item, reader = "state", ocp.PyTreeCheckpointHandler(multiprocessing_options=alone())
         for name, x in sorted(named(reader.metadata(folder / item).tree).items())[part::parts]:
             wanted = nested({name: x})

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import xxhash
 
+from lm import strangers
+from lm.errors import UserError
+
 NAME, ALGORITHM = "checksums.json", "xxh3_128"
 PART = "checksums.of-{}.json"  # of one process, until `write` merges them
 AT_ONCE = 8  # files
@@ -63,13 +66,24 @@ def write(folder: Path) -> None:
 
 
 def read(folder: Path) -> Sums | None:
-    """Return the content of checksums.json; None if the file is missing. Raises ValueError if it is incomplete."""
+    """Return the content of checksums.json; None if the file is missing.
+
+    Raises: ValueError if it is incomplete, or names a file outside of the folder.
+    """
     try:
-        return json.loads((folder / NAME).read_text())[ALGORITHM]
+        found = strangers.read_json(folder / NAME, strangers.MOST_BYTES)[ALGORITHM]
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, UserError) as error:
         raise ValueError(f"no {error}") from None
+    for name, entry in found.items() if isinstance(found, dict) else [("", None)]:
+        if not strangers.is_plain(name) or not isinstance(entry, list) or list(map(type, entry)) != [int, str]:
+            raise ValueError(f"{strangers.short(name)} is no file of it")
+        try:
+            strangers.check_inside(folder, folder / name)
+        except UserError as error:
+            raise ValueError(str(error)) from None
+    return found
 
 
 def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:

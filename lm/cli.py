@@ -24,6 +24,7 @@ from lm.bucket import flags as bucket_flags
 from lm.bucket import mirror
 from lm.bucket.places import as_urls
 from lm.errors import UserError, windows_hint
+from lm.strangers import shown
 
 # Errors of the file system that the user can fix. Libraries keep the number (OSError) or only its text; TFDS has its own text.
 REFUSALS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
@@ -395,4 +396,4 @@ def _nearest_key(name: str, config: ml_collections.ConfigDict) -> str:
 
 
 def _one_line(message: object) -> str:
-    return " ".join(str(message).split())
+    return shown(" ".join(str(message).split()))

@@ -5,13 +5,14 @@ lm/convert maps each published family to these settings. A config file has the s
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from lm.errors import UserError
+from lm.strangers import check_pattern, short
 
 MOST, MOST_LAYERS = 2**31 - 1, 10_000  # of sizes, since ids are int32
+MOST_EXPERTS, MOST_MTP, LONGEST_BLOCK = 10_000, 100, 100
 REMAT = ("none", "matmuls", "attention", "full")
 ACROSS = ("ring", "all_gather")
 LOW_PRECISION = ("none", "int8", "float8")
@@ -224,12 +225,13 @@ class ModelConfig:
     def stacks(self) -> tuple[tuple[tuple[LayerKind, ...], int], ...]:
         """Return the layers as repeated blocks, ((kinds of a block), repeats). Repeats are stacked and scanned.
 
-        Greedy from the first layer: take the block whose repeats cover the most layers; of equal ones the shortest.
+        Greedy from the first layer: take the block of at most LONGEST_BLOCK layers whose repeats cover the most layers; of
+        equal ones the shortest.
         """
         kinds, begin, stacks = self.layer_kinds, 0, []
         while begin < len(kinds):
             best = (kinds[begin : begin + 1], 0)
-            for size in range(1, 1 + (len(kinds) - begin + 1) // 2):
+            for size in range(1, 1 + min(LONGEST_BLOCK, (len(kinds) - begin + 1) // 2)):
                 block, repeats = kinds[begin : begin + size], 1
                 while kinds[begin + repeats * size : begin + (repeats + 1) * size] == block:
                     repeats += 1
@@ -267,14 +269,33 @@ def _frozen(value):
     return tuple(value) if isinstance(value, list) else value
 
 
+def _check_kinds(section, prefix: str = "model.") -> None:
+    """Raise UserError if a field is not of its type, or is a number beyond all sense: configs come from strangers too."""
+    for field in dataclasses.fields(section):
+        value, kind = getattr(section, field.name), field.type
+        if dataclasses.is_dataclass(kind):
+            _check_kinds(value, f"{prefix}{field.name}.")
+            continue
+        of = getattr(kind, "__args__", [kind])[0]  # of tuple[float, ...] too
+        if not isinstance(value, tuple) and of is not kind:
+            raise UserError(f"{prefix}{field.name}={short(value)} must be a list")
+        for item in value if of is not kind else [value]:
+            number = isinstance(item, int | float) and not isinstance(item, bool)
+            good = number and -1e30 < item < 1e30 if of is float else isinstance(item, of)
+            if not good or (of is int and (not number or abs(item) > MOST)):
+                what = f"a whole number of at most {MOST}" if of is int else "a number" if of is float else f"a {of.__name__}"
+                raise UserError(f"{prefix}{field.name}={short(item)} must be {what}")
+
+
 def _check(config: ModelConfig) -> None:
     """Raise UserError for a model that cannot be built."""
+    _check_kinds(config)
 
     def refuse(key, why):
         value = config
         for part in key.split("."):
             value = getattr(value, part)
-        raise UserError(f"model.{key}={value!r} {why}")
+        raise UserError(f"model.{key}={short(value)} {why}")
 
     def one_of(key, *values):
         value = config
@@ -341,8 +362,8 @@ def _check(config: ModelConfig) -> None:
     if any(kind.moe for kind in config.layer_kinds):
         one_of("moe.scores", "softmax", "sigmoid")
         one_of("moe.group_score", "max", "top2")
-        if moe.num_experts < 1:
-            refuse("moe.num_experts", "must be at least 1, since model.mlp_pattern has moe layers")
+        if not 1 <= moe.num_experts <= MOST_EXPERTS:
+            refuse("moe.num_experts", f"must be in 1…{MOST_EXPERTS}, since model.mlp_pattern has moe layers")
         if moe.num_groups < 1 or moe.num_experts % moe.num_groups:
             refuse("moe.num_groups", f"does not divide model.moe.num_experts={moe.num_experts}")
         if not 1 <= moe.top_groups <= moe.num_groups:
@@ -356,9 +377,9 @@ def _check(config: ModelConfig) -> None:
 
     for key in ("adapter.targets", "quantization.targets"):
         try:
-            re.compile(getattr(config, key.split(".")[0]).targets)
-        except re.error as error:
-            refuse(key, f"is no regular expression: {error}")
+            check_pattern(getattr(config, key.split(".")[0]).targets)
+        except ValueError as error:
+            refuse(key, f"is no regular expression that can be used: {error}")
     if config.adapter.rank < 0:
         refuse("adapter.rank", "must not be negative")
     if config.quantization.bits not in (0, 4, 8):
@@ -370,5 +391,8 @@ def _check(config: ModelConfig) -> None:
         refuse("pipeline.microbatches", "must be at least 1, or 0 for 4 × mesh.stage")
     if config.pipeline.repeats < 1:
         refuse("pipeline.repeats", "must be at least 1")
-    if config.mtp_depth < 0:
-        refuse("mtp_depth", "must not be negative")
+    if not 0 <= config.mtp_depth <= MOST_MTP:
+        refuse("mtp_depth", f"must be in 0…{MOST_MTP}")
+    for key in ("norm_eps", "rope.theta", "rope.factor"):
+        if not 0 < (config.norm_eps if key == "norm_eps" else getattr(config.rope, key[5:])):
+            refuse(key, "must be above 0")

@@ -24,6 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from lm.errors import UserError
+from lm.strangers import check_inside, short
 
 SUFFIX = ".gguf"
 MAGIC = b"GGUF"
@@ -31,6 +32,8 @@ VERSIONS = (2, 3)
 ALIGNMENT = 32  # bytes, unless general.alignment differs
 BLOCKS = 1 << 15  # blocks of a quantised type that are dequantised at a time: at most 8 million values
 MAX_AXES = 4  # GGML_MAX_DIMS
+LONGEST_HEADER = 64 << 20  # bytes: a vocabulary of 260,000 tokens with its merges takes 15 MB
+MOST_FILES = 1000  # of a split model
 # struct formats of the types of settings, by number; 8 is a string, 9 an array
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
@@ -123,6 +126,8 @@ def files_of(path: Path) -> list[Path]:
     if (split := _split(path)) is None:
         return [path]
     _, count, stem = split
+    if not 1 <= count <= MOST_FILES:
+        raise UserError(f"{path}: its name speaks of {count} files; 1 to {MOST_FILES} can be read")
     return [path.with_name(f"{stem}-{i:05}-of-{count:05}{SUFFIX}") for i in range(1, count + 1)]
 
 
@@ -130,7 +135,9 @@ def _open_one(path: Path) -> GGUFFile:
     try:
         stat = path.stat()
         if not path.is_file():
-            raise UserError(f"{path} is a folder, not a GGUF file")
+            raise UserError(f"{path} is a folder, a pipe or a device, not a GGUF file")
+        if _split(path):
+            check_inside(path.parent, path)
         return _opened(path.absolute(), stat.st_size, stat.st_mtime_ns)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
@@ -154,6 +161,7 @@ class _Header:
 
     def __init__(self, path: Path, content: mmap.mmap, size: int):
         self.path, self.content, self.size, self.at = path, content, size, 4
+        self.end = min(size, LONGEST_HEADER)
 
     def read(self) -> GGUFFile:
         version = self.number("I")
@@ -195,12 +203,12 @@ class _Header:
 
     def check_count(self, count: int, least: int, what: str) -> None:
         """Raise UserError if the rest of the file has no room for `count` items of `least` bytes."""
-        if count * least > self.size - self.at:
-            raise UserError(f"{self.path} announces {count} {what}, more than its {self.size} bytes hold; download it again")
+        if count * least > self.end - self.at:
+            raise UserError(f"{self.path} announces {count} {what}, more than its {self.end} bytes hold; download it again")
 
     def take(self, count: int) -> bytes:
-        if count > self.size - self.at:
-            raise UserError(f"{self.path} is cut short: its header goes on after byte {self.size}; download it again")
+        if count > self.end - self.at:
+            raise UserError(f"{self.path} is cut short: its header goes on after byte {self.end}; download it again")
         self.at += count
         return self.content[self.at - count : self.at]
 
@@ -241,6 +249,8 @@ class _Header:
         if not 1 <= axes <= MAX_AXES:
             raise ValueError(f"{name} has {axes} axes; 1 to {MAX_AXES} are possible")
         shape = tuple(self.number("Q") for _ in range(axes))[::-1]
+        if not all(0 < n < 1 << 63 for n in shape):
+            raise ValueError(f"{short(name)} has the shape {list(shape)}")
         kind, offset = self.number("I"), self.number("Q")
         if kind not in iter(GGMLQuantizationType):
             raise ValueError(f"{name} has the tensor type {kind}, which gguf {_version()} does not know")

@@ -17,6 +17,7 @@ from lm.config_files import verb_of
 from lm.damage import set_aside
 from lm.errors import UserError
 from lm.saving import write_json
+from lm.strangers import MOST_BYTES, check_inside, read_json, shown
 
 # The identity of a run. A resumed run must have the same values of these keys and sections as config.json: the weights, the
 # tokenizer and the prepared data of the workdir depend on them. All other keys may change.
@@ -82,7 +83,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     If the file of a workdir is damaged, return the config in the newest checkpoint. Raises UserError if there is none.
     """
     try:
-        value = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        value = read_json(folder / RECORD)
+        check_inside(folder, folder / RECORD)
         if isinstance(value, dict) and (kind_of(value) or not (folder / "checkpoints").is_dir()):
             return with_paths(value)
         problem = "is not the config of a run" if isinstance(value, dict) else "is no JSON object"
@@ -90,6 +92,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         return {}
     except IsADirectoryError:
         problem = "is a folder"
+    except UserError as error:
+        if not (folder / "checkpoints").is_dir():
+            raise
+        problem = f"cannot be read ({error})"
     except (ValueError, RecursionError) as error:
         problem = f"cannot be read as JSON: {error if (folder / RECORD).stat().st_size else 'it is empty'}"
     saved, _ = _of_checkpoint(folder)
@@ -112,8 +118,8 @@ def _of_checkpoint(workdir: Path) -> tuple[dict[str, Any] | None, Path]:
     """Return the config in the newest checkpoint with readable metadata, and that checkpoint's folder."""
     for step in reversed(steps_saved(workdir)):
         folder = workdir / "checkpoints" / str(step)
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            saved = json.loads((folder / "meta" / "metadata").read_text())["config"]
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, UserError):
+            saved = read_json(folder / "meta" / "metadata")["config"]
             if isinstance(saved, dict) and kind_of(saved):
                 return with_paths(saved), folder
     return None, workdir
@@ -133,22 +139,25 @@ def repair(workdir: Path) -> None:
         return
     found = read_config(workdir)
     with contextlib.suppress(OSError, ValueError, RecursionError):
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
         if isinstance(value, dict) and with_paths(value) == found:
             return
     aside = set_aside(path)
     write_json(path, with_urls(found))
-    print(f"{path} is damaged: it is now {aside.name}, and the config of the newest checkpoint is in its place", flush=True)
+    print(
+        f"{shown(path)} is damaged: it is now {shown(aside.name)}, and the config of the newest checkpoint is in its place",
+        flush=True,
+    )
 
 
 def kept_json(path: Path) -> Any | None:
     """Return the JSON of a run's internal file; None if it is missing or damaged. A damaged file is reported and renamed."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path, MOST_BYTES)
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError):
-        print(f"{path} is damaged: it is now {set_aside(path).name}, and is made again", flush=True)
+        print(f"{shown(path)} is damaged: it is now {shown(set_aside(path).name)}, and is made again", flush=True)
         return None
 
 
@@ -173,7 +182,7 @@ def recorded(config, workdir: Path):
 def read_object(path: Path, cure: str) -> dict[str, Any]:
     """Return the JSON object in a file. Raises UserError with the text `cure` if it is damaged."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}): {cure}") from None
     if not isinstance(value, dict):
@@ -272,7 +281,7 @@ def save_record(config, workdir: Path) -> None:
     """Write config.json, and print the keys that have changed."""
     saved = read_config(workdir)
     for line in changes(saved, config.to_dict()):
-        print(f"changed: {as_urls(line)}", flush=True)
+        print(f"changed: {shown(as_urls(line))}", flush=True)
     write_json(workdir / RECORD, with_urls(config.to_dict()))
 
 
@@ -283,7 +292,7 @@ def finished(config, workdir: Path) -> dict[str, Any] | None:
     """
     steps = config.steps
     try:
-        report = json.loads((workdir / "report.json").read_text(encoding="utf-8"))
+        report = read_json(workdir / "report.json", MOST_BYTES)
         step, done = report["training"]["steps"], report["finished"]
         if config.epochs is not None:
             steps = step if report["config"].get("epochs") == config.epochs else step + 1

@@ -83,7 +83,7 @@ def _get(file: GGUFFile, name: str, kind: type, default: Any) -> Any:
 def _list(file: GGUFFile, name: str, kind: type) -> list:
     value = file.settings.get(f"tokenizer.ggml.{name}")
     value = value.tolist() if isinstance(value, np.ndarray) else value
-    if not isinstance(value, list) or not value or not isinstance(value[0], kind):
+    if not isinstance(value, list) or not value or not all(isinstance(item, kind) for item in value):
         raise UserError(f"tokenizer: {file.path} has no list tokenizer.ggml.{name} of {kind.__name__}")
     return value
 

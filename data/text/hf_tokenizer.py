@@ -18,14 +18,17 @@ import tokenizers
 
 from data.text import gguf_tokenizer
 from data.text.sentencepiece_tokenizer import scrub
-from lm import saving
+from lm import saving, strangers
 from lm.errors import UserError
 from lm.gguf_file import find_gguf, open_gguf
+from lm.strangers import check_inside, content, parsed, short
 
 TEMPLATE = "chat_template.jinja"
 BASE_TEMPLATE = (Path(__file__).parent / "base_chat_template.jinja").read_text(encoding="utf-8")  # for base models
 SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", TEMPLATE, "generation_config.json")
 FILES = (*SETTINGS, "tokenizer.json", "tokenizer.model")
+MOST_IDS = 1 << 24  # of a vocabulary; the largest published ones have 262,144
+MOST_TOKENIZER = 128 << 20  # bytes
 READ_AS_JSON = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 
 
@@ -51,9 +54,12 @@ class HFTokenizer:
             raise UserError(f"tokenizer: cannot read {file} ({why}); name a tokenizer.json")
         try:
             self.json = files["tokenizer.json"].decode()
+            whole = parsed(self.json)
             self._tokenizer = tokenizers.Tokenizer.from_str(self.json)
-        except Exception as error:  # tokenizers raises nothing narrower
-            reason = " ".join(str(error).split())
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # tokenizers raises nothing narrower, and a panic of Rust is no Exception
+            reason = " ".join(str(error).split())[:500]
             raise UserError(f"tokenizer: {file} is no tokenizer.json that tokenizers can read ({reason})") from error
         # A file may enable truncation and padding of every text.
         self._tokenizer.no_truncation()
@@ -64,11 +70,18 @@ class HFTokenizer:
         vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         added = self._tokenizer.get_added_tokens_decoder()
         self.vocab_size = max(vocab.values(), default=-1) + 1
+        if not 1 <= self.vocab_size <= MOST_IDS or max(added, default=0) >= self.vocab_size:
+            raise UserError(f"tokenizer: {file} has ids up to {self.vocab_size - 1:,}; 0 to {MOST_IDS - 1:,} are possible")
         self.controls = {token.content: i for i, token in sorted(added.items()) if token.special}
         self._spelled = {token.content: i for i, token in sorted(added.items()) if not token.special}
         self._bytes = [b""] * self.vocab_size
-        decoder = json.loads(self.json).get("decoder")
-        for token, spelling in zip(vocab, _spellings(self._tokenizer, decoder, vocab), strict=True):
+        try:
+            spellings = _spellings(self._tokenizer, whole.get("decoder"), vocab)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:
+            raise UserError(f"tokenizer: {file} has a decoder that fails ({str(error)[:200]})") from error
+        for token, spelling in zip(vocab, spellings, strict=True):
             self._bytes[vocab[token]] = spelling
         for i, token in added.items():
             self._bytes[i] = b"" if token.special else token.content.encode()
@@ -192,7 +205,9 @@ def special_ids(files: Mapping[str, bytes], token_to_id) -> tuple[dict[str, int 
     for name in ("bos", "eos", "pad", "unk"):
         if f"{name}_token" in names:
             token = names[f"{name}_token"]
-            token = token["content"] if isinstance(token, dict) else token
+            token = token.get("content") if isinstance(token, dict) else token
+            if token is not None and not isinstance(token, str):
+                raise UserError(f"tokenizer: {name}_token={short(token)} in its settings must be a text")
             named[name] = None if token is None else token_to_id(token)
         else:
             named[name] = next(iter(_listed(model.get(f"{name}_token_id"))), None)
@@ -211,10 +226,15 @@ def files_at(path: Path) -> dict[str, bytes]:
     found = {}
     for name in FILES:
         file = folder / (fast if name == "tokenizer.json" else name)
+        if not file.exists():
+            continue
+        if name != fast or path.is_dir():
+            check_inside(folder, file)
         if name in READ_AS_JSON:
             _read(file)  # an error names the file
-        if file.exists():
-            found[name] = file.read_bytes()
+        found[name] = content(file, MOST_TOKENIZER)
+        if name == TEMPLATE:
+            check_text(found[name], file)
     is_run = (folder / "checkpoints").is_dir()  # its config.json holds no ids, and lm/workdir.py handles a damaged one
     before = _parsed(found, "generation_config.json")
     ids = ({} if is_run else _ids_in(_read(folder / "config.json"))) | _ids_in(before)
@@ -225,8 +245,8 @@ def files_at(path: Path) -> dict[str, bytes]:
 
 def copy_files(source: Path, folder: Path) -> None:
     """Write the tokenizer's files at `source` into `folder`, each whole or not at all; `tokenizer.json` after the settings."""
-    for name, content in files_at(source).items():
-        saving.write(folder / name, content)
+    for name, data in files_at(source).items():
+        saving.write(folder / name, data)
 
 
 def has_tokenizer(path: Path) -> bool:
@@ -241,18 +261,33 @@ def _template(files: Mapping[str, bytes]) -> str | None:
         return files[TEMPLATE].decode()
     template = _parsed(files, "tokenizer_config.json").get("chat_template")
     if isinstance(template, list):
-        template = next((item["template"] for item in template if item["name"] == "default"), None)
+        named = (item for item in template if isinstance(item, dict) and item.get("name") == "default")
+        template = next((item.get("template") for item in named), None)
+    if template is not None and not isinstance(template, str):
+        raise UserError(f"tokenizer: chat_template={short(template)} in tokenizer_config.json must be a text")
     return template
 
 
+def check_text(data: bytes, file: Path) -> None:
+    """Raise UserError if a file holds no text."""
+    try:
+        data.decode()
+    except UnicodeDecodeError as error:
+        raise UserError(f"tokenizer: {file} is no text in UTF-8 ({error}); repair or delete it") from None
+
+
 def _parsed(files: Mapping[str, bytes], name: str) -> dict:
-    content = json.loads(files.get(name, b"{}"))
-    return content if isinstance(content, dict) else {}
+    value = parsed(files.get(name, b"{}"))
+    return value if isinstance(value, dict) else {}
 
 
 def _ids_in(config: dict) -> dict:
     keys = ("bos_token_id", "eos_token_id", "pad_token_id")
-    return {key: config[key] for key in keys if config.get(key) is not None}
+    found = {key: config[key] for key in keys if config.get(key) is not None}
+    for key, ids in found.items():
+        if not all(type(i) is int and 0 <= i < 1 << 31 for i in (ids if isinstance(ids, list) else [ids])):
+            raise UserError(f"tokenizer: {key}={short(ids)} must be an id, or a list of ids")
+    return found
 
 
 def _listed(ids: int | list[int] | None) -> list[int]:
@@ -261,12 +296,12 @@ def _listed(ids: int | list[int] | None) -> list[int]:
 
 def _read(file: Path) -> dict:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        value = strangers.read_json(file)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise UserError(f"tokenizer: {file} is not JSON ({error}); repair or delete it") from None
-    return content if isinstance(content, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _spellings(tokenizer: tokenizers.Tokenizer, decoder: dict | None, vocab: Iterable[str]) -> list[bytes]:

@@ -22,7 +22,9 @@ import sentencepiece
 
 from lm import saving
 from lm.errors import UserError
+from lm.strangers import content
 
+MOST_MODEL = 64 << 20  # bytes
 PAD, EOS, BOS, UNK = "<pad>", "</s>", "<s>", "<unk>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>")
 RESERVED = tuple(f"<|reserved_{i}|>" for i in range(7))
@@ -59,7 +61,7 @@ class SentencePieceTokenizer:
 
     def __init__(self, path: str | os.PathLike):
         try:
-            model = Path(path).read_bytes()
+            model = content(path, MOST_MODEL)
         except OSError as error:
             raise UserError(
                 f"tokenizer: cannot read {path} ({error.strerror}); give the path of a trained tokenizer"
@@ -68,7 +70,7 @@ class SentencePieceTokenizer:
         try:
             self._pieces.LoadFromSerializedProto(model)
             self.vocab_size = self._pieces.vocab_size()
-        except RuntimeError:
+        except (RuntimeError, OSError, ValueError, TypeError):
             self.vocab_size = 0
         if not self.vocab_size:
             raise UserError(f"tokenizer: {path} is not a SentencePiece model; give the path of a trained tokenizer")

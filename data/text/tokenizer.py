@@ -12,6 +12,7 @@ from data.text.hf_tokenizer import HFTokenizer
 from data.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from lm.errors import UserError
 from lm.gguf_file import find_gguf
+from lm.strangers import check_inside
 
 
 @runtime_checkable
@@ -82,6 +83,9 @@ def load_tokenizer(path: str | os.PathLike) -> Tokenizer:
 
 def _in_folder(path: Path) -> Tokenizer:
     fast = path / "tokenizer.json"
+    for file in (fast, path / "tokenizer.model"):
+        if file.exists():
+            check_inside(path, file)
     if (path / "tokenizer.model").exists():
         try:
             return SentencePieceTokenizer(path / "tokenizer.model")

@@ -17,6 +17,7 @@ from lm.checkpoint import newest
 from lm.convert.published import is_published
 from lm.errors import UserError
 from lm.gguf_file import files_of, find_gguf
+from lm.strangers import short
 from lm.workdir import read_config
 
 
@@ -40,6 +41,9 @@ def reference(path: str | os.PathLike, workdir: Path) -> dict:
 def found(base: dict, workdir: Path) -> Path:
     """Return the current path of the adapter's base. Raises UserError if it is gone or its files have changed."""
     record = workdir / "config.json"
+    kinds = {"path": str, "relative": str, "step": int | None, "fingerprint": str}
+    if not isinstance(base, dict) or not all(isinstance(base.get(key), kind) for key, kind in kinds.items()):
+        raise UserError(f"{workdir}: the base of its adapter is {short(base)}, which names no model: put the right meta back")
     changed = None
     for path in _places(base, workdir):
         there = fingerprint(path, base["step"])
@@ -85,7 +89,7 @@ def _places(base: dict, workdir: Path) -> Iterator[Path]:
     yield Path(local(base["path"]))
     yield Path(os.path.normpath(workdir.absolute() / base["relative"]))
     seen: set[Path] = set()
-    while workdir not in seen and (start := read_config(workdir).get("init_from")):
+    while workdir not in seen and isinstance(start := read_config(workdir).get("init_from"), str) and start:
         seen.add(workdir)
         workdir = Path(start).absolute()
         yield workdir

@@ -14,22 +14,33 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping
 
-from lm.config import LatentAttention, MixtureOfExperts, ModelConfig, Rope
+from lm.config import MOST, MOST_EXPERTS, MOST_LAYERS, MOST_MTP, LatentAttention, MixtureOfExperts, ModelConfig, Rope
 from lm.convert import deepseek, gemma2, gemma3, gpt2, llama, mistral, mixtral, olmo2, phi3, qwen2, qwen3, qwen3_moe
 from lm.convert.rows import Row
 from lm.errors import UserError
+from lm.strangers import short
 
 # Export tries the families in this order.
 ALL = (llama, mistral, qwen2, qwen3, phi3, mixtral, qwen3_moe, gemma2, gemma3, olmo2, deepseek, gpt2)
 CLASSIFIER = "ForSequenceClassification"
+# Keys of config.json by which lists are made, or arrays, and their largest values.
+MOST_OF = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer", "max_window_layers", "first_k_dense_replace"), MOST_LAYERS),
+    **dict.fromkeys(("num_local_experts", "num_experts", "n_routed_experts", "n_shared_experts"), MOST_EXPERTS),
+    **dict.fromkeys(("num_nextn_predict_layers", "num_mtp_layers"), MOST_MTP),
+    **dict.fromkeys(
+        ("vocab_size", "hidden_size", "n_embd", "intermediate_size", "n_inner", "num_attention_heads", "n_head"), MOST
+    ),
+    **dict.fromkeys(("num_key_value_heads", "head_dim", "max_position_embeddings", "n_positions", "sliding_window"), MOST),
+}
 FAMILIES = {model_type: family for family in ALL for model_type in family.MODEL_TYPES}
 
 
 def family_of(hf: Mapping):
     """Return the family that reads this config.json."""
     model_type = hf.get("model_type")
-    if model_type not in FAMILIES:
-        raise UserError(f"model_type={model_type!r} in config.json is none of {', '.join(FAMILIES)}")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise UserError(f"model_type={short(model_type)} in config.json is none of {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
 
 
@@ -40,16 +51,23 @@ def model_config(hf: Mapping, names: Collection[str]) -> ModelConfig:
     one label is a reward model. It has no head, so ours is tied to the embedding.
     """
     family = family_of(hf)
+    for key, most in MOST_OF.items():
+        value = hf.get(key)
+        if value is not None and not (type(value) is int and 0 <= value <= most):
+            raise UserError(
+                f"config.json holds a value of the wrong kind: {key}={short(value)} must be a whole number in 0…{most}"
+            )
     try:
         config = family.from_hf(hf)
-    except (TypeError, ValueError, ArithmeticError) as error:
-        raise UserError(f"config.json holds a value of the wrong kind: {error}") from None
+        labels = len(hf.get("id2label") or ()) or hf.get("num_labels") or 1
+        classifies = _is_classifier(hf, names)
+    except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError) as error:
+        raise UserError(f"config.json holds a value of the wrong kind: {type(error).__name__}: {error}") from None
     if config.mtp_depth:
         names = {canonical(family, name) for name in names}
         if not any(row.theirs in names for row in family.ends(config) if row.ours.startswith("mtp.")):
             config = dataclasses.replace(config, mtp_depth=0)
-    if _is_classifier(hf, names):
-        labels = len(hf.get("id2label") or ()) or hf.get("num_labels") or 1
+    if classifies:
         if labels != 1:
             raise UserError(f"config.json describes a classifier with {labels} labels: only one label (a reward model) works")
         config = dataclasses.replace(config, score_head="reward", tie_embeddings=True)

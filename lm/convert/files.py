@@ -17,8 +17,10 @@ from typing import NamedTuple
 import ml_dtypes
 import numpy as np
 
+from lm import strangers
 from lm.errors import UserError
 from lm.saving import naming
+from lm.strangers import check_inside, short
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 ADAPTER_SETTINGS, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # PEFT's
@@ -40,7 +42,8 @@ DTYPES = {
     "BOOL": np.bool_,
 }
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-LONGEST_HEADER = 100_000_000  # bytes; the library's own limit
+LONGEST_HEADER = 32 << 20  # bytes: 200,000 tensors and more
+MOST_AXES = 16
 BLOCK = 1 << 24  # bytes compared at a time
 
 
@@ -77,17 +80,27 @@ class Planned(NamedTuple):
 def tensors_of(folder: Path) -> dict[str, Tensor]:
     """Return every tensor of a model's folder by name. Raises UserError if there is none, or one of the index is missing."""
     if (folder / INDEX).is_file():
-        index = read_json(folder / INDEX).get("weight_map")
+        check_inside(folder, folder / INDEX)
+        index = read_json(folder / INDEX, 4 * strangers.SETTINGS).get("weight_map")
         if not isinstance(index, dict):
             raise UserError(f"{folder / INDEX} has no weight_map: it is no index of safetensors; download it again")
-        found = {}
+        if bad := next((name for name in index.values() if not strangers.is_plain(name)), None):
+            raise UserError(f"{folder / INDEX} names the file {short(bad)}, which is no name of a file in the folder")
+        if not all(isinstance(name, str) for name in index.values()):
+            raise UserError(f"{folder / INDEX} names a file by what is no text; download it again")
+        found: dict[str, Tensor] = {}
         for name in sorted(set(index.values())):
-            found |= tensors_of_file(folder / name)
+            check_inside(folder, folder / name)
+            more = tensors_of_file(folder / name)
+            if twice := found.keys() & more.keys():
+                raise UserError(f"{folder / name} holds {min(twice)}, which another file of this model holds too")
+            found |= more
         lost = sorted(index.keys() - found.keys())
         if lost:
             raise UserError(f"{folder / INDEX} names {len(lost)} tensors that are in no file, the first is {lost[0]}")
         return found
     if (folder / SINGLE).is_file():
+        check_inside(folder, folder / SINGLE)
         return tensors_of_file(folder / SINGLE)
     raise _no_weights(folder)
 
@@ -159,9 +172,10 @@ def write(place: Tensor, values: np.ndarray) -> None:
             left = left[file.write(left) :]
 
 
-def read_json(file: Path) -> dict:
+def read_json(file: Path, most: int = strangers.SETTINGS) -> dict:
+    """Return the object in a JSON file of at most `most` bytes. Raises UserError."""
     try:
-        value = json.loads(file.read_text())
+        value = strangers.read_json(file, most)
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
@@ -198,21 +212,32 @@ def tensors_of_file(file: Path) -> dict[str, Tensor]:
     with open(file, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if not 2 <= length <= min(LONGEST_HEADER, size - 8):
-            raise UserError(f"{file} is no whole safetensors file: it has {size} bytes; download it again")
+            long = f", and its header is longer than {LONGEST_HEADER:,}" if LONGEST_HEADER < length <= size - 8 else ""
+            raise UserError(f"{file} is no whole safetensors file: it has {size} bytes{long}; download it again")
         text = stream.read(length)
     try:
-        header = json.loads(text)
+        header = strangers.parsed(text)
         header.pop("__metadata__", None)
-        entries = {name: (DTYPES[x["dtype"]], tuple(x["shape"]), *x["data_offsets"]) for name, x in header.items()}
+        entries = {name: (DTYPES[x["dtype"]], x["shape"], x["data_offsets"]) for name, x in header.items()}
     except KeyError as error:
-        raise UserError(f"{file} holds a dtype that cannot be read, or a broken header: {error}") from None
+        raise UserError(f"{file} holds a dtype that cannot be read, or a broken header: {short(error.args[0])}") from None
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{file} is no safetensors file: its header is no JSON ({error}); download it again") from None
     found = {}
-    for name, (dtype, shape, begin, end) in entries.items():
-        found[name] = tensor = Tensor(file, 8 + length + begin, np.dtype(dtype), shape)
-        if end - begin != tensor.nbytes or not 0 <= begin <= end:
-            raise UserError(f"{file} is broken: {name} has {end - begin} bytes for {NAMES[tensor.dtype]} {list(shape)}")
+    for name, (dtype, shape, offsets) in entries.items():
+        lists = isinstance(shape, list) and isinstance(offsets, list) and len(shape) <= MOST_AXES and len(offsets) == 2
+        if not lists or not all(type(n) is int and 0 <= n < 1 << 63 for n in (*shape, *offsets)):
+            raise UserError(f"{file} is broken: {short(name)} has the shape {short(shape)} at {short(offsets)}")
+        begin, end = offsets
+        found[name] = tensor = Tensor(file, 8 + length + begin, np.dtype(dtype), tuple(shape))
+        if end - begin != tensor.nbytes:
+            raise UserError(f"{file} is broken: {short(name)} has {end - begin} bytes for {NAMES[tensor.dtype]} {list(shape)}")
         if 8 + length + end > size:
-            raise UserError(f"{file} is cut short: it ends at byte {size}, {name} at {8 + length + end}; download it again")
+            raise UserError(
+                f"{file} is cut short: it ends at byte {size}, {short(name)} at {8 + length + end}; download it again"
+            )
+    ordered = sorted((x for x in found.items() if x[1].nbytes), key=lambda x: x[1].begin)
+    for (one, before), (other, after) in zip(ordered, ordered[1:]):
+        if before.begin + before.nbytes > after.begin:
+            raise UserError(f"{file} is broken: {short(one)} and {short(other)} overlap")
     return found

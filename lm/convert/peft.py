@@ -34,6 +34,7 @@ from lm.convert.published import is_published
 from lm.convert.rows import Place, Row, places
 from lm.errors import UserError
 from lm.model.linear import Linear
+from lm.strangers import check_inside, check_pattern, short
 
 PREFIX = "base_model.model."
 SCORE = f"{PREFIX}score.weight"
@@ -115,7 +116,9 @@ def find_peft(folder: str | os.PathLike, config: ModelConfig) -> Found:
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
         raise UserError(f"{folder} is no adapter of PEFT: it has no {SETTINGS}")
+    check_inside(folder, folder / SETTINGS)
     settings = read_json(folder / SETTINGS)
+    _check_settings(folder / SETTINGS, settings)
     loras, score = _tensors(folder, settings)
     if score is not None and score.size != config.embed_dim:
         raise UserError(f"{folder} is not for this model: its score has {score.size} inputs instead of {config.embed_dim}")
@@ -175,26 +178,45 @@ def export_peft(
             (staging / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
 
 
+def _check_settings(file: Path, settings: dict) -> None:
+    """Raise UserError for a value of the wrong kind, or a pattern whose search might not end."""
+    patterns = settings.get("alpha_pattern") or {}
+    alphas = {
+        "lora_alpha": settings.get("lora_alpha"),
+        **(patterns if isinstance(patterns, dict) else {"alpha_pattern": patterns}),
+    }
+    for key, value in alphas.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or not -1e30 < value < 1e30:
+            raise UserError(f"{file}: {short(key)}={short(value)} must be a number")
+    for key in patterns:
+        try:
+            check_pattern(key)
+        except ValueError as error:
+            raise UserError(f"{file}: alpha_pattern has {short(key)}, which cannot be used: {error}") from None
+
+
 def _tensors(folder: Path, settings: dict) -> tuple[dict[str, dict[str, np.ndarray]], np.ndarray | None]:
     """Return {module: {kind: float32 array}}, and a score [D] or None. Raises UserError if it is no plain LoRA or DoRA."""
     kind, start = settings.get("peft_type"), settings.get("init_lora_weights")
     if kind != "LORA":
-        raise UserError(f"{folder / SETTINGS}: peft_type={kind!r} cannot be read, only 'LORA' can")
+        raise UserError(f"{folder / SETTINGS}: peft_type={short(kind)} cannot be read, only 'LORA' can")
     if settings.get("bias", "none") != "none":
-        raise UserError(f"{folder / SETTINGS}: bias={settings['bias']!r} cannot be read, only 'none' can")
+        raise UserError(f"{folder / SETTINGS}: bias={short(settings['bias'])} cannot be read, only 'none' can")
     if isinstance(start, str) and start.startswith(CHANGES_BASE):
         raise UserError(f"{folder / SETTINGS}: init_lora_weights={start!r} changes the base: have PEFT save a plain LoRA")
     for key in sorted(settings.keys() - USED - SAID):
         # PEFT names both for every classifier, and saves only the one that exists.
-        if settings[key] and not (key == "modules_to_save" and {*settings[key]} <= {"score", "classifier"}):
-            raise UserError(f"{folder / SETTINGS}: {key}={settings[key]!r} cannot be expressed by adapters of ours")
+        heads = settings[key] if key == "modules_to_save" and isinstance(settings[key], list) else [None]
+        if settings[key] and not all(head in ("score", "classifier") for head in heads):
+            raise UserError(f"{folder / SETTINGS}: {key[:80]}={short(settings[key])} cannot be expressed by adapters of ours")
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} has no {WEIGHTS}: save the adapter as safetensors")
+    check_inside(folder, folder / WEIGHTS)
     found: dict[str, dict[str, np.ndarray]] = {}
     score = None
     wanted = KINDS if settings.get("use_dora") else KINDS[:2]
     for name, tensor in tensors_of_file(folder / WEIGHTS).items():
-        if name == SCORE and tensor.shape[0] == 1:
+        if name == SCORE and len(tensor.shape) == 2 and tensor.shape[0] == 1:
             score = tensor.read().astype(np.float32)[0]
             continue
         plain = name.removesuffix(".weight") if MAGNITUDE in name else name
@@ -207,6 +229,10 @@ def _tensors(folder: Path, settings: dict) -> tuple[dict[str, dict[str, np.ndarr
         for kind in wanted:
             if kind not in lora:
                 raise UserError(f"{folder / WEIGHTS} has no {kind} for {module}")
+        shapes = [lora[kind].shape for kind in wanted]
+        fits = len(shapes[0]) == len(shapes[1]) == 2 and shapes[0][0] == shapes[1][1] > 0
+        if not fits or shapes[2:] not in ([], [shapes[1][:1]]):
+            raise UserError(f"{folder / WEIGHTS}: the shapes {short(shapes)} for {module} are of no adapter")
     if not found:
         raise UserError(f"{folder / WEIGHTS} holds no adapter")
     return found, score

@@ -88,8 +88,8 @@ def open_source(path: str | os.PathLike, step: int | None = None) -> Source:
         finally:
             checkpoints.close()
 
-    source = Source(config_of(meta["config"]), stored, load)
-    if "base" not in meta:
+    source = Source(config_of(meta.get("config")), stored, load)
+    if meta.get("base") is None:
         return source
     return with_adapter(open_source(base.found(meta["base"], path), meta["base"]["step"]), source)
 
@@ -153,5 +153,5 @@ def config_of(saved: dict) -> ModelConfig:
     """Return the ModelConfig in a run's config; the compute dtype is a top-level key, and quantized training is left out."""
     try:
         return ModelConfig(**{**saved["model"], "quantized_training": "none"}, dtype=saved["dtype"])
-    except (TypeError, KeyError, AttributeError) as error:
+    except (TypeError, KeyError, AttributeError, ValueError) as error:
         raise UserError(f"the run's config has an unknown model key or value: {error}") from None

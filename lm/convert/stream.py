@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from lm.checkpoint import named, nested, plain, unplain
 from lm.convert.published import Published
+from lm.parallel.memory import check_room
 from lm.progress import progress
 
 
@@ -24,6 +25,7 @@ def load(published: Published, abstract: nnx.State) -> nnx.State:
     The shapes must be those of the checkpoint. On several hosts every process calls this and reads its devices' part.
     """
     targets = named(plain(abstract))
+    check_room(targets, published.folder)
     total = sum(math.prod(x.shape) * published.dtype(path).itemsize for path, x in targets.items())
     with progress("read", total, unit="B", scaled=True, soon=False) as bar:
         return unplain(abstract, nested({path: _parameter(published, path, x, bar.update) for path, x in targets.items()}))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, shardings
 from lm.saving import write_json
+from lm.strangers import short
 from lm.workdir import read_config
 
 
@@ -97,7 +99,9 @@ def quantized_to_workdir(path: Path, workdir: Path, quantization: Quantization, 
 
 def _named_base(folder: Path) -> str:
     named = read_json(folder / ADAPTER_SETTINGS).get("base_model_name_or_path")
-    if named and Path(named).exists():
+    if named is not None and (not isinstance(named, str) or "\0" in named):
+        raise UserError(f"{folder / ADAPTER_SETTINGS}: base_model_name_or_path={short(named)} must be a text")
+    if named and os.path.isdir(named):
         return named
     what = f"{named}, which is not here" if named else "no model that it tells"
     raise UserError(f"{folder} is an adapter of {what}: name the model's folder with --base")

@@ -10,6 +10,7 @@ from data.chat.messages import Messages, is_list, messages_of
 from data.chat.template import encode_chat, end_of_turn
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
+from lm.strangers import shown
 
 FORMS = 'a prompt is a string, a list of token ids, or a list of messages such as [{"role": "user", "content": "…"}]'
 
@@ -100,8 +101,8 @@ def _warn_of_symbols(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
         return
     _warned(tokenizer).append(found)
     warnings.warn(
-        f"a prompt spells the control symbol {found}: in a string it is read as plain text, not as the symbol. For a chat give "
-        'messages, [[{"role": "user", "content": "…"}]], or --chat on the terminal; else give token ids',
+        f"a prompt spells the control symbol {shown(found)}: in a string it is read as plain text, not as the symbol. For a "
+        'chat give messages, [[{"role": "user", "content": "…"}]], or --chat on the terminal; else give token ids',
         stacklevel=5,  # of the caller of lm.generate
     )
 

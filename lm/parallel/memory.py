@@ -4,11 +4,14 @@ A sharding names the memory of its arrays (`memory_kind`), and a traced array ha
 pinned memory of their host. A CPU device has it too: there it is the same memory, so that arrays are only copied.
 """
 
+import math
 from typing import Any
 
 import jax
+import psutil
 from jax.sharding import NamedSharding
 
+from lm.errors import UserError
 from lm.parallel.mesh import platform
 
 HOST = "pinned_host"
@@ -29,6 +32,20 @@ def explained() -> str:
     if platform() == "cpu":
         return "arrays are copied, but a CPU's memory is its host's: nothing is saved"
     return "arrays are in host memory while they are not needed"
+
+
+def check_room(tree: Any, where: Any) -> None:
+    """Raise UserError if arrays or ShapeDtypeStructs are larger than this process's share of all memory of the machine.
+
+    A file of a few bytes can describe arrays of any size. where: the file or folder, for the error.
+    """
+    need = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree)) / jax.process_count()
+    devices = [device.memory_stats() or {} for device in jax.local_devices() if device.platform != "cpu"]
+    have = psutil.virtual_memory().total + sum(stats.get("bytes_limit", 0) for stats in devices)
+    if need > have:
+        raise UserError(
+            f"{where} holds {need / 1e9:,.1f} GB of parameters, and this machine has {have / 1e9:,.1f} GB of memory"
+        )
 
 
 def movable(x) -> bool:

@@ -19,6 +19,7 @@ import psutil
 from lm import saving
 from lm.bucket.places import as_urls
 
+DIRECTIONS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # a page keeps line breaks and tabs
 BLANK = re.compile(r"(?<![\w/.-])[A-Z]{3,}")  # a word in a command that stands for what only the user can name
 
 
@@ -64,6 +65,7 @@ def render(template: str, report: dict, **context) -> str:
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=visible,
     )
     environment.filters |= FILTERS
     config, changed = flatten(report.get("config") or {}), (report.get("provenance") or {}).get("changed")
@@ -71,6 +73,13 @@ def render(template: str, report: dict, **context) -> str:
     parts["usual"] = {key: value for key, value in config.items() if key not in parts["changed"]}
     parts["blanks"] = any(BLANK.search(step["command"]) for step in report.get("next") or ())
     return as_urls(environment.get_template(template).render(report=report, **parts, **context))
+
+
+def visible(value: object) -> object:
+    """Return a text whose characters that turn the direction of others are spelt out; any other value as it is."""
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return DIRECTIONS.sub(lambda found: found[0].encode("unicode_escape").decode(), value)
+    return value
 
 
 def flatten(config: Mapping, prefix: str = "") -> dict[str, str]:

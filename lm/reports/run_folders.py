@@ -5,7 +5,6 @@ Damage never stops the search. A `Run` says what is wrong with it.
 
 import fcntl
 import itertools
-import json
 import os
 import struct
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 from lm.errors import UserError
 from lm.lock import LOCK
 from lm.reports.run_metrics import Metrics, check_regular, is_number, read_metrics
+from lm.strangers import MOST_BYTES, read_json
 from lm.workdir import RECORD, kind_of, read_config, steps_saved
 
 # Folders of a run that hold no runs, but many files.
@@ -277,8 +277,7 @@ def _place(path: str, folder: Path, places: Mapping[str, int]) -> int | None:
 def _object(path: Path, faults: list[str]) -> dict[str, Any]:
     """Return the JSON object in a file; {} if it is missing, and if it is damaged, which is added to `faults`."""
     try:
-        check_regular(path)
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = read_json(path, MOST_BYTES)
         if isinstance(value, dict):
             return value
         faults.append(f"{path.name} is no JSON object")
@@ -286,7 +285,9 @@ def _object(path: Path, faults: list[str]) -> dict[str, Any]:
         pass
     except OSError as error:
         faults.append(f"{path.name} cannot be read: {error.strerror}")
-    except (ValueError, RecursionError) as error:
+    except UserError:
+        faults.append(f"{path.name} cannot be read: it is no regular file, or too large")
+    except ValueError as error:
         faults.append(f"{path.name} cannot be read as JSON: {error if _size(path) else 'it is empty'}")
     return {}
 

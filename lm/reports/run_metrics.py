@@ -16,6 +16,7 @@ from matplotlib.ticker import NullFormatter
 from lm.reports.charts import SERIES, VARIABLES, dots, svg, thin, trend
 from lm.train.history import Curve
 
+LONGEST_LINE = 1 << 20  # characters; a longer line is read as several
 LIMIT = 1e30  # larger numbers are taken as not finite, so that their squares are
 POINTS = 300  # most points of a curve on the page
 ALL_POINTS = 16_000  # most points of a chart, if its runs are many
@@ -102,7 +103,7 @@ def read_metrics(path: Path, partial: bool = False) -> Metrics:
     try:
         check_regular(path)
         with path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
+            for line in iter(lambda: file.readline(LONGEST_LINE), ""):
                 try:
                     row = json.loads(line)
                     step = row["step"]

@@ -1,4 +1,4 @@
-"""Run untrusted Python in a separate process, with limits on time, memory, output, files and processes.
+"""Run untrusted Python in a separate process, with limits on time, memory, output, files and processes; grade it by a test.
 
 Errors of the code are reported as an outcome, never raised here. The code can compute, use the standard library, read its input
 and write its output. If `strength` names namespaces and Landlock, it can also write files in its own empty folder, which is
@@ -123,9 +123,11 @@ class Result(NamedTuple):
     stdout, stderr: its output, cut at the limit; stderr ends with the reason in brackets if the run was stopped.
     seconds: wall time of the run.
     value: `repr` of the last statement's value if it is an expression other than None, else "".
-    finished: whether the code ran to its end. A grader must check it, because `sys.exit(0)` before the tests is also "ok".
+    finished: whether the code ran to its end, because `sys.exit(0)` in the middle is also "ok". Of `check_many`: whether the
+        program passed.
 
-    Malicious code can forge value and finished, because it runs in the process that reports them.
+    Of `run_python` and `run_many`, malicious code can forge value and finished, because it runs in the process that reports
+    them. A grader must use `check_many`.
     """
 
     outcome: Outcome
@@ -134,6 +136,21 @@ class Result(NamedTuple):
     seconds: float
     value: str = ""
     finished: bool = False
+
+
+class Check(NamedTuple):
+    """A program and its test.
+
+    code: the program, which is not trusted. Its classes and functions stay in its own process.
+    test: Python that calls `entry_point`, a name of the program, and raises an exception if an answer is wrong.
+    setup: Python that the test needs, such as the beginning of the program that its author was given. Names that neither it nor
+        the test defines are those of the standard library, and last those of the program.
+    """
+
+    code: str
+    test: str
+    setup: str = ""
+    entry_point: str = ""
 
 
 def run_python(
@@ -167,7 +184,34 @@ def run_many(
         stdin: one text per code.
         without: layers of `strength` to leave out, for tests of the others.
     """
-    return [result for result, _ in _run(codes, stdin, timeout, memory_mib, output_limit, workers, without)]
+    jobs = [Check(code, "") for code in codes]
+    return [result for result, _ in _run(jobs, stdin, timeout, memory_mib, output_limit, workers, without)]
+
+
+def check_many(
+    checks: Sequence[Check],
+    *,
+    timeout: float = 5.0,
+    memory_mib: int = 256,
+    output_limit: int = 64 << 10,
+    workers: int | None = None,
+    without: Collection[str] = (),
+) -> list[Result]:
+    """Run each program against its test, in two processes. `finished` says whether it passed.
+
+    The verdict is that of the test's process, which the program cannot reach: it can open no file of the test, send it no
+    signal, and not read its memory, and it holds no descriptor but its own and the two pipes by which it is called. It sees
+    only the arguments of its calls, never the test or an expected answer. Its answers arrive as plain data (see
+    lm/sandbox/confinement/calls.py), so that an object that is equal to everything is of no use. This holds on Linux; on macOS
+    there is no confinement.
+
+    What a program can still do: know the benchmark's answers by heart; change the lists, dicts and sets that it is given, which
+    a test may then read; and answer as it likes where a test asks its own objects and functions: whether two of its objects are
+    equal, or what a function returns that only the program defines. A test that looks at no answer passes everything.
+
+    Args: those of `run_many`; each limit holds for each of the two processes, and the time for both at once.
+    """
+    return [result for result, _ in _run(checks, None, timeout, memory_mib, output_limit, workers, without, checked=True)]
 
 
 @functools.cache
@@ -178,25 +222,29 @@ def strength(without: Collection[str] = ()) -> tuple[str, ...]:
     child outlives us). If the kernel or the container supports them: landlock (readable files) and namespaces (a private
     folder, no network devices).
     """
-    return _run([""], None, 10.0, 64, 1024, 1, without)[0][1]
+    return _run([Check("", "")], None, 10.0, 64, 1024, 1, without)[0][1]
 
 
 def _run(
-    codes: Sequence[str],
+    checks: Sequence[Check],
     stdin: Sequence[str] | None,
     timeout: float,
     memory_mib: int,
     output_limit: int,
     workers: int | None,
     without: Collection[str],
+    checked: bool = False,
 ) -> list[tuple[Result, tuple[str, ...]]]:
-    if not codes:
+    if not checks:
         return []
-    workers = min(workers or os.cpu_count() or 1, len(codes))
-    words = set(re.findall(r"\w+", " ".join(codes)))
+    workers = min(workers or os.cpu_count() or 1, len(checks))
+    words = set(re.findall(r"\w+", " ".join(part for check in checks for part in check)))
     modules = [name for name in MODULES if name in words]
     request = {
-        "jobs": [{"code": code, "stdin": text} for code, text in zip(codes, stdin or [""] * len(codes), strict=True)],
+        "jobs": [
+            {"code": check.code, "stdin": text, "checked": checked}
+            for check, text in zip(checks, stdin or [""] * len(checks), strict=True)
+        ],
         "modules": [*modules, *(lazy for name in modules for lazy in LAZILY.get(name, ()))],
         "timeout": timeout,
         "memory_mib": memory_mib,
@@ -209,20 +257,26 @@ def _run(
     keep = {name: os.environ[name] for name in ("LD_LIBRARY_PATH", "PYTHONHOME") if name in os.environ}
     environment = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "TZ": "UTC0", **keep}  # for reproducible runs
     with tempfile.TemporaryDirectory(prefix="sandbox-", ignore_cleanup_errors=True) as folder:
+        runs, tests = Path(folder, "runs"), Path(folder, "tests")  # a program may read neither tests nor the runs of others
+        runs.mkdir()
+        tests.mkdir()
+        for number, check in enumerate(checks if checked else ()):
+            test = {"test": check.test, "setup": check.setup, "entry_point": check.entry_point}
+            (tests / str(number)).write_text(json.dumps(test), encoding="utf-8")
         try:
             done = subprocess.run(
                 [sys.executable, "-s", "-S", "-P", "-X", "utf8", "-c", start],
                 input=json.dumps(request).encode(),
                 capture_output=True,
-                cwd=folder,
+                cwd=runs,
                 env=environment,
                 start_new_session=True,
-                timeout=30 + timeout * math.ceil(len(codes) / workers),
+                timeout=30 + timeout * math.ceil(len(checks) / workers),
             )
             lines, complaint = done.stdout, done.stderr
         except subprocess.TimeoutExpired as error:
             lines, complaint = error.stdout or b"", b"the supervisor hangs"
-    results = [(Result("refused", "", f"[not run: {complaint.decode(errors='replace')[-2000:]}]", 0.0), ())] * len(codes)
+    results = [(Result("refused", "", f"[not run: {complaint.decode(errors='replace')[-2000:]}]", 0.0), ())] * len(checks)
     for line in lines.splitlines():
         result = json.loads(line)
         number, active = result.pop("number"), result.pop("layers")

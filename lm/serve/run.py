@@ -19,6 +19,7 @@ from lm.serve.batch import answer_file
 from lm.serve.monitor import open_watch
 from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, limits_of, name_of
 from lm.serve.watch.settings import settings_of
+from lm.strangers import shown
 
 CONNECTIONS = 1024  # at once; more are answered with 503
 
@@ -68,7 +69,7 @@ def serve(config, workdir: Path) -> int:
             return answer_file(service, Path(config.batch), workdir / "results.jsonl", config.rows)
         sock = bound(config.host, config.port)
         if service.no_chat:
-            print(f"{service.name}: no chats: {service.no_chat}", flush=True)
+            print(f"{service.name}: no chats: {shown(service.no_chat)}", flush=True)
         service.engine.warm()  # compiles, so that no request waits for it
         service.watch = open_watch(
             settings_of(config),
@@ -140,4 +141,4 @@ def watch(service: Service, path: str, seconds: float, end: threading.Event) -> 
             service.swap(path)
             print(f"{service.name}: now at step {step}", flush=True)
         except Exception as error:  # whatever is wrong with the new one, the old one serves on
-            print(f"{service.name}: step {step} is not taken: {type(error).__name__}: {error}", flush=True)
+            print(f"{service.name}: step {step} is not taken: {type(error).__name__}: {shown(error)}", flush=True)

@@ -1,5 +1,6 @@
 """GGUF files: the header and every tensor as the gguf library has them, and files that are not what they say."""
 
+import os
 import struct
 
 import numpy as np
@@ -151,6 +152,8 @@ HOSTILE = {
     "type without a dequantiser": (file(tensors=(tensor(shape=(256,), kind=15),), data=512), "Q8_K, which gguf .* dequantise"),
     "half a block": (file(tensors=(tensor(shape=(33,), kind=8),)), "blocks of 32"),
     "huge shape": (file(tensors=(tensor(shape=(HUGE, HUGE)),)), "cut short"),
+    "an axis of nothing": (file(tensors=(tensor(shape=(HUGE, 0)),)), "has the shape"),
+    "an axis of 2^63": (file(tensors=(tensor(shape=(1 << 63, 1)),)), "has the shape"),
     "data missing": (file(data=0), "cut short"),
     "data cut": (file(data=31), "cut short"),
     "offset beyond the end": (file(tensors=(tensor(offset=1 << 40),)), "cut short"),
@@ -170,6 +173,28 @@ def test_a_hostile_file_gives_one_line(tmp_path, name):
     with pytest.raises(UserError, match=message) as error:
         open_gguf(tmp_path / "x.gguf")
     assert "\n" not in str(error.value) and str(tmp_path / "x.gguf") in str(error.value)
+
+
+def test_a_large_file_without_content_has_no_large_header(tmp_path):
+    """Of 1 TB that takes no space on the disk, as texts of no characters."""
+    with open(tmp_path / "x.gguf", "wb") as out:
+        out.write(file(settings=(setting(9, struct.pack("<IQ", 8, 1 << 36)),), data=0))
+        out.truncate(1 << 40)
+    with pytest.raises(UserError, match="announces 68719476736 values of a"):
+        open_gguf(tmp_path / "x.gguf")
+
+
+def test_a_pipe_and_a_link_that_leads_away_are_no_part_of_a_model(tmp_path):
+    os.mkfifo(tmp_path / "pipe.gguf")
+    with pytest.raises(UserError, match="a folder, a pipe or a device"):
+        open_gguf(tmp_path / "pipe.gguf")
+    (tmp_path / "secret").write_bytes(file())
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "m-00001-of-00001.gguf").symlink_to(tmp_path / "secret")
+    with pytest.raises(UserError, match="leads out of"):
+        open_gguf(tmp_path / "model" / "m-00001-of-00001.gguf")
+    with pytest.raises(UserError, match="speaks of 99999 files"):
+        open_gguf(tmp_path / "m-00001-of-99999.gguf")
 
 
 def test_the_file_from_which_the_hostile_ones_are_made_is_read(tmp_path):

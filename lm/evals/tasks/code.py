@@ -2,7 +2,8 @@
 large language models trained on code").
 
 A document has prompt (the start of a program), test (which defines check(candidate)) and entry_point (the function to check). A
-completion passes if prompt + completion + test runs to its end in lm/sandbox/run.py.
+completion passes if test and check(entry_point) run to their end, while prompt + completion answers their calls from a process
+of its own (check_many in lm/sandbox/run.py), so that it cannot forge the verdict.
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,7 +56,7 @@ class Code(NamedTuple):
         answers = generation.generated(subject, texts, self.sampling, self.repeats, self.seed)
         programs = [self.program(item, one) for (item, _), some in zip(asked, answers, strict=True) for one in some]
         bounds = {"timeout": self.spec.get("timeout") or 3.0, "memory_mib": self.spec.get("memory_mib") or 512}
-        ran = from_first(lambda: sandbox.run_many(programs, **bounds))
+        ran = from_first(lambda: sandbox.check_many(programs, **bounds))
         samples = []
         for number, ((item, context), some) in enumerate(zip(asked, answers)):
             ends = ran[number * self.repeats : (number + 1) * self.repeats]
@@ -75,9 +76,9 @@ class Code(NamedTuple):
     def completion(self, answer: Generated) -> str:
         return answer.text.split(self.spec["cut"])[0] if self.spec.get("cut") else answer.text
 
-    def program(self, item: TaskItem, answer: Generated) -> str:
-        doc = item.doc
-        return f"{doc['prompt']}{self.completion(answer)}\n{doc['test']}\ncheck({doc['entry_point']})\n"
+    def program(self, item: TaskItem, answer: Generated) -> sandbox.Check:
+        prompt, name = item.doc["prompt"], item.doc["entry_point"]
+        return sandbox.Check(f"{prompt}{self.completion(answer)}\n", f"{item.doc['test']}\ncheck({name})\n", prompt, name)
 
     def sample(
         self, item: TaskItem, context: Context, answers: Sequence[Generated], ends: Sequence[sandbox.Result]

@@ -70,12 +70,12 @@ def die_with(parent: int) -> None:
 
 
 def confine(
-    folder: str, readable: Sequence[str], parent: int, *, seconds: float, memory_bytes: int, without: Collection[str] = ()
+    folder: str, rules: int, parent: int, *, seconds: float, memory_bytes: int, without: Collection[str] = ()
 ) -> list[str]:
     """Apply all layers to this process and make `folder`, which must be empty, its working directory.
 
     Args:
-        readable: files and folders that may be read. A folder that ends in "/" may only be listed.
+        rules: of `rules_of`; closed here.
         parent: the process that started this one.
         memory_bytes: address space, including the interpreter's own.
         without: layers to leave out, to test the others.
@@ -103,7 +103,9 @@ def confine(
     layer("capabilities", _drop_capabilities)
     layer("death signal", lambda: die_with(parent))
     layer("no new privileges", _no_new_privileges)
-    landlock = layer("landlock", lambda: _landlock(readable, private))
+    landlock = layer("landlock", lambda: _landlock(rules, private))
+    if rules >= 0:
+        os.close(rules)
     writes = landlock and private and _landlock_version() >= LANDLOCK_WRITES
     _seccomp(landlock, writes)
     return [*active, "seccomp"]
@@ -159,21 +161,49 @@ def _landlock_version() -> int:
     return call("syscall", LANDLOCK_CREATE, None, 0, 1)
 
 
-def _landlock(readable: Sequence[str], private: bool) -> None:
-    """Allow only reading of `readable`, and in the current folder reading and writing if it is private, else listing."""
+def rules_of(readable: Sequence[str], folders: str) -> int:
+    """Return a file descriptor of Landlock's rules that all processes share; -1 if the kernel has none.
+
+    They allow reading of `readable`, and anything below `folders`, in which each process has its own folder. A process adds a
+    rule of its own, by which it writes in its folder alone. So the many rules are made once, which takes longer than all
+    other layers together.
+
+    Args:
+        readable: files and folders. A folder that ends in "/" may only be listed.
+    """
+    try:
+        handled, attributes = _handled()
+        rules = call("syscall", LANDLOCK_CREATE, attributes, len(attributes), 0)
+        for path in readable:
+            folder = os.path.isdir(path)
+            _allow(rules, path, READ_FOLDER if path.endswith("/") else READ_FILE | READ_FOLDER * folder)
+        _allow(rules, folders, handled & ~SPECIAL_FILES)
+    except (OSError, AttributeError):
+        return -1
+    return rules
+
+
+def _handled() -> tuple[int, bytes]:
+    """Return all rights to files that the kernel can refuse, and the attributes of rules that refuse them, and the network."""
     version = _landlock_version()
     handled = (1 << FILE_RIGHTS[min(version, len(FILE_RIGHTS)) - 1]) - 1
     attributes = struct.pack("=QQQ", handled, NET_RIGHTS, SCOPES)[: 8 if version < 4 else 16 if version < 6 else 24]
-    rules = call("syscall", LANDLOCK_CREATE, attributes, len(attributes), 0)
+    return handled, attributes
+
+
+def _landlock(rules: int, private: bool) -> None:
+    """Apply `rules`; and allow writing only in the current folder, if it is private, else nowhere."""
+    if rules < 0:
+        raise OSError(errno.ENOSYS, "landlock")
+    writing = _handled()[0] & ~(READ_FILE | READ_FOLDER)
+    own = call("syscall", LANDLOCK_CREATE, struct.pack("=Q", writing), 8, 0)
     try:
-        for path in readable:
-            folder = os.path.isdir(path)
-            rights = READ_FOLDER if path.endswith("/") else READ_FILE | READ_FOLDER * folder
-            _allow(rules, path, rights)
-        _allow(rules, ".", handled & ~SPECIAL_FILES if private else READ_FOLDER)
+        if private:
+            _allow(own, ".", writing & ~SPECIAL_FILES)
         call("syscall", LANDLOCK_RESTRICT, rules, 0)
+        call("syscall", LANDLOCK_RESTRICT, own, 0)
     finally:
-        os.close(rules)
+        os.close(own)
 
 
 def _allow(rules: int, path: str, rights: int) -> None:

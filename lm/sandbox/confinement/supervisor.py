@@ -1,14 +1,19 @@
 """Run codes, each in a confined child, several at a time. This process has one thread and no secrets, so it can fork safely.
 
-The request is JSON on standard input, {"jobs": [{"code", "stdin"}], "modules", "timeout", …}. Each result is written as a line
-of JSON when it is ready. The child itself reports `finished` and `value`, so hostile code can forge them. The supervisor
-measures how the child ended, its time and its output.
+The request is JSON on standard input, {"jobs": [{"code", "stdin", "checked"}], "modules", "timeout", …}. Each result is written
+as a line of JSON when it is ready. The child itself reports `finished` and `value`, so hostile code can forge them. The
+supervisor measures how the child ended, its time and its output.
+
+A checked job has two children. The program loads and answers calls (lm/sandbox/confinement/calls.py); the test calls it, and
+its report is the job's. The program has no way to the test's report: no descriptor, no signal, no file, no memory. It cannot
+know the test either: this process never reads it, but the test's own child does, from the file ../tests/NUMBER.
 """
 
 import ast
 import builtins
 import collections
 import contextlib
+import fcntl
 import importlib
 import json
 import linecache
@@ -24,12 +29,15 @@ import traceback
 import types
 from dataclasses import dataclass, field
 
-from . import layers
+from . import calls, layers
 
-NAME = "<code>"  # file name in tracebacks
-OUT, ERR, REPORT = 1, 2, 3  # file descriptors of a child
+NAME, TEST = "<code>", "<test>"  # file names in tracebacks
+OUT, ERR, REPORT, HEAR, SAY, RULES = 1, 2, 3, 4, 5, 6  # file descriptors of a child; HEAR and SAY join a program and its test
+PROGRAM, CHECK = "program", "test"  # roles of the children of a checked job
+HIGH = 64  # above all of them
 OPEN_FILES, MOST_WORKERS = 4096, 512  # of this process; a child has four pipes
-ENDED = {"finished": "ok", "ok": "ok", "error": "error", "memory": "memory", "refused": "refused"}  # a child's report: outcome
+# a child's report: outcome. gone: the program of this test has ended.
+ENDED = {"finished": "ok", "ok": "ok", "error": "error", "memory": "memory", "refused": "refused", "gone": "error"}
 
 
 @dataclass
@@ -37,6 +45,7 @@ class Run:
     """A running child. `written`: the bytes read from each of its pipes. `todo`: the rest of its input."""
 
     number: int
+    role: str
     pid: int
     folder: str
     started: float
@@ -44,7 +53,7 @@ class Run:
     input: int
     todo: memoryview
     written: dict[int, bytearray] = field(default_factory=lambda: {OUT: bytearray(), ERR: bytearray(), REPORT: bytearray()})
-    stopped: str = ""  # "timeout" or "killed", if we stopped it
+    stopped: str = ""  # "timeout" or "killed", if we stopped it; "done": it is a program, and its test has ended
     note: str = ""
     status: int | None = None  # from waitpid
 
@@ -73,6 +82,7 @@ def main() -> None:
 def supervise(request: dict) -> None:
     waiting = collections.deque(enumerate(request.pop("jobs")))
     running: dict[int, Run] = {}
+    halves: dict[int, dict] = {}  # results of programs or tests whose other half still runs
     selector = selectors.DefaultSelector()
     woken, wake = os.pipe()
     for end in (woken, wake):
@@ -80,14 +90,15 @@ def supervise(request: dict) -> None:
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake)  # receives a byte whenever a child ends
     selector.register(woken, selectors.EVENT_READ)
-    request["readable"] = readable()
+    on_linux = sys.platform == "linux" and "landlock" not in request["without"]
+    request["rules"] = layers.rules_of(readable(), os.getcwd()) if on_linux else -1
     request["memory_bytes"] = own_memory() + (request["memory_mib"] << 20)
 
     while waiting or running:
-        while waiting and len(running) < min(request["workers"], MOST_WORKERS):
+        while waiting and len({run.number for run in running.values()}) < min(request["workers"], MOST_WORKERS):
             number, job = waiting.popleft()
-            run = start(number, job, request, selector, lambda: (waiting.clear(), running.clear(), selector.close()))
-            running[run.pid] = run
+            for run in begin(number, job, request, selector, lambda: (waiting.clear(), running.clear(), selector.close())):
+                running[run.pid] = run
         alive = [run.started for run in running.values() if not run.stopped]
         wait = max(0.0, min(alive) + request["timeout"] - time.monotonic()) if alive else None
         for key, _ in selector.select(wait):
@@ -104,11 +115,36 @@ def supervise(request: dict) -> None:
                 stop(run, "timeout", f"stopped after {request['timeout']:g} s")
             if ended(run):
                 del running[run.pid]
-                print(json.dumps(collect(run, request["output_limit"], selector)), flush=True)
+                result = collect(run, request["output_limit"], selector)
+                if run.role and run.number not in halves:
+                    halves[run.number] = result
+                    for other in running.values():
+                        if run.role == CHECK and other.number == run.number:
+                            stop(other, "done", "")
+                    continue
+                if run.role:
+                    result = joined({half.pop("role"): half for half in (result, halves.pop(run.number))})
+                result.pop("role", None), result.pop("gone")
+                print(json.dumps(result), flush=True)
 
 
-def start(number: int, job: dict, request: dict, selector: selectors.BaseSelector, forget) -> Run:
-    folder = os.path.join(os.getcwd(), str(number))
+def begin(number: int, job: dict, request: dict, selector: selectors.BaseSelector, forget) -> list[Run]:
+    """Start the one child of a job, or the two of a checked one."""
+    if not job["checked"]:
+        return [start(number, "", job, {}, request, selector, forget)]
+    (hear, asks), (listen, says) = os.pipe(), os.pipe()
+    ends = {PROGRAM: {HEAR: hear, SAY: says}, CHECK: {HEAR: listen, SAY: asks}}
+    found = [start(number, role, job, own, request, selector, forget) for role, own in ends.items()]
+    for end in (hear, asks, listen, says):
+        os.close(end)
+    return found
+
+
+def start(
+    number: int, role: str, job: dict, ends: dict[int, int], request: dict, selector: selectors.BaseSelector, forget
+) -> Run:
+    """Fork a child. ends: more of its file descriptors, by number."""
+    folder = os.path.join(os.getcwd(), f"{number}{role}")
     os.mkdir(folder, 0o700)
     pairs = {fd: os.pipe() for fd in (0, OUT, ERR, REPORT)}
     supervisor = os.getpid()
@@ -117,31 +153,38 @@ def start(number: int, job: dict, request: dict, selector: selectors.BaseSelecto
     if pid == 0:
         try:
             forget()  # this child must not see the other jobs
-            inside(job["code"], folder, supervisor, {fd: pair[fd != 0] for fd, pair in pairs.items()}, request)
+            ends = {fd: pair[fd != 0] for fd, pair in pairs.items()} | ends
+            inside(f"../tests/{number}" if role == CHECK else job["code"], role, folder, supervisor, ends, request)
         finally:
             os._exit(70)  # reached only if a layer failed
     for fd, pair in pairs.items():
         os.close(pair[fd != 0])
         os.set_blocking(pair[fd == 0], False)
-    text = memoryview(job["stdin"].encode("utf-8", "replace"))
-    run = Run(number, pid, folder, started, {pairs[fd][0]: fd for fd in (OUT, ERR, REPORT)}, pairs[0][1], text)
+    text = memoryview(b"" if role == CHECK else job["stdin"].encode("utf-8", "replace"))
+    run = Run(number, role, pid, folder, started, {pairs[fd][0]: fd for fd in (OUT, ERR, REPORT)}, pairs[0][1], text)
     for end in run.pipes:
         selector.register(end, selectors.EVENT_READ, run)
     selector.register(run.input, selectors.EVENT_WRITE, run)
     return run
 
 
-def inside(code: str, folder: str, supervisor: int, ends: dict[int, int], request: dict) -> None:
-    """Confine this child, run the code and report."""
+def inside(code: str, role: str, folder: str, supervisor: int, ends: dict[int, int], request: dict) -> None:
+    """Confine this child, run the code and report. code: of a test, the name of its file."""
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
-    for fd, end in ends.items():  # in this order, because only the last, REPORT, can equal the number of one of the ends
+    if request["rules"] >= 0:
+        ends = ends | {RULES: request["rules"]}
+    above = {fd: fcntl.fcntl(end, fcntl.F_DUPFD, HIGH) for fd, end in ends.items()}  # so that none has the number of another
+    for fd, end in above.items():
         os.dup2(end, fd, inheritable=False)
-    os.closerange(REPORT + 1, OPEN_FILES)
+    os.closerange(max(ends) + 1, OPEN_FILES)
+    if role == CHECK:
+        with open(code, encoding="utf-8", errors="surrogatepass") as file:
+            test = json.load(file)
     active = layers.confine(
         folder,
-        request["readable"],
+        RULES if RULES in ends else -1,
         supervisor,
         seconds=request["timeout"],
         memory_bytes=request["memory_bytes"],
@@ -151,29 +194,56 @@ def inside(code: str, folder: str, supervisor: int, ends: dict[int, int], reques
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)
     sys.stdout = open(OUT, "w", encoding="utf-8", errors="replace", closefd=False, buffering=1)
     sys.stderr = open(ERR, "w", encoding="utf-8", errors="replace", closefd=False, buffering=1)
-    word, value = execute(code)
+    module = types.ModuleType("__main__")
+    sys.modules["__main__"] = module
+    if role == CHECK:
+        word, value = check(test)
+    else:
+        word, value = execute(code, NAME, module.__dict__)
     with contextlib.suppress(Exception):
         sys.stdout.flush()
         sys.stderr.flush()
     with open(REPORT, "wb", closefd=False) as report:
         report.write(f"{word}\n".encode() + value.encode("utf-8", "replace")[: request["output_limit"]])
+    if role == PROGRAM and word == "finished":
+        peer = calls.Peer(HEAR, SAY, module.__dict__)
+        with contextlib.suppress(calls.Gone):
+            peer.ready()
+            peer.serve()
     os._exit(ENDED[word] != "ok")
 
 
-def execute(code: str) -> tuple[str, str]:
-    """Run the code. Return (a key of ENDED, repr of the last statement's value if it is an expression other than None)."""
-    module = types.ModuleType("__main__")
-    sys.modules["__main__"] = module
-    sys.argv = [NAME]
-    builtins.exit = builtins.quit = sys.exit
-    linecache.cache[NAME] = (len(code), None, code.splitlines(keepends=True), NAME)
+def check(test: dict) -> tuple[str, str]:
+    """Run a test against the program at the other end of the pipes. Return like `execute`, and "gone" if it has ended."""
+    peer = calls.Peer(HEAR, SAY, None)
+    names = calls.Names(peer)
     try:
-        tree = ast.parse(code, NAME)
+        peer.wait()
+        with contextlib.suppress(Exception):  # what follows it is not here; then its names are those of the program
+            exec(compile(test["setup"], TEST, "exec", dont_inherit=True), names)
+        if test["entry_point"]:
+            names[test["entry_point"]] = peer.ask("name", test["entry_point"])
+    except calls.Gone:
+        return "gone", ""
+    except Exception as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return "error", ""
+    word, value = execute(test["test"], TEST, names)
+    return ("gone", "") if peer.gone else (word, value)
+
+
+def execute(code: str, name: str, namespace: dict) -> tuple[str, str]:
+    """Run the code. Return (a key of ENDED, repr of the last statement's value if it is an expression other than None)."""
+    sys.argv = [name]
+    builtins.exit = builtins.quit = sys.exit
+    linecache.cache[name] = (len(code), None, code.splitlines(keepends=True), name)
+    try:
+        tree = ast.parse(code, name)
         last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
-        exec(compile(tree, NAME, "exec", dont_inherit=True), module.__dict__)
+        exec(compile(tree, name, "exec", dont_inherit=True), namespace)
         value = None
         if last:
-            value = eval(compile(ast.Expression(last.value), NAME, "eval", dont_inherit=True), module.__dict__)
+            value = eval(compile(ast.Expression(last.value), name, "eval", dont_inherit=True), namespace)
         return "finished", "" if value is None else repr(value)
     except SystemExit as error:
         if isinstance(error.code, str):
@@ -181,7 +251,7 @@ def execute(code: str) -> tuple[str, str]:
         return ("error" if error.code else "ok"), ""
     except BaseException as error:
         place = error.__traceback__
-        while place and place.tb_frame.f_code.co_filename != NAME:
+        while place and place.tb_frame.f_code.co_filename != name:
             place = place.tb_next
         with contextlib.suppress(BaseException):
             traceback.print_exception(type(error), error, place)
@@ -277,6 +347,8 @@ def collect(run: Run, limit: int, selector: selectors.BaseSelector) -> dict:
         stderr += ("\n" if stderr and not stderr.endswith("\n") else "") + f"[{run.note}]"
     return {
         "number": run.number,
+        "role": run.role,
+        "gone": word == "gone",
         "outcome": outcome,
         "stdout": stdout,
         "stderr": stderr,
@@ -285,6 +357,21 @@ def collect(run: Run, limit: int, selector: selectors.BaseSelector) -> dict:
         "finished": outcome == "ok" and word == "finished",
         "layers": json.loads(active or "[]"),
     }
+
+
+def joined(halves: dict[str, dict]) -> dict:
+    """Return the result of a checked job from those of its program and its test.
+
+    The verdict is the test's. If the program ended first, the outcome is the program's, and nothing is finished.
+    """
+    program, test = halves[PROGRAM], halves[CHECK]
+    seconds = max(program["seconds"], test["seconds"])
+    if test["gone"] or program["outcome"] in ("killed", "timeout"):
+        if program["outcome"] == "done":
+            program |= {"outcome": "error", "stderr": f"{program['stderr']}[stopped: it sent what is no answer]"}
+        return program | {"finished": False, "value": "", "seconds": seconds}
+    stdout, stderr = (program[key] + test[key] for key in ("stdout", "stderr"))
+    return test | {"stdout": stdout, "stderr": stderr, "value": "", "seconds": seconds}
 
 
 def readable() -> list[str]:

@@ -72,6 +72,32 @@ def test_a_hostile_template_is_stopped(name):
         rendered(environment().compiled(HOSTILE[name]), {})
 
 
+REACHING = {
+    "class": "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "class by filter": "{{ ('' | attr('__class__')).__mro__ }}",
+    "class by item": "{{ ''['__class__'].__mro__ }}",
+    "class by map": "{{ [''] | map(attribute='__class__.__mro__') | list }}",
+    "class by format": "{{ '{0.__class__.__mro__}'.format('') }}",
+    "class by format_map": "{{ '{a.__class__.__mro__}'.format_map({'a': ''}) }}",
+    "globals of a function": "{{ range.__globals__.os }}{{ namespace.__init__.__globals__ }}",
+    "globals of a macro": "{% macro f() %}{% endmacro %}{{ f.__call__.__globals__ }}{{ f._func.__globals__ }}",
+    "frame of a generator": "{{ (['a'] | map('upper')).gi_frame.f_globals }}",
+    "environment": "{{ self._TemplateReference__context.environment.globals }}",
+    "changed list": "{{ messages.append(1) }}{{ messages }}",
+    "changed object": "{{ messages[0].update(a=1) }}{{ messages }}",
+    "a file": "{% include '/etc/passwd' %}",
+    "a module": "{% import 'os' as os %}{{ os.system('true') }}",
+}
+
+
+@pytest.mark.parametrize("name", REACHING)
+def test_no_template_reaches_what_it_was_not_given(name):
+    messages = [{"role": "user"}]
+    with pytest.raises((jinja2.TemplateError, TypeError, AttributeError)):
+        rendered(environment().compiled(REACHING[name]), {"messages": messages})
+    assert messages == [{"role": "user"}]
+
+
 def test_slow_steps_are_stopped_by_the_clock(monkeypatch):
     monkeypatch.setattr("data.chat.limited_jinja.SECONDS", 0.05)
     slow = "{% for i in range(99999) %}{% set y = big | sort | list | length %}{% endfor %}"
