@@ -108,6 +108,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint_every = 200  # steps; the last step is always saved
     config.keep_last = 2  # newest checkpoints that are kept
     config.keep_every = 0  # also keep every checkpoint at a multiple of this
+    config.keep_hours = 0.0  # also keep one checkpoint every so many hours; 0: none
+    config.keep_best = False  # also keep the checkpoint with the best validation, if valid_every validates at its step
     config.max_skipped_in_row = 10  # steps without a finite loss and gradient before the run stops
     config.profile = ""  # steps whose trace goes to WORKDIR/profile for XProf: "10-12", both included; "": none
     config.samples = ("def ", "import ", "The ")  # prompts that the report completes

@@ -21,7 +21,6 @@ from data.text.tokenizer import Tokenizer
 from lm import sizing
 from lm.adapt import lora, quantize
 from lm.bucket.places import with_urls
-from lm.checkpoint import Checkpoints
 from lm.convert.base import reference
 from lm.convert.source import open_source
 from lm.model.linear import trainable
@@ -30,7 +29,7 @@ from lm.parallel.context import sequences_whole
 from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
 from lm.parallel.pipeline import schedule
-from lm.train import compiler
+from lm.train import compiler, keeping
 from lm.train.feed import Feed, Stream, summed
 from lm.train.metrics import Log
 from lm.train.profile import Profile
@@ -91,7 +90,7 @@ def train(
     validation or None), "tokens_per_second" (median), "num_params", "seconds"}.
     Raises: Stopped on SIGTERM or SIGINT; Diverged; UserError for a checkpoint that does not fit, or if all are damaged.
     """
-    checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_every=config.keep_every)
+    checkpoints, losses = keeping.opened(config, workdir)
     begin = checkpoints.whole(print)
     base = None  # a reference to the base weights of adapters, if checkpoints do not hold them
 
@@ -109,6 +108,7 @@ def train(
         state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh), donate_argnums=0)(start())
     else:
         meta, abstract = checkpoints.meta(begin), abstract_state(trainer, mesh)
+        keeping.check(meta, config, workdir, begin)
         base, tokens = meta.get("base"), meta["tokens"]
         average = nnx.filter_state(abstract.params, learns) if checkpoints.has(begin, "raw") else ()
         fields = checkpoints.restore(begin, kept(abstract._replace(average=average)))
@@ -183,7 +183,8 @@ def train(
                 f"were not saved. Lower optimizer.learning_rate, then run the same command: it resumes from step "
                 f"{checkpoints.latest() or 0}"
             )
-        meta = with_urls({"config": config.to_dict(), "tokens": tokens} | ({"base": base} if base else {}))
+        about = {"config": config.to_dict(), "tokens": tokens, "fingerprints": keeping.fingerprints(workdir)}
+        meta = with_urls(about | ({"base": base} if base else {}))
         checkpoints.save(step, kept(state), meta)
 
     stop = _Stop()
@@ -198,7 +199,9 @@ def train(
             if validate and (first or (config.valid_every and step > 1 and (step - 1) % config.valid_every == 0)):
                 read()
                 # All of it before the first step, as at the end: the two are compared.
-                log.valid(step - 1, validate(averaged(state), None if first else config.valid_batches))
+                found = validate(averaged(state), None if first else config.valid_batches)
+                log.valid(step - 1, found)
+                keeping.rate(losses, step - 1, found)
                 last_read = time.perf_counter()
             if measure and config.evals.every and step > 1 and (step - 1) % config.evals.every == 0:
                 read()
@@ -229,7 +232,7 @@ def train(
             if due or signum or step == config.steps:
                 save(step)
             if signum:
-                checkpoints.wait()
+                checkpoints.wait(functools.partial(save, step))
                 raise Stopped(signum, step)
         seconds = time.perf_counter() - started
         final = None
@@ -241,7 +244,7 @@ def train(
                 log.valid(step, measure(step, params))
             for text in watch(step, params) if watch and step else ():
                 log.say(text)
-        checkpoints.wait()
+        checkpoints.wait(functools.partial(save, step))
     finally:
         stream.close()
         log.close()

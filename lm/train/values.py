@@ -25,6 +25,7 @@ RANGES = {
     "max_skipped_in_row": (1, None),
     "keep_last": (1, None),
     "keep_every": (0, None),
+    "keep_hours": (0, None),
     "evals.every": (0, None),
     "mesh.slices": (1, None),
     "data.max_bytes": (1, None),
