@@ -1,8 +1,8 @@
 """The checkpoints of a training run: which are kept, and whether a checkpoint is one of this run.
 
-The meta of each checkpoint holds the run's config and "fingerprints", digests of contents: "tokenizer", "data" (the packed rows)
-and "input" (the files that they were made of). A run does not resume from a checkpoint with other fingerprints, or with other
-values of the IDENTITY keys (lm/workdir.py): somebody has put the checkpoint of another run, or other data, into the workdir.
+The meta of each checkpoint holds the config of the run and "fingerprints", digests of contents: "tokenizer", "data" (the packed
+rows) and "input" (the files that they were made of). A run does not resume from a checkpoint with other fingerprints, or with
+other values of the IDENTITY keys (lm/workdir.py): then it is that of another run, or the data were replaced.
 """
 
 import json

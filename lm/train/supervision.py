@@ -1,0 +1,65 @@
+"""What watches a training loop from beside it: goodput, the watchdog, and the comparison of hosts.
+
+The loop says which phase begins (`enter`) and that a step has finished (`stepped`). Phases: start, compile, data, rollout (the
+batch of reinforcement learning is work, not waiting), dispatch, wait (for a step), validation, save, other.
+"""
+
+import time
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from lm.parallel.hosts import is_first
+from lm.train.goodput import Goodput
+from lm.train.stragglers import Stragglers
+from lm.train.watchdog import STEP_PHASES, Watchdog
+
+
+class Supervision:
+    """Begins when the loop begins, with the phase "start". begin: the step that the run resumes from."""
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, begin: int):
+        keys = config.watchdog
+        self.goodput = Goodput(workdir, begin, enabled=is_first())
+        self._watchdog = Watchdog(keys.timeout, keys.other, workdir / f"hang-{jax.process_index()}.txt")
+        self._stragglers = Stragglers(keys.compare_every, keys.slower, jax.process_count())
+        self._steps, self._waited = 0.0, 0.0  # seconds of phases of steps, and of "wait", after the last step
+        self._watchdog.start()
+
+    def enter(self, phase: str) -> str:
+        """Begin a phase. Return the one that ends."""
+        self._watchdog.enter(phase)
+        return self.goodput.enter(phase)
+
+    def got(self, pending: tuple | None) -> None:
+        """End the wait for a batch. It cost nothing if the devices were computing the `pending` step all the while."""
+        before = self.goodput.seconds.get("data", 0.0)
+        self.enter("dispatch")
+        if pending is not None and not pending[1]["loss"].is_ready():
+            self.goodput.hide(self.goodput.seconds.get("data", 0.0) - before)
+
+    def stepped(self, step: int) -> tuple[dict[str, float], list[str]]:
+        """Note that a step has finished. Return numbers to log and lines to print. Collective."""
+        self.goodput.stepped(step)
+        seconds = self.goodput.seconds
+        steps = sum(seconds.get(phase, 0.0) for phase in (*STEP_PHASES, "data hidden"))
+        waited = seconds.get("wait", 0.0)
+        whole, blocked = steps - self._steps, waited - self._waited
+        self._steps, self._waited = steps, waited
+        self._watchdog.stepped(step, whole)
+        numbers, lines = self._stragglers.stepped(step, whole - blocked, whole)
+        return {"goodput": self.goodput.fraction(), **numbers}, lines
+
+    def saved(self, step: int, phase: str) -> None:
+        """Note that a save has begun in the background, and go back to a phase."""
+        self.goodput.record(step)
+        self.enter(phase)
+
+    def close(self, end: bool) -> None:
+        self._watchdog.stop()
+        self.goodput.close(end)
+
+
+def now() -> float:
+    return time.perf_counter()
