@@ -62,7 +62,7 @@ def words(process: int) -> str:
 
 
 def on_abort(address: str, line: str) -> Callable[[], None]:
-    """End with `line` and LOST if this process is aborted because process 0 at `address` is gone. Return a function that undoes it.
+    """End with `line` and LOST if this process is aborted because process 0 at `address` is gone. Return what undoes this.
 
     JAX aborts in C++ from a thread of its own, where Python's signal handlers do not run; a handler of C does.
     """

@@ -36,7 +36,7 @@ FAILED, HEARD, MADE, SEEN, LEAVE = (f"lmcraft/{name}" for name in ("failed", "he
 
 T = TypeVar("T")
 _listener: threading.Thread
-_undo_abort: Callable[[], None] = lambda: None
+_undo_abort: Callable[[], None] | None = None
 _ending = threading.Lock()
 _made = 0  # calls of from_first so far
 _unread: deque[str] = deque()  # on process 0: keys of values that some process may not have read yet
@@ -112,7 +112,8 @@ def leave() -> None:
         service.wait_at_barrier(LEAVE, LONGEST * 1000)
         _leaving = True
         jax.distributed.shutdown()
-        _undo_abort()
+        if _undo_abort:
+            _undo_abort()
         _listener.join()  # a thread that is inside the service when Python exits would crash
 
 

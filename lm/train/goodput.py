@@ -1,6 +1,6 @@
 """Account for the wall time of a run over all its attempts: how much of it made progress, and where the rest went.
 
-    WORKDIR/goodput.jsonl    one line a record: {"attempt": when it began, "time", "step", "seconds": {phase: total of the attempt}}
+    WORKDIR/goodput.jsonl    a record a line: {"attempt": when it began, "time", "step", "seconds": {phase: of the attempt}}
 
 Times are seconds since 1970. Lines are only appended, so a kill leaves at most a torn last line, which is skipped. A record is
 written at each save, when an attempt ends, and else whenever a hundredth of the attempt's time (at least SECONDS) has passed:
@@ -51,7 +51,7 @@ class Goodput:
         self.seconds = {"start": max(0.0, time.time() - self._attempt)}
         self._phase, self._since, self._compiled = "start", time.perf_counter(), 0.0
         self._before = json_lines(self._path) if self._path.exists() else []
-        self._written = 0.0
+        self._written, self.fraction = 0.0, 0.0  # the goodput of the run at the last record
         jax.monitoring.register_event_duration_secs_listener(self._note)
         self.record(begin)
 
@@ -91,12 +91,7 @@ class Goodput:
                 line = line if file.read(1) == b"\n" else f"\n{line}"  # a kill tore the line before
             file.write(f"{line}\n".encode())
         self._before.append(json.loads(line))
-
-    def fraction(self) -> float:
-        """Return the goodput of the run so far."""
-        self.enter(self._phase)
-        now = {"attempt": self._attempt, "time": time.time(), "step": self.step, "seconds": dict(self.seconds)}
-        return summary([*self._before, now])["goodput"]
+        self.fraction = summary(self._before)["goodput"]
 
     def close(self, end: bool) -> None:
         """Write the last record. end: whether the run has reached its end, so that the time after it is not down time."""

@@ -2,7 +2,7 @@
 
 The meta of each checkpoint holds the config of the run and "fingerprints", digests of contents: "tokenizer", "data" (the packed
 rows) and "input" (the files that they were made of). A run does not resume from a checkpoint with other fingerprints, or with
-other values of the IDENTITY keys (lm/workdir.py): then it is that of another run, or the data were replaced.
+other values of the IDENTITY keys (lm/workdir.py): it is that of another run, or the data were replaced.
 """
 
 import json

@@ -66,7 +66,7 @@ class Stragglers:
 
 
 def compared(times: np.ndarray, least: float = 0.0) -> tuple[float, int]:
-    """Return (the slowest host's time / the median of the others, its number). least: at least so many seconds in the divisor."""
+    """Return (the slowest host's time / the median of the others, its number). least: seconds that the median is raised to."""
     slowest = int(np.argmax(times))
     others = float(np.median(np.delete(times, slowest)))
     return float(times[slowest] / max(others, least, 1e-9)), slowest

@@ -4,7 +4,6 @@ The loop says which phase begins (`enter`) and that a step has finished (`steppe
 batch of reinforcement learning is work, not waiting), dispatch, wait (for a step), validation, save, other.
 """
 
-import time
 from pathlib import Path
 
 import jax
@@ -32,10 +31,13 @@ class Supervision:
         self._watchdog.enter(phase)
         return self.goodput.enter(phase)
 
-    def got(self, pending: tuple | None) -> None:
-        """End the wait for a batch. It cost nothing if the devices were computing the `pending` step all the while."""
+    def got(self, pending: tuple | None, first: bool) -> None:
+        """End the wait for a batch. It cost nothing if the devices were computing the `pending` step all the while.
+
+        first: the step of this batch is compiled now.
+        """
         before = self.goodput.seconds.get("data", 0.0)
-        self.enter("dispatch")
+        self.enter("compile" if first else "dispatch")
         if pending is not None and not pending[1]["loss"].is_ready():
             self.goodput.hide(self.goodput.seconds.get("data", 0.0) - before)
 
@@ -49,7 +51,7 @@ class Supervision:
         self._steps, self._waited = steps, waited
         self._watchdog.stepped(step, whole)
         numbers, lines = self._stragglers.stepped(step, whole - blocked, whole)
-        return {"goodput": self.goodput.fraction(), **numbers}, lines
+        return {"goodput": self.goodput.fraction, **numbers}, lines
 
     def saved(self, step: int, phase: str) -> None:
         """Note that a save has begun in the background, and go back to a phase."""
@@ -59,7 +61,3 @@ class Supervision:
     def close(self, end: bool) -> None:
         self._watchdog.stop()
         self.goodput.close(end)
-
-
-def now() -> float:
-    return time.perf_counter()

@@ -1,12 +1,12 @@
 """End a run that hangs, with the stacks of all its threads.
 
-A step that has not finished within `watchdog.timeout` seconds ends the process with the exit code HUNG, as does a phase of another
-kind (a compilation, a validation, a save) that lasts longer than `watchdog.other`. The stacks of all Python threads go to stderr
-and to WORKDIR/hang-PROCESS.txt. In a job of several processes all end; each writes its own file, since the one that is the cause
-often is another one than the first whose time is over.
+A step that has not finished within `watchdog.timeout` seconds ends the process with the exit code HUNG, as does a phase of
+another kind (a compilation, a validation, a save) that lasts longer than `watchdog.other`. The stacks of all Python threads go
+to stderr and to WORKDIR/hang-PROCESS.txt. In a job of several processes all end, and each writes its own file, because the one
+that hangs need not be the one whose time is over first.
 
-The thread counts its own short waits, not the clock, so a machine that was suspended as a whole goes on. It needs Python: a
-thread that never releases the interpreter's lock stops it too. In a job of several the others then end (lm/parallel/heartbeat.py).
+The thread counts its own short waits, not the clock, so a machine that was suspended as a whole goes on. A thread that never
+releases Python's lock stops the watchdog too; in a job of several, the others then end (lm/parallel/heartbeat.py).
 """
 
 import faulthandler
@@ -24,7 +24,7 @@ from lm.parallel import hosts
 
 HUNG = 76  # exit code
 STEP_PHASES = ("data", "rollout", "dispatch", "wait")  # these together are a step; see lm/train/goodput.py
-KNOWN, TIMES, LEAST, FIRST = 3, 30, 600.0, 3600.0  # of the chosen timeout
+KNOWN, TIMES, LEAST, FIRST = 3, 20, 600.0, 3600.0  # of the chosen timeout
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -33,7 +33,7 @@ def end(message: str) -> None:
 
 
 class Watchdog:
-    """Watches one training loop, from `start` to `stop`. The loop calls `enter` at each change of phase, `stepped` after a step.
+    """Watches a training loop from `start` to `stop`. The loop calls `enter` at each change of phase, `stepped` after a step.
 
     timeout: seconds without a finished step; 0: TIMES times the median of the last steps, and at least LEAST; FIRST before
     KNOWN steps are known. other: seconds that a phase of another kind may last; 0: no limit. dump: the file for the stacks.
@@ -59,7 +59,7 @@ class Watchdog:
             hosts.at_end.remove(self._at_end)
 
     def enter(self, phase: str) -> None:
-        """Note the phase that begins. The time of a step goes on after a phase of another kind, which has its own."""
+        """Note the phase that begins. A phase of another kind than a step begins a new time, and so does the step after it."""
         if (phase in STEP_PHASES) != (self._phase in STEP_PHASES) or phase not in STEP_PHASES:
             self._waited = 0.0
         self._phase = phase
@@ -87,11 +87,13 @@ class Watchdog:
                 return
 
     def _hang(self, limit: float, key: str) -> None:
-        what = f"step {self._step + 1}" if self._phase in STEP_PHASES else self._phase
+        what = (
+            f"no step has finished after step {self._step}" if self._phase in STEP_PHASES else f"{self._phase} has not finished"
+        )
         where = place(self._main)
         stacks(self._dump)
         self._end(
-            f"{what} has not finished within {limit:g} s ({key}); the main thread is at {where}, and the stacks of all threads "
+            f"{what} within {limit:g} s ({key}); the main thread is at {where}, and the stacks of all threads "
             f"are in {self._dump}; run the same command to resume"
         )
 
@@ -114,4 +116,5 @@ def place(thread: int) -> str:
     stack = traceback.extract_stack(sys._current_frames()[thread])
     own = [frame for frame in stack if Path(frame.filename).is_relative_to(REPOSITORY) and ".venv" not in frame.filename]
     frame = (own or stack)[-1]
-    return f"{Path(frame.filename).name if not own else Path(frame.filename).relative_to(REPOSITORY)}:{frame.lineno} ({frame.name})"
+    file = Path(frame.filename)
+    return f"{file.relative_to(REPOSITORY) if own else file.name}:{frame.lineno} ({frame.name})"
