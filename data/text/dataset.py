@@ -108,8 +108,8 @@ def prepare(
 
     Returns:
         The content of `dataset.json`: `sequence_length`, `vocab_size`, `tokenizer` (its fingerprint), `files` (files of
-        rows and their sizes), `digests` (of all rows: source -> split -> hex) and `sources`: name -> {`train`, `valid`: {documents, bytes, rows, tokens_in, tokens_packed,
-        tokens_padded}, `survey`: the source's statistics from the survey}.
+        rows and their sizes), `digests` (of all rows: source -> split -> hex) and `sources`: name -> {`train`, `valid`:
+        {documents, bytes, rows, tokens_in, tokens_packed, tokens_padded}, `survey`: the source's statistics from the survey}.
 
     Raises:
         UserError: `out_dir` exists, another process is preparing it, or no training row is left.

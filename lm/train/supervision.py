@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import ml_collections
 
-from lm.parallel.hosts import is_first
+from lm.parallel import hosts
 from lm.train.goodput import Goodput
 from lm.train.stragglers import Stragglers
 from lm.train.watchdog import STEP_PHASES, Watchdog
@@ -20,11 +20,12 @@ class Supervision:
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path, begin: int):
         keys = config.watchdog
-        self.goodput = Goodput(workdir, begin, enabled=is_first())
+        self.goodput = Goodput(workdir, begin, enabled=hosts.is_first())
         self._watchdog = Watchdog(keys.timeout, keys.other, workdir / f"hang-{jax.process_index()}.txt")
         self._stragglers = Stragglers(keys.compare_every, keys.slower, jax.process_count())
         self._steps, self._waited = 0.0, 0.0  # seconds of phases of steps, and of "wait", after the last step
         self._watchdog.start()
+        hosts.at_end.append(self._ended)
 
     def enter(self, phase: str) -> str:
         """Begin a phase. Return the one that ends."""
@@ -58,6 +59,11 @@ class Supervision:
         self.goodput.record(step)
         self.enter(phase)
 
+    def _ended(self, code: int) -> None:
+        """Write a last record when the process ends in an error, perhaps from another thread."""
+        self.goodput.record(self.goodput.step)
+
     def close(self, end: bool) -> None:
         self._watchdog.stop()
+        hosts.at_end.remove(self._ended)
         self.goodput.close(end)
