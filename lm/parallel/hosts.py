@@ -42,7 +42,7 @@ _made = 0  # calls of from_first so far
 _unread: deque[str] = deque()  # on process 0: keys of values that some process may not have read yet
 _alone = False  # whether this process is inside from_first's make()
 _leaving = False  # whether this process waits for the others at its end
-at_end: list[Callable[[int], None]] = []  # called with the exit code when `end` ends this process
+at_end: list[Callable[[int], None]] = []  # called with the exit code of a failure before it ends this process
 
 
 def start(trains: bool = True) -> None:
@@ -147,7 +147,7 @@ def end(line: str, code: int, details: str = "") -> None:
         if number != distributed.global_state.process_id:
             program, _, message = first.partition(": ")
             line, details = line if line == first else f"{program}: process {number}: {message}", ""
-    for call in at_end:
+    for call in list(at_end):
         call(code)
     print(details + line, file=sys.stderr, flush=True)
     if service is not None:
@@ -251,7 +251,7 @@ def _listen(service) -> None:
     state = distributed.global_state
     life = heartbeat.Heartbeat(service, state.process_id, state.num_processes)
     try:
-        while _get(service, FAILED, min(POLL, life.poll)) is None:
+        while (failed := _get(service, FAILED, min(POLL, life.poll))) is None:
             gone = life.beat()
             if gone == 0 and not _leaving and _ending.acquire(blocking=False):  # without it, nobody can be told
                 print(_program() + heartbeat.words(0), file=sys.stderr, flush=True)
@@ -260,6 +260,8 @@ def _listen(service) -> None:
                 end(_program() + heartbeat.words(gone), heartbeat.LOST)
     except jax.errors.JaxRuntimeError:  # the job is over
         return
+    for call in list(at_end):  # now, while the main thread is still where it was
+        call(json.loads(failed)[2])
     time.sleep(TIDY)
     end("", 1)  # the line and the code of that process replace these
 

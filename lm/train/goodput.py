@@ -48,9 +48,11 @@ class Goodput:
         self._path, self.step, self._enabled = workdir / FILE, begin, enabled
         # Another loop in this process began when the one before it had ended.
         self._attempt = _begun[-1] if _begun else psutil.Process().create_time()
+        self._before = json_lines(self._path) if self._path.exists() else []
+        # The time that the system says a process began is exact to a second only.
+        self._attempt = max([self._attempt, *(one["time"] for one in self._before[-1:] if "time" in one)])
         self.seconds = {"start": max(0.0, time.time() - self._attempt)}
         self._phase, self._since, self._compiled = "start", time.perf_counter(), 0.0
-        self._before = json_lines(self._path) if self._path.exists() else []
         self._written, self.fraction = 0.0, 0.0  # the goodput of the run at the last record
         jax.monitoring.register_event_duration_secs_listener(self._note)
         self.record(begin)
@@ -78,7 +80,7 @@ class Goodput:
             self.record(step)
 
     def record(self, step: int, **more: Any) -> None:
-        """Write a record after `step`. more: added to it, such as end=True."""
+        """Write a record after `step`. more: added to it, such as saved=True."""
         self.enter(self._phase)
         if not self._enabled:
             return
@@ -123,6 +125,8 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         useful = _useful(last)
         if after is not None:
             kept = [record for record in own if record["step"] <= after[0]["step"]]
+            saved = [record for record in kept if record.get("saved") and record["step"] == after[0]["step"]]
+            kept = saved or kept  # what came after the save, such as a hang, was no step
             lost = useful - (_useful(kept[-1]) if kept else 0.0)
             useful -= lost
             found["lost steps, done again after a failure"] += lost

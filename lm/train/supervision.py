@@ -56,7 +56,7 @@ class Supervision:
 
     def saved(self, step: int, phase: str) -> None:
         """Note that a save has begun in the background, and go back to a phase."""
-        self.goodput.record(step)
+        self.goodput.record(step, saved=True)
         self.enter(phase)
 
     def _ended(self, code: int) -> None:

@@ -25,6 +25,7 @@ from lm.parallel import hosts
 HUNG = 76  # exit code
 STEP_PHASES = ("data", "rollout", "dispatch", "wait")  # these together are a step; see lm/train/goodput.py
 KNOWN, TIMES, LEAST, FIRST = 3, 20, 600.0, 3600.0  # of the chosen timeout
+TOGETHER = 3  # seconds in which the other processes write their stacks, before the end of this one breaks their connections
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -45,7 +46,7 @@ class Watchdog:
         self._phase, self._step, self._waited = "start", 0, 0.0
         self._times: deque[float] = deque(maxlen=100)
         self._tick = min([1.0, *(limit / 20 for limit in (timeout, other) if limit)])
-        self._main = threading.get_ident()
+        self._main, self._dumped = threading.get_ident(), False
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -98,7 +99,11 @@ class Watchdog:
         )
 
     def _at_end(self, code: int) -> None:
-        if code == HUNG and threading.current_thread() is not self._thread:
+        if threading.current_thread() is self._thread:
+            if hosts.several():
+                time.sleep(TOGETHER)
+        elif code == HUNG and not self._dumped:
+            self._dumped = True
             stacks(self._dump)
 
 

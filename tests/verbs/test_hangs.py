@@ -45,8 +45,9 @@ def goes_on(fresh, finished, text, command):
     runs.assert_same_run(fresh, finished, tolerance=1e-5)
     report = json.loads((fresh / "report.json").read_text())
     kept = report["goodput"]
-    assert kept["attempts"] == 2 and kept["seconds"]["lost steps, done again after a failure"] > 0
-    assert kept["seconds"]["down between attempts"] > 0 and 0 < kept["goodput"] < 1
+    lost = kept["seconds"]["lost steps, done again after a failure"]
+    # The main thread of process 0 waited for data, or with two processes for the step.
+    assert kept["attempts"] == 2 and lost > 0 and lost + kept["seconds"]["waiting for data"] > 9 and 0 < kept["goodput"] < 1
     assert sum(kept["seconds"].values()) == pytest.approx(kept["wall"])
     assert "Goodput" in (fresh / "report.html").read_text()
     assert 0 < runs.training(fresh)[-1]["goodput"] < 1

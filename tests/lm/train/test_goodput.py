@@ -52,6 +52,12 @@ def test_a_resume_before_every_record_loses_all_steps():
     assert found["goodput"] == 0
 
 
+def test_a_hang_right_after_a_save_is_lost():
+    own = [record(0, 50, 9, wait=50) | {"saved": True}, record(0, 90, 9, wait=90)]
+    found = summary([*own, record(90, 100, 9, start=10)])
+    assert found["seconds"] == {"useful steps": 50, "lost steps, done again after a failure": 40, "start-up": 10}
+
+
 def test_nothing_is_known_without_records(tmp_path):
     assert goodput.of(tmp_path) is None and summary([]) == {"goodput": 0.0, "wall": 0.0, "attempts": 0, "seconds": {}}
 
