@@ -1,18 +1,19 @@
 """Checkpoints with Orbax: saved in the background, atomically, and restored onto any mesh.
 
     <workdir>/checkpoints/<step>/state     parameters and, for a training run, optimizer state and counters
-    <workdir>/checkpoints/<step>/meta      JSON: resolved config, tokens trained so far
+    <workdir>/checkpoints/<step>/meta      JSON: resolved config, tokens trained so far, fingerprints (lm/train/keeping.py)
     <workdir>/checkpoints/<step>.damaged   a damaged checkpoint that was renamed
 
 Arrays are stored by name, independent of the mesh. Both folders hold checksums of their files (lm/checksums.py), which are
-compared before anything is read. Checkpoints of older versions have no checksums.
+compared after they were written, in the background, and before anything is read. Checkpoints of older versions have none.
 """
 
 import contextlib
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
+from orbax.checkpoint import checkpoint_managers as policies
 
 from lm import checksums
 from lm.damage import place_aside, set_aside
@@ -30,7 +32,10 @@ from lm.strangers import read_json
 
 
 class Arrays(ocp.PyTreeCheckpointHandler):
-    """Writes arrays and the checksums of their files. Each process computes those of its own files, in the background."""
+    """Writes arrays and the checksums of their files. Each process computes those of its own files, in the background.
+
+    found: called on process 0 with a description of a file that the disk does not return as it was written.
+    """
 
     async def async_save(self, directory, *args, **kwargs):
         started = await super().async_save(directory, *args, **kwargs) or []
@@ -40,19 +45,57 @@ class Arrays(ocp.PyTreeCheckpointHandler):
 
     def finalize(self, directory) -> None:
         super().finalize(directory)
-        checksums.write(Path(directory))
+        if wrong := checksums.write(Path(directory)):
+            self.found(f"state/{wrong}")
 
 
 class Json(ocp.JsonCheckpointHandler):
-    """Writes JSON and its checksum."""
+    """Writes JSON and its checksum. found: as of Arrays."""
 
     def finalize(self, directory) -> None:
         super().finalize(directory)
-        checksums.write(Path(directory))
+        if wrong := checksums.write(Path(directory)):
+            self.found(f"meta/{wrong}")
+
+
+class Best:
+    """A preservation policy of Orbax: keep the checkpoint with the lowest loss. losses: by step, filled by the owner."""
+
+    def __init__(self, losses: Mapping[int, float]):
+        self._losses = losses
+
+    def should_preserve(self, checkpoints, *, context) -> list[bool]:
+        rated = [one.step for one in checkpoints if one.step in self._losses]
+        best = min(rated, key=lambda step: self._losses[step], default=None)
+        return [one.step == best for one in checkpoints]
+
+
+class Manager(ocp.CheckpointManager):
+    """Orbax's manager, which calls `verified(step)` after a save is in its place and before older checkpoints are removed.
+
+    If it returns False, none is removed.
+    """
+
+    verified: Callable[[int], bool]
+    _removing: list[int] = []
+
+    def _finalize(self, step: int, steps_to_remove: list[int]) -> None:
+        self._removing = steps_to_remove
+        super()._finalize(step, steps_to_remove)
+
+    def _finalize_checkpoint(self, step: int) -> None:
+        super()._finalize_checkpoint(step)
+        if not self.verified(step):
+            self._removing.clear()
 
 
 class Checkpoints:
-    """The checkpoints of one run. Keeps the newest `keep_last`, and those at multiples of `keep_every` (0: none).
+    """The checkpoints of one run. Keeps the newest `keep_last`, and those that `keep_…` asks for.
+
+    keep_every: those at multiples of this (0: none). keep_hours: one every so many hours (0: none). losses: the validation
+    loss by step, which the owner fills: the best of them; None: none.
+    A checkpoint that the disk does not return as it was written is renamed to <step>.damaged, with a line on stderr, before any
+    older one is removed.
 
     On several hosts all processes call every method together. With `read_only` each process reads alone, and nothing is
     written or removed, not even the rest of a killed save. With `compress` a save needs twice the host memory of the arrays,
@@ -65,6 +108,8 @@ class Checkpoints:
         *,
         keep_last: int = 2,
         keep_every: int = 0,
+        keep_hours: float = 0,
+        losses: Mapping[int, float] | None = None,
         read_only: bool = False,
         compress: bool = True,
     ):
@@ -76,7 +121,11 @@ class Checkpoints:
             options = ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=hosts)
         else:
             hosts = ocp.options.MultiprocessingOptions()
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep_last, keep_period=keep_every or None)
+            keep: list = [policies.LatestN(keep_last)]
+            keep += [policies.EveryNSteps(keep_every)] if keep_every else []
+            keep += [policies.EveryNSeconds(max(1, int(3600 * keep_hours)))] if keep_hours else []
+            keep += [Best(losses)] if losses is not None else []
+            options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(keep))
         # Registered here, because a process that has not saved yet could not recognise the items that it finds.
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
         arrays, meta = Arrays(multiprocessing_options=hosts, use_compression=compress), Json(multiprocessing_options=hosts)
@@ -84,7 +133,10 @@ class Checkpoints:
             registry.add("state", kind, arrays)
         for kind in (ocp.args.JsonSave, ocp.args.JsonRestore):
             registry.add("meta", kind, meta)
-        self._manager = ocp.CheckpointManager(self.folder, handler_registry=registry, options=options)
+        self._wrong: str | None = None  # on process 0: a description of the damage of the last save
+        arrays.found = meta.found = self._found
+        self._manager = Manager(self.folder, handler_registry=registry, options=options)
+        self._manager.verified = self._verified
 
     def latest(self) -> int | None:
         """Return the step of the newest checkpoint, which may be damaged (see `whole`)."""
@@ -138,13 +190,44 @@ class Checkpoints:
 
     def save(self, step: int, state: Any, meta: dict) -> None:
         """Start to save in the background. Arrays are copied before this returns; errors are raised at the next call."""
+        self._settled()
         items = {"state": ocp.args.PyTreeSave(plain(state)), "meta": ocp.args.JsonSave(meta)}
         self._manager.save(step, args=ocp.args.Composite(**items), force=True)
 
-    def wait(self) -> None:
-        """Wait until the started save is on disk. Raises its errors."""
+    def wait(self, again: Callable[[], None] | None = None) -> None:
+        """Wait until the started save is on disk and verified. Raises its errors.
+
+        again: saves once more; called if the disk did not return what was written. Raises UserError if that cannot help.
+        """
+        wrong = self._settled()
+        if wrong and again:
+            again()
+            wrong = self._settled()
+        if wrong:
+            raise UserError(f"{self.folder}: the disk does not keep what is written ({wrong}); use another --workdir")
+
+    def _settled(self) -> str | None:
+        """Wait until the started save is on disk. Return its damage, if it was set aside. Collective."""
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
+        wrong, self._wrong = first_text(self._wrong), None
+        if wrong:
+            self._manager.reload()  # without the step that was set aside
+        return wrong
+
+    def _found(self, wrong: str) -> None:
+        self._wrong = self._wrong or wrong
+
+    def _verified(self, step: int) -> bool:
+        """Set the checkpoint aside if the disk does not return what was written. Return False then. In Orbax's thread."""
+        if self._wrong is None:
+            return True
+        aside = set_aside(self.folder / str(step))
+        said = (
+            f"{self.folder / str(step)} is damaged: {self._wrong}; set aside as {aside.name}, and saved again with the next one"
+        )
+        print(said, file=sys.stderr, flush=True)
+        return False
 
     def meta(self, step: int) -> dict:
         """Return the metadata. Raises UserError if they cannot be read."""

@@ -1,7 +1,7 @@
 """Write and compare checksums of the files of a folder.
 
 checksums.json in the folder holds {"xxh3_128": {file: [bytes, digest in hex]}}. It lists the files that exist when it is
-written; files added later are ignored.
+written; files added later are ignored. A file that the disk returned otherwise than it was written is named under "wrong".
 """
 
 import json
@@ -15,7 +15,7 @@ import xxhash
 from lm import strangers
 from lm.errors import UserError
 
-NAME, ALGORITHM = "checksums.json", "xxh3_128"
+NAME, ALGORITHM, WRONG = "checksums.json", "xxh3_128", "wrong"
 PART = "checksums.of-{}.json"  # of one process, until `write` merges them
 AT_ONCE = 8  # files
 CHUNK = 8 << 20  # bytes
@@ -23,12 +23,18 @@ CHUNK = 8 << 20  # bytes
 Sums = dict[str, list]
 
 
-def sums(folder: Path, names: Iterable[str]) -> Sums:
-    """Return {name: [bytes, digest]} of files of `folder`, read several at a time."""
+def sums(folder: Path, names: Iterable[str], from_disk: bool = False) -> Sums:
+    """Return {name: [bytes, digest]} of files of `folder`, read several at a time.
+
+    from_disk: write each file through to the disk and drop it from the kernel's memory first, where the system can.
+    """
 
     def one(name: str) -> list:
         digest, buffer, size = xxhash.xxh3_128(), bytearray(CHUNK), 0
         with open(folder / name, "rb", buffering=0) as file:
+            if from_disk and hasattr(os, "posix_fadvise"):
+                os.fsync(file)
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             while count := file.readinto(buffer):
                 digest.update(memoryview(buffer)[:count])
                 size += count
@@ -48,21 +54,39 @@ def files(folder: Path) -> set[str]:
 def write_part(folder: Path, within: str, process: int) -> None:
     """Write the checksums of the files in `folder`/`within`; `write` merges them later.
 
-    So each of several processes reads only the files that it has written itself.
+    So each of several processes reads only the files that it has written itself. It reads them twice, the second time from the
+    disk; a difference is noted in the file, and `write` returns it.
     """
     own = {name for name in files(folder) if name.startswith(f"{within}/")}
-    _put(folder / PART.format(process), sums(folder, own))
+    found, wrong = _verified(folder, own)
+    _put(folder / PART.format(process), found, wrong)
 
 
-def write(folder: Path) -> None:
-    """Write checksums.json for all files under `folder`. Files covered by `write_part` are not read again."""
+def write(folder: Path) -> str | None:
+    """Write checksums.json for all files under `folder`. Files covered by `write_part` are not read again.
+
+    Return a description of the first file that the disk does not return as it was written, or None. `damage` returns it too.
+    """
     known: Sums = {}
+    wrong = None
     parts = list(folder.glob(PART.format("*")))
     for part in parts:
-        known |= json.loads(part.read_text())[ALGORITHM]
-    _put(folder / NAME, known | sums(folder, files(folder) - known.keys()))
+        content = json.loads(part.read_text())
+        known |= content[ALGORITHM]
+        wrong = wrong or content.get(WRONG)
+    rest, wrong_too = _verified(folder, files(folder) - known.keys())
+    wrong = wrong or wrong_too
+    _put(folder / NAME, known | rest, wrong)
     for part in parts:
         part.unlink()
+    return wrong
+
+
+def _verified(folder: Path, names: Iterable[str]) -> tuple[Sums, str | None]:
+    """Return the checksums of files that were just written, and a description of the first that reads otherwise from disk."""
+    found = sums(folder, names)
+    again = sums(folder, found, from_disk=True)
+    return found, next((f"{name} was written wrongly" for name, one in again.items() if one != found[name]), None)
 
 
 def read(folder: Path) -> Sums | None:
@@ -98,6 +122,8 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
         return f"{NAME} is torn"
     if written is None:
         raise FileNotFoundError(folder / NAME)
+    if wrong := json.loads((folder / NAME).read_text()).get(WRONG):
+        return wrong
     for name, (size, _) in written.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -116,5 +142,6 @@ def fingerprint(folder: Path, names: Iterable[str]) -> str:
     return xxhash.xxh3_128(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
-def _put(path: Path, found: Sums) -> None:
-    path.write_text(json.dumps({ALGORITHM: found}, indent=1, sort_keys=True) + "\n")
+def _put(path: Path, found: Sums, wrong: str | None = None) -> None:
+    content = {ALGORITHM: found} | ({WRONG: wrong} if wrong else {})
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")

@@ -109,6 +109,15 @@ def get_config() -> ml_collections.ConfigDict:
     config.checkpoint_every = 200  # steps; the last step is always saved
     config.keep_last = 2  # newest checkpoints that are kept
     config.keep_every = 0  # also keep every checkpoint at a multiple of this
+    config.keep_hours = 0.0  # also keep one checkpoint every so many hours; 0: none
+    config.keep_best = False  # also keep the checkpoint with the best validation, if valid_every validates at its step
+    config.watchdog = ml_collections.ConfigDict()  # of machines that hang or are slow (docs/train.md)
+    # Seconds without a finished step after which the run ends with the stacks of all threads and exit code 76. 0: chosen, 20
+    # times the median step, at least 600.
+    config.watchdog.timeout = 0.0
+    config.watchdog.other = 14_400.0  # seconds that a compilation, a validation or a save may take; 0: no limit
+    config.watchdog.compare_every = 100  # steps between two comparisons of the hosts; 0: none
+    config.watchdog.slower = 1.5  # name a host that needs this many times the median of the others
     config.max_skipped_in_row = 10  # steps without a finite loss and gradient before the run stops
     config.profile = ""  # steps whose trace goes to WORKDIR/profile for XProf: "10-12", both included; "": none
     config.samples = ("def ", "import ", "The ")  # prompts that the report completes

@@ -22,6 +22,7 @@ from typing import Any
 import absl.logging
 import numpy as np
 import tensorflow_datasets as tfds
+import xxhash
 
 from data.sources.source import Source
 from data.text.fingerprints import Damaged, Files, read_record, record_input
@@ -107,8 +108,8 @@ def prepare(
 
     Returns:
         The content of `dataset.json`: `sequence_length`, `vocab_size`, `tokenizer` (its fingerprint), `files` (files of
-        rows and their sizes) and `sources`: name -> {`train`, `valid`: {documents, bytes, rows, tokens_in, tokens_packed,
-        tokens_padded}, `survey`: the source's statistics from the survey}.
+        rows and their sizes), `digests` (of all rows: source -> split -> hex) and `sources`: name -> {`train`, `valid`:
+        {documents, bytes, rows, tokens_in, tokens_packed, tokens_padded}, `survey`: the source's statistics from the survey}.
 
     Raises:
         UserError: `out_dir` exists, another process is preparing it, or no training row is left.
@@ -123,10 +124,11 @@ def prepare(
             "vocab_size": tokenizer.vocab_size,
             "tokenizer": tokenizer.fingerprint,
             "sources": {},
+            "digests": {},
         }
         for source in sources:
             spools = {split: incomplete / f"{split}.spool" for split in SPLITS}
-            counts = _spool(
+            counts, statistics["digests"][source.name] = _spool(
                 source.name, survey.encoded(source, tokenizer, processes), tokenizer, sequence_length, spools, progress
             )
             counts["survey"] = dataclasses.asdict(survey.stats[source.name])
@@ -252,14 +254,21 @@ def _spool(
     sequence_length: int,
     spools: dict[str, Path],
     progress: Callable[[str, int], None] | None,
-) -> dict[str, dict[str, int]]:
-    """Pack documents (split, ids, bytes) of one source into a file of raw rows per split. Returns counts by split."""
+) -> tuple[dict[str, dict[str, int]], dict[str, str]]:
+    """Pack documents (split, ids, bytes) of one source into a file of raw rows per split. Returns (counts, digests of all rows)
+    by split."""
+    digests = {split: xxhash.xxh3_128() for split in SPLITS}
     counts = {split: Counts() for split in SPLITS}
     bytes_ = dict.fromkeys(SPLITS, 0)
     # Tokenizers without a begin token (Qwen) use the end token in its place.
     bos_id = tokenizer.eos_id if tokenizer.bos_id is None else tokenizer.bos_id
     with contextlib.ExitStack() as stack:
         files = {split: stack.enter_context(path.open("wb")) for split, path in spools.items()}
+
+        def write(split: str, row: np.ndarray) -> None:
+            files[split].write(row.tobytes())
+            digests[split].update(row.tobytes())
+
         packers = {
             split: Packer(
                 counts[split],
@@ -274,15 +283,16 @@ def _spool(
         for split, ids, size in documents:
             bytes_[split] += size
             for row in packers[split].add(ids):
-                files[split].write(row.tobytes())
+                write(split, row)
             if progress and counts[split].documents % 1024 == 0:
                 progress(name, sum(bytes_.values()))
         if progress:
             progress(name, sum(bytes_.values()))
         for split, packer in packers.items():
             for row in packer.finish():
-                files[split].write(row.tobytes())
-    return {split: {"bytes": bytes_[split], **dataclasses.asdict(counts[split])} for split in SPLITS}
+                write(split, row)
+    counted = {split: {"bytes": bytes_[split], **dataclasses.asdict(counts[split])} for split in SPLITS}
+    return counted, {split: digest.hexdigest() for split, digest in digests.items()}
 
 
 def _write(folder: Path, name: str, spools: dict[str, Path], dtype: np.dtype) -> None:

@@ -46,4 +46,9 @@ def workdir_of(path: str, config: Any, verb: str, end: Callable[[str], None]) ->
         return Path(path)
     if verb not in WRITERS:
         raise UserError(f"--workdir={path}: only {', '.join(WRITERS)} write into a bucket; name a local folder")
-    return mirror.plan(path, end, **{name: config[name] for name in ("keep_last", "keep_every") if name in config})
+    keep = {name: config[name] for name in ("keep_last", "keep_every") if name in config}
+    if config.get("keep_hours") or config.get(
+        "keep_best"
+    ):  # the run alone knows which: nothing that it did not fetch is removed
+        keep["keep_every"] = 1
+    return mirror.plan(path, end, **keep)

@@ -2,7 +2,8 @@
 
 All processes call every collective operation (a computation on the mesh, a checkpoint). Work that one process does alone must
 hold no collective; the others wait for it in `from_first` or, at the end of a verb, in `leave`. An error on one process ends
-all of them (`end`): it is published through JAX's coordination service, and a thread of every process listens for it.
+all of them (`end`): it is published through JAX's coordination service, and a thread of every process listens for it. The same
+thread notices a process that is gone (lm/parallel/heartbeat.py).
 """
 
 import contextlib
@@ -23,7 +24,7 @@ from jax._src import distributed  # the coordination service's client has no pub
 from jax.experimental import multihost_utils
 
 from lm.errors import UserError
-from lm.parallel import cluster
+from lm.parallel import cluster, heartbeat
 
 LONGEST = 24 * 3600  # seconds that process 0 may write its report while the others wait
 POLL = 5  # seconds of one call to the service; between two calls Python handles signals
@@ -35,10 +36,13 @@ FAILED, HEARD, MADE, SEEN, LEAVE = (f"lmcraft/{name}" for name in ("failed", "he
 
 T = TypeVar("T")
 _listener: threading.Thread
+_undo_abort: Callable[[], None] | None = None
 _ending = threading.Lock()
 _made = 0  # calls of from_first so far
 _unread: deque[str] = deque()  # on process 0: keys of values that some process may not have read yet
 _alone = False  # whether this process is inside from_first's make()
+_leaving = False  # whether this process waits for the others at its end
+at_end: list[Callable[[int], None]] = []  # called with the exit code of a failure before it ends this process
 
 
 def start(trains: bool = True) -> None:
@@ -59,9 +63,14 @@ def start(trains: bool = True) -> None:
 
     jax.config.update("jax_enable_preemption_service", trains)
     jax.distributed.initialize(
-        num_processes=number("JAX_NUM_PROCESSES"), process_id=number("JAX_PROCESS_ID"), shutdown_timeout_seconds=LONGEST
+        num_processes=number("JAX_NUM_PROCESSES"),
+        process_id=number("JAX_PROCESS_ID"),
+        shutdown_timeout_seconds=LONGEST,
+        heartbeat_timeout_seconds=max(600, int(10 * heartbeat.lost_seconds())),  # ours comes first, and survives a frozen job
     )
-    global _listener
+    global _listener, _undo_abort
+    if distributed.global_state.process_id:
+        _undo_abort = heartbeat.on_abort(distributed.global_state.coordinator_address, _program() + heartbeat.words(0))
     _listener = threading.Thread(target=_listen, args=(_service(),), daemon=True)
     _listener.start()
     folder = jax.config.jax_compilation_cache_dir
@@ -98,9 +107,13 @@ def leave() -> None:
 
     A process that fails before it gets here ends those that wait.
     """
+    global _leaving
     if (service := _service()) is not None:
         service.wait_at_barrier(LEAVE, LONGEST * 1000)
+        _leaving = True
         jax.distributed.shutdown()
+        if _undo_abort:
+            _undo_abort()
         _listener.join()  # a thread that is inside the service when Python exits would crash
 
 
@@ -114,12 +127,18 @@ def number() -> tuple[int, int]:
     return jax.process_index(), jax.process_count()
 
 
+def _program() -> str:
+    return f"{Path(sys.argv[0]).name}: "
+
+
 def end(line: str, code: int, details: str = "") -> None:
     """End this process and all others of the job with one line on stderr and an exit code. Never returns.
 
     If another process failed before, its line and code are used, because the failure here is a consequence. details: printed
-    above the line, if this process failed first.
+    above the line, if this process failed first. An error of the network waits until the listener has found who is gone.
     """
+    if details and several() and heartbeat.NETWORK.search(line):
+        threading.Event().wait(1.5 * heartbeat.lost_seconds() + GRACE)
     if not _ending.acquire(blocking=False):
         threading.Event().wait()  # another thread is ending this process
     service = _service()
@@ -128,6 +147,8 @@ def end(line: str, code: int, details: str = "") -> None:
         if number != distributed.global_state.process_id:
             program, _, message = first.partition(": ")
             line, details = line if line == first else f"{program}: process {number}: {message}", ""
+    for call in list(at_end):
+        call(code)
     print(details + line, file=sys.stderr, flush=True)
     if service is not None:
         _wait_until_read(service)
@@ -226,12 +247,21 @@ def _forget(service, key: str) -> None:
 
 
 def _listen(service) -> None:
-    """End this process as soon as another one has failed."""
+    """End this process as soon as another one has failed or is gone."""
+    state = distributed.global_state
+    life = heartbeat.Heartbeat(service, state.process_id, state.num_processes)
     try:
-        while _get(service, FAILED, POLL) is None:
-            pass
+        while (failed := _get(service, FAILED, min(POLL, life.poll))) is None:
+            gone = life.beat()
+            if gone == 0 and not _leaving and _ending.acquire(blocking=False):  # without it, nobody can be told
+                print(_program() + heartbeat.words(0), file=sys.stderr, flush=True)
+                os._exit(heartbeat.LOST)
+            if gone is not None and not _leaving:
+                end(_program() + heartbeat.words(gone), heartbeat.LOST)
     except jax.errors.JaxRuntimeError:  # the job is over
         return
+    for call in list(at_end):  # now, while the main thread is still where it was
+        call(json.loads(failed)[2])
     time.sleep(TIDY)
     end("", 1)  # the line and the code of that process replace these
 

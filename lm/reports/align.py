@@ -21,6 +21,7 @@ from lm.reports.page import number, render, replace_json
 from lm.reports.provenance import provenance, signed, traced, with_stopped
 from lm.reports.samples import same_prompt, shown_samples
 from lm.saving import plain
+from lm.train import goodput
 from lm.train.history import json_lines
 from lm.workdir import read_object
 
@@ -77,7 +78,7 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
             notes (list of str), training {steps, tokens, skipped}, stages {name: seconds}.
 
     The JSON also gets alarms (list of {step, kind, text}), rollout_share, training.epochs, next (see `next_steps`), profile
-    (see `traced`) and best_of, the statistics of a run that answered each prompt several times.
+    (see `traced`), goodput (lm/train/goodput.py) and best_of, the statistics of a run that answered each prompt several times.
     """
     workdir, report = Path(workdir), plain(report)
     lines, samples = load_lines(workdir / "metrics.jsonl"), load_samples(workdir / "samples.jsonl")
@@ -91,6 +92,8 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     report["next"] = next_steps(report, workdir)
     if profile := traced(workdir):
         report["profile"] = profile
+    if kept := goodput.of(workdir):
+        report["goodput"] = kept
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report, lines, samples))
 

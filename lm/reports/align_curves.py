@@ -71,6 +71,7 @@ LOSSES = {  # method: (note, unit) of its loss
 }
 # Metrics without a curve here: shown on the axis or in a tile, or with their own chart.
 LEFT_OUT = ("step", "tokens", "skipped", "mfu", "tflops", "reward_std", "seconds/*", "rewards/*/std", "clip_ratio/*_m[ai][xn]")
+LEFT_OUT += ("goodput", "stragglers/*")
 SCHEDULE = "*learning_rate*"  # curves given by a formula are not smoothed
 
 

@@ -28,7 +28,7 @@ from lm.reports.next_steps import next_steps
 from lm.reports.page import render, replace_json
 from lm.reports.provenance import signed, traced, with_stopped
 from lm.saving import plain, write_json
-from lm.train import ngram
+from lm.train import goodput, ngram
 from lm.train.history import column, load_metrics
 from lm.train.speed import mfu_formula
 from lm.train.step import model_config_of
@@ -200,7 +200,8 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
             stages {name: seconds}, training {steps, tokens, skipped}.
 
     Numbers that are not finite become null in the JSON and are left out of the page. The JSON also gets `verdict`, `next`
-    (see `next_steps`), `profile` (see `traced`), and `before` if metrics.jsonl has a validation at step 0.
+    (see `next_steps`), `profile` (see `traced`), `goodput` (lm/train/goodput.py), and `before` if metrics.jsonl has a
+    validation at step 0.
     """
     workdir, report = Path(workdir), plain(report)
     metrics = workdir / "metrics.jsonl"
@@ -211,6 +212,8 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     report["next"] = next_steps(report, workdir)
     if profile := traced(workdir):
         report["profile"] = profile
+    if kept := goodput.of(workdir):
+        report["goodput"] = kept
     replace_json(workdir / "report.json", report)
     saving.write(workdir / "report.html", html(report, train, valid))
 

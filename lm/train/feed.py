@@ -24,6 +24,8 @@ AHEAD = 4  # batches that may be dispatched to the devices at a time
 class Stream(Protocol):
     """The source of the loop's batches. A batch is a pure function of (parameters, seed, step): there is no state to save."""
 
+    phase: str = "data"  # what `next` is for the goodput (lm/train/goodput.py): data or rollout
+
     def start(self, step: int) -> None:
         """Position the stream after `step` finished steps. Called first."""
 

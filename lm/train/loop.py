@@ -21,7 +21,6 @@ from data.text.tokenizer import Tokenizer
 from lm import sizing
 from lm.adapt import lora, quantize
 from lm.bucket.places import with_urls
-from lm.checkpoint import Checkpoints
 from lm.convert.base import reference
 from lm.convert.source import open_source
 from lm.model.linear import trainable
@@ -30,7 +29,7 @@ from lm.parallel.context import sequences_whole
 from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
 from lm.parallel.pipeline import schedule
-from lm.train import compiler
+from lm.train import compiler, keeping
 from lm.train.feed import Feed, Stream, summed
 from lm.train.metrics import Log
 from lm.train.profile import Profile
@@ -46,6 +45,7 @@ from lm.train.step import (
     stored,
     unstored,
 )
+from lm.train.supervision import Supervision
 from lm.train.values import check_length, check_values
 from lm.workdir import check_record, steps_saved
 
@@ -91,7 +91,7 @@ def train(
     validation or None), "tokens_per_second" (median), "num_params", "seconds"}.
     Raises: Stopped on SIGTERM or SIGINT; Diverged; UserError for a checkpoint that does not fit, or if all are damaged.
     """
-    checkpoints = Checkpoints(workdir, keep_last=config.keep_last, keep_every=config.keep_every)
+    checkpoints, losses = keeping.opened(config, workdir)
     begin = checkpoints.whole(print)
     base = None  # a reference to the base weights of adapters, if checkpoints do not hold them
 
@@ -109,6 +109,7 @@ def train(
         state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh), donate_argnums=0)(start())
     else:
         meta, abstract = checkpoints.meta(begin), abstract_state(trainer, mesh)
+        keeping.check(meta, config, workdir, begin)
         base, tokens = meta.get("base"), meta["tokens"]
         average = nnx.filter_state(abstract.params, learns) if checkpoints.has(begin, "raw") else ()
         fields = checkpoints.restore(begin, kept(abstract._replace(average=average)))
@@ -145,8 +146,10 @@ def train(
         nonlocal pending, tokens, skipped, last_read, done
         if pending is None:
             return done
+        before = run.enter("wait")
         (step, metrics, ids), pending = pending, None
         metrics = {name: float(value) for name, value in metrics.items()}
+        watched, told = run.stepped(step)
         now = done = time.perf_counter()
         del metrics["weight"]
         trained, in_row, skipped = (int(metrics.pop(name)) for name in ("tokens", "skipped_in_row", "skipped"))
@@ -156,7 +159,10 @@ def train(
         counted = {"skipped": skipped, "tokens": tokens, "tokens_per_second": rate, "tflops": rate * flops / 1e12}
         if known_peak:
             counted["mfu"] = rate * flops / known_peak[0]
-        log.train({"step": step, **metrics, **counted}, ids)
+        log.train({"step": step, **metrics, **counted, **watched}, ids)
+        for text in told:
+            log.say(text)
+        run.enter(before)
         again = f"then run the same command: it resumes from step {checkpoints.latest() or 0}"
         if in_row and np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
             raise Diverged(  # immediately, since another batch would not help
@@ -175,6 +181,7 @@ def train(
 
     def save(step: int) -> None:
         """Start to save the state. Raises Diverged if it is not sound, because it would replace a sound checkpoint."""
+        before = run.enter("save")
         read()
         log.flush()
         if not sound_fn(state):
@@ -183,10 +190,13 @@ def train(
                 f"were not saved. Lower optimizer.learning_rate, then run the same command: it resumes from step "
                 f"{checkpoints.latest() or 0}"
             )
-        meta = with_urls({"config": config.to_dict(), "tokens": tokens} | ({"base": base} if base else {}))
+        about = {"config": config.to_dict(), "tokens": tokens, "fingerprints": keeping.fingerprints(workdir)}
+        meta = with_urls(about | ({"base": base} if base else {}))
         checkpoints.save(step, kept(state), meta)
+        run.saved(step, before)
 
     stop = _Stop()
+    run = Supervision(config, workdir, begin)
     started = time.perf_counter()
     step = begin
     try:
@@ -196,16 +206,21 @@ def train(
             # Validate before the next step, not after the last one, so that a run stopped in between validates when it resumes.
             first = step == 1 and (bool(config.init_from) if config.valid_first is None else config.valid_first)
             if validate and (first or (config.valid_every and step > 1 and (step - 1) % config.valid_every == 0)):
+                run.enter("validation")
                 read()
                 # All of it before the first step, as at the end: the two are compared.
-                log.valid(step - 1, validate(averaged(state), None if first else config.valid_batches))
+                found = validate(averaged(state), None if first else config.valid_batches)
+                log.valid(step - 1, found)
+                keeping.rate(losses, step - 1, found)
                 last_read = time.perf_counter()
             if measure and config.evals.every and step > 1 and (step - 1) % config.evals.every == 0:
+                run.enter("validation")
                 read()
                 with sequences_whole(averaged(state)) as params:
                     log.valid(step - 1, measure(step - 1, params))
                 last_read = time.perf_counter()
             if watch and config.samples_every and (step - 1) % config.samples_every == 0:
+                run.enter("other")
                 read()
                 with sequences_whole(averaged(state)) as params:
                     for text in watch(step - 1, params):
@@ -215,8 +230,10 @@ def train(
                 read()
                 profile.start()
                 last_read = time.perf_counter()
+            run.enter(getattr(stream, "phase", "data"))
             with profile.step(step):
                 batch, stream_metrics = stream.next(step, state.params, read)
+                run.got(pending, first=step == begin + 1)
                 state, metrics = step_fn(state, batch, frozen)
             read()
             pending = (step, metrics | stream_metrics, stream.ids(step))
@@ -229,9 +246,11 @@ def train(
             if due or signum or step == config.steps:
                 save(step)
             if signum:
-                checkpoints.wait()
+                run.enter("save")
+                checkpoints.wait(functools.partial(save, step))
                 raise Stopped(signum, step)
         seconds = time.perf_counter() - started
+        run.enter("validation")
         final = None
         if validate:
             final = validate(averaged(state), None)
@@ -241,8 +260,10 @@ def train(
                 log.valid(step, measure(step, params))
             for text in watch(step, params) if watch and step else ():
                 log.say(text)
-        checkpoints.wait()
+        run.enter("save")
+        checkpoints.wait(functools.partial(save, step))
     finally:
+        run.close(end=step >= config.steps)
         stream.close()
         log.close()
         stop.restore()

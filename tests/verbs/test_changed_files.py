@@ -64,3 +64,17 @@ def test_a_changed_input_is_refused(finished, text, tmp_path):
     command = runs.line(tmp_path / "run", data__input=tmp_path / "text", steps=4)
     refused(command, str(tmp_path / "text"), "changed", "07.txt has another size", "--workdir")
     assert files(tmp_path / "run") == before
+
+
+@pytest.mark.slow
+def test_the_checkpoint_of_another_text_is_refused(finished, text, tmp_path):
+    """It has the shapes and the config of the run, and it is whole; only its meta tells that it was trained on other rows."""
+    shutil.copytree(text, tmp_path / "text")
+    (tmp_path / "text" / "07.txt").write_text("Quite another text.\n")
+    runs.train(tmp_path / "other", data__input=tmp_path / "text", tokenizer=finished, steps=2)
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir, ignore=shutil.ignore_patterns("checkpoints"))
+    shutil.copytree(tmp_path / "other" / "checkpoints", workdir / "checkpoints")
+    before = files(workdir / "checkpoints")
+    refused(runs.line(workdir, data__input=text), "checkpoints/2 was trained with another data", "use another --workdir")
+    assert files(workdir / "checkpoints") == before

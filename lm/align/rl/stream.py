@@ -25,6 +25,8 @@ class RolloutStream:
     rewards: None for distillation. frozen: parameters of the reference or teacher, or None.
     """
 
+    phase = "rollout"
+
     def __init__(self, config, mesh, sampler: Sampler, tasks: Sequence[dict], rewards: Rewards | None, frozen=None):
         self.config, self.mesh, self.sampler, self.tasks = config, mesh, sampler, tasks
         self.rewards, self.frozen = rewards, frozen

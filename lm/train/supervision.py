@@ -1,0 +1,69 @@
+"""What watches a training loop from beside it: goodput, the watchdog, and the comparison of hosts.
+
+The loop says which phase begins (`enter`) and that a step has finished (`stepped`). Phases: start, compile, data, rollout (the
+batch of reinforcement learning is work, not waiting), dispatch, wait (for a step), validation, save, other.
+"""
+
+from pathlib import Path
+
+import jax
+import ml_collections
+
+from lm.parallel import hosts
+from lm.train.goodput import Goodput
+from lm.train.stragglers import Stragglers
+from lm.train.watchdog import STEP_PHASES, Watchdog
+
+
+class Supervision:
+    """Begins when the loop begins, with the phase "start". begin: the step that the run resumes from."""
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path, begin: int):
+        keys = config.watchdog
+        self.goodput = Goodput(workdir, begin, enabled=hosts.is_first())
+        self._watchdog = Watchdog(keys.timeout, keys.other, workdir / f"hang-{jax.process_index()}.txt")
+        self._stragglers = Stragglers(keys.compare_every, keys.slower, jax.process_count())
+        self._steps, self._waited = 0.0, 0.0  # seconds of phases of steps, and of "wait", after the last step
+        self._watchdog.start()
+        hosts.at_end.append(self._ended)
+
+    def enter(self, phase: str) -> str:
+        """Begin a phase. Return the one that ends."""
+        self._watchdog.enter(phase)
+        return self.goodput.enter(phase)
+
+    def got(self, pending: tuple | None, first: bool) -> None:
+        """End the wait for a batch. It cost nothing if the devices were computing the `pending` step all the while.
+
+        first: the step of this batch is compiled now.
+        """
+        before = self.goodput.seconds.get("data", 0.0)
+        self.enter("compile" if first else "dispatch")
+        if pending is not None and not pending[1]["loss"].is_ready():
+            self.goodput.hide(self.goodput.seconds.get("data", 0.0) - before)
+
+    def stepped(self, step: int) -> tuple[dict[str, float], list[str]]:
+        """Note that a step has finished. Return numbers to log and lines to print. Collective."""
+        self.goodput.stepped(step)
+        seconds = self.goodput.seconds
+        steps = sum(seconds.get(phase, 0.0) for phase in (*STEP_PHASES, "data hidden"))
+        waited = seconds.get("wait", 0.0)
+        whole, blocked = steps - self._steps, waited - self._waited
+        self._steps, self._waited = steps, waited
+        self._watchdog.stepped(step, whole)
+        numbers, lines = self._stragglers.stepped(step, whole - blocked, whole)
+        return {"goodput": self.goodput.fraction, **numbers}, lines
+
+    def saved(self, step: int, phase: str) -> None:
+        """Note that a save has begun in the background, and go back to a phase."""
+        self.goodput.record(step, saved=True)
+        self.enter(phase)
+
+    def _ended(self, code: int) -> None:
+        """Write a last record when the process ends in an error, perhaps from another thread."""
+        self.goodput.record(self.goodput.step)
+
+    def close(self, end: bool) -> None:
+        self._watchdog.stop()
+        hosts.at_end.remove(self._ended)
+        self.goodput.close(end)

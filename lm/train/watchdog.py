@@ -1,0 +1,125 @@
+"""End a run that hangs, with the stacks of all its threads.
+
+A step that has not finished within `watchdog.timeout` seconds ends the process with the exit code HUNG, as does a phase of
+another kind (a compilation, a validation, a save) that lasts longer than `watchdog.other`. The stacks of all Python threads go
+to stderr and to WORKDIR/hang-PROCESS.txt. In a job of several processes all end, and each writes its own file, because the one
+that hangs need not be the one whose time is over first.
+
+The thread counts its own short waits, not the clock, so a machine that was suspended as a whole goes on. A thread that never
+releases Python's lock stops the watchdog too; in a job of several, the others then end (lm/parallel/heartbeat.py).
+"""
+
+import faulthandler
+import statistics
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from lm import cli
+from lm.parallel import hosts
+
+HUNG = 76  # exit code
+STEP_PHASES = ("data", "rollout", "dispatch", "wait")  # these together are a step; see lm/train/goodput.py
+KNOWN, TIMES, LEAST, FIRST = 3, 20, 600.0, 3600.0  # of the chosen timeout
+TOGETHER = 3  # seconds in which the other processes write their stacks, before the end of this one breaks their connections
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def end(message: str) -> None:
+    cli.fail(message, HUNG)
+
+
+class Watchdog:
+    """Watches a training loop from `start` to `stop`. The loop calls `enter` at each change of phase, `stepped` after a step.
+
+    timeout: seconds without a finished step; 0: TIMES times the median of the last steps, and at least LEAST; FIRST before
+    KNOWN steps are known. other: seconds that a phase of another kind may last; 0: no limit. dump: the file for the stacks.
+    end: called with the message.
+    """
+
+    def __init__(self, timeout: float, other: float, dump: Path, end: Callable[[str], None] = end):
+        self._timeout, self._other, self._dump, self._end = timeout, other, dump, end
+        self._phase, self._step, self._waited = "start", 0, 0.0
+        self._times: deque[float] = deque(maxlen=100)
+        self._tick = min([1.0, *(limit / 20 for limit in (timeout, other) if limit)])
+        self._main, self._dumped = threading.get_ident(), False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def start(self) -> None:
+        hosts.at_end.append(self._at_end)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        if self._at_end in hosts.at_end:
+            hosts.at_end.remove(self._at_end)
+
+    def enter(self, phase: str) -> None:
+        """Note the phase that begins. A phase of another kind than a step begins a new time, and so does the step after it."""
+        if (phase in STEP_PHASES) != (self._phase in STEP_PHASES) or phase not in STEP_PHASES:
+            self._waited = 0.0
+        self._phase = phase
+
+    def stepped(self, step: int, seconds: float) -> None:
+        """Note that a step has finished. seconds: that it took, without phases of another kind."""
+        self._step, self._waited = step, 0.0
+        self._times.append(seconds)
+
+    def limit(self) -> tuple[float, str]:
+        """Return the seconds that the current phase may last, and the key that sets them."""
+        if self._phase not in STEP_PHASES:
+            return self._other or float("inf"), "watchdog.other"
+        if self._timeout:
+            return self._timeout, "watchdog.timeout"
+        known = TIMES * statistics.median(self._times) if len(self._times) >= KNOWN else FIRST
+        return max(LEAST, known), "watchdog.timeout, chosen"
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._tick):
+            self._waited += self._tick
+            limit, key = self.limit()
+            if self._waited > limit:
+                self._hang(limit, key)
+                return
+
+    def _hang(self, limit: float, key: str) -> None:
+        what = (
+            f"no step has finished after step {self._step}" if self._phase in STEP_PHASES else f"{self._phase} has not finished"
+        )
+        where = place(self._main)
+        stacks(self._dump)
+        self._end(
+            f"{what} within {limit:g} s ({key}); the main thread is at {where}, and the stacks of all threads "
+            f"are in {self._dump}; run the same command to resume"
+        )
+
+    def _at_end(self, code: int) -> None:
+        if threading.current_thread() is self._thread:
+            if hosts.several():
+                time.sleep(TOGETHER)
+        elif code == HUNG and not self._dumped:
+            self._dumped = True
+            stacks(self._dump)
+
+
+def stacks(path: Path) -> None:
+    """Write the stacks of all threads to stderr and to a file."""
+    with open(path, "w") as file:
+        file.write(time.strftime("%Y-%m-%d %H:%M:%S\n"))
+        file.flush()
+        for to in (file, sys.__stderr__):
+            faulthandler.dump_traceback(to, all_threads=True)
+
+
+def place(thread: int) -> str:
+    """Return "file:line (function)" of the innermost line of this repository that a thread is at, else of any."""
+    stack = traceback.extract_stack(sys._current_frames()[thread])
+    own = [frame for frame in stack if Path(frame.filename).is_relative_to(REPOSITORY) and ".venv" not in frame.filename]
+    frame = (own or stack)[-1]
+    file = Path(frame.filename)
+    return f"{file.relative_to(REPOSITORY) if own else file.name}:{frame.lineno} ({frame.name})"
