@@ -127,7 +127,7 @@ def run(
             scores = rewards if config.method == "rl" else None
             stream: Stream = RolloutStream(config, mesh, sampler, tasks, scores, method.frozen)
         else:
-            stream = Feed(learn, mesh, config.data.log_ids)
+            stream = Feed(learn, mesh)
         valid = batches(config, kind, examples.valid, shuffle=False) if examples and examples.valid else None
         feed = Feed(valid, mesh) if valid else None
         validate = Validation(config, trainer, feed, sampler, held_out, rewards, method.frozen)
