@@ -31,7 +31,7 @@ from lm.parallel.context import sequences_whole
 from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
 from lm.parallel.pipeline import schedule
-from lm.train import compiler
+from lm.train import compiler, find_nan
 from lm.train.divergence import Diverged as Diverged
 from lm.train.divergence import respond, unsound
 from lm.train.feed import Feed, Stream, summed
@@ -219,6 +219,9 @@ def _train(config, trainer, mesh, stream, validate, workdir, start, rewinds, fro
             with profile.step(step):
                 batch, stream_metrics = stream.next(step, state.params, read)
                 state, metrics = step_fn(state, batch, frozen)
+            if config.find_nan and not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
+                for text in find_nan.explain(config, trainer.objective, state, batch, frozen):
+                    log.say(f"step {step}: {text}")
             read()
             pending = (step, metrics | stream_metrics, stream.ids(step) if log_ids else None)
             if step == profile.last:

@@ -70,7 +70,7 @@ class Trainer(NamedTuple):
 
     init(params=None) -> TrainState, with random parameters if none are given. step(state, batch, frozen=None) -> (TrainState,
     metrics). evaluate(params, batch, frozen=None) -> {"objective", "weight", "metrics"}, sums over the batch. offload: the
-    optimizer's moments are in host memory between steps (config.optimizer.offload).
+    optimizer's moments are in host memory between steps (config.optimizer.offload). objective: the Objective of the step.
     """
 
     init: Any
@@ -78,6 +78,7 @@ class Trainer(NamedTuple):
     evaluate: Any
     abstract_params: nnx.State
     offload: bool = False
+    objective: Any = None
 
 
 def make_trainer(config, objective: Objective | None = None, updates: int = 1) -> Trainer:
@@ -162,7 +163,7 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
         total, sums = objective.loss(nnx.merge(graph, params), batch, frozen, None)
         return {"objective": total, "weight": objective.weight(batch), "metrics": sums.metrics}
 
-    return Trainer(init, step, evaluate, abstract, offload)
+    return Trainer(init, step, evaluate, abstract, offload, objective)
 
 
 def moving_average(average: nnx.State, params: nnx.State, updates: jax.Array, decay: float) -> nnx.State:
