@@ -162,7 +162,7 @@ def run(
                 "before": before,
                 "after": result["valid"],
                 "finished": result["step"] >= config.steps,
-                "training": {"steps": result["step"], "tokens": result["tokens"], "skipped": result["skipped"]},
+                "training": {name: result[name] for name in ("tokens", "skipped", "rewinds")} | {"steps": result["step"]},
             },
         )
     return found

@@ -79,8 +79,8 @@ def faulty(trainer: Trainer, fault: str) -> Trainer:
 
 def config_of(seed: int):
     config = tiny_config(vocab_size=V)
-    config.update(steps=STEPS, seed=seed, valid_every=0, checkpoint_every=EVERY, batch_size=16)
-    config.optimizer.update(learning_rate=4e-3, warmup=20)
+    config.update(steps=STEPS, seed=seed, valid_every=0, checkpoint_every=EVERY, batch_size=32)
+    config.optimizer.update(learning_rate=1e-2, warmup=20)
     return config
 
 
