@@ -10,7 +10,7 @@ Medians are used because a mean and a standard deviation grow with the spikes th
 SkipStepOptimizer of OLMo-core: 128 steps, 6 standard deviations). The test is one-sided: a fall is never a spike. Trends:
 a falling line is subtracted before the MAD, so that the fast fall at the start hides no spike; a rising one is not, so that a
 steady rise of any slope is at most W/8 · slope above the level and W/8 / (1.4826 · W/4) = 0.34 deviations. Nothing is a spike
-before `warmup` steps were accepted. A step of gradient norm 0 is not compared.
+before `warmup` steps were accepted. A norm of 0 is not compared, and the step does not count in the window.
 
 False alarms, for independent Gaussian noise of standard deviation σ: the level has the variance π/2 · σ² / (W/4), and the
 deviation the mean σ and the variance σ² / (2 · 0.3675 · W), 0.3675 being the efficiency of the MAD. So, for each number,
@@ -88,13 +88,14 @@ def judge(guard: Guard, loss, norm, sound, in_row, s: Settings) -> tuple[jax.Arr
     """Return (whether the step is accepted, the next Guard, metrics).
 
     Args: loss, norm: float32 []. sound: whether both and the update are finite. in_row: steps in a row skipped before.
-    Metrics: spike: how many deviations the step is above the level, the larger of both, 0 in the warm-up. spikes, high_in_row:
+    Metrics: spike: how many deviations the step is above the level, the larger of both; 0 in the warm-up. spikes, high_in_row:
     as in Guard, after the step.
     """
     new_2 = jnp.stack([loss, jnp.log(norm)])
     level_2, deviation_2 = level(guard.values_2W, guard.count)
-    warm = (guard.count >= s.warmup) & (norm > 0)
-    above = jnp.where(warm & sound, jnp.max((new_2 - level_2) / deviation_2), 0.0)
+    warm = guard.count >= s.warmup
+    compared_2 = warm & sound & jnp.stack([jnp.bool_(True), norm > 0])
+    above = jnp.max(jnp.where(compared_2, (new_2 - level_2) / deviation_2, 0.0))
     spike = above > s.threshold
     accepted = sound & ~spike
 

@@ -46,7 +46,7 @@ class Planted:
     def next(self, step, params, wait):
         n = step - 1 - self.first
         batch = rows(self.config, self.seed, step - 1, self.fault == "garbage" and 0 <= n < 20)
-        marked = {"rate": 0 <= n < 5, "bit": n == 0}.get(self.fault, False)
+        marked = {"rate": 0 <= n < 8, "bit": n == 0}.get(self.fault, False)
         return {name: jnp.asarray(x) for name, x in batch.items()} | {"marked": jnp.asarray(marked)}, {}
 
     def ids(self, step):

@@ -143,6 +143,9 @@ def test_a_gradient_of_zero_is_not_compared():
     values[100:300, 1] = -np.inf
     accepted, deviations = judged(values, settings())
     assert np.all(np.asarray(accepted)) and np.all(np.isfinite(np.asarray(deviations)))
+    values[250, 0] += 1  # the loss is: a huge weight can make a norm layer return 0, and all gradients are 0 then
+    accepted, _ = judged(values, settings())
+    assert np.flatnonzero(~np.asarray(accepted)).tolist() == [250]
 
 
 def test_a_skipped_spike_leaves_no_trace():
