@@ -113,7 +113,7 @@ def train(config, workdir: Path) -> None:
         trainer = make_trainer(config)
         try:
             start = functools.partial(initial_params, config, mesh)
-            stream = Feed(batches, mesh, config.data.log_ids)
+            stream = Feed(batches, mesh)
             validate = valid and loop.Evaluator(trainer, Feed(valid, mesh), tokenizer, config.model.vocab_size)
             measure = in_loop.measuring(evals, workdir, skeleton(model_config_of(config))[0], tokenizer)
             result = loop.train(config, trainer, mesh, stream, validate, workdir, start, measure=measure)

@@ -239,11 +239,23 @@ class Checkpoints:
     def restore(self, step: int, abstract: Any) -> Any:
         """Restore the state onto the shardings of `abstract`, a tree of ShapeDtypeStructs like the saved state.
 
+        A saved `guard` is ignored if `abstract` has none.
         Raises UserError if the checkpoint holds other arrays or other shapes.
         """
-        wanted = plain(abstract)
-        check_shapes(wanted, self._manager.item_metadata(step)["state"].tree, self.folder / str(step))
+        wanted, stored = plain(abstract), self._manager.item_metadata(step)["state"].tree
+        stored = {name: x for name, x in stored.items() if name in wanted or name != "guard"}
+        check_shapes(wanted, stored, self.folder / str(step))
         return unplain(abstract, self._read(step, wanted))
+
+    def remove(self, step: int) -> None:
+        """Delete a checkpoint."""
+        self._manager.delete(step)
+
+    def fits(self, step: int, field: str, abstract: Any) -> bool:
+        """Return whether a field of a checkpoint's state has the names and shapes of `abstract`."""
+        wanted, stored = plain({field: abstract}), self._manager.item_metadata(step)["state"].tree
+        shapes = ({name: tuple(x.shape) for name, x in named(tree.get(field, {})).items()} for tree in (wanted, stored))
+        return next(shapes) == next(shapes)
 
     def has(self, step: int, field: str) -> bool:
         """Return whether the state of a checkpoint has a field of this name."""

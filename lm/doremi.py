@@ -91,9 +91,9 @@ def search(config, workdir: Path) -> None:
         trainer, start = make_trainer(config), functools.partial(initial_params, config, mesh)
         validate = valid and loop.Evaluator(trainer, Feed(valid, mesh), tokenizer, config.model.vocab_size)
         try:
-            stream = Feed(given, mesh, config.data.log_ids)
+            stream = Feed(given, mesh)
             known = loop.train(config, trainer, mesh, stream, validate, reference, start)
-            trainer, stream = proxy_trainer(config, uniform), Feed(even, mesh, config.data.log_ids)
+            trainer, stream = proxy_trainer(config, uniform), Feed(even, mesh)
             found = loop.train(config, trainer, mesh, stream, None, proxy, start, frozen=known["params"])
         except loop.Stopped as stopped:
             hosts.leave()

@@ -118,7 +118,18 @@ def get_config() -> ml_collections.ConfigDict:
     config.watchdog.other = 14_400.0  # seconds that a compilation, a validation or a save may take; 0: no limit
     config.watchdog.compare_every = 100  # steps between two comparisons of the hosts; 0: none
     config.watchdog.slower = 1.5  # name a host that needs this many times the median of the others
-    config.max_skipped_in_row = 10  # steps without a finite loss and gradient before the run stops
+    # Steps skipped in a row, because loss or gradient is not finite or a spike, before the run rewinds, or stops.
+    config.max_skipped_in_row = 10
+    config.guard = ml_collections.ConfigDict()  # against spikes of loss and gradient norm (docs/train.md, When a run diverges)
+    config.guard.on = True  # skip spikes, and rewind; without effect on align.py's method rl
+    config.guard.window = 128  # accepted steps with which a step is compared
+    config.guard.warmup = 100  # accepted steps before the first one that may be skipped
+    config.guard.threshold = 8.0  # deviations above the median of loss or log gradient norm that make a spike; inf: none
+    config.guard.high_steps = 100  # accepted steps in a row with a loss a fifth above its lowest level that rewind; 0: off
+    config.guard.rewinds = 3  # times that the run may go back to a checkpoint, and on with other data; 0: it never does
+    config.guard.lower_rate = 1.0  # factor of the learning rate after a rewind
+    config.guard.lower_steps = 100  # steps with that factor
+    config.find_nan = False  # name the first tensor that is not finite when a step fails; each step waits for the one before
     config.profile = ""  # steps whose trace goes to WORKDIR/profile for XProf: "10-12", both included; "": none
     config.samples = ("def ", "import ", "The ")  # prompts that the report completes
     return config

@@ -127,7 +127,7 @@ def run(
             scores = rewards if config.method == "rl" else None
             stream: Stream = RolloutStream(config, mesh, sampler, tasks, scores, method.frozen)
         else:
-            stream = Feed(learn, mesh, config.data.log_ids)
+            stream = Feed(learn, mesh)
         valid = batches(config, kind, examples.valid, shuffle=False) if examples and examples.valid else None
         feed = Feed(valid, mesh) if valid else None
         validate = Validation(config, trainer, feed, sampler, held_out, rewards, method.frozen)
@@ -162,7 +162,7 @@ def run(
                 "before": before,
                 "after": result["valid"],
                 "finished": result["step"] >= config.steps,
-                "training": {"steps": result["step"], "tokens": result["tokens"], "skipped": result["skipped"]},
+                "training": {name: result[name] for name in ("tokens", "skipped", "rewinds")} | {"steps": result["step"]},
             },
         )
     return found

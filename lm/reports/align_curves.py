@@ -70,7 +70,8 @@ LOSSES = {  # method: (note, unit) of its loss
     "ppo": ("of policy and values; it may stay near 0 while the reward rises", "loss"),
 }
 # Metrics without a curve here: shown on the axis or in a tile, or with their own chart.
-LEFT_OUT = ("step", "tokens", "skipped", "mfu", "tflops", "reward_std", "seconds/*", "rewards/*/std", "clip_ratio/*_m[ai][xn]")
+LEFT_OUT = ("step", "tokens", "skipped", "spike", "spikes", "rewinds", "skipped_batches", "mfu", "tflops")
+LEFT_OUT += ("reward_std", "seconds/*", "rewards/*/std", "clip_ratio/*_m[ai][xn]")
 LEFT_OUT += ("goodput", "stragglers/*")
 SCHEDULE = "*learning_rate*"  # curves given by a formula are not smoothed
 

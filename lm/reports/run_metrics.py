@@ -143,7 +143,8 @@ def _end(metrics: Metrics, rows: Sequence[Mapping]) -> None:
         if row["loss"] is not None and row.get("grad_norm", 0) is not None:
             break
         metrics.null += 1
-    skipped = [row.get("skipped") for row in rows[-2:]]
+    # Spikes are finite too, but the run goes on.
+    skipped = [is_number(row.get("skipped")) and row["skipped"] - (row.get("spikes") or 0) for row in rows[-2:]]
     if not metrics.null and all(map(is_number, skipped)):
         metrics.overflow = skipped[-1] > (skipped[0] if len(skipped) > 1 else 0)
 

@@ -103,7 +103,7 @@ def write_report(
                 "mfu_formula": mfu_formula(),
             },
             "stages": stages,
-            "training": {"steps": result["step"], "tokens": result["tokens"], "skipped": result["skipped"]},
+            "training": {name: result[name] for name in ("tokens", "skipped", "rewinds")} | {"steps": result["step"]},
         },
     )
 
@@ -197,7 +197,7 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
             mixture (see `mixture`),
             validation {loss, bits_per_byte, tokens, bytes, unigram, 3-gram, 5-gram (bits per byte)},
             samples [{prompt, text}], throughput {tokens_per_second, tflops, mfu, mfu_formula},
-            stages {name: seconds}, training {steps, tokens, skipped}.
+            stages {name: seconds}, training {steps, tokens, skipped, rewinds}.
 
     Numbers that are not finite become null in the JSON and are left out of the page. The JSON also gets `verdict`, `next`
     (see `next_steps`), `profile` (see `traced`), `goodput` (lm/train/goodput.py), and `before` if metrics.jsonl has a

@@ -37,7 +37,7 @@ class Stream(Protocol):
         """
 
     def ids(self, step: int) -> list[int] | None:
-        """Return the row ids of a step's batch, or None if they are not logged."""
+        """Return the row ids of a step's batch, or None if its rows have none."""
 
     def close(self) -> None: ...
 
@@ -49,8 +49,8 @@ class Feed:
     hold a part of.
     """
 
-    def __init__(self, batches: Batches, mesh: Mesh, log_ids: bool = False):
-        self._batches, self._mesh, self._log_ids = batches, mesh, log_ids
+    def __init__(self, batches: Batches, mesh: Mesh):
+        self._batches, self._mesh = batches, mesh
         self._by_rows = NamedSharding(mesh, spec("batch"))
         self._held = functools.cache(self._held_of)
 
@@ -60,8 +60,8 @@ class Feed:
     def next(self, step: int, params: Any, wait: Callable[[], float]) -> tuple[dict[str, jax.Array], dict]:
         return self.to_devices(next(self._iterator), self._batches.growth.of(step - 1)), {}
 
-    def ids(self, step: int) -> list[int] | None:
-        return self._batches.global_row_ids(step - 1).tolist() if self._log_ids else None
+    def ids(self, step: int) -> list[int]:
+        return self._batches.global_row_ids(step - 1).tolist()
 
     def close(self) -> None:
         self._iterator.close()

@@ -4,6 +4,7 @@ Steps are counted from 1: line n of the log is the n-th update, computed from ba
 """
 
 import functools
+import gc
 import operator
 import signal
 import time
@@ -29,10 +30,13 @@ from lm.parallel.context import sequences_whole
 from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
 from lm.parallel.pipeline import schedule
-from lm.train import compiler, keeping
+from lm.train import compiler, find_nan, keeping
+from lm.train.divergence import Diverged as Diverged
+from lm.train.divergence import respond, unsound
 from lm.train.feed import Feed, Stream, summed
 from lm.train.metrics import Log
 from lm.train.profile import Profile
+from lm.train.rewind import Rewinds, Rewound
 from lm.train.speed import mfu_formula, peak_flops
 from lm.train.step import (
     Trainer,
@@ -48,11 +52,6 @@ from lm.train.step import (
 from lm.train.supervision import Supervision
 from lm.train.values import check_length, check_values
 from lm.workdir import check_record, steps_saved
-
-
-class Diverged(Exception):
-    """The run cannot continue: too many steps in a row with a loss or gradient that is not finite, an update that overflowed,
-    or a state to save that is not finite."""
 
 
 class Stopped(Exception):
@@ -87,12 +86,24 @@ def train(
       watch: watch(step, params) -> lines to print, called every config.samples_every steps.
       measure: measure(step, params) -> {name: number}, called every config.evals.every steps and at the end; logged like
         validation.
-    Returns: {"params" (the averages with config.ema), "sources" (of the state), "step", "tokens", "skipped", "valid" (the final
-    validation or None), "tokens_per_second" (median), "num_params", "seconds"}.
+    Returns: {"params" (the averages with config.ema), "sources" (of the state), "step", "tokens", "skipped", "rewinds" (see
+    lm/train/rewind.py), "valid" (the final validation or None), "tokens_per_second" (median), "num_params", "seconds"}.
     Raises: Stopped on SIGTERM or SIGINT; Diverged; UserError for a checkpoint that does not fit, or if all are damaged.
     """
+    rewinds = Rewinds(config, workdir)
+    stream = rewinds.shifted(stream)
+    while True:
+        try:
+            return _train(config, trainer, mesh, stream, validate, workdir, start, rewinds, frozen, watch, measure)
+        except Rewound:
+            pass  # it was logged
+        gc.collect()  # the abandoned state, before the next one is restored
+
+
+def _train(config, trainer, mesh, stream, validate, workdir, start, rewinds, frozen, watch, measure) -> dict:
+    """Train as `train` does. Raises Rewound if the run must be resumed."""
     checkpoints, losses = keeping.opened(config, workdir)
-    begin = checkpoints.whole(print)
+    begin = rewinds.newest(checkpoints)
     base = None  # a reference to the base weights of adapters, if checkpoints do not hold them
 
     learns = trainable(model_config_of(config))
@@ -112,10 +123,12 @@ def train(
         keeping.check(meta, config, workdir, begin)
         base, tokens = meta.get("base"), meta["tokens"]
         average = nnx.filter_state(abstract.params, learns) if checkpoints.has(begin, "raw") else ()
-        fields = checkpoints.restore(begin, kept(abstract._replace(average=average)))
+        saved = abstract.guard if checkpoints.fits(begin, "guard", abstract.guard) else ()
+        fields = checkpoints.restore(begin, kept(abstract._replace(average=average, guard=saved)))
         if base:
             fields["params"] = open_source(workdir, begin).load(abstract.params)
         state = unstored(fields, learns, bool(config.ema))
+    state = rewinds.ready(state, mesh)
 
     profile = Profile(config.profile, workdir, begin, config.steps)
     stream.start(begin)
@@ -124,7 +137,8 @@ def train(
     num_params = sum(sizing.parameters(model_config_of(config))["total"].values())
     flops = sizing.flops_per_token(model_config_of(config), config.sequence_length)
     known_peak = peak_flops()
-    log = Log(workdir, enabled=is_first(), step=begin, steps=config.steps, log_ids=config.data.get("log_ids", False))
+    log_ids = config.data.get("log_ids", False)
+    log = Log(workdir, enabled=is_first(), step=begin, steps=config.steps, log_ids=log_ids)
     log.say(f"{num_params:,} parameters, {config.batch_size * config.sequence_length:,} tokens a step, {dict(mesh.shape)}")
     if offloaded := [key for key in ("model.offload", "optimizer.offload") if operator.attrgetter(key)(config)]:
         log.say(f"{' and '.join(offloaded)}: {memory.explained()}")
@@ -134,16 +148,16 @@ def train(
     if known_peak:
         log.say(mfu_formula())
     rates: list[float] = []
-    skipped = int(state.skipped)
+    skipped, in_row = int(state.skipped), int(state.skipped_in_row)
     last_read = done = time.perf_counter()
     pending = None  # (step, metrics, ids) of the step that the devices are computing
 
     def read() -> float:
         """Wait for the dispatched step, if there is one, and log it. Return the time when the last step was done.
 
-        The time is that of time.perf_counter. Raises Diverged.
+        The time is that of time.perf_counter. Raises Diverged or Rewound.
         """
-        nonlocal pending, tokens, skipped, last_read, done
+        nonlocal pending, tokens, skipped, in_row, last_read, done
         if pending is None:
             return done
         before = run.enter("wait")
@@ -159,39 +173,26 @@ def train(
         counted = {"skipped": skipped, "tokens": tokens, "tokens_per_second": rate, "tflops": rate * flops / 1e12}
         if known_peak:
             counted["mfu"] = rate * flops / known_peak[0]
+        counted |= rewinds.counted(step) | {name: int(metrics[name]) for name in ("spikes",) if name in metrics}
+        high = int(metrics.pop("high_in_row", 0))
         log.train({"step": step, **metrics, **counted, **watched}, ids)
         for text in told:
             log.say(text)
         run.enter(before)
-        again = f"then run the same command: it resumes from step {checkpoints.latest() or 0}"
-        if in_row and np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"]):
-            raise Diverged(  # immediately, since another batch would not help
-                f"step {step}: loss and gradient are finite, but the update overflows at learning rate "
-                f"{metrics['learning_rate']:g} and was left out; lower optimizer.learning_rate, {again}"
-            )
-        if in_row:
-            values = f"loss {metrics['loss']} or gradient norm {metrics['grad_norm']}"
-            log.say(f"step {step}: {values} is not finite, update skipped")
-        if in_row >= config.max_skipped_in_row:
-            raise Diverged(
-                f"{in_row} steps in a row (max_skipped_in_row) had a loss or gradient that is not finite, the last is step "
-                f"{step}; lower optimizer.learning_rate or look at the data of these steps, {again}"
-            )
+        respond(step, metrics, in_row, high, config, rewinds, log.say, again())
         return done
 
+    def again() -> str:
+        return f"then run the same command: it resumes from step {checkpoints.latest() or 0}"
+
     def save(step: int) -> None:
-        """Start to save the state. Raises Diverged if it is not sound, because it would replace a sound checkpoint."""
+        """Start to save the state. Raises Diverged or Rewound if it is not sound, as it would replace a sound checkpoint."""
         before = run.enter("save")
-        read()
         log.flush()
         if not sound_fn(state):
-            raise Diverged(
-                f"step {step}: parameters or optimizer moments are not finite, or so large that their squares are not; they "
-                f"were not saved. Lower optimizer.learning_rate, then run the same command: it resumes from step "
-                f"{checkpoints.latest() or 0}"
-            )
+            unsound(step, rewinds, log.say, again())
         about = {"config": config.to_dict(), "tokens": tokens, "fingerprints": keeping.fingerprints(workdir)}
-        meta = with_urls(about | ({"base": base} if base else {}))
+        meta = with_urls(about | ({"base": base} if base else {}) | rewinds.meta())
         checkpoints.save(step, kept(state), meta)
         run.saved(step, before)
 
@@ -235,8 +236,11 @@ def train(
                 batch, stream_metrics = stream.next(step, state.params, read)
                 run.got(pending, first=step == begin + 1)
                 state, metrics = step_fn(state, batch, frozen)
+            if config.find_nan and not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
+                for text in find_nan.explain(config, trainer.objective, state, batch, frozen):
+                    log.say(f"step {step}: {text}")
             read()
-            pending = (step, metrics | stream_metrics, stream.ids(step))
+            pending = (step, metrics | stream_metrics, stream.ids(step) if log_ids else None)
             if step == profile.last:
                 read()
                 profile.stop()
@@ -244,7 +248,9 @@ def train(
             due = config.checkpoint_every and step % config.checkpoint_every == 0
             signum = stop.requested(step)
             if due or signum or step == config.steps:
-                save(step)
+                read()
+                if not in_row or signum or step == config.steps:  # else the loop may soon go back to the last checkpoint
+                    save(step)
             if signum:
                 run.enter("save")
                 checkpoints.wait(functools.partial(save, step))
@@ -276,6 +282,7 @@ def train(
         "step": step,
         "tokens": tokens,
         "skipped": skipped,
+        "rewinds": rewinds.meta().get("rewinds", []),
         "valid": final,
         "num_params": num_params,
         "tokens_per_second": rate,

@@ -23,7 +23,7 @@ from lm.model.transformer import Hidden, Transformer, build, skeleton
 from lm.parallel.context import later
 from lm.parallel.memory import has_host_memory, on_host, to_device, to_host
 from lm.parallel.mesh import shardings
-from lm.train import rates
+from lm.train import guard, rates
 from lm.train.optimizers.chain import optimizer as chain
 from lm.train.schedule import schedule
 
@@ -32,7 +32,7 @@ class TrainState(NamedTuple):
     """Everything that a step changes. `step` counts batches, `skipped` the batches whose update was not applied.
 
     sources: weights of the sources that a run learns (lm/train/doremi.py); () in other runs. average: moving average of the
-    trained parameters (config.ema); () without.
+    trained parameters (config.ema); () without. guard: what the last steps were like (lm/train/guard.py); () without.
     """
 
     step: jax.Array  # int32
@@ -42,6 +42,7 @@ class TrainState(NamedTuple):
     skipped_in_row: jax.Array  # int32
     sources: Any = ()
     average: Any = ()
+    guard: Any = ()
 
 
 class Sums(NamedTuple):
@@ -69,7 +70,7 @@ class Trainer(NamedTuple):
 
     init(params=None) -> TrainState, with random parameters if none are given. step(state, batch, frozen=None) -> (TrainState,
     metrics). evaluate(params, batch, frozen=None) -> {"objective", "weight", "metrics"}, sums over the batch. offload: the
-    optimizer's moments are in host memory between steps (config.optimizer.offload).
+    optimizer's moments are in host memory between steps (config.optimizer.offload). objective: the Objective of the step.
     """
 
     init: Any
@@ -77,6 +78,7 @@ class Trainer(NamedTuple):
     evaluate: Any
     abstract_params: nnx.State
     offload: bool = False
+    objective: Any = None
 
 
 def make_trainer(config, objective: Objective | None = None, updates: int = 1) -> Trainer:
@@ -95,14 +97,15 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
         o.schedule, peak=peak, steps=config.steps * updates, warmup=o.warmup * updates, final=o.final, decay=o.decay
     )
 
-    offload = o.offload and has_host_memory()
+    offload, watch = o.offload and has_host_memory(), guard.settings(config)
 
     def init(params: nnx.State | None = None) -> TrainState:
         params = build(model_config, config.seed) if params is None else params
         zero, trained = jnp.zeros((), jnp.int32), nnx.filter_state(params, learns)
         average = jax.tree.map(jnp.copy, trained) if config.ema else ()
         optimizer = transform.init(trained)
-        return TrainState(zero, params, to_host(optimizer) if offload else optimizer, zero, zero, average=average)
+        optimizer = to_host(optimizer) if offload else optimizer
+        return TrainState(zero, params, optimizer, zero, zero, average=average, guard=guard.init(watch) if watch else ())
 
     def step(state: TrainState, batch: dict, frozen=None) -> tuple[TrainState, dict]:
         weight = objective.weight(batch)
@@ -117,6 +120,8 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
             norm = optax.global_norm(grads)
             grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, o.clip_norm / (norm + 1e-9)), grads)
             rate = learning_rate(state.step)
+            if state.guard:
+                rate = rate * guard.rate_factor(state.guard, state.step, watch)
             moments = to_device(state.optimizer) if offload else state.optimizer
             direction, optimizer = transform.update(grads, moments, params)
             trained = jax.tree.map(lambda p, u: p - rate * u, params, direction)
@@ -127,6 +132,9 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
             # A learning rate that is too large lets the update overflow. The moments cannot overflow: they average gradients
             # and their squares, and these are finite if the norm is.
             ok = jnp.isfinite(total) & jnp.isfinite(norm) & ~overflowed(state.params, params)
+            watched, seen = (), {}
+            if state.guard:
+                ok, watched, seen = guard.judge(state.guard, total, norm, ok, state.skipped_in_row, watch)
             # A bad step leaves parameters and moments bitwise unchanged, without a host sync.
             params, optimizer, average = jax.tree.map(
                 lambda new, old: jnp.where(ok, new, old), (params, optimizer, average), (state.params, moments, state.average)
@@ -135,7 +143,7 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
                 optimizer = to_host(optimizer)
         bad = jnp.int32(1) - ok.astype(jnp.int32)
         in_row = (state.skipped_in_row + bad) * bad
-        state = TrainState(state.step + 1, params, optimizer, state.skipped + bad, in_row, average=average)
+        state = TrainState(state.step + 1, params, optimizer, state.skipped + bad, in_row, average=average, guard=watched)
         metrics = {"loss": total} | {name: ratio(*pair) for name, pair in sums.metrics.items()}
         metrics |= {
             "grad_norm": norm,
@@ -144,6 +152,7 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
             "tokens": jnp.sum(batch["weights"] > 0) * ok,
             "skipped": state.skipped,
             "skipped_in_row": in_row,
+            **seen,
         }
         if sums.loads:
             metrics["expert_load"] = jnp.max(jnp.stack([busiest(load) for load in sums.loads.values()]))
@@ -154,7 +163,7 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
         total, sums = objective.loss(nnx.merge(graph, params), batch, frozen, None)
         return {"objective": total, "weight": objective.weight(batch), "metrics": sums.metrics}
 
-    return Trainer(init, step, evaluate, abstract, offload)
+    return Trainer(init, step, evaluate, abstract, offload, objective)
 
 
 def moving_average(average: nnx.State, params: nnx.State, updates: jax.Array, decay: float) -> nnx.State:
