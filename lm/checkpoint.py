@@ -29,64 +29,7 @@ from lm.errors import UserError
 from lm.parallel.hosts import first_text, is_first
 from lm.parallel.memory import check_room
 from lm.strangers import read_json
-
-
-class Arrays(ocp.PyTreeCheckpointHandler):
-    """Writes arrays and the checksums of their files. Each process computes those of its own files, in the background.
-
-    found: called on process 0 with a description of a file that the disk does not return as it was written.
-    """
-
-    async def async_save(self, directory, *args, **kwargs):
-        started = await super().async_save(directory, *args, **kwargs) or []
-        where, process = Path(getattr(directory, "path", directory)), jax.process_index()
-        done = functools.partial(checksums.write_part, where, f"ocdbt.process_{process}", process)
-        return [*started, ocp.future.ChainedFuture(started, done)]
-
-    def finalize(self, directory) -> None:
-        super().finalize(directory)
-        if wrong := checksums.write(Path(directory)):
-            self.found(f"state/{wrong}")
-
-
-class Json(ocp.JsonCheckpointHandler):
-    """Writes JSON and its checksum. found: as of Arrays."""
-
-    def finalize(self, directory) -> None:
-        super().finalize(directory)
-        if wrong := checksums.write(Path(directory)):
-            self.found(f"meta/{wrong}")
-
-
-class Best:
-    """A preservation policy of Orbax: keep the checkpoint with the lowest loss. losses: by step, filled by the owner."""
-
-    def __init__(self, losses: Mapping[int, float]):
-        self._losses = losses
-
-    def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        rated = [one.step for one in checkpoints if one.step in self._losses]
-        best = min(rated, key=lambda step: self._losses[step], default=None)
-        return [one.step == best for one in checkpoints]
-
-
-class Manager(ocp.CheckpointManager):
-    """Orbax's manager, which calls `verified(step)` after a save is in its place and before older checkpoints are removed.
-
-    If it returns False, none is removed.
-    """
-
-    verified: Callable[[int], bool]
-    _removing: list[int] = []
-
-    def _finalize(self, step: int, steps_to_remove: list[int]) -> None:
-        self._removing = steps_to_remove
-        super()._finalize(step, steps_to_remove)
-
-    def _finalize_checkpoint(self, step: int) -> None:
-        super()._finalize_checkpoint(step)
-        if not self.verified(step):
-            self._removing.clear()
+from lm.verified import Arrays, Best, Json, Manager
 
 
 class Checkpoints:

@@ -50,7 +50,8 @@ def respond(
                 f"{step}{_after(rewinds)}; lower optimizer.learning_rate or look at the data of these steps, {again}"
             )
         say(f"step {step}: {cause}{_after(rewinds)}; the loss or the gradient norm seems to stay higher, so it is accepted now")
-    if config.guard.high_steps and high >= config.guard.high_steps and not in_row:
+    staged = ";" in (config.data.get("weights") or "")  # the level of the loss changes with the mixture
+    if config.guard.high_steps and high >= config.guard.high_steps and not in_row and not staged:
         cause = f"the loss was high for {high} accepted steps in a row (guard.high_steps)"
         rewinds.rewind(step, step - high + 1, cause, say)
         if high == config.guard.high_steps:
