@@ -109,6 +109,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.keep_last = 2  # newest checkpoints that are kept
     config.keep_every = 0  # also keep every checkpoint at a multiple of this
     config.max_skipped_in_row = 10  # steps without a finite loss and gradient before the run stops
+    config.trackers = ""  # also log to wandb, mlflow, trackio: "wandb,mlflow" (docs/runs.md); "": to none of them
     config.profile = ""  # steps whose trace goes to WORKDIR/profile for XProf: "10-12", both included; "": none
     config.samples = ("def ", "import ", "The ")  # prompts that the report completes
     return config
