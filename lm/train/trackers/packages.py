@@ -5,19 +5,25 @@ TRACKIO_SPACE_ID and so on). Without them the data lie in the workdir: wandb/, m
 is "lmcraft", and the run has the name of the workdir. A run that is resumed finds its run in the package by `key`.
 """
 
+import atexit
+import contextlib
 import logging
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
+
 from lm.train.trackers.wandb_files import history
 
 PROJECT = "lmcraft"
 FLUSH_SECONDS = 5.0  # how often W&B writes its offline file
+GRACE = 2.0  # seconds in which the service of W&B may end by itself
 BATCH = 1000  # metrics that MLflow takes at a time
 PARAM_CHARACTERS = 6000  # of an MLflow parameter
 
@@ -61,6 +67,24 @@ def open_wandb(workdir: Path, key: str, facts: Mapping[str, Any]) -> Tracker:
             run.log({name: value for name, value in line.items() if name != "step"}, step=int(line["step"]))
 
     return Tracker(lambda name: max(before, held.get(name, -1)), send, run.finish)
+
+
+def abandon(name: str) -> None:
+    """See that a tracker that is off does not hold the end of this process: W&B would wait for its service without limit."""
+    if name != "wandb":
+        return
+    ending = threading.Event()
+    atexit.register(ending.set)  # runs before the hook of W&B, which asks the service to end and waits for it
+
+    def end() -> None:
+        ending.wait()
+        time.sleep(GRACE)
+        for child in psutil.Process().children():
+            with contextlib.suppress(psutil.Error):
+                if child.name().startswith("wandb-core"):
+                    child.kill()
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def open_mlflow(workdir: Path, key: str, facts: Mapping[str, Any]) -> Tracker:

@@ -13,7 +13,7 @@ from typing import Any
 
 from lm.saving import write_json
 from lm.train.history import json_lines
-from lm.train.trackers.packages import OPENERS, Tracker
+from lm.train.trackers.packages import OPENERS, Tracker, abandon
 
 KEYS = "trackers.json"  # in the workdir: name of a tracker -> key of this run there
 ROOM = 100_000  # lines that may wait
@@ -92,6 +92,7 @@ class Sink:
         if self._on:
             self._on = False
             self._say(f"warning: {self._name} is off: {' '.join(str(why).split())[:300]}; metrics.jsonl goes on")
+            abandon(self._name)
 
     def _run(self) -> None:
         try:
