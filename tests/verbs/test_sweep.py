@@ -1,7 +1,6 @@
 """python -m lm.sweep on real runs: killed and resumed, pruned, wrong commands, and the best learning rate."""
 
 import json
-import math
 import random
 import signal
 import sqlite3
@@ -94,19 +93,20 @@ def test_signals_failures_pruning_and_another_sweep(text, tmp_path):
 
 @pytest.mark.slow
 def test_twenty_trials_find_the_best_learning_rate_though_killed_twice(text, tmp_path):
-    """A grid over five powers of ten knows the best rate; TPE comes at least as low, near to it, without a trial too many."""
+    """A grid of powers of ten knows where the loss is lowest; TPE finds the place and a loss as low, in exactly 20 trials."""
     settings = dict(data__input=text, steps=40, valid_every=10, checkpoint_every=10)
     known, workdir = tmp_path / "known", tmp_path / "sweep"
-    swept(command(known, "--grid", "optimizer.learning_rate=1e-5..1:log:11", "--pruner=none", **settings))
+    swept(command(known, "--grid", "optimizer.learning_rate=1e-5..1:log:6", "--pruner=none", "--jobs=2", **settings))
     measured = {}
     for folder in sorted(known.glob("trials/*")):
         if folder.is_dir() and runs.validation(folder):
             rate = json.loads((folder / "config.json").read_text())["optimizer"]["learning_rate"]
             measured[rate] = runs.validation(folder)[-1]["valid_loss"]
-    best = min(measured, key=measured.get)
-    assert best not in (min(measured), max(measured))  # otherwise the range would not hold the best rate
+    lowest = min(measured.values())
+    good = [rate for rate, loss in measured.items() if loss <= lowest + 0.02]
+    assert len(good) <= 2 and len(measured) == 6 and min(good) > 1e-4  # a small part of the range
 
-    line = command(workdir, "--tpe", "optimizer.learning_rate=1e-5..1:log", "--trials=20", **settings)
+    line = command(workdir, "--tpe", "optimizer.learning_rate=1e-5..1:log", "--trials=20", "--jobs=2", **settings)
     draw = random.Random(0)
     for share in (1, 2):
         process = runs.start(line)
@@ -125,7 +125,7 @@ def test_twenty_trials_find_the_best_learning_rate_though_killed_twice(text, tmp
             results[rate] = runs.validation(folder)[-1]["valid_loss"]
             assert [values["step"] for values in runs.training(folder)] == list(range(1, 41))
     found = min(results, key=results.get)
-    assert results[found] <= measured[best] + 0.02 and abs(math.log10(found / best)) < 0.6
+    assert results[found] <= lowest + 0.02 and min(good) / 10**0.5 <= found <= max(good) * 10**0.5
     page = (workdir / "sweep.html").read_text()
     assert page.count("<svg") == 3 and f"{results[found]:.5g}" in page
 
