@@ -130,6 +130,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.guard.lower_rate = 1.0  # factor of the learning rate after a rewind
     config.guard.lower_steps = 100  # steps with that factor
     config.find_nan = False  # name the first tensor that is not finite when a step fails; each step waits for the one before
+    config.trackers = ""  # also log to wandb, mlflow, trackio: "wandb,mlflow" (docs/runs.md); "": to none of them
     config.profile = ""  # steps whose trace goes to WORKDIR/profile for XProf: "10-12", both included; "": none
     config.samples = ("def ", "import ", "The ")  # prompts that the report completes
     return config

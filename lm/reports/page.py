@@ -4,58 +4,20 @@ A page needs no network. Curves are inline SVG (lm/reports/charts.py), bars are 
 theme. No script runs, except in browse.html and items.html. Templates extend templates/page.html.j2.
 """
 
-import importlib.metadata
 import json
-import os
-import platform
 import re
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
 import jinja2
-import psutil
 
 from lm import saving
 from lm.bucket.places import as_urls
+from lm.origin import machine  # noqa: F401 (for benchmarks)
 
 DIRECTIONS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # a page keeps line breaks and tabs
 BLANK = re.compile(r"(?<![\w/.-])[A-Z]{3,}")  # a word in a command that stands for what only the user can name
-
-
-def machine(devices: bool = True) -> dict:
-    """Return the machine's description: cpu, flags (its matmul extensions), cores (usable by this process), memory_gib, system,
-    python, versions of the array libraries and, if JAX is installed, its devices {kind: count}.
-
-    devices: False leaves them out, and JAX is not started.
-    """
-    try:
-        cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        cpuinfo = ""
-    fields = dict(re.findall(r"^([^\t:]+?)\s*: (.*)$", cpuinfo, re.MULTILINE))
-    flags = fields.get("flags", fields.get("Features", "")).split()
-    answer = {
-        "cpu": fields.get("model name") or platform.processor() or platform.machine(),
-        "flags": [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "amx_tile") if flag in flags],
-        "cores": _cores(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "system": f"{platform.system()} {platform.release()}",
-        "python": platform.python_version(),
-    }
-    for package in ("jax", "jaxlib", "flax", "optax", "numpy"):
-        try:
-            answer[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            pass
-    if not devices:
-        return answer
-    try:
-        import jax  # here, because reports can be redrawn without JAX, and importing it takes a second
-    except ImportError:
-        return answer
-    kinds = [f"{device.platform} {device.device_kind}" for device in jax.devices()]
-    return answer | {"devices": {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}}
 
 
 def render(template: str, report: dict, **context) -> str:
@@ -139,12 +101,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def _cores() -> int:
-    if hasattr(os, "process_cpu_count"):  # Python 3.13
-        return os.process_cpu_count() or 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def replace_json(path: Path, value) -> None:

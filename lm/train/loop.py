@@ -138,7 +138,7 @@ def _train(config, trainer, mesh, stream, validate, workdir, start, rewinds, fro
     flops = sizing.flops_per_token(model_config_of(config), config.sequence_length)
     known_peak = peak_flops()
     log_ids = config.data.get("log_ids", False)
-    log = Log(workdir, enabled=is_first(), step=begin, steps=config.steps, log_ids=log_ids)
+    log = Log(workdir, config, enabled=is_first(), step=begin)
     log.say(f"{num_params:,} parameters, {config.batch_size * config.sequence_length:,} tokens a step, {dict(mesh.shape)}")
     if offloaded := [key for key in ("model.offload", "optimizer.offload") if operator.attrgetter(key)(config)]:
         log.say(f"{' and '.join(offloaded)}: {memory.explained()}")

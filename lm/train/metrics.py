@@ -1,9 +1,9 @@
-"""Log the metrics of a run to a progress bar, metrics.jsonl and TensorBoard.
+"""Log the metrics of a run to a progress bar, metrics.jsonl, TensorBoard, and the trackers that the config names.
 
 metrics.jsonl holds one JSON object per line. A training line has step, loss (nats per token), tokens (trained since step 0),
 tokens_per_second, tflops (model FLOPs, 1e12 a second), mfu (on devices of known peak), grad_norm (before clipping),
-learning_rate, skipped, and the metrics of the objective. A validation line has step and names that begin with valid_, such as
-valid_loss. A number that is not finite is written as null.
+learning_rate, skipped, the metrics of the objective, and system_… (lm/train/system.py). A validation line has step and names
+that begin with valid_, such as valid_loss. A number that is not finite is written as null.
 """
 
 import json
@@ -16,6 +16,10 @@ from pathlib import Path
 
 from lm import saving
 from lm.progress import progress
+from lm.train.starts import facts, record_start
+from lm.train.system import System
+from lm.train.trackers.names import parse_trackers
+from lm.train.trackers.sink import close_sinks, open_sinks
 
 _hides_torch = sys.modules.setdefault("torch", None) is None  # tensorboardX would import it for a type: a second and more
 from tensorboardX.event_file_writer import EventsWriter  # noqa: E402
@@ -43,10 +47,11 @@ def rewind(path: Path, step: int) -> None:
 
 
 class Log:
-    """Writes to the three sinks. With enabled=False, on all processes but the first, it does nothing."""
+    """Writes to all sinks, and records the start of the run. With enabled=False, on all processes but the first, it does
+    nothing."""
 
-    def __init__(self, workdir: Path, *, enabled: bool, step: int, steps: int, log_ids: bool):
-        self.enabled = enabled
+    def __init__(self, workdir: Path, config, *, enabled: bool, step: int):
+        self.enabled, log_ids = enabled, config.data.get("log_ids", False)
         if not enabled:
             return
         rewind(workdir / "metrics.jsonl", step)
@@ -60,16 +65,19 @@ class Log:
         self._board.write_event(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         self._bar = progress(
             "train",
-            steps,
+            config.steps,
             done=step,
             smoothing=0.1,
             bar_format="{desc} {n_fmt}/{total_fmt} |{bar}| {postfix} [{elapsed}<{remaining}]",
         )
+        self._system = System()
+        about = facts(config.to_dict(), record_start(workdir, step))
+        self._trackers = open_sinks(parse_trackers(config.get("trackers", "")), workdir, about, self.say)
 
     def train(self, line: dict, ids: list[int] | None) -> None:
         if not self.enabled:
             return
-        self._write(line)
+        self._write(line | self._system())
         if self._ids is not None:
             self._ids.write(json.dumps({"step": line["step"], "ids": ids}) + "\n")
             self._ids.flush()
@@ -105,6 +113,7 @@ class Log:
     def close(self) -> None:
         if not self.enabled:
             return
+        close_sinks(self._trackers)
         self._bar.close()
         self._metrics.close()
         if self._ids is not None:
@@ -118,3 +127,5 @@ class Log:
         for key, value in line.items():
             if key != "step":
                 self._board.write_event(Event(wall_time=time.time(), step=line["step"], summary=scalar(key, value)))
+        for tracker in self._trackers:
+            tracker.put(line)

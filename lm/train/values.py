@@ -6,6 +6,7 @@ from data.text.sizes import parse_sizes
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.train.schedule import check_schedule
+from lm.train.trackers.names import parse_trackers
 
 MOST = 2**31 - 1  # positions and ids of rows are int32
 SEEDS = 2**63 - 1  # JAX's limit
@@ -66,6 +67,7 @@ def check_values(config) -> None:
         raise UserError(f"epochs={config.epochs} must be above 0")
     if not 0 <= config.data.valid_fraction < 1:
         raise UserError(f"data.valid_fraction={config.data.valid_fraction} must be at least 0 and below 1")
+    parse_trackers(config.get("trackers", ""))  # raises UserError
     steps = profiled_steps(config.profile)
     if steps and config.epochs is None and steps[0] > config.steps:
         raise UserError(f"profile={config.profile}: the run has only {config.steps} steps")

@@ -76,8 +76,8 @@ def aligned(*arguments, variables=None, **settings) -> None:
 
 
 def measured(workdir: Path) -> list[dict]:
-    """The lines of metrics.jsonl without what tells the time."""
-    clocks = ("tokens_per_second", "tflops", "seconds/", "goodput")
+    """The lines of metrics.jsonl without what tells the time, and without what the machine did meanwhile."""
+    clocks = ("tokens_per_second", "tflops", "seconds/", "goodput", "system_")
     return [
         {name: value for name, value in values.items() if not name.startswith(clocks)}
         for values in runs.lines(workdir / "metrics.jsonl")
