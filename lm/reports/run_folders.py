@@ -286,7 +286,7 @@ def _object(path: Path, faults: list[str]) -> dict[str, Any]:
     except OSError as error:
         faults.append(f"{path.name} cannot be read: {error.strerror}")
     except UserError:
-        faults.append(f"{path.name} cannot be read: it is no regular file, or too large")
+        faults.append(f"{path.name} cannot be read: no regular file, or too large")
     except ValueError as error:
         faults.append(f"{path.name} cannot be read as JSON: {error if _size(path) else 'it is empty'}")
     return {}

@@ -127,7 +127,7 @@ def test_damage_is_named_and_stops_nothing(tmp_path):
         "cut": "config.json cannot be read as JSON: Expecting",
         "empty": "config.json cannot be read as JSON: it is empty",
         "list": "report.json is no JSON object",
-        "deep": "report.json cannot be read as JSON: maximum recursion",
+        "deep": "report.json cannot be read as JSON: it is nested too deeply",
         "log": "metrics.jsonl: 3 lines cannot be read",
         "folder": "metrics.jsonl cannot be read: no regular file",
         "pipe": "report.json cannot be read: no regular file",
