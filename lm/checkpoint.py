@@ -35,10 +35,9 @@ from lm.verified import Arrays, Best, Json, Manager
 class Checkpoints:
     """The checkpoints of one run. Keeps the newest `keep_last`, and those that `keep_…` asks for.
 
-    keep_every: those at multiples of this (0: none). keep_hours: one every so many hours (0: none). losses: the validation
+    keep_every: multiples of this (0: none). keep_hours: one every so many hours (0: none). losses: the validation
     loss by step, which the owner fills: the best of them; None: none.
-    A checkpoint that the disk does not return as it was written is renamed to <step>.damaged, with a line on stderr, before any
-    older one is removed.
+    A checkpoint that reads otherwise than it was written is renamed to <step>.damaged, with a line, before older ones go.
 
     On several hosts all processes call every method together. With `read_only` each process reads alone, and nothing is
     written or removed, not even the rest of a killed save. With `compress` a save needs twice the host memory of the arrays,
