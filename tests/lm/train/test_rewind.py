@@ -116,7 +116,7 @@ def test_the_run_is_that_without_the_bad_batches(rewound, tmp_path):
     assert clean["rewinds"] == [] and bits(clean) == bits(rewound[2])
 
 
-@pytest.mark.parametrize("killed_at", [31, 33, 46])
+@pytest.mark.parametrize("killed_at", [pytest.param(31, marks=pytest.mark.slow), 33, pytest.param(46, marks=pytest.mark.slow)])
 def test_a_killed_run_is_the_same(rewound, tmp_path, killed_at):
     """Killed while the bad batches are read, right after the rewind, and after the next checkpoint."""
     config = config_of()
@@ -138,6 +138,7 @@ def test_a_checkpoint_of_abandoned_steps_is_removed(rewound, tmp_path):
     assert bits(result) == bits(rewound[2])
 
 
+@pytest.mark.slow
 def test_a_lost_record_is_that_of_the_checkpoint(rewound, tmp_path):
     shutil.copytree(rewound[0], tmp_path / "run")
     (tmp_path / "run" / "rewinds.json").unlink()
@@ -167,7 +168,7 @@ def test_spikes_rewind_too_and_then_the_level_is_accepted(tmp_path):
     assert logged[-1]["loss"] < 0.7 * logged[26]["loss"]  # it is learnt
 
 
-@pytest.mark.parametrize("how", ["none is left", "switched off", "no checkpoint yet"])
+@pytest.mark.parametrize("how", ["none is left", pytest.param("switched off", marks=pytest.mark.slow), "no checkpoint yet"])
 def test_no_rewind(tmp_path, how):
     config, first = config_of(), 28
     if how == "none is left":
@@ -182,6 +183,7 @@ def test_no_rewind(tmp_path, how):
     assert [row["skipped"] for row in lines(tmp_path)[-4:]] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_rewinds_come_to_an_end(tmp_path):
     config = config_of(rewinds=2)
     with pytest.raises(loop.Diverged, match="step 19, after 2 rewinds"):
