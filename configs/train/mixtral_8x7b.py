@@ -14,6 +14,7 @@ def get_config():
         rope=dict(theta=1e6),
         mlp_pattern=("moe",),
         remat="full",
+        remat_matmuls_last=0,
         moe=dict(num_experts=8, top_k=2, balance_loss=0.01),
     )
     config.mesh.expert = 8
