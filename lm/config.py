@@ -282,8 +282,9 @@ def _check_kinds(section, prefix: str = "model.") -> None:
         for item in value if of is not kind else [value]:
             number = isinstance(item, int | float) and not isinstance(item, bool)
             good = number and -1e30 < item < 1e30 if of is float else isinstance(item, of)
-            if not good or (of is int and (not number or abs(item) > MOST)):
-                what = f"a whole number of at most {MOST}" if of is int else "a number" if of is float else f"a {of.__name__}"
+            most = MOST_LAYERS if field.name == "num_layers" else MOST
+            if not good or (of is int and (not number or abs(item) > most)):
+                what = f"a whole number of at most {most}" if of is int else "a number" if of is float else f"a {of.__name__}"
                 raise UserError(f"{prefix}{field.name}={short(item)} must be {what}")
 
 

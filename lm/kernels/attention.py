@@ -266,7 +266,7 @@ def _backward(scale, window, softcap, residuals, dout_BTHV):
     q, out, dout = (_by_head(x, G) for x in (q_BTHK, out_BTHV, dout_BTHV.astype(dtype)))
     k, v = jnp.swapaxes(k_BSGK, 1, 2), jnp.swapaxes(v_BSGV, 1, 2)
     # rowsum(dO·O), [B, G, R, T, 1]
-    delta = product("bgrtv,bgrtv->bgrt", dout, out)[..., None]
+    delta = jnp.sum(dout.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     firsts, dqs, dks, dvs = [], [], [], []
     for first, begin, end, bias in _blocks(visible, window):
         some, seen = (slice(None),) * 3 + (slice(begin, end),), (slice(None),) * 2 + (slice(first, end),)

@@ -58,11 +58,12 @@ def respond(
             say(f"step {step}: {cause}{_after(rewinds)}")
 
 
-def unsound(step: int, rewinds: Rewinds, say: Callable[[str], None], again: str) -> None:
-    """Rewind from a state that cannot be saved, or end the run. Raises: Rewound; Diverged."""
-    cause = "parameters or optimizer moments are not finite, or so large that their squares are not"
-    rewinds.rewind(step, step, cause, say)
-    raise Diverged(f"step {step}: {cause}; they were not saved{_after(rewinds)}. Lower optimizer.learning_rate, {again}")
+def unsound(step: int, again: str) -> None:
+    """End the run, whose state cannot be saved though its loss is finite. Other data would not help. Raises Diverged."""
+    raise Diverged(
+        f"step {step}: parameters or optimizer moments are not finite, or so large that their squares are not; they were not "
+        f"saved. Lower optimizer.learning_rate, {again}"
+    )
 
 
 def _after(rewinds: Rewinds) -> str:

@@ -25,7 +25,7 @@ from lm.train.step import Objective, TrainState, model_config_of, slices
 
 INLINE = ("jit", "pjit", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "closed_call", "core_call")
 KINDS = {"NaN": jnp.isnan, "infinity": jnp.isinf}
-STACK = "_stack"  # the method of the model that scans its layers
+STACK = "_scanned"  # the function of lm/model/repeated.py that scans the layers
 
 
 class Operation(NamedTuple):

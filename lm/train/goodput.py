@@ -17,7 +17,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import psutil
 
 from lm.train.history import json_lines
@@ -54,6 +53,8 @@ class Goodput:
         self.seconds = {"start": max(0.0, time.time() - self._attempt)}
         self._phase, self._since, self._compiled = "start", time.perf_counter(), 0.0
         self._written, self.fraction = 0.0, 0.0  # the goodput of the run at the last record
+        import jax  # here, because reports read the accounts without it
+
         jax.monitoring.register_event_duration_secs_listener(self._note)
         self.record(begin)
 
@@ -98,6 +99,8 @@ class Goodput:
     def close(self, end: bool) -> None:
         """Write the last record. end: whether the run has reached its end, so that the time after it is not down time."""
         self.record(self.step, **({"end": True} if end else {}))
+        import jax
+
         jax.monitoring.unregister_event_duration_listener(self._note)
         _begun.append(time.time())
 

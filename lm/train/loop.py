@@ -186,11 +186,11 @@ def _train(config, trainer, mesh, stream, validate, workdir, start, rewinds, fro
         return f"then run the same command: it resumes from step {checkpoints.latest() or 0}"
 
     def save(step: int) -> None:
-        """Start to save the state. Raises Diverged or Rewound if it is not sound, as it would replace a sound checkpoint."""
+        """Start to save the state. Raises Diverged if it is not sound, because it would replace a sound checkpoint."""
         before = run.enter("save")
         log.flush()
         if not sound_fn(state):
-            unsound(step, rewinds, log.say, again())
+            unsound(step, again())
         about = {"config": config.to_dict(), "tokens": tokens, "fingerprints": keeping.fingerprints(workdir)}
         meta = with_urls(about | ({"base": base} if base else {}) | rewinds.meta())
         checkpoints.save(step, kept(state), meta)

@@ -39,7 +39,7 @@ def test_a_table_of_a_size_of_the_ladder():
         (["--config.model.rope=5"], ["model.rope=5", "a section", "model.rope.theta"]),
         (["--config.model.rope.theta=many"], ["model.rope.theta=many", "float", "10000.0"]),
         (["--config.model.attention_pattern=local,global"], ["attention_pattern=local,global", "tuple", "('global',)"]),
-        (["--config.model.attention_pattern=5"], ["attention_pattern=(5,)", "global, local"]),
+        (["--config.model.attention_pattern=5"], ["model.attention_pattern=5", "must be a str"]),
         (["--config.model.moe.num_experts=8"], ["model.moe.num_experts=8", "('moe',)"]),
     ],
 )

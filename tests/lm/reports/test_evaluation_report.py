@@ -109,6 +109,7 @@ def test_nothing_of_a_run_can_break_the_page(page):
     assert "onerror" not in {name for name, _ in page_of.attributes}
     assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") > 5
     escaped = HOSTILE.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    escaped = escaped.replace("\u202e", "\\u202e").replace("\x07", "\\x07")  # characters that hide or turn others
     assert f"An example\nAnswer: A\n\nQuestion 0: {escaped}\nAnswer:".split("Question 0")[1] in re.sub(
         r"Question \d+", "Question 0", page
     )
