@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
-from jax.sharding import PartitionSpec
 
 from lm.kernels.chunks import joined, split
 from lm.kernels.matmul import gathered, partial_spec, product, reduced, spec_of
-from lm.parallel.mesh import platform, reshard, spec, token_ways
+from lm.parallel.mesh import reshard, spec
 
 
 def softcapped(scores: jax.Array, cap: float) -> jax.Array:
@@ -59,10 +58,6 @@ def head_gradients(
     used_BT: bool; a chunk without any used position is skipped, and its results and gradients are 0. None: skip nothing.
     """
     head, T, where = gathered(head_VD.astype(dtype)), x_BTD.shape[1], spec_of(head_VD)
-    # A CPU transposes the operand of the leading axis. Of hidden states and logits, the hidden states are the smaller ones.
-    turned, partial = platform() == "cpu" and token_ways() == 1, partial_spec(where)
-    equation = "btd,btv->dv" if turned else "btv,btd->vd"
-    partial = PartitionSpec(*reversed(partial)) if turned and partial else partial
 
     def body(dhead, inputs):
         x, *arrays = inputs
@@ -72,16 +67,12 @@ def head_gradients(
             dlogits = dlogits * softcap_slope(logits, softcap)
         dlogits = dlogits.astype(dtype)
         dx = product("btv,vd->btd", dlogits, head, spec("rows", None, None)).astype(dtype)
-        pair = (x, dlogits) if turned else (dlogits, x)
-        return dhead + product(equation, *pair, partial) if learns else None, (results, dx)
+        return dhead + product("btv,btd->vd", dlogits, x, partial_spec(where)) if learns else None, (results, dx)
 
-    shape = head_VD.shape[::-1] if turned else head_VD.shape
-    nothing = jnp.zeros(shape, jnp.float32, out_sharding=partial) if learns else None
+    nothing = jnp.zeros(head_VD.shape, jnp.float32, out_sharding=partial_spec(where)) if learns else None
     chunks = split(chunk, x_BTD.astype(dtype), *arrays)
     dhead, (results, dx) = lax.scan(*skipping(body, nothing, chunks, used_BT, chunk))
-    if learns:
-        dhead = reduced(dhead.T if turned else dhead, where)
-    return results, joined(dx, T).astype(x_BTD.dtype), dhead
+    return results, joined(dx, T).astype(x_BTD.dtype), reduced(dhead, where) if learns else None
 
 
 def skipping(body, carry, chunks, used_BT, chunk: int):

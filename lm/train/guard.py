@@ -34,6 +34,7 @@ import jax.numpy as jnp
 # Least deviation: of the loss as a fraction of its level, and of the logarithm of the gradient norm. Less noise is no
 # concern: with threshold 8 a loss that is 4 % higher, or a norm that is 1.5 times as large, is never a spike.
 FLOOR_2 = (0.005, 0.05)
+UNKNOWN = 3e38  # a level before one is known; finite, like all that a checkpoint holds
 HIGH = 0.2  # an accepted loss is high from a fifth above its lowest level on
 
 
@@ -81,7 +82,7 @@ def init(s: Settings) -> Guard:
     zero = jnp.zeros((), jnp.int32)
     values_2W = jnp.zeros((2, s.window), jnp.float32)
     lowered_R = jnp.full(max(1, s.rewinds), -1, jnp.int32)
-    return Guard(values_2W, zero, zero, jnp.float32(jnp.inf), jnp.float32(0), zero, lowered_R)
+    return Guard(values_2W, zero, zero, jnp.float32(UNKNOWN), jnp.float32(0), zero, lowered_R)
 
 
 def judge(guard: Guard, loss, norm, sound, in_row, s: Settings) -> tuple[jax.Array, Guard, dict[str, jax.Array]]:
@@ -113,7 +114,7 @@ def judge(guard: Guard, loss, norm, sound, in_row, s: Settings) -> tuple[jax.Arr
         values_2W=values_2W,
         count=jnp.where(shifted, 0, guard.count + kept.astype(jnp.int32)),
         spikes=guard.spikes + spike.astype(jnp.int32),
-        low=jnp.where(shifted, jnp.inf, low),
+        low=jnp.where(shifted, UNKNOWN, low),
         low_deviation=jnp.where(shifted, 0.0, low_deviation),
         high_in_row=jnp.where(shifted, 0, high_in_row),
     )
