@@ -47,8 +47,6 @@ def workdir_of(path: str, config: Any, verb: str, end: Callable[[str], None]) ->
     if verb not in WRITERS:
         raise UserError(f"--workdir={path}: only {', '.join(WRITERS)} write into a bucket; name a local folder")
     keep = {name: config[name] for name in ("keep_last", "keep_every") if name in config}
-    if config.get("keep_hours") or config.get(
-        "keep_best"
-    ):  # the run alone knows which: nothing that it did not fetch is removed
-        keep["keep_every"] = 1
+    if config.get("keep_hours") or config.get("keep_best"):
+        keep["keep_every"] = 1  # only the run knows which it keeps, so the mirror removes nothing that it did not fetch
     return mirror.plan(path, end, **keep)
