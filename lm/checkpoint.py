@@ -13,7 +13,7 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,14 @@ from lm.errors import UserError
 from lm.parallel.hosts import first_text, is_first
 from lm.parallel.memory import check_room
 from lm.strangers import read_json
-from lm.verified import Arrays, Best, Json, Manager
+from lm.verified import Arrays, Chosen, Json, Manager
 
 
 class Checkpoints:
     """The checkpoints of one run. Keeps the newest `keep_last`, and those that `keep_…` asks for.
 
-    keep_every: multiples of this (0: none). keep_hours: one every so many hours (0: none). losses: the validation
-    loss by step, which the owner fills: the best of them; None: none.
+    keep_every: multiples of this (0: none). keep_hours: one every so many hours (0: none). keep_chosen: functions that choose a
+    further one among the ascending steps, or None.
     A checkpoint that reads otherwise than it was written is renamed to <step>.damaged, with a line, before older ones go.
 
     On several hosts all processes call every method together. With `read_only` each process reads alone, and nothing is
@@ -51,7 +51,7 @@ class Checkpoints:
         keep_last: int = 2,
         keep_every: int = 0,
         keep_hours: float = 0,
-        losses: Mapping[int, float] | None = None,
+        keep_chosen: Sequence[Callable[[list[int]], int | None]] = (),
         read_only: bool = False,
         compress: bool = True,
     ):
@@ -66,7 +66,7 @@ class Checkpoints:
             keep: list = [policies.LatestN(keep_last)]
             keep += [policies.EveryNSteps(keep_every)] if keep_every else []
             keep += [policies.EveryNSeconds(max(1, int(3600 * keep_hours)))] if keep_hours else []
-            keep += [Best(losses)] if losses is not None else []
+            keep += [Chosen(choose) for choose in keep_chosen]
             options = ocp.CheckpointManagerOptions(preservation_policy=policies.AnyPreservationPolicy(keep))
         # Registered here, because a process that has not saved yet could not recognise the items that it finds.
         registry = ocp.handlers.DefaultCheckpointHandlerRegistry()

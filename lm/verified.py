@@ -1,7 +1,7 @@
 """Orbax's handlers, manager and a policy: files are verified after they were written, before older checkpoints are removed."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -37,16 +37,15 @@ class Json(ocp.JsonCheckpointHandler):
             self.found(f"meta/{wrong}")
 
 
-class Best:
-    """A preservation policy of Orbax: keep the checkpoint with the lowest loss. losses: by step, filled by the owner."""
+class Chosen:
+    """A preservation policy of Orbax: keep one step that is chosen. choose: of ascending steps; None: none of them."""
 
-    def __init__(self, losses: Mapping[int, float]):
-        self._losses = losses
+    def __init__(self, choose: Callable[[list[int]], int | None]):
+        self._choose = choose
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        rated = [one.step for one in checkpoints if one.step in self._losses]
-        best = min(rated, key=lambda step: self._losses[step], default=None)
-        return [one.step == best for one in checkpoints]
+        chosen = self._choose(sorted(one.step for one in checkpoints))
+        return [one.step == chosen for one in checkpoints]
 
 
 class Manager(ocp.CheckpointManager):

@@ -30,7 +30,7 @@ import filelock
 from lm import saving
 from lm.bucket.owner import LOCK, Owner
 from lm.bucket.places import mirror_of
-from lm.bucket.steps import ITEMS, LAST, makes_whole, newest_whole, number, place_of, places, there_are
+from lm.bucket.steps import HEALTHY, ITEMS, LAST, makes_whole, newest_whole, number, place_of, places, there_are
 from lm.bucket.store import Entry, Refused, Store
 from lm.checksums import NAME as SUMS
 from lm.errors import UserError
@@ -242,10 +242,13 @@ class Mirror:
             return
         deleted = {name for name in self._sent if name not in files and not name.endswith(AT_END)}
         old = set(map(place_of, deleted)) - set(map(place_of, files)) - {None}
-        keep_last, keep_every = self._keep
+        (keep_last, keep_every), healthy = self._keep, None
+        with contextlib.suppress(OSError, ValueError):
+            healthy = json.loads((self.folder / HEALTHY).read_text())["step"]
         for steps in places(listing).values():
             for place in steps[keep_last:]:
-                if not (keep_every and number(place) % keep_every == 0) and f"{place}/state/{SUMS}" in self._elsewhere:
+                stays = number(place) == healthy or (keep_every and number(place) % keep_every == 0)
+                if not stays and f"{place}/state/{SUMS}" in self._elsewhere:
                     old.add(place)
         gone = [name for name in listing if name in deleted or place_of(name) in old]
         self._sent = {name: then for name, then in self._sent.items() if name not in deleted}

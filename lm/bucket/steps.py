@@ -17,6 +17,7 @@ from lm.bucket.store import Entry, Store
 
 ITEMS = ("state", "meta")
 LAST = "_CHECKPOINT_METADATA"
+HEALTHY = "healthy.json"  # in a workdir: {"step": of the newest checkpoint whose training loss is not high, or null}
 _STEP = re.compile(r"((?:.*/)?checkpoints/(\d+))/(.+)")
 
 

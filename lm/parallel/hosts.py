@@ -42,7 +42,7 @@ _made = 0  # calls of from_first so far
 _unread: deque[str] = deque()  # on process 0: keys of values that some process may not have read yet
 _alone = False  # whether this process is inside from_first's make()
 _leaving = False  # whether this process waits for the others at its end
-at_end: list[Callable[[int], None]] = []  # called with the exit code of a failure before it ends this process
+at_end: list[Callable[[int, str], None]] = []  # called with exit code and line of a failure before it ends this process
 
 
 def start(trains: bool = True) -> None:
@@ -148,7 +148,7 @@ def end(line: str, code: int, details: str = "") -> None:
             program, _, message = first.partition(": ")
             line, details = line if line == first else f"{program}: process {number}: {message}", ""
     for call in list(at_end):
-        call(code)
+        call(code, line)
     print(details + line, file=sys.stderr, flush=True)
     if service is not None:
         _wait_until_read(service)
@@ -260,8 +260,9 @@ def _listen(service) -> None:
                 end(_program() + heartbeat.words(gone), heartbeat.LOST)
     except jax.errors.JaxRuntimeError:  # the job is over
         return
+    _, line, code = json.loads(failed)
     for call in list(at_end):  # now, while the main thread is still where it was
-        call(json.loads(failed)[2])
+        call(code, line)
     time.sleep(TIDY)
     end("", 1)  # the line and the code of that process replace these
 

@@ -9,7 +9,11 @@ from lm.train.rewind import Rewinds
 
 class Diverged(Exception):
     """The run cannot continue: too many steps in a row with a loss or gradient that is not finite, an update that overflowed,
-    or a state to save that is not finite."""
+    or a state to save that is not finite. step: the last one."""
+
+    def __init__(self, step: int, text: str):
+        super().__init__(text)
+        self.step = step
 
 
 def respond(
@@ -31,8 +35,9 @@ def respond(
     finite, spiked = np.isfinite(loss) and np.isfinite(norm), metrics.get("spike", 0) > np.float32(config.guard.threshold)
     if in_row and finite and not spiked:
         raise Diverged(  # immediately, since another batch would not help
+            step,
             f"step {step}: loss and gradient are finite, but the update overflows at learning rate "
-            f"{metrics['learning_rate']:g} and was left out; lower optimizer.learning_rate, {again}"
+            f"{metrics['learning_rate']:g} and was left out; lower optimizer.learning_rate, {again}",
         )
     if in_row and finite:
         say(
@@ -46,8 +51,9 @@ def respond(
         rewinds.rewind(step, step - in_row + 1, cause, say)
         if not spiked:
             raise Diverged(
+                step,
                 f"{in_row} steps in a row (max_skipped_in_row) had a loss or gradient that is not finite, the last is step "
-                f"{step}{_after(rewinds)}; lower optimizer.learning_rate or look at the data of these steps, {again}"
+                f"{step}{_after(rewinds)}; lower optimizer.learning_rate or look at the data of these steps, {again}",
             )
         say(f"step {step}: {cause}{_after(rewinds)}; the loss or the gradient norm seems to stay higher, so it is accepted now")
     staged = ";" in (config.data.get("weights") or "")  # the level of the loss changes with the mixture
@@ -58,12 +64,16 @@ def respond(
             say(f"step {step}: {cause}{_after(rewinds)}")
 
 
-def unsound(step: int, again: str) -> None:
-    """End the run, whose state cannot be saved though its loss is finite. Other data would not help. Raises Diverged."""
-    raise Diverged(
-        f"step {step}: parameters or optimizer moments are not finite, or so large that their squares are not; they were not "
-        f"saved. Lower optimizer.learning_rate, {again}"
-    )
+def unsound(step: int, in_row: int, rewinds: Rewinds, say: Callable[[str], None], again: str) -> None:
+    """Rewind a run whose state cannot be saved, as after a flipped bit, or end it. Raises: Rewound; Diverged.
+
+    If it was already rewound for this cause and nothing was saved since, other data do not help. in_row: as in `respond`; the
+    run ends if the last steps failed too.
+    """
+    cause = "parameters or optimizer moments are not finite, or so large that their squares are not"
+    if not in_row and not rewinds.in_vain(cause):
+        rewinds.rewind(step, step, cause, say)
+    raise Diverged(step, f"step {step}: {cause}; they were not saved. Lower optimizer.learning_rate, {again}")
 
 
 def _after(rewinds: Rewinds) -> str:

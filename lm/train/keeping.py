@@ -5,8 +5,10 @@ rows) and "input" (the files that they were made of). A run does not resume from
 other values of the IDENTITY keys (lm/workdir.py): it is that of another run, or the data were replaced.
 """
 
+import collections
 import json
 import math
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,19 @@ import xxhash
 
 from data.text.fingerprints import INPUT, TOKENIZER
 from lm.bucket.places import with_paths
+from lm.bucket.steps import HEALTHY
 from lm.checkpoint import Checkpoints
 from lm.errors import UserError
+from lm.parallel.hosts import is_first
+from lm.saving import write_json
+from lm.train.guard import HIGH
 from lm.train.history import json_lines
-from lm.workdir import check_resumable
+from lm.workdir import check_resumable, steps_saved
 
 # Keys with paths. A path may change when a run moves, so its content is compared instead.
 PATHS = ("init_from", "tokenizer", "chat_template", "checkpoint")
+RECENT = 16  # steps whose median loss is that of a checkpoint
+HIGHER = 0.05  # of the lowest loss: one checkpoint more stays while the loss is higher by this; a line says so only at HIGH
 CURES = {
     "tokenizer": "put the run's own tokenizer back",
     "data": "put the data back as they were",
@@ -29,22 +37,90 @@ CURES = {
 }
 
 
-def opened(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Checkpoints, dict[int, float]]:
-    """Return the checkpoints of a run, and the validation losses by step, which decide the best: add each new one."""
-    losses: dict[int, float] = {}
-    log = workdir / "metrics.jsonl"
-    for line in json_lines(log) if log.exists() else ():
-        rate(losses, line.get("step"), {name.removeprefix("valid_"): value for name, value in line.items() if "valid_" in name})
+class Kept:
+    """The losses of a run, which decide the checkpoints that stay beside the newest.
+
+    best: the one with the lowest validation loss, with config.keep_best. healthy: the newest whose training loss is at most
+    HIGHER above its lowest in the run, so that a run that goes bad with finite numbers, such as by a learning rate of 1e3,
+    never removes its last good checkpoint. The training loss of a checkpoint is the median of the last RECENT steps, at most of
+    checkpoint_every. Reinforcement learning has no such loss. Only multiples of checkpoint_every are healthy, if there are any,
+    because a run that was stopped has one more.
+    """
+
+    def __init__(self, config: ml_collections.ConfigDict, workdir: Path):
+        self._workdir, self._every, self._compared = workdir, config.checkpoint_every, config.get("method") != "rl"
+        self._valid: dict[int, float] = {}
+        self._losses: dict[int, float] = {}  # by step, of checkpoints
+        self._recent: collections.deque[float] = collections.deque(maxlen=min(RECENT, self._every or RECENT))
+
+    def read(self, begin: int) -> None:
+        """Begin with what metrics.jsonl says of the steps up to `begin`."""
+        self._valid.clear(), self._losses.clear(), self._recent.clear()
+        log, saved = self._workdir / "metrics.jsonl", set(steps_saved(self._workdir))
+        for line in json_lines(log) if log.exists() else ():
+            step = line.get("step")
+            if not isinstance(step, int) or step > begin:
+                continue
+            if "loss" in line:
+                self.trained(line["loss"])
+                if step in saved or (self._every and step % self._every == 0):
+                    self._losses[step] = statistics.median(self._recent)
+            self.validated(step, {name.removeprefix("valid_"): value for name, value in line.items() if "valid_" in name})
+
+    def validated(self, step: int, values: dict[str, Any]) -> None:
+        """Note the loss of a validation; without a loss, as in reinforcement learning, the reward with its sign changed."""
+        loss, reward = values.get("loss"), values.get("reward")
+        value = loss if loss is not None else -reward if reward is not None else None
+        if value is not None and math.isfinite(value):
+            self._valid[step] = value
+
+    def trained(self, loss: float | None) -> None:
+        """Note the training loss of the next step. None: not finite."""
+        self._recent.append(loss if loss is not None and math.isfinite(loss) else math.inf)
+
+    def saving(self, step: int) -> str | None:
+        """Note that the state after a step is saved. Return a line to print if the loss has become high since the last save.
+
+        The file HEALTHY tells a mirror of the workdir which checkpoint stays (lm/bucket/mirror.py).
+        """
+        before = self.high(max(self._losses, default=0))
+        self._losses[step] = statistics.median(self._recent) if self._recent else math.inf
+        if is_first():
+            write_json(self._workdir / HEALTHY, {"step": self.healthy([*steps_saved(self._workdir), step])})
+        return self.high(step) if not before else None
+
+    def high(self, step: int) -> str | None:
+        """Return a description if the training loss is high at a checkpoint and there is a healthy one, else None."""
+        healthy = self.healthy(steps_saved(self._workdir))
+        if healthy is None or healthy >= step or step not in self._losses or self._losses[step] <= self._limit(HIGH):
+            return None
+        lowest = min(self._losses, key=self._losses.__getitem__)
+        return (
+            f"step {step}: the training loss is {self._losses[step]:.4g}, and was {self._losses[lowest]:.4g} at step {lowest}. "
+            f"Checkpoint {healthy} stays until the loss is as low again; to go back to it, delete the newer ones in "
+            f"{self._workdir / 'checkpoints'}"
+        )
+
+    def best(self, steps: list[int]) -> int | None:
+        rated = [step for step in steps if step in self._valid]
+        return min(rated, key=self._valid.__getitem__, default=None)
+
+    def healthy(self, steps: list[int]) -> int | None:
+        regular = [step for step in steps if self._every and step % self._every == 0] or steps
+        return max((step for step in regular if self._losses.get(step, math.inf) <= self._limit(HIGHER)), default=None)
+
+    def _limit(self, above: float) -> float:
+        """Return the loss that is a fraction above the lowest; −inf if losses say nothing."""
+        lowest = min(self._losses.values(), default=math.inf)
+        return lowest + above * abs(lowest) if self._compared and math.isfinite(lowest) else -math.inf
+
+
+def opened(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Checkpoints, Kept]:
+    """Return the checkpoints of a run, and what decides which stay: it is to be told each loss, and every save."""
+    kept = Kept(config, workdir)
     keep = {key: config.get(key) for key in ("keep_last", "keep_every", "keep_hours") if config.get(key) is not None}
-    return Checkpoints(workdir, **keep, losses=losses if config.get("keep_best") else None), losses
-
-
-def rate(losses: dict[int, float], step: Any, values: dict[str, Any]) -> None:
-    """Add the loss of a validation by step; without a loss, as in reinforcement learning, the reward with its sign changed."""
-    loss, reward = values.get("loss"), values.get("reward")
-    value = loss if loss is not None else -reward if reward is not None else None
-    if isinstance(step, int) and value is not None and math.isfinite(value):
-        losses[step] = value
+    chosen = [kept.healthy, *([kept.best] if config.get("keep_best") else [])]
+    return Checkpoints(workdir, **keep, keep_chosen=chosen), kept
 
 
 def fingerprints(workdir: Path) -> dict[str, str]:

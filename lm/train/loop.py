@@ -31,6 +31,7 @@ from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
 from lm.parallel.pipeline import schedule
 from lm.train import compiler, find_nan, keeping
+from lm.train.alerts import alert
 from lm.train.divergence import Diverged as Diverged
 from lm.train.divergence import respond, unsound
 from lm.train.feed import Feed, Stream, summed
@@ -97,13 +98,16 @@ def train(
             return _train(config, trainer, mesh, stream, validate, workdir, start, rewinds, frozen, watch, measure)
         except Rewound:
             pass  # it was logged
+        except Diverged as diverged:
+            alert(workdir, "diverged", diverged.step, str(diverged), wait=True)
+            raise
         gc.collect()  # the abandoned state, before the next one is restored
 
 
 def _train(config, trainer, mesh, stream, validate, workdir, start, rewinds, frozen, watch, measure) -> dict:
     """Train as `train` does. Raises Rewound if the run must be resumed."""
     checkpoints, losses = keeping.opened(config, workdir)
-    begin = rewinds.newest(checkpoints)
+    begin = rewinds.newest(checkpoints, losses)
     base = None  # a reference to the base weights of adapters, if checkpoints do not hold them
 
     learns = trainable(model_config_of(config))
@@ -140,6 +144,8 @@ def _train(config, trainer, mesh, stream, validate, workdir, start, rewinds, fro
     log_ids = config.data.get("log_ids", False)
     log = Log(workdir, config, enabled=is_first(), step=begin)
     log.say(f"{num_params:,} parameters, {config.batch_size * config.sequence_length:,} tokens a step, {dict(mesh.shape)}")
+    if text := losses.high(begin):
+        log.say(text)
     if offloaded := [key for key in ("model.offload", "optimizer.offload") if operator.attrgetter(key)(config)]:
         log.say(f"{' and '.join(offloaded)}: {memory.explained()}")
     if mesh.shape["stage"] > 1:
@@ -175,6 +181,7 @@ def _train(config, trainer, mesh, stream, validate, workdir, start, rewinds, fro
             counted["mfu"] = rate * flops / known_peak[0]
         counted |= rewinds.counted(step) | {name: int(metrics[name]) for name in ("spikes",) if name in metrics}
         high = int(metrics.pop("high_in_row", 0))
+        losses.trained(metrics["loss"])
         log.train({"step": step, **metrics, **counted, **watched}, ids)
         for text in told:
             log.say(text)
@@ -186,11 +193,14 @@ def _train(config, trainer, mesh, stream, validate, workdir, start, rewinds, fro
         return f"then run the same command: it resumes from step {checkpoints.latest() or 0}"
 
     def save(step: int) -> None:
-        """Start to save the state. Raises Diverged if it is not sound, because it would replace a sound checkpoint."""
+        """Start to save the state. Raises Rewound or Diverged if it is not sound: it would replace a sound checkpoint."""
         before = run.enter("save")
         log.flush()
         if not sound_fn(state):
-            unsound(step, again())
+            unsound(step, in_row, rewinds, log.say, again())
+        if text := losses.saving(step):
+            log.say(text)
+            alert(workdir, "high", step, text)
         about = {"config": config.to_dict(), "tokens": tokens, "fingerprints": keeping.fingerprints(workdir)}
         meta = with_urls(about | ({"base": base} if base else {}) | rewinds.meta())
         checkpoints.save(step, kept(state), meta)
@@ -212,7 +222,7 @@ def _train(config, trainer, mesh, stream, validate, workdir, start, rewinds, fro
                 # All of it before the first step, as at the end: the two are compared.
                 found = validate(averaged(state), None if first else config.valid_batches)
                 log.valid(step - 1, found)
-                keeping.rate(losses, step - 1, found)
+                losses.validated(step - 1, found)
                 last_read = time.perf_counter()
             if measure and config.evals.every and step > 1 and (step - 1) % config.evals.every == 0:
                 run.enter("validation")

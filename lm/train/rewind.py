@@ -23,8 +23,10 @@ from lm import saving
 from lm.checkpoint import Checkpoints
 from lm.parallel.hosts import from_first
 from lm.train import guard
+from lm.train.alerts import alert
 from lm.train.feed import Stream
 from lm.train.history import json_lines
+from lm.train.keeping import Kept
 from lm.train.step import TrainState
 from lm.workdir import kept_json, steps_saved
 
@@ -46,16 +48,17 @@ class Rewinds:
     def count(self) -> int:
         return len(self._done)
 
-    def newest(self, checkpoints: Checkpoints) -> int | None:
+    def newest(self, checkpoints: Checkpoints, kept: Kept) -> int | None:
         """Return the step of the newest checkpoint that is whole and not abandoned, or None. Newer ones are removed."""
-        self._checkpoints = checkpoints
-        while (step := checkpoints.whole(print)) is not None:
+        self._checkpoints, self._kept = checkpoints, kept
+        while (step := checkpoints.whole(self._damaged)) is not None:
             known = checkpoints.meta(step).get("rewinds", [])
             self._done = max(self._done, known, key=len)  # rewinds.json may have been lost
             if not any(one["to"] < step for one in self._done[len(known) :]):
-                return step
+                break
             checkpoints.remove(step)
-        return None
+        kept.read(step or 0)
+        return step
 
     def ready(self, state: TrainState, mesh) -> TrainState:
         """Return the state with its guard: a new one if it has none, and the steps after which the learning rate is lowered."""
@@ -94,7 +97,7 @@ class Rewinds:
         if self._settings is None or len(self._done) >= self._settings.rewinds:
             return
         self._checkpoints.wait()
-        found = from_first(lambda: target(steps_saved(self._workdir), first, self._config.checkpoint_every, self._done))
+        found = from_first(lambda: self._target(first))
         if found is None:
             return
         rewind = {"at": at, "to": found, "shift": at - found + self.shift(at), "cause": cause}
@@ -105,7 +108,20 @@ class Rewinds:
         from_first(lambda: self._write(rewind))
         self._done.append(rewind)
         say(text)
+        alert(self._workdir, "rewind", at, text)
         raise Rewound(text)
+
+    def _damaged(self, text: str) -> None:
+        print(text, flush=True)
+        alert(self._workdir, "damaged", None, text)
+
+    def in_vain(self, cause: str) -> bool:
+        """Return whether the newest rewind had this cause, and nothing was saved since."""
+        return bool(self._done) and self._done[-1]["cause"] == cause and self._done[-1]["to"] == self._checkpoints.latest()
+
+    def _target(self, first: int) -> int | None:
+        saved = steps_saved(self._workdir)
+        return target(saved, first, self._config.checkpoint_every, self._done, self._kept.healthy(saved))
 
     def _active(self) -> list[dict]:
         """Return the rewinds whose steps were not abandoned by a later rewind."""
@@ -123,17 +139,17 @@ class Rewinds:
         saving.write_json(self._workdir / RECORD, [*self._done, rewind])
 
 
-def target(saved: list[int], first: int, every: int, done: list[dict]) -> int | None:
+def target(saved: list[int], first: int, every: int, done: list[dict], healthy: int | None = None) -> int | None:
     """Return the step to go back to, or None if nothing is saved.
 
-    It is the newest checkpoint before step `first`; if the newest rewind went there, the one before it, because the state there
-    may be bad already. If there is no such checkpoint, the oldest.
+    It is the newest checkpoint before step `first`, and none after `healthy` (lm/train/keeping.py); if the newest rewind went
+    there, the one before it, because the state there may be bad already. If there is no such checkpoint, the oldest.
 
     >>> target([20, 40, 60], first=55, every=20, done=[]), target([20, 40, 60], first=55, every=20, done=[{"to": 40}])
     (40, 20)
     """
     regular = [step for step in saved if every and step % every == 0] or saved
-    before = [step for step in regular if step < first] or regular[:1]
+    before = [step for step in regular if step < first and (healthy is None or step <= healthy)] or regular[:1]
     if done and len(before) > 1 and before[-1] == done[-1]["to"]:
         before.pop()
     return before[-1] if before else None

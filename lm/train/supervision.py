@@ -10,6 +10,7 @@ import jax
 import ml_collections
 
 from lm.parallel import hosts
+from lm.train.alerts import KINDS, alert
 from lm.train.goodput import Goodput
 from lm.train.stragglers import Stragglers
 from lm.train.watchdog import STEP_PHASES, Watchdog
@@ -20,6 +21,7 @@ class Supervision:
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path, begin: int):
         keys = config.watchdog
+        self._workdir, self._told = workdir, False
         self.goodput = Goodput(workdir, begin, enabled=hosts.is_first())
         self._watchdog = Watchdog(keys.timeout, keys.other, workdir / f"hang-{jax.process_index()}.txt")
         self._stragglers = Stragglers(keys.compare_every, keys.slower, jax.process_count())
@@ -52,6 +54,8 @@ class Supervision:
         self._steps, self._waited = steps, waited
         self._watchdog.stepped(step, whole)
         numbers, lines = self._stragglers.stepped(step, whole - blocked, whole)
+        for text in lines:
+            alert(self._workdir, "slow", step, text)
         return {"goodput": self.goodput.fraction, **numbers}, lines
 
     def saved(self, step: int, phase: str) -> None:
@@ -59,9 +63,12 @@ class Supervision:
         self.goodput.record(step, saved=True)
         self.enter(phase)
 
-    def _ended(self, code: int) -> None:
-        """Write a last record when the process ends in an error, perhaps from another thread."""
+    def _ended(self, code: int, line: str) -> None:
+        """Write a last record and an alert when the process ends in an error, perhaps from another thread. Once."""
         self.goodput.record(self.goodput.step)
+        if not self._told:
+            self._told = True
+            alert(self._workdir, KINDS.get(code, "failed"), self.goodput.step, line, wait=True)
 
     def close(self, end: bool) -> None:
         self._watchdog.stop()

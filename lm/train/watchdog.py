@@ -98,7 +98,7 @@ class Watchdog:
             f"are in {self._dump}; run the same command to resume"
         )
 
-    def _at_end(self, code: int) -> None:
+    def _at_end(self, code: int, line: str) -> None:
         if threading.current_thread() is self._thread:
             if hosts.several():
                 time.sleep(TOGETHER)

@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from configs.train import tiny
 from lm.checkpoint import Checkpoints
 from lm.errors import UserError
+from lm.train import keeping
 
 
 def values(step):
@@ -29,9 +31,9 @@ def stay(workdir):
         (dict(keep_last=2), ["5", "6"]),
         (dict(keep_last=1, keep_every=4), ["4", "6"]),
         (dict(keep_last=1, keep_hours=1e-9), ["1", "6"]),  # a second at least; all but the first come within it
-        (dict(keep_last=1, losses={1: 3.0, 3: 1.0, 5: 2.0}), ["3", "6"]),
-        (dict(keep_last=1, losses={}), ["6"]),
-        (dict(keep_last=1, keep_every=5, losses={2: 1.0, 6: 0.5}), ["5", "6"]),
+        (dict(keep_last=1, keep_chosen=[min]), ["1", "6"]),
+        (dict(keep_last=1, keep_chosen=[lambda steps: None]), ["6"]),
+        (dict(keep_last=1, keep_every=5, keep_chosen=[min, lambda steps: 3 if 3 in steps else None]), ["1", "3", "5", "6"]),
     ],
 )
 def test_what_is_kept(tmp_path, keep, left):
@@ -52,21 +54,39 @@ def keep_apart(checkpoints):
             policy.interval_secs = 3600
 
 
-def test_a_best_one_that_is_beaten_goes(tmp_path):
-    losses = {}
-    checkpoints = Checkpoints(tmp_path, keep_last=1, losses=losses)
-    for step, loss in ((1, 5.0), (2, 3.0), (3, 4.0), (4, 2.0)):
+def kept(workdir, keep_best, *losses):
+    """Save a checkpoint a step with its validation and training loss, each before the other is known, and return what stays."""
+    config = tiny.get_config()
+    config.update(keep_last=1, keep_best=keep_best, checkpoint_every=1)
+    checkpoints, record = keeping.opened(config, workdir)
+    for step, (valid, trained) in enumerate(losses, start=1):
+        record.trained(trained)
+        record.saving(step)
         save(checkpoints, step)
-        losses[step] = loss  # as in the loop: a checkpoint is validated after it was saved
-    save(checkpoints, 5)
+        record.validated(step, {"loss": valid})  # as in the loop: a checkpoint is validated after it was saved
     checkpoints.wait()
     checkpoints.close()
-    assert stay(tmp_path) == ["4", "5"]
-    checkpoints = Checkpoints(tmp_path, keep_last=1, losses={4: 2.0, 5: 1.0})  # another process reads the losses from the log
-    save(checkpoints, 6)
-    checkpoints.wait()
-    checkpoints.close()
-    assert stay(tmp_path) == ["5", "6"]
+    return stay(workdir)
+
+
+def test_a_best_one_that_is_beaten_goes(tmp_path):
+    losses = [(5.0, 5.0), (3.0, 4.9), (4.0, 4.8), (2.0, 4.7), (2.5, 4.6)]
+    assert kept(tmp_path / "best", True, *losses) == ["4", "5"]
+    assert kept(tmp_path / "last", False, *losses) == ["5"]
+
+
+@pytest.mark.parametrize(
+    "losses, left",
+    [
+        ([5.0, 4.0, 4.1, 4.1], ["4"]),  # noise
+        ([5.0, 4.0, 7.0, 7.0], ["2", "4"]),
+        ([5.0, 4.0, None, float("nan"), 4.0], ["5"]),  # it is good again
+        ([None, None, None], ["3"]),
+        ([0.1, -1.0, -0.9], ["2", "3"]),
+    ],
+)
+def test_the_last_checkpoint_with_a_low_loss_stays(losses, left, tmp_path):
+    assert kept(tmp_path, False, *[(1.0, loss) for loss in losses]) == left
 
 
 @pytest.fixture

@@ -74,7 +74,7 @@ def test_a_wrong_command_costs_a_line_and_leaves_nothing(arguments, message, tex
 def test_signals_failures_pruning_and_another_sweep(text, tmp_path):
     """Rates that diverge fail the sweep's comparison, not the sweep; Ctrl-C saves; another command is refused."""
     workdir = tmp_path / "sweep"
-    rates = "0.01,0.011,0.012,0.013,0.014,1e-7,3e38"
+    rates = "0.01,0.011,0.012,0.013,0.014,0.015,1e-7,3e38"
     line = command(
         workdir, "--grid", f"optimizer.learning_rate={rates}", "--jobs=2", data__input=text, steps=60, valid_every=10
     )
@@ -85,8 +85,8 @@ def test_signals_failures_pruning_and_another_sweep(text, tmp_path):
     assert {state for _, state in states(workdir)} == {"RUNNING"} and len(states(workdir)) == 2
     said = swept(line)
     found = dict(states(workdir))
-    assert [found[i] for i in range(5)] == ["COMPLETE"] * 5 and found[5] == "PRUNED" and found[6] in ("PRUNED", "FAIL")
-    assert len(runs.training(workdir / "trials" / "0005")) < 60 and "is the best of 7" in said
+    assert [found[i] for i in range(6)] == ["COMPLETE"] * 6 and found[6] == "PRUNED" and found[7] in ("PRUNED", "FAIL")
+    assert len(runs.training(workdir / "trials" / "0006")) < 60 and "is the best of 8" in said
     done = runs.run(command(workdir, "--random", "optimizer.learning_rate=0.1..1", "--trials=1", data__input=text, steps=60))
     assert done.returncode == 2 and "another sweep; use another --workdir" in done.stderr
 

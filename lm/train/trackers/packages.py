@@ -140,7 +140,7 @@ def open_trackio(workdir: Path, key: str, facts: Mapping[str, Any]) -> Tracker:
 
     if own:
         del os.environ["TRACKIO_DIR"]
-        for name, module in list(sys.modules.items()):  # a process may train in several workdirs, one after another
+        for name, module in sys.modules.copy().items():  # a process may train in several workdirs, one after another
             if name.partition(".")[0] == "trackio" and hasattr(module, "TRACKIO_DIR"):
                 module.TRACKIO_DIR = folder
     project, name = os.environ.get("TRACKIO_PROJECT", PROJECT), f"{workdir.name}-{key}"

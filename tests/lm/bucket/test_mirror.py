@@ -97,6 +97,20 @@ def test_another_machine_goes_on_where_the_first_one_ended(bucket, monkeypatch, 
     assert third.finish() is None
 
 
+def test_a_healthy_checkpoint_that_another_machine_saved_stays(bucket, monkeypatch, tmp_path):
+    first = opened(bucket)
+    write(first.folder, {"config.json": "{}"})
+    for step in (10, 20, 40):
+        checkpoint(first.folder, step)
+    assert first.finish() is None
+    machine(monkeypatch, tmp_path / "two")
+    second = opened(bucket)
+    write(second.folder, {"healthy.json": '{"step": 20}'})
+    checkpoint(second.folder, 60)
+    assert second.finish() is None
+    assert {name.split("/")[1] for name in bucket.names("run") if name.startswith("checkpoints/")} == {"20", "40", "60"}
+
+
 def test_what_a_run_deletes_is_deleted_in_the_bucket(bucket):
     mirror = opened(bucket, keep_last=1)
     write(mirror.folder, {"config.json": "{}", "draft": "x"})

@@ -64,14 +64,25 @@ def test_the_checkpoint_of_another_config_is_refused(workdir, key, value):
         keeping.check(saved, config, workdir, 3)
 
 
-def test_validation_losses_are_read_from_the_log(tmp_path):
+def test_losses_are_read_from_the_log(tmp_path):
     lines = [
-        {"step": 1, "loss": 9.0},
+        *({"step": step, "loss": 9.0 - step / 10} for step in range(1, 31)),
         {"step": 10, "valid_loss": 3.0, "valid_bits_per_byte": 1.0},
         {"step": 20, "valid_reward": 0.5},
         {"step": 30, "valid_loss": None},
+        {"step": 31, "loss": None},
+        {"step": 40, "loss": 1.0, "valid_loss": 0.1},
     ]
     write(tmp_path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 40, "valid_l')
-    checkpoints, losses = keeping.opened(tiny.get_config(), tmp_path)
-    checkpoints.close()
-    assert losses == {10: 3.0, 20: -0.5}
+    config = tiny.get_config()
+    config.checkpoint_every = 10
+    kept = keeping.Kept(config, tmp_path)
+    kept.read(begin=31)
+    assert kept.best([10, 20, 30, 40]) == 20 and kept.best([10, 30]) == 10 and kept.best([30]) is None
+    assert kept.healthy([10, 20, 30]) == 30 and kept.healthy([10]) is None
+    (tmp_path / "checkpoints" / "30").mkdir(parents=True)
+    for _ in range(10):
+        kept.trained(9.0)
+    assert "was 6.45 at step 30. Checkpoint 30 stays" in kept.saving(40) and kept.healthy([30, 40]) == 30
+    assert kept.saving(50) is None  # it was said
+    assert json.loads((tmp_path / "healthy.json").read_text()) == {"step": 30}

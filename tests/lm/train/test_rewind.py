@@ -210,8 +210,52 @@ def test_a_checkpoint_without_a_guard_is_resumed(tmp_path):
     assert run(config, tmp_path, Rows(config))["step"] == 48
 
 
+class Flipping(Rows):
+    """A stream that says after which of its batches a parameter becomes too large."""
+
+    def next(self, step, params, wait):
+        batch, numbers = super().next(step, params, wait)
+        return batch | {"flips": np.float32(step - 1 in self.flips)}, numbers
+
+
+def flipped(workdir, flips):
+    """Run with the bit flips after these batches."""
+    config = config_of()
+    trainer, stream = trainer_of(config), Flipping(config)
+    stream.flips = flips
+
+    def step(state, batch, frozen=None):
+        after, metrics = trainer.step(state, {name: x for name, x in batch.items() if name != "flips"}, frozen)
+        first, *others = jax.tree.leaves(after.params)
+        first = jax.numpy.where(batch["flips"] > 0, np.float32(1e38), first)
+        return after._replace(params=jax.tree.unflatten(jax.tree.structure(after.params), [first, *others])), metrics
+
+    mesh = make_mesh(config.mesh)
+    with jax.set_mesh(mesh):
+        return loop.train(config, trainer._replace(step=step), mesh, stream, None, workdir)
+
+
+def test_a_state_that_cannot_be_saved_rewinds(tmp_path):
+    result = flipped(tmp_path, {23})
+    (rewind,) = result["rewinds"]
+    assert {key: rewind[key] for key in ("at", "to", "shift")} == {"at": 24, "to": 16, "shift": 8}
+    assert rewind["cause"].startswith("parameters or optimizer moments are not finite") and result["step"] == 48
+    (alert,) = lines(tmp_path, "alerts.jsonl")
+    assert alert["kind"] == "rewind" and alert["step"] == 24 and "to step 16" in alert["text"]
+
+
+def test_a_state_that_cannot_be_saved_again_ends_the_run(tmp_path):
+    with pytest.raises(
+        loop.Diverged, match="^step 24: parameters .* were not saved. Lower optimizer.learning_rate, .* step 16"
+    ):
+        flipped(tmp_path, {23, 31})
+    assert [alert["kind"] for alert in lines(tmp_path, "alerts.jsonl")] == ["rewind", "diverged"]
+
+
 def test_where_a_rewind_goes():
     assert target([], 5, 8, []) is None
+    assert target([8, 16, 24, 32], first=30, every=8, done=[], healthy=16) == 16
+    assert target([8, 16, 24, 32], first=30, every=8, done=[{"to": 16}], healthy=16) == 8
     assert target([8, 16, 21, 24], first=24, every=8, done=[]) == 16  # 21 was saved because the run was stopped
     assert target([16, 24], first=30, every=8, done=[{"to": 24}]) == 16
     assert target([24], first=30, every=8, done=[{"to": 24}]) == 24

@@ -84,9 +84,9 @@ def test_the_other_processes_write_their_stacks_too(tmp_path):
     watchdog = Watchdog(1000, 0, tmp_path / "hang-1.txt", End())
     watchdog.start()
     for call in list(hosts.at_end):
-        call(1)  # another failure
+        call(1, "train.py: another failure")
     assert not list(tmp_path.iterdir())
     for call in list(hosts.at_end):
-        call(HUNG)
+        call(HUNG, "train.py: it hangs")
     watchdog.stop()
     assert "in test_the_other_processes_write_their_stacks_too" in (tmp_path / "hang-1.txt").read_text()
