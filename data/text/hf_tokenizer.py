@@ -5,12 +5,13 @@ The ids are those of `tokenizers`, with one exception: the text of a special tok
 tokenizers. The JSON files in the same folder name the begin, end and padding tokens.
 """
 
+import contextlib
 import copy
 import functools
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -108,12 +109,17 @@ class HFTokenizer:
         self._tokenizer.encode_special_tokens = True  # `tokenizers` does not pickle it
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text`, without begin and end symbols. A lone surrogate is encoded as U+FFFD."""
-        return self._tokenizer.encode(scrub(text), add_special_tokens=False).ids
+        """Return the ids of `text`, without begin and end symbols. A lone surrogate is encoded as U+FFFD.
+
+        Raises, as the other ways to encode: UserError if a pattern of tokenizer.json tries too many ways to match the text.
+        """
+        with self._reported():
+            return self._tokenizer.encode(scrub(text), add_special_tokens=False).ids
 
     def encode_many(self, texts: Iterable[str], *, threads: int | None = None) -> list[np.ndarray]:
         """Return the ids of many texts, each int32 [n]. `threads` has no effect: `tokenizers` has its own threads."""
-        encoded = self._tokenizer.encode_batch_fast([scrub(text) for text in texts], add_special_tokens=False)
+        with self._reported():
+            encoded = self._tokenizer.encode_batch_fast([scrub(text) for text in texts], add_special_tokens=False)
         return [np.asarray(encoding.ids, np.int32) for encoding in encoded]
 
     def prompt_ids(self, text: str) -> list[int]:
@@ -121,7 +127,18 @@ class HFTokenizer:
 
         Like transformers 5, and unlike 4, this ignores `add_bos_token` in `tokenizer_config.json`.
         """
-        return self._tokenizer.encode(scrub(text), add_special_tokens=True).ids
+        with self._reported():
+            return self._tokenizer.encode(scrub(text), add_special_tokens=True).ids
+
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Raise UserError for a panic of Rust, which is no Exception and which no caller would catch."""
+        try:
+            yield
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
+            raise UserError(f"tokenizer: {self._path} fails on a text ({' '.join(str(error).split())[:200]})") from None
 
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """Return the bytes of `ids` within a text; special tokens give none.

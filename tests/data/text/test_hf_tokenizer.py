@@ -192,6 +192,17 @@ def test_a_file_that_cuts_and_fills_texts_does_not_here(tmp_path):
     assert tokenizer.encode_many([text, "a"])[1].size == 1 and tokenizer.prompt_ids("a") == tokenizer.encode("a")
 
 
+def test_a_pattern_that_tries_too_long_costs_a_line(tmp_path):
+    made = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Split(tokenizers.Regex("(a+)+$"), "isolated")
+    made.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = HFTokenizer(tmp_path)
+    assert tokenizer.encode("aab") == [0, 0, 1]
+    for encode in (tokenizer.encode, tokenizer.prompt_ids, lambda text: tokenizer.encode_many(["b", text])):
+        with pytest.raises(UserError, match="^tokenizer: .* fails on a text .*retry-limit-in-match"):
+            encode("a" * 60 + "b")
+
+
 def test_what_a_path_names(tmp_path, sentencepiece):
     hf = hf_examples.folder(tmp_path / "hf", hf_examples.gpt2())
     assert isinstance(load_tokenizer(hf), HFTokenizer)
