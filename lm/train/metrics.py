@@ -42,10 +42,11 @@ def rewind(path: Path, step: int) -> set[int]:
     for line in content(path, most=None).decode(errors="replace").splitlines():
         try:
             values = json.loads(line)
+            own = values["step"]
             valid = any(name.startswith("valid_") for name in values)
-            if values["step"] <= step - valid:
+            if own <= step - valid:
                 kept[line] = None
-                steps |= set() if valid else {values["step"]}
+                steps |= set() if valid else {own}
         except (ValueError, KeyError, TypeError):
             continue
     with saving.replacing(path) as file:

@@ -14,13 +14,15 @@ import argparse
 import fnmatch
 import hashlib
 import json
+import logging
 import shutil
 import sys
 import time
 from pathlib import Path
 
 from lm.progress import progress
-from tests.faults.cases import CASES, Case, Skipped
+from tests.faults.cases import CASES, Case
+from tests.faults.outcome import Skipped
 from tests.faults.prepared import Prepared
 from tests.verbs import runs
 
@@ -43,6 +45,7 @@ def main() -> int:
     if options.list:
         print("\n".join(f"{case.name:32} {case.expected}" for case in cases))
         return 0
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax warns about what it reads
     folder, code = options.folder.absolute(), digest()
     prepared = fresh(folder / "prepared", code)
     results = read(folder / "results.json")

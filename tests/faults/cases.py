@@ -6,21 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.faults.clocks import DAY, shifted
 from tests.faults.damages import DAMAGES, GOES_ON, REFUSED, WITHOUT, Damage
+from tests.faults.disks import failing, full, read_only, read_only_at_start, slow
+from tests.faults.freezes import frozen
 from tests.faults.jobs import LIMIT, Job, refused
 from tests.faults.kills import KILLS, kills
+from tests.faults.locks import second, together
+from tests.faults.outcome import Outcome
 from tests.faults.prepared import HALFWAY, Prepared, contents, goes_on
-
-
-class Skipped(Exception):
-    """This machine cannot make the fault. The text says why."""
-
-
-class Outcome(NamedTuple):
-    """seen: in words. wrong: what is not as expected; empty if all is."""
-
-    seen: str
-    wrong: list[str]
 
 
 class Case(NamedTuple):
@@ -66,18 +60,46 @@ def without_privilege() -> list[str]:
     return ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
 
 
+EQUAL = "the same command goes on, equal"
+FULL = f"exit 2, one line; with space again {EQUAL}"
+READ_ONLY = f"exit 2, one line; writable again {EQUAL}"
+FROZEN = f"goes on, equal; or ends with 75, one line, and {EQUAL}"
+CLOCK = "equal; no duration is negative, the parts of goodput add up, TensorBoard shows all steps"
+SECOND = "the second: exit 2, one line; the first: exit 0, equal"
+
+
+def case(name: str, fault: str, expected: str, make: Callable, *values) -> Case:
+    return Case(name, fault, expected, functools.partial(make, *values))
+
+
 CASES = (
-    *(
-        Case(f"damage-{one.name}", f"{one.name.replace('-', ' ')}", one.outcome, functools.partial(damaged, one))
-        for one in DAMAGES
-    ),
-    *(
-        Case(
-            f"kill-{count}",
-            f"kill -9 of one of {count} at {KILLS} moments" if count > 1 else f"kill -9 at {KILLS} moments",
-            "the others end with 75; the same command goes on, equal" if count > 1 else "the same command goes on, equal",
-            functools.partial(kills, count),
-        )
-        for count in (1, 2, 4)
-    ),
+    *(case(f"damage-{one.name}", one.name.replace("-", " "), one.outcome, damaged, one) for one in DAMAGES),
+    case("lock-second-run", "a second run in the workdir of one", SECOND, second, 1, 1),
+    case("lock-second-run-of-2", "a second run of 2 processes in the workdir of one", SECOND, second, 1, 2),
+    case("lock-second-run-beside-2", "a second run in the workdir of one of 2 processes", SECOND, second, 2, 1),
+    case("lock-together", "two runs start at the same moment", "one: exit 0, equal; the other: exit 2, one line", together),
+    case("disk-full-start", "the disk is full before the start", FULL, full, "start", 1),
+    case("disk-full-data", "the disk fills up while data are prepared", FULL, full, "data", 1),
+    case("disk-full-steps", "the disk fills up after step 30", FULL, full, "steps", 1),
+    case("disk-full-save", "the disk fills up in a save", FULL, full, "save", 1),
+    case("disk-full-end", "the disk fills up after the last step", FULL, full, "end", 1),
+    case("disk-full-steps-2", "the disk fills up after step 30, 2 processes", FULL, full, "steps", 2),
+    case("disk-read-only-start", "the disk is read-only", READ_ONLY, read_only_at_start),
+    case("disk-read-only-steps", "the disk becomes read-only after step 30", READ_ONLY, read_only, "steps", 1),
+    case("disk-read-only-save", "the disk becomes read-only in a save", READ_ONLY, read_only, "save", 1),
+    case("disk-read-only-steps-2", "the disk becomes read-only after step 30, 2 processes", READ_ONLY, read_only, "steps", 2),
+    case("disk-slow", "each fsync takes half a second more", "equal", slow, False),
+    case("disk-slow-kill", "the same, and kill -9 in a save", EQUAL, slow, True),
+    case("disk-failing", "fsync fails with EIO", f"exit 2, one line; with a good disk {EQUAL}", failing),
+    case("clock-back", "the clock is set back a day between two starts", CLOCK, shifted, f"-{DAY}", False, 1),
+    case("clock-back-within", "the clock is set back a day while the run goes on", CLOCK, shifted, f"-{DAY}", True, 1),
+    case("clock-back-within-2", "the same, 2 processes", CLOCK, shifted, f"-{DAY}", True, 2),
+    case("clock-ahead-within", "the clock is set ahead a day while the run goes on", CLOCK, shifted, f"+{DAY}", True, 1),
+    case("freeze-1", "SIGSTOP for a minute", FROZEN, frozen, 1, 0),
+    case("freeze-2", "SIGSTOP of process 1 of 2 for a minute", FROZEN, frozen, 2, 1),
+    case("freeze-2-first", "SIGSTOP of process 0 of 2 for a minute", FROZEN, frozen, 2, 0),
+    case("freeze-4", "SIGSTOP of process 3 of 4 for a minute", FROZEN, frozen, 4, 3),
+    case("kill-1", f"kill -9 at {KILLS} moments", EQUAL, kills, 1),
+    case("kill-2", f"kill -9 of one of 2 at {KILLS} moments", f"the others end with 75 within 60 s; {EQUAL}", kills, 2),
+    case("kill-4", f"kill -9 of one of 4 at {KILLS} moments", f"the others end with 75 within 60 s; {EQUAL}", kills, 4),
 )

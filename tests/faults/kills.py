@@ -5,6 +5,7 @@ import random
 from pathlib import Path
 
 from tests.faults.jobs import LIMIT, QUICK, Job
+from tests.faults.outcome import Outcome
 from tests.faults.prepared import Prepared, goes_on
 from tests.verbs import runs
 
@@ -13,10 +14,8 @@ LAST = 6  # kills at the end of the run, after its last step
 KINDS = ("start", "steps", "save", "steps")  # of the kills before, in turn
 
 
-def kills(count: int, folder: Path, prepared: Prepared, number: int = KILLS, last: int = LAST):
+def kills(count: int, folder: Path, prepared: Prepared, number: int = KILLS, last: int = LAST) -> Outcome:
     """Kill one process `number` times, each time another one of `count`. Return the Outcome of the case."""
-    from tests.faults.cases import Outcome
-
     finished = prepared.finished(count)
     workdir, draw = folder / "run", random.Random(count)
     command = prepared.line(workdir)
