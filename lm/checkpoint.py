@@ -58,6 +58,8 @@ class Checkpoints:
         for name in ("absl", "asyncio"):  # Orbax logs every save; its errors are also raised
             logging.getLogger(name).setLevel(logging.CRITICAL)
         self.folder, self._read_only = Path(workdir).absolute() / "checkpoints", read_only
+        if os.path.lexists(self.folder) and not self.folder.is_dir():  # Orbax would find no checkpoint, and fail at a save
+            raise UserError(f"{self.folder} is no folder: put the folder of checkpoints back, or use another --workdir")
         if read_only:
             hosts = alone()
             options = ocp.CheckpointManagerOptions(read_only=True, create=False, multiprocessing_options=hosts)
@@ -93,7 +95,7 @@ class Checkpoints:
         Raises: UserError if all are damaged, or, with `read_only`, if the newest is. Then nothing is renamed.
         """
         damaged: dict[int, str] = {}
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        for step in sorted({*self._manager.all_steps(), *self._no_folders()}, reverse=True):
             found = self._damage(step)
             if found is None:
                 break
@@ -117,6 +119,11 @@ class Checkpoints:
             first_text(None)  # a barrier: no process reloads before all are renamed
             self._manager.reload()
         return step
+
+    def _no_folders(self) -> list[int]:
+        """Return the steps in whose place is a file, a link that leads nowhere, or a pipe. Orbax does not see all of them."""
+        names = os.listdir(self.folder) if self.folder.is_dir() else []
+        return [int(name) for name in names if name.isdecimal() and not (self.folder / name).is_dir()]
 
     def check(self, step: int) -> None:
         """Raise UserError if this checkpoint is damaged."""
@@ -182,11 +189,12 @@ class Checkpoints:
         """Restore the state onto the shardings of `abstract`, a tree of ShapeDtypeStructs like the saved state.
 
         A saved `guard` is ignored if `abstract` has none.
-        Raises UserError if the checkpoint holds other arrays or other shapes.
+        Raises UserError if the checkpoint holds other arrays, other shapes or other dtypes.
         """
         wanted, stored = plain(abstract), self._manager.item_metadata(step)["state"].tree
         stored = {name: x for name, x in stored.items() if name in wanted or name != "guard"}
         check_shapes(wanted, stored, self.folder / str(step))
+        check_dtypes(wanted, stored, self.folder / str(step))
         return unplain(abstract, self._read(step, wanted))
 
     def remove(self, step: int) -> None:
@@ -282,6 +290,8 @@ def damage(folder: Path, part: int = 0, parts: int = 1) -> str | None:
     Raises: PermissionError.
     """
     folder = folder.absolute()  # Orbax requires it
+    if not folder.is_dir():
+        return "it is no folder"
     names = sorted(path for path in folder.rglob("*") if path.is_file())
     return _damage(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in names), part, parts)
 
@@ -373,4 +383,16 @@ def check_shapes(wanted: Any, stored: Any, where: Path) -> None:
             raise UserError(
                 f"{where} is of another architecture: {name} is {theirs.get(name, 'missing')} there and "
                 f"{ours.get(name, 'missing')} in this config; use its config, or another --workdir"
+            )
+
+
+def check_dtypes(wanted: Any, stored: Any, where: Path) -> None:
+    """Raise UserError if dtypes of arrays differ, because Orbax would convert and round them. The error names the first one."""
+    ours, theirs = named(wanted), named(stored)
+    for name in sorted(ours.keys() & theirs.keys()):
+        one, other = (getattr(tree[name], "dtype", None) for tree in (ours, theirs))
+        if one is not None and other is not None and np.dtype(one) != np.dtype(other):
+            raise UserError(
+                f"{where}: {name} is {np.dtype(other)} there and {np.dtype(one)} in this run, which did not save it so: put a "
+                "copy in its place, or use another --workdir"
             )

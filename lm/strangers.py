@@ -38,8 +38,8 @@ def short(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
 
 
-def content(path: str | os.PathLike, most: int = MOST_BYTES) -> bytes:
-    """Return the bytes of a file.
+def content(path: str | os.PathLike, most: int | None = MOST_BYTES) -> bytes:
+    """Return the bytes of a file. most: None reads a file of any size, such as a log of our own.
 
     Raises: OSError as open does; UserError for a pipe or a device, which might never end, and for more than `most` bytes.
     """
@@ -47,9 +47,9 @@ def content(path: str | os.PathLike, most: int = MOST_BYTES) -> bytes:
     if stat.S_ISREG(kind.st_mode):
         with open(os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             kind = os.fstat(file.fileno())
-            if stat.S_ISREG(kind.st_mode) and kind.st_size <= most:
-                found = file.read(most + 1)
-                if len(found) <= most:
+            if stat.S_ISREG(kind.st_mode) and (most is None or kind.st_size <= most):
+                found = file.read(-1 if most is None else most + 1)
+                if most is None or len(found) <= most:
                     return found
     if stat.S_ISDIR(kind.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

@@ -5,9 +5,10 @@ Nothing here loads JAX, so errors show at once.
 
 import contextlib
 import copy
+import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not (folder / "checkpoints").is_dir():
             raise
         problem = f"cannot be read ({error})"
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        problem = "is a link to itself"
     except (ValueError, RecursionError) as error:
         problem = f"cannot be read as JSON: {error if (folder / RECORD).stat().st_size else 'it is empty'}"
     saved, _ = _of_checkpoint(folder)
@@ -109,7 +114,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def record(workdir: Path) -> tuple[dict[str, Any] | None, Path]:
     """Return (the config of the run in the workdir or None, the folder that holds it). Raises the errors of `read_config`."""
-    if (workdir / RECORD).exists():
+    if os.path.lexists(workdir / RECORD):
         return read_config(workdir), workdir
     return _of_checkpoint(workdir)
 
@@ -135,10 +140,10 @@ def steps_saved(workdir: Path) -> list[int]:
 def repair(workdir: Path) -> None:
     """Replace a damaged config.json by the config of the newest checkpoint. The damaged file is renamed, not deleted."""
     path = workdir / RECORD
-    if not path.exists():
+    if not os.path.lexists(path):
         return
     found = read_config(workdir)
-    with contextlib.suppress(OSError, ValueError, RecursionError):
+    with contextlib.suppress(OSError, ValueError, RecursionError, UserError):
         value = read_json(path)
         if isinstance(value, dict) and with_paths(value) == found:
             return
@@ -150,10 +155,16 @@ def repair(workdir: Path) -> None:
     )
 
 
-def kept_json(path: Path) -> Any | None:
-    """Return the JSON of a run's internal file; None if it is missing or damaged. A damaged file is reported and renamed."""
+def kept_json(path: Path, fits: Callable[[Any], bool] = lambda value: True) -> Any | None:
+    """Return the JSON of a run's internal file; None if it is missing or damaged. A damaged file is reported and renamed.
+
+    fits: whether a value is what the run writes there.
+    """
     try:
-        return read_json(path, MOST_BYTES)
+        value = read_json(path, MOST_BYTES)
+        if not fits(value):
+            raise ValueError("another value than the run writes")
+        return value
     except FileNotFoundError:
         return None
     except (ValueError, RecursionError):

@@ -169,16 +169,20 @@ def prepared(out_dir: str | os.PathLike) -> dict[str, Any] | None:
 
 
 class Rows:
-    """Random access to rows of any version as dicts of `tokens`, `segment_ids` and `positions`, each [T+1]."""
+    """Random access to rows of any version as dicts of `tokens`, `segment_ids` and `positions`, each [T+1].
 
-    def __init__(self, stored):
-        self._stored = stored
+    folder: of the files, for the error of one that is damaged: ArrayRecord compares checksums while it reads.
+    """
+
+    def __init__(self, stored, folder: Path):
+        self._stored, self._folder = stored, folder
 
     def __len__(self) -> int:
         return len(self._stored)
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, np.ndarray]]:
-        rows = self._stored.__getitems__(numbers)
+        with _readable(self._folder):
+            rows = self._stored.__getitems__(numbers)
         if not rows or "joined" not in rows[0]:
             return rows
         segments, positions = layout(np.stack([row["joined"] for row in rows]), len(rows[0]["tokens"]))
@@ -188,11 +192,29 @@ class Rows:
         return self.__getitems__([number])[0]
 
 
+@contextlib.contextmanager
+def _readable(folder: Path) -> Iterator[None]:
+    """Raise UserError for what TFDS and ArrayRecord raise about damaged files in `folder`, which is of many types."""
+    try:
+        yield
+    except (UserError, MemoryError, PermissionError):
+        raise
+    except Exception as error:
+        dataset = folder.parents[2]
+        why = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the rows in {folder} are damaged ({type(error).__name__}: {why}): put a copy in their place, or delete {dataset} "
+            "and run the same command again, which prepares them again"
+        ) from error
+
+
 def open_split(out_dir: str | os.PathLike, source: str, split: str) -> Rows:
-    """Open the rows of one split of one source."""
+    """Open the rows of one split of one source. Raises UserError, also while they are read, if a file is damaged."""
     folder = Path(out_dir) / "packed_text" / source
     version = next((v for v in VERSIONS if (folder / v).is_dir()), VERSIONS[0])
-    return Rows(tfds.builder_from_directory(os.fspath(folder / version)).as_data_source(split))
+    with _readable(folder / version):
+        stored = tfds.builder_from_directory(os.fspath(folder / version)).as_data_source(split)
+        return Rows(stored, folder / version)
 
 
 def texts(dataset: Path, split: str, tokenizer: Tokenizer, limit: int | None = None) -> Iterator[bytes]:

@@ -226,7 +226,9 @@ def is_prepared(
     damage = None
     try:
         if load() is None:
-            return False
+            if not (folder.is_dir() and any(folder.iterdir())):
+                return False
+            raise Damaged(folder, "its record is missing")  # a folder is renamed to its name when it is complete
     except Damaged as error:
         damage = error
     files = found()

@@ -165,6 +165,8 @@ def _two_passes(
         tokenizer.save(workdir)
     record_tokenizer(workdir, tokenizer.fingerprint)
     folder = _folder(config, tokenizer, workdir)
+    if folder.exists() and _is_prepared(config, folder):  # only the tokenizer had been lost
+        return tokenizer, folder
     with _Stage(stages, "dataset") as progress:
         folder.parent.mkdir(parents=True, exist_ok=True)
         prepare(

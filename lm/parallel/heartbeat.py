@@ -24,9 +24,18 @@ NETWORK = re.compile(r"Gloo|NCCL|Connection (reset|closed|refused)|Broken pipe|S
 
 
 def lost_seconds() -> float:
-    """Return after how many seconds without a sign of life a process counts as gone: LMCRAFT_LOST_SECONDS, or 60."""
-    text = os.environ.get("LMCRAFT_LOST_SECONDS", "")
-    return max(1.0, float(text)) if text.replace(".", "", 1).isdecimal() else 60.0
+    """Return after how many seconds without a sign of life a process counts as gone: LMCRAFT_LOST_SECONDS, or 40."""
+    return _seconds("LMCRAFT_LOST_SECONDS", 40.0)
+
+
+def join_seconds() -> float:
+    """Return how many seconds a process waits until all have joined: LMCRAFT_JOIN_SECONDS, or 300. Hosts may start apart."""
+    return _seconds("LMCRAFT_JOIN_SECONDS", 300.0)
+
+
+def _seconds(variable: str, usual: float) -> float:
+    text = os.environ.get(variable, "")
+    return max(1.0, float(text)) if text.replace(".", "", 1).isdecimal() else usual
 
 
 class Heartbeat:
@@ -61,10 +70,19 @@ def words(process: int) -> str:
     return f"process {process} was lost: its host or the network is down, or it was killed; run the same command to resume"
 
 
-def on_abort(address: str, line: str) -> Callable[[], None]:
+def not_joined() -> str:
+    """Return the message if some process of the job did not join."""
+    return (
+        f"not all processes of the job have joined within {join_seconds():g} s (LMCRAFT_JOIN_SECONDS): one was not started, "
+        "was killed, or cannot reach process 0; run the same command on all hosts"
+    )
+
+
+def on_abort(address: str | None, line: str) -> Callable[[], None]:
     """End with `line` and LOST if this process is aborted because process 0 at `address` is gone. Return what undoes this.
 
-    JAX aborts in C++ from a thread of its own, where Python's signal handlers do not run; a handler of C does.
+    address: None ends so after any abort. JAX aborts in C++ from a thread of its own, where Python's signal handlers do not
+    run; a handler of C does.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     libc.signal.restype, libc.signal.argtypes = ctypes.c_void_p, (ctypes.c_int, ctypes.c_void_p)
@@ -74,7 +92,7 @@ def on_abort(address: str, line: str) -> Callable[[], None]:
 
     @ctypes.CFUNCTYPE(None, ctypes.c_int)
     def handler(signum):
-        if _answers(address):
+        if address and _answers(address):
             default()  # another reason: abort() goes on
             return
         os.write(2, f"{line}\n".encode())

@@ -62,12 +62,15 @@ def start(trains: bool = True) -> None:
         return int(text) if text is not None else None
 
     jax.config.update("jax_enable_preemption_service", trains)
+    joined = heartbeat.on_abort(None, _program() + heartbeat.not_joined())  # JAX aborts in place of an error
     jax.distributed.initialize(
         num_processes=number("JAX_NUM_PROCESSES"),
         process_id=number("JAX_PROCESS_ID"),
+        initialization_timeout=int(heartbeat.join_seconds()),
         shutdown_timeout_seconds=LONGEST,
         heartbeat_timeout_seconds=max(600, int(10 * heartbeat.lost_seconds())),  # ours comes first, and survives a frozen job
     )
+    joined()
     global _listener, _undo_abort
     if distributed.global_state.process_id:
         _undo_abort = heartbeat.on_abort(distributed.global_state.coordinator_address, _program() + heartbeat.words(0))
@@ -131,11 +134,12 @@ def _program() -> str:
     return f"{Path(sys.argv[0]).name}: "
 
 
-def end(line: str, code: int, details: str = "") -> None:
+def end(line: str, code: int, details: str = "", gone: int | None = None) -> None:
     """End this process and all others of the job with one line on stderr and an exit code. Never returns.
 
     If another process failed before, its line and code are used, because the failure here is a consequence. details: printed
-    above the line, if this process failed first. An error of the network waits until the listener has found who is gone.
+    above the line, if this process failed first. gone: the number of a process that cannot read it any more. An error of the
+    network waits until the listener has found who is gone.
     """
     if details and several() and heartbeat.NETWORK.search(line):
         threading.Event().wait(1.5 * heartbeat.lost_seconds() + GRACE)
@@ -151,7 +155,7 @@ def end(line: str, code: int, details: str = "") -> None:
         call(code, line)
     print(details + line, file=sys.stderr, flush=True)
     if service is not None:
-        _wait_until_read(service)
+        _wait_until_read(service, gone)
     os._exit(code)
 
 
@@ -257,7 +261,7 @@ def _listen(service) -> None:
                 print(_program() + heartbeat.words(0), file=sys.stderr, flush=True)
                 os._exit(heartbeat.LOST)
             if gone is not None and not _leaving:
-                end(_program() + heartbeat.words(gone), heartbeat.LOST)
+                end(_program() + heartbeat.words(gone), heartbeat.LOST, gone=gone)
     except jax.errors.JaxRuntimeError:  # the job is over
         return
     _, line, code = json.loads(failed)
@@ -277,15 +281,18 @@ def _first_failure(service, line: str, code: int) -> tuple[int, str, int]:
     return mine
 
 
-def _wait_until_read(service) -> None:
-    """On process 0, wait until the others have read the failure, because JAX aborts a process that loses the service."""
+def _wait_until_read(service, gone: int | None) -> None:
+    """On process 0, wait until the others have read the failure, because JAX aborts a process that loses the service.
+
+    gone: the number of a process that is not waited for.
+    """
     state = distributed.global_state
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         if state.process_id:
             service.key_value_set(f"{HEARD}/{state.process_id}", "")
             return
         until = time.monotonic() + GRACE
-        for number in range(1, state.num_processes):
+        for number in {*range(1, state.num_processes)} - {gone}:
             _get(service, f"{HEARD}/{number}", until - time.monotonic())
         time.sleep(0.5)  # they are about to exit
 

@@ -11,6 +11,7 @@ goodput = seconds of steps that were kept / wall time from the first start to th
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -47,9 +48,9 @@ class Goodput:
         self._path, self.step, self._enabled = workdir / FILE, begin, enabled
         # Another loop in this process began when the one before it had ended.
         self._attempt = _begun[-1] if _begun else psutil.Process().create_time()
-        self._before = json_lines(self._path) if self._path.exists() else []
+        self._before = [one for one in json_lines(self._path) if _whole(one)] if self._path.exists() else []
         # The time that the system says a process began is exact to a second only.
-        self._attempt = max([self._attempt, *(one["time"] for one in self._before[-1:] if "time" in one)])
+        self._attempt = max([self._attempt, *(one["time"] for one in self._before[-1:])])
         self.seconds = {"start": max(0.0, time.time() - self._attempt)}
         self._phase, self._since, self._compiled = "start", time.perf_counter(), 0.0
         self._written, self.fraction = 0.0, 0.0  # the goodput of the run at the last record
@@ -116,9 +117,8 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     beyond are lost.
     """
     attempts: dict[float, list[Mapping[str, Any]]] = {}
-    for record in records:
-        if isinstance(record.get("seconds"), dict) and isinstance(record.get("attempt"), int | float):
-            attempts.setdefault(record["attempt"], []).append(record)
+    for record in filter(_whole, records):
+        attempts.setdefault(record["attempt"], []).append(record)
     found = dict.fromkeys(CATEGORIES, 0.0)
     following = list(attempts.values())[1:]
     for own, after in zip(attempts.values(), [*following, None]):
@@ -151,6 +151,15 @@ def of(workdir: Path) -> dict[str, Any] | None:
     """Return the `summary` of a workdir, or None if it has no records."""
     path = workdir / FILE
     return summary(json_lines(path)) if path.exists() else None
+
+
+def _whole(record: Mapping[str, Any]) -> bool:
+    """Return whether a line has what a record needs; a damaged file may hold others."""
+    seconds = record.get("seconds")
+    if not isinstance(seconds, dict):
+        return False
+    numbers = (*(record.get(name) for name in ("attempt", "time", "step")), *seconds.values())
+    return all(isinstance(number, int | float) and math.isfinite(number) for number in numbers)
 
 
 def _useful(record: Mapping[str, Any]) -> float:

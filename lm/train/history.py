@@ -4,9 +4,10 @@ import json
 import math
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+
+from lm.strangers import content
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values
 
@@ -28,9 +29,12 @@ def load_metrics(path: str | os.PathLike) -> tuple[list[dict], list[dict]]:
 
 
 def json_lines(path: str | os.PathLike) -> list[dict]:
-    """Return the JSON objects of a file, one per line. Other lines, such as one cut off by a kill, are skipped."""
+    """Return the JSON objects of a file, one per line. Other lines, such as one cut off by a kill, are skipped.
+
+    Raises: OSError; UserError if it is a pipe, which might never end.
+    """
     found = []
-    for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in content(path, most=None).decode(errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:

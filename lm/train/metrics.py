@@ -16,6 +16,7 @@ from pathlib import Path
 
 from lm import saving
 from lm.progress import progress
+from lm.strangers import content
 from lm.train.starts import facts, record_start
 from lm.train.system import System
 from lm.train.trackers.names import parse_trackers
@@ -30,20 +31,27 @@ if _hides_torch:
     del sys.modules["torch"]
 
 
-def rewind(path: Path, step: int) -> None:
-    """Drop the lines that a run resumed from `step` logs again: later steps, validation at `step`, and a partial last line."""
+def rewind(path: Path, step: int) -> set[int]:
+    """Drop the lines that a run resumed from `step` logs again: later steps, validation at `step`, and a partial last line.
+
+    Of equal lines one is kept. Return the steps of the lines that are not those of a validation.
+    """
     if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(errors="replace").splitlines():
+        return set()
+    kept, steps = dict[str, None](), set()
+    for line in content(path, most=None).decode(errors="replace").splitlines():
         try:
             values = json.loads(line)
-            if values["step"] <= step - any(name.startswith("valid_") for name in values):
-                kept.append(line)
+            own = values["step"]
+            valid = any(name.startswith("valid_") for name in values)
+            if own <= step - valid:
+                kept[line] = None
+                steps |= set() if valid else {own}
         except (ValueError, KeyError, TypeError):
             continue
     with saving.replacing(path) as file:
         file.writelines(line + "\n" for line in kept)
+    return steps
 
 
 class Log:
@@ -54,7 +62,7 @@ class Log:
         self.enabled, log_ids = enabled, config.data.get("log_ids", False)
         if not enabled:
             return
-        rewind(workdir / "metrics.jsonl", step)
+        lost = sorted(set(range(1, step + 1)) - rewind(workdir / "metrics.jsonl", step))
         rewind(workdir / "ids.jsonl", step)
         self._metrics = open(workdir / "metrics.jsonl", "a")
         self._ids = open(workdir / "ids.jsonl", "a") if log_ids else None
@@ -70,6 +78,11 @@ class Log:
             smoothing=0.1,
             bar_format="{desc} {n_fmt}/{total_fmt} |{bar}| {postfix} [{elapsed}<{remaining}]",
         )
+        if lost:
+            self.say(
+                f"warning: {workdir / 'metrics.jsonl'} has no line of {len(lost):,} of the {step:,} steps before, the first is "
+                f"step {lost[0]:,}: it was damaged or replaced; the model is not affected"
+            )
         self._system = System()
         about = facts(config.to_dict(), record_start(workdir, step))
         self._trackers = open_sinks(parse_trackers(config.get("trackers", "")), workdir, about, self.say)

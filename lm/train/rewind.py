@@ -42,7 +42,7 @@ class Rewinds:
 
     def __init__(self, config, workdir: Path):
         self._config, self._workdir, self._settings = config, workdir, guard.settings(config)
-        self._done: list[dict[str, Any]] = from_first(lambda: kept_json(workdir / RECORD)) or []
+        self._done: list[dict[str, Any]] = from_first(lambda: kept_json(workdir / RECORD, _fits)) or []
 
     @property
     def count(self) -> int:
@@ -137,6 +137,12 @@ class Rewinds:
             lines.append(place | values | {"ids": self._stream.ids(step)})
         saving.write_lines(path, lines)
         saving.write_json(self._workdir / RECORD, [*self._done, rewind])
+
+
+def _fits(done: Any) -> bool:
+    """Return whether this is a list of rewinds."""
+    known = ("at", "to", "shift")
+    return isinstance(done, list) and all(isinstance(one, dict) and all(type(one.get(k)) is int for k in known) for one in done)
 
 
 def target(saved: list[int], first: int, every: int, done: list[dict], healthy: int | None = None) -> int | None:

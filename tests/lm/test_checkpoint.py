@@ -157,3 +157,35 @@ def test_a_relative_path_is_as_good(workdir, monkeypatch):
     monkeypatch.chdir(workdir)
     without_checksums(workdir / "checkpoints" / "2")
     assert damage(Path("checkpoints/2")) is None
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_no_folder_is_set_aside(workdir, kind):
+    """Orbax does not see it, and could not save its step again."""
+    place = workdir / "checkpoints" / "3"
+    shutil.rmtree(place)
+    place.write_text("a file") if kind == "file" else place.symlink_to("3")
+    said = []
+    checkpoints = Checkpoints(workdir, keep_last=3)
+    assert checkpoints.whole(said.append) == 2
+    assert len(said) == 1 and "checkpoints/3 is damaged: it is no folder" in said[0]
+    checkpoints.save(3, state(3), {"tokens": 300})
+    checkpoints.wait()
+    checkpoints.close()
+    assert damage(place) is None
+
+
+def test_a_file_in_place_of_all_checkpoints_is_refused(tmp_path):
+    """Else the run would start from scratch."""
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(UserError, match="checkpoints is no folder"):
+        Checkpoints(tmp_path)
+
+
+def test_other_dtypes_are_refused(workdir):
+    checkpoints = Checkpoints(workdir, keep_last=3)
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state(3))
+    abstract["params"]["a"] = jax.ShapeDtypeStruct((300, 70), jnp.float16, sharding=abstract["step"].sharding)
+    with pytest.raises(UserError, match="checkpoints/3: params.a is float32 there and float16 in this run"):
+        checkpoints.restore(3, abstract)
+    checkpoints.close()

@@ -240,6 +240,14 @@ def test_a_damaged_config_is_mended_by_the_newest_checkpoint(damage, copy, finis
     assert (copy / "config.json.damaged").read_text() == DAMAGES[damage]
 
 
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_config_that_is_no_file_is_mended_too(kind, copy, finished):
+    (copy / "config.json").unlink()
+    (copy / "config.json").symlink_to("config.json") if kind == "link" else os.mkfifo(copy / "config.json")
+    with locked(copy):
+        assert (copy / "config.json").read_text() == (finished / "config.json").read_text()
+
+
 def test_readers_of_a_damaged_config_go_on_by_the_checkpoint(copy, tmp_path):
     (copy / "config.json").write_text("")
     assert lm.load(copy)[0].config.num_layers == 1

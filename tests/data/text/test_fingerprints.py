@@ -180,6 +180,33 @@ def test_of_an_input_that_is_read_in_part_only_that_part_counts(tmp_path):
 # Damage.
 
 
+def test_only_the_tokenizer_was_deleted(run):
+    config, workdir = run
+    own, before = (workdir / "tokenizer.model").read_bytes(), state(workdir / "data")
+    (workdir / "tokenizer.model").unlink()
+    prepare_text(config, workdir)
+    assert (workdir / "tokenizer.model").read_bytes() == own and state(workdir / "data") == before
+
+
+def test_a_dataset_without_its_record_is_prepared_anew(run, capsys):
+    config, workdir = run
+    [folder] = workdir.glob("data/*")
+    expected = prepared(folder)
+    (folder / "dataset.json").unlink()
+    prepare_text(config, workdir)
+    assert "its record is missing" in capsys.readouterr().err and prepared(folder) == expected
+
+
+@pytest.mark.parametrize("file", ["packed_text/*/*/*train.array_record*", "packed_text/*/*/features.json"])
+def test_rows_that_cannot_be_read_are_one_line(run, file):
+    """Of the size that was written, so that only reading them finds it."""
+    _, workdir = run
+    [folder] = workdir.glob("data/*")
+    [hurt] = folder.glob(file)
+    hurt.write_bytes(bytes(hurt.stat().st_size))
+    refused(lambda: TextBatches(folder, "train", batch_size=4).batch(0), str(hurt.parent), "damaged", f"delete {folder}")
+
+
 def torn(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 

@@ -1,8 +1,19 @@
 """Two processes of one job: what the first does for both, and how an error on one ends both."""
 
+import socket
 import sys
 
+import pytest
+
+from lm.parallel.heartbeat import LOST
+from tests.verbs import runs
 from tests.verbs.test_hosts import ends, start_both
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def job(name: str, folder) -> tuple[list[int], list[list[str]], list[list[str]]]:
@@ -35,3 +46,13 @@ def test_an_interrupt_of_one_ends_the_other_that_waits(tmp_path):
     codes, said, _ = job("stops", tmp_path)
     assert codes == [130, 130], said
     assert said[1] == [said[0][0].replace("job.py: ", "job.py: process 0: ")]
+
+
+@pytest.mark.parametrize("process", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_process_waits_for_the_others_only_so_long(process):
+    job = {"JAX_COORDINATOR_ADDRESS": "127.0.0.1:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(process)}
+    if not process:  # which must listen
+        job["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free_port()}"
+    done = runs.run([sys.executable, "-c", "from lm.parallel import hosts; hosts.start()"], LMCRAFT_JOIN_SECONDS="1", **job)
+    assert done.returncode == LOST, done.stderr[-2000:]
+    assert "not all processes of the job have joined within 1 s (LMCRAFT_JOIN_SECONDS)" in done.stderr

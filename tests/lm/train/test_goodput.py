@@ -109,3 +109,12 @@ def test_data_that_came_while_the_devices_computed_cost_nothing(tmp_path):
     one.hide(waited)
     one.close(end=True)
     assert one.seconds["data"] == 0 and one.seconds["data hidden"] == waited
+
+
+def test_wrong_lines_of_a_damaged_file_are_skipped(tmp_path):
+    whole = record(0, 50, 9, wait=50)
+    wrong = [{"attempt": 1, "seconds": {}}, record("0", 50, 9), record(0, 50, None), record(0, 50, 9, wait="x"), {"seconds": 3}]
+    assert summary([*wrong, whole]) == summary([whole])
+    (tmp_path / goodput.FILE).write_text("".join(json.dumps(one) + "\n" for one in [*wrong, {"time": "x"}]))
+    Goodput(tmp_path, 9).close(end=True)
+    assert goodput.of(tmp_path)["attempts"] == 1

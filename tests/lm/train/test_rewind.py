@@ -10,7 +10,7 @@ import pytest
 from lm.checkpoint import Checkpoints
 from lm.parallel.mesh import make_mesh
 from lm.train import loop
-from lm.train.rewind import target
+from lm.train.rewind import Rewinds, target
 from lm.train.step import make_trainer
 from tests.lm.examples import packed_batch, tiny_config
 
@@ -261,3 +261,10 @@ def test_where_a_rewind_goes():
     assert target([24], first=30, every=8, done=[{"to": 24}]) == 24
     assert target([32, 40], first=30, every=8, done=[]) == 32
     assert target([7], first=30, every=0, done=[]) == 7
+
+
+@pytest.mark.parametrize("content", [[1], [{"to": 3}], [{"at": 9, "to": "3", "shift": 1}], {"at": 9}])
+def test_a_record_of_other_values_is_set_aside(content, tmp_path):
+    (tmp_path / "rewinds.json").write_text(json.dumps(content))
+    assert Rewinds(config_of(), tmp_path).count == 0
+    assert (tmp_path / "rewinds.json.damaged").exists()
