@@ -67,11 +67,13 @@ def respond(
 def unsound(step: int, in_row: int, rewinds: Rewinds, say: Callable[[str], None], again: str) -> None:
     """Rewind a run whose state cannot be saved, as after a flipped bit, or end it. Raises: Rewound; Diverged.
 
-    If it was already rewound for this cause and nothing was saved since, other data do not help. in_row: as in `respond`; the
-    run ends if the last steps failed too.
+    If it was already rewound for this cause and nothing was saved since, other data do not help, and that rewind is undone.
+    in_row: as in `respond`; the run ends if the last steps failed too.
     """
     cause = "parameters or optimizer moments are not finite, or so large that their squares are not"
-    if not in_row and not rewinds.in_vain(cause):
+    if rewinds.in_vain(cause):
+        rewinds.undo()
+    elif not in_row:
         rewinds.rewind(step, step, cause, say)
     raise Diverged(step, f"step {step}: {cause}; they were not saved. Lower optimizer.learning_rate, {again}")
 

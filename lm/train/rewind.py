@@ -119,6 +119,13 @@ class Rewinds:
         """Return whether the newest rewind had this cause, and nothing was saved since."""
         return bool(self._done) and self._done[-1]["cause"] == cause and self._done[-1]["to"] == self._checkpoints.latest()
 
+    def undo(self) -> None:
+        """Forget the newest rewind, after which nothing was saved: the data that it left out were not the cause."""
+        n, path = len(self._done), self._workdir / SKIPPED
+        self._done.pop()
+        from_first(lambda: saving.write_lines(path, [row for row in json_lines(path) if row["rewind"] < n]))
+        from_first(lambda: saving.write_json(self._workdir / RECORD, self._done))
+
     def _target(self, first: int) -> int | None:
         saved = steps_saved(self._workdir)
         return target(saved, first, self._config.checkpoint_every, self._done, self._kept.healthy(saved))

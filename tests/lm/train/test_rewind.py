@@ -250,6 +250,7 @@ def test_a_state_that_cannot_be_saved_again_ends_the_run(tmp_path):
     ):
         flipped(tmp_path, {23, 31})
     assert [alert["kind"] for alert in lines(tmp_path, "alerts.jsonl")] == ["rewind", "diverged"]
+    assert json.loads((tmp_path / "rewinds.json").read_text()) == [] and lines(tmp_path, "skipped_data.jsonl") == []
 
 
 def test_where_a_rewind_goes():
