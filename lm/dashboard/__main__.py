@@ -72,9 +72,8 @@ def serve(folders: list[Path], given: flags.FlagValues) -> None:
     except UserError as error:
         raise UserError(f"--{error}".replace("--config.", "--").replace(", port=", ", --port=")) from None
     host = f"[{given.host}]" if ":" in given.host else given.host
-    names = (
-        tuple(dict.fromkeys((host.lower(), "localhost", "127.0.0.1", "[::1]", *map(str.lower, given.hosts)))) if local else ()
-    )
+    known = (host.lower(), "localhost", "127.0.0.1", "[::1]", *map(str.lower, given.hosts))
+    names = tuple(dict.fromkeys(known)) if local else ()
     store = Store(folders, given.runs, given.seconds)
     app = make_app(store, names)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", server_header=False, timeout_graceful_shutdown=1))

@@ -44,9 +44,9 @@ class Alert(NamedTuple):
 class Evidence:
     """What alerts are derived from, beside the Run.
 
-    hangs: (process, time of its file). damaged: (name, time) of what was set aside. rewinds: of rewinds.json. left_out: lines of
-    skipped_data.jsonl. accounts: of goodput.jsonl. not_finite: (count, first step, last step). output: the end of the run's
-    output. between: seconds between two lines of metrics.jsonl, or None. newest: when something was written last.
+    hangs: (process, time of its file). damaged: (name, time) of what was set aside. rewinds: of rewinds.json. left_out: lines
+    of skipped_data.jsonl. accounts: of goodput.jsonl. not_finite: (count, first step, last step). output: the end of the run's
+    output. between: seconds between two steps, or None. newest: when something was written last. faults: of these files.
     """
 
     hangs: Sequence[tuple[str, float]] = ()
@@ -120,9 +120,8 @@ def _of_values(run: Run, evidence: Evidence) -> Iterator[Alert]:
     for what in ("host", "devices"):
         ratio = row.get(f"stragglers/{what}")
         if is_number(ratio) and ratio > (limit if is_number(limit) else 1.5):
-            text = (
-                f"a host's {'own work' if what == 'host' else 'devices'} took {ratio:.1f} times as long as that of the others"
-            )
+            who = "a host's own work" if what == "host" else "a host's devices"
+            text = f"{who} took {ratio:.1f} times as long as the median of the others"
             yield Alert(WARNING, "slow host", text, run.steps)
     for one in run.report.get("alarms") if isinstance(run.report.get("alarms"), list) else ():
         if isinstance(one, Mapping):

@@ -161,19 +161,12 @@ def make_app(store: Store, hosts: Collection[str] = ()) -> FastAPI:
 
     @app.get("/export")
     def export() -> Response:
-        from lm.reports.run_folders import read_run
         from lm.reports.runs import html
 
-        with store.lock:
-            watched = [one for one in store.runs.values() if one.is_run]
         where = ", ".join(shown(folder) for folder in store.folders)
-        with exporting:  # it reads all files once more, so one at a time
-            found = []
-            for one in watched:
-                names = one.folder.names()
-                if all(map(one.folder.inside, names)) and (run := read_run(one.folder.path, names)):
-                    run.name = one.name
-                    found.append(run)
+        with exporting:  # it draws for seconds, so one at a time
+            with store.lock:
+                found = [one.copied() for one in store.runs.values() if one.is_run]
             page = html(sorted(found, key=lambda run: -run.written), where, store.folders[0].absolute())
         headers = {
             "Content-Security-Policy": f"sandbox allow-downloads; {INLINE}",

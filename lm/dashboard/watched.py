@@ -1,6 +1,7 @@
 """One run that is watched: what changed in its folder is read, nothing else is read again."""
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from lm.dashboard.tail import Tail
 from lm.errors import UserError
 from lm.lock import LOCK
 from lm.reports.run_folders import Run, holder, json_object, kind, state
-from lm.reports.run_metrics import Metrics, is_number
+from lm.reports.run_metrics import Metrics, chart_of, is_number
 from lm.reports.runs import MEASURES, Figure, sound_figures
 from lm.strangers import read_json, shown
 from lm.train.goodput import FILE as ACCOUNTS
@@ -70,6 +71,12 @@ class Watched:
         """Whether the folder is that of a run, and not one whose config.json or report.json is something else."""
         ours = self.run.origin not in ("", "published") or {"title", "finished"} <= self.run.report.keys()
         return ours or bool(self.run.faults) and self.run.origin != "published" or bool(self.series)
+
+    def copied(self) -> Run:
+        """Return the run with the curves of all charts of the page over many runs, for `lm.reports.runs.html`."""
+        drawn = {key: _finite(one.curve(MOST)) for key, one in self.series.items() if chart_of(key) is not None}
+        drawn = {key: curve for key, curve in drawn.items() if len(curve[0])}
+        return replace(self.run, name=self.name, metrics=replace(self.run.metrics, curves=drawn), faults=list(self.run.faults))
 
     def over_tokens(self) -> Curve:
         """Return (steps, trained tokens so far)."""
