@@ -61,7 +61,8 @@ class Store:
         """Search for runs if it is time, and read what is new of each run, slice by slice."""
         now = time.monotonic()
         if now - self._searched > max(SEARCH, self._cost / SHARE):
-            self._search()
+            for one in self._search():  # their records first, so that the list is soon whole
+                self._read(one, metrics=False)
             self._searched = time.monotonic()
             self._cost = self._searched - now
         for one in sorted(self.runs.values(), key=lambda run: -run.run.written):  # the newest are whole first
@@ -69,11 +70,11 @@ class Store:
                 self._progress(behind=True)
         self._progress(behind=False)
 
-    def _read(self, one: Watched) -> bool:
+    def _read(self, one: Watched, metrics: bool = True) -> bool:
         with self.lock:
             names = self._listed(one)
             try:
-                changed, more = one.refresh(names)
+                changed, more = one.refresh(names, metrics)
             except Exception as error:  # whatever a stranger's file holds, the other runs are shown
                 changed, more, one.run.state = one.run.state != "damaged", False, "damaged"
                 one.run.faults = [f"it cannot be read: {shown(type(error).__name__)}: {shown(error)[:200]}"]
@@ -96,8 +97,8 @@ class Store:
             self._names[one.id] = (stamp, names)
         return names
 
-    def _search(self) -> None:
-        """Find new runs, and forget those that are gone."""
+    def _search(self) -> list[Watched]:
+        """Find new runs, and forget those that are gone. Return the new ones."""
         around = Path(os.path.commonpath([folder.absolute() for folder in self.folders]))
         places, faults = [], []
         for folder, names, fault in find(self.folders, confined=True):
@@ -119,13 +120,16 @@ class Store:
                 id = self._ids.pop(place)
                 self._names.pop(id, None)
                 del self.runs[id]
+            new = []
             for place, name in named.items():
                 if place not in self._ids:
                     self._ids[place] = self._next
-                    self.runs[self._next] = Watched(self._next, Folder(place, self._roots), name)
+                    new.append(Watched(self._next, Folder(place, self._roots), name))
+                    self.runs[self._next] = new[-1]
                     self._next += 1
             if gone or faults != self.faults:
                 self.faults, self.version = faults[:100], self.version + 1
+        return new
 
     def _follow(self) -> None:
         while not self._closed.is_set():

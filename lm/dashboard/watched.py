@@ -39,21 +39,22 @@ class Watched:
         self.alerts: list[Alert] = []
         self.figures: list[Figure] = []
         self.evidence = Evidence()
-        self.share = 1.0  # of metrics.jsonl that is read
+        self.share = 0.0  # of metrics.jsonl that is read
         self._tail = Tail(folder.path / METRICS)
         self._records: tuple = ()
         self._stamp: tuple = ()
         self._recorded: list[str] = []  # faults of the records
         self._shown: Any = None
+        self._unreadable = ""
         self._forget()
 
-    def refresh(self, names: list[str]) -> tuple[bool, bool]:
+    def refresh(self, names: list[str], metrics: bool = True) -> tuple[bool, bool]:
         """Read what is new, of metrics.jsonl at most one slice. Return (whether anything changed, whether there is more).
 
-        names: the files of the folder. A run whose files cannot be read says so.
+        names: the files of the folder. metrics: False leaves metrics.jsonl for later. A run whose files cannot be read says so.
         """
         changed = self._read_records(names)
-        new, more = self._read_metrics(names)
+        new, more = self._read_metrics(names) if metrics else (False, False)
         stamp = tuple(map(self.folder.stamp, EVIDENCE))
         if stamp != self._stamp:
             self._stamp, changed = stamp, True
@@ -139,15 +140,18 @@ class Watched:
             was = bool(self.series)
             self._tail.forget()
             self._forget()
+            self.share = 1.0
             return was, False
         if not self.folder.inside(METRICS):
             self._unreadable = f"{METRICS} leads out of the folder of runs, so it is not read"
+            self.share = 1.0
             return False, False
         try:
             read = self._tail.read()
             size = (self.folder.path / METRICS).stat().st_size
         except OSError as error:
             self._unreadable = f"{METRICS} cannot be read: {error.strerror}"
+            self.share = 1.0
             return False, False
         if read.anew:
             self._forget()
@@ -230,7 +234,9 @@ class Watched:
         if run.state == "interrupted" and written and now - evidence.newest < max(FRESH, 3 * (evidence.between or 0.0)):
             run.state, place = "running", f"{place.partition(';')[0]}, no lock seen here"
         run.place = shown(place)
-        self.alerts = alerts.alerts(run, evidence, now)
+        self.alerts = alerts.alerts(run, evidence, now) if self.share == 1 else []
+        if self.share < 1:
+            run.state, run.place = "reading", f"{self.share:.0%} of {METRICS}"
 
     def _time(self, name: str) -> float:
         stamp = self.folder.stamp(name)
