@@ -81,7 +81,10 @@ class Watched:
 
     def over_tokens(self) -> Curve:
         """Return (steps, trained tokens so far)."""
-        return _finite(self.series["tokens"].curve(200)) if "tokens" in self.series else (np.empty(0), np.empty(0))
+        if "tokens" not in self.series:
+            return np.empty(0), np.empty(0)
+        curve = self.series["tokens"].curve(200)
+        return _finite(curve | {"y": curve["high"]})  # at the end of each stretch
 
     def over_time(self) -> Curve:
         """Return (steps, seconds since the run began): by goodput.jsonl, which counts pauses, else by the speed in the log."""
@@ -229,6 +232,8 @@ class Watched:
             faults.append(f"{RECORD} is missing")
         run.faults = [shown(fault)[:500] for fault in faults]
         run.state, place = state(run, holder(run.folder) if LOCK in names and self.folder.inside(LOCK) else "")
+        if not self.folder.inside("checkpoints"):
+            place = place.partition("; saved")[0]
         written = [stamp[0] / 1e9 for stamp in map(self.folder.stamp, (METRICS, ACCOUNTS)) if stamp]
         evidence.newest = max(written, default=0.0) or run.written
         if run.state == "interrupted" and written and now - evidence.newest < max(FRESH, 3 * (evidence.between or 0.0)):

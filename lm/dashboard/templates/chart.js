@@ -3,7 +3,8 @@ import { duration, make, short, style, swatch } from "./dom.js";
 
 const MARGIN = { left: 48, right: 8, top: 6, bottom: 20 };
 const PAD = 4; // between the frame and the first and last value
-const NAMED = 14; // runs that the cursor names at most
+const BANDED = 12; // curves whose bands are drawn; more would hide one another
+const NAMED = 10; // runs that the cursor names at most, in a large chart twice as many
 
 function ticks(low, high, most) {
   const rough = (high - low) / most || 1;
@@ -116,14 +117,14 @@ export class Chart {
     for (const { x } of this.curves) if (x.length) [left, right] = [Math.min(left, x[0]), Math.max(right, x.at(-1))];
     if (zoom) [left, right] = zoom;
     let least = Infinity;
-    const [lows, highs] = [[], []];
+    const [lows, highs, banded] = [[], [], all || this.curves.length <= BANDED];
     for (const curve of this.curves) {
       const skip = all || zoom || curve.line.length < 40 ? 0 : Math.floor(curve.line.length / 20); // the first steps would flatten the rest
       for (let i = skip; i < curve.line.length; i++) {
         if (curve.line[i] === null || curve.x[i] < left || curve.x[i] > right) continue;
         [low, high] = [Math.min(low, curve.line[i]), Math.max(high, curve.line[i])];
-        lows.push(curve.low?.[i] ?? curve.y[i]);
-        highs.push(curve.high?.[i] ?? curve.y[i]);
+        lows.push((banded && curve.low?.[i]) || curve.y[i]);
+        highs.push((banded && curve.high?.[i]) || curve.y[i]);
         if (curve.line[i] > 0) least = Math.min(least, curve.line[i]);
       }
     }
@@ -183,16 +184,16 @@ export class Chart {
     pen.beginPath();
     pen.rect(MARGIN.left, MARGIN.top, this.width - MARGIN.left - MARGIN.right, this.height - MARGIN.top - MARGIN.bottom);
     pen.clip();
-    const faint = [0.2, 0.16, 0.12, 0.09, 0.07][this.curves.length] ?? (this.curves.length > 12 ? 0.02 : 0.045);
+    const faint = [0.2, 0.16, 0.12, 0.09, 0.07][this.curves.length] ?? (this.curves.length <= BANDED ? 0.045 : 0);
     const order = [...this.curves].sort((one, other) => (one.id === this.lit) - (other.id === this.lit));
     for (const curve of order) {
       const { colour: n, dash } = style(curve.slot);
       const others = this.lit !== null && curve.id !== this.lit;
       pen.strokeStyle = pen.fillStyle = colour(`c${n}`);
-      if (curve.low && !others) {
+      if (curve.low && !others && (faint || curve.id === this.lit)) {
         pen.globalAlpha = curve.id === this.lit ? 0.22 : faint;
         this.band(pen, curve);
-      } else if (curve.half && !others) {
+      } else if (curve.half && !others && !curve.low && faint) {
         pen.globalAlpha = 2 * faint;
         this.line(pen, curve.x, curve.y, [], 0.8);
       }
@@ -310,9 +311,10 @@ export class Chart {
     this.on.light(this.lit);
     found.sort((one, other) => other.curve.line[other.i] - one.curve.line[one.i]);
     let shown = found;
-    if (found.length > NAMED) {
-      const begin = Math.max(0, Math.min(found.length - NAMED, found.indexOf(at) - NAMED / 2));
-      shown = found.slice(begin, begin + NAMED);
+    const most = this.height > 300 ? 2 * NAMED : NAMED;
+    if (found.length > most) {
+      const begin = Math.max(0, Math.min(found.length - most, found.indexOf(at) - most / 2));
+      shown = found.slice(begin, begin + most);
     }
     const time = this.options.axis === "time";
     const head = make("div", {}, make("span", { class: "note" }, time ? duration(this.cursor) : `${this.options.axis} ${this.cursor.toLocaleString("en")}`));

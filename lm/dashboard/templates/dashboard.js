@@ -1,6 +1,6 @@
 // The page: asks the server what changed, keeps the list of runs and what is chosen, and shows one of the views.
 import { Curves } from "./curves.js";
-import { ago, count, make, mark, pathOf, short, swatch } from "./dom.js";
+import { ago, make, mark, pathOf, short, swatch } from "./dom.js";
 import * as panels from "./panels.js";
 
 const NEWEST = 8;
@@ -177,7 +177,7 @@ function fillList() {
     if (item.slot !== slot || !item.querySelector(".swatch")) item.querySelector(".line").replaceChildren(swatch(slot));
     item.slot = slot;
     item.querySelector(".where").replaceChildren(mark(row.state));
-    const progress = row.of && row.steps !== null && row.steps < row.of ? `${Math.floor((100 * row.steps) / row.of)} %` : row.steps !== null ? `${count(row.steps)} steps` : row.kind;
+    const progress = row.of && row.steps !== null && row.steps < row.of ? `${Math.floor((100 * row.steps) / row.of)} %` : row.steps !== null ? `${short(row.steps)} steps` : row.kind;
     const result = row.loss !== null ? `loss ${short(row.loss)}` : row.main[0] ? `${row.main[0].name} ${row.main[0].text}` : row.state;
     const told = [grave.length ? make("b", {}, `${grave[0].kind} · `) : null, `${progress} · ${result} · ${ago(row.written)}`].filter(Boolean);
     item.querySelector("small").replaceChildren(...told);

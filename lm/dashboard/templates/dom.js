@@ -47,6 +47,7 @@ export function bytes(value) {
 
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";
+  if (seconds > 0 && seconds < 0.1) return "< 0.1 s";
   if (seconds < 60) return `${Number(seconds.toPrecision(3))} s`;
   const whole = Math.round(seconds);
   if (whole < 3600) return `${Math.floor(whole / 60)} min ${String(whole % 60).padStart(2, "0")} s`;
@@ -103,5 +104,5 @@ export function sortable(columns, rows, sorted, changed) {
   const body = order.map((row) =>
     make("tr", {}, ...row.map((cell, i) => make(i ? "td" : "th", i ? { class: columns[i].left ? "left" : null } : { scope: "row" }, cell.node ?? cell.text ?? "–"))),
   );
-  return make("table", { class: "pinned" }, make("thead", {}, head), make("tbody", {}, ...body));
+  return make("table", { class: "pinned listing" }, make("thead", {}, head), make("tbody", {}, ...body));
 }

@@ -121,7 +121,7 @@ function samples(list) {
 
 function checkpoints(list) {
   const rows = list.map((one) =>
-    make("tr", {}, make("th", { scope: "row" }, count(one.step)), make("td", {}, bytes(one.bytes)), make("td", { class: "left" }, date(one.time)), make("td", { class: "left" }, one.damaged ? level("error") : "", one.damaged ? " damaged, set aside" : "")),
+    make("tr", {}, make("th", { scope: "row" }, count(one.step)), make("td", {}, bytes(one.bytes)), make("td", { class: "left" }, date(one.time)), make("td", { class: "left" }, one.damaged ? make("span", { class: "level error" }, "damaged, set aside") : "")),
   );
   const total = list.reduce((sum, one) => sum + (one.bytes ?? 0), 0);
   const heads = ["step", "size", "written", ""].map((name, i) => make("th", { scope: "col", class: i > 1 ? "left" : null }, name));
