@@ -15,7 +15,7 @@ from lm.reports.evaluation_items import item_summary
 from lm.reports.items import SAID
 from lm.reports.page import flatten
 from lm.reports.run_folders import at, start
-from lm.reports.run_metrics import CHARTS, LOGARITHMIC, chart_of, is_number
+from lm.reports.run_metrics import CHARTS, LOGARITHMIC, PER_TOKEN, chart_of, is_number
 from lm.reports.runs import cut, differences, result_rows, sources, told
 from lm.reports.samples import shown_samples
 from lm.strangers import shown
@@ -51,6 +51,7 @@ def row(one: Watched) -> dict[str, Any]:
         "speed": last.get("tokens_per_second") if is_number(last.get("tokens_per_second")) else None,
         "goodput": account and account["goodput"],
         "parameters": size if is_number(size) else None,
+        "by_token": run.kind in PER_TOKEN,
         "main": [{"name": shown(one.name), "text": told(one), "value": one.value} for one in one.figures if one.main][:2],
         "alerts": [alert(one) for one in one.alerts],
         "share": round(one.share, 3),
@@ -63,7 +64,10 @@ def alert(one: Alert) -> dict[str, Any]:
 
 
 def about(metric: str) -> dict[str, Any]:
-    """Return what a chart of a metric says: {"title", "unit", "log", "noisy", "group", "order"}."""
+    """Return what a chart of a metric says: {"title", "unit", "log", "by_token", "group", "order"}.
+
+    by_token: it is a mean over tokens in runs whose row says so, and has another scale in others.
+    """
     place = chart_of(metric)
     chart = CHARTS[place] if place is not None else None
     if metric.startswith("system_"):
@@ -78,7 +82,7 @@ def about(metric: str) -> dict[str, Any]:
         "title": chart.title if chart and chart.title else metric,
         "unit": chart.unit if chart else "",
         "log": metric == LOGARITHMIC,
-        "noisy": bool(chart and chart.noisy),
+        "by_token": metric.endswith("loss") and chart is not None,
         "group": group,
         "order": len(CHARTS) if place is None else place,
     }

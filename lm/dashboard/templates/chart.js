@@ -137,7 +137,8 @@ export class Chart {
     this.scale = this.logarithmic ? (value) => Math.log10(value) : (value) => value;
     if (this.logarithmic) [low, high] = [Math.log10(low > 0 ? low : least), Math.log10(high)];
     if (low > high) [low, high] = [0, 1];
-    const margin = 0.06 * (high - low) || 0.06 * Math.abs(high) || 1;
+    const flat = high - low <= 1e-9 * Math.abs(high); // but for rounding
+    const margin = flat ? 0.06 * Math.abs(high) || 1 : 0.06 * (high - low);
     Object.assign(this, { left, right: right > left ? right : left + 1, low: low - margin, high: high + margin, empty: left === Infinity });
   }
 

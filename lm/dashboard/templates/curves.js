@@ -4,6 +4,7 @@ import { make } from "./dom.js";
 
 const GROUPS = { training: "Training", validation: "Validation", more: "More of the method", speed: "Speed and goodput", system: "System" };
 const OPEN = new Set(["training", "validation"]);
+const METHOD = "\u0000method"; // of a chart's key
 const BATCH = 12; // runs of one request
 
 // The value of a piecewise linear function [[x…], [y…]] at ascending places; beyond its end it goes on as in its last part.
@@ -64,15 +65,28 @@ export class Curves {
   wanted() {
     const words = this.form.text.value.trim().toLowerCase().split(/\s+/).filter(Boolean);
     const found = new Map(Object.keys(GROUPS).map((group) => [group, []]));
-    const names = new Set();
-    for (const id of this.page.slots.keys()) for (const name of this.page.runs.get(id)?.metrics ?? []) names.add(name);
-    for (const name of names) {
-      const about = this.page.metrics[name];
-      const text = `${name} ${about?.title}`.toLowerCase();
-      if (about && name !== "tokens" && (!words.length || words.some((word) => text.includes(word)))) found.get(about.group).push(name);
+    const keys = new Set();
+    for (const id of this.page.slots.keys()) {
+      const row = this.page.runs.get(id);
+      for (const name of row?.metrics ?? []) keys.add(name + this.suffix(row, name));
     }
-    for (const list of found.values()) list.sort((one, other) => this.page.metrics[one].order - this.page.metrics[other].order || (one < other ? -1 : 1));
+    for (const key of keys) {
+      const about = this.about(key);
+      const text = `${key} ${about?.title}`.toLowerCase();
+      if (about && key !== "tokens" && (!words.length || words.some((word) => text.includes(word)))) found.get(about.group).push(key);
+    }
+    for (const list of found.values()) list.sort((one, other) => this.about(one).order - this.about(other).order || (one < other ? -1 : 1));
     return found;
+  }
+
+  // The loss of a method that is no mean over tokens has another scale, so it gets a chart of its own.
+  suffix(row, metric) {
+    return this.page.metrics[metric]?.by_token && !row.by_token ? METHOD : "";
+  }
+
+  about(key) {
+    const about = this.page.metrics[key.replace(METHOD, "")];
+    return about && key.endsWith(METHOD) ? { ...about, title: `${about.title} of the method`, unit: "", order: about.order + 0.5 } : about;
   }
 
   update() {
@@ -103,13 +117,14 @@ export class Curves {
     this.fetch();
   }
 
-  chart(name) {
-    if (!this.charts.has(name)) {
-      const chart = new Chart(name, this.page.metrics[name], { zoom: (range) => this.setZoom(range), light: (id) => this.page.light(id) });
-      this.charts.set(name, chart);
+  chart(key) {
+    if (!this.charts.has(key)) {
+      const chart = new Chart(key.replace(METHOD, ""), this.about(key), { zoom: (range) => this.setZoom(range), light: (id) => this.page.light(id) });
+      chart.suffix = key.endsWith(METHOD) ? METHOD : "";
+      this.charts.set(key, chart);
       this.seen.observe(chart.figure);
     }
-    return this.charts.get(name);
+    return this.charts.get(key);
   }
 
   open() {
@@ -121,16 +136,16 @@ export class Curves {
     for (const chart of this.open()) {
       const curves = [];
       for (const [id, slot] of this.page.slots) {
-        const data = this.data.get(id);
+        const [row, data] = [this.page.runs.get(id), this.data.get(id)];
         const curve = data?.curves[chart.metric];
-        if (!curve) continue;
+        if (!curve || !row || this.suffix(row, chart.metric) !== chart.suffix) continue;
         let x = data.steps[curve.x];
         if (options.axis !== "step") {
           const over = options.axis === "tokens" ? data.tokens : data.clock;
           if (!over[0].length) continue;
           x = mapped(over, x);
         }
-        curves.push({ id, slot, name: this.page.runs.get(id)?.name ?? "", x, y: curve.y, low: curve.low, high: curve.high });
+        curves.push({ id, slot, name: row.name, x, y: curve.y, low: curve.low, high: curve.high });
       }
       chart.show(curves, options);
     }
@@ -153,7 +168,7 @@ export class Curves {
     try {
       while (this.again) {
         this.again = false;
-        const metrics = this.open().map((chart) => chart.metric);
+        const metrics = [...new Set(this.open().map((chart) => chart.metric))];
         const stale = [...this.page.slots.keys()].filter((id) => {
           const [row, data] = [this.page.runs.get(id), this.data.get(id)];
           return row && metrics.length && (!data || data.version < row.version || metrics.some((name) => !data.asked.has(name)));
