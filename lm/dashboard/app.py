@@ -59,7 +59,7 @@ Ids = Annotated[list[int], Query(alias="run", max_length=MOST_RUNS)]
 
 
 class Gate:
-    """ASGI middleware: answers only GET and HEAD, and only by the names in `hosts`; none: by any name.
+    """ASGI middleware: answers only GET, and only by the names in `hosts`; none: by any name.
 
     A browser sends the name of the page's own address. So a page of the web whose name is made to point to this machine (DNS
     rebinding) is refused. Every answer gets HEADERS that it does not set itself.
@@ -75,8 +75,8 @@ class Gate:
         if self._hosts and host not in self._hosts:
             text = f"host {shown(host)[:100]!r} is none of {', '.join(self._hosts)}; --hosts names more\n"
             return await PlainTextResponse(text, 403, HEADERS)(scope, receive, send)
-        if scope["method"] not in ("GET", "HEAD"):
-            return await PlainTextResponse("only GET\n", 405, HEADERS | {"Allow": "GET, HEAD"})(scope, receive, send)
+        if scope["method"] != "GET":
+            return await PlainTextResponse("only GET\n", 405, HEADERS | {"Allow": "GET"})(scope, receive, send)
 
         async def with_headers(message) -> None:
             if message["type"] == "http.response.start":

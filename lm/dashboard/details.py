@@ -162,7 +162,10 @@ def checkpoints(one: Watched) -> list[dict[str, Any]]:
         step, _, rest = name.partition(".")
         inner = f"checkpoints/{name}"
         if step.isdecimal() and len(step) < 16 and (not rest or rest.startswith("damaged")) and one.folder.inside(inner):
-            size, when = weight(one.run.folder / inner)
+            stamp = one.folder.stamp(inner)
+            if one.weights.get(name, (None,))[0] != stamp:  # a checkpoint that is whole does not change
+                one.weights[name] = (stamp, *weight(one.run.folder / inner))
+            _, size, when = one.weights[name]
             found.append({"step": int(step), "bytes": size, "time": when, "damaged": bool(rest)})
     return sorted(found, key=lambda checkpoint: -checkpoint["step"])[:MOST_CHECKPOINTS]
 

@@ -39,6 +39,7 @@ class Watched:
         self.alerts: list[Alert] = []
         self.figures: list[Figure] = []
         self.evidence = Evidence()
+        self.weights: dict[str, tuple] = {}  # of checkpoints: what changes with each, bytes, time
         self.share = 0.0  # of metrics.jsonl that is read
         self._tail = Tail(folder.path / METRICS)
         self._records: tuple = ()

@@ -226,8 +226,12 @@ function view(name) {
 
 async function refresh() {
   if (page.view === "curves") return curves.update();
+  const root = document.getElementById(page.view);
+  const fields = () => [...root.querySelectorAll("button, a, input, select, summary")];
+  const focused = fields().indexOf(document.activeElement);
   try {
-    await panels[page.view](page, document.getElementById(page.view));
+    await panels[page.view](page, root);
+    if (focused >= 0 && !root.contains(document.activeElement)) fields()[focused]?.focus({ preventScroll: true });
   } catch (error) {
     failed(error);
   }

@@ -59,7 +59,10 @@ export function table(page, root) {
     ];
   });
   const columns = heads.map((name, i) => ({ name, left: left.has(i) }));
-  root.replaceChildren(make("h2", {}, `Runs (${rows.length})`), make("div", { class: "scroll" }, sortable(columns, rows, sorted, () => table(page, root))));
+  root.replaceChildren(make("h2", {}, `Runs (${rows.length})`), make("div", { class: "scroll" }, sortable(columns, rows, sorted, () => {
+    table(page, root);
+    root.querySelectorAll("thead button")[sorted.column].focus({ preventScroll: true });
+  })));
 }
 
 // A setting as the comparison shows it: numbers with many digits are rounded.
@@ -80,10 +83,14 @@ function side(page, rows, name, columns, kind) {
 export async function compare(page, root) {
   const ids = [...page.slots.keys()].slice(0, 200);
   if (ids.length < 2) {
+    root.key = null;
     root.replaceChildren(make("h2", {}, "Compare"), make("p", { class: "empty" }, "Choose two or more runs in the list."));
     return;
   }
+  const key = ids.map((id) => [id, page.slots.get(id), page.runs.get(id)?.version].join()).join(" ");
+  if (root.key === key) return;
   const found = await page.ask(`/api/compare?${new URLSearchParams(ids.map((id) => ["run", id]))}`);
+  root.key = key;
   const parts = [make("h2", {}, `Results of ${ids.length} runs`)];
   parts.push(found.results.length ? side(page, found.results.map((row) => [row.name, row.cells, row.best]), "result", found.ids, "results") : make("p", { class: "note" }, "They have no results yet."));
   parts.push(make("p", { class: "note" }, "★ is the best of the chosen runs. Evaluations with another number of items are not ranked."));
@@ -144,6 +151,8 @@ export async function run(page, root) {
   const options = page.listed().length ? page.listed() : [...page.runs.values()];
   if (!options.some((row) => row.id === page.opened)) page.opened = [...page.slots.keys()].find((id) => page.runs.has(id)) ?? options[0]?.id ?? null;
   if (page.opened === null) return root.replaceChildren(make("p", { class: "empty" }, "There is no run yet."));
+  const key = [page.opened, page.runs.get(page.opened)?.version, options.length].join();
+  if (root.key === key) return;
   const known = options.some((row) => row.id === page.opened) ? options : [page.runs.get(page.opened), ...options];
   for (const row of known) chooser.append(make("option", { value: row.id }, row.name));
   chooser.value = String(page.opened);
@@ -151,7 +160,7 @@ export async function run(page, root) {
   const wasOpen = [...root.querySelectorAll("details.sample")].map((one) => one.open);
   const searched = root.querySelector("input[type=search]")?.value ?? "";
   const found = await page.ask(`/api/run?run=${page.opened}`);
-  if (root.contains(document.activeElement) && document.activeElement.matches("select, input")) return; // do not disturb
+  root.key = key;
   const { row } = found;
   const tiles = make("div", { class: "tiles" }, tile("state", row.state), tile("steps", row.of && row.of !== row.steps ? `${count(row.steps ?? 0)} of ${count(row.of)}` : count(row.steps)));
   if (row.main[0]) tiles.append(tile(row.main[0].name, row.main[0].text));

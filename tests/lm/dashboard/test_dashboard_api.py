@@ -156,7 +156,7 @@ def test_only_this_machine_may_ask_and_only_read(tmp_path):
         assert answer.headers["x-content-type-options"] == "nosniff" and answer.headers["cache-control"] == "no-cache"
         assert asking.get(path, headers={"host": "evil.example:8080"}).status_code == 403
     assert asking.get("/", headers={"host": "localhost:1234"}).status_code == 200
-    for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH"):
+    for method in ("POST", "PUT", "DELETE", "OPTIONS", "PATCH", "HEAD"):
         assert asking.request(method, "/api/runs").status_code == 405
     for path in ("/../../etc/passwd", "/docs", "/openapi.json", "/dashboard.html.j2", "/api/nothing"):
         assert asking.get(path).status_code == 404
