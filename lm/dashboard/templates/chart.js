@@ -15,6 +15,12 @@ function ticks(low, high, most) {
   return Array.from({ length: Math.max(0, Math.min(50, last - first + 1)) }, (_, i) => (first + i) * step);
 }
 
+// A number that fits beside the y axis.
+function narrow(value) {
+  const text = short(value);
+  return text.length > 6 ? Number(value.toPrecision(4)).toExponential() : text;
+}
+
 function clockTicks(low, high, most) {
   const steps = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800, 2592000];
   const step = steps.find((one) => (high - low) / one <= most) ?? (high - low) / most;
@@ -246,7 +252,7 @@ export class Chart {
       pen.moveTo(MARGIN.left, y);
       pen.lineTo(this.width - MARGIN.right, y);
       pen.stroke();
-      pen.fillText(short(this.logarithmic ? 10 ** tick : tick), MARGIN.left - 5, y + 4);
+      pen.fillText(narrow(this.logarithmic ? 10 ** tick : tick), MARGIN.left - 5, y + 4);
     }
   }
 
