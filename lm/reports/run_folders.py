@@ -87,11 +87,13 @@ def at(tree: Any, path: str) -> Any:
     return tree
 
 
-def find(folders: Sequence[Path]) -> Iterator[tuple[Path, list[str], str]]:
+def find(folders: Sequence[Path], confined: bool = False) -> Iterator[tuple[Path, list[str], str]]:
     """Yield (folder, its files, fault) of each folder and of those below it, each once; fault "" if it can be read.
 
-    Links are followed after all real folders, so a run keeps its own path, and a loop ends.
+    Links are followed after all real folders, so a run keeps its own path, and a loop ends. confined: a link that leads out of
+    all the folders is not followed, and is a fault.
     """
+    roots = [Path(os.path.realpath(folder)) for folder in folders]
     waiting, links, seen = deque(folders), deque(), set()
     while waiting or links:
         folder = (waiting or links).popleft()
@@ -99,6 +101,9 @@ def find(folders: Sequence[Path]) -> Iterator[tuple[Path, list[str], str]]:
         if real in seen:
             continue
         seen.add(real)
+        if confined and not any(Path(real).is_relative_to(root) for root in roots):
+            yield folder, [], "the link leads out of the folder, so it is not followed"
+            continue
         try:
             with os.scandir(folder) as listed:
                 entries = sorted(listed, key=lambda entry: entry.name)
@@ -137,7 +142,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 def read_run(folder: Path, names: Sequence[str]) -> Run | None:
     """Return the run in a folder with these files; None if they are not those of a run."""
     run = Run(folder, folder.name)
-    run.config, run.report = _object(folder / RECORD, run.faults), _object(folder / "report.json", run.faults)
+    run.config, run.report = json_object(folder / RECORD, run.faults), json_object(folder / "report.json", run.faults)
     if run.faults and not run.config and (folder / RECORD).is_file():
         try:
             run.config = read_config(folder)  # of the newest checkpoint
@@ -148,7 +153,7 @@ def read_run(folder: Path, names: Sequence[str]) -> Run | None:
     ours = run.origin not in ("", "published") or {"title", "finished"} <= run.report.keys()
     if not ours and not run.faults and "metrics.jsonl" not in names:
         return None
-    run.results = _object(folder / "results.json", run.faults) if run.origin == "evaluate" else {}
+    run.results = json_object(folder / "results.json", run.faults) if run.origin == "evaluate" else {}
     running = "" if LOCK not in names else holder(folder)
     if "metrics.jsonl" in names:
         run.metrics = read_metrics(folder / "metrics.jsonl", partial=bool(running))
@@ -274,7 +279,7 @@ def _place(path: str, folder: Path, places: Mapping[str, int]) -> int | None:
     return next(i for i, common in alike.items() if common == best)
 
 
-def _object(path: Path, faults: list[str]) -> dict[str, Any]:
+def json_object(path: Path, faults: list[str]) -> dict[str, Any]:
     """Return the JSON object in a file; {} if it is missing, and if it is damaged, which is added to `faults`."""
     try:
         value = read_json(path, MOST_BYTES)

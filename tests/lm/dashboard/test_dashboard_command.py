@@ -1,0 +1,57 @@
+"""python -m lm.dashboard as a user starts it: its address, its end, and wrong input in one line."""
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+
+import pytest
+
+from tests.lm.reports.made_runs import trained
+
+COMMAND = (sys.executable, "-m", "lm.dashboard")
+
+
+def test_it_says_its_address_and_ends_at_a_signal(tmp_path):
+    trained(tmp_path / "run")
+    with subprocess.Popen([*COMMAND, tmp_path, "--port=0"], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            line = server.stdout.readline()
+            address = line.split(": ")[1].split()[0]
+            assert line == f"{tmp_path}: {address} shows the runs; Ctrl-C ends it\n" and address.startswith("http://127.0.0.1:")
+            with urllib.request.urlopen(f"{address}/api/runs") as answer:
+                assert json.load(answer)["boot"]
+            server.send_signal(signal.SIGTERM)
+            assert server.wait(timeout=30) == 0
+        finally:
+            server.kill()
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ([], "name a folder of runs, such as runs; --help tells what there is"),
+        (["nowhere"], "nowhere: no such folder; name folders of runs"),
+        (["README.md"], "README.md: a file, not a folder; name folders of runs"),
+        (["lm", "--port=x"], "flag --port=x: invalid literal for int() with base 10: 'x'"),
+        (["lm", "--ports=1"], "Unknown command line flag 'ports'. Did you mean: port ?"),
+        (
+            ["lm", "--port=0", "--host=0.0.0.0"],
+            "--host=0.0.0.0: other machines reach it: add --public if all of them may read the runs",
+        ),
+        (["lm", "--host=no.such.host.invalid"], "--host=no.such.host.invalid: no such address; name one of this machine"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments, said):
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"lm.dashboard: {said}") and done.stderr.count("\n") == 1
+
+
+def test_help_tells_how_and_jax_is_not_loaded():
+    done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "python -m lm.dashboard RUNS_DIR" in done.stdout and "--port" in done.stdout
+    heavy = "{'jax', 'flax', 'torch', 'pandas'}"
+    script = f"import sys, lm.dashboard.app, lm.dashboard.__main__; sys.exit(bool({heavy} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
