@@ -1,4 +1,4 @@
-"""Derive alerts of a run from the files that it writes anyway.
+"""Derive alerts of a run from the files that it writes.
 
 rewound        rewinds.json: the run went back to a checkpoint
 skipped        skipped_data.jsonl, and "skipped" in metrics.jsonl: batches and updates that were left out
@@ -8,8 +8,10 @@ watchdog       hang-PROCESS.txt: a process was ended because a step took too lon
 damaged        NAME.damaged beside a checkpoint or a file: it was set aside
 stalled        nothing is written any more, though the run is not at its end
 stopped        an attempt ended before the end of the run (goodput.jsonl): a kill, a crash, or a lost host
-lost host      a line of the output about a lost process, if the output is kept in NAME.log beside the run or FILE.log in it
-slow host      "stragglers/…" in metrics.jsonl is above watchdog.slower, or such a line of the output
+failed         alerts.jsonl (lm/train/alerts.py): the run ended with an error
+high loss      alerts.jsonl: the loss of a checkpoint was far above its lowest
+lost host      alerts.jsonl, or a line about a lost process in the output, if that is kept in NAME.log beside the run, or in it
+slow host      alerts.jsonl, "stragglers/…" in metrics.jsonl is above watchdog.slower, or such a line of the output
 alarm          an alarm of the report of an alignment run, such as reward hacking
 unreadable     a file that cannot be read
 """
@@ -27,6 +29,12 @@ ERROR, WARNING, NOTE = "error", "warning", "note"
 LEAST, TIMES = 600.0, 20.0  # seconds, and times the usual time between lines, after which a run counts as stalled
 MOST = 20  # alerts of one kind
 LOST = re.compile(r"process \d+ was lost[^\n]{0,300}")
+TOLD = {  # a kind of lm/train/alerts.py -> a kind here, and its level; the other kinds are seen in other files
+    "failed": ("failed", ERROR),
+    "lost": ("lost host", ERROR),
+    "slow": ("slow host", WARNING),
+    "high": ("high loss", WARNING),
+}
 SLOW = re.compile(r"step \d+: host \d+ is slow[^\n]{0,300}")
 
 
@@ -45,14 +53,16 @@ class Evidence:
     """What alerts are derived from, beside the Run.
 
     hangs: (process, time of its file). damaged: (name, time) of what was set aside. rewinds: of rewinds.json. left_out: lines
-    of skipped_data.jsonl. accounts: of goodput.jsonl. not_finite: (count, first step, last step). output: the end of the run's
-    output. between: seconds between two steps, or None. newest: when something was written last. faults: of these files.
+    of skipped_data.jsonl. told: of alerts.jsonl. accounts: of goodput.jsonl. not_finite: (count, first step, last step).
+    output: the end of the run's output. between: seconds between two steps, or None. newest: when something was written last.
+    faults: of these files.
     """
 
     hangs: Sequence[tuple[str, float]] = ()
     damaged: Sequence[tuple[str, float]] = ()
     rewinds: Sequence[Mapping[str, Any]] = ()
     left_out: int = 0
+    told: Sequence[Mapping[str, Any]] = ()
     accounts: Sequence[Mapping[str, Any]] = ()
     not_finite: tuple[int, float, float] = (0, 0.0, 0.0)
     output: str = ""
@@ -99,6 +109,10 @@ def _of_files(run: Run, evidence: Evidence) -> Iterator[Alert]:
         yield Alert(ERROR, "watchdog", text, None, time)
     for name, time in evidence.damaged[:MOST]:
         yield Alert(ERROR, "damaged", f"{name} was damaged and set aside", None, time)
+    for one in [one for one in evidence.told if str(one.get("kind")) in TOLD][-MOST:]:
+        kind, level = TOLD[str(one["kind"])]
+        step, time = (one.get(key) if is_number(one.get(key)) else None for key in ("step", "time"))
+        yield Alert(level, kind, str(one.get("text"))[:1000], step, time)
     for kind, level, pattern in (("lost host", ERROR, LOST), ("slow host", WARNING, SLOW)):
         for text in dict.fromkeys(pattern.findall(evidence.output)[-MOST:]):
             yield Alert(level, kind, text)

@@ -23,8 +23,9 @@ from lm.train.history import Curve
 from lm.workdir import RECORD
 
 METRICS, REWINDS, SKIPPED, SAMPLES = "metrics.jsonl", "rewinds.json", "skipped_data.jsonl", "samples.jsonl"
+TOLD = "alerts.jsonl"
 RECORDS = (RECORD, "report.json", "results.json")
-EVIDENCE = (ACCOUNTS, REWINDS, SKIPPED, SAMPLES, "starts.jsonl", "checkpoints", ".")
+EVIDENCE = (ACCOUNTS, REWINDS, TOLD, SKIPPED, SAMPLES, "starts.jsonl", "checkpoints", ".")
 FRESH = 60.0  # seconds after its last line in which a run without a lock that is visible here counts as running
 OUTPUT = 1 << 16  # bytes of the end of a run's output
 
@@ -199,6 +200,7 @@ class Watched:
             damaged=damaged,
             rewinds=rewinds,
             left_out=len(folder.lines(SKIPPED, faults)),
+            told=folder.lines(TOLD, faults),
             accounts=accounts,
             output=output.decode("utf-8", "replace"),
             between=between(accounts),

@@ -1,5 +1,6 @@
 """Each alert comes from the files that runs write, and a run without trouble has none."""
 
+import json
 import os
 import time
 
@@ -25,6 +26,22 @@ def test_everything_that_happened_to_a_run(tmp_path):
     assert "host 2 is slow" in found["slow host"] or "2.5 times" in found["slow host"]
     levels = [alert.level for alert in named(store(tmp_path), "run").alerts]
     assert levels == sorted(levels, key=["error", "warning", "note"].index)
+
+
+def test_what_a_run_told_itself(tmp_path):
+    folder = a_run(tmp_path / "run", rows=lines(12))
+    rows = [
+        {"kind": "rewind", "step": 3, "text": "seen in rewinds.json", "time": 1.0},
+        {"kind": "high", "step": 6, "text": "the training loss is 9", "time": 2.0},
+        {"kind": "failed", "step": None, "text": "train.py: boom", "time": "x"},
+        {"kind": ["lost"], "text": {}},
+    ]
+    (folder / "alerts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = named(store(tmp_path), "run").alerts
+    assert [(one.level, one.kind, one.text, one.step) for one in found] == [
+        ("error", "failed", "train.py: boom", None),
+        ("warning", "high loss", "the training loss is 9", 6),
+    ]
 
 
 def test_a_run_without_trouble_has_none(tmp_path):
