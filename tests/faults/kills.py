@@ -11,6 +11,7 @@ from tests.verbs import runs
 
 KILLS = 30
 LAST = 6  # kills at the end of the run, after its last step
+START = {1: 5.0, 2: 12.0, 4: 25.0}  # seconds of a start, up to the first step, by the number of processes
 KINDS = ("start", "steps", "save", "steps")  # of the kills before, in turn
 
 
@@ -58,7 +59,7 @@ def _moment(job: Job, kind: str, workdir: Path, target: int, draw: random.Random
     later = draw.random()
     left, started = before
     if kind == "start":
-        return not job.until(lambda: False, 5 * later) and job.alive()
+        return not job.until(lambda: False, START[job.count] * later) and job.alive()
     if kind == "save":
         return job.until(lambda: bool(_saves(workdir) - left)) and not job.until(lambda: False, 0.05 * later) and job.alive()
     if not job.until(lambda: len(runs.lines(workdir / "starts.jsonl")) > started):
