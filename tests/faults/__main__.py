@@ -22,6 +22,7 @@ from pathlib import Path
 
 from lm.progress import progress
 from tests.faults.cases import CASES, Case
+from tests.faults.disks import unmount
 from tests.faults.outcome import Skipped
 from tests.faults.prepared import Prepared
 from tests.verbs import runs
@@ -66,6 +67,7 @@ def main() -> int:
 
 def run(case: Case, folder: Path, prepared: Prepared) -> dict:
     """Run a case. Return its row of the results. The folder of a case that was right is removed."""
+    unmount(folder / "disk")  # if this command was killed in the same case
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     begin = time.monotonic()

@@ -6,6 +6,7 @@ or refuses fsync.
 """
 
 import contextlib
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -33,6 +34,12 @@ def mounted(folder: Path, *options: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        unmount(folder)
+
+
+def unmount(folder: Path) -> None:
+    """Unmount a folder, if something is mounted there."""
+    while os.path.ismount(folder):
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
