@@ -77,6 +77,8 @@ def run(case: Case, folder: Path, prepared: Prepared) -> dict:
         row |= {"result": "wrong" if outcome.wrong else "right", "seen": outcome.seen, "why": "; ".join(outcome.wrong)}
     except Skipped as skipped:
         row |= {"result": "skipped", "why": str(skipped)}
+    except Exception as error:  # the other cases go on
+        row |= {"result": "wrong", "why": f"{type(error).__name__}: {error}"}
     if row["result"] != "wrong":
         shutil.rmtree(folder, ignore_errors=True)
     return row | {"seconds": round(time.monotonic() - begin, 1)}

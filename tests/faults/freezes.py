@@ -35,6 +35,6 @@ def frozen(count: int, victim: int, folder: Path, prepared: Prepared, after: int
     wrong = job.wrong(codes, {0, 75})
     if wrong or set(codes) == {0}:
         return Outcome("went on, equal" if not wrong else f"{codes}", wrong or different(workdir, finished))
-    again, _ = goes_on(command, folder / "said", finished, count)
     told = next(line for i in range(count) for line in job.complaints(i) if line.startswith("train.py: "))
+    again, _ = goes_on(command, folder / "said", finished, count)
     return Outcome(f"{codes}; the others ended after {lived[0]:.0f} s: {told}; again: equal" if not again else "", again)
