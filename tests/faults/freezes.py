@@ -3,7 +3,7 @@
 import signal
 from pathlib import Path
 
-from tests.faults.jobs import LIMIT, Job
+from tests.faults.jobs import LIMIT, WHOLE, Job
 from tests.faults.outcome import Outcome
 from tests.faults.prepared import Prepared, different, goes_on
 from tests.verbs import runs
@@ -31,7 +31,7 @@ def frozen(count: int, victim: int, folder: Path, prepared: Prepared, after: int
         if any(process.poll() is None for process in others):
             lived[0] = job.seconds() - begun
     job.signal(victim, signal.SIGCONT)
-    codes = job.ended(LIMIT)
+    codes = job.ended(WHOLE if count == 1 else LIMIT)
     wrong = job.wrong(codes, {0, 75})
     if wrong or set(codes) == {0}:
         return Outcome("went on, equal" if not wrong else f"{codes}", wrong or different(workdir, finished))
