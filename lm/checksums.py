@@ -144,4 +144,7 @@ def fingerprint(folder: Path, names: Iterable[str]) -> str:
 
 def _put(path: Path, found: Sums, wrong: str | None = None) -> None:
     content = {ALGORITHM: found} | ({WRONG: wrong} if wrong else {})
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+    with open(path, "w") as file:
+        file.write(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        file.flush()
+        os.fsync(file.fileno())

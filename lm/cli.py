@@ -27,17 +27,7 @@ from lm.errors import UserError, windows_hint
 from lm.strangers import shown
 
 # Errors of the file system that the user can fix. Libraries keep the number (OSError) or only its text; TFDS has its own text.
-REFUSALS = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EACCES,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ELOOP,
-)
+REFUSALS = [getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EACCES EROFS ENOTDIR EISDIR EEXIST ELOOP EIO".split()]
 REFUSED = (*map(os.strerror, REFUSALS), "Not enough disk space")
 TEXTS = ("--prompt", "--system")  # flags whose value is no path
 MANY = 20  # keys that an error lists at most
@@ -194,7 +184,8 @@ def guard(call: Callable[[], None]) -> None:
                 mirror.finish()
                 raise
             fail(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
-        fail(f"{refusal}; finished work is kept, fix this and run the same command again", 2)
+        code = 1 if os.strerror(errno.EIO) in refusal else 2  # a start on another host may cure a failing disk
+        fail(f"{refusal}; finished work is kept, fix this and run the same command again", code)
 
 
 def fail(message: str, code: int, details: str = "") -> None:

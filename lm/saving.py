@@ -1,6 +1,10 @@
-"""Save files whole or not at all: write beside the file, then rename."""
+"""Save files whole or not at all: write beside the file, sync it to the disk, then rename.
+
+Without the sync, a failing disk or a loss of power may leave an empty file of that name.
+"""
 
 import contextlib
+import errno
 import json
 import math
 import os
@@ -22,9 +26,24 @@ def replacing(path: Path, mode: str = "w", shared: bool = False) -> Iterator[IO]
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
+            file.flush()
+            os.fsync(file.fileno())
         temporary.replace(path)
+        sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(folder: Path) -> None:
+    """Write the names of a folder's files through to the disk, where the file system can."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(handle)
 
 
 @contextlib.contextmanager

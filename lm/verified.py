@@ -1,13 +1,14 @@
 """Orbax's handlers, manager and a policy: files are verified after they were written, before older checkpoints are removed."""
 
 import functools
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
 
-from lm import checksums
+from lm import checksums, saving
 
 
 class Arrays(ocp.PyTreeCheckpointHandler):
@@ -51,7 +52,8 @@ class Chosen:
 class Manager(ocp.CheckpointManager):
     """Orbax's manager, which calls `verified(step)` after a save is in its place and before older checkpoints are removed.
 
-    If it returns False, none is removed.
+    If it returns False, none is removed. Names and contents of the files of a save are synced to the disk before. So a
+    loss of power does not take the new checkpoint after the old ones are gone.
     """
 
     verified: Callable[[int], bool]
@@ -63,5 +65,8 @@ class Manager(ocp.CheckpointManager):
 
     def _finalize_checkpoint(self, step: int) -> None:
         super()._finalize_checkpoint(step)
+        for folder, *_ in os.walk(Path(self.directory, str(step))):
+            saving.sync(Path(folder))
+        saving.sync(Path(self.directory))
         if not self.verified(step):
             self._removing.clear()

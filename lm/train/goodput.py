@@ -2,7 +2,8 @@
 
     WORKDIR/goodput.jsonl    a record a line: {"attempt": when it began, "time", "step", "seconds": {phase: of the attempt}}
 
-Times are seconds since 1970. Lines are only appended, so a kill leaves at most a torn last line, which is skipped. A record is
+Times are seconds since 1970, of the clock when the attempt began; within an attempt the clock is not asked again, since it may
+be set. Lines are only appended, so a kill leaves at most a torn last line, which is skipped. A record is
 written at each save, when an attempt ends, and else whenever a hundredth of the attempt's time (at least SECONDS) has passed:
 what an attempt did after its last record counts as down time.
 
@@ -53,7 +54,8 @@ class Goodput:
         self._attempt = max([self._attempt, *(one["time"] for one in self._before[-1:])])
         self.seconds = {"start": max(0.0, time.time() - self._attempt)}
         self._phase, self._since, self._compiled = "start", time.perf_counter(), 0.0
-        self._written, self.fraction = 0.0, 0.0  # the goodput of the run at the last record
+        self._began = self._since - self.seconds["start"]
+        self._written, self.fraction = 0.0, 0.0  # seconds of the attempt, and the goodput of the run, at the last record
         import jax  # here, because reports read the accounts without it
 
         jax.monitoring.register_event_duration_secs_listener(self._note)
@@ -78,7 +80,8 @@ class Goodput:
     def stepped(self, step: int) -> None:
         """Note that a step has finished, and write a record if one is due."""
         self.step = step
-        if time.time() - self._written > max(SECONDS, 0.01 * (time.time() - self._attempt)):
+        lasted = time.perf_counter() - self._began
+        if lasted - self._written > max(SECONDS, 0.01 * lasted):
             self.record(step)
 
     def record(self, step: int, **more: Any) -> None:
@@ -86,8 +89,8 @@ class Goodput:
         self.enter(self._phase)
         if not self._enabled:
             return
-        self._written = time.time()
-        about = {"attempt": self._attempt, "time": self._written, "step": step} | more
+        self._written = time.perf_counter() - self._began
+        about = {"attempt": self._attempt, "time": self._attempt + self._written, "step": step} | more
         line = json.dumps(about | {"seconds": {name: round(value, 3) for name, value in self.seconds.items()}})
         with open(self._path, "a+b") as file:
             if file.seek(0, os.SEEK_END):
@@ -136,7 +139,7 @@ def summary(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             if not last.get("end"):
                 found["down between attempts"] += max(0.0, after[0]["attempt"] - last["time"])
         found["useful steps"] += useful
-        # Clocks that were set, and what lies between two phases.
+        # What lies between two phases.
         found["other"] += max(0.0, last["time"] - last["attempt"] - sum(last["seconds"].values()))
     wall = sum(found.values())
     return {

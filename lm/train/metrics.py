@@ -10,6 +10,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -54,6 +55,17 @@ def rewind(path: Path, step: int) -> set[int]:
     return steps
 
 
+def prefix(folder: Path) -> str:
+    """Return how the name of a new file of events begins. tensorboardX adds the time to it.
+
+    TensorBoard reads the files in the order of their names, and a start hides later steps of the files before it. So the name
+    must follow those in `folder`, also if the clock was set back.
+    """
+    found = (re.match(r"events\.out\.tfevents\.(\d+)", path.name) for path in folder.iterdir())
+    newest = max((int(match[1]) for match in found if match), default=0)
+    return "events" if newest < int(time.time()) else f"events.out.tfevents.{newest + 1}"
+
+
 class Log:
     """Writes to all sinks, and records the start of the run. With enabled=False, on all processes but the first, it does
     nothing."""
@@ -69,7 +81,7 @@ class Log:
         # Not SummaryWriter: a full disk kills its thread, and the loop would then wait forever.
         (workdir / "tensorboard").mkdir(exist_ok=True)
         logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)  # it warns of each NaN, as the loop already does
-        self._board = EventsWriter(str(workdir / "tensorboard" / "events"), f".{step}")
+        self._board = EventsWriter(str(workdir / "tensorboard" / prefix(workdir / "tensorboard")), f".{step}")
         self._board.write_event(Event(wall_time=time.time(), step=step + 1, session_log=SessionLog(status=SessionLog.START)))
         self._bar = progress(
             "train",

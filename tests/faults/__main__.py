@@ -22,6 +22,7 @@ from pathlib import Path
 
 from lm.progress import progress
 from tests.faults.cases import CASES, Case
+from tests.faults.disks import unmount
 from tests.faults.outcome import Skipped
 from tests.faults.prepared import Prepared
 from tests.verbs import runs
@@ -66,6 +67,7 @@ def main() -> int:
 
 def run(case: Case, folder: Path, prepared: Prepared) -> dict:
     """Run a case. Return its row of the results. The folder of a case that was right is removed."""
+    unmount(folder / "disk")  # if this command was killed in the same case
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     begin = time.monotonic()
@@ -75,6 +77,8 @@ def run(case: Case, folder: Path, prepared: Prepared) -> dict:
         row |= {"result": "wrong" if outcome.wrong else "right", "seen": outcome.seen, "why": "; ".join(outcome.wrong)}
     except Skipped as skipped:
         row |= {"result": "skipped", "why": str(skipped)}
+    except Exception as error:  # the other cases go on
+        row |= {"result": "wrong", "why": f"{type(error).__name__}: {error}"}
     if row["result"] != "wrong":
         shutil.rmtree(folder, ignore_errors=True)
     return row | {"seconds": round(time.monotonic() - begin, 1)}

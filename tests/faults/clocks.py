@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from lm.train.history import json_lines
-from tests.faults.jobs import LIMIT, Job
+from tests.faults.jobs import LIMIT, WHOLE, Job
 from tests.faults.outcome import Outcome, Skipped
 from tests.faults.prepared import Prepared, different, goes_on
 from tests.verbs import runs
@@ -48,7 +48,7 @@ def shifted(by: str, within: bool, count: int, folder: Path, prepared: Prepared)
     clock.write_text(f"{by}\n")
     wrong = []
     if within:
-        codes = job.ended(LIMIT)
+        codes = job.ended(WHOLE)
         wrong += job.wrong(codes, {0})
         wrong += wrong or different(workdir, prepared.finished(count))
     else:

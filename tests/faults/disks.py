@@ -6,6 +6,7 @@ or refuses fsync.
 """
 
 import contextlib
+import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -33,6 +34,12 @@ def mounted(folder: Path, *options: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
+        unmount(folder)
+
+
+def unmount(folder: Path) -> None:
+    """Unmount a folder, if something is mounted there."""
+    while os.path.ismount(folder):
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
@@ -143,9 +150,9 @@ def failing(folder: Path, prepared: Prepared) -> Outcome:
     """Refuse every fsync after the first ones with EIO, as a broken disk does."""
     workdir = folder / "run"
     command = prepared.line(workdir)
-    job = Job(command, folder / "said", before=traced(folder, "fsync,fdatasync:error=EIO:when=60+"))
+    job = Job(command, folder / "said", before=traced(folder, "fsync,fdatasync:error=EIO:when=8+"))
     codes = job.ended(WHOLE)
-    wrong, seen = refused(job, codes, ["Input/output error"]) + half_written(workdir), told(job, codes, folder)
+    wrong, seen = refused(job, codes, ["Input/output error"], code=1) + half_written(workdir), told(job, codes, folder)
     again, _ = goes_on(command, folder / "said", prepared.finished())
     return Outcome(f"{seen}; with a good disk: equal" if not again else seen, wrong + again)
 

@@ -3,7 +3,7 @@
 import signal
 from pathlib import Path
 
-from tests.faults.jobs import LIMIT, Job
+from tests.faults.jobs import LIMIT, WHOLE, Job
 from tests.faults.outcome import Outcome
 from tests.faults.prepared import Prepared, different, goes_on
 from tests.verbs import runs
@@ -31,10 +31,10 @@ def frozen(count: int, victim: int, folder: Path, prepared: Prepared, after: int
         if any(process.poll() is None for process in others):
             lived[0] = job.seconds() - begun
     job.signal(victim, signal.SIGCONT)
-    codes = job.ended(LIMIT)
+    codes = job.ended(WHOLE if count == 1 else LIMIT)
     wrong = job.wrong(codes, {0, 75})
     if wrong or set(codes) == {0}:
         return Outcome("went on, equal" if not wrong else f"{codes}", wrong or different(workdir, finished))
-    again, _ = goes_on(command, folder / "said", finished, count)
     told = next(line for i in range(count) for line in job.complaints(i) if line.startswith("train.py: "))
+    again, _ = goes_on(command, folder / "said", finished, count)
     return Outcome(f"{codes}; the others ended after {lived[0]:.0f} s: {told}; again: equal" if not again else "", again)

@@ -11,6 +11,7 @@ from tests.verbs import runs
 
 KILLS = 30
 LAST = 6  # kills at the end of the run, after its last step
+START = {1: 5.0, 2: 12.0, 4: 25.0}  # seconds of a start, up to the first step, by the number of processes
 KINDS = ("start", "steps", "save", "steps")  # of the kills before, in turn
 
 
@@ -20,9 +21,10 @@ def kills(count: int, folder: Path, prepared: Prepared, number: int = KILLS, las
     workdir, draw = folder / "run", random.Random(count)
     command = prepared.line(workdir)
     wrong: list[str] = []
-    log, slowest = [], 0.0
-    for i in range(number):
-        kind = "end" if i >= number - last else KINDS[i % len(KINDS)]
+    log, slowest, late = [], 0.0, False
+    while (i := sum(row["killed"] for row in log)) < number:
+        # A run that ended before it was killed is finished, so its next start is killed.
+        kind = "start" if late else "end" if i >= number - last else KINDS[i % len(KINDS)]
         reached = max((row["step"] for row in runs.training(workdir)), default=0)
         target = draw.randint(reached + 1, max(reached + 1, runs.STEPS * (i + 1) // (number - last + 1)))
         before = runs.steps_saved(workdir)
@@ -31,6 +33,7 @@ def kills(count: int, folder: Path, prepared: Prepared, number: int = KILLS, las
         job = Job(command, folder / "said", count, variables=QUICK)
         alive = _moment(job, kind, workdir, target, draw, (left, started))
         killed = alive and job.kill(victim)
+        late = not killed
         at = job.seconds()
         codes = job.ended(LIMIT)
         took = job.seconds() - at
@@ -58,7 +61,8 @@ def _moment(job: Job, kind: str, workdir: Path, target: int, draw: random.Random
     later = draw.random()
     left, started = before
     if kind == "start":
-        return not job.until(lambda: False, 5 * later) and job.alive()
+        over = (workdir / "report.json").exists()
+        return not job.until(lambda: False, (2.0 if over else START[job.count]) * later) and job.alive()
     if kind == "save":
         return job.until(lambda: bool(_saves(workdir) - left)) and not job.until(lambda: False, 0.05 * later) and job.alive()
     if not job.until(lambda: len(runs.lines(workdir / "starts.jsonl")) > started):
@@ -66,7 +70,7 @@ def _moment(job: Job, kind: str, workdir: Path, target: int, draw: random.Random
     if kind == "steps":
         return job.until(lambda: any(row["step"] >= target for row in runs.training(workdir)[-50:]))
     reached = job.until(lambda: any(row["step"] == runs.STEPS for row in runs.training(workdir)[-1:]))
-    return reached and not job.until(lambda: False, 1.5 * later) and job.alive()
+    return reached and not job.until(lambda: False, later) and job.alive()
 
 
 def _saves(workdir: Path) -> set[str]:

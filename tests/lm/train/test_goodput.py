@@ -1,6 +1,7 @@
 """The accounting of a run's wall time over its attempts."""
 
 import json
+import time
 
 import pytest
 
@@ -109,6 +110,30 @@ def test_data_that_came_while_the_devices_computed_cost_nothing(tmp_path):
     one.hide(waited)
     one.close(end=True)
     assert one.seconds["data"] == 0 and one.seconds["data hidden"] == waited
+
+
+def test_a_clock_that_is_set_back_makes_no_time_negative(tmp_path, monkeypatch):
+    """In the middle of an attempt, and before the next one."""
+    now = time.time()
+    one = Goodput(tmp_path, 0)
+    one.enter("wait")
+    monkeypatch.setattr(time, "time", lambda: now - 86400)
+    one.record(3)
+    one.close(end=False)
+    Goodput(tmp_path, 3).close(end=True)
+    found = goodput.of(tmp_path)
+    assert found["attempts"] == 2 and found["wall"] < 3600
+    assert min(found["seconds"].values()) >= 0 and sum(found["seconds"].values()) == pytest.approx(found["wall"])
+
+
+def test_records_are_written_after_the_clock_was_set_back(tmp_path, monkeypatch):
+    now, passed = time.time(), time.perf_counter()
+    one = Goodput(tmp_path, 0)
+    monkeypatch.setattr(time, "time", lambda: now - 86400)
+    monkeypatch.setattr(time, "perf_counter", lambda: passed + 3600)
+    one.stepped(7)
+    assert json.loads((tmp_path / goodput.FILE).read_text().splitlines()[-1])["step"] == 7
+    one.close(end=True)
 
 
 def test_wrong_lines_of_a_damaged_file_are_skipped(tmp_path):
