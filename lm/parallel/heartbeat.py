@@ -46,13 +46,14 @@ class Heartbeat:
         self._watched = range(1, processes) if process == 0 else range(1)
         self._beats, self._seen, self._missed = 0, dict[int, str](), dict.fromkeys(self._watched, 0)
         self.poll = lost_seconds() / PARTS  # seconds between two calls of `beat`
+        self._limit = max(0.5, self.poll / 4)  # seconds of a call to process 0, which may be frozen; added to those of `poll`
 
     def beat(self) -> int | None:
         """Give a sign of life. Return the number of a process that is gone, or None."""
         self._beats += 1
         try:
             if self._process:  # first what has a time limit: process 0 may be frozen
-                values = {0: self._service.blocking_key_value_get(f"{ALIVE}/0", int(1000 * self.poll))}
+                values = {0: self._service.blocking_key_value_get(f"{ALIVE}/0", int(1000 * self._limit))}
             self._service.key_value_set(f"{ALIVE}/{self._process}", str(self._beats), allow_overwrite=True)
             if not self._process:
                 values = {int(key.rpartition("/")[2]): value for key, value in self._service.key_value_dir_get(ALIVE)}
