@@ -70,7 +70,7 @@ def _moment(job: Job, kind: str, workdir: Path, target: int, draw: random.Random
     if kind == "steps":
         return job.until(lambda: any(row["step"] >= target for row in runs.training(workdir)[-50:]))
     reached = job.until(lambda: any(row["step"] == runs.STEPS for row in runs.training(workdir)[-1:]))
-    return reached and not job.until(lambda: False, later) and job.alive()
+    return reached and not job.until(lambda: False, 0.4 * later) and job.alive()
 
 
 def _saves(workdir: Path) -> set[str]:
