@@ -15,7 +15,7 @@ from typing import IO, Any
 
 @contextlib.contextmanager
 def replacing(path: Path, mode: str = "w", shared: bool = False) -> Iterator[IO]:
-    """Yield a file beside `path`, whose folder is made.
+    """Yield a file beside `path`, whose folder is made. The block may close it.
 
     It replaces `path` when the block ends. If the block fails, it is deleted.
 
@@ -26,7 +26,9 @@ def replacing(path: Path, mode: str = "w", shared: bool = False) -> Iterator[IO]
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
-            file.flush()
+            if not file.closed:
+                file.flush()
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
         sync(path.parent)

@@ -43,8 +43,8 @@ class Kept:
     best: the one with the lowest validation loss, with config.keep_best. healthy: the newest whose training loss is at most
     HIGHER above its lowest in the run, so that a run that goes bad with finite numbers, such as by a learning rate of 1e3,
     never removes its last good checkpoint. The training loss of a checkpoint is the median of the last RECENT steps, at most of
-    checkpoint_every. Reinforcement learning has no such loss. Only multiples of checkpoint_every are healthy, if there are any,
-    because a run that was stopped has one more.
+    checkpoint_every. Reinforcement learning has no such loss. Of those with such a loss, the newest multiple of
+    checkpoint_every counts, if there is any, because a run that was stopped has one more.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path):
@@ -106,8 +106,13 @@ class Kept:
         return min(rated, key=self._valid.__getitem__, default=None)
 
     def healthy(self, steps: list[int]) -> int | None:
-        regular = [step for step in steps if self._every and step % self._every == 0] or steps
-        return max((step for step in regular if self._losses.get(step, math.inf) <= self._limit(HIGHER)), default=None)
+        good = [step for step in steps if self._losses.get(step, math.inf) <= self._limit(HIGHER)]
+        regular = [step for step in good if self._every and step % self._every == 0]
+        return max(regular or good, default=None)
+
+    def last_healthy(self, steps: list[int]) -> int | None:
+        """Return the healthy one if the newest is not: else nothing is kept for its sake."""
+        return self.healthy(steps) if self.healthy(steps[-1:]) is None else None
 
     def _limit(self, above: float) -> float:
         """Return the loss that is a fraction above the lowest; −inf if losses say nothing."""
@@ -119,7 +124,7 @@ def opened(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Checkpoint
     """Return the checkpoints of a run, and what decides which stay: it is to be told each loss, and every save."""
     kept = Kept(config, workdir)
     keep = {key: config.get(key) for key in ("keep_last", "keep_every", "keep_hours") if config.get(key) is not None}
-    chosen = [kept.healthy, *([kept.best] if config.get("keep_best") else [])]
+    chosen = [kept.last_healthy, *([kept.best] if config.get("keep_best") else [])]
     return Checkpoints(workdir, **keep, keep_chosen=chosen), kept
 
 
