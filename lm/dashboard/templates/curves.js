@@ -190,12 +190,16 @@ export class Curves {
     for (const id of ids) query.append("run", id);
     for (const name of metrics.slice(0, 100)) query.append("metric", name);
     query.set("points", this.page.slots.size > 20 ? 150 : this.page.slots.size > 8 ? 250 : 400);
-    const zoomed = this.zoom !== null && this.form.axis.value === "step";
-    if (zoomed) {
-      query.set("low", this.zoom[0]);
-      query.set("high", this.zoom[1]);
+    const [zoom, axis] = [this.zoom, this.form.axis.value];
+    if (zoom !== null && axis === "step") {
+      query.set("low", zoom[0]);
+      query.set("high", zoom[1]);
     }
     const answer = await this.page.ask(`/api/curves?${query}`);
+    if (this.zoom !== zoom || this.form.axis.value !== axis) {
+      this.again = true; // these are not the steps that are shown now
+      return;
+    }
     for (const id of ids) {
       const found = answer.runs[id] ?? { version: Infinity, steps: [], tokens: [[], []], clock: [[], []], curves: {} };
       this.data.set(id, { ...found, asked: new Set(metrics) });
