@@ -26,8 +26,6 @@ def replacing(path: Path, mode: str = "w", shared: bool = False) -> Iterator[IO]
     try:
         with temporary.open(mode, encoding=None if "b" in mode else "utf-8") as file:
             yield file
-            if not file.closed:
-                file.flush()
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

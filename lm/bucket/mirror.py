@@ -243,7 +243,7 @@ class Mirror:
         deleted = {name for name in self._sent if name not in files and not name.endswith(AT_END)}
         old = set(map(place_of, deleted)) - set(map(place_of, files)) - {None}
         (keep_last, keep_every), healthy = self._keep, None
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):  # none yet, or damaged
             healthy = json.loads((self.folder / HEALTHY).read_text())["step"]
         for steps in places(listing).values():
             for place in steps[keep_last:]:

@@ -24,6 +24,7 @@ from absl import flags
 
 from lm import cli
 from lm.errors import UserError
+from lm.reports.named import folders_of
 from lm.strangers import shown
 
 
@@ -42,13 +43,7 @@ def options() -> flags.FlagValues:
 
 def main(argv: list[str]) -> None:
     given = options()
-    given.set_gnu_getopt(True)
-    try:
-        folders = [Path(name) for name in given(argv)[1:]]
-    except flags.Error as error:
-        raise UserError(str(error)) from None
-    if not folders:
-        raise UserError("name a folder of runs, such as runs; --help tells what there is")
+    folders = folders_of(given, argv)
     for folder in folders:
         if not folder.is_dir():
             what = "a file, not a folder" if folder.exists() else "no such folder"

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.json
 
-from lm.reports.run_metrics import is_number
+from lm.reports.run_metrics import is_number, row_of
 from lm.train.history import Curve
 
 MOST_KEYS = 400  # metrics of a run; more are left out
@@ -50,14 +50,10 @@ def slow(data: bytes, known: Collection[str]) -> Columns:
     for line in data.split(b"\n"):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-            step = row["step"]
-            if not is_number(step):
-                raise ValueError
-        except (ValueError, TypeError, KeyError, RecursionError):
+        if (row := row_of(line)) is None:
             found.damaged += 1
             continue
+        step = row["step"]
         for key, value in row.items():
             if key == "step" or not (value is None or isinstance(value, int | float)) or isinstance(value, bool):
                 continue

@@ -21,6 +21,7 @@ from absl import flags
 
 from lm import cli
 from lm.errors import UserError
+from lm.reports.named import folders_of
 
 PAGE = "runs.html"
 
@@ -34,13 +35,7 @@ def options() -> flags.FlagValues:
 
 def main(argv: list[str]) -> None:
     given = options()
-    given.set_gnu_getopt(True)
-    try:
-        folders = [Path(name) for name in given(argv)[1:]]
-    except flags.Error as error:
-        raise UserError(str(error)) from None
-    if not folders:
-        raise UserError("name a folder of runs, such as runs; --help tells what there is")
+    folders = folders_of(given, argv)
     around = folders[0] if len(folders) == 1 else Path(os.path.commonpath([folder.absolute() for folder in folders]))
     out = Path(given.out or around / PAGE)
     if out.is_dir():

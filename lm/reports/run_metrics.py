@@ -83,6 +83,15 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -LIMIT < value < LIMIT
 
 
+def row_of(line: str | bytes) -> dict[str, Any] | None:
+    """Return a line of metrics.jsonl, or None if it is no JSON object with a number as "step"."""
+    try:
+        row = json.loads(line)
+        return row if is_number(row["step"]) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
 def check_regular(path: Path) -> None:
     """Raise OSError if the path is no regular file: a pipe or a device could be read forever."""
     if not stat.S_ISREG(path.stat().st_mode):
@@ -104,14 +113,10 @@ def read_metrics(path: Path, partial: bool = False) -> Metrics:
         check_regular(path)
         with path.open(encoding="utf-8", errors="replace") as file:
             for line in iter(lambda: file.readline(LONGEST_LINE), ""):
-                try:
-                    row = json.loads(line)
-                    step = row["step"]
-                    if not is_number(step):
-                        raise ValueError
-                except (ValueError, TypeError, KeyError, RecursionError):
+                if (row := row_of(line)) is None:
                     damaged += bool(line.strip()) and not (partial and not line.endswith("\n"))
                     continue
+                step = row["step"]
                 if "loss" in row:
                     train[step] = row
                 elif any(key.startswith("valid_") for key in row):

@@ -40,11 +40,10 @@ CURES = {
 class Kept:
     """The losses of a run, which decide the checkpoints that stay beside the newest.
 
-    best: the one with the lowest validation loss, with config.keep_best. healthy: the newest whose training loss is at most
-    HIGHER above its lowest in the run, so that a run that goes bad with finite numbers, such as by a learning rate of 1e3,
-    never removes its last good checkpoint. The training loss of a checkpoint is the median of the last RECENT steps, at most of
-    checkpoint_every. Reinforcement learning has no such loss. Of those with such a loss, the newest multiple of
-    checkpoint_every counts, if there is any, because a run that was stopped has one more.
+    A checkpoint is healthy if its training loss is at most HIGHER above the lowest of the run; it is the median of the last
+    RECENT steps, or of checkpoint_every if that is fewer. The newest healthy one stays, so a run that goes bad with finite
+    numbers, as with a learning rate of 1e3, never removes its last good checkpoint. In reinforcement learning none is healthy,
+    since its loss says nothing.
     """
 
     def __init__(self, config: ml_collections.ConfigDict, workdir: Path):
@@ -55,7 +54,8 @@ class Kept:
 
     def read(self, begin: int) -> None:
         """Begin with what metrics.jsonl says of the steps up to `begin`."""
-        self._valid.clear(), self._losses.clear(), self._recent.clear()
+        for known in (self._valid, self._losses, self._recent):
+            known.clear()
         log, saved = self._workdir / "metrics.jsonl", set(steps_saved(self._workdir))
         for line in json_lines(log) if log.exists() else ():
             step = line.get("step")
@@ -70,13 +70,14 @@ class Kept:
     def validated(self, step: int, values: dict[str, Any]) -> None:
         """Note the loss of a validation; without a loss, as in reinforcement learning, the reward with its sign changed."""
         loss, reward = values.get("loss"), values.get("reward")
-        value = loss if loss is not None else -reward if reward is not None else None
-        if value is not None and math.isfinite(value):
-            self._valid[step] = value
+        if _finite(loss):
+            self._valid[step] = loss
+        elif loss is None and _finite(reward):
+            self._valid[step] = -reward
 
-    def trained(self, loss: float | None) -> None:
-        """Note the training loss of the next step. None: not finite."""
-        self._recent.append(loss if loss is not None and math.isfinite(loss) else math.inf)
+    def trained(self, loss: Any) -> None:
+        """Note the training loss of the next step. What is no finite number, as in a damaged log, counts as infinite."""
+        self._recent.append(loss if _finite(loss) else math.inf)
 
     def saving(self, step: int) -> str | None:
         """Note that the state after a step is saved. Return a line to print if the loss has become high since the last save.
@@ -102,22 +103,28 @@ class Kept:
         )
 
     def best(self, steps: list[int]) -> int | None:
+        """Return the one with the best validation, or None if none was validated."""
         rated = [step for step in steps if step in self._valid]
         return min(rated, key=self._valid.__getitem__, default=None)
 
     def healthy(self, steps: list[int]) -> int | None:
+        """Return the newest healthy one, or None. Multiples of checkpoint_every go first: a stopped run has one more."""
         good = [step for step in steps if self._losses.get(step, math.inf) <= self._limit(HIGHER)]
         regular = [step for step in good if self._every and step % self._every == 0]
         return max(regular or good, default=None)
 
     def last_healthy(self, steps: list[int]) -> int | None:
-        """Return the healthy one if the newest is not: else nothing is kept for its sake."""
+        """Return what must be kept beside the newest: the newest healthy one, or None if the newest is healthy itself."""
         return self.healthy(steps) if self.healthy(steps[-1:]) is None else None
 
     def _limit(self, above: float) -> float:
         """Return the loss that is a fraction above the lowest; −inf if losses say nothing."""
         lowest = min(self._losses.values(), default=math.inf)
         return lowest + above * abs(lowest) if self._compared and math.isfinite(lowest) else -math.inf
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def opened(config: ml_collections.ConfigDict, workdir: Path) -> tuple[Checkpoints, Kept]:

@@ -123,8 +123,9 @@ class Rewinds:
         """Forget the newest rewind, after which nothing was saved: the data that it left out were not the cause."""
         n, path = len(self._done), self._workdir / SKIPPED
         self._done.pop()
-        from_first(lambda: saving.write_lines(path, [row for row in json_lines(path) if row["rewind"] < n]))
+        # The record first: lines that a kill leaves are replaced by the next rewind.
         from_first(lambda: saving.write_json(self._workdir / RECORD, self._done))
+        from_first(lambda: saving.write_lines(path, [row for row in json_lines(path) if row["rewind"] < n]))
 
     def _target(self, first: int) -> int | None:
         saved = steps_saved(self._workdir)

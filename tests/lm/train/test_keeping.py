@@ -71,6 +71,8 @@ def test_losses_are_read_from_the_log(tmp_path):
         {"step": 20, "valid_reward": 0.5},
         {"step": 30, "valid_loss": None},
         {"step": 31, "loss": None},
+        {"step": 31, "loss": "x", "valid_loss": [1]},
+        {"step": 31, "valid_reward": "x"},
         {"step": 40, "loss": 1.0, "valid_loss": 0.1},
     ]
     write(tmp_path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines) + '{"step": 40, "valid_l')
