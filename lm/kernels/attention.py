@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from lm.kernels.cpu.flash_attention import computes, flash_attention
 from lm.kernels.head import softcap_slope, softcapped
 from lm.kernels.matmul import product, spec_of
 from lm.kernels.saved import saved
@@ -82,11 +83,13 @@ def attention(
         options = dict(scale=scale, window=window, softcap=softcap, sinks_H=sinks_H)
         return splash_attention(q_BTHK, k_BSGK, v_BSGV, visible.segments_BT, **options)
     if platform() == "gpu" and visible.branches is None and sinks_H is None:
-        from lm.kernels.gpu.attention import computes, gpu_attention
+        from lm.kernels.gpu import attention as gpu
 
         sizes = q_BTHK.shape[1], q_BTHK.shape[-1], v_BSGV.shape[-1]
-        if computes(q_BTHK.dtype, *sizes, window=window, softcap=softcap):
-            return gpu_attention(q_BTHK, k_BSGK, v_BSGV, visible.segments_BT, scale=scale)
+        if gpu.computes(q_BTHK.dtype, *sizes, window=window, softcap=softcap):
+            return gpu.gpu_attention(q_BTHK, k_BSGK, v_BSGV, visible.segments_BT, scale=scale)
+    if visible.branches is None and sinks_H is None and not softcap and computes(q_BTHK, k_BSGK, v_BSGV, scale=scale):
+        return flash_attention(q_BTHK, k_BSGK, v_BSGV, visible.segments_BT, scale=scale, window=window)
     return _blocked(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from lm.kernels.cpu.large import large_product, takes
 from lm.parallel.mesh import free_axes, platform, several, spec, token_axes, token_ways
 from lm.parallel.sequence import scattered_rows, split_by, whole_rows
 from lm.parallel.torus import groups_along, rings
@@ -42,6 +43,8 @@ def _matmul(equation, dtype, out_spec, x, w):
 
 
 def _forward(equation, dtype, out_spec, x, w):
+    if takes(equation, x, w, dtype):
+        return large_product(equation, x, w, out_spec, dtype), (x, w)
     y = product_of_rows(equation, x.astype(dtype), gathered(w.astype(dtype)), out_spec).astype(dtype)
     return y, (x, w)
 
@@ -49,11 +52,14 @@ def _forward(equation, dtype, out_spec, x, w):
 def _backward(equation, dtype, out_spec, residuals, dy):
     x, w = residuals
     (x_axes, w_axes), y_axes = _terms(equation)
+    of_x, of_w = f"{y_axes},{w_axes}->{x_axes}", f"{x_axes},{y_axes}->{w_axes}"
+    if takes(of_x, dy, w, dtype) and takes(of_w, x, dy, dtype):
+        return large_product(of_x, dy, w, spec_of(x), x.dtype), large_product(of_w, x, dy, spec_of(w), w.dtype)
     x_low, dy, where = x.astype(dtype), dy.astype(dtype), spec_of(x)
     if split_by(where) != split_by(spec_of(dy)):
         x_low, dy = whole_rows(x_low), whole_rows(dy)
-    dx = product_of_rows(f"{y_axes},{w_axes}->{x_axes}", dy, gathered(w.astype(dtype)), where)
-    dw = product_reduced(f"{x_axes},{y_axes}->{w_axes}", x_low, dy, spec_of(w))
+    dx = product_of_rows(of_x, dy, gathered(w.astype(dtype)), where)
+    dw = product_reduced(of_w, x_low, dy, spec_of(w))
     return dx.astype(x.dtype), dw.astype(w.dtype)
 
 
@@ -62,6 +68,8 @@ _matmul.defvjp(_forward, _backward)
 
 def product(equation: str, a: jax.Array, b: jax.Array, out_spec: PartitionSpec | None = None) -> jax.Array:
     """Return the einsum with float32 accumulation and float32 result; with `out_spec` None JAX infers the partition."""
+    if a.dtype == b.dtype and takes(equation, a, b, a.dtype):
+        return large_product(equation, a, b, out_spec)
     return jnp.einsum(equation, a, b, preferred_element_type=jnp.float32, out_sharding=out_spec)
 
 
@@ -91,7 +99,7 @@ def product_over_rows(equation: str, a: jax.Array, b: jax.Array, out_spec: Parti
     smaller still, is transposed instead. Without the barrier XLA would turn both around again.
     """
     (a_axes, b_axes), y_axes = _terms(equation)
-    if platform() != "cpu" or a.size <= b.size:
+    if platform() != "cpu" or a.size <= b.size or (a.dtype == b.dtype and takes(equation, a, b, a.dtype)):
         return product(equation, a, b, out_spec)
     both = [axis for axis in y_axes if axis in a_axes and axis in b_axes]
     turned = "".join(both + [axis for term in (b_axes, a_axes) for axis in term if axis in y_axes and axis not in both])

@@ -1,5 +1,7 @@
-"""Fast CPU kernels for serving: products with packed weights, and attention to pages. No compiler is needed: numba brings LLVM.
+"""Fast CPU kernels: products with packed weights and attention to pages, for serving; large products and attention with AMX,
+for training. No compiler is needed: numba brings LLVM.
 
-packed.py and pages.py are for callers; each of their functions has a plain twin. calls.py joins compiled functions to XLA,
-vectors.py has the vector code, products.py and attention.py are the kernels.
+packed.py, pages.py, large.py and flash_attention.py are for callers; each of their functions has a plain twin. calls.py joins
+compiled functions to XLA, vectors.py has the vector code and amx.py that of tiles, products.py, attention.py, gemm.py and
+flash.py are the kernels.
 """

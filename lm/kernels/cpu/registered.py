@@ -3,6 +3,8 @@
 import functools
 import importlib
 
+import jax
+
 from lm.parallel.mesh import platform
 
 
@@ -13,6 +15,24 @@ def compiled(module: str) -> bool:
     program without tracing it must call this before.
     """
     return platform() == "cpu" and _registered(module)
+
+
+def tiled(module: str) -> bool:
+    """Return whether the compiled functions of a module that uses AMX run here: also, the mesh has one device.
+
+    XLA does not know how to split what they compute. module: "gemm" or "flash".
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return (mesh.empty or mesh.size == 1) and _has_tiles() and compiled(module)
+
+
+@functools.cache
+def _has_tiles() -> bool:
+    try:
+        from lm.kernels.cpu.amx import usable
+    except ImportError:  # as in `_registered`
+        return False
+    return usable()
 
 
 @functools.cache

@@ -317,22 +317,45 @@ def largest(count: int):
     @intrinsic
     def maximum(typingctx, address):
         def codegen(context, builder, signature, args):
-            def greater(a, b):
-                return builder.select(builder.fcmp_ordered(">", a, b), a, b)
-
             top = ir.Constant(FLOATS, [float("-inf")] * LANES)
             for first in range(0, count, LANES):
-                top = greater(load(builder, args[0], i64(4 * first), FLOATS), top)
-            distance = LANES // 2
-            while distance:
-                turned = ir.Constant(WORDS, [(lane + distance) % LANES for lane in range(LANES)])
-                top = greater(builder.shuffle_vector(top, top, turned), top)
-                distance //= 2
-            return builder.extract_element(top, i32(0))
+                top = _greater(builder, load(builder, args[0], i64(4 * first), FLOATS), top)
+            return _top(builder, top)
 
         return types.float32(types.int64), codegen
 
     return maximum
+
+
+@intrinsic
+def largest_of(typingctx, address, count):
+    """Return the maximum of `count` floats, a multiple of 32. NaN is ignored."""
+
+    def codegen(context, builder, signature, args):
+        tops = [cgutils.alloca_once(builder, FLOATS) for _ in range(2)]
+        for top in tops:
+            builder.store(ir.Constant(FLOATS, [float("-inf")] * LANES), top)
+        with cgutils.for_range(builder, builder.sdiv(args[1], i64(2 * LANES))) as loop:
+            for n, top in enumerate(tops):
+                offset = builder.add(builder.mul(loop.index, i64(8 * LANES)), i64(4 * LANES * n))
+                builder.store(_greater(builder, load(builder, args[0], offset, FLOATS), builder.load(top)), top)
+        return _top(builder, _greater(builder, *map(builder.load, tops)))
+
+    return types.float32(types.int64, types.int64), codegen
+
+
+def _greater(builder, a, b):
+    return builder.select(builder.fcmp_ordered(">", a, b), a, b)
+
+
+def _top(builder, x):
+    """Return the largest number of a vector."""
+    distance = LANES // 2
+    while distance:
+        turned = ir.Constant(WORDS, [(lane + distance) % LANES for lane in range(LANES)])
+        x = _greater(builder, builder.shuffle_vector(x, x, turned), x)
+        distance //= 2
+    return builder.extract_element(x, i32(0))
 
 
 @njit(error_model="numpy")

@@ -1,0 +1,234 @@
+"""The tile registers of AMX (Intel Architecture Instruction Set Extensions, ch. 3): products of bfloat16 that add in float32.
+
+A tile register holds 16 rows of 64 bytes. One instruction multiplies a tile of A, 16 rows of 32 inputs, and a tile of B, 16
+pairs of inputs of 16 columns, and adds the result to a tile of C, 16 × 16 floats. `packer` brings any matrix into such tiles:
+a group of 16 rows of A, or columns of B, is one tile after the other along the inputs.
+
+llvmlite has no type for tiles, so this is assembly. Nothing else uses the registers between `configure` and `release`.
+"""
+
+import ctypes
+import functools
+import platform
+import sys
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from lm.kernels.cpu.vectors import FLOATS, LANES, PAIRS, WORDS, at, has, i16, i32, i64, load
+
+llvm.initialize_native_asmparser()
+
+SIDE = 16  # rows of a tile
+DEEP = 32  # inputs of a tile
+TILE = 1024  # bytes of one
+PERMISSION = 158, 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA), asm/prctl.h
+
+
+@functools.cache
+def usable() -> bool:
+    """Return whether this process may use the tiles. It asks Linux for them, since they make what a thread saves larger."""
+    if sys.platform != "linux" or platform.machine() != "x86_64" or not (has("amx-bf16") and has("avx512bf16")):
+        return False
+    return ctypes.CDLL(None).syscall(*map(ctypes.c_long, PERMISSION)) == 0
+
+
+def _palette() -> np.ndarray:
+    """Return the configuration of eight tiles of 16 rows of 64 bytes."""
+    words = np.zeros(64, np.uint8)
+    words[0] = 1
+    words[16:32].view(np.uint16)[:] = 64
+    words[48:56] = SIDE
+    return words
+
+
+PALETTE = tuple(_palette().view(np.int64).tolist())
+
+
+def _assembly(builder, text, args, constraints):
+    kind = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
+    parts = [*constraints, "~{memory}", "~{dirflag}", "~{fpsr}", "~{flags}"]
+    builder.call(ir.InlineAsm(kind, text, ",".join(parts), side_effect=True), args)
+
+
+@intrinsic
+def configure(typingctx, scratch):
+    """Let this thread use tiles. scratch: address of 64 bytes."""
+
+    def codegen(context, builder, signature, args):
+        for n, word in enumerate(PALETTE):
+            builder.store(i64(word), at(builder, args[0], i64(8 * n), i64))
+        _assembly(builder, "ldtilecfg ($0)", args, ["r"])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
+def release(typingctx):
+    def codegen(context, builder, signature, args):
+        _assembly(builder, "tilerelease", [], [])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+ZERO = tuple(f"tilezero %tmm{n}" for n in range(4))
+LOAD = (
+    "tileloadd ($3,$4,1), %tmm0",
+    "tileloadd 64($3,$4,1), %tmm1",
+    "lea ($3,$5,1), %r11",
+    "tileloadd (%r11,$4,1), %tmm2",
+    "tileloadd 64(%r11,$4,1), %tmm3",
+)
+# Four tiles of sums, so that every tile of A and of B is used twice.
+MULTIPLY = (
+    "mov $0, %r8",
+    "mov $1, %r9",
+    "mov $2, %r10",
+    "mov $$64, %rax",
+    "1:",
+    "tileloadd (%r8,%rax,1), %tmm4",
+    "tileloadd (%r9,%rax,1), %tmm6",
+    "tdpbf16ps %tmm6, %tmm4, %tmm0",
+    "lea (%r9,$7,1), %r11",
+    "tileloadd (%r11,%rax,1), %tmm7",
+    "tdpbf16ps %tmm7, %tmm4, %tmm1",
+    "lea (%r8,$6,1), %r11",
+    "tileloadd (%r11,%rax,1), %tmm5",
+    "tdpbf16ps %tmm6, %tmm5, %tmm2",
+    "tdpbf16ps %tmm7, %tmm5, %tmm3",
+    "add $$1024, %r8",
+    "add $$1024, %r9",
+    "dec %r10",
+    "jnz 1b",
+    "tilestored %tmm0, ($3,$4,1)",
+    "tilestored %tmm1, 64($3,$4,1)",
+    "lea ($3,$5,1), %r11",
+    "tilestored %tmm2, (%r11,$4,1)",
+    "tilestored %tmm3, 64(%r11,$4,1)",
+)
+
+
+def _product(start):
+    @intrinsic
+    def product(typingctx, a, b, steps, c, c_step, c_half, a_half, b_half):
+        def codegen(context, builder, signature, args):
+            clobbered = [f"~{{{name}}}" for name in ("rax", "r8", "r9", "r10", "r11")]
+            _assembly(builder, "\n".join(start + MULTIPLY), args, ["r"] * 8 + clobbered)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 8), codegen
+
+    return product
+
+
+# c[32, 32] = a · b, or c += a · b, of two groups of A and of B. steps: tiles of a group, at least 1. c_step: bytes from a row
+# of c to the next; c_half: 16 of them. a_half, b_half: bytes from a group to the next.
+multiply, multiply_add = _product(ZERO), _product(LOAD)
+
+
+@functools.cache
+def packer(stored: str, inputs_adjacent: bool, b: bool):
+    """Return the compiled copy of 16 rows or columns × 32 inputs into a tile.
+
+    stored: "float32", which is rounded, or "bfloat16". inputs_adjacent: whether the inputs of a row lie side by side, and rows
+    a step apart; else the other way around. b: whether it is a tile of B, pairs of inputs × columns.
+    """
+
+    @intrinsic
+    def pack(typingctx, source, step, tile):
+        def codegen(context, builder, signature, args):
+            kind = ir.FunctionType(ir.VoidType(), [i64] * 3)
+            name = f"pack.{stored}.{'adjacent' if inputs_adjacent else 'apart'}.{'b' if b else 'a'}"
+            function = cgutils.get_or_insert_function(builder.module, kind, name)
+            if function.is_declaration:  # a function of its own, since LLVM takes long over copies of it in its callers
+                function.linkage = "internal"
+                function.attributes.add("noinline")
+                inside = ir.IRBuilder(function.append_basic_block())
+                _pack(inside, stored, inputs_adjacent, b, *function.args)
+                inside.ret_void()
+            builder.call(function, args)
+            return context.get_dummy_value()
+
+        return types.void(*[types.int64] * 3), codegen
+
+    return pack
+
+
+def _pack(builder, stored, inputs_adjacent, b, source, step, tile):
+    if inputs_adjacent:
+        vectors = [_row(builder, source, builder.mul(step, i64(n)), stored) for n in range(SIDE)]
+    else:
+        vectors = [_pairs(builder, source, builder.mul(step, i64(2 * n)), step, stored) for n in range(SIDE)]
+    if inputs_adjacent == b:
+        _transpose(builder, vectors)
+    for n, vector in enumerate(vectors):
+        builder.store(vector, at(builder, tile, i64(64 * n), WORDS), align=4)
+
+
+def _row(builder, source, offset, stored):
+    """Return 32 adjacent values as bfloat16 in a vector of words."""
+    if stored == "bfloat16":
+        return load(builder, source, offset, WORDS, align=2)
+    return _rounded(builder, *(load(builder, source, builder.add(offset, i64(n)), FLOATS) for n in (0, 64)))
+
+
+def _pairs(builder, source, offset, step, stored):
+    """Return 16 pairs as bfloat16 in a vector of words: one of a row, one of the next."""
+    next_ = builder.add(offset, step)
+    order = [n // 2 + LANES * (n % 2) for n in range(2 * LANES)]
+    interleave = ir.Constant(ir.VectorType(i32, 2 * LANES), order)
+    if stored == "bfloat16":
+        half = ir.VectorType(i16, LANES)
+        rows = load(builder, source, offset, half, align=2), load(builder, source, next_, half, align=2)
+        return builder.bitcast(builder.shuffle_vector(*rows, interleave), WORDS)
+    rows = builder.bitcast(_rounded(builder, *(load(builder, source, place, FLOATS) for place in (offset, next_))), PAIRS)
+    return builder.bitcast(builder.shuffle_vector(rows, rows, interleave), WORDS)
+
+
+def _rounded(builder, low, high):
+    """Return two vectors of floats as bfloat16 in one vector of words; halves are rounded to even."""
+    kind = ir.FunctionType(WORDS, [FLOATS, FLOATS])
+    return builder.call(ir.InlineAsm(kind, "vcvtne2ps2bf16 $1, $2, $0", "=v,v,v"), [low, high])
+
+
+def _transpose(builder, a):
+    distance = LANES // 2
+    while distance:  # exchange the off-diagonal quarters of every square of 2 × 2 blocks
+        for r in range(LANES):
+            if r & distance == 0:
+                upper = [c if c & distance == 0 else LANES + c - distance for c in range(LANES)]
+                lower = [c + distance if c & distance == 0 else LANES + c for c in range(LANES)]
+                pair = a[r], a[r + distance]
+                a[r] = builder.shuffle_vector(*pair, ir.Constant(WORDS, upper))
+                a[r + distance] = builder.shuffle_vector(*pair, ir.Constant(WORDS, lower))
+        distance //= 2
+
+
+@intrinsic
+def round_row(typingctx, floats, out):
+    """Write 32 floats as bfloat16."""
+
+    def codegen(context, builder, signature, args):
+        both = (load(builder, args[0], i64(n), FLOATS) for n in (0, 64))
+        builder.store(_rounded(builder, *both), at(builder, args[1], i64(0), WORDS), align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def copy_row(typingctx, floats, out):
+    """Write 32 floats."""
+
+    def codegen(context, builder, signature, args):
+        for n in (0, 64):
+            builder.store(load(builder, args[0], i64(n), FLOATS), at(builder, args[1], i64(n), FLOATS), align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen

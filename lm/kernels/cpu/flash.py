@@ -1,0 +1,392 @@
+"""Compiled attention of training with AMX; lm/kernels/cpu/flash_attention.py says which.
+
+A unit of work is a row of the batch and a key/value head. The axes are those of lm/kernels/attention.py.
+"""
+
+import math
+
+import numpy as np
+from numba import njit
+
+from lm.kernels.cpu import calls
+from lm.kernels.cpu.amx import DEEP, SIDE, TILE, configure, multiply, multiply_add, packer, release, round_row
+from lm.kernels.cpu.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size
+from lm.kernels.cpu.scores import LOW, exp
+from lm.kernels.cpu.tiling import PAIR, pack_matrix, store
+from lm.kernels.cpu.vectors import float32s, float_of_bits, int32s, int64s, largest_of, uint16s
+
+KEYS = 512  # whose scores exist at once in the forward pass
+BLOCK_KEYS, BLOCK_QUERIES = 64, 128  # of the backward pass
+B, T, H, G, HEAD, VALUE, SCALE, WINDOW, Q, KK, V, SEGMENTS, OUT, LOGZ, DOUT, DQ, DK, DV = (GIVEN + i for i in range(18))
+
+turned = packer("float32", False, False)
+
+
+@njit(error_model="numpy")
+def padded(n, m):
+    return (n + m - 1) // m * m
+
+
+@njit(error_model="numpy")
+def clear(address, count):
+    """Write `count` floats, an even number, of 0."""
+    words = int64s(address)
+    for n in range(count // 2):
+        words[n] = 0
+
+
+@njit(error_model="numpy")
+def span(segments, count):
+    """Return the smallest and the largest of some segments."""
+    low = high = segments[0]
+    for n in range(1, count):
+        low, high = min(low, segments[n]), max(high, segments[n])
+    return low, high
+
+
+@njit(error_model="numpy", fastmath={"contract", "reassoc"})
+def exponentials(s, count, scale, top):
+    """Replace scores by exp(scale·s − top), masked ones by 0. Return their sum."""
+    total = np.float32(0.0)
+    for j in range(count):
+        p = exp(s[j] * scale - top)
+        p = p if s[j] > LOW else np.float32(0.0) * s[j]
+        s[j] = p
+        total += p
+    return total
+
+
+@njit(error_model="numpy")
+def scale_by(x, count, factor):
+    for j in range(count):
+        x[j] *= factor
+
+
+@njit(error_model="numpy")
+def divide_by(x, count, divisor):
+    for j in range(count):
+        x[j] /= divisor
+
+
+@njit(error_model="numpy")
+def softmax_block(words, scores, keys, first, t0, queries, segments, some_masked, tiles, tops, sums, out, values, fresh):
+    """Turn scores of 32 queries and some keys into exponentials in tiles of A, and rescale what was summed before.
+
+    first: the first key. segments: of all tokens. some_masked: whether keys may be of another segment. fresh: nothing was
+    summed yet.
+    """
+    scale = float_of_bits(np.int32(words[SCALE]))
+    group = KEYS // DEEP * TILE
+    for i in range(PAIR):
+        s = float32s(scores + i * KEYS * 4)
+        t = min(t0 + i, words[T] - 1)
+        for j in range(max(t - first + 1, 0), keys):
+            s[j] = LOW
+        if words[WINDOW]:
+            for j in range(min(t - words[WINDOW] + 1 - first, keys)):
+                s[j] = LOW
+        if some_masked:
+            mine, theirs = segments[t], segments
+            for j in range(keys):
+                s[j] = s[j] if theirs[first + j] == mine else LOW
+        top = max(tops[i], largest_of(scores + i * KEYS * 4, keys) * scale)
+        total = exponentials(s, keys, scale, top)
+        if fresh:
+            sums[i] = total
+        else:
+            kept = exp(tops[i] - top)
+            sums[i] = sums[i] * kept + total
+            if kept != np.float32(1.0):
+                scale_by(float32s(out + i * values * 4), values, kept)
+        tops[i] = top
+        there = tiles + i // SIDE * group + i % SIDE * 64
+        for j in range(0, keys, DEEP):
+            round_row(scores + (i * KEYS + j) * 4, there + j // DEEP * TILE)
+
+
+@njit(error_model="numpy")
+def attend(words, b, g, memory):
+    """Compute the forward pass of a row and a key/value head."""
+    t, h, head, value, width = words[T], words[H], words[HEAD], words[VALUE], words[G]
+    whole, steps, values = padded(t, PAIR), padded(head, DEEP) // DEEP, padded(value, PAIR)
+    k_tiles = memory
+    v_tiles = k_tiles + whole * steps * DEEP * 2
+    q_tiles = v_tiles + whole * values * 2
+    p_tiles = q_tiles + PAIR * steps * DEEP * 2
+    scores = p_tiles + PAIR * KEYS * 2
+    out = scores + PAIR * KEYS * 4
+    rows = out + PAIR * values * 4
+    spare = rows + 512
+    segments_of = spare + 2048
+    tops, sums, segments = float32s(rows), float32s(rows + 256), int32s(segments_of)
+    for n in range(whole):
+        segments[n] = int32s(words[SEGMENTS])[b * t + n] if n < t else np.int32(-1)
+    k, v = words[KK] + (b * t * width + g) * head * 2, words[V] + (b * t * width + g) * value * 2
+    pack_matrix(k, t, whole // SIDE, head, steps, True, width * head * 2, True, k_tiles, spare)
+    pack_matrix(v, value, values // SIDE, t, whole // DEEP, False, width * value * 2, True, v_tiles, spare)
+    k_group, v_group, p_group = steps * TILE, whole // DEEP * TILE, KEYS // DEEP * TILE
+    for r in range(h // width):
+        n = g * (h // width) + r
+        for t0 in range(0, t, PAIR):
+            q = words[Q] + ((b * t + t0) * h + n) * head * 2
+            pack_matrix(q, t - t0, 2, head, steps, True, h * head * 2, False, q_tiles, spare)
+            low, high = span(int32s(segments_of + t0 * 4), min(PAIR, t - t0))
+            first = max(t0 - words[WINDOW] + 1, 0) // DEEP * DEEP if words[WINDOW] else 0
+            fresh = True
+            for i in range(PAIR):
+                tops[i] = LOW
+            while first < t0 + PAIR:
+                keys = min(KEYS, t0 + PAIR - first)
+                lowest, highest = span(int32s(segments_of + first * 4), min(keys, t - first))
+                if lowest <= high and low <= highest:
+                    for j in range(0, keys, PAIR):
+                        here = k_tiles + (first + j) // SIDE * k_group
+                        multiply(q_tiles, here, steps, scores + j * 4, KEYS * 4, SIDE * KEYS * 4, k_group, k_group)
+                    apart = not (low == high and lowest == highest)
+                    softmax_block(words, scores, keys, first, t0, t, segments, apart, p_tiles, tops, sums, out, values, fresh)
+                    for j in range(0, values, PAIR):
+                        here = v_tiles + j // SIDE * v_group + first // DEEP * TILE
+                        if fresh:
+                            multiply(p_tiles, here, keys // DEEP, out + j * 4, values * 4, SIDE * values * 4, p_group, v_group)
+                        else:
+                            multiply_add(
+                                p_tiles, here, keys // DEEP, out + j * 4, values * 4, SIDE * values * 4, p_group, v_group
+                            )
+                    fresh = False
+                first += keys
+            for i in range(min(PAIR, t - t0)):
+                divide_by(float32s(out + i * values * 4), value, sums[i])
+                there = words[OUT] + ((b * t + t0 + i) * h + n) * value * 2
+                store(out + i * values * 4, 0, 1, value, there, 0, 2)
+                float32s(words[LOGZ])[(b * h + n) * t + t0 + i] = tops[i] + np.float32(math.log(sums[i]))
+
+
+@njit(error_model="numpy", fastmath={"contract"})
+def gradients_of_scores(s, d, logz, delta, scale):
+    """Replace scores of a key by P = exp(scale·s − log Z), and dP by dS = P·(dP − delta)·scale."""
+    for j in range(BLOCK_QUERIES):
+        p = exp(s[j] * scale - logz[j])
+        s[j] = p
+        d[j] = p * (d[j] - delta[j]) * scale
+
+
+@njit(error_model="numpy", fastmath={"contract"})
+def masked_gradients_of_scores(s, d, logz, delta, scale, before, window, segments, mine):
+    """The same, but 0 for queries that do not see the key. before: the place of the first query − that of the key."""
+    for j in range(BLOCK_QUERIES):
+        p = exp(s[j] * scale - logz[j])
+        ds = p * (d[j] - delta[j]) * scale
+        seen = (before + j >= 0) & (before + j < window) & (segments[j] == mine)
+        s[j] = p if seen else np.float32(0.0)
+        d[j] = ds if seen else np.float32(0.0)
+
+
+@njit(error_model="numpy", fastmath={"contract", "reassoc"})
+def dot(a, b, count):
+    total = np.float32(0.0)
+    for n in range(count):
+        total += float_of_bits(np.int32(a[n]) << 16) * float_of_bits(np.int32(b[n]) << 16)
+    return total
+
+
+@njit(error_model="numpy")
+def add_product(a, a_group, b, b_group, steps, rows, columns, c):
+    """Add a product to c [rows, columns], whose sizes are multiples of 32."""
+    for i in range(0, rows, PAIR):
+        for j in range(0, columns, PAIR):
+            there = c + (i * columns + j) * 4
+            multiply_add(
+                a + i // SIDE * a_group,
+                b + j // SIDE * b_group,
+                steps,
+                there,
+                columns * 4,
+                SIDE * columns * 4,
+                a_group,
+                b_group,
+            )
+
+
+@njit(error_model="numpy")
+def gradients(words, b, g, memory):
+    """Compute the backward pass of a row and a key/value head."""
+    t, h, head, value, width = words[T], words[H], words[HEAD], words[VALUE], words[G]
+    window = words[WINDOW] if words[WINDOW] else t + BLOCK_QUERIES
+    scale = float_of_bits(np.int32(words[SCALE]))
+    whole = padded(t, BLOCK_QUERIES)
+    heads, values = padded(head, DEEP), padded(value, DEEP)
+    k_rows = memory
+    v_rows = k_rows + whole * heads * 2
+    k_pairs = v_rows + whole * values * 2
+    q_columns = k_pairs + whole * heads * 2
+    o_columns = q_columns + whole * heads * 2
+    q_pairs = o_columns + whole * values * 2
+    o_pairs = q_pairs + whole * heads * 2
+    p_tiles = o_pairs + whole * values * 2
+    ds_tiles = p_tiles + BLOCK_KEYS * BLOCK_QUERIES * 2
+    dst_tiles = ds_tiles + BLOCK_KEYS * BLOCK_QUERIES * 2
+    scores = dst_tiles + BLOCK_KEYS * BLOCK_QUERIES * 2
+    dscores = scores + BLOCK_KEYS * BLOCK_QUERIES * 4
+    dq = dscores + BLOCK_KEYS * BLOCK_QUERIES * 4
+    dk = dq + whole * heads * 4
+    dv = dk + whole * heads * 4
+    logz_of = dv + whole * values * 4
+    delta_of = logz_of + whole * 4
+    segments_of = delta_of + whole * 4
+    spare = segments_of + whole * 4
+    logz, delta, segments = float32s(logz_of), float32s(delta_of), int32s(segments_of)
+    for n in range(whole):
+        segments[n] = int32s(words[SEGMENTS])[b * t + n] if n < t else np.int32(-1)
+    k, v = words[KK] + (b * t * width + g) * head * 2, words[V] + (b * t * width + g) * value * 2
+    by_head, by_value, by_token = heads // DEEP, values // DEEP, whole // DEEP
+    groups = whole // SIDE
+    pack_matrix(k, t, groups, head, by_head, True, width * head * 2, False, k_rows, spare)
+    pack_matrix(v, t, groups, value, by_value, True, width * value * 2, False, v_rows, spare)
+    pack_matrix(k, head, heads // SIDE, t, by_token, False, width * head * 2, True, k_pairs, spare)
+    clear(dk, whole * heads)
+    clear(dv, whole * values)
+    by_query, by_key = BLOCK_QUERIES // DEEP, BLOCK_KEYS // DEEP
+    for r in range(h // width):
+        n = g * (h // width) + r
+        q = words[Q] + (b * t * h + n) * head * 2
+        o, do = words[OUT] + (b * t * h + n) * value * 2, words[DOUT] + (b * t * h + n) * value * 2
+        pack_matrix(q, t, groups, head, by_head, True, h * head * 2, True, q_columns, spare)
+        pack_matrix(do, t, groups, value, by_value, True, h * value * 2, True, o_columns, spare)
+        pack_matrix(q, head, heads // SIDE, t, by_token, False, h * head * 2, True, q_pairs, spare)
+        pack_matrix(do, value, values // SIDE, t, by_token, False, h * value * 2, True, o_pairs, spare)
+        for i in range(whole):
+            logz[i] = float32s(words[LOGZ])[(b * h + n) * t + i] if i < t else np.float32(1e30)
+            step = i * h * value * 2
+            delta[i] = dot(uint16s(do + step), uint16s(o + step), value) if i < t else np.float32(0.0)
+        clear(dq, whole * heads)
+        for k0 in range(0, t, BLOCK_KEYS):
+            low, high = span(int32s(segments_of + k0 * 4), min(BLOCK_KEYS, t - k0))
+            for q0 in range(k0 // BLOCK_QUERIES * BLOCK_QUERIES, min(t, k0 + BLOCK_KEYS - 1 + window), BLOCK_QUERIES):
+                lowest, highest = span(int32s(segments_of + q0 * 4), min(BLOCK_QUERIES, t - q0))
+                if highest < low or high < lowest:
+                    continue
+                for i in range(0, BLOCK_KEYS, PAIR):
+                    for j in range(0, BLOCK_QUERIES, PAIR):
+                        k_here, q_here = (k0 + i) // SIDE * by_head * TILE, (q0 + j) // SIDE * by_head * TILE
+                        v_here, o_here = (k0 + i) // SIDE * by_value * TILE, (q0 + j) // SIDE * by_value * TILE
+                        at, row, half = (i * BLOCK_QUERIES + j) * 4, BLOCK_QUERIES * 4, SIDE * BLOCK_QUERIES * 4
+                        multiply(
+                            k_rows + k_here, q_columns + q_here, by_head, scores + at, row, half, by_head * TILE, by_head * TILE
+                        )
+                        multiply(
+                            v_rows + v_here,
+                            o_columns + o_here,
+                            by_value,
+                            dscores + at,
+                            row,
+                            half,
+                            by_value * TILE,
+                            by_value * TILE,
+                        )
+                seen = q0 >= k0 + BLOCK_KEYS - 1 and q0 + BLOCK_QUERIES - k0 <= window
+                seen = seen and low == high and lowest == highest and k0 + BLOCK_KEYS <= t
+                for i in range(BLOCK_KEYS):
+                    s_row, d_row = scores + i * BLOCK_QUERIES * 4, dscores + i * BLOCK_QUERIES * 4
+                    s, d, z, e = float32s(s_row), float32s(d_row), float32s(logz_of + q0 * 4), float32s(delta_of + q0 * 4)
+                    if seen:
+                        gradients_of_scores(s, d, z, e, scale)
+                    else:
+                        of = int32s(segments_of + q0 * 4)
+                        masked_gradients_of_scores(s, d, z, e, scale, q0 - k0 - i, window, of, segments[k0 + i])
+                    there = i // SIDE * by_query * TILE + i % SIDE * 64
+                    for j in range(by_query):
+                        round_row(s_row + j * 128, p_tiles + there + j * TILE)
+                        round_row(d_row + j * 128, ds_tiles + there + j * TILE)
+                for j in range(0, BLOCK_QUERIES, SIDE):
+                    for i in range(by_key):
+                        here = dscores + (i * DEEP * BLOCK_QUERIES + j) * 4
+                        turned(here, BLOCK_QUERIES * 4, dst_tiles + (j // SIDE * by_key + i) * TILE)
+                some, later = by_query * TILE, q0 // DEEP * TILE
+                add_product(p_tiles, some, o_pairs + later, by_token * TILE, by_query, BLOCK_KEYS, values, dv + k0 * values * 4)
+                add_product(ds_tiles, some, q_pairs + later, by_token * TILE, by_query, BLOCK_KEYS, heads, dk + k0 * heads * 4)
+                k_here = k_pairs + k0 // DEEP * TILE
+                add_product(
+                    dst_tiles, by_key * TILE, k_here, by_token * TILE, by_key, BLOCK_QUERIES, heads, dq + q0 * heads * 4
+                )
+        store(dq, heads * 4, t, head, words[DQ] + (b * t * h + n) * head * 2, h * head * 2, 2)
+    store(dk, heads * 4, t, head, words[DK] + (b * t * width + g) * head * 2, width * head * 2, 2)
+    store(dv, values * 4, t, value, words[DV] + (b * t * width + g) * value * 2, width * value * 2, 2)
+
+
+@njit(error_model="numpy")
+def forward_task(job):
+    words = int64s(job)
+    whole, heads, values = padded(words[T], PAIR), padded(words[HEAD], DEEP), padded(words[VALUE], PAIR)
+    size_of = whole * (heads + values) * 2 + PAIR * (heads * 2 + KEYS * 6 + values * 4) + 2560 + whole * 4
+    memory = calls.malloc(size_of + 64)
+    configure(memory)
+    unit = next_unit(job)
+    while unit >= 0:
+        attend(words, unit // words[G], unit % words[G], padded(memory, 64))
+        calls.finished(job)
+        unit = next_unit(job)
+    release()
+    calls.free(memory)
+    calls.leave(job)
+
+
+@njit(error_model="numpy")
+def backward_task(job):
+    words = int64s(job)
+    whole, heads, values = padded(words[T], BLOCK_QUERIES), padded(words[HEAD], DEEP), padded(words[VALUE], DEEP)
+    size_of = whole * (heads * 16 + values * 10 + 12) + BLOCK_KEYS * BLOCK_QUERIES * 14 + 2048
+    memory = calls.malloc(size_of + 64)
+    configure(memory)
+    unit = next_unit(job)
+    while unit >= 0:
+        gradients(words, unit // words[G], unit % words[G], padded(memory, 64))
+        calls.finished(job)
+        unit = next_unit(job)
+    release()
+    calls.free(memory)
+    calls.leave(job)
+
+
+@njit(error_model="numpy")
+def job_of(frame):
+    """Return a job with what both passes need. Arguments: q, k, v, segments; attributes: scale, window."""
+    b, t, h = size(frame, ARGUMENTS, 0, 0), size(frame, ARGUMENTS, 0, 1), size(frame, ARGUMENTS, 0, 2)
+    g = size(frame, ARGUMENTS, 1, 2)
+    job = new_job(b * g)
+    words = int64s(job)
+    words[B], words[T], words[H], words[G] = b, t, h, g
+    words[HEAD], words[VALUE] = size(frame, ARGUMENTS, 0, 3), size(frame, ARGUMENTS, 2, 3)
+    words[SCALE], words[WINDOW] = int32s(attribute(frame, 0))[0], int32s(attribute(frame, 1))[0]
+    words[Q], words[KK], words[V] = data(frame, ARGUMENTS, 0), data(frame, ARGUMENTS, 1), data(frame, ARGUMENTS, 2)
+    words[SEGMENTS] = data(frame, ARGUMENTS, 3)
+    return job
+
+
+def register() -> None:
+    digest = calls.sources()
+
+    def lm_flash(frame):
+        digest  # noqa: B018
+        if calls.is_call(frame):
+            job = job_of(frame)
+            words = int64s(job)
+            words[OUT], words[LOGZ] = data(frame, RESULTS, 0), data(frame, RESULTS, 1)
+            run(frame, job, address_of(forward_task))
+        return 0
+
+    def lm_flash_gradients(frame):
+        digest  # noqa: B018
+        if calls.is_call(frame):
+            job = job_of(frame)
+            words = int64s(job)
+            words[OUT], words[LOGZ], words[DOUT] = (
+                data(frame, ARGUMENTS, 4),
+                data(frame, ARGUMENTS, 5),
+                data(frame, ARGUMENTS, 6),
+            )
+            words[DQ], words[DK], words[DV] = data(frame, RESULTS, 0), data(frame, RESULTS, 1), data(frame, RESULTS, 2)
+            run(frame, job, address_of(backward_task))
+        return 0
+
+    calls.handler(lm_flash)
+    calls.handler(lm_flash_gradients)

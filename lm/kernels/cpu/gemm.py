@@ -1,0 +1,139 @@
+"""Compiled products of large matrices in bfloat16; lm/kernels/cpu/large.py says which, and has the plain twin.
+
+First all threads bring A and B into tiles (amx.py), rounding floats on the way. Then a unit of work is a block of the result.
+Of long sums it takes CHUNK inputs at a time, for which its part of A stays in the second cache and two groups of B in the
+first.
+"""
+
+from numba import njit
+
+from lm.kernels.cpu import calls
+from lm.kernels.cpu.amx import DEEP, SIDE, TILE, configure, multiply, multiply_add, release
+from lm.kernels.cpu.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size, width_of
+from lm.kernels.cpu.tiling import PAIR, pack_group, store
+from lm.kernels.cpu.vectors import int32s, int64s
+
+CHUNK = 1024  # inputs
+ROWS, COLUMNS = 256, 512  # of a block; fewer where there would be too few blocks to share
+PACKED = 4  # groups that are packed as one unit of work
+M, N, K, STEPS, A, B, C, A_TILES, B_TILES, A_BITS, B_BITS, C_WIDTH, BLOCK_M, BLOCK_N = (GIVEN + i for i in range(14))
+A_UNITS = GIVEN + 14
+
+
+@njit(error_model="numpy")
+def pack_task(job):
+    words = int64s(job)
+    spare = calls.malloc(2048)
+    unit = next_unit(job)
+    while unit >= 0:
+        b = unit >= words[A_UNITS]
+        first = (unit - (words[A_UNITS] if b else 0)) * PACKED * SIDE
+        outer = words[N] if b else words[M]
+        source, tiles, bits = (words[B], words[B_TILES], words[B_BITS]) if b else (words[A], words[A_TILES], words[A_BITS])
+        width, adjacent = bits & 7, bits & 8 == 8
+        step = width * (words[K] if adjacent else outer)
+        padded = (outer + PAIR - 1) // PAIR * PAIR
+        for o in range(first, min(first + PACKED * SIDE, padded), SIDE):
+            here = source + o * (step if adjacent else width)
+            there = tiles + o // SIDE * words[STEPS] * TILE
+            pack_group(here, outer - o, words[K], words[STEPS], adjacent, step, width, b, there, spare)
+        calls.finished(job)
+        unit = next_unit(job)
+    calls.free(spare)
+    calls.leave(job)
+
+
+@njit(error_model="numpy")
+def block(words, m, n, scratch):
+    """Compute a block of the result from row m and column n on."""
+    rows, columns = min(words[BLOCK_M], words[M] - m), min(words[BLOCK_N], words[N] - n)
+    group, steps, width = words[STEPS] * TILE, words[STEPS], words[C_WIDTH]
+    c, c_step = words[C] + (m * words[N] + n) * width, words[N] * width
+    a, b = words[A_TILES] + m // SIDE * group, words[B_TILES] + n // SIDE * group
+    part_step = words[BLOCK_N] * 4
+    chunk = CHUNK // DEEP
+    for k in range(0, steps, chunk):
+        some = min(chunk, steps - k)
+        for j in range(0, columns, PAIR):
+            b_here = b + j // SIDE * group + k * TILE
+            for i in range(0, rows, PAIR):
+                a_here = a + i // SIDE * group + k * TILE
+                if steps <= chunk and width == 4 and i + PAIR <= rows and j + PAIR <= columns:
+                    multiply(a_here, b_here, some, c + i * c_step + j * 4, c_step, SIDE * c_step, group, group)
+                elif steps <= chunk:
+                    multiply(a_here, b_here, some, scratch, 128, SIDE * 128, group, group)
+                    store(scratch, 128, min(PAIR, rows - i), min(PAIR, columns - j), c + i * c_step + j * width, c_step, width)
+                else:
+                    part = scratch + i * part_step + j * 4
+                    if k == 0:
+                        multiply(a_here, b_here, some, part, part_step, SIDE * part_step, group, group)
+                    else:
+                        multiply_add(a_here, b_here, some, part, part_step, SIDE * part_step, group, group)
+    if steps > chunk:
+        store(scratch, part_step, rows, columns, c, c_step, width)
+
+
+@njit(error_model="numpy")
+def block_task(job):
+    words = int64s(job)
+    scratch = calls.malloc(ROWS * COLUMNS * 4 + 64)
+    configure(scratch)
+    across = (words[N] + words[BLOCK_N] - 1) // words[BLOCK_N]
+    unit = next_unit(job)
+    while unit >= 0:
+        block(words, unit // across * words[BLOCK_M], unit % across * words[BLOCK_N], scratch)
+        calls.finished(job)
+        unit = next_unit(job)
+    release()
+    calls.free(scratch)
+    calls.leave(job)
+
+
+@njit(error_model="numpy")
+def multiply_matrices(frame):
+    """Arguments: A [M, K] or [K, M], B [N, K] or [K, N]; attribute: 1 if the inputs of A lie side by side, plus 2
+    if those of B.
+
+    Results: C [M, N], and memory for the tiles of A and B, M and N rounded up to 32 and K to 32, two bytes each.
+    """
+    form = int32s(attribute(frame, 0))[0]
+    a_adjacent, b_adjacent = form & 1, form >> 1 & 1
+    m, k = size(frame, ARGUMENTS, 0, 1 - a_adjacent), size(frame, ARGUMENTS, 0, a_adjacent)
+    n = size(frame, ARGUMENTS, 1, 1 - b_adjacent)
+    steps = (k + DEEP - 1) // DEEP
+    a_groups, b_groups = (m + PAIR - 1) // PAIR * 2, (n + PAIR - 1) // PAIR * 2
+    a_units, b_units = (a_groups + PACKED - 1) // PACKED, (b_groups + PACKED - 1) // PACKED
+    tiles = data(frame, RESULTS, 1)
+    rows, columns = ROWS, COLUMNS
+    while rows * columns > 64 * 64 and ((m + rows - 1) // rows) * ((n + columns - 1) // columns) < 8:
+        if columns >= rows:
+            columns //= 2
+        else:
+            rows //= 2
+    for phase in range(2):
+        units = a_units + b_units if phase == 0 else ((m + rows - 1) // rows) * ((n + columns - 1) // columns)
+        job = new_job(units)
+        words = int64s(job)
+        words[M], words[N], words[K], words[STEPS] = m, n, k, steps
+        words[A], words[B], words[C] = data(frame, ARGUMENTS, 0), data(frame, ARGUMENTS, 1), data(frame, RESULTS, 0)
+        words[A_TILES], words[B_TILES] = tiles, tiles + a_groups * steps * TILE
+        words[A_BITS] = width_of(frame, ARGUMENTS, 0) + 8 * a_adjacent
+        words[B_BITS] = width_of(frame, ARGUMENTS, 1) + 8 * b_adjacent
+        words[C_WIDTH], words[BLOCK_M], words[BLOCK_N] = width_of(frame, RESULTS, 0), rows, columns
+        words[A_UNITS] = a_units
+        if phase == 0:
+            run(frame, job, address_of(pack_task))
+        else:
+            run(frame, job, address_of(block_task))
+
+
+def register() -> None:
+    digest = calls.sources()
+
+    def lm_gemm(frame):
+        digest  # noqa: B018
+        if calls.is_call(frame):
+            multiply_matrices(frame)
+        return 0
+
+    calls.handler(lm_gemm)

@@ -1,0 +1,92 @@
+"""Bring matrices into tiles (lm/kernels/cpu/amx.py) and results out of them, their edges included."""
+
+from numba import njit
+
+from lm.kernels.cpu.amx import DEEP, SIDE, TILE, copy_row, packer, round_row
+from lm.kernels.cpu.vectors import float32s, int8s, int64s, uint16s
+
+PAIR = 2 * SIDE  # rows and columns of the smallest product
+
+pack_rows_float, pack_rows_half = packer("float32", True, False), packer("bfloat16", True, False)
+pack_rows_float_b, pack_rows_half_b = packer("float32", True, True), packer("bfloat16", True, True)
+pack_columns_float, pack_columns_half = packer("float32", False, False), packer("bfloat16", False, False)
+pack_columns_float_b, pack_columns_half_b = packer("float32", False, True), packer("bfloat16", False, True)
+
+
+@njit(error_model="numpy")
+def pack_tile(width, adjacent, b, source, step, tile):
+    if adjacent:
+        if b:
+            if width == 4:
+                pack_rows_float_b(source, step, tile)
+            else:
+                pack_rows_half_b(source, step, tile)
+        elif width == 4:
+            pack_rows_float(source, step, tile)
+        else:
+            pack_rows_half(source, step, tile)
+    elif b:
+        if width == 4:
+            pack_columns_float_b(source, step, tile)
+        else:
+            pack_columns_half_b(source, step, tile)
+    elif width == 4:
+        pack_columns_float(source, step, tile)
+    else:
+        pack_columns_half(source, step, tile)
+
+
+@njit(error_model="numpy")
+def pack_edge(width, adjacent, b, source, step, outer, inner, tile, spare):
+    """Pack a tile of which only `outer` rows or columns and `inner` inputs exist; the rest is 0. spare: address of 2 KiB."""
+    rows, columns = (outer, inner) if adjacent else (inner, outer)
+    full = (DEEP if adjacent else SIDE) * width
+    words = int64s(spare)
+    for n in range(SIDE * DEEP * width // 8):
+        words[n] = 0
+    for r in range(rows):
+        here, there = int8s(source + r * step), int8s(spare + r * full)
+        for c in range(columns * width):
+            there[c] = here[c]
+    pack_tile(width, adjacent, b, spare, full, tile)
+
+
+@njit(error_model="numpy")
+def pack_group(source, outer, inputs, steps, adjacent, step, width, b, tiles, spare):
+    """Pack 16 rows or columns, `steps` tiles of their inputs; what does not exist is 0. outer: rows that are left, or less."""
+    for k in range(0, steps * DEEP, DEEP):
+        here = source + (k * width if adjacent else k * step)
+        if outer >= SIDE and inputs - k >= DEEP:
+            pack_tile(width, adjacent, b, here, step, tiles)
+        else:
+            pack_edge(width, adjacent, b, here, step, min(outer, SIDE), min(inputs - k, DEEP), tiles, spare)
+        tiles += TILE
+
+
+@njit(error_model="numpy")
+def pack_matrix(source, outer, groups, inputs, steps, adjacent, step, b, tiles, spare):
+    """Pack a bfloat16 matrix: `groups` times 16 rows or columns, `steps` tiles of inputs each."""
+    for g in range(groups):
+        here = source + g * SIDE * (step if adjacent else 2)
+        pack_group(here, outer - g * SIDE, inputs, steps, adjacent, step, 2, b, tiles + g * steps * TILE, spare)
+
+
+@njit(error_model="numpy")
+def store(part, part_step, rows, columns, c, c_step, width):
+    """Write some floats to the result. part: address of `rows` rows of a multiple of 32 floats."""
+    for r in range(rows):
+        here, there = part + r * part_step, c + r * c_step
+        whole = columns // PAIR * PAIR
+        for n in range(0, whole, PAIR):
+            if width == 4:
+                copy_row(here + n * 4, there + n * 4)
+            else:
+                round_row(here + n * 4, there + n * 2)
+        if whole < columns:
+            if width == 4:
+                for n in range(whole, columns):
+                    float32s(there)[n] = float32s(here)[n]
+            else:
+                round_row(here + whole * 4, here + whole * 4)
+                for n in range(columns - whole):
+                    uint16s(there)[whole + n] = uint16s(here + whole * 4)[n]
