@@ -82,7 +82,7 @@ CASES = (
     case("disk-full-data", "the disk fills up while data are prepared", FULL, full, "data", 1),
     case("disk-full-steps", "the disk fills up after step 30", FULL, full, "steps", 1),
     case("disk-full-save", "the disk fills up in a save", FULL, full, "save", 1),
-    case("disk-full-end", "the disk fills up after the last step", FULL, full, "end", 1),
+    case("disk-full-end", "the disk fills up after the last step", f"all is written; or {FULL}", full, "end", 1),
     case("disk-full-steps-2", "the disk fills up after step 30, 2 processes", FULL, full, "steps", 2),
     case("disk-read-only-start", "the disk is read-only", READ_ONLY, read_only_at_start),
     case("disk-read-only-steps", "the disk becomes read-only after step 30", READ_ONLY, read_only, "steps", 1),

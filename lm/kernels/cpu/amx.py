@@ -9,7 +9,6 @@ llvmlite has no type for tiles, so this is assembly. Nothing else uses the regis
 
 import ctypes
 import functools
-import platform
 import sys
 
 import llvmlite.binding as llvm
@@ -32,7 +31,7 @@ PERMISSION = 158, 0x1023, 18  # arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDA
 @functools.cache
 def usable() -> bool:
     """Return whether this process may use the tiles. It asks Linux for them, since they make what a thread saves larger."""
-    if sys.platform != "linux" or platform.machine() != "x86_64" or not (has("amx-bf16") and has("avx512bf16")):
+    if not (sys.platform == "linux" and has("amx-bf16") and has("avx512bf16")):
         return False
     return ctypes.CDLL(None).syscall(*map(ctypes.c_long, PERMISSION)) == 0
 

@@ -160,16 +160,32 @@ def leave(job):
 
 
 @njit(error_model="numpy")
+def failed(api, error, job):
+    """Return whether a call of XLA failed; destroys its error."""
+    if error == 0:
+        return False
+    arguments = int64s(job + 8 * CALL)
+    arguments[0], arguments[1], arguments[2] = 24, 0, error
+    call_word(api[DESTROY], job + 8 * CALL)
+    return True
+
+
+@njit(error_model="numpy")
+def threads_for(frame, job):
+    """Return how many threads of XLA may do a job, this one included."""
+    arguments = int64s(job + 8 * CALL)
+    arguments[0], arguments[1], arguments[2], arguments[3] = 32, 0, frame[CONTEXT], job + 8 * (CALL + 4)
+    arguments[4] = 1
+    api = int64s(frame[API])
+    return 1 if failed(api, call_word(api[THREADS], job + 8 * CALL), job) else arguments[4]
+
+
+@njit(error_model="numpy")
 def run(frame, job, task):
     """Do a job on this thread and on those of XLA that are free. task: C function that takes units until none is left."""
     words, api = int64s(job), int64s(frame[API])
-    count, threads = words[UNITS], 1
-    if count > 1:
-        arguments = int64s(job + 8 * CALL)
-        arguments[0], arguments[1], arguments[2], arguments[3] = 32, 0, frame[CONTEXT], job + 8 * (CALL + 4)
-        arguments[4] = 1
-        error = call_word(api[THREADS], job + 8 * CALL)
-        threads = 1 if failed(api, error, job) else arguments[4]
+    count = words[UNITS]
+    threads = threads_for(frame, job) if count > 1 else 1
     for _ in range(min(threads, count) - 1):
         arguments = int64s(job + 8 * CALL)
         arguments[0], arguments[1], arguments[2], arguments[3], arguments[4] = 40, 0, frame[CONTEXT], task, job
@@ -185,17 +201,6 @@ def run(frame, job, task):
         if turns > 64:
             give_way()
     leave(job)
-
-
-@njit(error_model="numpy")
-def failed(api, error, job):
-    """Return whether a call of XLA failed; destroys its error."""
-    if error == 0:
-        return False
-    arguments = int64s(job + 8 * CALL)
-    arguments[0], arguments[1], arguments[2] = 24, 0, error
-    call_word(api[DESTROY], job + 8 * CALL)
-    return True
 
 
 def sources() -> str:

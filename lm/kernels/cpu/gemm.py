@@ -9,7 +9,21 @@ from numba import njit
 
 from lm.kernels.cpu import calls
 from lm.kernels.cpu.amx import DEEP, SIDE, TILE, configure, multiply, multiply_add, release
-from lm.kernels.cpu.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size, width_of
+from lm.kernels.cpu.calls import (
+    ARGUMENTS,
+    GIVEN,
+    RESULTS,
+    UNITS,
+    address_of,
+    attribute,
+    data,
+    new_job,
+    next_unit,
+    run,
+    size,
+    threads_for,
+    width_of,
+)
 from lm.kernels.cpu.tiling import PAIR, pack_group, store
 from lm.kernels.cpu.vectors import int32s, int64s
 
@@ -104,27 +118,27 @@ def multiply_matrices(frame):
     a_groups, b_groups = (m + PAIR - 1) // PAIR * 2, (n + PAIR - 1) // PAIR * 2
     a_units, b_units = (a_groups + PACKED - 1) // PACKED, (b_groups + PACKED - 1) // PACKED
     tiles = data(frame, RESULTS, 1)
+    job = new_job(a_units + b_units)
+    words = int64s(job)
+    words[M], words[N], words[K], words[STEPS] = m, n, k, steps
+    words[A], words[B], words[C] = data(frame, ARGUMENTS, 0), data(frame, ARGUMENTS, 1), data(frame, RESULTS, 0)
+    words[A_TILES], words[B_TILES] = tiles, tiles + a_groups * steps * TILE
+    words[A_BITS] = width_of(frame, ARGUMENTS, 0) + 8 * a_adjacent
+    words[B_BITS] = width_of(frame, ARGUMENTS, 1) + 8 * b_adjacent
+    words[C_WIDTH], words[A_UNITS] = width_of(frame, RESULTS, 0), a_units
+    blocks, wanted = new_job(0), 4 * threads_for(frame, job)
     rows, columns = ROWS, COLUMNS
-    while rows * columns > 64 * 64 and ((m + rows - 1) // rows) * ((n + columns - 1) // columns) < 8:
+    while rows * columns > 64 * 64 and ((m + rows - 1) // rows) * ((n + columns - 1) // columns) < wanted:
         if columns >= rows:
             columns //= 2
         else:
             rows //= 2
-    for phase in range(2):
-        units = a_units + b_units if phase == 0 else ((m + rows - 1) // rows) * ((n + columns - 1) // columns)
-        job = new_job(units)
-        words = int64s(job)
-        words[M], words[N], words[K], words[STEPS] = m, n, k, steps
-        words[A], words[B], words[C] = data(frame, ARGUMENTS, 0), data(frame, ARGUMENTS, 1), data(frame, RESULTS, 0)
-        words[A_TILES], words[B_TILES] = tiles, tiles + a_groups * steps * TILE
-        words[A_BITS] = width_of(frame, ARGUMENTS, 0) + 8 * a_adjacent
-        words[B_BITS] = width_of(frame, ARGUMENTS, 1) + 8 * b_adjacent
-        words[C_WIDTH], words[BLOCK_M], words[BLOCK_N] = width_of(frame, RESULTS, 0), rows, columns
-        words[A_UNITS] = a_units
-        if phase == 0:
-            run(frame, job, address_of(pack_task))
-        else:
-            run(frame, job, address_of(block_task))
+    words[BLOCK_M], words[BLOCK_N] = rows, columns
+    for word in range(GIVEN, A_UNITS + 1):
+        int64s(blocks)[word] = words[word]
+    int64s(blocks)[UNITS] = ((m + rows - 1) // rows) * ((n + columns - 1) // columns)
+    run(frame, job, address_of(pack_task))
+    run(frame, blocks, address_of(block_task))
 
 
 def register() -> None:

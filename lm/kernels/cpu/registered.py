@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+from pathlib import Path
 
 import jax
 
@@ -29,8 +30,10 @@ def tiled(module: str) -> bool:
 @functools.cache
 def _has_tiles() -> bool:
     try:
+        if "amx_bf16" not in Path("/proc/cpuinfo").read_text():  # before numba, which takes a second to import
+            return False
         from lm.kernels.cpu.amx import usable
-    except ImportError:  # as in `_registered`
+    except (OSError, ImportError):
         return False
     return usable()
 

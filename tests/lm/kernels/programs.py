@@ -41,3 +41,8 @@ def bodies(lines: list[str]) -> Iterator[str]:
 def scan_lengths(f, *args) -> list[int]:
     """How often each scan of a function turns, inner ones included."""
     return [int(length) for length in re.findall(r"\blength=(\d+)", str(jax.make_jaxpr(f)(*args)))]
+
+
+def count_calls(lowered: str, name: str) -> int:
+    """Return how many calls of a compiled function a program's text has."""
+    return lowered.count(f"custom_call @{name}(")

@@ -1,0 +1,116 @@
+"""Large products with AMX against XLA's, through the product of the whole codebase."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lm.kernels.cpu.large import large_product, large_product_reference, takes
+from lm.kernels.matmul import matmul, product
+from lm.parallel.mesh import make_mesh
+from tests.lm.kernels.programs import count_calls
+
+AMX = takes("mk,kn->mn", jnp.zeros((256, 256)), jnp.zeros((256, 256)), jnp.dtype("bfloat16"))
+needs_amx = pytest.mark.skipif(not AMX, reason="this processor has no AMX")
+
+# Sizes beside multiples of a tile, of a block, and of a chunk of a sum; operands whose inputs lie side by side or apart.
+SIZES = {"b": 3, "t": 167, "d": 336, "h": 5, "k": 40, "f": 1100, "v": 2047, "m": 33, "n": 1030, "s": 2100}
+EQUATIONS = (
+    "btd,df->btf",
+    "btd,dhk->bthk",
+    "bthk,hkd->btd",
+    "btf,df->btd",
+    "bthk,dhk->btd",
+    "btd,btf->df",
+    "bthk,btd->hkd",
+    "btd,bthk->dhk",
+    "btd,vd->btv",
+    "btv,vd->btd",
+    "btv,btd->vd",
+    "ms,ns->mn",
+    "sm,sn->nm",
+    "ms,ns->nm",
+)
+
+
+def operands(equation, dtypes=("bfloat16", "bfloat16")):
+    terms = equation.split("->")[0].split(",")
+    rng = np.random.default_rng(0)
+    return [jnp.asarray(rng.standard_normal([SIZES[axis] for axis in term]), dtype) for term, dtype in zip(terms, dtypes)]
+
+
+def distance(found, wanted):
+    found, wanted = (np.asarray(x, np.float32) for x in (found, wanted))
+    return np.linalg.norm(found - wanted) / np.linalg.norm(wanted)
+
+
+@needs_amx
+@pytest.mark.parametrize("equation", EQUATIONS)
+def test_a_product_is_that_of_xla(equation):
+    a, b = operands(equation)
+    assert takes(equation, a, b, a.dtype)
+    found = jax.jit(product, static_argnums=0)(equation, a, b)
+    assert found.dtype == jnp.float32
+    assert distance(found, large_product_reference(equation, a, b)) < 1e-6
+
+
+@needs_amx
+@pytest.mark.parametrize("out", ("float32", "bfloat16"))
+@pytest.mark.parametrize("dtypes", (("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "float32")), ids=str)
+@pytest.mark.parametrize("equation", ("btd,df->btf", "btf,df->btd", "btd,btf->df"))
+def test_floats_are_rounded_as_by_a_cast(equation, dtypes, out):
+    a, b = operands(equation, dtypes)
+    found = jax.jit(large_product, static_argnums=(0, 3, 4))(equation, a, b, None, jnp.dtype(out))
+    assert found.dtype == jnp.dtype(out)
+    assert distance(found, large_product_reference(equation, a, b, jnp.dtype(out))) < (1e-6 if out == "float32" else 1e-3)
+
+
+@needs_amx
+def test_values_that_are_not_finite_stay_in_their_row():
+    a, b = operands("ms,ns->mn")
+    found = np.asarray(jax.jit(product, static_argnums=0)("ms,ns->mn", a.at[7, 3].set(jnp.nan).at[9, 4].set(jnp.inf), b))
+    plain = np.asarray(jax.jit(product, static_argnums=0)("ms,ns->mn", a, b))
+    assert np.isnan(found[7]).all() and np.isinf(found[9]).all()
+    others = np.delete(np.arange(len(found)), (7, 9))
+    np.testing.assert_array_equal(found[others], plain[others])
+
+
+@needs_amx
+@pytest.mark.parametrize("meshed", (False, True))
+def test_matmul_and_its_gradients_use_it_on_one_device_only(meshed):
+    x, w = operands("btd,df->btf", ("bfloat16", "float32"))
+
+    def step(x, w):
+        y, gradients = jax.vjp(lambda x, w: matmul("btd,df->btf", x, w, dtype=jnp.bfloat16, out=("batch", None, "mlp")), x, w)
+        return y, gradients(y)
+
+    def plain(x, w):
+        y = large_product_reference("btd,df->btf", x, w, jnp.bfloat16)
+        return y, (large_product_reference("btf,df->btd", y, w, x.dtype), large_product_reference("btd,btf->df", x, y))
+
+    if meshed:
+        with jax.set_mesh(make_mesh({}, jax.devices()[:1])):
+            found, program = jax.jit(step)(x, w), jax.jit(step).lower(x, w).as_text()
+        with jax.set_mesh(make_mesh({"tensor": 4}, jax.devices()[:4])):
+            assert count_calls(jax.jit(step).lower(x, w).as_text(), "lm_gemm") == 0
+    else:
+        found, program = jax.jit(step)(x, w), jax.jit(step).lower(x, w).as_text()
+    assert count_calls(program, "lm_gemm") == 3
+    for mine, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(plain(x, w)), strict=True):
+        assert mine.dtype == theirs.dtype and distance(mine, theirs) < 2e-3
+
+
+@pytest.mark.parametrize(
+    ("equation", "shapes", "dtype"),
+    (
+        ("mk,kn->mn", ((64, 64), (64, 64)), "bfloat16"),  # small
+        ("mk,kn->mn", ((8, 2**16), (2**16, 64)), "bfloat16"),  # thin
+        ("bmk,bkn->bmn", ((4, 256, 256), (4, 256, 256)), "bfloat16"),  # a batch of products
+        ("mkd,kdn->mn", ((256, 16, 16), (16, 16, 256)), "float32"),  # not rounded
+        ("mkd,dkn->mn", ((256, 16, 16), (16, 16, 256)), "bfloat16"),  # inputs in another order
+    ),
+)
+def test_other_products_stay_with_xla(equation, shapes, dtype):
+    a, b = (jnp.ones(shape, dtype) for shape in shapes)
+    assert not takes(equation, a, b, a.dtype)
+    np.testing.assert_allclose(product(equation, a, b), large_product_reference(equation, a, b), rtol=1e-6)
