@@ -159,3 +159,23 @@ def test_a_report_that_fails_ends_both(fresh, text, tmp_path):
     assert [len(lines) for lines in said] == [1, 1] and "stages.json: Is a directory" in said[0][0], said
     assert said[1] == [said[0][0].replace("train.py: ", "train.py: process 0: ")]
     assert runs.steps_saved(fresh) == [2]
+
+
+@pytest.mark.slow
+def test_two_processes_rewind_as_one(text, tmp_path):
+    """Steps that deviate a little count as spikes here, so the run goes back until no rewind is left."""
+    guard = dict(guard__window=16, guard__warmup=16, guard__threshold=1.0, guard__rewinds=2, max_skipped_in_row=2)
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = runs.run(runs.line(one, data__input=text, **guard))
+    processes = start_both(runs.line(two, data__input=text, **guard), tmp_path)
+    codes, said = ends(processes, tmp_path)
+    assert codes == [alone.returncode] * 2, said
+    rewinds = [json.loads((workdir / "rewinds.json").read_text()) for workdir in (one, two)]
+    assert rewinds[0] == rewinds[1] and len(rewinds[0]) >= 1
+    rows = [runs.lines(workdir / "skipped_data.jsonl") for workdir in (one, two)]
+    for mine, theirs in zip(*rows, strict=True):
+        assert [mine[key] for key in ("rewind", "step", "batch", "skipped", "ids")] == [
+            theirs[key] for key in ("rewind", "step", "batch", "skipped", "ids")
+        ]
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+    assert runs.steps_saved(one) == runs.steps_saved(two)
