@@ -66,6 +66,19 @@ def test_floats_are_rounded_as_by_a_cast(equation, dtypes, out):
 
 
 @needs_amx
+def test_its_gradient_is_that_of_the_twin():
+    a, b = operands("ms,ns->mn", ("float32", "bfloat16"))
+    weights = jnp.cos(jnp.arange(33 * 1030, dtype=jnp.float32)).reshape(33, 1030)
+
+    def gradients(function):
+        return jax.jit(jax.grad(lambda a, b: jnp.sum(weights * function("ms,ns->mn", a, b)), (0, 1)))(a, b)
+
+    found = gradients(lambda equation, a, b: large_product(equation, a, b, None))
+    for mine, theirs in zip(found, gradients(large_product_reference), strict=True):
+        assert mine.dtype == theirs.dtype and distance(mine, theirs) < 1e-5
+
+
+@needs_amx
 def test_values_that_are_not_finite_stay_in_their_row():
     a, b = operands("ms,ns->mn")
     found = np.asarray(jax.jit(product, static_argnums=0)("ms,ns->mn", a.at[7, 3].set(jnp.nan).at[9, 4].set(jnp.inf), b))
