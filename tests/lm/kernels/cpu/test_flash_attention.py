@@ -7,7 +7,7 @@ import pytest
 
 from lm.kernels.attention import Visible, attention, attention_reference
 from lm.kernels.cpu.flash_attention import computes, flash_attention
-from lm.parallel.mesh import make_mesh
+from lm.parallel.mesh import make_mesh, reshard
 from tests.lm.kernels.programs import count_calls
 
 LARGE = jnp.zeros((1, 1024, 4, 64), jnp.bfloat16)
@@ -83,10 +83,11 @@ def test_what_is_not_finite_reaches_its_own_queries_only():
 @needs_amx
 def test_attention_takes_it_for_what_it_computes():
     q, k, v, cotangent, segments = example(2, 600, 2, 1, 64, 64, 3)
-    visible = Visible(segments, segments, jnp.arange(600))
 
     def calls(**options):
-        def both(q, k, v, cotangent):
+        def both(*arrays):
+            q, k, v, cotangent = (reshard(x, "batch", None, "heads", None) for x in arrays)
+            visible = Visible(reshard(segments, "batch", None), reshard(segments, "batch", None), jnp.arange(600))
             return results(lambda q, k, v: attention(q, k, v, visible, scale=0.1, **options), q, k, v, cotangent)
 
         return count_calls(jax.jit(both).lower(q, k, v, cotangent).as_text(), "lm_flash")
