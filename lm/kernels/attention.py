@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lm.kernels.cpu.flash_attention import computes, flash_attention
+from lm.kernels.amx.flash_attention import computes, flash_attention
 from lm.kernels.head import softcap_slope, softcapped
 from lm.kernels.matmul import product, spec_of
 from lm.kernels.saved import saved

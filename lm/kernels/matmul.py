@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lm.kernels.cpu.large import large_product, takes
+from lm.kernels.amx.large import large_product, takes
 from lm.parallel.mesh import free_axes, platform, several, spec, token_axes, token_ways
 from lm.parallel.sequence import scattered_rows, split_by, whole_rows
 from lm.parallel.torus import groups_along, rings

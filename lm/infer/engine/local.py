@@ -24,7 +24,7 @@ from lm.infer.engine.engine import Engine
 from lm.infer.engine.request import NOT_FINITE, Event, Request
 from lm.infer.engine.room import affordable
 from lm.infer.sampler import Drawn
-from lm.kernels.cpu.registered import compiled
+from lm.kernels.native.registered import compiled
 from lm.model.transformer import Transformer, skeleton
 
 ROWS = 64  # that are decoded together
@@ -35,7 +35,7 @@ NO_MESH = jax.sharding.Mesh(np.empty((), object), ())
 
 def pays(config: ModelConfig, room: float) -> bool:
     """Return whether the serving engine is faster here and a packed copy of the weights fits into `room` bytes."""
-    if jax.process_count() > 1 or not (compiled("products") and compiled("attention")):
+    if jax.process_count() > 1 or not (compiled("cpu.products") and compiled("cpu.attention")):
         return False
     size = sum(x.size for x in jax.tree.leaves(skeleton(config)[1]))
     return size >= LEAST and 4 * size < room

@@ -19,7 +19,7 @@ from flax import nnx
 
 from lm.infer.engine.draw import GREEDY, PLAIN, TOP, TRUNCATED, Adjust, Drawn, Settings, draw
 from lm.infer.engine.schedule import Part
-from lm.kernels.cpu.registered import compiled
+from lm.kernels.native.registered import compiled
 from lm.model.linear import adapters_of_rows
 from lm.model.norms import rows_alone
 from lm.model.pages import PagedState, PageTable
@@ -115,7 +115,7 @@ def lay_out(parts: List[Part], size: int, tables_RN: np.ndarray, sizes: List[int
     # Compiled attention reads only the pages that are there; its plain twin reads all columns of the table.
     columns = (
         tables_RN.shape[1]
-        if compiled("attention")
+        if compiled("cpu.attention")
         else padded_to_power(max((len(p.sequence.blocks) for p in parts), default=1))
     )
     at_S = np.zeros(next(S for S in logits_of(B, sizes) if S >= len(at)), np.int32)

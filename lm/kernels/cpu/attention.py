@@ -9,12 +9,24 @@ not depend on the tokens beside it, to the bit.
 import numpy as np
 from numba import njit
 
-from lm.kernels.cpu import calls
 from lm.kernels.cpu.blocks import fetch, few_scores_into, keys_into, rows_into, slots_into, values_into
-from lm.kernels.cpu.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size, width_of
-from lm.kernels.cpu.scores import KEYS, LOW, exp, exponentials, mask, multiply_scores, softcapped
 from lm.kernels.cpu.transposes import MOST
-from lm.kernels.cpu.vectors import BLOCK, float32s, int8s, int32s, int64s, largest, rows_of, scalar, tile
+from lm.kernels.native import calls
+from lm.kernels.native.calls import (
+    ARGUMENTS,
+    GIVEN,
+    RESULTS,
+    address_of,
+    attribute,
+    data,
+    new_job,
+    next_unit,
+    run,
+    size,
+    width_of,
+)
+from lm.kernels.native.scores import KEYS, LOW, exp, exponentials, mask, multiply_scores, softcapped
+from lm.kernels.native.vectors import BLOCK, float32s, int8s, int32s, int64s, largest, rows_of, scalar, tile
 
 TOKENS, QUERIES = 32, 48  # of a unit of work, at most; a query is one head of a token
 FEW = 16  # units; if there are fewer, each head of keys becomes a unit

@@ -2,9 +2,9 @@
 
 from numba import njit
 
-from lm.kernels.cpu.scores import KEYS
 from lm.kernels.cpu.transposes import STEP, products, transposed
-from lm.kernels.cpu.vectors import LANES, SIZE, converted, float32s, int32s, int64s, prefetch, scalar
+from lm.kernels.native.scores import KEYS
+from lm.kernels.native.vectors import LANES, SIZE, converted, float32s, int32s, int64s, prefetch, scalar
 
 LINE = 64  # bytes that are fetched together
 

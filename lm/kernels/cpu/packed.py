@@ -23,8 +23,8 @@ import numpy as np
 from jax import lax
 
 from lm.errors import UserError
-from lm.kernels.cpu.registered import compiled
 from lm.kernels.matmul import product
+from lm.kernels.native.registered import compiled
 from lm.kernels.quantize import quantize, unpacked
 from lm.parallel.mesh import reshard
 
@@ -132,7 +132,7 @@ def rows(packed: Packed, ids_T: jax.Array, dtype=jnp.float32) -> jax.Array:
 
 def packed_matmul(x_MK: jax.Array, packed: Packed, dtype=jnp.float32) -> jax.Array:
     """Return x · w [M, N], accumulated in float32. x: any float dtype; dtype: of the result."""
-    if not compiled("products"):
+    if not compiled("cpu.products"):
         return packed_matmul_reference(x_MK, packed, dtype)
     y = jax.ShapeDtypeStruct((x_MK.shape[0], packed.blocks.shape[0] * BLOCK), jnp.float32)
     scales = jnp.zeros((0, 0), jnp.bfloat16) if packed.scales is None else packed.scales

@@ -15,8 +15,8 @@ import numpy as np
 from jax import lax
 
 from lm.kernels.attention import MASKED
-from lm.kernels.cpu.registered import compiled
 from lm.kernels.head import softcapped
+from lm.kernels.native.registered import compiled
 from lm.kernels.quantize import dequantize_rows, quantize_rows
 
 
@@ -48,7 +48,7 @@ def write_pages(pages: Pages, new_TGK: jax.Array, slots_T: jax.Array) -> Pages:
 
 
 def _written(pool, new, slots_T):
-    if not compiled("attention"):
+    if not compiled("cpu.attention"):
         return write_reference(pool, new, slots_T)
     call = jax.ffi.ffi_call("lm_write_pages", jax.ShapeDtypeStruct(pool.shape, pool.dtype), input_output_aliases={0: 0})
     return call(pool, new, slots_T.astype(jnp.int32))
@@ -88,7 +88,7 @@ def paged_attention(
       rows_T: int32, the sequence of each token; −1 is padding, whose result is 0. places_T: int32.
       scale, softcap, sinks_H: as in lm/kernels/attention.py.
     """
-    if not compiled("attention"):
+    if not compiled("cpu.attention"):
         options = dict(scale=scale, window=window, softcap=softcap, sinks_H=sinks_H, value_size=value_size)
         return paged_attention_reference(q_THK, k, v, tables_RP, rows_T, places_T, **options)
     v, V = (k, value_size) if v is None else (v, v.values.shape[-1])

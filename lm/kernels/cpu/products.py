@@ -3,10 +3,10 @@
 import numpy as np
 from numba import njit
 
-from lm.kernels.cpu import calls
-from lm.kernels.cpu.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size
 from lm.kernels.cpu.packed import W8A8
-from lm.kernels.cpu.vectors import (
+from lm.kernels.native import calls
+from lm.kernels.native.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size
+from lm.kernels.native.vectors import (
     BLOCK,
     KINDS,
     SIZE,

@@ -9,12 +9,12 @@ import math
 import jax
 import jax.numpy as jnp
 
-from lm.kernels.cpu.registered import compiled
+from lm.kernels.native.registered import compiled
 
 
 def row_sums(x: jax.Array, axes: int = 1) -> jax.Array:
     """Return the float32 sums of x over its last axes, which stay with length 1. Not differentiable on a CPU."""
-    if not compiled("sums"):
+    if not compiled("cpu.sums"):
         return row_sums_reference(x, axes)
     kept = x.shape[: x.ndim - axes]
     rows = x.astype(jnp.float32).reshape(math.prod(kept), math.prod(x.shape[x.ndim - axes :]))

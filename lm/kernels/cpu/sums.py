@@ -3,9 +3,9 @@
 import numpy as np
 from numba import njit
 
-from lm.kernels.cpu import calls
-from lm.kernels.cpu.calls import ARGUMENTS, RESULTS, data, size
-from lm.kernels.cpu.vectors import float32s
+from lm.kernels.native import calls
+from lm.kernels.native.calls import ARGUMENTS, RESULTS, data, size
+from lm.kernels.native.vectors import float32s
 
 
 @njit(error_model="numpy", fastmath={"reassoc"})

@@ -10,7 +10,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from lm.kernels.cpu.vectors import FLOATS, LANES, SIZE, WORDS, at, f32, i32, i64, load, load_floats, multiply_add, splat
+from lm.kernels.native.vectors import FLOATS, LANES, SIZE, WORDS, at, f32, i32, i64, load, load_floats, multiply_add, splat
 
 MOST = 4  # vectors that are multiplied at once
 STEP = {"float32": LANES, "bfloat16": 2 * LANES, "int8": LANES}  # values of a row

@@ -42,7 +42,7 @@ MODELS = {
 
 def training(sequence_length=256, **model):
     config = tiny_config(**SIZES | model)
-    config.batch_size, config.sequence_length, config.dtype = 8, sequence_length, "bfloat16"
+    config.batch_size, config.sequence_length, config.dtype = 8, sequence_length, "float32"
     config.mesh.update(data=1)
     return config
 
@@ -131,6 +131,7 @@ def test_activations_a_layer_by_hand():
         by_depth = []
         for layers in (2, 6):
             config = training(num_layers=layers, remat=remat, scan_layers=True)
+            config.dtype = "bfloat16"
             config.mesh.update(mesh)
             by_depth.append(activations(config))
         return (by_depth[1] - by_depth[0]) / 4

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from lm.errors import UserError
 from lm.kernels.cpu.packed import pack, pack_integers, packed_matmul, packed_matmul_reference, rows, unpack
-from lm.kernels.cpu.registered import compiled
+from lm.kernels.native.registered import compiled
 from lm.kernels.quantize import dequantize, quantize
 
 KINDS = ((32, 0), (16, 0), (8, 0), (8, 16), (4, 0), (4, 32), (4, 640))  # bits, group
@@ -60,7 +60,7 @@ def test_product_with_8_bit_activations_is_that_of_the_rounded_activations(K, N,
     np.testing.assert_array_equal(unpack(packed), unpack(pack(w_KN, 8, group)))
     multiply = jax.jit(packed_matmul)
     y_MN = multiply(x_MK, packed)
-    if compiled("products"):
+    if compiled("cpu.products"):
         chunk = next(size for size in (128, 16) if not group or group % size == 0)
         x_MCK = np.pad(x_MK, ((0, 0), (0, -K % chunk))).reshape(len(x_MK), -1, chunk)
         scale = np.abs(x_MCK).max(-1, keepdims=True) / np.float32(127)

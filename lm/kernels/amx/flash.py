@@ -1,4 +1,4 @@
-"""Compiled attention of training with AMX; lm/kernels/cpu/flash_attention.py says which.
+"""Compiled attention of training with AMX; lm/kernels/amx/flash_attention.py says which.
 
 A unit of work is a row of the batch and a key/value head. The axes are those of lm/kernels/attention.py.
 """
@@ -8,12 +8,12 @@ import math
 import numpy as np
 from numba import njit
 
-from lm.kernels.cpu import calls
-from lm.kernels.cpu.amx import DEEP, SIDE, TILE, configure, multiply, multiply_add, packer, release, round_row
-from lm.kernels.cpu.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size
-from lm.kernels.cpu.scores import LOW, exp
-from lm.kernels.cpu.tiling import PAIR, pack_matrix, store
-from lm.kernels.cpu.vectors import float32s, float_of_bits, int32s, int64s, largest_of, uint16s
+from lm.kernels.amx.tiles import DEEP, SIDE, TILE, configure, multiply, multiply_add, packer, release, round_row
+from lm.kernels.amx.tiling import PAIR, pack_matrix, store
+from lm.kernels.native import calls
+from lm.kernels.native.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size
+from lm.kernels.native.scores import LOW, exp
+from lm.kernels.native.vectors import float32s, float_of_bits, int32s, int64s, largest_of, uint16s
 
 KEYS = 512  # whose scores exist at once in the forward pass
 BLOCK_KEYS, BLOCK_QUERIES = 64, 128  # of the backward pass

@@ -1,15 +1,16 @@
-"""Compiled products of large matrices in bfloat16; lm/kernels/cpu/large.py says which, and has the plain twin.
+"""Compiled products of large matrices in bfloat16; lm/kernels/amx/large.py says which, and has the plain twin.
 
-First all threads bring A and B into tiles (amx.py), rounding floats on the way. Then a unit of work is a block of the result.
+First all threads bring A and B into tiles (tiles.py), rounding floats on the way. Then a unit of work is a block of the result.
 Of long sums it takes CHUNK inputs at a time, for which its part of A stays in the second cache and two groups of B in the
 first.
 """
 
 from numba import njit
 
-from lm.kernels.cpu import calls
-from lm.kernels.cpu.amx import DEEP, SIDE, TILE, configure, multiply, multiply_add, release
-from lm.kernels.cpu.calls import (
+from lm.kernels.amx.tiles import DEEP, SIDE, TILE, configure, multiply, multiply_add, release
+from lm.kernels.amx.tiling import PAIR, pack_group, store
+from lm.kernels.native import calls
+from lm.kernels.native.calls import (
     ARGUMENTS,
     GIVEN,
     RESULTS,
@@ -24,8 +25,7 @@ from lm.kernels.cpu.calls import (
     threads_for,
     width_of,
 )
-from lm.kernels.cpu.tiling import PAIR, pack_group, store
-from lm.kernels.cpu.vectors import int32s, int64s
+from lm.kernels.native.vectors import int32s, int64s
 
 CHUNK = 1024  # inputs
 ROWS, COLUMNS = 256, 512  # of a block; fewer where there would be too few blocks to share

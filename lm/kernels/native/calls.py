@@ -14,7 +14,7 @@ from numba import cfunc, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from lm.kernels.cpu.vectors import i32, i64, int32s, int64s
+from lm.kernels.native.vectors import i32, i64, int32s, int64s
 
 API, CONTEXT, ARGUMENTS, RESULTS, ATTRIBUTES = 2, 3, 9, 14, 20  # words of XLA_FFI_CallFrame; the last three are lists
 DTYPE, DATA, SIZES = 2, 3, 5  # words of XLA_FFI_Buffer
@@ -204,11 +204,11 @@ def run(frame, job, task):
 
 
 def sources() -> str:
-    """Return a digest of this folder's code. Handlers hold it in their closure: numba compiles anew when a closure changes.
+    """Return a digest of the kernels' code. Handlers hold it in their closure: numba compiles anew when a closure changes.
 
     By itself it would look at a handler's own file only, and run old code after a change of what the handler calls.
     """
-    files = sorted(Path(__file__).parent.glob("*.py"))
+    files = sorted(Path(__file__).parents[1].glob("*/*.py"))
     return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 

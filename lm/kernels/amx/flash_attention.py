@@ -1,6 +1,6 @@
 """Attention of training on a processor with AMX: scores stay in the cache, in both passes (FlashAttention, Dao et al. 2022).
 
-The axes are those of lm/kernels/attention.py. lm/kernels/cpu/flash.py has the compiled passes.
+The axes are those of lm/kernels/attention.py. lm/kernels/amx/flash.py has the compiled passes.
 """
 
 import functools
@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lm.kernels.cpu.large import SMALLEST
-from lm.kernels.cpu.registered import tiled
+from lm.kernels.amx.large import SMALLEST
+from lm.kernels.amx.usable import tiled
 from lm.kernels.saved import saved
 from lm.parallel.mesh import platform, reshard
 

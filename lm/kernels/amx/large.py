@@ -1,7 +1,7 @@
 """Products of large matrices in bfloat16 on a processor with AMX, where XLA's reach a third of the speed and less.
 
 They are the products of training: of one device, since XLA does not know how to split them. Operands may be float32; they
-are rounded to bfloat16 while they are brought into tiles (lm/kernels/cpu/gemm.py), which saves a pass over memory. Sums are
+are rounded to bfloat16 while they are brought into tiles (lm/kernels/amx/gemm.py), which saves a pass over memory. Sums are
 float32.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lm.kernels.cpu.registered import tiled
+from lm.kernels.amx.usable import tiled
 from lm.parallel.mesh import platform
 
 SMALLEST = 2**24  # products of numbers; below, the call itself takes as long as XLA

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.kernels.cpu.large import large_product, large_product_reference, takes
+from lm.kernels.amx.large import large_product, large_product_reference, takes
 from lm.kernels.matmul import matmul, product
 from lm.parallel.mesh import make_mesh
 from tests.lm.kernels.programs import count_calls

@@ -1,9 +1,9 @@
-"""Bring matrices into tiles (lm/kernels/cpu/amx.py) and results out of them, their edges included."""
+"""Bring matrices into tiles (lm/kernels/amx/tiles.py) and results out of them, their edges included."""
 
 from numba import njit
 
-from lm.kernels.cpu.amx import DEEP, SIDE, TILE, copy_row, packer, round_row
-from lm.kernels.cpu.vectors import float32s, int8s, int64s, uint16s
+from lm.kernels.amx.tiles import DEEP, SIDE, TILE, copy_row, packer, round_row
+from lm.kernels.native.vectors import float32s, int8s, int64s, uint16s
 
 PAIR = 2 * SIDE  # rows and columns of the smallest product
 

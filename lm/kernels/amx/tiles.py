@@ -18,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from lm.kernels.cpu.vectors import FLOATS, LANES, PAIRS, WORDS, at, has, i16, i32, i64, load
+from lm.kernels.native.vectors import FLOATS, LANES, PAIRS, WORDS, at, has, i16, i32, i64, load
 
 llvm.initialize_native_asmparser()
 

@@ -3,7 +3,7 @@
 import numpy as np
 from numba import njit
 
-from lm.kernels.cpu.vectors import BLOCK, bits_of_float, float_of_bits
+from lm.kernels.native.vectors import BLOCK, bits_of_float, float_of_bits
 
 KEYS = BLOCK  # positions of a block
 LOW = np.float32(-1e30)  # below any score

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lm.kernels.amx.flash_attention import computes, flash_attention
 from lm.kernels.attention import Visible, attention, attention_reference
-from lm.kernels.cpu.flash_attention import computes, flash_attention
 from lm.parallel.mesh import make_mesh, reshard
 from tests.lm.kernels.programs import count_calls
 

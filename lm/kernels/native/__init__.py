@@ -1,0 +1,3 @@
+"""What compiled CPU kernels share. calls.py joins functions that numba compiles to XLA, registered.py makes them known to it,
+vectors.py has the vector code, scores.py what attention does with scores. No compiler is needed: numba brings LLVM.
+"""

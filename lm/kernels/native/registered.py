@@ -1,0 +1,25 @@
+"""The compiled functions, made known to XLA once in a process."""
+
+import functools
+import importlib
+
+from lm.parallel.mesh import platform
+
+
+def compiled(module: str) -> bool:
+    """Return whether a module's compiled functions run here: on a CPU, with numba. module: "cpu.products", of lm.kernels.
+
+    The first call compiles them, or loads them from numba's cache, and registers them with XLA. Whoever runs a stored
+    program without tracing it must call this before.
+    """
+    return platform() == "cpu" and _registered(module)
+
+
+@functools.cache
+def _registered(module: str) -> bool:
+    try:
+        kernels = importlib.import_module(f"lm.kernels.{module}")
+    except ImportError:  # numba has no wheel for this platform
+        return False
+    kernels.register()
+    return True
