@@ -15,6 +15,7 @@ from jax.sharding import AbstractMesh, AxisType, NamedSharding
 from data.text.sizes import parse_sizes
 from lm import sizing
 from lm.errors import UserError
+from lm.kernels.amx.flops import flops
 from lm.kernels.experts import places
 from lm.model.linear import trainable
 from lm.model.transformer import skeleton
@@ -124,6 +125,8 @@ def step_flops(config, mesh) -> int:
 def product_flops(program, filled: float = 1) -> float:
     """Return the FLOPs of a traced program's matrix products: 2·(output size)·(contracted size), times the trips of their loop.
 
+    Functions that are compiled for a CPU (lm/kernels/amx) count like the products that they compute.
+
     filled: the fraction of a ragged product's rows that belong to a group. A loop of unknown length counts as none: the further
     rounds of experts, which an even routing does not need.
     """
@@ -135,6 +138,9 @@ def product_flops(program, filled: float = 1) -> float:
             total += 2 * equation.outvars[0].aval.size * math.prod(lhs.shape[axis] for axis in contracted)
         elif name.startswith("ragged_dot"):
             total += filled * _ragged_flops(equation)
+        elif name == "ffi_call":
+            shapes, results = ([variable.aval.shape for variable in some] for some in (equation.invars, equation.outvars))
+            total += flops(params["target_name"], shapes, results, int(dict(params["attributes"]).get("window", 0)))
         elif name != "while":
             turns = params["length"] if name == "scan" else 1
             if name == "shard_map":

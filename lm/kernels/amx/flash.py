@@ -8,16 +8,16 @@ import math
 import numpy as np
 from numba import njit
 
-from lm.kernels.amx.tiles import DEEP, SIDE, TILE, configure, multiply, multiply_add, packer, release, round_row
-from lm.kernels.amx.tiling import PAIR, pack_matrix, store
+from lm.kernels.amx.tiles import DEEP, SIDE, TILE, configure, packer, release, round_row
+from lm.kernels.amx.tiling import PAIR, block_product, pack_matrix, store
 from lm.kernels.native import calls
 from lm.kernels.native.calls import ARGUMENTS, GIVEN, RESULTS, address_of, attribute, data, new_job, next_unit, run, size
 from lm.kernels.native.scores import LOW, exp
-from lm.kernels.native.vectors import float32s, float_of_bits, int32s, int64s, largest_of, uint16s
+from lm.kernels.native.vectors import float32s, float_of_bits, int32s, int64s, largest, uint16s
 
 KEYS = 512  # whose scores exist at once in the forward pass
 BLOCK_KEYS, BLOCK_QUERIES = 64, 128  # of the backward pass
-B, T, H, G, HEAD, VALUE, SCALE, WINDOW, Q, KK, V, SEGMENTS, OUT, LOGZ, DOUT, DQ, DK, DV = (GIVEN + i for i in range(18))
+T, H, G, HEAD, VALUE, SCALE, WINDOW, Q, K, V, SEGMENTS, OUT, LOGZ, DOUT, DQ, DK, DV = (GIVEN + i for i in range(17))
 
 turned = packer("float32", False, False)
 
@@ -44,7 +44,8 @@ def span(segments, count):
     return low, high
 
 
-@njit(error_model="numpy", fastmath={"contract", "reassoc"})
+# Without "contract": fused, scale·s − top would not be 0 for the largest score, but as large as the rounding error of `top`.
+@njit(error_model="numpy", fastmath={"reassoc"})
 def exponentials(s, count, scale, top):
     """Replace scores by exp(scale·s − top), masked ones by 0. Return their sum."""
     total = np.float32(0.0)
@@ -69,11 +70,11 @@ def divide_by(x, count, divisor):
 
 
 @njit(error_model="numpy")
-def softmax_block(words, scores, keys, first, t0, queries, segments, some_masked, tiles, tops, sums, out, values, fresh):
+def softmax_block(words, scores, keys, first, t0, segments, apart, tiles, tops, sums, out, values, fresh):
     """Turn scores of 32 queries and some keys into exponentials in tiles of A, and rescale what was summed before.
 
-    first: the first key. segments: of all tokens. some_masked: whether keys may be of another segment. fresh: nothing was
-    summed yet.
+    first: the first key. segments: of all tokens. apart: whether some may be of different segments. fresh: nothing was summed
+    yet.
     """
     scale = float_of_bits(np.int32(words[SCALE]))
     group = KEYS // DEEP * TILE
@@ -85,11 +86,10 @@ def softmax_block(words, scores, keys, first, t0, queries, segments, some_masked
         if words[WINDOW]:
             for j in range(min(t - words[WINDOW] + 1 - first, keys)):
                 s[j] = LOW
-        if some_masked:
-            mine, theirs = segments[t], segments
+        if apart:
             for j in range(keys):
-                s[j] = s[j] if theirs[first + j] == mine else LOW
-        top = max(tops[i], largest_of(scores + i * KEYS * 4, keys) * scale)
+                s[j] = s[j] if segments[first + j] == segments[t] else LOW
+        top = max(tops[i], largest(scores + i * KEYS * 4, keys) * scale)
         total = exponentials(s, keys, scale, top)
         if fresh:
             sums[i] = total
@@ -121,7 +121,7 @@ def attend(words, b, g, memory):
     tops, sums, segments = float32s(rows), float32s(rows + 256), int32s(segments_of)
     for n in range(whole):
         segments[n] = int32s(words[SEGMENTS])[b * t + n] if n < t else np.int32(-1)
-    k, v = words[KK] + (b * t * width + g) * head * 2, words[V] + (b * t * width + g) * value * 2
+    k, v = words[K] + (b * t * width + g) * head * 2, words[V] + (b * t * width + g) * value * 2
     pack_matrix(k, t, whole // SIDE, head, steps, True, width * head * 2, True, k_tiles, spare)
     pack_matrix(v, value, values // SIDE, t, whole // DEEP, False, width * value * 2, True, v_tiles, spare)
     k_group, v_group, p_group = steps * TILE, whole // DEEP * TILE, KEYS // DEEP * TILE
@@ -139,19 +139,11 @@ def attend(words, b, g, memory):
                 keys = min(KEYS, t0 + PAIR - first)
                 lowest, highest = span(int32s(segments_of + first * 4), min(keys, t - first))
                 if lowest <= high and low <= highest:
-                    for j in range(0, keys, PAIR):
-                        here = k_tiles + (first + j) // SIDE * k_group
-                        multiply(q_tiles, here, steps, scores + j * 4, KEYS * 4, SIDE * KEYS * 4, k_group, k_group)
+                    k_here, v_here = k_tiles + first // SIDE * k_group, v_tiles + first // DEEP * TILE
+                    block_product(q_tiles, k_group, k_here, k_group, steps, PAIR, keys, scores, KEYS * 4, False)
                     apart = not (low == high and lowest == highest)
-                    softmax_block(words, scores, keys, first, t0, t, segments, apart, p_tiles, tops, sums, out, values, fresh)
-                    for j in range(0, values, PAIR):
-                        here = v_tiles + j // SIDE * v_group + first // DEEP * TILE
-                        if fresh:
-                            multiply(p_tiles, here, keys // DEEP, out + j * 4, values * 4, SIDE * values * 4, p_group, v_group)
-                        else:
-                            multiply_add(
-                                p_tiles, here, keys // DEEP, out + j * 4, values * 4, SIDE * values * 4, p_group, v_group
-                            )
+                    softmax_block(words, scores, keys, first, t0, segments, apart, p_tiles, tops, sums, out, values, fresh)
+                    block_product(p_tiles, p_group, v_here, v_group, keys // DEEP, PAIR, values, out, values * 4, not fresh)
                     fresh = False
                 first += keys
             for i in range(min(PAIR, t - t0)):
@@ -161,7 +153,7 @@ def attend(words, b, g, memory):
                 float32s(words[LOGZ])[(b * h + n) * t + t0 + i] = tops[i] + np.float32(math.log(sums[i]))
 
 
-@njit(error_model="numpy", fastmath={"contract"})
+@njit(error_model="numpy")  # without "contract", as `exponentials`
 def gradients_of_scores(s, d, logz, delta, scale):
     """Replace scores of a key by P = exp(scale·s − log Z), and dP by dS = P·(dP − delta)·scale."""
     for j in range(BLOCK_QUERIES):
@@ -170,7 +162,7 @@ def gradients_of_scores(s, d, logz, delta, scale):
         d[j] = p * (d[j] - delta[j]) * scale
 
 
-@njit(error_model="numpy", fastmath={"contract"})
+@njit(error_model="numpy")
 def masked_gradients_of_scores(s, d, logz, delta, scale, before, window, segments, mine):
     """The same, but 0 for queries that do not see the key. before: the place of the first query − that of the key."""
     for j in range(BLOCK_QUERIES):
@@ -187,24 +179,6 @@ def dot(a, b, count):
     for n in range(count):
         total += float_of_bits(np.int32(a[n]) << 16) * float_of_bits(np.int32(b[n]) << 16)
     return total
-
-
-@njit(error_model="numpy")
-def add_product(a, a_group, b, b_group, steps, rows, columns, c):
-    """Add a product to c [rows, columns], whose sizes are multiples of 32."""
-    for i in range(0, rows, PAIR):
-        for j in range(0, columns, PAIR):
-            there = c + (i * columns + j) * 4
-            multiply_add(
-                a + i // SIDE * a_group,
-                b + j // SIDE * b_group,
-                steps,
-                there,
-                columns * 4,
-                SIDE * columns * 4,
-                a_group,
-                b_group,
-            )
 
 
 @njit(error_model="numpy")
@@ -237,9 +211,9 @@ def gradients(words, b, g, memory):
     logz, delta, segments = float32s(logz_of), float32s(delta_of), int32s(segments_of)
     for n in range(whole):
         segments[n] = int32s(words[SEGMENTS])[b * t + n] if n < t else np.int32(-1)
-    k, v = words[KK] + (b * t * width + g) * head * 2, words[V] + (b * t * width + g) * value * 2
+    k, v = words[K] + (b * t * width + g) * head * 2, words[V] + (b * t * width + g) * value * 2
     by_head, by_value, by_token = heads // DEEP, values // DEEP, whole // DEEP
-    groups = whole // SIDE
+    groups, head_group, value_group, token_group = whole // SIDE, by_head * TILE, by_value * TILE, by_token * TILE
     pack_matrix(k, t, groups, head, by_head, True, width * head * 2, False, k_rows, spare)
     pack_matrix(v, t, groups, value, by_value, True, width * value * 2, False, v_rows, spare)
     pack_matrix(k, head, heads // SIDE, t, by_token, False, width * head * 2, True, k_pairs, spare)
@@ -265,24 +239,11 @@ def gradients(words, b, g, memory):
                 lowest, highest = span(int32s(segments_of + q0 * 4), min(BLOCK_QUERIES, t - q0))
                 if highest < low or high < lowest:
                     continue
-                for i in range(0, BLOCK_KEYS, PAIR):
-                    for j in range(0, BLOCK_QUERIES, PAIR):
-                        k_here, q_here = (k0 + i) // SIDE * by_head * TILE, (q0 + j) // SIDE * by_head * TILE
-                        v_here, o_here = (k0 + i) // SIDE * by_value * TILE, (q0 + j) // SIDE * by_value * TILE
-                        at, row, half = (i * BLOCK_QUERIES + j) * 4, BLOCK_QUERIES * 4, SIDE * BLOCK_QUERIES * 4
-                        multiply(
-                            k_rows + k_here, q_columns + q_here, by_head, scores + at, row, half, by_head * TILE, by_head * TILE
-                        )
-                        multiply(
-                            v_rows + v_here,
-                            o_columns + o_here,
-                            by_value,
-                            dscores + at,
-                            row,
-                            half,
-                            by_value * TILE,
-                            by_value * TILE,
-                        )
+                k_here, v_here = k_rows + k0 // SIDE * head_group, v_rows + k0 // SIDE * value_group
+                q_here, o_here = q_columns + q0 // SIDE * head_group, o_columns + q0 // SIDE * value_group
+                sizes = BLOCK_KEYS, BLOCK_QUERIES
+                block_product(k_here, head_group, q_here, head_group, by_head, *sizes, scores, BLOCK_QUERIES * 4, False)
+                block_product(v_here, value_group, o_here, value_group, by_value, *sizes, dscores, BLOCK_QUERIES * 4, False)
                 seen = q0 >= k0 + BLOCK_KEYS - 1 and q0 + BLOCK_QUERIES - k0 <= window
                 seen = seen and low == high and lowest == highest and k0 + BLOCK_KEYS <= t
                 for i in range(BLOCK_KEYS):
@@ -301,45 +262,36 @@ def gradients(words, b, g, memory):
                     for i in range(by_key):
                         here = dscores + (i * DEEP * BLOCK_QUERIES + j) * 4
                         turned(here, BLOCK_QUERIES * 4, dst_tiles + (j // SIDE * by_key + i) * TILE)
-                some, later = by_query * TILE, q0 // DEEP * TILE
-                add_product(p_tiles, some, o_pairs + later, by_token * TILE, by_query, BLOCK_KEYS, values, dv + k0 * values * 4)
-                add_product(ds_tiles, some, q_pairs + later, by_token * TILE, by_query, BLOCK_KEYS, heads, dk + k0 * heads * 4)
-                k_here = k_pairs + k0 // DEEP * TILE
-                add_product(
-                    dst_tiles, by_key * TILE, k_here, by_token * TILE, by_key, BLOCK_QUERIES, heads, dq + q0 * heads * 4
-                )
+                k_here, q_here, o_here = k_pairs + k0 // DEEP * TILE, q_pairs + q0 // DEEP * TILE, o_pairs + q0 // DEEP * TILE
+                group, dv_here, dk_here = by_query * TILE, dv + k0 * values * 4, dk + k0 * heads * 4
+                block_product(p_tiles, group, o_here, token_group, by_query, BLOCK_KEYS, values, dv_here, values * 4, True)
+                block_product(ds_tiles, group, q_here, token_group, by_query, BLOCK_KEYS, heads, dk_here, heads * 4, True)
+                group, dq_here = by_key * TILE, dq + q0 * heads * 4
+                block_product(dst_tiles, group, k_here, token_group, by_key, BLOCK_QUERIES, heads, dq_here, heads * 4, True)
         store(dq, heads * 4, t, head, words[DQ] + (b * t * h + n) * head * 2, h * head * 2, 2)
     store(dk, heads * 4, t, head, words[DK] + (b * t * width + g) * head * 2, width * head * 2, 2)
     store(dv, values * 4, t, value, words[DV] + (b * t * width + g) * value * 2, width * value * 2, 2)
 
 
 @njit(error_model="numpy")
-def forward_task(job):
+def task(job):
     words = int64s(job)
-    whole, heads, values = padded(words[T], PAIR), padded(words[HEAD], DEEP), padded(words[VALUE], PAIR)
-    size_of = whole * (heads + values) * 2 + PAIR * (heads * 2 + KEYS * 6 + values * 4) + 2560 + whole * 4
-    memory = calls.malloc(size_of + 64)
+    forward = words[DOUT] == 0
+    heads, values = padded(words[HEAD], DEEP), padded(words[VALUE], DEEP)
+    if forward:
+        whole = padded(words[T], PAIR)
+        count = whole * ((heads + values) * 2 + 4) + PAIR * (heads * 2 + KEYS * 6 + values * 4) + 2560
+    else:
+        whole = padded(words[T], BLOCK_QUERIES)
+        count = whole * (heads * 16 + values * 10 + 12) + BLOCK_KEYS * BLOCK_QUERIES * 14 + 2048
+    memory = calls.malloc(count + 64)
     configure(memory)
     unit = next_unit(job)
     while unit >= 0:
-        attend(words, unit // words[G], unit % words[G], padded(memory, 64))
-        calls.finished(job)
-        unit = next_unit(job)
-    release()
-    calls.free(memory)
-    calls.leave(job)
-
-
-@njit(error_model="numpy")
-def backward_task(job):
-    words = int64s(job)
-    whole, heads, values = padded(words[T], BLOCK_QUERIES), padded(words[HEAD], DEEP), padded(words[VALUE], DEEP)
-    size_of = whole * (heads * 16 + values * 10 + 12) + BLOCK_KEYS * BLOCK_QUERIES * 14 + 2048
-    memory = calls.malloc(size_of + 64)
-    configure(memory)
-    unit = next_unit(job)
-    while unit >= 0:
-        gradients(words, unit // words[G], unit % words[G], padded(memory, 64))
+        if forward:
+            attend(words, unit // words[G], unit % words[G], padded(memory, 64))
+        else:
+            gradients(words, unit // words[G], unit % words[G], padded(memory, 64))
         calls.finished(job)
         unit = next_unit(job)
     release()
@@ -354,10 +306,10 @@ def job_of(frame):
     g = size(frame, ARGUMENTS, 1, 2)
     job = new_job(b * g)
     words = int64s(job)
-    words[B], words[T], words[H], words[G] = b, t, h, g
+    words[T], words[H], words[G] = t, h, g
     words[HEAD], words[VALUE] = size(frame, ARGUMENTS, 0, 3), size(frame, ARGUMENTS, 2, 3)
     words[SCALE], words[WINDOW] = int32s(attribute(frame, 0))[0], int32s(attribute(frame, 1))[0]
-    words[Q], words[KK], words[V] = data(frame, ARGUMENTS, 0), data(frame, ARGUMENTS, 1), data(frame, ARGUMENTS, 2)
+    words[Q], words[K], words[V] = data(frame, ARGUMENTS, 0), data(frame, ARGUMENTS, 1), data(frame, ARGUMENTS, 2)
     words[SEGMENTS] = data(frame, ARGUMENTS, 3)
     return job
 
@@ -370,8 +322,8 @@ def register() -> None:
         if calls.is_call(frame):
             job = job_of(frame)
             words = int64s(job)
-            words[OUT], words[LOGZ] = data(frame, RESULTS, 0), data(frame, RESULTS, 1)
-            run(frame, job, address_of(forward_task))
+            words[OUT], words[LOGZ], words[DOUT] = data(frame, RESULTS, 0), data(frame, RESULTS, 1), 0
+            run(frame, job, address_of(task))
         return 0
 
     def lm_flash_gradients(frame):
@@ -385,7 +337,7 @@ def register() -> None:
                 data(frame, ARGUMENTS, 6),
             )
             words[DQ], words[DK], words[DV] = data(frame, RESULTS, 0), data(frame, RESULTS, 1), data(frame, RESULTS, 2)
-            run(frame, job, address_of(backward_task))
+            run(frame, job, address_of(task))
         return 0
 
     calls.handler(lm_flash)

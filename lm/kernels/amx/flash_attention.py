@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lm.kernels.amx.large import SMALLEST
-from lm.kernels.amx.usable import tiled
+from lm.kernels.amx.usable import require, tiled
 from lm.kernels.saved import saved
 from lm.parallel.mesh import platform, reshard
 
@@ -26,7 +26,9 @@ def flash_attention(q_BTHK, k_BSGK, v_BSGV, segments_BT, *, scale: float, window
     """Return causal attention inside segments, [B, T, H, V] bfloat16; T = S. Its plain twin is `attention_reference`.
 
     segments_BT: int32. scale, window: as in `attention`. The backward pass takes out and log Z of the forward pass.
+    Raises ValueError without AMX, and on a mesh of several devices.
     """
+    require("flash")
     return _attend(float(scale), int(window), q_BTHK, k_BSGK, v_BSGV, segments_BT)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from lm.kernels.amx.usable import tiled
+from lm.kernels.amx.usable import require, tiled
 from lm.parallel.mesh import platform
 
 SMALLEST = 2**24  # products of numbers; below, the call itself takes as long as XLA
@@ -47,7 +47,9 @@ def large_product(equation: str, a: jax.Array, b: jax.Array, where: PartitionSpe
     """Return the einsum of operands rounded to bfloat16, added up in float32, in `dtype`; `takes` says of which.
 
     where: partition of the result; None: as JAX infers it. Its gradient takes XLA's products; `matmul` has a faster one.
+    Raises ValueError without AMX, and on a mesh of several devices.
     """
+    require("gemm")
     form = _form(equation, a.shape, b.shape)
     like = jax.eval_shape(functools.partial(jnp.einsum, equation, out_sharding=where), a, b)
     a, b = (b, a) if form.swapped else (a, b)

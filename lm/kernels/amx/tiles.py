@@ -18,7 +18,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from lm.kernels.native.vectors import FLOATS, LANES, PAIRS, WORDS, at, has, i16, i32, i64, load
+from lm.kernels.native.vectors import FLOATS, LANES, PAIRS, WORDS, at, has, i16, i32, i64, load, transpose_words
 
 llvm.initialize_native_asmparser()
 
@@ -36,16 +36,13 @@ def usable() -> bool:
     return ctypes.CDLL(None).syscall(*map(ctypes.c_long, PERMISSION)) == 0
 
 
-def _palette() -> np.ndarray:
-    """Return the configuration of eight tiles of 16 rows of 64 bytes."""
-    words = np.zeros(64, np.uint8)
-    words[0] = 1
-    words[16:32].view(np.uint16)[:] = 64
-    words[48:56] = SIDE
-    return words
-
-
-PALETTE = tuple(_palette().view(np.int64).tolist())
+def _palette() -> tuple[int, ...]:
+    """Return the configuration of eight tiles of 16 rows of 64 bytes, in words of eight bytes."""
+    data = np.zeros(64, np.uint8)
+    data[0] = 1
+    data[16:32].view(np.uint16)[:] = 64
+    data[48:56] = SIDE
+    return tuple(data.view(np.int64).tolist())
 
 
 def _assembly(builder, text, args, constraints):
@@ -59,7 +56,7 @@ def configure(typingctx, scratch):
     """Let this thread use tiles. scratch: address of 64 bytes."""
 
     def codegen(context, builder, signature, args):
-        for n, word in enumerate(PALETTE):
+        for n, word in enumerate(_palette()):
             builder.store(i64(word), at(builder, args[0], i64(8 * n), i64))
         _assembly(builder, "ldtilecfg ($0)", args, ["r"])
         return context.get_dummy_value()
@@ -165,7 +162,7 @@ def _pack(builder, stored, inputs_adjacent, b, source, step, tile):
     else:
         vectors = [_pairs(builder, source, builder.mul(step, i64(2 * n)), step, stored) for n in range(SIDE)]
     if inputs_adjacent == b:
-        _transpose(builder, vectors)
+        transpose_words(builder, vectors)
     for n, vector in enumerate(vectors):
         builder.store(vector, at(builder, tile, i64(64 * n), WORDS), align=4)
 
@@ -194,19 +191,6 @@ def _rounded(builder, low, high):
     """Return two vectors of floats as bfloat16 in one vector of words; halves are rounded to even."""
     kind = ir.FunctionType(WORDS, [FLOATS, FLOATS])
     return builder.call(ir.InlineAsm(kind, "vcvtne2ps2bf16 $1, $2, $0", "=v,v,v"), [low, high])
-
-
-def _transpose(builder, a):
-    distance = LANES // 2
-    while distance:  # exchange the off-diagonal quarters of every square of 2 × 2 blocks
-        for r in range(LANES):
-            if r & distance == 0:
-                upper = [c if c & distance == 0 else LANES + c - distance for c in range(LANES)]
-                lower = [c + distance if c & distance == 0 else LANES + c for c in range(LANES)]
-                pair = a[r], a[r + distance]
-                a[r] = builder.shuffle_vector(*pair, ir.Constant(WORDS, upper))
-                a[r + distance] = builder.shuffle_vector(*pair, ir.Constant(WORDS, lower))
-        distance //= 2
 
 
 @intrinsic

@@ -2,7 +2,7 @@
 
 from numba import njit
 
-from lm.kernels.amx.tiles import DEEP, SIDE, TILE, copy_row, packer, round_row
+from lm.kernels.amx.tiles import DEEP, SIDE, TILE, copy_row, multiply, multiply_add, packer, round_row
 from lm.kernels.native.vectors import float32s, int8s, int64s, uint16s
 
 PAIR = 2 * SIDE  # rows and columns of the smallest product
@@ -69,6 +69,21 @@ def pack_matrix(source, outer, groups, inputs, steps, adjacent, step, b, tiles, 
     for g in range(groups):
         here = source + g * SIDE * (step if adjacent else 2)
         pack_group(here, outer - g * SIDE, inputs, steps, adjacent, step, 2, b, tiles + g * steps * TILE, spare)
+
+
+@njit(error_model="numpy")
+def block_product(a, a_group, b, b_group, steps, rows, columns, c, c_step, adds):
+    """Write a product to c [rows, columns], or with `adds` add it. rows and columns are multiples of 32.
+
+    a_group, b_group: bytes from 16 rows or columns to the next. steps: tiles along the inputs. c_step: bytes of a row of c.
+    """
+    for i in range(0, rows, PAIR):
+        for j in range(0, columns, PAIR):
+            a_here, b_here, there = a + i // SIDE * a_group, b + j // SIDE * b_group, c + i * c_step + j * 4
+            if adds:
+                multiply_add(a_here, b_here, steps, there, c_step, SIDE * c_step, a_group, b_group)
+            else:
+                multiply(a_here, b_here, steps, there, c_step, SIDE * c_step, a_group, b_group)
 
 
 @njit(error_model="numpy")

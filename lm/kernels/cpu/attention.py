@@ -51,7 +51,6 @@ def scale_by(address, count, factor):
 
 scores_of, add_copied = tile("float32", False), tile("float32", True)
 add_float32, add_bfloat16, add_int8 = add_copied, tile("bfloat16", True), tile("int8", True)
-top_of = largest(KEYS)
 
 
 @njit(error_model="numpy")
@@ -201,7 +200,7 @@ def do_unit(job, unit):
                 place = places[first + i // R]
                 top = float32s(tops)[g * count + i]
                 mask(s, place - window + 1 - base if window else 0, place - base)
-                new = max(top, top_of(scores + i * KEYS * 4))
+                new = max(top, largest(scores + i * KEYS * 4, KEYS))
                 total = exponentials(s, new)
                 if new > top:
                     shrink = exp(top - new)

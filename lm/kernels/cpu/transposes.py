@@ -10,7 +10,21 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from lm.kernels.native.vectors import FLOATS, LANES, SIZE, WORDS, at, f32, i32, i64, load, load_floats, multiply_add, splat
+from lm.kernels.native.vectors import (
+    FLOATS,
+    LANES,
+    SIZE,
+    WORDS,
+    at,
+    f32,
+    i32,
+    i64,
+    load,
+    load_floats,
+    multiply_add,
+    splat,
+    transpose_words,
+)
 
 MOST = 4  # vectors that are multiplied at once
 STEP = {"float32": LANES, "bfloat16": 2 * LANES, "int8": LANES}  # values of a row
@@ -80,16 +94,7 @@ def _columns(builder, rows, offset, stored):
     for r in range(LANES):
         row = load(builder, rows, i64(8 * r), i64, align=8)
         a.append(load(builder, row, offset, WORDS, align=2) if halves else load_floats(builder, row, offset, stored))
-    distance = LANES // 2
-    while distance:  # exchange the off-diagonal quarters of every square of 2 × 2 blocks
-        for r in range(LANES):
-            if r & distance == 0:
-                upper = [c if c & distance == 0 else LANES + c - distance for c in range(LANES)]
-                lower = [c + distance if c & distance == 0 else LANES + c for c in range(LANES)]
-                pair = a[r], a[r + distance]
-                a[r] = builder.shuffle_vector(*pair, ir.Constant(WORDS, upper))
-                a[r + distance] = builder.shuffle_vector(*pair, ir.Constant(WORDS, lower))
-        distance //= 2
+    transpose_words(builder, a)
     if not halves:
         return a
     # A word holds two neighbours: the first in its low half.

@@ -7,8 +7,9 @@ from lm.parallel.mesh import platform
 
 
 def compiled(module: str) -> bool:
-    """Return whether a module's compiled functions run here: on a CPU, with numba. module: "cpu.products", of lm.kernels.
+    """Return whether a module's compiled functions run here: on a CPU, with numba.
 
+    module: its name in lm.kernels, such as "cpu.products".
     The first call compiles them, or loads them from numba's cache, and registers them with XLA. Whoever runs a stored
     program without tracing it must call this before.
     """

@@ -78,6 +78,20 @@ def multiply_add(builder, a, b, c):
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.fmuladd.v16f32"), [a, b, c])
 
 
+def transpose_words(builder, a):
+    """Transpose 16 vectors of 16 words in place."""
+    distance = LANES // 2
+    while distance:  # exchange the off-diagonal quarters of every square of 2 × 2 blocks
+        for r in range(LANES):
+            if r & distance == 0:
+                upper = [c if c & distance == 0 else LANES + c - distance for c in range(LANES)]
+                lower = [c + distance if c & distance == 0 else LANES + c for c in range(LANES)]
+                pair = a[r], a[r + distance]
+                a[r] = builder.shuffle_vector(*pair, ir.Constant(WORDS, upper))
+                a[r + distance] = builder.shuffle_vector(*pair, ir.Constant(WORDS, lower))
+        distance //= 2
+
+
 def load_floats(builder, address, offset, stored):
     """Load 16 values of `stored`, "float32", "bfloat16" or "int8", as floats."""
     if stored == "float32":
@@ -310,25 +324,8 @@ def scalar(stored: str):
     return one
 
 
-@functools.cache
-def largest(count: int):
-    """Return the compiled maximum of `count` floats, a multiple of 16. NaN is ignored."""
-
-    @intrinsic
-    def maximum(typingctx, address):
-        def codegen(context, builder, signature, args):
-            top = ir.Constant(FLOATS, [float("-inf")] * LANES)
-            for first in range(0, count, LANES):
-                top = _greater(builder, load(builder, args[0], i64(4 * first), FLOATS), top)
-            return _top(builder, top)
-
-        return types.float32(types.int64), codegen
-
-    return maximum
-
-
 @intrinsic
-def largest_of(typingctx, address, count):
+def largest(typingctx, address, count):
     """Return the maximum of `count` floats, a multiple of 32. NaN is ignored."""
 
     def codegen(context, builder, signature, args):

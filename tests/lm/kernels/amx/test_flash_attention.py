@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lm.kernels.amx.flash_attention import computes, flash_attention
+from lm.kernels.amx.flash_attention import flash_attention
+from lm.kernels.amx.usable import has_tiles
 from lm.kernels.attention import Visible, attention, attention_reference
 from lm.parallel.mesh import make_mesh, reshard
 from tests.lm.kernels.programs import count_calls
 
-LARGE = jnp.zeros((1, 1024, 4, 64), jnp.bfloat16)
-needs_amx = pytest.mark.skipif(not computes(LARGE, LARGE, LARGE, scale=1.0), reason="this processor has no AMX")
+needs_amx = pytest.mark.skipif(not has_tiles(), reason="this processor has no AMX")
 
 # B, T, H, G, K, V, window, documents of a row
 CASES = {
@@ -66,6 +66,19 @@ def test_large_scores_of_late_keys_replace_the_sums_of_earlier_ones():
     mask = Visible(segments, segments, jnp.arange(1300)).mask()
     wanted = attention_reference(*_floats(q, k, v), mask, scale=1.0)
     assert _distance(flash_attention(q, k, v, segments, scale=1.0), wanted) < 0.005
+
+
+@needs_amx
+@pytest.mark.parametrize("factor", (1e6, 1e20))
+def test_scores_of_any_size_are_finite(factor):
+    """Rounding errors of such scores are large numbers too, and their exponentials would overflow."""
+    q, k, v, cotangent, segments = example(1, 600, 2, 1, 32, 32, 2)
+    q = (q * factor).astype(q.dtype)
+    mask = Visible(segments, segments, jnp.arange(600)).mask()
+    wanted = results(lambda q, k, v: attention_reference(q, k, v, mask, scale=0.2), *_floats(q, k, v), cotangent)
+    found = results(lambda q, k, v: flash_attention(q, k, v, segments, scale=0.2), q, k, v, cotangent)
+    assert all(np.isfinite(np.asarray(x, np.float32)).all() for x in found)
+    assert _distance(found[0], wanted[0]) < 0.005
 
 
 @needs_amx

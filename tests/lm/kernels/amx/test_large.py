@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from lm.kernels.amx.large import large_product, large_product_reference, takes
+from lm.kernels.amx.usable import has_tiles
 from lm.kernels.matmul import matmul, product
 from lm.parallel.mesh import make_mesh
 from tests.lm.kernels.programs import count_calls
 
-AMX = takes("mk,kn->mn", jnp.zeros((256, 256)), jnp.zeros((256, 256)), jnp.dtype("bfloat16"))
-needs_amx = pytest.mark.skipif(not AMX, reason="this processor has no AMX")
+needs_amx = pytest.mark.skipif(not has_tiles(), reason="this processor has no AMX")
 
 # Sizes beside multiples of a tile, of a block, and of a chunk of a sum; operands whose inputs lie side by side or apart.
 SIZES = {"b": 3, "t": 167, "d": 336, "h": 5, "k": 40, "f": 1100, "v": 2047, "m": 33, "n": 1030, "s": 2100}
