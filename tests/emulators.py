@@ -3,9 +3,11 @@
 import contextlib
 import logging
 import os
+import selectors
 import socket
 import subprocess
 import sys
+import threading
 import urllib.request
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -80,3 +82,33 @@ def gs() -> Iterator[Bucket]:
     finally:
         server.kill()
         server.wait()
+
+
+@contextlib.contextmanager
+def mute_at_first(url: str) -> Iterator[str]:
+    """The URL of a server that never answers its first connection, and passes all others on to the server at `url`."""
+    host, port = url.removeprefix("http://").split(":")
+    muted = []
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):  # the listener is closed at the end
+            muted.append(listener.accept()[0])
+            while True:
+                threading.Thread(target=_join, args=(listener.accept()[0], (host, int(port))), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    assert muted
+
+
+def _join(one: socket.socket, address: tuple[str, int]) -> None:
+    """Pass on what each of two connections says to the other, until one of them ends."""
+    with one, socket.create_connection(address) as other, selectors.DefaultSelector() as ready:
+        ready.register(one, selectors.EVENT_READ, other)
+        ready.register(other, selectors.EVENT_READ, one)
+        while True:
+            for key, _ in ready.select():
+                if not (said := key.fileobj.recv(1 << 16)):
+                    return
+                key.data.sendall(said)

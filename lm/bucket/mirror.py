@@ -128,6 +128,8 @@ class Mirror:
                 problem = str(error)
             if time.monotonic() + pause > end:
                 break
+            if pause == 1.0:
+                print(f"{self.url}: {problem}; trying for up to {PATIENCE / 60:.0f} minutes", file=sys.stderr, flush=True)
             time.sleep(pause)
             pause = min(2 * pause, 10.0)
         with contextlib.suppress(UserError):
@@ -221,6 +223,8 @@ class Mirror:
         for place in sorted(set(map(place_of, last)), key=number, reverse=True):
             self._make_whole(place, listing, files)
         left = [name for name, now in files.items() if not _same_size(listing.get(name), now)]
+        for name in left:  # what was sent has not arrived as it was
+            self._sent.pop(name, None)
         if not any(map(place_of, left)):  # old checkpoints stay until the new ones are whole
             self._remove(listing, files)
         self._write_record(listing)

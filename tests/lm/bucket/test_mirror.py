@@ -200,6 +200,37 @@ def test_a_run_does_not_end_well_while_files_are_missing_in_the_bucket(bucket):
     assert "gone/run" in (problem := mirror.finish()) and "does not hold all of the run" in problem
 
 
+def test_what_has_not_arrived_as_it_was_is_sent_again(bucket, capsys):
+    mirror = opened(bucket)
+    write(mirror.folder, {"config.json": "{}", "notes": "all of it"})
+    mirror._upload(mirror._files(False))
+    bucket.put("run/notes", b"half")
+    assert mirror.finish() is None
+    assert bucket.read("run/notes") == b"all of it"
+    assert "bucket/run: 1 files are not there, such as notes; trying for up to 5 minutes" in capsys.readouterr().err
+
+
+def test_bytes_arrive_as_they_are(bucket, tmp_path):
+    files = {"1": b"x\r", "2": b"x\r\n", "3": b"\r", "4": b"x\n--==0==--\n", "5": b"\0", "6": b""}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    store = Store(f"{bucket.url}/bytes")
+    store.put(files, tmp_path)
+    assert {name: bucket.read(f"bytes/{name}") for name in files} == files
+    assert {name: entry.size for name, entry in store.list().items()} == {name: len(content) for name, content in files.items()}
+
+
+def test_a_request_that_is_not_answered_is_sent_again(bucket, monkeypatch):
+    """The first request goes to a server that never answers; its port then belongs to the real one."""
+    bucket.put("stalled/name", b"its content")
+    variable = "AWS_ENDPOINT_URL" if bucket.url.startswith("s3") else "STORAGE_EMULATOR_HOST"
+    monkeypatch.setattr("lm.bucket.store.ANSWER", 1)
+    with emulators.mute_at_first(bucket.variables[variable]) as url:
+        monkeypatch.setenv(variable, url)
+        bucket.system.__class__.clear_instance_cache()
+        assert Store(f"{bucket.url}/stalled").read("name") == b"its content"
+
+
 def test_a_failed_upload_is_tried_again_while_the_run_goes_on(bucket, monkeypatch):
     monkeypatch.setattr("lm.bucket.mirror.EVERY", 0.01)
     monkeypatch.setattr("lm.bucket.mirror.LOGS", 0.0)
