@@ -158,7 +158,7 @@ def main() -> None:
     if command == "import":
         from lm.convert.files import is_adapter
         from lm.convert.to_workdir import adapter_to_workdir, to_workdir
-        from lm.parallel.mesh import make_mesh
+        from lm.parallel.mesh import make_mesh, mesh_sizes
 
         mesh = make_mesh(mesh_sizes(FLAGS.mesh))
         if FLAGS.base or is_adapter(read):
@@ -170,7 +170,7 @@ def main() -> None:
     elif command == "quantize":
         from lm.config import Quantization
         from lm.convert.to_workdir import quantized_to_workdir
-        from lm.parallel.mesh import make_mesh
+        from lm.parallel.mesh import make_mesh, mesh_sizes
 
         quantization = Quantization(bits=int(FLAGS.bits), group=FLAGS.group, targets=FLAGS.targets)
         before, after = quantized_to_workdir(read, to, quantization, make_mesh(mesh_sizes(FLAGS.mesh)))
@@ -219,19 +219,6 @@ def _check_dtype(to: Path) -> None:
     if FLAGS.dtype not in (GGUF_DTYPES if gguf else HF_DTYPES):
         what, known = ("a GGUF file", GGUF_DTYPES) if gguf else ("a folder", HF_DTYPES)
         raise UserError(f"--dtype={FLAGS.dtype}: for {what}, choose one of {', '.join(known)}")
-
-
-def mesh_sizes(text: str) -> dict[str, int]:
-    """Parse "fsdp=4,tensor=2" to {"fsdp": 4, "tensor": 2}."""
-    from lm.parallel.mesh import AXES
-
-    sizes = {}
-    for part in text.split(","):
-        axis, _, size = part.partition("=")
-        if axis not in AXES or not size.removeprefix("-").isdecimal():
-            raise UserError(f"--mesh={text}: {part!r} is no axis=size; axes are {', '.join(AXES)}")
-        sizes[axis] = int(size)
-    return sizes
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -12,8 +13,10 @@ from jax.sharding import Mesh
 from data.text.fingerprints import record_tokenizer
 from data.text.hf_tokenizer import FILES, copy_files, has_tokenizer
 from data.text.tokenizer import load_tokenizer
+from lm.adapt import lora
+from lm.adapt.merging import Recipe, check, merge
 from lm.adapt.quantize import check_targets, memory, quantize
-from lm.checkpoint import Checkpoints
+from lm.checkpoint import Checkpoints, named
 from lm.config import ModelConfig, Quantization
 from lm.convert.files import ADAPTER_SETTINGS, read_json
 from lm.convert.folders import check_free, written_whole
@@ -27,6 +30,12 @@ from lm.parallel.mesh import check_fit, shardings
 from lm.saving import write_json
 from lm.strangers import short
 from lm.workdir import read_config
+
+# Keys of a model's config that do not say what it computes.
+NOT_OF_THE_NETWORK = {
+    *("adapter", "quantization", "quantized_training", "dtype", "max_positions"),
+    *("pipeline", "scan_layers", "remat", "remat_matmuls_last", "offload", "context_attention"),
+}
 
 
 def to_workdir(folder: Path, workdir: Path, mesh: Mesh) -> None:
@@ -86,15 +95,49 @@ def quantized_to_workdir(path: Path, workdir: Path, quantization: Quantization, 
         raise UserError(f"--from={path} has an adapter: export it with --merge first, and name that")
     check_fit(mesh, source.config, math.prod(mesh.shape.values()), 1)
     check_targets(dataclasses.replace(source.config, quantization=quantization))
-    origin = {"model_type": model_type_of(path)} if is_published(path) else read_config(path).get("published", {})
     with written_whole(workdir) as staging:
         import_tokenizer(path, staging)
         params = _load(source, mesh)
         with jax.set_mesh(mesh):
             config, after = quantize(source.config, params, quantization)
-        write_workdir(staging, config, after, published=origin, init_from=str(path))
+        write_workdir(staging, config, after, published=_origin_of(path), init_from=str(path))
         _record_tokenizer(staging)
     return memory(params), memory(after)
+
+
+def merged_to_workdir(paths: Sequence[Path], base: Path | None, workdir: Path, recipe: Recipe, mesh: Mesh) -> None:
+    """Write the same files as `to_workdir` for models merged into one (lm/adapt/merging.py), all of which must fit the devices.
+
+    Adapters are merged into their weights first, and quantised weights become float32. The tokenizer is that of the base, or of
+    the first model.
+    Raises: UserError if the workdir exists and is not empty, a model cannot be read, the recipe does not fit, or the models
+    differ in what their config says of the network, or in their tokenizers.
+    """
+    check_free(workdir, "workdir")
+    check(recipe, len(paths), base is not None)
+    places = [*([base] if base else []), *paths]
+    sources = [open_source(path) for path in places]
+    for path, source in zip(places[1:], sources[1:], strict=True):
+        _check_alike(places[0], sources[0].config, path, source.config)
+    check_fit(mesh, sources[0].config, math.prod(mesh.shape.values()), 1)
+    with written_whole(workdir) as staging:
+        import_tokenizer(places[0], staging)
+        with jax.set_mesh(mesh):
+            configs, models = zip(*(lora.merge(one.config, _load(one, mesh), dequantize=True) for one in sources))
+            merged = merge(configs[0], recipe, models[1:] if base else models, models[0] if base else None)
+        about = {"base": str(base) if base else None, "models": list(map(str, paths)), **dataclasses.asdict(recipe)}
+        write_workdir(staging, configs[0], merged, published=_origin_of(places[0]), merge=about)
+        _record_tokenizer(staging)
+
+
+def _check_alike(first: Path, config: ModelConfig, path: Path, other: ModelConfig) -> None:
+    """Raise UserError if two models cannot be merged."""
+    one, two = (named({k: v for k, v in x.to_dict().items() if k not in NOT_OF_THE_NETWORK}) for x in (config, other))
+    for key in sorted(one.keys() | two.keys()):
+        if one.get(key) != two.get(key):
+            raise UserError(f"{first} and {path} are no models of one shape: model.{key} is {one.get(key)} and {two.get(key)}")
+    if has_tokenizer(first) and has_tokenizer(path) and load_tokenizer(first).fingerprint != load_tokenizer(path).fingerprint:
+        raise UserError(f"{first} and {path} have different tokenizers, so their tokens do not mean the same")
 
 
 def _named_base(folder: Path) -> str:
@@ -126,6 +169,11 @@ def _record_tokenizer(workdir: Path) -> None:
 
 def _origin(published: Published) -> dict:
     return {"from": str(published.folder), "model_type": published.model_type, "twice": published.twice}
+
+
+def _origin_of(path: Path) -> dict:
+    """Return the same of any model, for an export whose tensors are no longer those of the folder."""
+    return {"model_type": model_type_of(path)} if is_published(path) else read_config(path).get("published", {})
 
 
 def _load(source: Source, mesh: Mesh) -> nnx.State:

@@ -195,6 +195,17 @@ def place_rows(*arrays: np.ndarray, mesh: Mesh | None = None) -> tuple:
     return tuple(map(placed, arrays))
 
 
+def mesh_sizes(text: str) -> dict[str, int]:
+    """Parse the flag --mesh, "fsdp=4,tensor=2", to {"fsdp": 4, "tensor": 2}. Raises: UserError."""
+    sizes = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in AXES or not size.removeprefix("-").isdecimal():
+            raise UserError(f"--mesh={text}: {part!r} is no axis=size; axes are {', '.join(AXES)}")
+        sizes[axis] = int(size)
+    return sizes
+
+
 def shardings(tree, mesh: Mesh):
     """Return a tree of NamedShardings for a tree of nnx variables (parameters or moments, abstract or not) and plain arrays.
 
