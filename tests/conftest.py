@@ -7,6 +7,7 @@ The flags must be set before jax is imported. The verbs that tests start compile
 
 import gc
 import os
+import signal
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +21,10 @@ FAST_TO_COMPILE = (
 if tuple(map(int, version("jaxlib").split(".")[:3])) < (0, 11, 2):  # XLA ends the process at a flag that it no longer knows
     FAST_TO_COMPILE += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8 {FAST_TO_COMPILE}"
+
+# Shells start background jobs with SIGINT ignored, and children inherit that; tests send it to children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 MAPS = 40_000  # memory maps of a process; the kernel allows 65,530, and each compiled program has several
