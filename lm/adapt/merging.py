@@ -28,6 +28,7 @@ from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import logical_axes, reshard
+from lm.progress import shown
 
 OF_A_BASE = ("task_arithmetic", "ties", "dare_linear", "dare_ties")
 PARALLEL = 0.9995  # cosine beyond which SLERP is linear, because sin Ω is close to 0
@@ -62,10 +63,10 @@ def merge(config: ModelConfig, recipe: Recipe, models: Sequence[nnx.State], base
     check(recipe, len(models), base is not None)
     first, *others = map(arrays_of, (models if base is None else (base, *models)))
     merged, axes = {}, _axes(config)
-    for name, x in first.items():
+    for name, x in shown(first.items(), "merge", len(first)):
         key = jax.random.fold_in(jax.random.key(recipe.seed), zlib.crc32(name.encode()) & 0x7FFFFFFF)
         one = jax.jit(functools.partial(_each, recipe, axes[name]), out_shardings=x.sharding)
-        merged[name] = one(key, x, *(other[name] for other in others))
+        merged[name] = jax.block_until_ready(one(key, x, *(other[name] for other in others)))
     return combined(config, merged)
 
 
@@ -151,11 +152,14 @@ def _sum_of_tasks(recipe: Recipe, key: Array, tasks: list[Array]) -> Array:
 
 
 def largest(x: Array, density: float) -> Array:
-    """Return x with zeros but for the share `density` of the largest magnitudes, at least one; of equals the earlier."""
+    """Return x with zeros but for the share `density` of the largest magnitudes; of equals the earlier.
+
+    A density above 0 keeps at least one.
+    """
     if density >= 1:
         return x
-    order = jnp.argsort(-jnp.abs(x.ravel()))
-    keep = jnp.zeros(x.size, bool).at[order[: max(1, int(density * x.size))]].set(True)
+    count = max(1, int(density * x.size)) if density > 0 else 0
+    keep = jnp.zeros(x.size, bool).at[jnp.argsort(-jnp.abs(x.ravel()))[:count]].set(True)
     return jnp.where(keep.reshape(x.shape), x, 0.0)
 
 

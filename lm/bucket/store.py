@@ -17,7 +17,7 @@ PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 AT_ONCE = 8  # objects
 WHOLE = 64 << 20  # bytes; a smaller file is read before it is sent, so it may grow meanwhile
 PAUSES = (1, 3, 9)  # seconds before a read is tried again
-CONNECT, ANSWER = 30, 60  # seconds for a connection, and until the next bytes of an answer, before a request is tried again
+CONNECT, ANSWER = 30, 60  # seconds for a connection to Google, and until the next bytes of an answer, before another try
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ def open_system(url: str):
     import fsspec
 
     try:
-        return fsspec.core.url_to_fs(url, use_listings_cache=False, **_patience(url.partition("://")[0]))
+        return fsspec.core.url_to_fs(url, use_listings_cache=False, **_options(url))
     except ImportError as error:
         package = PACKAGES.get(url.partition("://")[0])
         cure = f"needs {package}: pip install -r requirements-buckets.txt, or pip install {package}" if package else str(error)
@@ -51,13 +51,13 @@ def open_system(url: str):
         raise Refused(f"{url}: {error}") from None
 
 
-def _patience(scheme: str) -> dict:
+def _options(url: str) -> dict:
     """Options of a driver. gcsfs would wait five minutes for an answer, and end the fetch of a large file after that time."""
-    if scheme == "gs":
-        import aiohttp
+    if not url.startswith("gs://"):
+        return {}
+    import aiohttp
 
-        return {"requests_timeout": aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=ANSWER)}
-    return {"config_kwargs": {"connect_timeout": CONNECT, "read_timeout": ANSWER}} if scheme == "s3" else {}
+    return {"requests_timeout": aiohttp.ClientTimeout(total=None, sock_connect=CONNECT, sock_read=ANSWER)}
 
 
 @contextlib.contextmanager
@@ -148,7 +148,7 @@ class Store:
                     return
                 if content is None:
                     self._system.put_file(str(path), self._path(name))
-                elif self.url.startswith("gs") and (content.endswith(b"\r") or b"\n--==0==" in content):
+                elif self.url.startswith("gs://") and (content.endswith(b"\r") or b"\n--==0==" in content):
                     # gcsfs sends small objects between lines "--==0==" that end in "\n" alone: a "\r" before them gets lost.
                     with self._system.open(self._path(name), "wb", autocommit=False) as alone:
                         alone.write(content)
