@@ -69,6 +69,7 @@ def train(config, workdir: Path) -> None:
     from lm.reports.train import drawn, mixture, write_report
     from lm.train import loop
     from lm.train.epochs import choose_steps
+    from lm.train.evaluator import Evaluator, valid_batches
     from lm.train.feed import Feed
     from lm.train.fit import check_memory
     from lm.train.rates import choose_rate
@@ -105,16 +106,14 @@ def train(config, workdir: Path) -> None:
     warnings = warnings_of(weights, batches.sizes, batches.epochs(config.steps), config.steps, rows)
     for line in warnings if hosts.is_first() else ():
         print(f"warning: {line}", flush=True)
-    valid = None
-    if config.data.valid_fraction > 0:
-        valid = TextBatches(dataset, "valid", batch_size=config.batch_size, shuffle=False)
+    valid = valid_batches(dataset, config.batch_size) if config.data.valid_fraction > 0 else None
 
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)
         try:
             start = functools.partial(initial_params, config, mesh)
             stream = Feed(batches, mesh)
-            validate = valid and loop.Evaluator(trainer, Feed(valid, mesh), tokenizer, config.model.vocab_size)
+            validate = valid and Evaluator(trainer, valid, mesh, tokenizer, config.model.vocab_size)
             measure = in_loop.measuring(evals, workdir, skeleton(model_config_of(config))[0], tokenizer)
             result = loop.train(config, trainer, mesh, stream, validate, workdir, start, measure=measure)
         except loop.Stopped as stopped:

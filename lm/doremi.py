@@ -46,6 +46,7 @@ def search(config, workdir: Path) -> None:
     from lm.train import loop
     from lm.train.doremi import average, proxy_trainer
     from lm.train.epochs import choose_steps
+    from lm.train.evaluator import Evaluator, valid_batches
     from lm.train.feed import Feed
     from lm.train.fit import check_memory
     from lm.train.rates import choose_rate
@@ -80,16 +81,14 @@ def search(config, workdir: Path) -> None:
         )
     uniform = {name: 1 / len(names) if name in names else 0.0 for name in given.ranges}
     even = read(weights=[Rule(0.0, "shares", uniform)], with_sources=True)
-    valid = None
-    if config.data.valid_fraction > 0:
-        valid = TextBatches(dataset, "valid", batch_size=config.batch_size, shuffle=False)
+    valid = valid_batches(dataset, config.batch_size) if config.data.valid_fraction > 0 else None
     if hosts.is_first():
         for run in runs:
             save_record(config, run)
 
     with jax.set_mesh(mesh):
         trainer, start = make_trainer(config), functools.partial(initial_params, config, mesh)
-        validate = valid and loop.Evaluator(trainer, Feed(valid, mesh), tokenizer, config.model.vocab_size)
+        validate = valid and Evaluator(trainer, valid, mesh, tokenizer, config.model.vocab_size)
         try:
             stream = Feed(given, mesh)
             known = loop.train(config, trainer, mesh, stream, validate, reference, start)

@@ -40,6 +40,7 @@ class Chart(NamedTuple):
 CHARTS = (
     Chart("loss", "Training loss", "nats per token", True),
     Chart("valid_bits_per_byte", "Validation", "bits per byte"),
+    Chart("valid_bits_per_byte/*", "Validation of a source", "bits per byte"),
     Chart("valid_loss", "Validation loss", "nats per token"),
     Chart("reward", "Reward", "mean over completions", True),
     Chart("valid_reward", "Held-out reward", "mean over completions"),

@@ -34,6 +34,7 @@ from lm.train.speed import mfu_formula
 from lm.train.step import model_config_of
 from lm.workdir import kept_json
 
+MEASURED = ("valid_loss", "valid_bits_per_byte")
 BASELINES = ("unigram", "3-gram", "5-gram")
 
 COUNTS = {  # rows of the data table; the columns are the sources
@@ -191,11 +192,11 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
         workdir: an existing directory.
         report: any of these keys. Loss is in nats per token; `mfu` is a fraction of the peak, `tflops` 1e12 FLOP per second.
             title, finished (bool), config (nested), machine (lm.reports.page.machine), provenance (lm/reports/provenance.py),
-            before {loss, bits_per_byte} (of the model that the run starts from), parameters (count),
+            before {loss, bits_per_byte, bits_per_byte/SOURCE} (of the model that the run starts from), parameters (count),
             parameter_table {part: count}, tokenizer {vocab_size, bytes_per_token},
             data {sources: {name: {a key of COUNTS: count}}, notes (how they were counted: list of str)},
             mixture (see `mixture`),
-            validation {loss, bits_per_byte, tokens, bytes, unigram, 3-gram, 5-gram (bits per byte)},
+            validation {loss, bits_per_byte, bits_per_byte/SOURCE, tokens, bytes, unigram, 3-gram, 5-gram (bits per byte)},
             samples [{prompt, text}], throughput {tokens_per_second, tflops, mfu, mfu_formula},
             stages {name: seconds}, training {steps, tokens, skipped, rewinds}.
 
@@ -207,7 +208,8 @@ def write(workdir: str | os.PathLike, report: dict) -> None:
     metrics = workdir / "metrics.jsonl"
     train, valid = load_metrics(metrics) if metrics.exists() else ([], [])
     if valid and valid[0]["step"] == 0 and "valid_bits_per_byte" in valid[0]:
-        report["before"] = plain({key: valid[0].get(f"valid_{key}") for key in ("loss", "bits_per_byte")})
+        kept = {key.removeprefix("valid_"): value for key, value in valid[0].items() if key.startswith(MEASURED)}
+        report["before"] = plain(kept)
     report["verdict"] = verdict(report.get("validation") or {}, report.get("before") or {}) or _unmeasured(report)
     report["next"] = next_steps(report, workdir)
     if profile := traced(workdir):
@@ -229,6 +231,7 @@ def html(report: dict, train: Sequence[dict] = (), valid: Sequence[dict] = ()) -
         report,
         verdict=verdict(validation, before) or _unmeasured(report),
         bars=_bars(validation, before),
+        by_source=by_source(validation, before),
         curves=_curves(report, train, valid),
         rows=rows,
         epochs=epochs_text(rows),
@@ -263,6 +266,12 @@ def _unmeasured(report: Mapping) -> str | None:
     if not report.get("finished") or report.get("validation"):
         return None
     return "Nothing was measured: the run held out no text."
+
+
+def by_source(validation: Mapping, before: Mapping = {}) -> list[tuple[str, float | None, float]]:
+    """Return (source, bits per byte before the run, and after it) if the validation text is of several sources."""
+    names = [key.partition("/")[2] for key in validation if key.startswith("bits_per_byte/")]
+    return [(name, before.get(f"bits_per_byte/{name}"), validation[f"bits_per_byte/{name}"]) for name in names]
 
 
 def _bars(validation: Mapping, before: Mapping) -> list[tuple[str, float]]:
@@ -336,6 +345,9 @@ def _curves(report: dict, train: Sequence[dict], valid: Sequence[dict]) -> list[
                 ax.plot(*thin(*curve), **style, **dots(curve, marker))
             legend(ax)
 
+        if task == "bits_per_byte":
+            chart("Bits per byte of each source", "of held-out text; lower is better", "bits per byte", draw_task)
+            continue
         unit = found[0].partition("/")[2] if len(found) == 1 else "metric"
         chart(task, "evaluated during training", unit, draw_task)
 

@@ -12,13 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from flax import nnx
 from jax.experimental import multihost_utils
 
-from data.text.tokenizer import Tokenizer
 from lm import sizing
 from lm.adapt import lora, quantize
 from lm.bucket.places import with_urls
@@ -28,13 +26,12 @@ from lm.model.linear import trainable
 from lm.parallel import memory
 from lm.parallel.context import sequences_whole
 from lm.parallel.hosts import is_first
-from lm.parallel.mesh import spec
 from lm.parallel.pipeline import schedule
 from lm.train import compiler, find_nan, keeping
 from lm.train.alerts import alert
 from lm.train.divergence import Diverged as Diverged
 from lm.train.divergence import respond, unsound
-from lm.train.feed import Feed, Stream, summed
+from lm.train.feed import Stream
 from lm.train.metrics import Log
 from lm.train.profile import Profile
 from lm.train.rewind import Rewinds, Rewound
@@ -298,37 +295,6 @@ def _train(config, trainer, mesh, stream, validate, workdir, start, rewinds, fro
         "tokens_per_second": rate,
         "seconds": seconds,
     }
-
-
-class Evaluator:
-    """Validation loss over all batches of the split, or over some, spread evenly over its sources."""
-
-    def __init__(self, trainer: Trainer, feed: Feed, tokenizer: Tokenizer, vocab_size: int):
-        self._feed = feed
-        table = np.zeros(vocab_size, np.float32)
-        table[: tokenizer.vocab_size] = tokenizer.bytes_per_token
-        bytes_V = jnp.asarray(table)
-
-        def sums(params, batch):
-            objective = trainer.evaluate(params, batch)
-            target_bytes = bytes_V.at[batch["targets"]].get(out_sharding=spec("batch", "length"))
-            counted = jnp.sum(batch["weights"] * target_bytes)
-            return {"nll": objective["metrics"]["loss"][0], "weight": objective["weight"], "bytes": counted}
-
-        self._step = jax.jit(sums)
-
-    def __call__(self, params, at_most: int | None = None) -> dict:
-        """Return {"loss": nats per token, "bits_per_byte": Σ nll / (ln 2 · Σ bytes), "tokens", "bytes"}.
-
-        The end-of-document token is a target with an nll and 0 bytes.
-        """
-        totals = summed(functools.partial(self._step, params), self._feed.spread(at_most))
-        return {
-            "loss": totals["nll"] / max(1.0, totals["weight"]),
-            "bits_per_byte": totals["nll"] / np.log(2) / max(1.0, totals["bytes"]),
-            "tokens": int(totals["weight"]),
-            "bytes": int(totals["bytes"]),
-        }
 
 
 class _Stop:

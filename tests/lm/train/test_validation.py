@@ -11,8 +11,8 @@ from configs.train import default
 from data.text.sizes import parse_sizes
 from lm.align.run import Validation
 from lm.parallel.mesh import make_mesh
+from lm.train.evaluator import Evaluator
 from lm.train.feed import Feed
-from lm.train.loop import Evaluator
 from lm.train.step import Trainer
 
 B, T, N = 8, 4, 12
@@ -51,7 +51,7 @@ def trainer(before=lambda x: x):
 
 def validations(batches, mesh, before=lambda x: x):
     config = default.get_config()
-    yield Evaluator(trainer(before), Feed(batches, mesh), Bytes, 32)
+    yield Evaluator(trainer(before), {"text": batches}, mesh, Bytes, 32)
     yield Validation(config, trainer(before), Feed(batches, mesh), None, [], None, None)
 
 

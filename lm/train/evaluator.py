@@ -1,0 +1,70 @@
+"""The validation of text: nats per token and bits per byte of all sources together, and bits per byte of each."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from data.text.batches import Batches, TextBatches
+from data.text.tokenizer import Tokenizer
+from data.text.weights import Rule
+from lm.parallel.mesh import spec
+from lm.train.feed import Feed, summed
+from lm.train.step import Trainer
+
+
+def valid_batches(dataset: Path, batch_size: int) -> dict[str, TextBatches]:
+    """Return the validation batches of a dataset by source, each of one source. Raises: UserError: it holds out no text."""
+
+    def batches(**chosen) -> TextBatches:
+        return TextBatches(dataset, "valid", batch_size=batch_size, shuffle=False, **chosen)
+
+    return {name: batches(weights=[Rule(0.0, "shares", {name: 1.0})]) for name in batches().ranges}
+
+
+class Evaluator:
+    """Validation loss over all batches, or over some, spread evenly over the sources. batches: of each source, on a mesh."""
+
+    def __init__(self, trainer: Trainer, batches: Mapping[str, Batches], mesh: Mesh, tokenizer: Tokenizer, vocab_size: int):
+        self._feeds = {name: Feed(one, mesh) for name, one in batches.items()}
+        self._batches = {name: one.num_batches for name, one in batches.items()}
+        table = np.zeros(vocab_size, np.float32)
+        table[: tokenizer.vocab_size] = tokenizer.bytes_per_token
+        bytes_V = jnp.asarray(table)
+
+        def sums(params, batch):
+            objective = trainer.evaluate(params, batch)
+            target_bytes = bytes_V.at[batch["targets"]].get(out_sharding=spec("batch", "length"))
+            counted = jnp.sum(batch["weights"] * target_bytes)
+            return {"nll": objective["metrics"]["loss"][0], "weight": objective["weight"], "bytes": counted}
+
+        self._step = jax.jit(sums)
+
+    def __call__(self, params, at_most: int | None = None) -> dict:
+        """Return {"loss": nats per token, "bits_per_byte": Σ nll / (ln 2 · Σ bytes), "tokens", "bytes"}.
+
+        With several sources also "bits_per_byte/NAME" of each. at_most: batches over all sources, but at least one of each.
+        The end-of-document token is a target with an nll and 0 bytes.
+        """
+        sizes, total = self._batches, sum(self._batches.values())
+        if at_most is not None:
+            sizes = {name: max(1, min(at_most, total) * size // total) for name, size in sizes.items()}
+        step = functools.partial(self._step, params)
+        found = {name: summed(step, feed.spread(sizes[name])) for name, feed in self._feeds.items()}
+        totals = {key: sum(sums[key] for sums in found.values()) for key in ("nll", "weight", "bytes")}
+        each = {f"bits_per_byte/{name}": _bits_per_byte(sums) for name, sums in found.items()}
+        return {
+            "loss": totals["nll"] / max(1.0, totals["weight"]),
+            "bits_per_byte": _bits_per_byte(totals),
+            **(each if len(each) > 1 else {}),
+            "tokens": int(totals["weight"]),
+            "bytes": int(totals["bytes"]),
+        }
+
+
+def _bits_per_byte(sums: Mapping[str, float]) -> float:
+    return sums["nll"] / np.log(2) / max(1.0, sums["bytes"])
