@@ -70,6 +70,27 @@ def test_as_batch_by_batch(at_most):
     assert examples.keys() == {"loss"}  # a measure of nothing is left out
 
 
+def test_each_source_and_all_together():
+    class Other(Counted):
+        num_batches = 3
+
+    mesh = make_mesh(default.get_config().mesh)
+    with jax.set_mesh(mesh):
+        params = jnp.float32(1e-3)
+
+        def validated(at_most=None, **sources):
+            return Evaluator(trainer(), sources, mesh, Bytes, 32)(params, at_most)
+
+        both, one, other = validated(one=Counted(), other=Other()), validated(one=Counted()), validated(other=Other())
+        few = validated(5, one=(many := Counted()), other=(three := Other()))
+    assert "bits_per_byte/one" not in one
+    assert both["bits_per_byte/one"] == one["bits_per_byte"] and both["bits_per_byte/other"] == other["bits_per_byte"]
+    assert both["tokens"] == one["tokens"] + other["tokens"]
+    nll = one["loss"] * one["tokens"] + other["loss"] * other["tokens"]
+    assert both["loss"] == pytest.approx(nll / both["tokens"], rel=1e-6)
+    assert len(many.read) == 4 and len(three.read) == 1 and few["tokens"] < both["tokens"]
+
+
 @pytest.mark.parametrize("which", [0, 1], ids=["text", "examples"])
 def test_the_next_batches_are_read_while_one_is_computed(which):
     mesh, batches, seen = make_mesh(default.get_config().mesh), Counted(), []
