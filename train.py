@@ -111,7 +111,7 @@ def train(config, workdir: Path) -> None:
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)
         try:
-            start = functools.partial(initial_params, config, mesh)
+            start = functools.partial(initial_params, config, mesh, tokenizer)
             stream = Feed(batches, mesh)
             validate = valid and Evaluator(trainer, valid, mesh, tokenizer, config.model.vocab_size)
             measure = in_loop.measuring(evals, workdir, skeleton(model_config_of(config))[0], tokenizer)

@@ -87,7 +87,7 @@ def search(config, workdir: Path) -> None:
             save_record(config, run)
 
     with jax.set_mesh(mesh):
-        trainer, start = make_trainer(config), functools.partial(initial_params, config, mesh)
+        trainer, start = make_trainer(config), functools.partial(initial_params, config, mesh, tokenizer)
         validate = valid and Evaluator(trainer, valid, mesh, tokenizer, config.model.vocab_size)
         try:
             stream = Feed(given, mesh)

@@ -29,6 +29,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.valid_fraction = 0.01  # fraction of documents for validation; 0: no validation
     config.data.max_valid_bytes = 1_000_000  # of validation text, over all sources
     config.data.tokenizer_sample_bytes = 16_000_000  # of text that a new tokenizer is trained on
+    # Pieces to add to the vocabulary of init_from, learnt from the text: fewer tokens for the words of a domain. 0: none.
+    config.data.new_pieces = 0
     config.data.log_ids = False  # write ids.jsonl: the row ids of each step's batch
 
     # All keys of lm/config.py, which explains them, with sections rope, mla, moe, adapter, quantization and pipeline. Set here

@@ -5,12 +5,14 @@ The ids are those of `tokenizers`, with one exception: the text of a special tok
 tokenizers. The JSON files in the same folder name the begin, end and padding tokens.
 """
 
+import collections
 import contextlib
 import copy
 import functools
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import numpy as np
 import tokenizers
 
 from data.text import gguf_tokenizer
-from data.text.sentencepiece_tokenizer import scrub
+from data.text.sentencepiece_tokenizer import SPACE, scrub
 from lm import saving, strangers
 from lm.errors import UserError
 from lm.gguf_file import find_gguf, open_gguf
@@ -156,6 +158,26 @@ class HFTokenizer:
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of `ids`. Invalid UTF-8, as after a cut inside a character, becomes U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
+
+    @property
+    def byte_pairs(self) -> tokenizers.models.Model:
+        """Return the model that cuts a word, as its tokenizer spells it, into pieces."""
+        return self._tokenizer.model
+
+    def words(self, texts: Iterable[str]) -> collections.Counter[str]:
+        """Return how often each word occurs in texts: what the model cuts into pieces, in the tokenizer's spelling.
+
+        A tokenizer that does not split texts gives words that begin with their spaces.
+        """
+        found: collections.Counter[str] = collections.Counter()
+        normalizer, splitter = self._tokenizer.normalizer, self._tokenizer.pre_tokenizer
+        for text in texts:
+            text = scrub(text) if normalizer is None else normalizer.normalize_str(scrub(text))
+            if splitter is None:
+                found.update(re.findall(f"{SPACE}*[^{SPACE}]+", text))
+            else:
+                found.update(word for word, _ in splitter.pre_tokenize_str(text))
+        return found
 
     def with_chat_template(self, template: str) -> "HFTokenizer":
         """Return this tokenizer with another chat template, which is saved with it."""

@@ -27,6 +27,7 @@ from data.text.fingerprints import (
     undamaged,
     wait_for,
 )
+from data.text.grow import extends, grow
 from data.text.split import digest_of, survey
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.errors import UserError
@@ -51,9 +52,10 @@ def prepare_text(
     if (ready := ready_dataset(config.data.input)) is not None:
         return *_linked(config, workdir, ready), stages
     given = load_tokenizer(config.tokenizer) if config.tokenizer is not None else None
-    tokenizer = _own_tokenizer(workdir) or given
+    tokenizer = _own_tokenizer(workdir) or (None if config.data.new_pieces else given)
     if tokenizer:
-        if given and given.fingerprint != tokenizer.fingerprint:
+        same = given is None or given.fingerprint == tokenizer.fingerprint
+        if not same and not (config.data.new_pieces and extends(tokenizer, given)):
             raise UserError(
                 f"tokenizer: {config.tokenizer} differs from the run's tokenizer in {workdir}; use another --workdir"
             )
@@ -67,7 +69,7 @@ def prepare_text(
         sources = _sources(config)
         if config.data.input is None:  # parsing it takes longer than all passes over its text
             sources = [spooled(source, Path(spool)) for source in sources]
-        tokenizer, folder = _two_passes(config, workdir, sources, tokenizer, stages, Path(spool))
+        tokenizer, folder = _two_passes(config, workdir, sources, tokenizer, given, stages, Path(spool))
     return tokenizer, folder, stages
 
 
@@ -93,6 +95,10 @@ def _linked(config, workdir: Path, ready: Path) -> tuple[Tokenizer, Path]:
     Raises: UserError: the run has another tokenizer or sequence length.
     """
     tokenizer, statistics = load_tokenizer(ready), prepared(ready)
+    if config.data.new_pieces:
+        raise UserError(
+            f"data.new_pieces={config.data.new_pieces}: the dataset {ready} is tokenized already; leave the key out"
+        )
     if statistics["sequence_length"] != config.sequence_length:
         raise UserError(
             f"sequence_length={config.sequence_length}: the dataset {ready} has rows of {statistics['sequence_length']} tokens"
@@ -138,10 +144,17 @@ def _is_prepared(config, folder: Path) -> bool:
 
 
 def _two_passes(
-    config, workdir: Path, sources: list[Source], tokenizer: Tokenizer | None, stages: dict[str, float], scratch: Path
+    config,
+    workdir: Path,
+    sources: list[Source],
+    tokenizer: Tokenizer | None,
+    given: Tokenizer | None,
+    stages: dict[str, float],
+    scratch: Path,
 ) -> tuple[Tokenizer, Path]:
+    """Split the text, train a tokenizer if there is none or add pieces to the given one, and pack the rows."""
     found = input_files(config.data.input)
-    if tokenizer is None:
+    if tokenizer is None and given is None:
         sentencepiece_tokenizer.check_vocab_size(config.model.vocab_size)
     with _Stage(stages, "survey") as progress:
         kept = survey(
@@ -157,12 +170,16 @@ def _two_passes(
         with _Stage(stages, "tokenizer") as progress:
             chunks = kept.sample()
             progress("training", sum(map(len, chunks)))
-            tokenizer = sentencepiece_tokenizer.fit(
-                chunks, scratch / "tokenizer.model", vocab_size=config.model.vocab_size, threads=os.cpu_count() or 1
-            )
+            if given is None:
+                tokenizer = sentencepiece_tokenizer.fit(
+                    chunks, scratch / "tokenizer.model", vocab_size=config.model.vocab_size, threads=os.cpu_count() or 1
+                )
+            else:
+                tokenizer = grow(given, chunks, config.data.new_pieces, scratch)
         check_tokenizer(workdir, tokenizer.fingerprint)  # if the run's tokenizer was deleted, the new one must be equal
     if not _own_tokenizer(workdir):
         tokenizer.save(workdir)
+        tokenizer = load_tokenizer(workdir)  # its files stay, those in `scratch` do not
     record_tokenizer(workdir, tokenizer.fingerprint)
     folder = _folder(config, tokenizer, workdir)
     if folder.exists() and _is_prepared(config, folder):  # only the tokenizer had been lost

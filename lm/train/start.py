@@ -8,9 +8,12 @@ import jax
 import ml_collections
 from flax import nnx
 
+from data.text.grow import old_pieces
+from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.adapt.lora import with_adapter
 from lm.adapt.quantize import quantize
 from lm.adapt.score import with_score_head
+from lm.adapt.vocabulary import with_pieces
 from lm.config import Adapter, ModelConfig, Quantization
 from lm.convert.source import config_of, open_source
 from lm.errors import UserError
@@ -45,6 +48,10 @@ def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
             )
         if model[section][size] and not config.model[section][size]:
             _put(config.model[section], model[section])
+    if not saved and config.data.get("new_pieces"):
+        model["vocab_size"] = max(
+            model["vocab_size"], load_tokenizer(config.tokenizer or config.init_from).vocab_size + config.data.new_pieces
+        )
     _put(config.model, {key: value for key, value in model.items() if key not in (*OWN, "dtype")})
     if config.model.positions != "learned":  # the context grows to the training length
         config.model.max_positions = max(config.model.max_positions, config.sequence_length)
@@ -60,8 +67,11 @@ def _put(section: ml_collections.ConfigDict, values: Mapping) -> None:
             section[key] = value
 
 
-def initial_params(config: ml_collections.ConfigDict, mesh) -> nnx.State | None:
-    """Return the float32 weights of `init_from` on the current mesh, quantised and with fresh adapters if configured."""
+def initial_params(config: ml_collections.ConfigDict, mesh, tokenizer: Tokenizer | None = None) -> nnx.State | None:
+    """Return the float32 weights of `init_from` on the current mesh, quantised and with fresh adapters if configured.
+
+    tokenizer: the run's own, which has more pieces than that of `init_from` if data.new_pieces is set.
+    """
     if not config.init_from:
         return None
     source, wanted = open_source(config.init_from), model_config_of(config)
@@ -73,6 +83,9 @@ def initial_params(config: ml_collections.ConfigDict, mesh) -> nnx.State | None:
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract, shardings(abstract, mesh)
         )
     )
+    if config.data.get("new_pieces"):
+        old = load_tokenizer(config.tokenizer)
+        base, params = with_pieces(base, params, old_pieces(tokenizer, old), old.vocab_size, wanted.vocab_size)
     if wanted.quantization != base.quantization and wanted.quantization != Quantization():
         base, params = quantize(base, params, wanted.quantization)
     if wanted.adapter != base.adapter and wanted.adapter != Adapter():

@@ -43,6 +43,7 @@ RANGES = {
     "data.max_bytes": (1, None),
     "data.max_valid_bytes": (0, None),
     "data.tokenizer_sample_bytes": (1, None),
+    "data.new_pieces": (0, 1_000_000),
     "data.max_examples": (1, None),
     "data.max_valid_examples": (0, None),
     "rollout.max_new_tokens": (1, MOST),
@@ -65,6 +66,8 @@ def check_values(config) -> None:
             raise UserError(f"{key}={value} must be at least {least}" + (f" and at most {most}" if most is not None else ""))
     if config.epochs is not None and not 0 < config.epochs < math.inf:
         raise UserError(f"epochs={config.epochs} must be above 0")
+    if config.data.get("new_pieces"):
+        _check_growth(config)
     if not 0 <= config.data.valid_fraction < 1:
         raise UserError(f"data.valid_fraction={config.data.valid_fraction} must be at least 0 and below 1")
     parse_trackers(config.get("trackers", ""))  # raises UserError
@@ -89,6 +92,17 @@ def check_values(config) -> None:
     if not all(isinstance(prompt, str) for prompt in config.samples):
         raise UserError(f"samples={config.samples} must be texts, such as ('def ', 'The ')")
     model_of(config)  # raises UserError if the model cannot be built
+
+
+def _check_growth(config) -> None:
+    """Raise UserError for a vocabulary that cannot grow, or whose new pieces would not be trained."""
+    asked = f"data.new_pieces={config.data.new_pieces}"
+    if not config.init_from:
+        raise UserError(f"{asked} needs init_from, a model whose vocabulary grows; for a new model, set model.vocab_size")
+    if config.model.adapter.rank:
+        raise UserError(
+            f"{asked} needs training of all weights, since an adapter does not train the embedding: set model.adapter.rank=0"
+        )
 
 
 def profiled_steps(text: str) -> range:
