@@ -15,8 +15,9 @@ def get_config(kind: str = ""):
         raise ValueError(f"configs/train/domain.py:{kind}: only :adapter can follow the name")
     config = default.get_config()
     config.data.weights = "domain=3,general=1"  # a quarter of replay (Ibrahim et al. 2024 try 1 to 50 %)
-    config.data.max_valid_bytes = 300_000
-    config.steps = 60
+    config.data.valid_fraction = 0.03
+    config.data.max_valid_bytes = 400_000
+    config.steps = 40
     config.batch_size = 8
     config.sequence_length = 512
     # Warmed up again, to a rate far below that of pretraining, since a small corpus needs few steps.

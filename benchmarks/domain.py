@@ -1,0 +1,100 @@
+"""How much does continued pretraining gain on a domain, and how much is forgotten? With replay of general text and without.
+
+    npm pack spdx-license-list && tar xzf spdx-license-list-*.tgz    # law; Debian's python3-doc has the technical text
+    python -m benchmarks.domain --domain=FOLDER --general=FOLDER [--other=FOLDER] --init_from=MODEL --out=runs/domain
+
+Runs train.py with configs/train/domain.py for each seed, which also draws the held-out documents, and once without replay. The
+text of --other is never trained on. The quiz: which of four continuations of a held-out passage of the domain is the true one?
+The three others come from elsewhere in the held-out text of the domain; chance is 0.25. Finished runs are not run again. Prints
+one JSON object a run: bits per byte of each source and accuracy of the quiz, before and after.
+"""
+
+import argparse
+import json
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from data.text.dataset import open_split
+from data.text.tokenizer import load_tokenizer
+
+CONTEXT, CONTINUATION, CHOICES = 300, 80, 4  # characters, characters, answers of a question
+QUIZ = """kind: choice
+data: quiz.jsonl
+doc_to_text: "{{passage}}"
+target_delimiter: ""
+doc_to_choice: continuations
+doc_to_target: right
+metric_list: [acc]
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name in ("domain", "general", "init_from"):
+        parser.add_argument(f"--{name}", required=True)
+    parser.add_argument("--other")
+    parser.add_argument("--out", type=Path, default=Path("runs/domain"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("options", nargs="*", help="more flags of train.py, after --")
+    given = parser.parse_args()
+    for seed in range(given.seeds):
+        print(json.dumps({"seed": seed, "replay": True} | measured(given, seed, None)), flush=True)
+    print(json.dumps({"seed": 0, "replay": False} | measured(given, 0, "domain=1")), flush=True)
+
+
+def measured(given, seed: int, weights: str | None) -> dict:
+    """Return {"bits_per_byte": {source: [before, after]}, "quiz": [before, after]} of a run."""
+    workdir = given.out / (f"seed{seed}" + ("" if weights is None else "-no-replay"))
+    sources = {"domain": given.domain, "general": given.general} | ({"other": given.other} if given.other else {})
+    keys = {
+        "init_from": given.init_from,
+        "seed": seed,
+        "data.input": ",".join(f"{name}={path}" for name, path in sources.items()),
+    }
+    keys |= {} if weights is None else {"data.weights": weights}
+    run("train.py", "configs/train/domain.py", workdir, keys, given.options)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    first, *_, last = (line for line in lines if "valid_loss" in line)
+    bits = {name: [line[f"valid_bits_per_byte/{name}"] for line in (first, last)] for name in sources}
+    task = quiz(workdir, given.questions, seed)
+    right = []
+    for model in (given.init_from, workdir):
+        place = workdir / ("quiz-before" if model is given.init_from else "quiz-after")
+        run("evaluate.py", "configs/evaluate/default.py", place, {"checkpoint": model, "tasks": task})
+        right.append(json.loads((place / "results.json").read_text())["results"]["quiz"]["acc"])
+    return {"bits_per_byte": bits, "quiz": right}
+
+
+def quiz(workdir: Path, questions: int, seed: int) -> Path:
+    """Write WORKDIR/quiz.yaml and its questions, from the held-out text of the domain."""
+    tokenizer, (dataset, *_) = load_tokenizer(workdir), (workdir / "data").iterdir()
+    rows = open_split(dataset, "domain", "valid")
+    texts = [tokenizer.decode(rows[n]["tokens"]) for n in range(len(rows))]
+    draw, cuts = random.Random(seed), []
+    for text in texts:  # a continuation begins with the space before a word
+        cuts += [
+            (text[m.start() - CONTEXT : m.start()], text[m.start() : m.start() + CONTINUATION])
+            for m in re.finditer(r" \w", text)
+            if m.start() >= CONTEXT and m.start() + CONTINUATION <= len(text)
+        ]
+    found = []
+    for passage, right in draw.sample(cuts, min(questions, len(cuts))):
+        wrong = [continuation for _, continuation in draw.sample(cuts, CHOICES - 1)]
+        place = draw.randrange(CHOICES)
+        found.append({"passage": passage, "continuations": [*wrong[:place], right, *wrong[place:]], "right": place})
+    (workdir / "quiz.jsonl").write_text("".join(json.dumps(item) + "\n" for item in found))
+    (workdir / "quiz.yaml").write_text(QUIZ)
+    return workdir / "quiz.yaml"
+
+
+def run(verb: str, config: str, workdir: Path, keys: dict, options=()) -> None:
+    line = [sys.executable, verb, f"--config={config}", f"--workdir={workdir}", *(f"--config.{k}={v}" for k, v in keys.items())]
+    subprocess.run([*line, *options], check=True, stdout=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()
