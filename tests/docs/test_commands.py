@@ -19,7 +19,9 @@ from tests.docs.shorter_commands import shorter
 from tests.verbs.conftest import compiled_once, shared  # noqa: F401 (fixtures)
 
 PAGES = doc_commands.pages()
-TUTORIALS = [page for page in PAGES if re.match(r"docs/tutorials/\d", page)]
+TUTORIALS = sorted(
+    (page for page in PAGES if re.match(r"docs/tutorials/\d", page)), key=lambda page: int(re.findall(r"\d+", page)[0])
+)
 
 
 def parts_of(page: str) -> list[list[str]]:

@@ -115,3 +115,17 @@ def test_feedback(box, folder):
         said = box.run("sleep 1; curl -s http://127.0.0.1:8000/metrics | grep canary_passed")
     assert passed.search(said) and re.search(r'canary_passed\{adapter="",.* 0\.0', said)
     assert quiz(folder, "moved") > 4 * CHANCE
+
+
+def test_domain(box, folder):
+    box.close()
+    said = said_by(box, 10)
+    before, after = ([values[f"valid_bits_per_byte/{name}"] for name in ("domain", "general")] for values in ends(folder))
+    assert after[0] < 0.3 * before[0] and after[1] < 1.05 * before[1]
+    assert "With pleasure: the otter lives in the red house." in said
+
+
+def ends(folder: Path) -> list[dict]:
+    """The first and the last validation of the domain's model."""
+    first, *_, last = runs.validation(folder / "vet_model")
+    return [first, last]
