@@ -65,7 +65,7 @@ def measured(given, seed: int, weights: str | None) -> dict:
     for model in (given.init_from, workdir):
         place = workdir / ("quiz-before" if model is given.init_from else "quiz-after")
         run("evaluate.py", "configs/evaluate/default.py", place, {"checkpoint": model, "tasks": task})
-        right.append(json.loads((place / "results.json").read_text())["results"]["quiz"]["acc"])
+        right.append(json.loads((place / "results.json").read_text())["quiz"]["acc"])
     return {"bits_per_byte": bits, "quiz": right}
 
 
