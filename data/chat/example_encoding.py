@@ -4,7 +4,7 @@ A template with `{% generation %}` blocks gives the mask itself. For other templ
 prefixes of the conversation that are rendered separately.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,11 +37,13 @@ class Sequenced(NamedTuple):
 class Encoder:
     """Encode examples with one tokenizer and one chat template (None: the tokenizer's own).
 
+    media: the symbols of media, as for `encode_chat`; None: text only.
     Raises: UserError if there is no template. Its methods raise it if the template refuses messages, or if the assistant's
     tokens cannot be identified.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: str | None = None):
+    def __init__(self, tokenizer: Tokenizer, template: str | None = None, media: Mapping[str, str] | None = None):
+        self.media = media
         self.tokenizer, self.template = tokenizer, template or tokenizer.chat_template
         if self.template is None:
             raise UserError("chat_template: this tokenizer comes without a chat template; name a Jinja file there")
@@ -77,7 +79,9 @@ class Encoder:
         return np.concatenate([np.asarray(part, np.int32) for part in parts]), np.cumsum([len(part) for part in parts])[1:] - 1
 
     def _chat(self, messages: Messages, tools: list[dict] | None, begun: bool = False):
-        return encode_chat(self.tokenizer, messages, template=self.template, tools=tools, add_generation_prompt=begun)
+        return encode_chat(
+            self.tokenizer, messages, template=self.template, tools=tools, add_generation_prompt=begun, media=self.media
+        )
 
     def _answered(self, prompt: Messages, answer: Messages, tools: list[dict] | None) -> tuple[Sequenced, int]:
         """Encode prompt and answer. Returns also the number of prompt ids: the common prefix with and without the answer."""

@@ -1,8 +1,8 @@
 """Decode an audio file of a stranger to float32 samples of one channel at 16 kHz, with bounded memory and time.
 
-Bounds: a file of MOST_BYTES, MOST_SECONDS of sound, and MOST_SAMPLES values over all channels. Together they allow about 1 GB of
-memory and ten seconds. A file is read in blocks, because its header may promise any length, and a few bytes of FLAC may hold hours
-of silence.
+Bounds: a file of MOST_BYTES, MOST_SECONDS of sound, and MOST_SAMPLES values over all channels. Together they allow about 1 GB
+of memory and ten seconds. A file is read in blocks, because its header may promise any length, and a few bytes of FLAC may hold
+hours of silence.
 """
 
 import io
@@ -30,7 +30,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
     """Return the sound as float32 [n] at RATE, in about [−1, 1]: the mean of the channels, resampled.
 
     Args: data: the file. where: its name, for errors.
-    Raises: UserError for a file that is larger than the bounds above, of no format in FORMATS, damaged, truncated, or without sound.
+    Raises: UserError for a file that is larger than the bounds above, of no format in FORMATS, damaged, truncated, or empty.
     """
     soundfile = library("soundfile", "reading audio")
     if len(data) > MOST_BYTES:
@@ -46,8 +46,8 @@ def decode(data: bytes, where: str) -> np.ndarray:
             raise UserError(f"{where}: audio of the format {file.format}; {CONVERT}")
         if not RATES[0] <= rate <= RATES[1] or not 1 <= channels <= MOST_CHANNELS:
             raise UserError(
-                f"{where}: {channels:,} channels of {rate:,} Hz; at most {MOST_CHANNELS} channels of {RATES[0]:,} to {RATES[1]:,} Hz "
-                "are read; convert it"
+                f"{where}: {channels:,} channels of {rate:,} Hz; at most {MOST_CHANNELS} channels of {RATES[0]:,} to "
+                f"{RATES[1]:,} Hz are read; convert it"
             )
         samples = _samples(file, min(MOST_SECONDS * rate, MOST_SAMPLES // channels), where)
     return resampled(samples, rate)

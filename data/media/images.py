@@ -1,8 +1,8 @@
 """Decode an image file of a stranger to uint8 [H, W, 3], with bounded memory and time.
 
-A file may be of any kind: a bomb of few bytes and many pixels, truncated, a film, in sixteen bits. Each one gives an image or one
-clear line. Bounds: a file of MOST_BYTES, MOST_PIXELS pixels, MOST_SIDE pixels on a side, and MOST_SCANS passes over a progressive
-JPEG. Together they allow about 0.6 GB of memory and ten seconds.
+A file may be of any kind: a bomb of few bytes and many pixels, truncated, a film, in sixteen bits. Each one gives an image or
+one clear line. Bounds: a file of MOST_BYTES, MOST_PIXELS pixels, MOST_SIDE pixels on a side, and MOST_SCANS passes over a
+progressive JPEG. Together they allow about 0.6 GB of memory and ten seconds.
 """
 
 import io
@@ -75,8 +75,8 @@ def _check_size(size: tuple[int, int], where: str) -> None:
         raise UserError(f"{where}: an image of {width} × {height} pixels; replace it or leave it out")
     if width * height > MOST_PIXELS or max(size) > MOST_SIDE:
         raise UserError(
-            f"{where}: an image of {width:,} × {height:,} pixels, and it may have {MOST_PIXELS:,} with at most {MOST_SIDE:,} on a "
-            "side; make it smaller"
+            f"{where}: an image of {width:,} × {height:,} pixels, and it may have {MOST_PIXELS:,} with at most {MOST_SIDE:,} "
+            "on a side; make it smaller"
         )
 
 

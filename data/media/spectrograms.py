@@ -77,7 +77,7 @@ def mel_filters(mels: int) -> np.ndarray:
 
 
 def tower_of(settings: Mapping[str, Any], where: str) -> Tower:
-    """Return the tower of a preprocessor_config.json of Whisper. Raises: UserError for settings that `prepare` cannot follow."""
+    """Return the tower of a preprocessor_config.json of Whisper. Raises: UserError for settings that `prepare` cannot use."""
     kind = settings.get("feature_extractor_type")
     if kind != "WhisperFeatureExtractor":
         raise UserError(

@@ -93,7 +93,7 @@ def prepare(image: np.ndarray, tower: Tower) -> Tiles:
 
 
 def tower_of(settings: Mapping[str, Any], where: str) -> Tower:
-    """Return the tower of a preprocessor_config.json, for the image processors of SigLIP, CLIP, LLaVA 1.5, Idefics3 and SmolVLM.
+    """Return the tower of a preprocessor_config.json: the image processor of SigLIP, CLIP, LLaVA 1.5, Idefics3 or SmolVLM.
 
     Keys that are left out have the defaults of transformers' class.
     Args: where: the file, for errors.
