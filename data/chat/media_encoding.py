@@ -44,8 +44,8 @@ class Arrays(NamedTuple):
 class Seen(NamedTuple):
     """A conversation with media.
 
-    sequence: its T tokens; those of media are not trained. arrays: its media. image_spans, audio_spans: int64 [N, 2] and [K, 2],
-    the first token of each tile or window, and the one after its last.
+    sequence: its T tokens; those of media are not trained. arrays: its media. image_spans, audio_spans: int64 [N, 2] and
+    [K, 2], the first token of each tile or window, and the one after its last.
     """
 
     sequence: Sequenced
@@ -118,8 +118,9 @@ def _placed(medium: Medium, towers: Towers, pictures: list[np.ndarray], sounds: 
         found = tiles.prepare(images.decode(medium.read(), "the image"), towers.image)
         if sum(map(len, pictures)) + len(found.pixels) > MOST_TILES:
             raise UserError(f"a conversation of more than {MOST_TILES} tiles; cut it into several")
+        text = towers.style.image(towers.image_tokens, found.rows, found.columns)
     pictures.append(found.pixels)
-    return Placed("image", towers.style.image(towers.image_tokens, found.rows, found.columns))
+    return Placed("image", text)
 
 
 def _seen(sequence: Sequenced, arrays: Arrays, tokenizer: Tokenizer, towers: Towers) -> Seen:

@@ -1,8 +1,8 @@
 """Where media stand in messages: put symbols for them into a template, and their tokens into its result.
 
-A message with media has `content`, text with a placeholder for each medium (data/media/parts.py), and `media`. For a template, a
-medium is a symbol in the text, or a part {"type": "image"} for which the template writes the symbol. Both give a symbol in the
-rendered text, which the text of the medium then replaces.
+A message with media has `content`, text with a placeholder for each medium (data/media/parts.py), and `media`. For a template,
+a medium is a symbol in the text, or a part {"type": "image"} for which the template writes the symbol. Both give a symbol in
+the rendered text, which the text of the medium then replaces.
 """
 
 import re
