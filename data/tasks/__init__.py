@@ -2,7 +2,8 @@
 
 Each task is a generator: task(split, seed, **options) yields records {"prompt": str, "completion": a right answer,
 "rejected": a wrong one, "answer": the reference for verifiers, "task": its name} and other columns of its verifiers
-(`verifiable` has no answers). The split "train" is endless, "valid" is finite. Records depend only on the split, the seed and
+(`verifiable` has no answers). Questions about a picture or a sound also have "images" or "audios", a list of data: URLs, as
+data/media/parts.py reads them. The split "train" is endless, "valid" is finite. Records depend only on the split, the seed and
 the options. The splits never share a prompt (splits.py). To write records to a file:
 
     python -m data.tasks NAME[?option=value&…] --split=train --count=1000 --out=FILE.jsonl
@@ -14,10 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from data.tasks.arithmetic import arithmetic
 from data.tasks.calculator import calculator
+from data.tasks.commands import commands
+from data.tasks.digits import digits
 from data.tasks.formats import formats
 from data.tasks.letters import instructions, mixed_operations
 from data.tasks.lists import lists
 from data.tasks.safety_world import safety_text, safety_world
+from data.tasks.scenes import scenes
 from data.tasks.small_world import small_world
 from data.tasks.strings import strings
 from data.tasks.style import preferred_style
@@ -37,6 +41,9 @@ TASKS: dict[str, Callable[..., Iterator[dict]]] = {
     "calculator": calculator,
     "safety_world": safety_world,
     "verifiable": verifiable,
+    "scenes": scenes,
+    "digits": digits,
+    "commands": commands,
 }
 # Generators of records {"text": str} for pretraining.
 CORPORA: dict[str, Callable[..., Iterator[dict]]] = {"text": text, "safety_text": safety_text}
