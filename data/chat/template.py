@@ -9,7 +9,7 @@ such text in a message is marked with an unused character before the template ru
 itself wrote, become control symbols. The marks survive all operations of templates on whole texts (copy, trim, join, change
 case, write as JSON).
 
-Images and audio: see data/chat/media_places.py.
+Images and audio: see data/media/places.py.
 """
 
 import functools
@@ -24,7 +24,7 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 
 from data.chat.limited_jinja import LimitedEnvironment, TooMuch, rendered
-from data.chat.media_places import Reads, expanded, placed_in, with_symbols
+from data.media.places import Reads, expanded, placed_in, with_symbols
 from data.text.hf_tokenizer import HFTokenizer
 from data.text.sentencepiece_tokenizer import CHAT_TEMPLATE
 from data.text.tokenizer import Tokenizer
@@ -71,7 +71,7 @@ def encode_chat(
 
     Args:
       template: None is the tokenizer's own. The others are those of `render`.
-      media: the symbols of data.media.prompts.Style, if messages may have media, from data.chat.media_encoding.prepared; None
+      media: the symbols of data.media.prompts.Style, if messages may have media, from data.chat.media.encoding.prepared; None
         refuses such messages.
     Raises: UserError as `render`, and if a Hugging Face tokenizer has no template and none is given.
     """

@@ -10,13 +10,14 @@ from lm.errors import UserError
 
 
 class Style(NamedTuple):
-    """How a family of models writes media.
+    """How a family of models writes media. name: unique.
 
     symbols: by kind, the symbol that chat templates write for a medium, and that stands for each token of it.
     image(tokens, rows, columns): the text of an image with so many tokens a tile; the grid as in data.media.tiles.Tiles.
     audio(tokens, windows): the text of audio with so many tokens a window; None if the family has no audio.
     """
 
+    name: str
     symbols: Mapping[str, str]
     image: Callable[[int, int, int], str]
     audio: Callable[[int, int], str] | None = None
@@ -49,6 +50,6 @@ def _own_audio(tokens: int, windows: int) -> str:
     return BEGIN + AUDIO * (tokens * windows) + END
 
 
-IDEFICS3 = Style({"image": "<image>"}, _idefics3)  # and SmolVLM
-LLAVA = Style({"image": "<image>"}, _llava)
-OWN = Style({"image": IMAGE, "audio": AUDIO}, _own_image, _own_audio)  # of our chat template and tokenizer
+IDEFICS3 = Style("idefics3", {"image": "<image>"}, _idefics3)  # and SmolVLM
+LLAVA = Style("llava", {"image": "<image>"}, _llava)
+OWN = Style("own", {"image": IMAGE, "audio": AUDIO}, _own_image, _own_audio)  # of our chat template and tokenizer

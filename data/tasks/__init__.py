@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from data.tasks.arithmetic import arithmetic
 from data.tasks.calculator import calculator
-from data.tasks.commands import commands
-from data.tasks.digits import digits
 from data.tasks.formats import formats
 from data.tasks.letters import instructions, mixed_operations
 from data.tasks.lists import lists
+from data.tasks.media.commands import commands
+from data.tasks.media.digits import digits
+from data.tasks.media.scenes import scenes
 from data.tasks.safety_world import safety_text, safety_world
-from data.tasks.scenes import scenes
 from data.tasks.small_world import small_world
 from data.tasks.strings import strings
 from data.tasks.style import preferred_style

@@ -1,4 +1,4 @@
-"""A process that speaks: data/media/espeak.py starts this file and asks it for one text after the other.
+"""A process that speaks: data/tasks/media/espeak.py starts this file and asks it for one text after the other.
 
     python espeak_server.py LIBRARY DATA    where espeak-ng's shared library and its data are
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from data.media.audio import RATE, encode_wav
-from data.media.espeak import speak
+from data.tasks.media.espeak import speak
 from data.tasks.splits import held_out, records
 from lm.errors import UserError
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from data.media.audio import decode, resampled
-from data.media.espeak_server import HEADER
 from data.media.needed import INSTALL
+from data.tasks.media.espeak_server import HEADER
 from lm.errors import UserError
 
 SERVER = Path(__file__).with_name("espeak_server.py")

@@ -20,8 +20,8 @@ from data.chat.conversations import examples_of
 from data.chat.records import Record, read_builtin, read_records
 from data.media import audio, images, spectrograms
 from data.tasks import TASKS
-from data.tasks.commands import HELD_OUT_SPEAKERS, WORDS
-from data.tasks.scenes import COLOURS, COLUMNS, HELD_OUT, ROWS, SEEN, SHAPES
+from data.tasks.media.commands import HELD_OUT_SPEAKERS, WORDS
+from data.tasks.media.scenes import COLOURS, COLUMNS, HELD_OUT, ROWS, SEEN, SHAPES
 from lm.errors import UserError
 from tests.data.tasks.test_tasks import rewards_of, some
 

@@ -32,7 +32,7 @@ def placed_in(messages: Sequence[Mapping], symbols: Mapping[str, str] | None) ->
     found = [medium for message in messages for medium in message.get("media") or ()]
     for medium in found:
         if symbols is None or not isinstance(medium, Placed):
-            raise UserError(f"chat: a message with {medium.kind}, and this model reads text only; leave it out")
+            raise UserError(f"chat: a message with {medium.kind}, and only text is read here; leave it out")
         if medium.kind not in symbols:
             raise UserError(f"chat: a message with {medium.kind}, and this model reads none; leave it out")
     return found

@@ -5,7 +5,7 @@ import multiprocessing
 import numpy as np
 import pytest
 
-from data.media.espeak import speak
+from data.tasks.media.espeak import speak
 from lm.errors import UserError
 
 
