@@ -144,10 +144,10 @@ def examples_of(records: Iterable[Record], kind: str, dropped: Counter) -> Itera
 
 def _with_media(example: Example, record: Record) -> Example:
     """Return the example with the images and audio of its messages and of the columns of its record (data/media/parts.py)."""
-    names = ("messages", "prompt", "chosen", "rejected", "completion")
-    parts = {name: value for name in names if (value := getattr(example, name, None)) is not None}
-    found = resolved(list(parts.values()), record.values, record.folder, record.where)
-    return example._replace(**dict(zip(parts, found)))
+    names = [name for name in ("messages", "prompt", "chosen", "rejected", "completion") if hasattr(example, name)]
+    parts = [getattr(example, name) for name in names]
+    found = resolved(parts, record.values, record.folder, record.where)
+    return example if found == parts else example._replace(**dict(zip(names, found)))
 
 
 # Kinds.

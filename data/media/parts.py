@@ -26,6 +26,7 @@ from lm.errors import UserError
 from lm.strangers import check_inside, content, short
 
 KINDS = ("image", "audio")
+COLUMNS = {f"{kind}{ending}" for kind in KINDS for ending in ("", "s")}
 PLACEHOLDER = {"image": "\ufdd0", "audio": "\ufdd1"}
 KIND_OF = {character: kind for kind, character in PLACEHOLDER.items()}
 ANY_PLACEHOLDER = re.compile("[\ufdd0\ufdd1]")
@@ -136,6 +137,8 @@ def resolved(parts: Sequence[list[dict]], values: Mapping, folder: str | None, w
     Raises: UserError with the place, if a file is missing, too large or outside of the folder, if a column has too many or too
       few files, or if there are more than MOST_MEDIA.
     """
+    if COLUMNS.isdisjoint(values) and not any("media" in message for messages in parts for message in messages):
+        return list(parts)
     asked = {medium.kind for messages in parts for m in messages for medium in m.get("media", ()) if medium.source is None}
     columns = columns_of(values, tuple(asked))
     if not any(columns.values()) and not any("media" in message for messages in parts for message in messages):
