@@ -4,7 +4,7 @@ A template with `{% generation %}` blocks gives the mask itself. For other templ
 prefixes of the conversation that are rendered separately.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from data.chat.conversations import Conversation, Labelled, Pair
 from data.chat.messages import Messages
 from data.chat.template import encode_chat
+from data.media.prompts import Style
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 
@@ -37,12 +38,12 @@ class Sequenced(NamedTuple):
 class Encoder:
     """Encode examples with one tokenizer and one chat template (None: the tokenizer's own).
 
-    media: the symbols of media, as for `encode_chat`; None: text only.
+    media: as for `encode_chat`; None: text only.
     Raises: UserError if there is no template. Its methods raise it if the template refuses messages, or if the assistant's
     tokens cannot be identified.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: str | None = None, media: Mapping[str, str] | None = None):
+    def __init__(self, tokenizer: Tokenizer, template: str | None = None, media: Style | None = None):
         self.media = media
         self.tokenizer, self.template = tokenizer, template or tokenizer.chat_template
         if self.template is None:

@@ -25,6 +25,7 @@ from jinja2.ext import Extension, loopcontrols
 
 from data.chat.limited_jinja import LimitedEnvironment, TooMuch, rendered
 from data.media.places import Reads, expanded, placed_in, with_symbols
+from data.media.prompts import Style
 from data.text.hf_tokenizer import HFTokenizer
 from data.text.sentencepiece_tokenizer import CHAT_TEMPLATE
 from data.text.tokenizer import Tokenizer
@@ -64,41 +65,40 @@ def encode_chat(
     *,
     template: str | None = None,
     add_generation_prompt: bool = False,
-    media: Mapping[str, str] | None = None,
+    media: Style | None = None,
     **extra: Any,
 ) -> Chat:
     """Encode a conversation. Only the template can write control symbols; in messages they are plain text.
 
     Args:
       template: None is the tokenizer's own. The others are those of `render`.
-      media: the symbols of data.media.prompts.Style, if messages may have media, from data.chat.media.encoding.prepared; None
-        refuses such messages.
+      media: how to write the media of messages, which data.chat.media.encoding.prepared has made; None refuses such messages.
     Raises: UserError as `render`, and if a Hugging Face tokenizer has no template and none is given.
     """
     template = template or tokenizer.chat_template
     if template is None:
         raise UserError("chat: this tokenizer comes without a chat template; give one, as template=…")
-    placed = placed_in(messages, media)
-    symbols = tokenizer.chat_symbols("".join([template, *(media or {}).values(), *{medium.text for medium in placed}]))
-    if missing := [
-        symbol for kind, symbol in (media or {}).items() if symbol not in symbols and any(p.kind == kind for p in placed)
-    ]:
+    shown = media.symbols if media else {}
+    placed = placed_in(messages, shown if media else None)
+    beside = "".join([*shown.values(), media.around]) if media else ""
+    symbols = tokenizer.chat_symbols(template + beside)
+    if missing := [shown[kind] for kind in dict.fromkeys(medium.kind for medium in placed) if shown[kind] not in symbols]:
         raise UserError(f"chat: this tokenizer has no symbol {missing[0]}; use the tokenizer of a model with images or audio")
     taken = set(json.dumps([template, messages, extra], ensure_ascii=False, default=str))
     mark, *around = (c for _, c in zip(range(3), (c for c in map(chr, _PRIVATE) if c not in taken)))
     # An assistant may write tokens that are not special, such as <think>, and templates look for them in its messages.
-    others, assistants = _spellings(tuple(symbols)), _spellings((*tokenizer.controls, *(media or {}).values()))
-    reads = _reads(template, tuple(media.items())) if media else Reads(frozenset(), True)
+    others, assistants = _spellings(tuple(symbols)), _spellings(tuple(tokenizer.chat_symbols(beside)))
+    reads = _reads(template, tuple(shown.items())) if media else Reads(frozenset(), True)
     guarded = []
     for message in _checked(messages):
         spellings = assistants if message["role"] == "assistant" else others
-        guarded.append(with_symbols(message, media or {}, reads, functools.partial(_guard, spellings=spellings, mark=mark)))
+        guarded.append(with_symbols(message, shown, reads, functools.partial(_guard, spellings=spellings, mark=mark)))
     names = tokenizer.special_tokens
     extra = names | {key: value if key in names else _guard(value, others, mark) for key, value in extra.items()}
     marked = _render(template, guarded, extra, add_generation_prompt, tuple(around))
     text, written = _without_marks(marked, *around)
     if media:
-        text, written = expanded(text, written, placed, media, mark)
+        text, written = expanded(text, written, placed, shown, mark)
     ids, spans = _encode(tokenizer, text, symbols, mark)
     if not re.search(r"{%[-+]?\s*generation\s*[-+]?%}", template):
         return Chat(ids, None)

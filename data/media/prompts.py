@@ -14,13 +14,15 @@ class Style(NamedTuple):
 
     symbols: by kind, the symbol that chat templates write for a medium, and that stands for each token of it.
     image(tokens, rows, columns): the text of an image with so many tokens a tile; the grid as in data.media.tiles.Tiles.
-    audio(tokens, windows): the text of audio with so many tokens a window; None if the family has no audio.
+    audio(tokens, windows): the text of audio with so many tokens a window. None: the family has no images, or no audio.
+    around: all other symbols that these texts may hold, as one text.
     """
 
     name: str
     symbols: Mapping[str, str]
-    image: Callable[[int, int, int], str]
+    image: Callable[[int, int, int], str] | None
     audio: Callable[[int, int], str] | None = None
+    around: str = ""
 
 
 def _idefics3(tokens: int, rows: int, columns: int) -> str:
@@ -38,6 +40,10 @@ def _llava(tokens: int, rows: int, columns: int) -> str:
     return "<image>" * tokens
 
 
+def _voxtral(tokens: int, windows: int) -> str:
+    return "[BEGIN_AUDIO]" + "[AUDIO]" * (tokens * windows)
+
+
 IMAGE, AUDIO, BEGIN, END = (f"<|reserved_{n}|>" for n in range(4))  # in data/text/sentencepiece_tokenizer.py
 
 
@@ -50,6 +56,11 @@ def _own_audio(tokens: int, windows: int) -> str:
     return BEGIN + AUDIO * (tokens * windows) + END
 
 
-IDEFICS3 = Style("idefics3", {"image": "<image>"}, _idefics3)  # and SmolVLM
+_SIDES = range(1, 17)  # published tokenizers have symbols for 6 × 6 tiles
+_TILES = "".join(f"<row_{row}_col_{column}>" for row in _SIDES for column in _SIDES)
+IDEFICS3 = Style(
+    "idefics3", {"image": "<image>"}, _idefics3, around=f"<fake_token_around_image><global-img>{_TILES}"
+)  # SmolVLM
 LLAVA = Style("llava", {"image": "<image>"}, _llava)
-OWN = Style("own", {"image": IMAGE, "audio": AUDIO}, _own_image, _own_audio)  # of our chat template and tokenizer
+VOXTRAL = Style("voxtral", {"audio": "[AUDIO]"}, None, _voxtral, "[BEGIN_AUDIO]")
+OWN = Style("own", {"image": IMAGE, "audio": AUDIO}, _own_image, _own_audio, BEGIN + END)  # of our chat template and tokenizer

@@ -23,10 +23,15 @@ MOST_SECONDS = 30  # of a window, as in Whisper
 
 
 class Tower(NamedTuple):
-    """How a speech tower wants its audio. mels: M. seconds: of a window, so F = 100 · seconds."""
+    """How a speech tower wants its audio.
+
+    mels: M. seconds: of a window, so F = 100 · seconds. whole: the windows are cut from one spectrogram of the whole sound, as
+    Voxtral wants them, so they share one maximum and the frames at their edges see the neighbour. Else each window is alone.
+    """
 
     mels: int = 80
     seconds: int = 30
+    whole: bool = False
 
 
 def prepare(samples: np.ndarray, tower: Tower) -> np.ndarray:
@@ -37,6 +42,8 @@ def prepare(samples: np.ndarray, tower: Tower) -> np.ndarray:
     length = tower.seconds * RATE
     windows = np.zeros((-(-len(samples) // length), length), np.float32)
     windows.reshape(-1)[: len(samples)] = samples
+    if tower.whole:
+        return log_mel(windows.reshape(-1), tower.mels).reshape(len(windows), -1, tower.mels)
     return np.stack([log_mel(window, tower.mels) for window in windows])
 
 

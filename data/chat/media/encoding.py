@@ -89,7 +89,7 @@ class Seen(NamedTuple):
 
 def encoder_of(tokenizer: Tokenizer, towers: Towers, template: str | None = None) -> Encoder:
     """Return the encoder of conversations for these towers. template: None is the tokenizer's own. Raises: UserError."""
-    return Encoder(tokenizer, template, towers.style.symbols)
+    return Encoder(tokenizer, template, towers.style)
 
 
 def encode_conversation(encoder: Encoder, example: Conversation, towers: Towers) -> Seen:
@@ -143,7 +143,7 @@ def arrays_of(media: Iterable[Kept], towers: Towers, where: str) -> Arrays:
 def _prepared(kind: str, file: bytes, towers: Towers, where: str) -> tuple[np.ndarray, str]:
     """Return the tiles or windows of a medium, and its text in a prompt."""
     style = towers.style
-    if (towers.image if kind == "image" else towers.audio and style.audio) is None:
+    if None in ((towers.image, style.image) if kind == "image" else (towers.audio, style.audio)):
         raise UserError(f"{where}: this model has no tower for {kind}; leave the record out")
     if kind == "audio":
         windows = spectrograms.prepare(audio.decode(file, where), towers.audio)

@@ -10,7 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from data.chat.conversations import examples_of, read_examples, split_number
-from data.chat.messages import messages_of
+from data.chat.messages import media_messages, messages_of
 from data.chat.records import Record, read_records
 from data.media.audio import encode_wav
 from data.media.parts import MOST_MEDIA, PLACEHOLDER
@@ -213,6 +213,14 @@ def test_a_large_file_is_refused_before_it_is_decoded(folder, monkeypatch):
     (medium,) = only({"messages": [user(image("red.png")), ANSWER]}, folder=folder).messages[0]["media"]
     with pytest.raises(UserError, match="at most 20 are read"):
         medium.read()
+
+
+def test_a_request_has_media_in_data_urls_only(folder):
+    asked = user(text("a"), image(url(RED)))
+    assert found(media_messages([asked], "messages"))[1] == [RED]
+    with pytest.raises(UserError, match="^messages: message 1, part 1: 'red.png' is a path, and only files in data: URLs"):
+        media_messages([user(image("red.png"))], "messages")
+    assert found(media_messages([user(image("red.png"))], "messages", str(folder)))[1] == [RED]
 
 
 def test_those_who_read_text_only_refuse_media():

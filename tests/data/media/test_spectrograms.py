@@ -52,6 +52,22 @@ def test_several_windows_are_the_same_as_each_alone():
         assert np.array_equal(window, prepare(sound[2 * RATE * n : 2 * RATE * (n + 1)], tower)[0])
 
 
+def test_windows_of_one_spectrogram_as_voxtral_cuts_them():
+    sound = np.random.default_rng(1).normal(0, 0.1, 5 * RATE + 7).astype(np.float32) * np.linspace(0.001, 1, 5 * RATE + 7)
+    whisper = WhisperFeatureExtractor(feature_size=128, chunk_length=2)
+    options = {
+        "truncation": False,
+        "padding": True,
+        "pad_to_multiple_of": 2 * RATE,
+        "sampling_rate": RATE,
+        "return_tensors": "np",
+    }
+    theirs = whisper(sound.astype(np.float32), **options)["input_features"].reshape(128, -1, 200).transpose(1, 2, 0)
+    ours = prepare(sound, Tower(128, 2, whole=True))
+    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE)
+    assert not np.allclose(ours, prepare(sound, Tower(128, 2)), atol=0.1)
+
+
 @pytest.mark.parametrize("mels", [80, 128])
 def test_filters(mels):
     np.testing.assert_allclose(mel_filters(mels), WhisperFeatureExtractor(feature_size=mels).mel_filters, atol=1e-9)

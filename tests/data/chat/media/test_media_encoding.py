@@ -18,7 +18,7 @@ from data.chat.records import Record
 from data.chat.template import encode_chat
 from data.media import spectrograms, tiles
 from data.media.audio import RATE, encode_wav
-from data.media.prompts import AUDIO, BEGIN, END, IDEFICS3, IMAGE, LLAVA
+from data.media.prompts import AUDIO, BEGIN, END, IDEFICS3, IMAGE, LLAVA, VOXTRAL
 from data.text.hf_tokenizer import HFTokenizer
 from data.text.sentencepiece_tokenizer import train
 from lm.errors import UserError
@@ -233,3 +233,20 @@ def test_every_order_of_two_images_and_a_sound(own):
         first_is_large = order.index(image(url(saved(FIRST)))) < order.index(image(url(saved(SMALL))))
         assert np.array_equal(seen.arrays.images[0], tiles.prepare(FIRST if first_is_large else SMALL, OWN.image).pixels[0])
         assert len(seen.arrays.images) == 17 and len(seen.arrays.audio) == 1
+
+
+def test_voxtral_hears_and_sees_nothing(tmp_path):
+    tokenizer = hf_examples.gpt2()
+    tokenizer.add_tokens([AddedToken(token, normalized=False, special=True) for token in ("[AUDIO]", "[BEGIN_AUDIO]")])
+    hf = HFTokenizer(hf_examples.folder(tmp_path, tokenizer, tokenizer_config=hf_examples.BYTE_LEVEL_NAMES))
+    towers = Towers(audio=spectrograms.Tower(8, 1, whole=True), audio_tokens=4, style=VOXTRAL)
+    template = "{% for m in messages %}[INST]{{ m.content }}[/INST]{% endfor %}"
+    sound = {"type": "audio", "audio": url(encode_wav(np.zeros(2 * RATE)))}
+    seen = encode_prompt(
+        encoder_of(hf, towers, template), conversation(user(sound, text("[AUDIO]?")), kind="task").prompt, towers
+    )
+    begin, run = (hf.controls[symbol] for symbol in ("[BEGIN_AUDIO]", "[AUDIO]"))
+    marked = [i for i in seen.sequence.ids.tolist() if i in (begin, run)]
+    assert marked == [begin] + [run] * 8 and seen.arrays.audio.shape == (2, 100, 8)
+    with pytest.raises(UserError, match="no tower for image"):
+        prepared(conversation(user(image(url(saved(SMALL)))), kind="task").prompt, towers)
