@@ -2,7 +2,7 @@
 
 Bounds: a file of MOST_BYTES, MOST_SECONDS of sound, and MOST_SAMPLES values over all channels. Together they allow about 1 GB
 of memory and ten seconds. A file is read in blocks, because its header may promise any length, and a few bytes of FLAC may hold
-hours of silence.
+hours of silence. For damaged MP3 files, the decoder inside libsndfile also writes notes to stderr, which nothing turns off.
 """
 
 import io

@@ -26,7 +26,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
     """Return an image as uint8 [H, W, 3], RGB.
 
     It is rotated as its EXIF data says. Transparent pixels become white. Sixteen bits become the upper eight. CMYK and palettes
-    become RGB.
+    become RGB. Of a JPEG with several pictures (MPO), as some cameras write it, the first one is taken.
 
     Args: data: the file. where: its name, for errors.
     Raises: UserError for a file that is larger than the bounds above, of no format in FORMATS, damaged, or animated.
@@ -43,7 +43,7 @@ def decode(data: bytes, where: str) -> np.ndarray:
             warnings.simplefilter("ignore")  # of large and of odd files; the limits here are lower
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image.size, where)
-                if getattr(image, "is_animated", False):
+                if image.format != "MPO" and getattr(image, "is_animated", False):
                     raise UserError(f"{where}: an animated {image.format}, which has several images; give one of them")
                 image.load()
                 _check_size(image.size, where)

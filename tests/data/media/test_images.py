@@ -44,6 +44,8 @@ def test_transparent_pixels_are_white():
 def test_sixteen_bits_and_other_modes():
     deep = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
     assert decode(saved(Image.fromarray(deep)), "16")[0, :, 1].tolist() == [0, 0, 1, 128, 255]
+    colours = b"\0" + struct.pack(">6H", 0x1234, 0xFFFF, 0, 0x00FF, 0x0100, 0x8000)
+    assert decode(png(2, 1, colours, depth=16), "rgb 16").tolist() == [[[0x12, 0xFF, 0], [0, 1, 0x80]]]
     assert decode(saved(Image.fromarray(np.array([[0, 255]], np.uint8))), "grey").tolist() == [[[0] * 3, [255] * 3]]
     assert decode(saved(Image.new("1", (2, 2), 1)), "bits").min() == 255
     cmyk = Image.new("CMYK", (8, 8), (255, 0, 0, 0))
@@ -67,6 +69,13 @@ def test_the_camera_says_how_to_rotate(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert np.array_equal(decode(saved(np.ascontiguousarray(stored), "PNG", exif=exif), "png"), upright)
+
+
+def test_the_first_picture_of_a_camera_that_writes_several():
+    first, second = (Image.fromarray(np.full((16, 16, 3), value, np.uint8)) for value in (10, 200))
+    several = saved(first, "MPO", save_all=True, append_images=[second])
+    assert Image.open(io.BytesIO(several)).n_frames == 2
+    assert np.abs(decode(several, "mpo").astype(int) - 10).max() <= 2
 
 
 def png(width: int, height: int, rows: bytes = b"", depth: int = 8, color: int = 2) -> bytes:
