@@ -32,9 +32,8 @@ def test_transparent_pixels_are_white():
     rgb = decode(saved(pixels), "rgba")
     assert rgb[0, 0].tolist() == [200, 0, 0] and rgb[3, 0].tolist() == [255, 255, 255]
     assert np.abs(rgb[2, 0].astype(int) - [227, 127, 127]).max() <= 1
-    grey = np.dstack([np.full((4, 6), 10, np.uint8), np.full((4, 6), 0, np.uint8)])
-    assert decode(saved(Image.fromarray(grey, "LA")), "la").min() == 255
-    palette = Image.fromarray(np.array([[0, 1]], np.uint8), "P")
+    assert decode(saved(Image.new("LA", (6, 4), (10, 0))), "la").min() == 255
+    palette = Image.frombytes("P", (2, 1), b"\0\1")
     palette.putpalette([9, 8, 7, 6, 5, 4])
     assert decode(saved(palette), "p").tolist() == [[[9, 8, 7], [6, 5, 4]]]
     assert decode(saved(palette, transparency=0), "p").tolist() == [[[255, 255, 255], [6, 5, 4]]]
