@@ -58,9 +58,8 @@ def _own_audio(tokens: int, windows: int) -> str:
 
 _SIDES = range(1, 17)  # published tokenizers have symbols for 6 × 6 tiles
 _TILES = "".join(f"<row_{row}_col_{column}>" for row in _SIDES for column in _SIDES)
-IDEFICS3 = Style(
-    "idefics3", {"image": "<image>"}, _idefics3, around=f"<fake_token_around_image><global-img>{_TILES}"
-)  # SmolVLM
+# Also of SmolVLM.
+IDEFICS3 = Style("idefics3", {"image": "<image>"}, _idefics3, around=f"<fake_token_around_image><global-img>{_TILES}")
 LLAVA = Style("llava", {"image": "<image>"}, _llava)
 VOXTRAL = Style("voxtral", {"audio": "[AUDIO]"}, None, _voxtral, "[BEGIN_AUDIO]")
 OWN = Style("own", {"image": IMAGE, "audio": AUDIO}, _own_image, _own_audio, BEGIN + END)  # of our chat template and tokenizer
