@@ -26,6 +26,7 @@ from data.chat.messages import (
     without_answer,
 )
 from data.chat.records import Record, is_builtin, read_builtin, read_records
+from data.media.parts import digest, media_keys, resolved
 from data.sources.files import listed
 from data.text.near_copies import normalise
 from lm.errors import UserError
@@ -127,7 +128,7 @@ def split_number(example: Example, seed: int) -> float:
     """Return a hash in [0, 1) of the conversation's opening, ignoring case and white space."""
     messages = example.messages if isinstance(example, Conversation) else example.prompt
     end = next((n for n, message in enumerate(messages, start=1) if message["role"] == "user"), len(messages))
-    opening = "\0".join(f"{message['role']}\0{message['content']}" for message in messages[:end])
+    opening = "\0".join(f"{message['role']}\0{message['content']}{digest(message)}" for message in messages[:end])
     return xxhash.xxh3_64_intdigest(normalise(opening), seed=seed % (1 << 64)) / 2**64
 
 
@@ -135,16 +136,25 @@ def examples_of(records: Iterable[Record], kind: str, dropped: Counter) -> Itera
     """Yield the examples of records in any format (see `read_examples`)."""
     for record in without_trees(records, kind, dropped):
         try:
-            yield from KINDS[kind](record)
+            for example in KINDS[kind](record):
+                yield _with_media(example, record)
         except _Dropped as reason:
             dropped[str(reason)] += 1
+
+
+def _with_media(example: Example, record: Record) -> Example:
+    """Return the example with the images and audio of its messages and of the columns of its record (data/media/parts.py)."""
+    names = [name for name in ("messages", "prompt", "chosen", "rejected", "completion") if hasattr(example, name)]
+    parts = [getattr(example, name) for name in names]
+    found = resolved(parts, record.values, record.folder, record.where)
+    return example if found == parts else example._replace(**dict(zip(names, found)))
 
 
 # Kinds.
 
 
 def _conversations(record: Record) -> Iterator[Conversation]:
-    values, where = record
+    values, where, _ = record
     if values.get("chosen") is not None or _has_scored(values):
         for pair in _pairs(record):
             yield Conversation(pair.prompt + pair.chosen, pair.tools)
@@ -152,7 +162,7 @@ def _conversations(record: Record) -> Iterator[Conversation]:
     if values.get("label") is not None and not _is_true(values["label"], where):
         raise _Dropped("an undesirable answer")
     if (key := _list_key(values)) is not None:
-        messages = _with_system(values, messages_of(values[key], where))
+        messages = _with_system(values, messages_of(values[key], where, media=True))
     elif (turn := _turn(values, answered=True)) is not None:
         messages = _prompt(record, turn) + _answer(values[turn[2]], where)
     else:
@@ -163,7 +173,7 @@ def _conversations(record: Record) -> Iterator[Conversation]:
 
 
 def _pairs(record: Record) -> Iterator[Pair]:
-    values, where = record
+    values, where, _ = record
     margin = 0.0
     if values.get("chosen") is not None and values.get("rejected") is not None:
         prompt, chosen, rejected = _parted(record)
@@ -184,7 +194,7 @@ def _pairs(record: Record) -> Iterator[Pair]:
 
 
 def _labelled(record: Record) -> Iterator[Labelled]:
-    values, where = record
+    values, where, _ = record
     if "label" not in values and not {"chosen", "rejected", "completions"}.isdisjoint(values):
         for pair in _pairs(record):
             yield Labelled(pair.prompt, pair.chosen, True, pair.tools)
@@ -198,7 +208,7 @@ def _labelled(record: Record) -> Iterator[Labelled]:
 
 
 def _steps(record: Record) -> Iterator[Steps]:
-    values, where = record
+    values, where, _ = record
     steps, labels = values.get("completions"), values.get("labels")
     if not (is_list(steps) and is_list(labels) and all(isinstance(step, str) for step in steps)):
         raise _shapeless(record, "answer in steps", "prompt, completions (a list of steps) and labels (one for each)")
@@ -210,17 +220,18 @@ def _steps(record: Record) -> Iterator[Steps]:
 
 
 def _tasks(record: Record) -> Iterator[Task]:
-    values, where = record
+    values, where, _ = record
     if "chosen" in values and "rejected" in values:
         prompt = _parted(record)[0]
     elif (key := _list_key(values)) is not None and "prompt" not in values:
-        prompt = without_answer(_with_system(values, messages_of(values[key], where)))
+        prompt = without_answer(_with_system(values, messages_of(values[key], where, media=True)))
     else:
         prompt = _prompt(record)
     if not prompt:
         raise _Dropped("no prompt")
     turn = _turn(values) or ("", "", "")
-    columns = {key: value for key, value in values.items() if key not in (*turn[:2], *LISTS, *SYSTEM, "chosen", "rejected")}
+    used = {*turn[:2], *LISTS, *SYSTEM, "chosen", "rejected", *media_keys(values)}
+    columns = {key: value for key, value in values.items() if key not in used}
     solution = columns.get("answer")
     if isinstance(solution, str) and "####" in solution:  # the final answer in GSM8K (Cobbe et al. 2021)
         columns |= {"solution": solution, "answer": solution.rpartition("####")[2].strip().replace(",", "")}
@@ -246,11 +257,11 @@ def _turn(values: Mapping, answered: bool = False) -> tuple[str, str, str] | Non
 
 
 def _prompt(record: Record, turn: tuple[str, str, str] | None = None) -> Messages:
-    values, where = record
+    values, where, _ = record
     turn = turn or _turn(values)
     asked = values[turn[0]] if turn else None
     if is_list(asked):
-        messages = messages_of(asked, where)
+        messages = messages_of(asked, where, media=True)
     elif is_transcript(asked):
         messages = transcript(asked)
         if messages[-1] == make_message("assistant", ""):
@@ -274,19 +285,19 @@ def _answer(value: Any, where: str) -> Messages:
     if isinstance(value, str):
         return [make_message("assistant", value)]
     if is_list(value):
-        return messages_of(value, where)
+        return messages_of(value, where, media=True)
     raise UserError(f"{where}: an answer is {type(value).__name__}; write text or a list of messages")
 
 
 def _parted(record: Record) -> tuple[Messages, Messages, Messages]:
     """Return (prompt, chosen, rejected). If the answers are whole conversations, their common prefix is the prompt."""
-    values, where = record
+    values, where, _ = record
     texts = values["chosen"], values["rejected"]
     one, other = (transcript(text) if is_transcript(text) else _answer(text, where) for text in texts)
     whole = all(answer and answer[0]["role"] != "assistant" for answer in (one, other)) or all(map(is_transcript, texts))
     given = _turn(values)
     if whole and given and is_list(values[given[0]]):  # the answers may repeat the prompt or only continue it
-        prompt = messages_of(values[given[0]], where)
+        prompt = messages_of(values[given[0]], where, media=True)
         whole = all(answer[: len(prompt)] == prompt for answer in (one, other))
     if not whole:
         return _prompt(record), one, other

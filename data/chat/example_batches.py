@@ -3,7 +3,7 @@
 Letters: B examples in a batch, T tokens in a sequence, S tokens in a column (see data/chat/example_files.py).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -29,6 +29,7 @@ class ExampleBatches(Batches):
         lengths: other lengths, less than sequence_length, that the rows of a whole batch may have. Each batch gets the shortest
             one that holds its longest example, so less of it is padding. Every length is one more program to compile.
         joined: store a pair as one row with the prompt once, of at most 2·T tokens (data/chat/joined_pairs.py).
+        media: gives the arrays of the images and audio of rows, for a batch (data/chat/media/rows.py); None: text only.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class ExampleBatches(Batches):
         shuffle: bool = True,
         lengths: Sequence[int] = (),
         joined: bool = False,
+        media: Callable[[Sequence[int]], dict[str, np.ndarray]] | None = None,
     ):
         if kind not in KINDS:
             raise ValueError(f"kind must be one of {KINDS}, not {kind!r}")
@@ -50,6 +52,7 @@ class ExampleBatches(Batches):
         super().__init__(order, num_rows, batch_size, shuffle)
         self.kind, self.sequence_length = kind, sequence_length
         self._joined = joined and kind == "pair"
+        self._media = media
         self._lengths = (*sorted(lengths), sequence_length * (1 + self._joined))
         self._columns, self._ends = columns, np.asarray(columns["ends"])
         self._begins = np.concatenate([[0], self._ends.reshape(-1)[:-1]]).reshape(self._ends.shape)
@@ -60,7 +63,7 @@ class ExampleBatches(Batches):
         Returns `tokens`, `targets`, `segment_ids` (from 1; 0 is padding), `positions` (from 0 in each segment), int32, and
         `weights`, float32, each [b, T], or [b, 2, T] for the kinds pair and labelled; and `ids`, int64 [b], see
         `global_row_ids`. T is one of the `lengths`, the same one for every choice of `rows`.
-            conversation: weight 1 if an assistant wrote the target.
+            conversation: weight 1 if an assistant wrote the target; with media, also `images` and `audio`.
             pair: row 0 is prompt and chosen answer, row 1 prompt and rejected answer; weight 1 at the targets of the answers;
                 `margin` float32 [b]. With `joined` see `data.chat.joined_pairs.filled`.
             labelled: row 0 is prompt and own answer, row 1 the same prompt and the answer of the previous example in the
@@ -73,7 +76,7 @@ class ExampleBatches(Batches):
         ids = every[chosen]
         for name in SCALARS & self._columns.keys():
             batch[name] = np.where(ids == NO_ROW, 0, self._columns[name][ids]).astype(np.float32)
-        return batch | {"ids": ids}
+        return batch | (self._media(ids) if self._media else {}) | {"ids": ids}
 
     def pair(self, id: int) -> joined_pairs.Sides | None:
         """Return an example of kind pair; None for NO_ROW."""

@@ -12,6 +12,7 @@ import numpy as np
 from data.chat.conversations import Conversation, Labelled, Pair
 from data.chat.messages import Messages
 from data.chat.template import encode_chat
+from data.media.prompts import Style
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 
@@ -37,11 +38,13 @@ class Sequenced(NamedTuple):
 class Encoder:
     """Encode examples with one tokenizer and one chat template (None: the tokenizer's own).
 
+    media: as for `encode_chat`; None: text only.
     Raises: UserError if there is no template. Its methods raise it if the template refuses messages, or if the assistant's
     tokens cannot be identified.
     """
 
-    def __init__(self, tokenizer: Tokenizer, template: str | None = None):
+    def __init__(self, tokenizer: Tokenizer, template: str | None = None, media: Style | None = None):
+        self.media = media
         self.tokenizer, self.template = tokenizer, template or tokenizer.chat_template
         if self.template is None:
             raise UserError("chat_template: this tokenizer comes without a chat template; name a Jinja file there")
@@ -77,7 +80,9 @@ class Encoder:
         return np.concatenate([np.asarray(part, np.int32) for part in parts]), np.cumsum([len(part) for part in parts])[1:] - 1
 
     def _chat(self, messages: Messages, tools: list[dict] | None, begun: bool = False):
-        return encode_chat(self.tokenizer, messages, template=self.template, tools=tools, add_generation_prompt=begun)
+        return encode_chat(
+            self.tokenizer, messages, template=self.template, tools=tools, add_generation_prompt=begun, media=self.media
+        )
 
     def _answered(self, prompt: Messages, answer: Messages, tools: list[dict] | None) -> tuple[Sequenced, int]:
         """Encode prompt and answer. Returns also the number of prompt ids: the common prefix with and without the answer."""

@@ -8,6 +8,7 @@ A folder workdir/data/<hash of all settings that the rows depend on>/ holds coun
     steps: labels [S] bool
     pair: margin [N] float32
     labelled: desirable [N] float32
+    conversation with media: those of data/chat/media/rows.py
 Letters: S tokens in total, N rows.
 """
 
@@ -25,6 +26,13 @@ from data.text.fingerprints import Damaged, read_record
 
 SPLITS = ("train", "valid")
 COLUMNS = ("tokens", "trained", "ends")
+MEDIA_COLUMNS = {  # if counts.json has the number of images of a split
+    "media": np.uint8,
+    "media_ends": np.int64,
+    "media_kinds": np.uint8,
+    "media_counts": np.int32,
+    "media_rows": np.int64,
+}
 OWN_COLUMNS = {"conversation": ("segments",), "pair": ("margin",), "labelled": ("desirable",), "steps": ("labels",)}
 
 
@@ -99,7 +107,8 @@ def _columns(folder: Path, counts: dict[str, Any]) -> dict[str, np.ndarray] | No
     if not counts.get(folder.name, {}).get("rows"):
         return None
     columns = {}
-    for name in (*COLUMNS, *OWN_COLUMNS[counts["kind"]]):
+    media = MEDIA_COLUMNS if "images" in counts[folder.name] else ()
+    for name in (*COLUMNS, *OWN_COLUMNS[counts["kind"]], *media):
         path = folder / f"{name}.npy"
         try:
             columns[name] = np.load(path, mmap_mode="r")

@@ -18,6 +18,8 @@ import numpy as np
 from data.chat.conversations import Example, examples_of, read_examples, split_number
 from data.chat.example_encoding import Encoder, Sequenced
 from data.chat.example_files import SPLITS, Counts, Examples, Row, load_examples, write_columns
+from data.chat.media import rows as media_rows
+from data.chat.media.encoding import Towers, encode_conversation, encoder_of
 from data.chat.records import EXTENSIONS, is_builtin, read_records
 from data.text.dataset import exclusive
 from data.text.fingerprints import (
@@ -36,15 +38,23 @@ from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.progress import shown
 
+TOKEN_BYTES = 4  # of media that are counted like a token, in the memory of a buffer
 BUILTIN_EXAMPLES = 20_000  # default limit for an endless task, if data.max_examples is not set
 
 
 def prepare_examples(
-    config: ml_collections.ConfigDict, workdir: Path, tokenizer: Tokenizer, kind: str, *, first: bool = True
+    config: ml_collections.ConfigDict,
+    workdir: Path,
+    tokenizer: Tokenizer,
+    kind: str,
+    *,
+    first: bool = True,
+    towers: Towers | None = None,
 ) -> Examples:
     """Read, encode and pack the examples of config.data.input.
 
     first: whether this process does the work. Other processes wait for it, on the same file system.
+    towers: what the model sees and hears, for conversations with images and audio; None: text only.
     The keys used are config.data.{input, valid_fraction, max_examples, max_valid_examples}, config.sequence_length,
     config.seed, config.chat_template (a Jinja file; None: the tokenizer's own) and config.method ("reward" does not cut pairs).
     counts.json holds `kind`, `sequence_length`, `read` (dropped records by reason) and the `Counts` of each split.
@@ -56,6 +66,9 @@ def prepare_examples(
     keys = ("input", "valid_fraction", "max_examples", "max_valid_examples")
     made_from = [kind, whole, config.sequence_length, config.seed, *(config.data[key] for key in keys)]
     made_from += [tokenizer.fingerprint, Encoder(tokenizer, template).template]
+    towers = towers if kind == "conversation" else None
+    if towers is not None:
+        made_from.append(towers._replace(style=towers.style.name))
     folder = Path(workdir) / "data" / hashlib.sha256(json.dumps(made_from).encode()).hexdigest()[:12]
     if not first:
         return wait_for(lambda: undamaged(lambda: load_examples(folder)))
@@ -65,7 +78,7 @@ def prepare_examples(
     ):
         before = _files(data)
         with exclusive(folder.with_name(f".{folder.name}.incomplete")) as incomplete:
-            _write(incomplete, config, Encoder(tokenizer, template), kind, whole)
+            _write(incomplete, config, Encoder(tokenizer, template), kind, whole, towers)
             _record(incomplete, data, before)
             os.rename(incomplete, folder)
     return load_examples(folder)
@@ -204,10 +217,12 @@ class _Dropped(Exception):
     pass
 
 
-def _row(encoder: Encoder, kind: str, example: Example, length: int, whole: bool, counts: Counts) -> Row:
+def _row(encoder: Encoder, kind: str, example: Example, length: int, whole: bool, counts: Counts, towers: Towers | None) -> Row:
     """Encode an example as a row with sequences of at most `length` tokens; `whole`: drop it instead of cutting."""
     columns: dict[str, Any] = {}
-    if kind == "conversation":
+    if towers is not None:
+        sequences = [encode_conversation(encoder, example, towers)]
+    elif kind == "conversation":
         sequences = [encoder.conversation(example)]
     elif kind == "pair":
         sequences, columns["margin"] = [*encoder.pair(example)], example.margin
@@ -236,10 +251,15 @@ def _row(encoder: Encoder, kind: str, example: Example, length: int, whole: bool
         sequences = [sequences[0].part(0, prompt), sequences[0].part(prompt)]
     if kind == "steps":
         columns["labels"] = labels[: len(sequences[0].ids)]
+    if towers is not None:
+        (seen,) = sequences
+        return Row((seen.sequence,), {"media": seen.media})
     return Row(tuple(sequences), columns)
 
 
-def _rows(encoder: Encoder, kind: str, examples: Iterable[Example], T: int, whole: bool, counts: Counts) -> Iterator[Row]:
+def _rows(
+    encoder: Encoder, kind: str, examples: Iterable[Example], T: int, whole: bool, counts: Counts, towers: Towers | None = None
+) -> Iterator[Row]:
     """Yield the rows of a split.
 
     Conversations have rows of T + 1 tokens, which give T predictions. The other kinds have rows of T tokens; the last one may
@@ -248,7 +268,7 @@ def _rows(encoder: Encoder, kind: str, examples: Iterable[Example], T: int, whol
     length = T + 1 if kind == "conversation" else T
     for example in examples:
         try:
-            row = _row(encoder, kind, example, length, whole, counts)
+            row = _row(encoder, kind, example, length, whole, counts, towers)
         except _Dropped as reason:
             counts.dropped[str(reason)] += 1
             continue
@@ -265,34 +285,39 @@ def packed(rows: Iterable[Row], width: int) -> Iterator[Row]:
     """Pack rows of one sequence into rows of at most `width` tokens, by best fit (data/text/packing.py) within buffers."""
     budget = max(BUFFER_TOKENS, 256 * width)
     waiting, held = [], 0
-    for (sequence,), _ in rows:
-        waiting.append(np.stack(sequence, axis=1))
-        held += len(sequence.ids)
+    for (sequence,), columns in rows:
+        waiting.append((np.stack(sequence, axis=1), columns))
+        held += len(sequence.ids) + sum(len(kept.file) for kept in columns.get("media", ())) // TOKEN_BYTES
         if held >= budget:
             yield from _packed(waiting, width)
             waiting, held = [], 0
     yield from _packed(waiting, width)
 
 
-def _packed(items: list[np.ndarray], width: int) -> Iterator[Row]:
-    for bin_ in best_fit(items, width):
+def _packed(items: list[tuple[np.ndarray, dict[str, Any]]], width: int) -> Iterator[Row]:
+    columns = {id(item): beside for item, beside in items}
+    for bin_ in best_fit([item for item, _ in items], width):
         whole = np.concatenate(bin_)
         segments = np.repeat(np.arange(1, len(bin_) + 1), [len(item) for item in bin_])
-        yield Row((Sequenced(whole[:, 0], whole[:, 1].astype(bool)),), {"segments": segments})
+        media = media_rows.joined(columns[id(item)] for item in bin_)
+        yield Row((Sequenced(whole[:, 0], whole[:, 1].astype(bool)),), {"segments": segments, "media": media})
 
 
 # Files.
 
 
-def _write(folder: Path, config, encoder: Encoder, kind: str, whole: bool) -> None:
+def _write(folder: Path, config, encoder: Encoder, kind: str, whole: bool, towers: Towers | None) -> None:
     T, dropped = config.sequence_length, Counter()
     counts: dict[str, Any] = {"kind": kind, "sequence_length": T}
+    if towers is not None:
+        encoder = encoder_of(encoder.tokenizer, towers, encoder.template)
     for split, examples in _splits(config, kind, dropped).items():
-        count = Counts()
-        rows = _rows(encoder, kind, examples, T, whole, count)
+        count, most = Counts(), {}
+        rows = _rows(encoder, kind, examples, T, whole, count, towers)
         rows = packed(rows, T + 1) if kind == "conversation" else rows
+        rows = rows if towers is None else media_rows.store(folder / split, rows, most)
         write_columns(folder / split, rows, kind, T, encoder.tokenizer.vocab_size, count)
-        counts[split] = vars(count) | {"dropped": dict(count.dropped)}
+        counts[split] = vars(count) | {"dropped": dict(count.dropped)} | most
     counts["read"] = {"dropped": dict(dropped)}
     if not counts["train"]["rows"]:
         raise _none_left(config, counts, f"raise sequence_length={T}")

@@ -1,4 +1,4 @@
-"""Convert published message formats to the format of data/chat/template.py: role, plain text content, tool calls.
+"""Convert published message formats to the format of data/chat/template.py: role, plain text content, tool calls, media.
 
 Inputs are lists of OpenAI messages (role, content) or ShareGPT messages (from, value), and transcripts of HH-RLHF.
 """
@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data.media.parts import Medium, resolved, text_and_media
 from lm.errors import UserError
 
 Messages = list[dict[str, Any]]
@@ -30,39 +31,49 @@ def make_message(role: str, content: str) -> dict[str, Any]:
     return {"role": role, "content": content}
 
 
-def messages_of(items: Sequence, where: str) -> Messages:
+def messages_of(items: Sequence, where: str, media: bool = False) -> Messages:
     """Convert a list of OpenAI or ShareGPT messages.
 
-    Raises: UserError for an item that is no message, an unknown role, content that is not text, or a call without a name.
+    media: whether a message may have images and audio. They are in its key `media` as data/media/parts.py has them, with
+    placeholders in its content.
+    Raises: UserError for an item that is no message, an unknown role, other content than this, or a call without a name.
     """
-    return [_message(item, f"{where}: message {n}") for n, item in enumerate(items, start=1)]
+    return [_message(item, f"{where}: message {n}", media) for n, item in enumerate(items, start=1)]
 
 
-def _message(item: Any, where: str) -> dict[str, Any]:
+def media_messages(items: Sequence, where: str, folder: str | None = None) -> Messages:
+    """Return messages as `messages_of` with media whose files are found, such as those of a request to a server.
+
+    folder: where paths lead; None: only data: URLs are taken.
+    Raises: UserError as `messages_of` and `data.media.parts.resolved`.
+    """
+    return resolved([messages_of(items, where, media=True)], {}, folder, where)[0]
+
+
+def _message(item: Any, where: str, media: bool) -> dict[str, Any]:
     if not isinstance(item, Mapping) or not ("role" in item or "from" in item):
         raise UserError(f"{where} is no object with a role and a content; write one like that")
     name = str(item.get("role", item.get("from"))).strip().lower()
     if name not in ROLES:
         raise UserError(f"{where} has the role {name!r}; roles are {' '.join(ROLES)}")
-    content, calls = _text(item.get("content", item.get("value")), where), item.get("tool_calls")
+    (content, found), calls = _content(item.get("content", item.get("value")), where, media), item.get("tool_calls")
     if name == CALLED:
         content, calls = "", [parsed(content, Mapping, where)]
     elif not calls and item.get("function_call"):
         calls = [item["function_call"]]
     message = make_message(ROLES[name], content)
+    if found:
+        message["media"] = found
     if calls:
         message["tool_calls"] = [_call(call, where) for call in calls]
     return message | {key: item[key] for key in KEPT if item.get(key)}
 
 
-def _text(content: Any, where: str) -> str:
-    if content is None:  # usual if there are tool calls
-        return ""
-    if isinstance(content, str):
-        return content
-    if is_list(content) and all(isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content):
-        return "".join(part["text"] for part in content)
-    raise UserError(f"{where} has content that is not only text ({type(content).__name__}); leave the record out")
+def _content(content: Any, where: str, media: bool) -> tuple[str, list[Medium]]:
+    found = ("", []) if content is None else text_and_media(content, where)  # None is usual if there are tool calls
+    if found is None or (found[1] and not media):
+        raise UserError(f"{where} has content that is not only text ({type(content).__name__}); leave the record out")
+    return found
 
 
 def _call(call: Any, where: str) -> dict[str, Any]:

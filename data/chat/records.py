@@ -7,6 +7,7 @@ import difflib
 import io
 import itertools
 import json
+import os
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
@@ -24,6 +25,7 @@ EXTENSIONS = (*files.JSON_LINES, *files.PARQUET, ".json")
 class Record(NamedTuple):
     values: dict[str, Any]
     where: str  # for errors: "file:line" or the like
+    folder: str | None = None  # of the data file, for paths of images and audio
 
 
 def is_builtin(input: str) -> bool:
@@ -107,16 +109,17 @@ def unknown(input: str) -> UserError:
 
 
 def _read_file(path: str) -> Iterator[Record]:
+    folder = None if "://" in path else os.path.dirname(path) or "."
     try:
         if path.endswith(files.PARQUET):
             for number, row in files.parquet_rows(path):
-                yield Record(row, f"{path}: row {number}")
+                yield Record(row, f"{path}: row {number}", folder)
         elif path.endswith(files.JSON_LINES) or _holds_lines(path):
             for number, row in files.json_lines(path):
-                yield Record(row, f"{path}:{number}")
+                yield Record(row, f"{path}:{number}", folder)
         else:
             for number, row in enumerate(_objects(path), start=1):
-                yield Record(row, f"{path}: item {number}")
+                yield Record(row, f"{path}: item {number}", folder)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}; repair the file or leave it out of data.input") from error
     except streams.Unreadable as error:

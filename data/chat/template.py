@@ -8,6 +8,8 @@ Templates see messages as text, so a message that contains the text `<|system|>`
 such text in a message is marked with an unused character before the template runs. Only unmarked symbols, which the template
 itself wrote, become control symbols. The marks survive all operations of templates on whole texts (copy, trim, join, change
 case, write as JSON).
+
+Images and audio: see data/media/places.py.
 """
 
 import functools
@@ -22,6 +24,8 @@ from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 
 from data.chat.limited_jinja import LimitedEnvironment, TooMuch, rendered
+from data.media.places import Reads, expanded, placed_in, with_symbols
+from data.media.prompts import Style
 from data.text.hf_tokenizer import HFTokenizer
 from data.text.sentencepiece_tokenizer import CHAT_TEMPLATE
 from data.text.tokenizer import Tokenizer
@@ -61,26 +65,40 @@ def encode_chat(
     *,
     template: str | None = None,
     add_generation_prompt: bool = False,
+    media: Style | None = None,
     **extra: Any,
 ) -> Chat:
     """Encode a conversation. Only the template can write control symbols; in messages they are plain text.
 
-    Args: template: None is the tokenizer's own. The others are those of `render`.
+    Args:
+      template: None is the tokenizer's own. The others are those of `render`.
+      media: how to write the media of messages, which data.chat.media.encoding.prepared has made; None refuses such messages.
     Raises: UserError as `render`, and if a Hugging Face tokenizer has no template and none is given.
     """
     template = template or tokenizer.chat_template
     if template is None:
         raise UserError("chat: this tokenizer comes without a chat template; give one, as template=…")
-    symbols = tokenizer.chat_symbols(template)
+    shown = media.symbols if media else {}
+    placed = placed_in(messages, shown if media else None)
+    beside = "".join([*shown.values(), media.around]) if media else ""
+    symbols = tokenizer.chat_symbols(template + beside)
+    if missing := [shown[kind] for kind in dict.fromkeys(medium.kind for medium in placed) if shown[kind] not in symbols]:
+        raise UserError(f"chat: this tokenizer has no symbol {missing[0]}; use the tokenizer of a model with images or audio")
     taken = set(json.dumps([template, messages, extra], ensure_ascii=False, default=str))
     mark, *around = (c for _, c in zip(range(3), (c for c in map(chr, _PRIVATE) if c not in taken)))
     # An assistant may write tokens that are not special, such as <think>, and templates look for them in its messages.
-    others, assistants = _spellings(tuple(symbols)), _spellings(tuple(tokenizer.controls))
-    guarded = [_guard(m, assistants if m.get("role") == "assistant" else others, mark) for m in _checked(messages)]
+    others, assistants = _spellings(tuple(symbols)), _spellings(tuple(tokenizer.chat_symbols(beside)))
+    reads = _reads(template, tuple(shown.items())) if media else Reads(frozenset(), True)
+    guarded = []
+    for message in _checked(messages):
+        spellings = assistants if message["role"] == "assistant" else others
+        guarded.append(with_symbols(message, shown, reads, functools.partial(_guard, spellings=spellings, mark=mark)))
     names = tokenizer.special_tokens
     extra = names | {key: value if key in names else _guard(value, others, mark) for key, value in extra.items()}
     marked = _render(template, guarded, extra, add_generation_prompt, tuple(around))
     text, written = _without_marks(marked, *around)
+    if media:
+        text, written = expanded(text, written, placed, shown, mark)
     ids, spans = _encode(tokenizer, text, symbols, mark)
     if not re.search(r"{%[-+]?\s*generation\s*[-+]?%}", template):
         return Chat(ids, None)
@@ -98,6 +116,21 @@ def end_of_turn(tokenizer: Tokenizer, template: str | None = None) -> int:
     if not ends:
         raise UserError("chat: the template has no end symbol for an assistant's message, so a reply would never end")
     return ends[0]
+
+
+@functools.lru_cache(16)
+def _reads(template: str, symbols: tuple[tuple[str, str], ...]) -> Reads:
+    """Return what the template reads, by trying it."""
+
+    def writes(content: Any, what: str) -> bool:
+        try:
+            return what in _render(template, [{"role": "user", "content": content}], {}, False, ("", ""))
+        except UserError:
+            return False
+
+    text, shown = "some-text", [{"type": "text", "text": "some-text"}]
+    parts = frozenset(kind for kind, symbol in symbols if writes([{"type": kind}, *shown], symbol))
+    return Reads(parts, writes(text, text) or not writes(shown, text))
 
 
 def _encode(tokenizer: Tokenizer, text: str, symbols: dict[str, int], mark: str) -> tuple[list[int], list[tuple[int, int]]]:

@@ -2,7 +2,8 @@
 
 Each task is a generator: task(split, seed, **options) yields records {"prompt": str, "completion": a right answer,
 "rejected": a wrong one, "answer": the reference for verifiers, "task": its name} and other columns of its verifiers
-(`verifiable` has no answers). The split "train" is endless, "valid" is finite. Records depend only on the split, the seed and
+(`verifiable` has no answers). Questions about a picture or a sound also have "images" or "audios", a list of data: URLs, as
+data/media/parts.py reads them. The split "train" is endless, "valid" is finite. Records depend only on the split, the seed and
 the options. The splits never share a prompt (splits.py). To write records to a file:
 
     python -m data.tasks NAME[?option=value&…] --split=train --count=1000 --out=FILE.jsonl
@@ -17,6 +18,9 @@ from data.tasks.calculator import calculator
 from data.tasks.formats import formats
 from data.tasks.letters import instructions, mixed_operations
 from data.tasks.lists import lists
+from data.tasks.media.commands import commands
+from data.tasks.media.digits import digits
+from data.tasks.media.scenes import scenes
 from data.tasks.safety_world import safety_text, safety_world
 from data.tasks.small_world import small_world
 from data.tasks.strings import strings
@@ -37,6 +41,9 @@ TASKS: dict[str, Callable[..., Iterator[dict]]] = {
     "calculator": calculator,
     "safety_world": safety_world,
     "verifiable": verifiable,
+    "scenes": scenes,
+    "digits": digits,
+    "commands": commands,
 }
 # Generators of records {"text": str} for pretraining.
 CORPORA: dict[str, Callable[..., Iterator[dict]]] = {"text": text, "safety_text": safety_text}

@@ -15,7 +15,7 @@ SPLITS = ("train", "valid")
 SHARE = 10  # one key in SHARE is held out
 PATIENCE = 2000  # a task is exhausted after this many draws without a new prompt
 
-Draw = Callable[[random.Random], tuple[bool, dict]]  # (held out, the record)
+Draw = Callable[[random.Random], tuple[bool, dict]]  # (held out, the record, which may be {} if the other split wants it)
 
 
 def number(key: str) -> int:
@@ -52,13 +52,15 @@ def _train(draw: Draw, rng: random.Random) -> Iterator[dict]:
 
 
 def _valid(draw: Draw, rng: random.Random, most: int) -> Iterator[dict]:
-    seen: set[str] = set()
+    seen: set[tuple[str, ...]] = set()
     missed = 0
     while len(seen) < most and missed < PATIENCE:
         is_held_out, record = draw(rng)
         missed += 1
-        prompt = record.get("prompt") or record["text"]
-        if is_held_out and prompt not in seen:
+        if not is_held_out:
+            continue
+        prompt = record.get("prompt") or record["text"], *record.get("images", ()), *record.get("audios", ())
+        if prompt not in seen:
             missed = 0
             seen.add(prompt)
             yield record

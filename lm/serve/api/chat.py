@@ -29,7 +29,7 @@ from lm.serve.api.service import Service
 from lm.serve.api.text import Token, spelling
 from lm.serve.api.tools import MOST_CALLS, Call, Calls, declared, forced
 
-RESERVED = ("messages", "tools", "template", "add_generation_prompt", "tokenizer", "documents")
+RESERVED = ("messages", "tools", "template", "add_generation_prompt", "tokenizer", "documents", "media")
 
 
 def messages_of(service: Service, given: Sequence[dict[str, Any]]) -> Messages:

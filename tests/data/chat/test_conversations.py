@@ -285,7 +285,7 @@ def test_message_trees_whole_and_in_single_messages():
         ("conversation", {"prompt": "a"}, ["no conversation", "'prompt'"]),
         ("conversation", {"messages": ["a"]}, ["message 1", "role"]),
         ("conversation", {"messages": [user("a"), {"role": "robot", "content": "b"}]}, ["message 2", "'robot'", "assistant"]),
-        ("conversation", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, ["message 1", "text"]),
+        ("conversation", {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, ["message 1", "no url"]),
         ("conversation", {"messages": [{"role": "assistant", "tool_calls": [{"function": {}}]}]}, ["message 1", "name"]),
         ("conversation", {"messages": TALK, "tools": "{oops"}, ["JSON"]),
         ("conversation", {"prompt": "a", "completion": 7}, ["int"]),

@@ -1,0 +1,89 @@
+"""Files of the media of rows, beside the columns of data/chat/example_files.py, and their arrays in batches.
+
+The media are stored as they are encoded, since tiles as numbers have about ten times their size. A batch decodes them again.
+    media.npy        uint8: the files, one after the other
+    media_ends.npy   int64 [M]: the end of each file
+    media_kinds.npy  uint8 [M]: its index in data.media.parts.KINDS
+    media_counts.npy int32 [M]: the number of its tiles or windows that the row has
+    media_rows.npy   int64 [R]: the end of each row in these
+Letters: M media, R rows.
+"""
+
+import contextlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from data.chat.example_files import MEDIA_COLUMNS as COLUMNS
+from data.chat.example_files import Row
+from data.chat.media.encoding import Kept, Towers, arrays_of
+from data.media.parts import KINDS
+
+NAMES = ("images", "audio")  # in batches and in counts.json, in the order of KINDS
+
+
+def store(folder: Path, rows: Iterable[Row], most: dict[str, int]) -> Iterator[Row]:
+    """Yield the rows, and write the files of the media in their column `media`, a list of `Kept`, to an existing folder.
+
+    The files are complete after the last row. most: gets the largest number of tiles and of windows of a row, by NAMES.
+    """
+    most |= dict.fromkeys(NAMES, 0)
+    ends = {"media_ends": 0, "media_rows": 0}
+    with contextlib.ExitStack() as stack:
+        files = {}
+        for row in rows:
+            if not files:  # the folder is made when the first row is asked for
+                files = {name: stack.enter_context((folder / f"{name}.raw").open("wb")) for name in COLUMNS}
+            media: list[Kept] = row.columns.get("media", [])
+            for kind, file, count in media:
+                ends["media_ends"] += len(file)
+                values = {"media_ends": ends["media_ends"], "media_kinds": KINDS.index(kind), "media_counts": count}
+                files["media"].write(file)
+                for name, value in values.items():
+                    files[name].write(COLUMNS[name](value).tobytes())
+            ends["media_rows"] += len(media)
+            files["media_rows"].write(COLUMNS["media_rows"](ends["media_rows"]).tobytes())
+            for name, kind in zip(NAMES, KINDS):
+                most[name] = max(most[name], sum(kept.count for kept in media if kept.kind == kind))
+            yield row
+    for name, dtype in COLUMNS.items() if files else ():
+        raw = folder / f"{name}.raw"
+        np.save(folder / f"{name}.npy", np.memmap(raw, dtype, mode="r") if raw.stat().st_size else np.zeros(0, dtype))
+        raw.unlink()
+
+
+def media_of(columns: Mapping[str, np.ndarray], row: int) -> list[Kept]:
+    """Return the media of a row, in order."""
+    begin, end = (int(columns["media_rows"][row - 1]) if row else 0), int(columns["media_rows"][row])
+    found = []
+    for n in range(begin, end):
+        first = int(columns["media_ends"][n - 1]) if n else 0
+        file = columns["media"][first : columns["media_ends"][n]].tobytes()
+        found.append(Kept(KINDS[columns["media_kinds"][n]], file, int(columns["media_counts"][n])))
+    return found
+
+
+def arrays(
+    columns: Mapping[str, np.ndarray], rows: Sequence[int], towers: Towers, most: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """Return the media of rows for a batch: images float32 [b, N, S, S, 3] and audio float32 [b, K, F, M], if there are any.
+
+    Rows with fewer than N tiles or K windows end in zeros. They are in the order of their tokens in the row.
+    Args: rows: [b], −1 for an empty row. most: N and K by NAMES, as `store` gives them.
+    """
+    every = [arrays_of(media_of(columns, row) if row >= 0 else [], towers, f"medium of row {row}") for row in rows]
+    found = {}
+    for n, name in enumerate(NAMES):
+        if most[name]:
+            shape = every[0][n].shape[1:]
+            found[name] = np.zeros((len(rows), most[name], *shape), np.float32)
+            for b, each in enumerate(every):
+                found[name][b, : len(each[n])] = each[n]
+    return found
+
+
+def joined(columns: Iterable[Mapping]) -> list[Kept]:
+    """Return the media of several examples that are packed into one row."""
+    return list(itertools.chain.from_iterable(each.get("media", ()) for each in columns))

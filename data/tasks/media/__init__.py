@@ -1,0 +1,1 @@
+"""Tasks with images and sounds that are made on the spot."""

@@ -1,0 +1,158 @@
+"""Questions about coloured shapes on a plain ground, drawn on the spot: colour, count, place, neighbour."""
+
+import base64
+import random
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from data.media.images import encode_png
+from data.media.needed import library
+from data.tasks.splits import held_out, records
+from lm.errors import UserError
+
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 160, 60),
+    "blue": (40, 80, 220),
+    "yellow": (240, 200, 40),
+    "purple": (140, 60, 180),
+    "black": (30, 30, 30),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+GROUNDS = ((255, 255, 255), (235, 230, 220), (215, 230, 240), (225, 240, 225))
+# Each colour and each shape is also in other pairs.
+HELD_OUT = frozenset((colour, SHAPES[n % len(SHAPES)]) for n, colour in enumerate(COLOURS))
+SEEN = tuple((colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in HELD_OUT)
+ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
+SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
+QUESTIONS = {
+    "colour": ("What colour is the {shape}?", "Which colour does the {shape} have?"),
+    "count": ("How many {shape} are there?", "Count the {shape}."),
+    "place": ("Where is the {colour} {shape}?", "In which place is the {colour} {shape}?"),
+    "neighbour": ("What is {side} the {colour} {shape}?",),
+}
+PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
+TRIES = 200
+
+
+class Thing(NamedTuple):
+    """A shape in a cell of a grid of three rows and three columns."""
+
+    colour: str
+    shape: str
+    row: int
+    column: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.colour} {self.shape}"
+
+    @property
+    def place(self) -> str:
+        return f"{ROWS[self.row]} {COLUMNS[self.column]}"
+
+
+def scenes(split: str, seed: int, size: int = 64, shapes: int = 4, pairs: str = "seen", valid: int = 500) -> Iterator[dict]:
+    """Yield records such as "What colour is the circle?" -> "red", with one image; `rejected` is another answer of the kind.
+
+    The kinds are `colour` ("red"), `count` ("2"), `place` ("top left", in a grid of three by three) and `neighbour`, the only
+    thing on a side of another one ("blue square"). No scene of valid is in train.
+
+    size: pixels of a side. shapes: a scene has 1 to this many. pairs: what valid asks about. "seen": pairs of a colour and a
+    shape as in train. "heldout": the pairs in HELD_OUT, which no image and no text of train shows.
+    Raises: UserError without Pillow.
+    """
+    library("PIL.ImageDraw", "scenes: drawing")
+    if not 24 <= size <= 1024 or not 2 <= shapes <= 9:
+        raise UserError(f"scenes: needs size in 24…1024 and shapes in 2…9, not size={size}, shapes={shapes}")
+    if pairs not in ("seen", "heldout"):
+        raise UserError(f"scenes: pairs={pairs!r} is neither seen nor heldout")
+    new = pairs == "heldout" and split == "valid"
+
+    def draw(rng: random.Random) -> tuple[bool, dict]:
+        kind = rng.choice(list(QUESTIONS))
+        for _ in range(TRIES):
+            scene = _scene(rng, shapes, new)
+            if (asked := _ask(rng, kind, scene, new)) is not None:
+                break
+        else:
+            raise UserError(f"scenes: no question of the kind {kind} in {TRIES} scenes; raise shapes={shapes}")
+        if (out := held_out(repr(sorted(scene)))) != (split == "valid"):
+            return out, {}
+        question, answer, wrong = asked
+        image = base64.b64encode(encode_png(drawn(scene, size, rng))).decode()
+        record = {
+            "prompt": question,
+            "images": [f"data:image/png;base64,{image}"],
+            "completion": answer,
+            "rejected": rng.choice(sorted(wrong - {answer})),
+            "answer": answer,
+            "task": "scenes",
+            "question": kind,
+        }
+        return out, record
+
+    return records(draw, split, seed, valid)
+
+
+def _scene(rng: random.Random, most: int, new: bool) -> list[Thing]:
+    """Return 1 to `most` things in different cells. The first is one of HELD_OUT if `new`; the others are of SEEN."""
+    cells = rng.sample([(row, column) for row in range(3) for column in range(3)], rng.randint(1, most))
+    choices = list(SEEN)
+    if rng.random() < 0.5:  # else equal shapes are rare, and most counts are 1
+        shape = rng.choice(SHAPES)
+        choices = [pair for pair in SEEN if pair[1] == shape] * 3 + choices
+    pairs = [rng.choice(choices) for _ in cells]
+    if new:
+        pairs[0] = rng.choice(sorted(HELD_OUT))
+    return [Thing(*pair, *cell) for pair, cell in zip(pairs, cells)]
+
+
+def _ask(rng: random.Random, kind: str, scene: list[Thing], new: bool) -> tuple[str, str, set[str]] | None:
+    """Return (question, answer, other answers) about a scene; None if it has no such question. new: ask of the first thing."""
+    thing = scene[0] if new else rng.choice(scene)
+    text = rng.choice(QUESTIONS[kind])
+    same = [other for other in scene if other.shape == thing.shape]
+    if kind == "colour" and len(same) == 1:
+        return text.format(shape=thing.shape), thing.colour, set(COLOURS)
+    if kind == "count":
+        shape = thing.shape if new or rng.random() < 0.85 else rng.choice(SHAPES)  # some are not there at all
+        count = sum(other.shape == shape for other in scene)
+        return text.format(shape=PLURALS[shape]), str(count), {str(n) for n in range(max(0, count - 2), count + 3)}
+    if [other.name for other in scene].count(thing.name) > 1:
+        return None
+    if kind == "place":
+        places = {f"{row} {column}" for row in ROWS for column in COLUMNS}
+        return text.format(**thing._asdict()), thing.place, places
+    if kind == "neighbour":
+        side, (down, right) = rng.choice(list(SIDES.items()))
+        there = [o for o in scene if down * (o.row - thing.row) + right * (o.column - thing.column) > 0]
+        if len(there) == 1:
+            return text.format(side=side, **thing._asdict()), there[0].name, {" ".join(pair) for pair in SEEN}
+    return None
+
+
+def drawn(scene: list[Thing], size: int, rng: random.Random) -> np.ndarray:
+    """Return a scene as uint8 [size, size, 3]. The size, the place in the cell and the ground are random."""
+    from PIL import Image, ImageDraw
+
+    image = Image.new("RGB", (size, size), rng.choice(GROUNDS))
+    pen, cell = ImageDraw.Draw(image), size / 3
+    for thing in scene:
+        r = cell * rng.uniform(0.28, 0.42)
+        slack = cell / 2 - r - 1
+        x = (thing.column + 0.5) * cell + rng.uniform(-slack, slack)
+        y = (thing.row + 0.5) * cell + rng.uniform(-slack, slack)
+        colour = COLOURS[thing.colour]
+        if thing.shape == "circle":
+            pen.ellipse((x - r, y - r, x + r, y + r), colour)
+        elif thing.shape == "square":
+            pen.rectangle((x - 0.85 * r, y - 0.85 * r, x + 0.85 * r, y + 0.85 * r), colour)
+        elif thing.shape == "triangle":
+            pen.polygon([(x, y - r), (x + r, y + 0.85 * r), (x - r, y + 0.85 * r)], colour)
+        else:
+            pen.rectangle((x - r, y - 0.3 * r, x + r, y + 0.3 * r), colour)
+            pen.rectangle((x - 0.3 * r, y - r, x + 0.3 * r, y + r), colour)
+    return np.asarray(image)
