@@ -4,9 +4,9 @@
     python -m benchmarks.domain --domain=FOLDER --general=FOLDER [--other=FOLDER] --init_from=MODEL --out=runs/domain
 
 Runs train.py with configs/train/domain.py for each seed, which also draws the held-out documents, and once without replay. The
-text of --other is never trained on. The quiz: which of four continuations of a held-out passage of the domain is the true one?
-The three others come from elsewhere in the held-out text of the domain; chance is 0.25. Finished runs are not run again. Prints
-one JSON object a run: bits per byte of each source and accuracy of the quiz, before and after.
+text of --other is never trained on. The quiz: which of eight words continues a held-out passage of the domain? The seven wrong
+ones come from elsewhere in the held-out text, so frequent words are frequent choices; chance is 0.125. Finished runs are kept.
+Prints one JSON object a run: bits per byte of each source and accuracy of the quiz, before and after.
 """
 
 import argparse
@@ -20,12 +20,13 @@ from pathlib import Path
 from data.text.dataset import open_split
 from data.text.tokenizer import load_tokenizer
 
-CONTEXT, CONTINUATION, CHOICES = 300, 80, 4  # characters, characters, answers of a question
+CONTEXT, CHOICES = 300, 8  # characters of a passage, words to choose from
+WORD = re.compile(r" [a-zA-Z][a-z]{4,}(?![\w-])")
 QUIZ = """kind: choice
 data: quiz.jsonl
 doc_to_text: "{{passage}}"
 target_delimiter: ""
-doc_to_choice: continuations
+doc_to_choice: words
 doc_to_target: right
 metric_list: [acc]
 """
@@ -38,7 +39,7 @@ def main() -> None:
     parser.add_argument("--other")
     parser.add_argument("--out", type=Path, default=Path("runs/domain"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--questions", type=int, default=200)
+    parser.add_argument("--questions", type=int, default=500)
     parser.add_argument("options", nargs="*", help="more flags of train.py, after --")
     given = parser.parse_args()
     for seed in range(given.seeds):
@@ -74,18 +75,18 @@ def quiz(workdir: Path, questions: int, seed: int) -> Path:
     tokenizer, (dataset, *_) = load_tokenizer(workdir), (workdir / "data").iterdir()
     rows = open_split(dataset, "domain", "valid")
     texts = [tokenizer.decode(rows[n]["tokens"]) for n in range(len(rows))]
-    draw, cuts = random.Random(seed), []
-    for text in texts:  # a continuation begins with the space before a word
-        cuts += [
-            (text[m.start() - CONTEXT : m.start()], text[m.start() : m.start() + CONTINUATION])
-            for m in re.finditer(r" \w", text)
-            if m.start() >= CONTEXT and m.start() + CONTINUATION <= len(text)
-        ]
-    found = []
+    draw = random.Random(seed)
+    cuts = [
+        (text[m.start() - CONTEXT : m.start()], m[0]) for text in texts for m in WORD.finditer(text) if m.start() >= CONTEXT
+    ]
+    words, found = [word for _, word in cuts], []
     for passage, right in draw.sample(cuts, min(questions, len(cuts))):
-        wrong = [continuation for _, continuation in draw.sample(cuts, CHOICES - 1)]
-        place = draw.randrange(CHOICES)
-        found.append({"passage": passage, "continuations": [*wrong[:place], right, *wrong[place:]], "right": place})
+        options = [right]
+        while len(options) < CHOICES:
+            if (word := draw.choice(words)) not in options:
+                options.append(word)
+        draw.shuffle(options)
+        found.append({"passage": passage, "words": options, "right": options.index(right)})
     (workdir / "quiz.jsonl").write_text("".join(json.dumps(item) + "\n" for item in found))
     (workdir / "quiz.yaml").write_text(QUIZ)
     return workdir / "quiz.yaml"
