@@ -38,6 +38,8 @@ from lm.parallel.mesh import over_stages, reshard, spec
 from lm.parallel.pipeline import layer_of, pipelined, schedule
 from lm.parallel.sequence import axis_between_blocks, length_axis, whole_rows
 
+STACKED = ("stacks.", "vision.layers.", "audio.layers.")  # begin the dotted names of parameters with an axis of layers
+
 
 class Routing(NamedTuple):
     """Reports of all routers: two losses, summed over tokens and layers, and the load [n, E] or [E] of each router by path."""
