@@ -16,6 +16,7 @@ ignored = (*llama_ignored, rf"model\.vision_model\.{encoders.IGNORED}")
 VISION = {"hidden_size": 1152, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 16}
 VISION |= {"image_size": 224, "patch_size": 32, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 DEFAULTS = {"image_token_id": 128257, "scale_factor": 2, "tie_word_embeddings": False}
+DEFAULTS["text_config"] = {"model_type": "llama", "rms_norm_eps": 1e-5}
 
 
 def from_hf(hf: Mapping) -> ModelConfig:

@@ -20,6 +20,8 @@ AT, JOINT = "vision_tower.vision_model.", "multi_modal_projector."
 TEXT_AT, HEAD = "language_model.model.", "language_model.lm_head.weight"
 ignored = (*(rf"language_model\.{one}" for one in llama_ignored), rf"vision_tower\.vision_model\.{encoders.IGNORED}")
 
+CLIP_L = {"model_type": encoders.CLIP, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24}
+CLIP_L |= {"num_attention_heads": 16, "image_size": 336, "patch_size": 14}
 DEFAULTS = {
     "image_token_index": 32000,
     "projector_hidden_act": "gelu",
@@ -31,7 +33,7 @@ DEFAULTS = {
 
 def from_hf(hf: Mapping) -> ModelConfig:
     hf = {**DEFAULTS, **hf}
-    tower, inner = hf.get("vision_config"), hf.get("text_config") or {}
+    tower, inner = hf.get("vision_config") or CLIP_L, hf.get("text_config") or {}
     kind = tower.get("model_type") if isinstance(tower, Mapping) else None
     if kind not in encoders.DEFAULTS:
         raise UserError(f"vision_config.model_type={short(kind)} in config.json is none of {', '.join(encoders.DEFAULTS)}")

@@ -17,7 +17,7 @@ OUTER = ("dtype", "torch_dtype", "quantization_config")  # keys that stand at th
 
 def text_of(hf: Mapping, **more) -> ModelConfig:
     """Return the config of the language model. more: keys of text_config, over those that are there."""
-    text = hf.get("text_config")
+    text = hf.get("text_config") or {}
     if not isinstance(text, Mapping):
         raise UserError(f"text_config={short(text)} in config.json must be an object with the settings of the language model")
     name = text.get("model_type", "llama")
