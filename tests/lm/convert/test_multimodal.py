@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import tempfile
+import types
 from pathlib import Path
 
 import jax
@@ -12,11 +13,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import lm
 from lm.convert.families import family_for, family_of, model_config
 from lm.model.media import Media
 from lm.model.transformer import skeleton
 from tests.lm.convert import multimodal_peers, peers
 from tests.lm.convert.test_families import Case, arrays_of, known, params_of, tensors_of, write
+from tests.slow import all_but
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -105,3 +108,27 @@ def test_transformers_loads_our_export_to_the_same_logits(case, name, tmp_path):
         expected, logits = (one(torch.tensor(tokens), **arguments).logits for one in (model, again))
     np.testing.assert_array_equal(logits, expected)
     assert family_for(config).to_hf(config)["text_config"] == family.to_hf(config)["text_config"]
+
+
+@pytest.mark.parametrize("name", all_but(("idefics3", "llava-clip", "voxtral"), multimodal_peers.PEERS))
+def test_greedy_answers(case, name):
+    model, config = case(name).model, case(name).config
+    tokens, real, _, media, theirs = multimodal_peers.batch(name)
+    graph = skeleton(config)[0]
+    prompts = [row[keep].tolist() for row, keep in zip(tokens, real)]
+    tokenizer = types.SimpleNamespace(stop_ids=(), eos_id=-1, vocab_size=peers.VOCAB)  # no token is the end
+    options = dict(max_new_tokens=24, temperature=0)
+    ours = nnx.merge(graph, params_of(case(name)))
+    drawn = lm.generate(ours, tokenizer, prompts, media=media_of(config, media), **options)
+    with torch.no_grad():
+        expected = model.generate(
+            torch.tensor(tokens),
+            attention_mask=torch.tensor(real).long(),
+            pad_token_id=0,
+            do_sample=False,
+            max_new_tokens=24,
+            **{key: torch.tensor(x) for key, x in theirs.items()},
+        )
+    assert len({token for row in drawn for token in row}) > 8
+    assert drawn == expected[:, tokens.shape[1] :].tolist()
+    assert drawn[:2] != lm.generate(ours, tokenizer, prompts[:2], media=media_of(config, media[1::-1]), **options)
