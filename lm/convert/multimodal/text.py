@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 
 from lm.config import Audio, LayerKind, ModelConfig, Vision
 from lm.convert import llama, mistral, qwen2, qwen3
@@ -73,6 +74,12 @@ def text_ends(config: ModelConfig, prefix: str, head: str) -> list[Row]:
 
 def _renamed(row: Row, prefix: str) -> Row:
     return dataclasses.replace(row, theirs=prefix + row.theirs.removeprefix("model."))
+
+
+def check_text_only(config: ModelConfig, path: Path, form: str) -> None:
+    """Raise UserError if the model has an encoder. form: the format that cannot hold it."""
+    if config.vision.num_layers or config.audio.num_layers:
+        raise UserError(f"{path} sees or hears (model.vision, model.audio), and {form} holds text models only: export a folder")
 
 
 def check_section(config: ModelConfig, name: str, model_type: str, **expected) -> None:
