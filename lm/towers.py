@@ -40,6 +40,11 @@ class Vision:
         return (self.patches // self.shuffle) ** 2
 
     @property
+    def shape(self) -> tuple[int, int, int]:
+        """Return the shape of an image: pixels of a column, of a row, and color channels."""
+        return self.image_size, self.image_size, 3
+
+    @property
     def used_layers(self) -> int:
         """Return how many layers the projected states have passed."""
         return self.num_layers + min(0, self.feature_layer + 1)
@@ -71,6 +76,11 @@ class Audio:
     def positions(self) -> int:
         """Return the number of frames that the encoder's layers see."""
         return self.num_frames // 2
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return the shape of a window's spectrogram: frames and mel bands."""
+        return self.num_frames, self.num_mels
 
     @property
     def tokens(self) -> int:

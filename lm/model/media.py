@@ -11,6 +11,7 @@ import numpy as np
 from jax import lax
 
 from lm.config import ModelConfig
+from lm.errors import UserError
 from lm.parallel.context import context_ways, slots
 from lm.parallel.mesh import reshard, spec
 
@@ -35,16 +36,18 @@ MEDIA = ("images", "audio")  # names in a batch of training, in the order of Med
 def media_of(batch: dict) -> Media | None:
     """Return the media of a batch of training, or None for a batch of text."""
     found = Media(*(batch.get(name) for name in MEDIA))
-    return None if found == Media() else found
+    return None if all(one is None for one in found) else found
 
 
 def with_media(config: ModelConfig, x_BTD: jax.Array, tokens_BT: jax.Array, towers: tuple, media: Media) -> jax.Array:
     """Return the embeddings with the vectors of the media in their places. towers: those of vision and audio, or None."""
-    for section, tower, inputs in zip((config.vision, config.audio), towers, media):
+    for name, section, tower, inputs in zip(MEDIA, (config.vision, config.audio), towers, media):
         if inputs is None:
             continue
         if tower is None:
-            raise ValueError("the batch has images or sound, and the model no encoder for them (model.vision, model.audio)")
+            raise UserError(f"{name} for a model without an encoder of {name}: set model.vision or model.audio")
+        if inputs.shape[2:] != section.shape:
+            raise UserError(f"{name} of shape {inputs.shape[2:]}: the model's encoder takes {section.shape}")
         vectors_BVD = of_rows(tower, inputs)
         x_BTD = placed(x_BTD, vectors_BVD, ordinals(tokens_BT == section.token_id))
     return x_BTD

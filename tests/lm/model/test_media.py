@@ -118,7 +118,9 @@ def test_text_alone_is_that_of_the_model_without_encoders():
     assert set(ours) - set(plain) == {"vision", "audio"}
     tokens = np.arange(40)[None]
     np.testing.assert_array_equal(nnx.merge(skeleton(CONFIG)[0], ours)(tokens), nnx.merge(skeleton(text)[0], plain)(tokens))
-    with pytest.raises(ValueError, match="the model no encoder"):
+    with pytest.raises(UserError, match=r"images of shape \(8, 8, 3\): the model's encoder takes \(12, 12, 3\)"):
+        nnx.merge(skeleton(CONFIG)[0], ours)(tokens, media=Media(images_BNHWC=jnp.zeros((1, 1, 8, 8, 3))))
+    with pytest.raises(UserError, match="images for a model without an encoder of images"):
         nnx.merge(skeleton(text)[0], plain)(tokens, media=Media(images_BNHWC=jnp.zeros((1, 1, 12, 12, 3))))
 
 
