@@ -167,7 +167,7 @@ class ModelConfig:
     mup_base_dim: int = 0  # μP: embed_dim at which learning rate and initialisation were tuned; 0: standard
     adapter: Adapter = Adapter()
     quantization: Quantization = Quantization()
-
+    frozen: str = ""  # regular expression of parameters that are not trained, such as vision\.(?!projector).*; "": none
     pipeline: Pipeline = Pipeline()
     scan_layers: bool = True  # False unrolls the stack: slower to compile, faster on a CPU
     # What the backward pass computes again. none: nothing; matmuls: all but matmul outputs; attention: these, and all of the
@@ -380,9 +380,9 @@ def _check(config: ModelConfig) -> None:
     elif moe.num_experts:
         refuse("moe.num_experts", "has no effect: model.mlp_pattern names no moe layer; add ('moe',)")
 
-    for key in ("adapter.targets", "quantization.targets"):
+    for key in ("adapter.targets", "quantization.targets", "frozen"):
         try:
-            check_pattern(getattr(config, key.split(".")[0]).targets)
+            check_pattern(value_of(key))
         except ValueError as error:
             refuse(key, f"is no regular expression that can be used: {error}")
     if config.quantization.bits not in (0, 4, 8):

@@ -55,7 +55,8 @@ class Cost(NamedTuple):
 
 def pieces(config: ModelConfig) -> list[Piece]:
     """Return every parameter of the model, in any storage format. The routers' balance biases are state, not parameters."""
-    trained = {path for path, variable in _variables(config) if isinstance(variable, trainable(config))}
+    is_trained = nnx.filterlib.to_predicate(trainable(config))
+    trained = {path for path, variable in _variables(config) if is_trained(path, variable)}
     found = []
     for path, variable in _variables(dataclasses.replace(config, quantization=Quantization())):
         if isinstance(variable, Balance):

@@ -21,6 +21,7 @@ def essence(config: ModelConfig) -> dict:
         "context_attention",
         "pipeline",
         "quantized_training",
+        "frozen",
         "dtype",
         "adapter",
         "quantization",

@@ -36,7 +36,7 @@ from lm.workdir import read_config
 
 # Keys of a model's config that do not say what it computes.
 NOT_OF_THE_NETWORK = {
-    *("adapter", "quantization", "quantized_training", "dtype", "max_positions"),
+    *("adapter", "quantization", "quantized_training", "frozen", "dtype", "max_positions"),
     *("pipeline", "scan_layers", "remat", "remat_matmuls_last", "offload", "context_attention"),
 }
 

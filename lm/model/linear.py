@@ -234,9 +234,12 @@ class Score(nnx.Param):
     """A head of one output (model.score_head). It is trained together with adapters, because no base contains it."""
 
 
-def trainable(config: ModelConfig) -> tuple[type[nnx.Variable], ...]:
-    """Return the trained kinds of variables: with adapters only these and a score head, else every parameter."""
-    return (nnx.LoRAParam, Score) if config.adapter.rank else (nnx.Param,)
+def trainable(config: ModelConfig) -> nnx.filterlib.Filter:
+    """Return the filter of trained variables: with adapters only these and a score head, else all that is not frozen."""
+    kinds = (nnx.LoRAParam, Score) if config.adapter.rank else (nnx.Param,)
+    if not config.frozen:
+        return kinds
+    return nnx.All(kinds, lambda path, variable: not re.fullmatch(config.frozen, ".".join(map(str, path))))
 
 
 def cast_matrices(config: ModelConfig, params: nnx.State) -> nnx.State:

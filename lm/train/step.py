@@ -15,6 +15,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.config import ModelConfig
+from lm.errors import UserError
 from lm.kernels.cross_entropy import cross_entropy
 from lm.kernels.matmul import spec_of
 from lm.model.linear import trainable
@@ -93,7 +94,10 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
     peak = rates.learning_rate(config)[0] if o.learning_rate is None else o.learning_rate
     objective = objective or pretraining(z_loss=o.z_loss, mtp_loss=o.mtp_loss)
     learns = trainable(model_config)
-    transform = chain(nnx.filter_state(abstract, learns), model_config, o)
+    learned = nnx.filter_state(abstract, learns)
+    if not jax.tree.leaves(learned):
+        raise UserError(f"model.frozen={model_config.frozen!r} leaves nothing to train: name fewer parameters")
+    transform = chain(learned, model_config, o)
     learning_rate = schedule(
         o.schedule, peak=peak, steps=config.steps * updates, warmup=o.warmup * updates, final=o.final, decay=o.decay
     )
@@ -179,7 +183,7 @@ def averaged(state: TrainState) -> nnx.State:
     return nnx.merge_state(state.params, state.average) if state.average else state.params
 
 
-def stored(state: TrainState, learns: tuple[type[nnx.Variable], ...]) -> dict:
+def stored(state: TrainState, learns: nnx.filterlib.Filter) -> dict:
     """Return the state by the names of a checkpoint: `params` are those of `averaged`, and `raw` the trained ones without
     averaging. So every reader of a checkpoint gets the averages. Without an average it has no `raw`."""
     fields = {name: value for name, value in state._asdict().items() if name != "average"}
@@ -187,7 +191,7 @@ def stored(state: TrainState, learns: tuple[type[nnx.Variable], ...]) -> dict:
     return fields | {"params": averaged(state)} | raw
 
 
-def unstored(fields: dict, learns: tuple[type[nnx.Variable], ...], average: bool) -> TrainState:
+def unstored(fields: dict, learns: nnx.filterlib.Filter, average: bool) -> TrainState:
     """Return the state of a checkpoint. average: whether the run keeps one; without `raw` it starts from the parameters."""
     raw, params = fields.get("raw"), fields["params"]
     kept = nnx.filter_state(params, learns) if average else ()

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from configs.align import sft as sft_config
+from lm import sizing
 from lm.align import sft
+from lm.errors import UserError
 from lm.parallel.mesh import check_fit, make_mesh
 from lm.train.feed import Feed
 from lm.train.step import make_trainer, model_config_of, state_shardings
@@ -82,6 +84,28 @@ def test_encoders_learn(one_device):
         flat = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(changed)}
         still = [path for path, x in flat.items() if not x]
         assert all("positions" in path for path in still) and len(still) == (name == "audio"), still
+
+
+def test_frozen_parameters_stay_as_they_are():
+    config = config_of()
+    config.model.frozen = r"(vision|audio)\.(?!projector).*|embedding|stacks\..*"
+    trainer, state = trainer_and_state(config)
+    after, _ = jax.jit(trainer.step)(state, batch_of(config, 0))
+    moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), state.params, after.params)
+    flat = dict(by_path(moved))
+    learnt = {path for path, x in flat.items() if x}
+    assert learnt == {path for path in flat if ".projector." in path or path in (".norm.scale", ".head")}, learnt
+    sizes = sum(x.size for path, x in by_path(state.params) if path in learnt)
+    assert sum(sizing.parameters(model_config_of(config))["trained"].values()) == sizes
+    assert len(jax.tree.leaves(after.optimizer[0].mu)) == len(learnt)
+    config.model.frozen = ".*"
+    with pytest.raises(UserError, match="model.frozen='.*' leaves nothing to train"):
+        make_trainer(config)
+
+
+def by_path(tree):
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        yield "".join(f".{key.key}" for key in path[:-1]), x
 
 
 @pytest.mark.parametrize("kind", ["pretraining", "sft"])
