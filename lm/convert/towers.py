@@ -31,7 +31,7 @@ from lm.strangers import short
 from lm.workdir import read_config
 
 SEES = {"siglip": encoders.SIGLIP, encoders.SIGLIP: encoders.SIGLIP, "clip": encoders.CLIP, encoders.CLIP: encoders.CLIP}
-HEARS = ("whisper", "voxtral_encoder")
+HEARS = (encoders.WHISPER, "voxtral_encoder")
 PREFIXES = {"vision": r"^(model\.)?vision_model\.", "audio": r"^(model\.)?encoder\."}  # with or without
 
 
@@ -69,9 +69,7 @@ def section_of(hf: Mapping, folder: Path, name: str, token_id: int) -> Vision | 
         raise UserError(f"--{name}_tower={folder}: model_type={short(kind)} in config.json is none of {', '.join(known)}")
     try:
         if name == "audio":
-            settings = {voxtral.WHISPERS.get(key, key): value for key, value in hf.items()}
-            settings = {**voxtral.AUDIO, **settings}
-            settings |= {whispers: settings[own] for whispers, own in voxtral.WHISPERS.items()}
+            settings = {**encoders.WHISPER_DEFAULTS, **hf} if kind == encoders.WHISPER else voxtral.with_whispers_names(hf)
             stack = max(1, settings["encoder_ffn_dim"] // settings["d_model"])
             return encoders.audio_of(settings, stack=stack, projector="mlp", projector_bias=False, token_id=token_id)
         settings = hf.get("vision_config", hf) if kind in ("siglip", "clip") else hf

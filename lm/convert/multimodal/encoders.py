@@ -33,6 +33,15 @@ DEFAULTS = {
         layer_norm_eps=1e-5,
     ),
 }
+WHISPER_DEFAULTS = dict(
+    d_model=384,
+    encoder_layers=4,
+    encoder_attention_heads=6,
+    encoder_ffn_dim=1536,
+    num_mel_bins=80,
+    max_source_positions=1500,
+    activation_function="gelu",
+)
 # SigLIP's pooling and buffers of positions: they do not act on the states.
 IGNORED = r"(head\..*|embeddings\.position_ids)"
 

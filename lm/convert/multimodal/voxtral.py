@@ -27,11 +27,14 @@ WHISPERS = {  # Whisper's names of the same settings
 }
 
 
+def with_whispers_names(audio: Mapping) -> dict:
+    """Return the settings of VoxtralEncoder by the names of Whisper's config, with the defaults of transformers' class."""
+    settings = {**AUDIO, **{WHISPERS.get(key, key): value for key, value in audio.items()}}
+    return settings | {whispers: settings[name] for whispers, name in WHISPERS.items()}
+
+
 def from_hf(hf: Mapping) -> ModelConfig:
-    given = dict(hf.get("audio_config") or {})
-    theirs = {WHISPERS.get(key, key): value for key, value in given.items()}
-    settings = {**AUDIO, **theirs}
-    settings |= {whispers: settings[name] for whispers, name in WHISPERS.items()}
+    settings = with_whispers_names(hf.get("audio_config") or {})
     D, F = settings["d_model"], settings["encoder_ffn_dim"]
     if F % D:
         raise UserError(f"audio_config in config.json: hidden_size={D} does not divide intermediate_size={F}")
