@@ -5,17 +5,21 @@ lm/convert maps each published family to these settings. A config file has the s
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from lm.errors import UserError
 from lm.strangers import check_pattern, short
+from lm.towers import Audio, Vision, check_towers
 
 MOST, MOST_LAYERS = 2**31 - 1, 10_000  # of sizes, since ids are int32
 MOST_EXPERTS, MOST_MTP, LONGEST_BLOCK = 10_000, 100, 100
 REMAT = ("none", "matmuls", "attention", "full")
 ACROSS = ("ring", "all_gather")
 LOW_PRECISION = ("none", "int8", "float8")
+LEAST = dict.fromkeys(("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "mlp_dim", "max_positions"), 1)
+LEAST |= {"pipeline.repeats": 1, "adapter.rank": 0, "remat_matmuls_last": 0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,10 +161,13 @@ class ModelConfig:
     mtp_depth: int = 0  # multi-token prediction modules; each predicts one more token ahead (DeepSeek-V3)
     score_head: str = "none"  # an extra scalar per token: reward (of the text so far), value (expected future reward)
 
+    vision: Vision = Vision()
+    audio: Audio = Audio()
+
     mup_base_dim: int = 0  # μP: embed_dim at which learning rate and initialisation were tuned; 0: standard
     adapter: Adapter = Adapter()
     quantization: Quantization = Quantization()
-
+    frozen: str = ""  # regular expression of parameters that are not trained, such as vision\.(?!projector).*; "": none
     pipeline: Pipeline = Pipeline()
     scan_layers: bool = True  # False unrolls the stack: slower to compile, faster on a CPU
     # What the backward pass computes again. none: nothing; matmuls: all but matmul outputs; attention: these, and all of the
@@ -253,6 +260,8 @@ SECTIONS = {
     "adapter": Adapter,
     "quantization": Quantization,
     "pipeline": Pipeline,
+    "vision": Vision,
+    "audio": Audio,
 }
 
 
@@ -292,24 +301,21 @@ def _check(config: ModelConfig) -> None:
     """Raise UserError for a model that cannot be built."""
     _check_kinds(config)
 
+    def value_of(key):
+        return functools.reduce(getattr, key.split("."), config)
+
     def refuse(key, why):
-        value = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        raise UserError(f"model.{key}={short(value)} {why}")
+        raise UserError(f"model.{key}={short(value_of(key))} {why}")
 
     def one_of(key, *values):
-        value = config
-        for part in key.split("."):
-            value = getattr(value, part)
+        value = value_of(key)
         for item in value if isinstance(value, tuple) else (value,):
             if item not in values:
                 refuse(key, f"is none of {', '.join(map(str, values))}")
 
-    for key in ("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "mlp_dim", "max_positions"):
-        most = MOST_LAYERS if key == "num_layers" else MOST
-        if not 1 <= getattr(config, key) <= most:
-            refuse(key, f"must be at least 1 and at most {most}")
+    for key, least in LEAST.items():
+        if value_of(key) < least:
+            refuse(key, f"must be at least {least}")
     if config.head_dim < 0:
         refuse("head_dim", "must be at least 2, or 0 for embed_dim / num_heads")
     if config.head_dim == 0:
@@ -330,8 +336,6 @@ def _check(config: ModelConfig) -> None:
     one_of("activation", "silu", "gelu", "gelu_tanh", "relu2")
     one_of("score_head", "none", "reward", "value")
     one_of("remat", *REMAT)
-    if config.remat_matmuls_last < 0:
-        refuse("remat_matmuls_last", "must be at least 0")
     if config.offload and config.remat == "none":
         refuse("offload", "moves what model.remat keeps, and model.remat='none' keeps all: set model.remat=matmuls")
     one_of("context_attention", *ACROSS)
@@ -376,13 +380,11 @@ def _check(config: ModelConfig) -> None:
     elif moe.num_experts:
         refuse("moe.num_experts", "has no effect: model.mlp_pattern names no moe layer; add ('moe',)")
 
-    for key in ("adapter.targets", "quantization.targets"):
+    for key in ("adapter.targets", "quantization.targets", "frozen"):
         try:
-            check_pattern(getattr(config, key.split(".")[0]).targets)
+            check_pattern(value_of(key))
         except ValueError as error:
             refuse(key, f"is no regular expression that can be used: {error}")
-    if config.adapter.rank < 0:
-        refuse("adapter.rank", "must not be negative")
     if config.quantization.bits not in (0, 4, 8):
         refuse("quantization.bits", "is none of 0 (off), 4, 8")
     if config.quantization.bits and config.quantized_training != "none":
@@ -390,10 +392,9 @@ def _check(config: ModelConfig) -> None:
         refuse("quantized_training", f"needs float weights: set it to none, or model.quantization.bits={bits} to 0")
     if config.pipeline.microbatches < 0:
         refuse("pipeline.microbatches", "must be at least 1, or 0 for 4 × mesh.stage")
-    if config.pipeline.repeats < 1:
-        refuse("pipeline.repeats", "must be at least 1")
     if not 0 <= config.mtp_depth <= MOST_MTP:
         refuse("mtp_depth", f"must be in 0…{MOST_MTP}")
     for key in ("norm_eps", "rope.theta", "rope.factor"):
-        if not 0 < (config.norm_eps if key == "norm_eps" else getattr(config.rope, key[5:])):
+        if not 0 < value_of(key):
             refuse(key, "must be above 0")
+    check_towers(config, refuse, one_of)

@@ -28,12 +28,15 @@ PARTS = (
     "head",
     "score",
     "mtp",
+    "vision",
+    "audio",
     "adapters",
 )
 
 
 class Piece(NamedTuple):
-    """One parameter array: `size` numbers; one token uses the fraction `share` of them (below 1 only for experts)."""
+    """One parameter array: `size` numbers; one token uses the fraction `share` of them: below 1 for experts, 0 for encoders of
+    images and speech, whose work depends on how many of these there are."""
 
     path: tuple[str, ...]
     part: str
@@ -52,7 +55,8 @@ class Cost(NamedTuple):
 
 def pieces(config: ModelConfig) -> list[Piece]:
     """Return every parameter of the model, in any storage format. The routers' balance biases are state, not parameters."""
-    trained = {path for path, variable in _variables(config) if isinstance(variable, trainable(config))}
+    is_trained = nnx.filterlib.to_predicate(trainable(config))
+    trained = {path for path, variable in _variables(config) if is_trained(path, variable)}
     found = []
     for path, variable in _variables(dataclasses.replace(config, quantization=Quantization())):
         if isinstance(variable, Balance):
@@ -66,7 +70,7 @@ def pieces(config: ModelConfig) -> list[Piece]:
                 math.prod(variable.get_value().shape),
                 is_matrix=role in ("hidden", "head") or (is_adapter and role != "vector"),
                 trained=path in trained,
-                share=config.moe.top_k / config.moe.num_experts if "expert" in axes else 1.0,
+                share=_share(config, path, axes),
             )
         )
     return found
@@ -77,9 +81,15 @@ def _variables(config: ModelConfig) -> list[tuple[tuple[str, ...], nnx.Variable]
     return [(tuple(str(key.key) for key in path), variable) for path, variable in flat]
 
 
+def _share(config: ModelConfig, names: tuple[str, ...], axes: tuple[str, ...]) -> float:
+    if names[0] in ("vision", "audio"):
+        return 0.0
+    return config.moe.top_k / config.moe.num_experts if "expert" in axes else 1.0
+
+
 def _part(names: tuple[str, ...], axes: tuple[str, ...]) -> str:
-    if names[0] == "mtp":
-        return "mtp"
+    if names[0] in ("mtp", "vision", "audio"):
+        return names[0]
     if any(name.endswith("norm") for name in names):
         return "norms"
     if names[-1] == "router":

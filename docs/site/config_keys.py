@@ -117,8 +117,8 @@ def comments(path: Path) -> Comments:
 
 
 def model_explanations() -> dict[str, str]:
-    """Return the comment of every field of the model's config, by its key in a config file, from lm/config.py."""
-    source = (ROOT / "lm/config.py").read_text()
+    """Return the comment of every field of the model's config, by its key in a config file."""
+    source = "\n".join((ROOT / name).read_text() for name in ("lm/towers.py", "lm/config.py"))
     beside, alone = _comments(source)
     classes = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)}
 

@@ -8,7 +8,7 @@ from jax import lax
 
 from lm.checkpoint import named, nested, plain, unplain
 from lm.config import ModelConfig
-from lm.model.transformer import skeleton
+from lm.model.transformer import STACKED, skeleton
 from lm.parallel.mesh import shardings
 
 
@@ -44,7 +44,7 @@ def modules(config: ModelConfig, params: nnx.State, kind: type[nnx.Module]) -> I
 
 def each_layer(name: str, f: Callable, x):
     """Return f(x) for the module or array `name`. If it is stacked, apply f to each layer and stack the results."""
-    if not name.startswith("stacks."):
+    if not name.startswith(STACKED):
         return f(x)
     if not isinstance(x, nnx.Module):
         return lax.map(f, x)

@@ -6,6 +6,8 @@
     python -m lm.convert export --workdir=DIR --to=MODEL.gguf [--dtype=q8_0 --merge]
     python -m lm.convert export --from=MODEL --to=NAME.stablehlo [--batch=1 --length=1024 --prompt=512 --dtype=bfloat16 --merge]
     python -m lm.convert quantize --from=MODEL --workdir=DIR [--bits=8 --group=64 --targets=REGEX]
+    python -m lm.convert import --from=MODEL --vision_tower=HF_DIR --image_token=ID --workdir=DIR
+    python -m lm.convert export --workdir=DIR --to=HF_DIR --tower=vision
     python -m lm.convert import --from=PEFT_DIR --base=MODEL --workdir=DIR
     python -m lm.convert export --workdir=DIR --to=PEFT_DIR --adapter [--base=HF_DIR]
 
@@ -24,6 +26,9 @@ model is imported from, and exported as, a sequence classifier with one label; a
 A PEFT adapter (adapter_config.json and adapter_model.safetensors) is imported together with its base. The workdir then works
 with lm.load, lm.generate and --config.init_from, and export --merge merges the adapter. export --adapter writes the adapter
 alone, for PeftModel.from_pretrained(base, PEFT_DIR) or vLLM.
+
+--vision_tower attaches SigLIP's or CLIP's encoder to a language model, --audio_tower Whisper's, each with a new projector to be
+trained. export --tower writes an encoder alone.
 
 export --to=NAME.stablehlo reads any model. It writes a folder with two programs, prefill and decode, as StableHLO for cpu, tpu
 and cuda, their weights, and a manifest: for runtimes that do not have this code (docs/convert.md).
@@ -75,6 +80,12 @@ flags.DEFINE_string(
     "import of an adapter: its model, a Hugging Face folder, a GGUF file or a workdir; none: the one named in its config. "
     "export --adapter: the model to name in its config; none: the model that the run started from.",
 )
+for name, what in (("vision", "image"), ("audio", "audio")):
+    flags.DEFINE_string(f"{name}_tower", None, f"import: a Hugging Face folder whose {name} encoder is attached to the model.")
+    flags.DEFINE_integer(
+        f"{what}_token", None, f"import with --{name}_tower: the id of a token that nothing else uses.", lower_bound=0
+    )
+flags.DEFINE_enum("tower", None, ["vision", "audio"], "export: only this encoder.")
 HF_DTYPES = ("as-is", "float32", "bfloat16")
 GGUF_DTYPES = ("as-is", "f32", "bf16", "f16", "q8_0", "q4_1", "q4_0")
 flags.DEFINE_enum(
@@ -98,9 +109,10 @@ flags.DEFINE_string("targets", ".*", "quantize: the matrices, a regular expressi
 COMMANDS = ("import", "quantize", "export")
 # What each takes. The first two are required: what is read, and what is written. `_case` tells the exports apart.
 TAKES = {
-    "import": ("from", "workdir", "base", "mesh"),
+    "import": ("from", "workdir", "base", "mesh", "vision_tower", "image_token", "audio_tower", "audio_token"),
     "quantize": ("from", "workdir", "mesh", "bits", "group", "targets"),
     "export without --adapter": ("workdir", "to", "dtype", "max_shard_gb", "family", "merge", "adapter"),
+    "export --tower": ("workdir", "to", "tower"),
     "export --adapter": ("workdir", "to", "family", "adapter", "base"),
     "export to StableHLO": ("from", "to", "batch", "length", "prompt", "dtype", "max_shard_gb", "merge"),
 }
@@ -114,6 +126,8 @@ def _case(command: str) -> str:
         return command
     if Path(FLAGS.to or "").suffix == STABLEHLO:
         return "export to StableHLO"
+    if FLAGS.tower:
+        return "export --tower"
     return "export --adapter" if FLAGS.adapter else "export without --adapter"
 
 
@@ -146,7 +160,8 @@ def main() -> None:
         check_free(to, flag)
     if not read.is_dir() and not (named[0] == "from" and read.suffix == SUFFIX and read.is_file()):
         raise UserError(no_model(FLAGS[named[0]].value))
-    if command == "import" and read.is_dir() and kind_of(read_config(read)) not in ("published", ""):
+    towers = _towers() if command == "import" else {}
+    if command == "import" and not towers and read.is_dir() and kind_of(read_config(read)) not in ("published", ""):
         raise UserError(
             f"--from={FLAGS['from'].value} is a workdir already: use it as it is, as --checkpoint or --config.init_from"
         )
@@ -161,10 +176,12 @@ def main() -> None:
         from lm.parallel.mesh import make_mesh, mesh_sizes
 
         mesh = make_mesh(mesh_sizes(FLAGS.mesh))
+        if towers and (FLAGS.base or is_adapter(read)):
+            raise UserError("--vision_tower and --audio_tower are for whole models: export the adapter with --merge first")
         if FLAGS.base or is_adapter(read):
             adapter_to_workdir(read, FLAGS.base, to, mesh)
         else:
-            to_workdir(read, to, mesh)
+            to_workdir(read, to, mesh, towers)
         if not has_tokenizer(to):
             print(f"{read} has no tokenizer: copy one into {to} before you generate text")
     elif command == "quantize":
@@ -186,6 +203,10 @@ def main() -> None:
 
         beside = to_gguf(read, to, dtype=FLAGS.dtype, family=FLAGS.family, merge=FLAGS.merge)
         print(f"{to} is written. In Ollama: ollama create NAME -f {beside}; in llama.cpp: llama-cli -m {to}")
+    elif FLAGS.tower:
+        from lm.convert.towers import to_tower
+
+        to_tower(read, to, FLAGS.tower)
     elif FLAGS.adapter:
         from lm.convert.to_published import to_adapter
 
@@ -194,6 +215,20 @@ def main() -> None:
         from lm.convert.to_published import to_published
 
         to_published(read, to, dtype=FLAGS.dtype, max_shard_gb=FLAGS.max_shard_gb, family=FLAGS.family, merge=FLAGS.merge)
+
+
+def _towers() -> dict[str, tuple[Path, int]]:
+    """Return (folder, token id) of the encoders that --vision_tower and --audio_tower name."""
+    found = {}
+    for name, token in (("vision", "image_token"), ("audio", "audio_token")):
+        folder, token_id = FLAGS[f"{name}_tower"].value, FLAGS[token].value
+        if (folder is None) != (token_id is None):
+            raise UserError(f"--{name}_tower needs --{token}, the id of a token that nothing else uses, and --{token} needs it")
+        if folder is not None:
+            if not (Path(folder) / "config.json").is_file():
+                raise UserError(f"--{name}_tower={folder} is no Hugging Face checkpoint: it has no config.json")
+            found[name] = Path(folder).absolute(), token_id
+    return found
 
 
 def _swap(command: str) -> None:

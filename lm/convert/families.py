@@ -4,6 +4,7 @@ MODEL_TYPES    the `model_type`s of the configs it reads
 from_hf(hf)    config.json's content -> ModelConfig; missing keys get the defaults of transformers' class
 to_hf(config)  the inverse
 rows(config, kind), ends(config)    the tables of weights: of one layer of a kind, and of the rest (lm/convert/rows.py)
+encoder_tables(config)    optional: (section of the config, rows of one of its layers) for images and for speech
 ignored        regular expressions of tensors that are not imported
 canonical(name)    optional: the row's name of a tensor that is published under several names
 copies(config)     optional: rows of parameters that a checkpoint holds twice; written, but not read
@@ -14,14 +15,18 @@ import dataclasses
 import re
 from collections.abc import Collection, Mapping
 
-from lm.config import MOST, MOST_EXPERTS, MOST_LAYERS, MOST_MTP, LatentAttention, MixtureOfExperts, ModelConfig, Rope
+from lm.config import MOST, MOST_EXPERTS, MOST_LAYERS, MOST_MTP, ModelConfig
 from lm.convert import deepseek, gemma2, gemma3, gpt2, llama, mistral, mixtral, olmo2, phi3, qwen2, qwen3, qwen3_moe
+from lm.convert.essence import essence
+from lm.convert.multimodal import idefics3, llava, smolvlm, voxtral
 from lm.convert.rows import Row
 from lm.errors import UserError
 from lm.strangers import short
 
 # Export tries the families in this order.
-ALL = (llama, mistral, qwen2, qwen3, phi3, mixtral, qwen3_moe, gemma2, gemma3, olmo2, deepseek, gpt2)
+TEXT = (llama, mistral, qwen2, qwen3, phi3, mixtral, qwen3_moe, gemma2, gemma3, olmo2, deepseek, gpt2)
+ALL = (*TEXT, idefics3, smolvlm, llava, voxtral)
+SECTIONS = ("text_config", "vision_config", "audio_config")  # of the config.json of a model that sees or hears
 CLASSIFIER = "ForSequenceClassification"
 # Keys of config.json by which lists are made, or arrays, and their largest values.
 MOST_OF = {
@@ -51,12 +56,13 @@ def model_config(hf: Mapping, names: Collection[str]) -> ModelConfig:
     one label is a reward model. It has no head, so ours is tied to the embedding.
     """
     family = family_of(hf)
-    for key, most in MOST_OF.items():
-        value = hf.get(key)
-        if value is not None and not (type(value) is int and 0 <= value <= most):
-            raise UserError(
-                f"config.json holds a value of the wrong kind: {key}={short(value)} must be a whole number in 0…{most}"
-            )
+    for section in (hf, *(hf[name] for name in SECTIONS if isinstance(hf.get(name), Mapping))):
+        for key, most in MOST_OF.items():
+            value = section.get(key)
+            if value is not None and not (type(value) is int and 0 <= value <= most):
+                raise UserError(
+                    f"config.json holds a value of the wrong kind: {key}={short(value)} must be a whole number in 0…{most}"
+                )
     try:
         config = family.from_hf(hf)
         labels = len(hf.get("id2label") or ()) or hf.get("num_labels") or 1
@@ -100,7 +106,7 @@ def copies(family, config: ModelConfig) -> list[Row]:
 
 def is_ignored(family, config: ModelConfig, name: str) -> bool:
     """Return whether a tensor of a checkpoint (canonical name) is not imported."""
-    if config.tie_embeddings and name == "lm_head.weight":
+    if config.tie_embeddings and name.endswith("lm_head.weight"):
         return True
     return any(re.fullmatch(pattern, name) for pattern in family.ignored)
 
@@ -121,81 +127,3 @@ def family_for(config: ModelConfig):
         losses.append((len(lost), family.MODEL_TYPES[-1], ", ".join(f"model.{key}={wanted[key]!r}" for key in sorted(lost))))
     _, name, lost = min(losses, key=lambda loss: loss[0])
     raise UserError(f"no published family has this model: {name}, the nearest, lacks {lost}")
-
-
-def essence(config: ModelConfig) -> dict:
-    """Return the settings that determine the model's function; settings without effect have their defaults.
-
-    Nested keys are dotted. Settings of compilation, training and storage are left out, and the score head, which any family
-    can have.
-    """
-    kinds, rope, mla, moe = config.layer_kinds, config.rope, config.mla, config.moe
-    local, sparse = any(kind.local for kind in kinds), any(kind.moe for kind in kinds)
-    found = dataclasses.asdict(config)
-    own = (
-        "scan_layers",
-        "remat",
-        "offload",
-        "context_attention",
-        "pipeline",
-        "quantized_training",
-        "dtype",
-        "adapter",
-        "quantization",
-        "mup_base_dim",
-        "score_head",
-    )
-    for key in own:
-        del found[key]
-    found["attention_pattern"] = tuple("local" if kind.local else "global" for kind in kinds)
-    found["mlp_pattern"] = tuple("moe" if kind.moe else "dense" for kind in kinds)
-    if not local:
-        found["window"] = 0
-    if not local or config.positions != "rotary" or config.local_rope == rope:
-        found["local_rope_theta"] = 0.0
-    if config.query_scale == config.key_head_dim**-0.5 and not (mla.kv_rank and rope.mscale_all_dim):
-        found["query_scale"] = 0.0
-    if not any(not kind.moe for kind in kinds) and moe.expert_dim:
-        found["mlp_dim"] = moe.expert_dim
-    found["mla"] = dataclasses.asdict(mla if mla.kv_rank else LatentAttention())
-    found["rope"] = dataclasses.asdict(_rope_essence(rope, config.positions, bool(mla.kv_rank)))
-    found["moe"] = dataclasses.asdict(_moe_essence(moe, config.mlp_dim) if sparse else MixtureOfExperts())
-    for section in ("mla", "rope", "moe"):
-        found |= {f"{section}.{key}": value for key, value in found.pop(section).items()}
-    return found
-
-
-ROPE_KEYS = {
-    "none": (),
-    "linear": ("factor",),
-    "ntk": ("factor", "original_positions"),
-    "yarn": (
-        "factor",
-        "original_positions",
-        "beta_fast",
-        "beta_slow",
-        "truncate",
-        "attention_factor",
-        "mscale",
-        "mscale_all_dim",
-    ),
-    "llama3": ("factor", "original_positions", "low_freq_factor", "high_freq_factor"),
-    "longrope": ("factor", "original_positions", "attention_factor", "short_factor", "long_factor"),
-}
-
-
-def _rope_essence(rope: Rope, positions: str, latent: bool) -> Rope:
-    if positions != "rotary":
-        return Rope()
-    keys = ("theta", "interleaved", "scaling", *(() if latent else ("fraction",)), *ROPE_KEYS[rope.scaling])
-    return Rope(**{key: getattr(rope, key) for key in keys})
-
-
-def _moe_essence(moe: MixtureOfExperts, mlp_dim: int) -> MixtureOfExperts:
-    """Return the routing settings; load balancing acts only in training."""
-    trained = ("bias_rate", "balance_loss", "router_z_loss", "capacity_factor")
-    default = MixtureOfExperts()
-    moe = dataclasses.replace(moe, expert_dim=moe.expert_dim or mlp_dim, **{key: getattr(default, key) for key in trained})
-    if moe.num_groups == 1:
-        moe = dataclasses.replace(moe, top_groups=1, group_score=default.group_score)
-    return moe

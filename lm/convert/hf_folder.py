@@ -24,10 +24,9 @@ def open_folder(folder: Path) -> Published:
         family, stored = family_of(hf), tensors_of(folder)
         config = model_config(hf, stored)
         experts = config.moe.num_experts * sum(kind.moe for kind in config.layer_kinds)
-        if config.num_layers + experts > len(stored) + 1:  # before a list of them is made
-            raise UserError(
-                f"config.json describes {config.num_layers} layers and {experts} experts, and there are {len(stored)} tensors"
-            )
+        layers = config.num_layers + config.vision.num_layers + config.audio.num_layers
+        if layers + experts > len(stored) + 1:  # before a list of them is made
+            raise UserError(f"config.json describes {layers} layers and {experts} experts, and there are {len(stored)} tensors")
         found = places(family, config)
     except UserError as error:
         raise UserError(f"{folder}: {error}" if str(folder) not in str(error) else str(error)) from None

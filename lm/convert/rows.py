@@ -113,6 +113,10 @@ def places(family, config: ModelConfig) -> list[Place]:
                 named = dataclasses.replace(row, theirs=row.theirs.replace("{layer}", str(first + i)))
                 found += _experts(config, f"stacks.{s}.{p}.{row.ours}", (r,), named)
         first += repeats * len(block)
+    for name, table_of_layer in getattr(family, "encoder_tables", lambda config: ())(config):
+        for i in range(getattr(config, name).num_layers):
+            rows = (dataclasses.replace(row, theirs=row.theirs.replace("{layer}", str(i))) for row in table_of_layer)
+            found += [Place(f"{name}.layers.{row.ours}", (i,), row) for row in rows]
     return found
 
 

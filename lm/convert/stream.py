@@ -15,6 +15,7 @@ from jax.sharding import NamedSharding, PartitionSpec, Sharding
 
 from lm.checkpoint import named, nested, plain, unplain
 from lm.convert.published import Published
+from lm.model.transformer import STACKED
 from lm.parallel.memory import check_room
 from lm.progress import progress
 
@@ -32,7 +33,7 @@ def load(published: Published, abstract: nnx.State) -> nnx.State:
 
 
 def _parameter(published: Published, path: str, target: jax.ShapeDtypeStruct, progress) -> jax.Array:
-    if not path.startswith("stacks."):
+    if not path.startswith(STACKED):
         return _placed(published, path, (), target, target.sharding, progress).astype(target.dtype)
     stack = jnp.zeros(target.shape, target.dtype, device=target.sharding)
     layer = jax.ShapeDtypeStruct(target.shape[1:], target.dtype)

@@ -15,6 +15,7 @@ from lm.checkpoint import newest
 from lm.convert.gguf.modelfile import modelfile
 from lm.convert.gguf.settings import check_same, settings_of
 from lm.convert.gguf.tensors import Layout, Part, layouts
+from lm.convert.multimodal.text import check_text_only
 from lm.convert.rows import Place, places, theirs_of
 from lm.convert.to_published import AS_IS, Arrays, family_that_holds, to_export
 from lm.errors import UserError
@@ -54,6 +55,7 @@ def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None =
         saved = checkpoints.meta(step)["config"]
         arrays = without_mtp(to_export(workdir, checkpoints, step, merge, before=dtype == AS_IS))
         config = arrays.config
+        check_text_only(config, workdir, "our GGUF")
         if config.score_head == "reward":
             raise UserError(f"{workdir} is a reward model, which has no form in GGUF: export it to a folder")
         chosen = family_that_holds(config, family, saved.get("published", {}).get("model_type"))

@@ -20,6 +20,7 @@ from lm.config import ModelConfig
 from lm.convert.families import FAMILIES, config_json, copies, essence, family_for
 from lm.convert.files import Planned, lay_out, read_json, write
 from lm.convert.folders import check_free, written_whole
+from lm.convert.multimodal.processor import copy_processor
 from lm.convert.peft import export_peft
 from lm.convert.published import is_published
 from lm.convert.rows import Place, places, theirs_of
@@ -76,12 +77,15 @@ def to_published(
         with written_whole(to) as staging:
             generation = _tokenizer_files(workdir, staging, arrays.config)
             dtypes = {name: _dtype(rows, arrays.dtypes, dtype) for name, rows in tensors.items()}
-            _write_tensors(staging, arrays, tensors, dtypes, int(max_shard_gb * 1e9))
+            write_tensors(staging, arrays, tensors, dtypes, int(max_shard_gb * 1e9))
             first = {key: ids[0] if isinstance(ids, list) else ids for key, ids in generation.items() if key in TOKEN_IDS}
             if arrays.config.score_head == "reward":
                 first["pad_token_id"] = padding(first)
             embedding = next(name for name, rows in tensors.items() if rows[0].path == "embedding")
             settings = config_json(family, arrays.config) | first | {"dtype": str(dtypes[embedding])}
+            if "text_config" in settings:
+                settings["text_config"] |= first
+                copy_processor(workdir, staging)
             write_json(staging / "config.json", settings)
             write_json(staging / "generation_config.json", generation)
 
@@ -137,9 +141,10 @@ def started_from(saved: dict) -> tuple[str | None, str | None]:
     return start, origin
 
 
-def _write_tensors(
+def write_tensors(
     folder: Path, arrays: Arrays, tensors: dict[str, list[Place]], dtypes: dict[str, np.dtype], shard_bytes: int
 ) -> None:
+    """Write the tensors, each from its rows, into the files of a folder. Our parameters are read one by one."""
     planned = [Planned(name, dtypes[name], rows[0].row.theirs_shape) for name, rows in tensors.items()]
     at = lay_out(folder, planned, shard_bytes)
     together: dict[tuple[str, ...], list[str]] = {}  # our parameters -> their tensors; a fused tensor needs several parameters

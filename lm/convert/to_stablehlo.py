@@ -31,6 +31,7 @@ from lm.checkpoint import named, plain
 from lm.config import ModelConfig
 from lm.convert.files import Planned, lay_out, write
 from lm.convert.folders import check_free, written_whole
+from lm.convert.multimodal.text import check_text_only
 from lm.convert.programs import Programs, for_decoding, programs
 from lm.convert.source import Source, on_first_device, open_source
 from lm.convert.to_published import AS_IS, merged_params
@@ -70,6 +71,7 @@ def to_stablehlo(
     check_free(to, "to")
     prompt = prompt or length // 2
     source = open_source(path)
+    check_text_only(source.config, path, "our StableHLO")
     config = for_decoding(source.config)
     if dtype != AS_IS:
         config = dataclasses.replace(config, dtype=dtype)

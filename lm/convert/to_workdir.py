@@ -3,8 +3,9 @@
 import dataclasses
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 from flax import nnx
@@ -20,10 +21,12 @@ from lm.checkpoint import Checkpoints, named
 from lm.config import ModelConfig, Quantization
 from lm.convert.files import ADAPTER_SETTINGS, read_json
 from lm.convert.folders import check_free, written_whole
+from lm.convert.multimodal.processor import copy_processor
 from lm.convert.peft import find_peft, import_peft
 from lm.convert.published import Published, is_published
 from lm.convert.source import Source, as_stored, model_type_of, open_published, open_source
 from lm.convert.tokenizer_files import import_tokenizer
+from lm.convert.towers import with_tower
 from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import check_fit, shardings
@@ -33,24 +36,34 @@ from lm.workdir import read_config
 
 # Keys of a model's config that do not say what it computes.
 NOT_OF_THE_NETWORK = {
-    *("adapter", "quantization", "quantized_training", "dtype", "max_positions"),
+    *("adapter", "quantization", "quantized_training", "frozen", "dtype", "max_positions"),
     *("pipeline", "scan_layers", "remat", "remat_matmuls_last", "offload", "context_attention"),
 }
 
 
-def to_workdir(folder: Path, workdir: Path, mesh: Mesh) -> None:
-    """Write config.json, checkpoints/0, and the tokenizer's files, if any.
+def to_workdir(folder: Path, workdir: Path, mesh: Mesh, towers: Mapping[str, tuple[Path, int]] = MappingProxyType({})) -> None:
+    """Write config.json, checkpoints/0, and the files of the tokenizer and of the processor, if any.
 
     Every parameter keeps its stored dtype. The model is on the mesh; the host holds one tensor at a time.
-    Raises: UserError if the workdir exists and is not empty, or the checkpoint cannot be read.
+    Args: towers: encoders to attach, (folder, id of their token) by section of the config, "vision" or "audio".
+    Raises: UserError if the workdir exists and is not empty, or a checkpoint cannot be read.
     """
     check_free(workdir, "workdir")
-    published = open_published(folder)
-    source = Source.of(published)
+    if is_published(folder):
+        published = open_published(folder)
+        source, origin = Source.of(published), _origin(published)
+    else:
+        source, origin = open_source(folder), read_config(folder).get("published", {})
+    if towers and source.config.adapter.rank:
+        raise UserError(f"--from={folder} has an adapter: export it with --merge first, and name that")
+    for name, (tower, token_id) in towers.items():
+        source = with_tower(source, tower, name, token_id)
     check_fit(mesh, source.config, math.prod(mesh.shape.values()), 1)
     with written_whole(workdir) as staging:
         import_tokenizer(folder, staging)  # first, because it may fail and is fast
-        write_workdir(staging, source.config, _load(source, mesh), published=_origin(published))
+        for place in (folder, *(tower for tower, _ in towers.values())):
+            copy_processor(place, staging)
+        write_workdir(staging, source.config, _load(source, mesh), published=origin)
         _record_tokenizer(staging)
 
 

@@ -59,9 +59,11 @@ class Sampling:
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def start(
-    graph, reader, sampling, slots, room, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ
+    graph, reader, sampling, slots, room, params, tokens_BP, segments_BP, rows_B, seed, allowed_V, prefix_WQ, media=None
 ) -> SamplingState:
     """Read the prompts into an empty cache and sample the first token of each row; a prompt may have several rows.
+
+    media: images and sound of the prompts (lm/model/media.py).
 
     This is a separate program, so that `loop` does not compile again for prompts of another width.
     """
@@ -76,7 +78,7 @@ def start(
         W, Q = prefix_WQ.shape
         first = model.hidden(prefix_WQ, state=empty_state(model.config, W, Q, dtype), prefill=True).state
         before = fork(first, model.config, prompts // W, free, dtype)
-    read = model.hidden(tokens_BP, segments_BP, Q + positions_BP, before, prefill=prefix_WQ is None)
+    read = model.hidden(tokens_BP, segments_BP, Q + positions_BP, before, prefill=prefix_WQ is None, media=media)
     logits_BV = repeat(model.logits(read.x_BTD[:, -1:])[:, 0], each)
     lengths_B = Q + repeat(segments_BP.sum(axis=1), each)
     decode = read.state if each == 1 else fork(read.state, model.config, each, slots, dtype)

@@ -23,6 +23,7 @@ from lm.infer import not_finite
 from lm.infer.decode import Sampling, SamplingState, changed, decoding_weights, loop, start
 from lm.infer.prompts import Prompt
 from lm.infer.prompts import read as prompts_as_ids
+from lm.model.media import Media
 from lm.model.transformer import Transformer, skeleton
 from lm.parallel.hosts import gathered
 from lm.parallel.mesh import place_rows, row_ways
@@ -54,6 +55,7 @@ class Call(NamedTuple):
     seed: np.uint32
     allowed_V: np.ndarray
     prefix_WQ: jax.Array | None
+    media: Media | None
     weights: tuple[nnx.State, list | None] | None = None
 
 
@@ -82,6 +84,7 @@ def generate(
     stream: Callable[[str], None] | None = None,
     cache_dtype: str = "",
     template: str | None = None,
+    media: Media | None = None,
 ) -> list[str | list[int]]:
     """Return a completion of each prompt, up to an end token or `max_new_tokens`.
 
@@ -92,6 +95,7 @@ def generate(
       stream: called with each new piece of text; only for a single prompt.
       cache_dtype: "int8" keeps keys and values as integers with a scale for each token and head; "": the compute dtype.
       template: the Jinja chat template of messages; None: the tokenizer's own.
+      media: images and sound that the prompts have tokens for, arrays with a row for each prompt.
     Returns: completions without the prompt and the end token: token ids for token ids, strings for the others.
     """
     read = prompts_as_ids(tokenizer, prompts, template)
@@ -102,7 +106,7 @@ def generate(
     drawn: dict[int, list[int]] = {}
     if stream is not None:
         drawn[0] = []
-        for piece in streamed(model, tokenizer, read[0], sampling):
+        for piece in streamed(model, tokenizer, read[0], sampling, media):
             drawn[0] += piece.tokens
             if piece.text:
                 stream(piece.text)
@@ -110,7 +114,8 @@ def generate(
         for stops in dict.fromkeys(prompt.stops for prompt in read):
             rows = [n for n, prompt in enumerate(read) if prompt.stops == stops]
             asked = dataclasses.replace(sampling, stop_ids=tuple(stops))
-            some = draw(model, [read[n].ids for n in rows], asked, rows=rows, names=rows)
+            own = jax.tree.map(lambda x, rows=rows: x[np.array(rows)], media)
+            some = draw(model, [read[n].ids for n in rows], asked, rows=rows, names=rows, media=own)
             drawn |= dict(zip(rows, some.tokens, strict=True))
     found = []
     for n, prompt in enumerate(read):
@@ -153,6 +158,7 @@ def draw(
     names: Sequence[int] | None = None,
     prefix: Sequence[int] = (),
     watch: Watch = Watch(),  # noqa: B008 (it is immutable)
+    media: Media | None = None,
 ) -> Drawn:
     """Sample continuations of prompts of token ids in one batch, on the mesh that is set.
 
@@ -164,6 +170,7 @@ def draw(
       prefix: ids before all prompts, read once. Not for models with windows or angles that depend on the length.
       watch: if its `every` is above 0, slots are added as needed, and finished rows are removed when a
         quarter is left. Not with `copies`.
+      media: images and sound that the prompts have tokens for, arrays with a row for each prompt.
     On several hosts every process calls this with the same arguments and gets all rows.
     Raises: UserError at the first token whose logits are NaN or infinite; it names the prompt and the likely cause.
     """
@@ -174,7 +181,7 @@ def draw(
         raise ValueError("continuations that share a prompt go on together")
     until = min(every or limit, limit)
     slots = min(2 * every or limit, limit)
-    call = _prepared(model, prompts, sampling, width, copies, rows, prefix, slots, COARSE if every else 8)
+    call = _prepared(model, prompts, sampling, width, copies, rows, prefix, slots, COARSE if every else 8, media)
     state = _start_of(call)
     call = _with_weights(call)
     state = _loop_of(call, state, until)
@@ -242,7 +249,9 @@ class Piece(NamedTuple):
     text: str
 
 
-def streamed(model: Transformer, tokenizer: Tokenizer, prompt: Prompt, sampling: Sampling) -> Iterator[Piece]:
+def streamed(
+    model: Transformer, tokenizer: Tokenizer, prompt: Prompt, sampling: Sampling, media: Media | None = None
+) -> Iterator[Piece]:
     """Yield the completion of one prompt piece by piece: its first token, then what is sampled in about UPDATE seconds.
 
     The compiled loop is interrupted for each piece. The tokens do not depend on the pieces, and the texts add up to the text
@@ -250,7 +259,7 @@ def streamed(model: Transformer, tokenizer: Tokenizer, prompt: Prompt, sampling:
     """
     characters = codecs.getincrementaldecoder("utf-8")("replace")
     sampling = dataclasses.replace(sampling, stop_ids=prompt.stops)
-    call = _prepared(model, [prompt.ids], sampling)
+    call = _prepared(model, [prompt.ids], sampling, media=media)
     state, seen, steps = _start_of(call), 0, 1
     while True:
         _check_finite(model, state, [0] * state.lost_B.shape[0], sampling)
@@ -268,7 +277,7 @@ def streamed(model: Transformer, tokenizer: Tokenizer, prompt: Prompt, sampling:
 
 
 def _prepared(
-    model: Transformer, prompts, sampling: Sampling, width=0, copies=1, rows=None, prefix=(), until=0, steps=8
+    model: Transformer, prompts, sampling: Sampling, width=0, copies=1, rows=None, prefix=(), until=0, steps=8, media=None
 ) -> Call:
     """Check a request and return its Call, with slots for `until` tokens (0: for all). steps: see `_slots`."""
     o, limit = sampling, sampling.max_new_tokens
@@ -285,11 +294,17 @@ def _prepared(
     if model.config.positions == "learned" and longest > model.config.max_positions:
         most = model.config.max_positions
         raise UserError(f"prompt and max_new_tokens come to {longest} tokens, the model has {most} positions: ask for fewer")
-    ways = row_ways()
+    if media is not None and model.config.rope.scaling == "longrope":
+        raise UserError(
+            "a model with rope.scaling=longrope reads its prompt twice, which is not possible with images and sound"
+        )
+    ways, order = row_ways(), list(range(len(prompts)))
     # Here a prompt that is read once would leave devices idle, or its shared keys could not be rotated again.
     if len(prompts) % ways or model.config.rope.depends_on_length:
-        prompts, copies = [prompt for prompt in prompts for _ in range(copies)], 1
-    filled = [*prompts, *[prompts[0]] * (-len(prompts) % ways)]
+        order, copies = [n for n in order for _ in range(copies)], 1
+    order += [0] * (-len(order) % ways)
+    filled = [prompts[n] for n in order]
+    media = jax.tree.map(lambda x: place_rows(np.asarray(x)[np.array(order)])[0], media)
     rows_B = np.arange(len(filled) * copies, dtype=np.int32)
     if rows is not None:
         rows_B[: len(rows)] = rows
@@ -321,6 +336,7 @@ def _prepared(
         seed,
         allowed_V,
         prefix_WQ,
+        media,
     )
 
 
@@ -365,6 +381,7 @@ def _start_of(call: Call) -> SamplingState:
         call.seed,
         call.allowed_V,
         call.prefix_WQ,
+        call.media,
     )
 
 

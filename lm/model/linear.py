@@ -33,6 +33,7 @@ class Linear(nnx.Module):
     name: what adapters and quantisation call it, such as "attention.query".
     equation: "btd,dhk->bthk"; the weight's letters that x shares are contracted.
     axes: the weight's logical axes. `std` is that of its normal initialisation at model.mup_base_dim.
+    rows: the logical axis of the letter b, the rows of x.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Linear(nnx.Module):
         *,
         std: float = STD,
         bias: bool = False,
+        rows: str = "batch",
     ):
         self.dtype, self.name, self.equation, self.axes = config.compute_dtype, name, equation, axes
         self.low_precision = config.quantized_training
@@ -57,7 +59,7 @@ class Linear(nnx.Module):
         self.outputs = tuple(shape[self.inputs :])
         assert x_letters == self.letters[0] + into and y_letters == self.letters[0] + out_of
         # An activation's model dimension is whole on every device; a weight's is split over devices.
-        activation = {"b": "batch", "t": "length", **{letter: None if a == "embed" else a for letter, a in by_letter.items()}}
+        activation = {"b": rows, "t": "length", **{letter: None if a == "embed" else a for letter, a in by_letter.items()}}
         self.out = tuple(activation.get(letter) for letter in y_letters)
         key = rngs.params()
         value = hidden_std(config, std) * jax.random.normal(key, shape, jnp.float32)
@@ -232,9 +234,12 @@ class Score(nnx.Param):
     """A head of one output (model.score_head). It is trained together with adapters, because no base contains it."""
 
 
-def trainable(config: ModelConfig) -> tuple[type[nnx.Variable], ...]:
-    """Return the trained kinds of variables: with adapters only these and a score head, else every parameter."""
-    return (nnx.LoRAParam, Score) if config.adapter.rank else (nnx.Param,)
+def trainable(config: ModelConfig) -> nnx.filterlib.Filter:
+    """Return the filter of trained variables: with adapters only these and a score head, else all that is not frozen."""
+    kinds = (nnx.LoRAParam, Score) if config.adapter.rank else (nnx.Param,)
+    if not config.frozen:
+        return kinds
+    return nnx.All(kinds, lambda path, variable: not re.fullmatch(config.frozen, ".".join(map(str, path))))
 
 
 def cast_matrices(config: ModelConfig, params: nnx.State) -> nnx.State:

@@ -19,10 +19,12 @@ from lm.kernels.head import softcapped
 from lm.kernels.matmul import matmul
 from lm.kernels.saved import from_bits, kept_input, saved
 from lm.model.attention import Step, attention_sublayer
+from lm.model.audio import AudioTower
 from lm.model.cache import Cache, DecodeState
 from lm.model.feed_forward import FeedForward
 from lm.model.initializers import STD, normal, parameter
 from lm.model.linear import Linear, Score, packed_of, scaled_output
+from lm.model.media import Media, with_media
 from lm.model.moe import MoE, RouterStats
 from lm.model.norms import layer_norm
 from lm.model.pages import PagedState
@@ -30,10 +32,13 @@ from lm.model.positions import once, rotary_angles
 from lm.model.remat import layer_policy, offloads, tick_policy
 from lm.model.repeated import repeated
 from lm.model.stages import of_rows, rows_of, unstacked
+from lm.model.vision import VisionTower
 from lm.parallel.context import later, slots
 from lm.parallel.mesh import over_stages, reshard, spec
 from lm.parallel.pipeline import layer_of, pipelined, schedule
 from lm.parallel.sequence import axis_between_blocks, length_axis, whole_rows
+
+STACKED = ("stacks.", "vision.layers.", "audio.layers.")  # begin the dotted names of parameters with an axis of layers
 
 
 class Routing(NamedTuple):
@@ -127,12 +132,12 @@ class Transformer(nnx.Module):
         if config.score_head != "none":
             score = jnp.zeros((D,), jnp.float32) if config.score_head == "value" else normal(rngs, (D,))
             self.score = parameter(score, ("replicated",), "head", Score)
+        self.vision = VisionTower(config, rngs) if config.vision.num_layers else None
+        self.audio = AudioTower(config, rngs) if config.audio.num_layers else None
 
-    def __call__(
-        self, tokens_BT, segment_ids_BT=None, positions_BT=None, state: DecodeState | None = None, *, prefill=False, layers=None
-    ):
+    def __call__(self, tokens_BT, segment_ids_BT=None, positions_BT=None, state: DecodeState | None = None, **options):
         """Return float32 logits [B, T, V]; with a decode state (logits, the next state). Arguments as for `hidden`."""
-        out = self.hidden(tokens_BT, segment_ids_BT, positions_BT, state, prefill=prefill, layers=layers)
+        out = self.hidden(tokens_BT, segment_ids_BT, positions_BT, state, **options)
         logits = self.logits(out.x_BTD)
         return logits if state is None else (logits, out.state)
 
@@ -148,6 +153,7 @@ class Transformer(nnx.Module):
         layers=None,
         branches: Branches | None = None,
         paged: PagedState | None = None,
+        media: Media | None = None,
     ) -> Hidden:
         """Return hidden states after the last norm.
 
@@ -159,9 +165,10 @@ class Transformer(nnx.Module):
           branches: for rows that hold several continuations.
           paged: pages that the tokens are added to, in place of a state. Every row is one token (T = 1) of some sequence, and
             attends to its own; the segment of padding is 0.
+          media: images and sound that take the places of some of these tokens.
         """
         x_BTD, state, router = self._layers(
-            tokens_BT, segment_ids_BT, positions_BT, state, prefill, noise_BTD, layers, branches, paged
+            tokens_BT, segment_ids_BT, positions_BT, state, prefill, noise_BTD, layers, branches, paged, media
         )
         return Hidden(whole_rows(self.norm(x_BTD)), state, router)
 
@@ -242,6 +249,7 @@ class Transformer(nnx.Module):
         layers=None,
         branches=None,
         paged=None,
+        media=None,
     ):
         """Return (x before the last norm, the next state, Routing or None)."""
         tokens_BT = jnp.asarray(tokens_BT)
@@ -253,11 +261,13 @@ class Transformer(nnx.Module):
         kept = paged if state is None else state
         axis = axis_between_blocks(tokens_BT.shape[1]) if kept is None else "length"
         x_BTD = self._embedded(tokens_BT, axis)
+        if noise_BTD is not None:
+            x_BTD = x_BTD + reshard(noise_BTD.astype(x_BTD.dtype), "batch", axis, None)
+        if media is not None:
+            x_BTD = with_media(self.config, x_BTD, tokens_BT, (self.vision, self.audio), media)
         if self.config.positions == "learned":
             table = reshard(self.position_embedding[...].astype(x_BTD.dtype), None, None)
             x_BTD = x_BTD + table.at[reshard(positions_BT, "batch", axis)].get(out_sharding=spec("batch", axis, None))
-        if noise_BTD is not None:
-            x_BTD = x_BTD + reshard(noise_BTD.astype(x_BTD.dtype), "batch", axis, None)
         caches, stats = [], {}
         for s, (block, repeats) in enumerate(self.config.stacks):
             x_BTD, new, routers = self._stack(

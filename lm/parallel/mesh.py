@@ -247,6 +247,9 @@ def check_fit(mesh: Mesh, model: ModelConfig, batch_size: int, accumulate: int, 
     if not all(kind.moe for kind in model.layer_kinds) or not moe.expert_dim:
         split.append(("mlp_dim", "tensor"))
     split += [("mla.kv_rank", "fsdp"), ("mla.query_rank", "fsdp")]
+    for tower in ("vision", "audio"):
+        if getattr(model, tower).num_layers:
+            split += [(f"{tower}.embed_dim", "fsdp"), (f"{tower}.num_heads", "tensor"), (f"{tower}.mlp_dim", "tensor")]
     if has_moe:
         split += [("moe.expert_dim", "tensor"), ("moe.shared_dim", "tensor"), ("moe.num_experts", "expert")]
     elif shape["expert"] > 1:

@@ -1,6 +1,7 @@
 """Read batches ahead and make them global arrays. Each process reads only the rows of which its own devices hold tokens.
 
 The last axis of arrays [B, T] and [B, 2, T] is split over the mesh's context axis, in the order of `lm.parallel.mesh.slots`.
+Images and sound are split by rows only.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
 from data.text.batches import Batches, read_ahead
+from lm.model.media import MEDIA
 from lm.parallel.context import slots
 from lm.parallel.hosts import is_first
 from lm.parallel.mesh import spec
@@ -80,9 +82,10 @@ class Feed:
         held = self._held(len(rows_B))
         ways = self._mesh.shape["context"]
 
-        def place(local: np.ndarray) -> jax.Array:
-            axes = ("batch", *[None] * (local.ndim - 2), "length")[: local.ndim]
-            if ways > 1 and local.ndim > 1:
+        def place(name: str, local: np.ndarray) -> jax.Array:
+            is_split = local.ndim > 1 and name not in MEDIA
+            axes = ("batch", *[None] * (local.ndim - 2), "length" if is_split else None)[: local.ndim]
+            if ways > 1 and is_split:
                 local = local[..., slots(local.shape[-1], ways)]
             return jax.make_array_from_callback(
                 (len(rows_B), *local.shape[1:]),
@@ -90,7 +93,7 @@ class Feed:
                 lambda index: local[(np.searchsorted(held, rows_B[index[0]]), *index[1:])],
             )
 
-        return {name: place(array) for name, array in batch.items() if name != "ids"}
+        return {name: place(name, array) for name, array in batch.items() if name != "ids"}
 
     def _read(self, n: int) -> dict[str, np.ndarray]:
         return self._batches.batch(n, self._held(self._batches.growth.of(n)))

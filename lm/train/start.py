@@ -24,7 +24,7 @@ from lm.train.step import model_config_of
 from lm.workdir import record
 
 # Model keys that the run's own config decides.
-COMPILED = ("scan_layers", "remat", "offload", "context_attention", "pipeline", "quantized_training")
+COMPILED = ("scan_layers", "remat", "offload", "context_attention", "pipeline", "quantized_training", "frozen")
 OWN = (*COMPILED, "adapter", "quantization", "score_head")
 
 

@@ -1,7 +1,7 @@
 """One training step and one validation step, as pure functions of (state, batch), for any objective.
 
 A batch is a dict of arrays whose first axis is B. The pretraining objective takes arrays [B, T]: tokens, targets, segment_ids,
-positions (int32) and weights (float32).
+positions (int32) and weights (float32). A model with encoders also takes images and audio, as in `Media` (lm/model/media.py).
 """
 
 from collections.abc import Callable
@@ -15,9 +15,11 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from lm.config import ModelConfig
+from lm.errors import UserError
 from lm.kernels.cross_entropy import cross_entropy
 from lm.kernels.matmul import spec_of
 from lm.model.linear import trainable
+from lm.model.media import media_of
 from lm.model.moe import balanced
 from lm.model.transformer import Hidden, Transformer, build, skeleton
 from lm.parallel.context import later
@@ -92,7 +94,10 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
     peak = rates.learning_rate(config)[0] if o.learning_rate is None else o.learning_rate
     objective = objective or pretraining(z_loss=o.z_loss, mtp_loss=o.mtp_loss)
     learns = trainable(model_config)
-    transform = chain(nnx.filter_state(abstract, learns), model_config, o)
+    learned = nnx.filter_state(abstract, learns)
+    if not jax.tree.leaves(learned):
+        raise UserError(f"model.frozen={model_config.frozen!r} leaves nothing to train: name fewer parameters")
+    transform = chain(learned, model_config, o)
     learning_rate = schedule(
         o.schedule, peak=peak, steps=config.steps * updates, warmup=o.warmup * updates, final=o.final, decay=o.decay
     )
@@ -178,7 +183,7 @@ def averaged(state: TrainState) -> nnx.State:
     return nnx.merge_state(state.params, state.average) if state.average else state.params
 
 
-def stored(state: TrainState, learns: tuple[type[nnx.Variable], ...]) -> dict:
+def stored(state: TrainState, learns: nnx.filterlib.Filter) -> dict:
     """Return the state by the names of a checkpoint: `params` are those of `averaged`, and `raw` the trained ones without
     averaging. So every reader of a checkpoint gets the averages. Without an average it has no `raw`."""
     fields = {name: value for name, value in state._asdict().items() if name != "average"}
@@ -186,7 +191,7 @@ def stored(state: TrainState, learns: tuple[type[nnx.Variable], ...]) -> dict:
     return fields | {"params": averaged(state)} | raw
 
 
-def unstored(fields: dict, learns: tuple[type[nnx.Variable], ...], average: bool) -> TrainState:
+def unstored(fields: dict, learns: nnx.filterlib.Filter, average: bool) -> TrainState:
     """Return the state of a checkpoint. average: whether the run keeps one; without `raw` it starts from the parameters."""
     raw, params = fields.get("raw"), fields["params"]
     kept = nnx.filter_state(params, learns) if average else ()
@@ -239,7 +244,7 @@ def pretraining(*, z_loss: float, mtp_loss: float) -> Objective:
 
 def token_loss(model: Transformer, batch: dict, *, z_loss: float) -> tuple[jax.Array, jax.Array]:
     """Return (Σ w·(nll + z), Σ w·nll) of the next tokens, without multi-token prediction and router losses."""
-    x_BTD = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"]).x_BTD
+    x_BTD = model.hidden(batch["tokens"], batch["segment_ids"], batch["positions"], media=media_of(batch)).x_BTD
     return head_loss(model, x_BTD, batch["targets"], batch["weights"], z_loss)
 
 
@@ -253,7 +258,7 @@ def training_loss(
     noise_BTD is added to the embeddings. head: extra arguments of the next token's cross-entropy.
     """
     places = batch["segment_ids"], batch["positions"]
-    main = model.hidden(batch["tokens"], *places, noise_BTD=noise_BTD)
+    main = model.hidden(batch["tokens"], *places, noise_BTD=noise_BTD, media=media_of(batch))
     ahead = model.ahead(main.x_BTD, batch["targets"], *places) if model.config.mtp_depth else []
     objective, *sums = head_loss(model, main.x_BTD, batch["targets"], batch["weights"], z_loss, **head)
     metrics = {name: (x, jnp.sum(batch["weights"])) for name, x in zip(("loss", "entropy", "mean_token_accuracy"), sums)}

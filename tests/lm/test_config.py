@@ -52,6 +52,7 @@ def test_head_dim_defaults_to_an_equal_share():
         ({"mlp_pattern": ("moe",), "moe": {"num_experts": 8, "top_k": 9}}, "model.moe.top_k=9"),
         ({"mlp_pattern": ("moe",), "moe": {"num_experts": 8, "num_groups": 3}}, "model.moe.num_groups=3"),
         ({"mlp_pattern": ("moe",), "moe": {"num_experts": 8, "num_groups": 4, "top_k": 3}}, "model.moe.top_k=3"),
+        ({"frozen": "("}, "model.frozen='\\(' is no regular expression"),
         ({"quantization": {"bits": 3}}, "model.quantization.bits=3"),
         ({"quantized_training": "int4"}, "model.quantized_training='int4' is none of none, int8, float8"),
         ({"quantized_training": "int8", "quantization": {"bits": 4}}, "model.quantized_training='int8' needs float weights"),

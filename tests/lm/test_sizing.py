@@ -75,6 +75,8 @@ def test_parts_of_a_mixture_with_latent_attention_by_hand():
         "head": 2048,
         "score": 0,
         "mtp": module + 8 * expert + shared + router,
+        "vision": 0,
+        "audio": 0,
         "adapters": 0,
     }
     used = counts["total"] | {"experts": 2 * 2 * expert, "mtp": module + 2 * expert + shared + router}

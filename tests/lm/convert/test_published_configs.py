@@ -7,6 +7,7 @@ import pytest
 from lm.config import ModelConfig
 from lm.convert.families import FAMILIES, canonical, essence, family_for, family_of, is_ignored, model_config
 from lm.errors import UserError
+from tests.lm.convert import multimodal_configs
 
 # As published before transformers 5, shortened to what says something of the model.
 OLDER = {
@@ -243,6 +244,7 @@ OLDER = {
         "resid_pdrop": 0.1,
         "attn_pdrop": 0.1,
     },
+    **multimodal_configs.OLDER,
 }
 
 
@@ -261,6 +263,10 @@ def test_older_configs_are_what_transformers_reads_in_them(name):
 def test_absent_keys_are_the_defaults_of_transformers(model_type):
     transformers = pytest.importorskip("transformers")
     must = {"num_experts_per_tok": 6} if model_type == "deepseek_v2" else {}
+    if model_type in ("idefics3", "smolvlm", "llava"):  # their tokens of images are beyond Llama's vocabulary
+        must = {"text_config": {"model_type": "llama", "vocab_size": 130_000}}
+    must |= {"scale_factor": 1} if model_type in ("idefics3", "smolvlm") else {}
+    must |= {"audio_token_id": 24} if model_type == "voxtral" else {}
     whole = transformers.AutoConfig.for_model(model_type, **must).to_dict()
     assert essence(read({"model_type": model_type, **must})) == essence(read(whole))
 
@@ -278,6 +284,9 @@ def test_what_older_configs_say():
     assert (phi.rope.factor, phi.rope.original_positions, phi.rope_head_dim, phi.window) == (32, 4096, 96, 262144)
     assert gemma.attention_pattern == ("local",) * 5 + ("global",) and gemma.dtype == "bfloat16"
     assert (gemma.rope.theta, gemma.rope.factor, gemma.local_rope.theta, gemma.local_rope.scaling) == (1e6, 8, 1e4, "none")
+    smol, llava, voxtral = (read(OLDER[name]) for name in ("SmolVLM-256M", "llava-1.5-7b", "Voxtral-Mini-3B"))
+    assert (smol.dtype, smol.vision.tokens, llava.vision.tokens, llava.vision.used_layers) == ("bfloat16", 64, 576, 23)
+    assert (voxtral.audio.tokens, voxtral.audio.projector_inputs, voxtral.head_dim) == (375, 5120, 128)
     older = OLDER["Phi-3-mini-128k"]
     assert read({**older, "rope_scaling": {**older["rope_scaling"], "type": "su"}}) == read(older)
     assert deepseek.mlp_pattern[:4] == ("dense", "dense", "dense", "moe") and deepseek.mtp_depth == 1

@@ -1,0 +1,94 @@
+"""What a model computes, apart from how: the settings that a published config must be able to hold."""
+
+import dataclasses
+
+from lm.config import Audio, LatentAttention, MixtureOfExperts, ModelConfig, Rope, Vision
+
+
+def essence(config: ModelConfig) -> dict:
+    """Return the settings that determine the model's function; settings without effect have their defaults.
+
+    Nested keys are dotted. Settings of compilation, training and storage are left out, and the score head, which any family
+    can have.
+    """
+    kinds, rope, mla, moe = config.layer_kinds, config.rope, config.mla, config.moe
+    local, sparse = any(kind.local for kind in kinds), any(kind.moe for kind in kinds)
+    found = dataclasses.asdict(config)
+    own = (
+        "scan_layers",
+        "remat",
+        "offload",
+        "context_attention",
+        "pipeline",
+        "quantized_training",
+        "frozen",
+        "dtype",
+        "adapter",
+        "quantization",
+        "mup_base_dim",
+        "score_head",
+    )
+    for key in own:
+        del found[key]
+    found["attention_pattern"] = tuple("local" if kind.local else "global" for kind in kinds)
+    found["mlp_pattern"] = tuple("moe" if kind.moe else "dense" for kind in kinds)
+    if not local:
+        found["window"] = 0
+    if not local or config.positions != "rotary" or config.local_rope == rope:
+        found["local_rope_theta"] = 0.0
+    if config.query_scale == config.key_head_dim**-0.5 and not (mla.kv_rank and rope.mscale_all_dim):
+        found["query_scale"] = 0.0
+    if not any(not kind.moe for kind in kinds) and moe.expert_dim:
+        found["mlp_dim"] = moe.expert_dim
+    found["mla"] = dataclasses.asdict(mla if mla.kv_rank else LatentAttention())
+    found["rope"] = dataclasses.asdict(_rope_essence(rope, config.positions, bool(mla.kv_rank)))
+    found["moe"] = dataclasses.asdict(_moe_essence(moe, config.mlp_dim) if sparse else MixtureOfExperts())
+    for section, tower in (("vision", config.vision), ("audio", config.audio)):
+        found[section] = dataclasses.asdict(_tower_essence(tower))
+    for section in ("mla", "rope", "moe", "vision", "audio"):
+        found |= {f"{section}.{key}": value for key, value in found.pop(section).items()}
+    return found
+
+
+ROPE_KEYS = {
+    "none": (),
+    "linear": ("factor",),
+    "ntk": ("factor", "original_positions"),
+    "yarn": (
+        "factor",
+        "original_positions",
+        "beta_fast",
+        "beta_slow",
+        "truncate",
+        "attention_factor",
+        "mscale",
+        "mscale_all_dim",
+    ),
+    "llama3": ("factor", "original_positions", "low_freq_factor", "high_freq_factor"),
+    "longrope": ("factor", "original_positions", "attention_factor", "short_factor", "long_factor"),
+}
+
+
+def _rope_essence(rope: Rope, positions: str, latent: bool) -> Rope:
+    if positions != "rotary":
+        return Rope()
+    keys = ("theta", "interleaved", "scaling", *(() if latent else ("fraction",)), *ROPE_KEYS[rope.scaling])
+    return Rope(**{key: getattr(rope, key) for key in keys})
+
+
+def _moe_essence(moe: MixtureOfExperts, mlp_dim: int) -> MixtureOfExperts:
+    """Return the routing settings; load balancing acts only in training."""
+    trained = ("bias_rate", "balance_loss", "router_z_loss", "capacity_factor")
+    default = MixtureOfExperts()
+    moe = dataclasses.replace(moe, expert_dim=moe.expert_dim or mlp_dim, **{key: getattr(default, key) for key in trained})
+    if moe.num_groups == 1:
+        moe = dataclasses.replace(moe, top_groups=1, group_score=default.group_score)
+    return moe
+
+
+def _tower_essence(tower: Vision | Audio) -> Vision | Audio:
+    """Return the settings of an encoder; those of the projector that it does not have are the defaults."""
+    if not tower.num_layers:
+        return type(tower)()
+    without = {"projector_activation": "gelu", "projector_bias": True}
+    return tower if tower.projector == "mlp" else dataclasses.replace(tower, **without)

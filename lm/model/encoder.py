@@ -1,0 +1,117 @@
+"""The layers that encoders of images and of speech share, and the projector of their states to the decoder's width.
+
+Axes: R rows (images or windows of sound), on every device its own; P patches or frames, D size of their vectors between layers,
+H heads, K head size, F feed-forward.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lm.config import Adapter, ModelConfig, Quantization
+from lm.kernels.bidirectional import bidirectional_attention
+from lm.kernels.saved import from_bits, kept_input, saved
+from lm.model import feed_forward
+from lm.model.initializers import STD
+from lm.model.linear import Linear
+from lm.model.norms import LayerNorm
+from lm.model.remat import offloads
+from lm.model.repeated import repeated
+from lm.parallel.mesh import over_stages
+from lm.parallel.pipeline import layer_of
+
+# CLIP's quick_gelu is x·σ(1.702·x), an approximation of GELU (Hendrycks and Gimpel 2016, §2).
+ACTIVATIONS = {**feed_forward.ACTIVATIONS, "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x)}
+
+
+class EncoderLayer(nnx.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)), with LayerNorms and biases; every patch sees all patches."""
+
+    def __init__(self, config: ModelConfig, name: str, key_bias: bool, rngs: nnx.Rngs):
+        tower = getattr(config, name)
+        D, H, F = tower.embed_dim, tower.num_heads, tower.mlp_dim
+        self.scale, self.activation = (D // H) ** -0.5, ACTIVATIONS[tower.activation]
+
+        def linear(part, equation, shape, axes, bias=True, std=STD):
+            return Linear(config, rngs, f"{name}.{part}", equation, shape, axes, std=std, bias=bias, rows="rows")
+
+        def project(part, bias):
+            return linear(f"attention.{part}", "bpd,dhk->bphk", (D, H, D // H), ("embed", "heads", "head"), bias)
+
+        std = STD / (2 * tower.num_layers) ** 0.5  # as of the decoder's (`residual_std`)
+        self.attention_norm = LayerNorm(D, tower.norm_eps)
+        self.query, self.key, self.value = project("query", True), project("key", key_bias), project("value", True)
+        self.output = linear("attention.output", "bphk,hkd->bpd", (H, D // H, D), ("heads", "head", "embed"), std=std)
+        self.feed_forward_norm = LayerNorm(D, tower.norm_eps)
+        self.up = linear("feed_forward.up", "bpd,df->bpf", (D, F), ("embed", "mlp"))
+        self.down = linear("feed_forward.down", "bpf,fd->bpd", (F, D), ("mlp", "embed"), std=std)
+
+    def __call__(self, x_RPD: jax.Array) -> jax.Array:
+        y_RPD = self.attention_norm(x_RPD)
+        q_RPHK, k_RPHK, v_RPHK = (saved(part(y_RPD)) for part in (self.query, self.key, self.value))
+        x_RPD = saved(x_RPD + self.output(bidirectional_attention(q_RPHK, k_RPHK, v_RPHK, self.scale)))
+        hidden_RPF = saved(self.up(self.feed_forward_norm(x_RPD)), wide=True).astype(jnp.float32)
+        return x_RPD + self.down(self.activation(hidden_RPF).astype(x_RPD.dtype))
+
+
+def encoder_layers(config: ModelConfig, name: str, key_bias: bool, rngs: nnx.Rngs) -> EncoderLayer:
+    """Return the layers of `config.vision` or `config.audio` as one module; each parameter has the leading axis "layers"."""
+
+    @nnx.split_rngs(splits=getattr(config, name).num_layers)
+    @nnx.vmap(in_axes=(0,), out_axes=0, transform_metadata={nnx.PARTITION_NAME: "layers"})
+    def stack(rngs):
+        return EncoderLayer(config, name, key_bias, rngs)
+
+    return stack(rngs)
+
+
+def through(config: ModelConfig, layers: EncoderLayer, x_RPD: jax.Array, num_layers: int) -> jax.Array:
+    """Return x after the first `num_layers` of the layers."""
+    graph, params = nnx.split(layers)
+    stored, offloaded = len(jax.tree.leaves(params)[0]), offloads(config)
+    on_stages = over_stages(stored)
+    if num_layers < stored and not on_stages:
+        params = jax.tree.map(lambda x: x[:num_layers], params)
+
+    def compute(x, x_bits, layer):
+        if offloaded:
+            x, x_bits = kept_input(x, x_bits)
+        x, (one, n, _) = from_bits(x_bits, x), layer
+        return nnx.merge(graph, layer_of(params, n) if one is None else one)(x), ((), ())
+
+    return repeated(config, compute, x_RPD, None if on_stages else params, None, num_layers)[0]
+
+
+class Projector(nnx.Module):
+    """Linear(x), or linear(activation(linear(x))): the states of an encoder as vectors of the decoder's width."""
+
+    def __init__(self, config: ModelConfig, name: str, rngs: nnx.Rngs):
+        tower, D = getattr(config, name), config.embed_dim
+
+        def linear(part, inputs, bias):
+            axes = ("embed", "replicated")
+            return Linear(config, rngs, f"{name}.projector.{part}", "bpc,cd->bpd", (inputs, D), axes, bias=bias, rows="rows")
+
+        if tower.projector == "mlp":
+            self.activation = ACTIVATIONS[tower.projector_activation]
+            self.first = linear("first", tower.projector_inputs, tower.projector_bias)
+            self.second = linear("second", D, tower.projector_bias)
+        else:
+            self.linear = linear("linear", tower.projector_inputs, False)
+
+    def __call__(self, x_RPC: jax.Array) -> jax.Array:
+        if hasattr(self, "linear"):
+            return self.linear(x_RPC)
+        return self.second(self.activation(saved(self.first(x_RPC)).astype(jnp.float32)).astype(x_RPC.dtype))
+
+
+def in_dtype(config: ModelConfig) -> ModelConfig:
+    """Return the config for the layers of encoders: trained in the compute dtype, whatever the decoder's products are."""
+    return dataclasses.replace(config, quantized_training="none")
+
+
+def plain(config: ModelConfig) -> ModelConfig:
+    """Return the config for patch embeddings and convolutions, which are never quantised or adapted."""
+    return dataclasses.replace(config, quantized_training="none", adapter=Adapter(), quantization=Quantization())

@@ -1,0 +1,142 @@
+"""Training with images and sound: the same losses on any mesh, packed or not."""
+
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from configs.align import sft as sft_config
+from lm import sizing
+from lm.align import sft
+from lm.errors import UserError
+from lm.parallel.mesh import check_fit, make_mesh
+from lm.train.feed import Feed
+from lm.train.step import make_trainer, model_config_of, state_shardings
+from tests.lm.examples import packed_batch, tiny_config, trainer_and_state
+from tests.slow import all_but
+
+VISION = dict(num_layers=2, embed_dim=16, num_heads=2, mlp_dim=24, image_size=8, patch_size=4, token_id=62)
+AUDIO = dict(num_layers=2, embed_dim=16, num_heads=2, mlp_dim=24, num_mels=4, num_frames=16, stack=4, token_id=63)
+N = 3  # images and windows of a row
+RUNS = {
+    "fsdp 8": ({"fsdp": 8}, 1),
+    "data 2, fsdp 2, tensor 2, accumulate 2": ({"data": 2, "fsdp": 2, "tensor": 2}, 2),
+    "context 2, fsdp 2, tensor 2": ({"context": 2, "fsdp": 2, "tensor": 2}, 1),
+    "stage 2, data 2, tensor 2": ({"stage": 2, "data": 2, "tensor": 2}, 1),
+    "context 4, data 2, accumulate 2": ({"context": 4, "data": 2}, 2),
+}
+QUICK = ["context 2, fsdp 2, tensor 2"]
+
+
+def config_of(accumulate: int = 1):
+    config = tiny_config(vision=VISION, audio=AUDIO)
+    config.batch_size, config.steps, config.accumulate = 8, 20, accumulate
+    return config
+
+
+def batch_of(config, seed: int) -> dict[str, np.ndarray]:
+    """Packed rows in which some tokens are places of images or of sound, of which no row has more than it has vectors for."""
+    rng, batch = np.random.default_rng(seed), packed_batch(config, seed)
+    batch["tokens"] = batch["tokens"] % 62
+    for token, each in ((62, 4), (63, 2)):
+        for row in batch["tokens"]:
+            row[rng.permutation(len(row))[: rng.integers(0, N * each + 1)]] = token
+    batch["images"] = rng.standard_normal((config.batch_size, N, 8, 8, 3)).astype(np.float32)
+    batch["audio"] = rng.standard_normal((config.batch_size, N, 16, 4)).astype(np.float32)
+    return batch
+
+
+def run(sizes, accumulate, steps=2):
+    """(first gradient norms and losses, the encoders' parameters afterwards)."""
+    config = config_of(accumulate)
+    mesh = make_mesh(sizes, jax.devices() if sizes else jax.devices()[:1])
+    check_fit(mesh, model_config_of(config), config.batch_size, accumulate, config.sequence_length)
+    with jax.set_mesh(mesh):
+        trainer = make_trainer(config)
+        state = jax.jit(trainer.init, out_shardings=state_shardings(trainer, mesh))()
+        feed = Feed(types.SimpleNamespace(batch_size=8, sequence_length=config.sequence_length), mesh)
+        step, curve = jax.jit(trainer.step, donate_argnums=0), []
+        for n in range(steps):
+            state, metrics = step(state, feed.to_devices(batch_of(config, n)))
+            curve.append((float(metrics["loss"]), float(metrics["grad_norm"])))
+        params = {name: jax.device_get(state.params[name]) for name in ("vision", "audio")}
+    return np.asarray(curve), params
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return run({}, 1)
+
+
+@pytest.mark.parametrize("name", all_but(QUICK, RUNS))
+def test_as_on_one_device(one_device, name):
+    curve, params = run(*RUNS[name])
+    np.testing.assert_allclose(curve, one_device[0], rtol=1e-4)
+    for ours, expected in zip(jax.tree.leaves(params), jax.tree.leaves(one_device[1]), strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
+
+
+def test_encoders_learn(one_device):
+    _, state = trainer_and_state(config_of())
+    for name, after in one_device[1].items():
+        changed = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), state.params[name], after)
+        flat = {jax.tree_util.keystr(path): x for path, x in jax.tree_util.tree_leaves_with_path(changed)}
+        still = [path for path, x in flat.items() if not x]
+        assert all("positions" in path for path in still) and len(still) == (name == "audio"), still
+
+
+def test_frozen_parameters_stay_as_they_are():
+    config = config_of()
+    config.model.frozen = r"(vision|audio)\.(?!projector).*|embedding|stacks\..*"
+    trainer, state = trainer_and_state(config)
+    after, _ = jax.jit(trainer.step)(state, batch_of(config, 0))
+    moved = jax.tree.map(lambda a, b: bool((np.asarray(a) != np.asarray(b)).any()), state.params, after.params)
+    flat = dict(by_path(moved))
+    learnt = {path for path, x in flat.items() if x}
+    assert learnt == {path for path in flat if ".projector." in path or path in (".norm.scale", ".head")}, learnt
+    sizes = sum(x.size for path, x in by_path(state.params) if path in learnt)
+    assert sum(sizing.parameters(model_config_of(config))["trained"].values()) == sizes
+    assert len(jax.tree.leaves(after.optimizer[0].mu)) == len(learnt)
+    config.model.frozen = ".*"
+    with pytest.raises(UserError, match="model.frozen='.*' leaves nothing to train"):
+        make_trainer(config)
+
+
+def by_path(tree):
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        yield "".join(f".{key.key}" for key in path[:-1]), x
+
+
+@pytest.mark.parametrize("kind", ["pretraining", "sft"])
+def test_packed_is_the_sum_of_examples_alone(kind):
+    config, objective = config_of(), None
+    if kind == "sft":
+        config.sft = sft_config.get_config().sft
+        objective = sft.objective(config)
+    trainer, (_, state) = make_trainer(config, objective), trainer_and_state(config)
+    batch, evaluate = batch_of(config, 0), jax.jit(trainer.evaluate)
+    together = evaluate(state.params, batch)
+    alone = {name: [] for name in batch}
+    for row in range(config.batch_size):
+        for segment in range(1, batch["segment_ids"][row].max() + 1):
+            own = batch["segment_ids"][row] == segment
+            for name in ("tokens", "targets", "segment_ids", "positions", "weights"):
+                alone[name].append(np.pad(batch[name][row][own], (0, config.sequence_length - own.sum())))
+            # Vectors are cut into images, so an example of this test may begin within one: pad its tokens in front.
+            for name, token in (("images", 62), ("audio", 63)):
+                alone[name].append(batch[name][row])
+                skipped = np.flatnonzero(batch["segment_ids"][row] == segment)[0]
+                before = int((batch["tokens"][row][:skipped] == token).sum())
+                for key, x in (("tokens", token), ("targets", 0), ("segment_ids", 0), ("positions", 0), ("weights", 0)):
+                    alone[key][-1] = np.concatenate((np.full(before, x, alone[key][-1].dtype), alone[key][-1]))
+    longest = max(map(len, alone["tokens"]))
+    longest += -longest % 8
+
+    def filled(x):
+        return np.pad(x, (0, longest - len(x))) if x.ndim == 1 else x
+
+    apart = evaluate(state.params, {name: np.stack(list(map(filled, arrays))) for name, arrays in alone.items()})
+    assert together["weight"] == batch["weights"].sum()
+    for value, one in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
+        np.testing.assert_allclose(value, one, rtol=1e-5)
