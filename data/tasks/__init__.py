@@ -19,6 +19,7 @@ from data.tasks.letters import instructions, mixed_operations
 from data.tasks.lists import lists
 from data.tasks.safety_world import safety_text, safety_world
 from data.tasks.small_world import small_world
+from data.tasks.stockroom import stockroom, stockroom_text
 from data.tasks.strings import strings
 from data.tasks.style import preferred_style
 from data.tasks.text import text
@@ -37,9 +38,10 @@ TASKS: dict[str, Callable[..., Iterator[dict]]] = {
     "calculator": calculator,
     "safety_world": safety_world,
     "verifiable": verifiable,
+    "stockroom": stockroom,
 }
 # Generators of records {"text": str} for pretraining.
-CORPORA: dict[str, Callable[..., Iterator[dict]]] = {"text": text, "safety_text": safety_text}
+CORPORA: dict[str, Callable[..., Iterator[dict]]] = {"text": text, "safety_text": safety_text, "stockroom_text": stockroom_text}
 
 
 def task(
