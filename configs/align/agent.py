@@ -13,17 +13,17 @@ def get_config(stage: str):
     config.model.scan_layers = False
     config.model.remat = "none"
     config.dtype = "float32"
-    config.sequence_length = 352
+    config.sequence_length = 224
     config.data.max_valid_examples = 128
-    config.rollout.max_prompt_tokens = 160
+    config.rollout.max_prompt_tokens = 32
     config.rollout.max_new_tokens = 40
     config.rollout.environment = "stockroom"
     config.rollout.max_turns = 7
     if stage == "sft":
         config.method = "sft"
-        config.data.input = "builtin:stockroom?haste=0.5&skill=0.75"
+        config.data.input = "builtin:stockroom?haste=0.94&skill=0.85"
         config.data.max_examples = 10000
-        config.steps = 300
+        config.steps = 250
         config.batch_size = 16
         config.optimizer.learning_rate = 1e-3
     elif stage in ("grpo", "ppo"):

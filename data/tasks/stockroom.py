@@ -36,7 +36,7 @@ QUESTIONS = {
     "How many goods of {} are left?": ("stock", "sold", "-"),
 }
 UNKNOWN = "unknown"
-MOST = 8  # turns of a demonstration
+NEEDED, MOST = 4, 8  # calls that an answer needs, and of a demonstration at most
 
 Tables = Mapping[str, Mapping[str, str]]
 
@@ -55,16 +55,19 @@ def worked_out(first: str, sign: str, second: str) -> str:
     return str(a * b if sign == "*" else a - b)
 
 
-def stockroom(split: str, seed: int, haste: float = 0.0, skill: float = 1.0, valid: int = 500) -> Iterator[dict]:
-    """Yield records such as "Stockroom 4821: What is all that Kim keeps worth?" -> "1314", with their tables and tools.
+def stockroom(
+    split: str, seed: int, haste: float = 0.0, skill: float = 1.0, declared: bool = False, valid: int = 500
+) -> Iterator[dict]:
+    """Yield records such as "Stockroom 4821: What is all that Kim keeps worth?" -> "1314", with their tables.
 
     The right way is to look up what Kim keeps, how much of it is there and its price, and to multiply. `messages` go this way
-    unless told otherwise: at each turn the assistant answers too early with probability `haste`, with the last it saw. Else it
-    makes the right call with probability `skill`, and otherwise any call. Such demonstrations teach how calls are written,
-    and not which ones to make. `answer` is always right.
+    unless told otherwise: with probability `haste` the assistant answers after 0 to 3 calls with the last it saw, which is too
+    early, and each call is the right one with probability `skill`, otherwise any. Such demonstrations teach how calls are
+    written, and not which ones to make. `answer` is always right.
+    declared: whether records have `tools`, which prompts then list. The schemas are ten times as long as a question.
     """
-    if not 0 <= haste < 1 or not 0 <= skill <= 1:
-        raise UserError(f"stockroom: haste={haste} must be in [0, 1) and skill={skill} in [0, 1]")
+    if not 0 <= haste <= 1 or not 0 < skill <= 1:
+        raise UserError(f"stockroom: haste={haste} must be in [0, 1] and skill={skill} in (0, 1]")
 
     def draw(rng: random.Random) -> tuple[bool, dict]:
         number = rng.randrange(1000, 10000)
@@ -80,8 +83,7 @@ def stockroom(split: str, seed: int, haste: float = 0.0, skill: float = 1.0, val
             "answer": answer,
             "task": "stockroom",
             "tables": tables,
-            "tools": STOCKROOM_TOOLS,
-        }
+        } | ({"tools": STOCKROOM_TOOLS} if declared else {})
         turns = _worker(rng, tables, person, QUESTIONS[question], haste, skill)
         return held_out(f"stockroom {number}"), record | {"messages": [{"role": "user", "content": prompt}, *turns]}
 
@@ -91,13 +93,23 @@ def stockroom(split: str, seed: int, haste: float = 0.0, skill: float = 1.0, val
 def stockroom_text(split: str, seed: int, valid: int = 500) -> Iterator[dict]:
     """Yield records {"text"}: hasty demonstrations as plain text, schemas of tools, and numbers that are repeated."""
     rng = random.Random(f"stockroom_text {split} {seed}")
-    for n, record in enumerate(stockroom(split, seed, haste=0.3, skill=0.5, valid=valid)):
+    for n, record in enumerate(stockroom(split, seed, haste=0.5, skill=0.5, valid=valid)):
         lines = [json.dumps(tool) for tool in STOCKROOM_TOOLS] if n % 16 == 0 else []
-        for message in record["messages"]:
+        practice = [turn for _ in range(2) for turn in _repeated(rng)]
+        for message in [*record["messages"], *practice]:
             calls = [json.dumps(call["function"]) for call in message.get("tool_calls", ())]
-            lines += [f"{message['role']}: {' '.join((message['content'], *calls)).strip()}"]
-        numbers = [str(rng.randrange(10 ** rng.randint(1, 4))) for _ in range(3)]
-        yield {"text": "\n".join([*lines, *(f"tool: {number}\nassistant: {number}" for number in numbers)])}
+            lines.append(f"{message['role']}: {' '.join((message['content'], *calls)).strip()}")
+        yield {"text": "\n".join(lines)}
+
+
+def _repeated(rng: random.Random) -> list[dict[str, Any]]:
+    """Return turns in which numbers that stand before are written again: any two in a calculation, and then its result."""
+    numbers = [str(rng.randint(2, 99)) for _ in range(rng.randint(2, 3))]
+    (a, b), sign = rng.sample(numbers, 2), rng.choice("*-")
+    result = worked_out(a, sign, b)
+    told = [{"role": "tool", "content": text} for text in (*numbers, result)]
+    call = _call("calculator", {"expression": f"{a} {sign} {b}"})
+    return [*told[:-1], call, told[-1], {"role": "assistant", "content": result}]
 
 
 def tables_of(number: int) -> dict[str, dict[str, str]]:
@@ -112,8 +124,8 @@ def _worker(rng: random.Random, tables: Tables, person: str, wanted, haste: floa
     """Return the turns of a worker, and the answers to its calls."""
     (first, second, sign), known, turns, names = wanted, {}, [], [person]
     seen, result = UNKNOWN, None
-    for _ in range(MOST):
-        if result is not None or rng.random() < haste:
+    for _ in range(rng.randrange(NEEDED) if rng.random() < haste else MOST):
+        if result is not None:
             break
         if rng.random() < skill:
             name, arguments = _right(known, person, first, second, sign)

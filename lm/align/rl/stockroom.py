@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from data.tasks.stockroom import STOCKROOM_TOOLS, look_up
+from data.tasks.stockroom import look_up
 from lm.align.rl.answers import final_answer, same_answer
 from lm.align.rl.calculator import calculate
 
@@ -12,8 +12,6 @@ ERROR = "error: "
 
 class Stockroom:
     """An episode: calls of look_up and calculator, and at last an answer, which ends it. Its reward is 1 if it is right."""
-
-    tools = STOCKROOM_TOOLS
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict]:
         """Begin with the question of a record. options: a record of data/tasks/stockroom.py."""
