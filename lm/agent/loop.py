@@ -48,8 +48,8 @@ def run(
 ) -> Trace:
     """Let a model work on a task, and return the trace of all that happened.
 
-    Errors of calls and of tools are told to the model. A call that is not permitted is answered with the reason. Ctrl-C ends the
-    run and returns the trace so far, which says "interrupted".
+    Errors of calls and of tools are told to the model. A call that is not permitted is answered with the reason. Ctrl-C ends
+    the run and returns the trace so far, which says "interrupted".
 
     name: of the model, for the trace. tell: gets each event as it happens: its kind (plan, thought, call, answer, blocked) and
     text. clock: as in Meter.
@@ -98,9 +98,7 @@ def _work(model, tools, messages: Messages, rules: Rules, guard: Guard | None, m
             return "answer"
         if said.content.strip():
             tell("thought", said.content.strip())
-        functions = [
-            {"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}} for call in said.calls
-        ]
+        functions = [{"type": "function", "function": dict(call)} for call in said.calls]
         messages.append(message | ({"tool_calls": functions} if functions else {}))
         for call in said.calls:
             text = _called(call, tools, rules, guard, meter, turn, tell)

@@ -47,9 +47,7 @@ def open_server(command: str, risks: Mapping[str, str] | None = None) -> Iterato
             client = stack.enter_context(portal.wrap_async_context_manager(Client(server, read_timeout_seconds=START)))
             listed = portal.call(client.list_tools).tools
         except Exception as error:
-            raise UserError(
-                f"--mcp={command!r}: the server does not answer ({_reason(error)}); try the command itself"
-            ) from None
+            raise UserError(f"--mcp={command!r}: the server does not answer ({_reason(error)}); try the command") from None
 
         def tool(described) -> AgentTool:
             function = {"name": described.name, "description": described.description or ""}

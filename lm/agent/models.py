@@ -63,8 +63,8 @@ def local_model(
         room = engine.max_positions - len(prompt.ids)
         if room < 1:
             raise UserError(
-                f"the conversation has {len(prompt.ids)} tokens, and the model {engine.max_positions} positions: give a shorter "
-                "task, or fewer steps (--steps)"
+                f"the conversation has {len(prompt.ids)} tokens, and the model {engine.max_positions} positions: give a "
+                "shorter task, or fewer steps (--steps)"
             )
         own = int(np.random.SeedSequence((seed, asked)).generate_state(1)[0])
         limit = max(1, min(room, tokens, turn))

@@ -27,9 +27,7 @@ def main() -> None:
     parser.add_argument("what", choices=("show", "replay", "export"))
     parser.add_argument("traces", type=Path)
     parser.add_argument("--out", type=Path, help="export: the file to write")
-    parser.add_argument(
-        "--all", action="store_true", help="export: also runs without an answer, or with calls that were not run"
-    )
+    parser.add_argument("--all", action="store_true", help="export: also runs without an answer or with calls that did not run")
     parser.add_argument("--guard", choices=("on", "off"), default="", help="replay: with the guard switched so")
     given = parser.parse_args()
     traces = read(given.traces)
