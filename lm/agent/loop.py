@@ -101,8 +101,14 @@ def _work(model, tools, messages: Messages, rules: Rules, guard: Guard | None, m
         functions = [{"type": "function", "function": dict(call)} for call in said.calls]
         messages.append(message | ({"tool_calls": functions} if functions else {}))
         for call in said.calls:
+            if not meter.seconds_left():
+                return "seconds"
             text = _called(call, tools, rules, guard, meter, turn, tell)
             messages.append(make_message("tool", text) | {"name": call["name"]})
+        if guard is not None:  # after the turn: the model had not read the answers when it wrote its other calls
+            for call in turn["calls"]:
+                if call["untrusted"]:
+                    guard.observe(call["name"], call["text"])
         for error in said.errors:
             turn["errors"].append(error)
             messages.append(make_message("tool", f"{ERROR}{error}"))
@@ -131,8 +137,6 @@ def _called(call: Mapping[str, Any], tools, rules: Rules, guard: Guard | None, m
         if allowed.runs:
             answer = tool.run(dict(call["arguments"]), meter.seconds_left())
             record |= {"untrusted": not tool.trusted, "failed": answer.failed}
-            if guard is not None and not tool.trusted:
-                guard.observe(tool.name, answer.text)
         else:
             answer = Answer(f"{BLOCKED}{allowed.reason}", True)
     turn["calls"].append(record | {"text": answer.text, "seconds": meter.seconds() - begin})
