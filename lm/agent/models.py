@@ -14,6 +14,7 @@ from lm.errors import UserError
 
 MOST_BYTES = 16 << 20  # of an answer of a server
 TURN = 1024  # tokens of a turn at most
+TOO_LONG = "context_length_exceeded"  # OpenAI's code of a request with more tokens than the model has positions
 Schemas = Sequence[Mapping[str, Any]]
 
 
@@ -103,20 +104,24 @@ def remote_model(
         body |= {"tools": list(schemas)} if schemas else {}
         headers = {"Content-Type": "application/json"}
         headers |= {"Authorization": f"Bearer {os.environ[key]}"} if os.environ.get(key) else {}
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-        try:
-            with urllib.request.urlopen(request, timeout=max(0.001, seconds)) as answer:
-                found = answer.read(MOST_BYTES)
-        except urllib.error.HTTPError as error:
-            said = " ".join(error.read(2000).decode("utf-8", "replace").split())
-            raise UserError(f"--url={url}: status {error.code}: {said[:300]}") from None
-        except TimeoutError:
-            return Said("", finish="timeout")
-        except (urllib.error.URLError, OSError) as error:
-            if isinstance(getattr(error, "reason", None), TimeoutError):
+        for _ in range(2):
+            request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+            try:
+                with urllib.request.urlopen(request, timeout=max(0.001, seconds)) as answer:
+                    return _said(url, answer.read(MOST_BYTES))
+            except urllib.error.HTTPError as error:
+                said = " ".join(error.read(2000).decode("utf-8", "replace").split())
+                if TOO_LONG in said and body.pop("max_tokens", 0):
+                    continue  # the server knows how many tokens it has left, and then takes those
+                raise UserError(f"--url={url}: status {error.code}: {said[:300]}") from None
+            except TimeoutError:
                 return Said("", finish="timeout")
-            raise UserError(f"--url={url}: no answer ({getattr(error, 'reason', error)}); is serve.py running there?") from None
-        return _said(url, found)
+            except OSError as error:
+                reason = getattr(error, "reason", error)
+                if isinstance(reason, TimeoutError):
+                    return Said("", finish="timeout")
+                raise UserError(f"--url={url}: no answer ({reason}); is serve.py running there?") from None
+        raise AssertionError("the second try returns or raises")
 
     return model
 

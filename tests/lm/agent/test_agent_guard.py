@@ -1,4 +1,4 @@
-"""The guard: a hundred planted instructions lead to no forbidden call, whatever the model wants; honest work still gets through."""
+"""The guard: no planted instruction leads to a forbidden call, whatever the model wants; honest work still gets through."""
 
 import base64
 import json
