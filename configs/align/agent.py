@@ -13,10 +13,10 @@ def get_config(stage: str):
     config.model.scan_layers = False
     config.model.remat = "none"
     config.dtype = "float32"
-    config.sequence_length = 224
+    config.sequence_length = 192
     config.data.max_valid_examples = 128
     config.rollout.max_prompt_tokens = 32
-    config.rollout.max_new_tokens = 40
+    config.rollout.max_new_tokens = 32
     config.rollout.environment = "stockroom"
     config.rollout.max_turns = 7
     if stage == "sft":
@@ -34,8 +34,8 @@ def get_config(stage: str):
         config.rl.algorithm = stage
         config.rl.group_size = 16 if stage == "grpo" else 1
         config.steps = 120
-        config.batch_size = 128
-        config.optimizer.learning_rate = 3e-4
+        config.batch_size = 64
+        config.optimizer.learning_rate = 5e-4
         config.optimizer.schedule = "constant"
         config.valid_every = 20
         config.samples_every = 20
