@@ -137,7 +137,7 @@ def tasks(is_terminal: bool) -> Iterator[str]:
 def ask(question: Question) -> bool:
     """Ask the user on the terminal. Only "y" and "yes" agree."""
     print(f"{shown(question.text())}\nRun it? [y/N] ", end="", flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    return sys.stdin.buffer.readline().decode("utf-8", "replace").strip().lower() in ("y", "yes")
 
 
 def teller(is_terminal: bool) -> Callable[[str, str], None]:

@@ -1,6 +1,9 @@
 """A tiny model works through the loop: in this process, and behind a real server with OpenAI's API, with the same result."""
 
+import contextlib
 import json
+import os
+import pty
 import subprocess
 import sys
 
@@ -97,6 +100,26 @@ def test_the_command(known, url, tmp_path):
         ("steps", "tiny"),
         ("steps", "tiny"),
     ]
+
+
+@pytest.mark.parametrize(("said", "answer"), [("y", "calculator({"), ("n", "the user said no")])
+def test_the_user_is_asked_on_the_terminal(known, said, answer):
+    master, slave = pty.openpty()
+    command = [sys.executable, "-m", "lm.agent", f"--checkpoint={known[0]}", f"--task={QUESTION}", "--allow=", "--steps=2"]
+    process = subprocess.Popen(
+        command, cwd=runs.REPOSITORY, env=runs.environment(), stdin=slave, stdout=slave, stderr=slave, start_new_session=True
+    )
+    os.close(slave)
+    shown, sent = "", False
+    with contextlib.suppress(OSError):  # the terminal is closed at the end of the process
+        while piece := os.read(master, 4096):
+            shown += piece.decode("utf-8", "replace")
+            if not sent and "Run it? [y/N]" in shown:
+                os.write(master, f"{said}\n".encode())
+                sent = True
+    os.close(master)
+    assert process.wait(runs.DEADLINE) == 0 and sent, shown
+    assert "This reads something." in shown and answer in shown and ("It is 391." in shown) == (said == "y")
 
 
 def test_mistakes(known):

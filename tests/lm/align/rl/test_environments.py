@@ -2,6 +2,7 @@
 
 import string
 
+import jax
 import numpy as np
 import pytest
 
@@ -10,13 +11,17 @@ from data.chat.template import encode_chat
 from data.tasks.stockroom import QUESTIONS, stockroom, tables_of
 from data.text.sentencepiece_tokenizer import train
 from lm.align import settings
-from lm.align.rl import rollouts, stream
+from lm.align.rl import rollouts, shared_prompts, stream
 from lm.align.rl.environments import Episodes, open_environment, user_ids
 from lm.align.rl.rewards import parse_rewards, score_rollouts
-from lm.align.rl.rollouts import RolloutSettings, arrays, roll_out
+from lm.align.rl.rollouts import RolloutSettings, arrays, roll_out, sampler_of
 from lm.align.rl.stockroom import Stockroom
 from lm.errors import UserError
 from lm.infer.sampler import Drawn
+from lm.model.transformer import skeleton
+from lm.parallel.mesh import make_mesh
+from lm.train.step import model_config_of
+from tests.lm.examples import parameters
 
 GAME = '''
 class Game:
@@ -123,19 +128,64 @@ def test_the_stockroom_rewards_the_right_answer(tokenizer, played):
     assert total.tolist() == [2.0 * one.episode_return for one in rolled] and set(each) == {"environment"}
 
 
-def test_the_return_reaches_the_last_token_of_the_whole_trajectory(tokenizer, played, game):
-    """PPO: the reward stands at the last drawn token; observations have no weight."""
-    tasks = [task(tokenizer, "Guess 7.", seed=7)]
-    rollout = played(tasks, [["4", "7"]], environment=game, max_turns=5)[0]
-    batch = arrays([rollout], 64, 0)
-    assert batch["weights"].sum() == sum(rollout.mask) and rollout.messages[2]["content"] == "more"
-    more = [i for i, is_drawn in enumerate(rollout.mask) if not is_drawn and i > len(tasks[0]["prompt_ids"])]
-    assert more and not batch["weights"][0, [i - 1 for i in more]].any()
+class Counting:
+    """Two turns, whatever is said: rewards of 1 and of the number of letters."""
+
+    def reset(self, *, seed=None, options=None):
+        self.turn = 0
+        return "", {}
+
+    def step(self, action):
+        self.turn += 1
+        return f"turn {self.turn}", float(len(action) if self.turn == 2 else 1), self.turn == 2, False, {}
+
+
+@pytest.mark.parametrize("algorithm", ["grpo", "ppo"])
+def test_whole_trajectories_are_learnt_from_and_only_what_was_drawn(tokenizer, algorithm):
     config = grpo.get_config()
-    for algorithm, name, value in (("grpo", "advantages", 0.0), ("ppo", "rewards", 1.0)):
-        config.rl.algorithm, config.rl.group_size, config.sequence_length = algorithm, 2, 64
-        made = stream.batch_arrays(config, [rollout, rollout], np.asarray([rollout.episode_return] * 2), 0)
-        assert made[name].tolist() == [value] * 2
+    config.batch_size, config.sequence_length, config.dtype = 8, 112, "float32"
+    config.rl.algorithm, config.rl.group_size = algorithm, 4
+    config.model.update(vocab_size=304, num_layers=1, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
+    config.model.score_head = "value" if algorithm == "ppo" else "none"
+    config.rollout.update(max_new_tokens=12, max_turns=3)
+    model = model_config_of(config)
+    mesh = make_mesh({"data": 1}, jax.devices()[:1])
+    tasks = [task(tokenizer, f"the cat sat {n}") for n in range(2)]
+    with jax.set_mesh(mesh):
+        params = parameters(model, scale=4.0)
+        end = tokenizer.controls["<|end|>"]
+        params["head"].set_value(params["head"].get_value().at[end].multiply(16.0))
+        params = jax.tree.map(lambda x: 1.0 * x, params)
+        sampler = sampler_of(config, skeleton(model)[0], tokenizer, tasks, environment=Counting, served=False)
+        found = stream.RolloutStream(config, mesh, sampler, tasks, parse_rewards("environment=1"))
+        found.start(0)
+        batch, metrics = found.next(1, params, lambda: 0.0)
+        again = found.next(1, params, lambda: 0.0)[0]
+        rolled = sampler(
+            params,
+            [one for one in stream.tasks_of_step(tasks, 1, 2, config.seed)],
+            seed=rollouts.seed_of(config.seed, 1),
+            each=4,
+        )
+    assert all(np.array_equal(batch[name], again[name]) for name in batch), "a batch is a function of parameters, seed and step"
+    whole = [one for one in rolled if len(one.messages) == 4]
+    assert len(whole) >= 3 and all(one.messages[2] == {"role": "user", "content": "turn 1"} for one in whole)
+    returns = [one.episode_return or 0.0 for one in rolled]
+    assert [one.episode_return for one in whole] == [1.0 + len(one.completion) for one in whole]
+    assert metrics["reward"] == pytest.approx(np.mean(returns))
+    flat = {name: np.asarray(x).reshape(8, -1) for name, x in shared_prompts.flat(batch).items()}
+    rows = arrays(rolled, 112, 0)
+    assert np.array_equal(flat["weights"], rows["weights"]) and flat["weights"].sum() == sum(sum(one.mask) for one in rolled)
+    if algorithm == "ppo":
+        assert flat["rewards"][:, 0].tolist() == pytest.approx(returns)
+        last = [np.flatnonzero(row)[-1] for row in rows["weights"]]
+        told = flat["returns"][np.arange(8), last]  # with λ < 1 and γ = 1 the last token's target is its reward alone
+        assert told.tolist() == pytest.approx(returns, abs=1e-4)
+        assert not flat["advantages"][rows["weights"] == 0].any()
+    else:
+        expected = np.asarray(returns).reshape(2, 4)
+        expected = (expected - expected.mean(1, keepdims=True)) / (expected.std(1, ddof=1, keepdims=True) + 1e-4)
+        assert flat["advantages"][:, 0].tolist() == pytest.approx(expected.reshape(-1).tolist(), abs=1e-4)
 
 
 def test_an_environment_of_gymnasium_is_opened_by_its_name(tokenizer, played):
