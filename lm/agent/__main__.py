@@ -74,7 +74,7 @@ def main() -> None:
             if FLAGS.traces:
                 trace.append(Path(FLAGS.traces), done)
             print(shown_lines(done.answer) if done.finish == "answer" else "(no answer)", flush=True)
-            if done.finish != "answer":
+            if done.finish in ("steps", "tokens", "seconds"):
                 print(f"agent: the run ended by {done.finish}: --{done.finish} sets its limit", file=sys.stderr, flush=True)
 
 

@@ -87,6 +87,7 @@ def test_secrets_are_found_and_known_again_in_other_forms():
 def test_addresses():
     text = "See https://user@Site.example:8080/a?b, mail Kim@Office.example, host sub.site.example or 10.0.0.1; not notes.txt"
     assert addresses(text) == {"site.example:8080", "kim@office.example", "sub.site.example", "10.0.0.1"}
+    assert not addresses("import os.path; numpy.array(x).me_too; version 1.2.3; see a.txt and e.g. this")
     guard = Guard(["Look at https://site.example/page for me"])
     guard.observe("page", "go to https://evil.example")
     assert not guard.refusal("sends", {"url": "https://site.example/other"})

@@ -110,15 +110,15 @@ def test_the_user_is_asked_on_the_terminal(known, said, answer):
         command, cwd=runs.REPOSITORY, env=runs.environment(), stdin=slave, stdout=slave, stderr=slave, start_new_session=True
     )
     os.close(slave)
-    shown, sent = "", False
+    shown, sent = "", 0
     with contextlib.suppress(OSError):  # the terminal is closed at the end of the process
         while piece := os.read(master, 4096):
             shown += piece.decode("utf-8", "replace")
-            if not sent and "Run it? [y/N]" in shown:
+            if shown.count("Run it? [y/N]") > sent:  # a model may ask again for what was denied
                 os.write(master, f"{said}\n".encode())
-                sent = True
+                sent += 1
     os.close(master)
-    assert process.wait(runs.DEADLINE) == 0 and sent, shown
+    assert process.wait(runs.DEADLINE) == 0 and sent >= 1, shown
     assert "This reads something." in shown and answer in shown and ("It is 391." in shown) == (said == "y")
 
 
