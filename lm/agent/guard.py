@@ -108,7 +108,12 @@ def addresses(text: str) -> set[str]:
 
 
 def _named(address: str, known: set[str]) -> bool:
-    return address in known or address.partition(":")[0] in {name.partition(":")[0] for name in known}
+    """Return whether the user named an address, with this port or another one."""
+    return _without_port(address) in set(map(_without_port, known))
+
+
+def _without_port(address: str) -> str:
+    return re.sub(r":\d*$", "", address) if not address.endswith("]") else address
 
 
 def secrets(text: str) -> Iterator[str]:
