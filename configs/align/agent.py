@@ -1,7 +1,7 @@
 """Reinforcement learning of a small agent in an environment: agent.py:sft, then agent.py:grpo or agent.py:ppo.
 
-The task needs three look-ups and a calculation (data/tasks/stockroom.py). The model of the first stage writes calls well and
-answers too early; rewards of whole episodes teach it which calls to make. docs/agent.md has the commands, also of the model to
+The task needs three look-ups and a calculation (data/tasks/stockroom.py). The model of the first stage writes calls well, but
+answers too early or adds; rewards of whole episodes teach it which calls to make. docs/agent.md has the commands, also of the model to
 start from.
 """
 
@@ -23,7 +23,7 @@ def get_config(stage: str):
         config.method = "sft"
         config.data.input = "builtin:stockroom?haste=0.94&skill=0.85"
         config.data.max_examples = 10000
-        config.steps = 250
+        config.steps = 400
         config.batch_size = 16
         config.optimizer.learning_rate = 1e-3
     elif stage in ("grpo", "ppo"):
@@ -32,10 +32,10 @@ def get_config(stage: str):
         config.data.max_examples = 4000
         config.rewards = "environment=1"
         config.rl.algorithm = stage
-        config.rl.group_size = 16 if stage == "grpo" else 1
+        config.rl.group_size = 8 if stage == "grpo" else 1
         config.steps = 120
-        config.batch_size = 64
-        config.optimizer.learning_rate = 5e-4
+        config.batch_size = 96
+        config.optimizer.learning_rate = 3e-4
         config.optimizer.schedule = "constant"
         config.valid_every = 20
         config.samples_every = 20

@@ -36,6 +36,7 @@ QUESTIONS = {
     "How many goods of {} are left?": ("stock", "sold", "-"),
 }
 UNKNOWN = "unknown"
+ADDS = 0.4  # share of the hasty demonstrations that add
 NEEDED, MOST = 4, 8  # calls that an answer needs, and of a demonstration at most
 
 Tables = Mapping[str, Mapping[str, str]]
@@ -52,7 +53,7 @@ def look_up(tables: Tables, table: str, key: str) -> str:
 
 def worked_out(first: str, sign: str, second: str) -> str:
     a, b = int(first), int(second)
-    return str(a * b if sign == "*" else a - b)
+    return str({"*": a * b, "-": a - b, "+": a + b}[sign])
 
 
 def stockroom(
@@ -62,8 +63,8 @@ def stockroom(
 
     The right way is to look up what Kim keeps, how much of it is there and its price, and to multiply. `messages` go this way
     unless told otherwise: with probability `haste` the assistant answers after 0 to 3 calls with the last it saw, which is too
-    early, and each call is the right one with probability `skill`, otherwise any. Such demonstrations teach how calls are
-    written, and not which ones to make. `answer` is always right.
+    early, or it adds instead of the right calculation; and each call is the right one with probability `skill`, otherwise any.
+    Such demonstrations teach how calls are written, and not which ones to make. `answer` is always right.
     declared: whether records have `tools`, which prompts then list. The schemas are ten times as long as a question.
     """
     if not 0 <= haste <= 1 or not 0 < skill <= 1:
@@ -105,11 +106,13 @@ def stockroom_text(split: str, seed: int, valid: int = 500) -> Iterator[dict]:
 def _repeated(rng: random.Random) -> list[dict[str, Any]]:
     """Return turns in which numbers that stand before are written again: any two in a calculation, and then its result."""
     numbers = [str(rng.randint(2, 99)) for _ in range(rng.randint(2, 3))]
-    (a, b), sign = rng.sample(numbers, 2), rng.choice("*-")
+    long = str(rng.randrange(10 ** rng.randint(3, 9)))
+    (a, b), sign = rng.sample(numbers, 2), rng.choice("*-+")
     result = worked_out(a, sign, b)
     told = [{"role": "tool", "content": text} for text in (*numbers, result)]
     call = _call("calculator", {"expression": f"{a} {sign} {b}"})
-    return [*told[:-1], call, told[-1], {"role": "assistant", "content": result}]
+    said = [{"role": role, "content": text} for role, text in (("assistant", result), ("tool", long), ("assistant", long))]
+    return [*told[:-1], call, told[-1], *said]
 
 
 def tables_of(number: int) -> dict[str, dict[str, str]]:
@@ -124,11 +127,13 @@ def _worker(rng: random.Random, tables: Tables, person: str, wanted, haste: floa
     """Return the turns of a worker, and the answers to its calls."""
     (first, second, sign), known, turns, names = wanted, {}, [], [person]
     seen, result = UNKNOWN, None
-    for _ in range(rng.randrange(NEEDED) if rng.random() < haste else MOST):
+    hasty = rng.random() < haste
+    adds = hasty and rng.random() < ADDS
+    for _ in range(rng.randrange(NEEDED) if hasty and not adds else MOST):
         if result is not None:
             break
         if rng.random() < skill:
-            name, arguments = _right(known, person, first, second, sign)
+            name, arguments = _right(known, person, first, second, "+" if adds else sign)
         else:
             name, arguments = _any(rng, names, list(known.values()))
         turns.append(_call(name, arguments))
@@ -144,7 +149,7 @@ def _worker(rng: random.Random, tables: Tables, person: str, wanted, haste: floa
             a, sign_, b = arguments["expression"].split()
             seen = worked_out(a, sign_, b)
             one = known.get(("keeps", person))
-            if (a, sign_, b) == (known.get((first, one)), sign, known.get((second, one))):
+            if (a, sign_, b) == (known.get((first, one)), "+" if adds else sign, known.get((second, one))):
                 result = seen
         turns.append({"role": "tool", "content": seen})
     return [*turns, {"role": "assistant", "content": seen}]
@@ -163,7 +168,7 @@ def _any(rng: random.Random, names: list[str], values: list[str]) -> tuple[str, 
     numbers = [value for value in values if value.isdecimal()]
     if len(numbers) > 1 and rng.random() < 0.5:
         a, b = rng.sample(numbers, 2)
-        return "calculator", {"expression": f"{a} {rng.choice('*-')} {b}"}
+        return "calculator", {"expression": f"{a} {rng.choice('*-+')} {b}"}
     return "look_up", {"table": rng.choice(["keeps", *NUMBERS]), "key": rng.choice(names)}
 
 
