@@ -2,10 +2,10 @@
 
 python -m benchmarks.agent_rl [--seeds=0,1,2] [--items=256] [--out=runs/agent_rl] [--config.KEY=VALUE …]
 
-Of each seed, a model of 0.9 M parameters is trained on text, tuned on demonstrations that answer too early or
-add instead of multiplying (configs/align/agent.py:sft), and then trained with GRPO in the environment (agent.py:grpo): once with the environment's
-rewards, and once with rewards that are dealt at random. Before and after, it answers held-out questions, greedily and at
-temperature 1. Each question needs three look-ups and a calculation. Other options are keys of the GRPO runs.
+Of each seed, a model of 0.9 M parameters is trained on text, tuned on demonstrations that answer too early or add instead of
+multiplying (configs/align/agent.py:sft), and then trained with GRPO in the environment (agent.py:grpo): once with the
+environment's rewards, and once with rewards that are dealt at random. Before and after, it answers held-out questions, greedily
+and at temperature 1. Each question needs three look-ups and a calculation. Other options are keys of the GRPO runs.
 
 The runs are those of train.py and align.py, in folders under OUT; the same line goes on where it was stopped. The last line is
 one JSON object, which also goes to OUT/agent_rl.json.

@@ -1,8 +1,8 @@
 """Reinforcement learning of a small agent in an environment: agent.py:sft, then agent.py:grpo or agent.py:ppo.
 
 The task needs three look-ups and a calculation (data/tasks/stockroom.py). The model of the first stage writes calls well, but
-answers too early or adds; rewards of whole episodes teach it which calls to make. docs/agent.md has the commands, also of the model to
-start from.
+answers too early or adds; rewards of whole episodes teach it which calls to make. docs/agent.md has the commands, also of the
+model to start from.
 """
 
 from configs.align import default

@@ -8,7 +8,7 @@ import pytest
 
 from configs.align import agent, grpo
 from data.chat.template import encode_chat
-from data.tasks.stockroom import QUESTIONS, stockroom, tables_of
+from data.tasks.stockroom import stockroom
 from data.text.sentencepiece_tokenizer import train
 from lm.align import settings
 from lm.align.rl import rollouts, shared_prompts, stream
@@ -251,17 +251,3 @@ def test_settings_are_checked():
     config.rollout.tools, config.rollout.environment = (), ""
     with pytest.raises(UserError, match="set rollout.environment"):
         settings.check(config)
-
-
-def test_records_of_the_stockroom():
-    train_, valid = ([record for _, record in zip(range(300), stockroom(split, 1))] for split in ("train", "valid"))
-    number = {split: {one["prompt"].split(":")[0] for one in rows} for split, rows in (("train", train_), ("valid", valid))}
-    assert not number["train"] & number["valid"] and len({one["prompt"] for one in valid}) == 300
-    for one in train_[:50]:
-        assert one["messages"][-1]["content"] == one["answer"] and sum("tool_calls" in m for m in one["messages"]) == 4
-        assert one["tables"] == tables_of(int(one["prompt"].split()[1].strip(":")))
-    hasty = [record for _, record in zip(range(2000), stockroom("train", 1, haste=0.94, skill=0.85))]
-    assert 0.03 < np.mean([one["messages"][-1]["content"] == one["answer"] for one in hasty]) < 0.1
-    assert "tools" in next(stockroom("train", 1, declared=True)) and len(QUESTIONS) == 3
-    with pytest.raises(UserError, match="haste=2"):
-        next(stockroom("train", 1, haste=2.0))
