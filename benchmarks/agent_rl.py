@@ -62,7 +62,7 @@ def main() -> None:
         text = out / f"text-{seed}.jsonl"
         if not text.exists():
             run("-m", "data.tasks", "stockroom_text", f"--seed={seed}", f"--count={TEXT}", f"--out={text}")
-        settings = {"data.input": text, "dtype": "float32", "steps": 500, "optimizer.learning_rate": 1.2e-3, "samples": "()"}
+        settings = {"data.input": text, "dtype": "float32", "steps": 1500, "optimizer.learning_rate": 1.2e-3, "samples": "()"}
         settings |= {"valid_every": 1000, "checkpoint_every": 1000, "data.max_bytes": 4_000_000, "seed": seed}
         verb("train", "train/tiny.py", base, settings | {f"model.{key}": value for key, value in MODEL.items()})
         verb("align", "align/agent.py:sft", sft, {"init_from": base, "seed": seed, "valid_first": False})

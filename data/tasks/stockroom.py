@@ -28,7 +28,7 @@ LOOK_UP = {
 STOCKROOM_TOOLS = [LOOK_UP, CALCULATOR]
 PEOPLE = ("Ana", "Ben", "Eva", "Kim", "Leo", "Mia", "Tom", "Zoe")
 GOODS = ("tin", "rope", "salt", "soap", "tea", "wool", "corn", "silk")
-NUMBERS = {"stock": (6, 9), "price": (2, 9), "sold": (1, 5)}  # ranges of the tables' entries
+NUMBERS = {"stock": (40, 99), "price": (2, 9), "sold": (20, 39)}  # ranges of the tables' entries
 # Questions with the two tables to look up, and the sign between their entries.
 QUESTIONS = {
     "What is all that {} keeps worth?": ("stock", "price", "*"),
@@ -59,7 +59,7 @@ def worked_out(first: str, sign: str, second: str) -> str:
 def stockroom(
     split: str, seed: int, haste: float = 0.0, skill: float = 1.0, declared: bool = False, valid: int = 500
 ) -> Iterator[dict]:
-    """Yield records such as "Stockroom 4821: What is all that Kim keeps worth?" -> "72", with their tables.
+    """Yield records such as "Stockroom 4821: What is all that Kim keeps worth?" -> "584", with their tables.
 
     The right way is to look up what Kim keeps, how much of it is there and its price, and to multiply. `messages` go this way
     unless told otherwise: with probability `haste` the assistant answers after 0 to 3 calls with the last it saw, which is too
