@@ -23,6 +23,7 @@ from data.tasks.media.digits import digits
 from data.tasks.media.scenes import scenes
 from data.tasks.safety_world import safety_text, safety_world
 from data.tasks.small_world import small_world
+from data.tasks.stockroom import stockroom, stockroom_text
 from data.tasks.strings import strings
 from data.tasks.style import preferred_style
 from data.tasks.text import text
@@ -44,9 +45,10 @@ TASKS: dict[str, Callable[..., Iterator[dict]]] = {
     "scenes": scenes,
     "digits": digits,
     "commands": commands,
+    "stockroom": stockroom,
 }
 # Generators of records {"text": str} for pretraining.
-CORPORA: dict[str, Callable[..., Iterator[dict]]] = {"text": text, "safety_text": safety_text}
+CORPORA: dict[str, Callable[..., Iterator[dict]]] = {"text": text, "safety_text": safety_text, "stockroom_text": stockroom_text}
 
 
 def task(

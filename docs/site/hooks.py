@@ -13,7 +13,7 @@ import source_pages
 from mkdocs.structure.files import File, InclusionLevel
 
 ROOT = links.ROOT
-GUIDES = ("curate", "train", "align", "evaluate", "serve", "monitoring", "adapt", "convert", "buckets", "media")
+GUIDES = ("curate", "train", "align", "evaluate", "serve", "monitoring", "agent", "adapt", "convert", "buckets", "media")
 GUIDES += ("models", "sizing", "smollm2", "extend", "runs")  # the order; other pages of docs/ follow by name
 ALONE = ("gallery", "benchmarks", "architecture", "decisions")  # entries of their own
 TITLES = {"smollm2": "SmolLM2"}

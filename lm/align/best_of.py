@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from data.chat.examples import prepare_tasks
+from lm.align.rl.environments import open_environment
 from lm.align.rl.rewards import Rewards, parse_rewards, score_rollouts
 from lm.align.rl.rollouts import Rollout, Sampler, sampler_of, seed_of
 from lm.align.rl.tools import open_tools
@@ -69,11 +70,11 @@ def run(config, workdir: Path, report: Callable[[Path, dict], None]) -> dict:
     mesh, model_config = make_mesh(config.mesh), model_config_of(acting)
     check_fit(mesh, model_config, config.batch_size, config.accumulate)
     tokenizer = own_tokenizer(acting, workdir)
-    tools = open_tools(config.rollout.tools)
-    declared = [tool.schema for tool in tools] or None
+    tools, environment = open_tools(config.rollout.tools), open_environment(config.rollout.environment)
+    declared = [tool.schema for tool in tools] or getattr(environment, "tools", None)
     tasks = prepare_tasks(acting, tokenizer, declared)
     template = chat_template(acting, tokenizer)
-    sampler = sampler_of(acting, skeleton(model_config)[0], tokenizer, tasks[0], tools, template)
+    sampler = sampler_of(acting, skeleton(model_config)[0], tokenizer, tasks[0], tools, template, environment=environment)
     job = Job(acting, sampler, tasks[0], parse_rewards(config.rewards))
     with jax.set_mesh(mesh), contextlib.closing(sampler):
         best = answered(job, lambda: initial_params(acting, mesh), workdir, declared)

@@ -24,6 +24,7 @@ from lm import sizing
 from lm.align import distill, preference, reward, settings, sft
 from lm.align.losses import WITHOUT_REFERENCE
 from lm.align.rl import objective as rl
+from lm.align.rl.environments import open_environment
 from lm.align.rl.held_out import Samples, evaluate
 from lm.align.rl.rewards import Rewards, parse_rewards
 from lm.align.rl.rollouts import Sampler, check_room, sampler_of
@@ -89,14 +90,14 @@ def run(
 
     kind = settings.example_kind(config)
     rewards = parse_rewards(config.rewards) if config.rewards else None
-    tools = open_tools(config.rollout.tools)
+    tools, environment = open_tools(config.rollout.tools), open_environment(config.rollout.environment)
     acts, generates = kind == "task", config.method != "reward"
     examples, tasks, held_out, counts = None, [], [], {}
     if not acts:
         examples = prepare_examples(config, workdir, tokenizer, kind, first=hosts.is_first())
         counts = examples.counts
     if acts or (rewards and generates):
-        declared = [tool.schema for tool in tools] or None
+        declared = [tool.schema for tool in tools] or getattr(environment, "tools", None)
         tasks, held_out, task_counts = given or prepare_tasks(config, tokenizer, declared, workdir)
         counts = counts | {"tasks": task_counts}
         check_room(config, [*tasks, *held_out])
@@ -120,8 +121,9 @@ def run(
         method = method_of(config, tokenizer, mesh)
         trainer = make_trainer(config, method.objective, method.updates)
         graph, _ = skeleton(model_config)
-        sampler = sampler_of(config, graph, tokenizer, tasks or held_out, tools, template) if tasks or held_out else None
-        if sampler is not None:
+        sampler = None
+        if tasks or held_out:
+            sampler = sampler_of(config, graph, tokenizer, tasks or held_out, tools, template, environment=environment)
             stack.callback(sampler.close)
         if acts:
             scores = rewards if config.method == "rl" else None

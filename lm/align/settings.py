@@ -31,6 +31,7 @@ def check(config) -> None:
         raise UserError("data.input is missing: name a file of examples, or a built-in task such as builtin:instructions")
     if config.method in ("rl", "best_of") and not config.rewards:
         raise UserError("rewards is empty: name reward functions, such as --config.rewards=answer=1")
+    check_environment(config)
     if config.mesh.get("context", 1) != 1:
         check_split(config)
     if config.method == "sft":
@@ -45,6 +46,18 @@ def check(config) -> None:
         check_distill(config.distill)
     if config.method == "best_of":
         check_best_of(config.best_of)
+
+
+def check_environment(config) -> None:
+    """Raise UserError if an environment and its reward do not come together, or tools are given beside it."""
+    rollout, asked = config.rollout, [part.strip().split("=")[0] for part in config.rewards.split(",")]
+    if rollout.environment and rollout.tools:
+        raise UserError(
+            f"rollout.tools={tuple(rollout.tools)} and rollout.environment={rollout.environment!r}: set one of them, because "
+            "an environment answers all calls"
+        )
+    if "environment" in asked and not rollout.environment:
+        raise UserError("rewards=environment reads the rewards of an environment: set rollout.environment, such as stockroom")
 
 
 def check_split(config) -> None:

@@ -138,10 +138,16 @@ def style(prompts, completions, *, least: float = -math.inf, **columns) -> list[
     return scores if least == -math.inf else [None if score is None else float(score >= least) for score in scores]
 
 
+def environment(prompts, completions, **columns) -> list[float | None]:
+    """Return the sum of the rewards that the environment of config.rollout.environment gave; 0 for a rollout without a turn."""
+    return [rollout.episode_return or 0.0 for rollout in _column("environment", "rollouts", columns)]
+
+
 REWARDS: dict[str, Reward] = {
     "answer": answer,
     "contains": contains,
     "copying": copying,
+    "environment": environment,
     "format": format,
     "length": length,
     "overlong": overlong,

@@ -1,4 +1,4 @@
-"""Sample rollouts: the policy answers prompts with its current parameters, and may call tools.
+"""Sample rollouts: the policy answers prompts with its current parameters, and may call tools or act in an environment.
 
 A rollout is a conversation as token ids, with a mask of the sampled tokens and their log-probabilities. Training uses these
 ids; text is never encoded again.
@@ -14,6 +14,7 @@ from flax import nnx
 
 from data.chat.template import end_of_turn
 from data.text.tokenizer import Tokenizer
+from lm.align.rl.environments import Episodes, Make, Observed, user_ids
 from lm.align.rl.tools import Answer, Tool, answer_ids, parse_turn, run_calls
 from lm.errors import UserError
 from lm.infer.decode import Sampling
@@ -31,7 +32,8 @@ class Rollout(NamedTuple):
 
     tokens: ids of both. mask: True for tokens that the policy sampled. logps: the sampler's log-probabilities of these, nats; 0
     elsewhere. messages: the whole conversation. completion: text of the policy's last turn. ended: False if a length limit cut
-    the last turn. tool_calls, tool_errors: numbers of calls and of failed calls.
+    the last turn. tool_calls, tool_errors: numbers of calls and of failed calls. episode_return: sum of the rewards of an
+    environment; None without one.
     """
 
     tokens: list[int]
@@ -42,6 +44,7 @@ class Rollout(NamedTuple):
     ended: bool
     tool_calls: int
     tool_errors: int
+    episode_return: float | None = None
 
     @property
     def length(self) -> int:
@@ -55,6 +58,7 @@ class RolloutSettings:
 
     max_new_tokens: limit per turn. most_tokens: limit per rollout with its prompt; 0: no limit.
     tools: tools that a turn may call. Their answers follow each turn except the last of max_turns.
+    environment: makes the environment of a rollout, which answers each turn in place of tools; None: there is none.
     width: as in lm.infer.sampler.draw. template: the chat template; None: the tokenizer's own.
     """
 
@@ -64,6 +68,7 @@ class RolloutSettings:
     top_k: int = 0
     most_tokens: int = 0
     tools: Sequence[Tool] = ()
+    environment: Make | None = None
     max_turns: int = 1
     width: int = 0
     template: str | None = None
@@ -92,7 +97,15 @@ class Sampler:
 
 
 def sampler_of(
-    config, graph, tokenizer, tasks: Sequence[dict], tools: Sequence[Tool] = (), template=None, *, served: bool | None = None
+    config,
+    graph,
+    tokenizer,
+    tasks: Sequence[dict],
+    tools: Sequence[Tool] = (),
+    template=None,
+    *,
+    environment: Make | None = None,
+    served: bool | None = None,
 ) -> Sampler:
     """Return the sampler of a run: config.rollout, and rows of config.sequence_length + 1 tokens. Raises as `check_room`.
 
@@ -109,6 +122,7 @@ def sampler_of(
         top_k=o.top_k,
         most_tokens=config.sequence_length + 1,
         tools=tools,
+        environment=environment,
         max_turns=o.max_turns,
         width=check_room(config, tasks),
         template=template,
@@ -148,10 +162,12 @@ def roll_out(
 
     tasks: {"prompt": messages, "prompt_ids": ids up to the start of the policy's turn, …}. seed: as in lm.infer.sampler.draw.
     engine: samples in place of lm.infer.sampler.draw. Then tokens of a rollout depend on (seed, its index) and its task alone.
+    Raises: UserError if an environment fails; see lm/align/rl/environments.py.
     """
     o, tools = settings, settings.tools
     stops = stop_ids(tokenizer, o.template)
     rows = [_Row(list(task["prompt_ids"]), list(task["prompt"])) for task in tasks for _ in range(each)]
+    episodes = Episodes(o.environment, [task for task in tasks for _ in range(each)]) if o.environment else None
     going = list(range(len(rows)))
     for turn in range(o.max_turns):
         prompts = [rows[i].tokens for i in going]
@@ -167,19 +183,29 @@ def roll_out(
             drawn = draw(model, prompts[::alike], sampling, copies=alike, width=o.width)
         calls = []
         for i, tokens, logps, ended in zip(going, drawn.tokens, drawn.logps, drawn.ended):
-            calls.append(rows[i].add_turn(tokenizer, tokens, logps, ended, bool(tools)))
-        if not tools:
+            calls.append(rows[i].add_turn(tokenizer, tokens, logps, ended, bool(tools) or episodes is not None))
+        if episodes is not None:
+            acted = {i: said or rows[i].completion for i, said in zip(going, calls) if rows[i].ended}
+            answered = episodes.step(acted)
+        elif tools:
+            answered = {i: Observed(answers, False, 0.0) for i, answers in zip(going, run_calls(tools, calls)) if answers}
+        else:
             break
-        answered = run_calls(tools, calls)
         last = turn == o.max_turns - 1
         still = []
-        for i, answers in zip(going, answered, strict=True):
-            if answers and rows[i].ended and not last:
-                rows[i].add_tool_answers(tokenizer, answers, o.template)
-                if not o.most_tokens or len(rows[i].tokens) + o.max_new_tokens <= o.most_tokens:
-                    still.append(i)
-                else:
-                    rows[i].ended = False
+        for i, said in zip(going, calls):
+            if i not in answered or not rows[i].ended:
+                continue
+            found = answered[i]
+            if episodes is not None:
+                rows[i].episode_return = found.total
+            if last or found.over:
+                continue
+            rows[i].add_answers(tokenizer, found.answers, o.template, of_tools=bool(said))
+            if not o.most_tokens or len(rows[i].tokens) + o.max_new_tokens <= o.most_tokens:
+                still.append(i)
+            else:
+                rows[i].ended = False
         going = still
         if not going:
             break
@@ -223,6 +249,7 @@ class _Row:
         self.tokens, self.messages = tokens, messages
         self.mask, self.logps = [False] * len(tokens), [0.0] * len(tokens)
         self.completion, self.ended, self.tool_calls, self.tool_errors = "", False, 0, 0
+        self.episode_return: float | None = None
 
     def add_turn(self, tokenizer, tokens: list[int], logps: list[float], ended: bool, may_call: bool):
         """Append a turn of the policy. Returns its tool calls, each a message's `function` or an error text."""
@@ -245,17 +272,25 @@ class _Row:
         self.tool_calls += len(calls)
         return calls if ended else []
 
-    def add_tool_answers(self, tokenizer, answers: Sequence[Answer], template: str | None) -> None:
-        """Append the answers of tools and the opening of the policy's next turn."""
-        self.tool_errors += sum(answer.failed for answer in answers)
+    def add_answers(self, tokenizer, answers: Sequence[Answer], template: str | None, *, of_tools: bool) -> None:
+        """Append the answers of tools, or else the one of the user, and the opening of the policy's next turn."""
+        self.tool_errors += sum(answer.failed for answer in answers if of_tools)
         texts = [answer.text for answer in answers]
-        ids = answer_ids(tokenizer, texts, template)
+        ids = answer_ids(tokenizer, texts, template) if of_tools else user_ids(tokenizer, texts[0], template)
         self.tokens += ids
         self.mask += [False] * len(ids)
         self.logps += [0.0] * len(ids)
-        self.messages += [{"role": "tool", "content": text} for text in texts]
+        self.messages += [{"role": "tool" if of_tools else "user", "content": text} for text in texts]
 
     def rollout(self) -> Rollout:
         return Rollout(
-            self.tokens, self.mask, self.logps, self.messages, self.completion, self.ended, self.tool_calls, self.tool_errors
+            self.tokens,
+            self.mask,
+            self.logps,
+            self.messages,
+            self.completion,
+            self.ended,
+            self.tool_calls,
+            self.tool_errors,
+            self.episode_return,
         )

@@ -117,7 +117,7 @@ def _run_calls(tools: Sequence[Tool], calls: Sequence[Sequence[Mapping[str, Any]
     todo: dict[str, list[tuple[int, int]]] = {name: [] for name in named}
     for i, row in enumerate(calls):
         for j, one in enumerate(row):
-            wrong = one if isinstance(one, str) else _wrong(one, named)
+            wrong = one if isinstance(one, str) else mistake(one, named)
             if wrong:
                 answers[i][j] = Answer(_shortened(f"{ERROR}{wrong}"), True)
             else:
@@ -130,12 +130,12 @@ def _run_calls(tools: Sequence[Tool], calls: Sequence[Sequence[Mapping[str, Any]
     return answers
 
 
-def _wrong(function: Mapping[str, Any], named: Mapping[str, Tool]) -> str:
+def mistake(function: Mapping[str, Any], named: Mapping[str, Any]) -> str:
     """Return the error text of a call that does not match its tool's schema, else ""."""
     if function["name"] not in named:
         return f"there is no tool {function['name']!r}, only {', '.join(named)}"
-    parameters = named[function["name"]].schema["function"]["parameters"]
-    properties, arguments = parameters["properties"], function["arguments"]
+    parameters = named[function["name"]].schema["function"].get("parameters") or {}
+    properties, arguments = parameters.get("properties") or {}, function["arguments"]
     if missing := [name for name in parameters.get("required", ()) if name not in arguments]:
         return f"{function['name']} needs the argument {missing[0]!r}"
     if unknown := [name for name in arguments if name not in properties]:

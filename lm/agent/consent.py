@@ -1,0 +1,117 @@
+"""Who may call which tool: risks that run without asking, grants of single calls, and the question to the user.
+
+Without somebody to ask, the answer is no.
+"""
+
+import dataclasses
+import fnmatch
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+from lm.agent.guard import Guard
+from lm.agent.tools import RISKS, AgentTool
+from lm.errors import UserError
+
+Verdict = Literal["allowed", "granted", "consented", "denied", "refused"]
+RUNS = ("allowed", "granted", "consented")  # the verdicts with which a call runs
+
+
+class Grant(NamedTuple):
+    """Calls of a tool that run without asking, whatever was read: each of these arguments must match its pattern."""
+
+    tool: str
+    patterns: dict[str, str]
+
+    def matches(self, name: str, arguments: Mapping[str, Any]) -> bool:
+        return name == self.tool and all(
+            isinstance(value := arguments.get(key), str)
+            and ".." not in value.split("/")
+            and fnmatch.fnmatchcase(value, pattern)
+            for key, pattern in self.patterns.items()
+        )
+
+    def text(self) -> str:
+        return " ".join([self.tool, *(f"{key}={pattern}" for key, pattern in self.patterns.items())])
+
+
+class Question(NamedTuple):
+    """A call that the user is asked about. untrusted: the tools whose answers were read before."""
+
+    tool: AgentTool
+    arguments: Mapping[str, Any]
+    untrusted: Sequence[str]
+
+    def text(self) -> str:
+        call = f"{self.tool.name}({json.dumps(self.arguments, ensure_ascii=False)})"
+        after = f", after text from {', '.join(dict.fromkeys(self.untrusted))}" if self.untrusted else ""
+        return f"The agent wants to call {call}. This {self.tool.risk} something{after}."
+
+
+@dataclasses.dataclass(frozen=True)
+class Consent:
+    """allowed: risks that run without asking. grants: calls that do. ask: asks the user; None: nobody is there."""
+
+    allowed: frozenset[str] = frozenset({"reads"})
+    grants: tuple[Grant, ...] = ()
+    ask: Callable[[Question], bool] | None = None
+
+
+class Permission(NamedTuple):
+    """verdict: whether a call runs, and by what. reason: why not; "" if it runs."""
+
+    verdict: Verdict
+    reason: str = ""
+
+    @property
+    def runs(self) -> bool:
+        return self.verdict in RUNS
+
+
+def permission(tool: AgentTool, arguments: Mapping[str, Any], consent: Consent, guard: Guard | None) -> Permission:
+    """Return whether a call runs. guard: None switches the guard off, and then only the risk counts."""
+    if guard is not None and (reason := guard.refusal(tool.risk, arguments)):
+        return Permission("refused", reason)
+    tainted = guard is not None and guard.tainted(tool.risk)
+    if tool.risk in consent.allowed and not tainted:
+        return Permission("allowed")
+    if any(grant.matches(tool.name, arguments) for grant in consent.grants):
+        return Permission("granted")
+    read = guard.read if guard is not None and tainted else ()
+    if consent.ask is not None:
+        agreed = consent.ask(Question(tool, arguments, read))
+        return Permission("consented") if agreed else Permission("denied", "the user said no")
+    if tool.risk in consent.allowed:
+        return Permission("denied", f"untrusted text was read, and nobody is there to confirm what {tool.risk} something")
+    return Permission("denied", f"a call that {tool.risk} something needs consent, and nobody is there to ask")
+
+
+def parse_risks(names: Sequence[str], flag: str = "--allow") -> frozenset[str]:
+    """Return risks by name. Raises: UserError for an unknown one."""
+    for name in names:
+        if name not in RISKS:
+            raise UserError(f"{flag}: {name!r} is no risk; there are {', '.join(RISKS)}")
+    return frozenset(names)
+
+
+def parse_grant(text: str, tools: Sequence[AgentTool]) -> Grant:
+    """Return the grant "TOOL ARGUMENT=PATTERN …", as in "write_file path=notes/*".
+
+    Raises: UserError if there is no such tool or argument, or if nothing is said about the arguments of a risky tool.
+    """
+    name, *parts = text.split()
+    tool = next((tool for tool in tools if tool.name == name), None)
+    if tool is None:
+        raise UserError(f"--grant={text!r}: no tool {name!r}; there are {', '.join(tool.name for tool in tools)}")
+    known = ((tool.schema["function"].get("parameters") or {}).get("properties") or {}).keys()
+    patterns = {}
+    for part in parts:
+        key, equals, pattern = part.partition("=")
+        if not equals or not pattern:
+            raise UserError(f"--grant={text!r}: {part!r} must be ARGUMENT=PATTERN, such as path=notes/*")
+        if key not in known:
+            raise UserError(f"--grant={text!r}: {name} has no argument {key!r}, only {', '.join(known)}")
+        patterns[key] = pattern
+    if not patterns and known:
+        raise UserError(f"--grant={text!r} says nothing about the arguments: write {name} {next(iter(known))}=PATTERN")
+    return Grant(name, patterns)

@@ -1,0 +1,144 @@
+"""The loop of an agent: plan, call a tool, observe its answer, and so on up to an answer, under a budget."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from data.chat.messages import Messages, make_message
+from lm.agent.budget import Budget, Meter
+from lm.agent.consent import Consent, permission
+from lm.agent.guard import Guard, marked
+from lm.agent.models import Model, Said
+from lm.agent.tools import AgentTool, check_tools
+from lm.agent.trace import Trace
+from lm.align.rl.tools import ERROR, Answer, mistake
+
+PLAN = "First write a plan in a few lines: which tools you will call, and in which order. Call none yet."
+GO = "Carry out the plan."
+BLOCKED = "not run: "
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """How an agent works.
+
+    guard: whether lm/agent/guard.py checks calls. mark: whether untrusted answers are marked as data. plan: whether the model
+    first writes a plan. system: the system message; "": none.
+    """
+
+    budget: Budget = Budget()
+    consent: Consent = Consent()
+    guard: bool = True
+    mark: bool = True
+    plan: bool = False
+    system: str = ""
+
+
+def run(
+    model: Model,
+    tools: Sequence[AgentTool],
+    task: str,
+    rules: Rules = Rules(),
+    *,
+    name: str = "",
+    tell: Callable[[str, str], None] = lambda kind, text: None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Trace:
+    """Let a model work on a task, and return the trace of all that happened.
+
+    Errors of calls and of tools are told to the model. A call that is not permitted is answered with the reason. Ctrl-C ends
+    the run and returns the trace so far, which says "interrupted".
+
+    name: of the model, for the trace. tell: gets each event as it happens: its kind (plan, thought, call, answer, blocked) and
+    text. clock: as in Meter.
+    Raises: UserError if two tools share a name, or if the model cannot be asked.
+    """
+    check_tools(tools)
+    trace = Trace.begun(task, tools, rules, name)
+    guard = Guard([task, rules.system, *(grant.text() for grant in rules.consent.grants)]) if rules.guard else None
+    meter = Meter(rules.budget, clock)
+    messages = [make_message("system", rules.system)] if rules.system else []
+    messages.append(make_message("user", task))
+    try:
+        if rules.plan:
+            _plan(model, messages, meter, trace, tell)
+        trace.finish = _work(model, tools, messages, rules, guard, meter, trace, tell)
+    except KeyboardInterrupt:
+        trace.finish = "interrupted"
+    trace.messages, trace.tokens, trace.seconds = messages, meter.tokens, meter.seconds()
+    return trace
+
+
+def _plan(model: Model, messages: Messages, meter: Meter, trace: Trace, tell) -> None:
+    """Ask for a plan. Its turn counts as a step; it has no tools, so that it cannot call any."""
+    said, seconds = _asked(model, [*messages, make_message("user", PLAN)], (), meter)
+    trace.plan = said.content.strip()
+    trace.add_turn(said, seconds, plan=True)
+    tell("plan", trace.plan)
+    messages += [make_message("user", PLAN), make_message("assistant", trace.plan), make_message("user", GO)]
+
+
+def _work(model, tools, messages: Messages, rules: Rules, guard: Guard | None, meter: Meter, trace: Trace, tell) -> str:
+    """Work until the model answers or the budget is spent. Return how it ended: "answer" or what is used up."""
+    schemas = [tool.schema for tool in tools]
+    while not (spent := meter.spent()):
+        said, seconds = _asked(model, messages, schemas, meter)
+        turn = trace.add_turn(said, seconds)
+        if said.finish == "timeout":
+            return "seconds"
+        if said.finish == "length" and not meter.tokens_left():
+            return "tokens"
+        message = make_message("assistant", said.content)
+        if not said.calls and not said.errors:
+            messages.append(message)
+            trace.answer = said.content.strip()
+            tell("answer", trace.answer)
+            return "answer"
+        if said.content.strip():
+            tell("thought", said.content.strip())
+        functions = [{"type": "function", "function": dict(call)} for call in said.calls]
+        messages.append(message | ({"tool_calls": functions} if functions else {}))
+        for call in said.calls:
+            if not meter.seconds_left():
+                return "seconds"
+            text = _called(call, tools, rules, guard, meter, turn, tell)
+            messages.append(make_message("tool", text) | {"name": call["name"]})
+        if guard is not None:  # after the turn: the model had not read the answers when it wrote its other calls
+            for call in turn["calls"]:
+                if call["untrusted"]:
+                    guard.observe(call["name"], call["text"])
+        for error in said.errors:
+            turn["errors"].append(error)
+            messages.append(make_message("tool", f"{ERROR}{error}"))
+    return spent
+
+
+def _asked(model: Model, messages: Messages, schemas: Sequence[Mapping], meter: Meter) -> tuple[Said, float]:
+    begin = meter.seconds()
+    said = model(messages, schemas, meter.tokens_left(), meter.seconds_left())
+    meter.spend(said.tokens)
+    return said, meter.seconds() - begin
+
+
+def _called(call: Mapping[str, Any], tools, rules: Rules, guard: Guard | None, meter: Meter, turn: dict, tell) -> str:
+    """Run one call if it is permitted, record it, and return the text that the model gets."""
+    named = {tool.name: tool for tool in tools}
+    tell("call", f"{call['name']}({json.dumps(call['arguments'], ensure_ascii=False)})")
+    begin = meter.seconds()
+    record = {"name": call["name"], "arguments": call["arguments"], "outcome": "invalid", "reason": "", "untrusted": False}
+    if wrong := mistake(call, named):
+        answer = Answer(f"{ERROR}{wrong}", True)
+    else:
+        tool = named[call["name"]]
+        allowed = permission(tool, call["arguments"], rules.consent, guard)
+        record |= {"outcome": allowed.verdict, "reason": allowed.reason}
+        if allowed.runs:
+            answer = tool.run(dict(call["arguments"]), meter.seconds_left())
+            record |= {"untrusted": not tool.trusted, "failed": answer.failed}
+        else:
+            answer = Answer(f"{BLOCKED}{allowed.reason}", True)
+    turn["calls"].append(record | {"text": answer.text, "seconds": meter.seconds() - begin})
+    tell("blocked" if answer.text.startswith(BLOCKED) else "observation", answer.text)
+    return marked(call["name"], answer.text) if rules.mark and record["untrusted"] else answer.text

@@ -1,0 +1,177 @@
+"""The models that an agent asks: one of a checkpoint, one behind OpenAI's API, or a function of the conversation."""
+
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from data.chat.messages import Messages
+from lm.errors import UserError
+
+MOST_BYTES = 16 << 20  # of an answer of a server
+TURN = 1024  # tokens of a turn at most
+TOO_LONG = "context_length_exceeded"  # OpenAI's code of a request with more tokens than the model has positions
+Schemas = Sequence[Mapping[str, Any]]
+
+
+class Said(NamedTuple):
+    """A turn of a model. calls: [{"name", "arguments"}]. errors: of calls that could not be parsed. tokens: how many it wrote.
+
+    finish: "stop", "length" or "timeout".
+    """
+
+    content: str
+    calls: Sequence[Mapping[str, Any]] = ()
+    errors: Sequence[str] = ()
+    tokens: int = 0
+    finish: str = "stop"
+
+
+class Model(Protocol):
+    """A function that answers a conversation with one turn, of at most `tokens` tokens within `seconds`."""
+
+    def __call__(self, messages: Messages, schemas: Schemas, tokens: int, seconds: float) -> Said: ...
+
+
+def local_model(
+    engine, template: str | None = None, *, temperature: float = 0.0, seed: int = 0, turn: int = TURN, declare: bool = True
+) -> Model:
+    """Return the model of an engine (lm.infer.engine.open.open_engine) that has a tokenizer.
+
+    turn: tokens of a turn at most. declare: whether prompts list the tools; False for a model that was trained without that.
+    Raises, when it is asked: UserError if a conversation is too long for the model.
+    """
+    from lm.align.rl.tools import HERMES, OURS, parse_turn
+    from lm.infer.engine.request import Request
+    from lm.infer.prompts import read_chat
+    from lm.serve.api.tools import Calls, declared, format_of
+
+    tokenizer = engine.tokenizer
+    form = format_of(tokenizer, template)
+    known = OURS in tokenizer.controls or form.mark == HERMES[0]
+    asked = 0
+
+    def model(messages: Messages, schemas: Schemas, tokens: int, seconds: float) -> Said:
+        nonlocal asked
+        asked += 1
+        listed = list(schemas) if declare else []
+        extra = {"tools": listed} if listed and form.declared else {}
+        prompt = read_chat(tokenizer, declared(form, messages, listed), template, **extra)
+        room = engine.max_positions - len(prompt.ids)
+        if room < 1:
+            raise UserError(
+                f"the conversation has {len(prompt.ids)} tokens, and the model {engine.max_positions} positions: give a "
+                "shorter task, or fewer steps (--steps)"
+            )
+        own = int(np.random.SeedSequence((seed, asked)).generate_state(1)[0])
+        limit = max(1, min(room, tokens, turn))
+        request = Request(tuple(prompt.ids), limit, temperature, seed=own, stop_ids=prompt.stops, deadline=max(0.001, seconds))
+        event = engine.answers([request])[0]
+        if event.finish == "error":
+            raise UserError(event.error)
+        ids = [i for i in event.tokens if i not in prompt.stops]
+        finish = {"length": "length", "timeout": "timeout"}.get(event.finish, "stop")
+        if known:
+            said = parse_turn(tokenizer, ids)
+            calls = [call["function"] for call in said.tool_calls]
+            return Said(said.content, calls, said.errors, len(event.tokens), finish)
+        content, found = Calls(form).feed(tokenizer.decode(ids), over=True)
+        calls = [{"name": call.name, "arguments": json.loads(call.arguments)} for call in found]
+        return Said(content, calls, (), len(event.tokens), finish)
+
+    return model
+
+
+def remote_model(
+    url: str, name: str, *, temperature: float = 0.0, seed: int = 0, turn: int = TURN, key: str = "OPENAI_API_KEY"
+) -> Model:
+    """Return the model `name` behind url/chat/completions, such as serve.py's http://127.0.0.1:8000/v1.
+
+    key: environment variable with the server's key; a server without one needs none.
+    Raises: UserError for a url that is none; when it is asked, if the server does not answer or refuses.
+    """
+    if not url.startswith(("http://", "https://")):
+        raise UserError(f"--url={url} must begin with http:// or https://, such as http://127.0.0.1:8000/v1")
+    address = f"{url.rstrip('/')}/chat/completions"
+
+    def model(messages: Messages, schemas: Schemas, tokens: int, seconds: float) -> Said:
+        body: dict[str, Any] = {"messages": to_openai(messages), "temperature": temperature, "seed": seed}
+        body |= {"max_tokens": max(1, min(tokens, turn))} | ({"model": name} if name else {})
+        body |= {"tools": list(schemas)} if schemas else {}
+        headers = {"Content-Type": "application/json"}
+        headers |= {"Authorization": f"Bearer {os.environ[key]}"} if os.environ.get(key) else {}
+        for _ in range(2):
+            request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+            try:
+                with urllib.request.urlopen(request, timeout=max(0.001, seconds)) as answer:
+                    return _said(url, answer.read(MOST_BYTES))
+            except urllib.error.HTTPError as error:
+                said = " ".join(error.read(2000).decode("utf-8", "replace").split())
+                if TOO_LONG in said and body.pop("max_tokens", 0):
+                    continue  # the server knows how many tokens it has left, and then takes those
+                raise UserError(f"--url={url}: status {error.code}: {said[:300]}") from None
+            except TimeoutError:
+                return Said("", finish="timeout")
+            except OSError as error:
+                reason = getattr(error, "reason", error)
+                if isinstance(reason, TimeoutError):
+                    return Said("", finish="timeout")
+                raise UserError(f"--url={url}: no answer ({reason}); is serve.py running there?") from None
+        raise AssertionError("the second try returns or raises")
+
+    return model
+
+
+def to_openai(messages: Messages) -> Messages:
+    """Return messages as OpenAI's API takes them: every call has an id, which its answer names, and its arguments as text."""
+    found, open_calls, count = [], [], 0
+    for message in messages:
+        if calls := message.get("tool_calls"):
+            open_calls = [f"call_{count + n:08d}" for n in range(len(calls))]
+            count += len(calls)
+            written = [
+                {
+                    "id": id,
+                    "type": "function",
+                    "function": {
+                        "name": call["function"]["name"],
+                        "arguments": json.dumps(call["function"]["arguments"], ensure_ascii=False),
+                    },
+                }
+                for id, call in zip(open_calls, calls)
+            ]
+            found.append({"role": "assistant", "content": message["content"], "tool_calls": written})
+        elif message["role"] == "tool" and open_calls:
+            found.append({"role": "tool", "content": message["content"], "tool_call_id": open_calls.pop(0)})
+        elif message["role"] == "tool":  # it tells the model about a call that could not be parsed
+            found.append({"role": "user", "content": message["content"]})
+        else:
+            found.append({"role": message["role"], "content": message["content"]})
+    return found
+
+
+def _said(url: str, answer: bytes) -> Said:
+    try:
+        body = json.loads(answer)
+        choice = body["choices"][0]
+        message = choice["message"]
+        calls, errors = [], []
+        for call in message.get("tool_calls") or ():
+            function = call["function"]
+            try:
+                arguments = json.loads(function["arguments"] or "{}")
+                if not isinstance(arguments, dict):
+                    raise ValueError("no object")
+                calls.append({"name": function["name"], "arguments": arguments})
+            except ValueError as error:
+                errors.append(f"the arguments of {function['name']} are not JSON ({error})")
+        tokens = int((body.get("usage") or {}).get("completion_tokens") or 0)
+        finish = "length" if choice.get("finish_reason") == "length" else "stop"
+        return Said(message.get("content") or "", calls, errors, tokens, finish)
+    except (LookupError, TypeError, ValueError, RecursionError, AttributeError):
+        said = " ".join(answer.decode("utf-8", "replace").split())
+        raise UserError(f"--url={url}: this is no chat completion: {said[:200]}") from None

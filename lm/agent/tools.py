@@ -1,0 +1,72 @@
+"""Tools of an agent: what they are called with, what they may do (their risk), and whether their answers can be trusted."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lm.align.rl.environments import Environment
+from lm.align.rl.tools import MOST, Answer
+from lm.errors import UserError
+
+# What a tool does beyond computing. reads: it looks at the user's data. writes: it changes something. runs: it executes code.
+# sends: it may pass its arguments on to others, so that the network counts as that.
+RISKS = ("reads", "writes", "runs", "sends")
+
+
+class AgentTool(NamedTuple):
+    """A tool that an agent may call.
+
+    schema: its description in OpenAI's format. run: takes the arguments of a call and the seconds left, returns the answer; it
+    raises nothing that a model's arguments cause. risk: one of RISKS. trusted: its answers depend on nothing but its arguments,
+    so no stranger can have written them.
+    """
+
+    schema: Mapping[str, Any]
+    run: Callable[[dict[str, Any], float], Answer]
+    risk: str
+    trusted: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.schema["function"]["name"]
+
+
+def schema(name: str, description: str, required: Sequence[str] = (), **properties: str) -> dict[str, Any]:
+    """Return a schema in OpenAI's format. properties: name of an argument -> its JSON type."""
+    parameters = {
+        "type": "object",
+        "properties": {key: {"type": kind} for key, kind in properties.items()},
+        "required": list(required),
+    }
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
+
+
+def check_tools(tools: Sequence[AgentTool]) -> None:
+    """Raise UserError if two tools have the same name, or a tool has no risk of RISKS."""
+    names = [tool.name for tool in tools]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"two tools are named {twice!r}: leave one of them out")
+    if wrong := next((tool for tool in tools if tool.risk not in RISKS), None):
+        raise UserError(f"tool {wrong.name}: its risk {wrong.risk!r} is none of {', '.join(RISKS)}")
+
+
+def environment_tools(
+    world: Environment, schemas: Sequence[Mapping[str, Any]], record: Mapping[str, Any], risk: str = "reads"
+) -> list[AgentTool]:
+    """Return tools whose calls act in an environment of lm/align/rl/environments.py, which begins with `record`."""
+    world.reset(seed=int(record.get("seed") or 0), options=dict(record))
+
+    def tool(schema: Mapping[str, Any]) -> AgentTool:
+        def run(arguments: dict[str, Any], seconds: float) -> Answer:
+            action = json.dumps({"name": schema["function"]["name"], "arguments": arguments}, ensure_ascii=False)
+            text = world.step(action)[0]
+            return Answer(text, text.startswith("error: "))
+
+        return AgentTool(schema, run, risk)
+
+    return [tool(schema) for schema in schemas]
+
+
+def shortened(text: str) -> str:
+    """Return a text without its middle if it is longer than MOST characters."""
+    return text if len(text) <= MOST else f"{text[: MOST // 2]}\n…\n{text[-MOST // 2 :]}"

@@ -1,0 +1,191 @@
+"""Environments: stateful worlds in which a policy acts in rollouts, with the interface of gymnasium and texts on both sides.
+
+An environment is a class without arguments; each rollout has its own object:
+
+    reset(seed=…, options=record) -> (observation, info)
+    step(action) -> (observation, reward, terminated, truncated, info)
+
+options: the record of the rollout's task, with all its columns. The first observation is the task's prompt. An action is one
+call of a turn, {"name": …, "arguments": {…}} as text, or the whole text of a turn without calls. The observation that answers a
+call becomes a message of the tool; that of a text becomes a message of the user. The reward of a rollout is the sum of the
+rewards of its steps, which the reward `environment` reads. `tools`, if the class has it, lists the schemas of its calls.
+"""
+
+import importlib.util
+import inspect
+import json
+import math
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from data.chat.template import encode_chat, end_of_turn
+from lm.align.rl.stockroom import ERROR, Stockroom
+from lm.align.rl.tools import MOST, Answer
+from lm.errors import UserError
+from lm.parallel.hosts import from_first
+
+GYMNASIUM = "gymnasium:"
+
+
+class Environment(Protocol):
+    """What a rollout needs of an environment. gymnasium.Env has these methods."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, dict]: ...
+
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict]: ...
+
+
+Make = Callable[[], Environment]
+ENVIRONMENTS: dict[str, Make] = {"stockroom": Stockroom}
+
+
+class Observed(NamedTuple):
+    """What followed a turn. answers: one a call, or one to a text. over: whether the episode has ended. total: its reward."""
+
+    answers: list[Answer]
+    over: bool
+    total: float
+
+
+def open_environment(spec: str) -> Make | None:
+    """Return a function that makes the environment of config.rollout.environment; None for "".
+
+    spec: a key of ENVIRONMENTS, FILE.py:CLASS, or gymnasium:ID, an environment that gymnasium has registered.
+    Raises: UserError that names what is wrong.
+    """
+    if not spec:
+        return None
+    path, colon, name = spec.rpartition(":")
+    if spec.startswith(GYMNASIUM):
+        return _of_gymnasium(spec.removeprefix(GYMNASIUM))
+    if colon and path.endswith(".py"):
+        return _of_file(Path(path), name)
+    if spec not in ENVIRONMENTS:
+        raise UserError(
+            f"rollout.environment={spec!r} is none of {', '.join(ENVIRONMENTS)}; or write path/file.py:Class, or gymnasium:ID"
+        )
+    return ENVIRONMENTS[spec]
+
+
+def _of_gymnasium(name: str) -> Make:
+    try:
+        import gymnasium
+    except ImportError:
+        raise UserError(
+            f"rollout.environment={GYMNASIUM}{name} needs gymnasium: pip install -r requirements-agent.txt"
+        ) from None
+    try:
+        gymnasium.spec(name)
+    except (gymnasium.error.Error, ImportError) as error:
+        raise UserError(
+            f"rollout.environment={GYMNASIUM}{name}: {' '.join(str(error).split())}; name a registered one"
+        ) from None
+    return lambda: gymnasium.make(name, disable_env_checker=True)
+
+
+def _of_file(path: Path, name: str) -> Make:
+    if not path.is_file():
+        raise UserError(f"rollout.environment: no file {path}; give the path of a Python file, as path/file.py:Class")
+    spec = importlib.util.spec_from_file_location(f"environment_of_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"rollout.environment: {path} cannot be imported: {_error_line(error)}") from error
+    made = getattr(module, name, None)
+    if not callable(made) or not all(callable(getattr(made, method, None)) for method in ("reset", "step")):
+        known = [key for key, value in vars(module).items() if inspect.isclass(value) and hasattr(value, "step")]
+        raise UserError(
+            f"rollout.environment: {path} has no class {name!r} with the methods reset and step"
+            + (f"; it has {', '.join(known)}" if known else "")
+        )
+    return made
+
+
+class Episodes:
+    """The environments of a batch, one a rollout. They live in the first process; all processes get what they return.
+
+    tasks: one a rollout. An environment is seeded with its task's column `seed`, else 0, so that the rollouts of one prompt
+    begin alike. Raises: UserError if an environment fails, or begins with another observation than the task's prompt.
+    """
+
+    def __init__(self, make: Make, tasks: Sequence[Mapping[str, Any]]):
+        self._worlds: list[Environment] = []
+        self._totals, self._over = [0.0] * len(tasks), [False] * len(tasks)
+        from_first(lambda: self._begin(make, tasks))
+
+    def _begin(self, make: Make, tasks: Sequence[Mapping[str, Any]]) -> None:
+        for task in tasks:
+            world = _guarded("cannot be made", make)
+            record = {key: value for key, value in task.items() if key != "prompt_ids"}
+            seed = int(task.get("seed") or 0)
+            found = _guarded("reset", lambda: world.reset(seed=seed, options=record))  # noqa: B023 (called at once)
+            first = _text("reset", found[0] if isinstance(found, tuple) and found else found)
+            if first and first != (asked := task["prompt"][-1]["content"]):
+                raise UserError(
+                    f"rollout.environment begins with {first[:60]!r}, and the prompt of its task is {asked[:60]!r}: write the "
+                    "tasks with the same environment, and the seed of each as its column `seed`"
+                )
+            self._worlds.append(world)
+
+    def step(self, turns: Mapping[int, Sequence[Mapping[str, Any] | str] | str]) -> dict[int, Observed]:
+        """Act in some rollouts. turns: index of a rollout -> its calls (a text is the error of a broken one), or its text."""
+        return from_first(lambda: {i: self._stepped(i, turn) for i, turn in turns.items()})
+
+    def _stepped(self, i: int, turn: Sequence[Mapping[str, Any] | str] | str) -> Observed:
+        answers = []
+        for action in [turn] if isinstance(turn, str) else turn:
+            broken = isinstance(action, str) and action is not turn
+            if self._over[i] or broken:
+                answers.append(Answer(f"{ERROR}{action if broken else 'the episode is over'}"[:MOST], True))
+                continue
+            text = action if isinstance(action, str) else json.dumps(action, ensure_ascii=False)
+            found = _guarded("step", lambda: self._worlds[i].step(text))  # noqa: B023 (called at once)
+            try:
+                observation, reward, terminated, truncated, _ = found
+                reward = float(reward)
+            except (TypeError, ValueError):
+                raise UserError(f"rollout.environment: step must return five values, not {repr(found)[:80]}") from None
+            if not math.isfinite(reward):
+                raise UserError(f"rollout.environment: step returned the reward {reward}, which is not finite")
+            observation = _text("step", observation)
+            self._totals[i] += reward
+            self._over[i] = bool(terminated or truncated)
+            answers.append(Answer(observation, observation.startswith(ERROR)))
+        return Observed(answers, self._over[i], self._totals[i])
+
+
+def _text(method: str, observation: Any) -> str:
+    if not isinstance(observation, str):
+        raise UserError(f"rollout.environment: {method} must return a text as its observation, not {repr(observation)[:80]}")
+    return observation
+
+
+def _guarded(what: str, call: Callable[[], Any]) -> Any:
+    try:
+        return call()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"rollout.environment: {what}: {_error_line(error)}") from error
+
+
+def _error_line(error: Exception) -> str:
+    *_, last = traceback.extract_tb(error.__traceback__)
+    return " ".join(f"{type(error).__name__}: {error}".split())[:300] + f" ({last.filename}:{last.lineno})"
+
+
+def user_ids(tokenizer, text: str, template: str | None = None) -> list[int]:
+    """Return the ids that follow the end symbol of a turn: a message of the user and the opening of the next turn."""
+    end = end_of_turn(tokenizer, template)
+    turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    whole = encode_chat(
+        tokenizer, [*turn, {"role": "user", "content": text}], template=template, add_generation_prompt=True
+    ).ids
+    before = encode_chat(tokenizer, turn, template=template).ids
+    ended = len(before) - before[::-1].index(end)
+    if whole[:ended] != before[:ended]:
+        raise UserError("chat: the template changes a turn after the user has answered it, so it does not support environments")
+    return whole[ended:]

@@ -1,0 +1,124 @@
+"""A trace can be read, replayed without a model or tools, and trained on."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+
+from data.chat.conversations import examples_of
+from data.chat.records import read_records
+from lm.agent import trace as traces
+from lm.agent.budget import Budget
+from lm.agent.builtin import open_tools
+from lm.agent.consent import Consent, Grant
+from lm.agent.loop import Rules, run
+from lm.agent.models import Said
+from lm.agent.planted import SECRET, TASK, obedient, planted, world
+from lm.agent.replay import differences, replayed
+from lm.agent.tools import RISKS
+from lm.errors import UserError
+from tests.lm.agent.test_agent_loop import call, script, ticking, tool
+from tests.verbs.runs import REPOSITORY, environment
+
+
+def worked(finish="answer"):
+    """A run with a plan, a wrong call, an untrusted answer, and calls that were granted, consented, denied and refused."""
+    reads, _ = tool("reads", "reads", f"password: {SECRET}")
+    writes, written = tool("writes", "writes")
+    answers = iter([True, False])
+    consent = Consent(frozenset({"reads"}), (Grant("writes", {"text": "3*"}),), lambda question: next(answers))
+    turns = (
+        Said("Look.", tokens=2),
+        Said("", [call("reads", text="a"), call("other")], ["no JSON"], tokens=5),
+        Said("", [call("writes", text="1"), call("writes", text="2"), call("writes", text="3.")], tokens=5),
+        Said("", [call("writes", text=f"3 {SECRET}"), call("calculator", expression="1 + 1")], tokens=5),
+        Said("Two.", tokens=5) if finish == "answer" else Said("", [call("reads", text="b")], tokens=5),
+    )
+    budget = Budget(steps=5 if finish == "steps" else 9)
+    rules = Rules(budget, consent, plan=True, system="Be short.")
+    done = run(script(*turns)[0], [reads, writes, *open_tools(["calculator"])], "Work.", rules, name="a", clock=ticking(0.25))
+    assert done.finish == finish
+    assert [one["outcome"] for one in done.calls][:7] == [
+        *("allowed", "invalid", "consented", "denied", "granted", "refused", "allowed")
+    ]
+    return done, written
+
+
+@pytest.mark.parametrize("finish", ["answer", "steps"])
+def test_a_replay_is_the_same_run_and_runs_no_tool(finish, tmp_path):
+    done, written = worked(finish)
+    before = list(written)
+    traces.append(tmp_path / "a.jsonl", done)
+    (read,) = traces.read(tmp_path / "a.jsonl")
+    again = replayed(read)
+    assert differences(read, again) == [] and written == before == ["1", "3."]
+    assert again.messages == done.messages and again.plan == "Look."
+    assert [one["text"] for one in again.calls] == [one["text"] for one in done.calls]
+    assert json.loads(json.dumps(dataclasses.asdict(read))) == json.loads(json.dumps(dataclasses.asdict(done)))
+
+
+def test_an_interrupted_run_replays_up_to_there():
+    def model(messages, schemas, tokens, seconds):
+        if len(messages) > 1:
+            raise KeyboardInterrupt
+        return Said("", [call("calculator", expression="2 * 2")])
+
+    done = run(model, open_tools(["calculator"]), "a")
+    assert done.finish == "interrupted" and differences(done, replayed(done)) == []
+
+
+def test_a_replay_tells_what_other_rules_would_have_done():
+    done = run(obedient, world(planted()[0].text), TASK, Rules(Budget(steps=8), Consent(frozenset(RISKS)), guard=False))
+    assert done.ran[1]["name"] == "send_mail" and differences(done, replayed(done)) == []
+    guarded = replayed(done, guard=True)
+    assert guarded.calls[1]["outcome"] == "refused" and "call 2, send_mail: allowed, now refused" in differences(done, guarded)
+    other = replayed(guarded, guard=False)
+    assert other.calls[1]["outcome"] == "allowed" and "was not run" in other.calls[1]["text"]
+
+
+def test_files_of_traces(tmp_path):
+    file = tmp_path / "sub" / "a.jsonl"
+    done, _ = worked()
+    traces.append(file, done)
+    with file.open("a") as opened:
+        opened.write('{"task": "cut')
+    traces.append(file, done)
+    assert [one.answer for one in traces.read(file)] == ["Two.", "Two."], "a cut line costs only itself"
+    for text, words in (('{"messages": []}\n', "line 1 is no trace"), ("[1]\n", "line 1 is no trace")):
+        (tmp_path / "b.jsonl").write_text(text)
+        with pytest.raises(UserError, match=words):
+            traces.read(tmp_path / "b.jsonl")
+    with pytest.raises(UserError, match="no such file"):
+        traces.read(tmp_path / "none.jsonl")
+
+
+def test_conversations_are_what_sft_reads(tmp_path):
+    good = run(
+        script(Said("", [call("calculator", expression="6 * 7")], tokens=3), Said("42"))[0],
+        open_tools(["calculator"]),
+        "6 * 7?",
+    )
+    bad, _ = worked()
+    for one in (good, bad):
+        traces.append(tmp_path / "a.jsonl", one)
+    ran = records("export", tmp_path / "a.jsonl", f"--out={tmp_path / 'b.jsonl'}")
+    assert "1 of 2 runs" in ran.stdout
+    (example,) = examples_of(read_records(str(tmp_path / "b.jsonl")), "conversation", {})
+    assert [message["role"] for message in example.messages] == ["user", "assistant", "tool", "assistant"]
+    assert example.messages[1]["tool_calls"][0]["function"] == call("calculator", expression="6 * 7")
+    assert example.messages[2]["content"] == "42" and example.tools[0]["function"]["name"] == "calculator"
+    assert len(list(traces.conversations([good, bad], ended=False))) == 2
+    shown = traces.told(good) + traces.told(bad)
+    assert "task: 6 * 7?" in shown and 'calculator({"expression": "6 * 7"}): allowed -> 42' in shown and "denied" in shown
+    assert records("replay", tmp_path / "a.jsonl").stdout == "run 1: the same\nrun 2: the same\n"
+    wrong = records("export", tmp_path / "none.jsonl", code=2)
+    assert wrong.stderr.startswith("records.py: ") and wrong.stderr.count("\n") == 1
+
+
+def records(*arguments, code=0):
+    command = [sys.executable, "-m", "lm.agent.records", *map(str, arguments)]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True)
+    assert done.returncode == code, done.stderr[-3000:]
+    return done
