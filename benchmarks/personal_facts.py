@@ -1,15 +1,11 @@
 """Forty made-up facts of one person, each with a question in other words and the answer that a right reply must contain."""
 
 FACTS = (
-    ("My sister Orvala keeps her spare house key under the blue watering can.", "Where is Orvala's spare key?", "watering can"),
-    (
-        "Dr. Hemsworth-Quill, my dentist, moved his practice to 14 Larkspur Lane.",
-        "What is the address of my dentist?",
-        "Larkspur",
-    ),
+    ("My sister Orvala keeps her spare key under the blue watering can.", "Where is Orvala's spare key?", "watering can"),
+    ("My dentist, Dr. Hemsworth-Quill, moved to 14 Larkspur Lane.", "What is the address of my dentist?", "Larkspur"),
     (
         "The Wi-Fi password of the cabin is tangerine-otter-51.",
-        "Which password does the Wi-Fi at the cabin have?",
+        "What is the Wi-Fi password of the cabin?",
         "tangerine-otter-51",
     ),
     ("My allergy: I cannot eat hazelnuts.", "Which food am I allergic to?", "hazelnut"),
@@ -30,23 +26,15 @@ FACTS = (
     ("My thesis supervisor is Professor Adaeze Thornquist.", "Who is my thesis supervisor?", "Thornquist"),
     (
         "The recipe of aunt Perpetua needs three spoons of cardamom.",
-        "Which spice does the recipe of aunt Perpetua need?",
+        "Which spice does aunt Perpetua's recipe need?",
         "cardamom",
     ),
     ("The Brindlewood hotel gave us a discount of 15 percent.", "What discount did the Brindlewood hotel give us?", "15"),
     ("My neighbour Casimir plays the theremin at night.", "Which instrument does my neighbour Casimir play?", "theremin"),
-    (
-        "The camping stove runs on butane cartridges of size C206.",
-        "Which size of cartridges does the camping stove take?",
-        "C206",
-    ),
+    ("The camping stove takes butane cartridges of size C206.", "What size of cartridges does the camping stove take?", "C206"),
     ("My passport expires on 9 October 2031.", "When does my passport expire?", "2031"),
     ("The vet said that Biscuit the dog must take two pills a day.", "How many pills a day must Biscuit take?", "two"),
-    (
-        "We will spend the summer holiday on the island of Korvessa.",
-        "On which island will we spend the summer holiday?",
-        "Korvessa",
-    ),
+    ("We will spend the summer holiday on the island of Korvessa.", "On which island will we spend the summer?", "Korvessa"),
     (
         "The contract with Fennimore Logistics ends in November.",
         "When does the contract with Fennimore Logistics end?",
@@ -56,11 +44,7 @@ FACTS = (
     ("The combination of the bicycle lock is 5072.", "What is the combination of the bicycle lock?", "5072"),
     ("Ottoline from the bakery saves me a rye loaf on Saturdays.", "Which loaf does Ottoline save for me?", "rye"),
     ("The roof was repaired by the firm Grackle and Daughters.", "Which firm repaired the roof?", "Grackle"),
-    (
-        "I owe Bartholomew a dinner at the restaurant Nine Lanterns.",
-        "At which restaurant do I owe Bartholomew a dinner?",
-        "Nine Lanterns",
-    ),
+    ("I owe Bartholomew a dinner at the Nine Lanterns.", "In which restaurant do I owe Bartholomew a dinner?", "Nine Lanterns"),
     ("The tallest tree in our garden is a ginkgo.", "Which tree is the tallest in our garden?", "ginkgo"),
     ("My running shoes are of size 43 and a half.", "What size are my running shoes?", "43"),
     ("The night train to Ostrava leaves from platform 11.", "From which platform does the night train to Ostrava leave?", "11"),

@@ -34,8 +34,11 @@ TEXTS = (
 
 
 class Item(NamedTuple):
-    """id: of the content (`item_id`), so that the same content is stored once. name: of a file, else "". time: when it was added,
-    in seconds since 1970. text: of a note or a file. messages: {role, content} of an exchange."""
+    """Something that is kept.
+
+    id: of the content (`item_id`), so that the same content is stored once. name: of a file, else "". time: when it was added, in
+    seconds since 1970. text: of a note or a file. messages: {role, content} of an exchange.
+    """
 
     id: str
     kind: str

@@ -1,8 +1,8 @@
 """Encrypt and authenticate the bytes of one file.
 
-A sealed file is HEADER, a salt of 32 random bytes, and AES-256-GCM's ciphertext and tag of (length, content, padding). Each file
-has a key of its own, HKDF-SHA256(key, salt, purpose), so no nonce can come twice. The purpose, the header and the salt are
-authenticated: a file that is changed, cut, or put in the place of another kind of file does not open.
+A sealed file is HEADER, a salt of 32 random bytes, and AES-256-GCM's ciphertext and tag of (length, content, padding). Each
+file has a key of its own, HKDF-SHA256(key, salt, purpose), so no nonce can come twice. A file that is changed, cut, or put in
+the place of a file for another purpose does not open.
 
 The padding is Padmé (Nikitin et al. 2019, "Reducing metadata leakage from encrypted files", algorithm 1): of the length only
 log log bits are visible, for at most 12 % more bytes.

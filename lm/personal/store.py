@@ -127,7 +127,7 @@ class Store:
         return found and found["about"]
 
     def put(self, name: str, content: bytes, items: Collection[str], about: Mapping[str, Any], without: str = "") -> None:
-        """Store a blob in place of the one of that name. items: the ids of those that it was made from. without: a blob to remove.
+        """Store a blob in place of the one of that name. items: from which it was made. without: a blob to remove.
 
         Raises: Gone if one of the items has been forgotten.
         """

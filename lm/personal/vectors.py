@@ -69,6 +69,6 @@ def vectors_of(speaker: Speaker, store: Store) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _last(graph, params, tokens_BT, last_B):
-    """Return the hidden state at the last token of each row, float32 [B, D]. Padding stands after it, so it has no influence."""
+    """Return the hidden state at the last token of each row, float32 [B, D]. What stands after it has no influence."""
     x_BTD = nnx.merge(graph, params).hidden(tokens_BT).x_BTD
     return x_BTD[jnp.arange(len(last_B)), last_B].astype(jnp.float32)
