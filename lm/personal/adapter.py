@@ -32,7 +32,8 @@ from lm.config import Adapter
 from lm.errors import UserError
 from lm.model.transformer import Transformer, skeleton
 from lm.personal import idle, private
-from lm.personal.rows import Row, rows_of
+from lm.personal.items import Item
+from lm.personal.rows import Row, batches, rows_of
 from lm.personal.speaker import Speaker, with_adapter
 from lm.personal.store import Gone, Store
 from lm.progress import progress
@@ -171,15 +172,14 @@ def updated(
 
     g = (Σ over items of clip(gradient of the item's mean loss) + noise) / divisor; without noise nothing is clipped.
     """
-    config = dataclasses.replace(speaker.config, adapter=settings.adapter)
+    # Recomputing all but the layers' inputs keeps the memory small.
+    config = dataclasses.replace(speaker.config, adapter=settings.adapter, remat="full")
     graph = skeleton(config)[0]
-    total = jax.tree.map(jnp.zeros_like, state.lora)
-    for rows in chosen:
-        weight = sum(float(row.weights.sum()) for row in rows)
-        of_item = jax.tree.map(jnp.zeros_like, state.lora)
-        for row in rows:
-            of_item = _added(graph, state.lora, speaker.params, of_item, row.batch(), np.float32(1 / weight))
-        total = _clipped_sum(total, of_item, np.float32(settings.clip if noise else np.inf))
+    room = max(8, 1 << (len(chosen) - 1).bit_length()) if chosen else 8
+    of_items = jax.tree.map(lambda x: jnp.zeros((room, *x.shape), x.dtype), state.lora)
+    for batch, owner in batches(chosen):
+        of_items = _added(graph, state.lora, speaker.params, of_items, batch, owner)
+    total = _clipped_sum(of_items, np.float32(settings.clip if noise else np.inf))
     if noise is not None:
         total = jax.tree.map(lambda x: x + noise(x.shape), total)
     speed = settings.learning_rate * min(1.0, (state.update + 1) / WARMUP)
@@ -187,24 +187,36 @@ def updated(
     return State(adapter, moments, state.update + 1)
 
 
+def loss_of(speaker: Speaker, model: Transformer, item: Item) -> float:
+    """Return the mean negative log-likelihood of an item's learnt tokens, in nats."""
+    graph, params = nnx.split(model)
+    return sum(float(_loss(graph, params, batch)) for batch, _ in batches([rows_of(speaker, item)]))
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def item_loss(graph, adapter, base, batch) -> jax.Array:
-    """Return Σ w·nll of rows, float32. base: all other parameters."""
-    return token_loss(nnx.merge(graph, nnx.merge_state(base, adapter)), batch, z_loss=0.0)[0]
+def _loss(graph, params, batch) -> jax.Array:
+    """Return Σ w·nll of a batch, float32."""
+    return token_loss(nnx.merge(graph, params), batch, z_loss=0.0)[0]
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _added(graph, adapter, base, total, batch, scale):
-    """Return total + scale · gradient of the loss of one row."""
-    grads = jax.grad(lambda adapter: item_loss(graph, adapter, base, batch))(adapter)
-    return jax.tree.map(lambda t, g: t + scale * g, total, grads)
+def _added(graph, adapter, base, of_items, batch, owner_B):
+    """Return the gradient of each item, [I, …], plus those of its rows in a batch."""
+
+    def of_row(row):
+        one = jax.tree.map(lambda x: x[None], row)
+        return jax.grad(lambda adapter: _loss(graph, nnx.merge_state(base, adapter), one))(adapter)
+
+    of_rows = jax.vmap(of_row)(batch)
+    return jax.tree.map(lambda total, g: total.at[owner_B].add(g), of_items, of_rows)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _clipped_sum(total, grads, clip):
-    """Return total + g · min(1, clip / ‖g‖)."""
-    factor = jnp.minimum(1.0, clip / jnp.maximum(optax.global_norm(grads), 1e-12))
-    return jax.tree.map(lambda t, g: t + factor * g, total, grads)
+@jax.jit
+def _clipped_sum(of_items, clip):
+    """Return Σ over items of g · min(1, clip / ‖g‖)."""
+    norm_I = jax.vmap(optax.global_norm)(of_items)
+    factor_I = jnp.minimum(1.0, clip / jnp.maximum(norm_I, 1e-12))
+    return jax.tree.map(lambda g: jnp.tensordot(factor_I, g, 1), of_items)
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))

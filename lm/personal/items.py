@@ -14,30 +14,14 @@ from lm.errors import UserError
 
 KINDS = ("note", "file", "exchange")
 LARGEST = 16 << 20  # bytes of a file
-TEXTS = (
-    ".csv",
-    ".html",
-    ".json",
-    ".log",
-    ".md",
-    ".org",
-    ".py",
-    ".rst",
-    ".tex",
-    ".text",
-    ".toml",
-    ".tsv",
-    ".txt",
-    ".xml",
-    ".yaml",
-)
+TEXTS = tuple(".csv .html .json .log .md .org .py .rst .tex .text .toml .tsv .txt .xml .yaml".split())
 
 
 class Item(NamedTuple):
     """Something that is kept.
 
-    id: of the content (`item_id`), so that the same content is stored once. name: of a file, else "". time: when it was added, in
-    seconds since 1970. text: of a note or a file. messages: {role, content} of an exchange.
+    id: of the content (`item_id`), so that the same content is stored once. name: of a file, else "". time: when it was added,
+    in seconds since 1970. text: of a note or a file. messages: {role, content} of an exchange.
     """
 
     id: str

@@ -2,9 +2,9 @@
 
 DP-Adam: Adam on the gradients of DP-SGD (Abadi et al. 2016, "Deep learning with differential privacy", algorithm 1). Each
 update draws every item with probability q (Poisson sampling), clips each item's gradient to norm C, adds Gaussian noise of
-standard deviation σ·C to the sum, and divides by q times the number of items. Whoever sees the adapter then learns about any one
-item only what (ε, δ) allows, between stores that differ by that item. The accountant is the one of Google's dp-accounting, by
-privacy loss distributions (Doroshenko et al. 2022).
+standard deviation σ·C to the sum, and divides by q times the number of items. Whoever sees the adapter then learns about any
+one item only what (ε, δ) allows, between stores that differ by that item. The accountant is the one of Google's dp-accounting,
+by privacy loss distributions (Doroshenko et al. 2022).
 
 The numbers come from Philox with a 128-bit key, from a secret of the store and the ids of its items. So the same items give the
 same noise, and other items another: two adapters, before and after an item was forgotten, are two releases, whose ε add up.

@@ -109,6 +109,7 @@ class Store:
                     segments.append(segment)
                 elif left := [item for item in self._segment(segment) if item.id not in gone]:
                     segments.append(self._written(left))
+                    self._keep_vectors(manifest, segment, segments[-1], gone)
             stale = [name for name, blob in manifest["blobs"].items() if not gone.isdisjoint(blob["items"])]
             manifest["segments"] = segments
             manifest["blobs"] = {name: blob for name, blob in manifest["blobs"].items() if name not in stale}
@@ -192,6 +193,22 @@ class Store:
         content = "".join(json.dumps(to_line(item)) + "\n" for item in items).encode()
         return {"file": self._file(content, "segment"), "items": [item.id for item in items], "bytes": len(content)}
 
+    def _keep_vectors(self, manifest: Manifest, old: Mapping, new: Mapping, gone: Collection[str]) -> None:
+        """Give a segment that lost items the vectors of those that are left."""
+        if (blob := manifest["blobs"].get(f"{VECTORS}{old['file']}")) is None:
+            return
+        content, about = self._read(blob["file"], f"blob {VECTORS}{old['file']}"), blob["about"]
+        kept, counts, begin = [], [], 0
+        for name, count in zip(old["items"], about["counts"], strict=True):
+            end = begin + count * about["bytes"]
+            if name not in gone:
+                kept.append(content[begin:end])
+                counts.append(count)
+            begin = end
+        name = f"{VECTORS}{new['file']}"
+        file = self._file(b"".join(kept), f"blob {name}")
+        manifest["blobs"][name] = {"file": file, "items": sorted(new["items"]), "about": about | {"counts": counts}}
+
     def _file(self, content: bytes, purpose: str) -> str:
         name = secrets.token_hex(16) + ".sealed"
         saving.write(self.home / name, seal(self._key, f"{purpose} {name}", content))
@@ -215,7 +232,7 @@ def open_store(home: Path, passphrase_file: str = "", *, create: bool = False, i
         if home.exists() and (not home.is_dir() or any(not _is_left_over(file) for file in home.iterdir())):
             lost = home.is_dir() and any(OURS.fullmatch(file.name) for file in home.iterdir())
             cure = (
-                f"{keys.FILE} is missing: put it back" if lost else "not a store: name a new folder, which only the store uses"
+                f"{keys.FILE} is missing: put it back" if lost else "no store: name a new folder, which only the store uses"
             )
             raise UserError(f"{home}: {cure}")
         made, record = keys.make(home, passphrase_file, in_keyring)

@@ -7,7 +7,6 @@ usual for encoders, finds far less with a small decoder (docs/decisions.md).
 
 import contextlib
 import functools
-import io
 from collections.abc import Sequence
 
 import jax
@@ -47,24 +46,29 @@ def embed(speaker: Speaker, texts: Sequence[str]) -> np.ndarray:
 
 def vectors_of(speaker: Speaker, store: Store) -> np.ndarray:
     """Return the vectors of all passages, in the order of the store's items. Those that are missing are computed and stored."""
-    found, missing = [], []
+    width, found, missing = speaker.config.embed_dim, [], []
     for file, items in store.segments():
-        texts = [passage.text for item in items for passage in passages_of(item)]
         kept = store.blob(f"{VECTORS}{file}")
-        known = kept is not None and kept[1]["model"] == speaker.fingerprint
-        found.append(np.load(io.BytesIO(kept[0]), allow_pickle=False).astype(np.float32) if known else None)
-        if not known:
-            missing.append((len(found) - 1, file, items, texts))
-    with progress("vectors", sum(len(texts) for *_, texts in missing), soon=False) as bar:
-        for n, file, items, texts in missing:
-            made = [embed(speaker, texts[k : k + 8 * ROWS]) for k in range(0, len(texts), 8 * ROWS)]
-            found[n] = np.concatenate(made) if made else np.zeros((0, speaker.config.embed_dim), np.float32)
-            out = io.BytesIO()
-            np.save(out, found[n].astype(np.float16))
+        if kept is not None and kept[1]["model"] == speaker.fingerprint:
+            found.append(np.frombuffer(kept[0], np.float16).astype(np.float32).reshape(-1, width))
+        else:
+            missing.append((len(found), file, items))
+            found.append(np.zeros((0, width), np.float32))
+    total = sum(len(passages_of(item)) for *_, items in missing for item in items)
+    with progress("vectors", total, soon=False) as bar:
+        for n, file, items in missing:
+            parts = [[passage.text for passage in passages_of(item)] for item in items]
+            texts = [text for part in parts for text in part]
+            made = [np.zeros((0, width), np.float32)]
+            for begin in range(0, len(texts), 4 * ROWS):
+                made.append(embed(speaker, texts[begin : begin + 4 * ROWS]))
+                bar.update(len(made[-1]))
+            rows = np.concatenate(made).astype(np.float16)
+            found[n] = rows.astype(np.float32)
+            about = {"model": speaker.fingerprint, "bytes": 2 * width, "counts": list(map(len, parts))}
             with contextlib.suppress(Gone):  # another process has changed the store meanwhile
-                store.put(f"{VECTORS}{file}", out.getvalue(), [item.id for item in items], {"model": speaker.fingerprint})
-            bar.update(len(texts))
-    return np.concatenate(found) if found else np.zeros((0, speaker.config.embed_dim), np.float32)
+                store.put(f"{VECTORS}{file}", rows.tobytes(), [item.id for item in items], about)
+    return np.concatenate([np.zeros((0, width), np.float32), *found])
 
 
 @functools.partial(jax.jit, static_argnums=0)
