@@ -28,9 +28,9 @@ from flax import nnx
 
 from lm.adapt import lora
 from lm.adapt.rebuild import arrays_of
-from lm.config import Adapter
+from lm.config import Adapter, ModelConfig
 from lm.errors import UserError
-from lm.model.transformer import Transformer, skeleton
+from lm.model.transformer import Transformer, build, skeleton
 from lm.personal import idle, private
 from lm.personal.items import Item
 from lm.personal.rows import Row, batches, rows_of
@@ -159,10 +159,16 @@ def expected(ids: Sequence[str], settings: Settings) -> float:
 
 
 def start(speaker: Speaker, settings: Settings) -> State:
-    """Return the state before the first update."""
-    _, params = lora.with_adapter(speaker.config, speaker.params, settings.adapter, settings.seed)
-    adapter = lora.adapter_only(params)
+    """Return the state before the first update: A is random, B is zero."""
+    adapter = jax.tree.map(jnp.asarray, _initial(speaker.config, settings.adapter, settings.seed))
     return State(adapter, optax.scale_by_adam().init(adapter), 0)
+
+
+@functools.lru_cache(maxsize=4)
+def _initial(config: ModelConfig, adapter: Adapter, seed: int) -> nnx.State:
+    config = dataclasses.replace(config, adapter=adapter)
+    lora.check_targets(config)
+    return jax.tree.map(np.asarray, jax.jit(lambda: lora.adapter_only(build(config, seed)))())
 
 
 def updated(
@@ -175,16 +181,21 @@ def updated(
     # Recomputing all but the layers' inputs keeps the memory small.
     config = dataclasses.replace(speaker.config, adapter=settings.adapter, remat="full")
     graph = skeleton(config)[0]
-    room = max(8, 1 << (len(chosen) - 1).bit_length()) if chosen else 8
-    of_items = jax.tree.map(lambda x: jnp.zeros((room, *x.shape), x.dtype), state.lora)
-    for batch, owner in batches(chosen):
-        of_items = _added(graph, state.lora, speaker.params, of_items, batch, owner)
-    total = _clipped_sum(of_items, np.float32(settings.clip if noise else np.inf))
+    total = summed_gradient(graph, state.lora, speaker.params, chosen, settings.clip if noise else np.inf)
     if noise is not None:
         total = jax.tree.map(lambda x: x + noise(x.shape), total)
     speed = settings.learning_rate * min(1.0, (state.update + 1) / WARMUP)
     adapter, moments = _adam(state.lora, state.moments, total, np.float32(1 / max(divisor, 1)), np.float32(speed))
     return State(adapter, moments, state.update + 1)
+
+
+def summed_gradient(graph, adapter: nnx.State, base: nnx.State, chosen: Sequence[Sequence[Row]], clip: float) -> nnx.State:
+    """Return the sum of the items' gradients, each clipped to a norm. base: all parameters but the adapter."""
+    room = max(8, 1 << (max(1, len(chosen)) - 1).bit_length())
+    of_items = jax.tree.map(lambda x: jnp.zeros((room, *x.shape), x.dtype), adapter)
+    for batch, owner in batches(chosen):
+        of_items = _added(graph, adapter, base, of_items, batch, owner)
+    return _clipped_sum(of_items, np.float32(clip))
 
 
 def loss_of(speaker: Speaker, model: Transformer, item: Item) -> float:

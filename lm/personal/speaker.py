@@ -1,5 +1,6 @@
 """The model that answers from a store: its weights in 8 bits, and an adapter that was trained on the store."""
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -65,8 +66,8 @@ def open_speaker(path: str) -> Speaker:
 
 def with_adapter(speaker: Speaker, adapter: Adapter, arrays: dict[str, jax.Array]) -> Transformer:
     """Return the speaker's model with an adapter. arrays: A and B by dotted name."""
-    config, params = lora.with_adapter(speaker.config, speaker.params, adapter)
-    return nnx.merge(skeleton(config)[0], combined(config, arrays_of(params) | arrays))
+    config = dataclasses.replace(speaker.config, adapter=adapter)
+    return nnx.merge(skeleton(config)[0], combined(config, arrays_of(speaker.params) | arrays))
 
 
 def _free(old: nnx.State, new: nnx.State) -> None:

@@ -231,9 +231,7 @@ def open_store(home: Path, passphrase_file: str = "", *, create: bool = False, i
     if not (home / keys.FILE).exists() and create:
         if home.exists() and (not home.is_dir() or any(not _is_left_over(file) for file in home.iterdir())):
             lost = home.is_dir() and any(OURS.fullmatch(file.name) for file in home.iterdir())
-            cure = (
-                f"{keys.FILE} is missing: put it back" if lost else "no store: name a new folder, which only the store uses"
-            )
+            cure = f"{keys.FILE} is missing: put it back" if lost else "no store: name a new folder, which only the store uses"
             raise UserError(f"{home}: {cure}")
         made, record = keys.make(home, passphrase_file, in_keyring)
         home.mkdir(parents=True, exist_ok=True)
