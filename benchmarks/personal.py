@@ -28,6 +28,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--parts", default="answers,forgetting,membership")
     parser.add_argument("--seeds", type=int, default=3, help="membership: trainings of each kind")
+    parser.add_argument("--epsilons", default="0,8,1", help="membership: 0 is without differential privacy")
     parser.add_argument("--epochs", type=int, default=10, help="membership: of each training")
     options = parser.parse_args()
     os.environ["LMCRAFT_PASSPHRASE"] = PASSPHRASE
@@ -70,7 +71,7 @@ def membership(speaker, home: Path, options) -> dict:
     from lm.personal.adapter import Settings
 
     found = {}
-    for epsilon in (0.0, 8.0, 1.0):
+    for epsilon in map(float, options.epsilons.split(",")):
         scores, members = [], []
         for seed in range(options.seeds):
             chosen = set(np.random.default_rng(seed).permutation(len(FACTS))[: len(FACTS) // 2].tolist())

@@ -20,9 +20,9 @@ EMPTY = 20  # passages without words, so that BM25 does not take every word of a
 SPREAD = 0.02  # least standard deviation of cosines: a store of few passages tells little about it
 # Words that are in most questions and say little about what is asked.
 COMMON = frozenset(
-    "a about an and any are as at be been but by can could did do does for from had has have he her him his how i if in is it "
-    "its know many me much my not of on or our please say she so some tell than that the their them there they this to us was we "
-    "were what when where which who whom whose why will with would you your".split()
+    "a about an and any are as at be been but by can could did do does for from had has have he her him his how i if "
+    "in is it its know many me much my not of on or our please say she so some tell than that the their them there "
+    "they this to us was we were what when where which who whom whose why will with would you your".split()
 )
 
 

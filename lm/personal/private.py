@@ -3,8 +3,8 @@
 DP-Adam: Adam on the gradients of DP-SGD (Abadi et al. 2016, "Deep learning with differential privacy", algorithm 1). Each
 update draws every item with probability q (Poisson sampling), clips each item's gradient to norm C, adds Gaussian noise of
 standard deviation σ·C to the sum, and divides by q times the number of items. Whoever sees the adapter then learns about any
-one item only what (ε, δ) allows, between stores that differ by that item. The accountant is the one of Google's dp-accounting,
-by privacy loss distributions (Doroshenko et al. 2022).
+one item only what (ε, δ) allows, between stores that differ by that item. The accountant is Google's dp-accounting, by
+Rényi divergences (Mironov et al. 2019). Its privacy loss distributions would need a tenth less noise, and minutes to find it.
 
 The numbers come from Philox with a 128-bit key, from a secret of the store and the ids of its items. So the same items give the
 same noise, and other items another: two adapters, before and after an item was forgotten, are two releases, whose ε add up.
@@ -24,31 +24,24 @@ def noise_multiplier(epsilon: float, delta: float, rate: float, updates: int) ->
 
     Raises: UserError if dp-accounting is missing, or no σ below 1,000 is enough.
     """
+    accounting = _accounting()
     try:
-        import dp_accounting
-        from dp_accounting.pld import PLDAccountant
-    except ImportError:
-        raise UserError("--epsilon needs dp-accounting: pip install -r requirements-personal.txt") from None
-    try:
-        found = dp_accounting.calibrate_dp_mechanism(
-            PLDAccountant,
-            lambda sigma: _event(dp_accounting, sigma, rate, updates),
+        found = accounting.calibrate_dp_mechanism(
+            _accountant,
+            lambda sigma: _event(sigma, rate, updates),
             epsilon,
             delta,
-            dp_accounting.ExplicitBracketInterval(0.1, 1000.0),
+            accounting.ExplicitBracketInterval(0.1, 1000.0),
             tol=1e-3,
         )
-    except (ValueError, dp_accounting.NoBracketIntervalFoundError):
+    except (ValueError, accounting.mechanism_calibration.NoBracketIntervalFoundError):
         raise UserError(f"--epsilon={epsilon:g} is too small for {updates} updates: raise it, or lower --epochs") from None
     return float(np.ceil(found * 1000) / 1000)
 
 
 def spent(sigma: float, delta: float, rate: float, updates: int) -> float:
     """Return the ε of a training with noise multiplier σ."""
-    import dp_accounting
-    from dp_accounting.pld import PLDAccountant
-
-    return float(PLDAccountant().compose(_event(dp_accounting, sigma, rate, updates)).get_epsilon(delta))
+    return float(_accountant().compose(_event(sigma, rate, updates)).get_epsilon(delta))
 
 
 def generator(secret: bytes, ids: Sequence[str], use: str) -> np.random.Generator:
@@ -58,7 +51,21 @@ def generator(secret: bytes, ids: Sequence[str], use: str) -> np.random.Generato
     return np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "big")))
 
 
-def _event(dp_accounting, sigma: float, rate: float, updates: int):
-    one = dp_accounting.GaussianDpEvent(sigma)
-    drawn = dp_accounting.PoissonSampledDpEvent(rate, one) if rate < 1 else one
-    return dp_accounting.SelfComposedDpEvent(drawn, updates)
+def _accounting():
+    try:
+        import dp_accounting
+    except ImportError:
+        raise UserError("--epsilon needs dp-accounting: pip install -r requirements-personal.txt") from None
+    return dp_accounting
+
+
+def _accountant():
+    """Return an accountant by whole orders alone: fractional ones may not converge, and say so at length."""
+    return _accounting().rdp.RdpAccountant([*range(2, 65), 80, 96, 128, 192, 256, 512])
+
+
+def _event(sigma: float, rate: float, updates: int):
+    accounting = _accounting()
+    one = accounting.GaussianDpEvent(sigma)
+    drawn = accounting.PoissonSampledDpEvent(rate, one) if rate < 1 else one
+    return accounting.SelfComposedDpEvent(drawn, updates)

@@ -51,7 +51,7 @@ def rows_of(speaker: Speaker, item: Item) -> list[Row]:
 def batches(items: Sequence[Sequence[Row]]) -> Iterator[tuple[dict[str, np.ndarray], np.ndarray]]:
     """Yield batches of at most TOKENS tokens in the form of lm/train/step.py, and for each row the number of its item.
 
-    Rows of like lengths share a batch. Widths are powers of two; rows that only fill a batch belong to item 0, with weights of 0.
+    Rows of like lengths share a batch. Widths are powers of two. Rows that only fill a batch have weights of 0.
     """
     rows = sorted(((row, n) for n, rows in enumerate(items) for row in rows), key=lambda pair: -len(pair[0].tokens))
     while rows:

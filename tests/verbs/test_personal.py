@@ -40,13 +40,23 @@ def personal(*arguments: object, before: list[str] | None = None, text: str = ""
     )
 
 
-def said(*arguments: object, **options) -> str:
-    done = personal(*arguments, **options)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+@pytest.fixture
+def watched(tmp_path):
+    """How to run the command in an empty network namespace, if one can be made here, while a log of its sockets is kept."""
+    apart = ["unshare", "-rn"]
+    try:
+        alone = subprocess.run([*apart, "true"], capture_output=True, timeout=60).returncode == 0
+    except OSError:
+        alone = False
+    return [*(apart if alone else []), sys.executable, "-c", WATCHED, str(tmp_path / "log")]
 
 
-def test_a_life_of_a_store(model, tmp_path):
+def test_a_life_of_a_store_without_a_network(model, tmp_path, watched):
+    def said(*arguments, **options) -> str:
+        done = personal(*arguments, before=watched, **options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     home, letters = f"--home={tmp_path / 'home'}", tmp_path / "letters"
     (letters / "old").mkdir(parents=True)
     (letters / "old" / "aunt.txt").write_text("Aunt Zinnia breeds alpacas in Umbria.")
@@ -58,12 +68,11 @@ def test_a_life_of_a_store(model, tmp_path):
     assert [line.split()[2] for line in listed] == ["note", "file", "exchange", "note"]
     assert said("search", home, "who breeds alpacas?").startswith(f"[1] {listed[1].split()[0]}")
     ask = ("ask", home, f"--model={model}", "--max_new_tokens=4", "Where is the key of the cabin?")
-    answer = said(*ask, "--keep")
+    answer = said(*ask, "--keep", text="never read")
     assert answer and said("status", home).splitlines()[0].startswith(f"{tmp_path / 'home'}: 2 notes, 1 files, 2 exchanges")
     train = ("--epochs=1", "--batch=2", "--rank=2", "--memory_gb=20")
     assert "trained an adapter: 5 items, 3 updates" in said("train", home, *train)
     assert "adapter: 5 items, 3 updates, no differential privacy" in said("status", home)
-    assert said("ask", home, "--max_new_tokens=4", text="one\n\ntwo\n").count("\n") >= 2
     done = said("forget", home, listed[1].split()[0][:6], "--memory_gb=20")
     assert "forgot 1 of 5 items" in done and "trained an adapter: 4 items, 2 updates" in done
     assert said("search", home, "who breeds alpacas?") == "nothing is found\n"
@@ -78,34 +87,14 @@ def test_a_life_of_a_store(model, tmp_path):
     assert all(word not in disk for word in (b"cabin", b"aunt", b"alpaca", str(model).encode()))
     assert personal("wipe", home).returncode == 2 and "all files are deleted" in said("wipe", home, "--yes")
     assert not (tmp_path / "home").exists()
-
-
-def test_nothing_leaves(model, tmp_path):
-    """Python opens no socket in any command, also where there is no network at all."""
-    home, log = f"--home={tmp_path / 'home'}", tmp_path / "log"
-    apart = ["unshare", "-rn"]
-    try:
-        alone = subprocess.run([*apart, "true"], capture_output=True, timeout=60).returncode == 0
-    except OSError:
-        alone = False
-    watched = [*(apart if alone else []), sys.executable, "-c", WATCHED, str(log)]
-    small = ("--epochs=1", "--rank=1", "--memory_gb=20")
-    for arguments in (
-        ("add", home, "The cabin key is under the blue pot.", "abc def"),
-        ("ask", home, f"--model={model}", "--max_new_tokens=3", "Where is the key?"),
-        ("train", home, *small),
-        ("forget", home, "--memory_gb=20", None),
-    ):
-        if arguments[-1] is None:
-            arguments = (*arguments[:-1], said("list", home).split()[0])
-        said(*arguments, before=watched)
-    assert log.read_text() == ""
+    # The pairs of sockets with which an event loop wakes itself lead nowhere.
+    assert set((tmp_path / "log").read_text().splitlines()) <= {"socket.__new__ 1 1 0"}
 
 
 def test_mistakes(tmp_path):
     home = f"--home={tmp_path / 'home'}"
     new = f"--home={tmp_path / 'new'}"
-    said("add", home, "alpha beta")
+    assert personal("add", home, "alpha beta").returncode == 0
     for arguments, variables, words in (
         ((), {}, "commands are add, list, search"),
         (("serach", home), {}, "no command 'serach'; did you mean search?"),
@@ -130,4 +119,4 @@ def test_mistakes(tmp_path):
         assert done.returncode == 2 and done.stdout == "", (arguments, done)
         assert words in done.stderr and done.stderr.count("\n") == 1, (arguments, done.stderr)
     assert not (tmp_path / "new").exists()
-    assert all(word in said("--help") for word in ("forget ITEM", "--epsilon", "--passphrase_file"))
+    assert all(word in personal("--help").stdout for word in ("forget ITEM", "--epsilon", "--passphrase_file"))
