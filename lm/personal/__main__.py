@@ -2,7 +2,7 @@ r"""A store of your own notes, files and exchanges, encrypted on this machine. A
 
     python -m lm.personal add --home=DIR 'The cabin key is under the blue pot.' letters/ exchanges.jsonl
     python -m lm.personal ask --home=DIR --model=MODEL 'Where is the cabin key?'
-    python -m lm.personal train --home=DIR [--epsilon=8]
+    python -m lm.personal train --home=DIR [--epsilon=1]
     python -m lm.personal forget --home=DIR ITEM
 
 Commands:
