@@ -125,17 +125,21 @@ def check_folder(folder: Path, flag: str) -> None:
         raise UserError(f"--{flag}={folder}: you may not write in {there}: name a folder elsewhere")
 
 
-def parse_flags(argv: list[str]) -> None:
-    """Parse the flags of a command without a config. Raises UserError for an unknown flag, wrong value or extra argument."""
+def parse_flags(argv: list[str], takes_arguments: bool = False) -> list[str]:
+    """Parse the flags of a command without a config. Return the program and the arguments that are no flags.
+
+    Raises UserError for an unknown flag or a wrong value, and for such arguments unless the command takes them.
+    """
     try:
         rest = flags.FLAGS([arg if arg.startswith(TEXTS) else _tidied(arg) for arg in argv])
     except flags.UnrecognizedFlagError as error:
         raise UserError(_unknown_flag(error.flagname)) from None
     except flags.Error as error:
         raise UserError(_missing_value(error)) from None
-    if len(rest) > 1:
+    if len(rest) > 1 and not takes_arguments:
         raise UserError(_stray(rest[1:]))
     bucket_flags.fetch_models(flags.FLAGS)
+    return rest
 
 
 def run(

@@ -123,6 +123,7 @@ WITH_ARGUMENT = {
     "prlimit64": ((302, 261), 0, (0,)),  # itself
 }
 CLONE3 = (435, 435)
+SOCKET, IO_URING_SETUP, X32 = (41, 198), (425, 425), 0x40000000
 CHANGES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000  # SECCOMP_RET_ALLOW, _ERRNO, _KILL_PROCESS
@@ -154,6 +155,22 @@ def program(machine: str, opens: bool, writes: bool) -> bytes:
     # On ENOSYS the C library tries the older call and reports its refusal; it would misread a refusal of clone3.
     code += _only_for(CLONE3[column], _return(REFUSE | errno.ENOSYS))
     return code + refuse
+
+
+def without_sockets(machine: str, family: int | None = None) -> bytes:
+    """Return the instructions of a filter that allows all but new sockets, and io_uring, which makes sockets without a call.
+
+    Sockets of one family may stay allowed. A pair of connected sockets (socketpair) leads nowhere and is allowed.
+    """
+    column, word = MACHINES[machine]
+    refuse = _return(REFUSE | errno.EPERM)
+    kept = _if_equal(family, otherwise=1) + _return(ALLOW) if family is not None else b""
+    # A 64-bit program may also call by the numbers of x32, which have this bit.
+    foreign = _if_any(X32, otherwise=1) + refuse if machine == "x86_64" else b""
+    code = _load(MACHINE) + _if_equal(word, skip=1) + _return(KILL) + _load(NUMBER) + foreign
+    code += _only_for(IO_URING_SETUP[column], refuse)
+    code += _only_for(SOCKET[column], _load(ARGUMENTS) + kept + refuse)
+    return code + _return(ALLOW)
 
 
 def _instruction(operation: int, value: int, then: int = 0, otherwise: int = 0) -> bytes:

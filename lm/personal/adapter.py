@@ -1,0 +1,301 @@
+"""Train a small adapter on all items of a store, such that it is a function of (items, settings, base model) and nothing else.
+
+Items are taken by their ids, which are digests of what they say, never by when or in which order they came. So the adapter that
+is trained after an item was forgotten is, bit for bit, the one of a store that never had it: on one machine with the same
+versions of JAX and NumPy. Without differential privacy it does not depend on the store either; with it, on the store's secret.
+
+The base stays in 8 bits; the gradient of one row of one item is in memory at a time. The adapter and the state from which a
+stopped training goes on are blobs of the store, so they are encrypted, and `forget` removes them if they know the item.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from lm.adapt import lora
+from lm.adapt.rebuild import arrays_of
+from lm.config import Adapter, ModelConfig
+from lm.errors import UserError
+from lm.model.transformer import Transformer, build, skeleton
+from lm.personal import idle, private
+from lm.personal.items import Item
+from lm.personal.rows import Row, batches, rows_of
+from lm.personal.speaker import Speaker, with_adapter
+from lm.personal.store import Gone, Store
+from lm.progress import progress
+from lm.train.step import token_loss
+
+SAVE_EVERY, LOOK_EVERY = 60.0, 30.0  # seconds between states on disk, and between looks at the machine
+WARMUP = 5  # updates
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How the adapter is trained; see the flags of the command. epsilon 0: no differential privacy."""
+
+    seed: int = 0
+    epochs: int = 4
+    batch: int = 8
+    rank: int = 8
+    learning_rate: float = 1e-3
+    epsilon: float = 0.0
+    delta: float = 1e-5
+    clip: float = 0.5
+    targets: str = r"attention\..*"
+
+    @property
+    def adapter(self) -> Adapter:
+        return Adapter(rank=self.rank, alpha=2.0 * self.rank, targets=self.targets)
+
+
+class State(NamedTuple):
+    """lora: A and B. moments: of Adam. update: how many were made."""
+
+    lora: nnx.State
+    moments: Any
+    update: int
+
+
+def train(
+    speaker: Speaker, store: Store, settings: Settings, memory_gb: float = 1.5, when_idle: bool = False, stop_after: int = 0
+) -> str:
+    """Train on all items, or resume, and store the adapter. Return a line that says what was done.
+
+    stop_after: updates of this call; 0: all. Then the state is stored, and the next call goes on.
+    Raises: UserError if there is nothing to learn, an item is forgotten meanwhile, or the memory does not suffice.
+    """
+    begin = time.perf_counter()
+    items = sorted(store.items(), key=lambda item: item.id)
+    if not items:
+        raise UserError(f"{store.home} has no items to train on: add some first")
+    ids = [item.id for item in items]
+    examples = [rows_of(speaker, item) for item in items]
+    updates = plan(ids, settings, store.secret)
+    sigma = 0.0
+    if settings.epsilon:
+        if settings.delta * len(ids) >= 1:
+            raise UserError(f"--delta={settings.delta:g} must be below 1 / items, here {1 / len(ids):.1e}")
+        sigma = private.noise_multiplier(settings.epsilon, settings.delta, rate(ids, settings), len(updates))
+    task = [ids, dataclasses.asdict(settings), speaker.fingerprint]
+    name = hashlib.sha256(json.dumps(task).encode()).hexdigest()
+    state = _resumed(store, name, start(speaker, settings))
+    about = {"settings": dataclasses.asdict(settings), "task": name, "of": len(updates)}
+    saved = looked = time.monotonic()
+    done = state.update
+    try:
+        with progress("train", len(updates), done=done, unit=" updates") as bar:
+            while state.update < len(updates):
+                if when_idle and (time.monotonic() - looked > LOOK_EVERY or state.update == done):
+                    idle.wait()
+                    looked = time.monotonic()
+                chosen = [examples[n] for n in updates[state.update]]
+                noise = None
+                if sigma:
+                    source = private.generator(store.secret, ids, f"noise {name} {state.update}")
+                    noise = functools.partial(_noise, source, sigma * settings.clip)
+                state = updated(speaker, settings, state, chosen, noise, expected(ids, settings) if sigma else len(chosen))
+                bar.update(1)
+                _check_memory(memory_gb)
+                stops = stop_after and state.update - done >= stop_after
+                if stops or time.monotonic() - saved > SAVE_EVERY:
+                    store.put("training", _packed(state), ids, about | {"updates": state.update})
+                    saved = time.monotonic()
+                if stops and state.update < len(updates):
+                    return f"stopped after {state.update} of {len(updates)} updates; train goes on"
+        privacy = f"epsilon {settings.epsilon:g} at delta {settings.delta:g}" if sigma else "no differential privacy"
+        said = f"{len(ids)} items, {len(updates)} updates, {privacy}"
+        store.put(
+            "adapter",
+            adapter_bytes(state.lora),
+            ids,
+            about | {"said": said, "model": speaker.fingerprint, "sigma": sigma},
+            without="training",
+        )
+    except Gone:
+        raise UserError("an item was forgotten during the training, whose result is discarded: run train again") from None
+    store.count("trainings", settings.epsilon)
+    return f"trained an adapter: {said}; {time.perf_counter() - begin:.0f} s, at most {peak_bytes() / 1e9:.2f} GB of memory"
+
+
+def plan(ids: Sequence[str], settings: Settings, secret: bytes) -> list[list[int]]:
+    """Return the items of each update, by their numbers in `ids`, which is sorted.
+
+    Each epoch takes all items in an order by digests. With differential privacy each update draws each item with the
+    probability `rate`; an update may then have none.
+    """
+    if settings.epsilon:
+        count = math.ceil(settings.epochs * len(ids) / settings.batch)
+        draws = private.generator(secret, ids, f"draws {settings.seed} {count}").random((count, len(ids)))
+        return [np.flatnonzero(row < rate(ids, settings)).tolist() for row in draws]
+    found = []
+    for epoch in range(settings.epochs):
+        digests = [hashlib.sha256(f"{settings.seed} {epoch} {name}".encode()).digest() for name in ids]
+        order = sorted(range(len(ids)), key=digests.__getitem__)
+        found += [order[n : n + settings.batch] for n in range(0, len(order), settings.batch)]
+    return found
+
+
+def rate(ids: Sequence[str], settings: Settings) -> float:
+    """Return the probability with which an update draws an item."""
+    return min(1.0, settings.batch / len(ids))
+
+
+def expected(ids: Sequence[str], settings: Settings) -> float:
+    return rate(ids, settings) * len(ids)
+
+
+def start(speaker: Speaker, settings: Settings) -> State:
+    """Return the state before the first update: A is random, B is zero."""
+    adapter = jax.tree.map(jnp.asarray, _initial(speaker.config, settings.adapter, settings.seed))
+    return State(adapter, optax.scale_by_adam().init(adapter), 0)
+
+
+@functools.lru_cache(maxsize=4)
+def _initial(config: ModelConfig, adapter: Adapter, seed: int) -> nnx.State:
+    config = dataclasses.replace(config, adapter=adapter)
+    lora.check_targets(config)
+    return jax.tree.map(np.asarray, jax.jit(lambda: lora.adapter_only(build(config, seed)))())
+
+
+def updated(
+    speaker: Speaker, settings: Settings, state: State, chosen: Sequence[Sequence[Row]], noise, divisor: float
+) -> State:
+    """Return the state after one update.
+
+    g = (Σ over items of clip(gradient of the item's mean loss) + noise) / divisor; without noise nothing is clipped.
+    """
+    # Recomputing all but the layers' inputs keeps the memory small.
+    config = dataclasses.replace(speaker.config, adapter=settings.adapter, remat="full")
+    graph = skeleton(config)[0]
+    total = summed_gradient(graph, state.lora, speaker.params, chosen, settings.clip if noise else np.inf)
+    if noise is not None:
+        total = jax.tree.map(lambda x: x + noise(x.shape), total)
+    speed = settings.learning_rate * min(1.0, (state.update + 1) / WARMUP)
+    adapter, moments = _adam(state.lora, state.moments, total, np.float32(1 / max(divisor, 1)), np.float32(speed))
+    return State(adapter, moments, state.update + 1)
+
+
+def summed_gradient(graph, adapter: nnx.State, base: nnx.State, chosen: Sequence[Sequence[Row]], clip: float) -> nnx.State:
+    """Return the sum of the items' gradients, each clipped to a norm. base: all parameters but the adapter."""
+    room = max(8, 1 << (max(1, len(chosen)) - 1).bit_length())
+    of_items = jax.tree.map(lambda x: jnp.zeros((room, *x.shape), x.dtype), adapter)
+    for batch, owner in batches(chosen):
+        of_items = _added(graph, adapter, base, of_items, batch, owner)
+    return _clipped_sum(of_items, np.float32(clip))
+
+
+def loss_of(speaker: Speaker, model: Transformer, item: Item) -> float:
+    """Return the mean negative log-likelihood of an item's learnt tokens, in nats."""
+    graph, params = nnx.split(model)
+    return sum(float(_loss(graph, params, batch)) for batch, _ in batches([rows_of(speaker, item)]))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _loss(graph, params, batch) -> jax.Array:
+    """Return Σ w·nll of a batch, float32."""
+    return token_loss(nnx.merge(graph, params), batch, z_loss=0.0)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+def _added(graph, adapter, base, of_items, batch, owner_B):
+    """Return the gradient of each item, [I, …], plus those of its rows in a batch."""
+
+    def of_row(row):
+        one = jax.tree.map(lambda x: x[None], row)
+        return jax.grad(lambda adapter: _loss(graph, nnx.merge_state(base, adapter), one))(adapter)
+
+    of_rows = jax.vmap(of_row)(batch)
+    return jax.tree.map(lambda total, g: total.at[owner_B].add(g), of_items, of_rows)
+
+
+@jax.jit
+def _clipped_sum(of_items, clip):
+    """Return Σ over items of g · min(1, clip / ‖g‖)."""
+    norm_I = jax.vmap(optax.global_norm)(of_items)
+    factor_I = jnp.minimum(1.0, clip / jnp.maximum(norm_I, 1e-12))
+    return jax.tree.map(lambda g: jnp.tensordot(factor_I, g, 1), of_items)
+
+
+@functools.partial(jax.jit, donate_argnums=(0, 1))
+def _adam(adapter, moments, total, scale, speed):
+    direction, moments = optax.scale_by_adam().update(jax.tree.map(lambda t: t * scale, total), moments)
+    return jax.tree.map(lambda p, d: p - speed * d, adapter, direction), moments
+
+
+def _noise(source: np.random.Generator, deviation: float, shape: tuple[int, ...]) -> np.ndarray:
+    return (deviation * source.standard_normal(shape)).astype(np.float32)
+
+
+def adapted(speaker: Speaker, store: Store) -> Transformer:
+    """Return the speaker's model with the store's adapter, or without one if there is none.
+
+    Raises: UserError if the adapter is of another model.
+    """
+    found = store.blob("adapter")
+    if found is None:
+        return speaker.model()
+    content, about = found
+    if about["model"] != speaker.fingerprint:
+        raise UserError("the adapter was trained on another model: run train with this --model, or ask with --noadapter")
+    return with_adapter(speaker, Settings(**about["settings"]).adapter, arrays_from(content))
+
+
+def adapter_bytes(adapter: nnx.State) -> bytes:
+    """Return A and B as the bytes of an .npz file; the same arrays give the same bytes."""
+    return _npz({name: np.asarray(x) for name, x in arrays_of(adapter).items()})
+
+
+def arrays_from(content: bytes) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _npz(arrays: Mapping[str, np.ndarray]) -> bytes:
+    out = io.BytesIO()
+    np.savez(out, **arrays)
+    return out.getvalue()
+
+
+def _packed(state: State) -> bytes:
+    leaves = jax.tree.leaves((state.lora, state.moments))
+    return _npz({f"{n:04}": np.asarray(x) for n, x in enumerate(leaves)})
+
+
+def _resumed(store: Store, name: str, fresh: State) -> State:
+    """Return the state of a stopped training of this name, or the fresh one."""
+    found = store.blob("training")
+    if found is None or found[1]["task"] != name:
+        return fresh
+    arrays = arrays_from(found[0])
+    structure = jax.tree.structure((fresh.lora, fresh.moments))
+    adapter, moments = jax.tree.unflatten(structure, [jnp.asarray(arrays[key]) for key in sorted(arrays)])
+    return State(adapter, moments, found[1]["updates"])
+
+
+def _check_memory(memory_gb: float) -> None:
+    if peak_bytes() > memory_gb * 1e9:
+        raise UserError(
+            f"training took {peak_bytes() / 1e9:.2f} GB, more than --memory_gb={memory_gb:g}: raise it, or use a smaller model"
+        )
+
+
+def peak_bytes() -> int:
+    """Return the most memory that this process has held so far, in bytes."""
+    if sys.platform == "linux":
+        with open("/proc/self/status") as file:  # ru_maxrss would count what the parent process held
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,57 @@
+"""Search: by words, by vectors, in stores of any size; passages; what answers cite."""
+
+import numpy as np
+
+from lm.personal import answers
+from lm.personal.index import PASSAGE, Found, Index, Passage, passages_of
+from lm.personal.items import Item, note
+
+
+def texts(found: list[Found]) -> list[str]:
+    return [one.passage.text for one in found]
+
+
+def test_the_passage_with_the_rare_words_comes_first():
+    notes = [note(f"the garden has a tree of kind {n}") for n in range(50)]
+    index = Index([*notes, note("The ladder for the garden hangs in the attic.")])
+    assert texts(index.search("Where is the ladder of the garden?", 3)) == ["The ladder for the garden hangs in the attic."]
+    assert texts(index.search("ladders", 3)) == ["The ladder for the garden hangs in the attic."]  # by its stem
+    assert index.search("zeppelin", 3) == []
+
+
+def test_a_store_of_one_item_is_searched_too():
+    assert texts(Index([note("The key is blue.")]).search("Which colour has the key?", 3)) == ["The key is blue."]
+    assert Index([]).search("anything", 3) == []
+
+
+def test_what_is_asked_is_no_query_language():
+    index = Index([note('say "AND" OR NEAR(a b) - it*')])
+    for question in ('" OR ""', "NEAR(", "a AND", "text:say", "-", "", "*"):
+        index.search(question, 2)
+    assert texts(index.search("AND near", 2)) == ['say "AND" OR NEAR(a b) - it*']
+
+
+def test_vectors_find_what_shares_no_word():
+    notes = [note(f"note {n}") for n in range(9)] + [note("Felix sleeps on the sofa.")]
+    vectors = np.eye(10, dtype=np.float32)
+    index = Index(notes, vectors)
+    assert texts(index.search("Where is our pet?", 3, vectors[9])) == ["Felix sleeps on the sofa."]
+    assert index.search("Where is our pet?", 3, np.full(10, 10**-0.5, np.float32)) == []  # like none more than others
+
+
+def test_long_items_are_split_at_their_seams():
+    paragraphs = [f"Paragraph {n}. " + "Words follow words here. " * 12 for n in range(6)]
+    item = Item("1", "file", "a.txt", 0.0, "\n\n".join(paragraphs))
+    parts = [passage.text for passage in passages_of(item)]
+    assert all(0 < len(part) <= PASSAGE for part in parts)
+    assert [part.split(".")[0] for part in parts if part.startswith("Paragraph")][:2] == ["Paragraph 0", "Paragraph 2"]
+    assert "".join("".join(parts).split()) == "".join(item.text.split())
+    assert [len(passage.text) for passage in passages_of(note("x" * 2 * PASSAGE))] == [PASSAGE, PASSAGE]
+
+
+def test_an_answer_cites_by_number_or_by_its_words():
+    found = [Found(Passage(note(text), text), 1.0) for text in ("The pot is blue.", "The key is in the drawer.")]
+    assert [n for n, _ in answers.cited("It is in the drawer [2].", "Where is the key?", found)] == [2]
+    assert [n for n, _ in answers.cited("Both [1][2], not [7].", "?", found)] == [1, 2]
+    assert [n for n, _ in answers.cited("Look into the drawer.", "Where is the key?", found)] == [2]
+    assert answers.cited("I do not know.", "Where is the key?", found) == []

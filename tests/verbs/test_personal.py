@@ -1,0 +1,122 @@
+"""python -m lm.personal, run as a user does: with a model that answers at random, without a network, and with mistakes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from lm.convert.to_workdir import write_workdir
+from tests.lm.evals import tiny_models
+from tests.lm.personal.stores import ENVIRONMENT, everything_on_disk
+from tests.verbs import runs
+
+MODULE = [sys.executable, "-m", "lm.personal"]
+# Runs the command and writes every event of Python that has to do with a socket to a file.
+WATCHED = """
+import runpy, sys
+log, sys.argv = open(sys.argv[1], "a"), ["lm.personal", *sys.argv[2:]]
+def hook(event, arguments):
+    if event.startswith("socket."):
+        print(event, *map(str, arguments[1:]), file=log, flush=True)
+sys.addaudithook(hook)
+runpy.run_module("lm.personal", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    made = tiny_models.model(vocab_size=tiny_models.tokenizer(folder).vocab_size, max_positions=2048).config
+    write_workdir(folder, made, tiny_models.parameters(made))
+    return folder
+
+
+def personal(*arguments: object, before: list[str] | None = None, text: str = "", **variables: str):
+    command = [*(before or MODULE), *map(str, arguments)]
+    environment = runs.environment(**ENVIRONMENT | variables)
+    return subprocess.run(
+        command, cwd=runs.REPOSITORY, env=environment, input=text, capture_output=True, text=True, timeout=runs.DEADLINE
+    )
+
+
+@pytest.fixture
+def watched(tmp_path):
+    """How to run the command in an empty network namespace, if one can be made here, while a log of its sockets is kept."""
+    apart = ["unshare", "-rn"]
+    try:
+        alone = subprocess.run([*apart, "true"], capture_output=True, timeout=60).returncode == 0
+    except OSError:
+        alone = False
+    return [*(apart if alone else []), sys.executable, "-c", WATCHED, str(tmp_path / "log")]
+
+
+def test_a_life_of_a_store_without_a_network(model, tmp_path, watched):
+    def said(*arguments, **options) -> str:
+        done = personal(*arguments, before=watched, **options)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    home, letters = f"--home={tmp_path / 'home'}", tmp_path / "letters"
+    (letters / "old").mkdir(parents=True)
+    (letters / "old" / "aunt.txt").write_text("Aunt Zinnia breeds alpacas in Umbria.")
+    (letters / "talk.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "hi"}]}) + "\n")
+    assert said("add", home, "The cabin key is under the blue pot.", letters).endswith("stored 3 of 3 items\n")
+    assert said("add", home, "-", text="abc def\n").endswith("stored 1 of 1 items\n")
+    assert said("add", home, letters).endswith("stored 0 of 2 items, 2 were there already\n")
+    listed = said("list", home).splitlines()
+    assert [line.split()[2] for line in listed] == ["note", "file", "exchange", "note"]
+    assert said("search", home, "who breeds alpacas?").startswith(f"[1] {listed[1].split()[0]}")
+    ask = ("ask", home, f"--model={model}", "--max_new_tokens=4", "Where is the key of the cabin?")
+    answer = said(*ask, "--keep", text="never read")
+    assert answer and said("status", home).splitlines()[0].startswith(f"{tmp_path / 'home'}: 2 notes, 1 files, 2 exchanges")
+    train = ("--epochs=1", "--batch=2", "--rank=2", "--memory_gb=20")
+    assert "trained an adapter: 5 items, 3 updates" in said("train", home, *train)
+    assert "adapter: 5 items, 3 updates, no differential privacy" in said("status", home)
+    done = said("forget", home, listed[1].split()[0][:6], "--memory_gb=20")
+    assert "forgot 1 of 5 items" in done and "trained an adapter: 4 items, 2 updates" in done
+    assert said("search", home, "who breeds alpacas?") == "nothing is found\n"
+    out = tmp_path / "out.jsonl"
+    assert "wrote 4 items" in said("export", home, out) and out.stat().st_mode & 0o077 == 0
+    other = f"--home={tmp_path / 'other'}"
+    assert said("add", other, out).endswith("stored 4 of 4 items\n")
+    assert [line.split()[0] for line in said("list", other).splitlines()] == [
+        line.split()[0] for line in said("list", home).splitlines()
+    ]
+    disk = everything_on_disk(tmp_path / "home")
+    assert all(word not in disk for word in (b"cabin", b"aunt", b"alpaca", str(model).encode()))
+    assert personal("wipe", home).returncode == 2 and "all files are deleted" in said("wipe", home, "--yes")
+    assert not (tmp_path / "home").exists()
+    # The pairs of sockets with which an event loop wakes itself lead nowhere.
+    assert set((tmp_path / "log").read_text().splitlines()) <= {"socket.__new__ 1 1 0"}
+
+
+def test_mistakes(tmp_path):
+    home = f"--home={tmp_path / 'home'}"
+    new = f"--home={tmp_path / 'new'}"
+    assert personal("add", home, "alpha beta").returncode == 0
+    for arguments, variables, words in (
+        ((), {}, "commands are add, list, search"),
+        (("serach", home), {}, "no command 'serach'; did you mean search?"),
+        (("list",), {}, "--home is missing"),
+        (("list", new), {}, "holds no store"),
+        (("list", home), {"LMCRAFT_PASSPHRASE": "another passphrase"}, "wrong key for"),
+        (("add", new, "alpha"), {"LMCRAFT_PASSPHRASE": "short"}, "too short"),
+        (("add", new, "no/such/file.txt"), {}, "no such file or folder"),
+        (("add", new), {}, "add what?"),
+        (("list", home, "more"), {}, "list takes no 'more'"),
+        (("list", home, "--passphrase_file=/none"), {}, "--passphrase_file=/none: No such file"),
+        (("forget", home, "zzzz"), {}, "zzzz is no id of an item"),
+        (("forget", home), {}, "forget what?"),
+        (("ask", home, "why?"), {}, "--model is missing"),
+        (("ask", home, "--model=gs://bucket/model", "why?"), {}, "uses no network"),
+        (("train", home, f"--model={tmp_path}"), {}, "no tokenizer"),
+        (("export", home, "here"), {}, "ends in .jsonl"),
+        (("wipe", new, "--yes"), {}, "holds no store"),
+        (("list", home, "--passphrse_file=a"), {}, "did you mean --passphrase_file?"),
+    ):
+        done = personal(*arguments, **variables)
+        assert done.returncode == 2 and done.stdout == "", (arguments, done)
+        assert words in done.stderr and done.stderr.count("\n") == 1, (arguments, done.stderr)
+    assert not (tmp_path / "new").exists()
+    assert all(word in personal("--help").stdout for word in ("forget ITEM", "--epsilon", "--passphrase_file"))
