@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 
 from tests.verbs import runs
 
-EXTRAS = ("beam", "buckets", "docs", "gpu", "media", "sweep", "test", "tpu", "trackers")
+EXTRAS = ("agent", "beam", "buckets", "docs", "gpu", "media", "personal", "sweep", "test", "tpu", "trackers")
 FOLDERS = ("benchmarks", "configs", "data", "docs", "examples", "lm", "tests")
 
 
