@@ -33,7 +33,7 @@ def get_config(stage: str):
         config.rewards = "environment=1"
         config.rl.algorithm = stage
         config.rl.group_size = 8 if stage == "grpo" else 1
-        config.steps = 120
+        config.steps = 40
         config.batch_size = 96
         config.optimizer.learning_rate = 3e-4
         config.optimizer.schedule = "constant"
