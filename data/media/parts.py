@@ -217,6 +217,10 @@ def _from_base64(url: str, kind: str, where: str) -> bytes:
 
 def _path(given: str, folder: str | None, where: str) -> str:
     """Return a path in the folder. Raises: UserError for another URL, a missing file, or one outside of the folder."""
+    if folder is None:
+        raise UserError(
+            f"{where}: {short(given)} is not fetched, and only files in data: URLs are taken here; write data:…;base64,…"
+        )
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", given)
     if scheme and scheme[1].lower() != "file":
         raise UserError(f"{where}: {short(given)} is not fetched: download it into the folder of the data file and {HOW}")
@@ -228,10 +232,6 @@ def _path(given: str, folder: str | None, where: str) -> str:
         if url.netloc not in ("", "localhost") or not url.path:
             raise UserError(f"{where}: {short(given)} is no file of this machine; {HOW}")
         given = unquote(url.path)
-    if folder is None:
-        raise UserError(
-            f"{where}: {short(given)} is a path, and only files in data: URLs are taken here; write data:…;base64,…"
-        )
     path = Path(folder, given)
     try:
         check_inside(Path(folder), path)

@@ -65,9 +65,7 @@ def alone(model):
     return [lm.generate(model, None, [prompt], media=media, **options)[0] for prompt, media in asked()]
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"budget": 4, "rows": 2, "pages": 20}, {"drafts": 2}], ids=["plain", "tight", "drafts"]
-)
+@pytest.mark.parametrize("options", [{}, {"budget": 4, "rows": 2, "pages": 20, "drafts": 2}], ids=["plain", "tight"])
 def test_requests_together_get_what_each_gets_alone(model, alone, options):
     assert alone[1] != alone[2] and alone[1] == alone[3]
     engine = Engine(model, None, **{"rows": 8, "budget": 16, "pages": 200, "page": 4} | options)
