@@ -3,6 +3,7 @@
 import base64
 import concurrent.futures
 import gc
+import json
 import sqlite3
 import threading
 
@@ -13,11 +14,13 @@ import pytest
 from data.media import images as decoding
 from lm.convert.multimodal.processor import towers_of
 from lm.infer.engine.open import open_engine
+from lm.serve import page
 from lm.serve.api import media
 from lm.serve.api.service import Limits, Service
 from lm.serve.monitor import open_watch
 from lm.serve.watch.settings import Settings as WatchSettings
 from tests.data.media.pictures import picture, saved
+from tests.lm.serve import test_chat_page as chat_page
 from tests.lm.serve import vision_model
 from tests.lm.serve.conftest import client_of, serving
 
@@ -72,7 +75,7 @@ def served(folder, tmp_path_factory):
     store = tmp_path_factory.mktemp("watch")
     settings = WatchSettings(status_seconds=0, store_share=1.0)
     service.watch = open_watch(settings, store, engine, model_name="tiny", checkpoint=lambda: "step 1")
-    with serving(service) as address:
+    with serving(service, routers=[page.router(service)]) as address:
         yield address, service, store
     service.watch.close()
     engine.close()
@@ -188,3 +191,35 @@ def test_what_a_model_of_text_says(url):
     found = httpx.post(f"{url}/v1/chat/completions", json={"messages": TALKS["one"][0]})
     assert found.status_code == 400 and found.json()["error"]["param"] == "messages"
     assert "message 1, part 1: image for a model that reads text and no images or sound" in found.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("way", ["drop", "paste", "choose"])
+def test_the_page_sends_an_image(browser, served, expected, way):
+    chat_page.visit(browser, served[0])
+    chat_page.settings(browser, temperature=0, max_tokens=COUNT)
+    name = "<b>a</b>.png"
+    browser.run(
+        f"""(() => {{
+        const bytes = Uint8Array.from(atob({json.dumps(base64.b64encode(saved(FIRST)).decode())}), (c) => c.charCodeAt(0));
+        const given = new DataTransfer();
+        given.items.add(new File([bytes], {json.dumps(name)}, {{ type: "image/png" }}));
+        const [main, text, files] = ["main", "#text", "#files"].map((one) => document.querySelector(one));
+        const dropped = new DragEvent("drop", {{ dataTransfer: given, cancelable: true }});
+        if ({json.dumps(way)} === "drop") main.dispatchEvent(dropped);
+        else if ({json.dumps(way)} === "paste") text.dispatchEvent(new ClipboardEvent("paste", {{ clipboardData: given }}));
+        else {{
+          files.files = given.files;
+          files.dispatchEvent(new Event("change"));
+        }}
+        }})()"""
+    )
+    chat_page.see(browser, "document.querySelector('#chosen img')?.naturalWidth === 30")
+    chat_page.write(browser, "Is it a cat?")
+    chat_page.answer(browser)
+    assert browser.run("document.querySelector('article.user .media img').alt") == name
+    assert browser.run("document.querySelector('#chosen').hidden")
+    sent, said = chat_page.kept(browser)
+    assert said["content"] == expected["one"] and sent["media"][0]["kind"] == "image"
+    browser.visit(served[0], 1280)  # the image is there again
+    chat_page.see(browser, "document.querySelector('article.user .media img')?.naturalWidth === 30")
+    assert not browser.said
