@@ -12,6 +12,7 @@ Where a medium stands in the text, there is a PLACEHOLDER: a noncharacter of Uni
 
 import base64
 import binascii
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -125,6 +126,20 @@ def digest(message: Mapping) -> str:
     sources = [medium.source for medium in message.get("media", ())]
     sources = [source.encode("utf-8", "surrogatepass") if isinstance(source, str) else source for source in sources]
     return "".join(f"\0{xxhash.xxh3_128_hexdigest(source)}" for source in sources)
+
+
+def noted(text: str, message: Mapping) -> str:
+    """Return the text of a message with a note in the place of each medium: its kind, and its bytes and hash or its path."""
+    media = iter(message.get("media") or ())
+
+    def note(medium: Medium | None) -> str:
+        if medium is None:
+            return ""
+        if not isinstance(medium.source, bytes):
+            return f"[{medium.kind}: {short(medium.source)}]"
+        return f"[{medium.kind}: {len(medium.source)} bytes, sha256 {hashlib.sha256(medium.source).hexdigest()[:16]}]"
+
+    return ANY_PLACEHOLDER.sub(lambda _: note(next(media, None)), text)
 
 
 def resolved(parts: Sequence[list[dict]], values: Mapping, folder: str | None, where: str) -> list[list[dict]]:

@@ -35,11 +35,12 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from data.media.parts import noted
 from lm.evals.judges.judges import guarded, open_judge
 from lm.evals.judges.verdict import Judge
 from lm.serve.guardrails import Decision, Guardrails, open_guardrails
 from lm.serve.metrics import Metrics
-from lm.serve.seen import Seen, noted, text_of
+from lm.serve.seen import Seen, text_of
 from lm.serve.store import Exchange, Feedback, Store
 from lm.serve.watch import behaviour as behaviours
 from lm.serve.watch import feedback as feedbacks
@@ -107,7 +108,7 @@ class Watch:
     ) -> Seen:
         """Check a request. messages: {role, content}, content as text or OpenAI's parts; for a plain prompt, one user message.
         id: of the answer, by which feedback names it."""
-        plain = [{"role": str(m.get("role", "user")), "content": noted(m)} for m in messages]
+        plain = [{"role": str(m.get("role", "user")), "content": noted(text_of(m.get("content")), m)} for m in messages]
         about = {"id": id, "time": time.time(), "checkpoint": self.checkpoint(), "adapter": adapter, "user": user}
         measured = _hash(id) < self.settings.share
         seen = Seen(self.finished, self.metrics, self.guardrails, about | {"messages": plain}, choices, measured)

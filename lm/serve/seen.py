@@ -1,11 +1,9 @@
 """One request on its way through the monitor: what is asked, what is sent, and what is kept of it."""
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from data.media.parts import ANY_PLACEHOLDER, Medium
 from lm.infer.engine.request import Likely
 from lm.serve.guardrails import Decision, Guardrails
 from lm.serve.metrics import Metrics
@@ -134,18 +132,6 @@ class Outlet:
         """Take the next text. Return (text that may be sent now, whether the answer ends there). over: no more text follows."""
         sent = self._seen.on_piece(text, self._choice, over)
         return sent, self._seen.stopped(self._choice) is not None
-
-
-def noted(message: Mapping[str, Any]) -> str:
-    """Return the text of a message with a note in the place of each image and sound: its kind, bytes and hash."""
-    media = iter(message.get("media") or ())
-    return ANY_PLACEHOLDER.sub(lambda _: _note(next(media, None)), text_of(message.get("content")))
-
-
-def _note(medium: Medium | None) -> str:
-    if medium is None or not isinstance(medium.source, bytes):
-        return ""
-    return f"[{medium.kind}: {len(medium.source)} bytes, sha256 {hashlib.sha256(medium.source).hexdigest()[:16]}]"
 
 
 def text_of(content: Any) -> str:
