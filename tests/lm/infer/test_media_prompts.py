@@ -18,6 +18,7 @@ from tests.lm.serve import vision_model
 from tests.verbs import runs
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("quick")
 PICTURES, COUNT, ASKED = [picture(20, 30), picture(24, 12, 1)], 8, "Is it a cat?"
 
 

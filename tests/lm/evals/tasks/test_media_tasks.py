@@ -17,6 +17,7 @@ from tests.lm.evals.tasks import task_rows as rows
 from tests.lm.serve import vision_model
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("quick")
 PICTURES = [picture(20, 30), picture(24, 12, 1), picture(9, 9, 2)]
 COUNT = 8
 

@@ -16,6 +16,7 @@ from lm.model.media import Media
 from lm.model.transformer import skeleton
 from tests.lm.examples import parameters
 
+pytestmark = pytest.mark.usefixtures("quick")
 IMAGE, SOUND, COUNT = 90, 91, 10
 VISION = Vision(num_layers=1, embed_dim=16, num_heads=2, mlp_dim=24, image_size=8, patch_size=2, shuffle=2, token_id=IMAGE)
 AUDIO = Audio(num_layers=1, embed_dim=16, num_heads=2, mlp_dim=24, num_mels=4, num_frames=24, stack=4, token_id=SOUND)

@@ -25,6 +25,7 @@ from tests.lm.serve import vision_model
 from tests.lm.serve.conftest import client_of, serving
 
 pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("quick")
 FIRST, SECOND = picture(20, 30), picture(24, 12, 1)
 COUNT = 12
 
