@@ -17,7 +17,6 @@ from lm.strangers import check_inside, content
 FILES = ("preprocessor_config.json", "processor_config.json", "chat_template.json")
 SECTIONS = ("image_processor", "feature_extractor", "audio_processor")  # of a processor_config.json
 STYLES = (IDEFICS3, LLAVA, VOXTRAL, OWN)  # in this order: a tokenizer of IDEFICS3 has the symbol of LLAVA too
-CLIP = {"image_processor_type": "CLIPImageProcessor"}
 SIGLIP = {"image_processor_type": "SiglipImageProcessor"}
 WHISPER = {"feature_extractor_type": "WhisperFeatureExtractor"}
 
@@ -33,7 +32,7 @@ def copy_processor(source: Path, to: Path) -> None:
 def towers_of(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> Towers | None:
     """Return what a model sees and hears, for data.chat.media.encoding; None for a model of text.
 
-    Without a file of settings, images are prepared as for CLIP or SigLIP, by the form of the encoder, and sound as for Whisper.
+    Without a file of settings, images are stretched to the encoder's size, as for SigLIP, and sound is prepared as for Whisper.
     Args: folder: of the model, a workdir or a Hugging Face folder; a GGUF file has no settings.
     Raises: UserError if the settings do not fit the encoders, or the tokenizer has no symbol for their tokens.
     """
@@ -44,8 +43,7 @@ def towers_of(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) ->
     found = list(_settings(folder))
     image = sound = None
     if vision.num_layers:
-        plain = (CLIP | {"crop_size": vision.image_size}) if vision.class_token else SIGLIP
-        where, settings = _first(found, "image_processor_type", plain | {"size": vision.image_size})
+        where, settings = _first(found, "image_processor_type", SIGLIP | {"size": vision.image_size})
         image = tiles.tower_of(settings, where)
         if image.size != vision.image_size:
             raise UserError(
