@@ -121,7 +121,7 @@ class Encoder:
             for tile, vectors_VD in zip(some, vectors_of(program, first.name, arrays, inputs_1N), strict=True):
                 shown.found[tile.digest] = vectors_VD
                 self._keep(tile.digest, vectors_VD)
-        if len(missing) == 0 or all(tile.digest in shown.found for tile in shown.tiles):
+        if all(tile.digest in shown.found for tile in shown.tiles):
             shown.vectors_VD = np.concatenate([shown.found[tile.digest] for tile in shown.tiles])
             shown.found = {}
 
