@@ -9,6 +9,8 @@ every line is a message.
 
 Commands:
   /help          list the commands
+  /image FILE    show a file with the next message, if the model sees
+  /audio FILE    let it hear a file with the next message, if it hears
   /system TEXT   start anew with this system message; without TEXT: show it
   /reset         start anew with the same system message
   /undo          remove the last message and its answer
@@ -38,6 +40,8 @@ from lm.train.values import SEEDS
 FLAGS = flags.FLAGS
 flags.DEFINE_string("checkpoint", None, "A training run's workdir, a Hugging Face folder or a GGUF file; also gs://… or s3://…")
 flags.DEFINE_string("system", "", "The system message.")
+flags.DEFINE_multi_string("image", [], "A file that the first message shows; may be given several times.")
+flags.DEFINE_multi_string("audio", [], "A file of sound that the first message has; may be given several times.")
 flags.DEFINE_integer("max_new_tokens", 512, "Maximum number of tokens of an answer.", lower_bound=1)
 flags.DEFINE_float("temperature", 0.7, "Sampling temperature; 0: greedy.", lower_bound=0.0)
 flags.DEFINE_float("top_p", 0.95, "Nucleus sampling: the smallest set of tokens with this probability.", upper_bound=1.0)
@@ -72,6 +76,7 @@ def main() -> None:
 def _conversation():
     """Return the conversation that the flags describe."""
     from lm.align.reward_model import chat_template_of
+    from lm.convert.multimodal.processor import towers_of
     from lm.infer.conversation import Conversation
     from lm.infer.decode import Sampling
     from lm.infer.engine.open import open_engine
@@ -81,7 +86,12 @@ def _conversation():
         raise UserError(f"--checkpoint={FLAGS.checkpoint} has no tokenizer, so it cannot read messages")
     template = chat_template_of(FLAGS.checkpoint)
     sampling = Sampling(FLAGS.max_new_tokens, FLAGS.temperature, FLAGS.top_p, FLAGS.top_k, seed=FLAGS.seed)
-    return Conversation(engine, sampling, template, FLAGS.system)
+    path = Path(FLAGS.checkpoint)
+    conversation = Conversation(engine, sampling, template, FLAGS.system, towers_of(path, engine.config, engine.tokenizer))
+    for kind in ("image", "audio"):
+        for file in FLAGS[kind].value:
+            conversation.show(kind, file)
+    return conversation
 
 
 def piped() -> Iterator[str]:
@@ -170,6 +180,9 @@ def obey(conversation, text: str, tell: Callable[[str], None]) -> None:
     argument = argument.strip()
     if name == "/help":
         print(COMMANDS, end="", flush=True)
+    elif name in ("/image", "/audio"):
+        conversation.show(name[1:], argument)
+        tell(f"{argument} goes with the next message")
     elif name == "/system" and not argument:
         tell(f"system message: {conversation.system}" if conversation.system else "there is no system message")
     elif name == "/system":

@@ -41,6 +41,8 @@ def get_config() -> ml_collections.ConfigDict:
     config.max_prompt_tokens = 0  # of a prompt
     config.max_new_tokens = 0  # of an answer
     config.max_choices = 128  # prompts × continuations of one request
+    config.max_media = 16  # images and sounds of one request, for models that see or hear; 0 takes none
+    config.media_bytes = 8 << 20  # of all of them; the body of a request may be larger by their base64
     config.timeout = 600.0  # seconds of a request, in the queue and out of it
     config.body_bytes = 4 << 20  # of a request; at least 1
     config.read_seconds = 60.0  # in which a request must have come, and in which a client must take a part of a stream

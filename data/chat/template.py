@@ -88,7 +88,7 @@ def encode_chat(
     mark, *around = (c for _, c in zip(range(3), (c for c in map(chr, _PRIVATE) if c not in taken)))
     # An assistant may write tokens that are not special, such as <think>, and templates look for them in its messages.
     others, assistants = _spellings(tuple(symbols)), _spellings(tuple(tokenizer.chat_symbols(beside)))
-    reads = _reads(template, tuple(shown.items())) if media else Reads(frozenset(), True)
+    reads = _reads(template, tuple(shown.items()))
     guarded = []
     for message in _checked(messages):
         spellings = assistants if message["role"] == "assistant" else others

@@ -12,6 +12,7 @@ Where a medium stands in the text, there is a PLACEHOLDER: a noncharacter of Uni
 
 import base64
 import binascii
+import hashlib
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -127,6 +128,20 @@ def digest(message: Mapping) -> str:
     return "".join(f"\0{xxhash.xxh3_128_hexdigest(source)}" for source in sources)
 
 
+def noted(text: str, message: Mapping) -> str:
+    """Return the text of a message with a note in the place of each medium: its kind, and its bytes and hash or its path."""
+    media = iter(message.get("media") or ())
+
+    def note(medium: Medium | None) -> str:
+        if medium is None:
+            return ""
+        if not isinstance(medium.source, bytes):
+            return f"[{medium.kind}: {short(medium.source)}]"
+        return f"[{medium.kind}: {len(medium.source)} bytes, sha256 {hashlib.sha256(medium.source).hexdigest()[:16]}]"
+
+    return ANY_PLACEHOLDER.sub(lambda _: note(next(media, None)), text)
+
+
 def resolved(parts: Sequence[list[dict]], values: Mapping, folder: str | None, where: str) -> list[list[dict]]:
     """Return lists of messages whose media are all found, as bytes or as a path that exists in `folder`.
 
@@ -217,6 +232,10 @@ def _from_base64(url: str, kind: str, where: str) -> bytes:
 
 def _path(given: str, folder: str | None, where: str) -> str:
     """Return a path in the folder. Raises: UserError for another URL, a missing file, or one outside of the folder."""
+    if folder is None:
+        raise UserError(
+            f"{where}: {short(given)} is not fetched, and only files in data: URLs are taken here; write data:…;base64,…"
+        )
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", given)
     if scheme and scheme[1].lower() != "file":
         raise UserError(f"{where}: {short(given)} is not fetched: download it into the folder of the data file and {HOW}")
@@ -228,10 +247,6 @@ def _path(given: str, folder: str | None, where: str) -> str:
         if url.netloc not in ("", "localhost") or not url.path:
             raise UserError(f"{where}: {short(given)} is no file of this machine; {HOW}")
         given = unquote(url.path)
-    if folder is None:
-        raise UserError(
-            f"{where}: {short(given)} is a path, and only files in data: URLs are taken here; write data:…;base64,…"
-        )
     path = Path(folder, given)
     try:
         check_inside(Path(folder), path)

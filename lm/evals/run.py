@@ -22,6 +22,7 @@ import jax
 from data.text.tokenizer import load_tokenizer
 from lm import saving
 from lm.bucket.places import as_urls
+from lm.convert.multimodal.processor import towers_of
 from lm.errors import UserError
 from lm.evals import compare, contamination, failures
 from lm.evals.asked import open_tasks, others_of, settings_of, template_of
@@ -84,6 +85,7 @@ def run(config, workdir: Path, report: Callable[..., dict]) -> list[str]:
             cache=workdir / "answers.sqlite" if config.cache else None,
             template=template,
             system=config.system_instruction,
+            towers=towers_or_none(config.checkpoint, model, tokenizer),
         )
         asked = {name: value for name, value in config.to_dict().items() if name not in RESUMABLE_KEYS}
         asked |= {"model": who, "dtype": str(model.config.dtype), "tokenizer": tokenizer.fingerprint}
@@ -99,6 +101,15 @@ def run(config, workdir: Path, report: Callable[..., dict]) -> list[str]:
         return []
     results |= {name: one for name, one in {"core": core(results)}.items() if one}
     return finished(config, workdir, report, engine, tasks, results, others, asked, stages, begin)
+
+
+def towers_or_none(checkpoint: str, model, tokenizer):
+    """Return what the model sees and hears, or None: then it reads text, and a line says why if it could do more."""
+    try:
+        return towers_of(Path(checkpoint), model.config, tokenizer)
+    except UserError as error:
+        print(f"no images and no sound: {error}", flush=True)
+        return None
 
 
 def finished(

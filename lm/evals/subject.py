@@ -7,6 +7,8 @@ a model behind an API that returns no likelihoods.
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+from data.media.parts import Medium
+
 
 class Continuation(NamedTuple):
     """A request for the likelihood of `continuation` after `context`. An empty context means the start of a document."""
@@ -37,7 +39,8 @@ class Rolled(NamedTuple):
 class Prompt(NamedTuple):
     """A text to continue until one of the strings `stops` (which is cut off), an end symbol, or max_new_tokens.
 
-    temperature 0 is greedy. A sample depends only on the prompt, the settings and `seed`.
+    temperature 0 is greedy. A sample depends only on the prompt, the settings and `seed`. media: images and sound that the text
+    has tokens for, as `Subject.chat_prompt` writes them.
     """
 
     text: str
@@ -46,6 +49,7 @@ class Prompt(NamedTuple):
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    media: tuple[Medium, ...] = ()
 
 
 class Generated(NamedTuple):
@@ -73,5 +77,9 @@ class Subject(Protocol):
 
     def chat_prompt(self, messages: Sequence[dict[str, Any]], prefill: str = "") -> str:
         """Return messages as the text that the model continues with its answer. It uses the model's chat template; a model
-        without one gets a plain "User: … Assistant:" form. prefill: the beginning of the answer."""
+        without one gets a plain "User: … Assistant:" form. prefill: the beginning of the answer.
+
+        Messages may have `media`, with placeholders in their content (data/media/parts.py). Raises: UserError if the model
+        cannot read them.
+        """
         ...

@@ -3,14 +3,18 @@
 import codecs
 import queue
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
+from data.chat.media.encoding import Towers
 from data.chat.messages import Messages, make_message
 from lm.errors import UserError
 from lm.infer.decode import Sampling
 from lm.infer.engine.engine import Engine
+from lm.infer.engine.media import tiles_of
 from lm.infer.engine.request import Event, Request
+from lm.infer.files import parts_of, with_parts
 from lm.infer.prompts import Prompt, read
 from lm.infer.sampler import Piece
 
@@ -25,20 +29,23 @@ class Conversation:
 
     messages: as lm.generate takes them; the first one may be the system message. sampling: `seed` is of the whole conversation:
     every answer has its own, and the same calls give the same answers. The engine has a tokenizer; its prefix cache keeps what
-    it has read, so it reads only what is new.
+    it has read, so it reads only what is new. towers: what the model sees and hears; None: it reads text.
     """
 
-    def __init__(self, engine: Engine, sampling: Sampling, template: str | None = None, system: str = ""):
-        self.engine, self.sampling, self.template = engine, sampling, template
+    def __init__(
+        self, engine: Engine, sampling: Sampling, template: str | None = None, system: str = "", towers: Towers | None = None
+    ):
+        self.engine, self.sampling, self.template, self.towers = engine, sampling, template, towers
         self.messages: Messages = []
         self._asked = 0  # answers so far, also those that were undone
+        self._shown: list[dict[str, Any]] = []  # parts of the next message
         self.begin(system)
 
     def begin(self, system: str) -> None:
         """Start anew with this system message; "": with none. Raises: UserError if the chat template does not accept it."""
         messages = [make_message("system", system)] if system else []
         self._read([*messages, make_message("user", "a")])
-        self.messages = messages
+        self.messages, self._shown = messages, []
 
     @property
     def system(self) -> str:
@@ -51,6 +58,10 @@ class Conversation:
             del self.messages[places[-1] :]
         return bool(places)
 
+    def show(self, kind: str, path: str) -> None:
+        """Put a file before the text of the next message. kind: "image" or "audio". Raises: UserError as `parts_of`."""
+        self._shown += parts_of({kind: [path]}, self.towers)
+
     def ask(self, text: str, tell: Callable[[str], None] = lambda line: None) -> Iterator[Piece]:
         """Yield the answer to a user message piece by piece, and keep both.
 
@@ -59,7 +70,8 @@ class Conversation:
         tell: receives a line if the oldest exchanges had to be dropped.
         Raises: UserError if the message is too long for the model, or if its logits are not finite.
         """
-        messages, prompt, dropped = self._fitted([*self.messages, make_message("user", text)])
+        content, self._shown = with_parts(text, self._shown), []
+        messages, prompt, dropped = self._fitted([*self.messages, make_message("user", content)])
         if dropped:
             most, kept = self.engine.max_positions, ", but not the system message" if self.system else ""
             tell(f"the model has {most} positions: dropped the oldest {dropped} of {dropped + count(messages)} exchanges{kept}")
@@ -83,7 +95,8 @@ class Conversation:
     def _pieces(self, prompt: Prompt, seed: int, limit: int) -> Iterator[Piece]:
         """Yield an answer as it is sampled. A character waits until all its bytes are sampled."""
         o, tokenizer = self.sampling, self.engine.tokenizer
-        request = Request(tuple(prompt.ids), limit, o.temperature, o.top_p, o.top_k, seed=seed, stop_ids=prompt.stops)
+        asked, media = tuple(prompt.ids), tiles_of(prompt.media)
+        request = Request(asked, limit, o.temperature, o.top_p, o.top_k, seed=seed, stop_ids=prompt.stops, media=media)
         characters, events = codecs.getincrementaldecoder("utf-8")("replace"), queue.SimpleQueue()
         handle = self.engine.submit(request, events.put)
         try:
@@ -99,7 +112,7 @@ class Conversation:
             handle.cancel()
 
     def _read(self, messages: Messages) -> Prompt:
-        return read(self.engine.tokenizer, [messages], self.template)[0]
+        return read(self.engine.tokenizer, [messages], self.template, self.towers)[0]
 
     def _fitted(self, messages: Messages) -> tuple[Messages, Prompt, int]:
         """Return (messages, as ids, dropped exchanges) with room for an answer: the oldest exchanges make way."""

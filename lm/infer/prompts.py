@@ -6,31 +6,42 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from data.chat.media.encoding import Towers, prepared
 from data.chat.messages import Messages, is_list, messages_of
 from data.chat.template import encode_chat, end_of_turn
+from data.media.parts import resolved
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
+from lm.model.media import Media
 from lm.strangers import shown
 
 FORMS = 'a prompt is a string, a list of token ids, or a list of messages such as [{"role": "user", "content": "…"}]'
 
 
 class Prompt(NamedTuple):
-    """ids: what the model reads. is_text: the completion is wanted as a string. stops: ids that end the completion."""
+    """ids: what the model reads. is_text: the completion is wanted as a string. stops: ids that end the completion. media: of
+    the messages, arrays with one row; None: there are none."""
 
     ids: list[int]
     is_text: bool
     stops: tuple[int, ...]
+    media: Media | None = None
 
 
-def read(tokenizer: Tokenizer | None, prompts: Sequence[Any], template: str | None = None) -> list[Prompt]:
+def read(
+    tokenizer: Tokenizer | None, prompts: Sequence[Any], template: str | None = None, towers: Towers | None = None
+) -> list[Prompt]:
     """Return each prompt as token ids; a list may mix strings, token ids and messages.
 
     A string is plain text after the begin-of-document token, if there is one. Messages are rendered by the chat template up to
     the start of the assistant's answer; the template's end of turn ends it. Control symbols are symbols only in messages.
     Without a tokenizer, all prompts must be token ids, which only the length ends.
 
-    Args: template: Jinja for the messages; None: the tokenizer's own.
+    Args:
+      template: Jinja for the messages; None: the tokenizer's own.
+      towers: of the model, for messages with images and sound as bytes or data: URLs; None: messages are text.
     Raises: UserError for a prompt of another form, for invalid messages, or if no template accepts them.
     """
     if isinstance(prompts, str | Mapping) or not hasattr(prompts, "__iter__"):
@@ -45,29 +56,63 @@ def read(tokenizer: Tokenizer | None, prompts: Sequence[Any], template: str | No
         if isinstance(prompt, str):
             found.append(Prompt(tokenizer.prompt_ids(prompt), True, tuple(tokenizer.stop_ids)))
         elif is_list(prompt) and any(isinstance(part, Mapping) for part in prompt):
-            found.append(read_chat(tokenizer, checked_messages(prompt, f"prompt {n} (counted from 0)"), template))
+            where = f"prompt {n} (counted from 0)"
+            messages = with_files(checked_messages(prompt, where, media=towers is not None), where)
+            found.append(read_chat(tokenizer, messages, template, towers))
         else:
             found.append(Prompt(_token_ids(prompt, n), False, tuple(tokenizer.stop_ids)))
     _warn_of_symbols(tokenizer, [prompt for prompt in prompts if isinstance(prompt, str)])
     return found
 
 
-def read_chat(tokenizer: Tokenizer, messages: Messages, template: str | None = None, **extra: Any) -> Prompt:
+def read_chat(
+    tokenizer: Tokenizer, messages: Messages, template: str | None = None, towers: Towers | None = None, **extra: Any
+) -> Prompt:
     """Return the prompt of a conversation up to the assistant's answer.
 
-    extra: more variables of the template, such as tools.
+    towers: of the model; None: it reads text. extra: more variables of the template, such as tools.
     """
-    ids = encode_chat(tokenizer, messages, template=template, add_generation_prompt=True, **extra).ids
-    return Prompt(ids, True, _stops(tokenizer, template))
+    style = media = None
+    if towers is not None:
+        messages, arrays, _ = prepared(messages, towers)
+        style, rows = towers.style, [array[None] if len(array) else None for array in arrays]
+        media = Media(*rows) if any(row is not None for row in rows) else None
+    ids = encode_chat(tokenizer, messages, template=template, add_generation_prompt=True, media=style, **extra).ids
+    return Prompt(ids, True, _stops(tokenizer, template), media)
 
 
-def checked_messages(prompt: Sequence[Any], where: str) -> Messages:
-    """Return messages in the form of the templates. Raises: UserError for an invalid one, or one that says nothing."""
+def checked_messages(prompt: Sequence[Any], where: str, media: bool = False) -> Messages:
+    """Return messages in the form of the templates. media: whether they may have images and sound, for `with_files`.
+
+    Raises: UserError for an invalid one, or one that says nothing.
+    """
     for n, message in enumerate(prompt, start=1):
         given = message if isinstance(message, Mapping) else {"content": ""}  # messages_of refuses that one
         if all(given.get(key) is None for key in ("content", "value", "tool_calls", "function_call")):
             raise UserError(f"{where}: message {n} has no content; write {{'role': …, 'content': …}}")
-    return messages_of(prompt, where)
+    return messages_of(prompt, where, media)
+
+
+def with_files(messages: Messages, where: str) -> Messages:
+    """Return messages with the bytes of their media. Raises: UserError for a file that is neither bytes nor a data: URL."""
+    return resolved([messages], {}, None, where)[0]
+
+
+def joined_media(prompts: Sequence[Prompt]) -> Media | None:
+    """Return the media of prompts as arrays with a row for each, filled up with zeros; None if no prompt has any."""
+    fields = []
+    for n in range(len(Media._fields)):
+        rows = [None if prompt.media is None else prompt.media[n] for prompt in prompts]
+        some = next((row for row in rows if row is not None), None)
+        if some is None:
+            fields.append(None)
+            continue
+        whole = np.zeros((len(rows), max(row.shape[1] for row in rows if row is not None), *some.shape[2:]), some.dtype)
+        for place, row in enumerate(rows):
+            if row is not None:
+                whole[place, : row.shape[1]] = row[0]
+        fields.append(whole)
+    return None if all(field is None for field in fields) else Media(*fields)
 
 
 def _token_ids(prompt: Any, n: int) -> list[int]:

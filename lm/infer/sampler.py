@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from data.chat.media.encoding import Towers
 from data.chat.messages import is_list, make_message
 from data.chat.template import Message
 from data.text.tokenizer import Tokenizer
@@ -21,7 +22,7 @@ from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer import not_finite
 from lm.infer.decode import Sampling, SamplingState, changed, decoding_weights, loop, start
-from lm.infer.prompts import Prompt
+from lm.infer.prompts import Prompt, joined_media
 from lm.infer.prompts import read as prompts_as_ids
 from lm.model.media import Media
 from lm.model.transformer import Transformer, skeleton
@@ -85,6 +86,7 @@ def generate(
     cache_dtype: str = "",
     template: str | None = None,
     media: Media | None = None,
+    towers: Towers | None = None,
 ) -> list[str | list[int]]:
     """Return a completion of each prompt, up to an end token or `max_new_tokens`.
 
@@ -95,10 +97,12 @@ def generate(
       stream: called with each new piece of text; only for a single prompt.
       cache_dtype: "int8" keeps keys and values as integers with a scale for each token and head; "": the compute dtype.
       template: the Jinja chat template of messages; None: the tokenizer's own.
-      media: images and sound that the prompts have tokens for, arrays with a row for each prompt.
+      media: images and sound that the prompts have tokens for, arrays with a row for each prompt. towers: of the model, for
+        messages with images and sound (lm.convert.multimodal.processor.towers_of).
     Returns: completions without the prompt and the end token: token ids for token ids, strings for the others.
     """
-    read = prompts_as_ids(tokenizer, prompts, template)
+    read = prompts_as_ids(tokenizer, prompts, template, towers)
+    media = joined_media(read) if media is None else media
     if stream is not None and (len(read) != 1 or tokenizer is None):
         raise UserError("streaming takes one prompt, and a tokenizer for its text")
     known = tokenizer.vocab_size if tokenizer else 0

@@ -30,6 +30,16 @@ class Media(NamedTuple):
     audio_BNTM: jax.Array | None = None
 
 
+class Given(NamedTuple):
+    """Vectors that take the places of embeddings, such as those that a serving engine has encoded earlier.
+
+    vectors_BTD: float, already of the decoder's width. there_BT: bool: which tokens get theirs.
+    """
+
+    vectors_BTD: jax.Array
+    there_BT: jax.Array
+
+
 MEDIA = ("images", "audio")  # names in a batch of training, in the order of Media
 
 
@@ -51,6 +61,16 @@ def with_media(config: ModelConfig, x_BTD: jax.Array, tokens_BT: jax.Array, towe
         vectors_BVD = of_rows(tower, inputs)
         x_BTD = placed(x_BTD, vectors_BVD, ordinals(tokens_BT == section.token_id))
     return x_BTD
+
+
+def encoded(model, name: str, inputs_BN: jax.Array) -> jax.Array:
+    """Return the vectors of each row's images ("vision") or windows of sound ("audio"), [B, V, D]."""
+    return of_rows(getattr(model, name), inputs_BN)
+
+
+def with_given(x_BTD: jax.Array, given: Given) -> jax.Array:
+    """Return the embeddings with the given vectors in their places."""
+    return jnp.where(given.there_BT[..., None], given.vectors_BTD.astype(x_BTD.dtype), x_BTD)
 
 
 def of_rows(tower, inputs_BN: jax.Array) -> jax.Array:

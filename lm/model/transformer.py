@@ -24,7 +24,7 @@ from lm.model.cache import Cache, DecodeState
 from lm.model.feed_forward import FeedForward
 from lm.model.initializers import STD, normal, parameter
 from lm.model.linear import Linear, Score, packed_of, scaled_output
-from lm.model.media import Media, with_media
+from lm.model.media import Given, Media, with_given, with_media
 from lm.model.moe import MoE, RouterStats
 from lm.model.norms import layer_norm
 from lm.model.pages import PagedState
@@ -154,6 +154,7 @@ class Transformer(nnx.Module):
         branches: Branches | None = None,
         paged: PagedState | None = None,
         media: Media | None = None,
+        given: Given | None = None,
     ) -> Hidden:
         """Return hidden states after the last norm.
 
@@ -165,10 +166,10 @@ class Transformer(nnx.Module):
           branches: for rows that hold several continuations.
           paged: pages that the tokens are added to, in place of a state. Every row is one token (T = 1) of some sequence, and
             attends to its own; the segment of padding is 0.
-          media: images and sound that take the places of some of these tokens.
+          media: images and sound that take the places of some of these tokens. given: their vectors, if they are known.
         """
         x_BTD, state, router = self._layers(
-            tokens_BT, segment_ids_BT, positions_BT, state, prefill, noise_BTD, layers, branches, paged, media
+            tokens_BT, segment_ids_BT, positions_BT, state, prefill, noise_BTD, layers, branches, paged, media, given
         )
         return Hidden(whole_rows(self.norm(x_BTD)), state, router)
 
@@ -250,6 +251,7 @@ class Transformer(nnx.Module):
         branches=None,
         paged=None,
         media=None,
+        given=None,
     ):
         """Return (x before the last norm, the next state, Routing or None)."""
         tokens_BT = jnp.asarray(tokens_BT)
@@ -265,6 +267,8 @@ class Transformer(nnx.Module):
             x_BTD = x_BTD + reshard(noise_BTD.astype(x_BTD.dtype), "batch", axis, None)
         if media is not None:
             x_BTD = with_media(self.config, x_BTD, tokens_BT, (self.vision, self.audio), media)
+        if given is not None:
+            x_BTD = with_given(x_BTD, given)
         if self.config.positions == "learned":
             table = reshard(self.position_embedding[...].astype(x_BTD.dtype), None, None)
             x_BTD = x_BTD + table.at[reshard(positions_BT, "batch", axis)].get(out_sharding=spec("batch", axis, None))

@@ -110,7 +110,7 @@ async def _answered(service: Service, line: dict[str, Any]) -> tuple[int, dict[s
     while True:
         try:
             body = parsed(model, line["body"])
-            planned = await asyncio.to_thread(plan, service, body, USER)
+            planned = await service.media.call(getattr(body, "messages", ()), plan, service, body, USER)
             return 200, await whole(service, body, planned)
         except ApiError as error:
             if error.code != "queue_full":

@@ -35,6 +35,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
+from data.media.parts import noted
 from lm.evals.judges.judges import guarded, open_judge
 from lm.evals.judges.verdict import Judge
 from lm.serve.guardrails import Decision, Guardrails, open_guardrails
@@ -107,14 +108,15 @@ class Watch:
     ) -> Seen:
         """Check a request. messages: {role, content}, content as text or OpenAI's parts; for a plain prompt, one user message.
         id: of the answer, by which feedback names it."""
-        plain = [{"role": str(m.get("role", "user")), "content": text_of(m.get("content"))} for m in messages]
+        plain = [{"role": str(m.get("role", "user")), "content": noted(text_of(m.get("content")), m)} for m in messages]
         about = {"id": id, "time": time.time(), "checkpoint": self.checkpoint(), "adapter": adapter, "user": user}
         measured = _hash(id) < self.settings.share
         seen = Seen(self.finished, self.metrics, self.guardrails, about | {"messages": plain}, choices, measured)
-        for message, said in zip(messages, plain, strict=True):
-            checked = self.guardrails.check_input(said["content"])
+        for message in messages:
+            content = text_of(message.get("content"))
+            checked = self.guardrails.check_input(content)
             seen.decisions += checked.decisions
-            changed = checked.text != said["content"]
+            changed = checked.text != content
             seen.messages.append({**message, "content": checked.text} if changed else dict(message))
             if checked.blocked and not seen.blocked:
                 seen.blocked = checked.blocked

@@ -11,6 +11,7 @@ import jinja2
 from fastapi import APIRouter
 from starlette.responses import Response
 
+from data.media.parts import KINDS
 from lm.serve.api.service import Service
 
 HERE = Path(__file__).parent / "templates"
@@ -21,6 +22,7 @@ POLICY = (
     "style-src 'self'",
     "connect-src 'self'",
     "img-src data:",
+    "media-src data:",
     "base-uri 'none'",
     "form-action 'none'",
     "frame-ancestors 'none'",
@@ -44,7 +46,14 @@ def router(service: Service) -> APIRouter:
     @routes.get("/")
     async def page() -> Response:
         watched = service.watch is not None
-        html = template.render(name=service.name, watched=watched, rated=watched and service.watch.store is not None)
+        html = template.render(
+            name=service.name,
+            watched=watched,
+            rated=watched and service.watch.store is not None,
+            media=" ".join(kind for kind in KINDS if service.towers is not None and getattr(service.towers, kind) is not None),
+            most=service.limits.media,
+            bytes=service.limits.media_bytes,
+        )
         return Response(html, headers=HEADERS, media_type="text/html")
 
     for path in sorted(HERE.glob("chat*")):

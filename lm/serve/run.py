@@ -1,6 +1,7 @@
 """Open a model and serve it until a signal ends the server."""
 
 import contextlib
+import dataclasses
 import signal
 import socket
 import threading
@@ -55,9 +56,27 @@ def opened(config) -> Iterator[Service]:
             limits=limits_of(config),
             adapter_dir=Path(config.adapters.dir) if config.adapters.dir else None,
             origin=config.checkpoint,
+            towers=_towers(config, engine),
         )
     finally:
         engine.close()
+
+
+def _towers(config, engine):
+    """Return what the model sees and hears, or None: then it only reads, and a line says why if it could do more."""
+    from data.media.needed import library
+    from lm.convert.multimodal.processor import towers_of
+
+    try:
+        towers = towers_of(Path(config.checkpoint), engine.config, engine.tokenizer)
+        if towers is not None and towers.image is not None:
+            library("PIL.Image", "reading images")
+        if towers is not None and towers.audio is not None:
+            library("soundfile", "reading audio")
+        return towers
+    except UserError as error:
+        print(f"{name_of(config)}: no images and no sound: {shown(error)}", flush=True)
+        return None
 
 
 def serve(config, workdir: Path) -> int:
@@ -80,7 +99,10 @@ def serve(config, workdir: Path) -> int:
             template=service.template,
         )
         try:
-            listen(config, service, make_app(service, app_settings(config), (page.router(service),)), sock)
+            settings = app_settings(config)
+            if service.towers is not None:  # their base64 has four characters for three bytes
+                settings = dataclasses.replace(settings, body_bytes=settings.body_bytes + config.media_bytes * 4 // 3)
+            listen(config, service, make_app(service, settings, (page.router(service),)), sock)
         finally:
             service.watch.close()
     return 0

@@ -23,6 +23,7 @@ MORE = 4  # adapters that clients may load, unless adapters.count says how many
 PER_MINUTE = 600  # requests a minute of a key, where other machines reach the server
 LEAST = {
     "rows": 1, "queue": 1, "blocks": 0, "port": 0, "max_prompt_tokens": 0, "max_new_tokens": 0, "max_choices": 1,
+    "max_media": 0, "media_bytes": 0,
     "body_bytes": 1, "unread_tokens": 1,
 }  # fmt: skip
 
@@ -116,6 +117,8 @@ def limits_of(config) -> Limits:
         choices=config.max_choices,
         seconds=config.timeout,
         unread=config.unread_tokens,
+        media=config.max_media,
+        media_bytes=config.media_bytes,
     )
 
 

@@ -1,10 +1,13 @@
 """Encode task texts as token ids, exactly as lm-evaluation-harness does for a published model, and conversations as texts."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data.chat import template as chat
+from data.chat.media.encoding import Towers, prepared
+from data.media.places import expanded, placed_in, with_symbols
 from data.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
@@ -22,6 +25,7 @@ class Encoding:
       template: a Jinja template; None: the tokenizer's own or, if it has none, "plain".
       system: the system message of each conversation that has none.
       add_bos: whether texts begin with the begin symbol; None: as the tokenizer does. The symbol is never doubled.
+      towers: what the model sees and hears; None: it reads text.
     Attributes:
       prefix: the id for an empty context.
       stop_ids: ids that end an answer.
@@ -30,10 +34,21 @@ class Encoding:
     stays text.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, template: str | None = None, system: str = "", add_bos: bool | None = None):
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        template: str | None = None,
+        system: str = "",
+        add_bos: bool | None = None,
+        towers: Towers | None = None,
+    ):
+        self.towers = towers
         self.template = None if template == PLAIN else template or tokenizer.chat_template
         self.tokenizer, self.system = tokenizer, system
-        self.symbols = tokenizer.chat_symbols(self.template or "")
+        self._shown = towers.style.symbols if towers else {}  # symbols of media
+        beside = "".join([*self._shown.values(), towers.style.around]) if towers else ""
+        self.symbols = tokenizer.chat_symbols((self.template or "") + beside)
         self.bos = tokenizer.special_tokens.get("bos_token", "")
         self._before, self._after = _around(tokenizer)
         if add_bos is not None:
@@ -102,12 +117,22 @@ class Encoding:
         if self.system and not any(message.get("role") == "system" for message in messages):
             messages = [{"role": "system", "content": self.system}, *messages]
         spellings = chat._spellings(tuple(self.symbols))
-        guarded = [chat._guard(dict(message), spellings, MARK) for message in messages]
+        if self.towers is not None:
+            messages, _, _ = prepared(messages, self.towers)
+        placed = placed_in(messages, self._shown if self.towers else None)
+        if placed and self.template is None:
+            raise UserError("chat_template=plain has no place for images and sound: use the model's own, or a Jinja file")
+        guard = functools.partial(chat._guard, spellings=spellings, mark=MARK)
+        reads = chat._reads(self.template or "", tuple(self._shown.items()))
+        guarded = [with_symbols(dict(message), self._shown, reads, guard) for message in messages]
         if self.template is None:
             turns = [f"{NAMES.get(m['role'], m['role'])}: {m['content']}" for m in guarded]
             return "\n\n".join([*turns, "Assistant:"]) + (f" {prefill}" if prefill else "")
         names = self.tokenizer.special_tokens
-        return chat.render(guarded, self.template, add_generation_prompt=True, **names) + prefill
+        text = chat.render(guarded, self.template, add_generation_prompt=True, **names)
+        if placed:
+            text, _ = expanded(text, [False] * len(text), placed, self._shown, MARK)
+        return text + prefill
 
     def _end_of_turn(self) -> list[int]:
         try:

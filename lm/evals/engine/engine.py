@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from data.chat.media.encoding import MOST, Kept, Towers
 from data.text.tokenizer import Tokenizer
 from lm.evals.engine import generate as drawing
 from lm.evals.engine import likelihood
@@ -38,7 +39,8 @@ class Engine:
       name: the model's name in results. max_length: the maximum number of tokens to read; None: the model's positions.
       batch_tokens: slots of a batch; None: by the kind of device. cache: a file of answers (answers_cache.py), or None. With
         several processes, only the first one opens it.
-      template, system, add_bos: see Encoding. progress: whether to show progress on stderr; None: only on the first host.
+      template, system, add_bos, towers: see Encoding.
+      progress: whether to show progress on stderr; None: only on the first host.
       served: whether to generate with the serving engine (served.py); None: where it is faster.
     Attributes:
       stats: totals so far: {"requests", "cached", "tokens" read without padding, "slots" with padding, "generated" tokens,
@@ -57,12 +59,13 @@ class Engine:
         template: str | None = None,
         system: str = "",
         add_bos: bool | None = None,
+        towers: Towers | None = None,
         progress: bool | None = None,
         served: bool | None = None,
     ):
         self.model, self.tokenizer, self.name = likelihood.dropless(model), tokenizer, name
         self.max_length, self.batch_tokens = max_length or model.config.max_positions, batch_tokens
-        self.encoding = Encoding(tokenizer, template=template, system=system, add_bos=add_bos)
+        self.encoding = Encoding(tokenizer, template=template, system=system, add_bos=add_bos, towers=towers)
         self.stats = dict.fromkeys(("requests", "cached", "tokens", "slots", "generated", "cut"), 0) | {"seconds": 0.0}
         self._remembers = cache is not None
         self._answers = Answers(cache) if self._remembers and is_first() else None
@@ -118,10 +121,15 @@ class Engine:
                 problem = f"max_new_tokens={prompt.max_new_tokens} of {self.max_length} leaves no room for a prompt"
                 found[number] = Generated("", False, problem=problem)
                 continue
+            if prompt.media and len(ids) > room:
+                problem = f"the prompt has {len(ids)} tokens with its images and sound, and there is room for {room}"
+                found[number] = Generated("", False, problem=problem)
+                continue
             cuts.append(len(ids) > room)
             seed = prompt.seed if prompt.temperature else 0
             tokens = tuple(ids[-room:]) or (self.encoding.prefix,)
-            asks.append(Ask(tokens, prompt.stops, prompt.max_new_tokens, prompt.temperature, prompt.top_p, seed))
+            ask = Ask(tokens, prompt.stops, prompt.max_new_tokens, prompt.temperature, prompt.top_p, seed)
+            asks.append(self._with_media(ask, prompt))
             numbers.append(number)
         self.stats["cut"] += sum(cuts)
         for number, ask, cut, answer in zip(numbers, asks, cuts, self._drawn(asks)):
@@ -132,6 +140,15 @@ class Engine:
 
     def chat_prompt(self, messages: Sequence[dict[str, Any]], prefill: str = "") -> str:
         return self.encoding.conversation(messages, prefill)
+
+    def _with_media(self, ask: Ask, prompt: Prompt) -> Ask:
+        """Return the ask with the files of the prompt's media; the prompt's tokens say how many tiles they have."""
+        if not prompt.media:
+            return ask
+        kept = tuple(Kept(medium.kind, medium.read(), MOST[medium.kind]) for medium in prompt.media)
+        sections = (self.model.config.vision, self.model.config.audio)
+        tiles = tuple(ask.tokens.count(one.token_id) // one.tokens if one.num_layers else 0 for one in sections)
+        return ask._replace(media=kept, tiles=tiles)
 
     def _scored(self, requests: list[Request]) -> list[Scored | None]:
         """Return the scores of each request, None where it cannot be scored."""
@@ -175,7 +192,8 @@ class Engine:
             batches(),
             len(asks),
             lambda: [
-                key(self._identity, "generation", {"ask": ask[1:], "ends": self.encoding.stop_ids}, ask.tokens) for ask in asks
+                key(self._identity, "generation", {"ask": ask.identity(), "ends": self.encoding.stop_ids}, ask.tokens)
+                for ask in asks
             ],
             lambda answer: json.dumps(answer).encode(),
             lambda value, _: Answer(*json.loads(value)),
@@ -187,12 +205,11 @@ class Engine:
             self._serves = pays(self.model.config, SHARE * psutil.virtual_memory().available)
         fits = all(len(ask.tokens) + ask.max_new_tokens <= self.model.config.max_positions for ask in asks)
         if not (self._serves and fits and asks):
-            yield from drawing.work(
-                Writer(self.model, self.tokenizer.decode, self.tokenizer.vocab_size, self.encoding.stop_ids), asks
-            )
+            known, ends = self.tokenizer.vocab_size, self.encoding.stop_ids
+            yield from drawing.work(Writer(self.model, self.tokenizer.decode, known, ends, self.encoding.towers), asks)
             return
         if self._served is None:
-            self._served = Served(self.model, self.tokenizer, self.encoding.stop_ids)
+            self._served = Served(self.model, self.tokenizer, self.encoding.stop_ids, self.encoding.towers)
             weakref.finalize(self, self._served.close)
         yield drawing.Work(list(range(len(asks))), (), functools.partial(self._served.answers, asks))
 

@@ -6,20 +6,26 @@ A sample depends on the prompt, its settings and its seed. The rest of the batch
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 
+from data.chat.media.encoding import Kept, Towers, arrays_of
+from data.media.spectrograms import FRAMES
 from lm.evals.engine.likelihood import CACHE, slot_bytes
 from lm.infer.decode import Sampling
 from lm.infer.sampler import Watch, draw
+from lm.model.media import Media
 from lm.model.transformer import Transformer
 from lm.parallel.mesh import row_ways
 
 ROWS = 64  # maximum rows of a batch
 SHARED = 64  # minimum length of a common prefix that is read once
+MEDIA = 1 << 28  # bytes of the images and sound of a batch
 CHUNK = 128  # tokens between checks for stop strings; finished answers are stored then
 # Tokens that could be read in the time of fetching all weights once, as each decoding step does: FLOPs over bytes a second.
 STEP = {"cpu": 32, "accelerator": 256}
@@ -27,7 +33,10 @@ COMPILING = {"cpu": 5 * 10**11, "accelerator": 10**16}  # cost of compiling a wi
 
 
 class Ask(NamedTuple):
-    """tokens: the prompt's ids, at least one. stops: strings that end an answer. temperature 0 is greedy."""
+    """tokens: the prompt's ids, at least one. stops: strings that end an answer. temperature 0 is greedy.
+
+    media: files of the images and sound that the prompt has tokens for. tiles: number of images and of windows of sound.
+    """
 
     tokens: tuple[int, ...]
     stops: tuple[str, ...]
@@ -35,6 +44,13 @@ class Ask(NamedTuple):
     temperature: float
     top_p: float
     seed: int
+    media: tuple[Kept, ...] = ()
+    tiles: tuple[int, int] = (0, 0)
+
+    def identity(self) -> list:
+        """Return what an answer depends on beside the tokens, for JSON."""
+        hashes = [hashlib.sha256(file).hexdigest() for _, file, _ in self.media]
+        return [*self[1:6], *([hashes] if hashes else [])]
 
 
 class Answer(NamedTuple):
@@ -56,12 +72,13 @@ class Work(NamedTuple):
 
 
 class Writer(NamedTuple):
-    """Arguments of sampling. decode: ids to text. vocab_size: of the tokenizer. stop_ids: end symbols."""
+    """Arguments of sampling. decode: ids to text. vocab_size: of the tokenizer. stop_ids: end symbols. towers: for media."""
 
     model: Transformer
     decode: Callable[[Sequence[int]], str]
     vocab_size: int
     stop_ids: tuple[int, ...]
+    towers: Towers | None = None
 
 
 def work(writer: Writer, asks: Sequence[Ask]) -> Iterator[Work]:
@@ -75,16 +92,52 @@ def work(writer: Writer, asks: Sequence[Ask]) -> Iterator[Work]:
         numbers.setdefault(ask, []).append(number)
     alike: dict[tuple, list[Ask]] = {}
     for ask in sorted(numbers, key=lambda ask: (len(ask.tokens), ask)):
-        alike.setdefault(ask[1:5], []).append(ask)
+        alike.setdefault((*ask[1:5], tuple(map(_power, ask.tiles))), []).append(ask)
     for settings in sorted(alike):
-        shared = _shared(writer.model, alike[settings])
-        for width, rows, some in _batches(writer.model, alike[settings], shared):
+        shared, tiles = _shared(writer.model, alike[settings]), settings[-1]
+        most = max(1, MEDIA // max(1, _bytes_of(tiles, writer.towers)))
+        for width, rows, some in _batches(writer.model, alike[settings], shared, most):
             batch = {ask: numbers[ask] for ask in some}
             yield Work(
                 [number for ask in some for number in numbers[ask]],
                 (width, rows, shared, *settings[1:]),
                 functools.partial(_answer, writer, batch, shared, width, rows),
             )
+
+
+def arrays_for(ask: Ask, towers: Towers) -> Media:
+    """Return the media of an ask, arrays with one row. Raises: UserError for a file that cannot be read."""
+    return Media(*(array[None] if len(array) else None for array in arrays_of(ask.media, towers, "an item's media")))
+
+
+def _media_of(asks: Sequence[Ask], towers: Towers | None) -> Media | None:
+    """Return the media of a batch of asks, filled up with zeros to a power of two; None for text."""
+    tiles = tuple(map(_power, asks[0].tiles))
+    if not any(tiles):
+        return None
+    known: dict[Ask, Media] = {}  # rows that fill a batch repeat others
+    found = [np.zeros((len(asks), count, *shape), np.float32) for count, shape in zip(tiles, _shapes(towers))]
+    for row, ask in enumerate(asks):
+        if ask not in known:
+            known[ask] = arrays_for(ask, towers)
+        for whole, own in zip(found, known[ask]):
+            if own is not None:
+                whole[row, : own.shape[1]] = own[0]
+    return Media(*(whole if whole.shape[1] else None for whole in found))
+
+
+def _shapes(towers: Towers) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of an image and of a window of sound."""
+    image, audio = towers.image, towers.audio
+    return (image.size, image.size, 3) if image else (), (audio.seconds * FRAMES, audio.mels) if audio else ()
+
+
+def _bytes_of(tiles: tuple[int, int], towers: Towers | None) -> int:
+    return 4 * sum(count * math.prod(shape) for count, shape in zip(tiles, _shapes(towers)) if count) if any(tiles) else 0
+
+
+def _power(n: int) -> int:
+    return 1 << (n - 1).bit_length() if n else 0
 
 
 def text_of(answer: Answer, ask: Ask, decode: Callable[[Sequence[int]], str]) -> str:
@@ -129,6 +182,7 @@ def _answer(
         width=width,
         rows=[row_seed(ask) for ask in filled],
         prefix=first.tokens[:shared],
+        media=_media_of(filled, writer.towers),
         watch=Watch(CHUNK, lambda n, tokens: n in known or stopped(tokens, filled[n], writer.decode) is not None, tell),
     )
 
@@ -151,14 +205,19 @@ def stopped(tokens: list[int], ask: Ask, decode: Callable[[Sequence[int]], str])
 
 def row_seed(ask: Ask) -> int:
     """Return a number of 31 bits that seeds the ask's samples."""
-    identity = json.dumps([ask.tokens, ask.temperature, ask.top_p, ask.seed])
+    identity = json.dumps([ask.tokens, ask.temperature, ask.top_p, ask.seed, *ask.identity()[5:]])
     return int.from_bytes(hashlib.sha256(identity.encode()).digest()[:4]) >> 1
 
 
 def _shared(model: Transformer, asks: Sequence[Ask]) -> int:
     """Return the length of the common prefix of all asks; 0 if it is too short or the model cannot reuse it."""
     config, (first, last) = model.config, (min(asks).tokens, max(asks).tokens)
-    if len(asks) == 1 or config.rope.depends_on_length or any(kind.local for kind in config.layer_kinds):
+    if (
+        len(asks) == 1
+        or any(ask.media for ask in asks)
+        or config.rope.depends_on_length
+        or any(kind.local for kind in config.layer_kinds)
+    ):
         return 0
     most = min(len(ask.tokens) for ask in asks) - 1
     n = next((n for n, (a, b) in enumerate(zip(first, last)) if a != b), most)
@@ -168,8 +227,8 @@ def _shared(model: Transformer, asks: Sequence[Ask]) -> int:
     return n // unit * unit
 
 
-def _batches(model: Transformer, asks: list[Ask], shared: int) -> Iterator[tuple[int, int, list[Ask]]]:
-    """Yield (width, rows, asks) of each batch of asks sorted by length, with the cheapest partition.
+def _batches(model: Transformer, asks: list[Ask], shared: int, most: int) -> Iterator[tuple[int, int, list[Ask]]]:
+    """Yield (width, rows, asks) of each batch of asks sorted by length, with the cheapest partition. most: rows of a batch.
 
     Costs are in tokens that could be read in the same time. The cost of one width is its padded rows, the weights and caches
     that each step of each batch fetches, and its compilation.
@@ -183,7 +242,7 @@ def _batches(model: Transformer, asks: list[Ask], shared: int) -> Iterator[tuple
 
     def cost(begin: int, end: int) -> float:
         width = lengths[end - 1]
-        batches, rows = _split(model, end - begin, shared + width, new)
+        batches, rows = _split(model, end - begin, shared + width, new, most)
         fetched = 1 + rows * (width + new / 2) * slot_bytes(config) / weights
         return shape + batches * (rows * width + new * STEP[kind] * fetched)
 
@@ -195,7 +254,7 @@ def _batches(model: Transformer, asks: list[Ask], shared: int) -> Iterator[tuple
     begin = 0
     for end in best[-1][1]:
         width = lengths[end - 1]
-        _, rows = _split(model, end - begin, shared + width, new)
+        _, rows = _split(model, end - begin, shared + width, new, most)
         for at in range(begin, end, rows):
             yield width, rows, asks[at : min(at + rows, end)]
         begin = end
@@ -207,11 +266,11 @@ def _width(length: int) -> int:
     return max(16, -(-length // unit) * unit)
 
 
-def _split(model: Transformer, count: int, width: int, new: int) -> tuple[int, int]:
+def _split(model: Transformer, count: int, width: int, new: int, most: int) -> tuple[int, int]:
     """Return (number of batches, rows of each) for `count` prompts of `width` slots."""
     config, ways = model.config, row_ways()
     if config.rope.depends_on_length and width + new > config.rope.original_positions:
         return count, 1  # the rotary angles would depend on the longest row
-    most = ways * max(1, min(ROWS // ways, CACHE // ((width + new) * slot_bytes(config))))
+    most = ways * max(1, min(most // ways, ROWS // ways, CACHE // ((width + new) * slot_bytes(config))))
     batches = -(-count // most)
     return batches, min(most, -(-count // (4 * batches)) * 4)

@@ -7,22 +7,26 @@ import queue
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
+from data.chat.media.encoding import Towers
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
-from lm.evals.engine.generate import Answer, Ask, row_seed, stopped
+from lm.evals.engine.generate import Answer, Ask, arrays_for, row_seed, stopped
 from lm.infer import not_finite
 from lm.infer.engine.engine import Engine
 from lm.infer.engine.local import ROWS, LocalEngine
+from lm.infer.engine.media import tiles_of
 from lm.infer.engine.request import NOT_FINITE, Event, Handle, Request
 from lm.model.transformer import Transformer
 
+SHOWN = 8  # requests with media at a time, which must fit into memory
 MARGIN = 8  # tokens; more than the pieces of a character
 
 
 class Served:
     """A serving engine of a model. close: stop its thread."""
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, stop_ids: Sequence[int]):
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, stop_ids: Sequence[int], towers: Towers | None = None):
+        self._towers = towers
         self._model, self._tokenizer, self._stop_ids = model, tokenizer, tuple(stop_ids)
         self._engine = LocalEngine(tokenizer)
 
@@ -48,19 +52,25 @@ class Served:
         tokens: list[list[int]] = [[] for _ in asks]
         handles: list[Handle | None] = [None] * len(asks)
         waiting = deque(sorted(range(len(asks)), key=lambda n: asks[n].tokens))
-        open_ = 0
+        open_, most = 0, SHOWN if any(ask.media for ask in asks) else 2 * ROWS
 
         def submit() -> None:
             n = waiting.popleft()
             ask = asks[n]
             request = Request(
-                ask.tokens, ask.max_new_tokens, ask.temperature, ask.top_p, seed=row_seed(ask), stop_ids=self._stop_ids
+                ask.tokens,
+                ask.max_new_tokens,
+                ask.temperature,
+                ask.top_p,
+                seed=row_seed(ask),
+                stop_ids=self._stop_ids,
+                media=tiles_of(arrays_for(ask, self._towers)) if ask.media else (),
             )
             handles[n] = engine.submit(request, lambda event, n=n: events.put((n, event)))
 
         try:
             while waiting or open_:
-                while waiting and open_ < 2 * ROWS:
+                while waiting and open_ < most:
                     submit()
                     open_ += 1
                 n, event = events.get()

@@ -8,11 +8,13 @@ its own example, whether the split of the examples is named or is a fallback.
 import collections
 import copy
 import functools
+import itertools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
 
 from lm.errors import UserError
 from lm.evals.outcome import TaskSettings
@@ -40,6 +42,7 @@ KEYS = {
     "group_by": str,
 }
 EXAMPLES_FROM = ("fewshot_split", "training_split", "validation_split", "test_split")  # the first one present
+EXAMPLES = 100  # of a task that is made on the spot, for few-shot prompts
 SIBLINGS = {"validation": "dev", "dev": "validation"}  # each may replace the other if it is missing
 
 DATA_ERRORS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, SyntaxError)
@@ -55,13 +58,15 @@ class TaskItem(NamedTuple):
 
 
 class Documents(NamedTuple):
-    """problems: found while reading; each run adds to a copy. columns: all that occur in any document."""
+    """problems: found while reading; each run adds to a copy. columns: all that occur in any document. folder: of
+    the files, or None."""
 
     items: list[TaskItem]
     columns: frozenset[str]
     num_fewshot: int
     problems: Problems
     versions: dict[str, Any]
+    folder: Path | None = None
 
     def new_problems(self) -> Problems:
         problems = Problems()
@@ -70,7 +75,7 @@ class Documents(NamedTuple):
 
 
 def load(name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Sequence[str] = files.ENDINGS) -> Documents:
-    """Load a task's documents from its `data`, a file or tfds:NAME, or settings.data_dir/<task name or its `folder`>/.
+    """Load a task's documents from its `data` (a file, builtin:NAME, tfds:NAME) or settings.data_dir/<task name or `folder`>/.
 
     Unreadable rows and rows that share an id are listed in `problems` and left out. Raises: UserError for missing data, or if
     there are fewer examples than num_fewshot.
@@ -105,7 +110,7 @@ def load(name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Se
     draw = functools.partial(drawn, n=n, seed=settings.seed, first=config.get("sampler") == "first_n", exclude=exclude)
     items = _items(name, spec, settings.limit, rows, pool, draw, problems)
     columns = frozenset(column for doc in rows if "malformed" not in doc for column in doc)
-    return Documents(items, columns, n, problems, versions)
+    return Documents(items, columns, n, problems, versions, _folder(name, spec, settings))
 
 
 def drawn(
@@ -217,11 +222,13 @@ def _splits(
     name: str, spec: Mapping[str, Any], settings: TaskSettings, endings: Sequence[str], problems: Problems
 ) -> tuple[dict[str, Callable[[], list[dict]]], str]:
     """Return a reader of rows for each split, and a checksum of the files."""
-    if (data := spec.get("data") or "").startswith("tfds:"):
+    if (data := spec.get("data") or "").startswith("builtin:"):
+        return _builtin(data.removeprefix("builtin:")), data
+    if data.startswith("tfds:"):
         return files.tfds_splits(data.removeprefix("tfds:"), name), data
     if data and not Path(data).is_file():
-        raise UserError(f"task {name}: data: {data!r} is neither tfds:NAME nor a file beside the task's")
-    folder = Path(data).parent if data else folder_of(name, spec, settings)
+        raise UserError(f"task {name}: data: {data!r} is neither builtin:NAME, tfds:NAME nor a file beside the task's")
+    folder = _folder(name, spec, settings)
     paths = files.found(folder, Path(data).name if data else spec.get("files", "**/*"), endings)
     columns, column = tuple(spec.get("columns") or ()) or None, spec.get("file_column")
 
@@ -237,6 +244,25 @@ def _splits(
 
     checksum = files.checksum([path for split in sorted(paths) for path in paths[split]])
     return {split: functools.partial(reader, some) for split, some in paths.items()}, checksum
+
+
+def _folder(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> Path | None:
+    """Return the folder of a task's files, or None if it has none."""
+    if (data := spec.get("data") or "").startswith(("builtin:", "tfds:")):
+        return None
+    return Path(data).parent if data else folder_of(name, spec, settings)
+
+
+def _builtin(name: str) -> dict[str, Callable[[], list[dict]]]:
+    """Return a reader of each split of a task of data/tasks, "NAME?option=value&…"."""
+    from data import tasks
+
+    name, _, options = name.partition("?")
+
+    def reader(split: str, most: int | None) -> list[dict]:
+        return list(itertools.islice(tasks.task(name, split, 0, dict(parse_qsl(options, keep_blank_values=True))), most))
+
+    return {"train": functools.partial(reader, "train", EXAMPLES), "validation": functools.partial(reader, "valid", None)}
 
 
 def _present(split: str, splits: Mapping[str, Any]) -> str | None:

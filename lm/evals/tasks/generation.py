@@ -10,13 +10,14 @@ Each metric uses the answer of each filter pipeline; with more than one pipeline
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from data.media.parts import Medium, noted
 from lm.errors import UserError
 from lm.evals.judges import grading
 from lm.evals.judges.endpoint import Chat, endpoint
 from lm.evals.outcome import Outcome, TaskSettings, flag, flag_cuts
 from lm.evals.stats.joining import Malformed, Problems
 from lm.evals.subject import Generated, Prompt, Subject
-from lm.evals.tasks import documents, filters, math_answers, overlap, prompting
+from lm.evals.tasks import documents, filters, math_answers, media, overlap, prompting
 from lm.evals.tasks.aggregate import about, metrics_of, summary, versions_of
 from lm.evals.tasks.documents import Documents, TaskItem
 from lm.evals.tasks.prompting import Context, Prompts
@@ -25,6 +26,7 @@ from lm.evals.tasks.spec import check, resolved
 KEYS = (
     documents.KEYS
     | prompting.KEYS
+    | media.KEYS
     | {
         "metric_list": list,
         "areas": dict,
@@ -86,8 +88,8 @@ class Generation(NamedTuple):
                 asked.append(Asked(item, context, self.targets(item)))
             except Malformed as why:
                 problems.add("malformed_items", f"{item.id}: {why}")
-        texts = [one.context.text for one in asked]
-        answers = generated(subject, texts, self.sampling, self.spec.get("repeats") or 1, self.seed)
+        texts, shown = [one.context.text for one in asked], [one.context.media for one in asked]
+        answers = generated(subject, texts, self.sampling, self.spec.get("repeats") or 1, self.seed, shown)
         samples = [self.sample(one, some, problems) for one, some in zip(asked, answers, strict=True)]
         if self.judge:
             self.grade([(one, s) for one, s in zip(asked, samples) if "answer" in s], problems)
@@ -119,7 +121,7 @@ class Generation(NamedTuple):
             "generation": answers[0].text,
             "metrics": dict.fromkeys(self.names()),
             "failed": False,
-        } | ({"messages": list(asked.context.messages)} if asked.context.messages is not None else {})
+        } | ({"messages": _noted(asked.context.messages)} if asked.context.messages is not None else {})
         if len(answers) > 1:
             sample["generations"] = [answer.text for answer in answers]
         if lost := next((answer.problem for answer in answers if answer.problem), ""):
@@ -185,6 +187,8 @@ def build(name: str, spec: dict, settings: TaskSettings) -> Generation:
             )
         except TypeError as error:
             raise UserError(f"task {name}: judge_options: {error}") from None
+    if any(spec.get(key) for key in media.KEYS) and not settings.chat:
+        raise UserError(f"task {name}: its images and sound stand in messages; set --config.chat_template=own")
     pipelines = filters.open_pipelines(name, spec.get("filter_list"))
     if "nearness" in metrics:
         overlap.scorers()  # says at once what is not installed
@@ -224,12 +228,23 @@ def sampling_of(name: str, spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def generated(
-    subject: Subject, texts: Sequence[str], sampling: Mapping[str, Any], repeats: int, seed: int
+    subject: Subject,
+    texts: Sequence[str],
+    sampling: Mapping[str, Any],
+    repeats: int,
+    seed: int,
+    shown: Sequence[tuple[Medium, ...]] | None = None,
 ) -> list[list[Generated]]:
-    """Return `repeats` independent answers for each text."""
-    prompts = [Prompt(text, **sampling, seed=seed + draw) for text in texts for draw in range(repeats)]
+    """Return `repeats` independent answers for each text. shown: the media of each; None: there are none."""
+    asked = zip(texts, shown or [()] * len(texts), strict=True)
+    prompts = [Prompt(text, **sampling, seed=seed + draw, media=some) for text, some in asked for draw in range(repeats)]
     answers = subject.generate(prompts)
     return [answers[i : i + repeats] for i in range(0, len(answers), repeats)]
+
+
+def _noted(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return messages with notes in the places of their media, for a sample."""
+    return [one if "media" not in one else {"role": one["role"], "content": noted(one["content"], one)} for one in messages]
 
 
 def exact_match(answer: str, targets: Sequence[str], options: Mapping[str, Any]) -> float:

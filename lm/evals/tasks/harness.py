@@ -55,7 +55,7 @@ def build(name: str, spec: Mapping[str, Any], settings: TaskSettings) -> "Harnes
             raise UserError(f"{name}: {type(error).__name__}: {_line(error)}") from error
     for attribute, why in (
         ("UNSAFE_CODE", "runs the model's code without a sandbox; use humaneval instead"),
-        ("MULTIMODAL", "asks about images or sound, which our models do not support"),
+        ("MULTIMODAL", "asks about images or sound: write a task file of ours for it, with doc_to_image or doc_to_audio"),
     ):
         if found := [title for title, task in loaded["tasks"].items() if getattr(task, attribute, False)]:
             raise UserError(f"{name}: {found[0]} {why}")

@@ -16,11 +16,13 @@ from typing import Any, NamedTuple
 import jinja2
 
 from data.chat.limited_jinja import LimitedEnvironment, rendered
+from data.media.parts import Medium
 from lm.errors import UserError
 from lm.evals.outcome import TaskSettings
 from lm.evals.stats.joining import Malformed
 from lm.evals.subject import Subject
 from lm.evals.tasks.documents import DATA_ERRORS, Documents, TaskItem, described
+from lm.evals.tasks.media import Columns, columns_of, ordered, with_places
 from lm.evals.tasks.spec import check
 
 KEYS = {
@@ -41,10 +43,14 @@ _template = functools.lru_cache(maxsize=1024)(_ENVIRONMENT.compiled)
 
 
 class Context(NamedTuple):
-    """text: the prompt. messages: the conversation that it was rendered from, up to the answer; None without one."""
+    """text: the prompt. messages: the conversation that it was rendered from, up to the answer; None without one.
+
+    media: images and sound of the messages, in their order.
+    """
 
     text: str
     messages: tuple[dict[str, Any], ...] | None = None
+    media: tuple[Medium, ...] = ()
 
 
 class Form(NamedTuple):
@@ -94,7 +100,7 @@ class Form(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Settings of one task's prompts."""
+    """Settings of one task's prompts. shown: columns of images and sound, only with `chat`; None: there are none."""
 
     form: Form
     shot_form: Form
@@ -105,6 +111,7 @@ class Prompts(NamedTuple):
     chat: bool
     system: str
     multiturn: bool
+    shown: Columns | None = None
 
     def contexts(self, item: TaskItem, subject: Subject) -> list[Context]:
         """Return the text before the answer: one context, or one for each choice if the choices are the contexts.
@@ -120,7 +127,8 @@ class Prompts(NamedTuple):
                 if any(not isinstance(one, str) for one in questions) or not questions:
                     raise Malformed("doc_to_text is a number, but there are no choices")
                 return [self._context([*begin, *_turns(one, "", prefix, "")], subject) for one in questions]
-            return [self._context([*begin, *_turns(question, "", prefix, self.target_delimiter)], subject)]
+            turns = self._shown(_turns(question, "", prefix, self.target_delimiter), item.doc, f"item {item.id}")
+            return [self._context([*begin, *turns], subject)]
 
     def delimiter(self) -> str:
         """Return the text between a context and a choice; empty if a chat template ends the context."""
@@ -147,7 +155,16 @@ class Prompts(NamedTuple):
         said = choices[first] if choices and isinstance(first, int) else first
         if not isinstance(said, str):
             raise Malformed(f"the answer is {answer!r}, not a text")
-        return _turns(question, said, self._render(self.gen_prefix, doc), self.target_delimiter, self.fewshot_delimiter)
+        turns = _turns(question, said, self._render(self.gen_prefix, doc), self.target_delimiter, self.fewshot_delimiter)
+        return self._shown(turns, doc, "an example")
+
+    def _shown(self, turns: list["Turn"], doc: Mapping[str, Any], where: str) -> list["Turn"]:
+        """Return turns whose first one, the question, has the document's media."""
+        if self.shown is None:
+            return turns
+        media = self.shown.media(doc, where)
+        text = with_places(turns[0].text, media)
+        return [turns[0]._replace(text=text, media=ordered(text, media)), *turns[1:]]
 
     def _render(self, template: str | None, doc: Mapping[str, Any]) -> str:
         """Render a description or prefix. Here a single word is a name only if a document has that key."""
@@ -163,17 +180,25 @@ class Prompts(NamedTuple):
             turns[-1] = turns[-1]._replace(delimiter="")
             systems = [turn for turn in turns if turn.role == "system"]
             whole = "".join(turn.text + turn.delimiter for turn in turns if turn.role != "system")
-            turns = [*systems, Turn("user", whole, "")]
-        messages = tuple({"role": turn.role, "content": turn.text} for turn in turns)
-        return Context(subject.chat_prompt(messages, prefill), messages)
+            turns = [*systems, Turn("user", whole, "", sum((turn.media for turn in turns), ()))]
+        messages = tuple(
+            {"role": turn.role, "content": turn.text} | ({"media": list(turn.media)} if turn.media else {}) for turn in turns
+        )
+        try:
+            return Context(subject.chat_prompt(messages, prefill), messages, sum((turn.media for turn in turns), ()))
+        except UserError as error:
+            if self.shown is None:
+                raise
+            raise Malformed(str(error)) from None  # a file that is no image, for instance
 
 
 class Turn(NamedTuple):
-    """delimiter: the text after this turn when the prompt is not split into turns."""
+    """delimiter: the text after this turn when the prompt is not split into turns. media: those of the text's placeholders."""
 
     role: str
     text: str
     delimiter: str
+    media: tuple[Medium, ...] = ()
 
 
 def open_prompts(name: str, spec: Mapping[str, Any], settings: TaskSettings, documents: Documents) -> Prompts:
@@ -208,6 +233,7 @@ def open_prompts(name: str, spec: Mapping[str, Any], settings: TaskSettings, doc
         chat=settings.chat,
         system=settings.system,
         multiturn=settings.fewshot_as_multiturn,
+        shown=columns_of(spec, documents.folder),
     )
 
 

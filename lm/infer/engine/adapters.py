@@ -33,8 +33,13 @@ class Slots:
         self.slot: dict[str, int] = {}
 
     def config(self) -> Adapter:
-        """Return the section of the model's config. Scales are multiplied into B, so the scale is 1."""
-        return Adapter(rank=self.count * self.rank, alpha=self.count * self.rank, targets=self.targets)
+        """Return the section of the model's config. Scales are multiplied into B, so the scale is 1.
+
+        Encoders have none: they read the media of a request before it is known which adapter comes next.
+        """
+        return Adapter(
+            rank=self.count * self.rank, alpha=self.count * self.rank, targets=rf"(?!vision\.|audio\.)(?:{self.targets})"
+        )
 
     def free(self, name: str) -> int:
         """Return a free slot. Raises: UserError if the name is taken, or all slots are."""

@@ -6,7 +6,8 @@ A full block is found again by the hash of all tokens up to its end, so sequence
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -86,14 +87,21 @@ class Blocks:
             self._hash[block] = None
 
 
-def chain(tokens: Sequence[int], size: int, salt: bytes, before: Sequence[bytes] = ()) -> Iterator[bytes]:
+def chain(
+    tokens: Sequence[int],
+    size: int,
+    salt: bytes,
+    before: Sequence[bytes] = (),
+    beside: Mapping[int, bytes] = MappingProxyType({}),
+) -> Iterator[bytes]:
     """Yield the hash of each full block of the tokens, which covers everything before it.
 
     Hashes are of 16 bytes by BLAKE2b: nobody can make a prompt that collides with another's. salt: of whatever else the keys
-    and values depend on, such as an adapter. before: hashes of the first blocks, which are not computed again.
+    and values depend on, such as an adapter. before: hashes of the first blocks, which are not computed again. beside: what the
+    block of this number depends on beside its tokens, such as images.
     """
     last = before[-1] if before else salt
     for n in range(len(before), len(tokens) // size):
         block = np.asarray(tokens[n * size : (n + 1) * size], np.int32).tobytes()
-        last = hashlib.blake2b(last + block, digest_size=16).digest()
+        last = hashlib.blake2b(last + block + beside.get(n, b""), digest_size=16).digest()
         yield last

@@ -8,6 +8,7 @@ import numpy as np
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer.engine.draw import TOP
+from lm.infer.engine.media import check_tiles
 from lm.infer.engine.request import Request
 
 
@@ -25,6 +26,7 @@ def check(r: Request, config: ModelConfig, positions: int, adapters: Collection[
         )
     if r.adapter and r.adapter not in adapters:
         raise UserError(f"no adapter {r.adapter!r} is loaded")
+    check_tiles(r.prompt, r.media, config)
     limits = {
         "temperature": 0 <= r.temperature < np.inf,
         "top_p": 0 < r.top_p <= 1,

@@ -19,6 +19,7 @@ from lm.infer.engine.blocks import Blocks
 from lm.infer.engine.checks import check
 from lm.infer.engine.drafts import ByModel, by_ngrams
 from lm.infer.engine.draw import Drawn
+from lm.infer.engine.media import Encoder, given, nothing_given
 from lm.infer.engine.request import Closed, Event, Full, Gathered, Handle, Request, Stats
 from lm.infer.engine.results import advance
 from lm.infer.engine.room import affordable, give_back
@@ -27,6 +28,7 @@ from lm.infer.engine.sequence import Sequence
 from lm.infer.engine.step import Laid, drawn, forward, lay_out, logits_of, program, sizes, warm_draws
 from lm.infer.engine.weights import Weights, weights_of, with_adapters
 from lm.infer.load import load_model
+from lm.model.media import Given
 from lm.model.pages import empty_layers
 from lm.model.transformer import Transformer
 
@@ -79,6 +81,7 @@ class Engine:
         self._schedule = Schedule(self._blocks, rows, self._sizes[-1], drafts, drafter)
         self.max_positions = most = min(model.config.max_positions, count * page)
         self._tables_RN = np.zeros((rows, -(-most // page)), np.int32)
+        self._encoder = Encoder()
         self.observers: list[Callable[[str, dict], None]] = []
         self.reopen: Callable[[str | os.PathLike], Transformer] = load_model
         self._arrived: list[Sequence] = []
@@ -165,8 +168,9 @@ class Engine:
             self._use(with_adapters(weights, adapters) if self._slots else weights)
             self._version += 1
             self._blocks.forget()
+            self._encoder.forget()
             for sequence in self._schedule.waiting:
-                sequence.key = self._key(sequence.request.adapter)
+                sequence.begin_anew(self._key(sequence.request.adapter))
 
         self._do(change, idle=True)
 
@@ -208,10 +212,13 @@ class Engine:
         """Compile all steps, or load them from the compile cache. Without it each is compiled when it is first needed."""
 
         def change() -> None:
+            self._encoder.warm(self.config, *self._model)
             for B in self._sizes:
                 for S in logits_of(B, self._sizes):
                     laid = lay_out([], self._blocks.size, self._tables_RN, (B,))._replace(at_S=np.zeros(S, np.int32))
-                    warm_draws(self._forward(laid), self._known())
+                    warm_draws(self._forward(laid, None), self._known())
+                    if self.config.vision.num_layers or self.config.audio.num_layers:
+                        self._forward(laid, nothing_given(B, self.config))
                     give_back()
 
         self._do(change)
@@ -293,6 +300,9 @@ class Engine:
 
     def _once(self) -> None:
         self._drop_gone()
+        first = self._schedule.waiting.first()
+        if first is not None and not first.is_ready:
+            self._encoder.advance(first.shown, *self._model)
         parts = self._schedule.step(admits=not self._changes)
         if not parts:
             return
@@ -302,15 +312,15 @@ class Engine:
             if not times.started:
                 part.sequence.handle.times = times._replace(started=begin, cached=part.begin)
         laid = lay_out(parts, self._blocks.size, self._tables_RN, self._sizes)
-        logits_SV = self._forward(laid)
+        logits_SV = self._forward(laid, given(parts, len(laid.tokens_B), self.config))
         found = drawn(laid, logits_SV, self._known()) if laid.draws else None
         self._counts["steps"] += 1
         self._give(parts, laid, found)
         self._notice("step", tokens=sum(len(part.tokens) for part in parts), seconds=time.monotonic() - begin)
 
-    def _forward(self, laid: Laid) -> jax.Array:
+    def _forward(self, laid: Laid, media: Given | None) -> jax.Array:
         mask_BR = self._slots.mask(laid.slots_B) if self._slots else None
-        self._pages, logits_SV = forward(*self._model, self._pages, laid.tokens_B, laid.table, laid.at_S, mask_BR)
+        self._pages, logits_SV = forward(*self._model, self._pages, laid.tokens_B, laid.table, laid.at_S, mask_BR, media)
         return logits_SV
 
     def _use(self, weights: Weights) -> None:
@@ -345,16 +355,8 @@ class Engine:
     def _drop_gone(self) -> None:
         """End the requests that were cancelled or are out of time."""
         now = time.monotonic()
-
-        def reason(sequence: Sequence) -> str:
-            handle = sequence.handle
-            if handle.cancelled:
-                return "cancelled"
-            deadline = handle.request.deadline
-            return "timeout" if deadline is not None and now > handle.times.submitted + deadline else ""
-
         for why in ("cancelled", "timeout"):
-            self._end(lambda sequence, why=why: reason(sequence) == why, Event(finish=why))
+            self._end(lambda sequence, why=why: sequence.handle.gone(now) == why, Event(finish=why))
 
     def _finish(self, sequence: Sequence, event: Event) -> None:
         self._schedule.finish(sequence)

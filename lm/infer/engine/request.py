@@ -8,6 +8,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from lm.infer.engine.media import Tile
+
 FINISHES = ("stop", "length", "cancelled", "timeout", "error")
 NOT_FINITE = "the logits are NaN or infinite: check the weights, or try dtype float32"
 
@@ -44,6 +46,7 @@ class Request:
       0), still before all other settings.
     adapter: name of a loaded adapter; "": none. user: shares of the queue are fair among users. deadline: seconds from
     submission. told_by_reader: the reader tells observers how it ended, as by a stop string, which only its text shows.
+    media: images and sound that the prompt has tokens for, of `lm.infer.engine.media.tiles_of`.
     """
 
     prompt: tuple[int, ...]
@@ -67,6 +70,7 @@ class Request:
     user: str = ""
     deadline: float | None = None
     told_by_reader: bool = False
+    media: tuple[Tile, ...] = ()
 
 
 class Likely(NamedTuple):
@@ -141,6 +145,13 @@ class Handle:
     @property
     def cancelled(self) -> bool:
         return self._cancelled.is_set()
+
+    def gone(self, now: float) -> str:
+        """Return "cancelled", "timeout" if it is out of time, or ""."""
+        if self.cancelled:
+            return "cancelled"
+        deadline = self.request.deadline
+        return "timeout" if deadline is not None and now > self.times.submitted + deadline else ""
 
 
 class Full(Exception):

@@ -111,7 +111,7 @@ class Schedule:
                 break
             if sequence.row >= 0 and sequence.computed < len(sequence.tokens) - 1:
                 left -= self._prompt(sequence, left, parts)
-        while admits and left > 0 and self._rows and (sequence := self.waiting.first()) is not None:
+        while admits and left > 0 and self._rows and (sequence := self.waiting.first()) is not None and sequence.is_ready:
             # A block for each that runs, so that it need not be preempted at once.
             if (
                 sequence.needs(len(sequence.tokens), self.blocks.size) + len(self.running) > self.blocks.available

@@ -4,6 +4,7 @@ import numpy as np
 
 from lm.config import ModelConfig
 from lm.infer.engine.blocks import Blocks, chain
+from lm.infer.engine.media import Shown
 from lm.infer.engine.request import Handle, Likely
 
 
@@ -11,7 +12,8 @@ class Sequence:
     """The state of one request. tokens: of the prompt and the sample. computed: how many of them have keys and values in pages.
 
     blocks: of the pages, in order; hashes: of the full blocks whose content is known. row: of the page table, −1 while it
-    waits. key: what keys and values depend on beside the tokens, such as the weights. slot: of its adapter, or −1.
+    waits. key: what keys and values depend on beside the tokens, such as the weights. slot: of its adapter, or −1. shown: its
+    media, or None.
     """
 
     def __init__(self, handle: Handle, config: ModelConfig, key: str, slot: int = -1):
@@ -23,6 +25,8 @@ class Sequence:
         self.hashes: list[bytes] = []
         self.read: list[Likely | None] = []  # of the prompt's tokens, as far as they are read and reported
         self.rope, self.key, self.slot = config.rope, key, slot
+        self.shown = Shown(self.request.prompt, self.request.media, config) if self.request.media else None
+        self._beside: dict[int, bytes] | None = None  # of its media, by block
         self.is_long = self._beyond()
         self.bias_V: np.ndarray | None = None
         self.seen_V: np.ndarray | None = None
@@ -35,6 +39,11 @@ class Sequence:
     @property
     def sampled(self) -> int:
         return len(self.tokens) - self.prompt
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether it can start: its media are encoded."""
+        return self.shown is None or self.shown.vectors_VD is not None
 
     @property
     def left(self) -> int:
@@ -74,11 +83,22 @@ class Sequence:
         if self.request.prompt_logprobs >= 0:
             return 0
         known = self.tokens[: min(len(self.tokens) - 1, self.shareable())]
-        hashes = list(chain(known, blocks.size, self.salt()))
+        hashes = list(chain(known, blocks.size, self.salt(), (), self._media_beside(blocks.size)))
         self.blocks = blocks.find(hashes)
         self.hashes = hashes[: len(self.blocks)]
         self.computed = self.guessed_from = len(self.blocks) * blocks.size
         return self.computed
+
+    def _media_beside(self, size: int) -> dict[int, bytes]:
+        if self._beside is None:
+            self._beside = self.shown.beside(size) if self.shown else {}
+        return self._beside
+
+    def begin_anew(self, key: str) -> None:
+        """Take another key, of newer weights: nothing that the old ones computed is left."""
+        self.key = key
+        if self.shown:
+            self.shown.forget()
 
     def needs(self, upto: int, size: int) -> int:
         """Return how many more blocks the first `upto` tokens need."""
@@ -88,7 +108,8 @@ class Sequence:
         """Make the full blocks known whose tokens are all computed."""
         full = min(self.computed, self.shareable()) // blocks.size
         if full > len(self.hashes):
-            for hash in list(chain(self.tokens[: full * blocks.size], blocks.size, self.salt(), self.hashes)):
+            tokens, beside = self.tokens[: full * blocks.size], self._media_beside(blocks.size)
+            for hash in list(chain(tokens, blocks.size, self.salt(), self.hashes, beside)):
                 blocks.seal(self.blocks[len(self.hashes)], hash)
                 self.hashes.append(hash)
 

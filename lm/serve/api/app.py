@@ -84,7 +84,7 @@ def routes(service: Service, settings: Settings) -> APIRouter:
         chunks: Callable[..., AsyncIterator[Any]],
     ) -> Response:
         user = request.state.user
-        planned = await asyncio.to_thread(plan, service, body, user)
+        planned = await service.media.call(getattr(body, "messages", ()), plan, service, body, user)
         if body.stream:
             return await EventStream(chunks(service, body, planned), settings.read_seconds).start(request)
         found = await answer(request, whole(service, body, planned))
@@ -119,7 +119,7 @@ def routes(service: Service, settings: Settings) -> APIRouter:
 
     @router.post("/tokenize")
     async def tokenize(body: Annotated[TokenizeRequest, Depends(reading(TokenizeRequest))]) -> Response:
-        return json_response(await asyncio.to_thread(_tokenized, service, body))
+        return json_response(await service.media.call(body.messages or (), _tokenized, service, body))
 
     @router.post("/detokenize")
     async def detokenize(body: Annotated[DetokenizeRequest, Depends(reading(DetokenizeRequest))]) -> Response:

@@ -6,6 +6,7 @@ from typing import Any
 
 from data.chat.messages import Messages
 from lm.errors import UserError
+from lm.infer.engine.media import tiles_of
 from lm.infer.engine.request import Request
 from lm.infer.prompts import Prompt, checked_messages, read_chat
 from lm.serve.api import grammar
@@ -24,12 +25,13 @@ from lm.serve.api.answers import (
     usage,
 )
 from lm.serve.api.errors import ApiError
+from lm.serve.api.media import files_of
 from lm.serve.api.protocol import ChatRequest, ToolChoice
 from lm.serve.api.service import Service
 from lm.serve.api.text import Token, spelling
 from lm.serve.api.tools import MOST_CALLS, Call, Calls, declared, forced
 
-RESERVED = ("messages", "tools", "template", "add_generation_prompt", "tokenizer", "documents", "media")
+RESERVED = ("messages", "tools", "template", "add_generation_prompt", "tokenizer", "documents", "media", "towers")
 
 
 def messages_of(service: Service, given: Sequence[dict[str, Any]]) -> Messages:
@@ -37,9 +39,10 @@ def messages_of(service: Service, given: Sequence[dict[str, Any]]) -> Messages:
     if service.no_chat:
         raise ApiError(400, f"this model takes no messages: {service.no_chat}", param="messages")
     try:
-        messages = checked_messages(given, "messages")
+        messages = checked_messages(given, "messages", media=True)
     except UserError as error:
         raise ApiError(400, str(error), param="messages") from None
+    messages = files_of(messages, service.towers, service.limits.media, service.limits.media_bytes)
     for message, original in zip(messages, given):
         for call, named in zip(message.get("tool_calls") or (), original.get("tool_calls") or ()):
             if isinstance(named.get("id"), str):  # some templates write it
@@ -48,15 +51,18 @@ def messages_of(service: Service, given: Sequence[dict[str, Any]]) -> Messages:
 
 
 def prompt_of(service: Service, messages: Messages, tools: list[dict[str, Any]], extra: dict[str, Any]) -> Prompt:
-    """Return the prompt of messages of `messages_of`. Raises: ApiError."""
+    """Return the prompt of messages of `messages_of`; their media are decoded here. Raises: ApiError."""
     if taken := [key for key in extra if key in RESERVED or key.startswith("_")]:
         raise ApiError(400, f"chat_template_kwargs: {taken[0][:50]!r} is set by the server", param="chat_template_kwargs")
     if tools and service.calls.declared:
         extra = extra | {"tools": tools}
     try:
-        return read_chat(service.tokenizer, declared(service.calls, messages, tools), service.template, **extra)
+        said = declared(service.calls, messages, tools)
+        prompt = read_chat(service.tokenizer, said, service.template, service.towers, **extra)
     except UserError as error:
         raise ApiError(400, str(error), param="messages") from None
+    service.media.take(prompt.media)
+    return prompt
 
 
 def plan(service: Service, body: ChatRequest, user: str) -> Plan:
@@ -87,7 +93,8 @@ def _asked(service: Service, body: ChatRequest, user: str, messages: Messages) -
     if body.min_tokens > limit:
         raise ApiError(400, "min_tokens must not exceed max_tokens", param="min_tokens")
     settings = settings_of(service, body, prompt.stops, user)
-    base = Request(tuple(prompt.ids), limit, **settings, logprobs=body.top_logprobs if body.logprobs else -1)
+    logprobs = body.top_logprobs if body.logprobs else -1
+    base = Request(tuple(prompt.ids), limit, **settings, logprobs=logprobs, media=tiles_of(prompt.media))
     service.prepared(base)
     asked = form_of(service, body, tools)
     form = service.grammars.make(asked[0], base.stop_ids, asked[1]) if asked else None

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from data.chat.media.encoding import Towers
 from data.chat.messages import make_message
 from data.chat.template import end_of_turn
 from lm.errors import UserError
@@ -18,6 +19,7 @@ from lm.infer.prompts import read_chat
 from lm.serve.api.adapters import confined
 from lm.serve.api.errors import ApiError
 from lm.serve.api.grammar import Grammars
+from lm.serve.api.media import Room
 from lm.serve.api.tools import CallFormat, format_of
 from lm.serve.monitor import Watch
 from lm.workdir import steps_saved
@@ -30,7 +32,8 @@ GRACE = 5.0  # seconds that the engine may be late in ending a request at its de
 class Limits:
     """0: none. tokens: of a prompt. new_tokens: of an answer. choices: continuations of one API request. seconds: of a request.
 
-    unread: tokens that wait for a slow reader before its request is cancelled.
+    unread: tokens that wait for a slow reader before its request is cancelled. media, media_bytes: images and sounds of one
+    request, and bytes of all of them; here 0 is 0.
     """
 
     tokens: int = 0
@@ -38,6 +41,8 @@ class Limits:
     choices: int = 128
     seconds: float = 0.0
     unread: int = 4096
+    media: int = 16
+    media_bytes: int = 8 << 20
 
 
 class Service:
@@ -45,6 +50,7 @@ class Service:
 
     engine: of lm.infer.engine. name: of the model in requests. template: Jinja for chats; None: the tokenizer's own.
     adapter_dir: folder of adapters that clients may load; None: they may load none. origin: path of the checkpoint.
+    towers: what the model sees and hears; None: it reads text.
 
     checkpoint: the weights that new requests get, in words.
 
@@ -60,10 +66,12 @@ class Service:
         limits: Limits = Limits(),  # noqa: B008 (it is immutable)
         adapter_dir: Path | None = None,
         origin: str = "",
+        towers: Towers | None = None,
     ):
         self.engine, self.name, self.template, self.limits, self.origin = engine, name, template, limits, origin
         self.adapter_dir, self.created = adapter_dir, int(time.time())
         self.tokenizer, self.draining = engine.tokenizer, False
+        self.towers, self.media = towers, Room()
         self.watch: Watch | None = None
         self.checkpoint = _version(name, origin)
         self.symbols = {i: symbol for symbol, i in self.tokenizer.controls.items()}

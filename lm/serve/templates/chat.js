@@ -1,6 +1,7 @@
 // The chat page: conversations, what is asked and stopped, and the settings. Drawing is in the other chat_*.js.
 import * as api from "./chat_api.js";
 import { at, icon, iconButton, make, say, toast } from "./chat_dom.js";
+import * as media from "./chat_media.js";
 import { article, greeting } from "./chat_messages.js";
 import * as store from "./chat_store.js";
 import * as tokens from "./chat_tokens.js";
@@ -23,7 +24,7 @@ const page = {
   busy: () => running.has(chat.id),
   likely: () => Boolean(options.likely),
   again: (message) => ask(chat.messages.indexOf(message)),
-  resend: (message, content) => ask(chat.messages.indexOf(message), content),
+  resend: (message, content) => ask(chat.messages.indexOf(message), content, message.media),
   changed: () => keep(chat),
 };
 
@@ -66,8 +67,9 @@ function follow() {
   at("end").hidden = stuck;
 }
 
-// Asks for an answer. The messages from number `from` on go; `content`, if there is one, is the user's message in their place.
-async function ask(from, content) {
+// Asks for an answer. The messages from number `from` on go; `content` and `files`, if there are any, are the user's message in
+// their place.
+async function ask(from, content, files = []) {
   if (page.busy()) return;
   if (!form.checkValidity()) {
     panel("settings", true);
@@ -75,7 +77,7 @@ async function ask(from, content) {
     return;
   }
   chat.messages.length = from;
-  if (content) chat.messages.push({ role: "user", content });
+  if (content || files.length) chat.messages.push({ role: "user", content, ...(files.length ? { media: files } : {}) });
   const mine = chat;
   const body = request(mine);
   const answer = { role: "assistant", content: "", model: model.value, tokens: [] };
@@ -154,9 +156,9 @@ composer.addEventListener("submit", (event) => {
   event.preventDefault();
   if (page.busy()) return stopAnswer();
   const content = text.value.trim();
-  if (!content) return;
+  if (!content && media.isEmpty()) return;
   text.value = "";
-  ask(chat.messages.length, content);
+  ask(chat.messages.length, content, media.take());
 });
 text.addEventListener("keydown", (event) => {
   if (event.isComposing) return;
@@ -355,6 +357,7 @@ addEventListener("keydown", (event) => {
   }
 });
 
+media.listen();
 readOptions();
 show(all[0] ?? chat);
 loadModels();

@@ -2,6 +2,7 @@
 import * as api from "./chat_api.js";
 import { at, copyButton, icon, iconButton, make, say, toast } from "./chat_dom.js";
 import * as markdown from "./chat_markdown.js";
+import { gallery } from "./chat_media.js";
 import * as tokens from "./chat_tokens.js";
 
 const ENDS = {
@@ -16,17 +17,19 @@ export function article(message, page) {
 }
 
 function question(message, page) {
+  const shown = message.media ? [make("div", { class: "media" }, ...gallery(message.media))] : [];
   const said = make("div", { class: "said" }, message.content);
+  said.hidden = !message.content;
   const edit = iconButton("edit", "Edit and send again", () => open());
   const acts = make("span", { class: "acts" }, copyButton(() => message.content), edit);
-  const element = make("article", { class: "user", "aria-label": "You" }, said, make("div", { class: "meta" }, acts));
+  const element = make("article", { class: "user", "aria-label": "You" }, ...shown, said, make("div", { class: "meta" }, acts));
   const open = () => {
-    const form = editor("Edit the message", message.content, "Send", (text) => text && page.resend(message, text), close);
-    element.replaceChildren(form);
+    const form = editor("Edit the message", message.content, "Send", (text) => (text || message.media) && page.resend(message, text), close);
+    element.replaceChildren(...shown, form);
     form.elements.text.focus();
   };
   const close = () => {
-    element.replaceChildren(said, acts.parentElement);
+    element.replaceChildren(...shown, said, acts.parentElement);
     edit.focus();
   };
   element.edit = open;

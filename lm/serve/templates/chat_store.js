@@ -1,8 +1,11 @@
 // Conversations and settings in the browser's localStorage, one entry a conversation. If there is none, they last as long as the
 // page.
 //
-// A conversation: {id, changed, system, messages}. A message: {role, content}; an answer also has model, id (of the API), finish,
-// count and prompt (tokens), first and seconds (times), tokens (see chat_tokens.js), rating, error.
+// A conversation: {id, changed, system, messages}. A message: {role, content}; one of the user may have media (see chat_media.js);
+// an answer also has model, id (of the API), finish, count and prompt (tokens), first and seconds (times), tokens (see
+// chat_tokens.js), rating, error.
+import { parts } from "./chat_media.js";
+
 const CHAT = "lmcraft.chat.";
 const OPTIONS = "lmcraft.options";
 
@@ -20,13 +23,13 @@ export function newChat(system) {
   return { id: Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join(""), changed: Date.now(), system, messages: [] };
 }
 
-// Returns whether it is stored. If there is no room, token probabilities of other conversations go first, then its own.
+// Returns whether it is stored. If there is no room, token probabilities of other conversations go first, then its own, then the
+// files of its images and sound.
 export function save(chat) {
-  for (const strip of [() => {}, () => chats().forEach((one) => one.id !== chat.id && write(CHAT + one.id, bare(one))), null]) {
-    strip?.();
-    if (write(CHAT + chat.id, strip ? chat : bare(chat))) return true;
-  }
-  return false;
+  const fits = (kept) => write(CHAT + chat.id, kept);
+  if (fits(chat)) return true;
+  for (const one of chats()) if (one.id !== chat.id) write(CHAT + one.id, bare(one));
+  return fits(chat) || fits(bare(chat)) || fits(withoutFiles(bare(chat)));
 }
 
 export function remove(id) {
@@ -44,7 +47,9 @@ export function title(chat) {
 
 // What a model is sent: the system prompt, and all messages that say something.
 export function said(chat) {
-  const messages = chat.messages.filter((message) => message.content).map(({ role, content }) => ({ role, content }));
+  const messages = chat.messages
+    .filter(({ content, media }) => content || media?.some(({ url }) => url))
+    .map(({ role, content, media }) => ({ role, content: media ? parts(media, content) : content }));
   return chat.system.trim() ? [{ role: "system", content: chat.system }, ...messages] : messages;
 }
 
@@ -57,6 +62,11 @@ export function lines(all) {
 
 function bare(chat) {
   return { ...chat, messages: chat.messages.map((message) => ({ ...message, tokens: undefined })) };
+}
+
+function withoutFiles(chat) {
+  const without = (message) => (message.media ? { ...message, media: message.media.map(({ kind, name }) => ({ kind, name })) } : message);
+  return { ...chat, messages: chat.messages.map(without) };
 }
 
 function keys() {

@@ -218,7 +218,7 @@ def test_a_large_file_is_refused_before_it_is_decoded(folder, monkeypatch):
 def test_a_request_has_media_in_data_urls_only(folder):
     asked = user(text("a"), image(url(RED)))
     assert found(media_messages([asked], "messages"))[1] == [RED]
-    with pytest.raises(UserError, match="^messages: message 1, part 1: 'red.png' is a path, and only files in data: URLs"):
+    with pytest.raises(UserError, match="^messages: message 1, part 1: 'red.png' is not fetched, and only files in data: URLs"):
         media_messages([user(image("red.png"))], "messages")
     assert found(media_messages([user(image("red.png"))], "messages", str(folder)))[1] == [RED]
 

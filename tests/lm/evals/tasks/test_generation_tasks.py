@@ -10,7 +10,7 @@ from lm.errors import UserError
 from lm.evals.judges import grading
 from lm.evals.judges.endpoint import Reply
 from lm.evals.outcome import TaskSettings
-from lm.evals.subject import Generated
+from lm.evals.subject import Generated, Prompt
 from lm.evals.tasks import filters, math_answers, overlap
 from lm.evals.tasks.catalogue import open_task
 from tests.lm.evals.tasks import task_rows as rows
@@ -107,7 +107,7 @@ def test_repeats_are_drawn_apart_and_voted_on(run):
     outcome, model = run([{"q": "x", "a": "b"}, {"q": "y", "a": "a"}], None, keys=keys, model=Drawing())
     assert outcome.results["exact_match"] == 0.5 and sorted(outcome.samples[0]["generations"]) == ["a", "b", "b"]
     assert len({prompt.seed for prompt in model.prompts}) == 3
-    assert model.prompts[0]._replace(seed=0) == ("x", (".",), 5, 0.7, 0.9, 0)
+    assert model.prompts[0]._replace(seed=0) == Prompt("x", (".",), 5, 0.7, 0.9, 0)
 
 
 def test_sampling_is_greedy_where_the_file_says_so(run):

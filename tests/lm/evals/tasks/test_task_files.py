@@ -182,4 +182,5 @@ def test_every_task_file_tells_where_it_is_from():
     for path in FOLDER.glob("*.yaml"):
         spec = read_spec(path, path.stem)
         if spec["kind"] in ("choice", "generation", "rolling", "ifeval", "code"):
-            assert "arXiv" in spec["about"] or path.stem == "perplexity", path
+            own = path.stem == "perplexity" or spec.get("data", "").startswith("builtin:")
+            assert "arXiv" in spec["about"] or own, path

@@ -1,0 +1,173 @@
+"""Images and sound of requests: encode each once, and put its vectors in the places of its tokens.
+
+A medium comes as tiles: an image of the encoder's size, or a window of sound. Before a request starts, its tiles are encoded, a
+few between two steps, so that the other requests go on. The vectors stay with the request. Those of the last tiles are kept, so
+a conversation's next turn does not encode its images again.
+
+Axes: T tokens of a prompt, V vectors of a request, D model, B tokens of a step.
+"""
+
+import functools
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence as List
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+
+from lm.config import ModelConfig
+from lm.errors import UserError
+from lm.model.media import Given, Media, encoded
+
+NAMES = ("vision", "audio")  # encoders, in the order of the fields of Media
+AT_ONCE = 4  # tiles of one call of an encoder; fewer are encoded one by one
+KEPT = 256 << 20  # bytes of vectors that no request needs at the moment
+
+
+class Tile(NamedTuple):
+    """name: of its encoder. array: float32, what the encoder takes. digest: of both."""
+
+    name: str
+    array: np.ndarray
+    digest: bytes
+
+
+def tiles_of(media: Media | None) -> tuple[Tile, ...]:
+    """Return the tiles of one prompt, for Request. media: with one row, as for a prompt of `lm.infer.sampler.draw`."""
+    found = []
+    for name, some in zip(NAMES, media or (), strict=False):
+        for array in () if some is None else np.asarray(some, np.float32)[0]:
+            digest = hashlib.blake2b(array.tobytes(), digest_size=16, person=name.encode()).digest()
+            found.append(Tile(name, array, digest))
+    return tuple(found)
+
+
+def check_tiles(prompt: List[int], tiles: List[Tile], config: ModelConfig) -> None:
+    """Raise UserError if the model lacks an encoder for a tile, or if the prompt has more or fewer tokens than vectors."""
+    for name in NAMES:
+        section, some = getattr(config, name), [tile for tile in tiles if tile.name == name]
+        if not some:
+            continue
+        if not section.num_layers:
+            raise UserError(f"a request with media for model.{name}, which this model does not have: leave them out")
+        if wrong := next((tile.array.shape for tile in some if tile.array.shape != section.shape), None):
+            raise UserError(f"media of shape {wrong}: model.{name} takes {section.shape}")
+        places, vectors = prompt.count(section.token_id), len(some) * section.tokens
+        if places != vectors:
+            raise UserError(
+                f"a prompt with {places} tokens {section.token_id} for the {vectors} vectors of model.{name}: give as many"
+            )
+
+
+class Shown:
+    """The media of one request. tiles: in the order of their tokens for each encoder.
+
+    numbers_T: for each token of the prompt the number of its vector, −1 for text. vectors_VD: None until all are encoded.
+    """
+
+    def __init__(self, prompt: List[int], tiles: List[Tile], config: ModelConfig):
+        self.tiles, self.vectors_VD = sorted(tiles, key=lambda tile: NAMES.index(tile.name)), None
+        self.found: dict[bytes, np.ndarray] = {}  # by digest
+        prompt_T = np.asarray(prompt)
+        self.numbers_T, begin = np.full(len(prompt), -1, np.int32), 0
+        self._ends: list[int] = []  # of the tiles, in vectors
+        for tile in self.tiles:
+            self._ends.append((self._ends[-1] if self._ends else 0) + getattr(config, tile.name).tokens)
+        for name in dict.fromkeys(tile.name for tile in self.tiles):
+            places = np.flatnonzero(prompt_T == getattr(config, name).token_id)
+            self.numbers_T[places] = np.arange(begin, begin + len(places))
+            begin += len(places)
+
+    def beside(self, size: int) -> dict[int, bytes]:
+        """Return what the keys of blocks of `size` tokens depend on beside the tokens: the digests of a block's tiles."""
+        tiles_T = np.searchsorted(self._ends, self.numbers_T, side="right")
+        found: dict[int, bytes] = {}
+        for block in np.unique(np.flatnonzero(self.numbers_T >= 0) // size).tolist():
+            here = slice(block * size, (block + 1) * size)
+            numbers = dict.fromkeys(tiles_T[here][self.numbers_T[here] >= 0].tolist())
+            found[block] = b"".join(self.tiles[n].digest for n in numbers)
+        return found
+
+    def forget(self) -> None:
+        """Forget all vectors, as after a change of weights."""
+        self.found, self.vectors_VD = {}, None
+
+
+class Encoder:
+    """The encoders of a model, and the vectors of the last tiles. For one thread."""
+
+    def __init__(self):
+        self._known: OrderedDict[bytes, np.ndarray] = OrderedDict()  # by digest, the longest unused first
+        self._size = 0
+
+    def forget(self) -> None:
+        self._known.clear()
+        self._size = 0
+
+    def advance(self, shown: Shown, program, arrays) -> None:
+        """Encode the next tiles of a request, in one call of an encoder. program, arrays: as of lm.infer.engine.step."""
+        missing = OrderedDict((tile.digest, tile) for tile in shown.tiles if tile.digest not in shown.found)
+        for digest in [digest for digest in missing if digest in self._known]:
+            self._known.move_to_end(digest)
+            shown.found[digest] = self._known[digest]
+            del missing[digest]
+        if missing:
+            first = next(iter(missing.values()))
+            some = [tile for tile in missing.values() if tile.name == first.name]
+            some = some[: AT_ONCE if len(some) >= AT_ONCE else 1]
+            inputs_1N = np.stack([tile.array for tile in some])[None]
+            for tile, vectors_VD in zip(some, vectors_of(program, first.name, arrays, inputs_1N), strict=True):
+                shown.found[tile.digest] = vectors_VD
+                self._keep(tile.digest, vectors_VD)
+        if all(tile.digest in shown.found for tile in shown.tiles):
+            shown.vectors_VD = np.concatenate([shown.found[tile.digest] for tile in shown.tiles])
+            shown.found = {}
+
+    def warm(self, config: ModelConfig, program, arrays) -> None:
+        """Compile the encoders."""
+        for name in NAMES:
+            section = getattr(config, name)
+            for count in (1, AT_ONCE) if section.num_layers else ():
+                vectors_of(program, name, arrays, np.zeros((1, count, *section.shape), np.float32))
+
+    def _keep(self, digest: bytes, vectors_VD: np.ndarray) -> None:
+        self._known[digest] = vectors_VD
+        self._size += vectors_VD.nbytes
+        while self._size > KEPT:
+            self._size -= self._known.popitem(last=False)[1].nbytes
+
+
+def vectors_of(program, name: str, arrays, inputs_1N: np.ndarray) -> np.ndarray:
+    """Return the vectors of N tiles, [N, V, D] in the compute dtype."""
+    vectors_VD = np.asarray(_encoded(program, name, arrays, inputs_1N))[0]
+    return vectors_VD.reshape(inputs_1N.shape[1], -1, vectors_VD.shape[-1])
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encoded(program, name: str, arrays, inputs_1N) -> jax.Array:
+    params, _ = jax.tree.unflatten(program.tree, arrays)
+    return encoded(nnx.merge(program.graph, params), name, inputs_1N)
+
+
+def nothing_given(B: int, config: ModelConfig) -> Given:
+    """Return room for the vectors of a step of B tokens."""
+    return Given(np.zeros((B, 1, config.embed_dim), config.compute_dtype), np.zeros((B, 1), bool))
+
+
+def given(parts: List, B: int, config: ModelConfig) -> Given | None:
+    """Return the vectors of a step's parts in the places of their tokens; None if the step has text only.
+
+    parts: lm.infer.engine.schedule.Part, one after the other. B: tokens of the step.
+    """
+    found, n = None, 0
+    for part in parts:
+        if (shown := part.sequence.shown) is not None:
+            numbers = shown.numbers_T[part.begin : part.begin + len(part.tokens)]
+            places = np.flatnonzero(numbers >= 0)
+            if len(places):
+                found = found or nothing_given(B, config)
+                found.vectors_BTD[n + places, 0], found.there_BT[n + places] = shown.vectors_VD[numbers[places]], True
+        n += len(part.tokens)
+    return found
