@@ -36,7 +36,7 @@ MEASURED = {  # the held-out questions: other data than in training, if the task
     "commands": "builtin:commands?voices=heldout",
     "scenes": "builtin:scenes?pairs=heldout",
 }
-VISION = {"image_size": 32, "patch_size": 4, "num_layers": 2, "shuffle": 1}
+VISION = {"image_size": 32, "patch_size": 16, "num_layers": 2, "shuffle": 1}  # four tokens
 RUNS = {  # task: the config, and its keys
     "digits": ("senses.py", {"steps": 1000, "data.max_examples": 8000} | {f"model.vision.{k}": v for k, v in VISION.items()}),
     "commands": ("senses.py:audio", {"steps": 1200, "data.max_examples": 8000}),

@@ -2,14 +2,16 @@
 
     senses.py                  images; encoder, projector and language model are trained
     senses.py:audio            speech; senses.py:images,audio for both
-    senses.py:projector        only the projector is trained; also senses.py:audio,projector
+    senses.py:encoder          the language model keeps its weights; also senses.py:audio,encoder
+    senses.py:projector        only the projector is trained, for an encoder that is trained already
 
-If init_from has an encoder already, give it the same keys of model.vision and model.audio, or use sft.py.
+If init_from has an encoder already, it must have the same keys in model.vision and model.audio; sft.py takes any.
 """
 
 from configs.align import default
 
-WORDS = ("images", "audio", "projector")
+WORDS = ("images", "audio", "encoder", "projector")
+LANGUAGE = r"embedding|stacks\..*|norm\..*|head|positions"  # parameters of the language model
 
 
 def get_config(words: str = "images"):
@@ -31,5 +33,7 @@ def get_config(words: str = "images"):
     if hears:  # windows of one second, ten tokens each
         config.model.audio.update(num_layers=4, embed_dim=128, num_heads=4, mlp_dim=512, num_mels=40, num_frames=100, stack=5)
     if "projector" in asked:
-        config.model.frozen = r"(vision|audio)\.(?!projector).*|embedding|stacks\..*|norm\..*|head|positions"
+        config.model.frozen = rf"(vision|audio)\.(?!projector).*|{LANGUAGE}"
+    elif "encoder" in asked:
+        config.model.frozen = LANGUAGE
     return config
