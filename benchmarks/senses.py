@@ -45,7 +45,7 @@ MEASURED = {  # the held-out questions: other data than in training, if the task
 VISION = {"image_size": 32, "patch_size": 16, "num_layers": 2, "shuffle": 1}  # four tokens
 RUNS = {  # task: the config, and its keys
     "digits": ("senses.py", {"steps": 600, "data.max_examples": 8000} | {f"model.vision.{k}": v for k, v in VISION.items()}),
-    "commands": ("senses.py:audio", {"steps": 1200, "data.max_examples": 8000}),
+    "commands": ("senses.py:audio", {"steps": 600, "data.max_examples": 6000}),
     "scenes": ("senses.py", {"steps": 3000, "data.max_examples": 30_000}),
 }
 COMMON = {
