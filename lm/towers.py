@@ -27,7 +27,7 @@ class Vision:
     projector: str = "linear"  # linear: one matrix without bias (Idefics3); mlp: two with an activation between (LLaVA)
     projector_activation: str = "gelu"  # of mlp
     projector_bias: bool = True  # biases of mlp
-    token_id: int = -1  # id of the token that holds the place of one projected vector
+    token_id: int = -1  # id of the token that holds the place of one projected vector; -1: the tokenizer's symbol for it
 
     @property
     def patches(self) -> int:
@@ -70,7 +70,7 @@ class Audio:
     projector: str = "mlp"  # linear: one matrix without bias; mlp: two with an activation between (Voxtral)
     projector_activation: str = "gelu"  # of mlp
     projector_bias: bool = True  # biases of mlp
-    token_id: int = -1  # id of the token that holds the place of one projected vector
+    token_id: int = -1  # id of the token that holds the place of one projected vector; -1: the tokenizer's symbol for it
 
     @property
     def positions(self) -> int:

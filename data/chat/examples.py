@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from data.chat.conversations import Example, examples_of, read_examples, split_n
 from data.chat.example_encoding import Encoder, Sequenced
 from data.chat.example_files import SPLITS, Counts, Examples, Row, load_examples, write_columns
 from data.chat.media import rows as media_rows
-from data.chat.media.encoding import Towers, encode_conversation, encoder_of
+from data.chat.media.encoding import Towers, encode_conversation, encode_prompt, encoder_of
 from data.chat.records import EXTENSIONS, is_builtin, read_records
+from data.media.parts import as_text
 from data.text.dataset import exclusive
 from data.text.fingerprints import (
     INPUT,
@@ -85,34 +86,50 @@ def prepare_examples(
 
 
 def prepare_tasks(
-    config: ml_collections.ConfigDict, tokenizer: Tokenizer, tools: list[dict] | None = None, workdir: Path | None = None
+    config: ml_collections.ConfigDict,
+    tokenizer: Tokenizer,
+    tools: list[dict] | None = None,
+    workdir: Path | None = None,
+    *,
+    towers: Towers | None = None,
+    splits: Sequence[str] = SPLITS,
 ) -> tuple[list[dict], list[dict], dict[str, Any]]:
     """Return the training tasks and held-out tasks of config.data.input, and counts as in `prepare_examples`.
 
     A task is {"prompt": messages, "prompt_ids": ids up to the start of the answer, **columns}. The prompt declares the task's
     `tools`, or else the given `tools`. Prompts longer than config.rollout.max_prompt_tokens are dropped and counted.
+    towers: what the model sees and hears. Then a task also has `prompt_media`, a list of data.chat.media.encoding.Kept.
+    splits: those to read; the others are empty.
     Raises: UserError as `prepare_examples`, and if the input differs from the record of `record_tasks` in `workdir`.
     """
     if workdir:
         files = _files(config.data)
         check_input(_tasks(config.data, workdir), config.data.input, files, lambda: digest_of(files))
-    encoder = Encoder(tokenizer, read_template(config.chat_template))
+    template = read_template(config.chat_template)
+    encoder = Encoder(tokenizer, template) if towers is None else encoder_of(tokenizer, towers, template)
     most, dropped = config.rollout.max_prompt_tokens, Counter()
     found: dict[str, list[dict]] = {split: [] for split in SPLITS}
     counts: dict[str, Any] = {"kind": "task"}
     for split, examples in _splits(config, "task", dropped).items():
+        if split not in splits:
+            continue
         count = Counts()
         for example in examples:
-            ids = encoder.prompt_ids(example.prompt, example.columns.get("tools") or tools)
+            declared, columns, media = example.columns.get("tools") or tools, example.columns, {}
+            if towers is None:
+                ids = encoder.prompt_ids(example.prompt, declared)
+            else:
+                seen = encode_prompt(encoder, example.prompt, towers, declared)
+                ids, media = seen.ids.tolist(), {"prompt_media": seen.media}
             if len(ids) > most:
                 count.dropped["longer than rollout.max_prompt_tokens"] += 1
                 continue
-            found[split].append({**example.columns, "prompt": example.prompt, "prompt_ids": ids})
+            found[split].append({**columns, "prompt": as_text(example.prompt), "prompt_ids": ids, **media})
             count.tokens += len(ids)
         count.examples = count.rows = len(found[split])
         counts[split] = vars(count) | {"dropped": dict(count.dropped)}
     counts["read"] = {"dropped": dict(dropped)}
-    if not found["train"]:
+    if "train" in splits and not found["train"]:
         raise _none_left(config, counts, f"raise rollout.max_prompt_tokens={most}")
     return found["train"], found["valid"], counts
 

@@ -116,6 +116,21 @@ def columns_of(values: Mapping, asked: Sequence[str] = ()) -> dict[str, list]:
     return found
 
 
+def as_text(messages: Sequence[Mapping]) -> list[dict]:
+    """Return messages without media, for a record of what was asked: a medium is a text such as "[image 3f2a91c0]".
+
+    The number is a hash of its bytes, or of its path.
+    """
+    found = []
+    for message in messages:
+        named = iter([f"[{medium.kind} {_hash(medium.source)[:8]}] " for medium in message.get("media", ())])
+        rest = {key: value for key, value in message.items() if key != "media"}
+        if message.get("media"):
+            rest["content"] = ANY_PLACEHOLDER.sub(lambda _, named=named: next(named), message["content"])
+        found.append(rest)
+    return found
+
+
 def media_keys(values: Mapping) -> set[str]:
     """Return the names of the columns of a record that hold images or audio."""
     return {key for kind, files in columns_of(values).items() if files for key in (kind, f"{kind}s")}
@@ -123,9 +138,11 @@ def media_keys(values: Mapping) -> set[str]:
 
 def digest(message: Mapping) -> str:
     """Return a hash of the media of a message: of their bytes, or of their paths; "" if there are none."""
-    sources = [medium.source for medium in message.get("media", ())]
-    sources = [source.encode("utf-8", "surrogatepass") if isinstance(source, str) else source for source in sources]
-    return "".join(f"\0{xxhash.xxh3_128_hexdigest(source)}" for source in sources)
+    return "".join(f"\0{_hash(medium.source)}" for medium in message.get("media", ()))
+
+
+def _hash(source: str | bytes) -> str:
+    return xxhash.xxh3_128_hexdigest(source.encode("utf-8", "surrogatepass") if isinstance(source, str) else source)
 
 
 def noted(text: str, message: Mapping) -> str:

@@ -15,7 +15,7 @@ from lm.adapt.rebuild import arrays_of, combined, each_layer, modules, rebuilt
 from lm.checkpoint import Checkpoints
 from lm.config import Adapter, ModelConfig
 from lm.errors import UserError
-from lm.model.linear import Linear
+from lm.model.linear import Linear, is_projector
 from lm.model.transformer import build, skeleton
 from lm.parallel.mesh import shardings
 
@@ -44,6 +44,11 @@ def adapter_only(params: nnx.State) -> nnx.State:
     return nnx.filter_state(params, nnx.LoRAParam)
 
 
+def adapter_and_projectors(params: nnx.State) -> nnx.State:
+    """Return the parameters that are trained beside a frozen base: the adapter's, and the projectors of encoders."""
+    return nnx.filter_state(params, (nnx.LoRAParam, is_projector))
+
+
 def merge(config: ModelConfig, params: nnx.State, *, dequantize: bool = False) -> tuple[ModelConfig, nnx.State]:
     """Return the model with the adapters merged: weights are c ⊙ (W + s·A·B), in the dtype of W.
 
@@ -67,9 +72,9 @@ def merge(config: ModelConfig, params: nnx.State, *, dequantize: bool = False) -
 
 
 def save(folder: str | os.PathLike, config: ModelConfig, params: nnx.State, step: int = 0) -> None:
-    """Save the adapter alone, as a checkpoint in `folder` together with the config's adapter section."""
+    """Save the adapter as a checkpoint in `folder`, with the config's adapter section and the projectors of encoders."""
     checkpoints = Checkpoints(folder)
-    checkpoints.save(step, {"params": adapter_only(params)}, {"adapter": dataclasses.asdict(config.adapter)})
+    checkpoints.save(step, {"params": adapter_and_projectors(params)}, {"adapter": dataclasses.asdict(config.adapter)})
     checkpoints.wait()
     checkpoints.close()
 
@@ -89,6 +94,6 @@ def load(folder: str | os.PathLike, config: ModelConfig, params: nnx.State) -> t
     here = SingleDeviceSharding(jax.local_devices()[0])
     where = shardings(abstract, mesh) if mesh else jax.tree.map(lambda _: here, abstract)
     abstract = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, where)
-    adapter = checkpoints.restore_params(step, adapter_only(abstract))
+    adapter = checkpoints.restore_params(step, adapter_and_projectors(abstract))
     checkpoints.close()
     return config, combined(config, arrays_of(params) | arrays_of(adapter))

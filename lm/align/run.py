@@ -5,6 +5,7 @@ each batch as rollouts of the current parameters.
 """
 
 import contextlib
+import functools
 import json
 import time
 from collections import Counter
@@ -16,12 +17,15 @@ import jax
 from flax import nnx
 
 from data.chat.example_batches import ExampleBatches
+from data.chat.example_files import SPLITS, Examples
 from data.chat.examples import prepare_examples, prepare_tasks, record_tasks
+from data.chat.media import rows as media_rows
+from data.chat.media.encoding import Towers
 from data.text.fingerprints import check_tokenizer, record_tokenizer
 from data.text.hf_tokenizer import BASE_TEMPLATE, has_tokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm import sizing
-from lm.align import distill, preference, reward, settings, sft
+from lm.align import distill, preference, reward, senses, settings, sft
 from lm.align.losses import WITHOUT_REFERENCE
 from lm.align.rl import objective as rl
 from lm.align.rl.environments import open_environment
@@ -37,6 +41,7 @@ from lm.model.transformer import skeleton
 from lm.parallel import hosts
 from lm.parallel.context import sequences_whole
 from lm.parallel.mesh import check_fit, make_mesh
+from lm.saving import write_json
 from lm.train import loop
 from lm.train.epochs import choose_steps
 from lm.train.feed import Feed, Stream, summed
@@ -89,19 +94,23 @@ def run(
     template = chat_template(config, tokenizer)
 
     kind = settings.example_kind(config)
+    towers = senses.towers_of(config, tokenizer, workdir) if config.method == "sft" else None
     rewards = parse_rewards(config.rewards) if config.rewards else None
     tools, environment = open_tools(config.rollout.tools), open_environment(config.rollout.environment)
     acts, generates = kind == "task", config.method != "reward"
     examples, tasks, held_out, counts = None, [], [], {}
     if not acts:
-        examples = prepare_examples(config, workdir, tokenizer, kind, first=hosts.is_first())
+        examples = prepare_examples(config, workdir, tokenizer, kind, first=hosts.is_first(), towers=towers)
         counts = examples.counts
     if acts or (rewards and generates):
         declared = [tool.schema for tool in tools] or getattr(environment, "tools", None)
-        tasks, held_out, task_counts = given or prepare_tasks(config, tokenizer, declared, workdir)
+        tasks, held_out, task_counts = given or prepare_tasks(
+            config, tokenizer, declared, workdir, towers=towers, splits=SPLITS if towers is None else SPLITS[1:]
+        )
         counts = counts | {"tasks": task_counts}
-        check_room(config, [*tasks, *held_out])
-    learn = None if acts else batches(config, kind, examples.train)
+        if tasks or held_out:
+            check_room(config, [*tasks, *held_out])
+    learn = None if acts else batches(config, kind, examples, "train", towers)
     if acts:
         choose_steps(config, len(tasks), config.batch_size // (config.rl.group_size if config.method == "rl" else 1))
     else:
@@ -112,9 +121,11 @@ def run(
         if not has_tokenizer(workdir):
             tokenizer.save(workdir)
         record_tokenizer(workdir, tokenizer.fingerprint)
-        if tasks and not given:
+        if (tasks or held_out) and not given:
             record_tasks(config, workdir)
         save_record(config, workdir)
+        if towers and (found := senses.processor(config.init_from)) and not senses.processor(workdir):
+            write_json(workdir / senses.PROCESSOR, found[0])
     prepared = time.perf_counter()
 
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:
@@ -123,14 +134,17 @@ def run(
         graph, _ = skeleton(model_config)
         sampler = None
         if tasks or held_out:
-            sampler = sampler_of(config, graph, tokenizer, tasks or held_out, tools, template, environment=environment)
+            sampler = sampler_of(
+                config, graph, tokenizer, tasks or held_out, tools, template, environment=environment, towers=towers
+            )
+        if sampler is not None:
             stack.callback(sampler.close)
         if acts:
             scores = rewards if config.method == "rl" else None
             stream: Stream = RolloutStream(config, mesh, sampler, tasks, scores, method.frozen)
         else:
             stream = Feed(learn, mesh)
-        valid = batches(config, kind, examples.valid, shuffle=False) if examples and examples.valid else None
+        valid = batches(config, kind, examples, "valid", towers) if examples and examples.valid else None
         feed = Feed(valid, mesh) if valid else None
         validate = Validation(config, trainer, feed, sampler, held_out, rewards, method.frozen)
         watch = Samples(config, workdir, sampler, held_out, rewards) if held_out else None
@@ -228,11 +242,15 @@ def starting_point(config, mesh) -> nnx.State:
     return nnx.filter_state(initial_params(config, mesh), trainable(model_config_of(config)))
 
 
-def batches(config, kind: str, columns, shuffle: bool = True) -> ExampleBatches:
-    """Return the batches of a split. Where no rows are packed, whole batches of short examples have shorter rows.
+def batches(config, kind: str, examples: Examples, split: str, towers: Towers | None = None) -> ExampleBatches:
+    """Return the batches of a split, those of train shuffled, with the media for `towers`.
 
-    On a mesh with a context axis all rows have the full length, and each answer of a pair has a row of its own.
+    Where no rows are packed, whole batches of short examples have shorter rows. On a mesh with a context axis all rows have the
+    full length, and each answer of a pair has a row of its own.
     """
+    columns, media = getattr(examples, split), None
+    if towers is not None:
+        media = functools.partial(media_rows.arrays, columns, towers=towers, most=examples.counts[split])
 
     def made(**options) -> ExampleBatches:
         return ExampleBatches(
@@ -241,7 +259,8 @@ def batches(config, kind: str, columns, shuffle: bool = True) -> ExampleBatches:
             sequence_length=config.sequence_length,
             batch_size=config.batch_size,
             seed=config.seed,
-            shuffle=shuffle,
+            shuffle=split == "train",
+            media=media,
             **options,
         )
 

@@ -151,6 +151,8 @@ def export_peft(
     check_free(folder, "to")
     if not config.adapter.rank:
         raise UserError("the model has no adapter to export: model.adapter.rank=0")
+    if config.vision.num_layers or config.audio.num_layers:
+        raise UserError("PEFT has no place for the projector trained beside the adapter: export the model with --merge")
     if family is None and base is not None and is_published(Path(base)):
         family = family_of(read_json(Path(base) / "config.json"))
     if family is None:

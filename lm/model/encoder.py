@@ -85,10 +85,13 @@ def through(config: ModelConfig, layers: EncoderLayer, x_RPD: jax.Array, num_lay
 
 
 class Projector(nnx.Module):
-    """Linear(x), or linear(activation(linear(x))): the states of an encoder as vectors of the decoder's width."""
+    """Linear(x), or linear(activation(linear(x))): the states of an encoder as vectors of the decoder's width.
+
+    It is trained whole, also beside adapters, so it has neither adapters nor integers.
+    """
 
     def __init__(self, config: ModelConfig, name: str, rngs: nnx.Rngs):
-        tower, D = getattr(config, name), config.embed_dim
+        tower, D, config = getattr(config, name), config.embed_dim, plain(config)
 
         def linear(part, inputs, bias):
             axes = ("embed", "replicated")
@@ -113,5 +116,5 @@ def in_dtype(config: ModelConfig) -> ModelConfig:
 
 
 def plain(config: ModelConfig) -> ModelConfig:
-    """Return the config for patch embeddings and convolutions, which are never quantised or adapted."""
+    """Return the config for patch embeddings, convolutions and projectors, which are never quantised or adapted."""
     return dataclasses.replace(config, quantized_training="none", adapter=Adapter(), quantization=Quantization())

@@ -235,11 +235,16 @@ class Score(nnx.Param):
 
 
 def trainable(config: ModelConfig) -> nnx.filterlib.Filter:
-    """Return the filter of trained variables: with adapters only these and a score head, else all that is not frozen."""
-    kinds = (nnx.LoRAParam, Score) if config.adapter.rank else (nnx.Param,)
+    """Return the filter of trained variables: with adapters these, projectors and a score head, else all that is not frozen."""
+    kinds = (nnx.LoRAParam, Score, is_projector) if config.adapter.rank else (nnx.Param,)
     if not config.frozen:
         return kinds
     return nnx.All(kinds, lambda path, variable: not re.fullmatch(config.frozen, ".".join(map(str, path))))
+
+
+def is_projector(path, variable) -> bool:
+    """Return whether a variable is a weight of an encoder's projector (lm/model/encoder.py), which has no adapter."""
+    return path[1:2] == ("projector",) and isinstance(variable, nnx.Param)
 
 
 def cast_matrices(config: ModelConfig, params: nnx.State) -> nnx.State:

@@ -8,11 +8,14 @@ import jax
 import ml_collections
 from flax import nnx
 
+from data.media.prompts import IDEFICS3, OWN, VOXTRAL
 from data.text.grow import old_pieces
+from data.text.hf_tokenizer import has_tokenizer
 from data.text.tokenizer import Tokenizer, load_tokenizer
 from lm.adapt.lora import with_adapter
 from lm.adapt.quantize import quantize
 from lm.adapt.score import with_score_head
+from lm.adapt.towers import with_towers
 from lm.adapt.vocabulary import with_pieces
 from lm.config import Adapter, ModelConfig, Quantization
 from lm.convert.source import config_of, open_source
@@ -25,7 +28,8 @@ from lm.workdir import record
 
 # Model keys that the run's own config decides.
 COMPILED = ("scan_layers", "remat", "offload", "context_attention", "pipeline", "quantized_training", "frozen")
-OWN = (*COMPILED, "adapter", "quantization", "score_head")
+OURS = (*COMPILED, "adapter", "quantization", "score_head")
+TOWERS = {"vision": "image", "audio": "audio"}  # sections of encoders: kinds of media
 
 
 def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
@@ -52,11 +56,52 @@ def adopt(config: ml_collections.ConfigDict, workdir: Path | None) -> None:
         model["vocab_size"] = max(
             model["vocab_size"], load_tokenizer(config.tokenizer or config.init_from).vocab_size + config.data.new_pieces
         )
-    _put(config.model, {key: value for key, value in model.items() if key not in (*OWN, "dtype")})
+    own = [*OURS, "dtype", *_own_towers(config, model, workdir, new=not saved)]
+    _put(config.model, {key: value for key, value in model.items() if key not in own})
     if config.model.positions != "learned":  # the context grows to the training length
         config.model.max_positions = max(config.model.max_positions, config.sequence_length)
     if config.tokenizer is None:
         config.tokenizer = str(config.init_from)
+
+
+def _own_towers(config: ml_collections.ConfigDict, model: dict, workdir: Path | None, *, new: bool) -> list[str]:
+    """Return the sections of encoders that the run's own config decides, and set their token_id if it is -1.
+
+    These are fresh encoders of a model without one. new: whether `model` is that of init_from, not the record of the run.
+    Raises: UserError if `init_from` has another encoder, or the tokenizer no symbol for its tokens.
+    """
+    asked = [name for name in TOWERS if config.model[name].num_layers]
+    for name in asked:
+        ours, theirs = config.model[name], model[name]
+        if ours.token_id == -1:
+            ours.token_id = theirs["token_id"] if theirs["num_layers"] else _symbol_of(config, TOWERS[name], workdir)
+        differs = [key for key, value in ours.items() if value != theirs[key]]
+        if new and theirs["num_layers"] and differs:
+            key = differs[0]
+            raise UserError(
+                f"model.{name}.{key}={ours[key]}: {config.init_from} already has an encoder in model.{name}, with {key}="
+                f"{theirs[key]}: set that, or leave model.{name} out as configs/align/sft.py does"
+            )
+        if new and not theirs["num_layers"] and config.model.adapter.rank:
+            raise UserError(
+                f"model.adapter.rank={config.model.adapter.rank}: adapters beside a fresh encoder in model.{name}, which would "
+                "never be trained: train the encoder first, without adapters, and start from that run"
+            )
+    return asked
+
+
+def _symbol_of(config: ml_collections.ConfigDict, kind: str, workdir: Path | None) -> int:
+    """Return the id of the tokenizer's symbol for the tokens of a kind of media."""
+    place = workdir if workdir and from_first(lambda: has_tokenizer(workdir)) else config.tokenizer or config.init_from
+    tokenizer = load_tokenizer(place)
+    for symbol in (style.symbols[kind] for style in (OWN, IDEFICS3, VOXTRAL) if kind in style.symbols):
+        if (found := tokenizer.chat_symbols(symbol).get(symbol)) is not None:
+            return found
+    name = next(name for name in TOWERS if TOWERS[name] == kind)
+    raise UserError(
+        f"model.{name}.token_id is not set, and the tokenizer of {place} has no usual symbol for {kind}: name the id of a "
+        "token that nothing else uses"
+    )
 
 
 def _put(section: ml_collections.ConfigDict, values: Mapping) -> None:
@@ -68,7 +113,7 @@ def _put(section: ml_collections.ConfigDict, values: Mapping) -> None:
 
 
 def initial_params(config: ml_collections.ConfigDict, mesh, tokenizer: Tokenizer | None = None) -> nnx.State | None:
-    """Return the float32 weights of `init_from` on the current mesh, quantised and with fresh adapters if configured.
+    """Return the float32 weights of `init_from` on the current mesh, with fresh encoders, quantised and adapted if configured.
 
     tokenizer: the run's own, which has more pieces than that of `init_from` if data.new_pieces is set.
     """
@@ -86,6 +131,9 @@ def initial_params(config: ml_collections.ConfigDict, mesh, tokenizer: Tokenizer
     if config.data.get("new_pieces"):
         old = load_tokenizer(config.tokenizer)
         base, params = with_pieces(base, params, old_pieces(tokenizer, old), old.vocab_size, wanted.vocab_size)
+    fresh = {name: getattr(wanted, name) for name in TOWERS if not getattr(base, name).num_layers}
+    if fresh := {name: tower for name, tower in fresh.items() if tower.num_layers}:
+        base, params = with_towers(base, params, fresh, config.seed)
     if wanted.quantization != base.quantization and wanted.quantization != Quantization():
         base, params = quantize(base, params, wanted.quantization)
     if wanted.adapter != base.adapter and wanted.adapter != Adapter():

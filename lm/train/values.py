@@ -119,8 +119,15 @@ def profiled_steps(text: str) -> range:
 
 
 def model_of(config) -> ModelConfig:
-    """Return the ModelConfig of a config. Raises UserError if the model cannot be built."""
-    return ModelConfig(**config.model.to_dict(), dtype=config.dtype)
+    """Return the ModelConfig of a config. Raises UserError if the model cannot be built.
+
+    An encoder's token_id of -1 is chosen later, with the tokenizer of init_from (lm/train/start.py).
+    """
+    values = config.model.to_dict()
+    for number, name in enumerate(("vision", "audio")):
+        if config.init_from and values[name]["num_layers"] and values[name]["token_id"] == -1:
+            values[name]["token_id"] = number
+    return ModelConfig(**values, dtype=config.dtype)
 
 
 def check_length(model: ModelConfig, sequence_length: int) -> None:

@@ -73,13 +73,17 @@ def arrays(
     Rows with fewer than N tiles or K windows end in zeros. They are in the order of their tokens in the row.
     Args: rows: [b], −1 for an empty row. most: N and K by NAMES, as `store` gives them.
     """
-    every = [arrays_of(media_of(columns, row) if row >= 0 else [], towers, f"medium of row {row}") for row in rows]
+    return filled([media_of(columns, row) if row >= 0 else [] for row in rows], towers, most)
+
+
+def filled(every: Sequence[Iterable[Kept]], towers: Towers, most: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Return the arrays of the media of each row, as `arrays`; rows with fewer end in zeros."""
+    made = [arrays_of(media, towers, f"medium of row {n}") for n, media in enumerate(every)]
     found = {}
     for n, name in enumerate(NAMES):
         if most[name]:
-            shape = every[0][n].shape[1:]
-            found[name] = np.zeros((len(rows), most[name], *shape), np.float32)
-            for b, each in enumerate(every):
+            found[name] = np.zeros((len(made), most[name], *made[0][n].shape[1:]), np.float32)
+            for b, each in enumerate(made):
                 found[name][b, : len(each[n])] = each[n]
     return found
 

@@ -309,7 +309,7 @@ def scored(
 
 def score_rollouts(rewards: Rewards, tasks: Sequence[dict], rollouts: Sequence) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return the results of `scored` for one rollout of each task. The other keys of a task are columns."""
-    names = dict.fromkeys(name for task in tasks for name in task if name not in ("prompt", "prompt_ids"))
+    names = dict.fromkeys(name for task in tasks for name in task if name not in ("prompt", "prompt_ids", "prompt_media"))
     columns = {name: [task.get(name) for task in tasks] for name in names} | {"rollouts": list(rollouts)}
     return scored(rewards, [task["prompt"] for task in tasks], [r.completion for r in rollouts], columns)
 

@@ -12,7 +12,10 @@ import jax
 import numpy as np
 from flax import nnx
 
+from data.chat.media.encoding import Towers
+from data.chat.media.rows import NAMES, filled
 from data.chat.template import end_of_turn
+from data.media.parts import KINDS
 from data.text.tokenizer import Tokenizer
 from lm.align.rl.environments import Episodes, Make, Observed, user_ids
 from lm.align.rl.tools import Answer, Tool, answer_ids, parse_turn, run_calls
@@ -20,6 +23,7 @@ from lm.errors import UserError
 from lm.infer.decode import Sampling
 from lm.infer.engine.local import LocalEngine, pays
 from lm.infer.sampler import draw
+from lm.model.media import Media
 from lm.model.transformer import Transformer
 from lm.train.fit import memory_of_device
 from lm.train.step import model_config_of
@@ -78,18 +82,19 @@ class RolloutSettings:
 class Sampler:
     """A function of (parameters, tasks) that samples `each` rollouts of each task. temperature: overrides that of settings.
 
-    engine: as in `roll_out`. close: stop it; another call starts it again.
+    engine, towers: as in `roll_out`. close: stop it; another call starts it again.
     """
 
     graph: nnx.GraphDef
     tokenizer: Tokenizer
     settings: RolloutSettings
     engine: LocalEngine | None = None
+    towers: Towers | None = None
 
     def __call__(self, params, tasks: Sequence[dict], *, seed: int, each: int = 1, temperature=None) -> list[Rollout]:
         settings = self.settings if temperature is None else dataclasses.replace(self.settings, temperature=temperature)
         model = nnx.merge(self.graph, params)
-        return roll_out(model, self.tokenizer, tasks, settings, seed=seed, each=each, engine=self.engine)
+        return roll_out(model, self.tokenizer, tasks, settings, seed=seed, each=each, engine=self.engine, towers=self.towers)
 
     def close(self) -> None:
         if self.engine is not None:
@@ -106,12 +111,16 @@ def sampler_of(
     *,
     environment: Make | None = None,
     served: bool | None = None,
+    towers: Towers | None = None,
 ) -> Sampler:
     """Return the sampler of a run: config.rollout, and rows of config.sequence_length + 1 tokens. Raises as `check_room`.
 
     served: whether to sample with a serving engine; None: where it is faster. A resumed run on the same machine decides alike.
+    towers: what a model with encoders sees and hears. It is not served.
     """
     o, model = config.rollout, model_config_of(config)
+    if towers is not None:
+        served = False
     if served is None:
         fits = config.sequence_length + 1 <= model.max_positions
         served = fits and jax.device_count() == 1 and pays(model, SHARE * memory_of_device())
@@ -128,7 +137,7 @@ def sampler_of(
         template=template,
     )
     rows = config.best_of.rows if config.get("method") == "best_of" else config.batch_size
-    return Sampler(graph, tokenizer, settings, LocalEngine(tokenizer, rows, settings.most_tokens) if served else None)
+    return Sampler(graph, tokenizer, settings, LocalEngine(tokenizer, rows, settings.most_tokens) if served else None, towers)
 
 
 def seed_of(seed: int, number: int) -> int:
@@ -157,10 +166,12 @@ def roll_out(
     seed: int = 0,
     each: int = 1,
     engine: LocalEngine | None = None,
+    towers: Towers | None = None,
 ) -> list[Rollout]:
     """Sample `each` rollouts of each task; rollouts of one task are adjacent in the result.
 
-    tasks: {"prompt": messages, "prompt_ids": ids up to the start of the policy's turn, …}. seed: as in lm.infer.sampler.draw.
+    tasks: {"prompt": messages, "prompt_ids": ids up to the start of the policy's turn, …}; with `towers`, what the model sees
+    and hears, also "prompt_media" (data.chat.examples.prepare_tasks). seed: as in lm.infer.sampler.draw.
     engine: samples in place of lm.infer.sampler.draw. Then tokens of a rollout depend on (seed, its index) and its task alone.
     Raises: UserError if an environment fails; see lm/align/rl/environments.py.
     """
@@ -180,7 +191,8 @@ def roll_out(
         else:
             # Pad to the first number of rows, which avoids recompilation; padding rows have one token.
             prompts += [[stops[0]]] * (len(rows) - len(going))
-            drawn = draw(model, prompts[::alike], sampling, copies=alike, width=o.width)
+            asked = [tasks[i // each] for i in going[::alike]] + [{}] * (len(rows) - len(going))
+            drawn = draw(model, prompts[::alike], sampling, copies=alike, width=o.width, media=media_of(asked, tasks, towers))
         calls = []
         for i, tokens, logps, ended in zip(going, drawn.tokens, drawn.logps, drawn.ended):
             calls.append(rows[i].add_turn(tokenizer, tokens, logps, ended, bool(tools) or episodes is not None))
@@ -210,6 +222,18 @@ def roll_out(
         if not going:
             break
     return [row.rollout() for row in rows]
+
+
+def media_of(asked: Sequence[dict], tasks: Sequence[dict], towers: Towers | None) -> Media | None:
+    """Return the media of the prompts `asked`, with as many tiles and windows a row as any of `tasks` has; None for text."""
+    if towers is None:
+        return None
+    most = dict.fromkeys(NAMES, 0)
+    for task in tasks:
+        for name, kind in zip(NAMES, KINDS):
+            most[name] = max(most[name], sum(kept.count for kept in task.get("prompt_media", ()) if kept.kind == kind))
+    found = filled([task.get("prompt_media", ()) for task in asked], towers, most)
+    return Media(*(found.get(name) for name in NAMES)) if found else None
 
 
 def stop_ids(tokenizer, template: str | None = None) -> tuple[int, ...]:

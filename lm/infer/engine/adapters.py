@@ -75,6 +75,10 @@ def read_adapter(path: str, config: ModelConfig) -> tuple[Adapter, dict[str, np.
     if not theirs.adapter.rank:
         raise UserError(f"{folder} has no adapter: name the workdir of a run with model.adapter.rank, or a folder of PEFT")
     _check_kind(theirs.adapter)
+    if theirs.vision.num_layers or theirs.audio.num_layers:
+        raise UserError(
+            f"{folder} trained the projector of an encoder beside its adapter: export it with --merge, and serve that"
+        )
     sizes = ("num_layers", "embed_dim", "num_heads", "num_kv_heads", "mlp_dim", "vocab_size")
     if any(getattr(theirs, size) != getattr(config, size) for size in sizes):
         raise UserError(f"{folder} holds an adapter of another model")
