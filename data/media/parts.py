@@ -117,17 +117,11 @@ def columns_of(values: Mapping, asked: Sequence[str] = ()) -> dict[str, list]:
 
 
 def as_text(messages: Sequence[Mapping]) -> list[dict]:
-    """Return messages without media, for a record of what was asked: a medium is a text such as "[image 3f2a91c0]".
-
-    The number is a hash of its bytes, or of its path.
-    """
+    """Return messages without media, for a record of what was asked: with notes as `noted` writes them."""
     found = []
     for message in messages:
-        named = iter([f"[{medium.kind} {_hash(medium.source)[:8]}] " for medium in message.get("media", ())])
         rest = {key: value for key, value in message.items() if key != "media"}
-        if message.get("media"):
-            rest["content"] = ANY_PLACEHOLDER.sub(lambda _, named=named: next(named), message["content"])
-        found.append(rest)
+        found.append(rest | ({"content": noted(message["content"], message)} if message.get("media") else {}))
     return found
 
 

@@ -34,6 +34,7 @@ from lm.align.rl.rewards import Rewards, parse_rewards
 from lm.align.rl.rollouts import Sampler, check_room, sampler_of
 from lm.align.rl.stream import RolloutStream
 from lm.align.rl.tools import open_tools
+from lm.convert.multimodal.processor import copy_processor, has_processor
 from lm.errors import UserError
 from lm.evals import in_loop
 from lm.model.linear import trainable
@@ -41,7 +42,6 @@ from lm.model.transformer import skeleton
 from lm.parallel import hosts
 from lm.parallel.context import sequences_whole
 from lm.parallel.mesh import check_fit, make_mesh
-from lm.saving import write_json
 from lm.train import loop
 from lm.train.epochs import choose_steps
 from lm.train.feed import Feed, Stream, summed
@@ -124,8 +124,8 @@ def run(
         if (tasks or held_out) and not given:
             record_tasks(config, workdir)
         save_record(config, workdir)
-        if towers and (found := senses.processor(config.init_from)) and not senses.processor(workdir):
-            write_json(workdir / senses.PROCESSOR, found[0])
+        if towers and not has_processor(workdir):
+            copy_processor(Path(config.init_from), workdir)
     prepared = time.perf_counter()
 
     with jax.set_mesh(mesh), contextlib.ExitStack() as stack:

@@ -62,7 +62,7 @@ def test_a_model_of_text_gets_an_encoder(seeing):
     report = json.loads((seeing / "report.json").read_text())
     assert {"rewards/answer", "mean_token_accuracy"} <= report["after"].keys()
     assert report["data"]["train"]["images"] >= 1 and report["data"]["train"]["audio"] == 0
-    assert all("[image " in line["prompt"][0]["content"] for line in runs.lines(seeing / "samples.jsonl"))
+    assert all("[image: " in line["prompt"][0]["content"] for line in runs.lines(seeing / "samples.jsonl"))
     first, last = runs.arrays(seeing, 2), runs.arrays(seeing, STEPS)
     for name in (TOWER, PROJECTOR, "['params']['embedding']"):
         assert any(not np.array_equal(first[key], last[key]) for key in first if key.startswith(name)), name

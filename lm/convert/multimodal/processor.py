@@ -9,7 +9,7 @@ from data.media import spectrograms, tiles
 from data.media.prompts import IDEFICS3, LLAVA, OWN, VOXTRAL, Style
 from data.text.tokenizer import Tokenizer
 from lm import saving, strangers
-from lm.config import ModelConfig
+from lm.config import Audio, ModelConfig
 from lm.convert.files import read_json
 from lm.errors import UserError
 from lm.strangers import check_inside, content
@@ -18,6 +18,7 @@ FILES = ("preprocessor_config.json", "processor_config.json", "chat_template.jso
 SECTIONS = ("image_processor", "feature_extractor", "audio_processor")  # of a processor_config.json
 STYLES = (IDEFICS3, LLAVA, VOXTRAL, OWN)  # in this order: a tokenizer of IDEFICS3 has the symbol of LLAVA too
 SIGLIP = {"image_processor_type": "SiglipImageProcessor"}
+CONFIG = "the encoder's config"
 WHISPER = {"feature_extractor_type": "WhisperFeatureExtractor"}
 
 
@@ -27,6 +28,10 @@ def copy_processor(source: Path, to: Path) -> None:
         if (source / name).is_file():
             check_inside(source, source / name)
             saving.write(to / name, content(source / name, strangers.SETTINGS))
+
+
+def has_processor(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in FILES[:2])
 
 
 def towers_of(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) -> Towers | None:
@@ -47,16 +52,17 @@ def towers_of(folder: Path, config: ModelConfig, tokenizer: Tokenizer | None) ->
         image = tiles.tower_of(settings, where)
         if image.size != vision.image_size:
             raise UserError(
-                f"{where}: images of {image.size} pixels, and model.vision.image_size={vision.image_size}; make both equal"
+                f"{where}: tiles of {image.size} pixels, and model.vision.image_size={vision.image_size}: make them equal"
             )
     if audio.num_layers:
-        plain = WHISPER | {"feature_size": audio.num_mels, "chunk_length": audio.num_frames // spectrograms.FRAMES}
-        where, settings = _first(found, "feature_extractor_type", plain)
+        where, settings = _first(found, "feature_extractor_type", WHISPER | {"feature_size": audio.num_mels})
+        if settings.get("chunk_length") is None and where == CONFIG:
+            settings |= {"chunk_length": _seconds(audio)}
         sound = spectrograms.tower_of(settings, where)._replace(whole=style is VOXTRAL)
         if (sound.seconds * spectrograms.FRAMES, sound.mels) != audio.shape:
             raise UserError(
                 f"{where}: windows of {sound.seconds} s with {sound.mels} mels, and model.audio has num_frames="
-                f"{audio.num_frames}, num_mels={audio.num_mels}; make them equal"
+                f"{audio.num_frames}, num_mels={audio.num_mels}: make them equal"
             )
     return Towers(image, vision.tokens if image else 0, sound, audio.tokens if sound else 0, style)
 
@@ -72,10 +78,24 @@ def _style(config: ModelConfig, tokenizer: Tokenizer | None) -> Style:
         first = style.around.partition(">")[0] + ">" if style is IDEFICS3 else ""
         if (not first or first in ids) and all(ids.get(style.symbols[kind]) == id for kind, id in wanted.items()):
             return style
+    names = {"image": "vision", "audio": "audio"}
+    keys = " and ".join(f"model.{names[kind]}.token_id={id}" for kind, id in wanted.items())
     raise UserError(
-        f"the tokenizer has no symbol that prompts write for the tokens {wanted} of model.vision and model.audio: use the "
-        f"symbols of {', '.join(style.name for style in STYLES)}"
+        f"{keys}: no way to write media in a prompt has these tokens in the tokenizer; name the id of <|reserved_0|> or "
+        "<image> for images, of <|reserved_1|> or [AUDIO] for sound"
     )
+
+
+def _seconds(audio: Audio) -> int:
+    """Return the seconds of a window. Raises: UserError if they are not whole, or too many."""
+    if audio.num_frames % spectrograms.FRAMES:
+        raise UserError(
+            f"model.audio.num_frames={audio.num_frames} must be a multiple of {spectrograms.FRAMES}, whole seconds of sound"
+        )
+    seconds = audio.num_frames // spectrograms.FRAMES
+    if seconds > spectrograms.MOST_SECONDS:
+        raise UserError(f"model.audio.num_frames={audio.num_frames}: a window has at most {spectrograms.MOST_SECONDS} seconds")
+    return seconds
 
 
 def _settings(folder: Path):
@@ -92,4 +112,4 @@ def _settings(folder: Path):
 
 def _first(found: list[tuple[str, Mapping[str, Any]]], key: str, plain: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
     """Return the first (file, settings) with this key, else the plain settings."""
-    return next(((where, settings) for where, settings in found if settings.get(key)), ("the encoder's config", plain))
+    return next(((where, settings) for where, settings in found if settings.get(key)), (CONFIG, plain))

@@ -73,10 +73,10 @@ def test_settings_that_do_not_fit(config, tokenizer, tmp_path):
     assert (towers.image.size, towers.image_tokens, towers.audio[:2], towers.audio_tokens) == (8, 4, (8, 1), 10)
     assert towers_of(tmp_path, CONFIG, tokenizer) is None
     other = dataclasses.replace(config, vision=dataclasses.replace(config.vision, token_id=7))
-    with pytest.raises(UserError, match="no symbol that prompts write"):
+    with pytest.raises(UserError, match="no way to write media"):
         towers_of(tmp_path, other, tokenizer)
     (tmp_path / "preprocessor_config.json").write_text('{"image_processor_type": "SiglipImageProcessor", "size": 16}')
-    with pytest.raises(UserError, match="images of 16 pixels, and model.vision.image_size=8"):
+    with pytest.raises(UserError, match="tiles of 16 pixels, and model.vision.image_size=8"):
         towers_of(tmp_path, config, tokenizer)
     (tmp_path / "preprocessor_config.json").unlink()
     sound = '{"feature_extractor": {"feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 80}}'
