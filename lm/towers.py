@@ -1,7 +1,10 @@
-"""The sections of a model's config for encoders of images and of speech, whose states become tokens of the decoder."""
+"""The sections of a model's config for encoders of images and of speech, whose states become tokens of the decoder, and what
+these encoders take. Configs and requests are checked without JAX, so this file does not load it.
+"""
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu2", "silu")
 PROJECTORS = ("linear", "mlp")
@@ -90,6 +93,20 @@ class Audio:
     @property
     def projector_inputs(self) -> int:
         return self.embed_dim * self.stack
+
+
+class Media(NamedTuple):
+    """The images and the sound of a batch; None: there are none.
+
+    images_BNHWC: float, normalised, of `vision.image_size` pixels on each side. audio_BNTM: float log-mel spectrograms of
+      `audio.num_frames` frames. Rows with fewer than N are filled up, with zeros for instance; what fills them is not read.
+
+    The k-th token of a row whose id is `vision.token_id` becomes the k-th vector of that row's images, in the order of the
+    images; each has `vision.tokens` of them. The same for sound. So several examples can be packed in a row.
+    """
+
+    images_BNHWC: Any = None
+    audio_BNTM: Any = None
 
 
 def check_towers(config, refuse: Callable, one_of: Callable) -> None:

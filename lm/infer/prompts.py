@@ -14,8 +14,8 @@ from data.chat.template import encode_chat, end_of_turn
 from data.media.parts import resolved
 from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
-from lm.model.media import Media
 from lm.strangers import shown
+from lm.towers import Media
 
 FORMS = 'a prompt is a string, a list of token ids, or a list of messages such as [{"role": "user", "content": "…"}]'
 

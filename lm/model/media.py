@@ -14,20 +14,7 @@ from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.parallel.context import context_ways, slots
 from lm.parallel.mesh import reshard, spec
-
-
-class Media(NamedTuple):
-    """The images and the sound of a batch; None: there are none.
-
-    images_BNHWC: float, normalised, of `vision.image_size` pixels on each side. audio_BNTM: float log-mel spectrograms of
-      `audio.num_frames` frames. Rows with fewer than N are filled up, with zeros for instance; what fills them is not read.
-
-    The k-th token of a row whose id is `vision.token_id` becomes the k-th vector of that row's images, in the order of the
-    images; each has `vision.tokens` of them. The same for sound. So several examples can be packed in a row.
-    """
-
-    images_BNHWC: jax.Array | None = None
-    audio_BNTM: jax.Array | None = None
+from lm.towers import Media
 
 
 class Given(NamedTuple):

@@ -8,8 +8,8 @@ import numpy as np
 from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.infer.engine.draw import TOP
-from lm.infer.engine.media import check_tiles
 from lm.infer.engine.request import Request
+from lm.infer.engine.tiles import check_tiles
 
 
 def check(r: Request, config: ModelConfig, positions: int, adapters: Collection[str]) -> None:

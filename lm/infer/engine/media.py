@@ -8,57 +8,19 @@ Axes: T tokens of a prompt, V vectors of a request, D model, B tokens of a step.
 """
 
 import functools
-import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence as List
-from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
 from lm.config import ModelConfig
-from lm.errors import UserError
-from lm.model.media import Given, Media, encoded
+from lm.infer.engine.tiles import NAMES, Tile
+from lm.model.media import Given, encoded
 
-NAMES = ("vision", "audio")  # encoders, in the order of the fields of Media
 AT_ONCE = 4  # tiles of one call of an encoder; fewer are encoded one by one
 KEPT = 256 << 20  # bytes of vectors that no request needs at the moment
-
-
-class Tile(NamedTuple):
-    """name: of its encoder. array: float32, what the encoder takes. digest: of both."""
-
-    name: str
-    array: np.ndarray
-    digest: bytes
-
-
-def tiles_of(media: Media | None) -> tuple[Tile, ...]:
-    """Return the tiles of one prompt, for Request. media: with one row, as for a prompt of `lm.infer.sampler.draw`."""
-    found = []
-    for name, some in zip(NAMES, media or (), strict=False):
-        for array in () if some is None else np.asarray(some, np.float32)[0]:
-            digest = hashlib.blake2b(array.tobytes(), digest_size=16, person=name.encode()).digest()
-            found.append(Tile(name, array, digest))
-    return tuple(found)
-
-
-def check_tiles(prompt: List[int], tiles: List[Tile], config: ModelConfig) -> None:
-    """Raise UserError if the model lacks an encoder for a tile, or if the prompt has more or fewer tokens than vectors."""
-    for name in NAMES:
-        section, some = getattr(config, name), [tile for tile in tiles if tile.name == name]
-        if not some:
-            continue
-        if not section.num_layers:
-            raise UserError(f"a request with media for model.{name}, which this model does not have: leave them out")
-        if wrong := next((tile.array.shape for tile in some if tile.array.shape != section.shape), None):
-            raise UserError(f"media of shape {wrong}: model.{name} takes {section.shape}")
-        places, vectors = prompt.count(section.token_id), len(some) * section.tokens
-        if places != vectors:
-            raise UserError(
-                f"a prompt with {places} tokens {section.token_id} for the {vectors} vectors of model.{name}: give as many"
-            )
 
 
 class Shown:

@@ -8,7 +8,7 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from lm.infer.engine.media import Tile
+from lm.infer.engine.tiles import Tile
 
 FINISHES = ("stop", "length", "cancelled", "timeout", "error")
 NOT_FINITE = "the logits are NaN or infinite: check the weights, or try dtype float32"
@@ -46,7 +46,7 @@ class Request:
       0), still before all other settings.
     adapter: name of a loaded adapter; "": none. user: shares of the queue are fair among users. deadline: seconds from
     submission. told_by_reader: the reader tells observers how it ended, as by a stop string, which only its text shows.
-    media: images and sound that the prompt has tokens for, of `lm.infer.engine.media.tiles_of`.
+    media: images and sound that the prompt has tokens for, of `lm.infer.engine.tiles.tiles_of`.
     """
 
     prompt: tuple[int, ...]

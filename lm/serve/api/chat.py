@@ -6,8 +6,8 @@ from typing import Any
 
 from data.chat.messages import Messages
 from lm.errors import UserError
-from lm.infer.engine.media import tiles_of
 from lm.infer.engine.request import Request
+from lm.infer.engine.tiles import tiles_of
 from lm.infer.prompts import Prompt, checked_messages, read_chat
 from lm.serve.api import grammar
 from lm.serve.api.answers import (

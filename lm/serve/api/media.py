@@ -16,8 +16,8 @@ from data.chat.media.encoding import Towers
 from data.chat.messages import Messages
 from lm.errors import UserError
 from lm.infer.prompts import with_files
-from lm.model.media import Media
 from lm.serve.api.errors import ApiError
+from lm.towers import Media
 
 THREADS = 2
 WAITING = 32  # requests whose files wait for a thread; more are refused with 429

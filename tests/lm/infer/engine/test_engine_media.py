@@ -10,8 +10,9 @@ import lm
 from lm.config import Audio, ModelConfig, Vision
 from lm.errors import UserError
 from lm.infer.engine.engine import Engine
-from lm.infer.engine.media import AT_ONCE, tiles_of
+from lm.infer.engine.media import AT_ONCE
 from lm.infer.engine.request import Request
+from lm.infer.engine.tiles import tiles_of
 from lm.model.media import Media
 from lm.model.transformer import skeleton
 from tests.lm.examples import parameters
