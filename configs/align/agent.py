@@ -6,9 +6,10 @@ model to start from.
 """
 
 from configs.align import default
+from lm.errors import UserError
 
 
-def get_config(stage: str):
+def get_config(stage: str = ""):
     config = default.get_config()
     config.model.scan_layers = False
     config.model.remat = "none"
@@ -40,5 +41,5 @@ def get_config(stage: str):
         config.valid_every = 20
         config.samples_every = 20
     else:
-        raise KeyError(f"agent.py:{stage} is none of agent.py:sft, agent.py:grpo, agent.py:ppo")
+        raise UserError(f"configs/align/agent.py has no stage {stage!r}: name agent.py:sft, agent.py:grpo or agent.py:ppo")
     return config

@@ -1,9 +1,10 @@
 """Alignment configs of `make demo`: demo.py:sft, then demo.py:grpo. The model learns to repeat a statement politely."""
 
 from configs.align import default
+from lm.errors import UserError
 
 
-def get_config(stage: str):
+def get_config(stage: str = ""):
     config = default.get_config()
     config.model.scan_layers = False
     config.sequence_length = 128
@@ -30,5 +31,5 @@ def get_config(stage: str):
         config.valid_every = 20
         config.samples_every = 20
     else:
-        raise KeyError(f"demo.py:{stage} is neither demo.py:sft nor demo.py:grpo")
+        raise UserError(f"configs/align/demo.py has no stage {stage!r}: name demo.py:sft or demo.py:grpo")
     return config

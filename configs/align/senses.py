@@ -9,15 +9,16 @@ If init_from has an encoder already, it must have the same keys in model.vision 
 """
 
 from configs.align import default
+from lm.errors import UserError
 
 WORDS = ("images", "audio", "encoder", "projector")
-LANGUAGE = r"embedding|stacks\..*|norm\..*|head|positions"  # parameters of the language model
+LANGUAGE = r"embedding|position_embedding|stacks\..*|norm\..*|head"  # parameters of the language model
 
 
 def get_config(words: str = "images"):
     asked = words.split(",")
     if unknown := [word for word in asked if word not in WORDS]:
-        raise KeyError(f"senses.py:{words}: {unknown[0]!r} is none of {', '.join(WORDS)}")
+        raise UserError(f"configs/align/senses.py:{words}: {unknown[0]!r} is none of {', '.join(WORDS)}")
     hears = "audio" in asked
     sees = "images" in asked or not hears
     config = default.get_config()

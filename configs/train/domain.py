@@ -8,11 +8,12 @@ because data.weights does not name them. `:adapter` trains a LoRA adapter in pla
 """
 
 from configs.train import default
+from lm.errors import UserError
 
 
 def get_config(kind: str = ""):
     if kind not in ("", "adapter"):
-        raise ValueError(f"configs/train/domain.py:{kind}: only :adapter can follow the name")
+        raise UserError(f"configs/train/domain.py:{kind}: only domain.py and domain.py:adapter exist")
     config = default.get_config()
     config.data.weights = "domain=3,general=1"  # a quarter of replay (Ibrahim et al. 2024 try 1 to 50 %)
     config.data.valid_fraction = 0.03

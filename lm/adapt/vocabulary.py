@@ -18,8 +18,7 @@ def with_pieces(
 ) -> tuple[ModelConfig, nnx.State]:
     """Return the model with `rows` rows in the embedding and in a head of its own.
 
-    Row first + n is the mean of the rows old_pieces[n] (Hewitt 2021 discusses such starts: a new piece is then about as likely
-    as an average one, not more likely than all others). Rows that no piece has are zero.
+    Row first + n is the mean of the rows old_pieces[n]. Rows that no piece has are zero.
 
     Args: first: the first new id. It is below config.vocab_size if the model has rows that no piece has; these are used first.
     """

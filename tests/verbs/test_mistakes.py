@@ -40,6 +40,12 @@ MISTAKES = [
     Mistake("a config of train.py", "evaluate.py --config=configs/train/tiny.py", ("python train.py --config=configs/train/",)),
     Mistake("a misspelt config", "train.py --config=tyni", ("--config=tyni", "did you mean configs/train/tiny.py?")),
     Mistake("a record as config", "train.py --config=W/run/config.json", ("JSON", "the same --config and --workdir again")),
+    Mistake("no stage of a config", "align.py --config=configs/align/agent.py", ("no stage ''", "agent.py:sft")),
+    Mistake(
+        "an unknown stage", "align.py --config=configs/align/demo.py:dpo", ("no stage 'dpo'", "demo.py:sft or demo.py:grpo")
+    ),
+    Mistake("an unknown kind", "train.py --config=configs/train/domain.py:lora", ("domain.py:lora", "domain.py:adapter")),
+    Mistake("an unknown sense", "align.py --config=configs/align/senses.py:eyes", ("'eyes' is none of images, audio",)),
     # Names of other programs, and values.
     Mistake("a flag of nanoGPT", f"{TRAIN} --lr=1e-3", ("--lr", "did you mean --config.optimizer.learning_rate?")),
     Mistake("lr", f"{TRAIN} --config.lr=1e-3", ("--config.lr", "did you mean optimizer.learning_rate?")),
@@ -182,5 +188,5 @@ def test_a_mistake_is_answered_with_its_cure(mistake, answers):
 
 
 def test_there_are_forty_and_nothing_is_written(answers):
-    assert len(MISTAKES) == len({mistake.name for mistake in MISTAKES}) == 40
+    assert len(MISTAKES) == len({mistake.name for mistake in MISTAKES}) == 44
     assert answers["unchanged"]

@@ -3,12 +3,17 @@
 import json
 
 import pytest
+from flax import nnx
 
 from configs.align import senses as senses_config
 from data.media import spectrograms, tiles
 from data.media.prompts import IDEFICS3, LLAVA, OWN, VOXTRAL
+from lm.adapt.rebuild import arrays_of
 from lm.align import senses
 from lm.errors import UserError
+from lm.model.linear import trainable
+from lm.model.transformer import skeleton
+from lm.train.values import model_of
 
 
 class Symbols:
@@ -77,9 +82,19 @@ def test_what_does_not_go_together_is_refused(words, keys, complaint, tmp_path):
         senses.towers_of(config_of(words, **keys), OURS, tmp_path)
 
 
+@pytest.mark.parametrize("positions, tied", [("rotary", False), ("learned", True)])
+def test_the_encoder_is_trained_alone_whatever_the_language_model(positions, tied):
+    config = senses_config.get_config("images,audio,encoder")
+    config.model.update(positions=positions, tie_embeddings=tied, norm="layer")
+    config.model.vision.token_id, config.model.audio.token_id = 10, 11
+    model = model_of(config)
+    trained = arrays_of(nnx.filter_state(skeleton(model)[1], trainable(model)))
+    assert {name.partition(".")[0] for name in trained} == {"vision", "audio"}
+
+
 def test_stages_freeze_what_they_leave_alone():
     assert senses_config.get_config("audio").model.frozen == ""
     assert "vision" not in senses_config.get_config("encoder").model.frozen
     assert "projector" in senses_config.get_config("audio,projector").model.frozen
-    with pytest.raises(KeyError, match="eyes"):
+    with pytest.raises(UserError, match="eyes"):
         senses_config.get_config("eyes")
