@@ -11,11 +11,9 @@ call becomes a message of the tool; that of a text becomes a message of the user
 rewards of its steps, which the reward `environment` reads. `tools`, if the class has it, lists the schemas of its calls.
 """
 
-import importlib.util
 import inspect
 import json
 import math
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -23,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 from data.chat.template import encode_chat, end_of_turn
 from lm.align.rl.stockroom import ERROR, Stockroom
 from lm.align.rl.tools import MOST, Answer
+from lm.align.rl.user_files import error_line, imported
 from lm.errors import UserError
 from lm.parallel.hosts import from_first
 
@@ -86,14 +85,7 @@ def _of_gymnasium(name: str) -> Make:
 
 
 def _of_file(path: Path, name: str) -> Make:
-    if not path.is_file():
-        raise UserError(f"rollout.environment: no file {path}; give the path of a Python file, as path/file.py:Class")
-    spec = importlib.util.spec_from_file_location(f"environment_of_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"rollout.environment: {path} cannot be imported: {_error_line(error)}") from error
+    module = imported(path, "rollout.environment", "path/file.py:Class")
     made = getattr(module, name, None)
     if not callable(made) or not all(callable(getattr(made, method, None)) for method in ("reset", "step")):
         known = [key for key, value in vars(module).items() if inspect.isclass(value) and hasattr(value, "step")]
@@ -169,12 +161,7 @@ def _guarded(what: str, call: Callable[[], Any]) -> Any:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"rollout.environment: {what}: {_error_line(error)}") from error
-
-
-def _error_line(error: Exception) -> str:
-    *_, last = traceback.extract_tb(error.__traceback__)
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300] + f" ({last.filename}:{last.lineno})"
+        raise UserError(f"rollout.environment: {what}: {error_line(error)}") from error
 
 
 def user_ids(tokenizer, text: str, template: str | None = None) -> list[int]:

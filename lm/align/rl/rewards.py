@@ -12,12 +12,10 @@ process differently. All processes call a reward whose attribute `collective` is
 import ast
 import difflib
 import functools
-import importlib.util
 import inspect
 import json
 import math
 import re
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +27,7 @@ from data.tasks.style import style as style_score
 from lm.align.rl.answers import final_answer, same_answer
 from lm.align.rl.instructions import instructions
 from lm.align.rl.safety_reward import harmless
+from lm.align.rl.user_files import error_line, imported
 from lm.errors import UserError
 
 Reward = Callable[..., list[float | None]]
@@ -270,14 +269,7 @@ def check_file_reward(spec: str) -> None:
 
 
 def _from_file(path: Path, name: str) -> Reward:
-    if not path.is_file():
-        raise UserError(f"rewards: no file {path}; give the path of a Python file, as path/file.py:function")
-    spec = importlib.util.spec_from_file_location(f"rewards_of_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"rewards: {path} cannot be imported: {_error_line(error)}") from error
+    module = imported(path, "rewards", "path/file.py:function")
     function = getattr(module, name, None)
     if not callable(function):
         functions = [key for key, value in vars(module).items() if inspect.isfunction(value)]
@@ -328,7 +320,7 @@ def _called(name: str, function: Reward, prompts: list, completions: list[str], 
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"reward {name} failed: {_error_line(error)}") from error
+        raise UserError(f"reward {name} failed: {error_line(error)}") from error
     try:
         values = np.asarray([math.nan if value is None else float(value) for value in given], np.float64)
         none = np.asarray([value is None for value in given], bool)
@@ -356,9 +348,3 @@ def _column(reward: str, name: str, columns: Mapping[str, Sequence]) -> Sequence
 def _nearest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     return f"; the nearest is {difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]!r}" if known else ""
-
-
-def _error_line(error: Exception) -> str:
-    """Return the error and its file and line as one line of text."""
-    *_, last = traceback.extract_tb(error.__traceback__)
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300] + f" ({last.filename}:{last.lineno})"
