@@ -36,11 +36,11 @@ from lm.saving import write_lines
 from lm.workdir import read_config
 
 ROWS = 50  # answers sampled at a time
-REPLAY, PASSAGE = 16, 250  # records of the task for each passage of text; its characters
+REPLAY, PASSAGE = 48, 600  # records of the task for each passage of text; its characters
 MEASURED = {  # the held-out questions: other data than in training, if the task has them
     "digits": "builtin:digits?size=32",
     "commands": "builtin:commands?voices=heldout",
-    "scenes": "builtin:scenes?pairs=heldout",
+    "scenes": "builtin:scenes?size=60&kinds=colour,count,place&pairs=heldout",
 }
 VISION = {"image_size": 32, "patch_size": 16, "num_layers": 2, "shuffle": 1}  # four tokens
 RUNS = {  # task: the config, and its keys
@@ -52,7 +52,6 @@ COMMON = {
     "batch_size": 8,
     "dtype": "float32",
     "sequence_length": 256,
-    "optimizer.learning_rate": 1.5e-3,
     "optimizer.warmup": 50,
     "model.scan_layers": False,
     "valid_every": 200,
@@ -94,7 +93,7 @@ def examples(task: str, count: int, text: Path) -> list[dict]:
     draw = random.Random(0)
     for _ in range(count // REPLAY):
         begin = draw.randrange(len(whole) - PASSAGE)
-        found.append({"prompt": whole[begin : begin + 40], "completion": whole[begin + 40 : begin + PASSAGE]})
+        found.append({"messages": [{"role": "assistant", "content": whole[begin : begin + PASSAGE]}]})
     return found
 
 

@@ -12,7 +12,7 @@ from flax import nnx
 from jax import lax
 
 from lm.config import ModelConfig
-from lm.model.encoder import ACTIVATIONS, Projector, encoder_layers, in_dtype, plain, through
+from lm.model.encoder import ACTIVATIONS, Projector, encoder_layers, fan_in_std, in_dtype, plain, through
 from lm.model.initializers import parameter
 from lm.model.linear import Linear
 from lm.model.norms import LayerNorm
@@ -30,7 +30,8 @@ class AudioTower(nnx.Module):
 
         def convolution(name, inputs):
             shape, axes = (WIDTH, inputs, D), ("replicated", "replicated", "embed")
-            return Linear(plain(config), rngs, f"audio.{name}", "bpwc,wcd->bpd", shape, axes, bias=True, rows="rows")
+            stem = dict(std=fan_in_std(WIDTH * inputs), bias=True, rows="rows")
+            return Linear(plain(config), rngs, f"audio.{name}", "bpwc,wcd->bpd", shape, axes, **stem)
 
         self.first, self.second = convolution("first", audio.num_mels), convolution("second", D)
         # Fixed, as in Whisper: no gradient reaches them.

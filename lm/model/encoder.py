@@ -14,7 +14,6 @@ from lm.config import Adapter, ModelConfig, Quantization
 from lm.kernels.bidirectional import bidirectional_attention
 from lm.kernels.saved import from_bits, kept_input, saved
 from lm.model import feed_forward
-from lm.model.initializers import STD
 from lm.model.linear import Linear
 from lm.model.norms import LayerNorm
 from lm.model.remat import offloads
@@ -26,6 +25,11 @@ from lm.parallel.pipeline import layer_of
 ACTIVATIONS = {**feed_forward.ACTIVATIONS, "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x)}
 
 
+def fan_in_std(inputs: int) -> float:
+    """Return 1/√inputs (LeCun et al. 1998): encoders are often narrow, and a fixed 0.02 makes a narrow one learn late."""
+    return inputs**-0.5
+
+
 class EncoderLayer(nnx.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)), with LayerNorms and biases; every patch sees all patches."""
 
@@ -34,19 +38,20 @@ class EncoderLayer(nnx.Module):
         D, H, F = tower.embed_dim, tower.num_heads, tower.mlp_dim
         self.scale, self.activation = (D // H) ** -0.5, ACTIVATIONS[tower.activation]
 
-        def linear(part, equation, shape, axes, bias=True, std=STD):
+        def linear(part, equation, shape, axes, inputs, bias=True):
+            std = fan_in_std(inputs)
             return Linear(config, rngs, f"{name}.{part}", equation, shape, axes, std=std, bias=bias, rows="rows")
 
         def project(part, bias):
-            return linear(f"attention.{part}", "bpd,dhk->bphk", (D, H, D // H), ("embed", "heads", "head"), bias)
+            return linear(f"attention.{part}", "bpd,dhk->bphk", (D, H, D // H), ("embed", "heads", "head"), D, bias)
 
-        std = STD / (2 * tower.num_layers) ** 0.5  # as of the decoder's (`residual_std`)
+        writers = 2 * tower.num_layers  # matrices that write into the residual stream start smaller, as the decoder's do
         self.attention_norm = LayerNorm(D, tower.norm_eps)
         self.query, self.key, self.value = project("query", True), project("key", key_bias), project("value", True)
-        self.output = linear("attention.output", "bphk,hkd->bpd", (H, D // H, D), ("heads", "head", "embed"), std=std)
+        self.output = linear("attention.output", "bphk,hkd->bpd", (H, D // H, D), ("heads", "head", "embed"), writers * D)
         self.feed_forward_norm = LayerNorm(D, tower.norm_eps)
-        self.up = linear("feed_forward.up", "bpd,df->bpf", (D, F), ("embed", "mlp"))
-        self.down = linear("feed_forward.down", "bpf,fd->bpd", (F, D), ("mlp", "embed"), std=std)
+        self.up = linear("feed_forward.up", "bpd,df->bpf", (D, F), ("embed", "mlp"), D)
+        self.down = linear("feed_forward.down", "bpf,fd->bpd", (F, D), ("mlp", "embed"), writers * F)
 
     def __call__(self, x_RPD: jax.Array) -> jax.Array:
         y_RPD = self.attention_norm(x_RPD)

@@ -9,7 +9,7 @@ from flax import nnx
 from jax import lax
 
 from lm.config import ModelConfig
-from lm.model.encoder import Projector, encoder_layers, in_dtype, plain, through
+from lm.model.encoder import Projector, encoder_layers, fan_in_std, in_dtype, plain, through
 from lm.model.initializers import normal, parameter
 from lm.model.linear import Linear
 from lm.model.norms import LayerNorm
@@ -25,12 +25,12 @@ class VisionTower(nnx.Module):
         vision, D, p = config.vision, config.vision.embed_dim, config.vision.patch_size
         self.config = config
         shape, axes = (p, p, CHANNELS, D), ("replicated", "replicated", "replicated", "embed")
-        stem = dict(bias=vision.patch_bias, rows="rows")
+        stem = dict(std=fan_in_std(p * p * CHANNELS), bias=vision.patch_bias, rows="rows")
         self.patches = Linear(plain(config), rngs, "vision.patches", "bpxyc,xycd->bpd", shape, axes, **stem)
         if vision.class_token:
             self.class_token = parameter(normal(rngs, (D,)), ("replicated",), "vector")
         positions = vision.patches**2 + vision.class_token
-        self.positions = parameter(normal(rngs, (positions, D)), ("replicated", "embed"), "embedding")
+        self.positions = parameter(normal(rngs, (positions, D), fan_in_std(D)), ("replicated", "embed"), "embedding")
         if vision.pre_norm:
             self.pre_norm = LayerNorm(D, vision.norm_eps)
         self.layers = encoder_layers(in_dtype(config), "vision", True, rngs)

@@ -19,11 +19,15 @@ COLOURS = {
     "yellow": (240, 200, 40),
     "purple": (140, 60, 180),
     "black": (30, 30, 30),
+    "orange": (250, 130, 20),
+    "pink": (250, 140, 190),
+    "brown": (130, 80, 40),
+    "turquoise": (40, 190, 190),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 GROUNDS = ((255, 255, 255), (235, 230, 220), (215, 230, 240), (225, 240, 225))
-# Each colour and each shape is also in other pairs.
-HELD_OUT = frozenset((colour, SHAPES[n % len(SHAPES)]) for n, colour in enumerate(COLOURS))
+# One colour of each shape. Each of these colours and shapes is also in other pairs.
+HELD_OUT = frozenset(zip(COLOURS, SHAPES))
 SEEN = tuple((colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in HELD_OUT)
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
@@ -54,25 +58,36 @@ class Thing(NamedTuple):
         return f"{ROWS[self.row]} {COLUMNS[self.column]}"
 
 
-def scenes(split: str, seed: int, size: int = 64, shapes: int = 4, pairs: str = "seen", valid: int = 500) -> Iterator[dict]:
+def scenes(
+    split: str,
+    seed: int,
+    size: int = 64,
+    shapes: int = 4,
+    kinds: str = "colour,count,place,neighbour",
+    pairs: str = "seen",
+    valid: int = 500,
+) -> Iterator[dict]:
     """Yield records such as "What colour is the circle?" -> "red", with one image; `rejected` is another answer of the kind.
 
     The kinds are `colour` ("red"), `count` ("2"), `place` ("top left", in a grid of three by three) and `neighbour`, the only
     thing on a side of another one ("blue square"). No scene of valid is in train.
 
-    size: pixels of a side. shapes: a scene has 1 to this many. pairs: what valid asks about. "seen": pairs of a colour and a
-    shape as in train. "heldout": the pairs in HELD_OUT, which no image and no text of train shows.
-    Raises: UserError without Pillow.
+    size: pixels of a side. shapes: a scene has 1 to this many. kinds: of questions. pairs: what valid asks about.
+    "seen": pairs of a colour and a shape as in train. "heldout": the pairs in HELD_OUT, which no image and no text of train shows.
+    Raises: UserError without Pillow, or for options out of range.
     """
     library("PIL.ImageDraw", "scenes: drawing")
     if not 24 <= size <= 1024 or not 2 <= shapes <= 9:
         raise UserError(f"scenes: needs size in 24…1024 and shapes in 2…9, not size={size}, shapes={shapes}")
+    asked_kinds = kinds.split(",")
+    if unknown := [kind for kind in asked_kinds if kind not in QUESTIONS]:
+        raise UserError(f"scenes: kinds={kinds!r}: {unknown[0]!r} is none of {', '.join(QUESTIONS)}")
     if pairs not in ("seen", "heldout"):
         raise UserError(f"scenes: pairs={pairs!r} is neither seen nor heldout")
     new = pairs == "heldout" and split == "valid"
 
     def draw(rng: random.Random) -> tuple[bool, dict]:
-        kind = rng.choice(list(QUESTIONS))
+        kind = rng.choice(asked_kinds)
         for _ in range(TRIES):
             scene = _scene(rng, shapes, new)
             if (asked := _ask(rng, kind, scene, new)) is not None:
