@@ -102,6 +102,8 @@ def run(
     if not acts:
         examples = prepare_examples(config, workdir, tokenizer, kind, first=hosts.is_first(), towers=towers)
         counts = examples.counts
+        if towers and any((media := {name: counts["train"][name] for name in media_rows.NAMES}).values()):
+            check_memory(config, mesh, media=media)  # only the data tell how many a row has
     if acts or (rewards and generates):
         declared = [tool.schema for tool in tools] or getattr(environment, "tools", None)
         tasks, held_out, task_counts = given or prepare_tasks(
