@@ -112,6 +112,9 @@ def run(
         counts = counts | {"tasks": task_counts}
         if tasks or held_out:
             check_room(config, [*tasks, *held_out])
+    if towers is None:
+        texts = [columns["tokens"] for columns in (examples.train, examples.valid) if columns] if examples else []
+        senses.check_text(model_config, [*texts, *(task["prompt_ids"] for task in (*tasks, *held_out))])
     learn = None if acts else batches(config, kind, examples, "train", towers)
     if acts:
         choose_steps(config, len(tasks), config.batch_size // (config.rl.group_size if config.method == "rl" else 1))

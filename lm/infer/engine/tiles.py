@@ -33,14 +33,27 @@ def tiles_of(media: Sequence | None) -> tuple[Tile, ...]:
     return tuple(found)
 
 
+def check_text(prompt: Sequence[int], name: str, config: ModelConfig) -> None:
+    """Raise UserError if a prompt without media has tokens of the encoder `name`."""
+    section = getattr(config, name)
+    if section.num_layers and (places := prompt.count(section.token_id)):
+        raise UserError(
+            f"a prompt without media has {places} tokens {section.token_id}, each the place of a vector of model.{name}: give "
+            "the media, or leave these tokens out"
+        )
+
+
 def check_tiles(prompt: Sequence[int], tiles: Sequence[Tile], config: ModelConfig) -> None:
     """Raise UserError if the model lacks an encoder for a tile, or if the prompt has more or fewer tokens than vectors."""
     for name in NAMES:
         section, some = getattr(config, name), [tile for tile in tiles if tile.name == name]
-        if not some:
-            continue
         if not section.num_layers:
-            raise UserError(f"a request with media for model.{name}, which this model does not have: leave them out")
+            if some:
+                raise UserError(f"a request with media for model.{name}, which this model does not have: leave them out")
+            continue
+        if not some:
+            check_text(prompt, name, config)
+            continue
         if wrong := next((tile.array.shape for tile in some if tile.array.shape != section.shape), None):
             raise UserError(f"media of shape {wrong}: model.{name} takes {section.shape}")
         places, vectors = prompt.count(section.token_id), len(some) * section.tokens
