@@ -10,6 +10,7 @@ from data.text.tokenizer import Tokenizer
 from lm.config import ModelConfig
 from lm.convert.multimodal import processor
 from lm.errors import UserError
+from lm.towers import NAMES
 from lm.train.values import model_of
 
 
@@ -36,7 +37,7 @@ def towers_of(config, tokenizer: Tokenizer, workdir: Path) -> Towers | None:
 def check_text(model: ModelConfig, tokens: Iterable[Sequence[int]]) -> None:
     """Raise UserError if data without media have tokens that stand for the vectors of an encoder."""
     for ids in tokens:
-        for name in ("vision", "audio"):
+        for name in NAMES:
             tower = getattr(model, name)
             if tower.num_layers and (np.asarray(ids) == tower.token_id).any():
                 raise UserError(

@@ -16,9 +16,8 @@ from data.media.parts import resolved
 from data.text.tokenizer import Tokenizer
 from lm.config import ModelConfig
 from lm.errors import UserError
-from lm.infer.engine.tiles import NAMES, check_text
 from lm.strangers import shown
-from lm.towers import Media
+from lm.towers import NAMES, Media, check_text
 
 FORMS = 'a prompt is a string, a list of token ids, or a list of messages such as [{"role": "user", "content": "…"}]'
 

@@ -11,8 +11,7 @@ import numpy as np
 
 from lm.config import ModelConfig
 from lm.errors import UserError
-
-NAMES = ("vision", "audio")  # encoders, in the order of the fields of lm.model.media.Media
+from lm.towers import NAMES, check_text
 
 
 class Tile(NamedTuple):
@@ -31,16 +30,6 @@ def tiles_of(media: Sequence | None) -> tuple[Tile, ...]:
             digest = hashlib.blake2b(array.tobytes(), digest_size=16, person=name.encode()).digest()
             found.append(Tile(name, array, digest))
     return tuple(found)
-
-
-def check_text(prompt: Sequence[int], name: str, config: ModelConfig) -> None:
-    """Raise UserError if a prompt without media has tokens of the encoder `name`."""
-    section = getattr(config, name)
-    if section.num_layers and (places := prompt.count(section.token_id)):
-        raise UserError(
-            f"a prompt without media has {places} tokens {section.token_id}, each the place of a vector of model.{name}: give "
-            "the media, or leave these tokens out"
-        )
 
 
 def check_tiles(prompt: Sequence[int], tiles: Sequence[Tile], config: ModelConfig) -> None:
