@@ -52,6 +52,7 @@ from lm.train.step import Objective, Trainer, make_trainer, model_config_of
 from lm.workdir import finished, save_record
 
 PAIRS = 1000  # the first ones of a split tell how long prompts and answers are
+REASONS = 5  # of dropped examples that the summary names
 USES = {"train": "train on", "valid": "validate on"}
 
 
@@ -205,8 +206,10 @@ def data_summary(counts: dict, config) -> str:
                 if cut := values[split].get("truncated"):
                     parts.append(f"{cut:,} of them cut at sequence_length={config.sequence_length}")
                 dropped.update(values[split]["dropped"])
-    for reason, count in dropped.most_common():
+    for reason, count in dropped.most_common(REASONS):
         parts.append(f"{count:,} dropped ({reason})")
+    if others := dropped.total() - sum(count for _, count in dropped.most_common(REASONS)):
+        parts.append(f"{others:,} more dropped for {len(dropped) - REASONS:,} other reasons")
     return "data: " + ", ".join(parts)
 
 
