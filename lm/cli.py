@@ -19,7 +19,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from lm import compile_cache, config_files, other_names
+from lm import compile_cache, config_files, config_keys, other_names
 from lm.bucket import flags as bucket_flags
 from lm.bucket import mirror
 from lm.bucket.places import as_urls
@@ -30,7 +30,6 @@ from lm.strangers import shown
 REFUSALS = [getattr(errno, name) for name in "ENOSPC EDQUOT EFBIG EACCES EROFS ENOTDIR EISDIR EEXIST ELOOP EIO".split()]
 REFUSED = (*map(os.strerror, REFUSALS), "Not enough disk space")
 TEXTS = ("--prompt", "--system")  # flags whose value is no path
-MANY = 20  # keys that an error lists at most
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -84,7 +83,7 @@ def parse(
     ]
     config, path = config_files.load(found), found
     config_files.check_verb(config, path, verb)
-    known = set(_keys(config))
+    known = set(config_keys.listed(config))
     argv[:] = [_spelt_out(arg, known) for arg in argv]
     try:
         rest = flags.FLAGS(argv)
@@ -99,9 +98,10 @@ def parse(
         raise UserError(_unknown_key(argv, path, config, error)) from None
     if len(rest) > 1:
         raise UserError(_stray(rest[1:], config))
-    given = set(_keys(flags.FLAGS.config))  # differs from known if a whole section was set, such as --config.model.moe="{…}"
+    # This differs from `known` if a whole section was set, such as --config.model.moe="{…}".
+    given = set(config_keys.listed(flags.FLAGS.config))
     for key in sorted(given - known):
-        raise UserError(f"--config.{key}: no such key in {path}" + _nearest_key(key, config))
+        raise UserError(f"--config.{key}: no such key in {path}" + config_keys.nearest(key, config))
     for key in sorted(known - given):
         raise UserError(f"--config.{key} is left out of its section: set single keys instead, such as --config.{key}=…")
     _choose_length(argv)
@@ -228,7 +228,7 @@ def help_text(usage: str, argv: list[str]) -> str:
     path = config_files.find(path, _verb(argv))
     config = config_files.load(path)
     lines += ["", f"Keys of {path}:"]
-    lines += [f"  --config.{key}={_value(config, key)}" for key in _keys(config)]
+    lines += [f"  --config.{key}={config_keys.value(config, key)}" for key in config_keys.listed(config)]
     return "\n".join(lines)
 
 
@@ -293,11 +293,11 @@ def _choose_length(argv: list[str]) -> None:
 
 def _unknown_key(argv: list[str], path: str, config: ml_collections.ConfigDict, error: Exception) -> str:
     """Return the error message for a --config.KEY that is not in the file's config, with the nearest key."""
-    known = set(_keys(config))
+    known = set(config_keys.listed(config))
     for arg in argv:
         match = re.match(r"--?(?:no)?config\.([^=]+)", arg)
         if match and match[1] not in known:
-            return f"--config.{match[1]}: no such key in {path}" + _nearest_key(match[1], config)
+            return f"--config.{match[1]}: no such key in {path}" + config_keys.nearest(match[1], config)
     return f"--config={path}: {_one_line(error)}"
 
 
@@ -308,8 +308,9 @@ def _unknown_flag(name: str, config: ml_collections.ConfigDict | None = None) ->
         return f"--{name}: no such flag; {note}"
     meant = other_names.ours(name, known)
     if config is not None:
-        hint = _nearest_key(name, config)
-        if meant is None and (name in _keys(config) or not difflib.get_close_matches(name, known, n=1, cutoff=0.7)):
+        hint = config_keys.nearest(name, config)
+        is_key = name in config_keys.listed(config)
+        if meant is None and (is_key or not difflib.get_close_matches(name, known, n=1, cutoff=0.7)):
             return f"--{name}: no such flag" + re.sub(r"did you mean (?!--)", "did you mean --config.", hint)
     near = [meant] if meant else difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     return f"--{name}: no such flag; " + (f"did you mean --{near[0]}?" if near else f"there are --{', --'.join(sorted(known))}")
@@ -330,18 +331,18 @@ def _missing_value(error: Exception) -> str:
 def _wrong_value(config: ml_collections.ConfigDict, error: Exception) -> str:
     """Return the error message for a value of a wrong type, with the type and default from the config."""
     match = re.match(r"flag (--config\.([^=]+)=(.*?)): ", str(error))
-    usual = _value(config, match[2]) if match else None
+    usual = config_keys.value(config, match[2]) if match else None
     if isinstance(usual, ml_collections.ConfigDict):
-        meant = other_names.ours(match[2], set(_keys(config)) - set(_keys(usual, match[2] + ".")))
+        meant = other_names.ours(match[2], set(config_keys.listed(config)) - set(config_keys.listed(usual, match[2] + ".")))
         if meant:
             return f"{match[1]}: a section, not a key; did you mean --config.{meant}={match[3]}?"
-        keys = list(_keys(usual, match[2] + "."))
+        keys = list(config_keys.listed(usual, match[2] + "."))
         if f"{match[2]}.{match[3].partition('=')[0]}" in keys:
             return f"{match[1]}: a section, not a key; did you mean --config.{match[2]}.{match[3]}?"
-        more = f" and {len(keys) - MANY} more, which --help lists" if len(keys) > MANY else ""
-        return f"{match[1]}: a section, not a key; its keys are {', '.join(keys[:MANY])}{more}"
+        more = f" and {len(keys) - config_keys.MANY} more, which --help lists" if len(keys) > config_keys.MANY else ""
+        return f"{match[1]}: a section, not a key; its keys are {', '.join(keys[: config_keys.MANY])}{more}"
     if usual is None:
-        return _one_line(error) + (f"; it must be of type {_type(config, match[2])}" if match else "")
+        return _one_line(error) + (f"; it must be of type {config_keys.type_of(config, match[2])}" if match else "")
     if isinstance(usual, int) and re.fullmatch(r"\d+(\.\d*)?([eE]\+?\d)?", match[3]) and float(match[3]).is_integer():
         return f"{match[1]}: must be of type {type(usual).__name__}: write {int(float(match[3]))}"
     return f"{match[1]}: must be of type {type(usual).__name__}, such as {usual}"
@@ -351,7 +352,7 @@ def _stray(extra: list[str], config: ml_collections.ConfigDict | None = None) ->
     """Return the error message for arguments that belong to no flag."""
     first, begin = extra[0], f"unexpected argument {extra[0]!r}"
     name = first.partition("=")[0].lstrip("-").removeprefix("config.")
-    if config is not None and "=" in first and name in _keys(config):
+    if config is not None and "=" in first and name in config_keys.listed(config):
         return f"{begin}: write --config.{name}={first.partition('=')[2]}"
     if config is not None and all(map(os.path.exists, extra)):
         return (
@@ -361,43 +362,6 @@ def _stray(extra: list[str], config: ml_collections.ConfigDict | None = None) ->
     free = [f for f in ("checkpoint", "prompt") if f in flags.FLAGS and flags.FLAGS[f].value is None]
     hint = f"; did you mean --{free[0]}={first}?" if config is None and free and "=" not in first else ""
     return f"{begin}: options are written --name=value, with quotes around a value that has spaces{hint}"
-
-
-def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> Iterable[str]:
-    for key in config:
-        value = config.get_ref(key).get()
-        if isinstance(value, ml_collections.ConfigDict):
-            yield from _keys(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key
-
-
-def _value(config: ml_collections.ConfigDict, key: str) -> object:
-    for part in key.split("."):
-        config = config[part]
-    return config
-
-
-def _type(config: ml_collections.ConfigDict, key: str) -> str:
-    section, _, last = key.rpartition(".")
-    return (_value(config, section) if section else config).get_ref(last).get_type().__name__
-
-
-def _nearest_key(name: str, config: ml_collections.ConfigDict) -> str:
-    """Return "; did you mean KEY?" for a key that there is not, or what there is instead."""
-    known, last = list(_keys(config)), name.rpartition(".")[2]
-    same = [key for key in known if key.rpartition(".")[2] == last]
-    own = [key for key in same if key.startswith(f"{config.get('method')}.")]  # of the method, such as preference
-    if note := other_names.needless(name):
-        return f"; {note}"
-    near = own[:1] or [other_names.ours(name, {*known, "workdir"})]
-    near = [key for key in near if key] or same or difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not near:
-        by_end = difflib.get_close_matches(last, [key.rpartition(".")[2] for key in known], n=1, cutoff=0.6)
-        near = [key for key in known if by_end and key.rpartition(".")[2] == by_end[0]]
-    if near:
-        return f"; did you mean {'--' * (near[0] == 'workdir')}{near[0]}?"
-    return f"; there are {', '.join(sorted(known))}" if len(known) <= MANY else "; --help lists the keys"
 
 
 def _one_line(message: object) -> str:

@@ -3,9 +3,12 @@ these encoders take. Configs and requests are checked without JAX, so this file 
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from lm.errors import UserError
+
+NAMES = ("vision", "audio")  # sections of a ModelConfig, in the order of the fields of Media
 ACTIVATIONS = ("gelu", "gelu_tanh", "quick_gelu", "relu2", "silu")
 PROJECTORS = ("linear", "mlp")
 
@@ -107,6 +110,16 @@ class Media(NamedTuple):
 
     images_BNHWC: Any = None
     audio_BNTM: Any = None
+
+
+def check_text(prompt: Sequence[int], name: str, config) -> None:
+    """Raise UserError if a prompt without media has tokens of the encoder `name`. config: a ModelConfig."""
+    section = getattr(config, name)
+    if section.num_layers and (places := prompt.count(section.token_id)):
+        raise UserError(
+            f"a prompt without media has {places} tokens {section.token_id}, each the place of a vector of model.{name}: give "
+            "the media, or leave these tokens out"
+        )
 
 
 def check_towers(config, refuse: Callable, one_of: Callable) -> None:

@@ -97,7 +97,8 @@ def prepare_tasks(
     """Return the training tasks and held-out tasks of config.data.input, and counts as in `prepare_examples`.
 
     A task is {"prompt": messages, "prompt_ids": ids up to the start of the answer, **columns}. The prompt declares the task's
-    `tools`, or else the given `tools`. Prompts longer than config.rollout.max_prompt_tokens are dropped and counted.
+    `tools`, or else the given `tools`. Prompts longer than config.rollout.max_prompt_tokens are dropped and counted, and
+    prompts that cannot be encoded, unless it is the first one.
     towers: what the model sees and hears. Then a task also has `prompt_media`, a list of data.chat.media.encoding.Kept.
     splits: those to read; the others are empty.
     Raises: UserError as `prepare_examples`, and if the input differs from the record of `record_tasks` in `workdir`.
@@ -116,11 +117,17 @@ def prepare_tasks(
         count = Counts()
         for example in examples:
             declared, columns, media = example.columns.get("tools") or tools, example.columns, {}
-            if towers is None:
-                ids = encoder.prompt_ids(example.prompt, declared)
-            else:
-                seen = encode_prompt(encoder, example.prompt, towers, declared)
-                ids, media = seen.ids.tolist(), {"prompt_media": seen.media}
+            try:
+                if towers is None:
+                    ids = encoder.prompt_ids(example.prompt, declared)
+                else:
+                    seen = encode_prompt(encoder, example.prompt, towers, declared)
+                    ids, media = seen.ids.tolist(), {"prompt_media": seen.media}
+            except UserError as refused:
+                if not found[split]:  # as in `_rows`
+                    raise
+                count.dropped[str(refused)] += 1
+                continue
             if len(ids) > most:
                 count.dropped["longer than rollout.max_prompt_tokens"] += 1
                 continue

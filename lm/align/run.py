@@ -52,6 +52,7 @@ from lm.train.step import Objective, Trainer, make_trainer, model_config_of
 from lm.workdir import finished, save_record
 
 PAIRS = 1000  # the first ones of a split tell how long prompts and answers are
+REASONS = 5  # of dropped examples that the summary names
 USES = {"train": "train on", "valid": "validate on"}
 
 
@@ -102,6 +103,8 @@ def run(
     if not acts:
         examples = prepare_examples(config, workdir, tokenizer, kind, first=hosts.is_first(), towers=towers)
         counts = examples.counts
+        if towers and any((media := {name: counts["train"][name] for name in media_rows.NAMES}).values()):
+            check_memory(config, mesh, media=media)  # only the data tell how many a row has
     if acts or (rewards and generates):
         declared = [tool.schema for tool in tools] or getattr(environment, "tools", None)
         tasks, held_out, task_counts = given or prepare_tasks(
@@ -110,6 +113,9 @@ def run(
         counts = counts | {"tasks": task_counts}
         if tasks or held_out:
             check_room(config, [*tasks, *held_out])
+    if towers is None:
+        texts = [columns["tokens"] for columns in (examples.train, examples.valid) if columns] if examples else []
+        senses.check_text(model_config, [*texts, *(task["prompt_ids"] for task in (*tasks, *held_out))])
     learn = None if acts else batches(config, kind, examples, "train", towers)
     if acts:
         choose_steps(config, len(tasks), config.batch_size // (config.rl.group_size if config.method == "rl" else 1))
@@ -200,8 +206,10 @@ def data_summary(counts: dict, config) -> str:
                 if cut := values[split].get("truncated"):
                     parts.append(f"{cut:,} of them cut at sequence_length={config.sequence_length}")
                 dropped.update(values[split]["dropped"])
-    for reason, count in dropped.most_common():
+    for reason, count in dropped.most_common(REASONS):
         parts.append(f"{count:,} dropped ({reason})")
+    if others := dropped.total() - sum(count for _, count in dropped.most_common(REASONS)):
+        parts.append(f"{others:,} more dropped for {len(dropped) - REASONS:,} other reasons")
     return "data: " + ", ".join(parts)
 
 

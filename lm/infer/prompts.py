@@ -1,6 +1,7 @@
 """Encode prompts: texts, token ids, or messages of a conversation."""
 
 import functools
+import itertools
 import numbers
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,9 +14,10 @@ from data.chat.messages import Messages, is_list, messages_of
 from data.chat.template import encode_chat, end_of_turn
 from data.media.parts import resolved
 from data.text.tokenizer import Tokenizer
+from lm.config import ModelConfig
 from lm.errors import UserError
 from lm.strangers import shown
-from lm.towers import Media
+from lm.towers import NAMES, Media, check_text
 
 FORMS = 'a prompt is a string, a list of token ids, or a list of messages such as [{"role": "user", "content": "…"}]'
 
@@ -98,8 +100,14 @@ def with_files(messages: Messages, where: str) -> Messages:
     return resolved([messages], {}, None, where)[0]
 
 
-def joined_media(prompts: Sequence[Prompt]) -> Media | None:
-    """Return the media of prompts as arrays with a row for each, filled up with zeros; None if no prompt has any."""
+def joined_media(prompts: Sequence[Prompt], config: ModelConfig) -> Media | None:
+    """Return the media of prompts as arrays with a row for each, filled up with zeros; None if no prompt has any.
+
+    Raises: UserError for a prompt with tokens of media of `config` that has none.
+    """
+    for name, prompt in itertools.product(NAMES, prompts):
+        if prompt.media is None or prompt.media[NAMES.index(name)] is None:
+            check_text(prompt.ids, name, config)
     fields = []
     for n in range(len(Media._fields)):
         rows = [None if prompt.media is None else prompt.media[n] for prompt in prompts]

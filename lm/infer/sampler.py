@@ -102,7 +102,7 @@ def generate(
     Returns: completions without the prompt and the end token: token ids for token ids, strings for the others.
     """
     read = prompts_as_ids(tokenizer, prompts, template, towers)
-    media = joined_media(read) if media is None else media
+    media = joined_media(read, model.config) if media is None else media
     if stream is not None and (len(read) != 1 or tokenizer is None):
         raise UserError("streaming takes one prompt, and a tokenizer for its text")
     known = tokenizer.vocab_size if tokenizer else 0

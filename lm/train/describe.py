@@ -5,6 +5,7 @@ traced program: the step that train.py runs, traced for the mesh of the config. 
 """
 
 import math
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from lm.errors import UserError
 from lm.kernels.amx.flops import flops
 from lm.kernels.experts import places
 from lm.model.linear import trainable
+from lm.model.media import MEDIA
 from lm.model.transformer import skeleton
 from lm.parallel.memory import is_on_host
 from lm.parallel.mesh import AXES, axis_sizes, check_fit, spec, token_ways
@@ -97,11 +99,18 @@ def abstract_mesh(sizes) -> AbstractMesh:
     return AbstractMesh(tuple(sizes.values()), AXES, axis_types=(AxisType.Explicit,) * len(AXES))
 
 
-def abstract_batch(config, mesh, rows: int) -> dict:
+def abstract_batch(config, mesh, rows: int, media: Mapping[str, int] | None = None) -> dict:
+    """Return the arrays of a batch of `rows`, without data. media: how many images and windows of sound a row has, by MEDIA."""
     sharding = NamedSharding(mesh, spec("batch", "length"))
     dtypes = dict.fromkeys(("tokens", "targets", "segment_ids", "positions"), jnp.int32) | {"weights": jnp.float32}
     shape = (rows, config.sequence_length)
-    return {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in dtypes.items()}
+    batch = {name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for name, dtype in dtypes.items()}
+    model = model_config_of(config)
+    for name, tower in zip(MEDIA, (model.vision, model.audio)):
+        if count := (media or {}).get(name):
+            by_rows = NamedSharding(mesh, spec("batch"))
+            batch[name] = jax.ShapeDtypeStruct((rows, count, *tower.shape), jnp.float32, sharding=by_rows)
+    return batch
 
 
 def step_flops(config, mesh) -> int:
@@ -175,16 +184,17 @@ def memory_per_device(config, mesh) -> dict[str, int]:
     return memories(config, mesh)[0]
 
 
-def memories(config, mesh) -> tuple[dict[str, int], dict[str, int]]:
+def memories(config, mesh, media: Mapping[str, int] | None = None) -> tuple[dict[str, int], dict[str, int]]:
     """Return bytes per device by kind, in its own memory and in that of its host (config.optimizer.offload, model.offload).
 
     An array of n bytes whose axes are split over m devices takes n / m. Activations: the residuals of the traced loss for one
     slice of the batch under the remat policy, without parameters and batch. Gradients count twice if slices are accumulated.
     Optimizer: moments, and the average of config.ema. Not counted: a layer's temporary arrays and gathered weights.
+    media: as in `abstract_batch`. With it, activations hold those of the encoders, and "media" is the size of its arrays.
     """
     state = abstract_state(make_trainer(config), mesh)
     learned, frozen = nnx.split_state(state.params, trainable(model_config_of(config)), ...)
-    batch = abstract_batch(config, mesh, config.batch_size // config.accumulate)
+    batch = abstract_batch(config, mesh, config.batch_size // config.accumulate, media)
     kept = residuals(config, learned, frozen, batch)
     device = {
         "parameters": bytes_per_device(state.params),
@@ -192,6 +202,9 @@ def memories(config, mesh) -> tuple[dict[str, int], dict[str, int]]:
         "optimizer": bytes_per_device((state.optimizer, state.average)),
         "activations": bytes_per_device(kept),
     }
+    if media:
+        whole = abstract_batch(config, mesh, config.batch_size, media)
+        device["media"] = bytes_per_device([whole[name] for name in MEDIA if name in whole])
     return device, {"optimizer": bytes_per_device(state.optimizer, host=True), "activations": bytes_per_device(kept, host=True)}
 
 

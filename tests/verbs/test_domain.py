@@ -8,6 +8,7 @@ import pytest
 from data.text.grow import old_pieces
 from data.text.tokenizer import load_tokenizer
 from tests.verbs import runs
+from tests.verbs.test_hosts import ends, start_both
 
 WORDS = ["licensor", "warranty", "sublicense", "hereunder", "merchantability", "indemnify"]
 
@@ -105,3 +106,28 @@ def test_an_adapter_learns_the_domain(finished, both, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     before, after = measured(tmp_path / "run")
     assert after["domain"] < before["domain"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["", ":adapter"])
+def test_two_processes_learn_the_domain_as_one(kind, finished, both, tmp_path):
+    """Both are killed and start again. Process 0 makes the new pieces, and each process the rows of the new model."""
+    grows = {} if kind else {"data__new_pieces": 40}
+    one, two = tmp_path / "one", tmp_path / "two"
+    settings = dict(steps=12, checkpoint_every=4, **grows)
+    alone, command = (
+        [arg.replace("domain.py", f"domain.py{kind}") for arg in domain(folder, finished, both, **settings)]
+        for folder in (one, two)
+    )
+    assert runs.run(alone).returncode == 0
+    processes = start_both(command, tmp_path)
+    assert runs.wait(processes[0], lambda: 4 in runs.steps_saved(two)), (tmp_path / "0").read_text()
+    for process in processes:
+        process.kill()
+        process.wait()
+    codes, said = ends(start_both(command, tmp_path), tmp_path)
+    assert codes == [0, 0], said
+    assert load_tokenizer(one).fingerprint == load_tokenizer(two).fingerprint
+    runs.assert_same_run(two, one, tolerance=1e-5, step=12)
+    for ours, theirs in zip(measured(two), measured(one), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)

@@ -10,6 +10,7 @@ import pytest
 import lm
 from tests.verbs import runs
 from tests.verbs.test_align import measured
+from tests.verbs.test_hosts import ends, start_both
 
 pytest.importorskip("sklearn")
 STEPS = 4
@@ -33,6 +34,8 @@ SETTINGS = {
 }
 EYES = {"num_layers": 1, "embed_dim": 16, "num_heads": 2, "mlp_dim": 32, "image_size": 8, "patch_size": 4, "shuffle": 1}
 EYES = {f"model.vision.{key}": value for key, value in EYES.items()}
+EARS = {"num_layers": 1, "embed_dim": 16, "num_heads": 2, "mlp_dim": 32, "num_mels": 8}
+EARS = {f"model.audio.{key}": value for key, value in EARS.items()} | dict.fromkeys(EYES)
 TOWER, PROJECTOR = "['params']['vision']['layers']", "['params']['vision']['projector']"
 
 
@@ -101,6 +104,32 @@ def test_eight_devices_train_as_one(seeing, finished, tmp_path):
         for name in ("loss", "valid_loss", "valid_rewards/answer"):
             if name in theirs:
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", ["senses.py", "senses.py:audio"])
+def test_two_processes_train_as_one(config, finished, tmp_path):
+    """Both are killed and start again; process 0 reads the files, and each gets its rows of them."""
+    settings = {"optimizer.learning_rate": 1e-3}
+    if "audio" in config:
+        pytest.importorskip("espeakng_loader")
+        settings |= {"data.input": "builtin:commands?valid=12"} | EARS
+    one, two = tmp_path / "one", tmp_path / "two"
+    aligned(one, finished, config, **settings)
+    both = command(two, finished, config, **settings)
+    processes = start_both(both, tmp_path)
+    assert runs.wait(processes[0], lambda: 2 in runs.steps_saved(two)), (tmp_path / "0").read_text()
+    for process in processes:
+        process.kill()
+        process.wait()
+    codes, said = ends(start_both(both, tmp_path), tmp_path)
+    assert codes == [0, 0], said
+    names = ("loss", "grad_norm", "valid_loss", "valid_rewards/answer", "valid_mean_token_accuracy")
+    for ours, theirs in zip(measured(two), measured(one), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in theirs.keys() & names:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
+    assert runs.lines(two / "samples.jsonl")[0]["prompt"] == runs.lines(one / "samples.jsonl")[0]["prompt"]
 
 
 @pytest.mark.parametrize(

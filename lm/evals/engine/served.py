@@ -64,7 +64,7 @@ class Served:
                 ask.top_p,
                 seed=row_seed(ask),
                 stop_ids=self._stop_ids,
-                media=tiles_of(arrays_for(ask, self._towers)) if ask.media else (),
+                media=tiles_of(arrays_for(ask, self._towers)) if ask.media else None,
             )
             handles[n] = engine.submit(request, lambda event, n=n: events.put((n, event)))
 

@@ -26,7 +26,8 @@ def check(r: Request, config: ModelConfig, positions: int, adapters: Collection[
         )
     if r.adapter and r.adapter not in adapters:
         raise UserError(f"no adapter {r.adapter!r} is loaded")
-    check_tiles(r.prompt, r.media, config)
+    if r.media is not None:
+        check_tiles(r.prompt, r.media, config)
     limits = {
         "temperature": 0 <= r.temperature < np.inf,
         "top_p": 0 < r.top_p <= 1,

@@ -110,6 +110,7 @@ class LocalEngine:
                 stop_ids=o.stop_ids,
                 logprobs=0,
                 tempered=True,
+                media=None,
             )
             for prompt, seed in asked
         )

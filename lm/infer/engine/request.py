@@ -46,7 +46,8 @@ class Request:
       0), still before all other settings.
     adapter: name of a loaded adapter; "": none. user: shares of the queue are fair among users. deadline: seconds from
     submission. told_by_reader: the reader tells observers how it ended, as by a stop string, which only its text shows.
-    media: images and sound that the prompt has tokens for, of `lm.infer.engine.tiles.tiles_of`.
+    media: images and sound that the prompt has tokens for, of `lm.infer.engine.tiles.tiles_of`. None: there are none, and such
+      tokens are read as any other, because a model drew them or a text spells them.
     """
 
     prompt: tuple[int, ...]
@@ -70,7 +71,7 @@ class Request:
     user: str = ""
     deadline: float | None = None
     told_by_reader: bool = False
-    media: tuple[Tile, ...] = ()
+    media: tuple[Tile, ...] | None = ()
 
 
 class Likely(NamedTuple):

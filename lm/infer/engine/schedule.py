@@ -4,6 +4,7 @@ Prompts are read in pieces beside the decoding ("chunked prefill", Agrawal et al
 hold up the others.
 """
 
+import itertools
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -28,7 +29,10 @@ class Part(NamedTuple):
 
 
 class Queue:
-    """Waiting sequences: those of users in turn, and first of all those that had been preempted."""
+    """Waiting sequences: those of users in turn, and first of all those that had been preempted.
+
+    Others pass a sequence while its media are encoded. It keeps its place, so nobody passes it afterwards.
+    """
 
     def __init__(self):
         self._again: deque[Sequence] = deque()
@@ -51,17 +55,24 @@ class Queue:
     def first(self) -> Sequence | None:
         return self._again[0] if self._again else next((some[0] for some in self._by_user.values()), None)
 
-    def pop(self) -> Sequence:
-        """Remove and return `first`. The next one is of another user, if there is one."""
-        if self._again:
-            return self._again.popleft()
-        user, some = next(iter(self._by_user.items()))
-        sequence = some.popleft()
-        if some:
-            self._by_user.move_to_end(user)
-        else:
+    def ready(self) -> Sequence | None:
+        """Return the first one that can start; those that pass others of their own user come last."""
+        heads = [*self._again, *(some[0] for some in self._by_user.values())]
+        return next((one for one in itertools.chain(heads, self) if one.is_ready), None)
+
+    def take(self, sequence: Sequence) -> None:
+        """Remove a sequence. The next one is of another user, if there is one, unless this one has passed one of its own."""
+        if sequence in self._again:
+            self._again.remove(sequence)
+            return
+        user = sequence.request.user
+        some = self._by_user[user]
+        in_turn = some[0] is sequence
+        some.remove(sequence)
+        if not some:
             del self._by_user[user]
-        return sequence
+        elif in_turn:
+            self._by_user.move_to_end(user)
 
     def remove(self, gone: set[int]) -> None:
         """Remove the sequences with these id()."""
@@ -111,14 +122,14 @@ class Schedule:
                 break
             if sequence.row >= 0 and sequence.computed < len(sequence.tokens) - 1:
                 left -= self._prompt(sequence, left, parts)
-        while admits and left > 0 and self._rows and (sequence := self.waiting.first()) is not None and sequence.is_ready:
+        while admits and left > 0 and self._rows and (sequence := self.waiting.ready()) is not None:
             # A block for each that runs, so that it need not be preempted at once.
             if (
                 sequence.needs(len(sequence.tokens), self.blocks.size) + len(self.running) > self.blocks.available
                 and self.running
             ):
                 break
-            self.waiting.pop()
+            self.waiting.take(sequence)
             sequence.row = self._rows.pop()
             self.running.append(sequence)
             sequence.is_long = sequence._beyond()

@@ -11,8 +11,7 @@ import numpy as np
 
 from lm.config import ModelConfig
 from lm.errors import UserError
-
-NAMES = ("vision", "audio")  # encoders, in the order of the fields of lm.model.media.Media
+from lm.towers import NAMES, check_text
 
 
 class Tile(NamedTuple):
@@ -37,10 +36,13 @@ def check_tiles(prompt: Sequence[int], tiles: Sequence[Tile], config: ModelConfi
     """Raise UserError if the model lacks an encoder for a tile, or if the prompt has more or fewer tokens than vectors."""
     for name in NAMES:
         section, some = getattr(config, name), [tile for tile in tiles if tile.name == name]
-        if not some:
-            continue
         if not section.num_layers:
-            raise UserError(f"a request with media for model.{name}, which this model does not have: leave them out")
+            if some:
+                raise UserError(f"a request with media for model.{name}, which this model does not have: leave them out")
+            continue
+        if not some:
+            check_text(prompt, name, config)
+            continue
         if wrong := next((tile.array.shape for tile in some if tile.array.shape != section.shape), None):
             raise UserError(f"media of shape {wrong}: model.{name} takes {section.shape}")
         places, vectors = prompt.count(section.token_id), len(some) * section.tokens

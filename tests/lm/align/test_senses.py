@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from flax import nnx
 
@@ -90,6 +91,16 @@ def test_the_encoder_is_trained_alone_whatever_the_language_model(positions, tie
     model = model_of(config)
     trained = arrays_of(nnx.filter_state(skeleton(model)[1], trainable(model)))
     assert {name.partition(".")[0] for name in trained} == {"vision", "audio"}
+
+
+def test_text_has_no_tokens_of_media():
+    model = model_of(config_of())
+    senses.check_text(model, [np.arange(10), [12, 13]])
+    senses.check_text(model_of(config_of("audio")), [[10]])  # no encoder owns it
+    for ids, tower in ((np.array([[1, 10]]), "vision"), ([11], "audio")):
+        where = f"with the token {np.max(ids)}, which is the place of a vector of model.{tower}"
+        with pytest.raises(UserError, match=where):
+            senses.check_text(model, [[1, 2], ids])
 
 
 def test_stages_freeze_what_they_leave_alone():

@@ -11,7 +11,9 @@ from lm import sizing
 from lm.align import sft
 from lm.errors import UserError
 from lm.parallel.mesh import check_fit, make_mesh
+from lm.train.describe import memories
 from lm.train.feed import Feed
+from lm.train.fit import check_memory
 from lm.train.step import make_trainer, model_config_of, state_shardings
 from tests.lm.examples import packed_batch, tiny_config, trainer_and_state
 from tests.slow import all_but
@@ -140,3 +142,20 @@ def test_packed_is_the_sum_of_examples_alone(kind):
     assert together["weight"] == batch["weights"].sum()
     for value, one in zip(jax.tree.leaves(together), jax.tree.leaves(apart), strict=True):
         np.testing.assert_allclose(value, one, rtol=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_encoders_and_media_count_as_memory(accumulate):
+    """Arrays of a whole batch; activations of one slice of it, at least what the encoders' layers read."""
+    config, media = config_of(accumulate), {"images": 3, "audio": 2}
+    mesh = make_mesh({"fsdp": 2}, jax.devices()[:2])
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        text, with_media = (memories(config, mesh.abstract_mesh, some)[0] for some in (None, media))
+    assert with_media.pop("media") == 8 // 2 * (3 * 8 * 8 * 3 + 2 * 16 * 4) * 4
+    more = {name: with_media[name] - text[name] for name in text}
+    patches, frames = 3 * (8 // 4) ** 2, 2 * 16 // 2
+    assert more.pop("activations") > 8 // accumulate // 2 * 2 * (patches + frames) * 16 * 4
+    assert not any(more.values())  # parameters of the encoders count in any case
+    check_memory(config, mesh, media=media)
+    with pytest.raises(UserError, match=r"GiB for media \(up to 100000000 images and 2 windows of sound in a row\)"):
+        check_memory(config, mesh, media={"images": 10**8, "audio": 2})

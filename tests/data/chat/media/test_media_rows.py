@@ -3,11 +3,12 @@
 import json
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from ml_collections import ConfigDict
 
 from data.chat.example_batches import ExampleBatches
-from data.chat.examples import prepare_examples
+from data.chat.examples import prepare_examples, prepare_tasks
 from data.chat.media.encoding import Towers
 from data.chat.media.rows import arrays, media_of
 from data.media import spectrograms, tiles
@@ -119,6 +120,32 @@ def test_a_model_of_text_refuses_and_other_towers_prepare_anew(own, folder, tmp_
     for towers in (TOWERS, TOWERS._replace(image_tokens=1)):
         prepare_examples(config(folder), tmp_path / "run", own, "conversation", towers=towers)
     assert len(list((tmp_path / "run" / "data").glob("*/counts.json"))) == 2
+
+
+def test_a_bad_image_among_many_is_left_out_and_named(own, tmp_path):
+    """In rows to train on and in held-out questions. A file whose first image is bad is refused, and leaves nothing."""
+    rows = [{"question": f"{n}?", "answer": f"it is {n}", "image": {"bytes": saved(picture(8, 8, n))}} for n in range(100)]
+    rows[50]["image"]["bytes"] = rows[50]["image"]["bytes"][:60]
+    path = tmp_path / "x.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    settings = config(path, rollout={"max_prompt_tokens": T})
+    counts = prepare_examples(settings, tmp_path / "run", own, "conversation", towers=TOWERS).counts
+    _, _, asked = prepare_tasks(settings, own, towers=TOWERS)
+    for some in (counts, asked):
+        dropped = some["train"]["dropped"] | some["valid"]["dropped"]
+        ((reason, count),) = dropped.items()
+        assert count == 1 and reason.startswith(f"{path}: row 51, column image: the image: a damaged image")
+        assert some["train"]["examples"] + some["valid"]["examples"] == 99
+    for row in rows:
+        row["image"]["bytes"] = b"no image"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    for refused in (
+        lambda: prepare_examples(settings, tmp_path / "bad", own, "conversation", towers=TOWERS),
+        lambda: prepare_tasks(settings, own, towers=TOWERS),
+    ):
+        with pytest.raises(UserError, match=r"x.parquet: row \d+, .*no image of the formats"):
+            refused()
+    assert not [path for path in tmp_path.rglob("bad/*") if path.is_file()]
 
 
 def test_a_built_in_task_is_prepared(own, tmp_path):

@@ -104,11 +104,16 @@ def test_requests_that_do_not_fit(model):
         for prompt, media, words in (
             ([1, 2], Media(image), "0 tokens 90 for the 4 vectors of model.vision"),
             ([IMAGE] * 5, Media(image), "5 tokens"),
+            ([SOUND] * 6, None, "without media has 6 tokens 91"),
+            ([IMAGE] * 4 + [SOUND], Media(image), "without media has 1 tokens 91, each the place of a vector of model.audio"),
             ([IMAGE] * 4, Media(image[:, :, :6]), "media of shape"),
         ):
             with pytest.raises(UserError, match=words):
                 engine.generate(Request(tuple(prompt), 1, media=tiles_of(media)))
-        assert len(engine.generate(Request((IMAGE,) * 5, 2, temperature=0))) == 2  # a token that nothing is shown for
+        for prompts in ([[IMAGE] * 4], [[1, 2], [3, SOUND]]):
+            with pytest.raises(UserError, match="a prompt without media has"):
+                lm.generate(model, None, prompts, max_new_tokens=1)
+        assert len(engine.generate(Request((IMAGE,) * 5, 2, temperature=0, media=None))) == 2  # as any other token
     finally:
         engine.close()
     text = nnx.merge(skeleton(BASE)[0], parameters(BASE))

@@ -20,6 +20,7 @@ from lm.serve.api.service import Limits, Service
 from lm.serve.monitor import open_watch
 from lm.serve.watch.settings import Settings as WatchSettings
 from tests.data.media.pictures import picture, saved
+from tests.data.media.test_images import png
 from tests.lm.serve import test_chat_page as chat_page
 from tests.lm.serve import vision_model
 from tests.lm.serve.conftest import client_of, serving
@@ -133,6 +134,9 @@ def test_concurrent_requests(client, served, expected):
         ({"type": "video_url", "video_url": {"url": "data:,"}}, "known are text, image_url, input_audio"),
         (url(b"no image"), "part 1: the image: no image of the formats"),
         (url(saved(FIRST)[:200]), "a damaged image"),
+        (url(png(100_000, 10)), "an image of 100,000 × 10 pixels"),
+        (url(png(30_000, 30_000)), "pixels"),
+        ({"type": "image_url", "image_url": {"url": "data:image/png,plain"}}, "is no data: URL in base64"),
         (url(saved(FIRST) * 30), "bytes of images and sound, and this server takes 50,000"),
     ],
 )  # fmt: skip

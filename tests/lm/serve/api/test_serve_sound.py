@@ -62,9 +62,13 @@ def test_answers_are_those_of_generate(config, tokenizer, tmp_path):
         found = httpx.post(f"{url}/tokenize", json={"messages": talks[3]}).json()["tokens"]
         # A second and a bit are two windows of ten tokens.
         assert found.count(tokenizer.controls[AUDIO]) == 20 and found.count(tokenizer.controls[IMAGE]) == 4
-        silent = {"type": "input_audio", "input_audio": {"data": base64_of(b"RIFF"), "format": "wav"}}
-        with pytest.raises(openai.BadRequestError, match="message 1, part 1: no audio that can be read"):
-            client.chat.completions.create(model="own", messages=[{"role": "user", "content": [silent]}])
+        for file, words in ((b"RIFF", "no audio that can be read"), (encode_wav(WAVE)[:-100], "the audio ends after")):
+            part = {"type": "input_audio", "input_audio": {"data": base64_of(file), "format": "wav"}}
+            with pytest.raises(openai.BadRequestError, match=f"message 1, part 1: {words}"):
+                client.chat.completions.create(model="own", messages=[{"role": "user", "content": [part]}])
+        places = {"model": "own", "prompt": [5, *[tokenizer.controls[IMAGE]] * 4], "max_tokens": 2}
+        with pytest.raises(openai.BadRequestError, match="a prompt without media has 4 tokens"):
+            client.completions.create(**places)
     engine.close()
 
 
