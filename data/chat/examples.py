@@ -51,16 +51,18 @@ def prepare_examples(
     *,
     first: bool = True,
     towers: Towers | None = None,
+    needs: Sequence[str] = (),
 ) -> Examples:
     """Read, encode and pack the examples of config.data.input.
 
     first: whether this process does the work. Other processes wait for it, on the same file system.
     towers: what the model sees and hears, for conversations with images and audio; None: text only.
+    needs: media ("images", "audio") that some training example must have.
     The keys used are config.data.{input, valid_fraction, max_examples, max_valid_examples}, config.sequence_length,
     config.seed, config.chat_template (a Jinja file; None: the tokenizer's own) and config.method ("reward" does not cut pairs).
     counts.json holds `kind`, `sequence_length`, `read` (dropped records by reason) and the `Counts` of each split.
 
-    Raises: UserError if the input or the template is invalid, or if no training example is left.
+    Raises: UserError if the input or the template is invalid, if no training example is left, or none has the media of `needs`.
     """
     template = read_template(config.chat_template)
     whole = kind == "pair" and config.method == "reward"
@@ -79,7 +81,7 @@ def prepare_examples(
     ):
         before = _files(data)
         with exclusive(folder.with_name(f".{folder.name}.incomplete")) as incomplete:
-            _write(incomplete, config, Encoder(tokenizer, template), kind, whole, towers)
+            _write(incomplete, config, Encoder(tokenizer, template), kind, whole, towers, needs)
             _record(incomplete, data, before)
             os.rename(incomplete, folder)
     return load_examples(folder)
@@ -330,7 +332,7 @@ def _packed(items: list[tuple[np.ndarray, dict[str, Any]]], width: int) -> Itera
 # Files.
 
 
-def _write(folder: Path, config, encoder: Encoder, kind: str, whole: bool, towers: Towers | None) -> None:
+def _write(folder: Path, config, encoder: Encoder, kind: str, whole: bool, towers: Towers | None, needs: Sequence[str]) -> None:
     T, dropped = config.sequence_length, Counter()
     counts: dict[str, Any] = {"kind": kind, "sequence_length": T}
     if towers is not None:
@@ -345,6 +347,11 @@ def _write(folder: Path, config, encoder: Encoder, kind: str, whole: bool, tower
     counts["read"] = {"dropped": dict(dropped)}
     if not counts["train"]["rows"]:
         raise _none_left(config, counts, f"raise sequence_length={T}")
+    if blind := [name for name in needs if not counts["train"].get(name)]:
+        raise UserError(
+            f"data.input={config.data.input!r}: no example to train on has {blind[0]}, so their encoder would learn nothing; "
+            "name the files in parts of the messages (docs/media.md), or train without this encoder"
+        )
     (folder / "counts.json").write_text(json.dumps(counts, indent=1, ensure_ascii=False) + "\n")
 
 

@@ -79,6 +79,7 @@ def run(
     settings.check(config)
     if config.method == "distill":
         distill.check_settings(config.distill)
+    new_senses = [name for name, section in senses.SECTIONS.items() if config.model[section].num_layers]
     adopt(config, workdir)
     config.model.score_head = score_head(config)
     mesh = make_mesh(config.mesh)
@@ -96,12 +97,13 @@ def run(
 
     kind = settings.example_kind(config)
     towers = senses.towers_of(config, tokenizer, workdir) if config.method == "sft" else None
+    needs = new_senses if towers else []
     rewards = parse_rewards(config.rewards) if config.rewards else None
     tools, environment = open_tools(config.rollout.tools), open_environment(config.rollout.environment)
     acts, generates = kind == "task", config.method != "reward"
     examples, tasks, held_out, counts = None, [], [], {}
     if not acts:
-        examples = prepare_examples(config, workdir, tokenizer, kind, first=hosts.is_first(), towers=towers)
+        examples = prepare_examples(config, workdir, tokenizer, kind, first=hosts.is_first(), towers=towers, needs=needs)
         counts = examples.counts
         if towers and any((media := {name: counts["train"][name] for name in media_rows.NAMES}).values()):
             check_memory(config, mesh, media=media)  # only the data tell how many a row has

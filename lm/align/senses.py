@@ -13,6 +13,8 @@ from lm.errors import UserError
 from lm.towers import NAMES
 from lm.train.values import model_of
 
+SECTIONS = {"images": "vision", "audio": "audio"}  # media of examples: the section of the model's config with their encoder
+
 
 def towers_of(config, tokenizer: Tokenizer, workdir: Path) -> Towers | None:
     """Return what the model of a run sees and hears; None for a model of text.

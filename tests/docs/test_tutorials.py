@@ -125,6 +125,14 @@ def test_domain(box, folder):
     assert "With pleasure: the otter lives in the red house." in said
 
 
+def test_images(box, folder):
+    said = said_by(box, 11)
+    assert said.count("the white house.") >= 2  # the answer of the first held-out photograph, and the model's
+    tasks = json.loads((folder / "evals" / "seeing" / "results.json").read_text())
+    assert tasks["photo"]["exact_match"] > 0.8 and tasks["grey"]["exact_match"] < 0.3
+    assert quiz(folder, "seeing") > 3 * CHANCE
+
+
 def ends(folder: Path) -> list[dict]:
     """The first and the last validation of the domain's model."""
     first, *_, last = runs.validation(folder / "vet_model")

@@ -156,3 +156,13 @@ def test_another_encoder_than_that_of_init_from(seeing, tmp_path):
     done = runs.run(command(tmp_path / "run", seeing, model__vision__mlp_dim=64))
     said = runs.complaint(done.stderr)
     assert done.returncode == 2 and len(said) == 1 and "mlp_dim=64" in said[0] and "mlp_dim=32" in said[0], said
+
+
+def test_an_encoder_needs_data_that_it_sees(finished, tmp_path):
+    """A column's plain path shows nothing, unless a part asks for it."""
+    rows = ({"prompt": f"What is in picture {n}?", "completion": "a", "image": "a.png"} for n in range(9))
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = runs.run(command(tmp_path / "run", finished, data__input=tmp_path / "text.jsonl", rewards=""))
+    said = runs.complaint(done.stderr)
+    assert done.returncode == 2 and len(said) == 1 and "text.jsonl" in said[0] and "has images" in said[0], done.stderr[-3000:]
+    assert not (tmp_path / "run" / "config.json").exists()
