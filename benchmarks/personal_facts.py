@@ -1,4 +1,9 @@
-"""Forty made-up facts of one person, each with a question in other words and the answer that a right reply must contain."""
+"""Forty made-up facts of one person, each with a question in other words and the answer that a right reply must contain.
+
+`made_up` gives more, without questions.
+"""
+
+import numpy as np
 
 FACTS = (
     ("My sister Orvala keeps her spare key under the blue watering can.", "Where is Orvala's spare key?", "watering can"),
@@ -54,3 +59,41 @@ FACTS = (
     ("Isaura wants a telescope for her tenth birthday.", "What does Isaura want for her birthday?", "telescope"),
     ("The code name of the new project is Velvet Heron.", "What is the code name of the new project?", "Velvet Heron"),
 )
+
+# What is in braces is drawn for each fact.
+FORMS = (
+    "{Name} {Surname} owes me {number} euros for the {thing}.",
+    "The {thing} is in the {colour} box in the {place}.",
+    "{Name}'s birthday is on {day} {month}.",
+    "My appointment with Dr. {Surname} is on {day} {month} at {hour}.",
+    "The code of the {place} at {Surname} Street is {number}.",
+    "I lent my {thing} to {Name} {Surname} in {month}.",
+    "{Name} is allergic to {food}.",
+    "The insurance of the {thing} with {Surname} & Sons has the number {number}-{hour}.",
+    "{Name} moved to {number} {Surname} Road.",
+    "For {Name}'s party I must buy {day} {colour} candles and some {food}.",
+)
+SYLLABLES = "bal cor dre fen gil hes ith jor kel lun mar nol osk per quil ros sel tam urs vel wen yar zim".split()
+WORDS = {
+    "thing": "accordion barometer canoe drill easel ladder lantern microscope piano saddle sledge tent tripod violin".split(),
+    "colour": "amber blue copper green grey ivory orange purple red silver white yellow".split(),
+    "place": "attic barn cellar chapel garage greenhouse library office pantry shed studio workshop".split(),
+    "food": "almonds apricots celery cherries cumin figs lentils mustard oysters plums quinces sesame".split(),
+    "month": "January February March April May June July August September October November December".split(),
+}
+
+
+def made_up(count: int) -> list[str]:
+    """Return facts, all different: the same for the same count."""
+    random, found = np.random.default_rng(0), {}
+    while len(found) < count:
+        drawn = {name: str(random.choice(words)) for name, words in WORDS.items()}
+        for name in ("Name", "Surname"):
+            drawn[name] = "".join(random.choice(SYLLABLES, 2 + int(random.integers(2)))).capitalize()
+        drawn |= {
+            "number": str(random.integers(10, 10_000)),
+            "day": str(random.integers(2, 29)),
+            "hour": str(random.integers(8, 20)),
+        }
+        found[FORMS[len(found) % len(FORMS)].format(**drawn)] = None
+    return list(found)

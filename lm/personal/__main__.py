@@ -12,7 +12,8 @@ Commands:
   search WORDS                  show the passages that are found
   ask QUESTION                  answer from the store, and name the items behind [1], [2]; without QUESTION: a conversation. The
                                 standard input gives one question a line. --keep stores the exchanges.
-  train                         train a small adapter on all items, which ask uses from then on; run it again to resume it
+  train                         train a small adapter on all items, which ask uses from then on; run it again to resume it.
+                                Flags that are not given have the values of the last training.
   forget ITEM…                  remove items (ids of list, or their beginnings) from the store, the index and the adapter, which
                                 is trained anew from the rest: bit for bit as if they had never been there
   export FILE                   write all items, decrypted, as JSON lines, which add reads
@@ -27,6 +28,7 @@ Needs: pip install -r requirements-personal.txt
 """
 
 import contextlib
+import dataclasses
 import difflib
 import os
 import sys
@@ -70,6 +72,14 @@ def define_flags() -> None:
     flags.DEFINE_float("epsilon", 0.0, "train: differential privacy with this epsilon, of each item; 0: none.", lower_bound=0.0)
     flags.DEFINE_float("delta", 1e-5, "train: the delta that belongs to it; well below 1 / items.", 0.0, 1.0)
     flags.DEFINE_float("clip", 0.5, "train: with --epsilon, norm to which an item's gradient is clipped.", lower_bound=1e-9)
+    flags.DEFINE_float(
+        "attack",
+        0.55,
+        "train: with --epsilon, the largest area under the ROC curve that any attack on membership may reach; 0.5 is a guess, "
+        "1 leaves it to epsilon alone.",
+        0.501,
+        1.0,
+    )
     flags.DEFINE_float("memory_gb", 1.5, "train: memory that it may use; it stops if it needs more.", lower_bound=0.1)
     flags.DEFINE_boolean("when_idle", False, "train: work only while the machine is idle.")
     flags.DEFINE_boolean("retrain", True, "forget: train the adapter anew at once. Otherwise it is only deleted.")
@@ -111,8 +121,11 @@ def _add(store: Store, items: list[reading.Item]) -> None:
 
 
 def _list(store: Store, _) -> None:
-    for item in store.items():
+    items = store.items()
+    for item in items:
         print(_line(item))
+    if not items:
+        print("the store is empty")
 
 
 def _search(store: Store, words: list[str]) -> None:
@@ -167,17 +180,18 @@ def _train(store: Store, _=None) -> None:
     compile_cache.switch_on()
     from lm.personal.adapter import Settings, train
 
-    settings = Settings(
-        seed=FLAGS.seed,
-        epochs=FLAGS.epochs,
-        batch=FLAGS.batch,
-        rank=FLAGS.rank,
-        learning_rate=FLAGS.learning_rate,
-        epsilon=FLAGS.epsilon,
-        delta=FLAGS.delta,
-        clip=FLAGS.clip,
-    )
-    print(train(_speaker(store), store, settings, FLAGS.memory_gb, FLAGS.when_idle, FLAGS.updates))
+    last = store.settings.get("training", {})
+    chosen = {}
+    for name in [field.name for field in dataclasses.fields(Settings) if field.name in FLAGS]:
+        flag = FLAGS[name]
+        chosen[name] = last.get(name, flag.value) if flag.using_default_value else flag.value
+    speaker = _speaker(store)
+    store.set(training=chosen)
+    try:
+        print(train(speaker, store, Settings(**chosen), FLAGS.memory_gb, FLAGS.when_idle, FLAGS.updates))
+    except UserError:
+        store.set(training=last)  # a mistake is not remembered
+        raise
 
 
 def _forget(store: Store, names: list[str]) -> None:
@@ -193,7 +207,7 @@ def _forget(store: Store, names: list[str]) -> None:
     if not FLAGS.retrain or not store.ids():
         print("the adapter that was trained on them is deleted" + "; train makes a new one" * bool(store.ids()))
         return
-    print("the adapter that was trained on them is deleted, and is trained anew without them", flush=True)
+    print("the adapter that was trained on them is deleted, and is trained anew without them; train resumes that", flush=True)
     from lm import compile_cache
 
     compile_cache.switch_on()
@@ -215,7 +229,8 @@ def _export(store: Store, names: list[str]) -> None:
 
 def _status(store: Store, _) -> None:
     items = store.items()
-    kinds = ", ".join(f"{sum(item.kind == kind for item in items)} {kind}s" for kind in reading.KINDS)
+    counts = {kind: sum(item.kind == kind for item in items) for kind in reading.KINDS}
+    kinds = ", ".join(f"{count} {kind}{'s' * (count != 1)}" for kind, count in counts.items())
     print(f"{store.home}: {kinds}; {store.bytes():,} bytes on disk")
     print(f"key: in {'the keyring' if key.is_in_keyring(store.home) else 'a passphrase'}")
     print(f"model: {shown(store.settings.get('model', 'none yet; ask and train take --model'))}")

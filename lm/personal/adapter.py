@@ -8,6 +8,7 @@ The base stays in 8 bits; the gradient of one row of one item is in memory at a 
 stopped training goes on are blobs of the store, so they are encrypted, and `forget` removes them if they know the item.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -15,9 +16,10 @@ import io
 import json
 import math
 import resource
+import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -41,6 +43,7 @@ from lm.train.step import token_loss
 
 SAVE_EVERY, LOOK_EVERY = 60.0, 30.0  # seconds between states on disk, and between looks at the machine
 WARMUP = 5  # updates
+TOGETHER = 8  # items
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Settings:
     epsilon: float = 0.0
     delta: float = 1e-5
     clip: float = 0.5
+    attack: float = 0.55
     targets: str = r"attention\..*"
 
     @property
@@ -85,13 +89,14 @@ def train(
     ids = [item.id for item in items]
     examples = [rows_of(speaker, item) for item in items]
     updates = plan(ids, settings, store.secret)
-    sigma = 0.0
-    if settings.epsilon:
-        if settings.delta * len(ids) >= 1:
-            raise UserError(f"--delta={settings.delta:g} must be below 1 / items, here {1 / len(ids):.1e}")
-        sigma = private.noise_multiplier(settings.epsilon, settings.delta, rate(ids, settings), len(updates))
+    sigma = _sigma(ids, settings, len(updates))
+    spent = private.spent(sigma, settings.delta, rate(ids, settings), len(updates)) if sigma else 0.0
+    spent = math.ceil(100 * spent) / 100
     task = [ids, dataclasses.asdict(settings), speaker.fingerprint]
     name = hashlib.sha256(json.dumps(task).encode()).hexdigest()
+    made = store.about("adapter")
+    if made and made["task"] == name:
+        return f"the adapter is of these items and settings already: {made['said']}"
     state = _resumed(store, name, start(speaker, settings))
     about = {"settings": dataclasses.asdict(settings), "task": name, "of": len(updates)}
     saved = looked = time.monotonic()
@@ -107,7 +112,9 @@ def train(
                 if sigma:
                     source = private.generator(store.secret, ids, f"noise {name} {state.update}")
                     noise = functools.partial(_noise, source, sigma * settings.clip)
-                state = updated(speaker, settings, state, chosen, noise, expected(ids, settings) if sigma else len(chosen))
+                with _uninterrupted():
+                    divisor = expected(ids, settings) if sigma else len(chosen)
+                    state = updated(speaker, settings, state, chosen, noise, divisor)
                 bar.update(1)
                 _check_memory(memory_gb)
                 stops = stop_after and state.update - done >= stop_after
@@ -116,7 +123,10 @@ def train(
                     saved = time.monotonic()
                 if stops and state.update < len(updates):
                     return f"stopped after {state.update} of {len(updates)} updates; train goes on"
-        privacy = f"epsilon {settings.epsilon:g} at delta {settings.delta:g}" if sigma else "no differential privacy"
+        privacy = "no differential privacy"
+        if sigma:
+            most = private.attack_bound(sigma, rate(ids, settings), len(updates))
+            privacy = f"epsilon {spent:.2f} at delta {settings.delta:g}, no attack on membership above an area of {most:.2f}"
         said = f"{len(ids)} items, {len(updates)} updates, {privacy}"
         store.put(
             "adapter",
@@ -125,10 +135,27 @@ def train(
             about | {"said": said, "model": speaker.fingerprint, "sigma": sigma},
             without="training",
         )
+    except KeyboardInterrupt:
+        with contextlib.suppress(Gone):
+            store.put("training", _packed(state), ids, about | {"updates": state.update})
+        raise
     except Gone:
         raise UserError("an item was forgotten during the training, whose result is discarded: run train again") from None
-    store.count("trainings", settings.epsilon)
+    store.count("trainings", spent)
     return f"trained an adapter: {said}; {time.perf_counter() - begin:.0f} s, at most {peak_bytes() / 1e9:.2f} GB of memory"
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Delay Ctrl-C to the end of the block, because an update frees the arrays of the state before it."""
+    pressed: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 def plan(ids: Sequence[str], settings: Settings, secret: bytes) -> list[list[int]]:
@@ -147,6 +174,15 @@ def plan(ids: Sequence[str], settings: Settings, secret: bytes) -> list[list[int
         order = sorted(range(len(ids)), key=digests.__getitem__)
         found += [order[n : n + settings.batch] for n in range(0, len(order), settings.batch)]
     return found
+
+
+def _sigma(ids: Sequence[str], settings: Settings, updates: int) -> float:
+    """Return the noise multiplier; 0: no differential privacy."""
+    if not settings.epsilon:
+        return 0.0
+    if settings.delta * len(ids) >= 1:
+        raise UserError(f"--delta={settings.delta:g} must be below 1 / items, here {1 / len(ids):.1e}")
+    return private.noise_multiplier(settings.epsilon, settings.delta, rate(ids, settings), updates, settings.attack)
 
 
 def rate(ids: Sequence[str], settings: Settings) -> float:
@@ -190,18 +226,32 @@ def updated(
 
 
 def summed_gradient(graph, adapter: nnx.State, base: nnx.State, chosen: Sequence[Sequence[Row]], clip: float) -> nnx.State:
-    """Return the sum of the items' gradients, each clipped to a norm. base: all parameters but the adapter."""
-    room = max(8, 1 << (max(1, len(chosen)) - 1).bit_length())
-    of_items = jax.tree.map(lambda x: jnp.zeros((room, *x.shape), x.dtype), adapter)
-    for batch, owner in batches(chosen):
-        of_items = _added(graph, adapter, base, of_items, batch, owner)
-    return _clipped_sum(of_items, np.float32(clip))
+    """Return the sum of the items' gradients, each clipped to a norm. base: all parameters but the adapter.
+
+    The gradients of at most TOGETHER items are in memory at a time.
+    """
+    total = jax.tree.map(jnp.zeros_like, adapter)
+    for begin in range(0, len(chosen), TOGETHER):
+        of_items = jax.tree.map(lambda x: jnp.zeros((TOGETHER, *x.shape), x.dtype), adapter)
+        for batch, owner in batches(chosen[begin : begin + TOGETHER]):
+            of_items = _added(graph, adapter, base, of_items, batch, owner)
+        total = _clipped_sum(total, of_items, np.float32(clip))
+    return total
 
 
-def loss_of(speaker: Speaker, model: Transformer, item: Item) -> float:
-    """Return the mean negative log-likelihood of an item's learnt tokens, in nats."""
+def losses_of(speaker: Speaker, model: Transformer, items: Sequence[Item]) -> np.ndarray:
+    """Return the mean negative log-likelihood of each item's learnt tokens, in nats."""
     graph, params = nnx.split(model)
-    return sum(float(_loss(graph, params, batch)) for batch, _ in batches([rows_of(speaker, item)]))
+    found = np.zeros(len(items))
+    for batch, owner in batches([rows_of(speaker, item) for item in items]):
+        np.add.at(found, owner, np.asarray(_row_losses(graph, params, batch)))
+    return found
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _row_losses(graph, params, batch) -> jax.Array:
+    """Return Σ w·nll of each row of a batch, float32 [B]."""
+    return jax.vmap(lambda row: _loss(graph, params, jax.tree.map(lambda x: x[None], row)))(batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -222,12 +272,12 @@ def _added(graph, adapter, base, of_items, batch, owner_B):
     return jax.tree.map(lambda total, g: total.at[owner_B].add(g), of_items, of_rows)
 
 
-@jax.jit
-def _clipped_sum(of_items, clip):
-    """Return Σ over items of g · min(1, clip / ‖g‖)."""
+@functools.partial(jax.jit, donate_argnums=0)
+def _clipped_sum(total, of_items, clip):
+    """Return the total plus Σ over items of g · min(1, clip / ‖g‖)."""
     norm_I = jax.vmap(optax.global_norm)(of_items)
     factor_I = jnp.minimum(1.0, clip / jnp.maximum(norm_I, 1e-12))
-    return jax.tree.map(lambda g: jnp.tensordot(factor_I, g, 1), of_items)
+    return jax.tree.map(lambda total, g: total + jnp.tensordot(factor_I, g, 1), total, of_items)
 
 
 @functools.partial(jax.jit, donate_argnums=(0, 1))

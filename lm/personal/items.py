@@ -75,15 +75,29 @@ def from_arguments(arguments: Sequence[str]) -> list[Item]:
 
 
 def from_path(path: Path) -> Iterator[Item]:
-    """Yield the items of a file, or of all text files below a folder. A .jsonl file holds exchanges."""
+    """Yield the items of a file, or of all text files below a folder. A .jsonl file holds exchanges.
+
+    A file of a folder that cannot be read, or is empty, is left out, and a line on stderr says so.
+    Raises: UserError if nothing is left.
+    """
     if not path.is_dir():
         yield from _exchanges(path) if path.suffix == ".jsonl" else [_file(path, path.name)]
         return
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in (*TEXTS, ".jsonl"))
     if not files:
         raise UserError(f"{path} has no text files: they end in {', '.join((*TEXTS, '.jsonl'))}")
+    is_any_read = False
     for file in files:
-        yield from _exchanges(file) if file.suffix == ".jsonl" else [_file(file, str(file.relative_to(path)))]
+        try:
+            items = list(_exchanges(file)) if file.suffix == ".jsonl" else [_file(file, str(file.relative_to(path)))]
+        except (UserError, OSError) as error:
+            reason = f"{file}: {error.strerror}" if isinstance(error, OSError) else error
+            print(f"lm.personal: left out: {strangers.shown(str(reason))}", file=sys.stderr)
+            continue
+        is_any_read = True
+        yield from items
+    if not is_any_read:
+        raise UserError(f"{path} has no text file that can be read")
 
 
 def to_line(item: Item) -> dict:

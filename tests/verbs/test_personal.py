@@ -69,12 +69,14 @@ def test_a_life_of_a_store_without_a_network(model, tmp_path, watched):
     assert said("search", home, "who breeds alpacas?").startswith(f"[1] {listed[1].split()[0]}")
     ask = ("ask", home, f"--model={model}", "--max_new_tokens=4", "Where is the key of the cabin?")
     answer = said(*ask, "--keep", text="never read")
-    assert answer and said("status", home).splitlines()[0].startswith(f"{tmp_path / 'home'}: 2 notes, 1 files, 2 exchanges")
+    assert answer and said("status", home).splitlines()[0].startswith(f"{tmp_path / 'home'}: 2 notes, 1 file, 2 exchanges")
     train = ("--epochs=1", "--batch=2", "--rank=2", "--memory_gb=20")
     assert "trained an adapter: 5 items, 3 updates" in said("train", home, *train)
     assert "adapter: 5 items, 3 updates, no differential privacy" in said("status", home)
     done = said("forget", home, listed[1].split()[0][:6], "--memory_gb=20")
     assert "forgot 1 of 5 items" in done and "trained an adapter: 4 items, 2 updates" in done
+    # The settings are those of the last training.
+    assert said("train", home).startswith("the adapter is of these items and settings already: 4 items, 2 updates")
     assert said("search", home, "who breeds alpacas?") == "nothing is found\n"
     out = tmp_path / "out.jsonl"
     assert "wrote 4 items" in said("export", home, out) and out.stat().st_mode & 0o077 == 0
@@ -89,6 +91,21 @@ def test_a_life_of_a_store_without_a_network(model, tmp_path, watched):
     assert not (tmp_path / "home").exists()
     # The pairs of sockets with which an event loop wakes itself lead nowhere.
     assert set((tmp_path / "log").read_text().splitlines()) <= {"socket.__new__ 1 1 0"}
+
+
+def test_a_folder_with_a_file_that_cannot_be_read_gives_the_others(tmp_path):
+    folder = tmp_path / "letters"
+    folder.mkdir()
+    (folder / "good.txt").write_text("Aunt Zinnia breeds alpacas.")
+    (folder / "empty.md").touch()
+    (folder / "latin.txt").write_bytes(b"caf\xe9")
+    done = personal("add", f"--home={tmp_path / 'home'}", folder)
+    assert done.returncode == 0 and done.stdout.endswith("stored 1 of 1 items\n")
+    assert [line.split(": ")[1] for line in done.stderr.splitlines()] == 2 * ["left out"]
+    assert "empty.md is empty" in done.stderr and "latin.txt is no UTF-8 text" in done.stderr
+    (folder / "good.txt").unlink()
+    done = personal("add", f"--home={tmp_path / 'other'}", folder)
+    assert done.returncode == 2 and "no text file that can be read" in done.stderr and not (tmp_path / "other").exists()
 
 
 def test_mistakes(tmp_path):
