@@ -36,11 +36,11 @@ from lm.saving import write_lines
 from lm.workdir import read_config
 
 ROWS = 50  # answers sampled at a time
-REPLAY, PASSAGE = 48, 600  # records of the task for each passage of text; its characters
+REPLAY, PASSAGE = 14, 600  # records of the task for each passage of text; its characters
 MEASURED = {  # the held-out questions: other data than in training, if the task has them
     "digits": "builtin:digits?size=32",
     "commands": "builtin:commands?voices=heldout",
-    "scenes": "builtin:scenes?size=60&kinds=colour,count,place&pairs=heldout",
+    "scenes": "builtin:scenes?size=60&kinds=colour,count,place&questions=5&pairs=heldout",
 }
 VISION = {"image_size": 32, "patch_size": 16, "num_layers": 2, "shuffle": 1}  # four tokens
 RUNS = {  # task: the config, and its keys

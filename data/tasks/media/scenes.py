@@ -64,6 +64,7 @@ def scenes(
     size: int = 64,
     shapes: int = 4,
     kinds: str = "colour,count,place,neighbour",
+    questions: int = 1,
     pairs: str = "seen",
     valid: int = 500,
 ) -> Iterator[dict]:
@@ -72,8 +73,10 @@ def scenes(
     The kinds are `colour` ("red"), `count` ("2"), `place` ("top left", in a grid of three by three) and `neighbour`, the only
     thing on a side of another one ("blue square"). No scene of valid is in train.
 
-    size: pixels of a side. shapes: a scene has 1 to this many. kinds: of questions. pairs: what valid asks about.
-    "seen": pairs of a colour and a shape as in train. "heldout": the pairs in HELD_OUT, which no image and no text of train shows.
+    size: pixels of a side. shapes: a scene has 1 to this many. kinds: of questions.
+    questions: with more than 1, train has conversations of so many questions about an image, as in LLaVA's data (Liu et al. 2023).
+    pairs: what valid asks about. "seen": pairs of a colour and a shape as in train. "heldout": the pairs in HELD_OUT, which no
+    image and no text of train shows.
     Raises: UserError without Pillow, or for options out of range.
     """
     library("PIL.ImageDraw", "scenes: drawing")
@@ -82,6 +85,8 @@ def scenes(
     asked_kinds = kinds.split(",")
     if unknown := [kind for kind in asked_kinds if kind not in QUESTIONS]:
         raise UserError(f"scenes: kinds={kinds!r}: {unknown[0]!r} is none of {', '.join(QUESTIONS)}")
+    if not 1 <= questions <= 20:
+        raise UserError(f"scenes: needs questions in 1…20, not questions={questions}")
     if pairs not in ("seen", "heldout"):
         raise UserError(f"scenes: pairs={pairs!r} is neither seen nor heldout")
     new = pairs == "heldout" and split == "valid"
@@ -97,10 +102,15 @@ def scenes(
         if (out := held_out(repr(sorted(scene)))) != (split == "valid"):
             return out, {}
         question, answer, wrong = asked
-        image = base64.b64encode(encode_png(drawn(scene, size, rng))).decode()
+        image = f"data:image/png;base64,{base64.b64encode(encode_png(drawn(scene, size, rng))).decode()}"
+        if questions > 1 and split == "train":
+            more = [_ask(rng, rng.choice(asked_kinds), scene, new) for _ in range(TRIES)]
+            turns = list(dict.fromkeys([(question, answer), *(one[:2] for one in more if one)]))[:questions]
+            messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn)]
+            return out, {"messages": messages, "images": [image], "task": "scenes"}
         record = {
             "prompt": question,
-            "images": [f"data:image/png;base64,{image}"],
+            "images": [image],
             "completion": answer,
             "rejected": rng.choice(sorted(wrong - {answer})),
             "answer": answer,
