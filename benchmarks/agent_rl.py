@@ -1,11 +1,16 @@
 """Does reinforcement learning in an environment teach a small model to make the right calls, one after the other?
 
 python -m benchmarks.agent_rl [--seeds=0,1,2] [--items=256] [--out=runs/agent_rl] [--config.KEY=VALUE …]
+python -m benchmarks.agent_rl --init_from=SMOLLM2 --seeds=0 --items=64
 
 Of each seed, a model of 0.9 M parameters is trained on text, tuned on demonstrations that answer too early or add instead of
 multiplying (configs/align/agent.py:sft), and then trained with GRPO in the environment (agent.py:grpo): once with the
 environment's rewards, and once with rewards that are dealt at random. Before and after, it answers held-out questions, greedily
 and at temperature 1. Each question needs three look-ups and a calculation. Other options are keys of the GRPO runs.
+
+--init_from: a ChatML model, such as the GGUF file of SmolLM2-135M-Instruct, is tuned in the small model's place, with LoRA in
+both stages. As it comes, it answers with the tools in its system message, once as they are and once after a whole worked
+question; then after the demonstrations, and after GRPO.
 
 The runs are those of train.py and align.py, in folders under OUT; the same line goes on where it was stopped. The last line is
 one JSON object, which also goes to OUT/agent_rl.json.
@@ -20,7 +25,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data.tasks.stockroom import stockroom
+from data.tasks.stockroom import STOCKROOM_TOOLS, stockroom
 from lm import saving
 
 REPO = Path(__file__).parent.parent
@@ -37,7 +42,25 @@ MODEL = {
     "scan_layers": False,
     "remat": "none",
 }
+TURNS = 7
 TEXT = 8000  # records of the text that the model begins with
+# Keys of both stages of a given model, and of each: short runs on two cores.
+GIVEN = {
+    "chat_template": REPO / "data/text/chatml_tools_template.jinja",
+    "model.adapter.rank": 16,
+    "model.adapter.alpha": 32,
+    "model.scan_layers": True,
+    "dtype": "bfloat16",
+    "sequence_length": 384,
+    "accumulate": 2,
+    "rollout.max_prompt_tokens": 64,
+    "rollout.max_new_tokens": 48,
+    "rollout.max_turns": 6,
+    "valid_first": False,
+    "valid_every": 0,
+}
+GIVEN_SFT = {"data.input": "builtin:stockroom?haste=0.7&skill=0.85", "steps": 30, "batch_size": 8, "data.max_examples": 1000}
+GIVEN_GRPO = {"steps": 12, "batch_size": 64, "checkpoint_every": 4, "samples_every": 6, "optimizer.warmup": 2}
 
 
 def dealt_at_random(prompts, completions, **columns) -> list[float]:
@@ -50,6 +73,7 @@ def main() -> None:
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--items", type=int, default=256, help="held-out questions")
     parser.add_argument("--out", type=Path, default=Path("runs/agent_rl"))
+    parser.add_argument("--init_from", type=Path, help="a ChatML model to tune instead of the small one")
     parser.add_argument("--control-steps", type=int, default=40, help="steps with rewards at random")
     options, keys = parser.parse_known_args()
     if wrong := [key for key in keys if not key.startswith("--config.")]:
@@ -57,22 +81,13 @@ def main() -> None:
     out = options.out.resolve()
     records = list(itertools.islice(stockroom("valid", 1), options.items))
     found = {}
+    if options.init_from:
+        found["as it comes"] = success(options.init_from, records, declared=True)
+        found["after a worked question"] = success(options.init_from, records, declared=True, worked=True)
+        print(found, flush=True)
     for seed in map(int, options.seeds.split(",")):
-        base, sft, grpo, control = (out / f"{name}-{seed}" for name in ("base", "sft", "grpo", "random"))
-        text = out / f"text-{seed}.jsonl"
-        if not text.exists():
-            run("-m", "data.tasks", "stockroom_text", f"--seed={seed}", f"--count={TEXT}", f"--out={text}")
-        settings = {"data.input": text, "dtype": "float32", "steps": 1500, "optimizer.learning_rate": 1.2e-3, "samples": "()"}
-        settings |= {"valid_every": 1000, "checkpoint_every": 1000, "data.max_bytes": 4_000_000, "seed": seed}
-        verb("train", "train/tiny.py", base, settings | {f"model.{key}": value for key, value in MODEL.items()})
-        verb("align", "align/agent.py:sft", sft, {"init_from": base, "seed": seed, "valid_first": False})
-        verb("align", "align/agent.py:grpo", grpo, {"init_from": sft, "seed": seed}, keys)
-        dealt = {
-            "rewards": f"{REPO / 'benchmarks/agent_rl.py'}:dealt_at_random=1,environment=0",
-            "steps": options.control_steps,
-        }
-        verb("align", "align/agent.py:grpo", control, {"init_from": sft, "seed": seed} | dealt)
-        found[seed] = {name: success(place, records) for name, place in (("before", sft), ("after", grpo), ("random", control))}
+        places = given_runs(options.init_from, seed, out, keys) if options.init_from else runs(seed, out, options, keys)
+        found[seed] = {name: success(place, records) for name, place in places.items()}
         print(f"seed {seed}: {found[seed]}", flush=True)
     from lm.reports.page import machine
 
@@ -81,25 +96,64 @@ def main() -> None:
     print(line)
 
 
-def success(workdir: Path, records: list[dict]) -> dict[str, float]:
-    """Return the share of held-out questions that a model answers, greedily and sampled."""
+def runs(seed: int, out: Path, options, keys: list[str]) -> dict[str, Path]:
+    """Train the small model; return the workdirs to measure."""
+    base, sft, grpo, control = (out / f"{name}-{seed}" for name in ("base", "sft", "grpo", "random"))
+    text = out / f"text-{seed}.jsonl"
+    if not text.exists():
+        run("-m", "data.tasks", "stockroom_text", f"--seed={seed}", f"--count={TEXT}", f"--out={text}")
+    settings = {"data.input": text, "dtype": "float32", "steps": 1500, "optimizer.learning_rate": 1.2e-3, "samples": "()"}
+    settings |= {"valid_every": 1000, "checkpoint_every": 1000, "data.max_bytes": 4_000_000, "seed": seed}
+    verb("train", "train/tiny.py", base, settings | {f"model.{key}": value for key, value in MODEL.items()})
+    verb("align", "align/agent.py:sft", sft, {"init_from": base, "seed": seed, "valid_first": False})
+    verb("align", "align/agent.py:grpo", grpo, {"init_from": sft, "seed": seed}, keys)
+    dealt = {"rewards": f"{REPO / 'benchmarks/agent_rl.py'}:dealt_at_random=1,environment=0", "steps": options.control_steps}
+    verb("align", "align/agent.py:grpo", control, {"init_from": sft, "seed": seed} | dealt)
+    return {"before": sft, "after": grpo, "random": control}
+
+
+def given_runs(init_from: Path, seed: int, out: Path, keys: list[str]) -> dict[str, Path]:
+    """Tune a given model with LoRA; return the workdirs to measure."""
+    sft, grpo = (out / f"given-{name}-{seed}" for name in ("sft", "grpo"))
+    verb("align", "align/agent.py:sft", sft, GIVEN | GIVEN_SFT | {"init_from": init_from, "seed": seed})
+    verb("align", "align/agent.py:grpo", grpo, GIVEN | GIVEN_GRPO | {"init_from": sft, "seed": seed}, keys)
+    return {"before": sft, "after": grpo}
+
+
+def success(path: Path, records: list[dict], declared: bool = False, worked: bool = False) -> dict[str, float]:
+    """Return the share of held-out questions that a model answers, greedily and sampled, and its mean calls to a question.
+
+    declared: whether the prompt lists the tools. worked: whether it begins with another question, its calls and its answer.
+    """
     import lm
     from data.chat.template import encode_chat
+    from lm.align.reward_model import chat_template_of
     from lm.align.rl.rollouts import RolloutSettings, roll_out
     from lm.align.rl.stockroom import Stockroom
+    from lm.infer.engine.local import LocalEngine, pays
+    from lm.train.fit import memory_of_device
 
-    model, tokenizer = lm.load(workdir)
+    model, tokenizer = lm.load(path)
+    template = GIVEN["chat_template"].read_text(encoding="utf-8") if declared else chat_template_of(str(path))
+    example = next(stockroom("train", 0))["messages"] if worked else []
+    extra = {"tools": STOCKROOM_TOOLS} if declared else {}
     tasks = []
     for record in records:
-        prompt = [{"role": "user", "content": record["prompt"]}]
-        ids = encode_chat(tokenizer, prompt, add_generation_prompt=True).ids
+        prompt = [*example, {"role": "user", "content": record["prompt"]}]
+        ids = encode_chat(tokenizer, prompt, template=template, add_generation_prompt=True, **extra).ids
         tasks.append(record | {"prompt": prompt, "prompt_ids": ids})
+    turn = GIVEN["rollout.max_new_tokens"] * 2 if template else 32  # a model that was not tuned may think aloud
+    longest = max(len(task["prompt_ids"]) for task in tasks) + TURNS * 2 * turn
+    engine = LocalEngine(tokenizer, len(tasks), longest) if pays(model.config, memory_of_device() / 6) else None
     found = {}
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
-        rollouts = roll_out(
-            model, tokenizer, tasks, RolloutSettings(32, temperature, environment=Stockroom, max_turns=7), seed=1
-        )
+        settings = RolloutSettings(turn, temperature, environment=Stockroom, max_turns=TURNS, template=template)
+        rollouts = roll_out(model, tokenizer, tasks, settings, seed=1, engine=engine)
         found[name] = sum(rollout.episode_return or 0.0 for rollout in rollouts) / len(rollouts)
+        for what in ("tool_calls", "tool_errors"):
+            found[f"{name} {what}"] = sum(getattr(rollout, what) for rollout in rollouts) / len(rollouts)
+    if engine is not None:
+        engine.close()
     return found
 
 

@@ -9,6 +9,8 @@ import errno
 import gc
 import os
 import re
+import select
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
@@ -177,8 +179,13 @@ def guard(call: Callable[[], None]) -> None:
             raise UserError(problem)
         if (hosts := _hosts()) is not None:
             hosts.leave()
+        sys.stdout.flush()
     except UserError as error:
         fail(str(error), 2)
+    except BrokenPipeError:
+        if not _reader_has_left():
+            raise
+        fail("the reader of the output has left", 128 + signal.SIGPIPE)
     except KeyboardInterrupt:
         fail("interrupted; finished work is kept, run the same command to resume", 130)
     except Exception as error:
@@ -190,6 +197,17 @@ def guard(call: Callable[[], None]) -> None:
             fail(f"{type(error).__name__}: {error}", 1, traceback.format_exc())
         code = 1 if os.strerror(errno.EIO) in refusal else 2  # a start on another host may cure a failing disk
         fail(f"{refusal}; finished work is kept, fix this and run the same command again", code)
+
+
+def _reader_has_left() -> bool:
+    """Return whether nobody reads the standard output any more, as after `| head`. What is left of it is then dropped."""
+    output = sys.__stdout__.fileno()
+    poll = select.poll()
+    poll.register(output, select.POLLOUT)
+    if not any(events & (select.POLLERR | select.POLLHUP) for _, events in poll.poll(0)):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
 
 
 def fail(message: str, code: int, details: str = "") -> None:

@@ -53,6 +53,8 @@ def main() -> None:
     cli.parse_flags(sys.argv)
     if (FLAGS.checkpoint is None) == (FLAGS.url is None):
         raise UserError("give --checkpoint=runs/sft, a model here, or --url=http://127.0.0.1:8000/v1, one that is served")
+    if FLAGS.model and FLAGS.url is None:
+        raise UserError(f"--model={FLAGS.model} names a model of a server: give --url too, or leave it out")
     budget = Budget(FLAGS.steps, FLAGS.tokens, FLAGS.seconds)
     allowed, risks = parse_risks(list(filter(None, FLAGS.allow))), _risks()
     if FLAGS.traces and Path(FLAGS.traces).suffix != ".jsonl":
@@ -74,6 +76,10 @@ def main() -> None:
             if FLAGS.traces:
                 trace.append(Path(FLAGS.traces), done)
             print(shown_lines(done.answer) if done.finish == "answer" else "(no answer)", flush=True)
+            blocked = [] if is_terminal else [call for call in done.calls if call["outcome"] in ("denied", "refused")]
+            if blocked:
+                why = f"{blocked[0]['name']}: {blocked[0]['reason']}"
+                print(f"agent: calls that did not run: {len(blocked)} ({shown(why)})", file=sys.stderr, flush=True)
             if done.finish in ("steps", "tokens", "seconds"):
                 print(f"agent: the run ended by {done.finish}: --{done.finish} sets its limit", file=sys.stderr, flush=True)
 
@@ -123,14 +129,21 @@ def _model():
 
 
 def tasks(is_terminal: bool) -> Iterator[str]:
-    """Yield the lines of the standard input that hold a task; on a terminal after a prompt."""
+    """Yield the lines of the standard input that hold a task; on a terminal after a prompt.
+
+    Raises: UserError if there is none, except on a terminal.
+    """
+    found = is_terminal
     while True:
         if is_terminal:
             print("> ", end="", flush=True)
         line = sys.stdin.buffer.readline()
+        if not line and not found:
+            raise UserError("no task: give --task='…', or a line of the standard input for each")
         if not line:
             return
         if text := line.decode("utf-8", "replace").strip():
+            found = True
             yield text
 
 
@@ -154,9 +167,9 @@ def shown_lines(text: str) -> str:
     return "\n".join(shown(line) for line in text.splitlines())
 
 
+def usage() -> None:
+    print(f"{__doc__}\n{FLAGS.main_module_help()}")
+
+
 if __name__ == "__main__":
-    if cli.wants_help(sys.argv):
-        print(f"{__doc__}\n{FLAGS.main_module_help()}")
-    else:
-        cli.guard(main)
-        sys.stdout.flush()
+    cli.guard(usage if cli.wants_help(sys.argv) else main)

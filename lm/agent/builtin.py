@@ -43,4 +43,6 @@ def open_tools(names: Sequence[str], folder: str = "") -> list[AgentTool]:
         if not Path(folder).is_dir():
             raise UserError(f"--folder={folder}: no such folder; name one that exists")
         of_files = {tool.name: tool for tool in file_tools(Path(folder))}
+    elif folder:
+        raise UserError(f"--folder={folder}: no tool uses it; add files to --tools, or write_file")
     return [COMPUTING[name]() if name in COMPUTING else of_files[name] for name in dict.fromkeys(asked)]

@@ -93,7 +93,10 @@ def test_the_command(known, url, tmp_path):
     traces = tmp_path / "traces.jsonl"
     done = agent(f"--checkpoint={known[0]}", f"--task={QUESTION}", f"--traces={traces}")
     assert (done.returncode, done.stdout) == (0, "It is 391.\n"), done.stderr[-3000:]
-    served = agent(f"--url={url}", "--model=tiny", f"--traces={traces}", "--steps=1", text=f"{QUESTION}\n\n{QUESTION}\n")
+    served = agent(
+        f"--url={url}", "--model=tiny", f"--traces={traces}", "--steps=1", "--allow=", text=f"{QUESTION}\n\n{QUESTION}\n"
+    )
+    assert served.stderr.count("calls that did not run: 1 (calculator: a call that reads something needs consent") == 2
     assert served.stdout == "(no answer)\n(no answer)\n" and served.stderr.count("the run ended by steps: --steps") == 2
     assert [(trace.finish, trace.model) for trace in read(traces)] == [
         ("answer", str(known[0])),
@@ -128,6 +131,9 @@ def test_mistakes(known):
         ((one, "--url=http://a"), "give --checkpoint"),
         ((one, "--tools=hammer"), "no tool 'hammer'"),
         ((one, "--allow=write"), "'write' is no risk"),
+        ((one, "--model=tiny"), "give --url too"),
+        ((one, f"--folder={known[0]}"), "add files to --tools"),
+        ((one,), "no task"),
     ):
         done = agent(*flags)
         assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -122,3 +124,14 @@ def records(*arguments, code=0):
     done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True)
     assert done.returncode == code, done.stderr[-3000:]
     return done
+
+
+def test_a_reader_that_leaves_ends_the_output_in_one_line(tmp_path):
+    traces.append(tmp_path / "a.jsonl", worked()[0])
+    reads, writes = os.pipe()
+    os.close(reads)  # as `head` does once it has its lines
+    command = [sys.executable, "-m", "lm.agent.records", "show", str(tmp_path / "a.jsonl")]
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), stdout=writes, stderr=subprocess.PIPE, text=True)
+    os.close(writes)
+    assert done.returncode == 128 + signal.SIGPIPE
+    assert done.stderr.count("\n") == 1 and done.stderr.endswith("the reader of the output has left\n")

@@ -13,6 +13,7 @@ from data.text.sentencepiece_tokenizer import train
 from lm.align import settings
 from lm.align.rl import rollouts, shared_prompts, stream
 from lm.align.rl.environments import Episodes, open_environment, user_ids
+from lm.align.rl.objective import objective
 from lm.align.rl.rewards import parse_rewards, score_rollouts
 from lm.align.rl.rollouts import RolloutSettings, arrays, roll_out, sampler_of
 from lm.align.rl.stockroom import Stockroom
@@ -20,7 +21,7 @@ from lm.errors import UserError
 from lm.infer.sampler import Drawn
 from lm.model.transformer import skeleton
 from lm.parallel.mesh import make_mesh
-from lm.train.step import model_config_of
+from lm.train.step import make_trainer, model_config_of
 from tests.lm.examples import parameters
 
 GAME = '''
@@ -186,6 +187,45 @@ def test_whole_trajectories_are_learnt_from_and_only_what_was_drawn(tokenizer, a
         expected = np.asarray(returns).reshape(2, 4)
         expected = (expected - expected.mean(1, keepdims=True)) / (expected.std(1, ddof=1, keepdims=True) + 1e-4)
         assert flat["advantages"][:, 0].tolist() == pytest.approx(expected.reshape(-1).tolist(), abs=1e-4)
+
+
+class Ending:
+    """Two turns, which are worth something if they end at all."""
+
+    def reset(self, *, seed=None, options=None):
+        self.turn = 0
+        return "", {}
+
+    def step(self, action):
+        self.turn += 1
+        return "go on", 0.5, self.turn == 2, False, {}
+
+
+def test_ppo_raises_the_reward_of_an_environment(tokenizer):
+    config = agent.get_config("ppo")
+    config.batch_size, config.sequence_length, config.steps = 16, 64, 8
+    config.model.update(vocab_size=304, num_layers=1, embed_dim=32, num_heads=4, num_kv_heads=2, head_dim=8, mlp_dim=64)
+    config.model.score_head = "value"
+    config.rollout.update(max_new_tokens=8, max_turns=2)
+    config.optimizer.update(learning_rate=1e-2, warmup=0)
+    mesh = make_mesh({"data": 1}, jax.devices()[:1])
+    tasks = [task(tokenizer, f"the cat sat {n}") for n in range(4)]
+    with jax.set_mesh(mesh):
+        params = parameters(model_config_of(config), scale=4.0)
+        end = tokenizer.controls["<|end|>"]
+        params["head"].set_value(params["head"].get_value().at[end].multiply(10.0))
+        params = jax.tree.map(lambda x: 1.0 * x, params)
+        graph, _ = skeleton(model_config_of(config))
+        sampler = sampler_of(config, graph, tokenizer, tasks, environment=Ending, served=False)
+        found = stream.RolloutStream(config, mesh, sampler, tasks, parse_rewards("environment=1"))
+        found.start(0)
+        trainer = make_trainer(config, objective(config), updates=config.steps)
+        state, step, rewards = jax.jit(trainer.init)(params), jax.jit(trainer.step), []
+        for n in range(1, config.steps + 1):
+            batch, metrics = found.next(n, state.params, lambda: 0.0)
+            rewards.append(metrics["reward"])
+            state, _ = step(state, batch)
+    assert np.mean(rewards[-2:]) > np.mean(rewards[:2]) + 0.3, rewards
 
 
 def test_an_environment_of_gymnasium_is_opened_by_its_name(tokenizer, played):
