@@ -36,17 +36,21 @@ from lm.saving import write_lines
 from lm.workdir import read_config
 
 ROWS = 50  # answers sampled at a time
-REPLAY, PASSAGE = 14, 600  # records of the task for each passage of text; its characters
+REPLAY, PASSAGE = 20, 600  # records of the task for each passage of text; its characters
 MEASURED = {  # the held-out questions: other data than in training, if the task has them
     "digits": "builtin:digits?size=32",
     "commands": "builtin:commands?voices=heldout",
-    "scenes": "builtin:scenes?size=60&kinds=colour,count,place&questions=5&pairs=heldout",
+    "scenes": "builtin:scenes?size=60&kinds=colour,count,place&questions=3&pairs=heldout",
 }
-VISION = {"image_size": 32, "patch_size": 16, "num_layers": 2, "shuffle": 1}  # four tokens
+VISION = {  # an encoder has few patches, and each is a token
+    "digits": {"image_size": 32, "patch_size": 16, "num_layers": 2, "shuffle": 1},
+    "scenes": {"image_size": 60, "patch_size": 20, "shuffle": 1},  # a patch is a cell of the scene
+}
+EYES = {task: {f"model.vision.{key}": value for key, value in keys.items()} for task, keys in VISION.items()}
 RUNS = {  # task: the config, and its keys
-    "digits": ("senses.py", {"steps": 600, "data.max_examples": 8000} | {f"model.vision.{k}": v for k, v in VISION.items()}),
-    "commands": ("senses.py:audio", {"steps": 600, "data.max_examples": 6000}),
-    "scenes": ("senses.py", {"steps": 3000, "data.max_examples": 30_000}),
+    "digits": ("senses.py", {"steps": 600, "data.max_examples": 8000} | EYES["digits"]),
+    "commands": ("senses.py:audio", {"steps": 800, "data.max_examples": 12_000}),
+    "scenes": ("senses.py", {"steps": 4000, "data.max_examples": 60_000} | EYES["scenes"]),
 }
 COMMON = {
     "batch_size": 8,

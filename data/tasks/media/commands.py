@@ -17,7 +17,11 @@ from lm.errors import UserError
 WORDS = ("yes", "no", "up", "down", "left", "right", "on", "off", "stop", "go")
 QUESTIONS = ("Which word is said?", "What does the voice say?", "Write the spoken word.")
 ACCENTS = ("en-us", "en", "en-gb-scotland")
-SPEAKERS = ("m1", "m2", "m3", "m4", "f1", "f2", "f3", "Andy", "Annie", "Gene", "Lee", "Michael")
+# Few speakers are learnt by heart. All are in espeak-ng 1.51.
+SPEAKERS = tuple(
+    "m1 m2 m3 m4 m5 m6 m8 f1 f2 f3 f5 Alex Andrea Andy Annie Diogo Gene Henrique Hugo Jacky Lee Marco Mario Michael Mike Nguyen "
+    "Reed adam anika antonio aunty belinda benjamin boris david edward grandma grandpa ian john linda max pablo paul steph".split()
+)
 HELD_OUT_SPEAKERS = ("m7", "f4", "Alicia", "Denis")
 SPEEDS, PITCHES = range(110, 211, 5), range(20, 81, 3)
 

@@ -74,7 +74,7 @@ def scenes(
     thing on a side of another one ("blue square"). No scene of valid is in train.
 
     size: pixels of a side. shapes: a scene has 1 to this many. kinds: of questions.
-    questions: with more than 1, train has conversations of so many questions about an image, as in LLaVA's data (Liu et al. 2023).
+    questions: of a conversation of train about one image, at most, as in LLaVA's data (Liu et al. 2023). valid has one.
     pairs: what valid asks about. "seen": pairs of a colour and a shape as in train. "heldout": the pairs in HELD_OUT, which no
     image and no text of train shows.
     Raises: UserError without Pillow, or for options out of range.
@@ -104,7 +104,7 @@ def scenes(
         question, answer, wrong = asked
         image = f"data:image/png;base64,{base64.b64encode(encode_png(drawn(scene, size, rng))).decode()}"
         if questions > 1 and split == "train":
-            more = [_ask(rng, rng.choice(asked_kinds), scene, new) for _ in range(TRIES)]
+            more = [_ask(rng, rng.choice(asked_kinds), scene, new) for _ in range(4 * questions)]
             turns = list(dict.fromkeys([(question, answer), *(one[:2] for one in more if one)]))[:questions]
             messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn)]
             return out, {"messages": messages, "images": [image], "task": "scenes"}
