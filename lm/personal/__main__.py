@@ -60,6 +60,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("passages", 3, "search, ask: passages at most.", lower_bound=0)
     flags.DEFINE_boolean("memory", True, "ask: use the items. --nomemory shows what model and adapter know without them.")
     flags.DEFINE_boolean("adapter", True, "ask: use the adapter, if one was trained.")
+    flags.DEFINE_boolean("examples", True, "ask: show two worked examples first. A model trained to read notes needs none.")
     flags.DEFINE_boolean("keep", False, "ask: store the exchanges.")
     flags.DEFINE_integer("max_new_tokens", 96, "ask: tokens of an answer at most.", lower_bound=1)
     flags.DEFINE_float("temperature", 0.0, "ask: sampling temperature; 0: greedy.", lower_bound=0.0)
@@ -161,7 +162,7 @@ def _ask(store: Store, words: list[str]) -> None:
         if index is not None:
             found = index.search(question, FLAGS.passages, embed(speaker, [question])[0])
         said = ""
-        with contextlib.closing(answers.ask(conversation, question, found, _tell)) as pieces:
+        with contextlib.closing(answers.ask(conversation, question, found, _tell, FLAGS.examples)) as pieces:
             for piece in pieces:
                 said += piece.text
                 print(_harmless(piece.text), end="", flush=True)

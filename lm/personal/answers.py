@@ -45,21 +45,28 @@ def prompted(question: str, passages: Sequence[str]) -> str:
 
 
 def ask(
-    conversation: Conversation, question: str, found: Sequence[Found], tell: Callable[[str], None] = lambda line: None
+    conversation: Conversation,
+    question: str,
+    found: Sequence[Found],
+    tell: Callable[[str], None] = lambda line: None,
+    examples: bool = True,
 ) -> Iterator[Piece]:
-    """Yield the answer piece by piece. A question with passages stands alone; one without follows what was said before."""
+    """Yield the answer piece by piece. A question with passages stands alone; one without follows what was said before.
+
+    examples: put two worked examples before it. A model that was trained to answer from `prompted` needs none.
+    """
     if not found:
         yield from conversation.ask(question, tell)
         return
     before = conversation.messages
     conversation.messages = [make_message("system", SYSTEM)]
-    for asked, notes, answer in EXAMPLES:
+    for asked, notes, answer in EXAMPLES if examples else ():
         conversation.messages += [make_message("user", prompted(asked, notes)), make_message("assistant", answer)]
-    examples = len(conversation.messages)
+    shown = len(conversation.messages)
     try:
         yield from conversation.ask(prompted(question, [one.passage.text for one in found]), tell)
     finally:
-        said = conversation.messages[examples:]
+        said = conversation.messages[shown:]
         if said:
             said[0] = make_message("user", question)
         conversation.messages = [*before, *said]

@@ -29,8 +29,8 @@ from tests.verbs import runs
 
 REPOSITORY = runs.REPOSITORY
 PROGRAMS = frozenset(
-    "cat cp curl cut docker echo git grep head hf llama-cli lm_eval ls make mkdir ollama openssl pip printf python "
-    "sed sha256sum sleep source vllm".split()
+    "cat cp curl cut docker echo export git grep head hf llama-cli lm_eval ls make mkdir ollama openssl pip printf python "
+    "sed sha256sum sleep source tail vllm".split()
 )
 FILE = re.compile(r"`([\w./-]+)`:")
 PROGRAM = re.compile(r"[a-z][\w./-]*")
@@ -158,8 +158,13 @@ class Sandbox:
         """Run a command with bash, and return what it prints.
 
         A server is started and stays until the next one, or the end; clients find it at the port of this sandbox.
+        A variable that is exported stays too.
         """
         command = self._with_port(command)
+        if command.startswith("export "):
+            name, _, value = shlex.split(command)[1].partition("=")
+            self.environment[name] = value
+            return ""
         if is_server(command):
             return self._serve([*shlex.split(command, comments=True), f"--config.port={self.port}"])
         done = subprocess.run(

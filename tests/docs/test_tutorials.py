@@ -133,6 +133,17 @@ def test_images(box, folder):
     assert quiz(folder, "seeing") > 3 * CHANCE
 
 
+def test_personal(box, folder):
+    box.close()
+    said = said_by(box, 12)
+    answers = ("The tiger eats dates [1].", "The panda eats honey [1].", "The seal lives in the white house [1].")
+    assert sum(answer in said for answer in answers) >= 2
+    assert "note      The tiger now eats dates." in said.partition("stored 6 of 6 items")[2]  # cited
+    forgotten = said.partition("forgot 2 of 9 items")[2]
+    assert "nothing is found" in forgotten and "adapter: 7 items" in forgotten and "tiger" not in forgotten
+    assert not (folder / "keeper" / "key.json").exists()
+
+
 def ends(folder: Path) -> list[dict]:
     """The first and the last validation of the domain's model."""
     first, *_, last = runs.validation(folder / "vet_model")

@@ -1,7 +1,9 @@
 """Search: by words, by vectors, in stores of any size; passages; what answers cite."""
 
 import numpy as np
+import pytest
 
+from data.chat.messages import make_message
 from lm.personal import answers
 from lm.personal.index import PASSAGE, Found, Index, Passage, passages_of
 from lm.personal.items import Item, note
@@ -55,3 +57,26 @@ def test_an_answer_cites_by_number_or_by_its_words():
     assert [n for n, _ in answers.cited("Both [1][2], not [7].", "?", found)] == [1, 2]
     assert [n for n, _ in answers.cited("Look into the drawer.", "Where is the key?", found)] == [2]
     assert answers.cited("I do not know.", "Where is the key?", found) == []
+
+
+@pytest.mark.parametrize(("examples", "turns"), [(True, 4), (False, 0)])
+def test_worked_examples_stand_before_the_notes_if_they_are_wanted(examples, turns):
+    conversation = Recorded()
+    found = [Found(Passage(note("The key is in the drawer."), "The key is in the drawer."), 1.0)]
+    assert list(answers.ask(conversation, "Where is the key?", found, examples=examples)) == []
+    system, *shown = conversation.before
+    assert system["content"] == answers.SYSTEM and len(shown) == turns
+    assert conversation.asked == "Notes:\n[1] The key is in the drawer.\n\nQuestion: Where is the key?"
+    assert conversation.messages == [{"role": "user", "content": "Where is the key?"}]  # without notes and examples
+
+
+class Recorded:
+    """A conversation that says nothing, and keeps what stood before a question."""
+
+    def __init__(self):
+        self.messages, self.before, self.asked = [], [], ""
+
+    def ask(self, text, tell):
+        self.before, self.asked = list(self.messages), text
+        self.messages.append(make_message("user", text))
+        yield from ()
