@@ -30,7 +30,7 @@ from tests.verbs import runs
 REPOSITORY = runs.REPOSITORY
 PROGRAMS = frozenset(
     "cat cp curl cut docker echo git grep head hf llama-cli lm_eval ls make mkdir ollama openssl pip printf python "
-    "sed sha256sum sleep source vllm".split()
+    "sed sha256sum sleep source tail vllm".split()
 )
 FILE = re.compile(r"`([\w./-]+)`:")
 PROGRAM = re.compile(r"[a-z][\w./-]*")

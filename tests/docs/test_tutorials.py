@@ -30,7 +30,8 @@ def folder(box) -> Path:
 
 def said_by(box, number: int) -> str:
     """Run a tutorial and return all that it prints. Its server runs on."""
-    return "".join(map(box.block, doc_commands.blocks(TUTORIALS[number - 1])))
+    page = next(page for page in TUTORIALS if page.startswith(f"docs/tutorials/{number}-"))
+    return "".join(map(box.block, doc_commands.blocks(page)))
 
 
 def report(workdir: Path) -> dict:
@@ -131,6 +132,15 @@ def test_images(box, folder):
     tasks = json.loads((folder / "evals" / "seeing" / "results.json").read_text())
     assert tasks["photo"]["exact_match"] > 0.8 and tasks["grey"]["exact_match"] < 0.3
     assert quiz(folder, "seeing") > 3 * CHANCE
+
+
+def test_agent(box, folder):
+    said = said_by(box, 13)
+    careless, *_, taught = validations(folder / "agent", "valid_reward")
+    assert careless < 0.4 and taught > 0.6
+    house = (folder / "places" / "otter.txt").read_text().split()[-2]
+    assert f"answer: in the {house} house." in said and "run 1: the same" in said
+    assert "guard off: 100 of 100" in said and "guard on: 0 of 100" in said
 
 
 def ends(folder: Path) -> list[dict]:
