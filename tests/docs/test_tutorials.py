@@ -30,7 +30,8 @@ def folder(box) -> Path:
 
 def said_by(box, number: int) -> str:
     """Run a tutorial and return all that it prints. Its server runs on."""
-    return "".join(map(box.block, doc_commands.blocks(TUTORIALS[number - 1])))
+    page = next(page for page in TUTORIALS if page.startswith(f"docs/tutorials/{number}-"))
+    return "".join(map(box.block, doc_commands.blocks(page)))
 
 
 def report(workdir: Path) -> dict:
@@ -142,6 +143,15 @@ def test_personal(box, folder):
     forgotten = said.partition("forgot 2 of 9 items")[2]
     assert "nothing is found" in forgotten and "adapter: 7 items" in forgotten and "tiger" not in forgotten
     assert not (folder / "keeper" / "key.json").exists()
+
+
+def test_agent(box, folder):
+    said = said_by(box, 13)
+    careless, *_, taught = validations(folder / "agent", "valid_reward")
+    assert careless < 0.4 and taught > 0.6
+    house = (folder / "places" / "otter.txt").read_text().split()[-2]
+    assert f"answer: in the {house} house." in said and "run 1: the same" in said
+    assert "guard off: 100 of 100" in said and "guard on: 0 of 100" in said
 
 
 def ends(folder: Path) -> list[dict]:
