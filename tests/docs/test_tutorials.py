@@ -147,8 +147,8 @@ def test_personal(box, folder):
 
 def test_agent(box, folder):
     said = said_by(box, 13)
-    careless, *_, taught = validations(folder / "agent", "valid_reward")
-    assert careless < 0.4 and taught > 0.6
+    found = report(folder / "agent")
+    assert found["before"]["reward"] < 0.4 and found["after"]["reward"] > 0.6
     house = (folder / "places" / "otter.txt").read_text().split()[-2]
     assert f"answer: in the {house} house." in said and "run 1: the same" in said
     assert "guard off: 100 of 100" in said and "guard on: 0 of 100" in said
