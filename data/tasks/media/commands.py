@@ -19,8 +19,9 @@ QUESTIONS = ("Which word is said?", "What does the voice say?", "Write the spoke
 ACCENTS = ("en-us", "en", "en-gb-scotland")
 # Few speakers are learnt by heart. All are in espeak-ng 1.51.
 SPEAKERS = tuple(
-    "m1 m2 m3 m4 m5 m6 m8 f1 f2 f3 f5 Alex Andrea Andy Annie Diogo Gene Henrique Hugo Jacky Lee Marco Mario Michael Mike Nguyen "
-    "Reed adam anika antonio aunty belinda benjamin boris david edward grandma grandpa ian john linda max pablo paul steph".split()
+    "m1 m2 m3 m4 m5 m6 m8 f1 f2 f3 f5 Alex Andrea Andy Annie "
+    "Diogo Gene Henrique Hugo Jacky Lee Marco Mario Michael Mike Nguyen Reed adam anika antonio "
+    "aunty belinda benjamin boris david edward grandma grandpa ian john linda max pablo paul steph".split()
 )
 HELD_OUT_SPEAKERS = ("m7", "f4", "Alicia", "Denis")
 SPEEDS, PITCHES = range(110, 211, 5), range(20, 81, 3)
