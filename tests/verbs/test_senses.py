@@ -163,6 +163,6 @@ def test_an_encoder_needs_data_that_it_sees(finished, tmp_path):
     rows = ({"prompt": f"What is in picture {n}?", "completion": "a", "image": "a.png"} for n in range(9))
     (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = runs.run(command(tmp_path / "run", finished, data__input=tmp_path / "text.jsonl", rewards=""))
-    said = runs.complaint(done.stderr)
-    assert done.returncode == 2 and len(said) == 1 and "text.jsonl" in said[0] and "has images" in said[0], done.stderr[-3000:]
+    said = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "text.jsonl" in said and "has images" in said and "Traceback" not in done.stderr, said
     assert not (tmp_path / "run" / "config.json").exists()

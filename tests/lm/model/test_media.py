@@ -25,10 +25,19 @@ PER_IMAGE, PER_WINDOW = CONFIG.vision.tokens, CONFIG.audio.tokens
 
 
 @functools.cache
+def weights():
+    """Those of the decoder four times as large; of encoders as they are, because larger ones would amplify rounding errors."""
+    params = jax.tree.map(lambda x: x, parameters(CONFIG, scale=4.0))
+    for name in ("vision", "audio"):
+        params[name] = parameters(CONFIG)[name]
+    return params
+
+
+@functools.cache
 def forward():
     graph = skeleton(CONFIG)[0]
     run = jax.jit(lambda params, *args: nnx.merge(graph, params)(*args[:3], media=Media(*args[3:])))
-    return functools.partial(run, parameters(CONFIG, scale=4.0))
+    return functools.partial(run, weights())
 
 
 def example(seed: int, images: int, windows: int):
@@ -91,7 +100,7 @@ def test_another_image_changes_its_own_segment_from_its_place_on():
 def test_vectors_are_the_embeddings_of_their_tokens():
     """The slow twin: the model without encoders, fed with the difference to the tokens' own embeddings."""
     tokens, segments, positions, images, windows = rows_of([EXAMPLES, EXAMPLES[::-1]], T=72, N=4)
-    params = parameters(CONFIG, scale=4.0)
+    params = weights()
     model = nnx.merge(skeleton(CONFIG)[0], params)
     vectors = {
         IMAGE: np.stack([model.vision(row).reshape(-1, 32) for row in images]),
