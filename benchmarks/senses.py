@@ -2,8 +2,8 @@
 
     python -m benchmarks.senses --init_from=runs/base --text=FOLDER --held_out=FILE --task=digits --out=runs/senses
 
-init_from: a small base model, such as that of configs/train/tiny.py. text: what it was trained on, .md or .txt files, whose
-passages are replayed beside the task. held_out: a text for the bits per byte, before and after.
+init_from: a small base model, such as that of configs/train/tiny.py with model.num_layers=4 and steps=600. text: what it was
+trained on, .md or .txt files, whose passages are replayed beside the task. held_out: a text for the bits per byte.
 Runs configs/align/senses.py on a built-in task and prints one JSON object: the share of exact answers to held-out questions,
 the same with a grey image or silence in place of each medium, and the bits per byte. A finished run is only measured again.
 """

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data.chat.media import rows
 from data.chat.media.encoding import Towers
 from data.text.tokenizer import Tokenizer
 from lm.config import ModelConfig
@@ -13,7 +14,7 @@ from lm.errors import UserError
 from lm.towers import NAMES
 from lm.train.values import model_of
 
-SECTIONS = {"images": "vision", "audio": "audio"}  # media of examples: the section of the model's config with their encoder
+SECTIONS = dict(zip(rows.NAMES, NAMES))  # media of examples: the section of the model's config with their encoder
 
 
 def towers_of(config, tokenizer: Tokenizer, workdir: Path) -> Towers | None:

@@ -26,7 +26,7 @@ ACTIVATIONS = {**feed_forward.ACTIVATIONS, "quick_gelu": lambda x: x * jax.nn.si
 
 
 def fan_in_std(inputs: int) -> float:
-    """Return 1/√inputs (LeCun et al. 1998): encoders are often narrow, and a fixed 0.02 makes a narrow one learn late."""
+    """Return 1/√inputs (LeCun et al. 1998). With a fixed 0.02, layers of a narrow encoder would hardly change its states."""
     return inputs**-0.5
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.verbs import runs
 from tests.verbs.test_align import measured
-from tests.verbs.test_hosts import ends, start_both
+from tests.verbs.test_hosts import killed_and_resumed
 
 STEPS = 4
 SETTINGS = {
@@ -29,8 +29,18 @@ SETTINGS = {
 STAGES = {"sft": {}, "grpo": {"rl.group_size": 4, "rl.beta": 0.1, "optimizer.learning_rate": 1e-3}}
 
 
+REWARD = """
+def letters(prompts, completions, **columns):
+    return [len(set(text)) / 10 for text in completions]
+"""  # the tiny model never ends a turn, so the environment itself rewards nothing
+
+
 def command(stage: str, workdir: Path, start: Path) -> list[str]:
     keys = SETTINGS | STAGES[stage] | {"init_from": start}
+    if stage == "grpo":
+        file = workdir.with_name("reward.py")
+        file.write_text(REWARD)
+        keys["rewards"] = f"{file}:letters=1,environment=0"
     values = [f"--config.{key}={value}" for key, value in keys.items()]
     return [sys.executable, "align.py", f"--config=configs/align/agent.py:{stage}", f"--workdir={workdir}", *values]
 
@@ -42,14 +52,8 @@ def test_two_processes_train_as_one(stage, finished, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     done = runs.run(command(stage, one, finished))
     assert done.returncode == 0, done.stderr[-3000:]
-    both = command(stage, two, finished)
-    processes = start_both(both, tmp_path)
-    assert runs.wait(processes[0], lambda: 2 in runs.steps_saved(two)), (tmp_path / "0").read_text()
-    for process in processes:
-        process.kill()
-        process.wait()
-    codes, said = ends(start_both(both, tmp_path), tmp_path)
-    assert codes == [0, 0], said
+    killed_and_resumed(command(stage, two, finished), two, 2, tmp_path)
+    assert any(line.get("grad_norm", 0) > 0 for line in measured(one))
     for ours, theirs in zip(measured(two), measured(one), strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():

@@ -8,7 +8,7 @@ import pytest
 from data.text.grow import old_pieces
 from data.text.tokenizer import load_tokenizer
 from tests.verbs import runs
-from tests.verbs.test_hosts import ends, start_both
+from tests.verbs.test_hosts import killed_and_resumed
 
 WORDS = ["licensor", "warranty", "sublicense", "hereunder", "merchantability", "indemnify"]
 
@@ -120,13 +120,7 @@ def test_two_processes_learn_the_domain_as_one(kind, finished, both, tmp_path):
         for folder in (one, two)
     )
     assert runs.run(alone).returncode == 0
-    processes = start_both(command, tmp_path)
-    assert runs.wait(processes[0], lambda: 4 in runs.steps_saved(two)), (tmp_path / "0").read_text()
-    for process in processes:
-        process.kill()
-        process.wait()
-    codes, said = ends(start_both(command, tmp_path), tmp_path)
-    assert codes == [0, 0], said
+    killed_and_resumed(command, two, 4, tmp_path)
     assert load_tokenizer(one).fingerprint == load_tokenizer(two).fingerprint
     runs.assert_same_run(two, one, tolerance=1e-5, step=12)
     for ours, theirs in zip(measured(two), measured(one), strict=True):

@@ -45,6 +45,17 @@ def ends(processes: list[subprocess.Popen], folder: Path) -> tuple[list[int], li
     return codes, [runs.complaint((folder / str(i)).read_text()) for i in range(len(processes))]
 
 
+def killed_and_resumed(command: list[str], workdir: Path, step: int, folder: Path) -> None:
+    """Start two processes, kill both when the checkpoint of `step` is there, start them again and wait for their end."""
+    processes = start_both(command, folder)
+    assert runs.wait(processes[0], lambda: step in runs.steps_saved(workdir)), (folder / "0").read_text()
+    for process in processes:
+        process.kill()
+        process.wait()
+    codes, said = ends(start_both(command, folder), folder)
+    assert codes == [0, 0], said
+
+
 def test_two_processes_are_as_one(finished, text, tmp_path):
     """From raw text to the report, with the samples that the default config draws; each process is a slice."""
     workdir = tmp_path / "run"

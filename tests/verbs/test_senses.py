@@ -10,7 +10,7 @@ import pytest
 import lm
 from tests.verbs import runs
 from tests.verbs.test_align import measured
-from tests.verbs.test_hosts import ends, start_both
+from tests.verbs.test_hosts import killed_and_resumed
 
 pytest.importorskip("sklearn")
 STEPS = 4
@@ -116,14 +116,7 @@ def test_two_processes_train_as_one(config, finished, tmp_path):
         settings |= {"data.input": "builtin:commands?valid=12"} | EARS
     one, two = tmp_path / "one", tmp_path / "two"
     aligned(one, finished, config, **settings)
-    both = command(two, finished, config, **settings)
-    processes = start_both(both, tmp_path)
-    assert runs.wait(processes[0], lambda: 2 in runs.steps_saved(two)), (tmp_path / "0").read_text()
-    for process in processes:
-        process.kill()
-        process.wait()
-    codes, said = ends(start_both(both, tmp_path), tmp_path)
-    assert codes == [0, 0], said
+    killed_and_resumed(command(two, finished, config, **settings), two, 2, tmp_path)
     names = ("loss", "grad_norm", "valid_loss", "valid_rewards/answer", "valid_mean_token_accuracy")
     for ours, theirs in zip(measured(two), measured(one), strict=True):
         assert ours.keys() == theirs.keys()
