@@ -6,6 +6,8 @@ import numpy as np
 
 from lm.train.rewind import Rewinds
 
+MANY, FREQUENT = 10, 25  # spikes, and one in so many steps
+
 
 class Diverged(Exception):
     """The run cannot continue: too many steps in a row with a loss or gradient that is not finite, an update that overflowed,
@@ -42,7 +44,7 @@ def respond(
     if in_row and finite:
         say(
             f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}: a spike, {metrics['spike']:.3g} deviations above the "
-            "level, update skipped"
+            "level, update skipped" + _many(step, metrics.get("spikes", 0))
         )
     elif in_row:
         say(f"step {step}: loss {loss} or gradient norm {norm} is not finite, update skipped")
@@ -76,6 +78,16 @@ def unsound(step: int, in_row: int, rewinds: Rewinds, say: Callable[[str], None]
     elif not in_row:
         rewinds.rewind(step, step, cause, say)
     raise Diverged(step, f"step {step}: {cause}; they were not saved. Lower optimizer.learning_rate, {again}")
+
+
+def _many(step: int, spikes: float) -> str:
+    """Return advice if spikes are so frequent that they are likely to be batches of another kind."""
+    if spikes < MANY or spikes * FREQUENT < step:
+        return ""
+    return (
+        f". {spikes:.0f} of {step} steps were skipped: if some batches have data with a far higher loss, they are never "
+        "trained on: set guard.on=False"
+    )
 
 
 def _after(rewinds: Rewinds) -> str:

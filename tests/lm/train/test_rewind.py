@@ -169,6 +169,14 @@ def test_spikes_rewind_too_and_then_the_level_is_accepted(tmp_path):
     assert logged[-1]["loss"] < 0.7 * logged[26]["loss"]  # it is learnt
 
 
+def test_spikes_that_are_frequent_are_said_to_be_data(tmp_path, capsys):
+    config = config_of()
+    run(config, tmp_path, Rows(config, bad=range(20, 48, 3)))
+    spikes = [line for line in capsys.readouterr().out.splitlines() if "a spike" in line]
+    assert len(spikes) == 10 and [line.endswith("guard.on=False") for line in spikes] == 9 * [False] + [True]
+    assert "10 of 48 steps were skipped" in spikes[-1]
+
+
 @pytest.mark.parametrize("how", ["none is left", pytest.param("switched off", marks=pytest.mark.slow), "no checkpoint yet"])
 def test_no_rewind(tmp_path, how):
     config, first = config_of(), 28
