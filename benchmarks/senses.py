@@ -36,21 +36,31 @@ from lm.saving import write_lines
 from lm.workdir import read_config
 
 ROWS = 50  # answers sampled at a time
-REPLAY, PASSAGE = 20, 600  # records of the task for each passage of text; its characters
+PASSAGE = 600  # characters of text that is replayed
+REPLAY = {"digits": 20, "commands": 20, "scenes": 50}  # records of the task for each passage
 MEASURED = {  # the held-out questions: other data than in training, if the task has them
     "digits": "builtin:digits?size=32",
     "commands": "builtin:commands?voices=heldout",
-    "scenes": "builtin:scenes?size=60&kinds=colour,count,place&questions=3&pairs=heldout",
+    "scenes": "builtin:scenes?size=60&kinds=colour,count,place&new=things",
 }
+TRAINED = MEASURED | {"scenes": "builtin:scenes?size=60&kinds=colour,count,place&point=1"}
 VISION = {  # an encoder has few patches, and each is a token
     "digits": {"image_size": 32, "patch_size": 16, "num_layers": 2, "shuffle": 1},
     "scenes": {"image_size": 60, "patch_size": 20, "shuffle": 1},  # a patch is a cell of the scene
 }
 EYES = {task: {f"model.vision.{key}": value for key, value in keys.items()} for task, keys in VISION.items()}
+SCENES = {
+    "steps": 7000,
+    "data.max_examples": 150_000,
+    "optimizer.learning_rate": 3e-3,
+    "dtype": "bfloat16",
+    "rollout.max_new_tokens": 40,  # a count is said after the places
+    "guard.on": False,  # a batch has 70 questions and a passage or none, so losses differ too much
+}
 RUNS = {  # task: the config, and its keys
     "digits": ("senses.py", {"steps": 600, "data.max_examples": 8000} | EYES["digits"]),
     "commands": ("senses.py:audio", {"steps": 800, "data.max_examples": 12_000}),
-    "scenes": ("senses.py", {"steps": 4000, "data.max_examples": 60_000} | EYES["scenes"]),
+    "scenes": ("senses.py", SCENES | EYES["scenes"]),
 }
 COMMON = {
     "batch_size": 8,
@@ -58,8 +68,8 @@ COMMON = {
     "sequence_length": 256,
     "optimizer.warmup": 50,
     "model.scan_layers": False,
-    "valid_every": 200,
-    "checkpoint_every": 200,
+    "valid_every": 500,
+    "checkpoint_every": 500,
     "samples_every": 0,
     "rewards": "",  # this file asks the held-out questions
     "data.valid_fraction": 0.01,
@@ -72,6 +82,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True)
     parser.add_argument("--held_out", type=Path, required=True)
     parser.add_argument("--task", choices=RUNS, default="digits")
+    parser.add_argument("--measured", help="other held-out questions, such as builtin:scenes?size=60&kinds=colour&new=pairs")
     parser.add_argument("--out", type=Path, default=Path("runs/senses"))
     parser.add_argument("options", nargs="*", help="more flags of align.py, after --")
     given = parser.parse_args()
@@ -79,23 +90,25 @@ def main() -> None:
     workdir, data, begin = given.out / given.task, given.out / f"{given.task}.jsonl", time.perf_counter()
     if not data.exists():
         given.out.mkdir(parents=True, exist_ok=True)
-        write_lines(data, examples(MEASURED[given.task], keys["data.max_examples"], given.text))
+        write_lines(data, examples(given.task, keys["data.max_examples"], given.text))
     keys = COMMON | keys | {"init_from": given.init_from, "data.input": data, "data.max_examples": None}
     line = [sys.executable, "align.py", f"--config=configs/align/{name}", f"--workdir={workdir}"]
     subprocess.run(
         [*line, *(f"--config.{k}={v}" for k, v in keys.items() if v is not None), *given.options], check=True, stdout=sys.stderr
     )
-    found = {"task": given.task, "seconds": round(time.perf_counter() - begin)} | accuracies(workdir, MEASURED[given.task])
+    found = {"task": given.task, "seconds": round(time.perf_counter() - begin)} | accuracies(
+        workdir, given.measured or MEASURED[given.task]
+    )
     found["bits_per_byte"] = [bits_per_byte(model, given.held_out) for model in (given.init_from, workdir)]
     print(json.dumps(found), flush=True)
 
 
 def examples(task: str, count: int, text: Path) -> list[dict]:
-    """Return `count` training records of a task, and one passage of the text for every REPLAY of them, to continue."""
-    found = [record.values for record in itertools.islice(read_builtin(task, "train", 0), count)]
+    """Return `count` training records of a task, and one passage of the text for every REPLAY[task] of them, to continue."""
+    found = [record.values for record in itertools.islice(read_builtin(TRAINED[task], "train", 0), count)]
     whole = "\n".join(path.read_text(encoding="utf-8") for path in sorted(text.rglob("*")) if path.suffix in (".md", ".txt"))
     draw = random.Random(0)
-    for _ in range(count // REPLAY):
+    for _ in range(count // REPLAY[task]):
         begin = draw.randrange(len(whole) - PASSAGE)
         found.append({"messages": [{"role": "assistant", "content": whole[begin : begin + PASSAGE]}]})
     return found

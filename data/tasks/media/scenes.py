@@ -22,23 +22,38 @@ COLOURS = {
     "orange": (250, 130, 20),
     "pink": (250, 140, 190),
     "brown": (130, 80, 40),
-    "turquoise": (40, 190, 190),
+    "grey": (130, 130, 130),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
 GROUNDS = ((255, 255, 255), (235, 230, 220), (215, 230, 240), (225, 240, 225))
 # One colour of each shape. Each of these colours and shapes is also in other pairs.
 HELD_OUT = frozenset(zip(COLOURS, SHAPES))
 SEEN = tuple((colour, shape) for colour in COLOURS for shape in SHAPES if (colour, shape) not in HELD_OUT)
+ABSENT = {pair: divmod(n % 9, 3) for n, pair in enumerate(SEEN)}  # pair: the row and column where train never has it
 ROWS, COLUMNS = ("top", "middle", "bottom"), ("left", "centre", "right")
 SIDES = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
 QUESTIONS = {
-    "colour": ("What colour is the {shape}?", "Which colour does the {shape} have?"),
+    "colour": (
+        "What colour is the {shape}?",
+        "Which colour does the {shape} have?",
+        "What colour is the shape at the {place}?",
+        "Which colour is at the {place}?",
+    ),
     "count": ("How many {shape} are there?", "Count the {shape}."),
     "place": ("Where is the {colour} {shape}?", "In which place is the {colour} {shape}?"),
     "neighbour": ("What is {side} the {colour} {shape}?",),
 }
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 TRIES = 200
+
+
+class Asked(NamedTuple):
+    """A question, its answer and others of the kind. places: of what is counted, by rows."""
+
+    question: str
+    answer: str
+    wrong: set[str]
+    places: tuple[str, ...] = ()
 
 
 class Thing(NamedTuple):
@@ -65,7 +80,8 @@ def scenes(
     shapes: int = 4,
     kinds: str = "colour,count,place,neighbour",
     questions: int = 1,
-    pairs: str = "seen",
+    point: int = 0,
+    new: str = "scenes",
     valid: int = 500,
 ) -> Iterator[dict]:
     """Yield records such as "What colour is the circle?" -> "red", with one image; `rejected` is another answer of the kind.
@@ -75,8 +91,11 @@ def scenes(
 
     size: pixels of a side. shapes: a scene has 1 to this many. kinds: of questions.
     questions: of a conversation of train about one image, at most, as in LLaVA's data (Liu et al. 2023). valid has one.
-    pairs: what valid asks about. "seen": pairs of a colour and a shape as in train. "heldout": the pairs in HELD_OUT, which no
-    image and no text of train shows.
+    point: 1: a count is said after the places, "top left, top right #### 2". This makes counting easier to learn, as in Molmo
+    (Deitke et al. 2024, section 3). The column `answer` is the number alone.
+    new: what valid has that train has not. "scenes": nothing but the whole scenes. "things": it asks about a colour, a shape
+    and a place (ABSENT) which are together in no image of train. "pairs": it asks about the pairs in HELD_OUT, of a colour and
+    a shape, which no image and no text of train shows.
     Raises: UserError without Pillow, or for options out of range.
     """
     library("PIL.ImageDraw", "scenes: drawing")
@@ -87,33 +106,37 @@ def scenes(
         raise UserError(f"scenes: kinds={kinds!r}: {unknown[0]!r} is none of {', '.join(QUESTIONS)}")
     if not 1 <= questions <= 20:
         raise UserError(f"scenes: needs questions in 1…20, not questions={questions}")
-    if pairs not in ("seen", "heldout"):
-        raise UserError(f"scenes: pairs={pairs!r} is neither seen nor heldout")
-    new = pairs == "heldout" and split == "valid"
+    if point not in (0, 1):
+        raise UserError(f"scenes: needs point in 0…1, not point={point}")
+    if new not in ("scenes", "things", "pairs"):
+        raise UserError(f"scenes: new={new!r} is none of scenes, things, pairs")
+    new = new if split == "valid" else "scenes"
+
+    def said(asked: Asked, answer: str) -> str:
+        return f"{', '.join(asked.places)} #### {answer}".strip() if point and answer.isdigit() else answer
 
     def draw(rng: random.Random) -> tuple[bool, dict]:
         kind = rng.choice(asked_kinds)
         for _ in range(TRIES):
             scene = _scene(rng, shapes, new)
-            if (asked := _ask(rng, kind, scene, new)) is not None:
+            if (asked := _ask(rng, kind, scene, new != "scenes")) is not None:
                 break
         else:
             raise UserError(f"scenes: no question of the kind {kind} in {TRIES} scenes; raise shapes={shapes}")
         if (out := held_out(repr(sorted(scene)))) != (split == "valid"):
             return out, {}
-        question, answer, wrong = asked
         image = f"data:image/png;base64,{base64.b64encode(encode_png(drawn(scene, size, rng))).decode()}"
         if questions > 1 and split == "train":
-            more = [_ask(rng, rng.choice(asked_kinds), scene, new) for _ in range(4 * questions)]
-            turns = list(dict.fromkeys([(question, answer), *(one[:2] for one in more if one)]))[:questions]
+            more = [_ask(rng, rng.choice(asked_kinds), scene, False) for _ in range(4 * questions)]
+            turns = list(dict.fromkeys((one.question, said(one, one.answer)) for one in (asked, *more) if one))[:questions]
             messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn)]
             return out, {"messages": messages, "images": [image], "task": "scenes"}
         record = {
-            "prompt": question,
+            "prompt": asked.question,
             "images": [image],
-            "completion": answer,
-            "rejected": rng.choice(sorted(wrong - {answer})),
-            "answer": answer,
+            "completion": said(asked, asked.answer),
+            "rejected": said(asked, rng.choice(sorted(asked.wrong - {asked.answer}))),
+            "answer": asked.answer,
             "task": "scenes",
             "question": kind,
         }
@@ -122,40 +145,43 @@ def scenes(
     return records(draw, split, seed, valid)
 
 
-def _scene(rng: random.Random, most: int, new: bool) -> list[Thing]:
-    """Return 1 to `most` things in different cells. The first is one of HELD_OUT if `new`; the others are of SEEN."""
+def _scene(rng: random.Random, most: int, new: str) -> list[Thing]:
+    """Return 1 to `most` things in different cells, as train has them, but for the first one if `new` is things or pairs."""
     cells = rng.sample([(row, column) for row in range(3) for column in range(3)], rng.randint(1, most))
     choices = list(SEEN)
     if rng.random() < 0.5:  # else equal shapes are rare, and most counts are 1
         shape = rng.choice(SHAPES)
         choices = [pair for pair in SEEN if pair[1] == shape] * 3 + choices
-    pairs = [rng.choice(choices) for _ in cells]
-    if new:
+    pairs = [rng.choice([pair for pair in choices if ABSENT[pair] != cell]) for cell in cells]
+    if new == "things":
+        pairs[0] = rng.choice([pair for pair in SEEN if ABSENT[pair] == cells[0]])
+    elif new == "pairs":
         pairs[0] = rng.choice(sorted(HELD_OUT))
     return [Thing(*pair, *cell) for pair, cell in zip(pairs, cells)]
 
 
-def _ask(rng: random.Random, kind: str, scene: list[Thing], new: bool) -> tuple[str, str, set[str]] | None:
-    """Return (question, answer, other answers) about a scene; None if it has no such question. new: ask of the first thing."""
-    thing = scene[0] if new else rng.choice(scene)
+def _ask(rng: random.Random, kind: str, scene: list[Thing], first: bool) -> Asked | None:
+    """Return a question about a scene, or None if this scene has no such one. first: ask of the first thing."""
+    thing = scene[0] if first else rng.choice(scene)
     text = rng.choice(QUESTIONS[kind])
     same = [other for other in scene if other.shape == thing.shape]
-    if kind == "colour" and len(same) == 1:
-        return text.format(shape=thing.shape), thing.colour, set(COLOURS)
+    if kind == "colour" and (len(same) == 1 or "{place}" in text):
+        return Asked(text.format(shape=thing.shape, place=thing.place), thing.colour, set(COLOURS))
     if kind == "count":
-        shape = thing.shape if new or rng.random() < 0.85 else rng.choice(SHAPES)  # some are not there at all
-        count = sum(other.shape == shape for other in scene)
-        return text.format(shape=PLURALS[shape]), str(count), {str(n) for n in range(max(0, count - 2), count + 3)}
+        shape = thing.shape if first or rng.random() < 0.85 else rng.choice(SHAPES)  # some are not there at all
+        counted = sorted((other.row, other.column, other.place) for other in scene if other.shape == shape)
+        n, places = len(counted), tuple(place for *_, place in counted)
+        return Asked(text.format(shape=PLURALS[shape]), str(n), {str(m) for m in range(max(0, n - 2), n + 3)}, places)
     if [other.name for other in scene].count(thing.name) > 1:
         return None
     if kind == "place":
         places = {f"{row} {column}" for row in ROWS for column in COLUMNS}
-        return text.format(**thing._asdict()), thing.place, places
+        return Asked(text.format(**thing._asdict()), thing.place, places)
     if kind == "neighbour":
         side, (down, right) = rng.choice(list(SIDES.items()))
         there = [o for o in scene if down * (o.row - thing.row) + right * (o.column - thing.column) > 0]
         if len(there) == 1:
-            return text.format(side=side, **thing._asdict()), there[0].name, {" ".join(pair) for pair in SEEN}
+            return Asked(text.format(side=side, **thing._asdict()), there[0].name, {" ".join(pair) for pair in SEEN})
     return None
 
 

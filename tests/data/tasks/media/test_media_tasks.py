@@ -21,7 +21,8 @@ from data.chat.records import Record, read_builtin, read_records
 from data.media import audio, images, spectrograms
 from data.tasks import TASKS
 from data.tasks.media.commands import HELD_OUT_SPEAKERS, WORDS
-from data.tasks.media.scenes import COLOURS, COLUMNS, HELD_OUT, ROWS, SEEN, SHAPES
+from data.tasks.media.scenes import ABSENT, COLOURS, COLUMNS, HELD_OUT, ROWS, SEEN, SHAPES
+from lm.align.rl.answers import final_answer
 from lm.errors import UserError
 from tests.data.tasks.test_tasks import rewards_of, some
 
@@ -97,6 +98,9 @@ def things(row: dict) -> list[tuple[str, str, int, int]]:
 def answer(question: str, scene: list[tuple[str, str, int, int]]) -> str:
     """Answer a question about a scene; it fails if there is more than one answer."""
     words = re.findall(r"\w+", question.lower())
+    if at := re.search(rf"at the ({'|'.join(ROWS)}) ({'|'.join(COLUMNS)})\?", question):
+        (there,) = (thing for thing in scene if (ROWS[thing[2]], COLUMNS[thing[3]]) == at.groups())
+        return there[0]
     shape = next(s for s in SHAPES if any(word in (s, f"{s}s", f"{s}es") for word in words))
     named = [thing for thing in scene if thing[1] == shape and (thing[0] in words or not set(words) & set(COLOURS))]
     if "many" in words or "count" in words:
@@ -141,16 +145,37 @@ def test_held_out_pairs_are_in_no_image_and_no_text_of_train():
     pairs = {f"{colour} {shape}" for colour, shape in HELD_OUT}
     assert len(HELD_OUT) == len(SHAPES) and {pair[1] for pair in SEEN} == set(SHAPES)
     assert {pair[0] for pair in SEEN} == set(COLOURS)
-    for options in ({}, {"pairs": "heldout"}):
+    for options in ({}, {"new": "pairs"}):
         for row in some("scenes", **options):
             assert not {thing[:2] for thing in things(row)} & HELD_OUT
             assert not any(pair in " ".join((row["prompt"], row["answer"], row["rejected"])) for pair in pairs)
     assert not any({thing[:2] for thing in things(row)} & HELD_OUT for row in some("scenes", "valid"))
-    for row in some("scenes", "valid", pairs="heldout"):
+    for row in some("scenes", "valid", new="pairs"):
         scene = things(row)
         assert sum(thing[:2] in HELD_OUT for thing in scene) == 1 and answer(row["prompt"], scene) == row["answer"]
         if row["question"] in ("place", "neighbour"):
             assert any(pair in row["prompt"] for pair in pairs)
+
+
+def test_a_count_can_begin_with_the_places():
+    for row in some("scenes", kinds="count", point=1):
+        plain = answer(row["prompt"], things(row))
+        *places, last = re.split(", | ?#### ", row["completion"])
+        assert row["answer"] == final_answer(row["completion"]) == last == plain != final_answer(row["rejected"])
+        where = [(ROWS.index(down), COLUMNS.index(right)) for down, right in (place.split() for place in places if place)]
+        assert len(where) == int(plain) and where == sorted(set(where)) and set(where) <= {thing[2:] for thing in things(row)}
+    assert {row["completion"] for row in some("scenes", kinds="count")} <= set("01234")
+
+
+def test_each_pair_is_in_one_place_only_among_the_held_out_questions():
+    train = {thing for row in some("scenes", count=2000, shapes=9) for thing in things(row)}
+    new = collections.defaultdict(set)
+    for row in some("scenes", "valid", count=500, new="things"):
+        scene = things(row)
+        (thing,) = {thing for thing in scene if ABSENT[thing[:2]] == thing[2:]}
+        assert thing not in train and answer(row["prompt"], scene) == row["answer"]
+        new[thing[:2]].add(thing[2:])
+    assert {pair: {where} for pair, where in ABSENT.items()} == new and len(train) == 8 * len(SEEN)
 
 
 def test_a_scene_cannot_be_answered_without_its_image():
@@ -210,7 +235,8 @@ def test_words_can_be_told_apart_by_their_sound():
 @pytest.mark.parametrize(
     "name, options, words",
     [
-        ("scenes", {"pairs": "new"}, "neither seen nor heldout"),
+        ("scenes", {"point": "2"}, "point in 0…1"),
+        ("scenes", {"new": "shapes"}, "none of scenes, things, pairs"),
         ("scenes", {"size": "8"}, "size in 24…1024"),
         ("scenes", {"shapes": "1"}, "shapes in 2…9"),
         ("digits", {"size": "12"}, "multiple of 8"),
