@@ -91,8 +91,8 @@ def scenes(
 
     size: pixels of a side. shapes: a scene has 1 to this many. kinds: of questions.
     questions: of a conversation of train about one image, at most, as in LLaVA's data (Liu et al. 2023). valid has one.
-    point: 1: a count is said after the places, "top left, top right #### 2". This makes counting easier to learn, as in Molmo
-    (Deitke et al. 2024, section 3). The column `answer` is the number alone.
+    point: 1: a count is said after the places, "top left, top right #### 2", as Molmo counts (Deitke et al. 2024). The column
+    `answer` is the number alone.
     new: what valid has that train has not. "scenes": nothing but the whole scenes. "things": it asks about a colour, a shape
     and a place (ABSENT) which are together in no image of train. "pairs": it asks about the pairs in HELD_OUT, of a colour and
     a shape, which no image and no text of train shows.
