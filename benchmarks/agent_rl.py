@@ -47,8 +47,6 @@ TEXT = 8000  # records of the text that the model begins with
 # Keys of both stages of a given model, and of each: short runs on two cores.
 GIVEN = {
     "chat_template": REPO / "data/text/chatml_tools_template.jinja",
-    "model.adapter.rank": 16,
-    "model.adapter.alpha": 32,
     "model.scan_layers": True,
     "dtype": "bfloat16",
     "sequence_length": 384,
@@ -60,6 +58,7 @@ GIVEN = {
     "valid_every": 0,
 }
 GIVEN_SFT = {"data.input": "builtin:stockroom?haste=0.7&skill=0.85", "steps": 30, "batch_size": 8, "data.max_examples": 1000}
+GIVEN_SFT |= {"model.adapter.rank": 16, "model.adapter.alpha": 32}  # the second stage trains the same adapter
 GIVEN_GRPO = {"steps": 12, "batch_size": 64, "checkpoint_every": 4, "samples_every": 6, "optimizer.warmup": 2}
 
 

@@ -2,8 +2,9 @@
 
     python -m benchmarks.senses --init_from=runs/base --text=FOLDER --held_out=FILE --task=digits --out=runs/senses
 
-init_from: a small base model, such as that of configs/train/tiny.py with model.num_layers=4 and steps=600. text: what it was
-trained on, .md or .txt files, whose passages are replayed beside the task. held_out: a text for the bits per byte.
+init_from: a small base model, such as that of configs/train/tiny.py with model.num_layers=4 and steps=600. For scenes, one that
+has read of scenes, of which `python -m data.tasks 'scenes_text?point=1'` tells, beside other text (docs/benchmarks.md). text:
+what it was trained on, .md or .txt files, whose passages are replayed beside the task. held_out: a text for the bits per byte.
 Runs configs/align/senses.py on a built-in task and prints one JSON object: the share of exact answers to held-out questions,
 the same with a grey image or silence in place of each medium, and the bits per byte. A finished run is only measured again.
 """
@@ -43,19 +44,19 @@ MEASURED = {  # the held-out questions: other data than in training, if the task
     "commands": "builtin:commands?voices=heldout",
     "scenes": "builtin:scenes?size=60&kinds=colour,count,place&new=things",
 }
-TRAINED = MEASURED | {"scenes": "builtin:scenes?size=60&kinds=colour,count,place&point=1"}
+TRAINED = MEASURED | {"scenes": "builtin:scenes?size=60&kinds=colour,count,place,shape,caption&point=1"}
 VISION = {  # an encoder has few patches, and each is a token
     "digits": {"image_size": 32, "patch_size": 16, "num_layers": 2, "shuffle": 1},
     "scenes": {"image_size": 60, "patch_size": 20, "shuffle": 1},  # a patch is a cell of the scene
 }
 EYES = {task: {f"model.vision.{key}": value for key, value in keys.items()} for task, keys in VISION.items()}
 SCENES = {
-    "steps": 7000,
+    "steps": 5500,
     "data.max_examples": 150_000,
     "optimizer.learning_rate": 3e-3,
     "dtype": "bfloat16",
     "rollout.max_new_tokens": 40,  # a count is said after the places
-    "guard.on": False,  # a batch has 70 questions and a passage or none, so losses differ too much
+    "guard.on": False,  # a batch has 60 questions and a passage or two, so losses differ too much
 }
 RUNS = {  # task: the config, and its keys
     "digits": ("senses.py", {"steps": 600, "data.max_examples": 8000} | EYES["digits"]),

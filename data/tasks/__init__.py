@@ -20,7 +20,7 @@ from data.tasks.letters import instructions, mixed_operations
 from data.tasks.lists import lists
 from data.tasks.media.commands import commands
 from data.tasks.media.digits import digits
-from data.tasks.media.scenes import scenes
+from data.tasks.media.scenes import scenes, scenes_text
 from data.tasks.safety_world import safety_text, safety_world
 from data.tasks.small_world import small_world
 from data.tasks.stockroom import stockroom, stockroom_text
@@ -48,7 +48,12 @@ TASKS: dict[str, Callable[..., Iterator[dict]]] = {
     "stockroom": stockroom,
 }
 # Generators of records {"text": str} for pretraining.
-CORPORA: dict[str, Callable[..., Iterator[dict]]] = {"text": text, "safety_text": safety_text, "stockroom_text": stockroom_text}
+CORPORA: dict[str, Callable[..., Iterator[dict]]] = {
+    "text": text,
+    "safety_text": safety_text,
+    "stockroom_text": stockroom_text,
+    "scenes_text": scenes_text,
+}
 
 
 def task(

@@ -1,4 +1,4 @@
-"""Questions about coloured shapes on a plain ground, drawn on the spot: colour, count, place, neighbour."""
+"""Questions about coloured shapes on a plain ground, drawn on the spot: colour, count, place, neighbour, shape, caption."""
 
 import base64
 import random
@@ -42,6 +42,8 @@ QUESTIONS = {
     "count": ("How many {shape} are there?", "Count the {shape}."),
     "place": ("Where is the {colour} {shape}?", "In which place is the {colour} {shape}?"),
     "neighbour": ("What is {side} the {colour} {shape}?",),
+    "shape": ("Which shape is at the {place}?", "What shape does the thing at the {place} have?"),
+    "caption": ("What is in the image?", "Describe the image."),
 }
 PLURALS = {"circle": "circles", "square": "squares", "triangle": "triangles", "cross": "crosses"}
 TRIES = 200
@@ -54,6 +56,10 @@ class Asked(NamedTuple):
     answer: str
     wrong: set[str]
     places: tuple[str, ...] = ()
+
+    def said(self, answer: str, point: int) -> str:
+        """Return an answer to it, a count after its places if `point` is 1."""
+        return f"{', '.join(self.places)} #### {answer}".strip() if point and answer.isdigit() else answer
 
 
 class Thing(NamedTuple):
@@ -86,8 +92,9 @@ def scenes(
 ) -> Iterator[dict]:
     """Yield records such as "What colour is the circle?" -> "red", with one image; `rejected` is another answer of the kind.
 
-    The kinds are `colour` ("red"), `count` ("2"), `place` ("top left", in a grid of three by three) and `neighbour`, the only
-    thing on a side of another one ("blue square"). No scene of valid is in train.
+    The kinds are `colour` ("red"), `count` ("2"), `place` ("top left", in a grid of three by three), `neighbour`, the only
+    thing on a side of another one ("blue square"), `shape` ("circle") and `caption`, all things row by row ("top left: red
+    circle, bottom right: blue square"). No scene of valid is in train.
 
     size: pixels of a side. shapes: a scene has 1 to this many. kinds: of questions.
     questions: of a conversation of train about one image, at most, as in LLaVA's data (Liu et al. 2023). valid has one.
@@ -101,19 +108,12 @@ def scenes(
     library("PIL.ImageDraw", "scenes: drawing")
     if not 24 <= size <= 1024 or not 2 <= shapes <= 9:
         raise UserError(f"scenes: needs size in 24…1024 and shapes in 2…9, not size={size}, shapes={shapes}")
-    asked_kinds = kinds.split(",")
-    if unknown := [kind for kind in asked_kinds if kind not in QUESTIONS]:
-        raise UserError(f"scenes: kinds={kinds!r}: {unknown[0]!r} is none of {', '.join(QUESTIONS)}")
+    asked_kinds = _checked(kinds, point)
     if not 1 <= questions <= 20:
         raise UserError(f"scenes: needs questions in 1…20, not questions={questions}")
-    if point not in (0, 1):
-        raise UserError(f"scenes: needs point in 0…1, not point={point}")
     if new not in ("scenes", "things", "pairs"):
         raise UserError(f"scenes: new={new!r} is none of scenes, things, pairs")
     new = new if split == "valid" else "scenes"
-
-    def said(asked: Asked, answer: str) -> str:
-        return f"{', '.join(asked.places)} #### {answer}".strip() if point and answer.isdigit() else answer
 
     def draw(rng: random.Random) -> tuple[bool, dict]:
         kind = rng.choice(asked_kinds)
@@ -128,14 +128,15 @@ def scenes(
         image = f"data:image/png;base64,{base64.b64encode(encode_png(drawn(scene, size, rng))).decode()}"
         if questions > 1 and split == "train":
             more = [_ask(rng, rng.choice(asked_kinds), scene, False) for _ in range(4 * questions)]
-            turns = list(dict.fromkeys((one.question, said(one, one.answer)) for one in (asked, *more) if one))[:questions]
+            found = dict.fromkeys((one.question, one.said(one.answer, point)) for one in (asked, *more) if one)
+            turns = list(found)[:questions]
             messages = [{"role": role, "content": text} for turn in turns for role, text in zip(("user", "assistant"), turn)]
             return out, {"messages": messages, "images": [image], "task": "scenes"}
         record = {
             "prompt": asked.question,
             "images": [image],
-            "completion": said(asked, asked.answer),
-            "rejected": said(asked, rng.choice(sorted(asked.wrong - {asked.answer}))),
+            "completion": asked.said(asked.answer, point),
+            "rejected": asked.said(rng.choice(sorted(asked.wrong - {asked.answer})), point),
             "answer": asked.answer,
             "task": "scenes",
             "question": kind,
@@ -143,6 +144,36 @@ def scenes(
         return out, record
 
     return records(draw, split, seed, valid)
+
+
+def scenes_text(
+    split: str, seed: int, shapes: int = 4, kinds: str = "colour,count,place,shape", point: int = 0, valid: int = 500
+) -> Iterator[dict]:
+    """Yield records {"text"}: a scene told in words, as a caption, and up to three questions about it with their answers.
+
+    The options are those of `scenes`, and so is the split: no scene of valid is in train, nor are the things and pairs that
+    `new` holds out.
+    """
+    if not 2 <= shapes <= 9:
+        raise UserError(f"scenes_text: needs shapes in 2…9, not shapes={shapes}")
+    asked_kinds = _checked(kinds, point)
+
+    def draw(rng: random.Random) -> tuple[bool, dict]:
+        scene = _scene(rng, shapes, "scenes")
+        asked = [one for _ in range(3) if (one := _ask(rng, rng.choice(asked_kinds), scene, False))]
+        lines = [f"{one.question} {one.said(one.answer, point)}" for one in asked]
+        return held_out(repr(sorted(scene))), {"text": "\n".join([f"{_caption(scene)}.", *lines])}
+
+    return records(draw, split, seed, valid)
+
+
+def _checked(kinds: str, point: int) -> list[str]:
+    """Return the names of kinds of questions."""
+    if unknown := [kind for kind in kinds.split(",") if kind not in QUESTIONS]:
+        raise UserError(f"scenes: kinds={kinds!r}: {unknown[0]!r} is none of {', '.join(QUESTIONS)}")
+    if point not in (0, 1):
+        raise UserError(f"scenes: needs point in 0…1, not point={point}")
+    return kinds.split(",")
 
 
 def _scene(rng: random.Random, most: int, new: str) -> list[Thing]:
@@ -167,6 +198,10 @@ def _ask(rng: random.Random, kind: str, scene: list[Thing], first: bool) -> Aske
     same = [other for other in scene if other.shape == thing.shape]
     if kind == "colour" and (len(same) == 1 or "{place}" in text):
         return Asked(text.format(shape=thing.shape, place=thing.place), thing.colour, set(COLOURS))
+    if kind == "shape":
+        return Asked(text.format(place=thing.place), thing.shape, set(SHAPES))
+    if kind == "caption":
+        return Asked(text, _caption(scene), {_caption([t, *(o for o in scene if o is not thing)]) for t in _recoloured(thing)})
     if kind == "count":
         shape = thing.shape if first or rng.random() < 0.85 else rng.choice(SHAPES)  # some are not there at all
         counted = sorted((other.row, other.column, other.place) for other in scene if other.shape == shape)
@@ -183,6 +218,14 @@ def _ask(rng: random.Random, kind: str, scene: list[Thing], first: bool) -> Aske
         if len(there) == 1:
             return Asked(text.format(side=side, **thing._asdict()), there[0].name, {" ".join(pair) for pair in SEEN})
     return None
+
+
+def _caption(scene: list[Thing]) -> str:
+    return ", ".join(f"{thing.place}: {thing.name}" for thing in sorted(scene, key=lambda thing: (thing.row, thing.column)))
+
+
+def _recoloured(thing: Thing) -> list[Thing]:
+    return [thing._replace(colour=colour) for colour, shape in SEEN if shape == thing.shape]
 
 
 def drawn(scene: list[Thing], size: int, rng: random.Random) -> np.ndarray:

@@ -19,14 +19,16 @@ from data import tasks
 from data.chat.conversations import examples_of
 from data.chat.records import Record, read_builtin, read_records
 from data.media import audio, images, spectrograms
-from data.tasks import TASKS
+from data.tasks import CORPORA, TASKS
 from data.tasks.media.commands import HELD_OUT_SPEAKERS, WORDS
 from data.tasks.media.scenes import ABSENT, COLOURS, COLUMNS, HELD_OUT, ROWS, SEEN, SHAPES
+from data.tasks.splits import SPLITS
 from lm.align.rl.answers import final_answer
 from lm.errors import UserError
 from tests.data.tasks.test_tasks import rewards_of, some
 
 NAMES = {"scenes": "images", "digits": "images", "commands": "audios"}
+ALL = "colour,count,place,neighbour,shape,caption"
 COUNT = {"scenes": 400, "digits": 400, "commands": 40}
 
 
@@ -98,9 +100,12 @@ def things(row: dict) -> list[tuple[str, str, int, int]]:
 def answer(question: str, scene: list[tuple[str, str, int, int]]) -> str:
     """Answer a question about a scene; it fails if there is more than one answer."""
     words = re.findall(r"\w+", question.lower())
-    if at := re.search(rf"at the ({'|'.join(ROWS)}) ({'|'.join(COLUMNS)})\?", question):
+    if "image" in words:
+        told = sorted((down, right, f"{colour} {shape}") for colour, shape, down, right in scene)
+        return ", ".join(f"{ROWS[down]} {COLUMNS[right]}: {name}" for down, right, name in told)
+    if at := re.search(rf"at the ({'|'.join(ROWS)}) ({'|'.join(COLUMNS)})\b", question):
         (there,) = (thing for thing in scene if (ROWS[thing[2]], COLUMNS[thing[3]]) == at.groups())
-        return there[0]
+        return there[0] if "colour" in words else there[1]
     shape = next(s for s in SHAPES if any(word in (s, f"{s}s", f"{s}es") for word in words))
     named = [thing for thing in scene if thing[1] == shape and (thing[0] in words or not set(words) & set(COLOURS))]
     if "many" in words or "count" in words:
@@ -119,7 +124,7 @@ def answer(question: str, scene: list[tuple[str, str, int, int]]) -> str:
 
 def test_scenes_ask_the_kinds_that_are_named():
     assert {row["question"] for row in some("scenes", kinds="place,count")} == {"place", "count"}
-    with pytest.raises(UserError, match="kinds='place,size': 'size' is none of colour, count, place, neighbour"):
+    with pytest.raises(UserError, match="'place,size': 'size' is none of colour, count, place, neighbour, shape, caption"):
         some("scenes", kinds="place,size")
 
 
@@ -132,10 +137,10 @@ def test_a_conversation_about_a_scene_has_several_different_questions_with_their
     assert all("answer" in row for row in some("scenes", "valid", questions=4))
 
 
-@pytest.mark.parametrize("options", [{}, {"size": 96, "shapes": 8}, {"size": 200, "shapes": 2}])
+@pytest.mark.parametrize("options", [{}, {"size": 96, "shapes": 8, "kinds": ALL}, {"size": 200, "shapes": 2, "kinds": ALL}])
 def test_scenes_are_drawn_as_their_answers_say(options):
     rows = some("scenes", **options)
-    assert {row["question"] for row in rows} == {"colour", "count", "place", "neighbour"}
+    assert {row["question"] for row in rows} == set(options.get("kinds", "colour,count,place,neighbour").split(","))
     for row in rows:
         assert answer(row["prompt"], things(row)) == row["answer"]
         assert images.decode(media(row), "x").shape == (options.get("size", 64),) * 2 + (3,)
@@ -155,6 +160,28 @@ def test_held_out_pairs_are_in_no_image_and_no_text_of_train():
         assert sum(thing[:2] in HELD_OUT for thing in scene) == 1 and answer(row["prompt"], scene) == row["answer"]
         if row["question"] in ("place", "neighbour"):
             assert any(pair in row["prompt"] for pair in pairs)
+
+
+def told(text: str) -> list[tuple[str, str, int, int]]:
+    """Return the things that a caption names."""
+    found = re.findall(r"(\w+) (\w+): (\w+) (\w+)", text)
+    return [(colour, shape, ROWS.index(down), COLUMNS.index(right)) for down, right, colour, shape in found]
+
+
+def test_scenes_are_told_in_words_with_right_answers_and_valid_is_not_in_train():
+    rows = {split: itertools.islice(CORPORA["scenes_text"](split, 0, point=1), 400) for split in SPLITS}
+    texts = {split: [row["text"] for row in rows[split]] for split in SPLITS}
+    for text in itertools.chain(*texts.values()):
+        caption, *asked = text.split("\n")
+        scene = told(caption)
+        assert caption == f"{answer('Describe the image.', scene)}." and len(asked) <= 3
+        assert all(answer(line, scene) == final_answer(re.split(r"[?.] ?", line)[1]) for line in asked)
+        assert all(thing[:2] not in HELD_OUT and ABSENT[thing[:2]] != thing[2:] for thing in scene)
+    train, valid = ({text.split("\n")[0] for text in texts[split]} for split in SPLITS)
+    assert not train & valid and len(valid) > 300
+    assert not train & {f"{answer('Describe the image.', things(row))}." for row in some("scenes", "valid", count=400)}
+    with pytest.raises(UserError, match="shapes=1"):
+        CORPORA["scenes_text"]("train", 0, shapes=1)
 
 
 def test_a_count_can_begin_with_the_places():
