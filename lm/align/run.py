@@ -30,7 +30,7 @@ from lm.align.losses import WITHOUT_REFERENCE
 from lm.align.rl import objective as rl
 from lm.align.rl.environments import open_environment
 from lm.align.rl.held_out import Samples, evaluate
-from lm.align.rl.rewards import Rewards, parse_rewards
+from lm.align.rl.rewards import Rewards, check_tasks, parse_rewards
 from lm.align.rl.rollouts import Sampler, check_room, sampler_of
 from lm.align.rl.stream import RolloutStream
 from lm.align.rl.tools import open_tools
@@ -115,6 +115,8 @@ def run(
         counts = counts | {"tasks": task_counts}
         if tasks or held_out:
             check_room(config, [*tasks, *held_out])
+        if rewards and not acts:
+            check_tasks(rewards, held_out)
     if towers is None:
         texts = [columns["tokens"] for columns in (examples.train, examples.valid) if columns] if examples else []
         senses.check_text(model_config, [*texts, *(task["prompt_ids"] for task in (*tasks, *held_out))])

@@ -1,5 +1,6 @@
 """align.py with images: fresh encoders beside a model of text, adapters beside encoders, and mistakes, as a user runs them."""
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import lm
+from data.tasks.media.digits import digits
 from tests.verbs import runs
 from tests.verbs.test_align import measured
 from tests.verbs.test_hosts import killed_and_resumed
@@ -149,6 +151,16 @@ def test_another_encoder_than_that_of_init_from(seeing, tmp_path):
     done = runs.run(command(tmp_path / "run", seeing, model__vision__mlp_dim=64))
     said = runs.complaint(done.stderr)
     assert done.returncode == 2 and len(said) == 1 and "mlp_dim=64" in said[0] and "mlp_dim=32" in said[0], said
+
+
+def test_rewards_need_their_column_before_anything_compiles(finished, tmp_path):
+    rows = (row | {"answer": None} for row in itertools.islice(digits("train", 0, size=8), 40))
+    text = "".join(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n" for row in rows)
+    (tmp_path / "digits.jsonl").write_text(text)
+    done = runs.run(command(tmp_path / "run", finished, data__input=tmp_path / "digits.jsonl"))
+    said = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "'answer'" in said and "rewards=''" in said and "compiling" not in done.stderr, said
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_an_encoder_needs_data_that_it_sees(finished, tmp_path):

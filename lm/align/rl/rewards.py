@@ -238,11 +238,24 @@ def _with_options(name: str, function: Reward, given: Mapping[str, str]) -> Rewa
     return reward
 
 
+NO_COLUMNS = ("prompt", "prompt_ids", "prompt_media")  # keys of a task that are no columns of its record
+
+
 def check_columns(rewards: Rewards, prompt: Sequence[Mapping], columns: Mapping[str, object]) -> None:
     """Raise UserError if a reward that compares with a task's columns cannot use those of this task."""
     for name, function in zip(rewards.names, rewards.functions):
         if name in ("answer", "contains", "format", "length", "style"):
             function([prompt], [""], **{key: [value] for key, value in columns.items()})
+
+
+def check_tasks(rewards: Rewards, tasks: Sequence[Mapping]) -> None:
+    """Raise UserError if a reward that only measures compares with a column that none of the held-out tasks has."""
+    columns = {name: value for task in tasks for name, value in task.items() if name not in NO_COLUMNS}
+    try:
+        if tasks:
+            check_columns(rewards, tasks[0]["prompt"], columns)
+    except UserError as error:
+        raise UserError(f"{error}, or set rewards='', which measures none") from None
 
 
 def check_file_reward(spec: str) -> None:
@@ -301,7 +314,7 @@ def scored(
 
 def score_rollouts(rewards: Rewards, tasks: Sequence[dict], rollouts: Sequence) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Return the results of `scored` for one rollout of each task. The other keys of a task are columns."""
-    names = dict.fromkeys(name for task in tasks for name in task if name not in ("prompt", "prompt_ids", "prompt_media"))
+    names = dict.fromkeys(name for task in tasks for name in task if name not in NO_COLUMNS)
     columns = {name: [task.get(name) for task in tasks] for name in names} | {"rollouts": list(rollouts)}
     return scored(rewards, [task["prompt"] for task in tasks], [r.completion for r in rollouts], columns)
 
