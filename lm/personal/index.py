@@ -16,7 +16,8 @@ from lm.personal.items import Item
 PASSAGE = 700  # characters of a passage at most
 SHARE = 0.6  # of the best score, below which a passage is left out
 ALONE = 1.5  # score from which a passage is found that shares no word with the question
-EMPTY = 20  # passages without words, so that BM25 does not take every word of a small store for a common one
+FILLERS = 20  # more passages, of no word that is asked for: else BM25 takes every word of a small store for a common one
+FILLER = "\ue000"  # of Unicode's private use, a word for SQLite and none for `words_of`
 SPREAD = 0.02  # least standard deviation of cosines: a store of few passages tells little about it
 # Words that are in most questions and say little about what is asked.
 COMMON = frozenset(
@@ -52,9 +53,10 @@ class Index:
             )
         except sqlite3.OperationalError:
             raise UserError("this Python's SQLite has no full-text search (FTS5): use a Python with it") from None
-        rows = ((n, f"{passage.item.name} {passage.text}") for n, passage in enumerate(self.passages))
-        self._file.executemany("INSERT INTO passages (rowid, text) VALUES (?, ?)", rows)
-        self._file.executemany("INSERT INTO passages (text) VALUES (?)", [("",)] * EMPTY)
+        texts = [f"{passage.item.name} {passage.text}" for passage in self.passages]
+        length = sum(len(re.findall(r"\w+", text)) for text in texts) // max(1, len(texts))  # so that the mean stays
+        texts += [" ".join([FILLER] * length)] * FILLERS
+        self._file.executemany("INSERT INTO passages (rowid, text) VALUES (?, ?)", enumerate(texts))
 
     def search(self, question: str, count: int, vector_D: np.ndarray | None = None) -> list[Found]:
         """Return the best passages, best first. The score is that of BM25 plus, with a vector, how many standard deviations its

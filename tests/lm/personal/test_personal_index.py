@@ -41,6 +41,15 @@ def test_vectors_find_what_shares_no_word():
     assert index.search("Where is our pet?", 3, np.full(10, 10**-0.5, np.float32)) == []  # like none more than others
 
 
+def test_in_a_small_store_vectors_do_not_outvote_the_word_that_only_one_note_has():
+    foods = {"otter": "eggs", "panda": "honey", "seal": "dates", "tiger": "dates", "zebra": "leaves", "hawk": "figs"}
+    notes = [f"The {animal} now eats {food}." for animal, food in foods.items()]
+    index = Index([note(text) for text in notes], np.eye(6, dtype=np.float32))
+    for text, animal in zip(notes, foods):
+        for wrong in np.eye(6, dtype=np.float32):
+            assert texts(index.search(f"What does the {animal} eat?", 1, wrong)) == [text]
+
+
 def test_long_items_are_split_at_their_seams():
     paragraphs = [f"Paragraph {n}. " + "Words follow words here. " * 12 for n in range(6)]
     item = Item("1", "file", "a.txt", 0.0, "\n\n".join(paragraphs))
