@@ -138,7 +138,7 @@ def test_personal(box, folder):
     box.close()
     said = said_by(box, 12)
     answers = ("The tiger eats dates [1].", "The panda eats honey [1].", "The seal lives in the white house [1].")
-    assert sum(answer in said for answer in answers) >= 2
+    assert all(answer in said for answer in answers)
     assert "note      The tiger now eats dates." in said.partition("stored 6 of 6 items")[2]  # cited
     forgotten = said.partition("forgot 2 of 9 items")[2]
     assert "nothing is found" in forgotten and "adapter: 7 items" in forgotten and "tiger" not in forgotten
