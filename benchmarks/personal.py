@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--facts", type=int, default=200, help="membership: half of them are trained on")
     parser.add_argument("--seeds", type=int, default=1, help="membership: trainings of each kind")
     parser.add_argument("--kinds", default="0,8,8:1", help="bit_equal, membership: epsilon; membership: or epsilon:attack")
-    parser.add_argument("--epochs", type=int, default=4, help="membership: of each training")
+    parser.add_argument("--epochs", type=int, default=4, help="recall, membership: of each training")
     parser.add_argument("--forget", type=int, default=2, help="recall: facts that are forgotten")
     options = parser.parse_args()
     os.environ["LMCRAFT_PASSPHRASE"] = PASSPHRASE
@@ -114,14 +114,14 @@ def recall(speaker, home: Path, options) -> dict:
         asker = Asker(speaker, adapted(speaker, store))
         return [asker.is_right(None, n, show=True) for n in range(len(FACTS))]
 
-    store = stored(home, range(len(FACTS)))
+    store, settings = stored(home, range(len(FACTS))), Settings(epochs=options.epochs)
     before = right()
-    print(f"  {train(speaker, store, Settings(), memory_gb=4)}", flush=True)
+    print(f"  {train(speaker, store, settings, memory_gb=4)}", flush=True)
     after, forgotten = right(), []
     for n in [n for n in range(len(FACTS)) if after[n] and not before[n]][: options.forget]:
         [gone] = [item for item in store.items() if item.text == FACTS[n][0]]
         store.forget([gone.id])
-        print(f"  {train(speaker, store, Settings(), memory_gb=4)}", flush=True)
+        print(f"  {train(speaker, store, settings, memory_gb=4)}", flush=True)
         now = right()
         forgotten.append({"fact": n, "right": now[n], "others right": sum(now) - now[n]})
     return {"facts": len(FACTS), "before": sum(before), "after": sum(after), "forgotten": forgotten}
