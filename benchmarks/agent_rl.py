@@ -57,8 +57,14 @@ GIVEN = {
     "valid_first": False,
     "valid_every": 0,
 }
-GIVEN_SFT = {"data.input": "builtin:stockroom?haste=0.7&skill=0.85", "steps": 30, "batch_size": 8, "data.max_examples": 1000}
-GIVEN_SFT |= {"model.adapter.rank": 16, "model.adapter.alpha": 32}  # the second stage trains the same adapter
+GIVEN_SFT = {
+    "data.input": "builtin:stockroom?haste=0.7&skill=0.85",
+    "data.max_examples": 1000,
+    "steps": 30,
+    "batch_size": 8,
+    "model.adapter.rank": 16,  # the second stage trains the same adapter
+    "model.adapter.alpha": 32,
+}
 GIVEN_GRPO = {"steps": 12, "batch_size": 64, "checkpoint_every": 4, "samples_every": 6, "optimizer.warmup": 2}
 
 

@@ -97,9 +97,8 @@ def main() -> None:
     subprocess.run(
         [*line, *(f"--config.{k}={v}" for k, v in keys.items() if v is not None), *given.options], check=True, stdout=sys.stderr
     )
-    found = {"task": given.task, "seconds": round(time.perf_counter() - begin)} | accuracies(
-        workdir, given.measured or MEASURED[given.task]
-    )
+    found = {"task": given.task, "seconds": round(time.perf_counter() - begin)}
+    found |= accuracies(workdir, given.measured or MEASURED[given.task])
     found["bits_per_byte"] = [bits_per_byte(model, given.held_out) for model in (given.init_from, workdir)]
     print(json.dumps(found), flush=True)
 

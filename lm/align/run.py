@@ -278,7 +278,7 @@ def batches(config, kind: str, examples: Examples, split: str, towers: Towers | 
 
     if kind == "conversation":
         return made()
-    cut = config.mesh.get("context", 1) != 1  # rows are, by a context axis
+    cut = config.mesh.get("context", 1) != 1  # by a context axis
     two_rows = made(lengths=() if cut else row_lengths(config.sequence_length))
     if config.method == "preference" and kind == "pair" and config.preference.share_prompts and not cut:
         some = (two_rows.pair(id) for id in range(min(two_rows.num_rows, PAIRS)))

@@ -154,9 +154,10 @@ def test_another_encoder_than_that_of_init_from(seeing, tmp_path):
 
 
 def test_rewards_need_their_column_before_anything_compiles(finished, tmp_path):
-    rows = (row | {"answer": None} for row in itertools.islice(digits("train", 0, size=8), 40))
-    text = "".join(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n" for row in rows)
-    (tmp_path / "digits.jsonl").write_text(text)
+    rows = list(itertools.islice(digits("train", 0, size=8), 40))
+    for row in rows:
+        del row["answer"]
+    (tmp_path / "digits.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     done = runs.run(command(tmp_path / "run", finished, data__input=tmp_path / "digits.jsonl"))
     said = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and "'answer'" in said and "rewards=''" in said and "compiling" not in done.stderr, said

@@ -16,7 +16,7 @@ from lm.align.settings import example_kind
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     rows = itertools.islice(TASKS["preferred_style"]("train", 0), 300)
-    texts = (f"{row['prompt']} {row['chosen'] if 'chosen' in row else row['completion']}" for row in rows)
+    texts = (f"{row['prompt']} {row['completion']}" for row in rows)
     path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
     return train(texts, path, vocab_size=400, sample_bytes=1 << 18, seed=0, threads=1)
 
