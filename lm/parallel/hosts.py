@@ -24,7 +24,7 @@ from jax._src import distributed  # the coordination service's client has no pub
 from jax.experimental import multihost_utils
 
 from lm.errors import UserError
-from lm.parallel import cluster, heartbeat
+from lm.parallel import cluster, gloo, heartbeat
 
 LONGEST = 24 * 3600  # seconds that process 0 may write its report while the others wait
 POLL = 5  # seconds of one call to the service; between two calls Python handles signals
@@ -71,6 +71,7 @@ def start(trains: bool = True) -> None:
         heartbeat_timeout_seconds=max(600, int(10 * heartbeat.lost_seconds())),  # ours comes first, and survives a frozen job
     )
     joined()
+    gloo.avoid_reduce_scatter()
     global _listener, _undo_abort
     if distributed.global_state.process_id:
         _undo_abort = heartbeat.on_abort(distributed.global_state.coordinator_address, _program() + heartbeat.words(0))

@@ -36,6 +36,22 @@ def agrees() -> None:
     print(hosts.gathered((rows, np.ones(1)))[0].tolist(), hosts.gathered(jax.numpy.arange(2)).tolist())
 
 
+def sums() -> None:
+    """Four devices of two processes add up by psum_scatter, and in the gradient of a gather; prints what the program has."""
+    mesh = jax.make_mesh((2, 2), ("data", "fsdp"))
+    split = jax.sharding.PartitionSpec(("data", "fsdp"))
+
+    def both(x):
+        summed = jax.lax.psum_scatter(x, ("data", "fsdp"), tiled=True)
+        return summed, jax.grad(lambda y: (jax.lax.all_gather(y, "fsdp") * jax.numpy.arange(2.0)[:, None]).sum())(x)
+
+    sums = jax.jit(jax.shard_map(both, mesh=mesh, in_specs=split, out_specs=split))
+    rows = jax.make_array_from_callback((16,), jax.sharding.NamedSharding(mesh, split), lambda index: np.arange(16.0)[index])
+    print(*(part.tolist() for part in hosts.gathered(sums(rows))))
+    program = sums.lower(rows).compile().as_text()
+    print("reduce-scatter" in program, "all-to-all" in program)
+
+
 def breaks() -> None:
     """Process 1 fails while process 0 is in a collective that never ends."""
     if jax.process_index():
@@ -62,7 +78,7 @@ def _raise(error: Exception) -> None:
 
 def main() -> None:
     hosts.start()
-    {"agrees": agrees, "breaks": breaks, "stops": stops}[sys.argv[1]]()
+    {"agrees": agrees, "sums": sums, "breaks": breaks, "stops": stops}[sys.argv[1]]()
 
 
 if __name__ == "__main__":

@@ -3,11 +3,12 @@
 import socket
 import sys
 
+import numpy as np
 import pytest
 
 from lm.parallel.heartbeat import LOST
 from tests.verbs import runs
-from tests.verbs.test_hosts import ends, start_both
+from tests.verbs.test_hosts import ends, start_all
 
 
 def free_port() -> int:
@@ -16,9 +17,9 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-def job(name: str, folder) -> tuple[list[int], list[list[str]], list[list[str]]]:
-    """Exit codes, stderr and stdout of both, line by line."""
-    processes = start_both([sys.executable, "-m", "tests.lm.parallel.job", name, str(folder)], folder)
+def job(name: str, folder, devices: int = 1) -> tuple[list[int], list[list[str]], list[list[str]]]:
+    """Exit codes, stderr and stdout of both, line by line. devices: of each."""
+    processes = start_all([[sys.executable, "-m", "tests.lm.parallel.job", name, str(folder)]] * 2, folder, devices)
     codes, said = ends(processes, folder)
     printed = [(folder / f"{i}.out").read_text().splitlines() for i in range(2)]
     return codes, said, [[line for line in lines if not line.startswith("[Gloo]")] for lines in printed]
@@ -33,6 +34,15 @@ def test_both_get_what_the_first_one_does(tmp_path):
     assert first.endswith("[0, 1, 2]")
     assert errors == ["UserError: ask another", "ZeroDivisionError: none", "RuntimeError: Unreadable: 1 and 2"]
     assert "must not compute on the mesh" in alone and whole == "[0.0, 1.0] [0, 1]"
+
+
+def test_sums_across_processes_need_no_reduce_scatter(tmp_path):
+    """gloo's is at times wrong (lm/parallel/gloo.py)."""
+    codes, said, printed = job("sums", tmp_path, devices=2)
+    assert codes == [0, 0], said
+    rows = np.arange(16.0).reshape(4, 4)
+    of_gather = np.repeat([[0.0], [2.0], [0.0], [2.0]], 4, 1)  # both devices of fsdp add to the gradient
+    assert printed[0] == printed[1] == [f"{rows.sum(0).tolist()} {of_gather.ravel().tolist()}", "False True"]
 
 
 def test_a_fault_on_one_ends_the_other_in_a_collective(tmp_path):
