@@ -106,9 +106,9 @@ def scenes(
     Raises: UserError without Pillow, or for options out of range.
     """
     library("PIL.ImageDraw", "scenes: drawing")
-    if not 24 <= size <= 1024 or not 2 <= shapes <= 9:
-        raise UserError(f"scenes: needs size in 24…1024 and shapes in 2…9, not size={size}, shapes={shapes}")
-    asked_kinds = _checked(kinds, point)
+    if not 24 <= size <= 1024:
+        raise UserError(f"scenes: needs size in 24…1024, not size={size}")
+    asked_kinds = _checked("scenes", shapes, kinds, point)
     if not 1 <= questions <= 20:
         raise UserError(f"scenes: needs questions in 1…20, not questions={questions}")
     if new not in ("scenes", "things", "pairs"):
@@ -154,9 +154,7 @@ def scenes_text(
     The options are those of `scenes`, and so is the split: no scene of valid is in train, nor are the things and pairs that
     `new` holds out.
     """
-    if not 2 <= shapes <= 9:
-        raise UserError(f"scenes_text: needs shapes in 2…9, not shapes={shapes}")
-    asked_kinds = _checked(kinds, point)
+    asked_kinds = _checked("scenes_text", shapes, kinds, point)
 
     def draw(rng: random.Random) -> tuple[bool, dict]:
         scene = _scene(rng, shapes, "scenes")
@@ -167,12 +165,14 @@ def scenes_text(
     return records(draw, split, seed, valid)
 
 
-def _checked(kinds: str, point: int) -> list[str]:
-    """Return the names of kinds of questions."""
+def _checked(task: str, shapes: int, kinds: str, point: int) -> list[str]:
+    """Return the names of kinds of questions. Raises UserError for options of this task that are out of range."""
+    if not 2 <= shapes <= 9:
+        raise UserError(f"{task}: needs shapes in 2…9, not shapes={shapes}")
     if unknown := [kind for kind in kinds.split(",") if kind not in QUESTIONS]:
-        raise UserError(f"scenes: kinds={kinds!r}: {unknown[0]!r} is none of {', '.join(QUESTIONS)}")
+        raise UserError(f"{task}: kinds={kinds!r}: {unknown[0]!r} is none of {', '.join(QUESTIONS)}")
     if point not in (0, 1):
-        raise UserError(f"scenes: needs point in 0…1, not point={point}")
+        raise UserError(f"{task}: needs point in 0…1, not point={point}")
     return kinds.split(",")
 
 

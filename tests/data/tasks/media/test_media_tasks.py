@@ -180,8 +180,9 @@ def test_scenes_are_told_in_words_with_right_answers_and_valid_is_not_in_train()
     train, valid = ({text.split("\n")[0] for text in texts[split]} for split in SPLITS)
     assert not train & valid and len(valid) > 300
     assert not train & {f"{answer('Describe the image.', things(row))}." for row in some("scenes", "valid", count=400)}
-    with pytest.raises(UserError, match="shapes=1"):
-        CORPORA["scenes_text"]("train", 0, shapes=1)
+    for wrong in ({"shapes": 1}, {"kinds": "size"}, {"point": 2}):
+        with pytest.raises(UserError, match="^scenes_text: "):
+            CORPORA["scenes_text"]("train", 0, **wrong)
 
 
 def test_a_count_can_begin_with_the_places():
