@@ -42,7 +42,7 @@ for i in range(200):
 # %%
 run("""
     train.py --config=configs/train/tiny.py --workdir={OUT}/base --config.data.input={OUT}/text
-        --config.model.vocab_size=512 --config.sequence_length=64 --config.steps=100
+        --config.model.vocab_size=512 --config.sequence_length=64 --config.steps=150
 """)
 
 # %% [markdown]
