@@ -3,7 +3,7 @@
 The verbs enable it through JAX's own variables, which JAX reads when it is imported. JAX locks the folder, evicts the least
 recently used entries and recompiles those that it cannot read. At the start of a run this module removes entries that a killed
 process left incomplete, and entries whose bytes have changed, because JAX would run them. In a job of several processes only
-process 0 writes entries (JAX) and removes them; lm/parallel/hosts.py has the rest.
+process 0 writes entries (JAX) and removes them, and on CPUs none uses the cache; lm/parallel/hosts.py has the rest.
 
   JAX_ENABLE_COMPILATION_CACHE=false   no cache
   JAX_COMPILATION_CACHE_DIR=FOLDER     this folder with JAX's own settings; this module does nothing

@@ -77,10 +77,12 @@ def start(trains: bool = True) -> None:
         _undo_abort = heartbeat.on_abort(distributed.global_state.coordinator_address, _program() + heartbeat.words(0))
     _listener = threading.Thread(target=_listen, args=(_service(),), daemon=True)
     _listener.start()
-    folder = jax.config.jax_compilation_cache_dir
+    folder, backend = jax.config.jax_compilation_cache_dir, jax.default_backend()
     if distributed.global_state.process_id:
         jax.config.update("jax_compilation_cache_max_size", -1)  # read without a lock; only process 0 writes
-    if jax.default_backend() == "gpu" and not all_see(folder):
+    # On CPUs only process 0 would find programs there, and collectives of one that was read run in another order than those of
+    # one that was compiled: the processes would wait for one another for ever, or add up what does not belong together.
+    if backend == "cpu" or backend == "gpu" and not all_see(folder):
         jax.config.update("jax_enable_compilation_cache", False)
 
 
