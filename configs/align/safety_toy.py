@@ -26,7 +26,7 @@ def get_config():
     config.model.scan_layers = False
     config.model.remat = "none"
     config.preference.nll_weight = 1.0
-    config.safety.keep_share = 0.65
-    config.safety.sft.update(steps=375, batch_size=8, learning_rate=5e-4)
+    config.safety.keep_share = 0.7
+    config.safety.sft.update(steps=375, batch_size=8, learning_rate=3e-4)
     config.safety.dpo.update(steps=120, batch_size=8, learning_rate=2e-5)
     return config
