@@ -28,4 +28,4 @@ def exchanged_and_summed(x, *, axis_name, scatter_dimension, axis_index_groups, 
     shape, d = x.shape, scatter_dimension
     parts = x.reshape(*shape[:d], axis_size, shape[d] // axis_size, *shape[d + 1 :]) if tiled else x
     mine = lax.all_to_all(parts, axis_name, d, d, axis_index_groups=axis_index_groups, tiled=True)
-    return mine.sum(d)
+    return mine.sum(d, dtype=x.dtype)  # small integers would become int32

@@ -80,8 +80,8 @@ def start(trains: bool = True) -> None:
     folder, backend = jax.config.jax_compilation_cache_dir, jax.default_backend()
     if distributed.global_state.process_id:
         jax.config.update("jax_compilation_cache_max_size", -1)  # read without a lock; only process 0 writes
-    # On CPUs only process 0 would find programs there, and collectives of one that was read run in another order than those of
-    # one that was compiled: the processes would wait for one another for ever, or add up what does not belong together.
+    # On CPUs only process 0 would find its programs there. The collectives of a program that was read run in another order than
+    # those of one that was compiled, and the processes would wait for one another for ever.
     if backend == "cpu" or backend == "gpu" and not all_see(folder):
         jax.config.update("jax_enable_compilation_cache", False)
 
