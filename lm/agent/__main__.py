@@ -30,8 +30,12 @@ flags.DEFINE_string("checkpoint", None, "A training run's workdir, a Hugging Fac
 flags.DEFINE_string("url", None, "Instead of --checkpoint: a server with OpenAI's API, such as http://127.0.0.1:8000/v1.")
 flags.DEFINE_string("model", "", "With --url: the name of the model there.")
 flags.DEFINE_string("task", "", "The task; default: each line of the standard input is one.")
-flags.DEFINE_list("tools", ["calculator"], "Any of calculator, python, files (those that read), write_file.")
+flags.DEFINE_list(
+    "tools", ["calculator"], "Any of calculator, python, files (that read), write_file, memory (reads), add_note."
+)
 flags.DEFINE_string("folder", "", "The folder that tools of files are confined to.")
+flags.DEFINE_string("home", "", "With memory or add_note: the store of lm.personal.")
+flags.DEFINE_string("passphrase_file", "", "A file with the passphrase of the store; lm.personal says how else it is given.")
 flags.DEFINE_multi_string("mcp", [], "Command that starts an MCP server, whose tools are added; may be given several times.")
 flags.DEFINE_list("risk", [], "Risk of tools of MCP servers, in place of what they declare: NAME=reads, NAME=sends, …")
 flags.DEFINE_list("allow", ["reads"], "Risks that run without asking: reads, writes, runs, sends; '' asks always.")
@@ -87,9 +91,12 @@ def main() -> None:
 def _tools(stack: contextlib.ExitStack, risks: dict[str, str]) -> list:
     from lm.agent.builtin import open_tools
     from lm.agent.mcp_servers import open_server
+    from lm.agent.memory import check_private
     from lm.agent.tools import check_tools
 
-    tools = open_tools([name for name in FLAGS.tools if name], FLAGS.folder)
+    if FLAGS.url is not None and FLAGS.home:
+        check_private(FLAGS.url)
+    tools = open_tools([name for name in FLAGS.tools if name], FLAGS.folder, FLAGS.home, FLAGS.passphrase_file)
     for command in FLAGS.mcp:
         tools += stack.enter_context(open_server(command, risks))
     if unknown := sorted(risks.keys() - {tool.name for tool in tools}):

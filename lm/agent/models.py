@@ -1,5 +1,6 @@
 """The models that an agent asks: one of a checkpoint, one behind OpenAI's API, or a function of the conversation."""
 
+import http.client
 import json
 import os
 import urllib.error
@@ -105,8 +106,8 @@ def remote_model(
         headers = {"Content-Type": "application/json"}
         headers |= {"Authorization": f"Bearer {os.environ[key]}"} if os.environ.get(key) else {}
         for _ in range(2):
-            request = urllib.request.Request(address, json.dumps(body).encode(), headers)
             try:
+                request = urllib.request.Request(address, json.dumps(body).encode(), headers)
                 with urllib.request.urlopen(request, timeout=max(0.001, seconds)) as answer:
                     return _said(url, answer.read(MOST_BYTES))
             except urllib.error.HTTPError as error:
@@ -116,7 +117,7 @@ def remote_model(
                 raise UserError(f"--url={url}: status {error.code}: {said[:300]}") from None
             except TimeoutError:
                 return Said("", finish="timeout")
-            except OSError as error:
+            except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: the URL is wrong in some other way
                 reason = getattr(error, "reason", error)
                 if isinstance(reason, TimeoutError):
                     return Said("", finish="timeout")
@@ -166,12 +167,17 @@ def _said(url: str, answer: bytes) -> Said:
                 arguments = json.loads(function["arguments"] or "{}")
                 if not isinstance(arguments, dict):
                     raise ValueError("no object")
+                if not isinstance(function["name"], str):
+                    raise TypeError("no name")
                 calls.append({"name": function["name"], "arguments": arguments})
             except ValueError as error:
                 errors.append(f"the arguments of {function['name']} are not JSON ({error})")
-        tokens = int((body.get("usage") or {}).get("completion_tokens") or 0)
+        tokens = max(0, int((body.get("usage") or {}).get("completion_tokens") or 0))
         finish = "length" if choice.get("finish_reason") == "length" else "stop"
-        return Said(message.get("content") or "", calls, errors, tokens, finish)
+        content = message.get("content") or ""
+        if not isinstance(content, str):
+            raise TypeError("content is no text")
+        return Said(content, calls, errors, tokens, finish)
     except (LookupError, TypeError, ValueError, RecursionError, AttributeError):
         said = " ".join(answer.decode("utf-8", "replace").split())
         raise UserError(f"--url={url}: this is no chat completion: {said[:200]}") from None

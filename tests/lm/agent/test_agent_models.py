@@ -1,11 +1,13 @@
 """A tiny model works through the loop: in this process, and behind a real server with OpenAI's API, with the same result."""
 
 import contextlib
+import http.server
 import json
 import os
 import pty
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -73,6 +75,35 @@ def test_a_server_that_is_wrong_or_away(url):
             run(remote_model(address, model), [], "a")
     with pytest.raises(UserError, match="must begin with http"):
         remote_model("localhost:8000", "")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": ["a list"]},
+        {"content": {"text": "an object"}},
+        {"tool_calls": [{"function": {"name": 7, "arguments": "{}"}}]},
+        {"tool_calls": 7},
+        "no object",
+    ],
+)
+def test_an_answer_that_is_no_chat_completion(message):
+    body = json.dumps({"choices": [{"message": message}]}).encode()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.handle_request).start()
+        with pytest.raises(UserError, match="this is no chat completion"):
+            run(remote_model(f"http://127.0.0.1:{server.server_port}/v1", ""), [], "a")
 
 
 def test_messages_for_the_api():

@@ -1,0 +1,69 @@
+"""The personal store of lm.personal as tools: search its passages, and keep a note in it.
+
+The search is by words (BM25), since the vectors of the store belong to the model that it remembers. What is found may hold the
+words of a stranger, such as a letter, so it is untrusted data like a file.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from lm.agent.tools import AgentTool, schema, shortened
+from lm.align.rl.tools import ERROR, Answer
+from lm.errors import UserError
+from lm.personal.index import Index, Passage
+from lm.personal.items import note
+from lm.personal.store import Store
+
+PASSAGES = 5  # that a search finds at most
+HERE = ("localhost", "127.0.0.1", "::1")
+SEARCH_MEMORY = schema("search_memory", "Finds passages of the user's notes, files and exchanges.", ("text",), text="string")
+ADD_NOTE = schema("add_note", "Keeps a note for the user.", ("text",), text="string")
+
+
+def memory_tools(store: Store) -> list[AgentTool]:
+    """Return search_memory (risk: reads) and add_note (writes) of an open store, which others may change meanwhile."""
+    found: tuple[list[str], Index] | None = None
+
+    def search(text: str) -> str:
+        nonlocal found
+        if not text.strip():
+            raise UserError("the text to search for is empty")
+        if found is None or found[0] != store.ids():  # what was forgotten meanwhile is not found
+            items = store.items()
+            found = [item.id for item in items], Index(items)
+        return "\n".join(_told(one.passage) for one in found[1].search(text, PASSAGES)) or "(nothing is found)"
+
+    def keep(text: str) -> str:
+        return "kept the note" if store.add([note(text)]) else "the note was there already"
+
+    return [AgentTool(SEARCH_MEMORY, _answering(search), "reads"), AgentTool(ADD_NOTE, _answering(keep), "writes")]
+
+
+def check_private(url: str) -> None:
+    """Raise UserError if the model at `url` is not on this machine: it would get the passages that a search finds."""
+    try:
+        host = urlsplit(url).hostname
+    except ValueError:
+        host = None
+    if host not in HERE:
+        raise UserError(
+            f"--url={url} would get your notes from --tools=memory: serve the model on this machine, or give --checkpoint"
+        )
+
+
+def _told(passage: Passage) -> str:
+    item = passage.item
+    day = time.strftime("%Y-%m-%d", time.localtime(item.time))
+    return f"[{' '.join(filter(None, (item.id, day, item.kind, item.name)))}] {passage.text}"
+
+
+def _answering(run: Callable[[str], str]) -> Callable[[dict[str, Any], float], Answer]:
+    def answer(arguments: dict[str, Any], seconds: float) -> Answer:
+        try:
+            return Answer(shortened(run(**arguments)))
+        except (UserError, OSError) as error:
+            return Answer(f"{ERROR}{getattr(error, 'strerror', None) or error}", True)
+
+    return answer
