@@ -6,7 +6,8 @@
 Runs train.py with configs/train/domain.py for each seed, which also draws the held-out documents, and once without replay. The
 text of --other is never trained on. The quiz: which of eight words continues a held-out passage of the domain? The seven wrong
 ones come from elsewhere in the held-out text, so frequent words are frequent choices; chance is 0.125. Finished runs are kept.
-Prints one JSON object a run: bits per byte of each source and accuracy of the quiz, before and after.
+Both models are asked in float32. Prints one JSON object a run: bits per byte of each source and the share of right answers,
+before and after, and the p-value of their difference, question by question.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from data.text.dataset import open_split
 from data.text.tokenizer import load_tokenizer
+from lm.evals.compare import compare
 
 CONTEXT, CHOICES = 300, 8  # characters of a passage, words to choose from
 WORD = re.compile(r" [a-zA-Z][a-z]{4,}(?![\w-])")
@@ -39,7 +41,7 @@ def main() -> None:
     parser.add_argument("--other")
     parser.add_argument("--out", type=Path, default=Path("runs/domain"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--questions", type=int, default=500)
+    parser.add_argument("--questions", type=int, default=1500)
     parser.add_argument("options", nargs="*", help="more flags of train.py, after --")
     given = parser.parse_args()
     for seed in range(given.seeds):
@@ -48,7 +50,7 @@ def main() -> None:
 
 
 def measured(given, seed: int, weights: str | None) -> dict:
-    """Return {"bits_per_byte": {source: [before, after]}, "quiz": [before, after]} of a run."""
+    """Return {"bits_per_byte": {source: [before, after]}, "quiz": [before, after], "p": of the quiz} of a run."""
     workdir = given.out / (f"seed{seed}" + ("" if weights is None else "-no-replay"))
     sources = {"domain": given.domain, "general": given.general} | ({"other": given.other} if given.other else {})
     keys = {
@@ -62,12 +64,11 @@ def measured(given, seed: int, weights: str | None) -> dict:
     first, *_, last = (line for line in lines if "valid_loss" in line)
     bits = {name: [line[f"valid_bits_per_byte/{name}"] for line in (first, last)] for name in sources}
     task = quiz(workdir, given.questions, seed)
-    right = []
-    for model in (given.init_from, workdir):
-        place = workdir / ("quiz-before" if model is given.init_from else "quiz-after")
-        run("evaluate.py", "configs/evaluate/default.py", place, {"checkpoint": model, "tasks": task})
-        right.append(json.loads((place / "results.json").read_text())["quiz"]["acc"])
-    return {"bits_per_byte": bits, "quiz": right}
+    places = workdir / "quiz-before", workdir / "quiz-after"
+    for model, place in zip((given.init_from, workdir), places):
+        run("evaluate.py", "configs/evaluate/default.py", place, {"checkpoint": model, "tasks": task, "dtype": "float32"})
+    found = compare(*places)["tasks"]["quiz"]["metrics"]["acc"]
+    return {"bits_per_byte": bits, "quiz": [found["before"], found["after"]], "p": found["p"]}
 
 
 def quiz(workdir: Path, questions: int, seed: int) -> Path:
