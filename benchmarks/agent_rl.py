@@ -43,6 +43,7 @@ MODEL = {
     "remat": "none",
 }
 TURNS = 7
+ROWS = 64  # questions at a time: 256 long ones need 29 GB where attention has no kernel of its own
 TEXT = 8000  # records of the text that the model begins with
 # Keys of both stages of a given model, and of each: short runs on two cores.
 GIVEN = {
@@ -149,11 +150,14 @@ def success(path: Path, records: list[dict], declared: bool = False, worked: boo
         tasks.append(record | {"prompt": prompt, "prompt_ids": ids})
     turn = GIVEN["rollout.max_new_tokens"] * 2 if template else 32  # a model that was not tuned may think aloud
     longest = max(len(task["prompt_ids"]) for task in tasks) + TURNS * 2 * turn
-    engine = LocalEngine(tokenizer, len(tasks), longest) if pays(model.config, memory_of_device() / 6) else None
+    engine = LocalEngine(tokenizer, min(ROWS, len(tasks)), longest) if pays(model.config, memory_of_device() / 6) else None
     found = {}
     for name, temperature in (("greedy", 0.0), ("sampled", 1.0)):
         settings = RolloutSettings(turn, temperature, environment=Stockroom, max_turns=TURNS, template=template)
-        rollouts = roll_out(model, tokenizer, tasks, settings, seed=1, engine=engine)
+        rollouts = []
+        for begin in range(0, len(tasks), ROWS):
+            some = tasks[begin : begin + ROWS]
+            rollouts += roll_out(model, tokenizer, some, settings, seed=1 + begin, engine=engine)
         found[name] = sum(rollout.episode_return or 0.0 for rollout in rollouts) / len(rollouts)
         for what in ("tool_calls", "tool_errors"):
             found[f"{name} {what}"] = sum(getattr(rollout, what) for rollout in rollouts) / len(rollouts)

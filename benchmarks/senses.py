@@ -38,13 +38,16 @@ from lm.workdir import read_config
 
 ROWS = 50  # answers sampled at a time
 PASSAGE = 600  # characters of text that is replayed
-REPLAY = {"digits": 20, "commands": 20, "scenes": 50}  # records of the task for each passage
+REPLAY = {"digits": 10, "commands": 20, "scenes": 50}  # records of the task for each passage
 MEASURED = {  # the held-out questions: other data than in training, if the task has them
     "digits": "builtin:digits?size=32",
     "commands": "builtin:commands?voices=heldout",
     "scenes": "builtin:scenes?size=60&kinds=colour,count,place&new=things",
 }
-TRAINED = MEASURED | {"scenes": "builtin:scenes?size=60&kinds=colour,count,place,shape,caption&point=1"}
+TRAINED = MEASURED | {
+    "commands": "builtin:commands?warp=0.2",
+    "scenes": "builtin:scenes?size=60&kinds=colour,count,place,shape,caption&point=1",
+}
 VISION = {  # an encoder has few patches, and each is a token
     "digits": {"image_size": 32, "patch_size": 16, "num_layers": 2, "shuffle": 1},
     "scenes": {"image_size": 60, "patch_size": 20, "shuffle": 1},  # a patch is a cell of the scene
@@ -60,7 +63,7 @@ SCENES = {
 }
 RUNS = {  # task: the config, and its keys
     "digits": ("senses.py", {"steps": 600, "data.max_examples": 8000} | EYES["digits"]),
-    "commands": ("senses.py:audio", {"steps": 800, "data.max_examples": 12_000}),
+    "commands": ("senses.py:audio", {"steps": 1200, "data.max_examples": 16_000}),
     "scenes": ("senses.py", SCENES | EYES["scenes"]),
 }
 COMMON = {

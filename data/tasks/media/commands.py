@@ -28,7 +28,7 @@ SPEEDS, PITCHES = range(110, 211, 5), range(20, 81, 3)
 
 
 def commands(
-    split: str, seed: int, voices: str = "seen", seconds: float = 1.0, noise: float = 0.0, valid: int = 500
+    split: str, seed: int, voices: str = "seen", seconds: float = 1.0, noise: float = 0.0, warp: float = 0.0, valid: int = 500
 ) -> Iterator[dict]:
     """Yield records such as "Which word is said?" -> "left", with one sound; `rejected` is another word.
 
@@ -36,12 +36,16 @@ def commands(
 
     voices: those of valid. "seen": the speakers of train. "heldout": the speakers in HELD_OUT_SPEAKERS, whom train never has.
     seconds: length of the sounds; the word stands at a random place. noise: standard deviation of white noise that is added.
+    warp: each word is played faster or slower by a random factor in 1 ± warp, as if the speaker were smaller or larger (speed
+    perturbation, Ko et al. 2015, "Audio augmentation for speech recognition"); for more voices in training.
     Raises: UserError without espeak-ng.
     """
     if voices not in ("seen", "heldout"):
         raise UserError(f"commands: voices={voices!r} is neither seen nor heldout")
     if not (0.8 <= seconds <= 30 and 0 <= noise <= 1):
         raise UserError(f"commands: needs seconds in 0.8…30 and noise in 0…1, not seconds={seconds}, noise={noise}")
+    if not 0 <= warp <= 0.5:
+        raise UserError(f"commands: needs warp in 0…0.5, not {warp}")
     speakers = HELD_OUT_SPEAKERS if voices == "heldout" and split == "valid" else SPEAKERS
 
     def draw(rng: random.Random) -> tuple[bool, dict]:
@@ -49,7 +53,9 @@ def commands(
         speed, pitch = rng.choice(SPEEDS), rng.choice(PITCHES)
         if (out := held_out(f"{word} {voice} {speed} {pitch}")) != (split == "valid"):
             return out, {}
-        sound = base64.b64encode(encode_wav(_placed(speak(word, voice, speed, pitch), seconds, noise, rng))).decode()
+        spoken = speak(word, voice, speed, pitch)
+        spoken = _played(spoken, 1 + rng.uniform(-warp, warp)) if warp else spoken
+        sound = base64.b64encode(encode_wav(_placed(spoken, seconds, noise, rng))).decode()
         record = {
             "prompt": rng.choice(QUESTIONS),
             "audios": [f"data:audio/wav;base64,{sound}"],
@@ -62,6 +68,11 @@ def commands(
         return out, record
 
     return records(draw, split, seed, valid)
+
+
+def _played(word: np.ndarray, speed: float) -> np.ndarray:
+    """Return a sound, float32 [n], played at `speed`: its pitch and its resonances move by this factor."""
+    return np.interp(np.arange(0, len(word) - 1, speed), np.arange(len(word)), word).astype(np.float32)
 
 
 def _placed(word: np.ndarray, seconds: float, noise: float, rng: random.Random) -> np.ndarray:

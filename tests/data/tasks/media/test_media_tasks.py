@@ -242,6 +242,22 @@ def test_commands_have_their_length_and_noise():
             assert (np.abs(sound) > 1e-3).mean() > (0.8 if "noise" in options else 0.1)
 
 
+def test_warped_commands_are_the_same_words_longer_or_shorter():
+    """Only the first record of a seed: the factor is drawn after its word and voice, and before all that follows."""
+
+    def spoken(seed, **options):
+        (row,) = itertools.islice(tasks.task("commands", "train", seed, options), 1)
+        loud = np.flatnonzero(np.abs(audio.decode(media(row), "x")) > 0.01)
+        return (row["answer"], row["voice"]), loud[-1] - loud[0] + 1
+
+    ratios = []
+    for seed in range(12):
+        (plain, length), (warped, other) = spoken(seed), spoken(seed, warp="0.3")
+        assert plain == warped
+        ratios.append(other / length)
+    assert 1 / 1.35 < min(ratios) < 0.95 and 1.05 < max(ratios) < 1 / 0.65
+
+
 @pytest.mark.slow
 def test_words_can_be_told_apart_by_their_sound():
     """A linear model of the spectrogram around the loudest second tells ten words better than chance, in new voices too."""
@@ -271,6 +287,7 @@ def test_words_can_be_told_apart_by_their_sound():
         ("commands", {"voices": "mine"}, "neither seen nor heldout"),
         ("commands", {"seconds": "0.1"}, "seconds in 0.8…30"),
         ("commands", {"noise": "nan"}, "noise in 0…1"),
+        ("commands", {"warp": "0.6"}, "warp in 0…0.5"),
         ("commands", {"voice": "m1"}, "nearest is 'voices'"),
     ],
 )
