@@ -7,11 +7,9 @@ import fnmatch
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 from lm import saving
-from lm.agent.tools import AgentTool, schema, shortened
-from lm.align.rl.tools import ERROR, Answer
+from lm.agent.tools import AgentTool, answering, schema
 from lm.errors import UserError
 from lm.strangers import content
 
@@ -36,19 +34,7 @@ def file_tools(folder: Path) -> list[AgentTool]:
         (READ, lambda path, first_line=1: read_lines(root, path, first_line), "reads"),
         (WRITE, lambda path, text: written(root, path, text), "writes"),
     )
-    return [AgentTool(schema, _answering(run), risk) for schema, run, risk in made]
-
-
-def _answering(run: Callable[..., str]) -> Callable[[dict[str, Any], float], Answer]:
-    def answer(arguments: dict[str, Any], seconds: float) -> Answer:
-        try:
-            return Answer(shortened(run(**arguments)))
-        except (Refused, UserError) as error:
-            return Answer(f"{ERROR}{error}", True)
-        except (OSError, ValueError) as error:
-            return Answer(f"{ERROR}{getattr(error, 'strerror', None) or error}", True)
-
-    return answer
+    return [AgentTool(schema, answering(run), risk) for schema, run, risk in made]
 
 
 def inside(root: Path, path: str) -> Path:

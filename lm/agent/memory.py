@@ -5,12 +5,9 @@ words of a stranger, such as a letter, so it is untrusted data like a file.
 """
 
 import time
-from collections.abc import Callable
-from typing import Any
 from urllib.parse import urlsplit
 
-from lm.agent.tools import AgentTool, schema, shortened
-from lm.align.rl.tools import ERROR, Answer
+from lm.agent.tools import AgentTool, answering, schema
 from lm.errors import UserError
 from lm.personal.index import Index, Passage
 from lm.personal.items import note
@@ -38,7 +35,7 @@ def memory_tools(store: Store) -> list[AgentTool]:
     def keep(text: str) -> str:
         return "kept the note" if store.add([note(text)]) else "the note was there already"
 
-    return [AgentTool(SEARCH_MEMORY, _answering(search), "reads"), AgentTool(ADD_NOTE, _answering(keep), "writes")]
+    return [AgentTool(SEARCH_MEMORY, answering(search), "reads"), AgentTool(ADD_NOTE, answering(keep), "writes")]
 
 
 def check_private(url: str) -> None:
@@ -48,22 +45,10 @@ def check_private(url: str) -> None:
     except ValueError:
         host = None
     if host not in HERE:
-        raise UserError(
-            f"--url={url} would get your notes from --tools=memory: serve the model on this machine, or give --checkpoint"
-        )
+        raise UserError(f"--url={url} would get your notes from --home: serve the model on this machine, or give --checkpoint")
 
 
 def _told(passage: Passage) -> str:
     item = passage.item
     day = time.strftime("%Y-%m-%d", time.localtime(item.time))
     return f"[{' '.join(filter(None, (item.id, day, item.kind, item.name)))}] {passage.text}"
-
-
-def _answering(run: Callable[[str], str]) -> Callable[[dict[str, Any], float], Answer]:
-    def answer(arguments: dict[str, Any], seconds: float) -> Answer:
-        try:
-            return Answer(shortened(run(**arguments)))
-        except (UserError, OSError) as error:
-            return Answer(f"{ERROR}{getattr(error, 'strerror', None) or error}", True)
-
-    return answer

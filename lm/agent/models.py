@@ -117,7 +117,7 @@ def remote_model(
                 raise UserError(f"--url={url}: status {error.code}: {said[:300]}") from None
             except TimeoutError:
                 return Said("", finish="timeout")
-            except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: the URL is wrong in some other way
+            except (OSError, http.client.HTTPException, ValueError) as error:  # ValueError: a malformed URL
                 reason = getattr(error, "reason", error)
                 if isinstance(reason, TimeoutError):
                     return Said("", finish="timeout")
@@ -172,7 +172,7 @@ def _said(url: str, answer: bytes) -> Said:
                 calls.append({"name": function["name"], "arguments": arguments})
             except ValueError as error:
                 errors.append(f"the arguments of {function['name']} are not JSON ({error})")
-        tokens = max(0, int((body.get("usage") or {}).get("completion_tokens") or 0))
+        tokens = int((body.get("usage") or {}).get("completion_tokens") or 0)
         finish = "length" if choice.get("finish_reason") == "length" else "stop"
         content = message.get("content") or ""
         if not isinstance(content, str):

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lm.align.rl.environments import Environment
-from lm.align.rl.tools import MOST, Answer
+from lm.align.rl.tools import ERROR, MOST, Answer
 from lm.errors import UserError
 
 # What a tool does beyond computing. reads: it looks at the user's data. writes: it changes something. runs: it executes code.
@@ -65,6 +65,18 @@ def environment_tools(
         return AgentTool(schema, run, risk)
 
     return [tool(schema) for schema in schemas]
+
+
+def answering(run: Callable[..., str]) -> Callable[[dict[str, Any], float], Answer]:
+    """Return `AgentTool.run` of a function that takes the arguments of a call by name. Its errors become failed answers."""
+
+    def answer(arguments: dict[str, Any], seconds: float) -> Answer:
+        try:
+            return Answer(shortened(run(**arguments)))
+        except (UserError, OSError, ValueError) as error:
+            return Answer(f"{ERROR}{getattr(error, 'strerror', None) or error}", True)
+
+    return answer
 
 
 def shortened(text: str) -> str:
