@@ -5,8 +5,8 @@ words of a stranger, such as a letter, so it is untrusted data like a file.
 """
 
 import time
-from urllib.parse import urlsplit
 
+from lm.agent.models import on_this_machine
 from lm.agent.tools import AgentTool, answering, schema
 from lm.errors import UserError
 from lm.personal.index import Index, Passage
@@ -14,7 +14,6 @@ from lm.personal.items import note
 from lm.personal.store import Store
 
 PASSAGES = 5  # that a search finds at most
-HERE = ("localhost", "127.0.0.1", "::1")
 SEARCH_MEMORY = schema("search_memory", "Finds passages of the user's notes, files and exchanges.", ("text",), text="string")
 ADD_NOTE = schema("add_note", "Keeps a note for the user.", ("text",), text="string")
 
@@ -40,11 +39,7 @@ def memory_tools(store: Store) -> list[AgentTool]:
 
 def check_private(url: str) -> None:
     """Raise UserError if the model at `url` is not on this machine: it would get the passages that a search finds."""
-    try:
-        host = urlsplit(url).hostname
-    except ValueError:
-        host = None
-    if host not in HERE:
+    if not on_this_machine(url):
         raise UserError(f"--url={url} would get your notes from --home: serve the model on this machine, or give --checkpoint")
 
 

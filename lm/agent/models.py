@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from lm.errors import UserError
 
 MOST_BYTES = 16 << 20  # of an answer of a server
 TURN = 1024  # tokens of a turn at most
+HERE = ("localhost", "127.0.0.1", "::1")
 TOO_LONG = "context_length_exceeded"  # OpenAI's code of a request with more tokens than the model has positions
 Schemas = Sequence[Mapping[str, Any]]
 
@@ -92,12 +94,15 @@ def remote_model(
 ) -> Model:
     """Return the model `name` behind url/chat/completions, such as serve.py's http://127.0.0.1:8000/v1.
 
-    key: environment variable with the server's key; a server without one needs none.
+    key: environment variable with the server's key; a server without one needs none. A server on this machine is asked
+    directly, any other one through the proxy that the environment names (https_proxy), if any.
     Raises: UserError for a url that is none; when it is asked, if the server does not answer or refuses.
     """
     if not url.startswith(("http://", "https://")):
         raise UserError(f"--url={url} must begin with http:// or https://, such as http://127.0.0.1:8000/v1")
     address = f"{url.rstrip('/')}/chat/completions"
+    proxies = urllib.request.ProxyHandler({} if on_this_machine(url) else None)
+    opener = urllib.request.build_opener(proxies)
 
     def model(messages: Messages, schemas: Schemas, tokens: int, seconds: float) -> Said:
         body: dict[str, Any] = {"messages": to_openai(messages), "temperature": temperature, "seed": seed}
@@ -108,7 +113,7 @@ def remote_model(
         for _ in range(2):
             try:
                 request = urllib.request.Request(address, json.dumps(body).encode(), headers)
-                with urllib.request.urlopen(request, timeout=max(0.001, seconds)) as answer:
+                with opener.open(request, timeout=max(0.001, seconds)) as answer:
                     return _said(url, answer.read(MOST_BYTES))
             except urllib.error.HTTPError as error:
                 said = " ".join(error.read(2000).decode("utf-8", "replace").split())
@@ -125,6 +130,14 @@ def remote_model(
         raise AssertionError("the second try returns or raises")
 
     return model
+
+
+def on_this_machine(url: str) -> bool:
+    """Return whether a URL names this machine: localhost, 127.0.0.1 or ::1."""
+    try:
+        return urlsplit(url).hostname in HERE
+    except ValueError:  # a malformed URL
+        return False
 
 
 def to_openai(messages: Messages) -> Messages:

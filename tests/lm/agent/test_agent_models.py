@@ -55,6 +55,12 @@ def test_a_served_model_does_the_same(known, url):
     assert [turn["tokens"] for turn in there.turns] == [turn["tokens"] for turn in here.turns]
 
 
+def test_a_server_on_this_machine_is_asked_past_the_proxy(url, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # nothing answers there
+    monkeypatch.delenv("no_proxy", raising=False)
+    assert run(remote_model(url, "tiny"), open_tools(["calculator"]), QUESTION).answer == "It is 391."
+
+
 def test_limits_reach_the_model(known, url):
     for model in (local_model(known[1]), remote_model(url, "tiny")):
         cut = run(model, open_tools(["calculator"]), QUESTION, Rules(Budget(tokens=5)))
