@@ -24,6 +24,7 @@ from lm.parallel.mesh import platform, reshard, spec
 # Finite, so that a row without visible keys (padding) gives a uniform average instead of NaN.
 MASKED = -1e30
 BLOCK = 128  # smallest number of queries in a block
+SCORES = 1 << 29  # bytes of scores on one CPU at a time: XLA keeps those of all blocks at once there
 
 
 class Branches(NamedTuple):
@@ -90,7 +91,7 @@ def attention(
             return gpu.gpu_attention(q_BTHK, k_BSGK, v_BSGV, visible.segments_BT, scale=scale)
     if visible.branches is None and sinks_H is None and not softcap and computes(q_BTHK, k_BSGK, v_BSGV, scale=scale):
         return flash_attention(q_BTHK, k_BSGK, v_BSGV, visible.segments_BT, scale=scale, window=window)
-    return _blocked(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H)
+    return _some_rows_at_a_time(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H)
 
 
 def attention_to_cache(
@@ -205,6 +206,29 @@ def _exponentials(scores, sinks):
     if sinks is not None:
         z += jnp.exp(sinks - top)
     return p, z, top
+
+
+def _some_rows_at_a_time(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H):
+    """Compute `_blocked`, on one CPU for so many rows at a time that their scores fill at most SCORES, or for a single row."""
+    B, T, H, _ = q_BTHK.shape
+    mesh, rows = jax.sharding.get_abstract_mesh(), B
+    if platform() == "cpu" and (mesh.empty or mesh.size == 1):
+        rows = max(n for n in range(1, B + 1) if B % n == 0 and (n == 1 or 4 * n * H * T * T <= SCORES))
+    if rows == B:
+        return _blocked(scale, window, softcap, q_BTHK, k_BSGK, v_BSGV, visible, sinks_H)
+
+    def split(x):
+        where = spec_of(x)
+        return lax.reshape(x, (B // rows, rows, *x.shape[1:]), out_sharding=where and PartitionSpec(None, *where))
+
+    def some(inputs):
+        *qkv, segments_BT, key_segments_BS, branches = inputs
+        return _blocked(scale, window, softcap, *qkv, Visible(segments_BT, key_segments_BS, visible.slots_T, branches), sinks_H)
+
+    given = q_BTHK, k_BSGK, v_BSGV, visible.segments_BT, visible.key_segments_BS, visible.branches
+    out = lax.map(some, jax.tree.map(split, given))
+    where = spec_of(out)
+    return lax.reshape(out, (B, *out.shape[2:]), out_sharding=where and PartitionSpec(*where[1:]))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))

@@ -1,5 +1,6 @@
 """Attention by blocks against the reference, and that against a plain twin and transformers' eager code."""
 
+import contextlib
 import types
 
 import jax
@@ -206,6 +207,42 @@ def test_work_grows_with_the_window_and_not_with_the_square_of_the_length():
     assert flops(2048, 128) < 2.2 * flops(1024, 128)
     assert flops(2048, 0) > 3.5 * flops(1024, 0)
     assert flops(2048, 128) < 0.3 * flops(2048, 0)
+
+
+@pytest.mark.parametrize("meshed", [False, True], ids=["no mesh", "a mesh of one device"])
+def test_rows_with_many_scores_equal_each_row_alone(meshed):
+    """Scores of two rows of 3,400 tokens and 6 heads, 555 MB, are above what is computed at a time; those of a row are not."""
+    T, mesh = 3400, make_mesh({}, jax.devices()[:1]) if meshed else None
+    *inputs, cotangent = example(T, softcap=1.5, sinks=True)
+    branches = Branches(*(jnp.asarray(np.broadcast_to(x, (B, T))) for x in (np.full(T, T), np.arange(T), np.arange(T))))
+    visible = in_rows(jnp.asarray(segments_of(T)))._replace(branches=branches)
+
+    def of(rows):
+        segments, keys, slots, branches = visible
+        seen = Visible(segments[rows], keys[rows], slots, jax.tree.map(lambda x: x[rows], branches))
+        f = lambda q, k, v, sinks: attention(q, k, v, seen, scale=SCALE, softcap=1.5, sinks_H=sinks)  # noqa: E731
+        given = [*(x[rows] for x in inputs[:3]), inputs[3], cotangent[rows]]
+        if mesh:
+            axes = [*(("batch", "length", heads, None) for heads in ("heads", "kv_heads", "kv_heads")), ("heads",)]
+            given = [jax.device_put(x, NamedSharding(mesh, spec(*names))) for x, names in zip(given, [*axes, axes[0]])]
+        return jax.jit(lambda *x: values_and_gradients(f, *x))(*given)
+
+    with jax.set_mesh(mesh) if mesh else contextlib.nullcontext():
+        *together, sinks = of(slice(None))
+        (*first, sinks_0), (*second, sinks_1) = of(slice(0, 1)), of(slice(1, 2))
+    assert_same(together, [np.concatenate(pair) for pair in zip(first, second, strict=True)], 1e-6)
+    np.testing.assert_allclose(sinks, sinks_0 + sinks_1, rtol=1e-4)
+
+
+def test_memory_for_scores_does_not_grow_with_the_rows():
+    def bytes_of(rows):
+        shapes = [jax.ShapeDtypeStruct((rows, 2048, heads, K), jnp.float32) for heads in (G * R, G, G)]
+        segments = jax.ShapeDtypeStruct((rows, 2048), jnp.int32)
+        f = jax.jit(lambda segments, *x: attention(*x, in_rows(segments), scale=SCALE))
+        memory = f.lower(segments, *shapes).compile().memory_analysis()
+        return memory.temp_size_in_bytes
+
+    assert bytes_of(64) < 1.5e9  # all scores are 6.4 GB
 
 
 @pytest.mark.parametrize("window", [0, 40])
