@@ -148,7 +148,7 @@ def test_personal(box, folder):
 def test_agent(box, folder):
     said = said_by(box, 13)
     found = report(folder / "agent")
-    assert found["before"]["reward"] < 0.4 and found["after"]["reward"] > 0.6
+    assert found["before"]["reward"] < 0.4 and found["after"]["reward"] > 0.8
     house = (folder / "places" / "otter.txt").read_text().split()[-2]
     assert f"answer: in the {house} house." in said and "run 1: the same" in said
     assert "guard off: 100 of 100" in said and "guard on: 0 of 100" in said
