@@ -38,7 +38,7 @@ from lm.workdir import read_config
 
 ROWS = 50  # answers sampled at a time
 PASSAGE = 600  # characters of text that is replayed
-REPLAY = {"digits": 10, "commands": 20, "scenes": 50}  # records of the task for each passage
+REPLAY = {"digits": 10, "commands": 20, "scenes": 16}  # records of the task for each passage
 MEASURED = {  # the held-out questions: other data than in training, if the task has them
     "digits": "builtin:digits?size=32",
     "commands": "builtin:commands?voices=heldout",
@@ -54,12 +54,11 @@ VISION = {  # an encoder has few patches, and each is a token
 }
 EYES = {task: {f"model.vision.{key}": value for key, value in keys.items()} for task, keys in VISION.items()}
 SCENES = {
-    "steps": 5500,
-    "data.max_examples": 150_000,
+    "steps": 4400,
+    "data.max_examples": 100_000,
     "optimizer.learning_rate": 3e-3,
-    "dtype": "bfloat16",
     "rollout.max_new_tokens": 40,  # a count is said after the places
-    "guard.on": False,  # a batch has 60 questions and a passage or two, so losses differ too much
+    "guard.on": False,  # a batch has 50 questions and a passage or five, so losses differ too much
 }
 RUNS = {  # task: the config, and its keys
     "digits": ("senses.py", {"steps": 600, "data.max_examples": 8000} | EYES["digits"]),
