@@ -58,7 +58,7 @@ SCENES = {
     "data.max_examples": 100_000,
     "optimizer.learning_rate": 3e-3,
     "rollout.max_new_tokens": 40,  # a count is said after the places
-    "guard.on": False,  # a batch has 50 questions and a passage or five, so losses differ too much
+    "guard.on": False,  # a batch has 50 questions and about three passages, so losses differ too much
 }
 RUNS = {  # task: the config, and its keys
     "digits": ("senses.py", {"steps": 600, "data.max_examples": 8000} | EYES["digits"]),
