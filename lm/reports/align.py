@@ -154,7 +154,7 @@ def verdict(before: dict, after: dict, measures: dict, method: str | None = None
     what = f"{told[0].upper()}{told[1:]} ({measure})" if told else measure
     if before.get(measure) is None:
         return f"{what} is {number(after[measure])}."
-    if after[measure] == before[measure]:
+    if number(after[measure]) == number(before[measure]):  # as printed: 0.1131 -> 0.113 is no news
         return f"{what} stayed at {number(after[measure])}."
     better = "better" if is_better(measure, before[measure], after[measure]) else "worse"
     moved = "rose" if after[measure] > before[measure] else "fell"

@@ -286,6 +286,7 @@ def test_lines_of_a_resumed_run_count_once(tmp_path):
         ({"a": 1}, {"a": None}, None),
         ({}, {"accuracy": 0.5}, "accuracy is 0.5."),
         ({"accuracy": 0.5}, {"accuracy": 0.5}, "accuracy stayed at 0.5."),
+        ({"accuracy": 0.50001}, {"accuracy": 0.5}, "accuracy stayed at 0.5."),
         ({"accuracy": 0.5}, {"accuracy": 0.25, "loss": 1}, "accuracy fell from 0.5 to 0.25: worse."),
         (
             {"loss": 2, "reward": 0},
