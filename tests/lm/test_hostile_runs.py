@@ -12,7 +12,8 @@ from lm.convert.to_workdir import write_workdir
 from lm.errors import UserError
 from lm.model.transformer import skeleton
 from lm.parallel.memory import check_room
-from tests.lm.hostile_models import CHECKPOINT, edited
+from tests.lm.attacks import edited
+from tests.lm.hostile_workdirs import CHECKPOINT
 
 CONFIG = ModelConfig(vocab_size=48, num_layers=2, embed_dim=16, num_heads=2, num_kv_heads=1, mlp_dim=24, dtype="float32")
 

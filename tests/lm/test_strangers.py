@@ -11,6 +11,7 @@ import pytest
 from lm import strangers
 from lm.errors import UserError
 from lm.reports.page import visible
+from tests.lm import attacks
 from tests.lm import hostile_models as hostile
 
 ROOT = Path(__file__).parents[2]
@@ -97,14 +98,14 @@ def test_patterns_that_may_not_end_are_refused():
 
 VERBS = {
     "a huge vocabulary": (hostile.key("vocab_size", 10**12), "vocab_size=1000000000000"),
-    "a name with escapes": (hostile.key("model_type", hostile.ESCAPES), "model_type='\\x1b[2J\\r\\u202e"),
-    "a key with escapes": (hostile.text("config.json", '{"model_type": 1, "model_type": 2}'), "model_type"),
+    "a name with escapes": (hostile.key("model_type", attacks.ESCAPES), "model_type='\\x1b[2J\\r\\u202e"),
+    "a key with escapes": (attacks.text("config.json", '{"model_type": 1, "model_type": 2}'), "model_type"),
     "a template that does not end": (
-        hostile.text("chat_template.jinja", "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"),
+        attacks.text("chat_template.jinja", "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"),
         "the template is stopped",
     ),
     "a template that shows escapes": (
-        hostile.text("chat_template.jinja", "{{ raise_exception('\\x1b[2J\u202e') }}"),
+        attacks.text("chat_template.jinja", "{{ raise_exception('\\x1b[2J\u202e') }}"),
         "the template says: \\x1b[2J\\u202e",
     ),
     "a large header": (hostile.SAFETENSORS["large header"], "header is longer than"),
