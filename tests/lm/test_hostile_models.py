@@ -9,8 +9,9 @@ from lm.convert.hf_folder import open_folder
 from lm.convert.peft import find_peft
 from lm.errors import UserError
 from tests.lm import hostile_models as hostile
-from tests.lm import hostile_tokenizers as texts
 from tests.lm.convert.handmade import HF
+from tests.lm.hostile_adapters import ADAPTER, adapter
+from tests.lm.hostile_tokenizers import TOKENIZER
 
 
 @pytest.fixture(autouse=True)
@@ -54,17 +55,17 @@ def test_a_config(name, tmp_path):
     assert str(folder) in message and len(message) < 2000
 
 
-@pytest.mark.parametrize("name", texts.TOKENIZER)
+@pytest.mark.parametrize("name", TOKENIZER)
 def test_a_tokenizer(name, tmp_path):
     folder = hostile.model(tmp_path / "model")
-    texts.TOKENIZER[name](folder)
+    TOKENIZER[name](folder)
     assert len(refused(lambda: load_tokenizer(folder))) < 2000
 
 
-@pytest.mark.parametrize("name", texts.ADAPTER)
+@pytest.mark.parametrize("name", ADAPTER)
 def test_an_adapter(name, tmp_path):
-    folder = texts.adapter(tmp_path / "adapter")
-    texts.ADAPTER[name](folder)
+    folder = adapter(tmp_path / "adapter")
+    ADAPTER[name](folder)
     assert str(folder) in refused(lambda: find_peft(folder, model_config(HF, ())))
 
 
@@ -72,10 +73,10 @@ def test_what_the_hostile_ones_are_made_from_is_read(tmp_path):
     for shards in (1, 2):
         assert open_folder(hostile.model(tmp_path / f"{shards}", shards)).config.num_layers == 3
     assert load_tokenizer(tmp_path / "1").encode("ab") == [2]
-    assert find_peft(texts.adapter(tmp_path / "adapter"), model_config(HF, ())).adapter.rank == 2
+    assert find_peft(adapter(tmp_path / "adapter"), model_config(HF, ())).adapter.rank == 2
     assert jax.device_count()  # the limit on memory leaves room for JAX
 
 
 def test_there_are_many():
-    tables = (hostile.SAFETENSORS, hostile.SHARDS, hostile.CONFIG, texts.TOKENIZER, texts.ADAPTER)
+    tables = (hostile.SAFETENSORS, hostile.SHARDS, hostile.CONFIG, TOKENIZER, ADAPTER)
     assert sum(map(len, tables)) >= 150
