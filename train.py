@@ -84,13 +84,13 @@ def train(config, workdir: Path) -> None:
     for rows in growth.rows:
         check_fit(mesh, model_config_of(config), rows, config.accumulate, config.sequence_length)
     loop.check_config(config, workdir)
+    choose_rate(config)
+    config.data.weights = resolved(config.data.weights)
     if hosts.from_first(lambda: finished(config, workdir)):
         if hosts.is_first():
             show(workdir)
         return
     check_memory(config, mesh)
-    choose_rate(config)
-    config.data.weights = resolved(config.data.weights)
     weights = parse_weights(config.data.weights)
     evals = in_loop.open_evals(config)
 

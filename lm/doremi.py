@@ -22,7 +22,7 @@ from lm.lock import locked
 from lm.parallel.join import join
 from lm.saving import write_json
 from lm.train import dial
-from lm.workdir import save_record
+from lm.workdir import check_result, save_record
 
 
 def main(config, workdir: Path) -> None:
@@ -61,11 +61,12 @@ def search(config, workdir: Path) -> None:
     growth = parse_sizes(config.batch_warmup, config.batch_size)
     for rows in growth.rows:
         check_fit(mesh, model_config_of(config), rows, config.accumulate, config.sequence_length)
-    for run in runs:
-        loop.check_config(config, run)
-    check_memory(config, mesh)
     choose_rate(config)
     config.data.weights = resolved(config.data.weights)
+    for run in runs:
+        loop.check_config(config, run)
+        hosts.from_first(functools.partial(check_result, config, run))
+    check_memory(config, mesh)
 
     tokenizer, dataset, stages = prepare_text(config, reference, first=hosts.is_first())
     weights = parse_weights(config.data.weights)

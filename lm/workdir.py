@@ -8,7 +8,7 @@ import copy
 import errno
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,14 @@ RESUMABLE_KEYS = (
     "model.moe.bias_rate",
     "model.moe.capacity_factor",
     "model.max_positions",
+)
+# Keys and sections that do not shape what a run learns: layout over devices, memory, logs, what is measured and what is kept.
+# The dial is compared by the keys that it sets. A run without a step left to train refuses other values of all other keys.
+WITHOUT_EFFECT = tuple(
+    "accumulate dial mesh watchdog find_nan profile optimizer.offload preference.share_prompts rl.share_prompts data.log_ids "
+    "model.scan_layers model.remat model.remat_matmuls_last model.offload model.pipeline model.context_attention "
+    "evals trackers samples samples_every num_samples valid_every valid_first valid_batches "
+    "checkpoint_every keep_last keep_every keep_hours keep_best".split()
 )
 # Only trained weights depend on these, so they may change until the first checkpoint.
 UNTIL_TRAINED = ("model", "sequence_length", "optimizer.name", "optimizer.state_dtype")
@@ -245,7 +253,7 @@ def check_resumable(old: dict, new: dict, where: Path, *, trained: bool = True) 
     fixed = [section for section in IDENTITY if trained or section not in UNTIL_TRAINED]
     before, after = _compared(old), _compared(new)
     for key, value in before.items():
-        if key in RESUMABLE_KEYS or not any(key == section or key.startswith(section + ".") for section in fixed):
+        if key in RESUMABLE_KEYS or not _within(key, fixed):
             continue
         is_model = key.startswith("model.")
         if key not in after:
@@ -282,10 +290,47 @@ def _same_tokenizer(workdir: Path, given: str | None) -> bool:
     return bool(given) and any(file.is_file() and file.read_bytes() in own for file in files)
 
 
+def check_result(config, workdir: Path) -> None:
+    """Raise UserError if no step is left to train, and the run had other values of keys that shape its result.
+
+    An interrupted run may end early, by fewer steps. config: with the learning rate that the run will have.
+    """
+    (saved, _), last = record(workdir), max(steps_saved(workdir), default=0)
+    if saved is None or not last:
+        return
+    epochs, before = config.epochs, saved.get("epochs")
+    if epochs is not None and (before is None or epochs > before):
+        return
+    if last < (config.steps if epochs is None else saved["steps"]):
+        return
+    lengths = ("steps", "epochs") if last < saved["steps"] else ("epochs",) if epochs is None else ("steps",)
+    free = (*WITHOUT_EFFECT, *lengths)
+    changed = [
+        line
+        for key, line in _changed(saved, config.to_dict()).items()
+        if not _within(key, free) and (key in RESUMABLE_KEYS or not _within(key, IDENTITY))  # the others: check_record
+    ]
+    if changed:
+        raise UserError(
+            f"--workdir={workdir} is trained to its last step, {last}, with other values than this config has: "
+            f"{', '.join(changed)}; use another --workdir for a new run, set the old values, or raise steps or epochs"
+        )
+
+
 def changes(old: dict, new: dict) -> list[str]:
     """Return "key: old → new" for every key whose value has changed."""
+    return list(_changed(old, new).values())
+
+
+def _changed(old: dict, new: dict) -> dict[str, str]:
     before, after = _compared(old), _compared(new)
-    return [f"{key}: {before[key]} → {after[key]}" for key in before if key in after and not _same(before[key], after[key])]
+    both = [key for key in before if key in after]
+    return {key: f"{key}: {before[key]} → {after[key]}" for key in both if not _same(before[key], after[key])}
+
+
+def _within(key: str, sections: Iterable[str]) -> bool:
+    """Return whether a dotted key is one of the keys, or lies in one of the sections."""
+    return any(key == section or key.startswith(section + ".") for section in sections)
 
 
 def save_record(config, workdir: Path) -> None:
@@ -300,7 +345,9 @@ def finished(config, workdir: Path) -> dict[str, Any] | None:
     """Return the report.json of a finished run, and print that it is finished; None if it is not.
 
     A run without a report, or with a damaged last checkpoint, is not finished. The steps of a run in epochs are recorded.
+    Raises: UserError if it has made another result than the config asks for (`check_result`).
     """
+    check_result(config, workdir)
     steps = config.steps
     try:
         report = read_json(workdir / "report.json", MOST_BYTES)

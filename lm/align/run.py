@@ -87,10 +87,10 @@ def run(
     ways = config.accumulate * (config.rl.minibatches if config.method == "rl" else 1)
     check_fit(mesh, model_config, config.batch_size, ways, config.sequence_length)
     loop.check_config(config, workdir)
+    choose_rate(config)
     if done := hosts.from_first(lambda: finished(config, workdir)):
         return {"before": done.get("before"), "after": done.get("after"), "step": done["training"]["steps"]}
     check_memory(config, mesh, whole_rows=settings.example_kind(config) != "task")
-    choose_rate(config)
     evals = in_loop.open_evals(config)
     tokenizer = own_tokenizer(config, workdir)
     template = chat_template(config, tokenizer)

@@ -174,8 +174,10 @@ def test_before_there_are_weights_the_model_may_change(finished, tmp_path):
 
 def test_a_finished_run_says_so_and_keeps_its_report(copy, text):
     before = contents(copy)
-    done = runs.run(runs.line(copy, data__input=text, optimizer__learning_rate=1e-4))
+    done = runs.run(runs.line(copy, data__input=text, valid_every=7))
     assert done.returncode == 0 and f"{copy} is finished at step {runs.STEPS}: raise steps" in done.stdout
+    words = ("optimizer.learning_rate: 0.002 → 0.0001", "batch_size: 8 → 16", "use another --workdir", "set the old values")
+    refused(runs.line(copy, data__input=text, optimizer__learning_rate=1e-4, batch_size=16), "train.py: ", *words)
     assert contents(copy) == before
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from configs.train import deepseek_tiny
+from configs.train import tiny as tiny_file
 from lm.errors import UserError
-from lm.workdir import check_resumable
+from lm.workdir import check_result, check_resumable, save_record
 
 
 def saved_and_new():
@@ -51,3 +52,51 @@ def test_what_training_weighs_and_how_it_is_compiled_may_change():
     new["model"]["moe"].update(balance_loss=0.5, bias_rate=0.1)
     new["steps"] = 7
     resume(saved, new)
+
+
+def tiny(keys: dict):
+    config = tiny_file.get_config()
+    config.update_from_flattened_dict(keys)
+    return config
+
+
+@pytest.fixture
+def trained(tmp_path) -> Path:
+    """A workdir with the record and the checkpoint's folder of a run of 20 steps that is trained to its end."""
+    save_record(tiny({"steps": 20}), tmp_path)
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    return tmp_path
+
+
+RESULTS = [
+    {"optimizer.learning_rate": 0.5},
+    {"batch_size": 4},
+    {"dtype": "float64"},
+    {"data.weights": "a=1"},
+    {"model.quantized_training": "int8"},
+    {"guard.on": False},
+    {"steps": 10},
+]
+SAME = [{}, {"steps": 21, "batch_size": 4}, {"epochs": 2.0}, {"accumulate": 2, "mesh.fsdp": 2}, {"model.remat": "full"}]
+
+
+@pytest.mark.parametrize("keys", RESULTS, ids=lambda keys: " ".join(keys) or "none")
+def test_a_trained_run_refuses_what_would_have_shaped_it(keys, trained):
+    (key,) = keys
+    with pytest.raises(UserError, match=f"last step, 20, with other values than this config has: {key}: .* → {keys[key]}; use"):
+        check_result(tiny({"steps": 20} | keys), trained)
+
+
+@pytest.mark.parametrize("keys", SAME, ids=lambda keys: " ".join(keys) or "none")
+def test_a_trained_run_takes_what_does_not_shape_it_and_a_greater_length(keys, trained):
+    check_result(tiny({"steps": 20} | keys), trained)
+
+
+def test_an_unfinished_run_takes_new_values_while_it_has_steps_left(tmp_path):
+    longer = {"steps": 30, "epochs": 2.0}
+    save_record(tiny(longer), tmp_path)
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    check_result(tiny(longer | {"batch_size": 4}), tmp_path)
+    check_result(tiny({"steps": 20}), tmp_path)  # it ends early
+    with pytest.raises(UserError, match="batch_size: "):
+        check_result(tiny({"steps": 20, "batch_size": 4}), tmp_path)
