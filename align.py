@@ -30,26 +30,19 @@ def align(config, workdir: Path) -> None:
     from lm.reports import align as report
     from lm.reports import safety as safety_report
     from lm.reports.ending import show
-    from lm.train import loop
 
-    try:
-        if config.method == "safety":
-            from lm.align.safety.loop import Reports, run
+    if config.method == "safety":
+        from lm.align.safety.loop import Reports, run
 
-            run(config, workdir, Reports(report.write_run, safety_report.write))
-        elif config.method == "best_of":
-            from lm.align.best_of import run
+        run(config, workdir, Reports(report.write_run, safety_report.write))
+    elif config.method == "best_of":
+        from lm.align.best_of import run
 
-            run(config, workdir, report.write_run)
-        else:
-            from lm.align.run import run
+        run(config, workdir, report.write_run)
+    else:
+        from lm.align.run import run
 
-            run(config, workdir, report.write_run)
-    except loop.Stopped as stopped:
-        hosts.leave()
-        cli.fail(str(stopped), 128 + stopped.signum)
-    except loop.Diverged as diverged:
-        cli.fail(str(diverged), 1)
+        run(config, workdir, report.write_run)
     if hosts.is_first():
         show(workdir)
 

@@ -110,17 +110,11 @@ def train(config, workdir: Path) -> None:
 
     with jax.set_mesh(mesh):
         trainer = make_trainer(config)
-        try:
-            start = functools.partial(initial_params, config, mesh, tokenizer)
-            stream = Feed(batches, mesh)
-            validate = valid and Evaluator(trainer, valid, mesh, tokenizer, config.model.vocab_size)
-            measure = in_loop.measuring(evals, workdir, skeleton(model_config_of(config))[0], tokenizer)
-            result = loop.train(config, trainer, mesh, stream, validate, workdir, start, measure=measure)
-        except loop.Stopped as stopped:
-            hosts.leave()
-            cli.fail(str(stopped), 128 + stopped.signum)
-        except loop.Diverged as diverged:
-            cli.fail(str(diverged), 1)
+        start = functools.partial(initial_params, config, mesh, tokenizer)
+        stream = Feed(batches, mesh)
+        validate = valid and Evaluator(trainer, valid, mesh, tokenizer, config.model.vocab_size)
+        measure = in_loop.measuring(evals, workdir, skeleton(model_config_of(config))[0], tokenizer)
+        result = loop.train(config, trainer, mesh, stream, validate, workdir, start, measure=measure)
     stages["training"] = result["seconds"]
     stages["start and other"] = time.perf_counter() - begin - sum(stages.values())
     with jax.set_mesh(mesh), sequences_whole(result["params"]) as params:

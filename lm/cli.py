@@ -25,7 +25,7 @@ from lm import compile_cache, config_files, config_keys, other_names
 from lm.bucket import flags as bucket_flags
 from lm.bucket import mirror
 from lm.bucket.places import as_urls
-from lm.errors import UserError, windows_hint
+from lm.errors import Ended, Stopped, UserError, out_of_memory, windows_hint
 from lm.strangers import shown
 
 # Errors of the file system that the user can fix. Libraries keep the number (OSError) or only its text; TFDS has its own text.
@@ -182,6 +182,10 @@ def guard(call: Callable[[], None]) -> None:
         sys.stdout.flush()
     except UserError as error:
         fail(str(error), 2)
+    except Ended as ended:
+        if isinstance(ended, Stopped) and (hosts := _hosts()) is not None:
+            hosts.leave()
+        fail(str(ended), ended.code)
     except BrokenPipeError:
         if not _reader_has_left():
             raise
@@ -189,6 +193,9 @@ def guard(call: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         fail("interrupted; finished work is kept, run the same command to resume", 130)
     except Exception as error:
+        config = flags.FLAGS.config if "config" in flags.FLAGS else None
+        if line := out_of_memory(error, set(config_keys.listed(config)) if config is not None else ()):
+            fail(f"{line}; finished work is kept", 1)
         refusal = _refusal(error)
         if refusal is None:
             if (hosts := _hosts()) is None or not hosts.several():

@@ -90,16 +90,10 @@ def search(config, workdir: Path) -> None:
     with jax.set_mesh(mesh):
         trainer, start = make_trainer(config), functools.partial(initial_params, config, mesh, tokenizer)
         validate = valid and Evaluator(trainer, valid, mesh, tokenizer, config.model.vocab_size)
-        try:
-            stream = Feed(given, mesh)
-            known = loop.train(config, trainer, mesh, stream, validate, reference, start)
-            trainer, stream = proxy_trainer(config, uniform), Feed(even, mesh)
-            found = loop.train(config, trainer, mesh, stream, None, proxy, start, frozen=known["params"])
-        except loop.Stopped as stopped:
-            hosts.leave()
-            cli.fail(str(stopped), 128 + stopped.signum)
-        except loop.Diverged as diverged:
-            cli.fail(str(diverged), 1)
+        stream = Feed(given, mesh)
+        known = loop.train(config, trainer, mesh, stream, validate, reference, start)
+        trainer, stream = proxy_trainer(config, uniform), Feed(even, mesh)
+        found = loop.train(config, trainer, mesh, stream, None, proxy, start, frozen=known["params"])
         weights = dict(zip(uniform, jax.device_get(average(found["sources"])).tolist()))
     if hosts.is_first():
         weights = {name: weights[name] for name in names}

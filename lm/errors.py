@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+from collections.abc import Collection
 from pathlib import Path
 
 
@@ -11,6 +12,23 @@ class UserError(Exception):
 
     The message is one line that says what was wrong, where, and what to do. Verbs print it and exit with code 2.
     """
+
+
+class Ended(Exception):
+    """A training run that ended before its last step, with its state saved or for a reason that the message gives.
+
+    Verbs print the message, which is one line, and exit with `code`.
+    """
+
+    code = 1
+
+
+class Stopped(Ended):
+    """A signal stopped the run after its state was saved."""
+
+    def __init__(self, message: str, signum: int):
+        super().__init__(message)
+        self.code = 128 + signum
 
 
 @contextlib.contextmanager
@@ -57,6 +75,37 @@ def hub_hint(path: str | os.PathLike, kind: str = "model") -> str:
     flag = "" if kind == "model" else f" --repo-type={kind}"
     download = f"hf download {name}{flag} --local-dir=DIR"
     return f"; nothing is downloaded here: a {kind} of the Hugging Face hub is fetched first by {download}, then name DIR"
+
+
+# What needs less memory, by the key of a config that decides it.
+SMALLER = {
+    "batch_size": "lower batch_size",
+    "sequence_length": "lower sequence_length",
+    "accumulate": "raise accumulate",
+    "model.remat": "set model.remat=full",
+    "batch_tokens": "lower batch_tokens",
+    "rows": "lower rows",
+    "blocks": "lower blocks",
+    "max_length": "lower max_length",
+    "mesh.fsdp": "split the model over more devices (mesh.fsdp)",
+}
+
+
+def out_of_memory(error: BaseException | None, keys: Collection[str]) -> str | None:
+    """Return what did not fit into memory and what to do, if the error or one of its causes says so, else None.
+
+    XLA raises a RuntimeError that begins with RESOURCE_EXHAUSTED, on the host and on devices. keys: those of the config.
+    """
+    while error is not None:
+        what = (str(error).splitlines() or [""])[0]
+        is_xla = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and "RESOURCE_EXHAUSTED" in what
+        if is_xla or isinstance(error, MemoryError):
+            what = re.sub(r"^(.*RESOURCE_EXHAUSTED: )?(out of memory:? *)?|\.$", "", what, flags=re.IGNORECASE)
+            what = re.sub(r"\d+(?= bytes)", lambda size: f"{int(size[0]):,}", what)
+            cures = [cure for key, cure in SMALLER.items() if key in keys] or ["take a smaller model or a shorter input"]
+            return f"out of memory{f' ({what})' if what else ''}: {', or '.join(cures)}"
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def windows_hint(path: str | os.PathLike) -> str:

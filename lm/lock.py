@@ -1,21 +1,30 @@
 """The lock of a workdir: WORKDIR/.lock is locked while the process that writes the workdir lives, and names that process.
 
-Nothing here loads JAX, so errors show at once.
+A process that ends in order removes the file. One that fails writes its error below its name, and one that is killed leaves its
+name, so the file also tells how a run ended (`last_process`). Nothing here loads JAX, so errors show at once.
 """
 
 import contextlib
 import errno
 import fcntl
 import os
+import re
 import socket
+import stat
+import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from lm.errors import UserError
+import psutil
+
+from lm.errors import Stopped, UserError
+from lm.strangers import shown
 from lm.workdir import repair
 
 LOCK = ".lock"
+MOST = 1000  # bytes of the file that are read
+KILLED = "its process is gone and wrote no error, as after kill -9 or when a machine has no memory left"
 
 
 @contextlib.contextmanager
@@ -27,7 +36,7 @@ def locked(workdir: Path) -> Iterator[None]:
     """
     from lm.parallel import cluster
 
-    locks = []
+    locks, error = [], ""
 
     def take() -> None:
         try:
@@ -45,9 +54,14 @@ def locked(workdir: Path) -> Iterator[None]:
         else:  # without JAX, after which worker processes could not be forked
             take()
         yield
+    except (UserError, Stopped):
+        raise
+    except Exception as failure:
+        error = f"{type(failure).__name__}: {failure}"
+        raise
     finally:
         for lock in locks:
-            lock.release()
+            lock.release(error)
 
 
 class _Lock:
@@ -66,7 +80,7 @@ class _Lock:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EAGAIN, errno.EACCES):
-                    holder = os.pread(self._file, 200, 0).decode(errors="replace").strip() or "a process that starts just now"
+                    holder = _lines(os.pread(self._file, MOST, 0))[0] or "a process that starts just now"
                     raise UserError(
                         f"{workdir} is in use by another run, {holder}: wait for it, end it, or use another --workdir"
                     ) from None
@@ -81,10 +95,45 @@ class _Lock:
             os.ftruncate(self._file, 0)
             os.write(self._file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
 
-    def release(self) -> None:
-        """Remove the file, and the folders that this lock created if they are empty. The file is removed before unlocking."""
+    def release(self, error: str) -> None:
+        """Write the error into the file. Without one, remove the file, and folders that this lock created, if empty.
+
+        The file is removed before it is unlocked.
+        """
         with contextlib.suppress(OSError):
-            self._path.unlink()
-            for folder in self._made:
-                folder.rmdir()
+            if error:
+                os.write(self._file, shown(" ".join(error.split())).encode(errors="replace")[: MOST // 2] + b"\n")
+            else:
+                self._path.unlink()
+                for folder in self._made:
+                    folder.rmdir()
         os.close(self._file)
+
+
+def last_process(workdir: Path) -> tuple[str, str]:
+    """Return (the process that holds the lock, as it says itself; how the last one failed), each "" if there is none.
+
+    Takes no lock. A process that is gone without an error counts as failed if it was one of this host: of others nothing is
+    known here.
+    """
+    pack = "qqihh" if sys.platform == "darwin" else "hhqqi"  # struct flock
+    ask = (0, 0, 0, fcntl.F_WRLCK, 0) if sys.platform == "darwin" else (fcntl.F_WRLCK, 0, 0, 0, 0)
+    try:
+        with open(os.open(workdir / LOCK, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would be waited for
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                return "", ""
+            answer = struct.unpack(pack, fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(pack, *ask)))
+            name, error = _lines(file.read(MOST))
+    except OSError:
+        return "", ""
+    if answer[3 if sys.platform == "darwin" else 0] != fcntl.F_UNLCK:
+        return name or "a process", ""
+    process = re.fullmatch(r"process (\d{1,9}) on (.*)", name)
+    gone = process and process[2] == socket.gethostname() and not psutil.pid_exists(int(process[1]))
+    return "", error or (KILLED if gone else "")
+
+
+def _lines(content: bytes) -> tuple[str, str]:
+    """Return the name of the process and its error, "" where there is none."""
+    name, _, error = content.decode(errors="replace").strip().partition("\n")
+    return name.strip(), error.strip()

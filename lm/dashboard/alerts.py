@@ -6,7 +6,8 @@ not finite     a loss or gradient norm in metrics.jsonl that is not finite
 diverged       the run ended because of it
 watchdog       hang-PROCESS.txt: a process was ended because a step took too long
 damaged        NAME.damaged beside a checkpoint or a file: it was set aside
-stalled        nothing is written any more, though the run is not at its end
+crashed        .lock: the process of the run failed, or was killed on this host (lm/lock.py)
+stalled        nothing is written any more, though the run is not at its end and its process lives or is not known here
 stopped        an attempt ended before the end of the run (goodput.jsonl): a kill, a crash, or a lost host
 failed         alerts.jsonl (lm/train/alerts.py): the run ended with an error
 high loss      alerts.jsonl: the loss of a checkpoint was far above its lowest
@@ -89,6 +90,9 @@ def _ending(run: Run, evidence: Evidence, now: float) -> Iterator[Alert]:
         yield Alert(
             ERROR, "diverged", f"the run ended without a finite loss or gradient, {run.place}", run.steps, evidence.newest
         )
+    elif run.state == "crashed":
+        text = f"its process ended before the run did, {run.place}; the same command resumes it"
+        yield Alert(ERROR, "crashed", text, run.steps, evidence.newest)
     elif run.state == "running" and silent > patience(evidence):
         text = f"it still runs, but has written nothing for {duration(silent)}, {run.place}"
         yield Alert(WARNING, "stalled", text, run.steps, evidence.newest)

@@ -13,8 +13,8 @@ from lm.dashboard.lines import MOST_KEYS, columns
 from lm.dashboard.series import MOST, Series
 from lm.dashboard.tail import Tail
 from lm.errors import UserError
-from lm.lock import LOCK
-from lm.reports.run_folders import Run, holder, json_object, kind, state
+from lm.lock import LOCK, last_process
+from lm.reports.run_folders import Run, json_object, kind, state
 from lm.reports.run_metrics import Metrics, chart_of, is_number
 from lm.reports.runs import MEASURES, Figure, sound_figures
 from lm.strangers import read_json, shown
@@ -234,7 +234,8 @@ class Watched:
         if RECORD not in names and run.kind != "doremi":  # which has its record in reference/
             faults.append(f"{RECORD} is missing")
         run.faults = [shown(fault)[:500] for fault in faults]
-        run.state, place = state(run, holder(run.folder) if LOCK in names and self.folder.inside(LOCK) else "")
+        process = last_process(run.folder) if LOCK in names and self.folder.inside(LOCK) else ("", "")
+        run.state, place = state(run, *process)
         if not self.folder.inside("checkpoints"):
             place = place.partition("; saved")[0]
         written = [stamp[0] / 1e9 for stamp in map(self.folder.stamp, (METRICS, ACCOUNTS)) if stamp]

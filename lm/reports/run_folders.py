@@ -3,11 +3,8 @@
 Damage never stops the search. A `Run` says what is wrong with it.
 """
 
-import fcntl
 import itertools
 import os
-import struct
-import sys
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lm.errors import UserError
-from lm.lock import LOCK
-from lm.reports.run_metrics import Metrics, check_regular, is_number, read_metrics
+from lm.lock import LOCK, last_process
+from lm.reports.run_metrics import Metrics, is_number, read_metrics
 from lm.strangers import MOST_BYTES, read_json
 from lm.workdir import RECORD, kind_of, read_config, steps_saved
 
@@ -32,7 +29,8 @@ class Run:
     """What one folder holds. Missing or damaged files are empty here.
 
     name: its path on the page. kind: a method of align.py, a value of KINDS, "doremi" or "unknown". faults: what is wrong.
-    state: finished, running, interrupted, diverged, no report, stopped (a server), imported, damaged. place: how far it came.
+    state: finished, running, interrupted, crashed, diverged, no report, stopped (a server), imported, damaged. place: how far
+    it came.
     """
 
     folder: Path
@@ -154,14 +152,14 @@ def read_run(folder: Path, names: Sequence[str]) -> Run | None:
     if not ours and not run.faults and "metrics.jsonl" not in names:
         return None
     run.results = json_object(folder / "results.json", run.faults) if run.origin == "evaluate" else {}
-    running = "" if LOCK not in names else holder(folder)
+    running, error = last_process(folder) if LOCK in names else ("", "")
     if "metrics.jsonl" in names:
         run.metrics = read_metrics(folder / "metrics.jsonl", partial=bool(running))
         run.faults += run.metrics.faults
     run.kind = kind(run, names)
     if RECORD not in names and run.kind != "doremi":  # which has its record in reference/
         run.faults.append(f"{RECORD} is missing")
-    run.state, run.place = state(run, running)
+    run.state, run.place = state(run, running, error)
     return run
 
 
@@ -178,8 +176,8 @@ def kind(run: Run, names: Sequence[str]) -> str:
     return KINDS.get(run.origin, "unknown")
 
 
-def state(run: Run, running: str) -> tuple[str, str]:
-    """Return (state, how far it came). running: the process that holds its lock, or ""."""
+def state(run: Run, running: str, error: str) -> tuple[str, str]:
+    """Return (state, how far it came). running, error: of lm.lock.last_process."""
     steps, of = run.steps, run.config.get("steps") if run.origin in TRAINED and run.kind != "safety" else None
     place = f"step {steps or 0:,} of {of:,}" if is_number(of) else ""
     if running:
@@ -192,27 +190,15 @@ def state(run: Run, running: str) -> tuple[str, str]:
         return "finished", ""
     if run.metrics.diverged(run.config.get("max_skipped_in_row")):
         return "diverged", place
+    saved = steps_saved(run.folder) if is_number(of) and (steps or 0) < of else []
+    place += f"; saved at step {saved[-1]:,}" if saved else ""
+    if error:
+        return "crashed", "; ".join(filter(None, [place, shown(error)]))
     if is_number(of) and (steps or 0) < of:
-        saved = steps_saved(run.folder)
-        return "interrupted", f"{place}; saved at step {saved[-1]:,}" if saved else place
+        return "interrupted", place
     if run.results or is_number(of):
         return "no report", place
     return "interrupted", ""
-
-
-def holder(folder: Path) -> str:
-    """Return the process that holds the lock of a workdir, as it says itself; "" if none does. Takes no lock itself."""
-    pack = "qqihh" if sys.platform == "darwin" else "hhqqi"  # struct flock
-    ask = (0, 0, 0, fcntl.F_WRLCK, 0) if sys.platform == "darwin" else (fcntl.F_WRLCK, 0, 0, 0, 0)
-    try:
-        check_regular(folder / LOCK)
-        with (folder / LOCK).open("rb") as file:
-            told = struct.unpack(pack, fcntl.fcntl(file, fcntl.F_GETLK, struct.pack(pack, *ask)))
-            if told[3 if sys.platform == "darwin" else 0] != fcntl.F_UNLCK:
-                return file.read(200).decode(errors="replace").strip() or "a process"
-    except OSError:
-        pass
-    return ""
 
 
 def related(runs: Sequence[Run]) -> tuple[dict[int, int], dict[int, int]]:

@@ -14,7 +14,7 @@ import optuna
 from optuna.trial import TrialState
 
 from lm.config_files import HOME
-from lm.reports.run_folders import holder
+from lm.lock import last_process
 from lm.train.history import load_metrics
 
 RESTARTS = 2  # of a trial whose process was killed from outside
@@ -39,7 +39,7 @@ class Running:
     def poll(self) -> tuple[TrialState, float | None, str] | None:
         """Report new values and prune. Return (state, value, why) when the trial has ended, else None."""
         if self._process is None:
-            if not holder(self.folder):
+            if not last_process(self.folder)[0]:
                 self._start()
             return None
         code = self._process.poll()

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from lm.errors import Ended
 from lm.train.rewind import Rewinds
 
 MANY, FREQUENT = 10, 25  # spikes, and one in so many steps
 
 
-class Diverged(Exception):
+class Diverged(Ended):
     """The run cannot continue: too many steps in a row with a loss or gradient that is not finite, an update that overflowed,
     or a state to save that is not finite. step: the last one."""
 

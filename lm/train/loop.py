@@ -22,6 +22,7 @@ from lm.adapt import lora, quantize
 from lm.bucket.places import with_urls
 from lm.convert.base import reference
 from lm.convert.source import open_source
+from lm.errors import Stopped
 from lm.model.linear import trainable
 from lm.parallel import memory
 from lm.parallel.context import sequences_whole
@@ -50,15 +51,6 @@ from lm.train.step import (
 from lm.train.supervision import Supervision
 from lm.train.values import check_length, check_values
 from lm.workdir import check_record, steps_saved
-
-
-class Stopped(Exception):
-    """A signal stopped the run after its state was saved. `signum` is the signal's number."""
-
-    def __init__(self, signum: int, step: int):
-        name = signal.Signals(signum).name
-        super().__init__(f"stopped by {name} after step {step}, which was saved; run the same command to resume")
-        self.signum = signum
 
 
 def train(
@@ -261,7 +253,9 @@ def _train(config, trainer, mesh, stream, validate, workdir, start, rewinds, fro
             if signum:
                 run.enter("save")
                 checkpoints.wait(functools.partial(save, step))
-                raise Stopped(signum, step)
+                name = signal.Signals(signum).name
+                text = f"stopped by {name} after step {step}, which was saved; run the same command to resume"
+                raise Stopped(text, signum)
         seconds = time.perf_counter() - started
         run.enter("validation")
         final = None

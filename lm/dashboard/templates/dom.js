@@ -74,7 +74,7 @@ export function pathOf(name) {
   return [make("span", {}, make("bdi", {}, name.slice(0, at))), make("bdi", {}, name.slice(at))];
 }
 
-const MARKS = { running: "●", finished: "✓", interrupted: "‖", diverged: "✕", damaged: "!", "no report": "◌", stopped: "■", imported: "↓", reading: "…" };
+const MARKS = { running: "●", finished: "✓", interrupted: "‖", crashed: "✕", diverged: "✕", damaged: "!", "no report": "◌", stopped: "■", imported: "↓", reading: "…" };
 
 export function mark(state) {
   return make("span", { class: `mark ${state}`, title: state, role: "img", "aria-label": state }, MARKS[state] ?? "?");

@@ -4,6 +4,9 @@ import json
 import os
 import time
 
+import pytest
+
+from lm.lock import locked
 from tests.lm.dashboard.watched_runs import again, append, eventful, named, old, store
 from tests.lm.reports.made_runs import a_run, aligned, lines, trained
 
@@ -62,6 +65,15 @@ def test_a_run_that_goes_silent_is_stalled_and_one_that_goes_on_is_not(tmp_path)
     append(folder, {"step": 13, "loss": 2.0, "grad_norm": 1.0, "skipped": 0, "tokens": 832})
     found.look()
     assert kinds(named(found, "run")) == {}
+
+
+def test_a_run_whose_process_failed_has_crashed_and_is_not_stalled(tmp_path):
+    folder = a_run(tmp_path / "run", rows=lines(12))
+    with pytest.raises(RuntimeError), locked(folder):
+        raise RuntimeError("the device is gone")
+    found = named(store(tmp_path), "run")
+    assert found.run.state == "crashed" and found.alerts[0].level == "error" and kinds(found).keys() == {"crashed"}
+    assert "step 12 of 20; RuntimeError: the device is gone; the same command resumes it" in kinds(found)["crashed"]
 
 
 def test_divergence_and_the_alarms_of_a_report(tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import urllib.parse
@@ -11,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lm.errors import UserError
+from lm.errors import Stopped, UserError
+from lm.lock import KILLED, locked
 from lm.reports import run_metrics
 from lm.reports.run_folders import read_runs, related, tree
 from lm.reports.runs import Figure, differences, html, result_rows, write
@@ -94,6 +97,29 @@ def test_a_run_that_goes_on_is_told_from_one_that_was_killed(tmp_path):
         }
         assert not any(run.faults for run in read_runs([tmp_path]))
         process.stdin.close()
+
+
+def test_a_run_that_failed_or_was_killed_here_has_crashed(tmp_path):
+    for name in ("failed", "stopped", "refused"):
+        a_run(tmp_path / name, rows=lines(3))
+    (tmp_path / "failed" / "checkpoints" / "2").mkdir(parents=True)
+    with pytest.raises(RuntimeError), locked(tmp_path / "failed"):
+        raise RuntimeError("the device\nis gone")
+    for name, end in (("stopped", Stopped("saved", signal.SIGTERM)), ("refused", UserError("no such key"))):
+        with pytest.raises(type(end)), locked(tmp_path / name):
+            raise end
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    (a_run(tmp_path / "killed", rows=lines(3)) / ".lock").write_text(f"process {gone.pid} on {socket.gethostname()}\n")
+    assert states(tmp_path) == {
+        "failed": ("crashed", "step 3 of 20; saved at step 2; RuntimeError: the device is gone"),
+        "stopped": ("interrupted", "step 3 of 20"),
+        "refused": ("interrupted", "step 3 of 20"),
+        "killed": ("crashed", f"step 3 of 20; {KILLED}"),
+    }
+    with locked(tmp_path / "failed"):  # it goes on, and is stopped
+        pass
+    assert states(tmp_path)["failed"][0] == "interrupted"
 
 
 def test_damage_is_named_and_stops_nothing(tmp_path):
