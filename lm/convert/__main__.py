@@ -37,7 +37,7 @@ and cuda, their weights, and a manifest: for runtimes that do not have this code
 like any other model here. To give it to llama.cpp, export the model itself with --dtype=q8_0 instead.
 
 A tensor that is missing, unknown or of another shape stops a command with one line that lists it. Output is written
-completely or not at all. A folder that is not empty is never overwritten.
+completely or not at all, and never over other files. The same export again leaves what it wrote as it is.
 """
 
 import difflib
@@ -49,7 +49,7 @@ from absl import flags
 from data.text.hf_tokenizer import has_tokenizer
 from lm import cli, compile_cache
 from lm.cli import check_folder
-from lm.convert.folders import check_free
+from lm.convert.folders import check_free, check_target
 from lm.errors import UserError, no_model
 from lm.gguf_file import SUFFIX
 from lm.workdir import kind_of, read_config, steps_saved
@@ -155,9 +155,11 @@ def main() -> None:
     flag = named[1]
     if command == "export":
         _check_ending(to)
-    check_folder(to, flag)
-    if to.suffix != SUFFIX:
+    check_folder(to.parent if command == "export" and to.suffix == SUFFIX else to, flag)
+    if command != "export":
         check_free(to, flag)
+    elif to.suffix != SUFFIX:
+        check_target(to)
     if not read.is_dir() and not (named[0] == "from" and read.suffix == SUFFIX and read.is_file()):
         raise UserError(no_model(FLAGS[named[0]].value))
     towers = _towers() if command == "import" else {}

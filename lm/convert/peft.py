@@ -29,7 +29,7 @@ from lm.convert.families import ALL, canonical, family_for, family_of
 from lm.convert.files import ADAPTER_SETTINGS as SETTINGS
 from lm.convert.files import ADAPTER_WEIGHTS as WEIGHTS
 from lm.convert.files import Planned, make_file, read_json, tensors_of_file, write
-from lm.convert.folders import check_free, written_whole
+from lm.convert.folders import check_target, written_whole
 from lm.convert.published import is_published
 from lm.convert.rows import Place, Row, places
 from lm.errors import UserError
@@ -148,7 +148,7 @@ def export_peft(
     Raises: UserError if the folder is taken, the model has no adapter, or no family can hold it.
     """
     folder = Path(folder)
-    check_free(folder, "to")
+    check_target(folder)
     if not config.adapter.rank:
         raise UserError("the model has no adapter to export: model.adapter.rank=0")
     if config.vision.num_layers or config.audio.num_layers:

@@ -12,6 +12,7 @@ from data.text.hf_tokenizer import has_tokenizer
 from data.text.to_gguf import tokenizer_settings
 from data.text.tokenizer import load_tokenizer
 from lm.checkpoint import newest
+from lm.convert.folders import check_unchanged
 from lm.convert.gguf.modelfile import modelfile
 from lm.convert.gguf.settings import check_same, settings_of
 from lm.convert.gguf.tensors import Layout, Part, layouts
@@ -19,7 +20,7 @@ from lm.convert.multimodal.text import check_text_only
 from lm.convert.rows import Place, places, theirs_of
 from lm.convert.to_published import AS_IS, Arrays, family_that_holds, to_export
 from lm.errors import UserError
-from lm.gguf_file import PLAIN, GGUFFile, StoredTensor, nbytes_of, writing
+from lm.gguf_file import MAGIC, PLAIN, GGUFFile, StoredTensor, nbytes_of, writing
 from lm.progress import progress
 from lm.saving import write as save
 
@@ -46,10 +47,10 @@ def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None =
       dtype: of matrices, one of TYPES; as-is: the embedding's stored dtype. Norms, biases, routers and learned positions are
         float32. A matrix whose rows are no whole blocks of a quantised type becomes float16.
       family, merge: as in `to_published`.
-    Raises: UserError if the file exists, there is no checkpoint, or no architecture of llama.cpp computes the same function.
+    Raises: UserError if another file is there, there is no checkpoint, or no architecture of llama.cpp computes the same.
     """
-    if to.exists():
-        raise UserError(f"--to={to} exists: name a new file, since files are never overwritten")
+    if to.exists() and not (to.is_file() and to.open("rb").read(len(MAGIC)) == MAGIC):
+        raise UserError(f"--to={to} exists and is no GGUF file: name a new file, since files are never overwritten")
     checkpoints, step = newest(workdir)
     with contextlib.closing(checkpoints):
         saved = checkpoints.meta(step)["config"]
@@ -82,6 +83,8 @@ def to_gguf(workdir: Path, to: Path, *, dtype: str = AS_IS, family: str | None =
             beside = to.with_suffix(".Modelfile")
         try:
             _write(partial, settings, types, factors, found, by_name, arrays)
+            if to.exists():
+                check_unchanged(partial, to)
             save(beside, content)  # first, so that a file that stands is complete
             partial.rename(to)
         finally:

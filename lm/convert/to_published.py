@@ -19,7 +19,7 @@ from lm.checkpoint import Checkpoints, named, nested, newest, plain, unplain
 from lm.config import ModelConfig
 from lm.convert.families import FAMILIES, config_json, copies, essence, family_for
 from lm.convert.files import Planned, lay_out, read_json, write
-from lm.convert.folders import check_free, written_whole
+from lm.convert.folders import check_target, written_whole
 from lm.convert.multimodal.processor import copy_processor
 from lm.convert.peft import export_peft
 from lm.convert.published import is_published
@@ -59,9 +59,9 @@ def to_published(
       family: the model_type to export as; None: that of the import, or the first that can hold the model.
       merge: merge an adapter into its weights, and dequantize weights. The model must then fit the first device in float32;
         as-is then means the dtype of the model that the run started from.
-    Raises: UserError if `to` exists and is not empty, there is no checkpoint, or no family can hold the model.
+    Raises: UserError if `to` holds anything but this export, there is no checkpoint, or no family can hold the model.
     """
-    check_free(to, "to")
+    check_target(to)
     checkpoints, step = newest(workdir)
     with contextlib.closing(checkpoints):
         saved = checkpoints.meta(step)["config"]
@@ -97,9 +97,9 @@ def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str 
       base: the base model for adapter_config.json, a folder or a hub name; None: the model that the run started from.
       family: the model_type whose module names are used; None: that of the base, or of the model that the run started from, or
         the first that can hold the model.
-    Raises: UserError if `to` exists and is not empty, there is no checkpoint or no adapter, or no family can hold the model.
+    Raises: UserError if `to` holds anything but this export, no checkpoint or no adapter is there, or no family can hold it.
     """
-    check_free(to, "to")
+    check_target(to)
     checkpoints, step = newest(workdir)
     with contextlib.closing(checkpoints):
         saved = checkpoints.meta(step)["config"]

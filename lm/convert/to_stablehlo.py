@@ -30,7 +30,7 @@ from data.text.tokenizer import load_tokenizer
 from lm.checkpoint import named, plain
 from lm.config import ModelConfig
 from lm.convert.files import Planned, lay_out, write
-from lm.convert.folders import check_free, written_whole
+from lm.convert.folders import check_target, written_whole
 from lm.convert.multimodal.text import check_text_only
 from lm.convert.programs import Programs, for_decoding, programs
 from lm.convert.source import Source, on_first_device, open_source
@@ -66,9 +66,9 @@ def to_stablehlo(
       dtype: of products, matrices and cache, float32 or bfloat16; as-is: the model's own.
       max_shard_gb: size of a file of weights in 10⁹ bytes.
       merge: merge an adapter into its weights, and dequantize weights. Else the programs compute with them as they are.
-    Raises: UserError if `to` exists and is not empty, there is no model, or its programs cannot have these sizes.
+    Raises: UserError if `to` holds anything but this export, there is no model, or its programs cannot have these sizes.
     """
-    check_free(to, "to")
+    check_target(to)
     prompt = prompt or length // 2
     source = open_source(path)
     check_text_only(source.config, path, "our StableHLO")

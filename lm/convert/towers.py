@@ -18,7 +18,7 @@ from lm.checkpoint import named, nested, newest, plain, unplain
 from lm.config import Audio, ModelConfig, Vision
 from lm.convert import stream
 from lm.convert.files import tensors_of
-from lm.convert.folders import check_free, written_whole
+from lm.convert.folders import check_target, written_whole
 from lm.convert.multimodal import encoders, voxtral
 from lm.convert.published import Published, complaint
 from lm.convert.rows import Place, Row
@@ -84,9 +84,9 @@ def section_of(hf: Mapping, folder: Path, name: str, token_id: int) -> Vision | 
 def to_tower(workdir: Path, to: Path, name: str) -> None:
     """Write the encoder of the newest checkpoint: config.json and safetensors, without its projector.
 
-    Raises: UserError if `to` exists and is not empty, or there is no checkpoint or no such encoder.
+    Raises: UserError if `to` holds anything but this export, or there is no checkpoint or no such encoder.
     """
-    check_free(to, "to")
+    check_target(to)
     checkpoints, step = newest(workdir)
     with contextlib.closing(checkpoints):
         arrays = to_export(workdir, checkpoints, step, merge=False, before=True)

@@ -124,7 +124,7 @@ def test_nothing_is_ever_written_over(tmp_path):
         lambda: to_published.to_published(workdir, taken),
         lambda: to_published.to_published(workdir, published),
     ):
-        with pytest.raises(UserError, match="exists and is not empty"):
+        with pytest.raises(UserError, match="is not empty"):
             call()
     with pytest.raises(UserError, match="mine is a file"):
         to_published.to_published(workdir, taken / "mine" / "deep")
@@ -133,6 +133,11 @@ def test_nothing_is_ever_written_over(tmp_path):
     (tmp_path / "empty").mkdir()
     to_published.to_published(workdir, tmp_path / "empty")
     assert contents(tmp_path / "empty") == contents(published)
+    to_published.to_published(workdir, tmp_path / "empty")  # the same export again
+    assert contents(tmp_path / "empty") == contents(published)
+    with pytest.raises(UserError, match="and its config.json is not that of this export: name a new folder"):
+        to_published.to_published(workdir, tmp_path / "empty", dtype="float32")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "empty", "taken", "w"]
 
 
 def test_what_fails_leaves_nothing_and_what_was_killed_is_swept_away(tmp_path):

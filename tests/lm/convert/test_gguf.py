@@ -153,8 +153,13 @@ def test_a_value_beyond_float16_is_refused_and_nothing_is_left(tmp_path):
 def test_a_file_is_never_overwritten(tmp_path):
     _, file = exported(tmp_path, "llama")
     before = file.read_bytes(), (tmp_path / "Modelfile").read_text()
-    with pytest.raises(UserError, match="exists"):
-        to_gguf(tmp_path / "run", file)
+    assert to_gguf(tmp_path / "run", file) == tmp_path / "Modelfile"  # the same export again
+    with pytest.raises(UserError, match="x.gguf exists, and its x.gguf is not that of this export: name a new file"):
+        to_gguf(tmp_path / "run", file, dtype="f16")
+    (tmp_path / "z.gguf").write_text("mine")
+    with pytest.raises(UserError, match="z.gguf exists and is no GGUF file: name a new file"):
+        to_gguf(tmp_path / "run", tmp_path / "z.gguf")
+    assert (tmp_path / "z.gguf").read_text() == "mine" and not list(tmp_path.glob(".*"))
     to_gguf(tmp_path / "run", tmp_path / "y.gguf")
     assert before == (file.read_bytes(), (tmp_path / "Modelfile").read_text())
     assert "FROM ./y.gguf" in (tmp_path / "y.Modelfile").read_text()
