@@ -37,31 +37,36 @@ class Evaluator:
         bytes_V = jnp.asarray(table)
 
         def sums(params, batch):
-            objective = trainer.evaluate(params, batch)
             target_bytes = bytes_V.at[batch["targets"]].get(out_sharding=spec("batch", "length"))
             counted = jnp.sum(batch["weights"] * target_bytes)
-            return {"nll": objective["metrics"]["loss"][0], "weight": objective["weight"], "bytes": counted}
+            found = {"nll": trainer.nll(params, batch), "tokens": jnp.sum(batch["weights"]), "bytes": counted}
+            if trainer.objective.is_nll:
+                return found | {"objective": found["nll"], "weight": found["tokens"]}
+            own = trainer.evaluate(params, batch)
+            return found | {name: own[name] for name in ("objective", "weight")}
 
-        self._step = jax.jit(sums)
+        self._step, self._is_nll = jax.jit(sums), trainer.objective.is_nll
 
     def __call__(self, params, at_most: int | None = None) -> dict:
-        """Return {"loss": nats per token, "bits_per_byte": Σ nll / (ln 2 · Σ bytes), "tokens", "bytes"}.
+        """Return {"loss": the objective by its weight, "bits_per_byte": Σ nll / (ln 2 · Σ bytes), "tokens", "bytes"}.
 
-        With several sources also "bits_per_byte/NAME" of each. at_most: batches over all sources, but at least one of each.
-        The end-of-document token is a target with an nll and 0 bytes.
+        The objective of pretraining is the nll in nats per token; a run with another one also has "nll". With several sources
+        also "bits_per_byte/NAME" of each. at_most: batches over all sources, but at least one of each. The end-of-document
+        token is a target with an nll and 0 bytes.
         """
         sizes, total = self._batches, sum(self._batches.values())
         if at_most is not None:
             sizes = {name: max(1, min(at_most, total) * size // total) for name, size in sizes.items()}
         step = functools.partial(self._step, params)
         found = {name: summed(step, feed.spread(sizes[name])) for name, feed in self._feeds.items()}
-        totals = {key: sum(sums[key] for sums in found.values()) for key in ("nll", "weight", "bytes")}
+        totals = {key: sum(sums[key] for sums in found.values()) for key in ("nll", "tokens", "bytes", "objective", "weight")}
         each = {f"bits_per_byte/{name}": _bits_per_byte(sums) for name, sums in found.items()}
         return {
-            "loss": totals["nll"] / max(1.0, totals["weight"]),
+            "loss": totals["objective"] / max(1e-9, totals["weight"]),
+            **({} if self._is_nll else {"nll": totals["nll"] / max(1.0, totals["tokens"])}),
             "bits_per_byte": _bits_per_byte(totals),
             **(each if len(each) > 1 else {}),
-            "tokens": int(totals["weight"]),
+            "tokens": int(totals["tokens"]),
             "bytes": int(totals["bytes"]),
         }
 

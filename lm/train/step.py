@@ -60,11 +60,12 @@ class Objective(NamedTuple):
 
     loss(model, batch, frozen, key) -> (sum over the batch, Sums), float32. weight(batch) -> the divisor of the sum, always for
     the whole batch, also if it is sliced. frozen: whatever does not learn, such as a reference or a teacher. key: new in each
-    step, None in evaluation.
+    step, None in evaluation. is_nll: in evaluation the loss is Σ w·nll of the next tokens, and nothing else.
     """
 
     loss: Callable[[Transformer, dict, Any, jax.Array | None], tuple[jax.Array, Sums]]
     weight: Callable[[dict], jax.Array]
+    is_nll: bool = False
 
 
 class Trainer(NamedTuple):
@@ -73,6 +74,7 @@ class Trainer(NamedTuple):
     init(params=None) -> TrainState, with random parameters if none are given. step(state, batch, frozen=None) -> (TrainState,
     metrics). evaluate(params, batch, frozen=None) -> {"objective", "weight", "metrics"}, sums over the batch. offload: the
     optimizer's moments are in host memory between steps (config.optimizer.offload). objective: the Objective of the step.
+    nll(params, batch) -> Σ w·nll of the next tokens in nats, whatever the objective is.
     """
 
     init: Any
@@ -81,6 +83,7 @@ class Trainer(NamedTuple):
     abstract_params: nnx.State
     offload: bool = False
     objective: Any = None
+    nll: Any = None
 
 
 def make_trainer(config, objective: Objective | None = None, updates: int = 1) -> Trainer:
@@ -168,7 +171,10 @@ def make_trainer(config, objective: Objective | None = None, updates: int = 1) -
         total, sums = objective.loss(nnx.merge(graph, params), batch, frozen, None)
         return {"objective": total, "weight": objective.weight(batch), "metrics": sums.metrics}
 
-    return Trainer(init, step, evaluate, abstract, offload, objective)
+    def nll(params: nnx.State, batch: dict) -> jax.Array:
+        return token_loss(nnx.merge(graph, params), batch, z_loss=0.0)[1]
+
+    return Trainer(init, step, evaluate, abstract, offload, objective, nll)
 
 
 def moving_average(average: nnx.State, params: nnx.State, updates: jax.Array, decay: float) -> nnx.State:
@@ -239,7 +245,7 @@ def pretraining(*, z_loss: float, mtp_loss: float) -> Objective:
             return objective, Sums({"loss": (nll, jnp.sum(batch["weights"]))}, {})
         return training_loss(model, batch, z_loss=z_loss, mtp_loss=mtp_loss)
 
-    return Objective(loss, lambda batch: jnp.sum(batch["weights"]))
+    return Objective(loss, lambda batch: jnp.sum(batch["weights"]), is_nll=True)
 
 
 def token_loss(model: Transformer, batch: dict, *, z_loss: float) -> tuple[jax.Array, jax.Array]:

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.train import default
+from configs.train import default, tiny
 from data.text.sizes import parse_sizes
 from lm.align.run import Validation
+from lm.model.transformer import build
 from lm.parallel.mesh import make_mesh
 from lm.train.evaluator import Evaluator
 from lm.train.feed import Feed
-from lm.train.step import Trainer
+from lm.train.step import Objective, Sums, Trainer, make_trainer, model_config_of, token_loss
 
 B, T, N = 8, 4, 12
 
@@ -46,7 +47,10 @@ def trainer(before=lambda x: x):
         weight = jnp.sum(batch["weights"])
         return {"objective": nll, "weight": weight, "metrics": {"loss": (nll, weight), "none": (nll, 0.0 * weight)}}
 
-    return Trainer(None, None, evaluate, None)
+    def nll(params, batch):
+        return evaluate(params, batch)["objective"]
+
+    return Trainer(None, None, evaluate, None, objective=Objective(None, None, is_nll=True), nll=nll)
 
 
 def validations(batches, mesh, before=lambda x: x):
@@ -89,6 +93,32 @@ def test_each_source_and_all_together():
     nll = one["loss"] * one["tokens"] + other["loss"] * other["tokens"]
     assert both["loss"] == pytest.approx(nll / both["tokens"], rel=1e-6)
     assert len(many.read) == 4 and len(three.read) == 1 and few["tokens"] < both["tokens"]
+
+
+def test_bits_per_byte_are_those_of_the_text_whatever_is_minimised():
+    config = tiny.get_config()
+    sizes = dict(vocab_size=32, num_layers=1, embed_dim=8, num_heads=1, num_kv_heads=1, head_dim=8, mlp_dim=8)
+    config.model.update(sizes)
+    config.optimizer.learning_rate = 1e-3
+
+    class Text(Counted):
+        def batch(self, n, rows=None):
+            found = super().batch(n, rows)
+            places = {"positions": np.zeros_like(found["targets"]), "segment_ids": np.ones_like(found["targets"])}
+            return found | places | {"tokens": found["targets"]}
+
+    def scaled(model, batch, frozen, key):
+        total, nll = token_loss(model, batch, z_loss=0.0)
+        return 0.01 * total, Sums({"loss": (0.01 * nll, jnp.sum(batch["weights"]))}, {})
+
+    mesh, found = make_mesh({"data": 1}, jax.devices()[:1]), []
+    with jax.set_mesh(mesh):
+        params = jax.jit(lambda: build(model_config_of(config), 0))()
+        for objective in (None, Objective(scaled, lambda batch: 2 * jnp.sum(batch["weights"]))):
+            found.append(Evaluator(make_trainer(config, objective), {"text": Text()}, mesh, Bytes, 32)(params, 3))
+    plain, other = found
+    assert other["bits_per_byte"] == plain["bits_per_byte"] > 0 and other["nll"] == plain["loss"] and "nll" not in plain
+    assert other["loss"] == pytest.approx(plain["loss"] * 0.01 / 2) and other["tokens"] == plain["tokens"]
 
 
 @pytest.mark.parametrize("which", [0, 1], ids=["text", "examples"])
