@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ from typing import Any
 
 import ml_collections
 
+from lm.commands import runnable
 from lm.errors import UserError, windows_hint
 
 HOME = Path(__file__).parents[1]  # the clone: verbs and configs/
@@ -68,10 +70,8 @@ def _usual(verb: str) -> str:
 
 def missing(verb: str) -> str:
     """Return the error message for a command without --config."""
-    return (
-        f"--config is missing: name a file such as {_usual(verb)}, and a folder for the run: "
-        f"python {verb if verb in USUAL else 'train'}.py --config={_usual(verb)} --workdir=runs/mine"
-    )
+    command = f"python {verb if verb in USUAL else 'train'}.py --config={_usual(verb)} --workdir=runs/mine"
+    return f"--config is missing: name a file such as {_usual(verb)}, and a folder for the run: {runnable(command)}"
 
 
 def load(path: str) -> ml_collections.ConfigDict:
@@ -128,9 +128,9 @@ def check_verb(config: ml_collections.ConfigDict, path: str, verb: str) -> None:
     """Raise UserError if the config is for another verb."""
     other = verb_of(config.to_dict())
     if verb in USUAL and other and other != verb:
+        command = runnable(f"python {other}.py --config={shlex.quote(path)}")
         raise UserError(
-            f"--config={path} is for {other}.py: run python {other}.py --config={path}, or name a config of {verb}.py such as "
-            f"{_usual(verb)}"
+            f"--config={path} is for {other}.py: run {command}, or name a config of {verb}.py such as {_usual(verb)}"
         )
 
 

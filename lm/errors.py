@@ -3,8 +3,11 @@
 import contextlib
 import os
 import re
+import shlex
 from collections.abc import Collection
 from pathlib import Path
+
+from lm.commands import runnable
 
 
 class UserError(Exception):
@@ -61,10 +64,8 @@ def no_model(path: str | os.PathLike) -> str:
 
 def no_base(path: str | os.PathLike) -> str:
     """Return why the folder of an adapter is no model, and what to do."""
-    return (
-        f"{path} is an adapter without its model: python -m lm.convert import --from={path} --base=MODEL --workdir=DIR, "
-        "then use DIR"
-    )
+    command = shlex.join(["python", "-m", "lm.convert", "import", f"--from={path}", "--base=MODEL", "--workdir=DIR"])
+    return f"{path} is an adapter without its model: {runnable(command)}, then use DIR"
 
 
 def hub_hint(path: str | os.PathLike, kind: str = "model") -> str:

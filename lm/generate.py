@@ -14,6 +14,7 @@ from absl import flags
 import lm
 from data.chat.messages import make_message
 from lm import cli, compile_cache
+from lm.commands import runnable
 from lm.errors import UserError
 from lm.inputs import check_writer
 from lm.train.values import SEEDS
@@ -36,7 +37,8 @@ def main() -> None:
     cli.parse_flags(sys.argv)
     for name in ("checkpoint", "prompt"):
         if FLAGS[name].value is None:
-            raise UserError(f"--{name} is missing: python -m lm.generate --checkpoint=runs/mine --prompt='Once upon a time'")
+            command = runnable("python -m lm.generate --checkpoint=runs/mine --prompt='Once upon a time'")
+            raise UserError(f"--{name} is missing: {command}")
     if FLAGS.top_p <= 0:
         raise UserError(f"--top_p={FLAGS.top_p} must be above 0 and at most 1")
     if FLAGS.system and not FLAGS.chat:

@@ -5,6 +5,7 @@ The verbs call this first. Checks that need devices, a model or the data come la
 
 import contextlib
 import os
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from data.text.tokenizer import load_tokenizer
 from data.text.weights import parse_weights
 from lm.align import settings
 from lm.bucket.places import as_urls
+from lm.commands import runnable
 from lm.convert.files import check_weights, is_adapter
 from lm.errors import UserError, after, hub_hint, naming, no_base, no_model
 from lm.evals.judges.judges import check_answers, check_name
@@ -121,9 +123,10 @@ def check_speaker(key: str, path: str) -> None:
     check_writer(key, path)
     config = read_config(Path(path))
     if kind_of(config) == "train" and not config.get("init_from"):
+        command = runnable(shlex.join(["python", "-m", "lm.generate", f"--checkpoint={path}", "--prompt=TEXT"]))
         raise UserError(
-            f"{key}={path} is a base model, which has not learnt to answer: continue a text with python -m lm.generate "
-            f"--checkpoint={path} --prompt=TEXT, or tune it first with align.py --config=configs/align/sft.py"
+            f"{key}={path} is a base model, which has not learnt to answer: continue a text with {command}, or tune it first "
+            "with align.py --config=configs/align/sft.py"
         )
 
 

@@ -41,6 +41,7 @@ completely or not at all, and never over other files. The same export again leav
 """
 
 import difflib
+import shlex
 import sys
 from pathlib import Path
 
@@ -49,6 +50,7 @@ from absl import flags
 from data.text.hf_tokenizer import has_tokenizer
 from lm import cli, compile_cache
 from lm.cli import check_folder
+from lm.commands import runnable
 from lm.convert.folders import check_free, check_target
 from lm.errors import UserError, no_model
 from lm.gguf_file import SUFFIX
@@ -168,10 +170,8 @@ def main() -> None:
             f"--from={FLAGS['from'].value} is a workdir already: use it as it is, as --checkpoint or --config.init_from"
         )
     if named[0] == "workdir" and kind_of(read_config(read)) == "published" and not steps_saved(read):
-        raise UserError(
-            f"--workdir={FLAGS.workdir} is a Hugging Face folder: python -m lm.convert import --from={FLAGS.workdir} "
-            "--workdir=DIR first, then export DIR"
-        )
+        first = shlex.join(["python", "-m", "lm.convert", "import", f"--from={FLAGS.workdir}", "--workdir=DIR"])
+        raise UserError(f"--workdir={FLAGS.workdir} is a Hugging Face folder: {runnable(first)} first, then export DIR")
     if command == "import":
         from lm.convert.files import is_adapter
         from lm.convert.to_workdir import adapter_to_workdir, to_workdir

@@ -39,6 +39,7 @@ from pathlib import Path
 from absl import flags
 
 from lm import cli, saving
+from lm.commands import runnable
 from lm.errors import UserError
 from lm.personal import items as reading
 from lm.personal import key, offline
@@ -95,7 +96,8 @@ def main() -> None:
         hint = f"did you mean {near[0]}?" if near else f"commands are {', '.join(COMMANDS)}; --help explains them"
         raise UserError(f"no command {shown(command)!r}; {hint}" if command else hint)
     if not FLAGS.home:
-        raise UserError(f"--home is missing: python -m lm.personal {command} --home=DIR; --help shows examples")
+        example = runnable(f"python -m lm.personal {command} --home=DIR")
+        raise UserError(f"--home is missing: {example}; --help shows examples")
     takes, run = COMMANDS[command]
     if arguments and not takes:
         raise UserError(f"{command} takes no {shown(arguments[0])!r}: put flags before it, and write --NAME=VALUE")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from lm.bucket.places import as_urls
+from lm.commands import runnable
 
 
 def show(workdir: Path) -> None:
@@ -16,7 +17,8 @@ def show(workdir: Path) -> None:
     sentences = [verdict] if isinstance(verdict, str) else verdict
     rows = [("result", sentence) for sentence in sentences]
     rows += [("report", str(workdir / "report.html"))]
-    rows += [(f"next: {step['what'][0].lower()}{step['what'][1:]}", step["command"]) for step in report.get("next") or ()]
+    steps = report.get("next") or ()
+    rows += [(f"next: {step['what'][0].lower()}{step['what'][1:]}", runnable(step["command"])) for step in steps]
     print(flush=True)
     for name, text in ((name, as_urls(text)) for name, text in rows):
         print(f"{name}\n    {text}" if name.startswith("next") else f"{name}  {text}", flush=True)

@@ -62,5 +62,5 @@ def test_a_config_is_for_one_verb():
         verb: verb for verb in config_files.USUAL
     }
     config_files.check_verb(tiny.get_config(), "mine.py", "train")
-    with pytest.raises(UserError, match="is for train.py: run python train.py --config=mine.py"):
+    with pytest.raises(UserError, match="is for train.py: run .*python3? train.py --config=mine.py"):
         config_files.check_verb(tiny.get_config(), "mine.py", "align")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from lm.commands import runnable
 from lm.errors import UserError
 from lm.evals.judges.endpoint import Chat, Reply, answers_or_unknown, endpoint, mark_of, objects
 from lm.evals.judges.refusals import is_refusal
@@ -171,7 +172,7 @@ def check_answers(spec: str) -> None:
     try:
         socket.create_connection((url.hostname, url.port or (443 if url.scheme == "https" else 80)), timeout=5).close()
     except (OSError, ValueError) as error:
+        start = runnable("python serve.py --config=configs/serve/default.py --workdir=judge --config.checkpoint=MODEL")
         raise UserError(
-            f"judge {spec!r}: no server answers there ({error}): start it first, such as python serve.py "
-            "--config=configs/serve/default.py --workdir=judge --config.checkpoint=MODEL, or correct the URL"
+            f"judge {spec!r}: no server answers there ({error}): start it first, such as {start}, or correct the URL"
         ) from None
