@@ -15,7 +15,10 @@ def runnable(command: str) -> str:
     "python" becomes the interpreter of this process, and the script its path from here. A module of a clone that lies elsewhere
     gets its PYTHONPATH. Other commands are returned as they are.
     """
-    parts = shlex.split(command)
+    try:
+        parts = shlex.split(command)
+    except ValueError:  # of a damaged report
+        return command
     if len(parts) < 2 or parts[0] != "python":
         return command
     variables, script = [], ROOT / Path(parts[1]).name
@@ -30,7 +33,8 @@ def _interpreter() -> str:
     """Return `python` or `python3` if the shell finds this process's interpreter under that name, else its path from here."""
     own = _place(sys.executable)
     names = (name for name in ("python", "python3") if (path := shutil.which(name)) and _place(path) == own)
-    return next(names, _from_here(Path(sys.executable)))
+    path = _from_here(Path(sys.executable))
+    return next(names, path if os.sep in path else f".{os.sep}{path}")
 
 
 def _place(program: str) -> tuple[str, str]:
@@ -39,6 +43,6 @@ def _place(program: str) -> tuple[str, str]:
 
 
 def _from_here(path: Path) -> str:
-    """Return a path from the current folder if it lies below or beside it, else from the root of the file system."""
+    """Return a path from the current folder, or from the root of the file system if that is shorter."""
     relative = os.path.relpath(path)
     return relative if len(relative) < len(str(path)) else str(path)
