@@ -59,7 +59,11 @@ def test_a_wrong_declaration_does_not_spoil_the_text(text, encoding, declared):
 
 
 def test_labels_of_browsers_are_known():
-    for text, encoding, label in ((JAPANESE, "cp932", "x-sjis"), (KOREAN, "cp949", "windows-949"), (THAI, "cp874", "windows-874")):
+    for text, encoding, label in (
+        (JAPANESE, "cp932", "x-sjis"),
+        (KOREAN, "cp949", "windows-949"),
+        (THAI, "cp874", "windows-874"),
+    ):
         assert decode(text[:30].encode(encoding), (label,)) == text[:30]
 
 
