@@ -84,11 +84,12 @@ def pieces(file: BinaryIO, ending: str, start: int = 0, begins: bytes = b"") -> 
         except _Damage as error:
             damaged = source.at
             # The decompressor may have read over the beginning of the next member, if bytes are missing.
-            if again > 0:
-                again -= damaged - first
-                source.go(first + 1)
+            source.go(first + 1 if again > 0 else max(damaged, first + 1))
+            again -= damaged - first
             _find(source, format, begins)
-            yield Gap(damaged if source.at > damaged else first, source.at, first, error.reason, error.detail)
+            reason = error.reason if source.at >= damaged else f"damaged {format.name}"
+            known = source.at > damaged or (source.at == damaged and reason.startswith("truncated"))
+            yield Gap(damaged if known else first, source.at, first, reason, error.detail)
 
 
 def _member(source: _Source, format: _Format) -> Iterator[Piece]:

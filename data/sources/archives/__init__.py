@@ -206,6 +206,8 @@ def _sniffed(head: bytes, name: str) -> str | None:
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"WARC/"):
         return "warc"
+    if start.startswith(b"filedesc://"):
+        raise Unreadable("arc, the format before warc; convert it with warcio")
     if start.startswith(b"PAR1"):
         return "parquet"
     if start.startswith(b"From ") and b"\n" in start:

@@ -101,6 +101,14 @@ def test_damaged_utf_8_may_be_repaired():
     assert decode("Straße und Größe ".encode() * 30 + b"\xff", replace=True).endswith("Größe \ufffd")
 
 
+def test_a_text_whose_archive_is_cut_is_read_up_to_there(tmp_path):
+    packed = gzip.compress("".join(f"line {k} of the text\n" for k in range(5000)).encode())
+    (tmp_path / "a.txt.gz").write_bytes(packed[: len(packed) // 2])
+    [document], quarantined = read(tmp_path / "a.txt.gz")
+    assert document.text.startswith("line 0 of the text\nline 1 of") and document.text.endswith("text\n")
+    assert quarantined == [("", "truncated gzip")]
+
+
 def test_a_long_text_is_cut_at_blank_lines(tmp_path, monkeypatch):
     monkeypatch.setattr(plain, "PIECE_BYTES", 1000)
     monkeypatch.setattr(plain, "MAX_LINE_BYTES", 3000)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import tracemalloc
 import zlib
 
 import pytest
@@ -100,7 +101,7 @@ def test_encodings_of_servers_are_undone(tmp_path):
     ]
 
 
-LONG = " ".join(f"Bee {k} gathers nectar and makes honey of it." for k in range(8000))
+LONG = " ".join(f"Bee {k} gathers nectar and makes honey of it." for k in range(4000))
 
 
 def test_a_body_that_is_cut_is_a_document_that_says_so(tmp_path):
@@ -215,6 +216,25 @@ def test_what_is_no_record_is_named_and_skipped(tmp_path, ending):
     first, cut = record(TEXT.encode()), record(TEXT.encode(), number=1)[:-30]
     (tmp_path / "c.warc").write_bytes(first + cut)
     assert lost(tmp_path / "c.warc") == [(NAMES[1], "truncated record", (len(first), len(first + cut)))]
+
+
+def test_hostile_archives_take_little_time_and_memory(tmp_path):
+    head = b"WARC/1.0\r\nWARC-Type: response\r\nContent-Length: 99999999\r\n\r\n"
+    (tmp_path / "many.warc").write_bytes(head * 5_000)  # each claims all that follow
+    (tmp_path / "many.warc.gz").write_bytes(gzip.compress(head * 5_000))
+    (tmp_path / "members.warc.gz").write_bytes(gzip.compress(head)[:-9] * 2_000)
+    (tmp_path / "zeros.warc.gz").write_bytes(gzip.compress(record(TEXT.encode()) + bytes(100 << 20), 1))
+    (tmp_path / "bomb.warc.gz").write_bytes(gzip.compress(head + b"x" * (100 << 20), 1))
+    folds = b"HTTP/1.1 200 OK\r\nA: b\r\n" + b" c\r\n" * 1_000_000
+    (tmp_path / "folds.warc").write_bytes(record(folds, "response", 0, "application/http"))
+    tracemalloc.start()
+    try:
+        for name in ("many.warc", "many.warc.gz", "members.warc.gz", "zeros.warc.gz", "bomb.warc.gz", "folds.warc"):
+            found = list(archives.read(str(tmp_path / name), name))
+            assert len(found) >= 1
+        assert tracemalloc.get_traced_memory()[1] < 80 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_record_may_continue_in_the_next_member(tmp_path):
