@@ -53,10 +53,11 @@ def decoded(body: bytes, headers: Mapping[str, str], limit: int) -> tuple[bytes,
     Args:
         limit: bytes of the result, and of each step to it.
 
-    Returns: the body, and what was cut, such as "chunked" or "gzip"; None: nothing.
+    Returns: the body, and what was cut: "http" (by its Content-Length), "chunked", "gzip", …; None: nothing.
     Raises: Unreadable: the body is damaged, over the limit, or of an encoding that cannot be undone.
     """
-    cut = None
+    length = headers.get("content-length", "")
+    cut = "http" if length.isdecimal() and len(body) < int(length[:20]) and "transfer-encoding" not in headers else None
     if "chunked" in headers.get("transfer-encoding", "").lower() and _CHUNK.match(body):
         body, whole = _joined(body)
         cut = None if whole else "chunked"

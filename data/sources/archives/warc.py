@@ -54,15 +54,15 @@ def _name(record: Record) -> str:
 def _document(record: Record, path: str, id: str, main_content: bool) -> tuple[Document | None, str | None]:
     """Return the document of a record, None if it is of no wanted type, and what was cut. Raises: Unreadable."""
     headers, server, body, cut = record.fields, {}, record.body, None
-    type = headers.get("content-type", "")
-    if type.lower().startswith("application/http"):
+    content_type = headers.get("content-type", "")
+    if content_type.lower().startswith("application/http"):
         status, server, body = split(body)
         if status is None and not _LOOKS_LIKE_HTML.match(body):
             raise Unreadable("no http header")
         if status not in (200, 203, None):
             return None, None
-        type = server.get("content-type", "")
-    kind = type.split(";")[0].strip().lower()
+        content_type = server.get("content-type", "")
+    kind = content_type.split(";")[0].strip().lower()
     if kind and kind not in _HTML_TYPES and (not kind.startswith("text/") or kind == "text/dns"):
         return None, None
     if server:
@@ -71,9 +71,11 @@ def _document(record: Record, path: str, id: str, main_content: bool) -> tuple[D
     about = {"url": _address(headers), "date": headers.get("warc-date")}
     language = html.language_tag(headers.get("warc-identified-content-language") or server.get("content-language"))
     metadata = rights.of_headers(server)
-    if truncated := headers.get("warc-truncated") or cut:
-        metadata["truncated"] = truncated
-    found = _CHARSET.search(type)
+    if truncated := headers.get("warc-truncated"):
+        cut = None  # the crawler's limit, and no loss
+    if truncated or cut:
+        metadata["truncated"] = truncated or cut
+    found = _CHARSET.search(content_type)
     charset = found.group(1) if found else None
     if kind not in _HTML_TYPES and (kind or not _LOOKS_LIKE_HTML.match(body)):
         text = decode(body, (charset,), replace=cut is not None)
