@@ -172,10 +172,13 @@ class _Window:
 
     def skip(self, bytes: bytes) -> bool:
         """Skip these bytes. Returns whether others follow."""
-        while True:
-            self.drop(len(self.data) - len(self.data.lstrip(bytes)))
-            if self.data or not self._fill():
-                return bool(self.data)
+        while self.need(1):
+            some = self.data[:START_BYTES]
+            left = len(some.lstrip(bytes))
+            self.drop(len(some) - left)
+            if left:
+                return True
+        return False
 
     def end_of_header(self) -> int | None:
         """Return where the header ends, None if it has no end or is too long."""
