@@ -7,6 +7,7 @@ slash.
 
 import dataclasses
 import functools
+import ipaddress
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -113,13 +114,26 @@ def url_reasons(columns: Mapping[str, np.ndarray], least_soft_words: int = LEAST
 
 
 def host_of(url: str) -> str:
-    """Return the host of an address in lower case, with international names as punycode, "" if there is none."""
+    """Return the host of an address in lower case, "" if there is none.
+
+    International names are punycode. IPv6 addresses are in their shortest form without brackets, which they may lack in a list.
+    """
     if "//" not in url:
         url = "//" + url
     try:
-        host = (urlsplit(url.strip()).hostname or "").rstrip(".")
+        parts = urlsplit(url.strip())
+        if parts.netloc.count(":") > 1 and (number := _ipv6(parts.netloc.rpartition("@")[2]) or _ipv6(parts.hostname or "")):
+            return number
+        host = (parts.hostname or "").rstrip(".")
         return host if host.isascii() else host.encode("idna").decode("ascii")
     except ValueError:  # also UnicodeError: no valid address or name
+        return ""
+
+
+def _ipv6(host: str) -> str:
+    try:
+        return ipaddress.IPv6Address(host.strip("[]")).compressed
+    except ValueError:
         return ""
 
 

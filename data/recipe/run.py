@@ -4,7 +4,8 @@
     documents/NUMBER.parquet       the documents that stay, with all columns
     dropped/NUMBER.parquet         the others, with their reason and the text as it was read
     index/KEY/                     what later runs compare their documents with, see data/recipe/index.py
-    manifest.json                  the recipe, its stages, files read, a hash of each file written; only finished runs have it
+    manifest.json                  the recipe, its stages, files read, what could not be read, a hash of each file written;
+                                   only finished runs have it
 
 The same command resumes a killed run. The output is a function of the input and the recipe alone.
 """
@@ -163,6 +164,9 @@ def _manifest(
         "against": next(([one.key for one in stage.against] for stage in planned if stage.against), []),
         "index": key,
         "inputs": [{"unit": unit.number, "bytes": unit.bytes, "files": [id for _, id in unit.files]} for unit in found],
+        "unread": [
+            {name: value for name, value in row.items() if name != "path"} for one in figures for row in one["quarantined"]
+        ],
         "files": {
             f"{name}/{path.name}": one["files"][name]
             for unit, one in zip(found, figures, strict=True)

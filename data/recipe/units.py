@@ -19,6 +19,7 @@ from data.recipe.corpus import TABLE, scores
 from data.recipe.inputs import Unit
 from data.recipe.plan import Planned
 from data.recipe.rules import Rule, reasons
+from data.recipe.unread import Unread
 from data.sources.source import Document, Quarantined
 from lm import saving
 
@@ -127,22 +128,25 @@ def _read(job: Job, unit: Unit) -> Iterator[dict[str, list]]:
 
     options = Options(**job.stages[0].options)
     columns: dict[str, list] = {name: [] for name in ORIGINS}
-    size, bad, empty = 0, [], True
+    size, unread, empty = 0, Unread(), True
     for path, id in unit.files:
         source, _, inside = id.partition("/")
+        documents = 0
         for found in read(path, inside, options):
             if isinstance(found, Quarantined):
-                bad.append({"path": found.path, "where": found.where, "reason": found.reason})
+                unread.add(found, path, id)
                 continue
+            documents += 1
             for name, value in zip(ORIGINS, _origins(found, source)):
                 columns[name].append(value)
             size += len(found.text)
             if size >= BATCH_CHARACTERS or len(columns["id"]) >= BATCH_DOCUMENTS:
                 yield columns
                 columns, size, empty = {name: [] for name in ORIGINS}, 0, False
+        unread.end_file(path, id, documents)
     if columns["id"] or empty:  # a unit without documents has one empty batch, so its files have all columns
         yield columns
-    saving.write_lines(_quarantine(job, unit), bad, ensure_ascii=True)
+    saving.write_lines(_quarantine(job, unit), unread.rows, ensure_ascii=True)
 
 
 def _origins(document: Document, source: str) -> tuple[str | None, ...]:
@@ -156,6 +160,6 @@ def _quarantine(job: Job, unit: Unit) -> Path:
 
 
 def quarantined(job: Job, unit: Unit) -> list[dict[str, Any]]:
-    """Return {path, where, reason} of all that could not be read in a unit."""
+    """Return all that could not be read in a unit, see data/recipe/unread.py."""
     with _quarantine(job, unit).open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]

@@ -26,11 +26,12 @@ class Document:
 
 @dataclasses.dataclass(frozen=True)
 class Quarantined:
-    """A file or a part of one that gave no document."""
+    """A file or a part of one that gave no document, or only the beginning of one."""
 
     path: str
-    where: str  # "line 7", "record 3"; empty for the whole file
+    where: str  # "line 7", "record 3 https://…"; empty for the whole file, or all that follows
     reason: str  # short and stable, so that equal causes can be counted
+    place: tuple[int, int] | None = None  # the bytes (first, end) of the file that hold it, if that is known
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,13 +15,15 @@ from data.recipe.plan import Planned
 from data.recipe.units import Job
 from data.text.workers import ordered
 from lm import saving
+from lm.errors import UserError
 from lm.reports import browse
 from lm.reports.duplicates import duplicates
 from lm.reports.next_steps import next_steps
 from lm.reports.provenance import signed
+from lm.reports.unread import bytes_of, place, sentences
 
 KEPT = "kept"
-SHOWN_FILES = 20  # of those that could not be read
+SHOWN = 50  # files and records that could not be read
 HISTOGRAMS = "histograms"
 _FIRST = [], HISTOGRAMS  # the first part is empty, so that its result says that the workers have begun
 
@@ -37,6 +39,8 @@ def write(
 
     found, prepared: what `run` and `prepare` of data/recipe/run.py return. meanwhile: called while worker processes draw; what
     it returns is added to the figures.
+
+    Raises: UserError if no document could be read; the reports are there.
     """
     workdir, (planned, units) = Path(workdir), prepared
     job, found = Job(workdir, tuple(planned)), dict(found)
@@ -49,8 +53,8 @@ def write(
         next(drawn)  # the workers have begun
         from lm.reports.page import replace_json
 
-        found |= {**meanwhile(), "duplicates": duplicates(job, units)}
         total = totals(found["funnel"])
+        found |= {**(meanwhile() if total["all"][0] else {}), "duplicates": duplicates(job, units)}
         name = f"Curated corpus: {workdir.name}"
         report = saving.plain(
             {
@@ -63,22 +67,31 @@ def write(
                 "finished": True,
             }
         )
-        report |= {"verdict": verdict(total, steps(report)) + _nothing_read(report), "next": next_steps(report, workdir)}
+        unread = found["quarantined"]
+        report["verdict"] = [verdict(total, steps(report), unread), *sentences(unread)]
+        report["next"] = next_steps(report, workdir) if total["kept"][0] else []
         replace_json(workdir / "report.json", report)
         histograms = next(drawn)
         shown = browse.write(f"{name}: documents", workdir, page, drawn, total["all"][0])
     saving.write(workdir / "report.html", html(report, histograms, shown))
+    if not total["all"][0]:
+        raise UserError(f"input={config.input!r}: {_nothing_read(report)}; {workdir / 'report.html'} lists the files")
 
 
 def _nothing_read(report: Mapping) -> str:
-    """Return " …" with the reasons if no document could be read, else ""."""
-    figures = report["figures"]
-    if totals(figures["funnel"])["all"][0]:
-        return ""
-    reasons = Counter(one["reason"] for one in figures["quarantined"]).most_common(3)
-    why = ", ".join(f"{reason} ({count:,} times)" for reason, count in reasons)
+    """Return why no document could be read, and what to do."""
+    reasons = _faults(report["figures"]["quarantined"])[:3]
+    why = ", ".join(reason + (f" ({count:,} times)" if count > 1 else "") for reason, count in reasons)
     cure = "docs/curate.md lists the formats, and --config.read.text_key names the field of the text"
-    return f" Nothing could be read: {why or 'the files are empty'}. {cure}."
+    return f"nothing could be read: {why or 'the files hold no text'}; {cure}"
+
+
+def _faults(unread: Sequence[Mapping]) -> list[tuple[str, int]]:
+    """Return (reason, files or records), the commonest first."""
+    counts: Counter = Counter()
+    for one in unread:
+        counts[one["reason"]] += one["count"]
+    return counts.most_common()
 
 
 def _drawn(state: tuple[browse.Page | None, Sequence[Mapping], Mapping], part: Sequence[int] | str) -> list[dict]:
@@ -197,7 +210,8 @@ def html(report: Mapping, histograms: Sequence[Mapping], shown: Set[tuple[str, s
     return render(
         "curate.html.j2",
         report,
-        verdict=verdict(total, funnel),
+        verdict=verdict(total, funnel, bad),
+        losses=sentences(bad),
         sources=sources(report),
         tokens=tokens(report["figures"].get("dataset")),
         total=total,
@@ -214,15 +228,16 @@ def html(report: Mapping, histograms: Sequence[Mapping], shown: Set[tuple[str, s
         groups=groups(report["figures"]["bias"]),
         topics=topic_rows(report["figures"]["topics"]),
         items=sorted(report["figures"]["contamination"].items(), key=lambda one: (-one[1][0], one[0])),
-        faults=Counter(one["reason"] for one in bad).most_common(),
-        unread=bad[:SHOWN_FILES],
+        faults=_faults(bad),
+        unread=[one | {"bytes": place(one)} for one in sorted(bad, key=lambda one: -bytes_of([one]))[:SHOWN]],
     )
 
 
-def verdict(total: Mapping[str, Sequence[int]], funnel: Sequence[Mapping]) -> str:
-    """Return one sentence on what was kept, and on the rule that dropped most."""
+def verdict(total: Mapping[str, Sequence[int]], funnel: Sequence[Mapping], unread: Sequence[Mapping] = ()) -> str:
+    """Return one sentence on what was kept, and on the rule that dropped most. unread: what could not be read."""
     (read, size), (kept, left) = total["all"], total["kept"]
-    sentence = f"{kept:,} of {read:,} documents were kept ({_share(kept, read)}), with {_share(left, size)} of the bytes"
+    of = f"{kept:,} of {read:,} documents" + (" that could be read" if unread else "")
+    sentence = f"{of} were kept ({_share(kept, read)}), with {_share(left, size)} of the bytes"
     most = max(funnel, key=lambda row: row["dropped"], default=None)
     if most is None or not most["dropped"]:
         return f"{sentence}."

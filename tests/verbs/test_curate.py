@@ -42,7 +42,7 @@ def pages(tmp_path_factory) -> Path:
     for k, text in enumerate(texts[30:]):
         paragraphs = "".join(f"<p>{paragraph}</p>" for paragraph in text.split("\n\n"))
         (folder / f"page-{k}.html").write_text(f"<html><body><nav>Home</nav><main>{paragraphs}</main></body></html>")
-    (folder / "broken.jsonl.gz").write_bytes((folder / "more.jsonl.gz").read_bytes()[:500])
+    (folder / "broken.jsonl.gz").write_bytes((folder / "more.jsonl.gz").read_bytes()[:5000])
     (folder / "binary.txt").write_bytes(bytes(range(256)) * 50)
     os.mkfifo(folder / "fifo.txt")
     (folder / "zero.txt").symlink_to("/dev/zero")
@@ -61,11 +61,13 @@ def test_from_files_to_a_report(pages, tmp_path):
     page = (tmp_path / "corpus" / "report.html").read_text()
     kept, dropped = read(tmp_path / "corpus"), read(tmp_path / "corpus", "dropped")
     assert len(kept) > 3 and len(dropped) > 3 and {row["source"] for row in kept} == {"web"}
-    assert f"{len(kept)} of {len(kept) + len(dropped)} documents were kept" in done.stdout
+    assert f"{len(kept)} of {len(kept) + len(dropped)} documents that could be read were kept" in done.stdout
+    assert "1 file was read in part: " in done.stdout and "files gave no document: " in done.stdout
     assert not any("Home" == row["text"].split("\n")[0] for row in kept)
     faults = {Path(one["path"]).name: one["reason"] for one in report["figures"]["quarantined"]}
     assert {"broken.jsonl.gz", "binary.txt", "fifo.txt", "zero.txt"} <= set(faults) and all(faults.values())
     assert "gopher_stop_words" in page and "<svg" in page and "What could not be read" in page
+    assert all(f"<bdi>{pages / name}</bdi>" in page for name in ("broken.jsonl.gz", "binary.txt"))
     browsed = (tmp_path / "corpus" / "browse.html").read_text()
     assert f"{len(kept) + len(dropped)} of {len(kept) + len(dropped)} documents" in browsed and "browse.html#id=" in page
     # What stays is what train.py reads.

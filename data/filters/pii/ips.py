@@ -39,7 +39,8 @@ _ADDRESSED = re.compile(
 )
 _PRODUCT = re.compile(r"(?:\A|[\s\"'(,;])[A-Za-z][\w.+-]*/\Z")  # Name/1.2.3.4
 _COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
-_IPV6 = re.compile(r"[0-9A-Fa-f:]{2,39}+(?:(?:\.\d{1,3}){3})?")
+_IPV6 = re.compile(r"[0-9A-Fa-f:]{2,64}+(?:(?:\.\d{1,3}){3})?")  # 39 characters, and a colon or a port beside them
+_PORT = re.compile(r"(?:[0-9A-Fa-f]{1,4}:){7}[0-9A-Fa-f]{1,4}(?=:\d{1,5}\Z)")
 _DEFANGED_IPV6 = re.compile(r"(?<![\w:])[0-9A-Fa-f]{1,4}(?:(?:\[::?\]|::?)[0-9A-Fa-f]{1,4}){2,7}+(?![\w:])")
 _ZONE = re.compile(r"(?:%[A-Za-z][\w.-]{0,14}(?<![.-]))?")
 _HEX = frozenset("0123456789abcdefABCDEF")
@@ -113,8 +114,10 @@ def _ipv6(text: str, public_only: bool) -> Iterator[Span]:
             start = anchor.start() + 1
         end = match.end() - (match[0].endswith(":") and not match[0].endswith("::"))
         before, after = text[max(0, start - 1) : start], text[match.end() : match.end() + 1]
-        if adjoins(before) or (before and before in "_.") or adjoins(after) or after in ("_", ":"):
+        if adjoins(before) or (before and before in "_.") or adjoins(after) or after == "_":
             continue
+        if full := _PORT.match(text[start:end]):
+            end = start + full.end()
         if _is_ipv6(text[start:end], public_only):
             yield Span(start, _ZONE.match(text, end).end(), "ip")
     if "[:" in text:

@@ -106,7 +106,8 @@ def read(path: str, id: str, options: Options = Options()) -> Iterator[Document 
                 one = dataclasses.replace(one, **here)
             yield one
     except Unreadable as error:
-        yield Quarantined(shown, "", error.reason)
+        place = error.lost and (error.lost[0], _size(path) or error.lost[1])  # the reader has ended there
+        yield Quarantined(shown, "", error.reason, place)
     except OSError as error:
         yield Quarantined(shown, "", streams.reason(error))
     except (UserError, ImportError, GeneratorExit, KeyboardInterrupt, SystemExit):
@@ -114,6 +115,14 @@ def read(path: str, id: str, options: Options = Options()) -> Iterator[Document 
     except BaseException as error:
         # Parsers meet hostile data here, and one file must not end the run. A panic of those in Rust is no Exception.
         yield Quarantined(shown, "", f"reader failed: {type(error).__name__}")
+
+
+def _size(path: str) -> int | None:
+    """Return the bytes of a file on this machine, None of other input."""
+    try:
+        return os.stat(path).st_size
+    except (OSError, ValueError):
+        return None
 
 
 def _read(path: str, id: str, options: Options) -> Iterator[Document | Quarantined]:
@@ -197,6 +206,8 @@ def _sniffed(head: bytes, name: str) -> str | None:
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"WARC/"):
         return "warc"
+    if start.startswith(b"filedesc://"):
+        raise Unreadable("arc, the format before warc; convert it with warcio")
     if start.startswith(b"PAR1"):
         return "parquet"
     if start.startswith(b"From ") and b"\n" in start:

@@ -34,21 +34,31 @@ _MAGIC = (
     b"MZ\x90",
 )
 _MARKED = (*(mark for mark, _ in _BOMS), *_MAGIC)
-# Browsers read these encodings as wider ones.
-_WIDER = {"gbk": "gb18030", "gb2312": "gb18030", "euc-kr": "cp949", "shift_jis": "cp932", "iso-8859-1": "cp1252"}
-_WIDER |= {"us-ascii": "cp1252", "ascii": "cp1252", "latin-1": "cp1252", "iso-8859-8-i": "iso-8859-8"}
+# Escape sequences of ISO-2022, which no other text has. ESC ( B is left out: terminals write it, too.
+_ESCAPES = (
+    (re.compile(rb"\x1b\$\)C"), ("iso2022_kr",)),
+    (re.compile(rb"\x1b(?:\$[@B]|\$\([@DOPQ]|\([IJ])"), ("iso2022_jp", "iso2022_jp_ext", "iso2022_jp_2004")),
+)
+# Browsers read these encodings, by the names of Python's codecs, as wider ones.
+_WIDER = {"gbk": "gb18030", "gb2312": "gb18030", "euc_kr": "cp949", "shift_jis": "cp932", "big5": "big5hkscs"}
+_WIDER |= {"iso8859-1": "cp1252", "ascii": "cp1252", "iso8859-9": "cp1254", "tis-620": "cp874", "iso8859-11": "cp874"}
+# Labels of the Encoding Standard (https://encoding.spec.whatwg.org/#names-and-labels) that Python does not know.
+_LABELS = {"windows-949": "cp949", "x-sjis": "cp932", "x-gbk": "gb18030", "x-euc-jp": "euc_jp", "x-x-big5": "big5hkscs"}
+_LABELS |= {"windows-874": "cp874", "dos-874": "cp874", "x-mac-cyrillic": "mac_cyrillic", "iso-8859-8-i": "iso8859-8"}
+_RUN = re.compile(rb"[\x80-\xff]{4,}")
 
 
 def decode(data: bytes, declared: Sequence[str | None] = (), *, replace: bool = False) -> str:
     """Return the text of `data` without its byte order mark.
 
-    A mark decides, then valid UTF-8, then `declared` encodings, then detection by uchardet (resiliparse).
+    A mark decides, then escape sequences of ISO-2022, then valid UTF-8, then `declared` encodings, then detection by uchardet
+    (resiliparse). Servers declare ISO-8859-1 by default, so it counts only if the text looks Western.
 
     Args:
         declared: names of encodings, the most trusted first; unknown names and None are ignored.
-        replace: put U+FFFD for the invalid bytes of damaged UTF-8, as browsers do.
+        replace: put U+FFFD for the invalid bytes of a damaged text, as browsers do.
 
-    Raises: Unreadable with "binary", "invalid utf-8" or "unknown encoding".
+    Raises: Unreadable with "binary", "invalid utf-8" (or another encoding) or "unknown encoding".
     """
     if not data.startswith(_MARKED) and b"\0" not in data and b"\x1b" not in data and not _is_binary(data):
         try:
@@ -59,15 +69,15 @@ def decode(data: bytes, declared: Sequence[str | None] = (), *, replace: bool = 
     try:
         return data.decode(encoding).removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        if encoding == "utf-8" and replace:
-            return data.decode("utf-8", "replace").removeprefix("\ufeff")
+        if replace:
+            return data.decode(encoding, "replace").removeprefix("\ufeff")
         raise Unreadable(f"invalid {encoding}") from error
 
 
 def encoding_of(data: bytes, declared: Sequence[str | None] = (), *, whole: bool = True) -> str:
     """Return the name of a Python codec for `data`, which may be the beginning of a longer text if `whole` is false.
 
-    "utf-8" is also returned for damaged UTF-8, which does not decode. Raises: Unreadable as `decode`.
+    The name is also returned for a damaged text, which does not decode. Raises: Unreadable as `decode`.
     """
     for mark, encoding in _BOMS:
         if data.startswith(mark):
@@ -76,17 +86,27 @@ def encoding_of(data: bytes, declared: Sequence[str | None] = (), *, whole: bool
         raise Unreadable("binary")
     if b"\0" in data:
         return _wide(data)
+    for mark, encodings in _ESCAPES if b"\x1b" in data else ():
+        if mark.search(data) and (encoding := next((name for name in encodings if _decodes(data, name, whole)), None)):
+            return encoding
     if _is_binary(data):
         raise Unreadable("binary")
-    if b"\x1b" not in data and _decodes(data, "utf-8", whole):  # ISO-2022 is ASCII with escapes
+    if _decodes(data, "utf-8", whole):
         return "utf-8"
-    for name in filter(None, declared):
-        encoding = _WIDER.get(name.strip().lower(), name.strip())
-        if _decodes(data, encoding, whole):
-            return encoding
-    if _mostly_utf8(data):
+    names = [_codec(name) for name in declared if name]
+    for name in names:
+        if _decodes(data, name, whole) and (name != "cp1252" or _looks_western(data)):
+            return name
+    if _mostly(data, "utf-8"):
         return "utf-8"
-    return _detected(data, whole)
+    names.insert(0, _detected(data))
+    for name in names:
+        if _decodes(data, name, whole):
+            return name
+    for name in names[1:] + names[:1]:
+        if _mostly(data, name):
+            return name
+    raise Unreadable("unknown encoding")
 
 
 def _is_binary(data: bytes) -> bool:
@@ -94,14 +114,27 @@ def _is_binary(data: bytes) -> bool:
     return len(head) - len(head.translate(None, _CONTROLS)) > CONTROL_SHARE * len(head)
 
 
-def _detected(data: bytes, whole: bool) -> str:
+def _detected(data: bytes) -> str:
     from resiliparse.parse.encoding import detect_encoding
 
-    name = detect_encoding(data, max_len=SAMPLE_BYTES) or "windows-1252"
-    encoding = _WIDER.get(name.lower(), name)
-    if _decodes(data, encoding, whole):
-        return encoding
-    raise Unreadable("unknown encoding")
+    # The names of HTML 5 have none for some encodings, and resiliparse then says UTF-8.
+    return _codec(detect_encoding(data, max_len=SAMPLE_BYTES, html5_compatible=False) or "windows-1252")
+
+
+def _codec(name: str) -> str:
+    """Return the name of the codec that reads what is declared as `name`; `name` itself if there is none."""
+    name = name.strip().lower()
+    try:
+        known = codecs.lookup(_LABELS.get(name, name)).name
+    except (LookupError, ValueError):
+        return name
+    return _WIDER.get(known, known)
+
+
+def _looks_western(data: bytes) -> bool:
+    """Return whether letters beyond ASCII mostly stand among ASCII ones, unlike those of Cyrillic, Greek or Chinese."""
+    beyond = len(data) - len(data.translate(None, bytes(range(128, 256))))
+    return 2 * sum(len(run) for run in _RUN.findall(data)) <= beyond
 
 
 def _wide(data: bytes) -> str:
@@ -122,8 +155,12 @@ def _decodes(data: bytes, encoding: str, whole: bool) -> bool:
         return False
 
 
-def _mostly_utf8(data: bytes) -> bool:
-    text = data.decode("utf-8", "replace")
+def _mostly(data: bytes, encoding: str) -> bool:
+    """Return whether only a few of the characters beyond ASCII are invalid."""
+    try:
+        text = data.decode(encoding, "replace")
+    except (LookupError, UnicodeError, ValueError, TypeError):
+        return False
     invalid = text.count("\ufffd")
     beyond = len(re.sub(r"[\x00-\x7f]+", "", text))
     return beyond > invalid and invalid <= DAMAGED_SHARE * beyond

@@ -18,9 +18,9 @@ MAX_LINE_BYTES = 16 << 20
 def read(path: str, id: str) -> Iterator[Document | Quarantined]:
     """Yield the text of a file as documents of about `PIECE_BYTES`. Text that is not UTF-8 is converted."""
     with open_stream(path) as file:
-        head = file.read(SAMPLE_BYTES)
-        encoding = encoding_of(head, whole=len(head) < SAMPLE_BYTES)
-        stream: BinaryIO = io.BufferedReader(_Joined(head, file))
+        head, damage = _head(file)
+        encoding = encoding_of(head, whole=len(head) < SAMPLE_BYTES and damage is None)
+        stream: BinaryIO = io.BufferedReader(_Joined(head, file, damage))
         if encoding != "utf-8":
             stream = io.BufferedReader(_Transcoded(stream, encoding), 1 << 16)
         number = 0
@@ -43,11 +43,28 @@ def read(path: str, id: str) -> Iterator[Document | Quarantined]:
             yield Quarantined(path, "", "no text")
 
 
+def _head(file: BinaryIO) -> tuple[bytes, Unreadable | None]:
+    """Return the first `SAMPLE_BYTES`, and the damage that ends them before."""
+    head = b""
+    try:
+        while len(head) < SAMPLE_BYTES and (more := file.read1(SAMPLE_BYTES - len(head))):
+            head += more
+    except Unreadable as error:
+        if not head:
+            raise
+        return head, error
+    return head, None
+
+
 def _pieces(stream: BinaryIO) -> Iterator[tuple[str, bytes | None]]:
     """Yield (where, bytes) of pieces that end with a line; None for a line that is too long."""
     held: list[bytes] = []
     size, first, blank = 0, 1, 0
-    for number, line in enumerate(lines(stream, MAX_LINE_BYTES), start=1):
+    for number, line in enumerate(_lines(stream), start=1):
+        if isinstance(line, Unreadable):  # what came before it is a text
+            if held:
+                yield f"line {first}", b"".join(held)
+            raise line
         if line is None:
             if held:
                 yield f"line {first}", b"".join(held)
@@ -67,18 +84,27 @@ def _pieces(stream: BinaryIO) -> Iterator[tuple[str, bytes | None]]:
         yield f"line {first}", b"".join(held)
 
 
-class _Joined(io.RawIOBase):
-    """A stream of the bytes that were already read, then of the rest."""
+def _lines(stream: BinaryIO) -> Iterator[bytes | Unreadable | None]:
+    try:
+        yield from lines(stream, MAX_LINE_BYTES)
+    except Unreadable as error:
+        yield error
 
-    def __init__(self, head: bytes, rest: BinaryIO):
-        self._head, self._rest = memoryview(head), rest
+
+class _Joined(io.RawIOBase):
+    """A stream of the bytes that were already read, then of the rest, or of the damage that follows them."""
+
+    def __init__(self, head: bytes, rest: BinaryIO, damage: Unreadable | None = None):
+        self._head, self._rest, self._damage = memoryview(head), rest, damage
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer) -> int:
         if not len(self._head):
-            data = self._rest.read(len(buffer))
+            if self._damage:
+                raise self._damage
+            data = self._rest.read1(len(buffer))
             buffer[: len(data)] = data
             return len(data)
         size = min(len(buffer), len(self._head))
@@ -99,7 +125,7 @@ class _Transcoded(io.RawIOBase):
 
     def readinto(self, buffer) -> int:
         while not len(self._left) and not self._ended:
-            data = self._stream.read(1 << 16)
+            data = self._stream.read1(1 << 16)
             self._ended = not data
             try:
                 self._left = memoryview(self._decoder.decode(data, self._ended).encode())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from data.sources.source import Document, Quarantined
 from data.sources.streams import Unreadable, lines, open_regular, open_stream
@@ -28,8 +28,11 @@ METADATA = ("title", "robots", "author", "dump", "licence_link")
 def read_json_lines(path: str, id: str, text_key: str) -> Iterator[Document | Quarantined]:
     """Yield the documents of a file of JSON lines; blank lines and blank texts give nothing."""
     with open_stream(path) as stream:
-        for number, line in enumerate(lines(stream, MAX_LINE_BYTES), start=1):
+        for number, line in enumerate(_lines(stream), start=1):
             where = f"line {number}"
+            if isinstance(line, Unreadable):
+                yield Quarantined(path, where, line.reason, line.lost)
+                continue
             if line is None:
                 yield Quarantined(path, where, f"line over {MAX_LINE_BYTES >> 20} MiB")
                 continue
@@ -51,6 +54,18 @@ def read_json_lines(path: str, id: str, text_key: str) -> Iterator[Document | Qu
                     yield found
 
 
+def _lines(stream: BinaryIO) -> Iterator[bytes | Unreadable | None]:
+    """Yield lines as `streams.lines` does, and for each stretch that cannot be read the error. Lines behind it follow."""
+    while True:
+        try:
+            yield from lines(stream, MAX_LINE_BYTES)
+            return
+        except Unreadable as error:
+            yield error
+            if error.lost is None:
+                return
+
+
 def read_parquet(path: str, id: str, text_key: str) -> Iterator[Document | Quarantined]:
     """Yield the documents of a Parquet file, read one page at a time."""
     import pyarrow
@@ -67,9 +82,17 @@ def read_parquet(path: str, id: str, text_key: str) -> Iterator[Document | Quara
                         yield Quarantined(path, f"row group {group}", f"text column over {MAX_COLUMN_BYTES >> 30} GiB")
                         number += rows
                         continue
-                    for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
-                        yield from _of_batch(batch, number, path, id, text_key)
-                        number += batch.num_rows
+                    end = number + rows
+                    try:
+                        for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
+                            yield from _of_batch(batch, number, path, id, text_key)
+                            number += batch.num_rows
+                    except (pyarrow.ArrowException, OSError):
+                        if number >= end:
+                            raise
+                        place = _place(file.metadata.row_group(group), columns)
+                        yield Quarantined(path, f"rows {number + 1} to {end}", "damaged parquet", place)
+                    number = end
         except Unreadable:
             raise
         except (pyarrow.ArrowException, OSError, ValueError) as error:
@@ -173,6 +196,16 @@ def _is_wanted(name: str, kind, is_string) -> bool:
 def _column_bytes(group, text_key: str) -> int:
     columns = (group.column(k) for k in range(group.num_columns))
     return sum(column.total_uncompressed_size for column in columns if column.path_in_schema == text_key)
+
+
+def _place(group, columns: list[str]) -> tuple[int, int]:
+    """Return the bytes of the file that hold these columns of a row group."""
+    chunks = [group.column(k) for k in range(group.num_columns)]
+    places = []
+    for chunk in (chunk for chunk in chunks if chunk.path_in_schema in columns):
+        first = min(filter(None, (chunk.dictionary_page_offset, chunk.data_page_offset)))
+        places.append((first, first + chunk.total_compressed_size))
+    return min(first for first, _ in places), max(end for _, end in places)
 
 
 def _of_batch(batch, before: int, path: str, id: str, text_key: str) -> Iterator[Document | Quarantined]:

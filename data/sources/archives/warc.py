@@ -1,24 +1,26 @@
-"""Documents of WARC and WET archives, by FastWARC: pages of web crawls, with address, date and rights.
+"""Documents of WARC and WET archives: pages of web crawls, with address, date and rights.
 
-A damaged archive gives the documents before the damage. FastWARC alone takes a truncated archive for a complete one, so the
-archive is decompressed here.
+A bad record is quarantined and the next one is read, see data/sources/archives/warc_records.py. A page that was cut gives the
+document of what is there, with "truncated" in its metadata.
 """
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping
 
-from data.sources.archives import html, rights
+from data.sources.archives import html, rights, warc_records
 from data.sources.archives.encodings import decode
+from data.sources.archives.http_bodies import decoded, split
+from data.sources.archives.warc_records import Record
 from data.sources.source import Document, Quarantined
-from data.sources.streams import BLOCK_BYTES, Unreadable, open_stream
+from data.sources.streams import Unreadable
 
-MAX_RECORD_BYTES = 16 << 20  # of a record's body, before and after the server's own compression
+MAX_NAME = 200  # characters of a record's address in a report
 _LOOKS_LIKE_HTML = re.compile(rb"\s*(?:\xef\xbb\xbf)?\s*<(?:!doctype|html|head|body)", re.IGNORECASE)
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
+_CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([\w:.-]+)", re.IGNORECASE)
+_WANTED = ("response", "resource", "conversion")
 
 
 def read(path: str, id: str, *, main_content: bool = True) -> Iterator[Document | Quarantined]:
@@ -26,132 +28,69 @@ def read(path: str, id: str, *, main_content: bool = True) -> Iterator[Document 
 
     Requests, metadata, redirects, errors of the server and other types of content give nothing.
     """
-    from fastwarc.warc import ArchiveIterator, WarcRecordType
-
-    wanted = WarcRecordType.response | WarcRecordType.resource | WarcRecordType.conversion
-    with open_stream(path) as stream:
-        records = iter(ArchiveIterator(_Forward(stream), record_types=wanted, parse_http=False, stream_detect=False))
-        number = 0
-        while True:
-            try:
-                record = next(records, None)
-                if record is None:
-                    return
-                number += 1
-                found = _document(record, path, f"{id}#{number}", main_content)
-            except Unreadable as error:
-                yield Quarantined(path, f"record {number}", error.reason)
-                if error.reason.startswith(("truncated", "damaged")):
-                    return
-                continue
-            except (OSError, ValueError) as error:
-                reason = "warc header too long" if "header length" in str(error) else "damaged warc"
-                yield Quarantined(path, f"after record {number}", reason)
-                return
-            if found:
-                yield found
-
-
-def _document(record, path: str, id: str, main_content: bool) -> Document | None:
-    """Return the document of a record, or None if it is of no wanted type. Raises: Unreadable."""
-    headers, server, kind, charset = record.headers, {}, record.headers.get("Content-Type"), None
-    if record.is_http:
+    for record in warc_records.records(path):
+        if record.problem is None and record.fields.get("warc-type", "").lower() not in _WANTED:
+            continue
         try:
-            record.parse_http(auto_decode="none")  # a body that FastWARC cannot decode would end the archive
-        except (OSError, ValueError) as error:
-            raise Unreadable("bad http headers") from error
-        if record.http_headers.status_code not in (200, 203):
-            return None
-        server = {name.lower(): value for name, value in record.http_headers.items()}
-        kind, charset = record.http_content_type, record.http_charset
-    kind = (kind or "").split(";")[0].strip().lower()
-    if kind and kind not in _HTML_TYPES and not kind.startswith("text/"):
-        return None
-    body = _body(record, server)
-    id = (headers.get("WARC-Record-ID") or id).strip("<>")
-    about = {"url": headers.get("WARC-Target-URI"), "date": headers.get("WARC-Date")}
-    language = html.language_tag(headers.get("WARC-Identified-Content-Language") or server.get("content-language"))
+            if record.problem:
+                raise Unreadable(record.problem)
+            found, cut = _document(record, path, f"{id}#{record.number}", main_content)
+        except Unreadable as error:
+            yield Quarantined(path, _name(record), error.reason, record.place)
+            continue
+        if found:
+            yield found
+        if found and cut:
+            yield Quarantined(path, _name(record), f"cut {cut} body", record.place)
+
+
+def _name(record: Record) -> str:
+    """Return how a report names a record: its number and, if known, its address or else its id."""
+    about = _address(record.fields) or record.fields.get("warc-record-id") or ""
+    readable = about.isprintable() and " " not in about  # in a damaged header it may not be
+    return f"record {record.number}" + (f" {about[:MAX_NAME]}" if about and readable else "")
+
+
+def _document(record: Record, path: str, id: str, main_content: bool) -> tuple[Document | None, str | None]:
+    """Return the document of a record, None if it is of no wanted type, and what was cut. Raises: Unreadable."""
+    headers, server, body, cut = record.fields, {}, record.body, None
+    content_type = headers.get("content-type", "")
+    if content_type.lower().startswith("application/http"):
+        status, server, body = split(body)
+        if status is None and not _LOOKS_LIKE_HTML.match(body):
+            raise Unreadable("no http header")
+        if status not in (200, 203, None):
+            return None, None
+        content_type = server.get("content-type", "")
+    kind = content_type.split(";")[0].strip().lower()
+    if kind and kind not in _HTML_TYPES and (not kind.startswith("text/") or kind == "text/dns"):
+        return None, None
+    if server:
+        body, cut = decoded(body, server, warc_records.MAX_RECORD_BYTES)
+    id = (headers.get("warc-record-id") or id).strip("<>")
+    about = {"url": _address(headers), "date": headers.get("warc-date")}
+    language = html.language_tag(headers.get("warc-identified-content-language") or server.get("content-language"))
     metadata = rights.of_headers(server)
-    if headers.get("WARC-Truncated"):
-        metadata["truncated"] = headers["WARC-Truncated"]
+    if truncated := headers.get("warc-truncated"):
+        cut = None  # the crawler's limit, and no loss
+    if truncated or cut:
+        metadata["truncated"] = truncated or cut
+    found = _CHARSET.search(content_type)
+    charset = found.group(1) if found else None
     if kind not in _HTML_TYPES and (kind or not _LOOKS_LIKE_HTML.match(body)):
-        text = decode(body, (charset,))
+        text = decode(body, (charset,), replace=cut is not None)
         if not text or text.isspace():
             raise Unreadable("no text")
         licence = rights.of_url(metadata.get("licence_link", ""))
-        return Document(id, text, path, licence, **about, language=language, metadata=metadata or None)
+        return Document(id, text, path, licence, **about, language=language, metadata=metadata or None), cut
     page = html.page(body, charset, main_content=main_content)
     if "robots" in metadata and "robots" in page.metadata:
         metadata["robots"] += ", " + page.metadata["robots"]
     metadata = page.metadata | metadata
     licence = page.licence or rights.of_url(metadata.get("licence_link", ""))
-    return Document(id, page.text, path, licence, **about, language=page.language or language, metadata=metadata or None)
+    return Document(id, page.text, path, licence, **about, language=page.language or language, metadata=metadata or None), cut
 
 
-def _body(record, server: dict[str, str]) -> bytes:
-    length = record.content_length
-    if length > MAX_RECORD_BYTES:
-        raise Unreadable(f"record over {MAX_RECORD_BYTES >> 20} MiB")
-    body = record.reader.read(length) if length else b""
-    if len(body) < length:
-        raise Unreadable("truncated record")
-    return _decoded(body, server) if server else body
-
-
-def _decoded(body: bytes, server: dict[str, str]) -> bytes:
-    """Undo the transfer and content encodings of a response. Archives such as Common Crawl's are stored without."""
-    from fastwarc import stream_io
-
-    chunked = server.get("transfer-encoding", "").lower()
-    if "chunked" in chunked and re.match(rb"[0-9a-fA-F]{1,8}[ \t]*(?:;[^\r\n]*)?\r\n", body):
-        body = _read(stream_io.ChunkedReader(io.BytesIO(body)), "chunked")
-    for name in reversed(server.get("content-encoding", "").lower().replace(" ", "").split(",")):
-        if name in ("gzip", "x-gzip") and body.startswith(b"\x1f\x8b"):  # some archives undo it and keep the header
-            body = _read(stream_io.GzipReader(io.BytesIO(body)), name)
-        elif name == "deflate" and body[:1] == b"x":
-            body = _read(stream_io.GzipReader(io.BytesIO(body), zlib=True), name)
-        elif name == "br":
-            body = _read(stream_io.BrotliReader(io.BytesIO(body)), name)
-        elif name == "zstd" and body.startswith(b"(\xb5/\xfd"):
-            body = _read(stream_io.ZstdReader(io.BytesIO(body)), name)
-    return body
-
-
-def _read(reader, name: str) -> bytes:
-    try:
-        body = reader.read(MAX_RECORD_BYTES + 1)
-        while 0 < len(body) <= MAX_RECORD_BYTES and (more := reader.read(MAX_RECORD_BYTES + 1 - len(body))):
-            body += more
-    except (OSError, ValueError) as error:
-        raise Unreadable(f"bad {name} body") from error
-    if len(body) > MAX_RECORD_BYTES:
-        raise Unreadable(f"record over {MAX_RECORD_BYTES >> 20} MiB")
-    return body
-
-
-class _Forward:
-    """A stream that can tell its position and skip forward, as FastWARC needs it."""
-
-    def __init__(self, stream: BinaryIO):
-        self._stream, self._at = stream, 0
-        # `read1` gives what there is: `read` would lose it if damage comes before `size` bytes.
-        self._some = getattr(stream, "read1", stream.read)
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._some(size)
-        self._at += len(data)
-        return data
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        left = offset if whence == io.SEEK_CUR else offset - self._at
-        if left < 0 or whence == io.SEEK_END:
-            raise io.UnsupportedOperation("seek")
-        while left and (data := self.read(min(left, BLOCK_BYTES))):
-            left -= len(data)
-        return self._at
-
-    def close(self) -> None:
-        self._stream.close()
+def _address(headers: Mapping[str, str]) -> str | None:
+    address = headers.get("warc-target-uri", "").strip("<>")  # WARC 1.0 shows it in brackets
+    return address or None

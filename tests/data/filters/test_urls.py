@@ -74,6 +74,14 @@ def test_lists_are_read_from_files(tmp_path):
         read_list(tmp_path / "binary")
 
 
+def test_an_ipv6_address_is_a_host_in_any_of_its_forms():
+    forms = ("http://[2001:db8::1]:8080/x", "//[2001:DB8:0::1]", "[2001:db8::1]:80", "2001:db8::1", "http://u:p@[2001:db8::1]/")
+    assert {host_of(form) for form in forms} == {"2001:db8::1"}
+    for entry in ("2001:db8::1", "[2001:db8::1]"):
+        assert reason("http://[2001:db8:0:0::1]:8080/x", block_lists(domains=[entry])) == "domain"
+        assert reason("http://[2001:db9::1]/", block_lists(domains=[entry])) == ""
+
+
 def test_columns_of_no_address():
     assert all(len(column) == 0 for column in url_columns([], LISTS).values())
     assert host_of("   ") == ""

@@ -1,5 +1,6 @@
 """A recipe from files to documents, in this process and in workers."""
 
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -31,6 +32,28 @@ def corpus(tmp_path_factory) -> Path:
         (folder / f"part-{k}.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "broken.jsonl").write_text("no json\n")
     return folder
+
+
+def test_what_is_lost_of_a_file_is_in_the_figures_and_the_manifest(corpus, tmp_path):
+    rows = (corpus / "part-0.jsonl").read_bytes().splitlines(keepends=True)[:30]
+    members = [gzip.compress(b"".join(rows[k : k + 10])) for k in (0, 10, 20)]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "cut.jsonl.gz").write_bytes(members[0] + members[1][:-20] + members[2])
+    (tmp_path / "in" / "lines.jsonl").write_bytes(rows[0] + b"no json\n" * 300)
+    (tmp_path / "in" / "nothing.jsonl").write_bytes(b"")
+    config = config_of(tmp_path / "in")
+    unread = run(config, tmp_path / "out")["quarantined"]
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["unread"] == [
+        {name: value for name, value in row.items() if name != "path"} for row in unread
+    ]
+    [cut] = [row for row in unread if row["reason"] == "damaged gzip"]
+    lines = [row for row in unread if row["file"] == "input/lines.jsonl"]
+    nothing = unread[-1]
+    begin = len(members[0])
+    assert cut["file"] == "input/cut.jsonl.gz" and cut["reason"] == "damaged gzip" and cut["documents"] >= 20
+    assert begin <= cut["place"][0] < cut["place"][1] == begin + len(members[1]) - 20
+    assert len(lines) == 101 and sum(row["count"] for row in lines) == 300 and lines[0]["where"] == "line 2"
+    assert (nothing["file"], nothing["reason"], nothing["documents"]) == ("input/nothing.jsonl", "no documents", 0)
 
 
 def config_of(corpus, **more) -> dict:

@@ -1,6 +1,7 @@
 """Files open decompressed, damage has a name, and nothing blocks or fills the memory."""
 
 import bz2
+import contextlib
 import gzip
 import lzma
 import os
@@ -49,6 +50,43 @@ def test_damage_is_told(tmp_path, ending):
         path.write_bytes(wrong)
         with pytest.raises(Unreadable, match=f"damaged {NAMES[ending]}"):
             content(path)
+
+
+@pytest.mark.parametrize("ending", COMPRESS)
+def test_reading_goes_on_behind_a_damaged_member(tmp_path, ending):
+    path, pack = tmp_path / f"a.{ending}", COMPRESS[ending]
+    first, middle, last = pack(b"first\n"), pack(DATA), pack(b"last\n")
+    for damaged in (middle[:2000] + bytes(64) + middle[2064:], middle[:2000], middle[:-1], middle[:2000] + middle[2500:]):
+        path.write_bytes(first + damaged + last)
+        found, lost = [], []
+        with streams.open_stream(str(path)) as stream:
+            while True:
+                try:
+                    if not (line := stream.readline()):
+                        break
+                    found.append(line)
+                except Unreadable as error:
+                    lost.append(error.lost)
+        assert found[0] == b"first\n" and found[-1] == b"last\n"
+        [(start, end)] = lost
+        assert len(first) <= start < end == len(first + damaged)
+
+
+def test_all_of_a_member_before_the_damage_is_read(tmp_path):
+    packed = gzip.compress(DATA)
+    (tmp_path / "a.gz").write_bytes(packed[:3000] + bytes(64) + packed[3064:])
+    with streams.open_stream(str(tmp_path / "a.gz")) as stream, pytest.raises(Unreadable, match="damaged gzip") as error:
+        found = b""
+        while True:
+            found += stream.read1(1000)
+    assert error.value.lost[0] >= 3000 and DATA.startswith(found[:4000]) and len(found) > 4000
+
+
+def test_starts_of_members_that_are_none_take_little_time(tmp_path):
+    head = gzip.compress(b"x" * 50)[:-9]
+    (tmp_path / "a.gz").write_bytes(head * 5_000)
+    with streams.open_stream(str(tmp_path / "a.gz")) as stream, contextlib.suppress(Unreadable):
+        stream.read()
 
 
 @pytest.mark.parametrize("ending", COMPRESS)

@@ -153,6 +153,19 @@ def test_only_the_kinds_asked_for_are_masked():
         mask_pii([text], style="stars")
 
 
+@pytest.mark.parametrize("address", ["2a00:1450:4001:80b::200e", "2a00:1450:4001:080b:0123:4567:89ab:cdef"])
+@pytest.mark.parametrize("form", ["{}", "{}: refused", "{}:", "ip:{}: refused", "[{}]:443", "http://[{}]/", "{},{}: no"])
+def test_an_ipv6_address_may_stand_before_a_colon(form, address):
+    text = form.format(address, address)
+    assert [text[start:end] for start, end, _ in find_pii(text, kinds=["ip"])] == [address] * form.count("{}")
+
+
+def test_a_port_may_follow_a_full_ipv6_address_but_no_ninth_group():
+    full = "2a00:1450:4001:080b:0123:4567:89ab:cdef"
+    assert mask_pii([f"{full}:443"], kinds=["ip"])[0] == ["<IP>:443"]
+    assert not find_pii(f"{full}:cdef", kinds=["ip"])
+
+
 def test_a_phone_number_is_national_in_the_regions_given():
     text = "Write or try 01 42 68 53 00 instead."
     assert [span.kind for span in find_pii(text)] == ["phone"]

@@ -35,6 +35,7 @@ def test_hostile_files_are_quarantined_and_the_rest_goes_through(tmp_path):
     (tmp_path / "line.txt").write_bytes(b"x" * (17 << 20))
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))
     (tmp_path / "picture").write_bytes(b"\x89PNG\r\n")
+    (tmp_path / "old.arc.gz").write_bytes(gzip.compress(b"filedesc://old.arc 0.0.0.0 20010101000000 text/plain 9\n1 0 x\n"))
     (tmp_path / "empty.parquet").write_bytes(b"")
     (tmp_path / "empty.txt").write_bytes(b"")
     (tmp_path / os.fsdecode(b"b\xffd.txt")).write_text("named in bytes")
@@ -51,6 +52,7 @@ def test_hostile_files_are_quarantined_and_the_rest_goes_through(tmp_path):
         "line.txt": "line over 16 MiB",
         "binary.txt": "binary",
         "picture": "binary",
+        "old.arc.gz": "arc, the format before warc; convert it with warcio",
         "empty.parquet": "damaged parquet",
         "empty.txt": "no text",
     }

@@ -1,14 +1,19 @@
 """Rows give documents with what they say about themselves; a bad row is quarantined, and the rest goes on."""
 
+import bz2
 import datetime
 import gzip
 import json
+import random
 
 import pyarrow
 import pyarrow.parquet
 import pytest
+import zstandard
 
+from data.sources import archives
 from data.sources.archives import rows
+from data.sources.source import Document, Quarantined
 from tests.data.sources.archives.common import read
 
 ROW = {
@@ -53,7 +58,42 @@ def test_bad_lines_do_not_end_a_file(tmp_path, monkeypatch):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(data)[:-4])
     documents, quarantined = read(tmp_path / "a.jsonl.gz")
     assert [d.text for d in documents] == ["good"] * len(bad)
-    assert quarantined == [(f"line {2 * k + 1}", reason) for k, reason in enumerate(bad.values())] + [("", "truncated gzip")]
+    assert quarantined == [(f"line {2 * k + 1}", reason) for k, reason in enumerate(bad.values())] + [
+        ("line 17", "truncated gzip")
+    ]
+
+
+CHECKED = zstandard.ZstdCompressor(write_checksum=True).compress
+
+
+@pytest.mark.parametrize(("ending", "pack"), [("gz", gzip.compress), ("bz2", bz2.compress), ("zst", CHECKED)])
+def test_lines_behind_a_damaged_member_are_read(tmp_path, ending, pack):
+    path = tmp_path / f"a.jsonl.{ending}"
+    rows = [json.dumps({"text": f"{k} " + random.Random(k).randbytes(3000).hex()}).encode() + b"\n" for k in range(9)]
+    first, middle, last = (pack(b"".join(rows[k : k + 3])) for k in (0, 3, 6))
+    damaged = middle[: len(middle) // 2] + bytes(30) + middle[len(middle) // 2 + 30 :]
+    path.write_bytes(first + damaged + last)
+    found = list(archives.read(str(path), path.name))
+    texts = [one.text[0] for one in found if isinstance(one, Document)]
+    assert texts[:3] == ["0", "1", "2"] and texts[-3:] == ["6", "7", "8"] and len(texts) < 9
+    lost = [one for one in found if isinstance(one, Quarantined) and one.reason.startswith("damaged")]
+    assert len(lost) == 1 and lost[0].where.startswith("line ")
+    assert len(first) <= lost[0].place[0] < lost[0].place[1] == len(first + damaged)
+
+
+def test_a_damaged_row_group_costs_only_itself(tmp_path):
+    path, texts = tmp_path / "a.parquet", [random.Random(k).randbytes(2000).hex() for k in range(30)]
+    table = pyarrow.table({"text": texts})
+    pyarrow.parquet.write_table(table, path, row_group_size=10, use_dictionary=False)
+    chunk = pyarrow.parquet.read_metadata(path).row_group(1).column(0)
+    first, size = chunk.data_page_offset, chunk.total_compressed_size
+    data = bytearray(path.read_bytes())
+    data[first : first + 60] = b"\xff" * 60
+    path.write_bytes(data)
+    found = list(archives.read(str(path), path.name))
+    assert [one.text for one in found if isinstance(one, Document)] == texts[:10] + texts[20:]
+    lost = Quarantined(str(path), "rows 11 to 20", "damaged parquet", (first, first + size))
+    assert [one for one in found if isinstance(one, Quarantined)] == [lost]
 
 
 @pytest.mark.parametrize("dictionary", [False, True])

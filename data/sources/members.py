@@ -1,0 +1,265 @@
+"""Decompress a file member by member, and go on behind damage.
+
+A compressed file is a sequence of members: those of gzip, frames of zstd, streams of bz2 and xz. Each begins with its format's
+magic number, so what follows a damaged member can still be read. Memory is bounded by `BLOCK_BYTES` and the dictionary of the
+compressor (zstd up to 2 GiB for files packed with `--long=31`, xz up to `XZ_MEMORY`, otherwise under 10 MiB).
+"""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+BLOCK_BYTES = 1 << 20  # the most that one step of a decompressor may return
+GZIP_STEP = 1 << 16  # compressed bytes of a step
+STEP = 1 << 9  # zstd cannot limit its output. It gives at most 32 KiB for each byte, so 16 MiB for this step.
+ZSTD_WINDOW = 1 << 31  # large corpora are often packed with `zstd --long=31`
+XZ_MEMORY = 1 << 28  # xz -9 needs 65 MiB
+TRIAL_BYTES = 1 << 12  # compressed bytes of a possible member that are tried
+MAGIC_BYTES = 10  # the longest magic number
+SEARCHED_AGAIN = 1 << 26  # bytes of a file that may be read twice: a hostile one would take the square of its size
+
+
+class Piece(NamedTuple):
+    """Bytes of a member. first, end: the bytes of the file that they come from. member: where their member begins."""
+
+    data: bytes
+    first: int
+    end: int
+    member: int
+
+
+class Gap(NamedTuple):
+    """Bytes of the file from `first` to `end` that cannot be decompressed. member: the start of the damaged member."""
+
+    first: int
+    end: int
+    member: int
+    reason: str  # "damaged gzip", "truncated zstd", …
+    detail: str
+
+
+class _Format(NamedTuple):
+    """new: makes a decompressor with decompress(data), needs_input, eof and unused_data. step: compressed bytes it gets."""
+
+    name: str
+    magic: re.Pattern[bytes]
+    new: Callable[[], Any]
+    step: int = STEP
+
+
+class _Damage(Exception):
+    """good: bytes before the damage. used: compressed bytes that they take, of those given last; negative: of earlier ones."""
+
+    def __init__(self, reason: str, detail: str, good: bytes = b"", used: int = 0):
+        super().__init__(detail)
+        self.reason, self.detail, self.good, self.used = reason, detail, good, used
+
+
+def plain_pieces(file: BinaryIO, start: int = 0) -> Iterator[Piece]:
+    """Yield the bytes of an uncompressed file as one member."""
+    file.seek(start)
+    while data := file.read(BLOCK_BYTES // 8):
+        yield Piece(data, start, start + len(data), 0)
+        start += len(data)
+
+
+def pieces(file: BinaryIO, ending: str, start: int = 0, begins: bytes = b"") -> Iterator[Piece | Gap]:
+    """Yield the content of a compressed file, and its gaps; reading goes on with the next member behind a gap.
+
+    Args:
+        ending: one of `FORMATS`.
+        start: where a member begins.
+        begins: how the content of each member begins, to recognise one behind a gap.
+    """
+    format, source, again = FORMATS[ending], _Source(file, start), SEARCHED_AGAIN
+    while source.skip_padding():  # between members, as gzip and xz allow
+        first = source.at
+        try:
+            yield from _member(source, format)
+        except _Damage as error:
+            damaged = source.at
+            # The decompressor may have read over the beginning of the next member, if bytes are missing.
+            source.go(first + 1 if again > 0 else max(damaged, first + 1))
+            again -= damaged - first
+            _find(source, format, begins)
+            reason = error.reason if source.at >= damaged else f"damaged {format.name}"
+            known = source.at > damaged or (source.at == damaged and reason.startswith("truncated"))
+            yield Gap(damaged if known else first, source.at, first, reason, error.detail)
+
+
+def _member(source: _Source, format: _Format) -> Iterator[Piece]:
+    """Yield one member. Raises: _Damage; `source` is then where the damage begins."""
+    member, start, first = format.new(), source.at, source.at
+    while not member.eof:
+        data = b""
+        if member.needs_input:
+            first, data = source.at, source.take(format.step)
+        try:
+            block = member.decompress(data)
+        except _Damage as error:
+            source.go(source.at - len(data) + error.used)
+            if error.good:
+                yield Piece(error.good, first, source.at, start)
+            raise
+        except (lzma.LZMAError, OSError, *_zstd_errors()) as error:  # OSError: bz2's name for damage
+            source.go(first)
+            big = "limit" in str(error)
+            reason = f"xz needs over {XZ_MEMORY >> 20} MiB" if big else f"damaged {format.name}"
+            raise _Damage(reason, str(error)) from error
+        if member.eof:
+            source.go(source.at - len(member.unused_data))
+        if not data and not block and member.needs_input and not member.eof:
+            raise _Damage(f"truncated {format.name}", "the file ends in the middle")
+        yield Piece(block, first, source.at, start)
+
+
+def _find(source: _Source, format: _Format, begins: bytes) -> None:
+    """Go to the next place where a member begins, or to the end of the file."""
+    start, data, at = source.at, b"", 0
+    while True:
+        block = source.take(BLOCK_BYTES // 8)
+        data += block
+        for match in format.magic.finditer(data, at):
+            at = match.start()
+            if block and at + TRIAL_BYTES > len(data):
+                break  # try it when more is there
+            if _is_member(data[at : at + TRIAL_BYTES], format, begins):
+                source.go(start + at)
+                return
+            at += 1
+        else:
+            at = max(at, len(data) - MAGIC_BYTES)
+        if not block:
+            return
+        start, data, at = start + at, data[at:], 0
+
+
+def _is_member(data: bytes, format: _Format, begins: bytes) -> bool:
+    member, content = format.new(), b""
+    for at in range(0, len(data), STEP):
+        try:
+            content += member.decompress(data[at : at + STEP])
+        except (_Damage, lzma.LZMAError, OSError, *_zstd_errors()):
+            return False
+        if member.eof or len(content) >= max(len(begins), 1):
+            break
+    # bz2 gives nothing before the end of a block of up to 900 KB. Its magic number is long enough.
+    return content.startswith(begins) or (begins.startswith(content) and not member.eof)
+
+
+class _Source:
+    """The bytes of a file from a place on."""
+
+    def __init__(self, file: BinaryIO, start: int):
+        self._file, self._data, self._from = file, b"", start
+        self.at = start  # of the next byte
+        file.seek(start)
+
+    def take(self, size: int) -> bytes:
+        """Return at most `size` bytes, b"" only at the end."""
+        if self.at >= self._from + len(self._data):
+            self._from, self._data = self.at, self._file.read(BLOCK_BYTES // 8)
+        inside = self.at - self._from
+        data = self._data[inside : inside + size]
+        self.at += len(data)
+        return data
+
+    def go(self, at: int) -> None:
+        self.at = at
+        if not self._from <= at <= self._from + len(self._data):
+            self._file.seek(at)
+            self._from, self._data = at, b""
+
+    def skip_padding(self) -> bool:
+        """Skip bytes that are zero. Return whether others follow."""
+        while data := self.take(BLOCK_BYTES // 8):
+            if left := len(data.lstrip(b"\0")):
+                self.go(self.at - left)
+                return True
+        return False
+
+
+class _Gzip:
+    """A gzip member, which gives all bytes before the damage."""
+
+    def __init__(self):
+        self._inflate, self._left = zlib.decompressobj(31), b""
+
+    eof = property(lambda self: self._inflate.eof)
+    unused_data = property(lambda self: self._inflate.unused_data)
+    needs_input = property(lambda self: not self._left)
+
+    def decompress(self, data: bytes) -> bytes:
+        data = self._left + data
+        before = self._inflate.copy() if data and not self._inflate.eof else self._inflate
+        try:
+            block = self._inflate.decompress(data, BLOCK_BYTES)
+        except zlib.error as error:
+            good, used = _good(before, data)
+            raise _Damage("damaged gzip", str(error), good, used - len(self._left)) from error
+        self._left = self._inflate.unconsumed_tail
+        return block
+
+
+def _good(inflate: Any, data: bytes) -> tuple[bytes, int]:
+    """Return what can be decompressed of data with an error in it, and how many bytes of it that takes."""
+    good, used = [], 0
+    for size in (1 << 12, 1 << 6, 1):
+        while used < len(data):
+            trial = inflate.copy()
+            try:
+                block = trial.decompress(data[used : used + size])
+            except zlib.error:
+                break
+            good.append(block)
+            inflate, used = trial, used + size
+    return b"".join(good), used
+
+
+class _Zstd:
+    """A frame. zstandard's `stream_reader` does not detect a truncated file; a decompression object knows its end."""
+
+    needs_input = True
+
+    def __init__(self):
+        import zstandard
+
+        self._frame = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
+        self.decompress = self._frame.decompress
+
+    eof = property(lambda self: self._frame.eof)
+    unused_data = property(lambda self: self._frame.unused_data)
+
+
+class _Limited:
+    """A decompressor of bz2 or xz that returns at most `BLOCK_BYTES` at a time."""
+
+    def __init__(self, new: Callable[[], Any]):
+        self._stream = new()
+
+    eof = property(lambda self: self._stream.eof)
+    unused_data = property(lambda self: self._stream.unused_data)
+    needs_input = property(lambda self: self._stream.needs_input)
+
+    def decompress(self, data: bytes) -> bytes:
+        return self._stream.decompress(data, BLOCK_BYTES)
+
+
+def _zstd_errors() -> tuple[type[Exception], ...]:
+    import zstandard
+
+    return (zstandard.ZstdError,)
+
+
+FORMATS = {
+    # Method, flags, any time, extra flags and system, as RFC 1952 has them.
+    ".gz": _Format("gzip", re.compile(rb"\x1f\x8b\x08[\x00-\x1f][\s\S]{4}[\x00\x02\x04][\x00-\x0d\xff]"), _Gzip, GZIP_STEP),
+    ".zst": _Format("zstd", re.compile(rb"\x28\xb5\x2f\xfd"), _Zstd),
+    ".bz2": _Format("bz2", re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"), lambda: _Limited(bz2.BZ2Decompressor)),
+    ".xz": _Format("xz", re.compile(rb"\xfd7zXZ\x00"), lambda: _Limited(lambda: lzma.LZMADecompressor(memlimit=XZ_MEMORY))),
+}
