@@ -19,11 +19,13 @@ import termios
 from pathlib import Path
 
 REPOSITORY = Path(__file__).parents[2]
-IMPORTS = (
-    "lm.train.loop lm.reports.train lm.reports.align lm.reports.safety lm.reports.evaluate lm.reports.curate lm.reports.ending "
-    "lm.align.run lm.evals.run lm.evals.in_loop lm.serve.run lm.convert.to_published lm.infer.load lm.infer.decode "
-    "lm.convert.to_workdir data.recipe.run data.text.pipeline"
-).split()
+WITH_JAX = (
+    "lm.train.loop lm.reports.train lm.reports.align lm.reports.safety lm.reports.evaluate lm.reports.ending lm.align.run "
+    "lm.evals.run lm.evals.in_loop lm.serve.run lm.convert.to_published lm.convert.to_workdir lm.infer.load lm.infer.decode "
+    "data.text.pipeline"
+)
+# curate.py forks its own workers where JAX is not loaded, so its forks come from a process without it.
+IMPORTS = {"curate.py": "data.recipe.run lm.evals.curation lm.reports.curate lm.reports.ending"}
 # Variables that are read when Python starts or when a library is imported.
 FIXED = ("PYTHON", "LC_", "LANG", "LD_", "GLIBC_TUNABLES", "OPENBLAS", "OMP_", "MALLOC", "TFDS_")
 
@@ -34,7 +36,8 @@ class Fork:
     def __init__(self, command: list[str], environment: dict[str, str], streams: list[int]):
         """streams: descriptors of the input, the output and the errors."""
         self.args, self.returncode = command, None
-        self.pid = _server().ask({"command": list(map(str, command[1:])), "environment": environment}, streams)
+        self._server = _server(IMPORTS.get(command[1], WITH_JAX))
+        self.pid = self._server.ask({"command": list(map(str, command[1:])), "environment": environment}, streams)
         self._ended = os.pidfd_open(self.pid)
 
     def poll(self) -> int | None:
@@ -55,7 +58,7 @@ class Fork:
     def _ask_for_code(self, timeout: float | None) -> int | None:
         if self.returncode is None and select.select([self._ended], [], [], timeout)[0]:
             os.close(self._ended)
-            self.returncode = _server().ask({"wait": self.pid})
+            self.returncode = self._server.ask({"wait": self.pid})
         return self.returncode
 
 
@@ -63,16 +66,16 @@ def can_fork(command: list[str], environment: dict[str, str]) -> bool:
     """Return whether a fork does what a new process would: a script or module of this repository with this process's FIXED."""
     if not hasattr(os, "pidfd_open") or command[0] != sys.executable:
         return False
-    if command[1] != "-m" and (REPOSITORY / command[1]).resolve().parent != REPOSITORY:
+    if command[1] != "-m" and command[1] not in {path.name for path in REPOSITORY.glob("*.py")}:
         return False
     own, others = ({k: v for k, v in which.items() if k.startswith(FIXED)} for which in (os.environ, environment))
     return own == others
 
 
 class _Server:
-    def __init__(self):
+    def __init__(self, imports: str):
         self.channel, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", "tests.verbs.forks", str(far.fileno())]
+        command = [sys.executable, "-m", "tests.verbs.forks", str(far.fileno()), *imports.split()]
         own = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
         self.process = subprocess.Popen(
             command, cwd=REPOSITORY, env=own | {"JAX_PLATFORMS": "cpu"}, pass_fds=[far.fileno()], stdout=subprocess.DEVNULL
@@ -85,13 +88,14 @@ class _Server:
         return json.loads(self.channel.recv(1 << 10))
 
 
-_servers = {}  # of this process, by its id: a fork of a test has none
+_servers = {}  # by this process, whose forks have servers of their own, and by what is imported
 
 
-def _server() -> _Server:
-    if os.getpid() not in _servers:
-        _servers[os.getpid()] = _Server()
-    return _servers[os.getpid()]
+def _server(imports: str) -> _Server:
+    key = os.getpid(), imports
+    if key not in _servers:
+        _servers[key] = _Server(imports)
+    return _servers[key]
 
 
 def serve(channel: socket.socket) -> dict | None:
@@ -124,13 +128,8 @@ def become(arguments: list[str], environment: dict[str, str]) -> None:
         sys.stdout.reconfigure(line_buffering=True)
     os.environ.clear()
     os.environ.update(environment)
-    import jax
-
-    for name, text in environment.items():  # JAX read its variables when it was imported
-        if name.startswith("JAX_") and name.lower() in jax.config.values:
-            kind = type(jax.config.values[name.lower()])
-            value = text.lower() in ("1", "true") if kind is bool else kind(text) if kind in (int, float) else text
-            jax.config.update(name.lower(), value)
+    if "jax" in sys.modules:
+        _configure(sys.modules["jax"].config, environment)
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
@@ -139,8 +138,17 @@ def become(arguments: list[str], environment: dict[str, str]) -> None:
         runpy.run_path(arguments[0], run_name="__main__")
 
 
+def _configure(config, environment: dict[str, str]) -> None:
+    """Set what JAX took from its variables when it was imported."""
+    for name, text in environment.items():
+        if name.startswith("JAX_") and name.lower() in config.values:
+            kind = type(config.values[name.lower()])
+            value = text.lower() in ("1", "true") if kind is bool else kind(text) if kind in (int, float) else text
+            config.update(name.lower(), value)
+
+
 if __name__ == "__main__":
-    for module in IMPORTS:
+    for module in sys.argv[2:]:
         importlib.import_module(module)
     gc.collect()
     gc.freeze()  # so that the forks' collections do not copy the pages of what was imported
