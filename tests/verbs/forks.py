@@ -24,8 +24,10 @@ WITH_JAX = (
     "lm.evals.run lm.evals.in_loop lm.serve.run lm.convert.to_published lm.convert.to_workdir lm.infer.load lm.infer.decode "
     "data.text.pipeline"
 )
-# curate.py forks its own workers where JAX is not loaded, so its forks come from a process without it.
-IMPORTS = {"curate.py": "data.recipe.run lm.evals.curation lm.reports.curate lm.reports.ending"}
+WITHOUT_JAX = (
+    "data.recipe.run lm.evals.curation lm.reports.curate lm.reports.ending lm.inputs lm.parallel.join"
+)
+NO_JAX = "TESTS_NO_JAX"  # a variable of programs in which an import of JAX is an error
 # Variables that are read when Python starts or when a library is imported.
 FIXED = ("PYTHON", "LC_", "LANG", "LD_", "GLIBC_TUNABLES", "OPENBLAS", "OMP_", "MALLOC", "TFDS_")
 
@@ -36,7 +38,9 @@ class Fork:
     def __init__(self, command: list[str], environment: dict[str, str], streams: list[int]):
         """streams: descriptors of the input, the output and the errors."""
         self.args, self.returncode = command, None
-        self._server = _server(IMPORTS.get(command[1], WITH_JAX))
+        # curate.py forks its own workers where JAX is not loaded.
+        jax = command[1] != "curate.py" and NO_JAX not in environment
+        self._server = _server(WITH_JAX if jax else WITHOUT_JAX)
         self.pid = self._server.ask({"command": list(map(str, command[1:])), "environment": environment}, streams)
         self._ended = os.pidfd_open(self.pid)
 
@@ -130,6 +134,8 @@ def become(arguments: list[str], environment: dict[str, str]) -> None:
     os.environ.update(environment)
     if "jax" in sys.modules:
         _configure(sys.modules["jax"].config, environment)
+    elif NO_JAX in environment:
+        sys.modules["jax"] = None
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)

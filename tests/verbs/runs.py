@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 
 from tests import compiled
 from tests.conftest import FAST_TO_COMPILE
+from tests.verbs import forks
 from tests.verbs.forks import Fork, can_fork
 
 REPOSITORY = Path(__file__).parents[2]
@@ -42,6 +43,7 @@ SETTINGS = {
 }
 STAGES = "comparing the input|survey|tokenizer|dataset|train|validation|n-gram baselines|likelihoods|generations"
 BARS = re.compile(rf"({STAGES})(:| \d)[^\n]*")
+NO_JAX = {forks.NO_JAX: "1"}  # variables of a run in which an import of JAX is an error
 DEADLINE = 300  # seconds in which anything that is waited for must have happened
 
 
