@@ -50,7 +50,7 @@ def switch_on() -> Path | None:
     ):
         return None
     try:
-        folder = _folder()
+        folder = folder_of("xla")
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # who can write here can run code as this user
         if shutil.disk_usage(folder).free < FREE:
             return None
@@ -79,8 +79,9 @@ def home() -> Path:
     return (Path(cache) if os.path.isabs(cache) else Path.home() / ".cache") / "lmcraft"
 
 
-def _folder() -> Path:
-    return home() / f"xla-{_processor()}"
+def folder_of(kind: str) -> Path:
+    """Return the folder KIND-CPU of programs for this kind of processor. Raises: RuntimeError if there is no home."""
+    return home() / f"{kind}-{_processor()}"
 
 
 def _processor() -> str:

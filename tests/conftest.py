@@ -1,5 +1,7 @@
 """Every test sees eight fake CPU devices, and code that XLA and LLVM compile fast: tests compile more than they compute.
 
+Compiled programs stay in the user's cache (tests/compiled.py), so that the next run compiles only what has changed since.
+
 Without fusion emitters, XLA writes each fusion as one plain loop, which takes a third less time than their passes over MLIR.
 Each program stays one module for LLVM: the workers keep all cores busy anyway.
 The flags must be set before jax is imported. The verbs that tests start compile in the same way (tests/verbs/runs.py).
@@ -13,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import compiled
+
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # of verbs that a test starts: nothing is written into the user's home
+os.environ |= compiled.variables()
 FAST_TO_COMPILE = (
     "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1 --xla_llvm_disable_expensive_passes=true"
 )
@@ -40,6 +44,11 @@ def room_for_programs():
 
         jax.clear_caches()
         gc.collect()
+
+
+def pytest_sessionstart(session):
+    if not hasattr(session.config, "workerinput"):  # once, before pytest-xdist starts its workers
+        compiled.sweep()
 
 
 def pytest_collection_modifyitems(items):

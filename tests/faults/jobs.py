@@ -42,10 +42,8 @@ class Job:
         for i in range(count):
             job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(i)}
             env = runs.environment(**runs.fake_devices(1), **(job if count > 1 else {}), **(variables or {}))
-            with open(folder / str(i), "w") as said, open(folder / f"{i}.out", "w") as printed:
-                self.processes.append(
-                    subprocess.Popen([*before, *command], cwd=runs.REPOSITORY, env=env, stdout=printed, stderr=said)
-                )
+            with open(os.devnull) as nothing, open(folder / f"{i}.out", "w") as printed, open(folder / str(i), "w") as said:
+                self.processes.append(runs.launch([*before, *command], env, nothing, printed, said))
 
     def until(self, condition: Callable[[], bool], limit: float = WHOLE) -> bool:
         """Poll until the condition holds. Return False if a process has ended, or `limit` seconds have passed."""

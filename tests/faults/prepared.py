@@ -19,9 +19,6 @@ class Prepared:
     def __init__(self, folder: Path):
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        cache = {"JAX_COMPILATION_CACHE_DIR": str(folder / "xla"), "JAX_COMPILATION_CACHE_MAX_SIZE": str(1 << 30)}
-        runs.CACHE.setdefault("JAX_COMPILATION_CACHE_DIR", cache["JAX_COMPILATION_CACHE_DIR"])
-        runs.CACHE.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", cache["JAX_COMPILATION_CACHE_MAX_SIZE"])
 
     def text(self) -> Path:
         return self._once("text", write_text)

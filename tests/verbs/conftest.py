@@ -20,12 +20,6 @@ def shared(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled_once(shared):
-    """All runs share what XLA compiled, as JAX's own variables allow; a size makes JAX lock the folder while it writes."""
-    runs.CACHE |= {"JAX_COMPILATION_CACHE_DIR": str(shared / "xla"), "JAX_COMPILATION_CACHE_MAX_SIZE": str(1 << 30)}
-
-
 @pytest.fixture(scope="session")
 def text(shared) -> Path:
     """Forty files of sentences made of four hundred words."""

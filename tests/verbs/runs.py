@@ -5,14 +5,19 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tests import compiled
 from tests.conftest import FAST_TO_COMPILE
+from tests.verbs import forks
+from tests.verbs.forks import Fork, can_fork
 
 REPOSITORY = Path(__file__).parents[2]
 STEPS = 120
@@ -38,8 +43,7 @@ SETTINGS = {
 }
 STAGES = "comparing the input|survey|tokenizer|dataset|train|validation|n-gram baselines|likelihoods|generations"
 BARS = re.compile(rf"({STAGES})(:| \d)[^\n]*")
-# Variables of every run: JAX's compilation cache, once conftest.py has named its folder.
-CACHE = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
+NO_JAX = {forks.NO_JAX: "1"}  # variables of a run in which an import of JAX is an error
 DEADLINE = 300  # seconds in which anything that is waited for must have happened
 
 
@@ -53,18 +57,26 @@ def line(workdir: Path, **settings) -> list[str]:
 def environment(**variables: str) -> dict[str, str]:
     """This process's environment without what steers JAX in it."""
     mine = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
-    home = {} if "JAX_COMPILATION_CACHE_DIR" in CACHE else {"JAX_ENABLE_COMPILATION_CACHE": "false"}  # nothing goes there
-    return {**mine, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_TO_COMPILE, "COLUMNS": "120", **CACHE, **home, **variables}
+    steering = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": FAST_TO_COMPILE, "COLUMNS": "120", **compiled.variables()}
+    return {**mine, **steering, **variables}
 
 
 def fake_devices(count: int) -> dict[str, str]:
     return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count} {FAST_TO_COMPILE}"}
 
 
-def run(command: list[str], **variables: str) -> subprocess.CompletedProcess:
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment(**variables), capture_output=True, timeout=DEADLINE)
-    done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()  # text=True would turn a "\r" into a new line
-    return done
+def run(command: list[str], stdin: str = "", **variables: str) -> subprocess.CompletedProcess:
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        given.write(stdin.encode())
+        given.seek(0)
+        process = launch(command, environment(**variables), given, stdout, stderr)
+        try:
+            code = process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        said = [(file.seek(0), file.read().decode())[1] for file in (stdout, stderr)]
+    return subprocess.CompletedProcess(command, code, *said)
 
 
 def train(workdir: Path, variables: dict[str, str] | None = None, **settings) -> None:
@@ -73,10 +85,17 @@ def train(workdir: Path, variables: dict[str, str] | None = None, **settings) ->
     assert done.returncode == 0, done.stderr[-4000:]
 
 
-def start(command: list[str], **variables: str) -> subprocess.Popen:
+def start(command: list[str], **variables: str) -> subprocess.Popen | Fork:
     """Starts a run that the test will stop; what it says goes to a file beside the workdir, not to a pipe that may fill."""
-    said = open(said_by(command), "w")  # noqa: SIM115 (the process holds it)
-    return subprocess.Popen(command, cwd=REPOSITORY, env=environment(**variables), stdout=subprocess.DEVNULL, stderr=said)
+    with open(os.devnull, "r+b") as nothing, open(said_by(command), "wb") as said:
+        return launch(command, environment(**variables), nothing, nothing, said)
+
+
+def launch(command: list[str], variables: dict[str, str], stdin: IO, stdout: IO, stderr: IO) -> subprocess.Popen | Fork:
+    """Start a command of this repository in its folder: as a fork (tests/verbs/forks.py) where that is the same."""
+    if can_fork(command, variables):
+        return Fork(command, variables, [stream.fileno() for stream in (stdin, stdout, stderr)])
+    return subprocess.Popen(command, cwd=REPOSITORY, env=variables, stdin=stdin, stdout=stdout, stderr=stderr)
 
 
 def said_by(command: list[str]) -> Path:

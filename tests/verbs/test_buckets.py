@@ -1,6 +1,7 @@
 """Runs whose workdir, data and models lie in buckets: killed machines, several jobs, and every verb that reads a model."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -56,9 +57,8 @@ def whole_steps(bucket, name: str) -> list[int]:
 def started(command: list[str], folder: Path, *buckets) -> subprocess.Popen:
     """A run on a machine of its own, whose cache and words are in a folder."""
     folder.mkdir()
-    with open(folder / "said", "w") as said:
-        variables = runs.environment(**machine(folder, *buckets))
-        return subprocess.Popen(command, cwd=runs.REPOSITORY, env=variables, stdout=subprocess.DEVNULL, stderr=said)
+    with open(os.devnull, "r+b") as nothing, open(folder / "said", "wb") as said:
+        return runs.launch(command, runs.environment(**machine(folder, *buckets)), nothing, nothing, said)
 
 
 @pytest.mark.slow

@@ -19,12 +19,6 @@ from lm.convert.to_workdir import write_workdir
 from tests.lm.evals import tiny_models
 from tests.verbs import runs
 
-# Makes its standard input the terminal that Ctrl-C comes from.
-ON_TERMINAL = """
-import fcntl, os, sys, termios
-fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-"""
 CTRL_C, CTRL_D = "\x03", "\x04"
 GREEDY = "--temperature=0"
 LIMIT = 8
@@ -42,16 +36,8 @@ class Terminal:
     def __init__(self, *flags: str, **variables: str):
         master, slave = pty.openpty()
         variables = {"TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"} | variables
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", ON_TERMINAL, "-m", "lm.chat", *flags],
-            cwd=runs.REPOSITORY,
-            env=runs.environment(**variables),
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            start_new_session=True,
-        )
-        os.close(slave)
+        with open(slave, "r+b", buffering=0) as end:
+            self.process = runs.launch([sys.executable, "-m", "lm.chat", *flags], runs.environment(**variables), end, end, end)
         self.master, self.raw = master, b""
 
     def wait_for(self, marker: str) -> str:
@@ -176,15 +162,7 @@ def test_ctrl_c_stops_an_answer_and_keeps_what_was_said(tmp_path):
 
 
 def piped(text: str, *flags: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "lm.chat", *flags],
-        cwd=runs.REPOSITORY,
-        env=runs.environment(),
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=runs.DEADLINE,
-    )
+    return runs.run([sys.executable, "-m", "lm.chat", *flags], stdin=text)
 
 
 def test_a_pipe(chatty, tmp_path):

@@ -65,12 +65,10 @@ EVALUATE = ["evaluate.py", "--config=configs/evaluate/default.py", "--config.che
     ],
 )
 def test_mistakes_are_answered_without_jax(line, argument, words, finished, tmp_path):
-    (tmp_path / "path").mkdir()
-    (tmp_path / "path" / "jax.py").write_text('raise SystemExit("JAX was imported")\n')
     key = argument.split("=")[0]
     given = [part.format(run=finished) for part in line if not (key and part.startswith(f"--config.{key}="))]
     given += [f"--workdir={tmp_path}/run", f"--config.{argument}"] if argument else []
-    refused([sys.executable, *given], *words, PYTHONPATH=str(tmp_path / "path"))
+    refused([sys.executable, *given], *words, **runs.NO_JAX)
     assert not (tmp_path / "run").exists()
 
 

@@ -1,6 +1,7 @@
 """Several processes of jax.distributed on this machine: the same run as one process, to its report, and one end for all."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -29,9 +30,9 @@ def start_all(commands: list[list[str]], folder: Path, devices: int = 1) -> list
     processes = []
     for i, line in enumerate(commands):
         job = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(len(commands)), "JAX_PROCESS_ID": str(i)}
-        with open(folder / str(i), "w") as said, open(folder / f"{i}.out", "w") as printed:
-            env = runs.environment(**runs.fake_devices(devices), **job)
-            processes.append(subprocess.Popen(line, cwd=runs.REPOSITORY, env=env, stdout=printed, stderr=said))
+        with open(os.devnull) as nothing, open(folder / f"{i}.out", "w") as printed, open(folder / str(i), "w") as said:
+            variables = runs.environment(**runs.fake_devices(devices), **job)
+            processes.append(runs.launch(line, variables, nothing, printed, said))
     return processes
 
 

@@ -1,7 +1,6 @@
 """python -m lm.personal, run as a user does: with a model that answers at random, without a network, and with mistakes."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -11,17 +10,8 @@ from tests.lm.evals import tiny_models
 from tests.lm.personal.stores import ENVIRONMENT, everything_on_disk
 from tests.verbs import runs
 
-MODULE = [sys.executable, "-m", "lm.personal"]
-# Runs the command and writes every event of Python that has to do with a socket to a file.
-WATCHED = """
-import runpy, sys
-log, sys.argv = open(sys.argv[1], "a"), ["lm.personal", *sys.argv[2:]]
-def hook(event, arguments):
-    if event.startswith("socket."):
-        print(event, *map(str, arguments[1:]), file=log, flush=True)
-sys.addaudithook(hook)
-runpy.run_module("lm.personal", run_name="__main__", alter_sys=True)
-"""
+MODULE = (sys.executable, "-m", "lm.personal")
+WATCHED = (sys.executable, "-m", "tests.lm.personal.watched")
 
 
 @pytest.fixture(scope="module")
@@ -32,28 +22,13 @@ def model(tmp_path_factory):
     return folder
 
 
-def personal(*arguments: object, before: list[str] | None = None, text: str = "", **variables: str):
-    command = [*(before or MODULE), *map(str, arguments)]
-    environment = runs.environment(**ENVIRONMENT | variables)
-    return subprocess.run(
-        command, cwd=runs.REPOSITORY, env=environment, input=text, capture_output=True, text=True, timeout=runs.DEADLINE
-    )
+def personal(*arguments: object, before: tuple = MODULE, text: str = "", **variables: str):
+    return runs.run([*map(str, before), *map(str, arguments)], stdin=text, **ENVIRONMENT | variables)
 
 
-@pytest.fixture
-def watched(tmp_path):
-    """How to run the command in an empty network namespace, if one can be made here, while a log of its sockets is kept."""
-    apart = ["unshare", "-rn"]
-    try:
-        alone = subprocess.run([*apart, "true"], capture_output=True, timeout=60).returncode == 0
-    except OSError:
-        alone = False
-    return [*(apart if alone else []), sys.executable, "-c", WATCHED, str(tmp_path / "log")]
-
-
-def test_a_life_of_a_store_without_a_network(model, tmp_path, watched):
+def test_a_life_of_a_store_without_a_network(model, tmp_path):
     def said(*arguments, **options) -> str:
-        done = personal(*arguments, before=watched, **options)
+        done = personal(*arguments, before=(*WATCHED, tmp_path / "log"), **options)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

@@ -1,6 +1,5 @@
 """The personal store as tools of an agent: what they find and keep, and that what they found does not leave the machine."""
 
-import subprocess
 import sys
 
 import pytest
@@ -87,13 +86,6 @@ def test_mistakes_are_one_line(store, tmp_path):
         (("--url=http://[a/v1",), "Invalid IPv6 URL"),
         (("--url=http://a b/v1",), "control characters"),
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "lm.agent", "--task=a", *flags],
-            cwd=runs.REPOSITORY,
-            env=runs.environment(LMCRAFT_PASSPHRASE=PASSPHRASE),
-            capture_output=True,
-            text=True,
-            timeout=runs.DEADLINE,
-        )
+        done = runs.run([sys.executable, "-m", "lm.agent", "--task=a", *flags], LMCRAFT_PASSPHRASE=PASSPHRASE)
         assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1, done.stderr[-2000:]
         assert words in done.stderr, (flags, done.stderr)

@@ -5,7 +5,6 @@ import http.server
 import json
 import os
 import pty
-import subprocess
 import sys
 import threading
 
@@ -121,9 +120,7 @@ def test_messages_for_the_api():
 
 def agent(*flags, text=""):
     command = [sys.executable, "-m", "lm.agent", *map(str, flags)]
-    return subprocess.run(
-        command, cwd=runs.REPOSITORY, env=runs.environment(), input=text, capture_output=True, text=True, timeout=runs.DEADLINE
-    )
+    return runs.run(command, stdin=text)
 
 
 def test_the_command(known, url, tmp_path):
@@ -146,10 +143,8 @@ def test_the_command(known, url, tmp_path):
 def test_the_user_is_asked_on_the_terminal(known, said, answer):
     master, slave = pty.openpty()
     command = [sys.executable, "-m", "lm.agent", f"--checkpoint={known[0]}", f"--task={QUESTION}", "--allow=", "--steps=2"]
-    process = subprocess.Popen(
-        command, cwd=runs.REPOSITORY, env=runs.environment(), stdin=slave, stdout=slave, stderr=slave, start_new_session=True
-    )
-    os.close(slave)
+    with open(slave, "r+b", buffering=0) as end:
+        process = runs.launch(command, runs.environment(), end, end, end)
     shown, sent = "", 0
     with contextlib.suppress(OSError):  # the terminal is closed at the end of the process
         while piece := os.read(master, 4096):

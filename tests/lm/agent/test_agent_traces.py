@@ -22,6 +22,7 @@ from lm.agent.replay import differences, replayed
 from lm.agent.tools import RISKS
 from lm.errors import UserError
 from tests.lm.agent.test_agent_loop import call, script, ticking, tool
+from tests.verbs import runs
 from tests.verbs.runs import REPOSITORY, environment
 
 
@@ -121,7 +122,7 @@ def test_conversations_are_what_sft_reads(tmp_path):
 
 def records(*arguments, code=0):
     command = [sys.executable, "-m", "lm.agent.records", *map(str, arguments)]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True)
+    done = runs.run(command)
     assert done.returncode == code, done.stderr[-3000:]
     return done
 

@@ -1,7 +1,6 @@
 """lm.generate and conversations with files of images: answers are those of transformers."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -78,14 +77,6 @@ def test_a_conversation_shows_a_file_once(folder, expected):
 def test_the_command(folder, expected):
     flags = [f"--checkpoint={folder}", "--temperature=0", f"--max_new_tokens={COUNT}", f"--image={folder / '0.png'}"]
     said = f"/image {folder / '1.png'}\n{ASKED}\n/exit\n"
-    done = subprocess.run(
-        [sys.executable, "-m", "lm.chat", *flags],
-        input=said,
-        cwd=runs.REPOSITORY,
-        env=runs.environment(),
-        capture_output=True,
-        text=True,
-        timeout=runs.DEADLINE,
-    )
+    done = runs.run([sys.executable, "-m", "lm.chat", *flags], stdin=said)
     assert done.stdout == f"{expected[0, 1]}\n", done.stderr
     assert "1.png goes with the next message" in done.stderr

@@ -38,7 +38,7 @@ def test_both_get_what_the_first_one_does(tmp_path):
 
 def test_sums_across_processes_need_no_reduce_scatter(tmp_path, monkeypatch):
     """gloo's is at times wrong (lm/parallel/gloo.py). No program is kept: later, only one of the processes would read it."""
-    monkeypatch.setitem(runs.CACHE, "JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "xla"))
     codes, said, printed = job("sums", tmp_path, devices=2)
     assert codes == [0, 0], said
     rows = np.arange(16.0).reshape(4, 4)

@@ -1,0 +1,45 @@
+"""JAX's compilation cache of the tests, kept between runs in a folder of the user's cache, beside that of the verbs.
+
+JAX_ENABLE_COMPILATION_CACHE=false compiles everything anew; JAX_COMPILATION_CACHE_DIR=FOLDER takes another folder.
+"""
+
+import os
+from pathlib import Path
+
+import zstandard
+
+from lm import compile_cache
+
+MOST = 2 << 30  # bytes of all entries; the tests write about a fifth of it
+
+
+def variables() -> dict[str, str]:
+    """Return JAX's variables. Every program is kept, because most are small here, and writing takes no lock."""
+    if os.environ.get("JAX_ENABLE_COMPILATION_CACHE", "").lower() in ("0", "false"):
+        return {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    return {
+        "JAX_COMPILATION_CACHE_DIR": os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(compile_cache.folder_of("tests")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",
+    }
+
+
+def sweep() -> None:
+    """Remove entries that a killed test left incomplete, and the oldest ones if there are too many bytes."""
+    folder = Path(variables().get("JAX_COMPILATION_CACHE_DIR", os.devnull))
+    total = 0
+    for entry in sorted(folder.glob("*-cache"), key=lambda entry: entry.stat().st_atime, reverse=True):
+        content = entry.read_bytes()
+        total += len(content)
+        if total > MOST or not _whole(content):
+            entry.unlink()
+
+
+def _whole(content: bytes) -> bool:
+    reader = zstandard.ZstdDecompressor().decompressobj()
+    try:
+        reader.decompress(content)
+    except zstandard.ZstdError:
+        return False
+    return reader.eof

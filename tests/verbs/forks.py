@@ -1,0 +1,163 @@
+"""Start verbs as forks of one process whose imports are done, which spares each of them three seconds of a core.
+
+A fork becomes what `python train.py …` or `python -m lm.chat …` would be: its own arguments, environment, streams, signals,
+ending and exit code. JAX is imported, but has not looked for devices yet. `can_fork` says what is a process of its own instead.
+"""
+
+import fcntl
+import gc
+import importlib
+import json
+import os
+import runpy
+import select
+import signal
+import socket
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[2]
+WITH_JAX = (
+    "lm.train.loop lm.reports.train lm.reports.align lm.reports.safety lm.reports.evaluate lm.reports.ending lm.align.run "
+    "lm.evals.run lm.evals.in_loop lm.serve.run lm.convert.to_published lm.convert.to_workdir lm.infer.load lm.infer.decode "
+    "data.text.pipeline"
+)
+WITHOUT_JAX = (
+    "data.recipe.run lm.evals.curation lm.reports.curate lm.reports.ending lm.inputs lm.parallel.join"
+)
+NO_JAX = "TESTS_NO_JAX"  # a variable of programs in which an import of JAX is an error
+# Variables that are read when Python starts or when a library is imported.
+FIXED = ("PYTHON", "LC_", "LANG", "LD_", "GLIBC_TUNABLES", "OPENBLAS", "OMP_", "MALLOC", "TFDS_")
+
+
+class Fork:
+    """A started verb, with what the tests use of subprocess.Popen."""
+
+    def __init__(self, command: list[str], environment: dict[str, str], streams: list[int]):
+        """streams: descriptors of the input, the output and the errors."""
+        self.args, self.returncode = command, None
+        # curate.py forks its own workers where JAX is not loaded.
+        jax = command[1] != "curate.py" and NO_JAX not in environment
+        self._server = _server(WITH_JAX if jax else WITHOUT_JAX)
+        self.pid = self._server.ask({"command": list(map(str, command[1:])), "environment": environment}, streams)
+        self._ended = os.pidfd_open(self.pid)
+
+    def poll(self) -> int | None:
+        return self._ask_for_code(0)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self._ask_for_code(timeout) is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def _ask_for_code(self, timeout: float | None) -> int | None:
+        if self.returncode is None and select.select([self._ended], [], [], timeout)[0]:
+            os.close(self._ended)
+            self.returncode = self._server.ask({"wait": self.pid})
+        return self.returncode
+
+
+def can_fork(command: list[str], environment: dict[str, str]) -> bool:
+    """Return whether a fork does what a new process would: a script or module of this repository with this process's FIXED."""
+    if not hasattr(os, "pidfd_open") or command[0] != sys.executable:
+        return False
+    if command[1] != "-m" and command[1] not in {path.name for path in REPOSITORY.glob("*.py")}:
+        return False
+    own, others = ({k: v for k, v in which.items() if k.startswith(FIXED)} for which in (os.environ, environment))
+    return own == others
+
+
+class _Server:
+    def __init__(self, imports: str):
+        self.channel, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        command = [sys.executable, "-m", "tests.verbs.forks", str(far.fileno()), *imports.split()]
+        own = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_", "XLA_"))}
+        self.process = subprocess.Popen(
+            command, cwd=REPOSITORY, env=own | {"JAX_PLATFORMS": "cpu"}, pass_fds=[far.fileno()], stdout=subprocess.DEVNULL
+        )
+        far.close()
+
+    def ask(self, request: dict, descriptors: list[int] = ()) -> int:
+        """Return the server's answer: a started process's id, or an ended one's exit code."""
+        socket.send_fds(self.channel, [json.dumps(request).encode()], descriptors)
+        return json.loads(self.channel.recv(1 << 10))
+
+
+_servers = {}  # by this process, whose forks have servers of their own, and by what is imported
+
+
+def _server(imports: str) -> _Server:
+    key = os.getpid(), imports
+    if key not in _servers:
+        _servers[key] = _Server(imports)
+    return _servers[key]
+
+
+def serve(channel: socket.socket) -> dict | None:
+    """Answer requests until the tests have ended (None). Return in each fork, with the request that it is to carry out."""
+    while True:
+        message, descriptors, *_ = socket.recv_fds(channel, 1 << 18, 3)
+        if not message:
+            return None
+        request = json.loads(message)
+        if "wait" in request:
+            answer = os.waitstatus_to_exitcode(os.waitpid(request["wait"], 0)[1])
+        else:
+            answer = os.fork()
+            if answer == 0:
+                channel.close()
+                for target, descriptor in enumerate(descriptors):
+                    os.dup2(descriptor, target)
+            for descriptor in descriptors:
+                os.close(descriptor)
+            if answer == 0:
+                return request
+        channel.send(json.dumps(answer).encode())
+
+
+def become(arguments: list[str], environment: dict[str, str]) -> None:
+    """Run a script or `-m MODULE` with its arguments as the program of this process, whose streams are set already."""
+    if os.isatty(0):  # as the shell of a terminal starts a program, so that Ctrl-C reaches it
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        sys.stdout.reconfigure(line_buffering=True)
+    os.environ.clear()
+    os.environ.update(environment)
+    if "jax" in sys.modules:
+        _configure(sys.modules["jax"].config, environment)
+    elif NO_JAX in environment:
+        sys.modules["jax"] = None
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def _configure(config, environment: dict[str, str]) -> None:
+    """Set what JAX took from its variables when it was imported."""
+    for name, text in environment.items():
+        if name.startswith("JAX_") and name.lower() in config.values:
+            kind = type(config.values[name.lower()])
+            value = text.lower() in ("1", "true") if kind is bool else kind(text) if kind in (int, float) else text
+            config.update(name.lower(), value)
+
+
+if __name__ == "__main__":
+    for module in sys.argv[2:]:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # so that the forks' collections do not copy the pages of what was imported
+    request = serve(socket.socket(fileno=int(sys.argv[1])))
+    if request is not None:
+        become(request["command"], request["environment"])
