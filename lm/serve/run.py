@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import psutil
 import uvicorn
 from fastapi import FastAPI
 
@@ -90,6 +91,7 @@ def serve(config, workdir: Path) -> int:
         if service.no_chat:
             print(f"{service.name}: no chats: {shown(service.no_chat)}", flush=True)
         service.engine.warm()  # compiles, so that no request waits for it
+        print(f"{service.name}: {memory(service.engine)}", flush=True)
         service.watch = open_watch(
             settings_of(config),
             workdir,
@@ -106,6 +108,15 @@ def serve(config, workdir: Path) -> int:
         finally:
             service.watch.close()
     return 0
+
+
+def memory(engine) -> str:
+    """Return in words what the process holds, and what sets the part that a user can choose."""
+    weights, cache = engine.held
+    return (
+        f"{psutil.Process().memory_info().rss / 1e9:.2f} GB of memory, of it {weights / 1e9:.2f} GB weights and "
+        f"{cache / 1e9:.2f} GB cache (--config.blocks={engine.stats().blocks})"
+    )
 
 
 def listen(config, service: Service, app: FastAPI, sock: socket.socket) -> None:
