@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import socket
 import threading
@@ -18,10 +19,12 @@ from lm.serve import page
 from lm.serve.api.app import make_app
 from lm.serve.api.service import Service, newest_step
 from lm.serve.batch import answer_file
+from lm.serve.connection import Connection
 from lm.serve.monitor import open_watch
 from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, limits_of, name_of
 from lm.serve.watch.settings import settings_of
 from lm.strangers import shown
+from lm.train.values import MOST
 
 CONNECTIONS = 1024  # at once; more are answered with 503
 
@@ -127,7 +130,7 @@ def listen(config, service: Service, app: FastAPI, sock: socket.socket) -> None:
     end = threading.Event()
     if config.watch:
         threading.Thread(target=watch, args=(service, config.checkpoint, config.watch, end), daemon=True).start()
-    server = Server(app, service, config.drain)
+    server = Server(app, service, config.drain, config.read_seconds)
     # uvicorn raises the signal again when it is done; the exit code is then 0.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -142,10 +145,12 @@ def listen(config, service: Service, app: FastAPI, sock: socket.socket) -> None:
 class Server(uvicorn.Server):
     """uvicorn, whose service is told of a signal before its connections are."""
 
-    def __init__(self, app: FastAPI, service: Service, drain: float):
+    def __init__(self, app: FastAPI, service: Service, drain: float, read_seconds: float):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=functools.partial(Connection, seconds=read_seconds or float(MOST)),
+                ws="none",
                 log_level="warning",
                 timeout_graceful_shutdown=max(1, round(drain)),
                 limit_concurrency=CONNECTIONS,
