@@ -26,7 +26,7 @@ from lm.strangers import short, shown
 START = 60.0  # seconds in which a server must have told its tools
 OTHER = "use another version of the server, or leave it out"
 MAX_PAGES, MAX_TOOLS = 100, 1000  # of a server's list
-NAME = re.compile(r"[A-Za-z0-9_./-]{1,128}")  # of a tool, by the protocol
+NAME = re.compile(r"\S{1,128}")  # of a tool
 
 
 @contextlib.contextmanager
@@ -118,31 +118,32 @@ def _close(session) -> None:
 
 
 async def _listed(client) -> list:
-    """Return the tools of all pages of a server's list. Raises: UserError if it is endless, or a tool is wrong."""
-    found, cursors = {}, set()
-    cursor = None
+    """Return the tools of all pages of a server's list. Raises: UserError if it is too long, or a tool is wrong."""
+    found, cursor, cursors = [], None, set()
     while True:
         page = await client.list_tools(cursor=cursor)
-        for tool in page.tools:
-            _check(tool)
-            if tool.name in found:
-                raise UserError(f"the server lists two tools named {tool.name!r}; {OTHER}")
-            found[tool.name] = tool
+        found += page.tools
         cursor = page.next_cursor
-        if not cursor:
-            return list(found.values())
         if cursor in cursors or len(cursors) >= MAX_PAGES or len(found) > MAX_TOOLS:
             count = f"{len(found)} tools on {len(cursors) + 1} pages"
-            raise UserError(f"the server's list of tools has no end: {count} so far; {OTHER}")
+            raise UserError(f"the server's list of tools is too long or has no end: {count} so far; {OTHER}")
+        if not cursor:
+            break
         cursors.add(cursor)
+    names = [tool.name for tool in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"the server lists two tools named {short(twice)}; {OTHER}")
+    for tool in found:
+        _check(tool)
+    return found
 
 
 def _check(tool) -> None:
     """Raise UserError if the name or the schema of a tool is invalid."""
     from jsonschema.validators import validator_for
 
-    if not NAME.fullmatch(tool.name):
-        raise UserError(f"the server has a tool {short(tool.name)}, a name not of letters, digits, '_', '-', '.', '/'; {OTHER}")
+    if not NAME.fullmatch(tool.name) or shown(tool.name) != tool.name:
+        raise UserError(f"the server has a tool named {short(tool.name)}, not in 1 to 128 visible characters; {OTHER}")
     try:
         validator_for(tool.input_schema).check_schema(tool.input_schema)
     except Exception as error:  # besides SchemaError, whatever a hostile schema makes of the validator

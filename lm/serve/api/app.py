@@ -147,13 +147,15 @@ def routes(service: Service, settings: Settings) -> APIRouter:
 def _tokenized(service: Service, body: TokenizeRequest) -> Response:
     service.adapter_of(body.model)
     tokenizer = service.tokenizer
-    if len((body.prompt or "").encode("utf-8", "replace")) > MOST_ENCODED:
-        raise ApiError(400, f"prompt: give a text of at most {MOST_ENCODED} bytes, a part of a longer one", param="prompt")
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give a prompt or messages", param="prompt")
-    if body.messages is not None:
+    messages = None if body.messages is None else chat.messages_of(service, body.messages)
+    field, texts = ("prompt", [body.prompt]) if messages is None else ("messages", [m["content"] for m in messages])
+    if sum(len(text.encode("utf-8", "replace")) for text in texts) > MOST_ENCODED:
+        raise ApiError(400, f"{field}: give text of at most {MOST_ENCODED} bytes, a part of a longer one", param=field)
+    if messages is not None:
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools]
-        ids = chat.prompt_of(service, chat.messages_of(service, body.messages), tools, body.chat_template_kwargs).ids
+        ids = chat.prompt_of(service, messages, tools, body.chat_template_kwargs).ids
     else:
         ids = tokenizer.prompt_ids(body.prompt) if body.add_special_tokens else tokenizer.encode(body.prompt)
     texts = [spelling(tokenizer, service.symbols, i)[0] for i in ids] if body.return_token_strs else None

@@ -105,7 +105,13 @@ LARGE = {
     "a list of texts": (COMPLETIONS, {"prompt": ["a", EMOJI]}, "prompt", "4193904 bytes, at least"),
     "ids": (COMPLETIONS, {"prompt": [5] * 1_300_000}, "prompt", "1300000 tokens"),
     "messages": (CHATS, {"messages": [{"role": "user", "content": EMOJI[:500_000]}] * 2}, "messages", "bytes, at least"),
-    "text to encode": ("/tokenize", {"prompt": EMOJI}, "prompt", "at most 1048576 bytes"),
+    "a text to encode": ("/tokenize", {"prompt": EMOJI}, "prompt", "at most 1048576 bytes"),
+    "messages to encode": (
+        "/tokenize",
+        {"messages": [{"role": "user", "content": EMOJI}]},
+        "messages",
+        "at most 1048576 bytes",
+    ),
 }
 
 
