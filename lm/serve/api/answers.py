@@ -175,8 +175,7 @@ class Choice:
     def _check_grammar(self) -> None:
         form = self.request.grammar
         if self.finish and form is not None and form.error:
-            message = f"{form.param}: the form of the answer became too complex: {form.error}"
-            raise ApiError(400, message, param=form.param, code="invalid_grammar")
+            raise ApiError(400, f"{form.param}: {form.error}", param=form.param, code="invalid_grammar")
 
 
 def choices_of(service: Service, plan: Plan) -> list[Choice]:

@@ -21,6 +21,8 @@ LIMITS = {"initial_lexer_fuel": 50_000, "step_lexer_fuel": 20_000, "max_grammar_
 # JSON may be laid out in lines, but not be filled with white space without end, as small models do.
 LAYOUT = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x09]{0,20}"}
 OBJECT = {"type": "object"}
+# What llguidance says when it reaches a limit.
+COSTLY = ("lexer precomputation failed", "too many expressions", "Too many items", "Current row has", "fuel exhausted")
 _building = threading.Lock()
 
 
@@ -128,7 +130,7 @@ def _reason(text: str) -> str:
     """Return what llguidance says of a grammar on one line. It repeats the grammar, whose own error comes after "error: "."""
     if "NoExtensionBias" in text:
         return "no text fits it"
-    if "lexer precomputation failed" in text or "too many expressions" in text:
+    if any(words in text for words in COSTLY):
         return "it is too costly to check; make it simpler"
     lines = [line.strip() for line in text.splitlines() if line.strip()] or ["invalid"]
     named = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
