@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +116,7 @@ class HFTokenizer:
         Raises, as the other ways to encode: UserError if a pattern of tokenizer.json tries too many ways to match the text.
         """
         with self._reported():
-            return self._tokenizer.encode(scrub(text), add_special_tokens=False).ids
+            return _alone(self._tokenizer.encode_batch_fast, text).ids
 
     def encode_many(self, texts: Iterable[str], *, threads: int | None = None) -> list[np.ndarray]:
         """Return the ids of many texts, each int32 [n]. `threads` has no effect: `tokenizers` has its own threads."""
@@ -130,7 +130,7 @@ class HFTokenizer:
         Like transformers 5, and unlike 4, this ignores `add_bos_token` in `tokenizer_config.json`.
         """
         with self._reported():
-            return self._tokenizer.encode(scrub(text), add_special_tokens=True).ids
+            return _alone(self._tokenizer.encode_batch_fast, text, add_special_tokens=True).ids
 
     @contextlib.contextmanager
     def _reported(self) -> Iterator[None]:
@@ -198,12 +198,12 @@ class HFTokenizer:
 
     def encode_rendered(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids of a rendered chat, including special tokens, and the character span of each."""
-        encoding = self._reader.encode(scrub(text), add_special_tokens=False)
+        encoding = _alone(self._reader.encode_batch, text)
         return encoding.ids, encoding.offsets
 
     def encode_spans(self, text: str, symbols: Collection[str] = ()) -> tuple[list[int], list[tuple[int, int]]]:
         """Return the ids of `text`, with `symbols` encoded as plain text, and the character span [begin, end) of each id."""
-        encoding = self._without(frozenset(symbols).difference(self.controls)).encode(scrub(text), add_special_tokens=False)
+        encoding = _alone(self._without(frozenset(symbols).difference(self.controls)).encode_batch, text)
         return encoding.ids, encoding.offsets
 
     @functools.cached_property
@@ -223,6 +223,11 @@ class HFTokenizer:
         changed.encode_special_tokens = True
         self._changed[symbols] = changed
         return changed
+
+
+def _alone(encode_batch: Callable[..., list[tokenizers.Encoding]], text: str, add_special_tokens: bool = False):
+    """Return the encoding of one text. `encode` of `tokenizers` would stop all other threads as long as it runs."""
+    return encode_batch([scrub(text)], add_special_tokens=add_special_tokens)[0]
 
 
 def _unbounded(tokenizer: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

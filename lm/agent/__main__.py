@@ -90,15 +90,14 @@ def main() -> None:
 
 def _tools(stack: contextlib.ExitStack, risks: dict[str, str]) -> list:
     from lm.agent.builtin import open_tools
-    from lm.agent.mcp_servers import open_server
+    from lm.agent.mcp_servers import open_servers
     from lm.agent.memory import check_private
     from lm.agent.tools import check_tools
 
     if FLAGS.url is not None and FLAGS.home:
         check_private(FLAGS.url)
     tools = open_tools([name for name in FLAGS.tools if name], FLAGS.folder, FLAGS.home, FLAGS.passphrase_file)
-    for command in FLAGS.mcp:
-        tools += stack.enter_context(open_server(command, risks))
+    tools = stack.enter_context(open_servers(FLAGS.mcp, risks, tools))
     if unknown := sorted(risks.keys() - {tool.name for tool in tools}):
         raise UserError(f"--risk: no tool {unknown[0]!r}; there are {', '.join(tool.name for tool in tools)}")
     check_tools(tools)

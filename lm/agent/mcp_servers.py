@@ -7,17 +7,46 @@ to start, such as PATH.
 
 import contextlib
 import json
+import logging
+import math
 import os
+import re
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from typing import Any
+
+import pydantic
 
 from lm.agent.tools import AgentTool, shortened
 from lm.align.rl.tools import ERROR, Answer
 from lm.errors import UserError
+from lm.strangers import short, shown
 
 START = 60.0  # seconds in which a server must have told its tools
+OTHER = "use another version of the server, or leave it out"
+MAX_PAGES, MAX_TOOLS = 100, 1000  # of a server's list
+NAME = re.compile(r"\S{1,128}")  # of a tool
+
+
+@contextlib.contextmanager
+def open_servers(commands: Sequence[str], risks: Mapping[str, str], tools: Sequence[AgentTool]) -> Iterator[list[AgentTool]]:
+    """Start servers and yield `tools` and those of the servers; the servers end with the block.
+
+    Raises: UserError as `open_server`, and if two tools have the same name.
+    """
+    places = {tool.name: f"--tools has one of {tool.name!r}" for tool in tools}
+    found = list(tools)
+    with contextlib.ExitStack() as stack:
+        for command in commands:
+            for tool in stack.enter_context(open_server(command, risks)):
+                if tool.name in places:
+                    raise UserError(
+                        f"--mcp={command!r} has a tool {tool.name!r}, and {places[tool.name]}: leave one of them out"
+                    )
+                places[tool.name] = f"so has --mcp={command!r}"
+                found.append(tool)
+        yield found
 
 
 @contextlib.contextmanager
@@ -25,12 +54,12 @@ def open_server(command: str, risks: Mapping[str, str] | None = None) -> Iterato
     """Start a server and yield its tools; the server ends with the block.
 
     command: as on a shell, such as "python -m mcp_server_time". risks: name of a tool -> its risk, in place of its annotations.
-    Raises: UserError if `mcp` is not installed, or if the server cannot be started or does not answer.
+    Raises: UserError if `mcp` is not installed, if the server cannot be started or does not answer, or if its list of tools is
+    wrong or endless.
     """
     try:
         from anyio.from_thread import start_blocking_portal
-        from mcp import Client, StdioServerParameters
-        from mcp.client.stdio import stdio_client
+        from mcp import StdioServerParameters
     except ImportError:
         raise UserError(f"--mcp={command!r} needs mcp: pip install -r requirements-agent.txt") from None
     try:
@@ -39,15 +68,15 @@ def open_server(command: str, risks: Mapping[str, str] | None = None) -> Iterato
         raise UserError(f"--mcp={command!r} is no command: {error}") from None
     if shutil.which(program) is None:
         raise UserError(f"--mcp={command!r}: there is no program {program}; give a command that starts a server")
+    logging.getLogger("mcp").setLevel(logging.CRITICAL)  # it prints a traceback for each line that is no message
     with contextlib.ExitStack() as stack:
-        quiet = stack.enter_context(open(os.devnull, "w"))
         portal = stack.enter_context(start_blocking_portal())
-        server = stdio_client(StdioServerParameters(command=program, args=arguments), errlog=quiet)
+        session = portal.wrap_async_context_manager(_session(StdioServerParameters(command=program, args=arguments)))
         try:
-            client = stack.enter_context(portal.wrap_async_context_manager(Client(server, read_timeout_seconds=START)))
-            listed = portal.call(client.list_tools).tools
+            client, listed = session.__enter__()
         except Exception as error:
-            raise UserError(f"--mcp={command!r}: the server does not answer ({_reason(error)}); try the command") from None
+            raise UserError(f"--mcp={command!r}: {_why_not(error)}") from None
+        stack.callback(_close, session)
 
         def tool(described) -> AgentTool:
             function = {"name": described.name, "description": described.description or ""}
@@ -60,12 +89,66 @@ def open_server(command: str, risks: Mapping[str, str] | None = None) -> Iterato
                 try:
                     return _answer(portal.call(call))
                 except Exception as error:
-                    return Answer(f"{ERROR}{_reason(error)}"[:2000], True)
+                    return Answer(f"{ERROR}{_reason(_innermost(error))}", True)
 
             risk = (risks or {}).get(described.name) or risk_of(described.annotations)
             return AgentTool({"type": "function", "function": function}, run, risk)
 
         yield [tool(described) for described in listed]
+
+
+@contextlib.asynccontextmanager
+async def _session(parameters) -> AsyncIterator[tuple[Any, list]]:
+    """Yield (client, its tools) of a server that is started. Raises: UserError, TimeoutError, and errors of `mcp` in groups."""
+    import anyio
+    from mcp import Client
+    from mcp.client.stdio import stdio_client
+
+    with open(os.devnull, "w") as quiet, anyio.fail_after(START) as start:
+        async with Client(stdio_client(parameters, errlog=quiet), read_timeout_seconds=START) as client:
+            listed = await _listed(client)
+            start.deadline = math.inf
+            yield client, listed
+
+
+def _close(session) -> None:
+    """End a session without the error of its block, which its task groups would wrap. A server may be dead already."""
+    with contextlib.suppress(Exception):
+        session.__exit__(None, None, None)
+
+
+async def _listed(client) -> list:
+    """Return the tools of all pages of a server's list. Raises: UserError if it is too long, or a tool is wrong."""
+    found, cursor, cursors = [], None, set()
+    while True:
+        page = await client.list_tools(cursor=cursor)
+        found += page.tools
+        cursor = page.next_cursor
+        if cursor in cursors or len(cursors) >= MAX_PAGES or len(found) > MAX_TOOLS:
+            count = f"{len(found)} tools on {len(cursors) + 1} pages"
+            raise UserError(f"the server's list of tools is too long or has no end: {count} so far; {OTHER}")
+        if not cursor:
+            break
+        cursors.add(cursor)
+    names = [tool.name for tool in found]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"the server lists two tools named {short(twice)}; {OTHER}")
+    for tool in found:
+        _check(tool)
+    return found
+
+
+def _check(tool) -> None:
+    """Raise UserError if the name or the schema of a tool is invalid."""
+    from jsonschema.validators import validator_for
+
+    if not NAME.fullmatch(tool.name) or shown(tool.name) != tool.name:
+        raise UserError(f"the server has a tool named {short(tool.name)}, not in 1 to 128 visible characters; {OTHER}")
+    try:
+        validator_for(tool.input_schema).check_schema(tool.input_schema)
+    except Exception as error:  # besides SchemaError, whatever a hostile schema makes of the validator
+        reason = getattr(error, "message", None) or type(error).__name__
+        raise UserError(f"the server's tool {tool.name!r} has a bad schema ({short(reason)}); {OTHER}") from None
 
 
 def risk_of(annotations) -> str:
@@ -90,8 +173,27 @@ def _answer(result) -> Answer:
     return Answer(f"{ERROR}{text}" if result.is_error else text, bool(result.is_error))
 
 
-def _reason(error: BaseException) -> str:
-    """Return the innermost reason of an error that a task group may have wrapped, on one line."""
+def _innermost(error: BaseException) -> BaseException:
+    """Return the error that task groups may have wrapped."""
     while isinstance(error, BaseExceptionGroup) and error.exceptions:
         error = error.exceptions[0]
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return error
+
+
+def _reason(error: BaseException) -> str:
+    """Return an error on one line."""
+    if isinstance(error, pydantic.ValidationError):
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        return shown(f"{'.'.join(map(str, first['loc']))}: {first['msg']}")[:300]
+    return shown(" ".join(str(error).split()) or type(error).__name__)[:300]
+
+
+def _why_not(error: BaseException) -> str:
+    """Return why a server does not start, and the cure."""
+    error = _innermost(error)
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, pydantic.ValidationError):
+        return f"the server answers what the protocol does not allow ({_reason(error)}); {OTHER}"
+    why = f"in {START:g} seconds" if isinstance(error, TimeoutError) else f"({_reason(error)})"
+    return f"the server does not answer {why}; run the command itself to see why"

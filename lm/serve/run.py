@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import socket
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import psutil
 import uvicorn
 from fastapi import FastAPI
 
@@ -17,10 +19,12 @@ from lm.serve import page
 from lm.serve.api.app import make_app
 from lm.serve.api.service import Service, newest_step
 from lm.serve.batch import answer_file
+from lm.serve.connection import Connection
 from lm.serve.monitor import open_watch
 from lm.serve.settings import adapter_count, adapters_of, app_settings, bound, limits_of, name_of
 from lm.serve.watch.settings import settings_of
 from lm.strangers import shown
+from lm.train.values import MOST
 
 CONNECTIONS = 1024  # at once; more are answered with 503
 
@@ -90,6 +94,7 @@ def serve(config, workdir: Path) -> int:
         if service.no_chat:
             print(f"{service.name}: no chats: {shown(service.no_chat)}", flush=True)
         service.engine.warm()  # compiles, so that no request waits for it
+        print(f"{service.name}: {memory(service.engine)}", flush=True)
         service.watch = open_watch(
             settings_of(config),
             workdir,
@@ -108,6 +113,15 @@ def serve(config, workdir: Path) -> int:
     return 0
 
 
+def memory(engine) -> str:
+    """Return in words what the process holds, and what sets the part that a user can choose."""
+    weights, cache = engine.held
+    return (
+        f"{psutil.Process().memory_info().rss / 1e9:.2f} GB of memory, of it {weights / 1e9:.2f} GB weights and "
+        f"{cache / 1e9:.2f} GB cache (--config.blocks={engine.stats().blocks})"
+    )
+
+
 def listen(config, service: Service, app: FastAPI, sock: socket.socket) -> None:
     """Answer requests until SIGTERM or Ctrl-C; then no new ones are taken, and running ones have `drain` seconds to end."""
     host, port = sock.getsockname()[:2]
@@ -116,7 +130,7 @@ def listen(config, service: Service, app: FastAPI, sock: socket.socket) -> None:
     end = threading.Event()
     if config.watch:
         threading.Thread(target=watch, args=(service, config.checkpoint, config.watch, end), daemon=True).start()
-    server = Server(app, service, config.drain)
+    server = Server(app, service, config.drain, config.read_seconds)
     # uvicorn raises the signal again when it is done; the exit code is then 0.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -131,10 +145,12 @@ def listen(config, service: Service, app: FastAPI, sock: socket.socket) -> None:
 class Server(uvicorn.Server):
     """uvicorn, whose service is told of a signal before its connections are."""
 
-    def __init__(self, app: FastAPI, service: Service, drain: float):
+    def __init__(self, app: FastAPI, service: Service, drain: float, read_seconds: float):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=functools.partial(Connection, seconds=read_seconds or float(MOST)),
+                ws="none",
                 log_level="warning",
                 timeout_graceful_shutdown=max(1, round(drain)),
                 limit_concurrency=CONNECTIONS,

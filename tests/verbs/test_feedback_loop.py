@@ -60,6 +60,7 @@ def test_corrections_become_an_adapter_that_passes_the_canary(tmp_path):
         text=True,
     )
     try:
+        assert "GB cache" in server.stdout.readline()
         url = re.search(r"smol answers at (http://\S+)/v1", server.stdout.readline())[1]
         with httpx.Client(base_url=url, timeout=300) as client:
             for question in ASKED:

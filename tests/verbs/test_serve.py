@@ -26,6 +26,10 @@ def test_a_trained_model_is_served(finished, tmp_path):
         text=True,
     )
     try:
+        held = process.stdout.readline()
+        assert re.fullmatch(
+            r"mine: [\d.]+ GB of memory, of it 0.0\d GB weights and 0.0\d GB cache \(--config.blocks=\d+\)\n", held
+        )
         url = re.search(r"mine answers at (http://\S+)/v1", process.stdout.readline())[1]
         answer = httpx.post(f"{url}/v1/completions", json={"prompt": "a", "max_tokens": 4}, timeout=120)
         assert answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] > 0

@@ -141,8 +141,9 @@ def mistake(function: Mapping[str, Any], named: Mapping[str, Any]) -> str:
     if unknown := [name for name in arguments if name not in properties]:
         return f"{function['name']} has no argument {unknown[0]!r}, only {', '.join(properties)}"
     for name, value in arguments.items():
-        kind = properties[name].get("type")
-        if kind in KINDS and (not isinstance(value, KINDS[kind]) or isinstance(value, bool) and kind != "boolean"):
+        kind = properties[name].get("type") if isinstance(properties[name], Mapping) else None  # a schema may be just `true`,
+        kinds = KINDS.get(kind) if isinstance(kind, str) else None  # and its type a list
+        if kinds and (not isinstance(value, kinds) or isinstance(value, bool) and kind != "boolean"):
             return f"the argument {name!r} of {function['name']} must be of type {kind}"
     return ""
 

@@ -48,3 +48,11 @@ def check(r: Request, config: ModelConfig, positions: int, adapters: Collection[
 
 def _is_finite(x) -> bool:
     return isinstance(x, numbers.Real) and abs(x) < np.inf
+
+
+def check_mesh(mesh, packed: str) -> None:
+    """Raise UserError for a mesh that an engine cannot use, or packed weights on several devices. mesh: None for one device."""
+    if mesh is not None and any(size > 1 for axis, size in mesh.shape.items() if axis != "tensor"):
+        raise UserError("an engine splits a model over the tensor axis of a mesh only: start one for each copy of it")
+    if mesh is not None and mesh.size > 1 and packed:
+        raise UserError(f"packed={packed} is for one device: leave it empty on a mesh")

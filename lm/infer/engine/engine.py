@@ -16,13 +16,13 @@ from data.text.tokenizer import Tokenizer
 from lm.errors import UserError
 from lm.infer.engine.adapters import Slots, placed, read_adapter
 from lm.infer.engine.blocks import Blocks
-from lm.infer.engine.checks import check
+from lm.infer.engine.checks import check, check_mesh
 from lm.infer.engine.drafts import ByModel, by_ngrams
 from lm.infer.engine.draw import Drawn
 from lm.infer.engine.media import Encoder, given, nothing_given
 from lm.infer.engine.request import Closed, Event, Full, Gathered, Handle, Request, Stats
 from lm.infer.engine.results import advance
-from lm.infer.engine.room import affordable, give_back
+from lm.infer.engine.room import default_pages, give_back
 from lm.infer.engine.schedule import Part, Schedule
 from lm.infer.engine.sequence import Sequence
 from lm.infer.engine.step import Laid, drawn, forward, lay_out, logits_of, program, sizes, warm_draws
@@ -39,7 +39,7 @@ class Engine:
     """Decode requests together.
 
     model: as `lm.load` or `lm.infer.load.load_onto` returns it. rows: most sequences that run at a time. budget: most tokens of
-    a step. pages: their number; 0: from the free memory. page: tokens of a page. cache_dtype: as in `empty_layers`. drafts:
+    a step. pages: their number; 0: `default_pages`. page: tokens of a page. cache_dtype: as in `empty_layers`. drafts:
     most tokens that are guessed ahead for a sequence (no result changes), by draft_model if there is one, else by n-grams.
     packed, slots, owned: see `weights_of`. queue: most waiting requests. mesh: the one the model is on.
     """
@@ -62,16 +62,13 @@ class Engine:
         queue: int = 1024,
         mesh=None,
     ):
-        if mesh is not None and any(size > 1 for axis, size in mesh.shape.items() if axis != "tensor"):
-            raise UserError("an engine splits a model over the tensor axis of a mesh only: start one for each copy of it")
-        if mesh is not None and mesh.size > 1 and packed:
-            raise UserError(f"packed={packed} is for one device: leave it empty on a mesh")
+        check_mesh(mesh, packed)
         self.config, self.tokenizer = model.config, tokenizer
         self._mesh, self._queue, self._packing, self._slots = mesh, queue, packed, slots
         self._version = 0
         self._use(weights_of(model, packed, slots, owned))
         self._sizes = sizes(rows * (1 + drafts), budget)
-        count = pages or affordable(model.config, page, cache_dtype, rows)
+        count = pages or default_pages(model.config, page, cache_dtype, rows)
         self._blocks, self._cache_dtype = Blocks(count, page), cache_dtype
         with self._on_mesh():
             self._pages = self._empty_pages()
@@ -144,6 +141,11 @@ class Engine:
             finished=dict(self._finished),
             **self._counts,
         )
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """Return the bytes of the weights and of the pages."""
+        return tuple(sum(x.nbytes for x in jax.tree.leaves(arrays)) for arrays in (self._model[1], self._pages))
 
     def swap(self, newer: Transformer | str | os.PathLike, *, free_first: bool = False) -> None:
         """Use newer weights of the same config: a model, or the path of one, opened as the first was.
@@ -228,8 +230,7 @@ class Engine:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        if drain:
-            self._idle.wait(drain)
+        self._idle.wait(drain)
         with self._wake:
             self._ending = True
             self._wake.notify()
@@ -286,8 +287,7 @@ class Engine:
                     self._recover()
 
     def _has_work(self) -> bool:
-        s = self._schedule
-        return bool(self._arrived or s.running or len(s.waiting) or self._changes or self._ending)
+        return bool(self._arrived or self._schedule.running or len(self._schedule.waiting) or self._changes or self._ending)
 
     def _take_arrived(self) -> None:
         for sequence in self._arrived:

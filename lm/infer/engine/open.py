@@ -39,7 +39,7 @@ def open_engine(
     """Return an engine for the model at `path`: a workdir, a Hugging Face folder or a GGUF file.
 
     Args:
-      rows: most requests that are decoded together. blocks: of 16 tokens of the cache; 0: from the free memory. budget: most
+      rows: most requests that are decoded together. blocks: of 16 tokens of the cache; 0: `default_pages`. budget: most
         tokens of a step. queue: most waiting requests.
       dtype: of matrices; "": as in training. A CPU keeps them so, and computes in float32. quantize: "int8" or "int4": their
         weights; "w8a8": weights and activations in 8 bits; "": as stored.

@@ -1,4 +1,4 @@
-"""The memory of an engine: how many pages fit into it, and what it does not need."""
+"""The memory of an engine: how many pages it gets, what fits, and what it does not need."""
 
 import contextlib
 import ctypes
@@ -11,6 +11,22 @@ from lm.model.pages import page_bytes
 SHARE = 0.25  # on a CPU, of the free memory; the machine is not the engine's alone
 ACCELERATOR = 0.9
 LEAST = 64
+CACHE = 1 << 30  # bytes of pages on a CPU, unless requests need more:
+TYPICAL = 512  # tokens of a request, prompt and answer
+
+
+def default_pages(config, page: int, dtype: str, rows: int) -> int:
+    """Return the number of pages of an engine for which none is named.
+
+    On a CPU they have CACHE bytes. They have more if `rows` requests of TYPICAL tokens, or one of full length, need more. On
+    every device they have at most what is `affordable`: requests that find no page then wait.
+    """
+    most = affordable(config, page, dtype, rows)
+    if jax.default_backend() != "cpu":  # nothing else wants an accelerator's memory
+        return most
+    return min(
+        most, max(CACHE // page_bytes(config, page, dtype), rows * -(-TYPICAL // page), -(-config.max_positions // page))
+    )
 
 
 def affordable(config, page: int, dtype: str, rows: int) -> int:

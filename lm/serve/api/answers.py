@@ -95,13 +95,13 @@ def grammar_of(body: Sampled) -> tuple[str, str] | None:
             asked[field] = make(value, *args)
 
     add("guided_json", body.guided_json, grammar.json_grammar, "guided_json")
-    add("guided_regex", body.guided_regex, grammar.regex_grammar)
+    add("guided_regex", body.guided_regex, grammar.regex_grammar, "guided_regex")
     add("guided_choice", body.guided_choice, grammar.choice_grammar, "guided_choice")
     add("guided_grammar", body.guided_grammar, grammar.lark_grammar, "guided_grammar")
     if structured is not None:
         where = "structured_outputs"
         add(f"{where}.json", structured.json_, grammar.json_grammar, where)
-        add(f"{where}.regex", structured.regex, grammar.regex_grammar)
+        add(f"{where}.regex", structured.regex, grammar.regex_grammar, where)
         add(f"{where}.choice", structured.choice, grammar.choice_grammar, where)
         add(f"{where}.grammar", structured.grammar, grammar.lark_grammar, where)
         add(f"{where}.json_object", structured.json_object or None, lambda _: grammar.json_grammar(grammar.OBJECT, where))
@@ -173,10 +173,9 @@ class Choice:
         return sum(chosen) / max(1, len(chosen))
 
     def _check_grammar(self) -> None:
-        if self.finish and getattr(self.request.grammar, "error", ""):
-            raise ApiError(
-                400, f"the form of the answer became too complex: {self.request.grammar.error}", code="invalid_grammar"
-            )
+        form = self.request.grammar
+        if self.finish and form is not None and form.error:
+            raise ApiError(400, f"{form.param}: {form.error}", param=form.param, code="invalid_grammar")
 
 
 def choices_of(service: Service, plan: Plan) -> list[Choice]:

@@ -31,6 +31,8 @@ from lm.serve.api.stream import EventStream, Gone, answer
 from lm.serve.api.text import spelling
 from lm.serve.metrics import CountRequests
 
+MOST_ENCODED = 1 << 20  # bytes of a text for /tokenize, which need not fit the model
+
 log = logging.getLogger("lm.serve")
 
 
@@ -119,7 +121,7 @@ def routes(service: Service, settings: Settings) -> APIRouter:
 
     @router.post("/tokenize")
     async def tokenize(body: Annotated[TokenizeRequest, Depends(reading(TokenizeRequest))]) -> Response:
-        return json_response(await service.media.call(body.messages or (), _tokenized, service, body))
+        return await service.media.call(body.messages or (), _tokenized, service, body)
 
     @router.post("/detokenize")
     async def detokenize(body: Annotated[DetokenizeRequest, Depends(reading(DetokenizeRequest))]) -> Response:
@@ -142,18 +144,23 @@ def routes(service: Service, settings: Settings) -> APIRouter:
     return router
 
 
-def _tokenized(service: Service, body: TokenizeRequest) -> dict[str, Any]:
+def _tokenized(service: Service, body: TokenizeRequest) -> Response:
     service.adapter_of(body.model)
     tokenizer = service.tokenizer
     if (body.prompt is None) == (body.messages is None):
         raise ApiError(400, "give a prompt or messages", param="prompt")
-    if body.messages is not None:
+    messages = None if body.messages is None else chat.messages_of(service, body.messages)
+    field, texts = ("prompt", [body.prompt]) if messages is None else ("messages", [m["content"] for m in messages])
+    if sum(len(text.encode("utf-8", "replace")) for text in texts) > MOST_ENCODED:
+        raise ApiError(400, f"{field}: give text of at most {MOST_ENCODED} bytes, a part of a longer one", param=field)
+    if messages is not None:
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools]
-        ids = chat.prompt_of(service, chat.messages_of(service, body.messages), tools, body.chat_template_kwargs).ids
+        ids = chat.prompt_of(service, messages, tools, body.chat_template_kwargs).ids
     else:
         ids = tokenizer.prompt_ids(body.prompt) if body.add_special_tokens else tokenizer.encode(body.prompt)
     texts = [spelling(tokenizer, service.symbols, i)[0] for i in ids] if body.return_token_strs else None
-    return {"count": len(ids), "max_model_len": service.engine.max_positions, "tokens": list(ids), "token_strs": texts}
+    found = {"count": len(ids), "max_model_len": service.engine.max_positions, "tokens": list(ids), "token_strs": texts}
+    return json_response(found)  # not on the event loop: a long list takes long
 
 
 async def _plain(request: Request, error: HTTPException) -> Response:

@@ -75,6 +75,7 @@ def plan(service: Service, body: ChatRequest, user: str) -> Plan:
         raise ApiError(400, "tool_choice needs tools", param="tool_choice")
     (id, created), adapter = new_id("chatcmpl"), service.adapter_of(body.model)
     messages = messages_of(service, body.messages)
+    service.check_size(*(message["content"] for message in messages), param="messages")
     with seen_by(service, messages, id, user, adapter, body.n) as seen:
         requests, stream = _asked(service, body, user, seen.messages if seen else messages)
         requests[0] = measured(requests[0], seen)

@@ -45,6 +45,8 @@ def plan(service: Service, body: CompletionRequest, user: str) -> Plan:
         raise ApiError(400, f"max_tokens: this server answers with at most {most}", param="max_tokens")
     if body.min_tokens > max(1, body.max_tokens):
         raise ApiError(400, "min_tokens must not exceed max_tokens", param="min_tokens")
+    for prompt in prompts:
+        service.check_size(prompt)
     tokenizer, wanted = service.tokenizer, -1 if body.logprobs is None else body.logprobs
     texts = [text if isinstance(text, str) else TextStream(tokenizer).feed(text, over=True).text for text in prompts]
     messages, (id, created) = [make_message("user", text) for text in texts], new_id("cmpl")

@@ -6,7 +6,7 @@ The limits make a grammar that is too costly an error of its request; it cannot 
 import functools
 import json
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import llguidance
@@ -21,17 +21,22 @@ LIMITS = {"initial_lexer_fuel": 50_000, "step_lexer_fuel": 20_000, "max_grammar_
 # JSON may be laid out in lines, but not be filled with white space without end, as small models do.
 LAYOUT = {"whitespace_flexible": True, "whitespace_pattern": r"[\x20\x0A\x09]{0,20}"}
 OBJECT = {"type": "object"}
+# What llguidance says when it reaches a limit.
+COSTLY = ("lexer precomputation failed", "too many expressions", "Too many items", "Current row has", "fuel exhausted")
 _building = threading.Lock()
 
 
 class TokenGrammar:
     """A grammar for lm.infer.engine: the tokens that may come next, over the V ids of a model.
 
-    stop_ids: where the grammar may end, these may come. error: why the grammar gave up, if it did; then only these may come.
+    stop_ids: where the grammar may end, these may come. param: the field of a request that asks for it. error: why the grammar
+    gave up, if it did; then only these may come.
     """
 
-    def __init__(self, matcher: llguidance.LLMatcher, vocab_size: int, ends: Sequence[int], stop_ids: Sequence[int]):
-        self._matcher, self._V, self._ends, self._stops = matcher, vocab_size, list(ends), list(stop_ids)
+    def __init__(
+        self, matcher: llguidance.LLMatcher, vocab_size: int, ends: Sequence[int], stop_ids: Sequence[int], param: str
+    ):
+        self._matcher, self._V, self._ends, self._stops, self.param = matcher, vocab_size, list(ends), list(stop_ids), param
 
     def allowed(self) -> np.ndarray:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
@@ -49,11 +54,11 @@ class TokenGrammar:
             self._matcher.consume_token(int(token))
 
     def copy(self) -> "TokenGrammar":
-        return TokenGrammar(self._matcher.deep_copy(), self._V, self._ends, self._stops)
+        return TokenGrammar(self._matcher.deep_copy(), self._V, self._ends, self._stops, self.param)
 
     @property
     def error(self) -> str:
-        return self._matcher.get_error().splitlines()[0] if self._matcher.is_error() else ""
+        return _reason(self._matcher.get_error()) if self._matcher.is_error() else ""
 
 
 class Grammars:
@@ -84,9 +89,8 @@ class Grammars:
         if not matcher.is_error():
             matcher.compute_bitmask()  # the costly part, here and not on the engine's thread
         if matcher.is_error():
-            reason = " ".join(matcher.get_error().replace("<non-verbose/>", "").split())
-            raise ApiError(400, f"{param}: {reason[:300]}", param=param, code="invalid_grammar")
-        return TokenGrammar(matcher, self._V, self._ends, stop_ids)
+            raise ApiError(400, f"{param}: {_reason(matcher.get_error())}", param=param, code="invalid_grammar")
+        return TokenGrammar(matcher, self._V, self._ends, stop_ids, param)
 
 
 def json_grammar(schema: Mapping[str, Any] | str, param: str) -> str:
@@ -100,22 +104,37 @@ def json_grammar(schema: Mapping[str, Any] | str, param: str) -> str:
         raise ApiError(400, f"{param}: {error}", param=param) from None
 
 
-def regex_grammar(regex: str) -> str:
-    return llguidance.LLMatcher.grammar_from_regex(regex)
+def regex_grammar(regex: str, param: str) -> str:
+    return _made(param, llguidance.LLMatcher.grammar_from_regex, regex)
 
 
 def choice_grammar(choices: Sequence[str], param: str) -> str:
     if not choices or not all(choices):
         raise ApiError(400, f"{param}: give one or more texts, none of them empty", param=param)
-    return llguidance.grammar_from("choice", json.dumps(list(choices)))
+    return _made(param, llguidance.grammar_from, "choice", json.dumps(list(choices)))
 
 
 def lark_grammar(text: str, param: str) -> str:
-    """Return the grammar of Lark's or GBNF's text."""
+    """Return the grammar of Lark's or GBNF's text. Raises: ApiError."""
+    return _made(param, llguidance.grammar_from, "grammar", text)
+
+
+def _made(param: str, make: Callable[..., str], *arguments: str) -> str:
     try:
-        return llguidance.grammar_from("grammar", text)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"{param}: {str(error)[:300]}", param=param) from None
+        return make(*arguments)
+    except (ValueError, RecursionError) as error:  # a lone surrogate is a ValueError
+        raise ApiError(400, f"{param}: {_reason(str(error))}", param=param, code="invalid_grammar") from None
+
+
+def _reason(text: str) -> str:
+    """Return what llguidance says of a grammar on one line. It repeats the grammar, whose own error comes after "error: "."""
+    if "NoExtensionBias" in text:
+        return "no text fits it"
+    if any(words in text for words in COSTLY):
+        return "it is too costly to check; make it simpler"
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or ["invalid"]
+    named = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (named or lines)[0][:300]
 
 
 class _Spelled:

@@ -138,6 +138,18 @@ class Service:
             self.engine.swap(path)
             self.checkpoint = _version(self.name, path)
 
+    def check_size(self, *prompt: str | Sequence[int], param: str = "prompt") -> None:
+        """Raise ApiError if texts or token ids are too long for the model: to encode them first takes seconds a megabyte."""
+        most = min(self.engine.max_positions or 1 << 40, self.limits.tokens or 1 << 40)
+        longest = int(self.tokenizer.bytes_per_token.max())
+        for part in prompt:
+            if not isinstance(part, str) and len(part) > most:
+                raise _too_long(f"the prompt has {len(part)} tokens, more than the {most} that it may have", param)
+        size = sum(len(part.encode("utf-8", "replace")) for part in prompt if isinstance(part, str))
+        if size > most * longest:
+            tokens = f"at least {-(-size // longest)} tokens"
+            raise _too_long(f"the prompt has {size} bytes, {tokens}: more than the {most} that it may have", param)
+
     def prepared(self, request: Request) -> Request:
         """Return the request under the limits. Raises: ApiError if its prompt or its answer would be too long."""
         most = self.engine.max_positions
@@ -254,8 +266,8 @@ def timed_out() -> ApiError:
     return ApiError(408, "the request took longer than this server allows", code="timeout")
 
 
-def _too_long(message: str) -> ApiError:
-    return ApiError(400, message, param="prompt", code="context_length_exceeded")
+def _too_long(message: str, param: str = "prompt") -> ApiError:
+    return ApiError(400, message, param=param, code="context_length_exceeded")
 
 
 def describe(service: Service) -> list[Mapping[str, Any]]:

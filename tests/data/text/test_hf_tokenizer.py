@@ -1,6 +1,7 @@
 """A published tokenizer.json gives the ids of `tokenizers`, counts its bytes, and stands wherever ours does."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -318,3 +319,23 @@ def test_a_named_template_and_the_default_one(tmp_path):
     HFTokenizer(path).save(tmp_path / "copy")
     assert load_tokenizer(tmp_path / "copy").chat_template == "J"
     assert json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text()) == {"chat_template": listed}
+
+
+@pytest.mark.parametrize("name", ["encode", "prompt_ids", "encode_spans", "encode_rendered"])
+def test_other_threads_run_while_a_text_is_encoded(made, name):
+    tokenizer, ticks, over = made["gpt2"][0], [0], threading.Event()
+    encode = getattr(tokenizer, name)
+    encode("a")
+
+    def tick():
+        while not over.wait(0.001):
+            ticks[0] += 1
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    begin = ticks[0]
+    encode("the cat and the hat " * 5_000)
+    count = ticks[0] - begin
+    over.set()
+    thread.join()
+    assert count > 3

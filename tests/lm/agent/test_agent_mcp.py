@@ -1,6 +1,7 @@
-"""Public reference servers of the Model Context Protocol are driven over their standard streams."""
+"""Servers of the Model Context Protocol over their standard streams: public reference servers, and some that misbehave."""
 
 import json
+import shlex
 import subprocess
 import sys
 import types
@@ -9,12 +10,15 @@ import pytest
 
 pytest.importorskip("mcp")
 
+from lm.agent import mcp_servers
+from lm.agent.builtin import open_tools
 from lm.agent.consent import Consent
 from lm.agent.loop import Rules, run
-from lm.agent.mcp_servers import open_server, risk_of
+from lm.agent.mcp_servers import open_server, open_servers, risk_of
 from lm.agent.models import Said
 from lm.errors import UserError
-from tests.lm.agent.test_agent_loop import call, script
+from lm.strangers import shown
+from tests.lm.agent.test_agent_loop import ALL, call, script
 
 TIME = f"{sys.executable} -m mcp_server_time --local-timezone=UTC"
 
@@ -77,3 +81,102 @@ def test_servers_that_cannot_be_started(command, words):
     with pytest.raises(UserError, match=words):
         with open_server(command):
             pass
+
+
+HOSTILE = """
+import json, sys
+
+case = sys.argv[1]
+pages = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}  # cursor -> result of tools/list
+if case == "garbage":
+    print("Welcome!\\n{]", flush=True)
+for line in sys.stdin:
+    asked = json.loads(line)
+    if "id" not in asked or case == "silent":
+        continue
+    answer = {"error": {"code": -32601, "message": "no \\x1b[31mmethod"}}
+    if asked["method"] == "initialize" and case != "exits":
+        version = asked["params"]["protocolVersion"]
+        info = {"name": "hostile", "version": "1"}
+        answer = {"result": {"protocolVersion": version, "capabilities": {"tools": {}}, "serverInfo": info}}
+    elif asked["method"] == "initialize":
+        sys.exit("no key")
+    elif asked["method"] == "tools/list" and case != "refuses":
+        cursor = (asked.get("params") or {}).get("cursor", "")
+        if case == "endless":
+            answer = {"result": {"tools": [], "nextCursor": cursor + "a"}}
+        else:
+            answer = {"result": pages[cursor]}
+    elif asked["method"] == "tools/call" and case == "dies":
+        sys.exit(1)
+    print(json.dumps({"jsonrpc": "2.0", "id": asked["id"], **answer}), flush=True)
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path):
+    """A function that returns the command of a server that misbehaves. tools: {cursor: its page}."""
+    (tmp_path / "hostile.py").write_text(HOSTILE)
+
+    def command(case, pages=None):
+        return shlex.join([sys.executable, "-S", str(tmp_path / "hostile.py"), case, json.dumps(pages or {})])
+
+    return command
+
+
+def page(*names, more=None, **schema):
+    tools = [{"name": name, "inputSchema": {"type": "object"} | schema} for name in names]
+    return {"tools": tools} | ({"nextCursor": more} if more else {})
+
+
+def test_tools_of_all_pages_are_listed_and_a_server_may_die(hostile):
+    pages = {
+        "": page("a", more="2"),
+        "2": page("b", more="3"),
+        "3": page("c", properties={"x": {"type": ["string", "null"]}, "y": True}),
+    }
+    with open_server(hostile("dies", pages)) as tools:
+        assert [tool.name for tool in tools] == ["a", "b", "c"]
+        trace = run(script(Said("", [call("c", x=1, y=2)]), Said("Dead."))[0], tools, "a", Rules(consent=ALL))
+    assert trace.calls[0]["failed"] and trace.answer == "Dead."
+
+
+@pytest.mark.parametrize(
+    ("case", "pages", "words"),
+    [
+        ("exits", {}, r"does not answer \(Connection closed\); run the command"),
+        ("silent", {}, "does not answer in 0.3 seconds; run the command"),
+        ("refuses", {}, r"does not answer \(no \\x1b\[31mmethod\)"),
+        ("garbage", {"": page("a", "a")}, "two tools named 'a'; use another version"),
+        ("endless", {}, "no end: 0 tools on 101 pages"),
+        ("lists", {"": page("a", more="2"), "2": page("b", more="2")}, "no end: 2 tools on 2 pages"),
+        ("lists", {"": page("a", more="2"), "2": page("a")}, "two tools named 'a'"),
+        ("lists", {"": page("a", properties={"x": {"type": "nonsense"}})}, "'a' has a bad schema .*nonsense"),
+        ("lists", {"": page("a", type="string")}, r"does not allow \(tools.0.inputSchema.type: Input should be 'object'\)"),
+        ("lists", {"": page("a b")}, "a tool named 'a b'"),
+        ("lists", {"": page("a\x1b")}, r"a tool named 'a\\x1b'"),
+        ("lists", {"": page(*map(str, range(1001)))}, "too long or has no end: 1001 tools on 1 pages"),
+        ("lists", {"": {"tool": 1}}, r"does not allow \(tools: Field required\)"),
+    ],
+)
+def test_a_server_that_misbehaves_is_named_in_one_line(hostile, monkeypatch, capfd, case, pages, words):
+    monkeypatch.setattr(mcp_servers, "START", 0.3 if case == "silent" else 60.0)
+    command = hostile(case, pages)
+    with pytest.raises(UserError, match=words) as error:
+        with open_server(command):
+            pass
+    assert str(error.value).startswith(f"--mcp={command!r}: the server") and shown(error.value) == str(error.value)
+    assert capfd.readouterr().err == ""
+
+
+def test_tools_of_one_name_and_other_errors_beside_a_server(hostile):
+    one, two = (hostile(case, {"": page("a")}) for case in ("lists", "garbage"))
+    with pytest.raises(UserError, match="--mcp=.*garbage.* has a tool 'a', and so has --mcp=.*lists.*leave one of them out"):
+        with open_servers([one, two], {}, []):
+            pass
+    with pytest.raises(UserError, match="has a tool 'calculator', and --tools has one"):
+        with open_servers([hostile("lists", {"": page("calculator")})], {}, open_tools(["calculator"])):
+            pass
+    with pytest.raises(UserError, match="^no model$"):  # whatever goes wrong while a server runs stays itself
+        with open_servers([one], {}, []):
+            raise UserError("no model")

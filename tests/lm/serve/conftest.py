@@ -5,9 +5,7 @@ import threading
 import time
 
 import openai
-import portpicker
 import pytest
-import uvicorn
 from flax import nnx
 
 from data.text.sentencepiece_tokenizer import train
@@ -16,6 +14,7 @@ from lm.infer.engine.engine import Engine
 from lm.model.transformer import skeleton
 from lm.serve.api.app import Settings, make_app
 from lm.serve.api.service import Limits, Service
+from lm.serve.run import Server, bound
 from tests.lm.examples import parameters
 
 TEXT = [
@@ -76,13 +75,13 @@ def service(engine):
 @contextlib.contextmanager
 def serving(service, settings=Settings(), routers=()):  # noqa: B008 (it is immutable)
     """The base URL of a server in this process."""
-    port = portpicker.pick_unused_port()
-    server = uvicorn.Server(uvicorn.Config(make_app(service, settings, routers), port=port, log_level="error"))
-    thread = threading.Thread(target=server.run, daemon=True)
+    sock = bound("127.0.0.1", 0)
+    server = Server(make_app(service, settings, routers), service, drain=30.0, read_seconds=settings.read_seconds)
+    thread = threading.Thread(target=server.run, args=([sock],), daemon=True)
     thread.start()
     until(lambda: server.started)
     try:
-        yield f"http://127.0.0.1:{port}"
+        yield f"http://127.0.0.1:{sock.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
