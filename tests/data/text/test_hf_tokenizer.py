@@ -321,6 +321,7 @@ def test_a_named_template_and_the_default_one(tmp_path):
     assert json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text()) == {"chat_template": listed}
 
 
+@pytest.mark.slow  # it depends on the clock
 @pytest.mark.parametrize("name", ["encode", "prompt_ids", "encode_spans", "encode_rendered"])
 def test_other_threads_run_while_a_text_is_encoded(made, name):
     tokenizer, ticks, over = made["gpt2"][0], [0], threading.Event()
