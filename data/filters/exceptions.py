@@ -5,10 +5,10 @@ They are those of spaCy 3.8's English tokenizer; a test holds the two tables tog
 
 _LETTERS = "a. b. c. d. e. f. g. h. i. j. k. l. m. n. o. p. q. r. s. t. u. v. w. x. y. z. ä. ö. ü."
 _ABBREVIATIONS = (
-    "a.m. p.m. e.g. E.g. E.G. i.e. I.e. I.E. vs. v.s. co. Co. Corp. Inc. Ltd. Bros. Adm. Gen. Gov. Dr. Jr. Md. Messrs. Mr. Mrs. "
-    "Ms. Mo. Mont. Ph.D. Prof. Rep. Rev. Sen. St. Mt. D.C. N.C. N.D. N.H. N.J. N.M. N.Y. S.C. Ak. Ala. Ariz. Ark. Calif. Colo. "
-    "Conn. Del. Fla. Ga. Ia. Id. Ill. Ind. Kan. Kans. Ky. La. Mass. Mich. Minn. Miss. Neb. Nebr. Nev. Okla. Ore. Pa. Tenn. Va. "
-    "Wash. Wis. Jan. Feb. Mar. Apr. Jun. Jul. Aug. Sep. Sept. Oct. Nov. Dec."
+    "a.m. p.m. e.g. E.g. E.G. i.e. I.e. I.E. vs. v.s. co. Co. Corp. Inc. Ltd. Bros. Adm. Gen. Gov. Dr. Jr. Md. Messrs. Mr. "
+    "Mrs. Ms. Mo. Mont. Ph.D. Prof. Rep. Rev. Sen. St. Mt. D.C. N.C. N.D. N.H. N.J. N.M. N.Y. S.C. Ak. Ala. Ariz. Ark. Calif. "
+    "Colo. Conn. Del. Fla. Ga. Ia. Id. Ill. Ind. Kan. Kans. Ky. La. Mass. Mich. Minn. Miss. Neb. Nebr. Nev. Okla. Ore. Pa. "
+    "Tenn. Va. Wash. Wis. Jan. Feb. Mar. Apr. Jun. Jul. Aug. Sep. Sept. Oct. Nov. Dec."
 )
 _SPELLINGS = (
     "' '' 's 'S ‘s ‘S 'd 're 'll ll 'em em 'nuff nuff 'bout 'cause 'Cause 'cos 'Cos 'coz 'Coz 'cuz 'Cuz ma'am Ma'am o'clock "
@@ -16,11 +16,11 @@ _SPELLINGS = (
 )
 _DROPPED_G = "doin goin havin lovin nothin nuthin ol somethin"  # also with an apostrophe behind
 _EMOTICONS = r"""
-    :) :-) :)) :-)) :))) :-))) (: (-: =) (= :] :-] [: [-: [= =] :o) (o: :} :-} 8) 8-) (-8 ;) ;-) (; (-; :( :-( :(( :-(( :((( :-(((
-    ): )-: =( >:( :') :'-) :'( :'-( :/ :-/ =/ =| :| :-| ]= =[ :1 :P :-P :p :-p :O :-O :o :-o :0 :-0 :() >:o :* :-* :3 :-3 =3 :> :->
-    :X :-X :x :-x :D :-D ;D ;-D =D xD XD xDD XDD 8D 8-D ^_^ ^__^ ^___^ >.< >.> <.< ._. ;_; -_- -__- v.v V.V v_v V_V o_o o_O O_o O_O
-    0_o o_0 0_0 o.O O.o O.O o.o 0.0 o.0 0.o @_@ <3 <33 <333 </3 (^_^) (-_-) (._.) (>_<) (*_*) (¬_¬) ಠ_ಠ ಠ︵ಠ (ಠ_ಠ) ¯\(ツ)/¯
-    (╯°□°）╯︵┻━┻ ><(((*>
+    :) :-) :)) :-)) :))) :-))) (: (-: =) (= :] :-] [: [-: [= =] :o) (o: :} :-} 8) 8-) (-8 ;) ;-) (; (-; :( :-( :(( :-(( :(((
+    :-((( ): )-: =( >:( :') :'-) :'( :'-( :/ :-/ =/ =| :| :-| ]= =[ :1 :P :-P :p :-p :O :-O :o :-o :0 :-0 :() >:o :* :-* :3
+    :-3 =3 :> :-> :X :-X :x :-x :D :-D ;D ;-D =D xD XD xDD XDD 8D 8-D ^_^ ^__^ ^___^ >.< >.> <.< ._. ;_; -_- -__- v.v V.V
+    v_v V_V o_o o_O O_o O_O 0_o o_0 0_0 o.O O.o O.O o.o 0.0 o.0 0.o @_@ <3 <33 <333 </3 (^_^) (-_-) (._.) (>_<) (*_*) (¬_¬)
+    ಠ_ಠ ಠ︵ಠ (ಠ_ಠ) ¯\(ツ)/¯ (╯°□°）╯︵┻━┻ ><(((*>
 """
 # Contractions: subjects or verbs, and what can follow them. A bar stands where a word begins.
 _CONTRACTIONS = (
@@ -48,9 +48,9 @@ def _table() -> dict[str, tuple[str, ...]]:
     cut = _OTHERS.split() + [f"{hour}|{half}" for hour in range(1, 13) for half in ("am", "a.m.", "pm", "p.m.")]
     cut += (f"°|{scale}|." for scale in "cfkCFK")
     cut += (spelling for word in _JOINED.split() for spelling in (word, word.capitalize()))
-    for words, endings in _CONTRACTIONS:
-        for word in (spelling for word in words.split() for spelling in (word, word.capitalize())):
-            cut += (word + spelling for ending in endings.split() for spelling in (ending, ending.replace("'", "")))
+    for heads, endings in _CONTRACTIONS:
+        for ending in (*endings.split(), *endings.replace("'", "").split()):
+            cut += (spelling + ending for head in heads.split() for spelling in (head, head.capitalize()))
     table = {word: (word,) for word in whole} | {word.replace("|", ""): tuple(word.split("|")) for word in cut}
     for word in _NO_CONTRACTIONS.split():
         table.pop(word, None)

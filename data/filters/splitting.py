@@ -1,9 +1,12 @@
 """Split a text without white space into words, as spaCy's English tokenizer does: "(don't" gives "(", "do", "n't".
 
-The published filters count its words (datatrove 0.10.1, in every language unless told otherwise). Marks and units come off both
-ends at once, step by step. What is left stays whole if it is an address, and is cut at marks between its letters otherwise.
-Exceptions are looked up at each step, and at last among the words. So a sentence in Chinese, Japanese or Thai is about one word.
-The rules are spaCy 3.8's (lang/punctuation.py, lang/en, tokenizer.pyx); data/filters/compiled/splitting.py is the fast twin.
+The published filters count its words: datatrove 0.10.1 does so for all text unless it is given another language. Marks and
+units come off both ends, one of each at a step, until what is left is an exception or has none. An address then stays whole,
+other text is cut at marks between letters. At last, parts that make an exception get its words. So a sentence in Chinese,
+Japanese or Thai is about one word.
+
+The rules are spaCy 3.8's (lang/punctuation.py, lang/en, tokenizer.pyx). One is left out: there, parts on both sides of a blank,
+as in "(a): ()", can hide an exception. data/filters/compiled/splitting.py is the fast twin.
 """
 
 import functools
@@ -100,7 +103,11 @@ def _suffix(chunk: str) -> int:
 
 
 def _joined(parts: Sequence[str]) -> list[str]:
-    """Give exceptions that were cut, such as "):" in "(a):", their words back: the longest first, of equal ones the leftmost."""
+    """Return the parts with the words of exceptions that were cut, such as "):" in "(a):".
+
+    The longest come first, of equal ones the leftmost. As in spaCy, one that overlaps an earlier one is left cut, and its parts
+    are lost to later ones too.
+    """
     exceptions, free, words = cut_exceptions(), [True] * len(parts), {}
     for size in range(min(len(parts), LONGEST_EXCEPTION), 1, -1):
         for k in range(len(parts) - size + 1):

@@ -292,7 +292,9 @@ def _is_host(codes, begin, end, classes):
         i = start
         while i < end and (_is_label(codes[i]) or codes[i] == _UNDERSCORE or codes[i] == _HYPHEN):
             i += 1
-        if i == end or codes[i] != _DOT or not 1 <= i - start <= 64 or not (_is_label(codes[start]) and _is_label(codes[i - 1])):
+        if i == end or codes[i] != _DOT or not 1 <= i - start <= 64:
+            break
+        if not _is_label(codes[start]) or not _is_label(codes[i - 1]):
             break
         labels += 1
         i += 1
