@@ -5,6 +5,7 @@ python -m benchmarks.curation --pages=FOLDER [--megabytes=20] [--rounds=3] [--pa
 FOLDER is searched for HTML files, such as those of Debian's python3.13-doc. Needs datatrove[processing], spacy and trafilatura.
 
 1. Rules: each filter of datatrove and ours with the same constants; the Jaccard similarity of the sets of kept documents.
+   benchmarks/agreement.py compares them on texts of your own, by language.
 2. MinHash: datatrove's signatures (FineWeb's settings), and what our stage writes for the same texts.
 3. Extraction: trafilatura and resiliparse as curate.py uses it, on the same pages.
 4. A recipe: configs/curate/fineweb.py from WET files to packed tokens, with its thresholds and without any.
@@ -33,15 +34,15 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.agreement import MEASURES, keeps, theirs
 from benchmarks.curation_memory import REPO, varied
-from configs.curate import default, fineweb
+from configs.curate import fineweb
 from data.dedup import near
 from data.filters.heuristics.c4 import c4
 from data.filters.heuristics.fineweb import fineweb_quality
 from data.filters.heuristics.gopher import gopher_quality, gopher_repetition
 from data.filters.words import Words
 from data.recipe import tokenized
-from data.recipe.rules import parse, reasons
 from data.recipe.run import run
 from data.sources.archives import html
 from data.sources.streams import Unreadable
@@ -124,36 +125,16 @@ def measured(texts: Sequence[str]) -> dict[str, np.ndarray]:
 
 
 def rules(texts: Sequence[str], rounds: int) -> dict:
-    from datatrove.data import Document
-    from datatrove.pipeline import filters
-
-    config = default.get_config()
-    sets = {}
-    for name, add in (
-        ("GopherQualityFilter", default.gopher_quality),
-        ("GopherRepetitionFilter", default.gopher_repetition),
-        ("C4QualityFilter", lambda rules: default.c4(rules, sentences=5)),
-        ("FineWebQualityFilter", default.fineweb_quality),
-    ):
-        config = default.get_config()
-        add(config.rules)
-        sets[name] = parse(config.rules.to_dict())
-
-    def theirs(name: str) -> np.ndarray:
-        peer = getattr(filters, name)()
-        results = [peer.filter(Document(text=text, id="")) for text in texts]
-        return np.array([result[0] if isinstance(result, tuple) else bool(result) for result in results])
-
     measured(texts[:50])
-    theirs("GopherQualityFilter")
+    theirs("GopherQualityFilter", texts[:1])
     ours, peers, kept = [], [], {}
     for _ in range(rounds):
         ours.append(seconds(lambda: measured(texts)))
-        peers.append(seconds(lambda: kept.update({name: theirs(name) for name in sets})))
+        peers.append(seconds(lambda: kept.update({name: theirs(name, texts) for name in MEASURES})))
     columns, found = measured(texts), {}
     print("| filter | kept by datatrove | kept by us | Jaccard |\n| --- | --- | --- | --- |")
-    for name, own in sets.items():
-        mine = reasons(own, columns, len(texts)) < 0
+    for name in MEASURES:
+        mine = keeps(name, columns, len(texts))
         jaccard = (mine & kept[name]).sum() / max(1, (mine | kept[name]).sum())
         found[name] = {"theirs": int(kept[name].sum()), "ours": int(mine.sum()), "jaccard": float(jaccard)}
         print(f"| {name} | {kept[name].sum()} | {mine.sum()} | {jaccard:.4f} |")

@@ -1,144 +1,123 @@
-"""Split a text without white space into words, punctuation, clitics and units: "(don't" gives "(", "do", "n't".
+"""Split a text without white space into words, as spaCy's English tokenizer does: "(don't" gives "(", "do", "n't".
 
-The rules follow those of spaCy's English tokenizer, since the published filters count its words: marks come off both ends one
-at a time, then what is left is cut at hyphens and similar marks between letters. Web addresses and abbreviations stay whole.
-tests/data/filters/test_splitting.py states how often the two differ. Ideographs and kana, which have no white space between
-words, are words of one character each.
+The published filters count its words: datatrove 0.10.1 does so for all text unless it is given another language. Marks and
+units come off both ends, one of each at a step, until what is left is an exception or has none. An address then stays whole,
+other text is cut at marks between letters. At last, parts that make an exception get its words. So a sentence in Chinese,
+Japanese or Thai is about one word.
+
+The rules are spaCy 3.8's (lang/punctuation.py, lang/en, tokenizer.pyx). One is left out: there, parts on both sides of a blank,
+as in "(a): ()", can hide an exception. data/filters/compiled/splitting.py is the fast twin.
 """
 
 import functools
 import re
+from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 
-from data.filters.characters import QUOTES, is_icon, ranges
+from data.filters.characters import ICONS, LETTERS, LOWER, UPPER
+from data.filters.exceptions import EXCEPTIONS
 
-LONGEST = 1000  # characters; a longer text without white space is no prose and stays whole
-
-_MARKS = frozenset("…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪") | QUOTES
-CURRENCY = frozenset("$£€¥฿₽﷼₴₠₡₢₣₤₥₦₧₨₩₪₫₭₮₯₰₱₲₳₵₶₷₸₹₺₻₼₾₿")
-BEFORE = _MARKS | CURRENCY | frozenset("§%=—–")
-AFTER = _MARKS | frozenset("—–")
+LONGEST_EXCEPTION = max(map(len, EXCEPTIONS))
+MARKS = "…,:;!?¿؟¡()[]{}<>_#*&。？！，、；：～·।،۔؛٪"
+QUOTES = "'\"”“`‘´’‚,„»«「」『』（）〔〕【】《》〈〉\u2329\u232a⟦⟧"
+CURRENCIES = "US$ C$ A$ $ £ € ¥ ฿ ₽ ﷼ ₴ ₠ ₡ ₢ ₣ ₤ ₥ ₦ ₧ ₨ ₩ ₪ ₫ ₭ ₮ ₯ ₰ ₱ ₲ ₳ ₵ ₶ ₷ ₸ ₹ ₺ ₻ ₼ ₾ ₿".split()
+BEFORE = MARKS + QUOTES + "§%=—–"  # these come off the beginning, as icons do
+AFTER = MARKS + QUOTES + "—–"  # and these off the end
+BEFORE_FULL_STOP = MARKS + QUOTES + "|%²-+0123456789"  # and LOWER: a full stop behind them is a word
 UNITS = (
-    "km km² km³ m m² m³ dm dm² dm³ cm cm² cm³ mm mm² mm³ ha µm nm yd in ft kg g mg µg t lb oz m/s km/h kmh mph hPa Pa mbar "
-    "mb MB kb KB gb GB tb TB T G M K % км км² км³ м м² м³ см мм кг г мг"
-).split()
-WHOLE = frozenset(
-    "a.m. p.m. e.g. E.g. i.e. I.e. vs. v.s. and/or w/o o'clock O'clock ma'am Ma'am Adm. Bros. co. Co. Corp. D.C. Dr. Gen. "
-    "Gov. Inc. Jr. Ltd. Md. Messrs. Mo. Mont. Mr. Mrs. Ms. Mt. Ph.D. Prof. Rep. Rev. Sen. St. Ala. Apr. Ariz. Ark. Aug. "
-    "Calif. Colo. Conn. Dec. Del. Feb. Fla. Ga. Ia. Id. Ill. Ind. Jan. Jul. Jun. Kan. Ky. La. Mar. Mass. Mich. Minn. Miss. "
-    "Neb. Nev. Nov. Oct. Okla. Ore. Pa. Sep. Sept. Tenn. Va. Wash. Wis. N.C. N.D. N.H. N.J. N.M. N.Y. S.C.".split()
+    "km km² km³ m m² m³ dm dm² dm³ cm cm² cm³ mm mm² mm³ ha µm nm yd in ft kg g mg µg t lb oz m/s km/h kmh mph hPa Pa mbar mb "
+    "MB kb KB gb GB tb TB T G M K % км км² км³ м м² м³ дм дм² дм³ см см² см³ мм мм² мм³ нм кг г мг м/с км/ч кПа Па мбар Кб КБ "
+    "кб Мб МБ мб Гб ГБ гб Тб ТБ тбكم كم² كم³ م م² م³ سم سم² سم³ مم مم² مم³ كم غرام جرام جم كغ ملغ كوب اكواب"
+).split()  # "тбكم" is theirs
+
+
+def _any(texts: Sequence[str]) -> str:
+    return "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+
+
+AFTER_DIGIT = (*UNITS, *CURRENCIES, "+")  # these come off the end behind a digit
+_PREFIX = re.compile(rf"\.\.+|\+(?![0-9])|{_any(CURRENCIES)}|[{re.escape(BEFORE)}{ICONS}]")
+_SUFFIX = re.compile(
+    rf"(?:……|['’][sS]|(?<=[0-9])(?:{_any(AFTER_DIGIT)})|(?<=[{re.escape(BEFORE_FULL_STOP)}{LOWER}])\."
+    rf"|(?<=[{UPPER}][{UPPER}])\.|(?<=°[FfCcKk])\.|[{re.escape(AFTER)}{ICONS}])\Z"
 )
-JOINED = {
-    "cannot": ("can", "not"),
-    "Cannot": ("Can", "not"),
-    "gonna": ("gon", "na"),
-    "Gonna": ("Gon", "na"),
-    "gotta": ("got", "ta"),
-    "Gotta": ("Got", "ta"),
-}
-_CLITIC = re.compile(r"(.+?)(n['’]t|['’](?:ll|LL|re|RE|ve|VE|d|D|m|M))\Z", re.DOTALL)
-_UNIT = re.compile("(?<=[0-9])(?:{})\\Z".format("|".join(sorted(map(re.escape, UNITS), key=len, reverse=True))))
-_DOTS = re.compile(r"\.\.+\Z")
-_LABEL = "[A-Za-z0-9\u00a1-\uffff](?:[A-Za-z0-9\u00a1-\uffff_-]{0,62}[A-Za-z0-9\u00a1-\uffff])?"
+_LONGEST_SUFFIX = max(map(len, AFTER_DIGIT)) + 1
+_INFIX = re.compile(
+    rf"\.\.+|…|[{ICONS}]|(?<=[0-9])[+\-*^](?=[0-9-])|(?<=[{LOWER}{QUOTES}])\.(?=[{UPPER}{QUOTES}])|(?<=[{LETTERS}]),(?=[{LETTERS}])"
+    rf"|(?<=[{LETTERS}0-9])(?:-|–|—|--|---|——|~)(?=[{LETTERS}])|(?<=[{LETTERS}0-9])[:<>=/](?=[{LETTERS}])"
+)
+_HOST_CHARACTER = "A-Za-z0-9\u00a1-\uffff"
 _ADDRESS = re.compile(
-    rf"(?:[\w+.-]{{2,}}://)?(?:[^\s@/]+@)?(?:(?:{_LABEL}\.)+[a-z\u00df-\u00ff]{{2,63}}|\d{{1,3}}(?:\.\d{{1,3}}){{3}})"
-    r"(?::\d{2,5})?(?:[/?#]\S*)?\Z"
+    r"(?:[\w+.-]{2,}://)?(?:\S+@)?(?:"
+    r"(?!(?:10|127)\.|169\.254\.|192\.168\.|172\.(?:1[6-9]|2[0-9]|3[01])\.)"  # private networks
+    r"(?:[1-9][0-9]?|1[0-9]{2}|2[01][0-9]|22[0-3])(?:\.(?:1?[0-9]{1,2}|2[0-4][0-9]|25[0-5])){2}"
+    r"\.(?:[1-9][0-9]?|1[0-9]{2}|2[0-4][0-9]|25[0-4])"
+    rf"|(?:[{_HOST_CHARACTER}](?:[{_HOST_CHARACTER}_-]{{0,62}}[{_HOST_CHARACTER}])?\.)+[{LOWER}]{{2,63}}"
+    r")(?::[0-9]{2,5})?(?:[/?#]\S*)?"
 )
-# Kana and ideographs: characters that are words.
-SINGLE = (("\u3040", "\u30ff"), ("\u3400", "\u4dbf"), ("\u4e00", "\u9fff"), ("\uf900", "\ufaff"), ("\U00020000", "\U0002fa1f"))
-_SINGLE = "".join(f"{first}-{last}" for first, last in SINGLE)
-_SINGLES = re.compile(f"([{_SINGLE}])")
 
 
 def split(chunk: str) -> list[str]:
     """Return the words of a non-empty text without white space; together they are the text."""
-    if len(chunk) > LONGEST:
-        return [chunk]
-    begin, end = 0, len(chunk)
-    while begin < end and chunk[begin] in BEFORE:
-        begin += 1
-    while end > begin and chunk[end - 1] in AFTER:
-        end -= 1
-    middle = chunk[begin:end]
-    if middle.isascii() and (middle.isalpha() or middle.isdigit()):
-        return [*chunk[:begin], *JOINED.get(middle, (middle,)), *chunk[end:]]
-    return [*chunk[:begin], *_core(middle), *chunk[end:]]
-
-
-def _core(chunk: str) -> list[str]:
-    """Split a text that does not begin or end with a single mark."""
-    before, after = [], []
-    while chunk:
-        if chunk in WHOLE or chunk in JOINED:
-            before += JOINED.get(chunk, (chunk,))
-            break
-        if "." in chunk and _ADDRESS.match(chunk):
-            before.append(chunk)
-            break
-        if size := _prefix(chunk):
-            before.append(chunk[:size])
-            chunk = chunk[size:]
-        elif size := _suffix(chunk):
-            after.append(chunk[-size:])
-            chunk = chunk[:-size]
-        else:
-            before += _inside(chunk)
-            break
-    return before + after[::-1]
-
-
-def _prefix(chunk: str) -> int:
-    """Return the length of the mark that comes off the beginning, or 0."""
-    first = chunk[0]
-    if first in BEFORE or (not first.isascii() and is_icon(first)):
-        return 1
-    if first == ".":
-        size = len(chunk) - len(chunk.lstrip("."))
-        return size if size > 1 else 0
-    return int(first == "+" and not chunk[1:2].isdigit())
-
-
-def _suffix(chunk: str) -> int:
-    """Return the length of the mark, clitic or unit that comes off the end, or 0."""
-    last, previous = chunk[-1], chunk[-2:-1]
-    if last in AFTER or (not last.isascii() and is_icon(last)):
-        return 1
-    if last == ".":
-        if previous == ".":
-            return len(_DOTS.search(chunk)[0])
-        if len(chunk) == 2 and previous.isalpha():  # an initial, or a mark of a list
-            return 0
-        if previous.isdigit() or previous.islower() or previous in AFTER or previous in "%²-+":
-            return len(previous)
-        return int(len(chunk) > 2 and previous.isupper() and chunk[-3].isupper())
-    if last in "sS" and previous in ("'", "’") and len(chunk) > 2:
-        return 2
-    if not previous.isdigit() and last.isalpha():
-        if match := _CLITIC.match(chunk):
-            return len(match[2])
-    if last == "+" or last in CURRENCY:
-        return int(previous.isdigit())
-    match = _UNIT.search(chunk)
-    return len(match[0]) if match else 0
-
-
-def _inside(chunk: str) -> list[str]:
-    """Cut a text at marks between letters or digits; the marks are words too."""
-    if chunk.isalnum():
-        return [part for part in _SINGLES.split(chunk) if part] if not chunk.isascii() else [chunk]
-    words, begin = [], 0
-    for match in _infix().finditer(chunk):
-        words += (chunk[begin : match.start()], match[0])
-        begin = match.end()
-    words.append(chunk[begin:])
-    return [word for word in words if word]
+    return _joined(_parts(chunk, EXCEPTIONS))
 
 
 @functools.cache
-def _infix() -> re.Pattern:
-    letter, lower, upper = r"[^\W\d_]", ranges(str.islower), ranges(str.isupper)
-    quotes = "".join(map(re.escape, sorted(QUOTES)))
-    icons = ranges(is_icon)
-    return re.compile(
-        rf"\.\.+|…|[{icons}]|(?<=[0-9])[+\-*^](?=[0-9-])|(?<=[{lower}{quotes}])\.(?=[{upper}{quotes}])|(?<={letter}),(?={letter})"
-        rf"|(?<=[^\W_])(?:---|--|——|[-–—~])(?={letter})|(?<=[^\W_])[:<>=/](?={letter})|[{_SINGLE}]"
-    )
+def cut_exceptions() -> dict[tuple[str, ...], tuple[str, ...]]:
+    """Return the words of those exceptions that the rules would cut, by the parts that the rules give."""
+    parts = {tuple(_parts(text, {})): words for text, words in EXCEPTIONS.items()}
+    return {some: words for some, words in parts.items() if len(some) > 1}
+
+
+def _parts(chunk: str, exceptions: Mapping[str, Sequence[str]]) -> list[str]:
+    """Return the words of a chunk as long as no exception is looked for among them."""
+    cuts, begin, end = {0, len(chunk)}, 0, len(chunk)
+
+    def is_exception(begin: int, end: int) -> bool:
+        return end - begin <= LONGEST_EXCEPTION and chunk[begin:end] in exceptions
+
+    while begin < end and not is_exception(begin, end):
+        prefix = _PREFIX.match(chunk, begin, end)
+        inner = prefix.end() if prefix else begin
+        outer = end if is_exception(inner, end) else end - _suffix(chunk[inner:end])
+        if is_exception(begin, outer):  # its first mark belongs to it
+            inner = begin
+        if (begin, end) == (inner, outer):
+            break
+        cuts |= {inner, outer}
+        begin, end = inner, outer
+    middle = chunk[begin:end]
+    if middle in exceptions:
+        cuts.update(accumulate(map(len, exceptions[middle]), initial=begin))
+    elif not _ADDRESS.fullmatch(middle):
+        cuts.update(begin + at for match in _INFIX.finditer(middle) for at in match.span())
+    return [chunk[a:b] for a, b in pairwise(sorted(cuts))]
+
+
+def _suffix(chunk: str) -> int:
+    """Return the length of the mark or unit that comes off the end, or 0."""
+    if chunk.endswith(".."):
+        return len(chunk) - len(chunk.rstrip("."))
+    match = _SUFFIX.search(chunk[-_LONGEST_SUFFIX:])
+    return len(match[0]) if match else 0
+
+
+def _joined(parts: Sequence[str]) -> list[str]:
+    """Return the parts with the words of exceptions that were cut, such as "):" in "(a):".
+
+    The longest come first, of equal ones the leftmost. As in spaCy, one that overlaps an earlier one is left cut, and its parts
+    are lost to later ones too.
+    """
+    exceptions, free, words = cut_exceptions(), [True] * len(parts), {}
+    for size in range(min(len(parts), LONGEST_EXCEPTION), 1, -1):
+        for k in range(len(parts) - size + 1):
+            if (some := tuple(parts[k : k + size])) in exceptions:
+                if free[k] and free[k + size - 1]:
+                    words[k] = exceptions[some], size
+                free[k : k + size] = [False] * size
+    joined, k = [], 0
+    while k < len(parts):
+        some, size = words.get(k, ((parts[k],), 1))
+        joined += some
+        k += size
+    return joined

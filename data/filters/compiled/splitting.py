@@ -1,112 +1,118 @@
 """Cut chunks into words: the rules of data/filters/splitting.py, which is the plain twin, on code points."""
 
 import functools
-import unicodedata
+import re
+from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
 import numpy as np
 
 from data.filters import splitting
-from data.filters.characters import QUOTES, is_icon
+from data.filters.characters import ICONS, LETTERS, LOWER, UPPER
 from data.filters.compiled import compiled
 
 CODES = 0x40000  # code points; those above are of no class
-# Classes of characters, as bits. The INNER ones cut inside a chunk, which the plain twin decides below 65,536 only.
-ALPHA, DIGIT, DECIMAL, ALPHANUMERIC, LOWER, UPPER, BEFORE, AFTER, CURRENCY, ICON, SINGLE = (1 << k for k in range(11))
-INNER_ICON, INNER_LOWER, INNER_UPPER = (1 << k for k in range(11, 14))
+# Classes of characters, as bits.
+LETTER, LOW, HIGH, QUOTE, ICON, BEFORE, AFTER, BEFORE_FULL_STOP, CURRENCY, WORD, INNER = (1 << k for k in range(11))
 
-_ZERO, _NINE, _A, _Z, _DOT, _PLUS, _HYPHEN, _COLON, _SLASH, _AT, _UNDERSCORE = map(ord, "09az.+-:/@_")
-_STAR, _CARET, _COMMA, _PERCENT, _SQUARE, _QUESTION, _HASH, _LESS, _GREATER, _EQUALS = map(ord, "*^,%²?#<>=")
-_APOSTROPHE, _CURLY, _EN_DASH, _EM_DASH, _TILDE, _DOTS = map(ord, "'’–—~…")
-_D, _E, _L, _M, _N, _R, _S, _T, _V = map(ord, "delmnrstv")
+_ZERO, _ONE, _TWO, _THREE, _FOUR, _FIVE, _NINE, _A, _Z = map(ord, "0123459az")
+_DOT, _PLUS, _HYPHEN, _COLON, _SLASH, _AT, _UNDERSCORE, _QUESTION, _HASH, _DOLLAR = map(ord, ".+-:/@_?#$")
+_STAR, _CARET, _COMMA, _LESS, _GREATER, _EQUALS, _APOSTROPHE, _CURLY = map(ord, "*^,<>='’")
+_EN_DASH, _EM_DASH, _TILDE, _DOTS, _DEGREE = map(ord, "–—~…°")
+_UPPER_A, _C, _F, _K, _UPPER_S, _U, _S = map(ord, "ACFKSUs")
+_PRIME, _OFFSET = np.uint64(0x100000001B3), np.uint64(0xCBF29CE484222325)  # of FNV-1a (Fowler, Noll and Vo) with 64 bits
 
 
 class Tables(NamedTuple):
-    """What is known of characters and words.
+    """What is known of characters and words. Keys, uint64, stand in hash tables with open addressing; 0 where there is none.
 
     classes: uint16 [CODES]
-    whole: uint64, sorted, ASCII words with marks that stay whole, eight bits a character
-    joined, joined_at: uint64, sorted, and int64: words that are cut behind so many characters
-    units: uint64, sorted, units of measurement, sixteen bits a character
+    exceptions: keys of the texts that the rules do not split as English wants
+    words, parts: uint16, of an exception: where its words and, if there are several, the rules' parts begin; bit k: at k > 0
+    after_digit: keys of what comes off the end behind a digit
+    longest, longest_after_digit: int, code points
     """
 
     classes: np.ndarray
-    whole: np.ndarray
-    joined: np.ndarray
-    joined_at: np.ndarray
-    units: np.ndarray
+    exceptions: np.ndarray
+    words: np.ndarray
+    parts: np.ndarray
+    after_digit: np.ndarray
+    longest: int
+    longest_after_digit: int
 
 
 @functools.cache
 def tables() -> Tables:
     """Return the tables, made of the sets of data/filters/splitting.py. It takes about a tenth of a second, once a process."""
-    characters = [chr(code) for code in range(CODES)]
-    classes = np.zeros(CODES, np.uint16)
-    methods = ((str.isalpha, ALPHA), (str.isdigit, DIGIT), (str.isdecimal, DECIMAL), (str.isalnum, ALPHANUMERIC))
-    for method, bit in (*methods, (str.islower, LOWER), (str.isupper, UPPER)):
-        classes |= np.fromiter(map(method, characters), bool, CODES) * np.uint16(bit)
-    for some, bit in ((splitting.BEFORE, BEFORE), (splitting.AFTER, AFTER), (splitting.CURRENCY, CURRENCY)):
-        classes[[ord(character) for character in some]] |= bit
-    icons = [code for code, category in enumerate(map(unicodedata.category, characters)) if category == "So"]
-    classes[[code for code in icons if is_icon(chr(code))]] |= ICON
-    for first, last in splitting.SINGLE:
-        classes[ord(first) : ord(last) + 1] |= SINGLE
-    low, quotes = classes[:0x10000], [ord(quote) for quote in QUOTES]
-    for outer, inner in ((ICON, INNER_ICON), (LOWER, INNER_LOWER), (UPPER, INNER_UPPER)):
-        low |= np.where(low & outer, inner, 0).astype(np.uint16)
-    low[0xD800:0xE000] &= ~np.uint16(INNER_ICON | INNER_LOWER | INNER_UPPER)
-    low[quotes] |= INNER_LOWER | INNER_UPPER
-    joined = sorted((_key(word, 8), len(first)) for word, (first, _) in splitting.JOINED.items())
-    keys = [sorted(_key(word, bits) for word in some) for some, bits in ((splitting.WHOLE, 8), (splitting.UNITS, 16))]
-    return Tables(
-        classes,
-        np.array(keys[0], np.uint64),
-        np.array([key for key, _ in joined], np.uint64),
-        np.array([at for _, at in joined], np.int64),
-        np.array(keys[1], np.uint64),
+    is_word = np.fromiter((chr(code).isalnum() for code in range(CODES)), bool, CODES)
+    classes = np.where(is_word, WORD, 0).astype(np.uint16)
+    singles = "".join(mark for mark in splitting.CURRENCIES if len(mark) == 1)
+    marks = (
+        *((splitting.QUOTES, QUOTE), (splitting.BEFORE, BEFORE), (splitting.AFTER, AFTER), (singles, CURRENCY)),
+        *((splitting.BEFORE_FULL_STOP, BEFORE_FULL_STOP), (".…+-*^,–—~:<>=/", INNER), ("_", WORD)),
     )
+    for some, bit in marks:
+        classes[list(map(ord, some))] |= bit
+    for some, bit in ((LETTERS, LETTER), (LOWER, LOW), (UPPER, HIGH), (ICONS, ICON | INNER)):
+        for match in re.finditer("(.)-(.)|.", some, re.DOTALL):
+            first, last = match.groups() if match[1] else (match[0], match[0])
+            classes[ord(first) : ord(last) + 1] |= bit
+    parts = {"".join(some): some for some in splitting.cut_exceptions()}
+    exceptions, after_digit = _placed(splitting.EXCEPTIONS), _placed(splitting.AFTER_DIGIT)
+    words, marked = np.zeros((2, len(exceptions)), np.uint16)
+    for text, some in splitting.EXCEPTIONS.items():
+        slot = _find(exceptions, _key_of(text))
+        words[slot], marked[slot] = _mask(some), _mask(parts.get(text, ()))
+    longest = splitting.LONGEST_EXCEPTION, max(map(len, splitting.AFTER_DIGIT))
+    return Tables(classes, exceptions, words, marked, after_digit, *longest)
 
 
-def _key(word: str, bits: int) -> int:
-    return functools.reduce(lambda key, character: key << bits | ord(character), word, 0)
+def _placed(texts: Collection[str]) -> np.ndarray:
+    keys = np.zeros(1 << (4 * len(texts)).bit_length(), np.uint64)
+    for text in dict.fromkeys(texts):
+        slot = -1 - _find(keys, _key_of(text))
+        keys[slot] = _key_of(text)
+    return keys
+
+
+def _key_of(text: str) -> np.uint64:
+    return np.uint64(_key(np.array(list(map(ord, text)), np.uint32), 0, len(text)))
+
+
+def _mask(words: Iterable[str]) -> int:
+    at, mask = 0, 0
+    for word in words:
+        mask |= 1 << at
+        at += len(word)
+    return mask & ~1
 
 
 @compiled
-def cut(codes, at_C, size_C, tables, longest, is_cut):
-    """Set is_cut where a word begins in the chunks codes[at_C[c] : at_C[c] + size_C[c]]; it is False there before.
-
-    longest: of a chunk that is split, in code points.
-    """
-    classes = tables.classes
+def cut(codes, at_C, size_C, tables, is_cut):
+    """Set is_cut where a word begins in the chunks codes[at_C[c] : at_C[c] + size_C[c]]; it is False there before."""
+    classes, keys, longest = tables.classes, tables.exceptions, tables.longest
     for c in range(len(at_C)):
-        begin, end = at_C[c], at_C[c] + size_C[c]
-        if size_C[c] > longest:
-            continue
-        while begin < end and _class(codes, begin, classes) & BEFORE:
-            begin += 1
-            is_cut[begin] = True
-        while end > begin and _class(codes, end - 1, classes) & AFTER:
-            end -= 1
-            is_cut[end] = True
+        first, last = at_C[c], at_C[c] + size_C[c]
+        begin, end = first, last
         while begin < end:
-            key = _packed(codes, begin, end, 8, 8)
-            joined = _find(tables.joined, key)
-            if joined >= 0:
-                is_cut[begin + tables.joined_at[joined]] = True
+            exception = _exception(codes, begin, end, keys, longest)
+            if exception >= 0:
+                _set(begin, end - begin, tables.words[exception], is_cut)
                 break
-            if _find(tables.whole, key) >= 0 or _is_address(codes, begin, end, classes):
+            inner, outer = begin + _prefix(codes, begin, end, classes), end
+            if inner == begin or _exception(codes, inner, end, keys, longest) < 0:
+                outer -= _suffix(codes, inner, end, tables.after_digit, tables.longest_after_digit, classes)
+                if outer < end and inner > begin and _exception(codes, begin, outer, keys, longest) >= 0:
+                    inner = begin  # the first mark belongs to the exception
+            if inner == begin and outer == end:
+                if not _is_address(codes, begin, end, classes):
+                    _cut_inside(codes, begin, end, classes, is_cut)
                 break
-            size = _prefix(codes, begin, end, classes)
-            if size:
-                begin += size
-                is_cut[begin] = True
-                continue
-            size = _suffix(codes, begin, end, tables.units, classes)
-            if not size:
-                _cut_inside(codes, begin, end, classes, is_cut)
-                break
-            end -= size
-            is_cut[end] = True
+            begin, end = inner, outer
+            is_cut[begin] = is_cut[end] = True
+        if _has_cut_exception(codes, first, last, keys, tables.parts, longest, is_cut):
+            _join(codes, first, last, tables, is_cut)
 
 
 @compiled
@@ -115,96 +121,103 @@ def _class(codes, i, classes):
 
 
 @compiled
-def _packed(codes, begin, end, bits, most):
-    """Return up to `most` code points of so many bits as one number; 0 if there are more or higher ones."""
-    key = np.uint64(0)
-    if end - begin > most:
-        return key
+def _key(codes, begin, end):
+    """Return a number for up to 15 code points: a hash, and how many they are in the lowest four bits."""
+    hash = _OFFSET
     for i in range(begin, end):
-        if codes[i] >> bits:
-            return np.uint64(0)
-        key = key << np.uint64(bits) | np.uint64(codes[i])
-    return key
+        hash = _more(hash, codes[i])
+    return _end(hash, end - begin)
+
+
+@compiled
+def _more(hash, code):
+    return (hash ^ np.uint64(code)) * _PRIME
+
+
+@compiled
+def _end(hash, size):
+    return hash << np.uint64(4) | np.uint64(size)
 
 
 @compiled
 def _find(keys, key):
-    low, high = 0, len(keys)
-    while low < high:
-        middle = (low + high) >> 1
-        if keys[middle] < key:
-            low = middle + 1
-        else:
-            high = middle
-    return low if low < len(keys) and keys[low] == key else -1
+    """Return where the key is in the table, or −1 − the place where it would be."""
+    slot = np.int64(key >> np.uint64(4) & np.uint64(len(keys) - 1))
+    while keys[slot] and keys[slot] != key:
+        slot = (slot + 1) & (len(keys) - 1)
+    return slot if keys[slot] else -1 - slot
+
+
+@compiled
+def _exception(codes, begin, end, keys, longest):
+    """Return the place of an exception in its table, or a number below 0."""
+    if begin == end or end - begin > longest:
+        return -1
+    return _find(keys, _key(codes, begin, end))
+
+
+@compiled
+def _set(begin, size, mask, is_cut):
+    """Let words begin at begin + k where bit k of the mask is set, and not elsewhere between begin and begin + size."""
+    for k in range(1, size):
+        is_cut[begin + k] = mask >> k & 1
 
 
 @compiled
 def _prefix(codes, begin, end, classes):
     """Return the length of the mark that comes off the beginning, or 0."""
-    if _class(codes, begin, classes) & (BEFORE | ICON):
+    first, kind = codes[begin], _class(codes, begin, classes)
+    if kind & (BEFORE | ICON | CURRENCY):
         return 1
-    if codes[begin] == _DOT:
+    if first == _DOT:
         size = 1
         while begin + size < end and codes[begin + size] == _DOT:
             size += 1
         return size if size > 1 else 0
-    return int(codes[begin] == _PLUS and not (begin + 1 < end and _class(codes, begin + 1, classes) & DIGIT))
+    if first == _PLUS:
+        return int(not (begin + 1 < end and _is_digit(codes[begin + 1])))
+    currency = 2 if first == _U and begin + 1 < end and codes[begin + 1] == _UPPER_S else 1 if first in (_C, _UPPER_A) else 0
+    return currency + 1 if currency and begin + currency < end and codes[begin + currency] == _DOLLAR else 0
 
 
 @compiled
-def _suffix(codes, begin, end, units, classes):
-    """Return the length of the mark, clitic or unit that comes off the end, or 0."""
-    size, last = end - begin, codes[end - 1]
-    kind = _class(codes, end - 1, classes)
-    if kind & (AFTER | ICON):
-        return 1
-    previous = codes[end - 2] if size > 1 else np.uint32(0)
-    before = _class(codes, end - 2, classes) if size > 1 else np.uint16(0)
-    if last == _DOT:
-        if previous == _DOT:
-            dots = 2
-            while dots < size and codes[end - dots - 1] == _DOT:
-                dots += 1
-            return dots
-        if size == 1 or (size == 2 and before & ALPHA):
-            return 0
-        if before & (DIGIT | LOWER | AFTER) or previous in (_PERCENT, _SQUARE, _HYPHEN, _PLUS):
-            return 1
-        return int(size > 2 and before & UPPER > 0 and _class(codes, end - 3, classes) & UPPER > 0)
-    quoted = previous == _APOSTROPHE or previous == _CURLY
-    if quoted and size > 2 and last | 32 == _S:
+def _suffix(codes, begin, end, after_digit, longest, classes):
+    """Return the length of the mark or unit that comes off the end, or 0."""
+    size = end - begin
+    if not size:
+        return 0
+    for most in range(min(longest, size - 1), 0, -1):
+        if _is_digit(codes[end - most - 1]) and _find(after_digit, _key(codes, end - most, end)) >= 0:
+            return most
+    last, previous = codes[end - 1], codes[end - 2] if size > 1 else np.uint32(0)
+    if size > 1 and ((last == _DOTS and previous == _DOTS) or (last | 32 == _S and (previous in (_APOSTROPHE, _CURLY)))):
         return 2
-    if kind & ALPHA and not before & DIGIT:
-        third = codes[end - 3] if size > 3 else np.uint32(0)
-        if (third == _APOSTROPHE or third == _CURLY) and previous & 32 == last & 32:  # both are lower case, or upper case
-            one, two = previous | 32, last | 32
-            if (one == _L and two == _L) or ((one == _R or one == _V) and two == _E):
-                return 3
-        if quoted and last == _T and third == _N:
-            return 3
-        if quoted and size > 2 and (last | 32 == _D or last | 32 == _M):
-            return 2
-    if last == _PLUS or kind & CURRENCY:
-        return int(before & DIGIT > 0)
-    for unit in range(4, 0, -1):
-        if size > unit and _ZERO <= codes[end - unit - 1] <= _NINE:
-            if _find(units, _packed(codes, end - unit, end, 16, 4)) >= 0:
-                return unit
-    return 0
+    if last != _DOT:
+        return int(_class(codes, end - 1, classes) & (AFTER | ICON) > 0)
+    dots = 1
+    while dots < size and codes[end - dots - 1] == _DOT:
+        dots += 1
+    if dots > 1 or size == 1:
+        return dots if dots > 1 else 0
+    kind = _class(codes, end - 2, classes)
+    if kind & (BEFORE_FULL_STOP | LOW):
+        return 1
+    before = _class(codes, end - 3, classes) if size > 2 else np.uint16(0)
+    degrees = size > 2 and codes[end - 3] == _DEGREE and previous in (_C, _F, _K)
+    return int(degrees or (kind & HIGH > 0 and before & HIGH > 0))
+
+
+@compiled
+def _is_digit(code):
+    return _ZERO <= code <= _NINE
 
 
 @compiled
 def _cut_inside(codes, begin, end, classes, is_cut):
-    """Cut at marks between letters or digits, and around characters that are words."""
-    plain = True
-    for i in range(begin, end):
-        plain &= _class(codes, i, classes) & ALPHANUMERIC > 0
+    """Cut at marks between letters or digits."""
     i = begin
     while i < end:
-        size = 1
-        if not _class(codes, i, classes) & SINGLE:
-            size = 0 if plain else _infix(codes, begin, i, end, classes)
+        size = _infix(codes, begin, i, end, classes) if _class(codes, i, classes) & INNER else 0
         if size:
             is_cut[i] |= i > begin
             is_cut[i + size] |= i + size < end
@@ -220,62 +233,50 @@ def _infix(codes, begin, i, end, classes):
         while i + size < end and codes[i + size] == _DOT:
             size += 1
         return size
-    if code == _DOTS or kind & INNER_ICON:
+    if code == _DOTS or kind & ICON:
         return 1
-    if i == begin or i + 1 == end or kind & ALPHANUMERIC:
+    if i == begin or i + 1 == end:
         return 0
     previous, following = _class(codes, i - 1, classes), _class(codes, i + 1, classes)
     if code == _DOT:
-        return int(previous & INNER_LOWER > 0 and following & INNER_UPPER > 0)
+        return int(previous & (LOW | QUOTE) > 0 and following & (HIGH | QUOTE) > 0)
     if code == _COMMA:
-        return int(_is_letter(previous) and _is_letter(following))
-    if code in (_PLUS, _HYPHEN, _STAR, _CARET) and _ZERO <= codes[i - 1] <= _NINE:
-        if _ZERO <= codes[i + 1] <= _NINE or codes[i + 1] == _HYPHEN:
-            return 1
-    if not previous & ALPHANUMERIC:
+        return int(previous & LETTER > 0 and following & LETTER > 0)
+    is_digit = _is_digit(codes[i - 1])
+    if is_digit and code in (_PLUS, _HYPHEN, _STAR, _CARET) and (_is_digit(codes[i + 1]) or codes[i + 1] == _HYPHEN):
+        return 1
+    if not (is_digit or previous & LETTER):
         return 0
     if code in (_COLON, _LESS, _GREATER, _EQUALS, _SLASH, _EN_DASH, _TILDE):
-        return int(_is_letter(following))
+        return int(following & LETTER > 0)
     if code == _HYPHEN or code == _EM_DASH:
         size, most = 1, 3 if code == _HYPHEN else 2
         while i + size < end and codes[i + size] == code:
             size += 1
-        return size if size <= most and i + size < end and _is_letter(_class(codes, i + size, classes)) else 0
+        return size if size <= most and i + size < end and _class(codes, i + size, classes) & LETTER else 0
     return 0
 
 
 @compiled
-def _is_letter(kind):
-    return kind & ALPHANUMERIC > 0 and kind & DECIMAL == 0
-
-
-@compiled
 def _is_address(codes, begin, end, classes):
-    """Return whether a chunk with a dot is an address of the web, of mail or of a machine."""
+    """Return whether a chunk is an address of the web, of mail or of a machine."""
     dot = False
     for i in range(begin, end):
         dot |= codes[i] == _DOT
     if not dot:
         return False
+    if _is_host(codes, begin, end, classes):
+        return True
     i = begin
-    while i < end and (_class(codes, i, classes) & ALPHANUMERIC or codes[i] in (_UNDERSCORE, _PLUS, _DOT, _HYPHEN)):
+    while i < end and (_class(codes, i, classes) & WORD or codes[i] in (_PLUS, _DOT, _HYPHEN)):
         i += 1
-    scheme = i - begin >= 2 and i + 2 < end and codes[i] == _COLON and codes[i + 1] == _SLASH and codes[i + 2] == _SLASH
-    start = i + 3 if scheme else begin
-    while True:  # with a user's name and without, behind the scheme and from the beginning
-        user = start
-        while user < end and codes[user] != _AT and codes[user] != _SLASH:
-            user += 1
-        host = user + 1 if start < user < end and codes[user] == _AT else start
-        while True:
-            if _is_host(codes, host, end, classes):
-                return True
-            if host == start:
-                break
-            host = start
-        if start == begin:
-            return False
-        start = begin
+    if i - begin >= 2 and i + 2 < end and codes[i] == _COLON and codes[i + 1] == _SLASH and codes[i + 2] == _SLASH:
+        if _is_host(codes, i + 3, end, classes):
+            return True
+    for i in range(begin + 1, end):
+        if codes[i] == _AT and _is_host(codes, i + 1, end, classes):
+            return True
+    return False
 
 
 @compiled
@@ -283,45 +284,103 @@ def _is_host(codes, begin, end, classes):
     """Return whether names with dots between them, or four numbers, begin here, with a port and a path or without."""
     i, labels = begin, 0
     while True:  # a label and a dot; behind the last one there is no dot
-        start, low = i, True
-        while i < end and (_is_label(codes[i]) or codes[i] == _UNDERSCORE or codes[i] == _HYPHEN):
-            low &= _A <= codes[i] <= _Z or 0xDF <= codes[i] <= 0xFF
+        start = i
+        while i < end and _class(codes, i, classes) & LOW:
             i += 1
-        if i == end or codes[i] != _DOT:
-            if labels and low and 2 <= i - start <= 63 and _is_rest(codes, i, end, classes):
-                return True
+        if labels and 2 <= i - start <= 63 and _is_rest(codes, i, end):
+            return True
+        i = start
+        while i < end and (_is_label(codes[i]) or codes[i] == _UNDERSCORE or codes[i] == _HYPHEN):
+            i += 1
+        if i == end or codes[i] != _DOT or not 1 <= i - start <= 64:
             break
-        if not 1 <= i - start <= 64 or not _is_label(codes[start]) or not _is_label(codes[i - 1]):
+        if not _is_label(codes[start]) or not _is_label(codes[i - 1]):
             break
         labels += 1
         i += 1
-    i = begin
+    return _is_public_machine(codes, begin, end)
+
+
+@compiled
+def _is_label(code):
+    return _A <= code | 32 <= _Z or _is_digit(code) or 0xA1 <= code <= 0xFFFF
+
+
+@compiled
+def _is_public_machine(codes, begin, end):
+    """Return whether four numbers begin here that are the address of a machine, and none of a private network."""
+    i, first, second = begin, 0, 0
     for part in range(4):
         if part:
             if i == end or codes[i] != _DOT:
                 return False
             i += 1
-        start = i
-        while i < end and i - start < 3 and _class(codes, i, classes) & DECIMAL:
+        start, number = i, 0
+        while i < end and i - start < 3 and _is_digit(codes[i]):
+            number = 10 * number + codes[i] - _ZERO
             i += 1
-        if i == start:
+        size = i - start
+        least, most = (1, 223) if part == 0 else (1, 254) if part == 3 else (0, 255)
+        if not size or not least <= number <= most or (codes[start] == _ZERO and (size == 3 or least)):
             return False
-    return _is_rest(codes, i, end, classes)
+        first, second = number if part == 0 else first, number if part == 1 else second
+    if first in (10, 127) or (first == 169 and second == 254) or (first == 192 and second == 168):
+        return False
+    return not (first == 172 and 16 <= second <= 31) and _is_rest(codes, i, end)
 
 
 @compiled
-def _is_label(code):
-    return _A <= code | 32 <= _Z or _ZERO <= code <= _NINE or 0xA1 <= code <= 0xFFFF
-
-
-@compiled
-def _is_rest(codes, i, end, classes):
+def _is_rest(codes, i, end):
     """Return whether what follows a host is nothing, a port, or a path."""
     if i < end and codes[i] == _COLON:
         start = i + 1
         i = start
-        while i < end and i - start < 5 and _class(codes, i, classes) & DECIMAL:
+        while i < end and i - start < 5 and _is_digit(codes[i]):
             i += 1
         if i - start < 2:
             return False
     return i == end or codes[i] == _SLASH or codes[i] == _QUESTION or codes[i] == _HASH
+
+
+@compiled
+def _has_cut_exception(codes, first, last, keys, parts, longest, is_cut):
+    """Return whether parts of codes[first:last] make an exception."""
+    end = last - 1  # of the last part that another one follows
+    while end > first and not is_cut[end]:
+        end -= 1
+    for begin in range(first, end):
+        if begin > first and not is_cut[begin]:
+            continue
+        hash, mask = _OFFSET, 0
+        for size in range(1, min(longest, last - begin) + 1):
+            hash = _more(hash, codes[begin + size - 1])
+            if begin + size == last or is_cut[begin + size]:
+                slot = _find(keys, _end(hash, size)) if mask else -1
+                if slot >= 0 and parts[slot] == mask:
+                    return True
+                mask |= 1 << size
+    return False
+
+
+@compiled
+def _join(codes, first, last, tables, is_cut):
+    """Give the exceptions among the parts of codes[first:last] their words: the longest first, of equal ones the leftmost."""
+    was_cut, free = is_cut[first : last + 1].copy(), np.ones(last - first, np.bool_)
+    was_cut[0] = was_cut[last - first] = True
+    for parts in range(tables.longest, 1, -1):
+        for begin in range(last - first):
+            size, mask, count = 0, 0, 0
+            while was_cut[begin] and count < parts and begin + size < last - first and size < tables.longest:
+                size += 1
+                if was_cut[begin + size]:
+                    count += 1
+                    mask |= 1 << size if count < parts else 0
+            slot = _exception(codes, first + begin, first + begin + size, tables.exceptions, tables.longest)
+            if slot < 0 or count < parts or tables.parts[slot] != mask:
+                continue
+            start = size - 1
+            while not was_cut[begin + start]:
+                start -= 1
+            if free[begin] and free[begin + start]:
+                _set(first + begin, size, tables.words[slot], is_cut)
+            free[begin : begin + size] = False
