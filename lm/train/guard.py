@@ -12,9 +12,9 @@ a falling line is subtracted before the MAD, so that the fast fall at the start 
 steady rise of any slope is at most W/8 · slope above the level and W/8 / (1.4826 · W/4) = 0.34 deviations. Nothing is a spike
 before `warmup` steps were accepted. A norm of 0 is not compared, and the step does not count in the window.
 
-The two numbers have different floors. The norms of sound batches have a narrow body and a long tail: a few rows, such as a table
-among prose, make a norm several times as large while the loss is as always. Clipping and AdamW bound what such a step can do, so
-a norm alone counts only if it is e⁴ = 55 times its level (docs/benchmarks.md, "the spike guard").
+The two numbers have different floors. The norms of sound batches have a narrow body and a long tail: a few unusual rows make a
+norm several times as large, while the loss is as always. Clipping and AdamW bound what such a step can do. So a norm alone
+counts only from e⁴ = 55 times its level on (docs/benchmarks.md, "The spike guard").
 
 False alarms, for independent Gaussian noise of standard deviation σ: the level has the variance π/2 · σ² / (W/4), and the
 deviation the mean σ and the variance σ² / (2 · 0.3675 · W), 0.3675 being the efficiency of the MAD. So, for each number,
@@ -26,11 +26,11 @@ for heavy tails, are in docs/train.md, and tests/lm/train/test_guard.py measures
 
 Batches of a kind that is rare and has a higher loss are data, and no spikes. They come one by one, and they come back. So a
 spike right after a step without one is accepted if at least `RECURRING` such spikes came before it, where each counts
-e^(−age / MEMORY), at most 1: after four in short order.
-The second of several spikes in a row is always skipped, so a run that diverges is still found.
+e^(−age / MEMORY), so from the fifth in short order on. Of spikes in a row all but the first are always skipped, so a run that
+diverges is still found.
 
-A level that stays higher is no spike either: after `patience` skipped steps in a row the window is emptied, and the next `warmup`
-steps are accepted. The loop may go back to a checkpoint before that (lm/train/rewind.py).
+A level that stays higher is no spike either: after `patience` skipped steps in a row the window is emptied, and the next
+`warmup` steps are accepted. The loop may go back to a checkpoint before that (lm/train/rewind.py).
 
 Axes: 2 the loss and the logarithm of the gradient norm, W steps of the window, R possible rewinds.
 """
@@ -43,7 +43,7 @@ import jax.numpy as jnp
 # Least deviation: of the loss as a fraction of its level, and of the logarithm of the gradient norm. With threshold 8 a loss
 # that is 4 % higher, or a norm that is 55 times as large, is never a spike.
 FLOOR_2 = (0.005, 0.5)
-# A kind of batch is skipped for ever only if it is rarer than about 1 in MEMORY / 3.5 = 285.
+# Only a kind of batch rarer than 1 in 285 is skipped for ever: 1 / (e^(285 / MEMORY) − 1) is RECURRING.
 RECURRING, MEMORY = 3, 1000  # single spikes, steps
 UNKNOWN = 3e38  # a level before one is known; finite, like all that a checkpoint holds
 HIGH = 0.2  # an accepted loss is high from a fifth above its lowest level on

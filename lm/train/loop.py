@@ -145,7 +145,7 @@ def _train(config, trainer, mesh, stream, validate, workdir, start, rewinds, fro
     if text := losses.high(begin):
         log.say(text)
     if guard_is_new and state.guard:
-        log.say(f"step {begin}: its spike guard is missing or of another form: a new one starts with guard.warmup={config.guard.warmup}")
+        log.say(f"step {begin}: the checkpoint has no spike guard of this form, so a new one starts (guard.warmup steps)")
     if offloaded := [key for key in ("model.offload", "optimizer.offload") if operator.attrgetter(key)(config)]:
         log.say(f"{' and '.join(offloaded)}: {memory.explained()}")
     if mesh.shape["stage"] > 1:

@@ -214,7 +214,7 @@ def test_a_checkpoint_without_a_guard_is_resumed(tmp_path, capsys):
         config = config_of()
         config.steps, config.guard.window = steps, window
         assert run(config, tmp_path, Rows(config))["step"] == steps
-        assert f"step {steps - 8}: its spike guard is missing" in capsys.readouterr().out
+        assert f"step {steps - 8}: the checkpoint has no spike guard" in capsys.readouterr().out
     config = config_of(on=False)
     assert run(config, tmp_path, Rows(config))["step"] == 48
 
