@@ -14,7 +14,7 @@ before `warmup` steps were accepted. A norm of 0 is not compared, and the step d
 
 The two numbers have different floors. The norms of sound batches have a narrow body and a long tail: a few unusual rows make a
 norm several times as large, while the loss is as always. Clipping and AdamW bound what such a step can do. So a norm alone
-counts only from e⁴ = 55 times its level on (docs/benchmarks.md, "The spike guard").
+counts only from e^2.8 = 16 times its level on (docs/benchmarks.md, "The spike guard").
 
 False alarms, for independent Gaussian noise of standard deviation σ: the level has the variance π/2 · σ² / (W/4), and the
 deviation the mean σ and the variance σ² / (2 · 0.3675 · W), 0.3675 being the efficiency of the MAD. So, for each number,
@@ -25,7 +25,7 @@ With W = 128: 2e-4 at threshold 4, 6e-6 at 5, 2e-7 at 6 and 5e-10 at 8, the defa
 for heavy tails, are in docs/train.md, and tests/lm/train/test_guard.py measures them through `judge`.
 
 Batches of a kind that is rare and has a higher loss are data, and no spikes. They come one by one, and they come back. So a
-spike right after a step without one is accepted if at least `RECURRING` such spikes came before it, where each counts
+high loss right after a step without a spike is accepted if at least `RECURRING` such steps came before it, where each counts
 e^(−age / MEMORY), so from the fifth in short order on. Of spikes in a row all but the first are always skipped, so a run that
 diverges is still found.
 
@@ -41,10 +41,10 @@ import jax
 import jax.numpy as jnp
 
 # Least deviation: of the loss as a fraction of its level, and of the logarithm of the gradient norm. With threshold 8 a loss
-# that is 4 % higher, or a norm that is 55 times as large, is never a spike.
-FLOOR_2 = (0.005, 0.5)
+# that is 4 % higher, or a norm that is 16 times as large, is never a spike.
+FLOOR_2 = (0.005, 0.35)
 # Only a kind of batch rarer than 1 in 285 is skipped for ever: 1 / (e^(285 / MEMORY) − 1) is RECURRING.
-RECURRING, MEMORY = 3, 1000  # single spikes, steps
+RECURRING, MEMORY = 3, 1000  # single steps with a high loss, steps
 UNKNOWN = 3e38  # a level before one is known; finite, like all that a checkpoint holds
 HIGH = 0.2  # an accepted loss is high from a fifth above its lowest level on
 
@@ -67,7 +67,7 @@ class Guard(NamedTuple):
     count: accepted steps since the window was empty. spikes: steps skipped as spikes, in the whole run. low, low_deviation: the
     lowest level of the loss since then. high_in_row: accepted steps in a row with a loss far above `low`. lowered_R: the steps
     after which the learning rate is lowered; −1: none. spiked: whether the last step was a spike, accepted or not.
-    recent: number of single spikes, each weighing e^(−age / MEMORY).
+    recent: number of single steps with a high loss, each weighing e^(−age / MEMORY).
     """
 
     values_2W: jax.Array
@@ -110,9 +110,9 @@ def judge(guard: Guard, loss, norm, sound, in_row, s: Settings) -> tuple[jax.Arr
     level_2, deviation_2 = level(guard.values_2W, guard.count)
     warm = guard.count >= s.warmup
     compared_2 = warm & sound & jnp.stack([jnp.bool_(True), norm > 0])
-    above = jnp.max(jnp.where(compared_2, (new_2 - level_2) / deviation_2, 0.0))
-    spike = above > s.threshold
-    single = spike & (guard.spiked == 0)
+    above_2 = jnp.where(compared_2, (new_2 - level_2) / deviation_2, 0.0)
+    spike = jnp.max(above_2) > s.threshold
+    single = (above_2[0] > s.threshold) & (guard.spiked == 0)
     skipped = spike & ~(single & (guard.recent >= RECURRING))
     accepted = sound & ~skipped
 
@@ -136,7 +136,7 @@ def judge(guard: Guard, loss, norm, sound, in_row, s: Settings) -> tuple[jax.Arr
         spiked=spike.astype(jnp.int32),
         recent=guard.recent * (1 - 1 / MEMORY) + single,
     )
-    seen = {"spike": above, "spikes": after.spikes, "high_in_row": after.high_in_row, "recent": after.recent}
+    seen = {"spike": jnp.max(above_2), "spikes": after.spikes, "high_in_row": after.high_in_row, "recent": after.recent}
     return accepted, after, seen
 
 

@@ -102,11 +102,13 @@ def test_a_rare_kind_of_batch_is_not_starved():
     assert np.flatnonzero(~np.asarray(accepted)).tolist() == [110, 150, 190, 230, *range(901, 906)]
 
 
-def test_spikes_far_apart_are_all_skipped():
+@pytest.mark.parametrize("number, every", [(0, 500), (1, 40)], ids=["losses far apart", "norms"])
+def test_what_is_no_rare_kind_is_always_skipped(number, every):
+    """No sound kind of batch has a norm of 16 times the level and a loss as always."""
     values = noisy(4000)
-    values[200::500, 0] += 2.0
+    values[200::every, number] += 5.0
     accepted, _ = judged(values, settings())
-    assert np.flatnonzero(~np.asarray(accepted)).tolist() == list(range(200, 4000, 500))
+    assert np.flatnonzero(~np.asarray(accepted)).tolist() == list(range(200, 4000, every))
 
 
 def test_many_spikes_do_not_hide_the_next():
