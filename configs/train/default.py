@@ -126,7 +126,9 @@ def get_config() -> ml_collections.ConfigDict:
     config.guard.on = True  # skip spikes, and rewind; without effect on align.py's method rl
     config.guard.window = 128  # accepted steps with which a step is compared
     config.guard.warmup = 100  # accepted steps before the first one that may be skipped
-    config.guard.threshold = 8.0  # deviations above the median of loss or log gradient norm that make a spike; inf: none
+    # Deviations above the median that make a spike; inf: none. A deviation is at least 0.5 % of the loss, or a factor of e^0.35
+    # of the gradient norm, so with 8 a norm is a spike only from 16 times its median on.
+    config.guard.threshold = 8.0
     config.guard.high_steps = 100  # accepted steps in a row with a loss a fifth above its lowest level that rewind; 0: off
     config.guard.rewinds = 3  # times that the run may go back to a checkpoint, and on with other data; 0: it never does
     config.guard.lower_rate = 1.0  # factor of the learning rate after a rewind

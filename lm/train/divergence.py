@@ -5,9 +5,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from lm.errors import Ended
+from lm.train.guard import RECURRING
 from lm.train.rewind import Rewinds
-
-MANY, FREQUENT = 10, 25  # spikes, and one in so many steps
 
 
 class Diverged(Ended):
@@ -45,10 +44,15 @@ def respond(
     if in_row and finite:
         say(
             f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}: a spike, {metrics['spike']:.3g} deviations above the "
-            "level, update skipped" + _many(step, metrics.get("spikes", 0))
+            "level, update skipped"
         )
     elif in_row:
         say(f"step {step}: loss {loss} or gradient norm {norm} is not finite, update skipped")
+    elif spiked and metrics["recent"] < RECURRING + 2:  # the first ones only
+        say(
+            f"step {step}: loss {loss:.4g}, gradient norm {norm:.4g}: {metrics['spike']:.3g} deviations above the level. Such "
+            "steps come back one by one, so they are data of another kind, and are not skipped any more"
+        )
     if in_row >= config.max_skipped_in_row:
         cause = f"{in_row} steps in a row were skipped (max_skipped_in_row)"
         rewinds.rewind(step, step - in_row + 1, cause, say)
@@ -79,16 +83,6 @@ def unsound(step: int, in_row: int, rewinds: Rewinds, say: Callable[[str], None]
     elif not in_row:
         rewinds.rewind(step, step, cause, say)
     raise Diverged(step, f"step {step}: {cause}; they were not saved. Lower optimizer.learning_rate, {again}")
-
-
-def _many(step: int, spikes: float) -> str:
-    """Return advice if spikes are so frequent that they are likely to be batches of another kind."""
-    if spikes < MANY or spikes * FREQUENT < step:
-        return ""
-    return (
-        f". {spikes:.0f} of {step} steps were skipped: if some batches have data with a far higher loss, they are never "
-        "trained on: set guard.on=False"
-    )
 
 
 def _after(rewinds: Rewinds) -> str:

@@ -12,6 +12,10 @@ a falling line is subtracted before the MAD, so that the fast fall at the start 
 steady rise of any slope is at most W/8 · slope above the level and W/8 / (1.4826 · W/4) = 0.34 deviations. Nothing is a spike
 before `warmup` steps were accepted. A norm of 0 is not compared, and the step does not count in the window.
 
+The two numbers have different floors. The norms of sound batches have a narrow body and a long tail: a few unusual rows make a
+norm several times as large, while the loss is as always. Clipping and AdamW bound what such a step can do. So a norm alone
+counts only from e^2.8 = 16 times its level on (docs/benchmarks.md, "The spike guard").
+
 False alarms, for independent Gaussian noise of standard deviation σ: the level has the variance π/2 · σ² / (W/4), and the
 deviation the mean σ and the variance σ² / (2 · 0.3675 · W), 0.3675 being the efficiency of the MAD. So, for each number,
 
@@ -20,8 +24,13 @@ deviation the mean σ and the variance σ² / (2 · 0.3675 · W), 0.3675 being t
 With W = 128: 2e-4 at threshold 4, 6e-6 at 5, 2e-7 at 6 and 5e-10 at 8, the default; FLOOR only lowers it. Measured rates, also
 for heavy tails, are in docs/train.md, and tests/lm/train/test_guard.py measures them through `judge`.
 
-A level that stays higher is no spike: after `patience` skipped steps in a row the window is emptied, and the next `warmup`
-steps are accepted. The loop may go back to a checkpoint before that (lm/train/rewind.py).
+Batches of a kind that is rare and has a higher loss are data, and no spikes. They come one by one, and they come back. So a
+high loss right after a step without a spike is accepted if at least `RECURRING` such steps came before it, where each counts
+e^(−age / MEMORY), so from the fifth in short order on. Of spikes in a row all but the first are always skipped, so a run that
+diverges is still found.
+
+A level that stays higher is no spike either: after `patience` skipped steps in a row the window is emptied, and the next
+`warmup` steps are accepted. The loop may go back to a checkpoint before that (lm/train/rewind.py).
 
 Axes: 2 the loss and the logarithm of the gradient norm, W steps of the window, R possible rewinds.
 """
@@ -31,9 +40,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# Least deviation: of the loss as a fraction of its level, and of the logarithm of the gradient norm. Less noise is no
-# concern: with threshold 8 a loss that is 4 % higher, or a norm that is 1.5 times as large, is never a spike.
-FLOOR_2 = (0.005, 0.05)
+# Least deviation: of the loss as a fraction of its level, and of the logarithm of the gradient norm. With threshold 8 a loss
+# that is 4 % higher, or a norm that is 16 times as large, is never a spike.
+FLOOR_2 = (0.005, 0.35)
+# Only a kind of batch rarer than 1 in 285 is skipped for ever: 1 / (e^(285 / MEMORY) − 1) is RECURRING.
+RECURRING, MEMORY = 3, 1000  # single steps with a high loss, steps
 UNKNOWN = 3e38  # a level before one is known; finite, like all that a checkpoint holds
 HIGH = 0.2  # an accepted loss is high from a fifth above its lowest level on
 
@@ -55,7 +66,8 @@ class Guard(NamedTuple):
 
     count: accepted steps since the window was empty. spikes: steps skipped as spikes, in the whole run. low, low_deviation: the
     lowest level of the loss since then. high_in_row: accepted steps in a row with a loss far above `low`. lowered_R: the steps
-    after which the learning rate is lowered; −1: none.
+    after which the learning rate is lowered; −1: none. spiked: whether the last step was a spike, accepted or not.
+    recent: number of single steps with a high loss, each weighing e^(−age / MEMORY).
     """
 
     values_2W: jax.Array
@@ -65,6 +77,8 @@ class Guard(NamedTuple):
     low_deviation: jax.Array
     high_in_row: jax.Array
     lowered_R: jax.Array
+    spiked: jax.Array
+    recent: jax.Array
 
 
 def settings(config) -> Settings | None:
@@ -82,23 +96,25 @@ def init(s: Settings) -> Guard:
     zero = jnp.zeros((), jnp.int32)
     values_2W = jnp.zeros((2, s.window), jnp.float32)
     lowered_R = jnp.full(max(1, s.rewinds), -1, jnp.int32)
-    return Guard(values_2W, zero, zero, jnp.float32(UNKNOWN), jnp.float32(0), zero, lowered_R)
+    return Guard(values_2W, zero, zero, jnp.float32(UNKNOWN), jnp.float32(0), zero, lowered_R, zero, jnp.float32(0))
 
 
 def judge(guard: Guard, loss, norm, sound, in_row, s: Settings) -> tuple[jax.Array, Guard, dict[str, jax.Array]]:
     """Return (whether the step is accepted, the next Guard, metrics).
 
     Args: loss, norm: float32 []. sound: whether both and the update are finite. in_row: steps in a row skipped before.
-    Metrics: spike: how many deviations the step is above the level, the larger of both; 0 in the warm-up. spikes, high_in_row:
-    as in Guard, after the step.
+    Metrics: spike: how many deviations the step is above the level, the larger of both; 0 in the warm-up. spikes, high_in_row,
+    recent: as in Guard, after the step.
     """
     new_2 = jnp.stack([loss, jnp.log(norm)])
     level_2, deviation_2 = level(guard.values_2W, guard.count)
     warm = guard.count >= s.warmup
     compared_2 = warm & sound & jnp.stack([jnp.bool_(True), norm > 0])
-    above = jnp.max(jnp.where(compared_2, (new_2 - level_2) / deviation_2, 0.0))
-    spike = above > s.threshold
-    accepted = sound & ~spike
+    above_2 = jnp.where(compared_2, (new_2 - level_2) / deviation_2, 0.0)
+    spike = jnp.max(above_2) > s.threshold
+    single = (above_2[0] > s.threshold) & (guard.spiked == 0)
+    skipped = spike & ~(single & (guard.recent >= RECURRING))
+    accepted = sound & ~skipped
 
     W = guard.values_2W.shape[1]
     kept = accepted & (norm > 0)
@@ -109,16 +125,19 @@ def judge(guard: Guard, loss, norm, sound, in_row, s: Settings) -> tuple[jax.Arr
     )
     high = warm & (loss > low + jnp.maximum(s.threshold * low_deviation, HIGH * jnp.abs(low)))
     high_in_row = jnp.where(accepted, jnp.where(high, guard.high_in_row + 1, 0), guard.high_in_row)
-    shifted = spike & (in_row + 1 >= s.patience)
+    shifted = skipped & (in_row + 1 >= s.patience)
     after = guard._replace(
         values_2W=values_2W,
         count=jnp.where(shifted, 0, guard.count + kept.astype(jnp.int32)),
-        spikes=guard.spikes + spike.astype(jnp.int32),
+        spikes=guard.spikes + skipped.astype(jnp.int32),
         low=jnp.where(shifted, UNKNOWN, low),
         low_deviation=jnp.where(shifted, 0.0, low_deviation),
         high_in_row=jnp.where(shifted, 0, high_in_row),
+        spiked=spike.astype(jnp.int32),
+        recent=guard.recent * (1 - 1 / MEMORY) + single,
     )
-    return accepted, after, {"spike": above, "spikes": after.spikes, "high_in_row": after.high_in_row}
+    seen = {"spike": jnp.max(above_2), "spikes": after.spikes, "high_in_row": after.high_in_row, "recent": after.recent}
+    return accepted, after, seen
 
 
 def level(values_2W, count) -> tuple[jax.Array, jax.Array]:

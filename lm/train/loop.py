@@ -121,6 +121,7 @@ def _train(config, trainer, mesh, stream, validate, workdir, start, rewinds, fro
         if base:
             fields["params"] = open_source(workdir, begin).load(abstract.params)
         state = unstored(fields, learns, bool(config.ema))
+    guard_is_new = begin and not state.guard
     state = rewinds.ready(state, mesh)
 
     profile = Profile(config.profile, workdir, begin, config.steps)
@@ -135,6 +136,8 @@ def _train(config, trainer, mesh, stream, validate, workdir, start, rewinds, fro
     log.say(f"{num_params:,} parameters, {config.batch_size * config.sequence_length:,} tokens a step, {dict(mesh.shape)}")
     if text := losses.high(begin):
         log.say(text)
+    if guard_is_new and state.guard:
+        log.say(f"step {begin}: the checkpoint has no spike guard of this form, so a new one starts (guard.warmup steps)")
     if offloaded := [key for key in ("model.offload", "optimizer.offload") if operator.attrgetter(key)(config)]:
         log.say(f"{' and '.join(offloaded)}: {memory.explained()}")
     if mesh.shape["stage"] > 1:
@@ -169,13 +172,13 @@ def _train(config, trainer, mesh, stream, validate, workdir, start, rewinds, fro
         if known_peak:
             counted["mfu"] = rate * flops / known_peak[0]
         counted |= rewinds.counted(step) | {name: int(metrics[name]) for name in ("spikes",) if name in metrics}
-        high = int(metrics.pop("high_in_row", 0))
+        high, recent = int(metrics.pop("high_in_row", 0)), metrics.pop("recent", 0)
         losses.trained(metrics["loss"])
         log.train({"step": step, **metrics, **counted, **watched}, ids)
         for text in told:
             log.say(text)
         run.enter(before)
-        respond(step, metrics, in_row, high, config, rewinds, log.say, again())
+        respond(step, metrics | {"recent": recent}, in_row, high, config, rewinds, log.say, again())
         return done
 
     def again() -> str:

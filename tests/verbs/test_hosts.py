@@ -176,7 +176,7 @@ def test_a_report_that_fails_ends_both(fresh, text, tmp_path):
 @pytest.mark.slow
 def test_two_processes_rewind_as_one(text, tmp_path):
     """Steps that deviate a little count as spikes here, so the run goes back until no rewind is left."""
-    guard = dict(guard__window=16, guard__warmup=16, guard__threshold=1.0, guard__rewinds=2, max_skipped_in_row=2)
+    guard = dict(guard__window=16, guard__warmup=16, guard__threshold=1.0, guard__rewinds=2, max_skipped_in_row=1)
     one, two = tmp_path / "one", tmp_path / "two"
     alone = runs.run(runs.line(one, data__input=text, **guard))
     processes = start_both(runs.line(two, data__input=text, **guard), tmp_path)
