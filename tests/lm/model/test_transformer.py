@@ -165,10 +165,8 @@ def test_grouped_queries_are_repeated_keys_and_values():
         weight = repeated["stacks"][0][0]["attention"][name]["weight"]
         weight.set_value(jnp.repeat(weight.get_value(), 2, axis=2))
     tokens = tokens_of(5, 2, 40)
-    ours, twin = (
-        jax.jit(lambda params, graph=skeleton(one)[0]: nnx.merge(graph, params)(tokens))(params)
-        for one, params in ((config, grouped), (full, repeated))
-    )
+    forward = jax.jit(lambda model: model(tokens))
+    ours, twin = (forward(nnx.merge(skeleton(one)[0], params)) for one, params in ((config, grouped), (full, repeated)))
     np.testing.assert_allclose(ours, twin, atol=1e-5, rtol=1e-5)
 
 
