@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array, lax
+from jax.sharding import Sharding
 
 from lm.adapt.rebuild import arrays_of, combined
 from lm.config import ModelConfig
@@ -65,8 +66,8 @@ def merge(config: ModelConfig, recipe: Recipe, models: Sequence[nnx.State], base
     merged, axes = {}, _axes(config)
     for name, x in shown(first.items(), "merge", len(first)):
         key = jax.random.fold_in(jax.random.key(recipe.seed), zlib.crc32(name.encode()) & 0x7FFFFFFF)
-        one = jax.jit(functools.partial(_each, recipe, axes[name]), out_shardings=x.sharding)
-        merged[name] = jax.block_until_ready(one(key, x, *(other[name] for other in others)))
+        tensors = (x, *(other[name] for other in others))
+        merged[name] = jax.block_until_ready(_program(recipe, axes[name], x.sharding)(key, *tensors))
     return combined(config, merged)
 
 
@@ -90,6 +91,11 @@ def _axes(config: ModelConfig) -> dict[str, tuple[str, ...]]:
     """Return the logical axes of each parameter by dotted name."""
     flat = jax.tree_util.tree_flatten_with_path(skeleton(config)[1], is_leaf=lambda x: isinstance(x, nnx.Variable))[0]
     return dict(zip(arrays_of(skeleton(config)[1]), (logical_axes(x) for _, x in flat), strict=True))
+
+
+@functools.cache  # tensors of one shape share a program
+def _program(recipe: Recipe, axes: tuple[str, ...], sharding: Sharding) -> Callable:
+    return jax.jit(functools.partial(_each, recipe, axes), out_shardings=sharding)
 
 
 def _each(recipe: Recipe, axes: tuple[str, ...], key: Array, *tensors: Array) -> Array:

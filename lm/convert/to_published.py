@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -117,7 +116,8 @@ def to_adapter(workdir: Path, to: Path, *, base: str | None = None, family: str 
             params = on_first_device(open_source(workdir))
         else:
             few = nnx.filter_state(skeleton(config)[1], trainable(config))
-            arrays = checkpoints.read_params(step, named(plain(few)))
+            stored = checkpoints.stored_params(step)
+            arrays = checkpoints.read_params(step, {name: stored[name] for name in named(plain(few))})
             params = unplain(few, nested({name: jnp.asarray(x) for name, x in arrays.items()}))
         export_peft(to, config, params, base, chosen)
 
@@ -177,8 +177,9 @@ def unmerged(workdir: Path, config: ModelConfig, checkpoints: Checkpoints, step:
         raise UserError(f"{workdir} has an adapter of rank {config.adapter.rank}: {how}")
     if config.quantization.bits:
         raise UserError(f"{workdir} has weights of {config.quantization.bits} bits: --merge turns them into floats")
-    dtypes = {name: np.dtype(x.dtype) for name, x in checkpoints.stored_params(step).items()}
-    return Arrays(config, dtypes, functools.partial(checkpoints.read_params, step))
+    stored = checkpoints.stored_params(step)
+    dtypes = {name: np.dtype(x.dtype) for name, x in stored.items()}
+    return Arrays(config, dtypes, lambda names: checkpoints.read_params(step, {name: stored[name] for name in names}))
 
 
 def merged(workdir: Path, before: bool) -> Arrays:

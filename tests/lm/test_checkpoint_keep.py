@@ -122,7 +122,8 @@ def test_a_save_that_went_wrong_is_set_aside_and_the_older_one_stays(tmp_path, d
     checkpoints.close()
     assert stay(tmp_path) == ["2.damaged", "3"]
     reader = Checkpoints(tmp_path, read_only=True)
-    np.testing.assert_array_equal(reader.read_params(reader.whole(), ["a"])["a"], values(3))
+    assert reader.whole() == 3
+    np.testing.assert_array_equal(reader.read_params(3, reader.stored_params(3))["a"], values(3))
     reader.close()
 
 

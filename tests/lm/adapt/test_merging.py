@@ -1,6 +1,7 @@
 """Merged models: mergekit's tensors, and what each method does to numbers that can be followed by hand."""
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -15,8 +16,10 @@ from lm.convert.to_published import to_published
 from lm.convert.to_workdir import merged_to_workdir
 from lm.errors import UserError
 from lm.parallel.mesh import make_mesh, shardings
+from tests import golden
 from tests.lm.adapt.models import LATENT, TINY
 from tests.lm.convert import peers
+from tests.lm.convert.handmade import HF, written
 from tests.lm.examples import parameters
 
 RECIPES = {
@@ -29,6 +32,29 @@ RECIPES = {
     "dare_ties": (Recipe("dare_ties", (0.7, 0.5)), {}),  # all stays, because random numbers differ
     "dare_linear": (Recipe("dare_linear", (0.7, 0.5)), {}),
 }
+
+
+GOLDEN = Path(__file__).with_name("mergekit.npz")
+TINY_HF = {
+    **HF,
+    **dict(vocab_size=24, hidden_size=16, intermediate_size=24, num_hidden_layers=2, dtype="float32"),
+    **dict(num_attention_heads=2, num_key_value_heads=1, head_dim=8),
+}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> list[Path]:
+    """A base and two models with its shapes, made by hand."""
+    attention = {"q_proj": (16, 16), "k_proj": (8, 16), "v_proj": (8, 16), "o_proj": (16, 16)}
+    layer = {f"self_attn.{name}": shape for name, shape in attention.items()}
+    layer |= {"mlp.gate_proj": (24, 16), "mlp.up_proj": (24, 16), "mlp.down_proj": (16, 24)}
+    layer |= {"input_layernorm": (16,), "post_attention_layernorm": (16,)}
+    shapes = {"model.embed_tokens": (24, 16), "lm_head": (24, 16), "model.norm": (16,)}
+    shapes |= {f"model.layers.{i}.{name}": shape for i in range(2) for name, shape in layer.items()}
+    drawn = np.random.default_rng(0).standard_normal
+    base = {f"{name}.weight": drawn(shape, np.float32) for name, shape in shapes.items()}
+    models = [base, *({name: x + 0.1 * drawn(x.shape, np.float32) for name, x in base.items()} for _ in range(2))]
+    return [written(tmp_path_factory.mktemp("models") / "one", one, TINY_HF) for one in models]
 
 
 @pytest.fixture(scope="module", params=["llama-tied", "qwen2"])
@@ -47,12 +73,11 @@ def published(request, tmp_path_factory) -> list[Path]:
     return folders
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_mergekit_gives_the_same_tensors(name, published, tmp_path):
+def by_mergekit(name: str, folders: list[Path], to: Path) -> dict[str, np.ndarray]:
     mergekit = pytest.importorskip("mergekit.merge")
     config, options = pytest.importorskip("mergekit.config"), pytest.importorskip("mergekit.options")
     recipe, parameters = RECIPES[name]
-    base, *models = published
+    base, *models = folders
     entries = [
         {"model": str(path), "parameters": {"weight": weight, "density": recipe.density}}
         for path, weight in zip(models, recipe.weights, strict=True)
@@ -65,18 +90,40 @@ def test_mergekit_gives_the_same_tensors(name, published, tmp_path):
     else:
         for entry in entries:
             del entry["parameters"]["density"]
-    theirs, ours = tmp_path / "theirs", tmp_path / "ours"
-    mergekit.run_merge(
-        config.MergeConfiguration.model_validate(said), str(theirs), options.MergeOptions(write_model_card=False)
-    )
+    mergekit.run_merge(config.MergeConfiguration.model_validate(said), str(to), options.MergeOptions(write_model_card=False))
+    return contents(to)
 
+
+def ours(name: str, folders: list[Path], to: Path, mesh) -> dict[str, np.ndarray]:
+    recipe, (base, *models) = RECIPES[name][0], folders
     has_base = recipe.method not in ("linear", "slerp")
-    merged_to_workdir(models, base if has_base else None, tmp_path / "merged", recipe, make_mesh({"fsdp": 8}))
-    to_published(tmp_path / "merged", ours)
-    expected, got = contents(theirs), contents(ours)
-    assert expected.keys() == got.keys()
+    merged_to_workdir(models, base if has_base else None, to / "merged", recipe, mesh)
+    to_published(to / "merged", to / "ours")
+    return contents(to / "ours")
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert found.keys() == expected.keys()
     for tensor, value in expected.items():
-        np.testing.assert_allclose(got[tensor], value, rtol=1e-5, atol=1e-6, err_msg=tensor)
+        np.testing.assert_allclose(found[tensor], value, rtol=1e-5, atol=1e-6, err_msg=tensor)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_tensors_are_those_that_mergekit_gave(name, tiny, tmp_path):
+    assert_same(ours(name, tiny, tmp_path, make_mesh({}, jax.devices()[:1])), golden.stored(GOLDEN, name))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_mergekit_still_gives_them(name, tiny, tmp_path):
+    golden.check(GOLDEN, name, by_mergekit(name, tiny, tmp_path / "theirs"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
+def test_mergekit_gives_the_same_tensors(name, published, tmp_path):
+    expected = by_mergekit(name, published, tmp_path / "theirs")
+    assert_same(ours(name, published, tmp_path, make_mesh({"fsdp": 8})), expected)
 
 
 def contents(folder: Path) -> dict[str, np.ndarray]:
@@ -110,22 +157,25 @@ def test_dare_keeps_the_mean_and_the_share():
 
 
 def test_each_layer_and_each_expert_is_a_tensor_of_its_own():
-    base, model = (arrays_of(parameters(LATENT, seed)) for seed in (0, 1))
+    base, model = ({name: np.asarray(x) for name, x in arrays_of(parameters(LATENT, seed)).items()} for seed in (0, 1))
     merged = arrays_of(merge(LATENT, Recipe("ties", (1.0,), density=0.25), [parameters(LATENT, 1)], parameters(LATENT, 0)))
     for name, axes in {"embedding": 0, "stacks.0.0.attention.output.weight": 1, "stacks.0.0.feed_forward.gate": 2}.items():
         for at in np.ndindex(base[name].shape[:axes]):
-            expected = base[name][at] + largest(model[name][at] - base[name][at], 0.25)
+            change = model[name][at] - base[name][at]
+            rank = np.argsort(np.argsort(-np.abs(change), axis=None)).reshape(change.shape)
+            expected = base[name][at] + np.where(rank < int(0.25 * change.size), change, 0)
             np.testing.assert_allclose(merged[name][at], expected, atol=1e-6, err_msg=name)
 
 
 def test_a_mesh_gives_the_same():
     recipe = Recipe("dare_ties", (0.6, 0.5), density=0.5)
-    base, *models = (parameters(LATENT, seed) for seed in range(3))
-    alone = arrays_of(merge(LATENT, recipe, models, base))
+    config = dataclasses.replace(TINY, mlp_pattern=("moe",), moe=LATENT.moe)
+    base, *models = (parameters(config, seed) for seed in range(3))
+    alone = arrays_of(merge(config, recipe, models, base))
     mesh = make_mesh({"fsdp": 2, "tensor": 2, "expert": 2})
     with jax.set_mesh(mesh):
         base, *models = (jax.device_put(one, shardings(one, mesh)) for one in (base, *models))
-        split = arrays_of(merge(LATENT, recipe, models, base))
+        split = arrays_of(merge(config, recipe, models, base))
     for name, x in alone.items():
         np.testing.assert_allclose(split[name], x, rtol=1e-5, atol=1e-6, err_msg=name)
 

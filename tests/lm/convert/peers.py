@@ -139,7 +139,7 @@ PEERS = {
     "gemma3": (
         "Gemma3Text",
         dict(
-            num_hidden_layers=7,
+            num_hidden_layers=4,
             head_dim=16,
             sliding_window=12,
             sliding_window_pattern=3,

@@ -159,7 +159,7 @@ def forgetful(model):
     return model
 
 
-@pytest.mark.parametrize("name", all_but(OFTEN, peers.PEERS))
+@pytest.mark.parametrize("name", all_but(("llama-longrope", "gemma3", "deepseek-v3"), peers.PEERS))
 def test_greedy_tokens(case, name):
     model, config = case(name).model, case(name).config
     tokens, real, _ = peers.batch()
@@ -168,8 +168,8 @@ def test_greedy_tokens(case, name):
     # No token is the end; a stand-in tells so.
     tokenizer = types.SimpleNamespace(stop_ids=(), eos_id=-1, vocab_size=peers.VOCAB)
     prompts = [row[keep].tolist() for row, keep in zip(tokens, real)]
-    drawn = lm.generate(nnx.merge(graph, params_of(case(name))), tokenizer, prompts, max_new_tokens=64, temperature=0)
-    options = {"do_sample": False, "max_new_tokens": 64, "use_cache": name not in CACHELESS}
+    drawn = lm.generate(nnx.merge(graph, params_of(case(name))), tokenizer, prompts, max_new_tokens=24, temperature=0)
+    options = {"do_sample": False, "max_new_tokens": 24, "use_cache": name not in CACHELESS}
     with torch.no_grad():
         expected = forgetful(model).generate(
             torch.tensor(np.where(real, tokens, 0)), attention_mask=torch.tensor(real).long(), pad_token_id=0, **options

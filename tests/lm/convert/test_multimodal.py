@@ -60,7 +60,7 @@ def test_every_tensor_has_its_place_and_comes_back_bit_for_bit(case, name):
         np.testing.assert_array_equal(x, tensors[key], strict=True)
 
 
-@pytest.mark.parametrize("name", multimodal_peers.PEERS)
+@pytest.mark.parametrize("name", all_but(("idefics3", "llava-clip", "voxtral"), multimodal_peers.PEERS))
 def test_logits_and_gradients(case, name):
     tokens, real, positions, media, theirs = multimodal_peers.batch(name)
     upstream = np.random.default_rng(2).standard_normal((*tokens.shape, peers.VOCAB)).astype(np.float32)
@@ -110,7 +110,7 @@ def test_transformers_loads_our_export_to_the_same_logits(case, name, tmp_path):
     assert family_for(config).to_hf(config)["text_config"] == family.to_hf(config)["text_config"]
 
 
-@pytest.mark.parametrize("name", all_but(("idefics3", "llava-clip", "voxtral"), multimodal_peers.PEERS))
+@pytest.mark.parametrize("name", all_but(("idefics3", "voxtral"), multimodal_peers.PEERS))
 def test_greedy_answers(case, name):
     model, config = case(name).model, case(name).config
     tokens, real, _, media, theirs = multimodal_peers.batch(name)

@@ -120,7 +120,7 @@ def test_a_reward_model_of_ours_is_a_classifier_in_transformers(tied, tmp_path):
     np.testing.assert_array_equal(scores(again, TOKENS), found)
 
 
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_policy_leaves_without_its_value_head(tied, tmp_path):
     config, params = a_model("value", tied)
     to_published(a_run(tmp_path / "w", config, params), tmp_path / "b")

@@ -1,5 +1,6 @@
 """What leaves as tokenizer.json gives our ids for every text, also in transformers; what comes in stays whole."""
 
+import functools
 import json
 import sysconfig
 from pathlib import Path
@@ -25,22 +26,25 @@ def code() -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory) -> dict[str, tuple[SentencePieceTokenizer, tokenizers.Tokenizer]]:
-    """Of small and of real vocabularies: ours, and what it is exported as, read back from its file."""
+def pair(tmp_path_factory):
+    """pair(name), of small and of real vocabularies: ours, and what it is exported as, read back from its file."""
     path = tmp_path_factory.mktemp("tokenizers")
     wide = ["日本語のテキスト ünïcödé e\u0301 🙂‍🔥 " + chr(0x4E00 + i % 90) * (i % 7) for i in range(500)]
     texts = {
-        "words": (corpus(), 420),
-        "code": (code(), 4096),
-        "scripts": (wide, 600),
-        "runs": (runs(300, 5), 800),
-        "no space": (["abcabd" * 20, "bcd" * 9], 300),
+        "words": (corpus, 420),
+        "code": (code, 4096),
+        "scripts": (lambda: wide, 600),
+        "runs": (lambda: runs(300, 5), 800),
+        "no space": (lambda: ["abcabd" * 20, "bcd" * 9], 300),
     }
-    made = {}
-    for name, (text, vocab_size) in texts.items():
-        ours = train(text, path / f"{name}.model", vocab_size=vocab_size, sample_bytes=1 << 20, seed=0, threads=2)
+
+    @functools.cache
+    def made(name: str) -> tuple[SentencePieceTokenizer, tokenizers.Tokenizer]:
+        text, vocab_size = texts[name]
+        ours = train(text(), path / f"{name}.model", vocab_size=vocab_size, sample_bytes=1 << 20, seed=0, threads=2)
         export_tokenizer(ours, path / name)
-        made[name] = ours, tokenizers.Tokenizer.from_file(str(path / name / "tokenizer.json"))
+        return ours, tokenizers.Tokenizer.from_file(str(path / name / "tokenizer.json"))
+
     return made
 
 
@@ -70,9 +74,9 @@ def pieces(tokenizer, count, seed):
 
 
 @pytest.mark.parametrize("name", all_but(["scripts", "runs"], ["words", "code", "scripts", "runs", "no space"]))
-def test_ids_are_equal_for_every_text(pairs, name):
+def test_ids_are_equal_for_every_text(pair, name):
     """10,000 texts over all vocabularies: any code point, runs, NUL, ▁, control characters, code, the vocabulary's pieces."""
-    ours, fast = pairs[name]
+    ours, fast = pair(name)
     texts = [*strings(1200), *AWKWARD, *runs(400, 1), *pieces(ours, 400, 2), " " * 999, "x" * 9999, SPACE * 99, ""]
     texts += [text[:20_000] for text in code()[:10]]
     texts = without_symbols(texts)
@@ -83,8 +87,8 @@ def test_ids_are_equal_for_every_text(pairs, name):
     assert fast.decode_batch(theirs) == texts
 
 
-def test_one_pair_a_piece_is_enough_and_in_order(pairs):
-    ours, fast = pairs["code"]
+def test_one_pair_a_piece_is_enough_and_in_order(pair):
+    ours, fast = pair("code")
     merges = json.loads(fast.to_str())["model"]["merges"]
     joined = [a + b for a, b in merges]
     assert len(set(joined)) == len(joined) > 3000
@@ -92,8 +96,8 @@ def test_one_pair_a_piece_is_enough_and_in_order(pairs):
     assert [rank[piece] for piece in joined] == sorted(rank[piece] for piece in joined)
 
 
-def test_a_control_symbol_in_a_text_is_a_symbol_there_unless_told_otherwise(pairs):
-    ours, fast = pairs["words"]
+def test_a_control_symbol_in_a_text_is_a_symbol_there_unless_told_otherwise(pair):
+    ours, fast = pair("words")
     text = "a <|user|></s> b"
     assert fast.encode(text, add_special_tokens=False).ids == [
         *ours.encode("a "),
@@ -106,8 +110,8 @@ def test_a_control_symbol_in_a_text_is_a_symbol_there_unless_told_otherwise(pair
     assert copy.encode(text, add_special_tokens=False).ids == ours.encode(text)
 
 
-def test_the_files(pairs, tmp_path):
-    ours, _ = pairs["words"]
+def test_the_files(pair, tmp_path):
+    ours, _ = pair("words")
     export_tokenizer(ours, tmp_path / "deep" / "out", max_length=64)
     out = tmp_path / "deep" / "out"
     assert sorted(path.name for path in out.iterdir()) == [
@@ -134,9 +138,9 @@ def test_the_files(pairs, tmp_path):
 
 
 @pytest.mark.parametrize("model_type", [None, "llama", "mistral", "gemma3_text", "qwen3", "deepseek_v3"])
-def test_transformers_reads_the_folder(pairs, tmp_path, model_type):
+def test_transformers_reads_the_folder(pair, tmp_path, model_type):
     auto = pytest.importorskip("transformers").AutoTokenizer
-    ours, _ = pairs["words"]
+    ours, _ = pair("words")
     export_tokenizer(ours, tmp_path)
     if model_type:
         (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
@@ -178,8 +182,8 @@ def test_a_published_tokenizer_comes_in_and_leaves_as_it_was(tmp_path):
     assert not (tmp_path / "run" / "config.json").exists() and not (tmp_path / "run" / "tokenizer.model").exists()
 
 
-def test_our_own_export_comes_in_again(pairs, tmp_path):
-    ours, _ = pairs["words"]
+def test_our_own_export_comes_in_again(pair, tmp_path):
+    ours, _ = pair("words")
     export_tokenizer(ours, tmp_path / "out")
     assert import_tokenizer(tmp_path / "out", tmp_path / "run") == SpecialIds(2, (1,), 0)
     assert load_tokenizer(tmp_path / "run").fingerprint == ours.fingerprint

@@ -63,7 +63,7 @@ def compiled_twin():
     return jax.jit(functools.partial(gradients, functools.partial(experts_reference, activation=jax.nn.silu)))
 
 
-@pytest.mark.parametrize("sizes", all_but(MESHES[:2], MESHES))
+@pytest.mark.parametrize("sizes", all_but(MESHES[:1], MESHES))
 def test_any_routing_gives_what_the_loop_over_experts_gives(sizes):
     mesh, compiled = make_mesh(sizes), jax.jit(ours)
     with jax.set_mesh(mesh):

@@ -7,6 +7,7 @@ import pytest
 
 from lm.kernels import grouped_matmul as module
 from lm.kernels.grouped_matmul import grouped_matmul, grouped_matmul_reference
+from tests.slow import all_but
 
 SIZES = {
     "even": (100, [25, 25, 25, 25]),
@@ -37,7 +38,7 @@ def value_and_gradients(function, x, w, dy, sizes):
     return jax.jit(run)(x, w, dy)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", all_but(list(SIZES)[1:], SIZES))
 def test_float32_is_the_loop_over_groups(name):
     arrays = operands(name)
     ours = value_and_gradients(lambda *a: grouped_matmul(*a, dtype="float32"), *arrays)
@@ -47,7 +48,7 @@ def test_float32_is_the_loop_over_groups(name):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["uneven", "long"])
+@pytest.mark.parametrize("name", all_but(["uneven"], ["uneven", "long"]))
 def test_bfloat16_rounds_operands_and_cotangent_and_accumulates_in_float32(name):
     x, w, dy, sizes = operands(name)
     rounded = [a.astype(jnp.bfloat16).astype(jnp.float32) for a in (x, w, dy)]
@@ -67,7 +68,7 @@ def test_rows_of_no_group_give_no_gradient_to_the_weights():
     assert np.isfinite(dw).all()
 
 
-@pytest.mark.parametrize("name", ["uneven", "rows of no group"])
+@pytest.mark.parametrize("name", all_but(["rows of no group"], ["uneven", "rows of no group"]))
 def test_ragged_products_are_the_same(name, monkeypatch):
     """What other platforms than a CPU run."""
     arrays = operands(name)

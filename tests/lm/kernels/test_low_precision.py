@@ -1,5 +1,7 @@
 """Products in int8 and float8: the plain twin, the exact product within bounds of rounding, and what is not finite."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +13,14 @@ from lm.kernels.matmul import product_around_ring, scattered
 from lm.parallel import torus
 from lm.parallel.mesh import make_mesh, reshard
 from tests.lm.kernels.test_matmul import CASES, operands, value_and_gradients
+from tests.slow import all_but
 
 LAYERS = [name for name in CASES if name != "head"]
 BOUNDS = {"int8": 0.015, "float8": 0.07}  # of the error of a result, relative to its norm
+EACH = list(itertools.product(LAYERS, BOUNDS))
+OFTEN = [("up", "float8"), ("heads", "int8"), ("output", "int8")]
+MESHES = dict(fsdp=8), dict(fsdp=4, tensor=2), dict(data=2, context=2, tensor=2)
+SPLIT = list(itertools.product(("up", "output"), MESHES, BOUNDS))
 
 
 def product_of(name, kind, dtype="float32"):
@@ -25,8 +32,7 @@ def distance(a, b):
     return float(jnp.linalg.norm(a.astype(jnp.float32) - b) / jnp.linalg.norm(b))
 
 
-@pytest.mark.parametrize("kind", BOUNDS)
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name, kind", all_but(OFTEN, EACH))
 def test_as_its_twin(name, kind):
     equation, *arrays, _ = operands(name)
     ours = value_and_gradients(product_of(name, kind), *arrays)
@@ -34,8 +40,7 @@ def test_as_its_twin(name, kind):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", BOUNDS)
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name, kind", all_but(OFTEN, EACH))
 def test_close_to_the_exact_product_and_its_gradients(name, kind):
     equation, x, w, cotangent, _ = operands(name)
     # Rows and outputs of very different sizes: each has its own scale.
@@ -67,9 +72,7 @@ def test_a_long_sum_of_integers_does_not_overflow():
     np.testing.assert_allclose(scaled_product("t,td->d", ones, x), 200_000, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", BOUNDS)
-@pytest.mark.parametrize("sizes", [dict(fsdp=8), dict(fsdp=4, tensor=2), dict(data=2, context=2, tensor=2)], ids=str)
-@pytest.mark.parametrize("name", ["up", "output"])
+@pytest.mark.parametrize("name, sizes, kind", all_but([SPLIT[0], SPLIT[3], SPLIT[10]], SPLIT), ids=str)
 def test_a_mesh_rounds_only_the_gradients_of_weights_otherwise(name, sizes, kind):
     """Each device has scales of its own for its rows there."""
     equation, one_x, w, one_dy, out = operands(name)
@@ -91,7 +94,7 @@ def equation_of_gradient(equation):
     return f"{x_axes},{output}->{w_axes}"
 
 
-@pytest.mark.parametrize("equation", ["btd,btf->df", "btf,btd->fd"])
+@pytest.mark.parametrize("equation", all_but(["btf,btd->fd"], ["btd,btf->df", "btf,btd->fd"]))
 def test_around_a_ring_as_on_one_device(equation, monkeypatch):
     """As on a TPU's torus: slices of values and of scales go together."""
     letters, sizes = dict(b=8, t=3, d=16, f=6), (4, 2)

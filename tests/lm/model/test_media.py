@@ -73,8 +73,8 @@ EXAMPLES = [example(0, 2, 1), example(1, 0, 0), example(2, 1, 2), example(3, 1, 
 
 def test_packed_examples_have_the_logits_they_have_alone():
     packed = rows_of([EXAMPLES, EXAMPLES[::-1]], T=72, N=4)
-    together = forward()(*packed)
-    apart = forward()(*rows_of([[one] for one in EXAMPLES], T=72, N=4))
+    together = np.asarray(forward()(*packed))
+    apart = np.asarray(forward()(*rows_of([[one] for one in EXAMPLES], T=72, N=4)))
     assert np.abs(together).max() > 1
     start = 0
     for i, (ids, _, _) in enumerate(EXAMPLES):
@@ -100,12 +100,20 @@ def test_another_image_changes_its_own_segment_from_its_place_on():
 def test_vectors_are_the_embeddings_of_their_tokens():
     """The slow twin: the model without encoders, fed with the difference to the tokens' own embeddings."""
     tokens, segments, positions, images, windows = rows_of([EXAMPLES, EXAMPLES[::-1]], T=72, N=4)
-    params = weights()
-    model = nnx.merge(skeleton(CONFIG)[0], params)
-    vectors = {
-        IMAGE: np.stack([model.vision(row).reshape(-1, 32) for row in images]),
-        SOUND: np.stack([model.audio(row).reshape(-1, 32) for row in windows]),
-    }
+    params, graph = weights(), skeleton(CONFIG)[0]
+
+    @jax.jit
+    def of_encoders(params):
+        model = nnx.merge(graph, params)
+        both = (IMAGE, model.vision, images), (SOUND, model.audio, windows)
+        return {token: jnp.stack([encoder(row).reshape(-1, 32) for row in rows]) for token, encoder, rows in both}
+
+    @jax.jit
+    def fed(params, difference):
+        model = nnx.merge(graph, params)
+        return model.logits(model.hidden(tokens, segments, positions, noise_BTD=difference).x_BTD)
+
+    vectors = {token: np.asarray(found) for token, found in of_encoders(params).items()}
     assert vectors[IMAGE].shape == (2, 4 * PER_IMAGE, 32) and vectors[SOUND].shape == (2, 4 * PER_WINDOW, 32)
     table = np.asarray(params["embedding"].get_value())
     difference = np.zeros((2, 72, 32), np.float32)
@@ -113,9 +121,8 @@ def test_vectors_are_the_embeddings_of_their_tokens():
         for token, found in vectors.items():
             for k, place in enumerate(np.flatnonzero(tokens[row] == token)):
                 difference[row, place] = found[row, k] - table[token]
-    x = model.hidden(tokens, segments, positions, noise_BTD=difference).x_BTD
     logits = forward()(tokens, segments, positions, images, windows)
-    np.testing.assert_allclose(model.logits(x), logits, atol=1e-4)
+    np.testing.assert_allclose(fed(params, difference), logits, atol=1e-4)
 
 
 def test_text_alone_is_that_of_the_model_without_encoders():
@@ -125,12 +132,13 @@ def test_text_alone_is_that_of_the_model_without_encoders():
         for one, other in zip(jax.tree.leaves(ours[name]), jax.tree.leaves(plain[name]), strict=True):
             np.testing.assert_array_equal(one, other)
     assert set(ours) - set(plain) == {"vision", "audio"}
-    tokens = np.arange(40)[None]
-    np.testing.assert_array_equal(nnx.merge(skeleton(CONFIG)[0], ours)(tokens), nnx.merge(skeleton(text)[0], plain)(tokens))
+    tokens, seeing, blind = np.arange(40)[None], skeleton(CONFIG)[0], skeleton(text)[0]
+    logits = [jax.jit(lambda model: model(tokens))(nnx.merge(*pair)) for pair in ((seeing, ours), (blind, plain))]
+    np.testing.assert_array_equal(*logits)
     with pytest.raises(UserError, match=r"images of shape \(8, 8, 3\): the model's encoder takes \(12, 12, 3\)"):
-        nnx.merge(skeleton(CONFIG)[0], ours)(tokens, media=Media(images_BNHWC=jnp.zeros((1, 1, 8, 8, 3))))
+        nnx.merge(seeing, ours)(tokens, media=Media(images_BNHWC=jnp.zeros((1, 1, 8, 8, 3))))
     with pytest.raises(UserError, match="images for a model without an encoder of images"):
-        nnx.merge(skeleton(text)[0], plain)(tokens, media=Media(images_BNHWC=jnp.zeros((1, 1, 12, 12, 3))))
+        nnx.merge(blind, plain)(tokens, media=Media(images_BNHWC=jnp.zeros((1, 1, 12, 12, 3))))
 
 
 def test_patches_and_squares_of_them():

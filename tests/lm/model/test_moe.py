@@ -60,7 +60,7 @@ def assignments(K=2):
 # The experts
 
 
-@pytest.mark.parametrize(("gated", "K"), [(True, 2), (False, 3), (True, 8)])
+@pytest.mark.parametrize(("gated", "K"), all_but([(True, 2), (False, 3)], [(True, 2), (False, 3), (True, 8)]))
 def test_dropless_is_the_loop_over_experts(gated, K):
     choice, weight = assignments(K)
     x, r, weights = activations(), activations(seed=2), weights_of(gated)
@@ -82,7 +82,7 @@ def test_bfloat16_stays_near():
     choice, weight = assignments()
     x, weights = activations(), weights_of()
     y = quick(lambda *a: experts(*a, activation=jax.nn.silu, dtype="bfloat16"), x.astype(jnp.bfloat16), choice, weight, weights)
-    twin = experts_reference(x, choice, weight, weights, activation=jax.nn.silu)
+    twin = quick(lambda *a: experts_reference(*a, activation=jax.nn.silu), x, choice, weight, weights)
     assert y.dtype == jnp.bfloat16
     assert jnp.linalg.norm(y.astype(jnp.float32) - twin) < 0.02 * jnp.linalg.norm(twin)
 
@@ -111,7 +111,8 @@ def test_a_full_expert_drops_the_latest_tokens():
     ours = quick(
         lambda *a: experts(*a, activation=jax.nn.silu, dtype="float32", capacity_factor=0.5), x, choice_BTK, weight_BTK, weights
     )
-    twin = experts_reference(x, choice_BTK, weight_BTK * kept_BT[..., None], weights, activation=jax.nn.silu)
+    given = x, choice_BTK, weight_BTK * kept_BT[..., None], weights
+    twin = quick(lambda *a: experts_reference(*a, activation=jax.nn.silu), *given)
     np.testing.assert_allclose(ours, twin, rtol=1e-4, atol=1e-3)
 
 
@@ -137,7 +138,7 @@ FAMILIES = {  # their block, their config, ours
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", all_but(["qwen3_moe", "deepseek_v2, groups", "deepseek_v3"], FAMILIES))
 def test_as_in_transformers(name):
     torch = pytest.importorskip("torch")
     hf = pytest.importorskip("transformers")
@@ -209,14 +210,15 @@ def test_statistics_are_those_of_their_definition_and_leave_padding_out():
     np.testing.assert_array_equal(stats.load_E, load_E)
     np.testing.assert_array_equal(np.asarray(y)[~np.asarray(valid_BT)], 0)  # padding goes to no expert
 
-    halves = [quick(lambda s, x, v: nnx.merge(graph, s)(x, v), state, x[i : i + 2], valid_BT[i : i + 2])[1] for i in (0, 2)]
+    half = jax.jit(lambda s, x, v: nnx.merge(graph, s)(x, v)[1])
+    halves = [half(state, x[i : i + 2], valid_BT[i : i + 2]) for i in (0, 2)]
     for whole, *parts in zip(stats, *halves, strict=True):
         np.testing.assert_allclose(whole, sum(parts), rtol=1e-5)
 
 
 def test_even_routing_has_a_balance_loss_of_one_a_token():
     choice_BTK = jnp.stack([(jnp.arange(B * E) + k) % E for k in range(2)], axis=-1).reshape(B, E, 2)
-    stats = router_stats(jnp.zeros((B, E, E)), jnp.full((B, E, E), 1 / E), choice_BTK, jnp.ones((B, E), bool))
+    stats = quick(router_stats, jnp.zeros((B, E, E)), jnp.full((B, E, E), 1 / E), choice_BTK, jnp.ones((B, E), bool))
     np.testing.assert_allclose(stats.balance, B * E, rtol=1e-6)
     np.testing.assert_allclose(stats.z, B * E * np.log(E) ** 2, rtol=1e-5)
     np.testing.assert_array_equal(stats.load_E, np.full(E, 2 * B))
@@ -230,8 +232,9 @@ def test_the_router_learns_from_outputs_and_losses_and_the_bias_from_neither():
         y, stats = nnx.merge(graph, state)(activations(), valid_BT)
         return weights[0] * jnp.sum(jnp.sin(y)) + weights[1] * stats.balance + weights[2] * stats.z
 
+    learnt = jax.jit(jax.grad(run))
     for weights in np.eye(3):
-        grads = quick(jax.grad(run), state, weights)
+        grads = learnt(state, weights)
         assert jnp.any(grads["router"].get_value() != 0)
         assert jnp.all(grads["balance_bias"].get_value() == 0)
         assert jnp.any(grads["up"].get_value() != 0) == (weights[0] == 1)
@@ -311,7 +314,7 @@ def test_each_device_has_its_own_places():
     x, valid_BT = activations((8, T, D)), jnp.arange(T) < (3 * jnp.arange(1, 9))[:, None]
     layer = jax.jit(lambda s, x, v: nnx.merge(graph, s)(x, v))
     rows = [layer(state, x[i : i + 1], valid_BT[i : i + 1]) for i in range(8)]
-    np.testing.assert_allclose(y, jnp.concatenate([y for y, _ in rows]), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(y, np.concatenate([y for y, _ in rows]), rtol=1e-5, atol=1e-5)
     for a, b in zip(stats, jax.tree.map(lambda *parts: sum(parts), *[s for _, s in rows]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5)
     assert isinstance(stats, RouterStats)

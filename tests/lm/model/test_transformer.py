@@ -26,9 +26,6 @@ SIZES = dict(vocab_size=50, num_layers=2, embed_dim=32, num_heads=4, num_kv_head
 T = 300  # more than two blocks of queries of the attention kernel
 
 
-T = 300  # more than two blocks of queries of the attention kernel
-
-
 def model_of(config):
     """The forward as a compiled function, of matrices so large that every part of it shows in the logits."""
     graph = skeleton(config)[0]
@@ -62,16 +59,14 @@ def first_loss(config, rows=2):
     return float(sums["objective"] / sums["weight"])
 
 
-@pytest.mark.parametrize("name", all_but(["tiny"], ["default", "tiny"]))
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("name, tied", all_but([("tiny", False)], itertools.product(("default", "tiny"), (False, True))))
 def test_first_loss_of_the_configs_is_ln_v(name, tied):
     config = {"default": default, "tiny": tiny}[name].get_config()
     config.model.tie_embeddings = tied
     assert first_loss(config) == pytest.approx(math.log(config.model.vocab_size), rel=0.02)
 
 
-@pytest.mark.parametrize("width", all_but([64], [64, 1024]))
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("width, tied", all_but([(64, True)], itertools.product((64, 1024), (False, True))))
 def test_first_loss_is_ln_v_at_every_width(width, tied):
     config = tiny_config(vocab_size=2048, embed_dim=width, tie_embeddings=tied, head_dim=16, mlp_dim=2 * width)
     assert first_loss(config, rows=32) == pytest.approx(math.log(2048), rel=0.02)
@@ -170,12 +165,11 @@ def test_grouped_queries_are_repeated_keys_and_values():
         weight = repeated["stacks"][0][0]["attention"][name]["weight"]
         weight.set_value(jnp.repeat(weight.get_value(), 2, axis=2))
     tokens = tokens_of(5, 2, 40)
-    ours = nnx.merge(skeleton(config)[0], grouped)(tokens)
-    twin = nnx.merge(skeleton(full)[0], repeated)(tokens)
+    forward = jax.jit(lambda model: model(tokens))
+    ours, twin = (forward(nnx.merge(skeleton(one)[0], params)) for one, params in ((config, grouped), (full, repeated)))
     np.testing.assert_allclose(ours, twin, atol=1e-5, rtol=1e-5)
 
 
-WAYS = list(itertools.product((True, False), ("none", "matmuls", "full")))
 MIXED = dict(  # blocks of two kinds twice and one left over; a router in every second layer
     num_layers=5,
     attention_pattern=("local", "global"),
@@ -185,9 +179,14 @@ MIXED = dict(  # blocks of two kinds twice and one left over; a router in every 
 )
 
 
-@pytest.fixture(scope="module", params=[dict(num_layers=3), MIXED], ids=["alike", "mixed"])
-def compiled_plainly(request):
-    return request.param, loss_and_gradient(request.param, scan_layers=True, remat="none")
+LAYERS = {"alike": dict(num_layers=3), "mixed": MIXED}
+WAYS = list(itertools.product(LAYERS, (True, False), ("none", "matmuls", "full")))
+OFTEN = [("alike", True, "matmuls"), ("alike", False, "full"), ("mixed", True, "full")]
+
+
+@functools.cache
+def compiled_plainly(layers):
+    return loss_and_gradient(LAYERS[layers], scan_layers=True, remat="none")
 
 
 def loss_and_gradient(model, **how):
@@ -203,17 +202,17 @@ def loss_and_gradient(model, **how):
     return [loss, *jax.tree.leaves(gradient)]
 
 
-@pytest.mark.parametrize("scan, remat", all_but([(True, "full"), (False, "matmuls")], WAYS))
-def test_how_it_is_compiled_changes_nothing(compiled_plainly, scan, remat):
-    model, plainly = compiled_plainly
-    for a, b in zip(loss_and_gradient(model, scan_layers=scan, remat=remat), plainly, strict=True):
+@pytest.mark.parametrize("layers, scan, remat", all_but(OFTEN, WAYS))
+def test_how_it_is_compiled_changes_nothing(layers, scan, remat):
+    found = loss_and_gradient(LAYERS[layers], scan_layers=scan, remat=remat)
+    for a, b in zip(found, compiled_plainly(layers), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("scan", [True, False])
-def test_the_last_layers_may_keep_more(compiled_plainly, scan):
-    model, plainly = compiled_plainly
-    for a, b in zip(loss_and_gradient(model, scan_layers=scan, remat="full", remat_matmuls_last=1), plainly, strict=True):
+@pytest.mark.parametrize("layers, scan", all_but([("alike", False), ("mixed", True)], itertools.product(LAYERS, (True, False))))
+def test_the_last_layers_may_keep_more(layers, scan):
+    found = loss_and_gradient(LAYERS[layers], scan_layers=scan, remat="full", remat_matmuls_last=1)
+    for a, b in zip(found, compiled_plainly(layers), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-6)
 
 
@@ -234,7 +233,7 @@ def test_layers_that_keep_more_are_computed_once():
     np.testing.assert_allclose(full - one, (full - matmuls) / 4, rtol=1e-6)
 
 
-@pytest.mark.parametrize("remat", ["matmuls", "full"])
+@pytest.mark.parametrize("remat", all_but(["full"], ["matmuls", "full"]))
 def test_a_loop_over_layers_keeps_bits_where_slices_of_bfloat16_are_converted(remat):
     """On a CPU: no array [layers, …] of activations is bfloat16, and the gradient is that of unrolled layers."""
     config = ModelConfig(**SIZES | dict(num_layers=5, dtype="bfloat16", remat=remat))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lm.kernels.cpu.pages import Pages, empty_pages, paged_attention, paged_attention_reference, write_pages, write_reference
+from tests.slow import all_but
 
 LENGTHS, CHUNKS = (100, 1, 37, 64), (40, 1, 5, 1)  # tokens of each sequence; how many of the last are queries
 NO_PAGE = 10**6
@@ -35,14 +36,16 @@ def queries(rng, heads, size):
     return q_THK, jnp.asarray(rows_T), jnp.asarray(places_T)
 
 
-@pytest.mark.parametrize("dtype", (jnp.float32, jnp.bfloat16, jnp.int8))
+SIZES = (
+    (9, 3, 64, 64, 16, {}),
+    (4, 4, 20, 36, 5, dict(window=30, softcap=5.0, sinks=True)),
+    (8, 1, 40, 24, 16, dict(latent=True, window=70)),
+)
+CASES = [(*sizes, dtype) for sizes in SIZES for dtype in ("float32", "bfloat16", "int8")]
+
+
 @pytest.mark.parametrize(
-    ("heads", "kv_heads", "size", "value_size", "page", "options"),
-    (
-        (9, 3, 64, 64, 16, {}),
-        (4, 4, 20, 36, 5, dict(window=30, softcap=5.0, sinks=True)),
-        (8, 1, 40, 24, 16, dict(latent=True, window=70)),
-    ),
+    ("heads", "kv_heads", "size", "value_size", "page", "options", "dtype"), all_but(CASES[::4] + CASES[2:3], CASES)
 )
 def test_attention_is_that_of_the_twin_and_tokens_are_independent(heads, kv_heads, size, value_size, page, options, dtype):
     rng = np.random.default_rng(0)

@@ -7,13 +7,16 @@ import pytest
 
 from lm.kernels.cpu.row_sums import row_sums, row_sums_reference
 from lm.kernels.native.registered import compiled
+from tests.slow import all_but
+
+SHAPES = [((33, 576), 1), ((33, 1, 3, 20), 1), ((33, 1, 3, 20), 2), ((33, 1), 1)]
 
 
-@pytest.mark.parametrize(("shape", "axes"), (((33, 576), 1), ((33, 1, 3, 20), 1), ((33, 1, 3, 20), 2), ((33, 1), 1)))
+@pytest.mark.parametrize(("shape", "axes"), all_but(SHAPES[:2], SHAPES))
 def test_a_sum_is_that_of_the_twin_and_rows_are_independent(shape, axes):
     x = jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
     found = jax.jit(row_sums, static_argnums=1)(x, axes)
     np.testing.assert_allclose(found, row_sums_reference(x, axes), rtol=1e-5, atol=1e-5)
-    for M in (0, 1, 2, 7, 8):
+    for M in (0, 1, 7):
         if compiled("cpu.sums"):
             np.testing.assert_array_equal(jax.jit(row_sums, static_argnums=1)(x[:M], axes), found[:M])
