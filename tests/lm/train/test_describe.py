@@ -21,7 +21,7 @@ SIZES = dict(
 )
 MLA = dict(num_kv_heads=8, mla=dict(kv_rank=128, query_rank=192, rope_head_dim=32, value_head_dim=64))
 MOE = dict(moe=dict(num_experts=8, top_k=2, expert_dim=512, shared_dim=256, capacity_factor=1.25))
-OFTEN = [("local and global", "matmuls"), ("latent", "full"), ("mixture", "matmuls")]
+OFTEN = [("local and global", "matmuls"), ("latent", "full")]
 MODELS = {
     "dense": {},
     "local and global": dict(
@@ -71,7 +71,7 @@ def test_flops_and_state_are_what_xla_counts_in_the_compiled_step(model, remat):
     assert memory["parameters"] + memory["optimizer"] == pytest.approx(arguments, abs=64)  # a few counters
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", all_but(["local and global"], MODELS))
 def test_flops_in_bfloat16_are_those_in_float32(model):
     """Attention differs a little, since its blocks have other sizes where it is a compiled function."""
     assert step_flops(training(dtype="bfloat16", **MODELS[model])) == pytest.approx(

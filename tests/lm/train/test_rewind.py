@@ -1,5 +1,6 @@
 """A run that diverges goes back to a checkpoint and on with other data, and stays a pure function of its config."""
 
+import functools
 import json
 import shutil
 
@@ -52,7 +53,7 @@ def config_of(**guard):
 
 
 def run(config, workdir, stream):
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh({}, jax.devices()[:1])
     with jax.set_mesh(mesh):
         return loop.train(config, trainer_of(config), mesh, stream, None, workdir)
 
@@ -61,7 +62,9 @@ TRAINERS = {}
 
 
 def trainer_of(config):
-    """The same trainer for equal configs, so that each program is compiled once."""
+    """The same trainer for equal configs, so that each program is compiled once. At a constant rate the steps do not matter."""
+    config = config.copy_and_resolve_references()
+    config.update(steps=48)
     return TRAINERS.setdefault(config.to_json(), make_trainer(config))
 
 
@@ -205,17 +208,18 @@ def test_rewinds_come_to_an_end(tmp_path):
 def test_a_checkpoint_without_a_guard_is_resumed(tmp_path):
     """As one of an older version; and one of another window."""
     config = config_of(on=False)
-    config.steps = 24
+    config.steps = config.checkpoint_every = 4
     run(config, tmp_path, Rows(config))
     checkpoints = Checkpoints(tmp_path, read_only=True)
-    assert not checkpoints.has(24, "guard")
+    assert not checkpoints.has(4, "guard")
     checkpoints.close()
-    for steps, window in ((32, 16), (40, 32)):
+    for steps, window in ((8, 16), (12, 32)):
         config = config_of()
         config.steps, config.guard.window = steps, window
         assert run(config, tmp_path, Rows(config))["step"] == steps
     config = config_of(on=False)
-    assert run(config, tmp_path, Rows(config))["step"] == 48
+    config.steps = 16
+    assert run(config, tmp_path, Rows(config))["step"] == 16
 
 
 class Flipping(Rows):
@@ -226,11 +230,10 @@ class Flipping(Rows):
         return batch | {"flips": np.float32(step - 1 in self.flips)}, numbers
 
 
-def flipped(workdir, flips):
-    """Run with the bit flips after these batches."""
-    config = config_of()
-    trainer, stream = trainer_of(config), Flipping(config)
-    stream.flips = flips
+@functools.cache
+def spoiling_step():
+    """A step after which a parameter is too large if the batch says so."""
+    trainer = trainer_of(config_of())
 
     def step(state, batch, frozen=None):
         after, metrics = trainer.step(state, {name: x for name, x in batch.items() if name != "flips"}, frozen)
@@ -238,9 +241,17 @@ def flipped(workdir, flips):
         first = jax.numpy.where(batch["flips"] > 0, np.float32(1e38), first)
         return after._replace(params=jax.tree.unflatten(jax.tree.structure(after.params), [first, *others])), metrics
 
-    mesh = make_mesh(config.mesh)
+    return step
+
+
+def flipped(workdir, flips):
+    """Run with the bit flips after these batches."""
+    config = config_of()
+    trainer, stream = trainer_of(config), Flipping(config)
+    stream.flips = flips
+    mesh = make_mesh({}, jax.devices()[:1])
     with jax.set_mesh(mesh):
-        return loop.train(config, trainer._replace(step=step), mesh, stream, None, workdir)
+        return loop.train(config, trainer._replace(step=spoiling_step()), mesh, stream, None, workdir)
 
 
 def test_a_state_that_cannot_be_saved_rewinds(tmp_path):
